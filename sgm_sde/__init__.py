@@ -1,0 +1,1 @@
+from sgm_sde.processes import *

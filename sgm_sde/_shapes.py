@@ -1,0 +1,44 @@
+"""Times and coefficients as tensors that line up with a state of any rank."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Time = Tensor | float
+
+
+def as_time(t: Time) -> Tensor:
+    """Return `t` as a floating-point tensor; Python numbers become float64 scalars."""
+    if isinstance(t, Tensor):
+        if not t.is_floating_point():
+            raise TypeError(f"times must be floating point, got a tensor of dtype {t.dtype}")
+        return t
+    return torch.tensor(float(t), dtype=torch.float64)
+
+
+def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Reshape a coefficient of shape () or (B,) so that it multiplies `x` of shape (B, *), in its dtype.
+
+    Raises:
+        ValueError: if the coefficient has any other shape.
+
+    Example:
+        >>> expand(torch.ones(4), torch.zeros(4, 3, 8, 8)).shape
+        torch.Size([4, 1, 1, 1])
+    """
+    if coefficient.ndim == 0:
+        return coefficient.to(x.dtype)
+    if coefficient.ndim != 1 or x.ndim == 0 or len(coefficient) != len(x):
+        raise ValueError(
+            f"t has shape {tuple(coefficient.shape)}, expected () or ({x.shape[0] if x.ndim else ''},) "
+            f"to go with x of shape {tuple(x.shape)}"
+        )
+    return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def batch_time(t: Time, x: Tensor) -> Tensor:
+    """`t` as a tensor of shape (B,) on the device of `x` (B, *), at least float32."""
+    t = as_time(t)
+    dtype = torch.promote_types(x.dtype, torch.float32) if t.ndim == 0 else t.dtype
+    return t.to(device=x.device, dtype=dtype).expand(len(x))

@@ -1,0 +1,119 @@
+"""Randomness: every sample owns streams of noise that depend on its seed and on nothing else."""
+
+from __future__ import annotations
+
+import operator
+import secrets
+from collections.abc import Sequence
+from typing import Protocol, SupportsIndex
+
+import torch
+from torch import Tensor
+
+Seeds = SupportsIndex | Sequence[SupportsIndex] | None
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+# A stream for each use, so that adding a corrector leaves the prior and the predictor's noise as they were.
+STREAMS = {"prior": 0x9E3779B9, "solver": 0x85EBCA6B, "corrector": 0xC2B2AE35}
+
+
+class NoiseSource(Protocol):
+    """Whatever hands out standard normal noise, draw after draw."""
+
+    def normal(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None
+    ) -> Tensor: ...
+
+
+def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> tuple[tuple[int, int], ...]:
+    """One (seed, index) pair per sample from whatever the caller gave.
+
+    An int `s` gives sample i the pair (s, i), so the first rows of a larger batch are the smaller batch. A list
+    gives sample i the pair (seed_i, 0): `seed=[7]` is the first sample of `seed=7`. A generator supplies seeds
+    and is advanced by one draw per sample. With neither, fresh entropy is used and reported.
+
+    Raises:
+        ValueError: for both, for a negative seed or one of 64 bits and more, or a list of the wrong length.
+        TypeError: for anything that is no integer or generator.
+
+    Example:
+        >>> resolve_seeds(3, None, 2), resolve_seeds([7, 9], None, 2)
+        (((3, 0), (3, 1)), ((7, 0), (9, 0)))
+    """
+    if seed is not None and generator is not None:
+        raise ValueError("give seed= or generator=, not both")
+    if generator is not None:
+        if isinstance(generator, torch.Generator):
+            return tuple((int(s), 0) for s in _draw_seeds(generator, batch))
+        if len(generator) != batch:
+            raise ValueError(f"got {len(generator)} generators for {batch} samples")
+        return tuple((_draw_seeds(g, 1)[0], 0) for g in generator)
+    if seed is None:
+        seed = secrets.randbits(63)
+    if not isinstance(seed, Sequence) and getattr(seed, "ndim", 0) == 0:
+        return tuple((_checked(seed), i) for i in range(batch))
+    if len(seed) != batch:
+        raise ValueError(f"got {len(seed)} seeds for {batch} samples")
+    return tuple((_checked(s), 0) for s in seed)
+
+
+def _draw_seeds(generator: torch.Generator, n: int) -> list[int]:
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    drawn: list[int] = torch.randint(2**62, (n,), generator=generator, device=generator.device).tolist()
+    return drawn
+
+
+def _checked(seed: SupportsIndex) -> int:
+    if isinstance(seed, bool | str) or not hasattr(seed, "__index__"):
+        raise TypeError(f"a seed must be an int, got {seed!r}")
+    seed = operator.index(seed)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"a seed must lie in [0, 2**64), got {seed}")
+    return seed
+
+
+def _mix(x: int) -> int:
+    """A bijection on 32 bits that spreads every input bit (MurmurHash3's finaliser, Appleby 2011)."""
+    x &= 0xFFFFFFFF
+    x = ((x ^ x >> 16) * 0x85EBCA6B) & 0xFFFFFFFF
+    x = ((x ^ x >> 13) * 0xC2B2AE35) & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+class NoiseStream:
+    """Standard normal noise in which row i depends only on its (seed, index) pair, the stream and the draw.
+
+    Numbers are drawn on the CPU in float32 and then moved and cast, so that CPU and GPU runs, and float32 and
+    float64 runs, see the same noise.
+
+    Args:
+        seeds: one (seed, index) pair per sample, from `resolve_seeds`.
+        stream: `"prior"`, `"solver"` or `"corrector"`.
+
+    Example:
+        >>> both = NoiseStream(((5, 0), (5, 1)), "solver").normal((2, 3), torch.float32, None)
+        >>> one = NoiseStream(((5, 1),), "solver").normal((1, 3), torch.float32, None)
+        >>> bool((both[1] == one[0]).all())
+        True
+    """
+
+    def __init__(self, seeds: Sequence[tuple[int, int]], stream: str) -> None:
+        # torch's CPU generator keeps 32 bits of a seed. Every map below is a bijection of 32-bit words in the
+        # low word of the seed and in the index, so neighbouring seeds and samples of one call never collide.
+        salt = STREAMS[stream]
+        self._generators = [
+            torch.Generator().manual_seed(_mix(_mix(seed & 0xFFFFFFFF ^ _mix(seed >> 32 ^ salt)) + index))
+            for seed, index in seeds
+        ]
+
+    def normal(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None
+    ) -> Tensor:
+        """The next draw, of shape (B, *)."""
+        if shape[0] != len(self._generators):
+            raise ValueError(f"noise for {shape[0]} samples asked of a stream for {len(self._generators)}")
+        z = torch.empty(shape, dtype=torch.float32)
+        for row, generator in zip(z, self._generators, strict=True):
+            torch.randn(row.shape, generator=generator, out=row)
+        return z.to(device=device, dtype=dtype, non_blocking=True)

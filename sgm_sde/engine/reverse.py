@@ -1,0 +1,61 @@
+"""The reverse process: a learned score turned into a drift."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from sgm_sde._shapes import Time, as_time, batch_time, expand
+
+if TYPE_CHECKING:
+    from sgm_sde.processes.base import SDE
+
+ScoreFn = Callable[..., Tensor]
+
+
+class ReverseSDE:
+    r"""The family of processes that run a forward SDE backwards, all with its marginals.
+
+    $$ dx = \left[f(x, t) - \tfrac{1 + \eta^2}{2} g(t)^2 s(x, t)\right] dt + \eta\, g(t)\, dw $$
+
+    with time running from $T$ to 0. $\eta = 0$ is the probability-flow ODE, $\eta = 1$ the reverse SDE of
+    Anderson (1982); any $\eta \ge 0$ has the same marginals when the score is exact.
+
+    Args:
+        sde: the forward process.
+        score_fn: `score_fn(x, t, **kwargs)` with x (B, *), t (B,); returns (B, *).
+        eta: noise level.
+
+    Raises:
+        ValueError: if `eta` is negative or not finite.
+
+    Source: Song et al., 2021, arXiv:2011.13456; Huang et al., 2021, arXiv:2106.02808.
+
+    Example:
+        >>> import torch
+        >>> from sgm_sde import VESDE
+        >>> rev = VESDE(0.01, 50.0).reverse(lambda x, t: -x, eta=0.0)
+        >>> float(rev.g(torch.tensor(0.5)))
+        0.0
+    """
+
+    def __init__(self, sde: SDE, score_fn: ScoreFn, eta: float = 1.0) -> None:
+        if not (math.isfinite(eta) and eta >= 0):
+            raise ValueError(f"eta must be finite and at least 0, got {eta}")
+        self.sde, self.score_fn, self.eta = sde, score_fn, eta
+
+    def f(self, x: Tensor, t: Time, **kwargs: object) -> Tensor:
+        """Drift of the reverse process at x (B, *) and t, () or (B,)."""
+        t = as_time(t)
+        weight = (1 + self.eta**2) / 2 * self.sde.g(t) ** 2
+        return self.sde.f(x, t) - expand(weight, x) * self.score_fn(x, batch_time(t, x), **kwargs)
+
+    def g(self, t: Time) -> Tensor:
+        """Diffusion coefficient of the reverse process, of the shape of `t`."""
+        return self.eta * self.sde.g(t)
+
+    def __repr__(self) -> str:
+        return f"ReverseSDE({self.sde!r}, eta={self.eta})"

@@ -1,0 +1,164 @@
+"""A denoiser and a classifier of 8x8 handwritten digits, with their weights and their data.
+
+Images are float tensors of shape (B, 1, 8, 8) in [-1, 1]: scikit-learn's pixel v in 0..16 becomes v/8 - 1.
+"""
+
+from importlib import resources
+from typing import Literal, TypeVar
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_CLASSES = 10
+_PIXELS = 64
+
+_Net = TypeVar("_Net", bound=nn.Module)
+
+
+class _Block(nn.Module):
+    """Residual layer h + W silu((1 + scale) * norm(h) + shift); scale and shift come from the embedding."""
+
+    def __init__(self, hidden: int, embed: int, dropout: float) -> None:
+        super().__init__()
+        self.film = nn.Linear(embed, 2 * hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(hidden, hidden)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.film(emb).chunk(2, dim=-1)
+        normed = F.layer_norm(h, h.shape[-1:])
+        update: Tensor = self.linear(self.dropout(F.silu((1 + scale) * normed + shift)))
+        return h + update
+
+
+class DigitsDenoiser(nn.Module):
+    r"""Class-conditional denoiser of 8x8 digits, D(x, sigma, y) ~ E[x_0 | x_0 + sigma * z = x, y].
+
+    With s = sigma_data,
+
+        D = c_skip x + c_out F(c_in x, c_noise, y),
+        c_skip = s^2 / (sigma^2 + s^2),  c_out = sigma s / sqrt(sigma^2 + s^2),
+        c_in = 1 / sqrt(sigma^2 + s^2),  c_noise = ln(sigma) / 4,
+
+    where F is a residual MLP on the 64 pixels. The score is (D - x) / sigma^2.
+
+    Source: Karras, Aittala, Aila, Laine (2022), "Elucidating the design space of diffusion-based generative
+    models", arXiv:2206.00364, table 1.
+    """
+
+    sigma_data: Tensor
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        sigma_data: float = 1.0,
+        hidden: int = 256,
+        depth: int = 3,
+        embed: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        # Buffers, so that the weights file alone fixes the function.
+        self.register_buffer("sigma_data", torch.tensor(sigma_data))
+        self.register_buffer("frequencies", 2.0 ** torch.linspace(-1, 3, embed // 2))
+        self.label = nn.Embedding(_CLASSES + 1, embed)  # the last row is the null label
+        self.noise = nn.Linear(embed, embed)
+        self.mix = nn.Linear(embed, embed)
+        self.first = nn.Linear(_PIXELS, hidden)
+        self.blocks = nn.ModuleList(_Block(hidden, embed, dropout) for _ in range(depth))
+        self.last = nn.Linear(hidden, _PIXELS)
+
+    def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return the denoised images (B, 1, 8, 8) of x (B, 1, 8, 8) at noise levels sigma (B,).
+
+        y (B,) holds class labels 0..9 (int64); None asks for the unconditional denoiser. The network itself
+        runs in the precision of its weights, the preconditioning and the result in that of x.
+        """
+        sigma = sigma.to(x.dtype)
+        total = sigma**2 + self.sigma_data**2
+        # The floor keeps D(x, 0) = x instead of ln(0) * 0 = nan.
+        c_noise = sigma.clamp(min=1e-6).log() / 4
+        angle = c_noise.to(self.frequencies.dtype)[..., None] * self.frequencies
+        label = self.label.weight[_CLASSES] if y is None else self.label(y)
+        emb = self.noise(torch.cat([angle.sin(), angle.cos()], dim=-1)) + label
+        emb = F.silu(self.mix(F.silu(emb)))
+
+        c_in = total.rsqrt()[..., None]
+        h = self.first((c_in * x.flatten(-3)).to(self.first.weight.dtype))
+        for block in self.blocks:
+            h = block(h, emb)
+        residual = self.last(F.silu(h)).to(x.dtype).reshape(x.shape)
+
+        c_skip = (self.sigma_data**2 / total)[..., None, None, None]
+        c_out = (sigma * self.sigma_data * total.rsqrt())[..., None, None, None]
+        return c_skip * x + c_out * residual
+
+
+class DigitsClassifier(nn.Module):
+    """Convolutional classifier of 8x8 digits; its 32 penultimate activations are the Frechet features."""
+
+    def __init__(self, channels: int = 24, dim: int = 32, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
+        self.dropout = nn.Dropout(dropout)
+        self.hidden = nn.Linear(2 * channels * 16, dim)
+        self.head = nn.Linear(dim, _CLASSES)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the penultimate activations (B, 32) of images x (B, 1, 8, 8)."""
+        h = F.silu(self.conv2(F.silu(self.conv1(x))))
+        return F.silu(self.hidden(self.dropout(h.flatten(-3))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the class logits (B, 10) of images x (B, 1, 8, 8)."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+
+def load_digits_denoiser() -> DigitsDenoiser:
+    """Return the trained denoiser, in eval mode and frozen; the global random state is left alone."""
+    with torch.device("meta"):
+        net = DigitsDenoiser()
+    return _with_weights(net, "digits_denoiser.safetensors")
+
+
+def load_digits_classifier() -> DigitsClassifier:
+    """Return the trained classifier, in eval mode and frozen; the global random state is left alone."""
+    with torch.device("meta"):
+        net = DigitsClassifier()
+    return _with_weights(net, "digits_classifier.safetensors")
+
+
+def _with_weights(net: _Net, asset: str) -> _Net:
+    """Give `net`, built on the meta device so that no initial weights are drawn, the stored weights."""
+    stored = safetensors.torch.load((resources.files("sgm_sde") / "assets" / asset).read_bytes())
+    # Matrices are stored in half precision to keep the package small.
+    net.load_state_dict({name: value.float() for name, value in stored.items()}, assign=True)
+    return net.eval().requires_grad_(False)
+
+
+def digits_data(split: Literal["train", "held_out"]) -> tuple[Tensor, Tensor]:
+    """Return the images (N, 1, 8, 8) in [-1, 1] and the labels (N,) of one part of scikit-learn's digits.
+
+    Every fifth image of each class is held out: a fixed, stratified split of about 80 to 20.
+
+    Source: Alpaydin and Kaynak (1998), "Optical Recognition of Handwritten Digits", UCI Machine Learning
+    Repository, doi:10.24432/C50P49.
+    """
+    if split not in ("train", "held_out"):
+        raise ValueError(f"split must be 'train' or 'held_out', got {split!r}")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError('pip install "sgm_sde[bench]"') from error
+    pixels, digits = load_digits(return_X_y=True)
+    images = torch.tensor(pixels / 8 - 1, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    labels = torch.tensor(digits, dtype=torch.int64)
+    one_hot = F.one_hot(labels, _CLASSES)
+    rank_in_class = one_hot.cumsum(0)[torch.arange(len(labels)), labels]
+    held_out = rank_in_class % 5 == 0
+    chosen = held_out if split == "held_out" else ~held_out
+    return images[chosen], labels[chosen]

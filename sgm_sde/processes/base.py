@@ -1,0 +1,132 @@
+"""What every forward process has: a drift, a diffusion, a prior and a time span."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sgm_sde._shapes import Time
+from sgm_sde.engine.noise import NoiseStream, resolve_seeds
+from sgm_sde.engine.reverse import ReverseSDE, ScoreFn
+
+if TYPE_CHECKING:
+    from sgm_sde.engine.noise import Generators, Seeds
+
+class Node:
+    """One time of a grid, as solvers see it on the host: Python floats in double precision."""
+
+    def __init__(self, sde: SDE, t: float, g: float) -> None:
+        self.sde, self.t, self.g = sde, t, g
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise TypeError(
+            f"this needs {name}(t), which {type(self.sde).__name__} does not have: it declares a drift f(x, t) "
+            f"and a diffusion g(t) only. Use a solver of the reverse drift (EulerMaruyama, RungeKutta), "
+            f"or derive the process from LinearSDE."
+        )
+
+
+class SDE(ABC):
+    r"""A forward process $dx = f(x, t)\,dt + g(t)\,dw$ from data at $t = 0$ to noise at $t = T$.
+
+    Derive from this class for a drift of your own, nonlinear ones too: give `f`, `g`, the times `T` and `eps`,
+    and `prior_std` (or `prior_transform` and `prior_log_prob` for a prior that is not $N(0, s^2 I)$). Solvers
+    of the reverse drift then work; those that need a marginal kernel ask for a `LinearSDE`.
+
+    Attributes:
+        T: end of the forward time, where sampling starts.
+        eps: time at which sampling ends by default.
+
+    Source: Song et al., 2021, arXiv:2011.13456.
+
+    Example:
+        >>>         >>> @dataclass(frozen=True)
+        ... class DoubleWell(SDE):
+        ...     T: float = 1.0
+        ...     eps: float = 1e-3
+        ...     def f(self, x, t): return x - x**3
+        ...     def g(self, t): return torch.ones_like(t)
+        ...     @property
+        ...     def prior_std(self): return 1.0
+        >>> DoubleWell().f(torch.tensor([2.0]), torch.tensor(0.5))
+        tensor([-6.])
+    """
+
+    T: float
+    eps: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.T) and math.isfinite(self.eps) and 0 <= self.eps < self.T):
+            raise ValueError(f"need 0 <= eps < T, got eps={self.eps} and T={self.T}")
+
+    @abstractmethod
+    def f(self, x: Tensor, t: Time) -> Tensor:
+        """Drift at state `x` (B, *) and time `t`, () or (B,); returns (B, *)."""
+
+    @abstractmethod
+    def g(self, t: Time) -> Tensor:
+        """Diffusion coefficient at time `t`; returns the shape of `t`."""
+
+    @property
+    @abstractmethod
+    def prior_std(self) -> float:
+        """Standard deviation of the prior at `T`."""
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the process has a marginal kernel `alpha(t)`, `sigma(t)`."""
+        return False
+
+    def prior_transform(self, z: Tensor) -> Tensor:
+        """Turn standard normal noise (B, *) into prior samples (B, *)."""
+        return self.prior_std * z
+
+    def prior_sample(
+        self,
+        shape: Sequence[int],
+        *,
+        seed: Seeds = None,
+        generator: Generators = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Draw prior samples of shape (B, *), row i from its own seed.
+
+        Args:
+            shape: (B, *).
+            seed: one int, or one per sample; without seed and generator, fresh entropy.
+            generator: one `torch.Generator`, or one per sample, from which the seeds are drawn.
+            dtype: of the result; torch's default if not given.
+            device: of the result.
+
+        Example:
+            >>> from sgm_sde import VESDE
+            >>> a = VESDE().prior_sample((4, 2), seed=0)
+            >>> bool((a[:2] == VESDE().prior_sample((2, 2), seed=0)).all())
+            True
+        """
+        seeds = resolve_seeds(seed, generator, shape[0])
+        z = NoiseStream(seeds, "prior").normal(tuple(shape), dtype or torch.get_default_dtype(), device)
+        return self.prior_transform(z)
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of the prior in nats per sample: (B, *) to (B,)."""
+        d = x[0].numel()
+        square = (x / self.prior_std).flatten(1).square().sum(1) if x.ndim > 1 else (x / self.prior_std).square()
+        return -0.5 * square - d * (0.5 * math.log(2 * math.pi) + math.log(self.prior_std))
+
+    def reverse(self, score_fn: ScoreFn, eta: float = 1.0) -> ReverseSDE:
+        r"""The reverse process with noise level `eta`; see `ReverseSDE`."""
+        return ReverseSDE(self, score_fn, eta)
+
+    def nodes(self, times: Sequence[float]) -> list[Node]:
+        """The host-side coefficients at each of the given times."""
+        g = self.g(torch.tensor(times, dtype=torch.float64)).tolist()
+        return [Node(self, t, g_t) for t, g_t in zip(times, g, strict=True)]

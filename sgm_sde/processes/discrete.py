@@ -1,0 +1,170 @@
+"""The ladders of DDPM and NCSN as continuous processes that agree with their tables at the tables' times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde._shapes import Time, as_time
+from sgm_sde.processes.ve import UnitScaleSDE
+from sgm_sde.processes.vp import VariancePreservingSDE
+
+
+class _Interpolant:
+    """Monotone cubic (PCHIP) through values at the times 0, 1/N, ..., 1, and its derivative.
+
+    Slopes are SciPy's (Fritsch & Butland, 1984); evaluation is torch's, in the dtype and on the device of t.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        from scipy.interpolate import PchipInterpolator  # here, because it costs a quarter second to import
+
+        self.n = len(values) - 1
+        u = np.arange(len(values), dtype=np.float64)
+        slopes = PchipInterpolator(u, values).derivative()(u)
+        step = np.diff(values)
+        # On each interval y = y0 + u (m0 + u (c2 + u c3)), u in [0, 1].
+        c2, c3 = 3 * step - 2 * slopes[:-1] - slopes[1:], slopes[:-1] + slopes[1:] - 2 * step
+        self.table = torch.from_numpy(np.stack([values[:-1], slopes[:-1], c2, c3]))
+
+    def _local(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        position = t * self.n
+        k = position.detach().floor().clamp(0, self.n - 1)
+        return position - k, self.table.to(device=t.device, dtype=t.dtype)[:, k.long()]
+
+    def __call__(self, t: Tensor) -> Tensor:
+        u, (y0, m0, c2, c3) = self._local(t)
+        return y0 + u * (m0 + u * (c2 + u * c3))
+
+    def slope(self, t: Tensor) -> Tensor:
+        u, (_, m0, c2, c3) = self._local(t)
+        return self.n * (m0 + u * (2 * c2 + 3 * u * c3))
+
+
+def _table(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    table = tuple(float(v) for v in values)
+    if len(table) < 2:
+        raise ValueError(f"{name} needs at least two entries, got {len(table)}")
+    return table
+
+
+@dataclass(frozen=True)
+class DiscreteVPSDE(VariancePreservingSDE):
+    r"""DDPM's ladder of noise levels as a variance-preserving process.
+
+    Entry i of the table (from 0) sits at the time $t_i = (i + 1)/N$, where the process has DDPM's kernel,
+    $\alpha^2(t_i) = \bar\alpha_i = \prod_{j \le i} (1 - \beta_j)$; in between $\log\bar\alpha$ is a monotone
+    cubic. Transitions between table times are DDPM's exactly.
+
+    Args:
+        betas: DDPM's table, each in (0, 1).
+
+    Raises:
+        ValueError: for fewer than two entries or one outside (0, 1).
+
+    Source: Ho et al., 2020, arXiv:2006.11239.
+
+    Example:
+        >>> sde = DiscreteVPSDE([0.1, 0.2, 0.3])
+        >>> scale, std = sde.transition(sde.times[0], sde.times[1])
+        >>> round(float(scale**2), 12), round(float(std**2), 12)
+        (0.8, 0.2)
+    """
+
+    betas: tuple[float, ...]
+    T: float = field(default=1.0, init=False, repr=False)
+    eps: float = field(init=False, repr=False)
+
+    def __init__(self, betas: Sequence[float]) -> None:
+        object.__setattr__(self, "betas", _table("betas", betas))
+        object.__setattr__(self, "T", 1.0)
+        object.__setattr__(self, "eps", 1 / len(self.betas))
+        for i, beta in enumerate(self.betas):
+            if not 0 < beta < 1:
+                raise ValueError(f"betas must lie in (0, 1), got betas[{i}] = {beta}")
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The table's times, increasing."""
+        return tuple((i + 1) / len(self.betas) for i in range(len(self.betas)))
+
+    @cached_property
+    def _B(self) -> _Interpolant:
+        return _Interpolant(np.concatenate([[0.0], -np.log1p(-np.array(self.betas)).cumsum()]))
+
+    def beta(self, t: Time) -> Tensor:
+        """Continuous rate beta(t), about N times the table's entry."""
+        return self._B.slope(as_time(t))
+
+    def integrated_beta(self, t: Time) -> Tensor:
+        """B(t) = -log(alpha-bar), the integral of beta from 0 to t."""
+        return self._B(as_time(t))
+
+    def __repr__(self) -> str:
+        return f"DiscreteVPSDE({len(self.betas)} betas from {self.betas[0]:.6g} to {self.betas[-1]:.6g})"
+
+
+@dataclass(frozen=True)
+class DiscreteVESDE(UnitScaleSDE):
+    r"""NCSN's ladder of noise levels as a variance-exploding process.
+
+    The levels, sorted upwards, sit at the times $t_i = (i + 1)/N$; in between $\log\sigma$ is a monotone cubic,
+    and below the smallest level it goes on geometrically.
+
+    Args:
+        sigmas: NCSN's ladder, positive and distinct; rising or falling.
+
+    Raises:
+        ValueError: for fewer than two entries, one that is not positive, or an order that is not monotone.
+
+    Source: Song & Ermon, 2019, arXiv:1907.05600.
+
+    Example:
+        >>> sde = DiscreteVESDE([10.0, 1.0, 0.1])
+        >>> [round(float(sde.sigma(t)), 12) for t in sde.times]
+        [0.1, 1.0, 10.0]
+    """
+
+    sigmas: tuple[float, ...]
+    T: float = field(default=1.0, init=False, repr=False)
+    eps: float = field(init=False, repr=False)
+
+    def __init__(self, sigmas: Sequence[float]) -> None:
+        table = _table("sigmas", sigmas)
+        table = table[::-1] if table[0] > table[-1] else table
+        for low, high in zip(table, table[1:], strict=False):
+            if not 0 < low < high < float("inf"):
+                raise ValueError(f"sigmas must be positive and strictly monotone, got {low} beside {high}")
+        object.__setattr__(self, "sigmas", table)
+        object.__setattr__(self, "T", 1.0)
+        object.__setattr__(self, "eps", 1 / len(table))
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The ladder's times, increasing."""
+        return tuple((i + 1) / len(self.sigmas) for i in range(len(self.sigmas)))
+
+    @cached_property
+    def _log_sigma(self) -> _Interpolant:
+        log_sigma = np.log(self.sigmas)
+        return _Interpolant(np.concatenate([[2 * log_sigma[0] - log_sigma[1]], log_sigma]))
+
+    def sigma(self, t: Time) -> Tensor:
+        """Noise scale; the ladder's level at the ladder's times."""
+        return self._log_sigma(as_time(t)).exp()
+
+    def d_sigma(self, t: Time) -> Tensor:
+        """Time derivative of `sigma`."""
+        return self._log_sigma.slope(as_time(t)) * self.sigma(t)
+
+    def log_snr(self, t: Time) -> Tensor:
+        """Log signal-to-noise ratio -2 log(sigma)."""
+        return -2 * self._log_sigma(as_time(t))
+
+    def __repr__(self) -> str:
+        return f"DiscreteVESDE({len(self.sigmas)} sigmas from {self.sigmas[0]:.6g} to {self.sigmas[-1]:.6g})"

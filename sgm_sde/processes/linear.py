@@ -1,0 +1,227 @@
+"""Scalar linear processes: everything follows from two functions, alpha(t) and sigma(t)."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgm_sde._shapes import Time, as_time, expand
+from sgm_sde.processes.base import SDE, Node
+
+
+class LinearNode(Node):
+    """A grid time with the kernel's coefficients there, Python floats in double precision."""
+
+    def __init__(
+        self, sde: SDE, t: float, alpha: float, sigma: float, d_alpha: float, d_sigma: float, log_snr: float
+    ) -> None:
+        self.sde, self.t, self.alpha, self.sigma = sde, t, alpha, sigma
+        self.d_alpha, self.d_sigma, self.lam = d_alpha, d_sigma, log_snr / 2
+
+    @property
+    def rate(self) -> float:
+        """f(x, t) / x = d log(alpha) / dt."""
+        return self.d_alpha / self.alpha if self.alpha else -math.inf
+
+    @property
+    def g(self) -> float:  # type: ignore[override]
+        """Diffusion, from g^2 = d(sigma^2)/dt - 2 f sigma^2."""
+        return math.sqrt(max(2 * self.sigma * (self.d_sigma - self.rate * self.sigma), 0.0))
+
+    @property
+    def noise_level(self) -> float:
+        """sigma / alpha: the noise level in the coordinates y = x / alpha."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+
+class LinearSDE(SDE):
+    r"""A process with a drift linear in the state, $dx = f(t)\,x\,dt + g(t)\,dw$.
+
+    $$ x_t \mid x_0 \sim N(\alpha_t x_0, \sigma_t^2 I), \qquad f = \frac{d\log\alpha}{dt}, \qquad
+       g^2 = \frac{d\sigma^2}{dt} - 2 f \sigma^2, \qquad \text{log-SNR} = 2\log(\alpha/\sigma) $$
+
+    A process of your own derives from this class and gives `alpha` and `sigma` on tensors of times; derivatives
+    come from autograd and `time` from bisection unless you give closed forms. Run
+    `sgm_sde.testing.check_sde` on it.
+
+    Source: Song et al., 2021, arXiv:2011.13456; Kingma et al., 2021, arXiv:2107.00630 (log-SNR).
+
+    Example:
+        >>> sde = LinearSDE.from_schedule(lambda t: 1 - t, lambda t: t, T=0.99, eps=1e-2)
+        >>> t = torch.tensor([0.25, 0.5], dtype=torch.float64)
+        >>> sde.f(torch.ones(2, 3, dtype=torch.float64), t)[:, 0]
+        tensor([-1.3333, -2.0000], dtype=torch.float64)
+        >>> bool(torch.allclose(sde.time(sde.log_snr(t)), t))
+        True
+    """
+
+    @staticmethod
+    def from_schedule(
+        alpha: Callable[[Tensor], Tensor],
+        sigma: Callable[[Tensor], Tensor],
+        *,
+        T: float = 1.0,
+        eps: float = 1e-3,
+    ) -> LinearSDE:
+        """A process from any schedule: `alpha(t)`, `sigma(t)` differentiable torch functions of a tensor of times.
+
+        Args:
+            alpha: signal scale, positive and with alpha / sigma decreasing in t.
+            sigma: noise scale, positive on [eps, T].
+            T: end of the forward time.
+            eps: default end of sampling.
+
+        Raises:
+            ValueError: if the functions are not finite, positive and of decreasing signal-to-noise ratio on
+                a grid of [eps, T]; the message gives the time.
+        """
+        return ScheduleSDE(alpha, sigma, T, eps)
+
+    @abstractmethod
+    def alpha(self, t: Time) -> Tensor:
+        """Signal scale; returns the shape of `t`."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Tensor:
+        """Noise scale; returns the shape of `t`."""
+
+    def d_alpha(self, t: Time) -> Tensor:
+        """Time derivative of `alpha`."""
+        return _derivative(self.alpha, as_time(t))
+
+    def d_sigma(self, t: Time) -> Tensor:
+        """Time derivative of `sigma`."""
+        return _derivative(self.sigma, as_time(t))
+
+    def log_snr(self, t: Time) -> Tensor:
+        """Log signal-to-noise ratio 2 log(alpha / sigma); decreases with t."""
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def time(self, log_snr: Time) -> Tensor:
+        """The time at which the log-SNR is the given one: inverse of `log_snr`.
+
+        NaN outside the range of log-SNR on [0, T] for schedules without a closed form.
+        """
+        target = as_time(log_snr)
+        low, high = torch.zeros_like(target), torch.full_like(target, self.T)
+        outside = (target > self.log_snr(low)) | (target < self.log_snr(high))
+        # Halving [0, T] to the last bit; 120 halvings keep the relative precision of very small times.
+        for _ in range(120 if target.dtype == torch.float64 else 60):
+            middle = (low + high) / 2
+            too_early = self.log_snr(middle) > target
+            low, high = torch.where(too_early, middle, low), torch.where(too_early, high, middle)
+        return torch.where(outside, torch.nan, (low + high) / 2)
+
+    def rate(self, t: Time) -> Tensor:
+        """The linear drift's coefficient f(x, t) / x = d log(alpha) / dt."""
+        return self.d_alpha(t) / self.alpha(t)
+
+    def f(self, x: Tensor, t: Time) -> Tensor:
+        """Drift at state `x` (B, *) and time `t`, () or (B,); returns (B, *)."""
+        return expand(self.rate(as_time(t)), x) * x
+
+    def g(self, t: Time) -> Tensor:
+        """Diffusion coefficient at time `t`; returns the shape of `t`."""
+        sigma = self.sigma(t)
+        return (2 * sigma * (self.d_sigma(t) - self.rate(t) * sigma)).sqrt()
+
+    def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of x_t given x_0.
+
+        Returns:
+            mean (B, *), and std of a shape that multiplies it: () or (B, 1, ..., 1).
+        """
+        t = as_time(t)
+        return expand(self.alpha(t), x0) * x0, expand(self.sigma(t), x0)
+
+    def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        r"""Scale and standard deviation of the kernel $x_t \mid x_s \sim N(a x_s, b^2 I)$ for $s \le t$.
+
+        $a = \alpha_t/\alpha_s$ and $b^2 = \sigma_t^2 - a^2\sigma_s^2$, computed without cancellation as
+        $-\sigma_t^2\,\mathrm{expm1}(\text{log-SNR}_t - \text{log-SNR}_s)$.
+
+        Raises:
+            ValueError: if `s` is after `t` anywhere.
+        """
+        s, t = _ordered(s, t)
+        scale = self.alpha(t) / self.alpha(s)
+        return scale, self.sigma(t) * (-torch.expm1(self.log_snr(t) - self.log_snr(s))).sqrt()
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the process has a marginal kernel: always, here."""
+        return True
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the prior N(0, sigma(T)^2 I)."""
+        return float(self.sigma(self.T))
+
+    def nodes(self, times: Sequence[float]) -> list[Node]:
+        """The host-side coefficients at each of the given times."""
+        t = torch.tensor(times, dtype=torch.float64)
+        columns = (f(t).tolist() for f in (self.alpha, self.sigma, self.d_alpha, self.d_sigma, self.log_snr))
+        return [LinearNode(self, *row) for row in zip(times, *columns, strict=True)]
+
+
+@dataclass(frozen=True)
+class ScheduleSDE(LinearSDE):
+    """A linear process from two functions of time; made by `LinearSDE.from_schedule`."""
+
+    alpha_fn: Callable[[Tensor], Tensor]
+    sigma_fn: Callable[[Tensor], Tensor]
+    T: float = 1.0
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        t = torch.linspace(self.eps, self.T, 257, dtype=torch.float64)
+        for name, value in (("alpha", self.alpha(t)), ("sigma", self.sigma(t))):
+            bad = ~(torch.isfinite(value) & (value > 0))
+            if bad.any():
+                raise ValueError(
+                    f"{name}(t) must be finite and positive on [eps, T] = [{self.eps}, {self.T}], "
+                    f"got {value[bad][0].item()} at t={t[bad][0].item():.6g}"
+                )
+        rising = self.log_snr(t).diff() >= 0
+        if rising.any():
+            raise ValueError(f"alpha(t) / sigma(t) must decrease with t, it does not at t={t[1:][rising][0]:.6g}")
+
+    def alpha(self, t: Time) -> Tensor:
+        """Signal scale; returns the shape of `t`."""
+        return self._evaluate(self.alpha_fn, "alpha", as_time(t))
+
+    def sigma(self, t: Time) -> Tensor:
+        """Noise scale; returns the shape of `t`."""
+        return self._evaluate(self.sigma_fn, "sigma", as_time(t))
+
+    @staticmethod
+    def _evaluate(fn: Callable[[Tensor], Tensor], name: str, t: Tensor) -> Tensor:
+        value = fn(t)
+        if not isinstance(value, Tensor) or value.shape not in (t.shape, torch.Size()):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}(t) must return a tensor of the shape {tuple(t.shape)} of t, got {shape}")
+        return value.expand(t.shape)
+
+
+def _derivative(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    keep = torch.is_grad_enabled() and t.requires_grad
+    with torch.enable_grad():
+        t = t if keep else t.detach().requires_grad_()
+        value = fn(t)
+        if not value.requires_grad:  # a constant schedule, such as alpha = 1
+            return torch.zeros_like(t)
+        (slope,) = torch.autograd.grad(value.sum(), t, create_graph=keep)
+    return slope
+
+
+def _ordered(s: Time, t: Time) -> tuple[Tensor, Tensor]:
+    s, t = as_time(s), as_time(t)
+    if not s.is_meta and bool((s > t).any()):
+        raise ValueError(f"a transition runs forward in time: need s <= t, got s={s.tolist()} and t={t.tolist()}")
+    return s, t

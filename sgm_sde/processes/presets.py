@@ -1,0 +1,60 @@
+"""The literature's processes by name, each with its constants and their source.
+
+Example:
+    >>> from sgm_sde import presets
+    >>> presets.score_sde_ve_cifar10()
+    VESDE(sigma_min=0.01, sigma_max=50.0, T=1.0, eps=1e-05)
+"""
+
+from __future__ import annotations
+
+import math
+
+from sgm_sde.processes.discrete import DiscreteVESDE, DiscreteVPSDE
+from sgm_sde.processes.edm import EDMSDE
+from sgm_sde.processes.ve import VESDE
+from sgm_sde.processes.vp import CosineVPSDE, SubVPSDE, VPSDE
+
+
+def ddpm(n: int = 1000) -> DiscreteVPSDE:
+    """DDPM: betas linear from 1e-4 to 0.02 (Ho et al., 2020, arXiv:2006.11239, section 4)."""
+    return DiscreteVPSDE([1e-4 + (0.02 - 1e-4) * i / (n - 1) for i in range(n)])
+
+
+def iddpm_cosine(n: int = 1000) -> DiscreteVPSDE:
+    """Improved DDPM: cosine table with betas at most 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672)."""
+
+    def alpha_bar(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return DiscreteVPSDE([min(1 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n)])
+
+
+def cosine() -> CosineVPSDE:
+    """Cosine schedule in continuous time, T = 0.9946 (Lu et al., 2022, arXiv:2206.00927)."""
+    return CosineVPSDE(s=0.008, T=0.9946)
+
+
+def score_sde_vp() -> VPSDE:
+    """VP at CIFAR-10: beta from 0.1 to 20, sampling to 1e-3 (Song et al., 2021, arXiv:2011.13456)."""
+    return VPSDE(beta_min=0.1, beta_max=20.0, T=1.0, eps=1e-3)
+
+
+def score_sde_subvp() -> SubVPSDE:
+    """Sub-VP at CIFAR-10: beta from 0.1 to 20, sampling to 1e-3 (Song et al., 2021, arXiv:2011.13456)."""
+    return SubVPSDE(beta_min=0.1, beta_max=20.0, T=1.0, eps=1e-3)
+
+
+def score_sde_ve_cifar10() -> VESDE:
+    """VE at CIFAR-10: sigma from 0.01 to 50, sampling to 1e-5 (Song et al., 2021, arXiv:2011.13456)."""
+    return VESDE(sigma_min=0.01, sigma_max=50.0, T=1.0, eps=1e-5)
+
+
+def ncsn_cifar10() -> DiscreteVESDE:
+    """NCSN: ten levels, geometric from 1 to 0.01 (Song & Ermon, 2019, arXiv:1907.05600, section 5)."""
+    return DiscreteVESDE([10 ** (-2 * i / 9) for i in range(10)])
+
+
+def edm() -> EDMSDE:
+    """EDM: sigma from 80 to 0.002 (Karras et al., 2022, arXiv:2206.00364, table 1)."""
+    return EDMSDE(sigma_min=0.002, sigma_max=80.0)

@@ -1,0 +1,250 @@
+"""Variance-preserving processes and the sub-VP process: functions of the integrated rate B(t)."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from sgm_sde._shapes import Time, as_time
+from sgm_sde.processes.linear import LinearSDE, _ordered
+
+
+def _require_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+class BetaSDE(LinearSDE):
+    r"""Processes with the drift $-\tfrac12\beta(t)\,x$: functions of the integrated rate $B(t) = \int_0^t\beta$."""
+
+    @abstractmethod
+    def beta(self, t: Time) -> Tensor:
+        """Rate beta(t); returns the shape of `t`."""
+
+    @abstractmethod
+    def integrated_beta(self, t: Time) -> Tensor:
+        """B(t), the integral of beta from 0 to t."""
+
+    def alpha(self, t: Time) -> Tensor:
+        """Signal scale exp(-B/2)."""
+        return (-self.integrated_beta(t) / 2).exp()
+
+    def d_alpha(self, t: Time) -> Tensor:
+        """Time derivative of `alpha`: -beta alpha / 2."""
+        return self.rate(t) * self.alpha(t)
+
+    def rate(self, t: Time) -> Tensor:
+        """The linear drift's coefficient, -beta / 2."""
+        return -self.beta(t) / 2
+
+
+class VariancePreservingSDE(BetaSDE):
+    r"""Processes with $\alpha^2 + \sigma^2 = 1$, from $\beta(t)$ and its integral $B(t)$.
+
+    $$ dx = -\tfrac12\beta(t)\,x\,dt + \sqrt{\beta(t)}\,dw, \qquad \alpha = e^{-B/2}, \qquad \sigma^2 = 1 - e^{-B} $$
+
+    A process of your own gives `beta`, `integrated_beta` and, if it has one, the inverse of the latter.
+    """
+
+    def time_of_integrated_beta(self, B: Tensor) -> Tensor:
+        """The time at which the integrated rate is `B`."""
+        return LinearSDE.time(self, _vp_log_snr(B))
+
+    def sigma(self, t: Time) -> Tensor:
+        """Noise scale sqrt(1 - exp(-B)), accurate for small times."""
+        return (-torch.expm1(-self.integrated_beta(t))).sqrt()
+
+    def d_sigma(self, t: Time) -> Tensor:
+        """Time derivative of `sigma`: beta alpha^2 / (2 sigma)."""
+        return self.beta(t) * self.alpha(t) ** 2 / (2 * self.sigma(t))
+
+    def log_snr(self, t: Time) -> Tensor:
+        """Log signal-to-noise ratio -log(exp(B) - 1)."""
+        return _vp_log_snr(self.integrated_beta(t))
+
+    def time(self, log_snr: Time) -> Tensor:
+        """Inverse of `log_snr`."""
+        return self.time_of_integrated_beta(softplus(-as_time(log_snr), threshold=100))
+
+    def g(self, t: Time) -> Tensor:
+        """Diffusion coefficient sqrt(beta)."""
+        return self.beta(t).sqrt()
+
+    def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        """Scale and standard deviation of x_t given x_s, s <= t."""
+        s, t = _ordered(s, t)
+        dB = self.integrated_beta(t) - self.integrated_beta(s)
+        return (-dB / 2).exp(), (-torch.expm1(-dB)).sqrt()
+
+
+def _vp_log_snr(B: Tensor) -> Tensor:
+    return -(B + torch.log(-torch.expm1(-B)))
+
+
+@dataclass(frozen=True)
+class _LinearBetaSDE(BetaSDE):
+    r"""The rate $\beta(t) = \beta_0 + (\beta_1 - \beta_0) t$ and its integral, shared by VP and sub-VP."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    T: float = 1.0
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(beta_min=self.beta_min, beta_max=self.beta_max)
+        if self.beta_max < self.beta_min:
+            raise ValueError(f"need beta_min <= beta_max, got {self.beta_min} and {self.beta_max}")
+
+    def beta(self, t: Time) -> Tensor:
+        """Rate beta(t); returns the shape of `t`."""
+        return self.beta_min + (self.beta_max - self.beta_min) * as_time(t)
+
+    def integrated_beta(self, t: Time) -> Tensor:
+        """B(t), the integral of beta from 0 to t."""
+        t = as_time(t)
+        return t * (self.beta_min + (self.beta_max - self.beta_min) / 2 * t)
+
+    def time_of_integrated_beta(self, B: Tensor) -> Tensor:
+        """The time at which the integrated rate is `B`."""
+        return 2 * B / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * B).sqrt())
+
+
+@dataclass(frozen=True)
+class VPSDE(_LinearBetaSDE, VariancePreservingSDE):
+    r"""Variance-preserving process with a linear rate: the continuous limit of DDPM.
+
+    $$ \beta(t) = \beta_{\min} + (\beta_{\max} - \beta_{\min})\,t, \qquad
+       \log\alpha = -\tfrac12\int_0^t\beta, \qquad \sigma^2 = 1 - \alpha^2 $$
+
+    Args:
+        beta_min: rate at t = 0.
+        beta_max: rate at t = 1.
+        T: end of the forward time.
+        eps: default end of sampling.
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max and 0 <= eps < T.
+
+    Source: Song et al., 2021, arXiv:2011.13456; Ho et al., 2020, arXiv:2006.11239.
+
+    Example:
+        >>> sde = VPSDE(beta_min=0.1, beta_max=20.0)
+        >>> round(float(sde.alpha(1.0)), 6), round(float(sde.sigma(1e-3)), 6)
+        (0.006571, 0.010486)
+    """
+
+
+@dataclass(frozen=True)
+class SubVPSDE(_LinearBetaSDE):
+    r"""The sub-VP process: the mean of VP, with a smaller variance.
+
+    $$ \log\alpha = -B/2, \qquad \sigma = 1 - e^{-B}, \qquad g^2 = \beta\,(1 - e^{-2B}) $$
+
+    Args:
+        beta_min: rate at t = 0.
+        beta_max: rate at t = 1.
+        T: end of the forward time.
+        eps: default end of sampling.
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max and 0 <= eps < T.
+
+    Source: Song et al., 2021, arXiv:2011.13456.
+
+    Example:
+        >>> round(float(SubVPSDE().sigma(0.01)), 6)
+        0.001993
+    """
+
+    def sigma(self, t: Time) -> Tensor:
+        """Noise scale 1 - exp(-B)."""
+        return -torch.expm1(-self.integrated_beta(t))
+
+    def d_sigma(self, t: Time) -> Tensor:
+        """Time derivative of `sigma`: beta exp(-B)."""
+        return self.beta(t) * (-self.integrated_beta(t)).exp()
+
+    def log_snr(self, t: Time) -> Tensor:
+        """Log signal-to-noise ratio -2 log(2 sinh(B/2))."""
+        B = self.integrated_beta(t)
+        return -B - 2 * torch.log(-torch.expm1(-B))
+
+    def time(self, log_snr: Time) -> Tensor:
+        """Inverse of `log_snr`: B = 2 asinh(sigma / (2 alpha))."""
+        return self.time_of_integrated_beta(2 * torch.asinh((-as_time(log_snr) / 2).exp() / 2))
+
+    def g(self, t: Time) -> Tensor:
+        """Diffusion coefficient sqrt(beta (1 - exp(-2B)))."""
+        return (self.beta(t) * -torch.expm1(-2 * self.integrated_beta(t))).sqrt()
+
+
+@dataclass(frozen=True)
+class CosineVPSDE(VariancePreservingSDE):
+    r"""Variance-preserving process with the cosine schedule.
+
+    $$ \alpha = \frac{\cos\phi(t)}{\cos\phi(0)}, \qquad \phi(t) = \frac\pi2\,\frac{t + s}{1 + s} $$
+
+    $\alpha(1) = 0$, where drift and noise-prediction are singular; the default T is that of DPM-Solver's code.
+
+    Args:
+        s: offset that keeps the first noise levels from being too small.
+        T: end of the forward time, below 1.
+        eps: default end of sampling.
+
+    Raises:
+        ValueError: unless s > 0 and 0 <= eps < T < 1.
+
+    Source: Nichol & Dhariwal, 2021, arXiv:2102.09672; T from Lu et al., 2022, arXiv:2206.00927.
+
+    Example:
+        >>> round(float(CosineVPSDE().alpha(0.5)), 6)
+        0.702709
+    """
+
+    s: float = 0.008
+    T: float = 0.9946
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_positive(s=self.s)
+        if self.T >= 1:
+            raise ValueError(f"the cosine schedule has alpha(1) = 0: need T < 1, got {self.T}")
+
+    @property
+    def _phi0(self) -> float:
+        return math.pi / 2 * self.s / (1 + self.s)
+
+    @property
+    def _slope(self) -> float:
+        return math.pi / 2 / (1 + self.s)
+
+    def _co_phi(self, t: Tensor) -> Tensor:
+        return self._slope * (1 - t)  # pi/2 - phi(t), which keeps its digits as alpha goes to 0
+
+    def beta(self, t: Time) -> Tensor:
+        """Rate 2 phi' tan(phi)."""
+        return 2 * self._slope / self._co_phi(as_time(t)).tan()
+
+    def integrated_beta(self, t: Time) -> Tensor:
+        """B = -2 log(alpha), by cos(a+d)/cos(a) = 1 - 2 sin(d/2) sin(a+d/2)/cos(a) where alpha is near 1."""
+        t = as_time(t)
+        half = self._slope * t / 2
+        near_data = -2 * torch.log1p(-2 * half.sin() * (self._phi0 + half).sin() / math.cos(self._phi0))
+        near_noise = -2 * (self._co_phi(t).sin() / math.cos(self._phi0)).log()
+        return torch.where(t < 0.5, near_data, near_noise)
+
+    def time_of_integrated_beta(self, B: Tensor) -> Tensor:
+        """Inverse, through sine and cosine of d = phi - phi(0): neither cancels near t = 0."""
+        alpha, sigma2 = (-B / 2).exp(), -torch.expm1(-B)
+        sin0, cos0 = math.sin(self._phi0), math.cos(self._phi0)
+        sin_phi = (sin0**2 + sigma2 * cos0**2).sqrt()
+        sin_d = cos0 * sigma2 / (sin_phi + alpha * sin0)
+        return torch.atan2(sin_d, alpha * cos0**2 + sin_phi * sin0) / self._slope
