@@ -6,19 +6,14 @@ Denoising score matching with the EDM loss (Karras et al. 2022, arXiv:2206.00364
 cross-entropy for the classifier; both take a few minutes on two CPU cores.
 """
 
-import argparse
-import copy
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from sgm_sde.nn import DigitsClassifier, DigitsDenoiser, digits_data
+from sgm_sde.nn import DigitsDenoiser
 
 # ln(sigma) ~ N(P_MEAN, P_STD^2): one batch in its two tails reaches 0.002 and 80.
 P_MEAN, P_STD = -0.6, 1.8

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import operator
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, SupportsIndex
 
 import torch
 from torch import Tensor
 
-Seeds = SupportsIndex | Sequence[SupportsIndex] | None
+Seeds = SupportsIndex | Iterable[SupportsIndex] | None
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 # A stream for each use, so that adding a corrector leaves the prior and the predictor's noise as they were.
@@ -20,9 +20,7 @@ STREAMS = {"prior": 0x9E3779B9, "solver": 0x85EBCA6B, "corrector": 0xC2B2AE35}
 class NoiseSource(Protocol):
     """Whatever hands out standard normal noise, draw after draw."""
 
-    def normal(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None
-    ) -> Tensor: ...
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None) -> Tensor: ...
 
 
 def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> tuple[tuple[int, int], ...]:
@@ -50,11 +48,12 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> tuple[tuple
         return tuple((_draw_seeds(g, 1)[0], 0) for g in generator)
     if seed is None:
         seed = secrets.randbits(63)
-    if not isinstance(seed, Sequence) and getattr(seed, "ndim", 0) == 0:
-        return tuple((_checked(seed), i) for i in range(batch))
-    if len(seed) != batch:
-        raise ValueError(f"got {len(seed)} seeds for {batch} samples")
-    return tuple((_checked(s), 0) for s in seed)
+    if isinstance(seed, Iterable) and getattr(seed, "ndim", None) != 0:  # a 0-d tensor is one seed
+        seeds = list(seed)
+        if len(seeds) != batch:
+            raise ValueError(f"got {len(seeds)} seeds for {batch} samples")
+        return tuple((_checked(s), 0) for s in seeds)
+    return tuple((_checked(seed), i) for i in range(batch))
 
 
 def _draw_seeds(generator: torch.Generator, n: int) -> list[int]:
@@ -64,8 +63,8 @@ def _draw_seeds(generator: torch.Generator, n: int) -> list[int]:
     return drawn
 
 
-def _checked(seed: SupportsIndex) -> int:
-    if isinstance(seed, bool | str) or not hasattr(seed, "__index__"):
+def _checked(seed: object) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
         raise TypeError(f"a seed must be an int, got {seed!r}")
     seed = operator.index(seed)
     if not 0 <= seed < 2**64:
@@ -107,9 +106,7 @@ class NoiseStream:
             for seed, index in seeds
         ]
 
-    def normal(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None
-    ) -> Tensor:
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         """The next draw, of shape (B, *)."""
         if shape[0] != len(self._generators):
             raise ValueError(f"noise for {shape[0]} samples asked of a stream for {len(self._generators)}")

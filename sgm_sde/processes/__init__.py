@@ -1,22 +1,24 @@
 """Forward processes: from data at t = 0 to noise at t = T."""
 
+from sgm_sde.processes import presets
 from sgm_sde.processes.base import SDE
 from sgm_sde.processes.discrete import DiscreteVESDE, DiscreteVPSDE
 from sgm_sde.processes.edm import EDMSDE
 from sgm_sde.processes.flow import RectifiedFlowSDE
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.ve import VESDE
-from sgm_sde.processes.vp import CosineVPSDE, SubVPSDE, VPSDE
+from sgm_sde.processes.vp import VPSDE, CosineVPSDE, SubVPSDE
 
 __all__ = [
+    "EDMSDE",
     "SDE",
     "VESDE",
     "VPSDE",
     "CosineVPSDE",
     "DiscreteVESDE",
     "DiscreteVPSDE",
-    "EDMSDE",
     "LinearSDE",
     "RectifiedFlowSDE",
     "SubVPSDE",
+    "presets",
 ]

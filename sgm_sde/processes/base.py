@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from sgm_sde.engine.reverse import ReverseSDE, ScoreFn
 
 if TYPE_CHECKING:
     from sgm_sde.engine.noise import Generators, Seeds
+
 
 class Node:
     """One time of a grid, as solvers see it on the host: Python floats in double precision."""
@@ -43,24 +44,22 @@ class SDE(ABC):
     Attributes:
         T: end of the forward time, where sampling starts.
         eps: time at which sampling ends by default.
+        natural_grid: name of the grid rule that goes with the process' time.
 
     Source: Song et al., 2021, arXiv:2011.13456.
 
     Example:
-        >>>         >>> @dataclass(frozen=True)
-        ... class DoubleWell(SDE):
-        ...     T: float = 1.0
-        ...     eps: float = 1e-3
+        >>> class DoubleWell(SDE):
+        ...     T, eps, prior_std = 1.0, 1e-3, 1.0
         ...     def f(self, x, t): return x - x**3
         ...     def g(self, t): return torch.ones_like(t)
-        ...     @property
-        ...     def prior_std(self): return 1.0
         >>> DoubleWell().f(torch.tensor([2.0]), torch.tensor(0.5))
         tensor([-6.])
     """
 
     T: float
     eps: float
+    natural_grid: ClassVar[str] = "uniform"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.T) and math.isfinite(self.eps) and 0 <= self.eps < self.T):
@@ -84,14 +83,17 @@ class SDE(ABC):
         """Whether the process has a marginal kernel `alpha(t)`, `sigma(t)`."""
         return False
 
-    def prior_transform(self, z: Tensor) -> Tensor:
-        """Turn standard normal noise (B, *) into prior samples (B, *)."""
+    def prior_transform(self, z: Tensor, t: float | None = None) -> Tensor:
+        """Turn standard normal noise (B, *) into prior samples (B, *); at an earlier time `t`, where it can."""
+        if t is not None and t != self.T:
+            raise ValueError(f"{self!r} has a prior at T={self.T} only, not at t={t}: start from x_T")
         return self.prior_std * z
 
     def prior_sample(
         self,
         shape: Sequence[int],
         *,
+        t: float | None = None,
         seed: Seeds = None,
         generator: Generators = None,
         dtype: torch.dtype | None = None,
@@ -101,6 +103,7 @@ class SDE(ABC):
 
         Args:
             shape: (B, *).
+            t: noise of the marginal at an earlier time, N(0, sigma(t)^2), for linear processes.
             seed: one int, or one per sample; without seed and generator, fresh entropy.
             generator: one `torch.Generator`, or one per sample, from which the seeds are drawn.
             dtype: of the result; torch's default if not given.
@@ -114,13 +117,12 @@ class SDE(ABC):
         """
         seeds = resolve_seeds(seed, generator, shape[0])
         z = NoiseStream(seeds, "prior").normal(tuple(shape), dtype or torch.get_default_dtype(), device)
-        return self.prior_transform(z)
+        return self.prior_transform(z, t)
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the prior in nats per sample: (B, *) to (B,)."""
-        d = x[0].numel()
-        square = (x / self.prior_std).flatten(1).square().sum(1) if x.ndim > 1 else (x / self.prior_std).square()
-        return -0.5 * square - d * (0.5 * math.log(2 * math.pi) + math.log(self.prior_std))
+        square = (x / self.prior_std).reshape(len(x), -1).square()
+        return (-0.5 * square - 0.5 * math.log(2 * math.pi) - math.log(self.prior_std)).sum(1)
 
     def reverse(self, score_fn: ScoreFn, eta: float = 1.0) -> ReverseSDE:
         r"""The reverse process with noise level `eta`; see `ReverseSDE`."""

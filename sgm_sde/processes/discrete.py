@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ class DiscreteVESDE(UnitScaleSDE):
     def __init__(self, sigmas: Sequence[float]) -> None:
         table = _table("sigmas", sigmas)
         table = table[::-1] if table[0] > table[-1] else table
-        for low, high in zip(table, table[1:], strict=False):
+        for low, high in pairwise(table):
             if not 0 < low < high < float("inf"):
                 raise ValueError(f"sigmas must be positive and strictly monotone, got {low} beside {high}")
         object.__setattr__(self, "sigmas", table)

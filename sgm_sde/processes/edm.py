@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ class EDMSDE(UnitScaleSDE):
     sigma_max: float = 80.0
     T: float = field(init=False, repr=False)
     eps: float = field(init=False, repr=False)
+    natural_grid: ClassVar[str] = "karras"
 
     def __post_init__(self) -> None:
         _require_positive(sigma_min=self.sigma_min, sigma_max=self.sigma_max)

@@ -32,7 +32,7 @@ class RectifiedFlowSDE(LinearSDE):
 
     Example:
         >>> sde = RectifiedFlowSDE()
-        >>> float(sde.alpha(0.25)), float(sde.sigma(0.25)), float(sde.time(sde.log_snr(0.25)))
+        >>> float(sde.alpha(0.25)), float(sde.sigma(0.25)), round(float(sde.time(sde.log_snr(0.25))), 12)
         (0.75, 0.25, 0.25)
     """
 

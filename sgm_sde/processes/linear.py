@@ -162,6 +162,10 @@ class LinearSDE(SDE):
         """Standard deviation of the prior N(0, sigma(T)^2 I)."""
         return float(self.sigma(self.T))
 
+    def prior_transform(self, z: Tensor, t: float | None = None) -> Tensor:
+        """Turn standard normal noise (B, *) into samples of N(0, sigma(t)^2 I), t = T if not given."""
+        return float(self.sigma(self.T if t is None else t)) * z
+
     def nodes(self, times: Sequence[float]) -> list[Node]:
         """The host-side coefficients at each of the given times."""
         t = torch.tensor(times, dtype=torch.float64)

@@ -13,7 +13,7 @@ import math
 from sgm_sde.processes.discrete import DiscreteVESDE, DiscreteVPSDE
 from sgm_sde.processes.edm import EDMSDE
 from sgm_sde.processes.ve import VESDE
-from sgm_sde.processes.vp import CosineVPSDE, SubVPSDE, VPSDE
+from sgm_sde.processes.vp import VPSDE, CosineVPSDE, SubVPSDE
 
 
 def ddpm(n: int = 1000) -> DiscreteVPSDE:

@@ -137,7 +137,7 @@ class VPSDE(_LinearBetaSDE, VariancePreservingSDE):
     Example:
         >>> sde = VPSDE(beta_min=0.1, beta_max=20.0)
         >>> round(float(sde.alpha(1.0)), 6), round(float(sde.sigma(1e-3)), 6)
-        (0.006571, 0.010486)
+        (0.006572, 0.010485)
     """
 
 
@@ -205,7 +205,7 @@ class CosineVPSDE(VariancePreservingSDE):
 
     Example:
         >>> round(float(CosineVPSDE().alpha(0.5)), 6)
-        0.702709
+        0.70274
     """
 
     s: float = 0.008

@@ -1,0 +1,290 @@
+r"""A solver as a value: a table of float64 coefficients that one executor runs.
+
+Every non-adaptive method has the form
+
+$$ x_k = \sum_j A_{kj}\,x_j + \sum_j B_{kj}\,e_j + \sum_m C_{km}\,z_m, \qquad e_k = \text{model}(x_k, t_k) $$
+
+with states $x$, evaluations $e$ and standard normal noises $z$; stage 0 is the initial state. The coefficients
+depend on the process, the grid and the method, never on x.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Terms = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table: a new state at time `t`.
+
+    Attributes:
+        t: the time at which the state lives, and is evaluated.
+        states: pairs (j, A) of earlier states.
+        evals: pairs (j, B) of evaluations at earlier states.
+        noises: pairs (m, C) of noises.
+        evaluate: whether the model is called at this state.
+        node: whether the state is one of the grid's: callbacks, correctors and trajectories see it.
+    """
+
+    t: float
+    states: Terms = ()
+    evals: Terms = ()
+    noises: Terms = ()
+    evaluate: bool = False
+    node: bool = False
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled solver.
+
+    Attributes:
+        name: the solver's name.
+        prediction: what an evaluation is, one of `sgm_sde.processes.predictions.PREDICTIONS`.
+        stages: the table.
+        eta: noise level of the reverse process, for `prediction="drift"`.
+
+    Raises:
+        ValueError: for a coefficient that is not finite, or a reference to a later stage.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> p = sg.DDIM().compile(sg.VPSDE(), sg.grids.Uniform()(sg.VPSDE(), 10))
+        >>> p.nfe, p.steps, Program.from_json(p.to_json()) == p
+        (10, 10, True)
+    """
+
+    name: str
+    prediction: str
+    stages: tuple[Stage, ...]
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.stages or self.stages[0].states or self.stages[0].evals:
+            raise ValueError("a program starts with the initial state, a stage without terms")
+        for k, stage in enumerate(self.stages):
+            for kind, terms in (("state", stage.states), ("eval", stage.evals), ("noise", stage.noises)):
+                for j, coefficient in terms:
+                    if not math.isfinite(coefficient):
+                        raise ValueError(
+                            f"{self.name} has the coefficient {coefficient} on {kind} {j} in stage {k}, "
+                            f"at t={stage.t:.6g}: the process is singular there; start below it (t_start=) or "
+                            f"use a solver that is not"
+                        )
+                    if kind != "noise" and not 0 <= j < k:
+                        raise ValueError(f"stage {k} refers to {kind} {j}, which does not exist yet")
+            for j, _ in stage.evals:
+                if not self.stages[j].evaluate:
+                    raise ValueError(f"stage {k} refers to eval {j}, which is not evaluated")
+
+    @property
+    def nfe(self) -> int:
+        """Number of model calls."""
+        return sum(stage.evaluate for stage in self.stages)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The grid's times, decreasing."""
+        return tuple(stage.t for stage in self.stages if stage.node)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.times) - 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any stage adds noise."""
+        return any(stage.noises for stage in self.stages)
+
+    def without_final_noise(self) -> Program:
+        """The same program with the noise of its last stage left out: the last step's mean."""
+        *head, last = self.stages
+        mean = Stage(**{**vars(last), "noises": ()})
+        return Program(self.name, self.prediction, (*head, mean), self.eta)
+
+    def to_json(self) -> str:
+        """The program as JSON; floats survive to the last bit."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Program:
+        """The program that `to_json` wrote.
+
+        Raises:
+            ValueError: if the text is not that of a program.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            stages = [
+                {k: tuple((int(j), float(c)) for j, c in v) if isinstance(v, list) else v for k, v in stage.items()}
+                for stage in data.pop("stages")
+            ]
+            return Program(stages=tuple(Stage(**stage) for stage in stages), **data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not the JSON of a program: {error}") from error
+
+    def __str__(self) -> str:
+        def combine(letter: str, terms: Terms) -> list[str]:
+            return [f"{c:+.6g} {letter}{j}" for j, c in terms]
+
+        lines = [f"{self.name}: {self.steps} steps, {self.nfe} evaluations of the {self.prediction}"]
+        for k, stage in enumerate(self.stages):
+            terms = combine("x", stage.states) + combine("e", stage.evals) + combine("z", stage.noises)
+            mark = ("*" if stage.node else " ") + ("e" if stage.evaluate else " ")
+            lines.append(f"{mark} x{k} (t={stage.t:.6g}) = {' '.join(terms) or 'initial state'}")
+        return "\n".join(lines)
+
+
+class Form:
+    """A linear form in states, evaluations and noises: what a solver's formula computes with.
+
+    Example:
+        >>> x, e = Form({("states", 0): 1.0}), Form({("evals", 0): 1.0})
+        >>> (2 * x - 0.5 * (e - x)).terms
+        {('states', 0): 2.5, ('evals', 0): -0.5}
+    """
+
+    __slots__ = ("terms",)
+
+    def __init__(self, terms: Mapping[tuple[str, int], float] | None = None) -> None:
+        self.terms = dict(terms or {})
+
+    def __add__(self, other: Form) -> Form:
+        total = dict(self.terms)
+        for key, c in other.terms.items():
+            total[key] = total.get(key, 0.0) + c
+        return Form(total)
+
+    def __mul__(self, c: float) -> Form:
+        return Form({key: c * v for key, v in self.terms.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, c: float) -> Form:
+        return self * (1 / c)
+
+    def __neg__(self) -> Form:
+        return self * -1.0
+
+    def __sub__(self, other: Form) -> Form:
+        return self + -other
+
+    @staticmethod
+    def combine(coefficients: Sequence[float], forms: Sequence[Form]) -> Form:
+        """The sum of coefficient times form, over as many as there are of the shorter."""
+        return sum((c * form for c, form in zip(coefficients, forms, strict=False)), Form())
+
+    def of(self, kind: str) -> Terms:
+        """The terms of one kind, those with coefficient 0 left out."""
+        return tuple((j, c) for (k, j), c in sorted(self.terms.items()) if k == kind and c != 0)
+
+
+class Tracer:
+    """Writes down the stages that a solver's formula asks for, step after step.
+
+    Args:
+        sde: the process, for coefficients at times inside a step.
+        times: the grid, decreasing.
+    """
+
+    def __init__(self, sde: Any, times: tuple[float, ...]) -> None:
+        self.sde = sde
+        self.nodes = sde.nodes(times)
+        self.stages: list[dict[str, Any]] = []
+        self.history: list[tuple[Any, Form]] = []  # (node, evaluation there), newest last
+        self.n_noises = 0
+        self.add(Form(), self.nodes[0].t, node=True)
+
+    def add(self, form: Form, t: float, node: bool = False) -> int:
+        """Append the stage that computes `form`; returns its index."""
+        kinds = {kind: form.of(kind) for kind in ("states", "evals", "noises")}
+        self.stages.append({"t": t, **kinds, "evaluate": False, "node": node})
+        return len(self.stages) - 1
+
+    def program(self, name: str, prediction: str, eta: float) -> Program:
+        """The table as a value."""
+        return Program(name, prediction, tuple(Stage(**s) for s in self.stages), eta)
+
+
+class Step:
+    """What a solver's formula sees of one step: its two nodes, its state, and the means to evaluate and to draw.
+
+    Attributes:
+        i: number of the step, from 0.
+        n: number of steps.
+        start: the node the step leaves, with `t`, `alpha`, `sigma`, `d_alpha`, `d_sigma`, `lam`, `g`.
+        end: the node it reaches, at a smaller time.
+        x: the state at `start`.
+    """
+
+    def __init__(self, tracer: Tracer, i: int) -> None:
+        self._tracer = tracer
+        self.i, self.n = i, len(tracer.nodes) - 1
+        self.start, self.end = tracer.nodes[i], tracer.nodes[i + 1]
+        self._x = len(tracer.stages) - 1
+        self.x = Form({("states", self._x): 1.0})
+
+    def evaluate(self, x: Form, node: Any) -> Form:
+        """The model's prediction at state `x` and `node`'s time; asking again for the same costs nothing."""
+        tracer, stage = self._tracer, self._state(x, node)
+        form = Form({("evals", stage): 1.0})
+        if stage == self._x and not tracer.stages[stage]["evaluate"]:
+            tracer.history.append((node, form))
+        tracer.stages[stage]["evaluate"] = True
+        return form
+
+    def keep(self, x: Form, node: Any) -> Form:
+        """A state of its own for a form that the rest of the step builds on, at `node`'s time."""
+        return Form({("states", self._state(x, node)): 1.0})
+
+    def _state(self, x: Form, node: Any) -> int:
+        stages = self._tracer.stages
+        if len(x.terms) == 1:
+            (((kind, j), c),) = x.terms.items()
+            if kind == "states" and c == 1.0 and stages[j]["t"] == node.t:
+                return j
+        return self._tracer.add(x, node.t)
+
+    def previous(self, j: int) -> tuple[Any, Form]:
+        """The node j steps back and the evaluation there; `previous(0)` is this step's own."""
+        return self._tracer.history[-1 - j]
+
+    def noise(self) -> Form:
+        """A fresh standard normal noise."""
+        self._tracer.n_noises += 1
+        return Form({("noises", self._tracer.n_noises - 1): 1.0})
+
+    @property
+    def last(self) -> Any:
+        """The grid's last node."""
+        return self._tracer.nodes[-1]
+
+    def at_noise_level(self, s: float) -> Any:
+        """The node where sigma / alpha is `s`; that of `T` where `s` lies beyond it."""
+        sde = self._tracer.sde
+        return self.at(min(float(sde.time(-2 * math.log(s))), sde.T))
+
+    def at(self, t: float) -> Any:
+        """The node at a time between `T` and the end of the grid."""
+        nodes = self._tracer.nodes
+        low, high = nodes[-1].t, max(nodes[0].t, self._tracer.sde.T)
+        if not low - 1e-9 * high <= t <= high * (1 + 1e-9):
+            raise ValueError(f"a stage at t={t} lies outside [{low}, {high}]")
+        t = min(max(t, low), high)
+        known = [node for node in (self.start, self.end) if node.t == t]
+        return known[0] if known else self._tracer.sde.nodes([t])[0]
+
+
+def trace(solver: Any, sde: Any, times: tuple[float, ...]) -> Program:
+    """Compile a solver: run its formula over the steps of a grid and write down what it computes."""
+    tracer = Tracer(sde, times)
+    for i in range(len(times) - 1):
+        tracer.add(solver.step(Step(tracer, i)), times[i + 1], node=True)
+    return tracer.program(solver.name, solver.prediction, solver.eta if solver.prediction == "drift" else 0.0)

@@ -1,0 +1,202 @@
+"""Time grids as values: decreasing times from noise to data, and the rules that place them.
+
+Example:
+    >>> import sgm_sde as sg
+    >>> sg.grids.Uniform()(sg.VPSDE(), 4, t_end=0.2)
+    Grid(1, 0.8, 0.6, 0.4, 0.2)
+    >>> sg.grids.Karras(rho=7.0)(sg.EDMSDE(), 3).steps
+    3
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from sgm_sde.processes import SDE
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Strictly decreasing times, the first where sampling starts and the last where it ends.
+
+    Args:
+        times: any sequence of numbers; a single time is a grid of no steps.
+
+    Raises:
+        ValueError: if the times do not strictly decrease, or one is negative or not finite.
+
+    Example:
+        >>> Grid([1.0, 0.5, 0.1]).steps
+        2
+    """
+
+    times: tuple[float, ...]
+
+    def __init__(self, times: Sequence[float] | Tensor) -> None:
+        object.__setattr__(self, "times", tuple(float(t) for t in times))
+        if not self.times:
+            raise ValueError("a grid needs at least one time")
+        for i, t in enumerate(self.times):
+            if not (math.isfinite(t) and t >= 0):
+                raise ValueError(f"times must be finite and not negative, got times[{i}] = {t}")
+            if i and t >= self.times[i - 1]:
+                raise ValueError(
+                    f"times must strictly decrease, got times[{i - 1}] = {self.times[i - 1]} "
+                    f"followed by times[{i}] = {t}"
+                )
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.times) - 1
+
+    def __repr__(self) -> str:
+        shown = [f"{t:.6g}" for t in self.times]
+        if len(shown) > 9:
+            shown = [*shown[:4], "...", *shown[-4:]]
+        return f"Grid({', '.join(shown)})"
+
+
+class GridRule(ABC):
+    """A way to place `steps + 1` times between the start and the end of sampling."""
+
+    def __call__(self, sde: SDE, steps: int, t_start: float | None = None, t_end: float | None = None) -> Grid:
+        """The grid of `steps` steps from `t_start` (default `sde.T`) to `t_end` (default `sde.eps`).
+
+        Raises:
+            ValueError: for a negative number of steps or times outside [0, T].
+        """
+        start, end = sde.T if t_start is None else t_start, sde.eps if t_end is None else t_end
+        if not 0 <= end < start <= sde.T:
+            raise ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got t_start={start} and t_end={end}")
+        if steps < 0 or int(steps) != steps:
+            raise ValueError(f"the number of steps must be a whole number of at least 0, got {steps}")
+        if steps == 0:
+            return Grid([start])
+        inner = self.place(sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64), start, end)
+        return Grid([start, *inner[1:-1].tolist(), end])  # the ends to the last bit
+
+    @abstractmethod
+    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+        """Times at the fractions u in [0, 1] of the way from start to end."""
+
+
+def _power(u: Tensor, start: float, end: float, rho: float) -> Tensor:
+    return (start ** (1 / rho) + u * (end ** (1 / rho) - start ** (1 / rho))) ** rho
+
+
+@dataclass(frozen=True)
+class Uniform(GridRule):
+    """Equal steps of time (Song et al., 2021, arXiv:2011.13456)."""
+
+    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+        """Times at the fractions u."""
+        return start + u * (end - start)
+
+
+@dataclass(frozen=True)
+class Quadratic(GridRule):
+    """Equal steps of the square root of time (Song, Meng & Ermon, 2021, arXiv:2010.02502)."""
+
+    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+        """Times at the fractions u."""
+        return _power(u, start, end, 2.0)
+
+
+@dataclass(frozen=True)
+class Exponential(GridRule):
+    """Equal steps of the logarithm of time; needs an end above 0."""
+
+    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+        """Times at the fractions u."""
+        if end <= 0:
+            raise ValueError(f"an exponential grid cannot end at t={end}: give t_end > 0")
+        return start * (u * math.log(end / start)).exp()
+
+
+@dataclass(frozen=True)
+class LogSNR(GridRule):
+    """Equal steps of log-SNR (Lu et al., 2022, arXiv:2206.00927)."""
+
+    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+        """Times at the fractions u."""
+        first, last = (float(sde.log_snr(t)) for t in (start, end))
+        if not (math.isfinite(first) and math.isfinite(last)):
+            raise ValueError(f"log-SNR is {first} at t={start} and {last} at t={end}: a log-SNR grid needs finite ends")
+        times: Tensor = sde.time(first + u * (last - first))
+        return times
+
+
+@dataclass(frozen=True)
+class Karras(GridRule):
+    r"""Equal steps of $(\sigma/\alpha)^{1/\rho}$ (Karras et al., 2022, arXiv:2206.00364).
+
+    Args:
+        rho: how strongly steps shorten towards the data.
+    """
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.rho) and self.rho > 0):
+            raise ValueError(f"rho must be positive, got {self.rho}")
+
+    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+        """Times at the fractions u."""
+        first, last = (math.exp(-float(sde.log_snr(t)) / 2) for t in (start, end))
+        if not math.isfinite(first):
+            raise ValueError(f"sigma / alpha is infinite at t={start}: a Karras grid needs a finite start")
+        times: Tensor = sde.time(-2 * _power(u, first, last, self.rho).log())
+        return times
+
+
+@dataclass(frozen=True)
+class Table(GridRule):
+    """Times out of a network's own table, as evenly spaced in it as whole indices allow.
+
+    Args:
+        times: the table; by default that of the process (`DiscreteVPSDE`, `DiscreteVESDE`).
+    """
+
+    times: tuple[float, ...] | None = None
+
+    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+        """Times at the fractions u."""
+        table = self.times if self.times is not None else getattr(sde, "times", None)
+        if table is None:
+            raise ValueError(f"{sde!r} has no table of times: give one, Table(times=...)")
+        inside = sorted((float(t) for t in table if end <= t <= start), reverse=True)
+        if len(u) > len(inside):
+            raise ValueError(f"{len(u) - 1} steps asked of a table that has {len(inside)} times to offer")
+        return torch.tensor(inside, dtype=torch.float64)[(u * (len(inside) - 1)).round().long()]
+
+
+RULES: dict[str, GridRule] = {
+    "uniform": Uniform(),
+    "quadratic": Quadratic(),
+    "exponential": Exponential(),
+    "log-snr": LogSNR(),
+    "karras": Karras(),
+    "table": Table(),
+}
+
+
+def rule(name: str) -> GridRule:
+    """The rule of that name.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the near ones.
+    """
+    if name not in RULES:
+        near = difflib.get_close_matches(name, RULES, n=3, cutoff=0.4) or list(RULES)
+        raise ValueError(f"unknown grid {name!r}; did you mean {', '.join(map(repr, near))}?")
+    return RULES[name]

@@ -1,0 +1,85 @@
+r"""What a network may predict, and the one formula that turns any prediction into any other.
+
+Every prediction of a linear process is a combination $p = a\,D + b\,\epsilon$ of the denoised data $D$ and the
+noise $\epsilon$, and the state is $x = \alpha D + \sigma\epsilon$. Solving two equations for two unknowns turns
+a network's output $r = a_r D + b_r \epsilon$ into a prediction $p$:
+
+$$ p = \frac{(a_p b_r - b_p a_r)\,x + (b_p \alpha - a_p \sigma)\,r}{\alpha b_r - \sigma a_r} $$
+
+| name       | a           | b                                               |
+|------------|-------------|-------------------------------------------------|
+| `data`     | 1           | 0                                               |
+| `noise`    | 0           | 1                                               |
+| `score`    | 0           | $-1/\sigma$                                     |
+| `velocity` | $-\sigma$   | $\alpha$ (v-prediction)                         |
+| `flow`     | $\alpha'$   | $\sigma'$ (the time derivative of the path)     |
+| `drift`    | $\alpha'$   | $(1+\eta^2)\sigma' - \eta^2 (\alpha'/\alpha) \sigma$ (drift of the reverse process) |
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+PREDICTIONS = ("data", "noise", "score", "velocity", "flow", "drift")
+
+
+class Kernel(Protocol):
+    """The coefficients at one time, or tensors of them at many."""
+
+    @property
+    def alpha(self) -> Any: ...
+    @property
+    def sigma(self) -> Any: ...
+    @property
+    def d_alpha(self) -> Any: ...
+    @property
+    def d_sigma(self) -> Any: ...
+
+
+class KernelValues(NamedTuple):
+    """A `Kernel` made of given values."""
+
+    alpha: Any
+    sigma: Any
+    d_alpha: Any
+    d_sigma: Any
+
+
+def weights(prediction: str, k: Kernel, eta: float = 0.0) -> tuple[Any, Any]:
+    r"""The pair (a, b) of a prediction $a\,D + b\,\epsilon$; `eta` matters for `"drift"` alone.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if prediction == "data":
+        return 1.0, 0.0
+    if prediction == "noise":
+        return 0.0, 1.0
+    if prediction == "score":
+        return 0.0, -1 / k.sigma
+    if prediction == "velocity":
+        return -k.sigma, k.alpha
+    if prediction == "flow" or (prediction == "drift" and eta == 0):
+        return k.d_alpha, k.d_sigma
+    if prediction == "drift":
+        return k.d_alpha, (1 + eta**2) * k.d_sigma - eta**2 * (k.d_alpha / k.alpha) * k.sigma
+    raise ValueError(f"unknown prediction {prediction!r}; known: {', '.join(PREDICTIONS)}")
+
+
+def convert(source: str, target: str, k: Kernel, eta: float = 0.0) -> tuple[Any, Any]:
+    r"""Coefficients $(c_x, c_r)$ with target prediction $= c_x x + c_r r$, for a network output $r$.
+
+    Raises:
+        ValueError: for an unknown name.
+        ZeroDivisionError: where the source says nothing about the target (noise at alpha = 0), on floats.
+
+    Example:
+        >>> convert("noise", "score", KernelValues(alpha=0.6, sigma=0.8, d_alpha=-1.0, d_sigma=0.75))
+        (0.0, -1.25)
+    """
+    if source == target and source != "drift":
+        return 0.0, 1.0
+    a_r, b_r = weights(source, k)
+    a_p, b_p = weights(target, k, eta)
+    determinant = k.alpha * b_r - k.sigma * a_r
+    return (a_p * b_r - b_p * a_r) / determinant, (b_p * k.alpha - a_p * k.sigma) / determinant

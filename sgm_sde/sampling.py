@@ -1,0 +1,387 @@
+"""`sample`: from a score function to samples."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgm_sde import grids
+from sgm_sde.engine.executor import Run, execute
+from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.reverse import ScoreFn
+from sgm_sde.grids import Grid, GridRule
+from sgm_sde.processes.base import SDE
+from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.score import as_score
+from sgm_sde.solvers import Solver, resolve
+
+DEFAULT_SOLVER = "dpm++2m"
+DEFAULT_NFE = 50
+FINALS = ("denoise", "mean", "none")
+
+
+class NonFiniteWarning(UserWarning):
+    """A state became infinite or NaN; the result's status says when, and in which samples."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run ended, readable and testable.
+
+    Attributes:
+        ok: whether it reached the end with finite states.
+        message: what happened.
+        time: the first grid time at which a state was not finite, if any.
+        samples: the samples in which it was not.
+        stopped: whether the callback stopped the run.
+    """
+
+    ok: bool = True
+    message: str = "completed"
+    time: float | None = None
+    samples: tuple[int, ...] = ()
+    stopped: bool = False
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback sees after each step.
+
+    Attributes:
+        i: number of the step, from 0.
+        n: number of steps.
+        t: time the step left.
+        t_next: time it reached.
+        x: a copy of the state at `t_next`, (B, *).
+        denoised: estimate of the data made at `t`, (B, *); None for a process that is not linear.
+        nfe: network calls so far.
+    """
+
+    i: int
+    n: int
+    t: float
+    t_next: float
+    x: Tensor
+    denoised: Tensor | None
+    nfe: int
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """Samples and how they came about.
+
+    Attributes:
+        x: samples (B, *), in the range of the data the network was trained on.
+        nfe: calls of the score function, each on the whole batch.
+        times: the grid's times, decreasing.
+        status: how the run ended; false in a boolean context if states were not finite or it was stopped.
+        trajectory: states (K, B, *) at `trajectory_times`, if asked for; the last one is `x` when "all" are.
+        trajectory_times: the times of the trajectory, 0 standing for the final denoised state.
+        seeds: the (seed, index) pair of each sample.
+    """
+
+    x: Tensor
+    nfe: int
+    times: tuple[float, ...]
+    status: Status
+    trajectory: Tensor | None = field(default=None, repr=False)
+    trajectory_times: tuple[float, ...] = field(default=(), repr=False)
+    seeds: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+
+    def __repr__(self) -> str:
+        return f"SampleResult(x={tuple(self.x.shape)} {self.x.dtype}, nfe={self.nfe}, {self.status})"
+
+
+def sample(
+    score_fn: ScoreFn,
+    sde: SDE,
+    shape: Sequence[int] | None = None,
+    *,
+    x_T: Tensor | None = None,
+    solver: Solver | str = DEFAULT_SOLVER,
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: Grid | GridRule | str | Sequence[float] | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    seed: Seeds = None,
+    generator: Generators = None,
+    final: str | None = None,
+    callback: Callable[[StepInfo], bool | None] | None = None,
+    progress: bool = False,
+    trajectory: str | Sequence[float] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    enable_grad: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> SampleResult:
+    r"""Draw samples by running the reverse process from noise at `sde.T` to data.
+
+    Sample i depends on its own seed, the network and the settings, and on nothing else. Nothing is clipped or
+    rescaled: samples come out in the range the network was trained on. The global random state, the network's
+    train/eval mode and anyone's `requires_grad` are left alone.
+
+    Args:
+        score_fn: the score, `score_fn(x, t, **kwargs)` with x (B, *), t (B,); or what `from_noise`,
+            `from_denoiser`, `from_velocity` or `from_flow` made of a network.
+        sde: the forward process.
+        shape: (B, *) of the samples; or give `x_T`.
+        x_T: the states (B, *) to start from, instead of prior samples. bfloat16 and float16 are integrated in
+            float32 and returned as they came.
+        solver: a name from `solvers()` or a `Solver`.
+        nfe: budget of network calls, final one included, never exceeded. Default 50.
+        steps: number of steps, instead of `nfe`.
+        grid: a rule (`grids.Karras()`, or a name such as "log-snr") that places the steps, or the times
+            themselves (then neither `nfe` nor `steps`). By default the process' `natural_grid`.
+        t_start: where to start, default `sde.T`. Below it, give the noised data as `x_T`.
+        t_end: where to end, default `sde.eps`.
+        seed: one int for the batch, or one per sample.
+        generator: one `torch.Generator` or one per sample, from which seeds are drawn, instead of `seed`.
+        final: what to return at the end: "denoise", Tweedie's estimate of the data, one network call (default for
+            linear processes); "mean", the last state without the noise its last update added (default for others);
+            "none", the last state.
+        callback: called after each step with a `StepInfo`; returning True stops the run.
+        progress: show a progress bar.
+        trajectory: "all", or some of the grid's times (0 for the denoised end), to keep the states at.
+        model_kwargs: passed on to the network at each call.
+        enable_grad: build the graph, to backpropagate through sampling.
+        dtype: of the samples if `shape` is given; torch's default if not given.
+        device: of the samples if `shape` is given; the network's if it has parameters, torch's default if not.
+
+    Returns:
+        a `SampleResult`.
+
+    Raises:
+        ValueError: for arguments out of range, unknown names, or a network output of the wrong shape.
+        TypeError: for arguments of the wrong type, or a solver that the process does not allow.
+
+    Warns:
+        NonFiniteWarning: if a state became infinite or NaN.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> score = sg.oracles.Gaussian(torch.zeros(3), 0.25).score(sde)
+        >>> res = sg.sample(score, sde, shape=(64, 3), solver="dpm++2m", nfe=20, seed=0)
+        >>> res.nfe, res.status.ok
+        (20, True)
+    """
+    score = as_score(score_fn, sde)
+    solver = resolve(solver)
+    if final is None:
+        final = "denoise" if sde.is_linear else "mean"
+    if final not in FINALS:
+        raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}, got {final!r}")
+    if final == "denoise" and not sde.is_linear:
+        raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
+    grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
+    program = solver.compile(sde, grid)
+
+    if (shape is None) == (x_T is None):
+        raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
+    if x_T is None:
+        assert shape is not None
+        shape = tuple(shape)
+        if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise ValueError(f"shape must be (B, *) with positive whole numbers, got {shape}")
+        parameter = score.parameter
+        device = parameter.device if device is None and parameter is not None else device
+        device = torch.get_default_device() if device is None else torch.device(device)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+    else:
+        if dtype is not None or device is not None:
+            raise ValueError("dtype and device follow x_T; give them with shape= only")
+        shape, dtype, device = tuple(x_T.shape), x_T.dtype, x_T.device
+    if not dtype.is_floating_point:
+        raise TypeError(f"samples need a floating-point dtype, got {dtype}")
+    seeds = resolve_seeds(seed, generator, shape[0])
+    state_dtype = torch.promote_types(dtype, torch.float32)
+    if x_T is None:
+        if grid.times[0] < sde.T:
+            warnings.warn(
+                f"starting at t={grid.times[0]:g} < T={sde.T:g} from pure noise: the marginal there contains data; "
+                f"pass noised data as x_T",
+                stacklevel=2,
+            )
+        x = sde.prior_transform(NoiseStream(seeds, "prior").normal(shape, state_dtype, device), grid.times[0])
+    else:
+        x = x_T.to(state_dtype)
+
+    if score.dtype is None and dtype != state_dtype:
+        score = score.cast_to(dtype)
+    model = BoundModel(score, sde, (grid.times[-1], grid.times[0]), model_kwargs)
+    hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"))
+    monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
+    with torch.set_grad_enabled(enable_grad), monitor:
+        run = execute(
+            program,
+            x,
+            model,
+            NoiseStream(seeds, "solver"),
+            hooks=hooks,
+            on_node=monitor.on_node,
+            on_output=monitor.on_output if callback else None,
+            mean=final == "mean",
+            grad=enable_grad,
+        )
+        x = run.x
+        if final == "denoise" and not monitor.stopped:
+            x = model.predict("data", x, grid.times[-1])
+            run.checksums.append(x.detach().flatten(1).sum(1) if x.ndim > 1 else x.detach())
+        monitor.finish(x)
+    status = _status(run, grid, monitor.stopped)
+    if status.samples:
+        warnings.warn(status.message, NonFiniteWarning, stacklevel=2)
+    return SampleResult(
+        x.to(dtype), model.nfe, grid.times, status, monitor.stacked(dtype), tuple(monitor.kept_times), seeds
+    )
+
+
+def _make_grid(
+    sde: SDE,
+    solver: Solver,
+    denoise: bool,
+    nfe: int | None,
+    steps: int | None,
+    grid: Grid | GridRule | str | Sequence[float] | None,
+    t_start: float | None,
+    t_end: float | None,
+) -> Grid:
+    grid = sde.natural_grid if grid is None else grid
+    if isinstance(grid, str):
+        grid = grids.rule(grid)
+    if not isinstance(grid, GridRule):
+        given = {"nfe": nfe, "steps": steps, "t_start": t_start, "t_end": t_end}
+        for name, value in given.items():
+            if value is not None:
+                raise ValueError(f"{name}={value} does not go with a grid of given times; give a grid rule instead")
+        grid = grid if isinstance(grid, Grid) else Grid(grid)
+        if grid.times[0] > sde.T:
+            raise ValueError(f"the grid starts at t={grid.times[0]}, beyond T={sde.T}")
+        return grid
+    if nfe is not None and steps is not None:
+        raise ValueError(f"give nfe= or steps=, not both (got {nfe} and {steps})")
+    if steps is not None:
+        if isinstance(steps, bool) or int(steps) != steps or steps < 1:
+            raise ValueError(f"steps must be a whole number of at least 1, got {steps}")
+        return grid(sde, int(steps), t_start, t_end)
+    budget = DEFAULT_NFE if nfe is None else nfe
+    if isinstance(budget, bool) or int(budget) != budget or budget < 1:
+        raise ValueError(f"nfe must be a whole number of at least 1, got {nfe}")
+    steps = solver.steps(int(budget) - denoise)
+    if steps < 1 and not (denoise and budget == 1):
+        raise ValueError(
+            f"nfe={budget} is too small: one step of {solver.name} takes {solver.nfe(1)} network calls"
+            + (" and final='denoise' one more" if denoise else "")
+        )
+    return grid(sde, steps, t_start, t_end)
+
+
+class _Monitor:
+    """What watches a run: callback, progress bar, trajectory."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        model: BoundModel,
+        name: str,
+        callback: Callable[[StepInfo], bool | None] | None,
+        progress: bool,
+        trajectory: str | Sequence[float] | None,
+        final: str,
+    ) -> None:
+        self.grid, self.model, self.callback = grid, model, callback
+        self.denoised: Tensor | None = None
+        self.stopped = False
+        self.wanted = _wanted(trajectory, grid, final == "denoise")
+        self.kept: list[Tensor] = []
+        self.kept_times: list[float] = []
+        self.bar: Any = None
+        if progress:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=grid.steps, desc=name, unit="step")
+
+    def __enter__(self) -> _Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_output(self, x: Tensor, output: Tensor, t: float) -> None:
+        """Keep the estimate of the data made at the node that a step leaves."""
+        if self.model.sde.is_linear:
+            self.denoised = self.model.predict("data", x, t, output)
+
+    def on_node(self, i: int, x: Tensor) -> bool:
+        """Called with each node's state."""
+        self._keep(self.grid.times[i], x)
+        if i == 0:
+            return False
+        if self.bar is not None:
+            self.bar.update()
+        if self.callback is not None:
+            t, t_next = self.grid.times[i - 1 : i + 1]
+            info = StepInfo(i - 1, self.grid.steps, t, t_next, x.clone(), self.denoised, self.model.nfe)
+            self.stopped = self.callback(info) is True and i < self.grid.steps
+        return self.stopped
+
+    def finish(self, x: Tensor) -> None:
+        """Called with the result."""
+        if not self.stopped:
+            self._keep(0.0, x)
+
+    def _keep(self, t: float, x: Tensor) -> None:
+        if t in self.wanted and t not in self.kept_times:
+            self.kept.append(x.clone())
+            self.kept_times.append(t)
+
+    def stacked(self, dtype: torch.dtype) -> Tensor | None:
+        return torch.stack(self.kept).to(dtype) if self.kept else None
+
+
+def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool) -> frozenset[float]:
+    known = (*grid.times, 0.0) if denoise else grid.times
+    if trajectory is None:
+        return frozenset()
+    if isinstance(trajectory, str):
+        if trajectory != "all":
+            raise ValueError(f"trajectory must be 'all' or a sequence of times, got {trajectory!r}")
+        return frozenset(known)
+    wanted = set()
+    for t in trajectory:
+        nearest = min(known, key=lambda node: abs(node - t))
+        if not math.isclose(nearest, t, rel_tol=1e-9, abs_tol=1e-12):
+            raise ValueError(f"trajectory time {t} is not on the grid; the nearest of its times is {nearest}")
+        wanted.add(nearest)
+    return frozenset(wanted)
+
+
+def _status(run: Run, grid: Grid, stopped: bool) -> Status:
+    sums = torch.stack(run.checksums)  # the one place where values come back from the device
+    if sums.is_meta:
+        return Status()
+    bad = ~torch.isfinite(sums.double())
+    if bool(bad.any()):
+        first = int(bad.any(1).nonzero()[0])
+        samples = tuple(bad.any(0).nonzero().flatten().tolist())
+        time = grid.times[min(first, grid.steps)]
+        shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
+        message = f"non-finite state at t={time:.6g} in {len(samples)} of {bad.shape[1]} samples ({shown})"
+        return Status(False, message, time, samples, stopped)
+    if stopped:
+        return Status(False, f"stopped by the callback at t={grid.times[run.nodes - 1]:.6g}", stopped=True)
+    return Status()

@@ -1,0 +1,245 @@
+"""Data distributions whose score is known exactly at every time, on every linear process.
+
+Use them to debug a network, a schedule or a solver: `oracle.score(sde)` stands in for a perfectly trained
+network, and `oracle.log_prob`, `oracle.sample` and `Gaussian.flow` are the answers to compare with.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sgm_sde._shapes import Time, batch_time, expand
+from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
+from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.scores.score import Score
+
+
+class Oracle(ABC):
+    """A data distribution over tensors of shape `event_shape` with closed-form marginals under any linear process."""
+
+    event_shape: torch.Size
+
+    @abstractmethod
+    def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | x_t = x] for x (B, *) and kernel coefficients of shape (B,)."""
+
+    @abstractmethod
+    def _log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _draw(self, z: Tensor) -> Tensor:
+        """Data samples from standard normal noise z of shape (n, 1 + event size)."""
+
+    def score(self, sde: LinearSDE) -> Score:
+        """The exact score on `sde`, as if from a perfect network."""
+        return Score(lambda x, t: self.denoised(x, sde.alpha(t).to(x.dtype), sde.sigma(t).to(x.dtype)), sde, "data")
+
+    def log_prob(self, x: Tensor, sde: LinearSDE | None = None, t: Time = 0.0) -> Tensor:
+        """Log-density in nats of x (B, *) under the marginal at time t of `sde`; that of the data without one.
+
+        Returns:
+            tensor of shape (B,).
+        """
+        times = batch_time(t, x)
+        if sde is None:
+            return self._log_prob(x, torch.ones_like(times), torch.zeros_like(times))
+        return self._log_prob(x, sde.alpha(times).to(x.dtype), sde.sigma(times).to(x.dtype))
+
+    def sample(
+        self,
+        n: int,
+        sde: LinearSDE | None = None,
+        t: Time = 0.0,
+        *,
+        seed: Seeds = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Draw n samples of shape (n, *event) of the marginal at time t of `sde`; of the data without one.
+
+        Args:
+            n: number of samples.
+            sde: the process.
+            t: time, () or (n,).
+            seed: one int, or one per sample; without it, fresh entropy.
+            dtype: of the result.
+        """
+        stream = NoiseStream(resolve_seeds(seed, None, n), "prior")
+        dtype = dtype or torch.get_default_dtype()
+        x = self._draw(stream.normal((n, 1 + self.event_shape.numel()), torch.float64)).to(dtype)
+        x = x.reshape(n, *self.event_shape)
+        if sde is None:
+            return x
+        mean, std = sde.marginal(x, t)
+        return mean + std * stream.normal(tuple(x.shape), dtype)
+
+
+class Gaussian(Oracle):
+    r"""Gaussian data $N(m, C)$ with any covariance: score, density, samples and the probability flow itself.
+
+    $$ s(x, t) = -(\alpha^2 C + \sigma^2 I)^{-1}(x - \alpha m) $$
+
+    Args:
+        mean: tensor of shape `event`.
+        covariance: a number (variance), or a positive semi-definite matrix over the flattened event.
+
+    Raises:
+        ValueError: for a covariance of the wrong shape, not symmetric, or with a negative eigenvalue.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> oracle = Gaussian(torch.zeros(2), 0.25)
+        >>> x = oracle.sample(4, sg.VPSDE(), 1.0, seed=0)
+        >>> sg.sample(oracle.score(sg.VPSDE()), sg.VPSDE(), x_T=x, solver="rk4", steps=50).x.shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor | float) -> None:
+        self.mean = mean.double()
+        self.event_shape = mean.shape
+        d = mean.numel()
+        matrix = torch.as_tensor(covariance, dtype=torch.float64)
+        matrix = matrix * torch.eye(d, dtype=torch.float64) if matrix.ndim == 0 else matrix
+        if matrix.shape != (d, d) or not torch.allclose(matrix, matrix.T):
+            raise ValueError(f"covariance must be a number or a symmetric ({d}, {d}) matrix, got {tuple(matrix.shape)}")
+        self.variances, self.basis = torch.linalg.eigh(matrix)
+        if self.variances.min() < -1e-10 * self.variances.max().clamp(min=1):
+            raise ValueError(f"covariance has the negative eigenvalue {self.variances.min().item()}")
+        self.variances = self.variances.clamp(min=0)
+
+    def _spectral(self, x: Tensor, factor: Tensor) -> Tensor:
+        """Multiply the eigencomponents of x (B, *) by a factor (B, d)."""
+        basis = self.basis.to(x)
+        return ((x.flatten(1) @ basis * factor.to(x.dtype)) @ basis.T).reshape(x.shape)
+
+    def _centred(self, x: Tensor, alpha: Tensor) -> Tensor:
+        return x - expand(alpha, x) * self.mean.to(x)
+
+    def _marginal_variances(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha**2)[:, None] * self.variances.to(alpha) + (sigma**2)[:, None]
+
+    def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | x_t = x] for x (B, *) and kernel coefficients of shape (B,)."""
+        gain = alpha[:, None] * self.variances.to(alpha) / self._marginal_variances(alpha, sigma)
+        return self.mean.to(x) + self._spectral(self._centred(x, alpha), gain)
+
+    def _log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        variance = self._marginal_variances(alpha, sigma).to(x.dtype)
+        y = self._centred(x, alpha).flatten(1) @ self.basis.to(x)
+        return -0.5 * (y**2 / variance + variance.log() + math.log(2 * math.pi)).sum(1)
+
+    def _draw(self, z: Tensor) -> Tensor:
+        return self.mean.flatten() + (z[:, 1:] * self.variances.sqrt()) @ self.basis.T
+
+    def flow(self, x: Tensor, sde: LinearSDE, t: Time, s: Time) -> Tensor:
+        r"""The probability-flow ODE solved exactly from time t to time s.
+
+        $$ x_s = \alpha_s m + \left(\frac{\alpha_s^2 C + \sigma_s^2 I}{\alpha_t^2 C + \sigma_t^2 I}\right)^{1/2}
+           (x_t - \alpha_t m) $$
+        """
+        t, s = batch_time(t, x), batch_time(s, x)
+        before = self._marginal_variances(sde.alpha(t), sde.sigma(t))
+        after = self._marginal_variances(sde.alpha(s), sde.sigma(s))
+        moved = self._spectral(self._centred(x, sde.alpha(t)), (after / before).sqrt())
+        return moved + expand(sde.alpha(s), x) * self.mean.to(x)
+
+
+class GaussianMixture(Oracle):
+    r"""A mixture of Gaussians $\sum_k w_k N(m_k, \mathrm{diag}(s_k^2))$.
+
+    Args:
+        means: tensor of shape (K, *event).
+        stds: a number, (K,), or (K, *event); 0 is allowed and puts the mass on the mean.
+        weights: (K,), positive; normalised to sum 1. Equal if not given.
+
+    Raises:
+        ValueError: for shapes that do not match, negative stds or weights that are not positive.
+
+    Example:
+        >>> oracle = GaussianMixture(torch.tensor([[-2.0], [2.0]]), 0.5, [0.25, 0.75])
+        >>> round(float(oracle.log_prob(torch.tensor([[2.0]]), None)), 4)
+        -0.5135
+    """
+
+    def __init__(
+        self,
+        means: Tensor,
+        stds: Tensor | float | Sequence[float],
+        weights: Tensor | Sequence[float] | None = None,
+    ) -> None:
+        if means.ndim < 2:
+            raise ValueError(f"means must have the shape (K, *event), got {tuple(means.shape)}")
+        n, self.event_shape = len(means), means.shape[1:]
+        self.means = means.double().flatten(1)
+        spread = torch.as_tensor(stds, dtype=torch.float64)
+        if spread.ndim and spread.shape not in (torch.Size([n]), means.shape):
+            raise ValueError(f"stds must be a number, ({n},) or {tuple(means.shape)}, got {tuple(spread.shape)}")
+        if not bool((spread >= 0).all()):
+            raise ValueError(f"stds must not be negative, got {spread.min().item()}")
+        # (K, 1) for isotropic components, (K, d) otherwise
+        self.variances = (spread.flatten(1) if spread.ndim > 1 else spread.expand(n)[:, None]) ** 2
+        w = torch.ones(n) if weights is None else torch.as_tensor(weights)
+        if w.shape != (n,) or not bool((w > 0).all()):
+            raise ValueError(f"weights must be {n} positive numbers, got {w.tolist()}")
+        self.weights = w.double() / w.double().sum()
+
+    def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-densities (B, K) of the components at x, times their weights; residuals; marginal variances."""
+        means, variances, weights = (v.to(x) for v in (self.means, self.variances, self.weights))
+        marginal = (alpha**2)[:, None, None] * variances + (sigma**2)[:, None, None]
+        residual = x.flatten(1)[:, None] - alpha[:, None, None] * means
+        d = means.shape[1]
+        log_scale = marginal.log().expand(-1, -1, d).sum(2) if marginal.shape[2] == d else d * marginal.log()[..., 0]
+        square = (residual**2 / marginal).sum(2)
+        return weights.log() - 0.5 * (square + log_scale + d * math.log(2 * math.pi)), residual, marginal
+
+    def responsibilities(self, x: Tensor, sde: LinearSDE | None = None, t: Time = 0.0) -> Tensor:
+        """Posterior probability (B, K) of each component given x (B, *) at time t."""
+        times = batch_time(t, x)
+        alpha, sigma = (
+            (torch.ones_like(times), torch.zeros_like(times)) if sde is None else (sde.alpha(times), sde.sigma(times))
+        )
+        return self._components(x, alpha.to(x.dtype), sigma.to(x.dtype))[0].softmax(1)
+
+    def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | x_t = x] for x (B, *) and kernel coefficients of shape (B,)."""
+        log_p, residual, marginal = self._components(x, alpha, sigma)
+        gain = alpha[:, None, None] * self.variances.to(x) / marginal
+        posterior = self.means.to(x) + gain * residual
+        return (log_p.softmax(1)[..., None] * posterior).sum(1).reshape(x.shape)
+
+    def _log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return self._components(x, alpha, sigma)[0].logsumexp(1)
+
+    def _draw(self, z: Tensor) -> Tensor:
+        uniform = torch.special.ndtr(z[:, :1])
+        k = (uniform > self.weights.cumsum(0)[:-1]).sum(1)
+        return self.means[k] + self.variances.sqrt()[k] * z[:, 1:]
+
+
+class Empirical(GaussianMixture):
+    r"""A data set as a distribution: equal Gaussians of one bandwidth on its points.
+
+    With bandwidth 0 the score is that of the perfect memoriser.
+
+    Args:
+        data: tensor of shape (N, *event).
+        bandwidth: standard deviation around each point.
+
+    Raises:
+        ValueError: as `GaussianMixture`.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> oracle = Empirical(torch.tensor([[-1.0], [1.0]]), bandwidth=0.0)
+        >>> oracle.score(sg.EDMSDE()).denoised(torch.tensor([[0.9]]), 0.1)
+        tensor([[1.]])
+    """
+
+    def __init__(self, data: Tensor, bandwidth: float = 0.0) -> None:
+        super().__init__(data, bandwidth)
+        self.bandwidth = bandwidth

@@ -1,0 +1,225 @@
+"""What a network predicts, turned into a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgm_sde._shapes import Time, as_time, batch_time, expand
+from sgm_sde.engine.reverse import ScoreFn
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.predictions import KernelValues, convert
+from sgm_sde.scores.time_labels import TimeLabel
+
+
+class Score:
+    r"""A network with the knowledge of what it predicts: callable as the score $s(x, t)$.
+
+    Made by `from_noise`, `from_denoiser`, `from_velocity`, `from_flow`, `from_score`. Solvers use the network's
+    own output and fold the conversion into their coefficients, in double precision.
+
+    Args:
+        net: `net(x, label, **kwargs)` with x (B, *) and label (B,); returns (B, *).
+        sde: the process that the network was trained on.
+        prediction: `"noise"`, `"data"`, `"velocity"`, `"flow"` or `"score"`.
+        time_label: from t (B,) to what the network expects; t itself if not given.
+        input_scale: from t (B,) to the factor on x that the network expects, such as 1 / alpha for networks
+            trained on x / alpha; 1 if not given.
+        dtype: what x is cast to for the call; the dtype of the network's first floating-point parameter if it
+            has one. The state stays as it is, at least float32.
+
+    Raises:
+        ValueError: at a call, if the output does not have the shape of x.
+        TypeError: if the prediction needs a process with alpha(t) and sigma(t) and there is none.
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        sde: SDE,
+        prediction: str,
+        *,
+        time_label: TimeLabel | None = None,
+        input_scale: Callable[[Tensor], Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not callable(net):
+            raise TypeError(f"the network must be callable, got {type(net).__name__}")
+        if prediction != "score" and not sde.is_linear:
+            raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {sde!r}")
+        self.net, self.sde, self.prediction = net, sde, prediction
+        self.time_label, self.input_scale = time_label, input_scale
+        self._dtype = dtype
+
+    @property
+    def parameter(self) -> Tensor | None:
+        """The network's first floating-point parameter, which tells its device and dtype."""
+        if not isinstance(self.net, nn.Module):
+            return None
+        return next((p for p in self.net.parameters() if p.is_floating_point()), None)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What x is cast to for the call; None for no cast."""
+        if self._dtype is not None or self.parameter is None:
+            return self._dtype
+        return self.parameter.dtype
+
+    def cast_to(self, dtype: torch.dtype) -> Score:
+        """The same score with x cast to `dtype` for the call."""
+        return Score(
+            self.net, self.sde, self.prediction,
+            time_label=self.time_label, input_scale=self.input_scale, dtype=dtype,
+        )  # fmt: skip
+
+    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        """The network's own output at x (B, *) and t (B,), as it returns it."""
+        label = t if self.time_label is None else self.time_label(t)
+        net_dtype = self.dtype
+        if net_dtype is not None and label.is_floating_point():
+            label = label.to(torch.promote_types(net_dtype, torch.float32))  # bfloat16 merges neighbouring times
+        scaled = x if self.input_scale is None else expand(self.input_scale(t), x) * x
+        out = self.net(scaled if net_dtype is None else scaled.to(net_dtype), label, **kwargs)
+        if not isinstance(out, Tensor):
+            raise ValueError(f"the network must return a tensor, got {type(out).__name__}")
+        if out.shape != x.shape:
+            raise ValueError(f"the network returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}")
+        return out
+
+    def predict(self, target: str, x: Tensor, t: Time, **kwargs: Any) -> Tensor:
+        """Any of the predictions (see `sgm_sde.processes.predictions`) at x (B, *) and t, () or (B,)."""
+        t = batch_time(t, x)
+        out = self.output(x, t, **kwargs).to(x.dtype)
+        if target == self.prediction:
+            return out
+        if not self.sde.is_linear:
+            raise TypeError(f"{target} cannot be had from a score without alpha(t) and sigma(t): {self.sde!r}")
+        sde: Any = self.sde
+        k = KernelValues(sde.alpha(t), sde.sigma(t), sde.d_alpha(t), sde.d_sigma(t))
+        c_x, c_r = (as_time(c).to(device=x.device) for c in convert(self.prediction, target, k))
+        return expand(c_x, x) * x + expand(c_r, x) * out
+
+    def __call__(self, x: Tensor, t: Time, **kwargs: Any) -> Tensor:
+        """The score at x (B, *) and t, () or (B,)."""
+        return self.predict("score", x, t, **kwargs)
+
+    def denoised(self, x: Tensor, t: Time, **kwargs: Any) -> Tensor:
+        r"""Tweedie's estimate of the data, $D = E[x_0 \mid x_t] = (x + \sigma^2 s)/\alpha$."""
+        return self.predict("data", x, t, **kwargs)
+
+    def __repr__(self) -> str:
+        name = type(self.net).__name__ if isinstance(self.net, nn.Module) else getattr(self.net, "__name__", "net")
+        return f"Score({name} predicts {self.prediction}, {self.sde!r})"
+
+
+def from_noise(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
+    r"""A score from a network that predicts the noise: $s = -\epsilon/\sigma$.
+
+    Args:
+        net: `net(x, label, **kwargs)`.
+        sde: the process it was trained on.
+        options: `time_label`, `input_scale`, `dtype`; see `Score`.
+
+    Source: Ho et al., 2020, arXiv:2006.11239.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> score = sg.from_noise(lambda x, i: x, sg.presets.ddpm(), time_label=sg.time_labels.ddpm(1000))
+        >>> score(torch.ones(1, 2), 1.0)
+        tensor([[-1.0000, -1.0000]])
+    """
+    return Score(net, sde, "noise", **options)
+
+
+def from_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
+    r"""A score from a network that predicts the data: $s = (\alpha D - x)/\sigma^2$.
+
+    Args:
+        net: `net(x, label, **kwargs)`.
+        sde: the process to run. A network trained in EDM's coordinates runs on any linear process with
+            `time_label=time_labels.noise_level(sde)` and `input_scale=lambda t: 1 / sde.alpha(t)`.
+        options: `time_label`, `input_scale`, `dtype`; see `Score`.
+
+    Source: Karras et al., 2022, arXiv:2206.00364.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> score = sg.from_denoiser(lambda x, sigma: x / (1 + sigma[:, None] ** 2), sg.EDMSDE())
+        >>> score(torch.ones(1, 2), 2.0)
+        tensor([[-0.2000, -0.2000]])
+    """
+    return Score(net, sde, "data", **options)
+
+
+def from_velocity(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
+    r"""A score from a network that predicts $v = \alpha\epsilon - \sigma x_0$ (v-prediction).
+
+    Args:
+        net: `net(x, label, **kwargs)`.
+        sde: the process it was trained on.
+        options: `time_label`, `input_scale`, `dtype`; see `Score`.
+
+    Source: Salimans & Ho, 2022, arXiv:2202.00512.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sg.from_velocity(lambda x, t: 0 * x, sg.VPSDE()).denoised(torch.ones(1, 1), 1.0)
+        tensor([[0.0066]])
+    """
+    return Score(net, sde, "velocity", **options)
+
+
+def from_flow(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
+    r"""A score from a network that predicts the time derivative of the path, $\alpha' x_0 + \sigma'\epsilon$.
+
+    For rectified flow that is noise minus data. A network whose time runs from noise to data predicts the
+    negative of it: pass `lambda x, t: -net(x, t)` with `time_label=time_labels.flow_from_noise()`.
+
+    Args:
+        net: `net(x, label, **kwargs)`.
+        sde: the process it was trained on.
+        options: `time_label`, `input_scale`, `dtype`; see `Score`.
+
+    Source: Lipman et al., 2022, arXiv:2210.02747; Liu et al., 2022, arXiv:2209.03003.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sg.from_flow(lambda x, t: x, sg.RectifiedFlowSDE()).denoised(torch.ones(1, 1), 0.25)
+        tensor([[0.7500]])
+    """
+    return Score(net, sde, "flow", **options)
+
+
+def from_score(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
+    """A score from a network that predicts the score itself; for its time label, input scale and dtype.
+
+    Args:
+        net: `net(x, label, **kwargs)`.
+        sde: the process it was trained on, linear or not.
+        options: `time_label`, `input_scale`, `dtype`; see `Score`.
+
+    Source: Song & Ermon, 2019, arXiv:1907.05600.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sg.from_score(lambda x, t: -x, sg.VPSDE())(torch.ones(1, 1), 0.5)
+        tensor([[-1.]])
+    """
+    return Score(net, sde, "score", **options)
+
+
+def as_score(score_fn: ScoreFn, sde: SDE) -> Score:
+    """`score_fn` as a `Score` on `sde`.
+
+    Raises:
+        ValueError: if it is a `Score` made for another process.
+        TypeError: if it is not callable.
+    """
+    if not isinstance(score_fn, Score):
+        return from_score(score_fn, sde)
+    if score_fn.sde != sde:
+        raise ValueError(f"the score was made for {score_fn.sde!r}, and sampling was asked on {sde!r}")
+    return score_fn

@@ -1,0 +1,112 @@
+"""Samplers from the Gaussian posterior of a step: DDPM's and NCSN's ancestral sampling, DDIM."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sgm_sde.engine.program import Form, Step
+from sgm_sde.solvers.base import Solver
+from sgm_sde.solvers.euler import forward_kernel, require_eta
+
+
+def posterior_mean(k: Step, std: float) -> Form:
+    r"""DDIM's noise-free part: $\alpha_t D + \sqrt{\sigma_t^2 - \text{std}^2}\,\epsilon$, with
+    $\epsilon = (x - \alpha_s D)/\sigma_s$."""
+    s, t = k.start, k.end
+    D = k.evaluate(k.x, s)
+    kept = math.sqrt(max(t.sigma**2 - std**2, 0.0)) / s.sigma
+    return kept * k.x + (t.alpha - kept * s.alpha) * D
+
+
+def posterior_std(k: Step) -> float:
+    r"""Standard deviation $\sigma_t b/\sigma_s$ of $x_t$ given $x_s$ and $x_0$."""
+    _, b2 = forward_kernel(k.end, k.start)
+    return float(k.end.sigma * math.sqrt(b2) / k.start.sigma)
+
+
+@dataclass(frozen=True)
+class DDIM(Solver):
+    r"""DDIM: exact for data at a single point, on any grid.
+
+    $$ x_t = \alpha_t D + \sqrt{\sigma_t^2 - \text{std}^2}\,\epsilon + \text{std}\,z, \qquad
+       \text{std} = \eta\,\frac{\sigma_t}{\sigma_s}\,b, \qquad b^2 = \sigma_s^2 - (\alpha_s/\alpha_t)^2\sigma_t^2 $$
+
+    $\eta = 0$ is Euler's method in $\sigma/\alpha$ (DPM-Solver-1), $\eta = 1$ DDPM's ancestral sampling. Order 1,
+    weak order 1; one network call a step.
+
+    Args:
+        eta: noise level in [0, 1].
+
+    Raises:
+        ValueError: for `eta` outside [0, 1].
+
+    Source: Song, Meng & Ermon, 2021, arXiv:2010.02502.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> print(DDIM().compile(sg.EDMSDE(), sg.Grid([2.0, 1.0])))
+        ddim: 1 steps, 1 evaluations of the data
+        *e x0 (t=2) = initial state
+        *  x1 (t=1) = +0.5 x0 +0.5 e0
+    """
+
+    eta: float = 0.0
+    name = "ddim"
+    order = 1
+    prediction = "data"
+    source = "Song, Meng & Ermon, 2021, arXiv:2010.02502"
+
+    def __post_init__(self) -> None:
+        require_eta(self.eta, largest=1)
+
+    @property
+    def weak_order(self) -> int | None:
+        """1; None without noise."""
+        return 1 if self.eta else None
+
+    def step(self, k: Step) -> Form:
+        """One step."""
+        std = self.eta * posterior_std(k)
+        return posterior_mean(k, std) + std * k.noise()
+
+
+@dataclass(frozen=True)
+class Ancestral(Solver):
+    r"""Ancestral sampling: the mean of the posterior of $x_t$ given $x_s$ and $x_0 = D$, plus noise.
+
+    $$ x_t = \frac{a\,\sigma_t^2}{\sigma_s^2}\,x_s + \frac{\alpha_t b^2}{\sigma_s^2}\,D + \text{std}\,z $$
+
+    On DDPM's table it is $x_{t-1} = (x_t - \beta_t/\sqrt{1 - \bar\alpha_t}\,\epsilon)/\sqrt{1 - \beta_t} +
+    \text{std}\,z$, on NCSN's the ancestral sampler of Song et al. Order 1, weak order 1; one network call a step.
+
+    Args:
+        variance: `"posterior"`, $\text{std} = \sigma_t b/\sigma_s$ (DDPM's $\tilde\beta$, optimal for data at a
+            point), or `"transition"`, $\text{std} = b$ (DDPM's $\beta$, optimal for standard normal data).
+
+    Raises:
+        ValueError: for another `variance`.
+
+    Source: Ho et al., 2020, arXiv:2006.11239; Song et al., 2021, arXiv:2011.13456, appendix F.
+
+    Example:
+        >>> Ancestral(variance="transition").stochastic
+        True
+    """
+
+    variance: str = "posterior"
+    name = "ancestral"
+    order = 1
+    weak_order = 1
+    prediction = "data"
+    source = "Ho et al., 2020, arXiv:2006.11239"
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("posterior", "transition"):
+            raise ValueError(f"variance must be 'posterior' or 'transition', got {self.variance!r}")
+
+    def step(self, k: Step) -> Form:
+        """One step."""
+        std = posterior_std(k)
+        noise = std if self.variance == "posterior" else math.sqrt(forward_kernel(k.end, k.start)[1])
+        return posterior_mean(k, std) + noise * k.noise()

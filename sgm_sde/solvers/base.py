@@ -1,0 +1,181 @@
+"""What a solver is, and the registry of those that have a name."""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from sgm_sde.engine.executor import Hook
+from sgm_sde.engine.noise import NoiseSource
+from sgm_sde.engine.program import Form, Program, Step, trace
+from sgm_sde.grids import Grid
+from sgm_sde.processes.base import SDE
+
+
+class Solver(ABC):
+    """A method as a value: options, declared facts, and a formula for one step.
+
+    A solver of your own is a frozen dataclass with `name`, `order`, `prediction` and `step`. The formula in
+    `step` is written in the symbols of the paper; compiling runs it once over the grid and writes down the
+    coefficients.
+
+    Attributes:
+        name: what the registry and error messages call it.
+        order: order of the global error in the step size on the probability-flow ODE; for stochastic solvers,
+            with their noise turned off.
+        weak_order: order of the error of the law of the samples, None for deterministic solvers.
+        prediction: what `evaluate` returns: `"data"`, `"noise"`, `"score"` or `"drift"`.
+        nfe_per_step: network calls a step.
+        source: authors, year, arXiv number.
+
+    Example:
+        >>> import torch
+        >>> import sgm_sde as sg
+        >>> @dataclass(frozen=True)
+        ... class ForwardEuler(sg.Solver):
+        ...     name, order, prediction, source = "forward-euler", 1, "drift", "Euler, 1768"
+        ...     def step(self, k):
+        ...         return k.x + (k.end.t - k.start.t) * k.evaluate(k.x, k.start)
+        >>> score = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(sg.VPSDE())
+        >>> sg.sample(score, sg.VPSDE(), (4, 2), solver=ForwardEuler(), nfe=20, seed=0).nfe
+        20
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def order(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def prediction(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def source(self) -> str: ...
+
+    @property
+    def weak_order(self) -> int | None:
+        """Order of the error of the law of the samples; None where there is none to claim."""
+        return None
+
+    @property
+    def nfe_per_step(self) -> int:
+        """Network calls a step."""
+        return 1
+
+    @property
+    def eta(self) -> float:
+        """Noise level of the reverse process whose drift is asked for."""
+        return 0.0
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the solver adds noise."""
+        return self.weak_order is not None
+
+    @abstractmethod
+    def step(self, k: Step) -> Form:
+        """The state at `k.end`, as a linear form in the state at `k.start`, evaluations and noises."""
+
+    def compile(self, sde: SDE, grid: Grid) -> Program:
+        """The table of coefficients on a process and a grid: a pure function, without a network."""
+        try:
+            return _cached(self, sde, grid)
+        except TypeError as error:
+            if "unhashable" not in str(error):
+                raise
+            return trace(self, sde, grid.times)
+
+    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource) -> tuple[Hook, ...]:
+        """What runs at the grid's nodes beside the table: nothing, for most."""
+        return ()
+
+    def nfe(self, steps: int) -> int:
+        """Network calls for a number of steps."""
+        return steps * self.nfe_per_step
+
+    def steps(self, nfe: int) -> int:
+        """The most steps that a budget of network calls allows; 0 if it allows none."""
+        return max(0, nfe // self.nfe_per_step)
+
+
+@lru_cache(maxsize=64)
+def _cached(solver: Solver, sde: SDE, grid: Grid) -> Program:
+    return trace(solver, sde, grid.times)
+
+
+@dataclass(frozen=True)
+class SolverTable:
+    """The registry, printable as a table; iterate over it for the solvers."""
+
+    entries: tuple[tuple[str, Solver], ...]
+
+    columns: ClassVar[tuple[str, ...]] = ("name", "order", "weak order", "NFE/step", "class", "source")
+
+    def __iter__(self) -> Any:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table's cells as text."""
+        return [
+            (
+                name,
+                str(s.order),
+                "-" if s.weak_order is None else str(s.weak_order),
+                str(s.nfe_per_step),
+                repr(s),
+                s.source,
+            )
+            for name, s in self.entries
+        ]
+
+    def __str__(self) -> str:
+        table = [self.columns, *self.rows()]
+        widths = [max(len(row[c]) for row in table) for c in range(len(self.columns))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
+        return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+    __repr__ = __str__
+
+
+REGISTRY: dict[str, Callable[[], Solver]] = {}
+
+
+def solvers() -> SolverTable:
+    """All solvers with a name, as a table: name, order, weak order, network calls a step, source.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> "dpm++2m" in [name for name, _ in sg.solvers()]
+        True
+    """
+    return SolverTable(tuple((name, make()) for name, make in REGISTRY.items()))
+
+
+def resolve(solver: Solver | str) -> Solver:
+    """A solver from its name.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the near ones.
+        TypeError: for anything that is neither a name nor a solver.
+    """
+    if isinstance(solver, Solver):
+        return solver
+    if not isinstance(solver, str):
+        given = f"the class {solver.__name__}: call it" if isinstance(solver, type) else repr(solver)
+        raise TypeError(f"solver must be a name or a Solver, got {given}")
+    if solver not in REGISTRY:
+        near = difflib.get_close_matches(solver, REGISTRY, n=4, cutoff=0.4) or list(REGISTRY)
+        raise ValueError(f"unknown solver {solver!r}; did you mean {', '.join(map(repr, near))}?")
+    return REGISTRY[solver]()
