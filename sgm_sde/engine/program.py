@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 Terms = tuple[tuple[int, float], ...]
@@ -38,6 +38,12 @@ class Stage:
     noises: Terms = ()
     evaluate: bool = False
     node: bool = False
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> Stage:
+        """The stage whose `asdict` went through JSON, which turns tuples into lists."""
+        states, evals, noises = (tuple((j, c) for j, c in fields[k]) for k in ("states", "evals", "noises"))
+        return Stage(fields["t"], states, evals, noises, fields["evaluate"], fields["node"])
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,7 @@ class Program:
     def without_final_noise(self) -> Program:
         """The same program with the noise of its last stage left out: the last step's mean."""
         *head, last = self.stages
-        mean = Stage(**{**vars(last), "noises": ()})
-        return Program(self.name, self.prediction, (*head, mean), self.eta)
+        return replace(self, stages=(*head, replace(last, noises=())))
 
     def to_json(self) -> str:
         """The program as JSON; floats survive to the last bit."""
@@ -122,11 +127,7 @@ class Program:
         """
         try:
             data: dict[str, Any] = json.loads(text)
-            stages = [
-                {k: tuple((int(j), float(c)) for j, c in v) if isinstance(v, list) else v for k, v in stage.items()}
-                for stage in data.pop("stages")
-            ]
-            return Program(stages=tuple(Stage(**stage) for stage in stages), **data)
+            return Program(stages=tuple(Stage.from_dict(stage) for stage in data.pop("stages")), **data)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not the JSON of a program: {error}") from error
 
@@ -197,10 +198,17 @@ class Tracer:
     def __init__(self, sde: Any, times: tuple[float, ...]) -> None:
         self.sde = sde
         self.nodes = sde.nodes(times)
+        self._known = {node.t: node for node in self.nodes}
         self.stages: list[dict[str, Any]] = []
         self.history: list[tuple[Any, Form]] = []  # (node, evaluation there), newest last
         self.n_noises = 0
         self.add(Form(), self.nodes[0].t, node=True)
+
+    def node(self, t: float) -> Any:
+        """The coefficients at any time, computed once."""
+        if t not in self._known:
+            self._known[t] = self.sde.nodes([t])[0]
+        return self._known[t]
 
     def add(self, form: Form, t: float, node: bool = False) -> int:
         """Append the stage that computes `form`; returns its index."""
@@ -269,7 +277,8 @@ class Step:
     def at_noise_level(self, s: float) -> Any:
         """The node where sigma / alpha is `s`; that of `T` where `s` lies beyond it."""
         sde = self._tracer.sde
-        return self.at(min(float(sde.time(-2 * math.log(s))), sde.T))
+        log_snr = -2 * math.log(s)
+        return self.at(sde.T if log_snr <= float(sde.log_snr(sde.T)) else float(sde.time(log_snr)))
 
     def at(self, t: float) -> Any:
         """The node at a time between `T` and the end of the grid."""
@@ -278,8 +287,7 @@ class Step:
         if not low - 1e-9 * high <= t <= high * (1 + 1e-9):
             raise ValueError(f"a stage at t={t} lies outside [{low}, {high}]")
         t = min(max(t, low), high)
-        known = [node for node in (self.start, self.end) if node.t == t]
-        return known[0] if known else self._tracer.sde.nodes([t])[0]
+        return self._tracer.node(t)
 
 
 def trace(solver: Any, sde: Any, times: tuple[float, ...]) -> Program:

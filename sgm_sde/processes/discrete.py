@@ -17,17 +17,23 @@ from sgm_sde.processes.vp import VariancePreservingSDE
 
 
 class _Interpolant:
-    """Monotone cubic (PCHIP) through values at the times 0, 1/N, ..., 1, and its derivative.
+    """Monotone piecewise cubic through values at the times 0, 1/N, ..., 1, and its derivative.
 
-    Slopes are SciPy's (Fritsch & Butland, 1984); evaluation is torch's, in the dtype and on the device of t.
+    The cubic spline where it is monotone, as it is for smooth tables: its two continuous derivatives let solvers
+    in t keep their order. Else PCHIP (Fritsch & Butland, 1984), which is monotone always. Slopes are SciPy's;
+    evaluation is torch's, in the dtype and on the device of t.
     """
 
     def __init__(self, values: np.ndarray) -> None:
-        from scipy.interpolate import PchipInterpolator  # here, because it costs a quarter second to import
+        from scipy.interpolate import CubicSpline, PchipInterpolator  # here: they take a while to import
 
         self.n = len(values) - 1
         u = np.arange(len(values), dtype=np.float64)
-        slopes = PchipInterpolator(u, values).derivative()(u)
+        spline = CubicSpline(u, values)
+        turning = spline.derivative(2).roots()
+        extremes = np.concatenate([u, turning[(turning > 0) & (turning < self.n)]])
+        monotone = bool((spline.derivative()(extremes) > 0).all())
+        slopes = (spline if monotone else PchipInterpolator(u, values)).derivative()(u)
         step = np.diff(values)
         # On each interval y = y0 + u (m0 + u (c2 + u c3)), u in [0, 1].
         c2, c3 = 3 * step - 2 * slopes[:-1] - slopes[1:], slopes[:-1] + slopes[1:] - 2 * step

@@ -1,0 +1,365 @@
+"""Checks to run on a process or a solver of your own: the ones this library runs on its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde.engine.executor import execute
+from sgm_sde.grids import Grid, GridRule, LogSNR
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Oracle
+from sgm_sde.solvers import Solver, resolve
+
+F64 = torch.float64
+
+
+class CheckError(AssertionError):
+    """A process is not what it declares."""
+
+
+def check_sde(sde: SDE, *, n: int = 4000, seed: int = 0) -> tuple[str, ...]:
+    r"""Check a process against its own declarations; raise at the first contradiction.
+
+    For every process: shapes of f and g for t of shape () and (B,), finite coefficients on [eps, T], and the
+    prior's samples against its density. For a `LinearSDE` also: f and g against autograd of alpha and sigma;
+    the semigroup of transitions; log-SNR decreasing and `time` its inverse; and the forward process simulated
+    step by step against alpha and sigma at five times.
+
+    Args:
+        sde: the process.
+        n: number of simulated paths.
+        seed: of the simulation.
+
+    Returns:
+        the checks that were made, in words.
+
+    Raises:
+        CheckError: with the time and the two values that contradict one another.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> len(check_sde(sg.VPSDE()))
+        7
+    """
+    times = torch.linspace(sde.eps + 1e-3 * (sde.T - sde.eps), sde.T, 64, dtype=F64)
+    checks: list[Callable[[], str]] = [lambda: _check_shapes(sde, times), lambda: _check_prior(sde, n, seed)]
+    if isinstance(sde, LinearSDE):
+        checks += [
+            lambda: _check_drift(sde, times),
+            lambda: _check_diffusion(sde, times),
+            lambda: _check_semigroup(sde, times),
+            lambda: _check_time(sde, times),
+            lambda: _check_simulation(sde, n, seed),
+        ]
+    return tuple(check() for check in checks)
+
+
+def _agree(what: str, got: Tensor, expected: Tensor, times: Tensor, rtol: float) -> None:
+    off = ~torch.isclose(got, expected, rtol=rtol, atol=rtol * float(expected.abs().max()) * 1e-6)
+    if bool(off.any()):
+        i = int(off.nonzero()[0])
+        raise CheckError(f"{what} at t={times[i].item():.6g}: declared {got[i].item()}, expected {expected[i].item()}")
+
+
+def _check_shapes(sde: SDE, times: Tensor) -> str:
+    for shape in ((5,), (5, 3), (5, 2, 4, 4)):
+        x = torch.linspace(-1, 1, math.prod(shape), dtype=F64).reshape(shape)
+        batch = times[:: len(times) // 5][:5]
+        together = sde.f(x, batch)
+        if together.shape != x.shape or sde.g(batch).shape != batch.shape:
+            raise CheckError(
+                f"for x of shape {shape} and t of shape (5,): f has shape {tuple(together.shape)}, "
+                f"g has shape {tuple(sde.g(batch).shape)}"
+            )
+        apart = torch.stack([sde.f(x[i : i + 1], t)[0] for i, t in enumerate(batch)])
+        _agree("f with t of shape (B,)", together.flatten(1).sum(1) if x.ndim > 1 else together,
+               apart.flatten(1).sum(1) if x.ndim > 1 else apart, batch, 1e-9)  # fmt: skip
+    for name, value in (("f", sde.f(torch.ones(len(times), 1, dtype=F64), times)[:, 0]), ("g", sde.g(times))):
+        if not bool(torch.isfinite(value).all()):
+            i = int((~torch.isfinite(value)).nonzero()[0])
+            raise CheckError(f"{name} is {value[i].item()} at t={times[i].item():.6g}")
+    return "f and g keep the shapes of x and t and are finite on (eps, T]"
+
+
+def _check_prior(sde: SDE, n: int, seed: int) -> str:
+    x = sde.prior_sample((n, 3), seed=seed, dtype=F64)
+    log_p = sde.prior_log_prob(x)
+    if log_p.shape != (n,):
+        raise CheckError(f"prior_log_prob of {n} samples has shape {tuple(log_p.shape)}")
+    # E[d log p(c x)/dc at c = 1] = -d for any density: the samples have the density's scale.
+    c = torch.ones(n, dtype=F64, requires_grad=True)
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(sde.prior_log_prob(c[:, None] * x).sum(), c)
+    z = float((slope.mean() + 3) / (slope.std() / math.sqrt(n)))
+    if not abs(z) < 4.5:
+        raise CheckError(f"prior samples do not have the scale of prior_log_prob: {z:.1f} standard errors off")
+    return "prior samples have the scale of the prior's density"
+
+
+def _gradient(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    with torch.enable_grad():
+        t = t.detach().requires_grad_()
+        value = fn(t)
+        return torch.autograd.grad(value.sum(), t)[0] if value.requires_grad else torch.zeros_like(t)
+
+
+def _check_drift(sde: LinearSDE, times: Tensor) -> str:
+    expected = _gradient(lambda t: sde.alpha(t).log(), times)
+    _agree("f(x, t) / x", sde.f(torch.ones(len(times), 1, dtype=F64), times)[:, 0], expected, times, 1e-6)
+    _agree("d_alpha", sde.d_alpha(times), _gradient(sde.alpha, times), times, 1e-6)
+    return "f is the derivative of log(alpha)"
+
+
+def _check_diffusion(sde: LinearSDE, times: Tensor) -> str:
+    rate = _gradient(lambda t: sde.alpha(t).log(), times)
+    expected = _gradient(lambda t: sde.sigma(t) ** 2, times) - 2 * rate * sde.sigma(times) ** 2
+    _agree("g^2", sde.g(times) ** 2, expected, times, 1e-6)
+    _agree("d_sigma", sde.d_sigma(times), _gradient(sde.sigma, times), times, 1e-6)
+    return "g^2 is d(sigma^2)/dt - 2 f sigma^2"
+
+
+def _check_semigroup(sde: LinearSDE, times: Tensor) -> str:
+    r, s, t = times[:-2], times[1:-1], times[2:]
+    (a1, b1), (a2, b2), (a, b) = sde.transition(r, s), sde.transition(s, t), sde.transition(r, t)
+    _agree("scale of r to t", a, a2 * a1, t, 1e-7)
+    _agree("variance of r to t", b**2, (a2 * b1) ** 2 + b2**2, t, 1e-7)
+    a, b = sde.transition(s, t)
+    _agree("alpha", sde.alpha(t), a * sde.alpha(s), t, 1e-7)
+    _agree("sigma^2", sde.sigma(t) ** 2, (a * sde.sigma(s)) ** 2 + b**2, t, 1e-7)
+    return "transitions compose, and carry the marginal along"
+
+
+def _check_time(sde: LinearSDE, times: Tensor) -> str:
+    log_snr = sde.log_snr(times)
+    _agree("log_snr", log_snr, 2 * (sde.alpha(times) / sde.sigma(times)).log(), times, 1e-6)
+    if not bool((log_snr.diff() < 0).all()):
+        raise CheckError("log_snr does not decrease with t")
+    _agree("time(log_snr(t))", sde.time(log_snr), times, times, 1e-6)
+    return "time is the inverse of log_snr, which decreases"
+
+
+def _check_simulation(sde: LinearSDE, n: int, seed: int) -> str:
+    # Midpoint steps, equal in log-SNR: the bias is far below the statistical error.
+    start = sde.eps + 1e-3 * (sde.T - sde.eps)
+    grid = LogSNR()(sde, 1000, t_end=start).times[::-1]
+    generator = torch.Generator().manual_seed(seed)
+    x0 = 1.5
+    x = sde.alpha(start) * x0 + sde.sigma(start) * torch.randn(n, 1, dtype=F64, generator=generator)
+    for i, (s, t) in enumerate(pairwise(grid), start=1):
+        h, middle = t - s, torch.tensor((s + t) / 2, dtype=F64)
+        half = x + h / 2 * sde.f(x, torch.tensor(s, dtype=F64))
+        noise = torch.randn(n, 1, dtype=F64, generator=generator)
+        x = x + h * sde.f(half, middle) + sde.g(middle) * math.sqrt(h) * noise
+        if i % 200 == 0:
+            alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+            z_mean = float((x.mean() - alpha * x0) / (sigma / math.sqrt(n)))
+            z_variance = float((x.var() / sigma**2 - 1) / math.sqrt(2 / n))
+            if not (abs(z_mean) < 4 and abs(z_variance) < 4):
+                raise CheckError(
+                    f"simulated forward to t={t:.6g}: mean {x.mean().item():.6g}, std {x.std().item():.6g}; declared "
+                    f"{alpha * x0:.6g} and {sigma:.6g} ({z_mean:.1f} and {z_variance:.1f} standard errors off)"
+                )
+    return "the simulated forward process has the declared moments at five times"
+
+
+@dataclass(frozen=True)
+class OrderMeasurement:
+    """Errors at rising numbers of steps.
+
+    Attributes:
+        steps: numbers of steps.
+        errors: the error at each.
+    """
+
+    steps: tuple[int, ...]
+    errors: tuple[float, ...]
+
+    @property
+    def slopes(self) -> tuple[float, ...]:
+        """Order of convergence between successive numbers of steps."""
+        return tuple(
+            math.log(e1 / e2) / math.log(n2 / n1)
+            for (n1, e1), (n2, e2) in pairwise(zip(self.steps, self.errors, strict=True))
+        )
+
+    @property
+    def order(self) -> float:
+        """The smaller of the last two slopes whose errors are above rounding."""
+        clean = [slope for slope, error in zip(self.slopes, self.errors[1:], strict=True) if error > 1e-11]
+        return min(clean[-2:]) if clean else math.nan
+
+
+def default_oracle(kind: str = "gaussian") -> Oracle:
+    """The two-dimensional data that orders are measured on: `"gaussian"` or a three-mode `"mixture"`."""
+    if kind == "gaussian":
+        return Gaussian(torch.tensor([0.3, -0.7]), torch.tensor([[0.5, 0.2], [0.2, 0.3]]))
+    means = torch.tensor([[-1.0, 0.5], [0.8, -0.6], [0.4, 1.1]])
+    return GaussianMixture(means, [0.4, 0.5, 0.3], [0.5, 0.3, 0.2])
+
+
+def warped(rule: GridRule | None = None, warp: Sequence[float] = (0.4, -0.3, 0.2)) -> GridRule:
+    r"""A smooth but strongly uneven version of a grid rule: equal steps of $u + \sum_k w_k \sin(\pi k u)/(\pi k)$.
+
+    Raises:
+        ValueError: if the weights' absolute values add up to 1 or more, where the grid would turn back.
+    """
+    if sum(map(abs, warp)) >= 1:
+        raise ValueError(f"the absolute weights must add up to less than 1, got {list(warp)}")
+    return _Warped(rule or LogSNR(), tuple(warp))
+
+
+@dataclass(frozen=True)
+class _Warped(GridRule):
+    rule: GridRule
+    warp: tuple[float, ...]
+
+    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+        v = u + sum(w * torch.sin(math.pi * k * u) / (math.pi * k) for k, w in enumerate(self.warp, start=1))
+        return self.rule.place(sde, v, start, end)
+
+
+def flow_reference(oracle: Oracle, sde: LinearSDE, x: Tensor, t_end: float) -> Tensor:
+    """The probability flow from T to `t_end`: in closed form for a Gaussian, else by SciPy's DOP853 at 1e-12."""
+    if isinstance(oracle, Gaussian):
+        return oracle.flow(x, sde, sde.T, t_end)
+    from scipy.integrate import solve_ivp
+
+    score = oracle.score(sde)
+
+    def slope(lam: float, y: np.ndarray) -> np.ndarray:
+        # In y = x / alpha and lam = log(alpha / sigma) the flow is dy/dlam = D - y on every process.
+        t = sde.time(torch.tensor(2 * lam, dtype=F64)).clamp(t_end, sde.T)
+        state = torch.from_numpy(y).reshape(x.shape)
+        return np.asarray((score.denoised(sde.alpha(t) * state, t) - state).flatten())
+
+    lams = [float(sde.log_snr(t)) / 2 for t in (sde.T, t_end)]
+    y0 = (x / sde.alpha(sde.T)).flatten().numpy()
+    solution = solve_ivp(slope, lams, y0, method="DOP853", rtol=1e-12, atol=1e-12)
+    return sde.alpha(t_end) * torch.from_numpy(solution.y[:, -1]).reshape(x.shape)
+
+
+def measure_order(
+    solver: Solver | str,
+    sde: LinearSDE,
+    *,
+    oracle: Oracle | None = None,
+    t_end: float | None = None,
+    rule: GridRule | None = None,
+    steps: Sequence[int] = (80, 160, 320, 640),
+) -> OrderMeasurement:
+    """Errors of a deterministic solver against the exact probability flow, in float64.
+
+    Args:
+        solver: a solver or its name.
+        sde: a linear process.
+        oracle: data with an exact score; two-dimensional Gaussian data if not given.
+        t_end: where to stop; the default leaves the fields smooth.
+        rule: grid rule, log-SNR if not given.
+        steps: numbers of steps.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> round(measure_order("ddim", sg.VPSDE()).order, 1)
+        1.0
+    """
+    solver, oracle, rule = resolve(solver), oracle or default_oracle(), rule or LogSNR()
+    t_end = smooth_end(sde) if t_end is None else t_end
+    x = sde.prior_sample((16, *oracle.event_shape), seed=1, dtype=F64)
+    exact = flow_reference(oracle, sde, x, t_end)
+    score = oracle.score(sde)
+    errors = []
+    for n in steps:
+        grid = rule(sde, n, t_end=t_end)
+        errors.append(float((_run(solver, sde, score, x, grid, _Silence()) - exact).norm()))
+    return OrderMeasurement(tuple(steps), tuple(errors))
+
+
+def measure_weak_order(
+    solver: Solver | str,
+    sde: LinearSDE,
+    *,
+    t_end: float | None = None,
+    rule: GridRule | None = None,
+    steps: Sequence[int] = (80, 160, 320, 640),
+) -> OrderMeasurement:
+    r"""Errors of a stochastic solver's output law on Gaussian data, without Monte Carlo: by impulse response.
+
+    With a linear score a sampler is an affine map of its initial state and its noises. A batch in which sample
+    j has a one-hot noise at draw j gives the map's columns; the sum of their squares is the exact output
+    variance, and a run without noise from the marginal's mean gives the output mean.
+
+    Args:
+        solver: a solver or its name, without correctors.
+        sde: a linear process.
+        t_end: where to stop; the default leaves the fields smooth.
+        rule: grid rule, log-SNR if not given.
+        steps: numbers of steps.
+
+    Returns:
+        relative error of the standard deviation plus error of the mean, at each number of steps.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> round(measure_weak_order("ancestral", sg.VPSDE()).order, 1)
+        1.0
+    """
+    solver, rule = resolve(solver), rule or LogSNR()
+    t_end = smooth_end(sde) if t_end is None else t_end
+    mean, std = 0.7, 0.6
+    score = Gaussian(torch.tensor([mean]), std**2).score(sde)
+
+    def law(t: float) -> tuple[float, float]:
+        alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+        return alpha * mean, math.hypot(alpha * std, sigma)
+
+    errors = []
+    for n in steps:
+        grid = rule(sde, n, t_end=t_end)
+        draws = sum(len(stage.noises) for stage in solver.compile(sde, grid).stages)
+        (mean_T, std_T), (exact_mean, exact_std) = law(sde.T), law(t_end)
+        x = torch.full((draws + 2, 1), mean_T, dtype=F64)
+        x[-1] += std_T  # rows: one per draw, one without any, one with the prior's own impulse
+        y = _run(solver, sde, score, x, grid, _OneHot())[:, 0]
+        got_mean = y[-2]
+        got_std = (y - got_mean).square().sum().sqrt()
+        errors.append(float((got_mean - exact_mean).abs() + (got_std - exact_std).abs()) / exact_std)
+    return OrderMeasurement(tuple(steps), tuple(errors))
+
+
+def smooth_end(sde: LinearSDE) -> float:
+    """The time where sigma / alpha is 0.2, or `sde.eps` if that is later: fields are still smooth there."""
+    return max(float(sde.time(-2 * math.log(0.2))), sde.eps)
+
+
+def _run(solver: Solver, sde: SDE, score: Any, x: Tensor, grid: Grid, noise: Any) -> Tensor:
+    model = BoundModel(score, sde, (grid.times[-1], grid.times[0]))
+    with torch.no_grad():
+        return execute(solver.compile(sde, grid), x, model, noise).x
+
+
+class _Silence:
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+
+class _OneHot:
+    """Draw j is 1 in sample j and 0 elsewhere."""
+
+    def __init__(self) -> None:
+        self.draw = 0
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+        z = torch.zeros(shape, dtype=dtype, device=device)
+        z[self.draw] = 1
+        self.draw += 1
+        return z

@@ -1,0 +1,129 @@
+"""Oracles, processes and measurements that several test files use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+import sgm_sde as sg
+from sgm_sde.engine.executor import execute
+from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.scores.model import BoundModel
+from sgm_sde.solvers import REGISTRY
+from sgm_sde.testing import default_oracle
+
+F64 = torch.float64
+
+LINEAR: dict[str, sg.LinearSDE] = {
+    "vp": sg.VPSDE(),
+    "sub-vp": sg.SubVPSDE(),
+    "cosine": sg.CosineVPSDE(),
+    "ve": sg.VESDE(),
+    "edm": sg.EDMSDE(),
+    "flow": sg.RectifiedFlowSDE(),
+    "ddpm": sg.presets.ddpm(),
+    "ncsn": sg.presets.ncsn_cifar10(),
+    "schedule": sg.LinearSDE.from_schedule(lambda t: torch.exp(-2 * t), lambda t: 0.01 + 2 * t),
+}
+
+SOLVERS: dict[str, sg.Solver] = {name: make() for name, make in REGISTRY.items()}
+VARIANTS: dict[str, sg.Solver] = {
+    "dpm++2m-exact": sg.DPMSolverPP(order=2, variant="exact"),
+    "ddim-1": sg.DDIM(eta=1.0),
+    "ddim-half": sg.DDIM(eta=0.5),
+    "reverse-diffusion-flow": sg.ReverseDiffusion(eta=0.0),
+    "euler-maruyama-flow": sg.EulerMaruyama(eta=0.0),
+    "euler-maruyama-2": sg.EulerMaruyama(eta=2.0),
+    "heun-churn": sg.Heun(s_churn=10.0),
+}
+ALL = {**SOLVERS, **VARIANTS}
+DETERMINISTIC = [name for name, solver in ALL.items() if not solver.stochastic]
+WEAK = [name for name, solver in ALL.items() if solver.weak_order]
+
+GAUSSIAN = default_oracle("gaussian")
+MIXTURE = default_oracle("mixture")
+
+
+def bind(score: sg.Score, sde: sg.SDE, times: Sequence[float], **kwargs: object) -> BoundModel:
+    """A score bound to a run over the given times."""
+    return BoundModel(score, sde, (times[-1], times[0]), kwargs)
+
+
+def stream(n: int, name: str = "solver") -> NoiseStream:
+    """Noise for n samples of seed 0."""
+    return NoiseStream([(0, i) for i in range(n)], name)
+
+
+def sampler(name: str, sde: sg.SDE, n_steps: int = 2) -> sg.Solver:
+    """The registry's solver of that name; annealed Langevin with few updates, of a size that suits the process."""
+    if name != "annealed-langevin":
+        return SOLVERS[name]
+    last = sde.nodes([sde.eps])[0].sigma
+    return sg.AnnealedLangevin(step_size=0.2 * last**2, n_steps=n_steps)
+
+
+class Recorder:
+    """A network that keeps what it is called with: copies of its states and labels."""
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        self.net = net
+        self.states: list[Tensor] = []
+        self.labels: list[Tensor] = []
+
+    def __call__(self, x: Tensor, label: Tensor, **kwargs: object) -> Tensor:
+        assert label.shape == (len(x),)
+        self.states.append(x.clone())
+        self.labels.append(label.clone())
+        return self.net(x, label, **kwargs)
+
+    @property
+    def times(self) -> list[float]:
+        """The label of each call, which must be one for the whole batch."""
+        assert all(bool((label == label[0]).all()) for label in self.labels)
+        return [label[0].item() for label in self.labels]
+
+
+def elementwise_score(sde: sg.LinearSDE, mean: float = 0.3, std: float = 0.5) -> Callable[[Tensor, Tensor], Tensor]:
+    """The score of Gaussian data by elementwise arithmetic alone, whose rounding no batch-mate can change."""
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = (f(t).reshape(-1, *[1] * (x.ndim - 1)) for f in (sde.alpha, sde.sigma))
+        return -(x - alpha * mean) / ((alpha * std) ** 2 + sigma**2)
+
+    return score
+
+
+class Impulses:
+    """Noise whose draw j is 1 in row j and 0 elsewhere: under a linear score row j is the response to draw j."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
+        """The next draw."""
+        z = torch.zeros(shape, dtype=dtype, device=device)
+        z[self.drawn] = 1
+        self.drawn += 1
+        return z
+
+
+def impulse_response(solver: sg.Solver, sde: sg.LinearSDE, grid: sg.Grid, std: float, mean: bool = False) -> Tensor:
+    """Responses of a sampler's last state to each of its draws and, last, to its start, on data N(0, std^2).
+
+    Their norm is the exact standard deviation of the output.
+    """
+    program = solver.compile(sde, grid)
+    draws = 1 + max((m for stage in program.stages for m, _ in stage.noises), default=-1)
+    x = torch.zeros(draws + 1, 1, dtype=F64)
+    x[-1] = marginal_std(sde, std, grid.times[0])
+    model = bind(sg.oracles.Gaussian(torch.zeros(1), std**2).score(sde), sde, grid.times)
+    with torch.no_grad():
+        return execute(program, x, model, Impulses(), mean=mean).x[:, 0]
+
+
+def marginal_std(sde: sg.LinearSDE, std: float, t: float) -> float:
+    """Standard deviation at time t of data N(0, std^2)."""
+    return math.hypot(float(sde.alpha(t)) * std, float(sde.sigma(t)))
