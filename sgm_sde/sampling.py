@@ -188,6 +188,8 @@ def sample(
         raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
     grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
     program = solver.compile(sde, grid)
+    if final == "mean":
+        program = solver.end_in_mean(program)
 
     if (shape is None) == (x_T is None):
         raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
@@ -222,7 +224,7 @@ def sample(
     if score.dtype is None and dtype != state_dtype:
         score = score.cast_to(dtype)
     model = BoundModel(score, sde, (grid.times[-1], grid.times[0]), model_kwargs)
-    hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"))
+    hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
     monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
     with torch.set_grad_enabled(enable_grad), monitor:
         run = execute(
@@ -233,7 +235,6 @@ def sample(
             hooks=hooks,
             on_node=monitor.on_node,
             on_output=monitor.on_output if callback else None,
-            mean=final == "mean",
             grad=enable_grad,
         )
         x = run.x

@@ -27,8 +27,8 @@ class Model(Protocol):
 class Hook(Protocol):
     """What depends on x and stands beside the table: correctors, projections."""
 
-    def __call__(self, x: Tensor, i: int, *, mean: bool) -> Tensor:
-        """The state to go on with from node i; with `mean`, without the noise that the last update adds."""
+    def __call__(self, x: Tensor, i: int) -> Tensor:
+        """The state to go on with from node i."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,6 @@ def execute(
     hooks: Sequence[Hook] = (),
     on_node: Callable[[int, Tensor], bool] | None = None,
     on_output: Callable[[Tensor, Tensor, float], None] | None = None,
-    mean: bool = False,
     grad: bool = False,
 ) -> Run:
     """Run a program from the initial state x (B, *).
@@ -222,14 +221,12 @@ def execute(
         hooks: called in order at each node with the state there, before it is evaluated.
         on_node: called with the node's number and its state (neither keep nor change it); True stops the run.
         on_output: called with (x, output, t) for the evaluations at nodes.
-        mean: leave out the noise of the last update.
         grad: keep the graph for backpropagation, and with it every intermediate value.
 
     Returns:
         the last state and the per-node checksums.
     """
     shape, dtype, device = tuple(x.shape), x.dtype, x.device
-    program = program.without_final_noise() if mean else program
     instructions, n_rows = lower(program, model.conversions(program))
     memory = _Graph(n_rows) if grad else _Buffers(x, instructions, n_rows)
     states: dict[int, Tensor] = {}
@@ -254,9 +251,7 @@ def execute(
         states[k] = state
         if stage.node:
             for hook in hooks:
-                states[k] = state = hook(
-                    state.view(shape), run.nodes, mean=mean and run.nodes == program.steps
-                ).reshape(-1)
+                states[k] = state = hook(state.view(shape), run.nodes).reshape(-1)
             run.checksums.append(state.detach().view(len(x), -1).sum(1))  # one number a sample: cheap to keep
             run.nodes, run.x = run.nodes + 1, state.view(shape)
             if on_node is not None and on_node(run.nodes - 1, run.x):

@@ -94,9 +94,17 @@ class Solver(ABC):
                 raise
             return trace(self, sde, grid.times)
 
-    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource) -> tuple[Hook, ...]:
-        """What runs at the grid's nodes beside the table: nothing, for most."""
+    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
+        """What runs at the grid's nodes beside the table: nothing, for most.
+
+        With `mean`, the last update of the run adds no noise; if that update is the table's, `end_in_mean` sees
+        to it.
+        """
         return ()
+
+    def end_in_mean(self, program: Program) -> Program:
+        """The program whose last update adds no noise, if that update is the table's."""
+        return program.without_final_noise()
 
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps."""

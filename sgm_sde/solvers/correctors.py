@@ -30,8 +30,8 @@ class Corrector(ABC):
     n_steps: int
 
     @abstractmethod
-    def corrector(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource) -> Hook:
-        """The function to call at a node of the grid."""
+    def corrector(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> Hook:
+        """The function to call at a node of the grid; with `mean`, its very last update adds no noise."""
 
 
 def _require_counts(n_steps: int, **positive: float) -> None:
@@ -78,22 +78,22 @@ class Langevin(Corrector):
         if self.norm not in ("sample", "batch", "expected"):
             raise ValueError(f"norm must be 'sample', 'batch' or 'expected', got {self.norm!r}")
 
-    def corrector(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource) -> Hook:
-        """The function to call at a node of the grid."""
+    def corrector(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> Hook:
+        """The function to call at a node of the grid; with `mean`, its very last update adds no noise."""
         scales = [1.0] * len(grid.times)
         if sde.is_linear:
             linear: Any = sde
             alphas = linear.alpha(torch.tensor([*grid.times, 0.0], dtype=torch.float64)).tolist()
             scales = [(noisier / cleaner) ** 2 for noisier, cleaner in pairwise(alphas)]
 
-        def correct(x: Tensor, i: int, *, mean: bool) -> Tensor:
+        def correct(x: Tensor, i: int) -> Tensor:
             for n in range(self.n_steps):
                 s = model.predict("score", x, grid.times[i])
                 z = noise.normal(tuple(x.shape), x.dtype, x.device)
                 step = 2 * scales[i] * (self.snr * self._ratio(z, s)) ** 2
                 step = step.reshape(-1, *[1] * (x.ndim - 1))
                 x = x + step * s
-                if not (mean and n == self.n_steps - 1):
+                if not (mean and i == grid.steps and n == self.n_steps - 1):
                     x = x + (2 * step).sqrt() * z
             return x
 
@@ -174,15 +174,15 @@ class AnnealedLangevin(Solver, Corrector):
             x = x + delta / 2 * k.evaluate(x, node) + math.sqrt(delta) * k.noise()
         return x
 
-    def corrector(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource) -> Hook:
-        """The function to call at a node of the grid."""
+    def corrector(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> Hook:
+        """The function to call at a node of the grid; with `mean`, its very last update adds no noise."""
         sigma = [node.sigma for node in sde.nodes(grid.times)]
 
-        def correct(x: Tensor, i: int, *, mean: bool) -> Tensor:
+        def correct(x: Tensor, i: int) -> Tensor:
             delta = self._delta(sigma[i], sigma[-1])
             for n in range(self.n_steps):
                 x = x + delta / 2 * model.predict("score", x, grid.times[i])
-                if not (mean and n == self.n_steps - 1):
+                if not (mean and i == grid.steps and n == self.n_steps - 1):
                     x = x + math.sqrt(delta) * noise.normal(tuple(x.shape), x.dtype, x.device)
             return x
 
@@ -264,12 +264,17 @@ class PredictorCorrector(Solver):
         """The predictor's table; the corrector depends on x and runs beside it."""
         return self.predictor.compile(sde, grid)
 
-    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource) -> tuple[Hook, ...]:
+    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """The corrector at the nodes it works at, after the predictor's own hooks."""
-        correct = self.corrector.corrector(sde, grid, model, noise)
-        skipped = 0 if self.sequence == "PC" else grid.steps
+        ends = self.sequence == "PC"
+        correct = self.corrector.corrector(sde, grid, model, noise, mean=mean)
+        skipped = 0 if ends else grid.steps
 
-        def at_nodes(x: Tensor, i: int, *, mean: bool) -> Tensor:
-            return x if i == skipped else correct(x, i, mean=mean)
+        def at_nodes(x: Tensor, i: int) -> Tensor:
+            return x if i == skipped else correct(x, i)
 
-        return (*self.predictor.hooks(sde, grid, model, noise), at_nodes)
+        return (*self.predictor.hooks(sde, grid, model, noise, mean=mean and not ends), at_nodes)
+
+    def end_in_mean(self, program: Program) -> Program:
+        """The predictor's, where it has the last word; else the corrector leaves its noise out."""
+        return program if self.sequence == "PC" else self.predictor.end_in_mean(program)

@@ -158,10 +158,12 @@ class Heun(Solver):
 
     with $\gamma = \min(S_{\text{churn}}/N, \sqrt2 - 1)$ where $S_{\text{tmin}} \le s \le S_{\text{tmax}}$ and 0
     elsewhere, N the number of noise levels in the grid. Noise is never raised beyond the level of `sde.T`, since
-    networks are not trained there. EDM's last step to noise level 0 is `final="denoise"`. Order 2 without churn,
-    weak order 1 with it. Inflated noise (`s_noise` above 1, as in the paper's settings) makes up for a network
-    that denoises too much and leaves too much noise with one that does not, however small the steps: no weak
-    order then. Two network calls a step.
+    networks are not trained there. EDM's last step to noise level 0 is `final="denoise"`.
+
+    Order 2 and weak order 2: churned noise carries one marginal exactly into another, so that the law errs by
+    Heun's error alone. Inflated noise (`s_noise` above 1, as in the paper's settings) makes up for a network that
+    denoises too much and leaves too much noise with one that does not, however small the steps: no weak order
+    then. Two network calls a step.
 
     Args:
         s_churn: total amount of noise added; 0 is the deterministic sampler.
@@ -176,7 +178,7 @@ class Heun(Solver):
 
     Example:
         >>> Heun().order, Heun(s_churn=30).weak_order, Heun(s_churn=30, s_noise=1.007).weak_order
-        (2, 1, None)
+        (2, 2, None)
     """
 
     s_churn: float = 0.0
@@ -198,8 +200,8 @@ class Heun(Solver):
 
     @property
     def weak_order(self) -> int | None:
-        """1; None without churn, or with inflated noise."""
-        return 1 if self.s_churn and self.s_noise == 1 else None
+        """2; None without churn, or with inflated noise."""
+        return 2 if self.s_churn and self.s_noise == 1 else None
 
     @property
     def stochastic(self) -> bool:

@@ -296,10 +296,14 @@ class Target:
         """The tests that execute a function."""
         return [test for test, (_, covers) in self.tests.items() if scope in covers]
 
+    @property
+    def overhead(self) -> float:
+        """Seconds besides those of the tests: imports and collection."""
+        return self.seconds - sum(seconds for seconds, _ in self.tests.values())
+
     def cost(self, scope: Scope) -> float:
         """Seconds until the tests that execute a function have run."""
-        others = set(self.tests) - set(self.covering(scope))
-        return self.seconds - sum(self.tests[test][0] for test in others)
+        return self.overhead + sum(self.tests[test][0] for test in self.covering(scope))
 
 
 class Recorder:
@@ -377,7 +381,7 @@ def survives(mutant: Mutant, targets: Sequence[Target], timeout: float) -> bool:
     sys.meta_path.insert(0, loader)
     importlib.import_module(loader.name)  # before pytest puts its own importer first
     for target in targets:
-        signal.setitimer(signal.ITIMER_REAL, timeout + 10 * target.seconds)
+        signal.setitimer(signal.ITIMER_REAL, timeout + 10 * target.overhead)
         if not passes(target.path, Director(target, mutant.scope, timeout)):
             return False
     return True
@@ -438,12 +442,13 @@ def pool(work: Iterable[tuple[T, Callable[[], bool], str]], jobs: int) -> Iterat
 
 def baseline(jobs: int) -> list[Target]:
     """Run the tests on the unchanged package, each file in a child of its own; exits if they are not green."""
-    doctests = [path for path in (ROOT / PACKAGE).rglob("*.py") if ">>> " in path.read_text(encoding="utf-8")]
-    files = [path.relative_to(ROOT).as_posix() for path in sorted(doctests) + sorted((ROOT / "tests").rglob("test_*.py"))]
+    sources = sorted((ROOT / PACKAGE).rglob("*.py"))
+    paths = [path for path in sources if ">>> " in path.read_text(encoding="utf-8")]
+    paths += sorted((ROOT / "tests").rglob("test_*.py"))
     targets = []
     with tempfile.TemporaryDirectory() as name:
         work = []
-        for i, path in enumerate(files):
+        for i, path in enumerate(path.relative_to(ROOT).as_posix() for path in paths):
             result = Path(name, f"{i}.pickle")
             work.append(((path, result), partial(record, Target(path), result), f"{result}.log"))
         for (path, result), status, _ in pool(work, jobs):
@@ -451,9 +456,11 @@ def baseline(jobs: int) -> list[Target]:
                 print(Path(f"{result}.log").read_text(errors="replace")[-3000:])
                 sys.exit(f"the unmutated tests are not green: {path}")
             targets.append(pickle.loads(result.read_bytes()))
-            for module in targets[-1].modules:  # once here, instead of in every child from now on
-                with suppress(Exception), warnings.catch_warnings(action="ignore"):
-                    importlib.import_module(module)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for module in targets[-1].modules:
+                    with suppress(Exception):
+                        importlib.import_module(module)  # once here, instead of in every child from now on
     return targets
 
 
@@ -593,13 +600,13 @@ def main() -> int:
         phases=(Phase.explicit, Phase.generate),
         suppress_health_check=list(HealthCheck),
     )
+    gc.freeze()  # pytest collects garbage often: it need not look at torch each time
     began = time.monotonic()
     targets = baseline(args.jobs)
     if PACKAGE in sys.modules:
         sys.exit(f"{PACKAGE} is imported already: the children would not see the mutants")
     n_tests, seconds = sum(len(t.tests) for t in targets), time.monotonic() - began
     print(f"{n_tests} tests in {len(targets)} files green in {seconds:.0f} s; {len(mutants)} mutants", flush=True)
-    gc.collect()
     gc.freeze()
 
     results = check(mutants, targets, args.jobs, args.timeout)

@@ -1,0 +1,540 @@
+"""What happens at both ends of a run and on any grid between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import sgm_sde as sg
+from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.grids import RULES, GridRule
+from tests.helpers import (
+    DETERMINISTIC,
+    F64,
+    LINEAR,
+    SOLVERS,
+    Recorder,
+    elementwise_score,
+    impulse_response,
+    marginal_std,
+    sampler,
+)
+
+TARGET = torch.tensor([0.7, -1.3, 12.0], dtype=F64)
+DELTA = sg.oracles.Gaussian(TARGET, 0.0)
+STOCHASTIC = [name for name in SOLVERS if name not in DETERMINISTIC]
+TABLED = {"ddpm": 999, "ncsn": 9}  # the most steps that a table has to offer
+CHURN = sg.Heun(s_churn=20)
+# Exact where the noise's share of the state is known, as it is for data at one point, on any grid.
+EXACT_ON_DELTA: dict[str, sg.Solver] = {
+    "ddim": sg.DDIM(),
+    "dpm++1m": sg.DPMSolverPP(order=1),
+    "dpm++2m": sg.DPMSolverPP(order=2),
+    "dpm++2m exact": sg.DPMSolverPP(order=2, variant="exact"),
+    "heun": sg.Heun(),
+}
+
+
+def delta_flow(sde: sg.LinearSDE, x: Tensor, start: float, end: float) -> Tensor:
+    """The probability flow of data at TARGET: the noise (x - alpha c) / sigma never changes."""
+    noise = (x - sde.alpha(start) * TARGET) / sde.sigma(start)
+    return sde.alpha(end) * TARGET + sde.sigma(end) * noise
+
+
+def largest(x: Tensor) -> float:
+    return float(x.abs().max())
+
+
+def steps_of(sde: sg.LinearSDE, process: str, steps: int) -> int:
+    return min(steps, TABLED.get(process, steps))
+
+
+# --- the last step ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", LINEAR)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_denoising_leaves_no_noise(name: str, process: str) -> None:
+    """Data at one point come back to 1e-6 after ten steps of any solver, by default and with final="denoise"."""
+    sde = LINEAR[process]
+    for options in ({}, {"final": "denoise"}):
+        solver = sampler(name, sde)
+        res = sg.sample(DELTA.score(sde), sde, (5, 3), solver=solver, steps=10, seed=0, dtype=F64, **options)
+        assert res.nfe == solver.nfe(10) + 1
+        assert largest(res.x - TARGET) < 1e-6
+
+
+@pytest.mark.parametrize("process", ["vp", "sub-vp", "ve", "edm", "flow"])
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name not in ("pc", "annealed-langevin")])
+def test_noise_left_without_denoising(name: str, process: str) -> None:
+    """final="none" leaves noise of standard deviation sigma(eps), to 5 % and without Monte Carlo."""
+    sde, solver = LINEAR[process], SOLVERS[name]
+    grid = sg.grids.LogSNR()(sde, 1000 if solver.order == 1 and name not in EXACT_ON_DELTA else 100)
+    left = float(impulse_response(solver, sde, grid, std=0.0).norm())
+    assert left == pytest.approx(float(sde.sigma(sde.eps)), rel=0.05)
+    if name in EXACT_ON_DELTA:
+        assert left == pytest.approx(float(sde.sigma(sde.eps)), rel=1e-9)
+
+
+def test_noise_left_by_annealed_langevin() -> None:
+    """Enough updates at the last levels leave sigma(eps), up to the bias 1/(1 - delta / 4 sigma^2) of its steps."""
+    sde = LINEAR["ve"]
+    solver = sg.AnnealedLangevin(step_size=0.1 * float(sde.sigma(sde.eps)) ** 2, n_steps=40)
+    left = impulse_response(solver, sde, sg.grids.Uniform()(sde, 40, t_start=0.3), std=0.0).norm()
+    assert float(left) == pytest.approx(float(sde.sigma(sde.eps)), rel=0.05)
+
+
+@pytest.mark.parametrize("process", ["vp", "ve"])
+@pytest.mark.parametrize("order", ["PC", "CP"])
+def test_noise_left_by_a_corrector(process: str, order: str) -> None:
+    """A corrector at the end leaves sigma(eps) too, to 5 %; denoising removes it."""
+    sde = LINEAR[process]
+    oracle = sg.oracles.Gaussian(torch.full((2048,), 3.0), 0.0)
+    solver = sg.PredictorCorrector(sg.DDIM(eta=1.0), sg.Langevin(snr=0.1), order=order)
+
+    def run(final: str) -> Tensor:
+        res = sg.sample(oracle.score(sde), sde, (8, 2048), solver=solver, steps=100, final=final, seed=0, dtype=F64)
+        return res.x - 3.0
+
+    assert float(run("none").std()) == pytest.approx(float(sde.sigma(sde.eps)), rel=0.05)
+    assert largest(run("denoise")) < 1e-6
+
+
+def one_draw_spared(solver: sg.Solver, sde: sg.LinearSDE, grid: sg.Grid) -> tuple[Tensor, Tensor]:
+    """Responses with final="none", the last draw's set to 0, and with final="mean"."""
+    without = impulse_response(solver, sde, grid, std=0.5)
+    without[-2] = 0.0
+    mean = impulse_response(solver, sde, grid, std=0.5, mean=True)
+    return without, mean
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
+@pytest.mark.parametrize("name", [*(name for name in STOCHASTIC if name != "pc"), "churn"])
+def test_mean_is_the_last_state_without_its_last_noise(name: str, process: str, steps: int) -> None:
+    """final="mean" is what final="none" would be, had the last draw been zero, in every solver."""
+    sde = LINEAR[process]
+    solver = CHURN if name == "churn" else sampler(name, sde)
+    without, mean = one_draw_spared(solver, sde, sg.grids.LogSNR()(sde, steps))
+    torch.testing.assert_close(mean, without, rtol=1e-9, atol=1e-12)
+
+
+def test_mean_with_a_corrector_spares_the_predictors_noise() -> None:
+    """After PC the last update is the corrector's: only its noise goes. After CP it is the predictor's."""
+    sde = LINEAR["vp"]
+    corrector = sg.AnnealedLangevin(step_size=1e-3, n_steps=2)
+    grid = sg.grids.LogSNR()(sde, 3)
+    last = {
+        "PC": (math.sqrt(1e-3), "corrector", 3 * 2),
+        "CP": (sg.ReverseDiffusion().compile(sde, grid).stages[-1].noises[0][1], "solver", 3),
+    }
+    for order, (coefficient, name, draws) in last.items():
+        solver = sg.PredictorCorrector(sg.ReverseDiffusion(), corrector, order=order)
+        none, mean = (
+            sg.sample(
+                elementwise_score(sde), sde, (2, 4), solver=solver, grid=grid, final=final, seed=0, dtype=F64
+            ).x
+            for final in ("none", "mean")
+        )  # fmt: skip
+        noise = NoiseStream([(0, 0), (0, 1)], name)
+        z = [noise.normal((2, 4), F64) for _ in range(draws)][-1]
+        torch.testing.assert_close(none - mean, coefficient * z, rtol=1e-9, atol=1e-12, msg=order)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_mean_of_a_deterministic_solver(name: str) -> None:
+    """Without noise there is none to leave out: "mean" and "none" agree, and neither makes a last call."""
+    sde = LINEAR["vp"]
+    mean, none = (
+        sg.sample(elementwise_score(sde), sde, (2, 3), solver=name, steps=4, final=final, seed=0)
+        for final in ("mean", "none")
+    )
+    assert torch.equal(mean.x, none.x)
+    assert mean.nfe == none.nfe == SOLVERS[name].nfe(4)
+
+
+# --- the grid that is shown is the grid that is used -----------------------------------------------------------------
+
+
+def fractions(max_size: int = 12) -> st.SearchStrategy[list[float]]:
+    """Strictly decreasing numbers in (0, 1), at least 1e-3 apart."""
+    whole = st.lists(st.integers(1, 999), min_size=0, max_size=max_size, unique=True)
+    return whole.map(lambda ns: [n / 1000 for n in sorted(ns, reverse=True)])
+
+
+def uneven_grid(sde: sg.LinearSDE, inner: list[float]) -> sg.Grid:
+    """Given fractions of the time between T and eps, and both ends."""
+    return sg.Grid([sde.T, *(sde.eps + u * (sde.T - sde.eps) for u in inner), sde.eps])
+
+
+@pytest.mark.parametrize("process", LINEAR)
+@pytest.mark.parametrize("name", EXACT_ON_DELTA)
+@settings(max_examples=8)
+@given(inner=fractions())
+def test_exact_on_any_grid_for_data_at_a_point(name: str, process: str, inner: list[float]) -> None:
+    """Solvers that know the noise's share end at the exact state on any decreasing grid: no step is off by one."""
+    sde = LINEAR[process]
+    grid = uneven_grid(sde, inner)
+    x = sde.prior_sample((4, 3), seed=0, dtype=F64)
+    res = sg.sample(DELTA.score(sde), sde, x_T=x, solver=EXACT_ON_DELTA[name], grid=grid, final="none", seed=0)
+    assert res.times == grid.times
+    assert largest(res.x - delta_flow(sde, x, sde.T, sde.eps)) < 1e-10 * max(largest(x), largest(TARGET))
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@given(inner=fractions())
+def test_straight_paths_are_exact_on_any_grid(name: str, inner: list[float]) -> None:
+    """Rectified flow to a point is a straight line, which every method in time or noise level follows exactly."""
+    sde = LINEAR["flow"]
+    x = sde.prior_sample((4, 3), seed=0, dtype=F64)
+    res = sg.sample(
+        DELTA.score(sde), sde, x_T=x, solver=name, grid=uneven_grid(sde, inner), final="none", seed=0
+    )  # fmt: skip
+    assert largest(res.x - delta_flow(sde, x, sde.T, sde.eps)) < 1e-9
+
+
+@pytest.mark.parametrize("process", ["vp", "ve", "edm"])
+@pytest.mark.parametrize("name", SOLVERS)
+@settings(max_examples=5)
+@given(inner=fractions(6))
+def test_steps_are_the_grids(name: str, process: str, inner: list[float]) -> None:
+    """Steps go between neighbouring grid times, to the last bit, and the network is called inside the step."""
+    sde = LINEAR[process]
+    grid = uneven_grid(sde, inner)
+    net = Recorder(elementwise_score(sde))
+    pairs: list[tuple[float, float]] = []
+    calls: list[int] = [0]
+
+    def callback(info: sg.StepInfo) -> None:
+        pairs.append((info.t, info.t_next))
+        calls.append(len(net.labels))
+
+    solver = sampler(name, sde, n_steps=1)
+    res = sg.sample(net, sde, (1, 2), solver=solver, grid=grid, callback=callback, seed=0, dtype=F64)
+    assert res.times == grid.times
+    assert pairs == list(pairwise(grid.times))
+    highest = sde.T if name == "edm-sde" else 0.0  # churn raises the noise before it steps down
+    for (t, t_next), first, last in zip(pairs, calls[:-1], calls[1:], strict=True):
+        assert all(t_next <= u <= max(t, highest) for u in net.times[first:last])
+    if solver.nfe_per_step == 1 and name != "annealed-langevin":
+        assert net.times == list(grid.times)
+    assert net.times[-1] == grid.times[-1]
+
+
+@pytest.mark.parametrize("process", LINEAR)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_no_step_is_empty(name: str, process: str) -> None:
+    """A program's nodes are the grid's times, each once."""
+    sde = LINEAR[process]
+    grid = RULES[sde.natural_grid](sde, 7)
+    program = sampler(name, sde).compile(sde, grid)
+    assert program.times == grid.times
+    assert program.steps == 7
+    assert all(t > u for t, u in pairwise(program.times))
+
+
+@pytest.mark.parametrize("process", LINEAR)
+@pytest.mark.parametrize("name", ["dpm++2m", "euler-maruyama", "pc"])
+def test_the_default_grid_can_be_given(name: str, process: str) -> None:
+    """The default grid as a rule's name, as a rule, as a `Grid`, as numbers or as a tensor changes no bit."""
+    sde = LINEAR[process]
+
+    def run(**options: object) -> sg.SampleResult:
+        return sg.sample(elementwise_score(sde), sde, (3, 2), solver=name, seed=0, **options)
+
+    default = run(steps=6)
+    grid = RULES[sde.natural_grid](sde, 6)
+    assert default.times == grid.times
+    given_times: list[object] = [grid, list(grid.times), default.times, torch.tensor(grid.times, dtype=F64)]
+    runs = [run(grid=times) for times in given_times]
+    runs += [run(grid=rule, steps=6) for rule in (sde.natural_grid, RULES[sde.natural_grid])]
+    for res in runs:
+        assert res.times == grid.times
+        assert torch.equal(res.x, default.x)
+
+
+@pytest.mark.parametrize(
+    ("times", "shown"),
+    [
+        ([1.0, 0.5, 0.5, 0.1], r"times\[1\] = 0.5 followed by times\[2\] = 0.5"),
+        ([0.1, 0.5, 1.0], r"times\[0\] = 0.1 followed by times\[1\] = 0.5"),
+        ([1.0, -0.1], r"times\[1\] = -0.1"),
+        ([1.0, math.nan], r"times\[1\] = nan"),
+        ([math.inf, 0.5], r"times\[0\] = inf"),
+        ([], "at least one"),
+        ([1.5, 0.5], "beyond T=1.0"),
+    ],
+)
+def test_grids_that_do_not_decrease_are_errors(times: list[float], shown: str) -> None:
+    """Duplicate, rising, negative, infinite or missing times are refused, with their values."""
+    sde = LINEAR["vp"]
+    with pytest.raises(ValueError, match=shown):
+        sg.sample(elementwise_score(sde), sde, (1, 2), grid=times, seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("process", LINEAR)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_network_is_never_called_outside_the_run(name: str, process: str, dtype: torch.dtype) -> None:
+    """Times seen by the network lie in [t_end, t_start], not one rounding error out; churn may rise to T."""
+    sde = LINEAR[process]
+    for t_start, t_end in ((sde.T, sde.eps), (sde.T / 3, sde.eps + 0.1 * sde.T)):
+        net = Recorder(elementwise_score(sde))
+        x = sde.prior_sample((2, 2), seed=0, dtype=dtype)
+        options = {"steps": 3, "grid": "uniform", "t_start": t_start, "t_end": t_end, "seed": 0}
+        sg.sample(net, sde, x_T=x, solver=sampler(name, sde), **options)
+        assert min(net.times) >= t_end
+        assert max(net.times) <= (sde.T if name == "edm-sde" else t_start)
+
+
+# --- any number of steps ---------------------------------------------------------------------------------------------
+
+
+@given(
+    process=st.sampled_from(list(LINEAR)),
+    rule=st.sampled_from(list(RULES)),
+    steps=st.one_of(st.integers(1, 200), st.sampled_from([1000, 4000])),
+)
+@settings(max_examples=150)
+def test_rules_place_any_number_of_times(process: str, rule: str, steps: int) -> None:
+    """Every rule places N steps on every process: strictly decreasing, from T to eps exactly."""
+    sde = LINEAR[process]
+    if rule == "table" and steps > TABLED.get(process, 0):
+        with pytest.raises(ValueError, match="table of times" if process not in TABLED else f"{steps} steps"):
+            RULES[rule](sde, steps)
+        return
+    grid = RULES[rule](sde, steps)
+    assert grid.steps == steps
+    assert (grid.times[0], grid.times[-1]) == (sde.T, sde.eps)
+    assert all(t > u for t, u in pairwise(grid.times))
+
+
+@given(
+    name=st.sampled_from(list(SOLVERS)),
+    process=st.sampled_from(list(LINEAR)),
+    rule=st.sampled_from([name for name in RULES if name != "table"]),
+    steps=st.integers(1, 200),
+)
+@settings(max_examples=150)
+def test_any_number_of_steps(name: str, process: str, rule: str, steps: int) -> None:
+    """Every solver, process and rule takes exactly N steps for N from 1 to 200 and stays finite."""
+    check_run(name, process, rule, steps)
+
+
+@pytest.mark.parametrize("steps", [3, 9, 27])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_numbers_of_steps_that_broke_others(name: str, steps: int) -> None:
+    """Powers of three, where times rounded to table indices collide elsewhere, also on a table's own times."""
+    check_run(name, "ddpm", "table", steps)
+    check_run(name, "cosine", "karras", steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "process", "steps"),
+    [
+        *((name, "vp", 1000) for name in SOLVERS),
+        ("dpm++2m", "ddpm", 999),
+        ("pc", "edm", 4000),
+        ("ddim", "cosine", 4000),
+        ("ancestral", "flow", 4000),
+    ],
+)
+def test_thousands_of_steps(name: str, process: str, steps: int) -> None:
+    """A thousand steps of every solver, four thousand of some."""
+    check_run(name, process, "table" if process == "ddpm" else "log-snr", steps)
+
+
+def check_run(name: str, process: str, rule: str, steps: int) -> None:
+    """One run: exactly N steps, from T to eps, finite."""
+    sde = LINEAR[process]
+    solver, seen = sampler(name, sde, n_steps=1), []
+    res = sg.sample(
+        elementwise_score(sde), sde, (2, 2), solver=solver, steps=steps, grid=rule, seed=0, final="none",
+        callback=lambda info: seen.append(info.i),
+    )  # fmt: skip
+    assert res.status.ok
+    assert bool(torch.isfinite(res.x).all())
+    assert seen == list(range(steps))
+    assert len(res.times) == steps + 1
+    assert (res.times[0], res.times[-1]) == (sde.T, sde.eps)
+    assert all(t > u for t, u in pairwise(res.times))
+    assert res.nfe == solver.nfe(steps)
+
+
+# --- singular ends ---------------------------------------------------------------------------------------------------
+
+
+def cosine_variance(t: Tensor) -> Tensor:
+    """1 - cos^2(a + d) / cos^2(a) = sin(d) sin(2a + d) / cos^2(a), with d the angle covered since t = 0."""
+    start, covered = math.pi / 2 * 0.008 / 1.008, math.pi / 2 * t / 1.008
+    return covered.sin() * (2 * start + covered).sin() / math.cos(start) ** 2
+
+
+def linear_beta_integral(t: Tensor) -> Tensor:
+    return 0.1 * t + 19.9 * t**2 / 2
+
+
+VARIANCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "vp": lambda t: -torch.expm1(-linear_beta_integral(t)),
+    "sub-vp": lambda t: torch.expm1(-linear_beta_integral(t)) ** 2,
+    "cosine": cosine_variance,
+    "ve": lambda t: 1e-4 * 5000 ** (2 * t),
+    "edm": lambda t: t**2,
+    "flow": lambda t: t**2,
+}
+
+
+@pytest.mark.parametrize("process", LINEAR)
+def test_noise_scale_in_single_precision(process: str) -> None:
+    """sigma^2 in float32 is right to 1e-6 from T down to t = 1e-6, against closed forms in float64."""
+    sde = LINEAR[process]
+    t = torch.cat([torch.logspace(-6, math.log10(sde.T), 200, dtype=F64)[:-1], torch.tensor([sde.T], dtype=F64)])
+    t = t.float()
+    expected = VARIANCES.get(process, lambda t: sde.sigma(t) ** 2)(t.double())
+    got = sde.sigma(t)
+    assert got.dtype == torch.float32
+    assert float(((got.double() ** 2 - expected) / expected).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("process", LINEAR)
+def test_coefficients_are_finite(process: str, dtype: torch.dtype) -> None:
+    """alpha, sigma, their derivatives, f and g are finite and of the right sign on [eps, T] in low precision too."""
+    sde = LINEAR[process]
+    t = torch.linspace(sde.eps, sde.T, 300, dtype=F64).to(dtype)
+    t = t[(t.double() >= sde.eps) & (t.double() <= sde.T)]  # bfloat16 rounds 0.9946 and 0.999 up
+    assert len(t) > 200
+    columns = {name: getattr(sde, name)(t) for name in ("alpha", "sigma", "d_alpha", "d_sigma", "rate", "g")}
+    for name, value in columns.items():
+        assert value.dtype == dtype, name
+        assert value.shape == t.shape, name
+        assert bool(torch.isfinite(value).all()), name
+    assert bool((columns["alpha"] > 0).all())
+    assert bool((columns["sigma"] > 0).all())
+    assert bool((columns["g"] >= 0).all())
+
+
+ZERO_SNR = {
+    "flow": sg.RectifiedFlowSDE(T=1.0),
+    "cosine": sg.LinearSDE.from_schedule(
+        lambda t: torch.cos(math.pi / 2 * t), lambda t: torch.sin(math.pi / 2 * t), eps=1e-2
+    ),  # alpha(1) is 6e-17 in double precision
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("make", [sg.from_noise, sg.from_score])
+@pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "ancestral", "rk4", "heun"])
+@pytest.mark.parametrize("process", ZERO_SNR)
+def test_noise_says_nothing_about_data_at_zero_snr(
+    process: str, solver: str, make: Callable[..., sg.Score], dtype: torch.dtype
+) -> None:
+    """Where no signal is left a prediction of the noise or the score does not determine the data: an error says so."""
+    sde = ZERO_SNR[process]
+    score = make(lambda x, t: x if make is sg.from_noise else -x, sde)
+    with pytest.raises(ValueError, match=r"t=1"):
+        sg.sample(score, sde, (2, 3), solver=solver, steps=10, seed=0, dtype=dtype)
+
+
+@pytest.mark.parametrize("make", [sg.from_denoiser, sg.from_velocity, sg.from_flow])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_zero_snr_with_a_prediction_of_the_data(name: str, make: Callable[..., sg.Score]) -> None:
+    """From pure noise on, the flow of Gaussian data is exact to the solver's error, or the solver is refused."""
+    sde = ZERO_SNR["flow"]
+    mean, std = 0.3, 0.5
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = 1 - t[:, None], t[:, None]
+        gain = 1 / ((alpha * std) ** 2 + sigma**2)
+        data = mean + alpha * std**2 * gain * (x - alpha * mean)
+        noise = sigma * gain * (x - alpha * mean)
+        return {sg.from_denoiser: data, sg.from_velocity: alpha * noise - sigma * data}.get(make, noise - data)
+
+    x = torch.linspace(-2, 2, 8, dtype=F64)[:, None]
+    try:
+        res = sg.sample(make(net, sde), sde, x_T=x, solver=name, steps=400, seed=0, final="none")
+    except ValueError as error:
+        assert name == "heun", error  # steps in sigma / alpha, which is infinite  # noqa: PT017
+        return
+    end = sde.eps
+    expected = (1 - end) * mean + marginal_std(sde, std, end) * x
+    assert largest(res.x - expected) < (0.02 if SOLVERS[name].order == 1 else 1e-3)
+
+
+def test_schedules_without_signal_or_noise_are_errors() -> None:
+    """Processes whose coefficients would be singular in [eps, T] cannot be made; the message shows the value."""
+    with pytest.raises(ValueError, match=r"betas\[1\] = 1"):
+        sg.DiscreteVPSDE([0.5, 1.0])
+    with pytest.raises(ValueError, match=r"betas\[0\] = 0"):
+        sg.DiscreteVPSDE([0.0, 0.5])
+    with pytest.raises(ValueError, match=r"T < 1, got 1"):
+        sg.CosineVPSDE(T=1.0)
+    with pytest.raises(ValueError, match=r"T <= 1, got 1.1"):
+        sg.RectifiedFlowSDE(T=1.1)
+    with pytest.raises(ValueError, match="at t=1"):
+        sg.LinearSDE.from_schedule(lambda t: 1 - t, lambda t: t)
+    with pytest.raises(ValueError, match="at t=0"):
+        sg.LinearSDE.from_schedule(lambda t: 1 - t, lambda t: t, T=0.9, eps=0.0)
+    with pytest.raises(ValueError, match="eps=1"):
+        sg.VPSDE(T=1.0, eps=1.0)
+
+
+@given(
+    name=st.sampled_from(list(SOLVERS)),
+    process=st.sampled_from(list(LINEAR)),
+    make=st.sampled_from([sg.from_noise, sg.from_denoiser, sg.from_velocity, sg.from_score]),
+    steps=st.integers(1, 20),
+    size=st.sampled_from([0.0, 1.0, 30.0]),
+)
+@settings(max_examples=150)
+def test_finite_networks_give_finite_samples(
+    name: str, process: str, make: Callable[..., sg.Score], steps: int, size: float
+) -> None:
+    """No solver turns a network of bounded output, zero included, into infinities or NaN."""
+    sde = LINEAR[process]
+    score = make(lambda x, t: size * torch.tanh(x), sde)
+    res = sg.sample(score, sde, (3, 4), solver=sampler(name, sde), steps=steps, seed=0)
+    assert res.status.ok
+    assert bool(torch.isfinite(res.x).all())
+
+
+# --- predictor-corrector at any number of steps ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", ["vp", "ve"])
+def test_predictor_corrector_improves_with_the_number_of_steps(process: str) -> None:
+    """From one step to a thousand the sampled variance comes closer to that of the data, and stays finite."""
+    sde = LINEAR[process]
+    oracle = sg.oracles.Gaussian(torch.zeros(2048), 0.25)
+    solver = sg.PredictorCorrector(sg.ReverseDiffusion(), sg.Langevin(snr=0.05))
+    counts, errors = [1, 2, 5, 10, 20, 1000], []
+    for steps in counts:
+        res = sg.sample(oracle.score(sde), sde, (16, 2048), solver=solver, steps=steps, seed=0)
+        assert res.status.ok
+        errors.append(abs(float(res.x.double().var()) / 0.25 - 1))
+    assert errors == sorted(errors, reverse=True), dict(zip(counts, errors, strict=True))
+    assert errors[-1] < 0.02
+
+
+@pytest.mark.parametrize(("eta", "name"), [(1.0, "euler-maruyama"), (0.0, "euler")])
+def test_reverse_diffusion_converges_to_the_continuous_process(eta: float, name: str) -> None:
+    """Without a corrector, doubling the steps halves the distance to the law of Euler on the same process."""
+    sde = LINEAR["vp"]
+    exact = marginal_std(sde, 0.5, sde.eps)
+    distances = []
+    for steps in (250, 500, 1000):
+        grid = sg.grids.LogSNR()(sde, steps)
+        laws = [
+            float(impulse_response(solver, sde, grid, 0.5).norm())
+            for solver in (sg.ReverseDiffusion(eta), SOLVERS[name])
+        ]
+        distances.append(abs(laws[0] - exact) + abs(laws[1] - exact))
+    for before, after in pairwise(distances):
+        assert 1.8 < before / after < 2.2
