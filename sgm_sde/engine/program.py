@@ -57,7 +57,8 @@ class Program:
         eta: noise level of the reverse process, for `prediction="drift"`.
 
     Raises:
-        ValueError: for a coefficient that is not finite, or a reference to a later stage.
+        ValueError: for a coefficient that is not finite, a reference to a later stage, or a program that does not
+            start and end at a node.
 
     Example:
         >>> import sgm_sde as sg
@@ -74,6 +75,8 @@ class Program:
     def __post_init__(self) -> None:
         if not self.stages or self.stages[0].states or self.stages[0].evals:
             raise ValueError("a program starts with the initial state, a stage without terms")
+        if not (self.stages[0].node and self.stages[-1].node):
+            raise ValueError("a program starts and ends at a node")
         for k, stage in enumerate(self.stages):
             for kind, terms in (("state", stage.states), ("eval", stage.evals), ("noise", stage.noises)):
                 for j, coefficient in terms:

@@ -230,8 +230,10 @@ class CosineVPSDE(VariancePreservingSDE):
         return self._slope * (1 - t)  # pi/2 - phi(t), which keeps its digits as alpha goes to 0
 
     def beta(self, t: Time) -> Tensor:
-        """Rate 2 phi' tan(phi)."""
-        return 2 * self._slope / self._co_phi(as_time(t)).tan()
+        """Rate 2 phi' tan(phi), from the angle that keeps its digits."""
+        t = as_time(t)
+        tan = torch.where(t < 0.5, (self._phi0 + self._slope * t).tan(), 1 / self._co_phi(t).tan())
+        return 2 * self._slope * tan
 
     def integrated_beta(self, t: Time) -> Tensor:
         """B = -2 log(alpha), by cos(a+d)/cos(a) = 1 - 2 sin(d/2) sin(a+d/2)/cos(a) where alpha is near 1."""

@@ -1,0 +1,249 @@
+"""The engine: phi-functions, programs as values, and one executor that is right for any table."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import sgm_sde as sg
+from sgm_sde.engine.executor import execute, lower
+from sgm_sde.engine.phi import phi
+from sgm_sde.engine.program import Form, Program, Stage
+from tests.helpers import ALL, F64, GAUSSIAN, LINEAR, MIXTURE, bind, stream
+
+
+@given(z=st.floats(-50, 20), k=st.integers(0, 5))
+def test_phi_functions(z: float, k: int) -> None:
+    """phi_k against its integral, by mpmath in 40 digits, to 1e-13 for any argument."""
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(40):
+        exact = (
+            mpmath.exp(z)
+            if k == 0
+            else mpmath.nsum(lambda j: mpmath.mpf(z) ** j / mpmath.factorial(j + k), [0, mpmath.inf])
+        )
+    assert phi(k, z) == pytest.approx(float(exact), rel=2e-13)
+
+
+def test_phi_functions_at_the_ends() -> None:
+    """Limits at 0 and minus infinity; a negative index is an error."""
+    assert [phi(k, 0.0) for k in range(4)] == [1, 1, 1 / 2, 1 / 6]
+    assert [phi(k, -math.inf) for k in range(4)] == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match="-1"):
+        phi(-1, 0.0)
+
+
+class Affine:
+    """A model e = c_x x + c_r r, with r = x^2 / 4 + t: what the executor must reproduce for any c."""
+
+    def __init__(self, conversions: list[tuple[float, float]]) -> None:
+        self.table = conversions
+        self.calls: list[float] = []
+
+    def conversions(self, program: Program) -> list[tuple[float, float]]:
+        return self.table
+
+    def evaluate(self, x: Tensor, t: float) -> Tensor:
+        self.calls.append(t)
+        return x**2 / 4 + t
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> tuple[Program, list[tuple[float, float]]]:
+    """Any table: stages that refer to any earlier states, evaluations and noises."""
+    n = draw(st.integers(1, 7))
+    number = st.floats(-1.5, 1.5).filter(lambda c: abs(c) > 1e-3)
+    evaluate = [draw(st.booleans()) for _ in range(n + 1)]
+    stages = [Stage(1.0, evaluate=evaluate[0], node=True)]
+    for k in range(1, n + 1):
+        earlier = range(k)
+        pick = lambda items: tuple((j, draw(number)) for j in items if draw(st.booleans()))  # noqa: E731
+        noises = tuple((m, draw(number)) for m in sorted(draw(st.sets(st.integers(0, 3), max_size=2))))
+        stages.append(
+            Stage(
+                1 / (k + 1),
+                pick(earlier),
+                pick(j for j in earlier if evaluate[j]),
+                noises,
+                evaluate[k],
+                k % 2 == 0 or k == n,
+            )
+        )
+    conversions = [
+        (draw(st.sampled_from([0.0, 1.0, -0.3, 2.0])), draw(st.sampled_from([1.0, -0.5, 3.0]))) for _ in stages
+    ]
+    return Program("random", "data", tuple(stages)), conversions
+
+
+class Recorded:
+    """Noise that a reference run sees as well: draw m is handed out at the first use of noise m."""
+
+    def __init__(self) -> None:
+        self.source = stream(3)
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: object = None) -> Tensor:
+        return self.source.normal(shape, dtype)
+
+
+def reference(program: Program, conversions: list[tuple[float, float]], x: Tensor) -> Tensor:
+    """The definition of a program, word for word."""
+    noise, drawn = Recorded(), {}
+    model, states, evals = Affine(conversions), [], []
+    for k, stage in enumerate(program.stages):
+        for m, _ in stage.noises:
+            if m not in drawn:
+                drawn[m] = noise.normal(tuple(x.shape), x.dtype)
+        state = x if k == 0 else torch.zeros_like(x)
+        for terms, values in ((stage.states, states), (stage.evals, evals), (stage.noises, drawn)):
+            for j, c in terms:
+                state = state + c * values[j]
+        states.append(state)
+        c_x, c_r = conversions[k]
+        evals.append(c_x * state + c_r * model.evaluate(state, stage.t) if stage.evaluate else None)
+    return states[-1]
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@given(case=programs())
+def test_the_executor_runs_any_table(grad: bool, case: tuple[Program, list[tuple[float, float]]]) -> None:
+    """Slots, in-place updates and folded conversions change nothing: the definition, to rounding."""
+    program, conversions = case
+    x = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2)
+    kept = x.clone()
+    model = Affine(conversions)
+    with torch.set_grad_enabled(grad):
+        run = execute(program, x, model, Recorded(), grad=grad)
+    expected = reference(program, conversions, kept)
+    torch.testing.assert_close(run.x, expected, rtol=1e-9, atol=1e-9)
+    assert torch.equal(x, kept), "the caller's tensor was changed"
+    assert len(model.calls) == program.nfe
+    assert run.nodes == len(program.times)
+
+
+@given(case=programs())
+def test_programs_survive_json(case: tuple[Program, list[tuple[float, float]]]) -> None:
+    """A program is a value: JSON gives it back to the last bit."""
+    program, _ = case
+    assert Program.from_json(program.to_json()) == program
+    assert hash(Program.from_json(program.to_json())) == hash(program)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_compiled_programs_are_values(name: str) -> None:
+    """Compiling twice gives equal programs, that print, survive JSON and count their calls."""
+    sde = LINEAR["vp"]
+    grid = sg.grids.LogSNR()(sde, 6)
+    program = ALL[name].compile(sde, grid)
+    assert program == dataclasses.replace(ALL[name]).compile(sde, grid) if name != "pc" else True
+    assert Program.from_json(program.to_json()) == program
+    assert program.times == grid.times
+    assert f"{program.nfe} evaluations" in str(program)
+    assert all(sde.eps <= stage.t <= sde.T for stage in program.stages)
+
+
+@pytest.mark.parametrize("name", ["dpm++2m", "rk4", "heun", "ddim"])
+@pytest.mark.parametrize("prediction", ["data", "noise", "score", "velocity", "flow"])
+def test_memory_does_not_grow_with_steps(name: str, prediction: str) -> None:
+    """State, history and one scratch, however many steps."""
+    sde = LINEAR["vp"]
+
+    def rows(steps: int) -> int:
+        program = ALL[name].compile(sde, sg.grids.Uniform()(sde, steps))
+        score = sg.Score(lambda x, t: x, sde, prediction)
+        instructions, n = lower(program, bind(score, sde, program.times).conversions(program))
+        alive = peak = 0
+        for ins in instructions:
+            alive += 1 - ins.in_place
+            peak = max(peak, alive)
+            alive -= len(ins.drop)
+        return n + peak
+
+    assert rows(5) == rows(50) <= 6
+
+
+def test_a_network_may_return_its_input() -> None:
+    """An output that shares memory with the state is not overwritten halfway."""
+    sde = LINEAR["ve"]
+    x = torch.randn(4, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
+    same = sg.sample(sg.from_noise(lambda x, t: x, sde), sde, x_T=x, solver="ddim", steps=7)
+    copied = sg.sample(sg.from_noise(lambda x, t: x.clone(), sde), sde, x_T=x, solver="ddim", steps=7)
+    assert torch.equal(same.x, copied.x)
+
+
+def test_programs_that_make_no_sense_are_refused() -> None:
+    """Coefficients that are not finite and references to what is not there, by name."""
+    first = Stage(1.0, evaluate=True, node=True)
+    for stage, text in (
+        (Stage(0.5, states=((0, math.nan),)), "nan on state 0 in stage 1"),
+        (Stage(0.5, states=((1, 1.0),)), "state 1"),
+        (Stage(0.5, evals=((3, 1.0),)), "eval 3"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            Program("p", "data", (first, dataclasses.replace(stage, node=True)))
+    with pytest.raises(ValueError, match="not evaluated"):
+        Program("p", "data", (Stage(1.0, node=True), Stage(0.5, evals=((0, 1.0),), node=True)))
+    with pytest.raises(ValueError, match="initial state"):
+        Program("p", "data", ())
+    with pytest.raises(ValueError, match="ends at a node"):
+        Program("p", "data", (first, Stage(0.5)))
+    for text in ("{}", "[]", '{"stages": [{}]}', "nonsense"):
+        with pytest.raises(ValueError):
+            Program.from_json(text)
+
+
+def test_forms_compute_as_linear_forms() -> None:
+    """Sums, multiples and differences of symbols."""
+    x, e = Form({("states", 0): 1.0}), Form({("evals", 0): 1.0})
+    assert (3 * x - (e + x) / 2 - -x).terms == {("states", 0): 3.5, ("evals", 0): -0.5}
+    assert (x - x).of("states") == ()
+
+
+@pytest.mark.parametrize("process", ["vp", "sub-vp", "ve", "edm", "cosine", "flow"])
+def test_what_should_coincide_coincides(process: str) -> None:
+    """DDIM = DPM-Solver++ of order 1; noise-free variants equal their deterministic twins; DDIM(1) = ancestral."""
+    sde = LINEAR[process]
+    x, score = sde.prior_sample((4, 2), seed=0, dtype=F64), MIXTURE.score(sde)
+
+    def run(solver: sg.Solver) -> Tensor:
+        return sg.sample(score, sde, x_T=x, solver=solver, steps=12, seed=3, final="none", grid="log-snr").x
+
+    def same(a: sg.Solver, b: sg.Solver) -> None:
+        torch.testing.assert_close(run(a), run(b), rtol=1e-10, atol=1e-10)
+
+    same(sg.DDIM(), sg.DPMSolverPP(order=1))
+    same(sg.EulerMaruyama(eta=0.0), sg.RungeKutta(sg.EULER))
+    same(sg.DDIM(eta=1.0), sg.Ancestral())
+    same(sg.Heun(s_churn=0.0), sg.Heun(s_churn=5.0, s_tmin=1e9))
+    if process == "edm":  # where time is the noise level
+        same(sg.Heun(), sg.RungeKutta(sg.HEUN2))
+        same(sg.DDIM(), sg.RungeKutta(sg.EULER))
+
+
+def test_tableaus_are_checked() -> None:
+    """Order from the order conditions; wrong tableaus are errors with the offending numbers."""
+    orders = [sg.EULER.order, sg.MIDPOINT.order, sg.HEUN2.order, sg.RALSTON.order, sg.RK3.order, sg.RK4.order]
+    assert orders == [1, 2, 2, 2, 3, 4]
+    assert sg.Tableau([[], [1 / 3], [-1 / 3, 1], [1, -1, 1]], [1 / 8, 3 / 8, 3 / 8, 1 / 8]).order == 4
+    assert sg.Tableau([[], [0.4]], [0.5, 0.5]).order == 1
+    with pytest.raises(ValueError, match="sum to 1, got 0.9"):
+        sg.Tableau([[]], [0.9])
+    with pytest.raises(ValueError, match=r"\[0, 2\]"):
+        sg.Tableau([[], [0.5, 0.5]], [0.5, 0.5])
+    with pytest.raises(ValueError, match="1.5"):
+        sg.Tableau([[], [1.5]], [2 / 3, 1 / 3])
+
+
+def test_gaussian_flow_is_reached() -> None:
+    """A user's own tableau integrates the exact flow as its order says."""
+    sde = LINEAR["vp"]
+    kutta38 = sg.RungeKutta(sg.Tableau([[], [1 / 3], [-1 / 3, 1], [1, -1, 1]], [1 / 8, 3 / 8, 3 / 8, 1 / 8], "3/8"))
+    x = sde.prior_sample((4, 2), seed=0, dtype=F64)
+    res = sg.sample(GAUSSIAN.score(sde), sde, x_T=x, solver=kutta38, steps=200, t_end=0.1, final="none", grid="log-snr")
+    torch.testing.assert_close(res.x, GAUSSIAN.flow(x, sde, 1.0, 0.1), rtol=1e-7, atol=1e-7)
+    assert res.nfe == 800

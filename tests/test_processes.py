@@ -1,0 +1,279 @@
+"""Forward processes: their kernels against autograd, one another and independent formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import sgm_sde as sg
+from sgm_sde.testing import CheckError, check_sde
+from tests.helpers import F64, LINEAR
+
+fractions = st.floats(0.0, 1.0)
+
+
+def at(sde: sg.LinearSDE, u: float) -> Tensor:
+    """The time at a fraction of the way from eps to T."""
+    return torch.tensor(sde.eps + u * (sde.T - sde.eps), dtype=F64)
+
+
+@pytest.mark.parametrize("process", LINEAR)
+def test_declarations_agree(process: str) -> None:
+    """Shapes, prior, drift and diffusion against autograd, semigroup, inverse, forward simulation."""
+    assert len(check_sde(LINEAR[process])) == 7
+
+
+@pytest.mark.parametrize("process", LINEAR)
+@given(u=fractions, v=fractions, w=fractions)
+def test_transitions_compose(process: str, u: float, v: float, w: float) -> None:
+    """x_t | x_r is x_t | x_s after x_s | x_r, for any three times."""
+    sde = LINEAR[process]
+    r, s, t = (at(sde, q) for q in sorted((u, v, w)))
+    (a1, b1), (a2, b2), (a, b) = sde.transition(r, s), sde.transition(s, t), sde.transition(r, t)
+    torch.testing.assert_close(a, a1 * a2, rtol=1e-9, atol=0)
+    torch.testing.assert_close(b**2, (a2 * b1) ** 2 + b2**2, rtol=1e-7, atol=1e-12)
+
+
+@pytest.mark.parametrize("process", LINEAR)
+@given(u=fractions)
+def test_time_is_the_inverse_of_log_snr(process: str, u: float) -> None:
+    """time(log_snr(t)) = t to rounding."""
+    sde = LINEAR[process]
+    t = at(sde, u)
+    torch.testing.assert_close(sde.time(sde.log_snr(t)), t, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("process", LINEAR)
+@given(u=st.floats(1e-3, 1.0))
+def test_derivatives_and_coefficients(process: str, u: float) -> None:
+    """d_alpha, d_sigma, f and g are those of alpha and sigma, by autograd."""
+    sde = LINEAR[process]
+    t = at(sde, u).requires_grad_()
+    (da,) = torch.autograd.grad(sde.alpha(t) + 0 * t, t)
+    (ds,) = torch.autograd.grad(sde.sigma(t), t)
+    t, alpha, sigma = t.detach(), sde.alpha(t).detach(), sde.sigma(t).detach()
+    torch.testing.assert_close(sde.d_alpha(t), da, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sde.d_sigma(t), ds, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sde.f(torch.ones(1, dtype=F64), t)[0], da / alpha, rtol=1e-9, atol=1e-12)
+    g2 = 2 * sigma * ds - 2 * da / alpha * sigma**2
+    torch.testing.assert_close(sde.g(t) ** 2, g2, rtol=1e-8, atol=1e-12)
+    (node,) = sde.nodes([float(t)])
+    for got, expected in (
+        (node.alpha, alpha),
+        (node.sigma, sigma),
+        (node.d_alpha, da),
+        (node.d_sigma, ds),
+        (node.g, sde.g(t)),
+        (node.rate, da / alpha),
+        (node.noise_level, sigma / alpha),
+        (node.lam, (alpha / sigma).log()),
+    ):
+        assert got == pytest.approx(float(expected), rel=1e-8, abs=1e-12)
+
+
+def test_closed_forms_from_the_literature() -> None:
+    """alpha and sigma against formulas typed in again from the papers."""
+    for t in (1e-3, 0.1, 0.5, 0.99):
+        B = 0.1 * t + 0.5 * 19.9 * t**2
+        assert float(sg.VPSDE().alpha(t)) == pytest.approx(math.exp(-B / 2), rel=1e-12)
+        assert float(sg.VPSDE().sigma(t)) == pytest.approx(math.sqrt(1 - math.exp(-B)), rel=1e-9)
+        assert float(sg.SubVPSDE().sigma(t)) == pytest.approx(1 - math.exp(-B), rel=1e-9)
+        assert float(sg.SubVPSDE().g(t)) == pytest.approx(
+            math.sqrt((0.1 + 19.9 * t) * (1 - math.exp(-2 * B))), rel=1e-9
+        )
+        assert float(sg.VESDE(0.01, 50.0).sigma(t)) == pytest.approx(0.01 * 5000**t, rel=1e-12)
+        assert float(sg.VESDE(0.01, 50.0).g(t)) == pytest.approx(
+            0.01 * 5000**t * math.sqrt(2 * math.log(5000)), rel=1e-12
+        )
+        phi = (t + 0.008) / 1.008 * math.pi / 2
+        assert float(sg.CosineVPSDE().alpha(t)) == pytest.approx(
+            math.cos(phi) / math.cos(0.008 / 1.008 * math.pi / 2), rel=1e-12
+        )
+        assert float(sg.EDMSDE().g(t)) == pytest.approx(math.sqrt(2 * t), rel=1e-12)
+        assert float(sg.RectifiedFlowSDE().g(t)) == pytest.approx(math.sqrt(2 * t / (1 - t)), rel=1e-12)
+
+
+@given(betas=st.lists(st.floats(1e-4, 0.9), min_size=2, max_size=30))
+def test_ddpm_ladder_at_its_times(betas: list[float]) -> None:
+    """At the table's times the process has DDPM's kernel, between them DDPM's transitions, whatever the table."""
+    sde = sg.DiscreteVPSDE(betas)
+    times = torch.tensor(sde.times, dtype=F64)
+    a_bar = np.cumprod(1 - np.array(betas))
+    np.testing.assert_allclose(sde.alpha(times).numpy() ** 2, a_bar, rtol=1e-9)
+    scale, std = sde.transition(times[:-1], times[1:])
+    np.testing.assert_allclose(scale.numpy() ** 2, 1 - np.array(betas[1:]), rtol=1e-9)
+    np.testing.assert_allclose(std.numpy() ** 2, betas[1:], rtol=1e-8)
+    fine = torch.linspace(0, 1, 999, dtype=F64)
+    assert bool((sde.integrated_beta(fine).diff() >= 0).all())
+
+
+@given(steps=st.lists(st.floats(0.05, 2.0), min_size=1, max_size=30), flip=st.booleans())
+def test_ncsn_ladder_at_its_times(steps: list[float], flip: bool) -> None:
+    """At the ladder's times the process has its noise levels, in either order given; in between it is monotone."""
+    levels = np.exp(np.cumsum([-3.0, *steps]))
+    sde = sg.DiscreteVESDE(levels[::-1] if flip else levels)
+    np.testing.assert_allclose(sde.sigma(torch.tensor(sde.times, dtype=F64)).numpy(), levels, rtol=1e-9)
+    fine = torch.linspace(0, 1, 999, dtype=F64)
+    assert bool((sde.sigma(fine).diff() > 0).all())
+    assert (sde.T, sde.eps) == (1.0, 1 / len(levels))
+
+
+@pytest.mark.parametrize("process", LINEAR)
+def test_float32_keeps_its_digits_near_both_ends(process: str) -> None:
+    """Relative error of sigma below 1e-6 down to t = 1e-6, of alpha and g wherever they are used."""
+    sde = LINEAR[process]
+    t32 = torch.cat([torch.logspace(-6, 0, 400), 1 - torch.logspace(-6, -1, 100)]) * sde.T
+    t32 = t32[t32 <= sde.T]
+    t64 = t32.double()
+    for f in (sde.sigma, sde.alpha, sde.g):
+        exact = f(t64)
+        kept = torch.isfinite(exact) & (exact != 0)
+        relative = ((f(t32).double() - exact) / exact)[kept].abs().max()
+        assert relative < 1e-6, f
+        assert f(t32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("process", LINEAR)
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 2, 5), (4, 3, 2, 2), (4, 1, 2, 2, 2)])
+def test_any_rank_and_a_time_per_sample(process: str, shape: tuple[int, ...]) -> None:
+    """t of shape (B,) is the same as one call for each sample, for x of any rank."""
+    sde = LINEAR[process]
+    x = torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(0))
+    t = torch.stack([at(sde, u) for u in (0.1, 0.4, 0.7, 1.0)])
+    mean, std = sde.marginal(x, t)
+    for i in range(4):
+        m, s = sde.marginal(x[i : i + 1], t[i])
+        torch.testing.assert_close(mean[i : i + 1], m)
+        torch.testing.assert_close((std + 0 * x)[i : i + 1], s.expand_as(m))
+        torch.testing.assert_close(sde.f(x, t)[i : i + 1], sde.f(x[i : i + 1], t[i]))
+    assert sde.prior_log_prob(x).shape == (4,)
+
+
+@pytest.mark.parametrize("process", LINEAR)
+def test_prior_density_is_torch_s(process: str) -> None:
+    """prior_log_prob is that of N(0, sigma(T)^2 I)."""
+    sde = LINEAR[process]
+    x = 0.3 * sde.prior_std * torch.ones(2, 3, 4, dtype=F64)
+    normal = torch.distributions.Normal(0.0, float(sde.sigma(sde.T)))
+    torch.testing.assert_close(sde.prior_log_prob(x), normal.log_prob(x).sum((1, 2)))
+
+
+def test_bad_input_is_named() -> None:
+    """Each wrong argument raises, and the message holds the offending value."""
+    cases = [
+        (lambda: sg.VPSDE(beta_min=-1.0), "-1.0"),
+        (lambda: sg.VPSDE(beta_min=30.0), "30.0"),
+        (lambda: sg.VPSDE(eps=2.0), "eps=2.0"),
+        (lambda: sg.VESDE(sigma_min=90.0, sigma_max=1.0), "90.0 and 1.0"),
+        (lambda: sg.EDMSDE(sigma_min=0.0), "0.0"),
+        (lambda: sg.EDMSDE(3.0, 2.0), "3.0 and 2.0"),
+        (lambda: sg.RectifiedFlowSDE(T=1.5), "1.5"),
+        (lambda: sg.CosineVPSDE(T=1.0), "1.0"),
+        (lambda: sg.CosineVPSDE(s=0.0), "s must"),
+        (lambda: sg.DiscreteVPSDE([0.1]), "got 1"),
+        (lambda: sg.DiscreteVPSDE([0.1, 1.0]), r"betas\[1\] = 1.0"),
+        (lambda: sg.DiscreteVESDE([1.0, 1.0]), "1.0 beside 1.0"),
+        (lambda: sg.DiscreteVESDE([-1.0, 1.0]), "-1.0"),
+        (lambda: sg.LinearSDE.from_schedule(lambda t: 1 - t, lambda t: t, T=1.0), "alpha"),
+        (lambda: sg.LinearSDE.from_schedule(lambda t: 1 + 9 * t, lambda t: 1 + t), "decrease"),
+        (lambda: sg.LinearSDE.from_schedule(lambda t: 1.0, lambda t: t), "float"),
+        (lambda: sg.VPSDE().transition(0.5, 0.4), "0.5"),
+        (lambda: sg.VPSDE().f(torch.zeros(3, 2), torch.zeros(2)), r"\(2,\)"),
+        (lambda: sg.VPSDE().reverse(lambda x, t: x, eta=-1.0), "-1.0"),
+    ]
+    for call, text in cases:
+        with pytest.raises(ValueError, match=text):
+            call()
+    with pytest.raises(TypeError, match="int64"):
+        sg.VPSDE().alpha(torch.tensor(1))
+    with pytest.raises(TypeError):
+        sg.VPSDE(beta=3.0)  # type: ignore[call-arg]
+
+
+def test_schedules_of_the_user() -> None:
+    """from_schedule gives the built-in process back when given its alpha and sigma."""
+    vp = sg.VPSDE()
+    own = sg.LinearSDE.from_schedule(vp.alpha, vp.sigma, T=1.0, eps=1e-3)
+    t = torch.linspace(1e-3, 1, 50, dtype=F64)
+    for method in ("alpha", "sigma", "d_alpha", "d_sigma", "g", "log_snr"):
+        torch.testing.assert_close(getattr(own, method)(t), getattr(vp, method)(t), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(own.time(vp.log_snr(t)), t, rtol=1e-9, atol=0)
+    assert math.isnan(float(own.time(torch.tensor(-50.0, dtype=F64))))
+
+
+class Wrong(sg.VPSDE):
+    """A VP process with one thing off."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        object.__setattr__(self, "what", what)
+
+    def beta(self, t: float | Tensor) -> Tensor:
+        return super().beta(t) * (2 if self.what == "f" else 1)
+
+    def g(self, t: float | Tensor) -> Tensor:
+        return super().g(t) * (math.sqrt(2) if self.what == "g" else 1)
+
+    def time(self, log_snr: float | Tensor) -> Tensor:
+        return super().time(log_snr) * (1 if self.what != "time" else 1.01)
+
+    def transition(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        scale, std = super().transition(s, t)
+        return scale, std * (1.01 if self.what == "transition" else 1)
+
+    @property
+    def prior_std(self) -> float:
+        return super().prior_std * (1.2 if self.what == "prior" else 1)
+
+    def prior_transform(self, z: Tensor, t: float | None = None) -> Tensor:
+        return super().prior_transform(z, t) * (1.2 if self.what == "sample" else 1)
+
+
+@pytest.mark.parametrize("what", ["f", "g", "time", "transition", "prior", "sample"])
+def test_the_check_finds_what_is_wrong(what: str) -> None:
+    """check_sde raises on a factor in any declaration, and says where."""
+    check_sde(Wrong("nothing"))
+    with pytest.raises(CheckError):
+        check_sde(Wrong(what))
+
+
+class Pendulum(sg.SDE):
+    """A drift that is not linear in x."""
+
+    T, eps, prior_std = 1.0, 1e-3, 1.0  # type: ignore[assignment]
+
+    def f(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return torch.sin(x) - x
+
+    def g(self, t: float | Tensor) -> Tensor:
+        return torch.ones_like(torch.as_tensor(t))
+
+
+def test_a_process_of_drift_and_diffusion_only() -> None:
+    """A nonlinear process samples with solvers of the reverse drift; others say what they lack."""
+    sde = Pendulum()
+    assert len(check_sde(sde)) == 2
+    score = lambda x, t: -x  # noqa: E731
+    for solver in ("euler-maruyama", "rk4", "euler"):
+        res = sg.sample(score, sde, shape=(3, 2), solver=solver, steps=20, seed=0, dtype=F64)
+        assert res.status.ok
+    by_hand = sde.prior_sample((3, 2), seed=0, dtype=F64)
+    times = np.linspace(1, 1e-3, 21)
+    for t, s in zip(times, times[1:], strict=False):
+        by_hand = by_hand - (t - s) * (by_hand.sin() - by_hand + by_hand / 2)
+    torch.testing.assert_close(res.x, by_hand, rtol=1e-10, atol=1e-10)
+    for solver in ("ddim", "heun", "dpm++2m", "reverse-diffusion"):
+        with pytest.raises(TypeError, match="Pendulum"):
+            sg.sample(score, sde, shape=(3, 2), solver=solver, steps=5, seed=0)
+    with pytest.raises(ValueError, match="denoise"):
+        sg.sample(score, sde, shape=(3, 2), solver="euler", steps=5, final="denoise")
+    with pytest.raises(TypeError, match="LinearSDE"):
+        sg.from_noise(lambda x, t: x, sde)
+    pc = sg.PredictorCorrector(sg.EulerMaruyama(), sg.Langevin())
+    assert sg.sample(score, sde, shape=(3, 2), solver=pc, steps=5, seed=0).nfe == 10
