@@ -1,0 +1,5 @@
+import sys
+
+from sgm_sde.cli import main
+
+sys.exit(main())

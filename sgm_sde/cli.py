@@ -1,0 +1,41 @@
+"""The command line: `sgm-sde`, also `python -m sgm_sde`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sgm_sde import __version__
+from sgm_sde.solvers import solvers
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status.
+
+    Example:
+        >>> main(["solvers"])  # doctest: +ELLIPSIS
+        name ...
+        0
+    """
+    parser = argparse.ArgumentParser(prog="sgm-sde", description="Samplers for score-based generative models.")
+    parser.add_argument("--version", action="version", version=f"sgm_sde {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("solvers", help="list the solvers with their orders and sources")
+    demo = commands.add_parser("demo", help="sample 8x8 digits with several solvers; table and pictures")
+    demo.add_argument("--out", type=Path, default=Path("sgm_sde_demo"), help="folder for the results (%(default)s)")
+    demo.add_argument("--n", type=int, default=1000, help="samples for each entry (%(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the samples (%(default)s)")
+    demo.add_argument("--quiet", action="store_true", help="no progress bar")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "solvers":
+            sys.stdout.write(f"{solvers()}\n")
+        else:
+            from sgm_sde import demo as digits
+
+            sys.stdout.write(digits.run(args.out, n=args.n, seed=args.seed, progress=not args.quiet) + "\n")
+    except (ImportError, OSError, ValueError) as error:
+        parser.exit(2, f"sgm-sde: {error}\n")
+    return 0

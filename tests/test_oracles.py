@@ -1,0 +1,120 @@
+"""Oracles: scores, densities, samples and flows against independent computations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import sgm_sde as sg
+from sgm_sde.testing import flow_reference
+from tests.helpers import F64, GAUSSIAN, LINEAR, MIXTURE
+
+EMPIRICAL = sg.oracles.Empirical(torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.2, -1.5]], dtype=F64), bandwidth=0.3)
+ANISOTROPIC = sg.oracles.GaussianMixture(
+    torch.tensor([[-1.0, 0.5], [0.8, -0.6]], dtype=F64), torch.tensor([[0.3, 0.6], [0.2, 0.9]]), [1.0, 3.0]
+)
+ORACLES = {"gaussian": GAUSSIAN, "mixture": MIXTURE, "empirical": EMPIRICAL, "anisotropic": ANISOTROPIC}
+
+
+def component(means: Tensor, covariances: Tensor, weights: Tensor) -> torch.distributions.Distribution:
+    return torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(weights), torch.distributions.MultivariateNormal(means, covariances)
+    )
+
+
+def marginal(oracle: sg.oracles.Oracle, alpha: float, sigma: float) -> torch.distributions.Distribution:
+    """The same marginal by torch.distributions, from the parameters typed in again."""
+    eye = torch.eye(2, dtype=F64)
+    if oracle is GAUSSIAN:
+        means, cov, w = torch.tensor([[0.3, -0.7]]), torch.tensor([[[0.5, 0.2], [0.2, 0.3]]]), torch.ones(1)
+    elif oracle is MIXTURE:
+        means, w = torch.tensor([[-1.0, 0.5], [0.8, -0.6], [0.4, 1.1]]), torch.tensor([0.5, 0.3, 0.2])
+        cov = torch.tensor([0.16, 0.25, 0.09])[:, None, None] * eye
+    elif oracle is EMPIRICAL:
+        means, w = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.2, -1.5]]), torch.ones(3) / 3
+        cov = (0.09 * eye).expand(3, 2, 2)
+    else:
+        means, w = torch.tensor([[-1.0, 0.5], [0.8, -0.6]]), torch.tensor([0.25, 0.75])
+        cov = torch.diag_embed(torch.tensor([[0.09, 0.36], [0.04, 0.81]]))
+    return component(alpha * means.double(), alpha**2 * cov.double() + sigma**2 * eye, w.double())
+
+
+@pytest.mark.parametrize("process", LINEAR)
+@pytest.mark.parametrize("name", ORACLES)
+def test_density_and_score(name: str, process: str) -> None:
+    """log_prob is torch.distributions', and the score its gradient, at several times."""
+    oracle, sde = ORACLES[name], LINEAR[process]
+    x = torch.randn(6, 2, dtype=F64, generator=torch.Generator().manual_seed(0)) * 1.5
+    for t in (max(sde.eps, 0.02 * sde.T), 0.3 * sde.T, sde.T):
+        expected = marginal(oracle, float(sde.alpha(t)), float(sde.sigma(t)))
+        y = x.clone().requires_grad_()
+        torch.testing.assert_close(oracle.log_prob(y, sde, t), expected.log_prob(y), rtol=1e-6, atol=1e-6)
+        (gradient,) = torch.autograd.grad(expected.log_prob(y).sum(), y)
+        torch.testing.assert_close(oracle.score(sde)(x, t), gradient, rtol=1e-5, atol=1e-5)
+    data = marginal(oracle, 1.0, 0.0)
+    torch.testing.assert_close(oracle.log_prob(x), data.log_prob(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_samples_follow_the_marginal(name: str) -> None:
+    """Mean, covariance and log-density of samples at several times, within four standard errors."""
+    oracle, n = ORACLES[name], 20000
+    for sde, t in ((None, 0.0), (LINEAR["vp"], 0.3), (LINEAR["ve"], 0.6)):
+        x = oracle.sample(n, sde, t, seed=0, dtype=F64)
+        alpha, sigma = (1.0, 0.0) if sde is None else (float(sde.alpha(t)), float(sde.sigma(t)))
+        expected = marginal(oracle, alpha, sigma)
+        z = (x.mean(0) - expected.mean) / (expected.variance / n).sqrt()
+        assert z.abs().max() < 4
+        torch.testing.assert_close(x.var(0), expected.variance, rtol=0.05, atol=0)
+        assert math.isfinite(float(oracle.log_prob(x, sde, t).mean()))
+    again = oracle.sample(10, LINEAR["vp"], 0.3, seed=0, dtype=F64)
+    assert torch.equal(again, oracle.sample(20, LINEAR["vp"], 0.3, seed=0, dtype=F64)[:10])
+
+
+@pytest.mark.parametrize("process", LINEAR)
+def test_the_gaussian_flow_solves_the_ode(process: str) -> None:
+    """The closed form against SciPy's DOP853 in other coordinates."""
+    sde = LINEAR[process]
+    x = sde.prior_sample((3, 2), seed=0, dtype=F64)
+    end = float(sde.time(torch.tensor(3.0, dtype=F64)))
+    same = sg.oracles.GaussianMixture(torch.zeros(1, 2, dtype=F64), 0.7)
+    gaussian = sg.oracles.Gaussian(torch.zeros(2, dtype=F64), 0.49)
+    torch.testing.assert_close(
+        gaussian.flow(x, sde, sde.T, end), flow_reference(same, sde, x, end), rtol=1e-8, atol=1e-8
+    )
+
+
+def test_posterior_of_the_components() -> None:
+    """Responsibilities are Bayes' rule and sum to one."""
+    x = torch.tensor([[-1.0, 0.5], [0.4, 1.0]], dtype=F64)
+    r = MIXTURE.responsibilities(x, LINEAR["vp"], 0.1)
+    torch.testing.assert_close(r.sum(1), torch.ones(2, dtype=F64))
+    assert r[0].argmax() == 0
+    assert r[1].argmax() == 2
+
+
+def test_a_perfect_memoriser() -> None:
+    """Bandwidth 0: the denoiser is the softmax-weighted mean of the data."""
+    data = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=F64)
+    oracle = sg.oracles.Empirical(data)
+    x, sde = torch.tensor([[0.4, 0.3]], dtype=F64), LINEAR["edm"]
+    w = torch.softmax(-(x - data).square().sum(1) / 2 / 0.5**2, 0)
+    torch.testing.assert_close(oracle.score(sde).denoised(x, 0.5), (w[:, None] * data).sum(0)[None])
+
+
+def test_bad_parameters_are_named() -> None:
+    """Shapes and signs, with the offending value."""
+    cases = [
+        (lambda: sg.oracles.Gaussian(torch.zeros(2), torch.eye(3)), r"\(3, 3\)"),
+        (lambda: sg.oracles.Gaussian(torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]])), "-1"),
+        (lambda: sg.oracles.GaussianMixture(torch.zeros(3), 1.0), r"\(3,\)"),
+        (lambda: sg.oracles.GaussianMixture(torch.zeros(3, 2), [1.0, 1.0]), r"\(2,\)"),
+        (lambda: sg.oracles.GaussianMixture(torch.zeros(3, 2), -1.0), "-1"),
+        (lambda: sg.oracles.GaussianMixture(torch.zeros(2, 2), 1.0, [0.0, 1.0]), "0.0"),
+    ]
+    for call, text in cases:
+        with pytest.raises(ValueError, match=text):
+            call()
