@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
 from sgm_sde._shapes import Time, as_time, batch_time, expand
 
-if TYPE_CHECKING:
-    from sgm_sde.processes.base import SDE
-
 ScoreFn = Callable[..., Tensor]
+
+
+class DriftDiffusion(Protocol):
+    """All that reversing a process takes."""
+
+    def f(self, x: Tensor, t: Time) -> Tensor:
+        """Drift at x (B, *) and t, () or (B,)."""
+
+    def g(self, t: Time) -> Tensor:
+        """Diffusion coefficient, of the shape of t."""
 
 
 class ReverseSDE:
@@ -42,7 +49,7 @@ class ReverseSDE:
         0.0
     """
 
-    def __init__(self, sde: SDE, score_fn: ScoreFn, eta: float = 1.0) -> None:
+    def __init__(self, sde: DriftDiffusion, score_fn: ScoreFn, eta: float = 1.0) -> None:
         if not (math.isfinite(eta) and eta >= 0):
             raise ValueError(f"eta must be finite and at least 0, got {eta}")
         self.sde, self.score_fn, self.eta = sde, score_fn, eta

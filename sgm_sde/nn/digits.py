@@ -4,7 +4,7 @@ Images are float tensors of shape (B, 1, 8, 8) in [-1, 1]: scikit-learn's pixel 
 """
 
 from importlib import resources
-from typing import Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 import safetensors.torch
 import torch
@@ -48,13 +48,15 @@ class DigitsDenoiser(nn.Module):
     models", arXiv:2206.00364, table 1.
     """
 
+    NULL_LABEL: Final = 10  # "no class given": one more row of the label embedding
+
     sigma_data: Tensor
     frequencies: Tensor
 
     def __init__(
         self,
         sigma_data: float = 1.0,
-        hidden: int = 256,
+        hidden: int = 320,
         depth: int = 3,
         embed: int = 64,
         dropout: float = 0.0,
@@ -63,7 +65,7 @@ class DigitsDenoiser(nn.Module):
         # Buffers, so that the weights file alone fixes the function.
         self.register_buffer("sigma_data", torch.tensor(sigma_data))
         self.register_buffer("frequencies", 2.0 ** torch.linspace(-1, 3, embed // 2))
-        self.label = nn.Embedding(_CLASSES + 1, embed)  # the last row is the null label
+        self.label = nn.Embedding(_CLASSES + 1, embed)
         self.noise = nn.Linear(embed, embed)
         self.mix = nn.Linear(embed, embed)
         self.first = nn.Linear(_PIXELS, hidden)
@@ -73,15 +75,16 @@ class DigitsDenoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the denoised images (B, 1, 8, 8) of x (B, 1, 8, 8) at noise levels sigma (B,).
 
-        y (B,) holds class labels 0..9 (int64); None asks for the unconditional denoiser. The network itself
-        runs in the precision of its weights, the preconditioning and the result in that of x.
+        y (B,) holds class labels 0..9 (int64), or NULL_LABEL where the image is to be denoised without a
+        class; None means NULL_LABEL throughout. The network itself runs in the precision of its weights,
+        the preconditioning and the result in that of x.
         """
         sigma = sigma.to(x.dtype)
         total = sigma**2 + self.sigma_data**2
         # The floor keeps D(x, 0) = x instead of ln(0) * 0 = nan.
         c_noise = sigma.clamp(min=1e-6).log() / 4
         angle = c_noise.to(self.frequencies.dtype)[..., None] * self.frequencies
-        label = self.label.weight[_CLASSES] if y is None else self.label(y)
+        label = self.label.weight[self.NULL_LABEL] if y is None else self.label(y)
         emb = self.noise(torch.cat([angle.sin(), angle.cos()], dim=-1)) + label
         emb = F.silu(self.mix(F.silu(emb)))
 

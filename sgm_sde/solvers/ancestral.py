@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from sgm_sde.engine.program import Form, Step
-from sgm_sde.solvers.base import Solver
-from sgm_sde.solvers.euler import forward_kernel, require_eta
+from sgm_sde.solvers.base import EtaSolver, Solver
+from sgm_sde.solvers.euler import forward_kernel
 
 
 def posterior_mean(k: Step, std: float) -> Form:
@@ -26,7 +26,7 @@ def posterior_std(k: Step) -> float:
 
 
 @dataclass(frozen=True)
-class DDIM(Solver):
+class DDIM(EtaSolver):
     r"""DDIM: exact for data at a single point, on any grid.
 
     $$ x_t = \alpha_t D + \sqrt{\sigma_t^2 - \text{std}^2}\,\epsilon + \text{std}\,z, \qquad
@@ -52,18 +52,11 @@ class DDIM(Solver):
     """
 
     eta: float = 0.0
+    largest_eta = 1.0
     name = "ddim"
     order = 1
     prediction = "data"
     source = "Song, Meng & Ermon, 2021, arXiv:2010.02502"
-
-    def __post_init__(self) -> None:
-        require_eta(self.eta, largest=1)
-
-    @property
-    def weak_order(self) -> int | None:
-        """1; None without noise."""
-        return 1 if self.eta else None
 
     def step(self, k: Step) -> Form:
         """One step."""

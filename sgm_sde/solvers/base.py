@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,6 +114,28 @@ class Solver(ABC):
     def steps(self, nfe: int) -> int:
         """The most steps that a budget of network calls allows; 0 if it allows none."""
         return max(0, nfe // self.nfe_per_step)
+
+
+@dataclass(frozen=True)
+class EtaSolver(Solver):
+    """A solver with a noise level `eta` that it may turn off; weak order 1 unless it does.
+
+    Raises:
+        ValueError: for an `eta` that is not finite, negative, or above `largest_eta`.
+    """
+
+    eta: float = 1.0
+    largest_eta: ClassVar[float] = math.inf
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.eta) and 0 <= self.eta <= self.largest_eta):
+            limit = "" if self.largest_eta == math.inf else f" and at most {self.largest_eta:g}"
+            raise ValueError(f"eta must be finite, at least 0{limit}, got {self.eta}")
+
+    @property
+    def weak_order(self) -> int | None:
+        """1; None without noise."""
+        return 1 if self.eta else None
 
 
 @lru_cache(maxsize=64)

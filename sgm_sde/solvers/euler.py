@@ -7,16 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgm_sde.engine.program import Form, Step
-from sgm_sde.solvers.base import Solver
+from sgm_sde.solvers.base import EtaSolver
 
 SONG = "Song et al., 2021, arXiv:2011.13456"
-
-
-def require_eta(eta: float, largest: float = math.inf) -> None:
-    """Raise ValueError unless `eta` is finite, at least 0 and at most `largest`."""
-    if not (math.isfinite(eta) and 0 <= eta <= largest):
-        limit = "" if largest == math.inf else f" and at most {largest:g}"
-        raise ValueError(f"eta must be finite, at least 0{limit}, got {eta}")
 
 
 def forward_kernel(end: Any, start: Any) -> tuple[float, float]:
@@ -28,7 +21,7 @@ def forward_kernel(end: Any, start: Any) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(Solver):
+class EulerMaruyama(EtaSolver):
     r"""Euler-Maruyama on the reverse SDE, for every process, nonlinear drifts too.
 
     $$ x_t = x_s - h\left[f(x_s, s) - \tfrac{1+\eta^2}{2} g(s)^2\,\text{score}\right] + \eta\,g(s)\sqrt h\,z,
@@ -49,19 +42,10 @@ class EulerMaruyama(Solver):
         1
     """
 
-    eta: float = 1.0
     name = "euler-maruyama"
     order = 1
     prediction = "drift"
     source = SONG
-
-    def __post_init__(self) -> None:
-        require_eta(self.eta)
-
-    @property
-    def weak_order(self) -> int | None:
-        """1; None without noise."""
-        return 1 if self.eta else None
 
     def step(self, k: Step) -> Form:
         """One step."""
@@ -71,7 +55,7 @@ class EulerMaruyama(Solver):
 
 
 @dataclass(frozen=True)
-class ReverseDiffusion(Solver):
+class ReverseDiffusion(EtaSolver):
     r"""Reverse diffusion: the forward process' own discretisation, run backwards.
 
     $$ x_t = (2 - a)\,x_s + \tfrac{1+\eta^2}{2}\,b^2\,\text{score} + \eta\,b\,z $$
@@ -93,19 +77,10 @@ class ReverseDiffusion(Solver):
         'score'
     """
 
-    eta: float = 1.0
     name = "reverse-diffusion"
     order = 1
     prediction = "score"
     source = SONG
-
-    def __post_init__(self) -> None:
-        require_eta(self.eta)
-
-    @property
-    def weak_order(self) -> int | None:
-        """1; None without noise."""
-        return 1 if self.eta else None
 
     def step(self, k: Step) -> Form:
         """One step."""
