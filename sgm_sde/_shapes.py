@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 Time = Tensor | float
+
+
+def on_host(values: float | Sequence[float]) -> Tensor:
+    """Numbers as a float64 tensor on the CPU, whatever torch's default device: what coefficients are made of."""
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def as_time(t: Time) -> Tensor:
@@ -14,7 +21,7 @@ def as_time(t: Time) -> Tensor:
         if not t.is_floating_point():
             raise TypeError(f"times must be floating point, got a tensor of dtype {t.dtype}")
         return t
-    return torch.tensor(float(t), dtype=torch.float64)
+    return on_host(float(t))
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:

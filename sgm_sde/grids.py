@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sgm_sde._shapes import on_host
+
 if TYPE_CHECKING:
     from sgm_sde.processes import SDE
 
@@ -82,7 +84,7 @@ class GridRule(ABC):
             raise ValueError(f"the number of steps must be a whole number of at least 0, got {steps}")
         if steps == 0:
             return Grid([start])
-        inner = self.place(sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64), start, end)
+        inner = self.place(sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu"), start, end)
         return Grid([start, *inner[1:-1].tolist(), end])  # the ends to the last bit
 
     @abstractmethod
@@ -177,7 +179,7 @@ class Table(GridRule):
         inside = sorted((float(t) for t in table if end <= t <= start), reverse=True)
         if len(u) > len(inside):
             raise ValueError(f"{len(u) - 1} steps asked of a table that has {len(inside)} times to offer")
-        return torch.tensor(inside, dtype=torch.float64)[(u * (len(inside) - 1)).round().long()]
+        return on_host(inside)[(u * (len(inside) - 1)).round().long()]
 
 
 RULES: dict[str, GridRule] = {

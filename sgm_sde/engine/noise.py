@@ -102,7 +102,7 @@ class NoiseStream:
         # low word of the seed and in the index, so neighbouring seeds and samples of one call never collide.
         salt = STREAMS[stream]
         self._generators = [
-            torch.Generator().manual_seed(_mix(_mix(seed & 0xFFFFFFFF ^ _mix(seed >> 32 ^ salt)) + index))
+            torch.Generator("cpu").manual_seed(_mix(_mix(seed & 0xFFFFFFFF ^ _mix(seed >> 32 ^ salt)) + index))
             for seed, index in seeds
         ]
 
@@ -110,7 +110,7 @@ class NoiseStream:
         """The next draw, of shape (B, *)."""
         if shape[0] != len(self._generators):
             raise ValueError(f"noise for {shape[0]} samples asked of a stream for {len(self._generators)}")
-        z = torch.empty(shape, dtype=torch.float32)
+        z = torch.empty(shape, dtype=torch.float32, device="cpu")
         for row, generator in zip(z, self._generators, strict=True):
-            torch.randn(row.shape, generator=generator, out=row)
+            row.normal_(generator=generator)
         return z.to(device=device, dtype=dtype, non_blocking=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sgm_sde._shapes import Time
+from sgm_sde._shapes import Time, on_host
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.engine.reverse import ReverseSDE, ScoreFn
 
@@ -130,5 +130,5 @@ class SDE(ABC):
 
     def nodes(self, times: Sequence[float]) -> list[Node]:
         """The host-side coefficients at each of the given times."""
-        g = self.g(torch.tensor(times, dtype=torch.float64)).tolist()
+        g = self.g(on_host(times)).tolist()
         return [Node(self, t, g_t) for t, g_t in zip(times, g, strict=True)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._shapes import Time, as_time, expand
+from sgm_sde._shapes import Time, as_time, expand, on_host
 from sgm_sde.processes.base import SDE, Node
 
 
@@ -168,7 +168,7 @@ class LinearSDE(SDE):
 
     def nodes(self, times: Sequence[float]) -> list[Node]:
         """The host-side coefficients at each of the given times."""
-        t = torch.tensor(times, dtype=torch.float64)
+        t = on_host(times)
         columns = (f(t).tolist() for f in (self.alpha, self.sigma, self.d_alpha, self.d_sigma, self.log_snr))
         return [LinearNode(self, *row) for row in zip(times, *columns, strict=True)]
 
@@ -184,7 +184,7 @@ class ScheduleSDE(LinearSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        t = torch.linspace(self.eps, self.T, 257, dtype=torch.float64)
+        t = torch.linspace(self.eps, self.T, 257, dtype=torch.float64, device="cpu")
         for name, value in (("alpha", self.alpha(t)), ("sigma", self.sigma(t))):
             bad = ~(torch.isfinite(value) & (value > 0))
             if bad.any():

@@ -23,6 +23,7 @@ class Oracle(ABC):
     """A data distribution over tensors of shape `event_shape` with closed-form marginals under any linear process."""
 
     event_shape: torch.Size
+    device: torch.device
 
     @abstractmethod
     def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -71,11 +72,11 @@ class Oracle(ABC):
         stream = NoiseStream(resolve_seeds(seed, None, n), "prior")
         dtype = dtype or torch.get_default_dtype()
         x = self._draw(stream.normal((n, 1 + self.event_shape.numel()), torch.float64)).to(dtype)
-        x = x.reshape(n, *self.event_shape)
+        x = x.reshape(n, *self.event_shape).to(self.device)
         if sde is None:
             return x
         mean, std = sde.marginal(x, t)
-        return mean + std * stream.normal(tuple(x.shape), dtype)
+        return mean + std * stream.normal(tuple(x.shape), dtype, self.device)
 
 
 class Gaussian(Oracle):
@@ -99,11 +100,11 @@ class Gaussian(Oracle):
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor | float) -> None:
-        self.mean = mean.double()
+        self.mean, self.device = mean.detach().cpu().double(), mean.device
         self.event_shape = mean.shape
         d = mean.numel()
-        matrix = torch.as_tensor(covariance, dtype=torch.float64)
-        matrix = matrix * torch.eye(d, dtype=torch.float64) if matrix.ndim == 0 else matrix
+        matrix = torch.as_tensor(covariance, dtype=torch.float64, device="cpu")
+        matrix = matrix * torch.eye(d).to(matrix) if matrix.ndim == 0 else matrix
         if matrix.shape != (d, d) or not torch.allclose(matrix, matrix.T):
             raise ValueError(f"covariance must be a number or a symmetric ({d}, {d}) matrix, got {tuple(matrix.shape)}")
         self.variances, self.basis = torch.linalg.eigh(matrix)
@@ -174,15 +175,15 @@ class GaussianMixture(Oracle):
         if means.ndim < 2:
             raise ValueError(f"means must have the shape (K, *event), got {tuple(means.shape)}")
         n, self.event_shape = len(means), means.shape[1:]
-        self.means = means.double().flatten(1)
-        spread = torch.as_tensor(stds, dtype=torch.float64)
+        self.means, self.device = means.detach().cpu().double().flatten(1), means.device
+        spread = torch.as_tensor(stds, dtype=torch.float64, device="cpu")
         if spread.ndim and spread.shape not in (torch.Size([n]), means.shape):
             raise ValueError(f"stds must be a number, ({n},) or {tuple(means.shape)}, got {tuple(spread.shape)}")
         if not bool((spread >= 0).all()):
             raise ValueError(f"stds must not be negative, got {spread.min().item()}")
         # (K, 1) for isotropic components, (K, d) otherwise
         self.variances = (spread.flatten(1) if spread.ndim > 1 else spread.expand(n)[:, None]) ** 2
-        w = torch.ones(n) if weights is None else torch.as_tensor(weights)
+        w = torch.as_tensor([1.0] * n if weights is None else weights, device="cpu")
         if w.shape != (n,) or not bool((w > 0).all()):
             raise ValueError(f"weights must be {n} positive numbers, got {w.tolist()}")
         self.weights = w.double() / w.double().sum()

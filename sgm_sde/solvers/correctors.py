@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgm_sde._shapes import on_host
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step
@@ -83,7 +84,7 @@ class Langevin(Corrector):
         scales = [1.0] * len(grid.times)
         if sde.is_linear:
             linear: Any = sde
-            alphas = linear.alpha(torch.tensor([*grid.times, 0.0], dtype=torch.float64)).tolist()
+            alphas = linear.alpha(on_host([*grid.times, 0.0])).tolist()
             scales = [(noisier / cleaner) ** 2 for noisier, cleaner in pairwise(alphas)]
 
         def correct(x: Tensor, i: int) -> Tensor:
