@@ -194,7 +194,8 @@ def sample(
     if (shape is None) == (x_T is None):
         raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
     if x_T is None:
-        assert shape is not None
+        if not isinstance(shape, Sequence):
+            raise TypeError(f"shape must be a sequence (B, *), got {shape!r}")
         shape = tuple(shape)
         if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
             raise ValueError(f"shape must be (B, *) with positive whole numbers, got {shape}")
@@ -203,6 +204,8 @@ def sample(
         device = torch.get_default_device() if device is None else torch.device(device)
         dtype = torch.get_default_dtype() if dtype is None else dtype
     else:
+        if not isinstance(x_T, Tensor) or x_T.ndim == 0:
+            raise TypeError(f"x_T must be a tensor of shape (B, *), got {x_T!r}")
         if dtype is not None or device is not None:
             raise ValueError("dtype and device follow x_T; give them with shape= only")
         shape, dtype, device = tuple(x_T.shape), x_T.dtype, x_T.device
@@ -381,7 +384,8 @@ def _status(run: Run, grid: Grid, stopped: bool) -> Status:
         samples = tuple(bad.any(0).nonzero().flatten().tolist())
         time = grid.times[min(first, grid.steps)]
         shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
-        message = f"non-finite state at t={time:.6g} in {len(samples)} of {bad.shape[1]} samples ({shown})"
+        before = f", after the step from t={grid.times[first - 1]:.6g}," if 0 < first <= grid.steps else ""
+        message = f"non-finite state at t={time:.6g}{before} in {len(samples)} of {bad.shape[1]} samples ({shown})"
         return Status(False, message, time, samples, stopped)
     if stopped:
         return Status(False, f"stopped by the callback at t={grid.times[run.nodes - 1]:.6g}", stopped=True)

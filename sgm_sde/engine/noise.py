@@ -43,12 +43,16 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> tuple[tuple
     if generator is not None:
         if isinstance(generator, torch.Generator):
             return tuple((int(s), 0) for s in _draw_seeds(generator, batch))
+        if not isinstance(generator, Sequence):
+            raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
         if len(generator) != batch:
             raise ValueError(f"got {len(generator)} generators for {batch} samples")
         return tuple((_draw_seeds(g, 1)[0], 0) for g in generator)
     if seed is None:
         seed = secrets.randbits(63)
-    if isinstance(seed, Iterable) and getattr(seed, "ndim", None) != 0:  # a 0-d tensor is one seed
+    if (
+        isinstance(seed, Iterable) and not isinstance(seed, str) and getattr(seed, "ndim", None) != 0
+    ):  # a 0-d tensor is one seed
         seeds = list(seed)
         if len(seeds) != batch:
             raise ValueError(f"got {len(seeds)} seeds for {batch} samples")

@@ -216,8 +216,11 @@ def as_score(score_fn: ScoreFn, sde: SDE) -> Score:
 
     Raises:
         ValueError: if it is a `Score` made for another process.
-        TypeError: if it is not callable.
+        TypeError: if it is not callable, or `sde` is no process.
     """
+    if not isinstance(sde, SDE):
+        given = f"the class {sde.__name__}: call it" if isinstance(sde, type) else repr(sde)
+        raise TypeError(f"sde must be a forward process such as VPSDE(), got {given}")
     if not isinstance(score_fn, Score):
         return from_score(score_fn, sde)
     if score_fn.sde != sde:
