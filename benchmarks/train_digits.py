@@ -3,21 +3,26 @@
     python benchmarks/train_digits.py --seed 0 --out sgm_sde/assets
 
 Denoising score matching with the EDM loss (Karras et al. 2022, arXiv:2206.00364) for the denoiser,
-cross-entropy for the classifier; both take a few minutes on two CPU cores.
+cross-entropy for the classifier; together a few minutes on one CPU core.
 """
 
+import argparse
 import math
-from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
 
-from sgm_sde.nn import DigitsDenoiser
+from sgm_sde.nn import DigitsClassifier, DigitsDenoiser, digits_data
 
-# ln(sigma) ~ N(P_MEAN, P_STD^2): one batch in its two tails reaches 0.002 and 80.
-P_MEAN, P_STD = -0.6, 1.8
-LABEL_DROPOUT = 0.1
+P_MEAN, P_STD = -0.4, 1.5  # ln(sigma) ~ N(P_MEAN, P_STD^2), centred where the digit takes shape
+LABEL_DROPOUT = 0.2  # at 0.1 the unconditional samples are visibly worse, the conditional ones no better
+AUGMENTED = 0.3  # share of the images that are moved: enough to delay memorising, too few to blur the samples
 SIGMA_BINS = (0.002, 0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 80.0)
 
 
@@ -37,15 +42,106 @@ def augment(images: Tensor, generator: torch.Generator, shift: float, degrees: f
     return moved.clamp(-1, 1)
 
 
-def batches(images: Tensor, labels: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches drawn with replacement, for ever."""
-    while True:
-        index = torch.randint(len(images), (size,), generator=generator)
-        yield images[index], labels[index]
+def denoising_loss(net: nn.Module, sigma_data: Tensor, x: Tensor, y: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Return the batch mean of (sigma^2 + s^2) / (sigma s)^2 |D(x + sigma noise, sigma, y) - x|^2 / 64."""
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    error = net(x + sigma[:, None, None, None] * noise, sigma, y) - x
+    return (weight * error.square().flatten(1).mean(1)).mean()
 
 
-def denoising_loss(net: DigitsDenoiser, x: Tensor, y: Tensor | None, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Return the EDM loss of each image (B,): (sigma^2 + s^2) / (sigma s)^2 times the mean squared error."""
-    denoised = net(x + sigma[:, None, None, None] * noise, sigma, y)
-    weight = (sigma**2 + net.sigma_data**2) / (sigma * net.sigma_data) ** 2
-    return weight * (denoised - x).square().flatten(1).mean(1)
+@torch.no_grad()
+def loss_by_sigma(net: DigitsDenoiser, x: Tensor, y: Tensor, repeats: int) -> list[float]:
+    """Return the denoising loss in each of SIGMA_BINS, with the same noise at every call."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = x.repeat(repeats, 1, 1, 1), y.repeat(repeats)
+    losses = []
+    for low, high in pairwise(SIGMA_BINS):
+        sigma = low * (high / low) ** torch.rand(len(x), generator=generator)
+        noise = torch.randn(x.shape, generator=generator)
+        losses.append(denoising_loss(net, net.sigma_data, x, y, sigma, noise).item())
+    return losses
+
+
+def train_denoiser(steps: int, generator: torch.Generator) -> DigitsDenoiser:
+    """Return the exponential moving average of the trained denoiser's weights."""
+    images, labels = digits_data("train")
+    held_out = digits_data("held_out")
+    net = DigitsDenoiser(sigma_data=images.std().item(), dropout=0.05)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.999)).eval()
+    optimiser = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=6e-3, total_steps=steps, pct_start=0.05, cycle_momentum=False
+    )
+    for step in (bar := tqdm(range(1, steps + 1), desc="denoiser")):
+        index = torch.randint(len(images), (512,), generator=generator)
+        moved = torch.rand(len(index), generator=generator) < AUGMENTED
+        x = images[index]
+        x[moved] = augment(x[moved], generator, shift=0.4, degrees=6, zoom=0.06)
+        null = torch.rand(len(index), generator=generator) < LABEL_DROPOUT
+        y = torch.where(null, DigitsDenoiser.NULL_LABEL, labels[index])
+        sigma = (P_MEAN + P_STD * torch.randn(len(index), generator=generator)).exp()
+        loss = denoising_loss(net, net.sigma_data, x, y, sigma, torch.randn(x.shape, generator=generator))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        average.update_parameters(net)
+        if step % max(1, steps // 10) == 0:
+            held = loss_by_sigma(average.module, *held_out, repeats=20)
+            bar.write(f"step {step:6d}  held-out loss by sigma " + " ".join(f"{v:.4f}" for v in held))
+    return average.module
+
+
+def train_classifier(steps: int, generator: torch.Generator) -> DigitsClassifier:
+    """Return a classifier trained on moved and slightly noisy digits."""
+    images, labels = digits_data("train")
+    net = DigitsClassifier(dropout=0.3)
+    optimiser = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=3e-3, total_steps=steps, cycle_momentum=False)
+    for _ in tqdm(range(steps), desc="classifier"):
+        index = torch.randint(len(images), (256,), generator=generator)
+        x = augment(images[index], generator, shift=0.75, degrees=10, zoom=0.1)
+        x = x + 0.1 * torch.randn(x.shape, generator=generator)
+        loss = F.cross_entropy(net(x), labels[index], label_smoothing=0.05)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return net.eval()
+
+
+def store(net: nn.Module, path: Path) -> None:
+    """Write the weights, matrices in half precision, and round those of `net` alike."""
+    stored = {name: value.half() if value.ndim > 1 else value for name, value in net.state_dict().items()}
+    safetensors.torch.save_file(stored, path)
+    net.load_state_dict(stored)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=12000, help="denoiser steps; the classifier takes 1/8 of them")
+    parser.add_argument("--out", type=Path, default=Path("out/digits"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    torch.set_num_threads(1)  # as fast as more for networks this small, and it makes the sums reproducible
+    torch.manual_seed(options.seed)  # initial weights and dropout; everything else draws from `generator`
+    generator = torch.Generator().manual_seed(options.seed)
+    classifier = train_classifier(options.steps // 8, generator)
+    denoiser = train_denoiser(options.steps, generator)
+    store(classifier, options.out / "digits_classifier.safetensors")
+    store(denoiser, options.out / "digits_denoiser.safetensors")
+
+    print("loss by sigma   " + " ".join(f"{a:g}-{b:g}" for a, b in pairwise(SIGMA_BINS)))
+    for split in ("train", "held_out"):
+        images, labels = digits_data(split)
+        losses = loss_by_sigma(denoiser, images, labels, repeats=20)
+        with torch.no_grad():
+            accuracy = (classifier(images).argmax(1) == labels).float().mean().item()
+        bins = " ".join(f"{v:.4f}" for v in losses)
+        print(f"{split:9s} mean {sum(losses) / len(losses):.4f}  bins {bins}  classifier accuracy {accuracy:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -33,8 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "solvers":
             sys.stdout.write(f"{solvers()}\n")
         else:
+            import torch
+
             from sgm_sde import demo as digits
 
+            torch.set_num_threads(1)  # the networks are tiny: more threads would spend their time waiting
             sys.stdout.write(digits.run(args.out, n=args.n, seed=args.seed, progress=not args.quiet) + "\n")
     except (ImportError, OSError, ValueError) as error:
         parser.exit(2, f"sgm-sde: {error}\n")

@@ -22,7 +22,7 @@ from sgm_sde.nn.digits import DigitsClassifier, digits_data, load_digits_classif
 from sgm_sde.processes import EDMSDE, VPSDE, LinearSDE
 from sgm_sde.sampling import sample
 from sgm_sde.scores import Score, from_denoiser, time_labels
-from sgm_sde.solvers import Langevin, PredictorCorrector, ReverseDiffusion, Solver, resolve
+from sgm_sde.solvers import Langevin, PredictorCorrector, Solver, resolve
 
 FEATURES = "digits-classifier-32"
 BUDGETS = (5, 10, 20, 50)
@@ -41,8 +41,8 @@ def entries() -> tuple[Entry, ...]:
     """The samplers of the demo."""
     edm, vp = EDMSDE(), VPSDE()
     named = [Entry(name, resolve(name), edm) for name in ("ddim", "dpm++2m", "heun", "ancestral", "reverse-diffusion")]
-    pc = PredictorCorrector(ReverseDiffusion(), Langevin(snr=0.16))
-    return (*named, Entry("predictor-corrector", pc, edm), Entry("dpm++2m, on VP", resolve("dpm++2m"), vp))
+    pc = PredictorCorrector(resolve("dpm++2m"), Langevin(snr=0.16))  # a multistep predictor takes a corrector too
+    return (*named, Entry("dpm++2m + Langevin", pc, edm), Entry("dpm++2m, on VP", resolve("dpm++2m"), vp))
 
 
 def digits_score(sde: LinearSDE) -> Score:
@@ -168,7 +168,7 @@ def _draw_samples(pictures: dict[str, Tensor], real: Tensor, path: Path) -> None
     shown["real digits"] = real
     figure, axes = plt.subplots(len(shown), 1, figsize=(10, 0.62 * len(shown)))
     for axis, (name, x) in zip(axes, shown.items(), strict=True):
-        strip = torch.nn.functional.pad(x[:, 0], (1, 1, 1, 1), value=-1.0).permute(1, 0, 2).reshape(10, -1)
+        strip = torch.nn.functional.pad(x[:, 0], (1, 1, 1, 1), value=-1.0).permute(1, 0, 2).reshape(10, -1).numpy()
         axis.imshow(strip, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_yticks([4.5], [name], fontsize=8)
         axis.set_xticks([])

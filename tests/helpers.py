@@ -58,9 +58,9 @@ def stream(n: int, name: str = "solver") -> NoiseStream:
 
 
 def sampler(name: str, sde: sg.SDE, n_steps: int = 2) -> sg.Solver:
-    """The registry's solver of that name; annealed Langevin with few updates, of a size that suits the process."""
+    """The solver of that name; annealed Langevin with few updates, of a size that suits the process."""
     if name != "annealed-langevin":
-        return SOLVERS[name]
+        return ALL[name]
     last = sde.nodes([sde.eps])[0].sigma
     return sg.AnnealedLangevin(step_size=0.2 * last**2, n_steps=n_steps)
 
@@ -117,11 +117,12 @@ def impulse_response(solver: sg.Solver, sde: sg.LinearSDE, grid: sg.Grid, std: f
     """
     program = solver.compile(sde, grid)
     draws = 1 + max((m for stage in program.stages for m, _ in stage.noises), default=-1)
+    program = solver.end_in_mean(program) if mean else program
     x = torch.zeros(draws + 1, 1, dtype=F64)
     x[-1] = marginal_std(sde, std, grid.times[0])
     model = bind(sg.oracles.Gaussian(torch.zeros(1), std**2).score(sde), sde, grid.times)
     with torch.no_grad():
-        return execute(program, x, model, Impulses(), mean=mean).x[:, 0]
+        return execute(program, x, model, Impulses()).x[:, 0]
 
 
 def marginal_std(sde: sg.LinearSDE, std: float, t: float) -> float:

@@ -106,8 +106,9 @@ def test_denoiser_keeps_shape_and_dtype(denoiser: DigitsDenoiser, labelled: bool
 
 def test_missing_label_is_the_null_label(denoiser: DigitsDenoiser) -> None:
     x, sigma = _noise(3), torch.ones(3)
-    assert torch.allclose(denoiser(x, sigma), denoiser(x, sigma, torch.full((3,), 10)), atol=1e-6)
-    assert not torch.allclose(denoiser(x, sigma), denoiser(x, sigma, torch.zeros(3, dtype=torch.int64)), atol=1e-2)
+    null = torch.full((3,), denoiser.NULL_LABEL)
+    assert torch.allclose(denoiser(x, sigma), denoiser(x, sigma, null), atol=1e-6)
+    assert not torch.allclose(denoiser(x, sigma), denoiser(x, sigma, torch.arange(3)), atol=1e-2)
 
 
 def test_pure_noise_denoises_to_the_mean(denoiser: DigitsDenoiser) -> None:

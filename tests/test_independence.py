@@ -255,10 +255,11 @@ def test_an_outlier_disturbs_nobody(name: str, outlier: float) -> None:
 def correct(corrector: sg.Langevin, sde: sg.LinearSDE, score: object, x: Tensor, t: float, times: int = 1) -> Tensor:
     """The corrector alone, again and again at one time."""
     grid = sg.Grid([t])
-    move = corrector.corrector(sde, grid, bind(sg.from_score(score, sde), sde, grid.times), stream(len(x), "corrector"))
+    model = bind(sg.from_score(score, sde), sde, grid.times)
+    move = corrector.corrector(sde, grid, model, stream(len(x), "corrector"), mean=False)
     with torch.no_grad():
         for _ in range(times):
-            x = move(x, 0, mean=False)
+            x = move(x, 0)
     return x
 
 
@@ -287,9 +288,10 @@ def test_langevin_scale_between_two_nodes() -> None:
     model = bind(sg.from_score(lambda x, t: torch.ones_like(x), sde), sde, grid.times)
     x = torch.zeros(1, 4, dtype=F64)
     for i, (noisy, clean) in enumerate([(0.9, 0.6), (0.6, 0.1), (0.1, 0.0)]):
-        move = sg.Langevin(snr=0.2, norm="expected").corrector(sde, grid, model, stream(1, "corrector"))
+        move = sg.Langevin(snr=0.2, norm="expected").corrector(sde, grid, model, stream(1, "corrector"), mean=False)
         eps = 2 * 0.04 * float(sde.alpha(noisy) / sde.alpha(clean)) ** 2
-        torch.testing.assert_close(move(x, i, mean=True), torch.full_like(x, eps), rtol=1e-12, atol=0)
+        z = stream(1, "corrector").normal((1, 4), F64)
+        torch.testing.assert_close(move(x, i), eps + math.sqrt(2 * eps) * z, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("norm", ["sample", "expected", "batch"])

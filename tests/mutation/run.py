@@ -4,10 +4,11 @@
     .venv/bin/python tests/mutation/run.py --sample 200 --seed 0 --report out/mutation.md
 
 The parent imports what the tests need, but not the package. For each mutant it forks a child, which imports the
-package with one module's source changed and runs the test files that execute the changed function, the nearest
-and fastest first, until a test fails (killed), none is left (survived) or one takes too long (timeout). Which test
-executes what is recorded in a first run on the unchanged package, which must be green. Code outside functions is
-checked against every test file.
+package with one module's source changed and runs the tests that execute the changed function, the fastest first,
+until one fails (killed), none is left (survived) or one takes too long (timeout). Which test executes what is
+recorded in a first run on the unchanged package, which must be green. For code outside functions the tests are those
+that execute any function of the file. A mutant gets the fastest of its tests up to a budget of seconds; `--budget inf`
+runs them all.
 
 `equivalent.json` lists the mutants that no test can tell from the original: objects with `file`, `line` (the
 original line's text), `kind`, `reason` and, where a line has several mutants of a kind, `mutated` (the changed
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import ast
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -32,29 +34,34 @@ import resource
 import signal
 import statistics
 import sys
-import tempfile
 import time
 import traceback
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
+from inspect import CO_OPTIMIZED
+from itertools import accumulate
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, TypeVar
 
 import pytest
+from _pytest.runner import runtestprotocol
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "sgm_sde"
 MUTATED = ("processes", "engine", "solvers")
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
+FOUND = ROOT / "out" / "mutation"  # what the unchanged runs found
 MEMORY = 4 << 30  # bytes of data a child may hold
 
 Scope = tuple[str, int]  # (file, first line of a function), or (file, 0) for the module
+Plan = list[tuple["Target", dict[str, float]]]  # by test file, the tests to run and their seconds
 T = TypeVar("T")
 
 
@@ -287,60 +294,65 @@ class Target:
     """A file with tests or doctests, and what the unchanged run found."""
 
     path: str
-    seconds: float = 0.0
-    covers: set[Scope] = field(default_factory=set)
+    overhead: float = 0.0  # seconds besides those of the tests: imports and collection
     tests: dict[str, tuple[float, frozenset[Scope]]] = field(default_factory=dict)
     modules: list[str] = field(default_factory=list)
 
-    def covering(self, scope: Scope) -> list[str]:
-        """The tests that execute a function."""
-        return [test for test, (_, covers) in self.tests.items() if scope in covers]
-
-    @property
-    def overhead(self) -> float:
-        """Seconds besides those of the tests: imports and collection."""
-        return self.seconds - sum(seconds for seconds, _ in self.tests.values())
-
-    def cost(self, scope: Scope) -> float:
-        """Seconds until the tests that execute a function have run."""
-        return self.overhead + sum(self.tests[test][0] for test in self.covering(scope))
-
 
 class Recorder:
-    """Notes each test's time and the package's functions it executes; `covers` has those of the whole file too."""
+    """Notes each test's seconds and the package's functions that it executes.
 
-    def __init__(self, target: Target) -> None:
-        self.target, self.prefix, self.seen = target, f"{ROOT / PACKAGE}{os.sep}", target.covers
+    Every test has a process of its own, which inherits what import and collection did and no more: so a value that
+    an earlier test left in a cache or a fixture hides nothing.
+    """
+
+    def __init__(self) -> None:
+        self.prefix = f"{ROOT / PACKAGE}{os.sep}"
+        self.seen: set[tuple[str, int]] = set()
+        self.tests: dict[str, tuple[float, frozenset[Scope]]] = {}
         sys.settrace(self.trace)
 
     def trace(self, frame: FrameType, event: str, arg: object) -> None:
         code = frame.f_code
-        if code.co_filename.startswith(self.prefix):
-            file = Path(code.co_filename).relative_to(ROOT).as_posix()
-            self.seen |= {(file, code.co_firstlineno), (file, 0)}
+        if code.co_flags & CO_OPTIMIZED and code.co_filename.startswith(self.prefix):  # functions, not class bodies
+            self.seen.add((code.co_filename, code.co_firstlineno))
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self.seen, start = set(), time.monotonic()
-        sys.settrace(self.trace)
-        result = yield
-        self.target.tests[item.nodeid] = time.monotonic() - start, frozenset(self.seen)
-        self.target.covers |= self.seen
-        self.seen = self.target.covers
-        return result
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool:
+        reader, writer = os.pipe()
+        start = time.monotonic()
+        if not (pid := os.fork()):
+            with suppress(BaseException):
+                reports = runtestprotocol(item, log=False, nextitem=None)
+                failure = "\n".join(report.longreprtext for report in reports if report.failed)
+                with os.fdopen(writer, "wb") as stream:
+                    pickle.dump((self.seen, failure), stream)
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as stream:
+            data = stream.read()
+        os.waitpid(pid, 0)
+        seen, failure = pickle.loads(data) if data else (set(), "its process died")
+        if failure:
+            item.session.shouldfail = f"{item.nodeid}\n{failure}"
+        covers = {(Path(name).relative_to(ROOT).as_posix(), line) for name, line in seen}
+        covers |= {(file, 0) for file, _ in covers}
+        self.tests[item.nodeid] = time.monotonic() - start, frozenset(covers)
+        return True
 
 
 class Director:
-    """Runs the tests that execute the mutant first, fast ones first, each under a time limit that ends the child."""
+    """Runs the chosen tests of a file, fast ones first, each under a time limit that ends the process."""
 
-    def __init__(self, target: Target, scope: Scope, timeout: float) -> None:
-        self.known, self.first, self.timeout = target.tests, set(target.covering(scope)), timeout
+    def __init__(self, target: Target, chosen: dict[str, float], timeout: float) -> None:
+        self.known, self.chosen, self.timeout = target.tests, chosen, timeout
 
     def seconds(self, item: pytest.Item) -> float:
-        return self.known.get(item.nodeid, (0.0, None))[0]
+        return self.chosen.get(item.nodeid, 0.0)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: (item.nodeid not in self.first, self.seconds(item)))
+        items[:] = [item for item in items if item.nodeid in self.chosen or item.nodeid not in self.known]
+        items.sort(key=self.seconds)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> None:
@@ -355,43 +367,51 @@ def passes(path: str, plugin: object) -> bool:
     """Run the tests of a file in this process."""
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--tb=short", "--hypothesis-profile=mutation"]
     options += [f"--rootdir={ROOT}", "-W", "ignore::pytest.PytestAssertRewriteWarning"]  # plugins imported before
-    return pytest.main([path, *options], plugins=[plugin]) in (0, 5)  # 5: all of them slow
+    return pytest.main([path, *options], plugins=[plugin]) in (0, 5)  # 5: no tests, or all of them slow
 
 
-def record(target: Target, result: Path) -> bool:
+def record(path: str, result: Path) -> bool:
     """In a child: run a test file on the unchanged package and write down what it executes."""
     start = time.monotonic()
-    recorder = Recorder(target)
+    recorder = Recorder()
     package = importlib.import_module(PACKAGE)
     if not Path(str(package.__file__)).is_relative_to(ROOT):
         raise RuntimeError(f"{PACKAGE} comes from {package.__file__}, not from {ROOT}")
-    green = passes(target.path, recorder)
+    green = passes(path, recorder)
     sys.settrace(None)
-    target.seconds = time.monotonic() - start
+    overhead = time.monotonic() - start - sum(seconds for seconds, _ in recorder.tests.values())
     ours = (PACKAGE, "tests", "conftest", "benchmarks", "__main__")
-    target.modules = [name for name in sys.modules if name.split(".")[0] not in ours]
-    result.write_bytes(pickle.dumps(target))
+    modules = [name for name in sys.modules if name.split(".")[0] not in ours]
+    if green:
+        result.write_bytes(pickle.dumps(Target(path, overhead, recorder.tests, modules)))
     return green
 
 
-def survives(mutant: Mutant, targets: Sequence[Target], timeout: float) -> bool:
+def survives(mutant: Mutant, plan: Plan, timeout: float) -> bool:
     """In a child: run the tests on the mutant."""
     signal.setitimer(signal.ITIMER_REAL, timeout)
     loader = MutatedLoader(mutant)
     sys.meta_path.insert(0, loader)
     importlib.import_module(loader.name)  # before pytest puts its own importer first
-    for target in targets:
+    for target, chosen in plan:
         signal.setitimer(signal.ITIMER_REAL, timeout + 10 * target.overhead)
-        if not passes(target.path, Director(target, mutant.scope, timeout)):
+        if not passes(target.path, Director(target, chosen, timeout)):
             return False
     return True
 
 
-def relevant(mutant: Mutant, targets: Sequence[Target]) -> list[Target]:
-    """The test files that execute the mutant, the ones that get there fastest first; all for code outside functions."""
-    _, line = mutant.scope
-    chosen = [target for target in targets if line == 0 or mutant.scope in target.covers]
-    return sorted(chosen, key=lambda t: (not t.covering(mutant.scope), t.cost(mutant.scope)))
+def plan_for(mutant: Mutant, targets: Sequence[Target], budget: float) -> tuple[Plan, int]:
+    """The fastest tests that depend on the mutant, as many as the budget of seconds allows, by file; the cheapest
+    file first. Returns the number of tests left out as well."""
+    known = [(target, test, *found) for target in targets for test, found in target.tests.items()]
+    tests = sorted(((s, target.path, test) for target, test, s, covers in known if mutant.scope in covers))
+    spent = list(accumulate(seconds for seconds, _, _ in tests))
+    taken = max(bisect_right(spent, budget), min(len(tests), 1))
+    chosen: dict[str, dict[str, float]] = {}
+    for seconds, path, test in tests[:taken]:
+        chosen.setdefault(path, {})[test] = seconds
+    plan = [(target, chosen[target.path]) for target in targets if target.path in chosen]
+    return sorted(plan, key=lambda part: part[0].overhead + sum(part[1].values())), len(tests) - taken
 
 
 # --- Parent ----------------------------------------------------------------------------------------------------------
@@ -406,6 +426,7 @@ def fork(task: Callable[[], bool], log: str) -> int:
     code = 1
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
@@ -440,27 +461,40 @@ def pool(work: Iterable[tuple[T, Callable[[], bool], str]], jobs: int) -> Iterat
             os.kill(pid, signal.SIGKILL)
 
 
-def baseline(jobs: int) -> list[Target]:
-    """Run the tests on the unchanged package, each file in a child of its own; exits if they are not green."""
+def baseline(jobs: int, examples: int) -> list[Target]:
+    """Run the tests on the unchanged package, each file in a child of its own; exits if they are not green.
+
+    What a file's run found is kept until the file or anything it may depend on changes.
+    """
     sources = sorted((ROOT / PACKAGE).rglob("*.py"))
-    paths = [path for path in sources if ">>> " in path.read_text(encoding="utf-8")]
-    paths += sorted((ROOT / "tests").rglob("test_*.py"))
-    targets = []
-    with tempfile.TemporaryDirectory() as name:
-        work = []
-        for i, path in enumerate(path.relative_to(ROOT).as_posix() for path in paths):
-            result = Path(name, f"{i}.pickle")
-            work.append(((path, result), partial(record, Target(path), result), f"{result}.log"))
-        for (path, result), status, _ in pool(work, jobs):
-            if status:
-                print(Path(f"{result}.log").read_text(errors="replace")[-3000:])
-                sys.exit(f"the unmutated tests are not green: {path}")
-            targets.append(pickle.loads(result.read_bytes()))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                for module in targets[-1].modules:
-                    with suppress(Exception):
-                        importlib.import_module(module)  # once here, instead of in every child from now on
+    files = [path for path in sources if ">>> " in path.read_text(encoding="utf-8")]
+    tests = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path.parent != EQUIVALENT.parent]
+    files += [path for path in tests if path.name.startswith("test_")]
+    shared = hashlib.sha256(f"{sys.version} {examples}".encode())
+    for path in [ROOT / "pyproject.toml", *sources, *(path for path in tests if path not in files)]:
+        shared.update(path.read_bytes())
+    FOUND.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Path] = {}
+    for path in files:
+        digest = shared.copy()
+        digest.update(path.read_bytes())
+        results[path.relative_to(ROOT).as_posix()] = FOUND / f"{path.stem}-{digest.hexdigest()[:16]}.pickle"
+    for old in set(FOUND.iterdir()) - set(results.values()):
+        old.unlink()
+
+    missing = [name for name, result in results.items() if not result.exists()]
+    work = ((name, partial(record, name, results[name]), f"{results[name]}.log") for name in missing)
+    for name, status, seconds in pool(work, jobs):
+        if status:
+            print(Path(f"{results[name]}.log").read_text(errors="replace")[-3000:])
+            sys.exit(f"the unmutated tests are not green: {name}")
+        print(f"unmutated: {name} green in {seconds:.1f} s", flush=True)
+    targets = [pickle.loads(result.read_bytes()) for result in results.values()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for module in dict.fromkeys(module for target in targets for module in target.modules):
+            with suppress(Exception):
+                importlib.import_module(module)  # once here, instead of in every child
     return targets
 
 
@@ -470,8 +504,7 @@ class Results:
 
     mutants: list[Mutant]
     fate: dict[str, str] = field(default_factory=dict)  # id: killed, timeout, survived or equivalent
-    reasons: dict[str, str] = field(default_factory=dict)
-    unseen: set[str] = field(default_factory=set)  # ids that no test executes
+    notes: dict[str, str] = field(default_factory=dict)  # by id, which tests were not there or not run
     seconds: list[float] = field(default_factory=list)
 
     def counts(self, file: str | None = None) -> tuple[int, ...]:
@@ -480,16 +513,18 @@ class Results:
         return len(fates), *(fates.count(fate) for fate in ("killed", "timeout", "survived", "equivalent"))
 
 
-def check(mutants: Sequence[Mutant], targets: Sequence[Target], jobs: int, timeout: float) -> Results:
+def check(mutants: Sequence[Mutant], targets: Sequence[Target], jobs: int, timeout: float, budget: float) -> Results:
     """Run the tests on every mutant."""
     results = Results(list(mutants))
 
     def work() -> Iterator[tuple[Mutant, Callable[[], bool], str]]:
         for mutant in mutants:
-            chosen = relevant(mutant, targets)
-            if not chosen:
-                results.unseen.add(mutant.id)
-            yield mutant, partial(survives, mutant, chosen, timeout), os.devnull
+            plan, left_out = plan_for(mutant, targets, budget)
+            if not plan:
+                results.notes[mutant.id] = "no test executes it"
+            elif left_out:
+                results.notes[mutant.id] = f"{left_out} slower tests were not run"
+            yield mutant, partial(survives, mutant, plan, timeout), os.devnull
 
     for done, (mutant, status, seconds) in enumerate(pool(work(), jobs), 1):
         late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
@@ -517,9 +552,11 @@ def explain(results: Results, every: Sequence[Mutant]) -> list[str]:
         matching = [m for m in every if (m.file, m.old, m.kind) == wanted and entry.get("mutated", m.new) == m.new]
         fates = {m.id: results.fate.get(m.id, "not run") for m in matching}
         for key in [key for key, fate in fates.items() if fate in ("survived", "equivalent")]:
-            results.fate[key], results.reasons[key] = "equivalent", entry["reason"]
+            results.fate[key], results.notes[key] = "equivalent", entry["reason"]
         if not matching:
             errors.append(f"there is no such mutant: {where}")
+        elif len({m.new for m in matching}) > 1:
+            errors.append(f"several mutants are meant, say which with mutated: {where}")
         elif set(fates.values()) <= {"killed", "timeout"}:
             errors.append(f"the tests kill it: {where}")
     return errors
@@ -540,7 +577,7 @@ def report(results: Results, errors: Sequence[str], title: str) -> str:
         chosen = [mutant for mutant in results.mutants if results.fate[mutant.id] == fate]
         lines += ["", f"## {heading}"] if chosen else []
         for m in chosen:
-            note = results.reasons.get(m.id, "no test executes it" if m.id in results.unseen else "")
+            note = results.notes.get(m.id, "") if fate != "timeout" else ""
             lines += ["", f"`{m.id}`" + (f": {note}" if note else ""), "```diff", m.diff, "```"]
     if errors:
         lines += ["", f"## Errors in {EQUIVALENT.name}", "", *(f"- {error}" for error in errors)]
@@ -572,6 +609,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--report", type=Path, help="write the report here, as Markdown")
     parser.add_argument("--timeout", type=float, default=20, help="seconds a test may take beyond 10 times its own")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of tests a mutant, in their unmutated times")
     parser.add_argument("--examples", type=int, default=20, help="examples of a property-based test")
     parser.add_argument("--list", action="store_true", help="list the mutants and run nothing")
     args = parser.parse_args()
@@ -601,15 +639,16 @@ def main() -> int:
         suppress_health_check=list(HealthCheck),
     )
     gc.freeze()  # pytest collects garbage often: it need not look at torch each time
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # takes the children along
     began = time.monotonic()
-    targets = baseline(args.jobs)
+    targets = baseline(args.jobs, args.examples)
     if PACKAGE in sys.modules:
         sys.exit(f"{PACKAGE} is imported already: the children would not see the mutants")
     n_tests, seconds = sum(len(t.tests) for t in targets), time.monotonic() - began
     print(f"{n_tests} tests in {len(targets)} files green in {seconds:.0f} s; {len(mutants)} mutants", flush=True)
     gc.freeze()
 
-    results = check(mutants, targets, args.jobs, args.timeout)
+    results = check(mutants, targets, args.jobs, args.timeout, args.budget)
     errors = explain(results, every)
     drawn = f", {len(mutants)} of {len(every)} mutants" if len(mutants) < len(every) else ""
     text = report(results, errors, f"Mutation check{drawn}")

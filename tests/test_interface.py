@@ -1,0 +1,863 @@
+"""What a caller may rely on: options, shapes, counts, devices, gradients, callbacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import sgm_sde as sg
+from sgm_sde.engine.executor import execute
+from tests.helpers import (
+    ALL,
+    DETERMINISTIC,
+    F64,
+    LINEAR,
+    SOLVERS,
+    Recorder,
+    bind,
+    elementwise_score,
+    sampler,
+    stream,
+)
+
+VP = LINEAR["vp"]
+SCORE = elementwise_score(VP)
+CP = sg.PredictorCorrector(sg.DPMSolverPP(), sg.Langevin(n_steps=2), order="CP")
+PC3 = sg.PredictorCorrector(sg.Heun(), sg.AnnealedLangevin(step_size=1e-5, n_steps=3))
+SAMPLERS = {**{name: sampler(name, VP) for name in ALL}, "cp": CP, "pc3": PC3}
+
+
+def run(solver: sg.Solver | str = "dpm++2m", **options: Any) -> sg.SampleResult:
+    """A small run on VP, of five steps unless told otherwise."""
+    if "nfe" not in options and "grid" not in options:
+        options.setdefault("steps", 5)
+    if "x_T" not in options:
+        options.setdefault("shape", (3, 2))
+    options.setdefault("seed", 0)
+    return sg.sample(options.pop("score_fn", SCORE), VP, solver=solver, **options)
+
+
+# --- no option is ignored --------------------------------------------------------------------------------------------
+
+# Every option of every solver: the same solver with another value, which must give other samples.
+CHURN = sg.Heun(s_churn=10, s_tmin=0.05, s_tmax=20, s_noise=1.0)
+ETAS = {cls: [(cls(eta=0.5), cls(eta=0.75)), (cls(eta=0.5), cls(eta=0.0))] for cls in
+        (sg.DDIM, sg.EulerMaruyama, sg.ReverseDiffusion)}  # fmt: skip
+LANGEVIN = sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.1))
+
+
+def corrected(**options: Any) -> sg.PredictorCorrector:
+    return sg.PredictorCorrector(sg.DDIM(), sg.Langevin(**{"snr": 0.1, **options}))
+
+
+CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
+    **{cls: {"eta": pairs} for cls, pairs in ETAS.items()},
+    sg.RungeKutta: {"tableau": [(sg.RungeKutta(sg.MIDPOINT), sg.RungeKutta(sg.RALSTON))]},
+    sg.Heun: {
+        option: [(CHURN, dataclasses.replace(CHURN, **{option: value}))]
+        for option, value in {"s_churn": 1.0, "s_tmin": 10.0, "s_tmax": 10.0, "s_noise": 1.1}.items()
+    },
+    sg.DPMSolverPP: {
+        "order": [(sg.DPMSolverPP(order=2), sg.DPMSolverPP(order=1))],
+        "variant": [(sg.DPMSolverPP(variant="midpoint"), sg.DPMSolverPP(variant="exact"))],
+    },
+    sg.Ancestral: {"variance": [(sg.Ancestral(), sg.Ancestral(variance="transition"))]},
+    sg.AnnealedLangevin: {
+        "step_size": [(sg.AnnealedLangevin(1e-5, 2), sg.AnnealedLangevin(2e-5, 2))],
+        "n_steps": [(sg.AnnealedLangevin(1e-5, 2), sg.AnnealedLangevin(1e-5, 3))],
+    },
+    sg.Langevin: {
+        "snr": [(LANGEVIN, corrected(snr=0.2))],
+        "n_steps": [(LANGEVIN, corrected(n_steps=2))],
+        "norm": [(LANGEVIN, corrected(norm="batch")), (LANGEVIN, corrected(norm="expected"))],
+    },
+    sg.PredictorCorrector: {
+        "predictor": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(eta=0.5), sg.Langevin(snr=0.1)))],
+        "corrector": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.AnnealedLangevin(1e-4, 1)))],
+        "order": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.1), order="CP"))],
+    },
+}
+PARTS = [
+    cls for cls in vars(sg).values()
+    if isinstance(cls, type) and issubclass(cls, sg.Solver | sg.Corrector) and not inspect.isabstract(cls)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "option"), [(part, option) for part in PARTS for option in inspect.signature(part).parameters]
+)
+def test_every_option_of_a_solver_matters(part: type, option: str) -> None:
+    """Another value of any option of any public solver or corrector gives other samples."""
+    for one, other in CHANGES[part][option]:
+        assert one != other
+        assert not torch.equal(run(one, final="none").x, run(other, final="none").x)
+
+
+@pytest.mark.parametrize(
+    ("make", "shown"),
+    [
+        (lambda: sg.Heun(s_noise=1.1), "s_noise"),
+        (lambda: sg.Heun(s_tmin=0.1), "s_tmin"),
+        (lambda: sg.Heun(s_tmax=10.0), "s_tmax"),
+        (lambda: sg.DPMSolverPP(order=1, variant="exact"), "variant"),
+    ],
+)
+def test_options_that_would_do_nothing_are_errors(make: Callable[[], sg.Solver], shown: str) -> None:
+    """An option that another one has switched off is refused, not ignored."""
+    with pytest.raises((TypeError, ValueError), match=shown):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "shown"),
+    [
+        (lambda: sg.DDIM(eta=1.5), "1.5"),
+        (lambda: sg.DDIM(eta=-0.1), "-0.1"),
+        (lambda: sg.EulerMaruyama(eta=math.nan), "nan"),
+        (lambda: sg.ReverseDiffusion(eta=-1), "-1"),
+        (lambda: sg.Heun(s_churn=-1), "-1"),
+        (lambda: sg.Heun(s_churn=1, s_noise=math.nan), "nan"),
+        (lambda: sg.Heun(s_churn=1, s_tmin=2, s_tmax=1), "2 and 1"),
+        (lambda: sg.DPMSolverPP(order=4), "4"),
+        (lambda: sg.DPMSolverPP(variant="heun"), "heun"),
+        (lambda: sg.Ancestral(variance="learned"), "learned"),
+        (lambda: sg.Langevin(snr=0.0), "0.0"),
+        (lambda: sg.Langevin(n_steps=0), "0"),
+        (lambda: sg.Langevin(norm="l1"), "l1"),
+        (lambda: sg.AnnealedLangevin(step_size=-1e-5), "-1e-05"),
+        (lambda: sg.AnnealedLangevin(n_steps=1.5), "1.5"),
+        (lambda: sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), order="PPC"), "PPC"),
+        (lambda: sg.Tableau([[], [1.0]], [0.5, 0.6]), "1.1"),
+        (lambda: sg.Tableau([[], [2.0]], [0.5, 0.5]), "2.0"),
+        (lambda: sg.Tableau([[], [0.5, 0.5]], [0.5, 0.5]), r"\[0, 2\]"),
+        (lambda: sg.grids.Karras(rho=-7), "-7"),
+    ],
+)
+def test_values_out_of_range_are_errors(make: Callable[[], object], shown: str) -> None:
+    """The message shows the offending value."""
+    with pytest.raises(ValueError, match=shown):
+        make()
+
+
+@pytest.mark.parametrize("part", [*PARTS, sg.Tableau, sg.grids.Karras, sg.VPSDE, sg.sample, sg.Score])
+def test_unknown_options_are_errors(part: Callable[..., object]) -> None:
+    """A keyword that nobody knows is a TypeError that names it."""
+    given_options = {
+        sg.PredictorCorrector: {"predictor": sg.DDIM(), "corrector": sg.Langevin()},
+        sg.Tableau: {"a": [[]], "b": [1]},
+        sg.sample: {"score_fn": SCORE, "sde": VP, "shape": (1, 2)},
+        sg.Score: {"net": SCORE, "sde": VP, "prediction": "score"},
+    }.get(part, {})
+    with pytest.raises(TypeError, match="churn_rate"):
+        part(**given_options, churn_rate=1.0)
+
+
+X_T = VP.prior_sample((3, 2), seed=5)
+# Every argument of sample: options that change the samples, and those that cannot go together.
+SAMPLE_CHANGES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
+    "score_fn": [({}, {"score_fn": lambda x, t: -x})],
+    "shape": [({"shape": (3, 2)}, {"shape": (3, 3)})],
+    "x_T": [({}, {"x_T": X_T}), ({"x_T": X_T}, {"x_T": 2 * X_T})],
+    "solver": [({"solver": "ddim"}, {"solver": "dpm++2m"})],
+    "nfe": [({"nfe": 5}, {"nfe": 6}), ({"steps": 5}, {"nfe": 7})],
+    "steps": [({"steps": 5}, {"steps": 6})],
+    "grid": [({"grid": "uniform", "steps": 5}, {"grid": "karras", "steps": 5}), ({}, {"grid": [1.0, 0.5, 0.1]})],
+    "t_start": [({"x_T": X_T}, {"x_T": X_T, "t_start": 0.5})],
+    "t_end": [({}, {"t_end": 0.1})],
+    "seed": [({"seed": 0}, {"seed": 1}), ({"seed": 0}, {"seed": [0, 1, 2]})],
+    "generator": [
+        ({"seed": 0}, {"seed": None, "generator": torch.Generator().manual_seed(1)}),
+        ({"solver": "ancestral"}, {"solver": "ancestral", "seed": None, "generator": torch.Generator()}),
+    ],
+    "final": [
+        ({"final": "denoise"}, {"final": "none"}),
+        ({"solver": "ancestral", "final": "mean"}, {"solver": "ancestral", "final": "none"}),
+    ],
+    "model_kwargs": [
+        ({"score_fn": lambda x, t, k: -k * x, "model_kwargs": {"k": 1.0}},
+         {"score_fn": lambda x, t, k: -k * x, "model_kwargs": {"k": 2.0}}),
+    ],
+    "dtype": [({"dtype": F64}, {"dtype": torch.bfloat16})],
+}  # fmt: skip
+ELSEWHERE = {"sde", "callback", "progress", "trajectory", "enable_grad", "device"}  # in tests of their own
+
+
+def test_every_argument_of_sample_matters() -> None:
+    """Each argument of `sample` changes the samples, or has a test of what else it does."""
+    assert set(SAMPLE_CHANGES) | ELSEWHERE == set(inspect.signature(sg.sample).parameters)
+    for name, pairs in SAMPLE_CHANGES.items():
+        for one, other in pairs:
+            x, y = run(**one).x, run(**other).x
+            assert x.shape != y.shape or not torch.equal(x.double(), y.double()), name
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "shown"),
+    [
+        ({"solver": "dpm++2n"}, ValueError, "dpm..2m"),
+        ({"solver": sg.DDIM}, TypeError, "class DDIM: call it"),
+        ({"solver": 3}, TypeError, "3"),
+        ({"nfe": 5, "steps": 5}, ValueError, "not both"),
+        ({"nfe": 0}, ValueError, "0"),
+        ({"nfe": 4.5}, ValueError, "4.5"),
+        ({"nfe": 2, "solver": "rk4"}, ValueError, "nfe=2 is too small"),
+        ({"steps": 0}, ValueError, "0"),
+        ({"steps": -3}, ValueError, "-3"),
+        ({"steps": True}, ValueError, "True"),
+        ({"grid": "kerras", "steps": 5}, ValueError, "karras"),
+        ({"grid": [1.0, 0.1], "steps": 5}, ValueError, "steps=5"),
+        ({"grid": [1.0, 0.1], "nfe": 5}, ValueError, "nfe=5"),
+        ({"grid": [1.0, 0.1], "t_end": 0.2}, ValueError, "t_end=0.2"),
+        ({"grid": [1.0, 0.1], "t_start": 0.9}, ValueError, "t_start=0.9"),
+        ({"t_start": 1.5}, ValueError, "1.5"),
+        ({"t_end": -0.5}, ValueError, "-0.5"),
+        ({"t_end": 1.0}, ValueError, "1.0"),
+        ({"final": "clean"}, ValueError, "clean"),
+        ({"trajectory": "some"}, ValueError, "some"),
+        ({"trajectory": [0.123]}, ValueError, "0.123"),
+        ({"shape": None}, ValueError, "shape="),
+        ({"shape": (3, 0)}, ValueError, r"\(3, 0\)"),
+        ({"shape": 3}, TypeError, "3"),
+        ({"shape": (3, 2), "x_T": X_T}, ValueError, "not both"),
+        ({"x_T": X_T, "dtype": F64}, ValueError, "dtype"),
+        ({"x_T": X_T, "device": "cpu"}, ValueError, "device"),
+        ({"x_T": X_T.long()}, TypeError, "int64"),
+        ({"x_T": [[1.0, 2.0]]}, TypeError, "tensor"),
+        ({"dtype": torch.int64}, TypeError, "int64"),
+        ({"score_fn": 3}, TypeError, "callable"),
+        ({"score_fn": sg.from_noise(SCORE, LINEAR["ve"])}, ValueError, "VESDE.*VPSDE"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_errors(options: dict[str, Any], error: type[Exception], shown: str) -> None:
+    """Wrong, unknown and conflicting arguments of `sample` are refused with their values."""
+    with pytest.raises(error, match=shown):
+        run(**options)
+
+
+def test_the_seed_of_a_deterministic_run_from_a_given_state_does_not_matter() -> None:
+    """With x_T given a deterministic solver draws nothing."""
+    for name in DETERMINISTIC:
+        assert torch.equal(run(ALL[name], x_T=X_T, seed=0).x, run(ALL[name], x_T=X_T, seed=1).x)
+
+
+# --- shapes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 16, 3), (4, 3, 5, 5), (4, 1, 2, 3, 4), (1, 1)])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_of_any_rank(name: str, shape: tuple[int, ...]) -> None:
+    """The same numbers whatever shape they are arranged in, for states of rank one to five."""
+    res = run(SAMPLERS[name], shape=shape, trajectory="all")
+    assert res.x.shape == shape
+    assert res.trajectory is not None
+    assert res.trajectory.shape == (7, *shape)
+    assert bool(torch.isfinite(res.x).all())
+    x_T = VP.prior_sample((4, 12), seed=1)
+    if name not in SAMPLERS or SAMPLERS[name].stochastic:
+        return
+    flat = run(SAMPLERS[name], x_T=x_T).x
+    assert torch.equal(run(SAMPLERS[name], x_T=x_T.reshape(4, 2, 3, 2)).x, flat.reshape(4, 2, 3, 2))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x, t: -x[:, :1],
+        lambda x, t: -x[:1],
+        lambda x, t: -x.sum(),
+        lambda x, t: torch.cat([x, x], 1),
+        lambda x, t: -x.flatten(1),
+        lambda x, t: -x.squeeze(1),
+    ],
+)
+@pytest.mark.parametrize("make", [sg.from_score, sg.from_noise, sg.from_denoiser])
+def test_outputs_that_would_broadcast_are_errors(make: Callable[..., sg.Score], wrong: Callable[..., Tensor]) -> None:
+    """An output of another shape than x is refused with both shapes, although arithmetic would accept it."""
+    for solver in ("dpm++2m", "pc", "rk4"):
+        with pytest.raises(ValueError, match=r"shape \(.*for x of shape \(3, 1, 2\)"):
+            run(solver, score_fn=make(wrong, VP), shape=(3, 1, 2))
+    with pytest.raises(ValueError, match="must return a tensor"):
+        run(score_fn=lambda x, t: 0.0)
+
+
+@pytest.mark.parametrize("process", LINEAR)
+@pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 16), (4, 3, 2, 2, 2)])
+def test_a_time_per_sample_is_many_scalar_times(process: str, shape: tuple[int, ...]) -> None:
+    """Drift, kernel, transition, reverse process and scores at t of shape (B,) are those at each scalar, stacked."""
+    sde = LINEAR[process]
+    x = torch.linspace(-1, 1, math.prod(shape), dtype=F64).reshape(shape)
+    t = torch.tensor([sde.eps, 0.2 * sde.T, 0.5 * sde.T, sde.T], dtype=F64)
+    reverse = sde.reverse(elementwise_score(sde), eta=0.5)
+    score = sg.from_noise(lambda x, t: torch.tanh(x), sde)
+    for fn in (
+        sde.f,
+        lambda x, t: sde.marginal(x, t)[0],
+        lambda x, t: sde.marginal(x, t)[1].expand_as(x),
+        lambda x, t: sde.transition(t / 2, t)[1].reshape(-1, *[1] * (x.ndim - 1)).expand_as(x),
+        reverse.f,
+        score,
+        score.denoised,
+    ):
+        together = fn(x, t)
+        alone = torch.cat([fn(x[i : i + 1], t[i]) for i in range(4)])
+        assert together.shape == x.shape
+        torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+    assert reverse.g(t).shape == (4,)
+    assert sde.prior_log_prob(x).shape == (4,)
+    wrong = torch.ones(shape[-1] + 1, dtype=F64) / 2
+    for fn in (sde.f, sde.marginal, score.denoised):
+        with pytest.raises((ValueError, RuntimeError)):
+            fn(x, wrong)
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@settings(max_examples=8)
+@given(steps=st.integers(1, 50), final=st.sampled_from(["denoise", "mean", "none"]))
+def test_calls_are_counted(name: str, steps: int, final: str) -> None:
+    """The reported nfe is the number of calls the network got, and the number that the solver announces."""
+    net = Recorder(SCORE)
+    res = run(SAMPLERS[name], score_fn=net, steps=steps, final=final)
+    assert res.nfe == len(net.labels) == SAMPLERS[name].nfe(steps) + (final == "denoise")
+    assert all(x.shape == (3, 2) for x in net.states)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@settings(max_examples=8)
+@given(nfe=st.integers(1, 60), final=st.sampled_from(["denoise", "none"]))
+def test_a_budget_is_kept_and_used(name: str, nfe: int, final: str) -> None:
+    """nfe= is never exceeded, one more step would exceed it, and what cannot be done says so."""
+    solver, last = SAMPLERS[name], final == "denoise"
+    if nfe - last < solver.nfe(1) and not (last and nfe == 1):
+        with pytest.raises(ValueError, match=f"nfe={nfe} is too small"):
+            run(solver, nfe=nfe, final=final)
+        return
+    net = Recorder(SCORE)
+    res = run(solver, score_fn=net, nfe=nfe, final=final)
+    assert res.nfe == len(net.labels) <= nfe
+    assert solver.nfe(len(res.times)) + last > nfe
+
+
+def test_the_default_is_a_budget_of_fifty() -> None:
+    """Without nfe and steps a run makes fifty calls."""
+    assert sg.sample(SCORE, VP, (1, 2), seed=0).nfe == 50
+
+
+def test_the_registry_tells_what_a_step_costs() -> None:
+    """The table's network calls a step are those that a run makes."""
+    for name, solver in sg.solvers():
+        if name == "annealed-langevin":
+            continue
+        assert run(solver, steps=7, final="none").nfe == 7 * solver.nfe_per_step, name
+
+
+# --- the order of predictor and corrector ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("final", ["denoise", "mean", "none"])
+@pytest.mark.parametrize("predictor", [sg.ReverseDiffusion(), sg.DPMSolverPP(), sg.RungeKutta(sg.HEUN2)])
+def test_predictor_and_corrector_take_turns_as_documented(predictor: sg.Solver, final: str) -> None:
+    """PC corrects each state a predictor reached; CP corrects before each predictor step. Then the final rule."""
+    a, b, c, d = (1.0, 0.7, 0.3, 0.1)
+    grid = sg.Grid([a, b, c, d])
+    corrector = sg.AnnealedLangevin(step_size=1e-5, n_steps=2)
+    two_stages = predictor.nfe_per_step == 2
+
+    def predict(s: float, t: float) -> list[float]:
+        return [s, t] if two_stages else [s]
+
+    def correct(t: float) -> list[float]:
+        return [t, t]
+
+    last = [d] if final == "denoise" else []
+    expected = {
+        "PC": [*predict(a, b), *correct(b), *predict(b, c), *correct(c), *predict(c, d), *correct(d), *last],
+        "CP": [*correct(a), *predict(a, b), *correct(b), *predict(b, c), *correct(c), *predict(c, d), *last],
+    }
+    for order, times in expected.items():
+        net = Recorder(SCORE)
+        solver = sg.PredictorCorrector(predictor, corrector, order=order)
+        res = run(solver, score_fn=net, grid=grid, final=final, dtype=F64)
+        assert net.times == pytest.approx(times, rel=1e-12)
+        assert res.nfe == len(times)
+
+
+def test_correctors_see_the_predicted_state_and_predictors_the_corrected() -> None:
+    """The state of each call follows from the one before: no correction is lost and none is applied twice."""
+    net, grid = Recorder(SCORE), sg.Grid([1.0, 0.5, 0.1])
+    solver = sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.3, norm="expected"))
+    res = run(solver, score_fn=net, grid=grid, final="none", dtype=F64)
+    x0, x1, x1_corrected, x2 = net.states
+    z = stream(3, "corrector")
+    score = sg.from_score(SCORE, VP)
+
+    def ddim(x: Tensor, s: float, t: float) -> Tensor:
+        data = score.denoised(x, s)
+        return VP.alpha(t) * data + VP.sigma(t) * (x - VP.alpha(s) * data) / VP.sigma(s)
+
+    def langevin(x: Tensor, t: float, cleaner: float) -> Tensor:
+        s = score(x, t)
+        a = (VP.alpha(t) / VP.alpha(cleaner)) ** 2
+        eps = 2 * a * (0.3 * math.sqrt(2) / s.norm(dim=1, keepdim=True)) ** 2
+        return x + eps * s + (2 * eps).sqrt() * z.normal((3, 2), F64)
+
+    torch.testing.assert_close(x0, VP.prior_sample((3, 2), seed=0, dtype=F64), rtol=0, atol=0)
+    torch.testing.assert_close(x1, ddim(x0, 1.0, 0.5), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(x1_corrected, langevin(x1, 0.5, 0.1), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(x2, ddim(x1_corrected, 0.5, 0.1), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(res.x, langevin(x2, 0.1, 0.0), rtol=1e-10, atol=1e-10)
+
+
+# --- devices ---------------------------------------------------------------------------------------------------------
+
+DEVICES = ["meta", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+class NoDoublesOnDevices(TorchFunctionMode):
+    """Refuses float64 tensors off the CPU, and, with float32 states, any rise of one to float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tensors(out):
+            assert tensor.dtype != F64 or tensor.device.type == "cpu", func
+            if tensor.dtype == F64:
+                assert all(given.dtype != torch.float32 for given in tensors(args)), func
+        return out
+
+
+READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__", "numpy", "cpu", "nonzero")
+
+
+class NoReadback(TorchFunctionMode):
+    """Refuses everything that waits for a value of a tensor."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert getattr(func, "__name__", "") not in READS, func
+        return func(*args, **(kwargs or {}))
+
+
+def tensors(nest: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists and tuples."""
+    if isinstance(nest, Tensor):
+        yield nest
+    elif isinstance(nest, list | tuple):
+        for part in nest:
+            yield from tensors(part)
+
+
+def plain(x: Tensor, t: Tensor) -> Tensor:
+    """A score of elementwise arithmetic only."""
+    return -x / (1 + t.reshape(-1, *[1] * (x.ndim - 1)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samples_live_where_they_are_asked_for(name: str, device: str) -> None:
+    """On another device everything follows x, without a `.to` by the user, and no float64 tensor goes there."""
+    for process in ("vp", "edm", "ddpm", "schedule"):
+        sde = LINEAR[process]
+        solver = sampler(name, sde) if name in ALL else SAMPLERS[name]
+        with NoDoublesOnDevices():
+            x_T = sde.prior_sample((2, 3), seed=0, device=device)
+            runs = [
+                sg.sample(plain, sde, (2, 3), solver=solver, steps=3, seed=0, device=device, trajectory="all"),
+                sg.sample(plain, sde, x_T=x_T, solver=solver, steps=3, seed=0, callback=lambda info: None),
+            ]
+            with torch.device(device):
+                runs.append(sg.sample(plain, sde, (2, 3), solver=solver, steps=3, seed=0))
+        for res in runs:
+            assert res.x.device.type == device
+            assert res.status.ok
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("process", LINEAR)
+def test_processes_and_oracles_follow_their_argument(process: str, device: str) -> None:
+    """Coefficients and exact scores, built on the CPU, come out on the device and in the dtype of x and t."""
+    sde = LINEAR[process]
+    x, t = torch.ones(2, 3, device=device), torch.full((2,), sde.T / 2, device=device)
+    mixture = sg.oracles.GaussianMixture(torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.0, 1.0]]), 0.5)
+    oracles = [sg.oracles.Gaussian(torch.zeros(3), 1.0), mixture]
+    with NoDoublesOnDevices():
+        out = [f(t) for f in (sde.alpha, sde.sigma, sde.log_snr, sde.g)]
+        out += [sde.f(x, t), sde.prior_log_prob(x), *sde.marginal(x, t)]
+        out += [value for oracle in oracles for value in (oracle.score(sde)(x, t), oracle.log_prob(x, sde, t))]
+    for value in out:
+        assert value.device.type == device
+        assert value.dtype == torch.float32
+
+
+def test_the_networks_device_is_the_samples() -> None:
+    """Samples of a network with parameters are drawn where those are."""
+    net = nn.Linear(3, 3, device="meta")
+    score = sg.from_noise(NetOfTwo(net), VP)
+    assert sg.sample(score, VP, (2, 3), steps=2, seed=0).x.is_meta
+
+
+class NetOfTwo(nn.Module):
+    """A network of x and t from one of x."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_loop_reads_nothing_back(name: str, grad: bool) -> None:
+    """From the first network call to the last no value of a state is asked for: nothing waits for the device."""
+    solver = SAMPLERS[name]
+    grid = sg.grids.LogSNR()(VP, 4)
+    program = solver.compile(VP, grid)
+    model = bind(sg.from_noise(lambda x, t: torch.tanh(x) + torch.ones(3, requires_grad=grad), VP), VP, grid.times)
+    hooks = solver.hooks(VP, grid, model, stream(2, "corrector"), mean=False)
+    x = torch.ones(2, 3)
+    with torch.set_grad_enabled(grad):
+        expected = execute(program, x, model, stream(2), hooks=hooks, grad=grad).x
+    model.nfe = 0
+    hooks = solver.hooks(VP, grid, model, stream(2, "corrector"), mean=False)
+    original, model.conversions = model.conversions, lambda program, known=model.conversions(program): known
+    with torch.set_grad_enabled(grad), AfterTheFirstCall(model):
+        got = execute(program, x, model, stream(2), hooks=hooks, grad=grad).x
+    model.conversions = original
+    assert model.nfe == solver.nfe(4)
+    assert torch.equal(got, expected)
+
+
+class AfterTheFirstCall(NoReadback):
+    """NoReadback that lets host-side coefficients through: those are float64, the states float32."""
+
+    def __init__(self, model: object) -> None:
+        super().__init__()
+        self.model = model
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if all(tensor.dtype == F64 for tensor in tensors(args)):
+            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_synchronisation_on_a_gpu(name: str) -> None:
+    """Between the start and the final look at the status the GPU is never waited for."""
+    solver = SAMPLERS[name]
+    grid = sg.grids.LogSNR()(VP, 4)
+    model = bind(sg.from_noise(lambda x, t: torch.tanh(x), VP), VP, grid.times)
+    hooks = solver.hooks(VP, grid, model, stream(2, "corrector"), mean=False)
+    x = torch.ones(2, 3, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        execute(solver.compile(VP, grid), x, model, stream(2), hooks=hooks)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_one_read_at_the_end() -> None:
+    """A whole run asks once whether all states were finite, however many steps it takes."""
+
+    class Count(TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reads = 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            on_states = any(tensor.dtype != F64 for tensor in tensors(args))
+            self.reads += on_states and getattr(func, "__name__", "") in READS
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for steps in (2, 20):
+        with Count() as count:
+            run("pc", score_fn=plain, steps=steps, final="denoise")
+        counts.append(count.reads)
+    assert counts == [1, 1]
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+class TinyNet(nn.Module):
+    """A nonlinear network with three parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.5, -0.3, 0.2], dtype=F64))
+        self.dropout = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        a, b, c = self.weight
+        return torch.tanh(a * x + b * t[:, None]) + c
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_gradients_match_finite_differences(name: str) -> None:
+    """With enable_grad=True the samples' derivatives by the parameters and by x_T are right to 1e-4."""
+    net = TinyNet()
+    x_T = VP.prior_sample((2, 3), seed=0, dtype=F64)
+    direction = torch.tensor([1.0, -0.5, 0.25], dtype=F64)
+
+    def total(weight: Tensor, x: Tensor, enable_grad: bool = False) -> Tensor:
+        with torch.no_grad():
+            net.weight.copy_(weight)
+        options = {"solver": SAMPLERS[name], "steps": 4, "grid": "log-snr", "seed": 0, "enable_grad": enable_grad}
+        return sg.sample(sg.from_noise(net, VP), VP, x_T=x, **options).x.square().sum()
+
+    weight = net.weight.detach().clone()
+    x = x_T.clone().requires_grad_()
+    value = total(weight, x, enable_grad=True)
+    torch.testing.assert_close(value, total(weight, x_T), rtol=1e-10, atol=0)
+    by_weight, by_x = torch.autograd.grad(value, (net.weight, x))
+    h = 1e-5
+    along = (total(weight + h * direction, x_T) - total(weight - h * direction, x_T)) / (2 * h)
+    assert float(by_weight @ direction) == pytest.approx(float(along), rel=1e-4)
+    step = torch.linspace(-1, 1, 6, dtype=F64).reshape(2, 3)
+    along = (total(weight, x_T + h * step) - total(weight, x_T - h * step)) / (2 * h)
+    assert float((by_x * step).sum()) == pytest.approx(float(along), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_graph_unless_asked_for(name: str) -> None:
+    """By default no step leaves anything behind for a backward pass, and the network stays as it was."""
+    net = TinyNet().train()
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    x_T = torch.ones(2, 3, dtype=F64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        res = sg.sample(sg.from_noise(net, VP), VP, x_T=x_T, solver=SAMPLERS[name], steps=10, seed=0, trajectory="all")
+    assert saved == []
+    assert res.x.grad_fn is None
+    assert not res.x.requires_grad
+    assert not res.trajectory.requires_grad
+    assert net.training
+    assert net.dropout.training
+    assert net.weight.requires_grad
+    assert net.weight.grad is None
+    assert bool((x_T == 1).all())
+    assert torch.is_grad_enabled()
+    assert not res.x.is_inference()  # the samples can take part in a loss later
+
+
+def test_a_network_may_take_gradients_of_its_own() -> None:
+    """A guided score that calls autograd inside works without enable_grad."""
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        with torch.enable_grad():
+            y = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(-(y**2).sum() / 2, y)
+        return gradient
+
+    for solver in ("dpm++2m", "pc"):
+        assert torch.equal(run(solver, score_fn=guided).x, run(solver, score_fn=lambda x, t: -x).x)
+
+
+def test_gradients_through_a_vanishing_score() -> None:
+    """A corrector that does not move where the score is zero has a finite derivative there."""
+    weight = torch.zeros((), dtype=F64, requires_grad=True)
+    solver = sg.PredictorCorrector(sg.DDIM(), sg.Langevin())
+    res = run(solver, score_fn=lambda x, t: weight * x, enable_grad=True, dtype=F64)
+    (gradient,) = torch.autograd.grad(res.x.sum(), weight)
+    assert bool(torch.isfinite(gradient))
+
+
+def test_a_network_that_returns_its_input_is_no_trap() -> None:
+    """A network whose output shares memory with x, or is overwritten at its next call, changes nothing."""
+    buffer = torch.empty(3, 2)
+
+    def reuses(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(x, out=buffer)
+
+    for name, solver in SAMPLERS.items():
+        same, copied = (run(solver, score_fn=sg.from_noise(net, VP)).x for net in (lambda x, t: x, lambda x, t: x + 0))
+        assert torch.equal(same, copied), name
+        fresh = run(solver, score_fn=sg.from_noise(lambda x, t: torch.tanh(x), VP)).x
+        assert torch.equal(run(solver, score_fn=sg.from_noise(reuses, VP)).x, fresh), name
+
+
+# --- watching a run --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_callback_sees_every_step(name: str) -> None:
+    """One call per step, in order, with the step's times, state and calls so far; looking changes nothing."""
+    seen: list[sg.StepInfo] = []
+    net = Recorder(SCORE)
+    solver = SAMPLERS[name]
+
+    def callback(info: sg.StepInfo) -> None:
+        assert info.nfe == len(net.labels)
+        seen.append(info)
+
+    res = run(solver, score_fn=net, steps=6, callback=callback, trajectory="all")
+    assert [info.i for info in seen] == list(range(6))
+    assert {info.n for info in seen} == {6}
+    assert [(info.t, info.t_next) for info in seen] == list(pairwise(res.times))
+    assert res.trajectory is not None
+    for info, x in zip(seen, res.trajectory[1:-1], strict=True):
+        assert torch.equal(info.x, x)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        seen[0].x = 0
+    assert torch.equal(res.x, run(solver, steps=6).x)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_callback_sees_an_estimate_of_the_data(name: str) -> None:
+    """`denoised` is the network's estimate from the step the callback reports, not from an earlier one."""
+    estimates: list[Tensor | None] = []
+    levels = iter(range(100))
+    counts: list[int] = []
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        return torch.full_like(x, next(levels))  # the n-th call estimates n
+
+    def callback(info: sg.StepInfo) -> None:
+        counts.append(info.nfe)
+        estimates.append(info.denoised)
+
+    run(SAMPLERS[name], score_fn=sg.from_denoiser(net, VP), steps=4, callback=callback)
+    for before, after, estimate in zip([0, *counts], counts, estimates, strict=False):
+        assert estimate is not None
+        assert estimate.shape == (3, 2)
+        value = float(estimate[0, 0])
+        assert torch.equal(estimate, torch.full((3, 2), value))
+        assert before <= value < after
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_a_callback_gets_is_its_own(name: str) -> None:
+    """Overwriting the state or the estimate in a callback does not reach the run."""
+
+    def vandal(info: sg.StepInfo) -> None:
+        info.x.fill_(math.nan)
+        if info.denoised is not None:
+            info.denoised.fill_(math.nan)
+
+    for make in (sg.from_score, sg.from_denoiser):
+        score = make(SCORE, VP)
+        clean = run(SAMPLERS[name], score_fn=score).x
+        assert torch.equal(run(SAMPLERS[name], score_fn=score, callback=vandal).x, clean)
+
+
+@pytest.mark.parametrize("answer", [True, 1, torch.tensor(True)])
+@pytest.mark.parametrize("name", ["dpm++2m", "rk4", "pc", "annealed-langevin"])
+def test_a_callback_can_stop_the_run(name: str, answer: object) -> None:
+    """Returning True ends the run at that step: no call more, the state as it is, and a status that says so."""
+    net = Recorder(SCORE)
+    calls: list[int] = []
+
+    def callback(info: sg.StepInfo) -> object:
+        calls.append(len(net.labels))
+        return answer if info.i == 2 else None
+
+    res = run(SAMPLERS[name], score_fn=net, steps=6, callback=callback, trajectory="all")
+    assert len(calls) == 3
+    assert res.nfe == len(net.labels) == calls[-1]
+    assert res.status.stopped
+    assert not res.status
+    assert f"t={res.times[3]:.6g}" in str(res.status)
+    assert res.trajectory_times == res.times[:4]
+    assert torch.equal(res.trajectory[-1], res.x)
+    assert torch.equal(res.x, run(SAMPLERS[name], steps=6, trajectory="all").trajectory[3])
+
+
+@pytest.mark.parametrize("answer", [None, False, 0])
+def test_a_callback_that_does_not_stop(answer: object) -> None:
+    """Any other answer goes on; stopping at the last step is a completed run, denoised as usual."""
+    res = run(steps=3, callback=lambda info: answer)
+    assert res.status.ok
+    assert not res.status.stopped
+    assert str(res.status) == "completed"
+    last = run(steps=3, callback=lambda info: info.i == 2)
+    assert last.status.ok
+    assert torch.equal(last.x, res.x)
+
+
+@pytest.mark.parametrize("process", ["vp", "ve", "edm"])
+@pytest.mark.parametrize("final", ["denoise", "mean", "none"])
+@pytest.mark.parametrize("name", ["dpm++2m", "ancestral", "pc"])
+def test_trajectories(name: str, final: str, process: str) -> None:
+    """All nodes and the denoised end, or those asked for; the last of all is the result."""
+    sde = LINEAR[process]
+    options = {"solver": name, "steps": 4, "seed": 0, "final": final}
+    x_T = sde.prior_sample((3, 2), seed=0)
+    every = sg.sample(elementwise_score(sde), sde, x_T=x_T, trajectory="all", **options)
+    end = (0.0,) if final == "denoise" else ()
+    assert every.trajectory_times == (*every.times, *end)
+    assert every.trajectory.shape == (5 + len(end), 3, 2)
+    assert torch.equal(every.trajectory[0], x_T) or name == "cp"
+    assert torch.equal(every.trajectory[-1], every.x)
+    wanted = [every.times[3], every.times[1], *end]
+    some = sg.sample(elementwise_score(sde), sde, x_T=x_T, trajectory=wanted, **options)
+    assert some.trajectory_times == (every.times[1], every.times[3], *end)
+    assert torch.equal(some.trajectory, every.trajectory[[1, 3, *([5] if end else [])]])
+    assert sg.sample(elementwise_score(sde), sde, x_T=x_T, **options).trajectory is None
+
+
+def test_a_trajectory_to_time_zero_ends_in_the_result() -> None:
+    """Where the grid itself reaches t = 0 the denoised end is still the last of the trajectory."""
+    sde = LINEAR["ve"]
+    res = sg.sample(elementwise_score(sde), sde, (3, 2), solver="ddim", steps=4, t_end=0.0, seed=0, trajectory="all")
+    assert torch.equal(res.trajectory[-1], res.x)
+
+
+@pytest.mark.parametrize("stop", [None, 2])
+def test_progress(monkeypatch: pytest.MonkeyPatch, stop: int | None) -> None:
+    """A bar is shown if asked for, counts every step and is closed, also when the run is stopped or fails."""
+    bars: list[Any] = []
+
+    class Bar:
+        def __init__(self, **options: Any) -> None:
+            self.options, self.done, self.closed = options, 0, False
+            bars.append(self)
+
+        def update(self, n: int = 1) -> None:
+            self.done += n
+
+        def close(self) -> None:
+            self.closed = True
+
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    quiet = run(steps=5)
+    assert bars == []
+    res = run(steps=5, progress=True, callback=lambda info: info.i == stop)
+    (bar,) = bars
+    assert bar.options["total"] == 5
+    assert bar.done == (5 if stop is None else 3)
+    assert bar.closed
+    assert stop is not None or torch.equal(res.x, quiet.x)
+    with pytest.raises(ZeroDivisionError):
+        run(steps=5, progress=True, callback=lambda info: 1 // (info.i - 1))
+    assert bars[-1].closed
+
+
+def test_a_run_without_tqdm() -> None:
+    """The package imports and samples where tqdm is missing; only progress=True needs it."""
+    code = (
+        "import sys; sys.modules['tqdm'] = sys.modules['tqdm.auto'] = None\n"
+        "import sgm_sde as sg\n"
+        "assert sg.sample(lambda x, t: -x, sg.VPSDE(), (1, 2), steps=2, seed=0).status.ok\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
