@@ -65,7 +65,7 @@ class StepInfo:
         t: time the step left.
         t_next: time it reached.
         x: a copy of the state at `t_next`, (B, *).
-        denoised: estimate of the data made at `t`, (B, *); None for a process that is not linear.
+        denoised: estimate of the data from the step's first network call, (B, *); None for a process that is not linear.
         nfe: network calls so far.
     """
 
@@ -309,7 +309,7 @@ class _Monitor:
         self.grid, self.model, self.callback = grid, model, callback
         self.denoised: Tensor | None = None
         self.stopped = False
-        self.wanted = _wanted(trajectory, grid, final == "denoise")
+        self.wanted, self.keep_end = _wanted(trajectory, grid, final == "denoise")
         self.kept: list[Tensor] = []
         self.kept_times: list[float] = []
         self.bar: Any = None
@@ -326,13 +326,14 @@ class _Monitor:
             self.bar.close()
 
     def on_output(self, x: Tensor, output: Tensor, t: float) -> None:
-        """Keep the estimate of the data made at the node that a step leaves."""
+        """Keep the estimate of the data that a step starts from."""
         if self.model.sde.is_linear:
             self.denoised = self.model.predict("data", x, t, output)
 
     def on_node(self, i: int, x: Tensor) -> bool:
         """Called with each node's state."""
-        self._keep(self.grid.times[i], x)
+        if i in self.wanted:
+            self._keep(self.grid.times[i], x)
         if i == 0:
             return False
         if self.bar is not None:
@@ -340,45 +341,50 @@ class _Monitor:
         if self.callback is not None:
             t, t_next = self.grid.times[i - 1 : i + 1]
             info = StepInfo(i - 1, self.grid.steps, t, t_next, x.clone(), self.denoised, self.model.nfe)
-            self.stopped = self.callback(info) is True and i < self.grid.steps
+            self.stopped = bool(self.callback(info)) and i < self.grid.steps
         return self.stopped
 
     def finish(self, x: Tensor) -> None:
         """Called with the result."""
-        if not self.stopped:
+        if self.keep_end and not self.stopped:
             self._keep(0.0, x)
 
     def _keep(self, t: float, x: Tensor) -> None:
-        if t in self.wanted and t not in self.kept_times:
-            self.kept.append(x.clone())
-            self.kept_times.append(t)
+        self.kept.append(x.clone())
+        self.kept_times.append(t)
 
     def stacked(self, dtype: torch.dtype) -> Tensor | None:
         return torch.stack(self.kept).to(dtype) if self.kept else None
 
 
-def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool) -> frozenset[float]:
-    known = (*grid.times, 0.0) if denoise else grid.times
+def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool) -> tuple[frozenset[int], bool]:
+    """The nodes whose states to keep, and whether to keep the denoised end, which stands at t = 0."""
     if trajectory is None:
-        return frozenset()
+        return frozenset(), False
     if isinstance(trajectory, str):
         if trajectory != "all":
             raise ValueError(f"trajectory must be 'all' or a sequence of times, got {trajectory!r}")
-        return frozenset(known)
-    wanted = set()
+        return frozenset(range(len(grid.times))), denoise
+    nodes: set[int] = set()
+    end = False
     for t in trajectory:
-        nearest = min(known, key=lambda node: abs(node - t))
-        if not math.isclose(nearest, t, rel_tol=1e-9, abs_tol=1e-12):
-            raise ValueError(f"trajectory time {t} is not on the grid; the nearest of its times is {nearest}")
-        wanted.add(nearest)
-    return frozenset(wanted)
+        if t == 0 and denoise:
+            end = True
+            continue
+        nearest = min(range(len(grid.times)), key=lambda i: abs(grid.times[i] - t))
+        if not math.isclose(grid.times[nearest], t, rel_tol=1e-9, abs_tol=1e-12):
+            raise ValueError(
+                f"trajectory time {t} is not on the grid; the nearest of its times is {grid.times[nearest]}"
+            )
+        nodes.add(nearest)
+    return frozenset(nodes), end
 
 
 def _status(run: Run, grid: Grid, stopped: bool) -> Status:
     sums = torch.stack(run.checksums)  # the one place where values come back from the device
     if sums.is_meta:
         return Status()
-    bad = ~torch.isfinite(sums.double())
+    bad = ~torch.isfinite(sums)
     if bool(bad.any()):
         first = int(bad.any(1).nonzero()[0])
         samples = tuple(bad.any(0).nonzero().flatten().tolist())

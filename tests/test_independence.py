@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import pickle
 import random
@@ -378,11 +379,11 @@ def test_a_solver_can_be_shared_by_threads() -> None:
 
 @pytest.mark.parametrize("name", [*SOLVERS, "cp"])
 def test_solvers_are_values(name: str) -> None:
-    """A copy or an unpickled solver equals the original, compiles to the same program and samples the same."""
+    """A copied, replaced or unpickled solver equals the original, compiles to its program and samples the same."""
     solver = CP if name == "cp" else sampler(name, LINEAR["vp"])
     grid = sg.grids.LogSNR()(LINEAR["vp"], 3)
     program, samples = solver.compile(LINEAR["vp"], grid), draw(solver, seed=[1])
-    for twin in (copy.deepcopy(solver), pickle.loads(pickle.dumps(solver))):
+    for twin in (copy.deepcopy(solver), dataclasses.replace(solver), pickle.loads(pickle.dumps(solver))):
         assert twin == solver
         assert hash(twin) == hash(solver)
         assert twin.compile(LINEAR["vp"], grid) == program

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +26,6 @@ from tests.helpers import (
     DETERMINISTIC,
     F64,
     LINEAR,
-    SOLVERS,
     Recorder,
     bind,
     elementwise_score,
@@ -37,7 +37,20 @@ VP = LINEAR["vp"]
 SCORE = elementwise_score(VP)
 CP = sg.PredictorCorrector(sg.DPMSolverPP(), sg.Langevin(n_steps=2), order="CP")
 PC3 = sg.PredictorCorrector(sg.Heun(), sg.AnnealedLangevin(step_size=1e-5, n_steps=3))
-SAMPLERS = {**{name: sampler(name, VP) for name in ALL}, "cp": CP, "pc3": PC3}
+# One of each kind: what differs between their siblings is coefficients.
+KINDS = [
+    "euler",
+    "rk4",
+    "heun",
+    "ddim",
+    "dpm++2m",
+    "euler-maruyama",
+    "ancestral",
+    "heun-churn",
+    "annealed-langevin",
+    "pc",
+]
+SAMPLERS = {**{name: sampler(name, VP) for name in KINDS}, "cp": CP, "pc3": PC3}
 
 
 def run(solver: sg.Solver | str = "dpm++2m", **options: Any) -> sg.SampleResult:
@@ -68,7 +81,7 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
     sg.RungeKutta: {"tableau": [(sg.RungeKutta(sg.MIDPOINT), sg.RungeKutta(sg.RALSTON))]},
     sg.Heun: {
         option: [(CHURN, dataclasses.replace(CHURN, **{option: value}))]
-        for option, value in {"s_churn": 1.0, "s_tmin": 10.0, "s_tmax": 10.0, "s_noise": 1.1}.items()
+        for option, value in {"s_churn": 1.0, "s_tmin": 1.0, "s_tmax": 1.0, "s_noise": 1.1}.items()
     },
     sg.DPMSolverPP: {
         "order": [(sg.DPMSolverPP(order=2), sg.DPMSolverPP(order=1))],
@@ -266,8 +279,6 @@ def test_samples_of_any_rank(name: str, shape: tuple[int, ...]) -> None:
     assert res.trajectory.shape == (7, *shape)
     assert bool(torch.isfinite(res.x).all())
     x_T = VP.prior_sample((4, 12), seed=1)
-    if name not in SAMPLERS or SAMPLERS[name].stochastic:
-        return
     flat = run(SAMPLERS[name], x_T=x_T).x
     assert torch.equal(run(SAMPLERS[name], x_T=x_T.reshape(4, 2, 3, 2)).x, flat.reshape(4, 2, 3, 2))
 
@@ -275,7 +286,7 @@ def test_samples_of_any_rank(name: str, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda x, t: -x[:, :1],
+        lambda x, t: -x[..., :1],
         lambda x, t: -x[:1],
         lambda x, t: -x.sum(),
         lambda x, t: torch.cat([x, x], 1),
@@ -317,7 +328,7 @@ def test_a_time_per_sample_is_many_scalar_times(process: str, shape: tuple[int, 
         torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
     assert reverse.g(t).shape == (4,)
     assert sde.prior_log_prob(x).shape == (4,)
-    wrong = torch.ones(shape[-1] + 1, dtype=F64) / 2
+    wrong = torch.full((7,), sde.T / 2, dtype=F64)
     for fn in (sde.f, sde.marginal, score.denoised):
         with pytest.raises((ValueError, RuntimeError)):
             fn(x, wrong)
@@ -326,20 +337,20 @@ def test_a_time_per_sample_is_many_scalar_times(process: str, shape: tuple[int, 
 # --- counting --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("final", ["denoise", "mean", "none"])
 @pytest.mark.parametrize("name", SAMPLERS)
-@settings(max_examples=8)
-@given(steps=st.integers(1, 50), final=st.sampled_from(["denoise", "mean", "none"]))
-def test_calls_are_counted(name: str, steps: int, final: str) -> None:
+def test_calls_are_counted(name: str, final: str) -> None:
     """The reported nfe is the number of calls the network got, and the number that the solver announces."""
-    net = Recorder(SCORE)
-    res = run(SAMPLERS[name], score_fn=net, steps=steps, final=final)
-    assert res.nfe == len(net.labels) == SAMPLERS[name].nfe(steps) + (final == "denoise")
-    assert all(x.shape == (3, 2) for x in net.states)
+    for steps in (1, 2, 3, 17, 50):
+        net = Recorder(SCORE)
+        res = run(SAMPLERS[name], score_fn=net, steps=steps, final=final)
+        assert res.nfe == len(net.labels) == SAMPLERS[name].nfe(steps) + (final == "denoise")
+        assert all(x.shape == (3, 2) for x in net.states)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @settings(max_examples=8)
-@given(nfe=st.integers(1, 60), final=st.sampled_from(["denoise", "none"]))
+@given(nfe=st.integers(1, 40), final=st.sampled_from(["denoise", "none"]))
 def test_a_budget_is_kept_and_used(name: str, nfe: int, final: str) -> None:
     """nfe= is never exceeded, one more step would exceed it, and what cannot be done says so."""
     solver, last = SAMPLERS[name], final == "denoise"
@@ -425,7 +436,7 @@ def test_correctors_see_the_predicted_state_and_predictors_the_corrected() -> No
 
 # --- devices ---------------------------------------------------------------------------------------------------------
 
-DEVICES = ["meta", *(["cuda"] if torch.cuda.is_available() else [])]
+DEVICES = ["cpu", "meta", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 class NoDoublesOnDevices(TorchFunctionMode):
@@ -443,11 +454,16 @@ class NoDoublesOnDevices(TorchFunctionMode):
 READS = ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__", "numpy", "cpu", "nonzero")
 
 
-class NoReadback(TorchFunctionMode):
-    """Refuses everything that waits for a value of a tensor."""
+class Readbacks(TorchFunctionMode):
+    """Counts what waits for the value of a state. Coefficients, float64 on the host, may be read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert getattr(func, "__name__", "") not in READS, func
+        on_states = any(tensor.dtype != F64 for tensor in tensors(args))
+        self.count += on_states and getattr(func, "__name__", "") in READS
         return func(*args, **(kwargs or {}))
 
 
@@ -523,72 +539,43 @@ class NetOfTwo(nn.Module):
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_loop_reads_nothing_back(name: str, grad: bool) -> None:
-    """From the first network call to the last no value of a state is asked for: nothing waits for the device."""
-    solver = SAMPLERS[name]
-    grid = sg.grids.LogSNR()(VP, 4)
+    """In the loop no value of a state is asked for, so that nothing waits for the device."""
+    solver, grid = SAMPLERS[name], sg.grids.LogSNR()(VP, 4)
     program = solver.compile(VP, grid)
-    model = bind(sg.from_noise(lambda x, t: torch.tanh(x) + torch.ones(3, requires_grad=grad), VP), VP, grid.times)
+    shift = torch.ones(3, requires_grad=grad)
+    model = bind(sg.from_noise(lambda x, t: torch.tanh(x) + shift, VP), VP, grid.times)
     hooks = solver.hooks(VP, grid, model, stream(2, "corrector"), mean=False)
-    x = torch.ones(2, 3)
-    with torch.set_grad_enabled(grad):
-        expected = execute(program, x, model, stream(2), hooks=hooks, grad=grad).x
-    model.nfe = 0
-    hooks = solver.hooks(VP, grid, model, stream(2, "corrector"), mean=False)
-    original, model.conversions = model.conversions, lambda program, known=model.conversions(program): known
-    with torch.set_grad_enabled(grad), AfterTheFirstCall(model):
-        got = execute(program, x, model, stream(2), hooks=hooks, grad=grad).x
-    model.conversions = original
+    with torch.set_grad_enabled(grad), Readbacks() as reads:
+        got = execute(program, torch.ones(2, 3), model, stream(2), hooks=hooks, grad=grad).x
+        assert reads.count == 0
+        assert bool(torch.isfinite(got).all())
+        assert reads.count == 1  # the mode sees what it should
     assert model.nfe == solver.nfe(4)
-    assert torch.equal(got, expected)
-
-
-class AfterTheFirstCall(NoReadback):
-    """NoReadback that lets host-side coefficients through: those are float64, the states float32."""
-
-    def __init__(self, model: object) -> None:
-        super().__init__()
-        self.model = model
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if all(tensor.dtype == F64 for tensor in tensors(args)):
-            return func(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_no_synchronisation_on_a_gpu(name: str) -> None:
-    """Between the start and the final look at the status the GPU is never waited for."""
-    solver = SAMPLERS[name]
+def test_no_synchronisation_on_a_gpu() -> None:
+    """Between the first network call and the last the GPU is never waited for."""
     grid = sg.grids.LogSNR()(VP, 4)
-    model = bind(sg.from_noise(lambda x, t: torch.tanh(x), VP), VP, grid.times)
-    hooks = solver.hooks(VP, grid, model, stream(2, "corrector"), mean=False)
-    x = torch.ones(2, 3, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        execute(solver.compile(VP, grid), x, model, stream(2), hooks=hooks)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    for solver in SAMPLERS.values():
+        model = bind(sg.from_noise(lambda x, t: torch.tanh(x), VP), VP, grid.times)
+        hooks = solver.hooks(VP, grid, model, stream(2, "corrector"), mean=False)
+        x = torch.ones(2, 3, device="cuda")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            execute(solver.compile(VP, grid), x, model, stream(2), hooks=hooks)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_one_read_at_the_end() -> None:
     """A whole run asks once whether all states were finite, however many steps it takes."""
 
-    class Count(TorchFunctionMode):
-        def __init__(self) -> None:
-            super().__init__()
-            self.reads = 0
-
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            on_states = any(tensor.dtype != F64 for tensor in tensors(args))
-            self.reads += on_states and getattr(func, "__name__", "") in READS
-            return func(*args, **(kwargs or {}))
-
     counts = []
     for steps in (2, 20):
-        with Count() as count:
-            run("pc", score_fn=plain, steps=steps, final="denoise")
-        counts.append(count.reads)
+        with Readbacks() as reads:
+            run("pc", score_fn=plain, steps=steps)
+        counts.append(reads.count)
     assert counts == [1, 1]
 
 
@@ -604,7 +591,7 @@ class TinyNet(nn.Module):
         self.dropout = nn.Dropout(0.0)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        a, b, c = self.weight
+        a, b, c = (self.weight[i] for i in range(3))
         return torch.tanh(a * x + b * t[:, None]) + c
 
 
@@ -624,8 +611,8 @@ def test_gradients_match_finite_differences(name: str) -> None:
     weight = net.weight.detach().clone()
     x = x_T.clone().requires_grad_()
     value = total(weight, x, enable_grad=True)
-    torch.testing.assert_close(value, total(weight, x_T), rtol=1e-10, atol=0)
     by_weight, by_x = torch.autograd.grad(value, (net.weight, x))
+    torch.testing.assert_close(value.detach(), total(weight, x_T), rtol=1e-10, atol=0)
     h = 1e-5
     along = (total(weight + h * direction, x_T) - total(weight - h * direction, x_T)) / (2 * h)
     assert float(by_weight @ direction) == pytest.approx(float(along), rel=1e-4)
@@ -760,7 +747,7 @@ def test_what_a_callback_gets_is_its_own(name: str) -> None:
         assert torch.equal(run(SAMPLERS[name], score_fn=score, callback=vandal).x, clean)
 
 
-@pytest.mark.parametrize("answer", [True, 1, torch.tensor(True)])
+@pytest.mark.parametrize("answer", [True, np.True_, torch.tensor(True)])
 @pytest.mark.parametrize("name", ["dpm++2m", "rk4", "pc", "annealed-langevin"])
 def test_a_callback_can_stop_the_run(name: str, answer: object) -> None:
     """Returning True ends the run at that step: no call more, the state as it is, and a status that says so."""
@@ -806,7 +793,7 @@ def test_trajectories(name: str, final: str, process: str) -> None:
     end = (0.0,) if final == "denoise" else ()
     assert every.trajectory_times == (*every.times, *end)
     assert every.trajectory.shape == (5 + len(end), 3, 2)
-    assert torch.equal(every.trajectory[0], x_T) or name == "cp"
+    assert torch.equal(every.trajectory[0], x_T)
     assert torch.equal(every.trajectory[-1], every.x)
     wanted = [every.times[3], every.times[1], *end]
     some = sg.sample(elementwise_score(sde), sde, x_T=x_T, trajectory=wanted, **options)

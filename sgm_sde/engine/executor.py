@@ -220,7 +220,7 @@ def execute(
         noise: where noise comes from.
         hooks: called in order at each node with the state there, before it is evaluated.
         on_node: called with the node's number and its state (neither keep nor change it); True stops the run.
-        on_output: called with (x, output, t) for the evaluations at nodes.
+        on_output: called with (x, output, t) at the first evaluation after each node.
         grad: keep the graph for backpropagation, and with it every intermediate value.
 
     Returns:
@@ -231,7 +231,7 @@ def execute(
     memory = _Graph(n_rows) if grad else _Buffers(x, instructions, n_rows)
     states: dict[int, Tensor] = {}
     output = x.new_empty(0)
-    run = Run(x)
+    run, reported = Run(x), 0
     for k, (stage, ins) in enumerate(zip(program.stages, instructions, strict=True)):
         if k == 0:
             state = memory.initial(x)
@@ -258,9 +258,10 @@ def execute(
                 break
         if stage.evaluate:
             output = model.evaluate(state.view(shape), stage.t)
-            if on_output is not None and stage.node:
+            if on_output is not None and run.nodes > reported:
                 on_output(state.view(shape), output, stage.t)
-            output = output.reshape(-1)
+                reported = run.nodes
+            output = output.reshape(-1).to(dtype)
             if ins.store is not None:
                 memory.store(ins.store, state, output, ins.mix)
             elif output.untyped_storage().data_ptr() == state.untyped_storage().data_ptr():

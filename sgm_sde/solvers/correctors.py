@@ -91,11 +91,10 @@ class Langevin(Corrector):
             for n in range(self.n_steps):
                 s = model.predict("score", x, grid.times[i])
                 z = noise.normal(tuple(x.shape), x.dtype, x.device)
-                step = 2 * scales[i] * (self.snr * self._ratio(z, s)) ** 2
-                step = step.reshape(-1, *[1] * (x.ndim - 1))
-                x = x + step * s
+                root = self.snr * self._ratio(z, s).reshape(-1, *[1] * (x.ndim - 1))  # sqrt(epsilon / (2 a))
+                x = x + 2 * scales[i] * root**2 * s
                 if not (mean and i == grid.steps and n == self.n_steps - 1):
-                    x = x + (2 * step).sqrt() * z
+                    x = x + 2 * math.sqrt(scales[i]) * root * z
             return x
 
         return correct
@@ -107,7 +106,8 @@ class Langevin(Corrector):
             z_norm = torch.full_like(s_norm, math.sqrt(s[0].numel()))
         if self.norm == "batch":
             z_norm, s_norm = z_norm.mean(0, keepdim=True), s_norm.mean(0, keepdim=True)
-        return torch.where(s_norm > 0, z_norm / s_norm, 0)
+        moves = s_norm > 0
+        return torch.where(moves, z_norm / torch.where(moves, s_norm, 1), 0)  # finite in its derivative, too
 
 
 @dataclass(frozen=True)

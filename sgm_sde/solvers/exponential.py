@@ -27,7 +27,7 @@ class DPMSolverPP(Solver):
         variant: `"midpoint"` or `"exact"`.
 
     Raises:
-        ValueError: for another order or variant.
+        ValueError: for another order or variant, or a variant of order 1.
 
     Source: Lu et al., 2022, arXiv:2211.01095.
 
@@ -46,6 +46,8 @@ class DPMSolverPP(Solver):
             raise ValueError(f"order must be 1 or 2, got {self.order}")
         if self.variant not in ("midpoint", "exact"):
             raise ValueError(f"variant must be 'midpoint' or 'exact', got {self.variant!r}")
+        if self.order == 1 and self.variant != "midpoint":
+            raise ValueError(f"order 1 has no variants, got variant={self.variant!r}")
 
     @property
     def name(self) -> str:

@@ -172,7 +172,7 @@ class Heun(Solver):
         s_noise: inflation of the added noise.
 
     Raises:
-        ValueError: for negative options or s_tmin > s_tmax.
+        ValueError: for negative options, s_tmin > s_tmax, or options of churn without churn.
 
     Source: Karras et al., 2022, arXiv:2206.00364, algorithm 2.
 
@@ -197,6 +197,8 @@ class Heun(Solver):
                 raise ValueError(f"{option} must be at least 0, got {getattr(self, option)}")
         if self.s_tmin > self.s_tmax:
             raise ValueError(f"need s_tmin <= s_tmax, got {self.s_tmin} and {self.s_tmax}")
+        if not self.s_churn and (self.s_tmin, self.s_tmax, self.s_noise) != (0.0, math.inf, 1.0):
+            raise ValueError(f"s_tmin, s_tmax and s_noise act on churn, and s_churn is 0: {self}")
 
     @property
     def weak_order(self) -> int | None:

@@ -14,8 +14,8 @@ runs them all.
 original line's text), `kind`, `reason` and, where a line has several mutants of a kind, `mutated` (the changed
 line's text). An entry that explains no survivor is an error.
 
-Out of reach: code that tests run in a subprocess, and tests marked slow. The exit status is 1 if a mutant survived
-unexplained or the list is wrong.
+Out of reach: code that tests run in a subprocess, and tests marked slow. Leave the files alone while it runs: children
+read them afresh. The exit status is 1 if a mutant survived unexplained or the list is wrong.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "sgm_sde"
 MUTATED = ("processes", "engine", "solvers")
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
-FOUND = ROOT / "out" / "mutation"  # what the unchanged runs found
+FOUND = ROOT / "out" / "mutation-baseline"  # what the unchanged runs found
 MEMORY = 4 << 30  # bytes of data a child may hold
 
 Scope = tuple[str, int]  # (file, first line of a function), or (file, 0) for the module
@@ -274,6 +274,14 @@ def mutants_of(file: str) -> list[Mutant]:
 # --- Children --------------------------------------------------------------------------------------------------------
 
 
+def fork() -> int:
+    """`os.fork`, whatever Python thinks of it beside threads: those of the libraries here are idle."""
+    sys.stdout.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 class MutatedLoader(SourceFileLoader):
     """Loads a module from changed source, and finds it: an importer for one mutant."""
 
@@ -321,7 +329,7 @@ class Recorder:
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool:
         reader, writer = os.pipe()
         start = time.monotonic()
-        if not (pid := os.fork()):
+        if not (pid := fork()):
             with suppress(BaseException):
                 reports = runtestprotocol(item, log=False, nextitem=None)
                 failure = "\n".join(report.longreprtext for report in reports if report.failed)
@@ -383,7 +391,9 @@ def record(path: str, result: Path) -> bool:
     ours = (PACKAGE, "tests", "conftest", "benchmarks", "__main__")
     modules = [name for name in sys.modules if name.split(".")[0] not in ours]
     if green:
-        result.write_bytes(pickle.dumps(Target(path, overhead, recorder.tests, modules)))
+        partly = result.with_suffix(f".{os.getpid()}")
+        partly.write_bytes(pickle.dumps(Target(path, overhead, recorder.tests, modules)))
+        partly.replace(result)
     return green
 
 
@@ -417,11 +427,9 @@ def plan_for(mutant: Mutant, targets: Sequence[Target], budget: float) -> tuple[
 # --- Parent ----------------------------------------------------------------------------------------------------------
 
 
-def fork(task: Callable[[], bool], log: str) -> int:
+def start(task: Callable[[], bool], log: str) -> int:
     """Run a task in a child with its output in a file; it exits with 0 for True and 1 for False or an exception."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid:
+    if pid := fork():
         return pid
     code = 1
     try:
@@ -447,18 +455,19 @@ def pool(work: Iterable[tuple[T, Callable[[], bool], str]], jobs: int) -> Iterat
     try:
         while True:
             while len(running) < jobs and (job := next(queue, None)) is not None:
-                running[fork(job[1], job[2])] = job[0], time.monotonic()
+                running[start(job[1], job[2])] = job[0], time.monotonic()
             if not running:
                 return
             pid, status = os.wait()
             if pid in running:
-                with suppress(ProcessLookupError, PermissionError):
+                with suppress(OSError):
                     os.killpg(pid, signal.SIGKILL)  # what the child may have left behind
-                item, start = running.pop(pid)
-                yield item, status, time.monotonic() - start
+                item, began = running.pop(pid)
+                yield item, status, time.monotonic() - began
     finally:
         for pid in running:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(OSError):
+                os.killpg(pid, signal.SIGKILL)
 
 
 def baseline(jobs: int, examples: int) -> list[Target]:
@@ -480,7 +489,8 @@ def baseline(jobs: int, examples: int) -> list[Target]:
         digest.update(path.read_bytes())
         results[path.relative_to(ROOT).as_posix()] = FOUND / f"{path.stem}-{digest.hexdigest()[:16]}.pickle"
     for old in set(FOUND.iterdir()) - set(results.values()):
-        old.unlink()
+        if old.stat().st_mtime < time.time() - 24 * 3600:  # younger ones may be another run's
+            old.unlink(missing_ok=True)
 
     missing = [name for name, result in results.items() if not result.exists()]
     work = ((name, partial(record, name, results[name]), f"{results[name]}.log") for name in missing)
