@@ -65,7 +65,7 @@ class StepInfo:
         t: time the step left.
         t_next: time it reached.
         x: a copy of the state at `t_next`, (B, *).
-        denoised: estimate of the data from the step's first network call, (B, *); None for a process that is not linear.
+        denoised: estimate of the data from the step's first network call, (B, *); None for a nonlinear process.
         nfe: network calls so far.
     """
 
@@ -341,7 +341,8 @@ class _Monitor:
         if self.callback is not None:
             t, t_next = self.grid.times[i - 1 : i + 1]
             info = StepInfo(i - 1, self.grid.steps, t, t_next, x.clone(), self.denoised, self.model.nfe)
-            self.stopped = bool(self.callback(info)) and i < self.grid.steps
+            answer = self.callback(info)
+            self.stopped = answer in (True,) and i < self.grid.steps  # equal to True: numpy's and torch's, too
         return self.stopped
 
     def finish(self, x: Tensor) -> None:

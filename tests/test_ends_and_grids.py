@@ -343,8 +343,8 @@ def test_numbers_of_steps_that_broke_others(name: str, steps: int) -> None:
         *((name, "vp", 1000) for name in ("rk4", "heun", "ddim", "dpm++2m", "euler-maruyama", "edm-sde", "pc")),
         ("annealed-langevin", "vp", 1000),
         ("dpm++2m", "ddpm", 999),
-        ("pc", "edm", 4000),
-        ("ddim", "ve", 4000),
+        ("pc", "ve", 4000),
+        ("ddim", "edm", 4000),
         ("ancestral", "flow", 4000),
     ],
 )
@@ -356,8 +356,10 @@ def test_thousands_of_steps(name: str, process: str, steps: int) -> None:
 def check_run(name: str, process: str, rule: str, steps: int) -> None:
     """One run: exactly N steps, from T to eps, finite."""
     sde = LINEAR[process]
-    solver, net = sampler(name, sde, n_steps=1), Recorder(elementwise_score(sde))
-    res = sg.sample(net, sde, (2, 2), solver=solver, steps=steps, grid=rule, seed=0, final="none")
+    solver, net = sampler(name, sde, n_steps=1), Recorder(lambda x, t: torch.tanh(x))
+    res = sg.sample(
+        sg.from_noise(net, sde), sde, (2, 2), solver=solver, steps=steps, grid=rule, seed=0, final="none"
+    )  # fmt: skip
     assert res.status.ok
     assert bool(torch.isfinite(res.x).all())
     assert len(res.times) == steps + 1
@@ -514,7 +516,7 @@ def test_predictor_corrector_improves_with_the_number_of_steps(process: str) -> 
     solver = sg.PredictorCorrector(sg.ReverseDiffusion(), sg.Langevin(snr=0.05))
     errors = {}
     for steps in (1, 2, 5, 10, 20, 1000):
-        res = sg.sample(score, sde, (16, d), solver=solver, steps=steps, seed=0)
+        res = sg.sample(score, sde, (8, d), solver=solver, steps=steps, seed=0)
         assert res.status.ok
         errors[steps] = abs(float(res.x.double().var()) / 0.25 - 1)
     from_two = [error for steps, error in errors.items() if steps > 1]
@@ -528,7 +530,7 @@ def test_reverse_diffusion_converges_to_the_continuous_process(eta: float, name:
     sde = LINEAR["vp"]
     exact = marginal_std(sde, 0.5, sde.eps)
     distances = []
-    for steps in (250, 500, 1000):
+    for steps in (200, 400, 800):
         grid = sg.grids.LogSNR()(sde, steps)
         laws = [
             float(impulse_response(solver, sde, grid, 0.5).norm())

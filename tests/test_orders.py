@@ -12,10 +12,11 @@ from tests.helpers import ALL, DETERMINISTIC, LINEAR, MIXTURE, WEAK
 
 RULES = {"log-snr": LogSNR(), "warped": warped()}
 STEPS = (60, 120, 240)
+# The uneven grid on every process, and the even one where the literature uses it most.
+CASES = [(process, "warped") for process in LINEAR] + [("vp", "log-snr"), ("edm", "log-snr")]
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("process", LINEAR)
+@pytest.mark.parametrize(("process", "rule"), CASES)
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_on_a_gaussian(name: str, process: str, rule: str) -> None:
     """Error against the closed form of the probability flow."""
@@ -23,8 +24,9 @@ def test_order_on_a_gaussian(name: str, process: str, rule: str) -> None:
     assert measured.order > ALL[name].order - 0.15, measured
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+@pytest.mark.parametrize(
+    ("process", "rule"), [("vp", "log-snr"), ("vp", "warped"), ("edm", "warped"), ("flow", "warped")]
+)
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_on_a_mixture(name: str, process: str, rule: str) -> None:
     """Error against a tight reference by another code, in other coordinates."""
@@ -32,12 +34,11 @@ def test_order_on_a_mixture(name: str, process: str, rule: str) -> None:
     assert measured.order > ALL[name].order - 0.15, measured
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("process", LINEAR)
+@pytest.mark.parametrize(("process", "rule"), CASES)
 @pytest.mark.parametrize("name", WEAK)
 def test_weak_order_by_impulse_response(name: str, process: str, rule: str) -> None:
     """Exact output mean and variance on Gaussian data, without Monte Carlo."""
-    measured = measure_weak_order(ALL[name], LINEAR[process], rule=RULES[rule], steps=(120, 240, 480))
+    measured = measure_weak_order(ALL[name], LINEAR[process], rule=RULES[rule], steps=(120, 240))
     weak_order = ALL[name].weak_order
     assert weak_order is not None
     assert measured.order > weak_order - 0.15, measured
