@@ -54,7 +54,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/orders.md"))
     parser.add_argument("--check", action="store_true", help="exit with 1 if a measured order is below its claim")
     args = parser.parse_args()
-    steps = (160, 320, 640)
+    steps = (80, 160, 320)
     lines = [
         "| solver | NFE/step | order | weak order | " + " | ".join(PROCESSES) + " |",
         "|---|---:|---:|---:|" + "---:|" * len(PROCESSES),

@@ -206,6 +206,7 @@ class PredictorCorrector(Solver):
         predictor: any solver, stochastic or not, multistep too.
         corrector: `Langevin`, `AnnealedLangevin` or your own.
         order: `"PC"` or `"CP"`.
+        sequence: the same, by the name of the attribute; as an attribute `order` is that of convergence.
 
     Raises:
         TypeError: for a predictor that is no solver or a corrector that is none.
@@ -224,7 +225,10 @@ class PredictorCorrector(Solver):
     corrector: Corrector
     sequence: str
 
-    def __init__(self, predictor: Solver, corrector: Corrector, order: str = "PC") -> None:
+    def __init__(
+        self, predictor: Solver, corrector: Corrector, order: str = "PC", *, sequence: str | None = None
+    ) -> None:
+        order = order if sequence is None else sequence
         if not isinstance(predictor, Solver):
             raise TypeError(f"predictor must be a Solver, got {predictor!r}")
         if not isinstance(corrector, Corrector):

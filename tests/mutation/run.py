@@ -27,7 +27,6 @@ import hashlib
 import importlib
 import json
 import os
-import pickle
 import random
 import re
 import resource
@@ -306,6 +305,18 @@ class Target:
     tests: dict[str, tuple[float, frozenset[Scope]]] = field(default_factory=dict)
     modules: list[str] = field(default_factory=list)
 
+    def to_json(self) -> str:
+        """The findings as text."""
+        tests = {name: [seconds, sorted(covers)] for name, (seconds, covers) in self.tests.items()}
+        return json.dumps([self.path, self.overhead, tests, self.modules])
+
+    @staticmethod
+    def from_json(text: str) -> Target:
+        """The findings that `to_json` wrote."""
+        path, overhead, tests, modules = json.loads(text)
+        covers = {name: (seconds, frozenset((file, line) for file, line in c)) for name, (seconds, c) in tests.items()}
+        return Target(path, overhead, covers, modules)
+
 
 class Recorder:
     """Notes each test's seconds and the package's functions that it executes.
@@ -333,14 +344,14 @@ class Recorder:
             with suppress(BaseException):
                 reports = runtestprotocol(item, log=False, nextitem=None)
                 failure = "\n".join(report.longreprtext for report in reports if report.failed)
-                with os.fdopen(writer, "wb") as stream:
-                    pickle.dump((self.seen, failure), stream)
+                with os.fdopen(writer, "w") as stream:
+                    json.dump([sorted(self.seen), failure], stream)
             os._exit(0)
         os.close(writer)
-        with os.fdopen(reader, "rb") as stream:
+        with os.fdopen(reader) as stream:
             data = stream.read()
         os.waitpid(pid, 0)
-        seen, failure = pickle.loads(data) if data else (set(), "its process died")
+        seen, failure = json.loads(data) if data else ([], "its process died")
         if failure:
             item.session.shouldfail = f"{item.nodeid}\n{failure}"
         covers = {(Path(name).relative_to(ROOT).as_posix(), line) for name, line in seen}
@@ -392,7 +403,7 @@ def record(path: str, result: Path) -> bool:
     modules = [name for name in sys.modules if name.split(".")[0] not in ours]
     if green:
         partly = result.with_suffix(f".{os.getpid()}")
-        partly.write_bytes(pickle.dumps(Target(path, overhead, recorder.tests, modules)))
+        partly.write_text(Target(path, overhead, recorder.tests, modules).to_json())
         partly.replace(result)
     return green
 
@@ -487,7 +498,7 @@ def baseline(jobs: int, examples: int) -> list[Target]:
     for path in files:
         digest = shared.copy()
         digest.update(path.read_bytes())
-        results[path.relative_to(ROOT).as_posix()] = FOUND / f"{path.stem}-{digest.hexdigest()[:16]}.pickle"
+        results[path.relative_to(ROOT).as_posix()] = FOUND / f"{path.stem}-{digest.hexdigest()[:16]}.json"
     for old in set(FOUND.iterdir()) - set(results.values()):
         if old.stat().st_mtime < time.time() - 24 * 3600:  # younger ones may be another run's
             old.unlink(missing_ok=True)
@@ -499,7 +510,7 @@ def baseline(jobs: int, examples: int) -> list[Target]:
             print(Path(f"{results[name]}.log").read_text(errors="replace")[-3000:])
             sys.exit(f"the unmutated tests are not green: {name}")
         print(f"unmutated: {name} green in {seconds:.1f} s", flush=True)
-    targets = [pickle.loads(result.read_bytes()) for result in results.values()]
+    targets = [Target.from_json(result.read_text()) for result in results.values()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for module in dict.fromkeys(module for target in targets for module in target.modules):
