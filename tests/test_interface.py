@@ -101,6 +101,7 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
         "predictor": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(eta=0.5), sg.Langevin(snr=0.1)))],
         "corrector": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.AnnealedLangevin(1e-4, 1)))],
         "order": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.1), order="CP"))],
+        "sequence": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.1), sequence="CP"))],
     },
 }
 PARTS = [
