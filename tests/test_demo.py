@@ -81,6 +81,7 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_import_is_light() -> None:
     """Importing the package pulls in none of the heavy optional libraries."""
-    code = "import sys, sgm_sde; print([m for m in ('scipy', 'sklearn', 'matplotlib', 'torchdiffeq', 'torchsde') if m in sys.modules])"
+    heavy = ("scipy", "sklearn", "matplotlib", "torchdiffeq", "torchsde")
+    code = f"import sys, sgm_sde; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

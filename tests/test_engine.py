@@ -231,11 +231,11 @@ def test_tableaus_are_checked() -> None:
     assert orders == [1, 2, 2, 2, 3, 4]
     assert sg.Tableau([[], [1 / 3], [-1 / 3, 1], [1, -1, 1]], [1 / 8, 3 / 8, 3 / 8, 1 / 8]).order == 4
     assert sg.Tableau([[], [0.4]], [0.5, 0.5]).order == 1
-    with pytest.raises(ValueError, match="sum to 1, got 0.9"):
+    with pytest.raises(ValueError, match=r"sum to 1, got 0\.9"):
         sg.Tableau([[]], [0.9])
     with pytest.raises(ValueError, match=r"\[0, 2\]"):
         sg.Tableau([[], [0.5, 0.5]], [0.5, 0.5])
-    with pytest.raises(ValueError, match="1.5"):
+    with pytest.raises(ValueError, match=r"1\.5"):
         sg.Tableau([[], [1.5]], [2 / 3, 1 / 3])
 
 

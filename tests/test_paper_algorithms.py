@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -220,7 +221,7 @@ def test_euler_maruyama() -> None:
     times = [1.0, 0.8, 0.7, 0.3, 0.2, 0.01]
     x = x_T = start(1.0)
     z = draws("solver")
-    for t, t_next in zip(times, times[1:], strict=False):
+    for t, t_next in itertools.pairwise(times):
         rev = sde.reverse(MIXTURE.score(sde), eta=eta)
         x = x - rev.f(x, torch.tensor(t, dtype=F64)) * (t - t_next) + float(rev.g(t)) * math.sqrt(t - t_next) * z()
     res = sg.sample(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -265,7 +266,7 @@ def test_a_process_of_drift_and_diffusion_only() -> None:
         assert res.status.ok
     by_hand = sde.prior_sample((3, 2), seed=0, dtype=F64)
     times = np.linspace(1, 1e-3, 21)
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in itertools.pairwise(times):
         by_hand = by_hand - (t - s) * (by_hand.sin() - by_hand + by_hand / 2)
     torch.testing.assert_close(res.x, by_hand, rtol=1e-10, atol=1e-10)
     for solver in ("ddim", "heun", "dpm++2m", "reverse-diffusion"):

@@ -297,5 +297,11 @@ def trace(solver: Any, sde: Any, times: tuple[float, ...]) -> Program:
     """Compile a solver: run its formula over the steps of a grid and write down what it computes."""
     tracer = Tracer(sde, times)
     for i in range(len(times) - 1):
-        tracer.add(solver.step(Step(tracer, i)), times[i + 1], node=True)
+        try:
+            tracer.add(solver.step(Step(tracer, i)), times[i + 1], node=True)
+        except ZeroDivisionError:
+            raise ValueError(
+                f"{solver.name} divides by zero in the step from t={times[i]} to t={times[i + 1]}: alpha or sigma "
+                f"vanishes there; start below it (t_start=), end above it (t_end=), or use a solver that allows it"
+            ) from None
     return tracer.program(solver.name, solver.prediction, solver.eta if solver.prediction == "drift" else 0.0)

@@ -82,9 +82,9 @@ class BoundModel:
         """The time as a tensor (B,) in the state's dtype, rounded into the run and never out of it."""
         if x.dtype != torch.float64:
             rounded = np.float32(t)
-            if rounded < self._low:
+            if float(rounded) < self._low:  # as Python floats: NumPy would round the bound as well
                 rounded = np.nextafter(rounded, np.float32(np.inf))
-            elif rounded > self._high:
+            elif float(rounded) > self._high:
                 rounded = np.nextafter(rounded, np.float32(-np.inf))
             t = float(rounded)
         return torch.full((len(x),), t, dtype=x.dtype, device=x.device)

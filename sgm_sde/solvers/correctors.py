@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -24,15 +25,35 @@ from sgm_sde.solvers.euler import SONG
 class Corrector(ABC):
     """Moves a state towards its marginal at a fixed time, by Markov chain steps.
 
+    A corrector of your own gives `n_steps`, `update` and, if its step depends on the time, `constants`.
+
     Attributes:
-        n_steps: network calls at each node.
+        n_steps: updates at each node, one network call each.
     """
 
     n_steps: int
 
+    def constants(self, sde: SDE, grid: Grid) -> Sequence[float]:
+        """What an update needs to know of each node of the grid."""
+        return [1.0] * len(grid.times)
+
     @abstractmethod
+    def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
+        """One update of x (B, *) given the score there and standard normal noise: its mean, and what noise adds."""
+
     def corrector(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> Hook:
         """The function to call at a node of the grid; with `mean`, its very last update adds no noise."""
+        constants = self.constants(sde, grid)
+
+        def correct(x: Tensor, i: int) -> Tensor:
+            for n in range(self.n_steps):
+                score = model.predict("score", x, grid.times[i])
+                x, added = self.update(x, score, noise.normal(tuple(x.shape), x.dtype, x.device), constants[i])
+                if not (mean and i == grid.steps and n == self.n_steps - 1):
+                    x = x + added
+            return x
+
+        return correct
 
 
 def _require_counts(n_steps: int, **positive: float) -> None:
@@ -79,25 +100,18 @@ class Langevin(Corrector):
         if self.norm not in ("sample", "batch", "expected"):
             raise ValueError(f"norm must be 'sample', 'batch' or 'expected', got {self.norm!r}")
 
-    def corrector(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> Hook:
-        """The function to call at a node of the grid; with `mean`, its very last update adds no noise."""
-        scales = [1.0] * len(grid.times)
-        if sde.is_linear:
-            linear: Any = sde
-            alphas = linear.alpha(on_host([*grid.times, 0.0])).tolist()
-            scales = [(noisier / cleaner) ** 2 for noisier, cleaner in pairwise(alphas)]
+    def constants(self, sde: SDE, grid: Grid) -> Sequence[float]:
+        """The factor a of each node."""
+        if not sde.is_linear:
+            return super().constants(sde, grid)
+        linear: Any = sde
+        alphas = linear.alpha(on_host([*grid.times, 0.0])).tolist()
+        return [(noisier / cleaner) ** 2 for noisier, cleaner in pairwise(alphas)]
 
-        def correct(x: Tensor, i: int) -> Tensor:
-            for n in range(self.n_steps):
-                s = model.predict("score", x, grid.times[i])
-                z = noise.normal(tuple(x.shape), x.dtype, x.device)
-                root = self.snr * self._ratio(z, s).reshape(-1, *[1] * (x.ndim - 1))  # sqrt(epsilon / (2 a))
-                x = x + 2 * scales[i] * root**2 * s
-                if not (mean and i == grid.steps and n == self.n_steps - 1):
-                    x = x + 2 * math.sqrt(scales[i]) * root * z
-            return x
-
-        return correct
+    def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
+        """One update: its mean, and what noise adds."""
+        root = self.snr * self._ratio(z, score).reshape(-1, *[1] * (x.ndim - 1))  # sqrt(epsilon / (2 a))
+        return x + 2 * constant * root**2 * score, 2 * math.sqrt(constant) * root * z
 
     def _ratio(self, z: Tensor, s: Tensor) -> Tensor:
         """|z| / |s|, one for each sample or one for all; 0 where the score vanishes, so that nothing moves."""
@@ -175,19 +189,14 @@ class AnnealedLangevin(Solver, Corrector):
             x = x + delta / 2 * k.evaluate(x, node) + math.sqrt(delta) * k.noise()
         return x
 
-    def corrector(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> Hook:
-        """The function to call at a node of the grid; with `mean`, its very last update adds no noise."""
+    def constants(self, sde: SDE, grid: Grid) -> Sequence[float]:
+        """The step size of each node."""
         sigma = [node.sigma for node in sde.nodes(grid.times)]
+        return [self._delta(s, sigma[-1]) for s in sigma]
 
-        def correct(x: Tensor, i: int) -> Tensor:
-            delta = self._delta(sigma[i], sigma[-1])
-            for n in range(self.n_steps):
-                x = x + delta / 2 * model.predict("score", x, grid.times[i])
-                if not (mean and i == grid.steps and n == self.n_steps - 1):
-                    x = x + math.sqrt(delta) * noise.normal(tuple(x.shape), x.dtype, x.device)
-            return x
-
-        return correct
+    def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
+        """One update: its mean, and what noise adds."""
+        return x + constant / 2 * score, math.sqrt(constant) * z
 
 
 @dataclass(frozen=True)

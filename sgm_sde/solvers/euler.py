@@ -51,7 +51,10 @@ class EulerMaruyama(EtaSolver):
         """One step."""
         h = k.start.t - k.end.t
         drift = k.evaluate(k.x, k.start)
-        return k.x - h * drift + self.eta * k.start.g * math.sqrt(h) * k.noise()
+        noise = (
+            self.eta * k.start.g * math.sqrt(h) * k.noise() if self.eta else Form()
+        )  # g may be infinite at alpha = 0
+        return k.x - h * drift + noise
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ class ReverseDiffusion(EtaSolver):
 
     def step(self, k: Step) -> Form:
         """One step."""
+        if k.start.alpha == 0:
+            raise ValueError(
+                f"reverse diffusion cannot leave t={k.start.t}, where alpha = 0: start below it (t_start=)"
+            )
         a, b2 = forward_kernel(k.end, k.start)
         score = k.evaluate(k.x, k.start)
         return (2 - a) * k.x + (1 + self.eta**2) / 2 * b2 * score + self.eta * math.sqrt(b2) * k.noise()

@@ -158,7 +158,8 @@ class Heun(Solver):
 
     with $\gamma = \min(S_{\text{churn}}/N, \sqrt2 - 1)$ where $S_{\text{tmin}} \le s \le S_{\text{tmax}}$ and 0
     elsewhere, N the number of noise levels in the grid. Noise is never raised beyond the level of `sde.T`, since
-    networks are not trained there. EDM's last step to noise level 0 is `final="denoise"`.
+    networks are not trained there. EDM's last step to noise level 0 is `final="denoise"`; `final="mean"` changes
+    nothing, since churned noise has been through the network by the end of a step.
 
     Order 2 and weak order 2: churned noise carries one marginal exactly into another, so that the law errs by
     Heun's error alone. Inflated noise (`s_noise` above 1, as in the paper's settings) makes up for a network that
