@@ -109,9 +109,11 @@ def test_noise_left_by_a_corrector(process: str, order: str) -> None:
 
 
 @pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
-@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "pc"])
+@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name not in ("pc", "edm-sde", "heun-churn")])
 def test_mean_is_the_last_state_without_its_last_noise(name: str, process: str) -> None:
-    """final="mean" is what final="none" would be, had the last step's last draw been zero, in every solver."""
+    """final="mean" is what final="none" would be, had the last step's last draw been zero, in every solver that
+    adds its noise last. Churned noise has been through the network by then: without it the last call would be at a
+    noise level that the state does not have."""
     sde = LINEAR[process]
     solver = sampler(name, sde)
     for steps in (1, 2, 5):

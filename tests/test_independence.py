@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from tests.helpers import F64, LINEAR, SOLVERS, bind, elementwise_score, sampler, stream
 
-SEEDS = [7, 2**40 + 1, 3, 0, 2**64 - 1, 11]
+SEEDS = [7, 2**40 + 1, 1, 0, 2**64 - 1, 2**32 - 1]  # some agree in half of their bits
 PROCESSES = ["vp", "ve", "flow"]
 CP = sg.PredictorCorrector(sg.DPMSolverPP(), sg.Langevin(n_steps=2, norm="expected"), order="CP")
 STOCHASTIC = [name for name, solver in SOLVERS.items() if solver.stochastic]
@@ -131,7 +131,7 @@ def test_precision_does_not_change_the_noise(name: str) -> None:
     """float32 and float64 runs of a seed are the same sample up to rounding."""
     sde = LINEAR["vp"]
     double, single = (
-        sg.sample(elementwise_score(sde), sde, (4, 3), solver=sampler(name, sde), steps=4, seed=1, dtype=dtype).x
+        sg.sample(elementwise_score(sde), sde, (4, 33), solver=sampler(name, sde), steps=4, seed=1, dtype=dtype).x
         for dtype in (F64, torch.float32)
     )
     assert single.dtype == torch.float32
@@ -302,8 +302,8 @@ def test_langevin_is_stationary_at_the_marginal(process: str, t: float, norm: st
     sde = LINEAR[process]
     v = float(sde.alpha(t) * 0.5) ** 2 + float(sde.sigma(t)) ** 2
     a = float(sde.alpha(t) / sde.alpha(0.0)) ** 2
-    x = 1.5 * math.sqrt(v) * stream(32, "prior").normal((32, 1024), F64)
-    for r, updates in ((0.1, 150), (0.4, 30)):
+    x = math.sqrt(v) * stream(64, "prior").normal((64, 2048), F64)
+    for r, updates in ((0.1, 50), (0.4, 10)):  # enough to forget three quarters of any other variance
         updates = math.ceil(updates / a)
         got = correct(sg.Langevin(snr=r, norm=norm), sde, lambda x, t: -x / v, x, t, updates)
         assert float(got.var()) / v == pytest.approx(1 + a * r**2, rel=0.02)
@@ -317,8 +317,8 @@ def test_langevin_is_stationary_on_unequal_scales() -> None:
     for _ in range(5):
         eps = 2 * r**2 / (known / v**2).mean()
         known = v / (1 - eps / (2 * v))
-    x = 1.2 * v.sqrt().repeat(512) * stream(32, "prior").normal((32, 1024), F64)
-    got = correct(sg.Langevin(snr=r), sde, lambda x, t: -x / v.repeat(512), x, 0.5, 400)
+    x = v.sqrt().repeat(1024) * stream(64, "prior").normal((64, 2048), F64)
+    got = correct(sg.Langevin(snr=r), sde, lambda x, t: -x / v.repeat(1024), x, 0.5, 150)
     for component in (0, 1):
         assert float(got[:, component::2].var() / known[component]) == pytest.approx(1, rel=0.02)
 

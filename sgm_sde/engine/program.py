@@ -289,8 +289,10 @@ class Step:
         low, high = nodes[-1].t, max(nodes[0].t, self._tracer.sde.T)
         if not low - 1e-9 * high <= t <= high * (1 + 1e-9):
             raise ValueError(f"a stage at t={t} lies outside [{low}, {high}]")
-        t = min(max(t, low), high)
-        return self._tracer.node(t)
+        for node in (self.start, self.end):  # start.t + 1.0 * h is end.t but for rounding
+            if math.isclose(t, node.t, rel_tol=1e-12):
+                return node
+        return self._tracer.node(min(max(t, low), high))
 
 
 def trace(solver: Any, sde: Any, times: tuple[float, ...]) -> Program:

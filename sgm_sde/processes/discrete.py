@@ -41,8 +41,8 @@ class _Interpolant:
 
     def _local(self, t: Tensor) -> tuple[Tensor, Tensor]:
         position = t * self.n
-        k = position.detach().floor().clamp(0, self.n - 1)
-        return position - k, self.table.to(device=t.device, dtype=t.dtype)[:, k.long()]
+        k = position.detach().floor().long().clamp(0, self.n - 1)  # as integers: bfloat16 has no 999
+        return position - k, self.table.to(device=t.device, dtype=t.dtype)[:, k]
 
     def __call__(self, t: Tensor) -> Tensor:
         u, (y0, m0, c2, c3) = self._local(t)

@@ -20,8 +20,9 @@ class LinearNode(Node):
     def __init__(
         self, sde: SDE, t: float, alpha: float, sigma: float, d_alpha: float, d_sigma: float, log_snr: float
     ) -> None:
-        self.sde, self.t, self.alpha, self.sigma = sde, t, alpha, sigma
-        self.d_alpha, self.d_sigma, self.lam = d_alpha, d_sigma, log_snr / 2
+        self.sde, self.t, self.sigma, self.d_alpha, self.d_sigma = sde, t, sigma, d_alpha, d_sigma
+        # Below the rounding of sigma no signal is left: cos(pi/2) = 6e-17 is meant to be 0.
+        self.alpha, self.lam = (alpha, log_snr / 2) if alpha > 1e-15 * sigma else (0.0, -math.inf)
 
     @property
     def rate(self) -> float:

@@ -74,8 +74,13 @@ class VESDE(UnitScaleSDE):
         return math.log(self.sigma_max / self.sigma_min)
 
     def sigma(self, t: Time) -> Tensor:
-        """Noise scale sigma_min (sigma_max / sigma_min)^t."""
-        return self.sigma_min * (self._log_ratio * as_time(t)).exp()
+        """Noise scale sigma_min (sigma_max / sigma_min)^t, from the nearer end: small exponents keep their digits."""
+        t = as_time(t)
+        return torch.where(
+            t < 0.5,
+            self.sigma_min * (self._log_ratio * t).exp(),
+            self.sigma_max * (self._log_ratio * (t - 1)).exp(),
+        )
 
     def d_sigma(self, t: Time) -> Tensor:
         """Time derivative of `sigma`."""
