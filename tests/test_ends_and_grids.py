@@ -127,6 +127,17 @@ def test_mean_is_the_last_state_without_its_last_noise(name: str, process: str) 
         torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
+@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "pc"])
+def test_mean_is_no_noisier_than_the_last_state(name: str, process: str) -> None:
+    """Leaving noise out adds none: on data at a point final="mean" ends no farther from it than final="none"."""
+    sde = LINEAR[process]
+    for steps in (1, 2, 5):
+        grid = sg.grids.LogSNR()(sde, steps)
+        none, mean = (impulse_response(sampler(name, sde), sde, grid, std=0.0, mean=mean) for mean in (False, True))
+        assert float(mean.norm()) <= float(none.norm()) * (1 + 1e-9)
+
+
 def test_mean_with_a_corrector_spares_the_predictors_noise() -> None:
     """After PC the last update is the corrector's: only its noise goes. After CP it is the predictor's."""
     sde = LINEAR["vp"]

@@ -113,9 +113,13 @@ class Program:
         return any(stage.noises for stage in self.stages)
 
     def without_final_noise(self) -> Program:
-        """The same program with the noise of its last stage left out: the last step's mean."""
+        """The same program without the noise that its last stage draws: the last step's mean.
+
+        Noise that an earlier stage has in its state stays, since later evaluations account for it.
+        """
         *head, last = self.stages
-        return replace(self, stages=(*head, replace(last, noises=())))
+        drawn = {m for stage in head for m, _ in stage.noises}
+        return replace(self, stages=(*head, replace(last, noises=tuple(n for n in last.noises if n[0] in drawn))))
 
     def to_json(self) -> str:
         """The program as JSON; floats survive to the last bit."""

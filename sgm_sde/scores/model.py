@@ -40,6 +40,7 @@ class BoundModel:
         self._low, self._high = times
         self._kwargs = dict(model_kwargs or {})
         self._drift: ReverseSDE | None = None
+        self._at: dict[float, Any] = {}
         self.nfe = 0
 
     def conversions(self, program: Program) -> list[tuple[float, float]]:
@@ -67,7 +68,9 @@ class BoundModel:
         if not self.sde.is_linear:
             self._require(target == "score" and output is None, target)
             return self._output(x, t).to(x.dtype)
-        c_x, c_r = self._convert(target, self.sde.nodes([t])[0], 0.0)
+        if t not in self._at:  # correctors come back to the same time
+            self._at = {t: self.sde.nodes([t])[0]}
+        c_x, c_r = self._convert(target, self._at[t], 0.0)
         output = self._output(x, t) if output is None else output
         return c_r * output.to(x.dtype) if c_x == 0 else torch.add(c_r * output.to(x.dtype), x, alpha=c_x)
 
