@@ -32,7 +32,7 @@ PROCESSES: dict[str, sg.LinearSDE] = {
 RULES = (LogSNR(), warped())
 HEAD = """# Claimed and measured orders
 
-Made by `python benchmarks/orders.py`; the tests assert the same on more processes. An entry is the smallest slope of
+Made by `python benchmarks/orders.py`; the tests assert the claims on more processes. An entry is the smallest slope of
 the error over a log-SNR grid and an uneven one, at {steps} steps, in float64. *Order* is that of the error on
 the probability-flow ODE, *weak order* that of the mean and standard deviation of the samples on Gaussian data, measured
 without Monte Carlo from the response to one-hot noises. "-" claims nothing: the bias of a Langevin step depends on

@@ -3,7 +3,7 @@
     python benchmarks/train_digits.py --seed 0 --out sgm_sde/assets
 
 Denoising score matching with the EDM loss (Karras et al. 2022, arXiv:2206.00364) for the denoiser,
-cross-entropy for the classifier; together a few minutes on one CPU core.
+cross-entropy for the classifier; together about eight minutes of CPU time on one core.
 """
 
 import argparse

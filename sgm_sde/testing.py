@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sgm_sde.engine.executor import execute
 from sgm_sde.grids import Grid, GridRule, LogSNR
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Oracle
@@ -52,6 +52,7 @@ def check_sde(sde: SDE, *, n: int = 4000, seed: int = 0) -> tuple[str, ...]:
         >>> len(check_sde(sg.VPSDE()))
         7
     """
+    require_sde(sde)
     times = torch.linspace(sde.eps + 1e-3 * (sde.T - sde.eps), sde.T, 64, dtype=F64)
     checks: list[Callable[[], str]] = [lambda: _check_shapes(sde, times), lambda: _check_prior(sde, n, seed)]
     if isinstance(sde, LinearSDE):

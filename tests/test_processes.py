@@ -191,6 +191,9 @@ def test_bad_input_is_named() -> None:
     for call, text in cases:
         with pytest.raises(ValueError, match=text):
             call()
+    for call in (lambda: check_sde("vp"), lambda: sg.from_noise(lambda x, t: x, sg.VPSDE)):  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="sde must be a forward process"):
+            call()
     with pytest.raises(TypeError, match="int64"):
         sg.VPSDE().alpha(torch.tensor(1))
     with pytest.raises(TypeError):

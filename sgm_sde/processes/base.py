@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from sgm_sde.engine.noise import Generators, Seeds
 
 
+def require_sde(sde: object) -> None:
+    """Raise TypeError unless `sde` is a forward process."""
+    if not isinstance(sde, SDE):
+        given = f"the class {sde.__name__}: call it" if isinstance(sde, type) else repr(sde)
+        raise TypeError(f"sde must be a forward process such as VPSDE(), got {given}")
+
+
 class Node:
     """One time of a grid, as solvers see it on the host: Python floats in double precision."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sgm_sde._shapes import Time, as_time, batch_time, expand
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.processes.predictions import KernelValues, convert
 from sgm_sde.scores.time_labels import TimeLabel
 
@@ -48,6 +48,7 @@ class Score:
     ) -> None:
         if not callable(net):
             raise TypeError(f"the network must be callable, got {type(net).__name__}")
+        require_sde(sde)
         if prediction != "score" and not sde.is_linear:
             raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {sde!r}")
         self.net, self.sde, self.prediction = net, sde, prediction
@@ -218,9 +219,7 @@ def as_score(score_fn: ScoreFn, sde: SDE) -> Score:
         ValueError: if it is a `Score` made for another process.
         TypeError: if it is not callable, or `sde` is no process.
     """
-    if not isinstance(sde, SDE):
-        given = f"the class {sde.__name__}: call it" if isinstance(sde, type) else repr(sde)
-        raise TypeError(f"sde must be a forward process such as VPSDE(), got {given}")
+    require_sde(sde)
     if not isinstance(score_fn, Score):
         return from_score(score_fn, sde)
     if score_fn.sde != sde:
