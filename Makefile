@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench mutation clean
+.PHONY: demo test test-slow lint bench bench-overhead mutation clean
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -22,6 +22,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) benchmarks/accuracy.py --out out/bench
+
+bench-overhead: $(STAMP)
+	$(PY) benchmarks/overhead.py --out out/bench
 
 mutation: $(STAMP)
 	$(PY) tests/mutation/run.py

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde import grids
-from sgm_sde.engine.executor import Run, execute
+from sgm_sde.engine.executor import Run, checksum, execute
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
@@ -186,7 +186,7 @@ def sample(
         raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}, got {final!r}")
     if final == "denoise" and not sde.is_linear:
         raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
-    grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
+    solver, grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
     program = solver.compile(sde, grid)
     if final == "mean":
         program = solver.end_in_mean(program)
@@ -243,7 +243,7 @@ def sample(
         x = run.x
         if final == "denoise" and not monitor.stopped:
             x = model.predict("data", x, grid.times[-1])
-            run.checksums.append(x.detach().flatten(1).sum(1) if x.ndim > 1 else x.detach())
+            run.checksums.append(checksum(x))
         monitor.finish(x)
     status = _status(run, grid, monitor.stopped)
     if status.samples:
@@ -262,7 +262,7 @@ def _make_grid(
     grid: Grid | GridRule | str | Sequence[float] | None,
     t_start: float | None,
     t_end: float | None,
-) -> Grid:
+) -> tuple[Solver, Grid]:
     grid = sde.natural_grid if grid is None else grid
     if isinstance(grid, str):
         grid = grids.rule(grid)
@@ -274,23 +274,23 @@ def _make_grid(
         grid = grid if isinstance(grid, Grid) else Grid(grid)
         if grid.times[0] > sde.T:
             raise ValueError(f"the grid starts at t={grid.times[0]}, beyond T={sde.T}")
-        return grid
+        return solver, grid
     if nfe is not None and steps is not None:
         raise ValueError(f"give nfe= or steps=, not both (got {nfe} and {steps})")
     if steps is not None:
         if isinstance(steps, bool) or int(steps) != steps or steps < 1:
             raise ValueError(f"steps must be a whole number of at least 1, got {steps}")
-        return grid(sde, int(steps), t_start, t_end)
+        return solver, grid(sde, int(steps), t_start, t_end)
     budget = DEFAULT_NFE if nfe is None else nfe
     if isinstance(budget, bool) or int(budget) != budget or budget < 1:
         raise ValueError(f"nfe must be a whole number of at least 1, got {nfe}")
-    steps = solver.steps(int(budget) - denoise)
+    solver, steps = solver.fit(int(budget) - denoise)
     if steps < 1 and not (denoise and budget == 1):
         raise ValueError(
             f"nfe={budget} is too small: one step of {solver.name} takes {solver.nfe(1)} network calls"
             + (" and final='denoise' one more" if denoise else "")
         )
-    return grid(sde, steps, t_start, t_end)
+    return solver, grid(sde, steps, t_start, t_end)
 
 
 class _Monitor:

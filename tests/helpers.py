@@ -29,6 +29,12 @@ LINEAR: dict[str, sg.LinearSDE] = {
     "schedule": sg.LinearSDE.from_schedule(lambda t: torch.exp(-2 * t), lambda t: 0.01 + 2 * t),
 }
 
+
+def half_at_the_end(t: float) -> float:
+    """A noise level that depends on time."""
+    return 0.5 + 0.5 * math.tanh(t)
+
+
 SOLVERS: dict[str, sg.Solver] = {name: make() for name, make in REGISTRY.items()}
 VARIANTS: dict[str, sg.Solver] = {
     "dpm++2m-exact": sg.DPMSolverPP(order=2, variant="exact"),
@@ -38,8 +44,33 @@ VARIANTS: dict[str, sg.Solver] = {
     "euler-maruyama-flow": sg.EulerMaruyama(eta=0.0),
     "euler-maruyama-2": sg.EulerMaruyama(eta=2.0),
     "heun-churn": sg.Heun(s_churn=10.0),
+    "dpm++3m-cold": sg.DPMSolverPP(3, start="cold"),
+    "deis3-unic": sg.UniC(sg.DEIS(3)),
+    "velocity2": sg.ExponentialAdams(nodes=2, prediction="velocity"),
+    "velocity2-sde": sg.Rosenbrock(2, sigma_data=1.0, eta=1.0),
+    "eta-of-t": sg.DPMSolverPP(2, eta=half_at_the_end),
 }
 ALL = {**SOLVERS, **VARIANTS}
+# One of each structure: what differs between their siblings is coefficients.
+FAMILIES = [
+    *(
+        "euler",
+        "rk4",
+        "heun",
+        "ddim",
+        "dpm++2m",
+        "dpm++3m",
+        "dpm++2s",
+        "dpm3",
+        "res3",
+        "unipc3",
+        "deis3",
+        "lms4",
+        "pndm",
+    ),
+    *("ipndm4", "rosenbrock3", "euler-maruyama", "reverse-diffusion", "ancestral", "dpm2-ancestral", "sde-dpm++2m"),
+    *("seeds2", "sa-solver", "er-sde3", "dpm++3m-restart", "edm-sde", "annealed-langevin", "pc"),
+]
 DETERMINISTIC = [name for name, solver in ALL.items() if not solver.stochastic]
 WEAK = [name for name, solver in ALL.items() if solver.weak_order]
 

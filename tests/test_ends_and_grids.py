@@ -19,6 +19,7 @@ from tests.helpers import (
     ALL,
     DETERMINISTIC,
     F64,
+    FAMILIES,
     LINEAR,
     SOLVERS,
     Recorder,
@@ -60,7 +61,7 @@ def steps_of(sde: sg.LinearSDE, process: str, steps: int) -> int:
 
 
 @pytest.mark.parametrize("process", LINEAR)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_denoising_leaves_no_noise(name: str, process: str) -> None:
     """Data at one point come back to 1e-6 after ten steps of any solver, by default and with final="denoise"."""
     sde = LINEAR[process]
@@ -72,7 +73,7 @@ def test_denoising_leaves_no_noise(name: str, process: str) -> None:
 
 
 @pytest.mark.parametrize("process", ["vp", "sub-vp", "ve", "edm", "flow"])
-@pytest.mark.parametrize("name", [name for name in SOLVERS if name not in ("pc", "annealed-langevin")])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("pc", "annealed-langevin")])
 def test_noise_left_without_denoising(name: str, process: str) -> None:
     """final="none" leaves noise of standard deviation sigma(eps), to 5 % and without Monte Carlo."""
     sde, solver = LINEAR[process], SOLVERS[name]
@@ -109,7 +110,9 @@ def test_noise_left_by_a_corrector(process: str, order: str) -> None:
 
 
 @pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
-@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name not in ("pc", "edm-sde", "heun-churn")])
+@pytest.mark.parametrize(
+    "name", [name for name in STOCHASTIC if name not in ("pc", "edm-sde", "heun-churn", "dpm++3m-restart")]
+)
 def test_mean_is_the_last_state_without_its_last_noise(name: str, process: str) -> None:
     """final="mean" is what final="none" would be, had the last step's last draw been zero, in every solver that
     adds its noise last. Churned noise has been through the network by then: without it the last call would be at a
@@ -215,7 +218,7 @@ def test_straight_paths_are_exact_on_any_grid(name: str, inner: list[float]) -> 
 
 
 @pytest.mark.parametrize("process", ["vp", "ve", "edm"])
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=5)
 @given(inner=fractions(6))
 def test_steps_are_the_grids(name: str, process: str, inner: list[float]) -> None:
@@ -234,16 +237,16 @@ def test_steps_are_the_grids(name: str, process: str, inner: list[float]) -> Non
     res = sg.sample(net, sde, (1, 2), solver=solver, grid=grid, callback=callback, seed=0, dtype=F64)
     assert res.times == grid.times
     assert pairs == list(pairwise(grid.times))
-    highest = sde.T if name == "edm-sde" else 0.0  # churn raises the noise before it steps down
+    highest = sde.T if name in ("edm-sde", "dpm++3m-restart") else 0.0  # these raise the noise before they step down
     for (t, t_next), first, last in zip(pairs, calls[:-1], calls[1:], strict=True):
         assert all(t_next <= u <= max(t, highest) for u in net.times[first:last])
-    if solver.nfe_per_step == 1 and name != "annealed-langevin":
+    if solver.nfe(grid.steps) == grid.steps:
         assert net.times == list(grid.times)
     assert net.times[-1] == grid.times[-1]
 
 
 @pytest.mark.parametrize("process", LINEAR)
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_no_step_is_empty(name: str, process: str) -> None:
     """A program's nodes are the grid's times, each once."""
     sde = LINEAR[process]
@@ -343,7 +346,7 @@ def test_any_number_of_steps(name: str, process: str, rule: str, steps: int) -> 
 
 
 @pytest.mark.parametrize("steps", [3, 9, 27])
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_numbers_of_steps_that_broke_others(name: str, steps: int) -> None:
     """Powers of three, where times rounded to table indices collide elsewhere, also on a table's own times."""
     check_run(name, "ddpm", "table", steps)
@@ -472,7 +475,8 @@ def test_zero_snr_with_a_prediction_of_the_data(name: str, make: Callable[..., s
 
     x = torch.linspace(-2, 2, 8, dtype=F64)[:, None]
     options = {"x_T": x, "solver": ALL[name], "steps": 400, "seed": 0, "final": "none"}
-    if name in ("heun", "reverse-diffusion-flow"):  # in sigma / alpha, and from kernels in powers of alpha
+    # In sigma / alpha, and from kernels in powers of alpha.
+    if ALL[name].prediction == "noise" or name == "reverse-diffusion-flow":
         with pytest.raises(ValueError, match="t=1"):
             sg.sample(make(net, sde), sde, **options)
         return

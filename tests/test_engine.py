@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde.engine.executor import execute, lower
+from sgm_sde.engine.executor import Plan, execute, lower
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Program, Stage
 from tests.helpers import ALL, F64, GAUSSIAN, LINEAR, MIXTURE, bind, stream
@@ -46,12 +47,15 @@ class Affine:
         self.table = conversions
         self.calls: list[float] = []
 
-    def conversions(self, program: Program) -> list[tuple[float, float]]:
-        return self.table
+    def plan(self, program: Program) -> Plan:
+        return lower(program, self.table)
 
-    def evaluate(self, x: Tensor, t: float) -> Tensor:
-        self.calls.append(t)
-        return x**2 / 4 + t
+    def times(self, ts: Sequence[float], x: Tensor) -> list[Tensor]:
+        return [torch.full((len(x),), t, dtype=x.dtype) for t in ts]
+
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls.append(float(t[0]))
+        return x**2 / 4 + t[0]
 
 
 @st.composite
@@ -105,7 +109,11 @@ def reference(program: Program, conversions: list[tuple[float, float]], x: Tenso
                 state = state + c * values[j]
         states.append(state)
         c_x, c_r = conversions[k]
-        evals.append(c_x * state + c_r * model.evaluate(state, stage.t) if stage.evaluate else None)
+        evals.append(
+            c_x * state + c_r * model.evaluate(state, torch.full((len(x),), stage.t, dtype=x.dtype))
+            if stage.evaluate
+            else None
+        )
     return states[-1]
 
 
@@ -155,14 +163,8 @@ def test_memory_does_not_grow_with_steps(name: str, prediction: str) -> None:
 
     def rows(steps: int) -> int:
         program = ALL[name].compile(sde, sg.grids.Uniform()(sde, steps))
-        score = sg.Score(lambda x, t: x, sde, prediction)
-        instructions, n = lower(program, bind(score, sde, program.times).conversions(program))
-        alive = peak = 0
-        for ins in instructions:
-            alive += 1 - ins.in_place
-            peak = max(peak, alive)
-            alive -= len(ins.drop)
-        return n + peak
+        plan = bind(sg.Score(lambda x, t: x, sde, prediction), sde, program.times).plan(program)
+        return plan.n_rows + plan.n_registers
 
     assert rows(5) == rows(50) <= 6
 

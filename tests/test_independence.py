@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from tests.helpers import F64, LINEAR, SOLVERS, bind, elementwise_score, sampler, stream
+from tests.helpers import F64, FAMILIES, LINEAR, SOLVERS, bind, elementwise_score, sampler, stream
 
 SEEDS = [7, 2**40 + 1, 1, 0, 2**64 - 1, 2**32 - 1]  # some agree in half of their bits
 PROCESSES = ["vp", "ve", "flow"]
 CP = sg.PredictorCorrector(sg.DPMSolverPP(), sg.Langevin(n_steps=2, norm="expected"), order="CP")
-STOCHASTIC = [name for name, solver in SOLVERS.items() if solver.stochastic]
+STOCHASTIC = [name for name in FAMILIES if SOLVERS[name].stochastic]
 
 
 def draw(
@@ -60,7 +60,7 @@ def conv_net(seed: int = 0) -> nn.Module:
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("name", [*SOLVERS, "cp"])
+@pytest.mark.parametrize("name", [*FAMILIES, "cp"])
 @settings(max_examples=4)
 @given(
     order=st.permutations(range(len(SEEDS))),
@@ -223,7 +223,7 @@ def test_bad_seeds_are_errors(options: dict[str, object], error: type[Exception]
 
 
 @pytest.mark.parametrize("outlier", [1e6, math.nan])
-@pytest.mark.parametrize("name", [*SOLVERS, "cp"])
+@pytest.mark.parametrize("name", [*FAMILIES, "cp"])
 def test_an_outlier_disturbs_nobody(name: str, outlier: float) -> None:
     """A far-off or broken batch-mate leaves the other samples bit for bit as they were, and is the one reported."""
     sde = LINEAR["vp"]
@@ -354,7 +354,7 @@ def test_a_vanishing_score_is_no_division_by_zero(norm: str) -> None:
 
 def test_a_solver_can_be_used_again() -> None:
     """The same object gives the same samples after runs on other grids, processes and batch sizes."""
-    for name in [*SOLVERS, "cp"]:
+    for name in [*FAMILIES, "cp"]:
         solver = CP if name == "cp" else sampler(name, LINEAR["vp"])
         first = draw(solver, "vp", seed=[1, 2])
         draw(solver, "ve", seed=[1, 2, 3], steps=7)
@@ -364,7 +364,7 @@ def test_a_solver_can_be_used_again() -> None:
 
 def test_a_solver_can_be_shared_by_threads() -> None:
     """Eight threads on one solver object get what one thread gets, bit for bit."""
-    jobs = [(name, process, steps) for steps in (3, 6) for process in PROCESSES for name in SOLVERS]
+    jobs = [(name, process, steps) for steps in (3, 6) for process in PROCESSES for name in FAMILIES]
 
     def run(job: tuple[str, str, int]) -> Tensor:
         name, process, steps = job
@@ -377,7 +377,7 @@ def test_a_solver_can_be_shared_by_threads() -> None:
         assert torch.equal(x, y), job
 
 
-@pytest.mark.parametrize("name", [*SOLVERS, "cp"])
+@pytest.mark.parametrize("name", [*FAMILIES, "cp"])
 def test_solvers_are_values(name: str) -> None:
     """A copied, replaced or unpickled solver equals the original, compiles to its program and samples the same."""
     solver = CP if name == "cp" else sampler(name, LINEAR["vp"])

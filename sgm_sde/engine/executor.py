@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +17,14 @@ from sgm_sde.engine.program import Program, Terms
 class Model(Protocol):
     """A network bound to one run: whatever the executor evaluates."""
 
-    def conversions(self, program: Program) -> list[tuple[float, float]]:
-        """Coefficients (c_x, c_r), a pair a stage: the program's prediction is c_x x + c_r evaluate(x, t)."""
+    def plan(self, program: Program) -> Plan:
+        """The program made ready for what the network predicts."""
 
-    def evaluate(self, x: Tensor, t: float) -> Tensor:
-        """Output of the network at state x (B, *) and time t."""
+    def times(self, ts: Sequence[float], x: Tensor) -> Sequence[Tensor]:
+        """Each of the times as a tensor (B,) on the state's device, before the loop."""
+
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """Output of the network at state x (B, *) and time t (B,)."""
 
 
 class Hook(Protocol):
@@ -33,40 +36,77 @@ class Hook(Protocol):
 
 @dataclass(frozen=True)
 class Instruction:
-    """A stage made ready to run: state = beta * base + sum of the terms.
+    """A stage made ready to run: state = beta * base + sum of the terms. States live in registers.
 
     Attributes:
-        base: the state it builds on, or None.
+        target: register of the new state; that of the base where the base is not needed again.
+        base: register of the state it builds on, or None.
         beta: the base's coefficient.
-        in_place: whether the base is not needed again, so that its memory serves the new state.
-        states: pairs (state, coefficient) besides the base.
+        states: pairs (register, coefficient) besides the base.
         output: coefficient of the network output just before, when nothing else needs it.
         rows: pairs (row of the history, coefficient).
         noises: for each noise, its coefficient and the row it is kept in for later stages, if any needs it.
         store: row of the history that this stage's evaluation goes to, or None.
         mix: (c_x, c_r) of what is stored: c_x x + c_r output.
-        drop: states that no later stage needs.
     """
 
+    target: int
     base: int | None
     beta: float
-    in_place: bool
     states: Terms
     output: float | None
     rows: Terms
     noises: tuple[tuple[float, int | None], ...]
     store: int | None
     mix: tuple[float, float]
-    drop: tuple[int, ...]
 
 
-def lower(program: Program, conversions: Sequence[tuple[float, float]]) -> tuple[list[Instruction], int]:
-    """Turn a program into instructions and the number of history rows they need.
+@dataclass(frozen=True)
+class Plan:
+    """A program made ready to run.
 
-    The conversion from the network's output to the program's prediction is folded into the coefficients, in
-    double precision. An evaluation that only the next stage uses is folded away: e = c_x x + c_r r becomes
-    more of x and some of r. One that is used later goes to a row of the history, as x + (c_r / c_x) r or
-    r + (c_x / c_r) x, the other factor going to the coefficients; so storing is one pass.
+    Attributes:
+        program: the program.
+        instructions: one for each stage.
+        n_rows: rows of the history.
+        n_registers: states alive at the same time.
+        weights: the coefficients of all rows (stages, n_rows), float64 on the host.
+    """
+
+    program: Program
+    instructions: tuple[Instruction, ...]
+    n_rows: int
+    n_registers: int
+    weights: Tensor = field(repr=False, compare=False)
+
+
+class _Slots:
+    """Numbered places, the lowest free one handed out first."""
+
+    def __init__(self) -> None:
+        self.of: dict[Any, int] = {}
+        self.n = 0
+        self._free: list[int] = []
+
+    def claim(self, key: Any) -> int:
+        if not self._free:
+            self._free.append(self.n)
+            self.n += 1
+        self.of[key] = self._free.pop()
+        return self.of[key]
+
+    def release(self, key: Any) -> None:
+        self._free.append(self.of.pop(key))
+
+
+def lower(program: Program, conversions: Sequence[tuple[float, float]]) -> Plan:
+    """Turn a program into a plan.
+
+    The conversion from the network's output to the program's prediction, c_x x + c_r output with a pair (c_x, c_r)
+    a stage, is folded into the coefficients, in double precision. An evaluation that only the next stage uses is
+    folded away: e = c_x x + c_r r becomes more of x and some of r. One that is used later goes to a row of the
+    history, as x + (c_r / c_x) r or r + (c_x / c_r) x, the other factor going to the coefficients; so storing is
+    one pass.
     """
     stages = program.stages
     uses: Counter[tuple[str, int]] = Counter()
@@ -78,81 +118,106 @@ def lower(program: Program, conversions: Sequence[tuple[float, float]]) -> tuple
     folded = {j for kind, j in uses if kind == "eval" and uses[kind, j] == 1 and last[kind, j] == j + 1}
 
     on_states: list[dict[int, float]] = []  # coefficients on states, folded evaluations included
+    on_evals: list[dict[int, float]] = []  # and on evaluations that are not folded
     for k, stage in enumerate(stages):
-        total = dict(stage.states)
+        total, evals = dict(stage.states), {j: b for j, b in stage.evals if j not in folded}
         for j, b in stage.evals:
-            if j in folded and conversions[j][0] != 0:
-                total[j] = total.get(j, 0.0) + b * conversions[j][0]
+            if j not in folded or not (c := b * conversions[j][0]):
+                continue
+            # A state made of nothing but what this stage needs anyway is written out, and not needed itself.
+            made_of = on_states[j].keys() <= total.keys() and on_evals[j].keys() <= evals.keys()
+            if made_of and not (stages[j].node or stages[j].noises) and len(on_evals[j]) == len(stages[j].evals):
+                for terms, parts in ((total, on_states[j]), (evals, on_evals[j])):
+                    for i, part in parts.items():
+                        terms[i] += c * part
+            else:
+                total[j] = total.get(j, 0.0) + c
         on_states.append(total)
+        on_evals.append(evals)
         last[("state", k)] = k
         for j in total:
             last[("state", j)] = k
 
-    free: list[int] = []
-    row_of: dict[tuple[str, int], int] = {}
-    n_rows = 0
-
-    def claim(key: tuple[str, int]) -> int:
-        nonlocal n_rows
-        if not free:
-            free.append(n_rows)
-            n_rows += 1
-        row_of[key] = free.pop()
-        return row_of[key]
-
+    rows, registers = _Slots(), _Slots()
     instructions: list[Instruction] = []
     scale: dict[int, float] = {}
     for k, stage in enumerate(stages):
         output = next((b * conversions[j][1] for j, b in stage.evals if j in folded), None)
-        rows = [(row_of["eval", j], b * scale[j]) for j, b in stage.evals if j not in folded]
+        terms = [(rows.of["eval", j], b * scale[j]) for j, b in on_evals[k].items()]
         noises: list[tuple[float, int | None]] = []
         for m, c in stage.noises:
-            if ("noise", m) in row_of:
-                rows.append((row_of["noise", m], c))
+            if ("noise", m) in rows.of:
+                terms.append((rows.of["noise", m], c))
             else:
-                noises.append((c, claim(("noise", m)) if uses["noise", m] > 1 else None))
+                noises.append((c, rows.claim(("noise", m)) if uses["noise", m] > 1 else None))
         # Build on a state that is dropped here, if there is one, so that its memory serves again.
         states = sorted(on_states[k].items(), key=lambda jc: last["state", jc[0]] == k)
         base, beta = states.pop() if states else (None, 0.0)
-        for key in [key for key in row_of if last[key] == k]:
-            free.append(row_of.pop(key))
+        others = tuple((registers.of[j], c) for j, c in states)
+        source = None if base is None else registers.of[base]
+        if base is not None and last["state", base] == k:
+            registers.of[k] = registers.of.pop(base)
+        else:
+            registers.claim(k)
+        for key in [key for key in rows.of if last[key] == k]:
+            rows.release(key)
         store, mix = None, (0.0, 1.0)
         if uses["eval", k] and k not in folded:
-            store = claim(("eval", k))
+            store = rows.claim(("eval", k))
             c_x, c_r = conversions[k]
             scale[k] = c_x if abs(c_x) > abs(c_r) else c_r
             mix = (c_x / scale[k], c_r / scale[k])
-        in_place = base is not None and last["state", base] == k
-        drop = tuple(j for j in {k, *on_states[k]} if last["state", j] == k and not (in_place and j == base))
-        instructions.append(
-            Instruction(base, beta, in_place, tuple(states), output, tuple(rows), tuple(noises), store, mix, drop)
-        )
-    return instructions, n_rows
+        target = registers.of[k]
+        for j in [j for j in registers.of if last["state", j] == k]:
+            registers.release(j)
+        instructions.append(Instruction(target, source, beta, others, output, tuple(terms), tuple(noises), store, mix))
+    weights = torch.zeros((len(stages), rows.n), dtype=torch.float64, device="cpu")
+    for k, ins in enumerate(instructions):
+        for row, c in ins.rows:
+            weights[k, row] = c
+    return Plan(program, tuple(instructions), rows.n, registers.n, weights)
 
 
 class _Buffers:
     """Arithmetic in preallocated memory: a stage with history is one matrix-vector product."""
 
-    def __init__(self, x: Tensor, instructions: Sequence[Instruction], n_rows: int) -> None:
+    def __init__(self, x: Tensor, plan: Plan) -> None:
         # Zeros, not empty: rows out of use enter the product with coefficient 0, and 0 * NaN is NaN.
-        buffer = torch.zeros((n_rows, x.numel()), dtype=x.dtype, device=x.device)
+        buffer = torch.zeros((plan.n_rows, x.numel()), dtype=x.dtype, device=x.device)
         self.rows, self.matrix = buffer.unbind(0), buffer.t()
-        table = [[dict(ins.rows).get(r, 0.0) for r in range(n_rows)] for ins in instructions]
-        self.weights = torch.tensor(table, dtype=x.dtype, device=x.device).unbind(0)
+        self.weights = plan.weights.to(device=x.device, dtype=x.dtype).unbind(0)
+        registers = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(plan.n_registers)]
+        self.flat = [register.view(-1) for register in registers]
+        self.samples = [register.view(len(x), -1) for register in registers]
+        self.shaped = registers
+        self.sums = x.new_empty(plan.program.steps + 1, len(x)).unbind(0)
+        self.shaped[plan.instructions[0].target].copy_(x)
 
-    def initial(self, x: Tensor) -> Tensor:
-        return x.reshape(-1).clone()
+    def checksum(self, register: int, node: int) -> Tensor:
+        return torch.sum(self.samples[register], 1, out=self.sums[node])
 
-    def combine(self, k: int, ins: Instruction, base: Tensor, terms: list[tuple[Tensor, float]]) -> Tensor:
+    def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, float]]) -> None:
+        state = self.flat[ins.target]
+        if ins.base is None:
+            state.zero_()
+        base = state if ins.base is None else self.flat[ins.base]
         if len(ins.rows) > 1:
-            out = base if ins.in_place else torch.empty_like(base)
-            state = torch.addmv(base, self.matrix, self.weights[k], beta=ins.beta, out=out)
+            torch.addmv(base, self.matrix, self.weights[k], beta=ins.beta, out=state)
+            if not terms:
+                return
         else:
             terms = [(self.rows[row], c) for row, c in ins.rows] + terms
-            state = base.mul_(ins.beta) if ins.in_place else base * ins.beta
+            if terms and ins.beta == 1:
+                value, c = terms.pop()
+                torch.add(base, value, alpha=c, out=state)
+            else:
+                torch.mul(base, ins.beta, out=state)
         for value, c in terms:
             state.add_(value, alpha=c)
-        return state
+
+    def replace(self, register: int, value: Tensor) -> None:
+        if value is not self.shaped[register]:
+            self.shaped[register].copy_(value)
 
     def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[float, float]) -> None:
         c_x, c_r = mix
@@ -167,17 +232,22 @@ class _Buffers:
 class _Graph:
     """The same arithmetic without reuse of memory, for backpropagation through the run."""
 
-    def __init__(self, n_rows: int) -> None:
-        self.rows: list[Tensor] = [torch.empty(0)] * n_rows
+    def __init__(self, x: Tensor, plan: Plan) -> None:
+        self.rows: list[Tensor] = [torch.empty(0)] * plan.n_rows
+        self.shaped = [x] * plan.n_registers
+        self.flat = [x.reshape(-1)] * plan.n_registers
 
-    def initial(self, x: Tensor) -> Tensor:
-        return x.reshape(-1)
-
-    def combine(self, k: int, ins: Instruction, base: Tensor, terms: list[tuple[Tensor, float]]) -> Tensor:
-        state = ins.beta * base
+    def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, float]]) -> None:
+        state = 0.0 * self.flat[ins.target] if ins.base is None else ins.beta * self.flat[ins.base]
         for value, c in [(self.rows[row], c) for row, c in ins.rows] + terms:
             state = state + c * value
-        return state
+        self.replace(ins.target, state)
+
+    def checksum(self, register: int, node: int) -> Tensor:
+        return checksum(self.shaped[register])
+
+    def replace(self, register: int, value: Tensor) -> None:
+        self.flat[register], self.shaped[register] = value.reshape(-1), value.reshape(self.shaped[register].shape)
 
     def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[float, float]) -> None:
         self.rows[row] = mix[0] * state + mix[1] * output
@@ -227,45 +297,50 @@ def execute(
         the last state and the per-node checksums.
     """
     shape, dtype, device = tuple(x.shape), x.dtype, x.device
-    instructions, n_rows = lower(program, model.conversions(program))
-    memory = _Graph(n_rows) if grad else _Buffers(x, instructions, n_rows)
-    states: dict[int, Tensor] = {}
-    output = x.new_empty(0)
+    plan = model.plan(program)
+    memory = _Graph(x, plan) if grad else _Buffers(x, plan)
+    times = model.times([stage.t for stage in program.stages], x)
+    output: Tensor | None = None
+    terms: list[tuple[Tensor, float]] = []
     run, reported = Run(x), 0
-    for k, (stage, ins) in enumerate(zip(program.stages, instructions, strict=True)):
-        if k == 0:
-            state = memory.initial(x)
-        else:
-            terms = [(states[j], c) for j, c in ins.states]
-            if ins.output is not None:
+    for k, (stage, ins) in enumerate(zip(program.stages, plan.instructions, strict=True)):
+        if k:
+            terms = [(memory.flat[register], c) for register, c in ins.states]
+            if ins.output is not None and output is not None:
                 terms.append((output, ins.output))
             for c, row in ins.noises:
                 z = noise.normal(shape, dtype, device).reshape(-1)
                 terms.append((z, c))
                 if row is not None:
                     memory.store(row, z, z, (0.0, 1.0))
-            base = torch.zeros_like(state) if ins.base is None else states[ins.base]
-            state = memory.combine(k, ins, base, terms)
-            if ins.in_place and ins.base is not None:
-                del states[ins.base]
-        states[k] = state
+            memory.combine(k, ins, terms)
+        state = memory.shaped[ins.target]
         if stage.node:
             for hook in hooks:
-                states[k] = state = hook(state.view(shape), run.nodes).reshape(-1)
-            run.checksums.append(state.detach().view(len(x), -1).sum(1))  # one number a sample: cheap to keep
-            run.nodes, run.x = run.nodes + 1, state.view(shape)
-            if on_node is not None and on_node(run.nodes - 1, run.x):
+                memory.replace(ins.target, hook(state, run.nodes))
+                state = memory.shaped[ins.target]
+            # One number a sample: cheap to keep.
+            run.checksums.append(memory.checksum(ins.target, run.nodes))
+            run.nodes += 1
+            run.x = state
+            if on_node is not None and on_node(run.nodes - 1, state):
                 break
         if stage.evaluate:
-            output = model.evaluate(state.view(shape), stage.t)
+            terms, output = [], None  # free the last output before the network makes another
+            output = model.evaluate(state, times[k])
             if on_output is not None and run.nodes > reported:
-                on_output(state.view(shape), output, stage.t)
+                on_output(state, output, stage.t)
                 reported = run.nodes
-            output = output.reshape(-1).to(dtype)
+            output = output.reshape(-1)
+            if output.dtype is not dtype:
+                output = output.to(dtype)
             if ins.store is not None:
-                memory.store(ins.store, state, output, ins.mix)
+                memory.store(ins.store, memory.flat[ins.target], output, ins.mix)
             elif output.untyped_storage().data_ptr() == state.untyped_storage().data_ptr():
                 output = output.clone()  # a network that returns its input, which is about to be overwritten
-        for j in ins.drop:
-            del states[j]
     return run
+
+
+def checksum(x: Tensor) -> Tensor:
+    """Sum of each sample (B,) of a state (B, *): not finite where the sample is not."""
+    return x.detach().reshape(len(x), -1).sum(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import secrets
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Protocol, SupportsIndex
 
 import torch
@@ -57,7 +58,8 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> tuple[tuple
         if len(seeds) != batch:
             raise ValueError(f"got {len(seeds)} seeds for {batch} samples")
         return tuple((_checked(s), 0) for s in seeds)
-    return tuple((_checked(seed), i) for i in range(batch))
+    seed = _checked(seed)
+    return tuple((seed, i) for i in range(batch))
 
 
 def _draw_seeds(generator: torch.Generator, n: int) -> list[int]:
@@ -68,12 +70,13 @@ def _draw_seeds(generator: torch.Generator, n: int) -> list[int]:
 
 
 def _checked(seed: object) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
-        raise TypeError(f"a seed must be an int, got {seed!r}")
-    seed = operator.index(seed)
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"a seed must lie in [0, 2**64), got {seed}")
-    return seed
+    try:
+        index = operator.index(None if isinstance(seed, bool) else seed)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"a seed must be an int, got {seed!r}") from None
+    if not 0 <= index < 2**64:
+        raise ValueError(f"a seed must lie in [0, 2**64), got {index}")
+    return index
 
 
 def _mix(x: int) -> int:
@@ -102,18 +105,21 @@ class NoiseStream:
     """
 
     def __init__(self, seeds: Sequence[tuple[int, int]], stream: str) -> None:
+        self._seeds, self._salt = seeds, STREAMS[stream]
+
+    @cached_property
+    def _generators(self) -> list[torch.Generator]:
         # torch's CPU generator keeps 32 bits of a seed. Every map below is a bijection of 32-bit words in the
         # low word of the seed and in the index, so neighbouring seeds and samples of one call never collide.
-        salt = STREAMS[stream]
-        self._generators = [
-            torch.Generator("cpu").manual_seed(_mix(_mix(seed & 0xFFFFFFFF ^ _mix(seed >> 32 ^ salt)) + index))
-            for seed, index in seeds
+        return [
+            torch.Generator("cpu").manual_seed(_mix(_mix(seed & 0xFFFFFFFF ^ _mix(seed >> 32 ^ self._salt)) + index))
+            for seed, index in self._seeds
         ]
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         """The next draw, of shape (B, *)."""
-        if shape[0] != len(self._generators):
-            raise ValueError(f"noise for {shape[0]} samples asked of a stream for {len(self._generators)}")
+        if shape[0] != len(self._seeds):
+            raise ValueError(f"noise for {shape[0]} samples asked of a stream for {len(self._seeds)}")
         z = torch.empty(shape, dtype=torch.float32, device="cpu")
         for row, generator in zip(z, self._generators, strict=True):
             row.normal_(generator=generator)

@@ -55,6 +55,7 @@ class Program:
         prediction: what an evaluation is, one of `sgm_sde.processes.predictions.PREDICTIONS`.
         stages: the table.
         eta: noise level of the reverse process, for `prediction="drift"`.
+        sigma_data: standard deviation of the data, for `prediction="velocity"`.
 
     Raises:
         ValueError: for a coefficient that is not finite, a reference to a later stage, or a program that does not
@@ -71,6 +72,7 @@ class Program:
     prediction: str
     stages: tuple[Stage, ...]
     eta: float = 0.0
+    sigma_data: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.stages or self.stages[0].states or self.stages[0].evals:
@@ -91,6 +93,9 @@ class Program:
             for j, _ in stage.evals:
                 if not self.stages[j].evaluate:
                     raise ValueError(f"stage {k} refers to eval {j}, which is not evaluated")
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.prediction, self.eta, self.sigma_data, len(self.stages), self.stages[-1]))
 
     @property
     def nfe(self) -> int:
@@ -194,6 +199,21 @@ class Form:
         return tuple((j, c) for (k, j), c in sorted(self.terms.items()) if k == kind and c != 0)
 
 
+class Path:
+    """A sequence of steps that share a history: the nodes it visits, and what multistep formulas build on.
+
+    Attributes:
+        nodes: the grid's coefficients, in the order of the steps.
+        history: pairs (node, evaluation there), newest last.
+        memory: what else a formula leaves for its next step.
+    """
+
+    def __init__(self, nodes: Sequence[Any]) -> None:
+        self.nodes = list(nodes)
+        self.history: list[tuple[Any, Form]] = []
+        self.memory: dict[str, Any] = {}
+
+
 class Tracer:
     """Writes down the stages that a solver's formula asks for, step after step.
 
@@ -204,12 +224,11 @@ class Tracer:
 
     def __init__(self, sde: Any, times: tuple[float, ...]) -> None:
         self.sde = sde
-        self.nodes = sde.nodes(times)
-        self._known = {node.t: node for node in self.nodes}
+        self.path = Path(sde.nodes(times))
+        self._known = {node.t: node for node in self.path.nodes}
         self.stages: list[dict[str, Any]] = []
-        self.history: list[tuple[Any, Form]] = []  # (node, evaluation there), newest last
         self.n_noises = 0
-        self.add(Form(), self.nodes[0].t, node=True)
+        self.add(Form(), times[0], node=True)
 
     def node(self, t: float) -> Any:
         """The coefficients at any time, computed once."""
@@ -223,37 +242,58 @@ class Tracer:
         self.stages.append({"t": t, **kinds, "evaluate": False, "node": node})
         return len(self.stages) - 1
 
-    def program(self, name: str, prediction: str, eta: float) -> Program:
+    def program(self, solver: Any) -> Program:
         """The table as a value."""
-        return Program(name, prediction, tuple(Stage(**s) for s in self.stages), eta)
+        eta = solver.eta if solver.prediction == "drift" else 0.0
+        sigma_data = solver.sigma_data if solver.prediction == "velocity" else 1.0
+        stages = tuple(Stage(**s) for s in self.stages)
+        return Program(solver.name, solver.prediction, stages, eta, sigma_data)
 
 
 class Step:
     """What a solver's formula sees of one step: its two nodes, its state, and the means to evaluate and to draw.
 
     Attributes:
-        i: number of the step, from 0.
-        n: number of steps.
+        i: number of the step on its path, from 0.
+        n: number of the path's steps.
         start: the node the step leaves, with `t`, `alpha`, `sigma`, `d_alpha`, `d_sigma`, `lam`, `g`.
-        end: the node it reaches, at a smaller time.
+        end: the node it reaches.
         x: the state at `start`.
+        memory: what the formula leaves for its next step on the same path.
     """
 
-    def __init__(self, tracer: Tracer, i: int) -> None:
-        self._tracer = tracer
-        self.i, self.n = i, len(tracer.nodes) - 1
-        self.start, self.end = tracer.nodes[i], tracer.nodes[i + 1]
+    def __init__(self, tracer: Tracer, path: Path, i: int, end: Any = None) -> None:
+        self._tracer, self._path = tracer, path
+        self.i, self.n = i, len(path.nodes) - 1
+        self.start, self.end = path.nodes[i], path.nodes[i + 1] if end is None else end
         self._x = len(tracer.stages) - 1
         self.x = Form({("states", self._x): 1.0})
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What the formula leaves for its next step on the same path."""
+        return self._path.memory
 
     def evaluate(self, x: Form, node: Any) -> Form:
         """The model's prediction at state `x` and `node`'s time; asking again for the same costs nothing."""
         tracer, stage = self._tracer, self._state(x, node)
         form = Form({("evals", stage): 1.0})
         if stage == self._x and not tracer.stages[stage]["evaluate"]:
-            tracer.history.append((node, form))
+            self.remember(node, form)
         tracer.stages[stage]["evaluate"] = True
         return form
+
+    def remember(self, node: Any, evaluation: Form) -> None:
+        """Add an evaluation inside the step to the history; the one at its start is there already."""
+        self._path.history.append((node, evaluation))
+
+    def known(self, n: int) -> list[tuple[Any, Form]]:
+        """The last n pairs (node, evaluation) of the history, newest first; fewer where there are fewer."""
+        return self._path.history[: -n - 1 : -1]
+
+    def previous(self, j: int) -> tuple[Any, Form]:
+        """The node j evaluations back and the evaluation there; `previous(0)` is this step's own."""
+        return self._path.history[-1 - j]
 
     def keep(self, x: Form, node: Any) -> Form:
         """A state of its own for a form that the rest of the step builds on, at `node`'s time."""
@@ -267,19 +307,32 @@ class Step:
                 return j
         return self._tracer.add(x, node.t)
 
-    def previous(self, j: int) -> tuple[Any, Form]:
-        """The node j steps back and the evaluation there; `previous(0)` is this step's own."""
-        return self._tracer.history[-1 - j]
-
     def noise(self) -> Form:
         """A fresh standard normal noise."""
         self._tracer.n_noises += 1
         return Form({("noises", self._tracer.n_noises - 1): 1.0})
 
+    def until(self, end: Any) -> Step:
+        """The same step with another end, which need not be a time of the process."""
+        return Step(self._tracer, self._path, self.i, end)
+
+    def detour(self, solver: Any, x: Form, times: Sequence[float]) -> Form:
+        """The end of a run of another solver from `x` over other times.
+
+        It starts without a history; what it gathers is the history that the next step finds.
+        """
+        tracer = self._tracer
+        path = Path([self.at(t) for t in times])
+        x = self.keep(x, path.nodes[0])
+        for i in range(len(times) - 1):
+            x = self.keep(solver.step(Step(tracer, path, i)), path.nodes[i + 1])
+        self._path.history, self._path.memory = path.history, path.memory
+        return x
+
     @property
     def last(self) -> Any:
-        """The grid's last node."""
-        return self._tracer.nodes[-1]
+        """The path's last node."""
+        return self._path.nodes[-1]
 
     def at_noise_level(self, s: float) -> Any:
         """The node where sigma / alpha is `s`; that of `T` where `s` lies beyond it."""
@@ -289,11 +342,11 @@ class Step:
 
     def at(self, t: float) -> Any:
         """The node at a time between `T` and the end of the grid."""
-        nodes = self._tracer.nodes
+        nodes = self._tracer.path.nodes
         low, high = nodes[-1].t, max(nodes[0].t, self._tracer.sde.T)
         if not low - 1e-9 * high <= t <= high * (1 + 1e-9):
             raise ValueError(f"a stage at t={t} lies outside [{low}, {high}]")
-        for node in (self.start, self.end):  # start.t + 1.0 * h is end.t but for rounding
+        for node in self._path.nodes[self.i : self.i + 2]:  # start.t + 1.0 * h is end.t but for rounding
             if math.isclose(t, node.t, rel_tol=1e-12):
                 return node
         return self._tracer.node(min(max(t, low), high))
@@ -304,10 +357,10 @@ def trace(solver: Any, sde: Any, times: tuple[float, ...]) -> Program:
     tracer = Tracer(sde, times)
     for i in range(len(times) - 1):
         try:
-            tracer.add(solver.step(Step(tracer, i)), times[i + 1], node=True)
+            tracer.add(solver.step(Step(tracer, tracer.path, i)), times[i + 1], node=True)
         except ZeroDivisionError:
             raise ValueError(
                 f"{solver.name} divides by zero in the step from t={times[i]} to t={times[i + 1]}: alpha or sigma "
                 f"vanishes there; start below it (t_start=), end above it (t_end=), or use a solver that allows it"
             ) from None
-    return tracer.program(solver.name, solver.prediction, solver.eta if solver.prediction == "drift" else 0.0)
+    return tracer.program(solver)

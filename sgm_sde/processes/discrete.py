@@ -52,6 +52,23 @@ class _Interpolant:
         u, (_, m0, c2, c3) = self._local(t)
         return self.n * (m0 + u * (2 * c2 + 3 * u * c3))
 
+    def inverse(self, value: Tensor) -> Tensor:
+        """The time at which the interpolant has the value; NaN outside of its range."""
+        knots = self.table[0].to(device=value.device, dtype=value.dtype)
+        k = (torch.searchsorted(knots, value, right=True) - 1).clamp(0, self.n - 1)
+        y0, m0, c2, c3 = self.table.to(device=value.device, dtype=value.dtype)[:, k]
+        low, high = torch.zeros_like(value), torch.ones_like(value)
+        u = ((value - y0) / (m0 + c2 + c3)).clamp(0, 1)
+        for _ in range(64):  # Newton's steps, and halvings where they leave what is left of the interval
+            excess = y0 - value + u * (m0 + u * (c2 + u * c3))
+            low, high = torch.where(excess > 0, low, u), torch.where(excess > 0, u, high)
+            newton = u - excess / (m0 + u * (2 * c2 + 3 * u * c3))
+            before, u = u, torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
+            if not u.is_meta and bool((u == before).all()):
+                break
+        last = self.table[:, -1].sum().to(value)
+        return torch.where((value < knots[0]) | (value > last), torch.nan, (k + u) / self.n)
+
 
 def _table(name: str, values: Sequence[float]) -> tuple[float, ...]:
     table = tuple(float(v) for v in values)
@@ -111,6 +128,10 @@ class DiscreteVPSDE(VariancePreservingSDE):
     def integrated_beta(self, t: Time) -> Tensor:
         """B(t) = -log(alpha-bar), the integral of beta from 0 to t."""
         return self._B(as_time(t))
+
+    def time_of_integrated_beta(self, B: Tensor) -> Tensor:
+        """The time at which the integrated rate is `B`; NaN beyond the table's end."""
+        return self._B.inverse(B)
 
     def __repr__(self) -> str:
         return f"DiscreteVPSDE({len(self.betas)} betas from {self.betas[0]:.6g} to {self.betas[-1]:.6g})"
@@ -172,6 +193,10 @@ class DiscreteVESDE(UnitScaleSDE):
     def log_snr(self, t: Time) -> Tensor:
         """Log signal-to-noise ratio -2 log(sigma)."""
         return -2 * self._log_sigma(as_time(t))
+
+    def time(self, log_snr: Time) -> Tensor:
+        """Inverse of `log_snr`; NaN outside of the ladder's range."""
+        return self._log_sigma.inverse(-as_time(log_snr) / 2)
 
     def __repr__(self) -> str:
         return f"DiscreteVESDE({len(self.sigmas)} sigmas from {self.sigmas[0]:.6g} to {self.sigmas[-1]:.6g})"

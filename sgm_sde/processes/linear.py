@@ -24,6 +24,11 @@ class LinearNode(Node):
         # Below the rounding of sigma no signal is left: cos(pi/2) = 6e-17 is meant to be 0.
         self.alpha, self.lam = (alpha, log_snr / 2) if alpha > 1e-15 * sigma else (0.0, -math.inf)
 
+    def less_noise(self, noise_level: float) -> LinearNode:
+        """A node with the same alpha and less noise: no time of the process, but one that its flow can aim at."""
+        sigma = self.alpha * noise_level
+        return LinearNode(self.sde, math.nan, self.alpha, sigma, math.nan, math.nan, -2 * math.log(noise_level))
+
     @property
     def rate(self) -> float:
         """f(x, t) / x = d log(alpha) / dt."""

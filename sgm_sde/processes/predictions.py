@@ -11,7 +11,7 @@ $$ p = \frac{(a_p b_r - b_p a_r)\,x + (b_p \alpha - a_p \sigma)\,r}{\alpha b_r -
 | `data`     | 1           | 0                                               |
 | `noise`    | 0           | 1                                               |
 | `score`    | 0           | $-1/\sigma$                                     |
-| `velocity` | $-\sigma$   | $\alpha$ (v-prediction)                         |
+| `velocity` | $-\sigma/\sigma_d$ | $\alpha\sigma_d$ (v-prediction of data divided by $\sigma_d$) |
 | `flow`     | $\alpha'$   | $\sigma'$ (the time derivative of the path)     |
 | `drift`    | $\alpha'$   | $(1+\eta^2)\sigma' - \eta^2 (\alpha'/\alpha) \sigma$ (drift of the reverse process) |
 """
@@ -45,8 +45,10 @@ class KernelValues(NamedTuple):
     d_sigma: Any
 
 
-def weights(prediction: str, k: Kernel, eta: float = 0.0) -> tuple[Any, Any]:
-    r"""The pair (a, b) of a prediction $a\,D + b\,\epsilon$; `eta` matters for `"drift"` alone.
+def weights(prediction: str, k: Kernel, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[Any, Any]:
+    r"""The pair (a, b) of a prediction $a\,D + b\,\epsilon$.
+
+    `eta` matters for `"drift"` alone, `sigma_data` for `"velocity"`.
 
     Raises:
         ValueError: for an unknown name.
@@ -58,7 +60,7 @@ def weights(prediction: str, k: Kernel, eta: float = 0.0) -> tuple[Any, Any]:
     if prediction == "score":
         return 0.0, -1 / k.sigma
     if prediction == "velocity":
-        return -k.sigma, k.alpha
+        return -k.sigma / sigma_data, k.alpha * sigma_data
     if prediction == "flow" or (prediction == "drift" and eta == 0):
         return k.d_alpha, k.d_sigma
     if prediction == "drift":
@@ -66,8 +68,10 @@ def weights(prediction: str, k: Kernel, eta: float = 0.0) -> tuple[Any, Any]:
     raise ValueError(f"unknown prediction {prediction!r}; known: {', '.join(PREDICTIONS)}")
 
 
-def convert(source: str, target: str, k: Kernel, eta: float = 0.0) -> tuple[Any, Any]:
+def convert(source: str, target: str, k: Kernel, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[Any, Any]:
     r"""Coefficients $(c_x, c_r)$ with target prediction $= c_x x + c_r r$, for a network output $r$.
+
+    A network's own velocity is that of `sigma_data` 1.
 
     Raises:
         ValueError: for an unknown name.
@@ -77,9 +81,9 @@ def convert(source: str, target: str, k: Kernel, eta: float = 0.0) -> tuple[Any,
         >>> convert("noise", "score", KernelValues(alpha=0.6, sigma=0.8, d_alpha=-1.0, d_sigma=0.75))
         (0.0, -1.25)
     """
-    if source == target and source != "drift":
+    if source == target and source != "drift" and sigma_data == 1:
         return 0.0, 1.0
     a_r, b_r = weights(source, k)
-    a_p, b_p = weights(target, k, eta)
+    a_p, b_p = weights(target, k, eta, sigma_data)
     determinant = k.alpha * b_r - k.sigma * a_r
     return (a_p * b_r - b_p * a_r) / determinant, (b_p * k.alpha - a_p * k.sigma) / determinant

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde.engine.executor import Plan, lower
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.processes.base import SDE
@@ -43,8 +45,8 @@ class BoundModel:
         self._at: dict[float, Any] = {}
         self.nfe = 0
 
-    def conversions(self, program: Program) -> list[tuple[float, float]]:
-        """Coefficients from the network's output to the program's prediction, one pair a stage.
+    def plan(self, program: Program) -> Plan:
+        """The program made ready for what the network predicts.
 
         Raises:
             ValueError: where the network's prediction does not determine what the program needs.
@@ -52,16 +54,14 @@ class BoundModel:
         if not self.sde.is_linear:
             self._require(program.prediction in ("score", "drift"), program.prediction)
             self._drift = ReverseSDE(self.sde, self._call, program.eta) if program.prediction == "drift" else None
-            return [(0.0, 1.0)] * len(program.stages)
-        nodes = self.sde.nodes([stage.t for stage in program.stages])
-        return [
-            self._convert(program.prediction, node, program.eta) if stage.evaluate else (0.0, 1.0)
-            for node, stage in zip(nodes, program.stages, strict=True)
-        ]
+            return lower(program, [(0.0, 1.0)] * len(program.stages))
+        if isinstance(self.sde, Hashable):
+            return _plan(program, self.score.prediction, self.sde)
+        return _plan.__wrapped__(program, self.score.prediction, self.sde)
 
-    def evaluate(self, x: Tensor, t: float) -> Tensor:
-        """The network's output at x (B, *) and time t; the reverse drift for a process that is not linear."""
-        return self._output(x, t) if self._drift is None else self._drift.f(x, self._times(x, t))
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output at x (B, *) and time t (B,); the reverse drift for a process that is not linear."""
+        return self._call(x, t) if self._drift is None else self._drift.f(x, t)
 
     def predict(self, target: str, x: Tensor, t: float, output: Tensor | None = None) -> Tensor:
         """A prediction at x (B, *) and t, by a network call or from the output of one."""
@@ -70,40 +70,61 @@ class BoundModel:
             return self._output(x, t).to(x.dtype)
         if t not in self._at:  # correctors come back to the same time
             self._at = {t: self.sde.nodes([t])[0]}
-        c_x, c_r = self._convert(target, self._at[t], 0.0)
+        c_x, c_r = self._convert(target, self._at[t])
         output = self._output(x, t) if output is None else output
         return c_r * output.to(x.dtype) if c_x == 0 else torch.add(c_r * output.to(x.dtype), x, alpha=c_x)
 
     def _output(self, x: Tensor, t: float) -> Tensor:
-        return self._call(x, self._times(x, t))
+        return self._call(x, self.times([t], x)[0])
 
     def _call(self, x: Tensor, t: Tensor) -> Tensor:
         self.nfe += 1
         return self.score.output(x, t, **self._kwargs)
 
-    def _times(self, x: Tensor, t: float) -> Tensor:
-        """The time as a tensor (B,) in the state's dtype, rounded into the run and never out of it."""
-        if x.dtype != torch.float64:
-            rounded = np.float32(t)
-            if float(rounded) < self._low:  # as Python floats: NumPy would round the bound as well
-                rounded = np.nextafter(rounded, np.float32(np.inf))
-            elif float(rounded) > self._high:
-                rounded = np.nextafter(rounded, np.float32(-np.inf))
-            t = float(rounded)
-        return torch.full((len(x),), t, dtype=x.dtype, device=x.device)
+    def times(self, ts: Sequence[float], x: Tensor) -> Sequence[Tensor]:
+        """Times as tensors (B,) in the state's dtype, rounded into the run and never out of it."""
+        given = np.asarray(ts, dtype=np.float64)
+        if x.dtype == torch.float64:
+            column = torch.from_numpy(given)
+        else:
+            single = given.astype(np.float32)
+            low = (single.astype(np.float64) < self._low) & (given >= self._low)
+            high = (single.astype(np.float64) > self._high) & (given <= self._high)
+            single = np.where(low, np.nextafter(single, np.float32(np.inf)), single)
+            column = torch.from_numpy(np.where(high, np.nextafter(single, np.float32(-np.inf)), single))
+        column = column.to(device=x.device, dtype=x.dtype)
+        return column[:, None].repeat(1, len(x)).unbind(0)
 
-    def _convert(self, target: str, node: Any, eta: float) -> tuple[float, float]:
-        try:
-            c_x, c_r = convert(self.score.prediction, target, node, eta)
-        except ZeroDivisionError:
-            c_x = c_r = float("nan")
-        if not (np.isfinite(c_x) and np.isfinite(c_r)):
-            raise ValueError(
-                f"a network that predicts {self.score.prediction} does not determine the {target} at t={node.t}, "
-                f"where alpha={node.alpha} and sigma={node.sigma}: start below it (t_start=, or a smaller T)"
-            )
-        return c_x, c_r
+    def _convert(self, target: str, node: Any) -> tuple[float, float]:
+        return _checked_conversion(self.score.prediction, target, node)
 
     def _require(self, possible: bool, target: str) -> None:
         if not possible:
             raise TypeError(f"the {target} cannot be had on {self.sde!r}: it needs a process with alpha and sigma")
+
+
+def _checked_conversion(
+    source: str, target: str, node: Any, eta: float = 0.0, sigma_data: float = 1.0
+) -> tuple[float, float]:
+    try:
+        c_x, c_r = convert(source, target, node, eta, sigma_data)
+    except ZeroDivisionError:
+        c_x = c_r = float("nan")
+    if not (np.isfinite(c_x) and np.isfinite(c_r)):
+        raise ValueError(
+            f"a network that predicts {source} does not determine the {target} at t={node.t}, "
+            f"where alpha={node.alpha} and sigma={node.sigma}: start below it (t_start=, or a smaller T)"
+        )
+    return c_x, c_r
+
+
+@lru_cache(maxsize=64)
+def _plan(program: Program, source: str, sde: SDE) -> Plan:
+    nodes = sde.nodes([stage.t for stage in program.stages])
+    conversions = [
+        _checked_conversion(source, program.prediction, node, program.eta, program.sigma_data)
+        if stage.evaluate
+        else (0.0, 1.0)
+        for node, stage in zip(nodes, program.stages, strict=True)
+    ]
+    return lower(program, conversions)

@@ -54,6 +54,8 @@ class Score:
         self.net, self.sde, self.prediction = net, sde, prediction
         self.time_label, self.input_scale = time_label, input_scale
         self._dtype = dtype
+        plain = time_label is None and input_scale is None and dtype is None
+        self._as_it_is = plain and not isinstance(net, nn.Module)  # x and t go to the network as they are
 
     @property
     def parameter(self) -> Tensor | None:
@@ -78,12 +80,15 @@ class Score:
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The network's own output at x (B, *) and t (B,), as it returns it."""
-        label = t if self.time_label is None else self.time_label(t)
-        net_dtype = self.dtype
-        if net_dtype is not None and label.is_floating_point():
-            label = label.to(torch.promote_types(net_dtype, torch.float32))  # bfloat16 merges neighbouring times
-        scaled = x if self.input_scale is None else expand(self.input_scale(t), x) * x
-        out = self.net(scaled if net_dtype is None else scaled.to(net_dtype), label, **kwargs)
+        if self._as_it_is:
+            out = self.net(x, t, **kwargs)
+        else:
+            label = t if self.time_label is None else self.time_label(t)
+            net_dtype = self.dtype
+            if net_dtype is not None and label.is_floating_point():
+                label = label.to(torch.promote_types(net_dtype, torch.float32))  # bfloat16 merges neighbouring times
+            scaled = x if self.input_scale is None else expand(self.input_scale(t), x) * x
+            out = self.net(scaled if net_dtype is None else scaled.to(net_dtype), label, **kwargs)
         if not isinstance(out, Tensor):
             raise ValueError(f"the network must return a tensor, got {type(out).__name__}")
         if out.shape != x.shape:

@@ -78,6 +78,11 @@ class Solver(ABC):
         return 0.0
 
     @property
+    def sigma_data(self) -> float:
+        """Standard deviation of the data that the velocity asked for is made with."""
+        return 1.0
+
+    @property
     def stochastic(self) -> bool:
         """Whether the solver adds noise."""
         return self.weak_order is not None
@@ -114,6 +119,10 @@ class Solver(ABC):
     def steps(self, nfe: int) -> int:
         """The most steps that a budget of network calls allows; 0 if it allows none."""
         return max(0, nfe // self.nfe_per_step)
+
+    def fit(self, nfe: int) -> tuple[Solver, int]:
+        """The solver made for a budget of network calls, and its number of steps; most solvers stay as they are."""
+        return self, self.steps(nfe)
 
 
 @dataclass(frozen=True)

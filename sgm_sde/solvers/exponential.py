@@ -1,73 +1,365 @@
-"""Exponential multistep methods: the linear part of the probability flow solved exactly."""
+"""Exponential integrators: multistep (Adams) and single-step (Runge-Kutta), in any prediction, for ODE and SDE."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import Solver
+from sgm_sde.solvers.linear_part import PARTS, VARIABLES, VARIANTS, Known, LinearPart
+
+NoiseLevel = float | Callable[[float], float]
+NATIVE = {"data": "log-snr", "noise": "log-snr", "velocity": "angle"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exponential(Solver):
+    """What exponential integrators share: the linear part and the noise level.
+
+    Attributes:
+        prediction: `"data"`, `"noise"` or `"velocity"`: what is interpolated.
+        variable: what it is a polynomial in: `"log-snr"`, `"time"`, `"noise-level"` or, for velocity, `"angle"`.
+        variant: `"exact"`, or a published simplification; see `LinearPart.weights`.
+        eta: noise level tau, a number or a function of the time at which a step starts; it stays constant on the
+            step, which is a noise level like any other and costs no accuracy.
+        window: noise levels sigma / alpha, low and high, outside of which `eta` is 0.
+        sigma_data: standard deviation of the data, for velocity.
+        name: what to call it.
+        source: where it is from.
+    """
+
+    prediction: str = "data"
+    variable: str | None = None
+    variant: str = "exact"
+    eta: NoiseLevel = 0.0  # type: ignore[assignment]
+    window: tuple[float, float] = (0.0, math.inf)
+    sigma_data: float = 1.0
+    name: str = "exponential"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PARTS:
+            raise ValueError(f"prediction must be one of {', '.join(map(repr, PARTS))}, got {self.prediction!r}")
+        variable = NATIVE[self.prediction] if self.variable is None else self.variable
+        object.__setattr__(self, "variable", variable)
+        allowed = VARIABLES[3:] if self.prediction == "velocity" else VARIABLES[:3]
+        if variable not in allowed:
+            raise ValueError(
+                f"{self.prediction} is interpolated in {', '.join(map(repr, allowed))}, got variable={variable!r}"
+            )
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(map(repr, VARIANTS))}, got {self.variant!r}")
+        if self.variant == "bh1" and (self.prediction == "velocity" or variable != "log-snr"):
+            raise ValueError(f"variant='bh1' is made for data or noise in log-SNR, got {self.prediction} in {variable}")
+        if self.variant == "fixed" and (self.prediction, variable) != ("noise", "noise-level"):
+            raise ValueError(
+                f"variant='fixed' is made for noise in the noise level, got {self.prediction} in {variable}"
+            )
+        if not callable(self.eta):
+            _check_eta(self.eta)
+        low, high = self.window
+        if not 0 <= low <= high:
+            raise ValueError(f"window must be (low, high) with 0 <= low <= high, got {self.window}")
+        if self.window != (0.0, math.inf) and not self.stochastic:
+            raise ValueError(f"window acts on eta, which is 0: got window={self.window}")
+        if not (math.isfinite(self.sigma_data) and self.sigma_data > 0):
+            raise ValueError(f"sigma_data must be positive and finite, got {self.sigma_data}")
+        if self.sigma_data != 1 and self.prediction != "velocity":
+            raise ValueError(f"sigma_data acts on velocity prediction, got it with {self.prediction}")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the solver adds noise."""
+        return callable(self.eta) or self.eta > 0
+
+    def tau(self, s: Any, t: Any) -> float:
+        """Noise level of the step from s to t; its square in proportion where a part of the step is in the window."""
+        eta = _check_eta(float(self.eta(s.t)), s.t) if callable(self.eta) else self.eta
+        low, high = self.window
+        if not eta or (low <= t.noise_level and s.noise_level <= high):
+            return eta
+        inside = math.log(min(s.noise_level, high) / max(t.noise_level, low)) / (t.lam - s.lam)
+        return eta * math.sqrt(max(inside, 0.0))
+
+    def part(self, s: Any, t: Any) -> LinearPart:
+        """The linear part of the step from s to t."""
+        assert self.variable is not None
+        return PARTS[self.prediction](self.variable, self.tau(s, t), self.variant, self.sigma_data)
+
+
+def _check_eta(eta: float, t: float | None = None) -> float:
+    if not (math.isfinite(eta) and eta >= 0):
+        where = "" if t is None else f" at t={t:.6g}"
+        raise ValueError(f"eta must be finite and at least 0, got {eta}{where}")
+    return eta
+
+
+def runge_kutta_step(part: LinearPart, k: Step, c: tuple[float, ...]) -> Form:
+    """One exponential Runge-Kutta step with its inner nodes at the fractions c, none, one or two.
+
+    Each stage interpolates the evaluation before it and the one at the start. Noise runs through the inner
+    nodes: what a stage has drawn, the later ones have as well.
+    """
+    s, t = k.start, k.end
+    start = newest = (s, k.evaluate(k.x, s))
+    noisy, drawn = s, Form()
+
+    def advance(to: Any) -> Form:
+        nonlocal noisy, drawn
+        known: Known = [start] if newest is start else [newest, start]
+        x = part.update(s, to, k.x, known)
+        if part.std(noisy, to):
+            drawn = part.factor(noisy, to) * drawn + part.std(noisy, to) * k.noise()
+            noisy = to
+        return x + drawn
+
+    for fraction in c if math.isfinite(part.coordinate(s)) and math.isfinite(part.coordinate(t)) else ():
+        node = part.between(k, s, t, fraction)
+        newest = (node, k.evaluate(advance(node), node))
+    if len(c) == 2 and newest is not start:  # accurate enough for the steps to come
+        k.remember(*newest)
+    return advance(t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExponentialAdams(Exponential):
+    r"""Exponential Adams methods: the one formula of which the field's multistep solvers are cases.
+
+    $$ x_t = L\,x_s + \sum_{j<n} w_j\,p_j + \text{std}\,z $$
+
+    where the weights integrate the polynomial through the last n evaluations $p_j$ of the prediction exactly
+    against the kernel; `sgm_sde.solvers.linear_part` has L, the kernel and std for each prediction and noise level.
+
+    `corrector=m` does each step a second time once the network has been called at its end, with the polynomial
+    through m evaluations, that one included, and the same noise: no further call, one order more (UniC). The
+    last step has no evaluation at its end and stays as predicted.
+
+    A cold start has a first step of order 1, which limits the global order to 2, with a corrector to 3, whatever n.
+    `start="warm"` makes the first step a single-step one of the order needed, for one or two network calls more in
+    all, and reaches order n (n + 1 with a corrector) up to 4.
+
+    One network call a step.
+
+    Args:
+        nodes: the number n of evaluations a step uses.
+        corrector: evaluations the corrector uses; 0 for none.
+        start: `"cold"` or `"warm"`.
+
+    Raises:
+        ValueError: for options out of range, or a warm start where it changes nothing or where there is noise.
+
+    Source: Zhang & Chen, 2023, arXiv:2204.13902; Lu et al., 2022, arXiv:2211.01095; Zhao et al., 2023,
+    arXiv:2302.04867; Xue et al., 2023, arXiv:2309.05019.
+
+    Example:
+        >>> ExponentialAdams(nodes=3, start="warm").order, ExponentialAdams(nodes=3).order
+        (3, 2)
+        >>> ExponentialAdams(nodes=2, corrector=3).order
+        3
+    """
+
+    nodes: int = 2
+    corrector: int = 0
+    start: str = "cold"
+    name: str = "exponential-adams"
+    source: str = "Zhang & Chen, 2023, arXiv:2204.13902"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nodes < 1 or int(self.nodes) != self.nodes:
+            raise ValueError(f"nodes must be a whole number of at least 1, got {self.nodes}")
+        if not 0 <= self.corrector <= self.nodes + 1 or int(self.corrector) != self.corrector:
+            raise ValueError(f"corrector must lie between 0 and nodes + 1 = {self.nodes + 1}, got {self.corrector}")
+        if self.start not in ("cold", "warm"):
+            raise ValueError(f"start must be 'cold' or 'warm', got {self.start!r}")
+        if self.start == "warm" and (self.stochastic or not self._inner):
+            raise ValueError(
+                "start='warm' is for deterministic solvers"
+                if self.stochastic
+                else f"start='warm' changes nothing at order {self._potential}"
+            )
+
+    @property
+    def _potential(self) -> int:
+        """Order of the steps that have the history they ask for."""
+        if self.variant == "fixed":
+            return 1
+        exact = self.nodes - (self.variant == "published" and self.nodes == 3)
+        return min(self.corrector, exact + 1) if self.corrector else exact
+
+    @property
+    def _inner(self) -> tuple[float, ...]:
+        """Inner nodes of the warm first step: its order is one less than the potential, 3 at most."""
+        cold = 3 if self.corrector else 2
+        return () if self._potential <= cold else (1 / 2,) if self._potential == 3 else (1 / 3, 2 / 3)
+
+    @property
+    def order(self) -> int:
+        """Order of the global error without noise, cold or warm start taken into account."""
+        limit = 4 if self.start == "warm" else 3 if self.corrector else 2
+        return min(self._potential, limit)
+
+    @property
+    def weak_order(self) -> int | None:
+        """At most 2."""
+        return min(self.order, 2) if self.stochastic else None
+
+    def nfe(self, steps: int) -> int:
+        """Network calls for a number of steps: those of a warm start come on top."""
+        return steps + (len(self._inner) if self.start == "warm" else 0)
+
+    def steps(self, nfe: int) -> int:
+        """The most steps that a budget of network calls allows."""
+        return max(0, nfe - self.nfe(0))
+
+    def step(self, k: Step) -> Form:
+        """One step."""
+        part, s, t = self.part(k.start, k.end), k.start, k.end
+        here, x = k.evaluate(k.x, s), k.x
+        if "predicted" in k.memory:
+            part_before, before, used = k.memory.pop("predicted")
+            nodes: Known = [(s, here), *used][: self.corrector]
+            x = x + part_before.integral(before, s, nodes) - part_before.integral(before, s, used)
+        if self.start == "warm" and "warm" not in k.memory and math.isfinite(part.coordinate(s)):
+            k.memory["warm"] = True
+            return runge_kutta_step(replace(part, variant="exact"), k, self._inner)
+        known = part.usable(s, t, k.known(self.nodes))
+        if self.corrector and math.isfinite(part.coordinate(s)):
+            k.memory["predicted"] = (part, s, known)
+        std = part.std(s, t)
+        return part.update(s, t, x, known) + (std * k.noise() if std else Form())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExponentialRungeKutta(Exponential):
+    r"""Exponential Runge-Kutta methods: the single-step solvers of the DPM-Solver family, for ODE and SDE.
+
+    With one inner node at the fraction $c_2$ of the step, in the variable of interpolation:
+
+    $$ u = L\,x_s + w\,p_s + \text{noise}, \qquad x_t = L\,x_s + w_0\,p_s + w_1\,p_u + \text{noise} $$
+
+    with weights exact for lines; with two inner nodes $c_2 < c_3 = \tfrac23$, the second from $p_s$ and the first,
+    and the end from $p_s$ and the second, which is of order 3 because $c_3 = \tfrac23$. The noises of a step are
+    those of one Brownian path.
+
+    Order as many as stages; so many network calls a step. Where a budget of calls is not a multiple of them,
+    `fit` lets the last steps do with a stage less, which costs no order.
+
+    Args:
+        stages: 1, 2 or 3.
+        c2: the first inner node.
+        reduced: number of last steps with one stage less.
+
+    Raises:
+        ValueError: for options out of range.
+
+    Source: Lu et al., 2022, arXiv:2206.00927; Gonzalez et al., 2023, arXiv:2305.14267 (with noise).
+
+    Example:
+        >>> solver, steps = ExponentialRungeKutta(stages=3).fit(20)
+        >>> solver.reduced, steps, solver.nfe(steps)
+        (1, 7, 20)
+    """
+
+    stages: int = 2
+    c2: float | None = None
+    reduced: int = 0
+    name: str = "exponential-runge-kutta"
+    source: str = "Lu et al., 2022, arXiv:2206.00927"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stages not in (1, 2, 3):
+            raise ValueError(f"stages must be 1, 2 or 3, got {self.stages}")
+        if self.variant not in ("exact", "midpoint"):
+            raise ValueError(f"a single-step method is 'exact' or 'midpoint', got variant={self.variant!r}")
+        if self.variant == "midpoint" and self.stages != 2:
+            raise ValueError(f"variant='midpoint' is one of two stages, got stages={self.stages}")
+        if self.c2 is not None and (self.stages == 1 or not 0 < self.c2 < (1 if self.stages == 2 else 2 / 3)):
+            raise ValueError(f"c2 must lie inside the step, for three stages below 2/3, got {self.c2}")
+        if self.reduced < 0 or int(self.reduced) != self.reduced or (self.reduced and self.stages == 1):
+            raise ValueError(f"reduced must be a whole number of at least 0, and 0 for one stage, got {self.reduced}")
+
+    @property
+    def order(self) -> int:
+        """The number of stages."""
+        return self.stages
+
+    @property
+    def weak_order(self) -> int | None:
+        """At most 2."""
+        return min(self.order, 2) if self.stochastic else None
+
+    @property
+    def nfe_per_step(self) -> int:
+        """The number of stages."""
+        return self.stages
+
+    def nfe(self, steps: int) -> int:
+        """Network calls for a number of steps, the reduced ones counted as what they are."""
+        return steps * self.stages - min(self.reduced, steps)
+
+    def steps(self, nfe: int) -> int:
+        """The most steps that a budget of network calls allows."""
+        return max(nfe // self.stages, min((nfe + self.reduced) // self.stages, nfe // max(self.stages - 1, 1)))
+
+    def fit(self, nfe: int) -> tuple[Solver, int]:
+        """The solver with as many reduced steps as use the budget in full, and its number of steps."""
+        steps = -(-nfe // self.stages)
+        reduced = steps * self.stages - nfe
+        if reduced <= steps:
+            return replace(self, reduced=reduced), steps
+        return replace(self, stages=self.stages - 1, c2=None, variant="exact", reduced=0).fit(nfe)
+
+    def step(self, k: Step) -> Form:
+        """One step."""
+        stages = self.stages - (k.i >= k.n - self.reduced)
+        c2 = 1 / stages if self.c2 is None else self.c2
+        return runge_kutta_step(self.part(k.start, k.end), k, ((), (c2,), (c2, 2 / 3))[stages - 1])
 
 
 @dataclass(frozen=True)
-class DPMSolverPP(Solver):
-    r"""DPM-Solver++ (multistep): exponential Adams-Bashforth in half the log-SNR, data prediction.
+class RES(Solver):
+    r"""Refined exponential solver of three stages, which meets the stiff order conditions.
 
-    With $\lambda = \log(\alpha/\sigma)$, $h = \lambda_t - \lambda_s$ and $r = h_{\text{previous}}/h$:
+    In $y = x/\alpha$, whose probability flow is $dy/d\lambda = D - y$, with $c_2 = \tfrac12, c_3 = 1$,
+    $\gamma = 4$, $h = \lambda_t - \lambda_s$ and $\phi_{k,i} = \phi_k(-c_i h)$:
 
-    $$ x_t = \frac{\sigma_t}{\sigma_s}\,x_s + \alpha_t\left[h\phi_1(-h)\,D_s
-             + w\,\frac{D_s - D_{\text{previous}}}{r}\right] $$
+    $$ y_2 = e^{-h/2}y + \tfrac h2\phi_{1,2} D_1, \quad
+       y_3 = e^{-h}y + h\left[(\phi_{1,3} - a) D_1 + a D_2\right], \quad a = \tfrac\gamma2\phi_{2,2} + 2\phi_{2,3} $$
+    $$ y_t = e^{-h}y + h\left[(\phi_1 - \tfrac53\phi_2) D_1 + \tfrac43\phi_2 D_2 + \tfrac13\phi_2 D_3\right] $$
 
-    where $w = h\phi_2(-h)$ integrates the line through the two values exactly (`variant="exact"`), and
-    $w = h\phi_1(-h)/2$ is the published simplification (`variant="midpoint"`). The first step is of order 1,
-    which keeps the global order at 2. One network call a step.
+    Order 3; three network calls a step. The two-stage solver is `ExponentialRungeKutta(stages=2)`, the multistep one
+    `ExponentialAdams`.
 
-    Args:
-        order: 1 (DDIM) or 2 ("2M").
-        variant: `"midpoint"` or `"exact"`.
-
-    Raises:
-        ValueError: for another order or variant, or a variant of order 1.
-
-    Source: Lu et al., 2022, arXiv:2211.01095.
+    Source: Zhang et al., 2023, arXiv:2308.02157; Hochbruck & Ostermann, 2005, doi:10.1137/040611434.
 
     Example:
-        >>> DPMSolverPP(order=2, variant="exact").name
-        'dpm++2m'
+        >>> RES().order, RES().nfe_per_step
+        (3, 3)
     """
 
-    order: int = 2
-    variant: str = "midpoint"
+    name = "res3"
+    order = 3
+    nfe_per_step = 3
     prediction = "data"
-    source = "Lu et al., 2022, arXiv:2211.01095"
-
-    def __post_init__(self) -> None:
-        if self.order not in (1, 2):
-            raise ValueError(f"order must be 1 or 2, got {self.order}")
-        if self.variant not in ("midpoint", "exact"):
-            raise ValueError(f"variant must be 'midpoint' or 'exact', got {self.variant!r}")
-        if self.order == 1 and self.variant != "midpoint":
-            raise ValueError(f"order 1 has no variants, got variant={self.variant!r}")
-
-    @property
-    def name(self) -> str:
-        """`dpm++1m` or `dpm++2m`."""
-        return f"dpm++{self.order}m"
+    source = "Zhang et al., 2023, arXiv:2308.02157"
 
     def step(self, k: Step) -> Form:
         """One step."""
         s, t = k.start, k.end
         h = t.lam - s.lam
-        whole = h_phi(1, h)
-        D = k.evaluate(k.x, s)
-        x = t.sigma / s.sigma * k.x + t.alpha * whole * D
-        if self.order == 1 or k.i == 0:
-            return x
-        before, D_before = k.previous(1)
-        w = h_phi(2, h) if self.variant == "exact" else whole / 2
-        return x + t.alpha * w * h / (s.lam - before.lam) * (D - D_before)
-
-
-def h_phi(k: int, h: float) -> float:
-    r"""$h\,\phi_k(-h)$, whose limit for k = 1 as $h \to \infty$ is 1."""
-    return 1.0 if k == 1 and h == float("inf") else h * phi(k, -h)
+        D1 = k.evaluate(k.x, s)
+        if not math.isfinite(h):
+            return t.sigma / s.sigma * k.x + t.alpha * D1
+        half = k.at(float(s.sde.time(s.lam + t.lam)))
+        y = k.x / s.alpha
+        D2 = k.evaluate(half.alpha * (math.exp(-h / 2) * y + h / 2 * phi(1, -h / 2) * D1), half)
+        a = 2 * phi(2, -h / 2) + 2 * phi(2, -h)
+        D3 = k.evaluate(t.alpha * (math.exp(-h) * y + h * ((phi(1, -h) - a) * D1 + a * D2)), t)
+        b = phi(2, -h) / 3
+        return t.alpha * (math.exp(-h) * y + h * ((phi(1, -h) - 5 * b) * D1 + 4 * b * D2 + b * D3))

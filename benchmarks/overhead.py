@@ -1,0 +1,301 @@
+"""What a sampler costs beside its network: microseconds a step, ours, other libraries' and the least possible.
+
+    python benchmarks/overhead.py --out out/bench [--repeats 15]
+
+One thread and its CPU time, float32, a network that halves its input. Every run is timed at two lengths; the slope is
+the cost of a step, and what is left at length 0 the fixed cost of a call (ours: of `sg.sample`, the program being
+compiled before). All runs of a method and shape take turns, so that what else the machine does hits them alike, and
+medians are taken.
+
+The floor of a step is its network calls, and for each call one pass over the state and as many rows of a buffer as the
+method combines there, by `torch.addmv` or by `add_` row after row, whichever is faster; for a stochastic method also
+drawing the noise. The overhead is what a step takes without its network calls; that of a peer is given as a multiple
+of ours. Peers get the network in their own coordinates (`native`), so that none pays for a conversion; their noise is
+`torch.randn`, unseeded, ours is a stream of its own for each sample.
+
+Peak memory is that of all tensors a run allocates, network outputs included, as a multiple of the state's size.
+Takes five minutes with all peers, two without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import platform
+import statistics
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import peers
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+
+import sgm_sde as sg
+from sgm_sde.solvers import REGISTRY
+
+
+@dataclass(frozen=True)
+class Method:
+    """What to time.
+
+    Attributes:
+        name: ours, and through `peers.SAMPLERS` everyone's.
+        rows: for each network call of a step, how many tensors besides the state are combined after it.
+        stochastic: whether one of them is noise.
+    """
+
+    name: str
+    rows: tuple[int, ...]
+    stochastic: bool = False
+
+
+METHODS = (
+    Method("ddim", (1,)),
+    Method("euler", (1,)),
+    Method("heun", (1, 2)),
+    Method("dpm++2m", (2,)),
+    Method("dpm++3m", (3,)),
+    Method("unipc2", (3,)),  # corrector and next predictor in one: both are linear in the last three evaluations
+    Method("unipc3", (4,)),
+    Method("deis3", (3,)),
+    Method("lms4", (4,)),
+    Method("ancestral", (2,), stochastic=True),
+    Method("sde-dpm++2m", (3,), stochastic=True),
+)
+# Shape: lengths of the short and the long run, and how often they are run in the time of one of the largest.
+SHAPES: dict[tuple[int, ...], tuple[int, int, int]] = {
+    (4, 3, 32, 32): (10, 50, 5),
+    (64, 3, 32, 32): (6, 22, 2),
+    (64, 3, 64, 64): (6, 16, 1),
+}
+PEERS = ("diffusers", "k-diffusion", "azula")
+SDE = sg.EDMSDE()
+Run = Callable[[int], Any]
+
+
+def network(x: Tensor, sigma: Any) -> Tensor:
+    """The trivial network."""
+    return x * 0.5
+
+
+@cache
+def grid(steps: int) -> sg.Grid:
+    """Karras' noise levels."""
+    return sg.grids.Karras()(SDE, steps)
+
+
+def our_run(name: str, x: Tensor) -> Run:
+    """`sample` along a given grid."""
+    score = sg.from_denoiser(network, SDE)
+    return lambda steps: sg.sample(score, SDE, x_T=x, solver=name, grid=grid(steps), seed=0, final="none")
+
+
+def peer_run(peer: str, name: str, x: Tensor) -> tuple[str, Run] | None:
+    """The library's method and a run of it; None if it has none or is not installed."""
+    if peer not in peers.available():
+        return None
+    found = [s for s in peers.SAMPLERS if (s.peer, s.ours) == (peer, name)]
+    if not found:
+        return None
+    sampler = min(found, key=lambda s: bool(s.variant))  # the defaults of ours where there is a choice
+
+    def noises() -> Iterator[Tensor]:
+        while True:
+            yield torch.randn_like(x)
+
+    # k-diffusion's own noise for SDE solvers is a Brownian tree, which would be most of its time.
+    noise = noises() if sampler.stochastic else None
+    return sampler.method, lambda steps: sampler.run(network, grid(steps).times, x, noise, native=True)
+
+
+def network_run(method: Method, x: Tensor) -> Run:
+    """The network calls of a run alone."""
+
+    def run(steps: int) -> None:
+        for _ in range(steps * len(method.rows)):
+            network(x, None)
+
+    return run
+
+
+def floor_run(method: Method, x: Tensor, fused: bool) -> Run:
+    """The least that a run has to do, with one `addmv` a network call or with `add_` row after row."""
+    state = x.flatten().clone()
+    passes = [(torch.randn(rows, x.numel()), torch.full((rows,), 0.1)) for rows in method.rows]
+    noise = torch.empty_like(state)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            for rows, weights in passes:
+                network(x, None)
+                if fused:
+                    torch.addmv(state, rows.t(), weights, beta=0.5, out=state)
+                else:
+                    state.mul_(0.5)
+                    for row in rows.unbind(0):
+                        state.add_(row, alpha=0.1)
+            if method.stochastic:
+                noise.normal_()
+
+    return run
+
+
+def seconds(run: Run, steps: int) -> float:
+    """CPU time of a run."""
+    start = time.thread_time()
+    run(steps)
+    return time.thread_time() - start
+
+
+def time_runs(runs: dict[str, Run], short: int, long: int, repeats: int) -> dict[str, tuple[float, float]]:
+    """For each run its microseconds a step and its fixed microseconds, as medians over repeats in turn."""
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    with torch.no_grad():
+        for run, steps in itertools.product(runs.values(), (short, long)):
+            run(steps)
+        gc.collect()
+        gc.disable()
+        for _ in range(repeats):
+            for name, run in runs.items():
+                measured[name].append((seconds(run, short), seconds(run, long)))
+        gc.enable()
+    results = {}
+    for name, pairs in measured.items():
+        low, high = (1e6 * statistics.median(column) for column in zip(*pairs, strict=True))
+        slope = (high - low) / (long - short)
+        results[name] = (slope, low - short * slope)
+    return results
+
+
+def row_of(method: Method, shape: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    """One row of the table."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    runs = {"network": network_run(method, x), "ours": our_run(method.name, x)}
+    runs |= {"addmv": floor_run(method, x, fused=True), "add": floor_run(method, x, fused=False)}
+    methods = {}
+    for peer in PEERS:
+        if (found := peer_run(peer, method.name, x)) is not None:
+            methods[peer], runs[peer] = found
+    short, long, often = SHAPES[shape]
+    times = time_runs(runs, short, long, often * repeats)
+    net = times["network"][0]
+    row: dict[str, Any] = {"method": method.name, "shape": list(shape), "network_us_per_step": net}
+    row["ours_us_per_step"], row["ours_fixed_us"] = times["ours"]
+    row["floor_us_per_step"] = min(times["addmv"][0], times["add"][0])
+    row["peers"] = {
+        peer: {
+            "method": methods[peer],
+            "us_per_step": times[peer][0],
+            "fixed_us": times[peer][1],
+            "overhead_ratio": (times[peer][0] - net) / (times["ours"][0] - net),
+        }
+        for peer in methods
+    }
+    return row
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors made inside it that are alive, and their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in known and storage._cdata not in self.sizes:
+                    self.sizes[storage._cdata] = storage.nbytes()
+                    self.live += storage.nbytes()
+                    self.peak = max(self.peak, self.live)
+                    weakref.finalize(storage, self.forget, storage._cdata)
+        return result
+
+    def forget(self, storage: int) -> None:
+        """A storage is gone."""
+        self.live -= self.sizes.pop(storage)
+
+
+def peak_bytes(run: Run, steps: int) -> int:
+    """Most bytes that tensors of a run hold at a time, those from before it not counted."""
+    gc.collect()
+    with LiveBytes() as count:
+        run(steps)
+    return count.peak
+
+
+def memory(methods: tuple[Method, ...]) -> list[dict[str, Any]]:
+    """Peak memory of our methods, for a short and a long run."""
+    x = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    size = x.numel() * x.element_size()
+    return [
+        {"method": m.name} | {f"states_at_{n}_steps": peak_bytes(our_run(m.name, x), n) / size for n in (10, 100)}
+        for m in methods
+    ]
+
+
+def cpu_name() -> str:
+    """The processor's name, as well as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The times as a Markdown table."""
+    names = ["method", "shape", "ours us/step", "floor us/step", "ours/floor", "ours fixed us"]
+    names += [cell for peer in PEERS for cell in (f"{peer} us/step", "overhead / ours")]
+    lines = ["| " + " | ".join(names) + " |", "|---|---|" + "---:|" * (len(names) - 2)]
+    for row in rows:
+        ours, floor = row["ours_us_per_step"], row["floor_us_per_step"]
+        cells = [f"`{row['method']}`", "x".join(map(str, row["shape"]))]
+        cells += [f"{ours:.1f}", f"{floor:.1f}", f"{ours / floor:.2f}", f"{row['ours_fixed_us']:.0f}"]
+        for peer in PEERS:
+            entry = row["peers"].get(peer)
+            cells += [f"{entry['us_per_step']:.1f}", f"{entry['overhead_ratio']:.1f}"] if entry else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--methods", nargs="*", help="only these")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    methods = tuple(m for m in METHODS if m.name in REGISTRY and (not args.methods or m.name in args.methods))
+    todo = list(itertools.product(SHAPES, methods))
+    rows = [row_of(method, shape, args.repeats) for shape, method in tqdm(todo, desc="runs")]
+    peaks = memory(methods)
+    lines = [*table(rows), "", "| method | peak memory, 10 steps | 100 steps |", "|---|---:|---:|"]
+    for peak in peaks:
+        values = [f"{peak[f'states_at_{n}_steps']:.2f} states" for n in (10, 100)]
+        lines.append(f"| `{peak['method']}` | {' | '.join(values)} |")
+    machine = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    protocol = machine | {"peers": peers.available(), "repeats": args.repeats, "rows": rows, "memory": peaks}
+    (args.out / "overhead.md").write_text("\n".join(lines) + "\n")
+    (args.out / "overhead.json").write_text(json.dumps(protocol, indent=1) + "\n")
+    sys.stdout.write("\n".join(lines) + f"\n\n{machine}\nWritten to {args.out}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,640 @@
+"""The solvers of the literature by their names: cases of the exponential integrators, and wrappers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sgm_sde.engine.program import Form, Step
+from sgm_sde.solvers.base import Solver
+from sgm_sde.solvers.exponential import ExponentialAdams, ExponentialRungeKutta, NoiseLevel
+from sgm_sde.solvers.linear_part import DataPart, LinearPart
+
+LU_PP = "Lu et al., 2022, arXiv:2211.01095"
+LU = "Lu et al., 2022, arXiv:2206.00927"
+
+
+def _warm_if(order: int, start: str | None, eta: NoiseLevel, least: int = 3) -> str:
+    """The start of the order needed, unless told otherwise."""
+    return start if start is not None else "warm" if order >= least and not callable(eta) and eta == 0 else "cold"
+
+
+def DPMSolverPP(
+    order: int = 2,
+    *,
+    variant: str | None = None,
+    start: str | None = None,
+    eta: NoiseLevel = 0.0,
+    singlestep: bool = False,
+) -> Solver:
+    r"""DPM-Solver++ and SDE-DPM-Solver++: data prediction, polynomials in half the log-SNR.
+
+    $$ x_t = \frac{\sigma_t}{\sigma_s} e^{-\eta^2 h}\,x_s + \alpha_t \sum_j w_j D_j
+             + \sigma_t\sqrt{1 - e^{-2\eta^2 h}}\,z, \qquad h = \lambda_t - \lambda_s $$
+
+    The published third-order multistep solver is of order 2, since it gives half the weight to the second
+    derivative; this one is of order 3, and `variant="published"` is the other.
+
+    Args:
+        order: 1, 2 or 3; multistep also more.
+        variant: `"midpoint"` (the default at order 2, as published) or `"exact"`; multistep also `"published"`.
+        start: `"cold"` or `"warm"`, see `ExponentialAdams`; warm by default from order 3 without noise.
+        eta: noise level, 1 for the reverse SDE; a number or a function of time.
+        singlestep: `order` network calls a step ("2S", "3S") instead of one ("2M", "3M").
+
+    Raises:
+        ValueError: for options out of range.
+
+    Source: Lu et al., 2022, arXiv:2211.01095.
+
+    Example:
+        >>> DPMSolverPP(3).order, DPMSolverPP(3, variant="published").order
+        (3, 2)
+    """
+    variant = ("midpoint" if order == 2 else "exact") if variant is None else variant
+    return _dpm_solver("dpm++", LU_PP, "data", order, variant, start, eta, singlestep)
+
+
+def DPMSolver(
+    order: int = 2,
+    *,
+    variant: str | None = None,
+    start: str | None = None,
+    eta: NoiseLevel = 0.0,
+    singlestep: bool = True,
+) -> Solver:
+    r"""DPM-Solver and SDE-DPM-Solver: noise prediction, polynomials in half the log-SNR.
+
+    $$ x_t = \frac{\alpha_t}{\alpha_s}\,x_s - \sigma_t \sum_j w_j \epsilon_j
+             + \eta\,\sigma_t\sqrt{e^{2h} - 1}\,z, \qquad h = \lambda_t - \lambda_s $$
+
+    Args:
+        order: 1, 2 or 3; multistep also more.
+        variant: `"midpoint"` (the default at order 2, as published) or `"exact"`; multistep also `"published"`.
+        start: `"cold"` or `"warm"`, see `ExponentialAdams`; warm by default from order 3 without noise.
+        eta: noise level, 1 for the reverse SDE; a number or a function of time.
+        singlestep: `order` network calls a step, as in the first paper, instead of one.
+
+    Raises:
+        ValueError: for options out of range.
+
+    Source: Lu et al., 2022, arXiv:2206.00927.
+
+    Example:
+        >>> DPMSolver(3).nfe_per_step
+        3
+    """
+    variant = ("midpoint" if order == 2 else "exact") if variant is None else variant
+    return _dpm_solver("dpm", LU, "noise", order, variant, start, eta, singlestep)
+
+
+def _dpm_solver(
+    family: str,
+    source: str,
+    prediction: str,
+    order: int,
+    variant: str,
+    start: str | None,
+    eta: NoiseLevel,
+    singlestep: bool,
+) -> Solver:
+    if order < 1 or int(order) != order or (singlestep and order > 3):
+        raise ValueError(f"order must be 1, 2 or 3, multistep also more, got {order}")
+    sde = "sde-" if callable(eta) or eta else ""
+    options: dict[str, Any] = {"prediction": prediction, "variant": variant, "eta": eta, "source": source}
+    if singlestep:
+        if start is not None:
+            raise ValueError(f"a single-step solver needs no start, got start={start!r}")
+        suffix = "s" if family == "dpm++" else ""  # the first paper's solvers are single-step, and go without
+        return ExponentialRungeKutta(stages=order, name=f"{sde}{family}{order}{suffix}", **options)
+    if order == 1 and variant != "exact":
+        raise ValueError(f"order 1 has no variants, got variant={variant!r}")
+    least = 4 if variant == "published" else 3
+    name = f"{sde}{family}{order}m" + ("-published" if variant == "published" else "")
+    return ExponentialAdams(nodes=order, start=_warm_if(order, start, eta, least), name=name, **options)
+
+
+def DEIS(order: int = 3, *, start: str | None = None) -> ExponentialAdams:
+    r"""DEIS-tAB: noise prediction, polynomials in time, integrated exactly against the exponential kernel.
+
+    $$ x_t = \frac{\alpha_t}{\alpha_s} x_s + \alpha_t \sum_j \epsilon_j
+             \int_s^t l_j(u)\,d\Big(\frac{\sigma_u}{\alpha_u}\Big) $$
+
+    with Lagrange's polynomials $l_j$ through the last `order` times (tAB2 of the paper is order 3 here).
+
+    Args:
+        order: number of evaluations used.
+        start: `"cold"` as published or `"warm"`, the default from order 3.
+
+    Source: Zhang & Chen, 2023, arXiv:2204.13902.
+
+    Example:
+        >>> DEIS(3).order, DEIS(3, start="cold").order
+        (3, 2)
+    """
+    return ExponentialAdams(
+        nodes=order,
+        prediction="noise",
+        variable="time",
+        start=_warm_if(order, start, 0.0),
+        name=f"deis{order}",
+        source="Zhang & Chen, 2023, arXiv:2204.13902",
+    )
+
+
+def LMS(order: int = 4, *, start: str | None = None) -> ExponentialAdams:
+    r"""Linear multistep in the noise level: variable-step Adams-Bashforth on $dy/ds = \epsilon$.
+
+    In $y = x/\alpha$, $s = \sigma/\alpha$. With a cold start it is the variable-step form of iPNDM and DEIS-rhoAB.
+
+    Args:
+        order: number of evaluations used.
+        start: `"cold"` as in the literature or `"warm"`, the default from order 3.
+
+    Source: Katherine Crowson, 2022, k-diffusion; Zhang & Chen, 2023, arXiv:2204.13902.
+
+    Example:
+        >>> LMS(4).order
+        4
+    """
+    return ExponentialAdams(
+        nodes=order,
+        prediction="noise",
+        variable="noise-level",
+        start=_warm_if(order, start, 0.0),
+        name=f"lms{order}",
+        source="Zhang & Chen, 2023, arXiv:2204.13902",
+    )
+
+
+def IPNDM(order: int = 4) -> ExponentialAdams:
+    r"""iPNDM: Adams-Bashforth on $dy/ds = \epsilon$ with the weights of even steps, whatever the grid.
+
+    The fixed weights damp, which helps some networks at few calls, and make the method one of order 1 on a grid with
+    rough steps; on grids that are smooth functions of the step's number it is of order 2. `LMS` with a cold start
+    is its variable-step form.
+
+    Args:
+        order: number of evaluations used.
+
+    Source: Liu et al., 2022, arXiv:2202.09778; Zhang & Chen, 2023, arXiv:2204.13902.
+
+    Example:
+        >>> IPNDM(4).nodes, IPNDM(4).order
+        (4, 1)
+    """
+    return ExponentialAdams(
+        nodes=order,
+        prediction="noise",
+        variable="noise-level",
+        variant="fixed",
+        name=f"ipndm{order}",
+        source="Liu et al., 2022, arXiv:2202.09778",
+    )
+
+
+def UniC(predictor: Solver, nodes: int | None = None) -> ExponentialAdams:
+    """UniC: corrects each step of a multistep predictor with the network call that the next step makes anyway.
+
+    Args:
+        predictor: any `ExponentialAdams`: DPM-Solver(++) multistep, DEIS, LMS, iPNDM, with noise or without.
+        nodes: evaluations the corrector uses, that at the step's end included; one more than the predictor
+            by default.
+
+    Raises:
+        TypeError: for a predictor of another kind.
+
+    Source: Zhao et al., 2023, arXiv:2302.04867.
+
+    Example:
+        >>> UniC(DEIS(2)).order
+        3
+    """
+    if not isinstance(predictor, ExponentialAdams):
+        raise TypeError(f"UniC corrects multistep solvers (ExponentialAdams), got {predictor!r}")
+    nodes = predictor.nodes + 1 if nodes is None else nodes
+    corrected = replace(predictor, corrector=nodes, start="cold", name=f"{predictor.name}-unic")
+    warm = predictor.start == "warm" and bool(corrected._inner)
+    return replace(corrected, start="warm") if warm else corrected
+
+
+def UniPC(
+    order: int = 3, *, prediction: str = "data", variant: str = "bh2", start: str = "cold", corrector: bool = True
+) -> ExponentialAdams:
+    r"""UniPC: exponential Adams predictor of `order` evaluations, and the corrector with one more.
+
+    From a cold start it is of order 3 (order 2 at `order=1`), from a warm one of order `order + 1`.
+
+    Args:
+        order: number of evaluations of the predictor.
+        prediction: `"data"` or `"noise"`.
+        variant: `"bh2"` or `"bh1"`, the paper's two simplifications where two evaluations are used, or `"exact"`.
+        start: `"cold"` as published, or `"warm"` for the last order.
+        corrector: without it, UniP.
+
+    Raises:
+        ValueError: for options out of range.
+
+    Source: Zhao et al., 2023, arXiv:2302.04867.
+
+    Example:
+        >>> UniPC(3).order, UniPC(3, start="warm").order, UniPC(2, corrector=False).order
+        (3, 4, 2)
+    """
+    variants = {"bh1": "bh1", "bh2": "midpoint", "exact": "exact"}
+    if variant not in variants:
+        raise ValueError(f"variant must be one of {', '.join(map(repr, variants))}, got {variant!r}")
+    return ExponentialAdams(
+        nodes=order,
+        corrector=order + 1 if corrector else 0,
+        prediction=prediction,
+        variant=variants[variant],
+        start=start,
+        name=f"uni{'pc' if corrector else 'p'}{order}",
+        source="Zhao et al., 2023, arXiv:2302.04867",
+    )
+
+
+def SASolver(
+    order: int = 3,
+    *,
+    corrector: int | None = None,
+    eta: NoiseLevel = 1.0,
+    window: tuple[float, float] = (0.05, 1.0),
+) -> ExponentialAdams:
+    r"""SA-Solver: stochastic Adams predictor and corrector, with noise inside a window of noise levels.
+
+    Args:
+        order: number of evaluations of the predictor.
+        corrector: number of evaluations of the corrector, 0 for none; one more than the predictor by default.
+        eta: the noise level tau, a number or a function of time.
+        window: noise levels sigma / alpha within which there is noise; the paper's choice for EDM networks.
+
+    Raises:
+        ValueError: for options out of range.
+
+    Source: Xue et al., 2023, arXiv:2309.05019.
+
+    Example:
+        >>> SASolver().weak_order
+        2
+    """
+    return ExponentialAdams(
+        nodes=order,
+        corrector=order + 1 if corrector is None else corrector,
+        eta=eta,
+        window=window,
+        name="sa-solver",
+        source="Xue et al., 2023, arXiv:2309.05019",
+    )
+
+
+def SEEDS(order: int = 2) -> ExponentialRungeKutta:
+    r"""SEEDS: exponential Runge-Kutta methods on the reverse SDE, noise prediction, one Brownian path a step.
+
+    Args:
+        order: number of stages, 1, 2 or 3.
+
+    Raises:
+        ValueError: for another order.
+
+    Source: Gonzalez et al., 2023, arXiv:2305.14267.
+
+    Example:
+        >>> SEEDS(3).nfe_per_step
+        3
+    """
+    return ExponentialRungeKutta(
+        stages=order,
+        prediction="noise",
+        variant="midpoint" if order == 2 else "exact",
+        eta=1.0,
+        name=f"seeds{order}",
+        source="Gonzalez et al., 2023, arXiv:2305.14267",
+    )
+
+
+def Rosenbrock(order: int = 2, *, sigma_data: float = 0.5, eta: NoiseLevel = 0.0, start: str | None = None) -> Solver:
+    r"""Exponential Adams with the linear part of Gaussian data: a Rosenbrock-type multistep method.
+
+    The denoiser of data with the standard deviation $\sigma_d$ is, to first order, a per-time multiple of the state;
+    taking it into the linear part leaves the rest, which is $v/\rho$ with $v = \alpha\sigma_d\epsilon -
+    \sigma D/\sigma_d$ and $\rho^2 = \alpha^2\sigma_d^2 + \sigma^2$, to be interpolated in the angle
+    $\varphi = \arctan(\sigma/(\alpha\sigma_d))$:
+
+    $$ \frac{x_t}{\rho_t} = \frac{x_s}{\rho_s} + \int_{\varphi_s}^{\varphi_t} \frac{v}{\rho}\,d\varphi $$
+
+    Exact in one step for Gaussian data of that standard deviation around 0. It is regular at $\alpha = 0$ too, where
+    flow matching starts.
+
+    Args:
+        order: number of evaluations used.
+        sigma_data: standard deviation of the data; 0.5 for images in [-1, 1].
+        eta: noise level, a number or a function of time.
+        start: `"cold"` or `"warm"`, the default from order 3 without noise.
+
+    Source: Zheng et al., 2023, arXiv:2310.13268; Karras et al., 2022, arXiv:2206.00364 (the split).
+
+    Example:
+        >>> Rosenbrock(3).order
+        3
+    """
+    return ExponentialAdams(
+        nodes=order,
+        prediction="velocity",
+        sigma_data=sigma_data,
+        eta=eta,
+        start=_warm_if(order, start, eta),
+        name=f"rosenbrock{order}",
+        source="Zheng et al., 2023, arXiv:2310.13268",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ERSDE(ExponentialAdams):
+    r"""ER-SDE: data prediction with a noise scale $\phi(s)$ of the noise level $s = \sigma/\alpha$, repaired.
+
+    $$ \frac{x_t}{\alpha_t} = r\,\frac{x_s}{\alpha_s} + \sum_j D_j \int_s^t l_j(u)\,d\frac{\phi(t)}{\phi(u)}
+       + \sqrt{t^2 - s^2 r^2}\,z, \qquad r = \frac{\phi(t)}{\phi(s)} $$
+
+    here with s, t, u for noise levels. The default scale $\phi(s) = s(e^{s^{0.3}} + 10)$ is the paper's. As published,
+    the third-order solver takes a divided difference for the first derivative and is of order 2; here the
+    polynomial through the last `nodes` evaluations is integrated.
+
+    Args:
+        nodes: number of evaluations used.
+        scale: `"er"`, the paper's, or `"ode"`, $\phi(s) = s$, or `"sde"`, $\phi(s) = s^2$.
+
+    Raises:
+        ValueError: for another scale.
+
+    Source: Cui et al., 2023, arXiv:2309.06169.
+
+    Example:
+        >>> ERSDE(nodes=3).weak_order, ERSDE(nodes=2, scale="ode").stochastic
+        (2, False)
+    """
+
+    scale: str = "er"
+    variable: str | None = "noise-level"
+    source: str = "Cui et al., 2023, arXiv:2309.06169"
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or f"er-sde{self.nodes}")
+        if self.scale not in ER_SCALES:
+            raise ValueError(f"scale must be one of {', '.join(map(repr, ER_SCALES))}, got {self.scale!r}")
+        if (self.prediction, self.variable, self.eta) != ("data", "noise-level", 0.0):
+            raise ValueError("ER-SDE predicts data in the noise level, and its noise is set by scale=")
+        super().__post_init__()
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the scale is not that of the ODE."""
+        return self.scale != "ode"
+
+    def part(self, s: Any, t: Any) -> LinearPart:
+        """The linear part of the step from s to t."""
+        assert self.variable is not None
+        return DataPart(self.variable, 0.0, self.variant, 1.0, ER_SCALES[self.scale])
+
+
+def _er_log_scale(s: Any) -> Any:
+    return np.log(s) + np.log(np.exp(s**0.3) + 10)
+
+
+ER_SCALES: dict[str, Callable[[Any], Any]] = {"er": _er_log_scale, "ode": np.log, "sde": lambda s: 2 * np.log(s)}
+
+
+@dataclass(frozen=True)
+class PNDM(Solver):
+    r"""PNDM: three pseudo-Runge-Kutta steps, then the four-step Adams-Bashforth method of even steps.
+
+    $$ x_t = \frac{\alpha_t}{\alpha_s} x_s + \alpha_t\Big(\frac{\sigma_t}{\alpha_t} -
+       \frac{\sigma_s}{\alpha_s}\Big)\,\epsilon', \qquad
+       \epsilon' = \tfrac1{24}\left(55\epsilon_0 - 59\epsilon_1 + 37\epsilon_2 - 9\epsilon_3\right) $$
+
+    The first three steps average four evaluations as the classical Runge-Kutta method does, the two in the middle at
+    the middle of the step in time. Order 1 on rough grids, 2 on smooth ones; one network call a step, four in each
+    of the first three.
+
+    Source: Liu et al., 2022, arXiv:2202.09778.
+
+    Example:
+        >>> PNDM().nfe(10)
+        19
+    """
+
+    name = "pndm"
+    order = 1
+    prediction = "noise"
+    source = "Liu et al., 2022, arXiv:2202.09778"
+
+    def nfe(self, steps: int) -> int:
+        """Network calls for a number of steps."""
+        return steps + 3 * min(steps, 3)
+
+    def steps(self, nfe: int) -> int:
+        """The most steps that a budget of network calls allows."""
+        return nfe // 4 if nfe < 12 else nfe - 9
+
+    def step(self, k: Step) -> Form:
+        """One step."""
+        s, t = k.start, k.end
+
+        def transfer(to: Any, eps: Form) -> Form:
+            return to.alpha / s.alpha * k.x + to.alpha * (to.noise_level - s.noise_level) * eps
+
+        known = [eps for _, eps in ([(s, k.evaluate(k.x, s)), *k.known(4)[1:]])]
+        if k.i >= 3 and len(known) == 4:
+            return transfer(t, Form.combine([55 / 24, -59 / 24, 37 / 24, -9 / 24], known))
+        half = k.at((s.t + t.t) / 2)
+        e1 = known[0]
+        e2 = k.evaluate(transfer(half, e1), half)
+        e3 = k.evaluate(transfer(half, e2), half)
+        e4 = k.evaluate(transfer(t, e3), t)
+        return transfer(t, (e1 + 2 * e2 + 2 * e3 + e4) / 6)
+
+
+@dataclass(frozen=True)
+class AncestralNoise(Solver):
+    r"""Turns a single-step ODE solver into an ancestral one: a step too far down, and noise back up.
+
+    $$ x_t = \alpha_t\left[\text{ODE}(x_s/\alpha_s; s \to s_d) + s_{up}\,z\right], \qquad
+       s_{up} = \eta\,\frac{s_t}{s_s}\sqrt{s_s^2 - s_t^2}, \qquad s_d^2 = s_t^2 - s_{up}^2 $$
+
+    with noise levels $s = \sigma/\alpha$. Of `DDIM()` it makes `DDIM(eta)`, of two-stage solvers the "ancestral" ones.
+    Order that of the solver, weak order too, up to 2; as many network calls a step.
+
+    Args:
+        solver: a deterministic solver of one step, whose inner nodes lie within the step.
+        eta: noise level in (0, 1].
+
+    Raises:
+        TypeError: for a solver of another kind.
+        ValueError: for `eta` out of range.
+
+    Source: Katherine Crowson, 2022, k-diffusion (`dpm_2_ancestral`, `dpmpp_2s_ancestral`).
+
+    Example:
+        >>> AncestralNoise(DPMSolver(2)).weak_order
+        2
+    """
+
+    solver: Solver
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, ExponentialRungeKutta) or self.solver.stochastic or self.solver.stages > 2:
+            raise TypeError(
+                f"solver must be a deterministic ExponentialRungeKutta of 1 or 2 stages, got {self.solver!r}"
+            )
+        if not 0 < self.eta <= 1:
+            raise ValueError(f"eta must lie in (0, 1], got {self.eta}")
+
+    @property
+    def name(self) -> str:
+        """The solver's, and what was done to it."""
+        return f"{self.solver.name}-ancestral"
+
+    @property
+    def order(self) -> int:
+        """The solver's."""
+        return self.solver.order
+
+    @property
+    def weak_order(self) -> int | None:
+        """The solver's order, at most 2."""
+        return min(self.solver.order, 2)
+
+    @property
+    def prediction(self) -> str:
+        """The solver's."""
+        return self.solver.prediction
+
+    @property
+    def nfe_per_step(self) -> int:
+        """The solver's."""
+        return self.solver.nfe_per_step
+
+    source = "Crowson, 2022, github.com/crowsonkb/k-diffusion"
+
+    def step(self, k: Step) -> Form:
+        """One step."""
+        t, kept = k.end.noise_level, math.exp(2 * (k.start.lam - k.end.lam))
+        up = self.eta * t * math.sqrt(1 - kept)
+        down = k.end.less_noise(t * math.sqrt(1 - self.eta**2 + self.eta**2 * kept))
+        return self.solver.step(k.until(down)) + k.end.alpha * up * k.noise()
+
+
+@dataclass(frozen=True)
+class Restart(Solver):
+    r"""Restart sampling: goes back up a stretch of noise levels with fresh noise, and down again, K times.
+
+    When a step has first reached $s_{min}$, `rounds` times:
+
+    $$ x \leftarrow x\,\frac{\alpha_{max}}{\alpha_{min}} + \alpha_{max}\sqrt{s_{max}^2 - s_{min}^2}\,z, \qquad
+       \text{then the solver from } s_{max} \text{ to } s_{min} \text{ in } \texttt{n\_steps} \text{ steps} $$
+
+    with noise levels $s = \sigma/\alpha$ and the steps even in $s^{1/7}$. $s_{min}$ is the level of the first node at
+    or below the one asked for. Each pass starts without a history; the last one's is what the main run goes on
+    with. What the network's errors have added up to by $s_{min}$ is washed out by the noise.
+
+    Order that of the solver; network calls: the solver's, and those of `rounds` passes.
+
+    Args:
+        solver: any solver, multistep too.
+        s_min: lower end of the stretch.
+        s_max: upper end.
+        rounds: how often, K.
+        n_steps: steps of a pass.
+
+    Raises:
+        TypeError: for something that is no solver.
+        ValueError: for options out of range.
+
+    Source: Xu et al., 2023, arXiv:2306.14878.
+
+    Example:
+        >>> Restart(ExponentialAdams(nodes=2), s_min=0.14, s_max=0.3, rounds=2, n_steps=3).nfe(18)
+        24
+    """
+
+    solver: Solver
+    s_min: float = 0.14
+    s_max: float = 0.3
+    rounds: int = 1
+    n_steps: int = 3
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, Solver):
+            raise TypeError(f"solver must be a Solver, got {self.solver!r}")
+        if not 0 < self.s_min < self.s_max < math.inf:
+            raise ValueError(f"need 0 < s_min < s_max, got {self.s_min} and {self.s_max}")
+        for name, value in (("rounds", self.rounds), ("n_steps", self.n_steps)):
+            if value < 1 or int(value) != value:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+
+    stochastic = True
+    source = "Xu et al., 2023, arXiv:2306.14878"
+
+    @property
+    def name(self) -> str:
+        """The solver's, and that it restarts."""
+        return f"{self.solver.name}-restart"
+
+    @property
+    def order(self) -> int:
+        """The solver's."""
+        return self.solver.order
+
+    @property
+    def prediction(self) -> str:
+        """The solver's."""
+        return self.solver.prediction
+
+    @property
+    def eta(self) -> float:
+        """The solver's."""
+        return self.solver.eta
+
+    @property
+    def sigma_data(self) -> float:
+        """The solver's."""
+        return self.solver.sigma_data
+
+    @property
+    def nfe_per_step(self) -> int:
+        """The solver's."""
+        return self.solver.nfe_per_step
+
+    def nfe(self, steps: int) -> int:
+        """Network calls for a number of steps of the main run."""
+        return self.solver.nfe(steps) + self.rounds * self.solver.nfe(self.n_steps)
+
+    def steps(self, nfe: int) -> int:
+        """The most steps of the main run that a budget of network calls allows."""
+        return self.solver.steps(nfe - self.rounds * self.solver.nfe(self.n_steps))
+
+    def step(self, k: Step) -> Form:
+        """One step, and the passes if it is the one that reaches s_min."""
+        x, low = self.solver.step(k), k.end
+        if k.i == 0 and not k.last.noise_level <= self.s_min < self.s_max <= k.start.noise_level:
+            raise ValueError(
+                f"a restart between the noise levels {self.s_min:g} and {self.s_max:g} needs a grid that covers them; "
+                f"this one runs from {k.start.noise_level:.4g} to {k.last.noise_level:.4g}"
+            )
+        if not low.noise_level <= self.s_min < k.start.noise_level:
+            return x
+        levels = np.linspace(self.s_max ** (1 / 7), low.noise_level ** (1 / 7), self.n_steps + 1) ** 7
+        high = k.at_noise_level(self.s_max)
+        times = [high.t, *(k.at_noise_level(float(s)).t for s in levels[1:-1]), low.t]
+        for _ in range(self.rounds):
+            x = k.keep(x, low)
+            added = math.sqrt(high.noise_level**2 - low.noise_level**2)
+            x = k.detour(self.solver, high.alpha * (x / low.alpha + added * k.noise()), times)
+        return x

@@ -1,0 +1,261 @@
+r"""The reverse process as a linear part, solved exactly, and a prediction, integrated against a kernel.
+
+With noise level $\tau$ the reverse process of any linear SDE is
+
+$$ x_t = L(t, s)\,x_s + \int_s^t K(t, u)\,p_u\,du + \text{std}(t, s)\,z $$
+
+for each prediction $p$ that the score can be written in. An exponential integrator interpolates $p$ between known
+values $p_j$ and integrates the interpolant exactly, so that all it needs are the kernel's moments. With
+$h = \lambda_t - \lambda_s$, $\lambda = \log(\alpha/\sigma)$, $\rho^2 = \alpha^2\sigma_d^2 + \sigma^2$ and the angle
+$\varphi = \arctan(\sigma/(\alpha\sigma_d))$:
+
+| p | L | K du | std |
+|---|---|---|---|
+| data $D$ | $\tfrac{\sigma_t}{\sigma_s} e^{-\tau^2 h}$ | $\alpha_t\,d e^{-(1+\tau^2)(\lambda_t-\lambda)}$ | $\sigma_t\sqrt{1 - e^{-2\tau^2 h}}$ |
+| noise $\epsilon$ | $\tfrac{\alpha_t}{\alpha_s}$ | $(1+\tau^2)\,\alpha_t\,d e^{-\lambda}$ | $\tau\sigma_t\sqrt{e^{2h} - 1}$ |
+| $v/\rho$, $v = \alpha\sigma_d\epsilon - \sigma D/\sigma_d$ | $\tfrac{\rho_t}{\rho_s} (\tfrac{\cos\varphi_s}{\cos\varphi_t})^{\tau^2}$ | $(1+\tau^2)\,\rho_t (\tfrac{\cos\varphi}{\cos\varphi_t})^{\tau^2} d\varphi$ | $\rho_t\sqrt{1 - (\tfrac{\cos\varphi_s}{\cos\varphi_t})^{2\tau^2}}$ |
+
+Source: Lu et al., 2022, arXiv:2211.01095 (data); Zhang & Chen, 2023, arXiv:2204.13902 (noise); Xue et al., 2023,
+arXiv:2309.05019 (with noise level). The third splits off what Gaussian data of standard deviation $\sigma_d$ do.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sgm_sde._shapes import on_host
+from sgm_sde.engine.phi import phi
+from sgm_sde.engine.program import Form
+
+Known = Sequence[tuple[Any, Form]]  # pairs (node, evaluation there), newest first
+VARIABLES = ("log-snr", "time", "noise-level", "angle")
+VARIANTS = ("exact", "midpoint", "bh1", "published", "fixed")
+_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
+POINTS, WEIGHTS = (_POINTS + 1) / 2, _WEIGHTS / 2  # Gauss-Legendre on [0, 1]
+
+
+@dataclass(frozen=True)
+class LinearPart(ABC):
+    """One way to split the reverse process.
+
+    Attributes:
+        variable: what the prediction is a polynomial in.
+        tau: noise level, constant on a step.
+        variant: how the moments are simplified; `weights` says how.
+        sigma_data: standard deviation of the data, for the velocity.
+    """
+
+    variable: str
+    tau: float
+    variant: str = "exact"
+    sigma_data: float = 1.0
+
+    @abstractmethod
+    def factor(self, s: Any, t: Any) -> float:
+        """L(t, s)."""
+
+    @abstractmethod
+    def std(self, s: Any, t: Any) -> float:
+        """Standard deviation of the noise between s and t."""
+
+    @abstractmethod
+    def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
+        """The kernel's integral from s to where the half log-SNR is lam."""
+
+    def scale(self, node: Any) -> float:
+        """What a prediction is multiplied by before it is interpolated."""
+        return 1.0
+
+    def coordinate(self, node: Any) -> float:
+        """The node's place in `variable`."""
+        if self.variable == "log-snr":
+            return float(node.lam)
+        if self.variable == "time":
+            return float(node.t)
+        if self.variable == "noise-level":
+            return float(node.noise_level)
+        return math.atan2(node.sigma, node.alpha * self.sigma_data)
+
+    def lam(self, sde: Any, coordinate: Any) -> Any:
+        """Half the log-SNR where `variable` has the given values."""
+        if self.variable == "log-snr":
+            return coordinate
+        if self.variable == "time":
+            return sde.log_snr(on_host(coordinate)).numpy() / 2
+        return -np.log(coordinate if self.variable == "noise-level" else self.sigma_data * np.tan(coordinate))
+
+    def between(self, k: Any, s: Any, t: Any, fraction: float) -> Any:
+        """The node at a fraction of the way from s to t in `variable`."""
+        a, b = self.coordinate(s), self.coordinate(t)
+        place = a + fraction * (b - a)
+        return k.at(place if self.variable == "time" else float(s.sde.time(2 * float(self.lam(s.sde, place)))))
+
+    def moments(self, s: Any, t: Any, n: int) -> list[float]:
+        r"""Integrals of K r^k for k < n, where r runs from 0 at s to 1 at t in `variable`.
+
+        By parts, $W_t - k \int_0^1 r^{k-1} W\,dr$ with W the kernel accumulated from s: nothing cancels.
+        """
+        whole = float(self.accumulated(s, t, t.lam))
+        if n == 1:
+            return [whole]
+        a, b = self.coordinate(s), self.coordinate(t)
+        W = self.accumulated(s, t, self.lam(s.sde, a + POINTS * (b - a)))
+        return [whole, *(whole - k * float(np.sum(WEIGHTS * POINTS ** (k - 1) * W)) for k in range(1, n))]
+
+    def weights(self, s: Any, t: Any, nodes: Sequence[Any]) -> list[float]:
+        r"""Weights of the evaluations at `nodes`: those that integrate polynomials exactly.
+
+        They solve $\sum_j w_j r_j^k = m_k$ with the moments $m_k$, which a variant simplifies:
+
+        - `"midpoint"`: $m_1 = m_0/2$ for two nodes (DPM-Solver++(2M), UniPC's B2);
+        - `"bh1"`: $m_1 = \alpha_t h/2$ for two nodes (UniPC's B1);
+        - `"published"`: as midpoint, and $m_2$ halved for three nodes (DPM-Solver++(3M) as printed, of order 2);
+        - `"fixed"`: as if the nodes were evenly spaced (iPNDM).
+        """
+        a, b = self.coordinate(s), self.coordinate(t)
+        n = len(nodes)
+        r = [(self.coordinate(node) - a) / (b - a) for node in nodes] if n > 1 else [0.0]
+        m = self.moments(s, t, n)
+        if self.variant == "fixed":
+            r = [1.0 - j for j in range(n)] if nodes[0].t == t.t else [float(-j) for j in range(n)]
+        if n == 2 and self.variant in ("midpoint", "published"):
+            m[1] = m[0] / 2
+        elif n == 2 and self.variant == "bh1":
+            m[1] = m[0] / 2 * self._bh1(s, t)
+        elif n == 3 and self.variant == "published":
+            m[2] /= 2
+        w = np.linalg.solve(np.vander(r, increasing=True).T, m)
+        return [float(v) * self.scale(node) for v, node in zip(w, nodes, strict=True)]
+
+    def _bh1(self, s: Any, t: Any) -> float:
+        """h / (e^h - 1) or its like: UniPC's B1 over its B2."""
+        raise ValueError(f"the variant 'bh1' is one of data and noise prediction, not of {type(self).__name__}")
+
+    def usable(self, s: Any, t: Any, known: Known) -> Known:
+        """The evaluations that a polynomial through s can use: those at finite places, s alone before infinity."""
+        finite = [pair for pair in known if math.isfinite(self.coordinate(pair[0]))]
+        newest = known[:1]
+        return finite if finite[:1] == newest and math.isfinite(self.coordinate(t)) else newest
+
+    def integral(self, s: Any, t: Any, known: Known) -> Form:
+        """The integral of K times the interpolant."""
+        return Form.combine(self.weights(s, t, [node for node, _ in known]), [e for _, e in known])
+
+    def update(self, s: Any, t: Any, x: Form, known: Known) -> Form:
+        """The step without its noise."""
+        return self.factor(s, t) * x + self.integral(s, t, known)
+
+
+@dataclass(frozen=True)
+class DataPart(LinearPart):
+    """Data prediction, for which anything that grows with the noise level can set the noise.
+
+    Attributes:
+        log_scale: logarithm of ER-SDE's noise scale as a function of sigma / alpha, instead of `tau`, which
+            stands for (1 + tau^2) log(sigma / alpha).
+    """
+
+    log_scale: Callable[[Any], Any] | None = None
+
+    def _added(self, lam_s: Any, lam_t: Any) -> Any:
+        """Integral of tau^2 over half the log-SNR."""
+        if self.log_scale is not None:
+            return self.log_scale(np.exp(-lam_s)) - self.log_scale(np.exp(-lam_t)) - (lam_t - lam_s)
+        return self.tau**2 * (lam_t - lam_s) if self.tau else 0.0
+
+    def factor(self, s: Any, t: Any) -> float:
+        """L(t, s)."""
+        return float(t.sigma / s.sigma * math.exp(-self._added(s.lam, t.lam)))
+
+    def std(self, s: Any, t: Any) -> float:
+        """Standard deviation of the noise between s and t."""
+        return float(t.sigma * math.sqrt(-math.expm1(-2 * self._added(s.lam, t.lam))))
+
+    def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
+        """The kernel's integral from s to lam."""
+        if not math.isfinite(t.lam - s.lam):
+            return t.alpha
+        whole, part = (end - s.lam + self._added(s.lam, end) for end in (t.lam, lam))
+        return -t.alpha * np.exp(part - whole) * np.expm1(-part)
+
+    def moments(self, s: Any, t: Any, n: int) -> list[float]:
+        """In closed form where there is one."""
+        if self.variable != "log-snr" or self.log_scale is not None or not math.isfinite(t.lam - s.lam):
+            return super().moments(s, t, n)
+        c = (1 + self.tau**2) * (t.lam - s.lam)
+        return [t.alpha * c * math.factorial(k) * phi(k + 1, -c) for k in range(n)]
+
+    def _bh1(self, s: Any, t: Any) -> float:
+        c = (1 + self.tau**2) * (t.lam - s.lam)
+        return 1 / phi(1, -c)
+
+
+@dataclass(frozen=True)
+class NoisePart(LinearPart):
+    """Noise prediction."""
+
+    def factor(self, s: Any, t: Any) -> float:
+        """L(t, s)."""
+        return float(t.alpha / s.alpha)
+
+    def std(self, s: Any, t: Any) -> float:
+        """Standard deviation of the noise between s and t."""
+        return float(self.tau * t.alpha * s.noise_level * math.sqrt(-math.expm1(2 * (s.lam - t.lam))))
+
+    def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
+        """The kernel's integral from s to lam."""
+        return (1 + self.tau**2) * t.alpha * s.noise_level * np.expm1(s.lam - lam)
+
+    def moments(self, s: Any, t: Any, n: int) -> list[float]:
+        """In closed form where there is one."""
+        h = t.lam - s.lam
+        if self.variable == "noise-level":
+            return [float(self.accumulated(s, t, t.lam)) / (k + 1) for k in range(n)]
+        if self.variable != "log-snr" or not math.isfinite(h):
+            return super().moments(s, t, n)
+        return [-(1 + self.tau**2) * t.sigma * h * math.factorial(k) * phi(k + 1, h) for k in range(n)]
+
+    def _bh1(self, s: Any, t: Any) -> float:
+        return 1 / phi(1, t.lam - s.lam)
+
+
+@dataclass(frozen=True)
+class VelocityPart(LinearPart):
+    """Velocity prediction of data with the standard deviation `sigma_data`, in the angle."""
+
+    def _cosines(self, s: Any, t: Any) -> float:
+        return math.cos(self.coordinate(s)) / math.cos(self.coordinate(t))
+
+    def _rho(self, node: Any) -> float:
+        return math.hypot(node.alpha * self.sigma_data, node.sigma)
+
+    def factor(self, s: Any, t: Any) -> float:
+        """L(t, s)."""
+        return self._rho(t) / self._rho(s) * self._cosines(s, t) ** self.tau**2
+
+    def std(self, s: Any, t: Any) -> float:
+        """Standard deviation of the noise between s and t."""
+        return self._rho(t) * math.sqrt(max(1 - self._cosines(s, t) ** (2 * self.tau**2), 0.0))
+
+    def scale(self, node: Any) -> float:
+        """The angular velocity is v / rho."""
+        return 1 / self._rho(node)
+
+    def moments(self, s: Any, t: Any, n: int) -> list[float]:
+        """By quadrature in the angle itself."""
+        a, b = self.coordinate(s), self.coordinate(t)
+        K = (1 + self.tau**2) * (b - a) * self._rho(t) * (np.cos(a + POINTS * (b - a)) / math.cos(b)) ** self.tau**2
+        return [float(np.sum(WEIGHTS * POINTS**k * K)) for k in range(n)]
+
+    def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
+        """Not needed: the moments are had directly."""
+        raise NotImplementedError
+
+
+PARTS: dict[str, type[LinearPart]] = {"data": DataPart, "noise": NoisePart, "velocity": VelocityPart}
