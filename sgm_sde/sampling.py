@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde import grids
+from sgm_sde.compiled import compile_network, replay
 from sgm_sde.engine.executor import Run, checksum, execute
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -124,6 +125,7 @@ def sample(
     trajectory: str | Sequence[float] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     enable_grad: bool = False,
+    compile: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> SampleResult:
@@ -157,6 +159,9 @@ def sample(
         trajectory: "all", or some of the grid's times (0 for the denoised end), to keep the states at.
         model_kwargs: passed on to the network at each call.
         enable_grad: build the graph, to backpropagate through sampling.
+        compile: run the network through `torch.compile`, once for all runs; on CUDA, where nothing looks on
+            (callback, progress bar, trajectory, corrector), the whole run is one CUDA graph, recorded at the first
+            call with the same network, solver, grid and shape. The first call takes its time.
         dtype: of the samples if `shape` is given; torch's default if not given.
         device: of the samples if `shape` is given; the network's if it has parameters, torch's default if not.
 
@@ -226,20 +231,27 @@ def sample(
 
     if score.dtype is None and dtype != state_dtype:
         score = score.cast_to(dtype)
+    if compile:
+        if enable_grad:
+            raise ValueError("compile=True keeps no graph to backpropagate through: it excludes enable_grad=True")
+        score = compile_network(score)
     model = BoundModel(score, sde, (grid.times[-1], grid.times[0]), model_kwargs)
     hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
     monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
     with torch.set_grad_enabled(enable_grad), monitor:
-        run = execute(
-            program,
-            x,
-            model,
-            NoiseStream(seeds, "solver"),
-            hooks=hooks,
-            on_node=monitor.on_node,
-            on_output=monitor.on_output if callback else None,
-            grad=enable_grad,
-        )
+        if compile and x.is_cuda and not (hooks or callback or progress or trajectory is not None):
+            run = replay(program, x, model, NoiseStream(seeds, "solver"), model_kwargs)
+        else:
+            run = execute(
+                program,
+                x,
+                model,
+                NoiseStream(seeds, "solver"),
+                hooks=hooks,
+                on_node=monitor.on_node,
+                on_output=monitor.on_output if callback else None,
+                grad=enable_grad,
+            )
         x = run.x
         if final == "denoise" and not monitor.stopped:
             x = model.predict("data", x, grid.times[-1])

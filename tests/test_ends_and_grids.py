@@ -32,7 +32,15 @@ from tests.helpers import (
 TARGET = torch.tensor([0.7, -1.3, 12.0], dtype=F64)
 DELTA = sg.oracles.Gaussian(TARGET, 0.0)
 STOCHASTIC = [name for name in ALL if name not in DETERMINISTIC]
+NOISE_FIRST = ("pc", "edm-sde", "heun-churn", "dpm++3m-restart")  # their last noise goes through the network
 TABLED = {"ddpm": 999, "ncsn": 9}  # the most steps that a table has to offer
+# Rectified flow to a point has constant data and noise, but not a constant velocity of the angle.
+STRAIGHT = [
+    name
+    for name in DETERMINISTIC
+    if name not in ("heun", "reverse-diffusion-flow", "pndm", "deis3-unic")  # extrapolations that amplify rounding
+    and not name.startswith(("rosenbrock", "velocity"))
+]
 # Exact where the noise's share of the state is known, as it is for data at one point, on any grid.
 EXACT_ON_DELTA: dict[str, sg.Solver] = {
     "ddim": sg.DDIM(),
@@ -110,9 +118,7 @@ def test_noise_left_by_a_corrector(process: str, order: str) -> None:
 
 
 @pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
-@pytest.mark.parametrize(
-    "name", [name for name in STOCHASTIC if name not in ("pc", "edm-sde", "heun-churn", "dpm++3m-restart")]
-)
+@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name not in NOISE_FIRST])
 def test_mean_is_the_last_state_without_its_last_noise(name: str, process: str) -> None:
     """final="mean" is what final="none" would be, had the last step's last draw been zero, in every solver that
     adds its noise last. Churned noise has been through the network by then: without it the last call would be at a
@@ -205,7 +211,7 @@ def test_exact_on_any_grid_for_data_at_a_point(name: str, process: str, inner: l
     assert largest(res.x - delta_flow(sde, x, sde.T, sde.eps)) < rounding * max(largest(x), largest(TARGET))
 
 
-@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if name not in ("heun", "reverse-diffusion-flow")])
+@pytest.mark.parametrize("name", STRAIGHT)
 @settings(max_examples=8)
 @given(inner=fractions())
 def test_straight_paths_are_exact_on_any_grid(name: str, inner: list[float]) -> None:
@@ -214,7 +220,8 @@ def test_straight_paths_are_exact_on_any_grid(name: str, inner: list[float]) -> 
     x = sde.prior_sample((4, 3), seed=0, dtype=F64)
     grid = uneven_grid(sde, inner)
     res = sg.sample(DELTA.score(sde), sde, x_T=x, solver=ALL[name], grid=grid, final="none", seed=0)
-    assert largest(res.x - delta_flow(sde, x, sde.T, sde.eps)) < 1e-9
+    # A prediction of the noise loses the digits by which the noise exceeds the data at the start.
+    assert largest(res.x - delta_flow(sde, x, sde.T, sde.eps)) < (1e-7 if ALL[name].prediction == "noise" else 1e-9)
 
 
 @pytest.mark.parametrize("process", ["vp", "ve", "edm"])

@@ -29,6 +29,7 @@ from tests.helpers import (
     Recorder,
     bind,
     elementwise_score,
+    half_at_the_end,
     sampler,
     stream,
 )
@@ -44,9 +45,15 @@ KINDS = [
     "heun",
     "ddim",
     "dpm++2m",
+    "dpm++3m",
+    "unipc3",
+    "dpm3",
     "euler-maruyama",
     "ancestral",
     "heun-churn",
+    "seeds2",
+    "sa-solver",
+    "dpm++3m-restart",
     "annealed-langevin",
     "pc",
 ]
@@ -76,6 +83,28 @@ def corrected(**options: Any) -> sg.PredictorCorrector:
     return sg.PredictorCorrector(sg.DDIM(), sg.Langevin(**{"snr": 0.1, **options}))
 
 
+RESTART = sg.Restart(sg.DPMSolverPP(2), s_max=3.0)
+
+
+def exponential(cls: Any) -> dict[str, list[tuple[sg.Solver, sg.Solver]]]:
+    """The options that exponential integrators share."""
+    noise = {"prediction": "noise"}
+    return {
+        "prediction": [(cls(), cls(prediction="noise")), (cls(), cls(prediction="velocity"))],
+        "variable": [
+            (cls(**noise), cls(**noise, variable="time")),
+            (cls(**noise), cls(**noise, variable="noise-level")),
+        ],
+        "variant": [(cls(), cls(variant="midpoint"))],
+        "eta": [(cls(), cls(eta=0.5)), (cls(eta=1.0), cls(eta=half_at_the_end))],
+        "noise_scale": [(cls(), cls(noise_scale="er"))],
+        "window": [(cls(eta=1.0), cls(eta=1.0, window=(0.1, 2.0)))],
+        "sigma_data": [(cls(prediction="velocity"), cls(prediction="velocity", sigma_data=0.5))],
+        "name": [],
+        "source": [],
+    }
+
+
 CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
     **{cls: {"eta": pairs} for cls, pairs in ETAS.items()},
     sg.RungeKutta: {"tableau": [(sg.RungeKutta(sg.MIDPOINT), sg.RungeKutta(sg.RALSTON))]},
@@ -83,9 +112,28 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
         option: [(CHURN, dataclasses.replace(CHURN, **{option: value}))]
         for option, value in {"s_churn": 1.0, "s_tmin": 1.0, "s_tmax": 1.0, "s_noise": 1.1}.items()
     },
-    sg.DPMSolverPP: {
-        "order": [(sg.DPMSolverPP(order=2), sg.DPMSolverPP(order=1))],
-        "variant": [(sg.DPMSolverPP(variant="midpoint"), sg.DPMSolverPP(variant="exact"))],
+    sg.ExponentialAdams: {
+        **exponential(sg.ExponentialAdams),
+        "nodes": [(sg.ExponentialAdams(nodes=1), sg.ExponentialAdams(nodes=2))],
+        "corrector": [
+            (sg.ExponentialAdams(nodes=1), sg.ExponentialAdams(nodes=1, corrector=2)),
+            (sg.ExponentialAdams(nodes=2, corrector=2), sg.ExponentialAdams(nodes=2, corrector=3)),
+        ],
+        "start": [(sg.ExponentialAdams(nodes=3), sg.ExponentialAdams(nodes=3, start="warm"))],
+    },
+    sg.ExponentialRungeKutta: {
+        **exponential(sg.ExponentialRungeKutta),
+        "stages": [(sg.ExponentialRungeKutta(stages=2), sg.ExponentialRungeKutta(stages=3))],
+        "c2": [(sg.ExponentialRungeKutta(), sg.ExponentialRungeKutta(c2=0.7))],
+        "reduced": [(sg.ExponentialRungeKutta(), sg.ExponentialRungeKutta(reduced=2))],
+    },
+    sg.AncestralNoise: {
+        "solver": [(sg.AncestralNoise(sg.DPMSolver(2)), sg.AncestralNoise(sg.DPMSolver(1)))],
+        "eta": [(sg.AncestralNoise(sg.DPMSolver(2)), sg.AncestralNoise(sg.DPMSolver(2), eta=0.5))],
+    },
+    sg.Restart: {
+        option: [(RESTART, dataclasses.replace(RESTART, **{option: value}))]
+        for option, value in {"solver": sg.DPMSolver(2), "s_min": 1.0, "s_max": 1.0, "rounds": 2, "n_steps": 4}.items()
     },
     sg.Ancestral: {"variance": [(sg.Ancestral(), sg.Ancestral(variance="transition"))]},
     sg.AnnealedLangevin: {
@@ -126,7 +174,13 @@ def test_every_option_of_a_solver_matters(part: type, option: str) -> None:
         (lambda: sg.Heun(s_noise=1.1), "s_noise"),
         (lambda: sg.Heun(s_tmin=0.1), "s_tmin"),
         (lambda: sg.Heun(s_tmax=10.0), "s_tmax"),
-        (lambda: sg.DPMSolverPP(order=1, variant="exact"), "variant"),
+        (lambda: sg.DPMSolverPP(order=1, variant="midpoint"), "variant"),
+        (lambda: sg.DPMSolverPP(order=2, start="warm"), "warm"),
+        (lambda: sg.DPMSolverPP(order=2, singlestep=True, start="warm"), "start"),
+        (lambda: sg.ExponentialAdams(window=(0.0, 1.0)), "window"),
+        (lambda: sg.ExponentialAdams(sigma_data=0.5), "sigma_data"),
+        (lambda: sg.ExponentialAdams(nodes=3, eta=1.0, start="warm"), "warm"),
+        (lambda: sg.ExponentialRungeKutta(stages=1, c2=0.5), "c2"),
     ],
 )
 def test_options_that_would_do_nothing_are_errors(make: Callable[[], sg.Solver], shown: str) -> None:
@@ -145,8 +199,30 @@ def test_options_that_would_do_nothing_are_errors(make: Callable[[], sg.Solver],
         (lambda: sg.Heun(s_churn=-1), "-1"),
         (lambda: sg.Heun(s_churn=1, s_noise=math.nan), "nan"),
         (lambda: sg.Heun(s_churn=1, s_tmin=2, s_tmax=1), "2 and 1"),
-        (lambda: sg.DPMSolverPP(order=4), "4"),
+        (lambda: sg.DPMSolverPP(order=0), "0"),
+        (lambda: sg.DPMSolver(order=4), "4"),
         (lambda: sg.DPMSolverPP(variant="heun"), "heun"),
+        (lambda: sg.UniPC(variant="bh3"), "bh3"),
+        (lambda: sg.ExponentialAdams(prediction="score"), "score"),
+        (lambda: sg.ExponentialAdams(variable="angle"), "angle"),
+        (lambda: sg.ExponentialAdams(variant="bh1", prediction="noise", variable="time"), "time"),
+        (lambda: sg.ExponentialAdams(variant="fixed"), "fixed"),
+        (lambda: sg.ExponentialAdams(eta=-0.5), "-0.5"),
+        (lambda: sg.ExponentialAdams(eta=1.0, window=(2.0, 1.0)), r"\(2.0, 1.0\)"),
+        (lambda: sg.ExponentialAdams(prediction="velocity", sigma_data=0.0), "0.0"),
+        (lambda: sg.ExponentialAdams(nodes=0), "0"),
+        (lambda: sg.ExponentialAdams(nodes=2, corrector=4), "4"),
+        (lambda: sg.ExponentialAdams(start="hot"), "hot"),
+        (lambda: sg.ExponentialRungeKutta(stages=4), "4"),
+        (lambda: sg.ExponentialRungeKutta(stages=3, c2=0.8), "0.8"),
+        (lambda: sg.ExponentialRungeKutta(stages=3, variant="midpoint"), "stages=3"),
+        (lambda: sg.ExponentialRungeKutta(variant="published"), "published"),
+        (lambda: sg.ExponentialRungeKutta(reduced=-1), "-1"),
+        (lambda: sg.ExponentialAdams(noise_scale="odd"), "odd"),
+        (lambda: sg.ExponentialAdams(noise_scale="er", eta=1.0), "er"),
+        (lambda: sg.AncestralNoise(sg.DPMSolver(2), eta=1.5), "1.5"),
+        (lambda: sg.Restart(sg.DDIM(), s_min=0.5, s_max=0.3), "0.5 and 0.3"),
+        (lambda: sg.Restart(sg.DDIM(), rounds=0), "0"),
         (lambda: sg.Ancestral(variance="learned"), "learned"),
         (lambda: sg.Langevin(snr=0.0), "0.0"),
         (lambda: sg.Langevin(n_steps=0), "0"),
@@ -170,6 +246,8 @@ def test_values_out_of_range_are_errors(make: Callable[[], object], shown: str) 
 def test_unknown_options_are_errors(part: Callable[..., object]) -> None:
     """A keyword that nobody knows is a TypeError that names it."""
     given_options = {
+        sg.Restart: {"solver": sg.DDIM()},
+        sg.AncestralNoise: {"solver": sg.DPMSolver(2)},
         sg.PredictorCorrector: {"predictor": sg.DDIM(), "corrector": sg.Langevin()},
         sg.Tableau: {"a": [[]], "b": [1]},
         sg.sample: {"score_fn": SCORE, "sde": VP, "shape": (1, 2)},
@@ -375,7 +453,8 @@ def test_the_registry_tells_what_a_step_costs() -> None:
     for name, solver in sg.solvers():
         if name == "annealed-langevin":
             continue
-        assert run(solver, steps=7, final="none").nfe == 7 * solver.nfe_per_step, name
+        assert run(solver, steps=7, final="none").nfe == solver.nfe(7), name
+        assert solver.nfe(7) - solver.nfe(6) == solver.nfe_per_step, name  # a start of its own comes once
 
 
 # --- the order of predictor and corrector ----------------------------------------------------------------------------
@@ -552,6 +631,50 @@ def test_the_loop_reads_nothing_back(name: str, grad: bool) -> None:
         assert bool(torch.isfinite(got).all())
         assert reads.count == 1  # the mode sees what it should
     assert model.nfe == solver.nfe(4)
+
+
+@pytest.mark.parametrize("name", ["dpm++3m", "ancestral", "pc"])
+def test_compiling_changes_rounding_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """compile=True is the same run. Compiled here by the tracer alone: the machine may lack a compiler."""
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compiler(f, **{**options, "backend": "eager"}))
+    score_fn = sg.from_noise(lambda x, t: torch.tanh(x) * t[:, None], VP)
+    plainly = run(name, score_fn=score_fn, steps=3, dtype=F64)
+    for _ in range(2):
+        compiled = run(name, score_fn=score_fn, steps=3, dtype=F64, compile=True)
+        torch.testing.assert_close(compiled.x, plainly.x, rtol=1e-10, atol=1e-10)
+        assert compiled.nfe == plainly.nfe
+
+
+def test_compiling_keeps_no_graph() -> None:
+    """What cannot be had together is refused."""
+    with pytest.raises(ValueError, match="enable_grad"):
+        run(compile=True, enable_grad=True)
+
+
+@pytest.mark.slow
+def test_compiled_by_the_compiler() -> None:
+    """The same by torch.compile's own compiler, module and function."""
+    net = nn.Linear(3, 3)
+    score = sg.from_noise(lambda x, t: net(x), VP)
+    options = {"shape": (4, 3), "solver": "unipc3", "steps": 6, "seed": 0}
+    torch.testing.assert_close(
+        sg.sample(score, VP, compile=True, **options).x, sg.sample(score, VP, **options).x, rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["dpm++3m", "unipc3", "heun", "ancestral", "sa-solver"])
+def test_a_cuda_graph_replays_the_eager_run(name: str) -> None:
+    """One graph for the whole run: the eager run's samples, also with other noise and another condition."""
+    net = nn.Linear(8, 8).cuda()
+    score = sg.from_noise(lambda x, t, shift=0.0: net(x) + shift, VP)
+    for seed in (0, 1):
+        options = {"shape": (4, 8), "solver": name, "steps": 10, "seed": seed, "device": "cuda"}
+        options["model_kwargs"] = {"shift": torch.full((4, 8), 0.1 * seed, device="cuda")}
+        eager, graph = (sg.sample(score, VP, compile=c, **options) for c in (False, True))
+        torch.testing.assert_close(graph.x, eager.x, rtol=1e-4, atol=1e-4)
+        assert graph.nfe == eager.nfe
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde import time_labels
-from tests.helpers import ALL, F64, LINEAR, SOLVERS, Recorder, marginal_std, sampler
+from tests.helpers import ALL, F64, FAMILIES, LINEAR, SOLVERS, Recorder, marginal_std, sampler
 
 MEAN, STD = torch.linspace(-1, 1, 48, dtype=F64), 0.5
 HALVES = [torch.bfloat16, torch.float16]
@@ -64,7 +64,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("process", ["vp", "sub-vp", "ve", "edm", "flow"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_what_the_network_predicts_does_not_matter(name: str, process: str) -> None:
     """The same exact network given as data, noise, v, flow or score: samples agree to 1e-10, in float32 to 1e-5."""
     sde = LINEAR[process]
@@ -72,7 +72,7 @@ def test_what_the_network_predicts_does_not_matter(name: str, process: str) -> N
     # it: end at a noise level where float32 has some left.
     options = {
         "solver": sampler(name, sde),
-        "steps": 10,
+        "steps": 40 if name in ("deis3", "rosenbrock3") else 10,  # long steps amplify the rounding
         "grid": "log-snr",
         "t_end": float(sde.time(-2 * math.log(0.02))),
     }
@@ -377,7 +377,7 @@ def test_autocast_reaches_the_network_alone(name: str, enable_grad: bool) -> Non
 
 
 @pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_nothing_is_clipped(name: str, process: str) -> None:
     """Data in [-37, 12] come back in full from every solver: nothing clamps or rescales towards [-1, 1]."""
     sde = LINEAR[process]
@@ -392,12 +392,16 @@ def test_nothing_is_clipped(name: str, process: str) -> None:
 
 def scaled(name: str, sde: sg.EDMSDE, a: float) -> sg.Solver:
     """The solver whose options with a unit are those of data a times as large."""
-    if name == "edm-sde":
-        return sg.Heun(s_churn=40, s_tmin=0.05 * a, s_tmax=50 * a, s_noise=1.003)
-    return sampler(name, sde)
+    with_a_unit = {
+        "edm-sde": sg.Heun(s_churn=40, s_tmin=0.05 * a, s_tmax=50 * a, s_noise=1.003),
+        "rosenbrock3": sg.Rosenbrock(3, sigma_data=0.5 * a),
+        "sa-solver": sg.SASolver(window=(0.05 * a, a)),
+        "dpm++3m-restart": sg.Restart(sg.DPMSolverPP(3), s_min=0.14 * a, s_max=0.3 * a),
+    }
+    return with_a_unit[name] if name in with_a_unit else sampler(name, sde)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "er-sde3"])  # its noise scale has a unit
 @settings(max_examples=5)
 @given(a=st.floats(0.01, 1000))
 def test_scaled_data_give_scaled_samples(name: str, a: float) -> None:

@@ -127,9 +127,9 @@ def lower(program: Program, conversions: Sequence[tuple[float, float]]) -> Plan:
             # A state made of nothing but what this stage needs anyway is written out, and not needed itself.
             made_of = on_states[j].keys() <= total.keys() and on_evals[j].keys() <= evals.keys()
             if made_of and not (stages[j].node or stages[j].noises) and len(on_evals[j]) == len(stages[j].evals):
-                for terms, parts in ((total, on_states[j]), (evals, on_evals[j])):
+                for mine, parts in ((total, on_states[j]), (evals, on_evals[j])):
                     for i, part in parts.items():
-                        terms[i] += c * part
+                        mine[i] += c * part
             else:
                 total[j] = total.get(j, 0.0) + c
         on_states.append(total)
@@ -191,7 +191,9 @@ class _Buffers:
         self.samples = [register.view(len(x), -1) for register in registers]
         self.shaped = registers
         self.sums = x.new_empty(plan.program.steps + 1, len(x)).unbind(0)
-        self.shaped[plan.instructions[0].target].copy_(x)
+
+    def start(self, register: int, x: Tensor) -> None:
+        self.shaped[register].copy_(x)
 
     def checksum(self, register: int, node: int) -> Tensor:
         return torch.sum(self.samples[register], 1, out=self.sums[node])
@@ -236,6 +238,9 @@ class _Graph:
         self.rows: list[Tensor] = [torch.empty(0)] * plan.n_rows
         self.shaped = [x] * plan.n_registers
         self.flat = [x.reshape(-1)] * plan.n_registers
+
+    def start(self, register: int, x: Tensor) -> None:
+        self.replace(register, x)
 
     def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, float]]) -> None:
         state = 0.0 * self.flat[ins.target] if ins.base is None else ins.beta * self.flat[ins.base]
@@ -296,10 +301,25 @@ def execute(
     Returns:
         the last state and the per-node checksums.
     """
-    shape, dtype, device = tuple(x.shape), x.dtype, x.device
     plan = model.plan(program)
     memory = _Graph(x, plan) if grad else _Buffers(x, plan)
     times = model.times([stage.t for stage in program.stages], x)
+    return _loop(plan, x, memory, times, model, noise, hooks, on_node, on_output)
+
+
+def _loop(
+    plan: Plan,
+    x: Tensor,
+    memory: _Buffers | _Graph,
+    times: Sequence[Tensor],
+    model: Model,
+    noise: NoiseSource,
+    hooks: Sequence[Hook] = (),
+    on_node: Callable[[int, Tensor], bool] | None = None,
+    on_output: Callable[[Tensor, Tensor, float], None] | None = None,
+) -> Run:
+    program, shape, dtype, device = plan.program, tuple(x.shape), x.dtype, x.device
+    memory.start(plan.instructions[0].target, x)
     output: Tensor | None = None
     terms: list[tuple[Tensor, float]] = []
     run, reported = Run(x), 0
@@ -339,6 +359,56 @@ def execute(
             elif output.untyped_storage().data_ptr() == state.untyped_storage().data_ptr():
                 output = output.clone()  # a network that returns its input, which is about to be overwritten
     return run
+
+
+class Recording:
+    """A run on a CUDA device, recorded once as a graph and replayed: no Python and no launches in the loop.
+
+    Everything lives in memory of its own, the noises of the whole run too; what a replay returns is a copy.
+
+    Args:
+        program: the table.
+        x: a state of the shape, dtype and device of all runs to come.
+        model: what to evaluate; its network must not wait for the device.
+    """
+
+    def __init__(self, program: Program, x: Tensor, model: Model) -> None:
+        self.plan, self.model = model.plan(program), model
+        self.x = x.detach().clone()
+        self.memory = _Buffers(x, self.plan)
+        self.times = model.times([stage.t for stage in program.stages], x)
+        self.draws = len({m for stage in program.stages for m, _ in stage.noises})
+        self.z = [torch.zeros_like(self.x) for _ in range(self.draws)]
+        side = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(side):
+            for _ in range(2):  # what a network does the first time does not belong into the graph
+                self._run()
+        torch.cuda.current_stream(x.device).wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.run = self._run()
+
+    def _run(self) -> Run:
+        return _loop(self.plan, self.x, self.memory, self.times, self.model, _Given(self.z))
+
+    def replay(self, x: Tensor, noise: NoiseSource) -> Run:
+        """The run from another state x with other noise."""
+        self.x.copy_(x)
+        for z in self.z:
+            z.copy_(noise.normal(tuple(x.shape), x.dtype, x.device))
+        self.graph.replay()
+        return Run(self.run.x.clone(), self.run.nodes, [c.clone() for c in self.run.checksums])
+
+
+class _Given:
+    """Noise drawn before."""
+
+    def __init__(self, z: Sequence[Tensor]) -> None:
+        self._z = iter(z)
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+        return next(self._z)
 
 
 def checksum(x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class BoundModel:
 
     Attributes:
         nfe: number of network calls so far.
+        kwargs: passed on to the network at each call.
     """
 
     def __init__(
@@ -40,10 +41,14 @@ class BoundModel:
     ) -> None:
         self.score, self.sde = score, sde
         self._low, self._high = times
-        self._kwargs = dict(model_kwargs or {})
+        self.kwargs = dict(model_kwargs or {})
         self._drift: ReverseSDE | None = None
         self._at: dict[float, Any] = {}
         self.nfe = 0
+
+    def with_kwargs(self, kwargs: Mapping[str, Any]) -> BoundModel:
+        """The same model with other arguments for the network, and its own count of calls."""
+        return BoundModel(self.score, self.sde, (self._low, self._high), kwargs)
 
     def plan(self, program: Program) -> Plan:
         """The program made ready for what the network predicts.
@@ -79,7 +84,7 @@ class BoundModel:
 
     def _call(self, x: Tensor, t: Tensor) -> Tensor:
         self.nfe += 1
-        return self.score.output(x, t, **self._kwargs)
+        return self.score.output(x, t, **self.kwargs)
 
     def times(self, ts: Sequence[float], x: Tensor) -> Sequence[Tensor]:
         """Times as tensors (B,) in the state's dtype, rounded into the run and never out of it."""

@@ -73,10 +73,15 @@ class Score:
 
     def cast_to(self, dtype: torch.dtype) -> Score:
         """The same score with x cast to `dtype` for the call."""
-        return Score(
-            self.net, self.sde, self.prediction,
-            time_label=self.time_label, input_scale=self.input_scale, dtype=dtype,
-        )  # fmt: skip
+        return self._with(self.net, dtype)
+
+    def with_net(self, net: Callable[..., Tensor]) -> Score:
+        """The same score from another network of its kind."""
+        return self._with(net, self._dtype)
+
+    def _with(self, net: Callable[..., Tensor], dtype: torch.dtype | None) -> Score:
+        options = {"time_label": self.time_label, "input_scale": self.input_scale}
+        return Score(net, self.sde, self.prediction, dtype=dtype, **options)
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The network's own output at x (B, *) and t (B,), as it returns it."""

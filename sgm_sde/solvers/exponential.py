@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+import numpy as np
 
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import Solver
-from sgm_sde.solvers.linear_part import PARTS, VARIABLES, VARIANTS, Known, LinearPart
+from sgm_sde.solvers.linear_part import PARTS, VARIABLES, VARIANTS, DataPart, Known, LinearPart
 
 NoiseLevel = float | Callable[[float], float]
 NATIVE = {"data": "log-snr", "noise": "log-snr", "velocity": "angle"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Exponential(Solver):
     """What exponential integrators share: the linear part and the noise level.
 
@@ -26,6 +28,7 @@ class Exponential(Solver):
         variant: `"exact"`, or a published simplification; see `LinearPart.weights`.
         eta: noise level tau, a number or a function of the time at which a step starts; it stays constant on the
             step, which is a noise level like any other and costs no accuracy.
+        noise_scale: `"er"` for ER-SDE's noise level, a function of sigma / alpha, instead of `eta`.
         window: noise levels sigma / alpha, low and high, outside of which `eta` is 0.
         sigma_data: standard deviation of the data, for velocity.
         name: what to call it.
@@ -36,6 +39,7 @@ class Exponential(Solver):
     variable: str | None = None
     variant: str = "exact"
     eta: NoiseLevel = 0.0  # type: ignore[assignment]
+    noise_scale: str | None = None
     window: tuple[float, float] = (0.0, math.inf)
     sigma_data: float = 1.0
     name: str = "exponential"
@@ -61,6 +65,13 @@ class Exponential(Solver):
             )
         if not callable(self.eta):
             _check_eta(self.eta)
+        if self.noise_scale is not None:
+            if self.noise_scale not in LOG_SCALES:
+                raise ValueError(f"noise_scale must be {', '.join(map(repr, LOG_SCALES))}, got {self.noise_scale!r}")
+            if self.prediction != "data" or callable(self.eta) or self.eta or self.window != (0.0, math.inf):
+                raise ValueError(
+                    f"noise_scale goes with data prediction and without eta, got noise_scale={self.noise_scale!r}"
+                )
         low, high = self.window
         if not 0 <= low <= high:
             raise ValueError(f"window must be (low, high) with 0 <= low <= high, got {self.window}")
@@ -71,10 +82,16 @@ class Exponential(Solver):
         if self.sigma_data != 1 and self.prediction != "velocity":
             raise ValueError(f"sigma_data acts on velocity prediction, got it with {self.prediction}")
 
+    def __repr__(self) -> str:
+        changed = [f for f in fields(self) if getattr(self, f.name) != f.default and f.name not in ("name", "source")]
+        native = self.variable == NATIVE.get(self.prediction)
+        shown = [f"{f.name}={getattr(self, f.name)!r}" for f in changed if not (native and f.name == "variable")]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
     @property
     def stochastic(self) -> bool:
         """Whether the solver adds noise."""
-        return callable(self.eta) or self.eta > 0
+        return callable(self.eta) or self.eta > 0 or self.noise_scale is not None
 
     def tau(self, s: Any, t: Any) -> float:
         """Noise level of the step from s to t; its square in proportion where a part of the step is in the window."""
@@ -88,7 +105,16 @@ class Exponential(Solver):
     def part(self, s: Any, t: Any) -> LinearPart:
         """The linear part of the step from s to t."""
         assert self.variable is not None
+        if self.noise_scale is not None:
+            return DataPart(self.variable, 0.0, self.variant, log_scale=LOG_SCALES[self.noise_scale])
         return PARTS[self.prediction](self.variable, self.tau(s, t), self.variant, self.sigma_data)
+
+
+def _er_log_scale(s: Any) -> Any:
+    return np.log(s) + np.log(np.exp(s**0.3) + 10)
+
+
+LOG_SCALES: dict[str, Callable[[Any], Any]] = {"er": _er_log_scale}
 
 
 def _check_eta(eta: float, t: float | None = None) -> float:
@@ -125,7 +151,7 @@ def runge_kutta_step(part: LinearPart, k: Step, c: tuple[float, ...]) -> Form:
     return advance(t)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ExponentialAdams(Exponential):
     r"""Exponential Adams methods: the one formula of which the field's multistep solvers are cases.
 
@@ -234,7 +260,7 @@ class ExponentialAdams(Exponential):
         return part.update(s, t, x, known) + (std * k.noise() if std else Form())
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ExponentialRungeKutta(Exponential):
     r"""Exponential Runge-Kutta methods: the single-step solvers of the DPM-Solver family, for ODE and SDE.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import Solver
 from sgm_sde.solvers.exponential import ExponentialAdams, ExponentialRungeKutta, NoiseLevel
-from sgm_sde.solvers.linear_part import DataPart, LinearPart
 
 LU_PP = "Lu et al., 2022, arXiv:2211.01095"
 LU = "Lu et al., 2022, arXiv:2206.00927"
@@ -354,60 +352,32 @@ def Rosenbrock(order: int = 2, *, sigma_data: float = 0.5, eta: NoiseLevel = 0.0
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ERSDE(ExponentialAdams):
+def ERSDE(order: int = 3) -> ExponentialAdams:
     r"""ER-SDE: data prediction with a noise scale $\phi(s)$ of the noise level $s = \sigma/\alpha$, repaired.
 
     $$ \frac{x_t}{\alpha_t} = r\,\frac{x_s}{\alpha_s} + \sum_j D_j \int_s^t l_j(u)\,d\frac{\phi(t)}{\phi(u)}
-       + \sqrt{t^2 - s^2 r^2}\,z, \qquad r = \frac{\phi(t)}{\phi(s)} $$
+       + \sqrt{t^2 - s^2 r^2}\,z, \qquad r = \frac{\phi(t)}{\phi(s)}, \qquad \phi(s) = s(e^{s^{0.3}} + 10) $$
 
-    here with s, t, u for noise levels. The default scale $\phi(s) = s(e^{s^{0.3}} + 10)$ is the paper's. As published,
-    the third-order solver takes a divided difference for the first derivative and is of order 2; here the
-    polynomial through the last `nodes` evaluations is integrated.
+    here with s, t, u for noise levels. As published, the third-order solver takes a divided difference for the first
+    derivative and is of order 2; here the polynomial through the last `order` evaluations is integrated. The scale
+    is made for data of unit size. Scales $s^{1 + \eta^2}$ are what `eta` does in the other solvers.
 
     Args:
-        nodes: number of evaluations used.
-        scale: `"er"`, the paper's, or `"ode"`, $\phi(s) = s$, or `"sde"`, $\phi(s) = s^2$.
-
-    Raises:
-        ValueError: for another scale.
+        order: number of evaluations used.
 
     Source: Cui et al., 2023, arXiv:2309.06169.
 
     Example:
-        >>> ERSDE(nodes=3).weak_order, ERSDE(nodes=2, scale="ode").stochastic
-        (2, False)
+        >>> ERSDE(3).weak_order
+        2
     """
-
-    scale: str = "er"
-    variable: str | None = "noise-level"
-    source: str = "Cui et al., 2023, arXiv:2309.06169"
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.name or f"er-sde{self.nodes}")
-        if self.scale not in ER_SCALES:
-            raise ValueError(f"scale must be one of {', '.join(map(repr, ER_SCALES))}, got {self.scale!r}")
-        if (self.prediction, self.variable, self.eta) != ("data", "noise-level", 0.0):
-            raise ValueError("ER-SDE predicts data in the noise level, and its noise is set by scale=")
-        super().__post_init__()
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether the scale is not that of the ODE."""
-        return self.scale != "ode"
-
-    def part(self, s: Any, t: Any) -> LinearPart:
-        """The linear part of the step from s to t."""
-        assert self.variable is not None
-        return DataPart(self.variable, 0.0, self.variant, 1.0, ER_SCALES[self.scale])
-
-
-def _er_log_scale(s: Any) -> Any:
-    return np.log(s) + np.log(np.exp(s**0.3) + 10)
-
-
-ER_SCALES: dict[str, Callable[[Any], Any]] = {"er": _er_log_scale, "ode": np.log, "sde": lambda s: 2 * np.log(s)}
+    return ExponentialAdams(
+        nodes=order,
+        variable="noise-level",
+        noise_scale="er",
+        name=f"er-sde{order}",
+        source="Cui et al., 2023, arXiv:2309.06169",
+    )
 
 
 @dataclass(frozen=True)

@@ -157,8 +157,8 @@ class DataPart(LinearPart):
     """Data prediction, for which anything that grows with the noise level can set the noise.
 
     Attributes:
-        log_scale: logarithm of ER-SDE's noise scale as a function of sigma / alpha, instead of `tau`, which
-            stands for (1 + tau^2) log(sigma / alpha).
+        log_scale: logarithm of a noise scale as a function of sigma / alpha, instead of `tau`, which stands for
+            (1 + tau^2) log(sigma / alpha).
     """
 
     log_scale: Callable[[Any], Any] | None = None

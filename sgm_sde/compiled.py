@@ -1,0 +1,57 @@
+"""`sample(..., compile=True)`: the network by `torch.compile`, on CUDA the whole run as one graph.
+
+The loop's own arithmetic is not compiled: on a CPU one matrix-vector product a stage into memory at hand is faster
+than a compiled kernel with its guards (measured 1.3 to 3 times), and on CUDA the graph has the launches already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from sgm_sde.engine.executor import Recording, Run
+from sgm_sde.engine.noise import NoiseSource
+from sgm_sde.engine.program import Program
+from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.score import Score
+
+# By network, and forgotten with it.
+_networks: WeakKeyDictionary[Callable[..., Tensor], Callable[..., Tensor]] = WeakKeyDictionary()
+_recordings: WeakKeyDictionary[Callable[..., Tensor], dict[Hashable, tuple[BoundModel, Recording]]] = (
+    WeakKeyDictionary()
+)
+
+
+def compile_network(score: Score) -> Score:
+    """The same score with its network compiled, once for all runs."""
+    if score.net not in _networks:
+        _networks[score.net] = torch.compile(score.net)
+    return score.with_net(_networks[score.net])
+
+
+def replay(program: Program, x: Tensor, model: BoundModel, noise: NoiseSource, kwargs: Mapping[str, Any] | None) -> Run:
+    """Run a program as a CUDA graph, recorded the first time that it is asked for with this network.
+
+    Other tensors in `kwargs` of the same shapes are copied into the recording; anything else makes a new one.
+    """
+    kwargs = dict(kwargs or {})
+    signature = tuple(
+        (name, (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value)
+        for name, value in sorted(kwargs.items())
+    )
+    key = (program, model.score.prediction, repr(model.sde), tuple(x.shape), x.dtype, x.device, signature)
+    known = _recordings.setdefault(model.score.net, {})
+    if key not in known:
+        static = {name: value.clone() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
+        recorded = model.with_kwargs(static)
+        known[key] = (recorded, Recording(program, x, recorded))
+    recorded, recording = known[key]
+    for name, value in kwargs.items():
+        if isinstance(value, Tensor):
+            recorded.kwargs[name].copy_(value)
+    model.nfe += program.nfe
+    return recording.replay(x, noise)

@@ -1,0 +1,207 @@
+"""Methods that should coincide do, and none loses in float32 what it gained in steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import sgm_sde as sg
+from sgm_sde.engine.program import Program
+from sgm_sde.testing import active_start, flow_reference, rough, smooth_end
+from tests.helpers import ALL, DETERMINISTIC, F64, GAUSSIAN, LINEAR, MIXTURE, SOLVERS, bind
+
+PROCESSES = [name for name in LINEAR if name != "schedule"]
+
+
+def end_state(solver: sg.Solver, process: str, steps: int = 12, seed: int = 0) -> Tensor:
+    """Where a solver ends on the mixture, from the same noise, on a rough grid."""
+    sde = LINEAR[process]
+    grid = rough(seed=seed)(sde, steps)
+    return sg.sample(
+        MIXTURE.score(sde), sde, (8, 2), solver=solver, grid=grid, final="none", seed=0, dtype=F64
+    ).x  # fmt: skip
+
+
+# --- methods under several names -------------------------------------------------------------------------------------
+
+SAME = {
+    "ddim = dpm++1m": (sg.DDIM(), sg.DPMSolverPP(1)),
+    "ddim = dpm-solver-1": (sg.DDIM(), sg.DPMSolver(1)),
+    "ddim = single-step dpm++1": (sg.DDIM(), sg.DPMSolverPP(1, singlestep=True)),
+    "ddim = exponential Euler, noise in any variable": (sg.DDIM(), sg.DEIS(1)),
+    "ddim = lms1": (sg.DDIM(), sg.LMS(1)),
+    "ddim = ipndm1": (sg.DDIM(), sg.IPNDM(1)),
+    "ddim(1) = sde-dpm++1": (sg.DDIM(eta=1.0), sg.DPMSolverPP(1, eta=1.0)),
+    "ddim(1) = ddim, ancestral": (sg.DDIM(eta=1.0), sg.AncestralNoise(sg.DPMSolver(1))),
+    "ddim(eta) = ddim, ancestral": (sg.DDIM(eta=0.6), sg.AncestralNoise(sg.DPMSolver(1), eta=0.6)),
+    "unip2 = dpm++2m": (sg.UniPC(2, corrector=False), sg.DPMSolverPP(2)),
+    "unip3 = dpm++3m": (sg.UniPC(3, variant="exact", corrector=False), sg.DPMSolverPP(3, start="cold")),
+    "unip3 of noise = dpm3m": (
+        sg.UniPC(3, prediction="noise", variant="exact", corrector=False),
+        sg.DPMSolver(3, singlestep=False, start="cold"),
+    ),
+    "unipc = unic of unip": (sg.UniPC(3), sg.UniC(sg.UniPC(3, corrector=False))),
+    "sa-solver without noise = unipc": (
+        sg.SASolver(3, eta=0.0, window=(0.0, math.inf)),
+        sg.UniPC(3, variant="exact"),
+    ),
+    "seeds1 = sde-dpm1": (sg.SEEDS(1), sg.DPMSolver(1, eta=1.0)),
+    "seeds2 = sde-dpm-solver 2s": (sg.SEEDS(2), sg.DPMSolver(2, eta=1.0)),
+    "er-sde1 in log-snr": (sg.ERSDE(1), sg.ExponentialAdams(nodes=1, noise_scale="er")),
+    "a constant eta(t)": (sg.DPMSolverPP(2, eta=0.7), sg.DPMSolverPP(2, eta=lambda t: 0.7)),
+    "a window around everything": (
+        sg.DPMSolverPP(2, eta=0.7),
+        sg.ExponentialAdams(variant="midpoint", eta=0.7, window=(1e-9, 1e9)),
+    ),
+    "velocity of VP data = angle": (sg.Rosenbrock(2, sigma_data=1.0), sg.ExponentialAdams(prediction="velocity")),
+    "a corrector of one node more, by name": (sg.UniC(sg.DEIS(2)), replace(sg.DEIS(2), corrector=3)),
+}
+# eta = 0 of each stochastic solver and its deterministic twin.
+TWINS = {
+    "euler-maruyama": (sg.EulerMaruyama(eta=0.0), sg.RungeKutta(sg.EULER)),
+    "ddim": (sg.DDIM(eta=0.0), sg.DPMSolverPP(1)),
+    "edm churn": (sg.Heun(s_churn=0.0), sg.Heun()),
+    **{
+        f"dpm++{n}m": (replace(sg.DPMSolverPP(n, eta=1.0), eta=0.0), sg.DPMSolverPP(n, start="cold")) for n in (1, 2, 3)
+    },
+    **{
+        f"dpm{n}m": (
+            replace(sg.DPMSolver(n, eta=1.0, singlestep=False), eta=0.0),
+            sg.DPMSolver(n, start="cold", singlestep=False),
+        )
+        for n in (1, 2, 3)
+    },
+    **{f"seeds{n}": (replace(sg.SEEDS(n), eta=0.0), sg.DPMSolver(n)) for n in (1, 2, 3)},
+    "dpm++2s": (replace(sg.DPMSolverPP(2, eta=1.0, singlestep=True), eta=0.0), sg.DPMSolverPP(2, singlestep=True)),
+    "rosenbrock2": (replace(sg.Rosenbrock(2, eta=1.0), eta=0.0), sg.Rosenbrock(2)),
+    "sa-solver": (sg.SASolver(2, eta=0.0, window=(0.0, math.inf)), sg.UniPC(2, variant="exact")),
+    "an eta(t) of 0": (sg.DPMSolverPP(2, eta=lambda t: 0.0), sg.DPMSolverPP(2)),
+    "a small eta": (sg.DPMSolverPP(3, eta=1e-12), sg.DPMSolverPP(3, start="cold")),
+}
+
+
+@pytest.mark.parametrize("process", ["vp", "edm", "flow", "ddpm"])
+@pytest.mark.parametrize("case", [*SAME, *TWINS])
+def test_methods_that_coincide(case: str, process: str) -> None:
+    """The same method under two names, and a stochastic one without its noise, give the same samples."""
+    one, other = {**SAME, **TWINS}[case]
+    torch.testing.assert_close(end_state(one, process), end_state(other, process), rtol=1e-9, atol=1e-9)
+
+
+def test_variants_differ() -> None:
+    """What is offered as another method is another method."""
+    states = {name: end_state(ALL[name], "vp") for name in DETERMINISTIC}
+    pairs = [
+        (one, other)
+        for i, one in enumerate(DETERMINISTIC)
+        for other in DETERMINISTIC[:i]
+        if torch.allclose(states[one], states[other], rtol=1e-9)
+    ]
+    assert set(pairs) == {
+        ("dpm++1m", "ddim"),
+        ("dpm1", "ddim"),
+        ("dpm1", "dpm++1m"),
+        ("unip2", "dpm++2m"),
+        ("euler-maruyama-flow", "euler"),
+    }
+
+
+@given(sigma_data=st.floats(0.05, 20.0), steps=st.integers(1, 5), process=st.sampled_from(PROCESSES))
+@settings(max_examples=20)
+def test_rosenbrock_is_exact_for_data_of_its_spread(sigma_data: float, steps: int, process: str) -> None:
+    """One step crosses all noise levels where the data are Gaussian of the stated standard deviation around 0."""
+    sde = LINEAR[process]
+    oracle = sg.oracles.Gaussian(torch.zeros(2), sigma_data**2)
+    x = sde.prior_sample((4, 2), seed=0, dtype=F64)
+    solver = sg.Rosenbrock(2, sigma_data=sigma_data)
+    got = sg.sample(oracle.score(sde), sde, x_T=x, solver=solver, steps=steps, final="none", seed=0).x
+    torch.testing.assert_close(got, flow_reference(oracle, sde, x, sde.eps), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("variant", ["bh1", "bh2", "exact"])
+@given(n=st.integers(1, 40))
+def test_a_corrector_costs_no_call(n: int, variant: str) -> None:
+    """Predictor and corrector share their network calls: one a step."""
+    assert sg.UniPC(3, variant=variant).nfe(n) == sg.UniPC(3, variant=variant, corrector=False).nfe(n) == n
+
+
+# --- budgets ---------------------------------------------------------------------------------------------------------
+
+
+@given(budget=st.integers(1, 200), name=st.sampled_from(list(SOLVERS)))
+@settings(max_examples=200)
+def test_fit_never_exceeds_a_budget(budget: int, name: str) -> None:
+    """The fitted solver takes at most the budget, and one step more would exceed it."""
+    solver, steps = SOLVERS[name].fit(budget)
+    if steps:
+        assert solver.nfe(steps) <= budget
+    assert solver.nfe(steps + 1) > budget or solver.nfe(steps) == budget
+
+
+@given(budget=st.integers(1, 100), stages=st.sampled_from([2, 3]))
+def test_single_step_solvers_use_any_budget_in_full(budget: int, stages: int) -> None:
+    """Mixed orders: the last steps do with a stage less."""
+    solver, steps = sg.DPMSolverPP(stages, singlestep=True).fit(budget)
+    assert solver.nfe(steps) == budget
+    assert solver.compile(LINEAR["vp"], sg.grids.LogSNR()(LINEAR["vp"], steps)).nfe == budget
+
+
+def test_mixed_orders_cost_no_order() -> None:
+    """Steps of order 2 at the end of a run of order 3 leave the order of the whole at 3."""
+    sde = LINEAR["vp"]
+    start, end = active_start(sde), smooth_end(sde)
+    x = sde.prior_sample((8, 2), t=start, seed=1, dtype=F64)
+    exact = flow_reference(GAUSSIAN, sde, x, end, start)
+    errors = []
+    for budget in (80, 320):  # neither is a multiple of 3
+        solver, steps = sg.DPMSolver(3).fit(budget)
+        grid = rough()(sde, steps, start, end)
+        got = sg.sample(GAUSSIAN.score(sde), sde, x_T=x, solver=solver, grid=grid, final="none", seed=0).x
+        errors.append(float((got - exact).norm()))
+    assert math.log(errors[0] / errors[1]) / math.log(4) > 2.85
+
+
+# --- float32 ---------------------------------------------------------------------------------------------------------
+
+PLATEAU = [name for name in DETERMINISTIC if ALL[name].order > 1 or ALL[name].nfe_per_step == 1]
+
+
+@pytest.mark.parametrize("name", PLATEAU)
+def test_float32_errors_do_not_rise_again(name: str) -> None:
+    """With up to 3000 steps the error in float32 stays where float64 or rounding puts it: weights do not cancel."""
+    sde = LINEAR["vp"]
+    end = smooth_end(sde)
+    x = sde.prior_sample((16, 2), seed=1, dtype=F64)
+    exact = flow_reference(GAUSSIAN, sde, x, end)
+    errors = {}
+    for steps in (100, 1000, 3000):
+        grid = sg.grids.LogSNR()(sde, steps, t_end=end)
+        states = [
+            sg.sample(GAUSSIAN.score(sde), sde, x_T=x.to(dtype), solver=ALL[name], grid=grid, final="none", seed=0).x
+            for dtype in (torch.float32, F64)
+        ]
+        errors[steps] = [float((state.double() - exact).abs().max()) for state in states]
+    for steps, (single, double) in errors.items():
+        rounding = 2e-6 * math.sqrt(steps)  # that many roundings of numbers of size 5, at random
+        assert single < double + rounding, errors
+
+
+def test_weights_keep_their_digits() -> None:
+    """Weights of short steps come from moments that do not cancel: polynomials are integrated to 1e-12."""
+    sde = LINEAR["vp"]
+    for solver in (sg.DPMSolverPP(4, start="cold"), sg.DEIS(4, start="cold"), sg.LMS(4, start="cold")):
+        grid = sg.grids.LogSNR()(sde, 3000)
+        program: Program = solver.compile(sde, grid)
+        model = bind(sg.from_denoiser(lambda x, t: torch.ones_like(x), sde), sde, grid.times)
+        assert model.plan(program).n_rows <= 5
+        nodes = sde.nodes([grid.times[2000], grid.times[2001]])
+        part = solver.part(*nodes)
+        history = sde.nodes(grid.times[2000:1996:-1])
+        total = sum(part.weights(*nodes, history))
+        assert total == pytest.approx(part.moments(*nodes, 1)[0], rel=1e-11)
