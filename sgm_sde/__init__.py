@@ -14,9 +14,11 @@ Example:
 
 from sgm_sde import grids
 from sgm_sde._version import __version__
+from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.grids import Grid
+from sgm_sde.pilot import PilotResult, pilot
 from sgm_sde.processes import (
     EDMSDE,
     SDE,
@@ -116,6 +118,7 @@ __all__ = [
     "Langevin",
     "LinearSDE",
     "NonFiniteWarning",
+    "PilotResult",
     "PredictorCorrector",
     "Program",
     "RectifiedFlowSDE",
@@ -127,6 +130,7 @@ __all__ = [
     "SASolver",
     "SampleResult",
     "Score",
+    "Setting",
     "Solver",
     "Stage",
     "Status",
@@ -136,6 +140,7 @@ __all__ = [
     "UniC",
     "UniPC",
     "__version__",
+    "default_setting",
     "from_denoiser",
     "from_flow",
     "from_noise",
@@ -143,6 +148,7 @@ __all__ = [
     "from_velocity",
     "grids",
     "oracles",
+    "pilot",
     "presets",
     "sample",
     "solvers",

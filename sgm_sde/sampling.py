@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sgm_sde import grids
 from sgm_sde.compiled import compile_network, replay
+from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.executor import Run, checksum, execute
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -22,7 +23,6 @@ from sgm_sde.scores.model import BoundModel
 from sgm_sde.scores.score import as_score
 from sgm_sde.solvers import Solver, resolve
 
-DEFAULT_SOLVER = "dpm++2m"
 DEFAULT_NFE = 50
 FINALS = ("denoise", "mean", "none")
 
@@ -111,7 +111,7 @@ def sample(
     shape: Sequence[int] | None = None,
     *,
     x_T: Tensor | None = None,
-    solver: Solver | str = DEFAULT_SOLVER,
+    solver: Solver | Setting | str | None = None,
     nfe: int | None = None,
     steps: int | None = None,
     grid: Grid | GridRule | str | Sequence[float] | None = None,
@@ -142,11 +142,12 @@ def sample(
         shape: (B, *) of the samples; or give `x_T`.
         x_T: the states (B, *) to start from, instead of prior samples. bfloat16 and float16 are integrated in
             float32 and returned as they came.
-        solver: a name from `solvers()` or a `Solver`.
+        solver: a name from `solvers()`, a `Solver`, or a `Setting`, which brings its grid along, such as `pilot` finds.
+            By default that of `default_setting`, which depends on the process and the budget.
         nfe: budget of network calls, final one included, never exceeded. Default 50.
         steps: number of steps, instead of `nfe`.
         grid: a rule (`grids.Karras()`, or a name such as "log-snr") that places the steps, or the times
-            themselves (then neither `nfe` nor `steps`). By default the process' `natural_grid`.
+            themselves (then neither `nfe` nor `steps`). By default that of the setting, or the process' `natural_grid`.
         t_start: where to start, default `sde.T`. Below it, give the noised data as `x_T`.
         t_end: where to end, default `sde.eps`.
         seed: one int for the batch, or one per sample.
@@ -184,7 +185,13 @@ def sample(
         (20, True)
     """
     score = as_score(score_fn, sde)
-    solver = resolve(solver)
+    if isinstance(solver, Setting) and grid is not None:
+        raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
+    setting = default_setting(sde, nfe if steps is None else steps) if solver is None else solver
+    if isinstance(setting, Setting):
+        solver, grid = setting.solver, setting.grid if grid is None else grid
+    else:
+        solver = resolve(setting)
     if final is None:
         final = "denoise" if sde.is_linear else "mean"
     if final not in FINALS:

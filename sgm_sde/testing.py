@@ -197,7 +197,7 @@ class OrderMeasurement:
     @property
     def order(self) -> float:
         """Slope over the last two refinements whose errors are above rounding."""
-        clean = [(n, error) for n, error in zip(self.steps, self.errors, strict=True) if error > 1e-11][-3:]
+        clean = [(n, error) for n, error in zip(self.steps, self.errors, strict=True) if error > 1e-12][-3:]
         if len(clean) < 2:
             return math.nan
         (n1, e1), (n2, e2) = clean[0], clean[-1]

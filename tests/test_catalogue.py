@@ -16,6 +16,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.testing import active_start, flow_reference, rough, smooth_end
 from tests.helpers import ALL, DETERMINISTIC, F64, GAUSSIAN, LINEAR, MIXTURE, SOLVERS, bind
 
+MIXTURE_OF_TWO = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.3], [1.0, -0.5]]), 0.2)
 PROCESSES = [name for name in LINEAR if name != "schedule"]
 
 
@@ -205,3 +206,91 @@ def test_weights_keep_their_digits() -> None:
         history = sde.nodes(grid.times[2000:1996:-1])
         total = sum(part.weights(*nodes, history))
         assert total == pytest.approx(part.moments(*nodes, 1)[0], rel=1e-11)
+
+
+# --- choosing --------------------------------------------------------------------------------------------------------
+
+
+def bimodal(sde: sg.LinearSDE) -> sg.Score:
+    """Two narrow modes."""
+    return MIXTURE_OF_TWO.score(sde)
+
+
+@pytest.mark.parametrize("process", ["vp", "edm"])
+def test_a_pilot_finds_the_best(process: str) -> None:
+    """Its errors are those of runs against the exact flow, in order, and its best is taken by `sample` as it is."""
+    sde = LINEAR[process]
+    score = bimodal(sde)
+    candidates = [sg.Setting(name, grid) for name in ("ddim", "dpm++2m", "unipc3") for grid in ("log-snr", "uniform")]
+    result = sg.pilot(
+        score, sde, (16, 2), nfe=12, candidates=candidates, seed=3, final="none", dtype=F64, t_end=smooth_end(sde)
+    )
+    x = sde.prior_sample((16, 2), seed=3, dtype=F64)
+    exact = flow_reference(MIXTURE_OF_TWO, sde, x, smooth_end(sde))
+    assert result.reference_error < 1e-4
+    assert [error for _, error in result.errors] == sorted(error for _, error in result.errors)
+    for setting, error in result.errors:
+        got = sg.sample(
+            score, sde, x_T=x, solver=setting, nfe=12, final="none", seed=0, t_end=smooth_end(sde)
+        ).x  # fmt: skip
+        expected = float((got - exact).square().mean().sqrt() / exact.std())
+        assert error == pytest.approx(expected, rel=1e-3, abs=2 * result.reference_error)
+    best = result.errors[0][0]
+    assert (result.solver, result.grid) == (best.solver, best.grid)
+    one, other = (sg.sample(score, sde, (4, 2), solver=s, nfe=12, seed=0).x for s in (result, best))
+    assert torch.equal(one, other)
+    assert best.solver.name in str(result)
+
+
+def test_a_pilot_is_repeatable() -> None:
+    """The same seed gives the same errors; a generator is drawn from once."""
+    sde = LINEAR["vp"]
+    one, other = (sg.pilot(bimodal(sde), sde, (4, 2), nfe=8, seed=1, candidates=["ddim"]) for _ in range(2))
+    assert one.errors == other.errors
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    sg.pilot(bimodal(sde), sde, (4, 2), nfe=8, generator=generator, candidates=["ddim"])
+    expected = torch.Generator()
+    expected.set_state(before)
+    torch.randint(2**62, (4,), generator=expected)
+    assert torch.equal(generator.get_state(), expected.get_state())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "shown"),
+    [
+        ({"candidates": []}, ValueError, "none"),
+        ({"candidates": ["ancestral"]}, ValueError, "ancestral"),
+        ({"candidates": ["dpm++2n"]}, ValueError, "dpm"),
+        ({"candidates": ["rk4"], "nfe": 3}, ValueError, "nfe=3"),
+        ({"nfe": 0}, ValueError, "0"),
+        ({"final": "clean"}, ValueError, "clean"),
+    ],
+)
+def test_pilots_that_cannot_run(options: dict[str, object], error: type[Exception], shown: str) -> None:
+    """Bad input is refused in the user's words."""
+    sde = LINEAR["vp"]
+    with pytest.raises(error, match=shown):
+        sg.pilot(bimodal(sde), sde, (2, 2), **{"nfe": 8, "seed": 0, **options})
+
+
+def test_settings_are_values() -> None:
+    """A setting is made from names or objects, compares by what it holds, and refuses a grid of given times."""
+    assert sg.Setting("ddim", "karras") == sg.Setting(sg.DDIM(), sg.grids.Karras())
+    with pytest.raises(TypeError, match="rule"):
+        sg.Setting("ddim", sg.Grid([1.0, 0.5]))
+    with pytest.raises(ValueError, match="karras"):
+        sg.Setting("ddim", "karas")
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@given(budget=st.integers(2, 120))
+@settings(max_examples=10)
+def test_the_default_keeps_every_budget(process: str, budget: int) -> None:
+    """Without a solver's name a run uses the budget in full, on every process."""
+    sde = LINEAR[process]
+    res = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0)
+    assert res.nfe == budget
+    assert res.status.ok
+    named = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0, solver=sg.default_setting(sde, budget))
+    assert torch.equal(named.x, res.x)

@@ -284,7 +284,7 @@ SAMPLE_CHANGES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     ],
     "dtype": [({"dtype": F64}, {"dtype": torch.bfloat16})],
 }  # fmt: skip
-ELSEWHERE = {"sde", "callback", "progress", "trajectory", "enable_grad", "device"}  # in tests of their own
+ELSEWHERE = {"sde", "callback", "progress", "trajectory", "enable_grad", "compile", "device"}  # in tests of their own
 
 
 def test_every_argument_of_sample_matters() -> None:
@@ -302,6 +302,7 @@ def test_every_argument_of_sample_matters() -> None:
         ({"solver": "dpm++2n"}, ValueError, "dpm..2m"),
         ({"solver": sg.DDIM}, TypeError, "class DDIM: call it"),
         ({"solver": 3}, TypeError, "3"),
+        ({"solver": sg.Setting("ddim", "log-snr"), "grid": "karras"}, ValueError, "brings its own grid"),
         ({"nfe": 5, "steps": 5}, ValueError, "not both"),
         ({"nfe": 0}, ValueError, "0"),
         ({"nfe": 4.5}, ValueError, "4.5"),

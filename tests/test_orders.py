@@ -12,7 +12,7 @@ from sgm_sde.testing import measure_order, measure_weak_order, rough, warped
 from tests.helpers import ALL, DETERMINISTIC, FAMILIES, LINEAR, MIXTURE, WEAK
 
 RULES = {"log-snr": LogSNR(), "warped": warped(), "rough": rough()}
-STEPS = (80, 160, 320)
+STEPS = (160, 320)  # whole periods of the random grid
 
 
 def cases(names: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -45,7 +45,7 @@ def test_order_on_a_mixture(name: str, process: str, rule: str) -> None:
 @pytest.mark.parametrize(("name", "process", "rule"), cases(WEAK))
 def test_weak_order_by_impulse_response(name: str, process: str, rule: str) -> None:
     """Exact output mean and variance on Gaussian data, without Monte Carlo."""
-    measured = measure_weak_order(ALL[name], LINEAR[process], rule=RULES[rule], steps=(60, 120, 240))
+    measured = measure_weak_order(ALL[name], LINEAR[process], rule=RULES[rule], steps=(64, 128, 256))
     weak_order = ALL[name].weak_order
     assert weak_order is not None
     assert measured.order > weak_order - 0.15, measured
