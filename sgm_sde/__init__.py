@@ -18,6 +18,7 @@ from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.grids import Grid
+from sgm_sde.likelihood import LogProbResult, bits_per_dim, decode, encode, log_prob, slerp
 from sgm_sde.pilot import PilotResult, pilot
 from sgm_sde.processes import (
     EDMSDE,
@@ -117,6 +118,7 @@ __all__ = [
     "Heun",
     "Langevin",
     "LinearSDE",
+    "LogProbResult",
     "NonFiniteWarning",
     "PilotResult",
     "PredictorCorrector",
@@ -140,17 +142,22 @@ __all__ = [
     "UniC",
     "UniPC",
     "__version__",
+    "bits_per_dim",
+    "decode",
     "default_setting",
+    "encode",
     "from_denoiser",
     "from_flow",
     "from_noise",
     "from_score",
     "from_velocity",
     "grids",
+    "log_prob",
     "oracles",
     "pilot",
     "presets",
     "sample",
+    "slerp",
     "solvers",
     "time_labels",
 ]

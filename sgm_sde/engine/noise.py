@@ -15,7 +15,13 @@ Seeds = SupportsIndex | Iterable[SupportsIndex] | None
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 # A stream for each use, so that adding a corrector leaves the prior and the predictor's noise as they were.
-STREAMS = {"prior": 0x9E3779B9, "solver": 0x85EBCA6B, "corrector": 0xC2B2AE35}
+STREAMS = {
+    "prior": 0x9E3779B9,
+    "solver": 0x85EBCA6B,
+    "corrector": 0xC2B2AE35,
+    "probe": 0x27D4EB2F,
+    "dequantisation": 0x165667B1,
+}
 
 
 class NoiseSource(Protocol):
@@ -95,7 +101,7 @@ class NoiseStream:
 
     Args:
         seeds: one (seed, index) pair per sample, from `resolve_seeds`.
-        stream: `"prior"`, `"solver"` or `"corrector"`.
+        stream: what the noise is for, one of `STREAMS`.
 
     Example:
         >>> both = NoiseStream(((5, 0), (5, 1)), "solver").normal((2, 3), torch.float32, None)

@@ -352,8 +352,11 @@ class Step:
         return self._tracer.node(min(max(t, low), high))
 
 
-def trace(solver: Any, sde: Any, times: tuple[float, ...]) -> Program:
-    """Compile a solver: run its formula over the steps of a grid and write down what it computes."""
+def trace(solver: Any, sde: Any, times: tuple[float, ...], *, close: bool = False) -> Program:
+    """Compile a solver: run its formula over the steps of a grid and write down what it computes.
+
+    With `close`, a multistep solver is evaluated at the last node as well, which its corrector then uses.
+    """
     tracer = Tracer(sde, times)
     for i in range(len(times) - 1):
         try:
@@ -363,4 +366,9 @@ def trace(solver: Any, sde: Any, times: tuple[float, ...]) -> Program:
                 f"{solver.name} divides by zero in the step from t={times[i]} to t={times[i + 1]}: alpha or sigma "
                 f"vanishes there; start below it (t_start=), end above it (t_end=), or use a solver that allows it"
             ) from None
+    if close:
+        end = tracer.path.nodes[-1]
+        tracer.stages[-1]["node"] = False
+        last = Step(tracer, tracer.path, len(times) - 1, end)
+        tracer.add(solver.corrected(last), end.t, node=True)
     return tracer.program(solver)

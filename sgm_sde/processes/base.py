@@ -86,6 +86,11 @@ class SDE(ABC):
         """Standard deviation of the prior at `T`."""
 
     @property
+    def likelihood_eps(self) -> float:
+        """Where likelihoods end by default: 1e-5 as in the literature, or `eps` if that is smaller."""
+        return min(self.eps, 1e-5)
+
+    @property
     def is_linear(self) -> bool:
         """Whether the process has a marginal kernel `alpha(t)`, `sigma(t)`."""
         return False

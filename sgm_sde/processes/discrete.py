@@ -133,6 +133,11 @@ class DiscreteVPSDE(VariancePreservingSDE):
         """The time at which the integrated rate is `B`; NaN beyond the table's end."""
         return self._B.inverse(B)
 
+    @property
+    def likelihood_eps(self) -> float:
+        """`eps`: the network has seen nothing below."""
+        return self.eps
+
     def __repr__(self) -> str:
         return f"DiscreteVPSDE({len(self.betas)} betas from {self.betas[0]:.6g} to {self.betas[-1]:.6g})"
 
@@ -197,6 +202,11 @@ class DiscreteVESDE(UnitScaleSDE):
     def time(self, log_snr: Time) -> Tensor:
         """Inverse of `log_snr`; NaN outside of the ladder's range."""
         return self._log_sigma.inverse(-as_time(log_snr) / 2)
+
+    @property
+    def likelihood_eps(self) -> float:
+        """`eps`: the network has seen nothing below."""
+        return self.eps
 
     def __repr__(self) -> str:
         return f"DiscreteVESDE({len(self.sigmas)} sigmas from {self.sigmas[0]:.6g} to {self.sigmas[-1]:.6g})"

@@ -54,6 +54,11 @@ class EDMSDE(UnitScaleSDE):
         """Time derivative of `sigma`: 1."""
         return torch.ones_like(as_time(t))
 
+    @property
+    def likelihood_eps(self) -> float:
+        """`eps`: the network has seen nothing below."""
+        return self.eps
+
     def time(self, log_snr: Time) -> Tensor:
         """Inverse of `log_snr`."""
         return (-as_time(log_snr) / 2).exp()

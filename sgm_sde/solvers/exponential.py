@@ -242,14 +242,19 @@ class ExponentialAdams(Exponential):
         """The most steps that a budget of network calls allows."""
         return max(0, nfe - self.nfe(0))
 
+    def corrected(self, k: Step) -> Form:
+        """The state at the step's start, the step before done again with the evaluation there."""
+        here = k.evaluate(k.x, k.start)
+        if "predicted" not in k.memory:
+            return k.x
+        part, before, used = k.memory.pop("predicted")
+        nodes: Known = [(k.start, here), *used][: self.corrector]
+        return k.x + part.integral(before, k.start, nodes) - part.integral(before, k.start, used)
+
     def step(self, k: Step) -> Form:
         """One step."""
         part, s, t = self.part(k.start, k.end), k.start, k.end
-        here, x = k.evaluate(k.x, s), k.x
-        if "predicted" in k.memory:
-            part_before, before, used = k.memory.pop("predicted")
-            nodes: Known = [(s, here), *used][: self.corrector]
-            x = x + part_before.integral(before, s, nodes) - part_before.integral(before, s, used)
+        x = self.corrected(k)
         if self.start == "warm" and "warm" not in k.memory and math.isfinite(part.coordinate(s)):
             k.memory["warm"] = True
             return runge_kutta_step(replace(part, variant="exact"), k, self._inner)

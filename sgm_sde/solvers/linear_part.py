@@ -206,6 +206,8 @@ class NoisePart(LinearPart):
 
     def std(self, s: Any, t: Any) -> float:
         """Standard deviation of the noise between s and t."""
+        if not self.tau:  # the flow may run towards the noise, too
+            return 0.0
         return float(self.tau * t.alpha * s.noise_level * math.sqrt(-math.expm1(2 * (s.lam - t.lam))))
 
     def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
