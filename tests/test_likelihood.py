@@ -1,0 +1,430 @@
+"""Likelihoods against closed forms, their standard errors against the truth, and bits/dim against known densities."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import sgm_sde as sg
+from sgm_sde.likelihood import Stretched
+from tests.helpers import F64, GAUSSIAN, LINEAR, MIXTURE
+
+PROCESSES = [name for name in LINEAR if name != "schedule"]  # which has a marginal at T far from its prior
+
+
+def points(oracle: sg.oracles.Oracle, process: str, n: int = 32) -> Tensor:
+    """Samples of the marginal at the end of the likelihood's flow."""
+    sde = LINEAR[process]
+    return oracle.sample(n, sde, sde.likelihood_eps, seed=0, dtype=F64)
+
+
+def exact(oracle: sg.oracles.Oracle, process: str, x: Tensor) -> Tensor:
+    """The closed form."""
+    return oracle.log_prob(x, LINEAR[process], LINEAR[process].likelihood_eps)
+
+
+# --- closed forms ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", ["gaussian", "mixture"])
+@pytest.mark.parametrize("process", PROCESSES)
+def test_log_density_of_the_marginal(process: str, data: str) -> None:
+    """Under the exact marginal as a prior: 1e-4 nats/dim at the defaults, 1e-7 with small steps, in float64."""
+    oracle, sde = {"gaussian": GAUSSIAN, "mixture": MIXTURE}[data], LINEAR[process]
+    x = points(oracle, process)
+    for steps, tolerance in ((48, 1e-4), (400, 1e-7)):
+        res = sg.log_prob(
+            oracle.score(sde), sde, x, trace="exact", steps=steps, prior=lambda z: oracle.log_prob(z, sde, sde.T)
+        )
+        error = (res.value - exact(oracle, process, x)) / x[0].numel()
+        assert float(error.square().mean().sqrt()) < tolerance
+        assert res.nfe == steps + 1
+        assert res.vjps == (steps + 1) * 2
+        assert bool((res.stderr == 0).all())
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_log_density_under_the_prior(process: str) -> None:
+    """Under N(0, sigma(T)^2) the density of Gaussian data is that of an affine map of the prior, in closed form."""
+    sde = LINEAR[process]
+    eps, mean, std = sde.likelihood_eps, 0.4, 0.7
+    oracle = sg.oracles.Gaussian(torch.full((3,), mean), std**2)
+    x = points(oracle, process)
+    # The flow multiplies what lies beyond the mean by the ratio of the marginals' spreads.
+    spread = [math.hypot(float(sde.alpha(t)) * std, float(sde.sigma(t))) for t in (eps, sde.T)]
+    latent = float(sde.alpha(sde.T)) * mean + spread[1] / spread[0] * (x - float(sde.alpha(eps)) * mean)
+    expected = sde.prior_log_prob(latent) + 3 * math.log(spread[1] / spread[0])
+    res = sg.log_prob(oracle.score(sde), sde, x, trace="exact")
+    assert float((res.value - expected).abs().max()) / 3 < 1e-4
+    torch.testing.assert_close(res.latent, latent, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(res.prior + res.divergence, res.value)
+
+
+@pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
+def test_the_density_has_mass_one(process: str) -> None:
+    """Summed over a fine grid of points the density in one dimension is 1."""
+    sde = LINEAR[process]
+    oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [0.8]], dtype=F64), [0.3, 0.5], [0.4, 0.6])
+    x = torch.linspace(-4, 4, 801, dtype=F64)[:, None]
+    res = sg.log_prob(oracle.score(sde), sde, x, trace="exact")
+    assert float(res.value.exp().sum() * (x[1] - x[0])) == pytest.approx(1, abs=2e-4)
+
+
+@pytest.mark.parametrize("make", [sg.from_noise, sg.from_denoiser, sg.from_velocity, sg.from_flow, sg.from_score])
+def test_every_prediction_gives_the_same_likelihood(make: Any) -> None:
+    """Whatever the network predicts, to 1e-9."""
+    sde = LINEAR["vp"]
+    target = {"from_noise": "noise", "from_denoiser": "data", "from_velocity": "velocity", "from_flow": "flow"}
+    exact_score = GAUSSIAN.score(sde)
+    kind = target.get(make.__name__, "score")
+    score = make(lambda x, t: exact_score.predict(kind, x, t), sde)
+    x = points(GAUSSIAN, "vp", 4)
+    one, other = (sg.log_prob(s, sde, x, trace="exact").value for s in (score, exact_score))
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 3), (1, 2, 2)])
+def test_any_rank(shape: tuple[int, ...]) -> None:
+    """Vectors to images; chunks of the exact trace change nothing."""
+    sde = LINEAR["vp"]
+    oracle = sg.oracles.Gaussian(torch.zeros(shape), 0.5)
+    x = oracle.sample(3, sde, 1e-5, seed=0, dtype=F64)
+    results = [sg.log_prob(oracle.score(sde), sde, x, trace="exact", chunk=chunk) for chunk in (1, 2, 100)]
+    for res in results:
+        assert res.value.shape == res.stderr.shape == (3,)
+        assert res.latent.shape == x.shape
+        torch.testing.assert_close(res.value, results[0].value, rtol=1e-12, atol=1e-12)
+
+
+# --- protocols -------------------------------------------------------------------------------------------------------
+
+
+def test_song_s_protocol() -> None:
+    """SciPy's RK45 with one fixed probe: the same estimate as the exact trace in the mean, calls counted once."""
+    sde = LINEAR["vp"]
+    x = points(GAUSSIAN, "vp", 8)
+    calls = [0]
+    score = GAUSSIAN.score(sde)
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        calls[0] += 1
+        return score.denoised(x, t)
+
+    res = sg.log_prob(sg.from_denoiser(net, sde), sde, x, method="rk45-scipy", trace="exact")
+    ours = sg.log_prob(score, sde, x, trace="exact", steps=200)
+    torch.testing.assert_close(res.value, ours.value, rtol=2e-4, atol=2e-4)
+    assert res.nfe == calls[0]
+    fixed = sg.log_prob(score, sde, x, method="rk45-scipy", seed=0, n_probes=2, probe="gaussian")
+    assert bool((fixed.stderr > 0).all())
+    assert bool(sg.log_prob(score, sde, x, method="rk45-scipy", seed=0).stderr.isnan().all())
+    for quoted in ("rtol = 1e-05", "RK45", "fixed", "point log p_eps", "eps = 1e-05"):
+        assert quoted in str(fixed.protocol)
+
+
+def test_a_forward_pass_serves_drift_and_divergence() -> None:
+    """One network call a node, however many probes."""
+    sde = LINEAR["vp"]
+    for probes in (1, 4):
+        res = sg.log_prob(GAUSSIAN.score(sde), sde, points(GAUSSIAN, "vp", 2), n_probes=probes, seed=0, steps=10)
+        assert (res.nfe, res.vjps) == (11, 11 * probes)
+
+
+# --- probes ----------------------------------------------------------------------------------------------------------
+
+COUPLED = sg.oracles.Gaussian(torch.zeros(6), 0.3 * torch.eye(6) + 0.2 * torch.ones(6, 6))
+
+
+@pytest.mark.parametrize(
+    ("n_probes", "probe"), [(1, "rademacher"), (2, "rademacher"), (8, "rademacher"), (4, "gaussian")]
+)
+def test_standard_errors_cover_the_truth(n_probes: int, probe: str) -> None:
+    """Over many seeds the estimates scatter about the exact trace's value as their standard errors say."""
+    sde = LINEAR["vp"]
+    x = COUPLED.sample(1, sde, 1e-5, seed=0, dtype=F64).expand(400, -1)
+    exactly = sg.log_prob(COUPLED.score(sde), sde, x[:1], trace="exact").value
+    res = sg.log_prob(COUPLED.score(sde), sde, x, seed=1, n_probes=n_probes, probe=probe)
+    z = (res.value - exactly) / res.stderr
+    assert abs(float((res.value - exactly).mean() / (res.value.std() / math.sqrt(400)))) < 4
+    assert 0.8 < float(res.stderr.square().mean() / (res.value - exactly).square().mean()) < 1.25
+    assert float((z.abs() < 2).double().mean()) > (0.85 if n_probes == 1 else 0.9)  # squares are skewed
+
+
+def test_standard_errors_fall_with_the_probes() -> None:
+    """As the root of their number."""
+    sde = LINEAR["vp"]
+    x = COUPLED.sample(64, sde, 1e-5, seed=0, dtype=F64)
+    errors = [float(sg.log_prob(COUPLED.score(sde), sde, x, seed=0, n_probes=n).stderr.mean()) for n in (2, 8, 32)]
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.1)
+
+
+def test_rademacher_is_exact_on_a_diagonal() -> None:
+    """Independent coordinates have a diagonal Jacobian, on which Rademacher probes have no variance."""
+    sde = LINEAR["vp"]
+    oracle = sg.oracles.Gaussian(torch.zeros(3, dtype=F64), torch.diag(torch.tensor([0.2, 0.5, 1.0], dtype=F64)))
+    x = oracle.sample(4, sde, 1e-5, seed=0, dtype=F64)
+    exactly = sg.log_prob(oracle.score(sde), sde, x, trace="exact").value
+    res = sg.log_prob(oracle.score(sde), sde, x, seed=0, n_probes=2)
+    torch.testing.assert_close(res.value, exactly, rtol=1e-9, atol=1e-9)
+    assert float(res.stderr.max()) < 1e-9
+    gaussian = sg.log_prob(oracle.score(sde), sde, x, seed=0, n_probes=2, probe="gaussian")
+    assert float(gaussian.stderr.min()) > 1e-3
+
+
+def test_fresh_probes_beat_a_fixed_one() -> None:
+    """At the same number of products the variance of fresh probes is several times smaller."""
+    sde = LINEAR["vp"]
+    x = COUPLED.sample(1, sde, 1e-5, seed=0, dtype=F64).expand(200, -1)
+    fresh = sg.log_prob(COUPLED.score(sde), sde, x, seed=0).value.var()
+    fixed = sg.log_prob(COUPLED.score(sde), sde, x, seed=0, method="rk45-scipy").value.var()
+    assert float(fresh / fixed) < 0.25
+
+
+@given(order=st.permutations(range(4)))
+@settings(max_examples=4)
+def test_a_likelihood_depends_on_its_own_seed(order: list[int]) -> None:
+    """Alone, in any batch and order: the same value."""
+    sde = LINEAR["vp"]
+    x, seeds = points(COUPLED, "vp", 4), [3, 1, 4, 5]
+    together = sg.log_prob(COUPLED.score(sde), sde, x, seed=seeds, steps=8).value
+    permuted = sg.log_prob(COUPLED.score(sde), sde, x[list(order)], seed=[seeds[i] for i in order], steps=8).value
+    torch.testing.assert_close(permuted, together[list(order)], rtol=1e-12, atol=1e-12)
+    alone = sg.log_prob(COUPLED.score(sde), sde, x[2:3], seed=[4], steps=8).value
+    torch.testing.assert_close(alone, together[2:3], rtol=1e-12, atol=1e-12)
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_with_respect_to_the_data() -> None:
+    """That of the log-density is the score."""
+    sde = LINEAR["vp"]
+    x = points(GAUSSIAN, "vp", 3).requires_grad_()
+    marginal = {"prior": lambda z: GAUSSIAN.log_prob(z, sde, sde.T)}
+    value = sg.log_prob(GAUSSIAN.score(sde), sde, x, trace="exact", enable_grad=True, steps=100, **marginal).value
+    (grad,) = torch.autograd.grad(value.sum(), x)
+    expected = GAUSSIAN.score(sde)(x.detach(), torch.tensor(1e-5, dtype=F64))
+    torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_with_respect_to_parameters() -> None:
+    """Against finite differences, and nothing is left behind in the parameters."""
+    sde = LINEAR["vp"]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([0.5, 0.2], dtype=F64))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return torch.tanh(self.w[0] * x) + self.w[1] * x * t[:, None]
+
+    net = Net()
+    score = sg.from_noise(net, sde)
+    x = torch.tensor([[0.3, -0.4]], dtype=F64)
+
+    def value() -> Tensor:
+        return sg.log_prob(score, sde, x, trace="exact", enable_grad=True, steps=12).value.sum()
+
+    (grad,) = torch.autograd.grad(value(), net.w)
+    for i in range(2):
+        with torch.no_grad():
+            net.w[i] += 1e-5
+            up = value()
+            net.w[i] -= 2e-5
+            down = value()
+            net.w[i] += 1e-5
+        assert float(grad[i]) == pytest.approx(float(up - down) / 2e-5, rel=1e-5)
+    assert net.w.grad is None
+    assert net.w.requires_grad
+    assert not sg.log_prob(score, sde, x, seed=0, steps=6).value.requires_grad
+
+
+# --- bits/dim --------------------------------------------------------------------------------------------------------
+
+
+def uniform_score(monkeypatch: pytest.MonkeyPatch, lo: float, hi: float) -> None:
+    """Replaces the flow by the density that is uniform on the range."""
+
+    def fake(score_fn: Any, sde: Any, x: Tensor, **_: Any) -> Any:
+        assert bool(((x >= lo) & (x < hi)).all())
+        value = torch.full((len(x),), -x[0].numel() * math.log(hi - lo), dtype=F64)
+        return sg.LogProbResult(value, 0 * value, x, value, value, 1, 0, sg.Status(), None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sg.likelihood, "log_prob", fake)
+
+
+@pytest.mark.parametrize(("lo", "hi"), [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (0.0, 256.0)])
+@pytest.mark.parametrize(("levels", "bits"), [(256, 8.0), (32, 5.0), (2, 1.0)])
+def test_a_uniform_density_has_as_many_bits_as_levels(
+    monkeypatch: pytest.MonkeyPatch, lo: float, hi: float, levels: int, bits: float
+) -> None:
+    """log2(n), exactly, whatever the range: nothing is hard-coded."""
+    uniform_score(monkeypatch, lo, hi)
+    images = torch.arange(2 * 3 * 4).reshape(2, 3, 4) % levels
+    res = sg.bits_per_dim(
+        GAUSSIAN.score(LINEAR["vp"]), LINEAR["vp"], images, n_levels=levels, data_range=(lo, hi), seed=0
+    )
+    assert res.value == pytest.approx(bits, abs=1e-12)
+
+
+def test_bits_per_dim_of_a_known_density() -> None:
+    """Gaussian data: the discrete distribution is known, the bound lies above its bits and comes down with draws."""
+    sde, levels, std = LINEAR["vp"], 16, 0.4
+    oracle = sg.oracles.Gaussian(torch.zeros(2), std**2)
+    edges = torch.linspace(-1, 1, levels + 1, dtype=F64)
+    masses = torch.special.ndtr(edges[1:] / std) - torch.special.ndtr(edges[:-1] / std)
+    images = torch.arange(levels).repeat_interleave(2).reshape(levels, 2)
+    truth = -(masses.log2())[images].mean(1)
+    options: dict[str, Any] = {
+        "n_levels": levels, "data_range": (-1.0, 1.0), "trace": "exact", "seed": 0, "dtype": F64, "steps": 24,
+    }  # fmt: skip
+    score = oracle.score(sde)
+    one = sg.bits_per_dim(score, sde, images, **options)
+    mean = sg.bits_per_dim(score, sde, images, repeats=24, **options)
+    weighted = sg.bits_per_dim(score, sde, images, repeats=24, importance=True, **options)
+    assert one.repeats.shape == (1, levels)
+    torch.testing.assert_close(mean.repeats[0], one.repeats[0])
+    assert mean.value > float(truth.mean()) - 0.003
+    assert float(truth.mean()) - 0.01 < weighted.value < mean.value
+    assert weighted.value == pytest.approx(float(truth.mean()), abs=0.01)
+    assert mean.stderr == pytest.approx(float(mean.per_image.std()) / math.sqrt(levels))
+    assert "24 uniform dequantisation draws of 16 levels" in str(mean)
+
+
+def test_variational_dequantisation() -> None:
+    """A callable's noise and density enter the bound; the uniform one by hand is the uniform one."""
+    sde = LINEAR["vp"]
+    score = sg.oracles.Gaussian(torch.zeros(2), 0.2).score(sde)
+    images = torch.tensor([[3, 4], [8, 9]])
+    options: dict[str, Any] = {"n_levels": 16, "data_range": (-1.0, 1.0), "trace": "exact", "dtype": F64, "steps": 12}
+
+    def middle(images: Tensor, draw: int) -> tuple[Tensor, Tensor]:
+        return torch.full(images.shape, 0.5), torch.full((len(images),), 0.3)
+
+    res = sg.bits_per_dim(score, sde, images, dequantize=middle, seed=0, **options)
+    x = -1 + 2 * (images.double() + 0.5) / 16
+    by_hand = sg.log_prob(score, sde, x, trace="exact", steps=12).value
+    expected = -(by_hand + 2 * math.log(2 / 16) - 0.3) / (2 * math.log(2))
+    torch.testing.assert_close(res.per_image, expected)
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        sg.bits_per_dim(score, sde, images, dequantize=lambda i, k: (torch.ones(i.shape), torch.zeros(2)), **options)
+
+
+# --- encoding --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_encoding_is_the_exact_flow(process: str) -> None:
+    """Latents are those of the closed form, and decoding returns, at the order of the method."""
+    sde = LINEAR[process]
+    x = points(GAUSSIAN, process, 8)
+    expected = GAUSSIAN.flow(x, sde, sde.likelihood_eps, sde.T)
+    errors, trips = [], []
+    for steps in (40, 80):
+        z = sg.encode(GAUSSIAN.score(sde), sde, x, steps=steps)
+        back = sg.decode(GAUSSIAN.score(sde), sde, z.x, steps=steps)
+        errors.append(float((z.x - expected).abs().max() / expected.abs().max()))
+        trips.append(float((back.x - x).abs().max()))
+        assert z.nfe == back.nfe == steps + 1
+        assert z.times == back.times[::-1]
+    assert errors[1] < max(errors[0] / 5, 1e-8)
+    assert trips[1] < max(trips[0] / 5, 1e-8)
+
+
+def test_many_steps_return_to_a_millionth() -> None:
+    """The round trip on a mixture comes back to 1e-6 and below."""
+    sde = LINEAR["vp"]
+    x = points(MIXTURE, "vp", 8)
+    z = sg.encode(MIXTURE.score(sde), sde, x, steps=400).x
+    assert float((sg.decode(MIXTURE.score(sde), sde, z, steps=400).x - x).abs().max()) < 1e-6
+
+
+@given(weight=st.floats(0, 1))
+def test_interpolation_keeps_the_norm(weight: float) -> None:
+    """Between latents of one length all are of that length; the ends are the ends."""
+    a, b = torch.tensor([[3.0, 0.0], [1.0, 1.0]], dtype=F64), torch.tensor([[0.0, 3.0], [1.0, 1.0]], dtype=F64)
+    mixed = sg.slerp(a, b, weight)
+    torch.testing.assert_close(mixed.norm(dim=1), a.norm(dim=1))
+    torch.testing.assert_close(sg.slerp(a, b, 0.0), a)
+    torch.testing.assert_close(sg.slerp(a, b, 1.0), b)
+
+
+@given(
+    stretch=st.floats(0.1, 12),
+    data_std=st.floats(0.01, 30),
+    process=st.sampled_from(PROCESSES),
+    steps=st.integers(1, 99),
+)
+def test_stretched_grids(stretch: float, data_std: float, process: str, steps: int) -> None:
+    """Decreasing times from T to the end, with the slopes that its own differences have."""
+    sde = LINEAR[process]
+    rule = Stretched(stretch, data_std)
+    end = sde.likelihood_eps
+    times = rule(sde, steps, t_end=end).times
+    assert (times[0], times[-1]) == (sde.T, end)
+    slopes = rule.slopes(sde, 2000, sde.T, end)
+    whole = float(sde.log_snr(end) - sde.log_snr(sde.T)) / 2
+    assert float(((slopes[1:] + slopes[:-1]) / 2).mean()) == pytest.approx(whole, rel=1e-4)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+VP = LINEAR["vp"]
+SCORE = GAUSSIAN.score(VP)
+X = torch.zeros(2, 2, dtype=F64)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "shown"),
+    [
+        ({"x": torch.zeros(2, 2, dtype=torch.long)}, TypeError, "int64"),
+        ({"x": [[0.0]]}, TypeError, "tensor"),
+        ({"x": torch.full((2, 2), math.nan)}, ValueError, "sample 0"),
+        ({"eps": 0.0}, ValueError, r"eps must lie in \(0, T\)"),
+        ({"eps": 1.0}, ValueError, "1.0"),
+        ({"steps": 5}, ValueError, "5"),
+        ({"steps": 10.5}, ValueError, "10.5"),
+        ({"trace": "hutch++"}, ValueError, "hutch"),
+        ({"probe": "uniform"}, ValueError, "uniform"),
+        ({"n_probes": 0}, ValueError, "0"),
+        ({"chunk": 0}, ValueError, "0"),
+        ({"method": "dopri5"}, ValueError, "dopri5"),
+        ({"method": "rk45-scipy", "enable_grad": True}, ValueError, "gradients"),
+        ({"data_std": 0.0}, ValueError, "0.0"),
+        ({"score_fn": lambda x, t: x * math.nan}, ValueError, "not finite"),
+        ({"seed": [1, 2, 3]}, ValueError, "3 seeds for 2"),
+        ({"sde": sg.VPSDE}, TypeError, "class VPSDE: call it"),
+    ],
+)
+def test_bad_input_to_log_prob(options: dict[str, Any], error: type[Exception], shown: str) -> None:
+    """An error at the call, in the user's words."""
+    given_options = {"score_fn": SCORE, "sde": VP, "x": X, **options}
+    with pytest.raises(error, match=shown):
+        sg.log_prob(**given_options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "shown"),
+    [
+        ({"images": X}, TypeError, "float64"),
+        ({"images": torch.tensor([[0, 256]])}, ValueError, "0 to 256"),
+        ({"images": torch.tensor([[-1, 3]])}, ValueError, "-1 to 3"),
+        ({"n_levels": 1}, ValueError, "1"),
+        ({"data_range": (1.0, -1.0)}, ValueError, r"\(1.0, -1.0\)"),
+        ({"repeats": 0}, ValueError, "0"),
+        ({"dequantize": "gaussian"}, ValueError, "gaussian"),
+        ({"unknown": 1}, TypeError, "unknown"),
+    ],
+)
+def test_bad_input_to_bits_per_dim(options: dict[str, Any], error: type[Exception], shown: str) -> None:
+    """Whole numbers in the range only, and no unknown option."""
+    given_options = {"images": torch.tensor([[1, 2]]), "n_levels": 256, "data_range": (-1.0, 1.0), **options}
+    with pytest.raises(error, match=shown):
+        sg.bits_per_dim(SCORE, VP, **given_options)
