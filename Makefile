@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench bench-overhead mutation clean
+.PHONY: bench-likelihood demo test test-slow lint bench bench-overhead mutation clean
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -25,6 +25,9 @@ bench: $(STAMP)
 
 bench-overhead: $(STAMP)
 	$(PY) benchmarks/overhead.py --out out/bench
+
+bench-likelihood: $(STAMP)
+	$(PY) benchmarks/likelihood.py --out out/bench
 
 mutation: $(STAMP)
 	$(PY) tests/mutation/run.py

@@ -610,6 +610,14 @@ def bits_per_dim(
 
     in nats, divided by d log 2. A uniform density on the range gives log2(n) exactly.
 
+    `dequantize="diffusion"` has the process' own noise at eps in the place of q, and a Gaussian decoder with the mean
+    of the denoiser and the standard deviation $\sigma/\alpha$, integrated over the bins, in the place of the bins:
+
+    $$ -\log P(k) \le E_{q(x_\epsilon|x_0)}\left[-\log p_\epsilon(x_\epsilon) - \log P(k|x_\epsilon)
+       + \log q(x_\epsilon|x_0)\right] $$
+
+    with $x_0$ in the middle of the bin. It needs no network that knows of values between the levels.
+
     Args:
         score_fn: the score, as `sample` takes it.
         sde: a linear process.
@@ -618,8 +626,9 @@ def bits_per_dim(
         data_range: (lo, hi), where the lower edge of level 0 and the upper edge of the last one lie for the network.
         repeats: dequantisation draws for each image.
         importance: combine the draws into the tighter importance-weighted bound, instead of their mean.
-        dequantize: `"uniform"`, or a callable `(images, draw)` that returns noise in [0, 1) (B, *) and its log-density
-            in nats (B,): variational dequantisation.
+        dequantize: `"uniform"`, for networks that were trained on dequantised data; `"diffusion"`, for those that were
+            trained on the levels themselves; or a callable `(images, draw)` that returns noise in [0, 1) (B, *) and its
+            log-density in nats (B,): variational dequantisation.
         seed: of the dequantisation and the probes; one int for the batch, or one an image.
         generator: instead of `seed`.
         dtype: of the states; torch's default if not given.
@@ -630,7 +639,7 @@ def bits_per_dim(
         ValueError: for levels outside of the range, or options out of range.
 
     Source: Theis et al., 2016, arXiv:1511.01844; Ho et al., 2019, arXiv:1902.00275; Burda et al., 2016,
-    arXiv:1509.00519 (importance weights).
+    arXiv:1509.00519 (importance weights); Song et al., 2021, arXiv:2101.09258 (diffusion to eps).
 
     Example:
         >>> import sgm_sde as sg
@@ -656,35 +665,29 @@ def bits_per_dim(
     if least < 0 or most >= n_levels:
         raise ValueError(f"images must lie in [0, {n_levels}) for n_levels={n_levels}, got {least} to {most}")
     _require_count("repeats", repeats)
-    if isinstance(dequantize, str) and dequantize != "uniform":
-        raise ValueError(f"dequantize must be 'uniform' or a callable, got {dequantize!r}")
+    if isinstance(dequantize, str) and dequantize not in ("uniform", "diffusion"):
+        raise ValueError(f"dequantize must be 'uniform', 'diffusion' or a callable, got {dequantize!r}")
     if options.get("enable_grad"):
         raise ValueError("bits_per_dim has no gradients: use log_prob(enable_grad=True)")
     dtype = torch.get_default_dtype() if dtype is None else dtype
     seeds = resolve_seeds(seed, generator, len(images))
     stream = NoiseStream(seeds, "dequantisation")
     d, values, nfe = images[0].numel(), [], 0
-    log_bin = math.log((hi - lo) / n_levels)
+    score = as_score(score_fn, sde)
+    width = (hi - lo) / n_levels
     result: LogProbResult | None = None
     for draw in range(repeats):
-        if isinstance(dequantize, str):
-            z = stream.normal(tuple(images.shape), torch.float64, images.device)
-            noise = torch.special.ndtr(z).clamp(0, 1 - 2.0**-24)
-            log_q = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        if dequantize == "diffusion":
+            x, correction, calls = _diffused(score, sde, images, lo, width, n_levels, stream, dtype, options)
+            nfe += calls
         else:
-            noise, log_q = dequantize(images, draw)
-            if noise.shape != images.shape or log_q.shape != images.shape[:1]:
-                raise ValueError(
-                    f"dequantize must return noise {tuple(images.shape)} and log-densities {tuple(images.shape[:1])}, "
-                    f"got {tuple(noise.shape)} and {tuple(log_q.shape)}"
-                )
-            if bool(((noise < 0) | (noise >= 1)).any()):
-                raise ValueError("dequantize must return noise in [0, 1)")
-        x = (lo + (hi - lo) * (images + noise.double()) / n_levels).to(dtype)
+            noise, log_q = _bin_noise(images, draw, dequantize, stream)
+            x = (lo + width * (images + noise.double())).to(dtype)
+            correction = d * math.log(width) - log_q.double()
         probe_seeds = [(s + 0x9E3779B97F4A7C15 * (draw * 2**20 + i)) % 2**64 for s, i in seeds]
-        result = log_prob(score_fn, sde, x, seed=probe_seeds, **options)
+        result = log_prob(score, sde, x, seed=probe_seeds, **options)
         nfe += result.nfe
-        values.append(-(result.value.double() + d * log_bin - log_q.double()) / (d * math.log(2)))
+        values.append(-(result.value.double() + correction) / (d * math.log(2)))
     assert result is not None
     draws = torch.stack(values)
     if importance:
@@ -693,7 +696,59 @@ def bits_per_dim(
     else:
         per_image = draws.mean(0)
     stderr = float(per_image.std()) / math.sqrt(len(per_image)) if len(per_image) > 1 else math.nan
-    how = "uniform" if isinstance(dequantize, str) else "variational"
-    bound = f"importance-weighted bound of {repeats}" if importance else f"mean of {repeats}"
-    protocol = f"{bound} {how} dequantisation draw{'s' * (repeats > 1)} of {n_levels} levels; {result.protocol}"
+    how = {"uniform": "uniform dequantisation", "diffusion": "diffusion to eps and a Gaussian decoder back"}
+    what = how[dequantize] if isinstance(dequantize, str) else "variational dequantisation"
+    bound = f"importance-weighted bound of {repeats}" if importance else f"Jensen bound, mean of {repeats}"
+    protocol = f"{bound} draw{'s' * (repeats > 1)} of {what}, {n_levels} levels; {result.protocol}"
     return BitsPerDimResult(float(per_image.mean()), stderr, per_image, draws, nfe, protocol)
+
+
+def _bin_noise(
+    images: Tensor, draw: int, dequantize: str | Dequantisation, stream: NoiseStream
+) -> tuple[Tensor, Tensor]:
+    """Noise in [0, 1) and its log-density (B,)."""
+    if isinstance(dequantize, str):
+        z = stream.normal(tuple(images.shape), torch.float64, images.device)
+        noise = torch.special.ndtr(z).clamp(0, 1 - 2.0**-24)
+        return noise, torch.zeros(len(images), dtype=torch.float64, device=images.device)
+    noise, log_q = dequantize(images, draw)
+    if noise.shape != images.shape or log_q.shape != images.shape[:1]:
+        raise ValueError(
+            f"dequantize must return noise {tuple(images.shape)} and log-densities {tuple(images.shape[:1])}, "
+            f"got {tuple(noise.shape)} and {tuple(log_q.shape)}"
+        )
+    if bool(((noise < 0) | (noise >= 1)).any()):
+        raise ValueError("dequantize must return noise in [0, 1)")
+    return noise, log_q
+
+
+def _diffused(
+    score: Score,
+    sde: LinearSDE,
+    images: Tensor,
+    lo: float,
+    width: float,
+    n_levels: int,
+    stream: NoiseStream,
+    dtype: torch.dtype,
+    options: Mapping[str, Any],
+) -> tuple[Tensor, Tensor, int]:
+    """States at eps, log P(k | x) - log q(x | x_0) (B,), and the network calls made."""
+    eps = options.get("eps") or sde.likelihood_eps
+    (node,) = sde.nodes([eps])
+    z = stream.normal(tuple(images.shape), dtype, images.device)
+    x = node.alpha * (lo + width * (images + 0.5)).to(dtype) + node.sigma * z
+    model = BoundModel(score, sde, (eps, sde.T), options.get("model_kwargs"))
+    with torch.no_grad():
+        D = model.predict("data", x, eps).double()
+    std = node.sigma / node.alpha
+    # Log of a Gaussian's mass between the edges, from the tail in which both lie; the outermost bins go on for ever.
+    lower = (lo + width * images.double() - D) / std
+    upper = torch.where(images == n_levels - 1, math.inf, lower + width / std)
+    lower = torch.where(images == 0, -math.inf, lower)
+    flip = lower > 0
+    low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+    log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    log_mass = log_high + torch.log1p(-(log_low - log_high).exp())
+    log_q = -0.5 * z.double().square() - 0.5 * math.log(2 * math.pi) - math.log(node.sigma)
+    return x, (log_mass - log_q).flatten(1).sum(1), model.nfe

@@ -50,6 +50,15 @@ def test_the_demo_s_figures(folder: Path) -> None:
     assert rows["dpm++2m", 10]["distance"] < rows["ddim", 10]["distance"]
 
 
+def test_the_demo_s_bits(folder: Path) -> None:
+    """The network's bound beats the Gaussian by far, with errors that a difference of 0.5 bits/dim dwarfs."""
+    bits = json.loads((folder / "results.json").read_text())["bits_per_dim"]
+    assert 1.5 < bits["value"] < bits["gaussian"][0] - 0.5
+    assert 0 < bits["stderr"] < 0.05
+    assert "17 levels" in bits["protocol"]
+    assert f"{bits['value']:.3f}" in (folder / "table.md").read_text()
+
+
 def test_one_network_on_every_process() -> None:
     """The digits network, trained in EDM's coordinates, draws the same digits on VP, VE and rectified flow."""
     labels = torch.arange(10)

@@ -295,7 +295,7 @@ def test_bits_per_dim_of_a_known_density() -> None:
     assert float(truth.mean()) - 0.01 < weighted.value < mean.value
     assert weighted.value == pytest.approx(float(truth.mean()), abs=0.01)
     assert mean.stderr == pytest.approx(float(mean.per_image.std()) / math.sqrt(levels))
-    assert "24 uniform dequantisation draws of 16 levels" in str(mean)
+    assert "24 draws of uniform dequantisation, 16 levels" in str(mean)
 
 
 def test_variational_dequantisation() -> None:
