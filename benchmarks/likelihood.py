@@ -41,7 +41,7 @@ def beds(n: int) -> dict[str, tuple[Any, sg.LinearSDE, Tensor, dict[str, Any]]]:
     mixture, sde = default_oracle("mixture"), sg.EDMSDE()
     x = mixture.sample(n, sde, sde.eps, seed=0, dtype=torch.float64)
     images, _ = digits_data("train")
-    empirical = sg.oracles.Empirical(images[:500].double().flatten(1), 0.2)
+    empirical = sg.oracles.Empirical(images[:100].double().flatten(1), 0.2)
     pixels = empirical.sample(n, sde, sde.eps, seed=0, dtype=torch.float64)
     held, asked = (part[:n] for part in digits_data("held_out"))
     noisy = held + sde.eps * sde.prior_sample(tuple(held.shape), seed=1) / sde.prior_std
@@ -63,7 +63,7 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    parser.add_argument("--n", type=int, default=32, help="points")
+    parser.add_argument("--n", type=int, default=8, help="points")
     parser.add_argument("--repeats", type=int, default=3, help="timings of each, in turns")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
