@@ -14,7 +14,7 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde.engine.program import Program
 from sgm_sde.testing import active_start, flow_reference, rough, smooth_end
-from tests.helpers import ALL, DETERMINISTIC, F64, GAUSSIAN, LINEAR, MIXTURE, SOLVERS, bind
+from tests.helpers import ALL, DETERMINISTIC, F64, GAUSSIAN, LINEAR, MIXTURE, SOLVERS, bind, impulse_response
 
 MIXTURE_OF_TWO = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.3], [1.0, -0.5]]), 0.2)
 PROCESSES = [name for name in LINEAR if name != "schedule"]
@@ -294,3 +294,74 @@ def test_the_default_keeps_every_budget(process: str, budget: int) -> None:
     assert res.status.ok
     named = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0, solver=sg.default_setting(sde, budget))
     assert torch.equal(named.x, res.x)
+
+
+# --- compositions ----------------------------------------------------------------------------------------------------
+
+PREDICTORS = [name for name in SOLVERS if name not in ("pc", "annealed-langevin")]
+
+
+@pytest.mark.parametrize("order", ["PC", "CP"])
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_every_solver_is_a_predictor(name: str, order: str) -> None:
+    """In a predictor-corrector: calls as declared, finite, near the data, and not what the predictor gives alone."""
+    sde = LINEAR["vp"]
+    solver = sg.PredictorCorrector(SOLVERS[name], sg.Langevin(snr=0.01), order=order)
+    res = sg.sample(bimodal(sde), sde, (64, 2), solver=solver, steps=12, grid="log-snr", seed=0)
+    assert res.nfe == solver.nfe(12) + 1
+    assert res.status.ok
+    alone = sg.sample(bimodal(sde), sde, (64, 2), solver=SOLVERS[name], steps=12, grid="log-snr", seed=0)
+    # Multistep solvers of the noise with noise overshoot at so few steps, alone as well.
+    assert float(res.x.abs().max()) < max(2.5, 3 * float(alone.x.abs().max()))
+    assert not torch.allclose(res.x, alone.x)
+
+
+def test_a_corrector_by_unic_keeps_what_a_langevin_corrector_moved() -> None:
+    """UniC corrects by a difference of integrals: with the evaluations of a run where nothing moves it changes
+    nothing that a hook has done to the state."""
+    sde = LINEAR["edm"]
+    grid = sg.grids.Karras()(sde, 6)
+    program = sg.UniPC(2).compile(sde, grid)
+    for k, stage in enumerate(program.stages[1:], start=1):
+        assert stage.states == ((k - 1, stage.states[0][1]),)  # built on the node's own state, never an older one
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++3m", "unipc3", "heun", "sde-dpm++2m"])
+def test_restart_starts_afresh(name: str) -> None:
+    """A pass refers to nothing from before it; the run goes on with the last pass' history; calls add up."""
+    sde = LINEAR["edm"]
+    solver = sg.Restart(SOLVERS[name], s_min=0.1, s_max=1.0, rounds=2, n_steps=4)
+    grid = sg.grids.Karras()(sde, 12)
+    program = solver.compile(sde, grid)
+    assert program.times == grid.times
+    assert program.nfe == solver.nfe(12) == SOLVERS[name].nfe(12) + 2 * SOLVERS[name].nfe(4)
+    times = [stage.t for stage in program.stages]
+    lifted = [k for k in range(1, len(times)) if times[k] > times[k - 1] * 1.0001 and times[k] == pytest.approx(1.0)]
+    assert len(lifted) == 2
+    for first in lifted:
+        ((low, scale),) = program.stages[first].states
+        assert scale == 1.0  # alpha is 1
+        assert [c for _, c in program.stages[first].noises] == [pytest.approx(math.sqrt(1 - times[low] ** 2))]
+        for stage in program.stages[first + 1 :]:
+            assert all(j >= first for j, _ in (*stage.states, *stage.evals))
+
+
+def test_restart_keeps_the_law() -> None:
+    """On Gaussian data the spread after the passes is that of the data: noise up and flow down are in balance."""
+    sde = LINEAR["edm"]
+    for rounds in (1, 3):
+        solver = sg.Restart(sg.RungeKutta(sg.RK4), s_min=0.1, s_max=2.0, rounds=rounds, n_steps=40)
+        grid = sg.grids.Karras()(sde, 100)
+        response = impulse_response(solver, sde, grid, std=0.5)
+        assert float(response.norm()) == pytest.approx(math.hypot(0.5, sde.eps), rel=1e-4)
+        assert len(response) == rounds + 1
+
+
+def test_ancestral_noise_is_the_forward_kernel() -> None:
+    """What is added and what is taken make the marginal's variance: exact for data at a point."""
+    for eta in (0.3, 1.0):
+        for solver in (sg.DPMSolver(1), sg.DPMSolverPP(1, singlestep=True)):
+            sde = LINEAR["vp"]
+            grid = rough()(sde, 5)
+            response = impulse_response(sg.AncestralNoise(solver, eta=eta), sde, grid, std=0.0)
+            assert float(response.norm()) == pytest.approx(float(sde.sigma(sde.eps)), rel=1e-9)
