@@ -71,6 +71,7 @@ class Plan:
         n_rows: rows of the history.
         n_registers: states alive at the same time.
         weights: the coefficients of all rows (stages, n_rows), float64 on the host.
+        first: the coefficient of the first thing that a stage adds to its base, (stages, 1).
     """
 
     program: Program
@@ -78,6 +79,7 @@ class Plan:
     n_rows: int
     n_registers: int
     weights: Tensor = field(repr=False, compare=False)
+    first: Tensor = field(repr=False, compare=False)
 
 
 class _Slots:
@@ -175,7 +177,16 @@ def lower(program: Program, conversions: Sequence[tuple[float, float]]) -> Plan:
     for k, ins in enumerate(instructions):
         for row, c in ins.rows:
             weights[k, row] = c
-    return Plan(program, tuple(instructions), rows.n, registers.n, weights)
+    first = torch.zeros((len(stages), 1), dtype=torch.float64, device="cpu")
+    for k, ins in enumerate(instructions):
+        added = [
+            *ins.rows,
+            *ins.states,
+            *([] if ins.output is None else [(0, ins.output)]),
+            *((0, c) for c, _ in ins.noises),
+        ]
+        first[k] = added[0][1] if added else 0.0
+    return Plan(program, tuple(instructions), rows.n, registers.n, weights, first)
 
 
 class _Buffers:
@@ -185,7 +196,9 @@ class _Buffers:
         # Zeros, not empty: rows out of use enter the product with coefficient 0, and 0 * NaN is NaN.
         buffer = torch.zeros((plan.n_rows, x.numel()), dtype=x.dtype, device=x.device)
         self.rows, self.matrix = buffer.unbind(0), buffer.t()
-        self.weights = plan.weights.to(device=x.device, dtype=x.dtype).unbind(0)
+        self.weights, self.first = (
+            table.to(device=x.device, dtype=x.dtype).unbind(0) for table in (plan.weights, plan.first)
+        )
         registers = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(plan.n_registers)]
         self.flat = [register.view(-1) for register in registers]
         self.samples = [register.view(len(x), -1) for register in registers]
@@ -205,15 +218,14 @@ class _Buffers:
         base = state if ins.base is None else self.flat[ins.base]
         if len(ins.rows) > 1:
             torch.addmv(base, self.matrix, self.weights[k], beta=ins.beta, out=state)
-            if not terms:
-                return
         else:
             terms = [(self.rows[row], c) for row, c in ins.rows] + terms
-            if terms and ins.beta == 1:
-                value, c = terms.pop()
-                torch.add(base, value, alpha=c, out=state)
-            else:
+            if not terms:
                 torch.mul(base, ins.beta, out=state)
+                return
+            # As a matrix of one column: a product that scales and adds in one call.
+            torch.addmv(base, terms[0][0].unsqueeze(1), self.first[k], beta=ins.beta, out=state)
+            del terms[0]
         for value, c in terms:
             state.add_(value, alpha=c)
 
