@@ -38,7 +38,8 @@ TABLED = {"ddpm": 999, "ncsn": 9}  # the most steps that a table has to offer
 STRAIGHT = [
     name
     for name in DETERMINISTIC
-    if name not in ("heun", "reverse-diffusion-flow", "pndm", "deis3-unic")  # extrapolations that amplify rounding
+    if name
+    not in ("heun", "reverse-diffusion-flow", "pndm", "plms", "deis3-unic")  # extrapolations that amplify rounding
     and not name.startswith(("rosenbrock", "velocity"))
 ]
 # Exact where the noise's share of the state is known, as it is for data at one point, on any grid.

@@ -90,7 +90,7 @@ def exponential(cls: Any) -> dict[str, list[tuple[sg.Solver, sg.Solver]]]:
     """The options that exponential integrators share."""
     noise = {"prediction": "noise"}
     return {
-        "prediction": [(cls(), cls(prediction="noise")), (cls(), cls(prediction="velocity"))],
+        "prediction": [(cls(), cls(prediction=other)) for other in ("noise", "velocity", "rectified")],
         "variable": [
             (cls(**noise), cls(**noise, variable="time")),
             (cls(**noise), cls(**noise, variable="noise-level")),
@@ -127,6 +127,7 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
         "c2": [(sg.ExponentialRungeKutta(), sg.ExponentialRungeKutta(c2=0.7))],
         "reduced": [(sg.ExponentialRungeKutta(), sg.ExponentialRungeKutta(reduced=2))],
     },
+    sg.PNDM: {"runge_kutta": [(sg.PNDM(), sg.PNDM(runge_kutta=False))]},
     sg.AncestralNoise: {
         "solver": [(sg.AncestralNoise(sg.DPMSolver(2)), sg.AncestralNoise(sg.DPMSolver(1)))],
         "eta": [(sg.AncestralNoise(sg.DPMSolver(2)), sg.AncestralNoise(sg.DPMSolver(2), eta=0.5))],
@@ -207,6 +208,7 @@ def test_options_that_would_do_nothing_are_errors(make: Callable[[], sg.Solver],
         (lambda: sg.ExponentialAdams(variable="angle"), "angle"),
         (lambda: sg.ExponentialAdams(variant="bh1", prediction="noise", variable="time"), "time"),
         (lambda: sg.ExponentialAdams(variant="fixed"), "fixed"),
+        (lambda: sg.ExponentialAdams(prediction="rectified", eta=1.0), "eta=1.0"),
         (lambda: sg.ExponentialAdams(eta=-0.5), "-0.5"),
         (lambda: sg.ExponentialAdams(eta=1.0, window=(2.0, 1.0)), r"\(2.0, 1.0\)"),
         (lambda: sg.ExponentialAdams(prediction="velocity", sigma_data=0.0), "0.0"),

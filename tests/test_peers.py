@@ -33,6 +33,7 @@ OURS: dict[tuple[str, str], Callable[[], sg.Solver]] = {
     ("dpm++3m", "published"): lambda: sg.DPMSolverPP(3, variant="published"),
     ("deis2", "log-snr"): lambda: sg.ExponentialAdams(nodes=2, prediction="noise"),
     ("deis3", "log-snr"): lambda: sg.ExponentialAdams(nodes=3, prediction="noise"),
+    ("rectified3", "cold"): lambda: sg.RectifiedAdams(3, start="cold"),
     ("lms3", "cold"): lambda: sg.LMS(3, start="cold"),
     ("lms4", "cold"): lambda: sg.LMS(4, start="cold"),
     ("unipc2", "bh1"): lambda: sg.UniPC(2, variant="bh1"),

@@ -1301,6 +1301,9 @@ def test_noise_levels_and_their_window() -> None:
     assert sg.ExponentialAdams(eta=lambda t: t / 2).tau(*steps[0]) == 2.0
     assert sg.ExponentialAdams(eta=lambda t: t / 2, window=(0.25, 1.0)).tau(*steps[1]) == pytest.approx(R2 / 2)
     assert sg.ExponentialAdams().tau(*steps[0]) == 0.0
+    noisy, flow = sg.ExponentialAdams(eta=2.0), sg.RectifiedFlowSDE(T=1.0)
+    assert noisy.tau(node(1.0, flow), node(0.5, flow)) == 2.0  # from where alpha = 0
+    assert noisy.tau(node(1.0), node(0.0)) == 2.0  # to where sigma = 0
     with pytest.raises(ValueError, match=r"got -1.0 at t=4"):
         sg.ExponentialAdams(eta=lambda t: -1.0).tau(*steps[0])
     data = sg.ExponentialAdams(eta=0.5, variable="time", variant="midpoint").part(*steps[0])

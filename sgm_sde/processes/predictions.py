@@ -13,6 +13,7 @@ $$ p = \frac{(a_p b_r - b_p a_r)\,x + (b_p \alpha - a_p \sigma)\,r}{\alpha b_r -
 | `score`    | 0           | $-1/\sigma$                                     |
 | `velocity` | $-\sigma/\sigma_d$ | $\alpha\sigma_d$ (v-prediction of data divided by $\sigma_d$) |
 | `flow`     | $\alpha'$   | $\sigma'$ (the time derivative of the path)     |
+| `rectified`| $-1$        | 1 (the flow of the straight path $(1-w)D + w\epsilon$) |
 | `drift`    | $\alpha'$   | $(1+\eta^2)\sigma' - \eta^2 (\alpha'/\alpha) \sigma$ (drift of the reverse process) |
 """
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-PREDICTIONS = ("data", "noise", "score", "velocity", "flow", "drift")
+PREDICTIONS = ("data", "noise", "score", "velocity", "flow", "rectified", "drift")
 
 
 class Kernel(Protocol):
@@ -61,6 +62,8 @@ def weights(prediction: str, k: Kernel, eta: float = 0.0, sigma_data: float = 1.
         return 0.0, -1 / k.sigma
     if prediction == "velocity":
         return -k.sigma / sigma_data, k.alpha * sigma_data
+    if prediction == "rectified":
+        return -1.0, 1.0
     if prediction == "flow" or (prediction == "drift" and eta == 0):
         return k.d_alpha, k.d_sigma
     if prediction == "drift":

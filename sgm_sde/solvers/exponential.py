@@ -15,7 +15,7 @@ from sgm_sde.solvers.base import Solver
 from sgm_sde.solvers.linear_part import PARTS, VARIABLES, VARIANTS, DataPart, Known, LinearPart
 
 NoiseLevel = float | Callable[[float], float]
-NATIVE = {"data": "log-snr", "noise": "log-snr", "velocity": "angle"}
+NATIVE = {"data": "log-snr", "noise": "log-snr", "velocity": "angle", "rectified": "noise-share"}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -23,8 +23,9 @@ class Exponential(Solver):
     """What exponential integrators share: the linear part and the noise level.
 
     Attributes:
-        prediction: `"data"`, `"noise"` or `"velocity"`: what is interpolated.
-        variable: what it is a polynomial in: `"log-snr"`, `"time"`, `"noise-level"` or, for velocity, `"angle"`.
+        prediction: `"data"`, `"noise"`, `"velocity"` or `"rectified"`: what is interpolated.
+        variable: what it is a polynomial in: `"log-snr"`, `"time"` or `"noise-level"`; velocity in the `"angle"`,
+            rectified flow in the `"noise-share"`.
         variant: `"exact"`, or a published simplification; see `LinearPart.weights`.
         eta: noise level tau, a number or a function of the time at which a step starts; it stays constant on the
             step, which is a noise level like any other and costs no accuracy.
@@ -50,14 +51,16 @@ class Exponential(Solver):
             raise ValueError(f"prediction must be one of {', '.join(map(repr, PARTS))}, got {self.prediction!r}")
         variable = NATIVE[self.prediction] if self.variable is None else self.variable
         object.__setattr__(self, "variable", variable)
-        allowed = VARIABLES[3:] if self.prediction == "velocity" else VARIABLES[:3]
+        allowed = VARIABLES[:3] if self.prediction in ("data", "noise") else (NATIVE[self.prediction],)
         if variable not in allowed:
             raise ValueError(
                 f"{self.prediction} is interpolated in {', '.join(map(repr, allowed))}, got variable={variable!r}"
             )
         if self.variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(map(repr, VARIANTS))}, got {self.variant!r}")
-        if self.variant == "bh1" and (self.prediction == "velocity" or variable != "log-snr"):
+        if self.prediction == "rectified" and self.stochastic:
+            raise ValueError(f"prediction='rectified' is for the flow, got eta={self.eta!r}")
+        if self.variant == "bh1" and variable != "log-snr":
             raise ValueError(f"variant='bh1' is made for data or noise in log-SNR, got {self.prediction} in {variable}")
         if self.variant == "fixed" and (self.prediction, variable) != ("noise", "noise-level"):
             raise ValueError(

@@ -352,6 +352,34 @@ def Rosenbrock(order: int = 2, *, sigma_data: float = 0.5, eta: NoiseLevel = 0.0
     )
 
 
+def RectifiedAdams(order: int = 2, *, start: str | None = None) -> ExponentialAdams:
+    r"""Adams-Bashforth in the coordinates of rectified flow, on any process.
+
+    With the noise's share $w = \sigma/(\alpha + \sigma)$ the scaled state is on the straight path of rectified flow:
+
+    $$ \frac{d}{dw}\,\frac{x}{\alpha + \sigma} = \epsilon - D $$
+
+    Regular at both ends, $\alpha = 0$ and $\sigma = 0$.
+
+    Args:
+        order: number of evaluations used.
+        start: `"cold"` or `"warm"`, the default from order 3.
+
+    Source: Lipman et al., 2023, arXiv:2210.02747 (the path); Liu et al., 2023, arXiv:2209.03003.
+
+    Example:
+        >>> RectifiedAdams(2).order
+        2
+    """
+    return ExponentialAdams(
+        nodes=order,
+        prediction="rectified",
+        start=_warm_if(order, start, 0.0),
+        name=f"rectified{order}",
+        source="Liu et al., 2023, arXiv:2209.03003",
+    )
+
+
 def ERSDE(order: int = 3) -> ExponentialAdams:
     r"""ER-SDE: data prediction with a noise scale $\phi(s)$ of the noise level $s = \sigma/\alpha$, repaired.
 
@@ -389,28 +417,39 @@ class PNDM(Solver):
        \epsilon' = \tfrac1{24}\left(55\epsilon_0 - 59\epsilon_1 + 37\epsilon_2 - 9\epsilon_3\right) $$
 
     The first three steps average four evaluations as the classical Runge-Kutta method does, the two in the middle at
-    the middle of the step in time. Order 1 on rough grids, 2 on smooth ones; one network call a step, four in each
-    of the first three.
+    the middle of the step in time. Without that (`runge_kutta=False`, known as PLMS) the first step averages the
+    evaluations at its ends and the next ones have two and three evaluations. Order 1 on rough grids, 2 on smooth ones;
+    one network call a step, four in each of the first three, or one more in all.
+
+    Args:
+        runge_kutta: whether to start with three Runge-Kutta steps, as published.
 
     Source: Liu et al., 2022, arXiv:2202.09778.
 
     Example:
-        >>> PNDM().nfe(10)
-        19
+        >>> PNDM().nfe(10), PNDM(runge_kutta=False).nfe(10)
+        (19, 11)
     """
 
-    name = "pndm"
+    runge_kutta: bool = True
     order = 1
     prediction = "noise"
     source = "Liu et al., 2022, arXiv:2202.09778"
 
+    @property
+    def name(self) -> str:
+        """`pndm` or `plms`."""
+        return "pndm" if self.runge_kutta else "plms"
+
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps."""
-        return steps + 3 * min(steps, 3)
+        return steps + (3 * min(steps, 3) if self.runge_kutta else min(steps, 1))
 
     def steps(self, nfe: int) -> int:
         """The most steps that a budget of network calls allows."""
-        return nfe // 4 if nfe < 12 else nfe - 9
+        if self.runge_kutta:
+            return nfe // 4 if nfe < 12 else nfe - 9
+        return max(0, nfe - 1)
 
     def step(self, k: Step) -> Form:
         """One step."""
@@ -419,15 +458,21 @@ class PNDM(Solver):
         def transfer(to: Any, eps: Form) -> Form:
             return to.alpha / s.alpha * k.x + to.alpha * (to.noise_level - s.noise_level) * eps
 
-        known = [eps for _, eps in ([(s, k.evaluate(k.x, s)), *k.known(4)[1:]])]
-        if k.i >= 3 and len(known) == 4:
-            return transfer(t, Form.combine([55 / 24, -59 / 24, 37 / 24, -9 / 24], known))
+        e1 = k.evaluate(k.x, s)
+        known = [eps for _, eps in k.known(4)]
+        if len(known) == 4 or (len(known) > 1 and not self.runge_kutta):
+            return transfer(t, Form.combine(ADAMS[len(known)], known))
+        if not self.runge_kutta:
+            return transfer(t, (e1 + k.evaluate(transfer(t, e1), t)) / 2)
         half = k.at((s.t + t.t) / 2)
-        e1 = known[0]
         e2 = k.evaluate(transfer(half, e1), half)
         e3 = k.evaluate(transfer(half, e2), half)
         e4 = k.evaluate(transfer(t, e3), t)
         return transfer(t, (e1 + 2 * e2 + 2 * e3 + e4) / 6)
+
+
+# Adams-Bashforth weights for even steps, newest first.
+ADAMS = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 
 
 @dataclass(frozen=True)

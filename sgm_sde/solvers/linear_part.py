@@ -14,6 +14,7 @@ $\varphi = \arctan(\sigma/(\alpha\sigma_d))$:
 | data $D$ | $\tfrac{\sigma_t}{\sigma_s} e^{-\tau^2 h}$ | $\alpha_t\,d e^{-(1+\tau^2)(\lambda_t-\lambda)}$ | $\sigma_t\sqrt{1 - e^{-2\tau^2 h}}$ |
 | noise $\epsilon$ | $\tfrac{\alpha_t}{\alpha_s}$ | $(1+\tau^2)\,\alpha_t\,d e^{-\lambda}$ | $\tau\sigma_t\sqrt{e^{2h} - 1}$ |
 | $v/\rho$, $v = \alpha\sigma_d\epsilon - \sigma D/\sigma_d$ | $\tfrac{\rho_t}{\rho_s} (\tfrac{\cos\varphi_s}{\cos\varphi_t})^{\tau^2}$ | $(1+\tau^2)\,\rho_t (\tfrac{\cos\varphi}{\cos\varphi_t})^{\tau^2} d\varphi$ | $\rho_t\sqrt{1 - (\tfrac{\cos\varphi_s}{\cos\varphi_t})^{2\tau^2}}$ |
+| $\epsilon - D$ | $\tfrac{\alpha_t + \sigma_t}{\alpha_s + \sigma_s}$ | $(\alpha_t + \sigma_t)\,dw$, $w = \tfrac{\sigma}{\alpha + \sigma}$ | none |
 
 Source: Lu et al., 2022, arXiv:2211.01095 (data); Zhang & Chen, 2023, arXiv:2204.13902 (noise); Xue et al., 2023,
 arXiv:2309.05019 (with noise level). The third splits off what Gaussian data of standard deviation $\sigma_d$ do.
@@ -34,7 +35,7 @@ from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form
 
 Known = Sequence[tuple[Any, Form]]  # pairs (node, evaluation there), newest first
-VARIABLES = ("log-snr", "time", "noise-level", "angle")
+VARIABLES = ("log-snr", "time", "noise-level", "angle", "noise-share")
 VARIANTS = ("exact", "midpoint", "bh1", "published", "fixed")
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 POINTS, WEIGHTS = (_POINTS + 1) / 2, _WEIGHTS / 2  # Gauss-Legendre on [0, 1]
@@ -80,6 +81,8 @@ class LinearPart(ABC):
             return float(node.t)
         if self.variable == "noise-level":
             return float(node.noise_level)
+        if self.variable == "noise-share":
+            return float(node.sigma / (node.alpha + node.sigma))
         return math.atan2(node.sigma, node.alpha * self.sigma_data)
 
     def lam(self, sde: Any, coordinate: Any) -> Any:
@@ -88,6 +91,8 @@ class LinearPart(ABC):
             return coordinate
         if self.variable == "time":
             return sde.log_snr(on_host(coordinate)).numpy() / 2
+        if self.variable == "noise-share":
+            return np.log1p(-coordinate) - np.log(coordinate)
         return -np.log(coordinate if self.variable == "noise-level" else self.sigma_data * np.tan(coordinate))
 
     def between(self, k: Any, s: Any, t: Any, fraction: float) -> Any:
@@ -260,4 +265,31 @@ class VelocityPart(LinearPart):
         raise NotImplementedError
 
 
-PARTS: dict[str, type[LinearPart]] = {"data": DataPart, "noise": NoisePart, "velocity": VelocityPart}
+@dataclass(frozen=True)
+class RectifiedPart(LinearPart):
+    r"""The flow of the straight path $x/(\alpha + \sigma) = (1-w)D + w\epsilon$, without noise."""
+
+    def factor(self, s: Any, t: Any) -> float:
+        """L(t, s)."""
+        return float((t.alpha + t.sigma) / (s.alpha + s.sigma))
+
+    def std(self, s: Any, t: Any) -> float:
+        """No noise."""
+        return 0.0
+
+    def moments(self, s: Any, t: Any, n: int) -> list[float]:
+        """In closed form: the kernel is constant in w."""
+        whole = (t.alpha + t.sigma) * (self.coordinate(t) - self.coordinate(s))
+        return [whole / (k + 1) for k in range(n)]
+
+    def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
+        """Not needed: the moments are had directly."""
+        raise NotImplementedError
+
+
+PARTS: dict[str, type[LinearPart]] = {
+    "data": DataPart,
+    "noise": NoisePart,
+    "velocity": VelocityPart,
+    "rectified": RectifiedPart,
+}
