@@ -17,7 +17,7 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import sample
-from sgm_sde.solvers import DEIS, LMS, DPMSolverPP, Rosenbrock, UniC
+from sgm_sde.solvers import DPMSolver, Rosenbrock, UniC, UniPC
 
 REFERENCE = Setting("unipc4", "log-snr")
 CHECK = Setting("lms4", "karras")  # a second opinion on the reference
@@ -52,10 +52,16 @@ class PilotResult(Setting):
 
 def default_candidates() -> tuple[Setting, ...]:
     """What `pilot` tries by default: the best of the accuracy benchmark, which differ from one network to another."""
-    return tuple(
-        Setting(solver, grid)
-        for solver in (DPMSolverPP(2), DPMSolverPP(3), DEIS(3, start="cold"), UniC(Rosenbrock(2)), LMS(3), "unipc3")
-        for grid in ("log-snr", "karras")
+    return (
+        Setting("ipndm3", "log-snr"),
+        Setting("ipndm3", "karras"),
+        Setting("dpm++2m", "log-snr"),
+        Setting(DPMSolver(3, singlestep=False, start="cold"), "karras"),
+        Setting("dpm4m-cold", "karras"),
+        Setting("dpm5m-cold", "log-snr"),
+        Setting("unipc3", "log-snr"),
+        Setting(UniPC(3, prediction="noise"), "log-snr"),
+        Setting(UniC(Rosenbrock(2, sigma_data=1.0)), "log-snr"),
     )
 
 

@@ -187,7 +187,7 @@ def sample(
     score = as_score(score_fn, sde)
     if isinstance(solver, Setting) and grid is not None:
         raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
-    setting = default_setting(sde, nfe if steps is None else steps) if solver is None else solver
+    setting = default_setting(sde, nfe if steps is None else steps, t_start, t_end) if solver is None else solver
     if isinstance(setting, Setting):
         solver, grid = setting.solver, setting.grid if grid is None else grid
     else:

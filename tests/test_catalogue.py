@@ -283,6 +283,30 @@ def test_settings_are_values() -> None:
         sg.Setting("ddim", "karas")
 
 
+def test_which_default() -> None:
+    """By budget, and by what the process allows."""
+    vp = LINEAR["vp"]
+    assert sg.default_setting(vp, 8) == sg.Setting("ipndm3", "log-snr")
+    assert sg.default_setting(vp, 9) == sg.default_setting(vp) == sg.Setting("dpm5m-cold", "log-snr")
+    assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0), 20) == sg.Setting("rectified2")
+    assert sg.default_setting(vp, 20, t_end=0.0) == sg.Setting("rectified2")
+
+    class Pull(sg.SDE):
+        T, eps, prior_std = 1.0, 1e-3, 1.0
+
+        def f(self, x: Tensor, t: Tensor) -> Tensor:
+            return -x
+
+        def g(self, t: Tensor) -> Tensor:
+            return torch.ones_like(t)
+
+    assert sg.default_setting(Pull()) == sg.Setting("heun2")
+    assert sg.sample(lambda x, t: -x, Pull(), (2, 3), nfe=10, seed=0).status.ok
+    x = sg.sample(sg.from_flow(lambda x, t: x, sg.RectifiedFlowSDE(T=1.0)), sg.RectifiedFlowSDE(T=1.0), (2, 2), seed=0)
+    assert x.status.ok
+    assert sg.sample(bimodal(vp), vp, (2, 2), t_end=0.0, final="none", seed=0).status.ok
+
+
 @pytest.mark.parametrize("process", PROCESSES)
 @given(budget=st.integers(2, 120))
 @settings(max_examples=10)

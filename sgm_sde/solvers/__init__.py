@@ -47,6 +47,8 @@ REGISTRY.update(
         "dpm3": lambda: DPMSolver(3),
         "dpm2m": lambda: DPMSolver(2, singlestep=False),
         "dpm3m": lambda: DPMSolver(3, singlestep=False),
+        "dpm4m-cold": lambda: DPMSolver(4, singlestep=False, start="cold"),
+        "dpm5m-cold": lambda: DPMSolver(5, singlestep=False, start="cold"),
         "res2": lambda: ExponentialRungeKutta(stages=2, name="res2", source="Zhang et al., 2023, arXiv:2308.02157"),
         "res3": RES,
         "unip2": lambda: UniPC(2, corrector=False),

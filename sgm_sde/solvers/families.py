@@ -112,8 +112,9 @@ def _dpm_solver(
     if order == 1 and variant != "exact":
         raise ValueError(f"order 1 has no variants, got variant={variant!r}")
     least = 4 if variant == "published" else 3
-    name = f"{sde}{family}{order}m" + ("-published" if variant == "published" else "")
-    return ExponentialAdams(nodes=order, start=_warm_if(order, start, eta, least), name=name, **options)
+    start = _warm_if(order, start, eta, least)
+    kind = "-published" if variant == "published" else "-cold" if order >= least and start == "cold" and not sde else ""
+    return ExponentialAdams(nodes=order, start=start, name=f"{sde}{family}{order}m{kind}", **options)
 
 
 def DEIS(order: int = 3, *, start: str | None = None) -> ExponentialAdams:
