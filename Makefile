@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: bench-likelihood demo test test-slow lint bench bench-overhead mutation clean
+.PHONY: bench-likelihood demo test test-slow lint bench bench-accuracy bench-overhead mutation clean
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -20,7 +20,9 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(STAMP)
+bench: bench-accuracy
+
+bench-accuracy: $(STAMP)
 	$(PY) benchmarks/accuracy.py --out out/bench
 
 bench-overhead: $(STAMP)

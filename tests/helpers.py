@@ -45,6 +45,7 @@ VARIANTS: dict[str, sg.Solver] = {
     "euler-maruyama-2": sg.EulerMaruyama(eta=2.0),
     "heun-churn": sg.Heun(s_churn=10.0),
     "dpm++3m-cold": sg.DPMSolverPP(3, start="cold"),
+    "unipc3-lower-final": sg.UniPC(3, lower_final=True),
     "deis3-unic": sg.UniC(sg.DEIS(3)),
     "velocity2": sg.ExponentialAdams(nodes=2, prediction="velocity"),
     "velocity2-sde": sg.Rosenbrock(2, sigma_data=1.0, eta=1.0),

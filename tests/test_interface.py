@@ -120,6 +120,7 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
             (sg.ExponentialAdams(nodes=2, corrector=2), sg.ExponentialAdams(nodes=2, corrector=3)),
         ],
         "start": [(sg.ExponentialAdams(nodes=3), sg.ExponentialAdams(nodes=3, start="warm"))],
+        "lower_final": [(sg.ExponentialAdams(nodes=3), sg.ExponentialAdams(nodes=3, lower_final=True))],
     },
     sg.ExponentialRungeKutta: {
         **exponential(sg.ExponentialRungeKutta),

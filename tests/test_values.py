@@ -35,7 +35,17 @@ from sgm_sde.processes.predictions import KernelValues, convert, weights
 from sgm_sde.solvers.base import REGISTRY, SolverTable, resolve
 from sgm_sde.solvers.correctors import Corrector
 from sgm_sde.solvers.exponential import Exponential
-from sgm_sde.solvers.linear_part import PARTS, VARIABLES, VARIANTS, DataPart, LinearPart, NoisePart, VelocityPart
+from sgm_sde.solvers.families import ADAMS
+from sgm_sde.solvers.linear_part import (
+    PARTS,
+    VARIABLES,
+    VARIANTS,
+    DataPart,
+    LinearPart,
+    NoisePart,
+    RectifiedPart,
+    VelocityPart,
+)
 from tests.helpers import F64, bind, stream
 
 EDM = sg.EDMSDE()  # alpha = 1 and sigma = t: the noise level is the time, and its logarithm minus half the log-SNR
@@ -79,6 +89,7 @@ FROZEN: list[Any] = [
     DataPart("log-snr", 0.0),
     NoisePart("log-snr", 0.0),
     VelocityPart("angle", 0.0),
+    RectifiedPart("noise-share", 0.0),
     Stage(1.0),
     Program("p", "data", (Stage(1.0, node=True),)),
     lower(Program("p", "data", (Stage(1.0, node=True),)), [(0.0, 1.0)]).instructions[0],
@@ -552,6 +563,7 @@ PAIRS: dict[tuple[str, float, float], tuple[float, float]] = {  # (prediction, e
     ("score", 0.0, 1.0): (0, -1.25),
     ("velocity", 0.0, 1.0): (-0.8, 0.6),
     ("velocity", 0.0, 0.5): (-1.6, 0.3),
+    ("rectified", 0.0, 1.0): (-1, 1),
     ("flow", 0.0, 1.0): (-1, 0.75),
     ("flow", 2.0, 1.0): (-1, 0.75),
     ("drift", 0.0, 1.0): (-1, 0.75),
@@ -569,7 +581,7 @@ def test_predictions_are_combinations_of_data_and_noise() -> None:
     assert weights("velocity", KERNEL) == (-0.8, 0.6)
 
 
-@pytest.mark.parametrize("source", ["data", "noise", "score", "velocity", "flow", "drift"])
+@pytest.mark.parametrize("source", ["data", "noise", "score", "velocity", "flow", "rectified", "drift"])
 def test_any_prediction_gives_any_other(source: str) -> None:
     """From the output a D + b e at x = alpha D + sigma e, for two choices of (D, e)."""
     a_r, b_r = PAIRS[source, 0.0, 1.0]
@@ -584,14 +596,16 @@ def test_the_same_prediction_is_left_alone() -> None:
     """Where it would divide by zero, too; a velocity in other units and a drift with noise are not the same."""
     silent = KernelValues(alpha=0.0, sigma=1.0, d_alpha=-1.0, d_sigma=0.0)
     assert convert("noise", "noise", silent) == (0.0, 1.0)
-    for prediction in ("data", "noise", "score", "velocity", "flow"):
+    for prediction in ("data", "noise", "score", "velocity", "flow", "rectified"):
         assert convert(prediction, prediction, KERNEL) == (0.0, 1.0)
     assert convert("drift", "drift", KERNEL) == (0.0, 1.0)
     assert convert("drift", "drift", KERNEL, 1.0) != (0.0, 1.0)
     assert convert("velocity", "velocity", KERNEL, 0.0, 0.5) != (0.0, 1.0)
     with pytest.raises(ZeroDivisionError):
         convert("noise", "data", silent)
-    with pytest.raises(ValueError, match="unknown prediction 'x'; known: data, noise, score, velocity, flow, drift"):
+    with pytest.raises(
+        ValueError, match="unknown prediction 'x'; known: data, noise, score, velocity, flow, rectified, drift"
+    ):
         weights("x", KERNEL)
 
 
@@ -709,9 +723,10 @@ INSIDE: Any = SimpleNamespace(at=node)  # stands for a step of EDM
 
 def test_names_of_the_linear_parts() -> None:
     """What a solver's options may be."""
-    assert VARIABLES == ("log-snr", "time", "noise-level", "angle")
+    assert VARIABLES == ("log-snr", "time", "noise-level", "angle", "noise-share")
     assert VARIANTS == ("exact", "midpoint", "bh1", "published", "fixed")
-    assert {"data": DataPart, "noise": NoisePart, "velocity": VelocityPart} == PARTS
+    parts = {"data": DataPart, "noise": NoisePart, "velocity": VelocityPart, "rectified": RectifiedPart}
+    assert parts == PARTS
     assert DataPart("time", 0.0) == DataPart("time", 0.0, "exact", 1.0)
 
 
@@ -726,6 +741,7 @@ FACTORS: list[tuple[LinearPart, float, float]] = [  # from noise level 2 to 1: L
     (VelocityPart("angle", 1.0), 2 / 5, math.sqrt(2 * 3 / 5)),
     (VelocityPart("angle", 2.0), (2 / 5) ** 2.5, math.sqrt(2 * (1 - (2 / 5) ** 4))),
     (VelocityPart("angle", 1.0, sigma_data=2.0), 5 / 8, math.sqrt(5 * 3 / 8)),
+    (RectifiedPart("noise-share", 0.0), 2 / 3, 0.0),
 ]
 
 
@@ -794,7 +810,7 @@ def test_er_sde_s_noise_scale() -> None:
 def test_places_of_nodes() -> None:
     """Coordinates, their inverses, and the node at a fraction of the way, in each variable."""
     k, sde = node(0.5), EDM
-    places = {"log-snr": LOG2, "time": 0.5, "noise-level": 0.5, "angle": math.atan(0.25)}
+    places = {"log-snr": LOG2, "time": 0.5, "noise-level": 0.5, "angle": math.atan(0.25), "noise-share": 1 / 3}
     for variable, place in places.items():
         part = DataPart(variable, 0.0, sigma_data=2.0)
         assert part.coordinate(k) == pytest.approx(place, rel=1e-14)
@@ -816,6 +832,9 @@ def density(part: LinearPart, t: Any, lam: float) -> float:
         return (1 + tau2) * t.alpha * math.exp(-(1 + tau2) * (t.lam - lam))
     if isinstance(part, NoisePart):
         return -(1 + tau2) * t.alpha * math.exp(-lam)
+    if isinstance(part, RectifiedPart):
+        share = 1 / (1 + math.exp(lam))
+        return -(t.alpha + t.sigma) * share * (1 - share)
     angle, end = math.atan(math.exp(-lam) / part.sigma_data), math.atan(t.sigma / t.alpha / part.sigma_data)
     rho = math.sqrt((t.alpha * part.sigma_data) ** 2 + t.sigma**2)
     slope = -math.sin(angle) * math.cos(angle)  # d angle / d lambda
@@ -826,6 +845,8 @@ def place(part: LinearPart, sde: sg.LinearSDE, lam: float) -> float:
     """The variable where half the log-SNR is lam."""
     if part.variable == "angle":
         return math.atan(math.exp(-lam) / part.sigma_data)
+    if part.variable == "noise-share":
+        return 1 / (1 + math.exp(lam))
     time = lambda: float(sde.time(2 * lam))  # noqa: E731
     return {"log-snr": lambda: lam, "noise-level": lambda: math.exp(-lam), "time": time}[part.variable]()
 
@@ -834,6 +855,7 @@ COMBINATIONS = [
     *((part, variable, 1.0) for part in (DataPart, NoisePart) for variable in VARIABLES[:3]),
     (VelocityPart, "angle", 1.0),
     (VelocityPart, "angle", 0.5),
+    (RectifiedPart, "noise-share", 1.0),
 ]
 
 
@@ -992,6 +1014,14 @@ TABLES: dict[str, tuple[sg.Solver, list[dict[str, float]]]] = {
     ),
     "lms2": (sg.LMS(2), [{"x0": 1, "e0": -2}, {"x1": 1, "e0": 1 / 4, "e1": -5 / 4}]),
     "deis2": (sg.DEIS(2), [{"x0": 1, "e0": -2}, {"x1": 1, "e0": 1 / 4, "e1": -5 / 4}]),  # in EDM's time
+    # w = 4/5, 2/3, 1/2 and 1 + s = 5, 3, 2: x' = x/(1 + s) is on a straight line in w.
+    "rectified2": (
+        sg.RectifiedAdams(2),
+        [
+            {"x0": 3 / 5, "e0": 3 * (2 / 3 - 4 / 5)},
+            {"x1": 2 / 3, "e0": -2 / 6 * -5 / 8, "e1": -2 / 6 * (1 + 5 / 8)},
+        ],
+    ),
     "ipndm2": (sg.IPNDM(2), [{"x0": 1, "e0": -2}, {"x1": 1, "e0": 1 / 2, "e1": -3 / 2}]),
     # x1 becomes x0/2 + (e0 + e1)/4 once e1 is known.
     "unipc1": (sg.UniPC(1), [{"x0": 1 / 2, "e0": 1 / 2}, {"x1": 1 / 2, "e0": -1 / 8, "e1": 5 / 8}]),
@@ -1274,6 +1304,7 @@ NUMBERS: list[tuple[Any, ...]] = [  # solver, order, weak order, network calls f
     (sg.ExponentialRungeKutta(stages=1, eta=1.0), 1, 1, 10, 10, 3, 0),
     (sg.RES(), 3, None, 30, 3, 1, 0),
     (sg.PNDM(), 1, None, 19, 2, 0, 0),
+    (sg.PNDM(runge_kutta=False), 1, None, 11, 9, 2, 0),
     (sg.AncestralNoise(sg.DPMSolver(1)), 1, 1, 10, 10, 3, 0),
     (sg.AncestralNoise(sg.DPMSolver(2)), 2, 2, 20, 5, 1, 0),
     (sg.Restart(sg.DPMSolver(2), rounds=2, n_steps=2), 2, None, 28, 1, 0, 0),
@@ -1345,9 +1376,18 @@ def test_noise_levels_and_their_window() -> None:
 
 
 REFUSED: list[tuple[Callable[[], object], str]] = [
-    (lambda: sg.ExponentialAdams(prediction="score"), "prediction must be one of 'data', 'noise', 'velocity', got"),
+    (
+        lambda: sg.ExponentialAdams(prediction="score"),
+        "prediction must be one of 'data', 'noise', 'velocity', 'rectified', got",
+    ),
     (lambda: sg.ExponentialAdams(variable="angle"), "data is interpolated in 'log-snr', 'time', 'noise-level', got"),
     (lambda: sg.ExponentialAdams(prediction="velocity", variable="time"), "velocity is interpolated in 'angle', got"),
+    (lambda: sg.ExponentialAdams(prediction="rectified", variable="angle"), "interpolated in 'noise-share', got"),
+    (
+        lambda: sg.ExponentialAdams(prediction="rectified", eta=1.0),
+        "prediction='rectified' is for the flow, got eta=1.0",
+    ),
+    (lambda: sg.ExponentialAdams(prediction="rectified", variant="bh1"), "made for data or noise in log-SNR"),
     (lambda: sg.ExponentialAdams(variant="x"), "variant must be one of 'exact', 'midpoint', 'bh1', 'published', 'fix"),
     (lambda: sg.ExponentialAdams(prediction="velocity", variant="bh1"), "made for data or noise in log-SNR"),
     (lambda: sg.ExponentialAdams(variable="time", variant="bh1"), "made for data or noise in log-SNR"),
@@ -1477,7 +1517,7 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
     (sg.DPMSolverPP(), "dpm++2m", adams(variant="midpoint")),
     (sg.DPMSolverPP(1), "dpm++1m", adams(nodes=1)),
     (sg.DPMSolverPP(3), "dpm++3m", adams(nodes=3, start="warm")),
-    (sg.DPMSolverPP(3, start="cold"), "dpm++3m", adams(nodes=3)),
+    (dataclasses.replace(sg.DPMSolverPP(3, start="cold"), name="cold"), "cold", adams(nodes=3)),
     (sg.DPMSolverPP(3, eta=1.0), "sde-dpm++3m", adams(nodes=3, eta=1.0)),
     (sg.DPMSolverPP(2, eta=abs), "sde-dpm++2m", adams(variant="midpoint", eta=abs)),
     (sg.DPMSolverPP(3, eta=abs), "sde-dpm++3m", adams(nodes=3, eta=abs)),
@@ -1508,6 +1548,9 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
     (sg.Rosenbrock(), "rosenbrock2", adams(prediction="velocity", sigma_data=0.5)),
     (sg.Rosenbrock(3), "rosenbrock3", adams(prediction="velocity", sigma_data=0.5, nodes=3, start="warm")),
     (sg.Rosenbrock(3, eta=1.0), "rosenbrock3", adams(prediction="velocity", sigma_data=0.5, nodes=3, eta=1.0)),
+    (sg.RectifiedAdams(), "rectified2", adams(prediction="rectified")),
+    (sg.RectifiedAdams(3), "rectified3", adams(prediction="rectified", nodes=3, start="warm")),
+    (sg.RectifiedAdams(3, start="cold"), "rectified3", adams(prediction="rectified", nodes=3)),
     (sg.ERSDE(), "er-sde3", adams(variable="noise-level", noise_scale="er", nodes=3)),
 ]
 
@@ -1559,18 +1602,32 @@ def test_pndm() -> None:
     assert [sg.PNDM().steps(n) for n in (3, 4, 11, 12, 13, 20)] == [0, 1, 2, 3, 4, 11]
 
 
+def test_plms() -> None:
+    """Heun's method in the noise level, then Adams-Bashforth's fixed weights of two, three and four evaluations."""
+    rows = table(sg.PNDM(runge_kutta=False), (6.0, 5.0, 4.0, 3.0, 2.0, 1.0))
+    same(rows[:2], [{"x0": 1, "e0": -1}, {"x0": 1, "e0": -1 / 2, "e1": -1 / 2}])
+    same(rows[2:3], [{"x2": 1, "e0": 1 / 2, "e2": -3 / 2}])
+    same(rows[3:4], [{"x3": 1, "e0": -5 / 12, "e2": 16 / 12, "e3": -23 / 12}])
+    same(rows[4:5], [{"x4": 1, "e0": 9 / 24, "e2": -37 / 24, "e3": 59 / 24, "e4": -55 / 24}])
+    same(rows[5:], [{"x5": 1, "e2": 9 / 24, "e3": -37 / 24, "e4": 59 / 24, "e5": -55 / 24}])
+    assert [sg.PNDM(runge_kutta=False).nfe(n) for n in (0, 1, 2, 10)] == [0, 2, 3, 11]
+    assert [sg.PNDM(runge_kutta=False).steps(n) for n in (0, 1, 2, 10)] == [0, 0, 1, 9]
+    assert (sg.PNDM().runge_kutta, sg.PNDM().name, sg.PNDM(runge_kutta=False).name) == (True, "pndm", "plms")
+    assert all(math.isclose(math.fsum(w), 1) for w in ADAMS.values())
+
+
 def test_restarts() -> None:
     """At the first node at or below s_min: up to s_max with noise, and down in steps even in s^(1/7), twice."""
-    solver = sg.Restart(sg.DPMSolverPP(1), s_min=1.0, s_max=3.0, rounds=2, n_steps=2)
-    program = solver.compile(EDM, sg.Grid([4.0, 2.0, 1.0, 0.5]))
-    middle = ((3 ** (1 / 7) + 1) / 2) ** 7
-    assert [stage.t for stage in program.stages] == pytest.approx([4, 2, 1, 3, middle, 1, 3, middle, 1, 1, 0.5])
+    solver = sg.Restart(sg.DPMSolverPP(1), s_min=0.6, s_max=3.0, rounds=2, n_steps=2)
+    program = solver.compile(EDM, sg.Grid([4.0, 2.0, 0.5, 0.25]))
+    m = ((3 ** (1 / 7) + 0.5 ** (1 / 7)) / 2) ** 7
+    assert [stage.t for stage in program.stages] == pytest.approx([4, 2, 0.5, 3, m, 0.5, 3, m, 0.5, 0.5, 0.25])
     assert [stage.node for stage in program.stages] == [k in (0, 1, 9, 10) for k in range(11)]
-    rows = table(solver, (4.0, 2.0, 1.0, 0.5))
-    down = [{"x": middle / 3, "e": 1 - middle / 3}, {"x": 1 / middle, "e": 1 - 1 / middle}]
+    rows = table(solver, (4.0, 2.0, 0.5, 0.25))
+    down = [{"x": m / 3, "e": 1 - m / 3}, {"x": 0.5 / m, "e": 1 - 0.5 / m}]
     for j in (0, 1):
         up, first, second = rows[2 + 3 * j : 5 + 3 * j]
-        assert up == pytest.approx({f"x{2 + 3 * j}": 1, f"z{j}": math.sqrt(8)})
+        assert up == pytest.approx({f"x{2 + 3 * j}": 1, f"z{j}": math.sqrt(8.75)})
         assert list(first.values()) == pytest.approx(list(down[0].values()))
         assert list(second.values()) == pytest.approx(list(down[1].values()))
     assert program.nfe == solver.nfe(3) == 3 + 2 * 2
@@ -1866,6 +1923,9 @@ NAMES: dict[str, tuple[sg.Solver, int, int | None, int]] = {  # solver, order, w
     "lms3": (adams(**LEVEL, nodes=3, start="warm"), 3, None, 1),
     "lms4": (adams(**LEVEL, nodes=4, start="warm"), 4, None, 1),
     "pndm": (sg.PNDM(), 1, None, 1),
+    "plms": (sg.PNDM(runge_kutta=False), 1, None, 1),
+    "rectified2": (adams(prediction="rectified", nodes=2), 2, None, 1),
+    "rectified3": (adams(prediction="rectified", nodes=3, start="warm"), 3, None, 1),
     "ipndm2": (adams(**LEVEL, variant="fixed", nodes=2), 1, None, 1),
     "ipndm3": (adams(**LEVEL, variant="fixed", nodes=3), 1, None, 1),
     "ipndm4": (adams(**LEVEL, variant="fixed", nodes=4), 1, None, 1),
@@ -1901,11 +1961,12 @@ NAMES: dict[str, tuple[sg.Solver, int, int | None, int]] = {  # solver, order, w
 
 
 def test_the_registry() -> None:
-    """Every name, what it stands for, its orders and its cost; the table prints them."""
-    assert list(REGISTRY) == list(NAMES)
-    rows = sg.solvers().rows()
-    assert len(sg.solvers()) == len(rows) == len(NAMES)
-    for (name, (solver, order, weak, nfe)), row in zip(NAMES.items(), rows, strict=True):
+    """What the names stand for, their orders and their cost; the table prints them."""
+    rows = {row[0]: row for row in sg.solvers().rows()}
+    assert list(rows) == list(REGISTRY) == [name for name, _ in sg.solvers()]
+    assert len(sg.solvers()) == len(rows)
+    for name, (solver, order, weak, nfe) in NAMES.items():
+        row = rows[name]
         found = resolve(name)
         assert repr(found) == repr(solver), name
         assert (found.order, found.weak_order, found.nfe_per_step) == (order, weak, nfe), name
@@ -1924,11 +1985,11 @@ def test_the_registry_as_text() -> None:
 
 def test_unknown_names_are_met_with_near_ones() -> None:
     """Four at most, as near as two fifths; all of them where none is near."""
-    for name, n in (("dpm++9", 4), ("eulr-xx", None), ("zzzzzz", len(NAMES))):
+    for name, n in (("dpm++9", 4), ("eulr-xx", None), ("zzzzzz", len(REGISTRY))):
         with pytest.raises(ValueError, match="unknown solver") as error:
             resolve(name)
         shown = re.findall(r"'([^']+)'", str(error.value).split("did you mean")[1])
-        assert set(shown) <= set(NAMES)
+        assert set(shown) <= set(REGISTRY)
         assert len(shown) == n if n else "euler" in shown and len(shown) <= 4
     assert resolve("ddim") == sg.DDIM()
     assert resolve(sg.DDIM()) == sg.DDIM()

@@ -177,6 +177,8 @@ class ExponentialAdams(Exponential):
         nodes: the number n of evaluations a step uses.
         corrector: evaluations the corrector uses; 0 for none.
         start: `"cold"` or `"warm"`.
+        lower_final: whether the last steps use ever fewer evaluations, the very last one its own only; it helps some
+            networks at few calls, and limits the order to 2.
 
     Raises:
         ValueError: for options out of range, or a warm start where it changes nothing or where there is noise.
@@ -194,6 +196,7 @@ class ExponentialAdams(Exponential):
     nodes: int = 2
     corrector: int = 0
     start: str = "cold"
+    lower_final: bool = False
     name: str = "exponential-adams"
     source: str = "Zhang & Chen, 2023, arXiv:2204.13902"
 
@@ -229,7 +232,7 @@ class ExponentialAdams(Exponential):
     @property
     def order(self) -> int:
         """Order of the global error without noise, cold or warm start taken into account."""
-        limit = 4 if self.start == "warm" else 3 if self.corrector else 2
+        limit = 2 if self.lower_final else 4 if self.start == "warm" else 3 if self.corrector else 2
         return min(self._potential, limit)
 
     @property
@@ -261,7 +264,7 @@ class ExponentialAdams(Exponential):
         if self.start == "warm" and "warm" not in k.memory and math.isfinite(part.coordinate(s)):
             k.memory["warm"] = True
             return runge_kutta_step(replace(part, variant="exact"), k, self._inner)
-        known = part.usable(s, t, k.known(self.nodes))
+        known = part.usable(s, t, k.known(min(self.nodes, k.n - k.i) if self.lower_final else self.nodes))
         if self.corrector and math.isfinite(part.coordinate(s)):
             k.memory["predicted"] = (part, s, known)
         std = part.std(s, t)

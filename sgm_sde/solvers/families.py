@@ -222,7 +222,13 @@ def UniC(predictor: Solver, nodes: int | None = None) -> ExponentialAdams:
 
 
 def UniPC(
-    order: int = 3, *, prediction: str = "data", variant: str = "bh2", start: str = "cold", corrector: bool = True
+    order: int = 3,
+    *,
+    prediction: str = "data",
+    variant: str = "bh2",
+    start: str = "cold",
+    corrector: bool = True,
+    lower_final: bool = False,
 ) -> ExponentialAdams:
     r"""UniPC: exponential Adams predictor of `order` evaluations, and the corrector with one more.
 
@@ -234,6 +240,7 @@ def UniPC(
         variant: `"bh2"` or `"bh1"`, the paper's two simplifications where two evaluations are used, or `"exact"`.
         start: `"cold"` as published, or `"warm"` for the last order.
         corrector: without it, UniP.
+        lower_final: whether the last steps use ever fewer evaluations, as the paper's code does below 15 steps.
 
     Raises:
         ValueError: for options out of range.
@@ -253,6 +260,7 @@ def UniPC(
         prediction=prediction,
         variant=variants[variant],
         start=start,
+        lower_final=lower_final,
         name=f"uni{'pc' if corrector else 'p'}{order}",
         source="Zhao et al., 2023, arXiv:2302.04867",
     )
