@@ -170,7 +170,8 @@ def test_mixed_orders_cost_no_order() -> None:
 
 # --- float32 ---------------------------------------------------------------------------------------------------------
 
-PLATEAU = [name for name in DETERMINISTIC if ALL[name].order > 1 or ALL[name].nfe_per_step == 1]
+# Multistep solvers, whose weights might cancel, and one each of the others.
+PLATEAU = [name for name in DETERMINISTIC if ALL[name].nfe_per_step == 1 or name in ("rk4", "heun", "dpm3", "res3")]
 
 
 @pytest.mark.parametrize("name", PLATEAU)
@@ -181,7 +182,7 @@ def test_float32_errors_do_not_rise_again(name: str) -> None:
     x = sde.prior_sample((16, 2), seed=1, dtype=F64)
     exact = flow_reference(GAUSSIAN, sde, x, end)
     errors = {}
-    for steps in (100, 1000, 3000):
+    for steps in (100, 3000):
         grid = sg.grids.LogSNR()(sde, steps, t_end=end)
         states = [
             sg.sample(GAUSSIAN.score(sde), sde, x_T=x.to(dtype), solver=ALL[name], grid=grid, final="none", seed=0).x
