@@ -28,7 +28,7 @@ from sgm_sde.engine.noise import STREAMS, NoiseStream, _mix, resolve_seeds
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Program, Stage, Step, Tracer, trace
 from sgm_sde.engine.reverse import ReverseSDE
-from sgm_sde.processes.base import Node
+from sgm_sde.processes.base import Node, require_sde
 from sgm_sde.processes.discrete import _Interpolant
 from sgm_sde.processes.linear import LinearNode, ScheduleSDE
 from sgm_sde.processes.predictions import KernelValues, convert, weights
@@ -241,6 +241,14 @@ def test_a_process_that_is_not_linear() -> None:
         _ = node.alpha
     assert not hasattr(node, "_anything")  # as copying and pickling ask
     assert type(node) is Node
+
+
+def test_what_is_no_process_is_named() -> None:
+    """A class that was not called, and anything else."""
+    require_sde(EDM)
+    for given, text in ((sg.VPSDE, "got the class VPSDE: call it"), ("vp", "such as VPSDE\\(\\), got 'vp'")):
+        with pytest.raises(TypeError, match=text):
+            require_sde(given)
 
 
 def test_the_reverse_process() -> None:
