@@ -437,7 +437,7 @@ def test_calls_are_counted(name: str, final: str) -> None:
 def test_a_budget_is_kept_and_used(name: str, nfe: int, final: str) -> None:
     """nfe= is never exceeded, one more step would exceed it, and what cannot be done says so."""
     solver, last = SAMPLERS[name], final == "denoise"
-    fitted, steps = solver.fit(nfe - last)
+    _, steps = solver.fit(nfe - last)
     if steps < 1 and not (last and nfe == 1):
         with pytest.raises(ValueError, match=f"nfe={nfe} is too small"):
             run(solver, nfe=nfe, final=final)
