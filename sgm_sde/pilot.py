@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import sample
-from sgm_sde.solvers import DPMSolver, Rosenbrock, UniC, UniPC
+from sgm_sde.solvers import RectifiedAdams, UniC, UniPC
 
 REFERENCE = Setting("unipc4", "log-snr")
 CHECK = Setting("lms4", "karras")  # a second opinion on the reference
@@ -53,15 +53,14 @@ class PilotResult(Setting):
 def default_candidates() -> tuple[Setting, ...]:
     """What `pilot` tries by default: the best of the accuracy benchmark, which differ from one network to another."""
     return (
+        Setting("dpm5m-cold", "log-snr"),
+        Setting("dpm5m-cold", "karras"),
+        Setting("dpm4m-cold", "log-snr"),
         Setting("ipndm3", "log-snr"),
         Setting("ipndm3", "karras"),
-        Setting("dpm++2m", "log-snr"),
-        Setting(DPMSolver(3, singlestep=False, start="cold"), "karras"),
-        Setting("dpm4m-cold", "karras"),
-        Setting("dpm5m-cold", "log-snr"),
-        Setting("unipc3", "log-snr"),
-        Setting(UniPC(3, prediction="noise"), "log-snr"),
-        Setting(UniC(Rosenbrock(2, sigma_data=1.0)), "log-snr"),
+        Setting(replace(UniC(RectifiedAdams(2)), lower_final=True), "log-snr"),
+        Setting(UniC(RectifiedAdams(5, start="cold")), "log-snr"),
+        Setting(UniPC(3, prediction="noise", lower_final=True), "log-snr"),
     )
 
 

@@ -176,22 +176,20 @@ PLATEAU = [name for name in DETERMINISTIC if ALL[name].nfe_per_step == 1 or name
 
 @pytest.mark.parametrize("name", PLATEAU)
 def test_float32_errors_do_not_rise_again(name: str) -> None:
-    """With up to 3000 steps the error in float32 stays where float64 or rounding puts it: weights do not cancel."""
+    """With 3000 steps the error in float32 is not above that with 100, but for rounding: weights do not cancel."""
     sde = LINEAR["vp"]
     end = smooth_end(sde)
-    x = sde.prior_sample((16, 2), seed=1, dtype=F64)
+    x = sde.prior_sample((4, 2), seed=1, dtype=F64)
     exact = flow_reference(GAUSSIAN, sde, x, end)
     errors = {}
     for steps in (100, 3000):
         grid = sg.grids.LogSNR()(sde, steps, t_end=end)
-        states = [
-            sg.sample(GAUSSIAN.score(sde), sde, x_T=x.to(dtype), solver=ALL[name], grid=grid, final="none", seed=0).x
-            for dtype in (torch.float32, F64)
-        ]
-        errors[steps] = [float((state.double() - exact).abs().max()) for state in states]
-    for steps, (single, double) in errors.items():
-        rounding = 2e-6 * math.sqrt(steps)  # that many roundings of numbers of size 5, at random
-        assert single < double + rounding, errors
+        score = GAUSSIAN.score(sde)
+        res = sg.sample(score, sde, x_T=x.float(), solver=ALL[name], grid=grid, final="none", seed=0)
+        errors[steps] = float((res.x.double() - exact).abs().max())
+    rounding = 2e-6 * math.sqrt(3000)  # that many roundings of numbers of size 5, at random
+    limit = errors[100] if ALL[name].order == 1 else min(errors[100], 1e-3)
+    assert errors[3000] < limit + rounding, errors
 
 
 def test_weights_keep_their_digits() -> None:
@@ -207,6 +205,13 @@ def test_weights_keep_their_digits() -> None:
         history = sde.nodes(grid.times[2000:1996:-1])
         total = sum(part.weights(*nodes, history))
         assert total == pytest.approx(part.moments(*nodes, 1)[0], rel=1e-11)
+
+
+@given(budget=st.integers(0, 8))
+def test_no_budget_gives_negative_steps(budget: int) -> None:
+    """Too few calls for a step are no steps."""
+    for solver in (*SOLVERS.values(), sg.Restart(sg.DPMSolver(2)), sg.Restart(sg.PNDM())):
+        assert solver.steps(budget) >= 0
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------

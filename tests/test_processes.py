@@ -281,3 +281,21 @@ def test_a_process_of_drift_and_diffusion_only() -> None:
         sg.from_noise(lambda x, t: x, sde)
     pc = sg.PredictorCorrector(sg.EulerMaruyama(), sg.Langevin())
     assert sg.sample(score, sde, shape=(3, 2), solver=pc, steps=5, seed=0).nfe == 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_last_time_of_a_table_is_its_own(dtype: torch.dtype) -> None:
+    """time(log_snr(T)) is T on tables of any length, rounding on the way included; beyond the table it is NaN."""
+    tables = [sg.DiscreteVPSDE([0.1, 0.1]), sg.DiscreteVESDE([1.0, 2.0, 7.0])]
+    tables += [sg.presets.ddpm(n) for n in (50, 100)] + [sg.presets.iddpm_cosine(n) for n in (20, 100)]
+    for sde in tables:
+        end = torch.ones((), dtype=dtype)
+        assert float(sde.time(sde.log_snr(end))) == pytest.approx(1, abs=1e-4)
+        assert bool(sde.time(sde.log_snr(end) - 0.1).isnan())
+
+
+def test_far_log_snr_in_float32() -> None:
+    """The inverse of log-SNR does not overflow where exp(-log_snr) does."""
+    log_snr = torch.tensor([-80.0, -89.0, -95.0, -100.5])
+    assert bool(torch.isfinite(sg.VPSDE().time(log_snr)).all())
+    torch.testing.assert_close(sg.VPSDE().time(log_snr).double(), sg.VPSDE().time(log_snr.double()), rtol=1e-6, atol=0)

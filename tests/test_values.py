@@ -496,7 +496,7 @@ def test_tables_are_inverted(table: list[float]) -> None:
     steep = interpolant.slope(t[:-1]) > 1e-2
     torch.testing.assert_close(interpolant.inverse(value)[steep], t[:-1][steep], rtol=1e-10, atol=1e-10)
     last = interpolant.table[:, -1].sum()
-    assert interpolant.inverse(torch.stack([last, last.nextafter(last * 2)])).isnan().tolist() == [False, True]
+    assert interpolant.inverse(torch.stack([last, last + 1e-9])).isnan().tolist() == [False, True]
     assert float(interpolant.inverse(last)) == pytest.approx(1.0, abs=1e-15)
     beyond = interpolant.inverse(column(table[0] - 1e-9, 0.5, table[-1] + 1e-9)).isnan()
     assert beyond.tolist() == [True, False, True]

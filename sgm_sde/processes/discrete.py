@@ -38,6 +38,7 @@ class _Interpolant:
         # On each interval y = y0 + u (m0 + u (c2 + u c3)), u in [0, 1].
         c2, c3 = 3 * step - 2 * slopes[:-1] - slopes[1:], slopes[:-1] + slopes[1:] - 2 * step
         self.table = torch.from_numpy(np.stack([values[:-1], slopes[:-1], c2, c3]))
+        self.range = float(values[0]), float(values[-1])
 
     def _local(self, t: Tensor) -> tuple[Tensor, Tensor]:
         position = t * self.n
@@ -66,8 +67,10 @@ class _Interpolant:
             before, u = u, torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
             if not u.is_meta and bool((u == before).all()):
                 break
-        last = self.table[:, -1].sum().to(value)
-        return torch.where((value < knots[0]) | (value > last), torch.nan, (k + u) / self.n)
+        low_end, high_end = self.range
+        rounding = 8 * torch.finfo(value.dtype).eps * max(map(abs, self.range))  # of what the value has been through
+        outside = (value < low_end - rounding) | (value > high_end + rounding)
+        return torch.where(outside, torch.nan, (k + u) / self.n)
 
 
 def _table(name: str, values: Sequence[float]) -> tuple[float, ...]:

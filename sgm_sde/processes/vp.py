@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from sgm_sde._shapes import Time, as_time
 from sgm_sde.processes.linear import LinearSDE, _ordered
@@ -70,7 +69,8 @@ class VariancePreservingSDE(BetaSDE):
 
     def time(self, log_snr: Time) -> Tensor:
         """Inverse of `log_snr`."""
-        return self.time_of_integrated_beta(softplus(-as_time(log_snr), threshold=100))
+        log_snr = as_time(log_snr)
+        return self.time_of_integrated_beta(torch.logaddexp(-log_snr, torch.zeros_like(log_snr)))
 
     def g(self, t: Time) -> Tensor:
         """Diffusion coefficient sqrt(beta)."""

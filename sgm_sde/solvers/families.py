@@ -642,7 +642,7 @@ class Restart(Solver):
 
     def steps(self, nfe: int) -> int:
         """The most steps of the main run that a budget of network calls allows."""
-        return self.solver.steps(nfe - self.rounds * self.solver.nfe(self.n_steps))
+        return max(0, self.solver.steps(nfe - self.rounds * self.solver.nfe(self.n_steps)))
 
     def step(self, k: Step) -> Form:
         """One step, and the passes if it is the one that reaches s_min."""
