@@ -10,10 +10,10 @@ demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
 
 test: $(STAMP)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" -n auto
 
 test-slow: $(STAMP)
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -m slow -n auto
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
