@@ -54,4 +54,5 @@ def replay(program: Program, x: Tensor, model: BoundModel, noise: NoiseSource, k
         if isinstance(value, Tensor):
             recorded.kwargs[name].copy_(value)
     model.nfe += program.nfe
+    model.rows += program.nfe * len(x) * model.score.branches
     return recording.replay(x, noise)

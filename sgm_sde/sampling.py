@@ -91,6 +91,7 @@ class SampleResult:
         trajectory: states (K, B, *) at `trajectory_times`, if asked for; the last one is `x` when "all" are.
         trajectory_times: the times of the trajectory, 0 standing for the final denoised state.
         seeds: the (seed, index) pair of each sample.
+        rows: samples that the network has seen in all its calls, a guided score's branches counted apart.
     """
 
     x: Tensor
@@ -100,6 +101,7 @@ class SampleResult:
     trajectory: Tensor | None = field(default=None, repr=False)
     trajectory_times: tuple[float, ...] = field(default=(), repr=False)
     seeds: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+    rows: int = 0
 
     def __repr__(self) -> str:
         return f"SampleResult(x={tuple(self.x.shape)} {self.x.dtype}, nfe={self.nfe}, {self.status})"
@@ -267,9 +269,8 @@ def sample(
     status = _status(run, grid, monitor.stopped)
     if status.samples:
         warnings.warn(status.message, NonFiniteWarning, stacklevel=2)
-    return SampleResult(
-        x.to(dtype), model.nfe, grid.times, status, monitor.stacked(dtype), tuple(monitor.kept_times), seeds
-    )
+    kept = monitor.stacked(dtype), tuple(monitor.kept_times)
+    return SampleResult(x.to(dtype), model.nfe, grid.times, status, *kept, seeds, model.rows)
 
 
 def _make_grid(

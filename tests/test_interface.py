@@ -977,3 +977,10 @@ def test_a_run_without_tqdm() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_rows_count_what_the_network_has_seen() -> None:
+    """Every call sees the whole batch, a corrector's and the final one too."""
+    solver = sg.PredictorCorrector(sg.DDIM(), sg.Langevin(n_steps=2))
+    res = sg.sample(lambda x, t: -x, sg.VPSDE(), (5, 2), solver=solver, steps=3, seed=0)
+    assert (res.nfe, res.rows) == (10, 50)

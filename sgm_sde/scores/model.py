@@ -29,6 +29,7 @@ class BoundModel:
 
     Attributes:
         nfe: number of network calls so far.
+        rows: number of samples that the network has seen in them, a guided score's branches counted apart.
         kwargs: passed on to the network at each call.
     """
 
@@ -45,6 +46,7 @@ class BoundModel:
         self._drift: ReverseSDE | None = None
         self._at: dict[float, Any] = {}
         self.nfe = 0
+        self.rows = 0
 
     def with_kwargs(self, kwargs: Mapping[str, Any]) -> BoundModel:
         """The same model with other arguments for the network, and its own count of calls."""
@@ -84,6 +86,7 @@ class BoundModel:
 
     def _call(self, x: Tensor, t: Tensor) -> Tensor:
         self.nfe += 1
+        self.rows += len(x) * self.score.branches
         return self.score.output(x, t, **self.kwargs)
 
     def times(self, ts: Sequence[float], x: Tensor) -> Sequence[Tensor]:

@@ -31,10 +31,15 @@ class Score:
         dtype: what x is cast to for the call; the dtype of the network's first floating-point parameter if it
             has one. The state stays as it is, at least float32.
 
+    Attributes:
+        branches: rows of the network that one sample takes in a call: more than 1 for guided scores.
+
     Raises:
         ValueError: at a call, if the output does not have the shape of x.
         TypeError: if the prediction needs a process with alpha(t) and sigma(t) and there is none.
     """
+
+    branches: int = 1
 
     def __init__(
         self,
