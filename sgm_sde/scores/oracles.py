@@ -38,14 +38,28 @@ class Oracle(ABC):
 
     def score(self, sde: LinearSDE) -> Score:
         """The exact score on `sde`, as if from a perfect network."""
-        return Score(lambda x, t: self.denoised(x, sde.alpha(t).to(x.dtype), sde.sigma(t).to(x.dtype)), sde, "data")
+
+        def denoiser(x: Tensor, t: Tensor) -> Tensor:
+            self._require_event(x)
+            return self.denoised(x, sde.alpha(t).to(x.dtype), sde.sigma(t).to(x.dtype))
+
+        return Score(denoiser, sde, "data")
+
+    def _require_event(self, x: Tensor) -> None:
+        if x.shape[1:] != self.event_shape:
+            shape, given = tuple(self.event_shape), tuple(x.shape)
+            raise ValueError(f"the oracle's data have the shape {shape}: x must be (B, *) with that, got {given}")
 
     def log_prob(self, x: Tensor, sde: LinearSDE | None = None, t: Time = 0.0) -> Tensor:
         """Log-density in nats of x (B, *) under the marginal at time t of `sde`; that of the data without one.
 
         Returns:
             tensor of shape (B,).
+
+        Raises:
+            ValueError: for points of another shape than the data's.
         """
+        self._require_event(x)
         times = batch_time(t, x)
         if sde is None:
             return self._log_prob(x, torch.ones_like(times), torch.zeros_like(times))
