@@ -14,7 +14,7 @@ from torch import Tensor
 class _Piece(NamedTuple):
     start: float
     end: float
-    increment: Tensor
+    increment: np.ndarray
     node: int  # of the tree: the root is 1, the halves of k are 2k and 2k + 1; 0 for what was cut elsewhere
 
 
@@ -46,7 +46,7 @@ class BrownianPath:
         >>> far = path.increment(0.5)
         >>> near = path.increment(0.75)
         >>> path.advance(0.75)
-        >>> bool(torch.allclose(near + path.increment(0.5), far))
+        >>> bool(np.allclose(near + path.increment(0.5), far))
         True
     """
 
@@ -69,8 +69,8 @@ class BrownianPath:
         whole = math.sqrt(self._variance(start, end)) * self._normal(1)
         self._pieces = [_Piece(start, end, whole, 1)]  # the nearest last
 
-    def increment(self, place: float) -> Tensor:
-        """The increment from where the path stands to a place ahead, in float64 on the CPU.
+    def increment(self, place: float) -> np.ndarray:
+        """The increment from where the path stands to a place ahead, in float64.
 
         Raises:
             ValueError: for a place behind, or beyond the end.
@@ -80,7 +80,7 @@ class BrownianPath:
         first, last = self._pieces[-1].start, self._pieces[0].end
         if not self._sign * first <= self._sign * place <= self._sign * last:
             raise ValueError(f"the path lies between {first} and {last}, and its increment to {place} was asked for")
-        total = torch.zeros(self._shape, dtype=torch.float64, device="cpu")
+        total = np.zeros(self._shape)
         i = len(self._pieces) - 1
         while i >= 0 and self._pieces[i].start != place:
             piece = self._pieces[i]
@@ -88,7 +88,7 @@ class BrownianPath:
                 self._pieces[i : i + 1] = self._cut(piece, place)
                 i += 1
                 continue
-            total = total + piece.increment
+            total += piece.increment
             i -= 1
         return total
 
@@ -110,9 +110,9 @@ class BrownianPath:
     def _variance(self, a: float, b: float) -> float:
         return abs(self._clock(b) - self._clock(a))
 
-    def _normal(self, node: int) -> Tensor:
+    def _normal(self, node: int) -> np.ndarray:
         source = self._generator(node) if node else self._draws
-        return torch.from_numpy(np.asarray(source.standard_normal(self._shape)))
+        return np.asarray(source.standard_normal(self._shape))
 
     def _generator(self, node: int) -> np.random.Generator:
         # Counter-based: sample and place in the tree are key and counter as they are, so that no two ever meet.
@@ -161,5 +161,6 @@ class PathNoise:
         for path in self._paths:
             path.increment(start)
             path.advance(start)
-        z = torch.stack([path.increment(end) for path in self._paths])
-        return (z / math.sqrt(abs(self._clock(end) - self._clock(start)))).to(device=device, dtype=dtype)
+        z = np.stack([path.increment(end) for path in self._paths])
+        z /= math.sqrt(abs(self._clock(end) - self._clock(start)))
+        return torch.from_numpy(z).to(device=device, dtype=dtype)
