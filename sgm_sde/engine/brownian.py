@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sgm_sde.engine.program import Program
 
 
 class _Piece(NamedTuple):
@@ -120,31 +124,32 @@ class BrownianPath:
 
 
 class PathNoise:
-    """The noises of a run on a grid, as the normalised increments of a Brownian path of each sample.
+    """The noises of a program as normalised increments of one Brownian path a sample, the same for any grid.
 
     Args:
+        program: a table that draws at most one noise a step.
         seeds: one (seed, index) pair a sample, from `resolve_seeds`.
-        times: pairs (start, end) of the steps, in the order in which their noises are drawn.
-        start: where the paths begin.
-        end: where they end.
         clock: variance of the path as a function of time.
         middle: the time at which to halve a piece.
-        levels: halvings before any other cut.
+        levels: halvings before any other cut: grids agree to a piece of 2^-levels.
+
+    Raises:
+        ValueError: for a program with more noises in a step.
     """
 
     def __init__(
         self,
+        program: Program,
         seeds: Sequence[tuple[int, int]],
-        times: Sequence[tuple[float, float]],
-        start: float,
-        end: float,
         *,
         clock: Callable[[float], float],
         middle: Callable[[float, float], float],
         levels: int = 12,
     ) -> None:
-        self._seeds, self._times = seeds, iter(times)
-        self._start, self._end, self._clock, self._middle, self._levels = start, end, clock, middle, levels
+        self._times = iter(noisy_steps(program))
+        self._ends = program.times[0], program.times[-1]
+        self._seeds, self._levels = seeds, levels
+        self._clock, self._middle = cache(clock), cache(middle)
         self._paths: list[BrownianPath] = []
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
@@ -152,8 +157,7 @@ class PathNoise:
         if not self._paths:
             self._paths = [
                 BrownianPath(
-                    seed, shape[1:], self._start, self._end,
-                    clock=self._clock, middle=self._middle, levels=self._levels,
+                    seed, shape[1:], *self._ends, clock=self._clock, middle=self._middle, levels=self._levels
                 )
                 for seed in self._seeds
             ]  # fmt: skip
@@ -164,3 +168,20 @@ class PathNoise:
         z = np.stack([path.increment(end) for path in self._paths])
         z /= math.sqrt(abs(self._clock(end) - self._clock(start)))
         return torch.from_numpy(z).to(device=device, dtype=dtype)
+
+
+def noisy_steps(program: Program) -> list[tuple[float, float]]:
+    """Start and end of the step that each noise of a program belongs to, in the order in which they are drawn."""
+    steps = list(pairwise(program.times))
+    found: dict[int, int] = {}
+    i = -1
+    for stage in program.stages:
+        for m, _ in stage.noises:
+            found.setdefault(m, max(i, 0))
+        i += stage.node
+    if len(set(found.values())) < len(found):
+        raise ValueError(
+            f"{program.name} draws more than one noise in a step, so that its noises are no increments of one path: "
+            f"leave noise= at 'independent'"
+        )
+    return [steps[k] for k in found.values()]

@@ -28,6 +28,7 @@ from sgm_sde.engine.adaptive import (
 )  # fmt: skip
 from sgm_sde.engine.brownian import BrownianPath
 from sgm_sde.engine.phi import phi_values
+from sgm_sde.processes.base import SDE
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.solvers.base import AdaptiveSolver, Problem
 from sgm_sde.solvers.runge_kutta import DOPRI5
@@ -280,7 +281,7 @@ class Adaptive(AdaptiveSolver):
         """Carry the states from start to end."""
         pair, model = self.pair, problem.model
         ends = (problem.start, problem.end)
-        variable = self.variable or ("log-snr" if pair.linear else default_variable(problem.sde, ends))
+        variable = self.variable or ("log-snr" if pair.linear else default_variable(problem.sde))
         flow = Flow(model, variable, ends, len(problem.x), linear=bool(pair.linear))
         max_steps = self.max_steps
         if problem.calls is not None:
@@ -298,7 +299,7 @@ class Adaptive(AdaptiveSolver):
         return replace(end, y=(x,), t=t)
 
 
-def default_variable(sde: Any, ends: tuple[float, float]) -> str:
+def default_variable(sde: SDE) -> str:
     """What the flow is solved in where nothing is said: the noise level's share; time for a nonlinear process."""
     return "noise-share" if sde.is_linear else "time"
 
