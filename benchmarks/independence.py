@@ -3,9 +3,9 @@
     python benchmarks/independence.py [--out out/bench] [--solvers dopri5 ggf ...]
 
 Each column of the first table runs the same 64 seeds another way and shows the largest difference to every sample run
-alone, in float64 with a score of elementwise arithmetic: `batch` all at once, `permuted` in another order, `outlier` with
-one start 200 times too large, which is not compared. The second table runs 64 samples of which one is stiff: what the
-network has seen, and what it would have seen had all stayed until the slowest was done.
+alone, in float64 with a score of elementwise arithmetic: `batch` all at once, `permuted` in another order, `outlier`
+with one start 200 times too large, which is not compared. The second table runs 64 samples of which one is stiff: what
+the network has seen, and what it would have seen had all stayed until the slowest was done.
 """
 
 from __future__ import annotations
