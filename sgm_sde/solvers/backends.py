@@ -18,7 +18,7 @@ from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, OUT_OF_STEPS, STEP_TO
 from sgm_sde.solvers.adaptive import Flow, default_variable
 from sgm_sde.solvers.base import AdaptiveSolver, Problem
 
-Slope = Callable[[float, Tensor], Tensor]
+Slope = Callable[[float | Tensor, Tensor], Tensor]
 
 
 class BatchCoupledWarning(UserWarning):
@@ -174,8 +174,9 @@ class FlowBackend(Backend):
             u = flow.end if s >= 1 else flow.start + s * span
             return torch.full((len(index),), u, dtype=torch.float64, device="cpu")
 
-        def slope(s: float, z: Tensor) -> Tensor:
-            return span * seen(lambda: flow.slope(place(float(s)), z, index))
+        def slope(s: float | Tensor, z: Tensor) -> Tensor:
+            at = float(s.detach()) if isinstance(s, Tensor) else s
+            return span * seen(lambda: flow.slope(place(at), z, index))
 
         z = self._odeint(slope, flow.enter(problem.x[index]), problem.steps)
         return flow.leave(z, place(1.0))[0]
