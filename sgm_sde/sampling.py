@@ -16,6 +16,7 @@ from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.executor import Run, checksum, execute
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.processes.base import SDE
@@ -152,7 +153,7 @@ def sample(
             themselves (then neither `nfe` nor `steps`). By default that of the setting, or the process' `natural_grid`.
         t_start: where to start, default `sde.T`. Below it, give the noised data as `x_T`.
         t_end: where to end, default `sde.eps`.
-        seed: one int for the batch, or one per sample.
+        seed: one int for the batch, or one per sample: an int, or a pair (seed, index) as in a result's `seeds`.
         generator: one `torch.Generator` or one per sample, from which seeds are drawn, instead of `seed`.
         final: what to return at the end: "denoise", Tweedie's estimate of the data, one network call (default for
             linear processes); "mean", the last state without the noise its last update added (default for others);
@@ -187,23 +188,10 @@ def sample(
         (20, True)
     """
     score = as_score(score_fn, sde)
-    if isinstance(solver, Setting) and grid is not None:
-        raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
-    setting = default_setting(sde, nfe if steps is None else steps, t_start, t_end) if solver is None else solver
-    if isinstance(setting, Setting):
-        solver, grid = setting.solver, setting.grid if grid is None else grid
-    else:
-        solver = resolve(setting)
-    if final is None:
-        final = "denoise" if sde.is_linear else "mean"
-    if final not in FINALS:
-        raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}, got {final!r}")
-    if final == "denoise" and not sde.is_linear:
-        raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
-    solver, grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
-    program = solver.compile(sde, grid)
-    if final == "mean":
-        program = solver.end_in_mean(program)
+    final = _final(sde, final)
+    solver, grid, program = plan(
+        sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, t_end=t_end, final=final
+    )
 
     if (shape is None) == (x_T is None):
         raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
@@ -271,6 +259,53 @@ def sample(
         warnings.warn(status.message, NonFiniteWarning, stacklevel=2)
     kept = monitor.stacked(dtype), tuple(monitor.kept_times)
     return SampleResult(x.to(dtype), model.nfe, grid.times, status, *kept, seeds, model.rows)
+
+
+def plan(
+    sde: SDE,
+    solver: Solver | Setting | str | None = None,
+    *,
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: Grid | GridRule | str | Sequence[float] | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    final: str | None = None,
+) -> tuple[Solver, Grid, Program]:
+    """The solver, the grid and the table that `sample` runs for the same arguments.
+
+    Raises:
+        ValueError: for arguments out of range or unknown names.
+        TypeError: for arguments of the wrong type, or a solver that the process does not allow.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> solver, grid, program = plan(sg.VPSDE(), "heun", nfe=20)
+        >>> solver.name, grid.steps, program.nfe
+        ('heun', 9, 18)
+    """
+    final = _final(sde, final)
+    if isinstance(solver, Setting) and grid is not None:
+        raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
+    setting = default_setting(sde, nfe if steps is None else steps, t_start, t_end) if solver is None else solver
+    if isinstance(setting, Setting):
+        solver, grid = setting.solver, setting.grid if grid is None else grid
+    else:
+        solver = resolve(setting)
+    solver, grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
+    program = solver.compile(sde, grid)
+    return solver, grid, solver.end_in_mean(program) if final == "mean" else program
+
+
+def _final(sde: SDE, final: str | None) -> str:
+    """What to return at the end, the process' default if not given."""
+    if final is None:
+        return "denoise" if sde.is_linear else "mean"
+    if final not in FINALS:
+        raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}, got {final!r}")
+    if final == "denoise" and not sde.is_linear:
+        raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
+    return final
 
 
 def _make_grid(
