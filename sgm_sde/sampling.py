@@ -14,6 +14,7 @@ from torch import Tensor
 from sgm_sde import grids
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
+from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL, Integration
 from sgm_sde.engine.executor import Run, checksum, execute
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
@@ -21,8 +22,9 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.model import BoundModel
-from sgm_sde.scores.score import as_score
-from sgm_sde.solvers import Solver, resolve
+from sgm_sde.scores.score import Score, as_score
+from sgm_sde.solvers import AdaptiveSolver, Solver, resolve_any
+from sgm_sde.solvers.base import Problem
 
 DEFAULT_NFE = 50
 FINALS = ("denoise", "mean", "none")
@@ -30,6 +32,10 @@ FINALS = ("denoise", "mean", "none")
 
 class NonFiniteWarning(UserWarning):
     """A state became infinite or NaN; the result's status says when, and in which samples."""
+
+
+class UnfinishedWarning(UserWarning):
+    """Some samples stopped before the end; the result's status says which, where and why."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,25 @@ class StepInfo:
 
 
 @dataclass(frozen=True)
+class StepControl:
+    """What an adaptive solver did with each sample.
+
+    Attributes:
+        outcome: how each ended: "completed", "out of steps", "not finite" or "step too small".
+        times: where each got to, (B,) in float64.
+        accepted: accepted steps of each, (B,).
+        rejected: rejected ones, (B,).
+        evaluations: evaluations of the score at each, (B,), that of `final="denoise"` not counted.
+    """
+
+    outcome: tuple[str, ...]
+    times: Tensor = field(repr=False)
+    accepted: Tensor
+    rejected: Tensor
+    evaluations: Tensor
+
+
+@dataclass(frozen=True)
 class SampleResult:
     """Samples and how they came about.
 
@@ -93,6 +118,7 @@ class SampleResult:
         trajectory_times: the times of the trajectory, 0 standing for the final denoised state.
         seeds: the (seed, index) pair of each sample.
         rows: samples that the network has seen in all its calls, a guided score's branches counted apart.
+        control: how a solver that finds its own steps went about it, sample by sample; None on a grid.
     """
 
     x: Tensor
@@ -103,6 +129,7 @@ class SampleResult:
     trajectory_times: tuple[float, ...] = field(default=(), repr=False)
     seeds: tuple[tuple[int, int], ...] = field(default=(), repr=False)
     rows: int = 0
+    control: StepControl | None = None
 
     def __repr__(self) -> str:
         return f"SampleResult(x={tuple(self.x.shape)} {self.x.dtype}, nfe={self.nfe}, {self.status})"
@@ -114,7 +141,7 @@ def sample(
     shape: Sequence[int] | None = None,
     *,
     x_T: Tensor | None = None,
-    solver: Solver | Setting | str | None = None,
+    solver: Solver | AdaptiveSolver | Setting | str | None = None,
     nfe: int | None = None,
     steps: int | None = None,
     grid: Grid | GridRule | str | Sequence[float] | None = None,
@@ -192,47 +219,24 @@ def sample(
     solver, grid, program = plan(
         sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, t_end=t_end, final=final
     )
+    if isinstance(solver, AdaptiveSolver):
+        for option, value in {"callback": callback, "trajectory": trajectory, "compile": compile or None}.items():
+            if value is not None:
+                raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
 
-    if (shape is None) == (x_T is None):
-        raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
-    if x_T is None:
-        if not isinstance(shape, Sequence):
-            raise TypeError(f"shape must be a sequence (B, *), got {shape!r}")
-        shape = tuple(shape)
-        if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
-            raise ValueError(f"shape must be (B, *) with positive whole numbers, got {shape}")
-        parameter = score.parameter
-        device = parameter.device if device is None and parameter is not None else device
-        device = torch.get_default_device() if device is None else torch.device(device)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-    else:
-        if not isinstance(x_T, Tensor) or x_T.ndim == 0:
-            raise TypeError(f"x_T must be a tensor of shape (B, *), got {x_T!r}")
-        if dtype is not None or device is not None:
-            raise ValueError("dtype and device follow x_T; give them with shape= only")
-        shape, dtype, device = tuple(x_T.shape), x_T.dtype, x_T.device
-    if not dtype.is_floating_point:
-        raise TypeError(f"samples need a floating-point dtype, got {dtype}")
-    seeds = resolve_seeds(seed, generator, shape[0])
-    state_dtype = torch.promote_types(dtype, torch.float32)
-    if x_T is None:
-        if grid.times[0] < sde.T:
-            warnings.warn(
-                f"starting at t={grid.times[0]:g} < T={sde.T:g} from pure noise: the marginal there contains data; "
-                f"pass noised data as x_T",
-                stacklevel=2,
-            )
-        x = sde.prior_transform(NoiseStream(seeds, "prior").normal(shape, state_dtype, device), grid.times[0])
-    else:
-        x = x_T.to(state_dtype)
-
-    if score.dtype is None and dtype != state_dtype:
+    x, seeds, dtype = _initial_state(score, sde, grid.times[0], shape, x_T, seed, generator, dtype, device)
+    if score.dtype is None and dtype != x.dtype:
         score = score.cast_to(dtype)
     if compile:
         if enable_grad:
             raise ValueError("compile=True keeps no graph to backpropagate through: it excludes enable_grad=True")
         score = compile_network(score)
     model = BoundModel(score, sde, (grid.times[-1], grid.times[0]), model_kwargs)
+    if isinstance(solver, AdaptiveSolver):
+        with torch.set_grad_enabled(enable_grad):
+            ends = grid.times[0], grid.times[-1]
+            return _run_adaptive(solver, model, x, ends, seeds, dtype, final, nfe, steps, progress)
+    assert program is not None
     hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
     monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
     with torch.set_grad_enabled(enable_grad), monitor:
@@ -263,7 +267,7 @@ def sample(
 
 def plan(
     sde: SDE,
-    solver: Solver | Setting | str | None = None,
+    solver: Solver | AdaptiveSolver | Setting | str | None = None,
     *,
     nfe: int | None = None,
     steps: int | None = None,
@@ -271,8 +275,10 @@ def plan(
     t_start: float | None = None,
     t_end: float | None = None,
     final: str | None = None,
-) -> tuple[Solver, Grid, Program]:
+) -> tuple[Solver | AdaptiveSolver, Grid, Program | None]:
     """The solver, the grid and the table that `sample` runs for the same arguments.
+
+    A solver that finds its own steps has no table, and its grid is the two ends.
 
     Raises:
         ValueError: for arguments out of range or unknown names.
@@ -291,7 +297,12 @@ def plan(
     if isinstance(setting, Setting):
         solver, grid = setting.solver, setting.grid if grid is None else grid
     else:
-        solver = resolve(setting)
+        solver = resolve_any(setting)
+    if isinstance(solver, AdaptiveSolver):
+        for option, value in {"grid": grid, "steps": None if solver.takes_steps else steps}.items():
+            if value is not None:
+                raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
+        return solver, grids.Uniform()(sde, 1, t_start, t_end), None
     solver, grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
     program = solver.compile(sde, grid)
     return solver, grid, solver.end_in_mean(program) if final == "mean" else program
@@ -306,6 +317,103 @@ def _final(sde: SDE, final: str | None) -> str:
     if final == "denoise" and not sde.is_linear:
         raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
     return final
+
+
+def _initial_state(
+    score: Score,
+    sde: SDE,
+    start: float,
+    shape: Sequence[int] | None,
+    x_T: Tensor | None,
+    seed: Seeds,
+    generator: Generators,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> tuple[Tensor, tuple[tuple[int, int], ...], torch.dtype]:
+    """The state to start from, at least float32, the samples' seeds, and the dtype to return."""
+    if (shape is None) == (x_T is None):
+        raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
+    if x_T is None:
+        if not isinstance(shape, Sequence):
+            raise TypeError(f"shape must be a sequence (B, *), got {shape!r}")
+        shape = tuple(shape)
+        if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise ValueError(f"shape must be (B, *) with positive whole numbers, got {shape}")
+        parameter = score.parameter
+        device = parameter.device if device is None and parameter is not None else device
+        device = torch.get_default_device() if device is None else torch.device(device)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+    else:
+        if not isinstance(x_T, Tensor) or x_T.ndim == 0:
+            raise TypeError(f"x_T must be a tensor of shape (B, *), got {x_T!r}")
+        if dtype is not None or device is not None:
+            raise ValueError("dtype and device follow x_T; give them with shape= only")
+        shape, dtype, device = tuple(x_T.shape), x_T.dtype, x_T.device
+    if not dtype.is_floating_point:
+        raise TypeError(f"samples need a floating-point dtype, got {dtype}")
+    seeds = resolve_seeds(seed, generator, shape[0])
+    state_dtype = torch.promote_types(dtype, torch.float32)
+    if x_T is None:
+        if start < sde.T:
+            warnings.warn(
+                f"starting at t={start:g} < T={sde.T:g} from pure noise: the marginal there contains data; "
+                f"pass noised data as x_T",
+                stacklevel=3,
+            )
+        return sde.prior_transform(NoiseStream(seeds, "prior").normal(shape, state_dtype, device), start), seeds, dtype
+    return x_T.to(state_dtype), seeds, dtype
+
+
+def _run_adaptive(
+    solver: AdaptiveSolver,
+    model: BoundModel,
+    x: Tensor,
+    ends: tuple[float, float],
+    seeds: tuple[tuple[int, int], ...],
+    dtype: torch.dtype,
+    final: str,
+    nfe: int | None,
+    steps: int | None,
+    progress: bool,
+) -> SampleResult:
+    """A run of a solver that finds its own steps."""
+    denoise = final == "denoise"
+    if nfe is not None and (isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1):
+        raise ValueError(f"nfe must be a whole number of at least 1, got {nfe}")
+    calls = None if nfe is None else int(nfe) - denoise
+    bar = _bar(progress, len(x), solver.name, "sample")
+    try:
+        end = solver.run(Problem(model, model.sde, x, *ends, seeds, calls, steps, bar.update if progress else None))
+    finally:
+        if progress:
+            bar.close()
+    (x,), arrived = end.y, end.completed.nonzero().flatten().to(x.device)
+    if denoise and len(arrived):
+        with model.only(arrived, len(x)):
+            x = x.index_copy(0, arrived, model.predict("data", x[arrived], ends[1]))
+    status = _adaptive_status(end, torch.isfinite(checksum(x)).cpu(), ends[1])
+    if not status.ok:
+        kind = UnfinishedWarning if set(end.outcome) <= {COMPLETED, OUT_OF_STEPS, STEP_TOO_SMALL} else NonFiniteWarning
+        warnings.warn(status.message, kind, stacklevel=3)
+    control = StepControl(end.outcome, end.t, end.accepted, end.rejected, end.evaluations)
+    return SampleResult(x.to(dtype), model.nfe, ends, status, seeds=seeds, rows=model.rows, control=control)
+
+
+def _adaptive_status(end: Integration, finite: Tensor, t_end: float) -> Status:
+    """Which samples did not arrive, where they are, and why."""
+    outcome = [o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(end.outcome, finite.tolist(), strict=True)]
+    samples = tuple(i for i, o in enumerate(outcome) if o != COMPLETED)
+    if not samples:
+        return Status()
+    why = {
+        OUT_OF_STEPS: "out of steps",
+        NOT_FINITE: "the score or the state is not finite beyond",
+        STEP_TOO_SMALL: "the step is too small to go on",
+    }
+    shown = "; ".join(f"sample {i} at t={float(end.t[i]):.6g}: {why[outcome[i]]}" for i in samples[:4])
+    more = "; ..." if len(samples) > 4 else ""
+    message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({shown}{more})"
+    return Status(False, message, float(end.t[samples[0]]), samples)
 
 
 def _make_grid(
@@ -348,6 +456,14 @@ def _make_grid(
     return solver, grid(sde, steps, t_start, t_end)
 
 
+def _bar(progress: bool, total: int, name: str, unit: str) -> Any:
+    if not progress:
+        return None
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc=name, unit=unit)
+
+
 class _Monitor:
     """What watches a run: callback, progress bar, trajectory."""
 
@@ -367,11 +483,7 @@ class _Monitor:
         self.wanted, self.keep_end = _wanted(trajectory, grid, final == "denoise")
         self.kept: list[Tensor] = []
         self.kept_times: list[float] = []
-        self.bar: Any = None
-        if progress:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=grid.steps, desc=name, unit="step")
+        self.bar = _bar(progress, grid.steps, name, "step")
 
     def __enter__(self) -> _Monitor:
         return self
