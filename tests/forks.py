@@ -87,6 +87,7 @@ class Forks:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.process.kill()
         self.process.communicate()
 
     def run(self, *argv: object, cwd: Path = ROOT, kill_after: float | None = None, **job: Any) -> Done:
@@ -94,17 +95,23 @@ class Forks:
         return self.together(argv, 1, cwd, kill_after, **job)[0]
 
     def together(
-        self, argv: Sequence[object], size: int, cwd: Path = ROOT, kill_after: float | None = None, **job: Any
+        self,
+        argv: Sequence[object],
+        size: int,
+        cwd: Path = ROOT,
+        kill_after: float | None = None,
+        more: dict[str, str] | None = None,
+        **job: Any,
     ) -> list[Done]:
-        """One command in several processes that work together."""
-        env = {}
-        if size > 1:
+        """One command in several processes that work together; with `apart`, that know nothing of one another."""
+        env: dict[str, str] = {}
+        if size > 1 and not job.get("apart"):
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(size)}
         words = [str(word) for word in argv]
         jobs = [
-            {"argv": words, "cwd": str(cwd), "env": env | ({"RANK": str(rank)} if env else {}), **job}
+            {"argv": words, "cwd": str(cwd), "env": (more or {}) | env | ({"RANK": str(rank)} if env else {}), **job}
             for rank in range(size)
         ]
         assert self.process.stdin is not None
@@ -202,5 +209,7 @@ def _serve(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    import torch.fx.experimental.symbolic_shapes  # seconds, which the first use of autograd would take in every child
+
     for line in sys.stdin:
         print(json.dumps(_serve(json.loads(line))), flush=True)
