@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from sgm_sde import grids
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL, Integration
+from sgm_sde.engine.brownian import PathNoise
 from sgm_sde.engine.executor import Run, checksum, execute
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
@@ -28,6 +30,7 @@ from sgm_sde.solvers.base import Problem
 
 DEFAULT_NFE = 50
 FINALS = ("denoise", "mean", "none")
+NOISES = ("independent", "path")
 
 
 class NonFiniteWarning(UserWarning):
@@ -149,6 +152,7 @@ def sample(
     t_end: float | None = None,
     seed: Seeds = None,
     generator: Generators = None,
+    noise: str = "independent",
     final: str | None = None,
     callback: Callable[[StepInfo], bool | None] | None = None,
     progress: bool = False,
@@ -172,9 +176,11 @@ def sample(
         shape: (B, *) of the samples; or give `x_T`.
         x_T: the states (B, *) to start from, instead of prior samples. bfloat16 and float16 are integrated in
             float32 and returned as they came.
-        solver: a name from `solvers()`, a `Solver`, or a `Setting`, which brings its grid along, such as `pilot` finds.
-            By default that of `default_setting`, which depends on the process and the budget.
-        nfe: budget of network calls, final one included, never exceeded. Default 50.
+        solver: a name from `solvers()`, a `Solver`, or a `Setting`, which brings its grid along, such as `pilot` finds;
+            an adaptive solver, or `"library:method"` for torchdiffeq, torchsde and SciPy: they find their own steps. By
+            default that of `default_setting`, which depends on the process and the budget.
+        nfe: budget of network calls, final one included, never exceeded. Default 50; none for adaptive solvers, whose
+            samples stop where they are when it is spent, and the status says so.
         steps: number of steps, instead of `nfe`.
         grid: a rule (`grids.Karras()`, or a name such as "log-snr") that places the steps, or the times
             themselves (then neither `nfe` nor `steps`). By default that of the setting, or the process' `natural_grid`.
@@ -182,6 +188,8 @@ def sample(
         t_end: where to end, default `sde.eps`.
         seed: one int for the batch, or one per sample: an int, or a pair (seed, index) as in a result's `seeds`.
         generator: one `torch.Generator` or one per sample, from which seeds are drawn, instead of `seed`.
+        noise: of a stochastic solver on a grid: "independent" draws at each step, or "path", increments of one Brownian
+            path a sample, so that 20 and 40 steps see the same noise; for solvers with one noise a step.
         final: what to return at the end: "denoise", Tweedie's estimate of the data, one network call (default for
             linear processes); "mean", the last state without the noise its last update added (default for others);
             "none", the last state.
@@ -205,6 +213,8 @@ def sample(
 
     Warns:
         NonFiniteWarning: if a state became infinite or NaN.
+        UnfinishedWarning: if an adaptive solver ran out of steps or calls.
+        BatchCoupledWarning: if a backend takes one step size for a batch.
 
     Example:
         >>> import sgm_sde as sg
@@ -219,8 +229,11 @@ def sample(
     solver, grid, program = plan(
         sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, t_end=t_end, final=final
     )
+    if noise not in NOISES:
+        raise ValueError(f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}")
     if isinstance(solver, AdaptiveSolver):
-        for option, value in {"callback": callback, "trajectory": trajectory, "compile": compile or None}.items():
+        given = {"callback": callback, "trajectory": trajectory, "compile": compile or None}
+        for option, value in (given | {"noise": None if noise == "independent" else noise}).items():
             if value is not None:
                 raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
 
@@ -237,17 +250,18 @@ def sample(
             ends = grid.times[0], grid.times[-1]
             return _run_adaptive(solver, model, x, ends, seeds, dtype, final, nfe, steps, progress)
     assert program is not None
+    source = NoiseStream(seeds, "solver") if noise == "independent" else _path(solver, program, sde, seeds)
     hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
     monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
     with torch.set_grad_enabled(enable_grad), monitor:
         if compile and x.is_cuda and not (hooks or callback or progress or trajectory is not None):
-            run = replay(program, x, model, NoiseStream(seeds, "solver"), model_kwargs)
+            run = replay(program, x, model, source, model_kwargs)
         else:
             run = execute(
                 program,
                 x,
                 model,
-                NoiseStream(seeds, "solver"),
+                source,
                 hooks=hooks,
                 on_node=monitor.on_node,
                 on_output=monitor.on_output if callback else None,
@@ -362,6 +376,20 @@ def _initial_state(
             )
         return sde.prior_transform(NoiseStream(seeds, "prior").normal(shape, state_dtype, device), start), seeds, dtype
     return x_T.to(state_dtype), seeds, dtype
+
+
+def _path(solver: Solver, program: Program, sde: SDE, seeds: Sequence[tuple[int, int]]) -> PathNoise:
+    """Noise from one Brownian path a sample, halved evenly in log-SNR, where there is one."""
+
+    def middle(a: float, b: float) -> float:
+        linear: Any = sde
+        t = float(linear.time((linear.log_snr(a) + linear.log_snr(b)) / 2)) if sde.is_linear else math.nan
+        return t if min(a, b) < t < max(a, b) else (a + b) / 2
+
+    for t in (program.times[0], program.times[-1]):
+        if program.stochastic and not math.isfinite(solver.clock(sde, t)):
+            raise ValueError(f"noise='path' needs a finite log-SNR at both ends, and at t={t} it is infinite")
+    return PathNoise(program, seeds, clock=partial(solver.clock, sde), middle=middle)
 
 
 def _run_adaptive(

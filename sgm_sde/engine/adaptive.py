@@ -59,7 +59,9 @@ class Controller:
     def factor(self, error: np.ndarray, last: np.ndarray, order: float) -> np.ndarray:
         """The factor after an accepted step."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            raw = self.safety * error ** (-self.integral / order) * np.maximum(last, 1e-4) ** (self.proportional / order)
+            raw = (
+                self.safety * error ** (-self.integral / order) * np.maximum(last, 1e-4) ** (self.proportional / order)
+            )
         return np.clip(raw, self.smallest, self.largest)
 
     def after_rejection(self, error: np.ndarray, order: float) -> np.ndarray:
@@ -79,6 +81,7 @@ class Rows:
         carry: what the last attempt left for the next, each part (b, *); () at first.
         u: where they are.
         h: the signed step to try.
+        there: where it ends.
         last: the error of the last accepted step.
         moved: whether the step before was accepted, so that `carry` is of it.
         grows: whether the next step may be longer than this one.
@@ -90,6 +93,7 @@ class Rows:
     carry: State
     u: np.ndarray
     h: np.ndarray
+    there: np.ndarray
     last: np.ndarray
     moved: np.ndarray
     grows: np.ndarray
@@ -104,7 +108,7 @@ class Rows:
         """Some of the rows."""
         on_device = torch.from_numpy(at).to(self.y[0].device)
         y, carry = (tuple(part[on_device] for part in parts) for parts in (self.y, self.carry))
-        hosts = (self.u, self.h, self.last, self.moved, self.grows, self.bad)
+        hosts = (self.u, self.h, self.there, self.last, self.moved, self.grows, self.bad)
         return Rows(self.who[at], y, carry, *(column[at] for column in hosts))
 
 
@@ -206,7 +210,8 @@ def march(
     result, t = list(y), np.full(n, start)
     accepted, rejected, outcome = (np.zeros(n, dtype=np.int64) for _ in range(3))
     yes, no = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
-    rows = Rows(np.arange(n), y, (), np.full(n, start), np.zeros(n), np.ones(n), no, yes, np.zeros(n, dtype=np.int64))
+    at = np.full(n, start)
+    rows = Rows(np.arange(n), y, (), at, np.zeros(n), at, np.ones(n), no, yes, np.zeros(n, dtype=np.int64))
 
     def leave(ended: np.ndarray) -> Rows:
         """Take the rows with an outcome out of the batch."""
@@ -230,6 +235,7 @@ def march(
         remaining = end - rows.u
         arrives = np.abs(rows.h) >= np.abs(remaining) * (1 - 1e-9)
         rows.h = np.where(arrives, remaining, rows.h)
+        rows.there = np.where(arrives, end, rows.u + rows.h)
         attempt = stepper.attempt(rows)
         error = attempt.error.detach().double().cpu().numpy()
         known = np.isfinite(error)
@@ -238,7 +244,7 @@ def march(
         ok = error <= 1
         growth = controller.factor(error, rows.last, stepper.order)
         growth = np.where(rows.grows, growth, np.minimum(growth, 1.0))
-        rows.u = np.where(ok, np.where(arrives, end, rows.u + rows.h), rows.u)
+        rows.u = np.where(ok, rows.there, rows.u)
         stepper.advance(rows.who, rows.u, ok)
         rows.h = rows.h * np.where(ok, growth, controller.after_rejection(error, stepper.order))
         rows.y, rows.carry = _choose(ok, attempt.y, rows.y), _choose(ok, attempt.carry, attempt.kept)
@@ -255,10 +261,9 @@ def march(
         ):
             ended[holds] = OUTCOMES.index(reason)
         rows = leave(ended)
-    counts = (torch.from_numpy(c) for c in (accepted, rejected, stepper.evaluations))
-    return Integration(
-        tuple(result), torch.from_numpy(t), tuple(OUTCOMES[o] for o in outcome), *counts, stepper.calls
-    )  # fmt: skip
+    arrived, failed, made = (torch.from_numpy(c) for c in (accepted, rejected, stepper.evaluations))
+    reasons = tuple(OUTCOMES[o] for o in outcome)
+    return Integration(tuple(result), torch.from_numpy(t), reasons, arrived, failed, made, stepper.calls)
 
 
 def _choose(ok: np.ndarray, yes: State, no: State) -> State:
@@ -334,7 +339,8 @@ class Counting(ABC):
         return tuple(old.index_copy(0, at, part) for old, part in zip(known, new, strict=True))
 
     def advance(self, who: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
-        """Nothing depends on where the samples are."""
+        """Told where each of the samples is now, and whether its step was accepted."""
+        return
 
 
 class EmbeddedStepper(Counting):
@@ -385,7 +391,8 @@ class EmbeddedStepper(Counting):
         values, state = [first], y
         for i in range(1, stages):
             state = self._combine(table, i, y, values)
-            values.append(self.evaluate(rows, state, rows.u + pair.c[i] * rows.h))
+            place = rows.there if pair.c[i] == 1 else rows.u + pair.c[i] * rows.h
+            values.append(self.evaluate(rows, state, place))
         end = state if pair.fsal else self._combine(table, stages, y, values)
         estimates = [self._combine(table, i, y, values) for i in range(stages + 1, len(self.used))]
         error = pair.error([self._norm(estimate, y, end) for estimate in estimates])

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde.engine.program import Program
+
 
 class _Piece(NamedTuple):
     start: float
     end: float
-    increment: Tensor
+    increment: np.ndarray
     node: int  # of the tree: the root is 1, the halves of k are 2k and 2k + 1; 0 for what was cut elsewhere
 
 
@@ -46,7 +50,7 @@ class BrownianPath:
         >>> far = path.increment(0.5)
         >>> near = path.increment(0.75)
         >>> path.advance(0.75)
-        >>> bool(torch.allclose(near + path.increment(0.5), far))
+        >>> bool(np.allclose(near + path.increment(0.5), far))
         True
     """
 
@@ -69,8 +73,8 @@ class BrownianPath:
         whole = math.sqrt(self._variance(start, end)) * self._normal(1)
         self._pieces = [_Piece(start, end, whole, 1)]  # the nearest last
 
-    def increment(self, place: float) -> Tensor:
-        """The increment from where the path stands to a place ahead, in float64 on the CPU.
+    def increment(self, place: float) -> np.ndarray:
+        """The increment from where the path stands to a place ahead, in float64.
 
         Raises:
             ValueError: for a place behind, or beyond the end.
@@ -80,7 +84,7 @@ class BrownianPath:
         first, last = self._pieces[-1].start, self._pieces[0].end
         if not self._sign * first <= self._sign * place <= self._sign * last:
             raise ValueError(f"the path lies between {first} and {last}, and its increment to {place} was asked for")
-        total = torch.zeros(self._shape, dtype=torch.float64, device="cpu")
+        total = np.zeros(self._shape)
         i = len(self._pieces) - 1
         while i >= 0 and self._pieces[i].start != place:
             piece = self._pieces[i]
@@ -88,7 +92,7 @@ class BrownianPath:
                 self._pieces[i : i + 1] = self._cut(piece, place)
                 i += 1
                 continue
-            total = total + piece.increment
+            total += piece.increment
             i -= 1
         return total
 
@@ -110,9 +114,9 @@ class BrownianPath:
     def _variance(self, a: float, b: float) -> float:
         return abs(self._clock(b) - self._clock(a))
 
-    def _normal(self, node: int) -> Tensor:
+    def _normal(self, node: int) -> np.ndarray:
         source = self._generator(node) if node else self._draws
-        return torch.from_numpy(np.asarray(source.standard_normal(self._shape)))
+        return np.asarray(source.standard_normal(self._shape))
 
     def _generator(self, node: int) -> np.random.Generator:
         # Counter-based: sample and place in the tree are key and counter as they are, so that no two ever meet.
@@ -120,31 +124,32 @@ class BrownianPath:
 
 
 class PathNoise:
-    """The noises of a run on a grid, as the normalised increments of a Brownian path of each sample.
+    """The noises of a program as normalised increments of one Brownian path a sample, the same for any grid.
 
     Args:
+        program: a table that draws at most one noise a step.
         seeds: one (seed, index) pair a sample, from `resolve_seeds`.
-        times: pairs (start, end) of the steps, in the order in which their noises are drawn.
-        start: where the paths begin.
-        end: where they end.
         clock: variance of the path as a function of time.
         middle: the time at which to halve a piece.
-        levels: halvings before any other cut.
+        levels: halvings before any other cut: grids agree to a piece of 2^-levels.
+
+    Raises:
+        ValueError: for a program with more noises in a step.
     """
 
     def __init__(
         self,
+        program: Program,
         seeds: Sequence[tuple[int, int]],
-        times: Sequence[tuple[float, float]],
-        start: float,
-        end: float,
         *,
         clock: Callable[[float], float],
         middle: Callable[[float, float], float],
         levels: int = 12,
     ) -> None:
-        self._seeds, self._times = seeds, iter(times)
-        self._start, self._end, self._clock, self._middle, self._levels = start, end, clock, middle, levels
+        self._times = iter(noisy_steps(program))
+        self._ends = program.times[0], program.times[-1]
+        self._seeds, self._levels = seeds, levels
+        self._clock, self._middle = cache(clock), cache(middle)
         self._paths: list[BrownianPath] = []
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
@@ -152,8 +157,7 @@ class PathNoise:
         if not self._paths:
             self._paths = [
                 BrownianPath(
-                    seed, shape[1:], self._start, self._end,
-                    clock=self._clock, middle=self._middle, levels=self._levels,
+                    seed, shape[1:], *self._ends, clock=self._clock, middle=self._middle, levels=self._levels
                 )
                 for seed in self._seeds
             ]  # fmt: skip
@@ -161,5 +165,23 @@ class PathNoise:
         for path in self._paths:
             path.increment(start)
             path.advance(start)
-        z = torch.stack([path.increment(end) for path in self._paths])
-        return (z / math.sqrt(abs(self._clock(end) - self._clock(start)))).to(device=device, dtype=dtype)
+        z = np.stack([path.increment(end) for path in self._paths])
+        z /= math.sqrt(abs(self._clock(end) - self._clock(start)))
+        return torch.from_numpy(z).to(device=device, dtype=dtype)
+
+
+def noisy_steps(program: Program) -> list[tuple[float, float]]:
+    """Start and end of the step that each noise of a program belongs to, in the order in which they are drawn."""
+    steps = list(pairwise(program.times))
+    found: dict[int, int] = {}
+    i = -1
+    for stage in program.stages:
+        for m, _ in stage.noises:
+            found.setdefault(m, max(i, 0))
+        i += stage.node
+    if len(set(found.values())) < len(found):
+        raise ValueError(
+            f"{program.name} draws more than one noise in a step, so that its noises are no increments of one path: "
+            f"leave noise= at 'independent'"
+        )
+    return [steps[k] for k in found.values()]

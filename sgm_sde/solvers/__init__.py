@@ -4,7 +4,18 @@ from dataclasses import replace
 
 from sgm_sde.solvers.adaptive import GGF, Adaptive, ExponentialPair
 from sgm_sde.solvers.ancestral import DDIM, Ancestral
-from sgm_sde.solvers.base import ADAPTIVE, REGISTRY, AdaptiveSolver, Solver, SolverTable, resolve, resolve_any, solvers
+from sgm_sde.solvers.backends import BatchCoupledWarning, SciPy, TorchDiffEq, TorchSDE
+from sgm_sde.solvers.base import (
+    ADAPTIVE,
+    BACKENDS,
+    REGISTRY,
+    AdaptiveSolver,
+    Solver,
+    SolverTable,
+    resolve,
+    resolve_any,
+    solvers,
+)
 from sgm_sde.solvers.correctors import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
 from sgm_sde.solvers.euler import EulerMaruyama, ReverseDiffusion
 from sgm_sde.solvers.exponential import RES, ExponentialAdams, ExponentialRungeKutta
@@ -128,6 +139,7 @@ ADAPTIVE.update(
         "ggf": GGF,
     }
 )
+BACKENDS.update({"torchdiffeq": TorchDiffEq, "torchsde": TorchSDE, "scipy": SciPy})
 
 __all__ = [
     "BOSH3",
@@ -154,6 +166,7 @@ __all__ = [
     "Ancestral",
     "AncestralNoise",
     "AnnealedLangevin",
+    "BatchCoupledWarning",
     "Corrector",
     "DPMSolver",
     "DPMSolverPP",
@@ -171,9 +184,12 @@ __all__ = [
     "Rosenbrock",
     "RungeKutta",
     "SASolver",
+    "SciPy",
     "Solver",
     "SolverTable",
     "Tableau",
+    "TorchDiffEq",
+    "TorchSDE",
     "UniC",
     "UniPC",
     "resolve",

@@ -13,14 +13,27 @@ from torch import Tensor
 
 from sgm_sde._shapes import on_host
 from sgm_sde.engine.adaptive import (
-    Attempt, Controller, Counting, Integration, Pair, Rows, State, check_tolerances, column, integrate, march, rms,
+    Attempt,
+    Controller,
+    Counting,
+    Integration,
+    Pair,
+    Rows,
+    State,
+    check_tolerances,
+    column,
+    integrate,
+    march,
+    rms,
 )  # fmt: skip
 from sgm_sde.engine.brownian import BrownianPath
 from sgm_sde.engine.phi import phi_values
+from sgm_sde.processes.base import SDE
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.solvers.base import AdaptiveSolver, Problem
 from sgm_sde.solvers.runge_kutta import DOPRI5
 
+PI = Controller()
 VARIABLES = ("log-snr", "noise-level", "noise-share", "time")
 
 
@@ -30,8 +43,8 @@ class ExponentialPair:
 
     With $h$ the step of $\lambda$, $\phi_{k,i} = \phi_k(-c_i h)$ and $\phi_k = \phi_k(-h)$: orders 2 and 1,
 
-    $$ y_2 = e^{-h/2}y + \tfrac h2\phi_{1,2} D_1, \qquad y' = e^{-h}y + h\left[(\phi_1 - 2\phi_2) D_1 + 2\phi_2 D_2\right],
-       \qquad E = 2h\phi_2\,(D_2 - D_1) $$
+    $$ y_2 = e^{-h/2}y + \tfrac h2\phi_{1,2} D_1, \qquad
+       y' = e^{-h}y + h\left[(\phi_1 - 2\phi_2) D_1 + 2\phi_2 D_2\right], \qquad E = 2h\phi_2\,(D_2 - D_1) $$
 
     and orders 3 and 2, with $c_2 = \tfrac13, c_3 = \tfrac23$,
 
@@ -236,7 +249,7 @@ class Adaptive(AdaptiveSolver):
     atol: float = 1e-3
     max_steps: int = 10_000
     variable: str | None = None
-    controller: Controller = Controller()
+    controller: Controller = PI
     first_step: float | None = None
     batch_coupled: bool = False
 
@@ -268,7 +281,7 @@ class Adaptive(AdaptiveSolver):
         """Carry the states from start to end."""
         pair, model = self.pair, problem.model
         ends = (problem.start, problem.end)
-        variable = self.variable or ("log-snr" if pair.linear else default_variable(problem.sde, ends))
+        variable = self.variable or ("log-snr" if pair.linear else default_variable(problem.sde))
         flow = Flow(model, variable, ends, len(problem.x), linear=bool(pair.linear))
         max_steps = self.max_steps
         if problem.calls is not None:
@@ -286,7 +299,7 @@ class Adaptive(AdaptiveSolver):
         return replace(end, y=(x,), t=t)
 
 
-def default_variable(sde: Any, ends: tuple[float, float]) -> str:
+def default_variable(sde: SDE) -> str:
     """What the flow is solved in where nothing is said: the noise level's share; time for a nonlinear process."""
     return "noise-share" if sde.is_linear else "time"
 
@@ -300,19 +313,19 @@ class GGF(AdaptiveSolver):
     $$ x' = x - h F(x, t) + g_t\,\Delta W, \qquad \tilde x = x - h F(x', t - h) + g_{t-h}\,\Delta W, \qquad
        x'' = \tfrac12(x' + \tilde x) $$
 
-    $$ E = \Big\| \frac{x'' - x'}{\max(a_{\text{tol}}, r_{\text{tol}}\max(|x'|, |x'_{\text{prev}}|))} \Big\|_{\text{rms}},
-       \qquad h' = \min(t - \epsilon,\ \theta\,h\,E^{-r}) $$
+    $$ E = \Big\| \frac{x'' - x'}{\max(a, r\max(|x'|, |x'_{\text{prev}}|))} \Big\|_{\text{rms}}, \qquad
+       h' = \min(t - \epsilon,\ \theta\,h\,E^{-0.9}) $$
 
-    with $F = f - g^2 s$; x'' is accepted where $E \le 1$. Each sample has its own step. A rejected step is tried again
-    on the same Brownian path, by a bridge: drawing it anew would keep those increments that happen to be small, and
-    bias the law. Two network calls a step, one where it is tried again.
+    with $F = f - g^2 s$ and the tolerances a and r; x'' is accepted where $E \le 1$. Each sample has its own step. A
+    rejected step is tried again on the same Brownian path, by a bridge: drawing it anew would keep those increments
+    that happen to be small, and bias the law. Two network calls a step, one where it is tried again.
 
     Args:
         rtol: relative tolerance; the paper's 0.01 to 0.5.
         atol: absolute tolerance: the paper's 1/128 is half a level of 8-bit images in [-1, 1].
         first_step: the first h.
         safety: theta.
-        exponent: r.
+        exponent: that of E, in size.
         max_steps: attempts for each sample.
 
     Raises:
@@ -382,18 +395,17 @@ class _PathStepper(Counting):
         """One step of each row."""
         (x,), (slope,) = rows.y, self.first(rows, rows.carry[:1], rows.moved)
         before = rows.carry[1] if rows.carry else x
-        there = rows.u + rows.h
-        dW = torch.stack([self.paths[i].increment(to) for i, to in zip(rows.who, there.tolist(), strict=True)])
-        dW = dW.to(device=x.device, dtype=x.dtype)
-        h, g, g_end = (column(torch.from_numpy(v), x) for v in (rows.h, *self._diffusion(rows.u, there)))
+        along = np.stack([self.paths[i].increment(to) for i, to in zip(rows.who, rows.there.tolist(), strict=True)])
+        dW = torch.from_numpy(along).to(device=x.device, dtype=x.dtype)
+        h, g, g_end = (column(v, x) for v in (torch.from_numpy(rows.h), self._g(rows.u), self._g(rows.there)))
         euler = x + h * slope + g * dW
-        (end_slope,) = self.evaluate(rows, (euler,), there)
+        (end_slope,) = self.evaluate(rows, (euler,), rows.there)
         end = (euler + x + h * end_slope + g_end * dW) / 2
         scale = (self.solver.rtol * torch.maximum(euler.abs(), before.abs())).clamp_min(self.solver.atol)
         return Attempt((end,), rms((end - euler) / scale), (slope, euler), (slope, before))
 
-    def _diffusion(self, *times: np.ndarray) -> list[np.ndarray]:
-        return [self.problem.sde.g(torch.from_numpy(t)).numpy() for t in times]
+    def _g(self, t: np.ndarray) -> Tensor:
+        return self.problem.sde.g(torch.from_numpy(t))
 
     def advance(self, who: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
         """The paths of those that went on forget what is behind."""

@@ -115,6 +115,14 @@ class Solver(ABC):
         """The program whose last update adds no noise, if that update is the table's."""
         return program.without_final_noise()
 
+    def clock(self, sde: Any, t: float) -> float:
+        """Variance up to a constant, as a function of time, of the path that the noises of the steps are increments of.
+
+        The law is the same for any; with that of the method, the noises of two short steps add up to that of the long
+        one. Here it is the signal-to-noise ratio: ancestral steps, and data prediction with `eta` 1.
+        """
+        return math.exp(float(sde.log_snr(t))) if sde.is_linear else t
+
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps."""
         return steps * self.nfe_per_step
