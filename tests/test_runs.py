@@ -30,7 +30,7 @@ LARGE = ("sample", "--model", MODEL, "-n", 50, "--batch", 3, "--nfe", 6, "--solv
 
 @pytest.fixture(scope="module")
 def forks() -> Iterator[Forks]:
-    with Forks() as running:
+    with Forks("torch.fx.experimental.symbolic_shapes") as running:  # autograd imports it at its first call: seconds
         yield running
 
 
