@@ -180,6 +180,17 @@ def assert_gone(pid: int) -> None:
 
 
 @pytest.mark.slow
+def test_torchrun_leaves_the_files_of_one_process(
+    complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
+) -> None:
+    """The launcher that users take, with three processes."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "sgm_sde"]
+    subprocess.run([*command, *map(str, SMALL), tmp_path / "run"], cwd=ROOT, env=env, check=True, timeout=200)
+    assert contents(tmp_path / "run") == complete[SMALL]
+
+
+@pytest.mark.slow
 def test_workers_end_with_their_launcher(tmp_path: Path) -> None:
     """torchrun killed with SIGKILL, which leaves it no time for its children: they end by themselves."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SURVIVE": ""}
