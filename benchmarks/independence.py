@@ -4,15 +4,19 @@
 
 Each column of the first table runs the same 64 seeds another way and shows the largest difference to every sample run
 alone, in float64 with a score of elementwise arithmetic: `batch` all at once, `permuted` in another order, `outlier`
-with one start 200 times too large, which is not compared. The second table runs 64 samples of which one is stiff: what
-the network has seen, and what it would have seen had all stayed until the slowest was done.
+with one start 200 times too large, which is not compared; `sgm-sde sample` in one to three `processes`, and `killed`
+with SIGKILL at a random point of its writing and started again. The second table runs 64 samples of which one is stiff:
+what the network has seen, and what it would have seen had all stayed until the slowest was done.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
+import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,8 +28,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
+from sgm_sde import distributed
 from sgm_sde.solvers import ADAPTIVE, resolve_any
 
+ROOT = Path(__file__).parent.parent
 N, OUTLIER = 64, 5
 SEEDS = list(range(N))
 SDE = sg.VPSDE()
@@ -76,15 +82,48 @@ def outlier(solver: Any, alone: Tensor) -> float:
     return float((run(solver, range(N), starts(200.0)) - alone)[others].abs().max())
 
 
+def model() -> sg.Model:
+    """The score for `sgm-sde sample`, in double precision."""
+    torch.set_default_dtype(torch.float64)
+    return sg.Model("mixture", sg.from_score(score, SDE), SDE, (3,))
+
+
+PROCESSES = {"1 process": 1, "2 processes": 2, "3 processes": 3, "killed": 1}
+
+
+def across_processes(name: str, forks: Any, choose: random.Random) -> dict[str, float]:
+    """Largest differences to the samples alone of the folders that commands leave, in batches of 16."""
+    solver, adaptive = resolve_any(name), isinstance(resolve_any(name), sg.AdaptiveSolver)
+    options: dict[str, Any] = {} if adaptive else {"steps": 20}
+    draws = [sg.sample(score, SDE, (1, 3), solver=solver, seed=[(0, i)], dtype=torch.float64, **options) for i in SEEDS]
+    alone = torch.cat([draw.x for draw in draws])
+    argv = ["sample", "--model", "benchmarks.independence:model", "-n", N, "--batch", 16, "--solver", name, "--quiet"]
+    argv += ["--device", "cpu"] + ([] if adaptive else ["--steps", 20])
+    moved = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for column, size in PROCESSES.items():
+            out = Path(folder) / column
+            if column == "killed":  # a write is four points, and manifest, four shards and manifest are written
+                ended = forks.run(*argv, "--out", out, die_at=choose.randint(5, 20))
+                if ended.status != -signal.SIGKILL:
+                    raise RuntimeError(f"{name} was not killed: {ended}")
+            for ended in forks.together([*argv, "--out", out], size):
+                if ended.status != 0:
+                    raise RuntimeError(f"{name} with {column}: {ended}")
+            moved[column] = float((distributed.load(out)["x"] - alone).abs().max())
+    return moved
+
+
 # A further way to run the same seeds is a further entry: (solver, the samples run alone) -> largest difference.
 CHECKS: dict[str, Callable[[Any, Tensor], float]] = {"batch": batch, "permuted": permuted, "outlier": outlier}
 
 
-def differences(name: str) -> dict[str, Any]:
+def differences(name: str, forks: Any, choose: random.Random) -> dict[str, Any]:
     """A row of the first table."""
     solver = resolve_any(name)
     alone = torch.cat([run(solver, [i], starts()) for i in range(N)])
-    return {"solver": name} | {column: check(solver, alone) for column, check in CHECKS.items()}
+    together = {column: check(solver, alone) for column, check in CHECKS.items()}
+    return {"solver": name} | together | across_processes(name, forks, choose)
 
 
 def compaction(name: str) -> dict[str, Any]:
@@ -112,9 +151,15 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", sg.BatchCoupledWarning)
     chosen = args.solvers or [*ON_GRIDS, *ADAPTIVE, *BACKENDS]
-    rows = [differences(name) for name in tqdm(chosen, desc="solvers")]
-    lines = [f"| solver | {' | '.join(CHECKS)} |", "|---|" + "---:|" * len(CHECKS)]
-    lines += [f"| `{row['solver']}` | {' | '.join(f'{row[c]:.1e}' for c in CHECKS)} |" for row in rows]
+    sys.path.append(str(ROOT))
+    from tests.forks import Forks
+
+    with Forks() as forks:
+        choose = random.Random(0)
+        rows = [differences(name, forks, choose) for name in tqdm(chosen, desc="solvers")]
+    columns = [*CHECKS, *PROCESSES]
+    lines = [f"| solver | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    lines += [f"| `{row['solver']}` | {' | '.join(f'{row[c]:.1e}' for c in columns)} |" for row in rows]
     saved = [compaction(name) for name in chosen if name in ADAPTIVE]
     lines += ["", "| solver | evaluations, stiff | others, mean | rows | 64 x slowest | saved |"]
     lines += ["|---|" + "---:|" * 5]

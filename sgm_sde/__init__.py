@@ -19,6 +19,7 @@ from sgm_sde.engine.program import Program, Stage
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.grids import Grid
 from sgm_sde.likelihood import LogProbResult, bits_per_dim, decode, encode, log_prob, slerp
+from sgm_sde.models import Model, load_model
 from sgm_sde.pilot import PilotResult, pilot
 from sgm_sde.processes import (
     EDMSDE,
@@ -143,6 +144,7 @@ __all__ = [
     "Langevin",
     "LinearSDE",
     "LogProbResult",
+    "Model",
     "NonFiniteWarning",
     "PilotResult",
     "PredictorCorrector",
@@ -182,6 +184,7 @@ __all__ = [
     "from_score",
     "from_velocity",
     "grids",
+    "load_model",
     "log_prob",
     "oracles",
     "pilot",

@@ -186,7 +186,7 @@ def sample(
             themselves (then neither `nfe` nor `steps`). By default that of the setting, or the process' `natural_grid`.
         t_start: where to start, default `sde.T`. Below it, give the noised data as `x_T`.
         t_end: where to end, default `sde.eps`.
-        seed: one int for the batch, or one per sample.
+        seed: one int for the batch, or one per sample: an int, or a pair (seed, index) as in a result's `seeds`.
         generator: one `torch.Generator` or one per sample, from which seeds are drawn, instead of `seed`.
         noise: of a stochastic solver on a grid: "independent" draws at each step, or "path", increments of one Brownian
             path a sample, so that 20 and 40 steps see the same noise; for solvers with one noise a step.
@@ -225,39 +225,17 @@ def sample(
         (20, True)
     """
     score = as_score(score_fn, sde)
-    if isinstance(solver, Setting) and grid is not None:
-        raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
-    setting = default_setting(sde, nfe if steps is None else steps, t_start, t_end) if solver is None else solver
-    if isinstance(setting, Setting):
-        solver, grid = setting.solver, setting.grid if grid is None else grid
-    else:
-        solver = resolve_any(setting)
-    if final is None:
-        final = "denoise" if sde.is_linear else "mean"
-    if final not in FINALS:
-        raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}, got {final!r}")
-    if final == "denoise" and not sde.is_linear:
-        raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
+    final = _final(sde, final)
+    solver, grid, program = plan(
+        sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, t_end=t_end, final=final
+    )
     if noise not in NOISES:
         raise ValueError(f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}")
     if isinstance(solver, AdaptiveSolver):
-        for option, value in {
-            "grid": grid, "callback": callback, "trajectory": trajectory, "compile": compile or None,
-            "steps": None if solver.takes_steps else steps, "noise": None if noise == "independent" else noise,
-        }.items():  # fmt: skip
+        given = {"callback": callback, "trajectory": trajectory, "compile": compile or None}
+        for option, value in (given | {"noise": None if noise == "independent" else noise}).items():
             if value is not None:
                 raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
-        ends = grids.Uniform()(sde, 1, t_start, t_end).times
-        x, seeds, dtype = _initial_state(score, sde, ends[0], shape, x_T, seed, generator, dtype, device)
-        if score.dtype is None and dtype != x.dtype:
-            score = score.cast_to(dtype)
-        model = BoundModel(score, sde, (ends[1], ends[0]), model_kwargs)
-        with torch.set_grad_enabled(enable_grad):
-            return _run_adaptive(solver, model, x, ends, seeds, dtype, final, nfe, steps, progress)
-    solver, grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
-    program = solver.compile(sde, grid)
-    if final == "mean":
-        program = solver.end_in_mean(program)
 
     x, seeds, dtype = _initial_state(score, sde, grid.times[0], shape, x_T, seed, generator, dtype, device)
     if score.dtype is None and dtype != x.dtype:
@@ -267,6 +245,11 @@ def sample(
             raise ValueError("compile=True keeps no graph to backpropagate through: it excludes enable_grad=True")
         score = compile_network(score)
     model = BoundModel(score, sde, (grid.times[-1], grid.times[0]), model_kwargs)
+    if isinstance(solver, AdaptiveSolver):
+        with torch.set_grad_enabled(enable_grad):
+            ends = grid.times[0], grid.times[-1]
+            return _run_adaptive(solver, model, x, ends, seeds, dtype, final, nfe, steps, progress)
+    assert program is not None
     source = NoiseStream(seeds, "solver") if noise == "independent" else _path(solver, program, sde, seeds)
     hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
     monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
@@ -294,6 +277,60 @@ def sample(
         warnings.warn(status.message, NonFiniteWarning, stacklevel=2)
     kept = monitor.stacked(dtype), tuple(monitor.kept_times)
     return SampleResult(x.to(dtype), model.nfe, grid.times, status, *kept, seeds, model.rows)
+
+
+def plan(
+    sde: SDE,
+    solver: Solver | AdaptiveSolver | Setting | str | None = None,
+    *,
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: Grid | GridRule | str | Sequence[float] | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    final: str | None = None,
+) -> tuple[Solver | AdaptiveSolver, Grid, Program | None]:
+    """The solver, the grid and the table that `sample` runs for the same arguments.
+
+    A solver that finds its own steps has no table, and its grid is the two ends.
+
+    Raises:
+        ValueError: for arguments out of range or unknown names.
+        TypeError: for arguments of the wrong type, or a solver that the process does not allow.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> solver, grid, program = plan(sg.VPSDE(), "heun", nfe=20)
+        >>> solver.name, grid.steps, program.nfe
+        ('heun', 9, 18)
+    """
+    final = _final(sde, final)
+    if isinstance(solver, Setting) and grid is not None:
+        raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
+    setting = default_setting(sde, nfe if steps is None else steps, t_start, t_end) if solver is None else solver
+    if isinstance(setting, Setting):
+        solver, grid = setting.solver, setting.grid if grid is None else grid
+    else:
+        solver = resolve_any(setting)
+    if isinstance(solver, AdaptiveSolver):
+        for option, value in {"grid": grid, "steps": None if solver.takes_steps else steps}.items():
+            if value is not None:
+                raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
+        return solver, grids.Uniform()(sde, 1, t_start, t_end), None
+    solver, grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
+    program = solver.compile(sde, grid)
+    return solver, grid, solver.end_in_mean(program) if final == "mean" else program
+
+
+def _final(sde: SDE, final: str | None) -> str:
+    """What to return at the end, the process' default if not given."""
+    if final is None:
+        return "denoise" if sde.is_linear else "mean"
+    if final not in FINALS:
+        raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}, got {final!r}")
+    if final == "denoise" and not sde.is_linear:
+        raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
+    return final
 
 
 def _initial_state(
