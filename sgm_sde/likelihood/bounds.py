@@ -135,10 +135,12 @@ def elbo(
         prior = _divergence_from_prior(start, decoder.x, sde.prior_std)
         value = -(prior + stacked.sum(0) + reconstruction)
     check_finite(value, "the bound")
-    if stratified:
-        variance = variance + _variance(stacked.detach(), torch.ones(n_times))
+    if not stratified:
+        variance = variance + _variance_of_mean(n_times * stacked.T)
+    elif n_times < 3:
+        variance = torch.full_like(variance, math.nan)
     else:
-        variance = variance + n_times * stacked.detach().var(0, correction=min(1, n_times - 1))
+        variance = variance + probe_error(stacked.detach()[:, :, None], torch.ones(n_times)).square()
     kind = "stratified" if stratified else "independent"
     protocol = (
         f"continuous-time variational bound under the prior N(0, {sde.prior_std:.4g}^2) with {n_times} {kind} times, "
@@ -192,6 +194,7 @@ def ddpm_bound(
     data_range: tuple[float, float] | None = None,
     variance: str = "fixed-small",
     clip: tuple[float, float] | None = None,
+    repeats: int = 1,
     n_decodings: int = 4,
     control_variate: bool = True,
     data_std: float = 0.5,
@@ -210,8 +213,12 @@ def ddpm_bound(
     The reverse step p has the posterior's mean with the denoised data in the place of $x_0$, and the variance
     $\tilde\beta_t = \beta_t\,\sigma_{t-1}^2/\sigma_t^2$ (`"fixed-small"`), $\beta_t$ (`"fixed-large"`) or what the
     network says in between (`"learned"`, see `LearnedVariance`). $\tilde\beta_1$ is 0: the last step takes
-    $\tilde\beta_2$ in its place, with both fixed variances, as DDPM's code does. All N steps are summed, one draw each;
+    $\tilde\beta_2$ in its place, with both fixed variances, as DDPM's code does. All N steps are summed;
     `terms` holds them, and `simple` the unweighted loss of the same draws.
+
+    With the exact score of a smooth density and $\beta_t$ at every step, the first one too, the gap vanishes as steps
+    get finer. The fixed variances leave one in the first steps, where the posterior's variance is far from
+    $\tilde\beta_t$, and in $L_0$.
 
     Args:
         score_fn: the score, as `sample` takes it.
@@ -223,6 +230,7 @@ def ddpm_bound(
             of `2 k / 255 - 1` are -1 - 1/255 and 1 + 1/255.
         variance: of the reverse steps.
         clip: range to which the denoised data are clipped, as DDPM's code does with (-1, 1); not at all if not given.
+        repeats: draws for each step, one network call each; one leaves no standard error of a single sample.
         n_decodings: draws for L_0, one network call each.
         control_variate: take out the noise that Gaussian data would have; the mean stays. Not with a learned variance
             or clipping, of which it is not known.
@@ -251,6 +259,7 @@ def ddpm_bound(
     if not isinstance(sde, DiscreteVPSDE):
         raise TypeError(f"DDPM's bound needs a DiscreteVPSDE, got {sde!r}: elbo is for any linear process")
     require_one_of("variance", variance, VARIANCES)
+    require_count("repeats", repeats)
     require_count("n_decodings", n_decodings)
     if clip is not None and not clip[0] < clip[1]:
         raise ValueError(f"clip must be (low, high) with low < high, got {clip}")
@@ -272,26 +281,30 @@ def ddpm_bound(
             return small[i] * (betas[i] / small[i]) ** learned.fraction.to(decoder.x.dtype)
         return betas[i] if variance == "fixed-large" and i else small[i]
 
-    errors, terms, weights = [], [], []
+    def step(i: int) -> tuple[Tensor, Tensor]:
+        """A draw of the term of the step to node i - 1, and of the squared error of its noise, (B,)."""
+        s, t = nodes[i - 1], nodes[i]
+        noise, x_t = draws.noised(t.alpha, t.sigma)
+        D = model.predict("data", x_t, t.t)
+        error = (D - decoder.x).square().flatten(1).sum(1) * (t.alpha / t.sigma) ** 2
+        v, per_data = step_variance(i), s.alpha * betas[i] / t.sigma**2
+        off = per_data * (decoder.x - (D if clip is None else D.clamp(*clip)))
+        log_ratio = (v / small[i]).log() if isinstance(v, Tensor) else math.log(v / small[i])
+        term = (0.5 * (log_ratio + small[i] / v - 1) + off.square() / (2 * v)).flatten(1).sum(1)
+        if plain:  # x - D is -sigma/alpha times the error of the noise
+            term = term - (per_data * t.sigma / t.alpha) ** 2 / (2 * v) * draws.excess(noise, t.alpha, t.sigma)
+        return term, error.detach()
+
     with torch.set_grad_enabled(enable_grad):
-        for i in range(len(nodes) - 1, 0, -1):
-            s, t = nodes[i - 1], nodes[i]
-            noise, x_t = draws.noised(t.alpha, t.sigma)
-            D = model.predict("data", x_t, t.t)
-            errors.append((D - decoder.x).square().flatten(1).sum(1).detach() * (t.alpha / t.sigma) ** 2)
-            off = (s.alpha * betas[i] / t.sigma**2) * (decoder.x - (D if clip is None else D.clamp(*clip)))
-            v = step_variance(i)
-            log_ratio = (v / small[i]).log() if isinstance(v, Tensor) else math.log(v / small[i])
-            terms.append((0.5 * (log_ratio + small[i] / v - 1) + off.square() / (2 * v)).flatten(1).sum(1))
-            if plain:  # off = -(s.alpha beta / (t.alpha t.sigma)) (noise - its prediction)
-                weights.append((s.alpha * betas[i] / (t.alpha * t.sigma)) ** 2 / (2 * v))
-                terms[-1] = terms[-1] - weights[-1] * draws.excess(noise, t.alpha, t.sigma)
-        stacked = torch.stack(terms)
+        steps = [[step(i) for _ in range(repeats)] for i in range(len(nodes) - 1, 0, -1)]
+        all_terms = torch.stack([torch.stack([term for term, _ in drawn], 1) for drawn in steps])  # (steps, B, repeats)
+        stacked = all_terms.mean(2)
         reconstruction, spread = draws.decode(model, nodes[0], lambda: step_variance(0) ** 0.5, n_decodings, clip)
         prior = _divergence_from_prior(nodes[-1], decoder.x, 1.0)
         value = -(prior + stacked.sum(0) + reconstruction)
     check_finite(value, "the bound")
-    spread = spread + _variance(stacked.detach(), torch.tensor(weights) if plain else torch.ones(len(stacked)))
+    spread = spread + _variance_of_mean(all_terms).sum(0)
+    errors = [error for drawn in steps for _, error in drawn]
     how = {"learned": "learned variance", "fixed-small": "variance beta-tilde", "fixed-large": "variance beta"}
     clipped = "" if clip is None else f", data clipped to {clip}"
     protocol = (
@@ -307,11 +320,10 @@ def _divergence_from_prior(node: Any, x: Tensor, std: float) -> Tensor:
     return 0.5 * (node.alpha / std) ** 2 * x.square().flatten(1).sum(1) + 0.5 * d * (ratio - 1 - math.log(ratio))
 
 
-def _variance(terms: Tensor, weights: Tensor) -> Tensor:
-    """Of the sum (B,) of terms (n, B) with a draw of its own each; NaN for fewer than three."""
-    if len(terms) < 3:
-        return torch.full_like(terms[0], math.nan)
-    return probe_error(terms[:, :, None], weights).square()
+def _variance_of_mean(values: Tensor) -> Tensor:
+    """Of the mean over draws of values (..., draws); NaN for one draw."""
+    n = values.shape[-1]
+    return values.detach().var(-1) / n if n > 1 else torch.full_like(values[..., 0].detach(), math.nan)
 
 
 class _Draws:
@@ -361,9 +373,8 @@ class _Draws:
             if self.points and not isinstance(s, Tensor):
                 value = value - 0.5 * (node.sigma / (node.alpha * s)) ** 2 * self.excess(z, node.alpha, node.sigma)
             values.append(value)
-        stacked = torch.stack(values)
-        spread = stacked.detach().var(0) / n if n > 1 else torch.full_like(stacked[0].detach(), math.nan)
-        return stacked.mean(0), spread
+        stacked = torch.stack(values, 1)
+        return stacked.mean(1), _variance_of_mean(stacked)
 
     def result(
         self,

@@ -190,7 +190,7 @@ def probe_error(terms: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         terms: weighted terms of the sum.
-        weights: what is smooth, when it is divided out of them, (nodes,).
+        weights: without which they vary slowly from node to node, (nodes,).
     """
     n, w = terms.shape[2], weights.to(terms)[:, None]
     values = terms / w[:, :, None]
