@@ -8,6 +8,7 @@ host from one number a sample and attempt; nothing else is read back from the de
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,7 +59,9 @@ class Controller:
     def factor(self, error: np.ndarray, last: np.ndarray, order: float) -> np.ndarray:
         """The factor after an accepted step."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            raw = self.safety * error ** (-self.integral / order) * np.maximum(last, 1e-4) ** (self.proportional / order)
+            raw = (
+                self.safety * error ** (-self.integral / order) * np.maximum(last, 1e-4) ** (self.proportional / order)
+            )
         return np.clip(raw, self.smallest, self.largest)
 
     def after_rejection(self, error: np.ndarray, order: float) -> np.ndarray:
@@ -78,6 +81,7 @@ class Rows:
         carry: what the last attempt left for the next, each part (b, *); () at first.
         u: where they are.
         h: the signed step to try.
+        there: where it ends.
         last: the error of the last accepted step.
         moved: whether the step before was accepted, so that `carry` is of it.
         grows: whether the next step may be longer than this one.
@@ -89,6 +93,7 @@ class Rows:
     carry: State
     u: np.ndarray
     h: np.ndarray
+    there: np.ndarray
     last: np.ndarray
     moved: np.ndarray
     grows: np.ndarray
@@ -103,7 +108,7 @@ class Rows:
         """Some of the rows."""
         on_device = torch.from_numpy(at).to(self.y[0].device)
         y, carry = (tuple(part[on_device] for part in parts) for parts in (self.y, self.carry))
-        hosts = (self.u, self.h, self.last, self.moved, self.grows, self.bad)
+        hosts = (self.u, self.h, self.there, self.last, self.moved, self.grows, self.bad)
         return Rows(self.who[at], y, carry, *(column[at] for column in hosts))
 
 
@@ -143,8 +148,8 @@ class Stepper(Protocol):
     def attempt(self, rows: Rows) -> Attempt:
         """One step of each row."""
 
-    def advance(self, who: np.ndarray, h: np.ndarray) -> None:
-        """Told by how much each of the samples goes on, 0 where its step was rejected."""
+    def advance(self, who: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
+        """Told where each of the samples is now, and whether its step was accepted."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,8 @@ def march(
     result, t = list(y), np.full(n, start)
     accepted, rejected, outcome = (np.zeros(n, dtype=np.int64) for _ in range(3))
     yes, no = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
-    rows = Rows(np.arange(n), y, (), np.full(n, start), np.zeros(n), np.ones(n), no, yes, np.zeros(n, dtype=np.int64))
+    at = np.full(n, start)
+    rows = Rows(np.arange(n), y, (), at, np.zeros(n), at, np.ones(n), no, yes, np.zeros(n, dtype=np.int64))
 
     def leave(ended: np.ndarray) -> Rows:
         """Take the rows with an outcome out of the batch."""
@@ -229,16 +235,17 @@ def march(
         remaining = end - rows.u
         arrives = np.abs(rows.h) >= np.abs(remaining) * (1 - 1e-9)
         rows.h = np.where(arrives, remaining, rows.h)
+        rows.there = np.where(arrives, end, rows.u + rows.h)
         attempt = stepper.attempt(rows)
         error = attempt.error.detach().double().cpu().numpy()
         known = np.isfinite(error)
         if batch_coupled and known.any():
             error = np.where(known, math.sqrt(np.mean(error[known] ** 2)), error)
         ok = error <= 1
-        stepper.advance(rows.who, np.where(ok, rows.h, 0.0))
         growth = controller.factor(error, rows.last, stepper.order)
         growth = np.where(rows.grows, growth, np.minimum(growth, 1.0))
-        rows.u = np.where(ok, np.where(arrives, end, rows.u + rows.h), rows.u)
+        rows.u = np.where(ok, rows.there, rows.u)
+        stepper.advance(rows.who, rows.u, ok)
         rows.h = rows.h * np.where(ok, growth, controller.after_rejection(error, stepper.order))
         rows.y, rows.carry = _choose(ok, attempt.y, rows.y), _choose(ok, attempt.carry, attempt.kept)
         rows.last, rows.bad = np.where(ok, error, rows.last), np.where(known, 0, rows.bad + 1)
@@ -254,10 +261,9 @@ def march(
         ):
             ended[holds] = OUTCOMES.index(reason)
         rows = leave(ended)
-    counts = (torch.from_numpy(c) for c in (accepted, rejected, stepper.evaluations))
-    return Integration(
-        tuple(result), torch.from_numpy(t), tuple(OUTCOMES[o] for o in outcome), *counts, stepper.calls
-    )  # fmt: skip
+    arrived, failed, made = (torch.from_numpy(c) for c in (accepted, rejected, stepper.evaluations))
+    reasons = tuple(OUTCOMES[o] for o in outcome)
+    return Integration(tuple(result), torch.from_numpy(t), reasons, arrived, failed, made, stepper.calls)
 
 
 def _choose(ok: np.ndarray, yes: State, no: State) -> State:
@@ -306,7 +312,38 @@ class Pair(Protocol):
         """The error (b,) from the norms of the estimates."""
 
 
-class EmbeddedStepper:
+class Counting(ABC):
+    """A stepper with a right-hand side whose evaluations are counted."""
+
+    def __init__(self, batch: int) -> None:
+        self.calls, self.evaluations = 0, np.zeros(batch, dtype=np.int64)
+
+    @abstractmethod
+    def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
+        """The right-hand side for the samples of numbers `index`."""
+
+    def evaluate(self, rows: Rows, y: State, u: np.ndarray) -> State:
+        """The right-hand side at other states and places of the rows."""
+        self.calls += 1
+        self.evaluations[rows.who] += 1
+        return self.rhs(torch.from_numpy(u), y, rows.index)
+
+    def first(self, rows: Rows, known: State, stale: np.ndarray) -> State:
+        """The evaluation at the start of the step: what is known, made anew for the rows where that is stale."""
+        if not known or stale.all():
+            return self.evaluate(rows, rows.y, rows.u)
+        if not stale.any():
+            return known
+        some = rows.select(np.flatnonzero(stale))
+        new, at = self.evaluate(some, some.y, some.u), torch.from_numpy(np.flatnonzero(stale)).to(rows.y[0].device)
+        return tuple(old.index_copy(0, at, part) for old, part in zip(known, new, strict=True))
+
+    def advance(self, who: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
+        """Told where each of the samples is now, and whether its step was accepted."""
+        return
+
+
+class EmbeddedStepper(Counting):
     """Steps of a pair on a right-hand side, with the error of each sample.
 
     The error of a part is the root mean square over its components, each over atol + rtol max(|y|, |y_next|); that of a
@@ -314,21 +351,19 @@ class EmbeddedStepper:
     """
 
     def __init__(self, rhs: Rhs, pair: Pair, rtol: float, atol: float, batch: int) -> None:
-        self.rhs, self.pair, self.rtol, self.atol = rhs, pair, rtol, atol
+        super().__init__(batch)
+        self._rhs, self.pair, self.rtol, self.atol = rhs, pair, rtol, atol
         self.order = float(pair.error_order)
-        self.calls, self.evaluations = 0, np.zeros(batch, dtype=np.int64)
         table = pair.weights(torch.ones(1, dtype=torch.float64, device="cpu"))[:, :, 0]
         self.used = [[j for j in range(table.shape[1]) if row[j] != 0] for row in table]
 
-    def evaluate(self, rows: Rows, y: State, u: np.ndarray) -> State:
-        """The right-hand side at other states and times of the rows."""
-        self.calls += 1
-        self.evaluations[rows.who] += 1
-        return self.rhs(torch.from_numpy(u), y, rows.index)
+    def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
+        """The right-hand side."""
+        return self._rhs(t, y, index)
 
     def first_step(self, rows: Rows, end: float) -> np.ndarray:
         """Hairer's guess from the slope and its change over a small step (Hairer, Norsett & Wanner, 1993, II.4)."""
-        y, device = rows.y, rows.y[0].device
+        y = rows.y
         first = self.evaluate(rows, y, rows.u)
         slope = self._slope(y, first)
         size, speed = (self._norm(v, y, y).double().cpu().numpy() for v in (y, slope))
@@ -336,8 +371,7 @@ class EmbeddedStepper:
             h0 = np.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed)
             h0 = np.fmin(np.abs(end - rows.u), h0)
             signed = np.copysign(h0, end - rows.u)
-            h = torch.from_numpy(signed).to(device=device, dtype=y[0].dtype)
-            there = tuple(a + _column(h, a) * b for a, b in zip(y, slope, strict=True))
+            there = tuple(a + column(torch.from_numpy(signed), a) * b for a, b in zip(y, slope, strict=True))
             after = self._slope(there, self.evaluate(rows, there, rows.u + signed))
             change = self._norm(tuple(a - b for a, b in zip(after, slope, strict=True)), y, y)
             steepest = np.fmax(speed, change.double().cpu().numpy() / h0)
@@ -352,27 +386,17 @@ class EmbeddedStepper:
     def attempt(self, rows: Rows) -> Attempt:
         """One step of each row."""
         pair, y, stages = self.pair, rows.y, len(self.pair.c)
-        first = self._first(rows)
+        first = self.first(rows, rows.carry, rows.moved & (not pair.fsal))
         table = pair.weights(torch.from_numpy(rows.h)).to(device=y[0].device, dtype=y[0].dtype)
         values, state = [first], y
         for i in range(1, stages):
             state = self._combine(table, i, y, values)
-            values.append(self.evaluate(rows, state, rows.u + pair.c[i] * rows.h))
+            place = rows.there if pair.c[i] == 1 else rows.u + pair.c[i] * rows.h
+            values.append(self.evaluate(rows, state, place))
         end = state if pair.fsal else self._combine(table, stages, y, values)
         estimates = [self._combine(table, i, y, values) for i in range(stages + 1, len(self.used))]
         error = pair.error([self._norm(estimate, y, end) for estimate in estimates])
         return Attempt(end, error, values[-1] if pair.fsal else first, first)
-
-    def _first(self, rows: Rows) -> State:
-        """The evaluation at the start of the step, made anew only for the rows whose carried one is not of there."""
-        if not rows.carry:
-            return self.evaluate(rows, rows.y, rows.u)
-        stale = np.flatnonzero(rows.moved & (not self.pair.fsal))
-        if not len(stale):
-            return rows.carry
-        some = rows.select(stale)
-        new, at = self.evaluate(some, some.y, some.u), torch.from_numpy(stale).to(rows.y[0].device)
-        return tuple(old.index_copy(0, at, part) for old, part in zip(rows.carry, new, strict=True))
 
     def _combine(self, table: Tensor, i: int, y: State, values: Sequence[State]) -> State:
         """Row i of the table on the state and the evaluations."""
@@ -381,7 +405,7 @@ class EmbeddedStepper:
             total: Tensor | None = None
             for j in self.used[i]:
                 source = start if j == 0 else values[j - 1][k]
-                weight = _column(table[i, j], source)
+                weight = column(table[i, j], source)
                 if total is None:
                     total = source * weight
                 elif torch.is_grad_enabled():
@@ -396,15 +420,18 @@ class EmbeddedStepper:
         norms = []
         for v, a, b in zip(value, y, end, strict=True):
             scale = torch.maximum(a.detach().abs(), b.detach().abs()).mul_(self.rtol).add_(self.atol)
-            norms.append((v.detach() / scale).reshape(len(v), -1).square().mean(1).sqrt())
+            norms.append(rms(v.detach() / scale))
         return torch.stack(norms).amax(0)
 
-    def advance(self, who: np.ndarray, h: np.ndarray) -> None:
-        """Nothing depends on where the samples are."""
+
+def rms(x: Tensor) -> Tensor:
+    """Root mean square of each sample, (B, *) to (B,)."""
+    return x.reshape(len(x), -1).square().mean(1).sqrt()
 
 
-def _column(weight: Tensor, x: Tensor) -> Tensor:
-    return weight.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+def column(weight: Tensor, x: Tensor) -> Tensor:
+    """A number for each sample (B,), wherever it is, to go with x (B, *)."""
+    return weight.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def integrate(

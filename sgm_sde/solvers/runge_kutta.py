@@ -146,7 +146,7 @@ class EmbeddedTableau(Tableau):
         self,
         a: Sequence[Sequence[float]],
         b: Sequence[float],
-        e: Sequence[Sequence[float]],
+        e: Sequence[Sequence[float]] | np.ndarray,
         name: str = "tableau",
         source: str = "user",
     ) -> None:
@@ -206,7 +206,8 @@ class EmbeddedTableau(Tableau):
         if len(norms) == 1:
             return norms[0]
         e5, e3 = norms
-        return e5.square() / (e5.square() + 0.01 * e3.square()).sqrt().clamp_min(1e-300 if e5.dtype == torch.float64 else 1e-30)
+        both = (e5.square() + 0.01 * e3.square()).sqrt()
+        return torch.where(both > 0, e5.square() / both, both)
 
 
 EULER = Tableau([[]], [1], "euler", "Euler, 1768")
