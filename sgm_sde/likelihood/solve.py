@@ -111,9 +111,12 @@ class NormalisedFlow:
             as_time(v).expand(len(z)).to(z) for v in (spread(k, self.s), *rate(model.score.prediction, k, self.s))
         )
         x = expand(rho, z) * z
-        gone = len(rows) < self.n
+        times, gone = model.round_times(t.numpy(), x), len(rows) < self.n
         with model.only(rows, self.n) if gone else nullcontext():
-            out = model.evaluate(x, model.round_times(t.numpy(), x), *((rows,) if gone else ()))
+            if isinstance(model, TraceModel):
+                out = model.evaluate(x, times, rows if gone else None)
+            else:
+                out = model.evaluate(x, times)
         slope = expand(a[0], x) * x + expand(a[1], x) * out.to(x.dtype)
         if not isinstance(model, TraceModel):
             return (slope,)
