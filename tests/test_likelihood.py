@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -376,33 +377,44 @@ class Small(nn.Module):
         return torch.tanh(self.w[0] * x) + self.w[1] * x * t[:, None]
 
 
+class Held:
+    """A tensor that the tape keeps; detached, since an output held by its own node would never go."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+
+
 def test_the_adjoint_s_gradients_are_backpropagation_s() -> None:
-    """With respect to x and to parameters, to 2e-6 at tolerance 1e-8, in memory that does not grow."""
+    """With respect to x and to parameters, to 5e-6 at tolerance 1e-8, in memory that does not grow with the steps."""
     sde, net = LINEAR["vp"], Small()
     score = sg.from_noise(net, sde)
-    saved: dict[str, int] = {}
+    x = torch.tensor([[0.3, -0.4], [0.1, 0.9]], dtype=F64, requires_grad=True)
 
-    def gradients(name: str, **options: Any) -> tuple[Tensor, ...]:
-        x = torch.tensor([[0.3, -0.4], [0.1, 0.9]], dtype=F64, requires_grad=True)
-        saved[name] = 0
+    def value(**options: Any) -> Tensor:
+        return sg.log_prob(score, sde, x, trace="exact", enable_grad=True, **options).value
 
-        def pack(tensor: Tensor) -> Tensor:
-            saved[name] += tensor.numel()
-            return tensor
+    def kept(**options: Any) -> int:
+        alive: weakref.WeakSet[Held] = weakref.WeakSet()
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            value = sg.log_prob(score, sde, x, trace="exact", enable_grad=True, **options).value
-        return torch.autograd.grad(value.sum(), (x, net.w))
+        def pack(tensor: Tensor) -> Held:
+            held = Held(tensor)
+            alive.add(held)
+            return held
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+            result = value(**options)
+            return sum(held.tensor.numel() for held in alive) + 0 * len(result)
 
     tight = {"method": "dopri5-adjoint", "rtol": 1e-8, "atol": 1e-8}
-    for adjoint, backward in zip(gradients("tight", **tight), gradients("300", steps=300), strict=True):
-        torch.testing.assert_close(adjoint, backward, rtol=2e-6, atol=2e-6)
-    gradients("loose", method="dopri5-adjoint", rtol=1e-3, atol=1e-3)
-    gradients("50", steps=50)
-    assert saved["tight"] == saved["loose"]
-    assert saved["300"] > 5 * saved["50"]
-    given_ones = gradients("given", parameters=(net.w,), **tight)
-    torch.testing.assert_close(given_ones, gradients("tight", **tight))
+    gradients = [
+        torch.autograd.grad(value(**options).sum(), (x, net.w))
+        for options in ({"steps": 200}, tight, {"parameters": (net.w,), **tight})
+    ]
+    for backward, adjoint, with_parameters in zip(*gradients, strict=True):
+        torch.testing.assert_close(adjoint, backward, rtol=5e-6, atol=5e-6)
+        torch.testing.assert_close(with_parameters, adjoint)
+    assert kept(**tight) == kept(method="dopri5-adjoint", rtol=1e-3, atol=1e-3)
+    assert kept(steps=60) > 3 * kept(steps=12)
     assert net.w.grad is None
 
 
