@@ -247,7 +247,7 @@ def sample(
         }.items():  # fmt: skip
             if value is not None:
                 raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
-        ends = _ends(sde, t_start, t_end)
+        ends = grids.Uniform()(sde, 1, t_start, t_end).times
         x, seeds, dtype = _initial_state(score, sde, ends[0], shape, x_T, seed, generator, dtype, device)
         if score.dtype is None and dtype != x.dtype:
             score = score.cast_to(dtype)
@@ -355,15 +355,11 @@ def _path(solver: Solver, program: Program, sde: SDE, seeds: Sequence[tuple[int,
     return PathNoise(program, seeds, clock=partial(solver.clock, sde), middle=middle)
 
 
-def _ends(sde: SDE, t_start: float | None, t_end: float | None) -> tuple[float, float]:
-    return grids.Uniform()(sde, 1, t_start, t_end).times[0], sde.eps if t_end is None else t_end
-
-
 def _run_adaptive(
     solver: AdaptiveSolver,
     model: BoundModel,
     x: Tensor,
-    ends: tuple[float, float],
+    ends: tuple[float, ...],
     seeds: tuple[tuple[int, int], ...],
     dtype: torch.dtype,
     final: str,
@@ -372,13 +368,21 @@ def _run_adaptive(
     progress: bool,
 ) -> SampleResult:
     """A run of a solver that finds its own steps."""
+    if isinstance(model.score.net, torch.nn.parallel.DistributedDataParallel):
+        warnings.warn(
+            "the network is wrapped for distributed training, where every process must call it as often as the others, "
+            "and an adaptive solver does not: pass net.module",
+            stacklevel=3,
+        )
     denoise = final == "denoise"
     if nfe is not None and (isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1):
         raise ValueError(f"nfe must be a whole number of at least 1, got {nfe}")
     calls = None if nfe is None else int(nfe) - denoise
     bar = _bar(progress, len(x), solver.name, "sample")
     try:
-        end = solver.run(Problem(model, model.sde, x, *ends, seeds, calls, steps, bar.update if progress else None))
+        end = solver.run(
+            Problem(model, model.sde, x, ends[0], ends[1], seeds, calls, steps, bar.update if progress else None)
+        )
     finally:
         if progress:
             bar.close()
