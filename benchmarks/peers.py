@@ -199,6 +199,18 @@ def _k(function: str, **options: Any) -> Callable[[Task], Tensor]:
     return drive
 
 
+def k_log_likelihood(
+    denoiser: Denoiser, x: Tensor, sigma_min: float, sigma_max: float, tolerance: float, probe: Tensor
+) -> tuple[Tensor, dict[str, int]]:
+    """k-diffusion's `log_likelihood` of x (B, *) with a given probe of zeros and ones, (B, *), for its +-1."""
+    module = _k_diffusion()
+    with _patched(module, torch=_Torch(randint_like=lambda x, high: probe.to(x))):
+        value: tuple[Tensor, dict[str, int]] = module.log_likelihood(
+            denoiser, x, sigma_min, sigma_max, atol=tolerance, rtol=tolerance
+        )
+    return value
+
+
 # ---------------------------------------------------------------------------------------------------------- azula
 
 

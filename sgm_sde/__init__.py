@@ -18,8 +18,8 @@ from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.grids import Grid
-from sgm_sde.likelihood import LogProbResult, bits_per_dim, decode, encode, log_prob, slerp
 from sgm_sde.models import Model, load_model
+from sgm_sde.likelihood import LogProbResult, bits_per_dim, ddpm_bound, decode, elbo, encode, log_prob, slerp
 from sgm_sde.pilot import PilotResult, pilot
 from sgm_sde.processes import (
     EDMSDE,
@@ -175,8 +175,10 @@ __all__ = [
     "UniPC",
     "__version__",
     "bits_per_dim",
+    "ddpm_bound",
     "decode",
     "default_setting",
+    "elbo",
     "encode",
     "from_denoiser",
     "from_flow",
