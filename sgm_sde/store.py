@@ -72,7 +72,7 @@ class Store:
         self._describe(folder, settings)
         with _in_words(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.folder, fcntl.LOCK_EX)
+        self._lock, self._owner = _lock(self.folder, fcntl.LOCK_EX), True
         try:
             self._open()
             if shared:  # flock may let go in between, and then fails if another run took it
@@ -87,7 +87,7 @@ class Store:
         store = cls.__new__(cls)
         store._describe(folder, settings)
         _refuse_others(store.folder, read_manifest(store.folder), store._contents)
-        store._lock = _lock(store.folder, fcntl.LOCK_SH)
+        store._lock, store._owner = _lock(store.folder, fcntl.LOCK_SH), False
         return store
 
     def _describe(self, folder: Path | str, settings: Mapping[str, Any]) -> None:
@@ -135,6 +135,11 @@ class Store:
         seal = hashlib.sha256(data).hexdigest()
         self._write(path.name, data.replace(_UNSEALED.encode(), seal.encode(), 1))
 
+    def remove(self, name: str) -> None:
+        """Remove a shard, if it is there."""
+        with _in_words(path := self._path(name)):
+            path.unlink(missing_ok=True)
+
     def load(self, name: str) -> dict[str, Tensor]:
         """The tensors of a shard.
 
@@ -175,6 +180,8 @@ class Store:
     def close(self) -> None:
         """Let other runs write to the folder."""
         if self._lock >= 0:
+            if self._owner:
+                os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = -1
 
