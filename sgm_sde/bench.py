@@ -19,6 +19,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Metric:
 
     Attributes:
         measure: the function.
-        labels: of the numbers, by name, for the tables; what else it returns, such as a standard error, is in rows only.
+        labels: of its numbers, by name, for tables; what else it returns, such as a standard error, is in rows only.
         fid_label: what the literature calls its one number with Inception features.
         statistics: whether the reference's mean and covariance are enough.
     """
@@ -238,66 +239,44 @@ def bench(
         >>> [row["nfe"] for row in result.rows], list(result.labels)
         ([6, 6], ['sliced'])
     """
+    _pyplot()  # what is missing is said before the work is done
     model = load_model(model) if isinstance(model, str) else model
     out, others = Path(out), {str(path): load_result(path) for path in beside}
     entries = _entries(solvers, grids)
     budgets, repetitions = _whole_numbers("nfe", nfe, 1), _whole_numbers("seeds", seeds, 0)
+    own = SHIPPED.get(model.name, ("", "", ""))
+    baseline = own[2] if baseline is None and reference is None else baseline
+    features, reference = features or own[0], reference or own[1]
+    for what, given in (("features", features), ("a reference", reference)):
+        if not given:
+            raise ValueError(f"give {what}: none are known that go with the model {model.name!r}")
+
     with distributed.Team(device, threads) as team:
         if team.size > 1:
             raise ValueError(f"a benchmark runs in one process, not in {team.size}")
-        own = SHIPPED.get(model.name, ("", "", ""))
-        if baseline is None and reference is None:
-            baseline = own[2] or None
-        features, reference = features or own[0], reference or own[1]
-        for what, given in (("features", features), ("a reference", reference)):
-            if not given:
-                raise ValueError(f"give {what}: none are known that go with the model {model.name!r}")
         if isinstance(features, str):
             features = load_extractor(features, model.shape, weights=weights, sha256=sha256, device=team.device)
         levels = _levels(model) if features.images else None
-        real = load_reference(reference, features, model.shape, levels)
-        run = _Run(model, features, levels, real, _metrics(metrics, real), *_whole_numbers("n and batch", (n, batch), 1))
+        real, other_real = (
+            load_reference(name, features, model.shape, levels) if name else None for name in (reference, baseline)
+        )
+        assert real is not None
+        run = _Run(model, features, levels, real, _metrics(metrics, real), *_whole_numbers("n, batch", (n, batch), 1))
         protocol = run.protocol | {"device": team.device.type, "versions": versions()}
         for path, other in others.items():
             _require_comparable(protocol, other.protocol, path)
-        other_real = None if baseline is None else load_reference(baseline, features, model.shape, levels)
-        if other_real is not None and other_real.features is None:
-            raise ValueError(f"a baseline needs data, and {baseline} holds statistics only")
         if note := _few(protocol):
             warnings.warn(note, UserWarning, stacklevel=2)
 
-        rows: list[dict[str, Any]] = []
-        cells = [(label, budget, seed) for label in entries for budget in budgets for seed in repetitions]
-        names: list[str] = []
+        cells = [_Cell(label, *rest) for label in entries for rest in product([entries[label]], budgets, repetitions)]
         settings = {key: value for key, value in protocol.items() if key != "versions"}  # the store adds its own
         with Store(out / "cells", settings) as store:
-
-            def kept(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-                if not store.has(name):
-                    store.save(name, {}, make())
-                names.append(name)
-                return store.info(name)
-
-            for label, budget, seed in _bar(cells, progress):
-                cell = _Cell(label, entries[label], budget, seed)
-                row = {"solver": label, "budget": budget, "seed": seed}
-                try:
-                    name, definition = cell.identify(model)
-                except ValueError as error:  # a budget too small for a step, a grid that the process has not
-                    rows.append(row | {"definition": "", "nfe": 0, "images": "", "metrics": {}, "note": str(error)})
-                    continue
-                folder = out / "samples" / name
-                found = kept(name, lambda cell=cell, folder=folder: run.draw(cell, folder, team))
-                rows.append(row | {"definition": definition} | found)
-                if not keep_samples:
-                    shutil.rmtree(folder, ignore_errors=True)
+            shards = _Shards(store)
+            rows = [run.row(cell, shards, out / "samples", team, keep_samples) for cell in _bar(cells, progress)]
+            known = {} if other_real is None else run.baseline(other_real, shards)
             if not any(row["metrics"] for row in rows):
                 raise ValueError(f"there is nothing to show: {rows[0]['note']}")
-            known: dict[str, Any] = {}
-            if other_real is not None:
-                measured = kept(f"baseline-{other_real.hash[:16]}", lambda: run.measure(other_real.rows))
-                known = {"name": other_real.name, "hash": other_real.hash, "n": other_real.n, "metrics": measured}
-            store.finish(names)
+            store.finish(shards.names)
     result = BenchResult(protocol, tuple(rows), known)
     result.save(out / "results.json")
     shown = {"": result} | {Path(path).resolve().parent.name: other for path, other in others.items()}
@@ -356,6 +335,20 @@ class _Run:
             values |= METRICS[name].measure(features, self.real)
         return values
 
+    def row(
+        self, cell: _Cell, shards: _Shards, samples: Path, team: distributed.Team, keep_samples: bool
+    ) -> dict[str, Any]:
+        """A row of the results: drawn and measured, or as it was kept."""
+        row = {"solver": cell.label, "budget": cell.budget, "seed": cell.seed}
+        try:
+            name, definition = cell.identify(self.model)
+        except ValueError as error:  # a budget too small for one step, a grid that the process does not have
+            return row | {"definition": "", "nfe": 0, "images": "", "metrics": {}, "note": str(error)}
+        found = shards.kept(name, lambda: self.draw(cell, samples / name, team))
+        if not keep_samples:
+            shutil.rmtree(samples / name, ignore_errors=True)
+        return row | {"definition": definition} | found
+
     def draw(self, cell: _Cell, folder: Path, team: distributed.Team) -> dict[str, Any]:
         """Draw and measure a cell."""
         result = distributed.sample(
@@ -371,6 +364,26 @@ class _Run:
         metrics = self.measure(self.extractor(data))
         return {"nfe": result["nfe"], "images": fingerprint({"x": data}), "metrics": metrics, "note": ""}
 
+    def baseline(self, data: Reference, shards: _Shards) -> dict[str, Any]:
+        """The same numbers of other real data."""
+        metrics = shards.kept(f"baseline-{data.hash[:16]}", lambda: self.measure(data.rows))
+        return {"name": data.name, "hash": data.hash, "n": data.n, "metrics": metrics}
+
+
+class _Shards:
+    """What is kept in a store, and the names of what was asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.names: list[str] = []
+
+    def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What is kept under a name; made where it is not there."""
+        if not self.store.has(name):
+            self.store.save(name, {}, make())
+        self.names.append(name)
+        return self.store.info(name)
+
 
 def _entries(
     solvers: Sequence[str] | Mapping[str, Setting | Solver | str | None], grids: Sequence[str]
@@ -383,10 +396,10 @@ def _entries(
     else:
         entries = {}
         for name in solvers:
-            solver, at, grid = name.partition("@")
-            alone = solver == "default" or at
-            for label in [name] if alone or not grids else [f"{name}@{g}" for g in grids]:
-                entries[label] = None if label == "default" else Setting(solver, label.partition("@")[2] or None)
+            alone = name == "default" or "@" in name or not grids
+            for label in [name] if alone else [f"{name}@{grid}" for grid in grids]:
+                solver, _, grid = label.partition("@")
+                entries[label] = None if label == "default" else Setting(solver, grid or None)
     if not entries:
         raise ValueError("give at least one solver")
     return entries
@@ -398,7 +411,9 @@ def _metrics(names: Sequence[str], real: Reference) -> tuple[str, ...]:
         if name not in METRICS:
             raise ValueError(f"unknown metric {name!r}; there are {', '.join([*METRICS, *ALIASES])}")
         if real.features is None and not METRICS[name].statistics:
-            raise ValueError(f"{real.name} holds statistics only, which is not enough for the metric {name!r}: give data")
+            raise ValueError(
+                f"{real.name} holds statistics only, which is not enough for the metric {name!r}: give data"
+            )
     if not chosen:
         raise ValueError("give at least one metric")
     return chosen
@@ -429,7 +444,7 @@ def _whole_numbers(name: str, values: Iterable[int], least: int) -> tuple[int, .
         numbers.append(number)
     if not numbers:
         raise ValueError(f"give at least one of {name}")
-    return tuple(dict.fromkeys(numbers)) if name != "n and batch" else tuple(numbers)
+    return tuple(dict.fromkeys(numbers)) if name != "n, batch" else tuple(numbers)
 
 
 def _few(protocol: Mapping[str, Any]) -> str:
@@ -443,12 +458,12 @@ def _few(protocol: Mapping[str, Any]) -> str:
     )
 
 
-def _bar(cells: Sequence[tuple[str, int, int]], progress: bool) -> Iterable[tuple[str, int, int]]:
+def _bar(cells: Sequence[_Cell], progress: bool) -> Iterable[_Cell]:
     if not progress:
         return cells
     from tqdm.auto import tqdm
 
-    bar: Iterable[tuple[str, int, int]] = tqdm(cells, desc="bench", unit="cell")
+    bar: Iterable[_Cell] = tqdm(cells, desc="bench", unit="cell")
     return bar
 
 
@@ -493,8 +508,7 @@ def _shown(values: Sequence[float]) -> str:
     return f"{mean:.{digits}f}{spread}"
 
 
-def _draw(results: Mapping[str, BenchResult], path: Path) -> None:
-    """A panel for each number, network calls across."""
+def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
@@ -502,6 +516,12 @@ def _draw(results: Mapping[str, BenchResult], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    return plt
+
+
+def _draw(results: Mapping[str, BenchResult], path: Path) -> None:
+    """A panel for each number, network calls across."""
+    plt = _pyplot()
     first = results[""]
     budgets = sorted({budget for result in results.values() for budget in result.budgets})
     columns = min(2, len(first.labels))

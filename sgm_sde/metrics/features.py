@@ -66,7 +66,7 @@ class Extractor:
         if self.images and images.ndim != 4:
             raise ValueError(f"{self.name} takes images (n, channels, height, width), got {tuple(images.shape)}")
         with torch.no_grad():
-            rows = torch.cat([self.function(part).detach().float().cpu() for part in images.split(self.batch)])
+            rows = torch.cat([self.function(part).detach().float().cpu() for part in torch.split(images, self.batch)])
         if rows.shape != (len(images), self.dim):
             raise ValueError(f"{self.name} must return ({len(images)}, {self.dim}) features, got {tuple(rows.shape)}")
         if not bool(rows.isfinite().all()):
@@ -177,7 +177,10 @@ def _digits(shape: tuple[int, ...], device: torch.device | str, *_: object) -> E
         raise ValueError(f"digits-classifier-32 takes images of shape (1, 8, 8), got {shape}")
     net = load_digits_classifier().to(device)
     return Extractor(
-        "digits-classifier-32", fingerprint(net.state_dict()), 32, lambda images: net.features(images.to(device) / 127.5 - 1)
+        "digits-classifier-32",
+        fingerprint(net.state_dict()),
+        32,
+        lambda images: net.features(images.to(device) / 127.5 - 1),
     )
 
 

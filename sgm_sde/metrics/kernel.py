@@ -60,7 +60,7 @@ def kernel_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> KernelR
 
 def _row_sums(x: Tensor, y: Tensor, skip: bool = False) -> Tensor:
     """Return sum_j k(x_i, y_j) for each row of x; without j = i where `skip`."""
-    sums = torch.cat([_cubic(rows @ y.T, x.shape[1]).sum(1) for rows in x.split(_ROWS)])
+    sums = torch.cat([_cubic(rows @ y.T, x.shape[1]).sum(1) for rows in torch.split(x, _ROWS)])
     return sums - _cubic(x.square().sum(1), x.shape[1]) if skip else sums
 
 

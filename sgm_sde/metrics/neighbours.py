@@ -83,4 +83,4 @@ def prdc(samples: Vectors, reference: Vectors, *, k: int = 3, features: str = "r
 
 def _radii(x: Tensor, k: int) -> Tensor:
     """Return the distance of each row of x to its k-th nearest neighbour among the others."""
-    return torch.cat([torch.cdist(rows, x).kthvalue(k + 1).values for rows in x.split(_ROWS)])
+    return torch.cat([torch.cdist(rows, x).kthvalue(k + 1).values for rows in torch.split(x, _ROWS)])

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from sgm_sde.distributed import read_data
 from sgm_sde.metrics.features import Extractor, to_uint8
 from sgm_sde.metrics.frechet import moments
 from sgm_sde.models import fingerprint
@@ -73,8 +73,8 @@ def load_reference(
     """A reference by name or from a file.
 
     - `digits-held-out`, `digits-train`: the two parts of scikit-learn's digits.
-    - a `.npy` or `.npz` file with one array of 8-bit images: (n, C, H, W), (n, H, W, C) or, of one channel, (n, H, W);
-      for the features `raw`, of samples (n, *) as the network knows them.
+    - a `.npy` or `.npz` file of 8-bit images, alone or called "x": (n, C, H, W), (n, H, W, C) or, of one channel,
+      (n, H, W); for the features `raw`, of samples (n, *) as the network knows them.
     - a `.safetensors` file of statistics, as `Reference.save` writes it.
 
     Args:
@@ -89,10 +89,10 @@ def load_reference(
         ImportError: for the digits, without scikit-learn.
 
     Example:
-        >>> import tempfile
+        >>> import numpy, tempfile
         >>> from sgm_sde.metrics.features import load_extractor
         >>> file = tempfile.mkdtemp() + "/data.npy"
-        >>> np.save(file, np.arange(12.0).reshape(6, 2))
+        >>> numpy.save(file, numpy.arange(12.0).reshape(6, 2))
         >>> load_reference(file, load_extractor("raw", (2,)), (2,)).n
         6
     """
@@ -153,23 +153,16 @@ def _statistics(path: Path, extractor: Extractor) -> Reference:
 
 
 def _data(path: Path, extractor: Extractor, shape: tuple[int, ...]) -> Tensor:
-    loaded = np.load(path, allow_pickle=False)
-    if path.suffix == ".npz":
-        names = list(loaded.files)
-        if "images" not in names and len(names) != 1:
-            raise ValueError(f"{path} must hold one array, or one called 'images', got {', '.join(names)}")
-        loaded = loaded["images" if "images" in names else names[0]]
-    data = torch.from_numpy(np.ascontiguousarray(loaded))
-    if extractor.images and data.dtype != torch.uint8:
-        raise ValueError(f"{path} must hold 8-bit images (uint8) for the features {extractor.name}, got {loaded.dtype}")
-    if not extractor.images and not data.is_floating_point():
-        raise ValueError(f"{path} must hold floating-point samples for the features {extractor.name}, got {loaded.dtype}")
+    data, _ = read_data(path)
+    if extractor.images != (data.dtype == torch.uint8):
+        wanted = "8-bit images (uint8)" if extractor.images else "floating-point samples"
+        raise ValueError(f"{path} must hold {wanted} for the features {extractor.name}, got {data.dtype}")
     if data.shape[1:] == shape:
         return data
     if extractor.images and len(shape) == 3:
         channels, height, width = shape
         if data.shape[1:] == (height, width, channels):
-            return data.permute(0, 3, 1, 2).contiguous()
+            return data.permute(0, 3, 1, 2)
         if channels == 1 and data.shape[1:] == (height, width):
             return data[:, None]
     raise ValueError(f"{path} holds samples of shape {tuple(data.shape[1:])}, the model's have {shape}")
