@@ -274,9 +274,11 @@ def bench(
             shards = _Shards(store)
             rows = [run.row(cell, shards, out / "samples", team, keep_samples) for cell in _bar(cells, progress)]
             known = {} if other_real is None else run.baseline(other_real, shards)
-            if not any(row["metrics"] for row in rows):
+            if not any(row["definition"] for row in rows):
                 raise ValueError(f"there is nothing to show: {rows[0]['note']}")
             store.finish(shards.names)
+    if not keep_samples:
+        shutil.rmtree(out / "samples", ignore_errors=True)
     result = BenchResult(protocol, tuple(rows), known)
     result.save(out / "results.json")
     shown = {"": result} | {Path(path).resolve().parent.name: other for path, other in others.items()}
@@ -345,7 +347,7 @@ class _Run:
         except ValueError as error:  # a budget too small for one step, a grid that the process does not have
             return row | {"definition": "", "nfe": 0, "images": "", "metrics": {}, "note": str(error)}
         found = shards.kept(name, lambda: self.draw(cell, samples / name, team))
-        if not keep_samples:
+        if not keep_samples:  # only now: what is measured is kept
             shutil.rmtree(samples / name, ignore_errors=True)
         return row | {"definition": definition} | found
 
@@ -542,7 +544,7 @@ def _draw(results: Mapping[str, BenchResult], path: Path) -> None:
         if first.baseline:
             axis.axhline(first.baseline["metrics"][name], color="gray", linestyle=":", label=first.baseline["name"])
         axis.set(xscale="log", xlabel="network calls (NFE)", ylabel=label)
-        if name in ("frechet", "sliced"):
+        if name in ("frechet", "sliced") and axis.dataLim.y0 > 0:
             axis.set_yscale("log")
         axis.set_xticks(budgets, [str(b) for b in budgets])
         axis.minorticks_off()

@@ -161,10 +161,10 @@ def _data(path: Path, extractor: Extractor, shape: tuple[int, ...]) -> Tensor:
         return data
     if extractor.images and len(shape) == 3:
         channels, height, width = shape
+        if channels == 1 and data.shape[1:] in ((height, width), (height, width, 1)):
+            return data.reshape(-1, *shape)
         if data.shape[1:] == (height, width, channels):
-            return data.permute(0, 3, 1, 2)
-        if channels == 1 and data.shape[1:] == (height, width):
-            return data[:, None]
+            return data.permute(0, 3, 1, 2).contiguous()
     raise ValueError(f"{path} holds samples of shape {tuple(data.shape[1:])}, the model's have {shape}")
 
 
