@@ -101,11 +101,12 @@ def _sample(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if not report.result:  # another process of the run speaks
         return 0
-    not_finite = report.result["not_finite"]
-    sys.stdout.write(f"{report}, {report.result['nfe']} network calls each\n")
-    if not_finite:
-        sys.stdout.write(f"{len(not_finite)} of them are not finite: {', '.join(map(str, not_finite[:8]))}\n")
-    return 1 if not_finite else 0
+    failed = report.result["failed"]
+    sys.stdout.write(f"{report}, at most {report.result['nfe']} network calls each\n")
+    if failed:
+        shown = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
+        sys.stdout.write(f"{len(failed)} of them are not finite or did not reach the end: {shown}\n")
+    return 1 if failed else 0
 
 
 def _whole_number(text: str) -> int:

@@ -39,7 +39,7 @@ from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.models import Model, fingerprint, load_model
-from sgm_sde.solvers import Solver
+from sgm_sde.solvers import AdaptiveSolver, Solver
 from sgm_sde.store import Store, read_manifest, read_shard
 
 TIMEOUT = datetime.timedelta(minutes=30)  # for processes that wait for others: longer than any batch
@@ -160,7 +160,7 @@ def sample(
     folder: Path | str,
     *,
     batch: int = 64,
-    solver: Solver | Setting | str | None = None,
+    solver: Solver | AdaptiveSolver | Setting | str | None = None,
     nfe: int | None = None,
     steps: int | None = None,
     grid: Grid | GridRule | str | Sequence[float] | None = None,
@@ -192,7 +192,8 @@ def sample(
         progress: show a progress bar with rate and time left.
 
     Returns:
-        what was done; the samples are had by `load`.
+        what was done; `result` has the network calls of a batch (`nfe`), the `rows` of the network in all, the numbers of
+        the samples that `failed` (not finite, or short of the end), and the `program` as JSON. `load` has the samples.
 
     Raises:
         ValueError: for arguments out of range, and a folder that was made with other settings, with the difference.
@@ -210,18 +211,18 @@ def sample(
     classes = _classes(model, labels)
     chosen, _, program = sampling.plan(model.sde, solver, nfe=nfe, steps=steps, grid=grid, final=final)
     arguments: dict[str, Any] = {"solver": solver, "nfe": nfe, "steps": steps, "grid": grid, "final": final}
-    table = program.to_json()
+    table = None if program is None else program.to_json()
 
     with Team(device, threads) as team:
         settings = {
             **_common(model, n, batch, seed, team),
             "command": "sample",
             "solver": repr(chosen),
-            "steps": program.steps,
+            "steps": steps if program is None else program.steps,
             "nfe": nfe,
             "final": final,
             "labels": classes,
-            "program": hashlib.sha256(table.encode()).hexdigest()[:16],
+            "program": None if table is None else hashlib.sha256(table.encode()).hexdigest()[:16],
         }
         model.to(team.device)
 
@@ -231,21 +232,22 @@ def sample(
                 tensors["y"] = torch.tensor([classes[i % len(classes)] for i in range(first, last)])
                 kwargs["y"] = tensors["y"].to(team.device)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", sampling.NonFiniteWarning)  # the report says so
+                for category in (sampling.NonFiniteWarning, sampling.UnfinishedWarning):
+                    warnings.simplefilter("ignore", category)  # the report tells of them
                 result = sampling.sample(
                     model.score, model.sde, (last - first, *model.shape), seed=[(seed, i) for i in range(first, last)],
                     model_kwargs=kwargs, device=team.device, **arguments,
                 )  # fmt: skip
             tensors["x"] = result.x
-            not_finite = [first + i for i in result.status.samples]
-            return tensors, {"nfe": result.nfe, "rows": result.rows, "not_finite": not_finite}
+            failed = [first + i for i in result.status.samples]
+            return tensors, {"nfe": result.nfe, "rows": result.rows, "failed": failed}
 
         def summary(shards: Iterator[tuple[dict[str, Tensor], dict[str, Any]]]) -> dict[str, Any]:
             infos = [info for _, info in shards]
             return {
                 "nfe": max(info["nfe"] for info in infos),
                 "rows": sum(info["rows"] for info in infos),
-                "not_finite": [i for info in infos for i in info["not_finite"]],
+                "failed": [i for info in infos for i in info["failed"]],
                 "program": table,
             }
 

@@ -178,9 +178,11 @@ class Store:
         self._write(MANIFEST, _pretty(contents if result is None else {**contents, "result": _plain(result)}))
 
     def close(self) -> None:
-        """Let other runs write to the folder."""
+        """Let other runs write to the folder; settings under which nothing was saved are forgotten."""
         if self._lock >= 0:
             if self._owner:
+                if next(self.names(), None) is None:
+                    (self.folder / MANIFEST).unlink(missing_ok=True)
                 os.ftruncate(self._lock, 0)
             os.close(self._lock)
             self._lock = -1
@@ -248,11 +250,6 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 class _in_words:
