@@ -35,9 +35,11 @@ from sgm_sde.metrics.reference import Reference, load_reference
 from sgm_sde.metrics.sliced import sliced_wasserstein
 from sgm_sde.models import Model, fingerprint, load_model
 from sgm_sde.sampling import plan
-from sgm_sde.solvers import Solver
+from sgm_sde.solvers import AdaptiveSolver, Solver
+from sgm_sde.solvers.base import resolve_any
 from sgm_sde.store import Store, versions, write_atomically
 
+Entry = Setting | Solver | AdaptiveSolver | None  # what `sample(solver=...)` takes; None for its default
 FORMAT = "sgm_sde bench 1"
 NFE = (5, 6, 8, 10, 15, 20, 35, 50)
 SOLVERS = ("default", "ddim", "dpm++2m", "dpm++3m", "unipc3", "deis3", "heun", "ancestral", "sde-dpm++2m")
@@ -94,8 +96,9 @@ class BenchResult:
 
     Attributes:
         protocol: what all numbers depend on, as JSON values: model, process, n, features, reference, versions, ...
-        rows: one for each solver, budget and seed: `solver`, `definition`, `budget`, `nfe`, `seed`, `images` (their
-            SHA-256), `metrics` by name, and `note`, which says why where there are none.
+        rows: one for each solver, budget and seed: `solver`, `definition`, `budget`, `nfe` (calls for a batch), `rows`
+            (samples that the network has seen in all), `seed`, `images` (their SHA-256), `metrics` by name, and `note`,
+            which says why where there are none.
         baseline: the same metrics of other real data, with their `name`, `hash` and `n`; empty without any.
     """
 
@@ -136,8 +139,8 @@ class BenchResult:
 
 # The fields of a file of results, and their types.
 ROW = {
-    "solver": str, "definition": str, "budget": int, "nfe": int, "seed": int, "images": str, "metrics": dict,
-    "note": str,
+    "solver": str, "definition": str, "budget": int, "nfe": int, "rows": int, "seed": int, "images": str,
+    "metrics": dict, "note": str,
 }  # fmt: skip
 PROTOCOL = {
     "model": str, "weights": str, "process": str, "shape": list, "n": int, "labels": str, "final": str, "batch": int,
@@ -176,7 +179,7 @@ def bench(
     model: Model | str,
     out: Path | str,
     *,
-    solvers: Sequence[str] | Mapping[str, Setting | Solver | str | None] = SOLVERS,
+    solvers: Sequence[str] | Mapping[str, Entry | str] = SOLVERS,
     grids: Sequence[str] = (),
     nfe: Sequence[int] = NFE,
     n: int = 10000,
@@ -292,14 +295,15 @@ class _Cell:
     """One unit of work: a solver at a budget with a seed."""
 
     label: str
-    setting: Setting | None
+    solver: Entry
     budget: int
     seed: int
 
     def identify(self, model: Model) -> tuple[str, str]:
         """A name that no other cell has, and what the solver is."""
-        solver, grid, program = plan(model.sde, self.setting, nfe=self.budget)
-        identity = hashlib.sha256(f"{solver!r} {program.to_json()}".encode()).hexdigest()[:16]
+        solver, grid, program = plan(model.sde, self.solver, nfe=self.budget)
+        table = "" if program is None else program.to_json()
+        identity = hashlib.sha256(f"{solver!r} {table}".encode()).hexdigest()[:16]
         slug = re.sub(r"[^A-Za-z0-9_+.-]", "-", self.label)
         return f"cell-{slug}-nfe{self.budget}-seed{self.seed}-{identity}", f"{solver!r} on {grid!r}"
 
@@ -345,7 +349,7 @@ class _Run:
         try:
             name, definition = cell.identify(self.model)
         except ValueError as error:  # a budget too small for one step, a grid that the process does not have
-            return row | {"definition": "", "nfe": 0, "images": "", "metrics": {}, "note": str(error)}
+            return row | {"definition": "", "nfe": 0, "rows": 0, "images": "", "metrics": {}, "note": str(error)}
         found = shards.kept(name, lambda: self.draw(cell, samples / name, team))
         if not keep_samples:  # only now: what is measured is kept
             shutil.rmtree(samples / name, ignore_errors=True)
@@ -354,17 +358,17 @@ class _Run:
     def draw(self, cell: _Cell, folder: Path, team: distributed.Team) -> dict[str, Any]:
         """Draw and measure a cell."""
         result = distributed.sample(
-            self.model, self.n, folder, batch=self.batch, solver=cell.setting, nfe=cell.budget, seed=cell.seed,
+            self.model, self.n, folder, batch=self.batch, solver=cell.solver, nfe=cell.budget, seed=cell.seed,
             device=team.device.type, threads=team.threads,
         ).result  # fmt: skip
-        lost = len(result["not_finite"])
-        if lost:
-            note = f"{lost} of {self.n} samples are not finite"
-            return {"nfe": result["nfe"], "images": "", "metrics": {}, "note": note}
+        calls = {"nfe": result["nfe"], "rows": result["rows"]}
+        if failed := len(result["failed"]):
+            note = f"{failed} of {self.n} samples are not finite, or short of the end"
+            return {**calls, "images": "", "metrics": {}, "note": note}
         x = distributed.load(folder)["x"]
         data = x if self.levels is None else to_uint8(x, self.levels)
         metrics = self.measure(self.extractor(data))
-        return {"nfe": result["nfe"], "images": fingerprint({"x": data}), "metrics": metrics, "note": ""}
+        return {**calls, "images": fingerprint({"x": data}), "metrics": metrics, "note": ""}
 
     def baseline(self, data: Reference, shards: _Shards) -> dict[str, Any]:
         """The same numbers of other real data."""
@@ -387,21 +391,19 @@ class _Shards:
         return self.store.info(name)
 
 
-def _entries(
-    solvers: Sequence[str] | Mapping[str, Setting | Solver | str | None], grids: Sequence[str]
-) -> dict[str, Setting | None]:
-    """Labels and settings; None is what `sample` takes by default."""
+def _entries(solvers: Sequence[str] | Mapping[str, Entry | str], grids: Sequence[str]) -> dict[str, Entry]:
+    """What is asked for, by label."""
     if isinstance(solvers, Mapping):
         if grids:
             raise ValueError("grids= goes with names of solvers; a mapping takes a Setting")
-        entries = {k: v if v is None or isinstance(v, Setting) else Setting(v) for k, v in solvers.items()}
+        entries = {label: resolve_any(given) if isinstance(given, str) else given for label, given in solvers.items()}
     else:
         entries = {}
         for name in solvers:
             alone = name == "default" or "@" in name or not grids
             for label in [name] if alone else [f"{name}@{grid}" for grid in grids]:
                 solver, _, grid = label.partition("@")
-                entries[label] = None if label == "default" else Setting(solver, grid or None)
+                entries[label] = None if label == "default" else Setting(solver, grid) if grid else resolve_any(solver)
     if not entries:
         raise ValueError("give at least one solver")
     return entries
@@ -544,7 +546,7 @@ def _draw(results: Mapping[str, BenchResult], path: Path) -> None:
         if first.baseline:
             axis.axhline(first.baseline["metrics"][name], color="gray", linestyle=":", label=first.baseline["name"])
         axis.set(xscale="log", xlabel="network calls (NFE)", ylabel=label)
-        if name in ("frechet", "sliced") and axis.dataLim.y0 > 0:
+        if name in ("frechet", "sliced") and 0 < axis.dataLim.y0 < math.inf:
             axis.set_yscale("log")
         axis.set_xticks(budgets, [str(b) for b in budgets])
         axis.minorticks_off()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -181,7 +182,7 @@ def test_the_frechet_distance_falls_with_the_number_of_samples() -> None:
     sizes = (100, 400, 1600, 6400)
     pairs = [(_rand(n, 64, seed=2 * i), _rand(n, 64, seed=2 * i + 1)) for i, n in enumerate(sizes)]
     distances = [frechet_distance(a, b).value for a, b in pairs]
-    assert all(later < 0.5 * earlier for earlier, later in zip(distances, distances[1:], strict=False))
+    assert all(later < 0.5 * earlier for earlier, later in pairwise(distances))
     assert distances[0] > 10
     for a, b in pairs[:2]:
         result = kernel_distance(a, b)
