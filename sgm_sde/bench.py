@@ -23,6 +23,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sgm_sde import distributed
@@ -144,7 +145,8 @@ ROW = {
 }  # fmt: skip
 PROTOCOL = {
     "model": str, "weights": str, "process": str, "shape": list, "n": int, "labels": str, "final": str, "batch": int,
-    "device": str, "data_range": list, "features": dict, "reference": dict, "metrics": list, "versions": dict,
+    "dtype": str, "device": str, "data_range": list, "features": dict, "reference": dict, "metrics": list,
+    "versions": dict,
 }  # fmt: skip
 
 
@@ -259,7 +261,7 @@ def bench(
             raise ValueError(f"a benchmark runs in one process, not in {team.size}")
         if isinstance(features, str):
             features = load_extractor(features, model.shape, weights=weights, sha256=sha256, device=team.device)
-        levels = _levels(model) if features.images else None
+        levels = black_white(model) if features.images else None
         real, other_real = (
             load_reference(name, features, model.shape, levels) if name else None for name in (reference, baseline)
         )
@@ -327,6 +329,7 @@ class _Run:
             "model": model.name, "weights": model.weights, "process": repr(model.sde), "shape": list(model.shape),
             "n": self.n, "labels": "none" if model.n_classes is None else f"i modulo {model.n_classes}",
             "final": "denoise" if model.sde.is_linear else "mean", "batch": self.batch,
+            "dtype": str(torch.get_default_dtype()),
             "data_range": list(self.levels or ()), "metrics": list(self.metrics),
             "features": {
                 "name": extractor.name, "hash": extractor.hash, "dim": extractor.dim, "fid": extractor.fid,
@@ -423,7 +426,7 @@ def _metrics(names: Sequence[str], real: Reference) -> tuple[str, ...]:
     return chosen
 
 
-def _levels(model: Model) -> tuple[float, float]:
+def black_white(model: Model) -> tuple[float, float]:
     """The values of black and white: the middles of the lowest and the highest level."""
     if model.data_range is None:
         raise ValueError(f"the model {model.name!r} must tell its data_range to make images of its samples")

@@ -243,7 +243,7 @@ def _coloured(images: Tensor) -> Tensor:
 def _import(module: str, name: str, packages: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another build than torch
         raise ImportError(f"the features {name!r} need pip install {packages} ({error})") from error
 
 
