@@ -192,8 +192,9 @@ def sample(
         progress: show a progress bar with rate and time left.
 
     Returns:
-        what was done; `result` has the network calls of a batch (`nfe`), the `rows` of the network in all, the numbers of
-        the samples that `failed` (not finite, or short of the end), and the `program` as JSON. `load` has the samples.
+        what was done; `result` has the network calls of a batch (`nfe`), the `rows` of the network in all, the
+        numbers of the samples that `failed` (not finite, or short of the end), and the `program` as JSON. The samples
+        are had by `load`.
 
     Raises:
         ValueError: for arguments out of range, and a folder that was made with other settings, with the difference.

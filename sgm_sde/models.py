@@ -38,7 +38,7 @@ class Model:
 
     Raises:
         ValueError: for a shape or a number of classes or levels that is not positive, an empty range, or a score made
-            for another process.
+            for another process or from a network in DistributedDataParallel.
         TypeError: for a score that is not callable or a process that is none.
 
     Example:
@@ -69,6 +69,8 @@ class Model:
         if self.data_range is not None and not self.data_range[0] < self.data_range[1]:
             raise ValueError(f"data_range must be (lo, hi) with lo < hi, got {self.data_range}")
         net = self.score.net
+        if isinstance(net, nn.parallel.DistributedDataParallel):
+            raise ValueError("the network waits for other processes at each call: pass net.module, without the wrapper")
         if not self.weights and isinstance(net, nn.Module):
             object.__setattr__(self, "weights", fingerprint(net.state_dict()))
 

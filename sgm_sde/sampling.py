@@ -405,6 +405,12 @@ def _run_adaptive(
     progress: bool,
 ) -> SampleResult:
     """A run of a solver that finds its own steps."""
+    if isinstance(model.score.net, torch.nn.parallel.DistributedDataParallel):
+        warnings.warn(
+            "the network is wrapped for distributed training, where every process must call it as often as the others, "
+            "and an adaptive solver does not: pass net.module",
+            stacklevel=3,
+        )
     denoise = final == "denoise"
     if nfe is not None and (isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1):
         raise ValueError(f"nfe must be a whole number of at least 1, got {nfe}")

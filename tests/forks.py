@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -75,12 +76,12 @@ class Done:
 
 
 class Forks:
-    """The parent of the forks."""
+    """The parent of the forks; it imports the modules named, which the children then need not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.forks"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            [sys.executable, "-m", "tests.forks", *modules], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
 
     def __enter__(self) -> Forks:
@@ -209,7 +210,7 @@ def _serve(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    import torch.fx.experimental.symbolic_shapes  # seconds, which the first use of autograd would take in every child
-
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     for line in sys.stdin:
         print(json.dumps(_serve(json.loads(line))), flush=True)

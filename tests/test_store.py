@@ -265,3 +265,7 @@ def test_a_model_is_checked() -> None:
     ):
         with pytest.raises(ValueError, match=text):
             sg.Model(**({"name": "m", "score": score, "sde": sde, "shape": (3,)} | options))  # type: ignore[arg-type]
+    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    with pytest.raises(ValueError, match=r"pass net.module"):
+        sg.Model("m", sg.from_noise(wrapped, sde), sde, (3,))

@@ -42,6 +42,8 @@ class Controller:
         proportional: k_P.
         smallest: f_min, of one change.
         largest: f_max.
+        digits: binary digits that a step keeps, relative to the run's length; all if not given. Runs that differ by
+            rounding then take the same steps, without which they would see a Brownian path at other places.
 
     Source: Gustafsson, 1991, doi:10.1145/210232.210242; Hairer & Wanner, 1996, section IV.2.
 
@@ -55,6 +57,15 @@ class Controller:
     proportional: float = 0.4
     smallest: float = 0.2
     largest: float = 10.0
+    digits: int | None = None
+
+    def rounded(self, h: np.ndarray, length: float) -> np.ndarray:
+        """Steps with as many digits as they keep, not longer than given."""
+        if self.digits is None:
+            return h
+        fraction, exponent = np.frexp(h / length)
+        kept = 2.0**self.digits
+        return np.ldexp(np.trunc(fraction * kept) / kept, exponent) * length
 
     def factor(self, error: np.ndarray, last: np.ndarray, order: float) -> np.ndarray:
         """The factor after an accepted step."""
@@ -230,7 +241,7 @@ def march(
     rows = leave(np.where(finite, 0, OUTCOMES.index(NOT_FINITE)))
     if len(rows.who):
         size = stepper.first_step(rows, end) if first_step is None else np.full(len(rows.who), first_step)
-        rows.h = sign * np.fmin(size, abs(end - start))
+        rows.h = controller.rounded(sign * np.fmin(size, abs(end - start)), abs(end - start))
     while len(rows.who):
         remaining = end - rows.u
         arrives = np.abs(rows.h) >= np.abs(remaining) * (1 - 1e-9)
@@ -246,7 +257,8 @@ def march(
         growth = np.where(rows.grows, growth, np.minimum(growth, 1.0))
         rows.u = np.where(ok, rows.there, rows.u)
         stepper.advance(rows.who, rows.u, ok)
-        rows.h = rows.h * np.where(ok, growth, controller.after_rejection(error, stepper.order))
+        size = rows.h * np.where(ok, growth, controller.after_rejection(error, stepper.order))
+        rows.h = controller.rounded(size, abs(end - start))
         rows.y, rows.carry = _choose(ok, attempt.y, rows.y), _choose(ok, attempt.carry, attempt.kept)
         rows.last, rows.bad = np.where(ok, error, rows.last), np.where(known, 0, rows.bad + 1)
         rows.moved = rows.grows = ok

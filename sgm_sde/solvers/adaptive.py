@@ -318,7 +318,8 @@ class GGF(AdaptiveSolver):
 
     with $F = f - g^2 s$ and the tolerances a and r; x'' is accepted where $E \le 1$. Each sample has its own step. A
     rejected step is tried again on the same Brownian path, by a bridge: drawing it anew would keep those increments
-    that happen to be small, and bias the law. Two network calls a step, one where it is tried again.
+    that happen to be small, and bias the law. Two network calls a step, one where it is tried again. Steps are rounded
+    down to three binary digits: a path is so rough that the rounding of a network would otherwise be seen in the sample.
 
     Args:
         rtol: relative tolerance; the paper's 0.01 to 0.5.
@@ -367,7 +368,7 @@ class GGF(AdaptiveSolver):
                 raise ValueError("nfe is too small: ggf takes 2 network calls a step")
         return march(
             _PathStepper(self, problem), (problem.x,), problem.start, problem.end, max_steps=max_steps,
-            controller=Controller(self.safety, 1.0, 0.0, smallest=1e-3, largest=math.inf),
+            controller=Controller(self.safety, 1.0, 0.0, smallest=1e-3, largest=math.inf, digits=3),
             first_step=self.first_step, on_leave=problem.on_leave,
         )  # fmt: skip
 
