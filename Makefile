@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: bench-independence bench-likelihood demo test test-slow lint bench bench-accuracy bench-overhead mutation clean
+.PHONY: bench-independence bench-likelihood bench-quality demo test test-slow lint bench bench-accuracy bench-overhead mutation clean
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -27,6 +27,9 @@ bench-accuracy: $(STAMP)
 
 bench-overhead: $(STAMP)
 	$(PY) benchmarks/overhead.py --out out/bench
+
+bench-quality: $(STAMP)
+	$(PY) benchmarks/peers_quality.py --out out/bench
 
 bench-likelihood: $(STAMP)
 	$(PY) benchmarks/likelihood.py --out out/bench

@@ -65,12 +65,13 @@ def _demo(args: argparse.Namespace) -> int:
     return 0
 
 
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    """What `sample` and `likelihood` have in common."""
+def _run_options(parser: argparse.ArgumentParser, seed: bool = True) -> None:
+    """What `sample`, `likelihood` and `bench` have in common."""
     parser.add_argument("--model", required=True, help="name of a shipped model, or MODULE:FACTORY")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; a run there is gone on with")
     parser.add_argument("--batch", type=int, default=64, help="size of a batch and shard (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed (%(default)s)")
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, help="seed (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (cuda where there is one)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process on a CPU (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -157,9 +158,54 @@ def _likelihood(args: argparse.Namespace) -> int:
     return 0
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(name) for name in _names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"whole numbers such as 5,10,20, got {text!r}") from None
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    _run_options(parser, seed=False)
+    parser.set_defaults(batch=500)
+    add = parser.add_argument
+    add("--solvers", type=_names, help='names, NAME@GRID or "default", with commas between (nine of them)')
+    add("--grids", type=_names, default=[], help="run each solver on each of these grids, not on the process' own")
+    add("--nfe", type=_numbers, help="budgets of network calls (5,6,8,10,15,20,35,50)")
+    add("-n", "--n", type=int, default=10000, help="samples of each solver, budget and seed (%(default)s)")
+    add("--seeds", type=_numbers, default=[0], help="seeds, one a repetition (0)")
+    add("--features", help="of a shipped model, efficientnet-lite0, inception, pixels, raw or MODULE:FUNCTION")
+    add("--features-weights", type=Path, metavar="FILE", help="weights of inception; nothing is downloaded")
+    add("--features-sha256", metavar="HEX", help="of that file, if it is not the FID's")
+    add("--reference", help="real data: of a shipped model, or a file .npy, .npz or .safetensors (statistics)")
+    add("--baseline", help="other real data to measure in the same way")
+    add("--metrics", type=_names, help="of fid (frechet), kid (kernel), prdc, sw (sliced) (all)")
+    add("--beside", type=Path, nargs="+", default=[], metavar="FILE", help="results.json of others to show beside")
+    add("--keep-samples", action="store_true", help="keep the samples in OUT/samples")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from sgm_sde.bench import bench
+
+    chosen = {name: getattr(args, name) for name in ("solvers", "nfe", "metrics")}
+    result = bench(
+        args.model, args.out, grids=args.grids, n=args.n, seeds=args.seeds, features=args.features,
+        weights=args.features_weights, sha256=args.features_sha256, reference=args.reference, baseline=args.baseline,
+        beside=args.beside, batch=args.batch, device=args.device, threads=args.threads, keep_samples=args.keep_samples,
+        progress=not args.quiet, **{name: value for name, value in chosen.items() if value is not None},
+    )  # fmt: skip
+    sys.stdout.write(f"{result}\n\nWritten to {args.out}: results.json, table.md, curves.png\n")
+    return 0
+
+
 COMMANDS = {
     "solvers": Command("list the solvers with their orders and sources", lambda parser: None, _solvers),
     "demo": Command("sample 8x8 digits with several solvers; table and pictures", _demo_options, _demo),
     "sample": Command("draw samples into a folder; an interrupted run goes on", _sample_options, _sample),
     "likelihood": Command("bits/dim of a file of images; an interrupted run goes on", _likelihood_options, _likelihood),
+    "bench": Command("quality of samples against network calls; an interrupted run goes on", _bench_options, _bench),
 }

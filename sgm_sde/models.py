@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -125,26 +126,47 @@ def load_model(name: str) -> Model:
                 f"MODULE:FACTORY"
             )
         return SHIPPED[name]()
-    module_name, _, attribute = name.partition(":")
-    module = _module(module_name)
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        near = difflib.get_close_matches(attribute, functions, n=3, cutoff=0.4)
-        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
-        raise ValueError(f"the module {module_name!r} has no function {attribute!r}{hint}")
+    module, factory = find_function(name)
     made: Any = factory()
     if isinstance(made, tuple) and len(made) == 3:
         made = Model(name, *made)
     if not isinstance(made, Model):
         raise ValueError(f"{name} must return a Model or (score, sde, shape), got {type(made).__name__}")
-    file = inspect.getsourcefile(module)
-    if not made.weights and file is not None:
-        made = replace(made, weights=hashlib.sha256(Path(file).read_bytes()).hexdigest())
-    return replace(made, name=name)
+    return replace(made, name=name, weights=made.weights or source_hash(module))
 
 
-def _module(name: str) -> Any:
+def find_function(name: str) -> tuple[ModuleType, Callable[..., Any]]:
+    """The module and the function of "MODULE:FUNCTION"; the module may lie in the current directory.
+
+    Raises:
+        ValueError: for a module without such a function, with the near ones.
+        ImportError: for a module that does not exist or cannot be imported.
+
+    Example:
+        >>> find_function("math:hypot")[1](3, 4)
+        5.0
+    """
+    module_name, _, attribute = name.partition(":")
+    module = _module(module_name)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        near = difflib.get_close_matches(attribute, functions, n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"the module {module_name!r} has no function {attribute!r}{hint}")
+    return module, function
+
+
+def source_hash(module: ModuleType) -> str:
+    """SHA-256 of a module's source file; "" for what has none."""
+    try:
+        file = inspect.getsourcefile(module)
+    except TypeError:  # a built-in module
+        return ""
+    return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _module(name: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
