@@ -1,16 +1,78 @@
-"""Linear systems, a sample by itself."""
+"""Linear algebra a sample by itself: vector-Jacobian products and conjugate gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products (B,) of a and b (B, *)."""
     return (a * b).flatten(1).sum(1)
+
+
+def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
+    """The function outside of inference mode, which records no graph, on copies of inference tensors."""
+
+    def copied(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            return function(*map(copied, args), **{name: copied(value) for name, value in kwargs.items()})
+
+    return call
+
+
+class Linearised:
+    """A function's value at x (B, *), with vector-Jacobian products there.
+
+    Works under `torch.no_grad`, and under `torch.enable_grad` keeps the graph; touches nobody's `requires_grad`.
+
+    Args:
+        call: from x (B, *) to the value (B, *).
+        x: where.
+
+    Attributes:
+        x: what the value was computed from.
+        output: the value with its graph.
+
+    Raises:
+        ValueError: for a function that gives no gradient.
+    """
+
+    def __init__(self, call: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self._outer = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # A copy, since the loop overwrites its states in place.
+            self.x = x if self._outer and x.requires_grad else x.detach().clone().requires_grad_()
+            self.output = call(self.x)
+        if not self.output.requires_grad:
+            raise ValueError(
+                "the function gives no gradient with respect to x, which is needed here: it runs under no_grad or "
+                "detaches its input or output. DiffPIR and Replacement need none, LinearMap takes an adjoint="
+            )
+
+    @property
+    def value(self) -> Tensor:
+        """The value, without its graph unless gradients are asked for around it."""
+        return self.output if self._outer else self.output.detach()
+
+    def vjp(self, v: Tensor, output: Tensor | None = None) -> Tensor:
+        """The product of v (B, *) with the Jacobian of the value, or of something made from it."""
+        (product,) = torch.autograd.grad(
+            self.output if output is None else output, self.x, v, retain_graph=True, create_graph=self._outer
+        )
+        return product
 
 
 def conjugate_gradient(apply: Callable[[Tensor], tuple[Tensor, Tensor]], b: Tensor, iterations: int) -> Tensor:

@@ -15,9 +15,9 @@ from sgm_sde.engine.executor import Hook, execute
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step
 from sgm_sde.grids import Grid
-from sgm_sde.inverse.linalg import dot
+from sgm_sde.inverse.linalg import Linearised, dot, outside_inference_mode
 from sgm_sde.inverse.operators import Measurement
-from sgm_sde.inverse.posterior_scores import Linearised, require_count, require_measurement, require_positive
+from sgm_sde.inverse.posterior_scores import require_count, require_measurement, require_positive
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.score import Score
 from sgm_sde.solvers.base import Solver
@@ -284,6 +284,7 @@ class _Remembering(Score):
         self._score, self.branches = score, score.branches
         self.last: Linearised | None = None
 
+    @outside_inference_mode
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The score's own output."""
         self.last = Linearised(lambda x: self._score.output(x, t, **kwargs), x)
@@ -297,8 +298,8 @@ class DPS(AtNodes):
     $$ x_{i+1} \leftarrow x_{i+1} - \zeta\,\nabla_{x_i} \lVert y - A D(x_i)\rVert $$
 
     The norm is a sample's own. As in the paper's code, the step size is $\zeta$ on the norm; its algorithm 1 writes
-    $\zeta_i = \zeta'/\lVert y - AD\rVert$ on the square, the same with $\zeta = 2\zeta'$. The pull grows with the number
-    of steps, $\sigma_y$ does not enter, and no posterior is approximated: a heuristic made for 1000 steps of ancestral
+    $\zeta_i = \zeta'/\lVert y - AD\rVert$ on the square, the same with $\zeta = 2\zeta'$. Its pull grows with the
+    number of steps, $\sigma_y$ does not enter, no posterior is approximated: a heuristic for 1000 steps of ancestral
     sampling. For steps of one evaluation, on any linear process. The solver's network calls, and one vector-Jacobian
     product each.
 
@@ -346,6 +347,7 @@ class DPS(AtNodes):
         """The gradient step, before the solver's own hooks."""
         model.score = remembering = _Remembering(model.score)
 
+        @outside_inference_mode
         def descend(x: Tensor, i: int) -> Tensor:
             if remembering.last is None:
                 return x

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
-from sgm_sde.inverse.linalg import conjugate_gradient, dot
+from sgm_sde.inverse.linalg import Linearised, conjugate_gradient, dot
 from sgm_sde.testing import CheckError
 
 
@@ -331,7 +331,7 @@ class LinearMap(LinearOperator):
         """The given adjoint, or the function's vector-Jacobian product."""
         if self._adjoint is None:
             at = torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device)
-            x: Tensor = torch.func.vjp(self.apply, at)[1](y)[0]
+            x = Linearised(self.apply, at).vjp(y)
         else:
             x = self._adjoint(y)
         if x.shape != (len(y), *self.shape):
@@ -462,11 +462,10 @@ def check_operator(operator: LinearOperator, shape: Sequence[int], *, seed: int 
     x, other = draw(shape), draw(shape)
     y = operator.apply(x)
     agree("A(2x - 3z) and 2Ax - 3Az", operator.apply(2 * x - 3 * other), 2 * y - 3 * operator.apply(other))
+    agree("a sample among others", operator.apply(torch.cat([x[:1], other[1:]]))[:1], y[:1])
     v = operator.restrict(draw(y.shape[1:]))
     agree("<Ax, y> and <x, A^T y>", dot(y, v), dot(x, operator.adjoint(v)))
-    done = ["A is linear", "the adjoint is that of A"]
-    agree("a sample among others", operator.apply(torch.cat([x[:1], other[1:]]))[:1], y[:1])
-    done.append("samples are measured one by one")
+    done = ["A is linear", "samples are measured one by one", "the adjoint is that of A"]
     back = operator.solve(v, 0.5)
     agree("(A A^T + shift) of the solution and v", operator.apply(operator.adjoint(back)) + 0.5 * back, v)
     done.append("solve is the inverse of A A^T + shift")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._shapes import expand
-from sgm_sde.inverse.linalg import conjugate_gradient
+from sgm_sde.inverse.linalg import Linearised, conjugate_gradient, outside_inference_mode
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.scores.score import Score
 
@@ -54,45 +54,6 @@ def require_count(**options: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
 
 
-class Linearised:
-    """A network's output at a state, with vector-Jacobian products there.
-
-    Works under `torch.no_grad`, and under `torch.enable_grad` keeps the graph; touches nobody's `requires_grad`.
-
-    Args:
-        call: from x (B, *) to the output (B, *).
-        x: the state.
-
-    Attributes:
-        x: the state that the output was computed from.
-        output: the output with its graph.
-    """
-
-    def __init__(self, call: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        self._outer = torch.is_grad_enabled()
-        with torch.enable_grad():
-            # A copy, since the loop overwrites its states in place.
-            self.x = x if self._outer and x.requires_grad else x.detach().clone().requires_grad_()
-            self.output = call(self.x)
-        if not self.output.requires_grad:
-            raise ValueError(
-                "the network gives no gradient with respect to x, which this method needs: it runs under no_grad or "
-                "detaches its input or output; DiffPIR and Replacement need none"
-            )
-
-    @property
-    def value(self) -> Tensor:
-        """The output, without its graph unless gradients are asked for around it."""
-        return self.output if self._outer else self.output.detach()
-
-    def vjp(self, v: Tensor, output: Tensor | None = None) -> Tensor:
-        """The product of v (B, *) with the Jacobian of the output, or of something made from it."""
-        (product,) = torch.autograd.grad(
-            self.output if output is None else output, self.x, v, retain_graph=True, create_graph=self._outer
-        )
-        return product
-
-
 class PosteriorScore(Score):
     """A score whose denoiser estimates the mean of the data given the state and a measurement.
 
@@ -110,6 +71,7 @@ class PosteriorScore(Score):
     """
 
     vjps: int = 0
+    recordable = False
 
     def __init__(self, score: Score, measurement: Measurement) -> None:
         require_score(score)
@@ -141,15 +103,12 @@ class PosteriorScore(Score):
         other.score, other.net = score, score.net
         return other
 
+    @outside_inference_mode
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The posterior mean of the data at x (B, *) and t (B,)."""
-        outer = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.set_grad_enabled(outer):
-            if x.is_inference():
-                x, t = x.clone(), t.clone()
-            sde: Any = self.score.sde
-            alpha, sigma = (expand(c(t), x) for c in (sde.alpha, sde.sigma))
-            return self.posterior_mean(lambda x: self.score.denoised(x, t, **kwargs), x, alpha, sigma)
+        sde: Any = self.score.sde
+        alpha, sigma = (expand(c(t), x) for c in (sde.alpha, sde.sigma))
+        return self.posterior_mean(lambda x: self.score.denoised(x, t, **kwargs), x, alpha, sigma)
 
     @abstractmethod
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
