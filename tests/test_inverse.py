@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde import inverse
 from sgm_sde.engine.executor import execute
-from sgm_sde.inverse.linalg import conjugate_gradient, dot
+from sgm_sde.inverse.linalg import conjugate_gradient, conjugate_residual, dot
 from sgm_sde.testing import CheckError
 from tests.helpers import F64, LINEAR, Recorder, bind, elementwise_score
 
@@ -204,6 +204,9 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     ),
     "no score": (lambda: inverse.MMPS(lambda x, t: x, seen(0.1)), TypeError, "Score"),  # type: ignore[arg-type]
     "no measurement": (lambda: inverse.PiGDM(TILTED.score(VP), HALF), TypeError, "Measurement"),  # type: ignore[arg-type]
+    "linear solver": (
+        lambda: inverse.MMPS(TILTED.score(VP), seen(0.1), linear_solver="lu"), ValueError, "'lu'",
+    ),
     "mmps iterations": (lambda: inverse.MMPS(TILTED.score(VP), seen(0.1), 0), ValueError, "0"),
     "data_std": (lambda: inverse.PiGDM(TILTED.score(VP), seen(0.1), data_std=-1.0), ValueError, "-1.0"),
     "strength": (lambda: inverse.DiffPIR(TILTED.score(VP), seen(0.1), strength=0.0), ValueError, "0.0"),
@@ -295,10 +298,13 @@ def test_measurements() -> None:
     assert inverse.Measurement.simulate(blocks, data[:5]).y.eq(1).all()
 
 
-def test_conjugate_gradients() -> None:
+@pytest.mark.parametrize("solve", [conjugate_gradient, conjugate_residual])
+def test_linear_solvers(solve: Any) -> None:
     """Exact after as many steps as dimensions; each sample by itself, zero and huge right-hand sides among them."""
     root = normal(3, 4, 4)
     M = root @ root.mT + 0.1 * torch.eye(4, dtype=F64)
+    if solve is conjugate_residual:  # any matrix with a positive symmetric part
+        M = M + 0.5 * (root - root.mT)
     L = normal(3, 5, 4, seed=1)
 
     def apply(p: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
@@ -307,12 +313,23 @@ def test_conjugate_gradients() -> None:
     b = normal(3, 4, seed=2) * torch.tensor([[1.0], [1e12], [0.0]], dtype=F64)
     exact = (L @ torch.linalg.solve(M, b[..., None]))[..., 0]
     for iterations in (4, 40):
-        torch.testing.assert_close(conjugate_gradient(apply, b, iterations), exact, rtol=1e-8, atol=0)
-    few = conjugate_gradient(apply, b, 2)
-    alone = torch.cat([conjugate_gradient(lambda p, i=i: apply(p, slice(i, i + 1)), b[i : i + 1], 2) for i in range(3)])
+        torch.testing.assert_close(solve(apply, b, iterations), exact, rtol=1e-8, atol=0)
+    few = solve(apply, b, 2)
+    alone = torch.cat([solve(lambda p, i=i: apply(p, slice(i, i + 1)), b[i : i + 1], 2) for i in range(3)])
     torch.testing.assert_close(few, alone, rtol=1e-13, atol=0)
-    with pytest.raises(ValueError, match="0"):
-        conjugate_gradient(apply, b, 0)
+
+
+def test_residuals_never_grow() -> None:
+    """Conjugate residuals on matrices that are neither symmetric nor positive: each step is the better for it."""
+    M, b = normal(50, 8, 8), normal(50, 8, seed=1)
+
+    def apply(p: Tensor) -> tuple[Tensor, Tensor]:
+        image = (M @ p[..., None])[..., 0]
+        return image, image  # L = M: what is solved for is b itself
+
+    residuals = torch.stack([(b - conjugate_residual(apply, b, k)).norm(dim=1) for k in range(1, 9)])
+    assert bool((residuals[0] < b.norm(dim=1)).all())
+    assert bool((residuals.diff(dim=0) <= 1e-9).all())
 
 
 # --- exact posteriors ------------------------------------------------------------------------------------------------
@@ -374,7 +391,8 @@ def test_mixtures_of_full_covariance() -> None:
 # --- posterior scores ------------------------------------------------------------------------------------------------
 
 SCORES: dict[str, Callable[..., inverse.PosteriorScore]] = {
-    "mmps": lambda s, m: inverse.MMPS(s, m, iterations=12),
+    "mmps": lambda s, m: inverse.MMPS(s, m, iterations=4),
+    "mmps-cg": lambda s, m: inverse.MMPS(s, m, iterations=4, linear_solver="cg"),
     "pigdm": lambda s, m: inverse.PiGDM(s, m, data_std=0.8),
     "diffpir": lambda s, m: inverse.DiffPIR(s, m, strength=2.0),
 }
@@ -397,13 +415,14 @@ def test_mmps_is_exact_on_gaussian_data(name: str, process: str) -> None:
     """The denoiser of the posterior itself, on every process, operator and time."""
     sde = LINEAR[process]
     data, measurement = problem(name)
-    score = inverse.MMPS(data.score(sde), measurement, iterations=60)
     exact = inverse.posterior(data, measurement)
     t = sde.time(torch.linspace(-4, 4, 7, dtype=F64)).clamp(sde.eps, sde.T)
     x = exact.sample(7, sde, t, seed=0, dtype=F64)
-    with torch.no_grad():
-        torch.testing.assert_close(score.denoised(x, t), exact.score(sde).denoised(x, t), rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(score(x, t), exact.score(sde)(x, t), rtol=1e-5, atol=1e-5)
+    for linear_solver in ("gcr", "cg"):
+        score = inverse.MMPS(data.score(sde), measurement, 60, linear_solver)
+        with torch.no_grad():
+            torch.testing.assert_close(score.denoised(x, t), exact.score(sde).denoised(x, t), rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(score(x, t), exact.score(sde)(x, t), rtol=1e-5, atol=1e-5)
 
 
 def formula(name: str, D: Tensor, J: Tensor, m: inverse.Measurement, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -413,6 +432,7 @@ def formula(name: str, D: Tensor, J: Tensor, m: inverse.Measurement, alpha: Tens
     r2 = (sigma * 0.8) ** 2 / (sigma**2 + (alpha * 0.8) ** 2)
     outer, inner = {
         "mmps": (with_jacobian, with_jacobian),
+        "mmps-cg": (with_jacobian, with_jacobian),
         "pigdm": (with_jacobian, r2 * eye),
         "diffpir": (sigma**2 / (2 * alpha**2) * eye,) * 2,
     }[name]
@@ -496,7 +516,7 @@ def test_biases_on_gaussian_data() -> None:
     for name, make in SCORES.items():
         mean, cov = law(make(TILTED.score(VP), m), VP, start_mean, start_cov)
         errors[name] = float((mean - end_mean).norm() + (cov - end_cov).norm())
-        if name == "mmps":
+        if name[:4] == "mmps":
             torch.testing.assert_close(mean, own_mean, rtol=1e-10, atol=1e-12)
             torch.testing.assert_close(cov, own_cov, rtol=1e-10, atol=1e-12)
     assert errors["mmps"] < 1e-4  # the solver's
@@ -921,7 +941,7 @@ def test_dps_at_a_misfit_of_zero() -> None:
 # --- beside another library ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mmps", "diffpir"])
+@pytest.mark.parametrize("name", ["cg", "gcr", "diffpir"])
 def test_beside_azula(name: str) -> None:
     """The same posterior means as azula's, on a mixture."""
     guidance = pytest.importorskip("azula.guidance")
@@ -935,7 +955,8 @@ def test_beside_azula(name: str) -> None:
             sigma = self.schedule(t)[1].expand(len(x))
             return denoise.DiracPosterior(mean=score.denoised(x, sigma))
 
-    A, y, x = torch.tensor([[1.0, 0.5]], dtype=F64), torch.tensor([0.7], dtype=F64), normal(3, 2)
+    A = torch.tensor([[1.0, 0.5], [0.2, -1.0]], dtype=F64)
+    y, x = torch.tensor([0.7, 0.1], dtype=F64), normal(3, 2)
     m = inverse.Measurement(inverse.ChannelMix(A), y, 0.3)
     t = torch.tensor(0.4, dtype=F64)
     sigma = float(Theirs.schedule(t)[1])
@@ -943,10 +964,10 @@ def test_beside_azula(name: str) -> None:
     def apply(v: Tensor) -> Tensor:
         return v @ A.T
 
-    if name == "mmps":
+    if name != "diffpir":
         cov = pytest.importorskip("azula.linalg.covariance").IsotropicCovariance(torch.tensor(0.09, dtype=F64))
-        theirs = guidance.MMPSDenoiser(Theirs(), y, apply, cov, solver="cg", iterations=2)
-        ours: sg.Score = inverse.MMPS(score, m, 2)
+        theirs = guidance.MMPSDenoiser(Theirs(), y, apply, cov, solver={"gcr": "gmres"}.get(name, name), iterations=1)
+        ours: sg.Score = inverse.MMPS(score, m, 1, name)
     else:
         theirs = guidance.DiffPIRDenoiser(Theirs(), y, apply, 0.09, lmbda=4.0, solver="cg", iterations=4)
         ours = inverse.DiffPIR(score, m, strength=4.0)

@@ -1,4 +1,4 @@
-"""Linear algebra a sample by itself: vector-Jacobian products and conjugate gradients."""
+"""Linear algebra a sample by itself: vector-Jacobian products, and linear systems of which only products are known."""
 
 from __future__ import annotations
 
@@ -75,14 +75,18 @@ class Linearised:
         return product
 
 
-def conjugate_gradient(apply: Callable[[Tensor], tuple[Tensor, Tensor]], b: Tensor, iterations: int) -> Tensor:
-    r"""$L M^{-1} b$ for a positive definite $M$ and any linear $L$, by conjugate gradients from 0.
+# From p (B, *) to the pair (M p, L p) of a square M and any L, both linear.
+Products = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def conjugate_gradient(apply: Products, b: Tensor, iterations: int) -> Tensor:
+    r"""$L M^{-1} b$ for a symmetric positive definite $M$, by conjugate gradients from 0.
 
     Each sample has its own step sizes, and all take the same number of steps: none waits for, or depends on, another.
     A sample whose residual has vanished stays where it is.
 
     Args:
-        apply: from p (B, *) to the pair (M p, L p).
+        apply: products with M and L.
         b: right-hand sides (B, *).
         iterations: how many.
 
@@ -93,22 +97,55 @@ def conjugate_gradient(apply: Callable[[Tensor], tuple[Tensor, Tensor]], b: Tens
         tensor([[0.5000],
                 [2.0000]])
     """
-
-    def ratio(a: Tensor, c: Tensor) -> Tensor:
-        moves = (a > tiny) & (c > 0)
-        return torch.where(moves, a / torch.where(moves, c, 1), 0).reshape(-1, *[1] * (b.ndim - 1))
-
     r = p = b
     square = dot(r, r)
-    tiny = torch.finfo(b.dtype).eps ** 2 * square
-    solution: Tensor | None = None
+    negligible = torch.finfo(b.dtype).eps ** 2 * square
+    solution = torch.zeros(())
     for _ in range(iterations):
         image, part = apply(p)
-        a = ratio(square, dot(p, image))
-        solution = a * part if solution is None else solution + a * part
+        a = _ratio(torch.where(square > negligible, square, 0), dot(p, image), b)
+        solution = solution + a * part
         r = r - a * image
         before, square = square, dot(r, r)
-        p = r + ratio(square, before) * p
-    if solution is None:
-        raise ValueError(f"conjugate gradients need at least one iteration, got {iterations}")
+        p = r + _ratio(square, before, b) * p
     return solution
+
+
+def conjugate_residual(apply: Products, b: Tensor, iterations: int) -> Tensor:
+    r"""$L M^{-1} b$ for any $M$, by generalised conjugate residuals (GMRES in another form) from 0.
+
+    The residual shrinks with every step, whatever M: no step goes far where M is not symmetric or not positive. Samples
+    by themselves, as with `conjugate_gradient`; keeps three vectors a step.
+
+    Args:
+        apply: products with M and L.
+        b: right-hand sides (B, *).
+        iterations: how many.
+
+    Source: Eisenstat, Elman & Schultz, 1983, doi:10.1137/0720023.
+
+    Example:
+        >>> conjugate_residual(lambda p: (-4 * p, p), torch.tensor([[2.0], [8.0]]), 1)
+        tensor([[-0.5000],
+                [-2.0000]])
+    """
+    r, solution = b, torch.zeros(())
+    negligible = torch.finfo(b.dtype).eps ** 2 * dot(b, b)
+    kept: list[tuple[Tensor, Tensor]] = []
+    for _ in range(iterations):
+        image, part = apply(r)
+        for other, its_part in kept:
+            along = _ratio(dot(image, other), dot(other, other), b)
+            image, part = image - along * other, part - along * its_part
+        moves = dot(r, r) > negligible
+        a = _ratio(torch.where(moves, dot(r, image), 0), dot(image, image), b)
+        solution = solution + a * part
+        r = r - a * image
+        kept.append((image, part))
+    return solution
+
+
+def _ratio(a: Tensor, c: Tensor, like: Tensor) -> Tensor:
+    """a / c, a sample each, to multiply `like`; 0 where c is not positive."""
+    fine = c > 0
+    return torch.where(fine, a / torch.where(fine, c, 1), 0).reshape(-1, *[1] * (like.ndim - 1))

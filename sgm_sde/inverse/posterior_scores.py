@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._shapes import expand
-from sgm_sde.inverse.linalg import Linearised, conjugate_gradient, outside_inference_mode
+from sgm_sde.inverse.linalg import Linearised, conjugate_gradient, conjugate_residual, outside_inference_mode
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.scores.score import Score
 
@@ -211,18 +211,24 @@ class MMPS(PosteriorScore):
 
     $$ V = \frac{\sigma^2}{\alpha} \left(\frac{\partial D}{\partial x}\right)^T = \mathrm{Cov}[x_0 \mid x_t] $$
 
-    and $(A V A^T + \sigma_y^2 I)^{-1}$ by `iterations` steps of conjugate gradients, each sample with step sizes of its
-    own. Exact for Gaussian data, if the iterations are as many as the measurement has numbers; few do in practice.
-    One network call and `iterations` vector-Jacobian products.
+    and $(A V A^T + \sigma_y^2 I)^{-1}$ by a few steps of a Krylov method, each sample by itself. Exact for Gaussian data,
+    if the iterations are as many as the measurement has numbers; few do in practice. One network call and `iterations`
+    vector-Jacobian products.
+
+    The paper's conjugate gradients, `linear_solver="cg"`, suppose that V is symmetric and positive. A network's Jacobian
+    is neither, most of all at high noise, where it is multiplied by $\sigma^2/\alpha$; a step along a direction of little
+    curvature then goes astray, and samples explode. Generalised conjugate residuals, `"gcr"`, a form of GMRES, shrink
+    the residual whatever V is; they are the default.
 
     Args:
         score: a `Score` on a linear process.
         measurement: what was measured.
-        iterations: of conjugate gradients, the same for all samples.
+        iterations: Krylov steps, the same for all samples.
+        linear_solver: `"gcr"` or `"cg"`.
 
     Raises:
         TypeError: for a score on no linear process, or a measurement that is none.
-        ValueError: for `iterations` below 1; at a call, for a network without gradient.
+        ValueError: for `iterations` below 1 or another `linear_solver`; at a call, for a network without gradient.
 
     Source: Rozet et al., 2024, arXiv:2405.13712.
 
@@ -236,10 +242,13 @@ class MMPS(PosteriorScore):
         20
     """
 
-    def __init__(self, score: Score, measurement: Measurement, iterations: int = 3) -> None:
+    def __init__(self, score: Score, measurement: Measurement, iterations: int = 5, linear_solver: str = "gcr") -> None:
         super().__init__(score, measurement)
         require_count(iterations=iterations)
+        if linear_solver not in ("gcr", "cg"):
+            raise ValueError(f"linear_solver must be 'gcr' or 'cg', got {linear_solver!r}")
         self.iterations = self.vjps = iterations
+        self.linear_solver = linear_solver
 
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoised data, and the gain of the measurement."""
@@ -249,4 +258,5 @@ class MMPS(PosteriorScore):
             with_data = sigma**2 / alpha * D.vjp(operator.adjoint(p))  # V A^T p
             return operator.apply(with_data) + std**2 * p, with_data
 
-        return D.value + conjugate_gradient(covariances, self.measurement.residual(D.value), self.iterations)
+        solve = conjugate_residual if self.linear_solver == "gcr" else conjugate_gradient
+        return D.value + solve(covariances, self.measurement.residual(D.value), self.iterations)
