@@ -233,8 +233,8 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    parser.add_argument("--n", type=int, default=2000, help="samples of each method on two-dimensional data")
-    parser.add_argument("--digits", type=int, default=100, help="held-out digits")
+    parser.add_argument("--n", type=int, default=1000, help="samples of each method on two-dimensional data")
+    parser.add_argument("--digits", type=int, default=50, help="held-out digits")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

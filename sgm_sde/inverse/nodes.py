@@ -72,9 +72,8 @@ class AtNodes(Solver):
 
     def fit(self, nfe: int) -> tuple[Solver, int]:
         """With the solver made for the budget."""
-        solver, _ = self.solver.fit(nfe)
-        fitted = replace(self, solver=solver)
-        return fitted, fitted.steps(nfe)
+        solver, steps = self.solver.fit(nfe)
+        return replace(self, solver=solver), steps
 
     def step(self, k: Step) -> Form:
         """Not a formula: raises TypeError, so that no wrapper of steps drops what happens at the nodes."""
@@ -242,6 +241,10 @@ class RePaint(Replacement):
     def steps(self, nfe: int) -> int:
         """The most steps of the main run that a budget of network calls allows."""
         return next((n for n in range(self.solver.steps(nfe), 0, -1) if self.nfe(n) <= nfe), 0)
+
+    def fit(self, nfe: int) -> tuple[Solver, int]:
+        """As it is: its passes are of the solver that was given."""
+        return self, self.steps(nfe)
 
     def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """Everything at a node: the solver's own hooks, the replacement, and the way back."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +54,7 @@ def require_count(**options: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
 
 
-class PosteriorScore(Score):
+class PosteriorScore(Score, ABC):
     """A score whose denoiser estimates the mean of the data given the state and a measurement.
 
     Args:
@@ -125,8 +125,7 @@ class DiffPIR(PosteriorScore):
        \frac{\lVert y - A x_0\rVert^2}{\sigma_y^2} + \frac{\lambda\alpha^2}{\sigma^2} \lVert x_0 - D\rVert^2 $$
 
     With $\sigma_y = 0$ it is $D + A^+(y - AD)$ whatever $\lambda$, DDNM. What was not measured is left as it was
-    denoised, whatever it has to do with what was: samples are too wide, modes keep their prior weights. One network
-    call; no vector-Jacobian products.
+    denoised, and feels the measurement through later network calls only. One network call; no vector-Jacobian products.
 
     Args:
         score: a `Score` on a linear process.
@@ -211,14 +210,14 @@ class MMPS(PosteriorScore):
 
     $$ V = \frac{\sigma^2}{\alpha} \left(\frac{\partial D}{\partial x}\right)^T = \mathrm{Cov}[x_0 \mid x_t] $$
 
-    and $(A V A^T + \sigma_y^2 I)^{-1}$ by a few steps of a Krylov method, each sample by itself. Exact for Gaussian data,
-    if the iterations are as many as the measurement has numbers; few do in practice. One network call and `iterations`
-    vector-Jacobian products.
+    and $(A V A^T + \sigma_y^2 I)^{-1}$ by a few steps of a Krylov method, each sample by itself. Exact for Gaussian
+    data, if the iterations are as many as the measurement has numbers; few do in practice. One network call and
+    `iterations` vector-Jacobian products.
 
-    The paper's conjugate gradients, `linear_solver="cg"`, suppose that V is symmetric and positive. A network's Jacobian
-    is neither, most of all at high noise, where it is multiplied by $\sigma^2/\alpha$; a step along a direction of little
-    curvature then goes astray, and samples explode. Generalised conjugate residuals, `"gcr"`, a form of GMRES, shrink
-    the residual whatever V is; they are the default.
+    The paper's conjugate gradients, `linear_solver="cg"`, suppose that V is symmetric and positive. A network's
+    Jacobian is neither, most of all at high noise, where it is multiplied by $\sigma^2/\alpha$; a step where the
+    curvature is small then goes astray, and samples explode. Generalised conjugate residuals, `"gcr"`, a form of
+    GMRES, shrink the residual whatever V is; they are the default.
 
     Args:
         score: a `Score` on a linear process.
