@@ -358,8 +358,8 @@ class DPS(AtNodes):
             with torch.enable_grad():
                 D = model.predict("data", last.x, grid.times[i - 1], last.output)
             r = self.measurement.residual(D if torch.is_grad_enabled() else D.detach())
-            norm = dot(r, r).sqrt().reshape(-1, *[1] * (r.ndim - 1))
-            direction = r / torch.where(norm > 0, norm, 1)
-            return x + self.zeta * last.vjp(operator.adjoint(direction), D)
+            square = dot(r, r)
+            norm = torch.where(square > 0, square, 1).sqrt().reshape(-1, *[1] * (r.ndim - 1))
+            return x + self.zeta * last.vjp(operator.adjoint(r / norm), D)
 
         return (descend, *self.solver.hooks(sde, grid, model, noise, mean=mean))

@@ -296,6 +296,7 @@ class LinearMap(LinearOperator):
         shape: of one sample of x.
         adjoint: from y (B, *) to (B, *).
         iterations: steps of conjugate gradients where (A A^T + shift)^-1 is needed.
+        full_rank: your word that A A^T is invertible, so that measurements without noise are allowed.
 
     Raises:
         ValueError: for options out of range; at a call, for x, or what a function returns, of another shape.
@@ -312,11 +313,12 @@ class LinearMap(LinearOperator):
         shape: Sequence[int],
         adjoint: Callable[[Tensor], Tensor] | None = None,
         iterations: int = 50,
+        full_rank: bool = False,
     ) -> None:
         if iterations < 1 or int(iterations) != iterations:
             raise ValueError(f"iterations must be a whole number of at least 1, got {iterations}")
         self._apply, self._adjoint = apply, adjoint
-        self.shape, self.iterations = tuple(shape), iterations
+        self.shape, self.iterations, self.full_rank = tuple(shape), iterations, full_rank
 
     def apply(self, x: Tensor) -> Tensor:
         """The function's value."""
