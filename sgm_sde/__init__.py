@@ -12,7 +12,7 @@ Example:
     True
 """
 
-from sgm_sde import grids
+from sgm_sde import grids, inverse
 from sgm_sde._version import __version__
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.program import Program, Stage
@@ -186,6 +186,7 @@ __all__ = [
     "from_score",
     "from_velocity",
     "grids",
+    "inverse",
     "load_model",
     "log_prob",
     "oracles",

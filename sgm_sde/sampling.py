@@ -254,7 +254,8 @@ def sample(
     hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
     monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
     with torch.set_grad_enabled(enable_grad), monitor:
-        if compile and x.is_cuda and not (hooks or callback or progress or trajectory is not None):
+        watched = bool(hooks or callback or progress or trajectory is not None)
+        if compile and x.is_cuda and score.recordable and not watched:
             run = replay(program, x, model, source, model_kwargs)
         else:
             run = execute(

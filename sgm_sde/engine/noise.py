@@ -21,6 +21,7 @@ STREAMS = {
     "corrector": 0xC2B2AE35,
     "probe": 0x27D4EB2F,
     "dequantisation": 0x165667B1,
+    "measurement": 0xD3A2646C,
 }
 
 

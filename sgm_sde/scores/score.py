@@ -33,6 +33,7 @@ class Score:
 
     Attributes:
         branches: rows of the network that one sample takes in a call: more than 1 for guided scores.
+        recordable: whether its network alone tells one score from another, so that a run may be recorded by it.
 
     Raises:
         ValueError: at a call, if the output does not have the shape of x.
@@ -40,6 +41,7 @@ class Score:
     """
 
     branches: int = 1
+    recordable: bool = True
 
     def __init__(
         self,
