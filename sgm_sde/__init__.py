@@ -41,6 +41,7 @@ from sgm_sde.scores import (
     from_noise,
     from_score,
     from_velocity,
+    guidance,
     oracles,
     time_labels,
 )
@@ -154,6 +155,7 @@ __all__ = [
     "from_score",
     "from_velocity",
     "grids",
+    "guidance",
     "log_prob",
     "oracles",
     "pilot",

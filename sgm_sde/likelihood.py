@@ -33,7 +33,7 @@ from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.predictions import convert
 from sgm_sde.sampling import Status
 from sgm_sde.scores.model import BoundModel
-from sgm_sde.scores.score import Score, as_score
+from sgm_sde.scores.score import Score, as_density, as_score
 from sgm_sde.solvers import Rosenbrock, UniC
 from sgm_sde.solvers.exponential import ExponentialAdams
 
@@ -268,7 +268,7 @@ def log_prob(
         >>> result.nfe
         49
     """
-    score = as_score(score_fn, sde)
+    score = as_density(score_fn, sde)
     eps = _check(sde, x, eps)
     for option, choice, known in (("trace", trace, TRACES), ("probe", probe, PROBES), ("method", method, METHODS)):
         if choice not in known:
