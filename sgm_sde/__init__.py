@@ -12,7 +12,7 @@ Example:
     True
 """
 
-from sgm_sde import grids
+from sgm_sde import adapters, grids
 from sgm_sde._version import __version__
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.program import Program, Stage
@@ -145,6 +145,7 @@ __all__ = [
     "UniC",
     "UniPC",
     "__version__",
+    "adapters",
     "bits_per_dim",
     "decode",
     "default_setting",
