@@ -49,10 +49,11 @@ def convention(scheduler: Any, T: float | None = None) -> Convention:
     config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
         raise TypeError(f"scheduler must be one of diffusers' or its configuration as a dictionary, got {scheduler!r}")
+    name = config.get("_class_name") or ("the configuration" if config is scheduler else type(scheduler).__name__)
     config = dict(config)
-    name = config.get("_class_name") or ("configuration" if config is scheduler else type(scheduler).__name__)
     n = int(config.get("num_train_timesteps", 1000))
     flows = name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
+    flows = flows or ("shift" in config and "beta_schedule" not in config)
     if flows:
         if config.get("invert_sigmas"):
             raise ValueError("invert_sigmas=True, a time from noise to data, is not read here: use from_flow_matching")

@@ -117,8 +117,8 @@ class SolverScheduler:
         """
         sde, denoise = self._says.sde, self.final == "denoise"
         setting = default_setting(sde, num_inference_steps, None, None) if self.solver is None else self.solver
-        solver, grid = (setting.solver, setting.grid) if isinstance(setting, Setting) else (setting, None)
-        grid = grid if self.grid is None else self.grid
+        solver = setting.solver if isinstance(setting, Setting) else setting
+        grid = setting.grid if isinstance(setting, Setting) and self.grid is None else self.grid
         budget = num_inference_steps if grid is None or isinstance(grid, GridRule | str) else None
         solver, self._grid = _make_grid(sde, solver, denoise, budget, None, grid, None, None)
         score = Score(_called_back, sde, self._says.prediction, time_label=self._says.time_label)
