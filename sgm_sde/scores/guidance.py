@@ -166,7 +166,8 @@ class ClassifierFree(Extrapolation):
         null: what stands for no condition, by the name of the argument: a number, or a tensor that expands to the
             condition's shape. `{"y": net.NULL_LABEL}` if not given and the network has that attribute.
         interval: noise levels sigma / alpha, above the first and up to the second, at which there is guidance; plain
-            conditional sampling elsewhere. All if not given.
+            conditional sampling elsewhere. All if not given. The guided score then jumps in time, which multistep
+            solvers of high order carry on.
 
     Raises:
         ValueError: for a network without a null label when `null` is not given or empty; at a call, if a condition of
