@@ -181,15 +181,15 @@ def test_interval() -> None:
     inside = (level > 0.2) & (level <= 2.0)
     assert 0 < int(inside.sum()) < len(x)
     score = class_score(sde, "velocity")
-    plain, full = score(x, t, y=y), ClassifierFree(score, 3.0, {"y": NULL})(x, t, y=y)
+    plain, full = score(x, t, y=y), ClassifierFree(score, 2.7, {"y": NULL})(x, t, y=y)
     close(
-        ClassifierFree(score, 3.0, {"y": NULL}, interval=(0.2, 2.0))(x, t, y=y),
+        ClassifierFree(score, 2.7, {"y": NULL}, interval=(0.2, 2.0))(x, t, y=y),
         torch.where(inside[:, None], full, plain),
     )
     marginal = MIXTURE.score(sde)
     log_p = log_posterior(sde)
-    parts = [Classifier(marginal, log_p, w)(x, t, y=y) for w in (3.0, 0.0)]
-    guided = Classifier(marginal, log_p, 3.0, interval=(0.2, 2.0))
+    parts = [Classifier(marginal, log_p, w)(x, t, y=y) for w in (2.7, 0.0)]
+    guided = Classifier(marginal, log_p, 2.7, interval=(0.2, 2.0))
     close(guided(x, t, y=y), torch.where(inside[:, None], *parts))
 
 

@@ -101,7 +101,7 @@ class GuidedScore(Score):
         inside = (level > self.interval[0]) & (level <= self.interval[1])
         guided = int(inside.sum())  # which networks are called hangs on it: on a GPU the one wait of a call
         if 0 < guided < len(t):
-            return torch.where(inside, self.scale, self._neutral)
+            return torch.where(inside, torch.full_like(level, self.scale), self._neutral)
         return self.scale if guided else self._neutral
 
     def __repr__(self) -> str:
