@@ -147,8 +147,8 @@ def _patched(module: ModuleType, **names: Any) -> Iterator[None]:
 
 
 @cache
-def _k_diffusion() -> ModuleType:
-    """k_diffusion.sampling alone: the package itself imports training code, and utils asks for torchvision."""
+def _k_diffusion(module: str = "sampling") -> ModuleType:
+    """A module of k_diffusion alone: the package itself imports training code, and utils asks for torchvision."""
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError("k-diffusion is not installed")
@@ -162,7 +162,7 @@ def _k_diffusion() -> ModuleType:
     before = dict(sys.modules)
     try:
         sys.modules.update(stand_ins)
-        return importlib.import_module("k_diffusion.sampling")
+        return importlib.import_module(f"k_diffusion.{module}")
     finally:
         for name in [n for n in sys.modules if n.split(".")[0] in ("k_diffusion", "torchvision")]:
             if name in before:

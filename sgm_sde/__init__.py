@@ -12,14 +12,14 @@ Example:
     True
 """
 
-from sgm_sde import grids, inverse
+from sgm_sde import adapters, grids, inverse
 from sgm_sde._version import __version__
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.grids import Grid
-from sgm_sde.models import Model, load_model
 from sgm_sde.likelihood import LogProbResult, bits_per_dim, ddpm_bound, decode, elbo, encode, log_prob, slerp
+from sgm_sde.models import Model, load_model
 from sgm_sde.pilot import PilotResult, pilot
 from sgm_sde.processes import (
     EDMSDE,
@@ -42,6 +42,7 @@ from sgm_sde.scores import (
     from_noise,
     from_score,
     from_velocity,
+    guidance,
     oracles,
     time_labels,
 )
@@ -174,6 +175,7 @@ __all__ = [
     "UniC",
     "UniPC",
     "__version__",
+    "adapters",
     "bits_per_dim",
     "ddpm_bound",
     "decode",
@@ -186,6 +188,7 @@ __all__ = [
     "from_score",
     "from_velocity",
     "grids",
+    "guidance",
     "inverse",
     "load_model",
     "log_prob",

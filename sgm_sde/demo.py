@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from sgm_sde import __version__
+from sgm_sde.adapters import from_edm
 from sgm_sde.likelihood import BitsPerDimResult, bits_per_dim
 from sgm_sde.metrics.frechet import FrechetResult, frechet_distance
 from sgm_sde.nn.digits import DigitsClassifier, digits_data, load_digits_classifier, load_digits_denoiser
 from sgm_sde.processes import EDMSDE, VPSDE, LinearSDE
 from sgm_sde.sampling import sample
-from sgm_sde.scores import Score, from_denoiser, time_labels
+from sgm_sde.scores import Score
 from sgm_sde.solvers import Langevin, PredictorCorrector, Solver, resolve
 
 FEATURES = "digits-classifier-32"
@@ -56,12 +57,7 @@ def digits_score(sde: LinearSDE) -> Score:
         >>> sg.sample(digits_score(sde), sde, (2, 1, 8, 8), nfe=5, seed=0, model_kwargs={"y": torch.tensor([3, 7])})
         SampleResult(x=(2, 1, 8, 8) torch.float32, nfe=5, completed)
     """
-    return from_denoiser(
-        load_digits_denoiser(),
-        sde,
-        time_label=time_labels.noise_level(sde),
-        input_scale=lambda t: 1 / sde.alpha(t),
-    )
+    return from_edm(load_digits_denoiser(), sde)[0]
 
 
 def run(out: Path, *, n: int = 1000, seed: int = 0, progress: bool = True) -> str:

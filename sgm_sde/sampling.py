@@ -199,8 +199,8 @@ def sample(
         model_kwargs: passed on to the network at each call.
         enable_grad: build the graph, to backpropagate through sampling.
         compile: run the network through `torch.compile`, once for all runs; on CUDA, where nothing looks on
-            (callback, progress bar, trajectory, corrector), the whole run is one CUDA graph, recorded at the first
-            call with the same network, solver, grid and shape. The first call takes its time.
+            (callback, progress bar, trajectory, corrector, guidance), the whole run is one CUDA graph, recorded at the
+            first call with the same network, solver, grid and shape. The first call takes its time.
         dtype: of the samples if `shape` is given; torch's default if not given.
         device: of the samples if `shape` is given; the network's if it has parameters, torch's default if not.
 

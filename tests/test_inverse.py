@@ -713,7 +713,7 @@ def test_precision_arguments_and_branches(name: str) -> None:
     shifted = sg.sample(score, VP, (2, 2), nfe=4, seed=0, model_kwargs={"shift": 1.0}).x
     assert not torch.equal(shifted, sg.sample(score, VP, (2, 2), nfe=4, seed=0).x)
     plain = SCORES[name](sg.from_denoiser(lambda x, t: x, VP), seen(0.3))
-    other = plain.with_net(lambda x, t: 0 * x)
+    other = plain.map_net(lambda net: lambda x, t: 0 * x)
     assert float(other.denoised(torch.ones(1, 2), 0.5).detach()[0, 1]) == 0
     assert sg.sample(plain, VP, (2, 2), nfe=4, seed=0, dtype=torch.bfloat16).x.dtype == torch.bfloat16
     base.branches = 2

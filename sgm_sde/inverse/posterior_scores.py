@@ -63,7 +63,6 @@ class PosteriorScore(Score, ABC):
 
     Attributes:
         vjps: vector-Jacobian products through the network in a call, beside the call itself.
-        branches: those of `score`.
 
     Raises:
         TypeError: for a score on no linear process, or a measurement that is none.
@@ -77,7 +76,7 @@ class PosteriorScore(Score, ABC):
         require_score(score)
         require_measurement(measurement)
         super().__init__(score.net, score.sde, "data")
-        self.score, self.measurement, self.branches = score, measurement, score.branches
+        self.score, self.measurement = score, measurement
         self._as_it_is = False
 
     @property
@@ -94,9 +93,18 @@ class PosteriorScore(Score, ABC):
         """The same score with x cast to `dtype` for the network's call."""
         return self._around(self.score.cast_to(dtype))
 
-    def with_net(self, net: Callable[..., Tensor]) -> Score:
-        """The same score from another network of its kind."""
-        return self._around(self.score.with_net(net))
+    def map_net(self, change: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> Score:
+        """The same score from what `change` makes of its network."""
+        return self._around(self.score.map_net(change))
+
+    @property
+    def is_density(self) -> bool:
+        """No: an estimate of the posterior mean is not the score of any process' marginals."""
+        return False
+
+    def rows(self, t: Tensor) -> int:
+        """Samples that the network sees in a call at t (B,)."""
+        return self.score.rows(t)
 
     def _around(self, score: Score) -> Score:
         other = copy.copy(self)

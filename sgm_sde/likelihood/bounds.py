@@ -28,7 +28,7 @@ from sgm_sde.likelihood.trace import probe_error
 from sgm_sde.processes.discrete import DiscreteVPSDE
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.model import BoundModel
-from sgm_sde.scores.score import as_score
+from sgm_sde.scores.score import as_density
 
 TIMES = ("log-snr", "time")
 VARIANCES = ("fixed-small", "fixed-large", "learned")
@@ -105,7 +105,7 @@ def elbo(
         >>> bool(((bound.value - oracle.log_prob(x)).abs() < 5 * bound.stderr + 1e-2).all()), bound.nfe
         (True, 68)
     """
-    score = as_score(score_fn, sde)
+    score = as_density(score_fn, sde)
     eps = check_process(sde, eps)
     require_one_of("times", times, TIMES)
     require_count("n_times", n_times)
@@ -255,7 +255,7 @@ def ddpm_bound(
         >>> bound.terms.shape, bound.nfe, bool((bound.bits_per_dim < 8).all())
         (torch.Size([999, 2]), 1003, True)
     """
-    score = as_score(score_fn, sde)
+    score = as_density(score_fn, sde)
     if not isinstance(sde, DiscreteVPSDE):
         raise TypeError(f"DDPM's bound needs a DiscreteVPSDE, got {sde!r}: elbo is for any linear process")
     require_one_of("variance", variance, VARIANCES)

@@ -16,7 +16,7 @@ from sgm_sde.likelihood.flow import PILOT, log_prob, pilot_probe_basis
 from sgm_sde.likelihood.results import BitsPerDimResult, LogProbResult
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.model import BoundModel
-from sgm_sde.scores.score import as_score
+from sgm_sde.scores.score import as_density
 
 DEQUANTISATIONS = {
     "uniform": "uniform dequantisation",
@@ -110,7 +110,7 @@ def bits_per_dim(
     for option in ("enable_grad", "decoder"):
         if options.get(option):
             raise ValueError(f"bits_per_dim has no {option}: use log_prob({option}=...)")
-    score = as_score(score_fn, sde)
+    score = as_density(score_fn, sde)
     options["eps"] = eps = check_process(sde, options.get("eps"))
     seeds = resolve_seeds(seed, generator, len(images))
     stream = NoiseStream(seeds, "dequantisation")

@@ -31,7 +31,7 @@ from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.trace import BASES, PROBES, TRACES, Estimate, Exact, Hutchinson, TraceModel
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import Status
-from sgm_sde.scores.score import Score, as_score
+from sgm_sde.scores.score import Score, as_density
 
 METHODS = ("exponential", "adaptive", "dopri5-adjoint", "rk45-scipy")
 PILOT = "pilot"
@@ -123,7 +123,7 @@ def log_prob(
         >>> result.nfe
         49
     """
-    score = as_score(score_fn, sde)
+    score = as_density(score_fn, sde)
     eps = check_process(sde, eps)
     state = check_points(x)
     require_one_of("trace", trace, TRACES)

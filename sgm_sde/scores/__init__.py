@@ -1,6 +1,6 @@
 """Scores: what networks predict, and exact scores of known densities."""
 
-from sgm_sde.scores import oracles, time_labels
+from sgm_sde.scores import guidance, oracles, time_labels
 from sgm_sde.scores.score import Score, from_denoiser, from_flow, from_noise, from_score, from_velocity
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "from_noise",
     "from_score",
     "from_velocity",
+    "guidance",
     "oracles",
     "time_labels",
 ]

@@ -102,7 +102,7 @@ class BoundModel:
 
     def _call(self, x: Tensor, t: Tensor) -> Tensor:
         self.nfe += 1
-        self.rows += len(x) * self.score.branches
+        self.rows += self.score.rows(t)
         return self.score.output(x, t, **self.kwargs)
 
     def times(self, ts: Sequence[float], x: Tensor) -> Sequence[Tensor]:
