@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
-from train_digits import store
 
 import sgm_sde as sg
+from sgm_sde.nn._weights import store
 from sgm_sde.nn.fashion import FashionClassifier, fashion_unet
 from sgm_sde.nn.unet import EDMPreconditioned
 from sgm_sde.training import EDM, EMA, Images, LogNormal, denoising_score_matching, load_images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 from typing import TypeVar
 
 import safetensors.torch
@@ -21,3 +22,10 @@ def with_weights(net: _Net, asset: str) -> _Net:
     # Matrices are stored in half precision to keep the package small.
     net.load_state_dict({name: value.float() for name, value in read_asset(asset).items()}, assign=True)
     return net.eval().requires_grad_(False)
+
+
+def store(net: nn.Module, path: Path) -> None:
+    """Write the weights, matrices in half precision, and round those of `net` alike."""
+    stored = {name: value.half() if value.ndim > 1 else value for name, value in net.state_dict().items()}
+    safetensors.torch.save_file({name: value.contiguous() for name, value in stored.items()}, path)
+    net.load_state_dict(stored)

@@ -151,7 +151,7 @@ def denoising_score_matching(
     score: Score,
     x0: Tensor,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     weighting: str | Weighting = "simple",
     times: Times | None = None,
     t: Tensor | None = None,
@@ -170,7 +170,7 @@ def denoising_score_matching(
     Args:
         score: the network with what it predicts, from `from_noise` or its siblings, on the process to train on.
         x0: data (B, *).
-        generator: of times and noise.
+        generator: of times and noise; needed for whatever of the two is not given.
         weighting: a name of the table above, or `EDM(s)`, `MinSNR(gamma)`, `PosteriorMean()` or one of your own.
         times: distribution of the times; `Uniform()` if not given.
         t: times (B,) instead of drawn ones.
@@ -182,7 +182,8 @@ def denoising_score_matching(
         losses (B,); take their mean for the gradient step.
 
     Raises:
-        ValueError: for an unknown weighting or reduction, both `times` and `t`, or a `noise` of another shape.
+        ValueError: for an unknown weighting or reduction, both `times` and `t`, a `noise` of another shape, or no
+            generator where something is to be drawn.
         TypeError: for a score on a process without alpha(t) and sigma(t), or data that are no floating-point tensor.
 
     Source: Vincent, 2011, doi:10.1162/NECO_a_00142; Song et al., 2021, arXiv:2011.13456.
@@ -205,7 +206,7 @@ def score_matching(
     score: Score,
     x0: Tensor,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | None = None,
     weighting: str | Weighting = "sigma^2",
     times: Times | None = None,
     t: Tensor | None = None,
@@ -225,7 +226,7 @@ def score_matching(
     Args:
         score: as for `denoising_score_matching`, and twice differentiable.
         x0: data (B, *).
-        generator: of times, noise and probes.
+        generator: of times, noise and probes; as there.
         weighting: as there.
         times: as there.
         t: as there.
@@ -277,7 +278,7 @@ def score_matching(
 
 
 def _times(
-    score: Score, x0: Tensor, times: Times | None, t: Tensor | None, generator: torch.Generator
+    score: Score, x0: Tensor, times: Times | None, t: Tensor | None, generator: torch.Generator | None
 ) -> tuple[LinearSDE, Tensor, Tensor]:
     """The process, the times (B,) in float64 on the CPU and the factors that go with them."""
     if not isinstance(score, Score):
@@ -288,7 +289,7 @@ def _times(
     if not x0.is_floating_point():
         raise TypeError(f"data must be floating point, scaled as the network expects, got dtype {x0.dtype}")
     if t is None:
-        return sde, *(Uniform() if times is None else times).draw(sde, len(x0), generator)
+        return sde, *(Uniform() if times is None else times).draw(sde, len(x0), _require(generator))
     if times is not None:
         raise ValueError("give times= or t=, not both")
     t = as_time(t).to(device="cpu", dtype=torch.float64).expand(len(x0))
@@ -296,7 +297,7 @@ def _times(
 
 
 def _noised(
-    sde: LinearSDE, x0: Tensor, t: Tensor, noise: Tensor | None, generator: torch.Generator
+    sde: LinearSDE, x0: Tensor, t: Tensor, noise: Tensor | None, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     if noise is None:
         noise = _random(x0, generator, torch.randn)
@@ -305,8 +306,15 @@ def _noised(
     return _on(sde.alpha(t), x0) * x0 + _on(sde.sigma(t), x0) * noise, noise
 
 
-def _random(x: Tensor, generator: torch.Generator, draw: Callable[..., Tensor]) -> Tensor:
+def _random(x: Tensor, generator: torch.Generator | None, draw: Callable[..., Tensor]) -> Tensor:
+    generator = _require(generator)
     return draw(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
+
+
+def _require(generator: torch.Generator | None) -> torch.Generator:
+    if generator is None:
+        raise ValueError("give generator=, from which times and noise are drawn")
+    return generator
 
 
 def _weighted(
