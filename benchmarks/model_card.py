@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from train_digits import SIGMA_BINS, loss_by_sigma
 
 import sgm_sde as sg
@@ -28,8 +27,6 @@ from sgm_sde.metrics.frechet import frechet_distance
 from sgm_sde.nn.digits import digits_data, load_digits_classifier, load_digits_denoiser
 from sgm_sde.nn.fashion import load_fashion_classifier, load_fashion_denoiser
 from sgm_sde.training import load_images
-
-BATCH = 250
 
 
 @dataclass(frozen=True)
@@ -106,13 +103,11 @@ def main() -> None:
         return batched(lambda chunk: torch.cdist(chunk.flatten(1), flat).min(1).values, x)
 
     for name, labelled in (("with labels", True), ("without labels", False)):
-        parts = []
-        for rows in tqdm(torch.arange(n).split(BATCH), desc=name, leave=False):
-            kwargs = {"y": labels[rows]} if labelled else {}
-            shape, seeds = (len(rows), *train.shape[1:]), rows.tolist()
-            sde = sg.EDMSDE()
-            parts.append(sg.sample(card.score, sde, shape, solver="heun", steps=17, seed=seeds, model_kwargs=kwargs).x)
-        x = torch.cat(parts)
+        kwargs = {"y": labels} if labelled else {}
+        shape = (n, *train.shape[1:])
+        x = sg.sample(
+            card.score, sg.EDMSDE(), shape, solver="heun", steps=17, seed=0, model_kwargs=kwargs, progress=True
+        ).x
         distance = frechet_distance(batched(card.classifier.features, x), reference).value
         found = (batched(card.classifier, x).argmax(1) == labels).float().mean()
         agreement = f"asked class found {100 * found:.1f} %, " if labelled else ""

@@ -192,11 +192,11 @@ def run_fashion(out: Path, *, n: int = 64, seed: int = 0, nfe: int = 20) -> str:
         "nfe": res.nfe, "agreement": agree,
     }  # fmt: skip
     (out / "fashion.json").write_text(json.dumps(figures, indent=1) + "\n")
-    rows = {CLASSES[label]: x for label, x in zip(FASHION_ROWS, res.x.split(columns), strict=True)}
+    rows = {CLASSES[label]: x for label, x in zip(FASHION_ROWS, torch.split(res.x, columns), strict=True)}
     _draw_strips(rows, out / "fashion.png", (1 + columns, 8))
     return (
-        f"{n} images by {FASHION_SOLVER} in {res.nfe} network calls: {seconds:.1f} s. The classifier finds the asked class "
-        f"in {100 * agree:.1f} %.\n\nWritten to {out}: fashion.png, fashion.json"
+        f"{n} images by {FASHION_SOLVER} in {res.nfe} network calls: {seconds:.1f} s. The classifier finds the asked "
+        f"class in {100 * agree:.1f} %.\n\nWritten to {out}: fashion.png, fashion.json"
     )
 
 
