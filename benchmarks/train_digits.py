@@ -48,7 +48,8 @@ def denoising_loss(net: nn.Module, sigma_data: Tensor, x: Tensor, y: Tensor, sig
     """Return the batch mean of EDM's loss, (sigma^2 + s^2) / (sigma s)^2 |D(x + sigma noise, sigma, y) - x|^2 / d."""
     score = sg.from_denoiser(net, sg.EDMSDE())
     weighting = EDM(float(sigma_data))
-    return denoising_score_matching(score, x, t=sigma, noise=noise, weighting=weighting, y=y).mean()
+    options = {"weighting": weighting, "model_kwargs": {"y": y}}
+    return denoising_score_matching(score, x, t=sigma, noise=noise, **options).mean()
 
 
 @torch.no_grad()

@@ -353,12 +353,14 @@ def test_labels_dtypes_and_time_labels_reach_the_network() -> None:
 
     score = sg.from_noise(net, sg.VPSDE(), time_label=sg.time_labels.score_sde_vp())
     y, t = torch.tensor([1, 2, 3]), torch.tensor([0.1, 0.2, 0.3])
-    loss = denoising_score_matching(score, torch.zeros(3, 1, 4, 4), t=t, y=y, generator=generator())
+    options = {"t": t, "model_kwargs": {"y": y}}
+    loss = denoising_score_matching(score, torch.zeros(3, 1, 4, 4), generator=generator(), **options)
     assert (loss.shape, loss.dtype, seen["x"].shape) == ((3,), torch.float32, (3, 1, 4, 4))
     assert torch.equal(seen["y"], y)
     assert torch.allclose(seen["label"], 999 * t)
     coupled = torch.ones(3, 1, 4, 4)
-    denoising_score_matching(score, torch.zeros(3, 1, 4, 4), t=t, noise=coupled, y=y, generator=generator())
+    loss = denoising_score_matching(score, torch.zeros(3, 1, 4, 4, dtype=torch.bfloat16), noise=coupled, **options)
+    assert (loss.dtype, seen["x"].dtype) == (torch.float32, torch.float32)
     assert torch.allclose(seen["x"], sg.VPSDE().sigma(t)[:, None, None, None] * coupled)
 
 
@@ -375,6 +377,7 @@ def test_wrong_arguments_are_named() -> None:
     refuse(ValueError, "'median'", reduction="median")
     refuse(ValueError, "times= or t=", times=Uniform(), t=torch.ones(4))
     refuse(ValueError, r"\(4, 2\) of the data, got \(4, 3\)", noise=torch.zeros(4, 3))
+    refuse(ValueError, "give generator=", generator=None)
     refuse(ValueError, "no table of times", times=Table())
     refuse(ValueError, "no table of times", weighting=PosteriorMean())
     refuse(ValueError, "low=0.9 and high=0.5", times=Uniform(low=0.9, high=0.5))

@@ -11,7 +11,7 @@ $$ L = w(t)\,c_r(t)^2\,\lVert r_\theta(x_t, t) - r \rVert^2, \qquad r = a_r x_0 
 |-------------------|----------|------------------------------|--------------------------------------------|
 | `"noise"`         | noise    | 1                            | DDPM's L_simple; also called `"simple"`    |
 | `"sigma^2"`       | score    | $\sigma^2$                   | NCSN, score_sde: the same loss as "simple" |
-| `"likelihood"`    | score    | $g^2$                        | ScoreFlow: half of it bounds nats          |
+| `"likelihood"`    | score    | $g^2$                        | ScoreFlow                                  |
 | `"data"`          | data     | 1                            | DDPM's loss on x_0                         |
 | `"flow"`          | flow     | 1                            | conditional flow matching                  |
 | `"velocity"`      | velocity | 1                            | v-prediction, SNR + 1 on the data          |
@@ -23,7 +23,7 @@ $$ L = w(t)\,c_r(t)^2\,\lVert r_\theta(x_t, t) - r \rVert^2, \qquad r = a_r x_0 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from sgm_sde._shapes import as_time, expand
 from sgm_sde.processes import LinearSDE
-from sgm_sde.processes.predictions import PREDICTIONS, KernelValues, convert, weights
+from sgm_sde.processes.predictions import KernelValues, convert, weights
 from sgm_sde.scores import Score
 from sgm_sde.training.times import Times, Uniform
 
@@ -138,7 +138,8 @@ class PosteriorMean:
         return c**2 / (2 * (b2 if self.variance == "beta" else b2 * sde.sigma(s) ** 2 / sigma2))
 
 
-_ONE = {name: Named(name, lambda sde, t: torch.ones_like(t)) for name in PREDICTIONS[:5]}
+_NETWORKS = ("noise", "data", "score", "velocity", "flow")
+_ONE = {name: Named(name, lambda sde, t: torch.ones_like(t)) for name in _NETWORKS}
 WEIGHTINGS: dict[str, Weighting] = {
     **_ONE,
     "simple": _ONE["noise"],
@@ -157,7 +158,7 @@ def denoising_score_matching(
     t: Tensor | None = None,
     noise: Tensor | None = None,
     reduction: Reduction = "mean",
-    **kwargs: Any,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
     r"""The weighted squared error of a network's prediction at noised data, one value for each sample.
 
@@ -176,7 +177,7 @@ def denoising_score_matching(
         t: times (B,) instead of drawn ones.
         noise: noise (B, *) instead of drawn one.
         reduction: `"mean"` or `"sum"` over the data's dimensions.
-        kwargs: for the network, such as labels.
+        model_kwargs: passed on to the network, such as labels.
 
     Returns:
         losses (B,); take their mean for the gradient step.
@@ -195,10 +196,10 @@ def denoising_score_matching(
         >>> denoising_score_matching(score, torch.zeros(4, 2), generator=generator).shape
         torch.Size([4])
     """
-    sde, t, factor = _times(score, x0, times, t, generator)
+    sde, t, factor, x0 = _prepare(score, x0, times, t, generator)
     x, noise = _noised(sde, x0, t, noise, generator)
     a, b = weights(score.prediction, _kernel(sde, t))
-    error = score.output(x, _label(t, x), **kwargs).to(x.dtype) - _on(a, x) * x0 - _on(b, x) * noise
+    error = score.output(x, _label(t, x), **(model_kwargs or {})).to(x.dtype) - _on(a, x) * x0 - _on(b, x) * noise
     return _weighted(error.square(), factor, weighting, score.prediction, sde, t, reduction)
 
 
@@ -214,7 +215,7 @@ def score_matching(
     trace: Literal["exact", "sliced"] = "exact",
     n_probes: int = 1,
     reduction: Reduction = "mean",
-    **kwargs: Any,
+    model_kwargs: Mapping[str, Any] | None = None,
 ) -> Tensor:
     r"""Implicit score matching at noised data, one value for each sample.
 
@@ -235,7 +236,7 @@ def score_matching(
             random signs, which leaves the expectation as it is ("with variance reduction" in the source).
         n_probes: number of sign vectors, for `"sliced"`.
         reduction: as there.
-        kwargs: for the network.
+        model_kwargs: as there.
 
     Returns:
         losses (B,).
@@ -258,11 +259,11 @@ def score_matching(
         raise ValueError(f"trace must be 'exact' or 'sliced', got {trace!r}")
     if n_probes < 1:
         raise ValueError(f"n_probes must be at least 1, got {n_probes}")
-    sde, t, factor = _times(score, x0, times, t, generator)
+    sde, t, factor, x0 = _prepare(score, x0, times, t, generator)
     x, _ = _noised(sde, x0, t, noise, generator)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        s = score(x, _label(t, x), **kwargs)
+        s = score(x, _label(t, x), **(model_kwargs or {}))
 
         def product(v: Tensor) -> Tensor:
             (vjp,) = torch.autograd.grad(s, x, v.expand_as(s), create_graph=True)
@@ -277,10 +278,10 @@ def score_matching(
         return _weighted(s.square() + 2 * diagonal, factor, weighting, "score", sde, t, reduction)
 
 
-def _times(
+def _prepare(
     score: Score, x0: Tensor, times: Times | None, t: Tensor | None, generator: torch.Generator | None
-) -> tuple[LinearSDE, Tensor, Tensor]:
-    """The process, the times (B,) in float64 on the CPU and the factors that go with them."""
+) -> tuple[LinearSDE, Tensor, Tensor, Tensor]:
+    """The process, times (B,) and the factors on them in float64 on the CPU, and the data in at least float32."""
     if not isinstance(score, Score):
         raise TypeError(f"the score must say what its network predicts: from_noise(net, sde) etc., got {score!r}")
     sde = score.sde
@@ -289,11 +290,13 @@ def _times(
     if not x0.is_floating_point():
         raise TypeError(f"data must be floating point, scaled as the network expects, got dtype {x0.dtype}")
     if t is None:
-        return sde, *(Uniform() if times is None else times).draw(sde, len(x0), _require(generator))
-    if times is not None:
+        t, factor = (Uniform() if times is None else times).draw(sde, len(x0), _require(generator))
+    elif times is not None:
         raise ValueError("give times= or t=, not both")
-    t = as_time(t).to(device="cpu", dtype=torch.float64).expand(len(x0))
-    return sde, t, torch.ones_like(t)
+    else:
+        t = as_time(t).to(device="cpu", dtype=torch.float64).expand(len(x0))
+        factor = torch.ones_like(t)
+    return sde, t, factor, x0.to(torch.promote_types(x0.dtype, torch.float32))
 
 
 def _noised(
@@ -344,7 +347,7 @@ def _kernel(sde: LinearSDE, t: Tensor) -> KernelValues:
 
 
 def _label(t: Tensor, x: Tensor) -> Tensor:
-    return t.to(dtype=torch.promote_types(x.dtype, torch.float32)).to(x.device)
+    return t.to(dtype=x.dtype).to(x.device)
 
 
 def _on(coefficient: Any, x: Tensor) -> Tensor:
