@@ -94,9 +94,9 @@ def gradient(loss: Callable[..., Tensor], sde: sg.LinearSDE, prediction: str, t:
 @pytest.mark.parametrize("prediction", NETWORKS)
 @pytest.mark.parametrize("weighting", ALL_WEIGHTINGS)
 def test_the_exact_score_is_stationary_for_every_process(weighting: str, prediction: str) -> None:
-    """The gradient's expectation at the exact score is 0 to rounding, at early, middle and late times."""
+    """The gradient's expectation at the exact score is 0 to rounding, at an early and a late time."""
     for name, sde in LINEAR.items():
-        for share in (0.02, 0.4, 0.97):
+        for share in (0.02, 0.6):
             t = sde.eps + share * (sde.T - sde.eps)
             slope = gradient(denoising_score_matching, sde, prediction, t, weighting=ALL_WEIGHTINGS[weighting])
             assert slope.abs().max() < 1e-9, (name, share)

@@ -142,6 +142,7 @@ def test_a_preconditioned_network_of_another_kind() -> None:
     [
         (lambda: UNet(channels=(8, 12), groups=8), r"\(8, 12\)"),
         (lambda: UNet(channels=(8, 16), groups=8, heads=3), "heads=3"),
+        (lambda: UNet(channels=(8, 16), attention=(2,)), r"attention=\(2,\)"),
         (lambda: unet()(noise(1, 1, 6, 8), torch.zeros(1)), r"multiples of 4, got \(1, 1, 6, 8\)"),
         (lambda: unet(classes=None)(noise(1, 1, 8, 8), torch.zeros(1), torch.zeros(1).long()), "without classes"),
         (lambda: EDMPreconditioned(unet(), 0.0), "got 0.0"),

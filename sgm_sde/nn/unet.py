@@ -111,7 +111,7 @@ class UNet(nn.Module):
         heads: attention heads; must divide the width where attention is used.
 
     Raises:
-        ValueError: for widths that groups or heads do not divide.
+        ValueError: for widths that groups or heads do not divide, or attention at a level that there is not.
 
     Source: Ronneberger et al., 2015, arXiv:1505.04597; Ho et al., 2020, arXiv:2006.11239; adaptive group
     normalisation: Dhariwal and Nichol, 2021, arXiv:2105.05233.
@@ -141,6 +141,8 @@ class UNet(nn.Module):
             if width % groups or (level in attention and width % heads):
                 raise ValueError(f"groups={groups} and heads={heads} must divide the channels, got {tuple(channels)}")
         attention_levels = frozenset(attention)
+        if not attention_levels <= set(range(len(channels))):
+            raise ValueError(f"attention={tuple(attention)} must be indices into channels={tuple(channels)}")
         self.patch, self.classes = patch, classes
         self.reduction = patch * 2 ** (len(channels) - 1)
         self.register_buffer("frequencies", 2.0 ** torch.linspace(-1, 4, embed // 2))
@@ -155,7 +157,7 @@ class UNet(nn.Module):
             return _Stage([_ResidualBlock(width, channels_out, embed, groups), attention])
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        width, skips = channels[0], [channels[0]]
+        width, skips = channels[0], list[int]()
         for level in range(len(channels)):
             for _ in range(blocks):
                 self.down.append(stage(level, width))
