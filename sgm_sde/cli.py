@@ -49,8 +49,11 @@ def _solvers(args: argparse.Namespace) -> int:
 
 
 def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", choices=("digits", "fashion"), default="digits", help="shipped network (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("sgm_sde_demo"), help="folder for the results (%(default)s)")
-    parser.add_argument("--n", type=int, default=1000, help="samples for each entry (%(default)s)")
+    parser.add_argument("--n", type=int, help="samples for each entry (1000), or images of clothes (64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -60,8 +63,12 @@ def _demo(args: argparse.Namespace) -> int:
 
     from sgm_sde import demo
 
-    torch.set_num_threads(1)  # the networks are tiny: more threads would spend their time waiting
-    sys.stdout.write(demo.run(args.out, n=args.n, seed=args.seed, progress=not args.quiet) + "\n")
+    if args.model == "fashion":
+        text = demo.run_fashion(args.out, n=64 if args.n is None else args.n, seed=args.seed)
+    else:
+        torch.set_num_threads(1)  # the networks are tiny: more threads would spend their time waiting
+        text = demo.run(args.out, n=1000 if args.n is None else args.n, seed=args.seed, progress=not args.quiet)
+    sys.stdout.write(text + "\n")
     return 0
 
 
@@ -204,7 +211,9 @@ def _bench(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "solvers": Command("list the solvers with their orders and sources", lambda parser: None, _solvers),
-    "demo": Command("sample 8x8 digits with several solvers; table and pictures", _demo_options, _demo),
+    "demo": Command(
+        "sample 8x8 digits with several solvers, or a grid of clothes; table and pictures", _demo_options, _demo
+    ),
     "sample": Command("draw samples into a folder; an interrupted run goes on", _sample_options, _sample),
     "likelihood": Command("bits/dim of a file of images; an interrupted run goes on", _likelihood_options, _likelihood),
     "bench": Command("quality of samples against network calls; an interrupted run goes on", _bench_options, _bench),

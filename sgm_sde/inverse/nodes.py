@@ -284,8 +284,12 @@ class _Remembering(Score):
 
     def __init__(self, score: Score) -> None:
         super().__init__(score.net, score.sde, score.prediction)
-        self._score, self.branches = score, score.branches
+        self._score = score
         self.last: Linearised | None = None
+
+    def rows(self, t: Tensor) -> int:
+        """Samples that the network sees in a call at t (B,)."""
+        return self._score.rows(t)
 
     @outside_inference_mode
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
