@@ -211,9 +211,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "solvers": Command("list the solvers with their orders and sources", lambda parser: None, _solvers),
-    "demo": Command(
-        "sample 8x8 digits with several solvers, or a grid of clothes; table and pictures", _demo_options, _demo
-    ),
+    "demo": Command("sample 8x8 digits with several solvers, or a grid of clothes", _demo_options, _demo),
     "sample": Command("draw samples into a folder; an interrupted run goes on", _sample_options, _sample),
     "likelihood": Command("bits/dim of a file of images; an interrupted run goes on", _likelihood_options, _likelihood),
     "bench": Command("quality of samples against network calls; an interrupted run goes on", _bench_options, _bench),
