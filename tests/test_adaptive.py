@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import scipy.integrate
 import torch
 from torch import Tensor
 
@@ -756,3 +757,15 @@ def test_a_network_wrapped_for_training_is_met_with_a_warning() -> None:
         del wrapped
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("pair", "name"), [(sg.BOSH3, "RK23"), (sg.DOPRI5, "RK45"), (sg.DOP853, "DOP853")])
+def test_tableaus_are_those_of_scipy(pair: sg.EmbeddedTableau, name: str) -> None:
+    """Every coefficient, to rounding."""
+    theirs, n = getattr(scipy.integrate, name), len(pair.b)
+    estimates = [theirs.E5, theirs.E3] if name == "DOP853" else [theirs.E]
+    for i, row in enumerate((*pair.a, pair.b)[: len(theirs.A)]):
+        np.testing.assert_allclose(row, theirs.A[i, :i], rtol=1e-15)
+    np.testing.assert_allclose(pair.b, [*theirs.B, 0][:n], rtol=1e-15)
+    for ours, estimate in zip(pair.e, estimates, strict=True):
+        np.testing.assert_allclose(ours, estimate[:n], rtol=1e-14, atol=1e-17)

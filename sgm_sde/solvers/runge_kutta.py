@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import scipy.integrate
 import torch
 from torch import Tensor
 
 from sgm_sde.engine.program import Form, Step
+from sgm_sde.solvers import dop853
 from sgm_sde.solvers.base import Solver
 
 
@@ -158,16 +157,6 @@ class EmbeddedTableau(Tableau):
         if len(self.e) not in (1, 2):
             raise ValueError(f"give one error estimate, or two, got {len(self.e)}")
 
-    @staticmethod
-    def from_scipy(solver: Any, name: str, source: str, estimates: Sequence[np.ndarray]) -> EmbeddedTableau:
-        """The tableau of one of SciPy's explicit solvers, `scipy.integrate.RK45` say."""
-        a, b, e = solver.A, solver.B, np.array(estimates)
-        if np.any(e[:, -1]):  # the estimate takes the slope at the end
-            a, b = np.vstack([np.pad(a, ((0, 0), (0, len(b) - a.shape[1]))), b]), np.append(b, 0.0)
-        else:
-            e = e[:, :-1]
-        return EmbeddedTableau([row[:i] for i, row in enumerate(a)], b, e, name, source)
-
     @property
     def fsal(self) -> bool:
         """Whether the last slope is that of the next step's start ("first same as last")."""
@@ -217,13 +206,32 @@ RALSTON = Tableau([[], [2 / 3]], [1 / 4, 3 / 4], "ralston", "Ralston, 1962")
 RK3 = Tableau([[], [1 / 2], [-1, 2]], [1 / 6, 2 / 3, 1 / 6], "rk3", "Kutta, 1901")
 RK4 = Tableau([[], [1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6], "rk4", "Kutta, 1901")
 
-BOSH3 = EmbeddedTableau.from_scipy(scipy.integrate.RK23, "bosh3", "Bogacki & Shampine, 1989", [scipy.integrate.RK23.E])
-DOPRI5 = EmbeddedTableau.from_scipy(scipy.integrate.RK45, "dopri5", "Dormand & Prince, 1980", [scipy.integrate.RK45.E])
-DOP853 = EmbeddedTableau.from_scipy(
-    scipy.integrate.DOP853,
-    "dop853",
-    "Hairer, Norsett & Wanner, 1993",
-    [scipy.integrate.DOP853.E5, scipy.integrate.DOP853.E3],
+_BOSH3_B = [2 / 9, 1 / 3, 4 / 9]
+BOSH3 = EmbeddedTableau(
+    a=[[], [1 / 2], [0, 3 / 4], _BOSH3_B],
+    b=[*_BOSH3_B, 0],
+    e=[[5 / 72, -1 / 12, -1 / 9, 1 / 8]],
+    name="bosh3",
+    source="Bogacki & Shampine, 1989",
+)
+_DOPRI5_B = [35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84]
+DOPRI5 = EmbeddedTableau(
+    a=[
+        [],
+        [1 / 5],
+        [3 / 40, 9 / 40],
+        [44 / 45, -56 / 15, 32 / 9],
+        [19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729],
+        [9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656],
+        _DOPRI5_B,
+    ],
+    b=[*_DOPRI5_B, 0],
+    e=[[-71 / 57600, 0, 71 / 16695, -71 / 1920, 17253 / 339200, -22 / 525, 1 / 40]],
+    name="dopri5",
+    source="Dormand & Prince, 1980",
+)
+DOP853 = EmbeddedTableau(
+    dop853.A, dop853.B, [dop853.E5, dop853.E3], name="dop853", source="Hairer, Norsett & Wanner, 1993"
 )
 _TSIT5_B = [
     0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774
