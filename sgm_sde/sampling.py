@@ -247,8 +247,7 @@ def sample(
     model = BoundModel(score, sde, (grid.times[-1], grid.times[0]), model_kwargs)
     if isinstance(solver, AdaptiveSolver):
         with torch.set_grad_enabled(enable_grad):
-            ends = grid.times[0], grid.times[-1]
-            return _run_adaptive(solver, model, x, ends, seeds, dtype, final, nfe, steps, progress)
+            return _run_adaptive(solver, model, x, grid.times, seeds, dtype, final, nfe, steps, progress)
     assert program is not None
     source = NoiseStream(seeds, "solver") if noise == "independent" else _path(solver, program, sde, seeds)
     hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
