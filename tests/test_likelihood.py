@@ -655,6 +655,7 @@ X = torch.zeros(2, 2, dtype=F64)
         ({"method": "adaptive", "score_fn": lambda x, t: x * math.nan}, ValueError, "sample 0 stopped at t="),
         ({"method": "dopri5-adjoint", "score_fn": lambda x, t: x * math.nan}, ValueError, "gave up"),
         ({"data_std": 0.0}, ValueError, "0.0"),
+        ({"data_std": -1.0, "method": "adaptive"}, ValueError, "-1.0"),
         ({"score_fn": lambda x, t: x * math.nan}, ValueError, "not finite"),
         ({"seed": [1, 2, 3]}, ValueError, "3 seeds for 2"),
         ({"sde": sg.VPSDE}, TypeError, "class VPSDE: call it"),

@@ -140,23 +140,20 @@ def log_prob(
         raise ValueError(f"parameters are for method='dopri5-adjoint', got them with {method!r}")
 
     seeds = resolve_seeds(seed, generator, len(x))
-    spent = 0, 0
-    if probe_basis == PILOT:
-        probe_basis = pilot_probe_basis(
-            score, sde, x, probe=probe, eps=eps, data_std=data_std, seed=SEED_OF_PILOTS, model_kwargs=model_kwargs
-        )
-        spent = probe_basis.nfe, probe_basis.vjps
-    basis, chosen = (
-        (probe_basis.basis, ", the basis chosen by a pilot")
-        if isinstance(probe_basis, ProbePilot)
-        else (probe_basis, "")
-    )
-    fixed = method != "exponential"
+    spent, chosen = (0, 0), ""
     estimate: Estimate
     if trace == "exact":
         estimate = Exact(chunk)
     else:
-        estimate = Hutchinson(NoiseStream(seeds, "probe"), tuple(x.shape), n_probes, probe, basis, fixed)
+        if probe_basis == PILOT:
+            probe_basis = pilot_probe_basis(
+                score, sde, x, probe=probe, eps=eps, data_std=data_std, seed=SEED_OF_PILOTS, model_kwargs=model_kwargs
+            )
+            spent = probe_basis.nfe, probe_basis.vjps
+        if isinstance(probe_basis, ProbePilot):
+            probe_basis, chosen = probe_basis.basis, ", the basis chosen by a pilot"
+        stream, fixed = NoiseStream(seeds, "probe"), method != "exponential"
+        estimate = Hutchinson(stream, tuple(x.shape), n_probes, probe, probe_basis, fixed)
     model = TraceModel(score, sde, (eps, sde.T), model_kwargs, estimate)
     with torch.set_grad_enabled(enable_grad):
         added = state.new_zeros(len(x))

@@ -94,9 +94,14 @@ class NormalisedFlow:
         x: states (B, *), whose dtype and device the flow has.
         eps: where the flow ends, with the data.
         s: standard deviation of the data.
+
+    Raises:
+        ValueError: unless s is positive.
     """
 
     def __init__(self, model: BoundModel, sde: LinearSDE, x: Tensor, eps: float, s: float) -> None:
+        if not s > 0:
+            raise ValueError(f"data_std must be positive, got {s}")
         self.model, self.sde, self.eps, self.s = model, sde, eps, s
         self.n, self.d = len(x), x[0].numel()
         self.data, self.noise = sde.nodes([eps, sde.T])
