@@ -455,13 +455,13 @@ def test_parts_of_the_run() -> None:
 def test_a_limit_on_steps(name: str) -> None:
     """Samples that run out of steps keep their last state, which is that of a run of fewer steps, and say so."""
     sde = sg.VPSDE()
-    solver = replace(resolve_any(name), rtol=1e-4, atol=1e-4, max_steps=5)
+    solver = replace(resolve_any(name), rtol=1e-6, atol=1e-6, max_steps=3)
     with pytest.warns(sg.UnfinishedWarning, match=r"3 of 3 samples stopped before t=0.001 \(sample 0 at t=0\.\d+"):
         res = sg.sample(elementwise_score(sde), sde, (3, 2), solver=solver, seed=0, dtype=F64)
     assert not res.status.ok
     assert res.status.samples == (0, 1, 2)
     assert res.control.outcome == ("out of steps",) * 3
-    assert (res.control.accepted + res.control.rejected).tolist() == [5] * 3
+    assert (res.control.accepted + res.control.rejected).tolist() == [3] * 3
     assert bool(res.x.isfinite().all())
     assert bool(((res.control.times > sde.eps) & (res.control.times < 1)).all())
     if name != "ggf":  # the partial state is one of the flow's, whose marginal is known
@@ -474,7 +474,7 @@ def test_a_limit_on_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
-@pytest.mark.parametrize("nfe", [14, 33])
+@pytest.mark.parametrize("nfe", [15, 33])
 def test_a_budget_is_never_exceeded(name: str, nfe: int) -> None:
     """nfe= counts the final call too; where it does not suffice the status says so."""
     sde = sg.VPSDE()
