@@ -620,20 +620,21 @@ def test_the_update_is_the_papers() -> None:
     """One accepted step from a known path, against the formulas."""
     sde = sg.VPSDE()
     score = elementwise_score(sde)
+    h = (sde.T - sde.eps) / 128  # a step of one binary digit, which rounding leaves
     x = sde.prior_sample((1, 4), seed=0, dtype=F64)
     with pytest.warns(sg.UnfinishedWarning):
         res = sg.sample(
-            score, sde, x_T=x, solver=sg.GGF(rtol=0.0, atol=1e3, max_steps=1), seed=5, final="none"
+            score, sde, x_T=x, solver=sg.GGF(rtol=0.0, atol=1e3, max_steps=1, first_step=h), seed=5, final="none"
         )  # fmt: skip
     from sgm_sde.engine.brownian import BrownianPath
 
-    dW = torch.from_numpy(BrownianPath((5, 0), (4,), sde.T, sde.eps).increment(1.0 - 0.01))
-    rev, h = sde.reverse(score, eta=1.0), 0.01
-    t, t_next = torch.ones(1, dtype=F64), torch.ones(1, dtype=F64) - 0.01
+    dW = torch.from_numpy(BrownianPath((5, 0), (4,), sde.T, sde.eps).increment(1.0 - h))
+    rev = sde.reverse(score, eta=1.0)
+    t, t_next = torch.ones(1, dtype=F64), torch.ones(1, dtype=F64) - h
     euler = x - h * rev.f(x, t) + float(rev.g(t)) * dW
     other = x - h * rev.f(euler, t_next) + float(rev.g(t_next)) * dW
     torch.testing.assert_close(res.x, (euler + other) / 2, rtol=1e-12, atol=1e-12)
-    assert float(res.control.times[0]) == 0.99
+    assert float(res.control.times[0]) == 1.0 - h
 
 
 def test_two_calls_a_step_and_one_where_it_is_tried_again() -> None:
