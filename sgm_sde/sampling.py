@@ -15,7 +15,7 @@ from torch import Tensor
 from sgm_sde import grids
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
-from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL, Integration
+from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL
 from sgm_sde.engine.brownian import PathNoise
 from sgm_sde.engine.executor import Run, checksum, execute
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
@@ -427,17 +427,17 @@ def _run_adaptive(
     if denoise and len(arrived):
         with model.only(arrived, len(x)):
             x = x.index_copy(0, arrived, model.predict("data", x[arrived], ends[1]))
-    status = _adaptive_status(end, torch.isfinite(checksum(x)).cpu(), ends[1])
+    finite = torch.isfinite(checksum(x)).tolist()
+    outcome = tuple(o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(end.outcome, finite, strict=True))
+    status = _adaptive_status(outcome, end.t, ends[1])
     if not status.ok:
-        kind = UnfinishedWarning if set(end.outcome) <= {COMPLETED, OUT_OF_STEPS, STEP_TOO_SMALL} else NonFiniteWarning
-        warnings.warn(status.message, kind, stacklevel=3)
-    control = StepControl(end.outcome, end.t, end.accepted, end.rejected, end.evaluations)
+        warnings.warn(status.message, NonFiniteWarning if NOT_FINITE in outcome else UnfinishedWarning, stacklevel=3)
+    control = StepControl(outcome, end.t, end.accepted, end.rejected, end.evaluations)
     return SampleResult(x.to(dtype), model.nfe, ends, status, seeds=seeds, rows=model.rows, control=control)
 
 
-def _adaptive_status(end: Integration, finite: Tensor, t_end: float) -> Status:
+def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float) -> Status:
     """Which samples did not arrive, where they are, and why."""
-    outcome = [o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(end.outcome, finite.tolist(), strict=True)]
     samples = tuple(i for i, o in enumerate(outcome) if o != COMPLETED)
     if not samples:
         return Status()
@@ -446,10 +446,10 @@ def _adaptive_status(end: Integration, finite: Tensor, t_end: float) -> Status:
         NOT_FINITE: "the score or the state is not finite beyond",
         STEP_TOO_SMALL: "the step is too small to go on",
     }
-    shown = "; ".join(f"sample {i} at t={float(end.t[i]):.6g}: {why[outcome[i]]}" for i in samples[:4])
+    shown = "; ".join(f"sample {i} at t={float(t[i]):.6g}: {why[outcome[i]]}" for i in samples[:4])
     more = "; ..." if len(samples) > 4 else ""
     message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({shown}{more})"
-    return Status(False, message, float(end.t[samples[0]]), samples)
+    return Status(False, message, float(t[samples[0]]), samples)
 
 
 def _make_grid(

@@ -268,7 +268,7 @@ def march(
         for reason, holds in (
             (OUT_OF_STEPS, (accepted + rejected)[rows.who] >= max_steps),
             (STEP_TOO_SMALL, np.abs(rows.h) < smallest),
-            (NOT_FINITE, rows.bad >= ATTEMPTS_AT_NAN),
+            (NOT_FINITE, (rows.bad >= ATTEMPTS_AT_NAN) | ((rows.bad > 0) & (np.abs(rows.h) < smallest))),
             (COMPLETED, ok & arrives),
         ):
             ended[holds] = OUTCOMES.index(reason)
