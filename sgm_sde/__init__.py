@@ -12,13 +12,14 @@ Example:
     True
 """
 
-from sgm_sde import adapters, grids
+from sgm_sde import adapters, grids, inverse
 from sgm_sde._version import __version__
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.grids import Grid
-from sgm_sde.likelihood import LogProbResult, bits_per_dim, decode, encode, log_prob, slerp
+from sgm_sde.likelihood import LogProbResult, bits_per_dim, ddpm_bound, decode, elbo, encode, log_prob, slerp
+from sgm_sde.models import Model, load_model
 from sgm_sde.pilot import PilotResult, pilot
 from sgm_sde.processes import (
     EDMSDE,
@@ -33,7 +34,7 @@ from sgm_sde.processes import (
     SubVPSDE,
     presets,
 )
-from sgm_sde.sampling import NonFiniteWarning, SampleResult, Status, StepInfo, sample
+from sgm_sde.sampling import NonFiniteWarning, SampleResult, Status, StepControl, StepInfo, UnfinishedWarning, sample
 from sgm_sde.scores import (
     Score,
     from_denoiser,
@@ -46,10 +47,14 @@ from sgm_sde.scores import (
     time_labels,
 )
 from sgm_sde.solvers import (
+    BOSH3,
     DDIM,
     DEIS,
+    DOP853,
+    DOPRI5,
     ERSDE,
     EULER,
+    GGF,
     HEUN2,
     IPNDM,
     LMS,
@@ -60,14 +65,20 @@ from sgm_sde.solvers import (
     RK3,
     RK4,
     SEEDS,
+    TSIT5,
+    Adaptive,
+    AdaptiveSolver,
     Ancestral,
     AncestralNoise,
     AnnealedLangevin,
+    BatchCoupledWarning,
     Corrector,
     DPMSolver,
     DPMSolverPP,
+    EmbeddedTableau,
     EulerMaruyama,
     ExponentialAdams,
+    ExponentialPair,
     ExponentialRungeKutta,
     Heun,
     Langevin,
@@ -78,19 +89,26 @@ from sgm_sde.solvers import (
     Rosenbrock,
     RungeKutta,
     SASolver,
+    SciPy,
     Solver,
     Tableau,
+    TorchDiffEq,
+    TorchSDE,
     UniC,
     UniPC,
     solvers,
 )
 
 __all__ = [
+    "BOSH3",
     "DDIM",
     "DEIS",
+    "DOP853",
+    "DOPRI5",
     "EDMSDE",
     "ERSDE",
     "EULER",
+    "GGF",
     "HEUN2",
     "IPNDM",
     "LMS",
@@ -102,25 +120,32 @@ __all__ = [
     "RK4",
     "SDE",
     "SEEDS",
+    "TSIT5",
     "VESDE",
     "VPSDE",
+    "Adaptive",
+    "AdaptiveSolver",
     "Ancestral",
     "AncestralNoise",
     "AnnealedLangevin",
+    "BatchCoupledWarning",
     "Corrector",
     "CosineVPSDE",
     "DPMSolver",
     "DPMSolverPP",
     "DiscreteVESDE",
     "DiscreteVPSDE",
+    "EmbeddedTableau",
     "EulerMaruyama",
     "ExponentialAdams",
+    "ExponentialPair",
     "ExponentialRungeKutta",
     "Grid",
     "Heun",
     "Langevin",
     "LinearSDE",
     "LogProbResult",
+    "Model",
     "NonFiniteWarning",
     "PilotResult",
     "PredictorCorrector",
@@ -134,21 +159,28 @@ __all__ = [
     "RungeKutta",
     "SASolver",
     "SampleResult",
+    "SciPy",
     "Score",
     "Setting",
     "Solver",
     "Stage",
     "Status",
+    "StepControl",
     "StepInfo",
     "SubVPSDE",
     "Tableau",
+    "TorchDiffEq",
+    "TorchSDE",
+    "UnfinishedWarning",
     "UniC",
     "UniPC",
     "__version__",
     "adapters",
     "bits_per_dim",
+    "ddpm_bound",
     "decode",
     "default_setting",
+    "elbo",
     "encode",
     "from_denoiser",
     "from_flow",
@@ -157,6 +189,8 @@ __all__ = [
     "from_velocity",
     "grids",
     "guidance",
+    "inverse",
+    "load_model",
     "log_prob",
     "oracles",
     "pilot",
