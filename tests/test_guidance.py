@@ -252,6 +252,19 @@ def test_a_sample_is_its_own() -> None:
     close(last, all_of_them[3:], 1e-12)
 
 
+def test_adaptive_solvers() -> None:
+    """Samples at times of their own, some in the interval and some not: each as if alone."""
+    sde = sg.VPSDE()
+    score = class_score(sde, "noise")
+    y = torch.tensor([0, 1, 1, 0])
+    options: dict[str, Any] = {"solver": "dopri5", "dtype": F64}
+    guided = ClassifierFree(score, 2.0, {"y": NULL}, interval=(0.1, 5.0))
+    res = sg.sample(guided, sde, (4, 2), seed=range(4), model_kwargs={"y": y}, **options)
+    alone = sg.sample(guided, sde, (1, 2), seed=[2], model_kwargs={"y": y[2:3]}, **options)
+    close(alone.x[0], res.x[2], 1e-12)
+    assert 4 < res.rows < 8 * res.nfe
+
+
 class Linear(torch.nn.Module):
     """A classifier of noisy data with parameters."""
 
