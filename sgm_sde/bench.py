@@ -191,7 +191,7 @@ def bench(
     sha256: str | None = None,
     reference: str | Path | None = None,
     baseline: str | Path | None = None,
-    metrics: Sequence[str] = tuple(METRICS),
+    metrics: Sequence[str] | None = None,
     beside: Sequence[Path | str] = (),
     batch: int = 500,
     device: str | None = None,
@@ -217,7 +217,7 @@ def bench(
         sha256: what that file must have, if it is not the FID's.
         reference: the real data, as `load_reference` takes them; those of a shipped model if not given.
         baseline: other real data to measure in the same way; those of a shipped model if not given.
-        metrics: of `METRICS`, or "fid", "kid", "sw" for short.
+        metrics: of `METRICS`, or "fid", "kid", "sw" for short; all that the reference allows if not given.
         beside: files of other results to show beside this one.
         batch: samples at a time.
         device: "cpu" or "cuda"; CUDA where there is one if not given.
@@ -412,7 +412,9 @@ def _entries(solvers: Sequence[str] | Mapping[str, Entry | str], grids: Sequence
     return entries
 
 
-def _metrics(names: Sequence[str], real: Reference) -> tuple[str, ...]:
+def _metrics(names: Sequence[str] | None, real: Reference) -> tuple[str, ...]:
+    if names is None:
+        return tuple(name for name, metric in METRICS.items() if metric.statistics or real.features is not None)
     chosen = tuple(dict.fromkeys(ALIASES.get(name, name) for name in names))
     for name in chosen:
         if name not in METRICS:

@@ -23,6 +23,7 @@ from sgm_sde.bench import PROTOCOL, ROW, BenchResult, bench, load_result
 from sgm_sde.cli import main
 from sgm_sde.metrics import features as extractors
 from sgm_sde.metrics import frechet_distance
+from sgm_sde.metrics import reference as references
 from sgm_sde.metrics.features import Extractor, load_extractor, to_uint8
 from sgm_sde.metrics.reference import load_reference, measure
 from sgm_sde.models import Model
@@ -263,13 +264,22 @@ def test_statistics_are_enough_for_a_frechet_distance_alone(digits: tuple[BenchR
     load_reference("digits-held-out", extractor, (1, 8, 8)).save(tmp_path / "statistics.safetensors")
     reference = tmp_path / "statistics.safetensors"
     options = DIGITS | {"solvers": ["ddim"], "nfe": [5], "seeds": [0], "reference": reference}
-    result = bench("digits", tmp_path / "out", **options, metrics=["fid"])
+    result = bench("digits", tmp_path / "out", **options)
+    assert list(result.labels) == ["frechet"]
     assert result.values("ddim", 5, "frechet") == digits[0].values("ddim", 5, "frechet")[:1]
     assert result.baseline == {}
-    with pytest.raises(
-        ValueError, match=r"statistics.safetensors holds statistics only, which is not enough for the metric"
-    ):
-        bench("digits", tmp_path / "out2", **options)
+    with pytest.raises(ValueError, match=r"statistics.safetensors holds statistics only, which is not enough for the"):
+        bench("digits", tmp_path / "out2", **options, metrics=["kid"])
+
+
+def test_shipped_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics by name are those of one extractor."""
+    cov = torch.eye(32, dtype=torch.float64)
+    monkeypatch.setitem(references.STATISTICS, "mine", ("digits-classifier-32", lambda: (cov[0], cov, 7)))
+    found = load_reference("mine", load_extractor("digits-classifier-32", (1, 8, 8)), (1, 8, 8))
+    assert (found.name, found.n, found.features) == ("mine", 7, None)
+    with pytest.raises(ValueError, match="mine holds statistics of digits-classifier-32, the features are pixels"):
+        load_reference("mine", load_extractor("pixels", (1, 8, 8)), (1, 8, 8))
 
 
 def test_wrong_references_are_named(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde.models import find_function, fingerprint, source_hash
+from sgm_sde.nn.digits import load_digits_classifier
 
 FID_WEIGHTS = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 EFFICIENTNET_WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -170,18 +171,17 @@ def _pixels(shape: tuple[int, ...], *_: object) -> Extractor:
     return Extractor("pixels", "", math.prod(shape), lambda images: images.flatten(1) / 255)
 
 
-def _digits(shape: tuple[int, ...], device: torch.device | str, *_: object) -> Extractor:
-    from sgm_sde.nn.digits import load_digits_classifier
+def _shipped(name: str, images: tuple[int, ...], dim: int, load: Callable[[], Any]) -> Callable[..., Extractor]:
+    """The builder of an extractor by a shipped classifier, `net.features` of images in [-1, 1]."""
 
-    if shape != (1, 8, 8):
-        raise ValueError(f"digits-classifier-32 takes images of shape (1, 8, 8), got {shape}")
-    net = load_digits_classifier().to(device)
-    return Extractor(
-        "digits-classifier-32",
-        fingerprint(net.state_dict()),
-        32,
-        lambda images: net.features(images.to(device) / 127.5 - 1),
-    )
+    def build(shape: tuple[int, ...], device: torch.device | str, *_: object) -> Extractor:
+        if shape != images:
+            raise ValueError(f"{name} takes images of shape {images}, got {shape}")
+        net = load().to(device)
+        digest = fingerprint(net.state_dict())
+        return Extractor(name, digest, dim, lambda x: net.features(x.to(device) / 127.5 - 1))
+
+    return build
 
 
 def _efficientnet(shape: tuple[int, ...], device: torch.device | str, *_: object) -> Extractor:
@@ -261,7 +261,7 @@ def _checked(path: Path, sha256: str) -> str:
 
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
-    "digits-classifier-32": _digits,
+    "digits-classifier-32": _shipped("digits-classifier-32", (1, 8, 8), 32, load_digits_classifier),
     "efficientnet-lite0": _efficientnet,
     "inception": _inception,
     "pixels": _pixels,

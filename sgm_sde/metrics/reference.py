@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from sgm_sde.distributed import read_data
 from sgm_sde.metrics.features import Extractor, to_uint8
 from sgm_sde.metrics.frechet import moments
 from sgm_sde.models import fingerprint
+from sgm_sde.nn.digits import digits_data
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,16 @@ def load_reference(
             raise ValueError(f"{name} holds images of shape {tuple(samples.shape[1:])}, the samples have {shape}")
         data = to_uint8(samples, data_range or (-1.0, 1.0)) if extractor.images else samples
         return measure(str(name), data, extractor)
+    if str(name) in STATISTICS:
+        owner, load = STATISTICS[str(name)]
+        mean, cov, n = load()
+        if owner != extractor.name:
+            raise ValueError(f"{name} holds statistics of {owner}, the features are {extractor.name}")
+        identity = (extractor.name, extractor.hash)
+        return Reference(str(name), fingerprint({"mean": mean, "cov": cov}), n, identity, mean, cov)
     if path.suffix not in (".npy", ".npz", ".safetensors"):
-        near = difflib.get_close_matches(str(name), SHIPPED, n=3, cutoff=0.4) or list(SHIPPED)
+        known = [*SHIPPED, *STATISTICS]
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or known
         raise ValueError(
             f"unknown reference {str(name)!r}; did you mean {', '.join(map(repr, near))}? Data of your own are a file "
             f".npy or .npz, statistics a file .safetensors"
@@ -168,13 +176,9 @@ def _data(path: Path, extractor: Extractor, shape: tuple[int, ...]) -> Tensor:
     raise ValueError(f"{path} holds samples of shape {tuple(data.shape[1:])}, the model's have {shape}")
 
 
-def _digits(split: Any) -> Tensor:
-    from sgm_sde.nn.digits import digits_data
-
-    return digits_data(split)[0]
-
-
+# Data by name, in [-1, 1], and statistics by name, with the name of their extractor.
 SHIPPED: dict[str, Callable[[], Tensor]] = {
-    "digits-held-out": partial(_digits, "held_out"),
-    "digits-train": partial(_digits, "train"),
+    "digits-held-out": lambda: digits_data("held_out")[0],
+    "digits-train": lambda: digits_data("train")[0],
 }
+STATISTICS: dict[str, tuple[str, Callable[[], tuple[Tensor, Tensor, int]]]] = {}
