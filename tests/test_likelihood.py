@@ -690,3 +690,22 @@ def test_bad_input_to_bits_per_dim(options: dict[str, Any], error: type[Exceptio
     given_options = {"images": torch.tensor([[1, 2]]), "n_levels": 256, "data_range": (-1.0, 1.0), **options}
     with pytest.raises(error, match=shown):
         sg.bits_per_dim(SCORE, VP, **given_options)
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({"method": "adaptive", "steps": 48}, "steps=48 needs method='exponential'"),
+        ({"rtol": 1e-3}, "rtol=0.001 needs a method with tolerances"),
+        ({"atol": 1e-3}, "atol=0.001 needs"),
+        ({"trace": "exact", "n_probes": 2}, "n_probes=2 needs trace='hutchinson'"),
+        ({"trace": "exact", "probe": "gaussian"}, "probe='gaussian' needs"),
+        ({"trace": "exact", "probe_basis": "dct"}, "probe_basis='dct' needs"),
+        ({"chunk": 4}, "chunk=4 needs trace='exact'"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options: dict[str, Any], shown: str) -> None:
+    """Each option of one method or trace beside another."""
+    sde = sg.VPSDE()
+    with pytest.raises(ValueError, match=shown):
+        sg.log_prob(MIXTURE.score(sde), sde, torch.zeros(2, *MIXTURE.event_shape), **options)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import Status
 from sgm_sde.scores.score import Score, as_density
 
+T = TypeVar("T")
+
 METHODS = ("exponential", "adaptive", "dopri5-adjoint", "rk45-scipy")
 PILOT = "pilot"
 
@@ -43,15 +45,15 @@ def log_prob(
     x: Tensor,
     *,
     eps: float | None = None,
-    steps: int = 48,
+    steps: int | None = None,
     method: str = "exponential",
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    rtol: float | None = None,
+    atol: float | None = None,
     trace: str = "hutchinson",
-    n_probes: int = 1,
-    probe: str = "rademacher",
-    probe_basis: str | ProbePilot = "pixel",
-    chunk: int = 1,
+    n_probes: int | None = None,
+    probe: str | None = None,
+    probe_basis: str | ProbePilot | None = None,
+    chunk: int | None = None,
     data_std: float = 0.5,
     prior: Callable[[Tensor], Tensor] | None = None,
     decoder: str | None = None,
@@ -80,22 +82,22 @@ def log_prob(
         sde: a linear process.
         x: points (B, *), floating.
         eps: time at which the density is taken; `sde.likelihood_eps` if not given.
-        steps: of the fixed grid, each one network call; one more in all.
+        steps: of the fixed grid, each one network call; one more in all. 48 by default.
         method: `"exponential"`, the fixed grid; `"adaptive"`, Dormand and Prince's pair with steps of each sample's
             own; `"dopri5-adjoint"`, torchdiffeq's on the whole batch at once, with gradients by the adjoint equation,
             whose memory does not grow with the steps; or `"rk45-scipy"`, Song et al.'s protocol: SciPy's RK45 on the
             whole batch at once. All but the first have tolerances, `rtol` and `atol`, and probes that stay fixed.
-        rtol: relative tolerance of the methods that have one.
-        atol: absolute tolerance of the methods that have one.
+        rtol: relative tolerance of the methods that have one, 1e-5 by default.
+        atol: absolute tolerance of the methods that have one, 1e-5 by default.
         trace: `"hutchinson"`, estimated with random probes, or `"exact"`, as many vector-Jacobian products as
             dimensions at each evaluation.
-        n_probes: probes a node and sample.
-        probe: `"rademacher"`, of less variance, or `"gaussian"`.
-        probe_basis: where the probes' entries are independent: `"pixel"`; for images (B, C, H, W) also `"colour"`, a
-            rotation of the channels, or `"dct"`, the cosine transform; or `"pilot"`, what `pilot_probe_basis` finds on
-            x; or what it has found before. Estimates stay unbiased in any.
-        chunk: rows of the Jacobian at once for the exact trace; more takes more memory and a network that `vmap` can
-            take.
+        n_probes: probes a node and sample, 1 by default.
+        probe: `"rademacher"`, of less variance and the default, or `"gaussian"`.
+        probe_basis: where the probes' entries are independent: `"pixel"`, the default; for images (B, C, H, W) also
+            `"colour"`, a rotation of the channels, or `"dct"`, the cosine transform; or `"pilot"`, what
+            `pilot_probe_basis` finds on x; or what it has found before. Estimates stay unbiased in any.
+        chunk: rows of the Jacobian at once for the exact trace, 1 by default; more takes more memory and a network that
+            `vmap` can take.
         data_std: standard deviation of the data, about which the grid is dense; a matter of accuracy only.
         prior: log-density (B,) of states (B, *) at T; that of N(0, sigma(T)^2) if not given.
         decoder: `"gaussian"` for a bound on the density of x as data.
@@ -106,7 +108,7 @@ def log_prob(
         parameters: what `"dopri5-adjoint"` differentiates with respect to besides x; those of the network if not given.
 
     Raises:
-        ValueError: for options out of range, and x or scores that are not finite.
+        ValueError: for options out of range or of another method or trace, and x or scores that are not finite.
         TypeError: for x that is not floating, or a process without alpha and sigma.
 
     Source: Song et al., 2021, arXiv:2011.13456; Grathwohl et al., 2019, arXiv:1810.01367 (trace estimates); Chen et
@@ -127,9 +129,18 @@ def log_prob(
     eps = check_process(sde, eps)
     state = check_points(x)
     require_one_of("trace", trace, TRACES)
-    require_one_of("probe", probe, PROBES)
-    require_one_of("probe_basis", getattr(probe_basis, "basis", probe_basis), (*BASES, PILOT))
     require_one_of("method", method, METHODS)
+    on_grid = method == "exponential"
+    steps = _option("steps", steps, 48, on_grid, "method='exponential'")
+    rtol = _option("rtol", rtol, 1e-5, not on_grid, "a method with tolerances")
+    atol = _option("atol", atol, 1e-5, not on_grid, "a method with tolerances")
+    n_probes = _option("n_probes", n_probes, 1, trace != "exact", "trace='hutchinson'")
+    probe = _option("probe", probe, "rademacher", trace != "exact", "trace='hutchinson'")
+    pixel: str | ProbePilot = "pixel"
+    basis = _option("probe_basis", probe_basis, pixel, trace != "exact", "trace='hutchinson'")
+    chunk = _option("chunk", chunk, 1, trace == "exact", "trace='exact'")
+    require_one_of("probe", probe, PROBES)
+    require_one_of("probe_basis", getattr(basis, "basis", basis), (*BASES, PILOT))
     require_one_of("decoder", decoder, (None, "gaussian"))
     for option, count, least in (("n_probes", n_probes, 1), ("chunk", chunk, 1), ("steps", steps, 6)):
         require_count(option, count, least)
@@ -145,15 +156,15 @@ def log_prob(
     if trace == "exact":
         estimate = Exact(chunk)
     else:
-        if probe_basis == PILOT:
-            probe_basis = pilot_probe_basis(
+        if basis == PILOT:
+            basis = pilot_probe_basis(
                 score, sde, x, probe=probe, eps=eps, data_std=data_std, seed=SEED_OF_PILOTS, model_kwargs=model_kwargs
             )
-            spent = probe_basis.nfe, probe_basis.vjps
-        if isinstance(probe_basis, ProbePilot):
-            probe_basis, chosen = probe_basis.basis, ", the basis chosen by a pilot"
+            spent = basis.nfe, basis.vjps
+        if isinstance(basis, ProbePilot):
+            basis, chosen = basis.basis, ", the basis chosen by a pilot"
         stream, fixed = NoiseStream(seeds, "probe"), method != "exponential"
-        estimate = Hutchinson(stream, tuple(x.shape), n_probes, probe, probe_basis, fixed)
+        estimate = Hutchinson(stream, tuple(x.shape), n_probes, probe, basis, fixed)
     model = TraceModel(score, sde, (eps, sde.T), model_kwargs, estimate)
     with torch.set_grad_enabled(enable_grad):
         added = state.new_zeros(len(x))
@@ -176,6 +187,15 @@ def log_prob(
         f"N(0, {sde.prior_std:.4g}^2)" if prior is None else "given",
     )
     return LogProbResult(value, stderr, latent, at_T, volume, added, nfe, vjps, Status(), protocol)
+
+
+def _option(name: str, value: T | None, default: T, applies: bool, needs: str) -> T:
+    """The value of an option, or its default; an error where it is given and would do nothing."""
+    if value is None:
+        return default
+    if not applies:
+        raise ValueError(f"{name}={value!r} needs {needs}: it would do nothing here")
+    return value
 
 
 def _solve(
