@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: bench-likelihood bench-quality demo test test-slow lint bench bench-accuracy bench-overhead mutation clean
+.PHONY: bench-independence bench-likelihood bench-quality demo test test-slow lint bench bench-accuracy bench-overhead mutation clean
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -33,6 +33,9 @@ bench-quality: $(STAMP)
 
 bench-likelihood: $(STAMP)
 	$(PY) benchmarks/likelihood.py --out out/bench
+
+bench-independence: $(STAMP)
+	$(PY) benchmarks/independence.py --out out/bench
 
 mutation: $(STAMP)
 	$(PY) tests/mutation/run.py

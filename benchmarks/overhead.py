@@ -256,15 +256,12 @@ def noise(shape: tuple[int, ...] = (64, 3, 32, 32), repeats: int = 50) -> dict[s
     stream, generator = NoiseStream([(0, i) for i in range(shape[0])], "solver"), torch.Generator().manual_seed(0)
     program = sg.EulerMaruyama().compile(sg.VPSDE(), sg.grids.Uniform()(sg.VPSDE(), 50))
     paths = PathNoise(program, [(0, i) for i in range(shape[0])], clock=lambda t: t, middle=lambda a, b: (a + b) / 2)
-    draws: dict[str, tuple[Callable[[], Tensor], int]] = {
-        "randn_us": (lambda: torch.randn(shape, generator=generator), repeats),
-        "streams_us": (lambda: stream.normal(shape, torch.float32), repeats),
-        "path_us": (lambda: paths.normal(shape, torch.float32), 10),
+    draws: dict[str, tuple[Run, int]] = {
+        "randn_us": (lambda _: torch.randn(shape, generator=generator), repeats),
+        "streams_us": (lambda _: stream.normal(shape, torch.float32), repeats),
+        "path_us": (lambda _: paths.normal(shape, torch.float32), 10),
     }
-    times = {
-        name: 1e6 * statistics.median(seconds(lambda _: draw(), 1) for _ in range(n))
-        for name, (draw, n) in draws.items()
-    }
+    times = {name: 1e6 * statistics.median(seconds(draw, 1) for _ in range(n)) for name, (draw, n) in draws.items()}
     return {"shape": list(shape)} | times | {"ratio": times["streams_us"] / times["randn_us"]}
 
 

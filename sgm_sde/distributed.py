@@ -44,7 +44,7 @@ from sgm_sde.store import Store, read_manifest, read_shard
 
 TIMEOUT = datetime.timedelta(minutes=30)  # for processes that wait for others: longer than any batch
 
-Work = Callable[[int, int], tuple[dict[str, Tensor], dict[str, Any]]]
+Shard = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and what else is known of them
 
 
 class RefusedError(ValueError):
@@ -227,7 +227,7 @@ def sample(
         }
         model.to(team.device)
 
-        def work(first: int, last: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        def work(first: int, last: int) -> Shard:
             tensors, kwargs = {}, {}
             if classes is not None:
                 tensors["y"] = torch.tensor([classes[i % len(classes)] for i in range(first, last)])
@@ -243,7 +243,7 @@ def sample(
             failed = [first + i for i in result.status.samples]
             return tensors, {"nfe": result.nfe, "rows": result.rows, "failed": failed}
 
-        def summary(shards: Iterator[tuple[dict[str, Tensor], dict[str, Any]]]) -> dict[str, Any]:
+        def summary(shards: Iterator[Shard]) -> dict[str, Any]:
             infos = [info for _, info in shards]
             return {
                 "nfe": max(info["nfe"] for info in infos),
@@ -337,7 +337,7 @@ def likelihood(
         }
         model.to(team.device)
 
-        def work(first: int, last: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        def work(first: int, last: int) -> Shard:
             kwargs = {} if labels is None else {"y": labels[first:last].to(team.device, torch.int64)}
             result = bits_per_dim(
                 model.score, sde, images[first:last].to(team.device), n_levels=n_levels, data_range=data_range,
@@ -347,7 +347,7 @@ def likelihood(
             values = {"bits_per_dim": result.per_image, "draws": result.repeats.T}
             return values, {"nfe": result.nfe, "protocol": result.protocol}
 
-        def summary(shards: Iterator[tuple[dict[str, Tensor], dict[str, Any]]]) -> dict[str, Any]:
+        def summary(shards: Iterator[Shard]) -> dict[str, Any]:
             read = list(shards)
             values = torch.cat([tensors["bits_per_dim"] for tensors, _ in read]).double()
             stderr = float(values.std()) / math.sqrt(n) if n > 1 else None
@@ -421,8 +421,8 @@ def _run(
     settings: Mapping[str, Any],
     n: int,
     batch: int,
-    work: Work,
-    summary: Callable[[Iterator[tuple[dict[str, Tensor], dict[str, Any]]]], dict[str, Any]],
+    work: Callable[[int, int], Shard],
+    summary: Callable[[Iterator[Shard]], dict[str, Any]],
     unit: str | None,
 ) -> Report:
     """Do the batches that are missing, each process its share, and write the manifest when all are there.
@@ -433,7 +433,7 @@ def _run(
     cuts = range(0, n, batch)
     names = [f"{k:0{max(5, len(str(len(cuts) - 1)))}d}" for k in range(len(cuts))]
     with _open(team, folder, settings) as store:
-        mine = [k for k in range(team.rank, len(cuts), team.size) if not store.has(names[k])]
+        mine = {k for k in range(team.rank, len(cuts), team.size) if not store.has(names[k])}
         for k in mine:
             store.remove(names[k])
         missing = [k for k, n_missing in enumerate(team.sum([k in mine for k in range(len(cuts))])) if n_missing]
@@ -446,7 +446,7 @@ def _run(
             update()
         result: Mapping[str, Any] = {}
         if team.rank == 0:
-            result = summary(read_shard(store.folder / f"{name}.safetensors") for name in names)
+            result = summary(read_shard(store.path(name)) for name in names)
             store.finish(names, result)
     return Report(folder, n, len(cuts), len(cuts) - len(missing), time.perf_counter() - started, result)
 

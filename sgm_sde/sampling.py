@@ -247,8 +247,7 @@ def sample(
     model = BoundModel(score, sde, (grid.times[-1], grid.times[0]), model_kwargs)
     if isinstance(solver, AdaptiveSolver):
         with torch.set_grad_enabled(enable_grad):
-            ends = grid.times[0], grid.times[-1]
-            return _run_adaptive(solver, model, x, ends, seeds, dtype, final, nfe, steps, progress)
+            return _run_adaptive(solver, model, x, grid.times, seeds, dtype, final, nfe, steps, progress)
     assert program is not None
     source = NoiseStream(seeds, "solver") if noise == "independent" else _path(solver, program, sde, seeds)
     hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
@@ -396,7 +395,7 @@ def _run_adaptive(
     solver: AdaptiveSolver,
     model: BoundModel,
     x: Tensor,
-    ends: tuple[float, float],
+    ends: tuple[float, ...],
     seeds: tuple[tuple[int, int], ...],
     dtype: torch.dtype,
     final: str,
@@ -417,7 +416,9 @@ def _run_adaptive(
     calls = None if nfe is None else int(nfe) - denoise
     bar = _bar(progress, len(x), solver.name, "sample")
     try:
-        end = solver.run(Problem(model, model.sde, x, *ends, seeds, calls, steps, bar.update if progress else None))
+        end = solver.run(
+            Problem(model, model.sde, x, ends[0], ends[1], seeds, calls, steps, bar.update if progress else None)
+        )
     finally:
         if progress:
             bar.close()

@@ -112,9 +112,19 @@ class Store:
                 )
         self._write(MANIFEST, _pretty(self._contents))
 
+    def path(self, name: str) -> Path:
+        """The file of a shard, there or not.
+
+        Raises:
+            ValueError: for a name that is no file name.
+        """
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"a shard's name is made of letters, digits and . _ + -, got {name!r}")
+        return self.folder / f"{name}{SUFFIX}"
+
     def has(self, name: str) -> bool:
         """Whether a shard is there, whole, undamaged and made with these settings."""
-        return _verified(self._path(name), self._digest) is not None
+        return _verified(self.path(name), self._digest) is not None
 
     def save(self, name: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
         """Write a shard, whole or not at all; one that is there is replaced.
@@ -128,7 +138,7 @@ class Store:
             OSError: if it cannot be written, as when the disk is full; nothing is left of it then.
             ValueError: for a name that is no file name, or info that is no JSON.
         """
-        path = self._path(name)
+        path = self.path(name)
         header = {"sha256": _UNSEALED, "settings": self._digest, "info": _plain({} if info is None else info)}
         on_host = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         data: bytes = safetensors.torch.save(on_host, {"sgm_sde": json.dumps(header)})
@@ -137,7 +147,7 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Remove a shard, if it is there."""
-        with _in_words(path := self._path(name)):
+        with _in_words(path := self.path(name)):
             path.unlink(missing_ok=True)
 
     def load(self, name: str) -> dict[str, Tensor]:
@@ -146,7 +156,7 @@ class Store:
         Raises:
             ValueError: if it is not there or damaged.
         """
-        return read_shard(self._path(name))[0]
+        return read_shard(self.path(name))[0]
 
     def info(self, name: str) -> dict[str, Any]:
         """What else is known of a shard.
@@ -154,7 +164,7 @@ class Store:
         Raises:
             ValueError: if it is not there or damaged.
         """
-        return read_shard(self._path(name))[1]
+        return read_shard(self.path(name))[1]
 
     def names(self) -> Iterator[str]:
         """The shards' names, in alphabetical order, damaged ones included."""
@@ -169,7 +179,7 @@ class Store:
         """
         shards = {}
         for name in names:
-            path = self._path(name)
+            path = self.path(name)
             data = _verified(path, self._digest)
             if data is None:
                 raise ValueError(f"{path} is missing or damaged: run the same command again")
@@ -194,11 +204,6 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _path(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise ValueError(f"a shard's name is made of letters, digits and . _ + -, got {name!r}")
-        return self.folder / f"{name}{SUFFIX}"
 
     def _write(self, name: str, data: bytes) -> None:
         if self._lock < 0:

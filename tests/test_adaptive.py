@@ -170,9 +170,7 @@ def test_a_tableau_of_ones_own() -> None:
 # --- tolerances ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "process"), [(n, p) for n in ODE for p in LINEAR if n == "dopri5" or p in ("vp", "edm", "flow")]
-)
+@pytest.mark.parametrize(("name", "process"), [(n, p) for n in ODE for p in LINEAR if n == "dopri5" or p == "vp"])
 def test_the_error_follows_the_tolerance(name: str, process: str) -> None:
     """On Gaussian data the flow is a known scaling: the error is within 50 tolerances on every process."""
     sde, std = LINEAR[process], 0.5
@@ -378,7 +376,7 @@ def test_one_step_for_all_couples_them() -> None:
     assert float((alone.x[0] - res.x[0]).abs().max()) < 0.1
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3), (1, 2, 3, 4)])
+@pytest.mark.parametrize("shape", [(), (5,), (1, 2, 3, 4)])
 @pytest.mark.parametrize("name", ["dopri5", "exp-rk32", "ggf"])
 def test_any_shape_and_dtype(name: str, shape: tuple[int, ...]) -> None:
     """Samples of any rank, in float64, float32 and bfloat16, the last integrated in float32."""
@@ -397,10 +395,10 @@ def test_any_shape_and_dtype(name: str, shape: tuple[int, ...]) -> None:
 # --- ends ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize(
-    ("name", "process"),
-    [(n, p) for n in ADAPTIVE for p in LINEAR if n == "bosh3" or p in ("vp", "cosine", "edm")],
+    ("name", "process", "dtype"),
+    [(n, p, torch.float32) for n in ADAPTIVE for p in LINEAR if n == "bosh3" or p == "vp"]
+    + [(n, "cosine", F64) for n in ADAPTIVE],
 )
 def test_no_call_outside_of_the_run(name: str, process: str, dtype: torch.dtype) -> None:
     """Every time that the score is called at lies in [eps, T], and the last one is reached."""
@@ -417,7 +415,7 @@ def test_no_call_outside_of_the_run(name: str, process: str, dtype: torch.dtype)
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
-@pytest.mark.parametrize("process", ["vp", "ve", "cosine", "schedule"])
+@pytest.mark.parametrize("process", ["vp", "cosine"])
 def test_no_call_outside_on_the_way_to_noise(process: str, variable: str) -> None:
     """The same from eps to T, where likelihoods go; there and back is the identity."""
     sde = LINEAR[process]
@@ -476,7 +474,7 @@ def test_a_limit_on_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
-@pytest.mark.parametrize("nfe", [14, 20, 33])
+@pytest.mark.parametrize("nfe", [14, 33])
 def test_a_budget_is_never_exceeded(name: str, nfe: int) -> None:
     """nfe= counts the final call too; where it does not suffice the status says so."""
     sde = sg.VPSDE()
@@ -589,7 +587,7 @@ class Redraw:
 
 def test_rejection_does_not_bias_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are rejected for large increments. On one path the variance is right; drawn anew it is too small."""
-    n, sde = 3000, Noise()
+    n, sde = 1500, Noise()
     solver = sg.GGF(rtol=0.0, atol=0.08, first_step=0.5)
 
     def run() -> sg.SampleResult:
@@ -601,12 +599,12 @@ def test_rejection_does_not_bias_the_law(monkeypatch: pytest.MonkeyPatch) -> Non
     assert abs(float(res.x.mean())) < 4 * math.sqrt(VARIANCE / n)
     assert abs(float(res.x.square().mean()) - VARIANCE) < 4 * stderr
     monkeypatch.setattr(_PathStepper, "path", Redraw)
-    assert float(run().x.square().mean()) < VARIANCE - 8 * stderr
+    assert float(run().x.square().mean()) < VARIANCE - 5 * stderr
 
 
 def test_the_law_on_gaussian_data() -> None:
     """Mean and variance of Gaussian data in one dimension, where every step is rejected for its own noise."""
-    sde, n = sg.VPSDE(), 1000
+    sde, n = sg.VPSDE(), 500
     score = sg.oracles.Gaussian(torch.full((1,), 0.5), 0.25).score(sde)
     res = sg.sample(
         score, sde, (n, 1), solver=sg.GGF(rtol=0.05, atol=0.02), seed=1, final="none", dtype=F64, t_end=0.01

@@ -50,14 +50,12 @@ def test_backends_solve_the_flow(name: str) -> None:
 def test_no_call_outside_of_the_run_and_every_call_counted(name: str, dtype: torch.dtype) -> None:
     """Times lie in [eps, T] for every method, and nfe is the number of calls, rows of rank 3 kept in shape."""
     name, adaptive = name.rstrip("!"), name.endswith("!")
-    for sde in (LINEAR["vp"], LINEAR["edm"]):
+    for sde in (LINEAR["vp"], LINEAR["edm"])[: 1 if name in EVEN else 2]:
         net = Recorder(elementwise_score(sde))
         options = {} if adaptive else steps_for(name, 6)
         library, method = name.split(":")
         make = {"torchdiffeq": sg.TorchDiffEq, "torchsde": sg.TorchSDE, "scipy": sg.SciPy}[library]
         solver = make(method, rtol=0.3, atol=0.3)
-        if adaptive and sde is LINEAR["edm"]:
-            continue  # hundreds of steps
         res = sg.sample(net, sde, (2, 1, 2), solver=solver, seed=0, dtype=dtype, **options)
         t = torch.cat(net.labels).double()
         assert sde.eps <= float(t.min())
@@ -76,9 +74,10 @@ def test_a_coupled_batch_is_met_with_a_warning(name: str) -> None:
     library, method = name.split(":")
     make = {"torchdiffeq": sg.TorchDiffEq, "torchsde": sg.TorchSDE, "scipy": sg.SciPy}[library]
     x = sde.prior_sample((3, 2), seed=0, dtype=F64)
+    tol = 0.5 if library == "torchsde" else 0.05
 
     def run(x: Tensor, seed: list[int], **options: object) -> Tensor:
-        solver = make(method, rtol=0.05, atol=0.05, **options)
+        solver = make(method, rtol=tol, atol=tol, **options)
         return sg.sample(elementwise_score(sde), sde, x_T=x, solver=solver, seed=seed).x
 
     with pytest.warns(sg.BatchCoupledWarning, match=f"{name} takes one step size for the whole batch"):
@@ -109,15 +108,15 @@ def test_torchsde_draws_each_samples_own_noise() -> None:
 
 def test_torchsde_samples_the_data() -> None:
     """Mean and variance of Gaussian data, by its Itô and a Stratonovich method."""
-    sde, n = sg.VPSDE(), 1500
+    sde, n = sg.VPSDE(), 400
     score = sg.oracles.Gaussian(torch.full((1,), 0.5), 0.25).score(sde)
     for method in ("euler", "heun"):
-        res = sg.sample(score, sde, (3, n // 3, 1), solver=f"torchsde:{method}", steps=300, seed=0, final="none",
+        res = sg.sample(score, sde, (n, 1), solver=f"torchsde:{method}", steps=100, seed=0, final="none",
                         t_end=0.01, dtype=F64)  # fmt: skip
         alpha, sigma = float(sde.alpha(0.01)), float(sde.sigma(0.01))
         variance = (0.5 * alpha) ** 2 + sigma**2
         assert abs(float(res.x.mean()) - 0.5 * alpha) < 5 * math.sqrt(variance / n)
-        assert abs(float(res.x.var()) / variance - 1) < 5 * math.sqrt(2 / n) + 0.02
+        assert abs(float(res.x.var()) / variance - 1) < 5 * math.sqrt(2 / n)
 
 
 @pytest.mark.parametrize("name", ["torchdiffeq:dopri5", "scipy:RK45", "torchdiffeq:rk4"])
@@ -145,10 +144,10 @@ def test_errors_of_the_network_are_its_own() -> None:
     """An exception in the network comes out as it is."""
 
     def score(x: Tensor, t: Tensor) -> Tensor:
-        raise RuntimeError("out of coffee")
+        raise AssertionError("out of coffee")
 
     for name in ("torchdiffeq:dopri5", "scipy:RK45", "dopri5"):
-        with pytest.raises(RuntimeError, match="out of coffee"):
+        with pytest.raises(AssertionError, match="out of coffee"):
             sg.sample(score, sg.VPSDE(), (2, 2), solver=name, seed=0)
 
 

@@ -319,7 +319,7 @@ class GGF(AdaptiveSolver):
     with $F = f - g^2 s$ and the tolerances a and r; x'' is accepted where $E \le 1$. Each sample has its own step. A
     rejected step is tried again on the same Brownian path, by a bridge: drawing it anew would keep those increments
     that happen to be small, and bias the law. Two network calls a step, one where it is tried again. Steps are rounded
-    down to three binary digits: a path is so rough that the rounding of a network would otherwise be seen in the sample.
+    down to three binary digits: a path is so rough that the rounding of a network would be seen in the sample.
 
     Args:
         rtol: relative tolerance; the paper's 0.01 to 0.5.

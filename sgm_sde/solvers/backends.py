@@ -18,7 +18,7 @@ from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, OUT_OF_STEPS, STEP_TO
 from sgm_sde.solvers.adaptive import Flow, default_variable
 from sgm_sde.solvers.base import AdaptiveSolver, Problem
 
-Slope = Callable[[float, Tensor], Tensor]
+Slope = Callable[[float | Tensor, Tensor], Tensor]
 
 
 class BatchCoupledWarning(UserWarning):
@@ -107,11 +107,11 @@ class Backend(AdaptiveSolver):
             seen = _Seen(limit, model)
             try:
                 end = self._solve(problem, at, seen)
-                reason = COMPLETED if bool(torch.isfinite(end).all()) or seen.finite else NOT_FINITE
+                reason = COMPLETED
                 x = x.index_copy(0, at, end.to(x.dtype))
                 t[group] = problem.end
-            except (OutOfCalls, AssertionError, RuntimeError, ArithmeticError) as error:
-                reason = self._reason(error, seen)
+            except (OutOfCalls, GaveUp, AssertionError) as error:  # torchdiffeq gives up by assertions
+                reason = seen.reason(error)
             for i in group.tolist():
                 outcome[i] = reason
             evaluations[group] = model.nfe - before
@@ -120,37 +120,39 @@ class Backend(AdaptiveSolver):
         unknown = torch.full((n,), -1, dtype=torch.int64, device="cpu")
         return Integration((x,), t, tuple(outcome), unknown, unknown, evaluations, model.nfe - start_calls)
 
-    def _reason(self, error: Exception, seen: _Seen) -> str:
-        """Why the backend gave up; errors that are not of its giving up go on."""
-        if isinstance(error, OutOfCalls):
-            return OUT_OF_STEPS
-        if not seen.finite:
-            return NOT_FINITE
-        if isinstance(error, AssertionError | GaveUp):
-            return STEP_TOO_SMALL
-        raise error
-
     @abstractmethod
     def _solve(self, problem: Problem, index: Tensor, seen: _Seen) -> Tensor:
         """The states of numbers `index` at the end."""
 
 
-class GaveUp(ArithmeticError):
+class GaveUp(Exception):
     """The backend reports that it did not reach the end."""
 
 
 class _Seen:
-    """Keeps an eye on what a backend evaluates."""
+    """Keeps an eye on what a backend evaluates, and on the budget."""
 
     def __init__(self, limit: float, model: Any) -> None:
-        self.limit, self.model, self.finite = limit, model, True
+        self.limit, self.model, self.finite, self.failed = limit, model, True, False
 
     def __call__(self, evaluate: Callable[[], Tensor]) -> Tensor:
         if self.model.nfe >= self.limit:
             raise OutOfCalls
-        value = evaluate()
+        try:
+            value = evaluate()
+        except Exception:
+            self.failed = True
+            raise
         self.finite = self.finite and bool(torch.isfinite(value).all())
         return value
+
+    def reason(self, error: Exception) -> str:
+        """Why the backend gave up; an error of the network's is no giving up and goes on."""
+        if self.failed:
+            raise error
+        if isinstance(error, OutOfCalls):
+            return OUT_OF_STEPS
+        return STEP_TOO_SMALL if self.finite else NOT_FINITE
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,9 @@ class FlowBackend(Backend):
             u = flow.end if s >= 1 else flow.start + s * span
             return torch.full((len(index),), u, dtype=torch.float64, device="cpu")
 
-        def slope(s: float, z: Tensor) -> Tensor:
-            return span * seen(lambda: flow.slope(place(float(s)), z, index))
+        def slope(s: float | Tensor, z: Tensor) -> Tensor:
+            at = float(s.detach()) if isinstance(s, Tensor) else s
+            return span * seen(lambda: flow.slope(place(at), z, index))
 
         z = self._odeint(slope, flow.enter(problem.x[index]), problem.steps)
         return flow.leave(z, place(1.0))[0]
