@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: bench-independence bench-inverse bench-likelihood bench-quality demo test test-slow lint bench bench-accuracy bench-overhead mutation clean
+.PHONY: bench bench-accuracy bench-independence bench-inverse bench-likelihood bench-overhead bench-quality clean demo lint mutation test test-slow
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo

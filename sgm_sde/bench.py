@@ -19,7 +19,6 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +272,7 @@ def bench(
         if note := _few(protocol):
             warnings.warn(note, UserWarning, stacklevel=2)
 
-        cells = [_Cell(label, *rest) for label in entries for rest in product([entries[label]], budgets, repetitions)]
+        cells = [_Cell(*one, budget, seed) for one in entries.items() for budget in budgets for seed in repetitions]
         settings = {key: value for key, value in protocol.items() if key != "versions"}  # the store adds its own
         with Store(out / "cells", settings) as store:
             shards = _Shards(store)

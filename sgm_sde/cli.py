@@ -190,7 +190,7 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
     add("--features-sha256", metavar="HEX", help="of that file, if it is not the FID's")
     add("--reference", help="real data: of a shipped model, or a file .npy, .npz or .safetensors (statistics)")
     add("--baseline", help="other real data to measure in the same way")
-    add("--metrics", type=_names, help="of fid (frechet), kid (kernel), prdc, sw (sliced); all that go")
+    add("--metrics", type=_names, help="of fid (frechet), kid (kernel), prdc, sw (sliced) (all that the data allow)")
     add("--beside", type=Path, nargs="+", default=[], metavar="FILE", help="results.json of others to show beside")
     add("--keep-samples", action="store_true", help="keep the samples in OUT/samples")
 
