@@ -43,7 +43,10 @@ Entry = Setting | Solver | AdaptiveSolver | None  # what `sample(solver=...)` ta
 FORMAT = "sgm_sde bench 1"
 NFE = (5, 6, 8, 10, 15, 20, 35, 50)
 SOLVERS = ("default", "ddim", "dpm++2m", "dpm++3m", "unipc3", "deis3", "heun", "ancestral", "sde-dpm++2m")
-SHIPPED = {"digits": ("digits-classifier-32", "digits-held-out", "digits-train")}  # features, reference, baseline
+SHIPPED = {  # features, reference, baseline
+    "digits": ("digits-classifier-32", "digits-held-out", "digits-train"),
+    "fashion": ("fashion-classifier-64", "fashion-test", "fashion-train"),
+}
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,16 @@ def _digits() -> Model:
     return Model("digits", digits_score(sde), sde, (1, 8, 8), n_classes=10, data_range=edges, n_levels=17)
 
 
-SHIPPED: dict[str, Callable[[], Model]] = {"digits": _digits}
+def _fashion() -> Model:
+    from sgm_sde.demo import fashion_score
+    from sgm_sde.processes import EDMSDE
+
+    sde = EDMSDE()
+    edges = (-1 - 1 / 255, 1 + 1 / 255)  # level k stands at k / 127.5 - 1
+    return Model("fashion", fashion_score(sde), sde, (1, 28, 28), n_classes=10, data_range=edges, n_levels=256)
+
+
+SHIPPED: dict[str, Callable[[], Model]] = {"digits": _digits, "fashion": _fashion}
 
 
 def load_model(name: str) -> Model:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from sgm_sde.models import find_function, fingerprint, source_hash
 from sgm_sde.nn.digits import load_digits_classifier
+from sgm_sde.nn.fashion import FEATURES as FASHION
+from sgm_sde.nn.fashion import load_fashion_classifier
 
 FID_WEIGHTS = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 EFFICIENTNET_WEIGHTS = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -263,6 +265,7 @@ def _checked(path: Path, sha256: str) -> str:
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "digits-classifier-32": _shipped("digits-classifier-32", (1, 8, 8), 32, load_digits_classifier),
     "efficientnet-lite0": _efficientnet,
+    FASHION: _shipped(FASHION, (1, 28, 28), 64, load_fashion_classifier),
     "inception": _inception,
     "pixels": _pixels,
     "raw": _raw,

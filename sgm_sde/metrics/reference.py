@@ -19,6 +19,8 @@ from sgm_sde.metrics.features import Extractor, to_uint8
 from sgm_sde.metrics.frechet import moments
 from sgm_sde.models import fingerprint
 from sgm_sde.nn.digits import digits_data
+from sgm_sde.nn.fashion import FEATURES as FASHION
+from sgm_sde.nn.fashion import load_fashion_statistics
 
 
 @dataclass(frozen=True)
@@ -181,4 +183,7 @@ SHIPPED: dict[str, Callable[[], Tensor]] = {
     "digits-held-out": lambda: digits_data("held_out")[0],
     "digits-train": lambda: digits_data("train")[0],
 }
-STATISTICS: dict[str, tuple[str, Callable[[], tuple[Tensor, Tensor, int]]]] = {}
+STATISTICS: dict[str, tuple[str, Callable[[], tuple[Tensor, Tensor, int]]]] = {
+    "fashion-test": (FASHION, lambda: load_fashion_statistics("test")),
+    "fashion-train": (FASHION, lambda: load_fashion_statistics("train")),
+}

@@ -173,6 +173,13 @@ class UNet(nn.Module):
         self.last = nn.Conv2d(channels[0], in_channels * patch**2, 3, padding=1)
         nn.init.zeros_(self.last.weight)
 
+    @property
+    def NULL_LABEL(self) -> int:
+        """The label that stands for none, if there are labels."""
+        if self.classes is None:
+            raise AttributeError("a network without classes has no NULL_LABEL")
+        return self.classes
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return an image (B, C, H, W) for images x (B, C, H, W), time features t (B,) and labels y (B,).
 
@@ -239,6 +246,12 @@ class EDMPreconditioned(nn.Module):
         self.net = net
         # A buffer, so that the weights file alone fixes the function.
         self.register_buffer("sigma_data", torch.tensor(sigma_data))
+
+    @property
+    def NULL_LABEL(self) -> int:
+        """The label that stands for none, if the network has labels."""
+        null: int = self.net.NULL_LABEL  # type: ignore[assignment]
+        return null
 
     def forward(self, x: Tensor, sigma: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the denoised data (B, *) of x (B, *) at noise levels sigma (B,)."""
