@@ -195,10 +195,10 @@ def sample(
     else:
         solver = resolve(setting)
     if final is None:
-        final = "denoise" if sde.is_linear else "mean"
+        final = "denoise" if sde.has_kernel else "mean"
     if final not in FINALS:
         raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}, got {final!r}")
-    if final == "denoise" and not sde.is_linear:
+    if final == "denoise" and not sde.has_kernel:
         raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
     solver, grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
     program = solver.compile(sde, grid)
@@ -347,7 +347,7 @@ class _Monitor:
 
     def on_output(self, x: Tensor, output: Tensor, t: float) -> None:
         """Keep the estimate of the data that a step starts from."""
-        if self.model.sde.is_linear:
+        if self.model.sde.has_kernel:
             self.denoised = self.model.predict("data", x, t, output)
 
     def on_node(self, i: int, x: Tensor) -> bool:

@@ -54,7 +54,7 @@ class Score:
         if not callable(net):
             raise TypeError(f"the network must be callable, got {type(net).__name__}")
         require_sde(sde)
-        if prediction != "score" and not sde.is_linear:
+        if prediction != "score" and not sde.has_kernel:
             raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {sde!r}")
         self.net, self.sde, self.prediction = net, sde, prediction
         self.time_label, self.input_scale = time_label, input_scale
@@ -111,9 +111,12 @@ class Score:
         out = self.output(x, t, **kwargs).to(x.dtype)
         if target == self.prediction:
             return out
-        if not self.sde.is_linear:
+        if not self.sde.has_kernel:
             raise TypeError(f"{target} cannot be had from a score without alpha(t) and sigma(t): {self.sde!r}")
         sde: Any = self.sde
+        if not sde.is_linear:
+            converted: Tensor = sde.convert(self.prediction, target, x, t, out)
+            return converted
         k = KernelValues(sde.alpha(t), sde.sigma(t), sde.d_alpha(t), sde.d_sigma(t))
         c_x, c_r = (as_time(c).to(device=x.device) for c in convert(self.prediction, target, k))
         return expand(c_x, x) * x + expand(c_r, x) * out
