@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from sgm_sde._shapes import Time
 from sgm_sde.engine.matrix import Matrix
-from sgm_sde.processes.matrix import RateMatrixSDE, double
+from sgm_sde.processes.matrix import MatrixSDE, RateMatrixSDE, double
 from sgm_sde.processes.vp import VPSDE, _require_positive
 
 REACH = 16.0  # up to so many e-foldings of the fastest mode, quadrature with 16 Gauss points is exact to 1e-15
@@ -148,3 +150,38 @@ class CLD(RateMatrixSDE):
         N = torch.stack([N_xx, N_xv, N_xv, N_vv], -1)
         shape = (*dB.shape, 2, 2)
         return phi.reshape(shape).to(dB.dtype), N.reshape(shape).to(dB.dtype)
+
+
+def hybrid_score_matching(
+    predict: Callable[..., Tensor], sde: MatrixSDE, x0: Tensor, t: Tensor, noise: Tensor, **kwargs: Any
+) -> Tensor:
+    r"""The hybrid score matching loss of each sample, (B,): mean square error of the last block's noise.
+
+    $$ \ell = \tfrac1d\,\lVert \epsilon_v - \hat\epsilon_v(\mu_t x_0 + L_t\epsilon,\ t) \rVert^2 $$
+
+    The initial velocity is integrated out: the target is the noise of the kernel given the data alone, whose weight
+    $L_{vv}^{-2}$ in the score stays finite where that given (x_0, v_0) does not.
+
+    Args:
+        predict: `predict(z, t, **kwargs)` with z (B, k, *) and t (B,); the noise of the last block (B, *), such as
+            the network itself, or `lambda z, t: score.output(z, t)[:, -1]` for `from_velocity_noise(net, mixed=...)`.
+        sde: the process.
+        x0: data (B, *).
+        t: times (B,), in (0, T].
+        noise: standard normal (B, k, *).
+        kwargs: passed on.
+
+    Raises:
+        ValueError: for a prediction that does not have the shape of the data.
+
+    Source: Dockhorn et al., 2022, arXiv:2112.07068.
+
+    Example:
+        >>> x0, noise = torch.zeros(3, 4), torch.ones(3, 2, 4)
+        >>> hybrid_score_matching(lambda z, t: 0 * z[:, 1], CLD(), x0, torch.full((3,), 0.5), noise)
+        tensor([1., 1., 1.])
+    """
+    predicted = predict(sde.perturb(x0, t, noise), t, **kwargs)
+    if predicted.shape != x0.shape:
+        raise ValueError(f"the prediction has shape {tuple(predicted.shape)} for data of shape {tuple(x0.shape)}")
+    return (predicted - noise[:, -1]).square().reshape(len(x0), -1).mean(1)

@@ -90,12 +90,18 @@ class MatrixNode(Node):
     @cached_property
     def R(self) -> np.ndarray:
         """The factor of the covariance that the probability flow of one data point carries along."""
-        return self.sde.rotation(self.t)
+        return np.asarray(self.sde.rotation([self.t])[0])
 
     def transport(self, to: float, pull: float = 0.0, noise: float = 0.0) -> tuple[Matrix, np.ndarray]:
         """`MatrixSDE.propagate` from here to another time."""
         phi, N = self.sde.propagate(self.t, to, pull, noise)
         return Matrix.of(phi), N
+
+    def noise_until(self, to: float) -> Matrix:
+        r"""The integral of $GG^\top$ between here and another time, positive."""
+        x, w = np.polynomial.legendre.leggauss(16)
+        G = self.sde.g(on_host((to + (x / 2 + 0.5) * (self.t - to)).tolist())).numpy()
+        return Matrix.of(abs(self.t - to) * np.tensordot(w / 2, G @ G.swapaxes(-1, -2), 1))
 
     def convert(self, source: str, target: str, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[Any, Any]:
         r"""Coefficients $(c_x, c_r)$ with target prediction $= c_x z + c_r r$, for a network output r.
@@ -371,7 +377,8 @@ class MatrixSDE(SDE):
     def log_snr(self, t: Time) -> Tensor:
         """Log signal-to-noise ratio of `observation`, -2 log s; decreases with t."""
         t = as_time(t)
-        return (-2 * self.observation(double(t))[1].log()).to(t.dtype)
+        level = self.observation(double(torch.where(t > 0, t, self.T)))[1]
+        return torch.where(t > 0, (-2 * level.log()).to(t.dtype), math.inf)
 
     def time(self, log_snr: Time) -> Tensor:
         """The time at which the log-SNR is the given one, by bisection; NaN outside of its range."""
@@ -390,8 +397,8 @@ class MatrixSDE(SDE):
         log_det = float(np.log(np.diag(L)).sum()) / self.blocks
         return (-0.5 * y.square() - 0.5 * math.log(2 * math.pi) - log_det).sum(1)
 
-    def rotation(self, t: float) -> np.ndarray:
-        r"""R(t) with $RR^\top = \Sigma$ and $R' = (F + \tfrac12 GG^\top\Sigma^{-1})R$.
+    def rotation(self, times: Any) -> np.ndarray:
+        r"""R at times (n,), an array (n, k, k), with $RR^\top = \Sigma$ and $R' = (F + \tfrac12 GG^\top\Sigma^{-1})R$.
 
         The probability flow carries $\mu x_0 + R\epsilon$ along with epsilon constant.
 
@@ -400,12 +407,21 @@ class MatrixSDE(SDE):
 
         Source: Zhang et al., 2022, arXiv:2206.05564.
         """
-        if not EARLIEST * self.T <= t <= self.T * (1 + 1e-9):
-            raise ValueError(f"the noise's rotation is known from {EARLIEST * self.T:g} to T={self.T}, not at t={t:g}")
-        R = _rotations(self)(math.log(t)).reshape(self.blocks, self.blocks)
-        L = self.nodes([t])[0].L
+        t = np.asarray(times, dtype=np.float64)
+        if not (EARLIEST * self.T <= t.min() and t.max() <= self.T * (1 + 1e-9)):
+            raise ValueError(
+                f"the noise's rotation is known from {EARLIEST * self.T:g} to T={self.T}, not on [{t.min()}, {t.max()}]"
+            )
+        R = _rotations(self)(np.log(t)).T.reshape(-1, self.blocks, self.blocks)
+        L = np.linalg.cholesky(self.kernel(torch.from_numpy(t))[1].numpy())
         u, _, v = np.linalg.svd(np.linalg.solve(L, R))  # rounding has moved R off the root of Sigma
         return np.asarray(L @ u @ v)
+
+    def carried(self, times: Any, t: float) -> np.ndarray:
+        """Phi(t, u) R(u) at times u from t on, (n, k, k)."""
+        u = torch.from_numpy(np.asarray(times, dtype=np.float64))
+        phi, _ = self.transition(on_host(t), u)
+        return np.asarray(np.linalg.solve(phi.numpy(), self.rotation(times)))
 
     def nodes(self, times: Sequence[float]) -> list[Node]:
         """The host-side coefficients at each of the given times."""

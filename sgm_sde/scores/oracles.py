@@ -16,6 +16,8 @@ from torch import Tensor
 from sgm_sde._shapes import Time, batch_time, expand
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.processes.matrix import MatrixSDE, apply, double
+from sgm_sde.scores.joint import DenoiserScore
 from sgm_sde.scores.score import Score
 
 
@@ -36,12 +38,16 @@ class Oracle(ABC):
     def _draw(self, z: Tensor) -> Tensor:
         """Data samples from standard normal noise z of shape (n, 1 + event size)."""
 
-    def score(self, sde: LinearSDE) -> Score:
-        """The exact score on `sde`, as if from a perfect network."""
+    def score(self, sde: LinearSDE | MatrixSDE) -> Score:
+        """The exact score on `sde`, as if from a perfect network; that of the joint state on a process with a matrix."""
+        if isinstance(sde, MatrixSDE):
+            return DenoiserScore(lambda y, s: self.denoised(y, torch.ones_like(s), s), sde)
         return Score(lambda x, t: self.denoised(x, sde.alpha(t).to(x.dtype), sde.sigma(t).to(x.dtype)), sde, "data")
 
-    def log_prob(self, x: Tensor, sde: LinearSDE | None = None, t: Time = 0.0) -> Tensor:
+    def log_prob(self, x: Tensor, sde: LinearSDE | MatrixSDE | None = None, t: Time = 0.0) -> Tensor:
         """Log-density in nats of x (B, *) under the marginal at time t of `sde`; that of the data without one.
+
+        On a process with a matrix x is the joint state (B, k, *).
 
         Returns:
             tensor of shape (B,).
@@ -49,12 +55,26 @@ class Oracle(ABC):
         times = batch_time(t, x)
         if sde is None:
             return self._log_prob(x, torch.ones_like(times), torch.zeros_like(times))
+        if isinstance(sde, MatrixSDE):
+            return self._joint_log_prob(x, sde, times)
         return self._log_prob(x, sde.alpha(times).to(x.dtype), sde.sigma(times).to(x.dtype))
+
+    def _joint_log_prob(self, z: Tensor, sde: MatrixSDE, t: Tensor) -> Tensor:
+        # N(z; mu x_0, Sigma) = N(y; x_0, s^2) times what does not depend on x_0, and is known from x_0 = 0.
+        weights, level = sde.observation(double(t))
+        y = apply(weights[:, None], z)[:, 0]
+        L = torch.linalg.cholesky(sde.kernel(double(t))[1])
+        white = apply(torch.linalg.inv(L), z).flatten(1)
+        n = y[0].numel()
+        log_det = torch.log(torch.diagonal(L, dim1=-2, dim2=-1)).sum(-1) - level.log()
+        rest = white.square().sum(1) - (y.flatten(1) / level[:, None].to(y.dtype)).square().sum(1)
+        constant = n * log_det + 0.5 * n * (sde.blocks - 1) * math.log(2 * math.pi)
+        return self._log_prob(y, torch.ones_like(t).to(y.dtype), level.to(y.dtype)) - 0.5 * rest - constant.to(y.dtype)
 
     def sample(
         self,
         n: int,
-        sde: LinearSDE | None = None,
+        sde: LinearSDE | MatrixSDE | None = None,
         t: Time = 0.0,
         *,
         seed: Seeds = None,
@@ -75,6 +95,8 @@ class Oracle(ABC):
         x = x.reshape(n, *self.event_shape).to(self.device)
         if sde is None:
             return x
+        if isinstance(sde, MatrixSDE):
+            return sde.perturb(x, t, stream.normal((n, sde.blocks, *x.shape[1:]), dtype, self.device))
         mean, std = sde.marginal(x, t)
         return mean + std * stream.normal(tuple(x.shape), dtype, self.device)
 

@@ -90,6 +90,10 @@ class Score:
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The network's own output at x (B, *) and t (B,), as it returns it."""
+        return self._run(x, t, kwargs)
+
+    def _run(self, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """The network on its own kind of input, its output checked."""
         if self._as_it_is:
             out = self.net(x, t, **kwargs)
         else:
@@ -101,9 +105,13 @@ class Score:
             out = self.net(scaled if net_dtype is None else scaled.to(net_dtype), label, **kwargs)
         if not isinstance(out, Tensor):
             raise ValueError(f"the network must return a tensor, got {type(out).__name__}")
-        if out.shape != x.shape:
+        if out.shape != self._shape(x):
             raise ValueError(f"the network returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}")
         return out
+
+    def _shape(self, x: Tensor) -> torch.Size:
+        """Shape of the network's output for an input x."""
+        return x.shape
 
     def predict(self, target: str, x: Tensor, t: Time, **kwargs: Any) -> Tensor:
         """Any of the predictions (see `sgm_sde.processes.predictions`) at x (B, *) and t, () or (B,)."""

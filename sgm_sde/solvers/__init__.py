@@ -24,6 +24,7 @@ from sgm_sde.solvers.families import (
     UniC,
     UniPC,
 )
+from sgm_sde.solvers.matrix import GDDIM, SSCS, VelocityLangevin
 from sgm_sde.solvers.runge_kutta import EULER, HEUN2, MIDPOINT, RALSTON, RK3, RK4, Heun, RungeKutta, Tableau
 
 REGISTRY.update(
@@ -106,6 +107,7 @@ __all__ = [
     "DEIS",
     "ERSDE",
     "EULER",
+    "GDDIM",
     "HEUN2",
     "IPNDM",
     "LMS",
@@ -116,6 +118,7 @@ __all__ = [
     "RK3",
     "RK4",
     "SEEDS",
+    "SSCS",
     "Ancestral",
     "AncestralNoise",
     "AnnealedLangevin",
@@ -139,6 +142,7 @@ __all__ = [
     "Tableau",
     "UniC",
     "UniPC",
+    "VelocityLangevin",
     "resolve",
     "solvers",
 ]
