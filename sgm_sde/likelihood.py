@@ -30,6 +30,7 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import GridRule
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.processes.predictions import convert
 from sgm_sde.sampling import Status
 from sgm_sde.scores.model import BoundModel
@@ -204,7 +205,7 @@ class _TraceModel(BoundModel):
 
 def log_prob(
     score_fn: ScoreFn,
-    sde: LinearSDE,
+    sde: LinearSDE | MatrixSDE,
     x: Tensor,
     *,
     eps: float | None = None,
@@ -230,7 +231,7 @@ def log_prob(
 
     Args:
         score_fn: the score, as `sample` takes it.
-        sde: a linear process.
+        sde: a linear process; with a matrix, x is the joint state and `joint_log_prob` does the work.
         x: points (B, *), floating.
         eps: time at which the density is taken; `sde.likelihood_eps` if not given.
         steps: of the fixed grid, each one network call; one more in all.
@@ -268,6 +269,15 @@ def log_prob(
         >>> result.nfe
         49
     """
+    if isinstance(sde, MatrixSDE):
+        from sgm_sde.likelihood_joint import joint_log_prob
+
+        if method != "exponential" or prior is not None or enable_grad:
+            raise ValueError(f"log_prob on {sde!r} takes no method=, prior= or enable_grad=")
+        return joint_log_prob(
+            score_fn, sde, x, eps=eps, steps=steps, trace=trace, n_probes=n_probes, probe=probe, chunk=chunk,
+            seed=seed, generator=generator, model_kwargs=model_kwargs,
+        )  # fmt: skip
     score = as_score(score_fn, sde)
     eps = _check(sde, x, eps)
     for option, choice, known in (("trace", trace, TRACES), ("probe", probe, PROBES), ("method", method, METHODS)):
@@ -587,7 +597,7 @@ class Dequantisation(Protocol):
 
 def bits_per_dim(
     score_fn: ScoreFn,
-    sde: LinearSDE,
+    sde: LinearSDE | MatrixSDE,
     images: Tensor,
     *,
     n_levels: int,
@@ -620,7 +630,7 @@ def bits_per_dim(
 
     Args:
         score_fn: the score, as `sample` takes it.
-        sde: a linear process.
+        sde: a linear process; with a matrix, the bound is that of `velocity_bound`.
         images: whole numbers in [0, n_levels), (B, *), of an integer dtype.
         n_levels: number of levels, 256 for 8-bit images.
         data_range: (lo, hi), where the lower edge of level 0 and the upper edge of the last one lie for the network.
@@ -674,6 +684,12 @@ def bits_per_dim(
     stream = NoiseStream(seeds, "dequantisation")
     d, values, nfe = images[0].numel(), [], 0
     score = as_score(score_fn, sde)
+    density: Callable[..., LogProbResult] = log_prob
+    if isinstance(sde, MatrixSDE):
+        from sgm_sde.likelihood_joint import velocity_bound as density
+
+        if dequantize == "diffusion":
+            raise ValueError(f"dequantize='diffusion' needs a LinearSDE, got {sde!r}")
     width = (hi - lo) / n_levels
     result: LogProbResult | None = None
     for draw in range(repeats):
@@ -685,7 +701,7 @@ def bits_per_dim(
             x = (lo + width * (images + noise.double())).to(dtype)
             correction = d * math.log(width) - log_q.double()
         probe_seeds = [(s + 0x9E3779B97F4A7C15 * (draw * 2**20 + i)) % 2**64 for s, i in seeds]
-        result = log_prob(score, sde, x, seed=probe_seeds, **options)
+        result = density(score, sde, x, seed=probe_seeds, **options)
         nfe += result.nfe
         values.append(-(result.value.double() + correction) / (d * math.log(2)))
     assert result is not None
@@ -724,7 +740,7 @@ def _bin_noise(
 
 def _diffused(
     score: Score,
-    sde: LinearSDE,
+    sde: SDE,
     images: Tensor,
     lo: float,
     width: float,

@@ -356,7 +356,7 @@ class Step:
     def at(self, t: float) -> Any:
         """The node at a time between `T` and the end of the grid."""
         nodes = self._tracer.path.nodes
-        low, high = nodes[-1].t, max(nodes[0].t, self._tracer.sde.T)
+        low, high = min(nodes[0].t, nodes[-1].t), max(nodes[0].t, self._tracer.sde.T)
         if not low - 1e-9 * high <= t <= high * (1 + 1e-9):
             raise ValueError(f"a stage at t={t} lies outside [{low}, {high}]")
         for node in self._path.nodes[self.i : self.i + 2]:  # start.t + 1.0 * h is end.t but for rounding

@@ -100,7 +100,7 @@ class MatrixNode(Node):
     def noise_until(self, to: float) -> Matrix:
         r"""The integral of $GG^\top$ between here and another time, positive."""
         x, w = np.polynomial.legendre.leggauss(16)
-        G = self.sde.g(on_host((to + (x / 2 + 0.5) * (self.t - to)).tolist())).numpy()
+        G = self.sde.g(torch.from_numpy(to + (x / 2 + 0.5) * (self.t - to))).numpy()
         return Matrix.of(abs(self.t - to) * np.tensordot(w / 2, G @ G.swapaxes(-1, -2), 1))
 
     def convert(self, source: str, target: str, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[Any, Any]:

@@ -40,8 +40,9 @@ class VelocityScore(Score):
         self.mixed = mixed
 
     def _with(self, net: Callable[..., Tensor], dtype: torch.dtype | None) -> Score:
-        options = {"mixed": self.mixed, "time_label": self.time_label}
-        return VelocityScore(net, self.sde, self.prediction, dtype=dtype, **options)
+        return VelocityScore(
+            net, self.sde, self.prediction, mixed=self.mixed, time_label=self.time_label, dtype=dtype
+        )
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The network's output at x (B, k, *) and t (B,), zeros in the place of the other blocks."""

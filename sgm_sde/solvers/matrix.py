@@ -125,9 +125,10 @@ class GDDIM(Solver):
         (phi, _), n = s.transport(t.t), len(known)
         a, b = np.log(s.t), np.log(t.t)
         r = [(np.log(node.t) - a) / (b - a) for node, _ in known]
-        inner = s.sde.carried(np.exp(a + POINTS * (b - a)), t.t) - phi.array @ s.R if n > 1 else None
         moments = [t.R - phi.array @ s.R]
-        moments += [moments[0] - j * np.tensordot(WEIGHTS * POINTS ** (j - 1), inner, 1) for j in range(1, n)]
+        if n > 1:
+            W = s.sde.carried(np.exp(a + POINTS * (b - a)), t.t) - phi.array @ s.R
+            moments += [moments[0] - j * np.tensordot(WEIGHTS * POINTS ** (j - 1), W, 1) for j in range(1, n)]
         weights = np.tensordot(np.linalg.inv(np.vander(r, increasing=True).T), np.stack(moments), 1)
         return Form.combine([phi, *(Matrix.of(C) for C in weights)], [k.x, *(e for _, e in known)])
 
