@@ -60,16 +60,16 @@ class Oracle(ABC):
         return self._log_prob(x, sde.alpha(times).to(x.dtype), sde.sigma(times).to(x.dtype))
 
     def _joint_log_prob(self, z: Tensor, sde: MatrixSDE, t: Tensor) -> Tensor:
-        # N(z; mu x_0, Sigma) = N(y; x_0, s^2) times what does not depend on x_0, and is known from x_0 = 0.
+        # N(z; mu x_0, Sigma) is N(y; x_0, s^2) times a density of z - mu y, which does not depend on x_0.
         weights, level = sde.observation(double(t))
+        mu, covariance = sde.kernel(double(t))
         y = apply(weights[:, None], z)[:, 0]
-        L = torch.linalg.cholesky(sde.kernel(double(t))[1])
-        white = apply(torch.linalg.inv(L), z).flatten(1)
-        n = y[0].numel()
+        L = torch.linalg.cholesky(covariance)
+        white = apply(torch.linalg.inv(L), z - apply(mu[..., None], y[:, None]))
         log_det = torch.log(torch.diagonal(L, dim1=-2, dim2=-1)).sum(-1) - level.log()
-        rest = white.square().sum(1) - (y.flatten(1) / level[:, None].to(y.dtype)).square().sum(1)
-        constant = n * log_det + 0.5 * n * (sde.blocks - 1) * math.log(2 * math.pi)
-        return self._log_prob(y, torch.ones_like(t).to(y.dtype), level.to(y.dtype)) - 0.5 * rest - constant.to(y.dtype)
+        constant = y[0].numel() * (log_det + 0.5 * (sde.blocks - 1) * math.log(2 * math.pi))
+        rest = 0.5 * white.flatten(1).square().sum(1) + constant.to(y.dtype)
+        return self._log_prob(y, torch.ones_like(t).to(y.dtype), level.to(y.dtype)) - rest
 
     def sample(
         self,
