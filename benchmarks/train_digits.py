@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=12000, help="denoiser steps; the classifier takes 1/8 of them")
-    parser.add_argument("--cld", action="store_true", help="train the network on CLD instead, half as many steps of 256")
+    parser.add_argument("--cld", action="store_true", help="the network on CLD instead: 256 images a step")
     parser.add_argument("--out", type=Path, default=Path("out/digits"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

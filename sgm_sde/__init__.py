@@ -18,7 +18,9 @@ from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.grids import Grid
+from sgm_sde.latent import LatentBound, LatentScoreModel, MixedNoise
 from sgm_sde.likelihood import LogProbResult, bits_per_dim, decode, encode, log_prob, slerp
+from sgm_sde.likelihood_joint import joint_log_prob, velocity_bound
 from sgm_sde.pilot import PilotResult, pilot
 from sgm_sde.processes import (
     CLD,
@@ -130,9 +132,12 @@ __all__ = [
     "Grid",
     "Heun",
     "Langevin",
+    "LatentBound",
+    "LatentScoreModel",
     "LinearSDE",
     "LogProbResult",
     "MatrixSDE",
+    "MixedNoise",
     "NonFiniteWarning",
     "PilotResult",
     "PredictorCorrector",
@@ -172,6 +177,7 @@ __all__ = [
     "from_velocity_score",
     "grids",
     "hybrid_score_matching",
+    "joint_log_prob",
     "log_prob",
     "oracles",
     "pilot",
@@ -180,4 +186,5 @@ __all__ = [
     "slerp",
     "solvers",
     "time_labels",
+    "velocity_bound",
 ]

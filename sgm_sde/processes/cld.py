@@ -83,7 +83,7 @@ class CLD(RateMatrixSDE):
 
     @property
     def damping(self) -> str:
-        """"critical", "over" or "under"."""
+        """ "critical", "over" or "under"."""
         ratio = self.friction / (2 * math.sqrt(self.mass))
         return "critical" if math.isclose(ratio, 1, rel_tol=1e-12) else "over" if ratio > 1 else "under"
 

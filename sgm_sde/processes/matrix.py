@@ -73,9 +73,7 @@ class MatrixNode(Node):
     """
 
     sde: MatrixSDE
-    advice = (
-        "its kernel is made of matrices. Use EulerMaruyama, RungeKutta, SSCS or GDDIM, which do with what it has."
-    )
+    advice = "its kernel is made of matrices. Use EulerMaruyama, RungeKutta, SSCS or GDDIM, which do with what it has."
 
     def __init__(self, sde: MatrixSDE, t: float, F: np.ndarray, G: np.ndarray, phi: np.ndarray, N: np.ndarray) -> None:
         self.sde, self.t, self.F, self.g = sde, t, F, Matrix.of(G)
@@ -408,7 +406,7 @@ class MatrixSDE(SDE):
         Source: Zhang et al., 2022, arXiv:2206.05564.
         """
         t = np.asarray(times, dtype=np.float64)
-        if not (EARLIEST * self.T <= t.min() and t.max() <= self.T * (1 + 1e-9)):
+        if not (t.min() >= EARLIEST * self.T and t.max() <= self.T * (1 + 1e-9)):
             raise ValueError(
                 f"the noise's rotation is known from {EARLIEST * self.T:g} to T={self.T}, not on [{t.min()}, {t.max()}]"
             )
@@ -478,7 +476,9 @@ class RateMatrixSDE(MatrixSDE):
         Q = self.D.array @ self.D.array.T
         A = self.A.array + pull * Q @ np.linalg.inv(self.prior_covariance.array)
         dB = float(self.integrated_beta(t) - self.integrated_beta(s))
-        phi, N = van_loan(on_host(A.tolist()) * math.copysign(1, dB), on_host((noise**2 * Q).tolist()), on_host(abs(dB)))
+        phi, N = van_loan(
+            on_host(A.tolist()) * math.copysign(1, dB), on_host((noise**2 * Q).tolist()), on_host(abs(dB))
+        )
         return phi.numpy(), N.numpy()
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
@@ -602,8 +602,6 @@ def _rotations(sde: MatrixSDE) -> Callable[[float], np.ndarray]:
 
     span = (math.log(sde.T), math.log(EARLIEST * sde.T))
     (end,) = sde.nodes([sde.T])
-    solution = solve_ivp(
-        slope, span, end.L.reshape(-1), method="DOP853", rtol=1e-11, atol=1e-16, dense_output=True
-    )
+    solution = solve_ivp(slope, span, end.L.reshape(-1), method="DOP853", rtol=1e-11, atol=1e-16, dense_output=True)
     function: Callable[[float], np.ndarray] = solution.sol
     return function

@@ -40,9 +40,7 @@ class VelocityScore(Score):
         self.mixed = mixed
 
     def _with(self, net: Callable[..., Tensor], dtype: torch.dtype | None) -> Score:
-        return VelocityScore(
-            net, self.sde, self.prediction, mixed=self.mixed, time_label=self.time_label, dtype=dtype
-        )
+        return VelocityScore(net, self.sde, self.prediction, mixed=self.mixed, time_label=self.time_label, dtype=dtype)
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The network's output at x (B, k, *) and t (B,), zeros in the place of the other blocks."""
@@ -63,7 +61,12 @@ class DenoiserScore(Score):
     """A joint score from a denoiser of the data alone: of the state it needs `MatrixSDE.observation` only."""
 
     def __init__(
-        self, net: Callable[..., Tensor], sde: SDE, *, time_label: TimeLabel | None = None, dtype: torch.dtype | None = None
+        self,
+        net: Callable[..., Tensor],
+        sde: SDE,
+        *,
+        time_label: TimeLabel | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if not isinstance(sde, MatrixSDE):
             raise TypeError(f"a denoiser of a part of the state needs a process such as CLD(), got {sde!r}")
