@@ -1,6 +1,7 @@
 r"""Score models in the latent space of an autoencoder: sampling, and the bound on log p(x) with its terms apart.
 
-$$ \log p(x) \ge \underbrace{E_q[\log p(x \mid z)]}_{\text{reconstruction}} + \underbrace{H(q(z \mid x))}_{\text{entropy}}
+$$ \log p(x) \ge \underbrace{E_q[\log p(x \mid z)]}_{\text{reconstruction}}
+   + \underbrace{H(q(z \mid x))}_{\text{entropy}}
    - \underbrace{E_q[-\log p(z)]}_{\text{cross-entropy}}, \qquad z \sim q(z \mid x) $$
 
 Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931.
@@ -207,14 +208,14 @@ class LatentScoreModel:
     ) -> LatentBound:
         r"""The bound on log p(x) in nats a sample, its terms apart.
 
-        The cross-entropy to the score prior is $-\log p_\epsilon(z)$ of the probability flow (`"flow"`), or the weighted
-        loss (`"weighted"`), with $\ell = \log(\alpha^2/\sigma^2)$,
+        The cross-entropy to the score prior is $-\log p_\epsilon(z)$ of the probability flow (`"flow"`), or the
+        weighted loss (`"weighted"`), with $\ell = \log(\alpha^2/\sigma^2)$,
 
         $$ \tfrac D2\log(2\pi e\,\sigma_\epsilon^2) + \mathrm{KL}\big(q(z_T \mid z_0) \,\|\, p_T\big)
            + \tfrac12\int_{\ell_T}^{\ell_\epsilon} E\,\lVert\epsilon - \hat\epsilon(z_t, t)\rVert^2\,d\ell $$
 
-        by `n_times` times evenly spread in log-SNR, moved at random in each sample: the importance sampling under which
-        an exact score has the least variance on Gaussian latents is not needed, since the integrand is bounded.
+        by `n_times` times evenly spread in log-SNR, moved at random together in each sample. On average that is the
+        cross-entropy for an exact score, and an upper bound of that of the reverse SDE for any other.
 
         Args:
             x: data (B, *).
@@ -260,9 +261,7 @@ class LatentScoreModel:
         reconstruction, cross_entropy = torch.stack(reconstructions), torch.stack(crosses)
         spread = reconstruction - cross_entropy
         stderr = spread.std(0) / math.sqrt(draws) if draws > 1 else torch.full_like(entropy, math.nan)
-        how = {"flow": "cross-entropy by the probability flow", "weighted": "cross-entropy by the weighted loss"}[
-            method
-        ]
+        how = "cross-entropy by the " + {"flow": "probability flow", "weighted": "weighted loss"}[method]
         return LatentBound(
             spread.mean(0) + entropy, reconstruction.mean(0), entropy, cross_entropy.mean(0), stderr, nfe,
             x[0].numel(), f"{how}, {draws} draw{'s' * (draws > 1)}",
@@ -319,8 +318,8 @@ class MixedNoise(nn.Module):
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> mixed = MixedNoise(lambda z, t: 0 * z, sde, (1,), initial=0.25)
-        >>> mixed(torch.ones(1, 1), torch.ones(1)).item() == 0.75 * float(sde.sigma(1.0))
-        True
+        >>> round(mixed(torch.ones(1, 1), torch.ones(1)).item(), 3)
+        0.75
     """
 
     def __init__(

@@ -102,7 +102,7 @@ def joint_log_prob(
     Example:
         >>> import sgm_sde as sg
         >>> sde, oracle = sg.CLD(), sg.oracles.Gaussian(torch.zeros(1), 0.25)
-        >>> z = oracle.sample(3, sde, 1e-5, seed=0)
+        >>> z = oracle.sample(3, sde, 1e-5, seed=0, dtype=torch.float64)
         >>> result = joint_log_prob(oracle.score(sde), sde, z, trace="exact")
         >>> bool((result.value - oracle.log_prob(z, sde, 1e-5)).abs().max() < 1e-3)
         True
@@ -159,7 +159,8 @@ def velocity_bound(
 ) -> LogProbResult:
     r"""A lower bound on the log-density of data x (B, *) in nats: joint log-density plus the velocity's entropy.
 
-    $$ \log p(x) \ge \tfrac1K\sum_{k} \log p(x, v_k) + \tfrac d2\log(2\pi e\,\gamma M), \qquad v_k \sim N(0, \gamma M I) $$
+    $$ \log p(x) \ge \tfrac1K\sum_{k} \log p(x, v_k) + \tfrac d2\log(2\pi e\,\gamma M), \qquad
+       v_k \sim N(0, \gamma M I) $$
 
     with a covariance matrix of the other blocks in the place of $\gamma M$ in general. What `bits_per_dim` uses on CLD.
 

@@ -30,8 +30,8 @@ class CLD(RateMatrixSDE):
     on states z = (x, v) of shape (B, 2, *): `position(z)` is the data's block, `velocity(z)` the other. The velocity
     starts from $N(0, \gamma M)$, the prior is $N(0, 1) \times N(0, M)$. A network need only know the score of v.
 
-    With $m = 1/M$, $a = \Gamma m/2$, $w^2 = a^2 - m$ and $S(B) = e^{-aB}\sinh(wB)/w$, the kernel over the integrated rate
-    B has, in a form that keeps its digits however short the time,
+    With $m = 1/M$, $a = \Gamma m/2$, $w^2 = a^2 - m$ and $S(B) = e^{-aB}\sinh(wB)/w$, the kernel over the integrated
+    rate B has, in a form that keeps its digits however short the time,
 
     $$ \Phi = \begin{pmatrix} C + aS & mS \\ -S & C - aS \end{pmatrix}, \quad C = e^{-aB}\cosh wB, \qquad
        N_{xx} = 2\Gamma m^2\!\int_0^B\! S^2, \quad N_{xv} = \Gamma m S^2, \quad

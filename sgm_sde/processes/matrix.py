@@ -410,7 +410,8 @@ class MatrixSDE(SDE):
             raise ValueError(
                 f"the noise's rotation is known from {EARLIEST * self.T:g} to T={self.T}, not on [{t.min()}, {t.max()}]"
             )
-        R = _rotations(self)(np.log(t)).T.reshape(-1, self.blocks, self.blocks)
+        log_t: Any = np.log(t)
+        R = _rotations(self)(log_t).T.reshape(-1, self.blocks, self.blocks)
         L = np.linalg.cholesky(self.kernel(torch.from_numpy(t))[1].numpy())
         u, _, v = np.linalg.svd(np.linalg.solve(L, R))  # rounding has moved R off the root of Sigma
         return np.asarray(L @ u @ v)
@@ -476,9 +477,8 @@ class RateMatrixSDE(MatrixSDE):
         Q = self.D.array @ self.D.array.T
         A = self.A.array + pull * Q @ np.linalg.inv(self.prior_covariance.array)
         dB = float(self.integrated_beta(t) - self.integrated_beta(s))
-        phi, N = van_loan(
-            on_host(A.tolist()) * math.copysign(1, dB), on_host((noise**2 * Q).tolist()), on_host(abs(dB))
-        )
+        M, Q = torch.from_numpy(math.copysign(1, dB) * A), torch.from_numpy(noise**2 * Q)
+        phi, N = van_loan(M, Q, on_host(abs(dB)))
         return phi.numpy(), N.numpy()
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:

@@ -142,8 +142,9 @@ def from_joint_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Any) ->
     r"""A joint score from an ordinary denoiser, trained on $y = x_0 + s z$: no velocity in it.
 
     All that a state says of the data is one noisy look at it, $y = w^\top z \sim N(x_0, s^2)$ with $w$ and s from
-    `MatrixSDE.observation`. So $E[x_0 \mid z] = D(y, s)$, and the kernel turns that into the joint score: every network in
-    EDM's coordinates runs on CLD as it is.
+    `MatrixSDE.observation`. So $E[x_0 \mid z] = D(y, s)$, and the kernel turns that into the joint score: every
+    network in EDM's coordinates runs on CLD as it is. In float32 that holds from about t = 1e-4 on: below, the
+    velocity's score is a difference of nearly equal positions.
 
     Args:
         net: `net(y, label, **kwargs)` with y (B, *) and the label of the noise level s (B,); returns (B, *).

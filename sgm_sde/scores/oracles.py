@@ -39,7 +39,7 @@ class Oracle(ABC):
         """Data samples from standard normal noise z of shape (n, 1 + event size)."""
 
     def score(self, sde: LinearSDE | MatrixSDE) -> Score:
-        """The exact score on `sde`, as if from a perfect network; that of the joint state on a process with a matrix."""
+        """The exact score on `sde`, as if from a perfect network; of the joint state on a process with a matrix."""
         if isinstance(sde, MatrixSDE):
             return DenoiserScore(lambda y, s: self.denoised(y, torch.ones_like(s), s), sde)
         return Score(lambda x, t: self.denoised(x, sde.alpha(t).to(x.dtype), sde.sigma(t).to(x.dtype)), sde, "data")
