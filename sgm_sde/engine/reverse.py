@@ -32,7 +32,8 @@ class ReverseSDE:
     $$ dx = \left[f(x, t) - \tfrac{1 + \eta^2}{2} g(t)^2 s(x, t)\right] dt + \eta\, g(t)\, dw $$
 
     with time running from $T$ to 0, and $GG^\top$ in the place of $g^2$ for a matrix. $\eta = 0$ is the
-    probability-flow ODE, $\eta = 1$ the reverse SDE of Anderson (1982); any $\eta \ge 0$ has the same marginals when the score is exact.
+    probability-flow ODE, $\eta = 1$ the reverse SDE of Anderson (1982); any $\eta \ge 0$ has the same marginals when
+    the score is exact.
 
     Args:
         sde: the forward process.

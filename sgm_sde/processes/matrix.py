@@ -19,7 +19,7 @@ from sgm_sde.processes.base import SDE, Node
 from sgm_sde.processes.linear import _ordered, invert_log_snr
 from sgm_sde.processes.vp import VPSDE
 
-MATRIX_PREDICTIONS = ("data", "noise", "score", "noise_v", "score_v", "drift", "rotated")
+MATRIX_PREDICTIONS = ("data", "data_x", "noise", "score", "noise_v", "score_v", "drift", "rotated")
 EARLIEST = 1e-7  # of T: rotations of the noise are known from here on
 
 
@@ -104,7 +104,9 @@ class MatrixNode(Node):
     def convert(self, source: str, target: str, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[Any, Any]:
         r"""Coefficients $(c_x, c_r)$ with target prediction $= c_x z + c_r r$, for a network output r.
 
-        Through the noise: $z = \mu D + L\epsilon$, score $-L^{-\top}\epsilon$.
+        Through the noise: $z = \mu D + L\epsilon$, score $-L^{-\top}\epsilon$. `"data"` is all of $E[z_0 \mid z]$,
+        `"data_x"` an output of which block 0 alone counts, `"noise_v"` and `"score_v"` those of which the last does, and
+        `"rotated"` is $-R^\top s$.
 
         Raises:
             ValueError: for an unknown name.
@@ -140,7 +142,7 @@ class MatrixNode(Node):
             return zero, np.eye(k)
         if source == "score":
             return zero, -self.L.T
-        if source == "data":
+        if source in ("data", "data_x"):
             inverse = np.linalg.inv(self.L)
             return inverse, np.outer(-inverse @ self.mu, np.eye(k)[0])
         if source not in ("noise_v", "score_v"):

@@ -70,7 +70,7 @@ class DenoiserScore(Score):
     ) -> None:
         if not isinstance(sde, MatrixSDE):
             raise TypeError(f"a denoiser of a part of the state needs a process such as CLD(), got {sde!r}")
-        super().__init__(net, sde, "data", time_label=time_label, dtype=dtype)
+        super().__init__(net, sde, "data_x", time_label=time_label, dtype=dtype)
 
     def _with(self, net: Callable[..., Tensor], dtype: torch.dtype | None) -> Score:
         return DenoiserScore(net, self.sde, time_label=self.time_label, dtype=dtype)

@@ -84,8 +84,8 @@ class GDDIM(Solver):
     $$ z_t = \Phi z_s + \sum_{j<n} C_j\,\epsilon_j, \qquad C_j = \int_s^t W'(u)\,l_j(u)\,du, \qquad
        W(u) = \Phi(t, u) R_u - \Phi(t, s) R_s $$
 
-    with the polynomials $l_j$ in log t through the last n evaluations. Exact for data on one point, on any grid. Moments
-    are integrated by parts with 32 Gauss points, so nothing cancels.
+    with the polynomials $l_j$ in log t through the last n evaluations. Exact for data on one point, on any grid.
+    Moments are integrated by parts with 32 Gauss points, so nothing cancels.
 
     Order min(n, 2), from a cold start; one network call a step.
 
