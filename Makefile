@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: bench-likelihood demo test test-slow lint bench bench-accuracy bench-overhead mutation clean
+.PHONY: bench-cld bench-likelihood demo test test-slow lint bench bench-accuracy bench-overhead mutation clean
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -30,6 +30,9 @@ bench-overhead: $(STAMP)
 
 bench-likelihood: $(STAMP)
 	$(PY) benchmarks/likelihood.py --out out/bench
+
+bench-cld: $(STAMP)
+	$(PY) benchmarks/cld.py --out out/bench
 
 mutation: $(STAMP)
 	$(PY) tests/mutation/run.py

@@ -19,6 +19,8 @@ from sgm_sde.processes.predictions import convert
 class LinearNode(Node):
     """A grid time with the kernel's coefficients there, Python floats in double precision."""
 
+    advice = "its kernel is made of numbers, and SSCS, GDDIM and their like are for matrices; see `solvers()`."
+
     def __init__(
         self, sde: SDE, t: float, alpha: float, sigma: float, d_alpha: float, d_sigma: float, log_snr: float
     ) -> None:

@@ -105,8 +105,8 @@ class MatrixNode(Node):
         r"""Coefficients $(c_x, c_r)$ with target prediction $= c_x z + c_r r$, for a network output r.
 
         Through the noise: $z = \mu D + L\epsilon$, score $-L^{-\top}\epsilon$. `"data"` is all of $E[z_0 \mid z]$,
-        `"data_x"` an output of which block 0 alone counts, `"noise_v"` and `"score_v"` those of which the last does, and
-        `"rotated"` is $-R^\top s$.
+        `"data_x"` an output of which block 0 alone counts, `"noise_v"` and `"score_v"` those of which the last does,
+        and `"rotated"` is $-R^\top s$.
 
         Raises:
             ValueError: for an unknown name.

@@ -85,7 +85,8 @@ class GDDIM(Solver):
        W(u) = \Phi(t, u) R_u - \Phi(t, s) R_s $$
 
     with the polynomials $l_j$ in log t through the last n evaluations. Exact for data on one point, on any grid.
-    Moments are integrated by parts with 32 Gauss points, so nothing cancels.
+    Moments are integrated by parts with 32 Gauss points. A step's Phi blows up what rounding has left of the state:
+    keep a float32 run's first step short on a process that forgets much faster than CLD's default.
 
     Order min(n, 2), from a cold start; one network call a step.
 
