@@ -433,14 +433,13 @@ class MatrixSDE(SDE):
 
     def convert(self, source: str, target: str, z: Tensor, t: Tensor, out: Tensor) -> Tensor:
         """A prediction at z (B, k, *) and t (B,) from the network's output there."""
-        nodes = {s: node for s in set(t.tolist()) for node in self.nodes([s])}
-        pairs = [nodes[s].convert(source, target) for s in t.tolist()]
-        eye = np.eye(self.blocks)
-        stacked = (
-            torch.from_numpy(np.stack([c.array if isinstance(c, Matrix) else c * eye for c in column]))
-            for column in zip(*pairs, strict=True)
+        times, index = torch.unique(t, return_inverse=True)
+        pairs = [node.convert(source, target) for node in self.nodes(times.tolist())]
+        if not isinstance(pairs[0][0], Matrix):
+            return out
+        c_x, c_r = (
+            torch.from_numpy(np.stack([c.array for c in column])).to(z)[index] for column in zip(*pairs, strict=True)
         )
-        c_x, c_r = (c.to(z.device) for c in stacked)
         return apply(c_x, z) + apply(c_r, out)
 
 
