@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: bench-cld bench-likelihood demo test test-slow lint bench bench-accuracy bench-overhead mutation clean
+.PHONY: bench-cld bench-independence bench-inverse bench-likelihood bench-quality demo test test-slow lint bench bench-accuracy bench-overhead mutation clean
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -28,11 +28,20 @@ bench-accuracy: $(STAMP)
 bench-overhead: $(STAMP)
 	$(PY) benchmarks/overhead.py --out out/bench
 
+bench-quality: $(STAMP)
+	$(PY) benchmarks/peers_quality.py --out out/bench
+
 bench-likelihood: $(STAMP)
 	$(PY) benchmarks/likelihood.py --out out/bench
 
 bench-cld: $(STAMP)
 	$(PY) benchmarks/cld.py --out out/bench
+
+bench-independence: $(STAMP)
+	$(PY) benchmarks/independence.py --out out/bench
+
+bench-inverse: $(STAMP)
+	$(PY) benchmarks/inverse.py --out out/bench
 
 mutation: $(STAMP)
 	$(PY) tests/mutation/run.py

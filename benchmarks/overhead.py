@@ -42,6 +42,8 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import sgm_sde as sg
+from sgm_sde.engine.brownian import PathNoise
+from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.solvers import REGISTRY
 
 
@@ -249,6 +251,20 @@ def memory(methods: tuple[Method, ...]) -> list[dict[str, Any]]:
     ]
 
 
+def noise(shape: tuple[int, ...] = (64, 3, 32, 32), repeats: int = 50) -> dict[str, Any]:
+    """Microseconds of a draw with a stream for each sample, of torch's own, and of a step along Brownian paths."""
+    stream, generator = NoiseStream([(0, i) for i in range(shape[0])], "solver"), torch.Generator().manual_seed(0)
+    program = sg.EulerMaruyama().compile(sg.VPSDE(), sg.grids.Uniform()(sg.VPSDE(), 50))
+    paths = PathNoise(program, [(0, i) for i in range(shape[0])], clock=lambda t: t, middle=lambda a, b: (a + b) / 2)
+    draws: dict[str, tuple[Run, int]] = {
+        "randn_us": (lambda _: torch.randn(shape, generator=generator), repeats),
+        "streams_us": (lambda _: stream.normal(shape, torch.float32), repeats),
+        "path_us": (lambda _: paths.normal(shape, torch.float32), 10),
+    }
+    times = {name: 1e6 * statistics.median(seconds(draw, 1) for _ in range(n)) for name, (draw, n) in draws.items()}
+    return {"shape": list(shape)} | times | {"ratio": times["streams_us"] / times["randn_us"]}
+
+
 def cpu_name() -> str:
     """The processor's name, as well as the system tells."""
     info = Path("/proc/cpuinfo")
@@ -290,8 +306,18 @@ def main() -> None:
     for peak in peaks:
         values = [f"{peak[f'states_at_{n}_steps']:.2f} states" for n in (10, 100)]
         lines.append(f"| `{peak['method']}` | {' | '.join(values)} |")
+    drawn = noise()
+    lines += ["", "| noise (64, 3, 32, 32) | us | of torch.randn |", "|---|---:|---:|"]
+    for name in ("randn_us", "streams_us", "path_us"):
+        lines.append(f"| {name[:-3]} | {drawn[name]:.0f} | {drawn[name] / drawn['randn_us']:.2f} |")
     machine = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    protocol = machine | {"peers": peers.available(), "repeats": args.repeats, "rows": rows, "memory": peaks}
+    protocol = machine | {
+        "peers": peers.available(),
+        "repeats": args.repeats,
+        "rows": rows,
+        "memory": peaks,
+        "noise": drawn,
+    }
     (args.out / "overhead.md").write_text("\n".join(lines) + "\n")
     (args.out / "overhead.json").write_text(json.dumps(protocol, indent=1) + "\n")
     sys.stdout.write("\n".join(lines) + f"\n\n{machine}\nWritten to {args.out}\n")

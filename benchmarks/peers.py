@@ -31,6 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import sgm_sde as sg
+from sgm_sde.solvers import REGISTRY
+
 Denoiser = Callable[[Tensor, Any], Tensor]
 
 
@@ -144,8 +147,8 @@ def _patched(module: ModuleType, **names: Any) -> Iterator[None]:
 
 
 @cache
-def _k_diffusion() -> ModuleType:
-    """k_diffusion.sampling alone: the package itself imports training code, and utils asks for torchvision."""
+def _k_diffusion(module: str = "sampling") -> ModuleType:
+    """A module of k_diffusion alone: the package itself imports training code, and utils asks for torchvision."""
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError("k-diffusion is not installed")
@@ -159,7 +162,7 @@ def _k_diffusion() -> ModuleType:
     before = dict(sys.modules)
     try:
         sys.modules.update(stand_ins)
-        return importlib.import_module("k_diffusion.sampling")
+        return importlib.import_module(f"k_diffusion.{module}")
     finally:
         for name in [n for n in sys.modules if n.split(".")[0] in ("k_diffusion", "torchvision")]:
             if name in before:
@@ -197,6 +200,18 @@ def _k(function: str, **options: Any) -> Callable[[Task], Tensor]:
         return sample(model, task.x, task.sigmas.to(task.x), disable=True, **options, **noise)
 
     return drive
+
+
+def k_log_likelihood(
+    denoiser: Denoiser, x: Tensor, sigma_min: float, sigma_max: float, tolerance: float, probe: Tensor
+) -> tuple[Tensor, dict[str, int]]:
+    """k-diffusion's `log_likelihood` of x (B, *) with a given probe of zeros and ones, (B, *), for its +-1."""
+    module = _k_diffusion()
+    with _patched(module, torch=_Torch(randint_like=lambda x, high: probe.to(x))):
+        value: tuple[Tensor, dict[str, int]] = module.log_likelihood(
+            denoiser, x, sigma_min, sigma_max, atol=tolerance, rtol=tolerance
+        )
+    return value
 
 
 # ---------------------------------------------------------------------------------------------------------- azula
@@ -507,6 +522,26 @@ SAMPLERS: tuple[PeerSampler, ...] = (
     _az("xEABSampler 3", "dpm++3m", _a("xEABSampler", order=3), **COLD),
 )
 
+# (name, variant) of an entry of `SAMPLERS`: our solver. One line serves every library that has the method.
+# What the registry has not is skipped, so a line may come before its solver.
+OURS: dict[tuple[str, str], Callable[[], sg.Solver]] = {
+    ("dpm++2m", "exact"): lambda: sg.DPMSolverPP(2, variant="exact"),
+    ("dpm++3m", "cold"): lambda: sg.DPMSolverPP(3, start="cold"),
+    ("dpm++3m", "published"): lambda: sg.DPMSolverPP(3, variant="published"),
+    ("deis2", "log-snr"): lambda: sg.ExponentialAdams(nodes=2, prediction="noise"),
+    ("deis3", "log-snr"): lambda: sg.ExponentialAdams(nodes=3, prediction="noise"),
+    ("rectified3", "cold"): lambda: sg.RectifiedAdams(3, start="cold"),
+    ("lms3", "cold"): lambda: sg.LMS(3, start="cold"),
+    ("lms4", "cold"): lambda: sg.LMS(4, start="cold"),
+    ("unipc2", "bh1"): lambda: sg.UniPC(2, variant="bh1"),
+    ("unipc3", "bh1"): lambda: sg.UniPC(3, variant="bh1"),
+    ("sde-dpm++2m", "exact"): lambda: sg.DPMSolverPP(2, eta=1.0, variant="exact"),
+    # diffusers' SA-Solver simplifies its second moment where two evaluations are used, as UniPC's B1 does.
+    ("sa-solver", "2, 2"): lambda: sg.ExponentialAdams(nodes=2, corrector=2, eta=1.0, variant="bh1"),
+    ("sa-solver", "3, 3"): lambda: sg.ExponentialAdams(nodes=3, corrector=3, eta=1.0, variant="bh1"),
+    ("sa-solver", "3, 4"): lambda: sg.ExponentialAdams(nodes=3, corrector=4, eta=1.0, variant="bh1"),
+}
+OURS |= {(s.ours, ""): REGISTRY[s.ours] for s in SAMPLERS if s.ours in REGISTRY and not s.variant}  # our defaults
 _LOADERS: dict[str, Callable[[], ModuleType]] = {
     "diffusers": partial(_diffusers, "ddim"),
     "k-diffusion": _k_diffusion,

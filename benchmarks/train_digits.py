@@ -13,15 +13,16 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from sgm_sde import from_velocity_noise, hybrid_score_matching
+import sgm_sde as sg
 from sgm_sde.nn import DigitsClassifier, DigitsDenoiser, DigitsVelocity, digits_data
+from sgm_sde.nn._weights import store
+from sgm_sde.training import EDM, denoising_score_matching
 
 P_MEAN, P_STD = -0.4, 1.5  # ln(sigma) ~ N(P_MEAN, P_STD^2), centred where the digit takes shape
 LABEL_DROPOUT = 0.1
@@ -46,14 +47,15 @@ def augment(images: Tensor, generator: torch.Generator, shift: float, degrees: f
 
 
 def denoising_loss(net: nn.Module, sigma_data: Tensor, x: Tensor, y: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Return the batch mean of (sigma^2 + s^2) / (sigma s)^2 |D(x + sigma noise, sigma, y) - x|^2 / 64."""
-    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-    error = net(x + sigma[:, None, None, None] * noise, sigma, y) - x
-    return (weight * error.square().flatten(1).mean(1)).mean()
+    """Return the batch mean of EDM's loss, (sigma^2 + s^2) / (sigma s)^2 |D(x + sigma noise, sigma, y) - x|^2 / d."""
+    score = sg.from_denoiser(net, sg.EDMSDE())
+    weighting = EDM(float(sigma_data))
+    options = {"weighting": weighting, "model_kwargs": {"y": y}}
+    return denoising_score_matching(score, x, t=sigma, noise=noise, **options).mean()
 
 
 @torch.no_grad()
-def loss_by_sigma(net: DigitsDenoiser, x: Tensor, y: Tensor, repeats: int) -> list[float]:
+def loss_by_sigma(net: nn.Module, x: Tensor, y: Tensor, repeats: int) -> list[float]:
     """Return the denoising loss in each of SIGMA_BINS, with the same noise at every call."""
     generator = torch.Generator().manual_seed(1)
     x, y = x.repeat(repeats, 1, 1, 1), y.repeat(repeats)
@@ -114,8 +116,8 @@ def train_denoiser(steps: int, generator: torch.Generator) -> DigitsDenoiser:
 
 def velocity_loss(net: DigitsVelocity, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """Return the batch mean of the hybrid score matching loss / c^2, with the mixed parametrisation."""
-    score = from_velocity_noise(net, net.sde, mixed=float(net.sigma_data))
-    loss = hybrid_score_matching(lambda z, t: score.output(z, t, y=y)[:, 1], net.sde, x, t, noise)
+    score = sg.from_velocity_noise(net, net.sde, mixed=float(net.sigma_data))
+    loss = sg.hybrid_score_matching(lambda z, t: score.output(z, t, y=y)[:, 1], net.sde, x, t, noise)
     return (loss / net.spread(t)[1].to(loss.dtype) ** 2).mean()
 
 
@@ -159,13 +161,6 @@ def train_classifier(steps: int, generator: torch.Generator) -> DigitsClassifier
         optimiser.step()
         schedule.step()
     return net.eval()
-
-
-def store(net: nn.Module, path: Path) -> None:
-    """Write the weights, matrices in half precision, and round those of `net` alike."""
-    stored = {name: value.half() if value.ndim > 1 else value for name, value in net.state_dict().items()}
-    safetensors.torch.save_file(stored, path)
-    net.load_state_dict(stored)
 
 
 def main() -> None:

@@ -12,15 +12,16 @@ Example:
     True
 """
 
-from sgm_sde import grids
+from sgm_sde import adapters, grids, inverse
 from sgm_sde._version import __version__
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.grids import Grid
 from sgm_sde.latent import LatentBound, LatentScoreModel, MixedNoise
-from sgm_sde.likelihood import LogProbResult, bits_per_dim, decode, encode, log_prob, slerp
-from sgm_sde.likelihood_joint import joint_log_prob, velocity_bound
+from sgm_sde.likelihood import LogProbResult, bits_per_dim, ddpm_bound, decode, elbo, encode, log_prob, slerp
+from sgm_sde.likelihood.joint import joint_log_prob, velocity_bound
+from sgm_sde.models import Model, load_model
 from sgm_sde.pilot import PilotResult, pilot
 from sgm_sde.processes import (
     CLD,
@@ -38,7 +39,7 @@ from sgm_sde.processes import (
     hybrid_score_matching,
     presets,
 )
-from sgm_sde.sampling import NonFiniteWarning, SampleResult, Status, StepInfo, sample
+from sgm_sde.sampling import NonFiniteWarning, SampleResult, Status, StepControl, StepInfo, UnfinishedWarning, sample
 from sgm_sde.scores import (
     Score,
     from_denoiser,
@@ -49,15 +50,20 @@ from sgm_sde.scores import (
     from_velocity,
     from_velocity_noise,
     from_velocity_score,
+    guidance,
     oracles,
     time_labels,
 )
 from sgm_sde.solvers import (
+    BOSH3,
     DDIM,
     DEIS,
+    DOP853,
+    DOPRI5,
     ERSDE,
     EULER,
     GDDIM,
+    GGF,
     HEUN2,
     IPNDM,
     LMS,
@@ -69,14 +75,20 @@ from sgm_sde.solvers import (
     RK4,
     SEEDS,
     SSCS,
+    TSIT5,
+    Adaptive,
+    AdaptiveSolver,
     Ancestral,
     AncestralNoise,
     AnnealedLangevin,
+    BatchCoupledWarning,
     Corrector,
     DPMSolver,
     DPMSolverPP,
+    EmbeddedTableau,
     EulerMaruyama,
     ExponentialAdams,
+    ExponentialPair,
     ExponentialRungeKutta,
     Heun,
     Langevin,
@@ -87,8 +99,11 @@ from sgm_sde.solvers import (
     Rosenbrock,
     RungeKutta,
     SASolver,
+    SciPy,
     Solver,
     Tableau,
+    TorchDiffEq,
+    TorchSDE,
     UniC,
     UniPC,
     VelocityLangevin,
@@ -96,13 +111,17 @@ from sgm_sde.solvers import (
 )
 
 __all__ = [
+    "BOSH3",
     "CLD",
     "DDIM",
     "DEIS",
+    "DOP853",
+    "DOPRI5",
     "EDMSDE",
     "ERSDE",
     "EULER",
     "GDDIM",
+    "GGF",
     "HEUN2",
     "IPNDM",
     "LMS",
@@ -115,19 +134,25 @@ __all__ = [
     "SDE",
     "SEEDS",
     "SSCS",
+    "TSIT5",
     "VESDE",
     "VPSDE",
+    "Adaptive",
+    "AdaptiveSolver",
     "Ancestral",
     "AncestralNoise",
     "AnnealedLangevin",
+    "BatchCoupledWarning",
     "Corrector",
     "CosineVPSDE",
     "DPMSolver",
     "DPMSolverPP",
     "DiscreteVESDE",
     "DiscreteVPSDE",
+    "EmbeddedTableau",
     "EulerMaruyama",
     "ExponentialAdams",
+    "ExponentialPair",
     "ExponentialRungeKutta",
     "Grid",
     "Heun",
@@ -138,6 +163,7 @@ __all__ = [
     "LogProbResult",
     "MatrixSDE",
     "MixedNoise",
+    "Model",
     "NonFiniteWarning",
     "PilotResult",
     "PredictorCorrector",
@@ -151,21 +177,29 @@ __all__ = [
     "RungeKutta",
     "SASolver",
     "SampleResult",
+    "SciPy",
     "Score",
     "Setting",
     "Solver",
     "Stage",
     "Status",
+    "StepControl",
     "StepInfo",
     "SubVPSDE",
     "Tableau",
+    "TorchDiffEq",
+    "TorchSDE",
+    "UnfinishedWarning",
     "UniC",
     "UniPC",
     "VelocityLangevin",
     "__version__",
+    "adapters",
     "bits_per_dim",
+    "ddpm_bound",
     "decode",
     "default_setting",
+    "elbo",
     "encode",
     "from_denoiser",
     "from_flow",
@@ -176,8 +210,11 @@ __all__ = [
     "from_velocity_noise",
     "from_velocity_score",
     "grids",
+    "guidance",
     "hybrid_score_matching",
+    "inverse",
     "joint_log_prob",
+    "load_model",
     "log_prob",
     "oracles",
     "pilot",

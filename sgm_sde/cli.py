@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sgm_sde import __version__
 from sgm_sde.solvers import solvers
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what it says of itself, its options, and what it does; returns the exit status."""
+
+    help: str
+    options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,23 +32,187 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sgm-sde", description="Samplers for score-based generative models.")
     parser.add_argument("--version", action="version", version=f"sgm_sde {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("solvers", help="list the solvers with their orders and sources")
-    demo = commands.add_parser("demo", help="sample 8x8 digits with several solvers; table and pictures")
-    demo.add_argument("--out", type=Path, default=Path("sgm_sde_demo"), help="folder for the results (%(default)s)")
-    demo.add_argument("--n", type=int, default=1000, help="samples for each entry (%(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="seed of the samples (%(default)s)")
-    demo.add_argument("--quiet", action="store_true", help="no progress bar")
+    for name, command in COMMANDS.items():
+        command.options(commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False))
     args = parser.parse_args(argv)
     try:
-        if args.command == "solvers":
-            sys.stdout.write(f"{solvers()}\n")
-        else:
-            import torch
-
-            from sgm_sde import demo as digits
-
-            torch.set_num_threads(1)  # the networks are tiny: more threads would spend their time waiting
-            sys.stdout.write(digits.run(args.out, n=args.n, seed=args.seed, progress=not args.quiet) + "\n")
-    except (ImportError, OSError, ValueError) as error:
+        return COMMANDS[args.command].run(args)
+    except (ImportError, OSError, TypeError, ValueError) as error:
         parser.exit(2, f"sgm-sde: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "sgm-sde: interrupted\n")
+
+
+def _solvers(args: argparse.Namespace) -> int:
+    sys.stdout.write(f"{solvers()}\n")
     return 0
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", choices=("digits", "fashion"), default="digits", help="shipped network (%(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("sgm_sde_demo"), help="folder for the results (%(default)s)")
+    parser.add_argument("--n", type=int, help="samples for each entry (1000), or images of clothes (64)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    import torch
+
+    from sgm_sde import demo
+
+    if args.model == "fashion":
+        text = demo.run_fashion(args.out, n=64 if args.n is None else args.n, seed=args.seed)
+    else:
+        torch.set_num_threads(1)  # the networks are tiny: more threads would spend their time waiting
+        text = demo.run(args.out, n=1000 if args.n is None else args.n, seed=args.seed, progress=not args.quiet)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _run_options(parser: argparse.ArgumentParser, seed: bool = True) -> None:
+    """What `sample`, `likelihood` and `bench` have in common."""
+    parser.add_argument("--model", required=True, help="name of a shipped model, or MODULE:FACTORY")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results; a run there is gone on with")
+    parser.add_argument("--batch", type=int, default=64, help="size of a batch and shard (%(default)s)")
+    if seed:
+        parser.add_argument("--seed", type=int, default=0, help="seed (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (cuda where there is one)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process on a CPU (%(default)s)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _sample_options(parser: argparse.ArgumentParser) -> None:
+    _run_options(parser)
+    parser.add_argument("-n", "--n", type=int, required=True, help="number of samples; -n under torchrun")
+    parser.add_argument("--solver", help="name of a solver, see `sgm-sde solvers` (by process and budget)")
+    parser.add_argument("--nfe", type=int, help="network calls a sample, never exceeded (50)")
+    parser.add_argument("--steps", type=int, help="number of steps, instead of --nfe")
+    parser.add_argument("--grid", help="rule that places the steps (that of the solver or the process)")
+    parser.add_argument("--final", choices=("denoise", "mean", "none"), help="what to return at the end (denoise)")
+    parser.add_argument(
+        "--labels", default="all", help="classes to take in turn, as 3 or 0,1,2; all; none (%(default)s)"
+    )
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from sgm_sde import distributed
+
+    labels = args.labels if args.labels in ("all", "none") else [_whole_number(v) for v in args.labels.split(",")]
+    report = distributed.sample(
+        args.model, args.n, args.out, batch=args.batch, solver=args.solver, nfe=args.nfe, steps=args.steps,
+        grid=args.grid, final=args.final, seed=args.seed, labels=None if labels == "none" else labels,
+        device=args.device, threads=args.threads, progress=not args.quiet,
+    )  # fmt: skip
+    if not report.result:  # another process of the run speaks
+        return 0
+    failed = report.result["failed"]
+    sys.stdout.write(f"{report}, at most {report.result['nfe']} network calls each\n")
+    if failed:
+        shown = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
+        sys.stdout.write(f"{len(failed)} of them are not finite or did not reach the end: {shown}\n")
+    return 1 if failed else 0
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"--labels must be all, none, or classes such as 0,1,2, got {text!r}") from None
+
+
+def _likelihood_options(parser: argparse.ArgumentParser) -> None:
+    _run_options(parser)
+    parser.add_argument("--data", type=Path, required=True, help="images as whole numbers: .npy, .npz or .safetensors")
+    parser.add_argument("--with-labels", action="store_true", help="condition on the labels in the file, its array y")
+    parser.add_argument("--n-levels", type=int, help="levels of the images, 256 for 8 bits (the model's)")
+    parser.add_argument(
+        "--data-range",
+        type=float,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help="edges of the levels to the network (the model's)",
+    )
+    parser.add_argument("--repeats", type=int, default=1, help="dequantisation draws for each image (%(default)s)")
+    parser.add_argument("--importance", action="store_true", help="importance-weighted bound over the draws")
+    parser.add_argument("--dequantize", choices=("uniform", "diffusion"), default="uniform", help="(%(default)s)")
+    parser.add_argument("--eps", type=float, help="time at which the density is taken")
+    parser.add_argument("--steps", type=int, help="of the fixed grid")
+    parser.add_argument("--method", help="exponential, or rk45-scipy")
+    parser.add_argument("--trace", help="hutchinson, or exact")
+    parser.add_argument("--n-probes", type=int, help="probes a node and image")
+
+
+def _likelihood(args: argparse.Namespace) -> int:
+    from sgm_sde import distributed
+
+    images, labels = distributed.read_data(args.data)
+    if args.with_labels and labels is None:
+        raise ValueError(f"--with-labels was given, and {args.data} has no array y")
+    chosen = {name: getattr(args, name) for name in ("eps", "steps", "method", "trace", "n_probes")}
+    report = distributed.likelihood(
+        args.model, images, args.out, labels=labels if args.with_labels else None, batch=args.batch,
+        n_levels=args.n_levels, data_range=args.data_range, repeats=args.repeats, importance=args.importance,
+        dequantize=args.dequantize, seed=args.seed, device=args.device, threads=args.threads,
+        progress=not args.quiet, **{name: value for name, value in chosen.items() if value is not None},
+    )  # fmt: skip
+    if report.result:
+        result = report.result
+        error = "" if result["stderr"] is None else f" +- {result['stderr']:.4f}"
+        sys.stdout.write(f"{report}\n{result['bits_per_dim']:.4f}{error} bits/dim ({result['protocol']})\n")
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(name) for name in _names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"whole numbers such as 5,10,20, got {text!r}") from None
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    _run_options(parser, seed=False)
+    parser.set_defaults(batch=500)
+    add = parser.add_argument
+    add("--solvers", type=_names, help='names, NAME@GRID or "default", with commas between (nine of them)')
+    add("--grids", type=_names, default=[], help="run each solver on each of these grids, not on the process' own")
+    add("--nfe", type=_numbers, help="budgets of network calls (5,6,8,10,15,20,35,50)")
+    add("-n", "--n", type=int, default=10000, help="samples of each solver, budget and seed (%(default)s)")
+    add("--seeds", type=_numbers, default=[0], help="seeds, one a repetition (0)")
+    add("--features", help="of a shipped model, efficientnet-lite0, inception, pixels, raw or MODULE:FUNCTION")
+    add("--features-weights", type=Path, metavar="FILE", help="weights of inception; nothing is downloaded")
+    add("--features-sha256", metavar="HEX", help="of that file, if it is not the FID's")
+    add("--reference", help="real data: of a shipped model, or a file .npy, .npz or .safetensors (statistics)")
+    add("--baseline", help="other real data to measure in the same way")
+    add("--metrics", type=_names, help="of fid (frechet), kid (kernel), prdc, sw (sliced); all that go")
+    add("--beside", type=Path, nargs="+", default=[], metavar="FILE", help="results.json of others to show beside")
+    add("--keep-samples", action="store_true", help="keep the samples in OUT/samples")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from sgm_sde.bench import bench
+
+    chosen = {name: getattr(args, name) for name in ("solvers", "nfe", "metrics")}
+    result = bench(
+        args.model, args.out, grids=args.grids, n=args.n, seeds=args.seeds, features=args.features,
+        weights=args.features_weights, sha256=args.features_sha256, reference=args.reference, baseline=args.baseline,
+        beside=args.beside, batch=args.batch, device=args.device, threads=args.threads, keep_samples=args.keep_samples,
+        progress=not args.quiet, **{name: value for name, value in chosen.items() if value is not None},
+    )  # fmt: skip
+    sys.stdout.write(f"{result}\n\nWritten to {args.out}: results.json, table.md, curves.png\n")
+    return 0
+
+
+COMMANDS = {
+    "solvers": Command("list the solvers with their orders and sources", lambda parser: None, _solvers),
+    "demo": Command("sample 8x8 digits with several solvers, or a grid of clothes", _demo_options, _demo),
+    "sample": Command("draw samples into a folder; an interrupted run goes on", _sample_options, _sample),
+    "likelihood": Command("bits/dim of a file of images; an interrupted run goes on", _likelihood_options, _likelihood),
+    "bench": Command("quality of samples against network calls; an interrupted run goes on", _bench_options, _bench),
+}

@@ -27,10 +27,14 @@ _recordings: WeakKeyDictionary[Callable[..., Tensor], dict[Hashable, tuple[Bound
 
 
 def compile_network(score: Score) -> Score:
-    """The same score with its network compiled, once for all runs."""
-    if score.net not in _networks:
-        _networks[score.net] = torch.compile(score.net)
-    return score.with_net(_networks[score.net])
+    """The same score with its networks compiled, once for all runs."""
+
+    def compiled(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        if net not in _networks:
+            _networks[net] = torch.compile(net)
+        return _networks[net]
+
+    return score.map_net(compiled)
 
 
 def replay(program: Program, x: Tensor, model: BoundModel, noise: NoiseSource, kwargs: Mapping[str, Any] | None) -> Run:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,21 +15,30 @@ from torch import Tensor
 from sgm_sde import grids
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
+from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL
+from sgm_sde.engine.brownian import PathNoise
 from sgm_sde.engine.executor import Run, checksum, execute
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.model import BoundModel
-from sgm_sde.scores.score import as_score
-from sgm_sde.solvers import Solver, resolve
+from sgm_sde.scores.score import Score, as_score
+from sgm_sde.solvers import AdaptiveSolver, Solver, resolve_any
+from sgm_sde.solvers.base import Problem
 
 DEFAULT_NFE = 50
 FINALS = ("denoise", "mean", "none")
+NOISES = ("independent", "path")
 
 
 class NonFiniteWarning(UserWarning):
     """A state became infinite or NaN; the result's status says when, and in which samples."""
+
+
+class UnfinishedWarning(UserWarning):
+    """Some samples stopped before the end; the result's status says which, where and why."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,25 @@ class StepInfo:
 
 
 @dataclass(frozen=True)
+class StepControl:
+    """What an adaptive solver did with each sample.
+
+    Attributes:
+        outcome: how each ended: "completed", "out of steps", "not finite" or "step too small".
+        times: where each got to, (B,) in float64.
+        accepted: accepted steps of each, (B,).
+        rejected: rejected ones, (B,).
+        evaluations: evaluations of the score at each, (B,), that of `final="denoise"` not counted.
+    """
+
+    outcome: tuple[str, ...]
+    times: Tensor = field(repr=False)
+    accepted: Tensor
+    rejected: Tensor
+    evaluations: Tensor
+
+
+@dataclass(frozen=True)
 class SampleResult:
     """Samples and how they came about.
 
@@ -92,6 +121,7 @@ class SampleResult:
         trajectory_times: the times of the trajectory, 0 standing for the final denoised state.
         seeds: the (seed, index) pair of each sample.
         rows: samples that the network has seen in all its calls, a guided score's branches counted apart.
+        control: how a solver that finds its own steps went about it, sample by sample; None on a grid.
     """
 
     x: Tensor
@@ -102,6 +132,7 @@ class SampleResult:
     trajectory_times: tuple[float, ...] = field(default=(), repr=False)
     seeds: tuple[tuple[int, int], ...] = field(default=(), repr=False)
     rows: int = 0
+    control: StepControl | None = None
 
     def __repr__(self) -> str:
         return f"SampleResult(x={tuple(self.x.shape)} {self.x.dtype}, nfe={self.nfe}, {self.status})"
@@ -113,7 +144,7 @@ def sample(
     shape: Sequence[int] | None = None,
     *,
     x_T: Tensor | None = None,
-    solver: Solver | Setting | str | None = None,
+    solver: Solver | AdaptiveSolver | Setting | str | None = None,
     nfe: int | None = None,
     steps: int | None = None,
     grid: Grid | GridRule | str | Sequence[float] | None = None,
@@ -121,6 +152,7 @@ def sample(
     t_end: float | None = None,
     seed: Seeds = None,
     generator: Generators = None,
+    noise: str = "independent",
     final: str | None = None,
     callback: Callable[[StepInfo], bool | None] | None = None,
     progress: bool = False,
@@ -144,16 +176,20 @@ def sample(
         shape: (B, *) of the samples; or give `x_T`.
         x_T: the states (B, *) to start from, instead of prior samples. bfloat16 and float16 are integrated in
             float32 and returned as they came.
-        solver: a name from `solvers()`, a `Solver`, or a `Setting`, which brings its grid along, such as `pilot` finds.
-            By default that of `default_setting`, which depends on the process and the budget.
-        nfe: budget of network calls, final one included, never exceeded. Default 50.
+        solver: a name from `solvers()`, a `Solver`, or a `Setting`, which brings its grid along, such as `pilot` finds;
+            an adaptive solver, or `"library:method"` for torchdiffeq, torchsde and SciPy: they find their own steps. By
+            default that of `default_setting`, which depends on the process and the budget.
+        nfe: budget of network calls, final one included, never exceeded. Default 50; none for adaptive solvers, whose
+            samples stop where they are when it is spent, and the status says so.
         steps: number of steps, instead of `nfe`.
         grid: a rule (`grids.Karras()`, or a name such as "log-snr") that places the steps, or the times
             themselves (then neither `nfe` nor `steps`). By default that of the setting, or the process' `natural_grid`.
         t_start: where to start, default `sde.T`. Below it, give the noised data as `x_T`.
         t_end: where to end, default `sde.eps`.
-        seed: one int for the batch, or one per sample.
+        seed: one int for the batch, or one per sample: an int, or a pair (seed, index) as in a result's `seeds`.
         generator: one `torch.Generator` or one per sample, from which seeds are drawn, instead of `seed`.
+        noise: of a stochastic solver on a grid: "independent" draws at each step, or "path", increments of one Brownian
+            path a sample, so that 20 and 40 steps see the same noise; for solvers with one noise a step.
         final: what to return at the end: "denoise", Tweedie's estimate of the data, one network call (default for
             linear processes); "mean", the last state without the noise its last update added (default for others);
             "none", the last state.
@@ -163,8 +199,8 @@ def sample(
         model_kwargs: passed on to the network at each call.
         enable_grad: build the graph, to backpropagate through sampling.
         compile: run the network through `torch.compile`, once for all runs; on CUDA, where nothing looks on
-            (callback, progress bar, trajectory, corrector), the whole run is one CUDA graph, recorded at the first
-            call with the same network, solver, grid and shape. The first call takes its time.
+            (callback, progress bar, trajectory, corrector, guidance), the whole run is one CUDA graph, recorded at the
+            first call with the same network, solver, grid and shape. The first call takes its time.
         dtype: of the samples if `shape` is given; torch's default if not given.
         device: of the samples if `shape` is given; the network's if it has parameters, torch's default if not.
 
@@ -177,6 +213,8 @@ def sample(
 
     Warns:
         NonFiniteWarning: if a state became infinite or NaN.
+        UnfinishedWarning: if an adaptive solver ran out of steps or calls.
+        BatchCoupledWarning: if a backend takes one step size for a batch.
 
     Example:
         >>> import sgm_sde as sg
@@ -187,24 +225,126 @@ def sample(
         (20, True)
     """
     score = as_score(score_fn, sde)
+    final = _final(sde, final)
+    solver, grid, program = plan(
+        sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, t_end=t_end, final=final
+    )
+    if noise not in NOISES:
+        raise ValueError(f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}")
+    if isinstance(solver, AdaptiveSolver):
+        given = {"callback": callback, "trajectory": trajectory, "compile": compile or None}
+        for option, value in (given | {"noise": None if noise == "independent" else noise}).items():
+            if value is not None:
+                raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
+
+    x, seeds, dtype = _initial_state(score, sde, grid.times[0], shape, x_T, seed, generator, dtype, device)
+    if score.dtype is None and dtype != x.dtype:
+        score = score.cast_to(dtype)
+    if compile:
+        if enable_grad:
+            raise ValueError("compile=True keeps no graph to backpropagate through: it excludes enable_grad=True")
+        score = compile_network(score)
+    model = BoundModel(score, sde, (grid.times[-1], grid.times[0]), model_kwargs)
+    if isinstance(solver, AdaptiveSolver):
+        with torch.set_grad_enabled(enable_grad):
+            return _run_adaptive(solver, model, x, grid.times, seeds, dtype, final, nfe, steps, progress)
+    assert program is not None
+    source = NoiseStream(seeds, "solver") if noise == "independent" else _path(solver, program, sde, seeds)
+    hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
+    monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
+    with torch.set_grad_enabled(enable_grad), monitor:
+        watched = bool(hooks or callback or progress or trajectory is not None)
+        if compile and x.is_cuda and score.recordable and not watched:
+            run = replay(program, x, model, source, model_kwargs)
+        else:
+            run = execute(
+                program,
+                x,
+                model,
+                source,
+                hooks=hooks,
+                on_node=monitor.on_node,
+                on_output=monitor.on_output if callback else None,
+                grad=enable_grad,
+            )
+        x = run.x
+        if final == "denoise" and not monitor.stopped:
+            x = model.predict("data", x, grid.times[-1])
+            run.checksums.append(checksum(x))
+        monitor.finish(x)
+    status = _status(run, grid, monitor.stopped)
+    if status.samples:
+        warnings.warn(status.message, NonFiniteWarning, stacklevel=2)
+    kept = monitor.stacked(dtype), tuple(monitor.kept_times)
+    return SampleResult(x.to(dtype), model.nfe, grid.times, status, *kept, seeds, model.rows)
+
+
+def plan(
+    sde: SDE,
+    solver: Solver | AdaptiveSolver | Setting | str | None = None,
+    *,
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: Grid | GridRule | str | Sequence[float] | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    final: str | None = None,
+) -> tuple[Solver | AdaptiveSolver, Grid, Program | None]:
+    """The solver, the grid and the table that `sample` runs for the same arguments.
+
+    A solver that finds its own steps has no table, and its grid is the two ends.
+
+    Raises:
+        ValueError: for arguments out of range or unknown names.
+        TypeError: for arguments of the wrong type, or a solver that the process does not allow.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> solver, grid, program = plan(sg.VPSDE(), "heun", nfe=20)
+        >>> solver.name, grid.steps, program.nfe
+        ('heun', 9, 18)
+    """
+    final = _final(sde, final)
     if isinstance(solver, Setting) and grid is not None:
         raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
     setting = default_setting(sde, nfe if steps is None else steps, t_start, t_end) if solver is None else solver
     if isinstance(setting, Setting):
         solver, grid = setting.solver, setting.grid if grid is None else grid
     else:
-        solver = resolve(setting)
+        solver = resolve_any(setting)
+    if isinstance(solver, AdaptiveSolver):
+        for option, value in {"grid": grid, "steps": None if solver.takes_steps else steps}.items():
+            if value is not None:
+                raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
+        return solver, grids.Uniform()(sde, 1, t_start, t_end), None
+    solver, grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
+    program = solver.compile(sde, grid)
+    return solver, grid, solver.end_in_mean(program) if final == "mean" else program
+
+
+def _final(sde: SDE, final: str | None) -> str:
+    """What to return at the end, the process' default if not given."""
     if final is None:
-        final = "denoise" if sde.has_kernel else "mean"
+        return "denoise" if sde.has_kernel else "mean"
     if final not in FINALS:
         raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}, got {final!r}")
     if final == "denoise" and not sde.has_kernel:
         raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
-    solver, grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
-    program = solver.compile(sde, grid)
-    if final == "mean":
-        program = solver.end_in_mean(program)
+    return final
 
+
+def _initial_state(
+    score: Score,
+    sde: SDE,
+    start: float,
+    shape: Sequence[int] | None,
+    x_T: Tensor | None,
+    seed: Seeds,
+    generator: Generators,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> tuple[Tensor, tuple[tuple[int, int], ...], torch.dtype]:
+    """The state to start from, at least float32, the samples' seeds, and the dtype to return."""
     if (shape is None) == (x_T is None):
         raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
     if x_T is None:
@@ -228,49 +368,88 @@ def sample(
     seeds = resolve_seeds(seed, generator, shape[0])
     state_dtype = torch.promote_types(dtype, torch.float32)
     if x_T is None:
-        if grid.times[0] < sde.T:
+        if start < sde.T:
             warnings.warn(
-                f"starting at t={grid.times[0]:g} < T={sde.T:g} from pure noise: the marginal there contains data; "
+                f"starting at t={start:g} < T={sde.T:g} from pure noise: the marginal there contains data; "
                 f"pass noised data as x_T",
-                stacklevel=2,
+                stacklevel=3,
             )
-        x = sde.prior_transform(NoiseStream(seeds, "prior").normal(shape, state_dtype, device), grid.times[0])
-    else:
-        x = x_T.to(state_dtype)
+        return sde.prior_transform(NoiseStream(seeds, "prior").normal(shape, state_dtype, device), start), seeds, dtype
+    return x_T.to(state_dtype), seeds, dtype
 
-    if score.dtype is None and dtype != state_dtype:
-        score = score.cast_to(dtype)
-    if compile:
-        if enable_grad:
-            raise ValueError("compile=True keeps no graph to backpropagate through: it excludes enable_grad=True")
-        score = compile_network(score)
-    model = BoundModel(score, sde, (grid.times[-1], grid.times[0]), model_kwargs)
-    hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
-    monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
-    with torch.set_grad_enabled(enable_grad), monitor:
-        if compile and x.is_cuda and not (hooks or callback or progress or trajectory is not None):
-            run = replay(program, x, model, NoiseStream(seeds, "solver"), model_kwargs)
-        else:
-            run = execute(
-                program,
-                x,
-                model,
-                NoiseStream(seeds, "solver"),
-                hooks=hooks,
-                on_node=monitor.on_node,
-                on_output=monitor.on_output if callback else None,
-                grad=enable_grad,
-            )
-        x = run.x
-        if final == "denoise" and not monitor.stopped:
-            x = model.predict("data", x, grid.times[-1])
-            run.checksums.append(checksum(x))
-        monitor.finish(x)
-    status = _status(run, grid, monitor.stopped)
-    if status.samples:
-        warnings.warn(status.message, NonFiniteWarning, stacklevel=2)
-    kept = monitor.stacked(dtype), tuple(monitor.kept_times)
-    return SampleResult(x.to(dtype), model.nfe, grid.times, status, *kept, seeds, model.rows)
+
+def _path(solver: Solver, program: Program, sde: SDE, seeds: Sequence[tuple[int, int]]) -> PathNoise:
+    """Noise from one Brownian path a sample, halved evenly in log-SNR, where there is one."""
+
+    def middle(a: float, b: float) -> float:
+        linear: Any = sde
+        t = float(linear.time((linear.log_snr(a) + linear.log_snr(b)) / 2)) if sde.is_linear else math.nan
+        return t if min(a, b) < t < max(a, b) else (a + b) / 2
+
+    for t in (program.times[0], program.times[-1]):
+        if program.stochastic and not math.isfinite(solver.clock(sde, t)):
+            raise ValueError(f"noise='path' needs a finite log-SNR at both ends, and at t={t} it is infinite")
+    return PathNoise(program, seeds, clock=partial(solver.clock, sde), middle=middle)
+
+
+def _run_adaptive(
+    solver: AdaptiveSolver,
+    model: BoundModel,
+    x: Tensor,
+    ends: tuple[float, ...],
+    seeds: tuple[tuple[int, int], ...],
+    dtype: torch.dtype,
+    final: str,
+    nfe: int | None,
+    steps: int | None,
+    progress: bool,
+) -> SampleResult:
+    """A run of a solver that finds its own steps."""
+    if isinstance(model.score.net, torch.nn.parallel.DistributedDataParallel):
+        warnings.warn(
+            "the network is wrapped for distributed training, where every process must call it as often as the others, "
+            "and an adaptive solver does not: pass net.module",
+            stacklevel=3,
+        )
+    denoise = final == "denoise"
+    if nfe is not None and (isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1):
+        raise ValueError(f"nfe must be a whole number of at least 1, got {nfe}")
+    calls = None if nfe is None else int(nfe) - denoise
+    bar = _bar(progress, len(x), solver.name, "sample")
+    try:
+        end = solver.run(
+            Problem(model, model.sde, x, ends[0], ends[1], seeds, calls, steps, bar.update if progress else None)
+        )
+    finally:
+        if progress:
+            bar.close()
+    (x,), arrived = end.y, end.completed.nonzero().flatten().to(x.device)
+    if denoise and len(arrived):
+        with model.only(arrived, len(x)):
+            x = x.index_copy(0, arrived, model.predict("data", x[arrived], ends[1]))
+    finite = torch.isfinite(checksum(x)).tolist()
+    outcome = tuple(o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(end.outcome, finite, strict=True))
+    status = _adaptive_status(outcome, end.t, ends[1])
+    if not status.ok:
+        warnings.warn(status.message, NonFiniteWarning if NOT_FINITE in outcome else UnfinishedWarning, stacklevel=3)
+    control = StepControl(outcome, end.t, end.accepted, end.rejected, end.evaluations)
+    return SampleResult(x.to(dtype), model.nfe, ends, status, seeds=seeds, rows=model.rows, control=control)
+
+
+def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float) -> Status:
+    """Which samples did not arrive, where they are, and why."""
+    samples = tuple(i for i, o in enumerate(outcome) if o != COMPLETED)
+    if not samples:
+        return Status()
+    why = {
+        OUT_OF_STEPS: "out of steps",
+        NOT_FINITE: "the score or the state is not finite beyond",
+        STEP_TOO_SMALL: "the step is too small to go on",
+    }
+    shown = "; ".join(f"sample {i} at t={float(t[i]):.6g}: {why[outcome[i]]}" for i in samples[:4])
+    more = "; ..." if len(samples) > 4 else ""
+    message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({shown}{more})"
+    return Status(False, message, float(t[samples[0]]), samples)
 
 
 def _make_grid(
@@ -313,6 +492,14 @@ def _make_grid(
     return solver, grid(sde, steps, t_start, t_end)
 
 
+def _bar(progress: bool, total: int, name: str, unit: str) -> Any:
+    if not progress:
+        return None
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc=name, unit=unit)
+
+
 class _Monitor:
     """What watches a run: callback, progress bar, trajectory."""
 
@@ -332,11 +519,7 @@ class _Monitor:
         self.wanted, self.keep_end = _wanted(trajectory, grid, final == "denoise")
         self.kept: list[Tensor] = []
         self.kept_times: list[float] = []
-        self.bar: Any = None
-        if progress:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=grid.steps, desc=name, unit="step")
+        self.bar = _bar(progress, grid.steps, name, "step")
 
     def __enter__(self) -> _Monitor:
         return self

@@ -285,6 +285,7 @@ SAMPLE_CHANGES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
         ({"score_fn": lambda x, t, k: -k * x, "model_kwargs": {"k": 1.0}},
          {"score_fn": lambda x, t, k: -k * x, "model_kwargs": {"k": 2.0}}),
     ],
+    "noise": [({"solver": "ancestral"}, {"solver": "ancestral", "noise": "path"})],
     "dtype": [({"dtype": F64}, {"dtype": torch.bfloat16})],
 }  # fmt: skip
 ELSEWHERE = {"sde", "callback", "progress", "trajectory", "enable_grad", "compile", "device"}  # in tests of their own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -12,7 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from sgm_sde.likelihood import Stretched
+from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.likelihood import Stretched, pilot_probe_basis
+from sgm_sde.likelihood.decoders import Levels
+from sgm_sde.likelihood.dequantisation import _truncated_normal
+from sgm_sde.likelihood.trace import probe_transform
 from tests.helpers import F64, GAUSSIAN, LINEAR, MIXTURE
 
 PROCESSES = [name for name in LINEAR if name != "schedule"]  # which has a marginal at T far from its prior
@@ -76,6 +81,16 @@ def test_the_density_has_mass_one(process: str) -> None:
     assert float(res.value.exp().sum() * (x[1] - x[0])) == pytest.approx(1, abs=2e-4)
 
 
+def test_the_density_has_mass_one_in_two_dimensions() -> None:
+    """Summed over a fine grid of the plane."""
+    sde = LINEAR["vp"]
+    oracle = sg.oracles.GaussianMixture(torch.tensor([[-0.7, 0.2], [0.6, -0.4]], dtype=F64), [0.4, 0.3])
+    side = torch.linspace(-3, 3, 61, dtype=F64)
+    x = torch.cartesian_prod(side, side)
+    res = sg.log_prob(oracle.score(sde), sde, x, trace="exact", steps=32)
+    assert float(res.value.exp().sum() * (side[1] - side[0]) ** 2) == pytest.approx(1, abs=1e-3)
+
+
 @pytest.mark.parametrize("make", [sg.from_noise, sg.from_denoiser, sg.from_velocity, sg.from_flow, sg.from_score])
 def test_every_prediction_gives_the_same_likelihood(make: Any) -> None:
     """Whatever the network predicts, to 1e-9."""
@@ -127,6 +142,52 @@ def test_song_s_protocol() -> None:
         assert quoted in str(fixed.protocol)
 
 
+@pytest.mark.parametrize("method", ["adaptive", "dopri5-adjoint"])
+@pytest.mark.parametrize("process", ["vp", "ve", "flow"])
+def test_adaptive_methods(process: str, method: str) -> None:
+    """The closed form at the accuracy asked for, and no call outside of [eps, T]."""
+    sde, eps = LINEAR[process], LINEAR[process].likelihood_eps
+    times: list[Tensor] = []
+    score = MIXTURE.score(sde)
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        times.append(t)
+        return score.denoised(x, t)
+
+    x = points(MIXTURE, process, 6)
+    options: dict[str, Any] = {"method": method, "trace": "exact", "prior": lambda z: MIXTURE.log_prob(z, sde, sde.T)}
+    errors = []
+    for tol in (1e-4, 1e-8):
+        res = sg.log_prob(sg.from_denoiser(net, sde), sde, x, rtol=tol, atol=tol, **options)
+        errors.append(float((res.value - exact(MIXTURE, process, x)).abs().max()))
+        assert f"rtol = {tol:g}" in str(res.protocol)
+    assert errors[0] < 5e-2
+    assert errors[1] < 2e-6
+    called = torch.cat(times)
+    assert eps <= float(called.min()) <= float(called.max()) <= sde.T
+    fixed = sg.log_prob(score, sde, x, method=method, n_probes=2, probe="gaussian", seed=0)
+    assert bool((fixed.stderr > 0).all())
+    assert "fixed at each evaluation" in str(fixed.protocol)
+
+
+def test_steps_of_each_sample_s_own() -> None:
+    """Alone as beside an outlier; tensors among the network's arguments follow the samples that are still there."""
+    sde = LINEAR["vp"]
+    score = GAUSSIAN.score(sde)
+
+    def net(x: Tensor, t: Tensor, shift: Tensor) -> Tensor:
+        assert len(shift) == len(x)
+        return score.denoised(x - shift[:, None], t) + shift[:, None]
+
+    wrapped = sg.from_denoiser(net, sde)
+    x, shift = torch.cat([points(COUPLED_2D, "vp", 3), torch.full((1, 2), 30.0)]), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    options: dict[str, Any] = {"method": "adaptive", "n_probes": 2, "rtol": 1e-6, "atol": 1e-6}
+    together = sg.log_prob(wrapped, sde, x, seed=[1, 2, 3, 4], model_kwargs={"shift": shift}, **options)
+    alone = sg.log_prob(wrapped, sde, x[1:2], seed=[2], model_kwargs={"shift": shift[1:2]}, **options)
+    torch.testing.assert_close(alone.value, together.value[1:2], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(alone.stderr, together.stderr[1:2], rtol=1e-9, atol=1e-11)
+
+
 def test_a_forward_pass_serves_drift_and_divergence() -> None:
     """One network call a node, however many probes."""
     sde = LINEAR["vp"]
@@ -137,6 +198,7 @@ def test_a_forward_pass_serves_drift_and_divergence() -> None:
 
 # --- probes ----------------------------------------------------------------------------------------------------------
 
+COUPLED_2D = sg.oracles.Gaussian(torch.zeros(2), 0.3 * torch.eye(2) + 0.2 * torch.ones(2, 2))
 COUPLED = sg.oracles.Gaussian(torch.zeros(6), 0.3 * torch.eye(6) + 0.2 * torch.ones(6, 6))
 
 
@@ -175,6 +237,64 @@ def test_rademacher_is_exact_on_a_diagonal() -> None:
     assert float(res.stderr.max()) < 1e-9
     gaussian = sg.log_prob(oracle.score(sde), sde, x, seed=0, n_probes=2, probe="gaussian")
     assert float(gaussian.stderr.min()) > 1e-3
+
+
+@given(
+    basis=st.sampled_from(["pixel", "colour", "dct"]),
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)),
+)
+def test_bases_are_orthonormal(basis: str, shape: tuple[int, int, int]) -> None:
+    """The transform of all unit vectors is an orthogonal matrix; that of the first of them is flat."""
+    d = math.prod(shape)
+    Q = probe_transform(basis, shape)(torch.eye(d, dtype=F64).view(d, *shape)).reshape(d, d)
+    torch.testing.assert_close(Q @ Q.T, torch.eye(d, dtype=F64), rtol=0, atol=1e-12)
+    if basis == "dct":
+        torch.testing.assert_close(Q[0], torch.full((d,), d**-0.5, dtype=F64))
+
+
+def in_basis(basis: str, shape: tuple[int, int, int] = (2, 2, 3)) -> sg.oracles.Gaussian:
+    """Gaussian data whose covariance is diagonal in a basis alone."""
+    d = math.prod(shape)
+    Q = probe_transform(basis, shape)(torch.eye(d, dtype=F64).view(d, *shape)).reshape(d, d)
+    variances = torch.linspace(0.1, 1, d, dtype=F64)
+    return sg.oracles.Gaussian(torch.zeros(shape, dtype=F64), Q.T @ torch.diag(variances) @ Q)
+
+
+@pytest.mark.parametrize("basis", ["pixel", "colour", "dct"])
+def test_the_right_basis_leaves_no_variance(basis: str) -> None:
+    """Where it makes the Jacobian diagonal; others are unbiased, and the pilot finds the right one."""
+    sde, oracle = LINEAR["vp"], in_basis(basis)
+    x = oracle.sample(1, sde, 1e-5, seed=0, dtype=F64)
+    score, exactly = oracle.score(sde), sg.log_prob(oracle.score(sde), sde, x, trace="exact", steps=12).value
+    many = x.expand(100, -1, -1, -1)
+    for other in ("pixel", "colour", "dct"):
+        res = sg.log_prob(score, sde, many, probe_basis=other, seed=0, steps=12)
+        if other == basis:
+            torch.testing.assert_close(res.value, exactly.expand(100), rtol=1e-9, atol=1e-9)
+        else:
+            assert float(res.value.std()) > 1e-3
+            assert abs(float((res.value - exactly).mean())) < 4 * float(res.value.std()) / 10
+    pilot = pilot_probe_basis(score, sde, many[:4], seed=0)
+    assert pilot.basis == basis
+    assert (pilot.nfe, pilot.vjps) == (3 * 17, 3 * 17 * 2)
+    assert pilot.variances[basis] == min(pilot.variances.values())
+    chosen = sg.log_prob(score, sde, many[:4], probe_basis="pilot", seed=0, steps=12)
+    again = sg.log_prob(score, sde, many[:4], probe_basis=pilot, seed=0, steps=12)
+    torch.testing.assert_close(chosen.value, again.value, rtol=0, atol=0)
+    assert "chosen by a pilot" in str(chosen.protocol)
+    assert chosen.nfe == again.nfe + pilot.nfe
+    if basis != "pixel":
+        assert f"in the {basis} basis" in str(again.protocol)
+
+
+def test_one_pilot_serves_all_draws() -> None:
+    """bits_per_dim asks it once."""
+    sde, oracle = LINEAR["vp"], in_basis("dct")
+    images = torch.arange(24).reshape(2, 2, 2, 3) % 16
+    options: dict[str, Any] = {"n_levels": 16, "data_range": (-1.0, 1.0), "seed": 0, "steps": 6, "repeats": 2}
+    bits = sg.bits_per_dim(oracle.score(sde), sde, images, probe_basis="pilot", **options)
+    assert bits.nfe == 2 * 7 + 3 * 17
+    assert "in the dct basis" in bits.protocol
 
 
 def test_fresh_probes_beat_a_fixed_one() -> None:
@@ -246,6 +366,58 @@ def test_gradients_with_respect_to_parameters() -> None:
     assert not sg.log_prob(score, sde, x, seed=0, steps=6).value.requires_grad
 
 
+class Small(nn.Module):
+    """A network of two parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, 0.2], dtype=F64))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(self.w[0] * x) + self.w[1] * x * t[:, None]
+
+
+class Held:
+    """A tensor that the tape keeps; detached, since an output held by its own node would never go."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+
+
+def test_the_adjoint_s_gradients_are_backpropagation_s() -> None:
+    """With respect to x and to parameters, to 5e-6 at tolerance 1e-8, in memory that does not grow with the steps."""
+    sde, net = LINEAR["vp"], Small()
+    score = sg.from_noise(net, sde)
+    x = torch.tensor([[0.3, -0.4], [0.1, 0.9]], dtype=F64, requires_grad=True)
+
+    def value(**options: Any) -> Tensor:
+        return sg.log_prob(score, sde, x, trace="exact", enable_grad=True, **options).value
+
+    def kept(**options: Any) -> int:
+        alive: weakref.WeakSet[Held] = weakref.WeakSet()
+
+        def pack(tensor: Tensor) -> Held:
+            held = Held(tensor)
+            alive.add(held)
+            return held
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+            result = value(**options)
+            return sum(held.tensor.numel() for held in alive) + 0 * len(result)
+
+    tight = {"method": "dopri5-adjoint", "rtol": 1e-8, "atol": 1e-8}
+    gradients = [
+        torch.autograd.grad(value(**options).sum(), (x, net.w))
+        for options in ({"steps": 200}, tight, {"parameters": (net.w,), **tight})
+    ]
+    for backward, adjoint, with_parameters in zip(*gradients, strict=True):
+        torch.testing.assert_close(adjoint, backward, rtol=5e-6, atol=5e-6)
+        torch.testing.assert_close(with_parameters, adjoint)
+    assert kept(**tight) == kept(method="dopri5-adjoint", rtol=1e-3, atol=1e-3)
+    assert kept(steps=60) > 3 * kept(steps=12)
+    assert net.w.grad is None
+
+
 # --- bits/dim --------------------------------------------------------------------------------------------------------
 
 
@@ -255,9 +427,9 @@ def uniform_score(monkeypatch: pytest.MonkeyPatch, lo: float, hi: float) -> None
     def fake(score_fn: Any, sde: Any, x: Tensor, **_: Any) -> Any:
         assert bool(((x >= lo) & (x < hi)).all())
         value = torch.full((len(x),), -x[0].numel() * math.log(hi - lo), dtype=F64)
-        return sg.LogProbResult(value, 0 * value, x, value, value, 1, 0, sg.Status(), None)  # type: ignore[arg-type]
+        return sg.LogProbResult(value, 0 * value, x, value, value, value, 1, 0, sg.Status(), None)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sg.likelihood, "log_prob", fake)
+    monkeypatch.setattr(sg.likelihood.dequantisation, "log_prob", fake)
 
 
 @pytest.mark.parametrize(("lo", "hi"), [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (0.0, 256.0)])
@@ -287,15 +459,15 @@ def test_bits_per_dim_of_a_known_density() -> None:
     }  # fmt: skip
     score = oracle.score(sde)
     one = sg.bits_per_dim(score, sde, images, **options)
-    mean = sg.bits_per_dim(score, sde, images, repeats=24, **options)
-    weighted = sg.bits_per_dim(score, sde, images, repeats=24, importance=True, **options)
+    mean = sg.bits_per_dim(score, sde, images, repeats=12, **options)
+    weighted = sg.bits_per_dim(score, sde, images, repeats=12, importance=True, **options)
     assert one.repeats.shape == (1, levels)
     torch.testing.assert_close(mean.repeats[0], one.repeats[0])
     assert mean.value > float(truth.mean()) - 0.003
     assert float(truth.mean()) - 0.01 < weighted.value < mean.value
     assert weighted.value == pytest.approx(float(truth.mean()), abs=0.01)
     assert mean.stderr == pytest.approx(float(mean.per_image.std()) / math.sqrt(levels))
-    assert "24 draws of uniform dequantisation, 16 levels" in str(mean)
+    assert "12 draws of uniform dequantisation, 16 levels" in str(mean)
 
 
 def test_variational_dequantisation() -> None:
@@ -315,6 +487,70 @@ def test_variational_dequantisation() -> None:
     torch.testing.assert_close(res.per_image, expected)
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         sg.bits_per_dim(score, sde, images, dequantize=lambda i, k: (torch.ones(i.shape), torch.zeros(2)), **options)
+
+
+def test_truncated_normal_dequantisation() -> None:
+    """Above the known bits, closing in on them with draws; exact moments of the noise; the uniform for wide noise."""
+    sde, levels, std = LINEAR["vp"], 16, 0.4
+    score = sg.oracles.Gaussian(torch.zeros(2), std**2).score(sde)
+    images = torch.arange(levels).repeat_interleave(2).reshape(levels, 2)
+    for eps in (1e-5, float(sde.time(2 * math.log(1 / (1.0 / levels))))):  # noise of 1/60 of a bin, and of half of it
+        alpha, sigma = float(sde.alpha(eps)), float(sde.sigma(eps))
+        spread = math.hypot(alpha * std, sigma)
+        edges = alpha * torch.linspace(-1, 1, levels + 1, dtype=F64) / spread
+        truth = -(torch.special.ndtr(edges[1:]) - torch.special.ndtr(edges[:-1])).log2()[images].mean(1)
+        options: dict[str, Any] = {
+            "n_levels": levels, "data_range": (-1.0, 1.0), "trace": "exact", "seed": 0, "dtype": F64, "steps": 16,
+            "dequantize": "truncated-normal", "eps": eps,
+        }  # fmt: skip
+        mean = sg.bits_per_dim(score, sde, images, repeats=12, **options)
+        assert mean.estimator == "truncated-normal bound"
+        assert mean.value > float(truth.mean()) - 0.01
+        assert "12 draws of truncated-normal dequantisation" in str(mean)
+    assert mean.value < float(truth.mean()) + 0.05  # where the noise fills the bin
+    weighted = sg.bits_per_dim(score, sde, images, repeats=12, importance=True, **options)
+    assert weighted.value == pytest.approx(float(truth.mean()), abs=0.01)
+    assert weighted.estimator == "importance-weighted bound of 12 draws"
+
+
+@pytest.mark.parametrize("tau", [0.01, 1.0, 3.0, 12.0])
+def test_moments_of_the_truncated_normal(tau: float) -> None:
+    """Variance 1 - 2 tau phi(tau) / Z, inside of the bin, and the density that was drawn from."""
+    sde = LINEAR["edm"]
+    levels = Levels.of(torch.full((4, 5000), 3), 8, (-1.0, 1.0), F64)
+    eps = levels.width / (2 * tau)
+    x, minus_log_q = _truncated_normal(levels, sde, eps, NoiseStream([(0, i) for i in range(4)], "dequantisation"))
+    z = (x - levels.x) / eps
+    Z = math.erf(tau / math.sqrt(2))
+    variance = 1 - 2 * tau * math.exp(-(tau**2) / 2) / math.sqrt(2 * math.pi) / Z
+    assert float(z.abs().max()) <= tau * (1 + 1e-9)
+    assert float(z.square().mean() / variance) == pytest.approx(1, abs=0.04)
+    assert abs(float(z.mean())) < 4 * math.sqrt(variance / 20000)
+    expected = (0.5 * z.square() + 0.5 * math.log(2 * math.pi) + math.log(eps * Z)).sum(1)
+    torch.testing.assert_close(minus_log_q, expected)
+
+
+def test_the_decoder_s_bound_on_the_density_of_data() -> None:
+    """Over many draws its mean is below the density of what the decoder makes of the process at eps, and near it."""
+    sde, eps, std = LINEAR["vp"], 0.1, 0.4
+    oracle = sg.oracles.Gaussian(torch.zeros(1), std**2)
+    x = torch.full((600, 1), 0.5, dtype=F64)
+    marginal: dict[str, Any] = {"prior": lambda z: oracle.log_prob(z, sde, sde.T), "trace": "exact"}
+    res = sg.log_prob(oracle.score(sde), sde, x, decoder="gaussian", eps=eps, steps=16, seed=0, **marginal)
+    alpha, sigma = float(sde.alpha(eps)), float(sde.sigma(eps))
+    V = (alpha * std) ** 2 + sigma**2
+    gain = alpha * std**2 / V
+    made = torch.distributions.Normal(0.0, math.sqrt(gain**2 * V + (sigma / alpha) ** 2))
+    # The gap is the divergence of q(x_eps | x) from the posterior of x_eps under that, both Gaussian.
+    precision = 1 / V + gain**2 * (alpha / sigma) ** 2
+    centre = gain * (alpha / sigma) ** 2 * 0.5 / precision
+    gap = 0.5 * (precision * (sigma**2 + (alpha * 0.5 - centre) ** 2) - 1 - math.log(precision * sigma**2))
+    error = float(res.value.std()) / math.sqrt(600)
+    assert gap > 1e-3
+    assert float(res.value.mean()) == pytest.approx(float(made.log_prob(torch.tensor(0.5))) - gap, abs=4 * error)
+    torch.testing.assert_close(res.prior + res.divergence + res.decoder, res.value)
+    assert res.nfe == 18
+    assert str(res.protocol).startswith("Jensen bound by diffusion to eps")
 
 
 # --- encoding --------------------------------------------------------------------------------------------------------
@@ -344,6 +580,18 @@ def test_many_steps_return_to_a_millionth() -> None:
     x = points(MIXTURE, "vp", 8)
     z = sg.encode(MIXTURE.score(sde), sde, x, steps=400).x
     assert float((sg.decode(MIXTURE.score(sde), sde, z, steps=400).x - x).abs().max()) < 1e-6
+
+
+def test_adaptive_codes_return_to_a_millionth() -> None:
+    """The round trip at tolerance 1e-8 comes back to 1e-6 and below, a sample alone as in the batch."""
+    sde, score = LINEAR["vp"], MIXTURE.score(LINEAR["vp"])
+    x = points(MIXTURE, "vp", 6)
+    code = sg.encode(score, sde, x, method="adaptive")
+    back = sg.decode(score, sde, code.x, method="adaptive")
+    assert float((back.x - x).abs().max()) < 1e-6
+    assert code.times == back.times[::-1] == (sde.likelihood_eps, sde.T)
+    torch.testing.assert_close(sg.encode(score, sde, x[2:3], method="adaptive").x, code.x[2:3], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(code.x, sg.encode(score, sde, x, steps=400).x, rtol=1e-5, atol=1e-5)
 
 
 @given(weight=st.floats(0, 1))
@@ -397,7 +645,17 @@ X = torch.zeros(2, 2, dtype=F64)
         ({"chunk": 0}, ValueError, "0"),
         ({"method": "dopri5"}, ValueError, "dopri5"),
         ({"method": "rk45-scipy", "enable_grad": True}, ValueError, "gradients"),
+        ({"method": "adaptive", "enable_grad": True}, ValueError, "gradients"),
+        ({"parameters": ()}, ValueError, "exponential"),
+        ({"rtol": -1.0}, ValueError, "-1.0"),
+        ({"probe_basis": "wavelet"}, ValueError, "wavelet"),
+        ({"probe_basis": "dct"}, ValueError, r"\(B, C, H, W\), got x of shape \(B, 2\)"),
+        ({"probe_basis": "pilot"}, ValueError, "images"),
+        ({"decoder": "laplace"}, ValueError, "laplace"),
+        ({"method": "adaptive", "score_fn": lambda x, t: x * math.nan}, ValueError, "sample 0 stopped at t="),
+        ({"method": "dopri5-adjoint", "score_fn": lambda x, t: x * math.nan}, ValueError, "gave up"),
         ({"data_std": 0.0}, ValueError, "0.0"),
+        ({"data_std": -1.0, "method": "adaptive"}, ValueError, "-1.0"),
         ({"score_fn": lambda x, t: x * math.nan}, ValueError, "not finite"),
         ({"seed": [1, 2, 3]}, ValueError, "3 seeds for 2"),
         ({"sde": sg.VPSDE}, TypeError, "class VPSDE: call it"),
@@ -420,6 +678,10 @@ def test_bad_input_to_log_prob(options: dict[str, Any], error: type[Exception], 
         ({"data_range": (1.0, -1.0)}, ValueError, r"\(1.0, -1.0\)"),
         ({"repeats": 0}, ValueError, "0"),
         ({"dequantize": "gaussian"}, ValueError, "gaussian"),
+        ({"decoder": "gaussian"}, ValueError, "decoder"),
+        ({"enable_grad": True}, ValueError, "enable_grad"),
+        ({"eps": 1.0}, ValueError, "eps"),
+        ({"data_range": (0.0, math.inf)}, ValueError, "inf"),
         ({"unknown": 1}, TypeError, "unknown"),
     ],
 )

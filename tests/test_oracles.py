@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -118,3 +119,13 @@ def test_bad_parameters_are_named() -> None:
     for call, text in cases:
         with pytest.raises(ValueError, match=text):
             call()
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 3), (3, 2, 1)])
+def test_points_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    """Broadcasting would give a number for points that the data cannot have."""
+    oracle = sg.oracles.Gaussian(torch.zeros(2), 1.0)
+    with pytest.raises(ValueError, match=re.escape(str(shape))):
+        oracle.log_prob(torch.zeros(shape))
+    with pytest.raises(ValueError, match=re.escape(str(shape))):
+        oracle.score(sg.VPSDE())(torch.zeros(shape), 0.5)

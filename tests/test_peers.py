@@ -1,12 +1,12 @@
 """Our samplers against the same methods in other libraries: same grid, oracle and noise, float64, same result.
 
-Peers are optional: what is not installed is skipped. To compare another solver, add a line to `OURS`.
+Peers are optional: what is not installed is skipped. To compare another solver, add a line to `peers.OURS`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from benchmarks import peers
-from benchmarks.peers import SAMPLERS, PeerSampler
+from benchmarks.peers import OURS, SAMPLERS, PeerSampler
 from sgm_sde.engine.executor import execute
 from sgm_sde.solvers import REGISTRY
 from tests.helpers import F64, MIXTURE, bind
@@ -25,26 +25,6 @@ GRID = sg.grids.Karras()(SDE, 15, t_end=0.02)
 SHAPE = (6, 2)
 X_T = 80 * torch.randn(SHAPE, dtype=F64, generator=torch.Generator().manual_seed(3))
 
-# (name, variant) of an entry of `peers.SAMPLERS`: our solver. One line serves every library that has the method.
-# What the registry has not is skipped, so a line may come before its solver.
-OURS: dict[tuple[str, str], Callable[[], sg.Solver]] = {
-    ("dpm++2m", "exact"): lambda: sg.DPMSolverPP(2, variant="exact"),
-    ("dpm++3m", "cold"): lambda: sg.DPMSolverPP(3, start="cold"),
-    ("dpm++3m", "published"): lambda: sg.DPMSolverPP(3, variant="published"),
-    ("deis2", "log-snr"): lambda: sg.ExponentialAdams(nodes=2, prediction="noise"),
-    ("deis3", "log-snr"): lambda: sg.ExponentialAdams(nodes=3, prediction="noise"),
-    ("rectified3", "cold"): lambda: sg.RectifiedAdams(3, start="cold"),
-    ("lms3", "cold"): lambda: sg.LMS(3, start="cold"),
-    ("lms4", "cold"): lambda: sg.LMS(4, start="cold"),
-    ("unipc2", "bh1"): lambda: sg.UniPC(2, variant="bh1"),
-    ("unipc3", "bh1"): lambda: sg.UniPC(3, variant="bh1"),
-    ("sde-dpm++2m", "exact"): lambda: sg.DPMSolverPP(2, eta=1.0, variant="exact"),
-    # diffusers' SA-Solver simplifies its second moment where two evaluations are used, as UniPC's B1 does.
-    ("sa-solver", "2, 2"): lambda: sg.ExponentialAdams(nodes=2, corrector=2, eta=1.0, variant="bh1"),
-    ("sa-solver", "3, 3"): lambda: sg.ExponentialAdams(nodes=3, corrector=3, eta=1.0, variant="bh1"),
-    ("sa-solver", "3, 4"): lambda: sg.ExponentialAdams(nodes=3, corrector=4, eta=1.0, variant="bh1"),
-}
-OURS |= {(s.ours, ""): REGISTRY[s.ours] for s in SAMPLERS if s.ours in REGISTRY and not s.variant}  # our defaults
 COMPARED = [s for s in SAMPLERS if (s.ours, s.variant) in OURS]
 SAME = {
     key: group

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -329,6 +329,9 @@ class Run:
     checksums: list[Tensor] = field(default_factory=list)
 
 
+Stages = Generator[tuple[Tensor, Tensor], Tensor, Run]
+
+
 def execute(
     program: Program,
     x: Tensor,
@@ -374,6 +377,37 @@ def _loop(
     on_node: Callable[[int, Tensor], bool] | None = None,
     on_output: Callable[[Tensor, Tensor, float], None] | None = None,
 ) -> Run:
+    loop = _stages(plan, x, memory, times, noise, hooks, on_node, on_output)
+    try:
+        state, t = next(loop)
+        while True:
+            state, t = loop.send(model.evaluate(state, t))
+    except StopIteration as end:
+        run: Run = end.value
+        return run
+
+
+def stages(program: Program, x: Tensor, model: Model, noise: NoiseSource) -> Stages:
+    """The run of a program from x (B, *), turned inside out: yields a state and its time, and is sent the output there.
+
+    For those who call the network themselves; returns what `execute` returns. States are memory of the run: what is
+    written to one before its output is sent is the state that the run goes on with.
+    """
+    plan = model.plan(program)
+    times = model.times([stage.t for stage in program.stages], x)
+    return _stages(plan, x, _Buffers(x, plan), times, noise)
+
+
+def _stages(
+    plan: Plan,
+    x: Tensor,
+    memory: _Buffers | _Graph,
+    times: Sequence[Tensor],
+    noise: NoiseSource,
+    hooks: Sequence[Hook] = (),
+    on_node: Callable[[int, Tensor], bool] | None = None,
+    on_output: Callable[[Tensor, Tensor, float], None] | None = None,
+) -> Stages:
     program, shape, dtype, device = plan.program, tuple(x.shape), x.dtype, x.device
     memory.start(plan.instructions[0].target, x)
     output: Tensor | None = None
@@ -403,7 +437,7 @@ def _loop(
                 break
         if stage.evaluate:
             terms, output = [], None  # free the last output before the network makes another
-            output = model.evaluate(state, times[k])
+            output = yield state, times[k]
             if on_output is not None and run.nodes > reported:
                 on_output(state, output, stage.t)
                 reported = run.nodes

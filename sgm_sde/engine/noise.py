@@ -11,7 +11,7 @@ from typing import Protocol, SupportsIndex
 import torch
 from torch import Tensor
 
-Seeds = SupportsIndex | Iterable[SupportsIndex] | None
+Seeds = SupportsIndex | Iterable[SupportsIndex | tuple[SupportsIndex, SupportsIndex]] | None
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 # A stream for each use, so that adding a corrector leaves the prior and the predictor's noise as they were.
@@ -21,6 +21,7 @@ STREAMS = {
     "corrector": 0xC2B2AE35,
     "probe": 0x27D4EB2F,
     "dequantisation": 0x165667B1,
+    "measurement": 0xD3A2646C,
 }
 
 
@@ -34,16 +35,18 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> tuple[tuple
     """One (seed, index) pair per sample from whatever the caller gave.
 
     An int `s` gives sample i the pair (s, i), so the first rows of a larger batch are the smaller batch. A list
-    gives sample i the pair (seed_i, 0): `seed=[7]` is the first sample of `seed=7`. A generator supplies seeds
-    and is advanced by one draw per sample. With neither, fresh entropy is used and reported.
+    gives sample i the pair (seed_i, 0): `seed=[7]` is the first sample of `seed=7`. A list may hold pairs itself:
+    `seed=[(7, 5)]` is the sixth sample of `seed=7`. A generator supplies seeds and is advanced by one draw per
+    sample. With neither, fresh entropy is used and reported.
 
     Raises:
-        ValueError: for both, for a negative seed or one of 64 bits and more, or a list of the wrong length.
-        TypeError: for anything that is no integer or generator.
+        ValueError: for both, for a negative seed or one of 64 bits and more, an index of more than 32 bits, or a
+            list of the wrong length.
+        TypeError: for anything that is no integer, pair of integers or generator.
 
     Example:
-        >>> resolve_seeds(3, None, 2), resolve_seeds([7, 9], None, 2)
-        (((3, 0), (3, 1)), ((7, 0), (9, 0)))
+        >>> resolve_seeds(3, None, 2), resolve_seeds([7, (9, 4)], None, 2)
+        (((3, 0), (3, 1)), ((7, 0), (9, 4)))
     """
     if seed is not None and generator is not None:
         raise ValueError("give seed= or generator=, not both")
@@ -63,7 +66,7 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> tuple[tuple
         seeds = list(seed)
         if len(seeds) != batch:
             raise ValueError(f"got {len(seeds)} seeds for {batch} samples")
-        return tuple((_checked(s), 0) for s in seeds)
+        return tuple(_pair(s) for s in seeds)
     seed = _checked(seed)
     return tuple((seed, i) for i in range(batch))
 
@@ -75,13 +78,21 @@ def _draw_seeds(generator: torch.Generator, n: int) -> list[int]:
     return drawn
 
 
-def _checked(seed: object) -> int:
+def _pair(seed: object) -> tuple[int, int]:
+    if not isinstance(seed, tuple):
+        return _checked(seed), 0
+    if len(seed) != 2:
+        raise ValueError(f"a seed in a list must be an int or a pair (seed, index), got {seed!r}")
+    return _checked(seed[0]), _checked(seed[1], "the index of a seed", 32)
+
+
+def _checked(value: object, name: str = "a seed", bits: int = 64) -> int:
     try:
-        index = operator.index(None if isinstance(seed, bool) else seed)  # type: ignore[arg-type]
+        index = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"a seed must be an int, got {seed!r}") from None
-    if not 0 <= index < 2**64:
-        raise ValueError(f"a seed must lie in [0, 2**64), got {index}")
+        raise TypeError(f"{name} must be an int, got {value!r}") from None
+    if not 0 <= index < 2**bits:
+        raise ValueError(f"{name} must lie in [0, 2**{bits}), got {index}")
     return index
 
 

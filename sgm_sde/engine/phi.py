@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 
+import torch
+from torch import Tensor
+
 
 def phi(k: int, z: float) -> float:
     r"""$\phi_k(z)$ in double precision, for real z including minus infinity.
@@ -39,3 +42,31 @@ def phi(k: int, z: float) -> float:
     for j in range(1, k):
         value = (value - 1 / math.factorial(j)) / z
     return value
+
+
+def phi_values(k: int, z: Tensor) -> Tensor:
+    r"""$\phi_k(z)$ of a float64 tensor, as accurate as `phi`.
+
+    Raises:
+        ValueError: for a negative k.
+
+    Example:
+        >>> phi_values(2, torch.tensor([0.0, -1e-9], dtype=torch.float64))
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+    if k < 0:
+        raise ValueError(f"phi_k needs k >= 0, got {k}")
+    if k == 0:
+        return z.exp()
+    near = z.abs() < 1
+    small = torch.where(near, z, 0.0)
+    term = torch.full_like(z, 1 / math.factorial(k))
+    total = torch.zeros_like(z)
+    for j in range(1, 20):  # 1 / 20! is below the rounding of the sum
+        total = total + term
+        term = term * small / (j + k)
+    large = torch.where(near, 1.0, z)
+    value = torch.expm1(large) / large
+    for j in range(1, k):
+        value = (value - 1 / math.factorial(j)) / large
+    return torch.where(near, total, value)

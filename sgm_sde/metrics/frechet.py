@@ -2,12 +2,11 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from sgm_sde.metrics.inputs import Vectors, pair
 
 
 @dataclass(frozen=True)
@@ -23,9 +22,7 @@ class FrechetResult:
     features: str
 
 
-def frechet_distance(
-    a: Tensor | npt.NDArray[Any], b: Tensor | npt.NDArray[Any], *, features: str = "raw"
-) -> FrechetResult:
+def frechet_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> FrechetResult:
     r"""Return the squared Frechet distance between Gaussians fitted to a (n, d) and b (m, d).
 
         |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a^{1/2} C_b C_a^{1/2})^{1/2}),
@@ -42,15 +39,13 @@ def frechet_distance(
     >>> round(result.value, 6), result.n, result.dim, result.features
     (18.0, (4, 4), 2, 'raw')
     """
-    x, y = _samples(a, "a"), _samples(b, "b")
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"a and b must have the same number of features, got {x.shape[1]} and {y.shape[1]}")
+    x, y = pair(a, b)
     dim = x.shape[1]
     for name, rows in (("a", len(x)), ("b", len(y))):
         if rows < dim:
             message = f"{name} has n={rows} samples for d={dim} features: its covariance is singular"
             warnings.warn(f"{message} and the distance is biased upwards", UserWarning, stacklevel=2)
-    value = gaussian_frechet(x.mean(0), _covariance(x), y.mean(0), _covariance(y))
+    value = gaussian_frechet(*moments(x), *moments(y))
     return FrechetResult(value, (len(x), len(y)), dim, features)
 
 
@@ -68,38 +63,19 @@ def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
     4.0
     """
     mean_a, cov_a, mean_b, cov_b = (t.detach().cpu().double() for t in (mean_a, cov_a, mean_b, cov_b))
-    # The trace of the square root is the sum of the singular values of P = cov_b^{1/2} cov_a^{1/2}, and those
-    # are the non-negative eigenvalues of [[0, P], [P^T, 0]]. The eigenvalues of cov_a^{1/2} cov_b cov_a^{1/2}
-    # are their squares: a root taken of those would turn a rounding error of 1e-16 into one of 1e-8.
-    product = _sqrt(cov_b) @ _sqrt(cov_a)
-    zero = torch.zeros_like(product)
-    hermitian = torch.cat([torch.cat([zero, product], 1), torch.cat([product.T, zero], 1)])
-    cross = torch.linalg.eigh(hermitian).eigenvalues.clamp(min=0).sum()
+    # The trace of the square root is the sum of the singular values of P = cov_b^{1/2} cov_a^{1/2}. The
+    # eigenvalues of cov_a^{1/2} cov_b cov_a^{1/2} are their squares: a root taken of those would turn a rounding
+    # error of 1e-16 into one of 1e-8.
+    cross = torch.linalg.svdvals(_sqrt(cov_b) @ _sqrt(cov_a)).sum()
     squared = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     return max(float(squared), 0.0)  # rounding can leave a distance of zero slightly negative
 
 
-def _samples(values: Tensor | npt.NDArray[Any], name: str) -> Tensor:
-    """Return `values` as a float64 tensor (n, d) on the CPU, or say what is wrong with it."""
-    if isinstance(values, Tensor):
-        x = values.detach().cpu().double()
-    else:
-        x = torch.from_numpy(np.array(values, dtype=np.float64))
-    if x.ndim != 2:
-        raise ValueError(f"{name} must have shape (samples, features), got {tuple(x.shape)}")
-    if len(x) < 2:
-        raise ValueError(f"{name} needs at least 2 rows, got {len(x)}")
-    bad = ~x.isfinite()
-    if bad.any():
-        row, column = bad.nonzero()[0].tolist()
-        raise ValueError(f"{name} must be finite, got {x[row, column].item()} at row {row}, column {column}")
-    return x
-
-
-def _covariance(x: Tensor) -> Tensor:
-    """Return the unbiased covariance (d, d) of the rows of x (n, d)."""
-    centred = x - x.mean(0)
-    return centred.T @ centred / (len(x) - 1)
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean (d,) and the unbiased covariance (d, d) of the rows of x (n, d)."""
+    mean = x.mean(0)
+    centred = x - mean
+    return mean, centred.T @ centred / (len(x) - 1)
 
 
 def _sqrt(cov: Tensor) -> Tensor:

@@ -3,20 +3,18 @@
 Images are float tensors of shape (B, 1, 8, 8) in [-1, 1]: scikit-learn's pixel v in 0..16 becomes v/8 - 1.
 """
 
-from importlib import resources
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgm_sde.nn._weights import with_weights
+from sgm_sde.nn.unet import edm_preconditioning
 from sgm_sde.processes.cld import CLD
 
 _CLASSES = 10
 _PIXELS = 64
-
-_Net = TypeVar("_Net", bound=nn.Module)
 
 
 class _Block(nn.Module):
@@ -71,13 +69,8 @@ class _DigitsMLP(nn.Module):
 class DigitsDenoiser(_DigitsMLP):
     r"""Class-conditional denoiser of 8x8 digits, D(x, sigma, y) ~ E[x_0 | x_0 + sigma * z = x, y].
 
-    With s = sigma_data,
-
-        D = c_skip x + c_out F(c_in x, c_noise, y),
-        c_skip = s^2 / (sigma^2 + s^2),  c_out = sigma s / sqrt(sigma^2 + s^2),
-        c_in = 1 / sqrt(sigma^2 + s^2),  c_noise = ln(sigma) / 4,
-
-    where F is a residual MLP on the 64 pixels. The score is (D - x) / sigma^2.
+    D = c_skip x + c_out F(c_in x, c_noise, y) with `edm_preconditioning`, where F is a residual MLP on the 64 pixels.
+    The score is (D - x) / sigma^2.
 
     Source: Karras, Aittala, Aila, Laine (2022), "Elucidating the design space of diffusion-based generative
     models", arXiv:2206.00364, table 1.
@@ -100,14 +93,9 @@ class DigitsDenoiser(_DigitsMLP):
         class; None means NULL_LABEL throughout. The network itself runs in the precision of its weights,
         the preconditioning and the result in that of x.
         """
-        sigma = sigma.to(x.dtype)
-        total = sigma**2 + self.sigma_data**2
-        # The floor keeps D(x, 0) = x instead of ln(0) * 0 = nan.
-        c_noise = sigma.clamp(min=1e-6).log() / 4
-        c_in = total.rsqrt()[..., None]
-        residual = self._run(c_in * x.flatten(-3), c_noise, y).to(x.dtype).reshape(x.shape)
-        c_skip = (self.sigma_data**2 / total)[..., None, None, None]
-        c_out = (sigma * self.sigma_data * total.rsqrt())[..., None, None, None]
+        c = edm_preconditioning(sigma.to(x.dtype), self.sigma_data)
+        residual = self._run(c.c_in[..., None] * x.flatten(-3), c.c_noise, y).to(x.dtype).reshape(x.shape)
+        c_skip, c_out = (value[..., None, None, None] for value in (c.c_skip, c.c_out))
         return c_skip * x + c_out * residual
 
 
@@ -169,29 +157,21 @@ def load_digits_denoiser() -> DigitsDenoiser:
     """Return the trained denoiser, in eval mode and frozen; the global random state is left alone."""
     with torch.device("meta"):
         net = DigitsDenoiser()
-    return _with_weights(net, "digits_denoiser.safetensors")
+    return with_weights(net, "digits_denoiser.safetensors")
 
 
 def load_digits_velocity() -> DigitsVelocity:
     """Return the trained network of `CLD()`, in eval mode and frozen; the global random state is left alone."""
     with torch.device("meta"):
         net = DigitsVelocity()
-    return _with_weights(net, "digits_velocity.safetensors")
+    return with_weights(net, "digits_velocity.safetensors")
 
 
 def load_digits_classifier() -> DigitsClassifier:
     """Return the trained classifier, in eval mode and frozen; the global random state is left alone."""
     with torch.device("meta"):
         net = DigitsClassifier()
-    return _with_weights(net, "digits_classifier.safetensors")
-
-
-def _with_weights(net: _Net, asset: str) -> _Net:
-    """Give `net`, built on the meta device so that no initial weights are drawn, the stored weights."""
-    stored = safetensors.torch.load((resources.files("sgm_sde") / "assets" / asset).read_bytes())
-    # Matrices are stored in half precision to keep the package small.
-    net.load_state_dict({name: value.float() for name, value in stored.items()}, assign=True)
-    return net.eval().requires_grad_(False)
+    return with_weights(net, "digits_classifier.safetensors")
 
 
 def digits_data(split: Literal["train", "held_out"]) -> tuple[Tensor, Tensor]:

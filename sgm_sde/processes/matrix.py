@@ -431,10 +431,10 @@ class MatrixSDE(SDE):
         arrays = [v.numpy() for v in (self.drift_matrix(t), self.g(t), phi, N)]
         return [MatrixNode(self, *values) for values in zip(times, *arrays, strict=True)]
 
-    def convert(self, source: str, target: str, z: Tensor, t: Tensor, out: Tensor) -> Tensor:
+    def convert(self, source: str, target: str, z: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
         """A prediction at z (B, k, *) and t (B,) from the network's output there."""
         times, index = torch.unique(t, return_inverse=True)
-        pairs = [node.convert(source, target) for node in self.nodes(times.tolist())]
+        pairs = [node.convert(source, target, eta) for node in self.nodes(times.tolist())]
         if not isinstance(pairs[0][0], Matrix):
             return out
         c_x, c_r = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._shapes import expand
 from sgm_sde.engine.executor import Plan, lower
 from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.processes.base import SDE
 from sgm_sde.processes.matrix import apply
+from sgm_sde.processes.predictions import KernelValues, convert
 from sgm_sde.scores.score import Score
 
 
@@ -84,16 +87,34 @@ class BoundModel:
             return apply(c_x, x) + apply(c_r, output.to(x.dtype))
         return c_r * output.to(x.dtype) if c_x == 0 else torch.add(c_r * output.to(x.dtype), x, alpha=c_x)
 
+    @contextmanager
+    def only(self, index: Tensor, batch: int) -> Iterator[None]:
+        """While some of the samples are evaluated, those of numbers `index` (b,): tensors among the arguments that have
+        a row for each sample of the batch are passed on with theirs."""
+        kwargs = self.kwargs
+        self.kwargs = {
+            name: value[index.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
+            for name, value in kwargs.items()
+        }
+        try:
+            yield
+        finally:
+            self.kwargs = kwargs
+
     def _output(self, x: Tensor, t: float) -> Tensor:
         return self._call(x, self.times([t], x)[0])
 
     def _call(self, x: Tensor, t: Tensor) -> Tensor:
         self.nfe += 1
-        self.rows += len(x) * self.score.branches
+        self.rows += self.score.rows(t)
         return self.score.output(x, t, **self.kwargs)
 
     def times(self, ts: Sequence[float], x: Tensor) -> Sequence[Tensor]:
         """Times as tensors (B,) in the state's dtype, rounded into the run and never out of it."""
+        return self.round_times(ts, x)[:, None].repeat(1, len(x)).unbind(0)
+
+    def round_times(self, ts: Sequence[float] | np.ndarray, x: Tensor) -> Tensor:
+        """Times in the state's dtype and on its device, rounded into the run and never out of it."""
         given = np.asarray(ts, dtype=np.float64)
         if x.dtype == torch.float64:
             column = torch.from_numpy(given)
@@ -103,8 +124,22 @@ class BoundModel:
             high = (single.astype(np.float64) > self._high) & (given <= self._high)
             single = np.where(low, np.nextafter(single, np.float32(np.inf)), single)
             column = torch.from_numpy(np.where(high, np.nextafter(single, np.float32(-np.inf)), single))
-        column = column.to(device=x.device, dtype=x.dtype)
-        return column[:, None].repeat(1, len(x)).unbind(0)
+        return column.to(device=x.device, dtype=x.dtype)
+
+    def predict_at(self, target: str, x: Tensor, t: Tensor, eta: float = 0.0) -> Tensor:
+        """A prediction at x (B, *) and times of each sample's own, (B,) in float64 on the host."""
+        at = self.round_times(t.numpy(), x)
+        if not self.sde.has_kernel:
+            self._require(target in ("score", "drift"), target)
+            return ReverseSDE(self.sde, self._call, eta).f(x, at) if target == "drift" else self._call(x, at)
+        sde: Any = self.sde
+        if not sde.is_linear:
+            out = self._call(x, at).to(x.dtype)
+            converted: Tensor = sde.convert(self.score.prediction, target, x, t, out, eta)
+            return converted
+        k = KernelValues(sde.alpha(t), sde.sigma(t), sde.d_alpha(t), sde.d_sigma(t))
+        c_x, c_r = (torch.as_tensor(c).to(device=x.device) for c in convert(self.score.prediction, target, k, eta))
+        return expand(c_x, x) * x + expand(c_r, x) * self._call(x, at).to(x.dtype)
 
     def _convert(self, target: str, node: Any) -> tuple[Any, Any]:
         return _checked_conversion(self.score.prediction, target, node)

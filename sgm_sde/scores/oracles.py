@@ -41,8 +41,23 @@ class Oracle(ABC):
     def score(self, sde: LinearSDE | MatrixSDE) -> Score:
         """The exact score on `sde`, as if from a perfect network; of the joint state on a process with a matrix."""
         if isinstance(sde, MatrixSDE):
-            return DenoiserScore(lambda y, s: self.denoised(y, torch.ones_like(s), s), sde)
-        return Score(lambda x, t: self.denoised(x, sde.alpha(t).to(x.dtype), sde.sigma(t).to(x.dtype)), sde, "data")
+
+            def of_observation(y: Tensor, s: Tensor) -> Tensor:
+                self._require_event(y)
+                return self.denoised(y, torch.ones_like(s), s)
+
+            return DenoiserScore(of_observation, sde)
+
+        def denoiser(x: Tensor, t: Tensor) -> Tensor:
+            self._require_event(x)
+            return self.denoised(x, sde.alpha(t).to(x.dtype), sde.sigma(t).to(x.dtype))
+
+        return Score(denoiser, sde, "data")
+
+    def _require_event(self, x: Tensor) -> None:
+        if x.shape[1:] != self.event_shape:
+            shape, given = tuple(self.event_shape), tuple(x.shape)
+            raise ValueError(f"the oracle's data have the shape {shape}: x must be (B, *) with that, got {given}")
 
     def log_prob(self, x: Tensor, sde: LinearSDE | MatrixSDE | None = None, t: Time = 0.0) -> Tensor:
         """Log-density in nats of x (B, *) under the marginal at time t of `sde`; that of the data without one.
@@ -51,19 +66,29 @@ class Oracle(ABC):
 
         Returns:
             tensor of shape (B,).
+
+        Raises:
+            ValueError: for points of another shape than the data's.
         """
+        if isinstance(sde, MatrixSDE):
+            return self._joint_log_prob(x, sde, batch_time(t, x))
+        self._require_event(x)
+        return self._log_prob(x, *self._kernel(x, sde, t))
+
+    @staticmethod
+    def _kernel(x: Tensor, sde: LinearSDE | None, t: Time) -> tuple[Tensor, Tensor]:
+        """alpha and sigma, (B,), at time t of `sde`; those of the data without one."""
         times = batch_time(t, x)
         if sde is None:
-            return self._log_prob(x, torch.ones_like(times), torch.zeros_like(times))
-        if isinstance(sde, MatrixSDE):
-            return self._joint_log_prob(x, sde, times)
-        return self._log_prob(x, sde.alpha(times).to(x.dtype), sde.sigma(times).to(x.dtype))
+            return torch.ones_like(times), torch.zeros_like(times)
+        return sde.alpha(times).to(x.dtype), sde.sigma(times).to(x.dtype)
 
     def _joint_log_prob(self, z: Tensor, sde: MatrixSDE, t: Tensor) -> Tensor:
         # N(z; mu x_0, Sigma) is N(y; x_0, s^2) times a density of z - mu y, which does not depend on x_0.
         weights, level = sde.observation(double(t))
         mu, covariance = sde.kernel(double(t))
         y = apply(weights[:, None], z)[:, 0]
+        self._require_event(y)
         L = torch.linalg.cholesky(covariance)
         white = apply(torch.linalg.inv(L), z - apply(mu[..., None], y[:, None]))
         log_det = torch.log(torch.diagonal(L, dim1=-2, dim2=-1)).sum(-1) - level.log()
@@ -133,6 +158,11 @@ class Gaussian(Oracle):
         if self.variances.min() < -1e-10 * self.variances.max().clamp(min=1):
             raise ValueError(f"covariance has the negative eigenvalue {self.variances.min().item()}")
         self.variances = self.variances.clamp(min=0)
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance matrix (d, d) over the flattened event, float64."""
+        return (self.basis * self.variances) @ self.basis.T
 
     def _spectral(self, x: Tensor, factor: Tensor) -> Tensor:
         """Multiply the eigencomponents of x (B, *) by a factor (B, d)."""
@@ -222,11 +252,7 @@ class GaussianMixture(Oracle):
 
     def responsibilities(self, x: Tensor, sde: LinearSDE | None = None, t: Time = 0.0) -> Tensor:
         """Posterior probability (B, K) of each component given x (B, *) at time t."""
-        times = batch_time(t, x)
-        alpha, sigma = (
-            (torch.ones_like(times), torch.zeros_like(times)) if sde is None else (sde.alpha(times), sde.sigma(times))
-        )
-        return self._components(x, alpha.to(x.dtype), sigma.to(x.dtype))[0].softmax(1)
+        return self._components(x, *self._kernel(x, sde, t))[0].softmax(1)
 
     def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x_0 | x_t = x] for x (B, *) and kernel coefficients of shape (B,)."""
@@ -235,6 +261,14 @@ class GaussianMixture(Oracle):
         posterior = self.means.to(x) + gain * residual
         return (log_p.softmax(1)[..., None] * posterior).sum(1).reshape(x.shape)
 
+    def as_mixture(self) -> Mixture:
+        """The same law as a `Mixture`."""
+        shape, spread = self.event_shape, self.variances.expand_as(self.means)
+        gaussians = [
+            Gaussian(m.reshape(shape).to(self.device), v.diag()) for m, v in zip(self.means, spread, strict=True)
+        ]
+        return Mixture(gaussians, self.weights)
+
     def _log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return self._components(x, alpha, sigma)[0].logsumexp(1)
 
@@ -242,6 +276,77 @@ class GaussianMixture(Oracle):
         uniform = torch.special.ndtr(z[:, :1])
         k = (uniform > self.weights.cumsum(0)[:-1]).sum(1)
         return self.means[k] + self.variances.sqrt()[k] * z[:, 1:]
+
+
+class Mixture(Oracle):
+    r"""A mixture $\sum_k w_k N(m_k, C_k)$ of Gaussians with any covariances.
+
+    Args:
+        components: `Gaussian` oracles of one event shape.
+        weights: (K,), not negative; normalised to sum 1.
+
+    Raises:
+        TypeError: for components that are not `Gaussian`.
+        ValueError: for none, for events of several shapes, or weights that are no K numbers, not negative, not all 0.
+
+    Example:
+        >>> tilted = Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
+        >>> Mixture([tilted, Gaussian(torch.zeros(2), 0.01)], [0.5, 0.5]).covariance
+        tensor([[0.5050, 0.4500],
+                [0.4500, 0.5050]], dtype=torch.float64)
+    """
+
+    def __init__(self, components: Sequence[Gaussian], weights: Tensor | Sequence[float]) -> None:
+        self.components = tuple(components)
+        for component in self.components:
+            if not isinstance(component, Gaussian):
+                raise TypeError(f"components must be Gaussian oracles, got {component!r}")
+        shapes = {component.event_shape for component in self.components}
+        if len(shapes) != 1:
+            raise ValueError(f"components must have one event shape, got {[tuple(shape) for shape in shapes]}")
+        (self.event_shape,), self.device = shapes, self.components[0].device
+        w = torch.as_tensor(weights, device="cpu").double()
+        if w.shape != (len(self.components),) or not bool((w >= 0).all()) or not float(w.sum()) > 0:
+            raise ValueError(
+                f"weights must be {len(self.components)} numbers that add up to more than 0, got {w.tolist()}"
+            )
+        self.weights = w / w.sum()
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean, of the event's shape, float64."""
+        return torch.stack([w * c.mean for w, c in zip(self.weights, self.components, strict=True)]).sum(0)
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance matrix (d, d) over the flattened event, float64."""
+        total = torch.zeros(self.event_shape.numel(), self.event_shape.numel(), dtype=torch.float64)
+        for w, c in zip(self.weights, self.components, strict=True):
+            off = (c.mean - self.mean).flatten()
+            total += w * (c.covariance + off[:, None] * off)
+        return total
+
+    def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Log-densities (B, K) of the components at x, times their weights."""
+        return self.weights.log().to(x) + torch.stack([c._log_prob(x, alpha, sigma) for c in self.components], 1)
+
+    def responsibilities(self, x: Tensor, sde: LinearSDE | None = None, t: Time = 0.0) -> Tensor:
+        """Posterior probability (B, K) of each component given x (B, *) at time t."""
+        return self._joint(x, *self._kernel(x, sde, t)).softmax(1)
+
+    def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | x_t = x] for x (B, *) and kernel coefficients of shape (B,)."""
+        each = torch.stack([c.denoised(x, alpha, sigma).flatten(1) for c in self.components], 1)
+        return (self._joint(x, alpha, sigma).softmax(1)[..., None] * each).sum(1).reshape(x.shape)
+
+    def _log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return self._joint(x, alpha, sigma).logsumexp(1)
+
+    def _draw(self, z: Tensor) -> Tensor:
+        uniform = torch.special.ndtr(z[:, 0])
+        k = torch.searchsorted(self.weights.cumsum(0)[:-1].contiguous(), uniform)
+        drawn = torch.stack([c._draw(z) for c in self.components], 1)
+        return drawn[torch.arange(len(z)), k]
 
 
 class Empirical(GaussianMixture):

@@ -32,7 +32,8 @@ class Score:
             has one. The state stays as it is, at least float32.
 
     Attributes:
-        branches: rows of the network that one sample takes in a call: more than 1 for guided scores.
+        branches: rows of the network that one sample takes in a call, at most: more than 1 for guided scores.
+        recordable: whether a call does the same at every time, so that a run can be one CUDA graph.
 
     Raises:
         ValueError: at a call, if the output does not have the shape of x.
@@ -40,6 +41,7 @@ class Score:
     """
 
     branches: int = 1
+    recordable: bool = True
 
     def __init__(
         self,
@@ -80,13 +82,22 @@ class Score:
         """The same score with x cast to `dtype` for the call."""
         return self._with(self.net, dtype)
 
-    def with_net(self, net: Callable[..., Tensor]) -> Score:
-        """The same score from another network of its kind."""
-        return self._with(net, self._dtype)
+    def map_net(self, change: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> Score:
+        """The same score from what `change` makes of its network."""
+        return self._with(change(self.net), self._dtype)
 
     def _with(self, net: Callable[..., Tensor], dtype: torch.dtype | None) -> Score:
         options = {"time_label": self.time_label, "input_scale": self.input_scale}
         return Score(net, self.sde, self.prediction, dtype=dtype, **options)
+
+    @property
+    def is_density(self) -> bool:
+        """Whether it is meant as the score of the process' marginals, so that likelihoods mean something."""
+        return True
+
+    def rows(self, t: Tensor) -> int:
+        """Samples that the network sees in a call at t (B,)."""
+        return len(t) * self.branches
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The network's own output at x (B, *) and t (B,), as it returns it."""
@@ -121,13 +132,19 @@ class Score:
             return out
         if not self.sde.has_kernel:
             raise TypeError(f"{target} cannot be had from a score without alpha(t) and sigma(t): {self.sde!r}")
-        sde: Any = self.sde
-        if not sde.is_linear:
-            converted: Tensor = sde.convert(self.prediction, target, x, t, out)
+        if not self.sde.is_linear:
+            matrix: Any = self.sde
+            converted: Tensor = matrix.convert(self.prediction, target, x, t, out)
             return converted
-        k = KernelValues(sde.alpha(t), sde.sigma(t), sde.d_alpha(t), sde.d_sigma(t))
-        c_x, c_r = (as_time(c).to(device=x.device) for c in convert(self.prediction, target, k))
+        c_x, c_r = self._conversion(self.prediction, target, t, x)
         return expand(c_x, x) * x + expand(c_r, x) * out
+
+    def _conversion(self, source: str, target: str, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(c_x, c_r) at the times t (B,), on the device of x: target prediction = c_x x + c_r source prediction."""
+        sde: Any = self.sde
+        k = KernelValues(sde.alpha(t), sde.sigma(t), sde.d_alpha(t), sde.d_sigma(t))
+        c_x, c_r = (as_time(c).to(device=x.device) for c in convert(source, target, k))
+        return c_x, c_r
 
     def __call__(self, x: Tensor, t: Time, **kwargs: Any) -> Tensor:
         """The score at x (B, *) and t, () or (B,)."""
@@ -251,3 +268,18 @@ def as_score(score_fn: ScoreFn, sde: SDE) -> Score:
     if score_fn.sde != sde:
         raise ValueError(f"the score was made for {score_fn.sde!r}, and sampling was asked on {sde!r}")
     return score_fn
+
+
+def as_density(score_fn: ScoreFn, sde: SDE) -> Score:
+    """`score_fn` as a `Score` on `sde` whose likelihoods mean something.
+
+    Raises:
+        ValueError: as `as_score`, and for a score guided beyond the process' marginals.
+    """
+    score = as_score(score_fn, sde)
+    if not score.is_density:
+        raise ValueError(
+            f"{score!r} is not the score of the forward process' marginals for any data, as guidance at a scale other "
+            f"than 1 or in an interval is not: a likelihood under it would be that of nothing"
+        )
+    return score

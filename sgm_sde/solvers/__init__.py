@@ -2,8 +2,20 @@
 
 from dataclasses import replace
 
+from sgm_sde.solvers.adaptive import GGF, Adaptive, ExponentialPair
 from sgm_sde.solvers.ancestral import DDIM, Ancestral
-from sgm_sde.solvers.base import REGISTRY, Solver, SolverTable, resolve, solvers
+from sgm_sde.solvers.backends import BatchCoupledWarning, SciPy, TorchDiffEq, TorchSDE
+from sgm_sde.solvers.base import (
+    ADAPTIVE,
+    BACKENDS,
+    REGISTRY,
+    AdaptiveSolver,
+    Solver,
+    SolverTable,
+    resolve,
+    resolve_any,
+    solvers,
+)
 from sgm_sde.solvers.correctors import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
 from sgm_sde.solvers.euler import EulerMaruyama, ReverseDiffusion
 from sgm_sde.solvers.exponential import RES, ExponentialAdams, ExponentialRungeKutta
@@ -25,7 +37,22 @@ from sgm_sde.solvers.families import (
     UniPC,
 )
 from sgm_sde.solvers.matrix import GDDIM, SSCS, VelocityLangevin
-from sgm_sde.solvers.runge_kutta import EULER, HEUN2, MIDPOINT, RALSTON, RK3, RK4, Heun, RungeKutta, Tableau
+from sgm_sde.solvers.runge_kutta import (
+    BOSH3,
+    DOP853,
+    DOPRI5,
+    EULER,
+    HEUN2,
+    MIDPOINT,
+    RALSTON,
+    RK3,
+    RK4,
+    TSIT5,
+    EmbeddedTableau,
+    Heun,
+    RungeKutta,
+    Tableau,
+)
 
 REGISTRY.update(
     {
@@ -102,12 +129,29 @@ REGISTRY.update(
     }
 )
 
+ADAPTIVE.update(
+    {
+        "bosh3": lambda: Adaptive(BOSH3),
+        "dopri5": lambda: Adaptive(DOPRI5),
+        "tsit5": lambda: Adaptive(TSIT5),
+        "dop853": lambda: Adaptive(DOP853),
+        "exp-rk21": lambda: Adaptive(ExponentialPair(2)),
+        "exp-rk32": lambda: Adaptive(ExponentialPair(3)),
+        "ggf": GGF,
+    }
+)
+BACKENDS.update({"torchdiffeq": TorchDiffEq, "torchsde": TorchSDE, "scipy": SciPy})
+
 __all__ = [
+    "BOSH3",
     "DDIM",
     "DEIS",
+    "DOP853",
+    "DOPRI5",
     "ERSDE",
     "EULER",
     "GDDIM",
+    "GGF",
     "HEUN2",
     "IPNDM",
     "LMS",
@@ -119,14 +163,20 @@ __all__ = [
     "RK4",
     "SEEDS",
     "SSCS",
+    "TSIT5",
+    "Adaptive",
+    "AdaptiveSolver",
     "Ancestral",
     "AncestralNoise",
     "AnnealedLangevin",
+    "BatchCoupledWarning",
     "Corrector",
     "DPMSolver",
     "DPMSolverPP",
+    "EmbeddedTableau",
     "EulerMaruyama",
     "ExponentialAdams",
+    "ExponentialPair",
     "ExponentialRungeKutta",
     "Heun",
     "Langevin",
@@ -137,12 +187,16 @@ __all__ = [
     "Rosenbrock",
     "RungeKutta",
     "SASolver",
+    "SciPy",
     "Solver",
     "SolverTable",
     "Tableau",
+    "TorchDiffEq",
+    "TorchSDE",
     "UniC",
     "UniPC",
     "VelocityLangevin",
     "resolve",
+    "resolve_any",
     "solvers",
 ]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
+from torch import Tensor
+
+from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step, trace
@@ -112,6 +115,14 @@ class Solver(ABC):
         """The program whose last update adds no noise, if that update is the table's."""
         return program.without_final_noise()
 
+    def clock(self, sde: Any, t: float) -> float:
+        """Variance up to a constant, as a function of time, of the path that the noises of the steps are increments of.
+
+        The law is the same for any; with that of the method, the noises of two short steps add up to that of the long
+        one. Here it is the signal-to-noise ratio: ancestral steps, and data prediction with `eta` 1.
+        """
+        return math.exp(float(sde.log_snr(t))) if sde.is_linear else t
+
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps."""
         return steps * self.nfe_per_step
@@ -123,6 +134,64 @@ class Solver(ABC):
     def fit(self, nfe: int) -> tuple[Solver, int]:
         """The solver made for a budget of network calls, and its number of steps; most solvers stay as they are."""
         return self, self.steps(nfe)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an adaptive solver is given to run.
+
+    Attributes:
+        model: the score, bound to the run's times.
+        sde: its process.
+        x: the states (B, *) to start from.
+        start: time of these states.
+        end: where to end.
+        seeds: the (seed, index) pair of each sample.
+        calls: the most network calls, None for no limit.
+        steps: number of steps, for methods of even steps.
+        on_leave: to be called with the number of samples that have just arrived or given up.
+    """
+
+    model: Any
+    sde: SDE
+    x: Tensor
+    start: float
+    end: float
+    seeds: tuple[tuple[int, int], ...]
+    calls: int | None = None
+    steps: int | None = None
+    on_leave: Callable[[int], None] | None = None
+
+
+class AdaptiveSolver(ABC):
+    """A method that finds its own steps, and so has no program.
+
+    Attributes:
+        name: what the registry and error messages call it.
+        order: order of the error in the size of its steps.
+        stochastic: whether it adds noise.
+        takes_steps: whether its number of steps can be given.
+        source: authors, year, arXiv number.
+    """
+
+    stochastic: bool = False
+    takes_steps: bool = False
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def order(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def source(self) -> str: ...
+
+    @abstractmethod
+    def run(self, problem: Problem) -> Integration:
+        """Carry the states from start to end; their times are those of the process."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +223,15 @@ def _cached(solver: Solver, sde: SDE, grid: Grid) -> Program:
 
 @dataclass(frozen=True)
 class SolverTable:
-    """The registry, printable as a table; iterate over it for the solvers."""
+    """The registry, printable as a table; iterate over it for the solvers on grids.
+
+    Attributes:
+        entries: pairs (name, solver).
+        adaptive: the same of solvers that find their own steps.
+    """
 
     entries: tuple[tuple[str, Solver], ...]
+    adaptive: tuple[tuple[str, AdaptiveSolver], ...] = ()
 
     columns: ClassVar[tuple[str, ...]] = ("name", "order", "weak order", "NFE/step", "class", "source")
 
@@ -180,8 +255,15 @@ class SolverTable:
             for name, s in self.entries
         ]
 
+    def adaptive_rows(self) -> list[tuple[str, ...]]:
+        """Cells of those that find their own steps."""
+        return [
+            (name, "-" if s.stochastic else str(s.order), "-", "adaptive", repr(s), s.source)
+            for name, s in self.adaptive
+        ]
+
     def __str__(self) -> str:
-        table = [self.columns, *self.rows()]
+        table = [self.columns, *self.rows(), *self.adaptive_rows()]
         widths = [max(len(row[c]) for row in table) for c in range(len(self.columns))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
         return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
@@ -190,6 +272,8 @@ class SolverTable:
 
 
 REGISTRY: dict[str, Callable[[], Solver]] = {}
+ADAPTIVE: dict[str, Callable[[], AdaptiveSolver]] = {}
+BACKENDS: dict[str, Callable[[str], AdaptiveSolver]] = {}  # by library, from the name of one of its methods
 
 
 def solvers() -> SolverTable:
@@ -200,22 +284,48 @@ def solvers() -> SolverTable:
         >>> "dpm++2m" in [name for name, _ in sg.solvers()]
         True
     """
-    return SolverTable(tuple((name, make()) for name, make in REGISTRY.items()))
+    fixed, adaptive = (tuple((name, make()) for name, make in known.items()) for known in (REGISTRY, ADAPTIVE))
+    return SolverTable(fixed, adaptive)  # type: ignore[arg-type]
 
 
 def resolve(solver: Solver | str) -> Solver:
-    """A solver from its name.
+    """A solver on a grid from its name.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the near ones.
+        TypeError: for anything that is neither a name nor such a solver.
+    """
+    if isinstance(solver, AdaptiveSolver) or (isinstance(solver, str) and (solver in ADAPTIVE or ":" in solver)):
+        raise TypeError(f"{solver!r} finds its own steps, and a solver on a grid is needed here")
+    found: Solver = _resolve(solver, REGISTRY)
+    return found
+
+
+def resolve_any(solver: Solver | AdaptiveSolver | str) -> Solver | AdaptiveSolver:
+    """A solver from its name, adaptive ones and `"library:method"` of the backends too.
 
     Raises:
         ValueError: for an unknown name; the message lists the near ones.
         TypeError: for anything that is neither a name nor a solver.
     """
+    if isinstance(solver, AdaptiveSolver):
+        return solver
+    if isinstance(solver, str) and ":" in solver:
+        library, method = solver.split(":", 1)
+        if library not in BACKENDS:
+            raise ValueError(f"unknown library {library!r} in {solver!r}; known: {', '.join(BACKENDS)}")
+        return BACKENDS[library](method)
+    found: Solver | AdaptiveSolver = _resolve(solver, {**REGISTRY, **ADAPTIVE})
+    return found
+
+
+def _resolve(solver: Any, known: Mapping[str, Callable[[], Any]]) -> Any:
     if isinstance(solver, Solver):
         return solver
     if not isinstance(solver, str):
         given = f"the class {solver.__name__}: call it" if isinstance(solver, type) else repr(solver)
         raise TypeError(f"solver must be a name or a Solver, got {given}")
-    if solver not in REGISTRY:
-        near = difflib.get_close_matches(solver, REGISTRY, n=4, cutoff=0.4) or list(REGISTRY)
+    if solver not in known:
+        near = difflib.get_close_matches(solver, known, n=4, cutoff=0.4) or list(known)
         raise ValueError(f"unknown solver {solver!r}; did you mean {', '.join(map(repr, near))}?")
-    return REGISTRY[solver]()
+    return known[solver]()

@@ -274,6 +274,10 @@ class PredictorCorrector(Solver):
         """The predictor's step."""
         return self.predictor.step(k)
 
+    def clock(self, sde: Any, t: float) -> float:
+        """The predictor's."""
+        return self.predictor.clock(sde, t)
+
     def compile(self, sde: SDE, grid: Grid) -> Program:
         """The predictor's table; the corrector depends on x and runs beside it."""
         return self.predictor.compile(sde, grid)

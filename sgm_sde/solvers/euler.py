@@ -56,6 +56,10 @@ class EulerMaruyama(EtaSolver):
         )  # g may be infinite at alpha = 0
         return k.x - h * drift + noise
 
+    def clock(self, sde: Any, t: float) -> float:
+        """Time."""
+        return t
+
 
 @dataclass(frozen=True)
 class ReverseDiffusion(EtaSolver):
@@ -84,6 +88,10 @@ class ReverseDiffusion(EtaSolver):
     order = 1
     prediction = "score"
     source = SONG
+
+    def clock(self, sde: Any, t: float) -> float:
+        """Time."""
+        return t
 
     def step(self, k: Step) -> Form:
         """One step."""

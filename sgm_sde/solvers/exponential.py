@@ -91,6 +91,13 @@ class Exponential(Solver):
         shown = [f"{f.name}={getattr(self, f.name)!r}" for f in changed if not (native and f.name == "variable")]
         return f"{type(self).__name__}({', '.join(shown)})"
 
+    def clock(self, sde: Any, t: float) -> float:
+        """The square of sigma / alpha for noise prediction, (alpha / sigma)^(2 eta^2) for the others."""
+        if self.prediction == "noise":
+            return math.exp(-float(sde.log_snr(t)))
+        level = 1.0 if callable(self.eta) or self.noise_scale is not None else self.eta
+        return math.exp(level**2 * float(sde.log_snr(t)))
+
     @property
     def stochastic(self) -> bool:
         """Whether the solver adds noise."""

@@ -27,23 +27,17 @@ from sgm_sde.engine.program import Program
 from sgm_sde.engine.program import trace as trace_program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import rule
-from sgm_sde.likelihood import (
-    PROBES,
-    TRACES,
-    LikelihoodProtocol,
-    LogProbResult,
-    _NoNoise,
-    _probe_error,
-    _require_count,
-    _TraceModel,
-)
+from sgm_sde.likelihood.checks import check_finite, check_points, require_count, require_one_of
+from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
+from sgm_sde.likelihood.solve import NoNoise
+from sgm_sde.likelihood.trace import PROBES, TRACES, Estimate, Exact, Hutchinson, TraceModel, probe_error
 from sgm_sde.processes.matrix import MatrixSDE, apply
 from sgm_sde.sampling import Status
-from sgm_sde.scores.score import as_score
+from sgm_sde.scores.score import as_density
 from sgm_sde.solvers import RK4, RungeKutta
 
 
-class _DriftModel(_TraceModel):
+class _DriftModel(TraceModel):
     """A model of the flow's drift, which keeps the divergence of each evaluation."""
 
     def plan(self, program: Program) -> Plan:
@@ -51,12 +45,12 @@ class _DriftModel(_TraceModel):
         self._conversions = iter([self._convert("drift", node) for node in nodes])
         return lower(program, [(0.0, 1.0)] * len(program.stages))
 
-    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+    def evaluate(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
         c_x, c_r = next(self._conversions)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             drift = apply(c_x, x) + apply(c_r, self._call(x, t).to(x.dtype))
-            self.traces.append(self.estimate(drift, x))
+            self.traces.append(self.estimate(drift, x, rows, False).detach())
         return drift.detach()
 
 
@@ -107,51 +101,40 @@ def joint_log_prob(
         >>> bool((result.value - oracle.log_prob(z, sde, 1e-5)).abs().max() < 1e-3)
         True
     """
-    score = as_score(score_fn, sde)
-    for option, choice, known in (("trace", trace, TRACES), ("probe", probe, PROBES)):
-        if choice not in known:
-            raise ValueError(f"{option} must be one of {', '.join(map(repr, known))}, got {choice!r}")
+    score = as_density(score_fn, sde)
+    require_one_of("trace", trace, TRACES)
+    require_one_of("probe", probe, PROBES)
     for option, count in (("n_probes", n_probes), ("chunk", chunk), ("steps", steps)):
-        _require_count(option, count)
-    if not z.is_floating_point():
-        raise TypeError(f"the state must be floating, got dtype {z.dtype}")
-    if z.ndim < 2 or z.shape[1] != sde.blocks or not bool(torch.isfinite(z).all()):
-        finite = bool(torch.isfinite(z).all())
-        raise ValueError(
-            f"need finite states (B, {sde.blocks}, *), got {tuple(z.shape)}" + ("" if finite else " with others")
-        )
+        require_count(option, count)
+    state = check_points(z).detach()
+    if z.ndim < 2 or z.shape[1] != sde.blocks:
+        raise ValueError(f"need states (B, {sde.blocks}, *), got {tuple(z.shape)}")
     eps = sde.likelihood_eps if eps is None else eps
     if not 0 < eps < sde.T:
         raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
 
-    dtype = torch.promote_types(z.dtype, torch.float32)
-    model = _DriftModel(score, sde, (eps, sde.T), model_kwargs)
     stream = NoiseStream(resolve_seeds(seed, generator, len(z)), "probe")
-
-    def draw() -> list[Tensor]:
-        probes = [stream.normal(tuple(z.shape), dtype, z.device) for _ in range(n_probes)]
-        return [torch.where(v >= 0, 1.0, -1.0).to(dtype) for v in probes] if probe == "rademacher" else probes
-
-    model.estimate = model.exact(chunk) if trace == "exact" else model.hutchinson(draw)
+    estimate: Estimate = Exact(chunk)
+    if trace != "exact":
+        estimate = Hutchinson(stream, tuple(z.shape), n_probes, probe, "pixel", fixed=False)
+    model = _DriftModel(score, sde, (eps, sde.T), model_kwargs, estimate)
     method = RungeKutta(RK4)
     times = rule(sde.natural_grid)(sde, steps, t_end=eps).times[::-1]
     with torch.no_grad():
-        latent = execute(trace_program(method, sde, times), z.detach().to(dtype), model, _NoNoise()).x
+        latent = execute(trace_program(method, sde, times), state, model, NoNoise()).x
     weights = np.outer(np.diff(times), method.tableau.b).reshape(-1)
-    terms = torch.stack([w * d.to(dtype) for w, d in zip(weights.tolist(), model.traces, strict=True)])
+    terms = torch.stack([w * d.to(state.dtype) for w, d in zip(weights.tolist(), model.traces, strict=True)])
     volume = terms.mean(2).sum(0)
-    stderr = torch.zeros_like(volume) if trace == "exact" else _probe_error(terms, weights)
+    stderr = torch.zeros_like(volume) if trace == "exact" else probe_error(terms, torch.from_numpy(weights))
     prior = sde.prior_log_prob(latent)
     value = prior + volume
-    bad = (~torch.isfinite(value)).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"the log-likelihood of sample {bad[0]} is {value[bad[0]].item()}: the score is not finite")
-    plural = "s" * (n_probes > 1)
-    how = "its exact trace" if trace == "exact" else f"Hutchinson's estimate with {n_probes} {probe} probe{plural}"
+    check_finite(value, "the log-likelihood")
     protocol = LikelihoodProtocol(
-        "point log p_eps of the joint state", eps, f"RK4 with {steps} steps", how, f"N(0, {sde.prior_covariance:.4g})"
-    )
-    return LogProbResult(value, stderr, latent, prior, volume, model.nfe, model.vjps, Status(), protocol)
+        "point log p_eps of the joint state", eps, f"RK4 with {steps} steps", str(estimate),
+        f"N(0, {sde.prior_covariance:.4g})",
+    )  # fmt: skip
+    nothing = torch.zeros_like(value)
+    return LogProbResult(value, stderr, latent, prior, volume, nothing, model.nfe, estimate.vjps, Status(), protocol)
 
 
 def velocity_bound(
@@ -189,7 +172,7 @@ def velocity_bound(
         >>> bound.value.shape
         torch.Size([3])
     """
-    _require_count("draws", draws)
+    require_count("draws", draws)
     others = sde.initial_covariance.array[1:, 1:]
     sign, log_det = np.linalg.slogdet(2 * math.pi * math.e * others)
     if sign <= 0:

@@ -1,0 +1,170 @@
+"""Networks of EDM, k-diffusion, score_sde, flow matching and azula: how each is called and what it returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from sgm_sde.processes import EDMSDE, VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, SubVPSDE
+from sgm_sde.scores.score import Score, from_denoiser, from_flow, from_noise, from_score
+from sgm_sde.scores.time_labels import (
+    TimeLabel,
+    ddpm,
+    flow,
+    flow_from_noise,
+    noise_level,
+    score_sde_ve,
+    score_sde_ve_discrete,
+    score_sde_vp,
+)
+
+
+class _Changed(nn.Module):
+    """A module with its output changed; its parameters stay in sight."""
+
+    def __init__(self, model: nn.Module, change: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, x: Tensor, label: Tensor, **kwargs: Any) -> Tensor:
+        return self.change(self.model(x, label, **kwargs), x)
+
+
+def with_output(model: Callable[..., Any], change: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """`model(x, label, **kwargs)` with its output given to `change(output, x)`; a module stays one."""
+    if isinstance(model, nn.Module):
+        return _Changed(model, change)
+    if not callable(model):
+        raise TypeError(f"the network must be callable, got {type(model).__name__}")
+    return lambda x, label, **kwargs: change(model(x, label, **kwargs), x)
+
+
+def from_edm(denoiser: Callable[..., Tensor], sde: LinearSDE | None = None) -> tuple[Score, LinearSDE]:
+    r"""EDM's preconditioned networks and k-diffusion's denoisers: $D(x, \sigma)$ of $x = x_0 + \sigma\epsilon$.
+
+    Args:
+        denoiser: `denoiser(x, sigma, **kwargs)` with sigma (B,); returns the denoised data.
+        sde: the process to run, any linear one; `EDMSDE` from 80 to 0.002 if not given, or as much of that range as
+            the network declares as its `sigma_max` and `sigma_min`.
+
+    Source: Karras et al., 2022, arXiv:2206.00364.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> score, sde = from_edm(lambda x, sigma: x / (1 + sigma[:, None] ** 2))
+        >>> sg.sample(score, sde, (4, 2), solver="heun", nfe=35, seed=0)
+        SampleResult(x=(4, 2) torch.float32, nfe=35, completed)
+    """
+    if sde is None:
+        low, high = (float(getattr(denoiser, name, v)) for name, v in (("sigma_min", 0.0), ("sigma_max", math.inf)))
+        sde = EDMSDE(sigma_min=max(0.002, low), sigma_max=min(80.0, high))
+    process = sde
+    score = from_denoiser(
+        denoiser, process, time_label=noise_level(process), input_scale=lambda t: 1 / process.alpha(t)
+    )
+    return score, process
+
+
+def from_score_sde(net: Callable[..., Tensor], sde: LinearSDE, *, levels: int | None = None) -> tuple[Score, LinearSDE]:
+    r"""Networks of score_sde, DDPM and NCSN: what they take and return follows from the process.
+
+    | process                    | label               | output                                    |
+    |----------------------------|---------------------|-------------------------------------------|
+    | VP, sub-VP, continuous     | 999 t               | noise, $-\sigma s$                        |
+    | VE, continuous             | sigma(t)            | the score: it divides by sigma itself     |
+    | VE, `levels` N             | index from the noise| the score                                 |
+    | DDPM's table               | index N t - 1       | noise                                     |
+    | NCSN's ladder              | index from the noise| the score                                 |
+
+    Args:
+        net: `net(x, label)`, the module itself, such as `NCSNpp`; not what `mutils.get_score_fn` makes of it.
+        sde: `VPSDE`, `SubVPSDE`, `VESDE`, `DiscreteVPSDE` or `DiscreteVESDE`; see `presets`.
+        levels: number of noise levels of a VE network that was trained on a ladder of them (`continuous=False`).
+
+    Raises:
+        TypeError: for another process, or `levels` on one that is not `VESDE`.
+
+    Source: Song et al., 2021, arXiv:2011.13456.
+
+    Example:
+        >>> import torch
+        >>> import sgm_sde as sg
+        >>> score, sde = from_score_sde(lambda x, label: x / label[:, None], sg.presets.score_sde_vp())
+        >>> score.prediction, float(score.time_label(torch.tensor(0.5)))
+        ('noise', 499.5)
+    """
+    if levels is not None and not isinstance(sde, VESDE):
+        raise TypeError(f"levels={levels} goes with VESDE, the process of SMLD's ladder, got {sde!r}")
+    if isinstance(sde, VPSDE | SubVPSDE):
+        return from_noise(net, sde, time_label=score_sde_vp()), sde
+    if isinstance(sde, DiscreteVPSDE):
+        return from_noise(net, sde, time_label=ddpm(len(sde.betas))), sde
+    label: TimeLabel
+    if isinstance(sde, VESDE):
+        label = score_sde_ve(sde) if levels is None else score_sde_ve_discrete(levels)
+    elif isinstance(sde, DiscreteVESDE):
+        n = len(sde.sigmas)
+        label = lambda t: (n * (1 - t)).round().long()  # noqa: E731
+    else:
+        raise TypeError(f"score_sde has networks on VP, sub-VP and VE and their tables, got {sde!r}")
+    return from_score(net, sde, time_label=label), sde
+
+
+def from_flow_matching(
+    net: Callable[..., Any], *, from_noise: bool = False, scale: float = 1.0, T: float = 0.999
+) -> tuple[Score, LinearSDE]:
+    r"""Rectified flow and flow matching with straight paths, in either direction of time.
+
+    | direction          | state at the network's time $\tau$ | output         | who                                |
+    |--------------------|------------------------------------|----------------|------------------------------------|
+    | data to noise      | $(1-\tau) x_0 + \tau\epsilon$      | $\epsilon-x_0$ | Stable Diffusion 3, Flux, diffusers|
+    | noise to data      | $\tau x_0 + (1-\tau)\epsilon$      | $x_0-\epsilon$ | Lipman et al., flow_matching, SiT  |
+
+    Args:
+        net: `net(x, label, **kwargs)`.
+        from_noise: whether the network's time runs from noise to data.
+        scale: factor on the network's time, such as 1000 for diffusers' timesteps.
+        T: where sampling starts; 1.0 is allowed for deterministic solvers whose coefficients stay finite there.
+
+    Source: Lipman et al., 2022, arXiv:2210.02747; Liu et al., 2022, arXiv:2209.03003.
+
+    Example:
+        >>> import torch
+        >>> score, sde = from_flow_matching(lambda x, t: -x, from_noise=True)
+        >>> score.denoised(torch.ones(1, 1), 0.25), float(score.time_label(torch.tensor(0.25)))
+        (tensor([[0.7500]]), 0.75)
+    """
+    sde = RectifiedFlowSDE(T=T)
+    if not from_noise:
+        return from_flow(net, sde, time_label=flow(scale)), sde
+    return from_flow(with_output(net, lambda out, x: -out), sde, time_label=flow_from_noise(scale)), sde
+
+
+def from_azula(denoiser: Callable[..., Any]) -> tuple[Score, LinearSDE]:
+    """A denoiser of azula with its schedule.
+
+    Args:
+        denoiser: `denoiser(x, t, **kwargs)` with a result that has `.mean`, and `denoiser.schedule(t)`, its alpha and
+            sigma. azula samples to t = 0, where `schedule.sigma` is the smallest noise.
+
+    Raises:
+        TypeError: for a denoiser without a schedule.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> class Denoiser:
+        ...     def schedule(self, t): return 1 - 0.999 * t, 1e-3 + 0.999 * t
+        ...     def __call__(self, x, t): return SimpleNamespace(mean=0 * x)
+        >>> score, sde = from_azula(Denoiser())
+        >>> score.denoised(torch.ones(1, 2), 0.5)
+        tensor([[0., 0.]])
+    """
+    schedule = getattr(denoiser, "schedule", None)
+    if not callable(schedule):
+        raise TypeError(f"a denoiser of azula has a schedule, got {denoiser!r}")
+    sde = LinearSDE.from_schedule(lambda t: schedule(t)[0], lambda t: schedule(t)[1], T=1.0, eps=0.0)
+    return from_denoiser(with_output(denoiser, lambda out, x: out.mean), sde), sde

@@ -1,0 +1,563 @@
+"""Quality against network calls: solvers on one network, measured with a protocol to quote.
+
+    sgm-sde bench --model digits --solvers ddim,dpm++2m,heun --nfe 5,10,20 --n 10000 --seeds 0,1,2 --out out
+
+Every cell of the table, a solver at a budget of network calls with one seed, is n samples drawn with a seed each,
+turned into 8-bit images and features, and compared with a reference; it is kept in a `Store` once it is measured. So a
+run that was killed goes on where it was, with the same result, and solvers, budgets and seeds may be added later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import operator
+import re
+import shutil
+import statistics
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgm_sde import distributed
+from sgm_sde.defaults import Setting
+from sgm_sde.metrics.features import Extractor, load_extractor, to_uint8
+from sgm_sde.metrics.frechet import gaussian_frechet, moments
+from sgm_sde.metrics.kernel import kernel_distance
+from sgm_sde.metrics.neighbours import prdc
+from sgm_sde.metrics.reference import Reference, load_reference
+from sgm_sde.metrics.sliced import sliced_wasserstein
+from sgm_sde.models import Model, fingerprint, load_model
+from sgm_sde.sampling import plan
+from sgm_sde.solvers import AdaptiveSolver, Solver
+from sgm_sde.solvers.base import resolve_any
+from sgm_sde.store import Store, versions, write_atomically
+
+Entry = Setting | Solver | AdaptiveSolver | None  # what `sample(solver=...)` takes; None for its default
+FORMAT = "sgm_sde bench 1"
+NFE = (5, 6, 8, 10, 15, 20, 35, 50)
+SOLVERS = ("default", "ddim", "dpm++2m", "dpm++3m", "unipc3", "deis3", "heun", "ancestral", "sde-dpm++2m")
+SHIPPED = {"digits": ("digits-classifier-32", "digits-held-out", "digits-train")}  # features, reference, baseline
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is measured: a function of features (n, d) and a reference that returns numbers by name.
+
+    Attributes:
+        measure: the function.
+        labels: of its numbers, by name, for tables; what else it returns, such as a standard error, is in rows only.
+        fid_label: what the literature calls its one number with Inception features.
+        statistics: whether the reference's mean and covariance are enough.
+    """
+
+    measure: Callable[[Tensor, Reference], dict[str, float]]
+    labels: Mapping[str, str]
+    fid_label: str = ""
+    statistics: bool = False
+
+
+def _frechet(features: Tensor, reference: Reference) -> dict[str, float]:
+    return {"frechet": gaussian_frechet(*moments(features.double()), reference.mean, reference.cov)}
+
+
+def _kernel(features: Tensor, reference: Reference) -> dict[str, float]:
+    result = kernel_distance(features, reference.rows)
+    return {"kernel": result.value, "kernel_stderr": result.stderr}
+
+
+def _prdc(features: Tensor, reference: Reference) -> dict[str, float]:
+    result = prdc(features, reference.rows)
+    return {name: getattr(result, name) for name in ("precision", "recall", "density", "coverage")}
+
+
+def _sliced(features: Tensor, reference: Reference) -> dict[str, float]:
+    return {"sliced": sliced_wasserstein(features, reference.rows).value}
+
+
+METRICS: dict[str, Metric] = {
+    "frechet": Metric(_frechet, {"frechet": "Frechet distance"}, "FID", statistics=True),
+    "kernel": Metric(_kernel, {"kernel": "Kernel distance"}, "KID"),
+    "prdc": Metric(_prdc, {name: name.capitalize() for name in ("precision", "recall", "density", "coverage")}),
+    "sliced": Metric(_sliced, {"sliced": "Sliced Wasserstein distance"}),
+}
+ALIASES = {"fid": "frechet", "kid": "kernel", "sw": "sliced"}
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Measurements with their protocol; prints as tables.
+
+    Attributes:
+        protocol: what all numbers depend on, as JSON values: model, process, n, features, reference, versions, ...
+        rows: one for each solver, budget and seed: `solver`, `definition`, `budget`, `nfe` (calls for a batch), `rows`
+            (samples that the network has seen in all), `seed`, `images` (their SHA-256), `metrics` by name, and `note`,
+            which says why where there are none.
+        baseline: the same metrics of other real data, with their `name`, `hash` and `n`; empty without any.
+    """
+
+    protocol: Mapping[str, Any]
+    rows: tuple[Mapping[str, Any], ...]
+    baseline: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What is measured: the names of the numbers, and what tables call them."""
+        fid = self.protocol["features"]["fid"]
+        chosen = [METRICS[name] for name in self.protocol["metrics"]]
+        return {name: (fid and m.fid_label) or label for m in chosen for name, label in m.labels.items()}
+
+    @property
+    def solvers(self) -> tuple[str, ...]:
+        """The solvers' labels."""
+        return tuple(dict.fromkeys(row["solver"] for row in self.rows))
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """The budgets of network calls, increasing."""
+        return tuple(sorted({row["budget"] for row in self.rows}))
+
+    def values(self, solver: str, budget: int, name: str) -> list[float]:
+        """A number for each seed, where there is one."""
+        found = [row for row in self.rows if (row["solver"], row["budget"]) == (solver, budget)]
+        return [row["metrics"][name] for row in found if row["metrics"]]
+
+    def save(self, path: Path | str) -> None:
+        """Write it as JSON, which `load_result` reads."""
+        contents = {"format": FORMAT, "protocol": self.protocol, "rows": self.rows, "baseline": self.baseline}
+        write_atomically(Path(path), (json.dumps(contents, indent=1, sort_keys=True) + "\n").encode())
+
+    def __str__(self) -> str:
+        return _tables({"": self})
+
+
+# The fields of a file of results, and their types.
+ROW = {
+    "solver": str, "definition": str, "budget": int, "nfe": int, "rows": int, "seed": int, "images": str,
+    "metrics": dict, "note": str,
+}  # fmt: skip
+PROTOCOL = {
+    "model": str, "weights": str, "process": str, "shape": list, "n": int, "labels": str, "final": str, "batch": int,
+    "dtype": str, "device": str, "data_range": list, "features": dict, "reference": dict, "metrics": list,
+    "versions": dict,
+}  # fmt: skip
+
+
+def load_result(path: Path | str) -> BenchResult:
+    """The result in a file that `BenchResult.save` wrote.
+
+    Raises:
+        ValueError: for a file with other things in it.
+        OSError: if it cannot be read.
+    """
+    try:
+        contents = json.loads(Path(path).read_bytes())
+        if contents["format"] != FORMAT:
+            raise ValueError(f"its format is {contents['format']!r}, not {FORMAT!r}")
+        _check("the protocol", contents["protocol"], PROTOCOL)
+        for i, row in enumerate(contents["rows"]):
+            _check(f"row {i}", row, ROW)
+        return BenchResult(contents["protocol"], tuple(contents["rows"]), dict(contents["baseline"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no result of a benchmark: {error}") from None
+
+
+def _check(what: str, found: Mapping[str, Any], wanted: Mapping[str, type]) -> None:
+    if found.keys() != wanted.keys():
+        raise ValueError(f"{what} must have {', '.join(sorted(wanted))}, got {', '.join(sorted(found))}")
+    for key, kind in wanted.items():
+        if not isinstance(found[key], kind) or isinstance(found[key], bool):
+            raise ValueError(f"{key} of {what} must be a {kind.__name__}, got {found[key]!r}")
+
+
+def bench(
+    model: Model | str,
+    out: Path | str,
+    *,
+    solvers: Sequence[str] | Mapping[str, Entry | str] = SOLVERS,
+    grids: Sequence[str] = (),
+    nfe: Sequence[int] = NFE,
+    n: int = 10000,
+    seeds: Sequence[int] = (0,),
+    features: str | Extractor | None = None,
+    weights: Path | str | None = None,
+    sha256: str | None = None,
+    reference: str | Path | None = None,
+    baseline: str | Path | None = None,
+    metrics: Sequence[str] | None = None,
+    beside: Sequence[Path | str] = (),
+    batch: int = 500,
+    device: str | None = None,
+    threads: int = 1,
+    keep_samples: bool = False,
+    progress: bool = False,
+) -> BenchResult:
+    """Measure solvers on a network at several budgets of network calls.
+
+    Sample i of seed s has the seed (s, i) for every solver and budget and, of a model with classes, the class i modulo
+    their number. The same call goes on with an interrupted run, and gives the same result.
+
+    Args:
+        model: a `Model` or its name, as `load_model` takes it.
+        out: folder for `results.json`, `table.md` and `curves.png`, and for what is measured, in `cells`.
+        solvers: names, NAME@GRID, or "default"; or a mapping from labels to what `sample(solver=...)` takes.
+        grids: names of grids to run each solver on that has none of its own, instead of the process' own.
+        nfe: budgets of network calls, the final one included.
+        n: samples of each cell.
+        seeds: one a repetition; tables give mean and standard deviation over them.
+        features: an `Extractor` or its name, as `load_extractor` takes it; those of a shipped model if not given.
+        weights: the file of weights of Inception features.
+        sha256: what that file must have, if it is not the FID's.
+        reference: the real data, as `load_reference` takes them; those of a shipped model if not given.
+        baseline: other real data to measure in the same way; those of a shipped model if not given.
+        metrics: of `METRICS`, or "fid", "kid", "sw" for short; all that the reference allows if not given.
+        beside: files of other results to show beside this one.
+        batch: samples at a time.
+        device: "cpu" or "cuda"; CUDA where there is one if not given.
+        threads: on a CPU.
+        keep_samples: keep the samples, in `out/samples`, where `distributed.load` reads them.
+        progress: show a progress bar.
+
+    Returns:
+        the measurements.
+
+    Raises:
+        ValueError: for arguments out of range or unknown names, results of another n, features, reference or metrics
+            to show beside, and a folder that was made with other settings, with the difference.
+        OSError: if the folder cannot be written, or another run is writing to it.
+
+    Warns:
+        UserWarning: for fewer samples or images than features, where Frechet distances are biased.
+
+    Example:
+        >>> import tempfile
+        >>> result = bench(
+        ...     "digits", tempfile.mkdtemp(), solvers=["ddim", "dpm++2m"], nfe=[6], n=40, metrics=["sw"], device="cpu"
+        ... )
+        >>> [row["nfe"] for row in result.rows], list(result.labels)
+        ([6, 6], ['sliced'])
+    """
+    _pyplot()  # what is missing is said before the work is done
+    model = load_model(model) if isinstance(model, str) else model
+    out, others = Path(out), {str(path): load_result(path) for path in beside}
+    entries = _entries(solvers, grids)
+    budgets, repetitions = _whole_numbers("nfe", nfe, 1), _whole_numbers("seeds", seeds, 0)
+    own = SHIPPED.get(model.name, ("", "", ""))
+    baseline = own[2] if baseline is None and reference is None else baseline
+    features, reference = features or own[0], reference or own[1]
+    for what, given in (("features", features), ("a reference", reference)):
+        if not given:
+            raise ValueError(f"give {what}: none are known that go with the model {model.name!r}")
+
+    with distributed.Team(device, threads) as team:
+        if team.size > 1:
+            raise ValueError(f"a benchmark runs in one process, not in {team.size}")
+        if isinstance(features, str):
+            features = load_extractor(features, model.shape, weights=weights, sha256=sha256, device=team.device)
+        levels = black_white(model) if features.images else None
+        real, other_real = (
+            load_reference(name, features, model.shape, levels) if name else None for name in (reference, baseline)
+        )
+        assert real is not None
+        run = _Run(model, features, levels, real, _metrics(metrics, real), *_whole_numbers("n, batch", (n, batch), 1))
+        protocol = run.protocol | {"device": team.device.type, "versions": versions()}
+        for path, other in others.items():
+            _require_comparable(protocol, other.protocol, path)
+        if note := _few(protocol):
+            warnings.warn(note, UserWarning, stacklevel=2)
+
+        cells = [_Cell(label, *rest) for label in entries for rest in product([entries[label]], budgets, repetitions)]
+        settings = {key: value for key, value in protocol.items() if key != "versions"}  # the store adds its own
+        with Store(out / "cells", settings) as store:
+            shards = _Shards(store)
+            rows = [run.row(cell, shards, out / "samples", team, keep_samples) for cell in _bar(cells, progress)]
+            known = {} if other_real is None else run.baseline(other_real, shards)
+            if not any(row["definition"] for row in rows):
+                raise ValueError(f"there is nothing to show: {rows[0]['note']}")
+            store.finish(shards.names)
+    if not keep_samples:
+        shutil.rmtree(out / "samples", ignore_errors=True)
+    result = BenchResult(protocol, tuple(rows), known)
+    result.save(out / "results.json")
+    shown = {"": result} | {Path(path).resolve().parent.name: other for path, other in others.items()}
+    write_atomically(out / "table.md", (_tables(shown) + "\n").encode())
+    _draw(shown, out / "curves.png")
+    return result
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One unit of work: a solver at a budget with a seed."""
+
+    label: str
+    solver: Entry
+    budget: int
+    seed: int
+
+    def identify(self, model: Model) -> tuple[str, str]:
+        """A name that no other cell has, and what the solver is."""
+        solver, grid, program = plan(model.sde, self.solver, nfe=self.budget)
+        table = "" if program is None else program.to_json()
+        identity = hashlib.sha256(f"{solver!r} {table}".encode()).hexdigest()[:16]
+        slug = re.sub(r"[^A-Za-z0-9_+.-]", "-", self.label)
+        return f"cell-{slug}-nfe{self.budget}-seed{self.seed}-{identity}", f"{solver!r} on {grid!r}"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all cells have in common."""
+
+    model: Model
+    extractor: Extractor
+    levels: tuple[float, float] | None
+    real: Reference
+    metrics: tuple[str, ...]
+    n: int
+    batch: int
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        model, extractor, real = self.model, self.extractor, self.real
+        return {
+            "model": model.name, "weights": model.weights, "process": repr(model.sde), "shape": list(model.shape),
+            "n": self.n, "labels": "none" if model.n_classes is None else f"i modulo {model.n_classes}",
+            "final": "denoise" if model.sde.is_linear else "mean", "batch": self.batch,
+            "dtype": str(torch.get_default_dtype()),
+            "data_range": list(self.levels or ()), "metrics": list(self.metrics),
+            "features": {
+                "name": extractor.name, "hash": extractor.hash, "dim": extractor.dim, "fid": extractor.fid,
+            },
+            "reference": {"name": real.name, "hash": real.hash, "n": real.n},
+        }  # fmt: skip
+
+    def measure(self, features: Tensor) -> dict[str, float]:
+        """All numbers of features (n, d)."""
+        values: dict[str, float] = {}
+        for name in self.metrics:
+            values |= METRICS[name].measure(features, self.real)
+        return values
+
+    def row(
+        self, cell: _Cell, shards: _Shards, samples: Path, team: distributed.Team, keep_samples: bool
+    ) -> dict[str, Any]:
+        """A row of the results: drawn and measured, or as it was kept."""
+        row = {"solver": cell.label, "budget": cell.budget, "seed": cell.seed}
+        try:
+            name, definition = cell.identify(self.model)
+        except ValueError as error:  # a budget too small for one step, a grid that the process does not have
+            return row | {"definition": "", "nfe": 0, "rows": 0, "images": "", "metrics": {}, "note": str(error)}
+        found = shards.kept(name, lambda: self.draw(cell, samples / name, team))
+        if not keep_samples:  # only now: what is measured is kept
+            shutil.rmtree(samples / name, ignore_errors=True)
+        return row | {"definition": definition} | found
+
+    def draw(self, cell: _Cell, folder: Path, team: distributed.Team) -> dict[str, Any]:
+        """Draw and measure a cell."""
+        result = distributed.sample(
+            self.model, self.n, folder, batch=self.batch, solver=cell.solver, nfe=cell.budget, seed=cell.seed,
+            device=team.device.type, threads=team.threads,
+        ).result  # fmt: skip
+        calls = {"nfe": result["nfe"], "rows": result["rows"]}
+        if failed := len(result["failed"]):
+            note = f"{failed} of {self.n} samples are not finite, or short of the end"
+            return {**calls, "images": "", "metrics": {}, "note": note}
+        x = distributed.load(folder)["x"]
+        data = x if self.levels is None else to_uint8(x, self.levels)
+        metrics = self.measure(self.extractor(data))
+        return {**calls, "images": fingerprint({"x": data}), "metrics": metrics, "note": ""}
+
+    def baseline(self, data: Reference, shards: _Shards) -> dict[str, Any]:
+        """The same numbers of other real data."""
+        metrics = shards.kept(f"baseline-{data.hash[:16]}", lambda: self.measure(data.rows))
+        return {"name": data.name, "hash": data.hash, "n": data.n, "metrics": metrics}
+
+
+class _Shards:
+    """What is kept in a store, and the names of what was asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.names: list[str] = []
+
+    def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What is kept under a name; made where it is not there."""
+        if not self.store.has(name):
+            self.store.save(name, {}, make())
+        self.names.append(name)
+        return self.store.info(name)
+
+
+def _entries(solvers: Sequence[str] | Mapping[str, Entry | str], grids: Sequence[str]) -> dict[str, Entry]:
+    """What is asked for, by label."""
+    if isinstance(solvers, Mapping):
+        if grids:
+            raise ValueError("grids= goes with names of solvers; a mapping takes a Setting")
+        entries = {label: resolve_any(given) if isinstance(given, str) else given for label, given in solvers.items()}
+    else:
+        entries = {}
+        for name in solvers:
+            alone = name == "default" or "@" in name or not grids
+            for label in [name] if alone else [f"{name}@{grid}" for grid in grids]:
+                solver, _, grid = label.partition("@")
+                entries[label] = None if label == "default" else Setting(solver, grid) if grid else resolve_any(solver)
+    if not entries:
+        raise ValueError("give at least one solver")
+    return entries
+
+
+def _metrics(names: Sequence[str] | None, real: Reference) -> tuple[str, ...]:
+    if names is None:
+        return tuple(name for name, metric in METRICS.items() if metric.statistics or real.features is not None)
+    chosen = tuple(dict.fromkeys(ALIASES.get(name, name) for name in names))
+    for name in chosen:
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}; there are {', '.join([*METRICS, *ALIASES])}")
+        if real.features is None and not METRICS[name].statistics:
+            raise ValueError(
+                f"{real.name} holds statistics only, which is not enough for the metric {name!r}: give data"
+            )
+    if not chosen:
+        raise ValueError("give at least one metric")
+    return chosen
+
+
+def black_white(model: Model) -> tuple[float, float]:
+    """The values of black and white: the middles of the lowest and the highest level."""
+    if model.data_range is None:
+        raise ValueError(f"the model {model.name!r} must tell its data_range to make images of its samples")
+    lo, hi = model.data_range
+    half = 0.0 if model.n_levels is None else (hi - lo) / model.n_levels / 2
+    return lo + half, hi - half
+
+
+def _require_comparable(here: Mapping[str, Any], there: Mapping[str, Any], path: str) -> None:
+    """Refuse to show numbers beside one another that are not of the same kind."""
+    for key in ("n", "metrics", "features", "reference"):
+        if here[key] != there[key]:
+            raise ValueError(f"{path} does not compare: its {key} is {there[key]}, here it is {here[key]}")
+
+
+def _whole_numbers(name: str, values: Iterable[int], least: int) -> tuple[int, ...]:
+    numbers = []
+    for value in values:
+        number = None if isinstance(value, bool) else operator.index(value)
+        if number is None or number < least:
+            raise ValueError(f"{name} must be whole numbers of at least {least}, got {value!r}")
+        numbers.append(number)
+    if not numbers:
+        raise ValueError(f"give at least one of {name}")
+    return tuple(dict.fromkeys(numbers)) if name != "n, batch" else tuple(numbers)
+
+
+def _few(protocol: Mapping[str, Any]) -> str:
+    """A warning where a covariance is singular."""
+    n, real, dim = protocol["n"], protocol["reference"]["n"], protocol["features"]["dim"]
+    if "frechet" not in protocol["metrics"] or min(n, real) >= dim:
+        return ""
+    return (
+        f"{n} samples and {real} images for {dim} features: with fewer than features a covariance is singular and the "
+        f"Frechet distance is biased upwards"
+    )
+
+
+def _bar(cells: Sequence[_Cell], progress: bool) -> Iterable[_Cell]:
+    if not progress:
+        return cells
+    from tqdm.auto import tqdm
+
+    bar: Iterable[_Cell] = tqdm(cells, desc="bench", unit="cell")
+    return bar
+
+
+def _tables(results: Mapping[str, BenchResult]) -> str:
+    """Markdown, a table for each number; the first result, called "", comes with its protocol."""
+    first = results[""]
+    about, seeds = first.protocol, len({row["seed"] for row in first.rows})
+    budgets = sorted({budget for result in results.values() for budget in result.budgets})
+    features, real = about["features"], about["reference"]
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    lines = [
+        f"{about['model']}: {about['n']} samples each against the {real['n']} of {real['name']}, {spread}. Features "
+        f"{features['name']} ({features['hash'][:12] or 'no weights'}), reference {real['hash'][:12]}, sgm_sde "
+        f"{about['versions']['sgm_sde']}, torch {about['versions']['torch']}. Columns are budgets of network calls.",
+    ]
+    if note := _few(about):
+        lines += ["", f"Caution: {note}."]
+    for name, label in first.labels.items():
+        better = "lower" if name in ("frechet", "kernel", "sliced") else "higher"
+        title = label if features["fid"] and label in ("FID", "KID") else f"{label} ({features['name']})"
+        lines += ["", f"{title}, {better} is better:", ""]
+        lines += ["| solver | " + " | ".join(map(str, budgets)) + " |", "|---|" + "---:|" * len(budgets)]
+        for source, result in results.items():
+            for solver in result.solvers:
+                cells = [_shown(result.values(solver, budget, name)) for budget in budgets]
+                lines.append(f"| {solver}{source and f' [{source}]'} | {' | '.join(cells)} |")
+        if known := first.baseline:
+            lines += ["", f"{known['name']}, {known['n']} real images: {_shown([known['metrics'][name]])}."]
+    notes = {row["note"]: f"{row['solver']} at {row['budget']}" for row in first.rows if row["note"]}
+    if notes:
+        lines += ["", *(f"- {where}: {note}" for note, where in notes.items())]
+    return "\n".join(lines)
+
+
+def _shown(values: Sequence[float]) -> str:
+    """Mean and standard deviation, to three digits of the mean."""
+    if not values:
+        return "-"
+    mean = statistics.fmean(values)
+    digits = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 2
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError('the curves are drawn with matplotlib: pip install "sgm_sde[bench]"') from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _draw(results: Mapping[str, BenchResult], path: Path) -> None:
+    """A panel for each number, network calls across."""
+    plt = _pyplot()
+    first = results[""]
+    budgets = sorted({budget for result in results.values() for budget in result.budgets})
+    columns = min(2, len(first.labels))
+    lines = math.ceil(len(first.labels) / columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(6.4 * columns, 4.2 * lines), squeeze=False)
+    for axis in axes.flat[len(first.labels) :]:
+        axis.set_axis_off()
+    for axis, (name, label) in zip(axes.flat, first.labels.items(), strict=False):
+        for source, result in results.items():
+            for i, solver in enumerate(result.solvers):
+                found = [(b, v) for b in budgets if (v := result.values(solver, b, name))]
+                spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in found]
+                axis.errorbar(
+                    [b for b, _ in found], [statistics.fmean(v) for _, v in found], yerr=spreads, capsize=2,
+                    marker="os^v"[i // 10 % 4], markersize=4, linewidth=1.2, color=f"C{i % 10}",
+                    linestyle="--" if source else "-", label=f"{solver}{source and f' [{source}]'}",
+                )  # fmt: skip
+        if first.baseline:
+            axis.axhline(first.baseline["metrics"][name], color="gray", linestyle=":", label=first.baseline["name"])
+        axis.set(xscale="log", xlabel="network calls (NFE)", ylabel=label)
+        if name in ("frechet", "sliced") and 0 < axis.dataLim.y0 < math.inf:
+            axis.set_yscale("log")
+        axis.set_xticks(budgets, [str(b) for b in budgets])
+        axis.minorticks_off()
+    axes.flat[0].legend(fontsize=7, frameon=False)
+    about = first.protocol
+    figure.suptitle(f"{about['model']}, {about['n']} samples, features {about['features']['name']}", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

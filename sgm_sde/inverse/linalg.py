@@ -1,0 +1,151 @@
+"""Linear algebra a sample by itself: vector-Jacobian products, and linear systems of which only products are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products (B,) of a and b (B, *)."""
+    return (a * b).flatten(1).sum(1)
+
+
+def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
+    """The function outside of inference mode, which records no graph, on copies of inference tensors."""
+
+    def copied(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            return function(*map(copied, args), **{name: copied(value) for name, value in kwargs.items()})
+
+    return call
+
+
+class Linearised:
+    """A function's value at x (B, *), with vector-Jacobian products there.
+
+    Works under `torch.no_grad`, and under `torch.enable_grad` keeps the graph; touches nobody's `requires_grad`.
+
+    Args:
+        call: from x (B, *) to the value (B, *).
+        x: where.
+
+    Attributes:
+        x: what the value was computed from.
+        output: the value with its graph.
+
+    Raises:
+        ValueError: for a function that gives no gradient.
+    """
+
+    def __init__(self, call: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self._outer = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # A copy, since the loop overwrites its states in place.
+            self.x = x if self._outer and x.requires_grad else x.detach().clone().requires_grad_()
+            self.output = call(self.x)
+        if not self.output.requires_grad:
+            raise ValueError(
+                "the function gives no gradient with respect to x, which is needed here: it runs under no_grad or "
+                "detaches its input or output. DiffPIR and Replacement need none, LinearMap takes an adjoint="
+            )
+
+    @property
+    def value(self) -> Tensor:
+        """The value, without its graph unless gradients are asked for around it."""
+        return self.output if self._outer else self.output.detach()
+
+    def vjp(self, v: Tensor, output: Tensor | None = None) -> Tensor:
+        """The product of v (B, *) with the Jacobian of the value, or of something made from it."""
+        (product,) = torch.autograd.grad(
+            self.output if output is None else output, self.x, v, retain_graph=True, create_graph=self._outer
+        )
+        return product
+
+
+# From p (B, *) to the pair (M p, L p) of a square M and any L, both linear.
+Products = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def conjugate_gradient(apply: Products, b: Tensor, iterations: int) -> Tensor:
+    r"""$L M^{-1} b$ for a symmetric positive definite $M$, by conjugate gradients from 0.
+
+    Each sample has its own step sizes, and all take the same number of steps: none waits for, or depends on, another.
+    A sample whose residual has vanished stays where it is.
+
+    Args:
+        apply: products with M and L.
+        b: right-hand sides (B, *).
+        iterations: how many.
+
+    Source: Hestenes & Stiefel, 1952.
+
+    Example:
+        >>> conjugate_gradient(lambda p: (4 * p, p), torch.tensor([[2.0], [8.0]]), 1)
+        tensor([[0.5000],
+                [2.0000]])
+    """
+    r = p = b
+    square = dot(r, r)
+    negligible = torch.finfo(b.dtype).eps ** 2 * square
+    solution = torch.zeros(())
+    for _ in range(iterations):
+        image, part = apply(p)
+        a = _ratio(torch.where(square > negligible, square, 0), dot(p, image), b)
+        solution = solution + a * part
+        r = r - a * image
+        before, square = square, dot(r, r)
+        p = r + _ratio(square, before, b) * p
+    return solution
+
+
+def conjugate_residual(apply: Products, b: Tensor, iterations: int) -> Tensor:
+    r"""$L M^{-1} b$ for any $M$, by generalised conjugate residuals (GMRES in another form) from 0.
+
+    The residual shrinks with every step, whatever M: no step goes far where M is not symmetric or not positive. Samples
+    by themselves, as with `conjugate_gradient`; keeps three vectors a step.
+
+    Args:
+        apply: products with M and L.
+        b: right-hand sides (B, *).
+        iterations: how many.
+
+    Source: Eisenstat, Elman & Schultz, 1983, doi:10.1137/0720023.
+
+    Example:
+        >>> conjugate_residual(lambda p: (-4 * p, p), torch.tensor([[2.0], [8.0]]), 1)
+        tensor([[-0.5000],
+                [-2.0000]])
+    """
+    r, solution = b, torch.zeros(())
+    negligible = torch.finfo(b.dtype).eps ** 2 * dot(b, b)
+    kept: list[tuple[Tensor, Tensor]] = []
+    for _ in range(iterations):
+        image, part = apply(r)
+        for other, its_part in kept:
+            along = _ratio(dot(image, other), dot(other, other), b)
+            image, part = image - along * other, part - along * its_part
+        moves = dot(r, r) > negligible
+        a = _ratio(torch.where(moves, dot(r, image), 0), dot(image, image), b)
+        solution = solution + a * part
+        r = r - a * image
+        kept.append((image, part))
+    return solution
+
+
+def _ratio(a: Tensor, c: Tensor, like: Tensor) -> Tensor:
+    """a / c, a sample each, to multiply `like`; 0 where c is not positive."""
+    fine = c > 0
+    return torch.where(fine, a / torch.where(fine, c, 1), 0).reshape(-1, *[1] * (like.ndim - 1))

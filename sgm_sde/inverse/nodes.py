@@ -1,0 +1,369 @@
+"""Methods that work on the state at the grid's nodes, around a solver: replacement, RePaint, DPS."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgm_sde.engine.executor import Hook, execute
+from sgm_sde.engine.noise import NoiseSource
+from sgm_sde.engine.program import Form, Program, Step
+from sgm_sde.grids import Grid
+from sgm_sde.inverse.linalg import Linearised, dot, outside_inference_mode
+from sgm_sde.inverse.operators import Measurement
+from sgm_sde.inverse.posterior_scores import require_count, require_measurement, require_positive
+from sgm_sde.processes.base import SDE
+from sgm_sde.scores.score import Score
+from sgm_sde.solvers.base import Solver
+from sgm_sde.solvers.euler import SONG, forward_kernel
+
+
+def _looks_back(program: Program) -> bool:
+    """Whether a step builds on what was before its start."""
+    start = 0
+    for k, stage in enumerate(program.stages):
+        if any(j < start for j, _ in (*stage.states, *stage.evals)):
+            return True
+        start = k if stage.node else start
+    return False
+
+
+@dataclass(frozen=True)
+class AtNodes(Solver):
+    """A solver with something at the nodes of its grid that depends on a measurement.
+
+    It approximates no flow, and so claims no order.
+    """
+
+    solver: Solver
+    measurement: Measurement
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, Solver):
+            raise TypeError(f"solver must be a Solver, got {self.solver!r}")
+        require_measurement(self.measurement)
+
+    order = 0
+    stochastic = True
+
+    @property
+    def prediction(self) -> str:
+        """The solver's."""
+        return self.solver.prediction
+
+    @property
+    def nfe_per_step(self) -> int:
+        """The solver's."""
+        return self.solver.nfe_per_step
+
+    def nfe(self, steps: int) -> int:
+        """Network calls for a number of steps."""
+        return self.solver.nfe(steps)
+
+    def steps(self, nfe: int) -> int:
+        """The most steps that a budget of network calls allows."""
+        return self.solver.steps(nfe)
+
+    def fit(self, nfe: int) -> tuple[Solver, int]:
+        """With the solver made for the budget."""
+        solver, steps = self.solver.fit(nfe)
+        return replace(self, solver=solver), steps
+
+    def step(self, k: Step) -> Form:
+        """Not a formula: raises TypeError, so that no wrapper of steps drops what happens at the nodes."""
+        raise TypeError(
+            f"{self.name} works at the grid's nodes and not within a step: put it outside of other wrappers"
+        )
+
+    def compile(self, sde: SDE, grid: Grid) -> Program:
+        """The solver's table, if this method can go with it."""
+        if not sde.is_linear:
+            raise TypeError(f"{self.name} needs a LinearSDE, got {sde!r}")
+        program = self.solver.compile(sde, grid)
+        self.check(program)
+        return program
+
+    @abstractmethod
+    def check(self, program: Program) -> None:
+        """Raise ValueError for a program that the method cannot go with."""
+
+    def end_in_mean(self, program: Program) -> Program:
+        """The solver's."""
+        return self.solver.end_in_mean(program)
+
+
+@dataclass(frozen=True)
+class Replacement(AtNodes):
+    r"""Puts the measurement, noised to the time, into the state at each node.
+
+    $$ x \leftarrow x + A^+(\alpha y + \sigma A z - A x) $$
+
+    Inpainting replaces what is known; for mixtures of channels it is colourisation by an orthogonal decoupling. The
+    measurement is taken as exact. What is not known sees what is known through the next network call only, so samples
+    harmonise badly with it: exact where the two are independent, biased elsewhere. The solver's own network calls.
+
+    With `noise="fresh"`, z is drawn anew at each node, as published; a multistep solver, which would extrapolate from
+    states of other noise, is an error. With `noise="fixed"` there is one z in a run, so that the known part follows a
+    smooth path and multistep solvers go.
+
+    `final="mean"` puts y in without noise and takes the solver's own mean for the rest. `final="denoise"` returns the
+    denoised state, near y and not equal to it; `measurement.consistent(x)` makes it so.
+
+    Around a predictor-corrector it acts after both; `PredictorCorrector(Replacement(predictor, m), corrector)` in
+    between.
+
+    Args:
+        solver: any single-step solver; any solver with fixed noise.
+        measurement: with std 0.
+        noise: `"fresh"` or `"fixed"`.
+
+    Raises:
+        TypeError: for a solver or measurement that is none; in `sample`, for a process that is not linear.
+        ValueError: for a measurement with noise, another `noise`; in `sample`, for a multistep solver with fresh noise.
+
+    Source: Song et al., 2021, arXiv:2011.13456, appendix I.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> seen = sg.inverse.Measurement(sg.inverse.Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]))
+        >>> score = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(sg.VESDE())
+        >>> sampler = Replacement(sg.ReverseDiffusion(), seen)
+        >>> sg.sample(score, sg.VESDE(), (2, 2), solver=sampler, steps=50, seed=0, final="mean").x[:, 0]
+        tensor([1., 1.])
+    """
+
+    noise: str = "fresh"
+    source = SONG
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.noise not in ("fresh", "fixed"):
+            raise ValueError(f"noise must be 'fresh' or 'fixed', got {self.noise!r}")
+        if self.measurement.std != 0:
+            raise ValueError(
+                f"{self.name} takes y as exact, got std={self.measurement.std:g}: "
+                f"MMPS, PiGDM and DiffPIR take noise into account"
+            )
+
+    @property
+    def name(self) -> str:
+        """The solver's, and that it replaces."""
+        return f"{self.solver.name}-replacement"
+
+    def check(self, program: Program) -> None:
+        """Raise ValueError for a multistep program with fresh noise."""
+        if self.noise == "fresh" and _looks_back(program):
+            raise ValueError(
+                f"{self.solver.name} builds on earlier steps, whose states had other noise in them: "
+                f"take a single-step solver, or Replacement(..., noise='fixed')"
+            )
+
+    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
+        """The replacement, after the solver's own hooks."""
+        return (*self.solver.hooks(sde, grid, model, noise, mean=mean), self._replacing(sde, grid, noise, mean))
+
+    def _replacing(self, sde: SDE, grid: Grid, noise: NoiseSource, mean: bool) -> Hook:
+        nodes: list[Any] = list(sde.nodes(grid.times))
+        operator = self.measurement.operator
+        known: list[Tensor] = []
+
+        def put_in(x: Tensor, i: int) -> Tensor:
+            if self.noise == "fresh" or not known:
+                known[:] = [operator.apply(noise.normal(tuple(x.shape), x.dtype, x.device))]
+            predicted, y = self.measurement.of(x)
+            sigma = 0.0 if mean and i == grid.steps else nodes[i].sigma
+            alpha = 1.0 if mean and i == grid.steps else nodes[i].alpha
+            return x + operator.pseudo_inverse(alpha * y + sigma * known[0] - predicted)
+
+        return put_in
+
+
+@dataclass(frozen=True)
+class RePaint(Replacement):
+    r"""Replacement with resampling: goes back up and down again, so that the unknown can harmonise with the known.
+
+    At every `jump`-th node, counted from the last, `resamples - 1` times:
+
+    $$ x \leftarrow a\,x + b\,z, \qquad \text{\texttt{jump} nodes earlier, then down again by the solver} $$
+
+    with the forward process' own a and b. Passes start without a history, and the main run goes on from the state
+    alone: single-step solvers only. Network calls: the solver's, and `(resamples - 1) * solver.nfe(jump)` at each
+    such node; the first of them, next to pure noise, is left out, as published.
+
+    Args:
+        solver: a single-step solver; `Ancestral` in the paper.
+        measurement: with std 0.
+        resamples: visits of each stretch, r; 10 in the paper, on 250 steps.
+        jump: steps of a stretch, j; 10 in the paper.
+
+    Raises:
+        TypeError: as `Replacement`.
+        ValueError: as `Replacement`, and for `resamples` or `jump` below 1, or a noise that is not fresh.
+
+    Source: Lugmayr et al., 2022, arXiv:2201.09865.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> seen = sg.inverse.Measurement(sg.inverse.Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]))
+        >>> RePaint(sg.Ancestral(), seen).nfe(250)
+        2410
+    """
+
+    resamples: int = 10
+    jump: int = 10
+    source = "Lugmayr et al., 2022, arXiv:2201.09865"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count(resamples=self.resamples, jump=self.jump)
+        if self.noise != "fresh":
+            raise ValueError(f"RePaint draws fresh noise, got noise={self.noise!r}")
+
+    @property
+    def name(self) -> str:
+        """The solver's, and that it resamples."""
+        return f"{self.solver.name}-repaint"
+
+    def _ends(self, steps: int) -> Sequence[int]:
+        """The nodes from which it goes back."""
+        return range(steps, self.jump, -self.jump)
+
+    def nfe(self, steps: int) -> int:
+        """Network calls for a number of steps of the main run."""
+        return self.solver.nfe(steps) + len(self._ends(steps)) * (self.resamples - 1) * self.solver.nfe(self.jump)
+
+    def steps(self, nfe: int) -> int:
+        """The most steps of the main run that a budget of network calls allows."""
+        return next((n for n in range(self.solver.steps(nfe), 0, -1) if self.nfe(n) <= nfe), 0)
+
+    def fit(self, nfe: int) -> tuple[Solver, int]:
+        """As it is: its passes are of the solver that was given."""
+        return self, self.steps(nfe)
+
+    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
+        """Everything at a node: the solver's own hooks, the replacement, and the way back."""
+        nodes, hooks = sde.nodes(grid.times), super().hooks(sde, grid, model, noise, mean=mean)
+
+        def pass_to(x: Tensor, end: int, final: bool) -> Tensor:
+            first = end - self.jump
+            a, b2 = forward_kernel(nodes[end], nodes[first])
+            x = a * x + math.sqrt(b2) * noise.normal(tuple(x.shape), x.dtype, x.device)
+            program = self.solver.compile(sde, Grid(grid.times[first : end + 1]))
+            program = self.solver.end_in_mean(program) if final else program
+            inside = [_from_node(hook, first) for hook in hooks]
+            return execute(program, x, model, noise, hooks=inside, grad=torch.is_grad_enabled()).x
+
+        def at_node(x: Tensor, i: int) -> Tensor:
+            for hook in hooks:
+                x = hook(x, i)
+            if i in self._ends(grid.steps):
+                for n in range(1, self.resamples):
+                    x = pass_to(x, i, mean and i == grid.steps and n == self.resamples - 1)
+            return x
+
+        return (at_node,)
+
+    def end_in_mean(self, program: Program) -> Program:
+        """The solver's, unless passes follow the last node."""
+        return program if self.resamples > 1 and self._ends(program.steps) else super().end_in_mean(program)
+
+
+def _from_node(hook: Hook, first: int) -> Hook:
+    """The hook for a pass that starts at node `first`, whose state is left as it is."""
+    return lambda x, i: hook(x, first + i) if i else x
+
+
+class _Remembering(Score):
+    """A score that keeps the last call's graph, for the run that it was made for."""
+
+    def __init__(self, score: Score) -> None:
+        super().__init__(score.net, score.sde, score.prediction)
+        self._score = score
+        self.last: Linearised | None = None
+
+    def rows(self, t: Tensor) -> int:
+        """Samples that the network sees in a call at t (B,)."""
+        return self._score.rows(t)
+
+    @outside_inference_mode
+    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        """The score's own output."""
+        self.last = Linearised(lambda x: self._score.output(x, t, **kwargs), x)
+        return self.last.value
+
+
+@dataclass(frozen=True)
+class DPS(AtNodes):
+    r"""Diffusion posterior sampling: after each step, down the gradient of the misfit before it.
+
+    $$ x_{i+1} \leftarrow x_{i+1} - \zeta\,\nabla_{x_i} \lVert y - A D(x_i)\rVert $$
+
+    The norm is a sample's own. As in the paper's code, the step size is $\zeta$ on the norm; its algorithm 1 writes
+    $\zeta_i = \zeta'/\lVert y - AD\rVert$ on the square, the same with $\zeta = 2\zeta'$. Its pull grows with the
+    number of steps, $\sigma_y$ does not enter, no posterior is approximated: a heuristic for 1000 steps of ancestral
+    sampling. For steps of one evaluation, on any linear process. The solver's network calls, and one vector-Jacobian
+    product each.
+
+    Args:
+        solver: `Ancestral`, `DDIM` or another of one evaluation a step.
+        measurement: what was measured; its std is not used.
+        zeta: step size.
+
+    Raises:
+        TypeError: for a solver or measurement that is none; in `sample`, for a process that is not linear.
+        ValueError: for a zeta that is not positive; in `sample`, for a solver of more than one evaluation a step, or a
+            network without gradient.
+
+    Source: Chung et al., 2023, arXiv:2209.14687.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> seen = sg.inverse.Measurement(sg.inverse.Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]))
+        >>> score = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(sg.VPSDE())
+        >>> sg.sample(score, sg.VPSDE(), (4, 2), solver=DPS(sg.Ancestral(), seen, zeta=0.5), steps=50, seed=0).nfe
+        51
+    """
+
+    zeta: float = 1.0
+    source = "Chung et al., 2023, arXiv:2209.14687"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive(zeta=self.zeta)
+
+    @property
+    def name(self) -> str:
+        """The solver's, and that it is guided."""
+        return f"{self.solver.name}-dps"
+
+    def check(self, program: Program) -> None:
+        """Raise ValueError for a program of more than one evaluation a step."""
+        if _looks_back(program) or not all(stage.node for stage in program.stages):
+            raise ValueError(
+                f"the step size of DPS goes with one evaluation a step; {self.solver.name} has more, or builds on "
+                f"earlier ones: take Ancestral() or DDIM(), or a score such as MMPS or PiGDM with any solver"
+            )
+
+    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
+        """The gradient step, before the solver's own hooks."""
+        model.score = remembering = _Remembering(model.score)
+
+        @outside_inference_mode
+        def descend(x: Tensor, i: int) -> Tensor:
+            if remembering.last is None:
+                return x
+            last, operator = remembering.last, self.measurement.operator
+            with torch.enable_grad():
+                D = model.predict("data", last.x, grid.times[i - 1], last.output)
+            r = self.measurement.residual(D if torch.is_grad_enabled() else D.detach())
+            square = dot(r, r)
+            norm = torch.where(square > 0, square, 1).sqrt().reshape(-1, *[1] * (r.ndim - 1))
+            return x + self.zeta * last.vjp(operator.adjoint(r / norm), D)
+
+        return (descend, *self.solver.hooks(sde, grid, model, noise, mean=mean))

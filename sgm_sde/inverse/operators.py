@@ -1,0 +1,477 @@
+"""What was measured: linear operators, and a measurement as a value."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
+from sgm_sde.inverse.linalg import Linearised, conjugate_gradient, dot
+from sgm_sde.testing import CheckError
+
+
+class LinearOperator(ABC):
+    r"""A linear map $A$ from data x (B, *) to measurements y (B, *), which takes each sample by itself.
+
+    An operator of your own gives `apply` and `adjoint`, and `solve` where $AA^T$ has a closed form; `LinearMap` makes
+    one of a function. Run `check_operator` on it.
+
+    Attributes:
+        full_rank: whether $AA^T$ is known to be invertible, which measurements without noise need.
+        iterations: steps of conjugate gradients that `solve` takes where no closed form is given.
+    """
+
+    full_rank: bool = False
+    iterations: int = 50
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """A x."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        r"""$A^T y$."""
+
+    def solve(self, v: Tensor, shift: Tensor | float) -> Tensor:
+        r"""$(AA^T + \text{shift}\,I)^{-1} v$ for v like a measurement and a shift that multiplies it, a sample each."""
+        return conjugate_gradient(lambda p: (self.apply(self.adjoint(p)) + shift * p, p), v, self.iterations)
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        r"""$A^+ y = A^T (AA^T)^{-1} y$, the smallest x that was measured as y.
+
+        Raises:
+            ValueError: for an operator whose $AA^T$ is not known to be invertible.
+        """
+        if not self.full_rank:
+            raise ValueError(f"{self!r} has no pseudo-inverse: A A^T is not known to be invertible")
+        return self.adjoint(self.solve(y, 0.0))
+
+    def restrict(self, y: Tensor) -> Tensor:
+        """A measurement (B, *) without what was not measured: itself, but for masks."""
+        return y
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Mask(LinearOperator):
+    """Inpainting: the data where the mask is true, and 0 elsewhere.
+
+    Measurements have the shape of the data; what they hold where the mask is false is not looked at.
+
+    Args:
+        mask: boolean, true where observed; of the shape of one sample, or (B, *) with a mask a sample.
+
+    Raises:
+        TypeError: for a mask that is not boolean.
+        ValueError: for a mask that observes nothing; at a call, for x that the mask does not fit.
+
+    Example:
+        >>> Mask(torch.tensor([True, False])).apply(torch.tensor([[3.0, 4.0]]))
+        tensor([[3., 0.]])
+    """
+
+    full_rank = True
+
+    def __init__(self, mask: Tensor) -> None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            given = f"dtype {mask.dtype}" if isinstance(mask, Tensor) else repr(mask)
+            raise TypeError(f"the mask must be a boolean tensor, true where observed, got {given}")
+        if not bool(mask.any()):
+            raise ValueError(f"the mask of shape {tuple(mask.shape)} observes nothing")
+        self.mask = mask
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The observed part, 0 elsewhere."""
+        if self.mask.shape not in (x.shape[1:], x.shape):
+            raise ValueError(
+                f"the mask has shape {tuple(self.mask.shape)}, which fits neither x of shape {tuple(x.shape)} "
+                f"nor one of its samples, {tuple(x.shape[1:])}"
+            )
+        return torch.where(self.mask.to(x.device), x, 0)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The same map."""
+        return self.apply(y)
+
+    def solve(self, v: Tensor, shift: Tensor | float) -> Tensor:
+        """In closed form: A A^T is the identity on what is observed."""
+        return v / (1 + shift)
+
+    def restrict(self, y: Tensor) -> Tensor:
+        """Zeros where nothing is observed."""
+        one_for_all = y.shape == self.mask.shape
+        return torch.where(self.mask.to(y.device), y, 0) if one_for_all else self.apply(y)
+
+    def __repr__(self) -> str:
+        return f"Mask({int(self.mask.sum())} of {self.mask.numel()} observed)"
+
+
+class ChannelMix(LinearOperator):
+    r"""Colourisation and the like: the same mixture of channels at each pixel, $y_m = \sum_c M_{mc}\,x_c$.
+
+    $A^+A$ is the projection on the mixtures: an orthogonal decoupling of what is known from what is not.
+
+    Args:
+        matrix: (m, C) with independent rows, m mixtures of C channels. `ChannelMix.grey(3)` is the mean of three.
+
+    Raises:
+        ValueError: for a matrix of another rank; at a call, for x (B, C, *) of another number of channels.
+
+    Source: Song et al., 2021, arXiv:2011.13456, appendix I.
+
+    Example:
+        >>> ChannelMix.grey(3).apply(torch.tensor([[[0.0], [1.0], [5.0]]]))
+        tensor([[[2.]]])
+    """
+
+    full_rank = True
+
+    def __init__(self, matrix: Tensor) -> None:
+        if not isinstance(matrix, Tensor) or matrix.ndim != 2 or not matrix.is_floating_point():
+            raise ValueError(f"matrix must be a floating-point tensor (m, C), got {matrix!r}")
+        rank = int(torch.linalg.matrix_rank(matrix.double()))
+        if rank < len(matrix):
+            raise ValueError(f"the {len(matrix)} rows of the matrix must be independent, its rank is {rank}")
+        self.matrix = matrix
+        values, self._basis = torch.linalg.eigh(matrix.double() @ matrix.double().T)
+        self._values = values
+
+    @staticmethod
+    def grey(channels: int) -> ChannelMix:
+        """The mean of the channels."""
+        return ChannelMix(torch.full((1, channels), 1 / channels, dtype=torch.float64))
+
+    def _mix(self, matrix: Tensor, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[1] != matrix.shape[1]:
+            raise ValueError(
+                f"the channels are mixed by a matrix of shape {tuple(self.matrix.shape)}, got a tensor of shape "
+                f"{tuple(x.shape)} where (B, {matrix.shape[1]}, *) was expected"
+            )
+        return torch.einsum("mc,bc...->bm...", matrix.to(x), x)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The mixtures (B, m, *) of x (B, C, *)."""
+        return self._mix(self.matrix, x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The transposed matrix."""
+        return self._mix(self.matrix.T, y)
+
+    def solve(self, v: Tensor, shift: Tensor | float) -> Tensor:
+        """In closed form, in the eigenvectors of M M^T."""
+        values = self._values.to(v).reshape(-1, *[1] * (v.ndim - 2))
+        return self._mix(self._basis, self._mix(self._basis.T, v) / (values + shift))
+
+    def __repr__(self) -> str:
+        return f"ChannelMix({self.matrix.tolist()})"
+
+
+class BlockAverage(LinearOperator):
+    """Super-resolution: the mean of each block of pixels.
+
+    Args:
+        factor: side of a block.
+        dims: how many of the last dimensions it has.
+
+    Raises:
+        ValueError: for options out of range; at a call, for sizes that the factor does not divide.
+
+    Example:
+        >>> BlockAverage(2, dims=1).apply(torch.tensor([[1.0, 3.0, 5.0, 7.0]]))
+        tensor([[2., 6.]])
+    """
+
+    full_rank = True
+
+    def __init__(self, factor: int, dims: int = 2) -> None:
+        for name, value in (("factor", factor), ("dims", dims)):
+            if value < 1 or int(value) != value:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+        self.factor, self.dims = factor, dims
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The blocks' means."""
+        sizes = x.shape[1:][-self.dims :]
+        if len(sizes) < self.dims or any(n % self.factor for n in sizes):
+            raise ValueError(
+                f"blocks of side {self.factor} in the last {self.dims} dimensions do not tile x of shape "
+                f"{tuple(x.shape)}"
+            )
+        for d in range(x.ndim - self.dims, x.ndim):
+            x = x.reshape(*x.shape[:d], -1, self.factor, *x.shape[d + 1 :]).mean(d + 1)
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Each mean spread over its block."""
+        for d in range(y.ndim - self.dims, y.ndim):
+            y = y.repeat_interleave(self.factor, d)
+        return y / self.factor**self.dims
+
+    def solve(self, v: Tensor, shift: Tensor | float) -> Tensor:
+        """In closed form: A A^T is a multiple of the identity."""
+        return v / (self.factor**-self.dims + shift)
+
+    def __repr__(self) -> str:
+        return f"BlockAverage({self.factor}, dims={self.dims})"
+
+
+class Blur(LinearOperator):
+    r"""Circular convolution with a kernel, diagonal in Fourier space.
+
+    Args:
+        kernel: real, over as many of the last dimensions as it has; its centre is the entry `size // 2` of each. A
+            Gaussian one: `Blur.gaussian(1.5, size=7)`.
+
+    Raises:
+        ValueError: for a kernel that is not finite or empty; at a call, for x smaller than the kernel.
+
+    Example:
+        >>> Blur(torch.tensor([0.25, 0.5, 0.25])).apply(torch.tensor([[0.0, 4.0, 0.0, 0.0]]))
+        tensor([[1., 2., 1., 0.]])
+    """
+
+    def __init__(self, kernel: Tensor) -> None:
+        if not isinstance(kernel, Tensor) or not kernel.is_floating_point() or kernel.ndim == 0:
+            raise ValueError(f"kernel must be a floating-point tensor of at least one dimension, got {kernel!r}")
+        if not kernel.numel() or not bool(torch.isfinite(kernel).all()):
+            raise ValueError(f"kernel must be finite and not empty, got {kernel.tolist()}")
+        self.kernel = kernel
+
+    @staticmethod
+    def gaussian(std: float, size: int, dims: int = 2) -> Blur:
+        """A Gaussian kernel of that standard deviation in pixels, of sum 1."""
+        if not (math.isfinite(std) and std > 0):
+            raise ValueError(f"std must be positive and finite, got {std}")
+        offsets = torch.arange(size, dtype=torch.float64) - size // 2
+        line = torch.exp(-0.5 * (offsets / std) ** 2)
+        kernel = line / line.sum()
+        for _ in range(dims - 1):
+            kernel = kernel[..., None] * line / line.sum()
+        return Blur(kernel)
+
+    def _response(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        sizes = x.shape[1:][-self.kernel.ndim :]
+        if len(sizes) < self.kernel.ndim or any(n < k for n, k in zip(sizes, self.kernel.shape, strict=True)):
+            raise ValueError(
+                f"the kernel of shape {tuple(self.kernel.shape)} is larger than the last dimensions of x, "
+                f"of shape {tuple(x.shape)}"
+            )
+        dims = tuple(range(-self.kernel.ndim, 0))
+        padded = torch.zeros(sizes, dtype=torch.float64, device=x.device)
+        padded[tuple(slice(k) for k in self.kernel.shape)] = self.kernel.to(padded)
+        centred = padded.roll([-(k // 2) for k in self.kernel.shape], dims)
+        return torch.fft.fftn(centred, dim=dims).to(torch.promote_types(x.dtype, torch.complex64)), dims
+
+    def _multiply(self, x: Tensor, factor: Callable[[Tensor], Tensor]) -> Tensor:
+        response, dims = self._response(x)
+        return torch.fft.ifftn(factor(response) * torch.fft.fftn(x, dim=dims), dim=dims).real
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The convolution."""
+        return self._multiply(x, lambda h: h)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The correlation with the kernel."""
+        return self._multiply(y, lambda h: h.conj())
+
+    def solve(self, v: Tensor, shift: Tensor | float) -> Tensor:
+        """In closed form, in Fourier space."""
+        return self._multiply(v, lambda h: 1 / (h.abs() ** 2 + shift))
+
+    def __repr__(self) -> str:
+        return f"Blur(kernel of shape {tuple(self.kernel.shape)})"
+
+
+class LinearMap(LinearOperator):
+    """An operator from a function; its adjoint by autograd, if none is given.
+
+    Args:
+        apply: linear, from x (B, *) to (B, *), a sample by itself; differentiable in torch if no adjoint is given.
+        shape: of one sample of x.
+        adjoint: from y (B, *) to (B, *).
+        iterations: steps of conjugate gradients where (A A^T + shift)^-1 is needed.
+        full_rank: your word that A A^T is invertible, so that measurements without noise are allowed.
+
+    Raises:
+        ValueError: for options out of range; at a call, for x, or what a function returns, of another shape.
+
+    Example:
+        >>> difference = LinearMap(lambda x: x[:, 1:] - x[:, :-1], shape=(3,))
+        >>> difference.adjoint(torch.tensor([[1.0, 10.0]]))
+        tensor([[-1., -9., 10.]])
+    """
+
+    def __init__(
+        self,
+        apply: Callable[[Tensor], Tensor],
+        shape: Sequence[int],
+        adjoint: Callable[[Tensor], Tensor] | None = None,
+        iterations: int = 50,
+        full_rank: bool = False,
+    ) -> None:
+        if iterations < 1 or int(iterations) != iterations:
+            raise ValueError(f"iterations must be a whole number of at least 1, got {iterations}")
+        self._apply, self._adjoint = apply, adjoint
+        self.shape, self.iterations, self.full_rank = tuple(shape), iterations, full_rank
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The function's value."""
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"the operator takes samples of shape {self.shape}, got x of shape {tuple(x.shape)}")
+        y = self._apply(x)
+        if y.ndim == 0 or len(y) != len(x):
+            raise ValueError(f"the operator returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}")
+        return y
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """The given adjoint, or the function's vector-Jacobian product."""
+        if self._adjoint is None:
+            at = torch.zeros(len(y), *self.shape, dtype=y.dtype, device=y.device)
+            x = Linearised(self.apply, at).vjp(y)
+        else:
+            x = self._adjoint(y)
+        if x.shape != (len(y), *self.shape):
+            raise ValueError(
+                f"the adjoint returned shape {tuple(x.shape)} for y of shape {tuple(y.shape)}, "
+                f"expected {(len(y), *self.shape)}"
+            )
+        return x
+
+    def __repr__(self) -> str:
+        return f"LinearMap({getattr(self._apply, '__name__', 'function')}, shape={self.shape})"
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    r"""What was measured: $y = A x_0 + \sigma_y n$ with standard normal $n$.
+
+    Args:
+        operator: A.
+        y: the measurements, (B, *) with one a sample, or without the B if all samples have the same.
+        std: $\sigma_y$; 0 where y is exact, which takes an operator of full rank.
+
+    Raises:
+        TypeError: for an operator that is none, or a y that is no floating-point tensor.
+        ValueError: for a negative std, std 0 with an operator of unknown rank, a y that is not finite where it was
+            measured; at a call, if y does not have the shape of A x.
+
+    Example:
+        >>> Measurement(Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]), std=0.1)
+        Measurement(Mask(1 of 2 observed), y=(2,), std=0.1)
+    """
+
+    operator: LinearOperator
+    y: Tensor
+    std: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.operator, LinearOperator):
+            raise TypeError(f"operator must be a LinearOperator, such as Mask or LinearMap, got {self.operator!r}")
+        if not isinstance(self.y, Tensor) or not self.y.is_floating_point():
+            raise TypeError(f"y must be a floating-point tensor, got {self.y!r}")
+        if not (math.isfinite(self.std) and self.std >= 0):
+            raise ValueError(f"std must be finite and not negative, got {self.std}")
+        if self.std == 0 and not self.operator.full_rank:
+            raise ValueError(f"std=0 takes an operator of full rank, which {self.operator!r} is not known to be")
+        y = self.operator.restrict(self.y)
+        if not bool(torch.isfinite(y).all()):
+            raise ValueError(f"y has {int((~torch.isfinite(y)).sum())} measured values that are not finite")
+        object.__setattr__(self, "y", y)
+
+    @staticmethod
+    def simulate(operator: LinearOperator, x: Tensor, std: float = 0.0, *, seed: Seeds = None) -> Measurement:
+        """The measurement of known data x (B, *), with noise from a seed of its own for each sample.
+
+        Example:
+            >>> Measurement.simulate(BlockAverage(2), torch.ones(4, 1, 8, 8), std=0.05, seed=0).y.shape
+            torch.Size([4, 1, 4, 4])
+        """
+        y = operator.apply(x)
+        stream = NoiseStream(resolve_seeds(seed, None, len(y)), "measurement")
+        return Measurement(operator, y + std * stream.normal(tuple(y.shape), y.dtype, y.device), std)
+
+    def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A x for x (B, *), and y in its dtype, on its device.
+
+        Raises:
+            ValueError: if y does not have the shape of A x.
+        """
+        predicted = self.operator.apply(x)
+        if self.y.shape not in (predicted.shape, predicted.shape[1:]):
+            raise ValueError(
+                f"y has shape {tuple(self.y.shape)}, but x of shape {tuple(x.shape)} is measured as "
+                f"{tuple(predicted.shape)}"
+            )
+        return predicted, self.y.to(predicted)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """y - A x for x (B, *)."""
+        predicted, y = self.of(x)
+        return y - predicted
+
+    def consistent(self, x: Tensor) -> Tensor:
+        r"""The nearest to x (B, *) that is measured as y exactly: $x + A^+(y - Ax)$.
+
+        Raises:
+            ValueError: for an operator whose rank is not known.
+        """
+        return x + self.operator.pseudo_inverse(self.residual(x))
+
+    def __repr__(self) -> str:
+        return f"Measurement({self.operator!r}, y={tuple(self.y.shape)}, std={self.std:g})"
+
+
+def check_operator(operator: LinearOperator, shape: Sequence[int], *, seed: int = 0) -> tuple[str, ...]:
+    r"""Check an operator against what it declares, in float64; raise at the first contradiction.
+
+    $A(ax + by) = aAx + bAy$; $\langle Ax, y\rangle = \langle x, A^T y\rangle$; a sample's measurement is independent of
+    the others; `solve` is the inverse of $AA^T + \text{shift}$; and for an operator of full rank $A A^+ y = y$.
+
+    Args:
+        operator: the operator.
+        shape: of one sample.
+        seed: of the tensors it is tried on.
+
+    Returns:
+        the checks that were made, in words.
+
+    Raises:
+        CheckError: with the two values that contradict one another.
+
+    Example:
+        >>> len(check_operator(BlockAverage(2), (1, 4, 4)))
+        5
+    """
+    stream = NoiseStream([(seed, i) for i in range(4)], "probe")
+
+    def draw(event: Sequence[int]) -> Tensor:
+        return stream.normal((4, *event), torch.float64)
+
+    def agree(what: str, got: Tensor, expected: Tensor) -> None:
+        if got.shape != expected.shape:
+            raise CheckError(f"{what}: shapes {tuple(got.shape)} and {tuple(expected.shape)}")
+        off = (got - expected).abs().max()
+        if not float(off) <= 1e-6 * float(expected.abs().max()):
+            i = int((got - expected).abs().flatten().argmax())
+            raise CheckError(f"{what}: {got.flatten()[i].item()} and {expected.flatten()[i].item()}")
+
+    x, other = draw(shape), draw(shape)
+    y = operator.apply(x)
+    agree("A(2x - 3z) and 2Ax - 3Az", operator.apply(2 * x - 3 * other), 2 * y - 3 * operator.apply(other))
+    agree("a sample among others", operator.apply(torch.cat([x[:1], other[1:]]))[:1], y[:1])
+    v = operator.restrict(draw(y.shape[1:]))
+    agree("<Ax, y> and <x, A^T y>", dot(y, v), dot(x, operator.adjoint(v)))
+    done = ["A is linear", "samples are measured one by one", "the adjoint is that of A"]
+    back = operator.solve(v, 0.5)
+    agree("(A A^T + shift) of the solution and v", operator.apply(operator.adjoint(back)) + 0.5 * back, v)
+    done.append("solve is the inverse of A A^T + shift")
+    if operator.full_rank:
+        agree("A A^+ y and y", operator.apply(operator.pseudo_inverse(v)), v)
+        done.append("A of the pseudo-inverse of y is y")
+    return tuple(done)

@@ -1,0 +1,269 @@
+r"""Scores of the posterior given a measurement: one formula, three guesses at the covariance of the data.
+
+Given $x_t$, let the data be Gaussian with the denoiser's mean $D$ and some covariance $V$. Then
+
+$$ E[x_0 \mid x_t, y] = D + V A^T (A V A^T + \sigma_y^2 I)^{-1} (y - A D). $$
+
+The truth is $V = \frac{\sigma^2}{\alpha} \frac{\partial D}{\partial x}$, a Jacobian. `MMPS` takes it in both places,
+`PiGDM` in the first and a multiple of the identity in the second, `DiffPIR` a multiple of the identity in both.
+Each is a `Score`, so that every solver, and the likelihood, works with it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgm_sde._shapes import expand
+from sgm_sde.inverse.linalg import Linearised, conjugate_gradient, conjugate_residual, outside_inference_mode
+from sgm_sde.inverse.operators import Measurement
+from sgm_sde.scores.score import Score
+
+
+def require_score(score: object) -> None:
+    """Raise TypeError unless `score` is a `Score` on a linear process."""
+    if not isinstance(score, Score):
+        raise TypeError(f"score must be a Score (from_noise, from_denoiser, from_score, ...), got {score!r}")
+    if not score.sde.is_linear:
+        raise TypeError(f"a posterior needs the denoiser, and so a LinearSDE, got {score.sde!r}")
+
+
+def require_measurement(measurement: object) -> None:
+    """Raise TypeError unless `measurement` is a `Measurement`."""
+    if not isinstance(measurement, Measurement):
+        raise TypeError(f"measurement must be a Measurement, got {measurement!r}")
+
+
+def require_positive(**options: float) -> None:
+    """Raise ValueError unless all options are positive and finite."""
+    for name, value in options.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def require_count(**options: int) -> None:
+    """Raise ValueError unless all options are whole numbers of at least 1."""
+    for name, value in options.items():
+        if value < 1 or int(value) != value:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+
+
+class PosteriorScore(Score, ABC):
+    """A score whose denoiser estimates the mean of the data given the state and a measurement.
+
+    Args:
+        score: a `Score` on a linear process.
+        measurement: what was measured.
+
+    Attributes:
+        vjps: vector-Jacobian products through the network in a call, beside the call itself.
+
+    Raises:
+        TypeError: for a score on no linear process, or a measurement that is none.
+        ValueError: at a call, if the measurement does not fit x, or the network gives no gradient where it is needed.
+    """
+
+    vjps: int = 0
+    recordable = False
+
+    def __init__(self, score: Score, measurement: Measurement) -> None:
+        require_score(score)
+        require_measurement(measurement)
+        super().__init__(score.net, score.sde, "data")
+        self.score, self.measurement = score, measurement
+        self._as_it_is = False
+
+    @property
+    def parameter(self) -> Tensor | None:
+        """The network's first floating-point parameter."""
+        return self.score.parameter
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What x is cast to for the network's call; None for no cast."""
+        return self.score.dtype
+
+    def cast_to(self, dtype: torch.dtype) -> Score:
+        """The same score with x cast to `dtype` for the network's call."""
+        return self._around(self.score.cast_to(dtype))
+
+    def map_net(self, change: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> Score:
+        """The same score from what `change` makes of its network."""
+        return self._around(self.score.map_net(change))
+
+    @property
+    def is_density(self) -> bool:
+        """No: an estimate of the posterior mean is not the score of any process' marginals."""
+        return False
+
+    def rows(self, t: Tensor) -> int:
+        """Samples that the network sees in a call at t (B,)."""
+        return self.score.rows(t)
+
+    def _around(self, score: Score) -> Score:
+        other = copy.copy(self)
+        other.score, other.net = score, score.net
+        return other
+
+    @outside_inference_mode
+    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        """The posterior mean of the data at x (B, *) and t (B,)."""
+        sde: Any = self.score.sde
+        alpha, sigma = (expand(c(t), x) for c in (sde.alpha, sde.sigma))
+        return self.posterior_mean(lambda x: self.score.denoised(x, t, **kwargs), x, alpha, sigma)
+
+    @abstractmethod
+    def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x_0 | x_t = x, y] for x (B, *) and coefficients that multiply it."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.score!r}, {self.measurement!r})"
+
+
+class DiffPIR(PosteriorScore):
+    r"""DiffPIR, and without noise DDNM: the measurement pulls at the denoised data, no gradient needed.
+
+    $$ V = \frac{\sigma^2}{\lambda\alpha^2} I, \qquad \text{that is} \qquad \arg\min_{x_0}
+       \frac{\lVert y - A x_0\rVert^2}{\sigma_y^2} + \frac{\lambda\alpha^2}{\sigma^2} \lVert x_0 - D\rVert^2 $$
+
+    With $\sigma_y = 0$ it is $D + A^+(y - AD)$ whatever $\lambda$, DDNM. What was not measured is left as it was
+    denoised, and feels the measurement through later network calls only. One network call; no vector-Jacobian products.
+
+    Args:
+        score: a `Score` on a linear process.
+        measurement: what was measured.
+        strength: $\lambda$, how much the denoiser counts; the paper takes 1 to 25.
+
+    Raises:
+        TypeError: for a score on no linear process, or a measurement that is none.
+        ValueError: for a strength that is not positive.
+
+    Source: Zhu et al., 2023, arXiv:2305.08995; Wang, Yu & Zhang, 2023, arXiv:2212.00490 (DDNM).
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> half = sg.inverse.Mask(torch.tensor([True, False]))
+        >>> seen = sg.inverse.Measurement(half, torch.tensor([1.0, 0.0]))
+        >>> score = sg.inverse.DiffPIR(sg.oracles.Gaussian(torch.zeros(2), 1.0).score(sg.EDMSDE()), seen)
+        >>> score.denoised(torch.tensor([[3.0, 3.0]]), 1.0)
+        tensor([[1.0000, 1.5000]])
+    """
+
+    def __init__(self, score: Score, measurement: Measurement, strength: float = 1.0) -> None:
+        super().__init__(score, measurement)
+        require_positive(strength=strength)
+        self.strength = strength
+
+    def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The denoised data, pulled towards the measurement."""
+        D, (operator, std) = denoiser(x), (self.measurement.operator, self.measurement.std)
+        shift = std**2 * self.strength * (alpha / sigma) ** 2
+        return D + operator.adjoint(operator.solve(self.measurement.residual(D), shift))
+
+
+class PiGDM(PosteriorScore):
+    r"""Pseudoinverse-guided diffusion: the likelihood of the measurement under an isotropic guess at the data.
+
+    $$ D + \frac{\sigma^2}{\alpha} \left(\frac{\partial D}{\partial x}\right)^T A^T (r^2 A A^T + \sigma_y^2 I)^{-1}
+       (y - A D), \qquad r^2 = \frac{\sigma^2 s^2}{\sigma^2 + \alpha^2 s^2} $$
+
+    with $s$ the standard deviation of the data: exact for independent data of that deviation. The paper's algorithm
+    takes it with weights of its own on the steps of DDIM; this is the score that they come from. One network call and
+    one vector-Jacobian product.
+
+    Args:
+        score: a `Score` on a linear process.
+        measurement: what was measured.
+        data_std: s; the paper takes 1.
+
+    Raises:
+        TypeError: for a score on no linear process, or a measurement that is none.
+        ValueError: for a `data_std` that is not positive; at a call, for a network without gradient.
+
+    Source: Song, Vahdat, Mardani & Kautz, 2023, openreview.net/forum?id=9_gsMA8MRKQ.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> half = sg.inverse.Mask(torch.tensor([True, False]))
+        >>> seen = sg.inverse.Measurement(half, torch.tensor([1.0, 0.0]))
+        >>> score = sg.inverse.PiGDM(sg.oracles.Gaussian(torch.zeros(2), 1.0).score(sg.EDMSDE()), seen)
+        >>> with torch.no_grad():
+        ...     score.denoised(torch.tensor([[3.0, 3.0]]), 1.0)
+        tensor([[1.0000, 1.5000]])
+    """
+
+    vjps = 1
+
+    def __init__(self, score: Score, measurement: Measurement, data_std: float = 1.0) -> None:
+        super().__init__(score, measurement)
+        require_positive(data_std=data_std)
+        self.data_std = data_std
+
+    def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The denoised data, and the likelihood's gradient."""
+        D, (operator, std) = Linearised(denoiser, x), (self.measurement.operator, self.measurement.std)
+        variance = (sigma * self.data_std) ** 2 / (sigma**2 + (alpha * self.data_std) ** 2)
+        solved = operator.solve(self.measurement.residual(D.value), std**2 / variance) / variance
+        return D.value + sigma**2 / alpha * D.vjp(operator.adjoint(solved))
+
+
+class MMPS(PosteriorScore):
+    r"""Moment matching posterior sampling: the covariance that the denoiser itself has.
+
+    $$ V = \frac{\sigma^2}{\alpha} \left(\frac{\partial D}{\partial x}\right)^T = \mathrm{Cov}[x_0 \mid x_t] $$
+
+    and $(A V A^T + \sigma_y^2 I)^{-1}$ by a few steps of a Krylov method, each sample by itself. Exact for Gaussian
+    data, if the iterations are as many as the measurement has numbers; few do in practice. One network call and
+    `iterations` vector-Jacobian products.
+
+    The paper's conjugate gradients, `linear_solver="cg"`, suppose that V is symmetric and positive. A network's
+    Jacobian is neither, most of all at high noise, where it is multiplied by $\sigma^2/\alpha$; a step where the
+    curvature is small then goes astray, and samples explode. Generalised conjugate residuals, `"gcr"`, a form of
+    GMRES, shrink the residual whatever V is; they are the default.
+
+    Args:
+        score: a `Score` on a linear process.
+        measurement: what was measured.
+        iterations: Krylov steps, the same for all samples.
+        linear_solver: `"gcr"` or `"cg"`.
+
+    Raises:
+        TypeError: for a score on no linear process, or a measurement that is none.
+        ValueError: for `iterations` below 1 or another `linear_solver`; at a call, for a network without gradient.
+
+    Source: Rozet et al., 2024, arXiv:2405.13712.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> half = sg.inverse.Mask(torch.tensor([True, False]))
+        >>> seen = sg.inverse.Measurement(half, torch.tensor([1.0, 0.0]), std=0.5)
+        >>> oracle = sg.oracles.Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
+        >>> score = sg.inverse.MMPS(oracle.score(sg.EDMSDE()), seen)
+        >>> sg.sample(score, sg.EDMSDE(), (4, 2), solver="dpm++2m", nfe=20, seed=0).nfe
+        20
+    """
+
+    def __init__(self, score: Score, measurement: Measurement, iterations: int = 5, linear_solver: str = "gcr") -> None:
+        super().__init__(score, measurement)
+        require_count(iterations=iterations)
+        if linear_solver not in ("gcr", "cg"):
+            raise ValueError(f"linear_solver must be 'gcr' or 'cg', got {linear_solver!r}")
+        self.iterations = self.vjps = iterations
+        self.linear_solver = linear_solver
+
+    def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The denoised data, and the gain of the measurement."""
+        D, (operator, std) = Linearised(denoiser, x), (self.measurement.operator, self.measurement.std)
+
+        def covariances(p: Tensor) -> tuple[Tensor, Tensor]:
+            with_data = sigma**2 / alpha * D.vjp(operator.adjoint(p))  # V A^T p
+            return operator.apply(with_data) + std**2 * p, with_data
+
+        solve = conjugate_residual if self.linear_solver == "gcr" else conjugate_gradient
+        return D.value + solve(covariances, self.measurement.residual(D.value), self.iterations)

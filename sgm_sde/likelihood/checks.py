@@ -1,0 +1,62 @@
+"""What every likelihood asks of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sgm_sde.processes.base import require_sde
+from sgm_sde.processes.linear import LinearSDE
+
+
+def require_count(option: str, count: int, least: int = 1) -> None:
+    """Raise ValueError unless `count` is a whole number of at least `least`."""
+    if isinstance(count, bool) or int(count) != count or count < least:
+        raise ValueError(f"{option} must be a whole number of at least {least}, got {count}")
+
+
+def require_one_of(option: str, choice: object, known: Sequence[object]) -> None:
+    """Raise ValueError unless `choice` is known."""
+    if choice not in known:
+        raise ValueError(f"{option} must be one of {', '.join(map(repr, known))}, got {choice!r}")
+
+
+def check_process(sde: LinearSDE, eps: float | None) -> float:
+    """eps, or the process' own.
+
+    Raises:
+        TypeError: for a process without alpha and sigma.
+        ValueError: for eps outside of (0, T).
+    """
+    require_sde(sde)
+    if not sde.is_linear:
+        raise TypeError(f"likelihoods need a LinearSDE, got {sde!r}")
+    eps = sde.likelihood_eps if eps is None else eps
+    if not 0 < eps < sde.T:
+        raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
+    return eps
+
+
+def check_points(x: Tensor) -> Tensor:
+    """x (B, *), at least float32.
+
+    Raises:
+        TypeError: for anything that is no floating tensor.
+        ValueError: for values that are not finite.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
+        given = f"dtype {x.dtype}" if isinstance(x, Tensor) else repr(x)
+        raise TypeError(f"x must be a floating tensor (B, *), got {given}; for images of integers use bits_per_dim")
+    if not bool(torch.isfinite(x).all()):
+        sample = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).nonzero()[0])
+        raise ValueError(f"x must be finite, sample {sample} is not")
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def check_finite(value: Tensor, what: str) -> None:
+    """Raise ValueError, naming the sample, unless all values (B,) are finite."""
+    bad = (~torch.isfinite(value)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"{what} of sample {bad[0]} is {value[bad[0]].item()}: the score is not finite")

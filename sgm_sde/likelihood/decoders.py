@@ -1,0 +1,134 @@
+"""From data to eps and back: the last step of every bound on the likelihood of data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.likelihood.checks import check_points, require_count
+from sgm_sde.scores.model import BoundModel
+
+
+def normal_log_prob(z: Tensor, std: Tensor | float) -> Tensor:
+    """Log-density, entry by entry, of std * z for standard normal z."""
+    log_std = std.log() if isinstance(std, Tensor) else math.log(std)
+    return -0.5 * z.square() - 0.5 * math.log(2 * math.pi) - log_std
+
+
+class Decoder(Protocol):
+    """What is decoded, and its log-probability under a Gaussian.
+
+    Attributes:
+        x: data for the process to start from, (B, *).
+    """
+
+    @property
+    def x(self) -> Tensor: ...
+
+    def __call__(self, mean: Tensor, std: Tensor | float) -> Tensor:
+        """Log-probability (B,) of the data under N(mean, std^2)."""
+
+
+@dataclass(frozen=True)
+class GaussianDecoder:
+    """The log-density of points."""
+
+    x: Tensor
+
+    def __call__(self, mean: Tensor, std: Tensor | float) -> Tensor:
+        """Log-density (B,) of the data under N(mean, std^2)."""
+        return normal_log_prob((self.x - mean) / std, std).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Whole numbers as bins of a range: level k of n is [k, k + 1)/n of (low, high).
+
+    Attributes:
+        images: (B, *), whole numbers in [0, n).
+        n: number of levels.
+        low: lower edge of level 0.
+        width: of a bin.
+        x: middle of each image's bins, (B, *).
+    """
+
+    images: Tensor
+    n: int
+    low: float
+    width: float
+    x: Tensor
+
+    @staticmethod
+    def of(images: Tensor, n_levels: int, data_range: tuple[float, float], dtype: torch.dtype | None) -> Levels:
+        """Images with their range.
+
+        Raises:
+            TypeError: for images that are not of an integer dtype.
+            ValueError: for levels outside of the range.
+        """
+        if not is_integer(images):
+            given = f"dtype {images.dtype}" if isinstance(images, Tensor) else repr(images)
+            raise TypeError(f"images must be whole numbers of an integer dtype, got {given}: for points use log_prob")
+        require_count("n_levels", n_levels, 2)
+        low, high = data_range
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"data_range must be (lo, hi) with lo < hi, got {data_range}")
+        if images.ndim < 2 or images.numel() == 0:
+            raise ValueError(f"images must have the shape (B, *), got {tuple(images.shape)}")
+        least, most = int(images.min()), int(images.max())
+        if least < 0 or most >= n_levels:
+            raise ValueError(f"images must lie in [0, {n_levels}) for n_levels={n_levels}, got {least} to {most}")
+        width = (high - low) / n_levels
+        x = (low + width * (images.double() + 0.5)).to(torch.get_default_dtype() if dtype is None else dtype)
+        return Levels(images, n_levels, low, width, x)
+
+    def __call__(self, mean: Tensor, std: Tensor | float) -> Tensor:
+        """Log of the mass (B,) that N(mean, std^2) has in the bins; the outermost go on for ever."""
+        mean = mean.double()
+        lower = (self.low + self.width * self.images.double() - mean) / std
+        upper = torch.where(self.images == self.n - 1, math.inf, lower + self.width / std)
+        lower = torch.where(self.images == 0, -math.inf, lower)
+        flip = lower > 0  # so that both edges lie in the tail that keeps its digits
+        low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
+        log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+        return (log_high + torch.log1p(-(log_low - log_high).exp())).flatten(1).sum(1)
+
+
+def is_integer(x: object) -> bool:
+    """Whether x is a tensor of whole numbers."""
+    return isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def decoder_of(
+    x: Tensor, n_levels: int | None, data_range: tuple[float, float] | None, dtype: torch.dtype | None
+) -> Decoder:
+    """`Levels` for whole numbers, a `GaussianDecoder` for points.
+
+    Raises:
+        ValueError: for levels or a range without whole numbers, or whole numbers without them.
+    """
+    if is_integer(x):
+        if n_levels is None or data_range is None:
+            raise ValueError("whole numbers need n_levels= and data_range=")
+        return Levels.of(x, n_levels, data_range, dtype)
+    if n_levels is not None or data_range is not None:
+        raise ValueError(f"n_levels and data_range are for whole numbers, got them with {getattr(x, 'dtype', x)}")
+    points = check_points(x)
+    return GaussianDecoder(points if dtype is None else points.to(dtype))
+
+
+def diffuse(model: BoundModel, decoder: Decoder, eps: float, stream: NoiseStream) -> tuple[Tensor, Tensor]:
+    """States (B, *) at eps, and log p(x | x_eps) - log q(x_eps | x), (B,); one network call.
+
+    p is the decoder at the denoiser's mean and the standard deviation sigma / alpha, q the process' own kernel.
+    """
+    (node,) = model.sde.nodes([eps])
+    z = stream.normal(tuple(decoder.x.shape), decoder.x.dtype, decoder.x.device)
+    x = node.alpha * decoder.x + node.sigma * z
+    log_q = normal_log_prob(z.double(), node.sigma).flatten(1).sum(1)
+    return x, decoder(model.predict("data", x, eps), node.sigma / node.alpha) - log_q

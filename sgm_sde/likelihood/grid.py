@@ -1,0 +1,64 @@
+"""The grid on which likelihoods are computed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde.grids import GridRule
+
+
+@dataclass(frozen=True)
+class Stretched(GridRule):
+    r"""Steps of log-SNR that grow like a hyperbolic sine away from the noise level where data take shape.
+
+    $$ \lambda(u) = c + b\,\sinh(a(u - u_0)), \qquad c = -\log(\sigma_d/\sqrt2) $$
+
+    Args:
+        stretch: a; steps at an end that takes half of the grid are about cosh(a/2) times those in the middle.
+        data_std: standard deviation of the data.
+
+    Raises:
+        ValueError: unless both are positive.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> Stretched()(sg.EDMSDE(), 48).steps
+        48
+    """
+
+    stretch: float = 4.5
+    data_std: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (self.stretch > 0 and self.data_std > 0):
+            raise ValueError(f"stretch and data_std must be positive, got {self.stretch} and {self.data_std}")
+
+    def _map(self, sde: Any, start: float, end: float) -> tuple[float, float, float, float]:
+        """c, b, u_0 and a, with u from 0 at the start."""
+        first, last = (float(sde.log_snr(t)) / 2 for t in (start, end))
+        if not (math.isfinite(first) and math.isfinite(last)):
+            raise ValueError(f"log-SNR is {2 * first} at t={start} and {2 * last} at t={end}: both must be finite")
+        c = min(max(0.5 * math.log(2) - math.log(self.data_std), first), last)
+        # sinh(a u_0) / sinh(a (1 - u_0)) is the ratio of the two ways from c to the ends.
+        ratio, a = (c - first) / max(last - c, 1e-300), self.stretch
+        u0 = math.atanh(ratio * math.sinh(a) / (1 + ratio * math.cosh(a))) / a if last > c else 1.0
+        b = (c - first) / math.sinh(a * u0) if u0 > 0 else (last - c) / math.sinh(a)
+        return c, b, u0, a
+
+    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+        """Times at the fractions u."""
+        c, b, u0, a = self._map(sde, start, end)
+        times: Tensor = sde.time(2 * (c + b * torch.sinh(a * (u - u0))))
+        return times
+
+    def slopes(self, sde: Any, steps: int, start: float, end: float) -> np.ndarray:
+        """d lambda / du at the nodes."""
+        _, b, u0, a = self._map(sde, start, end)
+        slopes: np.ndarray = a * b * np.cosh(a * (np.linspace(0, 1, steps + 1) - u0))
+        return slopes

@@ -1,0 +1,207 @@
+r"""Solving the probability flow with its change of volume, from eps to T.
+
+With $\rho^2 = \alpha^2 s^2 + \sigma^2$, the spread that data of standard deviation s have at a time, the flow of
+$z = x/\rho$ in $\lambda = \log(\alpha/\sigma)$ is
+
+$$ \frac{dz}{d\lambda} = -\frac{\alpha\sigma s}{\rho^3}\,v, \qquad v = \alpha s\,\epsilon - \frac{\sigma}{s} D $$
+
+which is 0 for Gaussian data of that spread. Along it
+
+$$ \log p_\epsilon(x_\epsilon) = \log p_T(x_T) + d\log\frac{\rho_T}{\rho_\epsilon}
+   - \int_{\lambda_T}^{\lambda_\epsilon} \operatorname{div}_z\frac{dz}{d\lambda}\,d\lambda $$
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde._shapes import as_time, expand
+from sgm_sde.engine.adaptive import COMPLETED, integrate
+from sgm_sde.engine.executor import execute
+from sgm_sde.engine.program import trace as trace_program
+from sgm_sde.likelihood.grid import Stretched
+from sgm_sde.likelihood.trace import TraceModel, fixed_probe_error, probe_error
+from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.processes.predictions import Kernel, KernelValues, convert
+from sgm_sde.scores.model import BoundModel
+from sgm_sde.solvers import Rosenbrock, UniC
+from sgm_sde.solvers.runge_kutta import DOPRI5
+
+GREGORY = (3 / 8, 7 / 6, 23 / 24)  # weights of a trapezoidal rule's ends, of order 4
+
+Solution = tuple[Tensor, Tensor, Tensor]  # the latent (B, *), what its volume adds (B,), its standard error (B,)
+
+
+def spread(k: Kernel, s: float) -> Any:
+    """rho."""
+    return (k.alpha**2 * s**2 + k.sigma**2) ** 0.5
+
+
+def rate(prediction: str, k: Kernel, s: float) -> tuple[Any, Any]:
+    """Coefficients with dz/dlambda = a_x x + a_r r, for a network's output r."""
+    factor = -k.alpha * k.sigma * s / spread(k, s) ** 3
+    c_x, c_r = convert(prediction, "velocity", k, sigma_data=s)
+    return factor * c_x, factor * c_r
+
+
+class NoNoise:
+    """The probability flow draws none."""
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+        """Raises."""
+        raise RuntimeError("the probability flow draws no noise")
+
+
+def carry(model: BoundModel, sde: LinearSDE, x: Tensor, times: tuple[float, ...], data_std: float) -> Tensor:
+    """The state at the last of the times, in either direction; order 4 but for the cold start."""
+    solver = UniC(Rosenbrock(3, sigma_data=data_std, start="cold"))
+    program = trace_program(solver, sde, times, close=True)
+    return execute(program, x, model, NoNoise(), grad=torch.is_grad_enabled()).x
+
+
+def exponential(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, data_std: float) -> Solution:
+    """On one fixed grid, where the trace is a quadrature over the nodes of the trajectory."""
+    rule, d = Stretched(data_std=data_std), x[0].numel()
+    times = rule(sde, steps, t_end=eps).times[::-1]
+    latent = carry(model, sde, x, times, data_std)
+    nodes = sde.nodes(times)
+    weights = rule.slopes(sde, steps, sde.T, eps)[::-1] / steps
+    for i, w in enumerate(GREGORY):
+        weights[i] *= w
+        weights[-1 - i] *= w
+    terms = []
+    for w, node, traces in zip(weights.tolist(), nodes, model.traces, strict=True):
+        a_x, a_r = rate(model.score.prediction, node, data_std)
+        terms.append(-w * spread(node, data_std) * (a_x * d + a_r * traces.to(x.dtype)))
+    stacked = torch.stack(terms)  # (nodes, B, columns)
+    volume = stacked.mean(2).sum(0) + d * math.log(spread(nodes[-1], data_std) / spread(nodes[0], data_std))
+    return latent, volume, probe_error(stacked.detach(), torch.from_numpy(weights.copy()))
+
+
+class NormalisedFlow:
+    """The flow of z in lambda and, for a model that keeps traces, of its log-volume; each sample at its own lambda.
+
+    Args:
+        model: the network.
+        sde: the process.
+        x: states (B, *), whose dtype and device the flow has.
+        eps: where the flow ends, with the data.
+        s: standard deviation of the data.
+
+    Raises:
+        ValueError: unless s is positive.
+    """
+
+    def __init__(self, model: BoundModel, sde: LinearSDE, x: Tensor, eps: float, s: float) -> None:
+        if not s > 0:
+            raise ValueError(f"data_std must be positive, got {s}")
+        self.model, self.sde, self.eps, self.s = model, sde, eps, s
+        self.n, self.d = len(x), x[0].numel()
+        self.data, self.noise = sde.nodes([eps, sde.T])
+        self.scale = {end: spread(end, s) for end in (self.data, self.noise)}
+
+    def __call__(self, lam: Tensor, y: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
+        """Slopes at lambda (b,), float64 on the host, for the samples of these numbers."""
+        z, model = y[0], self.model
+        t = self.sde.time(2 * lam).clamp(self.eps, self.sde.T)
+        k = KernelValues(self.sde.alpha(t), self.sde.sigma(t), self.sde.d_alpha(t), self.sde.d_sigma(t))
+        rho, *a = (
+            as_time(v).expand(len(z)).to(z) for v in (spread(k, self.s), *rate(model.score.prediction, k, self.s))
+        )
+        x = expand(rho, z) * z
+        times, gone = model.round_times(t.numpy(), x), len(rows) < self.n
+        with model.only(rows, self.n) if gone else nullcontext():
+            if isinstance(model, TraceModel):
+                out = model.evaluate(x, times, rows if gone else None)
+            else:
+                out = model.evaluate(x, times)
+        slope = expand(a[0], x) * x + expand(a[1], x) * out.to(x.dtype)
+        if not isinstance(model, TraceModel):
+            return (slope,)
+        return slope, rho[:, None] * (self.d * a[0][:, None] + a[1][:, None] * model.traces.pop().to(z.dtype))
+
+
+def adaptive(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float, *, to_noise: bool = True) -> tuple[Tensor, ...]:
+    """The other end (B, *) and, for a model that keeps traces, log-volumes (B, columns); steps of each sample's own.
+
+    Raises:
+        ValueError: where a sample does not arrive.
+    """
+    start, end = (flow.data, flow.noise) if to_noise else (flow.noise, flow.data)
+    y: tuple[Tensor, ...] = (x / flow.scale[start],)
+    if isinstance(flow.model, TraceModel):
+        y = (*y, x.new_zeros(len(x), flow.model.estimate.columns))
+    run = integrate(flow, y, start.lam, end.lam, DOPRI5, rtol=rtol, atol=atol)
+    for i, (outcome, lam) in enumerate(zip(run.outcome, run.t.tolist(), strict=True)):
+        if outcome != COMPLETED:
+            raise ValueError(f"the flow of sample {i} stopped at t={float(flow.sde.time(2 * lam)):.6g}: {outcome}")
+    return (run.y[0] * flow.scale[end], *run.y[1:])
+
+
+def adjoint(
+    flow: NormalisedFlow, x: Tensor, rtol: float, atol: float, parameters: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """The latent and the log-volumes (B, columns) by torchdiffeq's dopri5 on the whole batch.
+
+    Gradients are those of the adjoint equation, in memory that steps do not add to.
+
+    Raises:
+        ValueError: where torchdiffeq gives up.
+    """
+    from torchdiffeq import odeint, odeint_adjoint
+
+    rows = torch.arange(len(x), device=x.device)
+
+    def slope(u: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(-part for part in flow(-u.detach().double().cpu().expand(len(x)), y, rows))
+
+    assert isinstance(flow.model, TraceModel)
+    y0 = (x / flow.scale[flow.data], x.new_zeros(len(x), flow.model.estimate.columns))
+    # Without step_t it would step beyond the end and interpolate, and the network would be called outside of [eps, T].
+    u = torch.tensor([-flow.data.lam, -flow.noise.lam], dtype=torch.float64, device=x.device)
+    options: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": "dopri5", "options": {"step_t": u[1:]}}
+    if torch.is_grad_enabled():
+        options |= {"adjoint_params": tuple(parameters), "adjoint_options": {"step_t": u[:1]}}
+    try:
+        z, volumes = (odeint_adjoint if torch.is_grad_enabled() else odeint)(slope, y0, u, **options)
+    except AssertionError as error:  # of steps that get too small, and states that are not finite
+        raise ValueError(f"torchdiffeq gave up: {error}") from error
+    return z[-1] * flow.scale[flow.noise], volumes[-1]
+
+
+def joint(flow: NormalisedFlow, latent: Tensor, volumes: Tensor) -> Solution:
+    """The solution from its end and the log-volumes (B, columns) that were solved with it."""
+    ratio = flow.scale[flow.noise] / flow.scale[flow.data]
+    return latent, volumes.mean(1) + flow.d * math.log(ratio), fixed_probe_error(volumes.detach())
+
+
+def scipy_rk45(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, rtol: float, atol: float) -> Solution:
+    """One solve of the joint system of the whole batch in time: Song et al.'s protocol."""
+    from scipy.integrate import solve_ivp
+
+    d, shape, columns, prediction = x[0].numel(), x.shape, model.estimate.columns, model.score.prediction
+
+    def slope(t: float, y: np.ndarray) -> np.ndarray:
+        state = torch.from_numpy(y[: x.numel()]).to(x).view(shape)
+        (node,) = sde.nodes([t])
+        (time,) = model.times([t], state)
+        out = model.evaluate(state, time).to(x.dtype)
+        c_x, c_r = convert(prediction, "flow", node)
+        traces = c_x * d + c_r * model.traces.pop()
+        parts = [(c_x * state + c_r * out).reshape(-1), traces.reshape(-1)]
+        return torch.cat([part.double().cpu() for part in parts]).numpy()
+
+    y0 = np.concatenate([x.double().cpu().numpy().reshape(-1), np.zeros(len(x) * columns)])
+    solution = solve_ivp(slope, (eps, sde.T), y0, method="RK45", rtol=rtol, atol=atol)
+    if not solution.success:
+        raise ValueError(f"SciPy's RK45 gave up: {solution.message}")
+    end = torch.from_numpy(solution.y[:, -1]).to(x)
+    volumes = end[x.numel() :].view(len(x), columns)
+    return end[: x.numel()].view(shape), volumes.mean(1), fixed_probe_error(volumes)

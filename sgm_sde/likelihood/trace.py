@@ -1,0 +1,210 @@
+r"""Traces of Jacobians: exactly, or by Hutchinson's estimate with probes in a basis that suits the data.
+
+For probes z of independent entries of mean 0 and variance 1, $E[z^\top J z] = \operatorname{tr} J$, with a variance
+that for Rademacher probes (entries +-1) comes from what lies off the diagonal alone. An orthonormal transform of
+the probes keeps the mean; one in which J is more nearly diagonal, such as a cosine transform for natural images,
+leaves less variance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.processes.base import SDE
+from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.score import Score
+
+TRACES = ("hutchinson", "exact")
+PROBES = ("rademacher", "gaussian")
+BASES = ("pixel", "colour", "dct")
+
+
+class Estimate(Protocol):
+    """An estimator of the trace of a network's Jacobian.
+
+    Attributes:
+        columns: estimates at each evaluation.
+        vjps: vector-Jacobian products so far.
+        fixed: whether its randomness is the same at each evaluation; None where there is none.
+    """
+
+    columns: int
+    vjps: int
+    fixed: bool | None
+
+    def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
+        """Estimates (B, columns) for the output at x, both (B, *), on the tape.
+
+        `rows` are the numbers of the samples in the batch, where some have left it; `keep` is whether the estimates are
+        differentiable themselves.
+        """
+
+
+class TraceModel(BoundModel):
+    """A model that keeps, at each evaluation, estimates of the trace of its output's Jacobian: (B, columns).
+
+    With gradients enabled around the run, network and trace are differentiable.
+    """
+
+    def __init__(
+        self, score: Score, sde: SDE, times: tuple[float, float], kwargs: Mapping[str, Any] | None, estimate: Estimate
+    ) -> None:
+        super().__init__(score, sde, times, kwargs)
+        self.estimate = estimate
+        self.traces: list[Tensor] = []
+
+    def evaluate(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The network's output at x (B, *) and t (B,)."""
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x if keep and x.requires_grad else x.detach().requires_grad_()
+            out = self._call(x, t)
+            trace = self.estimate(out, x, rows, keep)
+        self.traces.append(trace if keep else trace.detach())
+        return out if keep else out.detach()
+
+
+class Exact:
+    """The trace itself, by `chunk` rows of the Jacobian at a time; see `Estimate`."""
+
+    columns = 1
+    fixed: bool | None = None
+
+    def __init__(self, chunk: int) -> None:
+        self.chunk, self.vjps = chunk, 0
+
+    def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
+        d, total = x[0].numel(), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        for i in range(0, d, self.chunk):
+            at = torch.arange(i, min(i + self.chunk, d), device=x.device)
+            v = torch.zeros(len(at), len(x), d, dtype=x.dtype, device=x.device)
+            v[torch.arange(len(at)), :, at] = 1
+            self.vjps += len(at)
+            if self.chunk == 1:
+                products = _vjp(out, x, v[0].view_as(out), keep)[None]
+            else:
+                products = _vjp(out, x, v.view(len(at), *out.shape), keep, batched=True)
+            products = products.reshape(len(at), len(x), d)
+            total = total + products[torch.arange(len(at)), :, at].sum(0)
+        return total[:, None]
+
+    def __str__(self) -> str:
+        return "its exact trace"
+
+
+class Hutchinson:
+    """Products z^T J z, one a probe; see `Estimate`."""
+
+    def __init__(
+        self, stream: NoiseStream, shape: tuple[int, ...], n_probes: int, probe: str, basis: str, fixed: bool
+    ) -> None:
+        self.stream, self.shape, self.columns, self.probe, self.basis = stream, shape, n_probes, probe, basis
+        self.fixed: bool | None = fixed
+        self.transform = probe_transform(basis, shape[1:])
+        self.probes: list[Tensor] = []
+        self.vjps = 0
+
+    def _draw(self, x: Tensor) -> Tensor:
+        z = self.stream.normal(self.shape, x.dtype, x.device)
+        return self.transform(torch.where(z >= 0, 1.0, -1.0).to(x.dtype) if self.probe == "rademacher" else z)
+
+    def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
+        if not (self.fixed and self.probes):
+            self.probes = [self._draw(x) for _ in range(self.columns)]
+        probes = self.probes if rows is None else [z[rows] for z in self.probes]
+        self.vjps += self.columns
+        return torch.stack([(_vjp(out, x, z, keep) * z).flatten(1).sum(1) for z in probes], 1)
+
+    def __str__(self) -> str:
+        basis = "" if self.basis == "pixel" else f" in the {self.basis} basis"
+        count = f"{self.columns} {self.probe} probe{'s' * (self.columns > 1)}{basis}"
+        return f"Hutchinson's estimate with {count}, {'fixed' if self.fixed else 'fresh'} at each evaluation"
+
+
+def _vjp(out: Tensor, x: Tensor, v: Tensor, keep: bool, *, batched: bool = False) -> Tensor:
+    """Vector-Jacobian products with v, (B, *) or (n, B, *)."""
+    (product,) = torch.autograd.grad(
+        out, x, v.to(out.dtype), retain_graph=True, create_graph=keep, is_grads_batched=batched, allow_unused=True,
+        materialize_grads=True,
+    )  # fmt: skip
+    return product
+
+
+@lru_cache(maxsize=64)
+def _cosines(n: int) -> Tensor:
+    """The orthonormal cosine transform (DCT-II), (n, n), a row for each frequency."""
+    k, j = np.arange(n)[:, None], np.arange(n)
+    matrix = math.sqrt(2 / n) * np.cos(math.pi * k * (2 * j + 1) / (2 * n))
+    matrix[0] /= math.sqrt(2)
+    return torch.from_numpy(matrix)
+
+
+def probe_transform(basis: str, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+    r"""The orthonormal transform from coordinates of a basis to those of x.
+
+    `"colour"` transforms the channels by the orthonormal cosine transform, which for three is about brightness and two
+    differences of colour; `"dct"` the channels, rows and columns.
+
+    Args:
+        basis: `"pixel"`, `"colour"` or `"dct"`.
+        shape: of one sample; (C, H, W) unless the basis is that of pixels.
+
+    Raises:
+        ValueError: for an unknown basis, or a shape that is not that of an image.
+
+    Example:
+        >>> z = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+        >>> bool(torch.allclose(probe_transform("dct", (3, 8, 8))(z).square().sum(), z.square().sum()))
+        True
+    """
+    if basis not in BASES:
+        raise ValueError(f"probe_basis must be one of {', '.join(map(repr, BASES))}, got {basis!r}")
+    if basis == "pixel":
+        return lambda z: z
+    if len(shape) != 3:
+        raise ValueError(
+            f"probe_basis={basis!r} is for images (B, C, H, W), got x of shape (B, {', '.join(map(str, shape))})"
+        )
+
+    def transform(z: Tensor) -> Tensor:
+        for axis in (1,) if basis == "colour" else (1, 2, 3):
+            z = (z.movedim(axis, -1) @ _cosines(z.shape[axis]).to(z)).movedim(-1, axis)
+        return z
+
+    return transform
+
+
+def probe_error(terms: Tensor, weights: Tensor) -> Tensor:
+    """Standard error (B,) of the sum over nodes of the mean over probes of terms (nodes, B, probes).
+
+    The probes are independent, from node to node as well. Several at a node tell it by their spread; of one, second
+    differences between nodes do, which what is smooth hardly enters.
+
+    Args:
+        terms: weighted terms of the sum.
+        weights: without which they vary slowly from node to node, (nodes,).
+    """
+    n, w = terms.shape[2], weights.to(terms)[:, None]
+    values = terms / w[:, :, None]
+    if n > 1:
+        noise = values.var(2) / n
+    else:
+        differences = (values[2:] - 2 * values[1:-1] + values[:-2])[:, :, 0].square() / 6
+        noise = torch.cat([differences[:1], differences, differences[-1:]])
+    # The probes' spread changes slowly from node to node: the mean over neighbours tells it better than one square.
+    padded = torch.cat([noise[:1].expand(3, -1), noise, noise[-1:].expand(3, -1)])
+    return (w.square() * padded.unfold(0, 7, 1).mean(2)).sum(0).sqrt()
+
+
+def fixed_probe_error(volumes: Tensor) -> Tensor:
+    """Standard error (B,) of the mean of (B, probes), each a whole flow's; NaN for a single one."""
+    n = volumes.shape[1]
+    return volumes.std(1) / math.sqrt(n) if n > 1 else torch.full_like(volumes[:, 0], math.nan)

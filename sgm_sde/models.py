@@ -1,0 +1,183 @@
+"""A network with everything that a command needs to know of it, found by name."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgm_sde.processes.base import SDE, require_sde
+from sgm_sde.scores.score import Score, as_score
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network with its process and what is known of its data.
+
+    Args:
+        name: what commands and results call it.
+        score: the network as a score.
+        sde: the process to run.
+        shape: of one sample, without the batch.
+        n_classes: number of class labels, which the network takes as `y` (B,), int64; None for a network without.
+        data_range: (lo, hi), the lower edge of the lowest level and the upper edge of the highest one, as the network
+            knows them; None if not known.
+        n_levels: number of levels of the data, 256 for 8-bit images; None if not known.
+        weights: what tells this network from others: by default the SHA-256 of its parameters and buffers, or "" for a
+            score without any.
+
+    Raises:
+        ValueError: for a shape or a number of classes or levels that is not positive, an empty range, or a score made
+            for another process or from a network in DistributedDataParallel.
+        TypeError: for a score that is not callable or a process that is none.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> Model("normal", sg.from_score(lambda x, t: -x, sde), sde, (3, 8, 8)).shape
+        (3, 8, 8)
+    """
+
+    name: str
+    score: Score = field(repr=False)
+    sde: SDE
+    shape: tuple[int, ...]
+    n_classes: int | None = None
+    data_range: tuple[float, float] | None = None
+    n_levels: int | None = None
+    weights: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        require_sde(self.sde)
+        object.__setattr__(self, "score", as_score(self.score, self.sde))
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not all(isinstance(n, int) and n > 0 for n in self.shape):
+            raise ValueError(f"the shape of a sample must be positive whole numbers, got {self.shape}")
+        for option, count, least in (("n_classes", self.n_classes, 1), ("n_levels", self.n_levels, 2)):
+            if count is not None and (not isinstance(count, int) or count < least):
+                raise ValueError(f"{option} must be a whole number of at least {least}, got {count!r}")
+        if self.data_range is not None and not self.data_range[0] < self.data_range[1]:
+            raise ValueError(f"data_range must be (lo, hi) with lo < hi, got {self.data_range}")
+        net = self.score.net
+        if isinstance(net, nn.parallel.DistributedDataParallel):
+            raise ValueError("the network waits for other processes at each call: pass net.module, without the wrapper")
+        if not self.weights and isinstance(net, nn.Module):
+            object.__setattr__(self, "weights", fingerprint(net.state_dict()))
+
+    def to(self, device: torch.device | str) -> Model:
+        """The same model; its network, if it has parameters, is moved to the device."""
+        if isinstance(self.score.net, nn.Module):
+            self.score.net.to(device)
+        return self
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, dtypes and shapes; "" without any."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        data = value.detach().cpu().contiguous()
+        digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest() if tensors else ""
+
+
+def _digits() -> Model:
+    from sgm_sde.demo import digits_score
+    from sgm_sde.processes import EDMSDE
+
+    sde = EDMSDE()
+    edges = (-1 - 1 / 16, 1 + 1 / 16)  # level k stands at k / 8 - 1
+    return Model("digits", digits_score(sde), sde, (1, 8, 8), n_classes=10, data_range=edges, n_levels=17)
+
+
+SHIPPED: dict[str, Callable[[], Model]] = {"digits": _digits}
+
+
+def load_model(name: str) -> Model:
+    """A model by name: one that is shipped, or "MODULE:FACTORY".
+
+    FACTORY is a function without arguments in the module MODULE, which may lie in the current directory. It returns a
+    `Model`, or a tuple (score, sde, shape) with the shape of one sample. Where its network has no parameters to tell it
+    from others, the module's source file does.
+
+    Raises:
+        ValueError: for an unknown name, with the near ones, or a factory that returns something else.
+        ImportError: for a module that does not exist or cannot be imported.
+
+    Example:
+        >>> load_model("digits").shape
+        (1, 8, 8)
+    """
+    if ":" not in name:
+        if name not in SHIPPED:
+            near = difflib.get_close_matches(name, SHIPPED, n=3, cutoff=0.4) or list(SHIPPED)
+            raise ValueError(
+                f"unknown model {name!r}; did you mean {', '.join(map(repr, near))}? A model of your own is named "
+                f"MODULE:FACTORY"
+            )
+        return SHIPPED[name]()
+    module, factory = find_function(name)
+    made: Any = factory()
+    if isinstance(made, tuple) and len(made) == 3:
+        made = Model(name, *made)
+    if not isinstance(made, Model):
+        raise ValueError(f"{name} must return a Model or (score, sde, shape), got {type(made).__name__}")
+    return replace(made, name=name, weights=made.weights or source_hash(module))
+
+
+def find_function(name: str) -> tuple[ModuleType, Callable[..., Any]]:
+    """The module and the function of "MODULE:FUNCTION"; the module may lie in the current directory.
+
+    Raises:
+        ValueError: for a module without such a function, with the near ones.
+        ImportError: for a module that does not exist or cannot be imported.
+
+    Example:
+        >>> find_function("math:hypot")[1](3, 4)
+        5.0
+    """
+    module_name, _, attribute = name.partition(":")
+    module = _module(module_name)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        near = difflib.get_close_matches(attribute, functions, n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        raise ValueError(f"the module {module_name!r} has no function {attribute!r}{hint}")
+    return module, function
+
+
+def source_hash(module: ModuleType) -> str:
+    """SHA-256 of a module's source file; "" for what has none."""
+    try:
+        file = inspect.getsourcefile(module)
+    except TypeError:  # a built-in module
+        return ""
+    return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _module(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # something that the module itself imports
+        near = difflib.get_close_matches(name, [path.stem for path in Path(here).glob("*.py")], n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        raise ModuleNotFoundError(f"no module {name!r}, neither installed nor in {here}{hint}", name=name) from None
+    except ValueError:
+        raise ValueError(f"{name!r} is no name of a module: a model of your own is MODULE:FACTORY") from None

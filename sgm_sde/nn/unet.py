@@ -1,0 +1,249 @@
+"""A small U-Net for images, and EDM's preconditioning around any network.
+
+Images are float tensors (B, C, H, W). The U-Net's time feature is any real number per sample; `EDMPreconditioned`
+feeds it ln(sigma) / 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Preconditioning(NamedTuple):
+    """EDM's four functions of the noise level; see `edm_preconditioning`."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+def edm_preconditioning(sigma: Tensor, sigma_data: Tensor | float) -> Preconditioning:
+    r"""The functions of D = c_skip x + c_out F(c_in x, c_noise) at noise levels sigma, each of sigma's shape.
+
+    With s = sigma_data,
+
+        c_skip = s^2 / (sigma^2 + s^2),  c_out = sigma s / sqrt(sigma^2 + s^2),
+        c_in = 1 / sqrt(sigma^2 + s^2),  c_noise = ln(sigma) / 4.
+
+    Source: Karras, Aittala, Aila, Laine (2022), "Elucidating the design space of diffusion-based generative
+    models", arXiv:2206.00364, table 1.
+
+    Example:
+        >>> [round(float(c), 3) for c in edm_preconditioning(torch.tensor(0.75), 1.0)]
+        [0.64, 0.6, 0.8, -0.072]
+    """
+    total = sigma**2 + sigma_data**2
+    # The floor keeps D(x, 0) = x instead of ln(0) * 0 = nan.
+    c_noise = sigma.clamp(min=1e-6).log() / 4
+    return Preconditioning(sigma_data**2 / total, sigma * sigma_data * total.rsqrt(), total.rsqrt(), c_noise)
+
+
+class _ResidualBlock(nn.Module):
+    """h + conv(silu((1 + scale) norm(conv(silu(norm(h)))) + shift)); scale and shift come from the embedding."""
+
+    def __init__(self, channels: int, out_channels: int, embed: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.film = nn.Linear(embed, 2 * out_channels)
+        self.norm2 = nn.GroupNorm(groups, out_channels, affine=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.film.weight)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = self.film(emb)[..., None, None].chunk(2, dim=-3)
+        update = self.conv1(F.silu(self.norm1(h)))
+        update = self.conv2(F.silu((1 + scale) * self.norm2(update) + shift))
+        shortcut: Tensor = self.shortcut(h)
+        return shortcut + update
+
+
+class _SelfAttention(nn.Module):
+    """h + attention over the pixels of norm(h)."""
+
+    def __init__(self, channels: int, heads: int, groups: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, h: Tensor) -> Tensor:
+        tokens = self.norm(h).flatten(-2).transpose(-1, -2)  # (B, H W, C)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in self.qkv(tokens).chunk(3, dim=-1))
+        # Written out: the fused kernels have no forward mode and no second derivative on the CPU.
+        attention = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+        mixed = self.out((attention @ v).transpose(-2, -3).flatten(-2))
+        return h + mixed.transpose(-1, -2).unflatten(-1, h.shape[-2:])
+
+
+class _Stage(nn.ModuleList):
+    """A residual block, then attention or nothing."""
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        block, attention = self
+        mixed: Tensor = attention(block(h, emb))
+        return mixed
+
+
+class UNet(nn.Module):
+    """U-Net of residual blocks with self-attention, sinusoidal time features and an optional class label.
+
+    Args:
+        in_channels: channels of the image, and of the output.
+        channels: width at each resolution; every entry after the first halves the resolution.
+        blocks: residual blocks at each resolution, on the way down and again on the way up.
+        attention: indices into `channels` where self-attention follows each block.
+        classes: number of classes; label `classes` means that none is given. None for a network without labels.
+        patch: the image is cut into patch x patch pixels that become channels (space to depth), and back at the end.
+        embed: width of the embedding of time and label.
+        groups: groups of the normalisation; must divide every entry of `channels`.
+        heads: attention heads; must divide the width where attention is used.
+
+    Raises:
+        ValueError: for widths that groups or heads do not divide, or attention at a level that there is not.
+
+    Source: Ronneberger et al., 2015, arXiv:1505.04597; Ho et al., 2020, arXiv:2006.11239; adaptive group
+    normalisation: Dhariwal and Nichol, 2021, arXiv:2105.05233.
+
+    Example:
+        >>> net = UNet(channels=(16, 32), classes=10)
+        >>> net(torch.zeros(2, 1, 28, 28), torch.tensor([0.1, 0.5]), torch.tensor([3, 10])).shape
+        torch.Size([2, 1, 28, 28])
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        channels: Sequence[int] = (32, 64),
+        blocks: int = 2,
+        attention: Sequence[int] = (1,),
+        classes: int | None = None,
+        patch: int = 2,
+        embed: int = 128,
+        groups: int = 8,
+        heads: int = 4,
+    ) -> None:
+        super().__init__()
+        for level, width in enumerate(channels):
+            if width % groups or (level in attention and width % heads):
+                raise ValueError(f"groups={groups} and heads={heads} must divide the channels, got {tuple(channels)}")
+        attention_levels = frozenset(attention)
+        if not attention_levels <= set(range(len(channels))):
+            raise ValueError(f"attention={tuple(attention)} must be indices into channels={tuple(channels)}")
+        self.patch, self.classes = patch, classes
+        self.reduction = patch * 2 ** (len(channels) - 1)
+        self.register_buffer("frequencies", 2.0 ** torch.linspace(-1, 4, embed // 2))
+        self.time = nn.Linear(embed, embed)
+        self.mix = nn.Linear(embed, embed)
+        self.label = nn.Embedding(classes + 1, embed) if classes is not None else None
+        self.first = nn.Conv2d(in_channels * patch**2, channels[0], 3, padding=1)
+
+        def stage(level: int, width: int) -> _Stage:
+            channels_out = channels[level]
+            attention = _SelfAttention(channels_out, heads, groups) if level in attention_levels else nn.Identity()
+            return _Stage([_ResidualBlock(width, channels_out, embed, groups), attention])
+
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        width, skips = channels[0], list[int]()
+        for level in range(len(channels)):
+            for _ in range(blocks):
+                self.down.append(stage(level, width))
+                width = channels[level]
+                skips.append(width)
+        self.middle = stage(len(channels) - 1, width)
+        for level in reversed(range(len(channels))):
+            for _ in range(blocks):
+                self.up.append(stage(level, width + skips.pop()))
+                width = channels[level]
+        self.blocks = blocks
+        self.norm = nn.GroupNorm(groups, channels[0])
+        self.last = nn.Conv2d(channels[0], in_channels * patch**2, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return an image (B, C, H, W) for images x (B, C, H, W), time features t (B,) and labels y (B,).
+
+        Labels are int64 in 0..classes, where `classes` means "none given"; None means none for the whole batch.
+
+        Raises:
+            ValueError: for labels without classes, or an image whose sides the network's reduction does not divide.
+        """
+        if any(side % self.reduction for side in x.shape[-2:]):
+            raise ValueError(f"image sides must be multiples of {self.reduction}, got {tuple(x.shape)}")
+        emb = self._embedding(t, y)
+        h = self.first(F.pixel_unshuffle(x, self.patch))
+        skips = []
+        for i, stage in enumerate(self.down):
+            if i and i % self.blocks == 0:
+                h = F.avg_pool2d(h, 2)
+            h = stage(h, emb)
+            skips.append(h)
+        h = self.middle(h, emb)
+        for i, stage in enumerate(self.up):
+            if i and i % self.blocks == 0:
+                h = F.interpolate(h, scale_factor=2.0, mode="nearest")
+            h = stage(torch.cat([h, skips.pop()], dim=-3), emb)
+        return F.pixel_shuffle(self.last(F.silu(self.norm(h))), self.patch)
+
+    def _embedding(self, t: Tensor, y: Tensor | None) -> Tensor:
+        angle = 2 * math.pi * t.to(self.frequencies.dtype)[..., None] * self.frequencies
+        emb = self.time(torch.cat([angle.sin(), angle.cos()], dim=-1))
+        if self.label is not None:
+            emb = emb + (self.label.weight[self.classes] if y is None else self.label(y))
+        elif y is not None:
+            raise ValueError("labels were given to a network without classes")
+        return F.silu(self.mix(F.silu(emb)))
+
+
+class EDMPreconditioned(nn.Module):
+    r"""Denoiser D(x, sigma, ...) = c_skip x + c_out F(c_in x, c_noise, ...) around a network F.
+
+    The four functions are those of `edm_preconditioning`; the score is (D - x) / sigma^2. F runs in the precision of
+    its weights, the preconditioning and the result in that of x.
+
+    Args:
+        net: F, called with (B, *), (B,) and whatever else the denoiser is called with.
+        sigma_data: standard deviation s of the data.
+
+    Raises:
+        ValueError: for sigma_data that is not positive.
+
+    Source: Karras et al., 2022, arXiv:2206.00364.
+
+    Example:
+        >>> D = EDMPreconditioned(UNet(channels=(16, 32)), sigma_data=0.5)
+        >>> x = torch.ones(2, 1, 28, 28)
+        >>> bool((D(x, torch.tensor([0.0, 0.1]))[0] == x[0]).all())
+        True
+    """
+
+    sigma_data: Tensor
+
+    def __init__(self, net: nn.Module, sigma_data: float) -> None:
+        super().__init__()
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+        self.net = net
+        # A buffer, so that the weights file alone fixes the function.
+        self.register_buffer("sigma_data", torch.tensor(sigma_data))
+
+    def forward(self, x: Tensor, sigma: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Return the denoised data (B, *) of x (B, *) at noise levels sigma (B,)."""
+        c = edm_preconditioning(sigma.to(x.dtype), self.sigma_data.to(x.dtype))
+        c_skip, c_out, c_in = (value.reshape(value.shape + (1,) * (x.ndim - value.ndim)) for value in c[:3])
+        dtype = next(self.net.parameters()).dtype
+        output: Tensor = self.net((c_in * x).to(dtype), c.c_noise, *args, **kwargs)
+        return c_skip * x + c_out * output.to(x.dtype)

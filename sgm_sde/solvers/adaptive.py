@@ -1,0 +1,414 @@
+"""Solvers that find their own steps, sample by sample: embedded pairs on the flow, and an SDE solver on one path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde._shapes import on_host
+from sgm_sde.engine.adaptive import (
+    Attempt,
+    Controller,
+    Counting,
+    Integration,
+    Pair,
+    Rows,
+    State,
+    check_tolerances,
+    column,
+    integrate,
+    march,
+    rms,
+)  # fmt: skip
+from sgm_sde.engine.brownian import BrownianPath
+from sgm_sde.engine.phi import phi_values
+from sgm_sde.processes.base import SDE
+from sgm_sde.scores.model import BoundModel
+from sgm_sde.solvers.base import AdaptiveSolver, Problem
+from sgm_sde.solvers.runge_kutta import DOPRI5
+
+PI = Controller()
+VARIABLES = ("log-snr", "noise-level", "noise-share", "time")
+
+
+@dataclass(frozen=True)
+class ExponentialPair:
+    r"""Embedded exponential Runge-Kutta methods on $dy/d\lambda = D - y$, the linear part solved exactly.
+
+    With $h$ the step of $\lambda$, $\phi_{k,i} = \phi_k(-c_i h)$ and $\phi_k = \phi_k(-h)$: orders 2 and 1,
+
+    $$ y_2 = e^{-h/2}y + \tfrac h2\phi_{1,2} D_1, \qquad
+       y' = e^{-h}y + h\left[(\phi_1 - 2\phi_2) D_1 + 2\phi_2 D_2\right], \qquad E = 2h\phi_2\,(D_2 - D_1) $$
+
+    and orders 3 and 2, with $c_2 = \tfrac13, c_3 = \tfrac23$,
+
+    $$ y_3 = e^{-2h/3}y + h\left[(\tfrac23\phi_{1,3} - \tfrac43\phi_{2,3}) D_1 + \tfrac43\phi_{2,3} D_2\right], \qquad
+       y' = e^{-h}y + h\left[(\phi_1 - \tfrac32\phi_2) D_1 + \tfrac32\phi_2 D_3\right] $$
+
+    compared with $y$ of order 2 from $D_1$ and $D_2$, $e^{-h}y + h[(\phi_1 - 3\phi_2) D_1 + 3\phi_2 D_2]$.
+
+    Args:
+        order: 2 or 3, as many network calls a step.
+
+    Raises:
+        ValueError: for another order.
+
+    Source: Hochbruck & Ostermann, 2010, doi:10.1017/S0962492910000048, section 2.
+
+    Example:
+        >>> ExponentialPair(3).error_order
+        3
+    """
+
+    order: int = 3
+
+    def __post_init__(self) -> None:
+        if self.order not in (2, 3):
+            raise ValueError(f"exponential pairs have the order 2 or 3, got {self.order}")
+
+    @property
+    def name(self) -> str:
+        """Its name with both orders."""
+        return f"exp-rk{self.order}{self.order - 1}"
+
+    @property
+    def source(self) -> str:
+        """Where it is from."""
+        return "Hochbruck & Ostermann, 2010, doi:10.1017/S0962492910000048"
+
+    @property
+    def error_order(self) -> int:
+        """Power of the step with which the error estimate vanishes."""
+        return self.order
+
+    @property
+    def linear(self) -> float:
+        """Coefficient of the linear part: -1."""
+        return -1.0
+
+    @property
+    def c(self) -> tuple[float, ...]:
+        """The stages' places."""
+        return (0.0, 1 / 2) if self.order == 2 else (0.0, 1 / 3, 2 / 3)
+
+    @property
+    def fsal(self) -> bool:
+        """No stage lies at the end."""
+        return False
+
+    def weights(self, h: Tensor) -> Tensor:
+        """The table for steps h (b,): (stages + 2, 1 + stages, b)."""
+        zero = torch.zeros_like(h)
+        phi_1, phi_2 = h * phi_values(1, -h), h * phi_values(2, -h)
+        c2 = self.c[1]
+        second = [(-c2 * h).exp(), c2 * h * phi_values(1, -c2 * h)]
+        of_two = [(-h).exp(), phi_1 - phi_2 / c2, phi_2 / c2]
+        if self.order == 2:
+            rows = [[zero + 1], second, of_two, [zero, -phi_2 / c2, phi_2 / c2]]
+        else:
+            c3 = self.c[2]
+            inner = c3 * h * phi_values(2, -c3 * h) * (c3 / c2)
+            third = [(-c3 * h).exp(), c3 * h * phi_values(1, -c3 * h) - inner, inner]
+            end = [(-h).exp(), phi_1 - phi_2 / c3, zero, phi_2 / c3]
+            error = [zero, phi_2 / c2 - phi_2 / c3, -phi_2 / c2, phi_2 / c3]
+            rows = [[zero + 1], second, third, end, error]
+        return torch.stack([torch.stack(row + [zero] * (self.order + 1 - len(row))) for row in rows])
+
+    def error(self, norms: Sequence[Tensor]) -> Tensor:
+        """The error (b,) from the norm of the estimate."""
+        return norms[0]
+
+
+class Flow:
+    r"""The probability flow in the variable u, in which a scaled state z has a prediction for its slope.
+
+    | variable | u | z | dz/du |
+    |---|---|---|---|
+    | `log-snr` | $\lambda = \log(\alpha/\sigma)$ | $x/\alpha$ | $D - z$ |
+    | `noise-level` | $\sigma/\alpha$ | $x/\alpha$ | $\epsilon$ |
+    | `noise-share` | $\sigma/(\alpha+\sigma)$ | $x/(\alpha+\sigma)$ | $\epsilon - D$ |
+    | `time` | $t$ | $x$ | $f - \tfrac12 g^2 s$ |
+
+    Args:
+        model: the score, bound to the run.
+        variable: u.
+        ends: the run's start and end, times.
+        batch: number of samples.
+        linear: whether the linear part $-z$ is left to the method, for `log-snr`.
+    """
+
+    def __init__(
+        self, model: BoundModel, variable: str, ends: tuple[float, float], batch: int, *, linear: bool = False
+    ) -> None:
+        self.model, self.sde, self.variable, self.batch = model, model.sde, variable, batch
+        self.ends, self.linear = ends, linear
+        if variable not in VARIABLES:
+            raise ValueError(f"variable must be one of {', '.join(map(repr, VARIABLES))}, got {variable!r}")
+        if variable != "time" and not self.sde.is_linear:
+            raise TypeError(f"variable={variable!r} needs a process with alpha(t) and sigma(t), got {self.sde!r}")
+        self.target = {"log-snr": "data", "noise-level": "noise", "noise-share": "rectified", "time": "drift"}[variable]
+        self.start, self.end = self._place(on_host(list(ends))).tolist()
+        if not (math.isfinite(self.start) and math.isfinite(self.end)):
+            raise ValueError(
+                f"{variable} is {self.start} at t={ends[0]} and {self.end} at t={ends[1]}: both must be finite; "
+                f"take variable='noise-share' or 'time'"
+            )
+
+    def _place(self, t: Tensor) -> Tensor:
+        """u at the times t."""
+        sde: Any = self.sde
+        if self.variable == "time":
+            return t
+        if self.variable == "log-snr":
+            return sde.log_snr(t) / 2
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        return sigma / alpha if self.variable == "noise-level" else sigma / (alpha + sigma)
+
+    def time(self, u: Tensor) -> Tensor:
+        """t at the places u (b,), in float64 on the host: that of the run's ends exactly, and none outside of them."""
+        if self.variable == "time":
+            return u.clamp(min(self.ends), max(self.ends))
+        sde: Any = self.sde
+        lam = {
+            "log-snr": lambda: u,
+            "noise-level": lambda: -u.log(),
+            "noise-share": lambda: torch.log1p(-u) - u.log(),
+        }[self.variable]()
+        t = sde.time(2 * lam).clamp(min(self.ends), max(self.ends))
+        t = torch.where(u == self.start, self.ends[0], torch.where(u == self.end, self.ends[1], t))
+        nearest = torch.where((u - self.start).abs() < (u - self.end).abs(), self.ends[0], self.ends[1])
+        return torch.where(torch.isnan(t), nearest, t)
+
+    def scale(self, t: Tensor) -> Tensor:
+        """x / z at the times t (b,)."""
+        sde: Any = self.sde
+        if self.variable == "time":
+            return torch.ones_like(t)
+        return sde.alpha(t) + sde.sigma(t) if self.variable == "noise-share" else sde.alpha(t)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """z at the start."""
+        return x / float(self.scale(on_host([self.ends[0]]))[0])
+
+    def leave(self, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """States x (B, *) and times (B,) at the places u (B,)."""
+        t = self.time(u)
+        return column(self.scale(t), z) * z, t
+
+    def slope(self, u: Tensor, z: Tensor, index: Tensor) -> Tensor:
+        """dz/du, or its part besides -z, for the samples of numbers `index`."""
+        t = self.time(u)
+        x = column(self.scale(t), z) * z if self.variable != "time" else z
+        with self.model.only(index, self.batch):
+            value = self.model.predict_at(self.target, x, t)
+        return value - z if self.variable == "log-snr" and not self.linear else value
+
+
+@dataclass(frozen=True)
+class Adaptive(AdaptiveSolver):
+    r"""An embedded pair on the probability-flow ODE, with steps of their own for every sample.
+
+    Step size, error norm, acceptance and end are a sample's own, so it is what it is alone. Samples that have
+    arrived leave the batch: the network sees the sum over samples, and not the batch times the slowest. One number a
+    sample is read back from the device at each attempted step.
+
+    Args:
+        pair: `BOSH3`, `DOPRI5`, `TSIT5`, `DOP853`, an `EmbeddedTableau` of your own, or an `ExponentialPair`.
+        rtol: relative tolerance of a step, on z (see `variable`).
+        atol: absolute tolerance, in units of the data but for `variable="noise-share"` or `"time"`.
+        max_steps: attempts for each sample; the status tells of those that ran out of them.
+        variable: in what the flow is solved, one of those of `Flow`; `default_variable` if not given.
+        controller: of the step size.
+        first_step: its size in the variable; from the slope if not given, which takes a call more.
+        batch_coupled: one step for all samples, from the root mean square of their errors: batch-mates then matter.
+
+    Raises:
+        ValueError: for options out of range.
+        TypeError: where an exponential pair meets a process without alpha and sigma, or another variable.
+
+    Source: Hairer, Norsett & Wanner, 1993, section II.4; Lienen & Günnemann, 2022, arXiv:2210.12375 (a step for each
+    sample).
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> score = sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sde)
+        >>> res = sg.sample(score, sde, (4, 2), solver=Adaptive(rtol=1e-6, atol=1e-6), seed=0)
+        >>> res.status.ok, bool((res.control.accepted > 5).all())
+        (True, True)
+    """
+
+    pair: Pair = DOPRI5
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    max_steps: int = 10_000
+    variable: str | None = None
+    controller: Controller = PI
+    first_step: float | None = None
+    batch_coupled: bool = False
+
+    def __post_init__(self) -> None:
+        check_tolerances(self.rtol, self.atol, self.max_steps)
+        if self.first_step is not None and not (math.isfinite(self.first_step) and self.first_step > 0):
+            raise ValueError(f"first_step must be positive, got {self.first_step}")
+        if self.variable is not None and self.variable not in VARIABLES:
+            raise ValueError(f"variable must be one of {', '.join(map(repr, VARIABLES))}, got {self.variable!r}")
+        if self.pair.linear and self.variable not in (None, "log-snr"):
+            raise ValueError(f"{self.pair.name} is a method in log-snr, got variable={self.variable!r}")
+
+    @property
+    def name(self) -> str:
+        """The pair's name."""
+        return self.pair.name
+
+    @property
+    def order(self) -> int:
+        """Order of the method that is carried on."""
+        return self.pair.order
+
+    @property
+    def source(self) -> str:
+        """The pair's source."""
+        return getattr(self.pair, "source", "user")
+
+    def run(self, problem: Problem) -> Integration:
+        """Carry the states from start to end."""
+        pair, model = self.pair, problem.model
+        ends = (problem.start, problem.end)
+        variable = self.variable or ("log-snr" if pair.linear else default_variable(problem.sde))
+        flow = Flow(model, variable, ends, len(problem.x), linear=bool(pair.linear))
+        max_steps = self.max_steps
+        if problem.calls is not None:
+            reused = int(pair.fsal)
+            calls = problem.calls - reused - (self.first_step is None) * (2 - reused)
+            max_steps = min(max_steps, calls // (len(pair.c) - reused))
+            if max_steps < 1:
+                raise ValueError(f"nfe is too small: {self.name} takes {len(pair.c)} network calls a step")
+        end = integrate(
+            flow.slope, flow.enter(problem.x), flow.start, flow.end, pair,
+            rtol=self.rtol, atol=self.atol, max_steps=max_steps, controller=self.controller,
+            first_step=self.first_step, batch_coupled=self.batch_coupled, on_leave=problem.on_leave,
+        )  # fmt: skip
+        x, t = flow.leave(end.y[0], end.t)
+        return replace(end, y=(x,), t=t)
+
+
+def default_variable(sde: SDE) -> str:
+    """What the flow is solved in where nothing is said: the noise level's share; time for a nonlinear process."""
+    return "noise-share" if sde.is_linear else "time"
+
+
+@dataclass(frozen=True)
+class GGF(AdaptiveSolver):
+    r"""The adaptive solver of the reverse SDE of Jolicoeur-Martineau et al. ("Gotta Go Fast").
+
+    Euler-Maruyama, and its correction by the slope at the other end, both on the same increment of the path:
+
+    $$ x' = x - h F(x, t) + g_t\,\Delta W, \qquad \tilde x = x - h F(x', t - h) + g_{t-h}\,\Delta W, \qquad
+       x'' = \tfrac12(x' + \tilde x) $$
+
+    $$ E = \Big\| \frac{x'' - x'}{\max(a, r\max(|x'|, |x'_{\text{prev}}|))} \Big\|_{\text{rms}}, \qquad
+       h' = \min(t - \epsilon,\ \theta\,h\,E^{-0.9}) $$
+
+    with $F = f - g^2 s$ and the tolerances a and r; x'' is accepted where $E \le 1$. Each sample has its own step. A
+    rejected step is tried again on the same Brownian path, by a bridge: drawing it anew would keep those increments
+    that happen to be small, and bias the law. Two network calls a step, one where it is tried again. Steps are rounded
+    down to three binary digits: a path is so rough that the rounding of a network would be seen in the sample.
+
+    Args:
+        rtol: relative tolerance; the paper's 0.01 to 0.5.
+        atol: absolute tolerance: the paper's 1/128 is half a level of 8-bit images in [-1, 1].
+        first_step: the first h.
+        safety: theta.
+        exponent: that of E, in size.
+        max_steps: attempts for each sample.
+
+    Raises:
+        ValueError: for options out of range.
+
+    Source: Jolicoeur-Martineau et al., 2021, arXiv:2105.14080; Rackauckas & Nie, 2017, arXiv:1804.04344 (rejection).
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> score = sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sde)
+        >>> sg.sample(score, sde, (4, 2), solver=GGF(), seed=0).status.ok
+        True
+    """
+
+    rtol: float = 0.02
+    atol: float = 1 / 128
+    first_step: float = 0.01
+    safety: float = 0.9
+    exponent: float = 0.9
+    max_steps: int = 10_000
+    name = "ggf"
+    order = 1
+    stochastic = True
+    source = "Jolicoeur-Martineau et al., 2021, arXiv:2105.14080"
+
+    def __post_init__(self) -> None:
+        check_tolerances(self.rtol, self.atol, self.max_steps)
+        for option in ("first_step", "safety", "exponent"):
+            if not (math.isfinite(getattr(self, option)) and getattr(self, option) > 0):
+                raise ValueError(f"{option} must be positive, got {getattr(self, option)}")
+
+    def run(self, problem: Problem) -> Integration:
+        """Carry the states from start to end."""
+        max_steps = self.max_steps
+        if problem.calls is not None:
+            max_steps = min(max_steps, problem.calls // 2)
+            if max_steps < 1:
+                raise ValueError("nfe is too small: ggf takes 2 network calls a step")
+        return march(
+            _PathStepper(self, problem), (problem.x,), problem.start, problem.end, max_steps=max_steps,
+            controller=Controller(self.safety, 1.0, 0.0, smallest=1e-3, largest=math.inf, digits=3),
+            first_step=self.first_step, on_leave=problem.on_leave,
+        )  # fmt: skip
+
+
+class _PathStepper(Counting):
+    """Steps of `GGF`; what is carried is the slope at the start and x' of the step before."""
+
+    path = BrownianPath
+
+    def __init__(self, solver: GGF, problem: Problem) -> None:
+        super().__init__(len(problem.x))
+        self.solver, self.problem, self.order = solver, problem, 1 / solver.exponent
+        self.paths = [self.path(seed, problem.x.shape[1:], problem.start, problem.end) for seed in problem.seeds]
+
+    def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
+        """The reverse drift."""
+        with self.problem.model.only(index, len(self.problem.x)):
+            return (self.problem.model.predict_at("drift", y[0], t, 1.0),)
+
+    def first_step(self, rows: Rows, end: float) -> np.ndarray:
+        """The paper's."""
+        return np.full(len(rows.who), self.solver.first_step)
+
+    def attempt(self, rows: Rows) -> Attempt:
+        """One step of each row."""
+        (x,), (slope,) = rows.y, self.first(rows, rows.carry[:1], rows.moved)
+        before = rows.carry[1] if rows.carry else x
+        along = np.stack([self.paths[i].increment(to) for i, to in zip(rows.who, rows.there.tolist(), strict=True)])
+        dW = torch.from_numpy(along).to(device=x.device, dtype=x.dtype)
+        h, g, g_end = (column(v, x) for v in (torch.from_numpy(rows.h), self._g(rows.u), self._g(rows.there)))
+        euler = x + h * slope + g * dW
+        (end_slope,) = self.evaluate(rows, (euler,), rows.there)
+        end = (euler + x + h * end_slope + g_end * dW) / 2
+        scale = (self.solver.rtol * torch.maximum(euler.abs(), before.abs())).clamp_min(self.solver.atol)
+        return Attempt((end,), rms((end - euler) / scale), (slope, euler), (slope, before))
+
+    def _g(self, t: np.ndarray) -> Tensor:
+        return self.problem.sde.g(torch.from_numpy(t))
+
+    def advance(self, who: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
+        """The paths of those that went on forget what is behind."""
+        for i, place in zip(who[ok], u[ok].tolist(), strict=True):
+            self.paths[i].advance(place)

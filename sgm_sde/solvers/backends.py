@@ -1,0 +1,347 @@
+"""Solvers of torchdiffeq, torchsde and SciPy behind the same call: `solver="torchdiffeq:dopri5"`."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL, Integration, check_tolerances
+from sgm_sde.solvers.adaptive import Flow, default_variable
+from sgm_sde.solvers.base import AdaptiveSolver, Problem
+
+Slope = Callable[[float | Tensor, Tensor], Tensor]
+
+
+class BatchCoupledWarning(UserWarning):
+    """A backend takes one step size for the whole batch: a sample then depends on its batch-mates."""
+
+
+class OutOfCalls(Exception):
+    """The budget of network calls is spent."""
+
+
+@dataclass(frozen=True)
+class Backend(AdaptiveSolver):
+    """A method of another library.
+
+    One call of the network is one evaluation, whoever asks for it, and none lies outside of the run's times. Adaptive
+    methods take one step size for all that they are given: a batch is then coupled, which a `BatchCoupledWarning` says;
+    `per_sample=True` runs the samples one by one instead. A run that the backend gives up returns the states that it
+    started from, with a status.
+
+    Args:
+        method: its name in the library.
+        rtol: relative tolerance, of adaptive methods.
+        atol: absolute tolerance, of adaptive methods.
+        per_sample: run each sample by itself.
+
+    Raises:
+        ValueError: for a method that the library does not have; the message lists the near ones.
+    """
+
+    method: str
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    per_sample: bool = False
+    library: ClassVar[str]
+    adaptive: ClassVar[dict[str, int]]  # methods and their orders
+    fixed: ClassVar[dict[str, int]]
+
+    def __post_init__(self) -> None:
+        check_tolerances(self.rtol, self.atol, 1)
+        known = {**self.adaptive, **self.fixed}
+        if self.method not in known:
+            near = difflib.get_close_matches(self.method, known, n=4, cutoff=0.4) or list(known)
+            shown = ", ".join(repr(f"{self.library}:{name}") for name in near)
+            raise ValueError(f"{self.library} has no method {self.method!r}; did you mean {shown}?")
+
+    @property
+    def name(self) -> str:
+        """Library and method."""
+        return f"{self.library}:{self.method}"
+
+    @property
+    def order(self) -> int:
+        """Order that the library states."""
+        return {**self.adaptive, **self.fixed}[self.method]
+
+    @property
+    def takes_steps(self) -> bool:  # type: ignore[override]
+        """Whether its number of steps can be given."""
+        return self.method in self.fixed
+
+    def _coupled(self, problem: Problem) -> bool:
+        return self.method in self.adaptive
+
+    def run(self, problem: Problem) -> Integration:
+        """Carry the states from start to end."""
+        n, model = len(problem.x), problem.model
+        if self.method not in self.adaptive and problem.steps is None:
+            raise ValueError(f"{self.name} takes even steps: say how many with steps=")
+        if problem.steps is not None and (int(problem.steps) != problem.steps or problem.steps < 1):
+            raise ValueError(f"steps must be a whole number of at least 1, got {problem.steps}")
+        if problem.calls is not None and self.per_sample:
+            raise ValueError(f"nfe= is a budget of the whole run, and {self.name} runs sample by sample: leave it out")
+        if n > 1 and self._coupled(problem) and not self.per_sample:
+            warnings.warn(
+                f"{self.name} takes one step size for the whole batch, so that a sample depends on its batch-mates; "
+                f"per_sample=True runs them one by one, and solver='dopri5' gives each its own steps",
+                BatchCoupledWarning,
+                stacklevel=4,
+            )
+        x, t = problem.x.clone(), torch.full((n,), problem.start, dtype=torch.float64, device="cpu")
+        evaluations, outcome = torch.zeros(n, dtype=torch.int64, device="cpu"), [COMPLETED] * n
+        start_calls = model.nfe
+        for group in torch.chunk(torch.arange(n, device="cpu"), n if self.per_sample else 1):
+            before, at = model.nfe, group.to(x.device)
+            limit = math.inf if problem.calls is None else before + problem.calls
+            seen = _Seen(limit, model)
+            try:
+                end = self._solve(problem, at, seen)
+                reason = COMPLETED
+                x = x.index_copy(0, at, end.to(x.dtype))
+                t[group] = problem.end
+            except (OutOfCalls, GaveUp, AssertionError) as error:  # torchdiffeq gives up by assertions
+                reason = seen.reason(error)
+            for i in group.tolist():
+                outcome[i] = reason
+            evaluations[group] = model.nfe - before
+            if problem.on_leave is not None:
+                problem.on_leave(len(group))
+        unknown = torch.full((n,), -1, dtype=torch.int64, device="cpu")
+        return Integration((x,), t, tuple(outcome), unknown, unknown, evaluations, model.nfe - start_calls)
+
+    @abstractmethod
+    def _solve(self, problem: Problem, index: Tensor, seen: _Seen) -> Tensor:
+        """The states of numbers `index` at the end."""
+
+
+class GaveUp(Exception):
+    """The backend reports that it did not reach the end."""
+
+
+class _Seen:
+    """Keeps an eye on what a backend evaluates, and on the budget."""
+
+    def __init__(self, limit: float, model: Any) -> None:
+        self.limit, self.model, self.finite, self.failed = limit, model, True, False
+
+    def __call__(self, evaluate: Callable[[], Tensor]) -> Tensor:
+        if self.model.nfe >= self.limit:
+            raise OutOfCalls
+        try:
+            value = evaluate()
+        except Exception:
+            self.failed = True
+            raise
+        self.finite = self.finite and bool(torch.isfinite(value).all())
+        return value
+
+    def reason(self, error: Exception) -> str:
+        """Why the backend gave up; an error of the network's is no giving up and goes on."""
+        if self.failed:
+            raise error
+        if isinstance(error, OutOfCalls):
+            return OUT_OF_STEPS
+        return STEP_TOO_SMALL if self.finite else NOT_FINITE
+
+
+@dataclass(frozen=True)
+class FlowBackend(Backend):
+    """A method of another library on the probability flow, on s in [0, 1] from the start to the end of the variable.
+
+    Args:
+        variable: in what the flow is solved; see `Adaptive`.
+    """
+
+    variable: str | None = None
+
+    def _solve(self, problem: Problem, index: Tensor, seen: _Seen) -> Tensor:
+        ends = (problem.start, problem.end)
+        flow = Flow(problem.model, self.variable or default_variable(problem.sde), ends, len(problem.x))
+        span = flow.end - flow.start
+
+        def place(s: float) -> Tensor:
+            u = flow.end if s >= 1 else flow.start + s * span
+            return torch.full((len(index),), u, dtype=torch.float64, device="cpu")
+
+        def slope(s: float | Tensor, z: Tensor) -> Tensor:
+            at = float(s.detach()) if isinstance(s, Tensor) else s
+            return span * seen(lambda: flow.slope(place(at), z, index))
+
+        z = self._odeint(slope, flow.enter(problem.x[index]), problem.steps)
+        return flow.leave(z, place(1.0))[0]
+
+    @abstractmethod
+    def _odeint(self, slope: Slope, z: Tensor, steps: int | None) -> Tensor:
+        """The solution at s = 1."""
+
+
+@dataclass(frozen=True)
+class TorchDiffEq(FlowBackend):
+    """torchdiffeq on the probability flow: `"torchdiffeq:dopri5"`.
+
+    Its adaptive methods step over the end and interpolate back, which calls the network at times that it does not know;
+    here their last step is made to end at the end. Methods of even steps take `steps=`.
+
+    Source: Chen, 2018, github.com/rtqichen/torchdiffeq.
+
+    Example:
+        >>> TorchDiffEq("dopri5").order
+        5
+    """
+
+    library = "torchdiffeq"
+    source = "Chen, 2018, github.com/rtqichen/torchdiffeq"
+    adaptive: ClassVar[dict[str, int]] = {"dopri8": 8, "dopri5": 5, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
+    fixed: ClassVar[dict[str, int]] = {
+        "euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4, "implicit_adams": 4,
+    }  # fmt: skip
+
+    def _odeint(self, slope: Slope, z: Tensor, steps: int | None) -> Tensor:
+        from torchdiffeq import odeint
+
+        s = torch.linspace(0, 1, (steps or 1) + 1, dtype=torch.float64, device=z.device)
+        options: dict[str, Any] = {"step_t": s[-1:]} if self.method in self.adaptive else {}
+        solution: Tensor = odeint(
+            slope, z, s, rtol=self.rtol, atol=self.atol, method=self.method, options=options
+        )  # fmt: skip
+        return solution[-1]
+
+
+@dataclass(frozen=True)
+class SciPy(FlowBackend):
+    """`scipy.integrate.solve_ivp` on the probability flow, in float64 on the host: `"scipy:RK45"`.
+
+    The implicit methods find their Jacobian by differences: many calls, in few dimensions only.
+
+    Source: Virtanen et al., 2020, doi:10.1038/s41592-019-0686-2.
+
+    Example:
+        >>> SciPy("DOP853").order
+        8
+    """
+
+    library = "scipy"
+    source = "Virtanen et al., 2020, doi:10.1038/s41592-019-0686-2"
+    adaptive: ClassVar[dict[str, int]] = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
+    fixed: ClassVar[dict[str, int]] = {}
+
+    def _odeint(self, slope: Slope, z: Tensor, steps: int | None) -> Tensor:
+        from scipy.integrate import solve_ivp
+
+        if torch.is_grad_enabled():
+            raise ValueError(f"{self.name} leaves torch and has no gradients: leave out enable_grad=True")
+
+        def fun(s: float, flat: np.ndarray) -> np.ndarray:
+            return slope(s, torch.from_numpy(flat).to(z).view_as(z)).double().cpu().numpy().reshape(-1)
+
+        solution = solve_ivp(
+            fun, (0.0, 1.0), z.double().cpu().numpy().reshape(-1), method=self.method, rtol=self.rtol, atol=self.atol
+        )
+        if not solution.success:
+            raise GaveUp(solution.message)
+        return torch.from_numpy(solution.y[:, -1]).to(z).view_as(z)
+
+
+@dataclass(frozen=True)
+class TorchSDE(Backend):
+    """torchsde on the reverse SDE, its time turned round and its states flattened for it: `"torchsde:srk"`.
+
+    Each sample has a Brownian interval of its own, seeded by the sample's seed, in the place of one for the batch. With
+    `steps=` the steps are even and samples are independent; without, the library chooses them for the whole batch.
+    Since the noise does not depend on the state, Itô and Stratonovich methods solve the same equation.
+
+    Source: Li et al., 2020, arXiv:2001.01328.
+
+    Example:
+        >>> TorchSDE("srk").stochastic
+        True
+    """
+
+    stochastic = True
+    library = "torchsde"
+    source = "Li et al., 2020, arXiv:2001.01328"
+    adaptive: ClassVar[dict[str, int]] = {
+        "euler": 1, "milstein": 1, "srk": 1, "midpoint": 1, "heun": 1, "reversible_heun": 1, "euler_heun": 1,
+    }  # fmt: skip
+    fixed: ClassVar[dict[str, int]] = adaptive
+
+    def _coupled(self, problem: Problem) -> bool:
+        return problem.steps is None
+
+    def _solve(self, problem: Problem, index: Tensor, seen: _Seen) -> Tensor:
+        import torchsde
+
+        model, x = problem.model, problem.x[index]
+        start, end, ito = problem.start, problem.end, self.method in ("euler", "milstein", "srk")
+
+        class Reverse:
+            noise_type, sde_type = "diagonal", "ito" if ito else "stratonovich"
+
+            def time(self, s: Any) -> Tensor:
+                t = min(max(start - float(s), end), start)
+                return torch.full((len(x),), t, dtype=torch.float64, device="cpu")
+
+            def f(self, s: Any, y: Tensor) -> Tensor:
+                with model.only(index, len(problem.x)):
+                    value = seen(lambda: model.predict_at("drift", y.view_as(x), self.time(s), 1.0))
+                return -value.reshape(y.shape)
+
+            def g(self, s: Any, y: Tensor) -> Tensor:
+                return torch.full_like(y, float(problem.sde.g(self.time(s)[:1])))
+
+        span = start - end
+        y = x.reshape(len(x), -1)
+        ts = torch.tensor([0.0, span], dtype=y.dtype, device=y.device)
+        levy = "space-time" if self.method == "srk" else "none"
+        bm = _intervals([problem.seeds[i] for i in index.tolist()], y, ts, levy)
+        adaptive = problem.steps is None
+        dt = span / 100 if problem.steps is None else span / problem.steps * (1 + 1e-9)  # no step more for rounding
+        with warnings.catch_warnings():  # of noise that depends on the state, which this one does not
+            warnings.filterwarnings("ignore", "Numerical solution is not guaranteed")
+            path: Tensor = torchsde.sdeint(
+                Reverse(), y, ts, bm=bm, method=self.method, dt=dt, adaptive=adaptive, rtol=self.rtol, atol=self.atol
+            )  # fmt: skip
+        return path[-1].view_as(x)
+
+
+def _intervals(seeds: Sequence[tuple[int, int]], y: Tensor, ts: Tensor, levy: str) -> Any:
+    """A Brownian interval for each sample, as one."""
+    import torchsde
+
+    class Intervals(torchsde.BaseBrownian):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.each = [
+                torchsde.BrownianInterval(
+                    ts[0], ts[-1], size=(1, y.shape[1]), dtype=y.dtype, device=y.device,
+                    entropy=seed << 64 | index, levy_area_approximation=levy,
+                )
+                for seed, index in seeds
+            ]  # fmt: skip
+
+        def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
+            parts = [w(ta, tb, return_U=return_U, return_A=return_A) for w in self.each]
+            if isinstance(parts[0], tuple):
+                return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+            return torch.cat(parts)
+
+        def __repr__(self) -> str:
+            return f"Intervals({len(self.each)})"
+
+        dtype = property(lambda self: y.dtype)
+        device = property(lambda self: y.device)
+        shape = property(lambda self: y.shape)
+        levy_area_approximation = property(lambda self: levy)
+
+    return Intervals()

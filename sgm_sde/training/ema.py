@@ -1,0 +1,67 @@
+"""Exponential moving averages of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    r"""Exponential moving average $\bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta$ of a network's weights.
+
+    After $n$ updates $d = \min(\text{decay}, (1 + n) / (10 + n))$, so that the random initial weights are forgotten
+    soon. Buffers are copied, not averaged.
+
+    Args:
+        net: the network; its weights at this moment start the average.
+        decay: the largest $d$, at least 0 and below 1.
+
+    Raises:
+        ValueError: for a decay outside [0, 1).
+
+    Example:
+        >>> net = nn.Linear(1, 1)
+        >>> ema = EMA(net, decay=0.9)
+        >>> ema.update(net)
+        >>> ema.copy_to(net)
+    """
+
+    def __init__(self, net: nn.Module, decay: float = 0.9999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
+        self.decay, self.updates = decay, 0
+        self.average = {name: value.detach().clone() for name, value in net.state_dict().items()}
+        self._parameters = frozenset(name for name, _ in net.named_parameters(remove_duplicate=False))
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        """Take in the network's present weights."""
+        d = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        for name, value in net.state_dict().items():
+            if name in self._parameters:
+                self.average[name].lerp_(value, 1 - d)
+            else:
+                self.average[name].copy_(value)
+
+    def copy_to(self, net: nn.Module) -> None:
+        """Give a network the averaged weights."""
+        net.load_state_dict(self.average)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages and the number of updates, as tensors that safetensors stores."""
+        return {**self.average, "updates": torch.tensor(self.updates)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` returned.
+
+        Raises:
+            ValueError: for the state of another network.
+        """
+        if missing := (set(self.average) | {"updates"}) ^ set(state):
+            raise ValueError(f"the state is that of another network; names in one of the two only: {sorted(missing)}")
+        self.updates = int(state["updates"])
+        for name, value in self.average.items():
+            value.copy_(state[name])

@@ -1,0 +1,152 @@
+r"""At which times a loss is measured: distributions of the training time, each a quantile function.
+
+A draw is $t = Q(u)$ with $u$ uniform on (0, 1), so that stratified draws of $u$ serve every distribution. Where a
+distribution only lowers the variance of an average over uniform times, it comes with the factor
+$w(t) = \text{uniform density} / \text{own density}$ that keeps the average; elsewhere the distribution is part of the
+objective and $w = 1$.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgm_sde._shapes import on_host
+from sgm_sde.processes import SDE, LinearSDE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times(ABC):
+    """A distribution of training times; derive from it and give `quantile`.
+
+    Args:
+        stratified: one draw in each of B equal parts of (0, 1), in random order, instead of B independent ones: the
+            same expectation with less variance.
+    """
+
+    stratified: bool = True
+
+    @abstractmethod
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        """The times (n,) below which shares u (n,) of the distribution lie."""
+
+    def weight(self, sde: SDE, t: Tensor) -> Tensor:
+        """The factor w(t) (n,) on the loss."""
+        return torch.ones_like(t)
+
+    def draw(self, sde: SDE, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return n times and their weights, float64 on the CPU.
+
+        Example:
+            >>> import sgm_sde as sg
+            >>> t, w = Uniform().draw(sg.VPSDE(), 4, torch.Generator().manual_seed(0))
+            >>> bool((t.sort().values * 4).floor().equal(torch.arange(4.0).double())), w.tolist()
+            (True, [1.0, 1.0, 1.0, 1.0])
+        """
+        device = generator.device
+        u = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
+        if self.stratified:
+            u = (torch.randperm(n, generator=generator, device=device) + u) / n
+        t = self.quantile(sde, u.cpu())
+        return t, self.weight(sde, t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Times):
+    """Uniform on [low, high].
+
+    Args:
+        low: earliest time; the process' `eps` if not given.
+        high: latest time; the process' `T` if not given.
+
+    Source: Song et al., 2021, arXiv:2011.13456; stratified: Kingma et al., 2021, arXiv:2107.00630, appendix I.1.
+    """
+
+    low: float | None = None
+    high: float | None = None
+
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        """low + (high - low) u."""
+        low, high = sde.eps if self.low is None else self.low, sde.T if self.high is None else self.high
+        if not 0 <= low < high <= sde.T:
+            raise ValueError(f"need 0 <= low < high <= T = {sde.T}, got low={low} and high={high}")
+        return low + (high - low) * u
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importance(Times):
+    r"""Uniform in log-SNR on [eps, T], weighted so that averages are those over uniform times.
+
+    The density in $t$ is proportional to $g^2/\sigma^2 = -d\,\text{log-SNR}/dt$, which is the likelihood weighting of
+    the squared error of the noise: under it that loss has the same weight at every draw.
+
+    Source: Song, Durkan, Murray and Ermon, 2021, arXiv:2101.09258, section 4.
+    """
+
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        """The time whose log-SNR lies at the share u between its values at eps and at T."""
+        sde = _linear(sde)
+        first, last = sde.log_snr(on_host(sde.eps)), sde.log_snr(on_host(sde.T))
+        return sde.time(first + (last - first) * u)
+
+    def weight(self, sde: SDE, t: Tensor) -> Tensor:
+        """The whole fall of log-SNR over (T - eps) g^2 / sigma^2."""
+        sde = _linear(sde)
+        fall = sde.log_snr(on_host(sde.eps)) - sde.log_snr(on_host(sde.T))
+        return fall * sde.sigma(t) ** 2 / ((sde.T - sde.eps) * sde.g(t) ** 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogNormal(Times):
+    r"""EDM's distribution: $\ln(\sigma/\alpha) \sim N(\text{mean}, \text{std}^2)$, cut to the process' [eps, T].
+
+    Args:
+        mean: P_mean.
+        std: P_std, positive.
+
+    Source: Karras et al., 2022, arXiv:2206.00364, table 1.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        """The time whose ln(sigma / alpha) is the normal quantile, between the shares below eps and below T."""
+        sde = _linear(sde)
+        low, high = (
+            torch.special.ndtr((-sde.log_snr(on_host(t)) / 2 - self.mean) / self.std) for t in (sde.eps, sde.T)
+        )
+        return sde.time(-2 * (self.mean + self.std * torch.special.ndtri(low + (high - low) * u)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Times):
+    """Every entry of a table alike: DDPM's and NCSN's ladders.
+
+    Args:
+        times: the table; the process' own `times` if not given.
+
+    Source: Ho et al., 2020, arXiv:2006.11239; Song and Ermon, 2019, arXiv:1907.05600.
+    """
+
+    times: tuple[float, ...] | None = None
+
+    def quantile(self, sde: SDE, u: Tensor) -> Tensor:
+        """Entry floor(u N) of the N times."""
+        times = getattr(sde, "times", None) if self.times is None else self.times
+        if not times:
+            raise ValueError(f"{sde!r} has no table of times: give Table(times=...)")
+        return on_host(times)[(u * len(times)).long()]
+
+
+def _linear(sde: SDE) -> LinearSDE:
+    if not isinstance(sde, LinearSDE):
+        raise TypeError(f"times by noise level need a LinearSDE, got {sde!r}")
+    return sde

@@ -1,0 +1,216 @@
+"""A process that has imported everything and forks others, which start in milliseconds and may be killed.
+
+`Forks` starts it and runs commands of `sgm-sde` in its children; the factories below are models for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sgm_sde as sg
+import sgm_sde.distributed  # once, and not in every child
+from sgm_sde.cli import main
+
+ROOT = Path(__file__).parent.parent
+
+
+def mixture() -> sg.Model:
+    """Three dimensions, 8 levels; elementwise, so that rows do not round differently in another batch."""
+    sde = sg.VPSDE()
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        a, s = (c.to(x.dtype)[:, None] for c in (sde.alpha(t), sde.sigma(t)))
+        variance = s**2 + 0.04 * a**2
+        return (a * torch.tanh(a * x / variance) - x) / variance
+
+    return sg.Model("mixture", sg.from_score(score, sde), sde, (3,), data_range=(-2.0, 2.0), n_levels=8)
+
+
+def dying() -> tuple[sg.Score, sg.SDE, tuple[int, ...]]:
+    """The mixture in a process that notes its number, and if it is of rank 1 soon kills itself."""
+    model, calls = mixture(), [0]
+    rank = os.environ.get("RANK")
+    Path(f"pid-{rank}").write_text(str(os.getpid()))
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        calls[0] += 1
+        time.sleep(0.01)
+        if calls[0] == 12 and rank == "1" and "SURVIVE" not in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return model.score(x, t)
+
+    return sg.from_score(score, model.sde), model.sde, model.shape
+
+
+def nan_above_one() -> tuple[sg.Score, sg.SDE, tuple[int, ...]]:
+    """A score that is not finite for samples that start far to the right."""
+    sde = sg.VPSDE()
+    return sg.from_score(lambda x, t: torch.where(x > 1.5, torch.nan, -x), sde), sde, (1,)
+
+
+@dataclass
+class Done:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Forks:
+    """The parent of the forks; it imports the modules named, which the children then need not."""
+
+    def __init__(self, *modules: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.forks", *modules], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+
+    def __enter__(self) -> Forks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def run(self, *argv: object, cwd: Path = ROOT, kill_after: float | None = None, **job: Any) -> Done:
+        """One command in one process; `die_at` kills it at that point of its writing (0 counts the points)."""
+        return self.together(argv, 1, cwd, kill_after, **job)[0]
+
+    def together(
+        self,
+        argv: Sequence[object],
+        size: int,
+        cwd: Path = ROOT,
+        kill_after: float | None = None,
+        more: dict[str, str] | None = None,
+        **job: Any,
+    ) -> list[Done]:
+        """One command in several processes that work together; with `apart`, that know nothing of one another."""
+        env: dict[str, str] = {}
+        if size > 1 and not job.get("apart"):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(size)}
+        words = [str(word) for word in argv]
+        jobs = [
+            {"argv": words, "cwd": str(cwd), "env": (more or {}) | env | ({"RANK": str(rank)} if env else {}), **job}
+            for rank in range(size)
+        ]
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"jobs": jobs, "kill_after": kill_after}) + "\n")
+        self.process.stdin.flush()
+        return [Done(**done) for done in json.loads(self.process.stdout.readline())]
+
+
+def _die(fd: int | None = None) -> None:
+    if fd is not None:  # in the middle of the writing
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, os.fstat(fd).st_size // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _count_points(die_at: int) -> list[int]:
+    """Kill this process at a point of its writing: before and after each flush and rename."""
+    passed, fsync, replace = [0], os.fsync, os.replace
+
+    def point(fd: int | None = None) -> None:
+        passed[0] += 1
+        if passed[0] == die_at:
+            _die(fd)
+
+    def counted_fsync(fd: int) -> None:
+        point(fd)
+        fsync(fd)
+        point()
+
+    def counted_replace(*args: Any, **kwargs: Any) -> None:
+        point()
+        replace(*args, **kwargs)
+        point()
+
+    os.fsync, os.replace = counted_fsync, counted_replace
+    return passed
+
+
+def _child(job: dict[str, Any], out: int, err: int) -> int:
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
+    os.environ.update(job["env"])
+    os.chdir(job["cwd"])
+    passed = _count_points(job["die_at"]) if "die_at" in job else None
+    if "file_limit" in job:  # a file that outgrows it fails as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"], resource.RLIM_INFINITY))
+    if job.get("nobody") and os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+    try:
+        status = main(job["argv"])
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    if passed is not None:
+        print(f"points={passed[0]}")
+    return status
+
+
+def _serve(request: dict[str, Any]) -> list[dict[str, Any]]:
+    running = []
+    for job in request["jobs"]:
+        files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
+        pid = os.fork()
+        if pid == 0:
+            status = 70
+            try:
+                status = _child(job, *(file.fileno() for file in files))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                os._exit(status)
+        running.append((pid, files))
+    if request["kill_after"] is not None:
+        time.sleep(request["kill_after"])
+    answers = []
+    deadline = time.monotonic() + (0 if request["kill_after"] is not None else 60)
+    for pid, files in running:
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.001)
+        texts = []
+        for file in files:
+            file.seek(0)
+            texts.append(file.read().decode())
+            file.close()
+        answers.append({"status": os.waitstatus_to_exitcode(status), "out": texts[0], "err": texts[1]})
+    return answers
+
+
+if __name__ == "__main__":
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    for line in sys.stdin:
+        print(json.dumps(_serve(json.loads(line))), flush=True)

@@ -1,0 +1,447 @@
+"""Guided scores against closed forms on mixtures whose class posteriors are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import kstest
+from torch import Tensor
+
+import sgm_sde as sg
+from sgm_sde.nn import load_digits_classifier, load_digits_denoiser
+from sgm_sde.scores.guidance import Auto, Classifier, ClassifierFree, from_classifier
+from tests.helpers import ALL, F64, LINEAR, Recorder, sampler
+
+MEANS = torch.tensor([[-1.5, 0.0], [0.5, 1.0], [1.0, -1.0]], dtype=F64)
+STDS = torch.tensor([0.4, 0.3, 0.5], dtype=F64)
+WEIGHTS = torch.tensor([0.5, 0.2, 0.3], dtype=F64)
+MIXTURE = sg.oracles.GaussianMixture(MEANS, STDS, WEIGHTS)
+# Class 0 is the first component, class 1 the other two; 2 stands for no class.
+MEMBERS = ([0], [1, 2])
+CLASSES = [sg.oracles.GaussianMixture(MEANS[k], STDS[k], WEIGHTS[k]) for k in MEMBERS]
+NULL = 2
+FROM = {"data": sg.from_denoiser, "noise": sg.from_noise, "score": sg.from_score,
+        "velocity": sg.from_velocity, "flow": sg.from_flow}  # fmt: skip
+
+
+def class_score(sde: sg.LinearSDE, prediction: str = "data") -> sg.Score:
+    """A class-conditional network: the exact score of a sample's class, that of all data for the label 2."""
+    parts = [oracle.score(sde) for oracle in (*CLASSES, MIXTURE)]
+
+    def net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        outputs = torch.stack([part.predict(prediction, x, t) for part in parts])
+        return outputs[y, torch.arange(len(x))]
+
+    return FROM[prediction](net, sde)
+
+
+def log_posterior(sde: sg.LinearSDE) -> Callable[..., Tensor]:
+    """log p(y | x, t), exactly."""
+
+    def log_p(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        r = MIXTURE.responsibilities(x, sde, t)
+        return torch.stack([r[:, k].sum(1) for k in MEMBERS], 1).log().gather(1, y[:, None])[:, 0]
+
+    return log_p
+
+
+def points(sde: sg.LinearSDE, n: int = 12) -> tuple[Tensor, Tensor, Tensor]:
+    """States, times and labels of a batch, each sample at a time of its own."""
+    generator = torch.Generator().manual_seed(0)
+    t = sde.eps + (0.9 * sde.T - sde.eps) * torch.linspace(0.02, 1, n, dtype=F64) ** 2
+    x = MIXTURE.sample(n, sde, t, seed=0, dtype=F64)
+    return x, t, torch.randint(2, (n,), generator=generator)
+
+
+def close(a: Tensor, b: Tensor, tol: float = 1e-9) -> None:
+    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
+
+
+@pytest.mark.parametrize("prediction", FROM)
+@pytest.mark.parametrize("name", ["vp", "ve", "edm", "flow", "sub-vp"])
+@pytest.mark.parametrize("w", [0.0, 0.7, 1.0, 3.0])
+def test_both_guidances_are_the_same_score(name: str, prediction: str, w: float) -> None:
+    """By Bayes' rule s(x) + w grad log p(y | x) = s(x) + w (s(x | y) - s(x)), in whatever a network predicts."""
+    sde = LINEAR[name]
+    x, t, y = points(sde)
+    D, D_y = MIXTURE.score(sde).denoised(x, t), class_score(sde).denoised(x, t, y=y)
+    expected = D + w * (D_y - D)
+    free = ClassifierFree(class_score(sde, prediction), w, {"y": NULL})
+    marginal = FROM[prediction](lambda x, t: MIXTURE.score(sde).predict(prediction, x, t), sde)
+    close(free.denoised(x, t, y=y), expected)
+    close(Classifier(marginal, log_posterior(sde), w).denoised(x, t, y=y), expected)
+    assert free.prediction == prediction  # no conversion stands between the network and a solver
+
+
+def test_class_proportions_and_laws() -> None:
+    """Scale 1 of classifier guidance samples each class' own law: members in their proportions, each one Gaussian."""
+    n, sde = 6000, sg.VPSDE()
+    y = torch.arange(n) % 2
+    score = Classifier(MIXTURE.score(sde), log_posterior(sde))
+    res = sg.sample(score, sde, (n, 2), nfe=30, seed=range(10_000, 10_000 + n), model_kwargs={"y": y}, dtype=F64)
+    assert (res.nfe, res.rows) == (30, 30 * n)
+    component = MIXTURE.responsibilities(res.x).argmax(1)
+    assert float(((component > 0) == y).double().mean()) > 0.995  # the classes overlap this little
+    share = float((component[y == 1] == 2).double().mean())
+    p = float(WEIGHTS[2] / WEIGHTS[1:].sum())
+    assert abs(share - p) < 4 * math.sqrt(p * (1 - p) / (n / 2))
+    for label, members in enumerate(MEMBERS):
+        x = res.x[y == label]
+        w = WEIGHTS[members] / WEIGHTS[members].sum()
+        mean = (w[:, None] * MEANS[members]).sum(0)
+        variance = (w[:, None] * (STDS[members][:, None] ** 2 + MEANS[members] ** 2)).sum(0) - mean**2
+        assert bool(((x.mean(0) - mean).abs() < 4 * (variance / len(x)).sqrt()).all())
+        assert bool(((x - mean).square().mean(0) / variance - 1).abs().max() < 4 * math.sqrt(3 / len(x)))
+        for axis in range(2):
+
+            def cdf(v: Any, members: list[int] = members, w: Tensor = w, axis: int = axis) -> Any:
+                z = (torch.as_tensor(v)[:, None] - MEANS[members, axis]) / STDS[members]
+                return (w * torch.special.ndtr(z)).sum(1).numpy()
+
+            assert kstest(x[:, axis].numpy(), cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("w", [0.0, 2.0, 5.0])
+def test_scale_on_gaussian_classes(w: float) -> None:
+    """Two Gaussians of one width: the guided flow moves the class' mean, in closed form, and keeps its width.
+
+    With s(x | y) = -(x - alpha m_y) / v and a null class of the same form, v = alpha^2 c + sigma^2, the guided score is
+    that of a Gaussian around m_0 + w (m_y - m_0), whose flow is known.
+    """
+    sde, c = sg.VPSDE(), 0.25
+    m0, m1 = torch.zeros(2, dtype=F64), torch.tensor([1.0, -0.5], dtype=F64)
+    parts = [sg.oracles.Gaussian(m, c).score(sde) for m in (m1, m0)]
+
+    def net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return torch.where(y[:, None] == 0, parts[0].denoised(x, t), parts[1].denoised(x, t))
+
+    x_T = torch.randn(64, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
+    score = ClassifierFree(sg.from_denoiser(net, sde), w, {"y": 1})
+    kwargs = {"y": torch.zeros(64, dtype=torch.long)}
+    res = sg.sample(score, sde, x_T=x_T, solver="unipc4", grid="log-snr", steps=80, final="none", model_kwargs=kwargs)
+    expected = sg.oracles.Gaussian(m0 + w * (m1 - m0), c).flow(x_T, sde, sde.T, sde.eps)
+    close(res.x, expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpm++3m", "unipc3", "rk4", "ancestral", "seeds2", "pc", "deis3"])
+def test_every_solver_takes_a_guided_score(name: str) -> None:
+    """The guided score and the same combination written by hand give the same samples, of whatever solver."""
+    sde = sg.VPSDE()
+    y = torch.arange(8) % 2
+    score = class_score(sde, "noise")
+
+    def by_hand(x: Tensor, t: Tensor) -> Tensor:
+        null = score(x, t, y=torch.full_like(y, NULL))
+        return null + 2.0 * (score(x, t, y=y) - null)
+
+    options: dict[str, Any] = {"shape": (8, 2), "solver": sampler(name, sde), "steps": 8, "seed": 3, "dtype": F64}
+    guided = ClassifierFree(score, 2.0, {"y": NULL})
+    res = sg.sample(guided, sde, model_kwargs={"y": y}, **options)
+    close(res.x, sg.sample(by_hand, sde, **options).x, 1e-7)
+    assert res.rows == 2 * 8 * res.nfe
+    assert name in ALL
+
+
+def test_branches_are_called_once_and_only_when_needed() -> None:
+    """One call of 2B rows; B rows where one branch is enough, by scale or by noise level."""
+    sde = sg.EDMSDE()
+    net = Recorder(class_score(sde).net)
+    score = sg.from_denoiser(net, sde)
+    levels = [80.0, 10.0, 5.0, 2.0, 1.0, 0.1]
+    options: dict[str, Any] = {
+        "grid": levels,
+        "solver": "ddim",
+        "seed": 0,
+        "model_kwargs": {"y": torch.zeros(3).long()},
+    }
+    for scale, interval, doubled in [
+        (3.0, None, range(6)),
+        (1.0, None, ()),
+        (0.0, None, ()),
+        (3.0, (1.0, 10.0), (1, 2, 3)),  # above 1, up to 10
+        (0.0, (1.0, 10.0), ()),
+        (3.0, (20.0, 70.0), ()),
+    ]:
+        net.states.clear()
+        res = sg.sample(ClassifierFree(score, scale, {"y": NULL}, interval=interval), sde, (3, 2), **options)
+        rows = [6 if i in doubled else 3 for i in range(6)]
+        assert [len(x) for x in net.states] == rows
+        assert (res.nfe, res.rows) == (6, sum(rows))
+
+
+def test_interval() -> None:
+    """Guided in the interval, plainly conditional outside, each sample by its own noise level."""
+    sde = sg.VPSDE()
+    x, t, y = points(sde)
+    level = sde.sigma(t) / sde.alpha(t)
+    inside = (level > 0.2) & (level <= 2.0)
+    assert 0 < int(inside.sum()) < len(x)
+    score = class_score(sde, "velocity")
+    plain, full = score(x, t, y=y), ClassifierFree(score, 2.7, {"y": NULL})(x, t, y=y)
+    close(
+        ClassifierFree(score, 2.7, {"y": NULL}, interval=(0.2, 2.0))(x, t, y=y),
+        torch.where(inside[:, None], full, plain),
+    )
+    marginal = MIXTURE.score(sde)
+    log_p = log_posterior(sde)
+    parts = [Classifier(marginal, log_p, w)(x, t, y=y) for w in (2.7, 0.0)]
+    guided = Classifier(marginal, log_p, 2.7, interval=(0.2, 2.0))
+    close(guided(x, t, y=y), torch.where(inside[:, None], *parts))
+
+
+def test_autoguidance_and_nesting() -> None:
+    """Away from a weaker score of another prediction; guided scores wrap guided scores, rows adding up."""
+    sde = sg.VPSDE()
+    x, t, y = points(sde)
+    strong, weak = class_score(sde, "noise"), class_score(sg.VPSDE(), "velocity")
+    blurred = sg.oracles.GaussianMixture(MEANS, 2 * STDS, WEIGHTS).score(sde)
+    auto = Auto(MIXTURE.score(sde), blurred, 2.5)
+    close(auto(x, t), blurred(x, t) + 2.5 * (MIXTURE.score(sde)(x, t) - blurred(x, t)))
+    close(Auto(strong, weak, 3.0)(x, t, y=y), strong(x, t, y=y), 1e-7)
+
+    inner = Auto(strong, sg.from_score(lambda x, t, y: blurred(x, t), sde), 2.0)
+    outer = ClassifierFree(inner, 3.0, {"y": NULL})
+    null = inner(x, t, y=torch.full_like(y, NULL))
+    close(outer(x, t, y=y), null + 3.0 * (inner(x, t, y=y) - null))
+    both = Classifier(outer, log_posterior(sde), 0.5, shared=True)
+    gradient = class_score(sde)(x, t, y=y) - MIXTURE.score(sde)(x, t)
+    close(both(x, t, y=y), outer(x, t, y=y) + 0.5 * gradient, 1e-7)
+    for score, rows in ((inner, 2), (outer, 4), (both, 4)):
+        res = sg.sample(score, sde, (5, 2), nfe=3, seed=0, model_kwargs={"y": y[:5]}, dtype=F64)
+        assert res.rows == rows * 5 * 3
+
+
+def test_negative_condition() -> None:
+    """A null condition that means something, one a sample."""
+    sde = sg.VPSDE()
+    x, t, y = points(sde)
+    score = class_score(sde)
+    s, s_not = score(x, t, y=y), score(x, t, y=1 - y)
+    close(ClassifierFree(score, 1.5, {"y": 1 - y})(x, t, y=y), s_not + 1.5 * (s - s_not))
+
+
+def test_arguments_of_the_null_branch() -> None:
+    """Conditions of any shape are doubled with their null, other rows with themselves, the rest is passed on."""
+    seen: dict[str, Any] = {}
+
+    def net(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        seen.update(kwargs)
+        return x
+
+    score = ClassifierFree(sg.from_denoiser(net, sg.VPSDE()), 2.0, {"text": torch.zeros(4, 3)})
+    text, mask, table = torch.ones(2, 4, 3), torch.arange(2), torch.ones(7)
+    score(torch.ones(2, 5), 0.5, text=text, mask=mask, table=table, flag=True)
+    assert torch.equal(seen["text"], torch.cat([text, torch.zeros(2, 4, 3)]))
+    assert torch.equal(seen["mask"], torch.tensor([0, 1, 0, 1]))
+    assert seen["table"] is table
+    assert seen["flag"] is True
+
+
+def test_a_sample_is_its_own() -> None:
+    """Guided samples do not depend on their batch, nor on labels of batch-mates."""
+    sde = sg.VPSDE()
+    score = ClassifierFree(class_score(sde), 2.0, {"y": NULL}, interval=(0.1, 5.0))
+    y = torch.tensor([0, 1, 1, 0, 1])
+    options: dict[str, Any] = {"nfe": 6, "solver": "sde-dpm++2m", "dtype": F64}
+    all_of_them = sg.sample(score, sde, (5, 2), seed=range(5), model_kwargs={"y": y}, **options).x
+    last = sg.sample(score, sde, (2, 2), seed=[3, 4], model_kwargs={"y": y[3:]}, **options).x
+    close(last, all_of_them[3:], 1e-12)
+
+
+def test_adaptive_solvers() -> None:
+    """Samples at times of their own, some in the interval and some not: each as if alone."""
+    sde = sg.VPSDE()
+    score = class_score(sde, "noise")
+    y = torch.tensor([0, 1, 1, 0])
+    options: dict[str, Any] = {"solver": "dopri5", "dtype": F64}
+    guided = ClassifierFree(score, 2.0, {"y": NULL}, interval=(0.1, 5.0))
+    res = sg.sample(guided, sde, (4, 2), seed=range(4), model_kwargs={"y": y}, **options)
+    alone = sg.sample(guided, sde, (1, 2), seed=[2], model_kwargs={"y": y[2:3]}, **options)
+    close(alone.x[0], res.x[2], 1e-12)
+    assert 4 < res.rows < 8 * res.nfe
+
+
+class Linear(torch.nn.Module):
+    """A classifier of noisy data with parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2, bias=False, dtype=F64)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.tensor([[1.0, -0.5], [0.2, 0.7]]))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.layer(x) * (1 + t)[:, None]
+
+
+def test_no_trace_of_the_gradient() -> None:
+    """Neither requires_grad of states and parameters nor gradients change, and no graph is left without gradients."""
+    sde = sg.VPSDE()
+    x, t, y = points(sde)
+    net = Linear()
+    score = Classifier(MIXTURE.score(sde), from_classifier(net), 2.0)
+    with torch.no_grad():
+        out = score(x, t, y=y)
+        assert not torch.is_grad_enabled()
+    assert not (out.requires_grad or x.requires_grad)
+    assert all(p.requires_grad and p.grad is None for p in net.parameters())
+    frozen = Linear().requires_grad_(False)
+    close(Classifier(MIXTURE.score(sde), from_classifier(frozen), 2.0)(x, t, y=y), out)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    res = sg.sample(score, sde, (12, 2), nfe=4, seed=0, model_kwargs={"y": y}, dtype=F64)
+    assert not res.x.requires_grad
+
+
+def test_backpropagation_through_guidance() -> None:
+    """With gradients on, those of a guided sample with respect to its start and to the classifier are exact."""
+    sde = sg.VPSDE()
+    x_T = torch.randn(2, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0, 1])
+    net = Linear()
+    score = Classifier(MIXTURE.score(sde), from_classifier(net), 2.0)
+
+    def run(x_T: Tensor, weight: Tensor) -> Tensor:
+        def log_p(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            return (
+                torch.func.functional_call(net, {"layer.weight": weight}, (x, t))
+                .log_softmax(1)
+                .gather(1, y[:, None])[:, 0]
+            )
+
+        guided = Classifier(MIXTURE.score(sde), log_p, 2.0)
+        return sg.sample(guided, sde, x_T=x_T, solver="dpm++2m", steps=3, model_kwargs={"y": y}, enable_grad=True).x
+
+    weight = net.layer.weight.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(run, (x_T.requires_grad_(), weight))
+    assert score.parts[0].is_density
+
+
+def test_likelihood() -> None:
+    """Scale 1 with the exact posterior: the likelihood of the class' own data; beyond, an error in words."""
+    sde = sg.VPSDE()
+    n = 6
+    x = CLASSES[1].sample(n, sde, 1e-5, seed=0, dtype=F64)
+    kwargs = {"y": torch.ones(n, dtype=torch.long)}
+    score = Classifier(MIXTURE.score(sde), log_posterior(sde))
+    result = sg.log_prob(score, sde, x, trace="exact", model_kwargs=kwargs)
+    own = sg.log_prob(CLASSES[1].score(sde), sde, x, trace="exact")
+    close(result.value, own.value, 1e-7)
+    prior = lambda z: CLASSES[1].log_prob(z, sde, sde.T)  # noqa: E731
+    fine = sg.log_prob(score, sde, x, trace="exact", steps=192, prior=prior, model_kwargs=kwargs)
+    close(fine.value, CLASSES[1].log_prob(x, sde, 1e-5), 5e-4)
+    free = ClassifierFree(class_score(sde), 1.0, {"y": NULL}, interval=(0.1, 1.0))
+    close(sg.log_prob(free, sde, x, trace="exact", model_kwargs=kwargs).value, result.value, 1e-7)
+    null = ClassifierFree(class_score(sde), 0.0, {"y": NULL})
+    value = sg.log_prob(null, sde, x, trace="exact", model_kwargs=kwargs).value
+    close(value, sg.log_prob(MIXTURE.score(sde), sde, x, trace="exact").value, 1e-9)
+    for bad in (
+        Classifier(MIXTURE.score(sde), log_posterior(sde), 2.0),
+        Classifier(MIXTURE.score(sde), log_posterior(sde), 1.0, interval=(0.1, 1.0)),
+        ClassifierFree(class_score(sde), 3.0, {"y": NULL}),
+        ClassifierFree(class_score(sde), 0.0, {"y": NULL}, interval=(0.1, 1.0)),
+        Auto(class_score(sde), class_score(sde), 1.5),
+        Auto(ClassifierFree(class_score(sde), 3.0, {"y": NULL}), class_score(sde), 1.0),
+    ):
+        with pytest.raises(ValueError, match="not the score of the forward process' marginals"):
+            sg.log_prob(bad, sde, x, model_kwargs=kwargs)
+        z = sg.encode(bad, sde, x, model_kwargs=kwargs)  # a map back and forth needs no density
+        assert z.x.shape == x.shape
+
+
+def test_digits() -> None:
+    """The shipped network: the asked digit is found more often the stronger the guidance; 1 in 10 without."""
+    sde, n = sg.EDMSDE(), 300
+    score, classifier = sg.from_denoiser(load_digits_denoiser(), sde), load_digits_classifier()
+    y = torch.arange(n) % 10
+    found = []
+    for scale in (0.0, 1.0, 2.0):
+        guided = ClassifierFree(score, scale)  # the network declares its null label
+        res = sg.sample(guided, sde, (n, 1, 8, 8), nfe=8, seed=0, model_kwargs={"y": y})
+        found.append(float((classifier(res.x).argmax(1) == y).double().mean()))
+    assert abs(found[0] - 0.1) < 4 * math.sqrt(0.09 / n)
+    assert found[0] < 0.3 < found[1] <= found[2]
+
+
+VP = sg.VPSDE()
+
+
+def _constant(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return torch.zeros(len(x), dtype=x.dtype)
+
+
+def _stuck(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    return torch.ones(len(x), dtype=x.dtype, requires_grad=True) * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ClassifierFree(class_score(VP), 2.0), "no null label"),
+        (lambda: ClassifierFree(class_score(VP), 2.0, {}), "got null={}"),
+        (lambda: ClassifierFree(class_score(VP), math.nan, {"y": 2}), "finite number, got nan"),
+        (lambda: ClassifierFree(class_score(VP), 2.0, {"y": 2}, interval=(1.0, 0.5)), r"got \(1.0, 0.5\)"),
+        (lambda: Auto(class_score(VP), class_score(sg.VESDE()), 2.0), "different processes"),
+    ],
+)
+def test_bad_options(make: Callable[[], sg.Score], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_bad_types() -> None:
+    with pytest.raises(TypeError, match="use from_score"):
+        Auto(lambda x, t: x, class_score(VP), 2.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="must be callable, got 3"):
+        Classifier(MIXTURE.score(VP), 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="sequence of names"):
+        Classifier(MIXTURE.score(VP), _constant, condition="y")
+
+
+@pytest.mark.parametrize(
+    ("score", "kwargs", "message"),
+    [
+        (ClassifierFree(class_score(VP), 2.0, {"y": 2}), {}, r"asks for the condition 'y'.* got \[\]"),
+        (ClassifierFree(class_score(VP), 2.0, {"y": 2}), {"y": 1}, "one row a sample, 4 in all, got 1"),
+        (ClassifierFree(class_score(VP), 2.0, {"y": 2}), {"y": torch.zeros(3).long()}, r"shape \(3,\)"),
+        (ClassifierFree(class_score(VP), 2.0, {"y": torch.zeros(3)}), {"y": torch.zeros(4).long()}, "does not expand"),
+        (Classifier(MIXTURE.score(VP), _constant), {}, "asks for the condition 'y'"),
+        (Classifier(MIXTURE.score(VP), _constant), {"y": torch.zeros(4).long()}, "does not depend on x"),
+        (Classifier(MIXTURE.score(VP), _stuck), {"y": torch.zeros(4).long()}, "does not depend on x"),
+        (Classifier(MIXTURE.score(VP), lambda x, t, y: x), {"y": 0}, r"one number a sample, \(4,\), got \(4, 2\)"),
+        (Classifier(MIXTURE.score(VP), lambda x, t, y: 1.0), {"y": 0}, "got float"),
+        (Classifier(MIXTURE.score(VP), from_classifier(Linear())), {"y": torch.tensor([0, 1, 2, 0])}, r"\[0, 2\)"),
+        (Classifier(MIXTURE.score(VP), from_classifier(Linear())), {"y": torch.zeros(4)}, "whole numbers"),
+        (Classifier(MIXTURE.score(VP), from_classifier(lambda x, t: x[:, 0])), {"y": torch.zeros(4).long()}, "logits"),
+    ],
+)  # fmt: skip
+def test_bad_calls(score: sg.Score, kwargs: Mapping[str, Any], message: str) -> None:
+    """Errors at the call, with the values."""
+    with pytest.raises(ValueError, match=message):
+        sg.sample(score, VP, (4, 2), nfe=3, seed=0, model_kwargs=kwargs, dtype=F64)
+
+
+def test_inference_mode() -> None:
+    """Autograd is off for good there: said so, instead of a classifier without gradient."""
+    x, t, y = points(VP)
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
+        Classifier(MIXTURE.score(VP), log_posterior(VP))(x, t, y=y)
+
+
+def test_networks_are_compiled_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """compile=True compiles what is wrapped, and the run is the same; casts go to every network."""
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or (lambda *a, **k: net(*a, **k)))
+    strong, weak = class_score(VP), class_score(VP)
+    score = Auto(ClassifierFree(strong, 2.0, {"y": NULL}), weak, 1.5)
+    options: dict[str, Any] = {"nfe": 4, "seed": 0, "model_kwargs": {"y": torch.zeros(3).long()}, "dtype": F64}
+    a, b = (sg.sample(score, VP, (3, 2), compile=flag, **options) for flag in (True, False))
+    assert compiled == [strong.net, weak.net]
+    close(a.x, b.x)
+    assert (a.rows, b.rows) == (36, 36)
+    half = score.cast_to(torch.bfloat16)
+    assert [part.dtype for part in half.parts] == [torch.bfloat16] * 2  # type: ignore[attr-defined]
+    assert "scale=1.5" in repr(score)

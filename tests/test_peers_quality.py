@@ -1,0 +1,37 @@
+"""The benchmark beside other libraries: ours and theirs give the same samples, and times are kept apart."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "peers_quality.py"
+
+
+def test_ours_beside_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever is installed has a row for each method and budget, with the network calls asked for."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    argv = ["--out", str(tmp_path), "--n", "40", "--batch", "24", "--nfe", "4,7", "--methods", "heun", "ancestral"]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "peers_quality.json").read_text())
+    for method in ("heun", "ancestral"):
+        rows = [row for row in result["rows"] if row["method"] == method]
+        libraries = {row["library"] for row in rows}
+        assert libraries == {"sgm_sde", *result["peers"]}
+        assert len(rows) == 2 * len(libraries)
+        for row in rows:
+            assert row["nfe"] == (row["budget"] // 2 * 2 if method == "heun" else row["budget"])
+            assert row["batches"] == 2
+            assert row["off_by"] < 1e-3
+            assert row["frechet"] > 0
+            assert row["network_s"] > 0
+            assert row["beside_s"] > 0
+            assert f"| {method} | {row['library']} | " in printed

@@ -1,0 +1,506 @@
+"""Runs over many batches: the same results from any number of processes, whatever interrupts them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import sgm_sde as sg
+from sgm_sde import distributed
+from sgm_sde.cli import main
+from sgm_sde.engine.noise import resolve_seeds
+from sgm_sde.store import read_manifest, read_shard
+from tests.forks import ROOT, Forks, mixture
+
+MODEL = "tests.forks:mixture"
+SMALL = ("sample", "--model", MODEL, "-n", 8, "--batch", 3, "--nfe", 4, "--solver", "sde-dpm++2m", "--quiet", "--out")
+LARGE = ("sample", "--model", MODEL, "-n", 50, "--batch", 3, "--nfe", 6, "--solver", "seeds2", "--quiet", "--out")
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks("torch.fx.experimental.symbolic_shapes") as running:  # autograd imports it at its first call: seconds
+        yield running
+
+
+@pytest.fixture(scope="module")
+def complete(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[object, ...], dict[str, bytes]]:
+    """What uninterrupted runs in one process leave, by command."""
+    folders = {argv: tmp_path_factory.mktemp("complete") / "run" for argv in (SMALL, LARGE)}
+    for argv, folder in folders.items():
+        assert forks.run(*argv, folder).status == 0
+    return {argv: contents(folder) for argv, folder in folders.items()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, lock and leftovers apart."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}
+
+
+# --- seeds by number -------------------------------------------------------------------------------------------------
+
+
+def test_a_pair_is_a_sample_of_a_batch() -> None:
+    """`seed=[(s, i)]` draws sample i of `seed=s`, with every noise; a result's own seeds draw it again."""
+    model = mixture()
+    options = {"solver": "seeds2", "nfe": 6}
+    batch = sg.sample(model.score, model.sde, (5, 3), seed=7, **options)
+    some = sg.sample(model.score, model.sde, (3, 3), seed=[(7, 4), (7, 0), 7], **options)
+    assert torch.equal(some.x, batch.x[[4, 0, 0]])
+    assert torch.equal(sg.sample(model.score, model.sde, (2, 3), seed=batch.seeds[1:3], **options).x, batch.x[1:3])
+    for bad, text in (
+        ((1, 2, 3), "a pair"),
+        ((1, -1), "the index of a seed"),
+        ((1, 2**32), "the index"),
+        ((-1, 0), "-1"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            resolve_seeds([bad], None, 1)
+    with pytest.raises(TypeError, match="must be an int"):
+        resolve_seeds([(1, 0.5)], None, 1)  # type: ignore[list-item]
+
+
+# --- many processes --------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_what_sample_returns(tmp_path: Path) -> None:
+    """Exactly n samples, in order, equal to one call of `sample` bit for bit for an elementwise score."""
+    model = mixture()
+    report = distributed.sample(model, 10, tmp_path / "run", batch=4, solver="seeds2", nfe=6, seed=5, device="cpu")
+    x = distributed.load(tmp_path / "run")["x"]
+    assert (report.n, report.batches, report.found) == (10, 3, 0)
+    assert torch.equal(x, sg.sample(model.score, model.sde, (10, 3), solver="seeds2", nfe=6, seed=5).x)
+    for batch in (1, 10, 64):
+        distributed.sample(model, 10, tmp_path / str(batch), batch=batch, solver="seeds2", nfe=6, seed=5, device="cpu")
+        assert torch.equal(distributed.load(tmp_path / str(batch))["x"], x)
+
+
+def test_batch_sizes_with_a_network(tmp_path: Path) -> None:
+    """A network's kernels round differently in another batch: the same labels, the same samples to 1e-4."""
+    sets = []
+    for batch in (5, 12):
+        distributed.sample("digits", 12, tmp_path / str(batch), batch=batch, nfe=10, seed=3, device="cpu")
+        sets.append(distributed.load(tmp_path / str(batch)))
+    assert torch.equal(sets[0]["y"], torch.arange(12) % 10)
+    assert torch.equal(sets[0]["y"], sets[1]["y"])
+    assert (sets[0]["x"] - sets[1]["x"]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_do_not_matter(
+    size: int, forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
+) -> None:
+    """Two and three processes leave the files of one, to the last bit, and the manifest is one of them."""
+    ended = forks.together((*SMALL, tmp_path / "run"), size)
+    assert [done.status for done in ended] == [0] * size
+    assert "8 in 3 batches" in ended[0].out
+    assert not any(done.out for done in ended[1:])
+    assert contents(tmp_path / "run") == complete[SMALL]
+
+
+def test_more_processes_than_batches(forks: Forks, tmp_path: Path) -> None:
+    """Those that have nothing to do wait for the others."""
+    argv = ("sample", "--model", MODEL, "-n", 2, "--batch", 2, "--nfe", 4, "--quiet", "--out", tmp_path / "run")
+    assert [done.status for done in forks.together(argv, 3)] == [0, 0, 0]
+    assert distributed.load(tmp_path / "run")["x"].shape == (2, 3)
+
+
+def test_the_manifest_tells_how(forks: Forks, tmp_path: Path) -> None:
+    """Settings, seeds, versions and the program, which reads back as the table that was run."""
+    assert forks.run(*SMALL, tmp_path / "run").status == 0
+    manifest = read_manifest(tmp_path / "run")
+    settings, result = manifest["settings"], manifest["result"]
+    assert (settings["model"], settings["n"], settings["seed"], settings["nfe"]) == (MODEL, 8, 0, 4)
+    program = sg.Program.from_json(result["program"])
+    assert program == sg.sampling.plan(sg.VPSDE(), "sde-dpm++2m", nfe=4)[2]
+    assert (result["nfe"], result["rows"], result["failed"]) == (4, 32, [])
+    assert list(manifest["shards"]) == [f"0000{k}.safetensors" for k in range(3)]
+    with safetensors.safe_open(tmp_path / "run" / "00002.safetensors", "pt") as shard:
+        assert shard.get_slice("x").get_shape() == [2, 3]
+
+
+def test_a_dead_process_ends_the_others(
+    forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
+) -> None:
+    """Under torchrun, with one of two processes killed: an error within seconds, nobody left behind, nothing lost."""
+    command = ("sample", "--model", "tests.forks:dying", "-n", "30", "--batch", "3", "--nfe", "4", "--quiet")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sgm_sde"]
+    ended = subprocess.run(
+        [*launched, *command, "--out", "run"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode != 0
+    for rank in "01":
+        assert_gone(int((tmp_path / f"pid-{rank}").read_text()))
+    kept = contents(tmp_path / "run")
+    assert 0 < len(kept) - 1 < 10
+    resumed = forks.run(*command, "--out", tmp_path / "run", cwd=tmp_path)
+    assert resumed.status == 0, resumed.err
+    assert f"{len(kept) - 1} of them there before" in resumed.out
+    assert forks.run(*command, "--out", tmp_path / "whole", cwd=tmp_path).status == 0
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_a_dead_process_ends_the_others_without_torchrun(forks: Forks, tmp_path: Path) -> None:
+    """The connection breaks, and the process that is left says so; the run goes on with three."""
+    argv = ("sample", "--model", "tests.forks:dying", "-n", 30, "--batch", 3, "--nfe", 4, "--quiet", "--out", "run")
+    first, second = forks.together(argv, 2, tmp_path)
+    assert second.status == -signal.SIGKILL
+    assert (first.status, first.err) == (
+        2, "sgm-sde: another process of this run has ended or does not answer; the same command goes on from here\n"
+    )  # fmt: skip
+    found = len(contents(tmp_path / "run")) - 1
+    third = forks.together(argv, 3, tmp_path, more={"SURVIVE": ""})
+    assert [done.status for done in third] == [0, 0, 0]
+    assert f"{found} of them there before" in third[0].out
+
+
+def assert_gone(pid: int) -> None:
+    """No such process, or only what its parent has not looked at yet."""
+    for _ in range(50):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {pid} is still there")
+
+
+@pytest.mark.slow
+def test_torchrun_leaves_the_files_of_one_process(
+    complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
+) -> None:
+    """The launcher that users take, with three processes."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "sgm_sde"]
+    subprocess.run([*command, *map(str, SMALL), tmp_path / "run"], cwd=ROOT, env=env, check=True, timeout=200)
+    assert contents(tmp_path / "run") == complete[SMALL]
+
+
+@pytest.mark.slow
+def test_workers_end_with_their_launcher(tmp_path: Path) -> None:
+    """torchrun killed with SIGKILL, which leaves it no time for its children: they end by themselves."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SURVIVE": ""}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sgm_sde"]
+    command += ["sample", "--model", "tests.forks:dying", "-n", "3000", "--batch", "3", "--nfe", "9", "--quiet"]
+    launcher = subprocess.Popen([*command, "--out", "run"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "run" / "00001.safetensors").exists():
+        assert launcher.poll() is None
+        time.sleep(0.1)
+    launcher.kill()
+    launcher.wait()
+    for rank in "01":
+        assert_gone(int((tmp_path / f"pid-{rank}").read_text()))
+
+
+# --- interruptions ---------------------------------------------------------------------------------------------------
+
+
+def assert_whole(folder: Path) -> None:
+    """Every shard that is there is whole."""
+    for path in folder.glob("*.safetensors"):
+        read_shard(path)
+
+
+def test_killed_at_every_point_of_its_writing(
+    forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of each write, after it, and before and after each renaming; then the same command."""
+    counted = forks.run(*SMALL, tmp_path / "counted", die_at=0)
+    points = int(counted.out.rsplit("points=", 1)[1])
+    assert points == 4 * (2 + 3)  # two manifests, three shards
+    for point in range(1, points + 1):
+        folder = tmp_path / str(point)
+        assert forks.run(*SMALL, folder, die_at=point).status == -signal.SIGKILL
+        assert_whole(folder)
+        resumed = forks.run(*SMALL, folder)
+        assert resumed.status == 0, resumed.err
+        assert contents(folder) == complete[SMALL], point
+        assert not list(folder.glob(".*.tmp"))
+
+
+def test_killed_at_random_times(
+    forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
+) -> None:
+    """SIGKILL at random times, again and again until the run is complete, in one process and in two."""
+    choose = random.Random(0)
+    started = time.perf_counter()
+    assert forks.run(*LARGE, tmp_path / "timed").status == 0
+    longest = time.perf_counter() - started
+    kills, runs = 0, 0
+    while kills < 24:
+        folder = tmp_path / str(runs)
+        for _ in range(20):
+            ended = forks.together((*LARGE, folder), 1 + runs % 2, kill_after=choose.uniform(0, longest))
+            kills += sum(done.status == -signal.SIGKILL for done in ended)
+            assert_whole(folder)
+            if all(done.status == 0 for done in ended):
+                break
+        assert forks.run(*LARGE, folder).status == 0
+        assert contents(folder) == complete[LARGE]
+        runs += 1
+    assert runs > 1
+
+
+def test_damage_is_redone(forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path) -> None:
+    """A truncated shard, a flipped byte, a missing shard and a damaged manifest, of a run that was complete."""
+    folder = tmp_path / "run"
+    assert forks.run(*LARGE, folder).status == 0
+    data = bytearray(complete[LARGE]["00004.safetensors"])
+    data[-7] ^= 16
+    (folder / "00004.safetensors").write_bytes(data)
+    os.truncate(folder / "00007.safetensors", 100)
+    (folder / "00011.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"00004.safetensors is damaged"):
+        distributed.load(folder)
+    again = forks.run(*LARGE, folder)
+    assert again.status == 0
+    assert "50 in 17 batches, 14 of them there before" in again.out
+    assert contents(folder) == complete[LARGE]
+    (folder / "manifest.json").write_bytes(complete[LARGE]["manifest.json"].replace(b'"seed": 0', b'"seed": 1'))
+    assert "17 of them there before" in forks.run(*LARGE, folder).out
+    assert contents(folder) == complete[LARGE]
+
+
+def test_another_setting_is_refused(
+    forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
+) -> None:
+    """With the difference, by all processes, and nothing is mixed in."""
+    folder = tmp_path / "run"
+    assert forks.run(*SMALL, folder).status == 0
+    for size in (1, 2):
+        ended = forks.together((*SMALL, folder, "--seed", 1, "--final", "none"), size)
+        assert [done.status for done in ended] == [2] * size
+        for part in ("was made with other settings", "seed = 0 there, 1 now", 'final = null there, "none" now'):
+            assert part in ended[0].err
+        assert ended[0].err.count("\n") == 1
+    assert contents(folder) == complete[SMALL]
+
+
+def test_a_full_disk(forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path) -> None:
+    """A write that the system cuts short: one line, nothing half-done; with room again the run goes on."""
+    sizes = {name: len(data) for name, data in complete[SMALL].items()}
+    for limit in (200, sizes["00000.safetensors"] - 1, sizes["manifest.json"] - 1):  # settings, shards, the end
+        folder = tmp_path / str(limit)
+        full = forks.run(*SMALL, folder, file_limit=limit)
+        assert full.status == 2
+        assert "file too large; what was complete before stays, and the same command goes on" in full.err
+        assert full.err.count("\n") == 1
+        assert not list(folder.glob(".*.tmp"))
+        assert_whole(folder)
+        assert forks.run(*SMALL, folder).status == 0
+        assert contents(folder) == complete[SMALL]
+
+
+def test_a_read_only_folder(forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path) -> None:
+    """Refused in one line, by a user who may not write; what is there stays, and can be read."""
+    folder = tmp_path / "run"
+    assert forks.run(*SMALL, folder).status == 0
+    modes = {path: path.stat().st_mode for path in [folder, *folder.parents]}
+    try:
+        for path in modes:
+            if path.stat().st_uid == os.getuid() and path != Path("/"):
+                path.chmod(0o555 if path == folder else path.stat().st_mode | 0o555)
+        refused = forks.run(*SMALL, folder, nobody=True)
+    finally:
+        for path, mode in modes.items():
+            if path.stat().st_uid == os.getuid() and path != Path("/"):
+                path.chmod(mode)
+    assert refused.status == 2
+    assert f"sgm-sde: cannot write {folder}: permission denied" in refused.err
+    assert contents(folder) == complete[SMALL]
+
+
+def test_two_runs_on_one_folder(
+    forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
+) -> None:
+    """Started at once, one of them works and the others are refused; the folder is that of one run."""
+    ended = forks.together((*LARGE, tmp_path / "run"), 3, apart=True)
+    statuses = [done.status for done in ended]
+    assert sorted(statuses) == [0, 2, 2]
+    for done in ended:
+        assert done.status == 0 or "another run is writing to" in done.err
+    assert contents(tmp_path / "run") == complete[LARGE]
+
+
+# --- likelihoods -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randint(8, (10, 3), generator=torch.Generator().manual_seed(0))
+
+
+def likelihood_argv(data: Path, out: Path) -> tuple[object, ...]:
+    return (
+        "likelihood", "--model", MODEL, "--data", data, "--batch", 4, "--repeats", 2, "--steps", 16, "--trace", "exact",
+        "--seed", 3, "--quiet", "--out", out,
+    )  # fmt: skip
+
+
+def test_likelihoods_are_those_of_one_call(forks: Forks, images: torch.Tensor, tmp_path: Path) -> None:
+    """In one process, in two, and killed and gone on with: the same files, with the figures of bits_per_dim."""
+    np.save(tmp_path / "data.npy", images.numpy().astype(np.uint8))
+    folders = [tmp_path / name for name in ("one", "two", "killed")]
+    one = forks.run(*likelihood_argv(tmp_path / "data.npy", folders[0]))
+    two = forks.together(likelihood_argv(tmp_path / "data.npy", folders[1]), 2)
+    assert forks.run(*likelihood_argv(tmp_path / "data.npy", folders[2]), die_at=7).status == -signal.SIGKILL
+    assert forks.run(*likelihood_argv(tmp_path / "data.npy", folders[2])).status == 0
+    assert [one.status, two[0].status, two[1].status] == [0, 0, 0]
+    assert contents(folders[0]) == contents(folders[1]) == contents(folders[2])
+    model = mixture()
+    expected = sg.bits_per_dim(
+        model.score, model.sde, images, n_levels=8, data_range=(-2.0, 2.0), repeats=2, seed=3, steps=16, trace="exact"
+    )
+    result = read_manifest(folders[0])["result"]
+    values = distributed.load(folders[0])
+    # single precision: a batch of another size may sum in another order
+    assert torch.allclose(values["bits_per_dim"], expected.per_image, rtol=0, atol=1e-5)
+    assert torch.allclose(values["draws"], expected.repeats.T, rtol=0, atol=1e-5)
+    assert result["bits_per_dim"] == pytest.approx(expected.value, abs=1e-5)
+    assert result["stderr"] == pytest.approx(expected.stderr, abs=1e-5)
+    assert (result["protocol"], result["nfe"]) == (expected.protocol, expected.nfe)
+    assert f"{expected.value:.4f} +- {expected.stderr:.4f} bits/dim (Jensen bound" in one.out
+
+
+def test_labels_condition_the_likelihood(tmp_path: Path) -> None:
+    """The digits network with the labels of the file: better than without, on what it draws itself."""
+    distributed.sample("digits", 10, tmp_path / "run", nfe=10, device="cpu")
+    drawn = distributed.load(tmp_path / "run")
+    levels = ((drawn["x"] + 1) * 8).round().clamp(0, 16).to(torch.uint8)
+    safetensors.torch.save_file({"x": levels, "y": drawn["y"]}, tmp_path / "data.safetensors")
+    images, labels = distributed.read_data(tmp_path / "data.safetensors")
+    options = {"dequantize": "diffusion", "eps": 0.1, "steps": 12, "device": "cpu"}
+    bits = [
+        distributed.likelihood("digits", images, tmp_path / str(y is None), labels=y, **options).result["bits_per_dim"]
+        for y in (labels, None)
+    ]
+    assert bits[0] < bits[1]
+
+
+def test_data_files(images: torch.Tensor, tmp_path: Path) -> None:
+    """The three kinds of file, with labels and without; what they do not hold is said."""
+    x, y = images.numpy(), np.arange(10)
+    np.save(tmp_path / "a.npy", x.astype(np.uint16))
+    np.savez(tmp_path / "b.npz", x=x.astype(np.uint8), y=y)
+    np.savez(tmp_path / "c.npz", pictures=x)
+    np.savez(tmp_path / "d.npz", pictures=x, labels=y)
+    np.save(tmp_path / "e.npy", np.array(["a"]))
+    np.save(tmp_path / "f.npy", np.array([{}]), allow_pickle=True)
+    (tmp_path / "g.npy").write_text("no array")
+    (tmp_path / "h.safetensors").write_text("no tensors")
+    (tmp_path / "i.png").write_text("")
+    for name, labels in (("a.npy", None), ("b.npz", y.tolist()), ("c.npz", None)):
+        found, classes = distributed.read_data(tmp_path / name)
+        assert torch.equal(found.long(), images)
+        assert (None if classes is None else classes.tolist()) == labels
+    for name, text in (
+        ("d.npz", "no array 'x' for the images, but 'labels', 'pictures'"),
+        ("e.npy", "must hold numbers"),
+        ("f.npy", "holds no images"),
+        ("g.npy", "holds no images"),
+        ("h.safetensors", "holds no images"),
+        ("i.png", "must end in .npy, .npz or .safetensors"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            distributed.read_data(tmp_path / name)
+    with pytest.raises(OSError, match=r"cannot read .*: no such file"):
+        distributed.read_data(tmp_path / "j.npy")
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 2, the offending value, and nothing left that would stand in a better command's way."""
+    np.save(tmp_path / "float.npy", np.zeros((4, 3)))
+    np.save(tmp_path / "shape.npy", np.zeros((4, 2), dtype=int))
+    np.save(tmp_path / "high.npy", np.full((4, 3), 8))
+    np.save(tmp_path / "good.npy", np.zeros((4, 3), dtype=int))
+    sample = ("sample", "--quiet", "--out", tmp_path / "run")
+    likelihood = ("likelihood", "--quiet", "--out", tmp_path / "run", "--model", MODEL, "--data")
+    digits = (*sample, "--model", "digits", "--n", 5)
+    for argv, text in (
+        ((*sample, "--model", "digit", "--n", 5), "did you mean 'digits'"),
+        ((*sample, "--model", "nowhere:make", "--n", 5), "no module 'nowhere'"),
+        ((*sample, "--model", "digits", "--n", 0), "n must be at least 1, got 0"),
+        ((*digits, "--batch", 0), "batch must be at least 1, got 0"),
+        ((*digits, "--solver", "dpm+2m"), "did you mean 'dpm++2m'"),
+        ((*digits, "--nfe", 0), "got 0"),
+        ((*digits, "--nfe", 9, "--steps", 9), "not both"),
+        ((*digits, "--grid", "karas"), "did you mean 'karras'"),
+        ((*digits, "--labels", "10"), "classes 0 to 9, got label 10"),
+        ((*digits, "--labels", "a"), "got 'a'"),
+        ((*digits, "--seed", -1), "-1"),
+        ((*digits, "--threads", 0), "threads must be at least 1, got 0"),
+        ((*sample, "--model", MODEL, "--n", 5, "--labels", "0"), "has no classes"),
+        ((*likelihood, tmp_path / "none.npy"), "no such file"),
+        ((*likelihood, tmp_path / "float.npy"), "integer dtype, got dtype torch.float64"),
+        ((*likelihood, tmp_path / "shape.npy"), "(n, 3), got (4, 2)"),
+        ((*likelihood, tmp_path / "high.npy"), "[0, 8) for n_levels=8, got 8 to 8"),
+        ((*likelihood, tmp_path / "good.npy", "--with-labels"), "no array y"),
+        ((*likelihood, tmp_path / "good.npy", "--data-range", 1, -1), "lo < hi"),
+        ((*likelihood, tmp_path / "good.npy", "--trace", "exat"), "got 'exat'"),
+        ((*likelihood, tmp_path / "good.npy", "--repeats", 0), "repeats"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in argv])
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert text in error, error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "run").exists() or not contents(tmp_path / "run")
+    for argv in (digits[:-2], (*digits, "--nef", 5), (*digits, "--see", 5), (*digits, "--device", "tpu")):
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in argv])
+        assert stop.value.code == 2
+
+
+def test_samples_that_fail_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their numbers, exit status 1, and the others are there."""
+    argv = ["sample", "--model", "tests.forks:nan_above_one", "-n", "40", "--batch", "16", "--solver", "ddim"]
+    assert main([*argv, "--nfe", "5", "--quiet", "--out", str(tmp_path / "run")]) == 1
+    x = distributed.load(tmp_path / "run")["x"].flatten()
+    failed = (~x.isfinite()).nonzero().flatten().tolist()
+    assert 0 < len(failed) < 20
+    assert f"{len(failed)} of them are not finite or did not reach the end: {failed[0]}" in capsys.readouterr().out
+    assert read_manifest(tmp_path / "run")["result"]["failed"] == failed
+
+
+def test_a_progress_bar_counts_samples(forks: Forks, tmp_path: Path) -> None:
+    """All processes' samples, those that were there before from the start, with rate and time left."""
+    argv = tuple(word for word in LARGE if word != "--quiet")
+    assert forks.run(*LARGE, tmp_path / "run").status == 0
+    for k in range(5, 17):
+        (tmp_path / "run" / f"{k:05d}.safetensors").unlink()
+    ended = forks.together((*argv, tmp_path / "run"), 2)
+    bar = ended[0].err
+    assert "15/50" in bar
+    assert "50/50" in bar
+    assert "sample/s" in bar
+    assert ended[1].err == ""
+
+
+def test_the_callers_state_is_left_alone(tmp_path: Path) -> None:
+    """Threads and random state are as they were."""
+    threads, state = torch.get_num_threads(), torch.random.get_rng_state()
+    torch.set_num_threads(2)
+    try:
+        distributed.sample(mixture(), 4, tmp_path / "run", nfe=4, device="cpu")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(torch.random.get_rng_state(), state)
