@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: bench bench-accuracy bench-independence bench-inverse bench-likelihood bench-overhead bench-quality clean demo lint mutation test test-slow
+.PHONY: bench bench-accuracy bench-cld bench-independence bench-inverse bench-likelihood bench-overhead bench-quality clean demo lint mutation test test-slow
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -33,6 +33,9 @@ bench-quality: $(STAMP)
 
 bench-likelihood: $(STAMP)
 	$(PY) benchmarks/likelihood.py --out out/bench
+
+bench-cld: $(STAMP)
+	$(PY) benchmarks/cld.py --out out/bench
 
 bench-independence: $(STAMP)
 	$(PY) benchmarks/independence.py --out out/bench

@@ -3,11 +3,13 @@
     python benchmarks/train_digits.py --seed 0 --out sgm_sde/assets
 
 Denoising score matching with the EDM loss (Karras et al. 2022, arXiv:2206.00364) for the denoiser,
-cross-entropy for the classifier; together about eight minutes of CPU time on one core.
+cross-entropy for the classifier; together about eight minutes of CPU time on one core. With --cld, hybrid score
+matching for the network on critically damped Langevin diffusion (Dockhorn et al. 2022, arXiv:2112.07068).
 """
 
 import argparse
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import sgm_sde as sg
-from sgm_sde.nn import DigitsClassifier, DigitsDenoiser, digits_data
+from sgm_sde.nn import DigitsClassifier, DigitsDenoiser, DigitsVelocity, digits_data
 from sgm_sde.nn._weights import store
 from sgm_sde.training import EDM, denoising_score_matching
 
@@ -65,34 +67,82 @@ def loss_by_sigma(net: nn.Module, x: Tensor, y: Tensor, repeats: int) -> list[fl
     return losses
 
 
-def train_denoiser(steps: int, generator: torch.Generator) -> DigitsDenoiser:
-    """Return the exponential moving average of the trained denoiser's weights."""
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def train(
+    net: nn.Module, loss: Loss, steps: int, batch: int, generator: torch.Generator, report: Callable[[nn.Module], str]
+) -> nn.Module:
+    """Return the exponential moving average of the weights of `net` trained on `loss(net, images, labels)`."""
     images, labels = digits_data("train")
-    held_out = digits_data("held_out")
-    net = DigitsDenoiser(sigma_data=images.std().item(), dropout=0.05)
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.999)).eval()
     optimiser = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=6e-3, total_steps=steps, pct_start=0.05, cycle_momentum=False
     )
-    for step in (bar := tqdm(range(1, steps + 1), desc="denoiser")):
-        index = torch.randint(len(images), (512,), generator=generator)
+    for step in (bar := tqdm(range(1, steps + 1), desc=type(net).__name__)):
+        index = torch.randint(len(images), (batch,), generator=generator)
         moved = torch.rand(len(index), generator=generator) < AUGMENTED
         x = images[index]
         x[moved] = augment(x[moved], generator, shift=0.4, degrees=6, zoom=0.06)
         null = torch.rand(len(index), generator=generator) < LABEL_DROPOUT
         y = torch.where(null, DigitsDenoiser.NULL_LABEL, labels[index])
-        sigma = (P_MEAN + P_STD * torch.randn(len(index), generator=generator)).exp()
-        loss = denoising_loss(net, net.sigma_data, x, y, sigma, torch.randn(x.shape, generator=generator))
+        value = loss(net, x, y)
         optimiser.zero_grad()
-        loss.backward()
+        value.backward()
         optimiser.step()
         schedule.step()
         average.update_parameters(net)
         if step % max(1, steps // 10) == 0:
-            held = loss_by_sigma(average.module, *held_out, repeats=20)
-            bar.write(f"step {step:6d}  held-out loss by sigma " + " ".join(f"{v:.4f}" for v in held))
+            bar.write(f"step {step:6d}  {report(average.module)}")
     return average.module
+
+
+def train_denoiser(steps: int, generator: torch.Generator) -> DigitsDenoiser:
+    """Return the exponential moving average of the trained denoiser's weights."""
+    held_out = digits_data("held_out")
+    net = DigitsDenoiser(sigma_data=digits_data("train")[0].std().item(), dropout=0.05)
+
+    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        sigma = (P_MEAN + P_STD * torch.randn(len(x), generator=generator)).exp()
+        return denoising_loss(net, net.sigma_data, x, y, sigma, torch.randn(x.shape, generator=generator))
+
+    def report(net: nn.Module) -> str:
+        held = loss_by_sigma(net, *held_out, repeats=20)
+        return "held-out loss by sigma " + " ".join(f"{v:.4f}" for v in held)
+
+    return train(net, loss, steps, 512, generator, report)
+
+
+def velocity_loss(net: DigitsVelocity, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """Return the batch mean of the hybrid score matching loss / c^2, with the mixed parametrisation."""
+    score = sg.from_velocity_noise(net, net.sde, mixed=float(net.sigma_data))
+    loss = sg.hybrid_score_matching(lambda z, t: score.output(z, t, y=y)[:, 1], net.sde, x, t, noise)
+    return (loss / net.spread(t)[1].to(loss.dtype) ** 2).mean()
+
+
+def train_velocity(steps: int, generator: torch.Generator) -> DigitsVelocity:
+    """Return the exponential moving average of the weights of the network on CLD."""
+    images, labels = digits_data("held_out")
+    net = DigitsVelocity(sigma_data=digits_data("train")[0].std().item(), dropout=0.05)
+    # Noise levels as the denoiser's: times at evenly spread quantiles of ln(s) ~ N(P_MEAN, P_STD^2).
+    u = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+    ends = [float(net.sde.log_snr(t)) for t in (net.sde.T, 1e-5)]
+    times = net.sde.time((-2 * (P_MEAN + P_STD * torch.special.ndtri(u))).clamp(*ends)).float()
+
+    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        t = times[torch.randint(len(times), (len(x),), generator=generator)]
+        return velocity_loss(net, x, y, t, torch.randn(x[:, None].repeat(1, 2, 1, 1, 1).shape, generator=generator))
+
+    @torch.no_grad()
+    def report(net: nn.Module) -> str:
+        fixed = torch.Generator().manual_seed(1)
+        noise = torch.randn((len(images), 2, *images.shape[1:]), generator=fixed)
+        levels = times[256::512]
+        losses = [velocity_loss(net, images, labels, t.expand(len(images)), noise).item() for t in levels]
+        return "held-out loss from early to late times " + " ".join(f"{v:.4f}" for v in losses)
+
+    return train(net, loss, steps, 256, generator, report)
 
 
 def train_classifier(steps: int, generator: torch.Generator) -> DigitsClassifier:
@@ -117,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=12000, help="denoiser steps; the classifier takes 1/8 of them")
+    parser.add_argument("--cld", action="store_true", help="the network on CLD instead: 256 images a step")
     parser.add_argument("--out", type=Path, default=Path("out/digits"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -124,6 +175,9 @@ def main() -> None:
     torch.set_num_threads(1)  # as fast as more for networks this small, and it makes the sums reproducible
     torch.manual_seed(options.seed)  # initial weights and dropout; everything else draws from `generator`
     generator = torch.Generator().manual_seed(options.seed)
+    if options.cld:
+        store(train_velocity(options.steps // 2, generator), options.out / "digits_velocity.safetensors")
+        return
     classifier = train_classifier(options.steps // 8, generator)
     denoiser = train_denoiser(options.steps, generator)
     store(classifier, options.out / "digits_classifier.safetensors")

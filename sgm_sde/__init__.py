@@ -18,10 +18,13 @@ from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.grids import Grid
+from sgm_sde.latent import LatentBound, LatentScoreModel, MixedNoise
 from sgm_sde.likelihood import LogProbResult, bits_per_dim, ddpm_bound, decode, elbo, encode, log_prob, slerp
+from sgm_sde.likelihood.joint import joint_log_prob, velocity_bound
 from sgm_sde.models import Model, load_model
 from sgm_sde.pilot import PilotResult, pilot
 from sgm_sde.processes import (
+    CLD,
     EDMSDE,
     SDE,
     VESDE,
@@ -30,8 +33,10 @@ from sgm_sde.processes import (
     DiscreteVESDE,
     DiscreteVPSDE,
     LinearSDE,
+    MatrixSDE,
     RectifiedFlowSDE,
     SubVPSDE,
+    hybrid_score_matching,
     presets,
 )
 from sgm_sde.sampling import NonFiniteWarning, SampleResult, Status, StepControl, StepInfo, UnfinishedWarning, sample
@@ -39,9 +44,12 @@ from sgm_sde.scores import (
     Score,
     from_denoiser,
     from_flow,
+    from_joint_denoiser,
     from_noise,
     from_score,
     from_velocity,
+    from_velocity_noise,
+    from_velocity_score,
     guidance,
     oracles,
     time_labels,
@@ -54,6 +62,7 @@ from sgm_sde.solvers import (
     DOPRI5,
     ERSDE,
     EULER,
+    GDDIM,
     GGF,
     HEUN2,
     IPNDM,
@@ -65,6 +74,7 @@ from sgm_sde.solvers import (
     RK3,
     RK4,
     SEEDS,
+    SSCS,
     TSIT5,
     Adaptive,
     AdaptiveSolver,
@@ -96,11 +106,13 @@ from sgm_sde.solvers import (
     TorchSDE,
     UniC,
     UniPC,
+    VelocityLangevin,
     solvers,
 )
 
 __all__ = [
     "BOSH3",
+    "CLD",
     "DDIM",
     "DEIS",
     "DOP853",
@@ -108,6 +120,7 @@ __all__ = [
     "EDMSDE",
     "ERSDE",
     "EULER",
+    "GDDIM",
     "GGF",
     "HEUN2",
     "IPNDM",
@@ -120,6 +133,7 @@ __all__ = [
     "RK4",
     "SDE",
     "SEEDS",
+    "SSCS",
     "TSIT5",
     "VESDE",
     "VPSDE",
@@ -143,8 +157,12 @@ __all__ = [
     "Grid",
     "Heun",
     "Langevin",
+    "LatentBound",
+    "LatentScoreModel",
     "LinearSDE",
     "LogProbResult",
+    "MatrixSDE",
+    "MixedNoise",
     "Model",
     "NonFiniteWarning",
     "PilotResult",
@@ -174,6 +192,7 @@ __all__ = [
     "UnfinishedWarning",
     "UniC",
     "UniPC",
+    "VelocityLangevin",
     "__version__",
     "adapters",
     "bits_per_dim",
@@ -184,12 +203,17 @@ __all__ = [
     "encode",
     "from_denoiser",
     "from_flow",
+    "from_joint_denoiser",
     "from_noise",
     "from_score",
     "from_velocity",
+    "from_velocity_noise",
+    "from_velocity_score",
     "grids",
     "guidance",
+    "hybrid_score_matching",
     "inverse",
+    "joint_log_prob",
     "load_model",
     "log_prob",
     "oracles",
@@ -199,4 +223,5 @@ __all__ = [
     "slerp",
     "solvers",
     "time_labels",
+    "velocity_bound",
 ]

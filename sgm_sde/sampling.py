@@ -325,10 +325,10 @@ def plan(
 def _final(sde: SDE, final: str | None) -> str:
     """What to return at the end, the process' default if not given."""
     if final is None:
-        return "denoise" if sde.is_linear else "mean"
+        return "denoise" if sde.has_kernel else "mean"
     if final not in FINALS:
         raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}, got {final!r}")
-    if final == "denoise" and not sde.is_linear:
+    if final == "denoise" and not sde.has_kernel:
         raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
     return final
 
@@ -530,7 +530,7 @@ class _Monitor:
 
     def on_output(self, x: Tensor, output: Tensor, t: float) -> None:
         """Keep the estimate of the data that a step starts from."""
-        if self.model.sde.is_linear:
+        if self.model.sde.has_kernel:
             self.denoised = self.model.predict("data", x, t, output)
 
     def on_node(self, i: int, x: Tensor) -> bool:

@@ -17,6 +17,7 @@ from sgm_sde.engine.executor import execute
 from sgm_sde.grids import Grid, GridRule, LogSNR
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Oracle
 from sgm_sde.solvers import Solver, resolve
@@ -261,12 +262,16 @@ class _Rough(GridRule):
         return self.rule.place(sde, moved, start, end)
 
 
-def flow_reference(oracle: Oracle, sde: LinearSDE, x: Tensor, t_end: float, t_start: float | None = None) -> Tensor:
+def flow_reference(
+    oracle: Oracle, sde: LinearSDE | MatrixSDE, x: Tensor, t_end: float, t_start: float | None = None
+) -> Tensor:
     """The probability flow from `t_start` (default T) to `t_end`.
 
-    In closed form for a Gaussian, else by SciPy's DOP853 at 1e-12.
+    In closed form for a Gaussian on a scalar process, else by SciPy's DOP853 at 1e-12.
     """
     t_start = sde.T if t_start is None else t_start
+    if isinstance(sde, MatrixSDE):
+        return _joint_flow(oracle, sde, x, t_end, t_start)
     if isinstance(oracle, Gaussian):
         return oracle.flow(x, sde, t_start, t_end)
     from scipy.integrate import solve_ivp
@@ -285,9 +290,23 @@ def flow_reference(oracle: Oracle, sde: LinearSDE, x: Tensor, t_end: float, t_st
     return sde.alpha(t_end) * torch.from_numpy(solution.y[:, -1]).reshape(x.shape)
 
 
+def _joint_flow(oracle: Oracle, sde: MatrixSDE, z: Tensor, t_end: float, t_start: float) -> Tensor:
+    from scipy.integrate import solve_ivp
+
+    flow = sde.reverse(oracle.score(sde), eta=0.0)
+
+    def slope(log_t: float, y: np.ndarray) -> np.ndarray:
+        t = math.exp(log_t)  # fields change as fast at small times as their logarithm does
+        return np.asarray(t * flow.f(torch.from_numpy(y).reshape(z.shape), min(t, sde.T)).flatten())
+
+    span, y0 = (math.log(t_start), math.log(t_end)), z.flatten().numpy()
+    solution = solve_ivp(slope, span, y0, method="DOP853", rtol=1e-12, atol=1e-12)
+    return torch.from_numpy(solution.y[:, -1]).reshape(z.shape)
+
+
 def measure_order(
     solver: Solver | str,
-    sde: LinearSDE,
+    sde: LinearSDE | MatrixSDE,
     *,
     oracle: Oracle | None = None,
     t_start: float | None = None,
@@ -299,7 +318,7 @@ def measure_order(
 
     Args:
         solver: a solver or its name.
-        sde: a linear process.
+        sde: a linear process, with numbers or with a matrix.
         oracle: data with an exact score; two-dimensional Gaussian data if not given.
         t_start: where to start; the default is where sigma / alpha is 3, since at T, where the denoiser hardly
             moves, a first step of low order does not show.
@@ -326,15 +345,16 @@ def measure_order(
 
 
 @lru_cache(maxsize=64)
-def _problem(oracle: Oracle, sde: LinearSDE, t_start: float, t_end: float) -> tuple[Tensor, Tensor]:
+def _problem(oracle: Oracle, sde: LinearSDE | MatrixSDE, t_start: float, t_end: float) -> tuple[Tensor, Tensor]:
     """Initial states and where the probability flow takes them: the same for every solver, and dear to compute."""
-    x = sde.prior_sample((16, *oracle.event_shape), t=t_start, seed=1, dtype=F64)
+    blocks = (sde.blocks,) if isinstance(sde, MatrixSDE) else ()
+    x = sde.prior_sample((16, *blocks, *oracle.event_shape), t=t_start, seed=1, dtype=F64)
     return x, flow_reference(oracle, sde, x, t_end, t_start)
 
 
 def measure_weak_order(
     solver: Solver | str,
-    sde: LinearSDE,
+    sde: LinearSDE | MatrixSDE,
     *,
     t_start: float | None = None,
     t_end: float | None = None,
@@ -349,14 +369,15 @@ def measure_weak_order(
 
     Args:
         solver: a solver or its name, without correctors.
-        sde: a linear process.
+        sde: a linear process, with numbers or with a matrix.
         t_start: where to start; the default is where sigma / alpha is 3.
         t_end: where to stop; the default leaves the fields smooth.
         rule: grid rule, log-SNR if not given.
         steps: numbers of steps.
 
     Returns:
-        relative error of mean and standard deviation over four data sets, root of the sum of squares.
+        relative error of mean and standard deviation over four data sets, root of the sum of squares; on a process
+        with a matrix, of the whitened mean and covariance of the joint state.
 
     Example:
         >>> import sgm_sde as sg
@@ -371,28 +392,40 @@ def measure_weak_order(
     score = Gaussian(mean, std.square().diag()).score(sde)
 
     def law(t: float) -> tuple[Tensor, Tensor]:
-        return sde.alpha(t) * mean, torch.hypot(sde.alpha(t) * std, sde.sigma(t))
+        """Mean (k, 4) of the blocks and a root (k, k, 4) of their covariance."""
+        if isinstance(sde, MatrixSDE):
+            mu, covariance = sde.kernel(torch.tensor(t, dtype=F64))
+            spread = torch.outer(mu, mu) * std.square()[:, None, None] + covariance
+            return mu[:, None] * mean, torch.linalg.cholesky(spread).movedim(0, -1)
+        return (sde.alpha(t) * mean)[None], torch.hypot(sde.alpha(t) * std, sde.sigma(t))[None, None]
 
     errors = []
     for n in steps:
         grid = rule(sde, n, t_start, t_end)
         draws = len({m for stage in solver.compile(sde, grid).stages for m, _ in stage.noises})
-        (mean_0, std_0), (exact_mean, exact_std) = law(t_start), law(t_end)
-        x = mean_0.expand(draws + 2, -1).clone()
-        x[-1] += std_0  # rows: one per draw, one without any, one with the start's own impulse
-        y = _run(solver, sde, score, x, grid, _OneHot())
-        got_mean = y[-2]
-        got_std = (y - got_mean).square().sum(0).sqrt()
-        errors.append(float((torch.hypot(got_mean - exact_mean, got_std - exact_std) / exact_std).norm()))
+        (mean_0, root_0), (exact_mean, exact_root) = law(t_start), law(t_end)
+        k = len(mean_0)
+        # Rows: one per draw and block, one per block of the start's own impulse, one without any.
+        x = mean_0.expand(k * (draws + 1) + 1, k, -1).clone()
+        x[-k - 1 : -1] += root_0.movedim(1, 0)
+        y = _run(solver, sde, score, x if isinstance(sde, MatrixSDE) else x[:, 0], grid, _OneHot(k)).view_as(x)
+        got_mean = y[-1]
+        impulses = y[:-1] - got_mean
+        inverse = torch.linalg.inv(exact_root.movedim(-1, 0))
+        off_mean = torch.einsum("dij,jd->id", inverse, got_mean - exact_mean)
+        white = torch.einsum("dij,njd->nid", inverse, impulses)
+        got = torch.einsum("nid,njd->dij", white, white)
+        off = got.sqrt()[:, 0, 0, None] - 1 if k == 1 else (got - torch.eye(k)).flatten(1) / 2
+        errors.append(float(torch.cat([off_mean.flatten(), off.flatten()]).norm()))
     return OrderMeasurement(tuple(steps), tuple(errors))
 
 
-def smooth_end(sde: LinearSDE) -> float:
+def smooth_end(sde: LinearSDE | MatrixSDE) -> float:
     """The time where sigma / alpha is 0.2, or `sde.eps` if that is later: fields are still smooth there."""
     return max(float(sde.time(-2 * math.log(0.2))), sde.eps)
 
 
-def active_start(sde: LinearSDE) -> float:
+def active_start(sde: LinearSDE | MatrixSDE) -> float:
     """The time where sigma / alpha is 3, or `sde.T` if that is earlier: the denoiser depends on the state there."""
     return min(float(sde.time(-2 * math.log(3.0))), sde.T) if float(sde.log_snr(sde.T)) < -2 * math.log(3.0) else sde.T
 
@@ -409,13 +442,15 @@ class _Silence:
 
 
 class _OneHot:
-    """Draw j is 1 in sample j and 0 elsewhere."""
+    """Block b of draw j is 1 in sample j k + b, of k blocks, and 0 elsewhere."""
 
-    def __init__(self) -> None:
-        self.draw = 0
+    def __init__(self, blocks: int = 1) -> None:
+        self.draw, self.blocks = 0, blocks
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
         z = torch.zeros(shape, dtype=dtype, device=device)
-        z[self.draw] = 1
+        view = z.view(len(z), self.blocks, -1)
+        for b in range(self.blocks):
+            view[self.draw * self.blocks + b, b] = 1
         self.draw += 1
         return z

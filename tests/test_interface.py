@@ -70,6 +70,13 @@ def run(solver: sg.Solver | str = "dpm++2m", **options: Any) -> sg.SampleResult:
     return sg.sample(options.pop("score_fn", SCORE), VP, solver=solver, **options)
 
 
+def run_joint(solver: sg.Solver, **options: Any) -> sg.SampleResult:
+    """The same on a process with a matrix."""
+    sde = sg.CLD()
+    score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3).score(sde)
+    return sg.sample(score, sde, (3, 2, 1), solver=solver, steps=5, seed=0, **options)
+
+
 # --- no option is ignored --------------------------------------------------------------------------------------------
 
 # Every option of every solver: the same solver with another value, which must give other samples.
@@ -81,6 +88,10 @@ LANGEVIN = sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.1))
 
 def corrected(**options: Any) -> sg.PredictorCorrector:
     return sg.PredictorCorrector(sg.DDIM(), sg.Langevin(**{"snr": 0.1, **options}))
+
+
+def joint(**options: Any) -> sg.PredictorCorrector:
+    return sg.PredictorCorrector(sg.GDDIM(), sg.VelocityLangevin(**{"snr": 0.1, **options}))
 
 
 RESTART = sg.Restart(sg.DPMSolverPP(2), s_max=3.0)
@@ -147,6 +158,13 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
         "n_steps": [(LANGEVIN, corrected(n_steps=2))],
         "norm": [(LANGEVIN, corrected(norm="batch")), (LANGEVIN, corrected(norm="expected"))],
     },
+    sg.GDDIM: {"nodes": [(sg.GDDIM(2), sg.GDDIM(3))]},
+    sg.SSCS: {"eta": [(sg.SSCS(), sg.SSCS(eta=0.5))]},
+    sg.VelocityLangevin: {
+        "snr": [(joint(), joint(snr=0.2))],
+        "n_steps": [(joint(), joint(n_steps=2))],
+        "norm": [(joint(), joint(norm="batch")), (joint(), joint(norm="expected"))],
+    },
     sg.PredictorCorrector: {
         "predictor": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(eta=0.5), sg.Langevin(snr=0.1)))],
         "corrector": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.AnnealedLangevin(1e-4, 1)))],
@@ -167,7 +185,8 @@ def test_every_option_of_a_solver_matters(part: type, option: str) -> None:
     """Another value of any option of any public solver or corrector gives other samples."""
     for one, other in CHANGES[part][option]:
         assert one != other
-        assert not torch.equal(run(one, final="none").x, run(other, final="none").x)
+        draw = run_joint if part in (sg.GDDIM, sg.SSCS, sg.VelocityLangevin) else run
+        assert not torch.equal(draw(one, final="none").x, draw(other, final="none").x)
 
 
 @pytest.mark.parametrize(

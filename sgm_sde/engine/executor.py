@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.noise import NoiseSource
-from sgm_sde.engine.program import Program, Terms
+from sgm_sde.engine.program import Coefficient, Program, Terms
 
 
 class Model(Protocol):
@@ -52,13 +53,13 @@ class Instruction:
 
     target: int
     base: int | None
-    beta: float
+    beta: Coefficient
     states: Terms
-    output: float | None
+    output: Coefficient | None
     rows: Terms
-    noises: tuple[tuple[float, int | None], ...]
+    noises: tuple[tuple[Coefficient, int | None], ...]
     store: int | None
-    mix: tuple[float, float]
+    mix: tuple[Coefficient, Coefficient]
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,16 @@ class Plan:
         instructions: one for each stage.
         n_rows: rows of the history.
         n_registers: states alive at the same time.
-        weights: the coefficients of all rows (stages, n_rows), float64 on the host.
-        first: the coefficient of the first thing that a stage adds to its base, (stages, 1).
+        blocks: of the state, on which matrices among the coefficients act; 1 where there are none.
+        weights: the coefficients of all rows (stages, n_rows), float64 on the host; for numbers only.
+        first: the coefficient of the first thing that a stage adds to its base, (stages, 1); for numbers only.
     """
 
     program: Program
     instructions: tuple[Instruction, ...]
     n_rows: int
     n_registers: int
+    blocks: int
     weights: Tensor = field(repr=False, compare=False)
     first: Tensor = field(repr=False, compare=False)
 
@@ -101,16 +104,17 @@ class _Slots:
         self._free.append(self.of.pop(key))
 
 
-def lower(program: Program, conversions: Sequence[tuple[float, float]]) -> Plan:
+def lower(program: Program, conversions: Sequence[tuple[Coefficient, Coefficient]]) -> Plan:
     """Turn a program into a plan.
 
     The conversion from the network's output to the program's prediction, c_x x + c_r output with a pair (c_x, c_r)
     a stage, is folded into the coefficients, in double precision. An evaluation that only the next stage uses is
     folded away: e = c_x x + c_r r becomes more of x and some of r. One that is used later goes to a row of the
     history, as x + (c_r / c_x) r or r + (c_x / c_r) x, the other factor going to the coefficients; so storing is
-    one pass.
+    one pass. Where coefficients are matrices it goes there as it is.
     """
     stages = program.stages
+    blocks = max([program.blocks, *(len(c.rows) for pair in conversions for c in pair if isinstance(c, Matrix))])
     uses: Counter[tuple[str, int]] = Counter()
     last: dict[tuple[str, int], int] = {}
     for k, stage in enumerate(stages):
@@ -119,8 +123,8 @@ def lower(program: Program, conversions: Sequence[tuple[float, float]]) -> Plan:
             last[key] = k
     folded = {j for kind, j in uses if kind == "eval" and uses[kind, j] == 1 and last[kind, j] == j + 1}
 
-    on_states: list[dict[int, float]] = []  # coefficients on states, folded evaluations included
-    on_evals: list[dict[int, float]] = []  # and on evaluations that are not folded
+    on_states: list[dict[int, Coefficient]] = []  # coefficients on states, folded evaluations included
+    on_evals: list[dict[int, Coefficient]] = []  # and on evaluations that are not folded
     for k, stage in enumerate(stages):
         total, evals = dict(stage.states), {j: b for j, b in stage.evals if j not in folded}
         for j, b in stage.evals:
@@ -142,11 +146,11 @@ def lower(program: Program, conversions: Sequence[tuple[float, float]]) -> Plan:
 
     rows, registers = _Slots(), _Slots()
     instructions: list[Instruction] = []
-    scale: dict[int, float] = {}
+    scale: dict[int, Coefficient] = {}
     for k, stage in enumerate(stages):
         output = next((b * conversions[j][1] for j, b in stage.evals if j in folded), None)
         terms = [(rows.of["eval", j], b * scale[j]) for j, b in on_evals[k].items()]
-        noises: list[tuple[float, int | None]] = []
+        noises: list[tuple[Coefficient, int | None]] = []
         for m, c in stage.noises:
             if ("noise", m) in rows.of:
                 terms.append((rows.of["noise", m], c))
@@ -163,21 +167,22 @@ def lower(program: Program, conversions: Sequence[tuple[float, float]]) -> Plan:
             registers.claim(k)
         for key in [key for key in rows.of if last[key] == k]:
             rows.release(key)
-        store, mix = None, (0.0, 1.0)
+        store: int | None = None
+        mix: tuple[Coefficient, Coefficient] = (0.0, 1.0)
         if uses["eval", k] and k not in folded:
             store = rows.claim(("eval", k))
-            c_x, c_r = conversions[k]
-            scale[k] = c_x if abs(c_x) > abs(c_r) else c_r
-            mix = (c_x / scale[k], c_r / scale[k])
+            scale[k], mix = _scaled(*conversions[k])
         target = registers.of[k]
         for j in [j for j in registers.of if last["state", j] == k]:
             registers.release(j)
         instructions.append(Instruction(target, source, beta, others, output, tuple(terms), tuple(noises), store, mix))
     weights = torch.zeros((len(stages), rows.n), dtype=torch.float64, device="cpu")
+    first = torch.zeros((len(stages), 1), dtype=torch.float64, device="cpu")
+    if blocks > 1:
+        return Plan(program, tuple(instructions), rows.n, registers.n, blocks, weights, first)
     for k, ins in enumerate(instructions):
         for row, c in ins.rows:
             weights[k, row] = c
-    first = torch.zeros((len(stages), 1), dtype=torch.float64, device="cpu")
     for k, ins in enumerate(instructions):
         added = [
             *ins.rows,
@@ -186,7 +191,15 @@ def lower(program: Program, conversions: Sequence[tuple[float, float]]) -> Plan:
             *((0, c) for c, _ in ins.noises),
         ]
         first[k] = added[0][1] if added else 0.0
-    return Plan(program, tuple(instructions), rows.n, registers.n, weights, first)
+    return Plan(program, tuple(instructions), rows.n, registers.n, 1, weights, first)
+
+
+def _scaled(c_x: Coefficient, c_r: Coefficient) -> tuple[Coefficient, tuple[Coefficient, Coefficient]]:
+    """A scale and (c_x, c_r) divided by it, so that one of them is 1; matrices stay as they are."""
+    if isinstance(c_x, Matrix) or isinstance(c_r, Matrix):
+        return 1.0, (c_x, c_r)
+    scale = c_x if abs(c_x) > abs(c_r) else c_r
+    return scale, (c_x / scale, c_r / scale)
 
 
 class _Buffers:
@@ -211,7 +224,7 @@ class _Buffers:
     def checksum(self, register: int, node: int) -> Tensor:
         return torch.sum(self.samples[register], 1, out=self.sums[node])
 
-    def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, float]]) -> None:
+    def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, Coefficient]]) -> None:
         state = self.flat[ins.target]
         if ins.base is None:
             state.zero_()
@@ -233,7 +246,7 @@ class _Buffers:
         if value is not self.shaped[register]:
             self.shaped[register].copy_(value)
 
-    def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[float, float]) -> None:
+    def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[Coefficient, Coefficient]) -> None:
         c_x, c_r = mix
         if c_x == 0:
             self.rows[row].copy_(output)
@@ -254,10 +267,14 @@ class _Graph:
     def start(self, register: int, x: Tensor) -> None:
         self.replace(register, x)
 
-    def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, float]]) -> None:
-        state = 0.0 * self.flat[ins.target] if ins.base is None else ins.beta * self.flat[ins.base]
+    def times(self, c: Coefficient, value: Tensor) -> Tensor:
+        """A coefficient times a flattened state."""
+        return c * value
+
+    def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, Coefficient]]) -> None:
+        state = 0.0 * self.flat[ins.target] if ins.base is None else self.times(ins.beta, self.flat[ins.base])
         for value, c in [(self.rows[row], c) for row, c in ins.rows] + terms:
-            state = state + c * value
+            state = state + self.times(c, value)
         self.replace(ins.target, state)
 
     def checksum(self, register: int, node: int) -> Tensor:
@@ -266,8 +283,35 @@ class _Graph:
     def replace(self, register: int, value: Tensor) -> None:
         self.flat[register], self.shaped[register] = value.reshape(-1), value.reshape(self.shaped[register].shape)
 
-    def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[float, float]) -> None:
-        self.rows[row] = mix[0] * state + mix[1] * output
+    def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[Coefficient, Coefficient]) -> None:
+        self.rows[row] = self.times(mix[0], state) + self.times(mix[1], output)
+
+
+class _Blocks(_Graph):
+    """The same with matrices that act on the blocks of the state: sums of scalar multiples of its blocks.
+
+    No matrix products of torch: under autocast, or with TF32, those would round the state.
+    """
+
+    def __init__(self, x: Tensor, plan: Plan) -> None:
+        if x.ndim < 2 or x.shape[1] != plan.blocks:
+            raise ValueError(
+                f"the process has a state of {plan.blocks} blocks, (B, {plan.blocks}, *): got {tuple(x.shape)}"
+            )
+        super().__init__(x, plan)
+
+    def times(self, c: Coefficient, value: Tensor) -> Tensor:
+        if not isinstance(c, Matrix):
+            return c * value
+        blocks = value.view(self.shaped[0].shape).unbind(1)
+        rows = [sum(a * block for a, block in zip(row, blocks, strict=True)) for row in c.rows]
+        return torch.stack(rows, 1).view(-1)  # type: ignore[arg-type]
+
+
+def _memory(x: Tensor, plan: Plan, grad: bool = False) -> _Buffers | _Graph:
+    if plan.blocks > 1:
+        return _Blocks(x, plan)
+    return _Graph(x, plan) if grad else _Buffers(x, plan)
 
 
 @dataclass
@@ -317,7 +361,7 @@ def execute(
         the last state and the per-node checksums.
     """
     plan = model.plan(program)
-    memory = _Graph(x, plan) if grad else _Buffers(x, plan)
+    memory = _memory(x, plan, grad)
     times = model.times([stage.t for stage in program.stages], x)
     return _loop(plan, x, memory, times, model, noise, hooks, on_node, on_output)
 
@@ -367,7 +411,7 @@ def _stages(
     program, shape, dtype, device = plan.program, tuple(x.shape), x.dtype, x.device
     memory.start(plan.instructions[0].target, x)
     output: Tensor | None = None
-    terms: list[tuple[Tensor, float]] = []
+    terms: list[tuple[Tensor, Coefficient]] = []
     run, reported = Run(x), 0
     for k, (stage, ins) in enumerate(zip(program.stages, plan.instructions, strict=True)):
         if k:
@@ -421,7 +465,7 @@ class Recording:
     def __init__(self, program: Program, x: Tensor, model: Model) -> None:
         self.plan, self.model = model.plan(program), model
         self.x = x.detach().clone()
-        self.memory = _Buffers(x, self.plan)
+        self.memory = _memory(x, self.plan)
         self.times = model.times([stage.t for stage in program.stages], x)
         self.draws = len({m for stage in program.stages for m, _ in stage.noises})
         self.z = [torch.zeros_like(self.x) for _ in range(self.draws)]

@@ -5,7 +5,8 @@ Every non-adaptive method has the form
 $$ x_k = \sum_j A_{kj}\,x_j + \sum_j B_{kj}\,e_j + \sum_m C_{km}\,z_m, \qquad e_k = \text{model}(x_k, t_k) $$
 
 with states $x$, evaluations $e$ and standard normal noises $z$; stage 0 is the initial state. The coefficients
-depend on the process, the grid and the method, never on x.
+depend on the process, the grid and the method, never on x. They are numbers; on a process whose state has k blocks
+(B, k, *), such as position and velocity, they may be k x k matrices that act on axis 1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-Terms = tuple[tuple[int, float], ...]
+from sgm_sde.engine.matrix import Matrix, finite
+
+Coefficient = Any  # float or Matrix: the algebra is the same
+Terms = tuple[tuple[int, Coefficient], ...]
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,10 @@ class Stage:
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> Stage:
         """The stage whose `asdict` went through JSON, which turns tuples into lists."""
-        states, evals, noises = (tuple((j, c) for j, c in fields[k]) for k in ("states", "evals", "noises"))
+        states, evals, noises = (
+            tuple((j, Matrix.of(c["rows"]) if isinstance(c, dict) else c) for j, c in fields[k])
+            for k in ("states", "evals", "noises")
+        )
         return Stage(fields["t"], states, evals, noises, fields["evaluate"], fields["node"])
 
 
@@ -82,7 +89,7 @@ class Program:
         for k, stage in enumerate(self.stages):
             for kind, terms in (("state", stage.states), ("eval", stage.evals), ("noise", stage.noises)):
                 for j, coefficient in terms:
-                    if not math.isfinite(coefficient):
+                    if not finite(coefficient):
                         raise ValueError(
                             f"{self.name} has the coefficient {coefficient} on {kind} {j} in stage {k}, "
                             f"at t={stage.t:.6g}: the process is singular there; start below it (t_start=) or "
@@ -96,6 +103,12 @@ class Program:
 
     def __hash__(self) -> int:
         return hash((self.name, self.prediction, self.eta, self.sigma_data, len(self.stages), self.stages[-1]))
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the state that coefficients act on: 1 where all of them are numbers."""
+        terms = (term for stage in self.stages for term in (*stage.states, *stage.evals, *stage.noises))
+        return max((len(c.rows) for _, c in terms if isinstance(c, Matrix)), default=1)
 
     @property
     def nfe(self) -> int:
@@ -166,7 +179,7 @@ class Form:
 
     __slots__ = ("terms",)
 
-    def __init__(self, terms: Mapping[tuple[str, int], float] | None = None) -> None:
+    def __init__(self, terms: Mapping[tuple[str, int], Coefficient] | None = None) -> None:
         self.terms = dict(terms or {})
 
     def __add__(self, other: Form) -> Form:
@@ -175,7 +188,7 @@ class Form:
             total[key] = total.get(key, 0.0) + c
         return Form(total)
 
-    def __mul__(self, c: float) -> Form:
+    def __mul__(self, c: Coefficient) -> Form:
         return Form({key: c * v for key, v in self.terms.items()})
 
     __rmul__ = __mul__
@@ -190,13 +203,13 @@ class Form:
         return self + -other
 
     @staticmethod
-    def combine(coefficients: Sequence[float], forms: Sequence[Form]) -> Form:
+    def combine(coefficients: Sequence[Coefficient], forms: Sequence[Form]) -> Form:
         """The sum of coefficient times form, over as many as there are of the shorter."""
         return sum((c * form for c, form in zip(coefficients, forms, strict=False)), Form())
 
     def of(self, kind: str) -> Terms:
         """The terms of one kind, those with coefficient 0 left out."""
-        return tuple((j, c) for (k, j), c in sorted(self.terms.items()) if k == kind and c != 0)
+        return tuple((j, c) for (k, j), c in sorted(self.terms.items()) if k == kind and c)
 
 
 class Path:
@@ -343,7 +356,7 @@ class Step:
     def at(self, t: float) -> Any:
         """The node at a time between `T` and the end of the grid."""
         nodes = self._tracer.path.nodes
-        low, high = nodes[-1].t, max(nodes[0].t, self._tracer.sde.T)
+        low, high = min(nodes[0].t, nodes[-1].t), max(nodes[0].t, self._tracer.sde.T)
         if not low - 1e-9 * high <= t <= high * (1 + 1e-9):
             raise ValueError(f"a stage at t={t} lies outside [{low}, {high}]")
         for node in self._path.nodes[self.i : self.i + 2]:  # start.t + 1.0 * h is end.t but for rounding

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sgm_sde._shapes import Time, as_time, batch_time, expand
+from sgm_sde._shapes import Time, as_time, batch_time
 
 ScoreFn = Callable[..., Tensor]
 
@@ -22,14 +22,18 @@ class DriftDiffusion(Protocol):
     def g(self, t: Time) -> Tensor:
         """Diffusion coefficient, of the shape of t."""
 
+    def diffusion(self, v: Tensor, t: Time) -> Tensor:
+        """g^2 times v (B, *)."""
+
 
 class ReverseSDE:
     r"""The family of processes that run a forward SDE backwards, all with its marginals.
 
     $$ dx = \left[f(x, t) - \tfrac{1 + \eta^2}{2} g(t)^2 s(x, t)\right] dt + \eta\, g(t)\, dw $$
 
-    with time running from $T$ to 0. $\eta = 0$ is the probability-flow ODE, $\eta = 1$ the reverse SDE of
-    Anderson (1982); any $\eta \ge 0$ has the same marginals when the score is exact.
+    with time running from $T$ to 0, and $GG^\top$ in the place of $g^2$ for a matrix. $\eta = 0$ is the
+    probability-flow ODE, $\eta = 1$ the reverse SDE of Anderson (1982); any $\eta \ge 0$ has the same marginals when
+    the score is exact.
 
     Args:
         sde: the forward process.
@@ -57,8 +61,8 @@ class ReverseSDE:
     def f(self, x: Tensor, t: Time, **kwargs: object) -> Tensor:
         """Drift of the reverse process at x (B, *) and t, () or (B,)."""
         t = as_time(t)
-        weight = (1 + self.eta**2) / 2 * self.sde.g(t) ** 2
-        return self.sde.f(x, t) - expand(weight, x) * self.score_fn(x, batch_time(t, x), **kwargs)
+        score = self.score_fn(x, batch_time(t, x), **kwargs)
+        return self.sde.f(x, t) - (1 + self.eta**2) / 2 * self.sde.diffusion(score, t)
 
     def g(self, t: Time) -> Tensor:
         """Diffusion coefficient of the reverse process, of the shape of `t`."""

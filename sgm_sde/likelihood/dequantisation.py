@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -13,8 +14,10 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_process, require_count
 from sgm_sde.likelihood.decoders import Levels, diffuse, normal_log_prob
 from sgm_sde.likelihood.flow import PILOT, log_prob, pilot_probe_basis
+from sgm_sde.likelihood.joint import velocity_bound
 from sgm_sde.likelihood.results import BitsPerDimResult, LogProbResult
 from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.scores.score import as_density
 
@@ -34,7 +37,7 @@ class Dequantisation(Protocol):
 
 def bits_per_dim(
     score_fn: ScoreFn,
-    sde: LinearSDE,
+    sde: LinearSDE | MatrixSDE,
     images: Tensor,
     *,
     n_levels: int,
@@ -111,7 +114,15 @@ def bits_per_dim(
         if options.get(option):
             raise ValueError(f"bits_per_dim has no {option}: use log_prob({option}=...)")
     score = as_density(score_fn, sde)
-    options["eps"] = eps = check_process(sde, options.get("eps"))
+    density: Callable[..., LogProbResult] = log_prob
+    linear: Any = sde  # where alpha and sigma are needed
+    if isinstance(sde, MatrixSDE):
+        if dequantize in ("diffusion", "truncated-normal"):
+            raise ValueError(f"dequantize={dequantize!r} needs a LinearSDE, got {sde!r}")
+        density = velocity_bound
+        options["eps"] = eps = options.get("eps") or sde.likelihood_eps
+    else:
+        options["eps"] = eps = check_process(sde, options.get("eps"))
     seeds = resolve_seeds(seed, generator, len(images))
     stream = NoiseStream(seeds, "dequantisation")
     model = BoundModel(score, sde, (eps, sde.T), options.get("model_kwargs"))
@@ -122,7 +133,7 @@ def bits_per_dim(
             with torch.no_grad():
                 x, correction = diffuse(model, levels, eps, stream)
         elif dequantize == "truncated-normal":
-            x, correction = _truncated_normal(levels, sde, eps, stream)
+            x, correction = _truncated_normal(levels, linear, eps, stream)
         else:
             noise, log_q = _bin_noise(images, draw, dequantize, stream)
             x = (levels.low + levels.width * (images + noise.double())).to(levels.x.dtype)
@@ -131,10 +142,10 @@ def bits_per_dim(
             passed_on = {
                 name: options[name] for name in ("eps", "data_std", "probe", "model_kwargs") if name in options
             }
-            options["probe_basis"] = pilot = pilot_probe_basis(score, sde, x, seed=0, **passed_on)
+            options["probe_basis"] = pilot = pilot_probe_basis(score, linear, x, seed=0, **passed_on)
             nfe += pilot.nfe
         probe_seeds = [(s + 0x9E3779B97F4A7C15 * (draw * 2**20 + i)) % 2**64 for s, i in seeds]
-        result = log_prob(score, sde, x, seed=probe_seeds, **options)
+        result = density(score, sde, x, seed=probe_seeds, **options)
         nfe += result.nfe
         values.append(-(result.value.double() + correction) / (d * math.log(2)))
     assert result is not None

@@ -30,6 +30,7 @@ from sgm_sde.likelihood.decoders import GaussianDecoder, diffuse
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.trace import BASES, PROBES, TRACES, Estimate, Exact, Hutchinson, TraceModel
 from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.sampling import Status
 from sgm_sde.scores.score import Score, as_density
 
@@ -41,7 +42,7 @@ PILOT = "pilot"
 
 def log_prob(
     score_fn: ScoreFn,
-    sde: LinearSDE,
+    sde: LinearSDE | MatrixSDE,
     x: Tensor,
     *,
     eps: float | None = None,
@@ -125,6 +126,15 @@ def log_prob(
         >>> result.nfe
         49
     """
+    if isinstance(sde, MatrixSDE):
+        from sgm_sde.likelihood.joint import joint_log_prob
+
+        if method != "exponential" or (prior, decoder, parameters) != (None, None, None) or enable_grad:
+            raise ValueError(f"log_prob on {sde!r} takes no method=, prior=, decoder=, parameters= or enable_grad=")
+        return joint_log_prob(
+            score_fn, sde, x, eps=eps, steps=steps, trace=trace, n_probes=n_probes, probe=probe, chunk=chunk,
+            seed=seed, generator=generator, model_kwargs=model_kwargs,
+        )  # fmt: skip
     score = as_density(score_fn, sde)
     eps = check_process(sde, eps)
     state = check_points(x)

@@ -3,9 +3,11 @@
 from sgm_sde.nn.digits import (
     DigitsClassifier,
     DigitsDenoiser,
+    DigitsVelocity,
     digits_data,
     load_digits_classifier,
     load_digits_denoiser,
+    load_digits_velocity,
 )
 from sgm_sde.nn.fashion import (
     FashionClassifier,
@@ -19,6 +21,7 @@ from sgm_sde.nn.unet import EDMPreconditioned, UNet, edm_preconditioning
 __all__ = [
     "DigitsClassifier",
     "DigitsDenoiser",
+    "DigitsVelocity",
     "EDMPreconditioned",
     "FashionClassifier",
     "FeatureStatistics",
@@ -27,6 +30,7 @@ __all__ = [
     "edm_preconditioning",
     "load_digits_classifier",
     "load_digits_denoiser",
+    "load_digits_velocity",
     "load_fashion_classifier",
     "load_fashion_denoiser",
     "load_fashion_statistics",

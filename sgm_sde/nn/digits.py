@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sgm_sde.nn._weights import with_weights
 from sgm_sde.nn.unet import edm_preconditioning
+from sgm_sde.processes.cld import CLD
 
 _CLASSES = 10
 _PIXELS = 64
@@ -32,8 +33,41 @@ class _Block(nn.Module):
         return h + update
 
 
-class DigitsDenoiser(nn.Module):
-    """Class-conditional denoiser of 8x8 digits, D(x, sigma, y) ~ E[x_0 | x_0 + sigma * z = x, y].
+class _DigitsMLP(nn.Module):
+    """Residual MLP of 64 outputs on pixel values, with embeddings of the noise and of class labels."""
+
+    NULL_LABEL: Final = 10  # "no class given": one more row of the label embedding
+
+    sigma_data: Tensor
+    frequencies: Tensor
+
+    def __init__(self, sigma_data: float, inputs: int, hidden: int, depth: int, embed: int, dropout: float) -> None:
+        super().__init__()
+        # Buffers, so that the weights file alone fixes the function.
+        self.register_buffer("sigma_data", torch.tensor(sigma_data))
+        self.register_buffer("frequencies", 2.0 ** torch.linspace(-1, 3, embed // 2))
+        self.label = nn.Embedding(_CLASSES + 1, embed)
+        self.noise = nn.Linear(embed, embed)
+        self.mix = nn.Linear(embed, embed)
+        self.first = nn.Linear(inputs, hidden)
+        self.blocks = nn.ModuleList(_Block(hidden, embed, dropout) for _ in range(depth))
+        self.last = nn.Linear(hidden, _PIXELS)
+
+    def _run(self, pixels: Tensor, c_noise: Tensor, y: Tensor | None) -> Tensor:
+        """Outputs (B, 64) for scaled inputs (B, inputs), noise labels (B,) and class labels."""
+        angle = c_noise.to(self.frequencies.dtype)[..., None] * self.frequencies
+        label = self.label.weight[self.NULL_LABEL] if y is None else self.label(y)
+        emb = self.noise(torch.cat([angle.sin(), angle.cos()], dim=-1)) + label
+        emb = F.silu(self.mix(F.silu(emb)))
+        h = self.first(pixels.to(self.first.weight.dtype))
+        for block in self.blocks:
+            h = block(h, emb)
+        outputs: Tensor = self.last(F.silu(h))
+        return outputs
+
+
+class DigitsDenoiser(_DigitsMLP):
+    r"""Class-conditional denoiser of 8x8 digits, D(x, sigma, y) ~ E[x_0 | x_0 + sigma * z = x, y].
 
     D = c_skip x + c_out F(c_in x, c_noise, y) with `edm_preconditioning`, where F is a residual MLP on the 64 pixels.
     The score is (D - x) / sigma^2.
@@ -41,11 +75,6 @@ class DigitsDenoiser(nn.Module):
     Source: Karras, Aittala, Aila, Laine (2022), "Elucidating the design space of diffusion-based generative
     models", arXiv:2206.00364, table 1.
     """
-
-    NULL_LABEL: Final = 10  # "no class given": one more row of the label embedding
-
-    sigma_data: Tensor
-    frequencies: Tensor
 
     def __init__(
         self,
@@ -55,16 +84,7 @@ class DigitsDenoiser(nn.Module):
         embed: int = 64,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        # Buffers, so that the weights file alone fixes the function.
-        self.register_buffer("sigma_data", torch.tensor(sigma_data))
-        self.register_buffer("frequencies", 2.0 ** torch.linspace(-1, 3, embed // 2))
-        self.label = nn.Embedding(_CLASSES + 1, embed)
-        self.noise = nn.Linear(embed, embed)
-        self.mix = nn.Linear(embed, embed)
-        self.first = nn.Linear(_PIXELS, hidden)
-        self.blocks = nn.ModuleList(_Block(hidden, embed, dropout) for _ in range(depth))
-        self.last = nn.Linear(hidden, _PIXELS)
+        super().__init__(sigma_data, _PIXELS, hidden, depth, embed, dropout)
 
     def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the denoised images (B, 1, 8, 8) of x (B, 1, 8, 8) at noise levels sigma (B,).
@@ -74,18 +94,41 @@ class DigitsDenoiser(nn.Module):
         the preconditioning and the result in that of x.
         """
         c = edm_preconditioning(sigma.to(x.dtype), self.sigma_data)
-        angle = c.c_noise.to(self.frequencies.dtype)[..., None] * self.frequencies
-        label = self.label.weight[self.NULL_LABEL] if y is None else self.label(y)
-        emb = self.noise(torch.cat([angle.sin(), angle.cos()], dim=-1)) + label
-        emb = F.silu(self.mix(F.silu(emb)))
-
-        h = self.first((c.c_in[..., None] * x.flatten(-3)).to(self.first.weight.dtype))
-        for block in self.blocks:
-            h = block(h, emb)
-        residual = self.last(F.silu(h)).to(x.dtype).reshape(x.shape)
-
+        residual = self._run(c.c_in[..., None] * x.flatten(-3), c.c_noise, y).to(x.dtype).reshape(x.shape)
         c_skip, c_out = (value[..., None, None, None] for value in (c.c_skip, c.c_out))
         return c_skip * x + c_out * residual
+
+
+class DigitsVelocity(_DigitsMLP):
+    r"""Class-conditional network of CLD on 8x8 digits: what is left of the velocity's noise after a Gaussian's.
+
+    c F(x / std(x_t), v / std(v_t), ln(s) / 4, y) with a residual MLP F on 128 numbers, the standard deviations of
+    data of the spread `sigma_data`, s the noise level that `CLD.observation` has, and c^2 = 1 - L_vv^2 / var(v_t),
+    the variance of what is left. A score is made of it by
+    `from_velocity_noise(net, CLD(), mixed=float(net.sigma_data))`.
+
+    Source: Dockhorn, Vahdat, Kreis (2022), "Score-based generative modeling with critically-damped Langevin
+    diffusion", arXiv:2112.07068.
+    """
+
+    def __init__(
+        self, sigma_data: float = 1.0, hidden: int = 320, depth: int = 3, embed: int = 64, dropout: float = 0.0
+    ) -> None:
+        super().__init__(sigma_data, 2 * _PIXELS, hidden, depth, embed, dropout)
+        self.sde = CLD()
+
+    def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Return what is left of the noise (B, 1, 8, 8) at states z (B, 2, 1, 8, 8), times t (B,) and labels y."""
+        variance, left = self.spread(t)
+        c_noise = -self.sde.log_snr(t.double()) / 8
+        pixels = z.flatten(2) * variance.rsqrt().to(z.dtype)[..., None]
+        return left.to(z.dtype)[:, None, None, None] * self._run(pixels.flatten(1), c_noise, y).reshape(z[:, 0].shape)
+
+    def spread(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the variances (B, 2) of position and velocity at times t (B,), and c (B,), in double precision."""
+        mu, covariance = self.sde.kernel(t.double())
+        variance = torch.diagonal(covariance, dim1=-2, dim2=-1) + self.sigma_data.double() ** 2 * mu**2
+        return variance, (1 - torch.linalg.cholesky(covariance)[:, 1, 1] ** 2 / variance[:, 1]).sqrt()
 
 
 class DigitsClassifier(nn.Module):
@@ -115,6 +158,13 @@ def load_digits_denoiser() -> DigitsDenoiser:
     with torch.device("meta"):
         net = DigitsDenoiser()
     return with_weights(net, "digits_denoiser.safetensors")
+
+
+def load_digits_velocity() -> DigitsVelocity:
+    """Return the trained network of `CLD()`, in eval mode and frozen; the global random state is left alone."""
+    with torch.device("meta"):
+        net = DigitsVelocity()
+    return with_weights(net, "digits_velocity.safetensors")
 
 
 def load_digits_classifier() -> DigitsClassifier:

@@ -2,14 +2,17 @@
 
 from sgm_sde.processes import presets
 from sgm_sde.processes.base import SDE
+from sgm_sde.processes.cld import CLD, hybrid_score_matching
 from sgm_sde.processes.discrete import DiscreteVESDE, DiscreteVPSDE
 from sgm_sde.processes.edm import EDMSDE
 from sgm_sde.processes.flow import RectifiedFlowSDE
 from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.processes.ve import VESDE
 from sgm_sde.processes.vp import VPSDE, CosineVPSDE, SubVPSDE
 
 __all__ = [
+    "CLD",
     "EDMSDE",
     "SDE",
     "VESDE",
@@ -18,7 +21,9 @@ __all__ = [
     "DiscreteVESDE",
     "DiscreteVPSDE",
     "LinearSDE",
+    "MatrixSDE",
     "RectifiedFlowSDE",
     "SubVPSDE",
+    "hybrid_score_matching",
     "presets",
 ]

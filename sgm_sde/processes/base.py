@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sgm_sde._shapes import Time, on_host
+from sgm_sde._shapes import Time, expand, on_host
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.engine.reverse import ReverseSDE, ScoreFn
 
@@ -28,17 +28,18 @@ def require_sde(sde: object) -> None:
 class Node:
     """One time of a grid, as solvers see it on the host: Python floats in double precision."""
 
-    def __init__(self, sde: SDE, t: float, g: float) -> None:
+    advice = (
+        "it declares a drift f(x, t) and a diffusion g(t) only. Use a solver of the reverse drift (EulerMaruyama, "
+        "RungeKutta), or derive the process from LinearSDE."
+    )
+
+    def __init__(self, sde: SDE, t: float, g: Any) -> None:
         self.sde, self.t, self.g = sde, t, g
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        raise TypeError(
-            f"this needs {name}(t), which {type(self.sde).__name__} does not have: it declares a drift f(x, t) "
-            f"and a diffusion g(t) only. Use a solver of the reverse drift (EulerMaruyama, RungeKutta), "
-            f"or derive the process from LinearSDE."
-        )
+        raise TypeError(f"this needs {name}(t), which {type(self.sde).__name__} does not have: {self.advice}")
 
 
 class SDE(ABC):
@@ -94,6 +95,15 @@ class SDE(ABC):
     def is_linear(self) -> bool:
         """Whether the process has a marginal kernel `alpha(t)`, `sigma(t)`."""
         return False
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether its marginal kernel is known, by numbers or matrices: predictions turn into one another then."""
+        return self.is_linear
+
+    def diffusion(self, v: Tensor, t: Time) -> Tensor:
+        """g(t)^2 times v (B, *): what the reverse process does to a score."""
+        return expand(self.g(t) ** 2, v) * v
 
     def prior_transform(self, z: Tensor, t: float | None = None) -> Tensor:
         """Turn standard normal noise (B, *) into prior samples (B, *); at an earlier time `t`, where it can."""

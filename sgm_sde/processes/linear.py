@@ -6,16 +6,20 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sgm_sde._shapes import Time, as_time, expand, on_host
 from sgm_sde.processes.base import SDE, Node
+from sgm_sde.processes.predictions import convert
 
 
 class LinearNode(Node):
     """A grid time with the kernel's coefficients there, Python floats in double precision."""
+
+    advice = "its kernel is made of numbers, and SSCS, GDDIM and their like are for matrices; see `solvers()`."
 
     def __init__(
         self, sde: SDE, t: float, alpha: float, sigma: float, d_alpha: float, d_sigma: float, log_snr: float
@@ -29,13 +33,17 @@ class LinearNode(Node):
         sigma = self.alpha * noise_level
         return LinearNode(self.sde, math.nan, self.alpha, sigma, math.nan, math.nan, -2 * math.log(noise_level))
 
+    def convert(self, source: str, target: str, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[float, float]:
+        """As `sgm_sde.processes.predictions.convert`, here."""
+        return convert(source, target, self, eta, sigma_data)
+
     @property
     def rate(self) -> float:
         """f(x, t) / x = d log(alpha) / dt."""
         return self.d_alpha / self.alpha if self.alpha else -math.inf
 
     @property
-    def g(self) -> float:  # type: ignore[override]
+    def g(self) -> float:
         """Diffusion, from g^2 = d(sigma^2)/dt - 2 f sigma^2."""
         return math.sqrt(max(2 * self.sigma * (self.d_sigma - self.rate * self.sigma), 0.0))
 
@@ -113,15 +121,7 @@ class LinearSDE(SDE):
 
         NaN outside the range of log-SNR on [0, T] for schedules without a closed form.
         """
-        target = as_time(log_snr)
-        low, high = torch.zeros_like(target), torch.full_like(target, self.T)
-        outside = (target > self.log_snr(low)) | (target < self.log_snr(high))
-        # Halving [0, T] to the last bit; 120 halvings keep the relative precision of very small times.
-        for _ in range(120 if target.dtype == torch.float64 else 60):
-            middle = (low + high) / 2
-            too_early = self.log_snr(middle) > target
-            low, high = torch.where(too_early, middle, low), torch.where(too_early, high, middle)
-        return torch.where(outside, torch.nan, (low + high) / 2)
+        return invert_log_snr(self, as_time(log_snr))
 
     def rate(self, t: Time) -> Tensor:
         """The linear drift's coefficient f(x, t) / x = d log(alpha) / dt."""
@@ -217,6 +217,18 @@ class ScheduleSDE(LinearSDE):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{name}(t) must return a tensor of the shape {tuple(t.shape)} of t, got {shape}")
         return value.expand(t.shape)
+
+
+def invert_log_snr(sde: Any, target: Tensor) -> Tensor:
+    """The times at which `sde.log_snr` takes the given values, by bisection; NaN outside of its range on [0, T]."""
+    low, high = torch.zeros_like(target), torch.full_like(target, sde.T)
+    outside = (target > sde.log_snr(low)) | (target < sde.log_snr(high))
+    # Halving [0, T] to the last bit; 120 halvings keep the relative precision of very small times.
+    for _ in range(120 if target.dtype == torch.float64 else 60):
+        middle = (low + high) / 2
+        too_early = sde.log_snr(middle) > target
+        low, high = torch.where(too_early, middle, low), torch.where(too_early, high, middle)
+    return torch.where(outside, torch.nan, (low + high) / 2)
 
 
 def _derivative(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

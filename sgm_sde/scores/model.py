@@ -13,9 +13,11 @@ from torch import Tensor
 
 from sgm_sde._shapes import expand
 from sgm_sde.engine.executor import Plan, lower
+from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.processes.base import SDE
+from sgm_sde.processes.matrix import apply
 from sgm_sde.processes.predictions import KernelValues, convert
 from sgm_sde.scores.score import Score
 
@@ -60,7 +62,7 @@ class BoundModel:
         Raises:
             ValueError: where the network's prediction does not determine what the program needs.
         """
-        if not self.sde.is_linear:
+        if not self.sde.has_kernel:
             self._require(program.prediction in ("score", "drift"), program.prediction)
             self._drift = ReverseSDE(self.sde, self._call, program.eta) if program.prediction == "drift" else None
             return lower(program, [(0.0, 1.0)] * len(program.stages))
@@ -74,13 +76,15 @@ class BoundModel:
 
     def predict(self, target: str, x: Tensor, t: float, output: Tensor | None = None) -> Tensor:
         """A prediction at x (B, *) and t, by a network call or from the output of one."""
-        if not self.sde.is_linear:
+        if not self.sde.has_kernel:
             self._require(target == "score" and output is None, target)
             return self._output(x, t).to(x.dtype)
         if t not in self._at:  # correctors come back to the same time
             self._at = {t: self.sde.nodes([t])[0]}
         c_x, c_r = self._convert(target, self._at[t])
         output = self._output(x, t) if output is None else output
+        if isinstance(c_x, Matrix):
+            return apply(c_x, x) + apply(c_r, output.to(x.dtype))
         return c_r * output.to(x.dtype) if c_x == 0 else torch.add(c_r * output.to(x.dtype), x, alpha=c_x)
 
     @contextmanager
@@ -125,15 +129,19 @@ class BoundModel:
     def predict_at(self, target: str, x: Tensor, t: Tensor, eta: float = 0.0) -> Tensor:
         """A prediction at x (B, *) and times of each sample's own, (B,) in float64 on the host."""
         at = self.round_times(t.numpy(), x)
-        if not self.sde.is_linear:
+        if not self.sde.has_kernel:
             self._require(target in ("score", "drift"), target)
             return ReverseSDE(self.sde, self._call, eta).f(x, at) if target == "drift" else self._call(x, at)
         sde: Any = self.sde
+        if not sde.is_linear:
+            out = self._call(x, at).to(x.dtype)
+            converted: Tensor = sde.convert(self.score.prediction, target, x, t, out, eta)
+            return converted
         k = KernelValues(sde.alpha(t), sde.sigma(t), sde.d_alpha(t), sde.d_sigma(t))
         c_x, c_r = (torch.as_tensor(c).to(device=x.device) for c in convert(self.score.prediction, target, k, eta))
         return expand(c_x, x) * x + expand(c_r, x) * self._call(x, at).to(x.dtype)
 
-    def _convert(self, target: str, node: Any) -> tuple[float, float]:
+    def _convert(self, target: str, node: Any) -> tuple[Any, Any]:
         return _checked_conversion(self.score.prediction, target, node)
 
     def _require(self, possible: bool, target: str) -> None:
@@ -143,12 +151,12 @@ class BoundModel:
 
 def _checked_conversion(
     source: str, target: str, node: Any, eta: float = 0.0, sigma_data: float = 1.0
-) -> tuple[float, float]:
+) -> tuple[Any, Any]:
     try:
-        c_x, c_r = convert(source, target, node, eta, sigma_data)
+        c_x, c_r = node.convert(source, target, eta, sigma_data)
     except ZeroDivisionError:
         c_x = c_r = float("nan")
-    if not (np.isfinite(c_x) and np.isfinite(c_r)):
+    if not (finite(c_x) and finite(c_r)):
         raise ValueError(
             f"a network that predicts {source} does not determine the {target} at t={node.t}, "
             f"where alpha={node.alpha} and sigma={node.sigma}: start below it (t_start=, or a smaller T)"

@@ -16,6 +16,8 @@ from torch import Tensor
 from sgm_sde._shapes import Time, batch_time, expand
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.processes.matrix import MatrixSDE, apply, double
+from sgm_sde.scores.joint import DenoiserScore
 from sgm_sde.scores.score import Score
 
 
@@ -36,8 +38,15 @@ class Oracle(ABC):
     def _draw(self, z: Tensor) -> Tensor:
         """Data samples from standard normal noise z of shape (n, 1 + event size)."""
 
-    def score(self, sde: LinearSDE) -> Score:
-        """The exact score on `sde`, as if from a perfect network."""
+    def score(self, sde: LinearSDE | MatrixSDE) -> Score:
+        """The exact score on `sde`, as if from a perfect network; of the joint state on a process with a matrix."""
+        if isinstance(sde, MatrixSDE):
+
+            def of_observation(y: Tensor, s: Tensor) -> Tensor:
+                self._require_event(y)
+                return self.denoised(y, torch.ones_like(s), s)
+
+            return DenoiserScore(of_observation, sde)
 
         def denoiser(x: Tensor, t: Tensor) -> Tensor:
             self._require_event(x)
@@ -50,8 +59,10 @@ class Oracle(ABC):
             shape, given = tuple(self.event_shape), tuple(x.shape)
             raise ValueError(f"the oracle's data have the shape {shape}: x must be (B, *) with that, got {given}")
 
-    def log_prob(self, x: Tensor, sde: LinearSDE | None = None, t: Time = 0.0) -> Tensor:
+    def log_prob(self, x: Tensor, sde: LinearSDE | MatrixSDE | None = None, t: Time = 0.0) -> Tensor:
         """Log-density in nats of x (B, *) under the marginal at time t of `sde`; that of the data without one.
+
+        On a process with a matrix x is the joint state (B, k, *).
 
         Returns:
             tensor of shape (B,).
@@ -59,6 +70,8 @@ class Oracle(ABC):
         Raises:
             ValueError: for points of another shape than the data's.
         """
+        if isinstance(sde, MatrixSDE):
+            return self._joint_log_prob(x, sde, batch_time(t, x))
         self._require_event(x)
         return self._log_prob(x, *self._kernel(x, sde, t))
 
@@ -70,10 +83,23 @@ class Oracle(ABC):
             return torch.ones_like(times), torch.zeros_like(times)
         return sde.alpha(times).to(x.dtype), sde.sigma(times).to(x.dtype)
 
+    def _joint_log_prob(self, z: Tensor, sde: MatrixSDE, t: Tensor) -> Tensor:
+        # N(z; mu x_0, Sigma) is N(y; x_0, s^2) times a density of z - mu y, which does not depend on x_0.
+        weights, level = sde.observation(double(t))
+        mu, covariance = sde.kernel(double(t))
+        y = apply(weights[:, None], z)[:, 0]
+        self._require_event(y)
+        L = torch.linalg.cholesky(covariance)
+        white = apply(torch.linalg.inv(L), z - apply(mu[..., None], y[:, None]))
+        log_det = torch.log(torch.diagonal(L, dim1=-2, dim2=-1)).sum(-1) - level.log()
+        constant = y[0].numel() * (log_det + 0.5 * (sde.blocks - 1) * math.log(2 * math.pi))
+        rest = 0.5 * white.flatten(1).square().sum(1) + constant.to(y.dtype)
+        return self._log_prob(y, torch.ones_like(t).to(y.dtype), level.to(y.dtype)) - rest
+
     def sample(
         self,
         n: int,
-        sde: LinearSDE | None = None,
+        sde: LinearSDE | MatrixSDE | None = None,
         t: Time = 0.0,
         *,
         seed: Seeds = None,
@@ -94,6 +120,8 @@ class Oracle(ABC):
         x = x.reshape(n, *self.event_shape).to(self.device)
         if sde is None:
             return x
+        if isinstance(sde, MatrixSDE):
+            return sde.perturb(x, t, stream.normal((n, sde.blocks, *x.shape[1:]), dtype, self.device))
         mean, std = sde.marginal(x, t)
         return mean + std * stream.normal(tuple(x.shape), dtype, self.device)
 

@@ -56,7 +56,7 @@ class Score:
         if not callable(net):
             raise TypeError(f"the network must be callable, got {type(net).__name__}")
         require_sde(sde)
-        if prediction != "score" and not sde.is_linear:
+        if prediction != "score" and not sde.has_kernel:
             raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {sde!r}")
         self.net, self.sde, self.prediction = net, sde, prediction
         self.time_label, self.input_scale = time_label, input_scale
@@ -101,6 +101,10 @@ class Score:
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The network's own output at x (B, *) and t (B,), as it returns it."""
+        return self._run(x, t, kwargs)
+
+    def _run(self, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """The network on its own kind of input, its output checked."""
         if self._as_it_is:
             out = self.net(x, t, **kwargs)
         else:
@@ -112,9 +116,13 @@ class Score:
             out = self.net(scaled if net_dtype is None else scaled.to(net_dtype), label, **kwargs)
         if not isinstance(out, Tensor):
             raise ValueError(f"the network must return a tensor, got {type(out).__name__}")
-        if out.shape != x.shape:
+        if out.shape != self._shape(x):
             raise ValueError(f"the network returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}")
         return out
+
+    def _shape(self, x: Tensor) -> torch.Size:
+        """Shape of the network's output for an input x."""
+        return x.shape
 
     def predict(self, target: str, x: Tensor, t: Time, **kwargs: Any) -> Tensor:
         """Any of the predictions (see `sgm_sde.processes.predictions`) at x (B, *) and t, () or (B,)."""
@@ -122,8 +130,12 @@ class Score:
         out = self.output(x, t, **kwargs).to(x.dtype)
         if target == self.prediction:
             return out
-        if not self.sde.is_linear:
+        if not self.sde.has_kernel:
             raise TypeError(f"{target} cannot be had from a score without alpha(t) and sigma(t): {self.sde!r}")
+        if not self.sde.is_linear:
+            matrix: Any = self.sde
+            converted: Tensor = matrix.convert(self.prediction, target, x, t, out)
+            return converted
         c_x, c_r = self._conversion(self.prediction, target, t, x)
         return expand(c_x, x) * x + expand(c_r, x) * out
 

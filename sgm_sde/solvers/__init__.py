@@ -36,6 +36,7 @@ from sgm_sde.solvers.families import (
     UniC,
     UniPC,
 )
+from sgm_sde.solvers.matrix import GDDIM, SSCS, VelocityLangevin
 from sgm_sde.solvers.runge_kutta import (
     BOSH3,
     DOP853,
@@ -149,6 +150,7 @@ __all__ = [
     "DOPRI5",
     "ERSDE",
     "EULER",
+    "GDDIM",
     "GGF",
     "HEUN2",
     "IPNDM",
@@ -160,6 +162,7 @@ __all__ = [
     "RK3",
     "RK4",
     "SEEDS",
+    "SSCS",
     "TSIT5",
     "Adaptive",
     "AdaptiveSolver",
@@ -192,6 +195,7 @@ __all__ = [
     "TorchSDE",
     "UniC",
     "UniPC",
+    "VelocityLangevin",
     "resolve",
     "resolve_any",
     "solvers",

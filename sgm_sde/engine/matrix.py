@@ -1,0 +1,79 @@
+"""A small matrix as a coefficient: what a scalar is to a scalar process, to one whose state has several blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A k x k matrix of Python floats that acts on axis 1 of states (B, k, *); a value like a float.
+
+    Products are matrix products, and in a sum a number stands for that many times the identity.
+
+    Args:
+        rows: its rows.
+
+    Example:
+        >>> A = Matrix(((0.0, 1.0), (-1.0, 0.0)))
+        >>> A * A == -1.0 * Matrix.of(np.eye(2)), (A + 2).rows
+        (True, ((2.0, 1.0), (-1.0, 2.0)))
+    """
+
+    rows: tuple[tuple[float, ...], ...]
+
+    @staticmethod
+    def of(values: Any) -> Matrix:
+        """A matrix from anything that numpy takes for one."""
+        return Matrix(tuple(tuple(row) for row in np.asarray(values, dtype=np.float64).tolist()))
+
+    @property
+    def array(self) -> np.ndarray:
+        """As a float64 array (k, k)."""
+        return np.array(self.rows)
+
+    def _other(self, other: Matrix | float) -> np.ndarray:
+        return other.array if isinstance(other, Matrix) else other * np.eye(len(self.rows))
+
+    def __add__(self, other: Matrix | float) -> Matrix:
+        return Matrix.of(self.array + self._other(other))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Matrix | float) -> Matrix:
+        return Matrix.of(self.array - self._other(other))
+
+    def __mul__(self, other: Any) -> Any:
+        if not isinstance(other, Matrix | float | int):
+            return NotImplemented
+        return Matrix.of(self.array @ self._other(other))
+
+    def __rmul__(self, c: float) -> Matrix:
+        return Matrix.of(c * self.array)
+
+    def __neg__(self) -> Matrix:
+        return Matrix.of(-self.array)
+
+    def __bool__(self) -> bool:
+        return bool(self.array.any())
+
+    def __format__(self, spec: str) -> str:
+        return "[" + "; ".join(" ".join(format(v, spec) for v in row) for row in self.rows) + "]"
+
+    @property
+    def T(self) -> Matrix:
+        """The transpose."""
+        return Matrix.of(self.array.T)
+
+    @property
+    def inverse(self) -> Matrix:
+        """The inverse."""
+        return Matrix.of(np.linalg.inv(self.array))
+
+
+def finite(coefficient: Any) -> bool:
+    """Whether a coefficient, number or matrix, is finite."""
+    return bool(np.isfinite(coefficient.array).all() if isinstance(coefficient, Matrix) else np.isfinite(coefficient))

@@ -1,0 +1,346 @@
+r"""Score models in the latent space of an autoencoder: sampling, and the bound on log p(x) with its terms apart.
+
+$$ \log p(x) \ge \underbrace{E_q[\log p(x \mid z)]}_{\text{reconstruction}}
+   + \underbrace{H(q(z \mid x))}_{\text{entropy}}
+   - \underbrace{E_q[-\log p(z)]}_{\text{cross-entropy}}, \qquad z \sim q(z \mid x) $$
+
+Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from sgm_sde._shapes import expand, on_host
+from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.reverse import ScoreFn
+from sgm_sde.likelihood import log_prob
+from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.sampling import SampleResult, sample
+from sgm_sde.scores.score import as_score
+from sgm_sde.scores.time_labels import TimeLabel
+
+METHODS = ("flow", "weighted")
+
+
+@dataclass(frozen=True)
+class LatentSamples:
+    """Samples of a latent score model.
+
+    Attributes:
+        x: decoded samples (B, *): the decoder's mean.
+        latent: how their latents came about.
+        decoded: what the decoder returned, a distribution or a tensor.
+    """
+
+    x: Tensor
+    latent: SampleResult
+    decoded: Any = field(repr=False)
+
+
+@dataclass(frozen=True)
+class LatentBound:
+    """A lower bound on log p(x) with its terms, each in nats a sample (B,).
+
+    Attributes:
+        value: reconstruction + entropy - cross_entropy.
+        reconstruction: E_q[log p(x | z)].
+        entropy: H(q(z | x)), in closed form.
+        cross_entropy: E_q[-log p(z)] of the score prior.
+        stderr: standard error of `value` over the draws (B,); NaN for one draw.
+        nfe: network calls of the score prior, each on the whole batch.
+        dimension: numbers in one sample of the data.
+        method: how the cross-entropy was had.
+    """
+
+    value: Tensor
+    reconstruction: Tensor = field(repr=False)
+    entropy: Tensor = field(repr=False)
+    cross_entropy: Tensor = field(repr=False)
+    stderr: Tensor = field(repr=False)
+    nfe: int
+    dimension: int
+    method: str
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """Upper bound in bits/dim (B,), for a decoder of whole numbers; of a density it is that of the density."""
+        return -self.value / (self.dimension * math.log(2))
+
+    def __str__(self) -> str:
+        terms = ("value", "reconstruction", "entropy", "cross_entropy")
+        means = ", ".join(f"{name} {getattr(self, name).mean().item():.4f}" for name in terms)
+        return f"{means} nats; {self.bits_per_dim.mean().item():.4f} bits/dim ({self.method})"
+
+
+class LatentScoreModel:
+    r"""An encoder, a score prior on its latents, and a decoder.
+
+    Args:
+        encoder: from x (B, *) to the law of the latents: a `torch.distributions.Normal` (or an `Independent` one), or a
+            pair (mean, log_std) of tensors (B, *).
+        decoder: from latents to the law of x: any distribution with `log_prob` and `mean`, or a tensor, the mean; the
+            bound needs a distribution.
+        score_fn: the score of the latents, as `sample` takes it.
+        sde: its process.
+
+    Raises:
+        TypeError: at a call, for an encoder that returns something else.
+
+    Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> prior = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(sde)
+        >>> model = LatentScoreModel(
+        ...     lambda x: Normal(0.5 * x[:, :2], 0.7), lambda z: Normal(z.repeat(1, 2), 1.0), prior, sde)
+        >>> model.sample((3, 2), nfe=10, seed=0).x.shape
+        torch.Size([3, 4])
+        >>> model.bound(torch.ones(5, 4), seed=0).value.shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        encoder: Callable[[Tensor], Distribution | tuple[Tensor, Tensor]],
+        decoder: Callable[[Tensor], Any],
+        score_fn: ScoreFn,
+        sde: LinearSDE,
+    ) -> None:
+        for name, fn in (("encoder", encoder), ("decoder", decoder)):
+            if not callable(fn):
+                raise TypeError(f"the {name} must be callable, got {type(fn).__name__}")
+        if not getattr(sde, "is_linear", False):
+            raise TypeError(f"the score prior needs a LinearSDE, got {sde!r}")
+        self.encoder, self.decoder, self.sde = encoder, decoder, sde
+        self.score = as_score(score_fn, sde)
+
+    @staticmethod
+    def from_diffusers(
+        autoencoder: Any, score_fn: ScoreFn, sde: LinearSDE, *, decoder_std: float | None = None
+    ) -> LatentScoreModel:
+        """A model around an autoencoder of diffusers (`AutoencoderKL` and its like).
+
+        Latents are scaled and shifted as its configuration says (`scaling_factor`, `shift_factor`).
+
+        Args:
+            autoencoder: with `encode(x).latent_dist`, `decode(z).sample` and `config`.
+            score_fn: the score of the scaled latents.
+            sde: its process.
+            decoder_std: standard deviation of a Gaussian around the decoded image, which the bound needs.
+
+        Raises:
+            TypeError: for something that is no such autoencoder.
+            ValueError: for a `decoder_std` that is not positive.
+        """
+        if not (hasattr(autoencoder, "encode") and hasattr(autoencoder, "decode") and hasattr(autoencoder, "config")):
+            raise TypeError(f"an autoencoder has encode, decode and config, got {type(autoencoder).__name__}")
+        if decoder_std is not None and not (math.isfinite(decoder_std) and decoder_std > 0):
+            raise ValueError(f"decoder_std must be positive and finite, got {decoder_std}")
+        scale = float(getattr(autoencoder.config, "scaling_factor", None) or 1.0)
+        shift = float(getattr(autoencoder.config, "shift_factor", None) or 0.0)
+
+        def encoder(x: Tensor) -> Normal:
+            law = autoencoder.encode(x).latent_dist
+            return Normal((law.mean - shift) * scale, law.std * scale)
+
+        def decoder(z: Tensor) -> Any:
+            mean = autoencoder.decode(z / scale + shift).sample
+            return mean if decoder_std is None else Normal(mean, decoder_std)
+
+        return LatentScoreModel(encoder, decoder, score_fn, sde)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (B, *) of the latents of x (B, *).
+
+        Raises:
+            TypeError: for an encoder that returns no Gaussian.
+            ValueError: for a standard deviation that is not positive.
+        """
+        law = self.encoder(x)
+        if isinstance(law, tuple) and len(law) == 2 and all(isinstance(v, Tensor) for v in law):
+            mean, std = law[0], law[1].exp()
+        else:
+            base = law.base_dist if isinstance(law, Independent) else law
+            if not isinstance(base, Normal):
+                raise TypeError(
+                    f"the encoder must return a Normal or a pair (mean, log_std) of tensors, got {type(law).__name__}"
+                )
+            mean, std = base.loc, base.scale
+        mean, std = torch.broadcast_tensors(mean, std)  # type: ignore[no-untyped-call]
+        if len(mean) != len(x):
+            raise ValueError(f"the encoder returned latents {tuple(mean.shape)} for {len(x)} samples")
+        if not bool((std > 0).all()):
+            raise ValueError(f"the encoder's standard deviation must be positive, got {std.min().item()}")
+        return mean, std
+
+    def sample(self, shape: tuple[int, ...], **options: Any) -> LatentSamples:
+        """Latents from the score prior by any solver, then decoded.
+
+        Args:
+            shape: (B, *) of the latents.
+            options: of `sample`.
+        """
+        latent = sample(self.score, self.sde, shape, **options)
+        with torch.no_grad():
+            decoded = self.decoder(latent.x)
+        return LatentSamples(decoded if isinstance(decoded, Tensor) else decoded.mean, latent, decoded)
+
+    def bound(
+        self,
+        x: Tensor,
+        *,
+        method: str = "flow",
+        draws: int = 1,
+        n_times: int = 64,
+        eps: float | None = None,
+        seed: Seeds = None,
+        generator: Generators = None,
+        **options: Any,
+    ) -> LatentBound:
+        r"""The bound on log p(x) in nats a sample, its terms apart.
+
+        The cross-entropy to the score prior is $-\log p_\epsilon(z)$ of the probability flow (`"flow"`), or the
+        weighted loss (`"weighted"`), with $\ell = \log(\alpha^2/\sigma^2)$,
+
+        $$ \tfrac D2\log(2\pi e\,\sigma_\epsilon^2) + \mathrm{KL}\big(q(z_T \mid z_0) \,\|\, p_T\big)
+           + \tfrac12\int_{\ell_T}^{\ell_\epsilon} E\,\lVert\epsilon - \hat\epsilon(z_t, t)\rVert^2\,d\ell $$
+
+        by `n_times` times evenly spread in log-SNR, moved at random together in each sample. On average that is the
+        cross-entropy for an exact score, and an upper bound of that of the reverse SDE for any other.
+
+        Args:
+            x: data (B, *).
+            method: `"flow"` or `"weighted"`.
+            draws: latents a sample, averaged.
+            n_times: network calls of the weighted loss.
+            eps: time at which the prior's density is taken; `sde.likelihood_eps` if not given.
+            seed: of latents, noises and probes; one int, or one a sample.
+            generator: instead of `seed`.
+            options: of `log_prob`, for `"flow"`.
+
+        Raises:
+            ValueError: for options out of range.
+            TypeError: for a decoder that returns no distribution.
+
+        Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931, theorem 1.
+        """
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
+        for name, count in (("draws", draws), ("n_times", n_times)):
+            if isinstance(count, bool) or int(count) != count or count < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
+        if method == "weighted" and options:
+            raise ValueError(f"{', '.join(options)} are options of method='flow'")
+        eps = self.sde.likelihood_eps if eps is None else eps
+        seeds = resolve_seeds(seed, generator, len(x))
+        stream = NoiseStream(seeds, "dequantisation")
+        with torch.no_grad():
+            mean, std = self.posterior(x)
+            entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).flatten(1).sum(1)
+            reconstructions, crosses, nfe = [], [], 0
+            for k in range(draws):
+                z = mean + std * stream.normal(tuple(mean.shape), mean.dtype, mean.device)
+                reconstructions.append(self._reconstruction(x, z))
+                if method == "flow":
+                    own = [(s + 0x9E3779B97F4A7C15 * (k * 2**20 + i)) % 2**64 for s, i in seeds]
+                    result = log_prob(self.score, self.sde, z, eps=eps, seed=own, **options)
+                    cross, calls = -result.value, result.nfe
+                else:
+                    cross, calls = self._weighted(z, eps, n_times, stream), n_times
+                crosses.append(cross)
+                nfe += calls
+        reconstruction, cross_entropy = torch.stack(reconstructions), torch.stack(crosses)
+        spread = reconstruction - cross_entropy
+        stderr = spread.std(0) / math.sqrt(draws) if draws > 1 else torch.full_like(entropy, math.nan)
+        how = "cross-entropy by the " + {"flow": "probability flow", "weighted": "weighted loss"}[method]
+        return LatentBound(
+            spread.mean(0) + entropy, reconstruction.mean(0), entropy, cross_entropy.mean(0), stderr, nfe,
+            x[0].numel(), f"{how}, {draws} draw{'s' * (draws > 1)}",
+        )  # fmt: skip
+
+    def _reconstruction(self, x: Tensor, z: Tensor) -> Tensor:
+        law = self.decoder(z)
+        if isinstance(law, Tensor) or not hasattr(law, "log_prob"):
+            raise TypeError(f"the bound needs a decoder that returns a distribution, got {type(law).__name__}")
+        log_p: Tensor = law.log_prob(x)
+        return log_p.reshape(len(x), -1).sum(1)
+
+    def _weighted(self, z: Tensor, eps: float, n_times: int, stream: NoiseStream) -> Tensor:
+        sde, d = self.sde, z[0].numel()
+        first, last = (float(sde.log_snr(t)) for t in (sde.T, eps))
+        moved = torch.special.ndtr(stream.normal((len(z), 1), torch.float64, z.device))
+        loss = torch.zeros(len(z), dtype=torch.float64, device=z.device)
+        for i in range(n_times):
+            t = sde.time(first + (last - first) * (i + moved[:, 0]) / n_times).clamp(eps, sde.T).to(z.dtype)
+            noise = stream.normal(tuple(z.shape), z.dtype, z.device)
+            mean, std = sde.marginal(z, t)
+            predicted = self.score.predict("noise", mean + std * noise, t)
+            loss += (noise - predicted).double().square().flatten(1).sum(1)
+        alpha, sigma, start = (float(v) for v in (sde.alpha(sde.T), sde.sigma(sde.T), sde.sigma(on_host(eps))))
+        prior = sde.prior_std**2
+        square = (alpha * z.double()).square().flatten(1).sum(1)
+        at_T = 0.5 * (square / prior + d * (sigma**2 / prior - 1 - math.log(sigma**2 / prior)))
+        constant = 0.5 * d * math.log(2 * math.pi * math.e * start**2)
+        return (constant + at_T + 0.5 * (last - first) * loss / n_times).to(z.dtype)
+
+
+class MixedNoise(nn.Module):
+    r"""The mixed score parametrisation: the noise of a standard normal law, and a network's for what differs from it.
+
+    $$ \hat\epsilon = (1 - m)\,\frac{\sigma_t}{\alpha_t^2 + \sigma_t^2}\,z_t + m\,\epsilon_\theta(z_t, t), \qquad
+       m = \mathrm{sigmoid}(\text{logit}) $$
+
+    The score is then that of a geometric mixture of $N(0, I)$ with the network's law. Make a score of it with
+    `from_noise(MixedNoise(...), sde)`.
+
+    Args:
+        net: `net(z, label, **kwargs)`, the noise.
+        sde: the process.
+        shape: of the mixing logits, broadcast with the latents' shape (such as (C, 1, 1)); learnable.
+        initial: the mixing share m at first.
+        time_label: from t to what the network expects.
+
+    Raises:
+        ValueError: for an initial share outside (0, 1).
+
+    Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931, section 3.2.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> mixed = MixedNoise(lambda z, t: 0 * z, sde, (1,), initial=0.25)
+        >>> round(mixed(torch.ones(1, 1), torch.ones(1)).item(), 3)
+        0.75
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        sde: LinearSDE,
+        shape: tuple[int, ...] = (),
+        *,
+        initial: float = 0.5,
+        time_label: TimeLabel | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < initial < 1:
+            raise ValueError(f"the initial share must lie in (0, 1), got {initial}")
+        self.net, self.sde, self.time_label = net, sde, time_label
+        self.logit = nn.Parameter(torch.full(shape, math.log(initial / (1 - initial))))
+
+    def forward(self, z: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        """The noise at latents z (B, *) and times t (B,)."""
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        gaussian = expand(sigma / (alpha**2 + sigma**2), z) * z
+        share = torch.sigmoid(self.logit).to(z.dtype)
+        own = self.net(z, t if self.time_label is None else self.time_label(t), **kwargs)
+        return (1 - share) * gaussian + share * own

@@ -1,0 +1,608 @@
+"""Linear processes with a matrix: the state has several blocks, such as position and velocity."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde._shapes import Time, as_time, expand, on_host
+from sgm_sde.engine.matrix import Matrix
+from sgm_sde.processes.base import SDE, Node
+from sgm_sde.processes.linear import _ordered, invert_log_snr
+from sgm_sde.processes.vp import VPSDE
+
+MATRIX_PREDICTIONS = ("data", "data_x", "noise", "score", "noise_v", "score_v", "drift", "rotated")
+EARLIEST = 1e-7  # of T: rotations of the noise are known from here on
+
+
+def apply(matrix: Tensor | Matrix, z: Tensor) -> Tensor:
+    """A matrix (k, k), or one a sample (B, k, k), times the blocks of z (B, k, *), in its dtype.
+
+    Example:
+        >>> apply(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), torch.tensor([[[1.0], [2.0]]])).flatten()
+        tensor([ 2., -1.])
+    """
+    if isinstance(matrix, Matrix):
+        matrix = torch.tensor(matrix.rows, dtype=torch.float64, device="cpu")
+    wide = matrix.to(z).reshape(*matrix.shape[-3:], *[1] * (z.ndim - 2))
+    return (wide * z[:, None]).sum(2)  # elementwise: matrix products round under autocast and TF32
+
+
+def double(t: Tensor) -> Tensor:
+    """t in float64, where its device has it."""
+    return t if t.device.type == "mps" else t.double()
+
+
+def require_covariance(name: str, matrix: Any, *, definite: bool = True) -> Matrix:
+    """`matrix` as a `Matrix`.
+
+    Raises:
+        ValueError: unless it is finite, symmetric and positive definite (or semi-definite).
+    """
+    array = np.asarray(matrix.array if isinstance(matrix, Matrix) else matrix, dtype=np.float64)
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or not np.isfinite(array).all():
+        raise ValueError(f"the {name} must be a finite square matrix, got {array.tolist()}")
+    if not np.allclose(array, array.T):
+        raise ValueError(f"the {name} must be symmetric, got {array.tolist()}")
+    least = float(np.linalg.eigvalsh(array).min())
+    if least < 0 or (definite and least <= 0):
+        kind = "positive definite" if definite else "positive semi-definite"
+        raise ValueError(f"the {name} must be {kind}, got {array.tolist()} with the eigenvalue {least:.6g}")
+    return Matrix.of(array)
+
+
+class MatrixNode(Node):
+    """A grid time with the kernel's matrices there, in double precision on the host.
+
+    Attributes:
+        F: drift matrix.
+        g: diffusion matrix G.
+        phi: transition matrix from 0.
+        N: covariance of the noise added from 0.
+        cov: covariance of the state given the data.
+        L: its Cholesky factor.
+        mu: factors (k,) on the data in the state's mean.
+    """
+
+    sde: MatrixSDE
+    advice = "its kernel is made of matrices. Use EulerMaruyama, RungeKutta, SSCS or GDDIM, which do with what it has."
+
+    def __init__(self, sde: MatrixSDE, t: float, F: np.ndarray, G: np.ndarray, phi: np.ndarray, N: np.ndarray) -> None:
+        self.sde, self.t, self.F, self.g = sde, t, F, Matrix.of(G)
+        self.phi, self.N, self.mu = phi, N, phi[:, 0]
+        self.cov = phi @ sde.initial_covariance.array @ phi.T + N
+
+    @cached_property
+    def L(self) -> np.ndarray:
+        """Cholesky factor of the covariance."""
+        return cholesky(self.cov, self.t)
+
+    @cached_property
+    def R(self) -> np.ndarray:
+        """The factor of the covariance that the probability flow of one data point carries along."""
+        return np.asarray(self.sde.rotation([self.t])[0])
+
+    def transport(self, to: float, pull: float = 0.0, noise: float = 0.0) -> tuple[Matrix, np.ndarray]:
+        """`MatrixSDE.propagate` from here to another time."""
+        phi, N = self.sde.propagate(self.t, to, pull, noise)
+        return Matrix.of(phi), N
+
+    def noise_until(self, to: float) -> Matrix:
+        r"""The integral of $GG^\top$ between here and another time, positive."""
+        x, w = np.polynomial.legendre.leggauss(16)
+        G = self.sde.g(torch.from_numpy(to + (x / 2 + 0.5) * (self.t - to))).numpy()
+        return Matrix.of(abs(self.t - to) * np.tensordot(w / 2, G @ G.swapaxes(-1, -2), 1))
+
+    def convert(self, source: str, target: str, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[Any, Any]:
+        r"""Coefficients $(c_x, c_r)$ with target prediction $= c_x z + c_r r$, for a network output r.
+
+        Through the noise: $z = \mu D + L\epsilon$, score $-L^{-\top}\epsilon$. `"data"` is all of $E[z_0 \mid z]$,
+        `"data_x"` an output of which block 0 alone counts, `"noise_v"` and `"score_v"` those of which the last does,
+        and `"rotated"` is $-R^\top s$.
+
+        Raises:
+            ValueError: for an unknown name.
+        """
+        for name in (source, target):
+            if name not in MATRIX_PREDICTIONS:
+                raise ValueError(f"{name!r} is no prediction on {self.sde!r}: {', '.join(MATRIX_PREDICTIONS)} are")
+        if source == target and target != "drift":
+            return 0.0, 1.0
+        e_x, e_r = self._noise(source)
+        k = len(self.mu)
+        lift, plus = -np.linalg.inv(self.L).T, np.zeros((k, k))  # target = plus z + lift eps, the score at first
+        if target == "noise":
+            lift = np.eye(k)
+        elif target == "rotated":
+            lift = -self.R.T @ lift
+        elif target == "drift":
+            lift, plus = -(1 + eta**2) / 2 * self.g.array @ self.g.array.T @ lift, self.F
+        elif target == "data":
+            back = np.linalg.inv(self.phi)
+            lift, plus = back @ self.N @ lift, back
+        elif target != "score":
+            raise ValueError(f"nothing needs {target!r} of a network that predicts {source}")
+        c_x, c_r = plus + lift @ e_x, lift @ e_r
+        return Matrix.of(c_x), Matrix.of(c_r)
+
+    def _noise(self, source: str) -> tuple[np.ndarray, np.ndarray]:
+        """(e_x, e_r) with noise = e_x z + e_r r for an output r."""
+        k = len(self.mu)
+        zero, last = np.zeros((k, k)), np.zeros((k, k))
+        last[-1, -1] = 1.0
+        if source == "noise":
+            return zero, np.eye(k)
+        if source == "score":
+            return zero, -self.L.T
+        if source in ("data", "data_x"):
+            inverse = np.linalg.inv(self.L)
+            return inverse, np.outer(-inverse @ self.mu, np.eye(k)[0])
+        if source not in ("noise_v", "score_v"):
+            raise ValueError(f"a network cannot predict {source!r} on {self.sde!r}")
+        # The noise of the last block is known: z = mu D + L eps has k equations for D and the other noises.
+        unknown = np.linalg.inv(np.column_stack([self.mu, self.L[:, :-1]]))
+        e_x, e_r = np.roll(unknown, -1, 0), np.zeros((k, k))
+        e_r[:, -1] = np.roll(-unknown @ self.L[:, -1], -1)
+        e_x[-1], e_r[-1, -1] = 0.0, 1.0
+        return e_x, e_r @ (last * (-self.L[-1, -1] if source == "score_v" else 1.0))
+
+
+def cholesky(covariance: np.ndarray, t: float) -> np.ndarray:
+    """Cholesky factor.
+
+    Raises:
+        ValueError: for a covariance that is not positive definite, with the time.
+    """
+    try:
+        factor: np.ndarray = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        raise ValueError(
+            f"the covariance at t={t:.6g} is not positive definite: {covariance.tolist()}; start above it"
+        ) from None
+    return factor
+
+
+class MatrixSDE(SDE):
+    r"""A process linear in a state of k blocks, $dz = F(t)\,z\,dt + G(t)\,dw$, with matrices for coefficients.
+
+    States are tensors (B, k, *): data is block 0, `position(z)`, and what is added to it the others. The matrices act
+    on axis 1. With $z_0 = (x_0, 0, \dots) + N(0, \Sigma_0)$,
+
+    $$ z_t \mid x_0 \sim N(\mu_t x_0,\ \Sigma_t), \qquad \Phi' = F\Phi, \qquad \mu_t = \Phi e_0, \qquad
+       \Sigma' = F\Sigma + \Sigma F^\top + GG^\top $$
+
+    A process of your own gives `drift_matrix`, `g`, `prior_covariance`, `initial_covariance`, T and eps, or comes from
+    `from_functions` (Phi and Sigma are integrated by SciPy) or `from_rate` (by matrix exponentials).
+
+    Attributes:
+        prior_covariance: (k, k) of the prior at T.
+        initial_covariance: (k, k) of the state at t = 0 given the data.
+
+    Source: Dockhorn et al., 2022, arXiv:2112.07068; Zhang et al., 2022, arXiv:2206.05564.
+    """
+
+    natural_grid: ClassVar[str] = "quadratic"
+    prior_covariance: Matrix
+    initial_covariance: Matrix
+
+    @staticmethod
+    def from_functions(
+        F: Callable[[float], Any],
+        G: Callable[[float], Any],
+        *,
+        prior_covariance: Any,
+        initial_covariance: Any,
+        T: float = 1.0,
+        eps: float = 1e-3,
+    ) -> MatrixSDE:
+        """A process from any F(t) and G(t), functions of a number that return (k, k) arrays.
+
+        Phi and Sigma are integrated by SciPy's DOP853 in float64, pair of times by pair.
+
+        Args:
+            F: drift matrix.
+            G: diffusion matrix.
+            prior_covariance: (k, k) of the prior at T.
+            initial_covariance: (k, k) of what surrounds the data at t = 0, zero in its first row and column.
+            T: end of the forward time.
+            eps: default end of sampling.
+
+        Raises:
+            ValueError: for matrices of the wrong shape, or covariances that are not positive (semi-)definite.
+
+        Example:
+            >>> sde = MatrixSDE.from_functions(
+            ...     lambda t: [[0, 4], [-4, -8]], lambda t: [[0, 0], [0, 4**0.5]],
+            ...     prior_covariance=np.diag([1, 0.25]), initial_covariance=np.diag([0, 0.01]))
+            >>> sde.transition(0.0, 0.5)[0].shape
+            torch.Size([2, 2])
+        """
+        prior = require_covariance("prior covariance", prior_covariance)
+        initial = require_covariance("initial covariance", initial_covariance, definite=False)
+        return _IntegratedSDE(F, G, prior, initial, T, eps)
+
+    @staticmethod
+    def from_rate(
+        A: Any,
+        D: Any,
+        *,
+        prior_covariance: Any,
+        initial_covariance: Any,
+        beta_min: float = 1.0,
+        beta_max: float | None = None,
+        T: float = 1.0,
+        eps: float = 1e-3,
+    ) -> MatrixSDE:
+        r"""A process with $F = \beta(t) A$ and $GG^\top = \beta(t) DD^\top$, beta linear in time.
+
+        Args:
+            A: drift matrix (k, k) at rate 1.
+            D: diffusion matrix (k, k) at rate 1.
+            prior_covariance: (k, k) of the prior at T.
+            initial_covariance: (k, k) of what surrounds the data at t = 0.
+            beta_min: rate at t = 0.
+            beta_max: rate at t = 1; that at 0 if not given.
+            T: end of the forward time.
+            eps: default end of sampling.
+
+        Raises:
+            ValueError: as `from_functions`.
+
+        Example:
+            >>> third = MatrixSDE.from_rate(
+            ...     [[0, 1, 0], [-1, 0, 2], [0, -2, -3]], np.diag([0, 0, 6**0.5]),
+            ...     prior_covariance=np.eye(3), initial_covariance=np.diag([0, 0.04, 0.04]), beta_min=5)
+            >>> third.prior_sample((2, 3, 8, 8), seed=0).shape
+            torch.Size([2, 3, 8, 8])
+        """
+        prior = require_covariance("prior covariance", prior_covariance)
+        initial = require_covariance("initial covariance", initial_covariance, definite=False)
+        rate = VPSDE(beta_min, beta_min if beta_max is None else beta_max, T, eps)
+        return _RateSDE(Matrix.of(A), Matrix.of(D), prior, initial, rate, T, eps)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        k, t = self.blocks, on_host(self.eps)
+        shapes = {
+            "drift matrix": tuple(self.drift_matrix(t).shape),
+            "diffusion matrix": tuple(self.g(t).shape),
+            "initial covariance": self.initial_covariance.array.shape,
+        }
+        for name, shape in shapes.items():
+            if shape != (k, k):
+                raise ValueError(f"the {name} has the shape {shape}, the prior covariance ({k}, {k})")
+
+    @abstractmethod
+    def drift_matrix(self, t: Time) -> Tensor:
+        """F(t): of shape (k, k) for t (), (B, k, k) for t (B,)."""
+
+    @abstractmethod
+    def g(self, t: Time) -> Tensor:
+        """Diffusion matrix G(t): of shape (k, k) for t (), (B, k, k) for t (B,)."""
+
+    @property
+    def blocks(self) -> int:
+        """Number k of blocks."""
+        return len(self.prior_covariance.rows)
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether its marginal kernel is known: always, here."""
+        return True
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the prior's block 0."""
+        return math.sqrt(self.prior_covariance.rows[0][0])
+
+    def position(self, z: Tensor) -> Tensor:
+        """Block 0 of a state z (B, k, *): the data's, (B, *)."""
+        return self._state(z)[:, 0]
+
+    def _state(self, z: Tensor) -> Tensor:
+        if z.ndim < 2 or z.shape[1] != self.blocks:
+            k = self.blocks
+            raise ValueError(f"a state of {self!r} has {k} blocks on axis 1, (B, {k}, *): got {tuple(z.shape)}")
+        return z
+
+    def f(self, x: Tensor, t: Time) -> Tensor:
+        """Drift at state `x` (B, k, *) and time `t`, () or (B,); returns (B, k, *)."""
+        return apply(self.drift_matrix(t), self._state(x))
+
+    def diffusion(self, v: Tensor, t: Time) -> Tensor:
+        r"""$GG^\top$ times v (B, k, *)."""
+        G = self.g(t)
+        return apply(G @ G.mT, self._state(v))
+
+    def propagate(self, s: float, t: float, pull: float = 0.0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        r"""Phi and covariance of $dz = (F + c\,GG^\top P^{-1})\,z\,dt + \eta\,G\,dw$ from s to t, either way in time.
+
+        P is the prior's covariance, c `pull`, eta `noise`. By SciPy's DOP853 at 1e-11, unless a process knows better.
+        """
+        return _integrated(self, s, t, pull, noise)
+
+    def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        r"""Phi and covariance (\*, k, k) of the kernel $z_t \mid z_s \sim N(\Phi z_s, \Sigma)$ for $s \le t$.
+
+        Raises:
+            ValueError: if `s` is after `t` anywhere.
+        """
+        s, t = _ordered(s, t)
+        s, t = s + 0 * t, t + 0 * s
+        pairs = zip(s.reshape(-1).tolist(), t.reshape(-1).tolist(), strict=True)
+        both = np.stack([np.stack(self.propagate(a, b)) for a, b in pairs], 1)
+        phi, N = torch.from_numpy(both).to(t).reshape(2, *t.shape, self.blocks, self.blocks)
+        return phi, N
+
+    def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """Mean (B, k, *) and covariance (k, k) or (B, k, k) of the state given the data x0 (B, *)."""
+        mu, covariance = self.kernel(t)
+        mean = torch.stack([expand(m, x0) * x0 for m in mu.unbind(-1)], 1)
+        return mean, covariance
+
+    def kernel(self, t: Time) -> tuple[Tensor, Tensor]:
+        """Factors mu (*, k) on the data and covariance (*, k, k) of the state given the data."""
+        t = as_time(t)
+        phi, N = self.transition(torch.zeros_like(t), t)
+        return phi[..., 0], phi @ self.initial_covariance_like(phi) @ phi.mT + N
+
+    def initial_covariance_like(self, x: Tensor) -> Tensor:
+        """`initial_covariance` on the device and in the dtype of x."""
+        return torch.tensor(self.initial_covariance.rows, dtype=x.dtype, device=x.device)
+
+    def perturb(self, x0: Tensor, t: Time, z: Tensor) -> Tensor:
+        """The state (B, k, *) at t for data x0 (B, *) and standard normal noise z (B, k, *)."""
+        mean, covariance = self.marginal(x0, t)
+        return mean + apply(torch.linalg.cholesky(covariance), self._state(z))
+
+    def observation(self, t: Time) -> tuple[Tensor, Tensor]:
+        r"""The data as the state shows it: weights w (\*, k) and noise level s (\*).
+
+        $y = w^\top z \sim N(x_0, s^2)$ is all that the state says of the data:
+        $w = s^2\,\Sigma^{-1}\mu$, $s^{-2} = \mu^\top\Sigma^{-1}\mu$.
+        """
+        mu, covariance = self.kernel(t)
+        w = torch.linalg.solve(covariance, mu)
+        precision = (mu * w).sum(-1)
+        return w / precision[..., None], precision.rsqrt()
+
+    def log_snr(self, t: Time) -> Tensor:
+        """Log signal-to-noise ratio of `observation`, -2 log s; decreases with t."""
+        t = as_time(t)
+        level = self.observation(double(torch.where(t > 0, t, self.T)))[1]
+        return torch.where(t > 0, (-2 * level.log()).to(t.dtype), math.inf)
+
+    def time(self, log_snr: Time) -> Tensor:
+        """The time at which the log-SNR is the given one, by bisection; NaN outside of its range."""
+        return invert_log_snr(self, as_time(log_snr))
+
+    def prior_transform(self, z: Tensor, t: float | None = None) -> Tensor:
+        """Turn standard normal noise (B, k, *) into prior samples; at an earlier t, into what surrounds data at 0."""
+        end = t is None or t == self.T
+        covariance = self.prior_covariance.array if end or t is None else self.nodes([t])[0].cov
+        return apply(torch.from_numpy(np.linalg.cholesky(covariance)), self._state(z))
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of the prior in nats per sample: (B, k, *) to (B,)."""
+        L = np.linalg.cholesky(self.prior_covariance.array)
+        y = apply(torch.from_numpy(np.linalg.inv(L)), self._state(x)).reshape(len(x), -1)
+        log_det = float(np.log(np.diag(L)).sum()) / self.blocks
+        return (-0.5 * y.square() - 0.5 * math.log(2 * math.pi) - log_det).sum(1)
+
+    def rotation(self, times: Any) -> np.ndarray:
+        r"""R at times (n,), an array (n, k, k), with $RR^\top = \Sigma$ and $R' = (F + \tfrac12 GG^\top\Sigma^{-1})R$.
+
+        The probability flow carries $\mu x_0 + R\epsilon$ along with epsilon constant.
+
+        Raises:
+            ValueError: for times below 1e-7 T.
+
+        Source: Zhang et al., 2022, arXiv:2206.05564.
+        """
+        t = np.asarray(times, dtype=np.float64)
+        if not (t.min() >= EARLIEST * self.T and t.max() <= self.T * (1 + 1e-9)):
+            raise ValueError(
+                f"the noise's rotation is known from {EARLIEST * self.T:g} to T={self.T}, not on [{t.min()}, {t.max()}]"
+            )
+        log_t: Any = np.log(t)
+        R = _rotations(self)(log_t).T.reshape(-1, self.blocks, self.blocks)
+        L = np.linalg.cholesky(self.kernel(torch.from_numpy(t))[1].numpy())
+        u, _, v = np.linalg.svd(np.linalg.solve(L, R))  # rounding has moved R off the root of Sigma
+        return np.asarray(L @ u @ v)
+
+    def carried(self, times: Any, t: float) -> np.ndarray:
+        """Phi(t, u) R(u) at times u from t on, (n, k, k)."""
+        u = torch.from_numpy(np.asarray(times, dtype=np.float64))
+        phi, _ = self.transition(on_host(t), u)
+        return np.asarray(np.linalg.solve(phi.numpy(), self.rotation(times)))
+
+    def nodes(self, times: Sequence[float]) -> list[Node]:
+        """The host-side coefficients at each of the given times."""
+        t = on_host(times)
+        phi, N = self.transition(torch.zeros_like(t), t)
+        arrays = [v.numpy() for v in (self.drift_matrix(t), self.g(t), phi, N)]
+        return [MatrixNode(self, *values) for values in zip(times, *arrays, strict=True)]
+
+    def convert(self, source: str, target: str, z: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
+        """A prediction at z (B, k, *) and t (B,) from the network's output there."""
+        times, index = torch.unique(t, return_inverse=True)
+        pairs = [node.convert(source, target, eta) for node in self.nodes(times.tolist())]
+        if not isinstance(pairs[0][0], Matrix):
+            return out
+        c_x, c_r = (
+            torch.from_numpy(np.stack([c.array for c in column])).to(z)[index] for column in zip(*pairs, strict=True)
+        )
+        return apply(c_x, z) + apply(c_r, out)
+
+
+class RateMatrixSDE(MatrixSDE):
+    r"""Processes with $F = \beta(t) A$ and $GG^\top = \beta(t) DD^\top$: functions of $B(t) = \int_0^t\beta$.
+
+    Attributes:
+        A: drift matrix at rate 1.
+        D: diffusion matrix at rate 1.
+    """
+
+    A: Matrix
+    D: Matrix
+
+    @abstractmethod
+    def beta(self, t: Time) -> Tensor:
+        """Rate beta(t); returns the shape of `t`."""
+
+    @abstractmethod
+    def integrated_beta(self, t: Time) -> Tensor:
+        """B(t), the integral of beta from 0 to t."""
+
+    def _times(self, rate: Tensor, matrix: Matrix) -> Tensor:
+        return rate[..., None, None] * torch.tensor(matrix.rows, dtype=rate.dtype, device=rate.device)
+
+    def drift_matrix(self, t: Time) -> Tensor:
+        """F(t) = beta(t) A."""
+        return self._times(self.beta(t), self.A)
+
+    def g(self, t: Time) -> Tensor:
+        """G(t) = sqrt(beta(t)) D."""
+        return self._times(self.beta(t).sqrt(), self.D)
+
+    def propagate(self, s: float, t: float, pull: float = 0.0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """As `MatrixSDE.propagate`, by matrix exponentials."""
+        Q = self.D.array @ self.D.array.T
+        A = self.A.array + pull * Q @ np.linalg.inv(self.prior_covariance.array)
+        dB = float(self.integrated_beta(t) - self.integrated_beta(s))
+        M, Q = torch.from_numpy(math.copysign(1, dB) * A), torch.from_numpy(noise**2 * Q)
+        phi, N = van_loan(M, Q, on_host(abs(dB)))
+        return phi.numpy(), N.numpy()
+
+    def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        r"""Phi and covariance (\*, k, k) of the kernel $z_t \mid z_s \sim N(\Phi z_s, \Sigma)$ for $s \le t$."""
+        s, t = _ordered(s, t)
+        dB = double(self.integrated_beta(t)) - double(self.integrated_beta(s))
+        phi, N = self.transition_of_rate(dB)
+        return phi.to(t.dtype), N.to(t.dtype)
+
+    def transition_of_rate(self, dB: Tensor) -> tuple[Tensor, Tensor]:
+        """Phi and covariance (*, k, k) over an integrated rate dB (*)."""
+        A, D = (torch.tensor(m.rows, dtype=dB.dtype, device=dB.device) for m in (self.A, self.D))
+        return van_loan(A, D @ D.mT, dB)
+
+
+def van_loan(A: Tensor, Q: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    r"""$e^{AB}$ and $\int_0^B e^{Au} Q e^{A^\top u}\,du$ of shape (\*, k, k) for B (\*) of at least 0.
+
+    By the exponential of one block matrix over a short B, doubled as often as it takes, which adds positive terms only.
+    Its Taylor series keeps the relative precision of every entry, however small; torch's own does not.
+
+    Source: Van Loan, 1978, doi:10.1109/TAC.1978.1101743.
+
+    Example:
+        >>> phi, N = van_loan(torch.tensor([[-1.0]]), torch.tensor([[2.0]]), torch.tensor(3.0))
+        >>> round(float(phi), 6), round(float(N), 6)
+        (0.049787, 0.997521)
+    """
+    k = len(A)
+    reach = float(B.abs().max()) * float(A.abs().sum(1).max()) if B.numel() else 0.0
+    doublings = max(0, math.ceil(math.log2(reach))) if reach > 0 else 0
+    block = torch.cat([torch.cat([A, Q], 1), torch.cat([torch.zeros_like(A), -A.mT], 1)])
+    short = block * (B * 2.0**-doublings)[..., None, None]
+    V = eye = torch.eye(2 * k, dtype=B.dtype, device=B.device)
+    for j in range(20, 0, -1):
+        V = eye + short @ V / j
+    phi = V[..., :k, :k]
+    N = V[..., :k, k:] @ phi.mT
+    for _ in range(doublings):
+        N, phi = N + phi @ N @ phi.mT, phi @ phi
+    return phi, (N + N.mT) / 2
+
+
+@dataclass(frozen=True)
+class _RateSDE(RateMatrixSDE):
+    """What `from_rate` makes."""
+
+    A: Matrix
+    D: Matrix
+    prior_covariance: Matrix
+    initial_covariance: Matrix
+    rate: VPSDE
+    T: float
+    eps: float
+
+    def beta(self, t: Time) -> Tensor:
+        """Rate beta(t); returns the shape of `t`."""
+        return self.rate.beta(t)
+
+    def integrated_beta(self, t: Time) -> Tensor:
+        """B(t), the integral of beta from 0 to t."""
+        return self.rate.integrated_beta(t)
+
+
+@dataclass(frozen=True)
+class _IntegratedSDE(MatrixSDE):
+    """What `from_functions` makes."""
+
+    F: Callable[[float], Any]
+    G: Callable[[float], Any]
+    prior_covariance: Matrix
+    initial_covariance: Matrix
+    T: float
+    eps: float
+
+    @staticmethod
+    def _at(fn: Callable[[float], Any], t: Time) -> Tensor:
+        t = as_time(t)
+        values = np.stack([np.asarray(fn(s), dtype=np.float64) for s in t.reshape(-1).tolist()])
+        return torch.from_numpy(values).to(t).reshape(*t.shape, *values.shape[1:])
+
+    def drift_matrix(self, t: Time) -> Tensor:
+        """F(t)."""
+        return self._at(self.F, t)
+
+    def g(self, t: Time) -> Tensor:
+        """G(t)."""
+        return self._at(self.G, t)
+
+
+@lru_cache(maxsize=4096)
+def _integrated(sde: MatrixSDE, s: float, t: float, pull: float, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.integrate import solve_ivp
+
+    k = sde.blocks
+    toward, sign = pull * np.linalg.inv(sde.prior_covariance.array), math.copysign(1, t - s)
+
+    def slope(u: float, y: np.ndarray) -> np.ndarray:
+        phi, N = y.reshape(2, k, k)
+        F, G = sde.drift_matrix(u).numpy(), sde.g(u).numpy()
+        M = F + G @ G.T @ toward
+        return np.stack([M @ phi, M @ N + N @ M.T + sign * noise**2 * G @ G.T]).reshape(-1)
+
+    y0 = np.stack([np.eye(k), np.zeros((k, k))]).reshape(-1)
+    solution = solve_ivp(slope, (s, t), y0, method="DOP853", rtol=1e-11, atol=1e-15)
+    phi, N = solution.y[:, -1].reshape(2, k, k)
+    return phi, (N + N.T) / 2
+
+
+@lru_cache(maxsize=16)
+def _rotations(sde: MatrixSDE) -> Callable[[float], np.ndarray]:
+    """R as a function of log t, from the Cholesky factor at T back to early times."""
+    from scipy.integrate import solve_ivp
+
+    def slope(log_t: float, y: np.ndarray) -> np.ndarray:
+        t = math.exp(log_t)
+        (node,) = sde.nodes([min(t, sde.T)])
+        G = node.g.array
+        M = node.F + 0.5 * G @ np.linalg.solve(node.cov, G).T
+        return t * (M @ y.reshape(sde.blocks, -1)).reshape(-1)
+
+    span = (math.log(sde.T), math.log(EARLIEST * sde.T))
+    (end,) = sde.nodes([sde.T])
+    solution = solve_ivp(slope, span, end.L.reshape(-1), method="DOP853", rtol=1e-11, atol=1e-16, dense_output=True)
+    function: Callable[[float], np.ndarray] = solution.sol
+    return function

@@ -1,0 +1,164 @@
+"""Solvers for linear processes with a matrix, such as CLD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde.engine.matrix import Matrix
+from sgm_sde.engine.program import Form, Step
+from sgm_sde.solvers.base import EtaSolver, Solver
+from sgm_sde.solvers.correctors import Langevin
+from sgm_sde.solvers.linear_part import POINTS, WEIGHTS
+
+
+@dataclass(frozen=True)
+class SSCS(EtaSolver):
+    r"""The symmetric splitting sampler of CLD: the prior's own dynamics exactly, the score's deviation as a kick.
+
+    With P the prior's covariance and $c = (1+\eta^2)/2$ the reverse process is, with time running down,
+
+    $$ dz = \underbrace{-(F + c\,GG^\top P^{-1})\,z\,d\tau + \eta\,G\,dw}_{\text{A, exact}}
+       + \underbrace{c\,GG^\top(s + P^{-1}z)\,d\tau}_{\text{S}} $$
+
+    and a step is A over the first half, S by Euler with the score in the middle, A over the second half. Each half has
+    its own exact kernel, so that a rate that depends on time is integrated over the half that it belongs to; S takes
+    the integral of $GG^\top$ over the step.
+
+    Order 1, weak order 1 (Euler in S); one network call a step.
+
+    Args:
+        eta: noise level; 1 is the published sampler, 0 a splitting of the probability flow.
+
+    Raises:
+        ValueError: for a negative `eta`.
+        TypeError: on compiling, for a process without a matrix.
+
+    Source: Dockhorn et al., 2022, arXiv:2112.07068.
+
+    Example:
+        >>> SSCS().nfe(20), SSCS().weak_order
+        (20, 1)
+    """
+
+    name = "sscs"
+    order = 1
+    prediction = "score"
+    source = "Dockhorn et al., 2022, arXiv:2112.07068"
+
+    def step(self, k: Step) -> Form:
+        """One step."""
+        c = (1 + self.eta**2) / 2
+        middle = k.at((k.start.t + k.end.t) / 2)
+
+        def exact(z: Form, s: Any, t: Any) -> Form:
+            phi, N = s.transport(t.t, pull=c, noise=self.eta)
+            return phi * z + (root(N) * k.noise() if self.eta else Form())
+
+        z = k.keep(exact(k.x, k.start, middle), middle)
+        push = c * k.start.noise_until(k.end.t)
+        z = z + push * k.evaluate(z, middle) + push * k.start.sde.prior_covariance.inverse * z
+        return exact(z, middle, k.end)
+
+
+def root(covariance: np.ndarray) -> Matrix:
+    """A square root of a positive semi-definite matrix: its Cholesky factor where there is one."""
+    try:
+        return Matrix.of(np.linalg.cholesky(covariance))
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        return Matrix.of(vectors * np.sqrt(np.clip(values, 0, None)))
+
+
+@dataclass(frozen=True)
+class GDDIM(Solver):
+    r"""Exponential multistep on the probability flow in rotated noise: gDDIM.
+
+    With R the factor of the covariance that the flow carries along, $R' = (F + \tfrac12 GG^\top\Sigma^{-1})R$, and
+    $\epsilon = -R^\top s$,
+
+    $$ z_t = \Phi z_s + \sum_{j<n} C_j\,\epsilon_j, \qquad C_j = \int_s^t W'(u)\,l_j(u)\,du, \qquad
+       W(u) = \Phi(t, u) R_u - \Phi(t, s) R_s $$
+
+    with the polynomials $l_j$ in log t through the last n evaluations. Exact for data on one point, on any grid.
+    Moments are integrated by parts with 32 Gauss points. A step's Phi blows up what rounding has left of the state:
+    keep a float32 run's first step short on a process that forgets much faster than CLD's default.
+
+    Order min(n, 2), from a cold start; one network call a step.
+
+    Args:
+        nodes: the number n of evaluations a step uses, 1 to 4.
+
+    Raises:
+        ValueError: for another number of nodes.
+        TypeError: on compiling, for a process without a matrix.
+
+    Source: Zhang et al., 2022, arXiv:2206.05564.
+
+    Example:
+        >>> GDDIM(nodes=1).order, GDDIM(nodes=3).order
+        (1, 2)
+    """
+
+    nodes: int = 2
+    name = "gddim"
+    prediction = "rotated"
+    source = "Zhang et al., 2022, arXiv:2206.05564"
+
+    def __post_init__(self) -> None:
+        if self.nodes not in (1, 2, 3, 4):
+            raise ValueError(f"nodes must be a whole number from 1 to 4, got {self.nodes}")
+
+    @property
+    def order(self) -> int:
+        """At most 2: the first step is of order 1."""
+        return min(self.nodes, 2)
+
+    def step(self, k: Step) -> Form:
+        """One step."""
+        s, t = k.start, k.end
+        k.evaluate(k.x, s)
+        known = k.known(self.nodes)
+        (phi, _), n = s.transport(t.t), len(known)
+        a, b = np.log(s.t), np.log(t.t)
+        r = [(np.log(node.t) - a) / (b - a) for node, _ in known]
+        moments = [t.R - phi.array @ s.R]
+        if n > 1:
+            W = s.sde.carried(np.exp(a + POINTS * (b - a)), t.t) - phi.array @ s.R
+            moments += [moments[0] - j * np.tensordot(WEIGHTS * POINTS ** (j - 1), W, 1) for j in range(1, n)]
+        weights = np.tensordot(np.linalg.inv(np.vander(r, increasing=True).T), np.stack(moments), 1)
+        return Form.combine([phi, *(Matrix.of(C) for C in weights)], [k.x, *(e for _, e in known)])
+
+
+@dataclass(frozen=True)
+class VelocityLangevin(Langevin):
+    r"""The Langevin corrector on the last block of the state alone, the velocity: the others stay.
+
+    $$ v \leftarrow v + \epsilon\,s_v + \sqrt{2\epsilon}\,z, \qquad
+       \epsilon = 2\left(r\,\frac{\lVert z\rVert}{\lVert s_v\rVert}\right)^2 $$
+
+    It leaves the joint law alone, and uses nothing but what a network of the velocity's score knows.
+
+    Args:
+        snr: the ratio r.
+        n_steps: updates at each node, one network call each.
+        norm: as in `Langevin`.
+
+    Raises:
+        ValueError: for options out of range.
+
+    Source: Dockhorn et al., 2022, arXiv:2112.07068; Song et al., 2021, arXiv:2011.13456.
+
+    Example:
+        >>> VelocityLangevin(snr=0.1).n_steps
+        1
+    """
+
+    def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
+        """One update: its mean, and what noise adds."""
+        mean, added = super().update(x[:, -1], score[:, -1], z[:, -1], constant)
+        return torch.cat([x[:, :-1], mean[:, None]], 1), torch.cat([torch.zeros_like(x[:, :-1]), added[:, None]], 1)
