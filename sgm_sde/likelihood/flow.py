@@ -129,11 +129,20 @@ def log_prob(
     if isinstance(sde, MatrixSDE):
         from sgm_sde.likelihood.joint import joint_log_prob
 
-        if method != "exponential" or (prior, decoder, parameters) != (None, None, None) or enable_grad:
-            raise ValueError(f"log_prob on {sde!r} takes no method=, prior=, decoder=, parameters= or enable_grad=")
+        refused: dict[str, Any] = {
+            "method": None if method == "exponential" else method, "rtol": rtol, "atol": atol, "prior": prior,
+            "probe_basis": probe_basis, "decoder": decoder, "enable_grad": enable_grad or None,
+            "parameters": parameters,
+        }  # fmt: skip
+        for option, given in refused.items():
+            if given is not None:
+                raise ValueError(f"log_prob on {sde!r} takes no {option}=, got {given!r}")
+        passed_on: dict[str, Any] = {
+            "steps": steps, "trace": trace, "n_probes": n_probes, "probe": probe, "chunk": chunk,
+        }  # fmt: skip
         return joint_log_prob(
-            score_fn, sde, x, eps=eps, steps=steps, trace=trace, n_probes=n_probes, probe=probe, chunk=chunk,
-            seed=seed, generator=generator, model_kwargs=model_kwargs,
+            score_fn, sde, x, eps=eps, seed=seed, generator=generator, model_kwargs=model_kwargs,
+            **{option: value for option, value in passed_on.items() if value is not None},
         )  # fmt: skip
     score = as_density(score_fn, sde)
     eps = check_process(sde, eps)
