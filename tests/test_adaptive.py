@@ -509,13 +509,15 @@ def test_a_broken_sample_ends_alone(name: str) -> None:
         broken = (label == 2) & (t < 0.6)
         return elementwise_score(sde)(x, t).masked_fill(broken[:, None], math.nan)
 
-    with pytest.warns(sg.NonFiniteWarning, match=r"sample 2 at t=0\.6"):
+    with pytest.warns(sg.NonFiniteWarning, match=r"sample 2 at t=0\.[56]"):
         res = sg.sample(
             score, sde, (4, 2), solver=name, seed=0, dtype=F64, model_kwargs={"label": torch.arange(4)}
         )  # fmt: skip
     assert res.control.outcome[2] == "not finite"
-    assert res.control.times[2] == pytest.approx(0.6, abs=1e-3)
-    assert int(res.control.evaluations[2]) < 1000
+    # Exponential pairs do not evaluate at a step's end, so that a step can end beyond what is still a number.
+    lowest = 0.5 if name.startswith("exp") else 0.599
+    assert lowest < res.control.times[2] < 0.601
+    assert int(res.control.accepted[2] + res.control.rejected[2]) < 250
     assert bool(res.x.isfinite().all())
     torch.testing.assert_close(res.x[[0, 1, 3]], clean.x[[0, 1, 3]], rtol=0.0, atol=1e-12)
 

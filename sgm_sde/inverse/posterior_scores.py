@@ -99,8 +99,8 @@ class PosteriorScore(Score, ABC):
 
     @property
     def is_density(self) -> bool:
-        """No: an estimate of the posterior mean is not the score of any process' marginals."""
-        return False
+        """Whether the score is meant as that of marginals; the likelihood is then that of the estimated posterior."""
+        return self.score.is_density
 
     def rows(self, t: Tensor) -> int:
         """Samples that the network sees in a call at t (B,)."""

@@ -211,7 +211,10 @@ class TorchDiffEq(FlowBackend):
         from torchdiffeq import odeint
 
         s = torch.linspace(0, 1, (steps or 1) + 1, dtype=torch.float64, device=z.device)
-        options: dict[str, Any] = {"step_t": s[-1:]} if self.method in self.adaptive else {}
+        options: dict[str, Any] = {}
+        if self.method in self.adaptive:
+            # The first step's size follows from the norm, and its gradient would need those of all times beside it.
+            options = {"step_t": s[-1:], "norm": lambda v: v.detach().square().mean().sqrt()}
         solution: Tensor = odeint(
             slope, z, s, rtol=self.rtol, atol=self.atol, method=self.method, options=options
         )  # fmt: skip
