@@ -47,7 +47,9 @@ def replay(program: Program, x: Tensor, model: BoundModel, noise: NoiseSource, k
         (name, (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value)
         for name, value in sorted(kwargs.items())
     )
-    key = (program, model.score.prediction, repr(model.sde), tuple(x.shape), x.dtype, x.device, signature)
+    score = model.score
+    reading = (score.prediction, score.time_label, score.input_scale)  # how this score has its network read x and t
+    key = (program, reading, repr(model.sde), tuple(x.shape), x.dtype, x.device, signature)
     known = _recordings.setdefault(model.score.net, {})
     if key not in known:
         static = {name: value.clone() if isinstance(value, Tensor) else value for name, value in kwargs.items()}

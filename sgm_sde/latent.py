@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from sgm_sde._shapes import expand, on_host
+from sgm_sde._shapes import expand
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.likelihood import log_prob
+from sgm_sde.likelihood import BoundResult, LogProbResult, elbo, log_prob
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import SampleResult, sample
 from sgm_sde.scores.score import as_score
@@ -208,20 +208,15 @@ class LatentScoreModel:
     ) -> LatentBound:
         r"""The bound on log p(x) in nats a sample, its terms apart.
 
-        The cross-entropy to the score prior is $-\log p_\epsilon(z)$ of the probability flow (`"flow"`), or the
-        weighted loss (`"weighted"`), with $\ell = \log(\alpha^2/\sigma^2)$,
-
-        $$ \tfrac D2\log(2\pi e\,\sigma_\epsilon^2) + \mathrm{KL}\big(q(z_T \mid z_0) \,\|\, p_T\big)
-           + \tfrac12\int_{\ell_T}^{\ell_\epsilon} E\,\lVert\epsilon - \hat\epsilon(z_t, t)\rVert^2\,d\ell $$
-
-        by `n_times` times evenly spread in log-SNR, moved at random together in each sample. On average that is the
-        cross-entropy for an exact score, and an upper bound of that of the reverse SDE for any other.
+        The cross-entropy to the score prior is $-\log p_\epsilon(z)$ of the probability flow (`"flow"`), or that of the
+        reverse SDE by the likelihood-weighted loss (`"weighted"`), minus `elbo` of the latents: on average the
+        cross-entropy for an exact score, and an upper bound of it for any other.
 
         Args:
             x: data (B, *).
             method: `"flow"` or `"weighted"`.
             draws: latents a sample, averaged.
-            n_times: network calls of the weighted loss.
+            n_times: times of the weighted loss, one network call each; its end takes four more.
             eps: time at which the prior's density is taken; `sde.likelihood_eps` if not given.
             seed: of latents, noises and probes; one int, or one a sample.
             generator: instead of `seed`.
@@ -250,14 +245,14 @@ class LatentScoreModel:
             for k in range(draws):
                 z = mean + std * stream.normal(tuple(mean.shape), mean.dtype, mean.device)
                 reconstructions.append(self._reconstruction(x, z))
+                own = [(s + 0x9E3779B97F4A7C15 * (k * 2**20 + i)) % 2**64 for s, i in seeds]
+                prior: LogProbResult | BoundResult
                 if method == "flow":
-                    own = [(s + 0x9E3779B97F4A7C15 * (k * 2**20 + i)) % 2**64 for s, i in seeds]
-                    result = log_prob(self.score, self.sde, z, eps=eps, seed=own, **options)
-                    cross, calls = -result.value, result.nfe
+                    prior = log_prob(self.score, self.sde, z, eps=eps, seed=own, **options)
                 else:
-                    cross, calls = self._weighted(z, eps, n_times, stream), n_times
-                crosses.append(cross)
-                nfe += calls
+                    prior = elbo(self.score, self.sde, z, eps=eps, seed=own, n_times=n_times)
+                crosses.append(-prior.value)
+                nfe += prior.nfe
         reconstruction, cross_entropy = torch.stack(reconstructions), torch.stack(crosses)
         spread = reconstruction - cross_entropy
         stderr = spread.std(0) / math.sqrt(draws) if draws > 1 else torch.full_like(entropy, math.nan)
@@ -273,24 +268,6 @@ class LatentScoreModel:
             raise TypeError(f"the bound needs a decoder that returns a distribution, got {type(law).__name__}")
         log_p: Tensor = law.log_prob(x)
         return log_p.reshape(len(x), -1).sum(1)
-
-    def _weighted(self, z: Tensor, eps: float, n_times: int, stream: NoiseStream) -> Tensor:
-        sde, d = self.sde, z[0].numel()
-        first, last = (float(sde.log_snr(t)) for t in (sde.T, eps))
-        moved = torch.special.ndtr(stream.normal((len(z), 1), torch.float64, z.device))
-        loss = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-        for i in range(n_times):
-            t = sde.time(first + (last - first) * (i + moved[:, 0]) / n_times).clamp(eps, sde.T).to(z.dtype)
-            noise = stream.normal(tuple(z.shape), z.dtype, z.device)
-            mean, std = sde.marginal(z, t)
-            predicted = self.score.predict("noise", mean + std * noise, t)
-            loss += (noise - predicted).double().square().flatten(1).sum(1)
-        alpha, sigma, start = (float(v) for v in (sde.alpha(sde.T), sde.sigma(sde.T), sde.sigma(on_host(eps))))
-        prior = sde.prior_std**2
-        square = (alpha * z.double()).square().flatten(1).sum(1)
-        at_T = 0.5 * (square / prior + d * (sigma**2 / prior - 1 - math.log(sigma**2 / prior)))
-        constant = 0.5 * d * math.log(2 * math.pi * math.e * start**2)
-        return (constant + at_T + 0.5 * (last - first) * loss / n_times).to(z.dtype)
 
 
 class MixedNoise(nn.Module):
