@@ -30,9 +30,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
-from sgm_sde.bench import SHIPPED, black_white
+from sgm_sde.bench import METRICS, SHIPPED, black_white
 from sgm_sde.engine.noise import NoiseStream
-from sgm_sde.metrics import frechet_distance
 from sgm_sde.metrics.features import load_extractor, to_uint8
 from sgm_sde.metrics.reference import load_reference
 
@@ -168,10 +167,10 @@ def main() -> None:
             results = [(*about, *measure(run, model, steps, args.n, args.batch)) for *about, run in runs]
             x = results[0][2]
             for library, method, y, found in results:
-                distance = frechet_distance(extractor(to_uint8(y, limits)), real.rows, features=extractor.name)
+                distance = METRICS["frechet"].measure(extractor(to_uint8(y, limits)), real)
                 row = {"method": label, "library": library, "definition": method, "budget": nfe, **found}
                 off = float((y - x).square().mean().sqrt() / x.std())
-                rows.append(row | {"frechet": distance.value, "off_by": off})
+                rows.append(row | distance | {"off_by": off})
     about = (
         f"Frechet distance ({extractor.name}) of {args.n} samples of {model.name} to the {real.n} of {real.name}, "
         f"Karras' noise levels; batches of {args.batch}."
