@@ -395,3 +395,11 @@ def test_ancestral_noise_is_the_forward_kernel() -> None:
             grid = rough()(sde, 5)
             response = impulse_response(sg.AncestralNoise(solver, eta=eta), sde, grid, std=0.0)
             assert float(response.norm()) == pytest.approx(float(sde.sigma(sde.eps)), rel=1e-9)
+
+
+def test_restart_takes_no_corrector_inside() -> None:
+    """What works at the grid's nodes would be dropped in the passes: it goes outside."""
+    inside = sg.PredictorCorrector(sg.DDIM(), sg.Langevin())
+    with pytest.raises(TypeError, match="outside of Restart"):
+        sg.Restart(inside)
+    assert sg.PredictorCorrector(sg.Restart(sg.DDIM()), sg.Langevin()).nfe(5) > 10

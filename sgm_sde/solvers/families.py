@@ -578,7 +578,7 @@ class Restart(Solver):
         n_steps: steps of a pass.
 
     Raises:
-        TypeError: for something that is no solver.
+        TypeError: for something that is no solver, or one with hooks at the nodes, such as a corrector.
         ValueError: for options out of range.
 
     Source: Xu et al., 2023, arXiv:2306.14878.
@@ -597,6 +597,10 @@ class Restart(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
             raise TypeError(f"solver must be a Solver, got {self.solver!r}")
+        if type(self.solver).hooks is not Solver.hooks:
+            raise TypeError(
+                f"{self.solver!r} works at the grid's nodes, which restarts leave: wrap it outside of Restart"
+            )
         if not 0 < self.s_min < self.s_max < math.inf:
             raise ValueError(f"need 0 < s_min < s_max, got {self.s_min} and {self.s_max}")
         for name, value in (("rounds", self.rounds), ("n_steps", self.n_steps)):
