@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from sgm_sde._shapes import expand
-from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds, seeds_of_draw
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import BoundResult, LogProbResult, elbo, log_prob
 from sgm_sde.processes.linear import LinearSDE
@@ -245,7 +245,7 @@ class LatentScoreModel:
             for k in range(draws):
                 z = mean + std * stream.normal(tuple(mean.shape), mean.dtype, mean.device)
                 reconstructions.append(self._reconstruction(x, z))
-                own = [(s + 0x9E3779B97F4A7C15 * (k * 2**20 + i)) % 2**64 for s, i in seeds]
+                own = seeds_of_draw(seeds, k)
                 prior: LogProbResult | BoundResult
                 if method == "flow":
                     prior = log_prob(self.score, self.sde, z, eps=eps, seed=own, **options)

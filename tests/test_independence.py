@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sgm_sde as sg
+from sgm_sde.engine.noise import NoiseStream
 from tests.helpers import F64, FAMILIES, LINEAR, SOLVERS, bind, elementwise_score, sampler, stream
 
 SEEDS = [7, 2**40 + 1, 1, 0, 2**64 - 1, 2**32 - 1]  # some agree in half of their bits
@@ -400,3 +401,16 @@ def test_processes_and_grids_are_values(process: str) -> None:
     for twin in (copy.deepcopy((sde, grid)), pickle.loads(pickle.dumps((sde, grid)))):
         assert twin == (sde, grid)
         assert float(twin[0].sigma(0.3)) == float(sde.sigma(0.3))
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_noise_is_the_same_on_every_device(device: str) -> None:
+    """To the last bit, whatever torch's default device is: numbers are drawn on the CPU, and moved."""
+    known = NoiseStream([(3, 0), (3, 1)], "solver").normal((2, 5), torch.float32, "cpu")
+    with torch.device("meta"):
+        moved = NoiseStream([(3, 0), (3, 1)], "solver").normal((2, 5), torch.float32, device)
+    assert moved.device.type == device
+    assert torch.equal(moved.cpu(), known)
+    assert torch.equal(
+        NoiseStream([(3, 0), (3, 1)], "solver").normal((2, 5), torch.float64, device).cpu(), known.double()
+    )

@@ -71,6 +71,11 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> tuple[tuple
     return tuple((seed, i) for i in range(batch))
 
 
+def seeds_of_draw(seeds: Sequence[tuple[int, int]], draw: int) -> list[int]:
+    """A seed for each sample and draw, for what draws several times for the same samples (fewer than 2^20 of them)."""
+    return [(seed + 0x9E3779B97F4A7C15 * (draw * 2**20 + index)) % 2**64 for seed, index in seeds]
+
+
 def _draw_seeds(generator: torch.Generator, n: int) -> list[int]:
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")

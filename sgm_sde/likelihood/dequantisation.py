@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds, seeds_of_draw
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_process, require_count
 from sgm_sde.likelihood.decoders import Levels, diffuse, normal_log_prob
@@ -144,7 +144,7 @@ def bits_per_dim(
             }
             options["probe_basis"] = pilot = pilot_probe_basis(score, linear, x, seed=0, **passed_on)
             nfe += pilot.nfe
-        probe_seeds = [(s + 0x9E3779B97F4A7C15 * (draw * 2**20 + i)) % 2**64 for s, i in seeds]
+        probe_seeds = seeds_of_draw(seeds, draw)
         result = density(score, sde, x, seed=probe_seeds, **options)
         nfe += result.nfe
         values.append(-(result.value.double() + correction) / (d * math.log(2)))

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sgm_sde._shapes import on_host
 from sgm_sde.engine.executor import Plan, execute, lower
-from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds, seeds_of_draw
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.program import trace as trace_program
 from sgm_sde.engine.reverse import ScoreFn
@@ -187,7 +187,7 @@ def velocity_bound(
     for k in range(draws):
         noise = apply(root, stream.normal((len(x), sde.blocks, *x.shape[1:]), dtype, x.device))
         state = torch.cat([x[:, None].to(dtype), noise[:, 1:]], 1)
-        own = [(s + 0x9E3779B97F4A7C15 * (k * 2**20 + i)) % 2**64 for s, i in seeds]
+        own = seeds_of_draw(seeds, k)
         results.append(joint_log_prob(score_fn, sde, state, seed=own, **options))
     values = torch.stack([r.value for r in results]) + entropy
     stderr = values.std(0) / math.sqrt(draws) if draws > 1 else results[0].stderr
