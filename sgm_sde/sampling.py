@@ -17,8 +17,8 @@ from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL
 from sgm_sde.engine.brownian import PathNoise
-from sgm_sde.engine.executor import Run, checksum, execute
-from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.executor import Hook, execute
+from sgm_sde.engine.noise import Generators, NoiseSource, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
@@ -49,7 +49,7 @@ class Status:
         ok: whether it reached the end with finite states.
         message: what happened.
         time: the first grid time at which a state was not finite, if any.
-        samples: the samples in which it was not.
+        samples: the samples that ended so.
         stopped: whether the callback stopped the run.
     """
 
@@ -114,7 +114,8 @@ class SampleResult:
 
     Attributes:
         x: samples (B, *), in the range of the data the network was trained on.
-        nfe: calls of the score function, each on the whole batch.
+        nfe: calls of the score function, each on the whole batch; without those of a second run to find where states
+            ceased to be finite.
         times: the grid's times, decreasing.
         status: how the run ended; false in a boolean context if states were not finite or it was stopped.
         trajectory: states (K, B, *) at `trajectory_times`, if asked for; the last one is `x` when "all" are.
@@ -168,6 +169,9 @@ def sample(
     Sample i depends on its own seed, the network and the settings, and on nothing else. Nothing is clipped or
     rescaled: samples come out in the range the network was trained on. The global random state, the network's
     train/eval mode and anyone's `requires_grad` are left alone.
+
+    States are looked at once, at the end. Where one is infinite or NaN there, the run is repeated from the same seeds
+    up to the first step that made it so, and the status names it.
 
     Args:
         score_fn: the score, `score_fn(x, t, **kwargs)` with x (B, *), t (B,); or what `from_noise`,
@@ -244,13 +248,25 @@ def sample(
         if enable_grad:
             raise ValueError("compile=True keeps no graph to backpropagate through: it excludes enable_grad=True")
         score = compile_network(score)
-    model = BoundModel(score, sde, (grid.times[-1], grid.times[0]), model_kwargs)
+    ends = grid.times[-1], grid.times[0]
+    model = BoundModel(score, sde, ends, model_kwargs)
     if isinstance(solver, AdaptiveSolver):
         with torch.set_grad_enabled(enable_grad):
             return _run_adaptive(solver, model, x, grid.times, seeds, dtype, final, nfe, steps, progress)
     assert program is not None
-    source = NoiseStream(seeds, "solver") if noise == "independent" else _path(solver, program, sde, seeds)
-    hooks = solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
+
+    def randomness(model: BoundModel) -> tuple[NoiseSource, Sequence[Hook]]:
+        source = NoiseStream(seeds, "solver") if noise == "independent" else _path(solver, program, sde, seeds)
+        return source, solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
+
+    def first_bad_node() -> int | None:
+        again = BoundModel(score, sde, ends, model_kwargs)
+        source, hooks = randomness(again)
+        with torch.no_grad():
+            run = execute(program, x, again, source, hooks=hooks, on_node=lambda _, state: not _finite(state).all())
+        return None if _finite(run.x).all() else run.nodes - 1
+
+    source, hooks = randomness(model)
     monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
     with torch.set_grad_enabled(enable_grad), monitor:
         watched = bool(hooks or callback or progress or trajectory is not None)
@@ -263,20 +279,19 @@ def sample(
                 model,
                 source,
                 hooks=hooks,
-                on_node=monitor.on_node,
+                on_node=monitor.on_node if watched else None,
                 on_output=monitor.on_output if callback else None,
                 grad=enable_grad,
             )
-        x = run.x
+        end = run.x
         if final == "denoise" and not monitor.stopped:
-            x = model.predict("data", x, grid.times[-1])
-            run.checksums.append(checksum(x))
-        monitor.finish(x)
-    status = _status(run, grid, monitor.stopped)
+            end = model.predict("data", end, grid.times[-1])
+        monitor.finish(end)
+    status = _status(run.x, end, grid, run.nodes - 1, monitor.stopped, first_bad_node)
     if status.samples:
         warnings.warn(status.message, NonFiniteWarning, stacklevel=2)
     kept = monitor.stacked(dtype), tuple(monitor.kept_times)
-    return SampleResult(x.to(dtype), model.nfe, grid.times, status, *kept, seeds, model.rows)
+    return SampleResult(end.to(dtype), model.nfe, grid.times, status, *kept, seeds, model.rows)
 
 
 def plan(
@@ -427,7 +442,7 @@ def _run_adaptive(
     if denoise and len(arrived):
         with model.only(arrived, len(x)):
             x = x.index_copy(0, arrived, model.predict("data", x[arrived], ends[1]))
-    finite = torch.isfinite(checksum(x)).tolist()
+    finite = _finite(x).tolist()
     outcome = tuple(o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(end.outcome, finite, strict=True))
     status = _adaptive_status(outcome, end.t, ends[1])
     if not status.ok:
@@ -584,19 +599,27 @@ def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool)
     return frozenset(nodes), end
 
 
-def _status(run: Run, grid: Grid, stopped: bool) -> Status:
-    sums = torch.stack(run.checksums)  # the one place where values come back from the device
-    if sums.is_meta:
+def _finite(x: Tensor) -> Tensor:
+    """Whether each sample (B,) of a state (B, *) is finite."""
+    return torch.isfinite(x.detach()).flatten(1).all(1) if x.ndim > 1 else torch.isfinite(x.detach())
+
+
+def _status(
+    state: Tensor, end: Tensor, grid: Grid, node: int, stopped: bool, first_bad_node: Callable[[], int | None]
+) -> Status:
+    """How a run ended from the last state, that of a node, and what it returns."""
+    if end.is_meta:
         return Status()
-    bad = ~torch.isfinite(sums)
-    if bool(bad.any()):
-        first = int(bad.any(1).nonzero()[0])
-        samples = tuple(bad.any(0).nonzero().flatten().tolist())
-        time = grid.times[min(first, grid.steps)]
+    finite = torch.stack([_finite(state), _finite(end)]).cpu()  # the one place where values come back from the device
+    if not finite.all():
+        samples = tuple((~finite.all(0)).nonzero().flatten().tolist())
+        found = grid.steps + 1 if finite[0].all() else first_bad_node()
+        i = node if found is None else min(found, grid.steps)
         shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
-        before = f", after the step from t={grid.times[first - 1]:.6g}," if 0 < first <= grid.steps else ""
-        message = f"non-finite state at t={time:.6g}{before} in {len(samples)} of {bad.shape[1]} samples ({shown})"
-        return Status(False, message, time, samples, stopped)
+        before = f", after the step from t={grid.times[i - 1]:.6g}," if found is not None and 0 < found == i else ""
+        unknown = " or before it, where is not known since the network does not repeat itself," if found is None else ""
+        message = f"non-finite state at t={grid.times[i]:.6g}{before}{unknown} in {len(samples)} of {len(end)} samples"
+        return Status(False, f"{message} ({shown})", grid.times[i], samples, stopped)
     if stopped:
-        return Status(False, f"stopped by the callback at t={grid.times[run.nodes - 1]:.6g}", stopped=True)
+        return Status(False, f"stopped by the callback at t={grid.times[node]:.6g}", stopped=True)
     return Status()

@@ -2234,7 +2234,7 @@ def test_solvers_without_a_hash_are_compiled_too() -> None:
 
 
 def test_runs_report_their_nodes_and_outputs() -> None:
-    """States at the nodes, outputs at the first evaluation after each, sums of every sample."""
+    """States at the nodes, outputs at the first evaluation after each."""
     program = sg.Heun().compile(EDM, sg.Grid([4.0, 2.0, 1.0]))
     model = bind(sg.from_noise(lambda x, t: torch.ones_like(x), EDM), EDM, (4.0, 1.0))
     seen: list[tuple[int, float]] = []
@@ -2255,7 +2255,6 @@ def test_runs_report_their_nodes_and_outputs() -> None:
         assert seen == [(0, 8.0), (1, 6.0), (2, 5.0)]
         assert outputs == [(8.0, 4.0), (6.0, 2.0)]
         assert (run.nodes, run.x.tolist()) == (3, [[5.0] * 3] * 2)
-        assert [c.tolist() for c in run.checksums] == [[24.0, 24.0], [18.0, 18.0], [15.0, 15.0]]
         assert x.tolist() == [[8.0] * 3] * 2
     stopped = execute(program, x, model, stream(2), on_node=lambda i, x: i == 1)
     assert (stopped.nodes, float(stopped.x[0, 0])) == (2, 6.0)

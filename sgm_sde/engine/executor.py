@@ -73,7 +73,6 @@ class Plan:
         n_registers: states alive at the same time.
         blocks: of the state, on which matrices among the coefficients act; 1 where there are none.
         weights: the coefficients of all rows (stages, n_rows), float64 on the host; for numbers only.
-        first: the coefficient of the first thing that a stage adds to its base, (stages, 1); for numbers only.
     """
 
     program: Program
@@ -82,7 +81,6 @@ class Plan:
     n_registers: int
     blocks: int
     weights: Tensor = field(repr=False, compare=False)
-    first: Tensor = field(repr=False, compare=False)
 
 
 class _Slots:
@@ -177,21 +175,11 @@ def lower(program: Program, conversions: Sequence[tuple[Coefficient, Coefficient
             registers.release(j)
         instructions.append(Instruction(target, source, beta, others, output, tuple(terms), tuple(noises), store, mix))
     weights = torch.zeros((len(stages), rows.n), dtype=torch.float64, device="cpu")
-    first = torch.zeros((len(stages), 1), dtype=torch.float64, device="cpu")
-    if blocks > 1:
-        return Plan(program, tuple(instructions), rows.n, registers.n, blocks, weights, first)
-    for k, ins in enumerate(instructions):
-        for row, c in ins.rows:
-            weights[k, row] = c
-    for k, ins in enumerate(instructions):
-        added = [
-            *ins.rows,
-            *ins.states,
-            *([] if ins.output is None else [(0, ins.output)]),
-            *((0, c) for c, _ in ins.noises),
-        ]
-        first[k] = added[0][1] if added else 0.0
-    return Plan(program, tuple(instructions), rows.n, registers.n, 1, weights, first)
+    if blocks == 1:
+        for k, ins in enumerate(instructions):
+            for row, c in ins.rows:
+                weights[k, row] = c
+    return Plan(program, tuple(instructions), rows.n, registers.n, blocks, weights)
 
 
 def _scaled(c_x: Coefficient, c_r: Coefficient) -> tuple[Coefficient, tuple[Coefficient, Coefficient]]:
@@ -203,26 +191,19 @@ def _scaled(c_x: Coefficient, c_r: Coefficient) -> tuple[Coefficient, tuple[Coef
 
 
 class _Buffers:
-    """Arithmetic in preallocated memory: a stage with history is one matrix-vector product."""
+    """Arithmetic in preallocated memory: a stage is one matrix-vector product wherever it can be."""
 
     def __init__(self, x: Tensor, plan: Plan) -> None:
         # Zeros, not empty: rows out of use enter the product with coefficient 0, and 0 * NaN is NaN.
         buffer = torch.zeros((plan.n_rows, x.numel()), dtype=x.dtype, device=x.device)
-        self.rows, self.matrix = buffer.unbind(0), buffer.t()
-        self.weights, self.first = (
-            table.to(device=x.device, dtype=x.dtype).unbind(0) for table in (plan.weights, plan.first)
-        )
-        registers = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(plan.n_registers)]
-        self.flat = [register.view(-1) for register in registers]
-        self.samples = [register.view(len(x), -1) for register in registers]
-        self.shaped = registers
-        self.sums = x.new_empty(plan.program.steps + 1, len(x)).unbind(0)
-
-    def start(self, register: int, x: Tensor) -> None:
-        self.shaped[register].copy_(x)
-
-    def checksum(self, register: int, node: int) -> Tensor:
-        return torch.sum(self.samples[register], 1, out=self.sums[node])
+        self.matrix, self.rows = buffer.t(), buffer[:, :, None].unbind(0)
+        self.shaped_rows = [row.view(x.shape) for row in self.rows]
+        self.weights = plan.weights.to(device=x.device, dtype=x.dtype).unbind(0)
+        self.one = x.new_ones(1)
+        self.shaped = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(plan.n_registers)]
+        self.flat = [register.view(-1) for register in self.shaped]
+        self.columns = [register.view(-1, 1) for register in self.shaped]
+        self.ends = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in self.flat]
 
     def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, Coefficient]]) -> None:
         state = self.flat[ins.target]
@@ -236,11 +217,11 @@ class _Buffers:
             if not terms:
                 torch.mul(base, ins.beta, out=state)
                 return
-            # As a matrix of one column: a product that scales and adds in one call.
-            torch.addmv(base, terms[0][0].unsqueeze(1), self.first[k], beta=ins.beta, out=state)
-            del terms[0]
+            # A matrix of one column: the product scales and adds in one call.
+            (value, c), *terms = terms
+            torch.addmv(base, value, self.one, beta=ins.beta, alpha=c, out=state)
         for value, c in terms:
-            state.add_(value, alpha=c)
+            self.columns[ins.target].add_(value, alpha=c)
 
     def replace(self, register: int, value: Tensor) -> None:
         if value is not self.shaped[register]:
@@ -249,11 +230,16 @@ class _Buffers:
     def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[Coefficient, Coefficient]) -> None:
         c_x, c_r = mix
         if c_x == 0:
-            self.rows[row].copy_(output)
+            self.shaped_rows[row].copy_(output)
         elif c_r == 1:
-            torch.add(output, state, alpha=c_x, out=self.rows[row])
+            torch.add(output, state, alpha=c_x, out=self.shaped_rows[row])
         else:
-            torch.add(state, output, alpha=c_r, out=self.rows[row])
+            torch.add(state, output, alpha=c_r, out=self.shaped_rows[row])
+
+    def holds(self, register: int, value: Tensor) -> bool:
+        """Whether the value lies in a register's memory, which is about to be overwritten."""
+        start, end = self.ends[register]
+        return start <= value.data_ptr() < end
 
 
 class _Graph:
@@ -262,29 +248,27 @@ class _Graph:
     def __init__(self, x: Tensor, plan: Plan) -> None:
         self.rows: list[Tensor] = [torch.empty(0)] * plan.n_rows
         self.shaped = [x] * plan.n_registers
-        self.flat = [x.reshape(-1)] * plan.n_registers
-
-    def start(self, register: int, x: Tensor) -> None:
-        self.replace(register, x)
+        self.columns = [x.reshape(-1, 1)] * plan.n_registers
 
     def times(self, c: Coefficient, value: Tensor) -> Tensor:
-        """A coefficient times a flattened state."""
+        """A coefficient times a state as a column."""
         return c * value
 
     def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, Coefficient]]) -> None:
-        state = 0.0 * self.flat[ins.target] if ins.base is None else self.times(ins.beta, self.flat[ins.base])
+        state = 0.0 * self.columns[ins.target] if ins.base is None else self.times(ins.beta, self.columns[ins.base])
         for value, c in [(self.rows[row], c) for row, c in ins.rows] + terms:
             state = state + self.times(c, value)
         self.replace(ins.target, state)
 
-    def checksum(self, register: int, node: int) -> Tensor:
-        return checksum(self.shaped[register])
-
     def replace(self, register: int, value: Tensor) -> None:
-        self.flat[register], self.shaped[register] = value.reshape(-1), value.reshape(self.shaped[register].shape)
+        self.columns[register], self.shaped[register] = value.reshape(-1, 1), value.reshape(self.shaped[register].shape)
 
     def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[Coefficient, Coefficient]) -> None:
-        self.rows[row] = self.times(mix[0], state) + self.times(mix[1], output)
+        self.rows[row] = self.times(mix[0], state.reshape(-1, 1)) + self.times(mix[1], output.reshape(-1, 1))
+
+    def holds(self, register: int, value: Tensor) -> bool:
+        """Never: nothing is overwritten."""
+        return False
 
 
 class _Blocks(_Graph):
@@ -305,7 +289,7 @@ class _Blocks(_Graph):
             return c * value
         blocks = value.view(self.shaped[0].shape).unbind(1)
         rows = [sum(a * block for a, block in zip(row, blocks, strict=True)) for row in c.rows]
-        return torch.stack(rows, 1).view(-1)  # type: ignore[arg-type]
+        return torch.stack(rows, 1).view(-1, 1)  # type: ignore[arg-type]
 
 
 def _memory(x: Tensor, plan: Plan, grad: bool = False) -> _Buffers | _Graph:
@@ -321,12 +305,10 @@ class Run:
     Attributes:
         x: the last state (B, *).
         nodes: number of nodes reached, the first one included.
-        checksums: per-sample sums (B,) of the state at each node, on the device: not finite where it was not.
     """
 
     x: Tensor
     nodes: int = 0
-    checksums: list[Tensor] = field(default_factory=list)
 
 
 Stages = Generator[tuple[Tensor, Tensor], Tensor, Run]
@@ -358,7 +340,7 @@ def execute(
         grad: keep the graph for backpropagation, and with it every intermediate value.
 
     Returns:
-        the last state and the per-node checksums.
+        the last state, and how many nodes were reached.
     """
     plan = model.plan(program)
     memory = _memory(x, plan, grad)
@@ -409,18 +391,17 @@ def _stages(
     on_output: Callable[[Tensor, Tensor, float], None] | None = None,
 ) -> Stages:
     program, shape, dtype, device = plan.program, tuple(x.shape), x.dtype, x.device
-    memory.start(plan.instructions[0].target, x)
+    memory.replace(plan.instructions[0].target, x)
     output: Tensor | None = None
-    terms: list[tuple[Tensor, Coefficient]] = []
     run, reported = Run(x), 0
     for k, (stage, ins) in enumerate(zip(program.stages, plan.instructions, strict=True)):
         if k:
-            terms = [(memory.flat[register], c) for register, c in ins.states]
+            terms = [(memory.columns[register], c) for register, c in ins.states]
             if ins.output is not None and output is not None:
-                terms.append((output, ins.output))
+                terms.append((output.reshape(-1, 1), ins.output))
             for c, row in ins.noises:
-                z = noise.normal(shape, dtype, device).reshape(-1)
-                terms.append((z, c))
+                z = noise.normal(shape, dtype, device)
+                terms.append((z.reshape(-1, 1), c))
                 if row is not None:
                     memory.store(row, z, z, (0.0, 1.0))
             memory.combine(k, ins, terms)
@@ -429,8 +410,6 @@ def _stages(
             for hook in hooks:
                 memory.replace(ins.target, hook(state, run.nodes))
                 state = memory.shaped[ins.target]
-            # One number a sample: cheap to keep.
-            run.checksums.append(memory.checksum(ins.target, run.nodes))
             run.nodes += 1
             run.x = state
             if on_node is not None and on_node(run.nodes - 1, state):
@@ -441,12 +420,11 @@ def _stages(
             if on_output is not None and run.nodes > reported:
                 on_output(state, output, stage.t)
                 reported = run.nodes
-            output = output.reshape(-1)
             if output.dtype is not dtype:
                 output = output.to(dtype)
             if ins.store is not None:
-                memory.store(ins.store, memory.flat[ins.target], output, ins.mix)
-            elif output.untyped_storage().data_ptr() == state.untyped_storage().data_ptr():
+                memory.store(ins.store, state, output, ins.mix)
+            elif memory.holds(ins.target, output):
                 output = output.clone()  # a network that returns its input, which is about to be overwritten
     return run
 
@@ -488,7 +466,7 @@ class Recording:
         for z in self.z:
             z.copy_(noise.normal(tuple(x.shape), x.dtype, x.device))
         self.graph.replay()
-        return Run(self.run.x.clone(), self.run.nodes, [c.clone() for c in self.run.checksums])
+        return Run(self.run.x.clone(), self.run.nodes)
 
 
 class _Given:
@@ -499,8 +477,3 @@ class _Given:
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
         return next(self._z)
-
-
-def checksum(x: Tensor) -> Tensor:
-    """Sum of each sample (B,) of a state (B, *): not finite where the sample is not."""
-    return x.detach().reshape(len(x), -1).sum(1)

@@ -97,7 +97,7 @@ class Score:
 
     def rows(self, t: Tensor) -> int:
         """Samples that the network sees in a call at t (B,)."""
-        return len(t) * self.branches
+        return t.shape[0] * self.branches
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The network's own output at x (B, *) and t (B,), as it returns it."""
