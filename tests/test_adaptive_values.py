@@ -144,6 +144,7 @@ def test_a_log_density_and_which_arrived() -> None:
 
 def test_options_at_their_limits() -> None:
     """One tolerance may be 0, one attempt is enough; both 0, and a bool for a number, are refused."""
+
     def decay(t: Tensor, y: Tensor, index: Tensor) -> Tensor:
         return -y
 
@@ -210,6 +211,7 @@ def test_the_error_of_two_estimates() -> None:
 @pytest.mark.parametrize("h", [0.7, -0.4])
 def test_exponential_pairs_by_hand(h: float) -> None:
     """The tables of the docstring."""
+
     def f(k: int, c: float = 1.0) -> float:
         return phi(k, -c * h)
 
@@ -283,6 +285,7 @@ def test_a_bridge_by_hand() -> None:
 
 def test_nodes_of_the_tree_by_hand() -> None:
     """Piece k is halved by the noise of node 2k, as long as k is below 2^levels; the halves are 2k and 2k + 1."""
+
     def z(node: int) -> np.ndarray:
         return np.random.Generator(np.random.Philox(key=[3, 1], counter=[0, 0, 0, node])).standard_normal(4)
 
