@@ -655,7 +655,10 @@ def test_the_prior_by_hand() -> None:
 def test_what_a_matrix_process_is_without_options() -> None:
     """Rate 1, T = 1, eps = 1e-3, and a rate that stays what it is at 0."""
     options = {"prior_covariance": P, "initial_covariance": SIGMA_0}
-    plain, other = sg.MatrixSDE.from_rate(A, D, **options), sg.MatrixSDE.from_functions(lambda t: A, lambda t: D, **options)
+    plain, other = (
+        sg.MatrixSDE.from_rate(A, D, **options),
+        sg.MatrixSDE.from_functions(lambda t: A, lambda t: D, **options),
+    )
     for sde in (plain, other):
         assert (sde.T, sde.eps, sde.natural_grid) == (1.0, 1e-3, "quadratic")
         np.testing.assert_allclose(sde.drift_matrix(0.0), A)
@@ -757,15 +760,15 @@ def test_rotations_by_hand() -> None:
     np.testing.assert_allclose(early @ early.T, CRITICAL.nodes([1e-7])[0].cov, rtol=1e-9, atol=1e-20)
     CRITICAL.rotation([1 + 0.9e-9])
     for wrong in (0.99e-7, 1 + 1.5e-9):
-        with pytest.raises(ValueError, match="rotation is known from 1e-07 to T=1.0"):
+        with pytest.raises(ValueError, match=r"rotation is known from 1e-07 to T=1\.0"):
             CRITICAL.rotation([0.5, wrong])
-    with pytest.raises(ValueError, match="is known from 2e-07 to T=2.0"):
+    with pytest.raises(ValueError, match=r"is known from 2e-07 to T=2\.0"):
         COUPLED.rotation([1.5e-7])
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_a_step_of_sscs_by_hand(eta: float) -> None:
-    """Half of the prior's dynamics, the score's kick in the middle, the other half; noise only where eta asks for it."""
+    """Half of the prior's dynamics, the score's kick in the middle, the other half; noise only if eta asks for it."""
     solver = sg.SSCS(eta=eta) if eta != 1.0 else sg.SSCS()
     program = solver.compile(COUPLED, sg.Grid([1.6, 0.8, 0.2]))
     assert [s.t for s in program.stages] == pytest.approx([1.6, 1.2, 0.8, 0.5, 0.2])
@@ -850,7 +853,8 @@ def test_the_velocity_corrector_on_more_blocks() -> None:
 def test_the_loss_of_each_sample() -> None:
     """The mean over the data's axes of the last block's squared error."""
     x0, noise = torch.zeros(2, 2, 2), torch.arange(16.0).reshape(2, 2, 2, 2)
-    loss = sg.hybrid_score_matching(lambda z, t, up: torch.full((2, 2, 2), up), CRITICAL, x0, torch.ones(2), noise, up=1.0)
+    t = torch.ones(2)
+    loss = sg.hybrid_score_matching(lambda z, t, up: torch.full((2, 2, 2), up), CRITICAL, x0, t, noise, up=1.0)
     assert loss.tolist() == [(9 + 16 + 25 + 36) / 4, (11**2 + 12**2 + 13**2 + 14**2) / 4]
 
 
