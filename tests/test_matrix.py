@@ -469,7 +469,7 @@ def test_solvers_that_need_numbers_say_so() -> None:
         sg.from_velocity_noise(lambda z, t: z, sg.VPSDE())
 
 
-# --- Values by hand: milliseconds each, against SciPy's exponential and quadrature --------------------------------------
+# --- Values by hand: against SciPy's exponential and quadrature ------------------------------------------------------
 
 A, D = np.array([[-0.5, 0.8], [-1.2, -0.7]]), np.array([[0.6, 0.2], [0.1, 0.9]])
 P, SIGMA_0 = np.array([[1.0, 0.3], [0.3, 0.5]]), np.array([[0.3, 0.1], [0.1, 0.2]])
@@ -709,7 +709,10 @@ def test_limits_of_covariances() -> None:
     assert require_covariance("prior", Matrix.of(P)) == Matrix.of(P)
     flat = [[1.0, 0.0], [0.0, 0.0]]
     assert require_covariance("start", flat, definite=False) == Matrix.of(flat)
+    with pytest.raises(ValueError, match="positive definite"):
+        require_covariance("prior", flat)
     wrong: list[tuple[Any, bool, str]] = [
+        ([[1.0, math.inf], [math.inf, 1.0]], True, "finite square matrix"),
         (flat, True, "positive definite, got .* with the eigenvalue 0"),
         ([[-1.0]], False, "positive semi-definite, got .* with the eigenvalue -1"),
         ([1.0, 2.0], True, "finite square matrix"),
@@ -758,7 +761,7 @@ def test_rotations_by_hand() -> None:
         np.testing.assert_allclose(got, back_ @ COUPLED.rotation([u_i])[0], rtol=1e-9)
     early = CRITICAL.rotation([1e-7])[0]
     np.testing.assert_allclose(early @ early.T, CRITICAL.nodes([1e-7])[0].cov, rtol=1e-9, atol=1e-20)
-    CRITICAL.rotation([1 + 0.9e-9])
+    CRITICAL.rotation([1 + 1e-9])
     for wrong in (0.99e-7, 1 + 1.5e-9):
         with pytest.raises(ValueError, match=r"rotation is known from 1e-07 to T=1\.0"):
             CRITICAL.rotation([0.5, wrong])
@@ -775,6 +778,7 @@ def test_a_step_of_sscs_by_hand(eta: float) -> None:
     assert [s.evaluate for s in program.stages] == [False, True, False, True, False]
     assert [s.node for s in program.stages] == [True, False, True, False, True]
     assert (program.name, program.prediction, program.stochastic) == ("sscs", "score", eta > 0)
+    assert solver.order == 1
     c = (1 + eta**2) / 2
     for i, (s, t) in enumerate(((1.6, 0.8), (0.8, 0.2))):
         m = (s + t) / 2
@@ -795,7 +799,7 @@ def test_a_step_of_sscs_by_hand(eta: float) -> None:
             if eta:
                 ((m_, factor),) = stage.noises
                 assert m_ == number
-                np.testing.assert_allclose(factor.array @ factor.array.T, N, rtol=1e-9)
+                np.testing.assert_allclose(factor.array, np.linalg.cholesky(N), rtol=1e-9)
             else:
                 assert stage.noises == ()
 
@@ -879,3 +883,90 @@ def test_matrices_beside_numbers() -> None:
     many = torch.tensor([M.rows, (M * M).rows])
     z = torch.arange(12.0).reshape(2, 2, 3)
     assert torch.equal(apply(many, z), torch.einsum("bij,bjk->bik", many, z))
+
+
+def test_matrix_processes_and_their_solvers_do_not_change() -> None:
+    """They are values."""
+    for value in (CRITICAL, COUPLED, INTEGRATED, sg.SSCS(), sg.GDDIM(), sg.VelocityLangevin()):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, dataclasses.fields(value)[0].name, None)
+        assert hash(value) == hash(dataclasses.replace(value))
+
+
+def test_noise_between_times_of_a_rate_that_is_no_line() -> None:
+    """GG^T = t^4 DD^T: from 0.5 to 1.5 its integral is (1.5^5 - 0.5^5) / 5."""
+    flat = np.diag([0.0, 0.1])
+    sde = sg.MatrixSDE.from_functions(
+        lambda t: A, lambda t: t * t * D, prior_covariance=P, initial_covariance=flat, T=2.0
+    )
+    for s, t in ((0.5, 1.5), (1.5, 0.5)):
+        (node,) = sde.nodes([s])
+        assert isinstance(node, MatrixNode)
+        np.testing.assert_allclose(node.noise_until(t).array, (1.5**5 - 0.5**5) / 5 * D @ D.T, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
+def test_the_kernel_at_time_zero(sde: sg.MatrixSDE) -> None:
+    """The data, and around it the initial covariance."""
+    mu, covariance = sde.kernel(0.0)
+    assert mu.tolist() == [1.0, 0.0]
+    assert covariance.tolist() == SIGMA_0.tolist()
+    times = torch.tensor([0.0, 0.5], dtype=F64)
+    assert sde.kernel(times)[0][0].tolist() == [1.0, 0.0]
+    assert torch.equal(sde.transition(times, 0.5)[0][1], torch.eye(2, dtype=F64))
+
+
+def test_three_blocks_by_hand() -> None:
+    """Where the last block is not the second: noise and score of the last block alone give the whole noise."""
+    (node,) = THIRD.nodes([0.5])
+    assert isinstance(node, MatrixNode)
+    eps, x0 = np.array([0.7, -0.4, 1.1]), 1.3
+    z = node.mu * x0 + node.L @ eps
+    score = -np.linalg.solve(node.L.T, eps)
+    for source, last in (("noise_v", eps[2]), ("score_v", score[2])):
+        c_z, c_r = node.convert(source, "noise")
+        np.testing.assert_allclose(c_z.array @ z + c_r.array @ [99.0, 77.0, last], eps, rtol=1e-7)
+
+
+def test_conversions_over_a_batch() -> None:
+    """Each sample at its own time; eta is 0 unless told otherwise, and what is asked for already is left alone."""
+    t = torch.tensor([0.9, 0.3, 0.9], dtype=F64)
+    z, out = (torch.randn(3, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    drift = COUPLED.convert("score", "drift", z, t, out)
+    noisy = COUPLED.convert("score", "drift", z, t, out, eta=1.0)
+    for i, t_i in enumerate(t.tolist()):
+        beta = 0.5 + 1.5 * t_i
+        flow = beta * A @ z[i].numpy() - beta / 2 * D @ D.T @ out[i].numpy()
+        np.testing.assert_allclose(drift[i], flow, rtol=1e-9)
+        np.testing.assert_allclose(noisy[i], flow - beta / 2 * D @ D.T @ out[i].numpy(), rtol=1e-9)
+    assert COUPLED.convert("score", "score", z, t, out) is out
+    assert COUPLED.convert("score", "score", z[:1], t[:1], out[:1]).shape == (1, 2, 2)
+    torch.testing.assert_close(COUPLED.convert("score", "drift", z[:1], t[:1], out[:1]), drift[:1])
+
+
+def test_states_have_a_batch_and_blocks() -> None:
+    """(B, k) is a state of nothing but blocks; (k,) and another number of blocks are none."""
+    assert COUPLED.position(torch.tensor([[1.0, 2.0]])).tolist() == [1.0]
+    for shape in ((2,), (2, 3), (3, 3, 2)):
+        with pytest.raises(ValueError, match=r"has 2 blocks on axis 1"):
+            COUPLED.position(torch.zeros(shape))
+
+
+def test_single_precision_is_double_precision_rounded() -> None:
+    """Kernels are computed in float64, whatever the times' dtype."""
+    t = torch.tensor([1e-5, 1e-3, 0.3], dtype=torch.float32)
+    for sde in (CRITICAL, COUPLED):
+        exact = sde.transition_of_rate(sde.integrated_beta(t).double())  # type: ignore[attr-defined]
+        for got, expected in zip(sde.transition(0.0, t), exact, strict=True):
+            assert torch.equal(got, expected.float())
+        torch.testing.assert_close(sde.log_snr(t), sde.log_snr(t.double()).float(), rtol=1e-6, atol=0)
+    B = torch.tensor([1e-4, 0.3], dtype=torch.float32)
+    for got, expected in zip(CRITICAL.transition_of_rate(B), CRITICAL.transition_of_rate(B.double()), strict=True):
+        assert torch.equal(got, expected.float())
+
+
+def test_the_loss_is_of_the_last_block() -> None:
+    """Of three blocks the third."""
+    noise = torch.zeros(1, 3, 1)
+    noise[0, 2] = 2.0
+    assert sg.hybrid_score_matching(lambda z, t: 0 * z[:, 0], THIRD, torch.ones(1, 1), torch.ones(1), noise) == 4.0
