@@ -700,6 +700,7 @@ def test_limits_of_the_damping() -> None:
     assert [sg.CLD(friction=1 + d).damping for d in (9e-13, -9e-13)] == ["critical"] * 2
     assert [sg.CLD(friction=1 + d).damping for d in (1.5e-12, -1.5e-12)] == ["over", "under"]
     assert sg.CLD(mass=4.0).friction == 4.0
+    assert [sg.CLD(mass=4.0, friction=f).damping for f in (3.0, 4.0, 5.0)] == ["under", "critical", "over"]
     assert (sg.CLD(beta_min=3.0).beta_max, sg.CLD(beta_max=7.0).beta_max) == (3.0, 7.0)
 
 
