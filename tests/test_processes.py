@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sgm_sde as sg
+from sgm_sde.processes.discrete import _Interpolant
+from sgm_sde.processes.linear import LinearNode
 from sgm_sde.testing import CheckError, check_sde
 from tests.helpers import F64, LINEAR
 
@@ -299,3 +301,73 @@ def test_far_log_snr_in_float32() -> None:
     log_snr = torch.tensor([-80.0, -89.0, -95.0, -100.5])
     assert bool(torch.isfinite(sg.VPSDE().time(log_snr)).all())
     torch.testing.assert_close(sg.VPSDE().time(log_snr).double(), sg.VPSDE().time(log_snr.double()), rtol=1e-6, atol=0)
+
+
+# --- Limits and defaults ---------------------------------------------------------------------------------------------
+
+
+def test_the_flow_ends_at_one() -> None:
+    """T may be 1, where the data are gone, and nothing beyond."""
+    assert sg.RectifiedFlowSDE(T=1.0).T == 1.0
+    with pytest.raises(ValueError, match=r"need T <= 1, got 1\.5"):
+        sg.RectifiedFlowSDE(T=1.5)
+
+
+def test_ladders_go_one_way_and_on_below_their_first_level() -> None:
+    """Equal neighbours are refused; sigma(0) goes on by the first ratio: 1/2 below 1 and 2."""
+    with pytest.raises(ValueError, match=r"strictly monotone, got 1\.0 beside 1\.0"):
+        sg.DiscreteVESDE([1.0, 1.0, 2.0])
+    sde = sg.DiscreteVESDE([3.0, 6.0, 12.0])
+    assert float(sde.sigma(0.0)) == pytest.approx(1.5, rel=1e-12)
+
+
+def test_tables_are_inverted_up_to_rounding_beyond_their_range() -> None:
+    """By 8 roundings of the largest value, included; what lies further outside is NaN."""
+    eps = torch.finfo(F64).eps
+    for knots, end, way in (([-1.0, 0.0, 1.0, 2.0], 2.0, 1), ([-2.0, -1.0, 0.0, 1.0], -2.0, -1)):
+        table = _Interpolant(np.array(knots))
+        values = torch.tensor([end, end + way * 16 * eps, end + way * 18 * eps, end + way * 24 * eps], dtype=F64)
+        assert table.inverse(values).isnan().tolist() == [False, False, True, True]
+
+
+def test_conversions_at_a_node_without_options() -> None:
+    """eta = 0 and sigma_data = 1: the flow's drift f - g^2 s / 2, and the velocity of data of variance 1."""
+    sde = sg.VPSDE()
+    (node,) = sde.nodes([0.4])
+    assert isinstance(node, LinearNode)
+    assert node.convert("score", "drift") == pytest.approx((node.rate, -(node.g**2) / 2))
+    assert node.convert("score", "drift") == node.convert("score", "drift", 0.0, 1.0)
+    assert node.convert("data", "velocity") == node.convert("data", "velocity", 0.0, 1.0)
+    assert node.convert("data", "velocity") != node.convert("data", "velocity", 0.0, 2.0)
+
+
+def test_schedules_return_tensors_of_the_times_shape() -> None:
+    """A number and another shape are named; one value for all times is taken."""
+    for wrong, shown in ((lambda t: 1.0, "got float"), (lambda t: torch.ones(3, dtype=F64), r"got \(3,\)")):
+        with pytest.raises(ValueError, match=rf"alpha\(t\) must return a tensor of the shape \(257,\) of t, {shown}"):
+            sg.LinearSDE.from_schedule(wrong, torch.exp)  # type: ignore[arg-type]
+    sde = sg.LinearSDE.from_schedule(lambda t: torch.ones((), dtype=t.dtype), torch.exp)
+    assert sde.alpha(torch.tensor([0.1, 0.2], dtype=F64)).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("dtype", "sections"), [(F64, 20), (torch.float32, 10)])
+def test_the_inverse_asks_for_times_of_the_process_alone(dtype: torch.dtype, sections: int) -> None:
+    """[0, T] cut into 64, 20 times or 10, after a look at both ends; never a time beyond T."""
+    asked: list[float] = []
+
+    class Watched(sg.LinearSDE):
+        T, eps = 2.0, 1e-3
+
+        def alpha(self, t: float | Tensor) -> Tensor:
+            return torch.ones_like(torch.as_tensor(t))
+
+        def sigma(self, t: float | Tensor) -> Tensor:
+            return torch.as_tensor(t) + 0.125
+
+        def log_snr(self, t: float | Tensor) -> Tensor:
+            asked.append(float(torch.as_tensor(t).max()))
+            return super().log_snr(t)
+
+    assert float(Watched().time(torch.tensor(0.0, dtype=dtype))) == pytest.approx(0.875)
+    assert len(asked) == sections + 2
+    assert max(asked) == 2.0

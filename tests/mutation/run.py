@@ -40,7 +40,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from inspect import CO_OPTIMIZED
@@ -262,6 +262,7 @@ class Mutator(ast.NodeVisitor):
         self.generic_visit(node)
 
 
+@cache
 def mutants_of(file: str) -> list[Mutant]:
     """All mutants of a file, in the order of its lines."""
     with warnings.catch_warnings():
