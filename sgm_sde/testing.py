@@ -471,7 +471,7 @@ def measure_weak_order_on_mixture(
     Args:
         solver: a solver or its name, without correctors.
         sde: a linear process.
-        oracle: one-dimensional mixture with positive standard deviations; two unequal modes if not given.
+        oracle: a one-dimensional mixture; two unequal modes if not given.
         t_start: where to start; the default is where sigma / alpha is 2.
         t_end: where to stop; the default is where sigma / alpha is 0.4.
         rule: grid rule, log-SNR if not given.
@@ -484,10 +484,10 @@ def measure_weak_order_on_mixture(
         the norm of the four errors, and its standard error.
 
     Raises:
-        ValueError: for data that are not one-dimensional, or fewer than two scramblings.
+        ValueError: for a solver that adds no noise, data that are not one-dimensional, or fewer than two scramblings.
 
-    Source: Owen, 1997, doi:10.1214/aos/1031594731 (scrambled nets); Milstein & Schoenmakers, 2002,
-    doi:10.1080/10451120212874 (martingales as control variates).
+    Source: Owen, 1997, Annals of Statistics 25 (scrambled nets); Belomestny et al., 2017, arXiv:1701.00273, after
+    Newton, 1994 (martingales as control variates).
 
     Example:
         >>> import sgm_sde as sg
@@ -495,6 +495,8 @@ def measure_weak_order_on_mixture(
         1.0
     """
     solver, rule = resolve(solver), rule or LogSNR()
+    if not solver.stochastic:
+        raise ValueError(f"{solver.name} adds no noise: measure_order measures it")
     data: Any = default_oracle("scalar") if oracle is None else oracle
     if data.event_shape != (1,):
         raise ValueError(f"the data must be one-dimensional, of shape (1,), got {tuple(data.event_shape)}")
@@ -585,6 +587,7 @@ class _ControlledMean:
         return (low + high) / 2
 
     def _increment(self, k: int, x: Tensor, z: np.ndarray) -> Any:
+        """What the martingale (B, 4) gains with the fresh noise of stage k."""
         if not self.fresh[k]:
             return 0.0
         after, before = self.values[k]

@@ -172,6 +172,8 @@ def test_options_of_the_measurements() -> None:
         rough(period=1)
     with pytest.raises(ValueError, match=r"one-dimensional, of shape \(1,\), got \(2,\)"):
         measure_weak_order_on_mixture("ancestral", LINEAR["vp"], oracle=MIXTURE)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="heun adds no noise"):
+        measure_weak_order_on_mixture("heun", LINEAR["vp"])
     with pytest.raises(ValueError, match="at least 2 scramblings, got 1"):
         measure_weak_order_on_mixture("ancestral", LINEAR["vp"], scrambles=1)
     times = LogSNR()(LINEAR["vp"], 8), rough(period=4)(LINEAR["vp"], 8)
