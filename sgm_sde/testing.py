@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde.engine.executor import execute
+from sgm_sde.engine.executor import _Given, execute, stages
+from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule, LogSNR
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.processes.linear import LinearSDE
@@ -182,10 +183,12 @@ class OrderMeasurement:
     Attributes:
         steps: numbers of steps.
         errors: the error at each.
+        stderrs: the standard error of each, where errors are estimated; empty where they are exact.
     """
 
     steps: tuple[int, ...]
     errors: tuple[float, ...]
+    stderrs: tuple[float, ...] = ()
 
     @property
     def slopes(self) -> tuple[float, ...]:
@@ -197,17 +200,33 @@ class OrderMeasurement:
 
     @property
     def order(self) -> float:
-        """Slope over the last two refinements whose errors are above rounding."""
-        clean = [(n, error) for n, error in zip(self.steps, self.errors, strict=True) if error > 1e-12][-3:]
-        if len(clean) < 2:
+        """Slope over the last two refinements whose errors are above rounding and 5 standard errors."""
+        ends = self._ends
+        return math.nan if ends is None else math.log(ends[0][1] / ends[1][1]) / math.log(ends[1][0] / ends[0][0])
+
+    @property
+    def order_stderr(self) -> float:
+        """Standard error of `order`."""
+        ends = self._ends
+        if ends is None:
             return math.nan
-        (n1, e1), (n2, e2) = clean[0], clean[-1]
-        return math.log(e1 / e2) / math.log(n2 / n1)
+        (n1, e1, s1), (n2, e2, s2) = ends
+        return math.hypot(s1 / e1, s2 / e2) / math.log(n2 / n1)
+
+    @property
+    def _ends(self) -> tuple[tuple[int, float, float], tuple[int, float, float]] | None:
+        rows = zip(self.steps, self.errors, self.stderrs or [0.0] * len(self.steps), strict=True)
+        clean = [row for row in rows if row[1] > max(1e-12, 5 * row[2])][-3:]
+        return (clean[0], clean[-1]) if len(clean) > 1 else None
 
 
 @lru_cache
 def default_oracle(kind: str = "gaussian") -> Oracle:
-    """The two-dimensional data that orders are measured on: `"gaussian"` or a three-mode `"mixture"`."""
+    """The data that orders are measured on, two-dimensional, `"gaussian"` or a three-mode `"mixture"`, or a `"scalar"`
+    mixture of two modes.
+    """
+    if kind == "scalar":
+        return GaussianMixture(torch.tensor([[-1.2], [0.6]]), [0.4, 0.6], [0.25, 0.75])
     if kind == "gaussian":
         return Gaussian(torch.tensor([0.3, -0.7]), torch.tensor([[0.5, 0.2], [0.2, 0.3]]))
     means = torch.tensor([[-1.0, 0.5], [0.8, -0.6], [0.4, 1.1]])
@@ -235,17 +254,20 @@ class _Warped(GridRule):
         return self.rule.place(sde, v, start, end)
 
 
-def rough(rule: GridRule | None = None, jitter: float = 0.4, seed: int = 0) -> GridRule:
+def rough(rule: GridRule | None = None, jitter: float = 0.4, seed: int = 0, period: int = 16) -> GridRule:
     """A grid rule whose nodes are moved at random, each by at most `jitter` of half the distance to its neighbours.
 
-    No refinement makes such a grid smooth: methods that take even steps for granted lose their order on it.
+    No refinement makes such a grid smooth: methods that take even steps for granted lose their order on it. The random
+    pattern repeats after `period` nodes; whole periods compare best.
 
     Raises:
-        ValueError: for a jitter outside [0, 1).
+        ValueError: for a jitter outside [0, 1), or a period that is no whole number of at least 2.
     """
     if not 0 <= jitter < 1:
         raise ValueError(f"jitter must lie in [0, 1), got {jitter}")
-    return _Rough(rule or LogSNR(), jitter, seed)
+    if period < 2 or int(period) != period:
+        raise ValueError(f"period must be a whole number of at least 2, got {period}")
+    return _Rough(rule or LogSNR(), jitter, seed, period)
 
 
 @dataclass(frozen=True)
@@ -253,10 +275,11 @@ class _Rough(GridRule):
     rule: GridRule
     jitter: float
     seed: int
+    period: int = 16
 
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
         # A random pattern that repeats: errors then fall without the scatter of fresh draws.
-        pattern = np.random.default_rng(self.seed).uniform(-0.5, 0.5, 16) * self.jitter
+        pattern = np.random.default_rng(self.seed).uniform(-0.5, 0.5, self.period) * self.jitter
         moved = u + torch.from_numpy(np.resize(pattern, len(u))) / (len(u) - 1)
         moved[0], moved[-1] = 0.0, 1.0
         return self.rule.place(sde, moved, start, end)
@@ -402,7 +425,7 @@ def measure_weak_order(
     errors = []
     for n in steps:
         grid = rule(sde, n, t_start, t_end)
-        draws = len({m for stage in solver.compile(sde, grid).stages for m, _ in stage.noises})
+        draws = sum(map(len, _fresh(solver.compile(sde, grid))))
         (mean_0, root_0), (exact_mean, exact_root) = law(t_start), law(t_end)
         k = len(mean_0)
         # Rows: one per draw and block, one per block of the start's own impulse, one without any.
@@ -420,14 +443,198 @@ def measure_weak_order(
     return OrderMeasurement(tuple(steps), tuple(errors))
 
 
-def smooth_end(sde: LinearSDE | MatrixSDE) -> float:
-    """The time where sigma / alpha is 0.2, or `sde.eps` if that is later: fields are still smooth there."""
-    return max(float(sde.time(-2 * math.log(0.2))), sde.eps)
+def measure_weak_order_on_mixture(
+    solver: Solver | str,
+    sde: LinearSDE,
+    *,
+    oracle: GaussianMixture | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    rule: GridRule | None = None,
+    steps: Sequence[int] = (8, 16, 32),
+    log2_points: int = 13,
+    scrambles: int = 4,
+    seed: int = 0,
+) -> OrderMeasurement:
+    r"""Errors of a stochastic solver's output law on a mixture, whose score is not linear, with standard errors.
+
+    The error is that of $E\,f(y)$, $y = x/\alpha$, for $f = (y, y^2, \cos 2y, \sin 2y)$, from exact samples of the
+    marginal at `t_start`. The solver runs on scrambled Sobol points, noises in the order of the slow cosines along the
+    path. What is averaged is $f$ less a martingale that starts at 0: with $v_k$ the expectation of $f$ at the end,
+    given the state, on DDIM's chain with the solver's own noises,
+
+    $$ f(y_N) - \big[v_0(y_0) - E\,v_0(y_0)\big] - \sum_k \big[v_k(y_k) - E(v_k(y_k) \mid y_k\text{ without its fresh
+       noise})\big] $$
+
+    which has the same mean whatever the solver, and no variance left for DDIM itself.
+
+    Args:
+        solver: a solver or its name, without correctors.
+        sde: a linear process.
+        oracle: a one-dimensional mixture; two unequal modes if not given.
+        t_start: where to start; the default is where sigma / alpha is 2.
+        t_end: where to stop; the default is where sigma / alpha is 0.4.
+        rule: grid rule, log-SNR if not given.
+        steps: numbers of steps.
+        log2_points: logarithm of the number of points of a scrambling.
+        scrambles: independent scramblings, whose spread gives the standard errors; at least 2.
+        seed: of the scramblings.
+
+    Returns:
+        the norm of the four errors, and its standard error.
+
+    Raises:
+        ValueError: for a solver that adds no noise, data that are not one-dimensional, or fewer than two scramblings.
+
+    Source: Owen, 1997, Annals of Statistics 25 (scrambled nets); Belomestny et al., 2017, arXiv:1701.00273, after
+    Newton, 1994 (martingales as control variates).
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> round(measure_weak_order_on_mixture("ancestral", sg.VPSDE(), log2_points=8).order, 1)
+        1.0
+    """
+    solver, rule = resolve(solver), rule or LogSNR()
+    if not solver.stochastic:
+        raise ValueError(f"{solver.name} adds no noise: measure_order measures it")
+    data: Any = default_oracle("scalar") if oracle is None else oracle
+    if data.event_shape != (1,):
+        raise ValueError(f"the data must be one-dimensional, of shape (1,), got {tuple(data.event_shape)}")
+    if scrambles < 2:
+        raise ValueError(f"a standard error takes at least 2 scramblings, got {scrambles}")
+    t_start = active_start(sde, 2.0) if t_start is None else t_start
+    t_end = smooth_end(sde, 0.4) if t_end is None else t_end
+    exact = _expected_features(data, sde.nodes([t_end])[0].noise_level)
+    errors, stderrs = [], []
+    for n in steps:
+        estimate = _ControlledMean(solver.compile(sde, rule(sde, n, t_start, t_end)), sde, data)
+        means = np.stack([estimate(z) for z in _sobol_paths(estimate.draws, log2_points, scrambles, seed)])
+        errors.append(float(np.linalg.norm(means.mean(0) - exact)))
+        stderrs.append(float(np.linalg.norm(means.std(0, ddof=1))) / math.sqrt(scrambles))
+    return OrderMeasurement(tuple(steps), tuple(errors), tuple(stderrs))
 
 
-def active_start(sde: LinearSDE | MatrixSDE) -> float:
-    """The time where sigma / alpha is 3, or `sde.T` if that is earlier: the denoiser depends on the state there."""
-    return min(float(sde.time(-2 * math.log(3.0))), sde.T) if float(sde.log_snr(sde.T)) < -2 * math.log(3.0) else sde.T
+def _features(y: np.ndarray) -> np.ndarray:
+    """Observables (*, 4) of y (*)."""
+    return np.stack([y, y**2, np.cos(2 * y), np.sin(2 * y)], -1)
+
+
+def _expected_features(data: GaussianMixture, r: float) -> np.ndarray:
+    """Their expectations (4,) under the marginal of y = x / alpha where sigma / alpha is r."""
+    w, m, v = data.weights.numpy(), data.means[:, 0].numpy(), data.variances[:, 0].numpy() + r**2
+    damped = np.exp(-2 * v)
+    return np.asarray([w @ m, w @ (m**2 + v), w @ (damped * np.cos(2 * m)), w @ (damped * np.sin(2 * m))])
+
+
+def _sobol_paths(draws: int, log2_points: int, scrambles: int, seed: int) -> Iterator[np.ndarray]:
+    """Standard normals (B, 1 + draws) of each scrambling, the start's first."""
+    from scipy.fft import idct
+    from scipy.stats import qmc
+
+    for i in range(scrambles):
+        engine = qmc.Sobol(1 + draws, seed=np.random.default_rng([seed, i]))
+        z = qmc.MultivariateNormalQMC(np.zeros(1 + draws), engine=engine).random(2**log2_points)
+        yield np.concatenate([z[:, :1], idct(z[:, 1:], norm="ortho")], 1)
+
+
+class _ControlledMean:
+    """Mean of the observables at a program's end, less the martingale of DDIM's chain with the same noises."""
+
+    def __init__(self, program: Program, sde: LinearSDE, data: GaussianMixture) -> None:
+        from scipy.interpolate import CubicSpline
+
+        self.program, self.sde, self.data, self.fresh = program, sde, data, _fresh(program)
+        self.draws = sum(map(len, self.fresh))
+        self.nodes = sde.nodes([stage.t for stage in program.stages])
+        points, weights = np.polynomial.hermite_e.hermegauss(24)
+        weights /= weights.sum()
+        reach, width = float(data.means.abs().max()), float(data.variances.max())
+        # Of each stage with fresh noise: the value of its state, and that of the state without the noise.
+        self.values: dict[int, tuple[Any, Any]] = {}
+        value: Any = _features
+        r, std = self.nodes[-1].noise_level, 0.0  # of the next such stage
+        for k in (k for k in reversed(range(len(self.nodes))) if self.fresh[k] or k == 0):
+            s = self.nodes[k].noise_level
+            y = np.linspace(-1, 1, 801) * (reach + 10 * math.sqrt(width + s**2))
+            D = self._denoised(y, s)
+            after = CubicSpline(y, value(D + math.sqrt(max(r**2 - std**2, 0.0)) / s * (y - D)))
+            if k == 0:
+                x = self.nodes[0].alpha * torch.from_numpy(y)[:, None]
+                density = data.log_prob(x, sde, self.nodes[0].t).exp().numpy()
+                self.values[0] = after, density @ after(y) / density.sum()
+                break
+            r, std = s, math.hypot(*(c for _, c in self.fresh[k])) / self.nodes[k].alpha
+            value = CubicSpline(y, np.einsum("ijf,j->if", after(y[:, None] + std * points), weights))
+            self.values[k] = after, value
+
+    def _denoised(self, y: np.ndarray, r: float) -> np.ndarray:
+        state = torch.from_numpy(y)
+        D = self.data.denoised(state[:, None], torch.ones_like(state), torch.full_like(state, r))
+        return np.asarray(D[:, 0].numpy())
+
+    def _start(self, z: np.ndarray) -> np.ndarray:
+        """The marginal's quantiles (B,) at the first time for standard normals (B,), by bisection."""
+        from scipy.special import ndtr
+
+        p = ndtr(z)
+        w, m = self.data.weights.numpy(), self.data.means[:, 0].numpy()
+        spread = np.sqrt(self.data.variances[:, 0].numpy() + self.nodes[0].noise_level ** 2)
+        low, high = (np.full_like(z, end) for end in ((m - 10 * spread).min(), (m + 10 * spread).max()))
+        for _ in range(60):
+            middle = (low + high) / 2
+            below = ndtr((middle[:, None] - m) / spread) @ w < p
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        return (low + high) / 2
+
+    def _increment(self, k: int, x: Tensor, z: np.ndarray) -> Any:
+        """What the martingale (B, 4) gains with the fresh noise of stage k."""
+        if not self.fresh[k]:
+            return 0.0
+        after, before = self.values[k]
+        noise = sum(c * z[:, 1 + draw] for draw, c in self.fresh[k])
+        return after(x[:, 0].numpy() / self.nodes[k].alpha) - before((x[:, 0].numpy() - noise) / self.nodes[k].alpha)
+
+    def __call__(self, z: np.ndarray) -> np.ndarray:
+        """Means (4,) over the starts z[:, 0] and the noises z[:, 1:]."""
+        y = self._start(z[:, 0])
+        value, expected = self.values[0]
+        martingale = value(y) - expected
+        x = self.nodes[0].alpha * torch.from_numpy(y)[:, None]
+        model = BoundModel(self.data.score(self.sde), self.sde, (self.nodes[-1].t, self.nodes[0].t))
+        loop = stages(self.program, x, model, _Given(list(torch.from_numpy(z.T[1:].copy())[..., None])))
+        called = iter([k for k, stage in enumerate(self.program.stages) if stage.evaluate])
+        with torch.no_grad():
+            try:
+                state, t = next(loop)
+                while True:
+                    martingale += self._increment(next(called), state, z)
+                    state, t = loop.send(model.evaluate(state, t))
+            except StopIteration as end:
+                x = end.value.x
+        martingale += self._increment(len(self.nodes) - 1, x, z)
+        return np.asarray((_features(x[:, 0].numpy() / self.nodes[-1].alpha) - martingale).mean(0))
+
+
+def _fresh(program: Program) -> list[list[tuple[int, Any]]]:
+    """Of each stage, the noises that are drawn there: the number of the draw, and its coefficient."""
+    seen: set[int] = set()
+    drawn = []
+    for stage in program.stages:
+        new = [(m, c) for m, c in stage.noises if m not in seen]
+        drawn.append([(len(seen) + i, c) for i, (_, c) in enumerate(new)])
+        seen.update(m for m, _ in new)
+    return drawn
+
+
+def smooth_end(sde: LinearSDE | MatrixSDE, level: float = 0.2) -> float:
+    """The time where sigma / alpha is `level`, or `sde.eps` if that is later: fields are still smooth there."""
+    return max(float(sde.time(-2 * math.log(level))), sde.eps)
+
+
+def active_start(sde: LinearSDE | MatrixSDE, level: float = 3.0) -> float:
+    """The time where sigma / alpha is `level`, or `sde.T` if that is earlier: the denoiser depends on x there."""
+    log_snr = -2 * math.log(level)
+    return min(float(sde.time(log_snr)), sde.T) if float(sde.log_snr(sde.T)) < log_snr else sde.T
 
 
 def _run(solver: Solver, sde: SDE, score: Any, x: Tensor, grid: Grid, noise: Any) -> Tensor:
