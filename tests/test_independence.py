@@ -414,3 +414,36 @@ def test_noise_is_the_same_on_every_device(device: str) -> None:
     assert torch.equal(
         NoiseStream([(3, 0), (3, 1)], "solver").normal((2, 5), torch.float64, device).cpu(), known.double()
     )
+
+
+@pytest.mark.parametrize("name", ["euler-maruyama", "dpm++2m", "heun"])
+def test_the_step_that_spoils_a_sample_is_found(name: str) -> None:
+    """A network that fails for one sample below a time: the status names the first node beyond, noise and corrector
+    being drawn again as they were; one that fails once only is reported at the end, without a step."""
+    sde = LINEAR["vp"]
+    solver = sg.PredictorCorrector(sampler(name, sde), sg.Langevin(0.1))
+    grid = sg.grids.Uniform()(sde, 8)
+    good = elementwise_score(sde)
+    failing, repeats = [True], [True]
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = good(x, t)
+        if failing[0] and float(t[0]) < 0.5 * (grid.times[4] + grid.times[3]):
+            out = out.clone()
+            out[2] = math.nan
+            failing[0] = repeats[0]
+        return out
+
+    def run() -> sg.SampleResult:
+        score = sg.from_score(net, sde)
+        return sg.sample(score, sde, (4, 3), solver=solver, grid=grid, seed=5, final="none", dtype=F64)
+
+    with pytest.warns(sg.NonFiniteWarning, match="1 of 4 samples"):
+        res = run()
+    assert res.status.samples == (2,)
+    assert res.status.time == grid.times[4]
+    assert "after the step from" in res.status.message
+    repeats[0] = False
+    with pytest.warns(sg.NonFiniteWarning, match="does not repeat itself"):
+        res = run()
+    assert (res.status.time, res.status.samples) == (grid.times[-1], (2,))
