@@ -610,10 +610,11 @@ def _status(
     """How a run ended from the last state, that of a node, and what it returns."""
     if end.is_meta:
         return Status()
-    finite = torch.stack([_finite(state), _finite(end)]).cpu()  # the one place where values come back from the device
-    if not finite.all():
-        samples = tuple((~finite.all(0)).nonzero().flatten().tolist())
-        found = grid.steps + 1 if finite[0].all() else first_bad_node()
+    # The one place where values come back from the device.
+    before_end, at_end = torch.stack([_finite(state), _finite(end)]).tolist()
+    samples = tuple(i for i, ok in enumerate(zip(before_end, at_end, strict=True)) if not all(ok))
+    if samples:
+        found = grid.steps + 1 if all(before_end) else first_bad_node()
         i = node if found is None else min(found, grid.steps)
         shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
         before = f", after the step from t={grid.times[i - 1]:.6g}," if found is not None and 0 < found == i else ""
