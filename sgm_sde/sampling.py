@@ -114,8 +114,7 @@ class SampleResult:
 
     Attributes:
         x: samples (B, *), in the range of the data the network was trained on.
-        nfe: calls of the score function, each on the whole batch; without those of a second run to find where states
-            ceased to be finite.
+        nfe: calls of the score function, each on the whole batch, of the run itself.
         times: the grid's times, decreasing.
         status: how the run ended; false in a boolean context if states were not finite or it was stopped.
         trajectory: states (K, B, *) at `trajectory_times`, if asked for; the last one is `x` when "all" are.
@@ -171,7 +170,7 @@ def sample(
     train/eval mode and anyone's `requires_grad` are left alone.
 
     States are looked at once, at the end. Where one is infinite or NaN there, the run is repeated from the same seeds
-    up to the first step that made it so, and the status names it.
+    up to the first step that made it so, and the status names it; the calls of that second run are not in `nfe`.
 
     Args:
         score_fn: the score, `score_fn(x, t, **kwargs)` with x (B, *), t (B,); or what `from_noise`,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde.engine.executor import _Given, execute, stages
+from sgm_sde.engine.executor import Given, execute
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule, LogSNR
 from sgm_sde.processes.base import SDE, require_sde
@@ -537,6 +537,17 @@ def _sobol_paths(draws: int, log2_points: int, scrambles: int, seed: int) -> Ite
         yield np.concatenate([z[:, :1], idct(z[:, 1:], norm="ortho")], 1)
 
 
+class _Observed(BoundModel):
+    """A model that shows each state to `observe` before it is evaluated."""
+
+    observe: Callable[[Tensor], None]
+
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output at x (B, *) and time t (B,)."""
+        self.observe(x)
+        return super().evaluate(x, t)
+
+
 class _ControlledMean:
     """Mean of the observables at a program's end, less the martingale of DDIM's chain with the same noises."""
 
@@ -598,20 +609,15 @@ class _ControlledMean:
         """Means (4,) over the starts z[:, 0] and the noises z[:, 1:]."""
         y = self._start(z[:, 0])
         value, expected = self.values[0]
-        martingale = value(y) - expected
         x = self.nodes[0].alpha * torch.from_numpy(y)[:, None]
-        model = BoundModel(self.data.score(self.sde), self.sde, (self.nodes[-1].t, self.nodes[0].t))
-        loop = stages(self.program, x, model, _Given(list(torch.from_numpy(z.T[1:].copy())[..., None])))
+        noise = Given(list(torch.from_numpy(z.T[1:].copy())[..., None]))
         called = iter([k for k, stage in enumerate(self.program.stages) if stage.evaluate])
+        gains: list[Any] = [value(y) - expected]
+        model = _Observed(self.data.score(self.sde), self.sde, (self.nodes[-1].t, self.nodes[0].t))
+        model.observe = lambda x: gains.append(self._increment(next(called), x, z))
         with torch.no_grad():
-            try:
-                state, t = next(loop)
-                while True:
-                    martingale += self._increment(next(called), state, z)
-                    state, t = loop.send(model.evaluate(state, t))
-            except StopIteration as end:
-                x = end.value.x
-        martingale += self._increment(len(self.nodes) - 1, x, z)
+            x = execute(self.program, x, model, noise).x
+        martingale = sum(gains) + self._increment(len(self.nodes) - 1, x, z)
         return np.asarray((_features(x[:, 0].numpy() / self.nodes[-1].alpha) - martingale).mean(0))
 
 

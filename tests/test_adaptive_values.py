@@ -135,7 +135,7 @@ def test_the_norm_of_the_error() -> None:
     assert rms(torch.tensor([[3.0, 4.0]], dtype=F64)).tolist() == [math.sqrt(12.5)]
 
 
-def test_a_log_density_and_which_arrived() -> None:
+def test_which_samples_arrived() -> None:
     """`completed` tells who arrived."""
     one = torch.zeros(2)
     run = Integration((one,), one, ("completed", "out of steps"), one, one, one, 0)

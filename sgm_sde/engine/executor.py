@@ -458,7 +458,7 @@ class Recording:
             self.run = self._run()
 
     def _run(self) -> Run:
-        return _loop(self.plan, self.x, self.memory, self.times, self.model, _Given(self.z))
+        return _loop(self.plan, self.x, self.memory, self.times, self.model, Given(self.z))
 
     def replay(self, x: Tensor, noise: NoiseSource) -> Run:
         """The run from another state x with other noise."""
@@ -469,7 +469,7 @@ class Recording:
         return Run(self.run.x.clone(), self.run.nodes)
 
 
-class _Given:
+class Given:
     """Noise drawn before."""
 
     def __init__(self, z: Sequence[Tensor]) -> None:
