@@ -484,7 +484,8 @@ def measure_weak_order_on_mixture(
         the norm of the four errors, and its standard error.
 
     Raises:
-        ValueError: for a solver that adds no noise, data that are not one-dimensional, or fewer than two scramblings.
+        ValueError: for a solver that adds no noise, data that are not one-dimensional, a negative `log2_points`, or fewer than two
+            scramblings.
 
     Source: Owen, 1997, Annals of Statistics 25 (scrambled nets); Belomestny et al., 2017, arXiv:1701.00273, after
     Newton, 1994 (martingales as control variates).
@@ -500,6 +501,8 @@ def measure_weak_order_on_mixture(
     data: Any = default_oracle("scalar") if oracle is None else oracle
     if data.event_shape != (1,):
         raise ValueError(f"the data must be one-dimensional, of shape (1,), got {tuple(data.event_shape)}")
+    if log2_points < 0 or int(log2_points) != log2_points:
+        raise ValueError(f"log2_points must be a whole number of at least 0, got {log2_points}")
     if scrambles < 2:
         raise ValueError(f"a standard error takes at least 2 scramblings, got {scrambles}")
     t_start = active_start(sde, 2.0) if t_start is None else t_start

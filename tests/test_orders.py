@@ -172,6 +172,8 @@ def test_options_of_the_measurements() -> None:
         measure_weak_order_on_mixture("ancestral", LINEAR["vp"], oracle=MIXTURE)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="heun adds no noise"):
         measure_weak_order_on_mixture("heun", LINEAR["vp"])
+    with pytest.raises(ValueError, match="log2_points must be a whole number of at least 0, got -1"):
+        measure_weak_order_on_mixture("ancestral", LINEAR["vp"], log2_points=-1)
     with pytest.raises(ValueError, match="at least 2 scramblings, got 1"):
         measure_weak_order_on_mixture("ancestral", LINEAR["vp"], scrambles=1)
     times = LogSNR()(LINEAR["vp"], 8), rough(period=4)(LINEAR["vp"], 8)
