@@ -484,8 +484,8 @@ def measure_weak_order_on_mixture(
         the norm of the four errors, and its standard error.
 
     Raises:
-        ValueError: for a solver that adds no noise, data that are not one-dimensional, a negative `log2_points`, or fewer
-            than two scramblings.
+        ValueError: for a solver that adds no noise, data that are not one-dimensional, a negative `log2_points`, or
+            fewer than two scramblings.
 
     Source: Owen, 1997, Annals of Statistics 25 (scrambled nets); Belomestny et al., 2017, arXiv:1701.00273, after
     Newton, 1994 (martingales as control variates).
