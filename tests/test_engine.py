@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import sgm_sde as sg
 from sgm_sde.engine.executor import Plan, execute, lower
@@ -132,6 +134,45 @@ def test_the_executor_runs_any_table(grad: bool, case: tuple[Program, list[tuple
     assert torch.equal(x, kept), "the caller's tensor was changed"
     assert len(model.calls) == program.nfe
     assert run.nodes == len(program.times)
+
+
+class Passes(TorchFunctionMode):
+    """Keeps the calls that make a state, with the number of columns of a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, int]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__
+        if name in ("addmv", "add_", "mul", "add", "copy_", "zero_", "clone"):
+            self.seen.append((name, args[1].shape[1] if name == "addmv" else 0))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_stage_is_as_few_passes_as_can_be() -> None:
+    """A product with the whole history, where that is two rows at least; one row and one output are a call each."""
+    sde, grid = LINEAR["vp"], sg.Grid([0.9, 0.7, 0.4, 0.2])
+    program = sg.DPMSolverPP(2).compile(sde, grid)
+    passes, model = Passes(), bind(sg.from_noise(lambda x, t: x.sigmoid(), sde), sde, grid.times)
+    plan, x = model.plan(program), torch.ones(2, 3, dtype=F64)
+    assert [len(ins.rows) for ins in plan.instructions] == [0, 1, 2, 1]
+    with passes:
+        execute(program, x, model, stream(2))
+    store, last = ("add", 0), ("add_", 0)  # the last evaluation is used once, by the last stage
+    assert passes.seen == [("copy_", 0), store, ("addmv", 1), store, ("addmv", plan.n_rows), ("addmv", 1), last]
+
+
+@pytest.mark.parametrize("grad", [False, True, None])
+def test_memory_is_used_again_unless_the_graph_is_kept(grad: bool | None) -> None:
+    """A chain of states is one tensor; with its graph each state is its own."""
+    sde, grid = LINEAR["vp"], sg.Grid([0.9, 0.7, 0.4, 0.2])
+    model = bind(sg.from_noise(lambda x, t: x.sigmoid(), sde), sde, grid.times)
+    states: list[Tensor] = []
+    options = {} if grad is None else {"grad": grad}
+    execute(sg.DDIM().compile(sde, grid), torch.ones(2, 3, dtype=F64), model, stream(2),
+            on_node=lambda i, x: states.append(x), **options)  # type: ignore[arg-type, return-value] # fmt: skip
+    assert len({x.data_ptr() for x in states}) == (4 if grad else 1)
 
 
 @given(case=programs())
