@@ -343,3 +343,22 @@ def test_clocks() -> None:
     clock = sg.DDIM().clock(VP, 0.5)
     assert clock == pytest.approx((float(VP.alpha(0.5)) / float(VP.sigma(0.5))) ** 2)
     assert sg.DDIM().clock(DoubleWell(), 0.5) == 0.5
+
+
+@pytest.mark.parametrize("solver", [sg.DPMSolverPP(2, eta=0.5), sg.DPMSolverPP(1, eta=2.0), sg.DPMSolver(2, eta=0.7)])
+def test_noises_are_increments_on_the_clock(solver: sg.ExponentialAdams) -> None:
+    """Carried back to a step's start, its noise has the variance that the clock passes, up to a constant factor."""
+    start, *ends = VP.nodes([0.8, 0.7, 0.3, 0.1])
+    passed = []
+    for end in ends:
+        part = solver.part(start, end)
+        variance = (part.std(start, end) / part.factor(start, end)) ** 2
+        passed.append(variance / abs(solver.clock(VP, end.t) - solver.clock(VP, 0.8)))
+    assert passed == pytest.approx([passed[0]] * 3)
+
+
+def test_clocks_where_the_noise_level_is_not_one_number() -> None:
+    """The signal-to-noise ratio again."""
+    ratio = math.exp(float(VP.log_snr(0.3)))
+    for solver in (sg.DPMSolverPP(2, eta=lambda t: t), sg.ERSDE(2)):
+        assert solver.clock(VP, 0.3) == pytest.approx(ratio)

@@ -1802,6 +1802,7 @@ def test_defaults_of_the_correctors() -> None:
     assert repr(sg.Langevin()) == "Langevin(snr=0.16, n_steps=1, norm='sample')"
     assert repr(sg.AnnealedLangevin()) == "AnnealedLangevin(step_size=2e-05, n_steps=100)"
     assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin()).sequence == "PC"
+    assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin()).stochastic and sg.AnnealedLangevin().stochastic
     assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), "PC", sequence="CP").sequence == "CP"
 
 
@@ -1818,8 +1819,8 @@ def test_langevin_s_update() -> None:
             assert added[row].tolist() == pytest.approx([math.sqrt(2 * epsilon[row]) * v for v in z[row].tolist()])
     mean, added = sg.Langevin().update(x + 1, 0 * s, z, 1.0)  # no score, no move
     assert (mean.tolist(), added.tolist()) == ([[1, 1], [1, 1]], [[0, 0], [0, 0]])
-    batch = sg.Langevin(norm="batch")._ratio(z, s)
-    assert batch.shape == (1,)
+    (mean,), _ = sg.Langevin(snr=0.5, norm="expected").update(x[:1], s[:1] / 10, z[:1], 1.0)  # alone, |s| = 1/2
+    assert mean.tolist() == pytest.approx([2 * (0.5 * R2 / 0.5) ** 2 * v for v in (0.3, 0.4)])
 
 
 def test_langevin_s_factor() -> None:
