@@ -175,6 +175,19 @@ def test_embedded_tableaus() -> None:
     assert [pair.linear for pair in (sg.BOSH3, sg.DOPRI5, sg.TSIT5, sg.DOP853)] == [0.0] * 4
 
 
+def test_facts_of_the_pairs() -> None:
+    """Order, order of the other method, power of the step in the error, and what a step costs, as in the literature."""
+    facts = {
+        sg.BOSH3: (3, 2, 3, True, 3),
+        sg.DOPRI5: (5, 4, 5, True, 6),
+        sg.TSIT5: (5, 4, 5, True, 6),
+        sg.DOP853: (8, 5, 8, False, 12),
+        sg.EmbeddedTableau([[], [1.0]], [1.0, 0.0], [[-0.5, 0.5]]): (1, 2, 2, True, 1),  # Euler's, with Heun's
+    }
+    for pair, known in facts.items():
+        assert (pair.order, pair.embedded_order, pair.error_order, pair.fsal, pair.nfe_per_step) == known
+
+
 def test_facts_of_embedded_tableaus() -> None:
     """The last slope serves the next step only if its row is the weights and its weight is 0."""
     a, e = [[], [1.0]], [[0.5, -0.5]]

@@ -46,6 +46,7 @@ from sgm_sde.solvers.linear_part import (
     RectifiedPart,
     VelocityPart,
 )
+from sgm_sde.solvers.runge_kutta import order_of
 from tests.helpers import F64, bind, stream
 
 EDM = sg.EDMSDE()  # alpha = 1 and sigma = t: the noise level is the time, and its logarithm minus half the log-SNR
@@ -1716,6 +1717,13 @@ def test_order_conditions_have_a_tolerance() -> None:
     for error, order in ((0.5e-10, 4), (1.5e-10, 3)):
         change = 24 * error  # which leaves the other conditions as they are, since c2 = c3
         assert sg.Tableau([[], [1 / 2], [0, 1 / 2], [0, -change, 1 + change]], sg.RK4.b).order == order
+
+
+def test_orders_from_0_to_8() -> None:
+    """Weights that do not sum to 1, errors as large as the tolerance, and no tree of more than 8 nodes."""
+    assert order_of(((),), (0.5,)) == 0
+    assert order_of(((),), (1.0,)) == 1
+    assert order_of(((),), (1.0,), tolerance=0.5) == 8  # b c misses 1/2 by 1/2, and no condition is missed by more
 
 
 def test_tableaus_are_checked() -> None:
