@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import sgm_sde as sg
-from sgm_sde.engine.executor import Plan, execute, lower
+from sgm_sde.engine.executor import Plan, _Buffers, _Graph, _memory, execute, lower
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Program, Stage
 from tests.helpers import ALL, F64, GAUSSIAN, LINEAR, MIXTURE, bind, stream
@@ -228,6 +228,14 @@ def test_memory_is_used_again_unless_the_graph_is_kept(grad: bool | None) -> Non
     execute(sg.DDIM().compile(sde, grid), torch.ones(2, 3, dtype=F64), model, stream(2),
             on_node=lambda i, x: states.append(x), **options)  # type: ignore[arg-type, return-value] # fmt: skip
     assert len({x.data_ptr() for x in states}) == (4 if grad else 1)
+
+
+def test_what_is_recorded_lives_in_the_memory_of_plain_runs() -> None:
+    """Buffers, where nothing else is asked for."""
+    x = torch.ones(2, 3)
+    plan = lower(sg.DDIM().compile(LINEAR["vp"], sg.Grid([0.9, 0.7])), [(0.0, 1.0)] * 2)
+    assert isinstance(_memory(x, plan), _Buffers)
+    assert isinstance(_memory(x, plan, grad=True), _Graph)
 
 
 @given(case=programs())
