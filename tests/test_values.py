@@ -38,8 +38,10 @@ from sgm_sde.solvers.exponential import Exponential
 from sgm_sde.solvers.families import ADAMS
 from sgm_sde.solvers.linear_part import (
     PARTS,
+    POINTS,
     VARIABLES,
     VARIANTS,
+    WEIGHTS,
     DataPart,
     LinearPart,
     NoisePart,
@@ -737,6 +739,12 @@ def test_names_of_the_linear_parts() -> None:
     parts = {"data": DataPart, "noise": NoisePart, "velocity": VelocityPart, "rectified": RectifiedPart}
     assert parts == PARTS
     assert DataPart("time", 0.0) == DataPart("time", 0.0, "exact", 1.0)
+
+
+def test_quadrature_of_the_moments() -> None:
+    """Gauss-Legendre's on [0, 1] with 32 points, which is exact for polynomials up to degree 63."""
+    assert len(POINTS) == len(WEIGHTS) == 32
+    assert [float(np.sum(WEIGHTS * POINTS**k)) for k in range(64)] == pytest.approx([1 / (k + 1) for k in range(64)])
 
 
 FACTORS: list[tuple[LinearPart, float, float]] = [  # from noise level 2 to 1: L and std, from the table with numbers
