@@ -1802,10 +1802,14 @@ def test_churn_within_its_limits() -> None:
     assert max(stage.t for stage in top.stages) == 4.0
     vp = sg.VPSDE()
     s, t = node(0.5, vp), node(0.3, vp)
-    (up, *_) = table(sg.Heun(s_churn=0.5), (0.5, 0.3), vp)
+    up, euler, end = table(sg.Heun(s_churn=0.5), (0.5, 0.3), vp)
     hat = 1.25 * s.noise_level
-    alpha = 1 / math.sqrt(1 + hat**2)
-    assert up == pytest.approx({"x0": alpha / s.alpha, "z0": alpha * 0.75 * s.noise_level}, rel=1e-9)
+    alpha, h = 1 / math.sqrt(1 + hat**2), t.alpha * (t.noise_level - hat)
+    raised = {"x0": 1 / s.alpha, "z0": 0.75 * s.noise_level}  # in x / alpha
+    assert up == pytest.approx({key: alpha * c for key, c in raised.items()}, rel=1e-9)
+    level = {key: t.alpha * c for key, c in raised.items()}
+    assert euler == pytest.approx({**level, "e1": h}, rel=1e-9)
+    assert end == pytest.approx({**level, "e1": h / 2, "e2": h / 2}, rel=1e-9)
     assert t.lam > s.lam
     assert (sg.Heun(s_churn=0.5).stochastic, sg.Heun().stochastic) == (True, False)
 
