@@ -148,6 +148,26 @@ def test_the_executor_runs_tables_with_inner_stages(name: str, grad: bool) -> No
     torch.testing.assert_close(run.x, reference(program, conversions, x), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["ddim", "dpm++2m"])
+def test_outputs_of_another_precision_are_converted(name: str, grad: bool) -> None:
+    """A network in half precision moves a state in double precision: folded, stored and kept for backpropagation."""
+
+    class Half(Affine):
+        def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+            return super().evaluate(x, t).round().half()  # of numbers that half precision holds
+
+    class Rounded(Affine):
+        def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+            return super().evaluate(x, t).round()
+
+    program = ALL[name].compile(sg.EDMSDE(), sg.Grid([4.0, 2.0, 1.0, 0.5]))
+    x = torch.linspace(-3, 3, 6, dtype=F64).reshape(3, 2)
+    half, double = (execute(program, x, kind([(0.5, 2.0)] * 4), stream(3), grad=grad).x for kind in (Half, Rounded))
+    assert half.dtype == F64
+    assert torch.equal(half, double)
+
+
 class Passes(TorchFunctionMode):
     """Keeps the calls that make a state, with the number of columns of a product."""
 
