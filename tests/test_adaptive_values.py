@@ -16,7 +16,7 @@ from sgm_sde.engine.adaptive import Controller, EmbeddedStepper, Integration, Ro
 from sgm_sde.engine.brownian import BrownianPath
 from sgm_sde.engine.phi import phi
 from sgm_sde.solvers.adaptive import PI, Flow, default_variable
-from sgm_sde.solvers.base import ADAPTIVE, AdaptiveSolver, EtaSolver, resolve, resolve_any
+from sgm_sde.solvers.base import ADAPTIVE, AdaptiveSolver, EtaSolver, Problem, resolve, resolve_any
 from tests.helpers import F64, bind, elementwise_score
 
 VP = sg.VPSDE()
@@ -37,7 +37,8 @@ class DoubleWell(sg.SDE):
 def test_values_do_not_change() -> None:
     """Options are values: equal to their copies, hashable, and not to be changed."""
     values = [Controller(), sg.Adaptive(), sg.GGF(), sg.ExponentialPair(2), sg.BOSH3, sg.TorchDiffEq("rk4"),
-              sg.SciPy("RK45"), sg.TorchSDE("srk"), resolve("euler-maruyama")]  # fmt: skip
+              sg.SciPy("RK45"), sg.TorchSDE("srk"), resolve("euler-maruyama"),
+              Problem(None, VP, torch.zeros(1, 1), 1.0, 0.1, ((0, 0),))]  # fmt: skip
     for value in values:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, dataclasses.fields(value)[0].name, None)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 import sgm_sde as sg
 from sgm_sde.engine.executor import Plan, _Buffers, _Graph, _memory, execute, lower
+from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Program, Stage
 from tests.helpers import ALL, F64, GAUSSIAN, LINEAR, MIXTURE, bind, stream
@@ -166,6 +168,27 @@ def test_outputs_of_another_precision_are_converted(name: str, grad: bool) -> No
     half, double = (execute(program, x, kind([(0.5, 2.0)] * 4), stream(3), grad=grad).x for kind in (Half, Rounded))
     assert half.dtype == F64
     assert torch.equal(half, double)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4)])
+def test_matrices_act_on_blocks(shape: tuple[int, ...]) -> None:
+    """In the table and in a conversion, on either side of it, on states of nothing but blocks too."""
+    M = Matrix.of([[1.0, 2.0], [-3.0, 0.5]])
+    stages = (Stage(1.0, evaluate=True, node=True), Stage(0.5, ((0, 1.0),), ((0, 0.5),)))
+    program = Program("p", "data", (*stages, Stage(0.0, ((1, M),), ((0, 1.0),), node=True)))
+    x = torch.linspace(-1, 1, math.prod(shape), dtype=F64).reshape(shape)
+    r = x**2 / 4 + 1
+
+    def times(c: float | Matrix, x: Tensor) -> Tensor:
+        return torch.einsum("ij,bj...->bi...", torch.tensor(c.rows, dtype=F64), x) if isinstance(c, Matrix) else c * x
+
+    for c_x, c_r in ((M, 0.5), (0.5, M), (M, M)):
+        e = times(c_x, x) + times(c_r, r)
+        run = execute(program, x, Affine([(c_x, c_r)] * 3), Recorded())  # type: ignore[list-item]
+        torch.testing.assert_close(run.x, times(M, x + e / 2) + e)
+    for wrong in ((2,), (2, 3), (1, 3, 2)):
+        with pytest.raises(ValueError, match=re.escape(f"a state of 2 blocks, (B, 2, *): got {wrong}")):
+            execute(program, torch.zeros(wrong), Affine([(1.0, 1.0)] * 3), Recorded())
 
 
 class Passes(TorchFunctionMode):
