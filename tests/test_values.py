@@ -1939,6 +1939,8 @@ NAMES: dict[str, tuple[sg.Solver, int, int | None, int]] = {  # solver, order, w
     "dpm3": (single(**NOISE, stages=3), 3, None, 3),
     "dpm2m": (adams(**NOISE, variant="midpoint"), 2, None, 1),
     "dpm3m": (adams(**NOISE, nodes=3, start="warm"), 3, None, 1),
+    "dpm4m-cold": (adams(**NOISE, nodes=4), 2, None, 1),
+    "dpm5m-cold": (adams(**NOISE, nodes=5), 2, None, 1),
     "res2": (single(), 2, None, 2),
     "res3": (sg.RES(), 3, None, 3),
     "unip2": (adams(variant="midpoint"), 2, None, 1),
@@ -1996,6 +1998,7 @@ def test_the_registry() -> None:
     rows = {row[0]: row for row in sg.solvers().rows()}
     assert list(rows) == list(REGISTRY) == [name for name, _ in sg.solvers()]
     assert len(sg.solvers()) == len(rows)
+    assert NAMES.keys() == REGISTRY.keys()
     for name, (solver, order, weak, nfe) in NAMES.items():
         row = rows[name]
         found = resolve(name)
