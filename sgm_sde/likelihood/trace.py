@@ -52,6 +52,10 @@ class TraceModel(BoundModel):
     """A model that keeps, at each evaluation, estimates of the trace of its output's Jacobian: (B, columns).
 
     With gradients enabled around the run, network and trace are differentiable.
+
+    Attributes:
+        traces: the estimates.
+        visited: states and outputs, where it is a list.
     """
 
     def __init__(
@@ -60,16 +64,21 @@ class TraceModel(BoundModel):
         super().__init__(score, sde, times, kwargs)
         self.estimate = estimate
         self.traces: list[Tensor] = []
+        self.visited: list[tuple[Tensor, Tensor]] | None = None
 
     def evaluate(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
         """The network's output at x (B, *) and t (B,)."""
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
-            x = x if keep and x.requires_grad else x.detach().requires_grad_()
+            # A copy, since the executor writes the next state into the same memory.
+            x = x if keep and x.requires_grad else x.detach().clone().requires_grad_()
             out = self._call(x, t)
             trace = self.estimate(out, x, rows, keep)
-        self.traces.append(trace if keep else trace.detach())
-        return out if keep else out.detach()
+        x, out, trace = (v if keep else v.detach() for v in (x, out, trace))
+        self.traces.append(trace)
+        if self.visited is not None:
+            self.visited.append((x, out))
+        return out
 
 
 class Exact:

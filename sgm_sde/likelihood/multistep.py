@@ -1,0 +1,113 @@
+r"""The multistep method and the quadrature of the fixed grid.
+
+In the angle $\theta = \arctan(\sigma/(\alpha s))$ the flow of $z = x/\rho$ is $dz/d\theta = v/\rho$ (see
+`sgm_sde.likelihood.solve`). Over each interval between nodes the slope is the cubic $P_i$ through the four nearest
+nodes, in the variable u in which the grid is uniform, and its integral in theta is exact:
+
+$$ z_k = z_0 + \sum_{i<k} \int_{\theta_i}^{\theta_{i+1}} P_i\,d\theta $$
+
+At every node all intervals are integrated anew: those that were passed by extrapolation, the first ones above all, get
+centred cubics as soon as there are nodes on both sides. A step changes the last few alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from sgm_sde.engine.program import Program, Stage
+from sgm_sde.likelihood.grid import Stretched
+from sgm_sde.processes.linear import LinearSDE
+
+POINTS = 4  # of the polynomials through slopes
+DIFFERENCE_POINTS = 7  # of those through states
+_X, _W = np.polynomial.legendre.leggauss(12)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the method multiplies slopes and states with, from the first node to the last.
+
+    Attributes:
+        slopes: d theta / du at the nodes, (n + 1,).
+        steps: row k takes z_{k-1} to z_k, (n + 1, n + 1).
+        correction: takes the last z to that of all intervals with the last slope known, (n + 1,).
+        weights: of a quadrature in theta over the whole grid, (n + 1,).
+        differences: rows that take states to their derivatives in u, (n + 1, n + 1).
+    """
+
+    slopes: np.ndarray
+    steps: np.ndarray
+    correction: np.ndarray
+    weights: np.ndarray
+    differences: np.ndarray
+
+
+def _lagrange(nodes: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """The basis polynomials of the nodes at u, (u, nodes)."""
+    values = np.ones((len(u), len(nodes)))
+    for j, a in enumerate(nodes):
+        for b in np.delete(nodes, j):
+            values[:, j] *= (u - b) / (a - b)
+    return values
+
+
+def _nearest(i: int, points: int, newest: int) -> np.ndarray:
+    """As many nodes about number i as there are up to the newest one."""
+    first = max(min(i - (points - 1) // 2, newest + 1 - points), 0)
+    return np.arange(first, min(first + points, newest + 1))
+
+
+@lru_cache(maxsize=64)
+def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise: bool) -> Tables:
+    """The tables of n steps on the curve of a `Stretched` grid, with the data's standard deviation s."""
+    direction = -1 if to_noise else 1
+
+    def slope(k: np.ndarray) -> np.ndarray:
+        """d theta / du, where u is the number of the node."""
+        u = (n - k if to_noise else k) / n
+        lam, d_lam = Stretched.on(curve, u)
+        return -0.5 / np.cosh(lam + math.log(s)) * d_lam * direction / n
+
+    @lru_cache(maxsize=None)
+    def integral(i: int, newest: int) -> np.ndarray:
+        """Weights of the slopes over interval i."""
+        u, at, weights = i + (_X + 1) / 2, _nearest(i, POINTS, newest), np.zeros(n + 1)
+        weights[at] = (_W / 2 * slope(u)) @ _lagrange(at.astype(float), u)
+        return weights
+
+    def whole(k: int, newest: int) -> np.ndarray:
+        """Weights from the first node to node k."""
+        return sum((integral(i, min(newest, max(i + 2, POINTS - 1))) for i in range(k)), np.zeros(n + 1))
+
+    steps = np.zeros((n + 1, n + 1))
+    for k in range(1, n + 1):
+        steps[k] = whole(k, k - 1) - whole(k - 1, max(k - 2, 0))
+    differences = np.zeros((n + 1, n + 1))
+    for k in range(n + 1):
+        at = _nearest(k, min(DIFFERENCE_POINTS, n + 1), n)
+        powers = np.vander((at - k) / n, increasing=True).T
+        differences[k, at] = np.linalg.solve(powers, np.eye(len(at))[1]) / n
+    return Tables(slope(np.arange(n + 1)), steps, whole(n, n) - whole(n, n - 1), whole(n, n), differences)
+
+
+def program(sde: LinearSDE, times: Sequence[float], table: Tables, s: float) -> Program:
+    """The flow over the grid's times, one network call a node, the last one included."""
+    nodes = sde.nodes(tuple(times))
+    rho = [(k.alpha**2 * s**2 + k.sigma**2) ** 0.5 for k in nodes]
+
+    def evals(row: np.ndarray, k: int) -> tuple[tuple[int, float], ...]:
+        return tuple((int(j), float(row[j]) * rho[k] / rho[j]) for j in np.flatnonzero(row))
+
+    stages = [Stage(times[0], evaluate=True, node=True)]
+    for k in range(1, len(nodes)):
+        last = k == len(nodes) - 1
+        carried = ((k - 1, rho[k] / rho[k - 1]),)
+        stages.append(Stage(times[k], carried, evals(table.steps[k], k), evaluate=True, node=not last))
+    k = len(nodes) - 1
+    stages.append(Stage(times[k], ((k, 1.0),), evals(table.correction, k), node=True))
+    return Program("reintegrated-multistep", "velocity", tuple(stages), sigma_data=s)
