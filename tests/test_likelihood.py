@@ -427,7 +427,7 @@ def uniform_score(monkeypatch: pytest.MonkeyPatch, lo: float, hi: float) -> None
     def fake(score_fn: Any, sde: Any, x: Tensor, **_: Any) -> Any:
         assert bool(((x >= lo) & (x < hi)).all())
         value = torch.full((len(x),), -x[0].numel() * math.log(hi - lo), dtype=F64)
-        return sg.LogProbResult(value, 0 * value, x, value, value, value, 1, 0, sg.Status(), None)  # type: ignore[arg-type]
+        return sg.LogProbResult(value, 0 * value, x, value, value, value, value, 1, 0, sg.Status(), None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sg.likelihood.dequantisation, "log_prob", fake)
 

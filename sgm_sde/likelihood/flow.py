@@ -34,6 +34,8 @@ from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.sampling import Status
 from sgm_sde.scores.score import Score, as_density
 
+STEPS = 48  # of the fixed grid by default
+
 T = TypeVar("T")
 
 METHODS = ("exponential", "adaptive", "dopri5-adjoint", "rk45-scipy")
@@ -150,7 +152,8 @@ def log_prob(
     require_one_of("trace", trace, TRACES)
     require_one_of("method", method, METHODS)
     on_grid = method == "exponential"
-    steps = _option("steps", steps, 48, on_grid, "method='exponential'")
+    refine = on_grid and steps is None
+    steps = _option("steps", steps, STEPS, on_grid, "method='exponential'")
     rtol = _option("rtol", rtol, 1e-5, not on_grid, "a method with tolerances")
     atol = _option("atol", atol, 1e-5, not on_grid, "a method with tolerances")
     n_probes = _option("n_probes", n_probes, 1, trace != "exact", "trace='hutchinson'")
@@ -189,8 +192,8 @@ def log_prob(
         added = state.new_zeros(len(x))
         if decoder is not None:
             state, added = diffuse(model, GaussianDecoder(state), eps, NoiseStream(seeds, "dequantisation"))
-        (latent, volume, stderr), how = _solve(
-            model, sde, state, eps, method, steps, rtol, atol, data_std, _parameters(score, parameters)
+        (latent, volume, stderr, defect), how = _solve(
+            model, sde, state, eps, method, steps, refine, rtol, atol, data_std, _parameters(score, parameters)
         )
         at_T = (sde.prior_log_prob if prior is None else prior)(latent)
         value = at_T + volume + added
@@ -205,7 +208,7 @@ def log_prob(
         f"{estimate}{chosen}",
         f"N(0, {sde.prior_std:.4g}^2)" if prior is None else "given",
     )
-    return LogProbResult(value, stderr, latent, at_T, volume, added, nfe, vjps, Status(), protocol)
+    return LogProbResult(value, stderr, latent, at_T, volume, added, defect, nfe, vjps, Status(), protocol)
 
 
 def _option(name: str, value: T | None, default: T, applies: bool, needs: str) -> T:
@@ -224,6 +227,7 @@ def _solve(
     eps: float,
     method: str,
     steps: int,
+    refine: bool,
     rtol: float,
     atol: float,
     data_std: float,
@@ -232,8 +236,10 @@ def _solve(
     """The solution, and how it was found in words."""
     tolerances = f"(rtol = {rtol:g}, atol = {atol:g})"
     if method == "exponential":
-        how = f"an exponential multistep method of order 4 with {steps} fixed steps"
-        return solve.exponential(model, sde, x, eps, steps, data_std), how
+        how = f"a multistep method of order 4 with {steps} fixed steps"
+        if refine:
+            how += f", up to {solve.REFINEMENTS[-1] * steps} for samples that they do not resolve"
+        return solve.exponential(model, sde, x, eps, steps, data_std, refine=refine), how
     if method == "rk45-scipy":
         return solve.scipy_rk45(model, sde, x, eps, rtol, atol), f"SciPy's RK45 on the batch {tolerances}"
     flow = solve.NormalisedFlow(model, sde, x, eps, data_std)

@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
-from sgm_sde.engine.program import Program, Stage
+from sgm_sde.engine.program import Program, Stage, Terms
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.processes.linear import LinearSDE
 
@@ -37,14 +37,14 @@ class Tables:
         steps: row k takes z_{k-1} to z_k, (n + 1, n + 1).
         correction: takes the last z to that of all intervals with the last slope known, (n + 1,).
         weights: of a quadrature in theta over the whole grid, (n + 1,).
-        differences: rows that take states to their derivatives in u, (n + 1, n + 1).
+        differences: for each node pairs (j, c): the derivative of states in u there is the sum of c z_j.
     """
 
     slopes: np.ndarray
     steps: np.ndarray
     correction: np.ndarray
     weights: np.ndarray
-    differences: np.ndarray
+    differences: tuple[Terms, ...]
 
 
 def _lagrange(nodes: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -62,6 +62,10 @@ def _nearest(i: int, points: int, newest: int) -> np.ndarray:
     return np.arange(first, min(first + points, newest + 1))
 
 
+def _pairs(at: np.ndarray, weights: np.ndarray) -> Terms:
+    return tuple(zip(at.tolist(), weights.tolist(), strict=True))
+
+
 @lru_cache(maxsize=64)
 def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise: bool) -> Tables:
     """The tables of n steps on the curve of a `Stretched` grid, with the data's standard deviation s."""
@@ -73,7 +77,7 @@ def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise:
         lam, d_lam = Stretched.on(curve, u)
         return -0.5 / np.cosh(lam + math.log(s)) * d_lam * direction / n
 
-    @lru_cache(maxsize=None)
+    @cache
     def integral(i: int, newest: int) -> np.ndarray:
         """Weights of the slopes over interval i."""
         u, at, weights = i + (_X + 1) / 2, _nearest(i, POINTS, newest), np.zeros(n + 1)
@@ -87,12 +91,12 @@ def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise:
     steps = np.zeros((n + 1, n + 1))
     for k in range(1, n + 1):
         steps[k] = whole(k, k - 1) - whole(k - 1, max(k - 2, 0))
-    differences = np.zeros((n + 1, n + 1))
+    differences = []
     for k in range(n + 1):
-        at = _nearest(k, min(DIFFERENCE_POINTS, n + 1), n)
-        powers = np.vander((at - k) / n, increasing=True).T
-        differences[k, at] = np.linalg.solve(powers, np.eye(len(at))[1]) / n
-    return Tables(slope(np.arange(n + 1)), steps, whole(n, n) - whole(n, n - 1), whole(n, n), differences)
+        at = _nearest(k, DIFFERENCE_POINTS, n)
+        powers = np.vander(at - k, increasing=True).T
+        differences.append(_pairs(at, np.linalg.solve(powers, np.eye(len(at))[1])))
+    return Tables(slope(np.arange(n + 1)), steps, whole(n, n) - whole(n, n - 1), whole(n, n), tuple(differences))
 
 
 def program(sde: LinearSDE, times: Sequence[float], table: Tables, s: float) -> Program:
@@ -105,9 +109,8 @@ def program(sde: LinearSDE, times: Sequence[float], table: Tables, s: float) -> 
 
     stages = [Stage(times[0], evaluate=True, node=True)]
     for k in range(1, len(nodes)):
-        last = k == len(nodes) - 1
         carried = ((k - 1, rho[k] / rho[k - 1]),)
-        stages.append(Stage(times[k], carried, evals(table.steps[k], k), evaluate=True, node=not last))
+        stages.append(Stage(times[k], carried, evals(table.steps[k], k), evaluate=True, node=True))
     k = len(nodes) - 1
     stages.append(Stage(times[k], ((k, 1.0),), evals(table.correction, k), node=True))
     return Program("reintegrated-multistep", "velocity", tuple(stages), sigma_data=s)

@@ -14,7 +14,7 @@ $$ \log p_\epsilon(x_\epsilon) = \log p_T(x_T) + d\log\frac{\rho_T}{\rho_\epsilo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -34,8 +34,11 @@ from sgm_sde.scores.model import BoundModel
 from sgm_sde.solvers.runge_kutta import DOPRI5
 
 DAMPED_BELOW = 0.1  # noise, as a fraction of the data
+LARGEST_DEFECT = 5e-4  # nats/dim that the first-order correction is trusted with
+REFINEMENTS = (2, 4, 8)  # times the steps
 
-Solution = tuple[Tensor, Tensor, Tensor]  # the latent (B, *), what its volume adds (B,), its standard error (B,)
+# The latent (B, *); (B,) each: what its volume adds, the standard error of that, and the defect it contains.
+Solution = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def spread(k: Kernel, s: float) -> Any:
@@ -75,51 +78,97 @@ class FixedGrid:
         self.sde, self.s, self.times = sde, s, times[::-1] if to_noise else times
         self.table = tables(rule.curve(sde, sde.T, eps), s, steps, to_noise)
 
-    def carry(self, model: BoundModel, x: Tensor) -> Tensor:
+    def carry(
+        self, model: BoundModel, x: Tensor, on_output: Callable[[Tensor, Tensor, float], None] | None = None
+    ) -> Tensor:
         """The state at the last of the times; order 4."""
         plan = program(self.sde, self.times, self.table, self.s)
-        return execute(plan, x, model, NoNoise(), grad=torch.is_grad_enabled()).x
+        return execute(plan, x, model, NoNoise(), on_output=on_output, grad=torch.is_grad_enabled()).x
 
-    def defect(self, model: TraceModel, nodes: Sequence[Kernel], latent: Tensor) -> Tensor:
-        r"""What the log-likelihood gains from the states visited not being on one trajectory, (B,).
 
-        Along any path z(u), $d\log p = -\operatorname{div}\,d\theta + \nabla_z\log p\cdot(dz - v/\rho\,d\theta)$ for an
-        exact score: with the last term the error of the states enters the value in second order. Where the noise is
-        small beside the data networks know the score badly and trajectories are good: there it is damped.
-        """
-        table, states, terms = self.table, [], []
-        assert model.visited is not None
-        for (x, out), node, slope in zip(model.visited, nodes, table.slopes.tolist(), strict=True):
-            rho, r = spread(node, self.s), out.to(x.dtype)
-            damped = rho / (1 + (DAMPED_BELOW * node.alpha * self.s / node.sigma) ** 2)
-            (s_x, s_r), (v_x, v_r) = (
-                convert(model.score.prediction, target, node, sigma_data=self.s) for target in ("score", "velocity")
-            )
-            states.append(x.flatten(1) / rho)
-            terms.append(((damped * (s_x * x + s_r * r)).flatten(1), (slope / rho * (v_x * x + v_r * r)).flatten(1)))
-        z = torch.stack(states)
-        derivatives = (torch.from_numpy(table.differences).to(z) @ z.flatten(1)).view_as(z)
-        total = (terms[-1][0] * (z[-1] - latent.flatten(1) / rho)).sum(1)
-        for w, slope, dz, (score, move) in zip(table.weights, table.slopes, derivatives, terms, strict=True):
-            total = total - float(w / slope) * (score * (dz - move)).sum(1)
+class Integrals:
+    r"""What is integrated along the flow on a grid, gathered while its nodes are visited.
+
+    Along any path z(u), $d\log p = -\operatorname{div}\,d\theta + \nabla_z\log p\cdot(dz - v/\rho\,d\theta)$ for an
+    exact score. The states visited lie on no single trajectory; with the integral of the last term, the defect, their
+    error enters the value in second order. Where the noise is small beside the data networks know the score badly
+    and trajectories are good: there it is damped.
+
+    Args:
+        model: whose traces are taken.
+        grid: the grid.
+
+    Attributes:
+        terms: of the quadrature of div dtheta, each (B, columns).
+        defect: the integral so far, (B,).
+    """
+
+    def __init__(self, model: TraceModel, grid: FixedGrid) -> None:
+        self.model, self.grid, self.nodes = model, grid, grid.sde.nodes(grid.times)
+        self.terms: list[Tensor] = []
+        self.defect: Any = 0.0
+        self._z: dict[int, Tensor] = {}
+        self._rates: dict[int, tuple[Tensor, Tensor]] = {}  # the score in z, and dz/du of the flow
+
+    def __call__(self, x: Tensor, out: Tensor, t: float) -> None:
+        """The network's output at the state of the next node."""
+        k, r, table, s = len(self.terms), out.to(x.dtype), self.grid.table, self.grid.s
+        node, rho = self.nodes[k], spread(self.nodes[k], s)
+        (s_x, s_r), (v_x, v_r) = (
+            convert(self.model.score.prediction, target, node, sigma_data=s) for target in ("score", "velocity")
+        )
+        self.terms.append(table.weights[k] * (v_x * x[0].numel() + v_r * self.model.traces.pop().to(x.dtype)))
+        damped = rho / (1 + (DAMPED_BELOW * node.alpha * s / node.sigma) ** 2)
+        slope = table.slopes[k] / rho
+        self._z[k] = x / rho
+        self._rates[k] = damped * s_x * x + damped * s_r * r, slope * v_x * x + slope * v_r * r
+        self._end = self._z[k], self._rates[k][0]
+        while self._rates and table.differences[first := min(self._rates)][-1][0] <= k:
+            self._leave(first)
+
+    def _leave(self, k: int) -> None:
+        """Take node k into the integral, when all its neighbours are known."""
+        table, (score, move) = self.grid.table, self._rates.pop(k)
+        for j, c in table.differences[k]:
+            move = torch.add(move, self._z[j], alpha=-c)
+        self.defect = self.defect + table.weights[k] / table.slopes[k] * (score * move).flatten(1).sum(1)
+        needed = table.differences[min(k + 1, len(self.nodes) - 1)][0][0]
+        self._z = {j: z for j, z in self._z.items() if j >= needed}
+
+    def end(self, latent: Tensor) -> Tensor:
+        """The defect of the whole path, up to a latent (B, *) beside the last state that was visited."""
+        z, score = self._end
+        total: Tensor = self.defect + (score * (z - latent / spread(self.nodes[-1], self.grid.s))).flatten(1).sum(1)
         return total
 
 
-def exponential(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float) -> Solution:
+def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float) -> Solution:
     """On one fixed grid, where the trace is a quadrature over the nodes of the trajectory."""
-    grid, d = FixedGrid(sde, eps, steps, s), x[0].numel()
-    model.visited = []
-    latent = grid.carry(model, x)
-    nodes = sde.nodes(grid.times)
-    terms = []
-    for w, node, traces in zip(grid.table.weights.tolist(), nodes, model.traces, strict=True):
-        v_x, v_r = convert(model.score.prediction, "velocity", node, sigma_data=s)
-        terms.append(w * (v_x * d + v_r * traces.to(x.dtype)))
-    stacked = torch.stack(terms)  # (nodes, B, columns)
-    volume = stacked.mean(2).sum(0) + d * math.log(spread(nodes[-1], s) / spread(nodes[0], s))
+    grid = FixedGrid(sde, eps, steps, s)
+    integrals = Integrals(model, grid)
+    latent = grid.carry(model, x, integrals)
+    defect, terms = integrals.end(latent), torch.stack(integrals.terms)  # (nodes, B, columns)
+    nodes = integrals.nodes
+    volume = terms.mean(2).sum(0) + x[0].numel() * math.log(spread(nodes[-1], s) / spread(nodes[0], s))
     # As slopes in lambda the terms vary slowly from node to node.
     slowly = grid.table.weights * np.array([2 * math.cosh(node.lam + math.log(s)) for node in nodes])
-    return latent, volume + grid.defect(model, nodes, latent), probe_error(stacked.detach(), torch.from_numpy(slowly))
+    return latent, volume + defect, probe_error(terms.detach(), torch.from_numpy(slowly)), defect
+
+
+def exponential(
+    model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, *, refine: bool
+) -> Solution:
+    """On one fixed grid, or for the samples whose defect is large on finer ones as well."""
+    solution = on_grid(model, sde, x, eps, steps, s)
+    for finer in REFINEMENTS if refine else ():
+        (rows,) = (solution[3].detach().abs() > LARGEST_DEFECT * x[0].numel()).nonzero(as_tuple=True)
+        if not len(rows):
+            break
+        with model.only(rows, len(x)):
+            better = on_grid(model, sde, x[rows], eps, finer * steps, s)
+        whole = [a.index_copy(0, rows, b) for a, b in zip(solution, better, strict=True)]
+        solution = whole[0], whole[1], whole[2], whole[3]
+    return solution
 
 
 class NormalisedFlow:
@@ -155,10 +204,7 @@ class NormalisedFlow:
         x = expand(rho, z) * z
         times, gone = model.round_times(t.numpy(), x), len(rows) < self.n
         with model.only(rows, self.n) if gone else nullcontext():
-            if isinstance(model, TraceModel):
-                out = model.evaluate(x, times, rows if gone else None)
-            else:
-                out = model.evaluate(x, times)
+            out = model.evaluate(x, times)
         slope = expand(a[0], x) * x + expand(a[1], x) * out.to(x.dtype)
         if not isinstance(model, TraceModel):
             return (slope,)
@@ -216,7 +262,13 @@ def adjoint(
 def joint(flow: NormalisedFlow, latent: Tensor, volumes: Tensor) -> Solution:
     """The solution from its end and the log-volumes (B, columns) that were solved with it."""
     ratio = flow.scale[flow.noise] / flow.scale[flow.data]
-    return latent, volumes.mean(1) + flow.d * math.log(ratio), fixed_probe_error(volumes.detach())
+    return whole_flow(latent, volumes, flow.d * math.log(ratio))
+
+
+def whole_flow(latent: Tensor, volumes: Tensor, added: float = 0.0) -> Solution:
+    """The solution of a method without a defect, from log-volumes (B, columns) of whole flows."""
+    volume = volumes.mean(1) + added
+    return latent, volume, fixed_probe_error(volumes.detach()), torch.full_like(volume.detach(), math.nan)
 
 
 def scipy_rk45(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, rtol: float, atol: float) -> Solution:
@@ -240,5 +292,4 @@ def scipy_rk45(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, rtol: f
     if not solution.success:
         raise ValueError(f"SciPy's RK45 gave up: {solution.message}")
     end = torch.from_numpy(solution.y[:, -1]).to(x)
-    volumes = end[x.numel() :].view(len(x), columns)
-    return end[: x.numel()].view(shape), volumes.mean(1), fixed_probe_error(volumes)
+    return whole_flow(end[: x.numel()].view(shape), end[x.numel() :].view(len(x), columns))

@@ -9,7 +9,8 @@ leaves less variance.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -52,10 +53,6 @@ class TraceModel(BoundModel):
     """A model that keeps, at each evaluation, estimates of the trace of its output's Jacobian: (B, columns).
 
     With gradients enabled around the run, network and trace are differentiable.
-
-    Attributes:
-        traces: the estimates.
-        visited: states and outputs, where it is a list.
     """
 
     def __init__(
@@ -64,21 +61,27 @@ class TraceModel(BoundModel):
         super().__init__(score, sde, times, kwargs)
         self.estimate = estimate
         self.traces: list[Tensor] = []
-        self.visited: list[tuple[Tensor, Tensor]] | None = None
+        self._index: Tensor | None = None
 
-    def evaluate(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
+    @contextmanager
+    def only(self, index: Tensor, batch: int) -> Iterator[None]:
+        """As for any model; probes are those of these samples."""
+        self._index = index
+        try:
+            with super().only(index, batch):
+                yield
+        finally:
+            self._index = None
+
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at x (B, *) and t (B,)."""
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
-            # A copy, since the executor writes the next state into the same memory.
-            x = x if keep and x.requires_grad else x.detach().clone().requires_grad_()
+            x = x if keep and x.requires_grad else x.detach().requires_grad_()
             out = self._call(x, t)
-            trace = self.estimate(out, x, rows, keep)
-        x, out, trace = (v if keep else v.detach() for v in (x, out, trace))
-        self.traces.append(trace)
-        if self.visited is not None:
-            self.visited.append((x, out))
-        return out
+            trace = self.estimate(out, x, self._index, keep)
+        self.traces.append(trace if keep else trace.detach())
+        return out if keep else out.detach()
 
 
 class Exact:
