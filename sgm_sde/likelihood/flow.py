@@ -6,10 +6,9 @@ $dy/d\lambda = D - y$ with the denoiser D, so that along it
 $$ \log p_\epsilon(x_\epsilon) = \log p_T(x_T) + d\log\frac{\alpha_T}{\alpha_\epsilon}
    + \int_{\lambda_T}^{\lambda_\epsilon} \Big(d - \operatorname{tr}\frac{\partial D}{\partial y}\Big)\,d\lambda $$
 
-The trajectory is solved by an exponential multistep method with corrector, the integral by the trapezoidal rule with
-Gregory's end corrections, both on one fixed grid and both with the part taken out that Gaussian data have. Since the
-quadrature is fixed, the probes of the trace may be fresh at each node, which averages their noise; inside an adaptive
-solver they would be part of the equation.
+Trajectory and integral are solved on one fixed grid, by cubics through the slopes and with the part taken out that
+Gaussian data have. Since the quadrature is fixed, the probes of the trace may be fresh at each node, which averages
+their noise; inside an adaptive solver they would be part of the equation.
 """
 
 from __future__ import annotations
@@ -85,7 +84,8 @@ def log_prob(
         sde: a linear process.
         x: points (B, *), floating.
         eps: time at which the density is taken; `sde.likelihood_eps` if not given.
-        steps: of the fixed grid, each one network call; one more in all. 48 by default.
+        steps: of the fixed grid, each one network call; one more in all. If not given 48, and for samples that these do
+            not resolve 96 and 192, at as many calls on these samples alone.
         method: `"exponential"`, the fixed grid; `"adaptive"`, Dormand and Prince's pair with steps of each sample's
             own; `"dopri5-adjoint"`, torchdiffeq's on the whole batch at once, with gradients by the adjoint equation,
             whose memory does not grow with the steps; or `"rk45-scipy"`, Song et al.'s protocol: SciPy's RK45 on the

@@ -47,9 +47,11 @@ class Tables:
     differences: tuple[Terms, ...]
 
 
-def _lagrange(nodes: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The basis polynomials of the nodes at u, (u, nodes)."""
-    values = np.ones((len(u), len(nodes)))
+@cache
+def _basis(first: int, points: int) -> np.ndarray:
+    """Lagrange's polynomials of the nodes first, first + 1, ... at Gauss' points of [0, 1], (points of Gauss, nodes)."""
+    u, nodes = (_X + 1) / 2, np.arange(first, first + points)
+    values = np.ones((len(u), points))
     for j, a in enumerate(nodes):
         for b in np.delete(nodes, j):
             values[:, j] *= (u - b) / (a - b)
@@ -77,26 +79,31 @@ def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise:
         lam, d_lam = Stretched.on(curve, u)
         return -0.5 / np.cosh(lam + math.log(s)) * d_lam * direction / n
 
-    @cache
+    between = slope(np.arange(n)[:, None] + (_X + 1) / 2)
+
     def integral(i: int, newest: int) -> np.ndarray:
-        """Weights of the slopes over interval i."""
-        u, at, weights = i + (_X + 1) / 2, _nearest(i, POINTS, newest), np.zeros(n + 1)
-        weights[at] = (_W / 2 * slope(u)) @ _lagrange(at.astype(float), u)
+        """Weights of the slopes over interval i, when that of the newest node is known."""
+        at, weights = _nearest(i, POINTS, newest), np.zeros(n + 1)
+        weights[at] = (_W / 2 * between[i]) @ _basis(int(at[0]) - i, len(at))
         return weights
 
-    def whole(k: int, newest: int) -> np.ndarray:
-        """Weights from the first node to node k."""
-        return sum((integral(i, min(newest, max(i + 2, POINTS - 1))) for i in range(k)), np.zeros(n + 1))
+    def change(k: int, before: int, now: int) -> np.ndarray:
+        """Weights of what the intervals up to node k add when the newest slope is not `before` but `now`."""
+        weights = np.zeros(n + 1)
+        for i in range(max(k - POINTS, 0), k):
+            weights += integral(i, now) - (integral(i, before) if i <= before else 0)
+        return weights
 
     steps = np.zeros((n + 1, n + 1))
     for k in range(1, n + 1):
-        steps[k] = whole(k, k - 1) - whole(k - 1, max(k - 2, 0))
+        steps[k] = change(k, k - 2, k - 1)
     differences = []
     for k in range(n + 1):
         at = _nearest(k, DIFFERENCE_POINTS, n)
         powers = np.vander(at - k, increasing=True).T
         differences.append(_pairs(at, np.linalg.solve(powers, np.eye(len(at))[1])))
-    return Tables(slope(np.arange(n + 1)), steps, whole(n, n) - whole(n, n - 1), whole(n, n), tuple(differences))
+    weights = sum((integral(i, n) for i in range(n)), np.zeros(n + 1))
+    return Tables(slope(np.arange(n + 1)), steps, change(n, n - 1, n), weights, tuple(differences))
 
 
 def program(sde: LinearSDE, times: Sequence[float], table: Tables, s: float) -> Program:
