@@ -204,7 +204,7 @@ def test_a_forward_pass_serves_drift_and_divergence() -> None:
 @given(steps=st.integers(6, 40), to_noise=st.booleans(), data_std=st.floats(0.1, 2), process=st.sampled_from(PROCESSES))
 @settings(max_examples=30)
 def test_the_tables_integrate_cubics(steps: int, to_noise: bool, data_std: float, process: str) -> None:
-    """Of the number of the node, over theta, from end to end and from node to node; derivatives up to the sixth power."""
+    """In the number of the node, over theta, from end to end and node to node; derivatives up to the sixth power."""
     sde = LINEAR[process]
     curve = Stretched(data_std=data_std).curve(sde, sde.T, sde.likelihood_eps)
     table = tables(curve, data_std, steps, to_noise)

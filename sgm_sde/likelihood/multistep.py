@@ -49,7 +49,7 @@ class Tables:
 
 @cache
 def _basis(first: int, points: int) -> np.ndarray:
-    """Lagrange's polynomials of the nodes first, first + 1, ... at Gauss' points of [0, 1], (points of Gauss, nodes)."""
+    """Lagrange's polynomials of the nodes first, first + 1, ... at Gauss' points of [0, 1], (points, nodes)."""
     u, nodes = (_X + 1) / 2, np.arange(first, first + points)
     values = np.ones((len(u), points))
     for j, a in enumerate(nodes):
