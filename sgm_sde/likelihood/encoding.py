@@ -114,7 +114,7 @@ def _carry(
     times: tuple[float, ...] = (eps, sde.T) if to_noise else (sde.T, eps)
     with torch.set_grad_enabled(grad):
         if method == "exponential":
-            grid = solve.FixedGrid(sde, eps, steps, data_std, to_noise)
+            grid = solve.fixed_grid(sde, eps, steps, data_std, to_noise)
             end, times = grid.carry(model, state), grid.times
         else:
             flow = solve.NormalisedFlow(model, sde, state, eps, data_std)

@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
 import numpy as np
 
 from sgm_sde.engine.program import Program, Stage, Terms
 from sgm_sde.likelihood.grid import Stretched
-from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.processes.base import Node
 
 POINTS = 4  # of the polynomials through slopes
 DIFFERENCE_POINTS = 7  # of those through states
@@ -68,7 +68,6 @@ def _pairs(at: np.ndarray, weights: np.ndarray) -> Terms:
     return tuple(zip(at.tolist(), weights.tolist(), strict=True))
 
 
-@lru_cache(maxsize=64)
 def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise: bool) -> Tables:
     """The tables of n steps on the curve of a `Stretched` grid, with the data's standard deviation s."""
     direction = -1 if to_noise else 1
@@ -106,18 +105,17 @@ def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise:
     return Tables(slope(np.arange(n + 1)), steps, change(n, n - 1, n), weights, tuple(differences))
 
 
-def program(sde: LinearSDE, times: Sequence[float], table: Tables, s: float) -> Program:
-    """The flow over the grid's times, one network call a node, the last one included."""
-    nodes = sde.nodes(tuple(times))
+def program(nodes: Sequence[Node], table: Tables, s: float) -> Program:
+    """The flow over the grid's nodes, one network call each."""
     rho = [(k.alpha**2 * s**2 + k.sigma**2) ** 0.5 for k in nodes]
 
     def evals(row: np.ndarray, k: int) -> tuple[tuple[int, float], ...]:
         return tuple((int(j), float(row[j]) * rho[k] / rho[j]) for j in np.flatnonzero(row))
 
-    stages = [Stage(times[0], evaluate=True, node=True)]
+    stages = [Stage(nodes[0].t, evaluate=True, node=True)]
     for k in range(1, len(nodes)):
         carried = ((k - 1, rho[k] / rho[k - 1]),)
-        stages.append(Stage(times[k], carried, evals(table.steps[k], k), evaluate=True, node=True))
+        stages.append(Stage(nodes[k].t, carried, evals(table.steps[k], k), evaluate=True, node=True))
     k = len(nodes) - 1
-    stages.append(Stage(times[k], ((k, 1.0),), evals(table.correction, k), node=True))
+    stages.append(Stage(nodes[k].t, ((k, 1.0),), evals(table.correction, k), node=True))
     return Program("reintegrated-multistep", "velocity", tuple(stages), sigma_data=s)

@@ -14,8 +14,9 @@ $$ \log p_\epsilon(x_\epsilon) = \log p_T(x_T) + d\log\frac{\rho_T}{\rho_\epsilo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -75,15 +76,24 @@ class FixedGrid:
     def __init__(self, sde: LinearSDE, eps: float, steps: int, s: float, to_noise: bool = True) -> None:
         rule = Stretched(data_std=s)
         times = rule(sde, steps, t_end=eps).times
-        self.sde, self.s, self.times = sde, s, times[::-1] if to_noise else times
+        self.s, self.times = s, times[::-1] if to_noise else times
+        self.nodes = sde.nodes(self.times)
         self.table = tables(rule.curve(sde, sde.T, eps), s, steps, to_noise)
+        self.program = program(self.nodes, self.table, s)
 
     def carry(
         self, model: BoundModel, x: Tensor, on_output: Callable[[Tensor, Tensor, float], None] | None = None
     ) -> Tensor:
         """The state at the last of the times; order 4."""
-        plan = program(self.sde, self.times, self.table, self.s)
-        return execute(plan, x, model, NoNoise(), on_output=on_output, grad=torch.is_grad_enabled()).x
+        return execute(self.program, x, model, NoNoise(), on_output=on_output, grad=torch.is_grad_enabled()).x
+
+
+def fixed_grid(sde: LinearSDE, *options: Any) -> FixedGrid:
+    """A `FixedGrid`, kept where processes can be told apart."""
+    return (_kept if isinstance(sde, Hashable) else FixedGrid)(sde, *options)
+
+
+_kept = lru_cache(maxsize=64)(FixedGrid)
 
 
 class Integrals:
@@ -104,7 +114,7 @@ class Integrals:
     """
 
     def __init__(self, model: TraceModel, grid: FixedGrid) -> None:
-        self.model, self.grid, self.nodes = model, grid, grid.sde.nodes(grid.times)
+        self.model, self.grid, self.nodes = model, grid, grid.nodes
         self.terms: list[Tensor] = []
         self.defect: Any = 0.0
         self._z: dict[int, Tensor] = {}
@@ -144,7 +154,7 @@ class Integrals:
 
 def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float) -> Solution:
     """On one fixed grid, where the trace is a quadrature over the nodes of the trajectory."""
-    grid = FixedGrid(sde, eps, steps, s)
+    grid = fixed_grid(sde, eps, steps, s)
     integrals = Integrals(model, grid)
     latent = grid.carry(model, x, integrals)
     defect, terms = integrals.end(latent), torch.stack(integrals.terms)  # (nodes, B, columns)
