@@ -65,7 +65,7 @@ def _nearest(i: int, points: int, newest: int) -> np.ndarray:
 
 
 def _pairs(at: np.ndarray, weights: np.ndarray) -> Terms:
-    return tuple(zip(at.tolist(), weights.tolist(), strict=True))
+    return tuple((j, w) for j, w in zip(at.tolist(), weights.tolist(), strict=True) if abs(w) > 1e-12)
 
 
 def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise: bool) -> Tables:

@@ -129,9 +129,12 @@ class Integrals:
         )
         self.terms.append(table.weights[k] * (v_x * x[0].numel() + v_r * self.model.traces.pop().to(x.dtype)))
         damped = rho / (1 + (DAMPED_BELOW * node.alpha * s / node.sigma) ** 2)
-        slope = table.slopes[k] / rho
+        slope = float(table.slopes[k]) / rho
         self._z[k] = x / rho
-        self._rates[k] = damped * s_x * x + damped * s_r * r, slope * v_x * x + slope * v_r * r
+        self._rates[k] = (
+            torch.add(damped * s_x * x, r, alpha=damped * s_r),
+            torch.add(slope * v_x * x, r, alpha=slope * v_r),
+        )
         self._end = self._z[k], self._rates[k][0]
         while self._rates and table.differences[first := min(self._rates)][-1][0] <= k:
             self._leave(first)

@@ -126,7 +126,7 @@ class Hutchinson:
 
     def _draw(self, x: Tensor) -> Tensor:
         z = self.stream.normal(self.shape, x.dtype, x.device)
-        return self.transform(torch.where(z >= 0, 1.0, -1.0).to(x.dtype) if self.probe == "rademacher" else z)
+        return self.transform(z.new_ones(()).copysign(z) if self.probe == "rademacher" else z)
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
         if not (self.fixed and self.probes):
