@@ -19,7 +19,7 @@ import sgm_sde as sg
 from sgm_sde.engine.executor import Plan, _Buffers, _Graph, _memory, execute, lower
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.phi import phi
-from sgm_sde.engine.program import Form, Program, Stage
+from sgm_sde.engine.program import Form, Program, Stage, Terms
 from tests.helpers import ALL, F64, GAUSSIAN, LINEAR, MIXTURE, bind, stream
 
 
@@ -214,7 +214,7 @@ def test_a_stage_is_as_few_passes_as_can_be() -> None:
     assert [len(ins.rows) for ins in plan.instructions] == [0, 1, 2, 1]
     with passes:
         execute(program, x, model, stream(2))
-    store, last = ("add", 0), ("add_", 0)  # the last evaluation is used once, by the last stage
+    store, last = ("add", 0), ("add", 0)  # the last evaluation is used once, by the last stage
     assert passes.seen == [("copy_", 0), store, ("addmv", 1), store, ("addmv", plan.n_rows), ("addmv", 1), last]
 
 
@@ -227,12 +227,16 @@ def layout(plan: Plan) -> list[tuple[int, int | None, list[int], int, bool]]:
 
 
 def test_where_states_live() -> None:
-    """A predicted state is written out where the next stage has all it is made of, and a state that is not needed
-    again gives its register to the next one."""
+    """A predicted state is written out where the next stage has all it is made of, a state that is not needed again
+    gives its register to the next one, and an evaluation that the state between can tell takes no memory."""
     grid, initial = sg.Grid([2.0, 1.0]), (0, None, [], 0, False)
     mixed = [(0.5, 1.0)] * 9
-    heun, dpm3, seeds2 = (lower(ALL[name].compile(sg.EDMSDE(), grid), mixed) for name in ("heun", "dpm3", "seeds2"))
-    assert layout(heun) == [initial, (1, 0, [], 1, False), (0, 0, [], 1, True)]
+    heun, rk3, dpm3, seeds2 = (
+        lower(ALL[name].compile(sg.EDMSDE(), grid), mixed) for name in ("heun", "rk3", "dpm3", "seeds2")
+    )
+    assert layout(heun) == [initial, (1, 0, [], 0, True), (1, 1, [0], 0, True)]
+    assert heun.n_rows == 0
+    assert layout(rk3) == [initial, (1, 0, [], 1, False), (1, 0, [], 2, False), (0, 0, [], 2, True)]
     # The second inner state has an output of its own, which went with the stage before.
     assert layout(dpm3) == [initial, (1, 0, [], 1, False), (1, 0, [], 1, True), (1, 1, [0], 1, True)]
     assert layout(seeds2) == [initial, (1, 0, [], 1, False), (1, 1, [0], 2, True)]  # a noise is drawn once
@@ -241,6 +245,24 @@ def test_where_states_live() -> None:
     stages = [Stage(3.0, node=True), Stage(2.0, ((0, 2.0),)), Stage(1.0, ((0, 1.0), (1, 1.0)))]
     chain = lower(Program("chain", "data", (*stages, Stage(0.0, ((0, 1.0), (2, 1.0)), node=True))), mixed)
     assert layout(chain) == [initial, (1, 0, [], 0, False), (1, 1, [0], 0, False), (1, 1, [0], 0, False)]
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "node", "noises", "rows"),
+    [(2.0, -2.0, False, (), 0), (2.0, 2.5, False, (), 1), (2.0, 1.0, True, (), 1), (2.0, 1.0, False, ((0, 1.0),), 1)],
+)
+def test_an_evaluation_is_had_from_the_state_between(b: float, c: float, node: bool, noises: Terms, rows: int) -> None:
+    """Unless rounding would grow, or the state is not made of it alone: a hook may change a node."""
+    stages = (
+        Stage(2.0, evaluate=True, node=True),
+        Stage(1.0, ((0, 3.0),), ((0, b),), noises, evaluate=True, node=node),
+        Stage(0.0, ((0, 1.0), (1, 0.5)), ((0, c), (1, 1.0)), node=True),
+    )
+    program, conversions = Program("p", "data", stages), [(0.5, 2.0)] * 3
+    assert lower(program, conversions).n_rows == rows
+    x = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2)
+    run = execute(program, x, Affine(conversions), Recorded())
+    torch.testing.assert_close(run.x, reference(program, conversions, x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("grad", [False, True])
