@@ -170,22 +170,25 @@ def test_outputs_of_another_precision_are_converted(name: str, grad: bool) -> No
     assert torch.equal(half, double)
 
 
+M = Matrix.of([[1.0, 2.0], [-3.0, 0.5]])
+
+
+@pytest.mark.parametrize(("b", "c"), [(0.5, 1.0), (2.0, 1.0), (M, 1.0), (2.0, M), (M, M)])
 @pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4)])
-def test_matrices_act_on_blocks(shape: tuple[int, ...]) -> None:
+def test_matrices_act_on_blocks(shape: tuple[int, ...], b: float | Matrix, c: float | Matrix) -> None:
     """In the table and in a conversion, on either side of it, on states of nothing but blocks too."""
-    M = Matrix.of([[1.0, 2.0], [-3.0, 0.5]])
-    stages = (Stage(1.0, evaluate=True, node=True), Stage(0.5, ((0, 1.0),), ((0, 0.5),)))
-    program = Program("p", "data", (*stages, Stage(0.0, ((1, M),), ((0, 1.0),), node=True)))
+    stages = (Stage(1.0, evaluate=True, node=True), Stage(0.5, ((0, 1.0),), ((0, b),)))
+    program = Program("p", "data", (*stages, Stage(0.0, ((1, M),), ((0, c),), node=True)))
     x = torch.linspace(-1, 1, math.prod(shape), dtype=F64).reshape(shape)
     r = x**2 / 4 + 1
 
-    def times(c: float | Matrix, x: Tensor) -> Tensor:
-        return torch.einsum("ij,bj...->bi...", torch.tensor(c.rows, dtype=F64), x) if isinstance(c, Matrix) else c * x
+    def times(a: float | Matrix, x: Tensor) -> Tensor:
+        return torch.einsum("ij,bj...->bi...", torch.tensor(a.rows, dtype=F64), x) if isinstance(a, Matrix) else a * x
 
     for c_x, c_r in ((M, 0.5), (0.5, M), (M, M)):
         e = times(c_x, x) + times(c_r, r)
         run = execute(program, x, Affine([(c_x, c_r)] * 3), Recorded())  # type: ignore[list-item]
-        torch.testing.assert_close(run.x, times(M, x + e / 2) + e)
+        torch.testing.assert_close(run.x, times(M, x + times(b, e)) + times(c, e))
     for wrong in ((2,), (2, 3), (1, 3, 2)):
         with pytest.raises(ValueError, match=re.escape(f"a state of 2 blocks, (B, 2, *): got {wrong}")):
             execute(program, torch.zeros(wrong), Affine([(1.0, 1.0)] * 3), Recorded())
