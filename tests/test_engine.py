@@ -221,6 +221,20 @@ def test_a_stage_is_as_few_passes_as_can_be() -> None:
     assert passes.seen == [("copy_", 0), store, ("addmv", 1), store, ("addmv", plan.n_rows), ("addmv", 1), last]
 
 
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, ["add"]), (2.0, ["mul", "add"]), (3.0, ["mul", "add"])])
+def test_a_state_that_is_needed_again_stays(factor: float, passes: list[str]) -> None:
+    """A stage that builds on it is a state of its own; only a factor other than 1 is a pass more."""
+    stages = (Stage(2.0, evaluate=True, node=True), Stage(1.0, ((0, factor),), ((0, 0.5),)))
+    program = Program("p", "data", (*stages, Stage(0.0, ((0, 1.0), (1, 1.0)), node=True)))
+    x, seen = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2), Passes()
+    conversions = [(0.0, 1.0)] * 3
+    with seen:
+        run = execute(program, x, Affine(conversions), Recorded())
+    torch.testing.assert_close(run.x, reference(program, conversions, x))
+    network = ["add"]  # x^2 / 4 + t
+    assert [name for name, _ in seen.seen] == ["copy_", *network, *passes, "add"]
+
+
 def layout(plan: Plan) -> list[tuple[int, int | None, list[int], int, bool]]:
     """Of each stage its register, its base's, other states', its number of rows, and whether it takes an output."""
     return [
