@@ -173,25 +173,29 @@ def test_outputs_of_another_precision_are_converted(name: str, grad: bool) -> No
 M = Matrix.of([[1.0, 2.0], [-3.0, 0.5]])
 
 
-@pytest.mark.parametrize(("b", "c"), [(0.5, 1.0), (2.0, 1.0), (M, 1.0), (2.0, M), (M, M)])
+@pytest.mark.parametrize(
+    ("a", "b", "c"), [(0.5, 0.5, 1.0), (M, 0.5, 1.0), (M, 2.0, 1.0), (M, M, 1.0), (1.0, 2.0, M), (M, M, M)]
+)
 @pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4)])
-def test_matrices_act_on_blocks(shape: tuple[int, ...], b: float | Matrix, c: float | Matrix) -> None:
+def test_matrices_act_on_blocks(
+    shape: tuple[int, ...], a: float | Matrix, b: float | Matrix, c: float | Matrix
+) -> None:
     """In the table and in a conversion, on either side of it, on states of nothing but blocks too."""
     stages = (Stage(1.0, evaluate=True, node=True), Stage(0.5, ((0, 1.0),), ((0, b),)))
-    program = Program("p", "data", (*stages, Stage(0.0, ((1, M),), ((0, c),), node=True)))
+    program = Program("p", "data", (*stages, Stage(0.0, ((1, a),), ((0, c),), node=True)))
     x = torch.linspace(-1, 1, math.prod(shape), dtype=F64).reshape(shape)
     r = x**2 / 4 + 1
 
-    def times(a: float | Matrix, x: Tensor) -> Tensor:
-        return torch.einsum("ij,bj...->bi...", torch.tensor(a.rows, dtype=F64), x) if isinstance(a, Matrix) else a * x
+    def times(k: float | Matrix, x: Tensor) -> Tensor:
+        return torch.einsum("ij,bj...->bi...", torch.tensor(k.rows, dtype=F64), x) if isinstance(k, Matrix) else k * x
 
     for c_x, c_r in ((M, 0.5), (0.5, M), (M, M)):
         e = times(c_x, x) + times(c_r, r)
         run = execute(program, x, Affine([(c_x, c_r)] * 3), Recorded())  # type: ignore[list-item]
-        torch.testing.assert_close(run.x, times(M, x + times(b, e)) + times(c, e))
+        torch.testing.assert_close(run.x, times(a, x + times(b, e)) + times(c, e))
     for wrong in ((2,), (2, 3), (1, 3, 2)):
         with pytest.raises(ValueError, match=re.escape(f"a state of 2 blocks, (B, 2, *): got {wrong}")):
-            execute(program, torch.zeros(wrong), Affine([(1.0, 1.0)] * 3), Recorded())
+            execute(program, torch.zeros(wrong), Affine([(M, 1.0)] * 3), Recorded())  # type: ignore[list-item]
 
 
 class Passes(TorchFunctionMode):
