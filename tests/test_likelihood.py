@@ -283,6 +283,10 @@ def test_going_on_is_a_sample_s_own_matter() -> None:
         alone = sg.log_prob(wrapped, sde, x[rows], seed=[i + 1], model_kwargs={"shift": shift[rows]}, **options)
         torch.testing.assert_close(alone.value, res.value[rows], rtol=1e-11, atol=1e-11)
         torch.testing.assert_close(alone.stderr, res.stderr[rows], rtol=1e-9, atol=1e-11)
+    # A network that holds what belongs to the samples itself cannot be asked about a few.
+    closed = sg.log_prob(sg.from_denoiser(lambda x, t: net(x, t, shift), sde), sde, x, seed=[1, 2, 3], **options)
+    torch.testing.assert_close(closed.value, res.value, rtol=1e-11, atol=1e-11)
+    assert res.nfe < closed.nfe <= res.nfe + 2
     y = torch.tensor([[1.0, 0.0], [0.4, 0.0]], dtype=F64, requires_grad=True)
     marginal: dict[str, Any] = {"prior": lambda z: RIDGE.log_prob(z, sde, sde.T), "trace": "exact"}
     res = sg.log_prob(score, sde, y, enable_grad=True, **marginal)

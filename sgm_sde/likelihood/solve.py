@@ -177,8 +177,12 @@ def exponential(
         (rows,) = (solution[3].detach().abs() > LARGEST_DEFECT * x[0].numel()).nonzero(as_tuple=True)
         if not len(rows):
             break
-        with model.only(rows, len(x)):
-            better = on_grid(model, sde, x[rows], eps, finer * steps, s)
+        try:
+            with model.only(rows, len(x)):
+                better = on_grid(model, sde, x[rows], eps, finer * steps, s)
+        except (RuntimeError, ValueError, IndexError):  # a network that itself holds something of every sample
+            latent, volume, error, defect = on_grid(model, sde, x, eps, finer * steps, s)
+            better = latent[rows], volume[rows], error[rows], defect[rows]
         whole = [a.index_copy(0, rows, b) for a, b in zip(solution, better, strict=True)]
         solution = whole[0], whole[1], whole[2], whole[3]
     return solution
