@@ -333,8 +333,8 @@ def _intervals(seeds: Sequence[tuple[int, int]], y: Tensor, ts: Tensor, levy: st
                 for seed, index in seeds
             ]  # fmt: skip
 
-        def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
-            parts = [w(ta, tb, return_U=return_U, return_A=return_A) for w in self.each]
+        def __call__(self, *place: Any, **wanted: bool) -> Any:
+            parts = [w(*place, **wanted) for w in self.each]
             if isinstance(parts[0], tuple):
                 return tuple(torch.cat(column) for column in zip(*parts, strict=True))
             return torch.cat(parts)
