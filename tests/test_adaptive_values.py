@@ -15,7 +15,16 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.engine.adaptive import (
-    Attempt, Controller, Counting, EmbeddedStepper, Integration, Rows, State, integrate, march, rms,
+    Attempt,
+    Controller,
+    Counting,
+    EmbeddedStepper,
+    Integration,
+    Rows,
+    State,
+    integrate,
+    march,
+    rms,
 )  # fmt: skip
 from sgm_sde.engine.brownian import BrownianPath
 from sgm_sde.engine.phi import phi
@@ -106,8 +115,8 @@ def rows_of(y: Tensor, u: float) -> Rows:
 class Script:
     """A stepper whose errors are written down: `errors[i]` are those of sample i, attempt by attempt, then `rest`.
 
-    Its state is the place, its carry and kept the number of the attempt and minus that. `seen` has, for each attempt, the
-    rows and their u, h, there, last, moved, grows and bad.
+    Its state is the place, its carry the number of the attempt, negative after a rejection. `seen` has the columns of
+    the rows, attempt by attempt.
     """
 
     def __init__(self, errors: Sequence[Sequence[float]], rest: float = 1.0, first: float = 1.0, order: float = 1.0):
@@ -244,7 +253,7 @@ def test_the_smallest_step(start: float, stop: float) -> None:
 
 
 def test_errors_that_are_no_numbers() -> None:
-    """Eight in a row end a sample where it is, each a tenth of the step before; any other error starts the count anew."""
+    """Eight in a row end a sample where it is, each a tenth of the step before; others start the count anew."""
     nan = math.nan
     again = [*[nan] * 7, 1e-7, 1e-7, *[nan] * 7, 2.0, nan]  # not grown after a rejection, then to 1 again
     script = Script([[1.0, *[nan] * 8], again, [math.inf, nan]])
@@ -491,9 +500,29 @@ def test_variables_of_the_flow() -> None:
         assert flow.time(ends).tolist() == [t0, t1]
         beyond = flow.time(ends + torch.tensor([-1e-3, 1e-3]) * (flow.end - flow.start))
         assert beyond.tolist() == [t0, t1]
+        assert flow.time(at.expand(2)).tolist() == [float(flow.time(at))] * 2
     linear = Flow(model, "log-snr", (t0, t1), 1, linear=True)
     assert float(linear.slope(torch.tensor([math.log(a / s)], dtype=F64), x / a, index)) == pytest.approx(data)
     assert (default_variable(VP), default_variable(DoubleWell())) == ("noise-share", "time")
+
+
+def test_where_a_place_has_no_time() -> None:
+    """Beyond the ends of a run between pure data and pure noise there is none, and the nearer end is taken."""
+    sde = sg.RectifiedFlowSDE(T=1.0, eps=0.0)
+    for ends in ((1.0, 0.0), (0.0, 1.0)):
+        flow = Flow(bind(sg.from_flow(lambda x, t: x, sde), sde, (1.0, 0.0)), "noise-share", ends, 1)
+        places = torch.tensor([1 + 1e-9, 1.4, -1e-9, -0.4, 0.25], dtype=F64)
+        assert flow.time(places).tolist() == pytest.approx([1.0, 1.0, 0.0, 0.0, 0.25], abs=1e-15)
+
+
+def test_a_bad_variable() -> None:
+    """One of four, and the first only where log-SNR is finite."""
+    model = bind(sg.from_flow(lambda x, t: x, sg.RectifiedFlowSDE(T=1.0)), sg.RectifiedFlowSDE(T=1.0), (1.0, 1e-3))
+    with pytest.raises(ValueError, match=r"variable must be one of 'log-snr', .* got 'sigma'"):
+        Flow(model, "sigma", (1.0, 0.5), 1)
+    for ends in ((1.0, 0.5), (0.5, 1.0)):
+        with pytest.raises(ValueError, match="both must be finite; take variable='noise-share' or 'time'"):
+            Flow(model, "log-snr", ends, 1)
 
 
 # --- Budgets ---------------------------------------------------------------------------------------------------------
@@ -515,8 +544,8 @@ def run_for(solver: sg.Adaptive | sg.GGF, calls: int | None, **options: Any) -> 
 @pytest.mark.parametrize("pair", [sg.BOSH3, sg.DOPRI5, sg.DOP853, sg.ExponentialPair(2), sg.ExponentialPair(3)],
                          ids=lambda pair: pair.name)  # fmt: skip
 def test_a_budget_is_used_up(pair: Any, first_step: float | None, attempts: int) -> None:
-    """A step takes as many calls as stages, less one where the last slope serves the next step, which the first step then
-    takes more; finding the size of the first step takes another."""
+    """A step takes as many calls as stages, less one where the last slope serves the next step, which the first step has
+    to make; finding the size of the first step takes another."""
     calls = attempts * (len(pair.c) - pair.fsal) + pair.fsal + (first_step is None)
     solver = sg.Adaptive(pair, 1e-7, 1e-7, first_step=first_step, controller=GROWS_LITTLE)
     end = run_for(solver, calls)
@@ -539,6 +568,53 @@ def test_a_budget_of_the_sde() -> None:
     assert run_for(dataclasses.replace(solver, max_steps=1), 100).accepted.tolist() == [1] * 3
     with pytest.raises(ValueError, match="nfe is too small: ggf takes 2 network calls a step"):
         run_for(solver, 1)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        sg.GGF(rtol=0.3, atol=0.05, first_step=0.03, max_steps=60),
+        sg.GGF(rtol=0.01, atol=1e-4, first_step=0.5, max_steps=12),  # the first steps are cut to a thousandth
+        sg.GGF(rtol=0.01, atol=0.01, first_step=0.05, safety=0.7, exponent=0.5, max_steps=40),
+    ],
+    ids=["default", "tight", "other"],
+)
+def test_the_sde_solver_by_hand(solver: sg.GGF) -> None:
+    """Jolicoeur-Martineau et al.'s algorithm for one sample, its steps of three digits and on one path."""
+    x = VP.prior_sample((1, 6), seed=0, dtype=F64)
+    rev, length = VP.reverse(elementwise_score(VP), eta=1.0), VP.T - VP.eps
+    path = BrownianPath((4, 0), (6,), VP.T, VP.eps)
+    model = bind(sg.from_score(elementwise_score(VP), VP), VP, (VP.T, VP.eps))
+    end = solver.run(Problem(model, VP, x, VP.T, VP.eps, ((4, 0),)))
+
+    def rounded(h: float) -> float:
+        unit = 2.0 ** math.floor(math.log2(h / length)) / 4  # the first of three digits is worth four units
+        return math.floor(h / length / unit) * unit * length
+
+    t, h, before, grows, tried = VP.T, rounded(solver.first_step), x, True, [0, 0]
+    while t > VP.eps and sum(tried) < solver.max_steps:
+        h = min(h, t - VP.eps)
+        there = max(t - h, VP.eps) if t - h - VP.eps > 1e-12 else VP.eps
+        now, then = (torch.tensor([v], dtype=F64) for v in (t, there))
+        dW = torch.from_numpy(path.increment(there))
+        euler = x - h * rev.f(x, now) + rev.g(now) * dW
+        other = x - h * rev.f(euler, then) + rev.g(then) * dW
+        after = (euler + other) / 2
+        scale = torch.maximum(torch.tensor(solver.atol), solver.rtol * torch.maximum(euler.abs(), before.abs()))
+        error = float(((after - euler) / scale).square().mean().sqrt())
+        factor = max(1e-3, solver.safety * error**-solver.exponent)
+        if error <= 1:
+            x, t, before = after, there, euler
+            path.advance(there)
+            factor = factor if grows else min(factor, 1.0)
+        grows = error <= 1
+        tried[error > 1] += 1
+        h = rounded(h * factor)
+    assert tried[0] > 2
+    assert tried[1] > 2
+    assert (end.accepted.tolist(), end.rejected.tolist()) == ([tried[0]], [tried[1]])
+    assert float(end.t) == pytest.approx(t, abs=1e-14)
+    torch.testing.assert_close(end.y[0], x, rtol=1e-9, atol=1e-9)
 
 
 # --- Brownian paths --------------------------------------------------------------------------------------------------
