@@ -544,8 +544,8 @@ def run_for(solver: sg.Adaptive | sg.GGF, calls: int | None, **options: Any) -> 
 @pytest.mark.parametrize("pair", [sg.BOSH3, sg.DOPRI5, sg.DOP853, sg.ExponentialPair(2), sg.ExponentialPair(3)],
                          ids=lambda pair: pair.name)  # fmt: skip
 def test_a_budget_is_used_up(pair: Any, first_step: float | None, attempts: int) -> None:
-    """A step takes as many calls as stages, less one where the last slope serves the next step, which the first step has
-    to make; finding the size of the first step takes another."""
+    """A step takes as many calls as stages, less one where the last slope serves the next step, which the first
+    has to make; finding the size of the first step takes another."""
     calls = attempts * (len(pair.c) - pair.fsal) + pair.fsal + (first_step is None)
     solver = sg.Adaptive(pair, 1e-7, 1e-7, first_step=first_step, controller=GROWS_LITTLE)
     end = run_for(solver, calls)

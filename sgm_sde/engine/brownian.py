@@ -174,10 +174,10 @@ def noisy_steps(program: Program) -> list[tuple[float, float]]:
     """Start and end of the step that each noise of a program belongs to, in the order in which they are drawn."""
     steps = list(pairwise(program.times))
     found: dict[int, int] = {}
-    i = -1
+    i = -1  # the initial state draws none
     for stage in program.stages:
         for m, _ in stage.noises:
-            found.setdefault(m, max(i, 0))
+            found.setdefault(m, i)
         i += stage.node
     if len(set(found.values())) < len(found):
         raise ValueError(
