@@ -118,10 +118,10 @@ def test_torchsde_draws_each_samples_own_noise() -> None:
 
 def test_torchsde_samples_the_data() -> None:
     """Mean and variance of Gaussian data, by its Itô and a Stratonovich method."""
-    sde, n = sg.VPSDE(), 400
-    score = sg.oracles.Gaussian(torch.full((1,), 0.5), 0.25).score(sde)
+    sde, shape, n = sg.VPSDE(), (20, 200), 4000
+    score = sg.oracles.Gaussian(torch.full((200,), 0.5), 0.25).score(sde)
     for method in ("euler", "heun"):
-        res = sg.sample(score, sde, (n, 1), solver=f"torchsde:{method}", steps=100, seed=0, final="none",
+        res = sg.sample(score, sde, shape, solver=f"torchsde:{method}", steps=100, seed=0, final="none",
                         t_end=0.01, dtype=F64)  # fmt: skip
         alpha, sigma = float(sde.alpha(0.01)), float(sde.sigma(0.01))
         variance = (0.5 * alpha) ** 2 + sigma**2

@@ -418,12 +418,7 @@ class EmbeddedStepper(Counting):
             for j in self.used[i]:
                 source = start if j == 0 else values[j - 1][k]
                 weight = column(table[i, j], source)
-                if total is None:
-                    total = source * weight
-                elif torch.is_grad_enabled():
-                    total = torch.addcmul(total, source, weight)
-                else:
-                    total.addcmul_(source, weight)
+                total = source * weight if total is None else total.addcmul_(source, weight)
             assert total is not None
             parts.append(total)
         return tuple(parts)

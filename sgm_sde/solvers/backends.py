@@ -214,7 +214,7 @@ class TorchDiffEq(FlowBackend):
         options: dict[str, Any] = {}
         if self.method in self.adaptive:
             # The first step's size follows from the norm, and its gradient would need those of all times beside it.
-            options = {"step_t": s[-1:], "norm": lambda v: v.detach().square().mean().sqrt()}
+            options = {"step_t": s[1:], "norm": lambda v: v.detach().square().mean().sqrt()}
         solution: Tensor = odeint(
             slope, z, s, rtol=self.rtol, atol=self.atol, method=self.method, options=options
         )  # fmt: skip
