@@ -222,7 +222,7 @@ def test_the_first_step_of_a_run() -> None:
     """Given, or the stepper's; not longer than the run, and the run's length where it is no number; rounded."""
     for first, given, h in ((0.5, None, 0.5), (0.5, 2.0, 2.0), (99.0, None, 16.0), (math.nan, None, 16.0)):
         script = Script([[]], first=first)
-        carry_on(script, -16.0, first_step=given)
+        carry_on(script, -8.0, 8.0, first_step=given)
         assert script.column("h")[0] == -h
     script = Script([[0.75]])
     carry_on(script, 18.0, 2.0, first_step=3.0, controller=dataclasses.replace(FREE, digits=1))

@@ -103,7 +103,7 @@ class BrownianPath:
 
     def _cut(self, piece: _Piece, place: float) -> list[_Piece]:
         """The two halves of a piece, the far one first."""
-        node = piece.node if 0 < piece.node < 2**self._levels else 0
+        node = piece.node if piece.node < 2**self._levels else 0
         middle = self._middle(piece.start, piece.end) if node else place
         before, after = self._variance(piece.start, middle), self._variance(middle, piece.end)
         z = self._normal(2 * node)
