@@ -332,9 +332,15 @@ def test_what_is_known_is_not_evaluated_again() -> None:
 @pytest.mark.parametrize("end", [5.0, -3.0])
 def test_the_first_step(end: float) -> None:
     """Hairer's guess for y' = a y (Hairer, Norsett & Wanner, 1993, II.4), in both directions of the run."""
-    rate, rtol, atol = -2.0, 0.1, 0.01
+    rate, rtol, atol, sign = -2.0, 0.1, 0.01, math.copysign(1.0, end)
     y0 = torch.tensor([[1.0, 1.0], [3.0, 3.0]], dtype=F64)
-    stepper = EmbeddedStepper(lambda t, y, i: (rate * y[0],), sg.DOPRI5, rtol, atol, 2)
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def rhs(t: Tensor, y: State, index: Tensor) -> State:
+        asked.append((t, y[0]))
+        return (rate * y[0],)
+
+    stepper = EmbeddedStepper(rhs, sg.DOPRI5, rtol, atol, 2)
     got = stepper.first_step(rows_of(y0, 1.0), end)
     for i, y in enumerate((1.0, 3.0)):
         scale = atol + rtol * y
@@ -342,7 +348,12 @@ def test_the_first_step(end: float) -> None:
         change = rate * rate * y * h0 / scale / h0  # y' at the end of h0 is a (y + h0 a y)
         h1 = (0.01 / max(abs(rate) * y / scale, abs(change))) ** (1 / 5)
         assert got[i] == pytest.approx(min(100 * h0, h1), rel=1e-9)
+        assert [float(t[i]) for t, _ in asked] == pytest.approx([1.0, 1.0 + sign * h0])
+        assert asked[1][1][i].tolist() == pytest.approx([y + sign * h0 * rate * y] * 2)
     assert (stepper.calls, stepper.evaluations.tolist()) == (2, [2, 2])
+    asked.clear()
+    EmbeddedStepper(rhs, sg.DOPRI5, 0.0, 1e-9, 1).first_step(rows_of(y0[:1], 1.0), 1.0 + sign * 1e-3)
+    assert float(asked[1][0]) == 1.0 + sign * 1e-3  # and not beyond the run, where 5e-3 would lead
 
 
 def test_the_first_step_of_what_stands_still() -> None:
