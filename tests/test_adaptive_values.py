@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,9 @@ def test_defaults() -> None:
     )
     assert (sg.GGF().order, sg.GGF().stochastic, adaptive.stochastic, adaptive.takes_steps) == (1, True, False, False)
     assert sg.ExponentialPair() == sg.ExponentialPair(3)
+    given = {name: p.default for name, p in signature(integrate).parameters.items() if p.kind == p.KEYWORD_ONLY}
+    limits = {"rtol": 1e-5, "atol": 1e-5, "max_steps": 10_000}
+    assert given == limits | {"controller": None, "first_step": None, "batch_coupled": False, "on_leave": None}
     assert EtaSolver.__dataclass_fields__["eta"].default == 1.0
     assert (sg.TorchDiffEq("rk4").rtol, sg.TorchDiffEq("rk4").atol, sg.SciPy("RK45").per_sample) == (1e-3, 1e-3, False)
 
@@ -330,40 +334,62 @@ def test_what_is_known_is_not_evaluated_again() -> None:
 
 
 @pytest.mark.parametrize("end", [5.0, -3.0])
-def test_the_first_step(end: float) -> None:
-    """Hairer's guess for y' = a y (Hairer, Norsett & Wanner, 1993, II.4), in both directions of the run."""
+@pytest.mark.parametrize("pair", [sg.DOPRI5, sg.ExponentialPair(3)], ids=lambda pair: pair.name)
+def test_the_first_step(pair: Any, end: float) -> None:
+    """Hairer's guess for y' = a y (Hairer, Norsett & Wanner, 1993, II.4), in both directions of the run, whichever
+    part of the slope the pair takes for its own."""
     rate, rtol, atol, sign = -2.0, 0.1, 0.01, math.copysign(1.0, end)
     y0 = torch.tensor([[1.0, 1.0], [3.0, 3.0]], dtype=F64)
     asked: list[tuple[Tensor, Tensor]] = []
 
     def rhs(t: Tensor, y: State, index: Tensor) -> State:
         asked.append((t, y[0]))
-        return (rate * y[0],)
+        return ((rate - pair.linear) * y[0],)
 
-    stepper = EmbeddedStepper(rhs, sg.DOPRI5, rtol, atol, 2)
+    stepper = EmbeddedStepper(rhs, pair, rtol, atol, 2)
     got = stepper.first_step(rows_of(y0, 1.0), end)
     for i, y in enumerate((1.0, 3.0)):
         scale = atol + rtol * y
         h0 = 0.01 * (y / scale) / (abs(rate) * y / scale)  # the norm of y over that of y'
         change = rate * rate * y * h0 / scale / h0  # y' at the end of h0 is a (y + h0 a y)
-        h1 = (0.01 / max(abs(rate) * y / scale, abs(change))) ** (1 / 5)
+        h1 = (0.01 / max(abs(rate) * y / scale, abs(change))) ** (1 / pair.error_order)
         assert got[i] == pytest.approx(min(100 * h0, h1), rel=1e-9)
         assert [float(t[i]) for t, _ in asked] == pytest.approx([1.0, 1.0 + sign * h0])
         assert asked[1][1][i].tolist() == pytest.approx([y + sign * h0 * rate * y] * 2)
     assert (stepper.calls, stepper.evaluations.tolist()) == (2, [2, 2])
     asked.clear()
-    EmbeddedStepper(rhs, sg.DOPRI5, 0.0, 1e-9, 1).first_step(rows_of(y0[:1], 1.0), 1.0 + sign * 1e-3)
+    EmbeddedStepper(rhs, pair, 0.0, 1e-9, 1).first_step(rows_of(y0[:1], 1.0), 1.0 + sign * 1e-3)
     assert float(asked[1][0]) == 1.0 + sign * 1e-3  # and not beyond the run, where 5e-3 would lead
 
 
 def test_the_first_step_of_what_stands_still() -> None:
-    """From a state of size below 1e-5, or with so small a slope: h0 = 1e-6, and h1 = max(1e-6, h0/1000) without any."""
-    still = EmbeddedStepper(lambda t, y, i: (0 * y[0],), sg.DOPRI5, 0.0, 1.0, 1)
-    assert still.first_step(rows_of(torch.ones(1, 1, dtype=F64), 0.0), 1.0).tolist() == [1e-6]
-    for size, slope, h0 in ((1e-5, 1e-5, 0.01), (0.5e-5, 1.0, 1e-6), (1.0, 0.5e-5, 1e-6)):
+    """From a state of size below 1e-5, or with so small a slope, h0 = 1e-6; h1 = 1e-6 for slopes of up to 1e-15."""
+    for size, slope, h0, h1 in (
+        (1e-5, 1e-5, 0.01, math.inf),
+        (0.5e-5, 1.0, 1e-6, 0.01**0.2),
+        (1.0, 0.5e-5, 1e-6, math.inf),
+        (1.0, 1.5e-15, 1e-6, math.inf),
+        (1.0, 1e-15, 1e-6, 1e-6),
+        (1.0, 0.0, 1e-6, 1e-6),
+    ):
         constant = EmbeddedStepper(lambda t, y, i, s=slope: (0 * y[0] + s,), sg.DOPRI5, 0.0, 1.0, 1)
         got = constant.first_step(rows_of(torch.full((1, 1), size, dtype=F64), 0.0), 1e9)
-        assert got[0] == pytest.approx(min(100 * h0, (0.01 / slope) ** (1 / 5)), rel=1e-9)
+        assert got[0] == pytest.approx(min(100 * h0, h1), rel=1e-9)
+
+
+def test_a_step_ends_where_it_is_to_end() -> None:
+    """The last stage of the last step lies at the end itself, not where u + (end - u) is rounded to."""
+    ends = [(k / 10, 1 / k) for k in range(2, 12)]
+    assert any(start + (end - start) != end for start, end in ends)
+    for start, end in ends:
+        asked: list[float] = []
+
+        def rhs(t: Tensor, y: Tensor, index: Tensor, asked: list[float] = asked) -> Tensor:
+            asked.append(float(t))
+            return 0 * y
+
+        integrate(rhs, torch.ones(1, 1, dtype=F64), start, end, sg.DOPRI5, first_step=99.0)
+        assert asked[-1] == end
 
 
 def test_the_norm_of_the_error() -> None:

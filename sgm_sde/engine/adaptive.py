@@ -387,7 +387,7 @@ class EmbeddedStepper(Counting):
             after = self._slope(there, self.evaluate(rows, there, rows.u + signed))
             change = self._norm(tuple(a - b for a, b in zip(after, slope, strict=True)), y, y)
             steepest = np.fmax(speed, change.double().cpu().numpy() / h0)
-            h1 = np.where(steepest <= 1e-15, np.fmax(1e-6, 1e-3 * h0), (0.01 / steepest) ** (1 / self.order))
+            h1 = np.where(steepest <= 1e-15, 1e-6, (0.01 / steepest) ** (1 / self.order))
         rows.carry = first
         return np.fmin(100 * h0, h1)
 
