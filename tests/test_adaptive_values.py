@@ -611,7 +611,7 @@ def test_a_budget_of_the_sde() -> None:
     "solver",
     [
         sg.GGF(rtol=0.3, atol=0.05, first_step=0.03, max_steps=60),
-        sg.GGF(rtol=0.01, atol=1e-4, first_step=0.5, max_steps=12),  # the first steps are cut to a thousandth
+        sg.GGF(rtol=1e-5, atol=1e-6, first_step=0.5, max_steps=20),  # the first step is cut to a thousandth
         sg.GGF(rtol=0.01, atol=0.01, first_step=0.05, safety=0.7, exponent=0.5, max_steps=40),
     ],
     ids=["default", "tight", "other"],
