@@ -407,6 +407,8 @@ def test_which_samples_arrived() -> None:
     one = torch.zeros(2)
     run = Integration((one,), one, ("completed", "out of steps"), one, one, one, 0)
     assert run.completed.tolist() == [True, False]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.calls = 1  # type: ignore[misc]
 
 
 def test_options_at_their_limits() -> None:
