@@ -26,7 +26,7 @@ from sgm_sde.engine.adaptive import (
     integrate,
     march,
     rms,
-)  # fmt: skip
+)
 from sgm_sde.engine.brownian import BrownianPath
 from sgm_sde.engine.phi import phi
 from sgm_sde.solvers.adaptive import PI, Flow, default_variable
@@ -539,7 +539,6 @@ def test_variables_of_the_flow() -> None:
         assert flow.time(ends).tolist() == [t0, t1]
         beyond = flow.time(ends + torch.tensor([-1e-3, 1e-3]) * (flow.end - flow.start))
         assert beyond.tolist() == [t0, t1]
-        assert flow.time(at.expand(2)).tolist() == [float(flow.time(at))] * 2
     linear = Flow(model, "log-snr", (t0, t1), 1, linear=True)
     assert float(linear.slope(torch.tensor([math.log(a / s)], dtype=F64), x / a, index)) == pytest.approx(data)
     assert (default_variable(VP), default_variable(DoubleWell())) == ("noise-share", "time")
@@ -569,11 +568,11 @@ def test_a_bad_variable() -> None:
 GROWS_LITTLE = Controller(largest=1.5)
 
 
-def run_for(solver: sg.Adaptive | sg.GGF, calls: int | None, **options: Any) -> Integration:
+def run_for(solver: sg.Adaptive | sg.GGF, calls: int) -> Integration:
     """Three samples from noise, with at most so many calls."""
     x = VP.prior_sample((3, 2), seed=0, dtype=F64)
     model = bind(sg.from_score(elementwise_score(VP), VP), VP, (VP.T, VP.eps))
-    end = solver.run(Problem(model, VP, x, VP.T, VP.eps, ((0, 0), (0, 1), (0, 2)), calls, **options))
+    end = solver.run(Problem(model, VP, x, VP.T, VP.eps, ((0, 0), (0, 1), (0, 2)), calls))
     assert model.nfe == end.calls
     return end
 
