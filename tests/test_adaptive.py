@@ -781,5 +781,6 @@ def test_tableaus_are_those_of_scipy(pair: sg.EmbeddedTableau, name: str) -> Non
     for i, row in enumerate((*pair.a, pair.b)[: len(theirs.A)]):
         np.testing.assert_allclose(row, theirs.A[i, :i], rtol=1e-15)
     np.testing.assert_allclose(pair.b, [*theirs.B, 0][:n], rtol=1e-15)
+    np.testing.assert_allclose(pair.c[: len(theirs.C)], theirs.C, rtol=1e-14)
     for ours, estimate in zip(pair.e, estimates, strict=True):
         np.testing.assert_allclose(ours, estimate[:n], rtol=1e-14, atol=1e-17)

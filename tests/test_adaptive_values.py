@@ -451,6 +451,19 @@ def test_classical_pairs_have_no_linear_part() -> None:
     assert [pair.linear for pair in (sg.BOSH3, sg.DOPRI5, sg.TSIT5, sg.DOP853)] == [0.0] * 4
 
 
+def test_facts_of_the_pairs() -> None:
+    """Order, order of the other method, power of the step in the error, and what a step costs, as in the literature."""
+    facts = {
+        sg.BOSH3: (3, 2, 3, True, 3),
+        sg.DOPRI5: (5, 4, 5, True, 6),
+        sg.TSIT5: (5, 4, 5, True, 6),
+        sg.DOP853: (8, 5, 8, False, 12),
+        sg.EmbeddedTableau([[], [1.0]], [1.0, 0.0], [[-0.5, 0.5]]): (1, 2, 2, True, 1),  # Euler's, with Heun's
+    }
+    for pair, known in facts.items():
+        assert (pair.order, pair.embedded_order, pair.error_order, pair.fsal, pair.nfe_per_step) == known
+
+
 def test_facts_of_embedded_tableaus() -> None:
     """The last slope serves the next step only if its row is the weights and its weight is 0."""
     a, e = [[], [1.0]], [[0.5, -0.5]]
@@ -730,3 +743,22 @@ def test_clocks() -> None:
     clock = sg.DDIM().clock(VP, 0.5)
     assert clock == pytest.approx((float(VP.alpha(0.5)) / float(VP.sigma(0.5))) ** 2)
     assert sg.DDIM().clock(DoubleWell(), 0.5) == 0.5
+
+
+@pytest.mark.parametrize("solver", [sg.DPMSolverPP(2, eta=0.5), sg.DPMSolverPP(1, eta=2.0), sg.DPMSolver(2, eta=0.7)])
+def test_noises_are_increments_on_the_clock(solver: sg.ExponentialAdams) -> None:
+    """Carried back to a step's start, its noise has the variance that the clock passes, up to a constant factor."""
+    start, *ends = VP.nodes([0.8, 0.7, 0.3, 0.1])
+    passed = []
+    for end in ends:
+        part = solver.part(start, end)
+        variance = (part.std(start, end) / part.factor(start, end)) ** 2
+        passed.append(variance / abs(solver.clock(VP, end.t) - solver.clock(VP, 0.8)))
+    assert passed == pytest.approx([passed[0]] * 3)
+
+
+def test_clocks_where_the_noise_level_is_not_one_number() -> None:
+    """The signal-to-noise ratio again."""
+    ratio = math.exp(float(VP.log_snr(0.3)))
+    for solver in (sg.DPMSolverPP(2, eta=lambda t: t), sg.ERSDE(2)):
+        assert solver.clock(VP, 0.3) == pytest.approx(ratio)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 import sgm_sde as sg
-from sgm_sde.engine.executor import Plan, execute, lower
+from sgm_sde.engine.executor import Plan, _Buffers, _Graph, _memory, execute, lower
 from sgm_sde.engine.phi import phi
-from sgm_sde.engine.program import Form, Program, Stage
+from sgm_sde.engine.program import Form, Program, Stage, Terms
 from tests.helpers import ALL, F64, GAUSSIAN, LINEAR, MIXTURE, bind, stream
 
 
@@ -132,6 +134,130 @@ def test_the_executor_runs_any_table(grad: bool, case: tuple[Program, list[tuple
     assert torch.equal(x, kept), "the caller's tensor was changed"
     assert len(model.calls) == program.nfe
     assert run.nodes == len(program.times)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["heun", "rk4", "dpm3", "dpm++3s", "seeds3", "pndm", "res3", "dpm++3m-restart"])
+def test_the_executor_runs_tables_with_inner_stages(name: str, grad: bool) -> None:
+    """Predicted states that are written out in the next stage, and those that are not: the definition, to rounding."""
+    program = ALL[name].compile(sg.EDMSDE(), sg.Grid([1.0, 0.8, 0.4, 0.25, 0.1]))
+    conversions = [(0.5, 2.0) if k % 3 else (-1.0, 1.0) for k in range(len(program.stages))]
+    x = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2)
+    with torch.set_grad_enabled(grad):
+        run = execute(program, x, Affine(conversions), Recorded(), grad=grad)
+    torch.testing.assert_close(run.x, reference(program, conversions, x), rtol=1e-9, atol=1e-9)
+
+
+class Passes(TorchFunctionMode):
+    """Keeps the calls that make a state, with the number of columns of a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, int]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__
+        if name in ("addmv", "add_", "mul", "add", "copy_", "zero_", "clone"):
+            self.seen.append((name, args[1].shape[1] if name == "addmv" else 0))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_stage_is_as_few_passes_as_can_be() -> None:
+    """A product with the whole history, where that is two rows at least; one row and one output are a call each."""
+    sde, grid = LINEAR["vp"], sg.Grid([0.9, 0.7, 0.4, 0.2])
+    program = sg.DPMSolverPP(2).compile(sde, grid)
+    passes, model = Passes(), bind(sg.from_noise(lambda x, t: x.sigmoid(), sde), sde, grid.times)
+    plan, x = model.plan(program), torch.ones(2, 3, dtype=F64)
+    assert [len(ins.rows) for ins in plan.instructions] == [0, 1, 2, 1]
+    with passes:
+        execute(program, x, model, stream(2))
+    store, last = ("add", 0), ("add", 0)  # the last evaluation is used once, by the last stage
+    assert passes.seen == [("copy_", 0), store, ("addmv", 1), store, ("addmv", plan.n_rows), ("addmv", 1), last]
+
+
+def layout(plan: Plan) -> list[tuple[int, int | None, list[int], int, bool]]:
+    """Of each stage its register, its base's, other states', its number of rows, and whether it takes an output."""
+    return [
+        (ins.target, ins.base, [register for register, _ in ins.states], len(ins.rows), ins.output is not None)
+        for ins in plan.instructions
+    ]
+
+
+def test_where_states_live() -> None:
+    """A predicted state is written out where the next stage has all it is made of, a state that is not needed again
+    gives its register to the next one, and an evaluation that the state between can tell takes no memory."""
+    grid, initial = sg.Grid([2.0, 1.0]), (0, None, [], 0, False)
+    mixed = [(0.5, 1.0)] * 9
+    heun, rk3, dpm3, seeds2 = (
+        lower(ALL[name].compile(sg.EDMSDE(), grid), mixed) for name in ("heun", "rk3", "dpm3", "seeds2")
+    )
+    assert layout(heun) == [initial, (1, 0, [], 0, True), (1, 1, [0], 0, True)]
+    assert heun.n_rows == 0
+    assert layout(rk3) == [initial, (1, 0, [], 1, False), (1, 0, [], 2, False), (0, 0, [], 2, True)]
+    # The second inner state has an output of its own, which went with the stage before.
+    assert layout(dpm3) == [initial, (1, 0, [], 1, False), (1, 0, [], 1, True), (1, 1, [0], 1, True)]
+    assert layout(seeds2) == [initial, (1, 0, [], 1, False), (1, 1, [0], 2, True)]  # a noise is drawn once
+    ddim = lower(sg.DDIM().compile(sg.EDMSDE(), sg.Grid([4.0, 2.0, 1.0])), mixed)
+    assert layout(ddim) == [initial, (0, 0, [], 0, True), (0, 0, [], 0, True)]
+    stages = [Stage(3.0, node=True), Stage(2.0, ((0, 2.0),)), Stage(1.0, ((0, 1.0), (1, 1.0)))]
+    chain = lower(Program("chain", "data", (*stages, Stage(0.0, ((0, 1.0), (2, 1.0)), node=True))), mixed)
+    assert layout(chain) == [initial, (1, 0, [], 0, False), (1, 1, [0], 0, False), (1, 1, [0], 0, False)]
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "node", "noises", "rows"),
+    [(2.0, -2.0, False, (), 0), (2.0, 2.5, False, (), 1), (2.0, 1.0, True, (), 1), (2.0, 1.0, False, ((0, 1.0),), 1)],
+)
+def test_an_evaluation_is_had_from_the_state_between(b: float, c: float, node: bool, noises: Terms, rows: int) -> None:
+    """Unless rounding would grow, or the state is not made of it alone: a hook may change a node."""
+    stages = (
+        Stage(2.0, evaluate=True, node=True),
+        Stage(1.0, ((0, 3.0),), ((0, b),), noises, evaluate=True, node=node),
+        Stage(0.0, ((0, 1.0), (1, 0.5)), ((0, c), (1, 1.0)), node=True),
+    )
+    program, conversions = Program("p", "data", stages), [(0.5, 2.0)] * 3
+    assert lower(program, conversions).n_rows == rows
+    x = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2)
+    run = execute(program, x, Affine(conversions), Recorded())
+    torch.testing.assert_close(run.x, reference(program, conversions, x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_node_is_a_state_whatever_it_is_made_of(grad: bool) -> None:
+    """What a hook has done to it is there in the next stage, and in its evaluation."""
+    stages = (
+        Stage(2.0, evaluate=True, node=True),
+        Stage(1.0, ((0, 1.0),), ((0, 1.0),), evaluate=True, node=True),
+        Stage(0.0, ((0, 1.0),), ((0, 1.0), (1, 1.0)), node=True),
+    )
+    model = Affine([(0.5, 1.0)] * 3)
+
+    def moved(x: Tensor, i: int) -> Tensor:
+        return x + 4 if i == 1 else x
+
+    run = execute(Program("p", "data", stages), torch.zeros(1, 1), model, Recorded(), hooks=[moved], grad=grad)
+    # e0 = r(0) = 2; x1 = 2, moved to 6; e1 = 6 / 2 + 6^2 / 4 + 1
+    assert float(run.x) == 0 + 2 + 13
+
+
+@pytest.mark.parametrize("grad", [False, True, None])
+def test_memory_is_used_again_unless_the_graph_is_kept(grad: bool | None) -> None:
+    """A chain of states is one tensor; with its graph each state is its own."""
+    sde, grid = LINEAR["vp"], sg.Grid([0.9, 0.7, 0.4, 0.2])
+    model = bind(sg.from_noise(lambda x, t: x.sigmoid(), sde), sde, grid.times)
+    states: list[Tensor] = []
+    options = {} if grad is None else {"grad": grad}
+    execute(sg.DDIM().compile(sde, grid), torch.ones(2, 3, dtype=F64), model, stream(2),
+            on_node=lambda i, x: states.append(x), **options)  # type: ignore[arg-type, return-value] # fmt: skip
+    assert len({x.data_ptr() for x in states}) == (4 if grad else 1)
+
+
+def test_what_is_recorded_lives_in_the_memory_of_plain_runs() -> None:
+    """Buffers, where nothing else is asked for."""
+    x = torch.ones(2, 3)
+    plan = lower(sg.DDIM().compile(LINEAR["vp"], sg.Grid([0.9, 0.7])), [(0.0, 1.0)] * 2)
+    assert isinstance(_memory(x, plan), _Buffers)
+    assert isinstance(_memory(x, plan, grad=True), _Graph)
 
 
 @given(case=programs())

@@ -38,14 +38,17 @@ from sgm_sde.solvers.exponential import Exponential
 from sgm_sde.solvers.families import ADAMS
 from sgm_sde.solvers.linear_part import (
     PARTS,
+    POINTS,
     VARIABLES,
     VARIANTS,
+    WEIGHTS,
     DataPart,
     LinearPart,
     NoisePart,
     RectifiedPart,
     VelocityPart,
 )
+from sgm_sde.solvers.runge_kutta import order_of
 from tests.helpers import F64, bind, stream
 
 EDM = sg.EDMSDE()  # alpha = 1 and sigma = t: the noise level is the time, and its logarithm minus half the log-SNR
@@ -736,6 +739,12 @@ def test_names_of_the_linear_parts() -> None:
     parts = {"data": DataPart, "noise": NoisePart, "velocity": VelocityPart, "rectified": RectifiedPart}
     assert parts == PARTS
     assert DataPart("time", 0.0) == DataPart("time", 0.0, "exact", 1.0)
+
+
+def test_quadrature_of_the_moments() -> None:
+    """Gauss-Legendre's on [0, 1] with 32 points, which is exact for polynomials up to degree 63."""
+    assert len(POINTS) == len(WEIGHTS) == 32
+    assert [float(np.sum(WEIGHTS * POINTS**k)) for k in range(64)] == pytest.approx([1 / (k + 1) for k in range(64)])
 
 
 FACTORS: list[tuple[LinearPart, float, float]] = [  # from noise level 2 to 1: L and std, from the table with numbers
@@ -1718,6 +1727,13 @@ def test_order_conditions_have_a_tolerance() -> None:
         assert sg.Tableau([[], [1 / 2], [0, 1 / 2], [0, -change, 1 + change]], sg.RK4.b).order == order
 
 
+def test_orders_from_0_to_8() -> None:
+    """Weights that do not sum to 1, errors as large as the tolerance, and no tree of more than 8 nodes."""
+    assert order_of(((),), (0.5,)) == 0
+    assert order_of(((),), (1.0,)) == 1
+    assert order_of(((),), (1.0,), tolerance=0.5) == 8  # b c misses 1/2 by 1/2, and no condition is missed by more
+
+
 def test_tableaus_are_checked() -> None:
     """Rows, weights and nodes; rounding near 0 and 1 is removed, and no more than rounding."""
     for a, b, text in (
@@ -1786,10 +1802,14 @@ def test_churn_within_its_limits() -> None:
     assert max(stage.t for stage in top.stages) == 4.0
     vp = sg.VPSDE()
     s, t = node(0.5, vp), node(0.3, vp)
-    (up, *_) = table(sg.Heun(s_churn=0.5), (0.5, 0.3), vp)
+    up, euler, end = table(sg.Heun(s_churn=0.5), (0.5, 0.3), vp)
     hat = 1.25 * s.noise_level
-    alpha = 1 / math.sqrt(1 + hat**2)
-    assert up == pytest.approx({"x0": alpha / s.alpha, "z0": alpha * 0.75 * s.noise_level}, rel=1e-9)
+    alpha, h = 1 / math.sqrt(1 + hat**2), t.alpha * (t.noise_level - hat)
+    raised = {"x0": 1 / s.alpha, "z0": 0.75 * s.noise_level}  # in x / alpha
+    assert up == pytest.approx({key: alpha * c for key, c in raised.items()}, rel=1e-9)
+    level = {key: t.alpha * c for key, c in raised.items()}
+    assert euler == pytest.approx({**level, "e1": h}, rel=1e-9)
+    assert end == pytest.approx({**level, "e1": h / 2, "e2": h / 2}, rel=1e-9)
     assert t.lam > s.lam
     assert (sg.Heun(s_churn=0.5).stochastic, sg.Heun().stochastic) == (True, False)
 
@@ -1802,6 +1822,7 @@ def test_defaults_of_the_correctors() -> None:
     assert repr(sg.Langevin()) == "Langevin(snr=0.16, n_steps=1, norm='sample')"
     assert repr(sg.AnnealedLangevin()) == "AnnealedLangevin(step_size=2e-05, n_steps=100)"
     assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin()).sequence == "PC"
+    assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin()).stochastic and sg.AnnealedLangevin().stochastic
     assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), "PC", sequence="CP").sequence == "CP"
 
 
@@ -1818,8 +1839,8 @@ def test_langevin_s_update() -> None:
             assert added[row].tolist() == pytest.approx([math.sqrt(2 * epsilon[row]) * v for v in z[row].tolist()])
     mean, added = sg.Langevin().update(x + 1, 0 * s, z, 1.0)  # no score, no move
     assert (mean.tolist(), added.tolist()) == ([[1, 1], [1, 1]], [[0, 0], [0, 0]])
-    batch = sg.Langevin(norm="batch")._ratio(z, s)
-    assert batch.shape == (1,)
+    (mean,), _ = sg.Langevin(snr=0.5, norm="expected").update(x[:1], s[:1] / 10, z[:1], 1.0)  # alone, |s| = 1/2
+    assert mean.tolist() == pytest.approx([2 * (0.5 * R2 / 0.5) ** 2 * v for v in (0.3, 0.4)])
 
 
 def test_langevin_s_factor() -> None:

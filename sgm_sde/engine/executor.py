@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.noise import NoiseSource
-from sgm_sde.engine.program import Coefficient, Program, Terms
+from sgm_sde.engine.program import Coefficient, Program, Stage, Terms
 
 
 class Model(Protocol):
@@ -111,7 +111,7 @@ def lower(program: Program, conversions: Sequence[tuple[Coefficient, Coefficient
     history, as x + (c_r / c_x) r or r + (c_x / c_r) x, the other factor going to the coefficients; so storing is
     one pass. Where coefficients are matrices it goes there as it is.
     """
-    stages = program.stages
+    stages = _recalled(program.stages)
     blocks = max([program.blocks, *(len(c.rows) for pair in conversions for c in pair if isinstance(c, Matrix))])
     uses: Counter[tuple[str, int]] = Counter()
     last: dict[tuple[str, int], int] = {}
@@ -182,6 +182,30 @@ def lower(program: Program, conversions: Sequence[tuple[Coefficient, Coefficient
     return Plan(program, tuple(instructions), rows.n, registers.n, blocks, weights)
 
 
+def _recalled(stages: Sequence[Stage]) -> list[Stage]:
+    """The stages, without evaluations that the state between can tell.
+
+    For x' = A x + b e, and e needed once more by the stage after, e = (x' - A x) / b: so it need not be stored, as in
+    Heun's method. Not where rounding would grow, |b| being less than the coefficient to come.
+    """
+    users: dict[int, list[int]] = {}
+    for k, stage in enumerate(stages):
+        for j, _ in stage.evals:
+            users.setdefault(j, []).append(k)
+    told = list(stages)
+    for j in [j for j, ks in users.items() if ks == [j + 1, j + 2]]:
+        between, after = told[j + 1], told[j + 2]
+        evals, states = dict(after.evals), dict(after.states)
+        b, c = dict(between.evals)[j], evals.pop(j)
+        plain = not (isinstance(b, Matrix) or isinstance(c, Matrix) or between.node or between.noises)
+        if plain and len(between.evals) == 1 and abs(c) <= abs(b):
+            for i, a in between.states:
+                states[i] = states.get(i, 0.0) - c / b * a
+            states[j + 1] = states.get(j + 1, 0.0) + c / b
+            told[j + 2] = replace(after, states=tuple(states.items()), evals=tuple(evals.items()))
+    return told
+
+
 def _scaled(c_x: Coefficient, c_r: Coefficient) -> tuple[Coefficient, tuple[Coefficient, Coefficient]]:
     """A scale and (c_x, c_r) divided by it, so that one of them is 1; matrices stay as they are."""
     if isinstance(c_x, Matrix) or isinstance(c_r, Matrix):
@@ -196,32 +220,38 @@ class _Buffers:
     def __init__(self, x: Tensor, plan: Plan) -> None:
         # Zeros, not empty: rows out of use enter the product with coefficient 0, and 0 * NaN is NaN.
         buffer = torch.zeros((plan.n_rows, x.numel()), dtype=x.dtype, device=x.device)
-        self.matrix, self.rows = buffer.t(), buffer[:, :, None].unbind(0)
-        self.shaped_rows = [row.view(x.shape) for row in self.rows]
+        self.matrix, self.rows = buffer.t(), [row.view(x.shape) for row in buffer]
         self.weights = plan.weights.to(device=x.device, dtype=x.dtype).unbind(0)
+        # Factors as tensors: from a number torch would make one at each call.
+        betas = torch.tensor([ins.beta for ins in plan.instructions], dtype=torch.float64, device="cpu")
+        self.betas = betas.to(device=x.device, dtype=x.dtype).unbind(0)
         self.one = x.new_ones(1)
         self.shaped = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(plan.n_registers)]
         self.flat = [register.view(-1) for register in self.shaped]
-        self.columns = [register.view(-1, 1) for register in self.shaped]
         self.ends = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in self.flat]
 
     def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, Coefficient]]) -> None:
-        state = self.flat[ins.target]
-        if ins.base is None:
+        state, beta, source = self.shaped[ins.target], ins.beta, ins.base
+        if source is None:
             state.zero_()
-        base = state if ins.base is None else self.flat[ins.base]
+            source, beta = ins.target, 1.0
+        base = self.shaped[source]
         if len(ins.rows) > 1:
-            torch.addmv(base, self.matrix, self.weights[k], beta=ins.beta, out=state)
+            torch.addmv(self.flat[source], self.matrix, self.weights[k], beta=beta, out=self.flat[ins.target])
+            base = state
         else:
             terms = [(self.rows[row], c) for row, c in ins.rows] + terms
-            if not terms:
-                torch.mul(base, ins.beta, out=state)
-                return
-            # A matrix of one column: the product scales and adds in one call.
-            (value, c), *terms = terms
-            torch.addmv(base, value, self.one, beta=ins.beta, alpha=c, out=state)
+            if not terms or (beta != 1 and source != ins.target):
+                torch.mul(base, self.betas[k], out=state)
+                base = state
+            elif beta != 1:
+                # A matrix of one column: the product scales and adds in one pass.
+                (value, c), *terms = terms
+                flat = self.flat[source]
+                torch.addmv(flat, value.reshape(-1, 1), self.one, beta=beta, alpha=c, out=flat)
         for value, c in terms:
-            self.columns[ins.target].add_(value, alpha=c)
+            torch.add(base, value, alpha=c, out=state)
+            base = state
 
     def replace(self, register: int, value: Tensor) -> None:
         if value is not self.shaped[register]:
@@ -230,11 +260,11 @@ class _Buffers:
     def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[Coefficient, Coefficient]) -> None:
         c_x, c_r = mix
         if c_x == 0:
-            self.shaped_rows[row].copy_(output)
+            self.rows[row].copy_(output)
         elif c_r == 1:
-            torch.add(output, state, alpha=c_x, out=self.shaped_rows[row])
+            torch.add(output, state, alpha=c_x, out=self.rows[row])
         else:
-            torch.add(state, output, alpha=c_r, out=self.shaped_rows[row])
+            torch.add(state, output, alpha=c_r, out=self.rows[row])
 
     def holds(self, register: int, value: Tensor) -> bool:
         """Whether the value lies in a register's memory, which is about to be overwritten."""
@@ -248,23 +278,22 @@ class _Graph:
     def __init__(self, x: Tensor, plan: Plan) -> None:
         self.rows: list[Tensor] = [torch.empty(0)] * plan.n_rows
         self.shaped = [x] * plan.n_registers
-        self.columns = [x.reshape(-1, 1)] * plan.n_registers
 
     def times(self, c: Coefficient, value: Tensor) -> Tensor:
-        """A coefficient times a state as a column."""
+        """A coefficient times a state."""
         return c * value
 
     def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, Coefficient]]) -> None:
-        state = 0.0 * self.columns[ins.target] if ins.base is None else self.times(ins.beta, self.columns[ins.base])
+        state = 0.0 * self.shaped[ins.target] if ins.base is None else self.times(ins.beta, self.shaped[ins.base])
         for value, c in [(self.rows[row], c) for row, c in ins.rows] + terms:
             state = state + self.times(c, value)
         self.replace(ins.target, state)
 
     def replace(self, register: int, value: Tensor) -> None:
-        self.columns[register], self.shaped[register] = value.reshape(-1, 1), value.reshape(self.shaped[register].shape)
+        self.shaped[register] = value
 
     def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[Coefficient, Coefficient]) -> None:
-        self.rows[row] = self.times(mix[0], state.reshape(-1, 1)) + self.times(mix[1], output.reshape(-1, 1))
+        self.rows[row] = self.times(mix[0], state) + self.times(mix[1], output)
 
     def holds(self, register: int, value: Tensor) -> bool:
         """Never: nothing is overwritten."""
@@ -287,9 +316,8 @@ class _Blocks(_Graph):
     def times(self, c: Coefficient, value: Tensor) -> Tensor:
         if not isinstance(c, Matrix):
             return c * value
-        blocks = value.view(self.shaped[0].shape).unbind(1)
-        rows = [sum(a * block for a, block in zip(row, blocks, strict=True)) for row in c.rows]
-        return torch.stack(rows, 1).view(-1, 1)  # type: ignore[arg-type]
+        rows = [sum(a * block for a, block in zip(row, value.unbind(1), strict=True)) for row in c.rows]
+        return torch.stack(rows, 1)  # type: ignore[arg-type]
 
 
 def _memory(x: Tensor, plan: Plan, grad: bool = False) -> _Buffers | _Graph:
@@ -396,12 +424,12 @@ def _stages(
     run, reported = Run(x), 0
     for k, (stage, ins) in enumerate(zip(program.stages, plan.instructions, strict=True)):
         if k:
-            terms = [(memory.columns[register], c) for register, c in ins.states]
+            terms = [(memory.shaped[register], c) for register, c in ins.states]
             if ins.output is not None and output is not None:
-                terms.append((output.reshape(-1, 1), ins.output))
+                terms.append((output, ins.output))
             for c, row in ins.noises:
                 z = noise.normal(shape, dtype, device)
-                terms.append((z.reshape(-1, 1), c))
+                terms.append((z, c))
                 if row is not None:
                     memory.store(row, z, z, (0.0, 1.0))
             memory.combine(k, ins, terms)

@@ -12,7 +12,6 @@ from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import solve
 from sgm_sde.likelihood.checks import check_finite, check_points, check_process, require_count, require_one_of
-from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.results import FlowResult
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.model import BoundModel
@@ -112,11 +111,11 @@ def _carry(
     if grad and method == "adaptive":
         raise ValueError("method='adaptive' has no gradients: use 'exponential'")
     model = BoundModel(score, sde, (eps, sde.T), model_kwargs)
-    times = Stretched(data_std=data_std)(sde, steps, t_end=eps).times if method == "exponential" else (sde.T, eps)
-    times = times[::-1] if to_noise else times
+    times: tuple[float, ...] = (eps, sde.T) if to_noise else (sde.T, eps)
     with torch.set_grad_enabled(grad):
         if method == "exponential":
-            end = solve.carry(model, sde, state, times, data_std)
+            grid = solve.fixed_grid(sde, eps, steps, data_std, to_noise)
+            end, times = grid.carry(model, state), grid.times
         else:
             flow = solve.NormalisedFlow(model, sde, state, eps, data_std)
             (end,) = solve.adaptive(flow, state, rtol, atol, to_noise=to_noise)

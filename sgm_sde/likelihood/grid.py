@@ -32,14 +32,14 @@ class Stretched(GridRule):
         48
     """
 
-    stretch: float = 4.5
+    stretch: float = 4.0
     data_std: float = 0.5
 
     def __post_init__(self) -> None:
         if not (self.stretch > 0 and self.data_std > 0):
             raise ValueError(f"stretch and data_std must be positive, got {self.stretch} and {self.data_std}")
 
-    def _map(self, sde: Any, start: float, end: float) -> tuple[float, float, float, float]:
+    def curve(self, sde: Any, start: float, end: float) -> tuple[float, float, float, float]:
         """c, b, u_0 and a, with u from 0 at the start."""
         first, last = (float(sde.log_snr(t)) / 2 for t in (start, end))
         if not (math.isfinite(first) and math.isfinite(last)):
@@ -51,14 +51,18 @@ class Stretched(GridRule):
         b = (c - first) / math.sinh(a * u0) if u0 > 0 else (last - c) / math.sinh(a)
         return c, b, u0, a
 
+    @staticmethod
+    def on(curve: tuple[float, float, float, float], u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """lambda and d lambda / du at u on a curve (c, b, u_0, a)."""
+        c, b, u0, a = curve
+        return c + b * np.sinh(a * (u - u0)), a * b * np.cosh(a * (u - u0))
+
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
-        c, b, u0, a = self._map(sde, start, end)
-        times: Tensor = sde.time(2 * (c + b * torch.sinh(a * (u - u0))))
+        lam, _ = self.on(self.curve(sde, start, end), u.numpy())
+        times: Tensor = sde.time(2 * torch.from_numpy(lam))
         return times
 
     def slopes(self, sde: Any, steps: int, start: float, end: float) -> np.ndarray:
         """d lambda / du at the nodes."""
-        _, b, u0, a = self._map(sde, start, end)
-        slopes: np.ndarray = a * b * np.cosh(a * (np.linspace(0, 1, steps + 1) - u0))
-        return slopes
+        return self.on(self.curve(sde, start, end), np.linspace(0, 1, steps + 1))[1]

@@ -45,12 +45,12 @@ class _DriftModel(TraceModel):
         self._conversions = iter([self._convert("drift", node) for node in nodes])
         return lower(program, [(0.0, 1.0)] * len(program.stages))
 
-    def evaluate(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         c_x, c_r = next(self._conversions)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             drift = apply(c_x, x) + apply(c_r, self._call(x, t).to(x.dtype))
-            self.traces.append(self.estimate(drift, x, rows, False).detach())
+            self.traces.append(self.estimate(drift, x, None, False).detach())
         return drift.detach()
 
 
@@ -134,7 +134,10 @@ def joint_log_prob(
         f"N(0, {sde.prior_covariance:.4g})",
     )  # fmt: skip
     nothing = torch.zeros_like(value)
-    return LogProbResult(value, stderr, latent, prior, volume, nothing, model.nfe, estimate.vjps, Status(), protocol)
+    defect = torch.full_like(value, math.nan)
+    return LogProbResult(
+        value, stderr, latent, prior, volume, nothing, defect, model.nfe, estimate.vjps, Status(), protocol
+    )
 
 
 def velocity_bound(

@@ -47,8 +47,10 @@ class LogProbResult:
         prior: log-density of the latent under the prior, in nats (B,).
         divergence: what the flow's change of volume adds, in nats (B,).
         decoder: what diffusion to eps and the decoder back add, in nats (B,); 0 without them.
-        nfe: network calls, each on the whole batch.
-        vjps: vector-Jacobian products, each on the whole batch.
+        defect: what the states on a fixed grid lack of lying on one trajectory, in nats (B,), with which `divergence`
+            is corrected; where it is large the grid is too coarse. NaN for other methods.
+        nfe: network calls; each on the whole batch, but for those on the finer grids of some samples.
+        vjps: vector-Jacobian products, on as many samples.
         status: whether everything was finite.
         protocol: what to quote beside the number.
     """
@@ -59,6 +61,7 @@ class LogProbResult:
     prior: Tensor = field(repr=False)
     divergence: Tensor = field(repr=False)
     decoder: Tensor = field(repr=False)
+    defect: Tensor = field(repr=False)
     nfe: int
     vjps: int
     status: Status

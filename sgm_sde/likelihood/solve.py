@@ -14,8 +14,9 @@ $$ \log p_\epsilon(x_\epsilon) = \log p_T(x_T) + d\log\frac{\rho_T}{\rho_\epsilo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,18 +26,20 @@ from torch import Tensor
 from sgm_sde._shapes import as_time, expand
 from sgm_sde.engine.adaptive import COMPLETED, integrate
 from sgm_sde.engine.executor import execute
-from sgm_sde.engine.program import trace as trace_program
 from sgm_sde.likelihood.grid import Stretched
+from sgm_sde.likelihood.multistep import program, tables
 from sgm_sde.likelihood.trace import TraceModel, fixed_probe_error, probe_error
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.predictions import Kernel, KernelValues, convert
 from sgm_sde.scores.model import BoundModel
-from sgm_sde.solvers import Rosenbrock, UniC
 from sgm_sde.solvers.runge_kutta import DOPRI5
 
-GREGORY = (3 / 8, 7 / 6, 23 / 24)  # weights of a trapezoidal rule's ends, of order 4
+DAMPED_BELOW = 0.1  # noise, as a fraction of the data
+LARGEST_DEFECT = 2e-4  # nats/dim that one grid may leave
+REFINEMENTS = (2, 4)  # times the steps
 
-Solution = tuple[Tensor, Tensor, Tensor]  # the latent (B, *), what its volume adds (B,), its standard error (B,)
+# The latent (B, *); (B,) each: what its volume adds, the standard error of that, and the defect it contains.
+Solution = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def spread(k: Kernel, s: float) -> Any:
@@ -59,30 +62,130 @@ class NoNoise:
         raise RuntimeError("the probability flow draws no noise")
 
 
-def carry(model: BoundModel, sde: LinearSDE, x: Tensor, times: tuple[float, ...], data_std: float) -> Tensor:
-    """The state at the last of the times, in either direction; order 4 but for the cold start."""
-    solver = UniC(Rosenbrock(3, sigma_data=data_std, start="cold"))
-    program = trace_program(solver, sde, times, close=True)
-    return execute(program, x, model, NoNoise(), grad=torch.is_grad_enabled()).x
+class FixedGrid:
+    """The flow on a fixed grid, from the data to the noise or back; see `multistep`.
+
+    Args:
+        sde: the process.
+        eps: where the flow ends, with the data.
+        steps: of the grid.
+        s: standard deviation of the data.
+        to_noise: the direction.
+    """
+
+    def __init__(self, sde: LinearSDE, eps: float, steps: int, s: float, to_noise: bool = True) -> None:
+        rule = Stretched(data_std=s)
+        times = rule(sde, steps, t_end=eps).times
+        self.s, self.times = s, times[::-1] if to_noise else times
+        self.nodes = sde.nodes(self.times)
+        self.table = tables(rule.curve(sde, sde.T, eps), s, steps, to_noise)
+        self.program = program(self.nodes, self.table, s)
+
+    def carry(
+        self, model: BoundModel, x: Tensor, on_output: Callable[[Tensor, Tensor, float], None] | None = None
+    ) -> Tensor:
+        """The state at the last of the times; order 4."""
+        return execute(self.program, x, model, NoNoise(), on_output=on_output, grad=torch.is_grad_enabled()).x
 
 
-def exponential(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, data_std: float) -> Solution:
+def fixed_grid(sde: LinearSDE, *options: Any) -> FixedGrid:
+    """A `FixedGrid`, kept where processes can be told apart."""
+    return (_kept if isinstance(sde, Hashable) else FixedGrid)(sde, *options)
+
+
+_kept = lru_cache(maxsize=64)(FixedGrid)
+
+
+class Integrals:
+    r"""What is integrated along the flow on a grid, gathered while its nodes are visited.
+
+    Along any path z(u), $d\log p = -\operatorname{div}\,d\theta + \nabla_z\log p\cdot(dz - v/\rho\,d\theta)$ where the
+    score is exact. The states visited lie on no single trajectory, but on a path: with the integral of the last term,
+    the defect, the value has the error of the quadrature alone. Where the noise is small beside the data networks
+    know the score badly and trajectories are good: there it is damped.
+
+    Args:
+        model: whose traces are taken.
+        grid: the grid.
+
+    Attributes:
+        terms: of the quadrature of div dtheta, each (B, columns).
+        defect: the integral so far, (B,).
+    """
+
+    def __init__(self, model: TraceModel, grid: FixedGrid) -> None:
+        self.model, self.grid, self.nodes = model, grid, grid.nodes
+        self.terms: list[Tensor] = []
+        self.defect: Any = 0.0
+        self._z: dict[int, Tensor] = {}
+        self._rates: dict[int, tuple[Tensor, Tensor]] = {}  # the score in z, and dz/du of the flow
+
+    def __call__(self, x: Tensor, out: Tensor, t: float) -> None:
+        """The network's output at the state of the next node."""
+        k, r, table, s = len(self.terms), out.to(x.dtype), self.grid.table, self.grid.s
+        node, rho = self.nodes[k], spread(self.nodes[k], s)
+        (s_x, s_r), (v_x, v_r) = (
+            convert(self.model.score.prediction, target, node, sigma_data=s) for target in ("score", "velocity")
+        )
+        self.terms.append(table.weights[k] * (v_x * x[0].numel() + v_r * self.model.traces.pop().to(x.dtype)))
+        damped = rho / (1 + (DAMPED_BELOW * node.alpha * s / node.sigma) ** 2)
+        slope = float(table.slopes[k]) / rho
+        self._z[k] = x / rho
+        self._rates[k] = (
+            torch.add(damped * s_x * x, r, alpha=damped * s_r),
+            torch.add(slope * v_x * x, r, alpha=slope * v_r),
+        )
+        self._end = self._z[k], self._rates[k][0]
+        while self._rates and table.differences[first := min(self._rates)][-1][0] <= k:
+            self._leave(first)
+
+    def _leave(self, k: int) -> None:
+        """Take node k into the integral, when all its neighbours are known."""
+        table, (score, move) = self.grid.table, self._rates.pop(k)
+        for j, c in table.differences[k]:
+            move = torch.add(move, self._z[j], alpha=-c)
+        self.defect = self.defect + table.weights[k] / table.slopes[k] * (score * move).flatten(1).sum(1)
+        needed = table.differences[min(k + 1, len(self.nodes) - 1)][0][0]
+        self._z = {j: z for j, z in self._z.items() if j >= needed}
+
+    def end(self, latent: Tensor) -> Tensor:
+        """The defect of the whole path, up to a latent (B, *) beside the last state that was visited."""
+        z, score = self._end
+        total: Tensor = self.defect + (score * (z - latent / spread(self.nodes[-1], self.grid.s))).flatten(1).sum(1)
+        return total
+
+
+def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float) -> Solution:
     """On one fixed grid, where the trace is a quadrature over the nodes of the trajectory."""
-    rule, d = Stretched(data_std=data_std), x[0].numel()
-    times = rule(sde, steps, t_end=eps).times[::-1]
-    latent = carry(model, sde, x, times, data_std)
-    nodes = sde.nodes(times)
-    weights = rule.slopes(sde, steps, sde.T, eps)[::-1] / steps
-    for i, w in enumerate(GREGORY):
-        weights[i] *= w
-        weights[-1 - i] *= w
-    terms = []
-    for w, node, traces in zip(weights.tolist(), nodes, model.traces, strict=True):
-        a_x, a_r = rate(model.score.prediction, node, data_std)
-        terms.append(-w * spread(node, data_std) * (a_x * d + a_r * traces.to(x.dtype)))
-    stacked = torch.stack(terms)  # (nodes, B, columns)
-    volume = stacked.mean(2).sum(0) + d * math.log(spread(nodes[-1], data_std) / spread(nodes[0], data_std))
-    return latent, volume, probe_error(stacked.detach(), torch.from_numpy(weights.copy()))
+    grid = fixed_grid(sde, eps, steps, s)
+    integrals = Integrals(model, grid)
+    latent = grid.carry(model, x, integrals)
+    defect, terms = integrals.end(latent), torch.stack(integrals.terms)  # (nodes, B, columns)
+    nodes = integrals.nodes
+    volume = terms.mean(2).sum(0) + x[0].numel() * math.log(spread(nodes[-1], s) / spread(nodes[0], s))
+    # As slopes in lambda the terms vary slowly from node to node.
+    slowly = grid.table.weights * np.array([2 * math.cosh(node.lam + math.log(s)) for node in nodes])
+    return latent, volume + defect, probe_error(terms.detach(), torch.from_numpy(slowly)), defect
+
+
+def exponential(
+    model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, *, refine: bool
+) -> Solution:
+    """On one fixed grid, or for the samples whose defect is large on finer ones as well."""
+    solution = on_grid(model, sde, x, eps, steps, s)
+    for finer in REFINEMENTS if refine else ():
+        (rows,) = (solution[3].detach().abs() > LARGEST_DEFECT * x[0].numel()).nonzero(as_tuple=True)
+        if not len(rows):
+            break
+        try:
+            with model.only(rows, len(x)):
+                better = on_grid(model, sde, x[rows], eps, finer * steps, s)
+        except (RuntimeError, ValueError, IndexError):  # a network that itself holds something of every sample
+            latent, volume, error, defect = on_grid(model, sde, x, eps, finer * steps, s)
+            better = latent[rows], volume[rows], error[rows], defect[rows]
+        whole = [a.index_copy(0, rows, b) for a, b in zip(solution, better, strict=True)]
+        solution = whole[0], whole[1], whole[2], whole[3]
+    return solution
 
 
 class NormalisedFlow:
@@ -118,10 +221,7 @@ class NormalisedFlow:
         x = expand(rho, z) * z
         times, gone = model.round_times(t.numpy(), x), len(rows) < self.n
         with model.only(rows, self.n) if gone else nullcontext():
-            if isinstance(model, TraceModel):
-                out = model.evaluate(x, times, rows if gone else None)
-            else:
-                out = model.evaluate(x, times)
+            out = model.evaluate(x, times)
         slope = expand(a[0], x) * x + expand(a[1], x) * out.to(x.dtype)
         if not isinstance(model, TraceModel):
             return (slope,)
@@ -179,7 +279,13 @@ def adjoint(
 def joint(flow: NormalisedFlow, latent: Tensor, volumes: Tensor) -> Solution:
     """The solution from its end and the log-volumes (B, columns) that were solved with it."""
     ratio = flow.scale[flow.noise] / flow.scale[flow.data]
-    return latent, volumes.mean(1) + flow.d * math.log(ratio), fixed_probe_error(volumes.detach())
+    return whole_flow(latent, volumes, flow.d * math.log(ratio))
+
+
+def whole_flow(latent: Tensor, volumes: Tensor, added: float = 0.0) -> Solution:
+    """The solution of a method without a defect, from log-volumes (B, columns) of whole flows."""
+    volume = volumes.mean(1) + added
+    return latent, volume, fixed_probe_error(volumes.detach()), torch.full_like(volume.detach(), math.nan)
 
 
 def scipy_rk45(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, rtol: float, atol: float) -> Solution:
@@ -203,5 +309,4 @@ def scipy_rk45(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, rtol: f
     if not solution.success:
         raise ValueError(f"SciPy's RK45 gave up: {solution.message}")
     end = torch.from_numpy(solution.y[:, -1]).to(x)
-    volumes = end[x.numel() :].view(len(x), columns)
-    return end[: x.numel()].view(shape), volumes.mean(1), fixed_probe_error(volumes)
+    return whole_flow(end[: x.numel()].view(shape), end[x.numel() :].view(len(x), columns))

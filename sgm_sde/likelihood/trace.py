@@ -9,7 +9,8 @@ leaves less variance.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -60,14 +61,25 @@ class TraceModel(BoundModel):
         super().__init__(score, sde, times, kwargs)
         self.estimate = estimate
         self.traces: list[Tensor] = []
+        self._index: Tensor | None = None
 
-    def evaluate(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
+    @contextmanager
+    def only(self, index: Tensor, batch: int) -> Iterator[None]:
+        """As for any model; probes are those of these samples."""
+        self._index = index
+        try:
+            with super().only(index, batch):
+                yield
+        finally:
+            self._index = None
+
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at x (B, *) and t (B,)."""
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if keep and x.requires_grad else x.detach().requires_grad_()
             out = self._call(x, t)
-            trace = self.estimate(out, x, rows, keep)
+            trace = self.estimate(out, x, self._index, keep)
         self.traces.append(trace if keep else trace.detach())
         return out if keep else out.detach()
 
@@ -114,7 +126,7 @@ class Hutchinson:
 
     def _draw(self, x: Tensor) -> Tensor:
         z = self.stream.normal(self.shape, x.dtype, x.device)
-        return self.transform(torch.where(z >= 0, 1.0, -1.0).to(x.dtype) if self.probe == "rademacher" else z)
+        return self.transform(z.new_ones(()).copysign(z) if self.probe == "rademacher" else z)
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
         if not (self.fixed and self.probes):

@@ -119,7 +119,7 @@ class Langevin(Corrector):
         if self.norm == "expected":
             z_norm = torch.full_like(s_norm, math.sqrt(s[0].numel()))
         if self.norm == "batch":
-            z_norm, s_norm = z_norm.mean(0, keepdim=True), s_norm.mean(0, keepdim=True)
+            z_norm, s_norm = z_norm.mean(), s_norm.mean()
         moves = s_norm > 0
         return torch.where(moves, z_norm / torch.where(moves, s_norm, 1), 0)  # finite in its derivative, too
 

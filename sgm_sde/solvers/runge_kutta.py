@@ -116,7 +116,7 @@ def _forests(trees: list[list[tuple[np.ndarray, float]]], n: int, A: np.ndarray)
     return grow(n, 0)
 
 
-@dataclass(frozen=True, init=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class EmbeddedTableau(Tableau):
     r"""A tableau with error estimates from the same slopes: $h \sum_i e_i k_i$, the difference of two methods.
 

@@ -7,8 +7,8 @@ The parent imports what the tests need, but not the package. For each mutant it 
 package with one module's source changed and runs the tests that execute the changed function, the fastest first,
 until one fails (killed), none is left (survived) or one takes too long (timeout). Which test executes what is
 recorded in a first run on the unchanged package, which must be green. For code outside functions the tests are those
-that execute any function of the file. A mutant gets the fastest of its tests up to a budget of seconds; `--budget inf`
-runs them all.
+that execute any function of the file or, where none does, of a file that imports it. A mutant gets the fastest of its
+tests up to a budget of seconds; `--budget inf` runs them all.
 
 `equivalent.json` lists the mutants that no test can tell from the original: objects with `file`, `line` (the
 original line's text), `kind`, `reason` and, where a line has several mutants of a kind, `mutated` (the changed
@@ -271,6 +271,24 @@ def mutants_of(file: str) -> list[Mutant]:
     return sorted(mutator.mutants.values(), key=lambda m: (m.line, m.col, m.kind))
 
 
+def module_of(file: str) -> str:
+    """The name under which a file is imported."""
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+@cache
+def importers(file: str) -> frozenset[Scope]:
+    """The modules of the package that import a file or names from it."""
+    found, module = set(), module_of(file)
+    for path in (ROOT / PACKAGE).rglob("*.py"):
+        nodes = [
+            node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)
+        ]
+        if any(module in (node.module, *(f"{node.module}.{name.name}" for name in node.names)) for node in nodes):
+            found.add((path.relative_to(ROOT).as_posix(), 0))
+    return frozenset(found)
+
+
 # --- Children --------------------------------------------------------------------------------------------------------
 
 
@@ -286,8 +304,7 @@ class MutatedLoader(SourceFileLoader):
     """Loads a module from changed source, and finds it: an importer for one mutant."""
 
     def __init__(self, mutant: Mutant) -> None:
-        module = mutant.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        super().__init__(module, str(ROOT / mutant.file))
+        super().__init__(module_of(mutant.file), str(ROOT / mutant.file))
         self.mutant = mutant
 
     def get_code(self, fullname: str) -> CodeType:
@@ -426,7 +443,10 @@ def plan_for(mutant: Mutant, targets: Sequence[Target], budget: float) -> tuple[
     """The fastest tests that depend on the mutant, as many as the budget of seconds allows, by file; the cheapest
     file first. Returns the number of tests left out as well."""
     known = [(target, test, *found) for target in targets for test, found in target.tests.items()]
-    tests = sorted(((s, target.path, test) for target, test, s, covers in known if mutant.scope in covers))
+    scopes = frozenset({mutant.scope})
+    if mutant.scope[1] == 0 and not any(scopes & covers for *_, covers in known):
+        scopes = importers(mutant.file)
+    tests = sorted(((s, target.path, test) for target, test, s, covers in known if scopes & covers))
     spent = list(accumulate(seconds for seconds, _, _ in tests))
     taken = max(bisect_right(spent, budget), min(len(tests), 1))
     chosen: dict[str, dict[str, float]] = {}

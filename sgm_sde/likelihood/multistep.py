@@ -1,0 +1,121 @@
+r"""The multistep method and the quadrature of the fixed grid.
+
+In the angle $\theta = \arctan(\sigma/(\alpha s))$ the flow of $z = x/\rho$ is $dz/d\theta = v/\rho$ (see
+`sgm_sde.likelihood.solve`). Over each interval between nodes the slope is the cubic $P_i$ through the four nearest
+nodes, in the variable u in which the grid is uniform, and its integral in theta is exact:
+
+$$ z_k = z_0 + \sum_{i<k} \int_{\theta_i}^{\theta_{i+1}} P_i\,d\theta $$
+
+At every node all intervals are integrated anew: those that were passed by extrapolation, the first ones above all, get
+centred cubics as soon as there are nodes on both sides. A step changes the last few alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from sgm_sde.engine.program import Program, Stage, Terms
+from sgm_sde.likelihood.grid import Stretched
+from sgm_sde.processes.base import Node
+
+POINTS = 4  # of the polynomials through slopes
+DIFFERENCE_POINTS = 7  # of those through states
+_X, _W = np.polynomial.legendre.leggauss(12)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What the method multiplies slopes and states with, from the first node to the last.
+
+    Attributes:
+        slopes: d theta / du at the nodes, (n + 1,).
+        steps: row k takes z_{k-1} to z_k, (n + 1, n + 1).
+        correction: takes the last z to that of all intervals with the last slope known, (n + 1,).
+        weights: of a quadrature in theta over the whole grid, (n + 1,).
+        differences: for each node pairs (j, c): the derivative of states in u there is the sum of c z_j.
+    """
+
+    slopes: np.ndarray
+    steps: np.ndarray
+    correction: np.ndarray
+    weights: np.ndarray
+    differences: tuple[Terms, ...]
+
+
+@cache
+def _basis(first: int, points: int) -> np.ndarray:
+    """Lagrange's polynomials of the nodes first, first + 1, ... at Gauss' points of [0, 1], (points, nodes)."""
+    u, nodes = (_X + 1) / 2, np.arange(first, first + points)
+    values = np.ones((len(u), points))
+    for j, a in enumerate(nodes):
+        for b in np.delete(nodes, j):
+            values[:, j] *= (u - b) / (a - b)
+    return values
+
+
+def _nearest(i: int, points: int, newest: int) -> np.ndarray:
+    """As many nodes about number i as there are up to the newest one."""
+    first = max(min(i - (points - 1) // 2, newest + 1 - points), 0)
+    return np.arange(first, min(first + points, newest + 1))
+
+
+def _pairs(at: np.ndarray, weights: np.ndarray) -> Terms:
+    return tuple((j, w) for j, w in zip(at.tolist(), weights.tolist(), strict=True) if abs(w) > 1e-12)
+
+
+def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise: bool) -> Tables:
+    """The tables of n steps on the curve of a `Stretched` grid, with the data's standard deviation s."""
+    direction = -1 if to_noise else 1
+
+    def slope(k: np.ndarray) -> np.ndarray:
+        """d theta / du, where u is the number of the node."""
+        u = (n - k if to_noise else k) / n
+        lam, d_lam = Stretched.on(curve, u)
+        return -0.5 / np.cosh(lam + math.log(s)) * d_lam * direction / n
+
+    between = slope(np.arange(n)[:, None] + (_X + 1) / 2)
+
+    def integral(i: int, newest: int) -> np.ndarray:
+        """Weights of the slopes over interval i, when that of the newest node is known."""
+        at, weights = _nearest(i, POINTS, newest), np.zeros(n + 1)
+        weights[at] = (_W / 2 * between[i]) @ _basis(int(at[0]) - i, len(at))
+        return weights
+
+    def change(k: int, before: int, now: int) -> np.ndarray:
+        """Weights of what the intervals up to node k add when the newest slope is not `before` but `now`."""
+        weights = np.zeros(n + 1)
+        for i in range(max(k - POINTS, 0), k):
+            weights += integral(i, now) - (integral(i, before) if i <= before else 0)
+        return weights
+
+    steps = np.zeros((n + 1, n + 1))
+    for k in range(1, n + 1):
+        steps[k] = change(k, k - 2, k - 1)
+    differences = []
+    for k in range(n + 1):
+        at = _nearest(k, DIFFERENCE_POINTS, n)
+        powers = np.vander(at - k, increasing=True).T
+        differences.append(_pairs(at, np.linalg.solve(powers, np.eye(len(at))[1])))
+    weights = sum((integral(i, n) for i in range(n)), np.zeros(n + 1))
+    return Tables(slope(np.arange(n + 1)), steps, change(n, n - 1, n), weights, tuple(differences))
+
+
+def program(nodes: Sequence[Node], table: Tables, s: float) -> Program:
+    """The flow over the grid's nodes, one network call each."""
+    rho = [(k.alpha**2 * s**2 + k.sigma**2) ** 0.5 for k in nodes]
+
+    def evals(row: np.ndarray, k: int) -> tuple[tuple[int, float], ...]:
+        return tuple((int(j), float(row[j]) * rho[k] / rho[j]) for j in np.flatnonzero(row))
+
+    stages = [Stage(nodes[0].t, evaluate=True, node=True)]
+    for k in range(1, len(nodes)):
+        carried = ((k - 1, rho[k] / rho[k - 1]),)
+        stages.append(Stage(nodes[k].t, carried, evals(table.steps[k], k), evaluate=True, node=True))
+    k = len(nodes) - 1
+    stages.append(Stage(nodes[k].t, ((k, 1.0),), evals(table.correction, k), node=True))
+    return Program("reintegrated-multistep", "velocity", tuple(stages), sigma_data=s)
