@@ -266,6 +266,17 @@ def test_gradients() -> None:
         torch.testing.assert_close(slope, torch.full_like(slope, ratio[1] / ratio[0]), rtol=1e-4, atol=0)
 
 
+def test_second_derivatives() -> None:
+    """Gradients and their gradients through a step, against differences."""
+
+    def end(y: Tensor, k: Tensor) -> Tensor:
+        return even_steps(lambda t, y, i: y.sin() - (k * y) ** 2, y, 0.0, 1.0, BOSH3, 2).y[0]
+
+    y, k = torch.tensor([[0.3, -0.8]], dtype=F64), torch.tensor([0.7, 0.2], dtype=F64)
+    assert torch.autograd.gradcheck(end, (y.requires_grad_(), k.requires_grad_()))
+    assert torch.autograd.gradgradcheck(end, (y, k))
+
+
 # --- a sample's own steps --------------------------------------------------------------------------------------------
 
 

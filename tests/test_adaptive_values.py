@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,18 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde.engine.adaptive import Controller, EmbeddedStepper, Integration, Rows, integrate, rms
+from sgm_sde.engine.adaptive import (
+    Attempt,
+    Controller,
+    Counting,
+    EmbeddedStepper,
+    Integration,
+    Rows,
+    State,
+    integrate,
+    march,
+    rms,
+)
 from sgm_sde.engine.brownian import BrownianPath
 from sgm_sde.engine.phi import phi
 from sgm_sde.solvers.adaptive import PI, Flow, default_variable
@@ -57,6 +71,9 @@ def test_defaults() -> None:
     )
     assert (sg.GGF().order, sg.GGF().stochastic, adaptive.stochastic, adaptive.takes_steps) == (1, True, False, False)
     assert sg.ExponentialPair() == sg.ExponentialPair(3)
+    given = {name: p.default for name, p in signature(integrate).parameters.items() if p.kind == p.KEYWORD_ONLY}
+    limits = {"rtol": 1e-5, "atol": 1e-5, "max_steps": 10_000}
+    assert given == limits | {"controller": None, "first_step": None, "batch_coupled": False, "on_leave": None}
     assert EtaSolver.__dataclass_fields__["eta"].default == 1.0
     assert (sg.TorchDiffEq("rk4").rtol, sg.TorchDiffEq("rk4").atol, sg.SciPy("RK45").per_sample) == (1e-3, 1e-3, False)
 
@@ -100,30 +117,280 @@ def rows_of(y: Tensor, u: float) -> Rows:
     return Rows(np.arange(n), (y,), (), at, np.zeros(n), at, np.ones(n), no, ~no, np.zeros(n, dtype=np.int64))
 
 
+class Script:
+    """A stepper whose errors are written down: `errors[i]` are those of sample i, attempt by attempt, then `rest`.
+
+    Its state is the place, its carry the number of the attempt, negative after a rejection. `seen` has the columns of
+    the rows, attempt by attempt.
+    """
+
+    def __init__(self, errors: Sequence[Sequence[float]], rest: float = 1.0, first: float = 1.0, order: float = 1.0):
+        self.errors, self.rest, self.first, self.order = errors, rest, first, order
+        self.calls, self.evaluations = 0, np.zeros(len(errors), dtype=np.int64)
+        self.seen: list[dict[str, list[Any]]] = []
+        self.told: list[tuple[list[int], list[float], list[bool]]] = []
+        self.carries: list[list[float]] = []
+
+    def first_step(self, rows: Rows, end: float) -> np.ndarray:
+        """As given."""
+        return np.full(len(rows.who), self.first)
+
+    def attempt(self, rows: Rows) -> Attempt:
+        """To where the rows are to go, with the errors of the script."""
+        columns = ("who", "u", "h", "there", "last", "moved", "grows", "bad")
+        self.seen.append({name: getattr(rows, name).tolist() for name in columns})
+        self.carries.append(rows.carry[0].tolist() if rows.carry else [])
+        at = self.evaluations[rows.who]
+        error = [self.errors[i][k] if k < len(self.errors[i]) else self.rest for i, k in zip(rows.who, at, strict=True)]
+        self.calls += 1
+        self.evaluations[rows.who] += 1
+        count = torch.from_numpy(self.evaluations[rows.who].astype(float))
+        end = torch.from_numpy(rows.there)[:, None]
+        return Attempt((end,), torch.tensor(error, dtype=F64), (count,), (-count,))
+
+    def advance(self, who: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
+        """Noted."""
+        self.told.append((who.tolist(), u.tolist(), ok.tolist()))
+
+    def column(self, name: str, sample: int = 0) -> list[Any]:
+        """One of the columns for a sample, attempt by attempt."""
+        return [seen[name][seen["who"].index(sample)] for seen in self.seen if sample in seen["who"]]
+
+
+FREE = Controller(safety=1.0, integral=1.0, proportional=0.0, smallest=1e-30, largest=1e30)
+
+
+def carry_on(script: Script, end: float = 16.0, start: float = 0.0, **options: Any) -> Integration:
+    """A run of the script from 0 to 16, where h' = h / E unless told otherwise."""
+    y = (torch.full((len(script.errors), 1), start, dtype=F64),)
+    return march(script, y, start, end, **{"max_steps": 100, "controller": FREE} | options)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_steps_by_hand(sign: int) -> None:
+    """h / E after every attempt, but no growth after a step that was accepted right after a rejection."""
+    script = Script([[0.5, 2.0, 4.0, 0.5, 0.25, 1.0]], first=1.0)
+    end = carry_on(script, sign * 16.0)
+    # accepted and doubled; halved; quartered; accepted, not grown; times 4; E = 1 is accepted; and as before
+    assert script.column("h")[:8] == [sign * h for h in (1.0, 2.0, 1.0, 0.25, 0.25, 1.0, 1.0, 1.0)]
+    assert script.column("u")[:8] == [sign * u for u in (0.0, 1.0, 1.0, 1.0, 1.25, 1.5, 2.5, 3.5)]
+    assert script.column("there")[:5] == [sign * u for u in (1.0, 3.0, 2.0, 1.25, 1.5)]
+    assert script.column("last")[:7] == [1.0, 0.5, 0.5, 0.5, 0.5, 0.25, 1.0]  # 1 at first
+    assert script.column("moved")[:6] == [False, True, False, False, True, True]
+    assert script.column("grows")[:6] == [True, True, False, False, True, True]
+    assert script.column("bad")[:6] == [0] * 6
+    assert script.carries[:6] == [[], [1.0], [-2.0], [-3.0], [4.0], [5.0]]  # carry of accepted steps, else kept
+    assert [told[1:] for told in script.told[:4]] == [
+        ([sign * 1.0], [True]), ([sign * 1.0], [False]), ([sign * 1.0], [False]), ([sign * 1.25], [True]),
+    ]  # fmt: skip
+    assert (end.outcome, end.t.tolist(), end.y[0].tolist()) == (("completed",), [sign * 16.0], [[sign * 16.0]])
+    assert script.column("u")[-1] == sign * 15.5
+    assert script.column("h")[-1] == sign * 0.5  # what remains
+    assert (end.accepted.tolist(), end.rejected.tolist(), end.evaluations.tolist(), end.calls) == ([18], [2], [20], 20)
+
+
+def test_the_error_before_counts() -> None:
+    """A PI controller sees the error of the last accepted step, across a rejection."""
+    script = Script([[0.25, 4.0, 0.5, 0.5]], first=1.0)
+    controller = dataclasses.replace(FREE, integral=0.0, proportional=1.0)
+    carry_on(script, controller=controller)
+    # h' = h E_last: 1 at first; rejected: h / E; then 0.25 of the last accepted, then 0.5
+    assert script.column("h")[:5] == [1.0, 1.0, 0.25, 0.0625, 0.03125]
+
+
+def test_samples_have_steps_of_their_own() -> None:
+    """Rejected beside accepted, and arrived beside those on their way; who leaves is told in groups."""
+    left: list[int] = []
+    script = Script([[1.0], [2.0], [1.0], [0.25]], first=8.0)
+    end = carry_on(script, on_leave=left.append)
+    assert [seen["who"] for seen in script.seen] == [[0, 1, 2, 3], [0, 1, 2, 3], [1], [1], [1]]
+    assert script.column("h", 1) == [8.0, 4.0, 4.0, 4.0, 4.0]
+    assert script.column("h", 3) == [8.0, 8.0]  # four times 8, but for the end
+    assert script.carries[1] == [1.0, -1.0, 1.0, 1.0]
+    assert script.told[0] == ([0, 1, 2, 3], [8.0, 0.0, 8.0, 8.0], [True, False, True, True])
+    assert left == [3, 1]
+    assert end.y[0].tolist() == [[16.0]] * 4
+    assert (end.accepted.tolist(), end.rejected.tolist()) == ([2, 4, 2, 2], [0, 1, 0, 0])
+    assert end.completed.tolist() == [True] * 4
+
+
+@pytest.mark.parametrize(("short", "steps"), [(0.5e-9, 1), (1e-9, 1), (1.5e-9, 2)])
+def test_a_step_that_almost_arrives_arrives(short: float, steps: int) -> None:
+    """From 1e-9 of what remains on there is no last step of that size: the step ends at the end exactly."""
+    script = Script([[]])
+    end = carry_on(script, 1.0, first_step=1 - short)
+    assert (int(end.accepted), end.t.tolist()) == (steps, [1.0])
+    assert script.column("there") == ([1.0] if steps == 1 else [1 - short, 1.0])
+
+
+def test_the_first_step_of_a_run() -> None:
+    """Given, or the stepper's; not longer than the run, and the run's length where it is no number; rounded."""
+    for first, given, h in ((0.5, None, 0.5), (0.5, 2.0, 2.0), (99.0, None, 16.0), (math.nan, None, 16.0)):
+        script = Script([[]], first=first)
+        carry_on(script, -8.0, 8.0, first_step=given)
+        assert script.column("h")[0] == -h
+    script = Script([[0.75]])
+    carry_on(script, 18.0, 2.0, first_step=3.0, controller=dataclasses.replace(FREE, digits=1))
+    # one binary digit of the share of 16: 2 instead of 3; 2 / 0.75 = 2.67 is 2 again
+    assert script.column("h")[:2] == [2.0, 2.0]
+
+
+def test_a_limit_on_attempts() -> None:
+    """Accepted and rejected ones count; who arrives with the last one has arrived."""
+    end = carry_on(Script([[1.0, 2.0]], first=8.0), max_steps=4)
+    assert (end.outcome, end.accepted.tolist(), end.rejected.tolist()) == (("completed",), [3], [1])
+    end = carry_on(Script([[1.0, 2.0]], first=8.0), max_steps=3)
+    assert (end.outcome, end.t.tolist(), end.y[0].tolist()) == (("out of steps",), [12.0], [[12.0]])
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0.0, 2.0), (2.0, 0.0), (0.0, -2.0), (-2.0, 0.0)])
+def test_the_smallest_step(start: float, stop: float) -> None:
+    """Below 16 rounding errors of the larger end a sample stops, as not finite if the error was no number."""
+    unit = 2 * float(np.finfo(np.float64).eps)
+    for factor, error, attempts, outcome in (
+        (32.0, 2.0, 2, "step too small"),  # 16 is tried, 8 is not
+        (31.0, 2.0, 1, "step too small"),
+        (159.0, math.nan, 1, "not finite"),  # a tenth of it
+        (160.0, math.nan, 2, "not finite"),
+    ):
+        end = carry_on(Script([[]], rest=error), stop, start, first_step=factor * unit)
+        assert (end.outcome, int(end.rejected), end.t.tolist()) == ((outcome,), attempts, [start]), factor
+
+
+def test_errors_that_are_no_numbers() -> None:
+    """Eight in a row end a sample where it is, each a tenth of the step before; others start the count anew."""
+    nan = math.nan
+    again = [*[nan] * 7, 1e-7, 1e-7, *[nan] * 7, 2.0, nan]  # not grown after a rejection, then to 1 again
+    script = Script([[1.0, *[nan] * 8], again, [math.inf, nan]])
+    end = carry_on(script, max_steps=60)
+    assert end.outcome == ("not finite", "out of steps", "out of steps")
+    assert (end.accepted[0], end.rejected[0], end.t[0], end.y[0][0]) == (1, 8, 1.0, 1.0)
+    assert script.column("h")[:9] == pytest.approx([1.0, *(10.0**-k for k in range(8))])
+    assert script.column("bad") == [0, *range(8)]
+    assert script.column("bad", 1)[:19] == [*range(8), 0, *range(8), 0, 1]
+    assert script.column("h", 2)[:3] == pytest.approx([1.0, 0.1, 0.01])
+    assert (end.accepted[1] + end.rejected[1], end.rejected[1]) == (60, 16)
+
+
+def test_one_error_for_all() -> None:
+    """With `batch_coupled`, the root mean square of the errors that are numbers; without, each its own."""
+    errors = [0.8 * math.sqrt(2) * math.sin(0.3), 0.8 * math.sqrt(2) * math.cos(0.3), math.nan]
+    for coupled, h in ((True, [5.0, 5.0, 0.4]), (False, [4 / errors[0], 4 / errors[1], 0.4])):
+        script = Script([[error] for error in errors], first=4.0)
+        end = carry_on(script, batch_coupled=coupled)
+        assert [script.column("h", i)[1] for i in range(3)] == pytest.approx(h)
+        assert end.rejected.tolist() == [0, 0 if coupled else 1, 1]
+    script = Script([[math.nan], [math.inf]], first=4.0)  # nothing to average
+    carry_on(script, batch_coupled=True)
+    assert [script.column("h", i)[1] for i in (0, 1)] == pytest.approx([0.4, 0.4])
+
+
+def test_states_that_are_not_finite_do_not_start() -> None:
+    """A NaN in any part of the state, and in any place."""
+    part = torch.zeros(4, 2, dtype=F64)
+    other = torch.zeros(4, dtype=F64)
+    part[1, 0], part[2, 1], other[3] = math.nan, math.inf, -math.inf
+    left: list[int] = []
+    end = integrate(
+        lambda t, y, index: (0 * y[0], 0 * y[1]), (part, other), 0.0, 1.0, sg.BOSH3, on_leave=left.append
+    )  # fmt: skip
+    assert end.outcome == ("completed", *["not finite"] * 3)
+    assert end.t.tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert end.evaluations.tolist()[1:] == [0, 0, 0]
+    assert left == [3, 1]
+    end = integrate(lambda t, y, index: 0 * y, part[1:2], 0.0, 1.0, sg.BOSH3)
+    assert (end.outcome, end.calls) == (("not finite",), 0)
+
+
+class Squares(Counting):
+    """The square of the state, with a note of who asked where."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__(batch)
+        self.asked: list[tuple[list[int], list[float]]] = []
+
+    def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
+        """y^2."""
+        self.asked.append((index.tolist(), t.tolist()))
+        return (y[0] ** 2,)
+
+
+def test_what_is_known_is_not_evaluated_again() -> None:
+    """The slope at the start of a step: only the rows whose slope is stale are evaluated, each where it is."""
+    rows = rows_of(torch.tensor([[1.0], [2.0], [3.0]], dtype=F64), 0.0)
+    rows.who, rows.u = np.array([4, 1, 2]), np.array([0.1, 0.2, 0.3])
+    known = (torch.tensor([[-1.0], [-2.0], [-3.0]], dtype=F64),)
+    for stale, expected, asked in (
+        ([False, False, False], [-1.0, -2.0, -3.0], []),
+        ([False, True, False], [-1.0, 4.0, -3.0], [([1], [0.2])]),
+        ([True, False, True], [1.0, -2.0, 9.0], [([4, 2], [0.1, 0.3])]),
+        ([True, True, True], [1.0, 4.0, 9.0], [([4, 1, 2], [0.1, 0.2, 0.3])]),
+    ):
+        stepper = Squares(5)
+        (value,) = stepper.first(rows, known, np.array(stale))
+        assert (value.flatten().tolist(), stepper.asked) == (expected, asked)
+        assert stepper.calls == len(asked)
+        assert [i for i in range(5) if stepper.evaluations[i]] == sorted(i for who, _ in asked for i in who)
+    assert Squares(5).first(rows, (), np.array([False] * 3))[0].flatten().tolist() == [1.0, 4.0, 9.0]
+
+
 @pytest.mark.parametrize("end", [5.0, -3.0])
-def test_the_first_step(end: float) -> None:
-    """Hairer's guess for y' = a y (Hairer, Norsett & Wanner, 1993, II.4), in both directions of the run."""
-    rate, rtol, atol = -2.0, 0.1, 0.01
+@pytest.mark.parametrize("pair", [sg.DOPRI5, sg.ExponentialPair(3)], ids=lambda pair: pair.name)
+def test_the_first_step(pair: Any, end: float) -> None:
+    """Hairer's guess for y' = a y (Hairer, Norsett & Wanner, 1993, II.4), in both directions of the run, whichever
+    part of the slope the pair takes for its own."""
+    rate, rtol, atol, sign = -2.0, 0.1, 0.01, math.copysign(1.0, end)
     y0 = torch.tensor([[1.0, 1.0], [3.0, 3.0]], dtype=F64)
-    stepper = EmbeddedStepper(lambda t, y, i: (rate * y[0],), sg.DOPRI5, rtol, atol, 2)
+    asked: list[tuple[Tensor, Tensor]] = []
+
+    def rhs(t: Tensor, y: State, index: Tensor) -> State:
+        asked.append((t, y[0]))
+        return ((rate - pair.linear) * y[0],)
+
+    stepper = EmbeddedStepper(rhs, pair, rtol, atol, 2)
     got = stepper.first_step(rows_of(y0, 1.0), end)
     for i, y in enumerate((1.0, 3.0)):
         scale = atol + rtol * y
         h0 = 0.01 * (y / scale) / (abs(rate) * y / scale)  # the norm of y over that of y'
         change = rate * rate * y * h0 / scale / h0  # y' at the end of h0 is a (y + h0 a y)
-        h1 = (0.01 / max(abs(rate) * y / scale, abs(change))) ** (1 / 5)
+        h1 = (0.01 / max(abs(rate) * y / scale, abs(change))) ** (1 / pair.error_order)
         assert got[i] == pytest.approx(min(100 * h0, h1), rel=1e-9)
+        assert [float(t[i]) for t, _ in asked] == pytest.approx([1.0, 1.0 + sign * h0])
+        assert asked[1][1][i].tolist() == pytest.approx([y + sign * h0 * rate * y] * 2)
     assert (stepper.calls, stepper.evaluations.tolist()) == (2, [2, 2])
+    asked.clear()
+    EmbeddedStepper(rhs, pair, 0.0, 1e-9, 1).first_step(rows_of(y0[:1], 1.0), 1.0 + sign * 1e-3)
+    assert float(asked[1][0]) == 1.0 + sign * 1e-3  # and not beyond the run, where 5e-3 would lead
 
 
 def test_the_first_step_of_what_stands_still() -> None:
-    """From a state of size below 1e-5, or with so small a slope: h0 = 1e-6, and h1 = max(1e-6, h0/1000) without any."""
-    still = EmbeddedStepper(lambda t, y, i: (0 * y[0],), sg.DOPRI5, 0.0, 1.0, 1)
-    assert still.first_step(rows_of(torch.ones(1, 1, dtype=F64), 0.0), 1.0).tolist() == [1e-6]
-    for size, slope, h0 in ((1.5e-5, 1.5e-5, 0.01), (0.5e-5, 1.0, 1e-6), (1.0, 0.5e-5, 1e-6)):
+    """From a state of size below 1e-5, or with so small a slope, h0 = 1e-6; h1 = 1e-6 for slopes of up to 1e-15."""
+    for size, slope, h0, h1 in (
+        (1e-5, 1e-5, 0.01, math.inf),
+        (0.5e-5, 1.0, 1e-6, 0.01**0.2),
+        (1.0, 0.5e-5, 1e-6, math.inf),
+        (1.0, 1.5e-15, 1e-6, math.inf),
+        (1.0, 1e-15, 1e-6, 1e-6),
+        (1.0, 0.0, 1e-6, 1e-6),
+    ):
         constant = EmbeddedStepper(lambda t, y, i, s=slope: (0 * y[0] + s,), sg.DOPRI5, 0.0, 1.0, 1)
         got = constant.first_step(rows_of(torch.full((1, 1), size, dtype=F64), 0.0), 1e9)
-        assert got[0] == pytest.approx(min(100 * h0, (0.01 / slope) ** (1 / 5)), rel=1e-9)
+        assert got[0] == pytest.approx(min(100 * h0, h1), rel=1e-9)
+
+
+def test_a_step_ends_where_it_is_to_end() -> None:
+    """The last stage of the last step lies at the end itself, not where u + (end - u) is rounded to."""
+    ends = [(k / 10, 1 / k) for k in range(2, 12)]
+    assert any(start + (end - start) != end for start, end in ends)
+    for start, end in ends:
+        asked: list[float] = []
+
+        def rhs(t: Tensor, y: Tensor, index: Tensor, asked: list[float] = asked) -> Tensor:
+            asked.append(float(t))
+            return 0 * y
+
+        integrate(rhs, torch.ones(1, 1, dtype=F64), start, end, sg.DOPRI5, first_step=99.0)
+        assert asked[-1] == end
 
 
 def test_the_norm_of_the_error() -> None:
@@ -141,6 +408,8 @@ def test_which_samples_arrived() -> None:
     one = torch.zeros(2)
     run = Integration((one,), one, ("completed", "out of steps"), one, one, one, 0)
     assert run.completed.tolist() == [True, False]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        run.calls = 1  # type: ignore[misc]
 
 
 def test_options_at_their_limits() -> None:
@@ -168,11 +437,18 @@ def test_options_at_their_limits() -> None:
 # --- Tableaus --------------------------------------------------------------------------------------------------------
 
 
-def test_embedded_tableaus() -> None:
-    """Methods of Bogacki & Shampine and Tsitouras satisfy their order conditions stage by stage: sum_j a_ij = c_i."""
-    assert sg.BOSH3.c == pytest.approx((0, 1 / 2, 3 / 4, 1))
-    assert sg.TSIT5.c == pytest.approx((0, 0.161, 0.327, 0.9, 0.9800255409045097, 1, 1), abs=1e-12)
-    assert (sg.BOSH3.order, sg.BOSH3.embedded_order, sg.TSIT5.order, sg.TSIT5.embedded_order) == (3, 2, 5, 4)
+@pytest.mark.parametrize("pair", [sg.DOPRI5, sg.TSIT5], ids=lambda pair: pair.name)
+def test_the_first_column_simplifying_assumption(pair: sg.EmbeddedTableau) -> None:
+    """sum_i b_i a_ij = b_j (1 - c_j), which both pairs satisfy by design: with the order conditions it ties down every
+    coefficient, the second node too, on which the conditions of order 5 hardly depend (Tsitouras, 2011)."""
+    A = np.array([[*row, *[0.0] * (len(pair.b) - len(row))] for row in pair.a])
+    b, c = np.array(pair.b), np.array(pair.c)
+    np.testing.assert_allclose(b @ A, b * (1 - c), rtol=0, atol=1e-14)
+    assert c.tolist() == pytest.approx(A.sum(1).tolist(), abs=1e-15)
+
+
+def test_classical_pairs_have_no_linear_part() -> None:
+    """L = 0."""
     assert [pair.linear for pair in (sg.BOSH3, sg.DOPRI5, sg.TSIT5, sg.DOP853)] == [0.0] * 4
 
 
@@ -280,6 +556,117 @@ def test_variables_of_the_flow() -> None:
     linear = Flow(model, "log-snr", (t0, t1), 1, linear=True)
     assert float(linear.slope(torch.tensor([math.log(a / s)], dtype=F64), x / a, index)) == pytest.approx(data)
     assert (default_variable(VP), default_variable(DoubleWell())) == ("noise-share", "time")
+
+
+def test_where_a_place_has_no_time() -> None:
+    """Beyond the ends of a run between pure data and pure noise there is none, and the nearer end is taken."""
+    sde = sg.RectifiedFlowSDE(T=1.0, eps=0.0)
+    for ends in ((1.0, 0.0), (0.0, 1.0)):
+        flow = Flow(bind(sg.from_flow(lambda x, t: x, sde), sde, (1.0, 0.0)), "noise-share", ends, 1)
+        places = torch.tensor([1 + 1e-9, 1.4, -1e-9, -0.4, 0.25], dtype=F64)
+        assert flow.time(places).tolist() == pytest.approx([1.0, 1.0, 0.0, 0.0, 0.25], abs=1e-15)
+
+
+def test_a_bad_variable() -> None:
+    """One of four, and the first only where log-SNR is finite."""
+    model = bind(sg.from_flow(lambda x, t: x, sg.RectifiedFlowSDE(T=1.0)), sg.RectifiedFlowSDE(T=1.0), (1.0, 1e-3))
+    with pytest.raises(ValueError, match=r"variable must be one of 'log-snr', .* got 'sigma'"):
+        Flow(model, "sigma", (1.0, 0.5), 1)
+    for ends in ((1.0, 0.5), (0.5, 1.0)):
+        with pytest.raises(ValueError, match="both must be finite; take variable='noise-share' or 'time'"):
+            Flow(model, "log-snr", ends, 1)
+
+
+# --- Budgets ---------------------------------------------------------------------------------------------------------
+
+GROWS_LITTLE = Controller(largest=1.5)
+
+
+def run_for(solver: sg.Adaptive | sg.GGF, calls: int) -> Integration:
+    """Three samples from noise, with at most so many calls."""
+    x = VP.prior_sample((3, 2), seed=0, dtype=F64)
+    model = bind(sg.from_score(elementwise_score(VP), VP), VP, (VP.T, VP.eps))
+    end = solver.run(Problem(model, VP, x, VP.T, VP.eps, ((0, 0), (0, 1), (0, 2)), calls))
+    assert model.nfe == end.calls
+    return end
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 5])
+@pytest.mark.parametrize("first_step", [None, 1e-4])
+@pytest.mark.parametrize("pair", [sg.BOSH3, sg.DOPRI5, sg.DOP853, sg.ExponentialPair(2), sg.ExponentialPair(3)],
+                         ids=lambda pair: pair.name)  # fmt: skip
+def test_a_budget_is_used_up(pair: Any, first_step: float | None, attempts: int) -> None:
+    """A step takes as many calls as stages, less one where the last slope serves the next step, which the first
+    has to make; finding the size of the first step takes another."""
+    calls = attempts * (len(pair.c) - pair.fsal) + pair.fsal + (first_step is None)
+    solver = sg.Adaptive(pair, 1e-7, 1e-7, first_step=first_step, controller=GROWS_LITTLE)
+    end = run_for(solver, calls)
+    assert end.accepted.tolist() == [attempts] * 3
+    assert end.calls == calls
+    if attempts > 1:
+        assert run_for(solver, calls - 1).accepted.tolist() == [attempts - 1] * 3
+        assert run_for(dataclasses.replace(solver, max_steps=1), calls).accepted.tolist() == [1] * 3
+    else:
+        with pytest.raises(ValueError, match=f"nfe is too small: {pair.name} takes {len(pair.c)} network calls a step"):
+            run_for(solver, calls - 1)
+
+
+def test_a_budget_of_the_sde() -> None:
+    """Two calls a step."""
+    solver = sg.GGF(atol=1e3)
+    for calls in (2, 3, 4, 5):
+        end = run_for(solver, calls)
+        assert (end.accepted.tolist(), end.calls) == ([calls // 2] * 3, calls // 2 * 2)
+    assert run_for(dataclasses.replace(solver, max_steps=1), 100).accepted.tolist() == [1] * 3
+    with pytest.raises(ValueError, match="nfe is too small: ggf takes 2 network calls a step"):
+        run_for(solver, 1)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        sg.GGF(rtol=0.3, atol=0.05, first_step=0.03, max_steps=60),
+        sg.GGF(rtol=1e-5, atol=1e-6, first_step=0.5, max_steps=20),  # the first step is cut to a thousandth
+        sg.GGF(rtol=0.01, atol=0.01, first_step=0.05, safety=0.7, exponent=0.5, max_steps=40),
+    ],
+    ids=["default", "tight", "other"],
+)
+def test_the_sde_solver_by_hand(solver: sg.GGF) -> None:
+    """Jolicoeur-Martineau et al.'s algorithm for one sample, its steps of three digits and on one path."""
+    x = VP.prior_sample((1, 6), seed=0, dtype=F64)
+    rev, length = VP.reverse(elementwise_score(VP), eta=1.0), VP.T - VP.eps
+    path = BrownianPath((4, 0), (6,), VP.T, VP.eps)
+    model = bind(sg.from_score(elementwise_score(VP), VP), VP, (VP.T, VP.eps))
+    end = solver.run(Problem(model, VP, x, VP.T, VP.eps, ((4, 0),)))
+
+    def rounded(h: float) -> float:
+        unit = 2.0 ** math.floor(math.log2(h / length)) / 4  # the first of three digits is worth four units
+        return math.floor(h / length / unit) * unit * length
+
+    t, h, before, grows, tried = VP.T, rounded(solver.first_step), x, True, [0, 0]
+    while t > VP.eps and sum(tried) < solver.max_steps:
+        h = min(h, t - VP.eps)
+        there = max(t - h, VP.eps) if t - h - VP.eps > 1e-12 else VP.eps
+        now, then = (torch.tensor([v], dtype=F64) for v in (t, there))
+        dW = torch.from_numpy(path.increment(there))
+        euler = x - h * rev.f(x, now) + rev.g(now) * dW
+        other = x - h * rev.f(euler, then) + rev.g(then) * dW
+        after = (euler + other) / 2
+        scale = torch.maximum(torch.tensor(solver.atol), solver.rtol * torch.maximum(euler.abs(), before.abs()))
+        error = float(((after - euler) / scale).square().mean().sqrt())
+        factor = max(1e-3, solver.safety * error**-solver.exponent)
+        if error <= 1:
+            x, t, before = after, there, euler
+            path.advance(there)
+            factor = factor if grows else min(factor, 1.0)
+        grows = error <= 1
+        tried[error > 1] += 1
+        h = rounded(h * factor)
+    assert tried[0] > 2
+    assert tried[1] > 2
+    assert (end.accepted.tolist(), end.rejected.tolist()) == ([tried[0]], [tried[1]])
+    assert float(end.t) == pytest.approx(t, abs=1e-14)
+    torch.testing.assert_close(end.y[0], x, rtol=1e-9, atol=1e-9)
 
 
 # --- Brownian paths --------------------------------------------------------------------------------------------------

@@ -5,13 +5,23 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
+import scipy.integrate
 import torch
+import torchdiffeq
+import torchsde
 from torch import Tensor
 
 import sgm_sde as sg
-from tests.helpers import F64, LINEAR, MIXTURE, Recorder, elementwise_score
+from sgm_sde.engine.adaptive import Integration
+from sgm_sde.solvers.backends import OutOfCalls, _Seen
+from sgm_sde.solvers.base import Problem
+from tests.helpers import F64, LINEAR, MIXTURE, Recorder, bind, elementwise_score
 
 FLOW = [f"torchdiffeq:{m}" for m in (*sg.TorchDiffEq.adaptive, *sg.TorchDiffEq.fixed)]
 FLOW += [f"scipy:{m}" for m in sg.SciPy.adaptive]
@@ -108,10 +118,10 @@ def test_torchsde_draws_each_samples_own_noise() -> None:
 
 def test_torchsde_samples_the_data() -> None:
     """Mean and variance of Gaussian data, by its Itô and a Stratonovich method."""
-    sde, n = sg.VPSDE(), 400
-    score = sg.oracles.Gaussian(torch.full((1,), 0.5), 0.25).score(sde)
+    sde, shape, n = sg.VPSDE(), (20, 200), 4000
+    score = sg.oracles.Gaussian(torch.full((200,), 0.5), 0.25).score(sde)
     for method in ("euler", "heun"):
-        res = sg.sample(score, sde, (n, 1), solver=f"torchsde:{method}", steps=100, seed=0, final="none",
+        res = sg.sample(score, sde, shape, solver=f"torchsde:{method}", steps=100, seed=0, final="none",
                         t_end=0.01, dtype=F64)  # fmt: skip
         alpha, sigma = float(sde.alpha(0.01)), float(sde.sigma(0.01))
         variance = (0.5 * alpha) ** 2 + sigma**2
@@ -188,3 +198,305 @@ def test_a_budget_sample_by_sample_is_refused() -> None:
     """nfe= is one budget for the run."""
     with pytest.raises(ValueError, match="runs sample by sample"):
         sg.sample(lambda x, t: -x, sg.VPSDE(), (2, 2), solver=sg.SciPy("RK45", per_sample=True), nfe=50, seed=0)
+
+
+# --- Against the libraries themselves --------------------------------------------------------------------------------
+
+VP = sg.VPSDE()
+SHAPE = (3, 2, 2)
+SEEDS = ((5, 0), (6, 0), (7, 3))
+
+
+def run_alone(solver: Any, *, score: Any = None, sde: sg.SDE = VP, n: int = 3, **options: Any) -> Integration:
+    """A run of the solver alone on the first of three samples, without what `sample` does around it."""
+    net = sg.from_score(score or elementwise_score(sde), sde)
+    x = sde.prior_sample(SHAPE, seed=0, dtype=F64)[:n]
+    model = bind(net, sde, (sde.T, sde.eps))
+    model.nfe = 7  # calls that were made before are not the run's
+    with torch.no_grad():
+        end: Integration = solver.run(Problem(model, sde, x, sde.T, sde.eps, SEEDS[:n], **options))
+    assert end.calls == model.nfe - 7
+    return end
+
+
+def share(t: float) -> float:
+    """sigma / (alpha + sigma)."""
+    return float(VP.sigma(t) / (VP.alpha(t) + VP.sigma(t)))
+
+
+def by_hand(u: float, z: Tensor) -> Tensor:
+    """dz/du = eps - D of the flow in the share of the noise, where z = x / (alpha + sigma)."""
+    ratio = (1 - u) / u  # alpha / sigma
+    t = VP.time(torch.tensor(2 * math.log(ratio), dtype=F64))
+    alpha, sigma = float(VP.alpha(t)), float(VP.sigma(t))
+    x = (alpha + sigma) * z
+    noise = -sigma * elementwise_score(VP)(x, t.expand(len(x)))
+    return noise - (x - sigma * noise) / alpha
+
+
+def starts() -> tuple[Tensor, float, float, float]:
+    """z, u at the start and the end, and x / z at the end."""
+    x = VP.prior_sample(SHAPE, seed=0, dtype=F64)
+    end = float(VP.alpha(VP.eps) + VP.sigma(VP.eps))
+    return x / float(VP.alpha(VP.T) + VP.sigma(VP.T)), share(VP.T), share(VP.eps), end
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_even_steps_by_hand(steps: int) -> None:
+    """Euler's method with even steps in the share of the noise, each evaluated where it starts."""
+    z, first, last, scale = starts()
+    places = np.linspace(first, last, steps + 1).tolist()
+    for u, u_next in pairwise(places):
+        z = z + (u_next - u) * by_hand(u, z)
+    end = run_alone(sg.TorchDiffEq("euler"), steps=steps)
+    torch.testing.assert_close(end.y[0], z * scale, rtol=1e-9, atol=1e-9)
+    assert end.t.tolist() == [VP.eps] * 3
+    assert end.evaluations.tolist() == [steps] * 3
+    assert (end.accepted.tolist(), end.rejected.tolist()) == ([-1] * 3, [-1] * 3)  # not known
+    other = run_alone(sg.TorchDiffEq("euler", variable="time"), steps=1)
+    x = VP.prior_sample(SHAPE, seed=0, dtype=F64)
+    drift = VP.reverse(elementwise_score(VP), eta=0.0).f(x, torch.full((3,), VP.T, dtype=F64))
+    torch.testing.assert_close(other.y[0], x - (VP.T - VP.eps) * drift, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "bosh3"])
+def test_torchdiffeq_is_torchdiffeq(method: str) -> None:
+    """The library's own answer with the same tolerances, stepping onto the end."""
+    z, first, last, scale = starts()
+
+    def slope(s: Tensor, z: Tensor) -> Tensor:
+        return (last - first) * by_hand(min(first, max(last, first + float(s) * (last - first))), z)
+
+    s = torch.tensor([0.0, 1.0], dtype=F64)
+    known = torchdiffeq.odeint(slope, z, s, rtol=1e-2, atol=3e-3, method=method, options={"step_t": s[1:]})[1]
+    end = run_alone(sg.TorchDiffEq(method, rtol=1e-2, atol=3e-3))
+    torch.testing.assert_close(end.y[0], known * scale, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["RK23", "BDF"])
+def test_scipy_is_scipy(method: str) -> None:
+    """The library's own answer with the same tolerances, the batch as one vector."""
+    z, first, last, scale = starts()
+
+    calls: list[float] = []
+
+    def slope(s: float, flat: np.ndarray) -> np.ndarray:
+        calls.append(s)
+        return (last - first) * by_hand(first + s * (last - first), torch.from_numpy(flat).reshape(SHAPE)).flatten()
+
+    known = scipy.integrate.solve_ivp(slope, (0, 1), z.flatten().numpy(), method=method, rtol=1e-2, atol=3e-3)
+    end = run_alone(sg.SciPy(method, rtol=1e-2, atol=3e-3))
+    torch.testing.assert_close(end.y[0].flatten(), torch.from_numpy(known.y[:, -1]) * scale, rtol=1e-6, atol=1e-6)
+    assert end.calls == len(calls)
+
+
+def brownian(seed: int, index: int, levy: str = "none") -> torchsde.BrownianInterval:
+    """The path of a sample."""
+    return torchsde.BrownianInterval(
+        0.0, VP.T - VP.eps, size=(1, 4), dtype=F64, entropy=seed << 64 | index, levy_area_approximation=levy
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_sde_steps_by_hand(method: str) -> None:
+    """Euler-Maruyama and Heun's method on the reverse SDE with even steps, each sample on a path of its own."""
+    steps, x = 3, VP.prior_sample(SHAPE, seed=0, dtype=F64)
+    rev = VP.reverse(elementwise_score(VP), eta=1.0)
+    dt = (VP.T - VP.eps) / steps * (1 + 1e-9)
+    paths = [brownian(*seed) for seed in SEEDS]
+    for k in range(steps):
+        s, s_next = k * dt, min((k + 1) * dt, VP.T - VP.eps)
+        t, t_next = (torch.full((3,), VP.T - place, dtype=F64) for place in (s, s_next))
+        dW = torch.cat([path(s, s_next) for path in paths]).reshape(SHAPE)
+        slope, g = -rev.f(x, t), float(rev.g(t[:1]))
+        there = x + slope * (s_next - s) + g * dW
+        if method == "euler":
+            x = there
+        else:
+            mean = (slope - rev.f(there, t_next)) / 2
+            x = x + mean * (s_next - s) + (g + float(rev.g(t_next[:1]))) / 2 * dW
+    end = run_alone(sg.TorchSDE(method), steps=steps)
+    torch.testing.assert_close(end.y[0], x, rtol=1e-9, atol=1e-9)
+    # and one evaluation by which the library learns the shapes
+    assert end.evaluations.tolist() == [1 + steps * (1 if method == "euler" else 2)] * 3
+
+
+@pytest.mark.parametrize("method", ["euler", "srk"])
+@pytest.mark.parametrize("steps", [None, 7])
+def test_torchsde_is_torchsde(method: str, steps: int | None) -> None:
+    """The library's own answer for one sample: even steps, or its own, of which the first is a hundredth of the run."""
+    rev, span = VP.reverse(elementwise_score(VP), eta=1.0), VP.T - VP.eps
+    times: list[float] = []
+
+    class Sde:
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f(self, s: Tensor, y: Tensor) -> Tensor:
+            times.append(VP.T - float(s))
+            t = torch.tensor([max(times[-1], VP.eps)], dtype=F64)
+            return -rev.f(y.reshape(1, 2, 2), t).reshape(1, 4)
+
+        def g(self, s: Tensor, y: Tensor) -> Tensor:
+            return rev.g(torch.tensor([VP.T - float(s)], dtype=F64)).expand(1, 4)
+
+    ts, y = torch.tensor([0.0, span], dtype=F64), VP.prior_sample(SHAPE, seed=0, dtype=F64)[:1].reshape(1, 4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Numerical solution is not guaranteed")
+        known = torchsde.sdeint(
+            Sde(), y, ts, bm=brownian(*SEEDS[0], "space-time" if method == "srk" else "none"), method=method,
+            dt=span / 100 if steps is None else span / steps * (1 + 1e-9), adaptive=steps is None, rtol=0.3, atol=0.2,
+        )[-1]  # fmt: skip
+    net = Recorder(elementwise_score(VP))
+    end = run_alone(sg.TorchSDE(method, rtol=0.3, atol=0.2), score=net, n=1, steps=steps)
+    torch.testing.assert_close(end.y[0].reshape(1, 4), known, rtol=1e-8, atol=1e-8)
+    assert net.times == pytest.approx([max(t, VP.eps) for t in times], abs=1e-12)
+    if method == "euler" and steps is not None:
+        even = [VP.T - span * k / steps for k in range(steps)]
+        assert max(abs(t - known) for t, known in zip(net.times[1:], even, strict=True)) <= 1e-9 * span
+
+
+def test_orders_are_those_that_the_libraries_state() -> None:
+    """torchdiffeq and SciPy say them in their classes; of a method of several orders it is the highest one's, and
+    torchsde's is the weak one, rounded down."""
+    theirs = import_module("torchdiffeq._impl.odeint").SOLVERS
+    known = {**sg.TorchDiffEq.adaptive, **sg.TorchDiffEq.fixed}
+    assert known == {name: theirs[name].order for name in known}
+    for name in ("RK23", "RK45", "DOP853"):
+        assert sg.SciPy(name).order == getattr(scipy.integrate, name).order
+    assert sg.SciPy("Radau").order == 2 * len(import_module("scipy.integrate._ivp.radau").C) - 1
+    assert sg.SciPy("BDF").order == sg.SciPy("LSODA").order == import_module("scipy.integrate._ivp.bdf").MAX_ORDER
+    select = import_module("torchsde._core.methods").select
+    for name in sg.TorchSDE.fixed:
+        kind = "ito" if name in ("euler", "milstein", "srk") else "stratonovich"
+        assert sg.TorchSDE(name).order == int(select(name, kind).weak_order)
+    assert (sg.TorchSDE("srk").stochastic, sg.SciPy("RK45").stochastic) == (True, False)
+
+
+def test_near_names() -> None:
+    """Up to four names that are somewhat alike; all of them where none is."""
+
+    def shown(make: Any, method: str) -> list[str]:
+        with pytest.raises(ValueError, match="did you mean") as error:
+            make(method)
+        return [part.split("'")[0] for part in str(error.value).split(f"'{make.library}:")[1:]]
+
+    assert shown(sg.TorchDiffEq, "midway") == ["midpoint"]
+    assert len(shown(sg.TorchDiffEq, "implicit_heun")) == 4
+    assert shown(sg.SciPy, "??") == list(sg.SciPy.adaptive)
+
+
+# --- What is counted, and what is refused ----------------------------------------------------------------------------
+
+
+def test_who_arrives() -> None:
+    """All at once, or one by one: how many have left, what each has evaluated, and what failed alone."""
+    for per_sample, groups in ((False, [3]), (True, [1, 1, 1])):
+        left: list[int] = []
+        solver = sg.TorchDiffEq("rk4", per_sample=per_sample)
+        end = run_alone(solver, steps=2, on_leave=left.append)
+        assert (left, end.evaluations.tolist(), end.calls) == (groups, [8] * 3, 8 * len(groups))
+        assert end.outcome == ("completed",) * 3
+    x = VP.prior_sample(SHAPE, seed=0, dtype=F64)
+    run_alone(solver, steps=2)  # without anyone to tell
+
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        """Where the second sample starts there is no score."""
+        here = bool((x == start).all())
+        return elementwise_score(VP)(x, t) * (math.nan if here else 1.0)
+
+    start = x[1]
+    for name in ("dopri5", "adaptive_heun"):
+        end = run_alone(sg.TorchDiffEq(name, per_sample=True), score=broken)
+        assert end.outcome == ("completed", "not finite", "completed")
+        assert end.t.tolist() == [VP.eps, VP.T, VP.eps]
+        assert torch.equal(end.y[0][1], start)
+
+
+def test_why_a_backend_gave_up() -> None:
+    """The budget, a value that is not finite, or else the step; the network's own errors go on."""
+
+    class Model:
+        nfe = 0
+
+    model = Model()
+
+    def network(value: float) -> Tensor:
+        model.nfe += 1
+        return torch.tensor([1.0, value])
+
+    seen = _Seen(2, model)
+    error = AssertionError("underflow")
+    assert float(seen(lambda: network(3.0))[1]) == 3.0
+    assert seen.reason(error) == "step too small"
+    seen(lambda: network(math.nan))
+    assert seen.reason(error) == "not finite"
+    with pytest.raises(OutOfCalls):
+        seen(lambda: network(1.0))
+    assert seen.reason(OutOfCalls()) == "out of steps"
+    model.nfe = 0
+    seen(lambda: network(1.0))
+    assert seen.reason(error) == "not finite"  # once is enough
+
+    def fails() -> Tensor:
+        raise ZeroDivisionError
+
+    other = _Seen(math.inf, model)
+    with pytest.raises(ZeroDivisionError):
+        other(fails)
+    with pytest.raises(AssertionError, match="underflow"):
+        other.reason(error)
+
+
+def test_a_step_too_small() -> None:
+    """A score that is drawn anew at each call, and huge, no step can follow: SciPy and torchdiffeq report it."""
+    draws = torch.Generator().manual_seed(0)
+
+    def jumps(x: Tensor, t: Tensor) -> Tensor:
+        size = torch.where(t < 0.5, 1e30, 0.0)[:, None, None]
+        return elementwise_score(VP)(x, t) + size * torch.randn(x.shape, generator=draws, dtype=F64)
+
+    for solver in (sg.SciPy("RK45"), sg.TorchDiffEq("bosh3")):
+        end = run_alone(solver, score=jumps, n=1)
+        assert (end.outcome, end.t.tolist()) == (("step too small",), [VP.T])
+
+
+def test_budgets_and_numbers_of_steps() -> None:
+    """A budget is met to the call; steps are whole numbers, and are needed for even steps only."""
+    solver = sg.TorchDiffEq("rk4")
+    assert run_alone(solver, steps=2, calls=8).outcome == ("completed",) * 3
+    end = run_alone(solver, steps=2, calls=7)
+    assert (end.outcome, end.calls, end.evaluations.tolist()) == (("out of steps",) * 3, 7, [7] * 3)
+    for steps in (0, -1, 2.5):
+        with pytest.raises(ValueError, match=f"steps must be a whole number of at least 1, got {steps}"):
+            run_alone(solver, steps=steps)
+    with pytest.raises(ValueError, match="torchdiffeq:rk4 takes even steps: say how many with steps="):
+        run_alone(solver)
+    with pytest.raises(ValueError, match="runs sample by sample: leave it out"):
+        run_alone(sg.TorchDiffEq("rk4", per_sample=True), steps=2, calls=99)
+    for method, takes in (("rk4", True), ("dopri5", False)):
+        assert sg.TorchDiffEq(method).takes_steps is takes
+    assert sg.TorchSDE("srk").takes_steps
+    for options in ({"rtol": -1.0}, {"rtol": 0.0, "atol": 0.0}):
+        with pytest.raises(ValueError, match="rtol"):
+            sg.SciPy("RK45", **options)
+
+
+def test_two_samples_are_a_batch() -> None:
+    """The warning is for two samples on a step of their own choice, and for nothing less."""
+    coarse: Any = {"rtol": 0.5, "atol": 0.5}
+    with pytest.warns(sg.BatchCoupledWarning, match="takes one step size for the whole batch"):
+        run_alone(sg.SciPy("RK23", **coarse), n=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_alone(sg.SciPy("RK23", **coarse), n=1)
+        run_alone(sg.SciPy("RK23", per_sample=True, **coarse), n=2)
+        run_alone(sg.TorchDiffEq("euler"), n=2, steps=1)
+
+
+@pytest.mark.parametrize("process", LINEAR)
+def test_the_end_is_met_exactly(process: str) -> None:
+    """The last slope is asked for at the end of the run, not beside it."""
+    sde = LINEAR[process]
+    net = Recorder(elementwise_score(sde))
+    run_alone(sg.TorchDiffEq("heun2"), score=net, sde=sde, n=1, steps=3)
+    assert (net.times[0], net.times[-1]) == (sde.T, sde.eps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.engine.brownian import BrownianPath, PathNoise, noisy_steps
-from sgm_sde.grids import LogSNR, Uniform
+from sgm_sde.engine.program import Program, Stage
+from sgm_sde.grids import Grid, LogSNR, Uniform
 from tests.helpers import F64, elementwise_score
 
 PLACES = [0.9, 0.73, 0.41, 0.4, 0.125, 0.001]
@@ -79,6 +81,52 @@ def test_a_path_ends_where_it_ends(place: float) -> None:
     path.advance(0.0)
     with pytest.raises(ValueError, match="has ended"):
         path.increment(0.0)
+
+
+# --- Noises of a program ---------------------------------------------------------------------------------------------
+
+
+def test_noises_of_a_program_by_hand() -> None:
+    """Each is the increment over its step over its standard deviation, for every sample; 12 halvings unless told."""
+    grid = [0.9, 0.5, 0.3, 0.1]
+    program = sg.DDIM(eta=1.0).compile(sg.VPSDE(), Grid(grid))
+    seeds = [(3, 1), (3, 2)]
+
+    def clock(t: float) -> float:
+        return math.exp(-t)
+
+    def middle(a: float, b: float) -> float:
+        return (2 * a + b) / 3
+
+    def by_hand(levels: int) -> np.ndarray:
+        paths = [BrownianPath(seed, (4,), 0.9, 0.1, clock=clock, middle=middle, levels=levels) for seed in seeds]
+        steps = np.stack([walk(path, grid[1:]) for path in paths], 1)
+        return steps / np.sqrt(np.diff([clock(t) for t in grid]))[:, None, None]
+
+    for options, levels in (({}, 12), ({"levels": 3}, 3)):
+        noise = PathNoise(program, seeds, clock=clock, middle=middle, **options)
+        z = torch.stack([noise.normal((2, 4), F64) for _ in range(3)])
+        np.testing.assert_allclose(z.numpy(), by_hand(levels), rtol=1e-12)
+    assert np.abs(by_hand(12) - by_hand(11)).max() > 1e-6
+
+
+def test_which_step_a_noise_belongs_to() -> None:
+    """The step in which a noise is first used, whichever stage of it; one that is used again is drawn once."""
+    noisy = {"states": ((0, 1.0),), "evaluate": True}
+    stages = (
+        Stage(1.0, evaluate=True, node=True),
+        Stage(0.9, **noisy),
+        Stage(0.8, **noisy, node=True),  # a step without noise
+        Stage(0.7, **noisy, noises=((0, 1.0),)),  # inside of a step
+        Stage(0.6, **noisy, noises=((0, 0.5),), node=True),
+        Stage(0.5, **noisy, noises=((1, 1.0), (0, 0.1)), node=True),
+        Stage(0.4, **noisy, noises=((1, 1.0),), node=True),
+        Stage(0.3, **noisy, noises=((2, 1.0),), node=True),
+    )
+    assert noisy_steps(Program("p", "data", stages)) == [(0.8, 0.6), (0.6, 0.5), (0.4, 0.3)]
+    twice = replace(stages[-1], noises=((2, 1.0), (3, 1.0)))
+    with pytest.raises(ValueError, match="p draws more than one noise in a step"):
+        noisy_steps(Program("p", "data", (*stages[:-1], twice)))
 
 
 # --- sample(noise="path") --------------------------------------------------------------------------------------------

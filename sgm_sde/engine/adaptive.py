@@ -387,7 +387,7 @@ class EmbeddedStepper(Counting):
             after = self._slope(there, self.evaluate(rows, there, rows.u + signed))
             change = self._norm(tuple(a - b for a, b in zip(after, slope, strict=True)), y, y)
             steepest = np.fmax(speed, change.double().cpu().numpy() / h0)
-            h1 = np.where(steepest <= 1e-15, np.fmax(1e-6, 1e-3 * h0), (0.01 / steepest) ** (1 / self.order))
+            h1 = np.where(steepest <= 1e-15, 1e-6, (0.01 / steepest) ** (1 / self.order))
         rows.carry = first
         return np.fmin(100 * h0, h1)
 
@@ -418,12 +418,7 @@ class EmbeddedStepper(Counting):
             for j in self.used[i]:
                 source = start if j == 0 else values[j - 1][k]
                 weight = column(table[i, j], source)
-                if total is None:
-                    total = source * weight
-                elif torch.is_grad_enabled():
-                    total = torch.addcmul(total, source, weight)
-                else:
-                    total.addcmul_(source, weight)
+                total = source * weight if total is None else total.addcmul_(source, weight)
             assert total is not None
             parts.append(total)
         return tuple(parts)

@@ -103,7 +103,7 @@ class BrownianPath:
 
     def _cut(self, piece: _Piece, place: float) -> list[_Piece]:
         """The two halves of a piece, the far one first."""
-        node = piece.node if 0 < piece.node < 2**self._levels else 0
+        node = piece.node if piece.node < 2**self._levels else 0
         middle = self._middle(piece.start, piece.end) if node else place
         before, after = self._variance(piece.start, middle), self._variance(middle, piece.end)
         z = self._normal(2 * node)
@@ -174,10 +174,10 @@ def noisy_steps(program: Program) -> list[tuple[float, float]]:
     """Start and end of the step that each noise of a program belongs to, in the order in which they are drawn."""
     steps = list(pairwise(program.times))
     found: dict[int, int] = {}
-    i = -1
+    i = -1  # the initial state draws none
     for stage in program.stages:
         for m, _ in stage.noises:
-            found.setdefault(m, max(i, 0))
+            found.setdefault(m, i)
         i += stage.node
     if len(set(found.values())) < len(found):
         raise ValueError(

@@ -286,7 +286,7 @@ class Adaptive(AdaptiveSolver):
         max_steps = self.max_steps
         if problem.calls is not None:
             reused = int(pair.fsal)
-            calls = problem.calls - reused - (self.first_step is None) * (2 - reused)
+            calls = problem.calls - reused - (self.first_step is None)
             max_steps = min(max_steps, calls // (len(pair.c) - reused))
             if max_steps < 1:
                 raise ValueError(f"nfe is too small: {self.name} takes {len(pair.c)} network calls a step")

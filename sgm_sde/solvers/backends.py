@@ -214,7 +214,7 @@ class TorchDiffEq(FlowBackend):
         options: dict[str, Any] = {}
         if self.method in self.adaptive:
             # The first step's size follows from the norm, and its gradient would need those of all times beside it.
-            options = {"step_t": s[-1:], "norm": lambda v: v.detach().square().mean().sqrt()}
+            options = {"step_t": s[1:], "norm": lambda v: v.detach().square().mean().sqrt()}
         solution: Tensor = odeint(
             slope, z, s, rtol=self.rtol, atol=self.atol, method=self.method, options=options
         )  # fmt: skip
@@ -246,10 +246,10 @@ class SciPy(FlowBackend):
             raise ValueError(f"{self.name} leaves torch and has no gradients: leave out enable_grad=True")
 
         def fun(s: float, flat: np.ndarray) -> np.ndarray:
-            return slope(s, torch.from_numpy(flat).to(z).view_as(z)).double().cpu().numpy().reshape(-1)
+            return slope(s, torch.from_numpy(flat).to(z).view_as(z)).double().cpu().numpy().ravel()
 
         solution = solve_ivp(
-            fun, (0.0, 1.0), z.double().cpu().numpy().reshape(-1), method=self.method, rtol=self.rtol, atol=self.atol
+            fun, (0.0, 1.0), z.double().cpu().numpy().ravel(), method=self.method, rtol=self.rtol, atol=self.atol
         )
         if not solution.success:
             raise GaveUp(solution.message)
@@ -312,10 +312,10 @@ class TorchSDE(Backend):
         dt = span / 100 if problem.steps is None else span / problem.steps * (1 + 1e-9)  # no step more for rounding
         with warnings.catch_warnings():  # of noise that depends on the state, which this one does not
             warnings.filterwarnings("ignore", "Numerical solution is not guaranteed")
-            path: Tensor = torchsde.sdeint(
+            _, y_end = torchsde.sdeint(
                 Reverse(), y, ts, bm=bm, method=self.method, dt=dt, adaptive=adaptive, rtol=self.rtol, atol=self.atol
             )  # fmt: skip
-        return path[-1].view_as(x)
+        return y_end.view_as(x)
 
 
 def _intervals(seeds: Sequence[tuple[int, int]], y: Tensor, ts: Tensor, levy: str) -> Any:
@@ -327,14 +327,14 @@ def _intervals(seeds: Sequence[tuple[int, int]], y: Tensor, ts: Tensor, levy: st
             super().__init__()
             self.each = [
                 torchsde.BrownianInterval(
-                    ts[0], ts[-1], size=(1, y.shape[1]), dtype=y.dtype, device=y.device,
+                    *ts, size=(1, y.shape[1]), dtype=y.dtype, device=y.device,
                     entropy=seed << 64 | index, levy_area_approximation=levy,
                 )
                 for seed, index in seeds
             ]  # fmt: skip
 
-        def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
-            parts = [w(ta, tb, return_U=return_U, return_A=return_A) for w in self.each]
+        def __call__(self, *place: Any, **wanted: bool) -> Any:
+            parts = [w(*place, **wanted) for w in self.each]
             if isinstance(parts[0], tuple):
                 return tuple(torch.cat(column) for column in zip(*parts, strict=True))
             return torch.cat(parts)
