@@ -695,6 +695,34 @@ def test_cld_by_hand(friction: float) -> None:
     assert sde.transition_of_rate(many.float())[1].dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("options", "reach"),
+    [
+        ({}, 28.0),  # by the closed form: quadrature errs by 1e-10
+        ({"friction": 1.5}, 27.0),
+        ({"friction": 0.2}, 30.0),
+        ({"friction": 200.0}, 8.0),  # by quadrature: the closed form cancels
+        ({"friction": 200.0}, 15.9),
+        ({"mass": 1e-4, "friction": 1e-8}, 15.9),
+        ({"mass": 4e4}, 0.1),
+    ],
+)
+def test_the_position_s_variance_keeps_its_digits(options: dict[str, float], reach: float) -> None:
+    """Over so many e-foldings of the fastest mode of its square, against 50 digits."""
+    mpmath = pytest.importorskip("mpmath")
+    sde = sg.CLD(**options)
+    fastest = float(max(abs(np.linalg.eigvals(sde.A.array))))
+    B = reach / (2 * fastest)
+    with mpmath.workdps(50):
+        m, friction = 1 / mpmath.mpf(sde.mass), mpmath.mpf(sde.friction)
+        a, b = friction * m / 2, mpmath.mpf(B)
+        w = mpmath.sqrt(a * a - m)
+        S = mpmath.exp(-a * b) * (mpmath.sinh(w * b) / w if w else b)
+        phi_xx = mpmath.exp(-a * b) * mpmath.cosh(w * b) + a * S
+        exact = float(mpmath.re(1 - phi_xx**2 - m * S**2))
+    assert float(sde.transition_of_rate(torch.tensor(B, dtype=F64))[1][0, 0]) == pytest.approx(exact, rel=2e-14, abs=0)
+
+
 def test_limits_of_the_damping() -> None:
     """Critical within 1e-12 of the ratio 1, and no further."""
     assert [sg.CLD(friction=1 + d).damping for d in (9e-13, -9e-13)] == ["critical"] * 2
@@ -741,6 +769,8 @@ def test_van_loan_by_hand() -> None:
     assert van_loan(A_, Q, torch.zeros(0, dtype=F64))[1].shape == (0, 2, 2)
     far, _ = van_loan(torch.tensor([[-1.0, 0.0], [0.0, -2.0]], dtype=F64), Q, torch.tensor(700.0, dtype=F64))
     assert float(far[0, 0]) == pytest.approx(math.exp(-700), rel=1e-10)
+    uneven, _ = van_loan(torch.tensor([[-0.1, 0.0], [0.0, -40.0]], dtype=F64), Q, torch.tensor(1.0, dtype=F64))
+    np.testing.assert_allclose(uneven, np.diag(np.exp([-0.1, -40.0])), rtol=1e-12)
 
 
 def test_rotations_by_hand() -> None:
@@ -768,6 +798,14 @@ def test_rotations_by_hand() -> None:
             CRITICAL.rotation([0.5, wrong])
     with pytest.raises(ValueError, match=r"is known from 2e-07 to T=2\.0"):
         COUPLED.rotation([1.5e-7])
+
+
+def test_rotations_of_a_short_process() -> None:
+    """They are a longer one's, turned: the flow is the same, down to 1e-7 of its own end."""
+    short, long = sg.CLD(T=0.01, eps=1e-4), sg.CLD()
+    turn = np.linalg.solve(long.rotation([0.01])[0], short.rotation([0.01])[0])
+    for got, expected in zip(short.rotation([1e-3, 2e-7]), long.rotation([1e-3, 2e-7]), strict=True):
+        np.testing.assert_allclose(got, expected @ turn, rtol=1e-8, atol=1e-8 * abs(expected).max())
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])

@@ -24,8 +24,8 @@ from torch.overrides import TorchFunctionMode
 
 import sgm_sde as sg
 from sgm_sde.engine.executor import execute, lower
-from sgm_sde.engine.noise import STREAMS, NoiseStream, _mix, resolve_seeds
-from sgm_sde.engine.phi import phi
+from sgm_sde.engine.noise import STREAMS, NoiseStream, _mix, resolve_seeds, seeds_of_draw
+from sgm_sde.engine.phi import phi, phi_values
 from sgm_sde.engine.program import Form, Program, Stage, Step, Tracer, trace
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.processes.base import Node, require_sde
@@ -647,6 +647,7 @@ SALTS = {
     "corrector": 0xC2B2AE35,
     "probe": 0x27D4EB2F,
     "dequantisation": 0x165667B1,
+    "measurement": 0xD3A2646C,
 }
 SEEDS = [(0, 0), (0, 1), (7, 3), (2**32 + 7, 3), (2**64 - 1, 5)]
 
@@ -665,6 +666,16 @@ def test_noise_of_a_seed(name: str, salt: int) -> None:
             assert draw[row].tolist() == torch.empty(3).normal_(generator=generator).tolist()
     with pytest.raises(ValueError, match="noise for 4 samples asked of a stream for 5"):
         noise.normal((4, 3), F64)
+
+
+def test_seeds_of_several_draws() -> None:
+    """The seed plus 2^64 over the golden ratio, times the index and 2^20 times the draw, in 64 bits."""
+    assert seeds_of_draw([(5, 0), (0, 1), (1, 2)], 0) == [5, 0x9E3779B97F4A7C15, 0x3C6EF372FE94F82B]
+    assert seeds_of_draw([(0, 0), (7, 1)], 1) == [0x9B97F4A7C1500000, 0x39CF6E61409A7C1C]
+    seeds = [(2**64 - 1, 0), (3, 0), (3, 1), (3, 2**20 - 1)]
+    drawn = {seed for draw in (0, 1, 2, 2**20 - 1) for seed in seeds_of_draw(seeds, draw)}
+    assert len(drawn) == 16
+    assert all(0 <= seed < 2**64 for seed in drawn)
 
 
 def test_seeds_from_generators() -> None:
@@ -693,6 +704,9 @@ def test_seeds_from_numbers() -> None:
     for seed in (-1, 2**64):
         with pytest.raises(ValueError, match=str(seed)):
             resolve_seeds(seed, None, 1)
+    assert resolve_seeds([(7, 2**32 - 1)], None, 1) == ((7, 2**32 - 1),)
+    with pytest.raises(ValueError, match=r"the index of a seed must lie in \[0, 2\*\*32\), got 4294967296"):
+        resolve_seeds([(7, 2**32)], None, 1)
     for bad in (True, "7", 1.5):
         with pytest.raises(TypeError, match="a seed must be an int"):
             resolve_seeds(bad, None, 1)  # type: ignore[arg-type]
@@ -704,12 +718,13 @@ def test_seeds_from_numbers() -> None:
     assert max(seed for seed, _ in fresh) >= 2**40
 
 
-@pytest.mark.parametrize("z", [0.25, -0.25, 0.99, -0.99, 1.0, -1.0, 1.01, -1.01, 1.75, -1.75, 6.0, -6.0, -40.0])
+@pytest.mark.parametrize("z", [0.25, -0.25, 0.99, -0.99, 1.0, -1.0, 1.01, -1.01, 1.75, -1.75, -1.99, 6.0, -6.0, -40.0])
 def test_phi_functions_on_both_sides_of_the_switch(z: float) -> None:
     """phi_k(z) = sum of z^j / (j + k)!, in exact arithmetic; from |z| = 1 on the recurrence takes over."""
     for k in range(5):
         exact = sum((Fraction(z) ** j / math.factorial(j + k) for j in range(40 if abs(z) < 2 else 180)), Fraction(0))
-        assert phi(k, z) == pytest.approx(float(exact), rel=2e-13)
+        assert phi(k, z) == pytest.approx(float(exact), rel=2e-13, abs=0)
+        assert float(phi_values(k, column(z))) == pytest.approx(float(exact), rel=2e-13, abs=0)
 
 
 def test_phi_functions_at_zero_and_far_away() -> None:
@@ -717,8 +732,12 @@ def test_phi_functions_at_zero_and_far_away() -> None:
     assert [phi(k, 0.0) for k in range(4)] == [1, 1, 0.5, 1 / 6]
     assert phi(0, 2.0) == math.exp(2.0)
     assert [1e9 * phi(k, -1e9) for k in (1, 2, 3)] == pytest.approx([1, 1, 0.5], rel=1e-8)
-    with pytest.raises(ValueError, match="got -1"):
-        phi(-1, 1.0)
+    for k in range(4):
+        several = phi_values(k, column(0.0, -1e9, 2.0, 0.5))  # near and far beside one another
+        assert several.tolist() == pytest.approx([phi(k, z) for z in (0.0, -1e9, 2.0, 0.5)], rel=1e-14, abs=0)
+    for call in (lambda: phi(-1, 1.0), lambda: phi_values(-1, column(1.0))):
+        with pytest.raises(ValueError, match="got -1"):
+            call()
 
 
 # --- Linear parts ----------------------------------------------------------------------------------------------------
@@ -2060,6 +2079,7 @@ def test_programs_are_checked() -> None:
     Program("p", "data", (ZERO, Stage(1.0, states=((0, 1.0),), noises=((7, 1.0),), node=True)))
     assert hash(ok) == hash(Program("p", "data", (ZERO, END)))
     assert hash(ok) != hash(Program("q", "data", (ZERO, END)))
+    assert hash(ok) != hash(Program("p", "data", (ZERO, dataclasses.replace(END, t=0.5))))
 
 
 def test_programs_know_their_noise() -> None:
@@ -2167,15 +2187,17 @@ def test_times_inside_a_step() -> None:
     assert k.at(4.0) is not k.start
     assert k.at(1.5).t == 1.5
     assert k.at(1.5) is k.at(1.5)
-    assert k.at(1 - 3e-9).t == 1.0  # 1e-9 of the largest time
+    assert k.at(1 - 3e-9).t == k.at(1 - 1e-9 * 80).t == 1.0  # up to 1e-9 of the largest time
     for t in (1 - 100e-9, 80 * (1 + 1.5e-9), 0.5, 100.0):
         with pytest.raises(ValueError, match=r"lies outside \[1.0, 80.0\]"):
             k.at(t)
-    assert k.at(80 * (1 + 0.5e-9)).t == 80.0
+    assert k.at(80 * (1 + 0.5e-9)).t == k.at(80 * (1 + 1e-9)).t == 80.0
     assert k.at(80.0).t == 80.0
     assert k.at_noise_level(3.0).t == pytest.approx(3.0)
     assert k.at_noise_level(80.0).t == k.at_noise_level(100.0).t == 80.0
     assert tracer.node(1.5) is tracer.node(1.5)
+    _, first = traced((4.0, 2.0, 1.0))
+    assert first.at(1 + 1e-13).t == 1 + 1e-13  # the end of another step
 
 
 def test_times_up_to_the_grid_s_start() -> None:
@@ -2184,6 +2206,10 @@ def test_times_up_to_the_grid_s_start() -> None:
     assert k.at(90.0).t == 90.0
     with pytest.raises(ValueError, match=r"\[1.0, 100.0\]"):
         k.at(101.0)
+    _, k = traced((0.5, 1.0, 2.0))  # and so does one that runs up, from data to noise
+    assert k.at(0.7).t == 0.7
+    with pytest.raises(ValueError, match=r"\[0.5, 80.0\]"):
+        k.at(0.4)
 
 
 @dataclasses.dataclass(frozen=True)
