@@ -213,7 +213,7 @@ class Passes(TorchFunctionMode):
 
 
 def test_a_stage_is_as_few_passes_as_can_be() -> None:
-    """A product with the whole history, where that is two rows at least; one row and one output are a call each."""
+    """A product with the whole history, where that is two rows at least; else a call for each term."""
     sde, grid = LINEAR["vp"], sg.Grid([0.9, 0.7, 0.4, 0.2])
     program = sg.DPMSolverPP(2).compile(sde, grid)
     passes, model = Passes(), bind(sg.from_noise(lambda x, t: x.sigmoid(), sde), sde, grid.times)
@@ -221,8 +221,9 @@ def test_a_stage_is_as_few_passes_as_can_be() -> None:
     assert [len(ins.rows) for ins in plan.instructions] == [0, 1, 2, 1]
     with passes:
         execute(program, x, model, stream(2))
-    store, last = ("add", 0), ("add", 0)  # the last evaluation is used once, by the last stage
-    assert passes.seen == [("copy_", 0), store, ("addmv", 1), store, ("addmv", plan.n_rows), ("addmv", 1), last]
+    store, factor, row, last = ("add", 0), ("mul", 0), ("add", 0), ("add", 0)  # the last evaluation is used once
+    history = ("addmv", plan.n_rows)
+    assert passes.seen == [("copy_", 0), store, factor, row, store, history, factor, row, last]
 
 
 @pytest.mark.parametrize(("factor", "passes"), [(1.0, ["add"]), (2.0, ["mul", "add"]), (3.0, ["mul", "add"])])

@@ -225,7 +225,6 @@ class _Buffers:
         # Factors as tensors: from a number torch would make one at each call.
         betas = torch.tensor([ins.beta for ins in plan.instructions], dtype=torch.float64, device="cpu")
         self.betas = betas.to(device=x.device, dtype=x.dtype).unbind(0)
-        self.one = x.new_ones(1)
         self.shaped = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(plan.n_registers)]
         self.flat = [register.view(-1) for register in self.shaped]
         self.ends = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in self.flat]
@@ -240,18 +239,12 @@ class _Buffers:
             torch.addmv(self.flat[source], self.matrix, self.weights[k], beta=beta, out=self.flat[ins.target])
             base = state
         else:
-            terms = [(self.rows[row], c) for row, c in ins.rows] + terms
-            if not terms or (beta != 1 and source != ins.target):
-                torch.mul(base, self.betas[k], out=state)
-                base = state
-            elif beta != 1:
-                # A matrix of one column: the product scales and adds in one pass.
-                (value, c), *terms = terms
-                flat = self.flat[source]
-                torch.addmv(flat, value.reshape(-1, 1), self.one, beta=beta, alpha=c, out=flat)
+            for row, c in ins.rows:
+                terms = [(self.rows[row], c), *terms]
+            if beta != 1 or not terms:
+                base = torch.mul(base, self.betas[k], out=state)
         for value, c in terms:
-            torch.add(base, value, alpha=c, out=state)
-            base = state
+            base = torch.add(base, value, alpha=c, out=state)
 
     def replace(self, register: int, value: Tensor) -> None:
         if value is not self.shaped[register]:
