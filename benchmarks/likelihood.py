@@ -4,11 +4,11 @@
 
 On a 2-D mixture, on an empirical density of digits and on the shipped digits network, all in EDM's coordinates: error
 in bits/dim, network calls (the largest number that a sample took, and the mean), and seconds with one Hutchinson
-probe, measured in turns on one thread. Errors are those of
-the solution in time alone. Methods of ours are compared with the exact trace against a reference (600 steps of the
-fixed grid; its distance to RK45 at 1e-7, in 64 dimensions to 300 steps, is printed). `k_diffusion.sampling
-.log_likelihood` has one fixed probe only: it is given one of ours, and its reference is SciPy's RK45 at 1e-7 with the
-same. The network runs in float64 where errors are measured, and where times are in float32, as it was trained.
+probe, measured in turns on one thread. Errors are those of the solution in time alone. Methods of ours are compared
+with the exact trace against a reference (600 steps of the fixed grid; its distance to RK45 at 1e-7, in 64 dimensions
+to 300 steps, is printed). `k_diffusion.sampling.log_likelihood` has one fixed probe only: it is given one of ours,
+and its reference is SciPy's RK45 at 1e-7 with the same. The network runs in float64 where errors are measured, and
+where times are in float32, as it was trained.
 """
 
 from __future__ import annotations

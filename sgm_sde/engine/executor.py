@@ -239,8 +239,7 @@ class _Buffers:
             torch.addmv(self.flat[source], self.matrix, self.weights[k], beta=beta, out=self.flat[ins.target])
             base = state
         else:
-            for row, c in ins.rows:
-                terms = [(self.rows[row], c), *terms]
+            terms = [(self.rows[row], c) for row, c in ins.rows] + terms
             if beta != 1 or not terms:
                 base = torch.mul(base, self.betas[k], out=state)
         for value, c in terms:

@@ -62,7 +62,3 @@ class Stretched(GridRule):
         lam, _ = self.on(self.curve(sde, start, end), u.numpy())
         times: Tensor = sde.time(2 * torch.from_numpy(lam))
         return times
-
-    def slopes(self, sde: Any, steps: int, start: float, end: float) -> np.ndarray:
-        """d lambda / du at the nodes."""
-        return self.on(self.curve(sde, start, end), np.linspace(0, 1, steps + 1))[1]

@@ -15,17 +15,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from typing import Any
 
 import numpy as np
 
 from sgm_sde.engine.program import Program, Stage, Terms
 from sgm_sde.likelihood.grid import Stretched
-from sgm_sde.processes.base import Node
+from sgm_sde.processes.predictions import Kernel
+from sgm_sde.solvers.linear_part import POINTS, WEIGHTS
 
-POINTS = 4  # of the polynomials through slopes
-DIFFERENCE_POINTS = 7  # of those through states
-_X, _W = np.polynomial.legendre.leggauss(12)
+SLOPES = 4  # that a polynomial goes through
+STATES = 7
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,14 @@ class Tables:
     differences: tuple[Terms, ...]
 
 
-@cache
-def _basis(first: int, points: int) -> np.ndarray:
-    """Lagrange's polynomials of the nodes first, first + 1, ... at Gauss' points of [0, 1], (points, nodes)."""
-    u, nodes = (_X + 1) / 2, np.arange(first, first + points)
-    values = np.ones((len(u), points))
-    for j, a in enumerate(nodes):
-        for b in np.delete(nodes, j):
-            values[:, j] *= (u - b) / (a - b)
-    return values
+def spread(k: Kernel, s: float) -> Any:
+    """rho."""
+    return (k.alpha**2 * s**2 + k.sigma**2) ** 0.5
+
+
+def _weights(r: np.ndarray, moments: np.ndarray) -> np.ndarray:
+    """Weights of the values at r that give polynomials r^k the k-th of the moments."""
+    return np.linalg.solve(np.vander(r, increasing=True).T, moments)
 
 
 def _nearest(i: int, points: int, newest: int) -> np.ndarray:
@@ -78,18 +77,18 @@ def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise:
         lam, d_lam = Stretched.on(curve, u)
         return -0.5 / np.cosh(lam + math.log(s)) * d_lam * direction / n
 
-    between = slope(np.arange(n)[:, None] + (_X + 1) / 2)
+    between = WEIGHTS * slope(np.arange(n)[:, None] + POINTS)
 
     def integral(i: int, newest: int) -> np.ndarray:
         """Weights of the slopes over interval i, when that of the newest node is known."""
-        at, weights = _nearest(i, POINTS, newest), np.zeros(n + 1)
-        weights[at] = (_W / 2 * between[i]) @ _basis(int(at[0]) - i, len(at))
+        at, weights = _nearest(i, SLOPES, newest), np.zeros(n + 1)
+        weights[at] = _weights(at - i, between[i] @ np.vander(POINTS, len(at), increasing=True))
         return weights
 
     def change(k: int, before: int, now: int) -> np.ndarray:
         """Weights of what the intervals up to node k add when the newest slope is not `before` but `now`."""
         weights = np.zeros(n + 1)
-        for i in range(max(k - POINTS, 0), k):
+        for i in range(max(k - SLOPES, 0), k):
             weights += integral(i, now) - (integral(i, before) if i <= before else 0)
         return weights
 
@@ -98,18 +97,17 @@ def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise:
         steps[k] = change(k, k - 2, k - 1)
     differences = []
     for k in range(n + 1):
-        at = _nearest(k, DIFFERENCE_POINTS, n)
-        powers = np.vander(at - k, increasing=True).T
-        differences.append(_pairs(at, np.linalg.solve(powers, np.eye(len(at))[1])))
+        at = _nearest(k, STATES, n)
+        differences.append(_pairs(at, _weights(at - k, np.eye(len(at))[1])))
     weights = sum((integral(i, n) for i in range(n)), np.zeros(n + 1))
     return Tables(slope(np.arange(n + 1)), steps, change(n, n - 1, n), weights, tuple(differences))
 
 
-def program(nodes: Sequence[Node], table: Tables, s: float) -> Program:
+def program(nodes: Sequence[Any], table: Tables, s: float) -> Program:
     """The flow over the grid's nodes, one network call each."""
-    rho = [(k.alpha**2 * s**2 + k.sigma**2) ** 0.5 for k in nodes]
+    rho = [spread(node, s) for node in nodes]
 
-    def evals(row: np.ndarray, k: int) -> tuple[tuple[int, float], ...]:
+    def evals(row: np.ndarray, k: int) -> Terms:
         return tuple((int(j), float(row[j]) * rho[k] / rho[j]) for j in np.flatnonzero(row))
 
     stages = [Stage(nodes[0].t, evaluate=True, node=True)]

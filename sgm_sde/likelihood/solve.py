@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from sgm_sde._shapes import as_time, expand
 from sgm_sde.engine.adaptive import COMPLETED, integrate
 from sgm_sde.engine.executor import execute
 from sgm_sde.likelihood.grid import Stretched
-from sgm_sde.likelihood.multistep import program, tables
+from sgm_sde.likelihood.multistep import program, spread, tables
 from sgm_sde.likelihood.trace import TraceModel, fixed_probe_error, probe_error
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.predictions import Kernel, KernelValues, convert
@@ -38,13 +38,14 @@ DAMPED_BELOW = 0.1  # noise, as a fraction of the data
 LARGEST_DEFECT = 2e-4  # nats/dim that one grid may leave
 REFINEMENTS = (2, 4)  # times the steps
 
-# The latent (B, *); (B,) each: what its volume adds, the standard error of that, and the defect it contains.
-Solution = tuple[Tensor, Tensor, Tensor, Tensor]
 
+class Solution(NamedTuple):
+    """The latent (B, *); (B,) each: what its volume adds, the standard error of that, and the defect it contains."""
 
-def spread(k: Kernel, s: float) -> Any:
-    """rho."""
-    return (k.alpha**2 * s**2 + k.sigma**2) ** 0.5
+    latent: Tensor
+    volume: Tensor
+    error: Tensor
+    defect: Tensor
 
 
 def rate(prediction: str, k: Kernel, s: float) -> tuple[Any, Any]:
@@ -119,6 +120,7 @@ class Integrals:
         self.defect: Any = 0.0
         self._z: dict[int, Tensor] = {}
         self._rates: dict[int, tuple[Tensor, Tensor]] = {}  # the score in z, and dz/du of the flow
+        self._last: tuple[Tensor, Tensor]  # z and the score
 
     def __call__(self, x: Tensor, out: Tensor, t: float) -> None:
         """The network's output at the state of the next node."""
@@ -135,7 +137,7 @@ class Integrals:
             torch.add(damped * s_x * x, r, alpha=damped * s_r),
             torch.add(slope * v_x * x, r, alpha=slope * v_r),
         )
-        self._end = self._z[k], self._rates[k][0]
+        self._last = self._z[k], self._rates[k][0]
         while self._rates and table.differences[first := min(self._rates)][-1][0] <= k:
             self._leave(first)
 
@@ -150,7 +152,7 @@ class Integrals:
 
     def end(self, latent: Tensor) -> Tensor:
         """The defect of the whole path, up to a latent (B, *) beside the last state that was visited."""
-        z, score = self._end
+        z, score = self._last
         total: Tensor = self.defect + (score * (z - latent / spread(self.nodes[-1], self.grid.s))).flatten(1).sum(1)
         return total
 
@@ -165,7 +167,7 @@ def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int
     volume = terms.mean(2).sum(0) + x[0].numel() * math.log(spread(nodes[-1], s) / spread(nodes[0], s))
     # As slopes in lambda the terms vary slowly from node to node.
     slowly = grid.table.weights * np.array([2 * math.cosh(node.lam + math.log(s)) for node in nodes])
-    return latent, volume + defect, probe_error(terms.detach(), torch.from_numpy(slowly)), defect
+    return Solution(latent, volume + defect, probe_error(terms.detach(), torch.from_numpy(slowly)), defect)
 
 
 def exponential(
@@ -174,17 +176,15 @@ def exponential(
     """On one fixed grid, or for the samples whose defect is large on finer ones as well."""
     solution = on_grid(model, sde, x, eps, steps, s)
     for finer in REFINEMENTS if refine else ():
-        (rows,) = (solution[3].detach().abs() > LARGEST_DEFECT * x[0].numel()).nonzero(as_tuple=True)
+        (rows,) = (solution.defect.detach().abs() > LARGEST_DEFECT * x[0].numel()).nonzero(as_tuple=True)
         if not len(rows):
             break
         try:
             with model.only(rows, len(x)):
                 better = on_grid(model, sde, x[rows], eps, finer * steps, s)
         except (RuntimeError, ValueError, IndexError):  # a network that itself holds something of every sample
-            latent, volume, error, defect = on_grid(model, sde, x, eps, finer * steps, s)
-            better = latent[rows], volume[rows], error[rows], defect[rows]
-        whole = [a.index_copy(0, rows, b) for a, b in zip(solution, better, strict=True)]
-        solution = whole[0], whole[1], whole[2], whole[3]
+            better = Solution(*(part[rows] for part in on_grid(model, sde, x, eps, finer * steps, s)))
+        solution = Solution(*(a.index_copy(0, rows, b) for a, b in zip(solution, better, strict=True)))
     return solution
 
 
@@ -285,7 +285,7 @@ def joint(flow: NormalisedFlow, latent: Tensor, volumes: Tensor) -> Solution:
 def whole_flow(latent: Tensor, volumes: Tensor, added: float = 0.0) -> Solution:
     """The solution of a method without a defect, from log-volumes (B, columns) of whole flows."""
     volume = volumes.mean(1) + added
-    return latent, volume, fixed_probe_error(volumes.detach()), torch.full_like(volume.detach(), math.nan)
+    return Solution(latent, volume, fixed_probe_error(volumes.detach()), torch.full_like(volume.detach(), math.nan))
 
 
 def scipy_rk45(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, rtol: float, atol: float) -> Solution:
