@@ -36,8 +36,9 @@ class Stretched(GridRule):
     data_std: float = 0.5
 
     def __post_init__(self) -> None:
-        if not (self.stretch > 0 and self.data_std > 0):
-            raise ValueError(f"stretch and data_std must be positive, got {self.stretch} and {self.data_std}")
+        for option in ("stretch", "data_std"):
+            if not getattr(self, option) > 0:
+                raise ValueError(f"{option} must be positive, got {getattr(self, option)}")
 
     def curve(self, sde: Any, start: float, end: float) -> tuple[float, float, float, float]:
         """c, b, u_0 and a, with u from 0 at the start."""
