@@ -207,7 +207,7 @@ class Passes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.__name__
-        if name in ("addmv", "add_", "mul", "add", "copy_", "zero_", "clone"):
+        if name in ("addmv", "add_", "mul", "add", "lerp", "copy_", "zero_", "clone"):
             self.seen.append((name, args[1].shape[1] if name == "addmv" else 0))
         return func(*args, **(kwargs or {}))
 
@@ -221,14 +221,14 @@ def test_a_stage_is_as_few_passes_as_can_be() -> None:
     assert [len(ins.rows) for ins in plan.instructions] == [0, 1, 2, 1]
     with passes:
         execute(program, x, model, stream(2))
-    store, factor, row, last = ("add", 0), ("mul", 0), ("add", 0), ("add", 0)  # the last evaluation is used once
+    store, factor, row, last = ("add", 0), ("mul", 0), ("add_", 0), ("add_", 0)  # the last evaluation is used once
     history = ("addmv", plan.n_rows)
     assert passes.seen == [("copy_", 0), store, factor, row, store, history, factor, row, last]
 
 
-@pytest.mark.parametrize(("factor", "passes"), [(1.0, ["add"]), (2.0, ["mul", "add"]), (3.0, ["mul", "add"])])
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, ["add"]), (2.0, ["mul", "add_"]), (0.5, ["lerp"])])
 def test_a_state_that_is_needed_again_stays(factor: float, passes: list[str]) -> None:
-    """A stage that builds on it is a state of its own; only a factor other than 1 is a pass more."""
+    """A stage that builds on it is a state of its own; only a factor other than 1 is a pass more, unless the two sum to 1."""
     stages = (Stage(2.0, evaluate=True, node=True), Stage(1.0, ((0, factor),), ((0, 0.5),)))
     program = Program("p", "data", (*stages, Stage(0.0, ((0, 1.0), (1, 1.0)), node=True)))
     x, seen = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2), Passes()
@@ -237,7 +237,20 @@ def test_a_state_that_is_needed_again_stays(factor: float, passes: list[str]) ->
         run = execute(program, x, Affine(conversions), Recorded())
     torch.testing.assert_close(run.x, reference(program, conversions, x))
     network = ["add"]  # x^2 / 4 + t
-    assert [name for name, _ in seen.seen] == ["copy_", *network, *passes, "add"]
+    assert [name for name, _ in seen.seen] == ["copy_", *network, *passes, "add_"]
+
+
+def test_steps_where_alpha_is_one_are_interpolations() -> None:
+    """Between state and data: a pass a step, and exactly the data where the noise ends."""
+    sde, grid, passes = sg.EDMSDE(), sg.Grid([9.0, 3.0, 0.5, 0.0]), Passes()
+    x = torch.linspace(-9, 9, 6, dtype=F64).reshape(3, 2)
+    program, model = sg.DDIM().compile(sde, grid), bind(sg.from_denoiser(lambda x, t: x.cos(), sde), sde, grid.times)
+    with passes:
+        run = execute(program, x, model, stream(3))
+    assert [name for name, _ in passes.seen] == ["copy_", "lerp", "lerp", "lerp"]
+    for s, t in ((9, 3), (3, 0.5), (0.5, 0)):
+        x = t / s * x + (1 - t / s) * x.cos()
+    torch.testing.assert_close(run.x, x, rtol=1e-15, atol=1e-15)
 
 
 def layout(plan: Plan) -> list[tuple[int, int | None, list[int], int, bool]]:

@@ -49,6 +49,8 @@ class Instruction:
         noises: for each noise, its coefficient and the row it is kept in for later stages, if any needs it.
         store: row of the history that this stage's evaluation goes to, or None.
         mix: (c_x, c_r) of what is stored: c_x x + c_r output.
+        kind: how the sum begins: `"product"` of the history with weights, `"blend"` of the base with the only term,
+            `"factor"` of the base, or `"sum"`, the base as it is.
     """
 
     target: int
@@ -60,6 +62,7 @@ class Instruction:
     noises: tuple[tuple[Coefficient, int | None], ...]
     store: int | None
     mix: tuple[Coefficient, Coefficient]
+    kind: str = "sum"
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,8 @@ def lower(program: Program, conversions: Sequence[tuple[Coefficient, Coefficient
         target = registers.of[k]
         for j in [j for j in registers.of if last["state", j] == k]:
             registers.release(j)
-        instructions.append(Instruction(target, source, beta, others, output, tuple(terms), tuple(noises), store, mix))
+        ins = Instruction(target, source, beta, others, output, tuple(terms), tuple(noises), store, mix)
+        instructions.append(replace(ins, kind=_kind(ins)))
     weights = torch.zeros((len(stages), rows.n), dtype=torch.float64, device="cpu")
     if blocks == 1:
         for k, ins in enumerate(instructions):
@@ -206,6 +210,20 @@ def _recalled(stages: Sequence[Stage]) -> list[Stage]:
     return told
 
 
+def _kind(ins: Instruction) -> str:
+    """How the sum of a stage begins, for the fewest passes."""
+    if len(ins.rows) > 1:
+        return "product"
+    terms = [c for _, c in (*ins.rows, *ins.states)] + [c for c, _ in ins.noises] + [ins.output]
+    coefficients = [c for c in terms if c is not None]
+    if any(isinstance(c, Matrix) for c in (ins.beta, *coefficients)):
+        return "sum"
+    # Where alpha is 1 and data are predicted, steps are (1 - c) x + c D; where it is not, the two are far from it.
+    if ins.base is not None and len(coefficients) == 1 and abs(ins.beta + coefficients[0] - 1) <= 1e-14:
+        return "blend"
+    return "sum" if ins.base is None or ins.beta == 1 else "factor"
+
+
 def _scaled(c_x: Coefficient, c_r: Coefficient) -> tuple[Coefficient, tuple[Coefficient, Coefficient]]:
     """A scale and (c_x, c_r) divided by it, so that one of them is 1; matrices stay as they are."""
     if isinstance(c_x, Matrix) or isinstance(c_r, Matrix):
@@ -221,29 +239,34 @@ class _Buffers:
         # Zeros, not empty: rows out of use enter the product with coefficient 0, and 0 * NaN is NaN.
         buffer = torch.zeros((plan.n_rows, x.numel()), dtype=x.dtype, device=x.device)
         self.matrix, self.rows = buffer.t(), [row.view(x.shape) for row in buffer]
-        self.weights = plan.weights.to(device=x.device, dtype=x.dtype).unbind(0)
-        # Factors as tensors: from a number torch would make one at each call.
-        betas = torch.tensor([ins.beta for ins in plan.instructions], dtype=torch.float64, device="cpu")
-        self.betas = betas.to(device=x.device, dtype=x.dtype).unbind(0)
         self.shaped = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(plan.n_registers)]
         self.flat = [register.view(-1) for register in self.shaped]
         self.ends = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in self.flat]
+        # Weights and factors as tensors: from a number torch would make one at each call.
+        stages = list(enumerate(plan.instructions))
+        wide, scaled = ([k for k, ins in stages if ins.kind == kind] for kind in ("product", "factor"))
+        betas = torch.tensor([plan.instructions[k].beta for k in scaled], dtype=torch.float64, device="cpu")
+        self.weights = dict(zip(wide, plan.weights[wide].to(device=x.device, dtype=x.dtype).unbind(0), strict=True))
+        self.factors = dict(zip(scaled, betas.to(device=x.device, dtype=x.dtype).unbind(0), strict=True))
 
     def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, Coefficient]]) -> None:
-        state, beta, source = self.shaped[ins.target], ins.beta, ins.base
+        state, source, kind = self.shaped[ins.target], ins.base, ins.kind
         if source is None:
             state.zero_()
-            source, beta = ins.target, 1.0
+            source = ins.target
         base = self.shaped[source]
-        if len(ins.rows) > 1:
-            torch.addmv(self.flat[source], self.matrix, self.weights[k], beta=beta, out=self.flat[ins.target])
+        if kind == "product":
+            torch.addmv(self.flat[source], self.matrix, self.weights[k], beta=ins.beta, out=self.flat[ins.target])
             base = state
-        else:
+        elif ins.rows:
             terms = [(self.rows[row], c) for row, c in ins.rows] + terms
-            if beta != 1 or not terms:
-                base = torch.mul(base, self.betas[k], out=state)
+        if kind == "blend":
+            base = torch.lerp(base, *terms.pop(), out=state)
+        elif kind == "factor":
+            base = torch.mul(base, self.factors[k], out=state)
         for value, c in terms:
-            base = torch.add(base, value, alpha=c, out=state)
+            base = base.add_(value, alpha=c) if base is state else torch.add(base, value, alpha=c, out=state)
+        self.replace(ins.target, base)
 
     def replace(self, register: int, value: Tensor) -> None:
         if value is not self.shaped[register]:
@@ -380,10 +403,11 @@ def _loop(
     on_output: Callable[[Tensor, Tensor, float], None] | None = None,
 ) -> Run:
     loop = _stages(plan, x, memory, times, noise, hooks, on_node, on_output)
+    send, evaluate = loop.send, model.evaluate
     try:
         state, t = next(loop)
         while True:
-            state, t = loop.send(model.evaluate(state, t))
+            state, t = send(evaluate(state, t))
     except StopIteration as end:
         run: Run = end.value
         return run
@@ -416,7 +440,7 @@ def _stages(
     run, reported = Run(x), 0
     for k, (stage, ins) in enumerate(zip(program.stages, plan.instructions, strict=True)):
         if k:
-            terms = [(memory.shaped[register], c) for register, c in ins.states]
+            terms = [(memory.shaped[register], c) for register, c in ins.states] if ins.states else []
             if ins.output is not None and output is not None:
                 terms.append((output, ins.output))
             for c, row in ins.noises:

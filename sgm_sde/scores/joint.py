@@ -44,7 +44,7 @@ class VelocityScore(Score):
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The network's output at x (B, k, *) and t (B,), zeros in the place of the other blocks."""
-        out = self._run(x, t, kwargs).to(x.dtype)
+        out = super().output(x, t, **kwargs).to(x.dtype)
         if self.mixed is not None:
             sde: Any = self.sde
             mu, covariance = sde.kernel(double(t))
@@ -80,7 +80,7 @@ class DenoiserScore(Score):
         sde: Any = self.sde
         weights, level = sde.observation(double(t))
         y = apply(weights[:, None], x)[:, 0]
-        out = self._run(y, level.to(t.dtype), kwargs).to(x.dtype)
+        out = super().output(y, level.to(t.dtype), **kwargs).to(x.dtype)
         return torch.cat([out[:, None], torch.zeros_like(x[:, 1:])], 1)
 
 

@@ -100,11 +100,7 @@ class Score:
         return t.shape[0] * self.branches
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
-        """The network's own output at x (B, *) and t (B,), as it returns it."""
-        return self._run(x, t, kwargs)
-
-    def _run(self, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """The network on its own kind of input, its output checked."""
+        """The network's own output at x (B, *) and t (B,), as it returns it; its type and shape are checked."""
         if self._as_it_is:
             out = self.net(x, t, **kwargs)
         else:
