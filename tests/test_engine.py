@@ -228,7 +228,7 @@ def test_a_stage_is_as_few_passes_as_can_be() -> None:
 
 @pytest.mark.parametrize(("factor", "passes"), [(1.0, ["add"]), (2.0, ["mul", "add_"]), (0.5, ["lerp"])])
 def test_a_state_that_is_needed_again_stays(factor: float, passes: list[str]) -> None:
-    """A stage that builds on it is a state of its own; only a factor other than 1 is a pass more, unless the two sum to 1."""
+    """A stage that builds on it is a state of its own; a factor other than 1 is a pass more, but not beside 1 minus it."""
     stages = (Stage(2.0, evaluate=True, node=True), Stage(1.0, ((0, factor),), ((0, 0.5),)))
     program = Program("p", "data", (*stages, Stage(0.0, ((0, 1.0), (1, 1.0)), node=True)))
     x, seen = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2), Passes()
@@ -245,9 +245,10 @@ def test_steps_where_alpha_is_one_are_interpolations() -> None:
     sde, grid, passes = sg.EDMSDE(), sg.Grid([9.0, 3.0, 0.5, 0.0]), Passes()
     x = torch.linspace(-9, 9, 6, dtype=F64).reshape(3, 2)
     program, model = sg.DDIM().compile(sde, grid), bind(sg.from_denoiser(lambda x, t: x.cos(), sde), sde, grid.times)
+    model.plan(program)
     with passes:
         run = execute(program, x, model, stream(3))
-    assert [name for name, _ in passes.seen] == ["copy_", "lerp", "lerp", "lerp"]
+    assert [name for name, _ in passes.seen] == ["copy_", "lerp", "lerp", "zero_", "add_"]
     for s, t in ((9, 3), (3, 0.5), (0.5, 0)):
         x = t / s * x + (1 - t / s) * x.cos()
     torch.testing.assert_close(run.x, x, rtol=1e-15, atol=1e-15)
