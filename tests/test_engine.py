@@ -228,7 +228,7 @@ def test_a_stage_is_as_few_passes_as_can_be() -> None:
 
 @pytest.mark.parametrize(("factor", "passes"), [(1.0, ["add"]), (2.0, ["mul", "add_"]), (0.5, ["lerp"])])
 def test_a_state_that_is_needed_again_stays(factor: float, passes: list[str]) -> None:
-    """A stage that builds on it is a state of its own; a factor other than 1 is a pass more, but not beside 1 minus it."""
+    """A stage that builds on it is a state of its own; a factor is a pass more, but not beside 1 minus it."""
     stages = (Stage(2.0, evaluate=True, node=True), Stage(1.0, ((0, factor),), ((0, 0.5),)))
     program = Program("p", "data", (*stages, Stage(0.0, ((0, 1.0), (1, 1.0)), node=True)))
     x, seen = torch.linspace(-1, 1, 6, dtype=F64).reshape(3, 2), Passes()
