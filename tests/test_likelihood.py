@@ -203,8 +203,8 @@ def test_a_forward_pass_serves_drift_and_divergence() -> None:
 
 @given(steps=st.integers(6, 40), to_noise=st.booleans(), data_std=st.floats(0.1, 2), process=st.sampled_from(PROCESSES))
 @settings(max_examples=30)
-def test_the_tables_integrate_cubics(steps: int, to_noise: bool, data_std: float, process: str) -> None:
-    """In the number of the node, over theta, from end to end and node to node; derivatives up to the sixth power."""
+def test_the_tables_integrate_polynomials(steps: int, to_noise: bool, data_std: float, process: str) -> None:
+    """In the number of the node, over theta: the method cubics, and the fifth power where all slopes are known."""
     sde = LINEAR[process]
     curve = Stretched(data_std=data_std).curve(sde, sde.T, sde.likelihood_eps)
     table = tables(curve, data_std, steps, to_noise)
@@ -218,17 +218,17 @@ def test_the_tables_integrate_cubics(steps: int, to_noise: bool, data_std: float
     u = (k[:-1, None] + (x + 1) / 2).ravel()
     h = 1e-5
     slopes = (theta(u + h) - theta(u - h)) / (2 * h)
-    for power in range(4):
+    for power in range(6):
         pieces = (w / 2 * (slopes * (u / steps) ** power).reshape(steps, -1)).sum(1)
-        scale = np.abs(pieces).sum()
-        assert table.weights @ (k / steps) ** power == pytest.approx(pieces.sum(), abs=1e-7 * scale)
+        scale, values = np.abs(pieces).sum(), (k / steps) ** power
+        assert table.weights @ values == pytest.approx(pieces.sum(), abs=1e-7 * scale)
+        found = [sum(c * values[j] for j, c in row) for row in table.integrals]
+        np.testing.assert_allclose(found, pieces, atol=1e-7 * scale)
+        if power < 4:
+            whole = (table.steps.sum(0) + table.correction) @ values
+            assert whole == pytest.approx(pieces.sum(), abs=1e-7 * scale)
         if power == 0:  # a constant slope is integrated exactly from the first step on
             np.testing.assert_allclose(table.steps[1:] @ np.ones(steps + 1), pieces, atol=1e-7 * scale)
-    np.testing.assert_allclose(table.steps.sum(0) + table.correction, table.weights, atol=1e-12)
-    for power in range(7):
-        expected = power * (k / steps) ** max(power - 1, 0) / steps
-        values = [sum(c * (j / steps) ** power for j, c in row) for row in table.differences]
-        np.testing.assert_allclose(values, expected, atol=1e-10)
 
 
 def test_the_defect_makes_up_for_the_path() -> None:
@@ -236,9 +236,9 @@ def test_the_defect_makes_up_for_the_path() -> None:
     sde = LINEAR["vp"]
     x = points(MIXTURE, "vp")
     marginal: dict[str, Any] = {"prior": lambda z: MIXTURE.log_prob(z, sde, sde.T), "trace": "exact"}
-    res = sg.log_prob(MIXTURE.score(sde), sde, x, steps=32, **marginal)
+    res = sg.log_prob(MIXTURE.score(sde), sde, x, steps=48, **marginal)
     error = res.value - exact(MIXTURE, "vp", x)
-    assert 8 * float(error.square().mean()) ** 0.5 < float((error - res.defect).square().mean()) ** 0.5
+    assert 15 * float(error.square().mean()) ** 0.5 < float((error - res.defect).square().mean()) ** 0.5
     adaptive = sg.log_prob(MIXTURE.score(sde), sde, x[:2], method="adaptive", **marginal)
     assert bool(adaptive.defect.isnan().all())
 
@@ -308,13 +308,13 @@ COUPLED = sg.oracles.Gaussian(torch.zeros(6), 0.3 * torch.eye(6) + 0.2 * torch.o
 def test_standard_errors_cover_the_truth(n_probes: int, probe: str) -> None:
     """Over many seeds the estimates scatter about the exact trace's value as their standard errors say."""
     sde = LINEAR["vp"]
-    x = COUPLED.sample(1, sde, 1e-5, seed=0, dtype=F64).expand(400, -1)
+    x = COUPLED.sample(1, sde, 1e-5, seed=0, dtype=F64).expand(1600, -1)
     exactly = sg.log_prob(COUPLED.score(sde), sde, x[:1], trace="exact").value
     res = sg.log_prob(COUPLED.score(sde), sde, x, seed=1, n_probes=n_probes, probe=probe)
     z = (res.value - exactly) / res.stderr
-    assert abs(float((res.value - exactly).mean() / (res.value.std() / math.sqrt(400)))) < 4
+    assert abs(float((res.value - exactly).mean() / (res.value.std() / math.sqrt(1600)))) < 4
     assert 0.8 < float(res.stderr.square().mean() / (res.value - exactly).square().mean()) < 1.25
-    assert float((z.abs() < 2).double().mean()) > (0.85 if n_probes == 1 else 0.9)  # squares are skewed
+    assert float((z.abs() < 2).double().mean()) > (0.84 if n_probes == 1 else 0.89)  # squares of few nodes are skewed
 
 
 def test_standard_errors_fall_with_the_probes() -> None:

@@ -17,7 +17,7 @@ from sgm_sde.grids import GridRule
 class Stretched(GridRule):
     r"""Steps of log-SNR that grow like a hyperbolic sine away from the noise level where data take shape.
 
-    $$ \lambda(u) = c + b\,\sinh(a(u - u_0)), \qquad c = -\log(\sigma_d/\sqrt2) $$
+    $$ \lambda(u) = c + b\,\sinh(a(u - u_0)), \qquad c = -\log(\sigma_d/3) $$
 
     Args:
         stretch: a; steps at an end that takes half of the grid are about cosh(a/2) times those in the middle.
@@ -32,7 +32,7 @@ class Stretched(GridRule):
         48
     """
 
-    stretch: float = 4.0
+    stretch: float = 3.0
     data_std: float = 0.5
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class Stretched(GridRule):
         first, last = (float(sde.log_snr(t)) / 2 for t in (start, end))
         if not (math.isfinite(first) and math.isfinite(last)):
             raise ValueError(f"log-SNR is {2 * first} at t={start} and {2 * last} at t={end}: both must be finite")
-        c = min(max(0.5 * math.log(2) - math.log(self.data_std), first), last)
+        c = min(max(math.log(3) - math.log(self.data_std), first), last)
         # sinh(a u_0) / sinh(a (1 - u_0)) is the ratio of the two ways from c to the ends.
         ratio, a = (c - first) / max(last - c, 1e-300), self.stretch
         u0 = math.atanh(ratio * math.sinh(a) / (1 + ratio * math.cosh(a))) / a if last > c else 1.0

@@ -25,7 +25,7 @@ from sgm_sde.processes.predictions import Kernel
 from sgm_sde.solvers.linear_part import POINTS, WEIGHTS
 
 SLOPES = 4  # that a polynomial goes through
-STATES = 7
+SLOPES_OF_INTEGRALS = 6  # where all of them are known
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Tables:
         slopes: d theta / du at the nodes, (n + 1,).
         steps: row k takes z_{k-1} to z_k, (n + 1, n + 1).
         correction: takes the last z to that of all intervals with the last slope known, (n + 1,).
-        weights: of a quadrature in theta over the whole grid, (n + 1,).
-        differences: for each node pairs (j, c): the derivative of states in u there is the sum of c z_j.
+        integrals: for each interval pairs (j, w): the integral in theta over it is the sum of w times slope j.
+        weights: of the integral over the whole grid, (n + 1,).
     """
 
     slopes: np.ndarray
     steps: np.ndarray
     correction: np.ndarray
+    integrals: tuple[Terms, ...]
     weights: np.ndarray
-    differences: tuple[Terms, ...]
 
 
 def spread(k: Kernel, s: float) -> Any:
@@ -63,10 +63,6 @@ def _nearest(i: int, points: int, newest: int) -> np.ndarray:
     return np.arange(first, min(first + points, newest + 1))
 
 
-def _pairs(at: np.ndarray, weights: np.ndarray) -> Terms:
-    return tuple((j, w) for j, w in zip(at.tolist(), weights.tolist(), strict=True) if abs(w) > 1e-12)
-
-
 def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise: bool) -> Tables:
     """The tables of n steps on the curve of a `Stretched` grid, with the data's standard deviation s."""
     direction = -1 if to_noise else 1
@@ -79,9 +75,9 @@ def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise:
 
     between = WEIGHTS * slope(np.arange(n)[:, None] + POINTS)
 
-    def integral(i: int, newest: int) -> np.ndarray:
+    def integral(i: int, newest: int, points: int = SLOPES) -> np.ndarray:
         """Weights of the slopes over interval i, when that of the newest node is known."""
-        at, weights = _nearest(i, SLOPES, newest), np.zeros(n + 1)
+        at, weights = _nearest(i, points, newest), np.zeros(n + 1)
         weights[at] = _weights(at - i, between[i] @ np.vander(POINTS, len(at), increasing=True))
         return weights
 
@@ -95,12 +91,9 @@ def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise:
     steps = np.zeros((n + 1, n + 1))
     for k in range(1, n + 1):
         steps[k] = change(k, k - 2, k - 1)
-    differences = []
-    for k in range(n + 1):
-        at = _nearest(k, STATES, n)
-        differences.append(_pairs(at, _weights(at - k, np.eye(len(at))[1])))
-    weights = sum((integral(i, n) for i in range(n)), np.zeros(n + 1))
-    return Tables(slope(np.arange(n + 1)), steps, change(n, n - 1, n), weights, tuple(differences))
+    known = np.array([integral(i, n, SLOPES_OF_INTEGRALS) for i in range(n)])
+    integrals = tuple(tuple((int(j), float(row[j])) for j in np.flatnonzero(row)) for row in known)
+    return Tables(slope(np.arange(n + 1)), steps, change(n, n - 1, n), integrals, known.sum(0))
 
 
 def program(nodes: Sequence[Any], table: Tables, s: float) -> Program:

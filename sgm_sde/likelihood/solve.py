@@ -34,7 +34,7 @@ from sgm_sde.processes.predictions import Kernel, KernelValues, convert
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.solvers.runge_kutta import DOPRI5
 
-DAMPED_BELOW = 0.1  # noise, as a fraction of the data
+DAMPED_BELOW = 0.2  # noise, as a fraction of the data
 LARGEST_DEFECT = 2e-4  # nats/dim that one grid may leave
 REFINEMENTS = (2, 4)  # times the steps
 
@@ -101,9 +101,9 @@ class Integrals:
     r"""What is integrated along the flow on a grid, gathered while its nodes are visited.
 
     Along any path z(u), $d\log p = -\operatorname{div}\,d\theta + \nabla_z\log p\cdot(dz - v/\rho\,d\theta)$ where the
-    score is exact. The states visited lie on no single trajectory, but on a path: with the integral of the last term,
-    the defect, the value has the error of the quadrature alone. Where the noise is small beside the data networks
-    know the score badly and trajectories are good: there it is damped.
+    score is exact. The states visited lie on no single trajectory: from one to the next the path is that of the slopes
+    with a jump besides. With what the jumps add, the defect, the value has the error of the quadrature alone. Where the
+    noise is small beside the data networks know the score badly and trajectories are good: there it is damped.
 
     Args:
         model: whose traces are taken.
@@ -111,16 +111,16 @@ class Integrals:
 
     Attributes:
         terms: of the quadrature of div dtheta, each (B, columns).
-        defect: the integral so far, (B,).
+        defect: what the jumps add up to now, (B,).
     """
 
     def __init__(self, model: TraceModel, grid: FixedGrid) -> None:
         self.model, self.grid, self.nodes = model, grid, grid.nodes
         self.terms: list[Tensor] = []
         self.defect: Any = 0.0
-        self._z: dict[int, Tensor] = {}
-        self._rates: dict[int, tuple[Tensor, Tensor]] = {}  # the score in z, and dz/du of the flow
-        self._last: tuple[Tensor, Tensor]  # z and the score
+        self._crossed = 0  # intervals
+        self._slopes: dict[int, Tensor] = {}  # dz/dtheta of the flow
+        self._states: dict[int, tuple[Tensor, Tensor]] = {}  # z and the score there
 
     def __call__(self, x: Tensor, out: Tensor, t: float) -> None:
         """The network's output at the state of the next node."""
@@ -131,28 +131,25 @@ class Integrals:
         )
         self.terms.append(table.weights[k] * (v_x * x[0].numel() + v_r * self.model.traces.pop().to(x.dtype)))
         damped = rho / (1 + (DAMPED_BELOW * node.alpha * s / node.sigma) ** 2)
-        slope = float(table.slopes[k]) / rho
-        self._z[k] = x / rho
-        self._rates[k] = (
-            torch.add(damped * s_x * x, r, alpha=damped * s_r),
-            torch.add(slope * v_x * x, r, alpha=slope * v_r),
-        )
-        self._last = self._z[k], self._rates[k][0]
-        while self._rates and table.differences[first := min(self._rates)][-1][0] <= k:
-            self._leave(first)
+        self._slopes[k] = torch.add(v_x / rho * x, r, alpha=v_r / rho)
+        self._states[k] = x / rho, torch.add(damped * s_x * x, r, alpha=damped * s_r)
+        while self._crossed < len(table.integrals) and table.integrals[self._crossed][-1][0] <= k:
+            self._cross(self._crossed)
 
-    def _leave(self, k: int) -> None:
-        """Take node k into the integral, when all its neighbours are known."""
-        table, (score, move) = self.grid.table, self._rates.pop(k)
-        for j, c in table.differences[k]:
-            move = torch.add(move, self._z[j], alpha=-c)
-        self.defect = self.defect + table.weights[k] / table.slopes[k] * (score * move).flatten(1).sum(1)
-        needed = table.differences[min(k + 1, len(self.nodes) - 1)][0][0]
-        self._z = {j: z for j, z in self._z.items() if j >= needed}
+    def _cross(self, i: int) -> None:
+        """Take the jump of interval i, when all the slopes about it are known."""
+        integrals, (z, score), (end, score_there) = self.grid.table.integrals, self._states.pop(i), self._states[i + 1]
+        jump = z - end
+        for j, w in integrals[i]:
+            jump = torch.add(jump, self._slopes[j], alpha=w)
+        self.defect = self.defect + ((score + score_there) * jump).flatten(1).sum(1) / 2
+        self._crossed += 1
+        needed = integrals[min(i + 1, len(integrals) - 1)][0][0]
+        self._slopes = {j: slope for j, slope in self._slopes.items() if j >= needed}
 
     def end(self, latent: Tensor) -> Tensor:
         """The defect of the whole path, up to a latent (B, *) beside the last state that was visited."""
-        z, score = self._last
+        (z, score) = self._states[len(self.nodes) - 1]
         total: Tensor = self.defect + (score * (z - latent / spread(self.nodes[-1], self.grid.s))).flatten(1).sum(1)
         return total
 
