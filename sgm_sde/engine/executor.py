@@ -50,7 +50,7 @@ class Instruction:
         store: row of the history that this stage's evaluation goes to, or None.
         mix: (c_x, c_r) of what is stored: c_x x + c_r output.
         kind: how the sum begins: `"product"` of the history with weights, `"blend"` of the base with the only term,
-            `"factor"` of the base, or `"sum"`, the base as it is.
+            an output or a noise, `"factor"` of the base, or `"sum"`, the base as it is.
     """
 
     target: int
@@ -214,14 +214,12 @@ def _kind(ins: Instruction) -> str:
     """How the sum of a stage begins, for the fewest passes."""
     if len(ins.rows) > 1:
         return "product"
-    terms = [c for _, c in (*ins.rows, *ins.states)] + [c for c, _ in ins.noises] + [ins.output]
-    coefficients = [c for c in terms if c is not None]
-    if any(isinstance(c, Matrix) for c in (ins.beta, *coefficients)):
+    beta, terms = ins.beta, [c for c, _ in ins.noises] + ([] if ins.output is None else [ins.output])
+    if ins.base is None or beta == 1 or any(isinstance(c, Matrix) for c in (beta, *terms)):
         return "sum"
     # Where alpha is 1 and data are predicted, steps are (1 - c) x + c D; where it is not, the two are far from it.
-    if ins.base is not None and len(coefficients) == 1 and abs(ins.beta + coefficients[0] - 1) <= 1e-14:
-        return "blend"
-    return "sum" if ins.base is None or ins.beta == 1 else "factor"
+    alone = len(terms) == 1 and not (ins.rows or ins.states)
+    return "blend" if alone and abs(beta + terms[0] - 1) <= 1e-14 else "factor"
 
 
 def _scaled(c_x: Coefficient, c_r: Coefficient) -> tuple[Coefficient, tuple[Coefficient, Coefficient]]:
@@ -230,6 +228,10 @@ def _scaled(c_x: Coefficient, c_r: Coefficient) -> tuple[Coefficient, tuple[Coef
         return 1.0, (c_x, c_r)
     scale = c_x if abs(c_x) > abs(c_r) else c_r
     return scale, (c_x / scale, c_r / scale)
+
+
+def _add(base: Tensor, value: Tensor, c: Any, state: Tensor) -> Tensor:
+    return base.add_(value, alpha=c) if base is state else torch.add(base, value, alpha=c, out=state)
 
 
 class _Buffers:
@@ -258,14 +260,17 @@ class _Buffers:
         if kind == "product":
             torch.addmv(self.flat[source], self.matrix, self.weights[k], beta=ins.beta, out=self.flat[ins.target])
             base = state
-        elif ins.rows:
-            terms = [(self.rows[row], c) for row, c in ins.rows] + terms
-        if kind == "blend":
+        elif kind == "blend":
             base = torch.lerp(base, *terms.pop(), out=state)
-        elif kind == "factor":
-            base = torch.mul(base, self.factors[k], out=state)
+        else:
+            if kind == "factor":
+                base = torch.mul(base, self.factors[k], out=state)
+            for row, c in ins.rows:
+                base = _add(base, self.rows[row], c, state)
+        for register, c in ins.states:
+            base = _add(base, self.shaped[register], c, state)
         for value, c in terms:
-            base = base.add_(value, alpha=c) if base is state else torch.add(base, value, alpha=c, out=state)
+            base = _add(base, value, c, state)
         self.replace(ins.target, base)
 
     def replace(self, register: int, value: Tensor) -> None:
@@ -300,7 +305,8 @@ class _Graph:
 
     def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, Coefficient]]) -> None:
         state = 0.0 * self.shaped[ins.target] if ins.base is None else self.times(ins.beta, self.shaped[ins.base])
-        for value, c in [(self.rows[row], c) for row, c in ins.rows] + terms:
+        kept = [(self.rows[row], c) for row, c in ins.rows] + [(self.shaped[at], c) for at, c in ins.states]
+        for value, c in kept + terms:
             state = state + self.times(c, value)
         self.replace(ins.target, state)
 
@@ -440,7 +446,7 @@ def _stages(
     run, reported = Run(x), 0
     for k, (stage, ins) in enumerate(zip(program.stages, plan.instructions, strict=True)):
         if k:
-            terms = [(memory.shaped[register], c) for register, c in ins.states] if ins.states else []
+            terms: list[tuple[Tensor, Coefficient]] = []
             if ins.output is not None and output is not None:
                 terms.append((output, ins.output))
             for c, row in ins.noises:

@@ -55,6 +55,23 @@ def rate(prediction: str, k: Kernel, s: float) -> tuple[Any, Any]:
     return factor * c_x, factor * c_r
 
 
+class Rates(NamedTuple):
+    """Coefficients (c_x, c_r) at a node of what is c_x x + c_r r, for a network's output r: dz/dtheta and the score in
+    z, damped; for each dimension the divergence of dz/dtheta, and the factor of the trace of r's Jacobian in it."""
+
+    slope: tuple[float, float]
+    score: tuple[float, float]
+    divergence: tuple[float, float]
+
+    @classmethod
+    def at(cls, node: Any, prediction: str, s: float) -> Rates:
+        """Where the noise is small beside the data, networks know the score badly, and trajectories are good."""
+        rho = spread(node, s)
+        damped = rho / (1 + (DAMPED_BELOW * node.alpha * s / node.sigma) ** 2)
+        (s_x, s_r), (v_x, v_r) = (convert(prediction, target, node, sigma_data=s) for target in ("score", "velocity"))
+        return cls((v_x / rho, v_r / rho), (damped * s_x, damped * s_r), (v_x, v_r))
+
+
 class NoNoise:
     """The probability flow draws none."""
 
@@ -79,8 +96,16 @@ class FixedGrid:
         times = rule(sde, steps, t_end=eps).times
         self.s, self.times = s, times[::-1] if to_noise else times
         self.nodes = sde.nodes(self.times)
+        self.spreads = [spread(node, s) for node in self.nodes]
         self.table = tables(rule.curve(sde, sde.T, eps), s, steps, to_noise)
         self.program = program(self.nodes, self.table, s)
+        self._rates: dict[str, list[Rates]] = {}
+
+    def rates(self, prediction: str) -> list[Rates]:
+        """What a network's output means at each node."""
+        if prediction not in self._rates:
+            self._rates[prediction] = [Rates.at(node, prediction, self.s) for node in self.nodes]
+        return self._rates[prediction]
 
     def carry(
         self, model: BoundModel, x: Tensor, on_output: Callable[[Tensor, Tensor, float], None] | None = None
@@ -102,39 +127,28 @@ class Integrals:
 
     Along any path z(u), $d\log p = -\operatorname{div}\,d\theta + \nabla_z\log p\cdot(dz - v/\rho\,d\theta)$ where the
     score is exact. The states visited lie on no single trajectory: from one to the next the path is that of the slopes
-    with a jump besides. With what the jumps add, the defect, the value has the error of the quadrature alone. Where the
-    noise is small beside the data networks know the score badly and trajectories are good: there it is damped.
+    with a jump besides. With what the jumps add, the defect, the value has the error of the quadrature alone.
 
     Args:
         model: whose traces are taken.
         grid: the grid.
-
-    Attributes:
-        terms: of the quadrature of div dtheta, each (B, columns).
-        defect: what the jumps add up to now, (B,).
     """
 
     def __init__(self, model: TraceModel, grid: FixedGrid) -> None:
-        self.model, self.grid, self.nodes = model, grid, grid.nodes
-        self.terms: list[Tensor] = []
-        self.defect: Any = 0.0
-        self._crossed = 0  # intervals
+        self.model, self.grid, self.rates = model, grid, grid.rates(model.score.prediction)
+        self._traces: list[Tensor] = []
+        self._jumps: list[Tensor] = []  # twice what those of the intervals add, (B,) each
         self._slopes: dict[int, Tensor] = {}  # dz/dtheta of the flow
         self._states: dict[int, tuple[Tensor, Tensor]] = {}  # z and the score there
 
     def __call__(self, x: Tensor, out: Tensor, t: float) -> None:
         """The network's output at the state of the next node."""
-        k, r, table, s = len(self.terms), out.to(x.dtype), self.grid.table, self.grid.s
-        node, rho = self.nodes[k], spread(self.nodes[k], s)
-        (s_x, s_r), (v_x, v_r) = (
-            convert(self.model.score.prediction, target, node, sigma_data=s) for target in ("score", "velocity")
-        )
-        self.terms.append(table.weights[k] * (v_x * x[0].numel() + v_r * self.model.traces.pop().to(x.dtype)))
-        damped = rho / (1 + (DAMPED_BELOW * node.alpha * s / node.sigma) ** 2)
-        self._slopes[k] = torch.add(v_x / rho * x, r, alpha=v_r / rho)
-        self._states[k] = x / rho, torch.add(damped * s_x * x, r, alpha=damped * s_r)
-        while self._crossed < len(table.integrals) and table.integrals[self._crossed][-1][0] <= k:
-            self._cross(self._crossed)
+        k, r, integrals = len(self._traces), out.to(x.dtype), self.grid.table.integrals
+        self._traces.append(self.model.traces.pop())
+        self._slopes[k], score = (torch.add(c_x * x, r, alpha=c_r) for c_x, c_r in self.rates[k][:2])
+        self._states[k] = x / self.grid.spreads[k], score
+        while len(self._jumps) < len(integrals) and integrals[len(self._jumps)][-1][0] <= k:
+            self._cross(len(self._jumps))
 
     def _cross(self, i: int) -> None:
         """Take the jump of interval i, when all the slopes about it are known."""
@@ -142,16 +156,23 @@ class Integrals:
         jump = z - end
         for j, w in integrals[i]:
             jump = torch.add(jump, self._slopes[j], alpha=w)
-        self.defect = self.defect + ((score + score_there) * jump).flatten(1).sum(1) / 2
-        self._crossed += 1
+        self._jumps.append(((score + score_there) * jump).flatten(1).sum(1))
         needed = integrals[min(i + 1, len(integrals) - 1)][0][0]
         self._slopes = {j: slope for j, slope in self._slopes.items() if j >= needed}
 
-    def end(self, latent: Tensor) -> Tensor:
-        """The defect of the whole path, up to a latent (B, *) beside the last state that was visited."""
-        (z, score) = self._states[len(self.nodes) - 1]
-        total: Tensor = self.defect + (score * (z - latent / spread(self.nodes[-1], self.grid.s))).flatten(1).sum(1)
-        return total
+    def terms(self, latent: Tensor) -> Tensor:
+        """The terms of the quadrature of div dtheta, (nodes, B, columns)."""
+        constants, factors = torch.tensor([rates.divergence for rates in self.rates], dtype=torch.float64).T
+        weights = torch.from_numpy(self.grid.table.weights)
+        traces = torch.stack(self._traces).to(latent.dtype)
+        a, b = ((weights * c).to(latent)[:, None, None] for c in (constants * latent[0].numel(), factors))
+        return a + b * traces
+
+    def defect(self, latent: Tensor) -> Tensor:
+        """What all jumps add, the last one from the last state that was visited to the latent (B, *), (B,)."""
+        (z, score) = self._states[len(self._traces) - 1]
+        last = (score * (z - latent / self.grid.spreads[-1])).flatten(1).sum(1)
+        return torch.stack(self._jumps).sum(0) / 2 + last
 
 
 def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float) -> Solution:
@@ -159,11 +180,10 @@ def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int
     grid = fixed_grid(sde, eps, steps, s)
     integrals = Integrals(model, grid)
     latent = grid.carry(model, x, integrals)
-    defect, terms = integrals.end(latent), torch.stack(integrals.terms)  # (nodes, B, columns)
-    nodes = integrals.nodes
-    volume = terms.mean(2).sum(0) + x[0].numel() * math.log(spread(nodes[-1], s) / spread(nodes[0], s))
+    defect, terms = integrals.defect(latent), integrals.terms(latent)
+    volume = terms.mean(2).sum(0) + x[0].numel() * math.log(grid.spreads[-1] / grid.spreads[0])
     # As slopes in lambda the terms vary slowly from node to node.
-    slowly = grid.table.weights * np.array([2 * math.cosh(node.lam + math.log(s)) for node in nodes])
+    slowly = grid.table.weights * np.array([2 * math.cosh(node.lam + math.log(s)) for node in grid.nodes])
     return Solution(latent, volume + defect, probe_error(terms.detach(), torch.from_numpy(slowly)), defect)
 
 
