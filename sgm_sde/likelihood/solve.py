@@ -162,10 +162,9 @@ class Integrals:
 
     def terms(self, latent: Tensor) -> Tensor:
         """The terms of the quadrature of div dtheta, (nodes, B, columns)."""
-        constants, factors = torch.tensor([rates.divergence for rates in self.rates], dtype=torch.float64).T
-        weights = torch.from_numpy(self.grid.table.weights)
+        constants, factors = np.array([rates.divergence for rates in self.rates]).T * self.grid.table.weights
         traces = torch.stack(self._traces).to(latent.dtype)
-        a, b = ((weights * c).to(latent)[:, None, None] for c in (constants * latent[0].numel(), factors))
+        a, b = (torch.from_numpy(c).to(latent)[:, None, None] for c in (constants * latent[0].numel(), factors))
         return a + b * traces
 
     def defect(self, latent: Tensor) -> Tensor:
