@@ -425,10 +425,12 @@ def test_bad_calls(score: sg.Score, kwargs: Mapping[str, Any], message: str) -> 
 
 
 def test_inference_mode() -> None:
-    """Autograd is off for good there: said so, instead of a classifier without gradient."""
+    """Autograd is off for good there, but not for the classifier."""
     x, t, y = points(VP)
-    with torch.inference_mode(), pytest.raises(RuntimeError, match="no_grad"):
-        Classifier(MIXTURE.score(VP), log_posterior(VP))(x, t, y=y)
+    score = Classifier(MIXTURE.score(VP), log_posterior(VP))
+    with torch.inference_mode():
+        guided = score(x.clone(), t.clone(), y=y.clone())
+    assert torch.equal(guided, score(x, t, y=y))
 
 
 def test_networks_are_compiled_each(monkeypatch: pytest.MonkeyPatch) -> None:

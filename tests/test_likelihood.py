@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -734,6 +735,7 @@ X = torch.zeros(2, 2, dtype=F64)
     [
         ({"x": torch.zeros(2, 2, dtype=torch.long)}, TypeError, "int64"),
         ({"x": [[0.0]]}, TypeError, "tensor"),
+        ({"x": torch.zeros(0, 2)}, ValueError, r"at least one sample, got shape \(0, 2\)"),
         ({"x": torch.full((2, 2), math.nan)}, ValueError, "sample 0"),
         ({"eps": 0.0}, ValueError, r"eps must lie in \(0, T\)"),
         ({"eps": 1.0}, ValueError, "1.0"),
@@ -766,6 +768,39 @@ def test_bad_input_to_log_prob(options: dict[str, Any], error: type[Exception], 
     given_options = {"score_fn": SCORE, "sde": VP, "x": X, **options}
     with pytest.raises(error, match=shown):
         sg.log_prob(**given_options)
+
+
+@pytest.mark.parametrize("flow", [sg.log_prob, sg.encode])
+@pytest.mark.parametrize("first", [0.0, 0.4])
+def test_where_a_flow_stops_being_finite(flow: Callable[..., Any], first: float) -> None:
+    """At the first node of the grid at which the network fails, in that sample."""
+
+    def fails(x: Tensor, t: Tensor) -> Tensor:
+        return torch.where((torch.arange(len(x)) == 1)[:, None] & (t[:, None] > first), math.inf, SCORE(x, t))
+
+    t = min(t for t in Stretched(data_std=0.5)(VP, 48, t_end=VP.likelihood_eps).times if t > first)
+    with pytest.raises(ValueError, match=f"output is not finite at t={t:.6g} in sample 1"):
+        flow(fails, VP, X, steps=48)
+
+
+def test_a_failure_that_does_not_repeat() -> None:
+    """It has a sample, but no time."""
+    calls = iter([math.nan])
+    with pytest.raises(ValueError, match="the log-likelihood of sample 0 is nan: the score is not finite"):
+        sg.log_prob(lambda x, t: SCORE(x, t) * next(calls, 1.0), VP, X, steps=48)
+
+
+def test_likelihoods_in_inference_mode() -> None:
+    """Autograd is off for good there, but not for the trace."""
+
+    def scaled(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return SCORE(x, t) * y[:, None]
+
+    y = torch.full((len(X),), 0.5, dtype=F64)
+    outside = sg.log_prob(scaled, VP, X, seed=0, model_kwargs={"y": y})
+    with torch.inference_mode():
+        inside = sg.log_prob(scaled, VP, X.clone(), seed=0, model_kwargs={"y": y.clone()})
+    assert torch.equal(inside.value, outside.value)
 
 
 @pytest.mark.parametrize(

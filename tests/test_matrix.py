@@ -433,6 +433,12 @@ BAD: list[tuple[Any, str]] = [
     (lambda: sg.SSCS(eta=-1.0), "eta must be finite, at least 0"),
     (lambda: sg.joint_log_prob(lambda z, t: z, CRITICAL, torch.zeros(2, 3)), r"need states \(B, 2, \*\)"),
     (
+        lambda: sg.joint_log_prob(
+            lambda z, t: z * z.new_tensor([1.0, math.inf]).view(2, 1, 1), CRITICAL, torch.ones(2, 2, 1)
+        ),
+        r"output is not finite at t=1e-05 in sample 1",
+    ),
+    (
         lambda: sg.log_prob(lambda z, t: z, CRITICAL, torch.zeros(2, 2, 1), method="rk45-scipy"),
         "takes no method=",
     ),

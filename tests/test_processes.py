@@ -202,6 +202,18 @@ def test_bad_input_is_named() -> None:
         sg.VPSDE(beta=3.0)  # type: ignore[call-arg]
 
 
+def test_slopes_of_a_schedule_in_inference_mode() -> None:
+    """Autograd records nothing there, and a slope of zero would be f = 0."""
+    sde = sg.LinearSDE.from_schedule(lambda t: torch.cos(1.5 * t), lambda t: torch.sin(1.5 * t))
+    x, t = torch.ones(3, 2, dtype=F64), torch.linspace(0.1, 0.9, 3, dtype=F64)
+    with torch.inference_mode():
+        f, g = sde.f(x, t), sde.g(t)
+        copies = sde.f(x.clone(), t.clone()), sde.g(t.clone())
+    torch.testing.assert_close(f, -1.5 * torch.tan(1.5 * t)[:, None] * x)
+    torch.testing.assert_close(g, (3 * torch.tan(1.5 * t)).sqrt())
+    assert torch.equal(f, copies[0]) and torch.equal(g, copies[1])
+
+
 def test_schedules_of_the_user() -> None:
     """from_schedule gives the built-in process back when given its alpha and sigma."""
     vp = sg.VPSDE()

@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products (B,) of a and b (B, *)."""
     return (a * b).flatten(1).sum(1)
-
-
-def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
-    """The function outside of inference mode, which records no graph, on copies of inference tensors."""
-
-    def copied(value: Any) -> Any:
-        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        grad = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.set_grad_enabled(grad):
-            return function(*map(copied, args), **{name: copied(value) for name, value in kwargs.items()})
-
-    return call
 
 
 class Linearised:

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._shapes import expand
-from sgm_sde.inverse.linalg import Linearised, conjugate_gradient, conjugate_residual, outside_inference_mode
+from sgm_sde.inverse.linalg import Linearised, conjugate_gradient, conjugate_residual
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.scores.score import Score
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,19 +44,41 @@ def check_points(x: Tensor) -> Tensor:
 
     Raises:
         TypeError: for anything that is no floating tensor.
-        ValueError: for values that are not finite.
+        ValueError: for no samples, and values that are not finite.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
         given = f"dtype {x.dtype}" if isinstance(x, Tensor) else repr(x)
         raise TypeError(f"x must be a floating tensor (B, *), got {given}; for images of integers use bits_per_dim")
-    if not bool(torch.isfinite(x).all()):
-        sample = int((~torch.isfinite(x)).reshape(len(x), -1).any(1).nonzero()[0])
-        raise ValueError(f"x must be finite, sample {sample} is not")
+    if len(x) == 0:
+        raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
+    for i in _not_finite(x)[:1]:
+        raise ValueError(f"x must be finite, sample {i} is not")
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def check_finite(value: Tensor, what: str) -> None:
-    """Raise ValueError, naming the sample, unless all values (B,) are finite."""
-    bad = (~torch.isfinite(value)).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"{what} of sample {bad[0]} is {value[bad[0]].item()}: the score is not finite")
+OnOutput = Callable[[Tensor, Tensor, float], None]
+
+
+def check_finite(value: Tensor, what: str, run: Callable[[OnOutput], object] | None = None) -> None:
+    """Raise ValueError, naming the sample, unless all values (B, *) are finite.
+
+    With `run`, which takes what is called with each state, output and time, it is run again to name the time.
+    """
+    bad = _not_finite(value)
+    if not bad:
+        return
+    if run is not None:
+        with torch.no_grad():
+            run(_check_output)
+    shown = f"{what} of sample {bad[0]} is {value[bad[0]].item() if value.ndim == 1 else 'not finite'}"
+    raise ValueError(f"{shown}: the score is not finite")
+
+
+def _check_output(x: Tensor, output: Tensor, t: float) -> None:
+    for what, value in (("state", x), ("network's output", output)):
+        for i in _not_finite(value)[:1]:
+            raise ValueError(f"the {what} is not finite at t={t:.6g} in sample {i}")
+
+
+def _not_finite(value: Tensor) -> list[int]:
+    return (~torch.isfinite(value.detach())).reshape(len(value), -1).any(1).nonzero().flatten().tolist()

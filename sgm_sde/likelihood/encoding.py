@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import solve
-from sgm_sde.likelihood.checks import check_finite, check_points, check_process, require_count, require_one_of
+from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, check_process, require_count, require_one_of
 from sgm_sde.likelihood.results import FlowResult
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.model import BoundModel
@@ -111,15 +112,17 @@ def _carry(
     if grad and method == "adaptive":
         raise ValueError("method='adaptive' has no gradients: use 'exponential'")
     model = BoundModel(score, sde, (eps, sde.T), model_kwargs)
+    carry: Callable[[OnOutput], Tensor] | None = None
     times: tuple[float, ...] = (eps, sde.T) if to_noise else (sde.T, eps)
     with torch.set_grad_enabled(grad):
         if method == "exponential":
             grid = solve.fixed_grid(sde, eps, steps, data_std, to_noise)
+            carry = partial(grid.carry, model, state)
             end, times = grid.carry(model, state), grid.times
         else:
             flow = solve.NormalisedFlow(model, sde, state, eps, data_std)
             (end,) = solve.adaptive(flow, state, rtol, atol, to_noise=to_noise)
-    check_finite(end.detach().flatten(1).sum(1) if end.ndim > 1 else end.detach(), "the sum over the other end")
+    check_finite(end, "the other end", carry)
     return FlowResult(end.to(x.dtype), model.nfe, times)
 
 

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._autograd import outside_inference_mode
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -41,6 +43,7 @@ METHODS = ("exponential", "adaptive", "dopri5-adjoint", "rk45-scipy")
 PILOT = "pilot"
 
 
+@outside_inference_mode
 def log_prob(
     score_fn: ScoreFn,
     sde: LinearSDE | MatrixSDE,
@@ -197,7 +200,8 @@ def log_prob(
         )
         at_T = (sde.prior_log_prob if prior is None else prior)(latent)
         value = at_T + volume + added
-    check_finite(value, "the log-likelihood")
+    again = partial(solve.revisit, model, sde, state, eps, steps, data_std) if on_grid else None
+    check_finite(value, "the log-likelihood", again)
     if trace == "exact":
         stderr = torch.zeros_like(stderr)
     nfe, vjps = model.nfe + spent[0], estimate.vjps + spent[1]

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._shapes import on_host
 from sgm_sde.engine.executor import Plan, execute, lower
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds, seeds_of_draw
@@ -54,6 +55,7 @@ class _DriftModel(TraceModel):
         return drift.detach()
 
 
+@outside_inference_mode
 def joint_log_prob(
     score_fn: ScoreFn,
     sde: MatrixSDE,
@@ -120,15 +122,16 @@ def joint_log_prob(
     model = _DriftModel(score, sde, (eps, sde.T), model_kwargs, estimate)
     method = RungeKutta(RK4)
     times = rule(sde.natural_grid)(sde, steps, t_end=eps).times[::-1]
+    program = trace_program(method, sde, times)
     with torch.no_grad():
-        latent = execute(trace_program(method, sde, times), state, model, NoNoise()).x
+        latent = execute(program, state, model, NoNoise()).x
     weights = np.outer(np.diff(times), method.tableau.b).reshape(-1)
     terms = torch.stack([w * d.to(state.dtype) for w, d in zip(weights.tolist(), model.traces, strict=True)])
     volume = terms.mean(2).sum(0)
     stderr = torch.zeros_like(volume) if trace == "exact" else probe_error(terms, torch.from_numpy(weights))
     prior = sde.prior_log_prob(latent)
     value = prior + volume
-    check_finite(value, "the log-likelihood")
+    check_finite(value, "the log-likelihood", lambda look: execute(program, state, model, NoNoise(), on_output=look))
     protocol = LikelihoodProtocol(
         "point log p_eps of the joint state", eps, f"RK4 with {steps} steps", str(estimate),
         f"N(0, {sde.prior_covariance:.4g})",

@@ -14,7 +14,7 @@ $$ \log p_\epsilon(x_\epsilon) = \log p_T(x_T) + d\log\frac{\rho_T}{\rho_\epsilo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from torch import Tensor
 from sgm_sde._shapes import as_time, expand
 from sgm_sde.engine.adaptive import COMPLETED, integrate
 from sgm_sde.engine.executor import execute
+from sgm_sde.likelihood.checks import OnOutput
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.multistep import program, spread, tables
 from sgm_sde.likelihood.trace import TraceModel, fixed_probe_error, probe_error
@@ -107,9 +108,7 @@ class FixedGrid:
             self._rates[prediction] = [Rates.at(node, prediction, self.s) for node in self.nodes]
         return self._rates[prediction]
 
-    def carry(
-        self, model: BoundModel, x: Tensor, on_output: Callable[[Tensor, Tensor, float], None] | None = None
-    ) -> Tensor:
+    def carry(self, model: BoundModel, x: Tensor, on_output: OnOutput | None = None) -> Tensor:
         """The state at the last of the times; order 4."""
         return execute(self.program, x, model, NoNoise(), on_output=on_output, grad=torch.is_grad_enabled()).x
 
@@ -202,6 +201,14 @@ def exponential(
             better = Solution(*(part[rows] for part in on_grid(model, sde, x, eps, finer * steps, s)))
         solution = Solution(*(a.index_copy(0, rows, b) for a, b in zip(solution, better, strict=True)))
     return solution
+
+
+def revisit(
+    model: BoundModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, on_output: OnOutput
+) -> None:
+    """Walk along the grids of `exponential` again."""
+    for finer in (1, *REFINEMENTS):
+        fixed_grid(sde, eps, finer * steps, s).carry(model, x, on_output)
 
 
 class NormalisedFlow:

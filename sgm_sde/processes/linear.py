@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._shapes import Time, as_time, expand, on_host
 from sgm_sde.processes.base import SDE, Node
 from sgm_sde.processes.predictions import convert
@@ -232,6 +233,7 @@ def invert_log_snr(sde: Any, target: Tensor) -> Tensor:
     return torch.where(outside, torch.nan, (low + high) / 2)
 
 
+@outside_inference_mode
 def _derivative(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     keep = torch.is_grad_enabled() and t.requires_grad
     with torch.enable_grad():

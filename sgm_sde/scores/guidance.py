@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._shapes import expand
 from sgm_sde.scores.score import Score
 from sgm_sde.scores.time_labels import TimeLabel, noise_level
@@ -339,9 +340,8 @@ class Classifier(GuidedScore):
         _, slope = self._conversion("score", self.prediction, t, x)
         return out.to(x.dtype) + expand(slope * w, x) * self._gradient(x, t, given)
 
+    @outside_inference_mode
     def _gradient(self, x: Tensor, t: Tensor, condition: dict[str, Any]) -> Tensor:
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError("a classifier's gradient cannot be had in torch.inference_mode(): use torch.no_grad()")
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             leaf = x if keep and x.requires_grad else x.detach().requires_grad_()

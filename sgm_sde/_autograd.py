@@ -1,0 +1,30 @@
+"""Gradients where the caller has turned autograd off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
+    """The function outside of inference mode, which records no graph, on copies of inference tensors."""
+
+    def copied(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: copied(item) for name, item in value.items()}
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        grad = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            return function(*map(copied, args), **copied(kwargs))
+
+    return call
