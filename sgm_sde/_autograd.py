@@ -28,3 +28,12 @@ def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
             return function(*map(copied, args), **copied(kwargs))
 
     return call
+
+
+def require_gradient(value: Tensor, what: str, hint: str) -> None:
+    """Raise ValueError unless the value has a graph."""
+    if not value.requires_grad:
+        raise ValueError(
+            f"{what} gives no gradient with respect to x, which is needed here: it runs under no_grad or detaches its "
+            f"input or output. {hint}"
+        )

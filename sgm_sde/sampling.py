@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde import grids
+from sgm_sde._autograd import outside_inference_mode
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL
@@ -138,6 +139,7 @@ class SampleResult:
         return f"SampleResult(x={tuple(self.x.shape)} {self.x.dtype}, nfe={self.nfe}, {self.status})"
 
 
+@outside_inference_mode
 def sample(
     score_fn: ScoreFn,
     sde: SDE,
@@ -288,7 +290,7 @@ def sample(
         monitor.finish(end)
     status = _status(run.x, end, grid, run.nodes - 1, monitor.stopped, first_bad_node)
     if status.samples:
-        warnings.warn(status.message, NonFiniteWarning, stacklevel=2)
+        warnings.warn(status.message, NonFiniteWarning, stacklevel=3)
     kept = monitor.stacked(dtype), tuple(monitor.kept_times)
     return SampleResult(end.to(dtype), model.nfe, grid.times, status, *kept, seeds, model.rows)
 
@@ -386,7 +388,7 @@ def _initial_state(
             warnings.warn(
                 f"starting at t={start:g} < T={sde.T:g} from pure noise: the marginal there contains data; "
                 f"pass noised data as x_T",
-                stacklevel=3,
+                stacklevel=4,
             )
         return sde.prior_transform(NoiseStream(seeds, "prior").normal(shape, state_dtype, device), start), seeds, dtype
     return x_T.to(state_dtype), seeds, dtype
@@ -423,7 +425,7 @@ def _run_adaptive(
         warnings.warn(
             "the network is wrapped for distributed training, where every process must call it as often as the others, "
             "and an adaptive solver does not: pass net.module",
-            stacklevel=3,
+            stacklevel=4,
         )
     denoise = final == "denoise"
     if nfe is not None and (isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1):
@@ -445,7 +447,7 @@ def _run_adaptive(
     outcome = tuple(o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(end.outcome, finite, strict=True))
     status = _adaptive_status(outcome, end.t, ends[1])
     if not status.ok:
-        warnings.warn(status.message, NonFiniteWarning if NOT_FINITE in outcome else UnfinishedWarning, stacklevel=3)
+        warnings.warn(status.message, NonFiniteWarning if NOT_FINITE in outcome else UnfinishedWarning, stacklevel=4)
     control = StepControl(outcome, end.t, end.accepted, end.rejected, end.evaluations)
     return SampleResult(x.to(dtype), model.nfe, ends, status, seeds=seeds, rows=model.rows, control=control)
 

@@ -7,6 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sgm_sde._autograd import require_gradient
+
+HINT = "DiffPIR and Replacement need none, LinearMap takes an adjoint="
+
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products (B,) of a and b (B, *)."""
@@ -36,11 +40,7 @@ class Linearised:
             # A copy, since the loop overwrites its states in place.
             self.x = x if self._outer and x.requires_grad else x.detach().clone().requires_grad_()
             self.output = call(self.x)
-        if not self.output.requires_grad:
-            raise ValueError(
-                "the function gives no gradient with respect to x, which is needed here: it runs under no_grad or "
-                "detaches its input or output. DiffPIR and Replacement need none, LinearMap takes an adjoint="
-            )
+        require_gradient(self.output, "the function", HINT)
 
     @property
     def value(self) -> Tensor:

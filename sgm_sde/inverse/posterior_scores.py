@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import outside_inference_mode
+from sgm_sde._autograd import outside_inference_mode, require_gradient
 from sgm_sde._shapes import expand
-from sgm_sde.inverse.linalg import Linearised, conjugate_gradient, conjugate_residual
+from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjugate_residual
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.scores.score import Score
 
@@ -117,7 +117,14 @@ class PosteriorScore(Score, ABC):
         """The posterior mean of the data at x (B, *) and t (B,)."""
         sde: Any = self.score.sde
         alpha, sigma = (expand(c(t), x) for c in (sde.alpha, sde.sigma))
-        return self.posterior_mean(lambda x: self.score.denoised(x, t, **kwargs), x, alpha, sigma)
+
+        def denoiser(x: Tensor) -> Tensor:
+            out = self.score.output(x, t, **kwargs)
+            if x.requires_grad:  # what the conversion adds has a gradient in any case
+                require_gradient(out, "the network", HINT)
+            return self.score.convert("data", x, t, out)
+
+        return self.posterior_mean(denoiser, x, alpha, sigma)
 
     @abstractmethod
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

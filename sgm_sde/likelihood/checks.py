@@ -56,6 +56,23 @@ def check_points(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def given_log_prob(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
+    """The log-densities (B,) that a caller's prior gives latents (B, *).
+
+    Raises:
+        ValueError: for anything but one finite number a sample, where the latents are finite.
+    """
+    value, n = prior(latent), len(latent)
+    if not isinstance(value, Tensor) or value.shape != (n,):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"the prior must return one log-density a sample, ({n},), got {got}")
+    bad = _not_finite(latent)
+    for i in _not_finite(value)[:1]:
+        if not bad:
+            raise ValueError(f"the prior's log-density of sample {i} is {value[i].item()}")
+    return value
+
+
 OnOutput = Callable[[Tensor, Tensor, float], None]
 
 
@@ -69,12 +86,13 @@ def check_finite(value: Tensor, what: str, run: Callable[[OnOutput], object] | N
         return
     if run is not None:
         with torch.no_grad():
-            run(_check_output)
+            run(check_output)
     shown = f"{what} of sample {bad[0]} is {value[bad[0]].item() if value.ndim == 1 else 'not finite'}"
     raise ValueError(f"{shown}: the score is not finite")
 
 
-def _check_output(x: Tensor, output: Tensor, t: float) -> None:
+def check_output(x: Tensor, output: Tensor, t: float) -> None:
+    """Raise ValueError, naming time and sample, unless states and the network's output (B, *) are finite."""
     for what, value in (("state", x), ("network's output", output)):
         for i in _not_finite(value)[:1]:
             raise ValueError(f"the {what} is not finite at t={t:.6g} in sample {i}")

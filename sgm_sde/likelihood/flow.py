@@ -26,7 +26,14 @@ from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import solve
-from sgm_sde.likelihood.checks import check_finite, check_points, check_process, require_count, require_one_of
+from sgm_sde.likelihood.checks import (
+    check_finite,
+    check_points,
+    check_process,
+    given_log_prob,
+    require_count,
+    require_one_of,
+)
 from sgm_sde.likelihood.decoders import GaussianDecoder, diffuse
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.trace import BASES, PROBES, TRACES, Estimate, Exact, Hutchinson, TraceModel
@@ -167,6 +174,8 @@ def log_prob(
     require_one_of("probe", probe, PROBES)
     require_one_of("probe_basis", getattr(basis, "basis", basis), (*BASES, PILOT))
     require_one_of("decoder", decoder, (None, "gaussian"))
+    if prior is not None and not callable(prior):
+        raise TypeError(f"prior must be a function from latents (B, *) to log-densities (B,), got {prior!r}")
     for option, count, least in (("n_probes", n_probes, 1), ("chunk", chunk, 1), ("steps", steps, 6)):
         require_count(option, count, least)
     check_tolerances(rtol, atol, 1)
@@ -198,7 +207,7 @@ def log_prob(
         (latent, volume, stderr, defect), how = _solve(
             model, sde, state, eps, method, steps, refine, rtol, atol, data_std, _parameters(score, parameters)
         )
-        at_T = (sde.prior_log_prob if prior is None else prior)(latent)
+        at_T = sde.prior_log_prob(latent) if prior is None else given_log_prob(prior, latent)
         value = at_T + volume + added
     again = partial(solve.revisit, model, sde, state, eps, steps, data_std) if on_grid else None
     check_finite(value, "the log-likelihood", again)

@@ -26,7 +26,7 @@ from torch import Tensor
 from sgm_sde._shapes import as_time, expand
 from sgm_sde.engine.adaptive import COMPLETED, integrate
 from sgm_sde.engine.executor import execute
-from sgm_sde.likelihood.checks import OnOutput
+from sgm_sde.likelihood.checks import OnOutput, check_output
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.multistep import program, spread, tables
 from sgm_sde.likelihood.trace import TraceModel, fixed_probe_error, probe_error
@@ -322,6 +322,7 @@ def scipy_rk45(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, rtol: f
         (node,) = sde.nodes([t])
         (time,) = model.times([t], state)
         out = model.evaluate(state, time).to(x.dtype)
+        check_output(state, out, t)  # SciPy's first step would be NaN, and it would try it for ever
         c_x, c_r = convert(prediction, "flow", node)
         traces = c_x * d + c_r * model.traces.pop()
         parts = [(c_x * state + c_r * out).reshape(-1), traces.reshape(-1)]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._autograd import require_gradient
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.model import BoundModel
@@ -26,6 +27,7 @@ from sgm_sde.scores.score import Score
 TRACES = ("hutchinson", "exact")
 PROBES = ("rademacher", "gaussian")
 BASES = ("pixel", "colour", "dct")
+CONSTANT = "One whose output is constant may add 0 * x"
 
 
 class Estimate(Protocol):
@@ -79,6 +81,7 @@ class TraceModel(BoundModel):
         with torch.enable_grad():
             x = x if keep and x.requires_grad else x.detach().requires_grad_()
             out = self._call(x, t)
+            require_gradient(out, "the network", CONSTANT)
             trace = self.estimate(out, x, self._index, keep)
         self.traces.append(trace if keep else trace.detach())
         return out if keep else out.detach()

@@ -36,7 +36,7 @@ class Score:
         recordable: whether a call does the same at every time, so that a run can be one CUDA graph.
 
     Raises:
-        ValueError: at a call, if the output does not have the shape of x.
+        ValueError: at a call, if the output is not floating-point of the shape of x, or x was changed in place.
         TypeError: if the prediction needs a process with alpha(t) and sigma(t) and there is none.
     """
 
@@ -101,6 +101,7 @@ class Score:
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The network's own output at x (B, *) and t (B,), as it returns it; its type and shape are checked."""
+        version = None if x.is_inference() else x._version
         if self._as_it_is:
             out = self.net(x, t, **kwargs)
         else:
@@ -114,6 +115,13 @@ class Score:
             raise ValueError(f"the network must return a tensor, got {type(out).__name__}")
         if out.shape != self._shape(x):
             raise ValueError(f"the network returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}")
+        if not out.is_floating_point():
+            raise ValueError(f"the network must return floating-point numbers, got dtype {out.dtype}")
+        if version is not None and x._version != version:
+            raise ValueError(
+                "the network changed its input in place, which is the state of the run: let it work on x.clone(), and "
+                "give a first nn.ReLU no inplace=True"
+            )
         return out
 
     def _shape(self, x: Tensor) -> torch.Size:
@@ -123,7 +131,11 @@ class Score:
     def predict(self, target: str, x: Tensor, t: Time, **kwargs: Any) -> Tensor:
         """Any of the predictions (see `sgm_sde.processes.predictions`) at x (B, *) and t, () or (B,)."""
         t = batch_time(t, x)
-        out = self.output(x, t, **kwargs).to(x.dtype)
+        return self.convert(target, x, t, self.output(x, t, **kwargs))
+
+    def convert(self, target: str, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """Any of the predictions at x (B, *) and t (B,) from the network's output there."""
+        out = out.to(x.dtype)
         if target == self.prediction:
             return out
         if not self.sde.has_kernel:

@@ -96,7 +96,7 @@ class Backend(AdaptiveSolver):
                 f"{self.name} takes one step size for the whole batch, so that a sample depends on its batch-mates; "
                 f"per_sample=True runs them one by one, and solver='dopri5' gives each its own steps",
                 BatchCoupledWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         x, t = problem.x.clone(), torch.full((n,), problem.start, dtype=torch.float64, device="cpu")
         evaluations, outcome = torch.zeros(n, dtype=torch.int64, device="cpu"), [COMPLETED] * n
