@@ -18,7 +18,8 @@ def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
 
     def copied(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {name: copied(item) for name, item in value.items()}
+            items = {name: copied(item) for name, item in value.items()}
+            return items if any(items[name] is not value[name] for name in items) else value
         return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
     @wraps(function)

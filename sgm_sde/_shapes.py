@@ -44,6 +44,11 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def flat(x: Tensor) -> Tensor:
+    """x (B, *) as (B, d), of scalars as well."""
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
+
+
 def batch_time(t: Time, x: Tensor) -> Tensor:
     """`t` as a tensor of shape (B,) on the device of `x` (B, *), at least float32."""
     t = as_time(t)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from sgm_sde import grids
 from sgm_sde._autograd import outside_inference_mode
+from sgm_sde._shapes import flat
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
-from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL
+from sgm_sde.engine.adaptive import COMPLETED, GIVEN_UP, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL
 from sgm_sde.engine.brownian import PathNoise
 from sgm_sde.engine.executor import Hook, execute
 from sgm_sde.engine.noise import Generators, NoiseSource, NoiseStream, Seeds, resolve_seeds
@@ -95,7 +96,8 @@ class StepControl:
     """What an adaptive solver did with each sample.
 
     Attributes:
-        outcome: how each ended: "completed", "out of steps", "not finite" or "step too small".
+        outcome: how each ended: "completed", "out of steps", "not finite", "step too small" or, where another library
+            gave a batch up for one of its samples, "given up".
         times: where each got to, (B,) in float64.
         accepted: accepted steps of each, (B,).
         rejected: rejected ones, (B,).
@@ -431,6 +433,11 @@ def _run_adaptive(
     if nfe is not None and (isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1):
         raise ValueError(f"nfe must be a whole number of at least 1, got {nfe}")
     calls = None if nfe is None else int(nfe) - denoise
+    if calls is not None and calls < solver.least_calls:
+        raise ValueError(
+            f"nfe={nfe} is too small: the first step of {solver.name} takes {solver.least_calls} network calls"
+            + (" and final='denoise' one more" if denoise else "")
+        )
     bar = _bar(progress, len(x), solver.name, "sample")
     try:
         end = solver.run(
@@ -445,14 +452,14 @@ def _run_adaptive(
             x = x.index_copy(0, arrived, model.predict("data", x[arrived], ends[1]))
     finite = _finite(x).tolist()
     outcome = tuple(o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(end.outcome, finite, strict=True))
-    status = _adaptive_status(outcome, end.t, ends[1])
+    status = _adaptive_status(outcome, end.t, ends[1], end.not_finite)
     if not status.ok:
         warnings.warn(status.message, NonFiniteWarning if NOT_FINITE in outcome else UnfinishedWarning, stacklevel=4)
     control = StepControl(outcome, end.t, end.accepted, end.rejected, end.evaluations)
     return SampleResult(x.to(dtype), model.nfe, ends, status, seeds=seeds, rows=model.rows, control=control)
 
 
-def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float) -> Status:
+def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite: Mapping[int, float]) -> Status:
     """Which samples did not arrive, where they are, and why."""
     samples = tuple(i for i, o in enumerate(outcome) if o != COMPLETED)
     if not samples:
@@ -461,11 +468,18 @@ def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float) -> Status:
         OUT_OF_STEPS: "out of steps",
         NOT_FINITE: "the score or the state is not finite beyond",
         STEP_TOO_SMALL: "the step is too small to go on",
+        GIVEN_UP: "its batch was given up",
     }
-    shown = "; ".join(f"sample {i} at t={float(t[i]):.6g}: {why[outcome[i]]}" for i in samples[:4])
+    first = sorted(samples, key=lambda i: outcome[i] == GIVEN_UP)
+    shown = "; ".join(
+        f"sample {i}: not finite at t={not_finite[i]:.6g}"
+        if i in not_finite
+        else f"sample {i} at t={float(t[i]):.6g}: {why[outcome[i]]}"
+        for i in first[:4]
+    )
     more = "; ..." if len(samples) > 4 else ""
     message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({shown}{more})"
-    return Status(False, message, float(t[samples[0]]), samples)
+    return Status(False, message, not_finite.get(first[0], float(t[first[0]])), samples)
 
 
 def _make_grid(
@@ -602,7 +616,7 @@ def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool)
 
 def _finite(x: Tensor) -> Tensor:
     """Whether each sample (B,) of a state (B, *) is finite."""
-    return torch.isfinite(x.detach()).flatten(1).all(1) if x.ndim > 1 else torch.isfinite(x.detach())
+    return flat(torch.isfinite(x.detach())).all(1)
 
 
 def _status(

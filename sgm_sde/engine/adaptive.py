@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +24,8 @@ COMPLETED = "completed"
 OUT_OF_STEPS = "out of steps"
 NOT_FINITE = "not finite"
 STEP_TOO_SMALL = "step too small"
-OUTCOMES = ("", COMPLETED, OUT_OF_STEPS, NOT_FINITE, STEP_TOO_SMALL)
+GIVEN_UP = "given up"
+OUTCOMES = ("", COMPLETED, OUT_OF_STEPS, NOT_FINITE, STEP_TOO_SMALL, GIVEN_UP)
 ATTEMPTS_AT_NAN = 8  # each with a tenth of the step before
 
 
@@ -175,6 +176,7 @@ class Integration:
         rejected: rejected ones.
         evaluations: evaluations of the right-hand side by each sample, (B,).
         calls: evaluations of the right-hand side, each on all samples that were still on their way.
+        not_finite: of samples whose first value that was not finite is known, the time of it.
     """
 
     y: State
@@ -184,6 +186,7 @@ class Integration:
     rejected: Tensor
     evaluations: Tensor
     calls: int
+    not_finite: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def completed(self) -> Tensor:

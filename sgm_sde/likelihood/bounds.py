@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._shapes import expand
+from sgm_sde._shapes import expand, flat
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_finite, check_process, require_count, require_one_of
@@ -127,7 +127,7 @@ def elbo(
                 weight = (sde.d_sigma(t) / sde.sigma(t) - sde.rate(t)) * (sde.T - eps)  # -dlambda/dt of the whole
             alpha, sigma = (c.to(decoder.x) for c in (sde.alpha(t), sde.sigma(t)))
             noise, x_t = draws.noised(expand(alpha, decoder.x), expand(sigma, decoder.x))
-            error = (noise - model.predict_at("noise", x_t, t)).square().flatten(1).sum(1)
+            error = flat((noise - model.predict_at("noise", x_t, t)).square()).sum(1)
             errors.append(error.detach())
             terms.append(weight.to(error) / n_times * (error - draws.excess(noise, alpha, sigma)))
         stacked = torch.stack(terms)
@@ -286,11 +286,11 @@ def ddpm_bound(
         s, t = nodes[i - 1], nodes[i]
         noise, x_t = draws.noised(t.alpha, t.sigma)
         D = model.predict("data", x_t, t.t)
-        error = (D - decoder.x).square().flatten(1).sum(1) * (t.alpha / t.sigma) ** 2
+        error = flat((D - decoder.x).square()).sum(1) * (t.alpha / t.sigma) ** 2
         v, per_data = step_variance(i), s.alpha * betas[i] / t.sigma**2
         off = per_data * (decoder.x - (D if clip is None else D.clamp(*clip)))
         log_ratio = (v / small[i]).log() if isinstance(v, Tensor) else math.log(v / small[i])
-        term = (0.5 * (log_ratio + small[i] / v - 1) + off.square() / (2 * v)).flatten(1).sum(1)
+        term = flat(0.5 * (log_ratio + small[i] / v - 1) + off.square() / (2 * v)).sum(1)
         if plain:  # x - D is -sigma/alpha times the error of the noise
             term = term - (per_data * t.sigma / t.alpha) ** 2 / (2 * v) * draws.excess(noise, t.alpha, t.sigma)
         return term, error.detach()
@@ -317,7 +317,7 @@ def ddpm_bound(
 def _divergence_from_prior(node: Any, x: Tensor, std: float) -> Tensor:
     """KL(N(alpha x, sigma^2) || N(0, std^2)), (B,)."""
     d, ratio = x[0].numel(), (node.sigma / std) ** 2
-    return 0.5 * (node.alpha / std) ** 2 * x.square().flatten(1).sum(1) + 0.5 * d * (ratio - 1 - math.log(ratio))
+    return 0.5 * (node.alpha / std) ** 2 * flat(x.square()).sum(1) + 0.5 * d * (ratio - 1 - math.log(ratio))
 
 
 def _variance_of_mean(values: Tensor) -> Tensor:
@@ -358,7 +358,7 @@ class _Draws:
         if self.s is None:
             return 0.0
         g = 1 / (1 + (sigma / (alpha * self.s)) ** 2)
-        return g**2 * (noise.square().flatten(1).sum(1) - self.d)
+        return g**2 * (flat(noise.square()).sum(1) - self.d)
 
     def decode(
         self, model: BoundModel, node: Any, std: Callable[[], Any], n: int, clip: tuple[float, float] | None = None

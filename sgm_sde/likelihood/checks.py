@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
+from sgm_sde._shapes import flat
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 
 
 def require_count(option: str, count: int, least: int = 1) -> None:
     """Raise ValueError unless `count` is a whole number of at least `least`."""
-    if isinstance(count, bool) or int(count) != count or count < least:
-        raise ValueError(f"{option} must be a whole number of at least {least}, got {count}")
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < least:
+        raise ValueError(f"{option} must be a whole number of at least {least}, got {count!r}")
 
 
 def require_one_of(option: str, choice: object, known: Sequence[object]) -> None:
@@ -51,7 +54,7 @@ def check_points(x: Tensor) -> Tensor:
         raise TypeError(f"x must be a floating tensor (B, *), got {given}; for images of integers use bits_per_dim")
     if len(x) == 0:
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
-    for i in _not_finite(x)[:1]:
+    for i in not_finite(x)[:1]:
         raise ValueError(f"x must be finite, sample {i} is not")
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -66,37 +69,42 @@ def given_log_prob(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
     if not isinstance(value, Tensor) or value.shape != (n,):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"the prior must return one log-density a sample, ({n},), got {got}")
-    bad = _not_finite(latent)
-    for i in _not_finite(value)[:1]:
+    bad = not_finite(latent)
+    for i in not_finite(value)[:1]:
         if not bad:
             raise ValueError(f"the prior's log-density of sample {i} is {value[i].item()}")
     return value
 
 
-OnOutput = Callable[[Tensor, Tensor, float], None]
+OnOutput = Callable[..., None]
 
 
 def check_finite(value: Tensor, what: str, run: Callable[[OnOutput], object] | None = None) -> None:
     """Raise ValueError, naming the sample, unless all values (B, *) are finite.
 
-    With `run`, which takes what is called with each state, output and time, it is run again to name the time.
+    With `run`, which takes what is called with each state, output, time and trace, it is run again to name the time.
     """
-    bad = _not_finite(value)
+    bad = not_finite(value)
     if not bad:
         return
     if run is not None:
         with torch.no_grad():
-            run(check_output)
+            run(partial(check_output, among=bad))
     shown = f"{what} of sample {bad[0]} is {value[bad[0]].item() if value.ndim == 1 else 'not finite'}"
     raise ValueError(f"{shown}: the score is not finite")
 
 
-def check_output(x: Tensor, output: Tensor, t: float) -> None:
-    """Raise ValueError, naming time and sample, unless states and the network's output (B, *) are finite."""
-    for what, value in (("state", x), ("network's output", output)):
-        for i in _not_finite(value)[:1]:
+def check_output(
+    x: Tensor, output: Tensor, t: float, trace: Tensor | None = None, *, among: Sequence[int] | None = None
+) -> None:
+    """Raise ValueError, naming time and sample, unless states, the network's output and its trace (B, *) are finite."""
+    values = {"state": x, "network's output": output, "trace of the network's Jacobian": trace}
+    for what, value in values.items():
+        bad = [] if value is None else not_finite(value)
+        for i in [i for i in bad if among is None or i in among][:1]:
             raise ValueError(f"the {what} is not finite at t={t:.6g} in sample {i}")
 
 
-def _not_finite(value: Tensor) -> list[int]:
-    return (~torch.isfinite(value.detach())).reshape(len(value), -1).any(1).nonzero().flatten().tolist()
+def not_finite(value: Tensor) -> list[int]:
+    """The samples with values (B, *) that are not finite."""
+    return flat(~torch.isfinite(value.detach())).any(1).nonzero().flatten().tolist()

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sgm_sde._shapes import flat
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.likelihood.checks import check_points, require_count
 from sgm_sde.scores.model import BoundModel
@@ -42,7 +43,7 @@ class GaussianDecoder:
 
     def __call__(self, mean: Tensor, std: Tensor | float) -> Tensor:
         """Log-density (B,) of the data under N(mean, std^2)."""
-        return normal_log_prob((self.x - mean) / std, std).flatten(1).sum(1)
+        return flat(normal_log_prob((self.x - mean) / std, std)).sum(1)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Levels:
         if not is_integer(images):
             given = f"dtype {images.dtype}" if isinstance(images, Tensor) else repr(images)
             raise TypeError(f"images must be whole numbers of an integer dtype, got {given}: for points use log_prob")
+        images = images.long()  # few operations know the wider unsigned ones
         require_count("n_levels", n_levels, 2)
         low, high = data_range
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -96,7 +98,7 @@ class Levels:
         flip = lower > 0  # so that both edges lie in the tail that keeps its digits
         low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
         log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
-        return (log_high + torch.log1p(-(log_low - log_high).exp())).flatten(1).sum(1)
+        return flat(log_high + torch.log1p(-(log_low - log_high).exp())).sum(1)
 
 
 def is_integer(x: object) -> bool:
@@ -130,5 +132,5 @@ def diffuse(model: BoundModel, decoder: Decoder, eps: float, stream: NoiseStream
     (node,) = model.sde.nodes([eps])
     z = stream.normal(tuple(decoder.x.shape), decoder.x.dtype, decoder.x.device)
     x = node.alpha * decoder.x + node.sigma * z
-    log_q = normal_log_prob(z.double(), node.sigma).flatten(1).sum(1)
+    log_q = flat(normal_log_prob(z.double(), node.sigma)).sum(1)
     return x, decoder(model.predict("data", x, eps), node.sigma / node.alpha) - log_q

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sgm_sde._shapes import flat
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds, seeds_of_draw
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_process, require_count
@@ -120,7 +121,8 @@ def bits_per_dim(
         if dequantize in ("diffusion", "truncated-normal"):
             raise ValueError(f"dequantize={dequantize!r} needs a LinearSDE, got {sde!r}")
         density = velocity_bound
-        options["eps"] = eps = options.get("eps") or sde.likelihood_eps
+        given = options.get("eps")
+        options["eps"] = eps = sde.likelihood_eps if given is None else given
     else:
         options["eps"] = eps = check_process(sde, options.get("eps"))
     seeds = resolve_seeds(seed, generator, len(images))
@@ -193,4 +195,4 @@ def _truncated_normal(levels: Levels, sde: LinearSDE, eps: float, stream: NoiseS
     mass = torch.erf(tau / math.sqrt(2))
     z = torch.special.ndtri(torch.special.ndtr(-tau) + u * mass).clamp(-tau, tau)
     log_q = normal_log_prob(z, node.sigma) - mass.log()
-    return (node.alpha * levels.x.double() + node.sigma * z).to(levels.x.dtype), -log_q.flatten(1).sum(1)
+    return (node.alpha * levels.x.double() + node.sigma * z).to(levels.x.dtype), -flat(log_q).sum(1)

@@ -9,10 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgm_sde._autograd import outside_inference_mode
+from sgm_sde._shapes import flat
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import solve
-from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, check_process, require_count, require_one_of
+from sgm_sde.likelihood.checks import (
+    OnOutput,
+    check_finite,
+    check_points,
+    check_process,
+    not_finite,
+    require_count,
+    require_one_of,
+)
 from sgm_sde.likelihood.results import FlowResult
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.model import BoundModel
@@ -90,6 +100,7 @@ def decode(
     return _carry(score_fn, sde, z, eps, steps, method, rtol, atol, data_std, model_kwargs, enable_grad, False)
 
 
+@outside_inference_mode
 def _carry(
     score_fn: ScoreFn,
     sde: LinearSDE,
@@ -123,7 +134,10 @@ def _carry(
             flow = solve.NormalisedFlow(model, sde, state, eps, data_std)
             (end,) = solve.adaptive(flow, state, rtol, atol, to_noise=to_noise)
     check_finite(end, "the other end", carry)
-    return FlowResult(end.to(x.dtype), model.nfe, times)
+    cast = end.to(x.dtype)
+    for i in not_finite(cast)[:1]:
+        raise ValueError(f"the other end of sample {i} is beyond {x.dtype}: give x in float32")
+    return FlowResult(cast, model.nfe, times)
 
 
 def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
@@ -151,8 +165,7 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     if a.shape != b.shape:
         raise ValueError(f"latents must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     w = torch.as_tensor(weight, dtype=a.dtype, device=a.device).reshape(-1, *[1] * (a.ndim - 1))
-    flat_a, flat_b = a.flatten(1), b.flatten(1)
-    cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)
+    cosine = torch.nn.functional.cosine_similarity(flat(a), flat(b), dim=1).clamp(-1, 1)
     theta = torch.arccos(cosine).reshape(-1, *[1] * (a.ndim - 1))
     sine = theta.sin()
     straight = sine < 1e-6

@@ -28,7 +28,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.engine.program import trace as trace_program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import rule
-from sgm_sde.likelihood.checks import check_finite, check_points, require_count, require_one_of
+from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, require_count, require_one_of
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.solve import NoNoise
 from sgm_sde.likelihood.trace import CONSTANT, PROBES, TRACES, Estimate, Exact, Hutchinson, TraceModel, probe_error
@@ -133,7 +133,11 @@ def joint_log_prob(
     stderr = torch.zeros_like(volume) if trace == "exact" else probe_error(terms, torch.from_numpy(weights))
     prior = sde.prior_log_prob(latent)
     value = prior + volume
-    check_finite(value, "the log-likelihood", lambda look: execute(program, state, model, NoNoise(), on_output=look))
+
+    def again(on_output: OnOutput) -> None:
+        execute(program, state, model, NoNoise(), on_output=lambda x, out, t: on_output(x, out, t, model.traces[-1]))
+
+    check_finite(value, "the log-likelihood", again)
     protocol = LikelihoodProtocol(
         "point log p_eps of the joint state", eps, f"RK4 with {steps} steps", str(estimate),
         f"N(0, {sde.prior_covariance:.4g})",
@@ -165,7 +169,7 @@ def velocity_bound(
 
     Returns:
         a `LogProbResult` whose value is the bound, its standard error that of probes and draws together (of the probes
-        alone for one draw), its latent that of the last draw.
+        alone for one draw), and its latent and its terms those of the last draw.
 
     Raises:
         ValueError: for draws below 1, or an initial covariance that leaves the other blocks without a density.
@@ -181,6 +185,7 @@ def velocity_bound(
         torch.Size([3])
     """
     require_count("draws", draws)
+    x = check_points(x)
     others = sde.initial_covariance.array[1:, 1:]
     sign, log_det = np.linalg.slogdet(2 * math.pi * math.e * others)
     if sign <= 0:

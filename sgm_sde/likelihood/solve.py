@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._shapes import as_time, expand
+from sgm_sde._shapes import as_time, expand, flat
 from sgm_sde.engine.adaptive import COMPLETED, integrate
 from sgm_sde.engine.executor import execute
 from sgm_sde.likelihood.checks import OnOutput, check_output
@@ -131,7 +131,12 @@ class Integrals:
     Args:
         model: whose traces are taken.
         grid: the grid.
+
+    Attributes:
+        first: the network's output at the first node.
     """
+
+    first: Tensor
 
     def __init__(self, model: TraceModel, grid: FixedGrid) -> None:
         self.model, self.grid, self.rates = model, grid, grid.rates(model.score.prediction)
@@ -143,6 +148,8 @@ class Integrals:
     def __call__(self, x: Tensor, out: Tensor, t: float) -> None:
         """The network's output at the state of the next node."""
         k, r, integrals = len(self._traces), out.to(x.dtype), self.grid.table.integrals
+        if k == 0:
+            self.first = out.detach().clone()
         self._traces.append(self.model.traces.pop())
         self._slopes[k], score = (torch.add(c_x * x, r, alpha=c_r) for c_x, c_r in self.rates[k][:2])
         self._states[k] = x / self.grid.spreads[k], score
@@ -155,7 +162,7 @@ class Integrals:
         jump = z - end
         for j, w in integrals[i]:
             jump = torch.add(jump, self._slopes[j], alpha=w)
-        self._jumps.append(((score + score_there) * jump).flatten(1).sum(1))
+        self._jumps.append(flat((score + score_there) * jump).sum(1))
         needed = integrals[min(i + 1, len(integrals) - 1)][0][0]
         self._slopes = {j: slope for j, slope in self._slopes.items() if j >= needed}
 
@@ -169,12 +176,12 @@ class Integrals:
     def defect(self, latent: Tensor) -> Tensor:
         """What all jumps add, the last one from the last state that was visited to the latent (B, *), (B,)."""
         (z, score) = self._states[len(self._traces) - 1]
-        last = (score * (z - latent / self.grid.spreads[-1])).flatten(1).sum(1)
+        last = flat(score * (z - latent / self.grid.spreads[-1])).sum(1)
         return torch.stack(self._jumps).sum(0) / 2 + last
 
 
-def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float) -> Solution:
-    """On one fixed grid, where the trace is a quadrature over the nodes of the trajectory."""
+def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float) -> tuple[Solution, Tensor]:
+    """On one fixed grid, where the trace is a quadrature over the nodes of the trajectory; and the first output."""
     grid = fixed_grid(sde, eps, steps, s)
     integrals = Integrals(model, grid)
     latent = grid.carry(model, x, integrals)
@@ -182,33 +189,36 @@ def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int
     volume = terms.mean(2).sum(0) + x[0].numel() * math.log(grid.spreads[-1] / grid.spreads[0])
     # As slopes in lambda the terms vary slowly from node to node.
     slowly = grid.table.weights * np.array([2 * math.cosh(node.lam + math.log(s)) for node in grid.nodes])
-    return Solution(latent, volume + defect, probe_error(terms.detach(), torch.from_numpy(slowly)), defect)
+    error = probe_error(terms.detach(), torch.from_numpy(slowly))
+    return Solution(latent, volume + defect, error, defect), integrals.first
 
 
 def exponential(
     model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, *, refine: bool
 ) -> Solution:
     """On one fixed grid, or for the samples whose defect is large on finer ones as well."""
-    solution = on_grid(model, sde, x, eps, steps, s)
+    solution, first = on_grid(model, sde, x, eps, steps, s)
     for finer in REFINEMENTS if refine else ():
         (rows,) = (solution.defect.detach().abs() > LARGEST_DEFECT * x[0].numel()).nonzero(as_tuple=True)
         if not len(rows):
             break
         try:
-            with model.only(rows, len(x)):
-                better = on_grid(model, sde, x[rows], eps, finer * steps, s)
+            with model.only(rows, len(x)), model.expecting(first[rows]):
+                better, _ = on_grid(model, sde, x[rows], eps, finer * steps, s)
         except (RuntimeError, ValueError, IndexError):  # a network that itself holds something of every sample
-            better = Solution(*(part[rows] for part in on_grid(model, sde, x, eps, finer * steps, s)))
+            whole, _ = on_grid(model, sde, x, eps, finer * steps, s)
+            better = Solution(*(part[rows] for part in whole))
         solution = Solution(*(a.index_copy(0, rows, b) for a, b in zip(solution, better, strict=True)))
     return solution
 
 
 def revisit(
-    model: BoundModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, on_output: OnOutput
+    model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, on_output: OnOutput
 ) -> None:
     """Walk along the grids of `exponential` again."""
     for finer in (1, *REFINEMENTS):
-        fixed_grid(sde, eps, finer * steps, s).carry(model, x, on_output)
+        grid = fixed_grid(sde, eps, finer * steps, s)
+        grid.carry(model, x, lambda x, out, t: on_output(x, out, t, model.traces.pop()))
 
 
 class NormalisedFlow:
@@ -322,9 +332,10 @@ def scipy_rk45(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, rtol: f
         (node,) = sde.nodes([t])
         (time,) = model.times([t], state)
         out = model.evaluate(state, time).to(x.dtype)
-        check_output(state, out, t)  # SciPy's first step would be NaN, and it would try it for ever
+        trace = model.traces.pop()
+        check_output(state, out, t, trace)  # SciPy's first step would be NaN, and it would try it for ever
         c_x, c_r = convert(prediction, "flow", node)
-        traces = c_x * d + c_r * model.traces.pop()
+        traces = c_x * d + c_r * trace
         parts = [(c_x * state + c_r * out).reshape(-1), traces.reshape(-1)]
         return torch.cat([part.double().cpu() for part in parts]).numpy()
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import require_gradient
+from sgm_sde._shapes import flat
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.model import BoundModel
@@ -64,6 +65,7 @@ class TraceModel(BoundModel):
         self.estimate = estimate
         self.traces: list[Tensor] = []
         self._index: Tensor | None = None
+        self._expected: Tensor | None = None
 
     @contextmanager
     def only(self, index: Tensor, batch: int) -> Iterator[None]:
@@ -75,6 +77,19 @@ class TraceModel(BoundModel):
         finally:
             self._index = None
 
+    @contextmanager
+    def expecting(self, output: Tensor) -> Iterator[None]:
+        """While the first evaluation has to give this output (B, *) but for rounding, be it that of bfloat16.
+
+        Raises:
+            ValueError: where it does not, before anything is drawn.
+        """
+        self._expected = output
+        try:
+            yield
+        finally:
+            self._expected = None
+
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at x (B, *) and t (B,)."""
         keep = torch.is_grad_enabled()
@@ -82,6 +97,11 @@ class TraceModel(BoundModel):
             x = x if keep and x.requires_grad else x.detach().requires_grad_()
             out = self._call(x, t)
             require_gradient(out, "the network", CONSTANT)
+            if self._expected is not None:
+                expected, self._expected = self._expected, None
+                off, size = (flat(v.detach().double()).square().sum(1) for v in (out - expected, expected))
+                if bool((off > 0.05**2 * size).any()):
+                    raise ValueError("for some samples the network's output is not what it was in their batch")
             trace = self.estimate(out, x, self._index, keep)
         self.traces.append(trace if keep else trace.detach())
         return out if keep else out.detach()
@@ -101,14 +121,14 @@ class Exact:
         for i in range(0, d, self.chunk):
             at = torch.arange(i, min(i + self.chunk, d), device=x.device)
             v = torch.zeros(len(at), len(x), d, dtype=x.dtype, device=x.device)
-            v[torch.arange(len(at)), :, at] = 1
+            v[torch.arange(len(at), device=x.device), :, at] = 1
             self.vjps += len(at)
             if self.chunk == 1:
                 products = _vjp(out, x, v[0].view_as(out), keep)[None]
             else:
                 products = _vjp(out, x, v.view(len(at), *out.shape), keep, batched=True)
             products = products.reshape(len(at), len(x), d)
-            total = total + products[torch.arange(len(at)), :, at].sum(0)
+            total = total + products[torch.arange(len(at), device=x.device), :, at].sum(0)
         return total[:, None]
 
     def __str__(self) -> str:
@@ -136,7 +156,7 @@ class Hutchinson:
             self.probes = [self._draw(x) for _ in range(self.columns)]
         probes = self.probes if rows is None else [z[rows] for z in self.probes]
         self.vjps += self.columns
-        return torch.stack([(_vjp(out, x, z, keep) * z).flatten(1).sum(1) for z in probes], 1)
+        return torch.stack([flat(_vjp(out, x, z, keep) * z).sum(1) for z in probes], 1)
 
     def __str__(self) -> str:
         basis = "" if self.basis == "pixel" else f" in the {self.basis} basis"
@@ -190,8 +210,9 @@ def probe_transform(basis: str, shape: tuple[int, ...]) -> Callable[[Tensor], Te
         )
 
     def transform(z: Tensor) -> Tensor:
-        for axis in (1,) if basis == "colour" else (1, 2, 3):
-            z = (z.movedim(axis, -1) @ _cosines(z.shape[axis]).to(z)).movedim(-1, axis)
+        with torch.autocast(z.device.type, enabled=False):  # rounded, the transform would not be orthonormal
+            for axis in (1,) if basis == "colour" else (1, 2, 3):
+                z = (z.movedim(axis, -1) @ _cosines(z.shape[axis]).to(z)).movedim(-1, axis)
         return z
 
     return transform

@@ -277,6 +277,11 @@ class Adaptive(AdaptiveSolver):
         """The pair's source."""
         return getattr(self.pair, "source", "user")
 
+    @property
+    def least_calls(self) -> int:  # type: ignore[override]
+        """One a stage, and one to find the size of the first step."""
+        return len(self.pair.c) + (self.first_step is None)
+
     def run(self, problem: Problem) -> Integration:
         """Carry the states from start to end."""
         pair, model = self.pair, problem.model
@@ -288,8 +293,6 @@ class Adaptive(AdaptiveSolver):
             reused = int(pair.fsal)
             calls = problem.calls - reused - (self.first_step is None)
             max_steps = min(max_steps, calls // (len(pair.c) - reused))
-            if max_steps < 1:
-                raise ValueError(f"nfe is too small: {self.name} takes {len(pair.c)} network calls a step")
         end = integrate(
             flow.slope, flow.enter(problem.x), flow.start, flow.end, pair,
             rtol=self.rtol, atol=self.atol, max_steps=max_steps, controller=self.controller,
@@ -350,6 +353,7 @@ class GGF(AdaptiveSolver):
     max_steps: int = 10_000
     name = "ggf"
     order = 1
+    least_calls = 2
     stochastic = True
     source = "Jolicoeur-Martineau et al., 2021, arXiv:2105.14080"
 
@@ -364,8 +368,6 @@ class GGF(AdaptiveSolver):
         max_steps = self.max_steps
         if problem.calls is not None:
             max_steps = min(max_steps, problem.calls // 2)
-            if max_steps < 1:
-                raise ValueError("nfe is too small: ggf takes 2 network calls a step")
         return march(
             _PathStepper(self, problem), (problem.x,), problem.start, problem.end, max_steps=max_steps,
             controller=Controller(self.safety, 1.0, 0.0, smallest=1e-3, largest=math.inf, digits=3),

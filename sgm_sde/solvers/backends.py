@@ -14,7 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL, Integration, check_tolerances
+from sgm_sde.engine.adaptive import (
+    COMPLETED,
+    GIVEN_UP,
+    NOT_FINITE,
+    OUT_OF_STEPS,
+    STEP_TOO_SMALL,
+    Integration,
+    check_tolerances,
+)
 from sgm_sde.solvers.adaptive import Flow, default_variable
 from sgm_sde.solvers.base import AdaptiveSolver, Problem
 
@@ -55,6 +63,7 @@ class Backend(AdaptiveSolver):
     library: ClassVar[str]
     adaptive: ClassVar[dict[str, int]]  # methods and their orders
     fixed: ClassVar[dict[str, int]]
+    stops_at_nan: ClassVar[bool] = False  # whether the run ends at the first value that is not finite
 
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, 1)
@@ -100,25 +109,30 @@ class Backend(AdaptiveSolver):
             )
         x, t = problem.x.clone(), torch.full((n,), problem.start, dtype=torch.float64, device="cpu")
         evaluations, outcome = torch.zeros(n, dtype=torch.int64, device="cpu"), [COMPLETED] * n
-        start_calls = model.nfe
+        start_calls, not_finite = model.nfe, dict[int, float]()
         for group in torch.chunk(torch.arange(n, device="cpu"), n if self.per_sample else 1):
             before, at = model.nfe, group.to(x.device)
             limit = math.inf if problem.calls is None else before + problem.calls
-            seen = _Seen(limit, model)
+            seen = _Seen(limit, model, self.stops_at_nan)
             try:
                 end = self._solve(problem, at, seen)
                 reason = COMPLETED
                 x = x.index_copy(0, at, end.to(x.dtype))
                 t[group] = problem.end
+                lost = {j for j in seen.bad if not bool(torch.isfinite(end[j]).all())}
             except (OutOfCalls, GaveUp, AssertionError) as error:  # torchdiffeq gives up by assertions
                 reason = seen.reason(error)
-            for i in group.tolist():
-                outcome[i] = reason
+                lost = set(seen.bad) if reason == NOT_FINITE else set()
+            for j, i in enumerate(group.tolist()):
+                outcome[i] = NOT_FINITE if j in lost else GIVEN_UP if reason == NOT_FINITE else reason
+                if j in lost:
+                    not_finite[i] = seen.bad[j]
             evaluations[group] = model.nfe - before
             if problem.on_leave is not None:
                 problem.on_leave(len(group))
         unknown = torch.full((n,), -1, dtype=torch.int64, device="cpu")
-        return Integration((x,), t, tuple(outcome), unknown, unknown, evaluations, model.nfe - start_calls)
+        calls = model.nfe - start_calls
+        return Integration((x,), t, tuple(outcome), unknown, unknown, evaluations, calls, not_finite)
 
     @abstractmethod
     def _solve(self, problem: Problem, index: Tensor, seen: _Seen) -> Tensor:
@@ -130,12 +144,14 @@ class GaveUp(Exception):
 
 
 class _Seen:
-    """Keeps an eye on what a backend evaluates, and on the budget."""
+    """Keeps an eye on what a backend evaluates, and on the budget: `bad` has the samples whose values were not finite
+    and the time of the first of each."""
 
-    def __init__(self, limit: float, model: Any) -> None:
-        self.limit, self.model, self.finite, self.failed = limit, model, True, False
+    def __init__(self, limit: float, model: Any, stops_at_nan: bool = False) -> None:
+        self.limit, self.model, self.stops_at_nan, self.failed = limit, model, stops_at_nan, False
+        self.bad: dict[int, float] = {}
 
-    def __call__(self, evaluate: Callable[[], Tensor]) -> Tensor:
+    def __call__(self, evaluate: Callable[[], Tensor], time: Callable[[], float]) -> Tensor:
         if self.model.nfe >= self.limit:
             raise OutOfCalls
         try:
@@ -143,7 +159,11 @@ class _Seen:
         except Exception:
             self.failed = True
             raise
-        self.finite = self.finite and bool(torch.isfinite(value).all())
+        if not bool(torch.isfinite(value).all()):
+            for j in (~torch.isfinite(value)).reshape(len(value), -1).any(1).nonzero().flatten().tolist():
+                self.bad.setdefault(j, time())
+            if self.stops_at_nan:
+                raise GaveUp("a value is not finite")
         return value
 
     def reason(self, error: Exception) -> str:
@@ -152,7 +172,7 @@ class _Seen:
             raise error
         if isinstance(error, OutOfCalls):
             return OUT_OF_STEPS
-        return STEP_TOO_SMALL if self.finite else NOT_FINITE
+        return NOT_FINITE if self.bad else STEP_TOO_SMALL
 
 
 @dataclass(frozen=True)
@@ -176,7 +196,7 @@ class FlowBackend(Backend):
 
         def slope(s: float | Tensor, z: Tensor) -> Tensor:
             at = float(s.detach()) if isinstance(s, Tensor) else s
-            return span * seen(lambda: flow.slope(place(at), z, index))
+            return span * seen(lambda: flow.slope(place(at), z, index), lambda: float(flow.time(place(at))[0]))
 
         z = self._odeint(slope, flow.enter(problem.x[index]), problem.steps)
         return flow.leave(z, place(1.0))[0]
@@ -235,6 +255,7 @@ class SciPy(FlowBackend):
     """
 
     library = "scipy"
+    stops_at_nan = True  # with a first step of NaN the explicit methods try for ever
     source = "Virtanen et al., 2020, doi:10.1038/s41592-019-0686-2"
     adaptive: ClassVar[dict[str, int]] = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
     fixed: ClassVar[dict[str, int]] = {}
@@ -297,7 +318,10 @@ class TorchSDE(Backend):
 
             def f(self, s: Any, y: Tensor) -> Tensor:
                 with model.only(index, len(problem.x)):
-                    value = seen(lambda: model.predict_at("drift", y.view_as(x), self.time(s), 1.0))
+                    value = seen(
+                        lambda: model.predict_at("drift", y.view_as(x), self.time(s), 1.0),
+                        lambda: float(self.time(s)[0]),
+                    )
                 return -value.reshape(y.shape)
 
             def g(self, s: Any, y: Tensor) -> Tensor:

@@ -171,11 +171,13 @@ class AdaptiveSolver(ABC):
         order: order of the error in the size of its steps.
         stochastic: whether it adds noise.
         takes_steps: whether its number of steps can be given.
+        least_calls: network calls up to the end of the first step.
         source: authors, year, arXiv number.
     """
 
     stochastic: bool = False
     takes_steps: bool = False
+    least_calls: int = 1
 
     @property
     @abstractmethod
