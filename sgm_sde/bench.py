@@ -58,12 +58,14 @@ class Metric:
         labels: of its numbers, by name, for tables; what else it returns, such as a standard error, is in rows only.
         fid_label: what the literature calls its one number with Inception features.
         statistics: whether the reference's mean and covariance are enough.
+        least: how few samples there can be.
     """
 
     measure: Callable[[Tensor, Reference], dict[str, float]]
     labels: Mapping[str, str]
     fid_label: str = ""
     statistics: bool = False
+    least: int = 2
 
 
 def _frechet(features: Tensor, reference: Reference) -> dict[str, float]:
@@ -86,8 +88,10 @@ def _sliced(features: Tensor, reference: Reference) -> dict[str, float]:
 
 METRICS: dict[str, Metric] = {
     "frechet": Metric(_frechet, {"frechet": "Frechet distance"}, "FID", statistics=True),
-    "kernel": Metric(_kernel, {"kernel": "Kernel distance"}, "KID"),
-    "prdc": Metric(_prdc, {name: name.capitalize() for name in ("precision", "recall", "density", "coverage")}),
+    "kernel": Metric(_kernel, {"kernel": "Kernel distance"}, "KID", least=3),
+    "prdc": Metric(
+        _prdc, {name: name.capitalize() for name in ("precision", "recall", "density", "coverage")}, least=4
+    ),
     "sliced": Metric(_sliced, {"sliced": "Sliced Wasserstein distance"}),
 }
 ALIASES = {"fid": "frechet", "kid": "kernel", "sw": "sliced"}
@@ -268,7 +272,12 @@ def bench(
             load_reference(name, features, model.shape, levels) if name else None for name in (reference, baseline)
         )
         assert real is not None
-        run = _Run(model, features, levels, real, _metrics(metrics, real), *_whole_numbers("n, batch", (n, batch), 1))
+        chosen = _metrics(metrics, real)
+        n, batch = _whole_numbers("n, batch", (n, batch), 1)
+        for name in chosen:
+            if n < METRICS[name].least:
+                raise ValueError(f"the metric {name!r} takes at least {METRICS[name].least} samples, got n={n}")
+        run = _Run(model, features, levels, real, chosen, n, batch)
         protocol = run.protocol | {"device": team.device.type, "versions": versions()}
         for path, other in others.items():
             _require_comparable(protocol, other.protocol, path)

@@ -16,7 +16,7 @@ from sgm_sde.engine.noise import Generators, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.sampling import sample
+from sgm_sde.sampling import SampleResult, sample
 from sgm_sde.solvers import RectifiedAdams, UniC, UniPC
 
 REFERENCE = Setting("unipc4", "log-snr")
@@ -103,7 +103,8 @@ def pilot(
         the best setting, with the errors of all.
 
     Raises:
-        ValueError: for an empty list, a budget that a candidate cannot keep, or random candidates.
+        ValueError: for an empty list, a budget that a candidate cannot keep, random candidates, or a reference that is
+            not finite.
         TypeError: for a process without alpha and sigma.
 
     Example:
@@ -130,19 +131,21 @@ def pilot(
         seed, generator = [s for s, _ in resolve_seeds(seed, generator, shape[0])], None
     seed = secrets.randbits(63) if seed is None else seed
 
-    def end(setting: Setting, budget: int) -> Tensor:
-        run = sample(
+    def end(setting: Setting, budget: int) -> SampleResult:
+        return sample(
             score_fn, sde, shape, solver=setting, nfe=budget, t_end=t_end, seed=seed, final=final,
             model_kwargs=model_kwargs, dtype=dtype, device=device,
         )  # fmt: skip
-        return run.x.double()
 
-    exact, check = end(REFERENCE, reference_nfe), end(CHECK, reference_nfe)
+    reference = end(REFERENCE, reference_nfe)
+    if not reference.status.ok:
+        raise ValueError(f"there is no reference to compare with: {reference.status.message}")
+    exact, check = reference.x.double(), end(CHECK, reference_nfe).x.double()
     spread = float(exact.std()) or 1.0
 
     def distance(x: Tensor) -> float:
         error = float((x - exact).square().mean().sqrt()) / spread
         return error if math.isfinite(error) else math.inf
 
-    errors = sorted(((setting, distance(end(setting, nfe))) for setting in tried), key=lambda pair: pair[1])
+    errors = sorted(((setting, distance(end(setting, nfe).x.double())) for setting in tried), key=lambda pair: pair[1])
     return PilotResult(errors, distance(check), nfe)

@@ -470,7 +470,7 @@ def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite
         STEP_TOO_SMALL: "the step is too small to go on",
         GIVEN_UP: "its batch was given up",
     }
-    first = sorted(samples, key=lambda i: outcome[i] == GIVEN_UP)
+    first = sorted(samples, key=lambda i: (outcome[i] == GIVEN_UP, i not in not_finite, -not_finite.get(i, 0.0)))
     shown = "; ".join(
         f"sample {i}: not finite at t={not_finite[i]:.6g}"
         if i in not_finite

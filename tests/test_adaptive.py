@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -498,8 +499,13 @@ def test_a_budget_is_never_exceeded(name: str, nfe: int) -> None:
     enough = sg.sample(elementwise_score(sde), sde, (3, 2), solver=replace(solver, rtol=0.1, atol=0.1), seed=0, nfe=500)
     assert enough.status.ok
     assert enough.nfe <= 500
-    with pytest.raises(ValueError, match="nfe is too small"):
-        sg.sample(net, sde, (3, 2), solver=solver, seed=0, nfe=2)
+    for final, extra, more in (("denoise", 1, " and final='denoise' one more"), ("none", 0, "")):
+        least = solver.least_calls + extra
+        shown = f"nfe={least - 1} is too small: the first step of {name} takes {least - extra} network calls{more}"
+        with pytest.raises(ValueError, match=f"^{re.escape(shown)}$"):
+            sg.sample(net, sde, (3, 2), solver=solver, seed=0, nfe=least - 1, final=final)
+        with pytest.warns(sg.UnfinishedWarning):
+            assert sg.sample(net, sde, (3, 2), solver=solver, seed=0, nfe=least, final=final).nfe == least - extra
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)

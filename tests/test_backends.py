@@ -144,10 +144,30 @@ def test_giving_up(name: str) -> None:
     def broken(x: Tensor, t: Tensor) -> Tensor:
         return elementwise_score(sde)(x, t).masked_fill((t < 0.5)[:, None], math.nan)
 
-    if name != "scipy:RK45":
-        with pytest.warns(sg.NonFiniteWarning, match="2 of 2 samples"):
-            res = sg.sample(broken, sde, (2, 2), solver=name, seed=0, nfe=200, dtype=F64, **options)
-        assert not res.status.ok
+    with pytest.warns(sg.NonFiniteWarning, match="2 of 2 samples"):
+        res = sg.sample(broken, sde, (2, 2), solver=name, seed=0, nfe=200, dtype=F64, **options)
+    assert not res.status.ok
+    assert 0.2 < res.status.time < 0.5
+
+
+@pytest.mark.parametrize("name", ["scipy:RK45", "scipy:RK23", "scipy:DOP853", "scipy:Radau", "scipy:BDF", "scipy:LSODA",
+                                  "torchdiffeq:dopri5", "torchsde:euler", "torchdiffeq:rk4"])  # fmt: skip
+def test_a_sample_that_is_not_finite_is_named(name: str) -> None:
+    """With the time, apart from those whose batch was given up for it; and nothing goes on for ever."""
+    sde = sg.VPSDE()
+
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        mark = (x[:, :1] * 0 + torch.arange(len(x), dtype=F64)[:, None] == 1) & (len(x) == 3)
+        return elementwise_score(sde)(x, t).masked_fill(mark, math.nan)
+
+    with pytest.warns(sg.NonFiniteWarning, match=r"\(sample 1: not finite at t=1"):
+        res = sg.sample(broken, sde, (3, 2), solver=name, seed=0, dtype=F64, **steps_for(name, 20))
+    assert res.status.time == 1.0
+    assert res.control.outcome[1] == "not finite"
+    if steps_for(name, 20):  # even steps do not couple samples
+        assert res.status.samples == (1,)
+    elif name.startswith("scipy"):
+        assert res.control.outcome[::2] == ("given up", "given up")
 
 
 def test_errors_of_the_network_are_its_own() -> None:
@@ -426,23 +446,24 @@ def test_why_a_backend_gave_up() -> None:
 
     seen = _Seen(2, model)
     error = AssertionError("underflow")
-    assert float(seen(lambda: network(3.0))[1]) == 3.0
+    assert float(seen(lambda: network(3.0), lambda: 0.5)[1]) == 3.0
     assert seen.reason(error) == "step too small"
-    seen(lambda: network(math.nan))
-    assert seen.reason(error) == "not finite"
+    seen(lambda: network(math.nan), lambda: 0.25)
+    assert (seen.reason(error), seen.bad) == ("not finite", {1: 0.25})
     with pytest.raises(OutOfCalls):
-        seen(lambda: network(1.0))
+        seen(lambda: network(1.0), lambda: 0.5)
     assert seen.reason(OutOfCalls()) == "out of steps"
     model.nfe = 0
-    seen(lambda: network(1.0))
-    assert seen.reason(error) == "not finite"  # once is enough
+    seen(lambda: network(1.0), lambda: 0.125)
+    seen(lambda: network(math.inf), lambda: 0.125)
+    assert (seen.reason(error), seen.bad) == ("not finite", {1: 0.25})  # once is enough, and the first counts
 
     def fails() -> Tensor:
         raise ZeroDivisionError
 
     other = _Seen(math.inf, model)
     with pytest.raises(ZeroDivisionError):
-        other(fails)
+        other(fails, lambda: 0.5)
     with pytest.raises(AssertionError, match="underflow"):
         other.reason(error)
 

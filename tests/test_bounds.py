@@ -299,6 +299,15 @@ def test_both_losses_have_gradients() -> None:
         assert not loss(False).requires_grad
 
 
+def test_bits_are_printed_for_whole_numbers_only() -> None:
+    """Of a density they depend on the units."""
+    score = GAUSSIAN.score(VP)
+    points = sg.elbo(score, VP, POINT, seed=0)
+    assert str(points).startswith(f"{float(points.value.mean()):.4f} +- ") and " nats (" in str(points)
+    levels = sg.elbo(score, VP, torch.tensor([[1, 2]]), n_levels=4, data_range=(-1, 1), seed=0)
+    assert str(levels).startswith(f"{float(levels.bits_per_dim.mean()):.4f} +- ") and " bits/dim (" in str(levels)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "shown"),
     [

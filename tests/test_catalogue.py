@@ -248,6 +248,14 @@ def test_a_pilot_finds_the_best(process: str) -> None:
     assert best.solver.name in str(result)
 
 
+def test_a_pilot_of_a_broken_network() -> None:
+    """Without a reference there is no ranking."""
+    sde = LINEAR["vp"]
+    score = bimodal(sde)
+    with pytest.warns(sg.NonFiniteWarning), pytest.raises(ValueError, match="no reference to compare with: non-finite"):
+        sg.pilot(lambda x, t: score(x, t).masked_fill((t < 0.5)[:, None], math.nan), sde, (4, 2), nfe=8, seed=1)
+
+
 def test_a_pilot_is_repeatable() -> None:
     """The same seed gives the same errors; a generator is drawn from once."""
     sde = LINEAR["vp"]

@@ -44,7 +44,7 @@ def test_the_demo_s_figures(folder: Path) -> None:
     assert (results["n"], results["features"]) == (120, "digits-classifier-32")
     for row in rows.values():
         assert 0 < row["nfe"] <= row["budget"]
-    for name in names:
+    for name in names - {"dpm++2m", "dpm++2m, on VP"}:  # which have converged at 5
         assert rows[name, 50]["distance"] < rows[name, 5]["distance"]
     assert rows["dpm++2m", 50]["agreement"] > 0.9
     assert rows["dpm++2m", 10]["distance"] < rows["ddim", 10]["distance"]

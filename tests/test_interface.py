@@ -7,6 +7,8 @@ import inspect
 import math
 import subprocess
 import sys
+import warnings
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -1004,3 +1006,66 @@ def test_rows_count_what_the_network_has_seen() -> None:
     solver = sg.PredictorCorrector(sg.DDIM(), sg.Langevin(n_steps=2))
     res = sg.sample(lambda x, t: -x, sg.VPSDE(), (5, 2), solver=solver, steps=3, seed=0)
     assert (res.nfe, res.rows) == (10, 50)
+
+
+@pytest.mark.parametrize("solver", [None, "heun", "dpm++2m", "ancestral", "dopri5", "torchdiffeq:dopri5"])
+def test_a_network_may_not_change_its_input(solver: str | None) -> None:
+    """Said at once, since the input is the run's state; a copy that a cast makes is the network's own."""
+    clean, dirty = (torch.nn.Sequential(torch.nn.ReLU(inplace=i), torch.nn.Linear(2, 2)) for i in (False, True))
+    dirty.load_state_dict(clean.state_dict())
+    score = sg.from_noise(lambda x, t: dirty(x), VP)
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode, warnings.catch_warnings(), pytest.raises(ValueError, match="changed its input in place"):
+            warnings.simplefilter("ignore")
+            sg.sample(score, VP, (3, 2), solver=solver, seed=0)
+    with pytest.raises(ValueError, match="changed its input in place"):
+        score(torch.ones(3, 2), 0.5)
+
+    class Net(torch.nn.Module):
+        def __init__(self, net: torch.nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            out: Tensor = self.net(x)
+            return out
+
+    a, b = (sg.sample(sg.from_noise(Net(n), VP), VP, (3, 2), solver="heun", nfe=6, seed=0, dtype=F64).x
+            for n in (clean, dirty))  # fmt: skip
+    assert torch.equal(a, b)
+
+
+def test_networks_return_floating_point_numbers() -> None:
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(ValueError, match=f"floating-point numbers, got dtype {dtype}"):
+            sg.sample(lambda x, t, dtype=dtype: x.to(dtype), VP, (2, 2), nfe=3, seed=0)
+
+
+def test_gradients_asked_for_in_inference_mode() -> None:
+    """`enable_grad=True` means what it says there, too."""
+    weight = torch.tensor(1.0, requires_grad=True)
+    with torch.inference_mode():
+        x = sg.sample(lambda x, t: -weight * x, VP, (2, 2), nfe=3, seed=0, enable_grad=True).x
+        code = sg.encode(lambda x, t: -weight * x, VP, torch.ones(2, 2), enable_grad=True).x
+    assert x.requires_grad and code.requires_grad
+
+
+def test_arguments_pass_as_they_are() -> None:
+    """Containers among the network's arguments keep their type."""
+
+    class Condition(UserDict[str, float]):
+        scale = property(lambda self: self["scale"])
+
+    def net(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return -condition.scale * x
+
+    options: dict[str, Any] = {"model_kwargs": {"condition": Condition(scale=1.0)}}
+    assert sg.sample(net, VP, (2, 2), nfe=3, seed=0, **options).status.ok
+    assert sg.log_prob(net, VP, torch.ones(2, 2), **options).status.ok
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dopri5", "torchdiffeq:dopri5"])
+def test_warnings_point_at_the_call(solver: str) -> None:
+    with pytest.warns(UserWarning) as caught:
+        sg.sample(lambda x, t: x * math.nan, VP, (2, 2), solver=solver, seed=0, t_start=0.5)
+    assert {w.filename for w in caught} == {__file__}

@@ -18,6 +18,7 @@ import sgm_sde as sg
 from sgm_sde import inverse
 from sgm_sde.engine.executor import execute
 from sgm_sde.inverse.linalg import conjugate_gradient, conjugate_residual, dot
+from sgm_sde.scores import Score
 from sgm_sde.testing import CheckError
 from tests.helpers import F64, LINEAR, Recorder, bind, elementwise_score
 
@@ -617,6 +618,18 @@ def test_nothing_is_left_behind() -> None:
         assert torch.equal(res.x, again.x)
         assert not res.x.requires_grad and not x.requires_grad
         assert all(p.requires_grad and p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("prediction", ["noise", "data", "velocity", "flow", "score"])
+@pytest.mark.parametrize("method", [inverse.MMPS, inverse.PiGDM])
+def test_a_network_without_gradient_is_refused(method: Any, prediction: str) -> None:
+    """Whatever it predicts: what the conversion to data adds has a gradient in any case."""
+    exact = sg.oracles.Gaussian(torch.zeros(2), 0.25).score(VP)
+    score = Score(torch.no_grad()(lambda x, t: exact.predict(prediction, x, t)), VP, prediction)
+    with pytest.raises(ValueError, match="the network gives no gradient with respect to x"):
+        sg.sample(method(score, seen(0.3)), VP, (3, 2), steps=4, seed=0, dtype=F64)
+    free = inverse.DiffPIR(score, seen(0.3))
+    assert sg.sample(free, VP, (3, 2), steps=4, seed=0, dtype=F64).status.ok
 
 
 def runs(score: sg.Score) -> dict[str, tuple[sg.Score, sg.Solver]]:

@@ -80,7 +80,8 @@ def elbo(
         data_range: (lo, hi), the outer edges of the outermost bins as the network knows them, for whole numbers.
         eps: where the decoder takes over; `sde.likelihood_eps` if not given.
         n_times: times for each sample, one network call each on the batch.
-        times: uniform in `"log-snr"`, or in `"time"`.
+        times: uniform in `"log-snr"`, or in `"time"`, where the weights near eps are so large and rare that `stderr` of
+            few times is far too small.
         stratified: one time in each of `n_times` parts of even probability, or all independent.
         n_decodings: draws for the reconstruction, one network call each.
         control_variate: take out the noise that Gaussian data would have; the mean stays.
@@ -390,5 +391,6 @@ class _Draws:
         """What comes back."""
         simple = torch.stack(tuple(errors)).mean(0) / self.d
         return BoundResult(
-            value, variance.sqrt(), prior, terms.sum(0), reconstruction, terms, simple, nfe, self.d, protocol
-        )
+            value, variance.sqrt(), prior, terms.sum(0), reconstruction, terms, simple, nfe, self.d, protocol,
+            not self.points,
+        )  # fmt: skip

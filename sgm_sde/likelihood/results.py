@@ -125,6 +125,7 @@ class BoundResult:
         nfe: network calls, each on the whole batch.
         dim: number of dimensions.
         protocol: what to quote beside the number.
+        discrete: whether x were whole numbers, of which alone there are bits/dim: printed are those, else nats.
     """
 
     value: Tensor
@@ -137,6 +138,7 @@ class BoundResult:
     nfe: int
     dim: int
     protocol: str
+    discrete: bool = True
 
     @property
     def bits_per_dim(self) -> Tensor:
@@ -144,6 +146,6 @@ class BoundResult:
         return -self.value / (self.dim * math.log(2))
 
     def __str__(self) -> str:
-        bits = self.bits_per_dim
-        error = float(bits.std()) / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
-        return f"{float(bits.mean()):.4f} +- {error:.4f} bits/dim ({self.protocol})"
+        each, unit = (self.bits_per_dim, "bits/dim") if self.discrete else (self.value, "nats")
+        error = float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.nan
+        return f"{float(each.mean()):.4f} +- {error:.4f} {unit} ({self.protocol})"

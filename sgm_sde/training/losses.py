@@ -294,7 +294,13 @@ def _prepare(
     elif times is not None:
         raise ValueError("give times= or t=, not both")
     else:
-        t = as_time(t).to(device="cpu", dtype=torch.float64).expand(len(x0))
+        t = as_time(t).to(device="cpu", dtype=torch.float64)
+        if t.shape not in ((), (len(x0),)):
+            raise ValueError(f"t must be one number or one a sample, ({len(x0)},), got {tuple(t.shape)}")
+        t = t.expand(len(x0))
+        outside = ~((t >= 0) & (t <= sde.T * (1 + 1e-6)))  # not NaN either; float32 may round T up
+        if outside.any():
+            raise ValueError(f"t must lie in [0, T] = [0, {sde.T}], got {t[outside][0].item():.6g}")
         factor = torch.ones_like(t)
     return sde, t, factor, x0.to(torch.promote_types(x0.dtype, torch.float32))
 
