@@ -131,6 +131,7 @@ class LogSNR(GridRule):
 
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
+        _require_linear(self, sde)
         first, last = (float(sde.log_snr(t)) for t in (start, end))
         if not (math.isfinite(first) and math.isfinite(last)):
             raise ValueError(f"log-SNR is {first} at t={start} and {last} at t={end}: a log-SNR grid needs finite ends")
@@ -154,6 +155,7 @@ class Karras(GridRule):
 
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
+        _require_linear(self, sde)
         first, last = (math.exp(-float(sde.log_snr(t)) / 2) for t in (start, end))
         if not math.isfinite(first):
             raise ValueError(f"sigma / alpha is infinite at t={start}: a Karras grid needs a finite start")
@@ -190,6 +192,11 @@ RULES: dict[str, GridRule] = {
     "karras": Karras(),
     "table": Table(),
 }
+
+
+def _require_linear(rule: GridRule, sde: SDE) -> None:
+    if not sde.is_linear:
+        raise TypeError(f"{rule!r} needs a process with alpha(t) and sigma(t), got {sde!r}")
 
 
 def rule(name: str) -> GridRule:

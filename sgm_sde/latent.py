@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from sgm_sde._checks import whole
 from sgm_sde._shapes import expand
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds, seeds_of_draw
 from sgm_sde.engine.reverse import ScoreFn
@@ -231,8 +232,7 @@ class LatentScoreModel:
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
         for name, count in (("draws", draws), ("n_times", n_times)):
-            if isinstance(count, bool) or int(count) != count or count < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {count}")
+            whole(name, count)
         if method == "weighted" and options:
             raise ValueError(f"{', '.join(options)} are options of method='flow'")
         eps = self.sde.likelihood_eps if eps is None else eps

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgm_sde import grids
 from sgm_sde._autograd import outside_inference_mode
+from sgm_sde._checks import whole
 from sgm_sde._shapes import flat
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
@@ -236,6 +237,10 @@ def sample(
     solver, grid, program = plan(
         sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, t_end=t_end, final=final
     )
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function of a StepInfo, got {callback!r}")
+    if not isinstance(model_kwargs, Mapping | None):
+        raise TypeError(f"model_kwargs must map names to arguments of the network, got {model_kwargs!r}")
     if noise not in NOISES:
         raise ValueError(f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}")
     if isinstance(solver, AdaptiveSolver):
@@ -369,7 +374,7 @@ def _initial_state(
         if not isinstance(shape, Sequence):
             raise TypeError(f"shape must be a sequence (B, *), got {shape!r}")
         shape = tuple(shape)
-        if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        if not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
             raise ValueError(f"shape must be (B, *) with positive whole numbers, got {shape}")
         parameter = score.parameter
         device = parameter.device if device is None and parameter is not None else device
@@ -381,8 +386,8 @@ def _initial_state(
         if dtype is not None or device is not None:
             raise ValueError("dtype and device follow x_T; give them with shape= only")
         shape, dtype, device = tuple(x_T.shape), x_T.dtype, x_T.device
-    if not dtype.is_floating_point:
-        raise TypeError(f"samples need a floating-point dtype, got {dtype}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"samples need a floating-point dtype, got {dtype!r}")
     seeds = resolve_seeds(seed, generator, shape[0])
     state_dtype = torch.promote_types(dtype, torch.float32)
     if x_T is None:
@@ -430,9 +435,7 @@ def _run_adaptive(
             stacklevel=4,
         )
     denoise = final == "denoise"
-    if nfe is not None and (isinstance(nfe, bool) or int(nfe) != nfe or nfe < 1):
-        raise ValueError(f"nfe must be a whole number of at least 1, got {nfe}")
-    calls = None if nfe is None else int(nfe) - denoise
+    calls = None if nfe is None else whole("nfe", nfe) - denoise
     if calls is not None and calls < solver.least_calls:
         raise ValueError(
             f"nfe={nfe} is too small: the first step of {solver.name} takes {solver.least_calls} network calls"
@@ -495,6 +498,8 @@ def _make_grid(
     grid = sde.natural_grid if grid is None else grid
     if isinstance(grid, str):
         grid = grids.rule(grid)
+    if isinstance(grid, type):
+        raise TypeError(f"grid is the class {grid.__name__}: call it")
     if not isinstance(grid, GridRule):
         given = {"nfe": nfe, "steps": steps, "t_start": t_start, "t_end": t_end}
         for name, value in given.items():
@@ -507,13 +512,9 @@ def _make_grid(
     if nfe is not None and steps is not None:
         raise ValueError(f"give nfe= or steps=, not both (got {nfe} and {steps})")
     if steps is not None:
-        if isinstance(steps, bool) or int(steps) != steps or steps < 1:
-            raise ValueError(f"steps must be a whole number of at least 1, got {steps}")
-        return solver, grid(sde, int(steps), t_start, t_end)
-    budget = DEFAULT_NFE if nfe is None else nfe
-    if isinstance(budget, bool) or int(budget) != budget or budget < 1:
-        raise ValueError(f"nfe must be a whole number of at least 1, got {nfe}")
-    solver, steps = solver.fit(int(budget) - denoise)
+        return solver, grid(sde, whole("steps", steps), t_start, t_end)
+    budget = whole("nfe", DEFAULT_NFE if nfe is None else nfe)
+    solver, steps = solver.fit(budget - denoise)
     if steps < 1 and not (denoise and budget == 1):
         raise ValueError(
             f"nfe={budget} is too small: one step of {solver.name} takes {solver.nfe(1)} network calls"

@@ -1015,3 +1015,16 @@ def test_the_loss_is_of_the_last_block() -> None:
     noise = torch.zeros(1, 3, 1)
     noise[0, 2] = 2.0
     assert sg.hybrid_score_matching(lambda z, t: 0 * z[:, 0], THIRD, torch.ones(1, 1), torch.ones(1), noise) == 4.0
+
+
+@pytest.mark.parametrize("solver", ["ggf", "torchsde:euler"])
+def test_solvers_of_one_noise_level(solver: str) -> None:
+    """A matrix has none."""
+    with pytest.raises(TypeError, match=f"{solver} needs one diffusion coefficient .* got CLD"):
+        sg.sample(lambda z, t: -z, CRITICAL, (1, 2, 3), solver=solver, seed=0)
+
+
+def test_the_hybrid_loss_needs_a_matrix() -> None:
+    zero, vp = torch.zeros(1, 2), sg.VPSDE()
+    with pytest.raises(TypeError, match=r"for a process with a matrix, such as CLD\(\), got VPSDE"):
+        sg.hybrid_score_matching(lambda z, t: z, vp, zero, torch.ones(1), torch.zeros(1, 2, 2))  # type: ignore[arg-type]

@@ -277,6 +277,9 @@ def test_a_process_of_drift_and_diffusion_only() -> None:
     """A nonlinear process samples with solvers of the reverse drift; others say what they lack."""
     sde = Pendulum()
     assert len(check_sde(sde)) == 2
+    for grid in ("log-snr", "karras"):
+        with pytest.raises(TypeError, match=r"needs a process with alpha\(t\) and sigma\(t\)"):
+            sg.sample(lambda x, t: -x, sde, (3, 2), solver="euler-maruyama", steps=2, grid=grid)
     score = lambda x, t: -x  # noqa: E731
     for solver in ("euler-maruyama", "rk4", "euler"):
         res = sg.sample(score, sde, shape=(3, 2), solver=solver, steps=20, seed=0, dtype=F64)

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import whole
+
 State = tuple[Tensor, ...]
 Rhs = Callable[[Tensor, State, Tensor], State]
 
@@ -515,5 +517,4 @@ def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
             raise ValueError(f"{name} must be finite and at least 0, got {value}")
     if rtol == atol == 0:
         raise ValueError("rtol and atol cannot both be 0")
-    if isinstance(max_steps, bool) or int(max_steps) != max_steps or max_steps < 1:
-        raise ValueError(f"max_steps must be a whole number of at least 1, got {max_steps}")
+    whole("max_steps", max_steps)

@@ -118,7 +118,8 @@ def log_prob(
         generator: instead of `seed`.
         model_kwargs: passed on to the network.
         enable_grad: keep the graph, for gradients with respect to x and the network's parameters.
-        parameters: what `"dopri5-adjoint"` differentiates with respect to besides x; those of the network if not given.
+        parameters: what `"dopri5-adjoint"` differentiates with respect to besides x; those of the network if not given,
+            and none where that is no `nn.Module`, whose parameters cannot be found.
 
     Raises:
         ValueError: for options out of range or of another method or trace, and x or scores that are not finite.

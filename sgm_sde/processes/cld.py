@@ -172,6 +172,7 @@ def hybrid_score_matching(
         kwargs: passed on.
 
     Raises:
+        TypeError: for a process without a matrix.
         ValueError: for a prediction that does not have the shape of the data.
 
     Source: Dockhorn et al., 2022, arXiv:2112.07068.
@@ -181,6 +182,8 @@ def hybrid_score_matching(
         >>> hybrid_score_matching(lambda z, t: 0 * z[:, 1], CLD(), x0, torch.full((3,), 0.5), noise)
         tensor([1., 1., 1.])
     """
+    if not isinstance(sde, MatrixSDE):
+        raise TypeError(f"this loss is for a process with a matrix, such as CLD(), got {sde!r}: take score_matching")
     predicted = predict(sde.perturb(x0, t, noise), t, **kwargs)
     if predicted.shape != x0.shape:
         raise ValueError(f"the prediction has shape {tuple(predicted.shape)} for data of shape {tuple(x0.shape)}")

@@ -302,6 +302,12 @@ class Adaptive(AdaptiveSolver):
         return replace(end, y=(x,), t=t)
 
 
+def require_one_noise_level(name: str, sde: SDE) -> None:
+    """Raise TypeError for a process whose noise is a matrix."""
+    if sde.has_kernel and not sde.is_linear:
+        raise TypeError(f"{name} needs one diffusion coefficient for the whole state, got {sde!r}: take SSCS()")
+
+
 def default_variable(sde: SDE) -> str:
     """What the flow is solved in where nothing is said: the noise level's share; time for a nonlinear process."""
     return "noise-share" if sde.is_linear else "time"
@@ -365,6 +371,7 @@ class GGF(AdaptiveSolver):
 
     def run(self, problem: Problem) -> Integration:
         """Carry the states from start to end."""
+        require_one_noise_level(self.name, problem.sde)
         max_steps = self.max_steps
         if problem.calls is not None:
             max_steps = min(max_steps, problem.calls // 2)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import whole
 from sgm_sde.engine.adaptive import (
     COMPLETED,
     GIVEN_UP,
@@ -23,7 +24,7 @@ from sgm_sde.engine.adaptive import (
     Integration,
     check_tolerances,
 )
-from sgm_sde.solvers.adaptive import Flow, default_variable
+from sgm_sde.solvers.adaptive import Flow, default_variable, require_one_noise_level
 from sgm_sde.solvers.base import AdaptiveSolver, Problem
 
 Slope = Callable[[float | Tensor, Tensor], Tensor]
@@ -96,8 +97,8 @@ class Backend(AdaptiveSolver):
         n, model = len(problem.x), problem.model
         if self.method not in self.adaptive and problem.steps is None:
             raise ValueError(f"{self.name} takes even steps: say how many with steps=")
-        if problem.steps is not None and (int(problem.steps) != problem.steps or problem.steps < 1):
-            raise ValueError(f"steps must be a whole number of at least 1, got {problem.steps}")
+        if problem.steps is not None:
+            whole("steps", problem.steps)
         if problem.calls is not None and self.per_sample:
             raise ValueError(f"nfe= is a budget of the whole run, and {self.name} runs sample by sample: leave it out")
         if n > 1 and self._coupled(problem) and not self.per_sample:
@@ -306,6 +307,7 @@ class TorchSDE(Backend):
     def _solve(self, problem: Problem, index: Tensor, seen: _Seen) -> Tensor:
         import torchsde
 
+        require_one_noise_level(self.name, problem.sde)
         model, x = problem.model, problem.x[index]
         start, end, ito = problem.start, problem.end, self.method in ("euler", "milstein", "srk")
 

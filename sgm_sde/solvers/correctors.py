@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import whole
 from sgm_sde._shapes import on_host
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource
@@ -57,8 +58,7 @@ class Corrector(ABC):
 
 
 def _require_counts(n_steps: int, **positive: float) -> None:
-    if n_steps < 1 or int(n_steps) != n_steps:
-        raise ValueError(f"n_steps must be a whole number of at least 1, got {n_steps}")
+    whole("n_steps", n_steps)
     for name, value in positive.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be positive and finite, got {value}")
