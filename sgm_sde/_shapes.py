@@ -49,6 +49,16 @@ def flat(x: Tensor) -> Tensor:
     return x.flatten(1) if x.ndim > 1 else x[:, None]
 
 
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products (B,) of a and b (B, *)."""
+    return flat(a * b).sum(1)
+
+
+def finite(x: Tensor) -> Tensor:
+    """Whether each sample (B,) of x (B, *) is finite."""
+    return flat(torch.isfinite(x.detach())).all(1)
+
+
 def batch_time(t: Time, x: Tensor) -> Tensor:
     """`t` as a tensor of shape (B,) on the device of `x` (B, *), at least float32."""
     t = as_time(t)

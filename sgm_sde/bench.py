@@ -19,6 +19,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ import torch
 from torch import Tensor
 
 from sgm_sde import distributed
+from sgm_sde._checks import whole
 from sgm_sde.defaults import Setting
 from sgm_sde.metrics.features import Extractor, load_extractor, to_uint8
 from sgm_sde.metrics.frechet import gaussian_frechet, moments
-from sgm_sde.metrics.kernel import kernel_distance
-from sgm_sde.metrics.neighbours import prdc
+from sgm_sde.metrics.kernel import LEAST, kernel_distance
+from sgm_sde.metrics.neighbours import NEIGHBOURS, prdc
 from sgm_sde.metrics.reference import Reference, load_reference
 from sgm_sde.metrics.sliced import sliced_wasserstein
 from sgm_sde.models import Model, fingerprint, load_model
@@ -79,19 +81,18 @@ def _kernel(features: Tensor, reference: Reference) -> dict[str, float]:
 
 def _prdc(features: Tensor, reference: Reference) -> dict[str, float]:
     result = prdc(features, reference.rows)
-    return {name: getattr(result, name) for name in ("precision", "recall", "density", "coverage")}
+    return {name: getattr(result, name) for name in PRDC}
 
 
 def _sliced(features: Tensor, reference: Reference) -> dict[str, float]:
     return {"sliced": sliced_wasserstein(features, reference.rows).value}
 
 
+PRDC = ("precision", "recall", "density", "coverage")
 METRICS: dict[str, Metric] = {
     "frechet": Metric(_frechet, {"frechet": "Frechet distance"}, "FID", statistics=True),
-    "kernel": Metric(_kernel, {"kernel": "Kernel distance"}, "KID", least=3),
-    "prdc": Metric(
-        _prdc, {name: name.capitalize() for name in ("precision", "recall", "density", "coverage")}, least=4
-    ),
+    "kernel": Metric(_kernel, {"kernel": "Kernel distance"}, "KID", least=LEAST),
+    "prdc": Metric(_prdc, {name: name.capitalize() for name in PRDC}, least=NEIGHBOURS + 1),
     "sliced": Metric(_sliced, {"sliced": "Sliced Wasserstein distance"}),
 }
 ALIASES = {"fid": "frechet", "kid": "kernel", "sw": "sliced"}
@@ -273,7 +274,7 @@ def bench(
         )
         assert real is not None
         chosen = _metrics(metrics, real)
-        n, batch = _whole_numbers("n, batch", (n, batch), 1)
+        n, batch = whole("n", n, kind=Integral), whole("batch", batch, kind=Integral)
         for name in chosen:
             if n < METRICS[name].least:
                 raise ValueError(f"the metric {name!r} takes at least {METRICS[name].least} samples, got n={n}")
@@ -464,7 +465,7 @@ def _whole_numbers(name: str, values: Iterable[int], least: int) -> tuple[int, .
         numbers.append(number)
     if not numbers:
         raise ValueError(f"give at least one of {name}")
-    return tuple(dict.fromkeys(numbers)) if name != "n, batch" else tuple(numbers)
+    return tuple(dict.fromkeys(numbers))
 
 
 def _few(protocol: Mapping[str, Any]) -> str:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import difflib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import instead, whole
 from sgm_sde._shapes import on_host
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Grid:
         times: any sequence of numbers; a single time is a grid of no steps.
 
     Raises:
+        TypeError: for what is no sequence.
         ValueError: if the times do not strictly decrease, or one is negative or not finite.
 
     Example:
@@ -44,6 +46,8 @@ class Grid:
     times: tuple[float, ...]
 
     def __init__(self, times: Sequence[float] | Tensor) -> None:
+        if not isinstance(times, Iterable):
+            raise TypeError(f"times must be a sequence of numbers, got {instead(times)}")
         object.__setattr__(self, "times", tuple(float(t) for t in times))
         if not self.times:
             raise ValueError("a grid needs at least one time")
@@ -80,8 +84,7 @@ class GridRule(ABC):
         start, end = sde.T if t_start is None else t_start, sde.eps if t_end is None else t_end
         if not 0 <= end < start <= sde.T:
             raise ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got t_start={start} and t_end={end}")
-        if steps < 0 or int(steps) != steps:
-            raise ValueError(f"the number of steps must be a whole number of at least 0, got {steps}")
+        whole("the number of steps", steps, 0)
         if steps == 0:
             return Grid([start])
         inner = self.place(sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu"), start, end)

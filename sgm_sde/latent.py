@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from sgm_sde._checks import whole
-from sgm_sde._shapes import expand
+from sgm_sde._shapes import expand, flat
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds, seeds_of_draw
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import BoundResult, LogProbResult, elbo, log_prob
@@ -240,7 +240,7 @@ class LatentScoreModel:
         stream = NoiseStream(seeds, "dequantisation")
         with torch.no_grad():
             mean, std = self.posterior(x)
-            entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).flatten(1).sum(1)
+            entropy = flat(std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(1)
             reconstructions, crosses, nfe = [], [], 0
             for k in range(draws):
                 z = mean + std * stream.normal(tuple(mean.shape), mean.dtype, mean.device)
@@ -267,7 +267,7 @@ class LatentScoreModel:
         if isinstance(law, Tensor) or not hasattr(law, "log_prob"):
             raise TypeError(f"the bound needs a decoder that returns a distribution, got {type(law).__name__}")
         log_p: Tensor = law.log_prob(x)
-        return log_p.reshape(len(x), -1).sum(1)
+        return flat(log_p).sum(1)
 
 
 class MixedNoise(nn.Module):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._checks import whole
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.scores.score import Score, as_score
 
@@ -64,8 +65,8 @@ class Model:
         if not all(isinstance(n, int) and n > 0 for n in self.shape):
             raise ValueError(f"the shape of a sample must be positive whole numbers, got {self.shape}")
         for option, count, least in (("n_classes", self.n_classes, 1), ("n_levels", self.n_levels, 2)):
-            if count is not None and (not isinstance(count, int) or count < least):
-                raise ValueError(f"{option} must be a whole number of at least {least}, got {count!r}")
+            if count is not None:
+                whole(option, count, least, kind=int)
         if self.data_range is not None and not self.data_range[0] < self.data_range[1]:
             raise ValueError(f"data_range must be (lo, hi) with lo < hi, got {self.data_range}")
         net = self.score.net

@@ -15,7 +15,7 @@ from torch import Tensor
 from sgm_sde import grids
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import whole
-from sgm_sde._shapes import flat
+from sgm_sde._shapes import finite
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.adaptive import COMPLETED, GIVEN_UP, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL
@@ -271,8 +271,8 @@ def sample(
         again = BoundModel(score, sde, ends, model_kwargs)
         source, hooks = randomness(again)
         with torch.no_grad():
-            run = execute(program, x, again, source, hooks=hooks, on_node=lambda _, state: not _finite(state).all())
-        return None if _finite(run.x).all() else run.nodes - 1
+            run = execute(program, x, again, source, hooks=hooks, on_node=lambda _, state: not finite(state).all())
+        return None if finite(run.x).all() else run.nodes - 1
 
     source, hooks = randomness(model)
     monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
@@ -437,10 +437,7 @@ def _run_adaptive(
     denoise = final == "denoise"
     calls = None if nfe is None else whole("nfe", nfe) - denoise
     if calls is not None and calls < solver.least_calls:
-        raise ValueError(
-            f"nfe={nfe} is too small: the first step of {solver.name} takes {solver.least_calls} network calls"
-            + (" and final='denoise' one more" if denoise else "")
-        )
+        raise _too_small(nfe, f"the first step of {solver.name}", solver.least_calls, denoise)
     bar = _bar(progress, len(x), solver.name, "sample")
     try:
         end = solver.run(
@@ -453,8 +450,8 @@ def _run_adaptive(
     if denoise and len(arrived):
         with model.only(arrived, len(x)):
             x = x.index_copy(0, arrived, model.predict("data", x[arrived], ends[1]))
-    finite = _finite(x).tolist()
-    outcome = tuple(o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(end.outcome, finite, strict=True))
+    arrived_well = zip(end.outcome, finite(x).tolist(), strict=True)
+    outcome = tuple(o if ok or o != COMPLETED else NOT_FINITE for o, ok in arrived_well)
     status = _adaptive_status(outcome, end.t, ends[1], end.not_finite)
     if not status.ok:
         warnings.warn(status.message, NonFiniteWarning if NOT_FINITE in outcome else UnfinishedWarning, stacklevel=4)
@@ -498,8 +495,6 @@ def _make_grid(
     grid = sde.natural_grid if grid is None else grid
     if isinstance(grid, str):
         grid = grids.rule(grid)
-    if isinstance(grid, type):
-        raise TypeError(f"grid is the class {grid.__name__}: call it")
     if not isinstance(grid, GridRule):
         given = {"nfe": nfe, "steps": steps, "t_start": t_start, "t_end": t_end}
         for name, value in given.items():
@@ -516,11 +511,13 @@ def _make_grid(
     budget = whole("nfe", DEFAULT_NFE if nfe is None else nfe)
     solver, steps = solver.fit(budget - denoise)
     if steps < 1 and not (denoise and budget == 1):
-        raise ValueError(
-            f"nfe={budget} is too small: one step of {solver.name} takes {solver.nfe(1)} network calls"
-            + (" and final='denoise' one more" if denoise else "")
-        )
+        raise _too_small(budget, f"one step of {solver.name}", solver.nfe(1), denoise)
     return solver, grid(sde, steps, t_start, t_end)
+
+
+def _too_small(nfe: int | None, what: str, calls: int, denoise: bool) -> ValueError:
+    more = " and final='denoise' one more" if denoise else ""
+    return ValueError(f"nfe={nfe} is too small: {what} takes {calls} network calls{more}")
 
 
 def _bar(progress: bool, total: int, name: str, unit: str) -> Any:
@@ -615,11 +612,6 @@ def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool)
     return frozenset(nodes), end
 
 
-def _finite(x: Tensor) -> Tensor:
-    """Whether each sample (B,) of a state (B, *) is finite."""
-    return flat(torch.isfinite(x.detach())).all(1)
-
-
 def _status(
     state: Tensor, end: Tensor, grid: Grid, node: int, stopped: bool, first_bad_node: Callable[[], int | None]
 ) -> Status:
@@ -627,7 +619,7 @@ def _status(
     if end.is_meta:
         return Status()
     # The one place where values come back from the device.
-    before_end, at_end = torch.stack([_finite(state), _finite(end)]).tolist()
+    before_end, at_end = torch.stack([finite(state), finite(end)]).tolist()
     samples = tuple(i for i, ok in enumerate(zip(before_end, at_end, strict=True)) if not all(ok))
     if samples:
         found = grid.steps + 1 if all(before_end) else first_bad_node()

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import whole
+from sgm_sde._shapes import flat
 from sgm_sde.engine.executor import Given, execute
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule, LogSNR
@@ -86,8 +88,7 @@ def _check_shapes(sde: SDE, times: Tensor) -> str:
                 f"g has shape {tuple(sde.g(batch).shape)}"
             )
         apart = torch.stack([sde.f(x[i : i + 1], t)[0] for i, t in enumerate(batch)])
-        _agree("f with t of shape (B,)", together.flatten(1).sum(1) if x.ndim > 1 else together,
-               apart.flatten(1).sum(1) if x.ndim > 1 else apart, batch, 1e-9)  # fmt: skip
+        _agree("f with t of shape (B,)", flat(together).sum(1), flat(apart).sum(1), batch, 1e-9)
     for name, value in (("f", sde.f(torch.ones(len(times), 1, dtype=F64), times)[:, 0]), ("g", sde.g(times))):
         if not bool(torch.isfinite(value).all()):
             i = int((~torch.isfinite(value)).nonzero()[0])
@@ -265,8 +266,7 @@ def rough(rule: GridRule | None = None, jitter: float = 0.4, seed: int = 0, peri
     """
     if not 0 <= jitter < 1:
         raise ValueError(f"jitter must lie in [0, 1), got {jitter}")
-    if period < 2 or int(period) != period:
-        raise ValueError(f"period must be a whole number of at least 2, got {period}")
+    whole("period", period, 2)
     return _Rough(rule or LogSNR(), jitter, seed, period)
 
 
@@ -501,8 +501,7 @@ def measure_weak_order_on_mixture(
     data: Any = default_oracle("scalar") if oracle is None else oracle
     if data.event_shape != (1,):
         raise ValueError(f"the data must be one-dimensional, of shape (1,), got {tuple(data.event_shape)}")
-    if log2_points < 0 or int(log2_points) != log2_points:
-        raise ValueError(f"log2_points must be a whole number of at least 0, got {log2_points}")
+    whole("log2_points", log2_points, 0)
     if scrambles < 2:
         raise ValueError(f"a standard error takes at least 2 scramblings, got {scrambles}")
     t_start = active_start(sde, 2.0) if t_start is None else t_start

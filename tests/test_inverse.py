@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde import inverse
+from sgm_sde._shapes import dot
 from sgm_sde.engine.executor import execute
-from sgm_sde.inverse.linalg import conjugate_gradient, conjugate_residual, dot
+from sgm_sde.inverse.linalg import conjugate_gradient, conjugate_residual
 from sgm_sde.scores import Score
 from sgm_sde.testing import CheckError
 from tests.helpers import F64, LINEAR, Recorder, bind, elementwise_score

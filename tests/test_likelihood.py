@@ -756,7 +756,7 @@ X = torch.zeros(2, 2, dtype=F64)
         ({"n_probes": 2.0}, ValueError, "n_probes must be a whole number of at least 1, got 2.0"),
         ({"steps": math.inf}, ValueError, "got inf"),
         ({"prior": 3}, TypeError, "prior must be a function .* got 3"),
-        ({"prior": lambda z: z.sum()}, ValueError, r"one log-density a sample, \(2,\), got \(\)"),
+        ({"prior": lambda z: z.sum()}, ValueError, r"the prior must return one number a sample, \(2,\), got \(\)"),
         ({"prior": lambda z: z}, ValueError, r"got \(2, 2\)"),
         ({"prior": lambda z: None}, ValueError, "got NoneType"),
         ({"prior": lambda z: z.sum(1) * math.nan}, ValueError, "the prior's log-density of sample 0 is nan"),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._checks import whole
+from sgm_sde._shapes import finite, flat
 
 State = tuple[Tensor, ...]
 Rhs = Callable[[Tensor, State, Tensor], State]
@@ -242,8 +243,8 @@ def march(
             on_leave(len(out))
         return rows.select(np.flatnonzero(ended == 0))
 
-    finite = torch.stack([torch.isfinite(part.detach().reshape(n, -1)).all(1) for part in y]).all(0).cpu().numpy()
-    rows = leave(np.where(finite, 0, OUTCOMES.index(NOT_FINITE)))
+    known = torch.stack([finite(part) for part in y]).all(0).cpu().numpy()
+    rows = leave(np.where(known, 0, OUTCOMES.index(NOT_FINITE)))
     if len(rows.who):
         size = stepper.first_step(rows, end) if first_step is None else np.full(len(rows.who), first_step)
         rows.h = controller.rounded(sign * np.fmin(size, abs(end - start)), abs(end - start))
@@ -438,7 +439,7 @@ class EmbeddedStepper(Counting):
 
 def rms(x: Tensor) -> Tensor:
     """Root mean square of each sample, (B, *) to (B,)."""
-    return x.reshape(len(x), -1).square().mean(1).sqrt()
+    return flat(x).square().mean(1).sqrt()
 
 
 def column(weight: Tensor, x: Tensor) -> Tensor:

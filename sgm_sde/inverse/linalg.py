@@ -8,13 +8,9 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import require_gradient
+from sgm_sde._shapes import dot
 
 HINT = "DiffPIR and Replacement need none, LinearMap takes an adjoint="
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products (B,) of a and b (B, *)."""
-    return (a * b).flatten(1).sum(1)
 
 
 class Linearised:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
+from sgm_sde._shapes import dot
 from sgm_sde.engine.executor import Hook, execute
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step
 from sgm_sde.grids import Grid
-from sgm_sde.inverse.linalg import Linearised, dot
+from sgm_sde.inverse.linalg import Linearised
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.inverse.posterior_scores import require_count, require_measurement, require_positive
 from sgm_sde.processes.base import SDE

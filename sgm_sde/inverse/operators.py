@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import whole
+from sgm_sde._shapes import dot
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
-from sgm_sde.inverse.linalg import Linearised, conjugate_gradient, dot
+from sgm_sde.inverse.linalg import Linearised, conjugate_gradient
 from sgm_sde.testing import CheckError
 
 
@@ -190,10 +192,7 @@ class BlockAverage(LinearOperator):
     full_rank = True
 
     def __init__(self, factor: int, dims: int = 2) -> None:
-        for name, value in (("factor", factor), ("dims", dims)):
-            if value < 1 or int(value) != value:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
-        self.factor, self.dims = factor, dims
+        self.factor, self.dims = whole("factor", factor), whole("dims", dims)
 
     def apply(self, x: Tensor) -> Tensor:
         """The blocks' means."""
@@ -315,10 +314,8 @@ class LinearMap(LinearOperator):
         iterations: int = 50,
         full_rank: bool = False,
     ) -> None:
-        if iterations < 1 or int(iterations) != iterations:
-            raise ValueError(f"iterations must be a whole number of at least 1, got {iterations}")
         self._apply, self._adjoint = apply, adjoint
-        self.shape, self.iterations, self.full_rank = tuple(shape), iterations, full_rank
+        self.shape, self.iterations, self.full_rank = tuple(shape), whole("iterations", iterations), full_rank
 
     def apply(self, x: Tensor) -> Tensor:
         """The function's value."""

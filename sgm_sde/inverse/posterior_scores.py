@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode, require_gradient
+from sgm_sde._checks import whole
 from sgm_sde._shapes import expand
 from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjugate_residual
 from sgm_sde.inverse.operators import Measurement
@@ -51,8 +52,7 @@ def require_positive(**options: float) -> None:
 def require_count(**options: int) -> None:
     """Raise ValueError unless all options are whole numbers of at least 1."""
     for name, value in options.items():
-        if value < 1 or int(value) != value:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+        whole(name, value)
 
 
 class PosteriorScore(Score, ABC):

@@ -9,15 +9,11 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sgm_sde._shapes import flat
+from sgm_sde._checks import not_finite, require_one_a_sample, whole
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 
-
-def require_count(option: str, count: int, least: int = 1) -> None:
-    """Raise ValueError unless `count` is a whole number of at least `least`."""
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < least:
-        raise ValueError(f"{option} must be a whole number of at least {least}, got {count!r}")
+require_count = partial(whole, kind=Integral)  # as loops take it
 
 
 def require_one_of(option: str, choice: object, known: Sequence[object]) -> None:
@@ -65,14 +61,10 @@ def given_log_prob(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
     Raises:
         ValueError: for anything but one finite number a sample, where the latents are finite.
     """
-    value, n = prior(latent), len(latent)
-    if not isinstance(value, Tensor) or value.shape != (n,):
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"the prior must return one log-density a sample, ({n},), got {got}")
-    bad = not_finite(latent)
-    for i in not_finite(value)[:1]:
-        if not bad:
-            raise ValueError(f"the prior's log-density of sample {i} is {value[i].item()}")
+    value = prior(latent)
+    require_one_a_sample("the prior", value, len(latent))
+    for i in not_finite(value)[:1] if not not_finite(latent) else ():
+        raise ValueError(f"the prior's log-density of sample {i} is {value[i].item()}")
     return value
 
 
@@ -103,8 +95,3 @@ def check_output(
         bad = [] if value is None else not_finite(value)
         for i in [i for i in bad if among is None or i in among][:1]:
             raise ValueError(f"the {what} is not finite at t={t:.6g} in sample {i}")
-
-
-def not_finite(value: Tensor) -> list[int]:
-    """The samples with values (B, *) that are not finite."""
-    return flat(~torch.isfinite(value.detach())).any(1).nonzero().flatten().tolist()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
+from sgm_sde._checks import not_finite
 from sgm_sde._shapes import flat
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.reverse import ScoreFn
@@ -19,7 +20,6 @@ from sgm_sde.likelihood.checks import (
     check_finite,
     check_points,
     check_process,
-    not_finite,
     require_count,
     require_one_of,
 )

@@ -210,7 +210,7 @@ def log_prob(
         )
         at_T = sde.prior_log_prob(latent) if prior is None else given_log_prob(prior, latent)
         value = at_T + volume + added
-    again = partial(solve.revisit, model, sde, state, eps, steps, data_std) if on_grid else None
+    again = partial(solve.revisit, model, sde, state, eps, steps, data_std, refine) if on_grid else None
     check_finite(value, "the log-likelihood", again)
     if trace == "exact":
         stderr = torch.zeros_like(stderr)

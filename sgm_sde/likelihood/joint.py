@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import outside_inference_mode, require_gradient
+from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._shapes import on_host
 from sgm_sde.engine.executor import Plan, execute, lower
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds, seeds_of_draw
@@ -31,7 +31,7 @@ from sgm_sde.grids import rule
 from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, require_count, require_one_of
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.solve import NoNoise
-from sgm_sde.likelihood.trace import CONSTANT, PROBES, TRACES, Estimate, Exact, Hutchinson, TraceModel, probe_error
+from sgm_sde.likelihood.trace import PROBES, TRACES, Estimate, Exact, Hutchinson, TraceModel, probe_error
 from sgm_sde.processes.matrix import MatrixSDE, apply
 from sgm_sde.sampling import Status
 from sgm_sde.scores.score import as_density
@@ -50,9 +50,7 @@ class _DriftModel(TraceModel):
         c_x, c_r = next(self._conversions)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            out = self._call(x, t)
-            require_gradient(out, "the network", CONSTANT)
-            drift = apply(c_x, x) + apply(c_r, out.to(x.dtype))
+            drift = apply(c_x, x) + apply(c_r, self._call(x, t).to(x.dtype))
             self.traces.append(self.estimate(drift, x, None, False).detach())
         return drift.detach()
 

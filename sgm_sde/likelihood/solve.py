@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._shapes import as_time, expand, flat
+from sgm_sde._shapes import as_time, dot, expand
 from sgm_sde.engine.adaptive import COMPLETED, integrate
 from sgm_sde.engine.executor import execute
 from sgm_sde.likelihood.checks import OnOutput, check_output
@@ -162,7 +162,7 @@ class Integrals:
         jump = z - end
         for j, w in integrals[i]:
             jump = torch.add(jump, self._slopes[j], alpha=w)
-        self._jumps.append(flat((score + score_there) * jump).sum(1))
+        self._jumps.append(dot(score + score_there, jump))
         needed = integrals[min(i + 1, len(integrals) - 1)][0][0]
         self._slopes = {j: slope for j, slope in self._slopes.items() if j >= needed}
 
@@ -176,7 +176,7 @@ class Integrals:
     def defect(self, latent: Tensor) -> Tensor:
         """What all jumps add, the last one from the last state that was visited to the latent (B, *), (B,)."""
         (z, score) = self._states[len(self._traces) - 1]
-        last = flat(score * (z - latent / self.grid.spreads[-1])).sum(1)
+        last = dot(score, z - latent / self.grid.spreads[-1])
         return torch.stack(self._jumps).sum(0) / 2 + last
 
 
@@ -213,10 +213,10 @@ def exponential(
 
 
 def revisit(
-    model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, on_output: OnOutput
+    model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, refine: bool, on_output: OnOutput
 ) -> None:
     """Walk along the grids of `exponential` again."""
-    for finer in (1, *REFINEMENTS):
+    for finer in (1, *(REFINEMENTS if refine else ())):
         grid = fixed_grid(sde, eps, finer * steps, s)
         grid.carry(model, x, lambda x, out, t: on_output(x, out, t, model.traces.pop()))
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import require_gradient
-from sgm_sde._shapes import flat
+from sgm_sde._shapes import dot
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.model import BoundModel
@@ -28,7 +28,6 @@ from sgm_sde.scores.score import Score
 TRACES = ("hutchinson", "exact")
 PROBES = ("rademacher", "gaussian")
 BASES = ("pixel", "colour", "dct")
-CONSTANT = "One whose output is constant may add 0 * x"
 
 
 class Estimate(Protocol):
@@ -77,6 +76,12 @@ class TraceModel(BoundModel):
         finally:
             self._index = None
 
+    def _call(self, x: Tensor, t: Tensor) -> Tensor:
+        out = super()._call(x, t)
+        if x.requires_grad:  # what a conversion adds would have a gradient in any case
+            require_gradient(out, "the network", "One whose output is constant may add 0 * x")
+        return out
+
     @contextmanager
     def expecting(self, output: Tensor) -> Iterator[None]:
         """While the first evaluation has to give this output (B, *) but for rounding, be it that of bfloat16.
@@ -96,10 +101,9 @@ class TraceModel(BoundModel):
         with torch.enable_grad():
             x = x if keep and x.requires_grad else x.detach().requires_grad_()
             out = self._call(x, t)
-            require_gradient(out, "the network", CONSTANT)
             if self._expected is not None:
                 expected, self._expected = self._expected, None
-                off, size = (flat(v.detach().double()).square().sum(1) for v in (out - expected, expected))
+                off, size = (dot(v, v) for v in ((out - expected).detach().double(), expected.double()))
                 if bool((off > 0.05**2 * size).any()):
                     raise ValueError("for some samples the network's output is not what it was in their batch")
             trace = self.estimate(out, x, self._index, keep)
@@ -156,7 +160,7 @@ class Hutchinson:
             self.probes = [self._draw(x) for _ in range(self.columns)]
         probes = self.probes if rows is None else [z[rows] for z in self.probes]
         self.vjps += self.columns
-        return torch.stack([flat(_vjp(out, x, z, keep) * z).sum(1) for z in probes], 1)
+        return torch.stack([dot(_vjp(out, x, z, keep), z) for z in probes], 1)
 
     def __str__(self) -> str:
         basis = "" if self.basis == "pixel" else f" in the {self.basis} basis"

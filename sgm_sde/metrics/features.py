@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._shapes import flat
 from sgm_sde.models import find_function, fingerprint, source_hash
 from sgm_sde.nn.digits import load_digits_classifier
 from sgm_sde.nn.fashion import FEATURES as FASHION
@@ -100,7 +101,7 @@ def to_uint8(x: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor
         raise ValueError(f"data_range must be (lo, hi) with lo < hi, got {data_range}")
     if not x.is_floating_point():
         raise TypeError(f"samples must be floating-point, got {x.dtype}")
-    bad = x.isnan().reshape(len(x), -1).any(1)
+    bad = flat(x.isnan()).any(1)
     if bool(bad.any()):
         raise ValueError(f"samples must not be NaN, got some in {int(bad.sum())} of {len(x)} samples")
     return ((x - lo) * (255 / (hi - lo)) + 0.5).clamp(0, 255).to(torch.uint8)

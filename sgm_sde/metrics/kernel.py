@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sgm_sde.metrics.inputs import Vectors, pair
 
+LEAST = 3  # rows, of which the standard error leaves one out
 _ROWS = 1024  # of the kernel matrix at a time
 
 
@@ -46,7 +47,7 @@ def kernel_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> KernelR
     >>> round(result.value, 3), result.n, result.dim, result.features
     (124.667, (3, 3), 1, 'raw')
     """
-    x, y = pair(a, b, least=3)
+    x, y = pair(a, b, LEAST)
     n, m = len(x), len(y)
     own_x, cross_x = _row_sums(x, x, skip=True), _row_sums(x, y)
     own_y, cross_y = _row_sums(y, y, skip=True), _row_sums(y, x)

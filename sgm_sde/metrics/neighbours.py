@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import whole
 from sgm_sde.metrics.inputs import Vectors, pair
 
+NEIGHBOURS = 3
 _ROWS = 1024  # of the distance matrix at a time
 
 
@@ -28,7 +30,7 @@ class PRDCResult:
     features: str
 
 
-def prdc(samples: Vectors, reference: Vectors, *, k: int = 3, features: str = "raw") -> PRDCResult:
+def prdc(samples: Vectors, reference: Vectors, *, k: int = NEIGHBOURS, features: str = "raw") -> PRDCResult:
     r"""Return precision, recall, density and coverage of samples (n, d) against reference data (m, d).
 
     With B(v) the closed ball around v whose radius is the distance to v's k-th nearest neighbour in its own set,
@@ -50,8 +52,7 @@ def prdc(samples: Vectors, reference: Vectors, *, k: int = 3, features: str = "r
     >>> [round(value, 3) for value in (result.precision, result.recall, result.density, result.coverage)]
     [0.5, 0.167, 1.0, 0.333]
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k must be a whole number of at least 1, got {k!r}")
+    whole("k", k, kind=int)
     try:
         x, y = pair(samples, reference, least=k + 1)
     except ValueError as error:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import whole
 from sgm_sde.metrics.inputs import Vectors, pair
 
 
@@ -47,8 +48,7 @@ def sliced_wasserstein(
     >>> round(result.value, 6), result.n, result.dim, result.features
     (3.0, (4, 4), 2, 'raw')
     """
-    if isinstance(directions, bool) or not isinstance(directions, int) or directions < 1:
-        raise ValueError(f"directions must be a whole number of at least 1, got {directions!r}")
+    whole("directions", directions, kind=int)
     x, y = pair(a, b)
     dim = x.shape[1]
     generator = torch.Generator().manual_seed(seed)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sgm_sde._shapes import Time, expand, on_host
+from sgm_sde._checks import instead
+from sgm_sde._shapes import Time, expand, flat, on_host
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.engine.reverse import ReverseSDE, ScoreFn
 
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 def require_sde(sde: object) -> None:
     """Raise TypeError unless `sde` is a forward process."""
     if not isinstance(sde, SDE):
-        given = f"the class {sde.__name__}: call it" if isinstance(sde, type) else repr(sde)
-        raise TypeError(f"sde must be a forward process such as VPSDE(), got {given}")
+        raise TypeError(f"sde must be a forward process such as VPSDE(), got {instead(sde)}")
 
 
 class Node:
@@ -143,7 +143,7 @@ class SDE(ABC):
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the prior in nats per sample: (B, *) to (B,)."""
-        square = (x / self.prior_std).reshape(len(x), -1).square()
+        square = flat(x / self.prior_std).square()
         return (-0.5 * square - 0.5 * math.log(2 * math.pi) - math.log(self.prior_std)).sum(1)
 
     def reverse(self, score_fn: ScoreFn, eta: float = 1.0) -> ReverseSDE:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._shapes import Time
+from sgm_sde._shapes import Time, flat
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.processes.matrix import MatrixSDE, RateMatrixSDE, double
 from sgm_sde.processes.vp import VPSDE, _require_positive
@@ -187,4 +187,4 @@ def hybrid_score_matching(
     predicted = predict(sde.perturb(x0, t, noise), t, **kwargs)
     if predicted.shape != x0.shape:
         raise ValueError(f"the prediction has shape {tuple(predicted.shape)} for data of shape {tuple(x0.shape)}")
-    return (predicted - noise[:, -1]).square().reshape(len(x0), -1).mean(1)
+    return flat((predicted - noise[:, -1]).square()).mean(1)

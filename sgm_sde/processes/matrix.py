@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._shapes import Time, as_time, expand, on_host
+from sgm_sde._shapes import Time, as_time, expand, flat, on_host
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.processes.base import SDE, Node
 from sgm_sde.processes.linear import _ordered, invert_log_snr
@@ -393,7 +393,7 @@ class MatrixSDE(SDE):
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the prior in nats per sample: (B, k, *) to (B,)."""
         L = np.linalg.cholesky(self.prior_covariance.array)
-        y = apply(torch.from_numpy(np.linalg.inv(L)), self._state(x)).reshape(len(x), -1)
+        y = flat(apply(torch.from_numpy(np.linalg.inv(L)), self._state(x)))
         log_det = float(np.log(np.diag(L)).sum()) / self.blocks
         return (-0.5 * y.square() - 0.5 * math.log(2 * math.pi) - log_det).sum(1)
 

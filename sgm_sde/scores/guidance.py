@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
+from sgm_sde._checks import require_one_a_sample
 from sgm_sde._shapes import expand
 from sgm_sde.scores.score import Score
 from sgm_sde.scores.time_labels import TimeLabel, noise_level
@@ -346,9 +347,7 @@ class Classifier(GuidedScore):
         with torch.enable_grad():
             leaf = x if keep and x.requires_grad else x.detach().requires_grad_()
             log_p = self.log_likelihood(leaf, t, **condition)
-            if not isinstance(log_p, Tensor) or log_p.shape != (len(x),):
-                shape = tuple(log_p.shape) if isinstance(log_p, Tensor) else type(log_p).__name__
-                raise ValueError(f"the log-likelihood must return one number a sample, ({len(x)},), got {shape}")
+            require_one_a_sample("the log-likelihood", log_p, len(x))
             gradient = None
             if log_p.requires_grad:
                 (gradient,) = torch.autograd.grad(log_p.sum(), leaf, create_graph=keep, allow_unused=True)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import whole
+from sgm_sde._checks import not_finite, whole
+from sgm_sde._shapes import flat
 from sgm_sde.engine.adaptive import (
     COMPLETED,
     GIVEN_UP,
@@ -110,7 +111,7 @@ class Backend(AdaptiveSolver):
             )
         x, t = problem.x.clone(), torch.full((n,), problem.start, dtype=torch.float64, device="cpu")
         evaluations, outcome = torch.zeros(n, dtype=torch.int64, device="cpu"), [COMPLETED] * n
-        start_calls, not_finite = model.nfe, dict[int, float]()
+        start_calls, lost_at = model.nfe, dict[int, float]()
         for group in torch.chunk(torch.arange(n, device="cpu"), n if self.per_sample else 1):
             before, at = model.nfe, group.to(x.device)
             limit = math.inf if problem.calls is None else before + problem.calls
@@ -120,20 +121,20 @@ class Backend(AdaptiveSolver):
                 reason = COMPLETED
                 x = x.index_copy(0, at, end.to(x.dtype))
                 t[group] = problem.end
-                lost = {j for j in seen.bad if not bool(torch.isfinite(end[j]).all())}
+                lost = seen.bad.keys() & not_finite(end)
             except (OutOfCalls, GaveUp, AssertionError) as error:  # torchdiffeq gives up by assertions
                 reason = seen.reason(error)
                 lost = set(seen.bad) if reason == NOT_FINITE else set()
             for j, i in enumerate(group.tolist()):
                 outcome[i] = NOT_FINITE if j in lost else GIVEN_UP if reason == NOT_FINITE else reason
                 if j in lost:
-                    not_finite[i] = seen.bad[j]
+                    lost_at[i] = seen.bad[j]
             evaluations[group] = model.nfe - before
             if problem.on_leave is not None:
                 problem.on_leave(len(group))
         unknown = torch.full((n,), -1, dtype=torch.int64, device="cpu")
         calls = model.nfe - start_calls
-        return Integration((x,), t, tuple(outcome), unknown, unknown, evaluations, calls, not_finite)
+        return Integration((x,), t, tuple(outcome), unknown, unknown, evaluations, calls, lost_at)
 
     @abstractmethod
     def _solve(self, problem: Problem, index: Tensor, seen: _Seen) -> Tensor:
@@ -160,11 +161,10 @@ class _Seen:
         except Exception:
             self.failed = True
             raise
-        if not bool(torch.isfinite(value).all()):
-            for j in (~torch.isfinite(value)).reshape(len(value), -1).any(1).nonzero().flatten().tolist():
-                self.bad.setdefault(j, time())
-            if self.stops_at_nan:
-                raise GaveUp("a value is not finite")
+        bad = not_finite(value)
+        self.bad |= {j: time() for j in bad if j not in self.bad}
+        if bad and self.stops_at_nan:
+            raise GaveUp("a value is not finite")
         return value
 
     def reason(self, error: Exception) -> str:
@@ -330,7 +330,7 @@ class TorchSDE(Backend):
                 return torch.full_like(y, float(problem.sde.g(self.time(s)[:1])))
 
         span = start - end
-        y = x.reshape(len(x), -1)
+        y = flat(x)
         ts = torch.tensor([0.0, span], dtype=y.dtype, device=y.device)
         levy = "space-time" if self.method == "srk" else "none"
         bm = _intervals([problem.seeds[i] for i in index.tolist()], y, ts, levy)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from sgm_sde._checks import instead
 from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource
@@ -325,8 +326,7 @@ def _resolve(solver: Any, known: Mapping[str, Callable[[], Any]]) -> Any:
     if isinstance(solver, Solver):
         return solver
     if not isinstance(solver, str):
-        given = f"the class {solver.__name__}: call it" if isinstance(solver, type) else repr(solver)
-        raise TypeError(f"solver must be a name or a Solver, got {given}")
+        raise TypeError(f"solver must be a name or a Solver, got {instead(solver)}")
     if solver not in known:
         near = difflib.get_close_matches(solver, known, n=4, cutoff=0.4) or list(known)
         raise ValueError(f"unknown solver {solver!r}; did you mean {', '.join(map(repr, near))}?")

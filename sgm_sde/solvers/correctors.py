@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._checks import whole
-from sgm_sde._shapes import on_host
+from sgm_sde._shapes import flat, on_host
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step
@@ -115,7 +115,7 @@ class Langevin(Corrector):
 
     def _ratio(self, z: Tensor, s: Tensor) -> Tensor:
         """|z| / |s|, one for each sample or one for all; 0 where the score vanishes, so that nothing moves."""
-        z_norm, s_norm = (v.reshape(len(v), -1).norm(dim=1) for v in (z, s))
+        z_norm, s_norm = (flat(v).norm(dim=1) for v in (z, s))
         if self.norm == "expected":
             z_norm = torch.full_like(s_norm, math.sqrt(s[0].numel()))
         if self.norm == "batch":

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sgm_sde._checks import whole
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import Solver
@@ -209,8 +210,7 @@ class ExponentialAdams(Exponential):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.nodes < 1 or int(self.nodes) != self.nodes:
-            raise ValueError(f"nodes must be a whole number of at least 1, got {self.nodes}")
+        whole("nodes", self.nodes)
         if not 0 <= self.corrector <= self.nodes + 1 or int(self.corrector) != self.corrector:
             raise ValueError(f"corrector must lie between 0 and nodes + 1 = {self.nodes + 1}, got {self.corrector}")
         if self.start not in ("cold", "warm"):

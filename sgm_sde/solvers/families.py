@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sgm_sde._checks import whole
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import Solver
 from sgm_sde.solvers.exponential import ExponentialAdams, ExponentialRungeKutta, NoiseLevel
@@ -604,8 +605,7 @@ class Restart(Solver):
         if not 0 < self.s_min < self.s_max < math.inf:
             raise ValueError(f"need 0 < s_min < s_max, got {self.s_min} and {self.s_max}")
         for name, value in (("rounds", self.rounds), ("n_steps", self.n_steps)):
-            if value < 1 or int(value) != value:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+            whole(name, value)
 
     stochastic = True
     source = "Xu et al., 2023, arXiv:2306.14878"
