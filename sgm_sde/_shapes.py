@@ -24,6 +24,15 @@ def as_time(t: Time) -> Tensor:
     return on_host(float(t))
 
 
+def require_times(t: Tensor, x: Tensor) -> None:
+    """Raise ValueError unless t, () or (B,), goes with x (B, *)."""
+    if t.ndim and (t.ndim != 1 or x.ndim == 0 or len(t) != len(x)):
+        raise ValueError(
+            f"t has shape {tuple(t.shape)}, expected () or ({x.shape[0] if x.ndim else ''},) "
+            f"to go with x of shape {tuple(x.shape)}"
+        )
+
+
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """Reshape a coefficient of shape () or (B,) so that it multiplies `x` of shape (B, *), in its dtype.
 
@@ -34,13 +43,9 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
         >>> expand(torch.ones(4), torch.zeros(4, 3, 8, 8)).shape
         torch.Size([4, 1, 1, 1])
     """
+    require_times(coefficient, x)
     if coefficient.ndim == 0:
         return coefficient.to(x.dtype)
-    if coefficient.ndim != 1 or x.ndim == 0 or len(coefficient) != len(x):
-        raise ValueError(
-            f"t has shape {tuple(coefficient.shape)}, expected () or ({x.shape[0] if x.ndim else ''},) "
-            f"to go with x of shape {tuple(x.shape)}"
-        )
     return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -62,5 +67,6 @@ def finite(x: Tensor) -> Tensor:
 def batch_time(t: Time, x: Tensor) -> Tensor:
     """`t` as a tensor of shape (B,) on the device of `x` (B, *), at least float32."""
     t = as_time(t)
+    require_times(t, x)
     dtype = torch.promote_types(x.dtype, torch.float32) if t.ndim == 0 else t.dtype
     return t.to(device=x.device, dtype=dtype).expand(len(x))

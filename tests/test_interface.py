@@ -1079,3 +1079,10 @@ def test_warnings_point_at_the_call(solver: str) -> None:
     with pytest.warns(UserWarning) as caught:
         sg.sample(lambda x, t: x * math.nan, VP, (2, 2), solver=solver, seed=0, t_start=0.5)
     assert {w.filename for w in caught} == {__file__}
+
+
+def test_times_go_with_samples() -> None:
+    """One, or one a sample."""
+    for t in (torch.full((2,), 0.5), torch.full((3, 1), 0.5)):
+        with pytest.raises(ValueError, match=r"t has shape .*, expected \(\) or \(3,\) to go with x of shape \(3, 2\)"):
+            sg.from_noise(lambda x, t: x, VP)(torch.ones(3, 2), t)

@@ -378,7 +378,7 @@ def test_wrong_arguments_are_named() -> None:
     refuse(ValueError, "times= or t=", times=Uniform(), t=torch.ones(4))
     for t, shown in ((500.0, 500), (-1.0, -1), (math.nan, math.nan), (torch.tensor([0.5, 2.0, 1, 1]), 2)):
         refuse(ValueError, rf"t must lie in \[0, T\] = \[0, 1.0\], got {shown}", t=t)
-    refuse(ValueError, r"one number or one a sample, \(4,\), got \(3,\)", t=torch.ones(3))
+    refuse(ValueError, r"t has shape \(3,\), expected \(\) or \(4,\)", t=torch.ones(3))
     refuse(ValueError, r"\(4, 2\) of the data, got \(4, 3\)", noise=torch.zeros(4, 3))
     refuse(ValueError, "give generator=", generator=None)
     refuse(ValueError, "no table of times", times=Table())

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import instead
 from sgm_sde._shapes import Time, flat
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.processes.matrix import MatrixSDE, RateMatrixSDE, double
@@ -183,7 +184,7 @@ def hybrid_score_matching(
         tensor([1., 1., 1.])
     """
     if not isinstance(sde, MatrixSDE):
-        raise TypeError(f"this loss is for a process with a matrix, such as CLD(), got {sde!r}: take score_matching")
+        raise TypeError(f"this loss is for a process with a matrix, such as CLD(), got {instead(sde)}")
     predicted = predict(sde.perturb(x0, t, noise), t, **kwargs)
     if predicted.shape != x0.shape:
         raise ValueError(f"the prediction has shape {tuple(predicted.shape)} for data of shape {tuple(x0.shape)}")

@@ -134,7 +134,12 @@ class Score:
         return self.convert(target, x, t, self.output(x, t, **kwargs))
 
     def convert(self, target: str, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
-        """Any of the predictions at x (B, *) and t (B,) from the network's output there."""
+        """Any of the predictions at x (B, *) and t (B,) from the network's output there.
+
+        Raises:
+            ValueError: for an unknown prediction.
+            TypeError: where the process has no alpha(t) and sigma(t) to convert with.
+        """
         out = out.to(x.dtype)
         if target == self.prediction:
             return out

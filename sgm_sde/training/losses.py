@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde._shapes import as_time, expand
+from sgm_sde._shapes import as_time, expand, require_times
 from sgm_sde.processes import LinearSDE
 from sgm_sde.processes.predictions import KernelValues, convert, weights
 from sgm_sde.scores import Score
@@ -295,8 +295,7 @@ def _prepare(
         raise ValueError("give times= or t=, not both")
     else:
         t = as_time(t).to(device="cpu", dtype=torch.float64)
-        if t.shape not in ((), (len(x0),)):
-            raise ValueError(f"t must be one number or one a sample, ({len(x0)},), got {tuple(t.shape)}")
+        require_times(t, x0)
         t = t.expand(len(x0))
         outside = ~((t >= 0) & (t <= sde.T * (1 + 1e-6)))  # not NaN either; float32 may round T up
         if outside.any():
