@@ -26,6 +26,7 @@ from sgm_sde.likelihood import BitsPerDimResult
 from sgm_sde.metrics.frechet import frechet_distance
 from sgm_sde.nn.digits import digits_data, load_digits_classifier, load_digits_denoiser
 from sgm_sde.nn.fashion import load_fashion_classifier, load_fashion_denoiser
+from sgm_sde.shipped import digits_score, fashion_score
 from sgm_sde.training import load_images
 
 
@@ -45,7 +46,7 @@ class Card:
 
 def digits(options: argparse.Namespace) -> Card:
     """8x8 digits."""
-    score = demo.digits_score(sg.EDMSDE())
+    score = digits_score(sg.EDMSDE())
     parts = digits_data("train"), digits_data("held_out")
     return Card(load_digits_denoiser(), load_digits_classifier(), score, *parts, demo.digits_bits, 2000, 20)
 
@@ -54,7 +55,7 @@ def fashion(options: argparse.Namespace) -> Card:
     """28x28 clothes."""
     train, test = load_images(options.data, "train"), load_images(options.data, "test")
     assert train.labels is not None and test.labels is not None
-    score = demo.fashion_score(sg.EDMSDE())
+    score = fashion_score(sg.EDMSDE())
     chosen = torch.randperm(len(test.pixels), generator=torch.Generator().manual_seed(0))[: options.bits_images]
     parts = (train.scaled(), train.labels), (test.scaled(), test.labels)
 

@@ -18,15 +18,14 @@ import torch
 from torch import Tensor
 
 from sgm_sde import __version__
-from sgm_sde.adapters import from_edm
 from sgm_sde.likelihood import BitsPerDimResult, bits_per_dim
 from sgm_sde.metrics.features import Extractor, load_extractor, to_uint8
 from sgm_sde.metrics.frechet import FrechetResult, frechet_distance
-from sgm_sde.nn.digits import digits_data, load_digits_classifier, load_digits_denoiser
-from sgm_sde.nn.fashion import CLASSES, load_fashion_classifier, load_fashion_denoiser
+from sgm_sde.nn.digits import digits_data, load_digits_classifier
+from sgm_sde.nn.fashion import CLASSES, load_fashion_classifier
 from sgm_sde.processes import EDMSDE, VPSDE, LinearSDE
 from sgm_sde.sampling import sample
-from sgm_sde.scores import Score
+from sgm_sde.shipped import digits_score, fashion_score
 from sgm_sde.solvers import Langevin, PredictorCorrector, Solver, resolve
 
 FEATURES = "digits-classifier-32"
@@ -50,30 +49,6 @@ def entries() -> tuple[Entry, ...]:
     named = [Entry(name, resolve(name), edm) for name in ("ddim", "dpm++2m", "heun", "ancestral", "reverse-diffusion")]
     pc = PredictorCorrector(resolve("dpm++2m"), Langevin(snr=0.16))  # a multistep predictor takes a corrector too
     return (*named, Entry("dpm++2m + Langevin", pc, edm), Entry("dpm++2m, on VP", resolve("dpm++2m"), vp))
-
-
-def digits_score(sde: LinearSDE) -> Score:
-    """The shipped digits network as a score on any linear process; pass labels as `model_kwargs={"y": labels}`.
-
-    Example:
-        >>> import sgm_sde as sg
-        >>> sde = sg.EDMSDE()
-        >>> sg.sample(digits_score(sde), sde, (2, 1, 8, 8), nfe=5, seed=0, model_kwargs={"y": torch.tensor([3, 7])})
-        SampleResult(x=(2, 1, 8, 8) torch.float32, nfe=5, completed)
-    """
-    return from_edm(load_digits_denoiser(), sde)[0]
-
-
-def fashion_score(sde: LinearSDE) -> Score:
-    """The shipped Fashion-MNIST network as a score on any linear process; labels as for `digits_score`.
-
-    Example:
-        >>> import sgm_sde as sg
-        >>> sde = sg.VPSDE()
-        >>> sg.sample(fashion_score(sde), sde, (2, 1, 28, 28), nfe=5, seed=0, model_kwargs={"y": torch.tensor([0, 9])})
-        SampleResult(x=(2, 1, 28, 28) torch.float32, nfe=5, completed)
-    """
-    return from_edm(load_fashion_denoiser(), sde)[0]
 
 
 def run(out: Path, *, n: int = 1000, seed: int = 0, progress: bool = True) -> str:

@@ -93,8 +93,8 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _digits() -> Model:
-    from sgm_sde.demo import digits_score
     from sgm_sde.processes import EDMSDE
+    from sgm_sde.shipped import digits_score
 
     sde = EDMSDE()
     edges = (-1 - 1 / 16, 1 + 1 / 16)  # level k stands at k / 8 - 1
@@ -102,8 +102,8 @@ def _digits() -> Model:
 
 
 def _fashion() -> Model:
-    from sgm_sde.demo import fashion_score
     from sgm_sde.processes import EDMSDE
+    from sgm_sde.shipped import fashion_score
 
     sde = EDMSDE()
     edges = (-1 - 1 / 255, 1 + 1 / 255)  # level k stands at k / 127.5 - 1

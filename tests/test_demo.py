@@ -14,6 +14,7 @@ import sgm_sde as sg
 from sgm_sde import demo
 from sgm_sde.cli import main
 from sgm_sde.nn.digits import load_digits_classifier
+from sgm_sde.shipped import digits_score
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_one_network_on_every_process() -> None:
     labels = torch.arange(10)
     x = {}
     for sde in (sg.EDMSDE(), sg.VPSDE(eps=1e-5), sg.VESDE(0.002, 80.0), sg.RectifiedFlowSDE(T=0.9999, eps=2e-3)):
-        score = demo.digits_score(sde)
+        score = digits_score(sde)
         res = sg.sample(
             score, sde, (10, 1, 8, 8), solver="dpm++2m", grid="log-snr", nfe=100, seed=0, model_kwargs={"y": labels}
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde.cli import main
-from sgm_sde.demo import fashion_bits, fashion_score, run_fashion
+from sgm_sde.demo import fashion_bits, run_fashion
 from sgm_sde.metrics.frechet import gaussian_frechet
 from sgm_sde.nn.fashion import (
     CLASSES,
@@ -22,6 +22,7 @@ from sgm_sde.nn.fashion import (
     load_fashion_statistics,
 )
 from sgm_sde.nn.unet import EDMPreconditioned
+from sgm_sde.shipped import fashion_score
 
 
 @pytest.fixture(scope="module")
