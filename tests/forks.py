@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import os
@@ -30,6 +31,9 @@ import sgm_sde.distributed  # once, and not in every child
 from sgm_sde.cli import main
 
 ROOT = Path(__file__).parent.parent
+PATHS = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # of a process in any folder
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
+PATIENCE = 600  # seconds after which a process hangs: far from what any takes, and from the half hour of `distributed`
 
 
 def mixture() -> sg.Model:
@@ -81,7 +85,7 @@ class Forks:
     def __init__(self, *modules: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.forks", *modules], cwd=ROOT, text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE, env=ENV,
         )  # fmt: skip
 
     def __enter__(self) -> Forks:
@@ -106,20 +110,21 @@ class Forks:
     ) -> list[Done]:
         """One command in several processes that work together; with `apart`, that know nothing of one another."""
         env: dict[str, str] = {}
-        if size > 1 and not job.get("apart"):
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(size)}
-        words = [str(word) for word in argv]
-        jobs = [
-            {"argv": words, "cwd": str(cwd), "env": (more or {}) | env | ({"RANK": str(rank)} if env else {}), **job}
-            for rank in range(size)
-        ]
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"jobs": jobs, "kill_after": kill_after}) + "\n")
-        self.process.stdin.flush()
-        return [Done(**done) for done in json.loads(self.process.stdout.readline())]
+        with socket.socket() as port:
+            if size > 1 and not job.get("apart"):
+                # Held until the run has ended, so that no other program is given it; who asks for it by number shares.
+                port.bind(("127.0.0.1", 0))
+                port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.getsockname()[1]), "WORLD_SIZE": str(size)}
+            env |= more or {}
+            ranks = [{"RANK": str(rank)} if "WORLD_SIZE" in env else {} for rank in range(size)]
+            words = [str(word) for word in argv]
+            jobs = [{"argv": words, "cwd": str(cwd), "env": env | rank, **job} for rank in ranks]
+            assert self.process.stdin is not None
+            assert self.process.stdout is not None
+            self.process.stdin.write(json.dumps({"jobs": jobs, "kill_after": kill_after}) + "\n")
+            self.process.stdin.flush()
+            return [Done(**done) for done in json.loads(self.process.stdout.readline())]
 
 
 def _die(fd: int | None = None) -> None:
@@ -152,6 +157,21 @@ def _count_points(die_at: int) -> list[int]:
     return passed
 
 
+def _obey_permissions() -> None:
+    """Let this process write only where the permission bits say so, root or not.
+
+    It remains the same user and may read everything, so that it finds the package wherever that lies.
+    """
+    libc, overrule = ctypes.CDLL(None, use_errno=True), 1  # CAP_DAC_OVERRIDE
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, of this process
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable, twice
+    if libc.capget(header, sets):
+        raise OSError(ctypes.get_errno(), "capget")
+    sets[0] &= ~(1 << overrule)
+    if libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
 def _child(job: dict[str, Any], out: int, err: int) -> int:
     os.dup2(out, 1)
     os.dup2(err, 2)
@@ -161,9 +181,8 @@ def _child(job: dict[str, Any], out: int, err: int) -> int:
     passed = _count_points(job["die_at"]) if "die_at" in job else None
     if "file_limit" in job:  # a file that outgrows it fails as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"], resource.RLIM_INFINITY))
-    if job.get("nobody") and os.getuid() == 0:
-        os.setgid(65534)
-        os.setuid(65534)
+    if job.get("unprivileged") and os.getuid() == 0:
+        _obey_permissions()
     try:
         status = main(job["argv"])
     except SystemExit as stop:
@@ -191,7 +210,7 @@ def _serve(request: dict[str, Any]) -> list[dict[str, Any]]:
     if request["kill_after"] is not None:
         time.sleep(request["kill_after"])
     answers = []
-    deadline = time.monotonic() + (0 if request["kill_after"] is not None else 60)
+    deadline = time.monotonic() + (0 if request["kill_after"] is not None else PATIENCE)
     for pid, files in running:
         while True:
             done, status = os.waitpid(pid, os.WNOHANG)
