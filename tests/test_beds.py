@@ -1,0 +1,91 @@
+"""The test beds of the benchmarks: a half for choosing and a half for the table, references that are right, errors."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+import sgm_sde as sg
+from benchmarks import beds
+
+GAUSSIAN = sg.oracles.Gaussian(torch.tensor([0.3, -0.2]), 0.25)
+
+
+def made(sde: sg.LinearSDE, score: sg.Score, shape: tuple[int, ...], **options: object) -> beds.Bed:
+    """A bed that is not in the list."""
+    return beds.Bed(beds.Recipe("choose", "exact", "vp", "made"), sde, score, shape, 0.5, **options)  # type: ignore[arg-type]
+
+
+def test_each_half_has_every_family_process_and_roughness() -> None:
+    assert len({r.name for r in beds.RECIPES}) == len(beds.RECIPES)
+    for half in beds.HALVES:
+        here = [r for r in beds.RECIPES if r.half == half]
+        assert {(r.family, r.process) for r in here} == {(f, p) for f in beds.FAMILIES for p in beds.PROCESSES}
+        assert {r.rough[0] for r in here if r.rough} == {"sin", "table", "bias"}
+        assert {r.rough[1:] for r in here if r.rough[:1] == ("sin",)} == {
+            (a, w) for a in (0.003, 0.01, 0.03) for w in (1, 3, 8)
+        }
+        assert {r.mode for r in here if r.mode} == {"labels", "guided", "bfloat16", "plain"}
+    counts = Counter((r.half, r.family) for r in beds.RECIPES)
+    assert all(abs(counts["choose", f] - counts["report", f]) <= 1 for f in beds.FAMILIES)
+
+
+def test_a_name_tells_the_bed_but_not_its_half() -> None:
+    recipe = beds.RECIPES[0]
+    other = replace(recipe, half="report" if recipe.half == "choose" else "choose")
+    assert recipe.hash() == other.hash()
+    assert recipe.hash() != replace(recipe, source="mixture-1").hash()
+    with pytest.raises(ValueError, match="unknown bed"):
+        beds.bed("nothing")
+    with pytest.raises(ValueError, match="half must be"):
+        beds.load(half="both")
+
+
+@pytest.mark.parametrize("sde", [sg.VPSDE(), sg.presets.iddpm_cosine(), sg.RectifiedFlowSDE(), sg.EDMSDE(), sg.VESDE()])
+def test_the_reference_is_the_flow_of_a_gaussian(sde: sg.LinearSDE) -> None:
+    bed = made(sde, GAUSSIAN.score(sde), (8, 2))
+    end = GAUSSIAN.flow(sde.prior_std * bed.noise, sde, sde.T, sde.eps)
+    exact = bed.score.denoised(end, sde.eps)
+    torch.testing.assert_close(beds.flow(bed, (400, 0)), exact, rtol=0, atol=1e-6)
+
+
+def test_the_reference_meets_no_jump() -> None:
+    """Off by 1 before t = 0.5 and not after: the flow of the two parts, one after the other."""
+    sde = sg.VPSDE()
+    exact = GAUSSIAN.score(sde)
+
+    def net(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return exact.predict("noise", x, t) + (t > 0.5).to(x)[:, None]
+
+    bed = made(sde, sg.from_noise(net, sde), (8, 2), jumps=(0.5,))
+    coarse, fine = (beds.flow(bed, (n, 0)) for n in (200, 400))
+    torch.testing.assert_close(coarse, fine, rtol=1e-6, atol=1e-6)
+
+
+def test_errors_fall_to_nothing_and_count_calls() -> None:
+    sde = sg.VPSDE()
+    bed = made(sde, GAUSSIAN.score(sde), (8, 2))
+    bed.reference = beds.solve_reference(bed)
+    assert bed.reference.doubt < 1e-6
+    assert beds.error(bed, "unipc4", 200, "log-snr") < 1e-5
+    few, more = (beds.errors(bed, "ddim", nfe, "log-snr") for nfe in (5, 10))
+    assert more.rmse < 0.7 * few.rmse and few.median < 2 * few.rmse
+    assert beds.error(bed, None, 10) == beds.error(bed, sg.sampling.default_setting(sde, 10), 10)
+    assert beds.compare(bed, torch.full((8, 2), torch.nan)) == beds.Error(math.inf, math.inf)
+
+
+def test_references_are_kept_with_the_hash_of_their_bed(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(beds, "HERE", tmp_path / "nothing")
+    monkeypatch.setattr(beds, "CACHE", tmp_path)
+    sde = sg.VPSDE()
+    bed = made(sde, GAUSSIAN.score(sde), (8, 2), steps=(50, 0))
+    first = beds.reference(bed)
+    monkeypatch.setattr(beds, "solve_reference", lambda bed: pytest.fail("computed again"))
+    again = beds.reference(bed)
+    torch.testing.assert_close(again.x, first.x, rtol=0, atol=1e-6)
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        beds.reference(made(sde, GAUSSIAN.score(sde), (8, 2), steps=(60, 0)))
