@@ -22,7 +22,7 @@ from sgm_sde.inverse.operators import Measurement
 from sgm_sde.inverse.posterior_scores import require_count, require_measurement, require_positive
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.score import Score
-from sgm_sde.solvers.base import Solver
+from sgm_sde.solvers.base import Solver, WrappedSolver
 from sgm_sde.solvers.euler import SONG, forward_kernel
 
 
@@ -37,7 +37,7 @@ def _looks_back(program: Program) -> bool:
 
 
 @dataclass(frozen=True)
-class AtNodes(Solver):
+class AtNodes(WrappedSolver):
     """A solver with something at the nodes of its grid that depends on a measurement.
 
     It approximates no flow, and so claims no order.
@@ -53,24 +53,6 @@ class AtNodes(Solver):
 
     order = 0
     stochastic = True
-
-    @property
-    def prediction(self) -> str:
-        """The solver's."""
-        return self.solver.prediction
-
-    @property
-    def nfe_per_step(self) -> int:
-        """The solver's."""
-        return self.solver.nfe_per_step
-
-    def nfe(self, steps: int) -> int:
-        """Network calls for a number of steps."""
-        return self.solver.nfe(steps)
-
-    def steps(self, nfe: int) -> int:
-        """The most steps that a budget of network calls allows."""
-        return self.solver.steps(nfe)
 
     def fit(self, nfe: int) -> tuple[Solver, int]:
         """With the solver made for the budget."""
@@ -94,10 +76,6 @@ class AtNodes(Solver):
     @abstractmethod
     def check(self, program: Program) -> None:
         """Raise ValueError for a program that the method cannot go with."""
-
-    def end_in_mean(self, program: Program) -> Program:
-        """The solver's."""
-        return self.solver.end_in_mean(program)
 
 
 @dataclass(frozen=True)
@@ -239,10 +217,6 @@ class RePaint(Replacement):
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps of the main run."""
         return self.solver.nfe(steps) + len(self._ends(steps)) * (self.resamples - 1) * self.solver.nfe(self.jump)
-
-    def steps(self, nfe: int) -> int:
-        """The most steps of the main run that a budget of network calls allows."""
-        return next((n for n in range(self.solver.steps(nfe), 0, -1) if self.nfe(n) <= nfe), 0)
 
     def fit(self, nfe: int) -> tuple[Solver, int]:
         """As it is: its passes are of the solver that was given."""

@@ -112,6 +112,11 @@ class Solver(ABC):
         """
         return ()
 
+    @property
+    def has_hooks(self) -> bool:
+        """Whether something runs at the grid's nodes beside the table."""
+        return type(self).hooks is not Solver.hooks
+
     def end_in_mean(self, program: Program) -> Program:
         """The program whose last update adds no noise, if that update is the table's."""
         return program.without_final_noise()
@@ -129,12 +134,85 @@ class Solver(ABC):
         return steps * self.nfe_per_step
 
     def steps(self, nfe: int) -> int:
-        """The most steps that a budget of network calls allows; 0 if it allows none."""
-        return max(0, nfe // self.nfe_per_step)
+        """The most steps whose cost, `nfe(steps)`, a budget of network calls covers; 0 if it covers none.
+
+        A step takes a call or more, so that the cost grows with their number: no solver needs to say more about it than
+        `nfe`, and the two cannot disagree.
+        """
+        few, many = 0, max(nfe, 0) + 1
+        while many - few > 1:
+            middle = (few + many) // 2
+            if self.nfe(middle) <= nfe:
+                few = middle
+            else:
+                many = middle
+        return few
 
     def fit(self, nfe: int) -> tuple[Solver, int]:
         """The solver made for a budget of network calls, and its number of steps; most solvers stay as they are."""
         return self, self.steps(nfe)
+
+
+class WrappedSolver(Solver):
+    """A solver around another, whose facts it has but for those that it states itself.
+
+    The weak order is not among them: what a wrapper adds may change the law, so it states its own, or none.
+
+    Attributes:
+        solver: the one inside.
+    """
+
+    solver: Solver
+
+    @property
+    def order(self) -> int:
+        """The solver's."""
+        return self.solver.order
+
+    @property
+    def prediction(self) -> str:
+        """The solver's."""
+        return self.solver.prediction
+
+    @property
+    def eta(self) -> float:
+        """The solver's."""
+        return self.solver.eta
+
+    @property
+    def sigma_data(self) -> float:
+        """The solver's."""
+        return self.solver.sigma_data
+
+    @property
+    def nfe_per_step(self) -> int:
+        """The solver's."""
+        return self.solver.nfe_per_step
+
+    def nfe(self, steps: int) -> int:
+        """Network calls for a number of steps: the solver's."""
+        return self.solver.nfe(steps)
+
+    def step(self, k: Step) -> Form:
+        """The solver's."""
+        return self.solver.step(k)
+
+    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
+        """The solver's."""
+        return self.solver.hooks(sde, grid, model, noise, mean=mean)
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether something runs at the grid's nodes, in here or inside."""
+        return type(self).hooks is not WrappedSolver.hooks or self.solver.has_hooks
+
+    def end_in_mean(self, program: Program) -> Program:
+        """The solver's."""
+        return self.solver.end_in_mean(program)
+
+    def clock(self, sde: Any, t: float) -> float:
+        """The solver's."""
+        return self.solver.clock(sde, t)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE
-from sgm_sde.solvers.base import Solver
+from sgm_sde.solvers.base import Solver, WrappedSolver
 from sgm_sde.solvers.euler import SONG
 
 
@@ -170,10 +170,6 @@ class AnnealedLangevin(Solver, Corrector):
         """Network calls for a number of steps: every level counts."""
         return self.n_steps * (steps + 1)
 
-    def steps(self, nfe: int) -> int:
-        """The most steps that a budget of network calls allows."""
-        return max(0, nfe // self.n_steps - 1)
-
     def _delta(self, sigma: float, last: float) -> float:
         return self.step_size * (sigma / last) ** 2
 
@@ -200,7 +196,7 @@ class AnnealedLangevin(Solver, Corrector):
 
 
 @dataclass(frozen=True)
-class PredictorCorrector(Solver):
+class PredictorCorrector(WrappedSolver):
     """Any solver, with a corrector at the nodes of its grid.
 
     `order="PC"` corrects each state that a predictor step has reached, the last one included: the algorithms as
@@ -252,14 +248,9 @@ class PredictorCorrector(Solver):
     source = SONG
 
     @property
-    def order(self) -> int:
-        """The predictor's order."""
-        return self.predictor.order
-
-    @property
-    def prediction(self) -> str:
-        """The predictor's."""
-        return self.predictor.prediction
+    def solver(self) -> Solver:  # type: ignore[override]
+        """The predictor."""
+        return self.predictor
 
     @property
     def nfe_per_step(self) -> int:
@@ -269,14 +260,6 @@ class PredictorCorrector(Solver):
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps."""
         return self.predictor.nfe(steps) + steps * self.corrector.n_steps
-
-    def step(self, k: Step) -> Form:
-        """The predictor's step."""
-        return self.predictor.step(k)
-
-    def clock(self, sde: Any, t: float) -> float:
-        """The predictor's."""
-        return self.predictor.clock(sde, t)
 
     def compile(self, sde: SDE, grid: Grid) -> Program:
         """The predictor's table; the corrector depends on x and runs beside it."""

@@ -251,10 +251,6 @@ class ExponentialAdams(Exponential):
         """Network calls for a number of steps: those of a warm start come on top."""
         return steps + (len(self._inner) if self.start == "warm" else 0)
 
-    def steps(self, nfe: int) -> int:
-        """The most steps that a budget of network calls allows."""
-        return max(0, nfe - self.nfe(0))
-
     def corrected(self, k: Step) -> Form:
         """The state at the step's start, the step before done again with the evaluation there."""
         here = k.evaluate(k.x, k.start)
@@ -346,10 +342,6 @@ class ExponentialRungeKutta(Exponential):
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps, the reduced ones counted as what they are."""
         return steps * self.stages - min(self.reduced, steps)
-
-    def steps(self, nfe: int) -> int:
-        """The most steps that a budget of network calls allows."""
-        return max(nfe // self.stages, min((nfe + self.reduced) // self.stages, nfe // max(self.stages - 1, 1)))
 
     def fit(self, nfe: int) -> tuple[Solver, int]:
         """The solver with as many reduced steps as use the budget in full, and its number of steps."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from sgm_sde._checks import whole
 from sgm_sde.engine.program import Form, Step
-from sgm_sde.solvers.base import Solver
+from sgm_sde.solvers.base import Solver, WrappedSolver
 from sgm_sde.solvers.exponential import ExponentialAdams, ExponentialRungeKutta, NoiseLevel
 
 LU_PP = "Lu et al., 2022, arXiv:2211.01095"
@@ -455,12 +455,6 @@ class PNDM(Solver):
         """Network calls for a number of steps."""
         return steps + (3 * min(steps, 3) if self.runge_kutta else min(steps, 1))
 
-    def steps(self, nfe: int) -> int:
-        """The most steps that a budget of network calls allows."""
-        if self.runge_kutta:
-            return nfe // 4 if nfe < 12 else nfe - 9
-        return max(0, nfe - 1)
-
     def step(self, k: Step) -> Form:
         """One step."""
         s, t = k.start, k.end
@@ -486,7 +480,7 @@ ADAMS = {2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 
 
 
 @dataclass(frozen=True)
-class AncestralNoise(Solver):
+class AncestralNoise(WrappedSolver):
     r"""Turns a single-step ODE solver into an ancestral one: a step too far down, and noise back up.
 
     $$ x_t = \alpha_t\left[\text{ODE}(x_s/\alpha_s; s \to s_d) + s_{up}\,z\right], \qquad
@@ -527,24 +521,13 @@ class AncestralNoise(Solver):
         return f"{self.solver.name}-ancestral"
 
     @property
-    def order(self) -> int:
-        """The solver's."""
-        return self.solver.order
-
-    @property
     def weak_order(self) -> int | None:
         """The solver's order, at most 2."""
         return min(self.solver.order, 2)
 
-    @property
-    def prediction(self) -> str:
-        """The solver's."""
-        return self.solver.prediction
-
-    @property
-    def nfe_per_step(self) -> int:
-        """The solver's."""
-        return self.solver.nfe_per_step
+    def clock(self, sde: Any, t: float) -> float:
+        """That of ancestral steps, whatever the solver inside would take with noise of its own."""
+        return Solver.clock(self, sde, t)
 
     source = "Crowson, 2022, github.com/crowsonkb/k-diffusion"
 
@@ -557,7 +540,7 @@ class AncestralNoise(Solver):
 
 
 @dataclass(frozen=True)
-class Restart(Solver):
+class Restart(WrappedSolver):
     r"""Restart sampling: goes back up a stretch of noise levels with fresh noise, and down again, K times.
 
     When a step has first reached $s_{min}$, `rounds` times:
@@ -598,7 +581,7 @@ class Restart(Solver):
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
             raise TypeError(f"solver must be a Solver, got {self.solver!r}")
-        if type(self.solver).hooks is not Solver.hooks:
+        if self.solver.has_hooks:
             raise TypeError(
                 f"{self.solver!r} works at the grid's nodes, which restarts leave: wrap it outside of Restart"
             )
@@ -615,38 +598,9 @@ class Restart(Solver):
         """The solver's, and that it restarts."""
         return f"{self.solver.name}-restart"
 
-    @property
-    def order(self) -> int:
-        """The solver's."""
-        return self.solver.order
-
-    @property
-    def prediction(self) -> str:
-        """The solver's."""
-        return self.solver.prediction
-
-    @property
-    def eta(self) -> float:
-        """The solver's."""
-        return self.solver.eta
-
-    @property
-    def sigma_data(self) -> float:
-        """The solver's."""
-        return self.solver.sigma_data
-
-    @property
-    def nfe_per_step(self) -> int:
-        """The solver's."""
-        return self.solver.nfe_per_step
-
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps of the main run."""
         return self.solver.nfe(steps) + self.rounds * self.solver.nfe(self.n_steps)
-
-    def steps(self, nfe: int) -> int:
-        """The most steps of the main run that a budget of network calls allows."""
-        return max(0, self.solver.steps(nfe - self.rounds * self.solver.nfe(self.n_steps)))
 
     def step(self, k: Step) -> Form:
         """One step, and the passes if it is the one that reaches s_min."""
