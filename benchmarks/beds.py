@@ -1,7 +1,7 @@
 r"""Test beds as the networks of users are: what a solver's error is measured on.
 
-    python benchmarks/beds.py                 # the list, with how well each reference is known
-    python benchmarks/beds.py references      # all references anew, into benchmarks/beds/
+    python -m benchmarks.beds                 # the list, with how well each reference is known
+    python -m benchmarks.beds references      # all references into benchmarks/beds/, those that changed computed anew
 
 A bed is a score on a process, a batch of noises, and the state to which the exact probability flow of that very score
 takes them. Three families:
@@ -10,8 +10,8 @@ takes them. Three families:
 - `rough`: exact scores whose noise estimate is off, as a trained network's is. `sin`: by $a \sin(w\,\ell)$ with the
   log-SNR $\ell$. `table`: by 5 % noise, fixed for each of 1000 entries, which is what a network that looks its timestep
   up has. `bias`: by a fixed direction near pure noise, $b\,e^{-10 \alpha/\sqrt{\alpha^2 + \sigma^2}}$;
-- `network`: trained networks, those that ship with the package and those of `train_beds.py`, with class labels, guided
-  (scale 3), and in bfloat16.
+- `network`: trained networks, those that ship with the package and those of `bed_networks.py`: with class labels,
+  guided (scale 3), and in bfloat16.
 
 Half of the beds are for choosing (`half="choose"`), the other half are looked at for the final table only (`"report"`).
 Both have every family, every kind of roughness and every process.
@@ -38,6 +38,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -51,11 +52,18 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
+from benchmarks import bed_networks
+from sgm_sde.engine.executor import Stages, stages
+from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.engine.program import Program
+from sgm_sde.models import fingerprint
 from sgm_sde.sampling import plan
+from sgm_sde.scores.model import BoundModel
+from sgm_sde.shipped import digits_score, fashion_score
 from sgm_sde.testing import default_oracle
 
 HERE = Path(__file__).parent / "beds"
-CACHE = Path("out/beds")
+CACHE = HERE.parents[1] / "out" / "beds"
 BUDGETS = (4, 5, 6, 8, 10, 12, 16, 20, 35, 50)
 HALVES = ("choose", "report")
 FAMILIES = ("exact", "rough", "network")
@@ -261,14 +269,14 @@ def _digits_points() -> Points:
     from sgm_sde.nn.digits import digits_data
 
     digits = torch.cat([digits_data("train")[0], digits_data("held_out")[0]])
-    return Points(64, digits[::8], 0.15)
+    return Points(32, digits[::8], 0.15)
 
 
 DATA: dict[str, Callable[[], Data]] = {
-    "mixture-1": lambda: Mixture(256, default_oracle("scalar")),
-    "mixture-2": lambda: Mixture(256, default_oracle("mixture")),
-    "mixture-64": lambda: _mixture(64, 10, (64,), 0.5, 0.05, 1.0),
-    "mixture-768": lambda: _mixture(16, 6, (3, 16, 16), 0.5, 0.1, 0.6),
+    "mixture-1": lambda: Mixture(128, default_oracle("scalar")),
+    "mixture-2": lambda: Mixture(128, default_oracle("mixture")),
+    "mixture-64": lambda: _mixture(32, 10, (64,), 0.5, 0.05, 1.0),
+    "mixture-768": lambda: _mixture(8, 6, (3, 16, 16), 0.5, 0.1, 0.6),
     "points": _digits_points,
 }
 
@@ -384,8 +392,12 @@ def _wave(sde: Any, shape: tuple[int, ...], a: float, w: float) -> tuple[Off, tu
 def _table(sde: Any, shape: tuple[int, ...], size: float, n: int = 1000) -> tuple[Off, tuple[float, ...]]:
     """Normal numbers, fixed for each entry of a table of n evenly spread times."""
     rows = size * torch.randn(n, *shape, generator=torch.Generator().manual_seed(1), dtype=F64)
-    jumps = tuple(sde.T * (i + 1.5) / n for i in range(n - 1))
-    return lambda t: rows[(n * t / sde.T - 1).round().long().clamp(0, n - 1)], jumps
+    return lambda t: rows[(n * t / sde.T - 1).round().long().clamp(0, n - 1)], table_jumps(sde, n)
+
+
+def table_jumps(sde: Any, n: int = 1000) -> tuple[float, ...]:
+    """Where the nearest entry of a table of n evenly spread times changes."""
+    return tuple(sde.T * (i + 1.5) / n for i in range(n - 1))
 
 
 def _bias(sde: Any, shape: tuple[int, ...], size: float) -> tuple[Off, tuple[float, ...]]:
@@ -415,14 +427,45 @@ def bed(name: str) -> Bed:
     """The bed of that name."""
     recipe = next((r for r in RECIPES if r.name == name), None)
     if recipe is None:
-        raise ValueError(f"unknown bed {name!r}; `python benchmarks/beds.py` lists them")
+        raise ValueError(f"unknown bed {name!r}; `python -m benchmarks.beds` lists them")
     if recipe.family != "network":
         return _oracle_bed(recipe)
-    raise NotImplementedError(name)
+    return _network_bed(recipe)
+
+
+SHIPPED = {"digits": digits_score, "fashion": fashion_score}
+GUIDANCE = 3.0
 
 
 def _network_exists(source: str) -> bool:
-    return False
+    return source in SHIPPED or bed_networks.exists(source)
+
+
+def _network_bed(recipe: Recipe) -> Bed:
+    """A bed of a trained network."""
+    sde, source = PROCESSES[recipe.process](), recipe.source
+    jumps: tuple[float, ...] = ()
+    if source in SHIPPED:
+        score = SHIPPED[source](sde)
+        net: Any = score.net
+        weights, std = fingerprint(net.state_dict())[:16], float(net.sigma_data)
+        shape, steps = ((16, 1, 8, 8) if source == "digits" else (4, 1, 28, 28)), (300, 0)
+    else:
+        net = bed_networks.trained(source)
+        if recipe.mode == "bfloat16":
+            net = bed_networks.in_bfloat16(net)
+        score = bed_networks.score(source, net)
+        weights, std = bed_networks.weights_hash(source), bed_networks.data_std(source)
+        if source.startswith("moons"):
+            shape, steps = (64, 2), (400, 400)
+        elif "lookup" in source:
+            shape, steps, jumps = (16, 1, 8, 8), (200, 0), table_jumps(sde)
+        else:
+            shape, steps = (16, 1, 8, 8), (250, 1000)  # an index a step
+    kwargs = {} if recipe.mode == "plain" else {"y": torch.arange(shape[0]) % 10}
+    if recipe.mode == "guided":
+        score = sg.guidance.ClassifierFree(score, GUIDANCE, null={"y": bed_networks.CLASSES})
+    return Bed(recipe, sde, score, shape, std, torch.float32, kwargs, jumps, steps, weights)
 
 
 # ----------------------------------------------------------------------------------------------------------- references
@@ -487,32 +530,35 @@ def solve_reference(bed: Bed) -> Reference:
 
 def reference(bed: Bed) -> Reference:
     """The reference, out of the repository's file or the cache, or computed and put into the cache."""
-    for path in (HERE / "references", CACHE / "references"):
-        index = _read_index(path)
-        if index.get(bed.name, {}).get("hash") == bed.hash:
-            with safetensors.safe_open(path.with_suffix(".safetensors"), "pt") as file:
-                return Reference(file.get_tensor(bed.name).to(F64), index[bed.name]["doubt"])
-    found = solve_reference(bed)
-    store_references({bed: found}, CACHE / "references", keep=True)
-    return found
+    index = _read_index()
+    if index.get(bed.name, {}).get("hash") == bed.hash:
+        with safetensors.safe_open(HERE / "references.safetensors", "pt") as file:
+            return Reference(file.get_tensor(bed.name).to(F64), index[bed.name]["doubt"])
+    cached = CACHE / "references" / f"{bed.hash}.safetensors"
+    if not cached.exists():
+        found = solve_reference(bed)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        partial = cached.with_suffix(f".{os.getpid()}")
+        safetensors.torch.save_file({"x": found.x.contiguous()}, partial, {"doubt": f"{found.doubt:.3g}"})
+        partial.replace(cached)
+    with safetensors.safe_open(cached, "pt") as file:
+        return Reference(file.get_tensor("x"), float(file.metadata()["doubt"]))
 
 
-def _read_index(path: Path) -> dict[str, Any]:
-    file = path.with_suffix(".json")
+def _read_index() -> dict[str, Any]:
+    file = HERE / "references.json"
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def store_references(found: dict[Bed, Reference], path: Path, keep: bool = False) -> None:
-    """Write references, besides those that are there if `keep`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    index, tensors = {}, {}
-    if keep and (index := _read_index(path)):
-        tensors = safetensors.torch.load_file(path.with_suffix(".safetensors"))
-    for bed, ref in found.items():
-        index[bed.name] = {"hash": bed.hash, "doubt": float(f"{ref.doubt:.3g}")}
-        tensors[bed.name] = ref.x.float().contiguous()
-    safetensors.torch.save_file(dict(sorted(tensors.items())), path.with_suffix(".safetensors"))
-    path.with_suffix(".json").write_text(json.dumps(dict(sorted(index.items())), indent=1) + "\n")
+def store_references(chosen: Sequence[Bed]) -> None:
+    """Write the references of the beds into the repository's file, in single precision."""
+    found = {bed.name: bed for bed in chosen}
+    index = {
+        name: {"hash": bed.hash, "doubt": float(f"{bed.reference.doubt:.3g}")} for name, bed in sorted(found.items())
+    }
+    tensors = {name: bed.reference.x.float().contiguous() for name, bed in sorted(found.items())}
+    safetensors.torch.save_file(tensors, HERE / "references.safetensors")
+    (HERE / "references.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -565,6 +611,43 @@ def error(bed: Bed, solver: Any, nfe: int, grid: Any = None, **options: Any) -> 
     return errors(bed, solver, nfe, grid, **options).rmse
 
 
+@torch.no_grad()
+def errors_of(bed: Bed, programs: Sequence[Program], rows: int = 1024) -> list[Error]:
+    """The errors of many deterministic programs: at each stage they see the network together, `rows` rows at a time.
+
+    Each starts at its first time, and is denoised at its last. The same numbers as `errors`, but for the rounding of a
+    network at another batch size.
+    """
+    found: list[Error | None] = [None] * len(programs)
+    n = len(bed.noise)
+    share = max(1, rows // n)
+
+    def start(program: Program) -> Stages:
+        first, last = program.times[0], program.times[-1]
+        model = BoundModel(bed.score, bed.sde, (last, first), bed.model_kwargs)
+        x = float(bed.sde.sigma(first)) * bed.noise
+        run = yield from stages(program, x, model, NoiseStream([(0, i) for i in range(n)], "solver"))
+        output = yield run.x, model.times([last], run.x)[0]
+        return model.predict("data", run.x, last, output)  # type: ignore[return-value]
+
+    loops = {i: start(program) for i, program in enumerate(programs)}
+    asked = {i: next(loop) for i, loop in loops.items()}
+    while asked:
+        answers: dict[int, Tensor] = {}
+        order = list(asked)
+        for some in (order[k : k + share] for k in range(0, len(order), share)):
+            x, t = (torch.cat([asked[i][j] for i in some]) for j in (0, 1))
+            kwargs = {name: value.repeat(len(some)) for name, value in bed.model_kwargs.items()}
+            answers |= zip(some, bed.score.output(x, t, **kwargs).split(n), strict=True)
+        for i, output in answers.items():
+            try:
+                asked[i] = loops[i].send(output)
+            except StopIteration as end:
+                found[i] = compare(bed, end.value)
+                del asked[i]
+    return [e for e in found if e is not None]
+
+
 def compare(bed: Bed, x: Tensor) -> Error:
     """The error of an end state."""
     each = (x.to(F64) - bed.reference.x).flatten(1).square().mean(1) / bed.data_std**2
@@ -582,7 +665,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     if args.what == "references":
-        store_references({bed: solve_reference(bed) for bed in load()}, HERE / "references")
+        store_references(load())
     for half in HALVES:
         sys.stdout.write(f"{half}\n")
         for bed in load(half):
