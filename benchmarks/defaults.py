@@ -1,7 +1,8 @@
 """The default beside the best that the registry could do, on test beds as networks are.
 
     python -m benchmarks.defaults --out out/bench            # tables and picture
-    python -m benchmarks.defaults freeze                     # the best of the registry, into benchmarks/beds/best.json
+    python -m benchmarks.defaults measure                    # all of the registry, into out/beds/registry
+    python -m benchmarks.defaults freeze                     # the best of it, into benchmarks/beds/best.json
 
 "Best" is the least error, bed by bed and budget by budget, over every deterministic entry of the registry as it was at
 commit 1336d6e, on three grids (the process' own, even in log-SNR, Karras'), as it is and with `lower_final=True` where
@@ -9,7 +10,7 @@ there is that option. Its figures are frozen, so that no smaller registry can he
 checkout of that commit, with this one's benchmarks:
 
     git worktree add --detach /tmp/registry 1336d6e
-    cd /tmp/registry && PYTHONPATH=<this checkout> python -m benchmarks.defaults freeze
+    cd /tmp/registry && PYTHONPATH=<this checkout> python -m benchmarks.defaults measure
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,50 +81,214 @@ def programs(sde: Any, nfe: int) -> dict[Program, Candidate]:
     return found
 
 
-def freeze(chosen: Sequence[Bed], path: Path) -> None:
-    """Write the best of the registry for each bed and budget, besides what the file holds of other beds.
-
-    The errors of all candidates go to out/beds/registry.
-    """
+def measure(chosen: Sequence[Bed]) -> None:
+    """The errors of all candidates on each bed and budget, one file a bed in out/beds/registry; what is there stays."""
     for process in dict.fromkeys(bed.process for bed in chosen):
-        here = [bed for bed in chosen if bed.process == process]
-        tried = {nfe: programs(here[0].sde, nfe) for nfe in BUDGETS}
+        here = [bed for bed in chosen if bed.process == process and not _measured(bed).exists()]
+        tried = {nfe: programs(here[0].sde, nfe) for nfe in BUDGETS} if here else {}
         for bed in tqdm(here, desc=process, mininterval=10):
-            best: dict[str, Any] = {}
-            everything: dict[str, Any] = {}
+            rows: dict[int, dict[str, list[float | None]]] = {}
             for nfe, those in tried.items():
-                found = beds.errors_of(bed, list(those))
-                ranked = sorted(zip(found, those.values(), strict=True), key=lambda pair: pair[0].rmse)
-                error, winner = ranked[0]
-                best[str(nfe)] = {"rmse": _round(error.rmse), "median": _round(error.median), "by": str(winner)}
-                everything[str(nfe)] = {str(c): _round(e.rmse) for e, c in ranked}
-            _update(path, {bed.name: {"hash": bed.hash, "doubt": bed.reference.doubt, "best": best}})
-            _update(beds.CACHE / "registry" / f"{process}.json", {bed.name: everything})
+                found = zip(beds.errors_of(bed, list(those)), those.values(), strict=True)
+                rows[nfe] = {str(c): [_round(e.rmse), _round(e.median)] for e, c in found}
+            file = _measured(bed)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(f".{os.getpid()}")
+            partial.write_text(json.dumps({"bed": bed.name, "doubt": bed.reference.doubt, "errors": rows}) + "\n")
+            partial.replace(file)
+
+
+def freeze(chosen: Sequence[Bed], path: Path) -> None:
+    """Write the best of the registry, and DDIM, for each bed and budget."""
+    entries: dict[str, Any] = {}
+    for bed in chosen:
+        stored = json.loads(_measured(bed).read_text())
+        best, ddim = {}, {}
+        for nfe, rows in stored["errors"].items():
+            by = min(rows, key=lambda name: math.inf if rows[name][0] is None else rows[name][0])
+            best[nfe] = {"rmse": rows[by][0], "median": rows[by][1], "by": by}
+            ddim[nfe] = {grid or OWN: rows[name][0] for grid in GRIDS if (name := _ddim(grid)) in rows}
+        entries[bed.name] = {"hash": bed.hash, "doubt": stored["doubt"], "best": best, "ddim": ddim}
+    lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(entries.items())]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def _ddim(grid: str | None) -> str:
+    return str(Candidate("ddim", grid, False))
+
+
+def _measured(bed: Bed) -> Path:
+    return beds.CACHE / "registry" / f"{bed.hash}.json"
 
 
 def _round(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
-def _update(path: Path, entries: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(dict(sorted((kept | entries).items())), indent=1) + "\n")
+# --------------------------------------------------------------------------------------------------------------- tables
+
+DDIM_GRID = "log-snr"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The errors of a setting on a bed, by budget, with those of the frozen best and of DDIM."""
+
+    bed: Bed
+    errors: dict[int, float]
+    best: dict[int, float]
+    ddim: dict[int, float]
+
+    def over(self, other: dict[int, float], nfe: int) -> float:
+        """This error divided by another's, neither below what the reference is known to."""
+        doubt = self.bed.reference.doubt
+        return max(self.errors[nfe], doubt) / max(other[nfe], doubt)
+
+    def growth(self, nfe: int) -> float:
+        """This error divided by the least of a smaller budget."""
+        least = min((e for n, e in self.errors.items() if n < nfe), default=math.inf)
+        return self.errors[nfe] / max(least, self.bed.reference.doubt)
+
+
+def frozen(path: Path = BEST) -> dict[str, Any]:
+    """The file of the best."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def rows(chosen: Sequence[Bed], setting: Any = None, grid: Any = None, **options: Any) -> list[Row]:
+    """The errors of a setting, by default what `sample` takes by default, on beds of which the best is known.
+
+    Args:
+        chosen: the beds.
+        setting: what `sample(solver=...)` takes, or a function from a budget and a process to that.
+        grid: what `sample(grid=...)` takes.
+        options: `t_start`, `t_end`, `final`.
+    """
+    known = frozen()
+    found = []
+    for bed in chosen:
+        entry = known.get(bed.name)
+        if entry is None or entry["hash"] != bed.hash:
+            continue
+        errors = {}
+        for nfe in BUDGETS:
+            solver = setting if setting is None or isinstance(setting, str | sg.Setting | sg.Solver) else None
+            if solver is None and setting is not None:
+                solver = setting(nfe, bed.sde)
+            errors[nfe] = beds.error(bed, solver, nfe, grid, **options)
+        best = {int(n): value["rmse"] for n, value in entry["best"].items()}
+        ddim = {int(n): _value(value.get(DDIM_GRID)) for n, value in entry["ddim"].items()}
+        found.append(Row(bed, errors, best, ddim))
+    return found
+
+
+def _value(number: float | None) -> float:
+    return math.inf if number is None else number
+
+
+def geometric(values: Sequence[float]) -> float:
+    """The geometric mean."""
+    return math.exp(sum(math.log(v) if v > 0 else -math.inf for v in values) / len(values))
+
+
+def summary(found: Sequence[Row], title: str) -> list[str]:
+    """Ratios by budget: to the best, to DDIM, to the same with fewer calls."""
+    lines = [f"### {title}, {len(found)} beds", ""]
+    lines += ["| NFE | error / best | worst | at | error / DDIM | worst | at | growth, worst | at |"]
+    lines += ["|---:|---:|---:|---|---:|---:|---|---:|---|"]
+    for nfe in BUDGETS:
+        cells = [f"{nfe}"]
+        for ratios in (
+            {row.bed.name: row.over(row.best, nfe) for row in found},
+            {row.bed.name: row.over(row.ddim, nfe) for row in found},
+        ):
+            where = max(ratios, key=lambda name: ratios[name])
+            cells += [f"{geometric(list(ratios.values())):.2f}", f"{ratios[where]:.2f}", where]
+        growth = {row.bed.name: row.growth(nfe) for row in found}
+        where = max(growth, key=lambda name: growth[name])
+        cells += [f"{growth[where]:.2f}", where]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def detail(found: Sequence[Row], title: str) -> list[str]:
+    """Error and best, bed by bed."""
+    lines = [f"### {title}: error / best", "", f"| bed | {' | '.join(map(str, BUDGETS))} |"]
+    lines.append("|---|" + "---:|" * len(BUDGETS))
+    for row in found:
+        cells = (f"{row.errors[nfe]:.3g} / {row.best[nfe]:.3g}" for nfe in BUDGETS)
+        lines.append(f"| {row.bed.name} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def draw(found: Sequence[Row], path: Path) -> None:
+    """The error of the default, the best and DDIM against the budget: geometric means by process and family."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    families = [family for family in beds.FAMILIES if any(row.bed.family == family for row in found)]
+    figure, axes = plt.subplots(1, len(families), figsize=(4.6 * len(families), 4.2), sharey=True, squeeze=False)
+    for family, axis in zip(families, axes.flat, strict=True):
+        here = [row for row in found if row.bed.family == family]
+        for name, style in (("errors", "-"), ("best", ":"), ("ddim", "--")):
+            label = {"errors": "default", "best": "best of the registry, bed by bed", "ddim": "DDIM on log-SNR"}[name]
+            means = [geometric([getattr(row, name)[nfe] for row in here]) for nfe in BUDGETS]
+            axis.plot(BUDGETS, means, style, marker="o", markersize=3, color="black", label=label)
+        for row in here:
+            axis.plot(BUDGETS, [row.errors[nfe] for nfe in BUDGETS], linewidth=0.7, alpha=0.5)
+        axis.set(xscale="log", yscale="log", title=f"{family}, {len(here)} beds", xlabel="network calls (NFE)")
+        axis.set_xticks(BUDGETS, [str(b) for b in BUDGETS])
+        axis.minorticks_off()
+    axes.flat[0].set_ylabel("error / standard deviation of the data")
+    axes.flat[0].legend(frameon=False, fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def report(chosen: Sequence[Bed], out: Path) -> None:
+    """Measure the default, and write and print the tables and the picture."""
+    found = rows(chosen)
+    lines = ["# The default beside the best of the registry", "", *(beds.__doc__ or "").split("\n\n")[4:6], ""]
+    for half in beds.HALVES:
+        if here := [row for row in found if row.bed.half == half]:
+            lines += [f"## {half}", "", *summary(here, "all")]
+            for family in beds.FAMILIES:
+                if of := [row for row in here if row.bed.family == family]:
+                    lines += summary(of, family)
+            lines += detail(here, half)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "defaults.md").write_text("\n".join(lines))
+    table = [
+        {"bed": row.bed.name, "half": row.bed.half, "errors": row.errors, "best": row.best, "ddim": row.ddim}
+        for row in found
+    ]
+    (out / "defaults.json").write_text(json.dumps(table, indent=1) + "\n")
+    draw([row for row in found if row.bed.half == "report"] or found, out / "accuracy.png")
+    sys.stdout.write("\n".join(lines) + f"\nWritten to {out}\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Freeze the best, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["freeze"])
+    parser.add_argument("what", choices=["report", "measure", "freeze"], nargs="?", default="report")
     parser.add_argument("--family", choices=beds.FAMILIES)
     parser.add_argument("--half", choices=beds.HALVES)
     parser.add_argument("--process", choices=list(beds.PROCESSES), nargs="+")
     parser.add_argument("--names", default="", help="beds whose name contains this")
-    parser.add_argument("--best", type=Path, default=BEST)
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     chosen = beds.load(args.half, args.family, args.names)
-    freeze([bed for bed in chosen if args.process is None or bed.process in args.process], args.best)
+    chosen = [bed for bed in chosen if args.process is None or bed.process in args.process]
+    if args.what == "measure":
+        measure(chosen)
+    elif args.what == "freeze":
+        freeze([bed for bed in chosen if _measured(bed).exists()], BEST)
+    else:
+        report(chosen, args.out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sgm_sde as sg
-from benchmarks import beds
+from benchmarks import beds, defaults
 
 GAUSSIAN = sg.oracles.Gaussian(torch.tensor([0.3, -0.2]), 0.25)
 
@@ -76,6 +76,43 @@ def test_errors_fall_to_nothing_and_count_calls() -> None:
     assert more.rmse < 0.7 * few.rmse and few.median < 2 * few.rmse
     assert beds.error(bed, None, 10) == beds.error(bed, sg.sampling.default_setting(sde, 10), 10)
     assert beds.compare(bed, torch.full((8, 2), torch.nan)) == beds.Error(math.inf, math.inf)
+
+
+def test_programs_that_run_together_end_where_each_ends_alone() -> None:
+    sde = sg.RectifiedFlowSDE()
+    bed = made(sde, sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.3).score(sde), (8, 2))
+    bed.reference = beds.Reference(torch.zeros(8, 2, dtype=torch.float64), 0.0)
+    names = ("ddim", "dpm++2m", "heun", "ipndm3")
+    programs = [sg.sampling.plan(sde, name, nfe=8, grid="log-snr")[2] for name in names]
+    together = beds.errors_of(bed, programs, rows=16)  # type: ignore[arg-type]
+    for name, error in zip(names, together, strict=True):
+        alone = beds.errors(bed, name, 8, "log-snr")
+        assert math.isclose(error.rmse, alone.rmse, rel_tol=1e-9)
+        assert math.isclose(error.median, alone.median, rel_tol=1e-9)
+
+
+def test_a_summary_has_ratios_to_the_best_and_growth() -> None:
+    sde = sg.VPSDE()
+    bed = made(sde, GAUSSIAN.score(sde), (8, 2))
+    bed.reference = beds.Reference(torch.zeros(8, 2, dtype=torch.float64), 1e-3)
+    errors = {nfe: 0.4 if nfe == 20 else 1.0 / nfe for nfe in beds.BUDGETS}
+    row = defaults.Row(
+        bed, errors, {nfe: e / 2 for nfe, e in errors.items()}, {nfe: 2 * e for nfe, e in errors.items()}
+    )
+    assert row.over(row.best, 5) == 2
+    assert row.over({5: 0.0}, 5) == 200  # nothing is known to be less than the doubt
+    assert math.isclose(row.growth(20), 0.4 * 16)
+    assert row.growth(4) == 0
+    line = defaults.summary([row], "one")[-3]
+    assert line.split(" | ")[:3] == ["| 35", "2.00", "2.00"]
+
+
+def test_candidates_are_what_the_registry_has_on_three_grids() -> None:
+    found = list(defaults.candidates())
+    assert len({str(c) for c in found}) == len(found) > 150
+    assert not any(c.build().stochastic for c in found)
+    assert {c.grid for c in found} == {None, "log-snr", "karras"}
+    assert any(c.lower_final for c in found)
 
 
 def test_references_are_kept_with_the_hash_of_their_bed(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
