@@ -9,7 +9,6 @@ run that was killed goes on where it was, with the same result, and solvers, bud
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import operator
@@ -29,20 +28,22 @@ from torch import Tensor
 from sgm_sde import distributed
 from sgm_sde._checks import whole
 from sgm_sde.defaults import Setting
+from sgm_sde.identity import checksum, fingerprint, spec
 from sgm_sde.metrics.features import Extractor, load_extractor, to_uint8
 from sgm_sde.metrics.frechet import gaussian_frechet, moments
 from sgm_sde.metrics.kernel import LEAST, kernel_distance
 from sgm_sde.metrics.neighbours import NEIGHBOURS, prdc
 from sgm_sde.metrics.reference import Reference, load_reference
 from sgm_sde.metrics.sliced import sliced_wasserstein
-from sgm_sde.models import Model, fingerprint, load_model
+from sgm_sde.models import Model, load_model
 from sgm_sde.sampling import plan
 from sgm_sde.solvers import AdaptiveSolver, Solver
 from sgm_sde.solvers.base import resolve_any
 from sgm_sde.store import Store, versions, write_atomically
+from sgm_sde.team import Team
 
 Entry = Setting | Solver | AdaptiveSolver | None  # what `sample(solver=...)` takes; None for its default
-FORMAT = "sgm_sde bench 1"
+FORMAT = "sgm_sde bench 2"
 NFE = (5, 6, 8, 10, 15, 20, 35, 50)
 SOLVERS = ("default", "ddim", "dpm++2m", "dpm++3m", "unipc3", "deis3", "heun", "ancestral", "sde-dpm++2m")
 SHIPPED = {  # features, reference, baseline
@@ -151,7 +152,8 @@ ROW = {
     "metrics": dict, "note": str,
 }  # fmt: skip
 PROTOCOL = {
-    "model": str, "weights": str, "process": str, "shape": list, "n": int, "labels": str, "final": str, "batch": int,
+    "model": str, "weights": str, "score": dict, "outputs": dict, "sde": dict, "shape": list, "n": int, "labels": str,
+    "final": str, "batch": int,
     "dtype": str, "device": str, "data_range": list, "features": dict, "reference": dict, "metrics": list,
     "versions": dict,
 }  # fmt: skip
@@ -263,7 +265,7 @@ def bench(
         if not given:
             raise ValueError(f"give {what}: none are known that go with the model {model.name!r}")
 
-    with distributed.Team(device, threads) as team:
+    with Team(device, threads) as team:
         if team.size > 1:
             raise ValueError(f"a benchmark runs in one process, not in {team.size}")
         if isinstance(features, str):
@@ -278,7 +280,9 @@ def bench(
         for name in chosen:
             if n < METRICS[name].least:
                 raise ValueError(f"the metric {name!r} takes at least {METRICS[name].least} samples, got n={n}")
-        run = _Run(model, features, levels, real, chosen, n, batch)
+        model.to(team.device)
+        classes = None if model.n_classes is None else list(range(model.n_classes))
+        run = _Run(model, features, levels, real, chosen, n, batch, distributed.identity(model, team, classes))
         protocol = run.protocol | {"device": team.device.type, "versions": versions()}
         for path, other in others.items():
             _require_comparable(protocol, other.protocol, path)
@@ -317,7 +321,7 @@ class _Cell:
         """A name that no other cell has, and what the solver is."""
         solver, grid, program = plan(model.sde, self.solver, nfe=self.budget)
         table = "" if program is None else program.to_json()
-        identity = hashlib.sha256(f"{solver!r} {table}".encode()).hexdigest()[:16]
+        identity = checksum([spec(solver), table])[:16]
         slug = re.sub(r"[^A-Za-z0-9_+.-]", "-", self.label)
         return f"cell-{slug}-nfe{self.budget}-seed{self.seed}-{identity}", f"{solver!r} on {grid!r}"
 
@@ -333,14 +337,15 @@ class _Run:
     metrics: tuple[str, ...]
     n: int
     batch: int
+    identity: Mapping[str, Any]
 
     @property
     def protocol(self) -> dict[str, Any]:
         model, extractor, real = self.model, self.extractor, self.real
         return {
-            "model": model.name, "weights": model.weights, "process": repr(model.sde), "shape": list(model.shape),
+            **self.identity, "shape": list(model.shape),
             "n": self.n, "labels": "none" if model.n_classes is None else f"i modulo {model.n_classes}",
-            "final": "denoise" if model.sde.is_linear else "mean", "batch": self.batch,
+            "final": "denoise" if model.sde.has_kernel else "mean", "batch": self.batch,
             "dtype": str(torch.get_default_dtype()),
             "data_range": list(self.levels or ()), "metrics": list(self.metrics),
             "features": {
@@ -356,9 +361,7 @@ class _Run:
             values |= METRICS[name].measure(features, self.real)
         return values
 
-    def row(
-        self, cell: _Cell, shards: _Shards, samples: Path, team: distributed.Team, keep_samples: bool
-    ) -> dict[str, Any]:
+    def row(self, cell: _Cell, shards: _Shards, samples: Path, team: Team, keep_samples: bool) -> dict[str, Any]:
         """A row of the results: drawn and measured, or as it was kept."""
         row = {"solver": cell.label, "budget": cell.budget, "seed": cell.seed}
         try:
@@ -370,7 +373,7 @@ class _Run:
             shutil.rmtree(samples / name, ignore_errors=True)
         return row | {"definition": definition} | found
 
-    def draw(self, cell: _Cell, folder: Path, team: distributed.Team) -> dict[str, Any]:
+    def draw(self, cell: _Cell, folder: Path, team: Team) -> dict[str, Any]:
         """Draw and measure a cell."""
         result = distributed.sample(
             self.model, self.n, folder, batch=self.batch, solver=cell.solver, nfe=cell.budget, seed=cell.seed,

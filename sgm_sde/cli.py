@@ -76,12 +76,39 @@ def _run_options(parser: argparse.ArgumentParser, seed: bool = True) -> None:
     """What `sample`, `likelihood` and `bench` have in common."""
     parser.add_argument("--model", required=True, help="name of a shipped model, or MODULE:FACTORY")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; a run there is gone on with")
-    parser.add_argument("--batch", type=int, default=64, help="size of a batch and shard (%(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="size of a batch (%(default)s)")
     if seed:
         parser.add_argument("--seed", type=int, default=0, help="seed (%(default)s)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to compute (cuda where there is one)")
+        parser.add_argument(
+            "--part", type=_part, metavar="K/N", help="part K of N alone, from 0: 0/4 to 3/4; see merge"
+        )
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), help="where to compute (cuda where there is one)")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process on a CPU (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _part(text: str) -> tuple[int, int]:
+    k, _, parts = text.partition("/")
+    try:
+        return int(k), int(parts)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a part is K/N, such as 0/4, got {text!r}") from None
+
+
+def _merge_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", type=Path, nargs="+", help="folders with parts of one run")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the whole")
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from sgm_sde import distributed
+
+    report = distributed.merge(args.folders, args.out)
+    if report.result:
+        sys.stdout.write(f"{report}\n")
+        return 0
+    sys.stdout.write(f"{report}; the run is not complete, and goes on with its command and --out {args.out}\n")
+    return 1
 
 
 def _sample_options(parser: argparse.ArgumentParser) -> None:
@@ -104,9 +131,9 @@ def _sample(args: argparse.Namespace) -> int:
     report = distributed.sample(
         args.model, args.n, args.out, batch=args.batch, solver=args.solver, nfe=args.nfe, steps=args.steps,
         grid=args.grid, final=args.final, seed=args.seed, labels=None if labels == "none" else labels,
-        device=args.device, threads=args.threads, progress=not args.quiet,
+        part=args.part, device=args.device, threads=args.threads, progress=not args.quiet,
     )  # fmt: skip
-    if not report.result:  # another process of the run speaks
+    if not report.result:  # another process of the run speaks, or it is a part
         return 0
     failed = report.result["failed"]
     sys.stdout.write(f"{report}, at most {report.result['nfe']} network calls each\n")
@@ -155,7 +182,7 @@ def _likelihood(args: argparse.Namespace) -> int:
     report = distributed.likelihood(
         args.model, images, args.out, labels=labels if args.with_labels else None, batch=args.batch,
         n_levels=args.n_levels, data_range=args.data_range, repeats=args.repeats, importance=args.importance,
-        dequantize=args.dequantize, seed=args.seed, device=args.device, threads=args.threads,
+        dequantize=args.dequantize, seed=args.seed, part=args.part, device=args.device, threads=args.threads,
         progress=not args.quiet, **{name: value for name, value in chosen.items() if value is not None},
     )  # fmt: skip
     if report.result:
@@ -214,5 +241,6 @@ COMMANDS = {
     "demo": Command("sample 8x8 digits with several solvers, or a grid of clothes", _demo_options, _demo),
     "sample": Command("draw samples into a folder; an interrupted run goes on", _sample_options, _sample),
     "likelihood": Command("bits/dim of a file of images; an interrupted run goes on", _likelihood_options, _likelihood),
+    "merge": Command("put the parts of a run, made with --part, into one folder", _merge_options, _merge),
     "bench": Command("quality of samples against network calls; an interrupted run goes on", _bench_options, _bench),
 }

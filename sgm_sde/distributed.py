@@ -2,131 +2,58 @@
 
     torchrun --standalone --nproc-per-node 4 -m sgm_sde sample --model digits -n 50000 --out samples
 
-The work is cut into batches by sample number; sample i of seed s is that of the pair (s, i), whoever draws it. Each
-batch becomes one shard of a `Store`. So the shards do not depend, to the last bit, on the number of processes, nor on
-interruptions: a run that was killed is started again with the same command, and does what is missing. Another batch
-size gives the same noise and the same samples up to the rounding of the network's kernels, which differ with the batch.
+The work is cut into batches by sample number; sample i of seed s is that of the pair (s, i), whoever draws it. Some
+batches in a row become one shard of a `Store`, by a rule that knows the size of a sample and nothing of n. So shards do
+not depend, to the last bit, on the number of processes, nor on interruptions: a run that was killed is started again
+with the same command, and does what is missing; with a larger n it adds samples. Another batch size gives the same
+noise and the same samples up to the rounding of the network's kernels, which differ with the batch.
 
-Processes talk only at the start and at the end, over gloo on CPUs and NCCL on GPUs; all write to one folder.
+Processes take shards as they are done with the last (`sgm_sde.team`), and all write to one folder; where there is no
+shared disk, each writes a part to a folder of its own, and `merge` puts them together.
 """
 
 from __future__ import annotations
 
-import datetime
 import hashlib
+import json
 import math
 import operator
-import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sgm_sde import sampling
+from sgm_sde._checks import whole
 from sgm_sde.defaults import Setting
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.grids import Grid, GridRule
+from sgm_sde.identity import fingerprint, outputs, spec
 from sgm_sde.likelihood import bits_per_dim
-from sgm_sde.models import Model, fingerprint, load_model
+from sgm_sde.models import Model, load_model
+from sgm_sde.scores.guidance import ClassifierFree
 from sgm_sde.solvers import AdaptiveSolver, Solver
-from sgm_sde.store import Store, read_manifest, read_shard
+from sgm_sde.store import Entry, Store, read_manifest, read_run, read_shard
+from sgm_sde.team import Team
 
-TIMEOUT = datetime.timedelta(minutes=30)  # for processes that wait for others: longer than any batch
+SHARD_BYTES = 4 * 2**20  # in a shard, about, where a batch is less
+SHARD_BATCHES = 256  # in a shard, at most
+SHARD_SHARE = 64  # a shard holds at most this part of what is before it
 
 Shard = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and what else is known of them
 
 
 class RefusedError(ValueError):
     """The run was refused by the process that opened the folder, which says why."""
-
-
-class Team:
-    """The processes of one run: those that `torchrun` started, or this one alone.
-
-    Args:
-        device: "cpu", "cuda", or None for CUDA where there is one; each process takes its own GPU.
-        threads: of each process on a CPU.
-
-    Attributes:
-        rank: this process' number; 0 opens the folder and shows the progress.
-        size: number of processes.
-        device: where this process computes.
-
-    Raises:
-        ValueError: for a device that is not there, or a number of threads that is not positive.
-    """
-
-    def __init__(self, device: str | None = None, threads: int = 1) -> None:
-        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        name = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
-        if name not in ("cpu", "cuda"):
-            raise ValueError(f"device must be 'cpu' or 'cuda', got {name!r}")
-        if name == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device='cuda' was asked for, and there is no CUDA device")
-        self.device, self.threads = torch.device(name), _whole("threads", threads)
-        self._threads_before = torch.get_num_threads()
-        self._wire, self._started = torch.device("cpu"), False
-
-    def __enter__(self) -> Team:
-        if self.device.type == "cuda":
-            gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", 0))
-            self.device = torch.device("cuda", local % gpus)
-            if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= gpus:
-                self._wire = self.device  # NCCL wants a GPU for each process
-        torch.set_num_threads(self.threads)
-        if self.size > 1 and not dist.is_initialized():
-            if "TORCHELASTIC_RUN_ID" in os.environ:
-                _end_with_parent()
-            if self._wire.type == "cuda":
-                dist.init_process_group("nccl", timeout=TIMEOUT, device_id=self._wire)
-            else:
-                dist.init_process_group("gloo", timeout=TIMEOUT)
-            self._started = True
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._started and error is None:  # after an error the others may not answer any more
-            dist.destroy_process_group()
-        torch.set_num_threads(self._threads_before)
-
-    def sum(self, values: Sequence[int]) -> list[int]:
-        """Element by element over all processes, which have to call it together."""
-        if self.size == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.int64, device=self._wire)
-        try:
-            dist.all_reduce(total)
-        except RuntimeError as error:
-            raise ConnectionError(
-                "another process of this run has ended or does not answer; the same command goes on from here"
-            ) from error
-        summed: list[int] = total.tolist()
-        return summed
-
-
-def _end_with_parent() -> None:
-    """End this process when the launcher is killed, which leaves it no time to end its children."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclass(frozen=True)
@@ -167,19 +94,21 @@ def sample(
     final: str | None = None,
     seed: int = 0,
     labels: Sequence[int] | str | None = "all",
+    guidance: float | None = None,
+    part: tuple[int, int] | None = None,
     device: str | None = None,
     threads: int = 1,
     progress: bool = False,
 ) -> Report:
-    """Draw n samples into a folder, one shard a batch; go on with a run that was interrupted.
+    """Draw n samples into a folder; go on with a run that was interrupted, or that had fewer samples.
 
-    Under `torchrun` all processes call this together and share the work. Sample i is that of the seed (seed, i).
+    Under `torchrun` or Slurm all processes call this together and share the work. Sample i has the seed (seed, i).
 
     Args:
         model: a `Model` or its name, as `load_model` takes it.
-        n: number of samples, exactly.
+        n: number of samples, exactly. A run that is complete can be given more later.
         folder: for the shards and the manifest; made if absent.
-        batch: samples in a batch and shard.
+        batch: samples in a batch, one after the other.
         solver: as `sgm_sde.sample` takes it.
         nfe: as `sgm_sde.sample` takes it.
         steps: as `sgm_sde.sample` takes it.
@@ -187,14 +116,17 @@ def sample(
         final: as `sgm_sde.sample` takes it.
         seed: of the whole set.
         labels: classes that the samples take in turn; "all" for all classes of a model that has any, None for none.
-        device: "cpu" or "cuda"; CUDA where there is one if not given.
+        guidance: scale of classifier-free guidance, for a model whose network declares its null label.
+        part: (k, K): of K parts, do part k alone, and leave the manifest to a call without `part` when all are there,
+            or to `merge` where each part has a folder of its own. Parts may run at the same time in one folder.
+        device: "cpu", "cuda" or "mps"; CUDA where there is one if not given.
         threads: of each process on a CPU; kernels may round differently with another number.
         progress: show a progress bar with rate and time left.
 
     Returns:
         what was done; `result` has the network calls of a batch (`nfe`), the `rows` of the network in all, the
-        numbers of the samples that `failed` (not finite, or short of the end), and the `program` as JSON. The samples
-        are had by `load`.
+        numbers of the samples that `failed` (not finite, or short of the end), and the `program` as JSON. `load` reads
+        the samples.
 
     Raises:
         ValueError: for arguments out of range, and a folder that was made with other settings, with the difference.
@@ -207,25 +139,28 @@ def sample(
         (2, torch.Size([6, 1, 8, 8]))
     """
     model = load_model(model) if isinstance(model, str) else model
-    n, batch = _whole("n", n), _whole("batch", batch)
+    n, batch = whole("n", n, kind=Integral), whole("batch", batch, kind=Integral)
     resolve_seeds([(seed, n - 1)], None, 1)
     classes = _classes(model, labels)
+    if guidance is not None:
+        model = replace(model, score=ClassifierFree(model.score, guidance), weights="")
     chosen, _, program = sampling.plan(model.sde, solver, nfe=nfe, steps=steps, grid=grid, final=final)
     arguments: dict[str, Any] = {"solver": solver, "nfe": nfe, "steps": steps, "grid": grid, "final": final}
     table = None if program is None else program.to_json()
 
     with Team(device, threads) as team:
+        model.to(team.device)
+        size = math.prod(model.shape) * torch.get_default_dtype().itemsize
         settings = {
-            **_common(model, n, batch, seed, team),
+            **_common(model, n, batch, size, seed, team, classes),
             "command": "sample",
-            "solver": repr(chosen),
+            "solver": spec(chosen),
             "steps": steps if program is None else program.steps,
             "nfe": nfe,
             "final": final,
             "labels": classes,
             "program": None if table is None else hashlib.sha256(table.encode()).hexdigest()[:16],
         }
-        model.to(team.device)
 
         def work(first: int, last: int) -> Shard:
             tensors, kwargs = {}, {}
@@ -243,16 +178,8 @@ def sample(
             failed = [first + i for i in result.status.samples]
             return tensors, {"nfe": result.nfe, "rows": result.rows, "failed": failed}
 
-        def summary(shards: Iterator[Shard]) -> dict[str, Any]:
-            infos = [info for _, info in shards]
-            return {
-                "nfe": max(info["nfe"] for info in infos),
-                "rows": sum(info["rows"] for info in infos),
-                "failed": [i for info in infos for i in info["failed"]],
-                "program": table,
-            }
-
-        return _run(team, Path(folder), settings, n, batch, work, summary, "sample" if progress else None)
+        job = _Job(settings, ("n",), {"program": table}, n, batch, size, work, "sample")
+        return _run(team, Path(folder), job, part, progress)
 
 
 def likelihood(
@@ -268,28 +195,30 @@ def likelihood(
     importance: bool = False,
     dequantize: str = "uniform",
     seed: int = 0,
+    part: tuple[int, int] | None = None,
     device: str | None = None,
     threads: int = 1,
     progress: bool = False,
     **options: Any,
 ) -> Report:
-    """Bits/dim of a data set into a folder, one shard a batch; go on with a run that was interrupted.
+    """Bits/dim of a data set into a folder; go on with a run that was interrupted.
 
-    Under `torchrun` all processes call this together and share the work. Image i has the seed (seed, i).
+    Under `torchrun` or Slurm all processes call this together and share the work. Image i has the seed (seed, i).
 
     Args:
         model: a `Model` or its name, as `load_model` takes it.
         images: whole numbers in [0, n_levels), (n, *shape of the model).
         folder: for the shards and the manifest; made if absent.
         labels: classes of the images (n,), for a model that takes them; without, it runs without classes.
-        batch: images in a batch and shard.
+        batch: images in a batch.
         n_levels: as `bits_per_dim` takes it; the model's if not given.
         data_range: as `bits_per_dim` takes it; the model's if not given.
         repeats: as `bits_per_dim` takes it.
         importance: as `bits_per_dim` takes it.
         dequantize: as `bits_per_dim` takes it, by name.
         seed: of dequantisation and probes.
-        device: "cpu" or "cuda"; CUDA where there is one if not given.
+        part: as `sample` takes it.
+        device: "cpu", "cuda" or "mps"; CUDA where there is one if not given.
         threads: of each process on a CPU; kernels may round differently with another number.
         progress: show a progress bar with rate and time left.
         options: of `log_prob`, such as `eps`, `steps`, `trace`, `n_probes`.
@@ -319,12 +248,15 @@ def likelihood(
         raise ValueError(f"give {missing}: the model {model.name!r} does not tell it")
     _check_images(model, images, labels, n_levels)
     sde: Any = model.sde  # bits_per_dim refuses those that are not linear
-    n, batch = len(images), _whole("batch", batch)
+    n, batch = len(images), whole("batch", batch, kind=Integral)
     resolve_seeds([(seed, n - 1)], None, 1)
 
     with Team(device, threads) as team:
+        model.to(team.device)
+        size = 4 * (1 + repeats)  # a value, and one a draw
+        classes = None if labels is None or model.n_classes is None else list(range(model.n_classes))
         settings = {
-            **_common(model, n, batch, seed, team),
+            **_common(model, n, batch, size, seed, team, classes),
             "command": "likelihood",
             "data": fingerprint({"x": images}),
             "labels": None if labels is None else fingerprint({"y": labels}),
@@ -332,10 +264,9 @@ def likelihood(
             "data_range": list(data_range),
             "repeats": repeats,
             "importance": importance,
-            "dequantize": dequantize,
-            **options,
+            "dequantize": spec(dequantize),
+            **{name: spec(value) for name, value in options.items()},
         }
-        model.to(team.device)
 
         def work(first: int, last: int) -> Shard:
             kwargs = {} if labels is None else {"y": labels[first:last].to(team.device, torch.int64)}
@@ -347,27 +278,77 @@ def likelihood(
             values = {"bits_per_dim": result.per_image, "draws": result.repeats.T}
             return values, {"nfe": result.nfe, "protocol": result.protocol}
 
-        def summary(shards: Iterator[Shard]) -> dict[str, Any]:
-            read = list(shards)
-            values = torch.cat([tensors["bits_per_dim"] for tensors, _ in read]).double()
-            stderr = float(values.std()) / math.sqrt(n) if n > 1 else None
-            first = read[0][1]
-            return {"bits_per_dim": float(values.mean()), "stderr": stderr, **first}
-
-        return _run(team, Path(folder), settings, n, batch, work, summary, "image" if progress else None)
+        job = _Job(settings, (), None, n, batch, size, work, "likelihood")
+        return _run(team, Path(folder), job, part, progress)
 
 
 def load(folder: Path | str) -> dict[str, Tensor]:
     """The results of a complete run, in the order of the samples: `x` and `y`, or `bits_per_dim` and `draws`.
 
+    Every shard is checked against its own checksum, its name, its run, and what the manifest says of it.
+
     Raises:
-        ValueError: if the run is not complete, or a shard is missing or damaged.
+        ValueError: if the run is not complete, or a shard is missing, damaged, or not the one that the manifest names.
     """
-    manifest = read_manifest(folder)
-    if "shards" not in manifest:
-        raise ValueError(f"the run of {folder} is not complete: start it again with the same command")
-    shards = [read_shard(Path(folder) / name)[0] for name in sorted(manifest["shards"])]
-    return {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
+    _, shards = read_run(folder)
+    tensors = [shard for shard, _ in shards]
+    return {key: torch.cat([shard[key] for shard in tensors]) for key in tensors[0]}
+
+
+def merge(folders: Sequence[Path | str], out: Path | str) -> Report:
+    """Put the parts of a run that were made in folders of their own into one, and complete it if nothing is missing.
+
+    Args:
+        folders: of the same run, as `sample` and `likelihood` make them with `part=`.
+        out: the folder for the whole; made if absent, and it may be one of them.
+
+    Returns:
+        what is there now; `result` is empty while some is missing.
+
+    Raises:
+        ValueError: for folders of different runs, with the difference.
+        OSError: if `out` cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> parts = [tempfile.mkdtemp() for _ in range(2)]
+        >>> for k, folder in enumerate(parts):
+        ...     report = sample("digits", 6, folder, batch=2, nfe=3, device="cpu", part=(k, 2))
+        >>> merge(parts, tempfile.mkdtemp()).result["nfe"]
+        3
+    """
+    started = time.perf_counter()
+    if not folders:
+        raise ValueError("give at least one folder to merge")
+    first, *_ = manifests = [read_manifest(folder) for folder in folders]
+    growing = tuple(first.get("growing", ()))
+    settings = first["settings"] | {name: max(m["settings"].get(name, 0) for m in manifests) for name in growing}
+    with Store(out, settings, growing=growing, notes=first.get("notes")) as store:
+        for folder, manifest in zip(folders, manifests, strict=True):
+            store.require_same(folder, manifest)
+        cuts = _cuts(settings["n"], settings["batch"], settings["sample_bytes"])
+        entries, found = {}, 0
+        for k, cut in enumerate(cuts):
+            name = _name(k)
+            entry = store.find(name)
+            if _holds(entry, cut):
+                found += math.ceil((cut[1] - cut[0]) / settings["batch"])
+            for folder, manifest in zip(folders, manifests, strict=True):
+                if _holds(entry, cut):
+                    break
+                entry = store.take_over(folder, manifest, name)
+            if entry is not None and _holds(entry, cut):
+                entries[name] = entry
+        result = _complete(store, settings["command"], entries) if len(entries) == len(cuts) else {}
+    there = [entry.info["samples"] for entry in entries.values()]
+    batches = sum(math.ceil((end - begin) / settings["batch"]) for begin, end in there)
+    seconds = time.perf_counter() - started
+    return Report(Path(out), sum(end - begin for begin, end in there), batches, found, seconds, result)
+
+
+def _holds(entry: Entry | None, cut: tuple[int, int]) -> bool:
+    """Whether a shard holds the samples from the first number up to the last."""
+    return entry is not None and entry.info.get("samples") == list(cut)
 
 
 def read_data(path: Path | str) -> tuple[Tensor, Tensor | None]:
@@ -415,83 +396,206 @@ def _tensor(array: np.ndarray, name: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _run(
-    team: Team,
-    folder: Path,
-    settings: Mapping[str, Any],
-    n: int,
-    batch: int,
-    work: Callable[[int, int], Shard],
-    summary: Callable[[Iterator[Shard]], dict[str, Any]],
-    unit: str | None,
-) -> Report:
-    """Do the batches that are missing, each process its share, and write the manifest when all are there.
+@dataclass(frozen=True)
+class _Job:
+    """What a run computes.
 
-    `work(first, last)` makes one batch, `summary` what to say of all of them, and `unit` is what the bar counts.
+    Attributes:
+        settings: what it depends on.
+        growing: names of settings that may be more in a later call.
+        notes: what the manifest says from the start.
+        n: number of samples.
+        batch: samples in a batch.
+        sample_bytes: size of what is kept of one.
+        work: makes the batch of the samples from the first number up to the last.
+        command: what kind of run it is.
     """
+
+    settings: Mapping[str, Any]
+    growing: tuple[str, ...]
+    notes: Mapping[str, Any] | None
+    n: int
+    batch: int
+    sample_bytes: int
+    work: Callable[[int, int], Shard]
+    command: str
+
+    def shard(self, begin: int, end: int, after_batch: Callable[[int], None]) -> Shard:
+        """All batches of a shard, one after the other."""
+        made = []
+        for first in range(begin, end, self.batch):
+            last = min(first + self.batch, end)
+            made.append(self.work(first, last))
+            after_batch(last - first)
+        tensors = {key: torch.cat([batch[key] for batch, _ in made]) for key in made[0][0]}
+        return tensors, {"samples": [begin, end], **_SUMMARIES[self.command][0]([info for _, info in made])}
+
+
+def _together(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "nfe": max(info["nfe"] for info in infos),
+        "rows": sum(info["rows"] for info in infos),
+        "failed": [i for info in infos for i in info["failed"]],
+    }
+
+
+def _of_samples(notes: Mapping[str, Any], infos: Sequence[Mapping[str, Any]], read: Iterator[Shard]) -> dict[str, Any]:
+    return {**_together(infos), "program": notes["program"]}
+
+
+def _first(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {key: infos[0][key] for key in ("nfe", "protocol")}
+
+
+def _of_likelihoods(
+    notes: Mapping[str, Any], infos: Sequence[Mapping[str, Any]], read: Iterator[Shard]
+) -> dict[str, Any]:
+    values = torch.cat([tensors["bits_per_dim"] for tensors, _ in read]).double()
+    stderr = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"bits_per_dim": float(values.mean()), "stderr": stderr, **_first(infos)}
+
+
+# What is said of several batches, and of a whole run, by its kind.
+_SUMMARIES: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, Any]]]] = {
+    "sample": (_together, _of_samples),
+    "likelihood": (_first, _of_likelihoods),
+}
+
+
+def _cuts(n: int, batch: int, sample_bytes: int) -> list[tuple[int, int]]:
+    """The first sample of each shard, and the one after its last.
+
+    Shards grow with what is before them, up to `SHARD_BYTES` or `SHARD_BATCHES`, so that a short run has enough of them
+    to share, and a long one not too many. Where they begin does not depend on n.
+
+    Example:
+        >>> _cuts(10, 4, 12), len(_cuts(10**6, 64, 256)), len(_cuts(10**7, 64, 256))
+        ([(0, 4), (4, 8), (8, 10)], 455, 1005)
+    """
+    most = max(1, min(SHARD_BATCHES, SHARD_BYTES // (batch * sample_bytes)))
+    cuts, begin = [], 0
+    while begin < n:
+        batches = max(1, min(most, begin // batch // SHARD_SHARE))
+        cuts.append((begin, min(n, begin + batches * batch)))
+        begin += batches * batch
+    return cuts
+
+
+def _name(k: int) -> str:
+    return f"{k:05d}"
+
+
+def _part(part: tuple[int, int] | None) -> tuple[int, int]:
+    if part is None:
+        return 0, 1
+    if not isinstance(part, tuple | list) or len(part) != 2:
+        raise ValueError(f"part must be (k, K), part k of K from 0, got {part!r}")
+    k, parts = (whole("part", value, 0, kind=Integral) for value in part)
+    if not k < parts:
+        raise ValueError(f"part must be (k, K) with k from 0 to K - 1, got {(k, parts)}")
+    return k, parts
+
+
+def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, progress: bool) -> Report:
+    """Do what is missing, each process the next shard when it has done the last, and complete the manifest."""
     started = time.perf_counter()
-    cuts = range(0, n, batch)
-    names = [f"{k:0{max(5, len(str(len(cuts) - 1)))}d}" for k in range(len(cuts))]
-    with _open(team, folder, settings) as store:
-        mine = {k for k in range(team.rank, len(cuts), team.size) if not store.has(names[k])}
-        for k in mine:
-            store.remove(names[k])
-        missing = [k for k, n_missing in enumerate(team.sum([k in mine for k in range(len(cuts))])) if n_missing]
-        sizes = {names[k]: min(batch, n - cuts[k]) for k in missing}
-        with _progress(n, sizes, store, unit if team.rank == 0 else None) as update:
-            for k in missing[team.rank :: team.size]:
-                store.save(names[k], *work(cuts[k], cuts[k] + sizes[names[k]]))
-                update()
-            team.sum([0])  # all are done
-            update()
-        result: Mapping[str, Any] = {}
-        if team.rank == 0:
-            result = summary(read_shard(store.path(name)) for name in names)
-            store.finish(names, result)
-    return Report(folder, n, len(cuts), len(cuts) - len(missing), time.perf_counter() - started, result)
+    cuts = _cuts(job.n, job.batch, job.sample_bytes)
+    first, every = _part(part)
+    mine = range(first, len(cuts), every)
+    total = sum(cuts[k][1] - cuts[k][0] for k in mine)
+
+    def batches(k: int) -> int:
+        return math.ceil((cuts[k][1] - cuts[k][0]) / job.batch)
+
+    with _open(team, folder, job, apart=part is not None) as store, _progress(team, total, job, progress) as update:
+
+        def do(piece: int) -> None:
+            begin, end = cut = cuts[mine[piece]]
+            name = _name(mine[piece])
+            entry = store.find(name)
+            if entry is None or not _holds(entry, cut):
+                entry = store.save(name, *job.shard(begin, end, update))
+            else:
+                team.count("found", batches(mine[piece]))
+                update(end - begin, True)
+            team.report(piece, json.dumps([entry.sha256, entry.bytes, entry.info]))
+
+        for piece in team.take(len(mine)):
+            do(piece)
+        for piece in team.left_over(len(mine), update):
+            do(piece)
+        update()
+
+        result: dict[str, Any] = {}
+        if team.rank == 0 and part is None:
+            entries = {
+                _name(k): Entry(*json.loads(text)) for k, text in zip(mine, team.reports(len(mine)), strict=True)
+            }
+            result = _complete(store, job.command, entries)
+        found = team.count("found")
+        team.tell("complete", "") if team.rank == 0 else team.hear("complete")
+    return Report(folder, total, sum(map(batches, mine)), found, time.perf_counter() - started, result)
+
+
+def _complete(store: Store, command: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
+    """Write the manifest of a run of which all shards are there; returns what it says of the whole."""
+    infos = [entry.info for entry in entries.values()]
+    read = (read_shard(store.path(name)) for name in entries)
+    result = _SUMMARIES[command][1](store.notes, infos, read)
+    store.finish(entries, result)
+    return result
 
 
 @contextmanager
-def _open(team: Team, folder: Path, settings: Mapping[str, Any]) -> Iterator[Store]:
+def _open(team: Team, folder: Path, job: _Job, *, apart: bool) -> Iterator[Store]:
     """The store of a run, opened by the first process and joined by the others."""
-    store, refusal = None, None
-    if team.rank == 0:
+    if team.rank:
+        if team.hear("opened") != "yes":
+            raise RefusedError("the run was refused by its first process")
+        store = Store.join(folder, job.settings, growing=job.growing)
+    else:
         try:
-            store = Store(folder, settings, shared=team.size > 1)
-        except (ValueError, OSError) as error:
-            refusal = error
-    (refused,) = team.sum([refusal is not None])
-    if refusal is not None:
-        raise refusal
-    if refused:
-        raise RefusedError("the run was refused by its first process")
-    with store or Store.join(folder, settings) as opened:
-        yield opened
+            shared = team.size > 1 and not apart
+            store = Store(folder, job.settings, growing=job.growing, notes=job.notes, shared=shared, apart=apart)
+        except (ValueError, OSError):
+            team.tell("opened", "no")
+            raise
+        team.tell("opened", "yes")
+    with store:
+        yield store
 
 
 @contextmanager
-def _progress(n: int, sizes: Mapping[str, int], store: Store, unit: str | None) -> Iterator[Callable[[], None]]:
-    """A bar over what all processes have written; without a unit, none."""
+def _progress(team: Team, total: int, job: _Job, progress: bool) -> Iterator[Callable[..., None]]:
+    """A bar over what all processes have done; without `progress`, or in another than the first, none."""
     from tqdm.auto import tqdm
 
-    pending = dict(sizes)
-    with tqdm(total=n, initial=n - sum(pending.values()), unit=unit or "", disable=unit is None) as bar:
+    shown = progress and team.rank == 0
+    unit = {"sample": "sample", "likelihood": "image"}[job.command]
+    with tqdm(total=total, unit=unit, disable=not shown) as bar:
 
-        def update() -> None:
-            if unit is not None:
-                bar.update(sum(pending.pop(name, 0) for name in store.names()))
+        def update(more: int = 0, found: bool = False) -> None:
+            if team.size == 1 and not shown:
+                return
+            done, before = team.count("samples", more), team.count("before", more if found else 0)
+            if shown:
+                if before > bar.initial:  # these took no time
+                    bar.initial = bar.n = bar.last_print_n = before
+                    bar.refresh()
+                bar.update(min(done, total) - bar.n)
 
         yield update
 
 
-def _common(model: Model, n: int, batch: int, seed: int, team: Team) -> dict[str, Any]:
+def _common(
+    model: Model, n: int, batch: int, sample_bytes: int, seed: int, team: Team, classes: Sequence[int] | None
+) -> dict[str, Any]:
     return {
-        "model": model.name,
-        "weights": model.weights,
-        "sde": repr(model.sde),
+        **identity(model, team, classes),
         "shape": model.shape,
         "n": n,
         "batch": batch,
+        "sample_bytes": sample_bytes,
         "seed": operator.index(seed),
         "dtype": str(torch.get_default_dtype()),
         "device": team.device.type,
@@ -499,14 +603,15 @@ def _common(model: Model, n: int, batch: int, seed: int, team: Team) -> dict[str
     }
 
 
-def _whole(option: str, value: int) -> int:
-    try:
-        whole = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{option} must be a whole number, got {value!r}") from None
-    if whole < 1:
-        raise ValueError(f"{option} must be at least 1, got {whole}")
-    return whole
+def identity(model: Model, team: Team, classes: Sequence[int] | None) -> dict[str, Any]:
+    """What tells one network and process from others: weights, what the score is made of, and what it does."""
+    return {
+        "model": model.name,
+        "weights": model.weights,
+        "score": spec(model.score),
+        "outputs": outputs(model.score, model.shape, labels=classes, device=team.device),
+        "sde": spec(model.sde),
+    }
 
 
 def _classes(model: Model, labels: Sequence[int] | str | None) -> list[int] | None:

@@ -7,16 +7,17 @@ import hashlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sgm_sde._checks import whole
+from sgm_sde.identity import networks, weights
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.scores.score import Score, as_score
 
@@ -34,8 +35,8 @@ class Model:
         data_range: (lo, hi), the lower edge of the lowest level and the upper edge of the highest one, as the network
             knows them; None if not known.
         n_levels: number of levels of the data, 256 for 8-bit images; None if not known.
-        weights: what tells this network from others: by default the SHA-256 of its parameters and buffers, or "" for a
-            score without any.
+        weights: the SHA-256 of all parameters, buffers and tensors that the score reaches: of its network, of the parts
+            of a guided score, and of what functions close over; "" for a score without any.
 
     Raises:
         ValueError: for a shape or a number of classes or levels that is not positive, an empty range, or a score made
@@ -69,27 +70,16 @@ class Model:
                 whole(option, count, least, kind=int)
         if self.data_range is not None and not self.data_range[0] < self.data_range[1]:
             raise ValueError(f"data_range must be (lo, hi) with lo < hi, got {self.data_range}")
-        net = self.score.net
-        if isinstance(net, nn.parallel.DistributedDataParallel):
+        if any(isinstance(net, nn.parallel.DistributedDataParallel) for net in networks(self.score)):
             raise ValueError("the network waits for other processes at each call: pass net.module, without the wrapper")
-        if not self.weights and isinstance(net, nn.Module):
-            object.__setattr__(self, "weights", fingerprint(net.state_dict()))
+        if not self.weights:
+            object.__setattr__(self, "weights", weights(self.score))
 
     def to(self, device: torch.device | str) -> Model:
-        """The same model; its network, if it has parameters, is moved to the device."""
-        if isinstance(self.score.net, nn.Module):
-            self.score.net.to(device)
+        """The same model; the networks that its score reaches are moved to the device."""
+        for net in networks(self.score):
+            net.to(device)
         return self
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors with their names, dtypes and shapes; "" without any."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        data = value.detach().cpu().contiguous()
-        digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest() if tensors else ""
 
 
 def _digits() -> Model:
@@ -117,8 +107,7 @@ def load_model(name: str) -> Model:
     """A model by name: one that is shipped, or "MODULE:FACTORY".
 
     FACTORY is a function without arguments in the module MODULE, which may lie in the current directory. It returns a
-    `Model`, or a tuple (score, sde, shape) with the shape of one sample. Where its network has no parameters to tell it
-    from others, the module's source file does.
+    `Model`, or a tuple (score, sde, shape) with the shape of one sample.
 
     Raises:
         ValueError: for an unknown name, with the near ones, or a factory that returns something else.
@@ -136,13 +125,13 @@ def load_model(name: str) -> Model:
                 f"MODULE:FACTORY"
             )
         return SHIPPED[name]()
-    module, factory = find_function(name)
+    _, factory = find_function(name)
     made: Any = factory()
     if isinstance(made, tuple) and len(made) == 3:
         made = Model(name, *made)
     if not isinstance(made, Model):
         raise ValueError(f"{name} must return a Model or (score, sde, shape), got {type(made).__name__}")
-    return replace(made, name=name, weights=made.weights or source_hash(module))
+    return replace(made, name=name)
 
 
 def find_function(name: str) -> tuple[ModuleType, Callable[..., Any]]:

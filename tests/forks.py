@@ -49,7 +49,7 @@ def mixture() -> sg.Model:
 
 
 def dying() -> tuple[sg.Score, sg.SDE, tuple[int, ...]]:
-    """The mixture in a process that notes its number, and if it is of rank 1 soon kills itself."""
+    """The mixture in a process that notes its number, and if it is of rank 1, or DYING, soon kills itself."""
     model, calls = mixture(), [0]
     rank = os.environ.get("RANK")
     Path(f"pid-{rank}").write_text(str(os.getpid()))
@@ -57,8 +57,22 @@ def dying() -> tuple[sg.Score, sg.SDE, tuple[int, ...]]:
     def score(x: Tensor, t: Tensor) -> Tensor:
         calls[0] += 1
         time.sleep(0.01)
-        if calls[0] == 12 and rank == "1" and "SURVIVE" not in os.environ:
+        if calls[0] == 12 and rank == os.environ.get("DYING", "1") and "SURVIVE" not in os.environ:
             os.kill(os.getpid(), signal.SIGKILL)
+        return model.score(x, t)
+
+    return sg.from_score(score, model.sde), model.sde, model.shape
+
+
+def slow() -> tuple[sg.Score, sg.SDE, tuple[int, ...]]:
+    """The mixture, counting its calls, in a process that is slow if it is of rank 1."""
+    model, calls = mixture(), [0]
+    rank = os.environ.get("RANK")
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        calls[0] += 1
+        Path(f"calls-{rank}").write_text(str(calls[0]))
+        time.sleep(0.1 if rank == "1" else 0.01)
         return model.score(x, t)
 
     return sg.from_score(score, model.sde), model.sde, model.shape
@@ -116,15 +130,25 @@ class Forks:
                 port.bind(("127.0.0.1", 0))
                 port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.getsockname()[1]), "WORLD_SIZE": str(size)}
-            env |= more or {}
             ranks = [{"RANK": str(rank)} if "WORLD_SIZE" in env else {} for rank in range(size)]
-            words = [str(word) for word in argv]
-            jobs = [{"argv": words, "cwd": str(cwd), "env": env | rank, **job} for rank in ranks]
-            assert self.process.stdin is not None
-            assert self.process.stdout is not None
-            self.process.stdin.write(json.dumps({"jobs": jobs, "kill_after": kill_after}) + "\n")
-            self.process.stdin.flush()
-            return [Done(**done) for done in json.loads(self.process.stdout.readline())]
+            return self.each(argv, [env | rank | (more or {}) for rank in ranks], cwd, kill_after, **job)
+
+    def each(
+        self,
+        argv: Sequence[object],
+        environs: Sequence[dict[str, str]],
+        cwd: Path = ROOT,
+        kill_after: float | None = None,
+        **job: Any,
+    ) -> list[Done]:
+        """One command in a process for each of these additions to the environment."""
+        words = [str(word) for word in argv]
+        jobs = [{"argv": words, "cwd": str(cwd), "env": env, **job} for env in environs]
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"jobs": jobs, "kill_after": kill_after}) + "\n")
+        self.process.stdin.flush()
+        return [Done(**done) for done in json.loads(self.process.stdout.readline())]
 
 
 def _die(fd: int | None = None) -> None:
@@ -179,6 +203,8 @@ def _child(job: dict[str, Any], out: int, err: int) -> int:
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
     passed = _count_points(job["die_at"]) if "die_at" in job else None
+    sgm_sde.team.SILENCE = job.get("silence", sgm_sde.team.SILENCE)
+    sgm_sde.team.ROLL_CALL = job.get("roll_call", sgm_sde.team.ROLL_CALL)
     if "file_limit" in job:  # a file that outgrows it fails as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"], resource.RLIM_INFINITY))
     if job.get("unprivileged") and os.getuid() == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,11 +22,15 @@ from sgm_sde import distributed
 from sgm_sde.cli import main
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.store import read_manifest, read_shard
+from sgm_sde.team import Place
 from tests.forks import ENV, PATIENCE, ROOT, Forks, mixture
 
 MODEL = "tests.forks:mixture"
 SMALL = ("sample", "--model", MODEL, "-n", 8, "--batch", 3, "--nfe", 4, "--solver", "sde-dpm++2m", "--quiet", "--out")
 LARGE = ("sample", "--model", MODEL, "-n", 50, "--batch", 3, "--nfe", 6, "--solver", "seeds2", "--quiet", "--out")
+
+
+Complete = dict[tuple[object, ...], dict[str, bytes]]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,16 @@ def complete(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[tup
     for argv, folder in folders.items():
         assert forks.run(*argv, folder).status == 0
     return {argv: contents(folder) for argv, folder in folders.items()}
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """A port that nobody else is given while this one is kept."""
+    with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        free.bind(("127.0.0.1", 0))
+        yield free.getsockname()[1]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -98,9 +113,7 @@ def test_batch_sizes_with_a_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_processes_do_not_matter(
-    size: int, forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_processes_do_not_matter(size: int, forks: Forks, complete: Complete, tmp_path: Path) -> None:
     """Two and three processes leave the files of one, to the last bit, and the manifest is one of them."""
     ended = forks.together((*SMALL, tmp_path / "run"), size)
     assert [done.status for done in ended] == [0] * size
@@ -130,9 +143,7 @@ def test_the_manifest_tells_how(forks: Forks, tmp_path: Path) -> None:
         assert shard.get_slice("x").get_shape() == [2, 3]
 
 
-def test_a_dead_process_ends_the_others(
-    forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_a_dead_process_ends_the_others(forks: Forks, complete: Complete, tmp_path: Path) -> None:
     """Under torchrun, with one of two processes killed: an error within seconds, nobody left behind, nothing lost."""
     command = ("sample", "--model", "tests.forks:dying", "-n", "30", "--batch", "3", "--nfe", "4", "--quiet")
     launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sgm_sde"]
@@ -151,18 +162,81 @@ def test_a_dead_process_ends_the_others(
     assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
-def test_a_dead_process_ends_the_others_without_torchrun(forks: Forks, tmp_path: Path) -> None:
-    """The connection breaks, and the process that is left says so; the run goes on with three."""
-    argv = ("sample", "--model", "tests.forks:dying", "-n", 30, "--batch", 3, "--nfe", 4, "--quiet", "--out", "run")
-    first, second = forks.together(argv, 2, tmp_path)
+def test_the_work_of_a_dead_process_is_done_by_the_first(forks: Forks, tmp_path: Path) -> None:
+    """Without torchrun, which would end all of them: the first one notices the silence, and the run is complete."""
+    argv = ("sample", "--model", "tests.forks:dying", "-n", 30, "--batch", 3, "--nfe", 4, "--quiet", "--out")
+    first, second = forks.together((*argv, "run"), 2, tmp_path, silence=2.0)
     assert second.status == -signal.SIGKILL
-    assert (first.status, first.err) == (
-        2, "sgm-sde: another process of this run has ended or does not answer; the same command goes on from here\n"
-    )  # fmt: skip
+    assert first.status == 0, first.err
+    assert "process 1 of this run has ended or does not answer: its batch" in first.err
+    assert forks.run(*argv, "alone", cwd=tmp_path).status == 0
+    assert contents(tmp_path / "run") == contents(tmp_path / "alone")
+
+
+def test_the_others_end_with_the_first_process(forks: Forks, tmp_path: Path) -> None:
+    """It serves what they say to one another: they stop with one line, and the run goes on with three."""
+    argv = ("sample", "--model", "tests.forks:dying", "-n", 30, "--batch", 3, "--nfe", 4, "--quiet", "--out", "run")
+    first, second = forks.together(argv, 2, tmp_path, more={"DYING": "0"})
+    assert (first.status, second.status) == (-signal.SIGKILL, 2)
+    said = "sgm-sde: the first process of this run has ended or does not answer; the same command goes on from here\n"
+    assert second.err.endswith(said)  # after what torch says of a connection that breaks
     found = len(contents(tmp_path / "run")) - 1
     third = forks.together(argv, 3, tmp_path, more={"SURVIVE": ""})
     assert [done.status for done in third] == [0, 0, 0]
     assert f"{found} of them there before" in third[0].out
+
+
+def test_a_slow_process_does_less(forks: Forks, complete: Complete, tmp_path: Path) -> None:
+    """Shards are taken as they are done: the one that needs ten times as long holds nobody up."""
+    argv = ("sample", "--model", "tests.forks:slow", "-n", 40, "--batch", 2, "--nfe", 4, "--quiet", "--out", "run")
+    first, second = forks.together(argv, 2, tmp_path)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    calls = [int((tmp_path / f"calls-{rank}").read_text()) for rank in range(2)]
+    assert sum(calls) == 20 * 4 + 2 * 5  # and five each to tell the network
+    assert calls[1] < calls[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("environ", "text"),
+    [
+        ({"RANK": "1"}, "RANK=1 is set in the environment and WORLD_SIZE is not"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set in the environment and RANK is not"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK=0 and WORLD_SIZE=0 in the environment are no place"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 and WORLD_SIZE=2 in the environment are no place"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK in the environment must be a whole number, got 'x'"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "no MASTER_ADDR"),
+        ({"SLURM_PROCID": "0"}, "SLURM_PROCID=0 is set in the environment and SLURM_NTASKS is not"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
+            "1 of the 2 processes of this run are here after",
+        ),
+        ({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}, "nobody listens at 127.0.0.1"),
+    ],
+)
+def test_half_a_team_ends_with_one_line(
+    environ: dict[str, str], text: str, forks: Forks, free_port: int, tmp_path: Path
+) -> None:
+    """Variables that do not go together, and processes that do not come."""
+    environ = environ | {"MASTER_PORT": str(free_port)}
+    ended = forks.run(*SMALL, tmp_path / "run", more=environ, roll_call=1.0)
+    assert (ended.status, ended.out) == (2, "")
+    assert text in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_slurms_variables(forks: Forks, complete: Complete, free_port: int, tmp_path: Path) -> None:
+    """Tasks of srun find one another; the script of a job, which has the variables of a task, is alone."""
+    task = {"SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "127.0.0.1", "MASTER_PORT": str(free_port)}
+    ended = forks.each((*SMALL, tmp_path / "run"), [task | {"SLURM_PROCID": str(rank)} for rank in range(2)])
+    assert [done.status for done in ended] == [0, 0], ended[0].err
+    assert contents(tmp_path / "run") == complete[SMALL]
+    alone = forks.run(*SMALL, tmp_path / "alone", more=task | {"SLURM_PROCID": "0", "SLURM_JOB_ID": "7"})
+    assert alone.status == 0
+    assert contents(tmp_path / "alone") == complete[SMALL]
+    for nodes, host in (("gpu[07-09,12],node3", "gpu07"), ("a,b", "a"), ("n[3,5]-ib", "n3-ib"), ("one", "one")):
+        job = {"SLURM_JOB_NODELIST": nodes, "SLURM_JOB_ID": "20003", "SLURM_STEP_ID": "0"}
+        place = Place.of({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", **job})
+        assert (place.host, place.port, place.rank, place.size) == (host, 20003, 1, 2)
 
 
 def assert_gone(pid: int) -> None:
@@ -179,9 +253,7 @@ def assert_gone(pid: int) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_leaves_the_files_of_one_process(
-    complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_torchrun_leaves_the_files_of_one_process(complete: Complete, tmp_path: Path) -> None:
     """The launcher that users take, with three processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "sgm_sde"]
     subprocess.run([*command, *map(str, SMALL), tmp_path / "run"], cwd=ROOT, env=ENV, check=True, timeout=PATIENCE)
@@ -213,9 +285,7 @@ def assert_whole(folder: Path) -> None:
         read_shard(path)
 
 
-def test_killed_at_every_point_of_its_writing(
-    forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_killed_at_every_point_of_its_writing(forks: Forks, complete: Complete, tmp_path: Path) -> None:
     """SIGKILL in the middle of each write, after it, and before and after each renaming; then the same command."""
     counted = forks.run(*SMALL, tmp_path / "counted", die_at=0)
     points = int(counted.out.rsplit("points=", 1)[1])
@@ -230,9 +300,7 @@ def test_killed_at_every_point_of_its_writing(
         assert not list(folder.glob(".*.tmp"))
 
 
-def test_killed_at_random_times(
-    forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_killed_at_random_times(forks: Forks, complete: Complete, tmp_path: Path) -> None:
     """SIGKILL at random times, again and again until the run is complete, in one process and in two."""
     choose = random.Random(0)
     started = time.perf_counter()
@@ -253,7 +321,7 @@ def test_killed_at_random_times(
     assert runs > 1
 
 
-def test_damage_is_redone(forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path) -> None:
+def test_damage_is_redone(forks: Forks, complete: Complete, tmp_path: Path) -> None:
     """A truncated shard, a flipped byte, a missing shard and a damaged manifest, of a run that was complete."""
     folder = tmp_path / "run"
     assert forks.run(*LARGE, folder).status == 0
@@ -273,9 +341,7 @@ def test_damage_is_redone(forks: Forks, complete: dict[tuple[object, ...], dict[
     assert contents(folder) == complete[LARGE]
 
 
-def test_another_setting_is_refused(
-    forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_another_setting_is_refused(forks: Forks, complete: Complete, tmp_path: Path) -> None:
     """With the difference, by all processes, and nothing is mixed in."""
     folder = tmp_path / "run"
     assert forks.run(*SMALL, folder).status == 0
@@ -288,7 +354,47 @@ def test_another_setting_is_refused(
     assert contents(folder) == complete[SMALL]
 
 
-def test_a_full_disk(forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path) -> None:
+def test_a_run_can_be_extended(forks: Forks, complete: Complete, tmp_path: Path) -> None:
+    """More samples later, also after an interruption: the folder of one run; fewer are refused."""
+    folder = tmp_path / "run"
+    shorter = tuple(25 if word == 50 else word for word in LARGE)
+    assert forks.run(*shorter, folder).status == 0
+    assert len(distributed.load(folder)["x"]) == 25
+    more = forks.run(*LARGE, folder, die_at=13)
+    assert more.status == -signal.SIGKILL
+    with pytest.raises(ValueError, match="is not complete"):
+        distributed.load(folder)
+    more = forks.run(*LARGE, folder)
+    assert more.status == 0, more.err
+    assert contents(folder) == complete[LARGE]
+    fewer = forks.run(*shorter, folder)
+    assert fewer.status == 2
+    assert "is complete with n = 50, which may grow, and n = 25 was asked for" in fewer.err
+
+
+def test_parts_of_a_run(forks: Forks, complete: Complete, tmp_path: Path) -> None:
+    """Parts in one folder at the same time, or in folders of their own and merged: the files of one run."""
+    parts = [f"{k}/3" for k in range(3)]
+    for part in parts:
+        assert forks.run(*LARGE, tmp_path / "shared", "--part", part).status == 0
+    assert "17 of them there before" in forks.run(*LARGE, tmp_path / "shared").out
+    assert contents(tmp_path / "shared") == complete[LARGE]
+    folders = [tmp_path / part.replace("/", "-") for part in parts]
+    for part, folder in zip(parts, folders, strict=True):
+        assert forks.run(*LARGE, folder, "--part", part).status == 0
+    some = forks.run("merge", *folders[:2], "--out", tmp_path / "merged")
+    assert some.status == 1
+    assert "is not complete" in some.out
+    rest = forks.run("merge", *folders, "--out", tmp_path / "merged")
+    assert rest.status == 0, rest.err
+    assert contents(tmp_path / "merged") == complete[LARGE]
+    assert forks.run(*SMALL, tmp_path / "small").status == 0
+    other = forks.run("merge", folders[0], tmp_path / "small", "--out", tmp_path / "mixed")
+    assert other.status == 2
+    assert "was made with other settings" in other.err
+
+
+def test_a_full_disk(forks: Forks, complete: Complete, tmp_path: Path) -> None:
     """A write that the system cuts short: one line, nothing half-done; with room again the run goes on."""
     sizes = {name: len(data) for name, data in complete[SMALL].items()}
     for limit in (200, sizes["00000.safetensors"] - 1, sizes["manifest.json"] - 1):  # settings, shards, the end
@@ -303,7 +409,7 @@ def test_a_full_disk(forks: Forks, complete: dict[tuple[object, ...], dict[str, 
         assert contents(folder) == complete[SMALL]
 
 
-def test_a_read_only_folder(forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path) -> None:
+def test_a_read_only_folder(forks: Forks, complete: Complete, tmp_path: Path) -> None:
     """Refused in one line to who may not write; what is there stays, and can be read."""
     folder = tmp_path / "run"
     assert forks.run(*SMALL, folder).status == 0
@@ -319,9 +425,7 @@ def test_a_read_only_folder(forks: Forks, complete: dict[tuple[object, ...], dic
     assert contents(folder) == complete[SMALL]
 
 
-def test_two_runs_on_one_folder(
-    forks: Forks, complete: dict[tuple[object, ...], dict[str, bytes]], tmp_path: Path
-) -> None:
+def test_two_runs_on_one_folder(forks: Forks, complete: Complete, tmp_path: Path) -> None:
     """Started at once, one of them works and the others are refused; the folder is that of one run."""
     ended = forks.together((*LARGE, tmp_path / "run"), 3, apart=True)
     statuses = [done.status for done in ended]
@@ -431,8 +535,8 @@ def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     for argv, text in (
         ((*sample, "--model", "digit", "--n", 5), "did you mean 'digits'"),
         ((*sample, "--model", "nowhere:make", "--n", 5), "no module 'nowhere'"),
-        ((*sample, "--model", "digits", "--n", 0), "n must be at least 1, got 0"),
-        ((*digits, "--batch", 0), "batch must be at least 1, got 0"),
+        ((*sample, "--model", "digits", "--n", 0), "n must be a whole number of at least 1, got 0"),
+        ((*digits, "--batch", 0), "batch must be a whole number of at least 1, got 0"),
         ((*digits, "--solver", "dpm+2m"), "did you mean 'dpm++2m'"),
         ((*digits, "--nfe", 0), "got 0"),
         ((*digits, "--nfe", 9, "--steps", 9), "not both"),
@@ -440,7 +544,7 @@ def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ((*digits, "--labels", "10"), "classes 0 to 9, got label 10"),
         ((*digits, "--labels", "a"), "got 'a'"),
         ((*digits, "--seed", -1), "-1"),
-        ((*digits, "--threads", 0), "threads must be at least 1, got 0"),
+        ((*digits, "--threads", 0), "threads must be a whole number of at least 1, got 0"),
         ((*sample, "--model", MODEL, "--n", 5, "--labels", "0"), "has no classes"),
         ((*likelihood, tmp_path / "none.npy"), "no such file"),
         ((*likelihood, tmp_path / "float.npy"), "integer dtype, got dtype torch.float64"),
@@ -481,9 +585,11 @@ def test_a_progress_bar_counts_samples(forks: Forks, tmp_path: Path) -> None:
     assert forks.run(*LARGE, tmp_path / "run").status == 0
     for k in range(5, 17):
         (tmp_path / "run" / f"{k:05d}.safetensors").unlink()
+    assert "15/50" in forks.run(*argv, tmp_path / "run").err
+    for k in range(5, 17):
+        (tmp_path / "run" / f"{k:05d}.safetensors").unlink()
     ended = forks.together((*argv, tmp_path / "run"), 2)
     bar = ended[0].err
-    assert "15/50" in bar
     assert "50/50" in bar
     assert "sample/s" in bar
     assert ended[1].err == ""

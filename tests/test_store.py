@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import sgm_sde as sg
+from sgm_sde import _lock as lock_module
 from sgm_sde import store as module
-from sgm_sde.store import Store, read_manifest, read_shard
+from sgm_sde.identity import measured
+from sgm_sde.store import Store, read_manifest, read_run, read_shard
 
 SETTINGS = {"solver": "heun", "grid": {"name": "karras", "rho": 7.0}, "shape": (3, 8), "nfe": 20}
 X = {"x": torch.arange(6.0).reshape(2, 3), "y": torch.tensor([1, 2])}
@@ -57,9 +62,9 @@ def test_shards_come_back_as_they_were(store: Store) -> None:
 def test_the_same_bytes_for_the_same_contents(store: Store) -> None:
     """The order in which tensors are given does not matter to the file."""
     store.save("a", X, {"nfe": 5})
-    store.save("b", dict(reversed(X.items())), {"nfe": 5})
-    a, b = ((store.folder / f"{name}.safetensors").read_bytes() for name in "ab")
-    assert a == b
+    data = store.path("a").read_bytes()
+    store.save("a", dict(reversed(X.items())), {"nfe": 5})
+    assert store.path("a").read_bytes() == data
 
 
 def test_every_damage_is_seen(store: Store) -> None:
@@ -191,6 +196,175 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
             Store(path, SETTINGS)
 
 
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A complete folder of three shards, with another run's beside it."""
+    for name, seed in (("run", 0), ("other", 1)):
+        with Store(tmp_path / name, SETTINGS | {"seed": seed}) as store:
+            for k in range(3):
+                store.save(f"0000{k}", {"x": torch.full((2,), 10.0 * seed + k)}, {"k": k})
+            store.finish([f"0000{k}" for k in range(3)])
+    return tmp_path / "run"
+
+
+def exchanged(run: Path, other: Path) -> None:
+    a, b = (run / f"0000{k}.safetensors" for k in (0, 1))
+    one, two = a.read_bytes(), b.read_bytes()
+    a.write_bytes(two)
+    b.write_bytes(one)
+
+
+def duplicated(run: Path, other: Path) -> None:
+    (run / "00001.safetensors").write_bytes((run / "00000.safetensors").read_bytes())
+
+
+def of_another_run(run: Path, other: Path) -> None:
+    (run / "00001.safetensors").write_bytes((other / "00001.safetensors").read_bytes())
+
+
+def manifest_of_another_run(run: Path, other: Path) -> None:
+    (run / "manifest.json").write_bytes((other / "manifest.json").read_bytes())
+
+
+def outside(run: Path, other: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_bytes())
+    del manifest["sha256"]
+    manifest["shards"]["../other/00001.safetensors"] = manifest["shards"].pop("00001.safetensors")
+    (run / "manifest.json").write_bytes(module._pretty(manifest))
+
+
+def another_format(run: Path, other: Path) -> None:
+    (run / "manifest.json").write_bytes(module._pretty({"format": "sgm_sde results 99", "new": 1}))
+
+
+def replaced(run: Path, other: Path) -> None:
+    """A shard of this run and name, but not the one that the manifest was written for."""
+    manifest = json.loads((run / "manifest.json").read_bytes())
+    with Store(run, SETTINGS | {"seed": 0}) as store:
+        store.save("00001", {"x": torch.full((2,), 7.0)}, {"k": 1})
+    assert json.loads((run / "manifest.json").read_bytes()) == manifest
+
+
+@pytest.mark.parametrize(
+    ("attack", "text", "again"),
+    [
+        (exchanged, "00000.safetensors is the shard '00001' under another name", 1),
+        (duplicated, "00001.safetensors is the shard '00000' under another name", 2),
+        (of_another_run, "00001.safetensors is a shard of another run", 2),
+        (manifest_of_another_run, "00000.safetensors is a shard of another run", "was made with other settings"),
+        (outside, "names '../other/00001.safetensors', which is no shard in it", 3),
+        (another_format, "its format is 'sgm_sde results 99'", "another version of sgm_sde"),
+        (replaced, "00001.safetensors is not the shard that the manifest was written for", 2),
+    ],
+)
+def test_what_is_not_of_the_run_is_not_read(
+    finished: Path, attack: Callable[[Path, Path], None], text: str, again: int | str
+) -> None:
+    """Reading says which file is wrong; a run counts as there only what is its own."""
+    attack(finished, finished.parent / "other")
+    with pytest.raises(ValueError, match=re.escape(text)):
+        _, shards = read_run(finished)
+        list(shards)
+    if isinstance(again, str):
+        with pytest.raises(ValueError, match=again):
+            Store(finished, SETTINGS | {"seed": 0})
+    else:
+        with Store(finished, SETTINGS | {"seed": 0}) as store:
+            assert sum(store.has(f"0000{k}") for k in range(3)) == again
+
+
+def test_a_setting_may_grow(tmp_path: Path) -> None:
+    """What is there stays valid for more; for less than a complete run has, it is refused."""
+    with Store(tmp_path, SETTINGS | {"n": 4}, growing=["n"]) as store:
+        store.save("00000", X)
+        store.finish(["00000"])
+    data = (tmp_path / "00000.safetensors").read_bytes()
+    with Store(tmp_path, SETTINGS | {"n": 8}, growing=["n"]) as store:
+        assert store.has("00000")
+        assert "shards" not in read_manifest(tmp_path)
+        assert read_manifest(tmp_path)["settings"]["n"] == 8
+        store.save("00001", X)
+        store.finish(["00000", "00001"])
+    assert (tmp_path / "00000.safetensors").read_bytes() == data
+    with pytest.raises(ValueError, match="complete with n = 8, which may grow, and n = 4 was asked for"):
+        Store(tmp_path, SETTINGS | {"n": 4}, growing=["n"])
+    with pytest.raises(ValueError, match=r"nfe = 20 there, 10 now"):
+        Store(tmp_path, SETTINGS | {"n": 9, "nfe": 10}, growing=["n"])
+    with pytest.raises(ValueError, match=r"growing = \['n'\] there"):
+        Store(tmp_path, SETTINGS | {"n": 8})
+
+
+def test_measured_settings_agree_within_their_tolerance(tmp_path: Path) -> None:
+    """The first run's stay, so that shards are the same whoever goes on; others are refused."""
+    settings = [SETTINGS | {"outputs": measured([[1.0, 2.0 + change]], 1e-3)} for change in (0.0, 1e-4, 0.1)]
+    with Store(tmp_path, settings[0]) as store:
+        store.save("a", X)
+        data = store.path("a").read_bytes()
+    with Store(tmp_path, settings[1]) as store:
+        assert store.has("a")
+        store.save("a", X)
+        assert store.path("a").read_bytes() == data
+    with pytest.raises(ValueError, match=r"outputs differ by 0\.04\d* of their size"):
+        Store(tmp_path, settings[2])
+
+
+def test_other_peoples_files_stay(store: Store, tmp_path: Path) -> None:
+    """Temporary files that look like others', a lock that is a link, a name that is none."""
+    store.save("a", X)
+    store.close()
+    own, foreign = store.folder / ".a.safetensors.0123abcd.tmp", store.folder / ".mine.tmp"
+    for path in (own, foreign):
+        path.write_bytes(b"half")
+    with pytest.raises(ValueError, match="other settings"):
+        Store(store.folder, SETTINGS | {"nfe": 10})
+    assert own.exists()
+    Store(store.folder, SETTINGS).close()
+    assert not own.exists()
+    assert foreign.exists()
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (store.folder / ".lock").unlink()
+    (store.folder / ".lock").symlink_to(victim)
+    with pytest.raises(OSError, match="is a link, which a lock cannot be"):
+        Store(store.folder, SETTINGS)
+    assert victim.read_text() == "mine"
+    for call in (lambda path: Store(path, SETTINGS), read_manifest, read_shard):
+        with pytest.raises(ValueError, match="no file or folder has a NUL character"):
+            call(f"{tmp_path}/a\0b")
+
+
+def test_a_folder_that_is_deleted(store: Store) -> None:
+    """The next write says so."""
+    shutil.rmtree(store.folder)
+    with pytest.raises(OSError, match="no such file or directory; what was complete before stays"):
+        store.save("a", X)
+
+
+def test_the_lock_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows one process holds a byte of the file, and a second is refused with the first one's name."""
+    held: set[int] = set()
+
+    def locking(file: int, mode: int, n: int) -> None:
+        inode = os.fstat(file).st_ino
+        assert (os.lseek(file, 0, os.SEEK_CUR), n) == (2**30, 1)
+        if mode == 0:
+            held.discard(inode)
+        elif inode in held:
+            raise OSError(13, "permission denied")
+        else:
+            held.add(inode)
+
+    monkeypatch.setattr(lock_module, "fcntl", None)
+    monkeypatch.setattr(lock_module, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2, LK_UNLCK=0), raising=False)
+    with Store(tmp_path, SETTINGS, shared=True) as store:
+        store.save("a", X)
+        with pytest.raises(BlockingIOError, match=f"another run is writing to .*process {os.getpid()} on "):
+            Store(tmp_path, SETTINGS)
+        with Store.join(tmp_path, SETTINGS) as second:
+            assert second.has("a")
+    Store(tmp_path, SETTINGS).close()
+
+
 # --- models ----------------------------------------------------------------------------------------------------------
 
 SOURCE = """
@@ -214,10 +388,10 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_models_of_ones_own(mine: str, tmp_path: Path) -> None:
-    """A factory in the current directory gives a tuple or a Model; without weights its file stands for them."""
+    """A factory in the current directory gives a tuple or a Model."""
     triple = sg.load_model(f"{mine}:triple")
     assert (triple.name, triple.shape, triple.sde, triple.n_classes) == (f"{mine}:triple", (3,), sg.VPSDE(), None)
-    assert triple.weights == hashlib.sha256((tmp_path / f"{mine}.py").read_bytes()).hexdigest()
+    assert triple.weights == ""
     assert sg.load_model(f"{mine}:model").n_classes == 4
 
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._shapes import flat
-from sgm_sde.models import find_function, fingerprint, source_hash
+from sgm_sde.identity import fingerprint
+from sgm_sde.models import find_function, source_hash
 from sgm_sde.nn.digits import load_digits_classifier
 from sgm_sde.nn.fashion import FEATURES as FASHION
 from sgm_sde.nn.fashion import load_fashion_classifier

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sgm_sde.distributed import read_data
+from sgm_sde.identity import fingerprint
 from sgm_sde.metrics.features import Extractor, to_uint8
 from sgm_sde.metrics.frechet import moments
-from sgm_sde.models import fingerprint
 from sgm_sde.nn.digits import digits_data
 from sgm_sde.nn.fashion import FEATURES as FASHION
 from sgm_sde.nn.fashion import load_fashion_statistics
