@@ -142,8 +142,9 @@ def compaction(name: str) -> dict[str, Any]:
     """A row of the second table."""
     label = torch.arange(N)
     solver = resolve_any(name) if name == "ggf" else replace(resolve_any(name), rtol=1e-3, atol=1e-3)
+    kwargs = {"label": sg.PerSample(label)}
     res = sg.sample(
-        stiff, SDE, (N, 3), solver=solver, seed=0, model_kwargs={"label": label}, final="none", dtype=torch.float64
+        stiff, SDE, (N, 3), solver=solver, seed=0, model_kwargs=kwargs, final="none", dtype=torch.float64
     )  # fmt: skip
     made = res.control.evaluations
     others = made[label != OUTLIER].double()

@@ -41,7 +41,9 @@ from sgm_sde.processes import (
 )
 from sgm_sde.sampling import NonFiniteWarning, SampleResult, Status, StepControl, StepInfo, UnfinishedWarning, sample
 from sgm_sde.scores import (
+    PerSample,
     Score,
+    Shared,
     from_denoiser,
     from_flow,
     from_joint_denoiser,
@@ -165,6 +167,7 @@ __all__ = [
     "MixedNoise",
     "Model",
     "NonFiniteWarning",
+    "PerSample",
     "PilotResult",
     "PredictorCorrector",
     "Program",
@@ -180,6 +183,7 @@ __all__ = [
     "SciPy",
     "Score",
     "Setting",
+    "Shared",
     "Solver",
     "Stage",
     "Status",

@@ -9,6 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from sgm_sde._tree import Path, map_leaves
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -16,17 +18,18 @@ T = TypeVar("T")
 def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
     """The function outside of inference mode, which records no graph, on copies of inference tensors."""
 
+    def recordable(_: Path, leaf: Any) -> Any:
+        return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
+
     def copied(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            items = {name: copied(item) for name, item in value.items()}
-            return items if any(items[name] is not value[name] for name in items) else value
-        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+        return map_leaves(recordable, value) if isinstance(value, Tensor | Mapping) else value
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         grad = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
-            return function(*map(copied, args), **copied(kwargs))
+            named: Any = {name: copied(value) for name, value in kwargs.items()}
+            return function(*map(copied, args), **named)
 
     return call
 

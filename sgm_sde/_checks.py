@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sgm_sde._shapes import finite
 
+LONGEST = 200  # characters of a value in an error message
+
 
 def whole(option: str, value: Any, least: int = 1, kind: type[Any] = Real) -> int:
     """The value as an int.
@@ -20,6 +22,51 @@ def whole(option: str, value: Any, least: int = 1, kind: type[Any] = Real) -> in
     if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value) or value % 1 or value < least:
         raise ValueError(f"{option} must be a whole number of at least {least}, got {value!r}")
     return int(value)
+
+
+def described(value: Any) -> str:
+    """A value in an error message: tensors by their shape, a class by what to do with it, the rest as written, cut."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}" if value.numel() != 1 else f"tensor({value.tolist()})"
+    text = instead(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+def number(
+    option: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
+) -> float:
+    """The value as a float.
+
+    Raises:
+        TypeError: for anything but one real number.
+        ValueError: for one that is not finite or out of range.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{option} must be one number, got {described(value)}")
+    found = float_of(value)
+    if math.isfinite(found) and above < found < below and least <= found <= most:
+        return found
+    if above == 0 and below == most == math.inf:
+        raise ValueError(f"{option} must be positive and finite, got {value}")
+    if above == least == -math.inf and below == most == math.inf:
+        raise ValueError(f"{option} must be a finite number, got {value}")
+    bounds = {"above": above, "at least": least, "below": below, "at most": most}
+    asked = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+    raise ValueError(f"{option} must be finite, {asked}, got {value}")
+
+
+def float_of(value: Any) -> float:
+    """A real number as a float, infinite where a whole number is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def instead(value: Any) -> str:

@@ -13,9 +13,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from sgm_sde._tree import each_leaf, map_leaves
 from sgm_sde.engine.executor import Recording, Run
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Program
+from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.scores.score import Score
 
@@ -42,23 +44,23 @@ def replay(program: Program, x: Tensor, model: BoundModel, noise: NoiseSource, k
 
     Other tensors in `kwargs` of the same shapes are copied into the recording; anything else makes a new one.
     """
-    kwargs = dict(kwargs or {})
+    given: dict[str, Any] = bare(dict(kwargs or {}))
+    leaves = list(each_leaf(given))
     signature = tuple(
-        (name, (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value)
-        for name, value in sorted(kwargs.items())
+        (path, (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf) for path, leaf in leaves
     )
     score = model.score
     reading = (score.prediction, score.time_label, score.input_scale)  # how this score has its network read x and t
     key = (program, reading, repr(model.sde), tuple(x.shape), x.dtype, x.device, signature)
     known = _recordings.setdefault(model.score.net, {})
     if key not in known:
-        static = {name: value.clone() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
+        static = map_leaves(lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
         recorded = model.with_kwargs(static)
         known[key] = (recorded, Recording(program, x, recorded))
     recorded, recording = known[key]
-    for name, value in kwargs.items():
-        if isinstance(value, Tensor):
-            recorded.kwargs[name].copy_(value)
+    for (_, mine), (_, theirs) in zip(each_leaf(recorded.kwargs), leaves, strict=True):
+        if isinstance(mine, Tensor):
+            mine.copy_(theirs)
     model.nfe += program.nfe
     model.rows += program.nfe * len(x) * model.score.branches
     return recording.replay(x, noise)

@@ -40,6 +40,7 @@ from sgm_sde.grids import Grid, GridRule
 from sgm_sde.identity import fingerprint, outputs, spec
 from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.models import Model, load_model
+from sgm_sde.scores import PerSample
 from sgm_sde.scores.guidance import ClassifierFree
 from sgm_sde.solvers import AdaptiveSolver, Solver
 from sgm_sde.store import Entry, Store, read_manifest, read_run, read_shard
@@ -166,7 +167,7 @@ def sample(
             tensors, kwargs = {}, {}
             if classes is not None:
                 tensors["y"] = torch.tensor([classes[i % len(classes)] for i in range(first, last)])
-                kwargs["y"] = tensors["y"].to(team.device)
+                kwargs["y"] = PerSample(tensors["y"].to(team.device))
             with warnings.catch_warnings():
                 for category in (sampling.NonFiniteWarning, sampling.UnfinishedWarning):
                     warnings.simplefilter("ignore", category)  # the report tells of them
@@ -269,7 +270,7 @@ def likelihood(
         }
 
         def work(first: int, last: int) -> Shard:
-            kwargs = {} if labels is None else {"y": labels[first:last].to(team.device, torch.int64)}
+            kwargs = {} if labels is None else {"y": PerSample(labels[first:last].to(team.device, torch.int64))}
             result = bits_per_dim(
                 model.score, sde, images[first:last].to(team.device), n_levels=n_levels, data_range=data_range,
                 repeats=repeats, importance=importance, dequantize=dequantize, model_kwargs=kwargs,

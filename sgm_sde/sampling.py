@@ -26,6 +26,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.processes.base import SDE
+from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.scores.score import Score, as_score
 from sgm_sde.solvers import AdaptiveSolver, Solver, resolve_any
@@ -204,7 +205,9 @@ def sample(
         callback: called after each step with a `StepInfo`; returning True stops the run.
         progress: show a progress bar.
         trajectory: "all", or some of the grid's times (0 for the denoised end), to keep the states at.
-        model_kwargs: passed on to the network at each call.
+        model_kwargs: passed on to the network at each call. A condition of one row a sample that nothing else names as
+            one is `sg.PerSample(y)`, a tensor that is the same for all `sg.Shared(table)`, nested ones too; where
+            samples leave the batch or guidance doubles it, a tensor that may be either is an error.
         enable_grad: build the graph, to backpropagate through sampling.
         compile: run the network through `torch.compile`, once for all runs; on CUDA, where nothing looks on
             (callback, progress bar, trajectory, corrector, guidance), the whole run is one CUDA graph, recorded at the
@@ -258,7 +261,9 @@ def sample(
         score = compile_network(score)
     ends = grid.times[-1], grid.times[0]
     model = BoundModel(score, sde, ends, model_kwargs)
+    require_rows(model.kwargs, len(x))
     if isinstance(solver, AdaptiveSolver):
+        model.resolved(len(x))  # samples leave the batch: now is the time to say what cannot be known then
         with torch.set_grad_enabled(enable_grad):
             return _run_adaptive(solver, model, x, grid.times, seeds, dtype, final, nfe, steps, progress)
     assert program is not None

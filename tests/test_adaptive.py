@@ -349,7 +349,7 @@ def test_finished_samples_leave_the_batch(name: str) -> None:
         return stiff(sde, 3)(x, t, label)
 
     res = sg.sample(
-        score, sde, (n, 2), solver=solver, seed=0, model_kwargs={"label": label}, dtype=F64, final="none"
+        score, sde, (n, 2), solver=solver, seed=0, model_kwargs={"label": sg.PerSample(label)}, dtype=F64, final="none"
     )  # fmt: skip
     made = res.control.evaluations
     assert res.rows == int(made.sum()) == sum(len(rows) for rows in seen)
@@ -528,7 +528,7 @@ def test_a_broken_sample_ends_alone(name: str) -> None:
 
     with pytest.warns(sg.NonFiniteWarning, match=r"sample 2 at t=0\.[56]"):
         res = sg.sample(
-            score, sde, (4, 2), solver=name, seed=0, dtype=F64, model_kwargs={"label": torch.arange(4)}
+            score, sde, (4, 2), solver=name, seed=0, dtype=F64, model_kwargs={"label": sg.PerSample(torch.arange(4))}
         )  # fmt: skip
     assert res.control.outcome[2] == "not finite"
     # Exponential pairs do not evaluate at a step's end, so that a step can end beyond what is still a number.

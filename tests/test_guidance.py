@@ -234,7 +234,7 @@ def test_arguments_of_the_null_branch() -> None:
 
     score = ClassifierFree(sg.from_denoiser(net, sg.VPSDE()), 2.0, {"text": torch.zeros(4, 3)})
     text, mask, table = torch.ones(2, 4, 3), torch.arange(2), torch.ones(7)
-    score(torch.ones(2, 5), 0.5, text=text, mask=mask, table=table, flag=True)
+    score(torch.ones(2, 5), 0.5, text=text, mask=sg.PerSample(mask), table=table, flag=True)
     assert torch.equal(seen["text"], torch.cat([text, torch.zeros(2, 4, 3)]))
     assert torch.equal(seen["mask"], torch.tensor([0, 1, 0, 1]))
     assert seen["table"] is table

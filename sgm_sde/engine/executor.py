@@ -410,13 +410,18 @@ def _loop(
 ) -> Run:
     loop = _stages(plan, x, memory, times, noise, hooks, on_node, on_output)
     send, evaluate = loop.send, model.evaluate
-    try:
-        state, t = next(loop)
-        while True:
-            state, t = send(evaluate(state, t))
-    except StopIteration as end:
-        run: Run = end.value
-        return run
+    output: Any = None
+    while True:
+        try:
+            state, t = send(output)
+        except StopIteration as end:
+            run: Run = end.value
+            return run
+        except RuntimeError as error:
+            if isinstance(error.__cause__, StopIteration):  # which a generator does not let a hook raise
+                raise error.__cause__ from None
+            raise
+        output = evaluate(state, t)  # outside: a StopIteration of the network's is no end of the run
 
 
 def stages(program: Program, x: Tensor, model: Model, noise: NoiseSource) -> Stages:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._shapes import dot
+from sgm_sde._tree import Path
 from sgm_sde.engine.executor import Hook, execute
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step
@@ -262,6 +263,11 @@ class _Remembering(Score):
         super().__init__(score.net, score.sde, score.prediction)
         self._score = score
         self.last: Linearised | None = None
+
+    @property
+    def conditions(self) -> frozenset[Path]:
+        """Arguments known to have one row a sample."""
+        return self._score.conditions
 
     def rows(self, t: Tensor) -> int:
         """Samples that the network sees in a call at t (B,)."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from sgm_sde._autograd import outside_inference_mode, require_gradient
 from sgm_sde._checks import whole
 from sgm_sde._shapes import expand
+from sgm_sde._tree import Path
 from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjugate_residual
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.scores.score import Score
@@ -84,6 +85,11 @@ class PosteriorScore(Score, ABC):
     def parameter(self) -> Tensor | None:
         """The network's first floating-point parameter."""
         return self.score.parameter
+
+    @property
+    def conditions(self) -> frozenset[Path]:
+        """Arguments known to have one row a sample."""
+        return self.score.conditions
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -95,7 +95,8 @@ def log_prob(
         x: points (B, *), floating.
         eps: time at which the density is taken; `sde.likelihood_eps` if not given.
         steps: of the fixed grid, each one network call; one more in all. If not given 48, and for samples that these do
-            not resolve 96 and 192, at as many calls on these samples alone (on all, where the network fails on few).
+            not resolve 96 and 192, at as many calls: on these samples alone where the network is a module or gets
+            conditions that are marked (`sg.PerSample`), else on all.
         method: `"exponential"`, the fixed grid; `"adaptive"`, Dormand and Prince's pair with steps of each sample's
             own; `"dopri5-adjoint"`, torchdiffeq's on the whole batch at once, with gradients by the adjoint equation,
             whose memory does not grow with the steps; or `"rk45-scipy"`, Song et al.'s protocol: SciPy's RK45 on the

@@ -29,7 +29,7 @@ from sgm_sde.engine.executor import execute
 from sgm_sde.likelihood.checks import OnOutput, check_output
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.multistep import program, spread, tables
-from sgm_sde.likelihood.trace import TraceModel, fixed_probe_error, probe_error
+from sgm_sde.likelihood.trace import OutputDependsOnBatch, TraceModel, fixed_probe_error, probe_error
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.predictions import Kernel, KernelValues, convert
 from sgm_sde.scores.model import BoundModel
@@ -196,20 +196,34 @@ def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int
 def exponential(
     model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, *, refine: bool
 ) -> Solution:
-    """On one fixed grid, or for the samples whose defect is large on finer ones as well."""
+    """On one fixed grid, or for the samples whose defect is large on finer ones as well.
+
+    They go there alone where the network can be asked about them, else in their batch. Errors of the network's are its
+    own and pass as they are.
+    """
     solution, first = on_grid(model, sde, x, eps, steps, s)
+    alone = refine and model.takes_some(len(x))
     for finer in REFINEMENTS if refine else ():
         (rows,) = (solution.defect.detach().abs() > LARGEST_DEFECT * x[0].numel()).nonzero(as_tuple=True)
         if not len(rows):
             break
-        try:
-            with model.only(rows, len(x)), model.expecting(first[rows]):
-                better, _ = on_grid(model, sde, x[rows], eps, finer * steps, s)
-        except (RuntimeError, ValueError, IndexError):  # a network that itself holds something of every sample
+        if not (alone and (better := _alone(model, sde, x, eps, finer * steps, s, rows, first))):
+            alone = False
             whole, _ = on_grid(model, sde, x, eps, finer * steps, s)
             better = Solution(*(part[rows] for part in whole))
         solution = Solution(*(a.index_copy(0, rows, b) for a, b in zip(solution, better, strict=True)))
     return solution
+
+
+def _alone(
+    model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, rows: Tensor, first: Tensor
+) -> Solution | None:
+    """Some rows on one fixed grid; None where the network says something else of them than in their batch."""
+    try:
+        with model.only(rows, len(x)), model.expecting(first[rows]):
+            return on_grid(model, sde, x[rows], eps, steps, s)[0]
+    except OutputDependsOnBatch:
+        return None
 
 
 def revisit(
@@ -267,6 +281,7 @@ def adaptive(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float, *, to_no
     Raises:
         ValueError: where a sample does not arrive.
     """
+    flow.model.resolved(flow.n)  # samples leave the batch
     start, end = (flow.data, flow.noise) if to_noise else (flow.noise, flow.data)
     y: tuple[Tensor, ...] = (x / flow.scale[start],)
     if isinstance(flow.model, TraceModel):

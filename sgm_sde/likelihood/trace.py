@@ -51,6 +51,10 @@ class Estimate(Protocol):
         """
 
 
+class OutputDependsOnBatch(ValueError):
+    """The network says something else of some samples alone than of them in their batch."""
+
+
 class TraceModel(BoundModel):
     """A model that keeps, at each evaluation, estimates of the trace of its output's Jacobian: (B, columns).
 
@@ -87,7 +91,7 @@ class TraceModel(BoundModel):
         """While the first evaluation has to give this output (B, *) but for rounding, be it that of bfloat16.
 
         Raises:
-            ValueError: where it does not, before anything is drawn.
+            OutputDependsOnBatch: where it does not, before anything is drawn.
         """
         self._expected = output
         try:
@@ -105,7 +109,9 @@ class TraceModel(BoundModel):
                 expected, self._expected = self._expected, None
                 off, size = (dot(v, v) for v in ((out - expected).detach().double(), expected.double()))
                 if bool((off > 0.05**2 * size).any()):
-                    raise ValueError("for some samples the network's output is not what it was in their batch")
+                    raise OutputDependsOnBatch(
+                        "for some samples the network's output is not what it was in their batch"
+                    )
             trace = self.estimate(out, x, self._index, keep)
         self.traces.append(trace if keep else trace.detach())
         return out if keep else out.detach()

@@ -1,11 +1,14 @@
 """Scores: what networks predict, and exact scores of known densities."""
 
 from sgm_sde.scores import guidance, oracles, time_labels
+from sgm_sde.scores.conditions import PerSample, Shared
 from sgm_sde.scores.joint import from_joint_denoiser, from_velocity_noise, from_velocity_score
 from sgm_sde.scores.score import Score, from_denoiser, from_flow, from_noise, from_score, from_velocity
 
 __all__ = [
+    "PerSample",
     "Score",
+    "Shared",
     "from_denoiser",
     "from_flow",
     "from_joint_denoiser",

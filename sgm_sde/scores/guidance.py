@@ -19,7 +19,6 @@ A result's `nfe` counts calls of the guided score, its `rows` what the networks 
 from __future__ import annotations
 
 import copy
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,8 +27,10 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import require_one_a_sample
+from sgm_sde._checks import described, number, require_one_a_sample
 from sgm_sde._shapes import expand
+from sgm_sde._tree import Path, each_leaf
+from sgm_sde.scores.conditions import bare, map_rows, named_in, nullified, resolve
 from sgm_sde.scores.score import Score
 from sgm_sde.scores.time_labels import TimeLabel, noise_level
 
@@ -62,15 +63,14 @@ class GuidedScore(Score):
             if part.sde != first.sde:
                 raise ValueError(f"the scores are on different processes: {first.sde!r} and {part.sde!r}")
         super().__init__(first.net, first.sde, first.prediction)
-        if not math.isfinite(scale):
-            raise ValueError(f"scale must be a finite number, got {scale}")
+        scale = number("scale", scale)
         if interval is not None:
             if not first.sde.is_linear:
                 raise TypeError(f"an interval of noise levels needs a LinearSDE, got {first.sde!r}")
             low, high = interval
             if not 0 <= low < high:
                 raise ValueError(f"interval must be (low, high) with 0 <= low < high, got {interval}")
-        self.parts, self.scale, self.interval, self._neutral = tuple(parts), float(scale), interval, neutral
+        self.parts, self.scale, self.interval, self._neutral = tuple(parts), scale, interval, neutral
 
     @property
     def parameter(self) -> Tensor | None:
@@ -81,6 +81,11 @@ class GuidedScore(Score):
     def dtype(self) -> torch.dtype | None:
         """What the first score casts x to."""
         return self.parts[0].dtype
+
+    @property
+    def conditions(self) -> frozenset[Path]:
+        """Arguments known to have one row a sample: those that any part knows."""
+        return frozenset().union(*(part.conditions for part in self.parts))
 
     def cast_to(self, dtype: torch.dtype) -> Score:
         """The same with x cast to `dtype` for each network's call."""
@@ -158,15 +163,20 @@ class ClassifierFree(Extrapolation):
     r"""Classifier-free guidance: $D = D_\emptyset + w\,(D_c - D_\emptyset)$.
 
     Both branches go through the network as one batch of 2B rows. The condition c is what the call brings
-    (`model_kwargs={"y": labels}`); the null branch gets the same arguments with those of `null` in their place.
+    (`model_kwargs={"y": labels}`); the null branch gets the same arguments with those of `null` in their place. Other
+    arguments of one row a sample are marked, `sg.PerSample(mask)`; one that has as many rows as there are samples and
+    is the same for all is `sg.Shared(table)`.
+
+    Nested conditions are named as they are nested: `null={"added_cond_kwargs": {"text_embeds": 0.0}}`; one number
+    stands for all tensors of a sequence. Where None stands for no condition, the branches are two calls of B rows.
 
     A negative condition is a null condition that means something: `null={"y": unwanted}`.
 
     Args:
         score: a score whose network takes a condition.
         scale: w; 1 is plain conditional sampling and 0 unconditional, B rows each.
-        null: what stands for no condition, by the name of the argument: a number, or a tensor that expands to the
-            condition's shape. `{"y": net.NULL_LABEL}` if not given and the network has that attribute.
+        null: what stands for no condition, by the name of the argument, nested or not: a number, a tensor that expands
+            to the condition's shape, or None. `{"y": net.NULL_LABEL}` if not given and the network has that attribute.
         interval: noise levels sigma / alpha, above the first and up to the second, at which there is guidance; plain
             conditional sampling elsewhere. All if not given. The guided score then jumps in time, which multistep
             solvers of high order carry on.
@@ -174,7 +184,8 @@ class ClassifierFree(Extrapolation):
     Raises:
         ValueError: for a network without a null label when `null` is not given or empty; at a call, if a condition of
             `null` is missing, no tensor, not of one row a sample, or of a shape that the null condition does not
-            expand to.
+            expand to, or if nothing says whether another argument goes with the samples.
+        TypeError: for null conditions that are none.
 
     Source: Ho & Salimans, 2022, arXiv:2207.12598; Kynkaanniemi et al., 2024, arXiv:2404.07724 (interval); Liu et al.,
     2022, arXiv:2206.01714 (negative conditions).
@@ -200,42 +211,33 @@ class ClassifierFree(Extrapolation):
         super().__init__([score], scale, interval)
         if null is None and (label := getattr(score.net, "NULL_LABEL", None)) is not None:
             null = {"y": label}
-        if not null:
+        if null is not None and not isinstance(null, Mapping):
+            raise TypeError(f"null must map names of conditions to what stands for none, got {described(null)}")
+        self._named = named_in(null or {})
+        if not self._named:
             raise ValueError(
                 f"{score!r} declares no null label (NULL_LABEL): give what stands for no condition, such as "
                 f"null={{'y': 10}}, got null={null}; a network that was trained without one takes Classifier guidance"
             )
-        self.null = dict(null)
+        self.null = dict(null or {})
+        self._absent = any(leaf is None for _, leaf in each_leaf(self.null))
+
+    @property
+    def conditions(self) -> frozenset[Path]:
+        """Arguments known to have one row a sample: those of `null`, and those that the score knows."""
+        return super().conditions | self._named
 
     def _predictions(self, x: Tensor, t: Tensor, kwargs: dict[str, Any], main: bool, reference: bool) -> list[Tensor]:
-        score = self.parts[0]
-        null = {name: self._null(name, value, kwargs, len(x)) for name, value in self.null.items()}
+        score, batch = self.parts[0], len(x)
+        without = nullified(kwargs, self.null, batch)
         if not (main and reference):
-            return [score.output(x, t, **(kwargs if main else {**kwargs, **null}))]
-        both = {
-            name: torch.cat([value, null.get(name, value)])
-            if isinstance(value, Tensor) and value.ndim and len(value) == len(x)
-            else value
-            for name, value in kwargs.items()
-        }
-        return list(score.output(torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2))
+            return [score.output(x, t, **(kwargs if main else without))]
+        if self._absent:  # no row of a batch can be None
+            return [score.output(x, t, **kwargs), score.output(x, t, **without)]
 
-    @staticmethod
-    def _null(name: str, value: Any, kwargs: Mapping[str, Any], batch: int) -> Tensor:
-        condition = _condition(name, kwargs)
-        if not isinstance(condition, Tensor) or condition.ndim == 0 or len(condition) != batch:
-            given = f"shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else repr(condition)
-            raise ValueError(
-                f"the condition {name!r} must be a tensor of one row a sample, {batch} in all, got {given}"
-            )
-        null = torch.as_tensor(value, dtype=condition.dtype, device=condition.device)
-        try:
-            return null.expand_as(condition)
-        except RuntimeError:
-            raise ValueError(
-                f"the null condition {name!r} of shape {tuple(null.shape)} does not expand to the condition's "
-                f"{tuple(condition.shape)}"
-            ) from None
+        null = dict(each_leaf(bare(without)))
+        both = map_rows(lambda path, rows: torch.cat([rows, null[path]]), resolve(kwargs, batch, self.conditions))
+        return list(score.output(torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2))
 
 
 class Auto(Extrapolation):
@@ -320,6 +322,11 @@ class Classifier(GuidedScore):
         self.branches = score.branches
 
     @property
+    def conditions(self) -> frozenset[Path]:
+        """Arguments known to have one row a sample: the classifier's, and those that the score knows."""
+        return super().conditions | {(name,) for name in self.condition}
+
+    @property
     def is_density(self) -> bool:
         """Whether it is the score of the process' marginals: at scale 1, that of the data given the condition."""
         everywhere = self.scale == 1 and self.interval is None
@@ -331,7 +338,7 @@ class Classifier(GuidedScore):
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
-        given = {name: _condition(name, kwargs) for name in self.condition}
+        given = {name: bare(_condition(name, kwargs)) for name in self.condition}
         own = kwargs if self.shared else {name: value for name, value in kwargs.items() if name not in given}
         out = self.parts[0].output(x, t, **own)
         w = self._scale_at(t)

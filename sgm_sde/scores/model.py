@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgm_sde._shapes import expand
 from sgm_sde.engine.executor import Plan, lower
@@ -19,6 +19,7 @@ from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.processes.base import SDE
 from sgm_sde.processes.matrix import apply
 from sgm_sde.processes.predictions import KernelValues, convert
+from sgm_sde.scores.conditions import AmbiguousArgument, has_rows, map_rows, resolve
 from sgm_sde.scores.score import Score
 
 
@@ -89,17 +90,39 @@ class BoundModel:
 
     @contextmanager
     def only(self, index: Tensor, batch: int) -> Iterator[None]:
-        """While some of the samples are evaluated, those of numbers `index` (b,): tensors among the arguments that have
-        a row for each sample of the batch are passed on with theirs."""
+        """While some of the samples are evaluated, those of numbers `index` (b,): arguments of one row a sample are
+        passed on with their rows.
+
+        Raises:
+            ValueError: for arguments of which nothing says what they are.
+        """
         kwargs = self.kwargs
-        self.kwargs = {
-            name: value[index.to(value.device)] if isinstance(value, Tensor) and value.shape[:1] == (batch,) else value
-            for name, value in kwargs.items()
-        }
+        if kwargs and len(index) < batch:
+            self.kwargs = map_rows(lambda _, rows: rows[index.to(rows.device)], self.resolved(batch))
         try:
             yield
         finally:
             self.kwargs = kwargs
+
+    def resolved(self, batch: int) -> dict[str, Any]:
+        """The arguments, each tensor marked as what it is in a batch.
+
+        Raises:
+            ValueError: for a tensor of which nothing says what it is.
+        """
+        return resolve(self.kwargs, batch, self.score.conditions) if batch > 1 else self.kwargs
+
+    def takes_some(self, batch: int) -> bool:
+        """Whether the network can be asked about some of the samples alone.
+
+        Not where the role of an argument is not known; nor a function, which may hold what belongs to all samples
+        itself, unless it is given something of each sample.
+        """
+        try:
+            resolved = self.resolved(batch)
+        except AmbiguousArgument:
+            return False
+        return has_rows(resolved) or isinstance(self.score.net, nn.Module)
 
     def _output(self, x: Tensor, t: float) -> Tensor:
         return self._call(x, self.times([t], x)[0])

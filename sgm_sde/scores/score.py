@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._shapes import Time, as_time, batch_time, expand
+from sgm_sde._tree import Path
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.processes.predictions import KernelValues, convert
+from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.time_labels import TimeLabel
 
 
@@ -72,6 +74,11 @@ class Score:
         return next((p for p in self.net.parameters() if p.is_floating_point()), None)
 
     @property
+    def conditions(self) -> frozenset[Path]:
+        """Arguments known to have one row a sample, by their paths: `y` of a network that declares a `NULL_LABEL`."""
+        return frozenset({("y",)} if getattr(self.net, "NULL_LABEL", None) is not None else ())
+
+    @property
     def dtype(self) -> torch.dtype | None:
         """What x is cast to for the call; None for no cast."""
         if self._dtype is not None or self.parameter is None:
@@ -101,6 +108,7 @@ class Score:
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The network's own output at x (B, *) and t (B,), as it returns it; its type and shape are checked."""
+        kwargs = bare(kwargs) if kwargs else kwargs
         version = None if x.is_inference() else x._version
         if self._as_it_is:
             out = self.net(x, t, **kwargs)

@@ -1,0 +1,254 @@
+"""Arguments of the network besides x and t: which have one row a sample, and which are the same for all.
+
+Guidance doubles the batch, adaptive solvers and likelihoods go on with some of its samples. Then a condition of one row
+a sample goes with its sample and a table that all share does not, and a shape cannot tell the two apart: a table of ten
+entries looks like ten labels. So the roles are what the caller says:
+
+| a tensor ...                                                   | is taken                          |
+|----------------------------------------------------------------|-----------------------------------|
+| in `PerSample(...)`                                            | as one row a sample               |
+| in `Shared(...)`                                               | as the same for all               |
+| named as a condition: in `null`, by `Classifier`, or `y` of a network with a `NULL_LABEL` | as one row a sample |
+| of another length than the batch                               | as the same for all               |
+| else                                                           | as an error, where it matters     |
+
+Conditions may be nested: mappings, lists, tuples and dataclasses are walked, and a mark holds for all in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from numbers import Number
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgm_sde._checks import described
+from sgm_sde._tree import Path, children, each_leaf, map_leaves, shown, with_parts
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """What an argument of the network is in a batch.
+
+    Args:
+        value: a tensor, or nested mappings, sequences and dataclasses of tensors.
+
+    Raises:
+        TypeError: for a value without a tensor in it.
+    """
+
+    value: Any
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, Mark):
+            raise TypeError(f"{type(self).__name__} takes what is to be marked, got another mark: {self.value!r}")
+        if not any(isinstance(leaf, Tensor) for _, leaf in each_leaf(self.value)):
+            raise TypeError(
+                f"{type(self).__name__} takes a tensor, or a mapping or sequence of tensors, got {self.value!r}"
+            )
+
+
+class PerSample(Mark):
+    """An argument of the network with one row for each sample, (B, *).
+
+    Args:
+        value: a tensor, or nested mappings, sequences and dataclasses of tensors, each of B rows.
+
+    Raises:
+        TypeError: for a value without a tensor in it.
+        ValueError: at a call, where a tensor in it has another number of rows than there are samples.
+
+    Example:
+        >>> import torch
+        >>> import sgm_sde as sg
+        >>> net = lambda x, sigma, y: x * y[:, None] / (1 + sigma[:, None] ** 2)
+        >>> kwargs = {"y": sg.PerSample(torch.tensor([0.5, 1.0]))}
+        >>> score = sg.from_denoiser(net, sg.EDMSDE())
+        >>> sg.sample(score, sg.EDMSDE(), (2, 1), solver="dopri5", seed=0, model_kwargs=kwargs).status.ok
+        True
+    """
+
+
+class Shared(Mark):
+    """An argument of the network that is the same for all samples, though its length may be that of a batch.
+
+    Args:
+        value: a tensor, or nested mappings, sequences and dataclasses of tensors.
+
+    Raises:
+        TypeError: for a value without a tensor in it.
+
+    Example:
+        >>> import torch
+        >>> Shared(torch.zeros(3, 4)).value.shape
+        torch.Size([3, 4])
+    """
+
+
+class AmbiguousArgument(ValueError):
+    """An argument of the network of which nothing says whether it has one row a sample or is the same for all."""
+
+
+LEAVES = (Tensor, Mark)
+
+
+def bare(value: Any) -> Any:
+    """The arguments as the network gets them, without marks."""
+    return map_leaves(lambda _, leaf: leaf.value if isinstance(leaf, Mark) else leaf, value, LEAVES)
+
+
+def is_named(path: Path, named: Collection[Path]) -> bool:
+    """Whether a path is one of those named, or lies within one."""
+    return any(path[:n] in named for n in range(1, len(path) + 1))
+
+
+def require_rows(kwargs: Mapping[str, Any], batch: int) -> None:
+    """Raise ValueError where something that is marked as one row a sample is not."""
+
+    def check(path: Path, leaf: Any) -> Any:
+        if isinstance(leaf, PerSample):
+            _marked(path, leaf, batch)
+        return leaf
+
+    map_leaves(check, kwargs, LEAVES)
+
+
+def resolve(kwargs: Mapping[str, Any], batch: int, named: Collection[Path] = ()) -> dict[str, Any]:
+    """The arguments with each tensor marked as what it is in a batch.
+
+    Args:
+        kwargs: the arguments, marked in part.
+        batch: number of samples.
+        named: paths of conditions.
+
+    Raises:
+        AmbiguousArgument: for a tensor that may be either.
+        ValueError: for one that is marked as one row a sample and is not.
+    """
+
+    def mark(path: Path, leaf: Any) -> Any:
+        if isinstance(leaf, Mark):
+            return _marked(path, leaf, batch)
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if leaf.ndim == 0 or len(leaf) != batch:
+            return Shared(leaf)
+        if is_named(path, named):
+            return PerSample(leaf)
+        name = shown(path)
+        raise AmbiguousArgument(
+            f"the argument {name!r} of shape {tuple(leaf.shape)} has as many rows as there are samples, {batch}, and "
+            f"nothing says whether it goes with them: pass sg.PerSample({name}) for one row a sample, or "
+            f"sg.Shared({name}) for the same to all"
+        )
+
+    marked: dict[str, Any] = map_leaves(mark, dict(kwargs), LEAVES)
+    return marked
+
+
+def nullified(kwargs: Any, null: Any, batch: int, path: Path = ()) -> Any:
+    """The arguments with what is named in `null` in the place of the conditions.
+
+    Args:
+        kwargs: the arguments, or what lies in them at the path.
+        null: a mapping (or a sequence, for a sequence) of what stands for no condition by name, to any depth; else that
+            itself: None, a number or a tensor that expands to each tensor of the condition.
+        batch: number of samples.
+        path: within the arguments.
+
+    Raises:
+        ValueError: for a condition that is missing, is not one row a sample, or to which its null does not expand.
+    """
+    if null is None:
+        return None
+    if isinstance(kwargs, Mark):
+        kwargs = kwargs.value
+    parts = None if isinstance(kwargs, Tensor) else children(kwargs)
+    if parts is not None and isinstance(null, Mapping | list | tuple):
+        wanted = children(null) or {}
+        for name in wanted.keys() - parts.keys():
+            whole = (*path, name)
+            where = f" in {shown(path)!r}" if path else ""
+            raise ValueError(
+                f"guidance asks for the condition {shown(whole)!r}: pass model_kwargs={{{whole[0]!r}: ...}}, "
+                f"got {sorted(map(str, parts))}{where}"
+            )
+        changed = {
+            name: nullified(part, wanted[name], batch, (*path, name)) if name in wanted else part
+            for name, part in parts.items()
+        }
+        return with_parts(kwargs, changed)
+
+    def in_place_of(inner: Path, leaf: Any) -> Any:
+        return _null_row((*path, *inner), leaf, null, batch)
+
+    return map_leaves(in_place_of, kwargs)
+
+
+def _null_row(path: Path, condition: Any, null: Any, batch: int) -> Tensor:
+    """The null condition in the shape of the condition."""
+    if not isinstance(condition, Tensor) or condition.ndim == 0 or len(condition) != batch:
+        given = f"shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else described(condition)
+        raise ValueError(
+            f"the condition {shown(path)!r} must be a tensor of one row a sample, {batch} in all, got {given}"
+        )
+    value = torch.as_tensor(null, dtype=condition.dtype, device=condition.device)
+    try:
+        return value.expand_as(condition)
+    except RuntimeError:
+        raise ValueError(
+            f"the null condition {shown(path)!r} of shape {tuple(value.shape)} does not expand to the condition's "
+            f"{tuple(condition.shape)}"
+        ) from None
+
+
+def named_in(null: Any, path: Path = ()) -> frozenset[Path]:
+    """The paths of the conditions that a null condition names.
+
+    Raises:
+        TypeError: for what stands for no condition and is neither None, a number nor a tensor.
+    """
+    if isinstance(null, Mapping):
+        return frozenset().union(*(named_in(value, (*path, name)) for name, value in null.items()))
+    for _, leaf in each_leaf(null):
+        if not isinstance(leaf, Tensor | Number | None):
+            raise TypeError(
+                f"the null condition {shown(path)!r} must be None, a number or a tensor, got {described(leaf)}"
+            )
+    return frozenset({path})
+
+
+def _marked(path: Path, mark: Mark, batch: int) -> Any:
+    """What is inside of a mark, each tensor marked for itself."""
+
+    def each(inner: Path, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if isinstance(mark, PerSample) and (leaf.ndim == 0 or len(leaf) != batch):
+            raise ValueError(
+                f"the argument {shown((*path, *inner))!r} is marked PerSample and has shape {tuple(leaf.shape)}: "
+                f"expected one row for each of {batch} samples"
+            )
+        return type(mark)(leaf)
+
+    return map_leaves(each, mark.value)
+
+
+def has_rows(resolved: Mapping[str, Any]) -> bool:
+    """Whether any of the arguments from `resolve` has one row a sample."""
+    found = []
+    map_leaves(lambda _, leaf: found.append(isinstance(leaf, PerSample)), resolved, LEAVES)
+    return any(found)
+
+
+def map_rows(change: Callable[[Path, Tensor], Tensor], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments from `resolve` with every tensor of one row a sample changed."""
+
+    def each(path: Path, leaf: Any) -> Any:
+        return PerSample(change(path, leaf.value)) if isinstance(leaf, PerSample) else leaf
+
+    mapped: dict[str, Any] = map_leaves(each, dict(resolved), LEAVES)
+    return mapped
