@@ -226,6 +226,7 @@ def sample(
         NonFiniteWarning: if a state became infinite or NaN.
         UnfinishedWarning: if an adaptive solver ran out of steps or calls.
         BatchCoupledWarning: if a backend takes one step size for a batch.
+        LangevinNormWarning: if Langevin's step comes from norms of few numbers.
 
     Example:
         >>> import sgm_sde as sg

@@ -90,11 +90,8 @@ def stream(n: int, name: str = "solver") -> NoiseStream:
 
 
 def sampler(name: str, sde: sg.SDE, n_steps: int = 2) -> sg.Solver:
-    """The solver of that name; annealed Langevin with few updates, of a size that suits the process."""
-    if name != "annealed-langevin":
-        return ALL[name]
-    last = sde.nodes([sde.eps])[0].sigma
-    return sg.AnnealedLangevin(step_size=0.2 * last**2, n_steps=n_steps)
+    """The solver of that name; annealed Langevin with few updates."""
+    return sg.AnnealedLangevin(n_steps=n_steps) if name == "annealed-langevin" else ALL[name]
 
 
 class Recorder:

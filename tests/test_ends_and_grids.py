@@ -97,7 +97,7 @@ def test_noise_left_without_denoising(name: str, process: str) -> None:
 def test_noise_left_by_annealed_langevin() -> None:
     """Enough updates at the last levels leave sigma(eps), up to the bias 1/(1 - delta / 4 sigma^2) of its steps."""
     sde = LINEAR["ve"]
-    solver = sg.AnnealedLangevin(step_size=0.1 * float(sde.sigma(sde.eps)) ** 2, n_steps=40)
+    solver = sg.AnnealedLangevin(step_ratio=0.1, n_steps=40)
     left = impulse_response(solver, sde, sg.grids.Uniform()(sde, 40, t_start=0.3), std=0.0).norm()
     assert float(left) == pytest.approx(float(sde.sigma(sde.eps)), rel=0.05)
 
@@ -151,10 +151,10 @@ def test_mean_is_no_noisier_than_the_last_state(name: str, process: str) -> None
 def test_mean_with_a_corrector_spares_the_predictors_noise() -> None:
     """After PC the last update is the corrector's: only its noise goes. After CP it is the predictor's."""
     sde = LINEAR["vp"]
-    corrector = sg.AnnealedLangevin(step_size=1e-3, n_steps=2)
+    corrector = sg.AnnealedLangevin(n_steps=2)
     grid = sg.grids.LogSNR()(sde, 3)
     last = {
-        "PC": (math.sqrt(1e-3), "corrector", 3 * 2),
+        "PC": (math.sqrt(0.2) * float(sde.sigma(grid.times[-1])), "corrector", 3 * 2),
         "CP": (sg.ReverseDiffusion().compile(sde, grid).stages[-1].noises[0][1], "solver", 3),
     }
     for order, (coefficient, name, draws) in last.items():

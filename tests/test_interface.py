@@ -39,7 +39,7 @@ from tests.helpers import (
 VP = LINEAR["vp"]
 SCORE = elementwise_score(VP)
 CP = sg.PredictorCorrector(sg.DPMSolverPP(), sg.Langevin(n_steps=2), order="CP")
-PC3 = sg.PredictorCorrector(sg.Heun(), sg.AnnealedLangevin(step_size=1e-5, n_steps=3))
+PC3 = sg.PredictorCorrector(sg.Heun(), sg.AnnealedLangevin(step_ratio=0.1, n_steps=3))
 # One of each kind: what differs between their siblings is coefficients.
 KINDS = [
     "euler",
@@ -152,24 +152,26 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
     },
     sg.Ancestral: {"variance": [(sg.Ancestral(), sg.Ancestral(variance="transition"))]},
     sg.AnnealedLangevin: {
-        "step_size": [(sg.AnnealedLangevin(1e-5, 2), sg.AnnealedLangevin(2e-5, 2))],
-        "n_steps": [(sg.AnnealedLangevin(1e-5, 2), sg.AnnealedLangevin(1e-5, 3))],
+        "step_ratio": [(sg.AnnealedLangevin(0.1, 2), sg.AnnealedLangevin(0.2, 2))],
+        "n_steps": [(sg.AnnealedLangevin(0.1, 2), sg.AnnealedLangevin(0.1, 3))],
     },
     sg.Langevin: {
         "snr": [(LANGEVIN, corrected(snr=0.2))],
         "n_steps": [(LANGEVIN, corrected(n_steps=2))],
-        "norm": [(LANGEVIN, corrected(norm="batch")), (LANGEVIN, corrected(norm="expected"))],
+        "norm": [(LANGEVIN, corrected(norm="batch")), (LANGEVIN, corrected(norm="sample"))],
+        "data_std": [(LANGEVIN, corrected(data_std=0.3))],
     },
     sg.GDDIM: {"nodes": [(sg.GDDIM(2), sg.GDDIM(3))]},
     sg.SSCS: {"eta": [(sg.SSCS(), sg.SSCS(eta=0.5))]},
     sg.VelocityLangevin: {
         "snr": [(joint(), joint(snr=0.2))],
         "n_steps": [(joint(), joint(n_steps=2))],
-        "norm": [(joint(), joint(norm="batch")), (joint(), joint(norm="expected"))],
+        "norm": [(joint(), joint(norm="batch")), (joint(), joint(norm="sample"))],
+        "data_std": [(joint(), joint(data_std=0.3))],
     },
     sg.PredictorCorrector: {
         "predictor": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(eta=0.5), sg.Langevin(snr=0.1)))],
-        "corrector": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.AnnealedLangevin(1e-4, 1)))],
+        "corrector": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.AnnealedLangevin(0.1, 1)))],
         "order": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.1), order="CP"))],
         "sequence": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.1), sequence="CP"))],
     },
@@ -180,6 +182,7 @@ PARTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.LangevinNormWarning")
 @pytest.mark.parametrize(
     ("part", "option"), [(part, option) for part in PARTS for option in inspect.signature(part).parameters]
 )
@@ -251,7 +254,7 @@ def test_options_that_would_do_nothing_are_errors(make: Callable[[], sg.Solver],
         (lambda: sg.Langevin(snr=0.0), "0.0"),
         (lambda: sg.Langevin(n_steps=0), "0"),
         (lambda: sg.Langevin(norm="l1"), "l1"),
-        (lambda: sg.AnnealedLangevin(step_size=-1e-5), "-1e-05"),
+        (lambda: sg.AnnealedLangevin(step_ratio=-1e-5), "-1e-05"),
         (lambda: sg.AnnealedLangevin(n_steps=1.5), "1.5"),
         (lambda: sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), order="PPC"), "PPC"),
         (lambda: sg.Tableau([[], [1.0]], [0.5, 0.6]), "1.1"),
@@ -503,7 +506,7 @@ def test_predictor_and_corrector_take_turns_as_documented(predictor: sg.Solver, 
     """PC corrects each state a predictor reached; CP corrects before each predictor step. Then the final rule."""
     a, b, c, d = (1.0, 0.7, 0.3, 0.1)
     grid = sg.Grid([a, b, c, d])
-    corrector = sg.AnnealedLangevin(step_size=1e-5, n_steps=2)
+    corrector = sg.AnnealedLangevin(step_ratio=0.1, n_steps=2)
     two_stages = predictor.nfe_per_step == 2
 
     def predict(s: float, t: float) -> list[float]:
@@ -528,7 +531,7 @@ def test_predictor_and_corrector_take_turns_as_documented(predictor: sg.Solver, 
 def test_correctors_see_the_predicted_state_and_predictors_the_corrected() -> None:
     """The state of each call follows from the one before: no correction is lost and none is applied twice."""
     net, grid = Recorder(SCORE), sg.Grid([1.0, 0.5, 0.1])
-    solver = sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.3, norm="expected"))
+    solver = sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.3))
     res = run(solver, score_fn=net, grid=grid, final="none", dtype=F64)
     x0, x1, x1_corrected, x2 = net.states
     z = stream(3, "corrector")
@@ -541,7 +544,7 @@ def test_correctors_see_the_predicted_state_and_predictors_the_corrected() -> No
     def langevin(x: Tensor, t: float, cleaner: float) -> Tensor:
         s = score(x, t)
         a = (VP.alpha(t) / VP.alpha(cleaner)) ** 2
-        eps = 2 * a * (0.3 * math.sqrt(2) / s.norm(dim=1, keepdim=True)) ** 2
+        eps = 2 * a * (0.3 * VP.sigma(t)) ** 2
         return x + eps * s + (2 * eps).sqrt() * z.normal((3, 2), F64)
 
     torch.testing.assert_close(x0, VP.prior_sample((3, 2), seed=0, dtype=F64), rtol=0, atol=0)

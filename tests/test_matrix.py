@@ -893,10 +893,27 @@ def test_the_velocity_corrector_on_more_blocks() -> None:
     x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     score, z = torch.full_like(x, 0.5), torch.full_like(x, 2.0)
     score[:, :2], z[:, :2] = 7.0, 9.0
-    mean, added = sg.VelocityLangevin(snr=0.3).update(x, score, z, 1.0)
+    mean, added = sg.VelocityLangevin(snr=0.3, norm="sample").update(x, score, z, 1.0)
     e = 2 * (0.3 * 2.0 / 0.5) ** 2
     torch.testing.assert_close(mean, torch.cat([x[:, :2], x[:, 2:] + e * 0.5], 1))
     torch.testing.assert_close(added, torch.cat([torch.zeros(2, 2, 4), torch.full((2, 1, 4), math.sqrt(2 * e) * 2)], 1))
+
+
+def test_the_velocity_corrector_s_step() -> None:
+    """epsilon = 2 r^2 times the velocity's variance given the position: what regression on it leaves."""
+    grid = sg.Grid([0.8, 0.3, 0.05])
+    for s in (0.0, 0.7):
+        known = []
+        for t in grid.times:
+            mu, cov = CRITICAL.kernel(torch.tensor(t, dtype=torch.float64))
+            (xx, xv), (_, vv) = (cov + s**2 * torch.outer(mu, mu)).tolist()
+            known.append(2 * 0.3**2 * (vv - xv**2 / xx))
+        corrector = sg.VelocityLangevin(snr=0.3, data_std=s)
+        assert corrector.constants(CRITICAL, grid) == pytest.approx(known, rel=1e-9)
+    with pytest.raises(TypeError, match=r"Langevin.*CLD.*VelocityLangevin"):
+        sg.Langevin().constants(sg.CLD(), grid)
+    with pytest.raises(TypeError, match="cov"):
+        sg.VelocityLangevin().constants(sg.VPSDE(), grid)
 
 
 def test_the_loss_of_each_sample() -> None:

@@ -296,8 +296,10 @@ def test_a_process_of_drift_and_diffusion_only() -> None:
         sg.sample(score, sde, shape=(3, 2), solver="euler", steps=5, final="denoise")
     with pytest.raises(TypeError, match="LinearSDE"):
         sg.from_noise(lambda x, t: x, sde)
-    pc = sg.PredictorCorrector(sg.EulerMaruyama(), sg.Langevin())
-    assert sg.sample(score, sde, shape=(3, 2), solver=pc, steps=5, seed=0).nfe == 10
+    pc = sg.PredictorCorrector(sg.EulerMaruyama(), sg.Langevin(norm="batch"))
+    assert sg.sample(score, sde, shape=(64, 2), solver=pc, steps=5, seed=0).nfe == 10
+    with pytest.raises(TypeError, match=r"Pendulum.*norm='batch'"):
+        sg.sample(score, sde, shape=(3, 2), solver=sg.PredictorCorrector(sg.EulerMaruyama(), sg.Langevin()), steps=5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

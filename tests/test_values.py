@@ -1197,7 +1197,7 @@ TABLES: dict[str, tuple[sg.Solver, list[dict[str, float]]]] = {
     ),
     "euler": (sg.RungeKutta(sg.EULER), [{"x0": 1, "e0": -2}, {"x1": 1, "e1": -1}]),
     "annealed-langevin": (  # delta = 16 and 4 times that at the last level, which is visited as well
-        sg.AnnealedLangevin(step_size=0.5, n_steps=1),
+        sg.AnnealedLangevin(step_ratio=0.5, n_steps=1),
         [{"x0": 1, "e0": 4, "z0": 2 * R2}, {"x1": 1, "e1": 1, "z1": R2}, {"x2": 1, "e2": 1 / 4, "z2": 1 / R2}],
     ),
 }
@@ -1493,8 +1493,13 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: sg.Langevin(snr=math.inf), "snr must be positive and finite, got inf"),
     (lambda: sg.Langevin(n_steps=0), "n_steps must be a whole number of at least 1, got 0"),
     (lambda: sg.Langevin(n_steps=1.5), "n_steps must be a whole number of at least 1, got 1.5"),  # type: ignore[arg-type]
-    (lambda: sg.Langevin(norm="x"), "norm must be 'sample', 'batch' or 'expected', got 'x'"),
-    (lambda: sg.AnnealedLangevin(step_size=0.0), "step_size must be positive and finite, got 0.0"),
+    (lambda: sg.Langevin(norm="x"), "norm must be 'expected', 'sample' or 'batch', got 'x'"),
+    (lambda: sg.Langevin(snr=1.0), "snr must be below 1, from where on updates are not stable, got 1.0"),
+    (lambda: sg.Langevin(data_std=-0.5), "data_std must be finite and at least 0, got -0.5"),
+    (lambda: sg.Langevin(data_std=math.inf), "data_std must be finite and at least 0, got inf"),
+    (lambda: sg.Langevin(data_std=0.5, norm="batch"), "data_std=0.5 goes with norm='expected', got norm='batch'"),
+    (lambda: sg.AnnealedLangevin(step_ratio=0.0), "step_ratio must be positive and finite, got 0.0"),
+    (lambda: sg.AnnealedLangevin(4.0), "step_ratio must be below 4, from where on updates are not stable, got 4.0"),
     (lambda: sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), order="PP"), "order must be 'PC' or 'CP', got 'PP'"),
 ]
 
@@ -1839,37 +1844,46 @@ def test_churn_within_its_limits() -> None:
 
 def test_defaults_of_the_correctors() -> None:
     """The papers' constants."""
-    assert repr(sg.Langevin()) == "Langevin(snr=0.16, n_steps=1, norm='sample')"
-    assert repr(sg.AnnealedLangevin()) == "AnnealedLangevin(step_size=2e-05, n_steps=100)"
+    assert repr(sg.Langevin()) == "Langevin(snr=0.16, n_steps=1, norm='expected', data_std=0.0)"
+    assert repr(sg.AnnealedLangevin()) == "AnnealedLangevin(step_ratio=0.2, n_steps=100)"
     assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin()).sequence == "PC"
     assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin()).stochastic and sg.AnnealedLangevin().stochastic
     assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), "PC", sequence="CP").sequence == "CP"
 
 
 def test_langevin_s_update() -> None:
-    """epsilon = 2 a (r |z|/|s|)^2 with the norms of each sample, of the batch on average, or expected."""
+    """epsilon = 2 a (r |z|/|s|)^2 with the norms of each sample, or of the batch on average; a number of its own."""
     x, s = torch.zeros(2, 2, dtype=F64), column(3.0, 4.0, 6.0, 8.0).reshape(2, 2)  # |s| = 5, 10
     z = column(1.0, 0.0, 0.0, 3.0).reshape(2, 2)  # |z| = 1, 3
-    ratios = {"sample": (1 / 5, 3 / 10), "batch": (2 / 7.5, 2 / 7.5), "expected": (R2 / 5, R2 / 10)}
+    ratios = {"sample": (1 / 5, 3 / 10), "batch": (2 / 7.5, 2 / 7.5)}
     for norm, ratio in ratios.items():
         mean, added = sg.Langevin(snr=0.5, norm=norm).update(x + 1, s, z, 0.25)
         epsilon = [2 * 0.25 * (0.5 * q) ** 2 for q in ratio]
         for row in (0, 1):
             assert mean[row].tolist() == pytest.approx([1 + epsilon[row] * v for v in s[row].tolist()])
             assert added[row].tolist() == pytest.approx([math.sqrt(2 * epsilon[row]) * v for v in z[row].tolist()])
-    mean, added = sg.Langevin().update(x + 1, 0 * s, z, 1.0)  # no score, no move
+    mean, added = sg.Langevin(norm="sample").update(x + 1, 0 * s, z, 1.0)  # no score, no move
     assert (mean.tolist(), added.tolist()) == ([[1, 1], [1, 1]], [[0, 0], [0, 0]])
-    (mean,), _ = sg.Langevin(snr=0.5, norm="expected").update(x[:1], s[:1] / 10, z[:1], 1.0)  # alone, |s| = 1/2
-    assert mean.tolist() == pytest.approx([2 * (0.5 * R2 / 0.5) ** 2 * v for v in (0.3, 0.4)])
+    mean, added = sg.Langevin().update(x + 1, s, z, 0.5)
+    assert (mean.tolist(), added.tolist()) == ([[2.5, 3], [4, 5]], [[1, 0], [0, 3]])
 
 
 def test_langevin_s_factor() -> None:
     """(alpha_i / alpha_(i+1))^2 from each node to the next cleaner one, t = 0 after the last; 1 off linear SDEs."""
     grid = sg.Grid([0.75, 0.5, 0.25])
-    flow = sg.Langevin().constants(sg.RectifiedFlowSDE(), grid)
-    assert flow == pytest.approx([1 / 4, 4 / 9, 9 / 16])
-    assert sg.Langevin().constants(DoubleWell(), grid) == [1.0, 1.0, 1.0]
-    annealed = sg.AnnealedLangevin(step_size=0.5)
+    flow = sg.RectifiedFlowSDE()
+    factors = [1 / 4, 4 / 9, 9 / 16]
+    for norm in ("sample", "batch"):
+        assert sg.Langevin(norm=norm).constants(flow, grid) == pytest.approx(factors)
+        assert sg.Langevin(norm=norm).constants(DoubleWell(), grid) == [1.0, 1.0, 1.0]
+    with pytest.raises(TypeError, match=r"Langevin\(\) takes its step size from alpha\(t\) and sigma\(t\)"):
+        sg.Langevin().constants(DoubleWell(), grid)
+    # On flow alpha = 1 - t and sigma = t.
+    known = [2 * a * 0.1**2 * t**2 for a, t in zip(factors, grid.times, strict=True)]
+    assert sg.Langevin(0.1).constants(flow, grid) == pytest.approx(known)
+    wide = [2 * a * 0.1**2 * (t**2 + (1 - t) ** 2 * 9) for a, t in zip(factors, grid.times, strict=True)]
+    assert sg.Langevin(0.1, data_std=3.0).constants(flow, grid) == pytest.approx(wide)
+    annealed = sg.AnnealedLangevin(step_ratio=0.5)
     assert annealed.constants(EDM, sg.Grid([4.0, 2.0, 1.0])) == [8.0, 2.0, 0.5]
     mean, added = annealed.update(column(1.0), column(2.0), column(3.0), 0.25)
     assert (float(mean), float(added)) == (1.25, 1.5)
@@ -2006,7 +2020,7 @@ NAMES: dict[str, tuple[sg.Solver, int, int | None, int]] = {  # solver, order, w
     "er-sde3": (adams(variable="noise-level", noise_scale="er", nodes=3), 2, 2, 1),
     "dpm++3m-restart": (sg.Restart(sg.DPMSolverPP(3), s_min=0.14, s_max=0.3, rounds=1, n_steps=3), 3, None, 1),
     "edm-sde": (sg.Heun(s_churn=40, s_tmin=0.05, s_tmax=50, s_noise=1.003), 2, None, 2),
-    "annealed-langevin": (sg.AnnealedLangevin(step_size=2e-5, n_steps=100), 0, None, 100),
+    "annealed-langevin": (sg.AnnealedLangevin(step_ratio=0.2, n_steps=100), 0, None, 100),
     "pc": (sg.PredictorCorrector(sg.ReverseDiffusion(), sg.Langevin(snr=0.16)), 1, None, 2),
 }
 

@@ -16,7 +16,7 @@ from sgm_sde.solvers.base import (
     resolve_any,
     solvers,
 )
-from sgm_sde.solvers.correctors import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
+from sgm_sde.solvers.correctors import AnnealedLangevin, Corrector, Langevin, LangevinNormWarning, PredictorCorrector
 from sgm_sde.solvers.euler import EulerMaruyama, ReverseDiffusion
 from sgm_sde.solvers.exponential import RES, ExponentialAdams, ExponentialRungeKutta
 from sgm_sde.solvers.families import (
@@ -180,6 +180,7 @@ __all__ = [
     "ExponentialRungeKutta",
     "Heun",
     "Langevin",
+    "LangevinNormWarning",
     "PredictorCorrector",
     "RectifiedAdams",
     "Restart",

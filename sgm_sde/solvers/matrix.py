@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.program import Form, Step
+from sgm_sde.grids import Grid
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.matrix import cholesky
 from sgm_sde.solvers.base import EtaSolver, Solver
 from sgm_sde.solvers.correctors import Langevin
 from sgm_sde.solvers.linear_part import POINTS, WEIGHTS
@@ -138,18 +142,24 @@ class GDDIM(Solver):
 class VelocityLangevin(Langevin):
     r"""The Langevin corrector on the last block of the state alone, the velocity: the others stay.
 
-    $$ v \leftarrow v + \epsilon\,s_v + \sqrt{2\epsilon}\,z, \qquad
-       \epsilon = 2\left(r\,\frac{\lVert z\rVert}{\lVert s_v\rVert}\right)^2 $$
+    $$ v \leftarrow v + \epsilon\,s_v + \sqrt{2\epsilon}\,z, \qquad \epsilon = 2\,r^2\,L_{vv}^2, \qquad
+       L L^\top = \Sigma_t + s_{data}^2\,\mu_t\mu_t^\top $$
 
-    It leaves the joint law alone, and uses nothing but what a network of the velocity's score knows.
+    $L_{vv}^2$, from the last entry of the Cholesky factor, is the velocity's variance given the rest of the state. It
+    leaves the joint law alone, and uses nothing but what a network of the velocity's score knows.
 
     Args:
         snr: the ratio r.
         n_steps: updates at each node, one network call each.
-        norm: as in `Langevin`.
+        norm: as in `Langevin`; published norms are those of the velocity.
+        data_std: as in `Langevin`.
 
     Raises:
         ValueError: for options out of range.
+        TypeError: on sampling with `norm="expected"`, for a process without a matrix.
+
+    Warns:
+        LangevinNormWarning: as `Langevin`.
 
     Source: Dockhorn et al., 2022, arXiv:2112.07068; Song et al., 2021, arXiv:2011.13456.
 
@@ -157,6 +167,15 @@ class VelocityLangevin(Langevin):
         >>> VelocityLangevin(snr=0.1).n_steps
         1
     """
+
+    def _variances(self, sde: SDE, grid: Grid) -> Sequence[float]:
+        """The variance of the velocity given the rest, at each node."""
+        spreads = [(node.t, node.cov + self.data_std**2 * np.outer(node.mu, node.mu)) for node in sde.nodes(grid.times)]
+        return [float(cholesky(spread, t)[-1, -1]) ** 2 for t, spread in spreads]
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """The velocity."""
+        return x[:, -1]
 
     def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
         """One update: its mean, and what noise adds."""
