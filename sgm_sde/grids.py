@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sgm_sde._checks import instead, whole
 from sgm_sde._shapes import on_host
+from sgm_sde._times import CLOSEST, ROUNDING, at_ends, same_time
 
 if TYPE_CHECKING:
     from sgm_sde.processes import SDE
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Grid:
     """Strictly decreasing times, the first where sampling starts and the last where it ends.
+
+    Neighbours that differ by no more than eight units in the last place of float32 are one time, such as the joint of
+    two pieces that were computed apart: no solver could use the step between them.
 
     Args:
         times: any sequence of numbers; a single time is a grid of no steps.
@@ -48,22 +52,52 @@ class Grid:
     def __init__(self, times: Sequence[float] | Tensor) -> None:
         if not isinstance(times, Iterable):
             raise TypeError(f"times must be a sequence of numbers, got {instead(times)}")
-        object.__setattr__(self, "times", tuple(float(t) for t in times))
-        if not self.times:
+        given = tuple(float(t) for t in times)
+        if not given:
             raise ValueError("a grid needs at least one time")
-        for i, t in enumerate(self.times):
+        kept: list[float] = []
+        for i, t in enumerate(given):
             if not (math.isfinite(t) and t >= 0):
                 raise ValueError(f"times must be finite and not negative, got times[{i}] = {t}")
-            if i and t >= self.times[i - 1]:
+            one = bool(kept) and t != given[i - 1] and same_time(t, kept[-1], CLOSEST)
+            last = i == len(given) - 1
+            if i and ((t >= given[i - 1] and not one) or (one and last and len(kept) == 1)):
                 raise ValueError(
-                    f"times must strictly decrease, got times[{i - 1}] = {self.times[i - 1]} "
-                    f"followed by times[{i}] = {t}"
+                    f"times must strictly decrease, got times[{i - 1}] = {given[i - 1]} followed by times[{i}] = {t}"
                 )
+            if one and last:
+                kept.pop()
+            if not one or last:
+                kept.append(t)
+        object.__setattr__(self, "times", tuple(kept))
 
     @property
     def steps(self) -> int:
         """Number of steps."""
         return len(self.times) - 1
+
+    def on(self, sde: SDE, *, denoised: bool = False) -> Grid:
+        """The grid as a process takes it: rounded images of its ends are the ends.
+
+        With `denoised`, where the last call is the denoising one, a final 0 on a process whose time is the noise level
+        is left out: that call is what it stands for.
+
+        Raises:
+            ValueError: if the grid starts beyond `sde.T`.
+
+        Example:
+            >>> import sgm_sde as sg
+            >>> sigmas = torch.tensor([14.6146, 3.0, 0.0292, 0.0])  # float32, as k-diffusion has them
+            >>> Grid(sigmas).on(sg.EDMSDE(0.0292, 14.6146), denoised=True)
+            Grid(14.6146, 3, 0.0292)
+        """
+        times = list(self.times)
+        if denoised and len(times) > 2 and times[-1] == 0 and sde.time_is_noise_level:
+            times.pop()
+        times = [at_ends(sde, t) if i in (0, len(times) - 1) else t for i, t in enumerate(times)]
+        if times[0] > sde.T:
+            raise ValueError(f"the grid starts at t={times[0]}, beyond T={sde.T}")
+        return Grid(times)
 
     def __repr__(self) -> str:
         shown = [f"{t:.6g}" for t in self.times]
@@ -78,10 +112,13 @@ class GridRule(ABC):
     def __call__(self, sde: SDE, steps: int, t_start: float | None = None, t_end: float | None = None) -> Grid:
         """The grid of `steps` steps from `t_start` (default `sde.T`) to `t_end` (default `sde.eps`).
 
+        Ends that are rounded images of T and eps, as float32 has them, are T and eps.
+
         Raises:
             ValueError: for a negative number of steps or times outside [0, T].
         """
-        start, end = sde.T if t_start is None else t_start, sde.eps if t_end is None else t_end
+        start = sde.T if t_start is None else at_ends(sde, t_start)
+        end = sde.eps if t_end is None else at_ends(sde, t_end)
         if not 0 <= end < start <= sde.T:
             raise ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got t_start={start} and t_end={end}")
         whole("the number of steps", steps, 0)
@@ -181,7 +218,8 @@ class Table(GridRule):
         table = self.times if self.times is not None else getattr(sde, "times", None)
         if table is None:
             raise ValueError(f"{sde!r} has no table of times: give one, Table(times=...)")
-        inside = sorted((float(t) for t in table if end <= t <= start), reverse=True)
+        low, high = end * (1 - ROUNDING), start * (1 + ROUNDING)
+        inside = sorted((float(t) for t in table if low <= t <= high), reverse=True)
         if len(u) > len(inside):
             raise ValueError(f"{len(u) - 1} steps asked of a table that has {len(inside)} times to offer")
         return on_host(inside)[(u * (len(inside) - 1)).round().long()]

@@ -16,6 +16,7 @@ from sgm_sde import grids
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import whole
 from sgm_sde._shapes import finite
+from sgm_sde._times import same_time
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.adaptive import COMPLETED, GIVEN_UP, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL
@@ -507,9 +508,7 @@ def _make_grid(
             if value is not None:
                 raise ValueError(f"{name}={value} does not go with a grid of given times; give a grid rule instead")
         grid = grid if isinstance(grid, Grid) else Grid(grid)
-        if grid.times[0] > sde.T:
-            raise ValueError(f"the grid starts at t={grid.times[0]}, beyond T={sde.T}")
-        return solver, grid
+        return solver, grid.on(sde, denoised=denoise)
     if nfe is not None and steps is not None:
         raise ValueError(f"give nfe= or steps=, not both (got {nfe} and {steps})")
     if steps is not None:
@@ -610,7 +609,7 @@ def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool)
             end = True
             continue
         nearest = min(range(len(grid.times)), key=lambda i: abs(grid.times[i] - t))
-        if not math.isclose(grid.times[nearest], t, rel_tol=1e-9, abs_tol=1e-12):
+        if not same_time(grid.times[nearest], float(t)):
             raise ValueError(
                 f"trajectory time {t} is not on the grid; the nearest of its times is {grid.times[nearest]}"
             )

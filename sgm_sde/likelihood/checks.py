@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._checks import not_finite, require_one_a_sample, whole
+from sgm_sde._times import at_ends
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 
@@ -32,7 +33,7 @@ def check_process(sde: LinearSDE, eps: float | None) -> float:
     require_sde(sde)
     if not sde.is_linear:
         raise TypeError(f"likelihoods need a LinearSDE, got {sde!r}")
-    eps = sde.likelihood_eps if eps is None else eps
+    eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps)
     if not 0 < eps < sde.T:
         raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
     return eps

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._shapes import on_host
+from sgm_sde._times import at_ends
 from sgm_sde.engine.executor import Plan, execute, lower
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds, seeds_of_draw
 from sgm_sde.engine.program import Program
@@ -111,7 +112,7 @@ def joint_log_prob(
     state = check_points(z).detach()
     if z.ndim < 2 or z.shape[1] != sde.blocks:
         raise ValueError(f"need states (B, {sde.blocks}, *), got {tuple(z.shape)}")
-    eps = sde.likelihood_eps if eps is None else eps
+    eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps)
     if not 0 < eps < sde.T:
         raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sgm_sde._checks import instead
 from sgm_sde._shapes import Time, expand, flat, on_host
+from sgm_sde._times import same_time
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.engine.reverse import ReverseSDE, ScoreFn
 
@@ -53,6 +54,7 @@ class SDE(ABC):
         T: end of the forward time, where sampling starts.
         eps: time at which sampling ends by default.
         natural_grid: name of the grid rule that goes with the process' time.
+        time_is_noise_level: whether t is sigma / alpha, so that t = 0 is clean data, where no network is trained.
 
     Source: Song et al., 2021, arXiv:2011.13456.
 
@@ -68,6 +70,7 @@ class SDE(ABC):
     T: float
     eps: float
     natural_grid: ClassVar[str] = "uniform"
+    time_is_noise_level: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.T) and math.isfinite(self.eps) and 0 <= self.eps < self.T):
@@ -107,7 +110,7 @@ class SDE(ABC):
 
     def prior_transform(self, z: Tensor, t: float | None = None) -> Tensor:
         """Turn standard normal noise (B, *) into prior samples (B, *); at an earlier time `t`, where it can."""
-        if t is not None and t != self.T:
+        if t is not None and not same_time(t, self.T):
             raise ValueError(f"{self!r} has a prior at T={self.T} only, not at t={t}: start from x_T")
         return self.prior_std * z
 

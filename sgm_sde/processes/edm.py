@@ -38,6 +38,7 @@ class EDMSDE(UnitScaleSDE):
     T: float = field(init=False, repr=False)
     eps: float = field(init=False, repr=False)
     natural_grid: ClassVar[str] = "karras"
+    time_is_noise_level: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _require_positive(sigma_min=self.sigma_min, sigma_max=self.sigma_max)

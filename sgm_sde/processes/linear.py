@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._shapes import Time, as_time, expand, on_host
+from sgm_sde._times import at_ends
 from sgm_sde.processes.base import SDE, Node
 from sgm_sde.processes.predictions import convert
 
@@ -171,7 +172,7 @@ class LinearSDE(SDE):
 
     def prior_transform(self, z: Tensor, t: float | None = None) -> Tensor:
         """Turn standard normal noise (B, *) into samples of N(0, sigma(t)^2 I), t = T if not given."""
-        return float(self.sigma(self.T if t is None else t)) * z
+        return float(self.sigma(self.T if t is None else at_ends(self, t))) * z
 
     def nodes(self, times: Sequence[float]) -> list[Node]:
         """The host-side coefficients at each of the given times."""

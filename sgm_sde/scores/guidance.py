@@ -29,6 +29,7 @@ from torch import Tensor
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import described, number, require_one_a_sample
 from sgm_sde._shapes import expand
+from sgm_sde._times import ROUNDING
 from sgm_sde._tree import Path, each_leaf
 from sgm_sde.scores.conditions import bare, map_rows, named_in, nullified, resolve
 from sgm_sde.scores.score import Score
@@ -105,7 +106,8 @@ class GuidedScore(Score):
         if self.interval is None:
             return self.scale
         level = noise_level(self.sde)(t)  # type: ignore[arg-type]
-        inside = (level > self.interval[0]) & (level <= self.interval[1])
+        low, high = (end * (1 + ROUNDING) for end in self.interval)  # levels come from times in single precision
+        inside = (level > low) & (level <= high)
         guided = int(inside.sum())  # which networks are called hangs on it: on a GPU the one wait of a call
         if 0 < guided < len(t):
             return torch.where(inside, torch.full_like(level, self.scale), self._neutral)

@@ -13,7 +13,7 @@ from sgm_sde._checks import whole
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import Solver
-from sgm_sde.solvers.linear_part import PARTS, VARIABLES, VARIANTS, DataPart, Known, LinearPart
+from sgm_sde.solvers.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart
 
 NoiseLevel = float | Callable[[float], float]
 NATIVE = {"data": "log-snr", "noise": "log-snr", "velocity": "angle", "rectified": "noise-share"}
@@ -267,7 +267,8 @@ class ExponentialAdams(Exponential):
         if self.start == "warm" and "warm" not in k.memory and math.isfinite(part.coordinate(s)):
             k.memory["warm"] = True
             return runge_kutta_step(replace(part, variant="exact"), k, self._inner)
-        known = part.usable(s, t, k.known(min(self.nodes, k.n - k.i) if self.lower_final else self.nodes))
+        nodes = min(self.nodes, k.n - k.i) if self.lower_final else self.nodes
+        known = part.usable(s, t, k.known(nodes + SPARE), nodes)
         if self.corrector and math.isfinite(part.coordinate(s)):
             k.memory["predicted"] = (part, s, known)
         std = part.std(s, t)

@@ -26,6 +26,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,48 @@ from sgm_sde.engine.program import Form
 Known = Sequence[tuple[Any, Form]]  # pairs (node, evaluation there), newest first
 VARIABLES = ("log-snr", "time", "noise-level", "angle", "noise-share")
 VARIANTS = ("exact", "midpoint", "bh1", "published", "fixed")
+LARGEST = 10.0  # sum of the sizes of a step's weights, relative to their sum
+SLACK = 0.05  # by which steps taken for even may grow
+CLOSE = 1e-3  # share of the step, below which no weights are worth solving for
+SPARE = 8  # older evaluations to fall back on where newer ones lie too close together
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 POINTS, WEIGHTS = (_POINTS + 1) / 2, _WEIGHTS / 2  # Gauss-Legendre on [0, 1]
+
+
+def _solved(r: Sequence[float], moments: Sequence[float]) -> Any:
+    """The weights of values at r whose sums with powers of r are the moments."""
+    return np.linalg.solve(np.vander(r, increasing=True).T, moments)
+
+
+def separated(r: Sequence[float], n: int, moments: Callable[[int], Sequence[float]]) -> list[int]:
+    """Which evaluations, at most n of those at the places r, newest first, the polynomial of a step from 0 to 1 takes.
+
+    Where the step is much longer than those before it, or two evaluations lie close together, the weights of the
+    extrapolation grow without bound, and with them the roughness of the network, the noise of the steps between, and
+    whatever a corrector has changed. So an evaluation that lies too close to a newer one is passed over, for older ones
+    as long as there are any, until the sum of the weights' sizes is at most `LARGEST` times that of order 1, or what
+    it is after even steps: the order falls, stability never.
+
+    Args:
+        r: the places.
+        n: how many evaluations are wanted.
+        moments: of the kernel, as many as asked for.
+    """
+
+    def bounded(places: Sequence[float]) -> bool:
+        if all(after - before >= 1 for after, before in pairwise(places)):
+            return True
+        m = moments(len(places))
+        even = np.abs(_solved([float(-j) for j in range(len(places))], m)).sum()
+        return bool(np.abs(_solved(places, m)).sum() <= max(LARGEST * abs(m[0]), (1 + SLACK) * even))
+
+    left = list(range(len(r)))
+    while len(kept := left[:n]) > 1:
+        gaps = [r[i] - r[j] for i, j in pairwise(kept)]
+        if min(gaps) > CLOSE and bounded([r[j] for j in kept]):
+            break
+        left.pop(1 + gaps.index(min(gaps)))
+    return kept
 
 
 @dataclass(frozen=True)
@@ -126,27 +167,40 @@ class LinearPart(ABC):
         a, b = self.coordinate(s), self.coordinate(t)
         n = len(nodes)
         r = [(self.coordinate(node) - a) / (b - a) for node in nodes] if n > 1 else [0.0]
-        m = self.moments(s, t, n)
         if self.variant == "fixed":
             r = [1.0 - j for j in range(n)] if nodes[0].t == t.t else [float(-j) for j in range(n)]
+        w = _solved(r, self._simplified(s, t, n))
+        return [float(v) * self.scale(node) for v, node in zip(w, nodes, strict=True)]
+
+    def _simplified(self, s: Any, t: Any, n: int) -> list[float]:
+        """The moments for n nodes, as the variant has them."""
+        m = self.moments(s, t, n)
         if n == 2 and self.variant in ("midpoint", "published"):
             m[1] = m[0] / 2
         elif n == 2 and self.variant == "bh1":
             m[1] = m[0] / 2 * self._bh1(s, t)
         elif n == 3 and self.variant == "published":
             m[2] /= 2
-        w = np.linalg.solve(np.vander(r, increasing=True).T, m)
-        return [float(v) * self.scale(node) for v, node in zip(w, nodes, strict=True)]
+        return m
 
     def _bh1(self, s: Any, t: Any) -> float:
         """h / (e^h - 1) or its like: UniPC's B1 over its B2."""
         raise ValueError(f"the variant 'bh1' is one of data and noise prediction, not of {type(self).__name__}")
 
-    def usable(self, s: Any, t: Any, known: Known) -> Known:
-        """The evaluations that a polynomial through s can use: those at finite places, s alone before infinity."""
+    def usable(self, s: Any, t: Any, known: Known, n: int | None = None) -> Known:
+        """The newest n evaluations that the polynomial of a step can go through; all, if n is not given.
+
+        Before infinity that is s alone; elsewhere those that `separated` keeps. Fixed weights do not depend on places.
+        """
+        newest, n = known[:1], len(known) if n is None else n
         finite = [pair for pair in known if math.isfinite(self.coordinate(pair[0]))]
-        newest = known[:1]
-        return finite if finite[:1] == newest and math.isfinite(self.coordinate(t)) else newest
+        if finite[:1] != newest or not math.isfinite(self.coordinate(t)):
+            return newest
+        if self.variant == "fixed":
+            return finite[:n]
+        a, h = self.coordinate(s), self.coordinate(t) - self.coordinate(s)
+        places = [(self.coordinate(node) - a) / h for node, _ in finite]
+        return [finite[j] for j in separated(places, n, lambda m: self._simplified(s, t, m))]
 
     def integral(self, s: Any, t: Any, known: Known) -> Form:
         """The integral of K times the interpolant."""

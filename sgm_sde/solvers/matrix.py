@@ -17,7 +17,7 @@ from sgm_sde.processes.base import SDE
 from sgm_sde.processes.matrix import cholesky
 from sgm_sde.solvers.base import EtaSolver, Solver
 from sgm_sde.solvers.correctors import Langevin
-from sgm_sde.solvers.linear_part import POINTS, WEIGHTS
+from sgm_sde.solvers.linear_part import POINTS, SPARE, WEIGHTS, separated
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,11 @@ class GDDIM(Solver):
         """One step."""
         s, t = k.start, k.end
         k.evaluate(k.x, s)
-        known = k.known(self.nodes)
-        (phi, _), n = s.transport(t.t), len(known)
+        (phi, _), known = s.transport(t.t), k.known(self.nodes + SPARE)
         a, b = np.log(s.t), np.log(t.t)
         r = [(np.log(node.t) - a) / (b - a) for node, _ in known]
+        kept = separated(r, self.nodes, lambda n: [1 / (j + 1) for j in range(n)])
+        r, known, n = [r[j] for j in kept], [known[j] for j in kept], len(kept)
         moments = [t.R - phi.array @ s.R]
         if n > 1:
             W = s.sde.carried(np.exp(a + POINTS * (b - a)), t.t) - phi.array @ s.R

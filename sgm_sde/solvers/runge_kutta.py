@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._times import ROUNDING
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers import dop853
 from sgm_sde.solvers.base import Solver
@@ -375,7 +376,8 @@ class Heun(Solver):
     def step(self, k: Step) -> Form:
         """One step."""
         hat, x_hat = k.start, k.x
-        if self.s_churn and self.s_tmin <= k.start.noise_level <= self.s_tmax:
+        low, high = self.s_tmin * (1 - ROUNDING), self.s_tmax * (1 + ROUNDING)
+        if self.s_churn and low <= k.start.noise_level <= high:
             gamma = min(self.s_churn / (k.n + 1), math.sqrt(2) - 1)
             hat = k.at_noise_level((1 + gamma) * k.start.noise_level)
             added = math.sqrt(hat.noise_level**2 - k.start.noise_level**2)

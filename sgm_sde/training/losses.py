@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._shapes import as_time, expand, require_times
+from sgm_sde._times import ROUNDING
 from sgm_sde.processes import LinearSDE
 from sgm_sde.processes.predictions import KernelValues, convert, weights
 from sgm_sde.scores import Score
@@ -297,7 +298,7 @@ def _prepare(
         t = as_time(t).to(device="cpu", dtype=torch.float64)
         require_times(t, x0)
         t = t.expand(len(x0))
-        outside = ~((t >= 0) & (t <= sde.T * (1 + 1e-6)))  # not NaN either; float32 may round T up
+        outside = ~((t >= 0) & (t <= sde.T * (1 + ROUNDING)))  # not NaN either; float32 may round T up
         if outside.any():
             raise ValueError(f"t must lie in [0, T] = [0, {sde.T}], got {t[outside][0].item():.6g}")
         factor = torch.ones_like(t)

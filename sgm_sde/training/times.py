@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._shapes import on_host
+from sgm_sde._times import at_ends
 from sgm_sde.processes import SDE, LinearSDE
 
 
@@ -70,7 +71,8 @@ class Uniform(Times):
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
         """low + (high - low) u."""
-        low, high = sde.eps if self.low is None else self.low, sde.T if self.high is None else self.high
+        low = sde.eps if self.low is None else at_ends(sde, self.low)
+        high = sde.T if self.high is None else at_ends(sde, self.high)
         if not 0 <= low < high <= sde.T:
             raise ValueError(f"need 0 <= low < high <= T = {sde.T}, got low={low} and high={high}")
         return low + (high - low) * u

@@ -1,0 +1,258 @@
+"""Grids that cannot be right: times that nearly coincide, and times that single precision has rounded."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sgm_sde as sg
+from sgm_sde.engine.program import Program
+from sgm_sde.solvers.exponential import ExponentialAdams
+from tests.helpers import impulse_response
+
+VP = sg.VPSDE()
+GAUSSIAN = sg.oracles.Gaussian(torch.tensor([0.3]), 0.25)
+MULTISTEP = {name: solver for name, solver in sg.solvers() if isinstance(solver, ExponentialAdams)}
+PROCESSES = {"vp": VP, "edm": sg.EDMSDE(), "flow": sg.RectifiedFlowSDE(), "cosine": sg.CosineVPSDE()}
+LOG_SNR = sg.grids.LogSNR()(VP, 60).times
+DISTANCES = [1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-12]
+
+
+def with_time(times: tuple[float, ...], *more: float) -> list[float]:
+    """The grid with further times."""
+    return sorted({*times, *more}, reverse=True)
+
+
+def near_duplicates() -> list[list[float]]:
+    """The grid with one of its times twice, but for a distance, down to the last bit."""
+    t = LOG_SNR[30]
+    return [with_time(LOG_SNR, u) for u in (*(t * (1 - d) for d in DISTANCES), math.nextafter(t, 0.0))]
+
+
+def joined() -> tuple[list[float], list[float]]:
+    """Two pieces of a grid in float32 that meet at .3, where they differ in the last bit, and the same with one .3."""
+    upper, lower = torch.linspace(1, 0.3, 32), torch.linspace(0.3, 0.001, 32)
+    lower[0] = torch.nextafter(lower[0], torch.tensor(0.0))
+    return torch.cat([upper, lower]).tolist(), torch.cat([upper, lower[1:]]).tolist()
+
+
+# --- times that are one ----------------------------------------------------------------------------------------------
+
+
+def test_times_that_single_precision_cannot_tell_apart_are_one() -> None:
+    """The ends stay as they are, the first of two others does; a distance that solvers can use is left."""
+    t, below = 0.3, math.nextafter(0.3, 0.0)
+    assert sg.Grid([1.0, t, below, 0.1]).times == (1.0, t, 0.1)
+    assert sg.Grid([1.0, below, t, 0.1]).times == (1.0, below, 0.1)
+    assert sg.Grid([1.0, 1.0 - 1e-12, 0.1 + 1e-12, 0.1]).times == (1.0, 0.1)
+    assert sg.Grid([1.0, t, t * (1 - 2e-6), 0.1]).steps == 3
+    pieces, once = joined()
+    assert sg.Grid(pieces).times == sg.Grid(once).times
+
+
+@pytest.mark.parametrize("times", [[0.3, 0.3], [1.0, 0.3, 0.3, 0.1], [0.3, math.nextafter(0.3, 0.0)], [0.3, 0.31]])
+def test_times_that_cannot_be_a_grid_are_shown(times: list[float]) -> None:
+    """Equal times, ends that coincide, and times that increase are refused with both values."""
+    t, u = next((t, u) for t, u in pairwise(times) if u >= t * (1 - 1e-9))
+    with pytest.raises(ValueError, match="strictly decrease") as refused:
+        sg.Grid(times)
+    assert str(t) in str(refused.value)
+    assert str(u) in str(refused.value)
+
+
+def test_steps_of_a_millionth_are_steps() -> None:
+    """Steps of a millionth of the time, as a grid of a million even steps has them, are not taken for rounding."""
+    step = (80.0 - 0.002) / 1e6
+    assert sg.Grid([80.0, 80.0 - step, 80.0 - 2 * step]).steps == 2
+
+
+# --- what solvers make of times close together -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, solver in MULTISTEP.items() if solver.stochastic])
+def test_the_law_does_not_see_a_time_twice(name: str) -> None:
+    """A time close to another changes the exact variance of stochastic solvers by no more than a step more would."""
+
+    def variance(grid: list[float]) -> float:
+        return float(impulse_response(MULTISTEP[name], VP, sg.Grid(grid), 0.5).square().sum())
+
+    plain = variance(list(LOG_SNR))
+    assert plain == pytest.approx(0.25, rel=0.3)
+    for grid in near_duplicates():
+        assert variance(grid) == pytest.approx(plain, rel=0.01)
+    pieces, once = joined()
+    assert variance(pieces) == variance(once)
+
+
+@pytest.mark.parametrize("name", [n for n, s in MULTISTEP.items() if not s.stochastic and s.variant != "fixed"])
+def test_the_error_does_not_see_a_time_twice(name: str) -> None:
+    """One time close to another, or two, leave the error of multistep solvers where it is."""
+    score = GAUSSIAN.score(VP)
+    x = torch.randn(50, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first, last = (torch.tensor(t, dtype=torch.float64) for t in (VP.T, VP.eps))
+    std_first, std_last = ((VP.alpha(t) ** 2 * 0.25 + VP.sigma(t) ** 2).sqrt() for t in (first, last))
+    exact = VP.alpha(last) * 0.3 + std_last / std_first * (x - VP.alpha(first) * 0.3)
+
+    def error(grid: list[float]) -> float:
+        return float((sg.sample(score, VP, x_T=x, solver=name, grid=grid, final="none").x - exact).abs().max())
+
+    plain, t = error(list(LOG_SNR)), LOG_SNR[30]
+    for grid in [*near_duplicates(), *(with_time(LOG_SNR, t * (1 - d), t * (1 - 2 * d)) for d in DISTANCES)]:
+        assert error(grid) < 1.3 * plain + 6e-5
+
+
+def growth(program: Program) -> float:
+    """The largest sum of the sizes of a step's weights, relative to their sum, a correction's to that of its step."""
+    largest = before = 0.0
+    for stage in program.stages[1:]:
+        weights = [c for _, c in stage.evals]
+        here = abs(sum(weights))
+        if max(here, before) > 0:
+            largest = max(largest, sum(map(abs, weights)) / max(here, before))
+        before = here
+    return largest
+
+
+@given(
+    name=st.sampled_from(list(MULTISTEP)),
+    process=st.sampled_from(list(PROCESSES)),
+    rule=st.sampled_from(["log-snr", "karras", "uniform", "quadratic"]),
+    steps=st.integers(5, 40),
+    place=st.floats(0, 1),
+    distance=st.floats(-15.5, -1),
+    above=st.booleans(),
+)
+@settings(max_examples=250)
+def test_weights_are_bounded_beside_a_time_twice(
+    name: str, process: str, rule: str, steps: int, place: float, distance: float, above: bool
+) -> None:
+    """The sizes of a step's weights sum to 10 at most, or twice what they do without the time in question."""
+    sde, solver = PROCESSES[process], MULTISTEP[name]
+    times = sg.grids.rule(rule)(sde, steps).times
+    t = times[round(place * (steps - 1))]
+    near = t * (1 + 10**distance) if above else t * (1 - 10**distance)
+    grid = sg.Grid(with_time(times, min(max(near, times[-1]), times[0])))
+    plain = growth(solver.compile(sde, sg.Grid(times)))
+    assert growth(solver.compile(sde, grid)) <= max(10.0, 2 * plain) * (1 + 1e-9)
+
+
+@given(
+    name=st.sampled_from(list(MULTISTEP)),
+    process=st.sampled_from(list(PROCESSES)),
+    shares=st.lists(st.floats(1e-9, 1), min_size=1, max_size=20, unique=True),
+)
+@settings(max_examples=150)
+def test_weights_are_bounded_on_any_grid(name: str, process: str, shares: list[float]) -> None:
+    """On any grid, however uneven, the sizes of the weights sum to 10 at most, or to what they do after even steps."""
+    sde, solver = PROCESSES[process], MULTISTEP[name]
+    times = with_time((sde.T, sde.eps), *(sde.eps + u * (sde.T - sde.eps) for u in shares))
+    even = 2.0 ** max(solver.nodes, solver.corrector) - 1  # extrapolation over a step with all its weight at its end
+    assert growth(solver.compile(sde, sg.Grid(times))) <= max(10.0, 1.1 * even)
+
+
+def test_order_falls_no_further_than_it_must() -> None:
+    """Behind two evaluations close together an older one is taken."""
+    times = with_time(LOG_SNR, LOG_SNR[30] * (1 - 1e-6))
+    program = sg.DPMSolver(3, singlestep=False, start="cold").compile(VP, sg.Grid(times))
+    used = [len(stage.evals) for stage in program.stages]
+    assert used[1:4] == [1, 2, 3]
+    assert set(used[4:]) == {3}
+
+
+def test_gddim_passes_over_times_close_together() -> None:
+    """The same where coefficients are matrices."""
+    sde = sg.CLD()
+    oracle = sg.oracles.Gaussian(torch.zeros(1), 0.25)
+    x = sde.prior_sample((20, 2, 1), seed=0, dtype=torch.float64)
+    times = sg.grids.rule(sde.natural_grid)(sde, 15).times
+
+    def end(times: list[float]) -> torch.Tensor:
+        return sg.sample(oracle.score(sde), sde, x_T=x, solver=sg.GDDIM(3), grid=times, final="none").x
+
+    plain = end(list(times))
+    for distance in (1e-6, 1e-9):
+        torch.testing.assert_close(end(with_time(times, times[8] * (1 - distance))), plain, rtol=0, atol=2e-3)
+
+
+# --- ends in single precision ----------------------------------------------------------------------------------------
+
+
+def karras_in_float32(sigma_min: float, sigma_max: float, n: int, rho: float = 7.0) -> torch.Tensor:
+    """k-diffusion's `get_sigmas_karras` without its trailing 0."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (high + torch.linspace(0, 1, n) * (low - high)) ** rho
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["without 0", "with 0"])
+@pytest.mark.parametrize(("sigma_min", "sigma_max"), [(0.0292, 14.6146), (0.002, 80.0), (0.01, 1000.1), (0.03, 157.4)])
+def test_noise_levels_in_single_precision_are_the_grid(sigma_min: float, sigma_max: float, zero: bool) -> None:
+    """k-diffusion's levels run from sigma_max to sigma_min exactly; their final 0 is the denoising call."""
+    sde = sg.EDMSDE(sigma_min, sigma_max)
+    sigmas = karras_in_float32(sigma_min, sigma_max, 10)
+    score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
+    grid = torch.cat([sigmas, torch.zeros(1)]) if zero else sigmas
+    for solver in ("heun", "dpm++2m", "euler", "lms4"):
+        res = sg.sample(score, sde, (2, 1), solver=solver, grid=grid, seed=0)
+        assert res.times == (sigma_max, *sigmas[1:-1].tolist(), sigma_min)
+    last = sg.sample(score, sde, (2, 1), solver="euler", grid=grid, seed=0, final="none").times[-1]
+    assert last == (0.0 if zero else sigma_min)
+
+
+def test_random_ends_in_single_precision() -> None:
+    """No upper end is refused or warned about for its image in float32."""
+    for sigma_max in torch.empty(100, dtype=torch.float64).uniform_(5, 200, generator=torch.Generator().manual_seed(0)):
+        sde = sg.EDMSDE(0.002, float(sigma_max))
+        score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
+        grid = torch.linspace(float(sigma_max), 0.002, 4)
+        assert sg.sample(score, sde, (1, 1), solver="ddim", grid=grid, seed=0).times[0] == sde.T
+
+
+@pytest.mark.parametrize("sde", [sg.EDMSDE(0.0292, 14.6146), sg.RectifiedFlowSDE(), sg.VESDE(T=0.7), sg.VPSDE(T=0.9)])
+def test_ends_of_a_run_in_single_precision(sde: sg.LinearSDE) -> None:
+    """t_start, t_end, given grids and adaptive solvers take the float32 images of T and eps for T and eps."""
+    start, end = (float(torch.tensor(t)) for t in (sde.T, sde.eps))
+    score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
+    for options in ({"solver": "ddim", "steps": 3, "grid": "uniform"}, {"solver": "dopri5"}):
+        res = sg.sample(score, sde, (2, 1), seed=0, t_start=start, t_end=end, **options)
+        assert (res.times[0], res.times[-1]) == (sde.T, sde.eps)
+        assert torch.equal(res.x, sg.sample(score, sde, (2, 1), seed=0, **options).x)
+    assert torch.equal(sde.prior_sample((3, 2), t=start, seed=0), sde.prior_sample((3, 2), t=sde.T, seed=0))
+    kept = sg.sample(score, sde, (2, 1), solver="ddim", steps=3, seed=0, trajectory=[start, 0.0]).trajectory_times
+    assert kept == (sde.T, 0.0)
+    with pytest.raises(ValueError, match="beyond T"):
+        sg.sample(score, sde, (2, 1), grid=[sde.T * 1.001, sde.eps])
+
+
+def test_times_on_the_grid_are_found_in_single_precision() -> None:
+    """A trajectory's times may come out of float32."""
+    grid = sg.grids.Karras()(sg.EDMSDE(), 10)
+    score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sg.EDMSDE())
+    wanted = torch.tensor(grid.times)[[2, 5]].tolist()
+    res = sg.sample(score, sg.EDMSDE(), (2, 1), solver="ddim", grid=grid, seed=0, trajectory=wanted)
+    assert res.trajectory_times == (grid.times[2], grid.times[5])
+
+
+def test_likelihoods_end_at_rounded_ends() -> None:
+    """eps in single precision is the process' own, for densities and codes."""
+    sde, x = sg.EDMSDE(0.0292, 14.6146), torch.ones(2, 1, dtype=torch.float64)
+    score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
+    eps = float(torch.tensor(sde.eps))
+    assert torch.equal(sg.log_prob(score, sde, x, eps=eps).value, sg.log_prob(score, sde, x).value)
+    assert torch.equal(sg.encode(score, sde, x, eps=eps).x, sg.encode(score, sde, x).x)
+
+
+def test_windows_end_at_rounded_levels() -> None:
+    """Guidance within an interval and churn within a window include an end that single precision has rounded."""
+    sde = sg.EDMSDE(0.0292, 14.6146)
+    score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
+    guided = sg.guidance.ClassifierFree(score, 2.0, null={"y": 0.0}, interval=(1.0, 14.6146))
+    assert guided._scale_at(torch.tensor([14.6146])) == 2.0
+    assert guided._scale_at(torch.tensor([1.0])) == 1.0
+    grid = sg.Grid([14.6146, float(torch.tensor(0.7)), 0.0292])
+    churned = sg.Heun(s_churn=0.5, s_tmin=0.0, s_tmax=0.7).compile(sde, grid)
+    assert sum(bool(stage.noises) for stage in churned.stages) >= 1
