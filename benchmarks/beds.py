@@ -56,7 +56,7 @@ from benchmarks import bed_networks
 from sgm_sde.engine.executor import Stages, stages
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.engine.program import Program
-from sgm_sde.models import fingerprint
+from sgm_sde.identity import fingerprint
 from sgm_sde.sampling import plan
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.shipped import digits_score, fashion_score
