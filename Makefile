@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: bench bench-accuracy bench-cld bench-independence bench-inverse bench-likelihood bench-overhead bench-quality clean demo lint mutation test test-slow
+.PHONY: beds bench bench-accuracy bench-cld bench-independence bench-inverse bench-likelihood bench-overhead bench-peers bench-quality clean demo lint mutation test test-slow
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -23,7 +23,16 @@ lint: $(STAMP)
 bench: bench-accuracy
 
 bench-accuracy: $(STAMP)
+	$(PY) -m benchmarks.defaults --out out/bench
+	cp out/bench/defaults.png docs/accuracy.png
+
+bench-peers: $(STAMP)
 	$(PY) benchmarks/accuracy.py --out out/bench
+
+# The test beds of bench-accuracy anew: networks, references, and what the registry can do on them.
+beds: $(STAMP)
+	$(PY) -m benchmarks.bed_networks
+	$(PY) -m benchmarks.beds references
 
 bench-overhead: $(STAMP)
 	$(PY) benchmarks/overhead.py --out out/bench

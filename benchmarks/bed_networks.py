@@ -57,14 +57,21 @@ class DigitsUNet(UNet):
     Args:
         second: whether this is the second training's, wider on 2x2 patches.
         table: whether the index is looked up in an `nn.Embedding`, rather than seen through sines and cosines.
+        skip: whether the input is added to the output. Normalised layers forget how long x is, which varies by 9 % on
+            64 pixels and by 1 % on photographs: from a log-SNR of -20 on, the flow of one that forgets diverges.
     """
 
-    def __init__(self, second: bool = False, table: bool = False) -> None:
+    def __init__(self, second: bool = False, table: bool = False, skip: bool = False) -> None:
         shape: dict[str, Any] = {"channels": (24, 32), "patch": 2} if second else {"channels": (16, 32), "patch": 1}
         super().__init__(1, blocks=1, attention=(), classes=CLASSES, embed=32, groups=8, **shape)
         # DDPM's frequencies, for sines and cosines of the index itself.
         self.frequencies = 10000 ** -torch.linspace(0, 1, len(self.frequencies)) / (2 * math.pi)
-        self.table = nn.Embedding(1000, 32) if table else None
+        self.table, self.skip = nn.Embedding(1000, 32) if table else None, skip
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The output (B, 1, 8, 8) for images x (B, 1, 8, 8), times t (B,) and labels y (B,)."""
+        out = super().forward(x, t, y)
+        return x + out if self.skip else out
 
     def _embedding(self, t: Tensor, y: Tensor | None) -> Tensor:
         if self.table is None:  # the angle in single precision also where the weights are in half
@@ -101,6 +108,7 @@ class Recipe:
     score: Callable[[nn.Module], sg.Score]
     iterations: tuple[int, int]
     table: bool = False
+    skip: bool = False
     loss: str = "simple"
 
 
@@ -121,7 +129,7 @@ def _ve(net: nn.Module) -> sg.Score:
 _INDEX = sg.time_labels.ddpm(1000)
 NETWORKS: dict[str, Recipe] = {
     "digits-linear": Recipe("digits", _noise(sg.presets.ddpm(), time_label=_INDEX), (1000, 1500)),
-    "digits-capped": Recipe("digits", _noise(sg.presets.iddpm_cosine(), time_label=_INDEX), (1000, 1500)),
+    "digits-capped": Recipe("digits", _noise(sg.presets.iddpm_cosine(), time_label=_INDEX), (1000, 1500), skip=True),
     "digits-lookup": Recipe(
         "digits",
         _noise(sg.presets.ddpm(), time_label=sg.time_labels.ddpm(1000, integer=True)),
@@ -150,7 +158,7 @@ def untrained(name: str) -> nn.Module:
     """The network before training, by name with its number."""
     kind, k = name.rsplit("-", 1)
     recipe, second = NETWORKS[kind], k == "1"
-    return DigitsUNet(second, recipe.table) if recipe.data == "digits" else MLP(second)
+    return DigitsUNet(second, recipe.table, recipe.skip) if recipe.data == "digits" else MLP(second)
 
 
 def trained(name: str) -> nn.Module:

@@ -459,7 +459,7 @@ def _network_bed(recipe: Recipe) -> Bed:
         score = SHIPPED[source](sde)
         net: Any = score.net
         weights, std = fingerprint(net.state_dict())[:16], float(net.sigma_data)
-        shape, steps = ((16, 1, 8, 8) if source == "digits" else (4, 1, 28, 28)), (300, 0)
+        shape, steps = ((16, 1, 8, 8) if source == "digits" else (2, 1, 28, 28)), (300, 0)
     else:
         net = bed_networks.trained(source)
         if recipe.mode == "bfloat16":

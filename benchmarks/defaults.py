@@ -266,7 +266,7 @@ def report(chosen: Sequence[Bed], out: Path) -> None:
         for row in found
     ]
     (out / "defaults.json").write_text(json.dumps(table, indent=1) + "\n")
-    draw([row for row in found if row.bed.half == "report"] or found, out / "accuracy.png")
+    draw([row for row in found if row.bed.half == "report"] or found, out / "defaults.png")
     sys.stdout.write("\n".join(lines) + f"\nWritten to {out}\n")
 
 
