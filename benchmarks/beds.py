@@ -471,7 +471,7 @@ def _network_bed(recipe: Recipe) -> Bed:
         elif "lookup" in source:
             shape, steps, jumps = (16, 1, 8, 8), (200, 0), table_jumps(sde)
         else:
-            shape, steps = (16, 1, 8, 8), (250, 1000)  # an index a step
+            shape, steps = (16, 1, 8, 8), (150, 350)  # three indices a step
     kwargs = {} if recipe.mode == "plain" else {"y": torch.arange(shape[0]) % 10}
     if recipe.mode == "guided":
         score = sg.guidance.ClassifierFree(score, GUIDANCE, null={"y": bed_networks.CLASSES})
