@@ -20,7 +20,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from sgm_sde._checks import whole
 from sgm_sde._shapes import expand, flat
-from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds, seeds_of_draw
+from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import BoundResult, LogProbResult, elbo, log_prob
 from sgm_sde.processes.linear import LinearSDE
@@ -245,7 +245,7 @@ class LatentScoreModel:
             for k in range(draws):
                 z = mean + std * stream.normal(tuple(mean.shape), mean.dtype, mean.device)
                 reconstructions.append(self._reconstruction(x, z))
-                own = seeds_of_draw(seeds, k)
+                own = seeds.repeated(k)
                 prior: LogProbResult | BoundResult
                 if method == "flow":
                     prior = log_prob(self.score, self.sde, z, eps=eps, seed=own, **options)

@@ -128,7 +128,7 @@ def pilot(
         if setting.solver.stochastic:
             raise ValueError(f"a pilot compares deterministic solvers, got {setting.solver.name}, which adds noise")
     if generator is not None:  # the same noises for all: drawn from once
-        seed, generator = [s for s, _ in resolve_seeds(seed, generator, shape[0])], None
+        seed, generator = resolve_seeds(None, generator, shape[0]), None
     seed = secrets.randbits(63) if seed is None else seed
 
     def end(setting: Setting, budget: int) -> SampleResult:

@@ -22,7 +22,7 @@ from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.adaptive import COMPLETED, GIVEN_UP, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL
 from sgm_sde.engine.brownian import PathNoise
 from sgm_sde.engine.executor import Hook, execute
-from sgm_sde.engine.noise import Generators, NoiseSource, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.noise import Generators, NoiseSource, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
@@ -125,7 +125,7 @@ class SampleResult:
         status: how the run ended; false in a boolean context if states were not finite or it was stopped.
         trajectory: states (K, B, *) at `trajectory_times`, if asked for; the last one is `x` when "all" are.
         trajectory_times: the times of the trajectory, 0 standing for the final denoised state.
-        seeds: the (seed, index) pair of each sample.
+        seeds: the (seed, index) pair of each sample, which `seed=` takes again; a range takes no memory.
         rows: samples that the network has seen in all its calls, a guided score's branches counted apart.
         control: how a solver that finds its own steps went about it, sample by sample; None on a grid.
     """
@@ -136,7 +136,7 @@ class SampleResult:
     status: Status
     trajectory: Tensor | None = field(default=None, repr=False)
     trajectory_times: tuple[float, ...] = field(default=(), repr=False)
-    seeds: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+    seeds: Sequence[tuple[int, int]] = field(default=(), repr=False)
     rows: int = 0
     control: StepControl | None = None
 
@@ -197,7 +197,8 @@ def sample(
         t_start: where to start, default `sde.T`. Below it, give the noised data as `x_T`.
         t_end: where to end, default `sde.eps`.
         seed: one int for the batch, or one per sample: an int, or a pair (seed, index) as in a result's `seeds`.
-        generator: one `torch.Generator` or one per sample, from which seeds are drawn, instead of `seed`.
+        generator: one `torch.Generator`, from which one seed is drawn for the batch, or one for each sample; instead
+            of `seed`.
         noise: of a stochastic solver on a grid: "independent" draws at each step, or "path", increments of one Brownian
             path a sample, so that 20 and 40 steps see the same noise; for solvers with one noise a step.
         final: what to return at the end: "denoise", Tweedie's estimate of the data, one network call (default for
@@ -271,8 +272,11 @@ def sample(
     assert program is not None
 
     def randomness(model: BoundModel) -> tuple[NoiseSource, Sequence[Hook]]:
-        source = NoiseStream(seeds, "solver") if noise == "independent" else _path(solver, program, sde, seeds)
-        return source, solver.hooks(sde, grid, model, NoiseStream(seeds, "corrector"), mean=final == "mean")
+        source: NoiseSource = NoiseStream(seeds, "solver", grid.times[0])
+        if noise == "path":
+            source = _path(solver, program, sde, seeds)
+        corrections = NoiseStream(seeds, "corrector", grid.times[0])
+        return source, solver.hooks(sde, grid, model, corrections, mean=final == "mean")
 
     def first_bad_node() -> int | None:
         again = BoundModel(score, sde, ends, model_kwargs)
@@ -373,7 +377,7 @@ def _initial_state(
     generator: Generators,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
-) -> tuple[Tensor, tuple[tuple[int, int], ...], torch.dtype]:
+) -> tuple[Tensor, SampleSeeds, torch.dtype]:
     """The state to start from, at least float32, the samples' seeds, and the dtype to return."""
     if (shape is None) == (x_T is None):
         raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
@@ -408,7 +412,7 @@ def _initial_state(
     return x_T.to(state_dtype), seeds, dtype
 
 
-def _path(solver: Solver, program: Program, sde: SDE, seeds: Sequence[tuple[int, int]]) -> PathNoise:
+def _path(solver: Solver, program: Program, sde: SDE, seeds: SampleSeeds) -> PathNoise:
     """Noise from one Brownian path a sample, halved evenly in log-SNR, where there is one."""
 
     def middle(a: float, b: float) -> float:
@@ -427,7 +431,7 @@ def _run_adaptive(
     model: BoundModel,
     x: Tensor,
     ends: tuple[float, ...],
-    seeds: tuple[tuple[int, int], ...],
+    seeds: SampleSeeds,
     dtype: torch.dtype,
     final: str,
     nfe: int | None,

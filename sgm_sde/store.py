@@ -28,6 +28,7 @@ from torch import Tensor
 
 from sgm_sde._lock import Lock
 from sgm_sde._version import __version__
+from sgm_sde.engine.noise import VERSION as NOISE
 from sgm_sde.identity import checksum, disagreement
 
 MANIFEST = "manifest.json"
@@ -322,7 +323,7 @@ class Store:
 
 def versions() -> dict[str, str]:
     """What numbers depend on beside the settings."""
-    return {"sgm_sde": __version__, "torch": torch.__version__}
+    return {"sgm_sde": __version__, "torch": torch.__version__, "noise": NOISE}
 
 
 def read_manifest(folder: Path | str) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import sgm_sde as sg
+from sgm_sde.engine.counter import LANES, Run, philox
 from sgm_sde.engine.executor import execute, lower
-from sgm_sde.engine.noise import STREAMS, NoiseStream, _mix, resolve_seeds, seeds_of_draw
+from sgm_sde.engine.noise import LARGEST, NoiseStream, SampleSeeds, resolve_seeds
 from sgm_sde.engine.phi import phi, phi_values
 from sgm_sde.engine.program import Form, Program, Stage, Step, Tracer, trace
 from sgm_sde.engine.reverse import ReverseSDE
@@ -623,69 +624,199 @@ def test_the_same_prediction_is_left_alone() -> None:
 # --- Noise and phi-functions -----------------------------------------------------------------------------------------
 
 
-def murmur(x: int) -> int:
-    """MurmurHash3's 32-bit finaliser as its author prints it, in NumPy's wrapping arithmetic."""
-    h = np.array([x % 2**32], dtype=np.uint32)
-    h ^= h >> np.uint32(16)
-    h *= np.uint32(0x85EBCA6B)
-    h ^= h >> np.uint32(13)
-    h *= np.uint32(0xC2B2AE35)
-    h ^= h >> np.uint32(16)
-    return int(h[0])
-
-
-def test_seeds_are_mixed_by_murmurhash() -> None:
-    """The published hashes of the empty string with seeds 0, 1 and 2^32 - 1, and any other word."""
-    assert [_mix(0), _mix(1), _mix(0xFFFFFFFF)] == [0, 0x514E28B7, 0x81F16F39]
-    for x in (2, 0xDEADBEEF, 0x80000000, 12345, 2**32 + 1, 2**40 + 99):
-        assert _mix(x) == murmur(x)
-
-
-SALTS = {
-    "prior": 0x9E3779B9,
-    "solver": 0x85EBCA6B,
-    "corrector": 0xC2B2AE35,
-    "probe": 0x27D4EB2F,
-    "dequantisation": 0x165667B1,
-    "measurement": 0xD3A2646C,
-}
+# Random123's published vectors of philox4x64 with 10 rounds: counter, key, block. The last are digits of pi.
+PHILOX = [
+    ([0] * 4, [0] * 2, "16554d9eca36314c db20fe9d672d0fdc d7e772cee186176b 7e68b68aec7ba23b"),
+    ([2**64 - 1] * 4, [2**64 - 1] * 2, "87b092c3013fe90b 438c3c67be8d0224 9cc7d7c69cd777b6 a09caebf594f0ba0"),
+    (
+        [0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89],
+        [0x452821E638D01377, 0xBE5466CF34E90C6C],
+        "a528f45403e61d95 38c72dbd566e9788 a5a1610e72fd18b5 57bd43b5e52b7fe6",
+    ),
+]
+STREAM_NUMBERS = {"prior": 1, "solver": 2, "corrector": 3, "probe": 4, "dequantisation": 5, "measurement": 6}
 SEEDS = [(0, 0), (0, 1), (7, 3), (2**32 + 7, 3), (2**64 - 1, 5)]
 
 
-@pytest.mark.parametrize("name, salt", SALTS.items())
-def test_noise_of_a_seed(name: str, salt: int) -> None:
-    """Row i is torch's own noise of the mixed seed, today and in any later version."""
-    assert STREAMS[name] == salt
-    noise = NoiseStream(SEEDS, name)
-    first, second = noise.normal((5, 3), F64), noise.normal((5, 3), F64)
-    assert first.dtype == F64
-    for row, (seed, index) in enumerate(SEEDS):
-        low, high = seed % 2**32, seed // 2**32
-        generator = torch.Generator().manual_seed(murmur(murmur(low ^ murmur(high ^ salt)) + index))
-        for draw in (first, second):
-            assert draw[row].tolist() == torch.empty(3).normal_(generator=generator).tolist()
+@pytest.mark.parametrize("counter, key, block", PHILOX)
+def test_philox_known_answers(counter: list[int], key: list[int], block: str) -> None:
+    """The published blocks, in arrays and by NumPy's generator, which counts before it evaluates."""
+    expected = [int(word, 16) for word in block.split()]
+    assert philox(tuple(counter), tuple(key)).tolist() == [expected]
+    if counter[0]:
+        run = Run()
+        run.seek(tuple(counter), tuple(key))
+        assert run.words(4).tolist() == expected
+        run.seek(tuple(counter), tuple(key), skip=3)
+        assert run.words(1).tolist() == expected[3:]
+
+
+def test_philox_evaluations_agree() -> None:
+    """Words of consecutive counters, one by one in arrays and together in C; each with its own key and counter."""
+    n = 3 * LANES // 2
+    run, first = Run(), np.arange(2**40, 2**40 + n, dtype=np.uint64)
+    run.seek((2**40, 7, 2**63, 9), (2**64 - 1, 2))
+    assert (run.words(4 * n).reshape(n, 4) == philox((first, 7, 2**63, 9), (2**64 - 1, 2))).all()
+    draws, seeds = first[::-1].copy(), first * np.uint64(2**23 + 1)
+    blocks = philox((first, draws, 0, 1), (seeds, 3))
+    for i in (0, 1, n - 1):
+        run.seek((int(first[i]), int(draws[i]), 0, 1), (int(seeds[i]), 3))
+        assert run.words(4).tolist() == blocks[i].tolist()
+
+
+def box_muller(words: list[int]) -> list[float]:
+    """Cosines and then sines, the lower half of all the bits telling radii and the upper angles, in float64."""
+    halves = [half for word in words for half in (word % 2**32, word >> 32)]
+    radii = [math.sqrt(-2 * math.log((half + 0.5) / 2**32)) for half in halves[: len(words)]]
+    angles = [2 * math.pi * half / 2**32 for half in halves[len(words) :]]
+    return [r * f(a) for f in (math.cos, math.sin) for r, a in zip(radii, angles, strict=True)]
+
+
+@pytest.mark.parametrize("name, number", STREAM_NUMBERS.items())
+@pytest.mark.parametrize("d", [1, 2, 3, 11])
+def test_noise_of_a_seed(name: str, number: int, d: int) -> None:
+    """Row i is Box and Muller's pairs from its words of the blocks for (draw, start, repetition) under (seed, stream),
+    today and in any later version."""
+    k = -(-d // 2)
+    for start, repeat in ((0.0, 0), (0.5, 3)):
+        seeds = SampleSeeds(
+            np.array([s for s, _ in SEEDS], dtype=np.uint64), np.array([i for _, i in SEEDS]), repeat=repeat
+        )
+        noise = NoiseStream(seeds, name, start)
+        (segment,) = np.array([start]).view(np.uint64).tolist()
+        for draw in range(2):
+            z = noise.normal((5, d), F64)
+            assert z.dtype == F64
+            assert torch.equal(noise.at(draw, (5, d), torch.float32), z.float())
+            for row, (seed, index) in zip(z.tolist(), SEEDS, strict=True):
+                run = [w for b in range(9) for w in philox((b + 1, draw, segment, repeat), (seed, number))[0].tolist()]
+                expected = box_muller(run[index * k : (index + 1) * k])[:d]
+                assert row == pytest.approx(expected, rel=1e-5, abs=1e-6)
     with pytest.raises(ValueError, match="noise for 4 samples asked of a stream for 5"):
         noise.normal((4, 3), F64)
 
 
-def test_seeds_of_several_draws() -> None:
-    """The seed plus 2^64 over the golden ratio, times the index and 2^20 times the draw, in 64 bits."""
-    assert seeds_of_draw([(5, 0), (0, 1), (1, 2)], 0) == [5, 0x9E3779B97F4A7C15, 0x3C6EF372FE94F82B]
-    assert seeds_of_draw([(0, 0), (7, 1)], 1) == [0x9B97F4A7C1500000, 0x39CF6E61409A7C1C]
-    seeds = [(2**64 - 1, 0), (3, 0), (3, 1), (3, 2**20 - 1)]
-    drawn = {seed for draw in (0, 1, 2, 2**20 - 1) for seed in seeds_of_draw(seeds, draw)}
-    assert len(drawn) == 16
-    assert all(0 <= seed < 2**64 for seed in drawn)
+@pytest.mark.parametrize("d", [1, 2, 3, 10, 130, 131, 4 * LARGEST + 1])
+def test_noise_is_the_same_however_it_is_had(d: int) -> None:
+    """Of a range, a permutation, a few, with all seeds given, with draws of their own: to the last bit."""
+    n = 60 if d < 1000 else 5
+    known = [NoiseStream(SampleSeeds(5, range(n)), "solver", 0.3).at(k, (n, d), torch.float32) for k in range(3)]
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(d)).numpy()
+    seeds = np.full(n, 5, dtype=np.uint64)
+    for given in (SampleSeeds(5, order), SampleSeeds(seeds, order), [(5, i) for i in order.tolist()]):
+        stream = NoiseStream(given, "solver", 0.3, draw=1)
+        assert torch.equal(stream.normal((n, d), torch.float32), known[1][order])
+        assert stream.draw == 2
+    for i in range(0, n, 9):
+        one = NoiseStream([(5, i)], "solver", 0.3).at(2, (1, d), torch.float32)
+        assert torch.equal(one[0], known[2][i])
+    draws = np.arange(n) % 3
+    own = NoiseStream(SampleSeeds(5, range(n)), "solver", 0.3).at(draws.astype(np.uint64), (n, d), torch.float32)
+    assert torch.equal(own, torch.stack([known[k][i] for i, k in enumerate(draws.tolist())]))
+    twice = NoiseStream([(5, 1), (5, 1), (5, 0)] * 40, "solver", 0.3).at(0, (120, d), torch.float32)
+    assert torch.equal(twice, known[0][[1, 1, 0] * 40])
+
+
+def test_large_samples_are_standard_normal() -> None:
+    """Neighbouring seeds, indices, draws, streams, starts and repetitions: each of mean 0, variance 1 and skew 0, of
+    the right distribution, and uncorrelated with the others, in lags as well."""
+    n = 2**14
+
+    def one(stream: str = "solver", start: float = 1.0, draw: int = 0, repeat: int = 0, **of: int) -> Tensor:
+        seeds = SampleSeeds(of.get("seed", 3), range(of.get("index", 0), of.get("index", 0) + 1), repeat)
+        return NoiseStream(seeds, stream, start).at(draw, (1, n), torch.float32)[0]
+
+    z = torch.stack([
+        one(), one(seed=4), one(seed=3 + 2**32), one(index=1), one(draw=1), one("corrector"), one("prior"),
+        one(start=0.5), one(start=math.nextafter(1, 0)), one(repeat=1),
+        NoiseStream(SampleSeeds(3, range(n)), "solver", 1.0).at(0, (n, 1), torch.float32)[:, 0],
+        NoiseStream(SampleSeeds(np.arange(n, dtype=np.uint64), np.zeros(n, dtype=np.int64)), "solver", 1.0)
+        .at(0, (n, 1), torch.float32)[:, 0],
+        NoiseStream([(3, 0)] * n, "solver", 1.0).at(np.arange(n, dtype=np.uint64), (n, 1), torch.float32)[:, 0],
+    ]).double()  # fmt: skip
+    assert float(z.mean(1).abs().max()) < 4.5 / math.sqrt(n)
+    assert float((z.var(1) - 1).abs().max()) < 4.5 * math.sqrt(2 / n)
+    assert float(z.pow(3).mean(1).abs().max()) < 4.5 * math.sqrt(15 / n)
+    assert float((z.pow(4).mean(1) - 3).abs().max()) < 4.5 * math.sqrt(96 / n)
+    place = (torch.arange(n) + 0.5) / n
+    assert float((torch.special.ndtr(z.sort(1).values) - place).abs().max()) < 2 / math.sqrt(n)
+    for values in (z, z.square() - 1):
+        lagged = torch.cat([values, values.roll(1, 1), values.roll(n // 2, 1)])
+        correlation = torch.corrcoef(lagged) - torch.eye(len(lagged), dtype=F64)
+        assert float(correlation.abs().max()) < 5.5 / math.sqrt(n)
+
+
+@pytest.mark.slow
+def test_a_hundred_million_numbers() -> None:
+    """Moments and distribution of 1e8 numbers, of crowds and of images, to their statistical errors."""
+    for n, d, draws in ((10**6, 2, 25), (400, 12288, 10)):
+        stream = NoiseStream(SampleSeeds(11, range(n)), "solver", 1.0)
+        count, moments, largest = 0, torch.zeros(4, dtype=F64), 0.0
+        bins = torch.zeros(1000, dtype=F64)
+        for _ in range(draws):
+            z = stream.normal((n, d), torch.float32).flatten()
+            count += len(z)
+            largest = max(largest, float(z.abs().max()))
+            powers = z.double()
+            for k in range(4):
+                moments[k] += powers.sum()
+                powers *= z
+            bins += torch.histc(torch.special.ndtr(z), 1000, 0.0, 1.0).double()
+        moments /= count
+        for got, exact, variance in zip(moments.tolist(), (0, 1, 0, 3), (1, 2, 15, 96), strict=True):
+            assert abs(got - exact) < 4.5 * math.sqrt(variance / count)
+        chi2 = float(((bins - count / 1000) ** 2).sum() / (count / 1000))
+        assert abs(chi2 - 999) < 5 * math.sqrt(2 * 999)
+        assert 5.0 < largest < 6.8
+
+
+def test_seeds_are_compact() -> None:
+    """A range is a range, in slices and lists too; what is no range, arrays; equal to the pairs that they stand for."""
+    many = resolve_seeds(3, None, 10**6)
+    assert isinstance(many, SampleSeeds)
+    assert isinstance(many.indices, range)
+    assert many[-1] == (3, 10**6 - 1)
+    assert isinstance(many[5:10].indices, range)
+    assert many[5:8] == ((3, 5), (3, 6), (3, 7)) == tuple(many[5:8])
+    assert many[5:8] != ((3, 5), (3, 6), (3, 8))
+    assert isinstance(resolve_seeds([(3, i) for i in range(7, 12)], None, 5).indices, range)
+    assert resolve_seeds(many[5:8], None, 3) == many[5:8]
+    assert many.select(np.array([4, 2])) == [(3, 4), (3, 2)]
+    assert resolve_seeds([(3, 4), (5, 2)], None, 2).select(np.array([1])) == [(5, 2)]
+    assert hash(many[:2]) == hash(((3, 0), (3, 1)))
+    assert repr(many[5:8]) == "SampleSeeds(3, range(5, 8))"
+    assert repr(resolve_seeds([1, 2], None, 2)) == "SampleSeeds((1, 0), (2, 0))"
+    assert many[:2].divided(3) == [(3, i) for i in range(6)]
+    assert resolve_seeds([(3, 4), (5, 2)], None, 2).divided(2) == [(3, 8), (3, 9), (5, 4), (5, 5)]
+
+
+def test_seeds_of_repetitions() -> None:
+    """The same pairs, with a number that tells repetitions of repetitions apart, too."""
+    seeds = resolve_seeds(3, None, 2)
+    found = {seeds.repeat}
+    for k in range(3):
+        found |= {seeds.repeated(k).repeat} | {seeds.repeated(k).repeated(j).repeat for j in range(3)}
+        assert tuple(seeds.repeated(k)) == tuple(seeds)
+        assert seeds.repeated(k) != seeds
+    assert len(found) == 13
+
+
+def test_all_bits_of_a_seed_count() -> None:
+    """Seeds that agree in their lower half, once one run, are two; samples of a generator never share their noise."""
+    a, b = (sg.VPSDE().prior_sample((4, 3), seed=seed) for seed in (5, 7047780872))
+    assert not bool((a == b).any())
+    x = sg.VPSDE().prior_sample((300_000, 3), generator=torch.Generator().manual_seed(0))
+    assert len(x.unique(dim=0)) == len(x)
 
 
 def test_seeds_from_generators() -> None:
-    """One draw below 2^62 a sample, and the generator is left where those draws left it."""
+    """One seed a generator, whose samples are numbered, and the generator is left where that draw left it."""
     g, same = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-    drawn = torch.randint(2**62, (3,), generator=same).tolist()
-    assert resolve_seeds(None, g, 3) == tuple((s, 0) for s in drawn)
+    drawn = int(torch.randint(2**63 - 1, (), generator=same))
+    assert resolve_seeds(None, g, 3) == tuple((drawn, i) for i in range(3))
     several = [torch.Generator().manual_seed(i) for i in range(2)]
     copies = [torch.Generator().manual_seed(i) for i in range(2)]
-    expected = tuple((int(torch.randint(2**62, (1,), generator=c)), 0) for c in copies)
+    expected = tuple((int(torch.randint(2**63 - 1, (), generator=c)), 0) for c in copies)
     assert resolve_seeds(None, several, 2) == expected
     for a, b in zip([g, *several], [same, *copies], strict=True):
         assert torch.equal(a.get_state(), b.get_state())

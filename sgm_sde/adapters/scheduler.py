@@ -171,7 +171,7 @@ class SolverScheduler:
         if self._run is None:
             seeds = resolve_seeds(self.seed, generator if self.seed is None else None, len(sample))
             x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-            self._run = self._inside_out(x, NoiseStream(seeds, "solver"))
+            self._run = self._inside_out(x, NoiseStream(seeds, "solver", self._grid.times[0]))
             self._state, _ = next(self._run)
         elif sample is not self._given[0] or _version(sample) != self._given[1]:
             self._state.copy_(sample)

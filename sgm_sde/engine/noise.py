@@ -1,28 +1,33 @@
-"""Randomness: every sample owns streams of noise that depend on its seed and on nothing else."""
+"""Randomness: noise as a function of seed, sample, stream and draw, and of nothing else."""
 
 from __future__ import annotations
 
+import math
 import operator
 import secrets
-from collections.abc import Iterable, Sequence
-from functools import cached_property
-from typing import Protocol, SupportsIndex
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Protocol, SupportsIndex, overload
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from sgm_sde.engine.counter import LANES, WORDS, BoxMuller, Run, Words, philox
 
 Seeds = SupportsIndex | Iterable[SupportsIndex | tuple[SupportsIndex, SupportsIndex]] | None
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
+VERSION = "philox-4x64-10"  # what the numbers of a seed depend on; in protocols and folders of results
+
 # A stream for each use, so that adding a corrector leaves the prior and the predictor's noise as they were.
-STREAMS = {
-    "prior": 0x9E3779B9,
-    "solver": 0x85EBCA6B,
-    "corrector": 0xC2B2AE35,
-    "probe": 0x27D4EB2F,
-    "dequantisation": 0x165667B1,
-    "measurement": 0xD3A2646C,
-}
+STREAMS = {"prior": 1, "solver": 2, "corrector": 3, "probe": 4, "dequantisation": 5, "measurement": 6, "path": 7}
+
+LARGEST = 16384  # words at a time, whose memory stays in a core's cache
+SCATTERED = 64  # words of a sample up to which arrays are quicker than one visit a sample
+VISIT = 640  # words that take as long as setting the generator to another place
 
 
 class NoiseSource(Protocol):
@@ -31,56 +36,134 @@ class NoiseSource(Protocol):
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None) -> Tensor: ...
 
 
-def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> tuple[tuple[int, int], ...]:
+@dataclass(frozen=True, eq=False, repr=False)
+class SampleSeeds(Sequence[tuple[int, int]]):
+    """The (seed, index) pairs of a batch, of which a range takes no memory.
+
+    Args:
+        seed: one for all samples, or one each (B,) in uint64.
+        indices: the samples' (B,), a range or in int64.
+        repeat: number of the repetition, for what is done several times with the same samples.
+
+    Example:
+        >>> seeds = SampleSeeds(7, range(1_000_000))
+        >>> seeds[5], len(seeds[10:20]), seeds[:2] == ((7, 0), (7, 1))
+        ((7, 5), 10, True)
+    """
+
+    seed: int | np.ndarray
+    indices: range | np.ndarray
+    repeat: int = 0
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, at: int) -> tuple[int, int]: ...
+    @overload
+    def __getitem__(self, at: slice) -> SampleSeeds: ...
+    def __getitem__(self, at: int | slice) -> tuple[int, int] | SampleSeeds:
+        if isinstance(at, slice):
+            seed = self.seed if isinstance(self.seed, int) else self.seed[at]
+            return SampleSeeds(seed, self.indices[at], self.repeat)
+        seed = self.seed if isinstance(self.seed, int) else int(self.seed[at])
+        return seed, int(self.indices[at])
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        seeds, indices = self.arrays()
+        return zip(seeds.tolist(), indices.tolist(), strict=True)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, SampleSeeds):
+            return self.repeat == other.repeat and all(map(np.array_equal, self.arrays(), other.arrays()))
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        if isinstance(self.seed, int) and isinstance(self.indices, range):
+            return f"SampleSeeds({self.seed}, {self.indices})"
+        return f"SampleSeeds({', '.join(map(str, self[:4]))}{', ...' if len(self) > 4 else ''})"
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Seeds and indices, (B,) each."""
+        seeds = np.broadcast_to(np.asarray(self.seed, dtype=np.uint64), len(self))
+        return seeds, np.asarray(self.indices, dtype=np.int64)
+
+    def select(self, rows: np.ndarray) -> SampleSeeds:
+        """Those of some samples."""
+        seeds, indices = self.arrays()
+        return SampleSeeds(self.seed if isinstance(self.seed, int) else seeds[rows], indices[rows], self.repeat)
+
+    def divided(self, parts: int) -> SampleSeeds:
+        """As many rows for each sample, each with an index of its own."""
+        if parts == 1:
+            return self
+        if isinstance(self.seed, int) and isinstance(self.indices, range) and self.indices.step == 1:
+            return replace(self, indices=range(self.indices.start * parts, self.indices.stop * parts))
+        seeds, index = self.arrays()
+        rows = (index[:, None] * parts + np.arange(parts)).ravel()
+        return replace(self, seed=self.seed if isinstance(self.seed, int) else np.repeat(seeds, parts), indices=rows)
+
+    def repeated(self, k: int) -> SampleSeeds:
+        """The same samples once more, the k-th time, with other noise than theirs and any other time's."""
+        return replace(self, repeat=self.repeat << 20 | k + 1)
+
+
+def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> SampleSeeds:
     """One (seed, index) pair per sample from whatever the caller gave.
 
     An int `s` gives sample i the pair (s, i), so the first rows of a larger batch are the smaller batch. A list
     gives sample i the pair (seed_i, 0): `seed=[7]` is the first sample of `seed=7`. A list may hold pairs itself:
-    `seed=[(7, 5)]` is the sixth sample of `seed=7`. A generator supplies seeds and is advanced by one draw per
-    sample. With neither, fresh entropy is used and reported.
+    `seed=[(7, 5)]` is the sixth sample of `seed=7`. A generator supplies one seed for the batch, or a list of them one
+    for each sample. With neither, fresh entropy is used and reported.
 
     Raises:
-        ValueError: for both, for a negative seed or one of 64 bits and more, an index of more than 32 bits, or a
+        ValueError: for both, for a negative seed or one of more than 64 bits, an index of more than 32 bits, or a
             list of the wrong length.
         TypeError: for anything that is no integer, pair of integers or generator.
 
     Example:
-        >>> resolve_seeds(3, None, 2), resolve_seeds([7, (9, 4)], None, 2)
-        (((3, 0), (3, 1)), ((7, 0), (9, 4)))
+        >>> resolve_seeds(3, None, 2) == ((3, 0), (3, 1)), resolve_seeds([7, (9, 4)], None, 2) == ((7, 0), (9, 4))
+        (True, True)
     """
     if seed is not None and generator is not None:
         raise ValueError("give seed= or generator=, not both")
     if generator is not None:
         if isinstance(generator, torch.Generator):
-            return tuple((int(s), 0) for s in _draw_seeds(generator, batch))
+            return SampleSeeds(_drawn_seed(generator), range(batch))
         if not isinstance(generator, Sequence):
             raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
         if len(generator) != batch:
             raise ValueError(f"got {len(generator)} generators for {batch} samples")
-        return tuple((_draw_seeds(g, 1)[0], 0) for g in generator)
+        return _of_pairs([(_drawn_seed(g), 0) for g in generator])
     if seed is None:
         seed = secrets.randbits(63)
     if (
         isinstance(seed, Iterable) and not isinstance(seed, str) and getattr(seed, "ndim", None) != 0
     ):  # a 0-d tensor is one seed
-        seeds = list(seed)
+        seeds = seed if isinstance(seed, SampleSeeds) else list(seed)
         if len(seeds) != batch:
             raise ValueError(f"got {len(seeds)} seeds for {batch} samples")
-        return tuple(_pair(s) for s in seeds)
-    seed = _checked(seed)
-    return tuple((seed, i) for i in range(batch))
+        return seeds if isinstance(seeds, SampleSeeds) else _of_pairs([_pair(s) for s in seeds])
+    return SampleSeeds(_checked(seed), range(batch))
 
 
-def seeds_of_draw(seeds: Sequence[tuple[int, int]], draw: int) -> list[int]:
-    """A seed for each sample and draw, for what draws several times for the same samples (fewer than 2^20 of them)."""
-    return [(seed + 0x9E3779B97F4A7C15 * (draw * 2**20 + index)) % 2**64 for seed, index in seeds]
+def _of_pairs(pairs: Sequence[tuple[int, int]]) -> SampleSeeds:
+    """The same in as little memory as they take."""
+    seeds = np.array([seed for seed, _ in pairs], dtype=np.uint64)
+    index = np.array([i for _, i in pairs], dtype=np.int64)
+    one = len(seeds) > 0 and bool((seeds == seeds[0]).all())
+    if one and bool((np.diff(index) == 1).all()):
+        return SampleSeeds(int(seeds[0]), range(int(index[0]), int(index[0]) + len(index)))
+    return SampleSeeds(int(seeds[0]) if one else seeds, index)
 
 
-def _draw_seeds(generator: torch.Generator, n: int) -> list[int]:
+def _drawn_seed(generator: torch.Generator) -> int:
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-    drawn: list[int] = torch.randint(2**62, (n,), generator=generator, device=generator.device).tolist()
-    return drawn
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
 
 
 def _pair(seed: object) -> tuple[int, int]:
@@ -101,23 +184,31 @@ def _checked(value: object, name: str = "a seed", bits: int = 64) -> int:
     return index
 
 
-def _mix(x: int) -> int:
-    """A bijection on 32 bits that spreads every input bit (MurmurHash3's finaliser, Appleby 2011)."""
-    x &= 0xFFFFFFFF
-    x = ((x ^ x >> 16) * 0x85EBCA6B) & 0xFFFFFFFF
-    x = ((x ^ x >> 13) * 0xC2B2AE35) & 0xFFFFFFFF
-    return x ^ x >> 16
-
-
 class NoiseStream:
-    """Standard normal noise in which row i depends only on its (seed, index) pair, the stream and the draw.
+    r"""Standard normal noise, a function of a sample's seed and index, the stream, the segment and the draw.
 
-    Numbers are drawn on the CPU in float32 and then moved and cast, so that CPU and GPU runs, and float32 and
-    float64 runs, see the same noise.
+    The numbers of a sample come from its own words of 64 bits, those at $[iK, (i+1)K)$ for index i and K words, in
+    the blocks of Philox-4x64-10 with
+
+    | key | seed | stream | | |
+    |---|---|---|---|---|
+    | counter | block of four words, from 1 | draw | segment | repetition |
+
+    each of 64 bits, so that no two numbers ever share their bits. A word gives two numbers by Box and Muller's method.
+    They are made on the host in float32, and moved and cast: CPU and GPU, float32 and float64 runs see the same noise.
+    The bits are the same everywhere, the numbers but for the last bits of log, cos and sin on another processor.
 
     Args:
         seeds: one (seed, index) pair per sample, from `resolve_seeds`.
         stream: what the noise is for, one of `STREAMS`.
+        start: the time at which the run starts, whose bits are the segment: runs that continue one another from another
+            time do not share their noise. 0 for what belongs to no run.
+        draw: how many draws have been made before.
+
+    Attributes:
+        draw: how many draws have been made.
+
+    Source: Salmon et al., 2011, doi:10.1145/2063384.2063405 (counter-based generators).
 
     Example:
         >>> both = NoiseStream(((5, 0), (5, 1)), "solver").normal((2, 3), torch.float32, None)
@@ -126,23 +217,121 @@ class NoiseStream:
         True
     """
 
-    def __init__(self, seeds: Sequence[tuple[int, int]], stream: str) -> None:
-        self._seeds, self._salt = seeds, STREAMS[stream]
-
-    @cached_property
-    def _generators(self) -> list[torch.Generator]:
-        # torch's CPU generator keeps 32 bits of a seed. Every map below is a bijection of 32-bit words in the
-        # low word of the seed and in the index, so neighbouring seeds and samples of one call never collide.
-        return [
-            torch.Generator("cpu").manual_seed(_mix(_mix(seed & 0xFFFFFFFF ^ _mix(seed >> 32 ^ self._salt)) + index))
-            for seed, index in self._seeds
-        ]
+    def __init__(self, seeds: Sequence[tuple[int, int]], stream: str, start: float = 0.0, draw: int = 0) -> None:
+        self.seeds = seeds if isinstance(seeds, SampleSeeds) else _of_pairs(seeds)
+        self.draw = draw
+        self._stream, self._repeat = STREAMS[stream], self.seeds.repeat
+        (self._segment,) = struct.unpack("<Q", struct.pack("<d", start))
+        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._run, self._box_muller = Run(), BoxMuller(LARGEST)
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         """The next draw, of shape (B, *)."""
-        if shape[0] != len(self._seeds):
-            raise ValueError(f"noise for {shape[0]} samples asked of a stream for {len(self._seeds)}")
+        self.draw += 1
+        return self.at(self.draw - 1, shape, dtype, device)
+
+    def at(
+        self,
+        draw: int | np.ndarray,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Any draw, of shape (B, *); one for all samples, or one each (B,) in uint64."""
+        if shape[0] != len(self.seeds):
+            raise ValueError(f"noise for {shape[0]} samples asked of a stream for {len(self.seeds)}")
         z = torch.empty(shape, dtype=torch.float32, device="cpu")
-        for row, generator in zip(z, self._generators, strict=True):
-            row.normal_(generator=generator)
+        if z.numel():
+            self._fill(z.view(len(z), -1).numpy(), draw)
         return z.to(device=device, dtype=dtype, non_blocking=True)
+
+    def _fill(self, out: np.ndarray, draw: int | np.ndarray) -> None:
+        """Fill rows (B, D); those of many numbers as several shorter ones."""
+        n, d = out.shape
+        pairs = -(-d // 2)
+        parts = -(-pairs // LARGEST)
+        k = -(-pairs // parts)
+        places = self.seeds.divided(parts)
+        if parts > 1 and not isinstance(draw, int):
+            draw = np.repeat(draw, parts)
+        rows = out if d == 2 * k * parts or parts == 1 else np.empty((n, 2 * k * parts), dtype=np.float32)
+        self._fill_rows(rows.reshape(n * parts, -1), places, k, draw)
+        if rows is not out:
+            out[:] = rows[:, :d]
+
+    def _fill_rows(self, out: np.ndarray, places: SampleSeeds, k: int, draw: int | np.ndarray) -> None:
+        """Fill rows of up to 2 k numbers from k words each, as many at a time as the cache holds."""
+        d = out.shape[1]
+        for at, words in self._words(places, k, draw):
+            rows = out[at] if isinstance(at, slice) else np.empty((len(at), d), dtype=np.float32)
+            self._box_muller(words, rows[:, :k], rows[:, k:] if d > k else None)
+            if not isinstance(at, slice):
+                out[at] = rows
+
+    def _words(self, places: SampleSeeds, k: int, draw: int | np.ndarray) -> Iterator[tuple[slice | np.ndarray, Words]]:
+        """The words (rows, k) at all places, some rows at a time; in the quickest way, which does not change them."""
+        n, step = len(places), max(1, LARGEST // k)
+        if isinstance(draw, int) and isinstance(places.seed, int):
+            if isinstance(places.indices, range) and places.indices.step == 1:
+                self._seek(places.seed, places.indices[0] * k, draw)
+                for i in range(0, n, step):
+                    count = min(step, n - i)
+                    yield slice(i, i + count), self._run.words(count * k).reshape(count, k)
+                return
+            if k <= SCATTERED:
+                order, runs = self._runs(places, k)
+                if len(runs) * VISIT < n * k:
+                    yield from self._spans(places, k, draw, order, runs)
+                    return
+        seeds, index = places.arrays()
+        draws = np.broadcast_to(np.asarray(draw, dtype=np.uint64), n)
+        first = index.astype(np.uint64) * np.uint64(k)
+        if k > SCATTERED:
+            for i in range(0, n, step):
+                words = np.empty((min(step, n - i), k), dtype=np.uint64)
+                for j, row in enumerate(words, i):
+                    self._seek(int(seeds[j]), int(first[j]), int(draws[j]))
+                    row[:] = self._run.words(k)
+                yield slice(i, i + len(words)), words
+            return
+        blocks = -(-(WORDS - math.gcd(k, WORDS) + k) // WORDS)  # at most, wherever in one the words begin
+        step = max(1, min(step, LANES // blocks))
+        for i in range(0, n, step):
+            at = slice(i, min(i + step, n))
+            block, skip = np.divmod(first[at, None], np.uint64(WORDS))
+            counts = (block + np.arange(1, blocks + 1, dtype=np.uint64)).ravel()
+            draw_of, seed_of = (np.repeat(part[at], blocks) for part in (draws, seeds))
+            words = philox((counts, draw_of, self._segment, self._repeat), (seed_of, self._stream))
+            within = skip + np.arange(k, dtype=np.uint64)
+            yield at, np.take_along_axis(words.reshape(len(block), -1), within.astype(np.int64), 1)
+
+    def _seek(self, seed: int, word: int, draw: int) -> None:
+        block, skip = divmod(word, WORDS)
+        self._run.seek((block + 1, draw, self._segment, self._repeat), (seed, self._stream), skip)
+
+    def _runs(self, places: SampleSeeds, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of the indices, and where in it runs begin whose gaps are passed over sooner than visited."""
+        if k not in self._orders:
+            index = places.arrays()[1]
+            order = np.argsort(index, kind="stable")
+            (gaps,) = np.nonzero(np.diff(index[order]) * k > VISIT)
+            self._orders[k] = order, np.concatenate([[0], gaps + 1])
+        return self._orders[k]
+
+    def _spans(
+        self, places: SampleSeeds, k: int, draw: int, order: np.ndarray, runs: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, Words]]:
+        """Words from one end of a run to the other, of which those at the places are kept."""
+        assert isinstance(places.seed, int)
+        sorted_index, step = places.arrays()[1][order], max(1, LARGEST // k)
+        for a, b in pairwise([*runs.tolist(), len(order)]):
+            first, last = int(sorted_index[a]), int(sorted_index[b - 1])
+            self._seek(places.seed, first * k, draw)
+            for i in range(first, last + 1, step):
+                count = min(step, last + 1 - i)
+                words = self._run.words(count * k).reshape(count, k)
+                lo, hi = a + np.searchsorted(sorted_index[a:b], [i, i + count])
+                if hi > lo:
+                    kept = sorted_index[lo:hi] - i
+                    for some in range(0, hi - lo, step):  # more than are there, where one occurs twice
+                        yield order[lo:hi][some : some + step], words[kept[some : some + step]]

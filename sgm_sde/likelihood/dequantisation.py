@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._shapes import flat
-from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds, seeds_of_draw
+from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_process, require_count
 from sgm_sde.likelihood.decoders import Levels, diffuse, normal_log_prob
@@ -146,8 +146,7 @@ def bits_per_dim(
             }
             options["probe_basis"] = pilot = pilot_probe_basis(score, linear, x, seed=0, **passed_on)
             nfe += pilot.nfe
-        probe_seeds = seeds_of_draw(seeds, draw)
-        result = density(score, sde, x, seed=probe_seeds, **options)
+        result = density(score, sde, x, seed=seeds.repeated(draw), **options)
         nfe += result.nfe
         values.append(-(result.value.double() + correction) / (d * math.log(2)))
     assert result is not None

@@ -24,7 +24,7 @@ from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._shapes import on_host
 from sgm_sde._times import at_ends
 from sgm_sde.engine.executor import Plan, execute, lower
-from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds, seeds_of_draw
+from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.program import trace as trace_program
 from sgm_sde.engine.reverse import ScoreFn
@@ -199,7 +199,7 @@ def velocity_bound(
     for k in range(draws):
         noise = apply(root, stream.normal((len(x), sde.blocks, *x.shape[1:]), dtype, x.device))
         state = torch.cat([x[:, None].to(dtype), noise[:, 1:]], 1)
-        own = seeds_of_draw(seeds, k)
+        own = seeds.repeated(k)
         results.append(joint_log_prob(score_fn, sde, state, seed=own, **options))
     values = torch.stack([r.value for r in results]) + entropy
     stderr = values.std(0) / math.sqrt(draws) if draws > 1 else results[0].stderr

@@ -15,7 +15,7 @@ from torch import Tensor
 from sgm_sde._checks import instead
 from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
-from sgm_sde.engine.noise import NoiseSource
+from sgm_sde.engine.noise import NoiseSource, SampleSeeds
 from sgm_sde.engine.program import Form, Program, Step, trace
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE
@@ -236,7 +236,7 @@ class Problem:
     x: Tensor
     start: float
     end: float
-    seeds: tuple[tuple[int, int], ...]
+    seeds: SampleSeeds
     calls: int | None = None
     steps: int | None = None
     on_leave: Callable[[int], None] | None = None

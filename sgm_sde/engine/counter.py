@@ -1,0 +1,146 @@
+r"""Philox-4x64-10: 256 random bits as a function of a 256-bit counter and a 128-bit key.
+
+Ten rounds of multiplications by constants, each product's halves crossed over and mixed with the key (Salmon, Moraes,
+Dror & Shaw, 2011, doi:10.1145/2063384.2063405). There is no state: any number can be had at any time, in any order.
+Two evaluations give the same bits: NumPy's, in C, along a run of consecutive counters, and one in array operations for
+counters and keys that have nothing to do with one another.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
+WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)  # what a round adds to the key
+ROUNDS = 10
+WORDS = 4  # of 64 bits in a block
+LANES = 4096  # blocks at a time, whose arrays stay in a core's cache
+
+Words = np.ndarray  # uint64
+HALF, UNIT, MINUS_TWO, ANGLE = np.array([0.5, 2.0**-32, -2.0, math.pi * 2.0**-31], dtype=np.float32)[:, None, None]
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+def philox(counter: tuple[Words | int, ...], key: tuple[Words | int, ...]) -> Words:
+    """The blocks (n, 4) for counters of four words and keys of two, each a number or an array (n,).
+
+    Example:
+        >>> [f"{word:016x}" for word in philox((0, 0, 0, 0), (0, 0))[0].tolist()]
+        ['16554d9eca36314c', 'db20fe9d672d0fdc', 'd7e772cee186176b', '7e68b68aec7ba23b']
+    """
+    words = [np.asarray(word, dtype=np.uint64) for word in (*counter, *key)]
+    (n,) = np.broadcast_shapes((1,), *(word.shape for word in words))
+    out = np.empty((n, WORDS), dtype=np.uint64)
+    for i in range(0, n, LANES):
+        part = [word[i : i + LANES] if word.ndim else word for word in words]
+        rows = out[i : i + LANES]
+        _rounds(np.array([np.broadcast_to(word, len(rows)) for word in part[:WORDS]]), part[WORDS:], rows)
+    return out
+
+
+def _rounds(x: Words, key: list[Words], out: Words) -> None:
+    high, low, scratch = (np.empty((2, x.shape[1]), dtype=np.uint64) for _ in range(3))
+    for i in range(ROUNDS):
+        for j in (0, 1):
+            _multiply(x[2 * j], MULTIPLIERS[j], high[j], low[j], scratch)
+        for j in (0, 1):
+            np.bitwise_xor(high[1 - j], x[2 * j + 1], out=x[2 * j])
+            np.bitwise_xor(x[2 * j], key[j] + np.uint64(i * WEYL[j] % 2**64), out=x[2 * j])
+            x[2 * j + 1] = low[1 - j]
+    out[:] = x.T
+
+
+def _multiply(a: Words, by: int, high: Words, low: Words, scratch: Words) -> None:
+    """Both halves of the product of a and a number, by multiplications of 32 bits."""
+    b0, b1 = np.uint64(by & 0xFFFFFFFF), np.uint64(by >> 32)
+    a1, t = scratch
+    np.bitwise_and(a, _LOW, out=low)
+    np.right_shift(a, _HALF, out=a1)
+    np.multiply(low, b0, out=t)
+    np.right_shift(t, _HALF, out=t)
+    np.multiply(a1, b0, out=high)
+    np.add(t, high, out=t)  # a1 b0 + (a0 b0 >> 32)
+    np.right_shift(t, _HALF, out=high)
+    np.bitwise_and(t, _LOW, out=t)
+    np.multiply(low, b1, out=low)
+    np.add(t, low, out=t)  # a0 b1 + the lower half of what there was
+    np.right_shift(t, _HALF, out=t)
+    np.add(high, t, out=high)
+    np.multiply(a1, b1, out=a1)
+    np.add(high, a1, out=high)
+    np.multiply(a, np.uint64(by), out=low)
+
+
+class Run:
+    """Words of consecutive blocks, in C: NumPy's generator set to a key and a counter."""
+
+    def __init__(self) -> None:
+        self._bits = np.random.Philox(0)
+        self._state: Any = self._bits.state
+
+    def seek(self, counter: tuple[int, int, int, int], key: tuple[int, int], skip: int = 0) -> None:
+        """Go to a counter, whose first word is at least 1, and on by some words of its block."""
+        first, *rest = counter
+        self._state["state"] = {
+            "counter": np.array([first - 1, *rest], dtype=np.uint64),  # NumPy counts before it evaluates
+            "key": np.array(key, dtype=np.uint64),
+        }
+        self._state["buffer_pos"] = WORDS
+        self._bits.state = self._state
+        if skip:
+            self._bits.random_raw(skip)
+
+    def words(self, n: int) -> Words:
+        """The next n words."""
+        words: Words = self._bits.random_raw(n)
+        return words
+
+
+class BoxMuller:
+    r"""Pairs of independent standard normal numbers from two words of 32 bits, in memory that is used again.
+
+    $$ z_1 = \sqrt{-2\log u}\,\cos\phi, \qquad z_2 = \sqrt{-2\log u}\,\sin\phi $$
+
+    with u uniform in (0, 1], as fine as $2^{-32}$ near 0, and $\phi$ in $[0, 2\pi]$. So $|z| < 6.77$. Every number
+    is what it is alone: none of the functions depends on the place in the array.
+
+    Args:
+        size: the most pairs at a time.
+
+    Source: Box & Muller, 1958, doi:10.1214/aoms/1177706645.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = [torch.empty(size, dtype=torch.float32, device="cpu") for _ in range(3)]
+        self._views: dict[tuple[int, int], tuple[Any, ...]] = {}
+
+    def __call__(self, words: Words, cosines: np.ndarray, sines: np.ndarray | None) -> None:
+        """Fill two arrays (r, k), the second cut short to as many columns as it has, from words (r, k) of 64 bits.
+
+        The first half of the 2 k words of 32 bits of a row tells the radii, the second half the angles.
+        """
+        r, k = words.shape
+        if (r, k) not in self._views:
+            tensors = [memory[: r * k].view(r, k) for memory in self._memory]
+            self._views = {(r, k): (*tensors, *(tensor.numpy() for tensor in tensors))}
+        # NumPy is quicker to start, and torch at logarithms and circular functions.
+        radius, angle, cosine, u, phi, cos = self._views[r, k]
+        halves = words.view(np.uint32).reshape(r, 2, k)
+        np.copyto(u, halves[:, 0], casting="unsafe")
+        np.add(u, HALF, out=u)
+        np.multiply(u, UNIT, out=u)
+        torch.log(radius, out=radius)
+        np.multiply(u, MINUS_TWO, out=u)
+        np.sqrt(u, out=u)
+        np.copyto(phi, halves[:, 1], casting="unsafe")
+        np.multiply(phi, ANGLE, out=phi)
+        torch.cos(angle, out=cosine)
+        np.multiply(u, cos, out=cosines)
+        if sines is not None:
+            torch.sin(angle, out=angle)
+            n = sines.shape[1]
+            np.multiply(u[:, :n], phi[:, :n], out=sines)
