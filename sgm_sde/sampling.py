@@ -461,8 +461,11 @@ def _run_adaptive(
     if denoise and len(arrived):
         with model.only(arrived, len(x)):
             x = x.index_copy(0, arrived, model.predict("data", x[arrived], ends[1]))
-    arrived_well = zip(end.outcome, finite(x).tolist(), strict=True)
-    outcome = tuple(o if ok or o != COMPLETED else NOT_FINITE for o, ok in arrived_well)
+    outcome, known = end.outcome, finite(x)
+    if not known.all():
+        outcome = tuple(
+            o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(outcome, known.tolist(), strict=True)
+        )
     status = _adaptive_status(outcome, end.t, ends[1], end.not_finite)
     if not status.ok:
         warnings.warn(status.message, NonFiniteWarning if NOT_FINITE in outcome else UnfinishedWarning, stacklevel=4)
@@ -472,9 +475,9 @@ def _run_adaptive(
 
 def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite: Mapping[int, float]) -> Status:
     """Which samples did not arrive, where they are, and why."""
-    samples = tuple(i for i, o in enumerate(outcome) if o != COMPLETED)
-    if not samples:
+    if outcome.count(COMPLETED) == len(outcome):
         return Status()
+    samples = tuple(i for i, o in enumerate(outcome) if o != COMPLETED)
     why = {
         OUT_OF_STEPS: "out of steps",
         NOT_FINITE: "the score or the state is not finite beyond",
@@ -628,10 +631,10 @@ def _status(
     if end.is_meta:
         return Status()
     # The one place where values come back from the device.
-    before_end, at_end = torch.stack([finite(state), finite(end)]).tolist()
-    samples = tuple(i for i, ok in enumerate(zip(before_end, at_end, strict=True)) if not all(ok))
+    before_end, at_end = torch.stack([finite(state), finite(end)]).cpu()
+    samples = tuple((~(before_end & at_end)).nonzero().flatten().tolist())
     if samples:
-        found = grid.steps + 1 if all(before_end) else first_bad_node()
+        found = grid.steps + 1 if before_end.all() else first_bad_node()
         i = node if found is None else min(found, grid.steps)
         shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
         before = f", after the step from t={grid.times[i - 1]:.6g}," if found is not None and 0 < found == i else ""

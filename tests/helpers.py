@@ -84,9 +84,9 @@ def bind(score: sg.Score, sde: sg.SDE, times: Sequence[float], **kwargs: object)
     return BoundModel(score, sde, (times[-1], times[0]), kwargs)
 
 
-def stream(n: int, name: str = "solver") -> NoiseStream:
-    """Noise for n samples of seed 0."""
-    return NoiseStream([(0, i) for i in range(n)], name)
+def stream(n: int, name: str = "solver", start: float = 0.0) -> NoiseStream:
+    """Noise for n samples of seed 0, in a run that starts at a time."""
+    return NoiseStream([(0, i) for i in range(n)], name, start)
 
 
 def sampler(name: str, sde: sg.SDE, n_steps: int = 2) -> sg.Solver:

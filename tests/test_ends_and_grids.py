@@ -165,7 +165,7 @@ def test_mean_with_a_corrector_spares_the_predictors_noise() -> None:
             ).x
             for final in ("none", "mean")
         )  # fmt: skip
-        noise = NoiseStream([(0, 0), (0, 1)], name)
+        noise = NoiseStream([(0, 0), (0, 1)], name, grid.times[0])
         z = [noise.normal((2, 4), F64) for _ in range(draws)][-1]
         torch.testing.assert_close(none - mean, coefficient * z, rtol=1e-9, atol=1e-12, msg=order)
 

@@ -534,7 +534,7 @@ def test_correctors_see_the_predicted_state_and_predictors_the_corrected() -> No
     solver = sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.3))
     res = run(solver, score_fn=net, grid=grid, final="none", dtype=F64)
     x0, x1, x1_corrected, x2 = net.states
-    z = stream(3, "corrector")
+    z = stream(3, "corrector", 1.0)
     score = sg.from_score(SCORE, VP)
 
     def ddim(x: Tensor, s: float, t: float) -> Tensor:

@@ -20,7 +20,7 @@ SIGMAS = [0.05 * 1.5**i for i in range(12)]
 
 def draws(name: str) -> Callable[[], Tensor]:
     """The next noise of a stream, as the library draws it."""
-    source = stream(SHAPE[0], name)
+    source = stream(SHAPE[0], name, 1.0)
     return lambda: source.normal(SHAPE, F64)
 
 

@@ -194,6 +194,8 @@ class Integration:
     @property
     def completed(self) -> Tensor:
         """Which samples arrived, (B,) on the host."""
+        if self.outcome.count(COMPLETED) == len(self.outcome):
+            return torch.ones(len(self.outcome), dtype=torch.bool, device="cpu")
         return torch.tensor([outcome == COMPLETED for outcome in self.outcome], device="cpu")
 
 
@@ -280,7 +282,7 @@ def march(
             ended[holds] = OUTCOMES.index(reason)
         rows = leave(ended)
     arrived, failed, made = (torch.from_numpy(c) for c in (accepted, rejected, stepper.evaluations))
-    reasons = tuple(OUTCOMES[o] for o in outcome)
+    reasons = tuple(np.array(OUTCOMES, dtype=object)[outcome].tolist())
     return Integration(tuple(result), torch.from_numpy(t), reasons, arrived, failed, made, stepper.calls)
 
 

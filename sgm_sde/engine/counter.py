@@ -115,7 +115,7 @@ class BoxMuller:
     """
 
     def __init__(self, size: int) -> None:
-        self._memory = [torch.empty(size, dtype=torch.float32, device="cpu") for _ in range(3)]
+        self._memory = [np.empty(size, dtype=np.float32) for _ in range(3)]
         self._views: dict[tuple[int, int], tuple[Any, ...]] = {}
 
     def __call__(self, words: Words, cosines: np.ndarray, sines: np.ndarray | None) -> None:
@@ -125,8 +125,10 @@ class BoxMuller:
         """
         r, k = words.shape
         if (r, k) not in self._views:
-            tensors = [memory[: r * k].view(r, k) for memory in self._memory]
-            self._views = {(r, k): (*tensors, *(tensor.numpy() for tensor in tensors))}
+            if len(self._views) > 3:  # a piece and the last one, of two sizes of sample
+                self._views.clear()
+            arrays = [memory[: r * k].reshape(r, k) for memory in self._memory]
+            self._views[r, k] = (*map(torch.from_numpy, arrays), *arrays)
         # NumPy is quicker to start, and torch at logarithms and circular functions.
         radius, angle, cosine, u, phi, cos = self._views[r, k]
         halves = words.view(np.uint32).reshape(r, 2, k)

@@ -240,10 +240,10 @@ class NoiseStream:
         """Any draw, of shape (B, *); one for all samples, or one each (B,) in uint64."""
         if shape[0] != len(self.seeds):
             raise ValueError(f"noise for {shape[0]} samples asked of a stream for {len(self.seeds)}")
-        z = torch.empty(shape, dtype=torch.float32, device="cpu")
-        if z.numel():
-            self._fill(z.view(len(z), -1).numpy(), draw)
-        return z.to(device=device, dtype=dtype, non_blocking=True)
+        z = np.empty(shape, dtype=np.float32)
+        if z.size:
+            self._fill(z.reshape(len(z), -1), draw)
+        return torch.from_numpy(z).to(device=device, dtype=dtype, non_blocking=True)
 
     def _fill(self, out: np.ndarray, draw: int | np.ndarray) -> None:
         """Fill rows (B, D); those of many numbers as several shorter ones."""

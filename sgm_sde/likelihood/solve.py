@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._shapes import as_time, dot, expand
-from sgm_sde.engine.adaptive import COMPLETED, integrate
+from sgm_sde.engine.adaptive import integrate
 from sgm_sde.engine.executor import execute
 from sgm_sde.likelihood.checks import OnOutput, check_output
 from sgm_sde.likelihood.grid import Stretched
@@ -287,9 +287,9 @@ def adaptive(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float, *, to_no
     if isinstance(flow.model, TraceModel):
         y = (*y, x.new_zeros(len(x), flow.model.estimate.columns))
     run = integrate(flow, y, start.lam, end.lam, DOPRI5, rtol=rtol, atol=atol)
-    for i, (outcome, lam) in enumerate(zip(run.outcome, run.t.tolist(), strict=True)):
-        if outcome != COMPLETED:
-            raise ValueError(f"the flow of sample {i} stopped at t={float(flow.sde.time(2 * lam)):.6g}: {outcome}")
+    for i in (~run.completed).nonzero().flatten().tolist()[:1]:
+        t = float(flow.sde.time(2 * float(run.t[i])))
+        raise ValueError(f"the flow of sample {i} stopped at t={t:.6g}: {run.outcome[i]}")
     return (run.y[0] * flow.scale[end], *run.y[1:])
 
 

@@ -23,6 +23,24 @@ from sgm_sde.scores.conditions import AmbiguousArgument, has_rows, map_rows, res
 from sgm_sde.scores.score import Score
 
 
+TIMES_AT_HAND = 2**20  # numbers; beyond, times are made when they are needed
+
+
+class _Times(Sequence[Tensor]):
+    """Times (n,), each as a tensor (B,) of its own when it is asked for: a run of many samples holds one at a time."""
+
+    def __init__(self, times: Tensor, batch: int) -> None:
+        self._times, self._batch = times, batch
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):
+            return _Times(self._times[k], self._batch)
+        return self._times[k].repeat(self._batch)
+
+
 class BoundModel:
     """What the executor and the correctors call.
 
@@ -134,7 +152,10 @@ class BoundModel:
 
     def times(self, ts: Sequence[float], x: Tensor) -> Sequence[Tensor]:
         """Times as tensors (B,) in the state's dtype, rounded into the run and never out of it."""
-        return self.round_times(ts, x)[:, None].repeat(1, len(x)).unbind(0)
+        rounded = self.round_times(ts, x)
+        if rounded.numel() * len(x) > TIMES_AT_HAND:
+            return _Times(rounded, len(x))
+        return rounded[:, None].repeat(1, len(x)).unbind(0)
 
     def round_times(self, ts: Sequence[float] | np.ndarray, x: Tensor) -> Tensor:
         """Times in the state's dtype and on its device, rounded into the run and never out of it."""
