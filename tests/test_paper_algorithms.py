@@ -18,9 +18,9 @@ BETAS = [0.01 * 1.3**i for i in range(12)]
 SIGMAS = [0.05 * 1.5**i for i in range(12)]
 
 
-def draws(name: str) -> Callable[[], Tensor]:
-    """The next noise of a stream, as the library draws it."""
-    source = stream(SHAPE[0], name, 1.0)
+def draws(name: str, t_start: float = 1.0) -> Callable[[], Tensor]:
+    """The next noise of a stream, as the library draws it in a run from a time."""
+    source = stream(SHAPE[0], name, t_start)
     return lambda: source.normal(SHAPE, F64)
 
 
@@ -180,7 +180,7 @@ def test_edm_sampler() -> None:
     levels = [10.0, 7.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.08]
     sde = sg.EDMSDE(sigma_min=0.08, sigma_max=10.0)
     x = x_T = start(10.0)
-    z = draws("solver")
+    z = draws("solver", levels[0])
     D = MIXTURE.score(sde).denoised
     for t, t_next in zip(levels, [*levels[1:], 0.0], strict=True):
         gamma = min(churn / len(levels), math.sqrt(2) - 1) if low <= t <= high and t_next else 0.0

@@ -22,7 +22,6 @@ from sgm_sde.processes.predictions import KernelValues, convert
 from sgm_sde.scores.conditions import AmbiguousArgument, has_rows, map_rows, resolve
 from sgm_sde.scores.score import Score
 
-
 TIMES_AT_HAND = 2**20  # numbers; beyond, times are made when they are needed
 
 
