@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -22,6 +23,18 @@ def whole(option: str, value: Any, least: int = 1, kind: type[Any] = Real) -> in
     if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value) or value % 1 or value < least:
         raise ValueError(f"{option} must be a whole number of at least {least}, got {value!r}")
     return int(value)
+
+
+def sizes(option: str, value: Any) -> tuple[int, ...]:
+    """A shape as a tuple of ints.
+
+    Raises:
+        TypeError: for what is no sequence.
+        ValueError: for entries that are not whole numbers of at least 1.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{option} must be a sequence of sizes, got {described(value)}")
+    return tuple(whole(f"{option}[{i}]", n) for i, n in enumerate(value))
 
 
 def described(value: Any) -> str:

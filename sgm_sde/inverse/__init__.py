@@ -1,4 +1,4 @@
-"""Inverse problems: samples of the data given a linear measurement of it.
+"""Inverse problems: samples of the data given a measurement of it.
 
 Example:
     >>> import sgm_sde as sg, torch
@@ -19,6 +19,8 @@ from sgm_sde.inverse.operators import (
     LinearOperator,
     Mask,
     Measurement,
+    NonlinearMap,
+    Operator,
     check_operator,
 )
 from sgm_sde.inverse.posterior_scores import MMPS, DiffPIR, PiGDM, PosteriorScore
@@ -34,6 +36,8 @@ __all__ = [
     "LinearOperator",
     "Mask",
     "Measurement",
+    "NonlinearMap",
+    "Operator",
     "PiGDM",
     "PosteriorScore",
     "RePaint",

@@ -40,6 +40,7 @@ def posterior(oracle: Oracle, measurement: Measurement) -> Mixture:
         oracle = oracle.as_mixture()
     elif not isinstance(oracle, Mixture):
         raise TypeError(f"the posterior is known for Gaussians and their mixtures, got {oracle!r}")
+    measurement.linear()
     shape, d = oracle.event_shape, oracle.event_shape.numel()
     predicted, y = measurement.of(torch.eye(d, dtype=torch.float64).reshape(d, *shape))
     if y.shape != predicted.shape[1:]:

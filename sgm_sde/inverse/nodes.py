@@ -126,6 +126,7 @@ class Replacement(AtNodes):
         super().__post_init__()
         if self.noise not in ("fresh", "fixed"):
             raise ValueError(f"noise must be 'fresh' or 'fixed', got {self.noise!r}")
+        self.measurement.linear()
         if self.measurement.std != 0:
             raise ValueError(
                 f"{self.name} takes y as exact, got std={self.measurement.std:g}: "
@@ -151,7 +152,7 @@ class Replacement(AtNodes):
 
     def _replacing(self, sde: SDE, grid: Grid, noise: NoiseSource, mean: bool) -> Hook:
         nodes: list[Any] = list(sde.nodes(grid.times))
-        operator = self.measurement.operator
+        operator = self.measurement.linear()
         known: list[Tensor] = []
 
         def put_in(x: Tensor, i: int) -> Tensor:
@@ -284,13 +285,16 @@ class _Remembering(Score):
 class DPS(AtNodes):
     r"""Diffusion posterior sampling: after each step, down the gradient of the misfit before it.
 
-    $$ x_{i+1} \leftarrow x_{i+1} - \zeta\,\nabla_{x_i} \lVert y - A D(x_i)\rVert $$
+    $$ x_{i+1} \leftarrow x_{i+1} - \zeta\,\rho_i\,\rho_{i+1}\,\nabla_{x_i} \lVert y - A(D(x_i))\rVert, \qquad
+       \rho^2 = \alpha^2 + \sigma^2 $$
 
-    The norm is a sample's own. As in the paper's code, the step size is $\zeta$ on the norm; its algorithm 1 writes
-    $\zeta_i = \zeta'/\lVert y - AD\rVert$ on the square, the same with $\zeta = 2\zeta'$. Its pull grows with the
-    number of steps, $\sigma_y$ does not enter, no posterior is approximated: a heuristic for 1000 steps of ancestral
-    sampling. For steps of one evaluation, on any linear process. The solver's network calls, and one vector-Jacobian
-    product each.
+    The operator may be any differentiable one (`NonlinearMap`), and is differentiated at $D(x_i)$. With $\rho$, which
+    is 1 on VP where the paper works, the step is the same in every scaling of x: one denoiser gives the same samples
+    on every process. The norm is a sample's own. As in the paper's code, the step size is $\zeta$ on the norm; its
+    algorithm 1 writes $\zeta_i = \zeta'/\lVert y - AD\rVert$ on the square, the same with $\zeta = 2\zeta'$. Its
+    pull grows with the number of steps, $\sigma_y$ does not enter, no posterior is approximated: a heuristic for 1000
+    steps of ancestral sampling. For steps of one evaluation, on any linear process. The solver's network calls, and
+    one vector-Jacobian product each.
 
     Args:
         solver: `Ancestral`, `DDIM` or another of one evaluation a step.
@@ -335,6 +339,7 @@ class DPS(AtNodes):
     def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """The gradient step, before the solver's own hooks."""
         model.score = remembering = _Remembering(model.score)
+        rho = [math.hypot(node.alpha, node.sigma) for node in sde.nodes(grid.times)]
 
         @outside_inference_mode
         def descend(x: Tensor, i: int) -> Tensor:
@@ -346,6 +351,7 @@ class DPS(AtNodes):
             r = self.measurement.residual(D if torch.is_grad_enabled() else D.detach())
             square = dot(r, r)
             norm = torch.where(square > 0, square, 1).sqrt().reshape(-1, *[1] * (r.ndim - 1))
-            return x + self.zeta * last.vjp(operator.adjoint(r / norm), D)
+            step = self.zeta * rho[i - 1] * rho[i]
+            return x + step * last.vjp(operator.vjp(D if torch.is_grad_enabled() else D.detach(), r / norm), D)
 
         return (descend, *self.solver.hooks(sde, grid, model, noise, mean=mean))

@@ -1,4 +1,4 @@
-"""What was measured: linear operators, and a measurement as a value."""
+"""What was measured: operators, linear or not, and a measurement as a value."""
 
 from __future__ import annotations
 
@@ -10,14 +10,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import whole
+from sgm_sde._checks import described, number, sizes, whole
 from sgm_sde._shapes import dot
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.inverse.linalg import Linearised, conjugate_gradient
 from sgm_sde.testing import CheckError
 
 
-class LinearOperator(ABC):
+class Operator(ABC):
+    """A map from data x (B, *) to measurements y (B, *), which takes each sample by itself."""
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """A(x)."""
+
+    @abstractmethod
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """The product of v, like a measurement, with the Jacobian at x."""
+
+    def restrict(self, y: Tensor) -> Tensor:
+        """A measurement (B, *) without what was not measured: itself, but for masks."""
+        return y
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class LinearOperator(Operator):
     r"""A linear map $A$ from data x (B, *) to measurements y (B, *), which takes each sample by itself.
 
     An operator of your own gives `apply` and `adjoint`, and `solve` where $AA^T$ has a closed form; `LinearMap` makes
@@ -32,12 +51,12 @@ class LinearOperator(ABC):
     iterations: int = 50
 
     @abstractmethod
-    def apply(self, x: Tensor) -> Tensor:
-        """A x."""
-
-    @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
         r"""$A^T y$."""
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        r"""$A^T v$, wherever x is."""
+        return self.adjoint(v)
 
     def solve(self, v: Tensor, shift: Tensor | float) -> Tensor:
         r"""$(AA^T + \text{shift}\,I)^{-1} v$ for v like a measurement and a shift that multiplies it, a sample each."""
@@ -52,13 +71,6 @@ class LinearOperator(ABC):
         if not self.full_rank:
             raise ValueError(f"{self!r} has no pseudo-inverse: A A^T is not known to be invertible")
         return self.adjoint(self.solve(y, 0.0))
-
-    def restrict(self, y: Tensor) -> Tensor:
-        """A measurement (B, *) without what was not measured: itself, but for masks."""
-        return y
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
 
 
 class Mask(LinearOperator):
@@ -287,8 +299,59 @@ class Blur(LinearOperator):
         return f"Blur(kernel of shape {tuple(self.kernel.shape)})"
 
 
-class LinearMap(LinearOperator):
-    """An operator from a function; its adjoint by autograd, if none is given.
+class _Function(Operator):
+    """An operator from a function of samples of one shape."""
+
+    def __init__(self, apply: Callable[[Tensor], Tensor], shape: Sequence[int]) -> None:
+        if not callable(apply):
+            raise TypeError(f"apply must be a function from x (B, *) to measurements (B, *), got {described(apply)}")
+        self._apply, self.shape = apply, sizes("shape", shape)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """The function's value."""
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"the operator takes samples of shape {self.shape}, got x of shape {tuple(x.shape)}")
+        y = self._apply(x)
+        if not isinstance(y, Tensor):
+            raise TypeError(f"the operator must return a tensor, got {type(y).__name__}")
+        if y.ndim == 0 or len(y) != len(x):
+            raise ValueError(f"the operator returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}")
+        return y
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({getattr(self._apply, '__name__', 'function')}, shape={self.shape})"
+
+
+class NonlinearMap(_Function):
+    """A measurement by any differentiable function: phase retrieval, saturation, a network.
+
+    `DPS` takes it, which differentiates it where it stands. What the other methods solve has no meaning for it.
+
+    Args:
+        apply: from x (B, *) to (B, *), a sample by itself; differentiable in torch.
+        shape: of one sample of x.
+
+    Raises:
+        TypeError: for an `apply` that is no function or returns no tensor.
+        ValueError: for a shape that is none; at a call, for x, or what the function returns, of another shape, and a
+            function without gradient.
+
+    Example:
+        >>> magnitude = NonlinearMap(lambda x: torch.fft.fft(x).abs(), shape=(2,))
+        >>> magnitude.apply(torch.tensor([[1.0, -3.0]]))
+        tensor([[2., 4.]])
+    """
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """The product of v with the function's Jacobian at x."""
+        return Linearised(self.apply, x).vjp(v)
+
+
+class LinearMap(_Function, LinearOperator):
+    """An operator from a linear function; its adjoint by autograd, if none is given.
+
+    That it is linear is tried out once, on random numbers: when it is made, or at its first call where it does not take
+    float32 or float64 on the CPU. An affine function is made linear by taking A(0) from it and from y.
 
     Args:
         apply: linear, from x (B, *) to (B, *), a sample by itself; differentiable in torch if no adjoint is given.
@@ -298,7 +361,9 @@ class LinearMap(LinearOperator):
         full_rank: your word that A A^T is invertible, so that measurements without noise are allowed.
 
     Raises:
-        ValueError: for options out of range; at a call, for x, or what a function returns, of another shape.
+        TypeError: for an `apply` that is no function or returns no tensor.
+        ValueError: for a function that is not linear, and options out of range; at a call, for x, or what a function
+            returns, of another shape.
 
     Example:
         >>> difference = LinearMap(lambda x: x[:, 1:] - x[:, :-1], shape=(3,))
@@ -314,17 +379,45 @@ class LinearMap(LinearOperator):
         iterations: int = 50,
         full_rank: bool = False,
     ) -> None:
-        self._apply, self._adjoint = apply, adjoint
-        self.shape, self.iterations, self.full_rank = tuple(shape), whole("iterations", iterations), full_rank
+        super().__init__(apply, shape)
+        if adjoint is not None and not callable(adjoint):
+            raise TypeError(f"adjoint must be a function from y (B, *) to x (B, *), got {described(adjoint)}")
+        self._adjoint = adjoint
+        self.iterations, self.full_rank = whole("iterations", iterations), full_rank
+        self._tried = False
+        for dtype in (torch.float64, torch.float32):
+            if not self._tried:
+                try:
+                    self._try(torch.empty(2, *self.shape, dtype=dtype, device="cpu"))
+                except RuntimeError:  # tensors of another dtype or device in the function: tried at its first call
+                    continue
+
+    def _try(self, like: Tensor) -> None:
+        """Raise ValueError unless the function is linear on random numbers like these."""
+        stream = NoiseStream([(0, i) for i in range(2 * len(like))], "probe")
+        draws = stream.normal((2 * len(like), *self.shape), torch.float64).to(like)
+        x, z = draws.chunk(2)
+        zero, at_x, at_z, at_both = (super(LinearMap, self).apply(v).detach() for v in (0 * x, x, z, 2 * x - 3 * z))
+        expected = 2 * at_x - 3 * at_z
+        tolerance = max(1e-4, 8 * torch.finfo(at_x.dtype).eps)
+        scale = float(torch.stack([at_x.abs().max(), at_z.abs().max()]).max()) if at_x.numel() else 0.0
+        for what, got, wanted in (("A(0) and 0", zero, 0 * zero), ("A(2x - 3z) and 2Ax - 3Az", at_both, expected)):
+            off = (got - wanted).abs().flatten()
+            if off.numel() and not bool((off <= tolerance * scale).all()):
+                i = int(off.nan_to_num(math.inf).argmax())
+                raise ValueError(
+                    f"the function {getattr(self._apply, '__name__', 'apply')!r} is not linear: {what} differ, "
+                    f"{got.flatten()[i].item():.6g} and {wanted.flatten()[i].item():.6g}. Take A(0) from an affine one "
+                    f"and from y; NonlinearMap with DPS takes any differentiable function"
+                )
+        self._tried = True
 
     def apply(self, x: Tensor) -> Tensor:
         """The function's value."""
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"the operator takes samples of shape {self.shape}, got x of shape {tuple(x.shape)}")
-        y = self._apply(x)
-        if y.ndim == 0 or len(y) != len(x):
-            raise ValueError(f"the operator returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}")
-        return y
+        if not self._tried and x.shape[1:] == self.shape:
+            with torch.no_grad():
+                self._try(x.detach())
+        return super().apply(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The given adjoint, or the function's vector-Jacobian product."""
@@ -340,16 +433,13 @@ class LinearMap(LinearOperator):
             )
         return x
 
-    def __repr__(self) -> str:
-        return f"LinearMap({getattr(self._apply, '__name__', 'function')}, shape={self.shape})"
-
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    r"""What was measured: $y = A x_0 + \sigma_y n$ with standard normal $n$.
+    r"""What was measured: $y = A(x_0) + \sigma_y n$ with standard normal $n$.
 
     Args:
-        operator: A.
+        operator: A, linear but for `DPS`.
         y: the measurements, (B, *) with one a sample, or without the B if all samples have the same.
         std: $\sigma_y$; 0 where y is exact, which takes an operator of full rank.
 
@@ -363,26 +453,39 @@ class Measurement:
         Measurement(Mask(1 of 2 observed), y=(2,), std=0.1)
     """
 
-    operator: LinearOperator
+    operator: Operator
     y: Tensor
     std: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.operator, LinearOperator):
-            raise TypeError(f"operator must be a LinearOperator, such as Mask or LinearMap, got {self.operator!r}")
+        if not isinstance(self.operator, Operator):
+            raise TypeError(
+                f"operator must be a LinearOperator, such as Mask or LinearMap, or a NonlinearMap, got "
+                f"{described(self.operator)}"
+            )
         if not isinstance(self.y, Tensor) or not self.y.is_floating_point():
-            raise TypeError(f"y must be a floating-point tensor, got {self.y!r}")
-        if not (math.isfinite(self.std) and self.std >= 0):
+            raise TypeError(f"y must be a floating-point tensor, got {described(self.y)}")
+        if not (math.isfinite(number("std", self.std)) and self.std >= 0):
             raise ValueError(f"std must be finite and not negative, got {self.std}")
-        if self.std == 0 and not self.operator.full_rank:
+        if self.std == 0 and isinstance(self.operator, LinearOperator) and not self.operator.full_rank:
             raise ValueError(f"std=0 takes an operator of full rank, which {self.operator!r} is not known to be")
         y = self.operator.restrict(self.y)
         if not bool(torch.isfinite(y).all()):
             raise ValueError(f"y has {int((~torch.isfinite(y)).sum())} measured values that are not finite")
         object.__setattr__(self, "y", y)
 
+    def linear(self) -> LinearOperator:
+        """The operator, where it is linear.
+
+        Raises:
+            TypeError: where it is not.
+        """
+        if not isinstance(self.operator, LinearOperator):
+            raise TypeError(f"a linear operator is needed, got {self.operator!r}: DPS takes any differentiable one")
+        return self.operator
+
     @staticmethod
-    def simulate(operator: LinearOperator, x: Tensor, std: float = 0.0, *, seed: Seeds = None) -> Measurement:
+    def simulate(operator: Operator, x: Tensor, std: float = 0.0, *, seed: Seeds = None) -> Measurement:
         """The measurement of known data x (B, *), with noise from a seed of its own for each sample.
 
         Example:
@@ -401,9 +504,10 @@ class Measurement:
         """
         predicted = self.operator.apply(x)
         if self.y.shape not in (predicted.shape, predicted.shape[1:]):
+            hint = "; for one measurement of all samples leave out its 1" if self.y.shape[:1] == (1,) else ""
             raise ValueError(
                 f"y has shape {tuple(self.y.shape)}, but x of shape {tuple(x.shape)} is measured as "
-                f"{tuple(predicted.shape)}"
+                f"{tuple(predicted.shape)}{hint}"
             )
         return predicted, self.y.to(predicted)
 
@@ -418,7 +522,7 @@ class Measurement:
         Raises:
             ValueError: for an operator whose rank is not known.
         """
-        return x + self.operator.pseudo_inverse(self.residual(x))
+        return x + self.linear().pseudo_inverse(self.residual(x))
 
     def __repr__(self) -> str:
         return f"Measurement({self.operator!r}, y={tuple(self.y.shape)}, std={self.std:g})"

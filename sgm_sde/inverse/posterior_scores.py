@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode, require_gradient
-from sgm_sde._checks import whole
+from sgm_sde._checks import described, whole
 from sgm_sde._shapes import expand
 from sgm_sde._tree import Path
 from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjugate_residual
@@ -40,7 +40,7 @@ def require_score(score: object) -> None:
 def require_measurement(measurement: object) -> None:
     """Raise TypeError unless `measurement` is a `Measurement`."""
     if not isinstance(measurement, Measurement):
-        raise TypeError(f"measurement must be a Measurement, got {measurement!r}")
+        raise TypeError(f"measurement must be a Measurement, got {described(measurement)}")
 
 
 def require_positive(**options: float) -> None:
@@ -78,7 +78,7 @@ class PosteriorScore(Score, ABC):
         require_score(score)
         require_measurement(measurement)
         super().__init__(score.net, score.sde, "data")
-        self.score, self.measurement = score, measurement
+        self.score, self.measurement, self.operator = score, measurement, measurement.linear()
         self._as_it_is = False
 
     @property
@@ -176,7 +176,7 @@ class DiffPIR(PosteriorScore):
 
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoised data, pulled towards the measurement."""
-        D, (operator, std) = denoiser(x), (self.measurement.operator, self.measurement.std)
+        D, (operator, std) = denoiser(x), (self.operator, self.measurement.std)
         shift = std**2 * self.strength * (alpha / sigma) ** 2
         return D + operator.adjoint(operator.solve(self.measurement.residual(D), shift))
 
@@ -221,7 +221,7 @@ class PiGDM(PosteriorScore):
 
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoised data, and the likelihood's gradient."""
-        D, (operator, std) = Linearised(denoiser, x), (self.measurement.operator, self.measurement.std)
+        D, (operator, std) = Linearised(denoiser, x), (self.operator, self.measurement.std)
         variance = (sigma * self.data_std) ** 2 / (sigma**2 + (alpha * self.data_std) ** 2)
         solved = operator.solve(self.measurement.residual(D.value), std**2 / variance) / variance
         return D.value + sigma**2 / alpha * D.vjp(operator.adjoint(solved))
@@ -273,7 +273,7 @@ class MMPS(PosteriorScore):
 
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoised data, and the gain of the measurement."""
-        D, (operator, std) = Linearised(denoiser, x), (self.measurement.operator, self.measurement.std)
+        D, (operator, std) = Linearised(denoiser, x), (self.operator, self.measurement.std)
 
         def covariances(p: Tensor) -> tuple[Tensor, Tensor]:
             with_data = sigma**2 / alpha * D.vjp(operator.adjoint(p))  # V A^T p
