@@ -45,6 +45,20 @@ def test_a_name_tells_the_bed_but_not_its_half() -> None:
         beds.load(half="both")
 
 
+@pytest.mark.parametrize("name", ["mixture-1", "mixture-64"])
+def test_mixtures_by_matrix_products_are_the_oracles(name: str) -> None:
+    data = beds.data(name)
+    oracle = sg.oracles.GaussianMixture(data.means, data.variances.sqrt(), data.weights)  # type: ignore[attr-defined]
+    generator = torch.Generator().manual_seed(0)
+    for groups in (1, 3):
+        level = torch.rand(groups, generator=generator, dtype=torch.float64).repeat_interleave(data.n)
+        x = 2 * torch.randn(len(level), *data.shape, generator=generator, dtype=torch.float64)
+        for alpha, sigma in ((level, 3 * level), (level.flip(0), torch.rand(len(level), generator=generator) + 0.01)):
+            exact = oracle.denoised(x, alpha, sigma.double())
+            torch.testing.assert_close(data.denoised(x, alpha, sigma.double()), exact, rtol=1e-9, atol=1e-9)
+    assert math.isclose(data.std, float(beds.spread(oracle.sample(4000, seed=0))), rel_tol=0.03)
+
+
 @pytest.mark.parametrize("sde", [sg.VPSDE(), sg.presets.iddpm_cosine(), sg.RectifiedFlowSDE(), sg.EDMSDE(), sg.VESDE()])
 def test_the_reference_is_the_flow_of_a_gaussian(sde: sg.LinearSDE) -> None:
     bed = made(sde, GAUSSIAN.score(sde), (8, 2))
