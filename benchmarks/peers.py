@@ -542,6 +542,8 @@ OURS: dict[tuple[str, str], Callable[[], sg.Solver]] = {
     ("sa-solver", "3, 4"): lambda: sg.ExponentialAdams(nodes=3, corrector=4, eta=1.0, variant="bh1"),
 }
 OURS |= {(s.ours, ""): REGISTRY[s.ours] for s in SAMPLERS if s.ours in REGISTRY and not s.variant}  # our defaults
+# Peers run without lower orders at the end, so ours do, too.
+OURS = {key: lambda make=make: make().strict() for key, make in OURS.items()}
 _LOADERS: dict[str, Callable[[], ModuleType]] = {
     "diffusers": partial(_diffusers, "ddim"),
     "k-diffusion": _k_diffusion,

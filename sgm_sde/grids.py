@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -107,7 +107,13 @@ class Grid:
 
 
 class GridRule(ABC):
-    """A way to place `steps + 1` times between the start and the end of sampling."""
+    """A way to place `steps + 1` times between the start and the end of sampling.
+
+    Attributes:
+        of_noise_levels: whether the noise levels sigma / alpha that it visits are the same on every linear process.
+    """
+
+    of_noise_levels: ClassVar[bool] = False
 
     def __call__(self, sde: SDE, steps: int, t_start: float | None = None, t_end: float | None = None) -> Grid:
         """The grid of `steps` steps from `t_start` (default `sde.T`) to `t_end` (default `sde.eps`).
@@ -130,6 +136,10 @@ class GridRule(ABC):
     @abstractmethod
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u in [0, 1] of the way from start to end."""
+
+    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+        """Whether the process has what the rule needs between the ends, and room for that many steps, if given."""
+        return True
 
 
 def _power(u: Tensor, start: float, end: float, rho: float) -> Tensor:
@@ -164,10 +174,16 @@ class Exponential(GridRule):
             raise ValueError(f"an exponential grid cannot end at t={end}: give t_end > 0")
         return start * (u * math.log(end / start)).exp()
 
+    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+        """Where the end is above 0."""
+        return end > 0
+
 
 @dataclass(frozen=True)
 class LogSNR(GridRule):
     """Equal steps of log-SNR (Lu et al., 2022, arXiv:2206.00927)."""
+
+    of_noise_levels: ClassVar[bool] = True
 
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
@@ -177,6 +193,10 @@ class LogSNR(GridRule):
             raise ValueError(f"log-SNR is {first} at t={start} and {last} at t={end}: a log-SNR grid needs finite ends")
         times: Tensor = sde.time(first + u * (last - first))
         return times
+
+    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+        """Where log-SNR is finite at both ends."""
+        return sde.is_linear and all(math.isfinite(node.lam) for node in sde.nodes([start, end]))
 
 
 @dataclass(frozen=True)
@@ -188,6 +208,7 @@ class Karras(GridRule):
     """
 
     rho: float = 7.0
+    of_noise_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.rho) and self.rho > 0):
@@ -202,6 +223,10 @@ class Karras(GridRule):
         times: Tensor = sde.time(-2 * _power(u, first, last, self.rho).log())
         return times
 
+    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+        """Where sigma / alpha is finite at the start."""
+        return sde.is_linear and math.isfinite(sde.nodes([start])[0].noise_level)
+
 
 @dataclass(frozen=True)
 class Table(GridRule):
@@ -215,14 +240,23 @@ class Table(GridRule):
 
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
-        table = self.times if self.times is not None else getattr(sde, "times", None)
-        if table is None:
+        inside = self._inside(sde, start, end)
+        if inside is None:
             raise ValueError(f"{sde!r} has no table of times: give one, Table(times=...)")
-        low, high = end * (1 - ROUNDING), start * (1 + ROUNDING)
-        inside = sorted((float(t) for t in table if low <= t <= high), reverse=True)
         if len(u) > len(inside):
             raise ValueError(f"{len(u) - 1} steps asked of a table that has {len(inside)} times to offer")
         return on_host(inside)[(u * (len(inside) - 1)).round().long()]
+
+    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+        """Where there is a table, with a time for each of the steps."""
+        inside = self._inside(sde, start, end)
+        return inside is not None and (steps is None or steps < len(inside))
+
+    def _inside(self, sde: Any, start: float, end: float) -> list[float] | None:
+        """The table's times between the ends, decreasing; None without a table."""
+        table = self.times if self.times is not None else getattr(sde, "times", None)
+        low, high = end * (1 - ROUNDING), start * (1 + ROUNDING)
+        return None if table is None else sorted((float(t) for t in table if low <= t <= high), reverse=True)
 
 
 RULES: dict[str, GridRule] = {
@@ -250,3 +284,8 @@ def rule(name: str) -> GridRule:
         near = difflib.get_close_matches(name, RULES, n=3, cutoff=0.4) or list(RULES)
         raise ValueError(f"unknown grid {name!r}; did you mean {', '.join(map(repr, near))}?")
     return RULES[name]
+
+
+def rule_name(rule: GridRule) -> str:
+    """The name of a rule, or how it is made where it has none."""
+    return next((name for name, known in RULES.items() if known == rule), repr(rule))

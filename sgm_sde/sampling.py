@@ -193,7 +193,8 @@ def sample(
             samples stop where they are when it is spent, and the status says so.
         steps: number of steps, instead of `nfe`.
         grid: a rule (`grids.Karras()`, or a name such as "log-snr") that places the steps, or the times
-            themselves (then neither `nfe` nor `steps`). By default that of the setting, or the process' `natural_grid`.
+            themselves (then neither `nfe` nor `steps`). By default that of the setting, or the solver's `default_grid`,
+            which `solvers()` shows.
         t_start: where to start, default `sde.T`. Below it, give the noised data as `x_T`.
         t_end: where to end, default `sde.eps`.
         seed: one int for the batch, or one per sample: an int, or a pair (seed, index) as in a result's `seeds`.
@@ -506,10 +507,9 @@ def _make_grid(
     t_start: float | None,
     t_end: float | None,
 ) -> tuple[Solver, Grid]:
-    grid = sde.natural_grid if grid is None else grid
     if isinstance(grid, str):
         grid = grids.rule(grid)
-    if not isinstance(grid, GridRule):
+    if not isinstance(grid, GridRule | None):
         given = {"nfe": nfe, "steps": steps, "t_start": t_start, "t_end": t_end}
         for name, value in given.items():
             if value is not None:
@@ -519,12 +519,14 @@ def _make_grid(
     if nfe is not None and steps is not None:
         raise ValueError(f"give nfe= or steps=, not both (got {nfe} and {steps})")
     if steps is not None:
-        return solver, grid(sde, whole("steps", steps), t_start, t_end)
-    budget = whole("nfe", DEFAULT_NFE if nfe is None else nfe)
-    solver, steps = solver.fit(budget - denoise)
-    if steps < 1 and not (denoise and budget == 1):
-        raise _too_small(budget, f"one step of {solver.name}", solver.nfe(1), denoise)
-    return solver, grid(sde, steps, t_start, t_end)
+        steps = whole("steps", steps)
+    else:
+        budget = whole("nfe", DEFAULT_NFE if nfe is None else nfe)
+        solver, steps = solver.fit(budget - denoise)
+        if steps < 1 and not (denoise and budget == 1):
+            raise _too_small(budget, f"one step of {solver.name}", solver.nfe(1), denoise)
+    placed = solver.default_grid(sde, steps, t_start, t_end) if grid is None else grid
+    return solver, placed(sde, steps, t_start, t_end)
 
 
 def _too_small(nfe: int | None, what: str, calls: int, denoise: bool) -> ValueError:

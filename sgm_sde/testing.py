@@ -340,7 +340,7 @@ def measure_order(
     """Errors of a deterministic solver against the exact probability flow, in float64.
 
     Args:
-        solver: a solver or its name.
+        solver: a solver or its name; one that is another at few steps is measured as it is at many (`Solver.strict`).
         sde: a linear process, with numbers or with a matrix.
         oracle: data with an exact score; two-dimensional Gaussian data if not given.
         t_start: where to start; the default is where sigma / alpha is 3, since at T, where the denoiser hardly
@@ -354,7 +354,7 @@ def measure_order(
         >>> round(measure_order("ddim", sg.VPSDE()).order, 1)
         1.0
     """
-    solver, oracle, rule = resolve(solver), oracle or default_oracle(), rule or LogSNR()
+    solver, oracle, rule = resolve(solver).strict(), oracle or default_oracle(), rule or LogSNR()
     t_start = active_start(sde) if t_start is None else t_start
     t_end = smooth_end(sde) if t_end is None else t_end
     problem = _problem if isinstance(sde, Hashable) else _problem.__wrapped__
@@ -407,7 +407,7 @@ def measure_weak_order(
         >>> round(measure_weak_order("ancestral", sg.VPSDE()).order, 1)
         1.0
     """
-    solver, rule = resolve(solver), rule or LogSNR()
+    solver, rule = resolve(solver).strict(), rule or LogSNR()
     t_start = active_start(sde) if t_start is None else t_start
     t_end = smooth_end(sde) if t_end is None else t_end
     # Several data sets, side by side as coordinates: an error that changes its sign on one of them is seen on another.
@@ -495,7 +495,7 @@ def measure_weak_order_on_mixture(
         >>> round(measure_weak_order_on_mixture("ancestral", sg.VPSDE(), log2_points=8).order, 1)
         1.0
     """
-    solver, rule = resolve(solver), rule or LogSNR()
+    solver, rule = resolve(solver).strict(), rule or LogSNR()
     if not solver.stochastic:
         raise ValueError(f"{solver.name} adds no noise: measure_order measures it")
     data: Any = default_oracle("scalar") if oracle is None else oracle

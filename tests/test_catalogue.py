@@ -25,7 +25,7 @@ def end_state(solver: sg.Solver, process: str, steps: int = 12, seed: int = 0) -
     sde = LINEAR[process]
     grid = rough(seed=seed)(sde, steps)
     return sg.sample(
-        MIXTURE.score(sde), sde, (8, 2), solver=solver, grid=grid, final="none", seed=0, dtype=F64
+        MIXTURE.score(sde), sde, (8, 2), solver=solver.strict(), grid=grid, final="none", seed=0, dtype=F64
     ).x  # fmt: skip
 
 
@@ -52,8 +52,10 @@ SAME = {
         sg.SASolver(3, eta=0.0, window=(0.0, math.inf)),
         sg.UniPC(3, variant="exact"),
     ),
-    "seeds1 = sde-dpm1": (sg.SEEDS(1), sg.DPMSolver(1, eta=1.0)),
-    "seeds2 = sde-dpm-solver 2s": (sg.SEEDS(2), sg.DPMSolver(2, eta=1.0)),
+    "seeds1 = sde-dpm++1": (sg.SEEDS(1), sg.DPMSolverPP(1, eta=1.0)),
+    "seeds2 = sde-dpm++2s": (sg.SEEDS(2), sg.DPMSolverPP(2, eta=1.0, singlestep=True)),
+    "published seeds1 = sde-dpm1": (sg.SEEDS(1, prediction="noise"), sg.DPMSolver(1, eta=1.0)),
+    "published seeds2 = sde-dpm-solver 2s": (sg.SEEDS(2, prediction="noise"), sg.DPMSolver(2, eta=1.0)),
     "er-sde1 in log-snr": (sg.ERSDE(1), sg.ExponentialAdams(nodes=1, noise_scale="er")),
     "a constant eta(t)": (sg.DPMSolverPP(2, eta=0.7), sg.DPMSolverPP(2, eta=lambda t: 0.7)),
     "a window around everything": (
@@ -78,7 +80,8 @@ TWINS = {
         )
         for n in (1, 2, 3)
     },
-    **{f"seeds{n}": (replace(sg.SEEDS(n), eta=0.0), sg.DPMSolver(n)) for n in (1, 2, 3)},
+    **{f"seeds{n}": (replace(sg.SEEDS(n), eta=0.0), sg.DPMSolverPP(n, singlestep=True)) for n in (1, 2, 3)},
+    **{f"published seeds{n}": (replace(sg.SEEDS(n, prediction="noise"), eta=0.0), sg.DPMSolver(n)) for n in (1, 2, 3)},
     "dpm++2s": (replace(sg.DPMSolverPP(2, eta=1.0, singlestep=True), eta=0.0), sg.DPMSolverPP(2, singlestep=True)),
     "rosenbrock2": (replace(sg.Rosenbrock(2, eta=1.0), eta=0.0), sg.Rosenbrock(2)),
     "sa-solver": (sg.SASolver(2, eta=0.0, window=(0.0, math.inf)), sg.UniPC(2, variant="exact")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream
-from sgm_sde.grids import RULES
+from sgm_sde.grids import RULES, rule_name
+from sgm_sde.solvers import resolve
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
@@ -265,24 +267,67 @@ def test_no_step_is_empty(name: str, process: str) -> None:
     assert all(t > u for t, u in pairwise(program.times))
 
 
+DEFAULT_GRIDS: dict[str, dict[str, str]] = {  # of a solver by process, "" for all others
+    "dpm++2m": {"": "log-snr", "edm": "karras"},
+    "unipc3": {"": "log-snr"},
+    "heun": {"": "karras"},
+    "euler-maruyama": {"": "uniform", "edm": "karras"},
+    "pc": {"": "uniform", "edm": "karras", "ddpm": "table", "ncsn": "table"},
+}
+
+
 @pytest.mark.parametrize("process", LINEAR)
-@pytest.mark.parametrize("name", ["dpm++2m", "euler-maruyama", "pc"])
+@pytest.mark.parametrize("name", DEFAULT_GRIDS)
 def test_the_default_grid_can_be_given(name: str, process: str) -> None:
     """The default grid as a rule's name, as a rule, as a `Grid`, as numbers or as a tensor changes no bit."""
     sde = LINEAR[process]
+    rule = DEFAULT_GRIDS[name].get(process, DEFAULT_GRIDS[name][""])
 
     def run(**options: object) -> sg.SampleResult:
         return sg.sample(elementwise_score(sde), sde, (3, 2), solver=name, seed=0, **options)
 
     default = run(steps=6)
-    grid = RULES[sde.natural_grid](sde, 6)
+    grid = RULES[rule](sde, 6)
     assert default.times == grid.times
     given_times: list[object] = [grid, list(grid.times), default.times, torch.tensor(grid.times, dtype=F64)]
     runs = [run(grid=times) for times in given_times]
-    runs += [run(grid=rule, steps=6) for rule in (sde.natural_grid, RULES[sde.natural_grid])]
+    runs += [run(grid=given, steps=6) for given in (rule, RULES[rule])]
     for res in runs:
         assert res.times == grid.times
         assert torch.equal(res.x, default.x)
+
+
+def test_a_solver_does_without_the_grid_that_a_process_does_not_have() -> None:
+    """Log-SNR and sigma / alpha without bound, tables too short or between their times: the process' own grid then."""
+
+    def rule(name: str, sde: sg.SDE, *options: Any) -> str:
+        return rule_name(resolve(name).default_grid(sde, *options))
+
+    flow, table = sg.RectifiedFlowSDE(T=1.0), sg.DiscreteVPSDE([0.1] * 10)
+    vp, edm = sg.VPSDE(), sg.EDMSDE()
+    assert [rule(name, flow) for name in ("dpm++2m", "unipc3", "heun")] == ["uniform"] * 3
+    assert [rule("dpm++2m", sde, 10, None, 0.0) for sde in (vp, edm, table)] == ["uniform", "karras", "uniform"]
+    assert [rule("heun", sde, 10, None, 0.0) for sde in (vp, edm, table)] == ["karras"] * 3
+    assert [rule("ancestral", table, n) for n in (None, 9, 10)] == ["table", "table", "uniform"]
+    assert [rule("ancestral", table, 4, start) for start in (0.5, 0.4)] == ["table", "uniform"]
+    assert [rule(name, table, 4) for name in ("ddim", "pndm", "reverse-diffusion", "pc")] == ["table"] * 4
+    assert [rule(name, table, 4) for name in ("euler-maruyama", "rk4", "rectified2")] == ["uniform"] * 3
+    assert [rule(name, sg.CLD()) for name in ("euler-maruyama", "dpm++2m", "ancestral")] == ["quadratic"] * 3
+    short = sg.sample(elementwise_score(table), table, (2, 2), solver="ancestral", steps=9, seed=0)
+    assert short.times == table.times[::-1]
+    long = sg.sample(elementwise_score(table), table, (2, 2), solver="ancestral", steps=20, seed=0)
+    assert long.times == sg.grids.Uniform()(table, 20).times
+
+
+def test_a_setting_without_a_grid_runs_on_the_solver_s() -> None:
+    """As the solver alone does; one with a grid keeps it."""
+    score, vp = elementwise_score(sg.VPSDE()), sg.VPSDE()
+    alone, setting, given = (
+        sg.sample(score, vp, (2, 2), solver=solver, nfe=8, seed=0).times
+        for solver in ("dpm++2m", sg.Setting("dpm++2m"), sg.Setting("dpm++2m", "uniform"))
+    )
+    assert alone == setting == sg.grids.LogSNR()(vp, 7).times
+    assert given == sg.grids.Uniform()(vp, 7).times
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_diffusers_three_stages(method: str, name: str, monkeypatch: pytest.Monk
     if name not in REGISTRY:
         pytest.skip(f"the registry has no {name}")
     sampler = next(s for s in SAMPLERS if s.method == f"DPMSolverSinglestep {method}")
-    assert 1e-5 < distance(ours(REGISTRY[name]()), theirs(sampler)) < 1e-2
+    assert 1e-5 < distance(ours(REGISTRY[name]().strict()), theirs(sampler)) < 1e-2
     scheduler = peers._diffusers("dpmsolver_singlestep").DPMSolverSinglestepScheduler
     inner = scheduler.singlestep_dpm_solver_second_order_update
 
@@ -106,7 +106,7 @@ def test_diffusers_three_stages(method: str, name: str, monkeypatch: pytest.Monk
             self.register_to_config(solver_type="midpoint")
 
     monkeypatch.setattr(scheduler, inner.__name__, exact)
-    assert distance(ours(REGISTRY[name]()), theirs(sampler)) < 1e-9
+    assert distance(ours(REGISTRY[name]().strict()), theirs(sampler)) < 1e-9
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ class DDIM(EtaSolver):
     name = "ddim"
     order = 1
     prediction = "data"
+    grids = ("table",)
     source = "Song, Meng & Ermon, 2021, arXiv:2010.02502"
 
     def step(self, k: Step) -> Form:
@@ -92,6 +93,7 @@ class Ancestral(Solver):
     order = 1
     weak_order = 1
     prediction = "data"
+    grids = ("table",)
     source = "Ho et al., 2020, arXiv:2006.11239"
 
     def __post_init__(self) -> None:

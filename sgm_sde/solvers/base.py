@@ -17,8 +17,10 @@ from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
 from sgm_sde.engine.program import Form, Program, Step, trace
-from sgm_sde.grids import Grid
+from sgm_sde.grids import Grid, GridRule, rule, rule_name
 from sgm_sde.processes.base import SDE
+from sgm_sde.processes.edm import EDMSDE
+from sgm_sde.processes.vp import VPSDE
 
 
 class Solver(ABC):
@@ -90,6 +92,47 @@ class Solver(ABC):
     def stochastic(self) -> bool:
         """Whether the solver adds noise."""
         return self.weak_order is not None
+
+    @property
+    def grids(self) -> tuple[str, ...]:
+        """Names of the grid rules that the method is run on in the literature, the first choice first.
+
+        "own" stands for the process' `natural_grid` where that is one of noise levels, as EDM's is.
+        """
+        return ()
+
+    def default_grid(
+        self, sde: SDE, steps: int | None = None, t_start: float | None = None, t_end: float | None = None
+    ) -> GridRule:
+        """The rule that places the steps where the caller gives none.
+
+        It is the first of `grids` that the process has between the two ends: log-SNR has to be finite there, and a
+        table to hold as many times. Where none is, it is the process' `natural_grid`.
+
+        Args:
+            sde: the process.
+            steps: how many are to be placed, if known.
+            t_start: where sampling starts, `sde.T` if not given.
+            t_end: where it ends, `sde.eps` if not given.
+
+        Example:
+            >>> import sgm_sde as sg
+            >>> [sg.DPMSolverPP(2).default_grid(sde) for sde in (sg.VPSDE(), sg.EDMSDE())]
+            [LogSNR(), Karras(rho=7.0)]
+            >>> sg.EulerMaruyama().default_grid(sg.VPSDE())
+            Uniform()
+        """
+        start, end = sde.T if t_start is None else t_start, sde.eps if t_end is None else t_end
+        own = rule(sde.natural_grid)
+        for name in self.grids:
+            choice = own if name == "own" else rule(name)
+            if choice.fits(sde, steps, start, end) and (name != "own" or own.of_noise_levels):
+                return choice
+        return own
+
+    def strict(self) -> Solver:
+        """The method as it is at many steps, where it is another one at few: what its order is claimed for."""
+        return self
 
     @abstractmethod
     def step(self, k: Step) -> Form:
@@ -188,6 +231,11 @@ class WrappedSolver(Solver):
     def nfe_per_step(self) -> int:
         """The solver's."""
         return self.solver.nfe_per_step
+
+    @property
+    def grids(self) -> tuple[str, ...]:
+        """The solver's."""
+        return self.solver.grids
 
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps: the solver's."""
@@ -306,6 +354,9 @@ def _cached(solver: Solver, sde: SDE, grid: Grid) -> Program:
 class SolverTable:
     """The registry, printable as a table; iterate over it for the solvers on grids.
 
+    The grid is the rule that places a solver's steps where none is given (`Solver.default_grid`): on VP, whose time is
+    its own, and on EDM, whose time is the noise level.
+
     Attributes:
         entries: pairs (name, solver).
         adaptive: the same of solvers that find their own steps.
@@ -314,7 +365,15 @@ class SolverTable:
     entries: tuple[tuple[str, Solver], ...]
     adaptive: tuple[tuple[str, AdaptiveSolver], ...] = ()
 
-    columns: ClassVar[tuple[str, ...]] = ("name", "order", "weak order", "NFE/step", "class", "source")
+    columns: ClassVar[tuple[str, ...]] = (
+        "name",
+        "order",
+        "weak order",
+        "NFE/step",
+        "grid (VP / EDM)",
+        "class",
+        "source",
+    )
 
     def __iter__(self) -> Any:
         return iter(self.entries)
@@ -330,6 +389,7 @@ class SolverTable:
                 str(s.order),
                 "-" if s.weak_order is None else str(s.weak_order),
                 str(s.nfe_per_step),
+                _on_two_processes(s),
                 repr(s),
                 s.source,
             )
@@ -339,7 +399,7 @@ class SolverTable:
     def adaptive_rows(self) -> list[tuple[str, ...]]:
         """Cells of those that find their own steps."""
         return [
-            (name, "-" if s.stochastic else str(s.order), "-", "adaptive", repr(s), s.source)
+            (name, "-" if s.stochastic else str(s.order), "-", "adaptive", "-", repr(s), s.source)
             for name, s in self.adaptive
         ]
 
@@ -350,6 +410,12 @@ class SolverTable:
         return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
     __repr__ = __str__
+
+
+def _on_two_processes(solver: Solver) -> str:
+    """The names of the solver's grids on VP and on EDM, one where they are the same."""
+    found = dict.fromkeys(rule_name(solver.default_grid(sde)) for sde in (VPSDE(), EDMSDE()))
+    return " / ".join(found)
 
 
 REGISTRY: dict[str, Callable[[], Solver]] = {}

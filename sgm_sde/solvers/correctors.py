@@ -236,6 +236,7 @@ class AnnealedLangevin(Solver, Corrector):
     order = 0
     stochastic = True
     prediction = "score"
+    grids = ("table",)
     source = "Song & Ermon, 2019, arXiv:1907.05600"
 
     def __post_init__(self) -> None:

@@ -87,6 +87,7 @@ class ReverseDiffusion(EtaSolver):
     name = "reverse-diffusion"
     order = 1
     prediction = "score"
+    grids = ("table",)
     source = SONG
 
     def clock(self, sde: Any, t: float) -> float:

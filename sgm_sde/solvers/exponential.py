@@ -16,6 +16,7 @@ from sgm_sde.solvers.base import Solver
 from sgm_sde.solvers.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart
 
 NoiseLevel = float | Callable[[float], float]
+FEW_STEPS = 15  # below them the literature's codes lower the order of the last steps
 NATIVE = {"data": "log-snr", "noise": "log-snr", "velocity": "angle", "rectified": "noise-share"}
 
 
@@ -98,6 +99,11 @@ class Exponential(Solver):
             return math.exp(-float(sde.log_snr(t)))
         level = 1.0 if callable(self.eta) or self.noise_scale is not None else self.eta
         return math.exp(level**2 * float(sde.log_snr(t)))
+
+    @property
+    def grids(self) -> tuple[str, ...]:
+        """Log-SNR, on EDM's process its own; velocity and rectified flow, which are of the process' time, its own."""
+        return ("own", "log-snr") if self.prediction in ("data", "noise") else ()
 
     @property
     def stochastic(self) -> bool:
@@ -185,8 +191,9 @@ class ExponentialAdams(Exponential):
         nodes: the number n of evaluations a step uses.
         corrector: evaluations the corrector uses; 0 for none.
         start: `"cold"` or `"warm"`.
-        lower_final: whether the last steps use ever fewer evaluations, the very last one its own only; it helps some
-            networks at few calls, and limits the order to 2.
+        lower_final: whether the last steps use ever fewer evaluations, the very last one its own only, which limits the
+            order to 2; None: on grids of less than 15 steps, as the literature's codes do, since there a network's
+            roughness costs more than the order gains.
 
     Raises:
         ValueError: for options out of range, or a warm start where it changes nothing or where there is noise.
@@ -204,7 +211,7 @@ class ExponentialAdams(Exponential):
     nodes: int = 2
     corrector: int = 0
     start: str = "cold"
-    lower_final: bool = False
+    lower_final: bool | None = False
     name: str = "exponential-adams"
     source: str = "Zhang & Chen, 2023, arXiv:2204.13902"
 
@@ -213,6 +220,8 @@ class ExponentialAdams(Exponential):
         whole("nodes", self.nodes)
         if not 0 <= self.corrector <= self.nodes + 1 or int(self.corrector) != self.corrector:
             raise ValueError(f"corrector must lie between 0 and nodes + 1 = {self.nodes + 1}, got {self.corrector}")
+        if self.lower_final not in (True, False, None):
+            raise ValueError(f"lower_final must be True, False or None, got {self.lower_final!r}")
         if self.start not in ("cold", "warm"):
             raise ValueError(f"start must be 'cold' or 'warm', got {self.start!r}")
         if self.start == "warm" and (self.stochastic or not self._inner):
@@ -247,6 +256,20 @@ class ExponentialAdams(Exponential):
         """At most 2."""
         return min(self.order, 2) if self.stochastic else None
 
+    @property
+    def grids(self) -> tuple[str, ...]:
+        """As the others, but for polynomials in log-SNR through three data and more on EDM's process.
+
+        Its own steps change their length in log-SNR, and these polynomials are carried far beyond what they rest on;
+        their papers run EDM's networks on even steps of it, too.
+        """
+        far = (self.prediction, self.variable) == ("data", "log-snr") and max(self.nodes, self.corrector) > 2
+        return ("log-snr",) if far else super().grids
+
+    def strict(self) -> Solver:
+        """Without lower orders at the end, unless they are asked for at any number of steps."""
+        return self if self.lower_final else replace(self, lower_final=False)
+
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps: those of a warm start come on top."""
         return steps + (len(self._inner) if self.start == "warm" else 0)
@@ -267,7 +290,8 @@ class ExponentialAdams(Exponential):
         if self.start == "warm" and "warm" not in k.memory and math.isfinite(part.coordinate(s)):
             k.memory["warm"] = True
             return runge_kutta_step(replace(part, variant="exact"), k, self._inner)
-        nodes = min(self.nodes, k.n - k.i) if self.lower_final else self.nodes
+        lower = k.n < FEW_STEPS if self.lower_final is None else self.lower_final
+        nodes = min(self.nodes, k.n - k.i) if lower else self.nodes
         known = part.usable(s, t, k.known(nodes + SPARE), nodes)
         if self.corrector and math.isfinite(part.coordinate(s)):
             k.memory["predicted"] = (part, s, known)
@@ -384,6 +408,7 @@ class RES(Solver):
     order = 3
     nfe_per_step = 3
     prediction = "data"
+    grids = ("own", "log-snr")
     source = "Zhang et al., 2023, arXiv:2308.02157"
 
     def step(self, k: Step) -> Form:

@@ -352,6 +352,7 @@ class Heun(Solver):
     order = 2
     nfe_per_step = 2
     prediction = "noise"
+    grids = ("karras",)
     source = "Karras et al., 2022, arXiv:2206.00364"
 
     def __post_init__(self) -> None:
