@@ -53,7 +53,7 @@ class Candidate:
     def build(self) -> sg.Solver:
         """The solver."""
         solver = dict(sg.solvers())[self.solver]
-        return replace(solver, lower_final=True) if self.lower_final else solver
+        return replace(solver, lower_final=True) if self.lower_final else solver.strict()
 
 
 def candidates() -> Iterator[Candidate]:
@@ -71,7 +71,7 @@ def programs(sde: Any, nfe: int) -> dict[Program, Candidate]:
     found: dict[Program, Candidate] = {}
     for candidate in candidates():
         try:
-            program = plan(sde, candidate.build(), nfe=nfe, grid=candidate.grid)[2]
+            program = plan(sde, candidate.build(), nfe=nfe, grid=candidate.grid or sde.natural_grid)[2]
         except ValueError as error:
             if "too small" not in str(error):
                 raise
