@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: beds bench bench-accuracy bench-cld bench-independence bench-inverse bench-likelihood bench-overhead bench-peers bench-quality clean demo lint mutation test test-slow
+.PHONY: beds bench bench-accuracy bench-cld bench-independence bench-inverse bench-law bench-likelihood bench-overhead bench-peers bench-quality clean demo lint mutation test test-slow
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -48,6 +48,9 @@ bench-cld: $(STAMP)
 
 bench-independence: $(STAMP)
 	$(PY) benchmarks/independence.py --out out/bench
+
+bench-law: $(STAMP)
+	$(PY) benchmarks/law.py --out out/bench
 
 bench-inverse: $(STAMP)
 	$(PY) benchmarks/inverse.py --out out/bench

@@ -443,6 +443,62 @@ def measure_weak_order(
     return OrderMeasurement(tuple(steps), tuple(errors))
 
 
+def output_law(
+    solver: Solver | str, sde: LinearSDE, mean: Tensor, std: Tensor, grid: Grid, *, final: str = "none"
+) -> tuple[Tensor, Tensor]:
+    r"""Mean and standard deviation of a sampler's output on Gaussian data, exactly: by impulse response.
+
+    With a linear score a sampler is an affine map of its initial state and its noises, correctors included whose step
+    does not depend on the state. A batch in which sample j has a one-hot noise at draw j gives the map's columns; the
+    sum of their squares is the output's variance. The start is the exact marginal at the grid's first time.
+
+    Args:
+        solver: a solver or its name; a corrector's step must be known before the state, as `Langevin`'s is.
+        sde: a linear process.
+        mean: of the data, (k,): k data sets side by side.
+        std: of the data, (k,).
+        grid: the times.
+        final: `"none"`, `"mean"` or `"denoise"`, as in `sample`.
+
+    Returns:
+        mean and standard deviation, (k,) each, in float64.
+
+    Raises:
+        ValueError: for shapes that differ, or another `final`.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> grid = sg.grids.LogSNR()(sde, 200)
+        >>> mean, std = output_law("ancestral", sde, torch.tensor([0.3]), torch.tensor([0.5]), grid)
+        >>> round(float(mean), 2), round(float(std), 2)
+        (0.3, 0.49)
+    """
+    if mean.shape != std.shape or mean.ndim != 1:
+        raise ValueError(f"mean and std must have one shape (k,), got {tuple(mean.shape)} and {tuple(std.shape)}")
+    if final not in ("none", "mean", "denoise"):
+        raise ValueError(f"final must be 'none', 'mean' or 'denoise', got {final!r}")
+    solver, mean, std = resolve(solver), mean.to(F64), std.to(F64)
+    start, end = grid.times[0], grid.times[-1]
+    score = Gaussian(mean, std.square().diag()).score(sde)
+    program = solver.compile(sde, grid)
+    program = solver.end_in_mean(program) if final == "mean" else program
+
+    def run(x: Tensor, noise: Any) -> Tensor:
+        model = BoundModel(score, sde, (end, start))
+        hooks = solver.hooks(sde, grid, model, noise, mean=final == "mean")
+        with torch.no_grad():
+            x = execute(program, x, model, noise, hooks=hooks).x
+            return model.predict("data", x, end) if final == "denoise" else x
+
+    centre, silence = sde.alpha(start) * mean, _Silence()
+    middle = run(centre[None], silence)
+    # Rows: one per draw, one of the start's own impulse.
+    x = centre.repeat(silence.draws + 1, 1)
+    x[-1] += torch.hypot(sde.alpha(start) * std, sde.sigma(start))
+    return middle[0], (run(x, _OneHot()) - middle).square().sum(0).sqrt()
+
+
 def measure_weak_order_on_mixture(
     solver: Solver | str,
     sde: LinearSDE,
@@ -652,7 +708,13 @@ def _run(solver: Solver, sde: SDE, score: Any, x: Tensor, grid: Grid, noise: Any
 
 
 class _Silence:
+    """No noise, and how often it was asked for."""
+
+    def __init__(self) -> None:
+        self.draws = 0
+
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+        self.draws += 1
         return torch.zeros(shape, dtype=dtype, device=device)
 
 

@@ -713,6 +713,8 @@ def test_what_does_not_apply_is_an_error(options: dict[str, object], shown: str)
         (lambda: sg.Adaptive(ExponentialPair(), variable="time"), "exp-rk32 is a method in log-snr"),
         (lambda: sg.GGF(exponent=0.0), "exponent must be positive, got 0"),
         (lambda: sg.GGF(safety=math.inf), "safety must be positive"),
+        (lambda: sg.GGF(growth=1.0), "growth must be above 1, got 1"),
+        (lambda: sg.GGF(growth=math.nan), "growth must be above 1, got nan"),
     ],
 )
 def test_bad_options(make: Callable[[], object], shown: str) -> None:
