@@ -36,6 +36,7 @@ from sgm_sde.sampling import plan
 
 BEST = HERE / "best.json"
 GRIDS = (None, "log-snr", "karras")
+BEFORE = ("ipndm3", "dpm5m-cold")  # the default at that commit, on log-SNR: up to 8 calls, and from 9 on
 OWN = "own"  # the process' own grid, in files and tables
 
 
@@ -103,18 +104,23 @@ def freeze(chosen: Sequence[Bed], path: Path) -> None:
     entries: dict[str, Any] = {}
     for bed in chosen:
         stored = json.loads(_measured(bed).read_text())
-        best, ddim = {}, {}
+        best, ddim, before = {}, {}, {}
         for nfe, rows in stored["errors"].items():
-            by = min(rows, key=lambda name: math.inf if rows[name][0] is None else rows[name][0])
+            by = min(rows, key=lambda name: _value(rows[name][0]))
             best[nfe] = {"rmse": rows[by][0], "median": rows[by][1], "by": by}
-            ddim[nfe] = {grid or OWN: rows[name][0] for grid in GRIDS if (name := _ddim(grid)) in rows}
-        entries[bed.name] = {"hash": bed.hash, "doubt": stored["doubt"], "best": best, "ddim": ddim}
+            ddim[nfe] = {grid or OWN: _of(rows, "ddim", grid)[0] for grid in GRIDS}
+            before[nfe] = _of(rows, BEFORE[int(nfe) > 8], "log-snr")[0]
+        entries[bed.name] = {
+            "hash": bed.hash, "doubt": stored["doubt"], "best": best, "ddim": ddim, "before": before,
+        }  # fmt: skip
     lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(entries.items())]
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def _ddim(grid: str | None) -> str:
-    return str(Candidate("ddim", grid, False))
+def _of(rows: dict[str, list[float | None]], solver: str, grid: str | None) -> list[float | None]:
+    """The errors of a solver on a grid; where they run what they run on the process' own grid, they are under that."""
+    name = str(Candidate(solver, grid, False))
+    return rows[name] if name in rows else rows[str(Candidate(solver, None, False))]
 
 
 def _measured(bed: Bed) -> Path:
@@ -132,17 +138,18 @@ DDIM_GRID = "log-snr"
 
 @dataclass(frozen=True)
 class Row:
-    """The errors of a setting on a bed, by budget, with those of the frozen best and of DDIM."""
+    """The errors of a setting on a bed, by budget, with those of the frozen best, of DDIM and of the old default."""
 
     bed: Bed
     errors: dict[int, float]
     best: dict[int, float]
     ddim: dict[int, float]
+    before: dict[int, float]
 
-    def over(self, other: dict[int, float], nfe: int) -> float:
+    def over(self, other: dict[int, float], nfe: int, errors: dict[int, float] | None = None) -> float:
         """This error divided by another's, neither below what the reference is known to."""
         doubt = self.bed.reference.doubt
-        return max(self.errors[nfe], doubt) / max(other[nfe], doubt)
+        return max((errors or self.errors)[nfe], doubt) / max(other[nfe], doubt)
 
     def growth(self, nfe: int) -> float:
         """This error divided by the least of a smaller budget."""
@@ -178,7 +185,8 @@ def rows(chosen: Sequence[Bed], setting: Any = None, grid: Any = None, **options
             errors[nfe] = beds.error(bed, solver, nfe, grid, **options)
         best = {int(n): value["rmse"] for n, value in entry["best"].items()}
         ddim = {int(n): _value(value.get(DDIM_GRID)) for n, value in entry["ddim"].items()}
-        found.append(Row(bed, errors, best, ddim))
+        before = {int(n): _value(value) for n, value in entry["before"].items()}
+        found.append(Row(bed, errors, best, ddim, before))
     return found
 
 
@@ -194,10 +202,11 @@ def geometric(values: Sequence[float]) -> float:
 def summary(found: Sequence[Row], title: str) -> list[str]:
     """Ratios by budget: to the best, to DDIM, to the same with fewer calls."""
     lines = [f"### {title}, {len(found)} beds", ""]
-    lines += ["| NFE | error / best | worst | at | error / DDIM | worst | at | growth, worst | at |"]
-    lines += ["|---:|---:|---:|---|---:|---:|---|---:|---|"]
+    lines += ["| NFE | before / best | worst | error / best | worst | at | error / DDIM | worst | at | growth | at |"]
+    lines += ["|---:|---:|---:|---:|---:|---|---:|---:|---|---:|---|"]
     for nfe in BUDGETS:
-        cells = [f"{nfe}"]
+        old = [row.over(row.best, nfe, row.before) for row in found]
+        cells = [f"{nfe}", f"{geometric(old):.2f}", f"{max(old):.1f}"]
         for ratios in (
             {row.bed.name: row.over(row.best, nfe) for row in found},
             {row.bed.name: row.over(row.ddim, nfe) for row in found},
@@ -251,7 +260,8 @@ def draw(found: Sequence[Row], path: Path) -> None:
 def report(chosen: Sequence[Bed], out: Path) -> None:
     """Measure the default, and write and print the tables and the picture."""
     found = rows(chosen)
-    lines = ["# The default beside the best of the registry", "", *(beds.__doc__ or "").split("\n\n")[4:6], ""]
+    lines = ["# The default beside the best of the registry", ""]
+    lines += [f"{paragraph}\n" for paragraph in (beds.__doc__ or "").split("\n\n")[4:6]]
     for half in beds.HALVES:
         if here := [row for row in found if row.bed.half == half]:
             lines += [f"## {half}", "", *summary(here, "all")]

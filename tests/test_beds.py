@@ -110,15 +110,14 @@ def test_a_summary_has_ratios_to_the_best_and_growth() -> None:
     bed = made(sde, GAUSSIAN.score(sde), (8, 2))
     bed.reference = beds.Reference(torch.zeros(8, 2, dtype=torch.float64), 1e-3)
     errors = {nfe: 0.4 if nfe == 20 else 1.0 / nfe for nfe in beds.BUDGETS}
-    row = defaults.Row(
-        bed, errors, {nfe: e / 2 for nfe, e in errors.items()}, {nfe: 2 * e for nfe, e in errors.items()}
-    )
+    half, twice = ({nfe: factor * e for nfe, e in errors.items()} for factor in (0.5, 2))
+    row = defaults.Row(bed, errors, half, twice, twice)
     assert row.over(row.best, 5) == 2
     assert row.over({5: 0.0}, 5) == 200  # nothing is known to be less than the doubt
     assert math.isclose(row.growth(20), 0.4 * 16)
     assert row.growth(4) == 0
     line = defaults.summary([row], "one")[-3]
-    assert line.split(" | ")[:3] == ["| 35", "2.00", "2.00"]
+    assert line.split(" | ")[:5] == ["| 35", "4.00", "4.0", "2.00", "2.00"]
 
 
 def test_candidates_are_what_the_registry_has_on_three_grids() -> None:
