@@ -211,9 +211,12 @@ class AnnealedLangevin(Solver, Corrector):
 
     $$ x \leftarrow x + \tfrac{\delta_i}{2}\,s + \sqrt{\delta_i}\,z, \qquad \delta_i = q\,\sigma_i^2 $$
 
-    The paper gives $\delta$ at the last level: $q = \delta/\sigma_{\text{last}}^2$, 0.2 for its 2e-5 at 0.01. As a
-    sampler it visits every level, the last one included: `n_steps * (steps + 1)` network calls. Its law has a bias that
-    depends on q and not on the grid, so it claims no order: what has no spread but the noise's variance
+    and on to the next level by $\alpha_{i+1}/\alpha_i$, which is 1 on VE, the paper's process: elsewhere the state has
+    the next level's scale from its first update on. The paper gives $\delta$ at the last level:
+    $q = \delta/\sigma_{\text{last}}^2$, 0.2 for its 2e-5 at 0.01.
+
+    As a sampler it visits every level, the last one included: `n_steps * (steps + 1)` network calls. Its law has a bias
+    that depends on q and not on the grid, so it claims no order: what has no spread but the noise's variance
     $\sigma_i^2$ ends with $\sigma_i^2 / (1 - q/4)$, 5 % more for the paper's.
 
     Args:
@@ -255,7 +258,7 @@ class AnnealedLangevin(Solver, Corrector):
 
     def step(self, k: Step) -> Form:
         """One level; the last step does the last level as well."""
-        x = self._sweep(k, k.x, k.start)
+        x = k.end.alpha / k.start.alpha * self._sweep(k, k.x, k.start)
         return self._sweep(k, x, k.end) if k.i == k.n - 1 else x
 
     def _sweep(self, k: Step, x: Form, node: Any) -> Form:
