@@ -54,7 +54,9 @@ class Candidate:
     def build(self) -> sg.Solver:
         """The solver."""
         solver = dict(sg.solvers())[self.solver]
-        return replace(solver, lower_final=True) if self.lower_final else solver.strict()
+        if self.lower_final:
+            return replace(solver, lower_final=True)
+        return solver.strict() if hasattr(solver, "strict") else solver  # at the commit of the best, all were
 
 
 def candidates() -> Iterator[Candidate]:

@@ -144,3 +144,15 @@ def test_references_are_kept_with_the_hash_of_their_bed(tmp_path, monkeypatch) -
     torch.testing.assert_close(stored.x, first.x, rtol=0, atol=1e-6)
     with pytest.raises(pytest.fail.Exception, match="computed again"):
         beds.reference(made(sde, GAUSSIAN.score(sde), (8, 2), steps=(60, 0)))
+
+
+def test_what_is_committed_goes_with_the_list() -> None:
+    """Weights, references and the best of the registry are those of the recipes that the list has now."""
+    known, frozen = beds._read_index(), defaults.frozen()
+    assert set(known) <= {recipe.name for recipe in beds.RECIPES}
+    for recipe in beds.RECIPES:
+        if recipe.source != "points" and recipe.name in frozen:  # points are not in the package
+            bed = beds.bed(recipe.name)
+            assert known[bed.name]["hash"] == frozen[bed.name]["hash"] == bed.hash, f"make beds: {bed.name}"
+            assert known[bed.name]["doubt"] < 0.01
+            assert set(frozen[bed.name]["best"]) == set(map(str, beds.BUDGETS))
