@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde.engine.adaptive import Controller, Integration, Pair, integrate
+from sgm_sde.engine.adaptive import Controller, Integration, Pair, Rows, integrate
+from sgm_sde.engine.brownian import BrownianTree
+from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.phi import phi, phi_values
 from sgm_sde.grids import LogSNR
 from sgm_sde.scores.model import BoundModel
@@ -397,7 +399,7 @@ def test_any_shape_and_dtype(name: str, shape: tuple[int, ...]) -> None:
     solver = sg.GGF(rtol=0.2, atol=0.1) if name == "ggf" else name
     results = {}
     for dtype in (F64, torch.float32, torch.bfloat16):
-        x = sde.prior_sample((3, *shape), seed=0, dtype=F64).to(dtype)
+        x = sde.prior_sample((3, *shape), seed=5, dtype=F64).to(dtype)
         score = sg.from_score(lambda x, t: elementwise_score(sde)(x.double(), t.double()), sde)
         results[dtype] = sg.sample(score, sde, x_T=x, solver=solver, seed=0)
         assert results[dtype].x.shape == (3, *shape)
@@ -590,21 +592,6 @@ class Noise(sg.SDE):
 VARIANCE = (2.2**3 - 0.2**3) / 6
 
 
-class Redraw:
-    """Noise that is drawn anew where a step is tried again."""
-
-    def __init__(self, seed: tuple[int, int], shape: tuple[int, ...], start: float, end: float) -> None:
-        self.shape, self.now, self.draws = shape, start, np.random.default_rng(seed)
-
-    def increment(self, place: float) -> np.ndarray:
-        """Up to a place ahead."""
-        return math.sqrt(abs(place - self.now)) * self.draws.standard_normal(self.shape)
-
-    def advance(self, place: float) -> None:
-        """Go there."""
-        self.now = place
-
-
 def test_rejection_does_not_bias_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are rejected for large increments. On one path the variance is right; drawn anew it is too small."""
     n, sde = 1500, Noise()
@@ -618,7 +605,14 @@ def test_rejection_does_not_bias_the_law(monkeypatch: pytest.MonkeyPatch) -> Non
     stderr = VARIANCE * math.sqrt(2 / n)
     assert abs(float(res.x.mean())) < 4 * math.sqrt(VARIANCE / n)
     assert abs(float(res.x.square().mean()) - VARIANCE) < 4 * stderr
-    monkeypatch.setattr(_PathStepper, "path", Redraw)
+
+    draws = np.random.default_rng(0)
+
+    def redrawn(stepper: _PathStepper, rows: Rows) -> np.ndarray:
+        stepper._next = stepper.place[rows.who], stepper.path[rows.who]
+        return np.sqrt(np.abs(rows.h))[:, None] * draws.standard_normal((len(rows.who), 1))
+
+    monkeypatch.setattr(_PathStepper, "_increment", redrawn)
     assert float(run().x.square().mean()) < VARIANCE - 5 * stderr
 
 
@@ -646,9 +640,8 @@ def test_the_update_is_the_papers() -> None:
         res = sg.sample(
             score, sde, x_T=x, solver=sg.GGF(rtol=0.0, atol=1e3, max_steps=1, first_step=h), seed=5, final="none"
         )  # fmt: skip
-    from sgm_sde.engine.brownian import BrownianPath
-
-    dW = torch.from_numpy(BrownianPath((5, 0), (4,), sde.T, sde.eps).increment(1.0 - h))
+    tree = BrownianTree(SampleSeeds(5, range(1)), (4,), sde.T)
+    dW = math.sqrt(sde.T - sde.eps) * torch.from_numpy(tree.at(np.array([1 / 128]), np.zeros(1, dtype=int)))
     rev = sde.reverse(score, eta=1.0)
     t, t_next = torch.ones(1, dtype=F64), torch.ones(1, dtype=F64) - h
     euler = x - h * rev.f(x, t) + float(rev.g(t)) * dW

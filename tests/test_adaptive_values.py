@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from inspect import signature
 from typing import Any
 
@@ -27,7 +28,8 @@ from sgm_sde.engine.adaptive import (
     march,
     rms,
 )
-from sgm_sde.engine.brownian import BrownianPath
+from sgm_sde.engine.brownian import BrownianTree
+from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.phi import phi
 from sgm_sde.solvers.adaptive import PI, Flow, default_variable
 from sgm_sde.solvers.base import ADAPTIVE, AdaptiveSolver, EtaSolver, Problem, resolve, resolve_any
@@ -634,9 +636,10 @@ def test_the_sde_solver_by_hand(solver: sg.GGF) -> None:
     """Jolicoeur-Martineau et al.'s algorithm for one sample, its steps of three digits and on one path."""
     x = VP.prior_sample((1, 6), seed=0, dtype=F64)
     rev, length = VP.reverse(elementwise_score(VP), eta=1.0), VP.T - VP.eps
-    path = BrownianPath((4, 0), (6,), VP.T, VP.eps)
+    seeds = SampleSeeds(5, range(1))
+    tree, place, behind = BrownianTree(seeds, (6,), VP.T), 0.0, np.zeros((1, 6))
     model = bind(sg.from_score(elementwise_score(VP), VP), VP, (VP.T, VP.eps))
-    end = solver.run(Problem(model, VP, x, VP.T, VP.eps, ((4, 0),)))
+    end = solver.run(Problem(model, VP, x, VP.T, VP.eps, seeds))
 
     def rounded(h: float) -> float:
         unit = 2.0 ** math.floor(math.log2(h / length)) / 4  # the first of three digits is worth four units
@@ -647,7 +650,8 @@ def test_the_sde_solver_by_hand(solver: sg.GGF) -> None:
         h = min(h, t - VP.eps)
         there = max(t - h, VP.eps) if t - h - VP.eps > 1e-12 else VP.eps
         now, then = (torch.tensor([v], dtype=F64) for v in (t, there))
-        dW = torch.from_numpy(path.increment(there))
+        ahead = 1.0 if there == VP.eps else place + float(Fraction(round(h / length * 2**50), 2**50))
+        dW = math.sqrt(length) * torch.from_numpy(tree.at(np.array([ahead]), np.zeros(1, dtype=int)) - behind)
         euler = x - h * rev.f(x, now) + rev.g(now) * dW
         other = x - h * rev.f(euler, then) + rev.g(then) * dW
         after = (euler + other) / 2
@@ -658,7 +662,7 @@ def test_the_sde_solver_by_hand(solver: sg.GGF) -> None:
         factor = min(solver.growth, max(1e-3, solver.safety * error**-solver.exponent))
         if error <= 1:
             x, t, before = after, there, euler
-            path.advance(there)
+            place, behind = ahead, tree.at(np.array([ahead]), np.zeros(1, dtype=int))
             factor = factor if grows else min(factor, 1.0)
         grows = error <= 1
         tried[error > 1] += 1
@@ -668,40 +672,6 @@ def test_the_sde_solver_by_hand(solver: sg.GGF) -> None:
     assert (end.accepted.tolist(), end.rejected.tolist()) == ([tried[0]], [tried[1]])
     assert float(end.t) == pytest.approx(t, abs=1e-14)
     torch.testing.assert_close(end.y[0], x, rtol=1e-9, atol=1e-9)
-
-
-# --- Brownian paths --------------------------------------------------------------------------------------------------
-
-
-def test_a_bridge_by_hand() -> None:
-    """The first draws of the path are those of its generator: whole, then the bridge at a quarter of the clock."""
-    draws = np.random.Generator(np.random.Philox(key=[3, 1], counter=[0, 0, 0, 0])).standard_normal((1, 4))
-    first = np.random.Generator(np.random.Philox(key=[3, 1], counter=[0, 0, 0, 1])).standard_normal(4)
-    for start, end, place in ((0.0, 4.0, 1.0), (4.0, 0.0, 3.0)):
-        path = BrownianPath((3, 1), (4,), start, end)
-        near = path.increment(place)
-        np.testing.assert_allclose(near, 0.25 * 2 * first + math.sqrt(0.75) * draws[0], rtol=1e-12)
-        np.testing.assert_allclose(path.increment(end), 2 * first, rtol=1e-12)
-        assert path.increment(start).tolist() == [0.0] * 4
-
-
-def test_nodes_of_the_tree_by_hand() -> None:
-    """Piece k is halved by the noise of node 2k, as long as k is below 2^levels; the halves are 2k and 2k + 1."""
-
-    def z(node: int) -> np.ndarray:
-        return np.random.Generator(np.random.Philox(key=[3, 1], counter=[0, 0, 0, node])).standard_normal(4)
-
-    path = BrownianPath((3, 1), (4,), 0.0, 1.0, levels=2)
-    whole = z(1)
-    half = whole / 2 + z(2) / 2
-    first = half / 2 + math.sqrt(1 / 8) * z(4)
-    third = half + (whole - half) / 2 + math.sqrt(1 / 8) * z(6)
-    for place, known in ((0.25, first), (0.5, half), (0.75, third), (1.0, whole)):
-        np.testing.assert_allclose(path.increment(place), known, rtol=1e-12, atol=1e-14)
-    assert [piece.node for piece in path._pieces] == [7, 6, 5, 4]
-    eighth = path.increment(0.125)  # beyond the tree: the path's own draws
-    np.testing.assert_allclose(eighth, first / 2 + math.sqrt(1 / 16) * z(0), rtol=1e-12)
-    assert [piece.node for piece in path._pieces] == [7, 6, 5, 0, 0]
 
 
 # --- Registry --------------------------------------------------------------------------------------------------------

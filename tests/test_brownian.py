@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,84 +12,122 @@ import pytest
 import torch
 
 import sgm_sde as sg
-from sgm_sde.engine.brownian import BrownianPath, PathNoise, noisy_steps
+from sgm_sde.engine.brownian import BrownianTree, PathNoise, noisy_steps
+from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.grids import Grid, LogSNR, Uniform
 from tests.helpers import F64, elementwise_score
 
-PLACES = [0.9, 0.73, 0.41, 0.4, 0.125, 0.001]
+Clock, Middle = Callable[[float], float], Callable[[float, float], float]
+PLACES = [1 / 8, 1 / 4, 5 / 16, 1 / 2, 341 / 512, 2 / 3, 1.0]
 
 
-def walk(path: BrownianPath, places: list[float]) -> np.ndarray:
-    """The increments between places, in order."""
-    found = []
-    for place in places:
-        found.append(path.increment(place))
-        path.advance(place)
-    return np.stack(found)
+def tree(n: int, d: int, **options: object) -> BrownianTree:
+    """The paths of n samples of d numbers."""
+    return BrownianTree(SampleSeeds(options.pop("seed", 3), range(n)), (d,), 1.0)
 
 
-@pytest.mark.parametrize("levels", [0, 8])
-def test_increments_add_up(levels: int) -> None:
-    """W(a, c) = W(a, b) + W(b, c), however the path is asked, both ends included."""
-    path = BrownianPath((3, 1), (5,), 1.0, 0.0, levels=levels)
-    whole = path.increment(0.0)
-    tried = [path.increment(place) for place in (0.4, 0.9, 0.1)]
-    assert np.array_equal(path.increment(1.0), np.zeros(5))
-    parts = walk(path, [0.9, 0.4, 0.1, 0.0])
-    np.testing.assert_allclose(parts[0], tried[1], atol=1e-14)
-    np.testing.assert_allclose(parts[:2].sum(0), tried[0], atol=1e-14)
-    np.testing.assert_allclose(parts[:3].sum(0), tried[2], atol=1e-14)
-    np.testing.assert_allclose(parts.sum(0), whole, atol=1e-14)
+def at(paths: BrownianTree, place: float, n: int) -> np.ndarray:
+    """All paths at one place."""
+    return paths.at(np.full(n, place), np.arange(n))
 
 
-@pytest.mark.parametrize("levels", [0, 6])
-@pytest.mark.parametrize("clock", ["distance", "exponential"])
-def test_increments_are_independent_and_of_the_right_size(clock: str, levels: int) -> None:
-    """Normalised increments are uncorrelated with variance 1, whatever was tried and rejected before."""
-    n = 20000
-    of = (lambda p: p) if clock == "distance" else (lambda p: math.exp(-5 * p))
-    path = BrownianPath((0, 0), (n,), 1.0, 0.0, levels=levels, clock=of)
-    z, before = [], 1.0
+# --- the tree --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 8, 150])
+def test_a_path_is_a_function(d: int) -> None:
+    """The same whatever is asked, of whom and in which order, to the last bit."""
+    n = 6
+    known = {place: at(tree(n, d), place, n) for place in [0.0, *PLACES]}
+    assert np.array_equal(known[0.0], np.zeros((n, d)))
+    paths, who = tree(n, d), np.array([4, 1, 1, 5, 0, 4, 2])
+    mixed = paths.at(np.array(PLACES), who)
+    for row, (place, i) in enumerate(zip(PLACES, who, strict=True)):
+        assert np.array_equal(mixed[row], known[place][i])
+    alone = BrownianTree(SampleSeeds(3, range(4, 5)), (d,), 1.0)
+    assert np.array_equal(alone.at(np.array([PLACES[2]]), np.zeros(1, dtype=int))[0], known[PLACES[2]][4])
+    assert not np.array_equal(at(tree(n, d, seed=4), 0.5, n), known[0.5])
+
+
+@pytest.mark.parametrize("d", [1, 2, 4])
+def test_increments_are_independent_and_of_the_right_size(d: int) -> None:
+    """Normalised increments between places, binary fractions or not, are uncorrelated with variance 1."""
+    n = 20000 // d
+    paths, z, before, place_before = tree(n, d), [], np.zeros((n, d)), 0.0
     for place in PLACES:
-        path.increment(place / 2)  # a step too long, rejected
-        z.append(path.increment(place) / math.sqrt(abs(of(before) - of(place))))
-        path.advance(place)
-        before = place
+        now = at(paths, place, n)
+        z.append((now - before).ravel() / math.sqrt(place - place_before))
+        before, place_before = now, place
     covariance = np.cov(np.stack(z))
-    assert np.abs(covariance - np.eye(len(PLACES))).max() < 5 * math.sqrt(2 / n)
+    assert np.abs(covariance - np.eye(len(PLACES))).max() < 5 * math.sqrt(2 / 20000)
+    squares = np.stack(z) ** 2 - 1
+    assert np.abs(np.corrcoef(squares) - np.eye(len(PLACES))).max() < 5 / math.sqrt(20000)
 
 
-def test_the_tree_makes_paths_agree() -> None:
-    """Two walks over one seed agree at shared places to the resolution of the tree, and at its nodes exactly."""
-    coarse = walk(BrownianPath((7, 0), (500,), 1.0, 0.0, levels=10), [0.75, 0.5, 0.3, 0.0])
-    fine = walk(BrownianPath((7, 0), (500,), 1.0, 0.0, levels=10), [0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.0])
-    np.testing.assert_allclose(fine[:2].sum(0), coarse[0], atol=1e-13)
-    np.testing.assert_allclose(fine[2:4].sum(0), coarse[1], atol=1e-13)
-    difference = fine[4:6].sum(0) - coarse[2]
-    assert 0 < np.sqrt(np.mean(difference**2)) < 2 * 2.0**-5
-    other = walk(BrownianPath((7, 1), (500,), 1.0, 0.0, levels=10), [0.75, 0.5, 0.3, 0.0])
-    assert abs(np.corrcoef(other.ravel(), coarse.ravel())[0, 1]) < 5 / math.sqrt(coarse.size)
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_halvings_by_hand(d: int) -> None:
+    """W(1) is draw 0; half-way stands half of it and half of draw 1; and so on, the halves of k being 2k and 2k + 1,
+    of which samples of few numbers have those of two or three levels in one draw of eight numbers."""
+    stream = NoiseStream([(3, 0)], "path", 1.0)
 
+    def z(node: int) -> np.ndarray:
+        levels = {1: 3, 2: 2}.get(d, 1)
+        top = node
+        while levels > 1 and (top.bit_length() - 1) % levels:
+            top //= 2
+        depth = node.bit_length() - top.bit_length()
+        i = (node - (top << depth)) + 2**depth - 1
+        drawn = stream.at(np.array([top], dtype=np.uint64), (1, 8 if levels > 1 else d), F64).numpy()[0]
+        return drawn[i * d : (i + 1) * d]
 
-@pytest.mark.parametrize("place", [-0.1, 1.1])
-def test_a_path_ends_where_it_ends(place: float) -> None:
-    """Beyond the end and behind the place where it stands there is nothing to ask for."""
-    path = BrownianPath((0, 0), (2,), 1.0, 0.0)
-    with pytest.raises(ValueError, match=f"increment to {place} was asked for"):
-        path.increment(place)
-    path.increment(0.0)
-    path.advance(0.0)
-    with pytest.raises(ValueError, match="has ended"):
-        path.increment(0.0)
+    whole = stream.at(0, (1, d), F64).numpy()[0]
+    half = whole / 2 + z(1) / 2
+    quarter = half / 2 + math.sqrt(1 / 8) * z(2)
+    third = half + (whole - half) / 2 + math.sqrt(1 / 8) * z(3)
+    eighth = quarter / 2 + math.sqrt(1 / 16) * z(4)
+    eleven = half + (third - half) / 2 + math.sqrt(1 / 16) * z(6)
+    sixteenth = eighth / 2 + math.sqrt(1 / 32) * z(8)
+    for place, known in (
+        (1.0, whole), (0.5, half), (0.25, quarter), (0.75, third), (0.125, eighth), (0.625, eleven),
+        (0.0625, sixteenth),
+    ):  # fmt: skip
+        np.testing.assert_allclose(at(tree(1, d), place, 1)[0], known, rtol=1e-12, atol=1e-14)
 
 
 # --- Noises of a program ---------------------------------------------------------------------------------------------
 
 
+def bridges(
+    seeds: list[tuple[int, int]], d: int, times: list[float], clock: object, middle: object, levels: int
+) -> list:
+    """Increments between times, by bridges from the whole path on: in the middle of a piece down to so many levels, at
+    the time itself below, with the draw of the piece's number and of how often it has been cut below."""
+    stream = NoiseStream(seeds, "path", times[0])
+
+    def z(node: int, cut: int = 0) -> np.ndarray:
+        return stream.at(node + cut * 2**32, (len(seeds), d), F64).numpy()
+
+    a, b = times[0], times[-1]
+    pieces = [(a, b, math.sqrt(abs(clock(b) - clock(a))) * z(0), 1, 0)]
+    for time in times[1:-1]:
+        while all(time != end for _, end, *_ in pieces):
+            (k,) = [k for k, (a, b, *_) in enumerate(pieces) if min(a, b) < time < max(a, b)]
+            a, b, increment, node, cut = pieces.pop(k)
+            m = middle(a, b) if node < 2**levels else time
+            near, far = abs(clock(m) - clock(a)), abs(clock(b) - clock(m))
+            first = near / (near + far) * increment + math.sqrt(near * far / (near + far)) * z(node, cut)
+            halves = ((2 * node, 0), (2 * node + 1, 0)) if node < 2**levels else ((node, cut), (node, cut + 1))
+            pieces[k:k] = [(a, m, first, *halves[0]), (m, b, increment - first, *halves[1])]
+    found = []
+    for start, end in pairwise(times):
+        found.append(sum(w for a, b, w, *_ in pieces if min(start, end) <= min(a, b) and max(a, b) <= max(start, end)))
+    return found
+
+
 def test_noises_of_a_program_by_hand() -> None:
-    """Each is the increment over its step over its standard deviation, for every sample; 12 halvings unless told."""
-    grid = [0.9, 0.5, 0.3, 0.1]
+    """Each is the increment over its step over its standard deviation, for every sample; 8 halvings unless told."""
+    grid = [0.9, 0.5, 0.3, 0.299, 0.298, 0.1]
     program = sg.DDIM(eta=1.0).compile(sg.VPSDE(), Grid(grid))
     seeds = [(3, 1), (3, 2)]
 
@@ -99,15 +138,28 @@ def test_noises_of_a_program_by_hand() -> None:
         return (2 * a + b) / 3
 
     def by_hand(levels: int) -> np.ndarray:
-        paths = [BrownianPath(seed, (4,), 0.9, 0.1, clock=clock, middle=middle, levels=levels) for seed in seeds]
-        steps = np.stack([walk(path, grid[1:]) for path in paths], 1)
+        steps = np.stack(bridges(seeds, 4, grid, clock, middle, levels))
         return steps / np.sqrt(np.diff([clock(t) for t in grid]))[:, None, None]
 
-    for options, levels in (({}, 12), ({"levels": 3}, 3)):
+    for options, levels in (({}, 8), ({"levels": 3}, 3), ({"levels": 0}, 0)):
         noise = PathNoise(program, seeds, clock=clock, middle=middle, **options)
-        z = torch.stack([noise.normal((2, 4), F64) for _ in range(3)])
-        np.testing.assert_allclose(z.numpy(), by_hand(levels), rtol=1e-12)
-    assert np.abs(by_hand(12) - by_hand(11)).max() > 1e-6
+        z = torch.stack([noise.normal((2, 4), F64) for _ in range(5)])
+        np.testing.assert_allclose(z.numpy(), by_hand(levels), rtol=1e-3, atol=1e-4)
+    assert np.abs(by_hand(8) - by_hand(7)).max() > 1e-3
+
+
+def test_grids_share_their_path() -> None:
+    """A time of two grids has the same state on the path in both, where no other time lies in its piece of the tree."""
+    coarse = [1.0, 0.71, 0.5, 0.29, 0.1]
+    fine = sorted([*coarse, 0.9, 0.6, 0.4, 0.2], reverse=True)
+    found = []
+    for grid in (coarse, fine):
+        program = sg.DDIM(eta=1.0).compile(sg.VPSDE(), Grid(grid))
+        noise = PathNoise(program, [(7, 0), (7, 1)], clock=lambda t: t, middle=lambda a, b: (a + b) / 2)
+        steps = [noise.normal((2, 50), F64) * math.sqrt(a - b) for a, b in pairwise(grid)]
+        found.append(dict(zip(grid[1:], torch.stack(steps).cumsum(0), strict=True)))
+    for time in coarse[1:]:
+        torch.testing.assert_close(found[0][time], found[1][time], rtol=0, atol=2e-6)
 
 
 def test_which_step_a_noise_belongs_to() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -12,129 +11,111 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program
+
+NUMBERS = 8  # of one block of the generator
+LEVELS = 8  # of a path that is shared by grids: 256 pieces
+
+
+class BrownianTree:
+    r"""The Brownian paths of a batch as a function of the place, on [0, 1] with variance 1: nothing is stored.
+
+    A piece [a, b] with the increment D is halved at m by a Brownian bridge,
+
+    $$ W_m - W_a \mid D \sim N\big(\tfrac12 D,\ \tfrac14 (b - a)\, I\big) $$
+
+    with the noise of its place in the tree: the whole has draw 0, the piece that is halved first the number 1, and the
+    halves of k are 2k and 2k + 1; samples of one or two numbers have those of several levels in one draw. A place is
+    found by halving until it is the end of a piece, so that a path is the same however often, in whatever order and
+    with whatever steps it is asked, and its law is exact. Places are binary fractions; n digits take n halvings.
+
+    Args:
+        seeds: the samples'.
+        shape: of one sample.
+        start: the time at which the run starts, as for a `NoiseStream`.
+
+    Source: Lévy, 1948; Li et al., 2020, arXiv:2001.01328 (the tree); Jelinčič et al., 2024, arXiv:2405.06464.
+
+    Example:
+        >>> tree = BrownianTree(SampleSeeds(7, range(2)), (1000,), 1.0)
+        >>> quarter, half = (tree.at(np.full(2, place), np.arange(2)) for place in (0.25, 0.5))
+        >>> bool(abs(np.var(half - quarter) - 0.25) < 0.05)
+        True
+    """
+
+    def __init__(self, seeds: SampleSeeds, shape: Sequence[int], start: float) -> None:
+        self._stream, self._size = NoiseStream(seeds, "path", start), math.prod(shape)
+        self._levels = max(1, (NUMBERS // max(1, self._size) + 1).bit_length() - 1)  # in one block of the generator
+
+    def at(self, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """W (b, D) in float64 at a place (b,) for each of the samples of numbers `rows` (b,)."""
+        path = np.zeros((len(rows), self._size))
+        whole = self._stream.at(0, (len(rows), self._size), torch.float32, "cpu", rows=rows)
+        increment = whole.numpy().astype(np.float64)
+        path[places == 1] = increment[places == 1]
+        below = np.where(places < 1, places, 0.0)  # what is left to go, in halves of the piece
+        (alive,) = np.nonzero(below)
+        increment, below, node = increment[alive], below[alive], np.ones(len(alive), dtype=np.uint64)
+        level, scale = 0, 0.5
+        while len(alive):
+            if level % self._levels == 0:
+                top, z = node, self._normals(node, rows[alive])
+            depth = level % self._levels
+            local = (node - (top << np.uint64(depth))).astype(np.intp) + 2**depth - 1
+            bridge = scale * z[np.arange(len(z)), local]
+            increment *= 0.5
+            below *= 2
+            beyond = below >= 1
+            path[alive] += np.where(beyond[:, None], increment + bridge, 0.0)
+            increment += np.where(beyond[:, None], -bridge, bridge)
+            below -= beyond
+            node = 2 * node + beyond
+            if not below.all():
+                (kept,) = np.nonzero(below)
+                alive, increment, below, node = alive[kept], increment[kept], below[kept], node[kept]
+                top, z = top[kept], z[kept]
+            level, scale = level + 1, scale * math.sqrt(0.5)
+        return path
+
+    def _normals(self, node: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The noises of a node and of those below, as many levels as one draw has (b, nodes, D), float64."""
+        nodes = 2**self._levels - 1
+        numbers = self._size if nodes == 1 else NUMBERS
+        z = self._stream.at(node, (len(rows), numbers), torch.float32, "cpu", rows=rows).numpy()
+        return z[:, : nodes * self._size].astype(np.float64).reshape(len(rows), nodes, self._size)
 
 
 class _Piece(NamedTuple):
     start: float
     end: float
-    increment: np.ndarray
-    node: int  # of the tree: the root is 1, the halves of k are 2k and 2k + 1; 0 for what was cut elsewhere
-
-
-class BrownianPath:
-    r"""The path of one sample, known by its increments over the pieces that it has been cut into.
-
-    A piece [a, b] with the increment D is cut at m by a Brownian bridge: with variances $v_a, v_m, v_b$ of the clock,
-
-    $$ W_m - W_a \mid D \sim N\Big(\tfrac{v_m - v_a}{v_b - v_a} D,\ \tfrac{(v_m - v_a)(v_b - v_m)}{v_b - v_a} I\Big) $$
-
-    So whatever has been asked stays true: a step that is rejected and tried again shorter sees the same path. Down to
-    `levels` halvings, pieces are cut in the middle first, by noise that depends on the place in the tree alone: paths
-    of the same seed then agree to that resolution whatever is asked of them, and in law exactly.
-
-    Args:
-        seed: the sample's (seed, index) pair.
-        shape: of the sample.
-        start: where the path begins.
-        end: where it ends, above or below `start`.
-        clock: variance of the path as a function of the place, up to a constant; the distance if not given.
-        middle: the place at which to halve a piece; the arithmetic mean if not given.
-        levels: halvings before any other cut.
-
-    Source: Lévy, 1948; Rackauckas & Nie, 2017, arXiv:1804.04344 (rejection without bias); Li et al., 2020,
-    arXiv:2001.01328 (the tree).
-
-    Example:
-        >>> path = BrownianPath((7, 0), (1000,), 1.0, 0.0)
-        >>> far = path.increment(0.5)
-        >>> near = path.increment(0.75)
-        >>> path.advance(0.75)
-        >>> bool(np.allclose(near + path.increment(0.5), far))
-        True
-    """
-
-    def __init__(
-        self,
-        seed: tuple[int, int],
-        shape: Sequence[int],
-        start: float,
-        end: float,
-        *,
-        clock: Callable[[float], float] | None = None,
-        middle: Callable[[float, float], float] | None = None,
-        levels: int = 0,
-    ) -> None:
-        self._seed, self._shape, self._levels = seed, tuple(shape), levels
-        self._clock = clock or (lambda place: place)
-        self._middle = middle or (lambda a, b: (a + b) / 2)
-        self._sign = math.copysign(1.0, end - start)
-        self._draws = self._generator(0)
-        whole = math.sqrt(self._variance(start, end)) * self._normal(1)
-        self._pieces = [_Piece(start, end, whole, 1)]  # the nearest last
-
-    def increment(self, place: float) -> np.ndarray:
-        """The increment from where the path stands to a place ahead, in float64.
-
-        Raises:
-            ValueError: for a place behind, or beyond the end.
-        """
-        if not self._pieces:
-            raise ValueError(f"the path has ended, and its increment to {place} was asked for")
-        first, last = self._pieces[-1].start, self._pieces[0].end
-        if not self._sign * first <= self._sign * place <= self._sign * last:
-            raise ValueError(f"the path lies between {first} and {last}, and its increment to {place} was asked for")
-        total = np.zeros(self._shape)
-        i = len(self._pieces) - 1
-        while i >= 0 and self._pieces[i].start != place:
-            piece = self._pieces[i]
-            if self._sign * piece.end > self._sign * place:
-                self._pieces[i : i + 1] = self._cut(piece, place)
-                i += 1
-                continue
-            total += piece.increment
-            i -= 1
-        return total
-
-    def advance(self, place: float) -> None:
-        """Forget what lies before a place whose increment has been asked for."""
-        while self._pieces and self._sign * self._pieces[-1].end <= self._sign * place:
-            self._pieces.pop()
-
-    def _cut(self, piece: _Piece, place: float) -> list[_Piece]:
-        """The two halves of a piece, the far one first."""
-        node = piece.node if piece.node < 2**self._levels else 0
-        middle = self._middle(piece.start, piece.end) if node else place
-        before, after = self._variance(piece.start, middle), self._variance(middle, piece.end)
-        z = self._normal(2 * node)
-        near = before / (before + after) * piece.increment + math.sqrt(before * after / (before + after)) * z
-        left = _Piece(piece.start, middle, near, 2 * node)
-        return [_Piece(middle, piece.end, piece.increment - near, 2 * node + 1 if node else 0), left]
-
-    def _variance(self, a: float, b: float) -> float:
-        return abs(self._clock(b) - self._clock(a))
-
-    def _normal(self, node: int) -> np.ndarray:
-        source = self._generator(node) if node else self._draws
-        return np.asarray(source.standard_normal(self._shape))
-
-    def _generator(self, node: int) -> np.random.Generator:
-        # Counter-based: sample and place in the tree are key and counter as they are, so that no two ever meet.
-        return np.random.Generator(np.random.Philox(key=list(self._seed), counter=[0, 0, 0, node]))
+    increment: Tensor
+    node: int  # of the tree
+    cut: int  # how often it has been cut beyond the tree
 
 
 class PathNoise:
-    """The noises of a program as normalised increments of one Brownian path a sample, the same for any grid.
+    r"""The noises of a program as normalised increments of one Brownian path a sample, the same for any grid.
+
+    All samples are at the same places, which are asked in order. With variances $v_a, v_m, v_b$ of the clock,
+
+    $$ W_m - W_a \mid D \sim N\Big(\tfrac{v_m - v_a}{v_b - v_a} D,\ \tfrac{(v_m - v_a)(v_b - v_m)}{v_b - v_a} I\Big) $$
+
+    Down to `levels` halvings pieces are cut in the middle, as in a `BrownianTree`, and below at the places themselves.
+    So paths agree at the nodes of the tree whatever is asked of them, at other places where no two lie in one piece,
+    and in law exactly. Pieces ahead are kept, one a level.
 
     Args:
         program: a table that draws at most one noise a step.
         seeds: one (seed, index) pair a sample, from `resolve_seeds`.
         clock: variance of the path as a function of time.
         middle: the time at which to halve a piece.
-        levels: halvings before any other cut: grids agree to a piece of 2^-levels.
+        levels: halvings before any other cut.
 
     Raises:
         ValueError: for a program with more noises in a step.
+
+    Source: Lévy, 1948; Li et al., 2020, arXiv:2001.01328.
     """
 
     def __init__(
@@ -144,30 +125,53 @@ class PathNoise:
         *,
         clock: Callable[[float], float],
         middle: Callable[[float, float], float],
-        levels: int = 12,
+        levels: int = LEVELS,
     ) -> None:
         self._times = iter(noisy_steps(program))
         self._ends = program.times[0], program.times[-1]
-        self._seeds, self._levels = seeds, levels
-        self._clock, self._middle = cache(clock), cache(middle)
-        self._paths: list[BrownianPath] = []
+        self._sign = math.copysign(1.0, self._ends[1] - self._ends[0])
+        self._stream, self._levels = NoiseStream(seeds, "path", self._ends[0]), levels
+        self._clock, self._middle = clock, middle
+        self._pieces: list[_Piece] = []  # the nearest last
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         """The next step's noise, (B, *)."""
-        if not self._paths:
-            self._paths = [
-                BrownianPath(
-                    seed, shape[1:], *self._ends, clock=self._clock, middle=self._middle, levels=self._levels
-                )
-                for seed in self._seeds
-            ]  # fmt: skip
+        if not self._pieces:
+            whole = self._stream.at(0, shape, dtype, device) * math.sqrt(self._variance(*self._ends))
+            self._pieces = [_Piece(*self._ends, whole, 1, 0)]
         start, end = next(self._times)
-        for path in self._paths:
-            path.increment(start)
-            path.advance(start)
-        z = np.stack([path.increment(end) for path in self._paths])
-        z /= math.sqrt(abs(self._clock(end) - self._clock(start)))
-        return torch.from_numpy(z).to(device=device, dtype=dtype)
+        self._go_to(start)
+        z = self._go_to(end)
+        assert z is not None
+        return z / math.sqrt(self._variance(start, end))
+
+    def _go_to(self, place: float) -> Tensor | None:
+        """The increment to a place ahead, behind which all is forgotten."""
+        total: Tensor | None = None
+        while self._pieces and self._pieces[-1].start != place:
+            piece = self._pieces.pop()
+            if self._sign * piece.end > self._sign * place:
+                self._pieces += self._cut(piece, place)
+            else:
+                total = piece.increment if total is None else total + piece.increment
+        return total
+
+    def _cut(self, piece: _Piece, place: float) -> list[_Piece]:
+        """The two parts of a piece, the far one first."""
+        start, end, increment, node, cut = piece
+        in_tree = node < 2**self._levels
+        at = self._middle(start, end) if in_tree else place
+        before, after = self._variance(start, at), self._variance(at, end)
+        near = self._stream.at(node + (cut << 32), tuple(increment.shape), increment.dtype, increment.device)
+        near *= math.sqrt(before * after / (before + after))
+        near.add_(increment, alpha=before / (before + after))
+        far = increment.sub_(near)
+        if in_tree:
+            return [_Piece(at, end, far, 2 * node + 1, 0), _Piece(start, at, near, 2 * node, 0)]
+        return [_Piece(at, end, far, node, cut + 1), _Piece(start, at, near, node, cut)]
+
+    def _variance(self, a: float, b: float) -> float:
+        return abs(self._clock(b) - self._clock(a))
 
 
 def noisy_steps(program: Program) -> list[tuple[float, float]]:

@@ -89,12 +89,14 @@ class SampleSeeds(Sequence[tuple[int, int]]):
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Seeds and indices, (B,) each."""
         seeds = np.broadcast_to(np.asarray(self.seed, dtype=np.uint64), len(self))
-        return seeds, np.asarray(self.indices, dtype=np.int64)
+        known = self.indices
+        return seeds, np.arange(known.start, known.stop, known.step) if isinstance(known, range) else known
 
     def select(self, rows: np.ndarray) -> SampleSeeds:
         """Those of some samples."""
-        seeds, indices = self.arrays()
-        return SampleSeeds(self.seed if isinstance(self.seed, int) else seeds[rows], indices[rows], self.repeat)
+        known = self.indices
+        indices = known.start + known.step * rows if isinstance(known, range) else known[rows]
+        return SampleSeeds(self.seed if isinstance(self.seed, int) else self.seed[rows], indices, self.repeat)
 
     def divided(self, parts: int) -> SampleSeeds:
         """As many rows for each sample, each with an index of its own."""
@@ -222,7 +224,7 @@ class NoiseStream:
         self.draw = draw
         self._stream, self._repeat = STREAMS[stream], self.seeds.repeat
         (self._segment,) = struct.unpack("<Q", struct.pack("<d", start))
-        self._orders: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._order: tuple[tuple[int, int], np.ndarray, np.ndarray] = (0, 0), np.empty(0), np.empty(0)
         self._run, self._box_muller = Run(), BoxMuller(LARGEST)
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
@@ -236,22 +238,25 @@ class NoiseStream:
         shape: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device | str | None = None,
+        *,
+        rows: np.ndarray | None = None,
     ) -> Tensor:
-        """Any draw, of shape (B, *); one for all samples, or one each (B,) in uint64."""
-        if shape[0] != len(self.seeds):
-            raise ValueError(f"noise for {shape[0]} samples asked of a stream for {len(self.seeds)}")
+        """Any draw, of shape (B, *); one for all samples, or one each (B,) in uint64; of all samples, or of some."""
+        seeds = self.seeds if rows is None else self.seeds.select(rows)
+        if shape[0] != len(seeds):
+            raise ValueError(f"noise for {shape[0]} samples asked of a stream for {len(seeds)}")
         z = np.empty(shape, dtype=np.float32)
         if z.size:
-            self._fill(z.reshape(len(z), -1), draw)
+            self._fill(z.reshape(len(z), -1), seeds, draw)
         return torch.from_numpy(z).to(device=device, dtype=dtype, non_blocking=True)
 
-    def _fill(self, out: np.ndarray, draw: int | np.ndarray) -> None:
+    def _fill(self, out: np.ndarray, seeds: SampleSeeds, draw: int | np.ndarray) -> None:
         """Fill rows (B, D); those of many numbers as several shorter ones."""
         n, d = out.shape
         pairs = -(-d // 2)
         parts = -(-pairs // LARGEST)
         k = -(-pairs // parts)
-        places = self.seeds.divided(parts)
+        places = seeds.divided(parts)
         if parts > 1 and not isinstance(draw, int):
             draw = np.repeat(draw, parts)
         rows = out if d == 2 * k * parts or parts == 1 else np.empty((n, 2 * k * parts), dtype=np.float32)
@@ -294,16 +299,22 @@ class NoiseStream:
                     row[:] = self._run.words(k)
                 yield slice(i, i + len(words)), words
             return
+        own = not isinstance(places.seed, int)
         blocks = -(-(WORDS - math.gcd(k, WORDS) + k) // WORDS)  # at most, wherever in one the words begin
         step = max(1, min(step, LANES // blocks))
         for i in range(0, n, step):
             at = slice(i, min(i + step, n))
-            block, skip = np.divmod(first[at, None], np.uint64(WORDS))
-            counts = (block + np.arange(1, blocks + 1, dtype=np.uint64)).ravel()
-            draw_of, seed_of = (np.repeat(part[at], blocks) for part in (draws, seeds))
+            block, skip = first[at] // np.uint64(WORDS), first[at] % np.uint64(WORDS)
+            counts, draw_of, seed_of = block + np.uint64(1), draws[at], seeds[at] if own else places.seed
+            if blocks > 1:
+                counts = (counts[:, None] + np.arange(blocks, dtype=np.uint64)).ravel()
+                draw_of, seed_of = np.repeat(draw_of, blocks), np.repeat(seed_of, blocks) if own else seed_of
             words = philox((counts, draw_of, self._segment, self._repeat), (seed_of, self._stream))
-            within = skip + np.arange(k, dtype=np.uint64)
-            yield at, np.take_along_axis(words.reshape(len(block), -1), within.astype(np.int64), 1)
+            words = words.reshape(len(block), -1)
+            if k % WORDS:
+                within = skip[:, None] + np.arange(k, dtype=np.uint64)
+                words = np.take_along_axis(words, within.astype(np.int64), 1)
+            yield at, words
 
     def _seek(self, seed: int, word: int, draw: int) -> None:
         block, skip = divmod(word, WORDS)
@@ -311,12 +322,15 @@ class NoiseStream:
 
     def _runs(self, places: SampleSeeds, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of the indices, and where in it runs begin whose gaps are passed over sooner than visited."""
-        if k not in self._orders:
+        known, order, runs = self._order
+        if known != (id(places), k):
             index = places.arrays()[1]
             order = np.argsort(index, kind="stable")
             (gaps,) = np.nonzero(np.diff(index[order]) * k > VISIT)
-            self._orders[k] = order, np.concatenate([[0], gaps + 1])
-        return self._orders[k]
+            runs = np.concatenate([[0], gaps + 1])
+            if places is self.seeds:
+                self._order = (id(places), k), order, runs
+        return order, runs
 
     def _spans(
         self, places: SampleSeeds, k: int, draw: int, order: np.ndarray, runs: np.ndarray

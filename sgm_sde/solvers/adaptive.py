@@ -26,7 +26,7 @@ from sgm_sde.engine.adaptive import (
     march,
     rms,
 )  # fmt: skip
-from sgm_sde.engine.brownian import BrownianPath
+from sgm_sde.engine.brownian import BrownianTree
 from sgm_sde.engine.phi import phi_values
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.model import BoundModel
@@ -34,6 +34,7 @@ from sgm_sde.solvers.base import AdaptiveSolver, Problem
 from sgm_sde.solvers.runge_kutta import DOPRI5
 
 PI = Controller()
+DIGITS = 3  # of the steps of an SDE, binary
 VARIABLES = ("log-snr", "noise-level", "noise-share", "time")
 
 
@@ -385,20 +386,26 @@ class GGF(AdaptiveSolver):
             max_steps = min(max_steps, problem.calls // 2)
         return march(
             _PathStepper(self, problem), (problem.x,), problem.start, problem.end, max_steps=max_steps,
-            controller=Controller(self.safety, 1.0, 0.0, smallest=1e-3, largest=self.growth, digits=3),
+            controller=Controller(self.safety, 1.0, 0.0, smallest=1e-3, largest=self.growth, digits=DIGITS),
             first_step=self.first_step, on_leave=problem.on_leave,
         )  # fmt: skip
 
 
 class _PathStepper(Counting):
-    """Steps of `GGF`; what is carried is the slope at the start and x' of the step before."""
+    """Steps of `GGF`; what is carried is the slope at the start and x' of the step before.
 
-    path = BrownianPath
+    Places on the paths are exact binary fractions of the run, since steps are: they are kept apart from times.
+    """
+
+    tree = BrownianTree
 
     def __init__(self, solver: GGF, problem: Problem) -> None:
-        super().__init__(len(problem.x))
+        n = len(problem.x)
+        super().__init__(n)
         self.solver, self.problem, self.order = solver, problem, 1 / solver.exponent
-        self.paths = [self.path(seed, problem.x.shape[1:], problem.start, problem.end) for seed in problem.seeds]
+        self.paths = self.tree(problem.seeds, problem.x.shape[1:], problem.start)
+        self.place, self.path = np.zeros(n), np.zeros((n, problem.x[0].numel()))  # where each sample is
+        self._next = self.place, self.path  # and would be after the step
 
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
         """The reverse drift."""
@@ -413,8 +420,7 @@ class _PathStepper(Counting):
         """One step of each row."""
         (x,), (slope,) = rows.y, self.first(rows, rows.carry[:1], rows.moved)
         before = rows.carry[1] if rows.carry else x
-        along = np.stack([self.paths[i].increment(to) for i, to in zip(rows.who, rows.there.tolist(), strict=True)])
-        dW = torch.from_numpy(along).to(device=x.device, dtype=x.dtype)
+        dW = torch.from_numpy(self._increment(rows)).view(x.shape).to(device=x.device, dtype=x.dtype)
         h, g, g_end = (column(v, x) for v in (torch.from_numpy(rows.h), self._g(rows.u), self._g(rows.there)))
         euler = x + h * slope + g * dW
         (end_slope,) = self.evaluate(rows, (euler,), rows.there)
@@ -428,10 +434,20 @@ class _PathStepper(Counting):
         expected, length = (rms(drift).square() + flat(variance)[:, 0]).sqrt(), rms(move)
         return torch.where(length > 0, expected / length, 1).clamp_min(1)
 
+    def _increment(self, rows: Rows) -> np.ndarray:
+        """That of the paths (b, D) over the step."""
+        length = self.problem.end - self.problem.start
+        share, exponent = np.frexp(rows.h / length)
+        digits = 2.0**DIGITS
+        there = self.place[rows.who] + np.ldexp(np.rint(share * digits) / digits, exponent)
+        there = np.where(rows.there == self.problem.end, 1.0, np.minimum(there, 1.0))
+        self._next = there, self.paths.at(there, rows.who)
+        return (self._next[1] - self.path[rows.who]) * math.sqrt(abs(length))
+
     def _g(self, t: np.ndarray) -> Tensor:
         return self.problem.sde.g(torch.from_numpy(t))
 
     def advance(self, who: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
-        """The paths of those that went on forget what is behind."""
-        for i, place in zip(who[ok], u[ok].tolist(), strict=True):
-            self.paths[i].advance(place)
+        """Those that went on are where the step led."""
+        for now, after in zip((self.place, self.path), self._next, strict=True):
+            now[who[ok]] = after[ok]
