@@ -396,10 +396,11 @@ def test_one_step_for_all_couples_them() -> None:
 def test_any_shape_and_dtype(name: str, shape: tuple[int, ...]) -> None:
     """Samples of any rank, in float64, float32 and bfloat16, the last integrated in float32."""
     sde = sg.VESDE()
-    solver = sg.GGF(rtol=0.2, atol=0.1) if name == "ggf" else name
+    # Pairs with tolerances that do not show: rounding may change which steps are accepted.
+    solver = sg.GGF(rtol=0.2, atol=0.1) if name == "ggf" else replace(resolve_any(name), rtol=1e-4, atol=1e-4)
     results = {}
     for dtype in (F64, torch.float32, torch.bfloat16):
-        x = sde.prior_sample((3, *shape), seed=5, dtype=F64).to(dtype)
+        x = sde.prior_sample((3, *shape), seed=0, dtype=F64).to(dtype)
         score = sg.from_score(lambda x, t: elementwise_score(sde)(x.double(), t.double()), sde)
         results[dtype] = sg.sample(score, sde, x_T=x, solver=solver, seed=0)
         assert results[dtype].x.shape == (3, *shape)
