@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -30,6 +31,20 @@ def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
             named: Any = {name: copied(value) for name, value in kwargs.items()}
             return function(*map(copied, args), **named)
+
+    return call
+
+
+def outside_autocast(function: Callable[P, T]) -> Callable[P, T]:
+    """The function in the precision of its own tensors, whatever is around it."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        devices = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+        with ExitStack() as stack:
+            for kind in devices:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            return function(*args, **kwargs)
 
     return call
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from sgm_sde._shapes import finite
@@ -72,6 +74,36 @@ def number(
     bounds = {"above": above, "at least": least, "below": below, "at most": most}
     asked = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
     raise ValueError(f"{option} must be finite, {asked}, got {value}")
+
+
+def numbers(option: str, value: Any) -> Tensor:
+    """Finite numbers as a float64 tensor on the host.
+
+    Raises:
+        TypeError: for anything but a tensor, or nested sequences of one shape, of real numbers.
+        ValueError: for one that is not finite.
+    """
+    if not isinstance(value, Tensor):
+        found = np.asarray(value) if is_regular(value) else np.asarray(None)
+        if found.dtype.kind not in "fiu":
+            raise TypeError(f"{option} must be a tensor or sequence of numbers, got {described(value)}")
+        value = torch.from_numpy(found.astype(np.float64))
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{option} must be real numbers, got dtype {value.dtype}")
+    found = value.detach().to(device="cpu", dtype=torch.float64)
+    if not bool(torch.isfinite(found).all()):
+        raise ValueError(f"{option} must be finite, got {int((~torch.isfinite(found)).sum())} numbers that are not")
+    return found
+
+
+def is_regular(value: Any) -> bool:
+    """Whether nested sequences are those of an array: as many entries each at one depth, numbers at the last."""
+    if isinstance(value, np.ndarray):
+        return True
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return isinstance(value, Real) and not isinstance(value, bool)
+    inner = {np.shape(part) if is_regular(part) else None for part in value}
+    return len(inner) == 1 and None not in inner
 
 
 def float_of(value: Any) -> float:

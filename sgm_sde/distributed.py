@@ -194,7 +194,7 @@ def likelihood(
     data_range: tuple[float, float] | None = None,
     repeats: int = 1,
     importance: bool = False,
-    dequantize: str = "uniform",
+    dequantize: str | None = None,
     seed: int = 0,
     part: tuple[int, int] | None = None,
     device: str | None = None,
@@ -242,11 +242,10 @@ def likelihood(
         ['bits_per_dim', 'nfe', 'protocol', 'stderr']
     """
     model = load_model(model) if isinstance(model, str) else model
-    n_levels = model.n_levels if n_levels is None else n_levels
-    data_range = model.data_range if data_range is None else data_range
-    if n_levels is None or data_range is None:
-        missing = "n_levels" if n_levels is None else "data_range"
-        raise ValueError(f"give {missing}: the model {model.name!r} does not tell it")
+    given = {"n_levels": n_levels, "data_range": data_range, "dequantize": dequantize, **options}
+    options = model.likelihood_options(None, {name: value for name, value in given.items() if value is not None})
+    n_levels, data_range, dequantize = (options.pop(name) for name in ("n_levels", "data_range", "dequantize"))
+    assert n_levels is not None and data_range is not None
     _check_images(model, images, labels, n_levels)
     sde: Any = model.sde  # bits_per_dim refuses those that are not linear
     n, batch = len(images), whole("batch", batch, kind=Integral)

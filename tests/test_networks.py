@@ -136,7 +136,7 @@ LABELS: dict[str, tuple[sg.LinearSDE, time_labels.TimeLabel | None, tuple[float,
     "score_sde vp": (vp, time_labels.score_sde_vp(), (0.999, 499.5, 999)),
     "score_sde sub-vp": (sg.presets.score_sde_subvp(), time_labels.score_sde_vp(), (0.999, 499.5, 999)),
     "score_sde ve": (ve, time_labels.score_sde_ve(ve), (0.0100008518, math.sqrt(0.5), 50.0)),
-    "score_sde ve, discrete": (ve, time_labels.score_sde_ve_discrete(1000), (999, 500, 0)),
+    "score_sde ve, discrete": (ve, time_labels.score_sde_ve_discrete(ve, 1001), (1000, 500, 0)),
     "edm, preconditioned": (edm, time_labels.noise_level(edm), (0.002, 1.0, 80.0)),
     "edm, bare": (edm, time_labels.edm_c_noise(edm), (math.log(0.002) / 4, 0.0, math.log(80) / 4)),
     "edm on vp": (
@@ -194,7 +194,7 @@ def test_the_discrete_ladder_of_score_sde_is_visited_once() -> None:
     """score_sde's VE ladder counts from the noise: a thousand even steps from T to 0 meet 0, 1, ..., 999."""
     sde = sg.VESDE(eps=0.0)
     net = Recorder(lambda x, t: torch.zeros_like(x))
-    score = sg.from_score(net, sde, time_label=time_labels.score_sde_ve_discrete(1000))
+    score = sg.from_score(net, sde, time_label=time_labels.score_sde_ve_discrete(sde))
     sg.sample(score, sde, (1, 2), solver="ddim", steps=999, grid="uniform", seed=0)
     assert net.times == list(range(1000))
 

@@ -44,7 +44,7 @@ class Convention(NamedTuple):
         return out[:, : x.shape[1]] if self.split and out.shape[1] == 2 * x.shape[1] else out
 
 
-def convention(scheduler: Any, T: float | None = None) -> Convention:
+def convention(scheduler: Any, T: float | None = None, integer: bool = False) -> Convention:
     """Read a scheduler's configuration; arguments as those of `from_diffusers`."""
     config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
@@ -57,6 +57,8 @@ def convention(scheduler: Any, T: float | None = None) -> Convention:
     if flows:
         if config.get("invert_sigmas"):
             raise ValueError("invert_sigmas=True, a time from noise to data, is not read here: use from_flow_matching")
+        if integer:
+            raise ValueError("integer=True goes with a table of times, and flow matching has none")
         return Convention(config, RectifiedFlowSDE(T=0.999 if T is None else T), "flow", flow(n), False)
     if T is not None:
         raise ValueError(f"T={T} goes with flow matching; {name} starts at the end of its table")
@@ -64,7 +66,9 @@ def convention(scheduler: Any, T: float | None = None) -> Convention:
     if kind not in PREDICTION_TYPES:
         raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {kind!r}")
     split = config.get("variance_type") in ("learned", "learned_range")
-    return Convention(config, DiscreteVPSDE(_betas(name, config, n)), PREDICTION_TYPES[kind], ddpm(n), split)
+    return Convention(
+        config, DiscreteVPSDE(_betas(name, config, n)), PREDICTION_TYPES[kind], ddpm(n, integer=integer), split
+    )
 
 
 def _betas(name: str, config: Mapping[str, Any], n: int) -> list[float]:
@@ -91,7 +95,9 @@ def _betas(name: str, config: Mapping[str, Any], n: int) -> list[float]:
     raise ValueError(f"beta_schedule must be linear, scaled_linear or squaredcos_cap_v2, got {schedule!r}")
 
 
-def from_diffusers(model: Callable[..., Any], scheduler: Any, *, T: float | None = None) -> tuple[Score, LinearSDE]:
+def from_diffusers(
+    model: Callable[..., Any], scheduler: Any, *, T: float | None = None, integer: bool = False
+) -> tuple[Score, LinearSDE]:
     """A model of diffusers and the scheduler that it was trained with as a score on its process.
 
     | configuration                                   | process                | label              |
@@ -107,6 +113,7 @@ def from_diffusers(model: Callable[..., Any], scheduler: Any, *, T: float | None
             `.sample`. Of outputs with a learned variance, the first half of the channels is taken.
         scheduler: a scheduler of diffusers, or its configuration as a dictionary.
         T: where sampling starts, for flow matching; 0.999 if not given.
+        integer: the nearest entry of the table as int64, for models that look their time up in an `nn.Embedding`.
 
     Raises:
         TypeError: for a scheduler that is neither.
@@ -119,6 +126,6 @@ def from_diffusers(model: Callable[..., Any], scheduler: Any, *, T: float | None
         >>> sg.sample(score, sde, (2, 3, 8, 8), solver="ddim", nfe=10, seed=0)
         SampleResult(x=(2, 3, 8, 8) torch.float32, nfe=10, completed)
     """
-    says = convention(scheduler, T)
+    says = convention(scheduler, T, integer)
     net = with_output(model, says.output)
     return Score(net, says.sde, says.prediction, time_label=says.time_label), says.sde

@@ -101,13 +101,12 @@ def from_score_sde(net: Callable[..., Tensor], sde: LinearSDE, *, levels: int | 
     if isinstance(sde, VPSDE | SubVPSDE):
         return from_noise(net, sde, time_label=score_sde_vp()), sde
     if isinstance(sde, DiscreteVPSDE):
-        return from_noise(net, sde, time_label=ddpm(len(sde.betas))), sde
+        return from_noise(net, sde, time_label=ddpm(sde)), sde
     label: TimeLabel
     if isinstance(sde, VESDE):
-        label = score_sde_ve(sde) if levels is None else score_sde_ve_discrete(levels)
+        label = score_sde_ve(sde) if levels is None else score_sde_ve_discrete(sde, levels)
     elif isinstance(sde, DiscreteVESDE):
-        n = len(sde.sigmas)
-        label = lambda t: (n * (1 - t)).round().long()  # noqa: E731
+        label = score_sde_ve_discrete(sde)
     else:
         raise TypeError(f"score_sde has networks on VP, sub-VP and VE and their tables, got {sde!r}")
     return from_score(net, sde, time_label=label), sde

@@ -57,6 +57,7 @@ class SolverScheduler:
         final: `"denoise"`, `"mean"` or `"none"`; as `sample` takes it.
         seed: of the solver's noise, as `sample` takes it. Without one it is drawn from the pipeline's generator.
         T: where sampling starts, for flow matching.
+        integer: timesteps as int64, each the nearest of the table, for models that look them up in an `nn.Embedding`.
 
     Raises:
         ValueError: for options out of range; at a step, if there is none left or its timestep is not the run's.
@@ -82,10 +83,11 @@ class SolverScheduler:
         final: str = "denoise",
         seed: Seeds = None,
         T: float | None = None,
+        integer: bool = False,
     ) -> None:
         if final not in FINALS:
             raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}, got {final!r}")
-        self._says = convention(scheduler, T)
+        self._says = convention(scheduler, T, integer)
         self.config = Config(self._says.config)
         self.config.setdefault("num_train_timesteps", 1000)
         self.solver = solver if solver is None or isinstance(solver, Setting) else resolve(solver)
@@ -134,7 +136,7 @@ class SolverScheduler:
         if budget is None and num_inference_steps not in (None, len(called)):
             raise ValueError(f"the given grid takes {len(called)} network calls, got {num_inference_steps=}")
         labels = self._says.time_label(torch.tensor(called, dtype=torch.float64))
-        self.timesteps = labels.to(device=device, dtype=torch.float32)
+        self.timesteps = labels.to(device=device, dtype=torch.float32 if labels.is_floating_point() else labels.dtype)
         self.num_inference_steps, self._run, self._taken = len(called), None, 0
 
     def step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from sgm_sde._times import at_ends
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 
+T = TypeVar("T")
+
 require_count = partial(whole, kind=Integral)  # as loops take it
 
 
@@ -21,6 +24,15 @@ def require_one_of(option: str, choice: object, known: Sequence[object]) -> None
     """Raise ValueError unless `choice` is known."""
     if choice not in known:
         raise ValueError(f"{option} must be one of {', '.join(map(repr, known))}, got {choice!r}")
+
+
+def value_or(name: str, value: T | None, default: T, applies: bool, needs: str) -> T:
+    """The value of an option, or its default; an error where it is given and would do nothing."""
+    if value is None:
+        return default
+    if not applies:
+        raise ValueError(f"{name}={value!r} needs {needs}: it would do nothing here")
+    return value
 
 
 def check_process(sde: LinearSDE, eps: float | None) -> float:

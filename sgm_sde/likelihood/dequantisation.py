@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +28,13 @@ DEQUANTISATIONS = {
     "truncated-normal": "truncated-normal dequantisation",
     "diffusion": "diffusion to eps and a Gaussian decoder back",
 }
+
+
+BEYOND_ANY = 16.0  # bits/dim above those of a uniform guess, which no network gives data of its range
+
+
+class BitsPerDimWarning(UserWarning):
+    """More bits than a uniform guess takes: the network is hardly asked about the data it knows."""
 
 
 class Dequantisation(Protocol):
@@ -94,7 +102,11 @@ def bits_per_dim(
 
     Raises:
         TypeError: for images that are not of an integer dtype.
-        ValueError: for levels outside of the range, or options out of range.
+        ValueError: for levels outside of the range, options out of range, and a number of bits that only a wrong
+            `data_range` gives.
+
+    Warns:
+        BitsPerDimWarning: for more bits than the log2(n_levels) of a uniform guess.
 
     Source: Theis et al., 2016, arXiv:1511.01844; Ho et al., 2019, arXiv:1902.00275; Burda et al., 2016,
     arXiv:1509.00519 (importance weights); Song et al., 2021, arXiv:2101.09258 (diffusion to eps); Zheng et al., 2023,
@@ -156,6 +168,7 @@ def bits_per_dim(
         per_image = (math.log(repeats) - torch.logsumexp(-nats, 0)) / (d * math.log(2))
     else:
         per_image = draws.mean(0)
+    _judge(float(per_image.mean()), n_levels, data_range, dequantize, options)
     stderr = float(per_image.std()) / math.sqrt(len(per_image)) if len(per_image) > 1 else math.nan
     what = DEQUANTISATIONS[dequantize] if isinstance(dequantize, str) else "variational dequantisation"
     if importance:
@@ -165,6 +178,31 @@ def bits_per_dim(
         how = f"as the mean of {repeats} draw{'s' * (repeats > 1)} of {what}"
     protocol = f"{estimator} {how}, {n_levels} levels; {result.protocol}"
     return BitsPerDimResult(float(per_image.mean()), stderr, per_image, draws, nfe + model.nfe, estimator, protocol)
+
+
+def _judge(
+    bits: float,
+    n_levels: int,
+    data_range: tuple[float, float],
+    dequantize: str | Dequantisation,
+    options: Mapping[str, Any],
+) -> None:
+    """Warn of more bits than a uniform guess takes, with likely reasons; raise where only a wrong range gives them."""
+    guess = math.log2(n_levels)
+    if bits <= guess:
+        return
+    shown = f"{bits:.4g} bits/dim, and a uniform guess over {n_levels} levels takes {guess:.2f}"
+    if bits > guess + BEYOND_ANY:
+        raise ValueError(
+            f"{shown}: data_range={data_range!r} is not where the network knows the edges of the lowest and highest "
+            f"level, such as (-1, 1) for images scaled to that"
+        )
+    reasons = [f"data_range={data_range!r}"]
+    if dequantize == "uniform":
+        reasons.append("dequantize='diffusion' and an eps where it is good, for a network trained on the levels")
+    if not options.get("model_kwargs"):
+        reasons.append("labels in model_kwargs, if it takes some")
+    warnings.warn(f"{shown}: look at {'; '.join(reasons)}", BitsPerDimWarning, stacklevel=3)
 
 
 def _bin_noise(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import not_finite
+from sgm_sde._checks import not_finite, number
 from sgm_sde._shapes import flat
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.reverse import ScoreFn
@@ -22,6 +22,7 @@ from sgm_sde.likelihood.checks import (
     check_process,
     require_count,
     require_one_of,
+    value_or,
 )
 from sgm_sde.likelihood.results import FlowResult
 from sgm_sde.processes.linear import LinearSDE
@@ -37,10 +38,10 @@ def encode(
     x: Tensor,
     *,
     eps: float | None = None,
-    steps: int = 48,
+    steps: int | None = None,
     method: str = "exponential",
-    rtol: float = 1e-8,
-    atol: float = 1e-8,
+    rtol: float | None = None,
+    atol: float | None = None,
     data_std: float = 0.5,
     model_kwargs: Mapping[str, Any] | None = None,
     enable_grad: bool = False,
@@ -55,11 +56,11 @@ def encode(
         sde: a linear process.
         x: states (B, *) at eps, floating.
         eps: time of x; `sde.likelihood_eps` if not given.
-        steps: of the grid, one network call each and one more.
+        steps: of the grid, 48 if not given, one network call each and one more.
         method: `"exponential"`, the fixed grid, or `"adaptive"`, Dormand and Prince's pair with steps of each sample's
             own.
-        rtol: relative tolerance, for `"adaptive"`.
-        atol: absolute tolerance, for `"adaptive"`, in units of the data's spread at a time.
+        rtol: relative tolerance, for `"adaptive"`; 1e-8 if not given.
+        atol: absolute tolerance, for `"adaptive"`, in units of the data's spread at a time; 1e-8 if not given.
         data_std: standard deviation of the data, about which the grid is dense.
         model_kwargs: passed on to the network.
         enable_grad: keep the graph.
@@ -88,10 +89,10 @@ def decode(
     z: Tensor,
     *,
     eps: float | None = None,
-    steps: int = 48,
+    steps: int | None = None,
     method: str = "exponential",
-    rtol: float = 1e-8,
-    atol: float = 1e-8,
+    rtol: float | None = None,
+    atol: float | None = None,
     data_std: float = 0.5,
     model_kwargs: Mapping[str, Any] | None = None,
     enable_grad: bool = False,
@@ -106,10 +107,10 @@ def _carry(
     sde: LinearSDE,
     x: Tensor,
     eps: float | None,
-    steps: int,
+    steps: int | None,
     method: str,
-    rtol: float,
-    atol: float,
+    rtol: float | None,
+    atol: float | None,
     data_std: float,
     model_kwargs: Mapping[str, Any] | None,
     grad: bool,
@@ -118,6 +119,11 @@ def _carry(
     score = as_score(score_fn, sde)
     eps, state = check_process(sde, eps), check_points(x)
     require_one_of("method", method, METHODS)
+    on_grid = method == "exponential"
+    steps = value_or("steps", steps, 48, on_grid, "method='exponential'")
+    rtol = value_or("rtol", rtol, 1e-8, not on_grid, "method='adaptive'")
+    atol = value_or("atol", atol, 1e-8, not on_grid, "method='adaptive'")
+    number("data_std", data_std, above=0)
     require_count("steps", steps)
     check_tolerances(rtol, atol, 1)
     if grad and method == "adaptive":

@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sgm_sde._autograd import outside_inference_mode
+from sgm_sde._checks import number
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -33,6 +34,7 @@ from sgm_sde.likelihood.checks import (
     given_log_prob,
     require_count,
     require_one_of,
+    value_or,
 )
 from sgm_sde.likelihood.decoders import GaussianDecoder, diffuse
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
@@ -43,8 +45,6 @@ from sgm_sde.sampling import Status
 from sgm_sde.scores.score import Score, as_density
 
 STEPS = 48  # of the fixed grid by default
-
-T = TypeVar("T")
 
 METHODS = ("exponential", "adaptive", "dopri5-adjoint", "rk45-scipy")
 PILOT = "pilot"
@@ -66,7 +66,7 @@ def log_prob(
     probe: str | None = None,
     probe_basis: str | ProbePilot | None = None,
     chunk: int | None = None,
-    data_std: float = 0.5,
+    data_std: float | None = None,
     prior: Callable[[Tensor], Tensor] | None = None,
     decoder: str | None = None,
     seed: Seeds = None,
@@ -112,7 +112,8 @@ def log_prob(
             `pilot_probe_basis` finds on x; or what it has found before. Estimates stay unbiased in any.
         chunk: rows of the Jacobian at once for the exact trace, 1 by default; more takes more memory and a network that
             `vmap` can take.
-        data_std: standard deviation of the data, about which the grid is dense; a matter of accuracy only.
+        data_std: standard deviation of the data, about which the grid is dense and in whose units tolerances are, 0.5
+            if not given; a matter of accuracy only. Not for `"rk45-scipy"`.
         prior: log-density (B,) of states (B, *) at T; that of N(0, sigma(T)^2) if not given.
         decoder: `"gaussian"` for a bound on the density of x as data.
         seed: of the probes and of the decoder's noise; one int for the batch, or one a sample.
@@ -146,7 +147,7 @@ def log_prob(
         refused: dict[str, Any] = {
             "method": None if method == "exponential" else method, "rtol": rtol, "atol": atol, "prior": prior,
             "probe_basis": probe_basis, "decoder": decoder, "enable_grad": enable_grad or None,
-            "parameters": parameters,
+            "parameters": parameters, "data_std": data_std,
         }  # fmt: skip
         for option, given in refused.items():
             if given is not None:
@@ -165,14 +166,16 @@ def log_prob(
     require_one_of("method", method, METHODS)
     on_grid = method == "exponential"
     refine = on_grid and steps is None
-    steps = _option("steps", steps, STEPS, on_grid, "method='exponential'")
-    rtol = _option("rtol", rtol, 1e-5, not on_grid, "a method with tolerances")
-    atol = _option("atol", atol, 1e-5, not on_grid, "a method with tolerances")
-    n_probes = _option("n_probes", n_probes, 1, trace != "exact", "trace='hutchinson'")
-    probe = _option("probe", probe, "rademacher", trace != "exact", "trace='hutchinson'")
+    steps = value_or("steps", steps, STEPS, on_grid, "method='exponential'")
+    rtol = value_or("rtol", rtol, 1e-5, not on_grid, "a method with tolerances")
+    atol = value_or("atol", atol, 1e-5, not on_grid, "a method with tolerances")
+    data_std = value_or("data_std", data_std, 0.5, method != "rk45-scipy", "another method")
+    number("data_std", data_std, above=0)
+    n_probes = value_or("n_probes", n_probes, 1, trace != "exact", "trace='hutchinson'")
+    probe = value_or("probe", probe, "rademacher", trace != "exact", "trace='hutchinson'")
     pixel: str | ProbePilot = "pixel"
-    basis = _option("probe_basis", probe_basis, pixel, trace != "exact", "trace='hutchinson'")
-    chunk = _option("chunk", chunk, 1, trace == "exact", "trace='exact'")
+    basis = value_or("probe_basis", probe_basis, pixel, trace != "exact", "trace='hutchinson'")
+    chunk = value_or("chunk", chunk, 1, trace == "exact", "trace='exact'")
     require_one_of("probe", probe, PROBES)
     require_one_of("probe_basis", getattr(basis, "basis", basis), (*BASES, PILOT))
     require_one_of("decoder", decoder, (None, "gaussian"))
@@ -224,15 +227,6 @@ def log_prob(
         f"N(0, {sde.prior_std:.4g}^2)" if prior is None else "given",
     )
     return LogProbResult(value, stderr, latent, at_T, volume, added, defect, nfe, vjps, Status(), protocol)
-
-
-def _option(name: str, value: T | None, default: T, applies: bool, needs: str) -> T:
-    """The value of an option, or its default; an error where it is given and would do nothing."""
-    if value is None:
-        return default
-    if not applies:
-        raise ValueError(f"{name}={value!r} needs {needs}: it would do nothing here")
-    return value
 
 
 def _solve(

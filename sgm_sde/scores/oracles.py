@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sgm_sde._autograd import outside_autocast
+from sgm_sde._checks import described, numbers
 from sgm_sde._shapes import Time, batch_time, expand
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.processes.linear import LinearSDE
@@ -20,12 +22,23 @@ from sgm_sde.processes.matrix import MatrixSDE, apply, double
 from sgm_sde.scores.joint import DenoiserScore
 from sgm_sde.scores.score import Score
 
+ROUNDING = 1e-10  # of a covariance, relative to its largest entry
+
+
+def require_data(option: str, value: Tensor) -> None:
+    """Raise unless the value is a tensor of finite numbers."""
+    if not isinstance(value, Tensor) or value.is_complex() or not value.numel():
+        raise TypeError(f"{option} must be a tensor of real numbers, got {described(value)}")
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{option} must be finite, got {int((~torch.isfinite(value)).sum())} values that are not")
+
 
 class Oracle(ABC):
     """A data distribution over tensors of shape `event_shape` with closed-form marginals under any linear process."""
 
     event_shape: torch.Size
     device: torch.device
+    variances: Tensor
 
     @abstractmethod
     def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -42,12 +55,14 @@ class Oracle(ABC):
         """The exact score on `sde`, as if from a perfect network; of the joint state on a process with a matrix."""
         if isinstance(sde, MatrixSDE):
 
+            @outside_autocast
             def of_observation(y: Tensor, s: Tensor) -> Tensor:
                 self._require_event(y)
                 return self.denoised(y, torch.ones_like(s), s)
 
             return DenoiserScore(of_observation, sde)
 
+        @outside_autocast
         def denoiser(x: Tensor, t: Tensor) -> Tensor:
             self._require_event(x)
             return self.denoised(x, sde.alpha(t).to(x.dtype), sde.sigma(t).to(x.dtype))
@@ -59,6 +74,7 @@ class Oracle(ABC):
             shape, given = tuple(self.event_shape), tuple(x.shape)
             raise ValueError(f"the oracle's data have the shape {shape}: x must be (B, *) with that, got {given}")
 
+    @outside_autocast
     def log_prob(self, x: Tensor, sde: LinearSDE | MatrixSDE | None = None, t: Time = 0.0) -> Tensor:
         """Log-density in nats of x (B, *) under the marginal at time t of `sde`; that of the data without one.
 
@@ -73,7 +89,15 @@ class Oracle(ABC):
         if isinstance(sde, MatrixSDE):
             return self._joint_log_prob(x, sde, batch_time(t, x))
         self._require_event(x)
-        return self._log_prob(x, *self._kernel(x, sde, t))
+        alpha, sigma = self._kernel(x, sde, t)
+        if self.is_singular and not x.is_meta and bool((sigma == 0).any()):
+            raise ValueError(f"{type(self).__name__} with a direction of no spread has no density without noise")
+        return self._log_prob(x, alpha, sigma)
+
+    @property
+    def is_singular(self) -> bool:
+        """Whether some direction has no spread."""
+        return bool((self.variances == 0).any())
 
     @staticmethod
     def _kernel(x: Tensor, sde: LinearSDE | None, t: Time) -> tuple[Tensor, Tensor]:
@@ -96,6 +120,7 @@ class Oracle(ABC):
         rest = 0.5 * white.flatten(1).square().sum(1) + constant.to(y.dtype)
         return self._log_prob(y, torch.ones_like(t).to(y.dtype), level.to(y.dtype)) - rest
 
+    @outside_autocast
     def sample(
         self,
         n: int,
@@ -147,15 +172,23 @@ class Gaussian(Oracle):
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor | float) -> None:
+        require_data("mean", mean)
         self.mean, self.device = mean.detach().cpu().double(), mean.device
         self.event_shape = mean.shape
         d = mean.numel()
-        matrix = torch.as_tensor(covariance, dtype=torch.float64, device="cpu")
+        matrix = numbers("covariance", covariance)
         matrix = matrix * torch.eye(d).to(matrix) if matrix.ndim == 0 else matrix
-        if matrix.shape != (d, d) or not torch.allclose(matrix, matrix.T):
+        if matrix.shape != (d, d):
             raise ValueError(f"covariance must be a number or a symmetric ({d}, {d}) matrix, got {tuple(matrix.shape)}")
-        self.variances, self.basis = torch.linalg.eigh(matrix)
-        if self.variances.min() < -1e-10 * self.variances.max().clamp(min=1):
+        largest = float(matrix.abs().max())
+        off = float((matrix - matrix.T).abs().max())
+        if off > ROUNDING * largest:
+            raise ValueError(
+                f"covariance must be a number or a symmetric ({d}, {d}) matrix, got entries that differ by {off:.3g} "
+                f"from those across the diagonal"
+            )
+        self.variances, self.basis = torch.linalg.eigh((matrix + matrix.T) / 2)
+        if float(self.variances.min()) < -ROUNDING * largest:
             raise ValueError(f"covariance has the negative eigenvalue {self.variances.min().item()}")
         self.variances = self.variances.clamp(min=0)
 
@@ -188,6 +221,7 @@ class Gaussian(Oracle):
     def _draw(self, z: Tensor) -> Tensor:
         return self.mean.flatten() + (z[:, 1:] * self.variances.sqrt()) @ self.basis.T
 
+    @outside_autocast
     def flow(self, x: Tensor, sde: LinearSDE, t: Time, s: Time) -> Tensor:
         r"""The probability-flow ODE solved exactly from time t to time s.
 
@@ -224,32 +258,35 @@ class GaussianMixture(Oracle):
         stds: Tensor | float | Sequence[float],
         weights: Tensor | Sequence[float] | None = None,
     ) -> None:
+        require_data("means", means)
         if means.ndim < 2:
             raise ValueError(f"means must have the shape (K, *event), got {tuple(means.shape)}")
         n, self.event_shape = len(means), means.shape[1:]
         self.means, self.device = means.detach().cpu().double().flatten(1), means.device
-        spread = torch.as_tensor(stds, dtype=torch.float64, device="cpu")
+        spread = numbers("stds", stds)
         if spread.ndim and spread.shape not in (torch.Size([n]), means.shape):
             raise ValueError(f"stds must be a number, ({n},) or {tuple(means.shape)}, got {tuple(spread.shape)}")
         if not bool((spread >= 0).all()):
             raise ValueError(f"stds must not be negative, got {spread.min().item()}")
         # (K, 1) for isotropic components, (K, d) otherwise
         self.variances = (spread.flatten(1) if spread.ndim > 1 else spread.expand(n)[:, None]) ** 2
-        w = torch.as_tensor([1.0] * n if weights is None else weights, device="cpu")
+        w = numbers("weights", [1.0] * n if weights is None else weights)
         if w.shape != (n,) or not bool((w > 0).all()):
             raise ValueError(f"weights must be {n} positive numbers, got {w.tolist()}")
-        self.weights = w.double() / w.double().sum()
+        self.weights = w / w.sum()
 
     def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-densities (B, K) of the components at x, times their weights; residuals; marginal variances."""
-        means, variances, weights = (v.to(x) for v in (self.means, self.variances, self.weights))
+        # Logarithms before the cast: a weight of 1e-60 is 0 in float32, its logarithm is not.
+        means, variances, log_weights = (v.to(x) for v in (self.means, self.variances, self.weights.log()))
         marginal = (alpha**2)[:, None, None] * variances + (sigma**2)[:, None, None]
         residual = x.flatten(1)[:, None] - alpha[:, None, None] * means
         d = means.shape[1]
         log_scale = marginal.log().expand(-1, -1, d).sum(2) if marginal.shape[2] == d else d * marginal.log()[..., 0]
         square = (residual**2 / marginal).sum(2)
-        return weights.log() - 0.5 * (square + log_scale + d * math.log(2 * math.pi)), residual, marginal
+        return log_weights - 0.5 * (square + log_scale + d * math.log(2 * math.pi)), residual, marginal
 
+    @outside_autocast
     def responsibilities(self, x: Tensor, sde: LinearSDE | None = None, t: Time = 0.0) -> Tensor:
         """Posterior probability (B, K) of each component given x (B, *) at time t."""
         return self._components(x, *self._kernel(x, sde, t))[0].softmax(1)
@@ -305,12 +342,17 @@ class Mixture(Oracle):
         if len(shapes) != 1:
             raise ValueError(f"components must have one event shape, got {[tuple(shape) for shape in shapes]}")
         (self.event_shape,), self.device = shapes, self.components[0].device
-        w = torch.as_tensor(weights, device="cpu").double()
+        w = numbers("weights", weights)
         if w.shape != (len(self.components),) or not bool((w >= 0).all()) or not float(w.sum()) > 0:
             raise ValueError(
                 f"weights must be {len(self.components)} numbers that add up to more than 0, got {w.tolist()}"
             )
         self.weights = w / w.sum()
+
+    @property
+    def is_singular(self) -> bool:
+        """Whether some direction of a component has no spread."""
+        return any(component.is_singular for component in self.components)
 
     @property
     def mean(self) -> Tensor:
@@ -330,6 +372,7 @@ class Mixture(Oracle):
         """Log-densities (B, K) of the components at x, times their weights."""
         return self.weights.log().to(x) + torch.stack([c._log_prob(x, alpha, sigma) for c in self.components], 1)
 
+    @outside_autocast
     def responsibilities(self, x: Tensor, sde: LinearSDE | None = None, t: Time = 0.0) -> Tensor:
         """Posterior probability (B, K) of each component given x (B, *) at time t."""
         return self._joint(x, *self._kernel(x, sde, t)).softmax(1)

@@ -3,9 +3,10 @@ r"""What published networks expect as their time input, as functions of t.
 | network                                 | label                           | here                           |
 |-----------------------------------------|---------------------------------|--------------------------------|
 | DDPM with N steps (Ho et al., diffusers)| index 0..N-1 at t = (i + 1)/N   | `ddpm(n)`                      |
+| the same, looked up in an `nn.Embedding`| the nearest index, int64        | `ddpm(n, integer=True)`        |
 | score_sde, VP and sub-VP                | 999 t                           | `score_sde_vp()`               |
 | score_sde, VE, continuous               | sigma(t)                        | `score_sde_ve(sde)`            |
-| score_sde, VE, discrete, N levels       | index from the noise, (N-1)(1-t)| `score_sde_ve_discrete(n)`     |
+| score_sde, VE, discrete, N levels       | index of sigma from the noise   | `score_sde_ve_discrete(sde)`   |
 | EDM, with its preconditioning           | sigma / alpha                   | `noise_level(sde)`             |
 | EDM, the bare network                   | log(sigma / alpha) / 4          | `edm_c_noise(sde)`             |
 | rectified flow, flow matching           | t (or scale * t)                | `flow(scale)`                  |
@@ -20,26 +21,39 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import described, whole
+from sgm_sde._shapes import on_host
+
 if TYPE_CHECKING:
-    from sgm_sde.processes import LinearSDE
+    from sgm_sde.processes import DiscreteVPSDE, LinearSDE
 
 TimeLabel = Callable[[Tensor], Tensor]
 
 
-def ddpm(n: int = 1000, *, integer: bool = False) -> TimeLabel:
+def ddpm(n: int | DiscreteVPSDE = 1000, *, integer: bool = False) -> TimeLabel:
     """DDPM's index N t - 1 (Ho et al., 2020, arXiv:2006.11239).
 
     Args:
-        n: size of the table.
-        integer: round to int64, for networks that look their time up in a table.
+        n: size of the table, or the process that has it.
+        integer: the nearest entry of the table as int64, for networks that look their time up in an `nn.Embedding`.
+
+    Raises:
+        ValueError: for a size that is no whole number of at least 1.
+
+    Example:
+        >>> import torch
+        >>> ddpm(1000, integer=True)(torch.tensor([1e-5, 0.0106, 1.0]))
+        tensor([  0,  10, 999])
     """
-    return lambda t: (n * t - 1).round().long() if integer else n * t - 1
+    size = whole("n", len(n.betas) if hasattr(n, "betas") else n)
+    return lambda t: (size * t - 1).round().clamp(0, size - 1).long() if integer else size * t - 1
 
 
 def score_sde_vp() -> TimeLabel:
@@ -52,9 +66,49 @@ def score_sde_ve(sde: LinearSDE) -> TimeLabel:
     return sde.sigma
 
 
-def score_sde_ve_discrete(n: int = 1000) -> TimeLabel:
-    """Index of the noise level counted from the largest (Song et al., 2021, arXiv:2011.13456)."""
-    return lambda t: ((n - 1) * (1 - t)).round().long()
+def score_sde_ve_discrete(sde: LinearSDE, levels: int | None = None) -> TimeLabel:
+    r"""Index of the noise level counted from the largest, int64 (Song et al., 2021, arXiv:2011.13456).
+
+    It is looked up in sigma, nearest in its logarithm: a ladder has its times at $(i + 1)/N$, the continuous process
+    passes the same levels at $i/(N - 1)$.
+
+    Args:
+        sde: the process: `DiscreteVESDE`, whose table of sigmas is the ladder, or another one.
+        levels: number of levels, even in log sigma from the process' smallest to its largest one, for a process without
+            a table; 1000 if not given.
+
+    Raises:
+        TypeError: for a process without sigmas, and a number in its place.
+        ValueError: for `levels` of a process that has a table.
+
+    Example:
+        >>> import torch
+        >>> import sgm_sde as sg
+        >>> sde = sg.DiscreteVESDE([10.0, 1.0, 0.1, 0.01])
+        >>> score_sde_ve_discrete(sde)(torch.tensor(sde.times))
+        tensor([3, 2, 1, 0])
+    """
+    if not (hasattr(sde, "sigmas") or hasattr(sde, "sigma_max")):
+        raise TypeError(
+            f"the label is looked up in the noise levels of DiscreteVESDE or VESDE, got {described(sde)}: "
+            f"score_sde_ve_discrete(sde, levels=...)"
+        )
+    process: Any = sde
+    if hasattr(sde, "sigmas"):
+        if levels is not None:
+            raise ValueError(f"{sde!r} has its own table of {len(process.sigmas)} levels, got levels={levels}")
+        table = on_host(sorted(process.sigmas, reverse=True)).log()
+    else:
+        n = whole("levels", 1000 if levels is None else levels, 2)
+        table = torch.linspace(
+            math.log(process.sigma_max), math.log(process.sigma_min), n, dtype=torch.float64, device="cpu"
+        )
+
+    def label(t: Tensor) -> Tensor:
+        level = sde.sigma(t).double().log()
+        return (level[..., None] - table.to(level.device)).abs().argmin(-1)
+
+    return label
 
 
 def noise_level(sde: LinearSDE) -> TimeLabel:

@@ -12,7 +12,8 @@ class EMA:
     r"""Exponential moving average $\bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta$ of a network's weights.
 
     After $n$ updates $d = \min(\text{decay}, (1 + n) / (10 + n))$, so that the random initial weights are forgotten
-    soon. Buffers are copied, not averaged.
+    soon. Averages are kept in at least float32, since $(1 - d)(\theta - \bar\theta)$ is less than half a unit in the
+    last place of bfloat16 weights, and nothing would move. Buffers are copied, not averaged.
 
     Args:
         net: the network; its weights at this moment start the average.
@@ -32,8 +33,15 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
         self.decay, self.updates = decay, 0
-        self.average = {name: value.detach().clone() for name, value in net.state_dict().items()}
         self._parameters = frozenset(name for name, _ in net.named_parameters(remove_duplicate=False))
+        self.average = {
+            name: value.detach().to(self._kept_in(name, value), copy=True) for name, value in net.state_dict().items()
+        }
+
+    def _kept_in(self, name: str, value: Tensor) -> torch.dtype:
+        """The dtype that the average of a value is kept in."""
+        averaged = name in self._parameters and value.is_floating_point()
+        return torch.promote_types(value.dtype, torch.float32) if averaged else value.dtype
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
@@ -42,12 +50,12 @@ class EMA:
         self.updates += 1
         for name, value in net.state_dict().items():
             if name in self._parameters:
-                self.average[name].lerp_(value, 1 - d)
+                self.average[name].lerp_(value.to(self.average[name]), 1 - d)
             else:
                 self.average[name].copy_(value)
 
     def copy_to(self, net: nn.Module) -> None:
-        """Give a network the averaged weights."""
+        """Give a network the averaged weights, in its own dtype."""
         net.load_state_dict(self.average)
 
     def state_dict(self) -> dict[str, Tensor]:

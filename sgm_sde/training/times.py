@@ -8,12 +8,14 @@ objective and $w = 1$.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import number
 from sgm_sde._shapes import on_host
 from sgm_sde._times import at_ends
 from sgm_sde.processes import SDE, LinearSDE
@@ -91,13 +93,25 @@ class Importance(Times):
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
         """The time whose log-SNR lies at the share u between its values at eps and at T."""
         sde = _linear(sde)
+        first, last = self._ends(sde)
+        return sde.time(first + (last - first) * u).clamp(sde.eps, sde.T)
+
+    @staticmethod
+    def _ends(sde: LinearSDE) -> tuple[Tensor, Tensor]:
+        """Log-SNR at eps and at T."""
         first, last = sde.log_snr(on_host(sde.eps)), sde.log_snr(on_host(sde.T))
-        return sde.time(first + (last - first) * u)
+        if not (bool(torch.isfinite(first)) and bool(torch.isfinite(last))):
+            raise ValueError(
+                f"importance sampling needs a finite log-SNR at both ends, and on {sde!r} it is {float(first)} at "
+                f"eps={sde.eps} and {float(last)} at T={sde.T}"
+            )
+        return first, last
 
     def weight(self, sde: SDE, t: Tensor) -> Tensor:
         """The whole fall of log-SNR over (T - eps) g^2 / sigma^2."""
         sde = _linear(sde)
-        fall = sde.log_snr(on_host(sde.eps)) - sde.log_snr(on_host(sde.T))
+        first, last = self._ends(sde)
+        fall = first - last
         return fall * sde.sigma(t) ** 2 / ((sde.T - sde.eps) * sde.g(t) ** 2)
 
 
@@ -116,16 +130,27 @@ class LogNormal(Times):
     std: float = 1.2
 
     def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ValueError(f"std must be positive, got {self.std}")
+        number("mean", self.mean)
+        number("std", self.std, above=0)
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
-        """The time whose ln(sigma / alpha) is the normal quantile, between the shares below eps and below T."""
+        """The time whose ln(sigma / alpha) is the normal quantile, between the shares below eps and below T.
+
+        Raises:
+            ValueError: where [eps, T] has no share at all.
+        """
         sde = _linear(sde)
-        low, high = (
-            torch.special.ndtr((-sde.log_snr(on_host(t)) / 2 - self.mean) / self.std) for t in (sde.eps, sde.T)
-        )
-        return sde.time(-2 * (self.mean + self.std * torch.special.ndtri(low + (high - low) * u)))
+        low, high = ((-sde.log_snr(on_host(t)) / 2 - self.mean) / self.std for t in (sde.eps, sde.T))
+        # Shares above, where both ends lie above the mean: those below would be rounded to 1.
+        sign = -1.0 if float(low) > 0 else 1.0
+        first, last = (torch.erfc(-sign * end / math.sqrt(2)) / 2 for end in (low, high))  # ndtr is 0 from -8 on
+        if not float((last - first).abs()) > 0:
+            raise ValueError(
+                f"{self!r} has no share between eps={sde.eps} and T={sde.T}, where ln(sigma / alpha) is "
+                f"{float(low * self.std + self.mean):.4g} and {float(high * self.std + self.mean):.4g}"
+            )
+        z = sign * torch.special.ndtri(first + (last - first) * u)
+        return sde.time(-2 * (self.mean + self.std * z)).clamp(sde.eps, sde.T)
 
 
 @dataclass(frozen=True, kw_only=True)
