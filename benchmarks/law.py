@@ -3,9 +3,9 @@
     python benchmarks/law.py [--out out/bench] [--before] [--numbers 2000]
 
 Runs start from the exact marginal at T, on N(0.3, 0.25 I) with its exact score, and end at eps without denoising. The
-first table is Monte Carlo through `sample`; the second, of every sampler of the registry that adds noise, is exact, by
-impulse response. `--before` makes the first table alone, which also runs on versions before `Langevin`'s step came from
-the process: put one of them on PYTHONPATH.
+first table is Monte Carlo through `sample`; the second is the bias of Langevin's published norms at one time; the
+third, of every sampler of the registry that adds noise, is exact, by impulse response. `--before` makes the first table
+alone, which also runs on versions before `Langevin`'s step came from the process: put one of them on PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import sgm_sde as sg
 
 DIMENSIONS = (1, 2, 4, 16, 64)
 NUMBERS = 2000  # of all samples of a cell together: a standard error of 3 %
+NORM_NUMBERS = (1, 2, 4, 8, 16, 64, 256, 3072)
 CHANGED = ("the same", "norm", "annealed", "ggf")  # what names the entries that once had another law
 VARIANCE = 0.25
 VP, VE, EDM, FLOW = sg.VPSDE(), sg.VESDE(), sg.EDMSDE(), sg.RectifiedFlowSDE()
@@ -99,8 +100,23 @@ def by_dimension(numbers: int, only: tuple[str, ...]) -> dict[str, list[str]]:
     return rows
 
 
+def of_norms() -> list[str]:
+    """Rows of the second table: Langevin's published norms on N(0, 1), by how many numbers are in the norm."""
+    rows = []
+    for snr in (0.16, 0.05):
+        corrector, cells = sg.Langevin(snr, norm="sample"), []
+        for n in tqdm(NORM_NUMBERS, desc="norms"):
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(max(16, 40_000 // n), n, generator=generator)
+            for _ in range(1000 if n < 256 else 300):
+                x = sum(corrector.update(x, -x, torch.randn(x.shape, generator=generator), 1.0))
+            cells.append(shown(float(x.square().mean())))
+        rows.append(f"| r = {snr:g} | {' | '.join(cells)} |")
+    return rows
+
+
 def by_scale() -> list[str]:
-    """Rows of the second table: every sampler of the registry with noise, 100 steps, three scales, two processes."""
+    """Rows of the third table: every sampler of the registry with noise, 100 steps, three scales, two processes."""
     from sgm_sde.testing import output_law
 
     stds = torch.tensor([0.01, 0.5, 10.0], dtype=torch.float64)
@@ -118,7 +134,7 @@ def by_scale() -> list[str]:
 
 
 def main() -> int:
-    """Print both tables and write them to law.md and law.json."""
+    """Print the tables and write them to law.md and law.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--before", action="store_true", help="the first table alone, of what has changed")
@@ -131,6 +147,12 @@ def main() -> int:
     lines = ["| sampler | " + " | ".join(f"D = {d}" for d in DIMENSIONS) + " |", "|---|" + "---:|" * len(DIMENSIONS)]
     lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     if not args.before:
+        lines += [
+            "",
+            f"| n | {' | '.join(map(str, NORM_NUMBERS))} |",
+            "|---|" + "---:|" * len(NORM_NUMBERS),
+            *of_norms(),
+        ]
         lines += ["", "| sampler | " + " | ".join(f"{p}, {s}" for p in ("VP", "EDM") for s in (0.01, 0.5, 10)) + " |"]
         lines += ["|---|" + "---:|" * 6, *by_scale()]
     (args.out / "law.json").write_text(json.dumps({"dimensions": DIMENSIONS, "rows": rows}, indent=1) + "\n")

@@ -249,19 +249,22 @@ def test_the_bias_of_published_norms(norm: str, n: int, updates: int) -> None:
 @pytest.mark.parametrize("corrector", [None, sg.VelocityLangevin(0.16), sg.VelocityLangevin(0.16, n_steps=3)])
 @pytest.mark.parametrize("predictor", [sg.SSCS(), sg.EulerMaruyama(), sg.GDDIM(2)])
 def test_the_law_on_cld(predictor: sg.Solver, corrector: sg.Corrector | None, d: int) -> None:
-    """Position and velocity of critically damped Langevin dynamics, with corrections of the velocity and without."""
-    sde, n = sg.CLD(), 40_000
-    grid = Quadratic()(sde, 400)
+    """Position and velocity of critically damped Langevin dynamics, with corrections of the velocity and without: the
+    variance's error halves when steps double, but for the corrector's own."""
+    sde, n = sg.CLD(), 20_000
     oracle = sg.oracles.Gaussian(torch.full((d,), 0.3), 0.25)
     solver = predictor if corrector is None else sg.PredictorCorrector(predictor, corrector)
-    x = oracle.sample(n // d, sde, grid.times[0], seed=1).double()  # type: ignore[arg-type]
-    end = draw(solver, sde, oracle.score(sde), x, grid)  # type: ignore[arg-type]
-    node = sde.nodes([grid.times[-1]])[0]
-    exact = np.diag(node.cov + 0.25 * np.outer(node.mu, node.mu))
-    own = 0.02 + (0.026 * corrector.n_steps if corrector else 0)  # of the steps, and of the corrector's
-    for block, variance in enumerate(exact.tolist()):
-        got = float((end[:, block] - node.mu[block] * 0.3).square().mean())
-        assert abs(got / variance - 1) < own + 4 * math.sqrt(2 / n), (block, got / variance)
+    errors = []
+    for steps in (200, 400):
+        grid = Quadratic()(sde, steps)
+        x = oracle.sample(n // d, sde, grid.times[0], seed=1).double()  # type: ignore[arg-type]
+        end = draw(solver, sde, oracle.score(sde), x, grid)  # type: ignore[arg-type]
+        node = sde.nodes([grid.times[-1]])[0]
+        exact = np.diag(node.cov + 0.25 * np.outer(node.mu, node.mu))
+        got = [float((end[:, k] - node.mu[k] * 0.3).square().mean()) for k in (0, 1)]
+        errors.append(np.abs(np.array(got) / exact - 1))
+    own = 0.026 * corrector.n_steps if corrector else 0.0
+    assert (errors[1] < 0.6 * errors[0] + own + 4 * math.sqrt(2 / n)).all(), errors
 
 
 @pytest.mark.slow
