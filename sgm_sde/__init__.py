@@ -22,7 +22,7 @@ from sgm_sde.latent import LatentBound, LatentScoreModel, MixedNoise
 from sgm_sde.likelihood import LogProbResult, bits_per_dim, ddpm_bound, decode, elbo, encode, log_prob, slerp
 from sgm_sde.likelihood.joint import joint_log_prob, velocity_bound
 from sgm_sde.models import Model, load_model
-from sgm_sde.pilot import PilotResult, pilot
+from sgm_sde.pilot import PilotResult, PilotWarning, pilot
 from sgm_sde.processes import (
     CLD,
     EDMSDE,
@@ -171,6 +171,7 @@ __all__ = [
     "NonFiniteWarning",
     "PerSample",
     "PilotResult",
+    "PilotWarning",
     "PredictorCorrector",
     "Program",
     "RectifiedAdams",

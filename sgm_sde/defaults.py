@@ -10,8 +10,6 @@ from sgm_sde.grids import Grid, GridRule, rule
 from sgm_sde.processes.base import SDE
 from sgm_sde.solvers import Solver, resolve
 
-FEW = 8  # network calls
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -43,32 +41,29 @@ class Setting:
         return f"{self.solver.name} on {'the natural grid' if self.grid is None else repr(self.grid)}"
 
 
-def default_setting(
-    sde: SDE, nfe: int | None = None, t_start: float | None = None, t_end: float | None = None
-) -> Setting:
-    """What `sample` takes when no solver is named: by process and budget of network calls (50 if not given).
+def default_setting(sde: SDE, t_start: float | None = None, t_end: float | None = None) -> Setting:
+    """The solver and grid that `sample` takes when none is named: Adams' method of four nodes on the noise.
 
-    `python benchmarks/accuracy.py` prints the table behind it: five-step Adams on the noise in log-SNR errs, over its
-    test beds and budgets, by 1.3 times the least error of all solvers and grids in the geometric mean and by 4.6 times
-    at worst; with 8 calls and less, iPNDM of three evaluations does a little better. Where log-SNR has no bound, at
-    alpha = 0 or sigma = 0, the default is Adams in the coordinates of rectified flow on the process' own grid; for a
-    nonlinear process it is Heun's method in time.
+    Its grid, `grids.Widening`, spends few calls where a sample takes shape and widens as the budget grows. Both were
+    chosen on half of the test beds of `python -m benchmarks.defaults`, which prints what they reach on the other half.
+    Where a given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates
+    of rectified flow on the process' own grid; for a nonlinear process it is Heun's method in time.
 
     Args:
         sde: the process.
-        nfe: the budget.
-        t_start: where sampling starts, `sde.T` if not given.
-        t_end: where it ends, `sde.eps` if not given.
+        t_start: where sampling starts, if it is given.
+        t_end: where it ends, if it is given.
 
     Example:
         >>> import sgm_sde as sg
-        >>> print(default_setting(sg.VPSDE(), 20))
-        dpm5m-cold on LogSNR()
+        >>> print(default_setting(sg.VPSDE()))
+        dpm4m-cold on Widening()
     """
     if not sde.is_linear:
         return Setting("heun2")
+
     linear: Any = sde
-    ends = (sde.T if t_start is None else t_start, sde.eps if t_end is None else t_end)
-    if not all(math.isfinite(float(linear.log_snr(t))) for t in ends if 0 <= t <= sde.T):
+    given = [t for t in (t_start, t_end) if t is not None and 0 <= t <= sde.T]
+    if not all(math.isfinite(float(linear.log_snr(t))) for t in given):
         return Setting("rectified2")
-    return Setting("ipndm3" if nfe is not None and nfe <= FEW else "dpm5m-cold", "log-snr")
+    return Setting("dpm4m-cold", "widening")

@@ -14,7 +14,7 @@ import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -123,15 +123,20 @@ class GridRule(ABC):
         Raises:
             ValueError: for a negative number of steps or times outside [0, T].
         """
-        start = sde.T if t_start is None else at_ends(sde, t_start)
-        end = sde.eps if t_end is None else at_ends(sde, t_end)
+        whole("the number of steps", steps, 0)
+        start, end = self.ends(sde, steps, t_start, t_end)
         if not 0 <= end < start <= sde.T:
             raise ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got t_start={start} and t_end={end}")
-        whole("the number of steps", steps, 0)
         if steps == 0:
             return Grid([start])
         inner = self.place(sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu"), start, end)
         return Grid([start, *inner[1:-1].tolist(), end])  # the ends to the last bit
+
+    def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
+        """First and last time of a grid of `steps` steps: those given, else `sde.T` and `sde.eps`."""
+        start = sde.T if t_start is None else at_ends(sde, t_start)
+        end = sde.eps if t_end is None else at_ends(sde, t_end)
+        return start, end
 
     @abstractmethod
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
@@ -199,6 +204,79 @@ class LogSNR(GridRule):
         return sde.is_linear and all(math.isfinite(node.lam) for node in sde.nodes([start, end]))
 
 
+@dataclass(frozen=True, repr=False)
+class Widening(LogSNR):
+    r"""Equal steps of log-SNR between noise levels that move apart as the number of steps grows.
+
+    With $n$ steps and the data's scale $s$, the first and the last noise level are
+
+    $$ \frac\sigma\alpha = s \max\bigl(8,\ a\,(n+1)^2\bigr) \quad\text{and}\quad
+       \frac\sigma\alpha = \frac{s\,b}{(n+1)^2}\,\frac{r}{1 + r}, $$
+
+    inside of the process' own [eps, T] and below `largest`, where $r$ is the first level in units of $s$. Few network
+    calls are spent where a sample takes shape; what is left out, the flow from T to the first level and from the last
+    one to eps, is of second order in the step size. A run of `sample` crosses the former by the linear part of the
+    flow, without a network call: the data estimate there is taken for 0, which moves a sample by about the distance
+    of the data's mean from 0 over the first level, in units of the data's standard deviation.
+
+    Args:
+        data_std: the scale s, about the standard deviation of the data.
+        first: the factor a of the first level.
+        last: the factor b of the last level.
+        largest: a bound of the first level in units of s; its default is the log-SNR -12.
+
+    Raises:
+        ValueError: for a number that is not positive and finite.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.EDMSDE()
+        >>> [round(Widening()(sde, n).times[0], 6) for n in (4, 9, 19)]
+        [12.5, 50.0, 80.0]
+    """
+
+    data_std: float = 1.0
+    first: float = 0.25
+    last: float = 5.0
+    largest: float = math.exp(6.0)
+
+    least: ClassVar[float] = 8.0  # with fewer calls the first of them would still see data in the noise
+
+    def __repr__(self) -> str:
+        changed = [f for f in fields(self) if getattr(self, f.name) != f.default]
+        return f"Widening({', '.join(f'{f.name}={getattr(self, f.name):.6g}' for f in changed)})"
+
+    def __post_init__(self) -> None:
+        for name in ("data_std", "first", "last", "largest"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+
+    def ends(self, sde: Any, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
+        """First and last time of a grid of `steps` steps; a time given is kept."""
+        _require_linear(self, sde)
+        calls = steps + 1
+
+        if t_start is None:
+            level = self.data_std * min(self.largest, max(self.least, self.first * calls**2))
+            t_start = _time_of(sde, level)
+        if t_end is None:
+            r = math.exp(-float(sde.log_snr(t_start)) / 2) / self.data_std
+            share = 1.0 if math.isinf(r) else r / (1 + r)
+            t_end = _time_of(sde, self.data_std * self.last / calls**2 * share)
+        return t_start, t_end
+
+
+def _time_of(sde: Any, level: float) -> float:
+    """The time at which sigma / alpha is `level`, or that of eps and T which is nearer."""
+    log_snr = -2 * math.log(level)
+    if log_snr <= float(sde.log_snr(sde.T)):
+        return float(sde.T)
+    if log_snr >= float(sde.log_snr(sde.eps)):
+        return float(sde.eps)
+    return float(sde.time(torch.tensor(log_snr, dtype=torch.float64, device="cpu")))
+
+
 @dataclass(frozen=True)
 class Karras(GridRule):
     r"""Equal steps of $(\sigma/\alpha)^{1/\rho}$ (Karras et al., 2022, arXiv:2206.00364).
@@ -264,6 +342,7 @@ RULES: dict[str, GridRule] = {
     "quadratic": Quadratic(),
     "exponential": Exponential(),
     "log-snr": LogSNR(),
+    "widening": Widening(),
     "karras": Karras(),
     "table": Table(),
 }

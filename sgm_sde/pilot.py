@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import whole
+from sgm_sde._shapes import flat
 from sgm_sde.defaults import Setting
 from sgm_sde.engine.noise import Generators, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
+from sgm_sde.grids import GridRule, Karras, LogSNR, Widening
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.sampling import SampleResult, sample
-from sgm_sde.solvers import RectifiedAdams, UniC, UniPC
+from sgm_sde.sampling import plan, sample
+from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
+from sgm_sde.scores.score import as_score
+from sgm_sde.solvers import DEIS, DPMSolver, DPMSolverPP, RectifiedAdams, UniC, UniPC
 
-REFERENCE = Setting("unipc4", "log-snr")
-CHECK = Setting("lms4", "karras")  # a second opinion on the reference
+# The whole flow, even where log-SNR has no bound: many steps in log-SNR, from sigma / alpha = e^10 at most down to eps.
+WHOLE = Widening(first=1e30, last=1e-30, largest=math.exp(10.0))
+REFERENCE = Setting("dpm3m", WHOLE)
+CHECK = Setting("lms4", WHOLE)  # a second opinion on the reference, on other nodes
+LARGE = 0.5  # of the samples' standard deviation: an error that makes another sample
+
+
+class PilotWarning(UserWarning):
+    """A trial whose result cannot be relied on; the result's remarks say why."""
 
 
 @dataclass(frozen=True, init=False)
@@ -30,38 +43,87 @@ class PilotResult(Setting):
     Attributes:
         solver: the best solver.
         grid: its grid.
-        errors: pairs (setting, root-mean-square error relative to the samples' spread), the best first.
+        errors: pairs (setting, root-mean-square error in units of the samples' standard deviation) of those tried on
+            all noises, the best first.
         reference_error: the same distance between two references by different methods: errors of its size say
             nothing.
         nfe: the budget.
+        remarks: sentences about what the trial could not find out.
     """
 
     errors: tuple[tuple[Setting, float], ...] = field(default=(), compare=False)
     reference_error: float = field(default=0.0, compare=False)
     nfe: int = 0
+    remarks: tuple[str, ...] = field(default=(), compare=False)
 
-    def __init__(self, errors: Sequence[tuple[Setting, float]], reference_error: float, nfe: int) -> None:
+    def __init__(
+        self,
+        errors: Sequence[tuple[Setting, float]],
+        reference_error: float,
+        nfe: int,
+        remarks: Sequence[str] = (),
+    ) -> None:
         super().__init__(errors[0][0].solver, errors[0][0].grid)
-        for name, value in (("errors", tuple(errors)), ("reference_error", reference_error), ("nfe", nfe)):
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "errors", tuple(errors))
+        object.__setattr__(self, "reference_error", reference_error)
+        object.__setattr__(self, "nfe", nfe)
+        object.__setattr__(self, "remarks", tuple(remarks))
 
     def __str__(self) -> str:
-        lines = [f"{error:.3e}  {setting}" for setting, error in self.errors]
-        return "\n".join([f"at {self.nfe} calls, reference known to {self.reference_error:.0e}:", *lines])
+        title = f"at {self.nfe} calls, reference known to {self.reference_error:.0e}:"
+        return "\n".join([title, *(f"{error:.3e}  {setting}" for setting, error in self.errors), *self.remarks])
+
+    __repr__ = __str__
 
 
 def default_candidates() -> tuple[Setting, ...]:
-    """What `pilot` tries by default: the best of the accuracy benchmark, which differ from one network to another."""
-    return (
-        Setting("dpm5m-cold", "log-snr"),
-        Setting("dpm5m-cold", "karras"),
-        Setting("dpm4m-cold", "log-snr"),
-        Setting("ipndm3", "log-snr"),
-        Setting("ipndm3", "karras"),
-        Setting(replace(UniC(RectifiedAdams(2)), lower_final=True), "log-snr"),
-        Setting(UniC(RectifiedAdams(5, start="cold")), "log-snr"),
-        Setting(UniPC(3, prediction="noise", lower_final=True), "log-snr"),
-    )
+    """What `pilot` tries by default, the most useful first.
+
+    Chosen on half of the test beds of `python -m benchmarks.defaults`: solvers of several families and orders, on
+    grids of several ranges of noise levels (`Widening`), even in log-SNR, Karras', and the process' own.
+    """
+    adams = DPMSolver(4, singlestep=False, start="cold")
+    cubic = DPMSolver(3, singlestep=False, start="cold")
+    quintic = DPMSolver(5, singlestep=False, start="cold")
+    final = replace(cubic, lower_final=True)
+    straight = UniC(RectifiedAdams(3, start="cold"))
+
+    narrow = [
+        Setting(solver, Widening(first=first, last=last))
+        for first, last in ((0.25, 5.0), (0.25, 2.5), (1.0, 5.0), (0.1, 10.0), (0.1, 2.5), (1.0, 1.0))
+        for solver in (adams, cubic, quintic, straight)
+    ]
+    rules: tuple[GridRule | None, ...] = (LogSNR(), Karras(), None)
+    whole_range = [
+        Setting(solver, rule)
+        for solver in (
+            adams,
+            "ipndm3",
+            replace(DPMSolverPP(2), lower_final=True),
+            UniPC(3, prediction="noise", lower_final=True),
+            replace(UniC(RectifiedAdams(2)), lower_final=True),
+            cubic,
+            final,
+            quintic,
+            DPMSolverPP(3, start="cold"),
+            DEIS(3, start="cold"),
+            "ipndm4",
+            "ddim",
+            "heun",
+        )
+        for rule in rules
+    ]
+    return (*narrow, *whole_range)
+
+
+@overload
+def pilot(score_fn: ScoreFn, sde: LinearSDE, shape: Sequence[int], *, nfe: int, **options: Any) -> PilotResult: ...
+
+
+@overload
+def pilot(
+    score_fn: ScoreFn, sde: LinearSDE, shape: Sequence[int], *, nfe: Sequence[int], **options: Any
+) -> dict[int, PilotResult]: ...
 
 
 def pilot(
@@ -69,7 +131,7 @@ def pilot(
     sde: LinearSDE,
     shape: Sequence[int],
     *,
-    nfe: int,
+    nfe: int | Sequence[int],
     candidates: Sequence[Setting | str] | None = None,
     reference_nfe: int = 256,
     seed: Seeds = None,
@@ -79,33 +141,39 @@ def pilot(
     model_kwargs: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> PilotResult:
-    """Try solvers and grids on a small batch, against a tight solution from the same noises.
+) -> PilotResult | dict[int, PilotResult]:
+    """Trial of solvers and grids on a small batch, against a tight solution of the flow from the same noises.
 
-    No single method is best everywhere: the order of the candidates differs between networks, tenfold at times.
+    No single method is best everywhere: the order of the candidates differs between networks, tenfold at times. All
+    candidates run on a few of the noises, the better ones on more, the best on all. The trials of all budgets take no
+    more evaluations of the network than the two references, `2 * reference_nfe` a sample.
 
     Args:
         score_fn: the score, as `sample` takes it.
         sde: a linear process.
-        shape: (B, *) of the trial, such as 16 samples.
-        nfe: the budget of network calls that the choice is for.
-        candidates: settings, or names of solvers on the process' own grid; `default_candidates()` if not given.
+        shape: (B, *) of the trial; 32 samples tell more than 16.
+        nfe: the budget of network calls that the choice is for, or several: one pair of references serves them all.
+        candidates: settings, or names of solvers on their default grid; `default_candidates()` if not given.
         reference_nfe: network calls of each of the two references.
         seed: of the noises; one int or one per sample.
         generator: instead of `seed`.
         final: what to compare: `"denoise"`, the samples, or `"none"`, the states at the end.
-        t_end: where to end, default `sde.eps`.
-        model_kwargs: passed on to the network.
+        t_end: where to end, if not where each grid does.
+        model_kwargs: passed on to the network. With an argument that may have one row a sample or not
+            (`sg.PerSample`), all trials run on all noises, and there are fewer of them.
         dtype: of the samples; torch's default if not given.
         device: of the samples; the network's if it has parameters.
 
     Returns:
-        the best setting, with the errors of all.
+        the best setting, with the errors of those tried on all noises; for several budgets a dictionary of them.
 
     Raises:
-        ValueError: for an empty list, a budget that a candidate cannot keep, random candidates, or a reference that is
-            not finite.
+        ValueError: for an empty list, a budget that a given candidate cannot keep, random candidates, or a reference
+            that is not finite.
         TypeError: for a process without alpha and sigma.
+
+    Warns:
+        PilotWarning: if the reference is not known well enough to rank the best, or the best is a poor one.
 
     Example:
         >>> import sgm_sde as sg
@@ -118,34 +186,191 @@ def pilot(
     require_sde(sde)
     if not sde.is_linear:
         raise TypeError(f"a pilot needs a LinearSDE for its reference, got {sde!r}")
-    tried = [
-        c if isinstance(c, Setting) else Setting(c)
-        for c in (default_candidates() if candidates is None else candidates)
-    ]
+    budgets = _budgets(nfe)
+    tried = _candidates(candidates)
+    trial = _Trial(
+        score_fn, sde, shape, seed, generator, reference_nfe,
+        {"t_end": t_end, "final": final, "dtype": dtype, "device": device}, model_kwargs,
+    )  # fmt: skip
+
+    # As many runs of a sample for each budget as cost what the references do.
+    runs = 2 * reference_nfe * trial.batch // sum(budgets)
+    found = {}
+    for budget in budgets:
+        able = tried if candidates is not None else trial.possible(tried, budget)
+        found[budget] = trial.race(able, budget, runs)
+
+    for result in found.values():
+        if result.remarks:
+            serious = [remark for remark in result.remarks if not remark.startswith("cannot tell")]
+            if serious:
+                warnings.warn(f"pilot at {result.nfe} calls: {'; '.join(serious)}", PilotWarning, stacklevel=2)
+    return found if isinstance(nfe, Sequence) else found[budgets[0]]
+
+
+def _budgets(nfe: int | Sequence[int]) -> list[int]:
+    """The budgets, in the order given and each once."""
+    budgets = list(dict.fromkeys(nfe)) if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]
+    if not budgets:
+        raise ValueError("nfe must be a number of network calls or a sequence of them, got an empty one")
+    return [whole("nfe", budget) for budget in budgets]  # type: ignore[arg-type]
+
+
+def _candidates(candidates: Sequence[Setting | str] | None) -> list[Setting]:
+    """Settings from what the caller gave."""
+    given = default_candidates() if candidates is None else candidates
+    tried = [c if isinstance(c, Setting) else Setting(c) for c in given]
     if not tried:
         raise ValueError("a pilot needs at least one candidate, got none")
     for setting in tried:
         if setting.solver.stochastic:
             raise ValueError(f"a pilot compares deterministic solvers, got {setting.solver.name}, which adds noise")
-    if generator is not None:  # the same noises for all: drawn from once
-        seed, generator = resolve_seeds(None, generator, shape[0]), None
-    seed = secrets.randbits(63) if seed is None else seed
+    return list(dict.fromkeys(tried))
 
-    def end(setting: Setting, budget: int) -> SampleResult:
-        return sample(
-            score_fn, sde, shape, solver=setting, nfe=budget, t_end=t_end, seed=seed, final=final,
-            model_kwargs=model_kwargs, dtype=dtype, device=device,
+
+@dataclass(frozen=True)
+class _Round:
+    """A round of a race: how many candidates run on how many noises."""
+
+    candidates: int
+    noises: int
+
+
+def _schedule(candidates: int, batch: int, runs: int) -> Iterator[_Round]:
+    """Rounds of a race that takes at most `runs` runs of a sample, unless fewer than four candidates cost more.
+
+    The first round has a sixteenth of the noises, at least two; the next ones a quarter and all of them.
+    """
+    first, second = max(2, batch // 16), max(4, batch // 4)
+    if second >= batch or candidates <= 4:
+        kept = min(candidates, max(4, runs // batch))
+        yield _Round(kept, batch)
+        return
+
+    finalists, middle = min(8, candidates), min(24, candidates)
+
+    def cost() -> int:
+        return candidates * first + middle * (second - first) + finalists * (batch - second)
+
+    while cost() > runs and finalists > 4:
+        finalists -= 1
+    while cost() > runs and middle > 2 * finalists:
+        middle -= 1
+    while cost() > runs and candidates > middle:
+        candidates -= 1
+    yield _Round(candidates, first)
+    yield _Round(middle, second)
+    yield _Round(finalists, batch)
+
+
+class _Trial:
+    """The noises of a trial, where the flow takes them, and runs from them."""
+
+    def __init__(
+        self,
+        score_fn: ScoreFn,
+        sde: LinearSDE,
+        shape: Sequence[int],
+        seed: Seeds,
+        generator: Generators,
+        reference_nfe: int,
+        options: dict[str, Any],
+        model_kwargs: Mapping[str, Any] | None,
+    ) -> None:
+        self.score, self.sde = as_score(score_fn, sde), sde
+        self.shape, self.batch, self.options = tuple(shape), shape[0], options
+        seed = secrets.randbits(63) if seed is None and generator is None else seed
+        self.seeds = resolve_seeds(seed, generator, self.batch)  # the same noises for all
+        self.kwargs = dict(model_kwargs or {})
+
+        try:
+            self.resolved: dict[str, Any] | None = resolve(self.kwargs, self.batch, self.score.conditions)
+        except AmbiguousArgument:
+            self.resolved = None  # no trial on some of the noises
+
+        reference = sample(
+            score_fn, sde, shape, solver=REFERENCE, nfe=whole("reference_nfe", reference_nfe), seed=self.seeds,
+            model_kwargs=model_kwargs, **self._ends(options),
         )  # fmt: skip
+        if not reference.status.ok:
+            raise ValueError(f"there is no reference to compare with: {reference.status.message}")
+        self.exact = flat(reference.x.double())
+        self.spread = float(self.exact.std()) or 1.0
+        self.doubt = self.rmse(self.errors(CHECK, reference_nfe, self.batch))
 
-    reference = end(REFERENCE, reference_nfe)
-    if not reference.status.ok:
-        raise ValueError(f"there is no reference to compare with: {reference.status.message}")
-    exact, check = reference.x.double(), end(CHECK, reference_nfe).x.double()
-    spread = float(exact.std()) or 1.0
+    def _ends(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a reference, which goes on to eps."""
+        return {**options, "t_end": self.sde.eps if options["t_end"] is None else options["t_end"]}
 
-    def distance(x: Tensor) -> float:
-        error = float((x - exact).square().mean().sqrt()) / spread
-        return error if math.isfinite(error) else math.inf
+    def possible(self, settings: Sequence[Setting], budget: int) -> list[Setting]:
+        """Those whose solver can make a step within a budget, on a grid that the process has; each run once."""
+        found: dict[Any, Setting] = {}
+        for setting in settings:
+            try:
+                solver, grid, _ = plan(
+                    self.sde, setting, nfe=budget, final=self.options["final"], t_end=self.options["t_end"]
+                )
+            except (ValueError, TypeError):  # refused, in words that say why
+                continue
+            found.setdefault((solver, grid), setting)
+        return list(found.values())
 
-    errors = sorted(((setting, distance(end(setting, nfe).x.double())) for setting in tried), key=lambda pair: pair[1])
-    return PilotResult(errors, distance(check), nfe)
+    def errors(self, setting: Setting, budget: int, noises: int) -> Tensor:
+        """Mean square error of each of the first noises, in units of the samples' variance; inf if not finite."""
+        kwargs = self.kwargs
+        if noises < self.batch:
+            assert self.resolved is not None
+            kwargs = map_rows(lambda _, rows: rows[:noises], self.resolved)
+        options = self._ends(self.options) if setting is CHECK else self.options
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a candidate that fails is told from its error
+            x = sample(
+                self.score, self.sde, (noises, *self.shape[1:]), solver=setting, nfe=budget, seed=self.seeds[:noises],
+                model_kwargs=kwargs, **options,
+            ).x  # fmt: skip
+        square = (flat(x.double()) - self.exact[:noises]).square().mean(1) / self.spread**2
+        return square.nan_to_num(nan=math.inf)
+
+    @staticmethod
+    def rmse(errors: Tensor) -> float:
+        """Root mean square over samples."""
+        return float(errors.mean().sqrt())
+
+    def race(self, candidates: Sequence[Setting], budget: int, runs: int) -> PilotResult:
+        """The best of the candidates at a budget: all on a few noises, the better ones on more."""
+        rounds = list(_schedule(len(candidates), self.batch, runs))
+        if self.resolved is None:
+            rounds = [_Round(min(len(candidates), max(4, runs // self.batch)), self.batch)]
+
+        left = list(candidates)
+        ranked: list[tuple[Setting, Tensor]] = []
+        for heat in rounds:
+            left = left[: heat.candidates]
+            ranked = [(setting, self.errors(setting, budget, heat.noises)) for setting in left]
+            ranked.sort(key=lambda pair: self.rmse(pair[1]))
+            left = [setting for setting, _ in ranked]
+        return PilotResult(
+            [(setting, self.rmse(errors)) for setting, errors in ranked], self.doubt, budget, self._remarks(ranked)
+        )
+
+    def _remarks(self, ranked: Sequence[tuple[Setting, Tensor]]) -> list[str]:
+        """What the race could not find out."""
+        (setting, best), *others = ranked
+        error = self.rmse(best)
+        remarks = []
+        if not self.doubt < error / 3:
+            remarks.append(
+                f"the reference is known to {self.doubt:.1e} only, which does not rank errors of {error:.1e}: "
+                f"give a larger reference_nfe="
+            )
+        if not error < LARGE:
+            remarks.append(
+                f"even the best, {setting}, is off by {error:.2g} standard deviations of the samples: give more calls"
+            )
+        if others:
+            second, its = others[0]
+            difference = its - best
+            uncertain = 2 * float(difference.std()) / math.sqrt(len(difference))
+            if float(difference.mean()) <= max(uncertain, 0.01 * error**2):
+                remarks.append(f"cannot tell {setting} and {second} apart on {len(difference)} noises")
+        return remarks

@@ -188,15 +188,16 @@ def sample(
             float32 and returned as they came.
         solver: a name from `solvers()`, a `Solver`, or a `Setting`, which brings its grid along, such as `pilot` finds;
             an adaptive solver, or `"library:method"` for torchdiffeq, torchsde and SciPy: they find their own steps. By
-            default that of `default_setting`, which depends on the process and the budget.
+            default that of `default_setting`.
         nfe: budget of network calls, final one included, never exceeded. Default 50; none for adaptive solvers, whose
             samples stop where they are when it is spent, and the status says so.
         steps: number of steps, instead of `nfe`.
         grid: a rule (`grids.Karras()`, or a name such as "log-snr") that places the steps, or the times
             themselves (then neither `nfe` nor `steps`). By default that of the setting, or the solver's `default_grid`,
             which `solvers()` shows.
-        t_start: where to start, default `sde.T`. Below it, give the noised data as `x_T`.
-        t_end: where to end, default `sde.eps`.
+        t_start: where to start, default `sde.T`, unless the grid rule chooses, as `grids.Widening` does; then `x_T` is
+            still the state at `sde.T`. Below T, give the noised data as `x_T`.
+        t_end: where to end, default `sde.eps`; with `final="denoise"` a rule may choose an earlier end.
         seed: one int for the batch, or one per sample: an int, or a pair (seed, index) as in a result's `seeds`.
         generator: one `torch.Generator`, from which one seed is drawn for the batch, or one for each sample; instead
             of `seed`.
@@ -241,6 +242,7 @@ def sample(
     """
     score = as_score(score_fn, sde)
     final = _final(sde, final)
+    chosen = t_start is None and (grid is None or isinstance(grid, GridRule | str))  # the first time, by a rule
     solver, grid, program = plan(
         sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, t_end=t_end, final=final
     )
@@ -256,7 +258,7 @@ def sample(
             if value is not None:
                 raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
 
-    x, seeds, dtype = _initial_state(score, sde, grid.times[0], shape, x_T, seed, generator, dtype, device)
+    x, seeds, dtype = _initial_state(score, sde, grid.times[0], chosen, shape, x_T, seed, generator, dtype, device)
     if score.dtype is None and dtype != x.dtype:
         score = score.cast_to(dtype)
     if compile:
@@ -342,7 +344,7 @@ def plan(
     final = _final(sde, final)
     if isinstance(solver, Setting) and grid is not None:
         raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
-    setting = default_setting(sde, nfe if steps is None else steps, t_start, t_end) if solver is None else solver
+    setting = default_setting(sde, t_start, t_end) if solver is None else solver
     if isinstance(setting, Setting):
         solver, grid = setting.solver, setting.grid if grid is None else grid
     else:
@@ -372,6 +374,7 @@ def _initial_state(
     score: Score,
     sde: SDE,
     start: float,
+    chosen: bool,
     shape: Sequence[int] | None,
     x_T: Tensor | None,
     seed: Seeds,
@@ -379,7 +382,10 @@ def _initial_state(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> tuple[Tensor, SampleSeeds, torch.dtype]:
-    """The state to start from, at least float32, the samples' seeds, and the dtype to return."""
+    """The state to start from, at least float32, the samples' seeds, and the dtype to return.
+
+    Where a rule has chosen the start, states given are those at T, and go there by the linear part of the flow.
+    """
     if (shape is None) == (x_T is None):
         raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
     if x_T is None:
@@ -403,14 +409,17 @@ def _initial_state(
     seeds = resolve_seeds(seed, generator, shape[0])
     state_dtype = torch.promote_types(dtype, torch.float32)
     if x_T is None:
-        if start < sde.T:
+        if start < sde.T and not chosen:
             warnings.warn(
                 f"starting at t={start:g} < T={sde.T:g} from pure noise: the marginal there contains data; "
                 f"pass noised data as x_T",
                 stacklevel=4,
             )
         return sde.prior_transform(NoiseStream(seeds, "prior").normal(shape, state_dtype, device), start), seeds, dtype
-    return x_T.to(state_dtype), seeds, dtype
+    x = x_T.to(state_dtype)
+    if chosen and start < sde.T:
+        x = sde.prior_transform(x / sde.prior_std, start)
+    return x, seeds, dtype
 
 
 def _path(solver: Solver, program: Program, sde: SDE, seeds: SampleSeeds) -> PathNoise:
@@ -518,6 +527,8 @@ def _make_grid(
         return solver, grid.on(sde, denoised=denoise)
     if nfe is not None and steps is not None:
         raise ValueError(f"give nfe= or steps=, not both (got {nfe} and {steps})")
+    if t_end is None and not denoise:
+        t_end = sde.eps  # the state there is what is asked for
     if steps is not None:
         steps = whole("steps", steps)
     else:

@@ -291,6 +291,63 @@ def test_pilots_that_cannot_run(options: dict[str, object], error: type[Exceptio
         sg.pilot(bimodal(sde), sde, (2, 2), **{"nfe": 8, "seed": 0, **options})
 
 
+def test_a_pilot_of_several_budgets() -> None:
+    """One pair of references serves all; each result is the best at its budget, within what the trials may cost."""
+    sde = LINEAR["vp"]
+    score, calls = bimodal(sde), []
+
+    def counted(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(len(x))
+        return score(x, t)
+
+    results = sg.pilot(counted, sde, (16, 2), nfe=[5, 10], reference_nfe=200, seed=0, dtype=F64)
+    assert list(results) == [5, 10]
+    assert sum(calls) <= 2 * 2 * 200 * 16
+    ends = {}
+    for nfe, result in results.items():
+        assert result.nfe == nfe
+        errors = [error for _, error in result.errors]
+        assert errors == sorted(errors)
+        ends[nfe] = errors[0]
+        x = sg.sample(score, sde, (16, 2), solver=result, nfe=nfe, seed=0, dtype=F64).x
+        exact = sg.sample(score, sde, (16, 2), solver="dpm3m", grid="log-snr", nfe=400, seed=0, dtype=F64).x
+        assert float((x - exact).square().mean().sqrt() / exact.std()) == pytest.approx(errors[0], rel=0.05)
+    assert ends[10] < ends[5]
+
+
+def test_what_a_pilot_says_of_itself() -> None:
+    """A reference that is not known, a best that is poor, two candidates that are one."""
+    sde = LINEAR["vp"]
+    with pytest.warns(sg.PilotWarning, match="even the best"):
+        poor = sg.pilot(bimodal(sde), sde, (4, 2), nfe=2, candidates=["ddim"], seed=1)
+    assert any("give more calls" in remark for remark in poor.remarks)
+    with pytest.warns(sg.PilotWarning, match="larger reference_nfe"):
+        unknown = sg.pilot(bimodal(sde), sde, (4, 2), nfe=40, reference_nfe=20, candidates=["dpm3m"], seed=1)
+    assert "reference_nfe" in str(unknown)
+    twins = [sg.Setting("dpm++1m", "log-snr"), sg.Setting("ddim", "log-snr")]
+    result = sg.pilot(bimodal(sde), sde, (16, 2), nfe=20, candidates=twins, seed=1)
+    assert any(remark.startswith("cannot tell") for remark in result.remarks)
+
+
+def test_a_pilot_with_labels() -> None:
+    """Labels go with their samples if they are marked; if they are not, no trial is of some of the samples."""
+    sde = LINEAR["vp"]
+    score, batches = bimodal(sde), set()
+
+    def labelled(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        assert len(y) == len(x)
+        batches.add(len(x))
+        return score(x, t) + 0 * y[:, None]
+
+    y = torch.arange(32.0)
+    marked = sg.pilot(labelled, sde, (32, 2), nfe=8, seed=0, model_kwargs={"y": sg.PerSample(y)})
+    assert batches == {2, 8, 32}
+    batches.clear()
+    plain = sg.pilot(labelled, sde, (32, 2), nfe=8, seed=0, model_kwargs={"y": y})
+    assert batches == {32}
+    assert marked.errors[0][1] <= 1.2 * plain.errors[0][1]
+
+
 def test_settings_are_values() -> None:
     """A setting is made from names or objects, compares by what it holds, and refuses a grid of given times."""
     assert sg.Setting("ddim", "karras") == sg.Setting(sg.DDIM(), sg.grids.Karras())
@@ -301,12 +358,12 @@ def test_settings_are_values() -> None:
 
 
 def test_which_default() -> None:
-    """By budget, and by what the process allows."""
+    """By what the process allows at the times that are given."""
     vp = LINEAR["vp"]
-    assert sg.default_setting(vp, 8) == sg.Setting("ipndm3", "log-snr")
-    assert sg.default_setting(vp, 9) == sg.default_setting(vp) == sg.Setting("dpm5m-cold", "log-snr")
-    assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0), 20) == sg.Setting("rectified2")
-    assert sg.default_setting(vp, 20, t_end=0.0) == sg.Setting("rectified2")
+    assert sg.default_setting(vp) == sg.Setting("dpm4m-cold", "widening")
+    assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0)) == sg.default_setting(vp)
+    assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0), t_start=1.0) == sg.Setting("rectified2")
+    assert sg.default_setting(vp, t_end=0.0) == sg.Setting("rectified2")
 
     class Pull(sg.SDE):
         T, eps, prior_std = 1.0, 1e-3, 1.0
@@ -324,6 +381,23 @@ def test_which_default() -> None:
     assert sg.sample(bimodal(vp), vp, (2, 2), t_end=0.0, final="none", seed=0).status.ok
 
 
+@pytest.mark.parametrize("roughness", [0.01, 0.0])
+@pytest.mark.parametrize("sde", [sg.presets.ddpm(), sg.VPSDE(), sg.RectifiedFlowSDE()], ids=["ddpm", "vp", "flow"])
+def test_the_default_on_a_noise_estimate_that_is_rough_in_time(sde: sg.LinearSDE, roughness: float) -> None:
+    """With 16 calls it stays within .03 standard deviations of the flow of an exact noise plus 0.01 sin(3 log-SNR)."""
+    score = sg.testing.default_oracle("mixture").score(sde)
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        wave = torch.sin(3 * sde.log_snr(t)).to(x.dtype)
+        return -sde.sigma(t).to(x.dtype)[:, None] * score(x, t) + roughness * wave[:, None]
+
+    rough = sg.from_noise(noise, sde)
+    x = sde.prior_sample((200, 2), seed=1, dtype=F64)
+    exact = sg.sample(rough, sde, x_T=x, solver="dpm3m", grid="log-snr", nfe=300).x
+    got = sg.sample(rough, sde, x_T=x, nfe=16).x
+    assert float((got - exact).square().mean().sqrt() / exact.std()) < 0.03
+
+
 @pytest.mark.parametrize("process", PROCESSES)
 @given(budget=st.integers(2, 120))
 @settings(max_examples=10)
@@ -333,7 +407,7 @@ def test_the_default_keeps_every_budget(process: str, budget: int) -> None:
     res = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0)
     assert res.nfe == budget
     assert res.status.ok
-    named = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0, solver=sg.default_setting(sde, budget))
+    named = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0, solver=sg.default_setting(sde))
     assert torch.equal(named.x, res.x)
 
 

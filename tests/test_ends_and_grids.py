@@ -609,3 +609,57 @@ def test_reverse_diffusion_converges_to_the_continuous_process(eta: float, name:
         distances.append(abs(laws[0] - exact) + abs(laws[1] - exact))
     for before, after in pairwise(distances):
         assert 1.8 < before / after < 2.2
+
+
+# --- a grid whose range follows the number of steps ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", LINEAR)
+def test_a_widening_grid_has_the_levels_of_its_formula(process: str) -> None:
+    """From (n + 1)^2 / 4, at least 8 and at most e^6, to 5 / (n + 1)^2 r / (1 + r), inside of the process' range."""
+    sde = LINEAR[process]
+    largest, smallest = (math.exp(-float(sde.log_snr(t)) / 2) for t in (sde.T, sde.eps))
+    for steps in (1, 4, 9, 19, 49, 99):
+        grid = sg.grids.Widening()(sde, steps)
+        levels = [math.exp(-float(sde.log_snr(t)) / 2) for t in grid.times]
+        first = min(largest, math.exp(6), max(8.0, (steps + 1) ** 2 / 4))
+        last = max(smallest, 5 / (steps + 1) ** 2 * first / (1 + first))
+        assert levels[0] == pytest.approx(first, rel=1e-6)
+        assert levels[-1] == pytest.approx(last, rel=1e-6)
+        if steps > 1:
+            ratios = [a / b for a, b in pairwise(levels)]
+            assert max(ratios) == pytest.approx(min(ratios), rel=1e-5)
+
+
+def test_a_widening_grid_keeps_times_that_are_given() -> None:
+    """A start inside the run brings a last level below it; scale and factors multiply the levels."""
+    sde = sg.EDMSDE()
+    grid = sg.grids.Widening()(sde, 9, t_start=0.1)
+    assert grid.times[0] == 0.1
+    assert grid.times[-1] == pytest.approx(0.05 * (0.1 / 1.1))
+    assert sg.grids.Widening()(sde, 9, t_end=0.3).times[-1] == 0.3
+    scaled = sg.grids.Widening(data_std=0.1, first=1.0, last=8.0)(sde, 9)
+    assert scaled.times[0] == pytest.approx(10.0)
+    assert scaled.times[-1] == pytest.approx(0.1 * 0.08 * 100 / 101)
+    for options in ({"data_std": 0.0}, {"first": -1.0}, {"last": math.nan}, {"largest": math.inf}):
+        with pytest.raises(ValueError, match="positive and finite"):
+            sg.grids.Widening(**options)
+
+
+@pytest.mark.parametrize("process", ["vp", "edm", "flow", "cosine", "ddpm"])
+def test_a_run_on_a_widening_grid_starts_from_the_same_noise(process: str) -> None:
+    """Noise by seed, noise given at T and noise given at the first time are one run; final="none" ends at eps."""
+    sde = LINEAR[process]
+    score = sg.oracles.Gaussian(torch.tensor([0.3, -0.2], dtype=F64), 0.5).score(sde)
+    options = {"nfe": 10, "seed": 3}
+    by_seed = sg.sample(score, sde, (5, 2), dtype=F64, **options)
+    at_T = sg.sample(score, sde, x_T=sde.prior_sample((5, 2), seed=3, dtype=F64), **options)
+    start = by_seed.times[0]
+    there = sde.prior_sample((5, 2), t=start, seed=3, dtype=F64)
+    explicit = sg.sample(
+        score, sde, x_T=there, solver="dpm4m-cold", grid=by_seed.times, final="denoise", seed=3
+    )  # fmt: skip
+    assert start < sde.T
+    torch.testing.assert_close(at_T.x, by_seed.x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(explicit.x, by_seed.x, rtol=1e-12, atol=1e-12)
+    assert sg.sample(score, sde, (5, 2), final="none", **options).times[-1] == sde.eps

@@ -96,6 +96,7 @@ class SolverScheduler:
         self.grid, self.final, self.seed = grid, final, seed
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None
+        self._grid: Grid | None = None
         self._run: Generator[tuple[Tensor, Tensor], Tensor, Tensor] | None = None
         self._taken = 0
         self._state = torch.empty(0)
@@ -103,8 +104,9 @@ class SolverScheduler:
 
     @property
     def init_noise_sigma(self) -> float:
-        """Standard deviation of the noise that sampling starts from."""
-        return self._says.sde.prior_std
+        """Standard deviation of the noise that sampling starts from, at the first time of a run that is prepared."""
+        sde = self._says.sde
+        return sde.prior_std if self._grid is None else float(sde.prior_transform(torch.ones(()), self._grid.times[0]))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state as it is: it has the scale that the network knows."""
@@ -118,7 +120,7 @@ class SolverScheduler:
                 cannot run.
         """
         sde, denoise = self._says.sde, self.final == "denoise"
-        setting = default_setting(sde, num_inference_steps, None, None) if self.solver is None else self.solver
+        setting = default_setting(sde) if self.solver is None else self.solver
         solver = setting.solver if isinstance(setting, Setting) else setting
         grid = setting.grid if isinstance(setting, Setting) and self.grid is None else self.grid
         budget = num_inference_steps if grid is None or isinstance(grid, GridRule | str) else None
