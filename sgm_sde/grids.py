@@ -232,11 +232,11 @@ class Widening(LogSNR):
         >>> import sgm_sde as sg
         >>> sde = sg.EDMSDE()
         >>> [round(Widening()(sde, n).times[0], 6) for n in (4, 9, 19)]
-        [12.5, 50.0, 80.0]
+        [10.0, 40.0, 80.0]
     """
 
     data_std: float = 1.0
-    first: float = 0.25
+    first: float = 0.4
     last: float = 5.0
     largest: float = math.exp(6.0)
 

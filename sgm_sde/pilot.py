@@ -90,7 +90,7 @@ def default_candidates() -> tuple[Setting, ...]:
 
     narrow = [
         Setting(solver, Widening(first=first, last=last))
-        for first, last in ((0.25, 5.0), (0.25, 2.5), (1.0, 5.0), (0.1, 10.0), (0.1, 2.5), (1.0, 1.0))
+        for first, last in ((0.4, 5.0), (0.4, 2.5), (1.5, 5.0), (0.1, 10.0), (0.1, 2.5), (1.5, 1.0))
         for solver in (adams, cubic, quintic, straight)
     ]
     rules: tuple[GridRule | None, ...] = (LogSNR(), Karras(), None)

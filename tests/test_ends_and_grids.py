@@ -616,13 +616,13 @@ def test_reverse_diffusion_converges_to_the_continuous_process(eta: float, name:
 
 @pytest.mark.parametrize("process", LINEAR)
 def test_a_widening_grid_has_the_levels_of_its_formula(process: str) -> None:
-    """From (n + 1)^2 / 4, at least 8 and at most e^6, to 5 / (n + 1)^2 r / (1 + r), inside of the process' range."""
+    """From 0.4 (n + 1)^2, at least 8 and at most e^6, to 5 / (n + 1)^2 r / (1 + r), inside of the process' range."""
     sde = LINEAR[process]
     largest, smallest = (math.exp(-float(sde.log_snr(t)) / 2) for t in (sde.T, sde.eps))
     for steps in (1, 4, 9, 19, 49, 99):
         grid = sg.grids.Widening()(sde, steps)
         levels = [math.exp(-float(sde.log_snr(t)) / 2) for t in grid.times]
-        first = min(largest, math.exp(6), max(8.0, (steps + 1) ** 2 / 4))
+        first = min(largest, math.exp(6), max(8.0, 0.4 * (steps + 1) ** 2))
         last = max(smallest, 5 / (steps + 1) ** 2 * first / (1 + first))
         assert levels[0] == pytest.approx(first, rel=1e-6)
         assert levels[-1] == pytest.approx(last, rel=1e-6)
