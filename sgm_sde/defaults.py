@@ -8,7 +8,7 @@ from typing import Any
 
 from sgm_sde.grids import Grid, GridRule, rule
 from sgm_sde.processes.base import SDE
-from sgm_sde.solvers import Solver, resolve
+from sgm_sde.solvers import DPMSolver, Solver, resolve
 
 
 @dataclass(frozen=True)
@@ -66,4 +66,4 @@ def default_setting(sde: SDE, t_start: float | None = None, t_end: float | None 
     given = [t for t in (t_start, t_end) if t is not None and 0 <= t <= sde.T]
     if not all(math.isfinite(float(linear.log_snr(t))) for t in given):
         return Setting("rectified2")
-    return Setting("dpm4m-cold", "widening")
+    return Setting(DPMSolver(4, singlestep=False, start="cold", lower_final=False), "widening")

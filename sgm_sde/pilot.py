@@ -6,7 +6,7 @@ import math
 import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, overload
 
 import torch
@@ -82,11 +82,8 @@ def default_candidates() -> tuple[Setting, ...]:
     Chosen on half of the test beds of `python -m benchmarks.defaults`: solvers of several families and orders, on
     grids of several ranges of noise levels (`Widening`), even in log-SNR, Karras', and the process' own.
     """
-    adams = DPMSolver(4, singlestep=False, start="cold")
-    cubic = DPMSolver(3, singlestep=False, start="cold")
-    quintic = DPMSolver(5, singlestep=False, start="cold")
-    final = replace(cubic, lower_final=True)
-    straight = UniC(RectifiedAdams(3, start="cold"))
+    cubic, adams, quintic = (DPMSolver(nodes, singlestep=False, start="cold", lower_final=False) for nodes in (3, 4, 5))
+    straight = UniC(RectifiedAdams(3, start="cold", lower_final=False))
 
     narrow = [
         Setting(solver, Widening(first=first, last=last))
@@ -99,14 +96,14 @@ def default_candidates() -> tuple[Setting, ...]:
         for solver in (
             adams,
             "ipndm3",
-            replace(DPMSolverPP(2), lower_final=True),
+            DPMSolverPP(2, lower_final=True),
             UniPC(3, prediction="noise", lower_final=True),
-            replace(UniC(RectifiedAdams(2)), lower_final=True),
+            UniC(RectifiedAdams(2, lower_final=True)),
             cubic,
-            final,
+            DPMSolver(3, singlestep=False, start="cold", lower_final=True),
             quintic,
-            DPMSolverPP(3, start="cold"),
-            DEIS(3, start="cold"),
+            DPMSolverPP(3, start="cold", lower_final=False),
+            DEIS(3, start="cold", lower_final=False),
             "ipndm4",
             "ddim",
             "heun",

@@ -360,7 +360,9 @@ def test_settings_are_values() -> None:
 def test_which_default() -> None:
     """By what the process allows at the times that are given."""
     vp = LINEAR["vp"]
-    assert sg.default_setting(vp) == sg.Setting("dpm4m-cold", "widening")
+    assert sg.default_setting(vp) == sg.Setting(
+        sg.DPMSolver(4, singlestep=False, start="cold", lower_final=False), "widening"
+    )
     assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0)) == sg.default_setting(vp)
     assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0), t_start=1.0) == sg.Setting("rectified2")
     assert sg.default_setting(vp, t_end=0.0) == sg.Setting("rectified2")
