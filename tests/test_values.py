@@ -885,7 +885,7 @@ INSIDE: Any = SimpleNamespace(at=node)  # stands for a step of EDM
 def test_names_of_the_linear_parts() -> None:
     """What a solver's options may be."""
     assert VARIABLES == ("log-snr", "time", "noise-level", "angle", "noise-share")
-    assert VARIANTS == ("exact", "midpoint", "bh1", "published", "fixed")
+    assert VARIANTS == ("exact", "midpoint", "bh1", "published", "fixed", "ipndm-v")
     parts = {"data": DataPart, "noise": NoisePart, "velocity": VelocityPart, "rectified": RectifiedPart}
     assert parts == PARTS
     assert DataPart("time", 0.0) == DataPart("time", 0.0, "exact", 1.0)
@@ -1727,7 +1727,7 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
     (sg.DEIS(lower_final=False), "deis3", adams(**NOISE, variable="time", nodes=3, start="warm")),
     (sg.DPMSolverPP(lower_final=False), "dpm++2m", adams(variant="midpoint")),
     (sg.SASolver(2, corrector=0), "sa-solver", lowering(nodes=2, eta=1.0, window=(0.05, 1.0))),
-    (sg.SEEDS(), "seeds2", single(variant="midpoint", eta=1.0)),
+    (sg.SEEDS(), "seeds2", single(eta=1.0)),
     (sg.SEEDS(3), "seeds3", single(stages=3, eta=1.0)),
     (sg.SEEDS(prediction="noise"), "seeds2-published", single(**NOISE, variant="midpoint", eta=1.0)),
     (sg.SEEDS(3, prediction="noise"), "seeds3-published", single(**NOISE, stages=3, eta=1.0)),
@@ -1763,6 +1763,22 @@ def test_exponential_integrators_show_what_is_not_default() -> None:
     )
     assert (adams().eta, adams().sigma_data, adams().window, adams().nodes) == (0.0, 1.0, (0.0, math.inf), 2)
     assert (adams().stochastic, adams(eta=0.1).stochastic, adams(eta=abs).stochastic) == (False, True, True)
+
+
+def test_ipndm_with_variable_steps() -> None:
+    """The published code's weights of three evaluations, by a loop in its symbols; the exact ones on even steps."""
+    times = (7.0, 4.0, 2.5, 1.0, 0.7)
+    rows = table(sg.IPNDM(3, variable_steps=True), times)
+    for i in (2, 3):
+        h, h1, h2 = (times[j + 1] - times[j] for j in (i, i - 1, i - 2))
+        temp = (1 - h / (3 * (h + h1)) * (h * (h + h1)) / (h1 * (h1 + h2))) / 2
+        c = ((2 + h / h1) / 2 + temp, -(h / h1) / 2 - (1 + h1 / h2) * temp, temp * h1 / h2)
+        same([rows[i]], [{f"x{i}": 1, f"e{i - 2}": h * c[2], f"e{i - 1}": h * c[1], f"e{i}": h * c[0]}])
+        assert sum(c) == pytest.approx(1)
+    even = (6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
+    for order in (2, 3, 4):
+        same(table(sg.IPNDM(order, variable_steps=True), even), table(sg.LMS(order, start="cold"), even))
+    assert table(sg.IPNDM(2, variable_steps=True), times) == table(sg.LMS(2), times)
 
 
 def test_pndm() -> None:
@@ -2138,7 +2154,7 @@ NAMES: dict[str, tuple[sg.Solver, int, int | None, int]] = {  # solver, order, w
     "ipndm2": (adams(**LEVEL, variant="fixed", nodes=2), 1, None, 1),
     "ipndm3": (adams(**LEVEL, variant="fixed", nodes=3), 1, None, 1),
     "ipndm4": (adams(**LEVEL, variant="fixed", nodes=4), 1, None, 1),
-    "ipndm-v4": (adams(**LEVEL, nodes=4), 2, None, 1),
+    "ipndm-v4": (adams(**LEVEL, variant="ipndm-v", nodes=4), 2, None, 1),
     "rosenbrock2": (lowering(prediction="velocity", sigma_data=0.5), 2, None, 1),
     "rosenbrock3": (lowering(prediction="velocity", sigma_data=0.5, nodes=3, start="warm"), 3, None, 1),
     "euler-maruyama": (sg.EulerMaruyama(eta=1.0), 1, 1, 1),
@@ -2156,7 +2172,7 @@ NAMES: dict[str, tuple[sg.Solver, int, int | None, int]] = {  # solver, order, w
     "sde-dpm++3m": (lowering(nodes=3, eta=1.0), 2, 2, 1),
     "sde-dpm++2s": (single(variant="midpoint", eta=1.0), 2, 2, 2),
     "seeds1": (single(stages=1, eta=1.0), 1, 1, 1),
-    "seeds2": (single(variant="midpoint", eta=1.0), 2, 2, 2),
+    "seeds2": (single(eta=1.0), 2, 2, 2),
     "seeds3": (single(stages=3, eta=1.0), 3, 2, 3),
     "seeds1-published": (single(**NOISE, stages=1, eta=1.0), 1, 1, 1),
     "seeds2-published": (single(**NOISE, variant="midpoint", eta=1.0), 2, 2, 2),
@@ -2219,17 +2235,47 @@ def test_the_registry_as_text() -> None:
 
 
 def test_unknown_names_are_met_with_near_ones() -> None:
-    """Four at most, as near as two fifths; all of them where none is near."""
-    for name, n in (("dpm++9", 4), ("eulr-xx", None), ("zzzzzz", len(REGISTRY))):
+    """The four nearest, the best first."""
+    for name, nearest in (("dpm++9", "dpm++"), ("eulr-xx", "euler"), ("unipc33", "unipc3"), ("zzzzzz", "")):
         with pytest.raises(ValueError, match="unknown solver") as error:
             resolve(name)
         shown = re.findall(r"'([^']+)'", str(error.value).split("did you mean")[1])
         assert set(shown) <= set(REGISTRY)
-        assert len(shown) == n if n else "euler" in shown and len(shown) <= 4
+        assert len(shown) == 4
+        assert shown[0].startswith(nearest)
     assert resolve("ddim") == sg.DDIM()
     assert resolve(sg.DDIM()) == sg.DDIM()
     with pytest.raises(TypeError, match="the class DDIM: call it"):
         resolve(sg.DDIM)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("DDIM", "ddim"),
+        ("PC", "pc"),
+        ("euler_a", "euler-ancestral"),
+        ("euler_ancestral", "euler-ancestral"),
+        ("Heun", "heun"),
+        ("lms", "lms4"),
+        ("dpm_2", "dpm2"),
+        ("dpm_2_ancestral", "dpm2-ancestral"),
+        ("dpmpp_2m", "dpm++2m"),
+        ("DPM++2M", "dpm++2m"),
+        ("dpmpp_2s_ancestral", "dpm++2s-ancestral"),
+        ("dpmpp_sde", "sde-dpm++2s"),
+        ("dpmpp_2m_sde", "sde-dpm++2m"),
+        ("dpmpp_3m_sde", "sde-dpm++3m"),
+        ("ipndm", "ipndm4"),
+        ("ipndm_v", "ipndm-v4"),
+        ("seeds_2", "seeds2"),
+        ("er_sde", "er-sde3"),
+        ("sa_solver", "sa-solver"),
+    ],
+)
+def test_names_of_other_libraries(theirs: str, ours: str) -> None:
+    """k-diffusion's, ComfyUI's and the papers' spellings are the registry's names."""
+    assert resolve(theirs) == resolve(ours) == REGISTRY[ours]()
 
 
 # --- Programs and their tracing --------------------------------------------------------------------------------------

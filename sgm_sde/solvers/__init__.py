@@ -96,7 +96,7 @@ REGISTRY.update(
         "ipndm2": lambda: IPNDM(2),
         "ipndm3": lambda: IPNDM(3),
         "ipndm4": lambda: IPNDM(4),
-        "ipndm-v4": lambda: replace(LMS(4, start="cold"), name="ipndm-v4"),
+        "ipndm-v4": lambda: IPNDM(4, variable_steps=True),
         "rectified2": lambda: RectifiedAdams(2),
         "rectified3": lambda: RectifiedAdams(3),
         "rosenbrock2": lambda: Rosenbrock(2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -435,6 +436,25 @@ def solvers() -> SolverTable:
     return SolverTable(fixed, adaptive)  # type: ignore[arg-type]
 
 
+# What other libraries call a method, where spelling alone does not lead there.
+ALIASES = {
+    "dpm++-sde": "sde-dpm++2s",
+    "er-sde": "er-sde3",
+    "ipndm": "ipndm4",
+    "ipndm-v": "ipndm-v4",
+    "lms": "lms4",
+}
+
+
+def _canonical(name: str) -> str:
+    """A name as the registry spells it: `dpmpp_2m_sde` is `sde-dpm++2m`, `euler_a` is `euler-ancestral`."""
+    name = name.lower().replace("_", "-").replace("pp", "++")
+    name = re.sub(r"^(dpm(?:\+\+)?|seeds)-(?=\d)", r"\1", name)
+    name = re.sub(r"^(dpm\+\+\d[ms])-sde$", r"sde-\1", name)
+    name = re.sub(r"-a$", "-ancestral", name)
+    return ALIASES.get(name, name)
+
+
 def resolve(solver: Solver | str) -> Solver:
     """A solver on a grid from its name.
 
@@ -442,7 +462,9 @@ def resolve(solver: Solver | str) -> Solver:
         ValueError: for an unknown name; the message lists the near ones.
         TypeError: for anything that is neither a name nor such a solver.
     """
-    if isinstance(solver, AdaptiveSolver) or (isinstance(solver, str) and (solver in ADAPTIVE or ":" in solver)):
+    if isinstance(solver, AdaptiveSolver) or (
+        isinstance(solver, str) and (_canonical(solver) in ADAPTIVE or ":" in solver)
+    ):
         raise TypeError(f"{solver!r} finds its own steps, and a solver on a grid is needed here")
     found: Solver = _resolve(solver, REGISTRY)
     return found
@@ -471,7 +493,8 @@ def _resolve(solver: Any, known: Mapping[str, Callable[[], Any]]) -> Any:
         return solver
     if not isinstance(solver, str):
         raise TypeError(f"solver must be a name or a Solver, got {instead(solver)}")
-    if solver not in known:
-        near = difflib.get_close_matches(solver, known, n=4, cutoff=0.4) or list(known)
-        raise ValueError(f"unknown solver {solver!r}; did you mean {', '.join(map(repr, near))}?")
-    return known[solver]()
+    name = _canonical(solver)
+    if name not in known:
+        near = ", ".join(map(repr, difflib.get_close_matches(name, known, n=4, cutoff=0.0)))
+        raise ValueError(f"unknown solver {solver!r}; did you mean {near}? solvers() has all of them")
+    return known[name]()

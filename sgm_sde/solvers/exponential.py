@@ -64,9 +64,9 @@ class Exponential(Solver):
             raise ValueError(f"prediction='rectified' is for the flow, got eta={self.eta!r}")
         if self.variant == "bh1" and variable != "log-snr":
             raise ValueError(f"variant='bh1' is made for data or noise in log-SNR, got {self.prediction} in {variable}")
-        if self.variant == "fixed" and (self.prediction, variable) != ("noise", "noise-level"):
+        if self.variant in ("fixed", "ipndm-v") and (self.prediction, variable) != ("noise", "noise-level"):
             raise ValueError(
-                f"variant='fixed' is made for noise in the noise level, got {self.prediction} in {variable}"
+                f"variant={self.variant!r} is made for noise in the noise level, got {self.prediction} in {variable}"
             )
         if not callable(self.eta):
             _check_eta(self.eta)
@@ -236,6 +236,8 @@ class ExponentialAdams(Exponential):
         """Order of the steps that have the history they ask for."""
         if self.variant == "fixed":
             return 1
+        if self.variant == "ipndm-v" and self.nodes > 2:
+            return 2
         exact = self.nodes - (self.variant == "published" and self.nodes == 3)
         return min(self.corrector, exact + 1) if self.corrector else exact
 

@@ -188,29 +188,36 @@ def LMS(order: int = 4, *, start: str | None = None) -> ExponentialAdams:
     )
 
 
-def IPNDM(order: int = 4) -> ExponentialAdams:
+def IPNDM(order: int = 4, *, variable_steps: bool = False) -> ExponentialAdams:
     r"""iPNDM: Adams-Bashforth on $dy/ds = \epsilon$ with the weights of even steps, whatever the grid.
 
     The fixed weights damp, which helps some networks at few calls, and make the method one of order 1 on a grid with
-    rough steps; on grids that are smooth functions of the step's number it is of order 2. `LMS` with a cold start
-    is its variable-step form.
+    rough steps; on grids that are smooth functions of the step's number it is of order 2.
+
+    iPNDM_v is meant to be its variable-step form, which is `LMS` with a cold start. What its authors' code runs, and
+    their results are of, has $1 - ab$ for $(1 - a)b$ in the second divided difference: the exact weight on even steps,
+    a larger one where steps shrink, which damps as iPNDM's do. That is kept here: the order is 2 on any grid. At four
+    evaluations the code has two slips more, in the third difference, by which its weights do not add up to 1 on
+    uneven steps; these are repaired.
 
     Args:
         order: number of evaluations used.
+        variable_steps: iPNDM_v's weights.
 
-    Source: Liu et al., 2022, arXiv:2202.09778; Zhang & Chen, 2023, arXiv:2204.13902.
+    Source: Liu et al., 2022, arXiv:2202.09778; Zhang & Chen, 2023, arXiv:2204.13902; Zhou et al., 2024,
+    arXiv:2312.00094 (iPNDM_v, in its code).
 
     Example:
-        >>> IPNDM(4).nodes, IPNDM(4).order
-        (4, 1)
+        >>> IPNDM(4).nodes, IPNDM(4).order, IPNDM(4, variable_steps=True).order
+        (4, 1, 2)
     """
     return ExponentialAdams(
         nodes=order,
         prediction="noise",
         variable="noise-level",
-        variant="fixed",
-        name=f"ipndm{order}",
-        source="Liu et al., 2022, arXiv:2202.09778",
+        variant="ipndm-v" if variable_steps else "fixed",
+        name=f"ipndm{'-v' if variable_steps else ''}{order}",
+        source="Zhou et al., 2024, arXiv:2312.00094" if variable_steps else "Liu et al., 2022, arXiv:2202.09778",
     )
 
 
@@ -350,7 +357,7 @@ def SEEDS(order: int = 2, *, prediction: str = "data") -> ExponentialRungeKutta:
     return ExponentialRungeKutta(
         stages=order,
         prediction=prediction,
-        variant="midpoint" if order == 2 else "exact",
+        variant="midpoint" if order == 2 and prediction == "noise" else "exact",
         eta=1.0,
         name=f"seeds{order}{'-published' if prediction == 'noise' else ''}",
         source="Gonzalez et al., 2023, arXiv:2305.14267",

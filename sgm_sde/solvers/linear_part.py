@@ -37,7 +37,7 @@ from sgm_sde.engine.program import Form
 
 Known = Sequence[tuple[Any, Form]]  # pairs (node, evaluation there), newest first
 VARIABLES = ("log-snr", "time", "noise-level", "angle", "noise-share")
-VARIANTS = ("exact", "midpoint", "bh1", "published", "fixed")
+VARIANTS = ("exact", "midpoint", "bh1", "published", "fixed", "ipndm-v")
 LARGEST = 10.0  # sum of the sizes of a step's weights, relative to their sum
 SLACK = 0.05  # by which steps taken for even may grow
 CLOSE = 1e-3  # share of the step, below which no weights are worth solving for
@@ -162,18 +162,21 @@ class LinearPart(ABC):
         - `"midpoint"`: $m_1 = m_0/2$ for two nodes (DPM-Solver++(2M), UniPC's B2);
         - `"bh1"`: $m_1 = \alpha_t h/2$ for two nodes (UniPC's B1);
         - `"published"`: as midpoint, and $m_2$ halved for three nodes (DPM-Solver++(3M) as printed, of order 2);
-        - `"fixed"`: as if the nodes were evenly spaced (iPNDM).
+        - `"fixed"`: as if the nodes were evenly spaced (iPNDM);
+        - `"ipndm-v"`: $m_2 = \tfrac{m_0}{2}(r_1 r_2 + r_1 - \tfrac13)$ from three nodes on, with the third divided
+          difference exact (`IPNDM` says why).
         """
         a, b = self.coordinate(s), self.coordinate(t)
         n = len(nodes)
         r = [(self.coordinate(node) - a) / (b - a) for node in nodes] if n > 1 else [0.0]
         if self.variant == "fixed":
             r = [1.0 - j for j in range(n)] if nodes[0].t == t.t else [float(-j) for j in range(n)]
-        w = _solved(r, self._simplified(s, t, n))
+        w = _solved(r, self._simplified(s, t, r))
         return [float(v) * self.scale(node) for v, node in zip(w, nodes, strict=True)]
 
-    def _simplified(self, s: Any, t: Any, n: int) -> list[float]:
-        """The moments for n nodes, as the variant has them."""
+    def _simplified(self, s: Any, t: Any, r: Sequence[float]) -> list[float]:
+        """The moments for nodes at r, as the variant has them."""
+        n = len(r)
         m = self.moments(s, t, n)
         if n == 2 and self.variant in ("midpoint", "published"):
             m[1] = m[0] / 2
@@ -181,6 +184,10 @@ class LinearPart(ABC):
             m[1] = m[0] / 2 * self._bh1(s, t)
         elif n == 3 and self.variant == "published":
             m[2] /= 2
+        elif n > 2 and self.variant == "ipndm-v" and r[0] == 0:
+            change = m[0] / 2 * (r[1] * r[2] + r[1] - 1 / 3) - m[2]
+            m[2] += change
+            m[3:] = [moment + change * (r[1] + r[2]) for moment in m[3:]]
         return m
 
     def _bh1(self, s: Any, t: Any) -> float:
@@ -200,7 +207,7 @@ class LinearPart(ABC):
             return finite[:n]
         a, h = self.coordinate(s), self.coordinate(t) - self.coordinate(s)
         places = [(self.coordinate(node) - a) / h for node, _ in finite]
-        return [finite[j] for j in separated(places, n, lambda m: self._simplified(s, t, m))]
+        return [finite[j] for j in separated(places, n, lambda m: self._simplified(s, t, places[:m]))]
 
     def integral(self, s: Any, t: Any, known: Known) -> Form:
         """The integral of K times the interpolant."""
