@@ -15,6 +15,7 @@ Example:
 from sgm_sde import adapters, grids, inverse
 from sgm_sde._version import __version__
 from sgm_sde.defaults import Setting, default_setting
+from sgm_sde.diagnosis import ImplausibleWarning, TrainModeWarning
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.grids import Grid
@@ -159,6 +160,7 @@ __all__ = [
     "ExponentialRungeKutta",
     "Grid",
     "Heun",
+    "ImplausibleWarning",
     "Langevin",
     "LangevinNormWarning",
     "LatentBound",
@@ -196,6 +198,7 @@ __all__ = [
     "Tableau",
     "TorchDiffEq",
     "TorchSDE",
+    "TrainModeWarning",
     "UnfinishedWarning",
     "UniC",
     "UniPC",

@@ -35,6 +35,7 @@ from torch import Tensor
 from sgm_sde import sampling
 from sgm_sde._checks import whole
 from sgm_sde.defaults import Setting
+from sgm_sde.diagnosis import ImplausibleWarning
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.identity import fingerprint, outputs, spec
@@ -169,7 +170,7 @@ def sample(
                 tensors["y"] = torch.tensor([classes[i % len(classes)] for i in range(first, last)])
                 kwargs["y"] = PerSample(tensors["y"].to(team.device))
             with warnings.catch_warnings():
-                for category in (sampling.NonFiniteWarning, sampling.UnfinishedWarning):
+                for category in (sampling.NonFiniteWarning, ImplausibleWarning, sampling.UnfinishedWarning):
                     warnings.simplefilter("ignore", category)  # the report tells of them
                 result = sampling.sample(
                     model.score, model.sde, (last - first, *model.shape), seed=[(seed, i) for i in range(first, last)],

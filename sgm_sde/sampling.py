@@ -19,6 +19,7 @@ from sgm_sde._shapes import finite
 from sgm_sde._times import same_time
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
+from sgm_sde.diagnosis import ADVICE, ImplausibleWarning, Watch, described
 from sgm_sde.engine.adaptive import COMPLETED, GIVEN_UP, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL
 from sgm_sde.engine.brownian import PathNoise
 from sgm_sde.engine.executor import Hook, execute
@@ -51,7 +52,7 @@ class Status:
     """How a run ended, readable and testable.
 
     Attributes:
-        ok: whether it reached the end with finite states.
+        ok: whether it reached the end with finite states, of a size that the run accounts for.
         message: what happened.
         time: the first grid time at which a state was not finite, if any.
         samples: the samples that ended so.
@@ -122,7 +123,8 @@ class SampleResult:
         x: samples (B, *), in the range of the data the network was trained on.
         nfe: calls of the score function, each on the whole batch, of the run itself.
         times: the grid's times, decreasing.
-        status: how the run ended; false in a boolean context if states were not finite or it was stopped.
+        status: how the run ended; false in a boolean context if states were not finite, if samples are of a size that
+            nothing in the run accounts for, or if it was stopped.
         trajectory: states (K, B, *) at `trajectory_times`, if asked for; the last one is `x` when "all" are.
         trajectory_times: the times of the trajectory, 0 standing for the final denoised state.
         seeds: the (seed, index) pair of each sample, which `seed=` takes again; a range takes no memory.
@@ -177,7 +179,8 @@ def sample(
     train/eval mode and anyone's `requires_grad` are left alone.
 
     States are looked at once, at the end. Where one is infinite or NaN there, the run is repeated from the same seeds
-    up to the first step that made it so, and the status names it; the calls of that second run are not in `nfe`.
+    up to the first step that made it so, and the status names it; the calls of that second run are not in `nfe`. The
+    status also names samples of a size that the noise and the network's own estimates along the way do not account for.
 
     Args:
         score_fn: the score, `score_fn(x, t, **kwargs)` with x (B, *), t (B,); or what `from_noise`,
@@ -228,6 +231,7 @@ def sample(
 
     Warns:
         NonFiniteWarning: if a state became infinite or NaN.
+        ImplausibleWarning: if samples are of a size that nothing in the run accounts for.
         UnfinishedWarning: if an adaptive solver ran out of steps or calls.
         BatchCoupledWarning: if a backend takes one step size for a batch.
         LangevinNormWarning: if Langevin's step comes from norms of few numbers.
@@ -290,6 +294,13 @@ def sample(
 
     source, hooks = randomness(model)
     monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
+    watch = Watch(sde, grid.times, score.prediction, x)
+
+    def on_output(x: Tensor, output: Tensor, t: float) -> None:
+        watch.see(x, output, t)
+        if callback:
+            monitor.on_output(x, output, t)
+
     with torch.set_grad_enabled(enable_grad), monitor:
         watched = bool(hooks or callback or progress or trajectory is not None)
         if compile and x.is_cuda and score.recordable and not watched:
@@ -302,15 +313,18 @@ def sample(
                 source,
                 hooks=hooks,
                 on_node=monitor.on_node if watched else None,
-                on_output=monitor.on_output if callback else None,
+                on_output=on_output,
                 grad=enable_grad,
             )
         end = run.x
         if final == "denoise" and not monitor.stopped:
             end = model.predict("data", end, grid.times[-1])
         monitor.finish(end)
-    status = _status(run.x, end, grid, run.nodes - 1, monitor.stopped, first_bad_node)
-    if status.samples:
+    implausible = watch.implausible(end, denoised=final == "denoise")
+    status = _status(run.x, end, grid, run.nodes - 1, monitor.stopped, first_bad_node, implausible)
+    if status.samples and status.time is None:
+        _warn_implausible(status, 3)
+    elif status.samples:
         warnings.warn(status.message, NonFiniteWarning, stacklevel=3)
     kept = monitor.stacked(dtype), tuple(monitor.kept_times)
     return SampleResult(end.to(dtype), model.nfe, grid.times, status, *kept, seeds, model.rows)
@@ -459,7 +473,7 @@ def _run_adaptive(
     calls = None if nfe is None else whole("nfe", nfe) - denoise
     if calls is not None and calls < solver.least_calls:
         raise _too_small(nfe, f"the first step of {solver.name}", solver.least_calls, denoise)
-    bar = _bar(progress, len(x), solver.name, "sample")
+    bar, watch = _bar(progress, len(x), solver.name, "sample"), Watch(model.sde, ends, model.score.prediction, x)
     try:
         end = solver.run(
             Problem(model, model.sde, x, ends[0], ends[1], seeds, calls, steps, bar.update if progress else None)
@@ -477,7 +491,11 @@ def _run_adaptive(
             o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(outcome, known.tolist(), strict=True)
         )
     status = _adaptive_status(outcome, end.t, ends[1], end.not_finite)
-    if not status.ok:
+    if status.ok and not x.is_meta:
+        status = _plausible(watch.implausible(x, denoised=denoise).cpu())
+    if status.samples and status.time is None:
+        _warn_implausible(status, 4)
+    elif not status.ok:
         warnings.warn(status.message, NonFiniteWarning if NOT_FINITE in outcome else UnfinishedWarning, stacklevel=4)
     control = StepControl(outcome, end.t, end.accepted, end.rejected, end.evaluations)
     return SampleResult(x.to(dtype), model.nfe, ends, status, seeds=seeds, rows=model.rows, control=control)
@@ -638,14 +656,20 @@ def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool)
 
 
 def _status(
-    state: Tensor, end: Tensor, grid: Grid, node: int, stopped: bool, first_bad_node: Callable[[], int | None]
+    state: Tensor,
+    end: Tensor,
+    grid: Grid,
+    node: int,
+    stopped: bool,
+    first_bad_node: Callable[[], int | None],
+    implausible: Tensor,
 ) -> Status:
     """How a run ended from the last state, that of a node, and what it returns."""
     if end.is_meta:
         return Status()
     # The one place where values come back from the device.
-    before_end, at_end = torch.stack([finite(state), finite(end)]).cpu()
-    samples = tuple((~(before_end & at_end)).nonzero().flatten().tolist())
+    before_end, at_end, odd = torch.stack([finite(state), finite(end), implausible]).cpu().double()
+    samples = tuple((1 - before_end * at_end).nonzero().flatten().tolist())
     if samples:
         found = grid.steps + 1 if before_end.all() else first_bad_node()
         i = node if found is None else min(found, grid.steps)
@@ -656,4 +680,14 @@ def _status(
         return Status(False, f"{message} ({shown})", grid.times[i], samples, stopped)
     if stopped:
         return Status(False, f"stopped by the callback at t={grid.times[node]:.6g}", stopped=True)
-    return Status()
+    return _plausible(odd)
+
+
+def _plausible(odd: Tensor) -> Status:
+    """How a run ended whose states are finite, from whether nothing accounts for the size of a sample, (B,)."""
+    samples = tuple(odd.nonzero().flatten().tolist())
+    return Status(False, described(samples, len(odd)), samples=samples) if samples else Status()
+
+
+def _warn_implausible(status: Status, stacklevel: int) -> None:
+    warnings.warn(f"{status.message}: {ADVICE}", ImplausibleWarning, stacklevel=stacklevel + 1)

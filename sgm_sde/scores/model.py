@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._shapes import expand
+from sgm_sde.diagnosis import TrainModeWarning, in_train_mode
 from sgm_sde.engine.executor import Plan, lower
 from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.program import Program
@@ -63,6 +65,9 @@ class BoundModel:
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.score, self.sde = score, sde
+        for part in getattr(score, "parts", (score,)):
+            if (said := in_train_mode(part.net)) is not None:
+                warnings.warn(said, TrainModeWarning, stacklevel=4)
         self._low, self._high = times
         self.kwargs = dict(model_kwargs or {})
         self._drift: ReverseSDE | None = None

@@ -1,0 +1,160 @@
+"""Which runs `sample` says went wrong: none of those that did not, and every listed fault.
+
+    python benchmarks/alarms.py --out out/alarms
+
+Runs that are as they should be: exact scores of Gaussians and mixtures in 1, 2 and 64 dimensions at the scales 1e-3, 1
+and 1e3, and the networks of digits and clothes, on every process, each with solvers of every kind at budgets at which
+they are near their best. Faults: networks taken for what they are not. A run counts as found if any of its samples is
+named. Takes three minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import sgm_sde as sg
+
+PROCESSES: dict[str, sg.LinearSDE] = {
+    "VP": sg.VPSDE(),
+    "sub-VP": sg.SubVPSDE(),
+    "cosine": sg.CosineVPSDE(),
+    "DDPM": sg.presets.ddpm(),
+    "flow": sg.RectifiedFlowSDE(),
+    "EDM": sg.EDMSDE(),
+    "VE": sg.VESDE(),
+}
+SCALES = (1e-3, 1.0, 1e3)
+SETTINGS: tuple[dict[str, Any], ...] = (
+    {"solver": "ipndm3", "grid": "log-snr", "nfe": 6},
+    {"solver": "dpm++2m", "grid": "log-snr", "nfe": 12},
+    {"solver": "unipc3", "grid": "log-snr", "nfe": 20},
+    {"solver": "ddim", "grid": "log-snr", "nfe": 10},
+    {"solver": "heun", "grid": "karras", "nfe": 21},
+    {"solver": "sde-dpm++2m", "grid": "log-snr", "nfe": 30},
+    {"solver": "ancestral", "grid": "log-snr", "nfe": 40},
+    {"solver": "dopri5"},
+)
+
+
+@dataclass
+class Case:
+    """A run: its name, the score, the process, the shape and what else `sample` is given."""
+
+    name: str
+    score: Callable[..., Tensor]
+    sde: sg.LinearSDE
+    shape: tuple[int, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def samples_named(self) -> int:
+        """How many samples the status names."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return len(sg.sample(self.score, self.sde, self.shape, seed=0, **self.options).status.samples)
+
+
+def data(scale: float) -> dict[str, tuple[Any, int]]:
+    """Laws whose scores are known: names, and their dimensions."""
+    modes = torch.randn(10, 64, generator=torch.Generator().manual_seed(1))
+    far, flat = torch.tensor([[-5.0], [0.0], [5.0]]), torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, -1.0]])
+    return {
+        "Gaussian": (sg.oracles.Gaussian(torch.tensor([0.3 * scale]), (0.5 * scale) ** 2), 1),
+        "far modes": (sg.oracles.GaussianMixture(far * scale, 0.01 * scale), 1),
+        "three modes": (sg.oracles.GaussianMixture(flat * scale, 0.2 * scale), 2),
+        "ten modes": (sg.oracles.GaussianMixture(modes * scale, 0.3 * scale), 64),
+    }
+
+
+def right_runs(scales: tuple[float, ...] = SCALES, n: int = 64) -> Iterator[Case]:
+    """Runs in which nothing is wrong."""
+    for scale, (process, sde) in itertools.product(scales, PROCESSES.items()):
+        for (law, (oracle, d)), options in itertools.product(data(scale).items(), SETTINGS):
+            name = f"{law} x {scale:g}, {process}, {options['solver']}"
+            yield Case(name, oracle.score(sde), sde, (n, d), dict(options))
+
+
+def network_runs(n: int = 8) -> Iterator[Case]:
+    """The same of the networks that ship."""
+    for name in ("digits", "fashion"):
+        model = sg.load_model(name)
+        labels = {"model_kwargs": {"y": torch.arange(n) % 10}}
+        settings = SETTINGS if name == "digits" else SETTINGS[1:2]
+        for options in settings:
+            shape = (n, *model.shape)
+            yield Case(f"{name}, {options['solver']}", model.score, model.sde, shape, options | labels)
+
+
+def faults(n: int = 32) -> Iterator[Case]:
+    """Runs that went wrong."""
+    laws = {name: law for name, law in data(1.0).items() if name != "far modes"}
+    for (law, (oracle, d)), (process, sde) in itertools.product(laws.items(), PROCESSES.items()):
+        score = oracle.score(sde)
+
+        def noise(x: Tensor, t: Tensor, score: Any = score, sde: Any = sde) -> Tensor:
+            return -sde.sigma(t).to(x)[:, None] * score(x, t)
+
+        for solver, nfe in (("ipndm3", 20), ("euler-maruyama", 50)):
+            name = f"noise taken for a score: {law}, {process}, {solver}"
+            yield Case(name, noise, sde, (n, d), {"solver": solver, "nfe": nfe})
+    oracle, d = laws["ten modes"]
+    for process, sde in PROCESSES.items():
+        score = oracle.score(sde)
+
+        def unit_noise(x: Tensor, t: Tensor, score: Any = score, d: int = d) -> Tensor:
+            return -nn.functional.normalize(score(x, t), dim=1) * d**0.5
+
+        name = f"noise of unit size taken for a score: ten modes, {process}"
+        yield Case(name, unit_noise, sde, (n, d), {"solver": "ipndm3", "nfe": 20})
+    model = sg.load_model("digits")
+    net, options = model.score.net, {"time_label": model.score.time_label}
+    labels = {"model_kwargs": {"y": torch.arange(n) % 10}}
+    for what, wrong in (("noise", sg.from_noise), ("a score", sg.from_score)):
+        for solver, nfe in (("ipndm3", 20), ("heun", 35), ("euler-maruyama", 50)):
+            name = f"a denoiser taken for {what}: digits, {solver}"
+            run = {"solver": solver, "nfe": nfe} | labels
+            yield Case(name, wrong(net, model.sde, **options), model.sde, (n, *model.shape), run)
+
+
+def report(title: str, cases: Iterator[Case], expected: bool) -> list[str]:
+    """One line a kind, and one a run that is not as expected."""
+    total: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    wrong = []
+    for case in cases:
+        kind = case.name.split(":")[0] if expected else case.name.rsplit(", ", 1)[1]
+        total[kind] += 1
+        named = case.samples_named()
+        found[kind] += named > 0
+        if (named > 0) is not expected:
+            wrong.append(f"| {'missed' if expected else 'false alarm'}: {case.name} | 1 | {named} samples |")
+    lines = [f"| {title} | runs | named |", "|---|--:|--:|"]
+    lines += [f"| {kind} | {total[kind]} | {found[kind]} |" for kind in total]
+    return [*lines, f"| all | {sum(total.values())} | {sum(found.values())} |", *wrong, ""]
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/alarms"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    lines = report("runs as they should be, by solver", itertools.chain(right_runs(), network_runs()), False)
+    lines += report("faults", faults(), True)
+    (args.out / "alarms.md").write_text("\n".join(lines) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+r"""What a run tells of itself: samples of a size that nothing in the run accounts for, and networks in train mode.
+
+Whatever the solver, the state at node m is $x_m = \alpha_m x_0 + \sigma_m\epsilon$ with the sample $x_0$ that it leads
+to and a noise of unit size, and the network estimates $x_0$ by $D_m$. So with $|x|$ the root mean square of the d
+numbers of a sample
+
+$$ |x_0| \le \tfrac32\max\Big(\frac{|x_m|}{\alpha_m}, |D_m|\Big) + \kappa\,\frac{\sigma_{m-1}}{\alpha_{m-1}}, \qquad
+   \kappa = 2 + \frac{6}{\sqrt d} $$
+
+for every m: from one time to the end a sample moves by what the noise allows. Of $\kappa$, 2 is for the noise and the
+error of a solver, 6 standard deviations for chance; the noise is that of the node before, since errors may be as large
+as the step, and the half is for errors in proportion to the state, as of a drift. What is larger has come out of the
+solver, or of a network that predicts something else, and not out of the data, whatever their scale. And where the noise
+estimated at the start points against the state, which is noise itself, the network's output is the noise, taken for the
+score, which has the other sign.
+
+Sizes are kept on the device, at the start and at the nodes 1, 2, 4, 8, ... from the end, and looked at with the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from sgm_sde._shapes import dot, flat
+from sgm_sde.processes.base import SDE
+
+GROWTH = 1.5
+KAPPA = 2.0
+CHANCE = 6.0
+UNSEEN = 48.0  # kappa where nothing of the run but its ends is known
+DIRECTION = 16  # dimensions from which on a direction is more than chance
+AGAINST = -0.9  # cosine of the noise estimated at the start with the state
+
+ADVICE = (
+    "try what `pilot` finds, more calls, or, if the network does not predict what it was taken for, `from_noise`, "
+    "`from_denoiser`, `from_velocity` or `from_flow`"
+)
+
+
+class ImplausibleWarning(UserWarning):
+    """Samples are of a size that nothing in their run accounts for; the result's status says which."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A node at which norms are kept.
+
+    Attributes:
+        alpha: the signal's scale.
+        reach: sigma / alpha at the node before.
+        data: coefficients of state and output in the estimate of the data.
+        noise: the same for the noise.
+    """
+
+    alpha: float
+    reach: float
+    data: tuple[float, float]
+    noise: tuple[float, float]
+
+
+def _converted(node: Any, prediction: str, target: str) -> tuple[float, float]:
+    """Coefficients of state and output, infinite where they are not known."""
+    try:
+        c_x, c_r = node.convert(prediction, target)
+    except ZeroDivisionError:
+        return math.inf, math.inf
+    return (c_x, c_r) if math.isfinite(c_x) and math.isfinite(c_r) else (math.inf, math.inf)
+
+
+def _looks(sde: SDE, times: tuple[float, ...], prediction: str) -> Mapping[float, Look]:
+    n = len(times) - 1
+    at = sorted({0} | {n - 2**j for j in range(n.bit_length()) if 2**j <= n})
+    nodes: Sequence[Any] = sde.nodes(times)
+    return {
+        times[m]: Look(
+            nodes[m].alpha,
+            nodes[max(m - 1, 0)].sigma / nodes[max(m - 1, 0)].alpha if nodes[max(m - 1, 0)].alpha else math.inf,
+            _converted(nodes[m], prediction, "data"),
+            _converted(nodes[m], prediction, "noise"),
+        )
+        for m in at
+    }
+
+
+_cached_looks = lru_cache(maxsize=64)(_looks)
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """|x| (B,) of x (B, *), at least in float32."""
+    rows = flat(x.detach())
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype) / math.sqrt(rows.shape[1])
+
+
+class Watch:
+    """The size of a run's states and outputs, sample by sample, without a call or a wait.
+
+    Args:
+        sde: a linear process; on any other nothing is watched.
+        times: the grid.
+        prediction: what the network predicts.
+        x: the states (B, *) to start from.
+    """
+
+    def __init__(self, sde: SDE, times: tuple[float, ...], prediction: str, x: Tensor) -> None:
+        self.looks: Mapping[float, Look] = {}
+        if sde.is_linear and not x.is_meta:
+            find = _cached_looks if isinstance(sde, Hashable) else _looks
+            self.looks = find(sde, times, prediction)
+        self.start, self.end = times[0], times[-1]
+        self.sde, self.x = sde, x
+        self._seen: list[tuple[Look, Tensor, Tensor]] = []
+        self._against: Tensor | None = None
+
+    def see(self, x: Tensor, output: Tensor, t: float) -> None:
+        """Keep the sizes of a node's state and of the network's output there."""
+        look = self.looks.get(t)
+        if look is None:
+            return
+        self._seen.append((look, root_mean_square(x), root_mean_square(output)))
+        if t == self.start and x[0].numel() >= DIRECTION and math.isfinite(look.noise[0]):
+            self._against = self._points_against(x.detach(), output.detach().to(x.dtype), look)
+
+    def _points_against(self, x: Tensor, output: Tensor, look: Look) -> Tensor:
+        (_, size, of_output), d, (c_x, c_r) = self._seen[-1], x[0].numel(), look.noise
+        across = dot(x, output) / d
+        noise = (c_x**2 * size**2 + 2 * c_x * c_r * across + c_r**2 * of_output**2).clamp(min=0).sqrt()
+        along = c_x * size**2 + c_r * across
+        return (along < AGAINST * noise * size) & (noise * look.reach * look.alpha > 0.3 * size)
+
+    def implausible(self, sample: Tensor, *, denoised: bool) -> Tensor:
+        """Which samples (B,) of x (B, *) at the end, denoised or not, nothing in the run accounts for."""
+        sde: Any = self.sde
+        if not self.looks:
+            return torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
+        size, d = root_mean_square(sample), sample[0].numel()
+        if not denoised:
+            size = size / max(float(sde.alpha(self.end)), 1e-12)
+        if not self._seen:
+            look = self.looks[self.start]
+            far: Tensor = look.alpha * size > root_mean_square(self.x) + UNSEEN * look.alpha * look.reach
+            return far
+        looks = [look for look, _, _ in self._seen]
+        states, outputs = (torch.stack([seen[i] for seen in self._seen]) for i in (1, 2))  # type: ignore[misc]
+        kappa = KAPPA + CHANCE / math.sqrt(d)
+        columns = [(look.alpha, *map(abs, look.data), kappa * look.reach) for look in looks]
+        alpha, c_x, c_r, reach = torch.tensor(columns, dtype=size.dtype).to(size.device)[:, :, None].unbind(1)
+        limit = GROWTH * torch.maximum(states / alpha, c_x * states + c_r * outputs) + reach
+        far = size > torch.where(limit.isnan(), math.inf, limit).amin(0)
+        return far if self._against is None else far | self._against
+
+
+def described(samples: Sequence[int], n: int) -> str:
+    """What the status says of implausible samples."""
+    shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
+    return f"{len(samples)} of {n} samples ({shown}) are of a size that nothing in their run accounts for"
+
+
+class TrainModeWarning(UserWarning):
+    """A network is in train mode and holds layers that make a sample depend on more than its seed."""
+
+
+_told: WeakSet[nn.Module] = WeakSet()
+
+
+def in_train_mode(net: Any) -> str | None:
+    """What is said, once, of a network in train mode with Dropout or BatchNorm in use; None of others."""
+    if not isinstance(net, nn.Module) or not net.training or net in _told:
+        return None
+    _told.add(net)
+    used = sorted({type(m).__name__ for m in net.modules() if m.training and _random_or_coupled(m)})
+    if not used:
+        return None
+    return (
+        f"the network is in train mode and uses {', '.join(used)}, so that results depend on more than seeds: "
+        f"call net.eval() first"
+    )
+
+
+def _random_or_coupled(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return True
+    drops = getattr(module, "p", 0.0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
+    inside = getattr(module, "dropout", 0.0) if isinstance(module, nn.RNNBase | nn.MultiheadAttention) else 0.0
+    return drops > 0 or (isinstance(inside, float | int) and inside > 0)

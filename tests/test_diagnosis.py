@@ -1,0 +1,138 @@
+"""A run that went wrong says so, and no other does."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sgm_sde as sg
+from benchmarks import alarms
+from sgm_sde import diagnosis
+
+VP = sg.VPSDE()
+MODES, D = alarms.data(1.0)["ten modes"]
+
+
+@pytest.mark.parametrize("case", [case for i, case in enumerate(alarms.faults(4)) if i % 5 == 0], ids=lambda c: c.name)
+def test_faults_are_named(case: alarms.Case) -> None:
+    """Every listed fault names samples."""
+    assert case.samples_named() > 0
+
+
+FEW = [case for i, case in enumerate(alarms.right_runs(n=64)) if i % 61 == 0]
+
+
+@pytest.mark.parametrize("case", FEW, ids=lambda c: c.name)
+def test_what_went_well_is_not_named(case: alarms.Case) -> None:
+    """A part of the runs of `benchmarks/alarms.py`, at every scale and on every process."""
+    assert case.samples_named() == 0
+
+
+def test_many_samples_in_few_dimensions_are_not_named() -> None:
+    """Chance alone names none of 20000 samples in one dimension."""
+    for options in ({"solver": "dpm++2m", "grid": "log-snr"}, {"solver": "sde-dpm++2m", "grid": "log-snr"}):
+        res = sg.sample(sg.oracles.Gaussian(torch.zeros(1), 1.0).score(VP), VP, (20_000, 1), nfe=12, seed=0, **options)
+        assert res.status.ok
+
+
+def noise(x: Tensor, t: Tensor) -> Tensor:
+    """The noise where the score is wanted, in samples whose first number is positive."""
+    score = MODES.score(VP)(x, t)
+    return torch.where(x[:, :1] > 0, -VP.sigma(t).to(x)[:, None] * score, score)
+
+
+@pytest.mark.parametrize("solver", ["ipndm3", "euler-maruyama", "dopri5"])
+def test_the_warning_says_what_to_try_and_the_status_who(solver: str) -> None:
+    """Which samples are named depends on each alone; the warning names what to try."""
+    x = VP.prior_sample((6, D), seed=0)
+    options = {"solver": solver, "nfe": None if solver == "dopri5" else 20, "seed": [(0, i) for i in range(6)]}
+    wrong = lambda x, t: -VP.sigma(t).to(x)[:, None] * MODES.score(VP)(x, t)  # noqa: E731
+    with pytest.warns(sg.ImplausibleWarning, match=r"accounts for.*pilot.*from_noise"):
+        res = sg.sample(wrong, VP, x_T=x, **options)
+    assert not res.status
+    assert res.status.samples == tuple(range(6))
+    assert (res.status.time, res.status.stopped) == (None, False)
+    with pytest.warns(sg.ImplausibleWarning):
+        alone = sg.sample(wrong, VP, x_T=x[2:3], **options | {"seed": [(0, 2)]})
+    assert alone.status.samples == (0,)
+
+
+def test_batch_mates_do_not_matter() -> None:
+    """Samples of a batch are named as they are alone."""
+    x = VP.prior_sample((8, D), seed=3)
+    with pytest.warns(sg.ImplausibleWarning):
+        together = sg.sample(noise, VP, x_T=x, solver="ipndm3", nfe=20).status.samples
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sg.ImplausibleWarning)
+        alone = [i for i in range(8) if sg.sample(noise, VP, x_T=x[i : i + 1], solver="ipndm3", nfe=20).status.samples]
+    assert 0 < len(together) < 8
+    assert list(together) == alone
+
+
+def test_it_costs_no_call_and_changes_nothing() -> None:
+    """Calls are those of the solver, and samples those of a run that nobody watches."""
+    calls = []
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(len(x))
+        return MODES.score(VP)(x, t)
+
+    res = sg.sample(net, VP, (4, D), solver="dpm++2m", grid="log-snr", nfe=12, seed=0)
+    assert (res.nfe, len(calls)) == (12, 12)
+    assert res.status.ok
+
+
+def test_a_run_that_the_callback_stops_is_not_judged() -> None:
+    """Half-way states are noise."""
+    res = sg.sample(MODES.score(VP), VP, (4, D), solver="ddim", nfe=10, seed=0, callback=lambda info: info.i == 2)
+    assert res.status.stopped
+    assert res.status.samples == ()
+
+
+def test_the_bound_is_that_of_the_formula() -> None:
+    """One look by hand: EDM at t = 2, the node before at 4; growth 3/2, kappa 8 in one dimension."""
+    watch = diagnosis.Watch(sg.EDMSDE(), (4.0, 2.0, 1.0), "data", torch.tensor([[4.0]]))
+    watch.see(torch.tensor([[2.0]]), torch.tensor([[3.0]]), 2.0)
+    watch.see(torch.tensor([[9.0]]), torch.tensor([[9.0]]), 1.5)  # not one of the nodes
+    limit = 1.5 * 3.0 + 8 * 4.0
+    for size, odd in ((limit - 1e-3, False), (limit + 1e-3, True)):
+        assert watch.implausible(torch.tensor([[size]]), denoised=True).tolist() == [odd]
+    unseen = diagnosis.Watch(sg.EDMSDE(), (4.0, 2.0, 1.0), "data", torch.tensor([[4.0]]))
+    assert unseen.implausible(torch.tensor([[4.0 + 48 * 4.0 - 1e-3]]), denoised=True).tolist() == [False]
+    assert unseen.implausible(torch.tensor([[4.0 + 48 * 4.0 + 1e-3]]), denoised=True).tolist() == [True]
+
+
+class Dropping(nn.Module):
+    """A score with layers that train mode puts to use."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 2), *layers)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """-x / (alpha^2 + sigma^2) but for nothing."""
+        return -x + 0 * self.layers(x)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.1), nn.BatchNorm1d(2)], ids=["Dropout", "BatchNorm"])
+def test_train_mode_is_told_of_once(layer: nn.Module) -> None:
+    """Once for each network, for samples as for codes, and the mode stays."""
+    net = Dropping(layer)
+    with pytest.warns(sg.TrainModeWarning, match=type(layer).__name__):
+        sg.sample(net, VP, (4, 2), nfe=4, seed=0)
+    sg.sample(net, VP, (4, 2), nfe=4, seed=0)
+    assert net.training
+    other = Dropping(layer)
+    with pytest.warns(sg.TrainModeWarning, match="net.eval"):
+        sg.encode(other, VP, torch.zeros(2, 2), steps=6)
+
+
+def test_networks_that_are_the_same_in_both_modes_are_not_told_of() -> None:
+    """No layer of that kind, none that drops, or all of them in eval mode."""
+    half = Dropping(nn.BatchNorm1d(2))
+    half.layers.eval()
+    for net in (Dropping(), Dropping(nn.Dropout(0.0)), Dropping(nn.Dropout(0.5)).eval(), half):
+        sg.sample(net, VP, (4, 2), nfe=4, seed=0)
