@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -492,7 +493,7 @@ def _run_adaptive(
         )
     status = _adaptive_status(outcome, end.t, ends[1], end.not_finite)
     if status.ok and not x.is_meta:
-        status = _plausible(watch.implausible(x, denoised=denoise).cpu())
+        status = _plausible(watch.implausible(x, denoised=denoise).cpu().numpy())
     if status.samples and status.time is None:
         _warn_implausible(status, 4)
     elif not status.ok:
@@ -668,8 +669,8 @@ def _status(
     if end.is_meta:
         return Status()
     # The one place where values come back from the device.
-    before_end, at_end, odd = torch.stack([finite(state), finite(end), implausible]).cpu().double()
-    samples = tuple((1 - before_end * at_end).nonzero().flatten().tolist())
+    before_end, at_end, odd = torch.stack([finite(state), finite(end), implausible]).cpu().double().numpy() > 0
+    samples = tuple(np.flatnonzero(~(before_end & at_end)).tolist())
     if samples:
         found = grid.steps + 1 if before_end.all() else first_bad_node()
         i = node if found is None else min(found, grid.steps)
@@ -683,9 +684,9 @@ def _status(
     return _plausible(odd)
 
 
-def _plausible(odd: Tensor) -> Status:
+def _plausible(odd: np.ndarray) -> Status:
     """How a run ended whose states are finite, from whether nothing accounts for the size of a sample, (B,)."""
-    samples = tuple(odd.nonzero().flatten().tolist())
+    samples = tuple(np.flatnonzero(odd).tolist())
     return Status(False, described(samples, len(odd)), samples=samples) if samples else Status()
 
 
