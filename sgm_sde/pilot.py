@@ -123,7 +123,7 @@ def pilot(
 ) -> dict[int, PilotResult]: ...
 
 
-def pilot(
+def pilot(  # type: ignore[misc]  # the overloads leave the options to this signature
     score_fn: ScoreFn,
     sde: LinearSDE,
     shape: Sequence[int],
@@ -210,7 +210,7 @@ def _budgets(nfe: int | Sequence[int]) -> list[int]:
     budgets = list(dict.fromkeys(nfe)) if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]
     if not budgets:
         raise ValueError("nfe must be a number of network calls or a sequence of them, got an empty one")
-    return [whole("nfe", budget) for budget in budgets]  # type: ignore[arg-type]
+    return [whole("nfe", budget) for budget in budgets]
 
 
 def _candidates(candidates: Sequence[Setting | str] | None) -> list[Setting]:

@@ -173,6 +173,7 @@ class SolverScheduler:
         if not (isinstance(timestep, Tensor) and timestep.is_cuda) and float(timestep) != float(expected):
             raise ValueError(f"step {self._taken} of the run is at timestep {float(expected)}, got {float(timestep)}")
         if self._run is None:
+            assert self._grid is not None
             seeds = resolve_seeds(self.seed, generator if self.seed is None else None, len(sample))
             x = sample.to(torch.promote_types(sample.dtype, torch.float32))
             self._run = self._inside_out(x, NoiseStream(seeds, "solver", self._grid.times[0]))
@@ -195,6 +196,7 @@ class SolverScheduler:
         run = yield from stages(self._program, x, self._model, noise)
         if self.final != "denoise":
             return run.x
+        assert self._grid is not None
         end = self._grid.times[-1]
         output = yield run.x, self._model.times([end], run.x)[0]
         return self._model.predict("data", run.x, end, output)
