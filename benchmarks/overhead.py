@@ -11,7 +11,10 @@ The floor of a step is its network calls, and for each call one pass over the st
 method combines there, by `torch.addmv` or by `add_` row after row, whichever is faster; for a stochastic method also
 drawing the noise. The overhead is what a step takes without its network calls; that of a peer is given as a multiple
 of ours. Peers get the network in their own coordinates (`native`), so that none pays for a conversion; their noise is
-`torch.randn`, unseeded, ours is a stream of its own for each sample.
+`torch.randn`, unseeded, ours is a function of each sample's seed.
+
+Crowds, many small samples in a call, are timed beside what one writes without a library: the same formula in a loop
+over `torch.randn`, least of some turns.
 
 Peak memory is that of all tensors a run allocates, network outputs included, as a multiple of the state's size.
 Takes five minutes with all peers, two without.
@@ -23,6 +26,7 @@ import argparse
 import gc
 import itertools
 import json
+import math
 import platform
 import statistics
 import sys
@@ -43,7 +47,7 @@ from tqdm import tqdm
 
 import sgm_sde as sg
 from sgm_sde.engine.brownian import PathNoise
-from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.solvers import REGISTRY
 
 
@@ -254,9 +258,10 @@ def memory(methods: tuple[Method, ...]) -> list[dict[str, Any]]:
 
 def noise(shape: tuple[int, ...] = (64, 3, 32, 32), repeats: int = 50) -> dict[str, Any]:
     """Microseconds of a draw with a stream for each sample, of torch's own, and of a step along Brownian paths."""
-    stream, generator = NoiseStream([(0, i) for i in range(shape[0])], "solver"), torch.Generator().manual_seed(0)
+    seeds, generator = SampleSeeds(0, range(shape[0])), torch.Generator().manual_seed(0)
+    stream = NoiseStream(seeds, "solver")
     program = sg.EulerMaruyama().compile(sg.VPSDE(), sg.grids.Uniform()(sg.VPSDE(), 50))
-    paths = PathNoise(program, [(0, i) for i in range(shape[0])], clock=lambda t: t, middle=lambda a, b: (a + b) / 2)
+    paths = PathNoise(program, seeds, clock=lambda t: t, middle=lambda a, b: (a + b) / 2)
     draws: dict[str, tuple[Run, int]] = {
         "randn_us": (lambda _: torch.randn(shape, generator=generator), repeats),
         "streams_us": (lambda _: stream.normal(shape, torch.float32), repeats),
@@ -264,6 +269,76 @@ def noise(shape: tuple[int, ...] = (64, 3, 32, 32), repeats: int = 50) -> dict[s
     }
     times = {name: 1e6 * statistics.median(seconds(draw, 1) for _ in range(n)) for name, (draw, n) in draws.items()}
     return {"shape": list(shape)} | times | {"ratio": times["streams_us"] / times["randn_us"]}
+
+
+CROWDS = ((1_000, 2), (10_000, 2), (100_000, 2), (1_000_000, 1))
+CROWD_STEPS = 50
+
+
+def plain_loop(name: str, shape: tuple[int, ...]) -> Callable[[], Tensor]:
+    """What one writes without a library: the method's formula in sigma, step by step, with `torch.randn`."""
+    times = grid(CROWD_STEPS).times
+
+    def run() -> Tensor:
+        x, last, before = times[0] * torch.randn(shape), None, 0.0
+        for t, u in itertools.pairwise(times):
+            data = network(x, t)
+            if name == "ddim":
+                x = x + (u - t) * (x - data) / t
+            elif name == "euler-maruyama":
+                x = x + 2 * (u - t) * (x - data) / t + math.sqrt(2 * t * (t - u)) * torch.randn(shape)
+            elif name == "ancestral":
+                up = u * math.sqrt(1 - (u / t) ** 2)
+                x = x + (u * u / t - t) * (x - data) / t + up * torch.randn(shape)
+            elif name == "sde-dpm++2m":
+                h = math.log(t / u)
+                c = -math.expm1(-2 * h)
+                estimate = data if last is None else data + 0.5 * h / before * (data - last)
+                x = (u / t) ** 2 * x + c * estimate + u * math.sqrt(c) * torch.randn(shape)
+                last, before = data, h
+            else:
+                x = x - (1 - (u / t) ** 2) * (x - data) + math.sqrt(t * t - u * u) * torch.randn(shape)
+                size = 2 * (0.16 * u) ** 2
+                score = (network(x, u) - x) / (u * u)
+                x = x + size * score + math.sqrt(2 * size) * torch.randn(shape)
+        return x
+
+    return run
+
+
+def crowds(repeats: int) -> list[dict[str, Any]]:
+    """Milliseconds of `sample` and of a plain loop for many small samples, the least of some turns."""
+    rows = []
+    score = sg.from_denoiser(network, SDE)
+    for shape, name in itertools.product(CROWDS, ("ddim", "euler-maruyama", "ancestral", "sde-dpm++2m", "pc")):
+
+        def ours(shape: tuple[int, ...] = shape, name: str = name, **options: Any) -> Any:
+            return sg.sample(score, SDE, shape, solver=name, grid=grid(CROWD_STEPS), seed=0, final="none", **options)
+
+        runs: dict[str, Callable[[], Any]] = {"plain": plain_loop(name, shape), "ours": ours}
+        if name == "euler-maruyama":
+            runs["path"] = lambda ours=ours: ours(noise="path")
+        times: dict[str, list[float]] = {which: [] for which in runs}
+        with torch.no_grad():
+            for _ in range(1 + repeats):
+                for which, run in runs.items():
+                    times[which].append(1e3 * seconds(lambda _, run=run: run(), 1))
+        least = {f"{which}_ms": min(of[1:]) for which, of in times.items()}
+        rows.append({"method": name, "shape": list(shape), **least, "ratio": least["ours_ms"] / least["plain_ms"]})
+    return rows
+
+
+def crowd_table(rows: list[dict[str, Any]]) -> list[str]:
+    """The times of many small samples as a Markdown table."""
+    head = f"| {CROWD_STEPS} steps | shape | plain loop ms | ours ms | ours / plain | path ms |"
+    lines = [head, "|---|---|---:|---:|---:|---:|"]
+    for row in rows:
+        path = f"{row['path_ms']:.1f}" if "path_ms" in row else ""
+        lines.append(
+            f"| `{row['method']}` | {'x'.join(map(str, row['shape']))} | {row['plain_ms']:.1f} | {row['ours_ms']:.1f} "
+            f"| {row['ratio']:.2f} | {path} |"
+        )
+    return lines
 
 
 def cpu_name() -> str:
@@ -311,6 +386,8 @@ def main() -> None:
     lines += ["", "| noise (64, 3, 32, 32) | us | of torch.randn |", "|---|---:|---:|"]
     for name in ("randn_us", "streams_us", "path_us"):
         lines.append(f"| {name[:-3]} | {drawn[name]:.0f} | {drawn[name] / drawn['randn_us']:.2f} |")
+    many = crowds(max(1, args.repeats // 5))
+    lines += ["", *crowd_table(many)]
     machine = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     protocol = machine | {
         "peers": peers.available(),
@@ -318,6 +395,7 @@ def main() -> None:
         "rows": rows,
         "memory": peaks,
         "noise": drawn,
+        "crowds": many,
     }
     (args.out / "overhead.md").write_text("\n".join(lines) + "\n")
     (args.out / "overhead.json").write_text(json.dumps(protocol, indent=1) + "\n")

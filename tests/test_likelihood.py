@@ -560,15 +560,15 @@ def test_bits_per_dim_of_a_known_density() -> None:
     }  # fmt: skip
     score = oracle.score(sde)
     one = sg.bits_per_dim(score, sde, images, **options)
-    mean = sg.bits_per_dim(score, sde, images, repeats=12, **options)
-    weighted = sg.bits_per_dim(score, sde, images, repeats=12, importance=True, **options)
+    mean = sg.bits_per_dim(score, sde, images, repeats=64, **options)
+    weighted = sg.bits_per_dim(score, sde, images, repeats=64, importance=True, **options)
     assert one.repeats.shape == (1, levels)
     torch.testing.assert_close(mean.repeats[0], one.repeats[0])
     assert mean.value > float(truth.mean()) - 0.003
     assert float(truth.mean()) - 0.01 < weighted.value < mean.value
     assert weighted.value == pytest.approx(float(truth.mean()), abs=0.01)
     assert mean.stderr == pytest.approx(float(mean.per_image.std()) / math.sqrt(levels))
-    assert "12 draws of uniform dequantisation, 16 levels" in str(mean)
+    assert "64 draws of uniform dequantisation, 16 levels" in str(mean)
 
 
 def test_variational_dequantisation() -> None:
@@ -604,14 +604,14 @@ def test_truncated_normal_dequantisation() -> None:
             "n_levels": levels, "data_range": (-1.0, 1.0), "trace": "exact", "seed": 0, "dtype": F64, "steps": 16,
             "dequantize": "truncated-normal", "eps": eps,
         }  # fmt: skip
-        mean = sg.bits_per_dim(score, sde, images, repeats=12, **options)
+        mean = sg.bits_per_dim(score, sde, images, repeats=64, **options)
         assert mean.estimator == "truncated-normal bound"
         assert mean.value > float(truth.mean()) - 0.01
-        assert "12 draws of truncated-normal dequantisation" in str(mean)
+        assert "64 draws of truncated-normal dequantisation" in str(mean)
     assert mean.value < float(truth.mean()) + 0.05  # where the noise fills the bin
-    weighted = sg.bits_per_dim(score, sde, images, repeats=12, importance=True, **options)
+    weighted = sg.bits_per_dim(score, sde, images, repeats=64, importance=True, **options)
     assert weighted.value == pytest.approx(float(truth.mean()), abs=0.01)
-    assert weighted.estimator == "importance-weighted bound of 12 draws"
+    assert weighted.estimator == "importance-weighted bound of 64 draws"
 
 
 @pytest.mark.parametrize("tau", [0.01, 1.0, 3.0, 12.0])

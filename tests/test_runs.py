@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -605,3 +607,17 @@ def test_the_callers_state_is_left_alone(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("solver", ["euler-maruyama", "sde-dpm++2m", "ancestral", "pc"])
+@pytest.mark.parametrize("noise", ["independent", "path"])
+def test_calls_that_continue_one_another_with_one_seed(solver: str, noise: str) -> None:
+    """The second starts at another time, and so has noise of its own: data of variance 1 keep it."""
+    sde = sg.VPSDE()
+    score = sg.oracles.Gaussian(torch.zeros(4), 1.0).score(sde)
+    options: dict[str, Any] = {"solver": solver, "steps": 60, "seed": 0, "noise": noise, "final": "none"}
+    first = sg.sample(score, sde, (1500, 4), t_end=0.5, **options)
+    x = sg.sample(score, sde, x_T=first.x, t_start=0.5, **options).x
+    other = sg.sample(score, sde, x_T=first.x, t_start=0.5, **options | {"seed": 1}).x
+    assert float(x.std()) == pytest.approx(float(other.std()), abs=5 * math.sqrt(1 / x.numel()))
+    assert abs(float((first.x * x).mean()) - float((first.x * other).mean())) < 6 / math.sqrt(x.numel())
