@@ -27,7 +27,7 @@ COMPOSED: dict[str, sg.Solver] = {
     "cp": sg.PredictorCorrector(sg.ReverseDiffusion(), sg.Langevin(), order="CP"),
     "pc-annealed": sg.PredictorCorrector(sg.DDIM(), sg.AnnealedLangevin(0.1, n_steps=2)),
     "heun-restart": sg.Restart(sg.Heun(), rounds=4, n_steps=8),
-    "ancestral-restart": sg.Restart(sg.Ancestral(), s_min=0.1, s_max=3.0, n_steps=40),
+    "ancestral-restart": sg.Restart(sg.Ancestral(), s_min=0.1, s_max=0.9, n_steps=40),
     "ddim-ancestral-half": sg.AncestralNoise(sg.DPMSolver(1), eta=0.5),
     "dpm2-ancestral-half": sg.AncestralNoise(sg.DPMSolver(2), eta=0.5),
 }
