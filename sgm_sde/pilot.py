@@ -114,12 +114,40 @@ def default_candidates() -> tuple[Setting, ...]:
 
 
 @overload
-def pilot(score_fn: ScoreFn, sde: LinearSDE, shape: Sequence[int], *, nfe: int, **options: Any) -> PilotResult: ...
+def pilot(
+    score_fn: ScoreFn,
+    sde: LinearSDE,
+    shape: Sequence[int],
+    *,
+    nfe: int,
+    candidates: Sequence[Setting | str] | None = ...,
+    reference_nfe: int = ...,
+    seed: Seeds = ...,
+    generator: Generators = ...,
+    final: str = ...,
+    t_end: float | None = ...,
+    model_kwargs: Mapping[str, Any] | None = ...,
+    dtype: torch.dtype | None = ...,
+    device: torch.device | str | None = ...,
+) -> PilotResult: ...
 
 
 @overload
 def pilot(
-    score_fn: ScoreFn, sde: LinearSDE, shape: Sequence[int], *, nfe: Sequence[int], **options: Any
+    score_fn: ScoreFn,
+    sde: LinearSDE,
+    shape: Sequence[int],
+    *,
+    nfe: Sequence[int],
+    candidates: Sequence[Setting | str] | None = ...,
+    reference_nfe: int = ...,
+    seed: Seeds = ...,
+    generator: Generators = ...,
+    final: str = ...,
+    t_end: float | None = ...,
+    model_kwargs: Mapping[str, Any] | None = ...,
+    dtype: torch.dtype | None = ...,
+    device: torch.device | str | None = ...,
 ) -> dict[int, PilotResult]: ...
 
 

@@ -601,6 +601,7 @@ def plain(x: Tensor, t: Tensor) -> Tensor:
     return -x / (1 + t.reshape(-1, *[1] * (x.ndim - 1)))
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_live_where_they_are_asked_for(name: str, device: str) -> None:
@@ -692,6 +693,7 @@ def test_compiling_keeps_no_graph() -> None:
         run(compile=True, enable_grad=True)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # a score of no data
 @pytest.mark.slow
 def test_compiled_by_the_compiler() -> None:
     """The same by torch.compile's own compiler, module and function."""
@@ -896,6 +898,7 @@ def test_a_callback_sees_an_estimate_of_the_data(name: str) -> None:
         assert before <= value < after
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_what_a_callback_gets_is_its_own(name: str) -> None:
     """Overwriting the state or the estimate in a callback does not reach the run."""

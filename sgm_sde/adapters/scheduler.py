@@ -96,7 +96,7 @@ class SolverScheduler:
         self.grid, self.final, self.seed = grid, final, seed
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None
-        self._grid: Grid | None = None
+        self._ends: tuple[float, float] | None = None  # first and last time of a run that is prepared
         self._run: Generator[tuple[Tensor, Tensor], Tensor, Tensor] | None = None
         self._taken = 0
         self._state = torch.empty(0)
@@ -106,7 +106,7 @@ class SolverScheduler:
     def init_noise_sigma(self) -> float:
         """Standard deviation of the noise that sampling starts from, at the first time of a run that is prepared."""
         sde = self._says.sde
-        return sde.prior_std if self._grid is None else float(sde.prior_transform(torch.ones(()), self._grid.times[0]))
+        return sde.prior_std if self._ends is None else float(sde.prior_transform(torch.ones(()), self._ends[0]))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state as it is: it has the scale that the network knows."""
@@ -124,17 +124,18 @@ class SolverScheduler:
         solver = setting.solver if isinstance(setting, Setting) else setting
         grid = setting.grid if isinstance(setting, Setting) and self.grid is None else self.grid
         budget = num_inference_steps if grid is None or isinstance(grid, GridRule | str) else None
-        solver, self._grid = _make_grid(sde, solver, denoise, budget, None, grid, None, None)
+        solver, placed = _make_grid(sde, solver, denoise, budget, None, grid, None, None)
+        self._ends = placed.times[0], placed.times[-1]
         score = Score(_called_back, sde, self._says.prediction, time_label=self._says.time_label)
-        self._model = BoundModel(score, sde, (self._grid.times[-1], self._grid.times[0]))
-        if solver.hooks(sde, self._grid, self._model, NoiseStream((), "corrector"), mean=self.final == "mean"):
+        self._model = BoundModel(score, sde, (placed.times[-1], placed.times[0]))
+        if solver.hooks(sde, placed, self._model, NoiseStream((), "corrector"), mean=self.final == "mean"):
             raise ValueError(f"{solver.name} calls the network between timesteps: use sample() with from_diffusers()")
-        program = solver.compile(sde, self._grid)
+        program = solver.compile(sde, placed)
         self._program = solver.end_in_mean(program) if self.final == "mean" else program
         called = [stage.t for stage in self._program.stages if stage.evaluate]
         if called and not self._program.stages[0].evaluate:
             raise ValueError(f"{solver.name} calls the network first at a state of its own: use sample()")
-        called += [self._grid.times[-1]] * denoise
+        called += [placed.times[-1]] * denoise
         if budget is None and num_inference_steps not in (None, len(called)):
             raise ValueError(f"the given grid takes {len(called)} network calls, got {num_inference_steps=}")
         labels = self._says.time_label(torch.tensor(called, dtype=torch.float64))
@@ -173,10 +174,9 @@ class SolverScheduler:
         if not (isinstance(timestep, Tensor) and timestep.is_cuda) and float(timestep) != float(expected):
             raise ValueError(f"step {self._taken} of the run is at timestep {float(expected)}, got {float(timestep)}")
         if self._run is None:
-            assert self._grid is not None
             seeds = resolve_seeds(self.seed, generator if self.seed is None else None, len(sample))
             x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-            self._run = self._inside_out(x, NoiseStream(seeds, "solver", self._grid.times[0]))
+            self._run = self._inside_out(x, NoiseStream(seeds, "solver", self._ends[0]))
             self._state, _ = next(self._run)
         elif sample is not self._given[0] or _version(sample) != self._given[1]:
             self._state.copy_(sample)
@@ -196,8 +196,7 @@ class SolverScheduler:
         run = yield from stages(self._program, x, self._model, noise)
         if self.final != "denoise":
             return run.x
-        assert self._grid is not None
-        end = self._grid.times[-1]
+        end = self._ends[1]
         output = yield run.x, self._model.times([end], run.x)[0]
         return self._model.predict("data", run.x, end, output)
 
