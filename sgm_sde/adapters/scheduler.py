@@ -96,7 +96,7 @@ class SolverScheduler:
         self.grid, self.final, self.seed = grid, final, seed
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None
-        self._ends: tuple[float, float] | None = None  # first and last time of a run that is prepared
+        self._ends = self._says.sde.T, self._says.sde.eps  # first and last time
         self._run: Generator[tuple[Tensor, Tensor], Tensor, Tensor] | None = None
         self._taken = 0
         self._state = torch.empty(0)
@@ -105,8 +105,7 @@ class SolverScheduler:
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the noise that sampling starts from, at the first time of a run that is prepared."""
-        sde = self._says.sde
-        return sde.prior_std if self._ends is None else float(sde.prior_transform(torch.ones(()), self._ends[0]))
+        return float(self._says.sde.prior_transform(torch.ones(()), self._ends[0]))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state as it is: it has the scale that the network knows."""
