@@ -151,7 +151,7 @@ def pilot(
 ) -> dict[int, PilotResult]: ...
 
 
-def pilot(  # type: ignore[misc]  # the overloads leave the options to this signature
+def pilot(
     score_fn: ScoreFn,
     sde: LinearSDE,
     shape: Sequence[int],
