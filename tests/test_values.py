@@ -717,6 +717,20 @@ def test_noise_is_the_same_however_it_is_had(d: int) -> None:
     assert torch.equal(twice, known[0][[1, 1, 0] * 40])
 
 
+def test_draws_made_ahead_are_the_draws() -> None:
+    """One after another, of whatever shapes and from wherever: each is what it is when asked for by its number."""
+    source, seeds = NoiseStream(SampleSeeds(5, range(3, 7)), "solver", 0.3), SampleSeeds(5, range(3, 7))
+    shapes = [(4, 3)] * 9 + [(4, 2, 2)] * 3 + [(4,)] * 4 + [(4, 3)] * 5 + [(4, 0)] * 3 + [(4, 5000)] * 4
+    for k, shape in enumerate(shapes):
+        known = NoiseStream(seeds, "solver", 0.3).at(k, shape, torch.float32)
+        assert torch.equal(source.normal(shape, torch.float32), known), k
+    for draw in (2, 50, 3, 4):
+        source.draw = draw
+        assert torch.equal(source.normal((4, 3), F64), NoiseStream(seeds, "solver", 0.3).at(draw, (4, 3), F64))
+    with pytest.raises(ValueError, match="noise for 3 samples"):
+        source.normal((3, 3), F64)
+
+
 def test_large_samples_are_standard_normal() -> None:
     """Neighbouring seeds, indices, draws, streams, starts and repetitions: each of mean 0, variance 1 and skew 0, of
     the right distribution, and uncorrelated with the others, in lags as well."""

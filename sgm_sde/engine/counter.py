@@ -132,14 +132,12 @@ class BoxMuller:
         # NumPy is quicker to start, and torch at logarithms and circular functions.
         radius, angle, cosine, u, phi, cos = self._views[r, k]
         halves = words.view(np.uint32).reshape(r, 2, k)
-        np.copyto(u, halves[:, 0], casting="unsafe")
-        np.add(u, HALF, out=u)
+        np.add(halves[:, 0], HALF, out=u, dtype=np.float32, casting="unsafe")
         np.multiply(u, UNIT, out=u)
         torch.log(radius, out=radius)
         np.multiply(u, MINUS_TWO, out=u)
         np.sqrt(u, out=u)
-        np.copyto(phi, halves[:, 1], casting="unsafe")
-        np.multiply(phi, ANGLE, out=phi)
+        np.multiply(halves[:, 1], ANGLE, out=phi, dtype=np.float32, casting="unsafe")
         torch.cos(angle, out=cosine)
         np.multiply(u, cos, out=cosines)
         if sines is not None:

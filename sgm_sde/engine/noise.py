@@ -26,6 +26,7 @@ VERSION = "philox-4x64-10"  # what the numbers of a seed depend on; in protocols
 STREAMS = {"prior": 1, "solver": 2, "corrector": 3, "probe": 4, "dequantisation": 5, "measurement": 6, "path": 7}
 
 LARGEST = 16384  # words at a time, whose memory stays in a core's cache
+MOST_AHEAD = 16  # draws
 SCATTERED = 64  # words of a sample up to which arrays are quicker than one visit a sample
 VISIT = 640  # words that take as long as setting the generator to another place
 
@@ -226,11 +227,40 @@ class NoiseStream:
         (self._segment,) = struct.unpack("<Q", struct.pack("<d", start))
         self._order: tuple[tuple[int, int], np.ndarray, np.ndarray] = (0, 0), np.empty(0), np.empty(0)
         self._run, self._box_muller = Run(), BoxMuller(LARGEST)
+        self._ahead: list[np.ndarray] = []  # draws made before they are asked for, the next one last
+        self._expected, self._many = 0, 1
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         """The next draw, of shape (B, *)."""
         self.draw += 1
-        return self.at(self.draw - 1, shape, dtype, device)
+        if not self._ahead or self._ahead[-1].shape != shape or self._expected != self.draw:
+            self._draw_ahead(shape)
+        if not self._ahead:
+            return self.at(self.draw - 1, shape, dtype, device)
+        self._expected = self.draw + 1
+        return torch.from_numpy(self._ahead.pop()).to(device=device, dtype=dtype, non_blocking=True)
+
+    def _draw_ahead(self, shape: tuple[int, ...]) -> None:
+        """The next few draws of few numbers together, one, then two, and so on: most of their time is starting."""
+        self._ahead = []
+        seed, indices = self.seeds.seed, self.seeds.indices
+        if not (isinstance(seed, int) and isinstance(indices, range) and indices.step == 1 and len(indices)):
+            return
+        n, d = len(indices), math.prod(shape[1:])
+        k = -(-d // 2)
+        count = min(self._many, LARGEST // max(1, n * k))
+        if count < 2 or shape[0] != n:
+            self._many = min(2 * self._many, MOST_AHEAD)
+            return
+        self._many = min(2 * self._many, MOST_AHEAD)
+        words = np.empty((count, n * k), dtype=np.uint64)
+        for i, row in enumerate(words):
+            self._seek(seed, indices[0] * k, self.draw - 1 + i)
+            row[:] = self._run.words(n * k)
+        z = np.empty((count * n, d), dtype=np.float32)
+        self._box_muller(words.reshape(count * n, k), z[:, :k], z[:, k:] if d > k else None)
+        self._ahead = list(z.reshape(count, *shape)[::-1])
+        self._expected = self.draw
 
     def at(
         self,
