@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sgm_sde._shapes import finite
 
+LARGEST = 2.0**53  # whole number, up to which floats know them all
 LONGEST = 200  # characters of a value in an error message
 
 
@@ -22,8 +23,10 @@ def whole(option: str, value: Any, least: int = 1, kind: type[Any] = Real) -> in
     Raises:
         ValueError: for anything but a number of that kind, whole and at least `least`.
     """
-    if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value) or value % 1 or value < least:
-        raise ValueError(f"{option} must be a whole number of at least {least}, got {value!r}")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"{option} must be a whole number of at least {least}, got {described(value)}")
+    if not least <= float_of(value) <= LARGEST or value % 1:
+        raise ValueError(f"{option} must be a whole number of at least {least}, got {described(value)}")
     return int(value)
 
 
@@ -47,6 +50,44 @@ def described(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
+def real(option: str, value: Any) -> float:
+    """One real number as a float, finite or not; infinite where a whole number is too large for one.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
+        raise TypeError(f"{option} must be one number, got {described(value)}")
+    return float_of(value)
+
+
+def moment(option: str, value: Any) -> float:
+    """One time as a float: a real number, or a tensor of one.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    one = isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex()
+    return float(value) if one else real(option, value)
+
+
+def ends_of(option: str, value: Any) -> tuple[float, float]:
+    """A pair (low, high) of real numbers.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise TypeError(f"{option} must be a pair (low, high), got {described(value)}")
+    return real(f"{option}[0]", value[0]), real(f"{option}[1]", value[1])
+
+
+def require_function(option: str, value: Any) -> None:
+    """Raise TypeError unless the value is a function, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{option} must be a function, got {described(value)}")
+
+
 def number(
     option: str,
     value: Any,
@@ -62,9 +103,7 @@ def number(
         TypeError: for anything but one real number.
         ValueError: for one that is not finite or out of range.
     """
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{option} must be one number, got {described(value)}")
-    found = float_of(value)
+    found = real(option, value)
     if math.isfinite(found) and above < found < below and least <= found <= most:
         return found
     if above == 0 and below == most == math.inf:
@@ -111,7 +150,7 @@ def float_of(value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def instead(value: Any) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 Time = Tensor | float
+LARGEST = 1e300  # time
 
 
 def on_host(values: float | Sequence[float]) -> Tensor:
@@ -21,11 +23,17 @@ def as_time(t: Time) -> Tensor:
         if not t.is_floating_point():
             raise TypeError(f"times must be floating point, got a tensor of dtype {t.dtype}")
         return t
+    if not isinstance(t, Real):
+        raise TypeError(f"a time must be one number or a tensor, got {t!r}")
+    if not abs(t) < LARGEST:
+        raise ValueError(f"a time must be finite, got {t!r}")
     return on_host(float(t))
 
 
 def require_times(t: Tensor, x: Tensor) -> None:
-    """Raise ValueError unless t, () or (B,), goes with x (B, *)."""
+    """Raise unless x is a tensor and t, () or (B,), goes with x (B, *)."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor (B, *), got {type(x).__name__}")
     if t.ndim and (t.ndim != 1 or x.ndim == 0 or len(t) != len(x)):
         raise ValueError(
             f"t has shape {tuple(t.shape)}, expected () or ({x.shape[0] if x.ndim else ''},) "
@@ -68,5 +76,7 @@ def batch_time(t: Time, x: Tensor) -> Tensor:
     """`t` as a tensor of shape (B,) on the device of `x` (B, *), at least float32."""
     t = as_time(t)
     require_times(t, x)
+    if x.is_complex():
+        raise TypeError(f"x must be real, got dtype {x.dtype}")
     dtype = torch.promote_types(x.dtype, torch.float32) if t.ndim == 0 else t.dtype
     return t.to(device=x.device, dtype=dtype).expand(len(x))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from sgm_sde._checks import moment
+
 ROUNDING = 1e-5  # relative: Karras' levels computed in float32 are off by up to 50 units in the last place
 CLOSEST = 2.0**-20  # relative: eight units in the last place of float32, below which two times of a grid are one
 
@@ -15,4 +17,5 @@ def same_time(t: float, other: float, rounding: float = ROUNDING) -> bool:
 
 def at_ends(sde: Any, t: float, *more: float) -> float:
     """The end of the process, T or eps or another one given, that t is a rounded image of; t itself if it is none."""
-    return next((float(end) for end in (sde.T, sde.eps, *more) if same_time(float(t), end)), t)
+    t = moment("a time", t)
+    return next((float(end) for end in (sde.T, sde.eps, *more) if same_time(t, end)), t)

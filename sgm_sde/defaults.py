@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from sgm_sde._checks import moment
 from sgm_sde.grids import Grid, GridRule, rule
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.solvers import DPMSolver, Solver, resolve
 
 
@@ -59,11 +60,13 @@ def default_setting(sde: SDE, t_start: float | None = None, t_end: float | None 
         >>> print(default_setting(sg.VPSDE()))
         dpm4m-cold on Widening()
     """
+    require_sde(sde)
     if not sde.is_linear:
         return Setting("heun2")
 
     linear: Any = sde
-    given = [t for t in (t_start, t_end) if t is not None and 0 <= t <= sde.T]
+    ends = [moment(name, t) for name, t in (("t_start", t_start), ("t_end", t_end)) if t is not None]
+    given = [t for t in ends if 0 <= t <= sde.T]
     if not all(math.isfinite(float(linear.log_snr(t))) for t in given):
         return Setting("rectified2")
     return Setting(DPMSolver(4, singlestep=False, start="cold", lower_final=False), "widening")

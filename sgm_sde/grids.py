@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import instead, whole
+from sgm_sde._checks import described, instead, moment, real, whole
 from sgm_sde._shapes import on_host
 from sgm_sde._times import CLOSEST, ROUNDING, at_ends, same_time
 
@@ -52,7 +52,8 @@ class Grid:
     def __init__(self, times: Sequence[float] | Tensor) -> None:
         if not isinstance(times, Iterable):
             raise TypeError(f"times must be a sequence of numbers, got {instead(times)}")
-        given = tuple(float(t) for t in times)
+        listed = times.tolist() if isinstance(times, Tensor) and times.ndim == 1 else times
+        given = tuple(moment(f"times[{i}]", t) for i, t in enumerate(listed))
         if not given:
             raise ValueError("a grid needs at least one time")
         kept: list[float] = []
@@ -123,6 +124,8 @@ class GridRule(ABC):
         Raises:
             ValueError: for a negative number of steps or times outside [0, T].
         """
+        if not hasattr(sde, "eps"):
+            raise TypeError(f"sde must be a process, got {described(sde)}")
         whole("the number of steps", steps, 0)
         start, end = self.ends(sde, steps, t_start, t_end)
         if not 0 <= end < start <= sde.T:
@@ -289,7 +292,7 @@ class Karras(GridRule):
     of_noise_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.rho) and self.rho > 0):
+        if not (math.isfinite(real("rho", self.rho)) and self.rho > 0):
             raise ValueError(f"rho must be positive, got {self.rho}")
 
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
@@ -359,6 +362,8 @@ def rule(name: str) -> GridRule:
     Raises:
         ValueError: for an unknown name; the message lists the near ones.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a grid's rule has a name, got {described(name)}")
     if name not in RULES:
         near = difflib.get_close_matches(name, RULES, n=3, cutoff=0.4) or list(RULES)
         raise ValueError(f"unknown grid {name!r}; did you mean {', '.join(map(repr, near))}?")

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from sgm_sde._checks import described, real
 from sgm_sde._shapes import Time, as_time, batch_time
 
 ScoreFn = Callable[..., Tensor]
@@ -54,7 +55,9 @@ class ReverseSDE:
     """
 
     def __init__(self, sde: DriftDiffusion, score_fn: ScoreFn, eta: float = 1.0) -> None:
-        if not (math.isfinite(eta) and eta >= 0):
+        if not callable(score_fn):
+            raise TypeError(f"score_fn must be a function (x, t), got {described(score_fn)}")
+        if not (math.isfinite(real("eta", eta)) and eta >= 0):
             raise ValueError(f"eta must be finite and at least 0, got {eta}")
         self.sde, self.score_fn, self.eta = sde, score_fn, eta
 

@@ -257,8 +257,8 @@ class Blur(LinearOperator):
     @staticmethod
     def gaussian(std: float, size: int, dims: int = 2) -> Blur:
         """A Gaussian kernel of that standard deviation in pixels, of sum 1."""
-        if not (math.isfinite(std) and std > 0):
-            raise ValueError(f"std must be positive and finite, got {std}")
+        number("std", std, above=0)
+        size, dims = whole("size", size), whole("dims", dims)
         offsets = torch.arange(size, dtype=torch.float64) - size // 2
         line = torch.exp(-0.5 * (offsets / std) ** 2)
         kernel = line / line.sum()

@@ -12,7 +12,6 @@ Each is a `Score`, so that every solver, and the likelihood, works with it.
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode, require_gradient
-from sgm_sde._checks import described, whole
+from sgm_sde._checks import described, number, whole
 from sgm_sde._shapes import expand
 from sgm_sde._tree import Path
 from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjugate_residual
@@ -46,8 +45,7 @@ def require_measurement(measurement: object) -> None:
 def require_positive(**options: float) -> None:
     """Raise ValueError unless all options are positive and finite."""
     for name, value in options.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+        number(name, value, above=0)
 
 
 def require_count(**options: int) -> None:

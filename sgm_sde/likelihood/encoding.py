@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import not_finite, number
+from sgm_sde._checks import described, not_finite, number, real
 from sgm_sde._shapes import flat
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.reverse import ScoreFn
@@ -168,8 +168,15 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
         >>> slerp(a, b, 0.5)
         tensor([[1.4142, 1.4142]])
     """
+    for name, value in (("a", a), ("b", b)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise TypeError(f"{name} must be latents, a floating tensor (B, *), got {described(value)}")
     if a.shape != b.shape:
         raise ValueError(f"latents must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if not isinstance(weight, Tensor):
+        real("weight", weight)
+    elif weight.shape not in ((), (len(a),)) or weight.is_complex():
+        raise ValueError(f"weight must be a number or ({len(a)},), got {described(weight)}")
     w = torch.as_tensor(weight, dtype=a.dtype, device=a.device).reshape(-1, *[1] * (a.ndim - 1))
     cosine = torch.nn.functional.cosine_similarity(flat(a), flat(b), dim=1).clamp(-1, 1)
     theta = torch.arccos(cosine).reshape(-1, *[1] * (a.ndim - 1))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import instead
+from sgm_sde._checks import described, instead, real, sizes
 from sgm_sde._shapes import Time, expand, flat, on_host
 from sgm_sde._times import same_time
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
@@ -73,7 +73,8 @@ class SDE(ABC):
     time_is_noise_level: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.T) and math.isfinite(self.eps) and 0 <= self.eps < self.T):
+        eps, T = real("eps", self.eps), real("T", self.T)
+        if not (math.isfinite(T) and math.isfinite(eps) and 0 <= eps < T):
             raise ValueError(f"need 0 <= eps < T, got eps={self.eps} and T={self.T}")
 
     @abstractmethod
@@ -140,12 +141,17 @@ class SDE(ABC):
             >>> bool((a[:2] == VESDE().prior_sample((2, 2), seed=0)).all())
             True
         """
+        shape = sizes("shape", shape)
+        if not shape:
+            raise ValueError("shape must be (B, *), got ()")
         seeds = resolve_seeds(seed, generator, shape[0])
         z = NoiseStream(seeds, "prior").normal(tuple(shape), dtype or torch.get_default_dtype(), device)
         return self.prior_transform(z, t)
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the prior in nats per sample: (B, *) to (B,)."""
+        if not isinstance(x, Tensor) or x.ndim == 0 or x.is_complex():
+            raise TypeError(f"x must be a tensor (B, *), got {described(x)}")
         square = flat(x / self.prior_std).square()
         return (-0.5 * square - 0.5 * math.log(2 * math.pi) - math.log(self.prior_std)).sum(1)
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import described, real
 from sgm_sde._shapes import Time, as_time
 from sgm_sde.processes.ve import UnitScaleSDE
 from sgm_sde.processes.vp import VariancePreservingSDE
@@ -74,7 +75,10 @@ class _Interpolant:
 
 
 def _table(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    table = tuple(float(v) for v in values)
+    listed = values.tolist() if isinstance(values, Tensor | np.ndarray) and values.ndim == 1 else values
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        raise TypeError(f"{name} must be a sequence of numbers, got {described(values)}")
+    table = tuple(real(f"{name}[{i}]", value) for i, value in enumerate(listed))
     if len(table) < 2:
         raise ValueError(f"{name} needs at least two entries, got {len(table)}")
     return table

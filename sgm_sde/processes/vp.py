@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import number
 from sgm_sde._shapes import Time, as_time
 from sgm_sde.processes.linear import LinearSDE, _ordered
 
 
 def _require_positive(**values: float) -> None:
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+        number(name, value, above=0)
 
 
 class BetaSDE(LinearSDE):

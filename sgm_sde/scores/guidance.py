@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import described, number, require_one_a_sample
+from sgm_sde._checks import described, ends_of, number, require_one_a_sample
 from sgm_sde._shapes import expand
 from sgm_sde._times import ROUNDING
 from sgm_sde._tree import Path, each_leaf
@@ -68,7 +68,7 @@ class GuidedScore(Score):
         if interval is not None:
             if not first.sde.is_linear:
                 raise TypeError(f"an interval of noise levels needs a LinearSDE, got {first.sde!r}")
-            low, high = interval
+            low, high = ends_of("interval", interval)
             if not 0 <= low < high:
                 raise ValueError(f"interval must be (low, high) with 0 <= low < high, got {interval}")
         self.parts, self.scale, self.interval, self._neutral = tuple(parts), scale, interval, neutral
@@ -320,6 +320,8 @@ class Classifier(GuidedScore):
             raise TypeError(f"the log-likelihood must be callable, got {log_likelihood!r}")
         if isinstance(condition, str):
             raise TypeError(f"condition must be a sequence of names, such as ({condition!r},), got {condition!r}")
+        if not isinstance(condition, Sequence) or not all(isinstance(name, str) for name in condition):
+            raise TypeError(f"condition must be a sequence of names, got {described(condition)}")
         self.log_likelihood, self.condition, self.shared = log_likelihood, tuple(condition), shared
         self.branches = score.branches
 

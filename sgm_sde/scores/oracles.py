@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_autocast
-from sgm_sde._checks import described, numbers
+from sgm_sde._checks import described, numbers, whole
 from sgm_sde._shapes import Time, batch_time, expand
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.processes.linear import LinearSDE
@@ -31,6 +31,12 @@ def require_data(option: str, value: Tensor) -> None:
         raise TypeError(f"{option} must be a tensor of real numbers, got {described(value)}")
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"{option} must be finite, got {int((~torch.isfinite(value)).sum())} values that are not")
+
+
+def require_kernel(sde: object) -> None:
+    """Raise TypeError unless `sde` is a process with a kernel, or None."""
+    if sde is not None and not isinstance(sde, LinearSDE | MatrixSDE):
+        raise TypeError(f"sde must be a LinearSDE or a MatrixSDE, got {described(sde)}")
 
 
 class Oracle(ABC):
@@ -70,6 +76,8 @@ class Oracle(ABC):
         return Score(denoiser, sde, "data")
 
     def _require_event(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x must be a floating tensor (B, *), got {described(x)}")
         if x.shape[1:] != self.event_shape:
             shape, given = tuple(self.event_shape), tuple(x.shape)
             raise ValueError(f"the oracle's data have the shape {shape}: x must be (B, *) with that, got {given}")
@@ -86,6 +94,7 @@ class Oracle(ABC):
         Raises:
             ValueError: for points of another shape than the data's.
         """
+        require_kernel(sde)
         if isinstance(sde, MatrixSDE):
             return self._joint_log_prob(x, sde, batch_time(t, x))
         self._require_event(x)
@@ -139,6 +148,8 @@ class Oracle(ABC):
             seed: one int, or one per sample; without it, fresh entropy.
             dtype: of the result.
         """
+        n = whole("n", n)
+        require_kernel(sde)
         stream = NoiseStream(resolve_seeds(seed, None, n), "prior")
         dtype = dtype or torch.get_default_dtype()
         x = self._draw(stream.normal((n, 1 + self.event_shape.numel()), torch.float64)).to(dtype)
@@ -334,6 +345,8 @@ class Mixture(Oracle):
     """
 
     def __init__(self, components: Sequence[Gaussian], weights: Tensor | Sequence[float]) -> None:
+        if not isinstance(components, Sequence):
+            raise TypeError(f"components must be a sequence of Gaussian oracles, got {described(components)}")
         self.components = tuple(components)
         for component in self.components:
             if not isinstance(component, Gaussian):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._checks import described, require_function
 from sgm_sde._shapes import Time, as_time, batch_time, expand
 from sgm_sde._tree import Path
 from sgm_sde.engine.reverse import ScoreFn
@@ -60,6 +61,10 @@ class Score:
         require_sde(sde)
         if prediction != "score" and not sde.has_kernel:
             raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {sde!r}")
+        require_function("time_label", time_label)
+        require_function("input_scale", input_scale)
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype must be a torch.dtype, got {described(dtype)}")
         self.net, self.sde, self.prediction = net, sde, prediction
         self.time_label, self.input_scale = time_label, input_scale
         self._dtype = dtype

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import described, real
 from sgm_sde._shapes import flat, on_host
 from sgm_sde.engine.adaptive import (
     Attempt,
@@ -256,7 +257,9 @@ class Adaptive(AdaptiveSolver):
 
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, self.max_steps)
-        if self.first_step is not None and not (math.isfinite(self.first_step) and self.first_step > 0):
+        if not hasattr(self.pair, "weights"):
+            raise TypeError(f"pair must be an embedded pair, such as DOPRI5, got {described(self.pair)}")
+        if self.first_step is not None and not 0 < real("first_step", self.first_step) < math.inf:
             raise ValueError(f"first_step must be positive, got {self.first_step}")
         if self.variable is not None and self.variable not in VARIABLES:
             raise ValueError(f"variable must be one of {', '.join(map(repr, VARIABLES))}, got {self.variable!r}")
@@ -373,7 +376,7 @@ class GGF(AdaptiveSolver):
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, self.max_steps)
         for option in ("first_step", "safety", "exponent"):
-            if not (math.isfinite(getattr(self, option)) and getattr(self, option) > 0):
+            if not (math.isfinite(real(option, getattr(self, option))) and getattr(self, option) > 0):
                 raise ValueError(f"{option} must be positive, got {getattr(self, option)}")
         if not self.growth > 1:
             raise ValueError(f"growth must be above 1, got {self.growth}")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import not_finite, whole
+from sgm_sde._checks import described, not_finite, whole
 from sgm_sde._shapes import flat
 from sgm_sde.engine.adaptive import (
     COMPLETED,
@@ -70,6 +70,8 @@ class Backend(AdaptiveSolver):
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, 1)
         known = {**self.adaptive, **self.fixed}
+        if not isinstance(self.method, str):
+            raise TypeError(f"method must be a name, got {described(self.method)}")
         if self.method not in known:
             near = difflib.get_close_matches(self.method, known, n=4, cutoff=0.4) or list(known)
             shown = ", ".join(repr(f"{self.library}:{name}") for name in near)

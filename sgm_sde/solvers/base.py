@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sgm_sde._checks import instead
+from sgm_sde._checks import instead, real
 from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
@@ -336,7 +336,7 @@ class EtaSolver(Solver):
     largest_eta: ClassVar[float] = math.inf
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.eta) and 0 <= self.eta <= self.largest_eta):
+        if not (math.isfinite(real("eta", self.eta)) and 0 <= self.eta <= self.largest_eta):
             limit = "" if self.largest_eta == math.inf else f" and at most {self.largest_eta:g}"
             raise ValueError(f"eta must be finite, at least 0{limit}, got {self.eta}")
 

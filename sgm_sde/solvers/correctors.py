@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import whole
+from sgm_sde._checks import number, whole
 from sgm_sde._shapes import flat, on_host
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource
@@ -69,8 +69,7 @@ class Corrector(ABC):
 def _require_counts(n_steps: int, **positive: float) -> None:
     whole("n_steps", n_steps)
     for name, value in positive.items():
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+        number(name, value, above=0)
 
 
 class LangevinNormWarning(UserWarning):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sgm_sde._checks import whole
+from sgm_sde._checks import ends_of, number, real, whole
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import Solver
@@ -77,13 +77,12 @@ class Exponential(Solver):
                 raise ValueError(
                     f"noise_scale goes with data prediction and without eta, got noise_scale={self.noise_scale!r}"
                 )
-        low, high = self.window
+        low, high = ends_of("window", self.window)
         if not 0 <= low <= high:
             raise ValueError(f"window must be (low, high) with 0 <= low <= high, got {self.window}")
         if self.window != (0.0, math.inf) and not self.stochastic:
             raise ValueError(f"window acts on eta, which is 0: got window={self.window}")
-        if not (math.isfinite(self.sigma_data) and self.sigma_data > 0):
-            raise ValueError(f"sigma_data must be positive and finite, got {self.sigma_data}")
+        number("sigma_data", self.sigma_data, above=0)
         if self.sigma_data != 1 and self.prediction != "velocity":
             raise ValueError(f"sigma_data acts on velocity prediction, got it with {self.prediction}")
 
@@ -135,7 +134,7 @@ LOG_SCALES: dict[str, Callable[[Any], Any]] = {"er": _er_log_scale}
 
 
 def _check_eta(eta: float, t: float | None = None) -> float:
-    if not (math.isfinite(eta) and eta >= 0):
+    if not (math.isfinite(real("eta", eta)) and eta >= 0):
         where = "" if t is None else f" at t={t:.6g}"
         raise ValueError(f"eta must be finite and at least 0, got {eta}{where}")
     return eta
@@ -218,7 +217,7 @@ class ExponentialAdams(Exponential):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("nodes", self.nodes)
-        if not 0 <= self.corrector <= self.nodes + 1 or int(self.corrector) != self.corrector:
+        if not 0 <= real("corrector", self.corrector) <= self.nodes + 1 or int(self.corrector) != self.corrector:
             raise ValueError(f"corrector must lie between 0 and nodes + 1 = {self.nodes + 1}, got {self.corrector}")
         if self.lower_final not in (True, False, None):
             raise ValueError(f"lower_final must be True, False or None, got {self.lower_final!r}")
@@ -346,7 +345,8 @@ class ExponentialRungeKutta(Exponential):
             raise ValueError(f"a single-step method is 'exact' or 'midpoint', got variant={self.variant!r}")
         if self.variant == "midpoint" and self.stages != 2:
             raise ValueError(f"variant='midpoint' is one of two stages, got stages={self.stages}")
-        if self.c2 is not None and (self.stages == 1 or not 0 < self.c2 < (1 if self.stages == 2 else 2 / 3)):
+        largest = 1 if self.stages == 2 else 2 / 3
+        if self.c2 is not None and (self.stages == 1 or not 0 < real("c2", self.c2) < largest):
             raise ValueError(f"c2 must lie inside the step, for three stages below 2/3, got {self.c2}")
         if self.reduced < 0 or int(self.reduced) != self.reduced or (self.reduced and self.stages == 1):
             raise ValueError(f"reduced must be a whole number of at least 0, and 0 for one stage, got {self.reduced}")

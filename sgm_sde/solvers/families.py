@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sgm_sde._checks import whole
+from sgm_sde._checks import real, whole
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import Solver, WrappedSolver
 from sgm_sde.solvers.exponential import ExponentialAdams, ExponentialRungeKutta, NoiseLevel
@@ -19,11 +19,13 @@ LU = "Lu et al., 2022, arXiv:2206.00927"
 
 def _warm_if(order: int, start: str | None, eta: NoiseLevel, least: int = 3) -> str:
     """The start of the order needed, unless told otherwise."""
+    order = whole("order", order)
     return start if start is not None else "warm" if order >= least and not callable(eta) and eta == 0 else "cold"
 
 
 def _lower(order: int, lower_final: bool | None) -> bool | None:
     """Whether to lower the order of the last steps: a method of one evaluation has none to leave out."""
+    order = whole("order", order)
     if order == 1 and lower_final:
         raise ValueError(f"order 1 has no lower one to end with, got lower_final={lower_final!r}")
     return lower_final if order > 1 else False
@@ -113,7 +115,9 @@ def _dpm_solver(
     singlestep: bool,
     lower_final: bool | None,
 ) -> Solver:
-    if order < 1 or int(order) != order or (singlestep and order > 3):
+    if not callable(eta):
+        real("eta", eta)
+    if not 1 <= real("order", order) < math.inf or int(order) != order or (singlestep and order > 3):
         raise ValueError(f"order must be 1, 2 or 3, multistep also more, got {order}")
     sde = "sde-" if callable(eta) or eta else ""
     options: dict[str, Any] = {"prediction": prediction, "variant": variant, "eta": eta, "source": source}
@@ -562,7 +566,7 @@ class AncestralNoise(WrappedSolver):
             raise TypeError(
                 f"solver must be a deterministic ExponentialRungeKutta of 1 or 2 stages, got {self.solver!r}"
             )
-        if not 0 < self.eta <= 1:
+        if not 0 < real("eta", self.eta) <= 1:
             raise ValueError(f"eta must lie in (0, 1], got {self.eta}")
 
     @property
@@ -635,7 +639,7 @@ class Restart(WrappedSolver):
             raise TypeError(
                 f"{self.solver!r} works at the grid's nodes, which restarts leave: wrap it outside of Restart"
             )
-        if not 0 < self.s_min < self.s_max < math.inf:
+        if not 0 < real("s_min", self.s_min) < real("s_max", self.s_max) < math.inf:
             raise ValueError(f"need 0 < s_min < s_max, got {self.s_min} and {self.s_max}")
         for name, value in (("rounds", self.rounds), ("n_steps", self.n_steps)):
             whole(name, value)

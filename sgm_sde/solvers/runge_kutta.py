@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import described, real
 from sgm_sde._times import ROUNDING
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers import dop853
@@ -279,6 +280,10 @@ class RungeKutta(Solver):
     tableau: Tableau = RK4
     prediction = "drift"
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.tableau, Tableau):
+            raise TypeError(f"tableau must be a Tableau, such as RK4, got {described(self.tableau)}")
+
     @property
     def name(self) -> str:
         """The tableau's name."""
@@ -357,7 +362,7 @@ class Heun(Solver):
 
     def __post_init__(self) -> None:
         for option in ("s_churn", "s_tmin", "s_tmax", "s_noise"):
-            if not getattr(self, option) >= 0:
+            if not real(option, getattr(self, option)) >= 0:
                 raise ValueError(f"{option} must be at least 0, got {getattr(self, option)}")
         if self.s_tmin > self.s_tmax:
             raise ValueError(f"need s_tmin <= s_tmax, got {self.s_tmin} and {self.s_tmax}")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._checks import described, real
+
 
 class EMA:
     r"""Exponential moving average $\bar\theta \leftarrow d\,\bar\theta + (1 - d)\,\theta$ of a network's weights.
@@ -30,7 +32,9 @@ class EMA:
     """
 
     def __init__(self, net: nn.Module, decay: float = 0.9999) -> None:
-        if not 0 <= decay < 1:
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net must be an nn.Module, got {described(net)}")
+        if not 0 <= real("decay", decay) < 1:
             raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
         self.decay, self.updates = decay, 0
         self._parameters = frozenset(name for name, _ in net.named_parameters(remove_duplicate=False))

@@ -1,0 +1,337 @@
+# ruff: noqa: E501 - a table of calls
+"""A seeded fuzzer of the public functions and constructors.
+
+    python -m tests.fuzz --calls 40000 --seed 1
+
+Each call is a right one with one or two of its arguments replaced by something odd. It may return, or be refused: then
+the error is one of ours, a ValueError or TypeError that a line of the package raises. Anything else is counted by kind:
+an "internal" error (AttributeError, IndexError, ...), or a "foreign" one, in Python's or torch's own words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import math
+import random
+import sys
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import sgm_sde as sg
+from sgm_sde import training
+from sgm_sde.solvers import AdaptiveSolver
+
+PACKAGE = Path(sg.__file__).parent
+VP = sg.VPSDE()
+SCORE = sg.oracles.GaussianMixture(torch.tensor([[-0.5, 0.2], [0.4, -0.1]]), 0.3).score(VP)
+X = torch.tensor([[0.1, -0.2], [0.3, 0.4], [0.0, 0.5]])
+LEVELS = torch.tensor([[3, 7], [1, 2]])
+MASK = sg.inverse.Mask(torch.tensor([True, False]))
+SEEN = sg.inverse.Measurement(MASK, torch.tensor([0.5, 0.0]), 0.1)
+EXACT = sg.inverse.Measurement(MASK, torch.tensor([0.5, 0.0]))
+NET = torch.nn.Linear(2, 2)
+CONFIG = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
+
+
+def net(x: torch.Tensor, t: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """A network that takes anything."""
+    return 0.1 * x
+
+
+def odd(rng: random.Random) -> Any:
+    """Something that an argument is probably not."""
+    return rng.choice(ODD)()
+
+
+ODD: Sequence[Callable[[], Any]] = [
+    lambda: None, lambda: True, lambda: -1, lambda: 0, lambda: 1, lambda: 0.5,
+    lambda: -0.5, lambda: 2.0, lambda: math.nan, lambda: math.inf, lambda: -math.inf, lambda: 1e300, lambda: 1e-300,
+    lambda: 10**400, lambda: 1j, lambda: "x", lambda: "", lambda: "ddim", lambda: b"x", lambda: [], lambda: [1.0],
+    lambda: ["a"], lambda: [[1.0], [0.5]], lambda: [1.0, [2.0]], lambda: (), lambda: (1, 2), lambda: (0.5, 0.1),
+    lambda: {}, lambda: {"a": 1}, lambda: {"y": torch.zeros(3)}, lambda: {1, 2}, lambda: object(),
+    lambda: lambda *a, **k: None, lambda: lambda *a, **k: torch.zeros(7), lambda: torch.tensor(0.5),
+    lambda: torch.tensor([0.5, 0.25]), lambda: torch.tensor(math.nan), lambda: torch.zeros(0),
+    lambda: torch.zeros(3, 2), lambda: torch.full((3, 2), math.nan), lambda: torch.zeros(2, 3, dtype=torch.int64),
+    lambda: torch.zeros(3, 2, dtype=torch.complex64), lambda: torch.ones(3, dtype=torch.bool),
+    lambda: np.array([0.5, 0.25]), lambda: np.float64(0.5), lambda: np.int64(3), lambda: Fraction(1, 2),
+    lambda: Decimal("0.5"), lambda: int, lambda: sg.VPSDE, lambda: sg.VPSDE(), lambda: sg.CLD(), lambda: sg.DDIM,
+    lambda: sg.DDIM(), lambda: SCORE, lambda: SEEN, lambda: torch.float32, lambda: torch.device("cpu"),
+    lambda: torch.Generator().manual_seed(0), lambda: range(3), lambda: Path("x"), lambda: sg.grids.LogSNR(),
+    lambda: np.array(["a"]), lambda: [None], lambda: torch.nn.Linear(2, 2),
+]  # fmt: skip
+
+
+# By name: the callable, and arguments of a right call; "*" before a name stands for one that goes by position.
+CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "sample": (sg.sample, {
+        "*score_fn": SCORE, "*sde": VP, "shape": (3, 2), "x_T": None, "solver": "dpm++2m", "nfe": 5, "steps": None,
+        "grid": "log-snr", "t_start": None, "t_end": None, "seed": 0, "generator": None, "noise": "independent",
+        "final": "denoise", "callback": None, "trajectory": None, "model_kwargs": None, "dtype": None, "device": None,
+    }),
+    "sample adaptive": (sg.sample, {
+        "*score_fn": SCORE, "*sde": VP, "shape": (3, 2), "solver": "bosh3", "nfe": 30, "seed": 0, "final": None,
+        "t_start": None, "t_end": None, "model_kwargs": None, "grid": None,
+    }),
+    "log_prob": (sg.log_prob, {
+        "*score_fn": SCORE, "*sde": VP, "*x": X, "eps": None, "steps": 8, "method": "exponential", "rtol": None, "atol": None,
+        "trace": "hutchinson", "n_probes": None, "probe": None, "probe_basis": None, "chunk": None, "data_std": None,
+        "prior": None, "decoder": None, "seed": 0, "generator": None, "model_kwargs": None, "parameters": None,
+    }),
+    "bits_per_dim": (sg.bits_per_dim, {
+        "*score_fn": SCORE, "*sde": VP, "*images": LEVELS, "n_levels": 16, "data_range": (-1.0, 1.0), "repeats": 1,
+        "importance": False, "dequantize": "uniform", "seed": 0, "generator": None, "dtype": None, "steps": 8, "eps": None,
+    }),
+    "elbo": (sg.elbo, {
+        "*score_fn": SCORE, "*sde": VP, "*x": X, "n_levels": None, "data_range": None, "eps": None, "n_times": 3,
+        "times": "log-snr", "n_decodings": 1, "data_std": 0.5, "seed": 0, "generator": None, "dtype": None,
+        "model_kwargs": None,
+    }),
+    "ddpm_bound": (sg.ddpm_bound, {
+        "*score_fn": net, "*sde": sg.DiscreteVPSDE([0.1, 0.2, 0.3]), "*x": X, "n_levels": None, "data_range": None,
+        "variance": "fixed-small", "clip": None, "repeats": 1, "n_decodings": 1, "data_std": 0.5, "seed": 0, "dtype": None,
+    }),
+    "encode": (sg.encode, {
+        "*score_fn": SCORE, "*sde": VP, "*x": X, "eps": None, "steps": 6, "method": "exponential", "rtol": None, "atol": None,
+        "data_std": 0.5, "model_kwargs": None,
+    }),
+    "decode": (sg.decode, {"*score_fn": SCORE, "*sde": VP, "*z": X, "eps": None, "steps": 6, "data_std": 0.5}),
+    "slerp": (sg.slerp, {"*a": X, "*b": X.flip(0), "*weight": 0.5}),
+    "pilot": (sg.pilot, {"*score_fn": SCORE, "*sde": VP, "*shape": (3, 2), "nfe": 4, "seed": 0, "model_kwargs": None}),
+    "default_setting": (sg.default_setting, {"*sde": VP, "*t_start": None}),
+    "VPSDE": (sg.VPSDE, {"beta_min": 0.1, "beta_max": 20.0, "T": 1.0, "eps": 1e-3}),
+    "SubVPSDE": (sg.SubVPSDE, {"beta_min": 0.1, "beta_max": 20.0, "T": 1.0, "eps": 1e-3}),
+    "CosineVPSDE": (sg.CosineVPSDE, {"T": 0.99, "eps": 1e-3}),
+    "VESDE": (sg.VESDE, {"sigma_min": 0.01, "sigma_max": 50.0, "T": 1.0, "eps": 1e-5}),
+    "EDMSDE": (sg.EDMSDE, {"sigma_min": 0.002, "sigma_max": 80.0}),
+    "RectifiedFlowSDE": (sg.RectifiedFlowSDE, {"T": 0.999, "eps": 1e-3}),
+    "DiscreteVPSDE": (sg.DiscreteVPSDE, {"*betas": [0.1, 0.2]}),
+    "DiscreteVESDE": (sg.DiscreteVESDE, {"*sigmas": [1.0, 0.1]}),
+    "CLD": (sg.CLD, {"mass": 0.25, "gamma": 0.04}),
+    "LinearSDE.from_schedule": (sg.LinearSDE.from_schedule, {"*alpha": VP.alpha, "*sigma": VP.sigma, "T": 1.0, "eps": 1e-3}),
+    "prior_sample": (VP.prior_sample, {"*shape": (3, 2), "seed": 0}),
+    "prior_log_prob": (VP.prior_log_prob, {"*x": X}),
+    "marginal": (VP.marginal, {"*x0": X, "*t": 0.5}),
+    "transition": (VP.transition, {"*s": 0.2, "*t": 0.5}),
+    "f": (VP.f, {"*x": X, "*t": 0.5}),
+    "reverse": (VP.reverse, {"*score_fn": SCORE, "eta": 1.0}),
+    "Grid": (sg.Grid, {"*times": [1.0, 0.5, 0.1]}),
+    "Karras": (sg.grids.Karras, {"rho": 7.0}),
+    "Karras()": (sg.grids.Karras(), {"*sde": VP, "*steps": 4, "*t_start": None, "*t_end": None}),
+    "LogSNR()": (sg.grids.LogSNR(), {"*sde": VP, "*steps": 4, "*t_start": None, "*t_end": None}),
+    "Uniform()": (sg.grids.Uniform(), {"*sde": VP, "*steps": 4, "*t_start": None, "*t_end": None}),
+    "grids.rule": (sg.grids.rule, {"*name": "karras"}),
+    "DDIM": (sg.DDIM, {"eta": 0.0}),
+    "Ancestral": (sg.Ancestral, {}),
+    "EulerMaruyama": (sg.EulerMaruyama, {"eta": 1.0}),
+    "ReverseDiffusion": (sg.ReverseDiffusion, {"eta": 1.0}),
+    "Heun": (sg.Heun, {"s_churn": 0.0, "s_noise": 1.0}),
+    "RungeKutta": (sg.RungeKutta, {"*tableau": sg.RK4}),
+    "DPMSolver": (sg.DPMSolver, {"*order": 2, "variant": None, "start": None, "eta": 0.0, "singlestep": True}),
+    "DPMSolverPP": (sg.DPMSolverPP, {"*order": 2, "variant": None, "start": None, "eta": 0.0, "singlestep": False}),
+    "DEIS": (sg.DEIS, {"*order": 3, "start": None}),
+    "LMS": (sg.LMS, {"*order": 3, "start": None}),
+    "IPNDM": (sg.IPNDM, {"*order": 3}),
+    "UniC": (sg.UniC, {"*predictor": sg.DEIS(2), "*nodes": None}),
+    "UniPC": (sg.UniPC, {"*order": 3, "prediction": "data", "variant": "bh2", "start": "cold"}),
+    "SASolver": (sg.SASolver, {"*order": 2, "corrector": None, "eta": 1.0, "window": (0.05, 1.0)}),
+    "SEEDS": (sg.SEEDS, {"*order": 2}),
+    "Rosenbrock": (sg.Rosenbrock, {"*order": 2, "sigma_data": 0.5, "eta": 0.0, "start": None}),
+    "RectifiedAdams": (sg.RectifiedAdams, {"*order": 2, "start": None}),
+    "ERSDE": (sg.ERSDE, {"*order": 3}),
+    "PNDM": (sg.PNDM, {"*runge_kutta": True}),
+    "ExponentialAdams": (sg.ExponentialAdams, {"nodes": 2, "prediction": "data", "variant": "exact", "eta": 0.0}),
+    "ExponentialRungeKutta": (sg.ExponentialRungeKutta, {"stages": 2, "prediction": "data", "c2": None, "eta": 0.0}),
+    "RES": (sg.RES, {}),
+    "AncestralNoise": (sg.AncestralNoise, {"*solver": sg.DPMSolver(2), "*eta": 1.0}),
+    "Restart": (sg.Restart, {"*solver": sg.DDIM(), "s_min": 0.14, "s_max": 0.3, "rounds": 1, "n_steps": 3}),
+    "Langevin": (sg.Langevin, {"snr": 0.16, "n_steps": 1, "norm": "expected"}),
+    "AnnealedLangevin": (sg.AnnealedLangevin, {"step_ratio": 0.1, "n_steps": 10}),
+    "PredictorCorrector": (sg.PredictorCorrector, {
+        "*predictor": sg.DDIM(), "*corrector": sg.Langevin(), "*order": "PC",
+    }),
+    "Adaptive": (sg.Adaptive, {
+        "*pair": sg.DOPRI5, "rtol": 1e-3, "atol": 1e-3, "max_steps": 100, "variable": None, "first_step": None,
+    }),
+    "ExponentialPair": (sg.ExponentialPair, {"*order": 2}),
+    "GGF": (sg.GGF, {"rtol": 0.02, "atol": 0.01, "first_step": 0.01, "safety": 0.9, "exponent": 0.9, "max_steps": 100}),
+    "SciPy": (sg.SciPy, {"*method": "RK45", "rtol": 1e-3, "atol": 1e-3}),
+    "SSCS": (sg.SSCS, {}),
+    "Score": (sg.Score, {"*net": net, "*sde": VP, "*prediction": "noise", "time_label": None, "input_scale": None}),
+    "from_noise": (sg.from_noise, {"*net": net, "*sde": VP, "time_label": None, "input_scale": None, "dtype": None}),
+    "from_denoiser": (sg.from_denoiser, {"*net": net, "*sde": VP, "time_label": None}),
+    "from_velocity": (sg.from_velocity, {"*net": net, "*sde": VP, "time_label": None}),
+    "from_flow": (sg.from_flow, {"*net": net, "*sde": VP, "time_label": None}),
+    "from_score": (sg.from_score, {"*net": net, "*sde": VP, "time_label": None}),
+    "score()": (SCORE, {"*x": X, "*t": 0.5}),
+    "denoised": (SCORE.denoised, {"*x": X, "*t": 0.5}),
+    "PerSample": (sg.PerSample, {"*value": X}),
+    "Shared": (sg.Shared, {"*value": X}),
+    "ClassifierFree": (sg.guidance.ClassifierFree, {"*score": SCORE, "*scale": 2.0, "null": {"y": 0}, "interval": None}),
+    "Auto": (sg.guidance.Auto, {"*score": SCORE, "*weak": SCORE, "*scale": 2.0, "interval": None}),
+    "Classifier": (sg.guidance.Classifier, {
+        "*score": SCORE, "*log_likelihood": lambda x, t, y: x.sum(1), "scale": 1.0, "condition": ("y",), "interval": None,
+    }),
+    "Gaussian": (sg.oracles.Gaussian, {"*mean": torch.zeros(2), "*covariance": 0.25}),
+    "GaussianMixture": (sg.oracles.GaussianMixture, {"*means": torch.zeros(2, 1), "*stds": 0.5, "*weights": [0.5, 0.5]}),
+    "Mixture": (sg.oracles.Mixture, {"*components": [sg.oracles.Gaussian(torch.zeros(1), 1.0)], "*weights": [1.0]}),
+    "Empirical": (sg.oracles.Empirical, {"*data": X, "bandwidth": 0.1}),
+    "oracle.log_prob": (sg.oracles.Gaussian(torch.zeros(2), 1.0).log_prob, {"*x": X, "*sde": VP, "*t": 0.5}),
+    "oracle.sample": (sg.oracles.Gaussian(torch.zeros(2), 1.0).sample, {"*n": 3, "*sde": VP, "*t": 0.5, "seed": 0}),
+    "Mask": (sg.inverse.Mask, {"*mask": torch.tensor([True, False])}),
+    "ChannelMix": (sg.inverse.ChannelMix, {"*matrix": torch.ones(1, 3)}),
+    "BlockAverage": (sg.inverse.BlockAverage, {"*factor": 2, "dims": 1}),
+    "Blur": (sg.inverse.Blur, {"*kernel": torch.tensor([0.5, 0.5])}),
+    "Blur.gaussian": (sg.inverse.Blur.gaussian, {"*std": 1.0, "*size": 3, "dims": 1}),
+    "LinearMap": (sg.inverse.LinearMap, {"*apply": lambda x: 2 * x, "*shape": (2,), "adjoint": None, "iterations": 5}),
+    "NonlinearMap": (sg.inverse.NonlinearMap, {"*apply": lambda x: x**2, "*shape": (2,)}),
+    "Measurement": (sg.inverse.Measurement, {"*operator": MASK, "*y": torch.zeros(2), "*std": 0.1}),
+    "MMPS": (sg.inverse.MMPS, {"*score": SCORE, "*measurement": SEEN, "iterations": 1, "linear_solver": "gcr"}),
+    "PiGDM": (sg.inverse.PiGDM, {"*score": SCORE, "*measurement": SEEN, "data_std": 1.0}),
+    "DiffPIR": (sg.inverse.DiffPIR, {"*score": SCORE, "*measurement": SEEN, "strength": 1.0}),
+    "DPS": (sg.inverse.DPS, {"*solver": sg.Ancestral(), "*measurement": SEEN, "zeta": 1.0}),
+    "Replacement": (sg.inverse.Replacement, {"*solver": sg.Ancestral(), "*measurement": EXACT, "noise": "fresh"}),
+    "RePaint": (sg.inverse.RePaint, {"*solver": sg.Ancestral(), "*measurement": EXACT, "resamples": 2, "jump": 2}),
+    "time_labels.ddpm": (sg.time_labels.ddpm, {"*n": 1000, "integer": True}),
+    "score_sde_ve_discrete": (sg.time_labels.score_sde_ve_discrete, {"*sde": sg.VESDE(), "levels": 10}),
+    "EMA": (training.EMA, {"*net": NET, "decay": 0.9}),
+    "LogNormal": (training.LogNormal, {"mean": -1.2, "std": 1.2}),
+    "from_edm": (sg.adapters.from_edm, {"*denoiser": net, "*sde": None}),
+    "from_flow_matching": (sg.adapters.from_flow_matching, {
+        "*net": net, "from_noise": False, "scale": 1.0, "T": 0.999,
+    }),
+    "from_score_sde": (sg.adapters.from_score_sde, {"*net": net, "*sde": VP, "levels": None}),
+    "from_diffusers": (sg.adapters.from_diffusers, {"*model": net, "*scheduler": CONFIG, "T": None}),
+    "SolverScheduler": (sg.adapters.SolverScheduler, {
+        "*scheduler": CONFIG, "*solver": "ddim", "grid": None, "final": "denoise",
+    }),
+}  # fmt: skip
+
+# Public names that are not called by users: results, engine values, abstract classes, tables and what needs a folder.
+NOT_CALLED = {
+    "AdaptiveSolver", "Corrector", "EmbeddedTableau", "GDDIM", "LatentBound", "LatentScoreModel",
+    "LinearSDE", "LogProbResult", "MatrixSDE", "MixedNoise", "Model", "PilotResult", "Program",
+    "ReverseSDE", "SDE", "SampleResult", "Setting", "Solver", "Stage", "Status", "StepControl", "StepInfo", "Tableau",
+    "TorchDiffEq", "TorchSDE", "VelocityLangevin", "from_joint_denoiser", "from_velocity_noise",
+    "from_velocity_score", "hybrid_score_matching", "joint_log_prob", "load_model", "solvers", "velocity_bound",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An error that is not one of ours.
+
+    Attributes:
+        kind: "internal" or "foreign".
+        name: of the callable.
+        changed: the arguments that were replaced.
+        error: what was raised.
+        place: the last line of the package that it went through.
+    """
+
+    kind: str
+    name: str
+    changed: dict[str, Any]
+    error: BaseException
+    place: str
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name}={_shown(value)}" for name, value in self.changed.items())
+        error = f"{type(self.error).__name__}: {str(self.error)[:110]!r}"
+        return f"{self.kind:8} {self.name}({values}): {error} at {self.place}"
+
+
+def _shown(value: Any) -> str:
+    return f"tensor{tuple(value.shape)}" if isinstance(value, torch.Tensor) else str(value)[:40]
+
+
+@cache
+def _raises(file: str) -> frozenset[int]:
+    """The lines of a file that belong to a raise statement with an error of its own."""
+    tree = ast.parse(Path(file).read_text())
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc is not None)
+    return frozenset(line for node in nodes for line in range(node.lineno, (node.end_lineno or node.lineno) + 1))
+
+
+def judge(error: BaseException) -> tuple[str | None, str]:
+    """None for an error of ours, else its kind; and the last line of the package that it went through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1]
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    place = f"{Path(ours[-1].filename).relative_to(PACKAGE)}:{ours[-1].lineno}" if ours else "no line of the package"
+    if not isinstance(error, ValueError | TypeError):
+        return "internal", place
+    raised = Path(last.filename).is_relative_to(PACKAGE) and last.lineno in _raises(last.filename)
+    return (None if raised else "foreign"), place
+
+
+def call(name: str, rng: random.Random) -> Finding | None:
+    """One odd call; None where it returned or was refused by us."""
+    function, right = CALLS[name]
+    arguments = dict(right)
+    chosen = rng.sample(sorted(arguments), min(len(arguments), rng.choice((1, 1, 2))))
+    changed = {argument: odd(rng) for argument in chosen}
+    arguments |= changed
+    by_position = [value for key, value in arguments.items() if key.startswith("*")]
+    by_name = {key: value for key, value in arguments.items() if not key.startswith("*")}
+    try:
+        made = function(*by_position, **by_name)
+        if isinstance(made, sg.Solver | AdaptiveSolver):
+            sg.sample(SCORE, VP, (2, 2), solver=made, nfe=25, seed=0, grid=None, final="denoise")
+        elif isinstance(made, sg.Score):
+            kwargs = {"y": torch.zeros(2)} if name.startswith("Classifier") else {}
+            sg.sample(made, made.sde, (2, 2), nfe=5, seed=0, model_kwargs=kwargs)
+    except Exception as error:
+        kind, place = judge(error)
+        own = changed.values()
+        if kind is not None and not any(callable(v) and not isinstance(v, type) for v in own):
+            return Finding(kind, name, changed, error, place)
+    return None
+
+
+def run(calls: int, seed: int, names: Sequence[str] | None = None) -> tuple[int, list[Finding]]:
+    """Make calls, as many of each callable; the number made and what was found."""
+    rng = random.Random(seed)
+    names = list(CALLS) if names is None else names
+    findings: list[Finding] = []
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        for i in range(calls):
+            found = call(names[i % len(names)], rng)
+            if found is not None:
+                findings.append(found)
+    return calls, findings
+
+
+def main() -> int:
+    """Run, print counts by kind and place, and an example of each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", help="names of callables")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    made, findings = run(args.calls, args.seed, args.only)
+    by_kind = Counter(finding.kind for finding in findings)
+    sys.stdout.write(f"{made} calls, {by_kind['internal']} internal errors, {by_kind['foreign']} foreign ones\n")
+    groups: dict[tuple[str, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.kind, finding.place), []).append(finding)
+    for _, group in sorted(groups.items(), key=lambda item: -len(item[1])):
+        sys.stdout.write(f"{len(group):5}  {group[0]}\n")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
