@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sgm_sde import distributed
 from sgm_sde._checks import whole
+from sgm_sde._files import parse_json, reading
 from sgm_sde.defaults import Setting
 from sgm_sde.identity import checksum, fingerprint, spec
 from sgm_sde.metrics.features import Extractor, load_extractor, to_uint8
@@ -166,16 +167,14 @@ def load_result(path: Path | str) -> BenchResult:
         ValueError: for a file with other things in it.
         OSError: if it cannot be read.
     """
-    try:
-        contents = json.loads(Path(path).read_bytes())
+    with reading(path, "result of a benchmark"):
+        contents = parse_json(Path(path).read_bytes())
         if contents["format"] != FORMAT:
             raise ValueError(f"its format is {contents['format']!r}, not {FORMAT!r}")
         _check("the protocol", contents["protocol"], PROTOCOL)
         for i, row in enumerate(contents["rows"]):
             _check(f"row {i}", row, ROW)
         return BenchResult(contents["protocol"], tuple(contents["rows"]), dict(contents["baseline"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} holds no result of a benchmark: {error}") from None
 
 
 def _check(what: str, found: Mapping[str, Any], wanted: Mapping[str, type]) -> None:
@@ -570,7 +569,7 @@ def _draw(results: Mapping[str, BenchResult], path: Path) -> None:
             axis.set_yscale("log")
         axis.set_xticks(budgets, [str(b) for b in budgets])
         axis.minorticks_off()
-    axes.flat[0].legend(fontsize=7, frameon=False)
+    axes.flat[0].legend(fontsize=7, frameon=False, loc="upper right")
     about = first.protocol
     figure.suptitle(f"{about['model']}, {about['n']} samples, features {about['features']['name']}", fontsize=10)
     figure.tight_layout()

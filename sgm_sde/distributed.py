@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 import torch
 from torch import Tensor
 
 from sgm_sde import sampling
 from sgm_sde._checks import whole
+from sgm_sde._files import load_arrays
 from sgm_sde.defaults import Setting
 from sgm_sde.diagnosis import ImplausibleWarning
-from sgm_sde.engine.noise import resolve_seeds
+from sgm_sde.engine.noise import SampleSeeds, resolve_seeds
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.identity import fingerprint, outputs, spec
 from sgm_sde.likelihood import bits_per_dim
@@ -44,7 +44,7 @@ from sgm_sde.models import Model, load_model
 from sgm_sde.scores import PerSample
 from sgm_sde.scores.guidance import ClassifierFree
 from sgm_sde.solvers import AdaptiveSolver, Solver
-from sgm_sde.store import Entry, Store, read_manifest, read_run, read_shard
+from sgm_sde.store import Entry, Store, read_manifest, read_run, read_shard, readable
 from sgm_sde.team import Team
 
 SHARD_BYTES = 4 * 2**20  # in a shard, about, where a batch is less
@@ -173,7 +173,7 @@ def sample(
                 for category in (sampling.NonFiniteWarning, ImplausibleWarning, sampling.UnfinishedWarning):
                     warnings.simplefilter("ignore", category)  # the report tells of them
                 result = sampling.sample(
-                    model.score, model.sde, (last - first, *model.shape), seed=[(seed, i) for i in range(first, last)],
+                    model.score, model.sde, (last - first, *model.shape), seed=SampleSeeds(seed, range(first, last)),
                     model_kwargs=kwargs, device=team.device, **arguments,
                 )  # fmt: skip
             tensors["x"] = result.x
@@ -274,7 +274,7 @@ def likelihood(
             result = bits_per_dim(
                 model.score, sde, images[first:last].to(team.device), n_levels=n_levels, data_range=data_range,
                 repeats=repeats, importance=importance, dequantize=dequantize, model_kwargs=kwargs,
-                seed=[(seed, i) for i in range(first, last)], **options,
+                seed=SampleSeeds(seed, range(first, last)), **options,
             )  # fmt: skip
             values = {"bits_per_dim": result.per_image, "draws": result.repeats.T}
             return values, {"nfe": result.nfe, "protocol": result.protocol}
@@ -362,21 +362,8 @@ def read_data(path: Path | str) -> tuple[Tensor, Tensor | None]:
         ValueError: for a file of another kind, or without images.
         OSError: if it cannot be read.
     """
-    path = Path(path)
-    try:
-        if path.suffix == ".npy":
-            arrays = {"x": np.load(path, allow_pickle=False)}
-        elif path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        elif path.suffix == ".safetensors":
-            arrays = safetensors.numpy.load(path.read_bytes())
-        else:
-            raise ValueError("its name must end in .npy, .npz or .safetensors")
-    except OSError as error:
-        raise OSError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
-    except (ValueError, EOFError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} holds no images: {error}") from error
+    path = readable(path)
+    arrays = load_arrays(path)
     if len(arrays) == 1:
         arrays = {"x": next(iter(arrays.values()))}
     if "x" not in arrays:

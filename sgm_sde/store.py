@@ -131,7 +131,7 @@ class Store:
         growing: Sequence[str],
         notes: Mapping[str, Any] | None,
     ) -> None:
-        self.folder, self._growing = _readable(folder), tuple(growing)
+        self.folder, self._growing = readable(folder), tuple(growing)
         self._contents: dict[str, Any] = {"format": FORMAT, "settings": _plain(settings), "versions": versions()}
         if notes is not None:
             self._contents["notes"] = _plain(notes)
@@ -190,11 +190,11 @@ class Store:
 
     def require_same(self, folder: Path | str, manifest: Mapping[str, Any]) -> None:
         """Raise ValueError, with the difference, unless another folder's manifest is of the same run."""
-        _refuse_others(_readable(folder), manifest, self._contents, self._growing)
+        _refuse_others(readable(folder), manifest, self._contents, self._growing)
 
     def take_over(self, folder: Path | str, manifest: Mapping[str, Any], name: str) -> Entry | None:
         """A shard from another folder of the same run, copied here; None where it is not there, or damaged."""
-        path = _readable(folder) / self.path(name).name
+        path = readable(folder) / self.path(name).name
         if _verified(path, _run_digest(manifest)) is None:
             return None
         return self.save(name, *read_shard(path))
@@ -332,7 +332,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     Raises:
         ValueError: if there is none, it is damaged, or of another version of the format.
     """
-    folder = _readable(folder)
+    folder = readable(folder)
     found = _manifest(folder / MANIFEST)
     if found is None:
         raise ValueError(f"{folder} holds no readable {MANIFEST}")
@@ -351,7 +351,7 @@ def read_shard(path: Path | str, run: str | None = None) -> tuple[dict[str, Tens
         ValueError: if it is not there, does not agree with its checksum, or was made under another name or in another
             run.
     """
-    tensors, info, _ = _read(_readable(path), run)
+    tensors, info, _ = _read(readable(path), run)
     return tensors, info
 
 
@@ -374,7 +374,7 @@ def read_run(folder: Path | str) -> tuple[dict[str, Any], Iterator[tuple[dict[st
         ValueError: if the run is not complete; while reading, for a shard that is missing, damaged, another's, or not
             what the manifest says.
     """
-    folder = _readable(folder)
+    folder = readable(folder)
     manifest = read_manifest(folder)
     shards = manifest.get("shards")
     if shards is None:
@@ -438,7 +438,8 @@ def _locked(folder: Path, *, shared: bool) -> Lock:
         return Lock(folder / LOCK, shared=shared)
 
 
-def _readable(path: Path | str) -> Path:
+def readable(path: Path | str) -> Path:
+    """A path as one; ValueError for a name that no file has."""
     if "\0" in str(path):
         raise ValueError(f"no file or folder has a NUL character in its name, got {str(path)!r}")
     return Path(path)

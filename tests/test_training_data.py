@@ -77,6 +77,52 @@ def test_pictures(tmp_path: Path) -> None:
         load_images(tmp_path)
 
 
+def test_pictures_lose_nothing(tmp_path: Path) -> None:
+    """More than 8 bits, and what is not opaque, is refused by name; palettes are read as they are."""
+    image = pytest.importorskip("PIL.Image")
+    grey, colour = pixels(1, 4, 4)[0], pixels(1, 4, 4, 3)[0]
+    opaque = np.concatenate([colour, np.full((4, 4, 1), 255, np.uint8)], 2)
+    clear = opaque.copy()
+    clear[0, 0, 3] = 0
+    ramp = np.arange(16, dtype=np.uint16).reshape(4, 4) * 4096
+    palette = image.fromarray(colour).quantize(16)
+    good = {
+        "opaque": (image.fromarray(opaque), colour),
+        "grey, opaque": (image.fromarray(np.stack([grey, np.full_like(grey, 255)], 2), "LA"), grey[..., None]),
+        "palette": (palette, np.asarray(palette.convert("RGB"))),
+        "two levels": (image.fromarray(grey > 99), (grey > 99)[..., None] * np.uint8(255)),
+    }
+    for name, (picture, expected) in good.items():
+        (tmp_path / name).mkdir()
+        picture.save(tmp_path / name / "0.png")
+        assert np.array_equal(load_images(tmp_path / name).pixels[0].permute(1, 2, 0).numpy(), expected), name
+    bad = {
+        "16 bits": (image.fromarray(ramp), "its mode is 'I;16'; images are 8-bit grey or RGB"),
+        "clear": (image.fromarray(clear), "it is not opaque"),
+    }
+    for name, (picture, text) in bad.items():
+        (tmp_path / name).mkdir()
+        picture.save(tmp_path / name / "0.png")
+        with pytest.raises(ValueError, match=f"0.png holds no picture: {text}"):
+            load_images(tmp_path / name)
+
+
+def test_labels_go_with_images(tmp_path: Path) -> None:
+    """One a image, whole numbers."""
+    images = pixels(6, 4, 4)
+    np.savez(tmp_path / "few.npz", images=images, labels=np.arange(3))
+    np.savez(tmp_path / "real.npz", images=images, labels=np.linspace(0, 1, 6))
+    for stem, array in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", np.arange(3, dtype=np.uint8))):
+        (tmp_path / stem).write_bytes(idx(array))
+    for path, text in (
+        (tmp_path / "few.npz", r"6 images need as many labels, got the shape \(3,\)"),
+        (tmp_path, r"6 images need as many labels, got the shape \(3,\)"),
+        (tmp_path / "real.npz", "must be whole numbers, got float64"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            load_images(path)
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "png").write_bytes(b"\x89PNG")
     (tmp_path / "short").write_bytes(idx(pixels(3, 2))[:-1])

@@ -14,13 +14,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
+from sgm_sde._files import parse_json
 from sgm_sde.engine.matrix import Matrix, finite
 
 Coefficient = Any  # float or Matrix: the algebra is the same
 Terms = tuple[tuple[int, Coefficient], ...]
+NOISES_A_STAGE = 8  # drawn by a solver's formula, at most; those with coefficient 0 leave gaps
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,6 @@ class Stage:
     noises: Terms = ()
     evaluate: bool = False
     node: bool = False
-
-    @staticmethod
-    def from_dict(fields: dict[str, Any]) -> Stage:
-        """The stage whose `asdict` went through JSON, which turns tuples into lists."""
-        states, evals, noises = (
-            tuple((j, Matrix.of(c["rows"]) if isinstance(c, dict) else c) for j, c in fields[k])
-            for k in ("states", "evals", "noises")
-        )
-        return Stage(fields["t"], states, evals, noises, fields["evaluate"], fields["node"])
 
 
 @dataclass(frozen=True)
@@ -148,12 +142,11 @@ class Program:
         """The program that `to_json` wrote.
 
         Raises:
-            ValueError: if the text is not that of a program.
+            ValueError: unless the text is that of a program that runs.
         """
         try:
-            data: dict[str, Any] = json.loads(text)
-            return Program(stages=tuple(Stage.from_dict(stage) for stage in data.pop("stages")), **data)
-        except (KeyError, TypeError, AttributeError) as error:
+            return _program(parse_json(text))
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"not the JSON of a program: {error}") from error
 
     def __str__(self) -> str:
@@ -166,6 +159,99 @@ class Program:
             mark = ("*" if stage.node else " ") + ("e" if stage.evaluate else " ")
             lines.append(f"{mark} x{k} (t={stage.t:.6g}) = {' '.join(terms) or 'initial state'}")
         return "\n".join(lines)
+
+
+def _program(data: Any) -> Program:
+    """The program in JSON values: each field of its type, times and coefficients finite, and a table that runs.
+
+    Raises:
+        ValueError: for anything else, with where it is.
+    """
+    from sgm_sde.processes.matrix import MATRIX_PREDICTIONS
+    from sgm_sde.processes.predictions import PREDICTIONS
+
+    given = _object("a program", data, Program)
+    name, prediction = given["name"], given["prediction"]
+    if not isinstance(name, str):
+        raise ValueError(f"name must be a text, got {name!r}")
+    if prediction not in (*PREDICTIONS, *MATRIX_PREDICTIONS):
+        raise ValueError(f"unknown prediction {prediction!r}")
+    eta, sigma_data = _real("eta", given["eta"]), _real("sigma_data", given["sigma_data"])
+    if eta < 0 or sigma_data <= 0:
+        raise ValueError(f"need eta of at least 0 and sigma_data above 0, got {eta} and {sigma_data}")
+
+    stages = [_stage(k, stage) for k, stage in enumerate(_list("stages", given["stages"]))]
+    program = Program(name, prediction, tuple(stages), eta, sigma_data)
+    if stages[0].noises:
+        raise ValueError("a program starts with the initial state, a stage without terms")
+    for earlier, later in pairwise(program.times):
+        if not later < earlier:
+            raise ValueError(f"the nodes' times must strictly decrease, got {earlier} followed by {later}")
+    last = max((m for stage in stages for m, _ in stage.noises), default=0)
+    if last >= NOISES_A_STAGE * len(stages):
+        raise ValueError(
+            f"noise {last} of {len(stages)} stages: noises are numbered in the order in which they are drawn"
+        )
+    sizes = {len(c.rows) for s in stages for _, c in (*s.states, *s.evals, *s.noises) if isinstance(c, Matrix)}
+    if len(sizes) > 1 or (sizes and prediction not in MATRIX_PREDICTIONS):
+        raise ValueError(f"a program of the {prediction} has matrices of sizes {sorted(sizes)}")
+    return program
+
+
+def _stage(k: int, data: Any) -> Stage:
+    given = _object(f"stage {k}", data, Stage)
+    t = _real(f"the time of stage {k}", given["t"])
+    if t < 0:
+        raise ValueError(f"the time of stage {k} is {t}, before 0")
+    for name in ("evaluate", "node"):
+        if not isinstance(given[name], bool):
+            raise ValueError(f"{name} of stage {k} must be true or false, got {given[name]!r}")
+    states, evals, noises = (_terms(f"{kind} of stage {k}", given[kind]) for kind in ("states", "evals", "noises"))
+    return Stage(t, states, evals, noises, given["evaluate"], given["node"])
+
+
+def _terms(what: str, data: Any) -> Terms:
+    terms = []
+    for pair in _list(what, data):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(f"{what} are pairs (index, coefficient), got {pair!r}")
+        index, coefficient = pair
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise ValueError(f"{what} have whole numbers for indices, got {index!r}")
+        terms.append((index, _coefficient(what, coefficient)))
+    if len({index for index, _ in terms}) < len(terms):
+        raise ValueError(f"{what} name an index twice: {[index for index, _ in terms]}")
+    return tuple(terms)
+
+
+def _coefficient(what: str, data: Any) -> Coefficient:
+    if not isinstance(data, dict):
+        return _real(f"a coefficient of {what}", data)
+    rows = [_list(what, row) for row in _list(what, _object(f"a matrix of {what}", data, Matrix)["rows"])]
+    if len(rows) < 2 or any(len(row) != len(rows) for row in rows):
+        lengths = [len(row) for row in rows]
+        raise ValueError(f"a matrix of {what} must be square, of 2 rows or more, got rows of {lengths} numbers")
+    return Matrix(tuple(tuple(_real(f"a matrix of {what}", value) for value in row) for row in rows))
+
+
+def _object(what: str, data: Any, kind: type[Any]) -> dict[str, Any]:
+    names = [field.name for field in fields(kind)]
+    if not isinstance(data, dict) or data.keys() != set(names):
+        got = ", ".join(map(repr, data)) if isinstance(data, dict) else repr(data)
+        raise ValueError(f"{what} has {', '.join(names)}, got {got[:200]}")
+    return data
+
+
+def _list(what: str, data: Any) -> list[Any]:
+    if not isinstance(data, list):
+        raise ValueError(f"{what} must be a list, got {data!r}")
+    return data
+
+
+def _real(what: str, data: Any) -> float:
+    if not isinstance(data, float | int) or isinstance(data, bool) or not math.isfinite(data):
+        raise ValueError(f"{what} must be a finite number, got {data!r}")
+    return float(data)
 
 
 class Form:

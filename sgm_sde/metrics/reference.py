@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from sgm_sde._files import parse_json, reading
 from sgm_sde.distributed import read_data
 from sgm_sde.identity import fingerprint
 from sgm_sde.metrics.features import Extractor, to_uint8
@@ -143,15 +144,13 @@ def measure(name: str, data: Tensor, extractor: Extractor) -> Reference:
 
 
 def _statistics(path: Path, extractor: Extractor) -> Reference:
-    try:
+    with reading(path, "statistics of a reference"):
         data = path.read_bytes()
         tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        known: dict[str, Any] = json.loads(header["__metadata__"]["reference"])
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        known: dict[str, Any] = parse_json(header["__metadata__"]["reference"])
         mean, cov = tensors["mean"].double(), tensors["cov"].double()
         identity, n = (str(known["extractor"][0]), str(known["extractor"][1])), int(known["n"])
-    except (ValueError, KeyError, TypeError, IndexError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} holds no statistics of a reference: {error}") from None
     if identity != (extractor.name, extractor.hash):
         raise ValueError(
             f"{path} holds statistics of {identity[0]} ({identity[1][:12]}), the features are {extractor.name} "

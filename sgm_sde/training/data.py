@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
+import math
+import warnings
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._files import gunzip, load_npz, reading
+
 _IDX_NAMES = {"train": "train", "test": "t10k"}
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+_GREY, _COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA")  # Pillow's modes of at most 8 bits a channel
 
 
 class Images(NamedTuple):
@@ -30,15 +35,18 @@ def read_idx(path: Path) -> Tensor:
     Raises:
         ValueError: for a file that is not idx of unsigned bytes, or is shorter than its header says.
     """
-    raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    with reading(path, "idx data"):
+        raw = gunzip(path) if path.suffix == ".gz" else path.read_bytes()
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is no idx file of unsigned bytes: it begins with {raw[:4]!r}")
     rank = raw[3]
     shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
-    values = torch.frombuffer(bytearray(raw[4 + 4 * rank :]), dtype=torch.uint8)
-    if values.numel() != torch.Size(shape).numel():
-        raise ValueError(f"{path} promises {shape} values and holds {values.numel()}")
-    return values.reshape(shape)
+    values = raw[4 + 4 * rank :]
+    if len(values) != math.prod(shape):
+        raise ValueError(f"{path} promises {shape} values and holds {len(values)}")
+    return (
+        torch.frombuffer(bytearray(values), dtype=torch.uint8).reshape(shape) if values else torch.empty(shape).byte()
+    )
 
 
 def load_images(path: str | Path, split: Literal["train", "test"] = "train") -> Images:
@@ -52,7 +60,8 @@ def load_images(path: str | Path, split: Literal["train", "test"] = "train") -> 
 
     Raises:
         FileNotFoundError: where nothing of the kind is found.
-        ValueError: for arrays of another type or shape, or pictures of several sizes.
+        ValueError: for arrays of another type or shape, labels that are not one a image, pictures of several sizes, of
+            more than 8 bits a channel or not opaque, and files that are damaged.
         ImportError: for pictures without Pillow.
     """
     path = Path(path)
@@ -65,23 +74,46 @@ def load_images(path: str | Path, split: Literal["train", "test"] = "train") -> 
         images = path / f"{stem}-images-idx3-ubyte{suffix}"
         if images.exists():
             labels = path / f"{stem}-labels-idx1-ubyte{suffix}"
-            return Images(read_idx(images)[:, None], read_idx(labels).long() if labels.exists() else None)
+            pixels = read_idx(images)
+            if pixels.ndim != 3:
+                raise ValueError(f"{images} holds an array of shape {tuple(pixels.shape)}, not images (N, H, W)")
+            return _labelled(pixels[:, None], read_idx(labels) if labels.exists() else None, images)
     return _from_pictures(path / split if (path / split).is_dir() else path)
 
 
 def _from_npz(path: Path, split: str) -> Images:
-    import numpy as np
-
-    with np.load(path, allow_pickle=False) as file:
-        names = ("images", "labels") if "images" in file.files else (f"x_{split}", f"y_{split}")
-        if names[0] not in file.files:
-            raise FileNotFoundError(f"{path} has neither 'images' nor {names[0]!r}, only {sorted(file.files)}")
-        array = file[names[0]]
-        labels = torch.from_numpy(file[names[1]]).long() if names[1] in file.files else None
+    with reading(path, "arrays"):
+        arrays = load_npz(path)
+    names = ("images", "labels") if "images" in arrays else (f"x_{split}", f"y_{split}")
+    if names[0] not in arrays:
+        raise FileNotFoundError(f"{path} has neither 'images' nor {names[0]!r}, only {sorted(arrays)}")
+    array, labels = arrays[names[0]], arrays.get(names[1])
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise ValueError(f"{names[0]!r} must be uint8 (N, H, W) or (N, H, W, C), got {array.dtype} {array.shape}")
+    if labels is not None and labels.dtype.kind not in "iu":
+        raise ValueError(f"{names[1]!r} must be whole numbers, got {labels.dtype} {labels.shape}")
     pixels = torch.from_numpy(array)
-    return Images(pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous(), labels)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return _labelled(pixels, None if labels is None else torch.from_numpy(labels.astype(np.int64)), path)
+
+
+def _labelled(pixels: Tensor, labels: Tensor | None, path: Path) -> Images:
+    """Images with a label each."""
+    if labels is not None and labels.shape != pixels.shape[:1]:
+        raise ValueError(f"{path}: {len(pixels)} images need as many labels, got the shape {tuple(labels.shape)}")
+    return Images(pixels, None if labels is None else labels.long())
+
+
+def _eight_bits(picture: Any) -> Any:
+    """A picture as grey or RGB, where that loses nothing."""
+    if picture.mode not in _GREY + _COLOUR:
+        raise ValueError(f"its mode is {picture.mode!r}; images are 8-bit grey or RGB: convert it as you mean it")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("LA" if picture.mode in _GREY else "RGBA")
+        least, _ = picture.getchannel("A").getextrema()
+        if least < 255:
+            raise ValueError("it is not opaque: put it on a background first")
+    return picture.convert("L" if picture.mode in _GREY else "RGB")
 
 
 def _from_pictures(folder: Path) -> Images:
@@ -89,7 +121,6 @@ def _from_pictures(folder: Path) -> Images:
         from PIL import Image
     except ImportError as error:
         raise ImportError("reading pictures needs Pillow: pip install pillow") from error
-    import numpy as np
 
     def pictures(where: Path) -> list[Path]:
         return sorted(file for file in where.iterdir() if file.suffix.lower() in _SUFFIXES)
@@ -102,8 +133,10 @@ def _from_pictures(folder: Path) -> Images:
         raise FileNotFoundError(f"{folder} holds neither idx files nor pictures ({', '.join(sorted(_SUFFIXES))})")
     arrays: list[np.ndarray] = []
     for file, _ in files:
-        with Image.open(file) as picture:
-            array = np.asarray(picture if picture.mode == "L" else picture.convert("RGB"))
+        with reading(file, "picture"), warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as picture:
+                array = np.asarray(_eight_bits(picture))
         if arrays and array.shape != arrays[0].shape:
             raise ValueError(
                 f"pictures differ in size or colour: {files[0][0]} {arrays[0].shape}, {file} {array.shape}"
