@@ -37,8 +37,8 @@ class Kill:
 
     Attributes:
         way: which process was killed, of how many.
-        after: seconds after the start.
-        shards: how many were there.
+        after: seconds from the start to the end of all processes.
+        shards: how many this start had added.
         damaged: how many of them were not whole.
         gone: seconds until all processes had ended; None if one was left.
     """
@@ -128,15 +128,19 @@ def attack(way: str, n: int, place: Path, whole: dict[str, bytes], longest: floa
         while True:
             mark = uuid.uuid4().hex
             run = start(folder, mark, launcher=way != "one process")
-            # Every third kill comes while the processes import, before there is anything to lose.
-            after = choose.uniform(0, longest * (0.4 if choose.random() < 1 / 3 else 1.1))
+            # Every other kill comes while the processes import, before there is anything to lose.
+            before, early = damaged(folder)[0] if folder.exists() else 0, choose.random() < 0.5
+            started = time.monotonic()
+            while not early and run.poll() is None and damaged(folder)[0] <= before:
+                time.sleep(0.2)
+            after = choose.uniform(0, longest / 2)
             try:
                 run.wait(timeout=after)
             except subprocess.TimeoutExpired:
                 kill(way, run, mark, choose)
                 gone = watch(run, mark)
                 there, bad = damaged(folder) if folder.exists() else (0, 0)
-                kills.append(Kill(way, after, there, bad, gone))
+                kills.append(Kill(way, time.monotonic() - started, there - before, bad, gone))
             else:
                 if run.returncode == 0:
                     break
@@ -153,7 +157,7 @@ def attack(way: str, n: int, place: Path, whole: dict[str, bytes], longest: floa
 def table(kills: list[Kill]) -> str:
     """The table of docs/runs.md."""
     lines = [
-        "| killed | kills | before the first shard | damaged shards | processes left | slowest end | wrong folders |",
+        "| killed | kills | during start-up | damaged shards | processes left | slowest end | wrong folders |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for way in dict.fromkeys(one.way for one in kills):

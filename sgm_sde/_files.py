@@ -113,7 +113,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         ValueError: for a file of another kind, or one that is damaged.
         OSError: if it cannot be read.
     """
-    with reading(path, "arrays"):
+    with reading(path, "images"):
         if path.suffix == ".npy":
             return {"x": load_npy(path.read_bytes())}
         if path.suffix == ".npz":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sgm_sde import __version__
+from sgm_sde.models import Model
 from sgm_sde.solvers import solvers
 
 
@@ -74,7 +75,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 def _run_options(parser: argparse.ArgumentParser, seed: bool = True) -> None:
     """What `sample`, `likelihood` and `bench` have in common."""
-    parser.add_argument("--model", required=True, help="name of a shipped model, or MODULE:FACTORY")
+    parser.add_argument("--model", required=True, help="a shipped model, MODULE:FACTORY, or a diffusers folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; a run there is gone on with")
     parser.add_argument("--batch", type=int, default=64, help="size of a batch (%(default)s)")
     if seed:
@@ -122,16 +123,27 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", default="all", help="classes to take in turn, as 3 or 0,1,2; all; none (%(default)s)"
     )
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="scale of classifier-free guidance")
+    parser.add_argument("--format", choices=("png", "npz"), help="write the samples as 8-bit images, too")
+    parser.add_argument("--png", dest="format", action="store_const", const="png", help="the same as --format png")
 
 
 def _sample(args: argparse.Namespace) -> int:
     from sgm_sde import distributed
+    from sgm_sde.models import load_model
+    from sgm_sde.pictures import are_images
 
+    model = load_model(args.model)
+    if args.format and (model.data_range is None or not are_images(model.shape)):
+        raise ValueError(
+            f"--format {args.format} is for images of one or three channels in a known range: the model {model.name!r} "
+            f"has samples of shape {model.shape} and data_range={model.data_range}"
+        )
     labels = args.labels if args.labels in ("all", "none") else [_whole_number(v) for v in args.labels.split(",")]
     report = distributed.sample(
-        args.model, args.n, args.out, batch=args.batch, solver=args.solver, nfe=args.nfe, steps=args.steps,
+        model, args.n, args.out, batch=args.batch, solver=args.solver, nfe=args.nfe, steps=args.steps,
         grid=args.grid, final=args.final, seed=args.seed, labels=None if labels == "none" else labels,
-        part=args.part, device=args.device, threads=args.threads, progress=not args.quiet,
+        guidance=args.guidance, part=args.part, device=args.device, threads=args.threads, progress=not args.quiet,
     )  # fmt: skip
     if not report.result:  # another process of the run speaks, or it is a part
         return 0
@@ -140,7 +152,24 @@ def _sample(args: argparse.Namespace) -> int:
     if failed:
         shown = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
         sys.stdout.write(f"{len(failed)} of them are not finite or did not reach the end: {shown}\n")
+    _pictures(args, model)
+    sys.stdout.write(f'Load them: sgm_sde.distributed.load({str(args.out)!r})["x"]\n')
     return 1 if failed else 0
+
+
+def _pictures(args: argparse.Namespace, model: Model) -> None:
+    """What can be looked at, and what other programs read."""
+    from sgm_sde.bench import black_white
+    from sgm_sde.pictures import are_images, export, write_grid
+
+    if model.data_range is None or not are_images(model.shape):
+        return
+    try:
+        sys.stdout.write(f"The first ones: {write_grid(args.out, black_white(model))}\n")
+    except ImportError as error:
+        sys.stdout.write(f"No picture of them: {error}\n")
+    if args.format:
+        sys.stdout.write(f"As images: {export(args.out, args.format, black_white(model))}\n")
 
 
 def _whole_number(text: str) -> int:

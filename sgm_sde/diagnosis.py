@@ -20,15 +20,15 @@ Sizes are kept on the device, at the start and at the nodes 1, 2, 4, 8, ... from
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._kept import kept
 from sgm_sde._shapes import dot, flat
 from sgm_sde.processes.base import SDE
 
@@ -75,6 +75,7 @@ def _converted(node: Any, prediction: str, target: str) -> tuple[float, float]:
     return (c_x, c_r) if math.isfinite(c_x) and math.isfinite(c_r) else (math.inf, math.inf)
 
 
+@kept(maxsize=64)
 def _looks(sde: SDE, times: tuple[float, ...], prediction: str) -> Mapping[float, Look]:
     n = len(times) - 1
     at = sorted({0} | {n - 2**j for j in range(n.bit_length()) if 2**j <= n})
@@ -88,9 +89,6 @@ def _looks(sde: SDE, times: tuple[float, ...], prediction: str) -> Mapping[float
         )
         for m in at
     }
-
-
-_cached_looks = lru_cache(maxsize=64)(_looks)
 
 
 def root_mean_square(x: Tensor) -> Tensor:
@@ -113,8 +111,7 @@ class Watch:
     def __init__(self, sde: SDE, times: tuple[float, ...], prediction: str, x: Tensor) -> None:
         self.looks: Mapping[float, Look] = {}
         if sde.is_linear and not x.is_meta:
-            find = _cached_looks if isinstance(sde, Hashable) else _looks
-            self.looks = find(sde, times, prediction)
+            self.looks = _looks(sde, times, prediction)
         self.start, self.end = times[0], times[-1]
         self.sde, self.x = sde, x
         self._seen: list[tuple[Look, Tensor, Tensor]] = []

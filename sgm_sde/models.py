@@ -145,7 +145,7 @@ SHIPPED: dict[str, Callable[[], Model]] = {"digits": _digits, "fashion": _fashio
 
 
 def load_model(name: str) -> Model:
-    """A model by name: one that is shipped, or "MODULE:FACTORY".
+    """A model by name: one that is shipped, "MODULE:FACTORY", or the folder of a saved pipeline of diffusers.
 
     FACTORY is a function without arguments in the module MODULE, which may lie in the current directory. It returns a
     `Model`, or a tuple (score, sde, shape) with the shape of one sample.
@@ -158,12 +158,16 @@ def load_model(name: str) -> Model:
         >>> load_model("digits").shape
         (1, 8, 8)
     """
+    if (Path(name) / "model_index.json").is_file():
+        from sgm_sde.adapters.pipelines import from_pipeline
+
+        return from_pipeline(name)
     if ":" not in name:
         if name not in SHIPPED:
             near = difflib.get_close_matches(name, SHIPPED, n=3, cutoff=0.4) or list(SHIPPED)
             raise ValueError(
                 f"unknown model {name!r}; did you mean {', '.join(map(repr, near))}? A model of your own is named "
-                f"MODULE:FACTORY"
+                f"MODULE:FACTORY, a saved pipeline by its folder"
             )
         return SHIPPED[name]()
     _, factory = find_function(name)

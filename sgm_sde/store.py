@@ -34,6 +34,7 @@ from sgm_sde.identity import checksum, disagreement
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 SUFFIX = ".safetensors"
+MADE_OF = ("samples.png", "samples.npz", "png")  # what is made of the shards, in the same folder
 FORMAT = "sgm_sde results 2"
 _UNSEALED = "0" * 64
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
@@ -174,7 +175,7 @@ class Store:
 
     def _refuse_strangers(self) -> None:
         for path in self.folder.iterdir():
-            if path.name in (LOCK, MANIFEST) or _TEMPORARY.fullmatch(path.name):
+            if path.name in (LOCK, MANIFEST, *MADE_OF) or _TEMPORARY.fullmatch(path.name):
                 continue
             own = path.suffix == SUFFIX and (_verified(path) is None or _verified(path, self._run) is not None)
             if not own:

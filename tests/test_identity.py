@@ -93,7 +93,7 @@ CHANGES: dict[str, tuple[Make, Make]] = {
     "scale of guidance": (lambda: guided(1.5), lambda: guided(3.0)),
     "weak network of autoguidance": (lambda: weak(1), lambda: weak(2)),
     "forward of the class": (lambda: of(Net(0)), lambda: of(Sine(0))),
-    "the process": (lambda: of(Net(0)), lambda: of(Net(0), sg.VPSDE(T=0.9))),
+    "the process": (lambda: of(Net(0)), lambda: of(Net(0), sg.VPSDE(beta_max=15.0))),
 }  # fmt: skip
 
 

@@ -14,15 +14,15 @@ $$ \log p_\epsilon(x_\epsilon) = \log p_T(x_T) + d\log\frac{\rho_T}{\rho_\epsilo
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._kept import kept
 from sgm_sde._shapes import as_time, dot, expand
 from sgm_sde.engine.adaptive import integrate
 from sgm_sde.engine.executor import execute
@@ -115,10 +115,12 @@ class FixedGrid:
 
 def fixed_grid(sde: LinearSDE, *options: Any) -> FixedGrid:
     """A `FixedGrid`, kept where processes can be told apart."""
-    return (_kept if isinstance(sde, Hashable) else FixedGrid)(sde, *options)
+    return _fixed_grid(sde, *options)
 
 
-_kept = lru_cache(maxsize=64)(FixedGrid)
+@kept(maxsize=64)
+def _fixed_grid(sde: LinearSDE, *options: Any) -> FixedGrid:
+    return FixedGrid(sde, *options)
 
 
 class Integrals:

@@ -6,13 +6,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._kept import kept
 from sgm_sde._shapes import Time, as_time, expand, flat, on_host
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.processes.base import SDE, Node
@@ -570,7 +571,7 @@ class _IntegratedSDE(MatrixSDE):
         return self._at(self.G, t)
 
 
-@lru_cache(maxsize=4096)
+@kept(maxsize=4096)
 def _integrated(sde: MatrixSDE, s: float, t: float, pull: float, noise: float) -> tuple[np.ndarray, np.ndarray]:
     from scipy.integrate import solve_ivp
 
@@ -589,7 +590,7 @@ def _integrated(sde: MatrixSDE, s: float, t: float, pull: float, noise: float) -
     return phi, (N + N.T) / 2
 
 
-@lru_cache(maxsize=16)
+@kept(maxsize=16)
 def _rotations(sde: MatrixSDE) -> Callable[[float], np.ndarray]:
     """R as a function of log t, from the Cholesky factor at T back to early times."""
     from scipy.integrate import solve_ivp

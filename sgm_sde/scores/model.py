@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._checks import described
+from sgm_sde._kept import kept
 from sgm_sde._shapes import expand
 from sgm_sde.diagnosis import TrainModeWarning, in_train_mode
 from sgm_sde.engine.executor import Plan, lower
@@ -92,9 +92,7 @@ class BoundModel:
             self._require(program.prediction in ("score", "drift"), program.prediction)
             self._drift = ReverseSDE(self.sde, self._call, program.eta) if program.prediction == "drift" else None
             return lower(program, [(0.0, 1.0)] * len(program.stages))
-        if isinstance(self.sde, Hashable):
-            return _plan(program, self.score.prediction, self.sde)
-        return _plan.__wrapped__(program, self.score.prediction, self.sde)
+        return _plan(program, self.score.prediction, self.sde)
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at x (B, *) and time t (B,); the reverse drift for a process that is not linear."""
@@ -215,7 +213,7 @@ def _checked_conversion(
     return c_x, c_r
 
 
-@lru_cache(maxsize=64)
+@kept(maxsize=64, holders=(2,))
 def _plan(program: Program, source: str, sde: SDE) -> Plan:
     nodes = sde.nodes([stage.t for stage in program.stages])
     conversions = [

@@ -8,12 +8,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from sgm_sde._checks import instead, real
+from sgm_sde._kept import kept
 from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
@@ -346,7 +346,7 @@ class EtaSolver(Solver):
         return 1 if self.eta else None
 
 
-@lru_cache(maxsize=64)
+@kept(maxsize=64, holders=(0, 1))
 def _cached(solver: Solver, sde: SDE, grid: Grid) -> Program:
     return trace(solver, sde, grid.times)
 

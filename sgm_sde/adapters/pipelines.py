@@ -1,0 +1,71 @@
+"""diffusers: the folder that a pipeline was saved to becomes a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sgm_sde._files import parse_json, reading
+from sgm_sde.adapters.diffusers import from_diffusers
+from sgm_sde.models import Model
+
+EDGES = (-1 - 1 / 255, 1 + 1 / 255)  # level k stands at k / 127.5 - 1
+PARTS = {"unet", "transformer", "scheduler"}
+
+
+class _Labelled(nn.Module):
+    """A network that takes its classes as `y`."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, timestep: Tensor, y: Tensor | None = None) -> Any:
+        return self.net(x, timestep, class_labels=y)
+
+
+def from_pipeline(folder: Path | str) -> Model:
+    """The model in the folder of a pipeline that diffusers saved: a network of images and its scheduler.
+
+    Images lie in [-1, 1], of 256 levels, as pipelines of diffusers have them; a network with `num_class_embeds` takes
+    classes. Weights are read from safetensors, and nothing is downloaded.
+
+    Args:
+        folder: with `model_index.json`, the folder of the network and that of the scheduler.
+
+    Raises:
+        ValueError: for a pipeline with more than a network and a scheduler, such as a text encoder, or of a schedule
+            that `from_diffusers` does not read.
+        ImportError: without diffusers.
+        OSError: for weights that are not there.
+    """
+    folder = Path(folder)
+    with reading(folder / "model_index.json", "pipeline of diffusers"):
+        index = parse_json((folder / "model_index.json").read_bytes())
+        used = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    more = sorted(used.keys() - PARTS)
+    nets = sorted(used.keys() & (PARTS - {"scheduler"}))
+    if more or len(nets) != 1 or "scheduler" not in used:
+        raise ValueError(
+            f"{folder} is a pipeline of {', '.join(sorted(used))}; one of a unet or transformer and a scheduler is read"
+        )
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError("a saved pipeline is read with diffusers: pip install diffusers") from error
+
+    kind: Any = getattr(diffusers, str(used[nets[0]][1]), None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
+        raise ValueError(f"{folder} has a {nets[0]} of the class {used[nets[0]][1]!r}, which diffusers does not have")
+    load: Any = kind.from_pretrained
+    net: Any = load(folder / nets[0], local_files_only=True, use_safetensors=True).eval()
+    with reading(folder / "scheduler" / "scheduler_config.json", "configuration of a scheduler"):
+        config = parse_json((folder / "scheduler" / "scheduler_config.json").read_bytes())
+    classes = getattr(net.config, "num_class_embeds", None)
+    score, sde = from_diffusers(net if classes is None else _Labelled(net), config)
+    size = net.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    shape = (int(net.config.in_channels), int(height), int(width))
+    return Model(folder.resolve().name, score, sde, shape, n_classes=classes, data_range=EDGES, n_levels=256)
