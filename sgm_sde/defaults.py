@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sgm_sde._checks import moment
 from sgm_sde.grids import Grid, GridRule, rule
-from sgm_sde.processes.base import SDE, require_sde
-from sgm_sde.solvers import DPMSolver, Solver, resolve
+from sgm_sde.processes.base import SDE
+from sgm_sde.solvers import DPMSolver, Solver, UniPC, resolve
+
+FEW = 15  # network calls
 
 
 @dataclass(frozen=True)
@@ -42,31 +43,38 @@ class Setting:
         return f"{self.solver.name} on {'the natural grid' if self.grid is None else repr(self.grid)}"
 
 
-def default_setting(sde: SDE, t_start: float | None = None, t_end: float | None = None) -> Setting:
-    """The solver and grid that `sample` takes when none is named: Adams' method of four nodes on the noise.
+def default_setting(
+    sde: SDE, nfe: int | None = None, t_start: float | None = None, t_end: float | None = None
+) -> Setting:
+    """The solver and grid that `sample` takes when none is named, by the budget of network calls.
 
-    Its grid, `grids.Widening`, spends few calls where a sample takes shape and widens as the budget grows. Both were
-    chosen on half of the test beds of `python -m benchmarks.defaults`, which prints what they reach on the other half.
-    Where a given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates
-    of rectified flow on the process' own grid; for a nonlinear process it is Heun's method in time.
+    Below 15 calls Adams' method of four nodes on the noise; from 15 on UniPC of order 3, whose corrector damps what is
+    rough in a network's estimate. The grid, `grids.Widening`, spends few calls where a sample takes shape and widens
+    as the budget grows. All of it was chosen on half of the test beds of `python -m benchmarks.defaults`, which prints
+    what it reaches on the other half. Where a given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is
+    Adams' method in the coordinates of rectified flow on the process' own grid; for a nonlinear process it is Heun's
+    method in time.
 
     Args:
         sde: the process.
+        nfe: the budget, 50 if not given.
         t_start: where sampling starts, if it is given.
         t_end: where it ends, if it is given.
 
     Example:
         >>> import sgm_sde as sg
-        >>> print(default_setting(sg.VPSDE()))
+        >>> print(default_setting(sg.VPSDE(), 10))
         dpm4m-cold on Widening()
+        >>> print(default_setting(sg.VPSDE()))
+        unipc3 on Widening()
     """
-    require_sde(sde)
     if not sde.is_linear:
         return Setting("heun2")
 
     linear: Any = sde
-    ends = [moment(name, t) for name, t in (("t_start", t_start), ("t_end", t_end)) if t is not None]
-    given = [t for t in ends if 0 <= t <= sde.T]
+    given = [t for t in (t_start, t_end) if t is not None and 0 <= t <= sde.T]
     if not all(math.isfinite(float(linear.log_snr(t))) for t in given):
         return Setting("rectified2")
-    return Setting(DPMSolver(4, singlestep=False, start="cold", lower_final=False), "widening")
+    few = nfe is not None and nfe < FEW
+    adams = DPMSolver(4, singlestep=False, start="cold", lower_final=False)
+    return Setting(adams if few else UniPC(3, lower_final=False), "widening")

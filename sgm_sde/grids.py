@@ -213,7 +213,7 @@ class Widening(LogSNR):
 
     With $n$ steps and the data's scale $s$, the first and the last noise level are
 
-    $$ \frac\sigma\alpha = s \max\bigl(8,\ a\,(n+1)^2\bigr) \quad\text{and}\quad
+    $$ \frac\sigma\alpha = s \max\bigl(8,\ a\,(n+1)^3\bigr) \quad\text{and}\quad
        \frac\sigma\alpha = \frac{s\,b}{(n+1)^2}\,\frac{r}{1 + r}, $$
 
     inside of the process' own [eps, T] and below `largest`, where $r$ is the first level in units of $s$. Few network
@@ -235,11 +235,11 @@ class Widening(LogSNR):
         >>> import sgm_sde as sg
         >>> sde = sg.EDMSDE()
         >>> [round(Widening()(sde, n).times[0], 6) for n in (4, 9, 19)]
-        [10.0, 40.0, 80.0]
+        [8.0, 50.0, 80.0]
     """
 
     data_std: float = 1.0
-    first: float = 0.4
+    first: float = 0.05
     last: float = 5.0
     largest: float = math.exp(6.0)
 
@@ -261,7 +261,7 @@ class Widening(LogSNR):
         calls = steps + 1
 
         if t_start is None:
-            level = self.data_std * min(self.largest, max(self.least, self.first * calls**2))
+            level = self.data_std * min(self.largest, max(self.least, self.first * calls**3))
             t_start = _time_of(sde, level)
         if t_end is None:
             r = math.exp(-float(sde.log_snr(t_start)) / 2) / self.data_std

@@ -87,8 +87,8 @@ def default_candidates() -> tuple[Setting, ...]:
 
     narrow = [
         Setting(solver, Widening(first=first, last=last))
-        for first, last in ((0.4, 5.0), (0.4, 2.5), (1.5, 5.0), (0.1, 10.0), (0.1, 2.5), (1.5, 1.0))
-        for solver in (adams, cubic, quintic, straight)
+        for first, last in ((0.05, 5.0), (0.05, 2.5), (0.2, 5.0), (0.01, 10.0), (0.01, 2.5), (0.2, 1.0))
+        for solver in (adams, cubic, quintic, straight, UniPC(3, lower_final=False))
     ]
     rules: tuple[GridRule | None, ...] = (LogSNR(), Karras(), None)
     whole_range = [

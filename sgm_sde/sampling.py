@@ -192,7 +192,7 @@ def sample(
             float32 and returned as they came.
         solver: a name from `solvers()`, a `Solver`, or a `Setting`, which brings its grid along, such as `pilot` finds;
             an adaptive solver, or `"library:method"` for torchdiffeq, torchsde and SciPy: they find their own steps. By
-            default that of `default_setting`.
+            default that of `default_setting`, which depends on the process and the budget.
         nfe: budget of network calls, final one included, never exceeded. Default 50; none for adaptive solvers, whose
             samples stop where they are when it is spent, and the status says so.
         steps: number of steps, instead of `nfe`.
@@ -359,7 +359,8 @@ def plan(
     final = _final(sde, final)
     if isinstance(solver, Setting) and grid is not None:
         raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
-    setting = default_setting(sde, t_start, t_end) if solver is None else solver
+    calls = nfe if steps is None else steps + 1 if isinstance(steps, int) else None
+    setting = default_setting(sde, calls, t_start, t_end) if solver is None else solver
     if isinstance(setting, Setting):
         solver, grid = setting.solver, setting.grid if grid is None else grid
     else:

@@ -88,7 +88,7 @@ def test_errors_fall_to_nothing_and_count_calls() -> None:
     assert beds.error(bed, "unipc4", 200, "log-snr") < 1e-5
     few, more = (beds.errors(bed, "ddim", nfe, "log-snr") for nfe in (5, 10))
     assert more.rmse < 0.7 * few.rmse and few.median < 2 * few.rmse
-    assert beds.error(bed, None, 10) == beds.error(bed, sg.sampling.default_setting(sde), 10)
+    assert beds.error(bed, None, 10) == beds.error(bed, sg.sampling.default_setting(sde, 10), 10)
     assert beds.compare(bed, torch.full((8, 2), torch.nan)) == beds.Error(math.inf, math.inf)
 
 

@@ -375,12 +375,13 @@ def test_settings_are_values() -> None:
 
 
 def test_which_default() -> None:
-    """By what the process allows at the times that are given."""
+    """By the budget, and by what the process allows at the times that are given."""
     vp = LINEAR["vp"]
-    assert sg.default_setting(vp) == sg.Setting(
-        sg.DPMSolver(4, singlestep=False, start="cold", lower_final=False), "widening"
-    )
-    assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0)) == sg.default_setting(vp)
+    adams = sg.DPMSolver(4, singlestep=False, start="cold", lower_final=False)
+    unipc = sg.UniPC(3, lower_final=False)
+    assert sg.default_setting(vp, 14) == sg.Setting(adams, "widening")
+    assert sg.default_setting(vp, 15) == sg.default_setting(vp) == sg.Setting(unipc, "widening")
+    assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0), 20) == sg.default_setting(vp, 20)
     assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0), t_start=1.0) == sg.Setting("rectified2")
     assert sg.default_setting(vp, t_end=0.0) == sg.Setting("rectified2")
 
@@ -426,7 +427,7 @@ def test_the_default_keeps_every_budget(process: str, budget: int) -> None:
     res = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0)
     assert res.nfe == budget
     assert res.status.ok
-    named = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0, solver=sg.default_setting(sde))
+    named = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0, solver=sg.default_setting(sde, budget))
     assert torch.equal(named.x, res.x)
 
 

@@ -616,13 +616,13 @@ def test_reverse_diffusion_converges_to_the_continuous_process(eta: float, name:
 
 @pytest.mark.parametrize("process", LINEAR)
 def test_a_widening_grid_has_the_levels_of_its_formula(process: str) -> None:
-    """From 0.4 (n + 1)^2, at least 8 and at most e^6, to 5 / (n + 1)^2 r / (1 + r), inside of the process' range."""
+    """From 0.05 (n + 1)^3, at least 8 and at most e^6, to 5 / (n + 1)^2 r / (1 + r), inside of the process' range."""
     sde = LINEAR[process]
     largest, smallest = (math.exp(-float(sde.log_snr(t)) / 2) for t in (sde.T, sde.eps))
     for steps in (1, 4, 9, 19, 49, 99):
         grid = sg.grids.Widening()(sde, steps)
         levels = [math.exp(-float(sde.log_snr(t)) / 2) for t in grid.times]
-        first = min(largest, math.exp(6), max(8.0, 0.4 * (steps + 1) ** 2))
+        first = min(largest, math.exp(6), max(8.0, 0.05 * (steps + 1) ** 3))
         last = max(smallest, 5 / (steps + 1) ** 2 * first / (1 + first))
         assert levels[0] == pytest.approx(first, rel=1e-6)
         assert levels[-1] == pytest.approx(last, rel=1e-6)
@@ -638,7 +638,7 @@ def test_a_widening_grid_keeps_times_that_are_given() -> None:
     assert grid.times[0] == 0.1
     assert grid.times[-1] == pytest.approx(0.05 * (0.1 / 1.1))
     assert sg.grids.Widening()(sde, 9, t_end=0.3).times[-1] == 0.3
-    scaled = sg.grids.Widening(data_std=0.1, first=1.0, last=8.0)(sde, 9)
+    scaled = sg.grids.Widening(data_std=0.1, first=0.1, last=8.0)(sde, 9)
     assert scaled.times[0] == pytest.approx(10.0)
     assert scaled.times[-1] == pytest.approx(0.1 * 0.08 * 100 / 101)
     for options in ({"data_std": 0.0}, {"first": -1.0}, {"last": math.nan}, {"largest": math.inf}):
@@ -656,7 +656,7 @@ def test_a_run_on_a_widening_grid_starts_from_the_same_noise(process: str) -> No
     at_T = sg.sample(score, sde, x_T=sde.prior_sample((5, 2), seed=3, dtype=F64), **options)
     start = by_seed.times[0]
     there = sde.prior_sample((5, 2), t=start, seed=3, dtype=F64)
-    solver = sg.default_setting(sde).solver
+    solver = sg.default_setting(sde, 10).solver
     explicit = sg.sample(score, sde, x_T=there, solver=solver, grid=by_seed.times, final="denoise", seed=3)
     assert start < sde.T
     torch.testing.assert_close(at_T.x, by_seed.x, rtol=1e-12, atol=1e-12)

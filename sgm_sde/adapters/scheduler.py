@@ -119,7 +119,7 @@ class SolverScheduler:
                 cannot run.
         """
         sde, denoise = self._says.sde, self.final == "denoise"
-        setting = default_setting(sde) if self.solver is None else self.solver
+        setting = default_setting(sde, num_inference_steps) if self.solver is None else self.solver
         solver = setting.solver if isinstance(setting, Setting) else setting
         grid = setting.grid if isinstance(setting, Setting) and self.grid is None else self.grid
         budget = num_inference_steps if grid is None or isinstance(grid, GridRule | str) else None
