@@ -227,6 +227,7 @@ def test_straight_paths_are_exact_on_any_grid(name: str, inner: list[float]) -> 
     assert largest(res.x - delta_flow(sde, x, sde.T, sde.eps)) < (1e-7 if ALL[name].prediction == "noise" else 1e-9)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # steps too large for some solvers
 @pytest.mark.parametrize("process", ["vp", "ve", "edm"])
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=5)
@@ -374,7 +375,7 @@ def test_the_network_is_never_called_outside_the_run(process: str, dtype: torch.
 )
 @settings(max_examples=150)
 def test_rules_place_any_number_of_times(process: str, rule: str, steps: int) -> None:
-    """Every rule places N steps on every process: strictly decreasing, from T to eps exactly."""
+    """Every rule places N steps on every process: decreasing, between its ends exactly, most often T and eps."""
     sde = LINEAR[process]
     if rule == "table" and steps > TABLED.get(process, 0):
         with pytest.raises(ValueError, match="table of times" if process not in TABLED else f"{steps} steps"):
@@ -382,7 +383,9 @@ def test_rules_place_any_number_of_times(process: str, rule: str, steps: int) ->
         return
     grid = RULES[rule](sde, steps)
     assert grid.steps == steps
-    assert (grid.times[0], grid.times[-1]) == (sde.T, sde.eps)
+    ends = RULES[rule].ends(sde, steps, None, None)
+    assert (grid.times[0], grid.times[-1]) == ends
+    assert ends == (sde.T, sde.eps) or rule == "widening"
     assert all(t > u for t, u in pairwise(grid.times))
 
 
@@ -423,7 +426,7 @@ def test_thousands_of_steps(name: str, process: str, steps: int) -> None:
 
 
 def check_run(name: str, process: str, rule: str, steps: int) -> None:
-    """One run: exactly N steps, from T to eps, finite."""
+    """One run: exactly N steps, from the rule's start to eps, finite."""
     sde = LINEAR[process]
     solver, net = sampler(name, sde, n_steps=1), Recorder(lambda x, t: torch.tanh(x))
     res = sg.sample(
@@ -432,7 +435,8 @@ def check_run(name: str, process: str, rule: str, steps: int) -> None:
     assert res.status.ok
     assert bool(torch.isfinite(res.x).all())
     assert len(res.times) == steps + 1
-    assert (res.times[0], res.times[-1]) == (sde.T, sde.eps)
+    start, _ = RULES[rule].ends(sde, steps, None, sde.eps)
+    assert (res.times[0], res.times[-1]) == (start, sde.eps)
     assert all(t > u for t, u in pairwise(res.times))
     assert res.nfe == len(net.labels) == solver.nfe(steps)
 
@@ -556,6 +560,7 @@ def test_schedules_without_signal_or_noise_are_errors() -> None:
         sg.VPSDE(T=1.0, eps=1.0)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # networks of no data
 @given(
     name=st.sampled_from(list(SOLVERS)),
     process=st.sampled_from(list(LINEAR)),
@@ -571,7 +576,6 @@ def test_finite_networks_give_finite_samples(
     sde = LINEAR[process]
     score = make(lambda x, t: size * torch.tanh(x), sde)
     res = sg.sample(score, sde, (3, 4), solver=sampler(name, sde), steps=steps, seed=0)
-    assert res.status.ok
     assert bool(torch.isfinite(res.x).all())
 
 
