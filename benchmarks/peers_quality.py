@@ -75,7 +75,7 @@ def peer_run(sampler: peers.PeerSampler) -> Run:
     """Theirs, with the noise that ours draws."""
 
     def run(net: Timed, x: Tensor, grid: sg.Grid, seeds: list[tuple[int, int]], kwargs: dict[str, Tensor]) -> Tensor:
-        stream = NoiseStream(seeds, "solver")
+        stream = NoiseStream(seeds, "solver", grid.times[0])
 
         def noises() -> Iterator[Tensor]:
             while True:
