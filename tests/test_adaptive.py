@@ -766,7 +766,7 @@ def test_a_network_wrapped_for_training_is_met_with_a_warning() -> None:
 
         class Net(torch.nn.parallel.DistributedDataParallel):
             def forward(self, x: Tensor, t: Tensor) -> Tensor:
-                return -x
+                return x  # the noise, for data N(0, I) and but for a factor sigma
 
         with pytest.warns(UserWarning, match=r"pass net\.module"):
             sg.sample(sg.from_noise(Net(net), sde), sde, (2, 2), solver="dopri5", seed=0)

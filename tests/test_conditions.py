@@ -123,7 +123,8 @@ def test_guidance_walks_nested_conditions(batch: int, solver: str) -> None:
     score = sg.from_denoiser(Nested(), EDM)
     guided = sg.guidance.ClassifierFree(score, 2.0, null=NULL)
     main, null = 31.0 + 12.0, 4.75 + 12.0
-    x = sg.sample(guided, EDM, (batch, 1), solver=solver, nfe=40, seed=0, model_kwargs=nested_kwargs(batch)).x
+    # From some noises dopri5 takes 57 calls, as its first steps are small; what is left of the budget is not used.
+    x = sg.sample(guided, EDM, (batch, 1), solver=solver, nfe=80, seed=0, model_kwargs=nested_kwargs(batch)).x
     torch.testing.assert_close(x, torch.full((batch, 1), null + 2 * (main - null)))
     for scale, value in ((0.0, null), (1.0, main)):
         plain = sg.guidance.ClassifierFree(score, scale, null=NULL)

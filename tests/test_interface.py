@@ -1024,6 +1024,7 @@ def test_rows_count_what_the_network_has_seen() -> None:
     assert (res.nfe, res.rows) == (10, 50)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("solver", [None, "heun", "dpm++2m", "ancestral", "dopri5", "torchdiffeq:dopri5"])
 def test_a_network_may_not_change_its_input(solver: str | None) -> None:
     """Said at once, since the input is the run's state; a copy that a cast makes is the network's own."""

@@ -388,6 +388,7 @@ def test_the_right_basis_leaves_no_variance(basis: str) -> None:
         assert f"in the {basis} basis" in str(again.protocol)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.dequantisation.BitsPerDimWarning")  # not its data
 def test_one_pilot_serves_all_draws() -> None:
     """bits_per_dim asks it once."""
     sde, oracle = LINEAR["vp"], in_basis("dct")
@@ -547,6 +548,7 @@ def test_a_uniform_density_has_as_many_bits_as_levels(
     assert res.value == pytest.approx(bits, abs=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.dequantisation.BitsPerDimWarning")  # 4.5 bits, known
 def test_bits_per_dim_of_a_known_density() -> None:
     """Gaussian data: the discrete distribution is known, the bound lies above its bits and comes down with draws."""
     sde, levels, std = LINEAR["vp"], 16, 0.4
@@ -590,6 +592,7 @@ def test_variational_dequantisation() -> None:
         sg.bits_per_dim(score, sde, images, dequantize=lambda i, k: (torch.ones(i.shape), torch.zeros(2)), **options)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.dequantisation.BitsPerDimWarning")  # narrow noise
 def test_truncated_normal_dequantisation() -> None:
     """Above the known bits, closing in on them with draws; exact moments of the noise; the uniform for wide noise."""
     sde, levels, std = LINEAR["vp"], 16, 0.4
@@ -874,6 +877,7 @@ def test_a_code_that_its_dtype_cannot_hold() -> None:
         sg.encode(lambda x, t: -50 * x, VP, torch.full((1, 2), 60000.0, dtype=torch.float16))
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.dequantisation.BitsPerDimWarning")  # not its data
 def test_sixteen_bits() -> None:
     """Unsigned integers of any width."""
     images = torch.tensor([[0, 65535], [9, 700]])

@@ -376,8 +376,9 @@ def test_wrong_arguments_are_named() -> None:
     refuse(ValueError, "unknown weighting 'snr'", weighting="snr")
     refuse(ValueError, "'median'", reduction="median")
     refuse(ValueError, "times= or t=", times=Uniform(), t=torch.ones(4))
-    for t, shown in ((500.0, 500), (-1.0, -1), (math.nan, math.nan), (torch.tensor([0.5, 2.0, 1, 1]), 2)):
+    for t, shown in ((500.0, 500), (-1.0, -1), (torch.tensor([0.5, 2.0, 1, 1]), 2)):
         refuse(ValueError, rf"t must lie in \[0, T\] = \[0, 1.0\], got {shown}", t=t)
+    refuse(ValueError, "a time must be finite, got nan", t=math.nan)
     refuse(ValueError, r"t has shape \(3,\), expected \(\) or \(4,\)", t=torch.ones(3))
     refuse(ValueError, r"\(4, 2\) of the data, got \(4, 3\)", noise=torch.zeros(4, 3))
     refuse(ValueError, "give generator=", generator=None)

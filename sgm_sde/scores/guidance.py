@@ -194,7 +194,7 @@ class ClassifierFree(Extrapolation):
 
     Example:
         >>> import sgm_sde as sg
-        >>> net = lambda x, sigma, y: x * (y[:, None] < 10)
+        >>> net = lambda x, sigma, y: 0 * x + 0.1 * y[:, None]  # data at one point for each label
         >>> score = ClassifierFree(sg.from_denoiser(net, sg.EDMSDE()), scale=3.0, null={"y": 10})
         >>> y = torch.tensor([3, 7])
         >>> res = sg.sample(score, sg.EDMSDE(), (2, 1), nfe=4, seed=0, model_kwargs={"y": y})
