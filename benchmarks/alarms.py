@@ -44,6 +44,9 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"solver": "sde-dpm++2m", "grid": "log-snr", "nfe": 30},
     {"solver": "ancestral", "grid": "log-snr", "nfe": 40},
     {"solver": "dopri5"},
+    {"nfe": 8},
+    {"nfe": 20},
+    {"nfe": 50},
 )
 
 
@@ -80,7 +83,7 @@ def right_runs(scales: tuple[float, ...] = SCALES, n: int = 64) -> Iterator[Case
     """Runs in which nothing is wrong."""
     for scale, (process, sde) in itertools.product(scales, PROCESSES.items()):
         for (law, (oracle, d)), options in itertools.product(data(scale).items(), SETTINGS):
-            name = f"{law} x {scale:g}, {process}, {options['solver']}"
+            name = f"{law} x {scale:g}, {process}, {options.get('solver', 'default')}"
             yield Case(name, oracle.score(sde), sde, (n, d), dict(options))
 
 
@@ -92,7 +95,7 @@ def network_runs(n: int = 8) -> Iterator[Case]:
         settings = SETTINGS if name == "digits" else SETTINGS[1:2]
         for options in settings:
             shape = (n, *model.shape)
-            yield Case(f"{name}, {options['solver']}", model.score, model.sde, shape, options | labels)
+            yield Case(f"{name}, {options.get('solver', 'default')}", model.score, model.sde, shape, options | labels)
 
 
 def faults(n: int = 32) -> Iterator[Case]:
