@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 import sgm_sde as sg
+from sgm_sde import sampling
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.scores.model import BoundModel
@@ -87,6 +90,17 @@ def bind(score: sg.Score, sde: sg.SDE, times: Sequence[float], **kwargs: object)
 def stream(n: int, name: str = "solver", start: float = 0.0) -> NoiseStream:
     """Noise for n samples of seed 0, in a run that starts at a time."""
     return NoiseStream([(0, i) for i in range(n)], name, start)
+
+
+@contextmanager
+def noise_of_any_start() -> Iterator[None]:
+    """Runs whose noise does not depend on the time they start at, so that those of several processes share it."""
+
+    def without_start(seeds: Sequence[tuple[int, int]], name: str, start: float = 0.0) -> NoiseStream:
+        return NoiseStream(seeds, name)
+
+    with mock.patch.object(sampling, "NoiseStream", without_start):
+        yield
 
 
 def sampler(name: str, sde: sg.SDE, n_steps: int = 2) -> sg.Solver:
