@@ -106,14 +106,16 @@ class Watch:
         times: the grid.
         prediction: what the network predicts.
         x: the states (B, *) to start from.
+        guided: whether the solver moves states by more than network and noise, so that sizes say nothing: DPS goes up
+            to a unit a step in what was measured, however small the noise. The direction at the start still counts.
     """
 
-    def __init__(self, sde: SDE, times: tuple[float, ...], prediction: str, x: Tensor) -> None:
+    def __init__(self, sde: SDE, times: tuple[float, ...], prediction: str, x: Tensor, *, guided: bool = False) -> None:
         self.looks: Mapping[float, Look] = {}
         if sde.is_linear and not x.is_meta:
             self.looks = _looks(sde, times, prediction)
         self.start, self.end = times[0], times[-1]
-        self.sde, self.x = sde, x
+        self.sde, self.x, self.guided = sde, x, guided
         self._seen: list[tuple[Look, Tensor, Tensor]] = []
         self._against: Tensor | None = None
 
@@ -136,8 +138,9 @@ class Watch:
     def implausible(self, sample: Tensor, *, denoised: bool) -> Tensor:
         """Which samples (B,) of x (B, *) at the end, denoised or not, nothing in the run accounts for."""
         sde: Any = self.sde
-        if not self.looks:
-            return torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
+        if not self.looks or self.guided:
+            none = torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
+            return none if self._against is None else self._against
         size, d = root_mean_square(sample), sample[0].numel()
         if not denoised:
             size = size / max(float(sde.alpha(self.end)), 1e-12)

@@ -295,7 +295,7 @@ def sample(
 
     source, hooks = randomness(model)
     monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
-    watch = Watch(sde, grid.times, score.prediction, x)
+    watch = Watch(sde, grid.times, score.prediction, x, guided=solver.guided)
 
     def on_output(x: Tensor, output: Tensor, t: float) -> None:
         watch.see(x, output, t)

@@ -60,6 +60,21 @@ def test_the_warning_says_what_to_try_and_the_status_who(solver: str) -> None:
     assert alone.status.samples == (0,)
 
 
+@pytest.mark.parametrize("zeta", [0.3, 1.0, 3.0])
+def test_a_measurement_s_pull_is_accounted_for(zeta: float) -> None:
+    """The steps of DPS do not shrink with the noise; a score of the wrong sign is named there, too."""
+    data = sg.oracles.GaussianMixture(torch.tensor([[1.0, -0.5, 0.2], [-0.6, 0.4, 0.9]]), 0.4)
+    seen = sg.inverse.Measurement(
+        sg.inverse.Mask(torch.tensor([True, False, True])), torch.tensor([0.8, 0.0, -0.1]), 0.2
+    )
+    dps = sg.inverse.DPS(sg.Ancestral(), seen, zeta=zeta)
+    assert sg.sample(data.score(VP), VP, (64, 3), solver=dps, grid="log-snr", steps=12, seed=0).status.ok
+    wide = sg.inverse.Measurement(sg.inverse.Mask(torch.arange(D) % 2 == 0), torch.zeros(D), 0.2)
+    wrong = lambda x, t: -VP.sigma(t).to(x)[:, None] * MODES.score(VP)(x, t)  # noqa: E731
+    with pytest.warns(sg.ImplausibleWarning):
+        sg.sample(wrong, VP, (2, D), solver=sg.inverse.DPS(sg.Ancestral(), wide, zeta=zeta), steps=12, seed=0)
+
+
 def test_batch_mates_do_not_matter() -> None:
     """Samples of a batch are named as they are alone."""
     x = VP.prior_sample((8, D), seed=3)

@@ -54,6 +54,7 @@ class AtNodes(WrappedSolver):
 
     order = 0
     stochastic = True
+    guided = True
 
     def fit(self, nfe: int) -> tuple[Solver, int]:
         """With the solver made for the budget."""

@@ -38,6 +38,7 @@ class Solver(ABC):
         weak_order: order of the error of the law of the samples, None for deterministic solvers.
         prediction: what `evaluate` returns: `"data"`, `"noise"`, `"score"` or `"drift"`.
         nfe_per_step: network calls a step.
+        guided: whether something besides network and noise, such as a measurement, moves the states.
         source: authors, year, arXiv number.
 
     Example:
@@ -52,6 +53,8 @@ class Solver(ABC):
         >>> sg.sample(score, sg.VPSDE(), (4, 2), solver=ForwardEuler(), nfe=20, seed=0).nfe
         20
     """
+
+    guided: ClassVar[bool] = False
 
     @property
     @abstractmethod
