@@ -53,7 +53,8 @@ that of two moments and two waves on a mixture of two modes in one dimension, be
 level 2 to 0.4 on VP (log-SNR), EDM and flow (random grids), with its standard error from 4 scramblings of 2^{points}
 points; errors below 5 standard errors are left out, and slopes at so few steps may lie above the order. "-" claims
 nothing: the bias of a Langevin step depends on its own step size, and inflated noise or a restart of few steps does not
-vanish with the steps of the run.
+vanish with the steps of the run. `ipndm-v4` reaches its order late: its slope on VP (log-SNR) is 1.74
+from 160 to 320 steps and 1.97 from 1280 to 2560.
 
 """
 

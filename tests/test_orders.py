@@ -27,9 +27,14 @@ from tests.helpers import ALL, DETERMINISTIC, FAMILIES, LINEAR, MIXTURE, WEAK
 
 RULES = {"log-snr": LogSNR(), "warped": warped(), "rough": rough()}
 STEPS = (160, 320)  # whole periods of the random grid
+# iPNDM_v's weights, exact on even steps alone, reach their order late: 1.74, 1.87, 1.94, 1.97 from 160 to 2560 steps.
+MORE_STEPS = {"ipndm-v4": (640, 1280)}
 SHORT = {"log-snr": LogSNR(), "rough": rough(period=4)}  # for few steps, where weak errors stand out of their noise
 # Errors of the first three are soon too small to be seen; 10 / N is what churn is capped below, at 0.41.
-FEW_STEPS = {"seeds2": (4, 8), "sa-solver": (4, 8), "sde-dpm++3m": (4, 8), "heun-churn": (32, 64)}
+# SA-Solver is not among them: its slope on VP is 1.55 from 4 to 8 steps, 2.78 from 8 to 16, 2.46 from 16 to 32.
+FEW_STEPS = {"seeds2": (4, 8), "seeds2-published": (4, 8), "sde-dpm++3m": (4, 8), "heun-churn": (32, 64)}
+# Where 2^13 points leave errors at 16 steps below five of their standard errors.
+MORE_POINTS = {"seeds3": 15, "sa-solver-published": 14}
 
 
 def cases(names: Sequence[str]) -> list[tuple[str, str, str]]:
@@ -47,7 +52,7 @@ def cases(names: Sequence[str]) -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize(("name", "process", "rule"), cases(DETERMINISTIC))
 def test_order_on_a_gaussian(name: str, process: str, rule: str) -> None:
     """Error against the closed form of the probability flow."""
-    measured = measure_order(ALL[name], LINEAR[process], rule=RULES[rule], steps=STEPS)
+    measured = measure_order(ALL[name], LINEAR[process], rule=RULES[rule], steps=MORE_STEPS.get(name, STEPS))
     assert measured.order > ALL[name].order - 0.15, measured
 
 
@@ -55,7 +60,8 @@ def test_order_on_a_gaussian(name: str, process: str, rule: str) -> None:
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_on_a_mixture(name: str, process: str, rule: str) -> None:
     """Error against a tight reference by another code, in other coordinates."""
-    measured = measure_order(ALL[name], LINEAR[process], oracle=MIXTURE, rule=RULES[rule], steps=STEPS)
+    steps = MORE_STEPS.get(name, STEPS)
+    measured = measure_order(ALL[name], LINEAR[process], oracle=MIXTURE, rule=RULES[rule], steps=steps)
     assert measured.order > ALL[name].order - 0.15, measured
 
 
@@ -80,7 +86,7 @@ def assert_weak_order(name: str, measured: OrderMeasurement) -> None:
 @pytest.mark.parametrize("name", WEAK)
 def test_weak_order_on_a_mixture(name: str, process: str, rule: str) -> None:
     """Expectations of moments and waves where the score is not linear."""
-    points = 13 if ALL[name].weak_order == 2 else 10
+    points = MORE_POINTS.get(name, 13 if ALL[name].weak_order == 2 else 10)
     steps = FEW_STEPS.get(name, (8, 16))
     measured = measure_weak_order_on_mixture(
         ALL[name], LINEAR[process], rule=SHORT[rule], steps=steps, log2_points=points
