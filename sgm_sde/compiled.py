@@ -51,7 +51,8 @@ def replay(program: Program, x: Tensor, model: BoundModel, noise: NoiseSource, k
     )
     score = model.score
     reading = (score.prediction, score.time_label, score.input_scale)  # how this score has its network read x and t
-    key = (program, reading, repr(model.sde), tuple(x.shape), x.dtype, x.device, signature)
+    process = model.sde if isinstance(model.sde, Hashable) else id(model.sde)  # the recording keeps it alive
+    key = (program, reading, process, tuple(x.shape), x.dtype, x.device, signature)
     known = _recordings.setdefault(model.score.net, {})
     if key not in known:
         static = map_leaves(lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
