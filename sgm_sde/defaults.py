@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from sgm_sde._checks import moment, whole
 from sgm_sde.grids import Grid, GridRule, rule
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.solvers import DPMSolver, Solver, UniPC, resolve
 
 FEW = 15  # network calls
@@ -61,6 +62,10 @@ def default_setting(
         t_start: where sampling starts, if it is given.
         t_end: where it ends, if it is given.
 
+    Raises:
+        TypeError: for something that is no process, or a time that is no number.
+        ValueError: for a budget that is no whole number of at least 1.
+
     Example:
         >>> import sgm_sde as sg
         >>> print(default_setting(sg.VPSDE(), 10))
@@ -68,13 +73,14 @@ def default_setting(
         >>> print(default_setting(sg.VPSDE()))
         unipc3 on Widening()
     """
+    require_sde(sde)
+    few = nfe is not None and whole("nfe", nfe) < FEW
+    times = [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
     if not sde.is_linear:
         return Setting("heun2")
 
     linear: Any = sde
-    given = [t for t in (t_start, t_end) if t is not None and 0 <= t <= sde.T]
-    if not all(math.isfinite(float(linear.log_snr(t))) for t in given):
+    if not all(math.isfinite(float(linear.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
-    few = nfe is not None and nfe < FEW
     adams = DPMSolver(4, singlestep=False, start="cold", lower_final=False)
     return Setting(adams if few else UniPC(3, lower_final=False), "widening")

@@ -359,8 +359,11 @@ def plan(
     final = _final(sde, final)
     if isinstance(solver, Setting) and grid is not None:
         raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
-    calls = nfe if steps is None else steps + 1 if isinstance(steps, int) else None
-    setting = default_setting(sde, calls, t_start, t_end) if solver is None else solver
+    setting: Solver | AdaptiveSolver | Setting | str
+    if solver is None:
+        setting = default_setting(sde, nfe if steps is None else whole("steps", steps) + 1, t_start, t_end)
+    else:
+        setting = solver
     if isinstance(setting, Setting):
         solver, grid = setting.solver, setting.grid if grid is None else grid
     else:

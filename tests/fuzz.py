@@ -109,7 +109,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "decode": (sg.decode, {"*score_fn": SCORE, "*sde": VP, "*z": X, "eps": None, "steps": 6, "data_std": 0.5}),
     "slerp": (sg.slerp, {"*a": X, "*b": X.flip(0), "*weight": 0.5}),
     "pilot": (sg.pilot, {"*score_fn": SCORE, "*sde": VP, "*shape": (3, 2), "nfe": 4, "seed": 0, "model_kwargs": None}),
-    "default_setting": (sg.default_setting, {"*sde": VP, "*t_start": None}),
+    "default_setting": (sg.default_setting, {"*sde": VP, "nfe": 10, "t_start": None, "t_end": None}),
     "VPSDE": (sg.VPSDE, {"beta_min": 0.1, "beta_max": 20.0, "T": 1.0, "eps": 1e-3}),
     "SubVPSDE": (sg.SubVPSDE, {"beta_min": 0.1, "beta_max": 20.0, "T": 1.0, "eps": 1e-3}),
     "CosineVPSDE": (sg.CosineVPSDE, {"T": 0.99, "eps": 1e-3}),

@@ -149,6 +149,8 @@ class ChannelMix(LinearOperator):
     def __init__(self, matrix: Tensor) -> None:
         if not isinstance(matrix, Tensor) or matrix.ndim != 2 or not matrix.is_floating_point():
             raise ValueError(f"matrix must be a floating-point tensor (m, C), got {matrix!r}")
+        if not matrix.isfinite().all():
+            raise ValueError(f"the entries of the matrix must be finite, got {matrix!r}")
         rank = int(torch.linalg.matrix_rank(matrix.double()))
         if rank < len(matrix):
             raise ValueError(f"the {len(matrix)} rows of the matrix must be independent, its rank is {rank}")

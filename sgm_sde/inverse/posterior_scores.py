@@ -263,7 +263,7 @@ class MMPS(PosteriorScore):
 
     def __init__(self, score: Score, measurement: Measurement, iterations: int = 5, linear_solver: str = "gcr") -> None:
         super().__init__(score, measurement)
-        require_count(iterations=iterations)
+        iterations = whole("iterations", iterations)
         if linear_solver not in ("gcr", "cg"):
             raise ValueError(f"linear_solver must be 'gcr' or 'cg', got {linear_solver!r}")
         self.iterations = self.vjps = iterations

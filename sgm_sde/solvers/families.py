@@ -642,7 +642,7 @@ class Restart(WrappedSolver):
         if not 0 < real("s_min", self.s_min) < real("s_max", self.s_max) < math.inf:
             raise ValueError(f"need 0 < s_min < s_max, got {self.s_min} and {self.s_max}")
         for name, value in (("rounds", self.rounds), ("n_steps", self.n_steps)):
-            whole(name, value)
+            object.__setattr__(self, name, whole(name, value))
 
     stochastic = True
     source = "Xu et al., 2023, arXiv:2306.14878"
