@@ -619,7 +619,7 @@ def test_samples_live_where_they_are_asked_for(name: str, device: str) -> None:
                 runs.append(sg.sample(plain, sde, (2, 3), solver=solver, steps=3, seed=0))
         for res in runs:
             assert res.x.device.type == device
-            assert bool(torch.isfinite(res.x).all())
+            assert res.x.is_meta or bool(torch.isfinite(res.x).all())
 
 
 @pytest.mark.parametrize("device", DEVICES)
