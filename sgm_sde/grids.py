@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, instead, moment, real, whole
+from sgm_sde._checks import described, instead, moment, number, real, whole
 from sgm_sde._shapes import on_host
 from sgm_sde._times import CLOSEST, ROUNDING, at_ends, same_time
 
@@ -251,9 +251,7 @@ class Widening(LogSNR):
 
     def __post_init__(self) -> None:
         for name in ("data_std", "first", "last", "largest"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value}")
+            object.__setattr__(self, name, number(name, getattr(self, name), above=0))
 
     def ends(self, sde: Any, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
         """First and last time of a grid of `steps` steps; a time given is kept."""
