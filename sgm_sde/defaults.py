@@ -20,7 +20,7 @@ class Setting:
 
     Args:
         solver: a solver or its name.
-        grid: a grid rule or its name; None for the process' own.
+        grid: a grid rule or its name; None for the solver's `default_grid`.
 
     Raises:
         ValueError: for unknown names.
@@ -41,7 +41,7 @@ class Setting:
         object.__setattr__(self, "grid", rule(grid) if isinstance(grid, str) else grid)
 
     def __str__(self) -> str:
-        return f"{self.solver.name} on {'the natural grid' if self.grid is None else repr(self.grid)}"
+        return f"{self.solver.name} on {'its default grid' if self.grid is None else repr(self.grid)}"
 
 
 def default_setting(

@@ -217,10 +217,11 @@ class Widening(LogSNR):
        \frac\sigma\alpha = \frac{s\,b}{(n+1)^2}\,\frac{r}{1 + r}, $$
 
     inside of the process' own [eps, T] and below `largest`, where $r$ is the first level in units of $s$. Few network
-    calls are spent where a sample takes shape; what is left out, the flow from T to the first level and from the last
-    one to eps, is of second order in the step size. A run of `sample` crosses the former by the linear part of the
-    flow, without a network call: the data estimate there is taken for 0, which moves a sample by about the distance
-    of the data's mean from 0 over the first level, in units of the data's standard deviation.
+    calls are spent where a sample takes shape. A run of `sample` goes from T to the first level by the linear part of
+    the flow, without a network call: the data estimate there is taken for 0, which moves a sample by about the
+    distance of the data's mean from 0 over the first level, in units of the data's standard deviation. Where `largest`
+    lies inside the process, that much remains at any number of steps, and so does what a network with a bias near pure
+    noise adds above it.
 
     Args:
         data_std: the scale s, about the standard deviation of the data.
