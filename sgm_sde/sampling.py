@@ -284,7 +284,8 @@ def sample(
         if noise == "path":
             source = _path(solver, program, sde, seeds)
         corrections = NoiseStream(seeds, "corrector", grid.times[0])
-        return source, solver.hooks(sde, grid, model, corrections, mean=final == "mean")
+        last_without_noise = final == "mean" or solver.ends_in_data
+        return source, solver.hooks(sde, grid, model, corrections, mean=last_without_noise)
 
     def first_bad_node() -> int | None:
         again = BoundModel(score, sde, ends, model_kwargs)
@@ -294,7 +295,8 @@ def sample(
         return None if finite(run.x).all() else run.nodes - 1
 
     source, hooks = randomness(model)
-    monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, final)
+    denoise = final == "denoise" and not solver.ends_in_data
+    monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, denoise)
     watch = Watch(sde, grid.times, score.prediction, x, guided=solver.guided)
 
     def on_output(x: Tensor, output: Tensor, t: float) -> None:
@@ -318,10 +320,10 @@ def sample(
                 grad=enable_grad,
             )
         end = run.x
-        if final == "denoise" and not monitor.stopped:
+        if denoise and not monitor.stopped:
             end = model.predict("data", end, grid.times[-1])
         monitor.finish(end)
-    implausible = watch.implausible(end, denoised=final == "denoise")
+    implausible = watch.implausible(end, denoised=denoise or solver.ends_in_data)
     status = _status(run.x, end, grid, run.nodes - 1, monitor.stopped, first_bad_node, implausible)
     if status.samples and status.time is None:
         _warn_implausible(status, 3)
@@ -539,6 +541,7 @@ def _make_grid(
     t_start: float | None,
     t_end: float | None,
 ) -> tuple[Solver, Grid]:
+    denoise = denoise and not solver.ends_in_data
     if isinstance(grid, str):
         grid = grids.rule(grid)
     if not isinstance(grid, GridRule | None):
@@ -555,7 +558,7 @@ def _make_grid(
     if steps is not None:
         steps = whole("steps", steps)
     else:
-        budget = whole("nfe", DEFAULT_NFE if nfe is None else nfe)
+        budget = whole("nfe", (solver.budget or DEFAULT_NFE) if nfe is None else nfe)
         solver, steps = solver.fit(budget - denoise)
         if steps < 1 and not (denoise and budget == 1):
             raise _too_small(budget, f"one step of {solver.name}", solver.nfe(1), denoise)
@@ -587,12 +590,12 @@ class _Monitor:
         callback: Callable[[StepInfo], bool | None] | None,
         progress: bool,
         trajectory: str | Sequence[float] | None,
-        final: str,
+        denoise: bool,
     ) -> None:
         self.grid, self.model, self.callback = grid, model, callback
         self.denoised: Tensor | None = None
         self.stopped = False
-        self.wanted, self.keep_end = _wanted(trajectory, grid, final == "denoise")
+        self.wanted, self.keep_end = _wanted(trajectory, grid, denoise)
         self.kept: list[Tensor] = []
         self.kept_times: list[float] = []
         self.bar = _bar(progress, grid.steps, name, "step")

@@ -134,7 +134,8 @@ class SolverScheduler:
         called = [stage.t for stage in self._program.stages if stage.evaluate]
         if called and not self._program.stages[0].evaluate:
             raise ValueError(f"{solver.name} calls the network first at a state of its own: use sample()")
-        called += [placed.times[-1]] * denoise
+        self._denoise = denoise and not solver.ends_in_data
+        called += [placed.times[-1]] * self._denoise
         if budget is None and num_inference_steps not in (None, len(called)):
             raise ValueError(f"the given grid takes {len(called)} network calls, got {num_inference_steps=}")
         labels = self._says.time_label(torch.tensor(called, dtype=torch.float64))
@@ -193,7 +194,7 @@ class SolverScheduler:
 
     def _inside_out(self, x: Tensor, noise: NoiseStream) -> Generator[tuple[Tensor, Tensor], Tensor, Tensor]:
         run = yield from stages(self._program, x, self._model, noise)
-        if self.final != "denoise":
+        if not self._denoise:
             return run.x
         end = self._ends[1]
         output = yield run.x, self._model.times([end], run.x)[0]

@@ -39,6 +39,8 @@ class Solver(ABC):
         prediction: what `evaluate` returns: `"data"`, `"noise"`, `"score"` or `"drift"`.
         nfe_per_step: network calls a step.
         guided: whether something besides network and noise, such as a measurement, moves the states.
+        ends_in_data: whether the last state is the sample itself, so that nothing is left to denoise.
+        budget: the one number of network calls that it is made for, None for any.
         source: authors, year, arXiv number.
 
     Example:
@@ -55,6 +57,16 @@ class Solver(ABC):
     """
 
     guided: ClassVar[bool] = False
+
+    @property
+    def ends_in_data(self) -> bool:
+        """Whether the last state is the sample itself, so that nothing is left to denoise."""
+        return False
+
+    @property
+    def budget(self) -> int | None:
+        """The one number of network calls that it is made for; None for any."""
+        return None
 
     @property
     @abstractmethod
@@ -237,9 +249,20 @@ class WrappedSolver(Solver):
         return self.solver.nfe_per_step
 
     @property
+    def ends_in_data(self) -> bool:
+        """The solver's."""
+        return self.solver.ends_in_data
+
+    @property
     def grids(self) -> tuple[str, ...]:
         """The solver's."""
         return self.solver.grids
+
+    def default_grid(
+        self, sde: SDE, steps: int | None = None, t_start: float | None = None, t_end: float | None = None
+    ) -> GridRule:
+        """The solver's."""
+        return self.solver.default_grid(sde, steps, t_start, t_end)
 
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps: the solver's."""
@@ -307,6 +330,7 @@ class AdaptiveSolver(ABC):
     """
 
     stochastic: bool = False
+    ends_in_data: bool = False
     takes_steps: bool = False
     least_calls: int = 1
 
