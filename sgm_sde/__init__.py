@@ -19,6 +19,7 @@ from sgm_sde.diagnosis import ImplausibleWarning, TrainModeWarning
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.grids import Grid
+from sgm_sde.identity import from_spec, spec
 from sgm_sde.latent import LatentBound, LatentScoreModel, MixedNoise
 from sgm_sde.likelihood import LogProbResult, bits_per_dim, ddpm_bound, decode, elbo, encode, log_prob, slerp
 from sgm_sde.likelihood.joint import joint_log_prob, velocity_bound
@@ -216,6 +217,7 @@ __all__ = [
     "from_joint_denoiser",
     "from_noise",
     "from_score",
+    "from_spec",
     "from_velocity",
     "from_velocity_noise",
     "from_velocity_score",
@@ -232,6 +234,7 @@ __all__ = [
     "sample",
     "slerp",
     "solvers",
+    "spec",
     "time_labels",
     "velocity_bound",
 ]

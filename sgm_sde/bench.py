@@ -29,7 +29,7 @@ from sgm_sde import distributed
 from sgm_sde._checks import whole
 from sgm_sde._files import parse_json, reading
 from sgm_sde.defaults import Setting
-from sgm_sde.identity import checksum, fingerprint, spec
+from sgm_sde.identity import checksum, fingerprint, portable, spec
 from sgm_sde.metrics.features import Extractor, load_extractor, to_uint8
 from sgm_sde.metrics.frechet import gaussian_frechet, moments
 from sgm_sde.metrics.kernel import LEAST, kernel_distance
@@ -44,7 +44,7 @@ from sgm_sde.store import Store, versions, write_atomically
 from sgm_sde.team import Team
 
 Entry = Setting | Solver | AdaptiveSolver | None  # what `sample(solver=...)` takes; None for its default
-FORMAT = "sgm_sde bench 2"
+FORMAT = "sgm_sde bench 3"
 NFE = (5, 6, 8, 10, 15, 20, 35, 50)
 SOLVERS = ("default", "ddim", "dpm++2m", "dpm++3m", "unipc3", "deis3", "heun", "ancestral", "sde-dpm++2m")
 SHIPPED = {  # features, reference, baseline
@@ -106,9 +106,9 @@ class BenchResult:
 
     Attributes:
         protocol: what all numbers depend on, as JSON values: model, process, n, features, reference, versions, ...
-        rows: one for each solver, budget and seed: `solver`, `definition`, `budget`, `nfe` (calls for a batch), `rows`
-            (samples that the network has seen in all), `seed`, `images` (their SHA-256), `metrics` by name, and `note`,
-            which says why where there are none.
+        rows: one for each solver, budget and seed: `solver`, `definition` (the specs of solver and grid), `budget`,
+            `nfe` (calls for a batch), `rows` (samples that the network has seen in all), `seed`, `images` (their
+            SHA-256), `metrics` by name, and `note`, which says why where there are none.
         baseline: the same metrics of other real data, with their `name`, `hash` and `n`; empty without any.
     """
 
@@ -149,7 +149,7 @@ class BenchResult:
 
 # The fields of a file of results, and their types.
 ROW = {
-    "solver": str, "definition": str, "budget": int, "nfe": int, "rows": int, "seed": int, "images": str,
+    "solver": str, "definition": dict, "budget": int, "nfe": int, "rows": int, "seed": int, "images": str,
     "metrics": dict, "note": str,
 }  # fmt: skip
 PROTOCOL = {
@@ -316,13 +316,14 @@ class _Cell:
     budget: int
     seed: int
 
-    def identify(self, model: Model) -> tuple[str, str]:
-        """A name that no other cell has, and what the solver is."""
+    def identify(self, model: Model) -> tuple[str, dict[str, Any]]:
+        """A name that no other cell has, and the specs of solver and grid."""
         solver, grid, program = plan(model.sde, self.solver, nfe=self.budget)
+        definition = {"solver": portable(spec(solver)), "grid": portable(spec(grid))}
         table = "" if program is None else program.to_json()
-        identity = checksum([spec(solver), table])[:16]
+        identity = checksum([definition["solver"], table])[:16]
         slug = re.sub(r"[^A-Za-z0-9_+.-]", "-", self.label)
-        return f"cell-{slug}-nfe{self.budget}-seed{self.seed}-{identity}", f"{solver!r} on {grid!r}"
+        return f"cell-{slug}-nfe{self.budget}-seed{self.seed}-{identity}", definition
 
 
 @dataclass(frozen=True)
@@ -366,7 +367,7 @@ class _Run:
         try:
             name, definition = cell.identify(self.model)
         except ValueError as error:  # a budget too small for one step, a grid that the process does not have
-            return row | {"definition": "", "nfe": 0, "rows": 0, "images": "", "metrics": {}, "note": str(error)}
+            return row | {"definition": {}, "nfe": 0, "rows": 0, "images": "", "metrics": {}, "note": str(error)}
         found = shards.kept(name, lambda: self.draw(cell, samples / name, team))
         if not keep_samples:  # only now: what is measured is kept
             shutil.rmtree(samples / name, ignore_errors=True)

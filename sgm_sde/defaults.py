@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgm_sde._checks import moment, whole
+from sgm_sde._value import Value
 from sgm_sde.grids import Grid, GridRule, rule
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.solvers import DPMSolver, Solver, UniPC, resolve
@@ -15,7 +16,7 @@ FEW = 15  # network calls
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(Value):
     """A solver and the grid rule it goes with, which `sample(solver=...)` takes in a solver's place.
 
     Args:

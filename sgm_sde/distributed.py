@@ -38,7 +38,7 @@ from sgm_sde.defaults import Setting
 from sgm_sde.diagnosis import ImplausibleWarning
 from sgm_sde.engine.noise import SampleSeeds, resolve_seeds
 from sgm_sde.grids import Grid, GridRule
-from sgm_sde.identity import fingerprint, outputs, spec
+from sgm_sde.identity import fingerprint, outputs, portable, spec
 from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.models import Model, load_model
 from sgm_sde.scores import PerSample
@@ -156,7 +156,7 @@ def sample(
         settings = {
             **_common(model, n, batch, size, seed, team, classes),
             "command": "sample",
-            "solver": spec(chosen),
+            "solver": portable(spec(chosen)),
             "steps": steps if program is None else program.steps,
             "nfe": nfe,
             "final": final,
@@ -265,8 +265,8 @@ def likelihood(
             "data_range": list(data_range),
             "repeats": repeats,
             "importance": importance,
-            "dequantize": spec(dequantize),
-            **{name: spec(value) for name, value in options.items()},
+            "dequantize": portable(spec(dequantize)),
+            **{name: portable(spec(value)) for name, value in options.items()},
         }
 
         def work(first: int, last: int) -> Shard:
@@ -593,12 +593,13 @@ def _common(
 
 def identity(model: Model, team: Team, classes: Sequence[int] | None) -> dict[str, Any]:
     """What tells one network and process from others: weights, what the score is made of, and what it does."""
+    score = portable(model.score.spec())
     return {
         "model": model.name,
         "weights": model.weights,
-        "score": spec(model.score),
+        "sde": score.pop("sde"),
+        "score": score,
         "outputs": outputs(model.score, model.shape, labels=classes, device=team.device),
-        "sde": spec(model.sde),
     }
 
 

@@ -23,13 +23,14 @@ from torch import Tensor
 from sgm_sde._checks import described, instead, moment, number, real, whole
 from sgm_sde._shapes import on_host
 from sgm_sde._times import CLOSEST, ROUNDING, at_ends, same_time
+from sgm_sde._value import Value
 
 if TYPE_CHECKING:
     from sgm_sde.processes import SDE
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Value):
     """Strictly decreasing times, the first where sampling starts and the last where it ends.
 
     Neighbours that differ by no more than eight units in the last place of float32 are one time, such as the joint of
@@ -107,7 +108,7 @@ class Grid:
         return f"Grid({', '.join(shown)})"
 
 
-class GridRule(ABC):
+class GridRule(Value, ABC):
     """A way to place `steps + 1` times between the start and the end of sampling.
 
     Attributes:

@@ -1,114 +1,481 @@
 """The identity of values: what tells one process, solver or network from another, as JSON.
 
-Runs compare it before they go on in a folder. It rests on what a value does and not on its code or its address: on its
-fields, on the coefficients of a process on a fixed grid of times, on the weights that a score reaches, and on its
-outputs at a few fixed states and times. Numbers that were measured are compared with a tolerance.
+Whatever compares, stores or quotes settings does it by `spec`: stores of results, benchmarks, fitted solvers. `repr` is
+for people and may leave things out. A spec rests on what a value is made of and not on its address: on its fields, on
+the values of functions of time on a fixed grid, on the weights that a score reaches. Numbers that were measured are
+compared with a tolerance, so that a run goes on on another machine.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._files import parse_json
 from sgm_sde._shapes import on_host
+from sgm_sde._value import Value
+from sgm_sde.engine.program import Program
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.score import Score
 
-LONGEST = 32  # sequences of more numbers are told apart by their checksum
+LONGEST = 32  # numbers of a sequence that a store's settings spell out; longer ones are told apart by their checksum
+WRITTEN_OUT = 4096  # numbers of a tensor that a spec holds, and not only their checksum
+DEEPEST = 24  # objects within objects
 TIMES = 5  # at which a score is measured
 ROWS = 4  # states at each of them
 COEFFICIENTS = 1e-9  # within which the coefficients of a process agree, of their largest
 OUTPUTS = {torch.float64: 1e-3, torch.float32: 1e-3}  # within which outputs agree, by the network's dtype
 HALF = 3e-2  # the same for float16 and bfloat16
 
+# Times at which a solver's function of time is fingerprinted, whatever the process: 1e-5 to 100.
+FUNCTION_TIMES = tuple(10.0 ** (-5 + 7 * k / 64) for k in range(65))
+# Keys that say of what kind a JSON object is; a mapping with one of them is written as pairs.
+MARKS = (
+    "class",
+    "function",
+    "float",
+    "complex",
+    "dtype",
+    "device",
+    "path",
+    "tensor",
+    "set",
+    "mapping",
+    "above",
+    "type",
+)
+
 
 def spec(value: Any) -> Any:
-    """The identity of a value as JSON values.
+    """The identity of a value as JSON values: total, the same in another process, different for different values.
 
-    A process, solver, grid or other object is its class with its fields; a process, its coefficients on a grid of times
-    besides, and these alone tell its functions of time; a network is the checksum of its weights; a tensor, or a long
-    table, that of its contents. A function is its name: what it does is measured where it is used.
+    A process, solver, corrector, grid or other object is its class with its fields; a function of time, its values on a
+    fixed grid; a network, the checksum of its weights; another function, the checksum of its code and of what it closes
+    over. `from_spec` makes the value again where all of it is numbers, texts and values of such.
 
     Example:
         >>> import sgm_sde as sg
         >>> spec(sg.grids.Karras(rho=5.0))
-        {'class': 'Karras', 'rho': 5.0}
+        {'class': 'grids.Karras', 'rho': 5.0}
         >>> a, b = (sg.LinearSDE.from_schedule(lambda t: 1 - t, lambda t: t, T=0.9) for _ in range(2))
         >>> a == b, spec(a) == spec(b)
         (False, True)
     """
-    return _spec(value, ())
+    return _Writer().write(value, ())
 
 
-def _spec(value: Any, above: tuple[int, ...]) -> Any:
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, torch.dtype | torch.device | Path | complex):
-        return str(value)
-    if id(value) in above:
-        return {"class": type(value).__qualname__}
-    within = (*above, id(value))
+def from_spec(data: Any) -> Any:
+    """The value of a spec: a process, solver, corrector, grid, setting, tableau or program.
 
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        tensor = torch.as_tensor(value)
-        return {"shape": list(tensor.shape), "dtype": str(tensor.dtype), "sha256": fingerprint({"": tensor})}
-    if isinstance(value, Mapping):
-        return {str(key): _spec(item, within) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_spec(item, within) for item in value]
+    Args:
+        data: what `spec` returned, or its JSON text.
+
+    Raises:
+        ValueError: for what is no spec of such a value, or of one that holds a function or a network, with the place.
+
+    Example:
+        >>> import json
+        >>> import sgm_sde as sg
+        >>> solver = sg.PredictorCorrector(sg.ReverseDiffusion(), sg.Langevin(snr=0.16))
+        >>> from_spec(json.dumps(solver.spec())) == solver
+        True
+    """
+    if isinstance(data, str | bytes):
+        data = parse_json(data)
+    if not isinstance(data, dict) or "class" not in data:
+        raise ValueError(f"the spec of a value is a JSON object with its class, got {str(data)[:200]}")
+    return _read(data, "the value")
+
+
+def portable(known: Any) -> Any:
+    """A spec as stores compare it: without what another version of Python changes, and with checksums of long tables.
+
+    Bytecode tells functions apart here and now. Where runs are compared, what a network does is measured besides.
+
+    Example:
+        >>> portable({"class": "Table", "times": [0.5] * 40, "code": "1f"})["times"]["length"]
+        40
+    """
+    if isinstance(known, dict):
+        return {key: portable(item) for key, item in known.items() if key != "code"}
+    if isinstance(known, list):
+        items = [portable(item) for item in known]
         return {"length": len(items), "sha256": checksum(items)} if len(items) > LONGEST else items
-    if isinstance(value, set | frozenset):
-        return sorted((_spec(item, within) for item in value), key=json.dumps)
-    if isinstance(value, nn.Module):
-        return {"class": type(value).__qualname__, "weights": weights(value)}
-    if isinstance(value, functools.partial):
-        return {"function": _spec(value.func, within), "given": _spec([value.args, value.keywords], within)}
-    if isinstance(value, Score):
-        plain = {name: item for name, item in _fields(value).items() if name not in ("net", "sde")}
-        return {"class": type(value).__qualname__, "net": _name(value.net)} | _spec(plain, within)
-    if isinstance(value, type | FunctionType | BuiltinFunctionType | MethodType):
-        return {"function": value.__qualname__}
-
-    known: dict[str, Any] = {"class": type(value).__qualname__}
-    for name, item in _fields(value).items():
-        if isinstance(value, SDE) and _is_function(item):
-            continue  # its values tell it
-        known[name] = _spec(item, within)
-    if isinstance(value, SDE):
-        known["coefficients"] = coefficients(value)
     return known
 
 
-def _name(net: Any) -> str:
-    return str(getattr(net, "__qualname__", type(net).__qualname__))
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+class _Writer:
+    """One spec in the making; a function that is met twice in it is written out once."""
+
+    def __init__(self) -> None:
+        self.functions: set[int] = set()
+
+    def write(self, value: Any, above: tuple[int, ...]) -> Any:
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, float):
+            return _number(value)
+        if isinstance(value, np.generic):
+            return self.write(value.item(), above)
+        plain = _plain(value)
+        if plain is not None:
+            return plain
+        if id(value) in above:
+            return {"above": len(above) - above.index(id(value))}
+        if len(above) > DEEPEST:
+            return {"type": class_name(type(value))}
+        within = (*above, id(value))
+
+        if isinstance(value, Tensor | np.ndarray):
+            return self.tensor(torch.as_tensor(value))
+        if isinstance(value, Mapping):
+            return self.mapping(value, within)
+        if isinstance(value, list | tuple):
+            return [self.write(item, within) for item in value]
+        if isinstance(value, set | frozenset):
+            return {"set": sorted((self.write(item, within) for item in value), key=json.dumps)}
+        if isinstance(value, Score):
+            return self.score(value, within)
+        if isinstance(value, nn.Module):
+            return self.module(value, within)
+        if isinstance(value, functools.partial):
+            given = self.write([value.args, value.keywords], within)
+            return {"function": "functools:partial", "of": self.write(value.func, within), "given": given}
+        if isinstance(value, MethodType):
+            return {"function": value.__func__.__qualname__, "of": self.write(value.__self__, within)}
+        if isinstance(value, type):
+            return {"type": class_name(value)}
+        if isinstance(value, FunctionType | BuiltinFunctionType):
+            return self.function(value, within)
+        if isinstance(value, ModuleType):
+            return {"type": value.__name__}
+        return self.object(value, within)
+
+    def tensor(self, value: Tensor) -> dict[str, Any]:
+        about: dict[str, Any] = {"shape": list(value.shape), "dtype": str(value.dtype)}
+        if value.numel() > WRITTEN_OUT or value.is_complex():
+            return {"tensor": about | {"sha256": fingerprint({"": value})}}
+        numbers = value.detach().cpu().reshape(-1).tolist()
+        return {"tensor": about | {"values": [_number(v) if isinstance(v, float) else v for v in numbers]}}
+
+    def mapping(self, value: Mapping[Any, Any], above: tuple[int, ...]) -> dict[str, Any]:
+        if all(isinstance(key, str) and key not in MARKS for key in value):
+            return {key: self.write(item, above) for key, item in value.items()}
+        return {"mapping": [[self.write(key, above), self.write(item, above)] for key, item in value.items()]}
+
+    def object(self, value: Any, above: tuple[int, ...]) -> dict[str, Any]:
+        """The class with the fields; a process' functions are in its coefficients."""
+        kind = type(value)
+        known: dict[str, Any] = {"class": class_name(kind)}
+        code: list[Any] = [] if _ours(kind) else [self.class_code(kind, above)]
+        for name, item in _fields(value).items():
+            if isinstance(value, SDE) and _is_function(item):
+                code.append(self.write(item, above))
+            elif name == "eta" and callable(item):
+                known[name] = self.function_of_time(item, above)
+            else:
+                known[name] = self.write(item, above)
+        if isinstance(value, SDE) and code:
+            known["coefficients"] = coefficients(value)
+        if code:
+            known["code"] = checksum(code)
+        return known
+
+    def score(self, value: Score, above: tuple[int, ...]) -> dict[str, Any]:
+        """What the network predicts, how it is asked, and the network or the scores inside."""
+        kind = type(value)
+        known: dict[str, Any] = {"class": class_name(kind), "sde": self.write(value.sde, above)}
+        inner = [name for name, item in _fields(value).items() if _holds_score(item)]
+        if not inner:
+            known["net"] = self.network(value.net, above)
+        for name, item in _fields(value).items():
+            if name in ("net", "sde"):
+                continue
+            if name in ("time_label", "input_scale") and item is not None:
+                known[name] = self.function_of_times(item, value.sde, above)
+            else:
+                known[name] = self.write(item, above)
+        for name in inner:  # on the same process
+            for part in known[name] if isinstance(known[name], list) else [known[name]]:
+                part.pop("sde", None)
+        known["dtype"] = self.write(value.dtype, above)
+        if not _ours(kind):
+            known["code"] = checksum(self.class_code(kind, above))
+        return known
+
+    def network(self, net: Any, above: tuple[int, ...]) -> dict[str, Any]:
+        """A network of any kind, with the checksum of the weights that it reaches."""
+        known: dict[str, Any] = self.write(net, above)
+        return known if isinstance(net, nn.Module) else known | {"weights": weights(net)}
+
+    def module(self, net: nn.Module, above: tuple[int, ...]) -> dict[str, Any]:
+        parts = []
+        for name, part in net.named_modules():
+            options = {k: v for k, v in vars(part).items() if k[0] != "_" and k != "training" and _is_option(v)}
+            kind = type(part)
+            parts.append([name, class_name(kind), self.write(options, above), self.class_code(kind, above)])
+        return {"class": class_name(type(net)), "weights": weights(net), "code": checksum(parts)}
+
+    def function(self, value: Any, above: tuple[int, ...]) -> dict[str, Any]:
+        known = {"function": _qualified(value)}
+        if not isinstance(value, FunctionType) or id(value) in self.functions:
+            return known
+        self.functions.add(id(value))
+        if found := weights(value):
+            known["weights"] = found
+        return known | {"code": checksum(self.code(value, above))}
+
+    def code(self, function: FunctionType, above: tuple[int, ...]) -> list[Any]:
+        """What a function does and with what: bytecode, defaults, what it closes over and what it names."""
+        held = []
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                held.append([name, self.write(cell.cell_contents, above)])
+            except ValueError:  # not set yet
+                held.append([name, None])
+        for name in _globals(function.__code__):
+            item = function.__globals__.get(name)
+            own = isinstance(item, FunctionType) and item.__module__ == function.__module__
+            if own or _is_option(item) or isinstance(item, Tensor | np.ndarray | nn.Module | Value):
+                held.append([name, self.write(item, above)])
+        defaults = [function.__defaults__, function.__kwdefaults__]
+        return [_bytecode(function.__code__), self.write(defaults, above), held]
+
+    def class_code(self, kind: type, above: tuple[int, ...]) -> list[Any]:
+        """Methods and options of a class that is written outside of this package, and of its bases out there."""
+        found = []
+        for base in kind.__mro__:
+            if base.__module__.split(".")[0] in ("sgm_sde", "torch", "builtins", "abc", "typing", "numpy"):
+                continue
+            for name, item in sorted(vars(base).items()):
+                item = getattr(item, "__func__", item.fget if isinstance(item, property) else item)
+                known = isinstance(item, FunctionType | BuiltinFunctionType | Tensor | Value) or _is_option(item)
+                if known and name not in ("__module__", "__doc__", "__firstlineno__"):
+                    found.append([name, self.write(item, above)])
+        return found
+
+    def function_of_time(self, function: Callable[[float], Any], above: tuple[int, ...]) -> dict[str, Any]:
+        """A solver's function of a time."""
+
+        def at(t: float) -> float:
+            try:
+                return float(function(t))
+            except Exception:  # anyone's function, at times that it is not made for
+                return math.nan
+
+        known: dict[str, Any] = self.write(function, above)
+        return known | {"values": measured([[at(t) for t in FUNCTION_TIMES]], COEFFICIENTS)}
+
+    def function_of_times(self, function: Callable[[Tensor], Tensor], sde: SDE, above: tuple[int, ...]) -> Any:
+        """A score's function of times (B,)."""
+        known: dict[str, Any] = self.write(function, above)
+        try:
+            values = torch.as_tensor(function(on_host(times_of(sde, 9)))).detach().double().reshape(-1).tolist()
+        except Exception:  # anyone's function, as above
+            values = []
+        return known | {"values": measured([values], COEFFICIENTS)}
+
+
+def _number(value: float) -> Any:
+    return value + 0.0 if math.isfinite(value) else {"float": str(float(value))}
+
+
+def _plain(value: Any) -> dict[str, str] | None:
+    """Values that a text tells, with what kind of text it is."""
+    if isinstance(value, complex):
+        return {"complex": str(value)}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    if isinstance(value, Path):
+        return {"path": str(value)}
+    if isinstance(value, bytes):
+        return {"type": f"bytes of sha256 {hashlib.sha256(value).hexdigest()}"}
+    return None
+
+
+def class_name(kind: type) -> str:
+    """The name of a class in a spec: that of its package here and its own, or module and name of someone else's."""
+    package, *rooms = kind.__module__.split(".")
+    if package == "sgm_sde":
+        return f"{rooms[0]}.{kind.__qualname__}" if rooms else kind.__qualname__
+    module = "__main__" if kind.__module__ == "__mp_main__" else kind.__module__
+    return f"{module}:{kind.__qualname__}"
+
+
+def _ours(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "sgm_sde"
+
+
+def _qualified(function: Any) -> str:
+    module = "__main__" if function.__module__ == "__mp_main__" else function.__module__
+    return f"{module}:{function.__qualname__}"
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """What an object is made of, by name."""
+    """What an object is made of, by name; numbers declared as floats are floats."""
     if is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in fields(value) if field.compare}
+        return {field.name: _floats(field.type, getattr(value, field.name)) for field in fields(value)}
     try:
-        return {name: item for name, item in vars(value).items() if not name.startswith("_")}
+        named = {name: item for name, item in vars(value).items() if not name.startswith("_")}
     except TypeError:  # slots, or an extension's object
-        return {}
+        named = {}
+    return named | value._held() if isinstance(value, Value) else named
+
+
+def _floats(kind: Any, value: Any) -> Any:
+    """The value with its whole numbers as floats, where the annotation of its field has floats only."""
+    kind = str(kind)
+    if kind == "Terms":
+        return tuple((j, float(c) if isinstance(c, int) else c) for j, c in value)
+    if ("float" not in kind and kind != "NoiseLevel") or "int" in kind:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return tuple(_floats(kind, item) for item in value) if isinstance(value, tuple) else value
 
 
 def _is_function(value: Any) -> bool:
     return callable(value) and not isinstance(value, nn.Module)
+
+
+def _is_option(value: Any) -> bool:
+    if isinstance(value, tuple | list | frozenset):
+        return all(map(_is_option, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _holds_score(value: Any) -> bool:
+    return isinstance(value, Score) or (isinstance(value, tuple) and bool(value) and isinstance(value[0], Score))
+
+
+def _bytecode(code: CodeType) -> list[Any]:
+    constants = [_bytecode(c) if inspect.iscode(c) else _constant(c) for c in code.co_consts]
+    return [code.co_code.hex(), constants, list(code.co_names), list(code.co_varnames)]
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, frozenset):
+        return str(sorted(map(_constant, value)))
+    return f"({', '.join(map(_constant, value))})" if isinstance(value, tuple) else repr(value)
+
+
+def _globals(code: CodeType) -> list[str]:
+    """Names that a function looks up in its module, those of functions inside it too."""
+    names = [one.argval for one in dis.get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    inner = [name for constant in code.co_consts if inspect.iscode(constant) for name in _globals(constant)]
+    return list(dict.fromkeys([*names, *inner]))
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _read(data: Any, where: str) -> Any:
+    if isinstance(data, float) and not math.isfinite(data):
+        raise ValueError(f"{where} must be made of JSON values, got {data!r}")
+    if data is None or isinstance(data, bool | int | float | str):
+        return data
+    if isinstance(data, list):
+        return tuple(_read(item, f"{where}[{i}]") for i, item in enumerate(data))
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} must be made of JSON values, got {data!r}")
+    try:
+        if "class" in data:
+            return _object(data, where)
+        if "mapping" in data:
+            return {_read(key, where): _read(item, where) for key, item in data["mapping"]}
+        if "set" in data:
+            return frozenset(_read(item, where) for item in data["set"])
+        if "tensor" in data and "values" in data["tensor"]:
+            return _tensor(data["tensor"], where)
+        for mark, make in _MAKERS.items():
+            if mark in data:
+                return make(data[mark])
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{where} is not the spec of a value: {error}") from error
+    if any(mark in data for mark in MARKS):
+        raise ValueError(f"{where} is {next(m for m in MARKS if m in data)} only by its fingerprint: give it anew")
+    return {key: _read(item, f"{where}.{key}") for key, item in data.items()}
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise TypeError(f"{name!r} is no dtype")
+    return found
+
+
+_MAKERS: dict[str, Callable[[str], Any]] = {
+    "float": float, "complex": complex, "dtype": _dtype, "device": torch.device, "path": Path,
+}  # fmt: skip
+
+
+def _tensor(data: Mapping[str, Any], where: str) -> Tensor:
+    values = [_read(v, where) for v in data["values"]]
+    return torch.tensor(values, dtype=_dtype(data["dtype"].removeprefix("torch."))).reshape(data["shape"])
+
+
+def _object(data: Mapping[str, Any], where: str) -> Value:
+    kind = _class_of(data["class"], where)
+    if kind is Program:
+        return Program.from_json(json.dumps(_without_classes(data, "engine.Stage", "engine.Program", "engine.Matrix")))
+    given = {key: _read(item, f"{where}.{key}") for key, item in data.items() if key not in ("class", "code")}
+    taken = inspect.signature(kind).parameters
+    made = kind(**{key: item for key, item in given.items() if key in taken})
+    if spec(made) != data:
+        raise ValueError(f"{where} is no {data['class']} of this version: made anew it is {spec(made)}, not {data}")
+    return made
+
+
+def _class_of(name: Any, where: str) -> type[Value]:
+    """The class of values that has a name."""
+    known = _classes()
+    if isinstance(name, str) and name not in known:
+        room = f"sgm_sde.{name.partition('.')[0]}"
+        if room.replace(".", "").replace("_", "").isalnum() and find_spec(room) is not None:
+            import_module(room)
+        known = _classes()
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"{where} is of a class that is not known here: {name!r}")
+    return known[name]
+
+
+def _classes() -> dict[str, type[Value]]:
+    """All classes of values that are defined by now, by name."""
+    found: dict[str, type[Value]] = {}
+    waiting: list[type[Value]] = [Value]
+    while waiting:
+        kind = waiting.pop()
+        found[class_name(kind)] = kind
+        waiting += kind.__subclasses__()
+    return found
+
+
+def _without_classes(data: Any, *names: str) -> Any:
+    if isinstance(data, list):
+        return [_without_classes(item, *names) for item in data]
+    if not isinstance(data, dict):
+        return data
+    return {k: _without_classes(v, *names) for k, v in data.items() if not (k == "class" and v in names)}
 
 
 def checksum(value: Any) -> str:
@@ -131,7 +498,10 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 def measured(rows: Sequence[Sequence[float]], within: float) -> dict[str, Any]:
     """Numbers that another machine may round differently, as JSON values; rows are of numbers of one size."""
-    return {"values": [[_spec(float(v), ()) for v in row] for row in rows], "within": within}
+    return {
+        "values": [[v + 0.0 if math.isfinite(v) else str(v) for v in map(float, row)] for row in rows],
+        "within": within,
+    }
 
 
 def disagreement(there: Any, now: Any) -> float | None:

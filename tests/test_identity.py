@@ -6,18 +6,26 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde import distributed, identity
+from sgm_sde._value import Value
 from sgm_sde.bench import bench
-from sgm_sde.identity import disagreement, measured, spec, weights
+from sgm_sde.engine.adaptive import Controller
+from sgm_sde.engine.matrix import Matrix
+from sgm_sde.identity import class_name, disagreement, from_spec, measured, portable, spec, weights
+from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.models import Model
 from tests.forks import ENV, ROOT
 
@@ -234,3 +242,261 @@ def test_weights_are_found_wherever_they_are() -> None:
 
 
 GLOBAL = Net(0)
+
+
+# --- specs -----------------------------------------------------------------------------------------------------------
+
+MASK = sg.inverse.Mask(torch.tensor([True, False, True]))
+SEEN = sg.inverse.Measurement(MASK, torch.tensor([0.5, 0.0, 0.1]))
+RATE = sg.MatrixSDE.from_rate(
+    A=[[0, 4], [-1, -4]], D=[[0, 0], [0, 8**0.5]], prior_covariance=[[1, 0], [0, 0.25]],
+    initial_covariance=[[0, 0], [0, 0.01]],
+)  # fmt: skip
+VALUES: list[Any] = [
+    sg.VPSDE(), sg.SubVPSDE(), sg.CosineVPSDE(), sg.VESDE(), sg.EDMSDE(), sg.RectifiedFlowSDE(), sg.CLD(), RATE,
+    sg.DiscreteVPSDE([1e-4, 1e-3, 0.02]), sg.DiscreteVESDE([10.0, 1.0, 0.1]),
+    *dict(sg.solvers()).values(), *dict(sg.solvers().adaptive).values(),
+    sg.SSCS(), sg.GDDIM(), sg.Adaptive(sg.DOPRI5, controller=Controller(safety=0.8)),
+    sg.SciPy("RK45"), sg.TorchDiffEq("dopri5"), sg.TorchSDE("euler"),
+    sg.Langevin(), sg.VelocityLangevin(), sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), "CP"),
+    sg.inverse.Replacement(sg.DDIM(), SEEN), sg.inverse.RePaint(sg.DDIM(), SEEN), sg.inverse.DPS(sg.DDIM(), SEEN),
+    MASK, SEEN, sg.inverse.BlockAverage(2), sg.inverse.Blur(torch.ones(3, 3) / 9),
+    sg.inverse.ChannelMix(torch.tensor([[0.5, 0.5]])),
+    *sg.grids.RULES.values(), sg.grids.Table((0.1, 0.2)), sg.grids.Grid([1.0, 0.5]), Stretched(), sg.HEUN2, sg.DOP853,
+    sg.Setting("ddim", "karras"), sg.Setting("ddim"), sg.default_setting(sg.VPSDE()),
+    sg.PilotResult([(sg.Setting("ddim"), 0.1), (sg.Setting("heun", "karras"), 0.2)], 1e-3, 10, ["short"]),
+    sg.DDIM(eta=1.0).compile(SDE, sg.grids.Grid([1.0, 0.5, 0.1])),
+    sg.SSCS().compile(sg.CLD(), sg.grids.Grid([1.0, 0.5])), Matrix(((1.0, 0.0), (0.0, 2.0))), Controller(),
+]  # fmt: skip
+
+
+def alike(a: Any, b: Any) -> bool:
+    """Equal in all that the values are made of."""
+    if isinstance(a, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(alike, a, b))
+    if type(a) is not type(b) or not isinstance(a, Value):
+        return bool(a == b)
+    names = [f.name for f in fields(a)] if is_dataclass(a) else [n for n in vars(a) if n[0] != "_"]
+    return all(alike(getattr(a, n), getattr(b, n)) for n in names)
+
+
+def text(value: object) -> str:
+    return json.dumps(spec(value), sort_keys=True, allow_nan=False)
+
+
+def test_every_class_is_tried() -> None:
+    """All processes, solvers, correctors, grids and operators of this package, those apart that are functions."""
+    seen = {part for value in VALUES for part in type(value).__mro__}
+    waiting: list[type] = [sg.SDE, sg.Solver, sg.AdaptiveSolver, sg.Corrector, sg.grids.GridRule, sg.inverse.Operator]
+    missing = []
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        final = not (getattr(kind, "__abstractmethods__", None) or kind.__subclasses__())
+        if kind.__module__.startswith("sgm_sde.") and final and kind not in seen:
+            missing.append(class_name(kind))
+    assert sorted({name for name in missing if "._" not in name}) == [
+        "inverse.LinearMap", "inverse.NonlinearMap", "processes.ScheduleSDE",
+    ]  # fmt: skip
+
+
+def test_specs_round_trip_through_json() -> None:
+    """The same value from its text, and the same text from that; no two values have one."""
+    texts = [text(value) for value in VALUES]
+    for value, written in zip(VALUES, texts, strict=True):
+        again = from_spec(written)
+        assert alike(again, value), value
+        assert text(again) == written
+        assert from_spec(value.spec()).spec() == value.spec()
+    assert len(set(texts)) == len(texts)
+
+
+def changed(value: Any, draw: Any) -> Any:
+    """A value with one number or text in it changed; None where its class refuses that."""
+    data = json.loads(text(value))
+    places: list[tuple[Any, Any]] = []
+
+    def walk(node: Any) -> None:
+        for key in range(len(node)) if isinstance(node, list) else list(node):
+            if key in ("class", "source", "float", "shape", "dtype"):
+                continue
+            item = node[key]
+            if isinstance(item, dict | list):
+                walk(item)
+            elif item is not None:
+                places.append((node, key))
+
+    walk(data)
+    if not places:
+        return None
+    node, key = draw(st.sampled_from(places))
+    item = node[key]
+    if isinstance(item, bool):
+        node[key] = not item
+    elif isinstance(item, int):
+        node[key] = item + draw(st.integers(-2, 2))
+    elif isinstance(item, float):
+        node[key] = draw(st.sampled_from([np.nextafter(item, 2 * item + 1).item(), item * 1.01, item / 2, item + 1.0]))
+    else:
+        node[key] = draw(st.sampled_from([item + "x", "noise", "data", "exact", "warm", "cold", "CP", "fixed"]))
+    try:
+        return from_spec(data)
+    except ValueError:
+        return None
+
+
+@given(st.sampled_from(VALUES), st.data())
+@settings(max_examples=400, deadline=None)
+def test_values_share_a_spec_exactly_if_they_are_equal(value: Any, data: st.DataObject) -> None:
+    """One field changed, down to the last bit, is another spec."""
+    other = changed(value, data.draw)
+    if other is not None:
+        assert (text(other) == text(value)) == alike(other, value)
+        assert alike(from_spec(text(other)), other)
+
+
+@given(st.sampled_from(VALUES), st.data())
+@settings(max_examples=200, deadline=None)
+def test_what_is_no_spec_is_refused(value: Any, data: st.DataObject) -> None:
+    """Keys that are missing, odd, or hold something else: a value or a ValueError, and nothing else."""
+    known = json.loads(text(value))
+    key = data.draw(st.sampled_from(sorted(known)))
+    odd = data.draw(st.sampled_from(["gone", None, [], {}, "x", -1, {"float": "x"}, {"class": "os.system"}, 1e400]))
+    if odd == "gone":
+        known.pop(key)
+    else:
+        known[key] = odd
+    try:
+        made = from_spec(known)
+    except ValueError:
+        return
+    assert made.spec() == known or key == "code"
+
+
+@pytest.mark.parametrize("odd", ["", "[]", "3", "{}", '{"class": "os.system"}', '{"class": "_lock.Lock"}', None, 3, []])
+def test_other_things_are_no_specs(odd: object) -> None:
+    """Text that is no JSON, other JSON, and classes that are no values."""
+    with pytest.raises(ValueError, match=r"spec of a value|not known here|JSON|Expecting"):
+        from_spec(odd)
+
+
+def test_tables_with_equal_ends_and_schedules() -> None:
+    """The two DDPM tables, and schedules from functions: by their values, and made anew the same."""
+    linear = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    scaled = torch.linspace(1e-4**0.5, 0.02**0.5, 1000, dtype=torch.float64) ** 2
+    scaled[0], scaled[-1] = linear[0], linear[-1]
+    tables = [sg.DiscreteVPSDE(b.tolist()) for b in (linear, scaled)]
+    assert repr(tables[0]) == repr(tables[1])
+    assert text(tables[0]) != text(tables[1])
+    assert portable(spec(tables[0])) != portable(spec(tables[1]))
+
+    def schedule(power: float) -> sg.LinearSDE:
+        return sg.LinearSDE.from_schedule(lambda t: 1 - t**power, lambda t: t**power, T=0.9)
+
+    assert text(schedule(1.0)) == text(schedule(1.0)) != text(schedule(1.5))
+    assert portable(spec(schedule(1.0))) != portable(spec(schedule(1.5)))
+    with pytest.raises(ValueError, match="not the spec of a value"):
+        from_spec(schedule(1.0).spec())
+
+
+SCALE = 0.5
+
+
+def test_functions_differ_by_what_they_do() -> None:
+    """Numbers in the code, in closures, defaults and module names; the operation; the method of a class."""
+
+    def scaled(s: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x, t: s * x
+
+    class Up:
+        def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+            return x + 1
+
+    class Down:
+        def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+            return x - 1
+
+    Down.__qualname__ = Up.__qualname__
+    functions: list[Callable[..., Tensor]] = [
+        lambda x, t: 0.5 * x, lambda x, t: 0.6 * x, lambda x, t: x + 0.5, lambda x, t: x - 0.5, scaled(1.0),
+        scaled(2.0),
+        lambda x, t, s=0.5: s * x, lambda x, t, s=0.6: s * x, lambda x, t: SCALE * x, partial(torch.mul, 2.0),
+        partial(torch.mul, 3.0), Net(0), Net(1), Sine(0), Net(0).forward, Holder(Net(0)), Holder(Net(1)), Up(), Down(),
+        nn.Dropout(0.1), nn.Dropout(0.2), torch.relu, torch.tanh,
+    ]  # fmt: skip
+    scores = [sg.from_score(function, SDE) for function in functions]
+    assert len({text(score) for score in scores}) == len(scores)
+    assert text(sg.from_score(scaled(1.0), SDE)) == text(sg.from_score(scaled(1.0), SDE))
+
+
+def test_scores_differ_by_every_option() -> None:
+    """Prediction, process, time label, input scale, dtype; guidance with its options; posteriors with theirs."""
+    net, of = Net(0), sg.from_denoiser
+    plain = of(net, SDE)
+    other = of(Net(1), SDE)
+    Free, Auto = sg.guidance.ClassifierFree, sg.guidance.Auto
+    scores = [
+        plain, other, sg.from_noise(net, SDE), of(net, sg.VPSDE(beta_max=15.0)), of(net, SDE, dtype=torch.float64),
+        of(net, SDE, time_label=lambda t: 999 * t), of(net, SDE, time_label=lambda t: 1000 * t),
+        of(net, SDE, input_scale=lambda t: 1 + t), Free(plain, 2.0, {"y": 1}), Free(plain, 3.0, {"y": 1}),
+        Free(plain, 2.0, {"y": 2}), Free(plain, 2.0, {"y": 1}, interval=(0.1, 1.0)), Auto(plain, other, 2.0),
+        Auto(other, plain, 2.0), sg.guidance.Classifier(plain, lambda x, t, y: x.sum(1)),
+        sg.guidance.Classifier(plain, lambda x, t, y: -x.sum(1)),
+        sg.guidance.Classifier(plain, lambda x, t, y: x.sum(1), condition=("z",)),
+        sg.inverse.DiffPIR(plain, SEEN), sg.inverse.PiGDM(plain, SEEN), sg.inverse.MMPS(plain, SEEN),
+        sg.inverse.MMPS(plain, SEEN, iterations=3),
+        *(oracle.score(SDE) for oracle in (
+            sg.oracles.Gaussian(torch.zeros(3), 1.0), sg.oracles.Gaussian(torch.zeros(3), 2.0),
+            sg.oracles.GaussianMixture(torch.eye(3), 0.1), sg.oracles.GaussianMixture(torch.eye(3), 0.2),
+            sg.oracles.Empirical(torch.eye(3), 0.1),
+        )),
+        sg.from_joint_denoiser(net, sg.CLD()), sg.from_velocity_noise(net, sg.CLD()),
+        sg.from_velocity_noise(net, sg.CLD(), mixed=0.5),
+    ]  # fmt: skip
+    assert len({text(score) for score in scores}) == len(scores)
+    assert text(sg.from_denoiser(Net(0), sg.VPSDE())) == text(plain)
+
+
+def test_two_names_one_text_is_not_one_value() -> None:
+    """Values of different kinds that print alike."""
+    values = [
+        float("inf"), "inf", torch.float32, "torch.float32", Path("a"), "a", {1: 2}, {"1": 2}, {"class": "x"}, {}, [],
+        1j, "1j", True, 1.5, None, "None", torch.device("cpu"), "cpu", {1, 2}, [1, 2], b"a", torch.tensor(1.5),
+    ]  # fmt: skip
+    assert len({text(value) for value in values}) == len(values)
+
+
+def test_whole_numbers_in_the_place_of_floats() -> None:
+    """Equal values have one spec, however their numbers were written."""
+    for a, b in (
+        (sg.DDIM(eta=1), sg.DDIM(eta=1.0)),
+        (sg.grids.Karras(7), sg.grids.Karras()),
+        (sg.VESDE(1, 50), sg.VESDE(1.0)),
+    ):
+        assert a == b
+        assert text(a) == text(b)
+
+
+class Mine(sg.Solver):
+    """A solver of someone else's."""
+
+    name, order, prediction, source = "mine", 1, "drift", "here"
+
+    def step(self, k: Any) -> Any:
+        return k.x + (k.end.t - k.start.t) * k.evaluate(k.x, k.start)
+
+
+class MineToo(Mine):
+    def step(self, k: Any) -> Any:
+        return k.x + 0.5 * (k.end.t - k.start.t) * k.evaluate(k.x, k.start)
+
+
+MineToo.__qualname__ = "Mine"  # what an edited class looks like
+
+
+def test_classes_of_ones_own() -> None:
+    """Their code has a fingerprint, which stores leave out: programs are compared there."""
+    assert text(Mine()) != text(MineToo())
+    assert portable(spec(Mine())) == portable(spec(MineToo())) == {"class": "tests.test_identity:Mine"}

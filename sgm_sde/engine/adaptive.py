@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sgm_sde._checks import real, whole
 from sgm_sde._shapes import finite, flat
+from sgm_sde._value import Value
 
 State = tuple[Tensor, ...]
 Rhs = Callable[[Tensor, State, Tensor], State]
@@ -33,7 +34,7 @@ ATTEMPTS_AT_NAN = 8  # each with a tenth of the step before
 
 
 @dataclass(frozen=True)
-class Controller:
+class Controller(Value):
     r"""How the next step follows from the errors of this one and the last: a PI controller.
 
     $$ h' = h \cdot \min(f_{\max}, \max(f_{\min}, \theta\,E^{-k_I/q}\,E_{\text{last}}^{\,k_P/q})) $$

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from sgm_sde._value import Value
+
 
 @dataclass(frozen=True)
-class Matrix:
+class Matrix(Value):
     """A k x k matrix of Python floats that acts on axis 1 of states (B, k, *); a value like a float.
 
     Products are matrix products, and in a sum a number stands for that many times the identity.

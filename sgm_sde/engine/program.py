@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from sgm_sde._files import parse_json
+from sgm_sde._value import Value
 from sgm_sde.engine.matrix import Matrix, finite
 
 Coefficient = Any  # float or Matrix: the algebra is the same
@@ -27,7 +28,7 @@ NOISES_A_STAGE = 8  # drawn by a solver's formula, at most; those with coefficie
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Value):
     """One row of the table: a new state at time `t`.
 
     Attributes:
@@ -48,7 +49,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Program:
+class Program(Value):
     """A compiled solver.
 
     Attributes:

@@ -6,18 +6,20 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sgm_sde._checks import described, number, sizes, whole
 from sgm_sde._shapes import dot
+from sgm_sde._value import Value
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.inverse.linalg import Linearised, conjugate_gradient
 from sgm_sde.testing import CheckError
 
 
-class Operator(ABC):
+class Operator(Value, ABC):
     """A map from data x (B, *) to measurements y (B, *), which takes each sample by itself."""
 
     @abstractmethod
@@ -320,6 +322,9 @@ class _Function(Operator):
             raise ValueError(f"the operator returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}")
         return y
 
+    def _held(self) -> dict[str, Any]:
+        return {"apply": self._apply, "adjoint": getattr(self, "_adjoint", None)}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({getattr(self._apply, '__name__', 'function')}, shape={self.shape})"
 
@@ -437,7 +442,7 @@ class LinearMap(_Function, LinearOperator):
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
+class Measurement(Value):
     r"""What was measured: $y = A(x_0) + \sigma_y n$ with standard normal $n$.
 
     Args:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sgm_sde._checks import described, instead, real, sizes
 from sgm_sde._shapes import Time, expand, flat, on_host
 from sgm_sde._times import same_time
+from sgm_sde._value import Value
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.engine.reverse import ReverseSDE, ScoreFn
 
@@ -43,7 +44,7 @@ class Node:
         raise TypeError(f"this needs {name}(t), which {type(self.sde).__name__} does not have: {self.advice}")
 
 
-class SDE(ABC):
+class SDE(Value, ABC):
     r"""A forward process $dx = f(x, t)\,dt + g(t)\,dw$ from data at $t = 0$ to noise at $t = T$.
 
     Derive from this class for a drift of your own, nonlinear ones too: give `f`, `g`, the times `T` and `eps`,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sgm_sde._checks import described, require_function
 from sgm_sde._shapes import Time, as_time, batch_time, expand
 from sgm_sde._tree import Path
+from sgm_sde._value import Value
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.processes.predictions import KernelValues, convert
@@ -18,7 +19,7 @@ from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.time_labels import TimeLabel
 
 
-class Score:
+class Score(Value):
     r"""A network with the knowledge of what it predicts: callable as the score $s(x, t)$.
 
     Made by `from_noise`, `from_denoiser`, `from_velocity`, `from_flow`, `from_score`. Solvers use the network's

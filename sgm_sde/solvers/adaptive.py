@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sgm_sde._checks import described, real
 from sgm_sde._shapes import flat, on_host
+from sgm_sde._value import Value
 from sgm_sde.engine.adaptive import (
     Attempt,
     Controller,
@@ -40,7 +41,7 @@ VARIABLES = ("log-snr", "noise-level", "noise-share", "time")
 
 
 @dataclass(frozen=True)
-class ExponentialPair:
+class ExponentialPair(Value):
     r"""Embedded exponential Runge-Kutta methods on $dy/d\lambda = D - y$, the linear part solved exactly.
 
     With $h$ the step of $\lambda$, $\phi_{k,i} = \phi_k(-c_i h)$ and $\phi_k = \phi_k(-h)$: orders 2 and 1,

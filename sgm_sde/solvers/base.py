@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sgm_sde._checks import instead, real
 from sgm_sde._kept import kept
+from sgm_sde._value import Value
 from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
@@ -24,7 +25,7 @@ from sgm_sde.processes.edm import EDMSDE
 from sgm_sde.processes.vp import VPSDE
 
 
-class Solver(ABC):
+class Solver(Value, ABC):
     """A method as a value: options, declared facts, and a formula for one step.
 
     A solver of your own is a frozen dataclass with `name`, `order`, `prediction` and `step`. The formula in
@@ -317,7 +318,7 @@ class Problem:
     on_leave: Callable[[int], None] | None = None
 
 
-class AdaptiveSolver(ABC):
+class AdaptiveSolver(Value, ABC):
     """A method that finds its own steps, and so has no program.
 
     Attributes:

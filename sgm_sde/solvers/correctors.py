@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sgm_sde._checks import number, whole
 from sgm_sde._shapes import flat, on_host
+from sgm_sde._value import Value
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step
@@ -24,7 +25,7 @@ from sgm_sde.solvers.base import Solver, WrappedSolver
 from sgm_sde.solvers.euler import SONG
 
 
-class Corrector(ABC):
+class Corrector(Value, ABC):
     """Moves a state towards its marginal at a fixed time, by Markov chain steps.
 
     A corrector of your own gives `n_steps`, `update` and, if its step depends on the time, `constants`.
@@ -39,7 +40,7 @@ class Corrector(ABC):
         """What an update needs to know of each node of the grid."""
         return [1.0] * len(grid.times)
 
-    def begin(self, x: Tensor) -> None:  # noqa: B027
+    def begin(self, x: Tensor) -> None:
         """Told the state (B, *) before the first update of a run: the place to warn of what its shape does."""
 
     @abstractmethod

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from sgm_sde._checks import described, real
 from sgm_sde._times import ROUNDING
+from sgm_sde._value import Value
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers import dop853
 from sgm_sde.solvers.base import Solver
 
 
 @dataclass(frozen=True)
-class Tableau:
+class Tableau(Value):
     r"""Butcher tableau of an explicit method: slopes $k_i = v(x + h \sum_{j<i} a_{ij} k_j, t + c_i h)$, step
     $x + h \sum_i b_i k_i$.
 
