@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -15,6 +16,102 @@ from sgm_sde._shapes import finite
 
 LARGEST = 2.0**53  # whole number, up to which floats know them all
 LONGEST = 200  # characters of a value in an error message
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+FAR = (
+    1e6  # for noise levels, guidance scales and tolerances, all of order one: their fourth powers fit single precision
+)
+
+
+def one_of(option: str, value: Any, known: Iterable[Any]) -> None:
+    """Raise ValueError unless the value is one of those known."""
+    known = tuple(known)
+    if not any(isinstance(value, type(item)) and value == item for item in known):
+        raise ValueError(f"{option} must be one of {', '.join(map(repr, known))}, got {described(value)}")
+
+
+def unknown(kind: str, name: str, known: Iterable[str], more: str = "") -> ValueError:
+    """The error for a name that a table does not have, with the near ones; where none is, those of a short table."""
+    known = list(known)
+    all_or_some = len(known) if len(known) < 9 else 4
+    near = did_you_mean(name, known) or did_you_mean(name, known, cutoff=0.0, most=all_or_some)
+    return ValueError(f"unknown {kind} {name!r}{near}{more}")
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.4, most: int = 4) -> str:
+    """The known names that are near, as the end of an error message; empty where none is."""
+    near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
+    return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+
+
+def flag(option: str, value: Any) -> bool:
+    """True or False as a bool.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{option} must be True or False, got {described(value)}")
+    return bool(value)
+
+
+def noise_level(value: Any, at: float | None = None, most: float = FAR) -> float:
+    """A noise level eta as a float; `at` is the time of one that is a function.
+
+    Raises:
+        TypeError: for anything but one real number.
+        ValueError: for one out of range.
+    """
+    return number("eta" if at is None else f"eta at t={at:.6g}", value, least=0, most=most)
+
+
+def float_dtype(option: str, value: Any) -> torch.dtype:
+    """A floating-point dtype that torch can compute with.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if not isinstance(value, torch.dtype) or value not in FLOATS:
+        raise TypeError(f"{option} must be a floating-point torch.dtype, got {described(value)}")
+    return value
+
+
+def usable_device(option: str, value: Any) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        TypeError: for what names no device.
+        ValueError: for one that is not on this machine, or that torch does not know.
+    """
+    if not isinstance(value, str | torch.device):
+        raise TypeError(f"{option} must be a torch.device or its name, got {described(value)}")
+    try:
+        device = torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(f"{option} must be a device such as 'cpu', 'cuda:1' or 'mps', got {value!r}") from error
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if (device.index or 0) >= there.get(device.type, math.inf):
+        found = there[device.type]
+        raise ValueError(f"{option} {str(device)!r} is not on this machine, where torch finds {found} of its kind")
+    return device
+
+
+def arguments(option: str, value: Any) -> dict[str, Any]:
+    """Arguments of a network by their names; none for None.
+
+    Raises:
+        TypeError: for anything but a mapping whose keys are names.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"{option} must map names to arguments of the network, got {described(value)}")
+    return dict(value)
+
+
+def settle(owner: Any, **values: Any) -> None:
+    """Give a frozen dataclass its checked fields."""
+    for name, value in values.items():
+        object.__setattr__(owner, name, value)
 
 
 def whole(option: str, value: Any, least: int = 1, kind: type[Any] = Real) -> int:
@@ -40,6 +137,26 @@ def sizes(option: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{option} must be a sequence of sizes, got {described(value)}")
     return tuple(whole(f"{option}[{i}]", n) for i, n in enumerate(value))
+
+
+def require_floating(option: str, value: Any, shape: str = "(B, *)") -> None:
+    """Raise TypeError unless the value is a tensor of floating-point numbers of at least one dimension."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim == 0:
+        given = f"dtype {value.dtype}" if isinstance(value, Tensor) and value.ndim else described(value)
+        raise TypeError(f"{option} must be a floating tensor {shape}, got {given}")
+
+
+def shape_of_samples(option: str, value: Any) -> tuple[int, ...]:
+    """A shape (B, *) as a tuple of ints.
+
+    Raises:
+        TypeError: for what is no sequence.
+        ValueError: for none, or entries that are not whole numbers of at least 1.
+    """
+    shape = sizes(option, value)
+    if not shape:
+        raise ValueError(f"{option} must be (B, *), got ()")
+    return shape
 
 
 def described(value: Any) -> str:
@@ -80,6 +197,19 @@ def ends_of(option: str, value: Any) -> tuple[float, float]:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         raise TypeError(f"{option} must be a pair (low, high), got {described(value)}")
     return real(f"{option}[0]", value[0]), real(f"{option}[1]", value[1])
+
+
+def range_of(option: str, value: Any) -> tuple[float, float]:
+    """A pair (low, high) of finite numbers, low < high.
+
+    Raises:
+        TypeError: for anything but a pair of real numbers.
+        ValueError: for one that is not finite or does not ascend.
+    """
+    low, high = ends_of(option, value)
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"{option} must be (low, high) with low < high, got {value}")
+    return low, high
 
 
 def require_function(option: str, value: Any) -> None:

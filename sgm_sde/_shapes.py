@@ -32,8 +32,9 @@ def as_time(t: Time) -> Tensor:
 
 def require_times(t: Tensor, x: Tensor) -> None:
     """Raise unless x is a tensor and t, () or (B,), goes with x (B, *)."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor (B, *), got {type(x).__name__}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating tensor (B, *), got {given}")
     if t.ndim and (t.ndim != 1 or x.ndim == 0 or len(t) != len(x)):
         raise ValueError(
             f"t has shape {tuple(t.shape)}, expected () or ({x.shape[0] if x.ndim else ''},) "
@@ -76,7 +77,5 @@ def batch_time(t: Time, x: Tensor) -> Tensor:
     """`t` as a tensor of shape (B,) on the device of `x` (B, *), at least float32."""
     t = as_time(t)
     require_times(t, x)
-    if x.is_complex():
-        raise TypeError(f"x must be real, got dtype {x.dtype}")
     dtype = torch.promote_types(x.dtype, torch.float32) if t.ndim == 0 else t.dtype
     return t.to(device=x.device, dtype=dtype).expand(len(x))

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde import distributed
-from sgm_sde._checks import whole
+from sgm_sde._checks import unknown, whole
 from sgm_sde._files import parse_json, reading
 from sgm_sde.defaults import Setting
 from sgm_sde.identity import checksum, fingerprint, portable, spec
@@ -433,7 +433,7 @@ def _metrics(names: Sequence[str] | None, real: Reference) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(ALIASES.get(name, name) for name in names))
     for name in chosen:
         if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}; there are {', '.join([*METRICS, *ALIASES])}")
+            raise unknown("metric", name, [*METRICS, *ALIASES])
         if real.features is None and not METRICS[name].statistics:
             raise ValueError(
                 f"{real.name} holds statistics only, which is not enough for the metric {name!r}: give data"

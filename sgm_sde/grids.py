@@ -10,7 +10,6 @@ Example:
 
 from __future__ import annotations
 
-import difflib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, instead, moment, number, real, whole
+from sgm_sde._checks import described, moment, number, real, unknown, whole
 from sgm_sde._shapes import on_host
 from sgm_sde._times import CLOSEST, ROUNDING, at_ends, same_time
 from sgm_sde._value import Value
@@ -51,9 +50,9 @@ class Grid(Value):
     times: tuple[float, ...]
 
     def __init__(self, times: Sequence[float] | Tensor) -> None:
-        if not isinstance(times, Iterable):
-            raise TypeError(f"times must be a sequence of numbers, got {instead(times)}")
-        listed = times.tolist() if isinstance(times, Tensor) and times.ndim == 1 else times
+        if not isinstance(times, Iterable) or (isinstance(times, Tensor) and times.ndim != 1):
+            raise TypeError(f"times must be a sequence of numbers, got {described(times)}")
+        listed = times.tolist() if isinstance(times, Tensor) else times
         given = tuple(moment(f"times[{i}]", t) for i, t in enumerate(listed))
         if not given:
             raise ValueError("a grid needs at least one time")
@@ -365,8 +364,7 @@ def rule(name: str) -> GridRule:
     if not isinstance(name, str):
         raise TypeError(f"a grid's rule has a name, got {described(name)}")
     if name not in RULES:
-        near = difflib.get_close_matches(name, RULES, n=3, cutoff=0.4) or list(RULES)
-        raise ValueError(f"unknown grid {name!r}; did you mean {', '.join(map(repr, near))}?")
+        raise unknown("grid", name, RULES)
     return RULES[name]
 
 

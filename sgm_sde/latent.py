@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from sgm_sde._checks import whole
+from sgm_sde._checks import one_of, whole
 from sgm_sde._shapes import expand, flat
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -229,8 +229,7 @@ class LatentScoreModel:
 
         Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931, theorem 1.
         """
-        if method not in METHODS:
-            raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
+        one_of("method", method, METHODS)
         for name, count in (("draws", draws), ("n_times", n_times)):
             whole(name, count)
         if method == "weighted" and options:

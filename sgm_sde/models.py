@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import inspect
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._checks import whole
+from sgm_sde._checks import did_you_mean, unknown, whole
 from sgm_sde.identity import networks, weights
 from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.likelihood.results import BitsPerDimResult
@@ -164,11 +163,8 @@ def load_model(name: str) -> Model:
         return from_pipeline(name)
     if ":" not in name:
         if name not in SHIPPED:
-            near = difflib.get_close_matches(name, SHIPPED, n=3, cutoff=0.4) or list(SHIPPED)
-            raise ValueError(
-                f"unknown model {name!r}; did you mean {', '.join(map(repr, near))}? A model of your own is named "
-                f"MODULE:FACTORY, a saved pipeline by its folder"
-            )
+            more = " A model of your own is named MODULE:FACTORY, a saved pipeline by its folder"
+            raise unknown("model", name, SHIPPED, more)
         return SHIPPED[name]()
     _, factory = find_function(name)
     made: Any = factory()
@@ -195,8 +191,7 @@ def find_function(name: str) -> tuple[ModuleType, Callable[..., Any]]:
     function = getattr(module, attribute, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        near = difflib.get_close_matches(attribute, functions, n=3, cutoff=0.4)
-        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        hint = did_you_mean(attribute, functions)
         raise ValueError(f"the module {module_name!r} has no function {attribute!r}{hint}")
     return module, function
 
@@ -220,8 +215,7 @@ def _module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # something that the module itself imports
-        near = difflib.get_close_matches(name, [path.stem for path in Path(here).glob("*.py")], n=3, cutoff=0.4)
-        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        hint = did_you_mean(name, [path.stem for path in Path(here).glob("*.py")])
         raise ModuleNotFoundError(f"no module {name!r}, neither installed nor in {here}{hint}", name=name) from None
     except ValueError:
         raise ValueError(f"{name!r} is no name of a module: a model of your own is MODULE:FACTORY") from None

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import one_of
 from sgm_sde.metrics.features import to_uint8
 from sgm_sde.store import read_run, write_atomically
 
@@ -66,8 +67,7 @@ def export(folder: Path | str, kind: str, black_white: tuple[float, float]) -> P
         ImportError: for pictures, without Pillow.
     """
     folder = Path(folder)
-    if kind not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {kind!r}")
+    one_of("format", kind, FORMATS)
     if kind == "npz":
         arrays = {"arr_0": np.concatenate(list(_images(folder, black_white)))}
         labels = [shard["y"].numpy() for shard, _ in read_run(folder)[1] if "y" in shard]

@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import sizes, whole
+from sgm_sde._checks import arguments, shape_of_samples, whole
 from sgm_sde._shapes import flat
 from sgm_sde.defaults import Setting
 from sgm_sde.engine.noise import Generators, Seeds, resolve_seeds
@@ -303,13 +303,11 @@ class _Trial:
         model_kwargs: Mapping[str, Any] | None,
     ) -> None:
         self.score, self.sde = as_score(score_fn, sde), sde
-        self.shape = sizes("shape", shape)
-        if not self.shape:
-            raise ValueError(f"shape must be (B, *), got {self.shape}")
+        self.shape = shape_of_samples("shape", shape)
         self.batch, self.options = self.shape[0], options
         seed = secrets.randbits(63) if seed is None and generator is None else seed
         self.seeds = resolve_seeds(seed, generator, self.batch)  # the same noises for all
-        self.kwargs = dict(model_kwargs or {})
+        self.kwargs = arguments("model_kwargs", model_kwargs)
 
         try:
             self.resolved: dict[str, Any] | None = resolve(self.kwargs, self.batch, self.score.conditions)

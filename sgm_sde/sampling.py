@@ -15,7 +15,16 @@ from torch import Tensor
 
 from sgm_sde import grids
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import whole
+from sgm_sde._checks import (
+    arguments,
+    flag,
+    float_dtype,
+    one_of,
+    require_floating,
+    shape_of_samples,
+    usable_device,
+    whole,
+)
 from sgm_sde._shapes import finite
 from sgm_sde._times import same_time
 from sgm_sde.compiled import compile_network, replay
@@ -253,10 +262,9 @@ def sample(
     )
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be a function of a StepInfo, got {callback!r}")
-    if not isinstance(model_kwargs, Mapping | None):
-        raise TypeError(f"model_kwargs must map names to arguments of the network, got {model_kwargs!r}")
-    if noise not in NOISES:
-        raise ValueError(f"noise must be one of {', '.join(map(repr, NOISES))}, got {noise!r}")
+    model_kwargs = arguments("model_kwargs", model_kwargs)
+    enable_grad, compile = flag("enable_grad", enable_grad), flag("compile", compile)
+    one_of("noise", noise, NOISES)
     if isinstance(solver, AdaptiveSolver):
         given = {"callback": callback, "trajectory": trajectory, "compile": compile or None}
         for option, value in (given | {"noise": None if noise == "independent" else noise}).items():
@@ -384,8 +392,7 @@ def _final(sde: SDE, final: str | None) -> str:
     """What to return at the end, the process' default if not given."""
     if final is None:
         return "denoise" if sde.has_kernel else "mean"
-    if final not in FINALS:
-        raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}, got {final!r}")
+    one_of("final", final, FINALS)
     if final == "denoise" and not sde.has_kernel:
         raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
     return final
@@ -410,23 +417,16 @@ def _initial_state(
     if (shape is None) == (x_T is None):
         raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
     if x_T is None:
-        if not isinstance(shape, Sequence):
-            raise TypeError(f"shape must be a sequence (B, *), got {shape!r}")
-        shape = tuple(shape)
-        if not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
-            raise ValueError(f"shape must be (B, *) with positive whole numbers, got {shape}")
+        shape = shape_of_samples("shape", shape)
         parameter = score.parameter
         device = parameter.device if device is None and parameter is not None else device
-        device = torch.get_default_device() if device is None else torch.device(device)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
+        device = torch.get_default_device() if device is None else usable_device("device", device)
+        dtype = float_dtype("dtype", torch.get_default_dtype() if dtype is None else dtype)
     else:
-        if not isinstance(x_T, Tensor) or x_T.ndim == 0:
-            raise TypeError(f"x_T must be a tensor of shape (B, *), got {x_T!r}")
+        require_floating("x_T", x_T)
         if dtype is not None or device is not None:
             raise ValueError("dtype and device follow x_T; give them with shape= only")
         shape, dtype, device = tuple(x_T.shape), x_T.dtype, x_T.device
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"samples need a floating-point dtype, got {dtype!r}")
     seeds = resolve_seeds(seed, generator, shape[0])
     state_dtype = torch.promote_types(dtype, torch.float32)
     if x_T is None:

@@ -698,17 +698,17 @@ def test_what_does_not_apply_is_an_error(options: dict[str, object], shown: str)
 @pytest.mark.parametrize(
     ("make", "shown"),
     [
-        (lambda: sg.Adaptive(rtol=-1.0), "rtol must be finite and at least 0, got -1"),
+        (lambda: sg.Adaptive(rtol=-1.0), "rtol must be finite, at least 0 and at most 1e.06, got -1"),
         (lambda: sg.Adaptive(atol=math.nan), "atol must be finite"),
         (lambda: sg.Adaptive(rtol=0, atol=0), "cannot both be 0"),
         (lambda: sg.Adaptive(max_steps=0), "max_steps must be a whole number of at least 1, got 0"),
-        (lambda: sg.Adaptive(first_step=0.0), "first_step must be positive, got 0"),
-        (lambda: sg.Adaptive(variable="sigma"), "variable must be one of 'log-snr'"),
+        (lambda: sg.Adaptive(first_step=0.0), "first_step must be positive and finite, got 0"),
+        (lambda: sg.Adaptive(variable="sigma"), "variable must be one of None, 'log-snr'"),
         (lambda: sg.Adaptive(ExponentialPair(), variable="time"), "exp-rk32 is a method in log-snr"),
-        (lambda: sg.GGF(exponent=0.0), "exponent must be positive, got 0"),
+        (lambda: sg.GGF(exponent=0.0), "exponent must be positive and finite, got 0"),
         (lambda: sg.GGF(safety=math.inf), "safety must be positive"),
-        (lambda: sg.GGF(growth=1.0), "growth must be above 1, got 1"),
-        (lambda: sg.GGF(growth=math.nan), "growth must be above 1, got nan"),
+        (lambda: sg.GGF(growth=1.0), "growth must be finite, above 1, got 1"),
+        (lambda: sg.GGF(growth=math.nan), "growth must be finite, above 1, got nan"),
     ],
 )
 def test_bad_options(make: Callable[[], object], shown: str) -> None:

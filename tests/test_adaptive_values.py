@@ -427,7 +427,7 @@ def test_options_at_their_limits() -> None:
         with pytest.raises(ValueError, match=f"max_steps must be a whole number of at least 1, got {max_steps}"):
             integrate(decay, y0, 0.0, 1.0, sg.DOPRI5, max_steps=max_steps)  # type: ignore[arg-type]
     for options in ({"rtol": math.inf}, {"atol": -1.0}):
-        with pytest.raises(ValueError, match="must be finite and at least 0"):
+        with pytest.raises(ValueError, match=r"must be finite, at least 0 and at most 1e\+06"):
             integrate(decay, y0, 0.0, 1.0, sg.DOPRI5, **options)  # type: ignore[arg-type]
     assert sg.Adaptive(max_steps=1, first_step=0.5).first_step == 0.5
     for first_step in (0.0, math.inf, -1.0):
@@ -686,7 +686,7 @@ def test_names_of_what_adapts() -> None:
     assert resolve_any("ddim") == resolve_any(sg.DDIM()) == sg.DDIM()
     with pytest.raises(ValueError, match="unknown library 'jax' in 'jax:a:b'; known: torchdiffeq, torchsde, scipy"):
         resolve_any("jax:a:b")
-    with pytest.raises(ValueError, match="scipy has no method 'RK45:x'"):
+    with pytest.raises(ValueError, match="unknown method of scipy 'RK45:x'"):
         resolve_any("scipy:RK45:x")
     for given in (sg.GGF(), "ggf", "scipy:RK45"):
         with pytest.raises(TypeError, match="finds its own steps"):

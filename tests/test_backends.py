@@ -208,9 +208,9 @@ def test_gradients_through_torchdiffeq() -> None:
 @pytest.mark.parametrize(
     ("solver", "options", "shown"),
     [
-        ("torchdiffeq:dopri7", {}, "torchdiffeq has no method 'dopri7'; did you mean 'torchdiffeq:dopri"),
-        ("torchsde:srrk", {"steps": 3}, "'torchsde:srk'"),
-        ("scipy:rk45", {}, "'scipy:RK45'"),
+        ("torchdiffeq:dopri7", {}, "unknown method of torchdiffeq 'dopri7'; did you mean 'dopri"),
+        ("torchsde:srrk", {"steps": 3}, "did you mean 'srk'"),
+        ("scipy:rk45", {}, "did you mean 'RK45'"),
         ("torchdyn:dopri5", {}, "unknown library 'torchdyn' .* torchdiffeq, torchsde, scipy"),
         ("torchdiffeq:rk4", {}, "torchdiffeq:rk4 takes even steps: say how many with steps="),
         ("torchdiffeq:rk4", {"steps": 0}, "steps must be a whole number of at least 1, got 0"),
@@ -408,11 +408,11 @@ def test_near_names() -> None:
     def shown(make: Any, method: str) -> list[str]:
         with pytest.raises(ValueError, match="did you mean") as error:
             make(method)
-        return [part.split("'")[0] for part in str(error.value).split(f"'{make.library}:")[1:]]
+        return str(error.value).split("did you mean '")[1].removesuffix("'?").split("', '")
 
     assert shown(sg.TorchDiffEq, "midway") == ["midpoint"]
     assert len(shown(sg.TorchDiffEq, "implicit_heun")) == 4
-    assert shown(sg.SciPy, "??") == list(sg.SciPy.adaptive)
+    assert sorted(shown(sg.SciPy, "??")) == sorted(sg.SciPy.adaptive)
 
 
 # --- What is counted, and what is refused ----------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_data_is_a_fixed_stratified_split() -> None:
 
 
 def test_unknown_split_is_named() -> None:
-    with pytest.raises(ValueError, match="'train' or 'held_out', got 'test'"):
+    with pytest.raises(ValueError, match="'train', 'held_out', got 'test'"):
         digits_data("test")  # type: ignore[arg-type]
 
 

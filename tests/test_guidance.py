@@ -382,7 +382,7 @@ def _stuck(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
     [
         (lambda: ClassifierFree(class_score(VP), 2.0), "no null label"),
         (lambda: ClassifierFree(class_score(VP), 2.0, {}), "got null={}"),
-        (lambda: ClassifierFree(class_score(VP), math.nan, {"y": 2}), "finite number, got nan"),
+        (lambda: ClassifierFree(class_score(VP), math.nan, {"y": 2}), "scale must be finite, .* got nan"),
         (lambda: ClassifierFree(class_score(VP), 2.0, {"y": 2}, interval=(1.0, 0.5)), r"got \(1.0, 0.5\)"),
         (lambda: Auto(class_score(VP), class_score(sg.VESDE()), 2.0), "different processes"),
     ],

@@ -430,7 +430,7 @@ BAD: list[tuple[Any, str]] = [
     (lambda: CRITICAL.prior_sample((4, 3), seed=0), r"2 blocks on axis 1, \(B, 2, \*\): got \(4, 3\)"),
     (lambda: CRITICAL.transition(0.5, 0.2), "runs forward in time"),
     (lambda: CRITICAL.rotation([1e-9]), "rotation is known from"),
-    (lambda: sg.GDDIM(nodes=0), "nodes must be a whole number from 1 to 4, got 0"),
+    (lambda: sg.GDDIM(nodes=0), "nodes must be a whole number of at least 1, got 0"),
     (lambda: sg.SSCS(eta=-1.0), "eta must be finite, at least 0"),
     (lambda: sg.joint_log_prob(lambda z, t: z, CRITICAL, torch.zeros(2, 3)), r"need states \(B, 2, \*\)"),
     (

@@ -553,7 +553,7 @@ def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ((*likelihood, tmp_path / "shape.npy"), "(n, 3), got (4, 2)"),
         ((*likelihood, tmp_path / "high.npy"), "[0, 8) for n_levels=8, got 8 to 8"),
         ((*likelihood, tmp_path / "good.npy", "--with-labels"), "no array y"),
-        ((*likelihood, tmp_path / "good.npy", "--data-range", 1, -1), "lo < hi"),
+        ((*likelihood, tmp_path / "good.npy", "--data-range", 1, -1), "low < high"),
         ((*likelihood, tmp_path / "good.npy", "--trace", "exat"), "got 'exat'"),
         ((*likelihood, tmp_path / "good.npy", "--repeats", 0), "repeats"),
     ):

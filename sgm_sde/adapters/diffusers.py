@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import described, one_of, whole
 from sgm_sde.adapters.networks import with_output
 from sgm_sde.processes import DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, presets
 from sgm_sde.scores.score import Score
@@ -51,7 +52,7 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
         raise TypeError(f"scheduler must be one of diffusers' or its configuration as a dictionary, got {scheduler!r}")
     name = config.get("_class_name") or ("the configuration" if config is scheduler else type(scheduler).__name__)
     config = dict(config)
-    n = int(config.get("num_train_timesteps", 1000))
+    n = whole("num_train_timesteps", config.get("num_train_timesteps", 1000))
     flows = name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
     flows = flows or ("shift" in config and "beta_schedule" not in config)
     if flows:
@@ -63,8 +64,7 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
     if T is not None:
         raise ValueError(f"T={T} goes with flow matching; {name} starts at the end of its table")
     kind = config.get("prediction_type", "epsilon")
-    if kind not in PREDICTION_TYPES:
-        raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {kind!r}")
+    one_of("prediction_type", kind, PREDICTION_TYPES)
     split = config.get("variance_type") in ("learned", "learned_range")
     return Convention(
         config, DiscreteVPSDE(_betas(name, config, n)), PREDICTION_TYPES[kind], ddpm(n, integer=integer), split
@@ -92,7 +92,7 @@ def _betas(name: str, config: Mapping[str, Any], n: int) -> list[float]:
         return torch.linspace(start, end, n, dtype=torch.float64, device="cpu").tolist()
     if schedule == "scaled_linear":
         return torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64, device="cpu").square().tolist()
-    raise ValueError(f"beta_schedule must be linear, scaled_linear or squaredcos_cap_v2, got {schedule!r}")
+    raise ValueError(f"beta_schedule must be linear, scaled_linear or squaredcos_cap_v2, got {described(schedule)}")
 
 
 def from_diffusers(

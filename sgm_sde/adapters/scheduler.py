@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import one_of
 from sgm_sde.adapters.diffusers import convention
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.executor import stages
@@ -85,8 +86,7 @@ class SolverScheduler:
         T: float | None = None,
         integer: bool = False,
     ) -> None:
-        if final not in FINALS:
-            raise ValueError(f"final must be one of {', '.join(map(repr, FINALS))}, got {final!r}")
+        one_of("final", final, FINALS)
         self._says = convention(scheduler, T, integer)
         self.config = Config(self._says.config)
         self.config.setdefault("num_train_timesteps", 1000)

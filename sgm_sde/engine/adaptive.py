@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import real, whole
+from sgm_sde._checks import FAR, number, whole
 from sgm_sde._shapes import finite, flat
 from sgm_sde._value import Value
 
@@ -517,8 +517,7 @@ def integrate(
 def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
     """Raise ValueError for values out of range."""
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if not (math.isfinite(real(name, value)) and value >= 0):
-            raise ValueError(f"{name} must be finite and at least 0, got {value}")
+        number(name, value, least=0, most=FAR)
     if rtol == atol == 0:
         raise ValueError("rtol and atol cannot both be 0")
     whole("max_steps", max_steps)

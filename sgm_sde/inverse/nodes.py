@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
+from sgm_sde._checks import number, one_of, settle, whole
 from sgm_sde._shapes import dot
 from sgm_sde._tree import Path
 from sgm_sde.engine.executor import Hook, execute
@@ -20,7 +21,7 @@ from sgm_sde.engine.program import Form, Program, Step
 from sgm_sde.grids import Grid
 from sgm_sde.inverse.linalg import Linearised
 from sgm_sde.inverse.operators import Measurement
-from sgm_sde.inverse.posterior_scores import require_count, require_measurement, require_positive
+from sgm_sde.inverse.posterior_scores import require_measurement
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.score import Score
 from sgm_sde.solvers.base import Solver, WrappedSolver
@@ -125,8 +126,7 @@ class Replacement(AtNodes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.noise not in ("fresh", "fixed"):
-            raise ValueError(f"noise must be 'fresh' or 'fixed', got {self.noise!r}")
+        one_of("noise", self.noise, ("fresh", "fixed"))
         self.measurement.linear()
         if self.measurement.std != 0:
             raise ValueError(
@@ -204,7 +204,7 @@ class RePaint(Replacement):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_count(resamples=self.resamples, jump=self.jump)
+        settle(self, resamples=whole("resamples", self.resamples), jump=whole("jump", self.jump))
         if self.noise != "fresh":
             raise ValueError(f"RePaint draws fresh noise, got noise={self.noise!r}")
 
@@ -322,7 +322,7 @@ class DPS(AtNodes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_positive(zeta=self.zeta)
+        settle(self, zeta=number("zeta", self.zeta, above=0))
 
     @property
     def name(self) -> str:

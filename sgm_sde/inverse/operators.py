@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, number, sizes, whole
+from sgm_sde._checks import described, number, settle, sizes, whole
 from sgm_sde._shapes import dot
 from sgm_sde._value import Value
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
@@ -472,8 +472,7 @@ class Measurement(Value):
             )
         if not isinstance(self.y, Tensor) or not self.y.is_floating_point():
             raise TypeError(f"y must be a floating-point tensor, got {described(self.y)}")
-        if not (math.isfinite(number("std", self.std)) and self.std >= 0):
-            raise ValueError(f"std must be finite and not negative, got {self.std}")
+        settle(self, std=number("std", self.std, least=0))
         if self.std == 0 and isinstance(self.operator, LinearOperator) and not self.operator.full_rank:
             raise ValueError(f"std=0 takes an operator of full rank, which {self.operator!r} is not known to be")
         y = self.operator.restrict(self.y)

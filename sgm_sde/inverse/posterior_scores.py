@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode, require_gradient
-from sgm_sde._checks import described, number, whole
+from sgm_sde._checks import described, number, one_of, whole
 from sgm_sde._shapes import expand
 from sgm_sde._tree import Path
 from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjugate_residual
@@ -264,8 +264,7 @@ class MMPS(PosteriorScore):
     def __init__(self, score: Score, measurement: Measurement, iterations: int = 5, linear_solver: str = "gcr") -> None:
         super().__init__(score, measurement)
         iterations = whole("iterations", iterations)
-        if linear_solver not in ("gcr", "cg"):
-            raise ValueError(f"linear_solver must be 'gcr' or 'cg', got {linear_solver!r}")
+        one_of("linear_solver", linear_solver, ("gcr", "cg"))
         self.iterations = self.vjps = iterations
         self.linear_solver = linear_solver
 

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._checks import FAR, number, one_of, range_of
 from sgm_sde._shapes import expand, flat
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.likelihood.checks import check_finite, check_process, require_count, require_one_of
+from sgm_sde.likelihood.checks import check_finite, check_process, require_count
 from sgm_sde.likelihood.decoders import Decoder, GaussianDecoder, decoder_of
 from sgm_sde.likelihood.results import BoundResult
 from sgm_sde.likelihood.trace import probe_error
@@ -108,7 +109,7 @@ def elbo(
     """
     score = as_density(score_fn, sde)
     eps = check_process(sde, eps)
-    require_one_of("times", times, TIMES)
+    one_of("times", times, TIMES)
     require_count("n_times", n_times)
     require_count("n_decodings", n_decodings)
     decoder = decoder_of(x, n_levels, data_range, dtype)
@@ -259,11 +260,10 @@ def ddpm_bound(
     score = as_density(score_fn, sde)
     if not isinstance(sde, DiscreteVPSDE):
         raise TypeError(f"DDPM's bound needs a DiscreteVPSDE, got {sde!r}: elbo is for any linear process")
-    require_one_of("variance", variance, VARIANCES)
+    one_of("variance", variance, VARIANCES)
     require_count("repeats", repeats)
     require_count("n_decodings", n_decodings)
-    if clip is not None and not clip[0] < clip[1]:
-        raise ValueError(f"clip must be (low, high) with low < high, got {clip}")
+    clip = None if clip is None else range_of("clip", clip)
     learned = score.net if isinstance(score.net, LearnedVariance) else None
     if variance == "learned" and learned is None:
         raise TypeError(f"variance='learned' needs a network wrapped in LearnedVariance, got {score!r}")
@@ -337,8 +337,8 @@ class _Draws:
     """
 
     def __init__(self, decoder: Decoder, seeds: Sequence[tuple[int, int]], data_std: float | None) -> None:
-        if data_std is not None and not data_std > 0:
-            raise ValueError(f"data_std must be positive, got {data_std}")
+        if data_std is not None:
+            data_std = number("data_std", data_std, above=0, most=FAR)
         self.decoder, self.x, self.s = decoder, decoder.x, data_std
         self.shape, self.d = tuple(decoder.x.shape), decoder.x[0].numel()
         self.noises, self.decodings = NoiseStream(seeds, "probe"), NoiseStream(seeds, "dequantisation")

@@ -20,12 +20,6 @@ T = TypeVar("T")
 require_count = partial(whole, kind=Integral)  # as loops take it
 
 
-def require_one_of(option: str, choice: object, known: Sequence[object]) -> None:
-    """Raise ValueError unless `choice` is known."""
-    if choice not in known:
-        raise ValueError(f"{option} must be one of {', '.join(map(repr, known))}, got {choice!r}")
-
-
 def value_or(name: str, value: T | None, default: T, applies: bool, needs: str) -> T:
     """The value of an option, or its default; an error where it is given and would do nothing."""
     if value is None:

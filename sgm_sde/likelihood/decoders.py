@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import float_dtype, range_of
 from sgm_sde._shapes import flat
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.likelihood.checks import check_points, require_count
@@ -77,16 +78,15 @@ class Levels:
             raise TypeError(f"images must be whole numbers of an integer dtype, got {given}: for points use log_prob")
         images = images.long()  # few operations know the wider unsigned ones
         require_count("n_levels", n_levels, 2)
-        low, high = data_range
-        if not (math.isfinite(low) and math.isfinite(high) and low < high):
-            raise ValueError(f"data_range must be (lo, hi) with lo < hi, got {data_range}")
+        low, high = range_of("data_range", data_range)
+        dtype = torch.get_default_dtype() if dtype is None else float_dtype("dtype", dtype)
         if images.ndim < 2 or images.numel() == 0:
             raise ValueError(f"images must have the shape (B, *), got {tuple(images.shape)}")
         least, most = int(images.min()), int(images.max())
         if least < 0 or most >= n_levels:
             raise ValueError(f"images must lie in [0, {n_levels}) for n_levels={n_levels}, got {least} to {most}")
         width = (high - low) / n_levels
-        x = (low + width * (images.double() + 0.5)).to(torch.get_default_dtype() if dtype is None else dtype)
+        x = (low + width * (images.double() + 0.5)).to(dtype)
         return Levels(images, n_levels, low, width, x)
 
     def __call__(self, mean: Tensor, std: Tensor | float) -> Tensor:
@@ -121,7 +121,7 @@ def decoder_of(
     if n_levels is not None or data_range is not None:
         raise ValueError(f"n_levels and data_range are for whole numbers, got them with {getattr(x, 'dtype', x)}")
     points = check_points(x)
-    return GaussianDecoder(points if dtype is None else points.to(dtype))
+    return GaussianDecoder(points if dtype is None else points.to(float_dtype("dtype", dtype)))
 
 
 def diffuse(model: BoundModel, decoder: Decoder, eps: float, stream: NoiseStream) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described
+from sgm_sde._checks import described, one_of
 from sgm_sde._shapes import flat
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -121,9 +121,8 @@ def bits_per_dim(
     """
     levels = Levels.of(images, n_levels, data_range, dtype)
     require_count("repeats", repeats)
-    if isinstance(dequantize, str) and dequantize not in DEQUANTISATIONS:
-        known = ", ".join(map(repr, DEQUANTISATIONS))
-        raise ValueError(f"dequantize must be {known} or a callable, got {dequantize!r}")
+    if isinstance(dequantize, str):
+        one_of("dequantize, where it is a name,", dequantize, DEQUANTISATIONS)
     if not isinstance(dequantize, str) and not callable(dequantize):
         raise TypeError(f"dequantize must be a name or a function (images, draw), got {described(dequantize)}")
     for option in ("enable_grad", "decoder"):

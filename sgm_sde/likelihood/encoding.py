@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import described, not_finite, number, real
+from sgm_sde._checks import described, not_finite, number, one_of, real, require_floating
 from sgm_sde._shapes import flat
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.reverse import ScoreFn
@@ -21,7 +21,6 @@ from sgm_sde.likelihood.checks import (
     check_points,
     check_process,
     require_count,
-    require_one_of,
     value_or,
 )
 from sgm_sde.likelihood.results import FlowResult
@@ -118,7 +117,7 @@ def _carry(
 ) -> FlowResult:
     score = as_score(score_fn, sde)
     eps, state = check_process(sde, eps), check_points(x)
-    require_one_of("method", method, METHODS)
+    one_of("method", method, METHODS)
     on_grid = method == "exponential"
     steps = value_or("steps", steps, 48, on_grid, "method='exponential'")
     rtol = value_or("rtol", rtol, 1e-8, not on_grid, "method='adaptive'")
@@ -169,13 +168,12 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
         tensor([[1.4142, 1.4142]])
     """
     for name, value in (("a", a), ("b", b)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise TypeError(f"{name} must be latents, a floating tensor (B, *), got {described(value)}")
+        require_floating(name, value)
     if a.shape != b.shape:
         raise ValueError(f"latents must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     if not isinstance(weight, Tensor):
         real("weight", weight)
-    elif weight.shape not in ((), (len(a),)) or weight.is_complex():
+    elif weight.shape not in ((), (len(a),)) or not weight.is_floating_point():
         raise ValueError(f"weight must be a number or ({len(a)},), got {described(weight)}")
     w = torch.as_tensor(weight, dtype=a.dtype, device=a.device).reshape(-1, *[1] * (a.ndim - 1))
     cosine = torch.nn.functional.cosine_similarity(flat(a), flat(b), dim=1).clamp(-1, 1)

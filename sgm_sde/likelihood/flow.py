@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import number
+from sgm_sde._checks import number, one_of
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -33,7 +33,6 @@ from sgm_sde.likelihood.checks import (
     check_process,
     given_log_prob,
     require_count,
-    require_one_of,
     value_or,
 )
 from sgm_sde.likelihood.decoders import GaussianDecoder, diffuse
@@ -162,8 +161,8 @@ def log_prob(
     score = as_density(score_fn, sde)
     eps = check_process(sde, eps)
     state = check_points(x)
-    require_one_of("trace", trace, TRACES)
-    require_one_of("method", method, METHODS)
+    one_of("trace", trace, TRACES)
+    one_of("method", method, METHODS)
     on_grid = method == "exponential"
     refine = on_grid and steps is None
     steps = value_or("steps", steps, STEPS, on_grid, "method='exponential'")
@@ -176,9 +175,9 @@ def log_prob(
     pixel: str | ProbePilot = "pixel"
     basis = value_or("probe_basis", probe_basis, pixel, trace != "exact", "trace='hutchinson'")
     chunk = value_or("chunk", chunk, 1, trace == "exact", "trace='exact'")
-    require_one_of("probe", probe, PROBES)
-    require_one_of("probe_basis", getattr(basis, "basis", basis), (*BASES, PILOT))
-    require_one_of("decoder", decoder, (None, "gaussian"))
+    one_of("probe", probe, PROBES)
+    one_of("probe_basis", getattr(basis, "basis", basis), (*BASES, PILOT))
+    one_of("decoder", decoder, (None, "gaussian"))
     if prior is not None and not callable(prior):
         raise TypeError(f"prior must be a function from latents (B, *) to log-densities (B,), got {prior!r}")
     for option, count, least in (("n_probes", n_probes, 1), ("chunk", chunk, 1), ("steps", steps, 6)):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
+from sgm_sde._checks import one_of
 from sgm_sde._shapes import on_host
 from sgm_sde._times import at_ends
 from sgm_sde.engine.executor import Plan, execute, lower
@@ -29,7 +30,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.engine.program import trace as trace_program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import rule
-from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, require_count, require_one_of
+from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, require_count
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.solve import NoNoise
 from sgm_sde.likelihood.trace import PROBES, TRACES, Estimate, Exact, Hutchinson, TraceModel, probe_error
@@ -105,8 +106,8 @@ def joint_log_prob(
         True
     """
     score = as_density(score_fn, sde)
-    require_one_of("trace", trace, TRACES)
-    require_one_of("probe", probe, PROBES)
+    one_of("trace", trace, TRACES)
+    one_of("probe", probe, PROBES)
     for option, count in (("n_probes", n_probes), ("chunk", chunk), ("steps", steps)):
         require_count(option, count)
     state = check_points(z).detach()

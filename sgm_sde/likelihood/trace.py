@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import require_gradient
+from sgm_sde._checks import one_of
 from sgm_sde._shapes import dot
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.processes.base import SDE
@@ -210,8 +211,7 @@ def probe_transform(basis: str, shape: tuple[int, ...]) -> Callable[[Tensor], Te
         >>> bool(torch.allclose(probe_transform("dct", (3, 8, 8))(z).square().sum(), z.square().sum()))
         True
     """
-    if basis not in BASES:
-        raise ValueError(f"probe_basis must be one of {', '.join(map(repr, BASES))}, got {basis!r}")
+    one_of("probe_basis", basis, BASES)
     if basis == "pixel":
         return lambda z: z
     if len(shape) != 3:

@@ -7,7 +7,6 @@ function makes of samples: `to_uint8`. Nothing is downloaded.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import math
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._checks import unknown
 from sgm_sde._shapes import flat
 from sgm_sde.identity import fingerprint
 from sgm_sde.models import find_function, source_hash
@@ -143,11 +143,7 @@ def load_extractor(
         12
     """
     if ":" not in name and name not in EXTRACTORS:
-        near = difflib.get_close_matches(name, EXTRACTORS, n=3, cutoff=0.4) or list(EXTRACTORS)
-        raise ValueError(
-            f"unknown features {name!r}; did you mean {', '.join(map(repr, near))}? A function of your own is named "
-            f"MODULE:FUNCTION"
-        )
+        raise unknown("features", name, EXTRACTORS, " A function of your own is named MODULE:FUNCTION")
     if name != "inception" and (weights, sha256) != (None, None):
         raise ValueError(f"a file of weights goes with the features 'inception', not with {name!r}")
     if ":" in name:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import unknown
 from sgm_sde._files import parse_json, reading
 from sgm_sde.distributed import read_data
 from sgm_sde.identity import fingerprint
@@ -114,12 +114,8 @@ def load_reference(
         identity = (extractor.name, extractor.hash)
         return Reference(str(name), fingerprint({"mean": mean, "cov": cov}), n, identity, mean, cov)
     if path.suffix not in (".npy", ".npz", ".safetensors"):
-        known = [*SHIPPED, *STATISTICS]
-        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or known
-        raise ValueError(
-            f"unknown reference {str(name)!r}; did you mean {', '.join(map(repr, near))}? Data of your own are a file "
-            f".npy or .npz, statistics a file .safetensors"
-        )
+        more = " Data of your own are a file .npy or .npz, statistics a file .safetensors"
+        raise unknown("reference", str(name), [*SHIPPED, *STATISTICS], more)
     if not path.is_file():
         raise FileNotFoundError(f"no reference at {path}")
     if path.suffix == ".safetensors":

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgm_sde._checks import one_of
 from sgm_sde.nn._weights import with_weights
 from sgm_sde.nn.unet import edm_preconditioning
 from sgm_sde.processes.cld import CLD
@@ -182,8 +183,7 @@ def digits_data(split: Literal["train", "held_out"]) -> tuple[Tensor, Tensor]:
     Source: Alpaydin and Kaynak (1998), "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, doi:10.24432/C50P49.
     """
-    if split not in ("train", "held_out"):
-        raise ValueError(f"split must be 'train' or 'held_out', got {split!r}")
+    one_of("split", split, ("train", "held_out"))
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

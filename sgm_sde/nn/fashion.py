@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgm_sde._checks import one_of
 from sgm_sde.nn._weights import read_asset, with_weights
 from sgm_sde.nn.unet import EDMPreconditioned, UNet
 
@@ -90,7 +91,6 @@ def load_fashion_statistics(split: Literal["train", "test"]) -> FeatureStatistic
         >>> statistics.mean.shape, statistics.cov.shape, statistics.n
         (torch.Size([64]), torch.Size([64, 64]), 10000)
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    one_of("split", split, ("train", "test"))
     stored = read_asset("fashion_statistics.safetensors")
     return FeatureStatistics(stored[f"{split}.mean"], stored[f"{split}.cov"], int(stored[f"{split}.n"]))

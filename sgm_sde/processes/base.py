@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, instead, real, sizes
+from sgm_sde._checks import float_dtype, instead, real, require_floating, shape_of_samples, usable_device
 from sgm_sde._shapes import Time, expand, flat, on_host
 from sgm_sde._times import same_time
 from sgm_sde._value import Value
@@ -142,17 +142,16 @@ class SDE(Value, ABC):
             >>> bool((a[:2] == VESDE().prior_sample((2, 2), seed=0)).all())
             True
         """
-        shape = sizes("shape", shape)
-        if not shape:
-            raise ValueError("shape must be (B, *), got ()")
+        shape = shape_of_samples("shape", shape)
+        dtype = torch.get_default_dtype() if dtype is None else float_dtype("dtype", dtype)
+        device = None if device is None else usable_device("device", device)
         seeds = resolve_seeds(seed, generator, shape[0])
-        z = NoiseStream(seeds, "prior").normal(tuple(shape), dtype or torch.get_default_dtype(), device)
+        z = NoiseStream(seeds, "prior").normal(shape, dtype, device)
         return self.prior_transform(z, t)
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the prior in nats per sample: (B, *) to (B,)."""
-        if not isinstance(x, Tensor) or x.ndim == 0 or x.is_complex():
-            raise TypeError(f"x must be a tensor (B, *), got {described(x)}")
+        require_floating("x", x)
         square = flat(x / self.prior_std).square()
         return (-0.5 * square - 0.5 * math.log(2 * math.pi) - math.log(self.prior_std)).sum(1)
 

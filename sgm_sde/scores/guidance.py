@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import described, ends_of, number, require_one_a_sample
+from sgm_sde._checks import FAR, described, ends_of, number, require_one_a_sample
 from sgm_sde._shapes import expand
 from sgm_sde._times import ROUNDING
 from sgm_sde._tree import Path, each_leaf
@@ -64,7 +64,7 @@ class GuidedScore(Score):
             if part.sde != first.sde:
                 raise ValueError(f"the scores are on different processes: {first.sde!r} and {part.sde!r}")
         super().__init__(first.net, first.sde, first.prediction)
-        scale = number("scale", scale)
+        scale = number("scale", scale, least=-FAR, most=FAR)
         if interval is not None:
             if not first.sde.is_linear:
                 raise TypeError(f"an interval of noise levels needs a LinearSDE, got {first.sde!r}")

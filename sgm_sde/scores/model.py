@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._checks import described
+from sgm_sde._checks import arguments
 from sgm_sde._kept import kept
 from sgm_sde._shapes import expand
 from sgm_sde.diagnosis import TrainModeWarning, in_train_mode
@@ -70,9 +70,7 @@ class BoundModel:
             if (said := in_train_mode(part.net)) is not None:
                 warnings.warn(said, TrainModeWarning, stacklevel=4)
         self._low, self._high = times
-        if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
-            raise TypeError(f"model_kwargs must map names to arguments of the network, got {described(model_kwargs)}")
-        self.kwargs = dict(model_kwargs or {})
+        self.kwargs = arguments("model_kwargs", model_kwargs)
         self._drift: ReverseSDE | None = None
         self._at: dict[float, Any] = {}
         self.nfe = 0

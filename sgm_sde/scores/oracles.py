@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_autocast
-from sgm_sde._checks import described, numbers, whole
+from sgm_sde._checks import described, numbers, require_floating, whole
 from sgm_sde._shapes import Time, batch_time, expand
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.processes.linear import LinearSDE
@@ -76,8 +76,7 @@ class Oracle(ABC):
         return Score(denoiser, sde, "data")
 
     def _require_event(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"x must be a floating tensor (B, *), got {described(x)}")
+        require_floating("x", x)
         if x.shape[1:] != self.event_shape:
             shape, given = tuple(self.event_shape), tuple(x.shape)
             raise ValueError(f"the oracle's data have the shape {shape}: x must be (B, *) with that, got {given}")

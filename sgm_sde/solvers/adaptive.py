@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, real
+from sgm_sde._checks import described, number, one_of, settle, whole
 from sgm_sde._shapes import flat, on_host
 from sgm_sde._value import Value
 from sgm_sde.engine.adaptive import (
@@ -72,8 +72,8 @@ class ExponentialPair(Value):
     order: int = 3
 
     def __post_init__(self) -> None:
-        if self.order not in (2, 3):
-            raise ValueError(f"exponential pairs have the order 2 or 3, got {self.order}")
+        settle(self, order=whole("order", self.order))
+        one_of("order", self.order, (2, 3))
 
     @property
     def name(self) -> str:
@@ -151,8 +151,7 @@ class Flow:
     ) -> None:
         self.model, self.sde, self.variable, self.batch = model, model.sde, variable, batch
         self.ends, self.linear = ends, linear
-        if variable not in VARIABLES:
-            raise ValueError(f"variable must be one of {', '.join(map(repr, VARIABLES))}, got {variable!r}")
+        one_of("variable", variable, VARIABLES)
         if variable != "time" and not self.sde.is_linear:
             raise TypeError(f"variable={variable!r} needs a process with alpha(t) and sigma(t), got {self.sde!r}")
         self.target = {"log-snr": "data", "noise-level": "noise", "noise-share": "rectified", "time": "drift"}[variable]
@@ -260,10 +259,9 @@ class Adaptive(AdaptiveSolver):
         check_tolerances(self.rtol, self.atol, self.max_steps)
         if not hasattr(self.pair, "weights"):
             raise TypeError(f"pair must be an embedded pair, such as DOPRI5, got {described(self.pair)}")
-        if self.first_step is not None and not 0 < real("first_step", self.first_step) < math.inf:
-            raise ValueError(f"first_step must be positive, got {self.first_step}")
-        if self.variable is not None and self.variable not in VARIABLES:
-            raise ValueError(f"variable must be one of {', '.join(map(repr, VARIABLES))}, got {self.variable!r}")
+        if self.first_step is not None:
+            settle(self, first_step=number("first_step", self.first_step, above=0))
+        one_of("variable", self.variable, (None, *VARIABLES))
         if self.pair.linear and self.variable not in (None, "log-snr"):
             raise ValueError(f"{self.pair.name} is a method in log-snr, got variable={self.variable!r}")
 
@@ -376,11 +374,8 @@ class GGF(AdaptiveSolver):
 
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, self.max_steps)
-        for option in ("first_step", "safety", "exponent"):
-            if not (math.isfinite(real(option, getattr(self, option))) and getattr(self, option) > 0):
-                raise ValueError(f"{option} must be positive, got {getattr(self, option)}")
-        if not self.growth > 1:
-            raise ValueError(f"growth must be above 1, got {self.growth}")
+        for option, above in {"first_step": 0, "safety": 0, "exponent": 0, "growth": 1}.items():
+            settle(self, **{option: number(option, getattr(self, option), above=above)})
 
     def run(self, problem: Problem) -> Integration:
         """Carry the states from start to end."""

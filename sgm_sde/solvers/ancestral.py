@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sgm_sde._checks import one_of
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import EtaSolver, Solver
 from sgm_sde.solvers.euler import forward_kernel
@@ -97,8 +98,7 @@ class Ancestral(Solver):
     source = "Ho et al., 2020, arXiv:2006.11239"
 
     def __post_init__(self) -> None:
-        if self.variance not in ("posterior", "transition"):
-            raise ValueError(f"variance must be 'posterior' or 'transition', got {self.variance!r}")
+        one_of("variance", self.variance, ("posterior", "transition"))
 
     def step(self, k: Step) -> Form:
         """One step."""

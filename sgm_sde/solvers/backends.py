@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
 from abc import abstractmethod
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, not_finite, whole
+from sgm_sde._checks import described, not_finite, unknown, whole
 from sgm_sde._shapes import flat
 from sgm_sde.engine.adaptive import (
     COMPLETED,
@@ -73,9 +72,7 @@ class Backend(AdaptiveSolver):
         if not isinstance(self.method, str):
             raise TypeError(f"method must be a name, got {described(self.method)}")
         if self.method not in known:
-            near = difflib.get_close_matches(self.method, known, n=4, cutoff=0.4) or list(known)
-            shown = ", ".join(repr(f"{self.library}:{name}") for name in near)
-            raise ValueError(f"{self.library} has no method {self.method!r}; did you mean {shown}?")
+            raise unknown(f"method of {self.library}", self.method, known)
 
     @property
     def name(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from abc import ABC, abstractmethod
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sgm_sde._checks import instead, real
+from sgm_sde._checks import FAR, instead, noise_level, settle, unknown
 from sgm_sde._kept import kept
 from sgm_sde._value import Value
 from sgm_sde.engine.adaptive import Integration
@@ -361,12 +360,10 @@ class EtaSolver(Solver):
     """
 
     eta: float = 1.0
-    largest_eta: ClassVar[float] = math.inf
+    largest_eta: ClassVar[float] = FAR
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(real("eta", self.eta)) and 0 <= self.eta <= self.largest_eta):
-            limit = "" if self.largest_eta == math.inf else f" and at most {self.largest_eta:g}"
-            raise ValueError(f"eta must be finite, at least 0{limit}, got {self.eta}")
+        settle(self, eta=noise_level(self.eta, most=self.largest_eta))
 
     @property
     def weak_order(self) -> int | None:
@@ -523,6 +520,5 @@ def _resolve(solver: Any, known: Mapping[str, Callable[[], Any]]) -> Any:
         raise TypeError(f"solver must be a name or a Solver, got {instead(solver)}")
     name = _canonical(solver)
     if name not in known:
-        near = ", ".join(map(repr, difflib.get_close_matches(name, known, n=4, cutoff=0.0)))
-        raise ValueError(f"unknown solver {solver!r}; did you mean {near}? solvers() has all of them")
+        raise unknown("solver", solver, known, " solvers() has all of them")
     return known[name]()

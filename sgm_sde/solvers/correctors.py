@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import number, whole
+from sgm_sde._checks import number, one_of, settle, whole
 from sgm_sde._shapes import flat, on_host
 from sgm_sde._value import Value
 from sgm_sde.engine.executor import Hook
@@ -132,13 +132,11 @@ class Langevin(Corrector):
     data_std: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_counts(self.n_steps, snr=self.snr)
-        if self.norm not in ("expected", "sample", "batch"):
-            raise ValueError(f"norm must be 'expected', 'sample' or 'batch', got {self.norm!r}")
+        settle(self, n_steps=whole("n_steps", self.n_steps), snr=number("snr", self.snr, above=0))
+        one_of("norm", self.norm, ("expected", "sample", "batch"))
         if self.norm == "expected" and self.snr >= 1:
             raise ValueError(f"snr must be below 1, from where on updates are not stable, got {self.snr}")
-        if not (math.isfinite(self.data_std) and self.data_std >= 0):
-            raise ValueError(f"data_std must be finite and at least 0, got {self.data_std}")
+        settle(self, data_std=number("data_std", self.data_std, least=0))
         if self.data_std and self.norm != "expected":
             raise ValueError(f"data_std={self.data_std} goes with norm='expected', got norm={self.norm!r}")
 
@@ -243,7 +241,7 @@ class AnnealedLangevin(Solver, Corrector):
     source = "Song & Ermon, 2019, arXiv:1907.05600"
 
     def __post_init__(self) -> None:
-        _require_counts(self.n_steps, step_ratio=self.step_ratio)
+        settle(self, n_steps=whole("n_steps", self.n_steps), step_ratio=number("step_ratio", self.step_ratio, above=0))
         if self.step_ratio >= 4:
             raise ValueError(f"step_ratio must be below 4, from where on updates are not stable, got {self.step_ratio}")
 
@@ -320,10 +318,8 @@ class PredictorCorrector(WrappedSolver):
             raise TypeError(f"predictor must be a Solver, got {predictor!r}")
         if not isinstance(corrector, Corrector):
             raise TypeError(f"corrector must be a Corrector, got {corrector!r}")
-        if order not in ("PC", "CP"):
-            raise ValueError(f"order must be 'PC' or 'CP', got {order!r}")
-        for field, value in (("predictor", predictor), ("corrector", corrector), ("sequence", order)):
-            object.__setattr__(self, field, value)
+        one_of("order", order, ("PC", "CP"))
+        settle(self, predictor=predictor, corrector=corrector, sequence=order)
 
     name = "predictor-corrector"
     stochastic = True

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sgm_sde._checks import ends_of, number, real, whole
+from sgm_sde._checks import ends_of, noise_level, number, one_of, real, settle, whole
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import Solver
@@ -49,17 +49,14 @@ class Exponential(Solver):
     source: str = ""
 
     def __post_init__(self) -> None:
-        if self.prediction not in PARTS:
-            raise ValueError(f"prediction must be one of {', '.join(map(repr, PARTS))}, got {self.prediction!r}")
+        one_of("prediction", self.prediction, PARTS)
         variable = NATIVE[self.prediction] if self.variable is None else self.variable
-        object.__setattr__(self, "variable", variable)
+        settle(self, variable=variable)
         allowed = VARIABLES[:3] if self.prediction in ("data", "noise") else (NATIVE[self.prediction],)
-        if variable not in allowed:
-            raise ValueError(
-                f"{self.prediction} is interpolated in {', '.join(map(repr, allowed))}, got variable={variable!r}"
-            )
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(map(repr, VARIANTS))}, got {self.variant!r}")
+        one_of(f"variable of {self.prediction}", variable, allowed)
+        one_of("variant", self.variant, VARIANTS)
+        if not callable(self.eta):
+            settle(self, eta=noise_level(self.eta))
         if self.prediction == "rectified" and self.stochastic:
             raise ValueError(f"prediction='rectified' is for the flow, got eta={self.eta!r}")
         if self.variant == "bh1" and variable != "log-snr":
@@ -68,11 +65,8 @@ class Exponential(Solver):
             raise ValueError(
                 f"variant={self.variant!r} is made for noise in the noise level, got {self.prediction} in {variable}"
             )
-        if not callable(self.eta):
-            _check_eta(self.eta)
         if self.noise_scale is not None:
-            if self.noise_scale not in LOG_SCALES:
-                raise ValueError(f"noise_scale must be {', '.join(map(repr, LOG_SCALES))}, got {self.noise_scale!r}")
+            one_of("noise_scale", self.noise_scale, LOG_SCALES)
             if self.prediction != "data" or callable(self.eta) or self.eta or self.window != (0.0, math.inf):
                 raise ValueError(
                     f"noise_scale goes with data prediction and without eta, got noise_scale={self.noise_scale!r}"
@@ -82,7 +76,7 @@ class Exponential(Solver):
             raise ValueError(f"window must be (low, high) with 0 <= low <= high, got {self.window}")
         if self.window != (0.0, math.inf) and not self.stochastic:
             raise ValueError(f"window acts on eta, which is 0: got window={self.window}")
-        number("sigma_data", self.sigma_data, above=0)
+        settle(self, window=(low, high), sigma_data=number("sigma_data", self.sigma_data, above=0))
         if self.sigma_data != 1 and self.prediction != "velocity":
             raise ValueError(f"sigma_data acts on velocity prediction, got it with {self.prediction}")
 
@@ -111,7 +105,7 @@ class Exponential(Solver):
 
     def tau(self, s: Any, t: Any) -> float:
         """Noise level of the step from s to t; its square in proportion where a part of the step is in the window."""
-        eta = _check_eta(float(self.eta(s.t)), s.t) if callable(self.eta) else self.eta
+        eta = noise_level(self.eta(s.t), s.t) if callable(self.eta) else self.eta
         low, high = self.window
         if not eta or (low <= t.noise_level and s.noise_level <= high):
             return eta
@@ -131,13 +125,6 @@ def _er_log_scale(s: Any) -> Any:
 
 
 LOG_SCALES: dict[str, Callable[[Any], Any]] = {"er": _er_log_scale}
-
-
-def _check_eta(eta: float, t: float | None = None) -> float:
-    if not (math.isfinite(real("eta", eta)) and eta >= 0):
-        where = "" if t is None else f" at t={t:.6g}"
-        raise ValueError(f"eta must be finite and at least 0, got {eta}{where}")
-    return eta
 
 
 def runge_kutta_step(part: LinearPart, k: Step, c: tuple[float, ...]) -> Form:
@@ -216,13 +203,11 @@ class ExponentialAdams(Exponential):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("nodes", self.nodes)
-        if not 0 <= real("corrector", self.corrector) <= self.nodes + 1 or int(self.corrector) != self.corrector:
+        settle(self, nodes=whole("nodes", self.nodes), corrector=whole("corrector", self.corrector, 0))
+        if self.corrector > self.nodes + 1:
             raise ValueError(f"corrector must lie between 0 and nodes + 1 = {self.nodes + 1}, got {self.corrector}")
-        if self.lower_final not in (True, False, None):
-            raise ValueError(f"lower_final must be True, False or None, got {self.lower_final!r}")
-        if self.start not in ("cold", "warm"):
-            raise ValueError(f"start must be 'cold' or 'warm', got {self.start!r}")
+        one_of("lower_final", self.lower_final, (True, False, None))
+        one_of("start", self.start, ("cold", "warm"))
         if self.start == "warm" and (self.stochastic or not self._inner):
             raise ValueError(
                 "start='warm' is for deterministic solvers"
@@ -339,17 +324,16 @@ class ExponentialRungeKutta(Exponential):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stages not in (1, 2, 3):
-            raise ValueError(f"stages must be 1, 2 or 3, got {self.stages}")
-        if self.variant not in ("exact", "midpoint"):
-            raise ValueError(f"a single-step method is 'exact' or 'midpoint', got variant={self.variant!r}")
+        settle(self, stages=whole("stages", self.stages), reduced=whole("reduced", self.reduced, 0))
+        one_of("stages", self.stages, (1, 2, 3))
+        one_of("variant of a single-step method", self.variant, ("exact", "midpoint"))
         if self.variant == "midpoint" and self.stages != 2:
             raise ValueError(f"variant='midpoint' is one of two stages, got stages={self.stages}")
         largest = 1 if self.stages == 2 else 2 / 3
         if self.c2 is not None and (self.stages == 1 or not 0 < real("c2", self.c2) < largest):
             raise ValueError(f"c2 must lie inside the step, for three stages below 2/3, got {self.c2}")
-        if self.reduced < 0 or int(self.reduced) != self.reduced or (self.reduced and self.stages == 1):
-            raise ValueError(f"reduced must be a whole number of at least 0, and 0 for one stage, got {self.reduced}")
+        if self.reduced and self.stages == 1:
+            raise ValueError(f"reduced must be 0 for one stage, got {self.reduced}")
 
     @property
     def order(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sgm_sde._checks import real, whole
+from sgm_sde._checks import flag, noise_level, number, one_of, real, settle, whole
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import Solver, WrappedSolver
 from sgm_sde.solvers.exponential import ExponentialAdams, ExponentialRungeKutta, NoiseLevel
@@ -19,13 +19,13 @@ LU = "Lu et al., 2022, arXiv:2206.00927"
 
 def _warm_if(order: int, start: str | None, eta: NoiseLevel, least: int = 3) -> str:
     """The start of the order needed, unless told otherwise."""
-    order = whole("order", order)
-    return start if start is not None else "warm" if order >= least and not callable(eta) and eta == 0 else "cold"
+    if start is not None:
+        return start
+    return "warm" if order >= least and not callable(eta) and eta == 0 else "cold"
 
 
 def _lower(order: int, lower_final: bool | None) -> bool | None:
     """Whether to lower the order of the last steps: a method of one evaluation has none to leave out."""
-    order = whole("order", order)
     if order == 1 and lower_final:
         raise ValueError(f"order 1 has no lower one to end with, got lower_final={lower_final!r}")
     return lower_final if order > 1 else False
@@ -65,6 +65,7 @@ def DPMSolverPP(
         >>> DPMSolverPP(3).order, DPMSolverPP(3, variant="published").order
         (3, 2)
     """
+    order = whole("order", order)
     variant = ("midpoint" if order == 2 else "exact") if variant is None else variant
     return _dpm_solver("dpm++", LU_PP, "data", order, variant, start, eta, singlestep, lower_final)
 
@@ -100,6 +101,7 @@ def DPMSolver(
         >>> DPMSolver(3).nfe_per_step
         3
     """
+    order = whole("order", order)
     variant = ("midpoint" if order == 2 else "exact") if variant is None else variant
     return _dpm_solver("dpm", LU, "noise", order, variant, start, eta, singlestep, lower_final)
 
@@ -115,9 +117,8 @@ def _dpm_solver(
     singlestep: bool,
     lower_final: bool | None,
 ) -> Solver:
-    if not callable(eta):
-        real("eta", eta)
-    if not 1 <= real("order", order) < math.inf or int(order) != order or (singlestep and order > 3):
+    eta = eta if callable(eta) else noise_level(eta)
+    if flag("singlestep", singlestep) and order > 3:
         raise ValueError(f"order must be 1, 2 or 3, multistep also more, got {order}")
     sde = "sde-" if callable(eta) or eta else ""
     options: dict[str, Any] = {"prediction": prediction, "variant": variant, "eta": eta, "source": source}
@@ -156,6 +157,7 @@ def DEIS(order: int = 3, *, start: str | None = None, lower_final: bool | None =
         >>> DEIS(3).order, DEIS(3, start="cold").order
         (3, 2)
     """
+    order = whole("order", order)
     return ExponentialAdams(
         nodes=order,
         prediction="noise",
@@ -182,6 +184,7 @@ def LMS(order: int = 4, *, start: str | None = None) -> ExponentialAdams:
         >>> LMS(4).order
         4
     """
+    order = whole("order", order)
     return ExponentialAdams(
         nodes=order,
         prediction="noise",
@@ -215,11 +218,12 @@ def IPNDM(order: int = 4, *, variable_steps: bool = False) -> ExponentialAdams:
         >>> IPNDM(4).nodes, IPNDM(4).order, IPNDM(4, variable_steps=True).order
         (4, 1, 2)
     """
+    order = whole("order", order)
     return ExponentialAdams(
         nodes=order,
         prediction="noise",
         variable="noise-level",
-        variant="ipndm-v" if variable_steps else "fixed",
+        variant="ipndm-v" if flag("variable_steps", variable_steps) else "fixed",
         name=f"ipndm{'-v' if variable_steps else ''}{order}",
         source="Zhou et al., 2024, arXiv:2312.00094" if variable_steps else "Liu et al., 2022, arXiv:2202.09778",
     )
@@ -244,7 +248,7 @@ def UniC(predictor: Solver, nodes: int | None = None) -> ExponentialAdams:
     """
     if not isinstance(predictor, ExponentialAdams):
         raise TypeError(f"UniC corrects multistep solvers (ExponentialAdams), got {predictor!r}")
-    nodes = predictor.nodes + 1 if nodes is None else nodes
+    nodes = predictor.nodes + 1 if nodes is None else whole("nodes", nodes)
     corrected = replace(predictor, corrector=nodes, start="cold", name=f"{predictor.name}-unic")
     warm = predictor.start == "warm" and bool(corrected._inner)
     return replace(corrected, start="warm") if warm else corrected
@@ -280,12 +284,12 @@ def UniPC(
         >>> UniPC(3).order, UniPC(3, start="warm").order, UniPC(2, corrector=False).order
         (3, 4, 2)
     """
+    order = whole("order", order)
     variants = {"bh1": "bh1", "bh2": "midpoint", "exact": "exact"}
-    if variant not in variants:
-        raise ValueError(f"variant must be one of {', '.join(map(repr, variants))}, got {variant!r}")
+    one_of("variant", variant, variants)
     return ExponentialAdams(
         nodes=order,
-        corrector=order + 1 if corrector else 0,
+        corrector=order + 1 if flag("corrector", corrector) else 0,
         prediction=prediction,
         variant=variants[variant],
         start=start,
@@ -325,6 +329,7 @@ def SASolver(
         >>> SASolver().weak_order
         2
     """
+    order = whole("order", order)
     return ExponentialAdams(
         nodes=order,
         corrector=order + 1 if corrector is None else corrector,
@@ -356,8 +361,8 @@ def SEEDS(order: int = 2, *, prediction: str = "data") -> ExponentialRungeKutta:
         >>> SEEDS(3).nfe_per_step, SEEDS(3, prediction="noise").name
         (3, 'seeds3-published')
     """
-    if prediction not in ("data", "noise"):
-        raise ValueError(f"SEEDS predicts 'data' or 'noise', got prediction={prediction!r}")
+    order = whole("order", order)
+    one_of("prediction", prediction, ("data", "noise"))
     return ExponentialRungeKutta(
         stages=order,
         prediction=prediction,
@@ -401,6 +406,7 @@ def Rosenbrock(
         >>> Rosenbrock(3).order
         3
     """
+    order = whole("order", order)
     return ExponentialAdams(
         nodes=order,
         prediction="velocity",
@@ -433,6 +439,7 @@ def RectifiedAdams(order: int = 2, *, start: str | None = None, lower_final: boo
         >>> RectifiedAdams(2).order
         2
     """
+    order = whole("order", order)
     return ExponentialAdams(
         nodes=order,
         prediction="rectified",
@@ -462,6 +469,7 @@ def ERSDE(order: int = 3) -> ExponentialAdams:
         >>> ERSDE(3).weak_order
         2
     """
+    order = whole("order", order)
     return ExponentialAdams(
         nodes=order,
         variable="noise-level",
@@ -495,6 +503,10 @@ class PNDM(Solver):
     """
 
     runge_kutta: bool = True
+
+    def __post_init__(self) -> None:
+        settle(self, runge_kutta=flag("runge_kutta", self.runge_kutta))
+
     order = 1
     prediction = "noise"
     grids = ("table",)
@@ -566,8 +578,7 @@ class AncestralNoise(WrappedSolver):
             raise TypeError(
                 f"solver must be a deterministic ExponentialRungeKutta of 1 or 2 stages, got {self.solver!r}"
             )
-        if not 0 < real("eta", self.eta) <= 1:
-            raise ValueError(f"eta must lie in (0, 1], got {self.eta}")
+        settle(self, eta=number("eta", self.eta, above=0, most=1))
 
     @property
     def name(self) -> str:
@@ -641,8 +652,7 @@ class Restart(WrappedSolver):
             )
         if not 0 < real("s_min", self.s_min) < real("s_max", self.s_max) < math.inf:
             raise ValueError(f"need 0 < s_min < s_max, got {self.s_min} and {self.s_max}")
-        for name, value in (("rounds", self.rounds), ("n_steps", self.n_steps)):
-            object.__setattr__(self, name, whole(name, value))
+        settle(self, rounds=whole("rounds", self.rounds), n_steps=whole("n_steps", self.n_steps))
 
     stochastic = True
     source = "Xu et al., 2023, arXiv:2306.14878"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import one_of, settle, whole
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.grids import Grid
@@ -114,8 +115,8 @@ class GDDIM(Solver):
     source = "Zhang et al., 2022, arXiv:2206.05564"
 
     def __post_init__(self) -> None:
-        if self.nodes not in (1, 2, 3, 4):
-            raise ValueError(f"nodes must be a whole number from 1 to 4, got {self.nodes}")
+        settle(self, nodes=whole("nodes", self.nodes))
+        one_of("nodes", self.nodes, (1, 2, 3, 4))
 
     @property
     def order(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, real
+from sgm_sde._checks import described, real, settle
 from sgm_sde._times import ROUNDING
 from sgm_sde._value import Value
 from sgm_sde.engine.program import Form, Step
@@ -363,8 +363,10 @@ class Heun(Solver):
 
     def __post_init__(self) -> None:
         for option in ("s_churn", "s_tmin", "s_tmax", "s_noise"):
-            if not real(option, getattr(self, option)) >= 0:
-                raise ValueError(f"{option} must be at least 0, got {getattr(self, option)}")
+            value = real(option, getattr(self, option))
+            if not value >= 0:
+                raise ValueError(f"{option} must be at least 0, got {value}")
+            settle(self, **{option: value})
         if self.s_tmin > self.s_tmax:
             raise ValueError(f"need s_tmin <= s_tmax, got {self.s_tmin} and {self.s_tmax}")
         if not self.s_churn and (self.s_tmin, self.s_tmax, self.s_noise) != (0.0, math.inf, 1.0):

@@ -30,6 +30,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import one_of, whole
 from sgm_sde._shapes import as_time, expand, require_times
 from sgm_sde._times import ROUNDING
 from sgm_sde.processes import LinearSDE
@@ -122,8 +123,7 @@ class PosteriorMean:
     error_of: ClassVar[str] = "data"
 
     def __post_init__(self) -> None:
-        if self.variance not in ("beta", "posterior", "none"):
-            raise ValueError(f"variance must be 'beta', 'posterior' or 'none', got {self.variance!r}")
+        one_of("variance", self.variance, ("beta", "posterior", "none"))
 
     def weight(self, sde: LinearSDE, t: Tensor) -> Tensor:
         """c^2 / (2 v), or c^2."""
@@ -256,10 +256,8 @@ def score_matching(
         >>> score_matching(score, x0, t=zero, weighting="score", generator=generator).tolist()
         [-1.0, -1.0]
     """
-    if trace not in ("exact", "sliced"):
-        raise ValueError(f"trace must be 'exact' or 'sliced', got {trace!r}")
-    if n_probes < 1:
-        raise ValueError(f"n_probes must be at least 1, got {n_probes}")
+    one_of("trace", trace, ("exact", "sliced"))
+    n_probes = whole("n_probes", n_probes)
     sde, t, factor, x0 = _prepare(score, x0, times, t, generator)
     x, _ = _noised(sde, x0, t, noise, generator)
     with torch.enable_grad():
@@ -337,11 +335,9 @@ def _weighted(
 ) -> Tensor:
     """Squares (B, *) of errors of a prediction, weighted and reduced to (B,)."""
     if isinstance(weighting, str):
-        if weighting not in WEIGHTINGS:
-            raise ValueError(f"unknown weighting {weighting!r}; known: {', '.join(WEIGHTINGS)}")
+        one_of("weighting", weighting, WEIGHTINGS)
         weighting = WEIGHTINGS[weighting]
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
+    one_of("reduction", reduction, ("mean", "sum"))
     _, c_r = convert(prediction, weighting.error_of, _kernel(sde, t))
     weight = factor * weighting.weight(sde, t) * c_r**2
     flat = squares.flatten(1)
