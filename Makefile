@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: beds bench bench-accuracy bench-cld bench-independence bench-inverse bench-law bench-likelihood bench-overhead bench-peers bench-quality clean demo lint mutation test test-slow
+.PHONY: beds bench bench-accuracy bench-cld bench-independence bench-inverse bench-law bench-likelihood bench-overhead bench-peers bench-quality clean demo lint mutation test test-clients test-slow
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -14,6 +14,13 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow -n auto
+
+# Other people's programs with our solvers in them, in an environment of their own.
+CLIENTS := .venv-clients
+
+test-clients: $(CLIENTS)/.installed
+	$(CLIENTS)/bin/python -c "import diffusers, transformers, importlib.metadata as m; m.version('k-diffusion')"
+	$(CLIENTS)/bin/python -m pytest tests/clients
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -64,5 +71,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
+$(CLIENTS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,clients]"
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps k-diffusion
+	touch $@
+
 clean:
-	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

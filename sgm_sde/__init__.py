@@ -114,6 +114,7 @@ from sgm_sde.solvers import (
     VelocityLangevin,
     solvers,
 )
+from sgm_sde.stepping import Stepper, stepper
 
 __all__ = [
     "BOSH3",
@@ -195,6 +196,7 @@ __all__ = [
     "Status",
     "StepControl",
     "StepInfo",
+    "Stepper",
     "SubVPSDE",
     "Tableau",
     "TorchDiffEq",
@@ -235,6 +237,7 @@ __all__ = [
     "slerp",
     "solvers",
     "spec",
+    "stepper",
     "time_labels",
     "velocity_bound",
 ]

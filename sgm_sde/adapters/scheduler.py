@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +10,12 @@ from torch import Tensor
 
 from sgm_sde._checks import one_of
 from sgm_sde.adapters.diffusers import convention
-from sgm_sde.defaults import Setting, default_setting
-from sgm_sde.engine.executor import stages
-from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.defaults import Setting
+from sgm_sde.engine.noise import Generators, Seeds
 from sgm_sde.grids import Grid, GridRule
-from sgm_sde.sampling import FINALS, _make_grid
-from sgm_sde.scores.model import BoundModel
-from sgm_sde.scores.score import Score
+from sgm_sde.sampling import FINALS
 from sgm_sde.solvers import Solver, resolve
+from sgm_sde.stepping import Stepper, stepper
 
 
 @dataclass(frozen=True)
@@ -96,16 +93,13 @@ class SolverScheduler:
         self.grid, self.final, self.seed = grid, final, seed
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None
-        self._ends = self._says.sde.T, self._says.sde.eps  # first and last time
-        self._run: Generator[tuple[Tensor, Tensor], Tensor, Tensor] | None = None
-        self._taken = 0
-        self._state = torch.empty(0)
-        self._given = self._state, 0  # what the pipeline got, and how often it had been written to
+        self._start = self._says.sde.T  # the first time
+        self._run: Stepper | None = None
 
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the noise that sampling starts from, at the first time of a run that is prepared."""
-        return float(self._says.sde.prior_transform(torch.ones(()), self._ends[0]))
+        return float(self._says.sde.prior_transform(torch.ones(()), self._start))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state as it is: it has the scale that the network knows."""
@@ -118,29 +112,25 @@ class SolverScheduler:
             ValueError: for too few calls, another number than a grid of given times takes, or solvers that a pipeline
                 cannot run.
         """
-        sde, denoise = self._says.sde, self.final == "denoise"
-        setting = default_setting(sde, num_inference_steps) if self.solver is None else self.solver
-        solver = setting.solver if isinstance(setting, Setting) else setting
-        grid = setting.grid if isinstance(setting, Setting) and self.grid is None else self.grid
-        budget = num_inference_steps if grid is None or isinstance(grid, GridRule | str) else None
-        solver, placed = _make_grid(sde, solver, denoise, budget, None, grid, None, None)
-        self._ends = placed.times[0], placed.times[-1]
-        score = Score(_called_back, sde, self._says.prediction, time_label=self._says.time_label)
-        self._model = BoundModel(score, sde, (placed.times[-1], placed.times[0]))
-        if solver.hooks(sde, placed, self._model, NoiseStream((), "corrector"), mean=self.final == "mean"):
-            raise ValueError(f"{solver.name} calls the network between timesteps: use sample() with from_diffusers()")
-        program = solver.compile(sde, placed)
-        self._program = solver.end_in_mean(program) if self.final == "mean" else program
-        called = [stage.t for stage in self._program.stages if stage.evaluate]
-        if called and not self._program.stages[0].evaluate:
-            raise ValueError(f"{solver.name} calls the network first at a state of its own: use sample()")
-        self._denoise = denoise and not solver.ends_in_data
-        called += [placed.times[-1]] * self._denoise
-        if budget is None and num_inference_steps not in (None, len(called)):
+        given = self.grid is not None and not isinstance(self.grid, GridRule | str)
+        run = stepper(
+            self.solver,
+            self._says.sde,
+            self.grid,
+            prediction=self._says.prediction,
+            nfe=None if given else num_inference_steps,
+            final=self.final,
+            seed=self.seed,
+        )
+        if not run.starts_at_x:
+            raise ValueError(f"{run.program.name} calls the network first at a state of its own: use sample()")
+        called = run.times
+        if given and num_inference_steps not in (None, len(called)):
             raise ValueError(f"the given grid takes {len(called)} network calls, got {num_inference_steps=}")
+        self._start, self._run = run.program.times[0], run
         labels = self._says.time_label(torch.tensor(called, dtype=torch.float64))
         self.timesteps = labels.to(device=device, dtype=torch.float32 if labels.is_floating_point() else labels.dtype)
-        self.num_inference_steps, self._run, self._taken = len(called), None, 0
+        self.num_inference_steps = len(called)
 
     def step(
         self,
@@ -168,46 +158,16 @@ class SolverScheduler:
                 f"got eta={eta} and use_clipped_model_output={use_clipped_model_output}: noise is an option of the "
                 f"solver, such as DDIM(eta=1.0), and nothing is clipped"
             )
-        if self._taken >= len(self.timesteps):
+        run = self._run
+        if run is None or run.taken >= len(run.times):
             raise ValueError(f"the run's {len(self.timesteps)} network calls are made: call set_timesteps()")
-        expected = self.timesteps[self._taken]
+        expected = self.timesteps[run.taken]
         if not (isinstance(timestep, Tensor) and timestep.is_cuda) and float(timestep) != float(expected):
-            raise ValueError(f"step {self._taken} of the run is at timestep {float(expected)}, got {float(timestep)}")
-        if self._run is None:
-            seeds = resolve_seeds(self.seed, generator if self.seed is None else None, len(sample))
-            x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-            self._run = self._inside_out(x, NoiseStream(seeds, "solver", self._ends[0]))
-            self._state, _ = next(self._run)
-        elif sample is not self._given[0] or _version(sample) != self._given[1]:
-            self._state.copy_(sample)
-        self._taken += 1
-        output = self._says.output(model_output, sample)
-        try:
-            self._state, _ = self._run.send(output)
-            result = self._state
-        except StopIteration as end:
-            result = end.value
-        # A copy: the state is memory of the run.
-        given = result.to(sample.dtype, copy=True)
-        self._given = given, _version(given)
+            raise ValueError(f"step {run.taken} of the run is at timestep {float(expected)}, got {float(timestep)}")
+        if not run.taken:
+            run.start(sample, generator)
+        given = run.step(self._says.output(model_output, sample), run.times[run.taken], sample)
         return SchedulerOutput(given) if return_dict else (given,)
-
-    def _inside_out(self, x: Tensor, noise: NoiseStream) -> Generator[tuple[Tensor, Tensor], Tensor, Tensor]:
-        run = yield from stages(self._program, x, self._model, noise)
-        if not self._denoise:
-            return run.x
-        end = self._ends[1]
-        output = yield run.x, self._model.times([end], run.x)[0]
-        return self._model.predict("data", run.x, end, output)
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
-
-
-def _called_back(x: Tensor, t: Tensor) -> Tensor:
-    raise RuntimeError("the pipeline calls the network")
-
-
-def _version(x: Tensor) -> int:
-    """How often x was written to."""
-    return 0 if x.is_inference() else x._version

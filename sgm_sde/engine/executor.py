@@ -424,15 +424,23 @@ def _loop(
         output = evaluate(state, t)  # outside: a StopIteration of the network's is no end of the run
 
 
-def stages(program: Program, x: Tensor, model: Model, noise: NoiseSource) -> Stages:
+def stages(
+    program: Program,
+    x: Tensor,
+    model: Model,
+    noise: NoiseSource,
+    memory: _Buffers | _Graph | None = None,
+    at: int = 0,
+) -> Stages:
     """The run of a program from x (B, *), turned inside out: yields a state and its time, and is sent the output there.
 
     For those who call the network themselves; returns what `execute` returns. States are memory of the run: what is
-    written to one before its output is sent is the state that the run goes on with.
+    written to one before its output is sent is the state that the run goes on with. With the `memory` of a run that
+    waits for the output at stage `at`, it goes on there.
     """
     plan = model.plan(program)
     times = model.times([stage.t for stage in program.stages], x)
-    return _stages(plan, x, _Buffers(x, plan), times, noise)
+    return _stages(plan, x, _memory(x, plan) if memory is None else memory, times, noise, at=at)
 
 
 def _stages(
@@ -444,13 +452,16 @@ def _stages(
     hooks: Sequence[Hook] = (),
     on_node: Callable[[int, Tensor], bool] | None = None,
     on_output: Callable[[Tensor, Tensor, float], None] | None = None,
+    at: int = 0,
 ) -> Stages:
     program, shape, dtype, device = plan.program, tuple(x.shape), x.dtype, x.device
-    memory.replace(plan.instructions[0].target, x)
+    if not at:
+        memory.replace(plan.instructions[0].target, x)
     output: Tensor | None = None
-    run, reported = Run(x), 0
-    for k, (stage, ins) in enumerate(zip(program.stages, plan.instructions, strict=True)):
-        if k:
+    run, reported = Run(x, sum(stage.node for stage in program.stages[:at])), 0
+    for k in range(at, len(program.stages)):
+        stage, ins = program.stages[k], plan.instructions[k]
+        if k > at:
             terms: list[tuple[Tensor, Coefficient]] = []
             if ins.output is not None and output is not None:
                 terms.append((output, ins.output))

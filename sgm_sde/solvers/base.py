@@ -468,12 +468,16 @@ ALIASES = {
     "ipndm": "ipndm4",
     "ipndm-v": "ipndm-v4",
     "lms": "lms4",
+    "deis": "deis3",
+    "uni-pc": "unipc3",
+    "unipc": "unipc3",
 }
 
 
 def _canonical(name: str) -> str:
     """A name as the registry spells it: `dpmpp_2m_sde` is `sde-dpm++2m`, `euler_a` is `euler-ancestral`."""
-    name = name.lower().replace("_", "-").replace("pp", "++")
+    name = name.strip().lower().replace("_", "-").replace(" ", "-").replace("pp", "++")
+    name = re.sub(r"^(?:sample|k)-|-gpu$", "", name)
     name = re.sub(r"^(dpm(?:\+\+)?|seeds)-(?=\d)", r"\1", name)
     name = re.sub(r"^(dpm\+\+\d[ms])-sde$", r"sde-\1", name)
     name = re.sub(r"-a$", "-ancestral", name)

@@ -1,0 +1,85 @@
+"""sgm_sde's solvers as nodes of ComfyUI.
+
+Link or copy this folder into ComfyUI's `custom_nodes`, and install sgm_sde into its environment. There are two nodes,
+both for *SamplerCustom*: one makes a SAMPLER of any solver on a grid, the other SIGMAS of a grid rule.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sgm_sde as sg
+from sgm_sde.adapters.k_diffusion import SamplingFunction, sampler
+from sgm_sde.solvers import resolve
+
+SOLVERS = sorted(name for name, _ in sg.solvers())
+RULES = ["karras", "log-snr"]
+
+
+def is_flow(model: Any) -> bool:
+    """Whether the model of a sampling function is one of flow matching, by its `model_sampling`."""
+    for name in ("inner_model", "inner_model", "model_sampling"):
+        model = getattr(model, name, None)
+    return any(kind.__name__ == "CONST" for kind in type(model).__mro__)
+
+
+def function_of(solver: str) -> SamplingFunction:
+    """A sampling function as ComfyUI calls it; stochastic solvers refuse flow matching, whose noise is another."""
+    sample = sampler(solver)
+
+    def checked(model: Any, x: Tensor, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if resolve(solver).stochastic and is_flow(model):
+            raise ValueError(
+                f"{solver} adds the noise of x = x0 + sigma * noise, and this is a model of flow matching: "
+                f"take a deterministic solver"
+            )
+        return sample(model, x, sigmas, *args, **kwargs)
+
+    return checked
+
+
+class SolverNode:
+    """SAMPLER: a solver by its name."""
+
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "get_sampler"
+    CATEGORY = "sampling/custom_sampling/samplers"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """What the node asks for."""
+        return {"required": {"solver": (SOLVERS, {"default": "dpm++3m"})}}
+
+    def get_sampler(self, solver: str) -> tuple[Any]:
+        """What ComfyUI's samplers are made of: a function and no options."""
+        from comfy.samplers import KSAMPLER
+
+        return (KSAMPLER(function_of(solver)),)
+
+
+class GridNode:
+    """SIGMAS: a grid rule between the noise levels of a model."""
+
+    RETURN_TYPES = ("SIGMAS",)
+    FUNCTION = "get_sigmas"
+    CATEGORY = "sampling/custom_sampling/schedulers"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        """What the node asks for."""
+        steps = ("INT", {"default": 20, "min": 2, "max": 10000})
+        return {"required": {"model": ("MODEL",), "rule": (RULES,), "steps": steps}}
+
+    def get_sigmas(self, model: Any, rule: str, steps: int) -> tuple[Tensor]:
+        """The noise levels of as many network calls, and 0."""
+        levels = model.get_model_object("model_sampling")
+        sde = sg.EDMSDE(float(levels.sigma_min), float(levels.sigma_max))
+        times = sg.grids.rule(rule)(sde, steps - 1).times
+        return (torch.tensor([*times, 0.0], dtype=torch.float32),)
+
+
+NODE_CLASS_MAPPINGS = {"SgmSdeSolver": SolverNode, "SgmSdeSigmas": GridNode}
+NODE_DISPLAY_NAME_MAPPINGS = {"SgmSdeSolver": "Solver (sgm_sde)", "SgmSdeSigmas": "Noise levels (sgm_sde)"}

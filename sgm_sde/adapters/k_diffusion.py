@@ -1,0 +1,272 @@
+"""Our solvers as functions of k-diffusion's form, which ComfyUI and its kin call, too.
+
+sample_dpmpp_2m = sg.adapters.k_diffusion.sampler("dpmpp_2m")
+x = sample_dpmpp_2m(model, x, sigmas, extra_args={"cond": c}, callback=show)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sgm_sde._checks import described, number
+from sgm_sde._times import CLOSEST, same_time
+from sgm_sde.engine.executor import execute
+from sgm_sde.engine.noise import NoiseSource, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.program import Program
+from sgm_sde.grids import Grid
+from sgm_sde.processes import EDMSDE
+from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.score import from_denoiser
+from sgm_sde.solvers import AncestralNoise, ExponentialAdams, ExponentialRungeKutta, Solver, resolve
+
+NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+
+
+class SamplingFunction(Protocol):
+    """A function of the form that k-diffusion's `sample_*` have."""
+
+    def __call__(
+        self,
+        model: Callable[..., Tensor],
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], Any] | None = None,
+        disable: bool | None = None,
+        *,
+        noise_sampler: NoiseSampler | None = None,
+        seed: Seeds = None,
+        **options: Any,
+    ) -> Tensor: ...
+
+
+def sampler(solver: Solver | str, *, seed: Seeds = None) -> SamplingFunction:
+    r"""A solver on a grid as a function of k-diffusion's form, on the process $x = x_0 + \sigma\epsilon$.
+
+    The function returned is `f(model, x, sigmas, extra_args=None, callback=None, disable=None, **options)`:
+
+    | argument        | meaning                                                                                     |
+    |-----------------|---------------------------------------------------------------------------------------------|
+    | `model`         | `model(x, sigma, **extra_args)`, the denoised data (B, *), with sigma (B,)                  |
+    | `x`             | the state (B, *) at `sigmas[0]`                                                             |
+    | `sigmas`        | the noise levels, decreasing; a final 0 is a last call whose denoised data are returned     |
+    | `callback`      | called at the first call of each step with `x`, `i`, `sigma`, `sigma_hat`, `denoised`       |
+    | `disable`       | of the progress bar; None hides it where there is no terminal                               |
+    | `noise_sampler` | `noise_sampler(sigma, sigma_next)`, the standard normal noise (B, *) between two levels     |
+    | `seed`          | of the noise without `noise_sampler`; that of `extra_args` or of `sampler` if not given     |
+    | `options`       | of the solver, as k-diffusion has them: `eta`, `s_noise`, `s_churn`, `s_tmin`, `s_tmax`, ...|
+
+    Names are understood as this library and as k-diffusion spell them. The method is the same at any number of steps
+    (`Solver.strict`). Global random state is not touched: noise comes from the seed, or from `noise_sampler`, which is
+    asked about disjoint pieces of the way down, so that increments of one Brownian path are independent noises.
+
+    In flow matching, $dx/d\sigma = (x - D)/\sigma$ as well, with $\sigma$ the time: deterministic solvers run on it as
+    they are. Stochastic ones take their noise to be that of $x = x_0 + \sigma\epsilon$.
+
+    Args:
+        solver: a name or a `Solver`.
+        seed: of the noise, where a call gives none.
+
+    Raises:
+        TypeError: for a solver that finds its own steps.
+        ValueError: for an unknown name; at a call, for levels that do not decrease, options that the solver does not
+            have, or a `noise_sampler` for a solver that has none to ask of it.
+
+    Source: Crowson, 2022, github.com/crowsonkb/k-diffusion.
+
+    Example:
+        >>> model = lambda x, sigma: x / (1 + sigma[:, None] ** 2)
+        >>> sigmas = torch.tensor([14.6, 3.0, 0.5, 0.0])
+        >>> sampler("euler_a", seed=0)(model, 14.6 * torch.ones(2, 1), sigmas, disable=True).shape
+        torch.Size([2, 1])
+    """
+    chosen = resolve(solver)
+
+    @torch.no_grad()
+    def sample(
+        model: Callable[..., Tensor],
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], Any] | None = None,
+        disable: bool | None = None,
+        *,
+        noise_sampler: NoiseSampler | None = None,
+        seed: Seeds = seed,
+        **options: Any,
+    ) -> Tensor:
+        arguments = dict(extra_args or {})
+        seeds = resolve_seeds(arguments.get("seed") if seed is None else seed, None, len(x))
+        return _run(chosen, model, x, sigmas, arguments, callback, disable, noise_sampler, seeds, options)
+
+    name = chosen.name.replace("++", "pp").replace("-", "_")
+    sample.__name__ = sample.__qualname__ = f"sample_{name}"
+    sample.__doc__ = f"{chosen!r} as a function of k-diffusion's form; see `sgm_sde.adapters.k_diffusion.sampler`."
+    return sample
+
+
+def _run(
+    solver: Solver,
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Callable[[dict[str, Any]], Any] | None,
+    disable: bool | None,
+    noise_sampler: NoiseSampler | None,
+    seeds: Any,
+    options: dict[str, Any],
+) -> Tensor:
+    levels = _levels(sigmas)
+    if solver.ends_in_data and levels[-1]:
+        raise ValueError(f"{solver.name} ends in the data: sigmas must end in 0, got {levels[-1]:g}")
+    to_zero = levels[-1] == 0 and not solver.ends_in_data
+    grid = Grid(levels[:-1] if to_zero else levels)
+    # Room above the first level, to which churn raises it, and below the last.
+    sde = EDMSDE(sigma_min=min(grid.times[-1] or levels[-2], grid.times[0] / 2), sigma_max=1.5 * grid.times[0])
+    # Churn is spread over the steps, that to 0 among them, which our solvers always count.
+    share = (grid.steps + 1) / (len(levels) - 1)
+    solver, s_noise = _with_options(solver, options, share)
+    program = solver.compile(sde, grid)
+
+    def denoiser(y: Tensor, sigma: Tensor) -> Tensor:
+        return model(y.to(x.dtype), sigma.to(x.dtype), **extra_args)
+
+    bound = BoundModel(from_denoiser(denoiser, sde), sde, (grid.times[-1], sde.T))
+    noise: NoiseSource = NoiseStream(seeds, "solver", grid.times[0])
+    if noise_sampler is not None:
+        if not program.stochastic:
+            raise ValueError(f"noise_sampler= goes with a stochastic solver, and {solver.name} draws no noise")
+        noise = _Asked(noise_sampler, program, x)
+    if s_noise != 1:
+        noise = _Scaled(noise, s_noise)
+    hooks = solver.hooks(sde, grid, bound, NoiseStream(seeds, "corrector", grid.times[0]), mean=solver.ends_in_data)
+
+    given = torch.as_tensor(sigmas)
+    reported = iter(range(len(levels)))
+
+    def report(state: Tensor, denoised: Tensor, sigma_hat: float) -> None:
+        i = next(reported)
+        if callback is not None:
+            hat = torch.as_tensor(sigma_hat, dtype=given.dtype, device=given.device)
+            at = {"sigma": given[i], "sigma_hat": hat}
+            callback({"x": state.to(x.dtype, copy=True), "i": i, **at, "denoised": denoised.to(x.dtype)})
+
+    from tqdm.auto import tqdm
+
+    with tqdm(total=len(levels) - 1, disable=disable) as bar:
+
+        def on_node(i: int, state: Tensor) -> bool:
+            if i:
+                bar.update()
+            return False
+
+        state = x.to(torch.promote_types(x.dtype, torch.float32))
+        end = execute(program, state, bound, noise, hooks=hooks, on_node=on_node, on_output=report).x
+        if to_zero:
+            last = grid.times[-1]
+            denoised = bound.predict("data", end, last)
+            report(end, denoised, last)
+            bar.update()
+            end = denoised
+    return end.to(x.dtype, copy=True)
+
+
+def _levels(sigmas: Any) -> list[float]:
+    if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < 2 or not sigmas.is_floating_point():
+        raise ValueError(f"sigmas must be a tensor of two noise levels or more, got {described(sigmas)}")
+    levels = [float(s) for s in sigmas.tolist()]
+    for i, (level, lower) in enumerate(pairwise(levels)):
+        if not lower < level:
+            raise ValueError(f"sigmas must decrease, got sigmas[{i}] = {level:g} followed by {lower:g}")
+    if levels[-1] < 0:
+        raise ValueError(f"sigmas must not be negative, got {levels[-1]:g}")
+    return levels
+
+
+def _with_options(solver: Solver, options: dict[str, Any], share: float) -> tuple[Solver, float]:
+    """The solver with k-diffusion's options, and the factor on its noise."""
+    solver = solver.strict()
+    known: set[str] = (
+        {f.name for f in dataclasses.fields(solver) if f.init} if dataclasses.is_dataclass(solver) else set()
+    )
+    given = dict(options)
+    s_noise = 1.0
+    if "s_noise" in given and "s_noise" not in known and (solver.stochastic or given.get("eta")):
+        s_noise = number("s_noise", given.pop("s_noise"), least=0)
+    if solver.stochastic and given.get("eta") == 0 and isinstance(solver, AncestralNoise):
+        del given["eta"]
+        return solver.solver, s_noise
+    if "eta" in given and isinstance(solver, ExponentialAdams | ExponentialRungeKutta):
+        # There, variance is added at the rate eta; here eta is the factor on the diffusion coefficient.
+        rate = number("eta", given["eta"], least=0)
+        if isinstance(solver, ExponentialRungeKutta) and rate not in (0, 1):
+            raise ValueError(f"{solver.name} takes eta=0 or eta=1 as k-diffusion means it, got {rate:g}")
+        given["eta"] = math.sqrt(rate)
+    if given.get("solver_type") in ("midpoint", "heun") and "variant" in known:
+        given["variant"] = {"midpoint": "midpoint", "heun": "exact"}[given.pop("solver_type")]
+    unknown = sorted(given.keys() - known)
+    if unknown:
+        takes = ", ".join(sorted(known - {"name", "source", "solver", "predictor"})) or "none"
+        raise ValueError(f"{solver.name} has no option {unknown[0]!r}; its options: {takes}")
+    if "s_churn" in given:
+        given["s_churn"] = share * number("s_churn", given["s_churn"], least=0)
+        if not given["s_churn"]:  # bounds of no churn mean nothing
+            given = {name: value for name, value in given.items() if name not in ("s_tmin", "s_tmax", "s_noise")}
+    changed: Any = dataclasses.replace(solver, **given) if given else solver  # type: ignore[type-var]
+    return changed, s_noise
+
+
+class _Scaled:
+    """Noise times a factor."""
+
+    def __init__(self, noise: NoiseSource, factor: float) -> None:
+        self.noise, self.factor = noise, factor
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+        return self.factor * self.noise.normal(shape, dtype, device)
+
+
+class _Asked:
+    """Noise asked of a function of two noise levels, in the order in which a program draws it."""
+
+    def __init__(self, noise_sampler: NoiseSampler, program: Program, x: Tensor) -> None:
+        self._ask, self._pieces, self._like = noise_sampler, iter(_pieces(program)), x
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+        start, end = (self._like.new_tensor(level) for level in next(self._pieces))
+        z = self._ask(start, end)
+        if not isinstance(z, Tensor) or tuple(z.shape) != shape:
+            raise ValueError(f"noise_sampler must return noise of shape {shape}, got {described(z)}")
+        return z.to(device=device, dtype=dtype)
+
+
+def _pieces(program: Program) -> Iterator[tuple[float, float]]:
+    """The noise levels between which each noise of a program is drawn: disjoint pieces, downwards.
+
+    Raises:
+        ValueError: for a program whose noises are none of such pieces.
+    """
+    found: list[tuple[float, float]] = []
+    drawn: set[int] = set()
+    reached = program.times[0]
+    for stage in program.stages:
+        new = [m for m, _ in stage.noises if m not in drawn]
+        if len(new) > 1 or (new and not stage.t < reached) or (new and same_time(stage.t, reached, CLOSEST)):
+            raise ValueError(
+                f"noise_sampler= gives noise between two levels on the way down, and {program.name} draws noise at "
+                f"levels that it has reached already: leave it out, and give seed="
+            )
+        if new:
+            found.append((reached, stage.t))
+            drawn.update(new)
+        if new or stage.node:
+            reached = stage.t
+    return iter(found)
