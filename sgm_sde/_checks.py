@@ -29,11 +29,14 @@ def one_of(option: str, value: Any, known: Iterable[Any]) -> None:
         raise ValueError(f"{option} must be one of {', '.join(map(repr, known))}, got {described(value)}")
 
 
-def unknown(kind: str, name: str, known: Iterable[str], more: str = "") -> ValueError:
-    """The error for a name that a table does not have, with the near ones; where none is, those of a short table."""
-    known = list(known)
+def unknown(kind: str, name: str, known: Iterable[str], more: str = "", spelled: str | None = None) -> ValueError:
+    """The error for a name that a table does not have, with the near ones; where none is, those of a short table.
+
+    Near is what is near to `spelled`, the name in the table's spelling, if given.
+    """
+    known, spelled = list(known), name if spelled is None else spelled
     all_or_some = len(known) if len(known) < 9 else 4
-    near = did_you_mean(name, known) or did_you_mean(name, known, cutoff=0.0, most=all_or_some)
+    near = did_you_mean(spelled, known) or did_you_mean(spelled, known, cutoff=0.0, most=all_or_some)
     return ValueError(f"unknown {kind} {name!r}{near}{more}")
 
 

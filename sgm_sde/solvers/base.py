@@ -524,5 +524,5 @@ def _resolve(solver: Any, known: Mapping[str, Callable[[], Any]]) -> Any:
         raise TypeError(f"solver must be a name or a Solver, got {instead(solver)}")
     name = _canonical(solver)
     if name not in known:
-        raise unknown("solver", solver, known, " solvers() has all of them")
+        raise unknown("solver", solver, known, " solvers() has all of them", spelled=name)
     return known[name]()
