@@ -283,7 +283,7 @@ class Row:
 
 def our_solvers() -> dict[str, sg.Solver]:
     """All candidates."""
-    return {name: solver for name, solver in sg.solvers() if not solver.stochastic} | EXTRAS
+    return {name: solver for name, solver in sg.solvers().fixed.items() if not solver.stochastic} | EXTRAS
 
 
 def peer_samplers() -> list[peers.PeerSampler]:

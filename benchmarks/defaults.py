@@ -53,7 +53,7 @@ class Candidate:
 
     def build(self) -> sg.Solver:
         """The solver."""
-        solver = dict(sg.solvers())[self.solver]
+        solver = sg.solvers().fixed[self.solver]
         if self.lower_final:
             return replace(solver, lower_final=True)
         return solver.strict() if hasattr(solver, "strict") else solver  # at the commit of the best, all were
@@ -61,7 +61,7 @@ class Candidate:
 
 def candidates() -> Iterator[Candidate]:
     """All of them."""
-    for name, solver in sg.solvers():
+    for name, solver in sg.solvers().fixed.items():
         if not solver.stochastic:
             for grid in GRIDS:
                 yield Candidate(name, grid, False)

@@ -121,7 +121,7 @@ def by_scale() -> list[str]:
 
     stds = torch.tensor([0.01, 0.5, 10.0], dtype=torch.float64)
     rows = []
-    for name, solver in tqdm([entry for entry in sg.solvers() if entry[1].stochastic], desc="exact laws"):
+    for name, solver in tqdm([entry for entry in sg.solvers().fixed.items() if entry[1].stochastic], desc="exact laws"):
         cells = []
         for sde in (VP, EDM):
             steps = 20 if name == "annealed-langevin" else 100

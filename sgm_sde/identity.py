@@ -112,6 +112,8 @@ def portable(known: Any) -> Any:
         40
     """
     if isinstance(known, dict):
+        if known.keys() == {"values", "within"}:  # measured, to be compared number by number
+            return known
         return {key: portable(item) for key, item in known.items() if key != "code"}
     if isinstance(known, list):
         items = [portable(item) for item in known]

@@ -104,6 +104,12 @@ class StepInfo:
     denoised: Tensor | None
     nfe: int
 
+    def __repr__(self) -> str:
+        shape = tuple(self.x.shape)
+        return (
+            f"StepInfo(step {self.i + 1} of {self.n}, t={self.t:.4g} -> {self.t_next:.4g}, x={shape}, nfe={self.nfe})"
+        )
+
 
 @dataclass(frozen=True)
 class StepControl:

@@ -177,7 +177,7 @@ def _check_simulation(sde: LinearSDE, n: int, seed: int) -> str:
     return "the simulated forward process has the declared moments at five times"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OrderMeasurement:
     """Errors at rising numbers of steps.
 
@@ -213,6 +213,20 @@ class OrderMeasurement:
             return math.nan
         (n1, e1, s1), (n2, e2, s2) = ends
         return math.hypot(s1 / e1, s2 / e2) / math.log(n2 / n1)
+
+    def __str__(self) -> str:
+        """Steps, error and order between neighbours, a line each."""
+        orders = ["", *(f"{slope:.2f}" for slope in self.slopes)]
+        errors = [f"{error:.2e}" for error in self.errors]
+        if self.stderrs:
+            errors = [f"{error} +- {stderr:.0e}" for error, stderr in zip(errors, self.stderrs, strict=True)]
+        width = max(map(len, [*errors, "error"]))
+        lines = [f"{'steps':>6}  {'error':>{width}}  order"]
+        lines += [f"{n:6d}  {e:>{width}}  {o:>5}" for n, e, o in zip(self.steps, errors, orders, strict=True)]
+        spread = f" +- {self.order_stderr:.2f}" if self.stderrs else ""
+        return "\n".join([*map(str.rstrip, lines), f"order {self.order:.2f}{spread}"])
+
+    __repr__ = __str__
 
     @property
     def _ends(self) -> tuple[tuple[int, float, float], tuple[int, float, float]] | None:

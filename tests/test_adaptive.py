@@ -727,9 +727,9 @@ def test_bad_ends(t0: float, t1: float) -> None:
 def test_names_and_table() -> None:
     """The registry resolves and prints adaptive solvers beside those on grids, and a grid refuses them."""
     table = sg.solvers()
-    assert [name for name, _ in table.adaptive] == list(ADAPTIVE)
+    assert list(table.adaptive) == list(ADAPTIVE)
     text = str(table)
-    for name, solver in table.adaptive:
+    for name, solver in table.adaptive.items():
         assert resolve_any(name) == solver
         assert solver.name == name
         assert f"\n{name} " in text

@@ -187,7 +187,7 @@ def values() -> list[object]:
         sg.CLD(beta_min=5.0), sg.LinearSDE.from_schedule(lambda t: 1 - t, lambda t: t, T=0.9),
         sg.LinearSDE.from_schedule(lambda t: 1 - t, lambda t: t**2, T=0.9),
     ]  # fmt: skip
-    solvers = {spec_text(solver): solver for _, solver in sg.solvers()}
+    solvers = {spec_text(solver): solver for solver in sg.solvers().values()}
     grids = [sg.grids.Uniform(), sg.grids.Karras(), sg.grids.Karras(rho=5.0), sg.grids.Grid([1.0, 0.5])]
     tensors = [torch.zeros(2), torch.zeros(3), torch.zeros(2, dtype=torch.float64), Net(0), Net(1)]
     return [*processes, *solvers.values(), *grids, *tensors]
@@ -255,7 +255,7 @@ RATE = sg.MatrixSDE.from_rate(
 VALUES: list[Any] = [
     sg.VPSDE(), sg.SubVPSDE(), sg.CosineVPSDE(), sg.VESDE(), sg.EDMSDE(), sg.RectifiedFlowSDE(), sg.CLD(), RATE,
     sg.DiscreteVPSDE([1e-4, 1e-3, 0.02]), sg.DiscreteVESDE([10.0, 1.0, 0.1]),
-    *dict(sg.solvers()).values(), *dict(sg.solvers().adaptive).values(),
+    *sg.solvers().values(),
     sg.SSCS(), sg.GDDIM(), sg.Adaptive(sg.DOPRI5, controller=Controller(safety=0.8)),
     sg.SciPy("RK45"), sg.TorchDiffEq("dopri5"), sg.TorchSDE("euler"),
     sg.Langevin(), sg.VelocityLangevin(), sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), "CP"),

@@ -744,7 +744,7 @@ APART = sg.oracles.Gaussian(torch.tensor([0.3, -0.7], dtype=F64), torch.diag(tor
 @pytest.mark.parametrize("name", ["ancestral", "heun", "reverse-diffusion", "sde-dpm++2s"])
 def test_replacement_leaves_the_independent_alone(name: str, final: str) -> None:
     """The unknown coordinate is the unguided sampler's, noise-free last step included; the known one is y."""
-    solver = dict(sg.solvers())[name] if name in dict(sg.solvers()) else sg.SEEDS(2)
+    solver = sg.solvers().fixed.get(name, sg.SEEDS(2))
     options: dict[str, Any] = {"steps": 6, "seed": 0, "final": final, "dtype": F64}
     free = sg.sample(APART.score(VP), VP, (4, 2), solver=solver, **options).x
     res = sg.sample(APART.score(VP), VP, (4, 2), solver=inverse.Replacement(solver, seen()), **options)

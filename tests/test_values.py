@@ -33,7 +33,7 @@ from sgm_sde.processes.base import Node, require_sde
 from sgm_sde.processes.discrete import _Interpolant
 from sgm_sde.processes.linear import LinearNode, ScheduleSDE
 from sgm_sde.processes.predictions import KernelValues, convert, weights
-from sgm_sde.solvers.base import REGISTRY, SolverTable, resolve
+from sgm_sde.solvers.base import REGISTRY, resolve
 from sgm_sde.solvers.correctors import Corrector
 from sgm_sde.solvers.exponential import Exponential
 from sgm_sde.solvers.families import ADAMS
@@ -50,6 +50,8 @@ from sgm_sde.solvers.linear_part import (
     VelocityPart,
 )
 from sgm_sde.solvers.runge_kutta import order_of
+from sgm_sde.solvers.table import WIDTH, SolverTable
+from sgm_sde.testing import OrderMeasurement
 from tests.helpers import F64, bind, stream
 
 EDM = sg.EDMSDE()  # alpha = 1 and sigma = t: the noise level is the time, and its logarithm minus half the log-SNR
@@ -89,7 +91,6 @@ FROZEN: list[Any] = [
     sg.ExponentialRungeKutta(),
     sg.AncestralNoise(sg.DPMSolver(2)),
     sg.Restart(sg.DDIM()),
-    SolverTable(()),
     DataPart("log-snr", 0.0),
     NoisePart("log-snr", 0.0),
     VelocityPart("angle", 0.0),
@@ -2226,9 +2227,11 @@ GRIDS = {
 
 def test_the_registry() -> None:
     """What the names stand for, their orders and their cost; the table prints them."""
-    rows = {row[0]: row for row in sg.solvers().rows()}
-    assert list(rows) == list(REGISTRY) == [name for name, _ in sg.solvers()]
-    assert len(sg.solvers()) == len(rows)
+    table = sg.solvers()
+    rows = {row[0]: row for row in table.rows()}
+    assert list(table.fixed) == list(REGISTRY)
+    assert list(rows) == list(table) == [*table.fixed, *table.adaptive]
+    assert len(table) == len(rows)
     assert NAMES.keys() == GRIDS.keys() == REGISTRY.keys()
     for name, (solver, order, weak, nfe) in NAMES.items():
         row = rows[name]
@@ -2241,20 +2244,68 @@ def test_the_registry() -> None:
             "-" if weak is None else str(weak),
             str(nfe),
             GRIDS[name],
-            repr(solver),
             found.source,
         )
         assert row == shown
 
 
 def test_the_registry_as_text() -> None:
-    """Columns as wide as their widest cell, under a line."""
-    lines = str(SolverTable((("a", sg.DDIM()), ("longer", sg.Heun(s_churn=1.0))))).splitlines()
-    assert lines[0].split("  ")[0] == "name"
-    assert [line[:8].rstrip() for line in lines] == ["name", "------", "a", "longer"]
-    assert lines[1].startswith("------  -----  ----------  --------  ")
-    assert lines[2].startswith("a       1      -           1         uniform / karras  DDIM(eta=0.0)")
-    assert lines[3].startswith("longer  2      2           2         karras            Heun(s_churn=1.0, ")
+    """Columns as wide as their widest cell, under a line; sources that are longer go on below."""
+    long = dataclasses.replace(sg.ExponentialAdams(), source="Someone, 2024, arXiv:2401.00001; " * 2 + "end")
+    fixed = {"a": sg.DDIM(), "longer": sg.Heun(s_churn=1.0), "b": long}
+    lines = str(SolverTable(fixed, {"c": sg.GGF()})).splitlines()
+    assert lines[0] == "name    order  weak  NFE   grid (VP / EDM)   source"
+    assert lines[1].startswith("------  -----  ----  ----  ----------------  ---")
+    assert lines[2] == "a       1      -     1     uniform / karras  Song, Meng & Ermon, 2021, arXiv:2010.02502"
+    assert lines[3].startswith("longer  2      2     2     karras            Karras")
+    assert [line[:2].strip() for line in lines[4:]] == ["b", "", "c"]
+    assert lines[5] == " " * 45 + "arXiv:2401.00001; end"
+    assert max(map(len, lines)) == len(lines[1]) == WIDTH
+    assert max(map(len, str(sg.solvers()).splitlines())) == WIDTH
+
+
+def test_what_results_print() -> None:
+    """What a person wants to see, in a line or a small table."""
+    points = torch.eye(3)
+    assert repr(sg.oracles.Gaussian(points[0], 1.0)) == "Gaussian(one component of shape (3,))"
+    assert repr(sg.oracles.GaussianMixture(points, 0.1)) == "GaussianMixture(3 components of shape (3,))"
+    assert repr(sg.oracles.Empirical(points, 0.1)) == "Empirical(3 points of shape (3,), bandwidth 0.1)"
+    info = sg.StepInfo(1, 4, 0.5, 0.25, points, None, 2)
+    assert repr(info) == "StepInfo(step 2 of 4, t=0.5 -> 0.25, x=(3, 3), nfe=2)"
+
+    order = OrderMeasurement((10, 20, 40), (0.04, 0.01, 0.0025))
+    assert str(order).splitlines() == [
+        " steps     error  order", "    10  4.00e-02", "    20  1.00e-02   2.00", "    40  2.50e-03   2.00",
+        "order 2.00",
+    ]  # fmt: skip
+    noisy = OrderMeasurement((10, 20), (0.04, 0.01), (1e-4, 1e-4))
+    assert repr(noisy).splitlines()[1:] == [
+        "    10  4.00e-02 +- 1e-04", "    20  1.00e-02 +- 1e-04   2.00", "order 2.00 +- 0.01",
+    ]  # fmt: skip
+
+    vp = sg.VPSDE()
+    score = sg.oracles.Gaussian(points[0], 1.0).score(vp)
+    found = sg.log_prob(score, vp, torch.zeros(6, 3), trace="exact", steps=8)
+    text = repr(found)
+    assert text.startswith(", ".join([f"{float(found.value[0]):.3f} +- 0"] * 4) + ", ... for 6 samples nats (")
+    assert str(found.protocol) in text
+    assert text.endswith(f"{found.nfe} network calls)")
+
+
+def test_the_registry_as_a_mapping() -> None:
+    """Names of other libraries lead there, adaptive ones too; others are no keys; a notebook shows all of them."""
+    table = sg.solvers()
+    assert table["ddim"] == sg.DDIM()
+    assert table["dpmpp_2m"] == table["dpm++2m"]
+    assert table["dopri5"] == sg.Adaptive(sg.DOPRI5)
+    assert "ddim" in table and "dopri5" in table and "unipc_3" not in table and 3 not in table
+    assert dict(table) == table.fixed | table.adaptive
+    with pytest.raises(KeyError):
+        table["nothing"]
+    shown = table._repr_html_()
+    assert shown.count("<tr>") == len(table) + 1
+    assert all(f"<td>{name}</td>" in shown for name in table)
+    assert "Zhang &amp; Chen" in shown
 
 
 def test_unknown_names_are_met_with_near_ones() -> None:

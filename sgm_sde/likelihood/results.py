@@ -35,7 +35,7 @@ class LikelihoodProtocol:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogProbResult:
     """Log-likelihoods and how they came about.
 
@@ -66,6 +66,15 @@ class LogProbResult:
     vjps: int
     status: Status
     protocol: LikelihoodProtocol
+
+    def __str__(self) -> str:
+        """The first values with their standard errors, in nats, and what to quote beside them."""
+        pairs = zip(self.value[:4].tolist(), self.stderr[:4].tolist(), strict=True)
+        shown = ", ".join(f"{value:.3f} +- {stderr:.2g}" for value, stderr in pairs)
+        more = "" if len(self.value) <= 4 else f", ... for {len(self.value)} samples"
+        return f"{shown}{more} nats ({self.protocol}; {self.nfe} network calls)"
+
+    __repr__ = __str__
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,10 @@ class Oracle(ABC):
     def _draw(self, z: Tensor) -> Tensor:
         """Data samples from standard normal noise z of shape (n, 1 + event size)."""
 
+    def __repr__(self) -> str:
+        parts = f"{len(self.weights)} components" if hasattr(self, "weights") else "one component"
+        return f"{type(self).__name__}({parts} of shape {tuple(self.event_shape)})"
+
     def score(self, sde: LinearSDE | MatrixSDE) -> Score:
         """The exact score on `sde`, as if from a perfect network; of the joint state on a process with a matrix."""
         if isinstance(sde, MatrixSDE):
@@ -426,3 +430,6 @@ class Empirical(GaussianMixture):
     def __init__(self, data: Tensor, bandwidth: float = 0.0) -> None:
         super().__init__(data, bandwidth)
         self.bandwidth = bandwidth
+
+    def __repr__(self) -> str:
+        return f"Empirical({len(self.means)} points of shape {tuple(self.event_shape)}, bandwidth {self.bandwidth:g})"

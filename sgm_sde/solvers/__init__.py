@@ -11,10 +11,8 @@ from sgm_sde.solvers.base import (
     REGISTRY,
     AdaptiveSolver,
     Solver,
-    SolverTable,
     resolve,
     resolve_any,
-    solvers,
 )
 from sgm_sde.solvers.correctors import AnnealedLangevin, Corrector, Langevin, LangevinNormWarning, PredictorCorrector
 from sgm_sde.solvers.euler import EulerMaruyama, ReverseDiffusion
@@ -53,6 +51,7 @@ from sgm_sde.solvers.runge_kutta import (
     RungeKutta,
     Tableau,
 )
+from sgm_sde.solvers.table import SolverTable, solvers
 
 REGISTRY.update(
     {

@@ -18,10 +18,8 @@ from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
 from sgm_sde.engine.program import Form, Program, Step, trace
-from sgm_sde.grids import Grid, GridRule, rule, rule_name
+from sgm_sde.grids import Grid, GridRule, rule
 from sgm_sde.processes.base import SDE
-from sgm_sde.processes.edm import EDMSDE
-from sgm_sde.processes.vp import VPSDE
 
 
 class Solver(Value, ABC):
@@ -376,89 +374,9 @@ def _cached(solver: Solver, sde: SDE, grid: Grid) -> Program:
     return trace(solver, sde, grid.times)
 
 
-@dataclass(frozen=True)
-class SolverTable:
-    """The registry, printable as a table; iterate over it for the solvers on grids.
-
-    The grid is the rule that places a solver's steps where none is given (`Solver.default_grid`): on VP, whose time is
-    its own, and on EDM, whose time is the noise level.
-
-    Attributes:
-        entries: pairs (name, solver).
-        adaptive: the same of solvers that find their own steps.
-    """
-
-    entries: tuple[tuple[str, Solver], ...]
-    adaptive: tuple[tuple[str, AdaptiveSolver], ...] = ()
-
-    columns: ClassVar[tuple[str, ...]] = (
-        "name",
-        "order",
-        "weak order",
-        "NFE/step",
-        "grid (VP / EDM)",
-        "class",
-        "source",
-    )
-
-    def __iter__(self) -> Any:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """The table's cells as text."""
-        return [
-            (
-                name,
-                str(s.order),
-                "-" if s.weak_order is None else str(s.weak_order),
-                str(s.nfe_per_step),
-                _on_two_processes(s),
-                repr(s),
-                s.source,
-            )
-            for name, s in self.entries
-        ]
-
-    def adaptive_rows(self) -> list[tuple[str, ...]]:
-        """Cells of those that find their own steps."""
-        return [
-            (name, "-" if s.stochastic else str(s.order), "-", "adaptive", "-", repr(s), s.source)
-            for name, s in self.adaptive
-        ]
-
-    def __str__(self) -> str:
-        table = [self.columns, *self.rows(), *self.adaptive_rows()]
-        widths = [max(len(row[c]) for row in table) for c in range(len(self.columns))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in table]
-        return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
-
-    __repr__ = __str__
-
-
-def _on_two_processes(solver: Solver) -> str:
-    """The names of the solver's grids on VP and on EDM, one where they are the same."""
-    found = dict.fromkeys(rule_name(solver.default_grid(sde)) for sde in (VPSDE(), EDMSDE()))
-    return " / ".join(found)
-
-
 REGISTRY: dict[str, Callable[[], Solver]] = {}
 ADAPTIVE: dict[str, Callable[[], AdaptiveSolver]] = {}
 BACKENDS: dict[str, Callable[[str], AdaptiveSolver]] = {}  # by library, from the name of one of its methods
-
-
-def solvers() -> SolverTable:
-    """All solvers with a name, as a table: name, order, weak order, network calls a step, source.
-
-    Example:
-        >>> import sgm_sde as sg
-        >>> "dpm++2m" in [name for name, _ in sg.solvers()]
-        True
-    """
-    fixed, adaptive = (tuple((name, make()) for name, make in known.items()) for known in (REGISTRY, ADAPTIVE))
-    return SolverTable(fixed, adaptive)  # type: ignore[arg-type]
 
 
 # What other libraries call a method, where spelling alone does not lead there.
@@ -474,7 +392,7 @@ ALIASES = {
 }
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
     """A name as the registry spells it: `dpmpp_2m_sde` is `sde-dpm++2m`, `euler_a` is `euler-ancestral`."""
     name = name.strip().lower().replace("_", "-").replace(" ", "-").replace("pp", "++")
     name = re.sub(r"^(?:sample|k)-|-gpu$", "", name)
@@ -492,7 +410,7 @@ def resolve(solver: Solver | str) -> Solver:
         TypeError: for anything that is neither a name nor such a solver.
     """
     if isinstance(solver, AdaptiveSolver) or (
-        isinstance(solver, str) and (_canonical(solver) in ADAPTIVE or ":" in solver)
+        isinstance(solver, str) and (canonical(solver) in ADAPTIVE or ":" in solver)
     ):
         raise TypeError(f"{solver!r} finds its own steps, and a solver on a grid is needed here")
     found: Solver = _resolve(solver, REGISTRY)
@@ -522,7 +440,7 @@ def _resolve(solver: Any, known: Mapping[str, Callable[[], Any]]) -> Any:
         return solver
     if not isinstance(solver, str):
         raise TypeError(f"solver must be a name or a Solver, got {instead(solver)}")
-    name = _canonical(solver)
+    name = canonical(solver)
     if name not in known:
         raise unknown("solver", solver, known, " solvers() has all of them", spelled=name)
     return known[name]()

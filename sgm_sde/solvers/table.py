@@ -1,0 +1,109 @@
+"""All solvers with a name, as a mapping that prints as a table."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+from sgm_sde.grids import rule_name
+from sgm_sde.processes.edm import EDMSDE
+from sgm_sde.processes.vp import VPSDE
+from sgm_sde.solvers.base import ADAPTIVE, REGISTRY, AdaptiveSolver, Solver, canonical
+
+WIDTH = 100  # columns of a terminal
+COLUMNS = ("name", "order", "weak", "NFE", "grid (VP / EDM)", "source")
+
+S = TypeVar("S")
+
+
+class SolverTable(Mapping[str, Solver | AdaptiveSolver]):
+    """Named solvers: a mapping from names to solvers, of fixed and of adaptive step size.
+
+    Prints as a table of at most 100 columns, and as HTML in a notebook. `order` is that of the error on the
+    probability-flow ODE, `weak` that of the error of the samples' law, `NFE` the network calls per step (var. where the
+    solver chooses its steps). The grid is the one that places the steps where none is given (`Solver.default_grid`): on
+    VP, whose time is its own, and on EDM, whose time is the noise level. Names of other libraries lead there, too:
+    `"dpmpp_2m" in sg.solvers()`.
+
+    Attributes:
+        fixed: the solvers on a grid, by name.
+        adaptive: the solvers that choose their own steps, by name.
+    """
+
+    def __init__(self, fixed: Mapping[str, Solver], adaptive: Mapping[str, AdaptiveSolver]) -> None:
+        self.fixed, self.adaptive = dict(fixed), dict(adaptive)
+
+    def __getitem__(self, name: str) -> Solver | AdaptiveSolver:
+        if not isinstance(name, str):
+            raise KeyError(name)
+        key = canonical(name)
+        return self.fixed[key] if key in self.fixed else self.adaptive[key]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.fixed
+        yield from self.adaptive
+
+    def __len__(self) -> int:
+        return len(self.fixed) + len(self.adaptive)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table's cells as text: name, order, weak order, NFE per step, grid, source."""
+        return [_row(name, solver) for name, solver in self.items()]
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        widths = [max(map(len, column)) for column in zip(COLUMNS, *(row[:-1] for row in rows), strict=False)]
+        indent = sum(widths) + 2 * len(widths)
+        lines = [_line(COLUMNS, widths), "  ".join("-" * w for w in [*widths, WIDTH - indent])]
+        for row in rows:
+            first, *more = textwrap.wrap(row[-1], WIDTH - indent)
+            lines += [_line((*row[:-1], first), widths), *(" " * indent + text for text in more)]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook, with the classes behind the names."""
+
+        def line(tag: str, cells: tuple[str, ...]) -> str:
+            return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+        rows = [line("td", (*_row(name, solver), repr(solver))) for name, solver in self.items()]
+        head = line("th", (*COLUMNS, "solver"))
+        return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False)]
+    return "  ".join([*padded, cells[-1]])
+
+
+def _row(name: str, solver: Solver | AdaptiveSolver) -> tuple[str, ...]:
+    if isinstance(solver, AdaptiveSolver):
+        return name, "-" if solver.stochastic else str(solver.order), "-", "var.", "-", solver.source
+    weak = "-" if solver.weak_order is None else str(solver.weak_order)
+    return name, str(solver.order), weak, str(solver.nfe_per_step), _grids(solver), solver.source
+
+
+def _grids(solver: Solver) -> str:
+    """The names of the solver's grids on VP and on EDM, one where they are the same."""
+    found = dict.fromkeys(rule_name(solver.default_grid(sde)) for sde in (VPSDE(), EDMSDE()))
+    return " / ".join(found)
+
+
+def solvers() -> SolverTable:
+    """All named solvers: a mapping from names to solvers that prints as a table.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> table = sg.solvers()
+        >>> "dpm++2m" in table, table["dpm++2m"].order, len(table) == len(table.fixed) + len(table.adaptive)
+        (True, 2, True)
+    """
+    return SolverTable(_made(REGISTRY), _made(ADAPTIVE))
+
+
+def _made(known: Mapping[str, Callable[[], S]]) -> dict[str, S]:
+    return {name: make() for name, make in known.items()}
