@@ -93,7 +93,7 @@ def kinds(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
         store.finish(["00000"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        bench("digits", folder / "bench", solvers=["ddim"], nfe=[3], n=8, metrics=["sw"], device="cpu")
+        bench("digits", folder / "bench", solvers=["ddim"], nfe=[3], n=8, metrics=["sw"])
     programs: dict[str, tuple[sg.SDE, Any]] = {
         "program": (sg.EDMSDE(), "seeds2"),
         "matrix program": (sg.CLD(), sg.GDDIM()),

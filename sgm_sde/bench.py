@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde import distributed
-from sgm_sde._checks import unknown, whole
+from sgm_sde._checks import described, unknown, whole
 from sgm_sde._files import parse_json, reading
 from sgm_sde.defaults import Setting
 from sgm_sde.identity import checksum, fingerprint, portable, spec
@@ -185,27 +185,46 @@ def _check(what: str, found: Mapping[str, Any], wanted: Mapping[str, type]) -> N
             raise ValueError(f"{key} of {what} must be a {kind.__name__}, got {found[key]!r}")
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """The execution of a benchmark.
+
+    Args:
+        batch: samples per batch.
+        device: "cpu", "cuda" or "mps"; CUDA where there is one if not given.
+        threads: of a CPU; kernels may round differently with another number.
+        keep_samples: keep the samples, in `out/samples`, where `distributed.load` reads them.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: for a batch or a number of threads that is no integer of at least 1.
+    """
+
+    batch: int = 500
+    device: str | None = None
+    threads: int = 1
+    keep_samples: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "threads"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), kind=Integral))
+
+
 def bench(
     model: Model | str,
     out: Path | str,
     *,
     solvers: Sequence[str] | Mapping[str, Entry | str] = SOLVERS,
-    grids: Sequence[str] = (),
     nfe: Sequence[int] = NFE,
     n: int = 10000,
     seeds: Sequence[int] = (0,),
     features: str | Extractor | None = None,
-    weights: Path | str | None = None,
-    sha256: str | None = None,
     reference: str | Path | None = None,
     baseline: str | Path | None = None,
     metrics: Sequence[str] | None = None,
     beside: Sequence[Path | str] = (),
-    batch: int = 500,
-    device: str | None = None,
-    threads: int = 1,
-    keep_samples: bool = False,
-    progress: bool = False,
+    run: RunOptions | None = None,
 ) -> BenchResult:
     """Measure solvers on a network at several budgets of network calls.
 
@@ -216,22 +235,15 @@ def bench(
         model: a `Model` or its name, as `load_model` takes it.
         out: folder for `results.json`, `table.md` and `curves.png`, and for what is measured, in `cells`.
         solvers: names, NAME@GRID, or "default"; or a mapping from labels to what `sample(solver=...)` takes.
-        grids: names of grids to run each solver on that has none of its own, instead of the process' own.
         nfe: budgets of network calls, the final one included.
         n: samples of each cell.
         seeds: one a repetition; tables give mean and standard deviation over them.
-        features: an `Extractor` or its name, as `load_extractor` takes it; those of a shipped model if not given.
-        weights: the file of weights of Inception features.
-        sha256: what that file must have, if it is not the FID's.
+        features: an `Extractor`, as `load_extractor` makes it, or its name; those of a shipped model if not given.
         reference: the real data, as `load_reference` takes them; those of a shipped model if not given.
         baseline: other real data to measure in the same way; those of a shipped model if not given.
         metrics: of `METRICS`, or "fid", "kid", "sw" for short; all that the reference allows if not given.
         beside: files of other results to show beside this one.
-        batch: samples at a time.
-        device: "cpu" or "cuda"; CUDA where there is one if not given.
-        threads: on a CPU.
-        keep_samples: keep the samples, in `out/samples`, where `distributed.load` reads them.
-        progress: show a progress bar.
+        run: batch size, device, threads, what is kept and shown.
 
     Returns:
         the measurements.
@@ -247,7 +259,7 @@ def bench(
     Example:
         >>> import tempfile
         >>> result = bench(
-        ...     "digits", tempfile.mkdtemp(), solvers=["ddim", "dpm++2m"], nfe=[6], n=40, metrics=["sw"], device="cpu"
+        ...     "digits", tempfile.mkdtemp(), solvers=["ddim", "dpm++2m"], nfe=[6], n=40, metrics=["sw"]
         ... )
         >>> [row["nfe"] for row in result.rows], list(result.labels)
         ([6, 6], ['sliced'])
@@ -255,7 +267,9 @@ def bench(
     _pyplot()  # what is missing is said before the work is done
     model = load_model(model) if isinstance(model, str) else model
     out, others = Path(out), {str(path): load_result(path) for path in beside}
-    entries = _entries(solvers, grids)
+    entries, options = _entries(solvers), RunOptions() if run is None else run
+    if not isinstance(options, RunOptions):
+        raise TypeError(f"run must be RunOptions, got {described(run)}")
     budgets, repetitions = _whole_numbers("nfe", nfe, 1), _whole_numbers("seeds", seeds, 0)
     own = SHIPPED.get(model.name, ("", "", ""))
     baseline = own[2] if baseline is None and reference is None else baseline
@@ -264,25 +278,26 @@ def bench(
         if not given:
             raise ValueError(f"give {what}: none are known that go with the model {model.name!r}")
 
-    with Team(device, threads) as team:
+    with Team(options.device, options.threads) as team:
         if team.size > 1:
             raise ValueError(f"a benchmark runs in one process, not in {team.size}")
         if isinstance(features, str):
-            features = load_extractor(features, model.shape, weights=weights, sha256=sha256, device=team.device)
+            features = load_extractor(features, model.shape, device=team.device)
         levels = black_white(model) if features.images else None
         real, other_real = (
             load_reference(name, features, model.shape, levels) if name else None for name in (reference, baseline)
         )
         assert real is not None
         chosen = _metrics(metrics, real)
-        n, batch = whole("n", n, kind=Integral), whole("batch", batch, kind=Integral)
+        n = whole("n", n, kind=Integral)
         for name in chosen:
             if n < METRICS[name].least:
                 raise ValueError(f"the metric {name!r} takes at least {METRICS[name].least} samples, got n={n}")
         model.to(team.device)
         classes = None if model.n_classes is None else list(range(model.n_classes))
-        run = _Run(model, features, levels, real, chosen, n, batch, distributed.identity(model, team, classes))
-        protocol = run.protocol | {"device": team.device.type, "versions": versions()}
+        identity = distributed.identity(model, team, classes)
+        task = _Run(model, features, levels, real, chosen, n, options.batch, identity)
+        protocol = task.protocol | {"device": team.device.type, "versions": versions()}
         for path, other in others.items():
             _require_comparable(protocol, other.protocol, path)
         if note := _few(protocol):
@@ -292,12 +307,13 @@ def bench(
         settings = {key: value for key, value in protocol.items() if key != "versions"}  # the store adds its own
         with Store(out / "cells", settings) as store:
             shards = _Shards(store)
-            known = {} if other_real is None else run.baseline(other_real, shards)  # first: what it lacks is said now
-            rows = [run.row(cell, shards, out / "samples", team, keep_samples) for cell in _bar(cells, progress)]
+            known = {} if other_real is None else task.baseline(other_real, shards)  # first: what it lacks is said now
+            keep = options.keep_samples
+            rows = [task.row(cell, shards, out / "samples", team, keep) for cell in _bar(cells, options.progress)]
             if not any(row["definition"] for row in rows):
                 raise ValueError(f"there is nothing to show: {rows[0]['note']}")
             store.finish(shards.names)
-    if not keep_samples:
+    if not options.keep_samples:
         shutil.rmtree(out / "samples", ignore_errors=True)
     result = BenchResult(protocol, tuple(rows), known)
     result.save(out / "results.json")
@@ -409,22 +425,32 @@ class _Shards:
         return self.store.info(name)
 
 
-def _entries(solvers: Sequence[str] | Mapping[str, Entry | str], grids: Sequence[str]) -> dict[str, Entry]:
-    """What is asked for, by label."""
+def _entries(solvers: Sequence[str] | Mapping[str, Entry | str]) -> dict[str, Entry]:
+    """Solvers and settings by label."""
+    entries: dict[str, Entry] = {}
     if isinstance(solvers, Mapping):
-        if grids:
-            raise ValueError("grids= goes with names of solvers; a mapping takes a Setting")
         entries = {label: resolve_any(given) if isinstance(given, str) else given for label, given in solvers.items()}
     else:
-        entries = {}
-        for name in solvers:
-            alone = name == "default" or "@" in name or not grids
-            for label in [name] if alone else [f"{name}@{grid}" for grid in grids]:
-                solver, _, grid = label.partition("@")
-                entries[label] = None if label == "default" else Setting(solver, grid) if grid else resolve_any(solver)
+        for label in solvers:
+            solver, _, grid = label.partition("@")
+            entries[label] = None if label == "default" else Setting(solver, grid) if grid else resolve_any(solver)
     if not entries:
         raise ValueError("give at least one solver")
     return entries
+
+
+def on_grids(solvers: Sequence[str], grids: Sequence[str]) -> list[str]:
+    """Names of solvers as NAME@GRID, for each of the grids; those that have a grid, and "default", stay.
+
+    Example:
+        >>> on_grids(["ddim", "default"], ["karras", "log-snr"])
+        ['ddim@karras', 'ddim@log-snr', 'default']
+    """
+    named: list[str] = []
+    for name in solvers:
+        alone = name == "default" or "@" in name or not grids
+        named += [name] if alone else [f"{name}@{grid}" for grid in grids]
+    return named
 
 
 def _metrics(names: Sequence[str] | None, real: Reference) -> tuple[str, ...]:

@@ -252,14 +252,23 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from sgm_sde.bench import bench
+    import torch
 
-    chosen = {name: getattr(args, name) for name in ("solvers", "nfe", "metrics")}
+    from sgm_sde.bench import SOLVERS, RunOptions, bench, on_grids
+    from sgm_sde.metrics.features import load_extractor
+    from sgm_sde.models import load_model
+
+    model, features = load_model(args.model), args.features
+    if args.features_weights is not None or args.features_sha256 is not None:
+        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        file = {"weights": args.features_weights, "sha256": args.features_sha256}
+        features = load_extractor(features or "", model.shape, device=device, **file)
+    chosen = {name: getattr(args, name) for name in ("nfe", "metrics")}
     result = bench(
-        args.model, args.out, grids=args.grids, n=args.n, seeds=args.seeds, features=args.features,
-        weights=args.features_weights, sha256=args.features_sha256, reference=args.reference, baseline=args.baseline,
-        beside=args.beside, batch=args.batch, device=args.device, threads=args.threads, keep_samples=args.keep_samples,
-        progress=not args.quiet, **{name: value for name, value in chosen.items() if value is not None},
+        model, args.out, solvers=on_grids(args.solvers or SOLVERS, args.grids), n=args.n, seeds=args.seeds,
+        features=features, reference=args.reference, baseline=args.baseline, beside=args.beside,
+        run=RunOptions(args.batch, args.device, args.threads, args.keep_samples, not args.quiet),
+        **{name: value for name, value in chosen.items() if value is not None},
     )  # fmt: skip
     sys.stdout.write(f"{result}\n\nWritten to {args.out}: results.json, table.md, curves.png\n")
     return 0

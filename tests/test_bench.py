@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde import distributed
-from sgm_sde.bench import PROTOCOL, ROW, BenchResult, bench, load_result
+from sgm_sde.bench import PROTOCOL, ROW, BenchResult, RunOptions, bench, load_result
 from sgm_sde.cli import main
 from sgm_sde.metrics import features as extractors
 from sgm_sde.metrics import frechet_distance
@@ -30,7 +30,7 @@ from sgm_sde.models import Model
 from sgm_sde.nn.digits import digits_data
 
 DIGITS: dict[str, Any] = {
-    "solvers": ["ddim", "dpm++2m@log-snr"], "nfe": [5, 10], "n": 40, "seeds": [0, 1], "batch": 16, "device": "cpu",
+    "solvers": ["ddim", "dpm++2m@log-snr"], "nfe": [5, 10], "n": 40, "seeds": [0, 1], "run": RunOptions(16, "cpu"),
 }  # fmt: skip
 
 
@@ -437,7 +437,6 @@ def test_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"solvers": ["ddin"]}, "unknown solver 'ddin'; did you mean 'ddim'"),
         ({"solvers": ["ddim@karas"]}, "unknown grid 'karas'; did you mean 'karras'"),
         ({"solvers": []}, "at least one solver"),
-        ({"solvers": {"a": "ddim"}, "grids": ["karras"]}, "a mapping takes a Setting"),
         ({"metrics": ["is"]}, "unknown metric 'is'; did you mean 'sw', 'kid', 'fid'"),
         ({"metrics": []}, "at least one metric"),
         ({"n": 0}, "of at least 1, got 0"),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde import distributed, identity
 from sgm_sde._value import Value
-from sgm_sde.bench import bench
+from sgm_sde.bench import RunOptions, bench
 from sgm_sde.engine.adaptive import Controller
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.identity import class_name, disagreement, from_spec, measured, portable, spec, weights
@@ -125,7 +125,7 @@ def test_a_benchmark_of_another_network_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "real.npy", torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).numpy())
     options = {
         "solvers": ["ddim"], "nfe": [3], "n": 8, "features": "raw", "reference": tmp_path / "real.npy",
-        "metrics": ["sw"], "device": "cpu",
+        "metrics": ["sw"], "run": RunOptions(device="cpu"),
     }  # fmt: skip
     one = bench(lambda_of(0), tmp_path / "out", **options)  # type: ignore[arg-type]
     assert bench(lambda_of(0), tmp_path / "out", **options).rows == one.rows  # type: ignore[arg-type]
