@@ -14,6 +14,7 @@ Example:
 
 from sgm_sde import adapters, grids, inverse
 from sgm_sde._version import __version__
+from sgm_sde.calibration import Calibrated, Calibration, Calibrations, CalibrationWarning, calibrate, load_calibration
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.diagnosis import ImplausibleWarning, TrainModeWarning
 from sgm_sde.engine.program import Program, Stage
@@ -149,6 +150,10 @@ __all__ = [
     "AncestralNoise",
     "AnnealedLangevin",
     "BatchCoupledWarning",
+    "Calibrated",
+    "Calibration",
+    "CalibrationWarning",
+    "Calibrations",
     "Corrector",
     "CosineVPSDE",
     "DPMSolver",
@@ -209,6 +214,7 @@ __all__ = [
     "__version__",
     "adapters",
     "bits_per_dim",
+    "calibrate",
     "ddpm_bound",
     "decode",
     "default_setting",
@@ -228,6 +234,7 @@ __all__ = [
     "hybrid_score_matching",
     "inverse",
     "joint_log_prob",
+    "load_calibration",
     "load_model",
     "log_prob",
     "oracles",

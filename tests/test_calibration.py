@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import math
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from torch import Tensor, nn
 
 import sgm_sde as sg
+from sgm_sde.calibration import HeldOut, Table, closed
+from sgm_sde.calibration.flow import Flow
+from sgm_sde.calibration.refine import Refinement, Unknowns
+from sgm_sde.calibration.rows import Rows
+from sgm_sde.calibration.table import process_of
+from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.program import Form, Step
+from sgm_sde.pilot import default_candidates
 
 GAUSSIAN = sg.oracles.Gaussian(torch.full((2,), 0.5), 0.3)
 
@@ -53,3 +67,360 @@ def test_correctors_leave_a_sample_without_noise() -> None:
     solver = sg.PredictorCorrector(OneJump(), sg.Langevin(0.1))
     res = sg.sample(GAUSSIAN.score(sde), sde, (4, 2), solver=solver, steps=3, seed=0)
     assert res.status.ok and solver.ends_in_data
+
+
+# --- tables and fits -------------------------------------------------------------------------------------------------
+
+MIXTURE = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.3], [1.0, 0.0], [0.2, 0.9]]), 0.2)
+PROCESSES: dict[str, sg.LinearSDE] = {
+    "vp": sg.VPSDE(), "ddpm": sg.presets.ddpm(), "flow": sg.RectifiedFlowSDE(), "edm": sg.EDMSDE(), "ve": sg.VESDE(),
+}  # fmt: skip
+
+
+def a_flow(sde: sg.LinearSDE, n: int, score: sg.Score | None = None) -> Flow:
+    """Noises of the mixture."""
+    score = MIXTURE.score(sde) if score is None else score
+    seeds = resolve_seeds(0, None, n)
+    return Flow(score, sde, (2,), seeds, n, {}, 64, torch.float64, torch.device("cpu"))
+
+
+def a_table(sde: sg.LinearSDE, n: int = 4) -> Table:
+    """Levels and weights without any meaning."""
+    flow = a_flow(sde, 1)
+    top, bottom = min(flow.high, math.log(20.0)), max(flow.low, math.log(0.05))
+    t = torch.linspace(top, bottom, n, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    B = torch.tril(torch.randn(n + 1, n, generator=generator, dtype=torch.float64) / n, -1)
+    c = torch.cat([t.exp(), torch.tensor([0.01], dtype=torch.float64)])
+    c[1:-1] *= 1.1
+    return Rows(t, c, B).table()
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_table_runs_as_it_was_fitted(process: str) -> None:
+    sde = PROCESSES[process]
+    flow, table = a_flow(sde, 8), a_table(sde)
+    samples = range(8)
+    by_rows, _ = Rows.of(table).run(flow, flow.noise(samples), samples)
+    solver = sg.Calibrated(table, process_of(sde))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sg.ImplausibleWarning)
+        res = sg.sample(flow.score, sde, (8, 2), solver=solver, seed=0, dtype=torch.float64)
+    assert res.nfe == 4 and len(res.times) == 5
+    torch.testing.assert_close(res.x, by_rows, rtol=1e-8, atol=1e-8)
+
+
+def test_ddim_is_a_table() -> None:
+    sde = sg.EDMSDE()
+    levels = (80.0, 5.0, 1.0, 0.1)
+    rows = [[0.0] * k for k in range(1, 5)]
+    for k in range(1, 5):
+        r = levels[k] / levels[k - 1] if k < 4 else 0.0
+        rows[k - 1][: k - 1] = [r * b for b in rows[k - 2]] if k > 1 else []
+        rows[k - 1][k - 1] = 1 - r
+    table = Table(levels, (*levels, 0.0), tuple(map(tuple, rows)))
+    score = MIXTURE.score(sde)
+    ours = sg.sample(score, sde, (8, 2), solver=sg.Calibrated(table), seed=0, dtype=torch.float64).x
+    ddim = sg.sample(score, sde, (8, 2), solver="ddim", grid=levels, seed=0, dtype=torch.float64).x
+    torch.testing.assert_close(ours, ddim, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", ["vp", "flow", "edm"])
+def test_consistent_rows_are_exact_for_constant_data(process: str) -> None:
+    sde = PROCESSES[process]
+    flow, n = a_flow(sde, 16), 4
+    samples = range(16)
+    exact, z = flow.trajectories(samples, 48, 24), flow.noise(samples)
+    chosen = closed.levels(closed.gram(exact, z), exact.log_levels, 1.0, n)
+    start = closed.fit_rows(flow, exact, z, chosen, samples, True)
+    fitted = Refinement(flow, z, exact.end, 1.0, samples, True).fit(start)
+    for rows in (start, fitted):
+        torch.testing.assert_close(rows.B[1:].sum(1), 1 - flow.inverse * rows.c[1:])
+
+    # Data that are one point: the sample is that point, but for what is left of the noise.
+    point = torch.tensor([0.7, -0.4], dtype=torch.float64)
+    constant = a_flow(sde, 16, sg.from_denoiser(lambda x, t: point.expand_as(x), sde))
+    x, _ = fitted.run(constant, z, samples)
+    start_mean = -flow.inverse * fitted.c[-1].item() * point
+    torch.testing.assert_close(x - fitted.c[-1].item() * z, (point + start_mean).expand_as(x))
+
+
+def test_unknowns_name_a_table_and_differences_are_its_derivatives() -> None:
+    flow = a_flow(sg.VPSDE(), 8)
+    samples, z = range(8), a_flow(sg.VPSDE(), 8).noise(range(8))
+    exact = flow.trajectories(samples, 48, 24)
+    chosen = closed.levels(closed.gram(exact, z), exact.log_levels, 1.0, 3)
+    for consistent in (False, True):
+        rows = closed.fit_rows(flow, exact, z, chosen, samples, consistent)
+        unknowns = Unknowns(3, consistent, flow.inverse)
+        theta = unknowns.of(rows)
+        again = unknowns.rows(theta)
+        for a, b in ((rows.t, again.t), (rows.c, again.c), (rows.B, again.B)):
+            torch.testing.assert_close(a, b)
+
+        fit = Refinement(flow, z, exact.end, 1.0, samples, consistent)
+        y, D = rows.run(flow, z, samples)
+        J = fit._jacobian(unknowns, theta, y, D)
+        for p in range(len(theta)):
+            ends = []
+            for h in (1e-5, -1e-5):
+                moved = theta.clone()
+                moved[p] += h
+                ends.append(unknowns.rows(moved).run(flow, z, samples)[0])
+            slope = (ends[0] - ends[1]) / 2e-5
+            size = max(float(slope.square().mean().sqrt()), 1e-3)
+            assert float((J[p] - slope).square().mean().sqrt()) < 0.1 * size, unknowns.entries[p]
+
+
+def test_levels_are_those_of_the_least_sum() -> None:
+    """Dynamic programming against all choices."""
+    flow = a_flow(sg.EDMSDE(), 8)
+    exact, z = flow.trajectories(range(8), 16, 7), flow.noise(range(8))
+    G = closed.gram(exact, z)
+    K = len(exact.log_levels)
+    weight = 1 / (1 + (2 * exact.log_levels).exp())
+
+    def cost(path: tuple[int, ...]) -> float:
+        def left(target: int, *features: int) -> float:
+            return float(closed.residuals(G, torch.tensor([target]), torch.tensor([features]))[0])
+
+        total = float(weight[path[0]]) * left(path[0], 2 * K + 1)
+        for m in range(1, len(path)):
+            before = [path[m - 2] + K] if m > 1 else []
+            total += float(weight[path[m]]) * left(path[m], path[m - 1], path[m - 1] + K, *before)
+        before = [path[-2] + K] if len(path) > 1 else []
+        return total + left(2 * K, path[-1], path[-1] + K, *before)
+
+    for n in (1, 2, 3):
+        paths = [tuple(p.tolist()) for p in torch.combinations(torch.arange(K), n)]
+        best = min(map(cost, paths))
+        assert cost(tuple(closed.levels(G, exact.log_levels, 1.0, n))) == pytest.approx(best, rel=1e-6)
+
+
+# --- calibrate -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> sg.Calibrations:
+    """On VP."""
+    sde = sg.VPSDE()
+    return sg.calibrate(MIXTURE.score(sde), sde, (48, 2), nfe=(4, 5), held_out=48, seed=0)
+
+
+def test_the_error_is_that_of_samples(calibrated: sg.Calibrations) -> None:
+    sde = sg.VPSDE()
+    score = MIXTURE.score(sde)
+    for nfe, found in calibrated.items():
+        assert found.is_fitted and found.nfe == nfe and found.error < 0.5 * found.off_the_shelf.rmse
+
+        # On noises of another seed, against another reference.
+        exact = sg.sample(score, sde, (400, 2), solver="unipc3", grid="log-snr", steps=300, seed=77, t_end=sde.eps).x
+        ours = sg.sample(score, sde, (400, 2), solver=found, seed=77)
+        assert ours.nfe == nfe
+        error = float((ours.x - exact).square().mean().sqrt() / exact.std())
+        shelf = sg.sample(score, sde, (400, 2), solver=found.off_the_shelf.setting, nfe=nfe, seed=77).x
+        assert error < 0.7 * float((shelf - exact).square().mean().sqrt() / exact.std())
+        assert f"at {nfe} calls" in str(found) and found.rows > 0
+
+
+@pytest.mark.parametrize("process", ["ddpm", "flow", "edm", "ve"])
+def test_every_linear_process(process: str) -> None:
+    sde = PROCESSES[process]
+    found = sg.calibrate(MIXTURE.score(sde), sde, (32, 2), nfe=5, held_out=32, seed=1)
+    assert found.error < 0.8 * found.off_the_shelf.rmse
+    assert sg.sample(MIXTURE.score(sde), sde, (4, 2), solver=found, seed=2).nfe == 5
+
+
+def test_reproducible_by_seed_and_the_same_in_other_batches(calibrated: sg.Calibrations) -> None:
+    sde = sg.VPSDE()
+    again = sg.calibrate(MIXTURE.score(sde), sde, (48, 2), nfe=4, held_out=48, seed=0)
+    ours, first = (found.solver for found in (again, calibrated[4]))
+    assert isinstance(ours, sg.Calibrated) and isinstance(first, sg.Calibrated)
+    assert ours.table.levels == pytest.approx(first.table.levels, rel=1e-6)
+    assert again.error == pytest.approx(calibrated[4].error, rel=1e-4)
+    other = sg.calibrate(MIXTURE.score(sde), sde, (48, 2), nfe=4, held_out=48, seed=0, batch_size=50)
+    assert other.error == pytest.approx(again.error, rel=0.05)
+
+
+def test_json_round_trip(calibrated: sg.Calibrations, tmp_path: Path) -> None:
+    calibrated.save(tmp_path / "all.json")
+    again = sg.load_calibration(tmp_path / "all.json")
+    assert isinstance(again, sg.Calibrations) and list(again) == [4, 5]
+    for nfe, found in again.items():
+        assert (
+            found == calibrated[nfe] and str(found) == str(calibrated[nfe]) and found.errors == calibrated[nfe].errors
+        )
+
+    calibrated[4].save(tmp_path / "one.json")
+    assert sg.load_calibration(tmp_path / "one.json") == calibrated[4]
+
+
+def test_what_is_off_the_shelf_is_kept_too(tmp_path: Path) -> None:
+    for k, setting in enumerate(default_candidates()):
+        found = sg.Calibration([HeldOut("off the shelf", setting, 0.1, 0.01, 0.1, math.inf)], 10)
+        found.save(tmp_path / f"{k}.json")
+        again = sg.load_calibration(tmp_path / f"{k}.json")
+        assert isinstance(again, sg.Calibration)
+        assert (again.solver, again.grid) == (setting.solver, setting.grid) and again.errors == found.errors
+
+
+def test_files_that_are_none(calibrated: sg.Calibrations, tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    calibrated.save(path)
+    whole = json.loads(path.read_text())
+
+    def refused(contents: Any, words: str) -> None:
+        path.write_text(contents if isinstance(contents, str) else json.dumps(contents))
+        with pytest.raises(ValueError, match=words):
+            sg.load_calibration(path)
+
+    refused("{", "holds no calibration")
+    refused({"format": "another"}, "format")
+    refused({**whole, "budgets": []}, "no budget")
+    refused({**whole, "budgets": [{"nfe": 4}]}, "calibration")
+    damaged = json.loads(json.dumps(whole))
+    damaged["budgets"][0]["errors"][0]["solver"]["table"]["levels"][0] = 0.0
+    refused(damaged, "levels")
+    damaged["budgets"][0]["errors"][0]["solver"] = {"class": "Path", "x": 1}
+    refused(damaged, "unknown class")
+    with pytest.raises(OSError, match="cannot read"):
+        sg.load_calibration(tmp_path / "none.json")
+
+
+def test_other_uses_are_refused(calibrated: sg.Calibrations) -> None:
+    sde, found = sg.VPSDE(), calibrated[4]
+    score = MIXTURE.score(sde)
+    for options, words in (
+        ({"nfe": 5}, "fitted for nfe=4"), ({"steps": 3}, "fitted for 4 steps"), ({"t_end": 0.1}, "end at eps"),
+        ({"t_start": 0.5}, "noise at T"), ({"grid": "karras"}, "its own grid"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            sg.sample(score, sde, (4, 2), solver=found, seed=0, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="leave grid= out"):
+        sg.sample(score, sde, (4, 2), solver=found.solver, grid="karras", nfe=4, seed=0)
+
+    for other in (sg.VPSDE(beta_max=10.0), sg.EDMSDE()):
+        with pytest.raises(ValueError, match="another process"):
+            sg.sample(MIXTURE.score(other), other, (4, 2), solver=found, seed=0)
+    assert sg.sample(score, sg.VPSDE(), (4, 2), solver=found, seed=0, nfe=4).nfe == 4
+
+    for shape, options, error, words in (
+        ((1, 2), {}, ValueError, "at least 2 noises"), ((8, 2), {"held_out": 1}, ValueError, "held_out"),
+        ((8, 2), {"nfe": 0}, ValueError, "nfe"), ((8, 2), {"time_limit": -1.0}, ValueError, "time_limit"),
+        ((8, 2), {"reference_nfe": 2}, ValueError, "reference_nfe"), ((8, 2), {"batch_size": 0}, ValueError, "batch"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=words):
+            sg.calibrate(score, sde, shape, **{"nfe": 4, "seed": 0, **options})  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="LinearSDE"):
+        sg.calibrate(score, sg.CLD(), (8, 2), nfe=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (((1.0, 2.0), (1.0, 2.0, 0.0), ((1.0,), (0.0, 1.0))), "decrease"),
+        (((2.0, 1.0), (2.0, 1.0), ((1.0,), (0.0, 1.0))), "scales"),
+        (((2.0, 1.0), (2.0, 1.0, 0.0), ((1.0,), (1.0,))), "rows"),
+        (((2.0, 1.0), (2.0, -1.0, 0.0), ((1.0,), (0.0, 1.0))), "positive"),
+        (((2.0, 1.0), (2.0, 1.0, math.nan), ((1.0,), (0.0, 1.0))), "finite"),
+    ],
+)
+def test_tables_that_are_none(values: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Table(*values)
+
+
+class Denoiser(nn.Module):
+    """Of Gaussian data, with a label that shifts their mean."""
+
+    NULL_LABEL = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means = nn.Parameter(torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, -1.0], [0.0, 0.0]]))
+
+    def forward(self, x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+        s2 = sigma[:, None] ** 2
+        return self.means[y] + (0.1 * (x - self.means[y]) + 0.03 * torch.sin(2 * x)) / (0.1 + s2)
+
+
+def test_a_network_with_labels_guided_and_another_network() -> None:
+    sde, net = sg.EDMSDE(), Denoiser()
+    score = sg.from_denoiser(net, sde)
+    guided = sg.guidance.ClassifierFree(score, 2.0, null={"y": 3})
+    labels = torch.arange(24) % 3
+    found = sg.calibrate(guided, sde, (24, 2), nfe=4, held_out=36, seed=0, model_kwargs={"y": labels})
+    assert found.error < 0.5 * found.off_the_shelf.rmse
+
+    kwargs = {"y": torch.tensor([0, 1])}
+    assert sg.sample(guided, sde, (2, 2), solver=found, seed=0, model_kwargs=kwargs).nfe == 4
+    other = sg.guidance.ClassifierFree(score, 4.0, null={"y": 3})
+    with pytest.warns(sg.CalibrationWarning, match="another guidance"):
+        sg.sample(other, sde, (2, 2), solver=found, seed=0, model_kwargs=kwargs)
+
+    trained = Denoiser()
+    with torch.no_grad():
+        trained.means[0] += 0.1
+    again = sg.guidance.ClassifierFree(sg.from_denoiser(trained, sde), 2.0, null={"y": 3})
+    with pytest.warns(sg.CalibrationWarning, match="other weights"):
+        sg.sample(again, sde, (2, 2), solver=found, seed=0, model_kwargs=kwargs)
+
+
+def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
+    sde = sg.VPSDE()
+    calls = 0
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return MIXTURE.score(sde)(x, t)
+
+    score = sg.from_score(net, sde)
+    options: dict[str, Any] = {"held_out": 48, "seed": 0, "checkpoint": tmp_path / "run"}
+    first = sg.calibrate(score, sde, (48, 2), nfe=4, **options)
+
+    calls = 0
+    both = sg.calibrate(score, sde, (48, 2), nfe=(4, 5), **options)
+    assert both[4] == first and both[5].is_fitted and calls > 0
+    before, calls = calls, 0
+    assert sg.calibrate(score, sde, (48, 2), nfe=(4, 5), **options) == both and calls == 0 and before > 0
+    with pytest.raises(ValueError, match="made with other settings"):
+        sg.calibrate(score, sde, (48, 2), nfe=4, **{**options, "seed": 1})
+
+
+def test_a_time_limit_ends_a_fit() -> None:
+    sde = sg.VPSDE()
+    found = sg.calibrate(MIXTURE.score(sde), sde, (16, 2), nfe=6, held_out=16, seed=0, time_limit=1e-3)
+    assert any("time limit" in remark for remark in found.remarks)
+    assert found.error <= found.off_the_shelf.rmse
+
+
+def test_in_the_place_of_other_solvers(calibrated: sg.Calibrations) -> None:
+    sde, found = sg.VPSDE(), calibrated[5]
+    score = MIXTURE.score(sde)
+    corrected = sg.PredictorCorrector(found.solver, sg.Langevin(0.05))
+    assert sg.sample(score, sde, (4, 2), solver=corrected, steps=5, seed=0).status.ok
+
+    kept = sg.sample(score, sde, (4, 2), solver=found, seed=0, trajectory="all")
+    assert kept.trajectory is not None and len(kept.trajectory) == 6
+    torch.testing.assert_close(kept.trajectory[-1], kept.x)
+
+
+def test_as_a_scheduler() -> None:
+    config = {"beta_schedule": "linear", "num_train_timesteps": 1000, "prediction_type": "epsilon"}
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(x) / (1 + 1e-4 * t.reshape(-1, 1))
+
+    score, sde = sg.adapters.from_diffusers(net, config)
+    found = sg.calibrate(score, sde, (16, 2), nfe=4, held_out=16, seed=0)
+    scheduler = sg.adapters.SolverScheduler(config, found)
+    scheduler.set_timesteps(4)
+    assert len(scheduler.timesteps) == 4
+    z = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    x = z * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(net(x, t), t, x).prev_sample
+    start = sg.Grid(found.solver.compile(sde, found.solver.default_grid(sde)(sde, 4)).times)
+    there = sg.sample(score, sde, x_T=z * scheduler.init_noise_sigma, solver=found.solver, grid=start, seed=0).x
+    torch.testing.assert_close(x, there, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,67 @@
+"""Whether a table is used on the network that it was fitted to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sgm_sde.calibration.table import same
+from sgm_sde.identity import networks, spec, weights
+from sgm_sde.scores.score import Score
+
+
+class CalibrationWarning(UserWarning):
+    """A table on another network than the one it was fitted to, or a fit whose outcome cannot be relied on."""
+
+
+_known: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # checksums of weights, by network
+
+
+def network_of(score: Score) -> str:
+    """The identity of a score's network and of its guidance, as JSON text: "" for functions without weights.
+
+    Networks are not called for it.
+    """
+    checksum = _weights(score)
+    return json.dumps({"weights": checksum, "score": _without_nets(spec(score))}, sort_keys=True) if checksum else ""
+
+
+def check_network(fitted: str, score: Score, name: str) -> None:
+    """Warn if the score is another one than that of the identity `fitted`.
+
+    Nothing is said where one of the two has no weights that can be found, or is compiled.
+    """
+    if not fitted or any(hasattr(net, "_orig_mod") for net in networks(score)):
+        return
+    now = network_of(score)
+    if not now or same(json.loads(fitted), json.loads(now)):
+        return
+    there, here = json.loads(fitted), json.loads(now)
+    what = "a network of other weights" if there["weights"] != here["weights"] else "another guidance or convention"
+    warnings.warn(
+        f"{name} is used on {what} than it was fitted to, where its error is not known: calibrate on this one",
+        CalibrationWarning,
+        stacklevel=5,
+    )
+
+
+def _weights(score: Score) -> str:
+    net = getattr(score, "net", None)
+    try:
+        return _known[net]
+    except (KeyError, TypeError):
+        found = weights(score)
+    with contextlib.suppress(TypeError):  # None, or what has no weak reference
+        _known[net] = found
+    return found
+
+
+def _without_nets(value: Any) -> Any:
+    """A score's specification without the names of its functions, which wrappers change."""
+    if isinstance(value, Mapping):
+        return {key: _without_nets(item) for key, item in value.items() if key not in ("net", "weights")}
+    return [_without_nets(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,313 @@
+r"""All levels, scales and weights of a table together: Levenberg-Marquardt on the error of its samples.
+
+Unknowns are $t_k = \log s_k$, $g_k = \log(c_k / s_k)$, $c_n$ and the weights $b_{kj}$; the loss is
+
+$$ \frac1N \sum_i w_i\,\frac{|y_n^i - x^i|^2}{c^2} + \lambda \sum_{kj} b_{kj}^2 $$
+
+with the exact samples $x^i$, their standard deviation c, and Huber's weights $w_i = \min(1, 2\,\mathrm{median}/e_i)$,
+since a noise that lies between two modes has an error that no table removes. The Jacobian comes from forward
+differences through the run; a change of row k needs only the rows after it, and all changes of a row are evaluated
+together. Between Jacobians it is kept up to date by Broyden's formula.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgm_sde.calibration.flow import Flow
+from sgm_sde.calibration.rows import Rows
+
+CHANGE = 0.01  # of a difference: of the state's size, and of log s
+GAP = 0.02  # between neighbouring log s
+SCALED = 2.0  # of log(c / s), at most
+PENALTY = 0.01  # of the loss at the start
+JACOBIANS = 8
+UPDATES = 4  # between Jacobians
+GAIN = 0.01  # of the loss, below which a fit ends
+
+
+@dataclass(frozen=True)
+class Unknowns:
+    """What is fitted, as one vector.
+
+    Args:
+        n: number of calls.
+        consistent: whether rows are exact for a constant estimate: $\\sum_j b_{kj} = 1 - c_k / s_T$.
+        inverse: $1 / s_T$.
+    """
+
+    n: int
+    consistent: bool
+    inverse: float
+
+    @property
+    def entries(self) -> list[tuple[str, int, int]]:
+        """Kind, row and column of each: levels first, then scales, then weights row by row."""
+        n = self.n
+        levels = [("t", k, 0) for k in range(n)]
+        scales = [("g", k, 0) for k in range(1, n)] + [("c", n, 0)]
+        free = 1 if self.consistent else 0
+        return levels + scales + [("b", k, j) for k in range(1, n + 1) for j in range(k - free)]
+
+    def of(self, rows: Rows) -> Tensor:
+        """The vector of a table."""
+        values = {"t": lambda k, j: rows.t[k], "g": lambda k, j: rows.c[k].log() - rows.t[k]}
+        values |= {"c": lambda k, j: rows.c[k], "b": lambda k, j: rows.B[k, j]}
+        return torch.stack([values[kind](k, j) for kind, k, j in self.entries])
+
+    def rows(self, theta: Tensor) -> Rows:
+        """The table of a vector."""
+        n = self.n
+        t = theta[:n]
+        c = torch.cat([t[:1].exp(), (t[1:] + theta[n : 2 * n - 1]).exp(), theta[2 * n - 1 : 2 * n]])
+        B = torch.zeros(n + 1, n, dtype=theta.dtype)
+        k, j = self._places
+        B[k, j] = theta[2 * n :]
+        if self.consistent:
+            last = torch.arange(1, n + 1)
+            B[last, last - 1] = 1 - self.inverse * c[1:] - B[1:].sum(1)
+        return Rows(t, c, B)
+
+    @property
+    def _places(self) -> tuple[list[int], list[int]]:
+        found = [(k, j) for kind, k, j in self.entries if kind == "b"]
+        return [k for k, _ in found], [j for _, j in found]
+
+    def weights_of(self, theta: Tensor) -> Tensor:
+        """All weights, those that follow from others too, as a vector."""
+        rows = self.rows(theta)
+        k, j = torch.tril_indices(self.n, self.n)
+        return rows.B[k + 1, j]
+
+
+class Refinement:
+    """A fit on some noises.
+
+    Args:
+        flow: the network.
+        z: noises (N, d).
+        exact: their samples (N, d).
+        scale: standard deviation c of the samples.
+        samples: numbers of the noises.
+        consistent: whether rows are exact for a constant estimate.
+        late: whether there is no time left.
+        robust: whether noises of large errors weigh less.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        z: Tensor,
+        exact: Tensor,
+        scale: float,
+        samples: range,
+        consistent: bool,
+        late: Callable[[], bool] = lambda: False,
+        robust: bool = True,
+    ) -> None:
+        self.flow, self.z, self.exact, self.scale, self.samples = flow, z, exact, scale, samples
+        self.consistent, self.late, self.robust = consistent, late, robust
+
+    def errors(self, y: Tensor) -> Tensor:
+        """Mean square error of each noise (N,), in units of c^2, float64; inf where it is not finite."""
+        each = (y - self.exact).double().square().mean(1) / self.scale**2
+        return each.nan_to_num(nan=math.inf)
+
+    def fit(self, start: Rows) -> Rows:
+        """The table that a start leads to; the start itself where nothing is better."""
+        unknowns = Unknowns(start.n, self.consistent, self.flow.inverse)
+        theta = self._apart(unknowns.of(start), unknowns.n)
+        y, D = unknowns.rows(theta).run(self.flow, self.z, self.samples)
+        each = self.errors(y)
+        if not bool(each.isfinite().all()):
+            return start
+        squares = float(unknowns.weights_of(theta).square().sum())
+        penalty = PENALTY * float(each.mean()) / max(squares, 1e-300)
+        damping = 0.01
+
+        for _ in range(JACOBIANS):
+            if self.late():
+                break
+            w = self._huber(each)
+            J = self._jacobian(unknowns, theta, y, D)
+            before = loss = self._loss(unknowns, theta, each, w, penalty)
+            for _ in range(1 + UPDATES):
+                A, g = self._normal(unknowns, theta, J, y, w, penalty)
+                found = self._step(unknowns, theta, A, g, loss, w, penalty, damping)
+                if found is None:
+                    break
+                new, new_y, new_D, new_each, new_loss, damping = found
+                self._update(J, A, new - theta, new_y - y)
+                gain = 1 - new_loss / loss
+                theta, y, D, each, loss = new, new_y, new_D, new_each, new_loss
+                if gain < GAIN or self.late():
+                    break
+            if loss > (1 - GAIN) * before:
+                break
+        return unknowns.rows(theta)
+
+    def _huber(self, each: Tensor) -> Tensor:
+        """Weights (N,) of the noises."""
+        e = each.sqrt()
+        limit = 2 * e.median()
+        return torch.where(e > limit, limit / e, torch.ones_like(e)) if self.robust else torch.ones_like(e)
+
+    def _loss(self, unknowns: Unknowns, theta: Tensor, each: Tensor, w: Tensor, penalty: float) -> float:
+        return float((w * each).mean()) + penalty * float(unknowns.weights_of(theta).square().sum())
+
+    def _jacobian(self, unknowns: Unknowns, theta: Tensor, y: Tensor, D: Tensor) -> Tensor:
+        """Derivatives of the samples (P, N, d) with respect to each unknown, by forward differences."""
+        n, base = unknowns.n, unknowns.rows(theta)
+        entries = unknowns.entries
+        J = torch.empty((len(entries), *y.shape), dtype=y.dtype, device=y.device)
+        sizes = D.double().square().mean((1, 2)).sqrt().tolist()
+        for row in range(n + 1):
+            here = [p for p, (_, k, _) in enumerate(entries) if k == row]
+            changes = [self._change(unknowns, base, entries[p], D, sizes) for p in here]
+            changed = []
+            for p, h in zip(here, changes, strict=True):
+                moved = theta.clone()
+                moved[p] += h
+                changed.append(unknowns.rows(moved))
+            c = torch.stack([rows.c[row] for rows in changed]).to(y)
+            state = c[:, None, None] * self.z
+            if row:
+                B = torch.stack([rows.B[row, :row] for rows in changed]).to(y)
+                state = state + torch.tensordot(B, D[:row], 1)
+            if row < n:
+                state = self._go_on(base, row, state, [float(rows.t[row]) for rows in changed], D)
+            steps = torch.tensor(changes, dtype=torch.float64).to(y)
+            J[here] = (state - y) / steps[:, None, None]
+        return J
+
+    def _change(
+        self, unknowns: Unknowns, rows: Rows, entry: tuple[str, int, int], D: Tensor, sizes: list[float]
+    ) -> float:
+        """The step of a difference."""
+        kind, k, j = entry
+        if kind == "t":
+            return CHANGE if float(rows.t[k]) + CHANGE <= self.flow.high else -CHANGE
+        level = float(rows.t[k].exp()) if k < unknowns.n else 0.0
+        state = CHANGE * math.hypot(self.scale, level)
+        if kind == "g":
+            return min(state / float(rows.c[k]), 0.1)
+        if kind == "c":
+            return state
+        size = sizes[j]
+        if unknowns.consistent:
+            size = float((D[j] - D[k - 1]).double().square().mean().sqrt())
+        return min(state / max(size, 1e-12), 0.1)
+
+    def _go_on(self, rows: Rows, row: int, state: Tensor, levels: list[float], D: Tensor) -> Tensor:
+        """The samples (P, N, d) of states (P, N, d) in the place of one row's."""
+        later = [self.flow.data(state, levels, self.samples)]
+        for m in range(row + 1, rows.n + 1):
+            B = rows.B[m].to(state)
+            state = rows.c[m].item() * self.z + torch.tensordot(B[:row], D[:row], 1)
+            state = state + sum(B[row + i] * D_i for i, D_i in enumerate(later))
+            if m < rows.n:
+                later.append(self.flow.data(state, [float(rows.t[m])] * len(state), self.samples))
+        return state
+
+    def _normal(
+        self, unknowns: Unknowns, theta: Tensor, J: Tensor, y: Tensor, w: Tensor, penalty: float
+    ) -> tuple[Tensor, Tensor]:
+        """J'J (P, P) and J'r (P,) of the weighted loss, in double precision."""
+        P, N, d = J.shape
+        A, g = torch.zeros(P, P, dtype=torch.float64), torch.zeros(P, dtype=torch.float64)
+        root = w.sqrt()
+        for rows in torch.split(torch.arange(N), max(1, 2**22 // (d * P))):
+            part = (J[:, rows].double() * root[rows, None]).flatten(1)
+            r = ((y[rows] - self.exact[rows]).double() * root[rows, None]).flatten()
+            A += (part @ part.T).cpu()
+            g += (part @ r).cpu()
+        A, g = A / (N * d * self.scale**2), g / (N * d * self.scale**2)
+
+        weights = unknowns.weights_of(theta)
+        slopes = torch.autograd.functional.jacobian(unknowns.weights_of, theta)  # type: ignore[no-untyped-call]
+        return A + penalty * slopes.T @ slopes, g + penalty * slopes.T @ weights
+
+    def _step(
+        self,
+        unknowns: Unknowns,
+        theta: Tensor,
+        A: Tensor,
+        g: Tensor,
+        loss: float,
+        w: Tensor,
+        penalty: float,
+        damping: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, float, float] | None:
+        """The best step found by varying the damping, with its run; None if none lowers the loss."""
+
+        def attempt(damping: float) -> tuple[Tensor, Tensor, Tensor, Tensor, float, float] | None:
+            new = self._solve(unknowns, theta, A, g, damping)
+            if not bool(new.isfinite().all()):
+                return None
+            y, D = unknowns.rows(new).run(self.flow, self.z, self.samples)
+            each = self.errors(y)
+            new_loss = self._loss(unknowns, new, each, w, penalty)
+            return (new, y, D, each, new_loss, damping) if new_loss < loss else None
+
+        best = attempt(damping)
+        if best is None:
+            for _ in range(5):
+                damping *= 8
+                if (best := attempt(damping)) is not None:
+                    return best
+            return None
+        while damping > 1e-8:
+            damping /= 8
+            found = attempt(damping)
+            if found is None or found[4] > best[4] * (1 - GAIN):
+                return best if found is None or found[4] > best[4] else found
+            best = found
+        return best
+
+    def _solve(self, unknowns: Unknowns, theta: Tensor, A: Tensor, g: Tensor, damping: float) -> Tensor:
+        """theta + d with (A + damping diag A) d = -g; levels that would leave their bounds are held there."""
+        damped = A + torch.diag(damping * A.diagonal() + 1e-14 * A.diagonal().max())
+        d = -_solved(damped, g)
+        moved = self._apart(theta + d, unknowns.n)
+        held = (moved - theta - d).abs() > 1e-12
+        if held.any():
+            fixed = (moved - theta)[held]
+            free = ~held
+            d = d.clone()
+            d[held] = fixed
+            d[free] = -_solved(damped[free][:, free], g[free] + A[free][:, held] @ fixed)
+            moved = self._apart(theta + d, unknowns.n)
+        return moved
+
+    def _apart(self, theta: Tensor, n: int) -> Tensor:
+        """The unknowns with levels inside of the process, a gap between neighbours, and scales near their levels."""
+        theta = theta.clone()
+        gap = min(GAP, (self.flow.high - self.flow.low) / n)
+        t = theta[:n].tolist()
+        for k in range(n):
+            t[k] = min(t[k], self.flow.high - k * gap, t[k - 1] - gap if k else math.inf)
+        for k in reversed(range(n)):
+            t[k] = max(t[k], self.flow.low + (n - 1 - k) * gap, t[k + 1] + gap if k < n - 1 else -math.inf)
+        theta[:n] = torch.tensor(t, dtype=theta.dtype)
+        theta[n : 2 * n - 1] = theta[n : 2 * n - 1].clamp(-SCALED, SCALED)
+        return theta
+
+    @staticmethod
+    def _update(J: Tensor, A: Tensor, d: Tensor, change: Tensor) -> None:
+        """Broyden's formula, J += (change - J d) (W d)' / d'W d with W the diagonal of J'J."""
+        Wd = A.diagonal() * d
+        short = change - torch.tensordot(d.to(J), J, 1)
+        for p, factor in enumerate((Wd / (d @ Wd)).tolist()):
+            J[p].add_(short, alpha=factor)
+
+
+def _solved(A: Tensor, g: Tensor) -> Tensor:
+    """A solution by the scaled matrix, whose diagonal is 1."""
+    scale = A.diagonal().clamp(min=1e-300).rsqrt()
+    found: Tensor = torch.linalg.lstsq(A * scale[:, None] * scale, (g * scale)[:, None]).solution[:, 0] * scale
+    return found

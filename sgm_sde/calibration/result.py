@@ -1,0 +1,274 @@
+"""What a calibration found, to print, to keep and to sample with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from sgm_sde import grids, solvers
+from sgm_sde._files import parse_json, reading
+from sgm_sde.calibration.table import Calibrated, Table
+from sgm_sde.defaults import Setting
+from sgm_sde.grids import GridRule
+from sgm_sde.solvers import Solver, Tableau
+from sgm_sde.store import write_atomically
+
+FORMAT = "sgm_sde calibration 1"
+PILOT = "off the shelf"
+NUMBERS = ("rmse", "stderr", "median", "worst")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The error of a setting on noises that nothing was fitted to, in units of the samples' standard deviation.
+
+    Attributes:
+        name: how the setting came about.
+        setting: what `sample(solver=...)` takes.
+        rmse: root mean square over samples and coordinates.
+        stderr: standard error of `rmse`.
+        median: of the samples' root mean squares.
+        worst: the largest of them.
+    """
+
+    name: str
+    setting: Setting
+    rmse: float
+    stderr: float
+    median: float
+    worst: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rmse:.3e} +- {self.stderr:.0e}  median {self.median:.1e}  worst {self.worst:.1e}  "
+            f"{self.name}: {self.setting}"
+        )
+
+
+@dataclass(frozen=True, init=False)
+class Calibration(Setting):
+    """The best setting for one network, process and budget; `sample(solver=...)` takes it as it is.
+
+    Attributes:
+        solver: a `Calibrated` solver, or the one off the shelf where that is as good.
+        grid: its grid; None for a calibrated solver, which has its own.
+        nfe: the budget of network calls.
+        errors: what was compared on held-out noises (`HeldOut`), the one taken first.
+        reference_error: how well the exact samples are known: errors of its size say nothing.
+        rows: what the network saw, counted in samples, in all that was done for this budget and, with
+            `shared_rows`, for all budgets.
+        shared_rows: what it saw for the exact trajectories, which all budgets share.
+        seconds: time spent on this budget.
+        protocol: how it was fitted, as JSON values.
+        remarks: sentences on what to know about it.
+    """
+
+    nfe: int = 0
+    errors: tuple[HeldOut, ...] = field(default=(), compare=False)
+    reference_error: float = field(default=0.0, compare=False)
+    rows: int = field(default=0, compare=False)
+    shared_rows: int = field(default=0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
+    protocol: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+
+    def __init__(
+        self,
+        errors: Sequence[HeldOut],
+        nfe: int,
+        *,
+        reference_error: float = 0.0,
+        rows: int = 0,
+        shared_rows: int = 0,
+        seconds: float = 0.0,
+        protocol: Mapping[str, Any] | None = None,
+        remarks: Sequence[str] = (),
+    ) -> None:
+        super().__init__(errors[0].setting.solver, errors[0].setting.grid)
+        values = {
+            "nfe": nfe, "errors": tuple(errors), "reference_error": reference_error, "rows": rows,
+            "shared_rows": shared_rows, "seconds": seconds, "protocol": dict(protocol or {}), "remarks": tuple(remarks),
+        }  # fmt: skip
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def error(self) -> float:
+        """Root-mean-square error on held-out noises, in units of the samples' standard deviation."""
+        return self.errors[0].rmse
+
+    @property
+    def off_the_shelf(self) -> HeldOut:
+        """The best setting without a fit, as `pilot` finds it."""
+        return next(found for found in self.errors if found.name.startswith(PILOT))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the solver is a calibrated one."""
+        return isinstance(self.solver, Calibrated)
+
+    def __str__(self) -> str:
+        first, shelf = self.errors[0], self.off_the_shelf
+        ratio = shelf.rmse / first.rmse if first.rmse else math.inf
+        lines = [
+            f"at {self.nfe} calls: error {first.rmse:.3e} +- {first.stderr:.0e} of the samples' standard deviation, "
+            f"{ratio:.2g} times less than off the shelf ({shelf.rmse:.3e}: {shelf.setting})",
+            f"on {self.protocol.get('held_out', '?')} held-out noises, exact samples known to "
+            f"{self.reference_error:.0e}:",
+            *(f"  {found}" for found in self.errors),
+            f"{self.rows} rows of the network in {self.seconds:.1f} s, and {self.shared_rows} rows for exact samples",
+            *self.remarks,
+        ]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def save(self, path: Path | str) -> None:
+        """Write it as JSON, which `load_calibration` reads."""
+        Calibrations({self.nfe: self}).save(path)
+
+
+class Calibrations(Mapping[int, Calibration]):
+    """Calibrations of one network by their budget of network calls.
+
+    Example:
+        >>> import sgm_sde as sg, torch
+        >>> sde = sg.VPSDE()
+        >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3).score(sde)
+        >>> found = sg.calibrate(score, sde, (16, 1), nfe=(3, 4), held_out=16, seed=0)
+        >>> list(found), found[4].nfe
+        ([3, 4], 4)
+    """
+
+    def __init__(self, found: Mapping[int, Calibration]) -> None:
+        self._found = dict(found)
+
+    def __getitem__(self, nfe: int) -> Calibration:
+        try:
+            return self._found[nfe]
+        except KeyError:
+            raise KeyError(f"no table for {nfe} network calls; there are tables for {list(self._found)}") from None
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self._found.values()))
+
+    __repr__ = __str__
+
+    def save(self, path: Path | str) -> None:
+        """Write them as JSON, which `load_calibration` reads."""
+        contents = {"format": FORMAT, "budgets": [to_json(found) for found in self.values()]}
+        write_atomically(Path(path), (json.dumps(contents, indent=1) + "\n").encode())
+
+
+def to_json(found: Calibration) -> dict[str, Any]:
+    """A calibration as JSON values."""
+    return {
+        "nfe": found.nfe, "reference_error": found.reference_error, "rows": found.rows,
+        "shared_rows": found.shared_rows, "seconds": found.seconds, "protocol": dict(found.protocol),
+        "remarks": list(found.remarks),
+        "errors": [
+            {
+                "name": one.name, **{key: _written(getattr(one, key)) for key in NUMBERS},
+                "solver": _written(one.setting.solver), "grid": _written(one.setting.grid),
+            }
+            for one in found.errors
+        ],
+    }  # fmt: skip
+
+
+def from_json(data: Mapping[str, Any]) -> Calibration:
+    """The calibration of JSON values.
+
+    Raises:
+        ValueError: for values that are none.
+    """
+    try:
+        errors = [
+            HeldOut(
+                str(one["name"]), Setting(_read(one["solver"]), _read(one["grid"])),
+                *(float(_read(one[key])) for key in NUMBERS),
+            )
+            for one in data["errors"]
+        ]  # fmt: skip
+        if not errors:
+            raise ValueError("it has no setting")
+        return Calibration(
+            errors, int(data["nfe"]), reference_error=float(data["reference_error"]), rows=int(data["rows"]),
+            shared_rows=int(data["shared_rows"]), seconds=float(data["seconds"]), protocol=dict(data["protocol"]),
+            remarks=[str(remark) for remark in data["remarks"]],
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not the JSON of a calibration: {type(error).__name__} {error}") from error
+
+
+def load_calibration(path: Path | str) -> Calibration | Calibrations:
+    """The calibration, or those of several budgets, that `save` wrote.
+
+    Raises:
+        ValueError: for a file that holds none.
+        OSError: if it cannot be read.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3).score(sde)
+        >>> path = tempfile.mkdtemp() + "/table.json"
+        >>> sg.calibrate(score, sde, (16, 1), nfe=4, held_out=16, seed=0).save(path)
+        >>> sg.sample(score, sde, (4, 1), solver=sg.load_calibration(path), seed=1).nfe
+        4
+    """
+    with reading(path, "calibration"):
+        contents = parse_json(Path(path).read_bytes())
+        if not isinstance(contents, dict) or contents.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        found = {one.nfe: one for one in map(from_json, contents["budgets"])}
+        if not found:
+            raise ValueError("it has no budget")
+    return Calibrations(found) if len(found) > 1 else next(iter(found.values()))
+
+
+# --- solvers and grids off the shelf as JSON -------------------------------------------------------------------------
+
+MADE_OF: dict[str, type[Any]] = {
+    cls.__name__: cls
+    for module in (solvers, grids)
+    for cls in vars(module).values()
+    if isinstance(cls, type) and is_dataclass(cls) and issubclass(cls, Solver | GridRule | Tableau)
+} | {cls.__name__: cls for cls in (Calibrated, Table)}
+
+
+def _written(value: Any) -> Any:
+    """A solver or rule by its class and fields."""
+    if isinstance(value, Calibrated):
+        return {"class": "Calibrated", **asdict(value)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__name__} | {f.name: _written(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"class": "float", "value": str(value)}
+    return [_written(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _read(value: Any) -> Any:
+    """What `_written` wrote: classes of this library alone, by their constructors."""
+    if isinstance(value, list):
+        return tuple(map(_read, value))
+    if not isinstance(value, dict):
+        return value
+    given = dict(value)
+    name = given.pop("class", "Table")
+    if name == "float":
+        return float(given["value"])
+    if name not in MADE_OF:
+        raise ValueError(f"unknown class {name!r}")
+    return MADE_OF[name](**{key: _read(item) for key, item in given.items()})

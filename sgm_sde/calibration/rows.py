@@ -1,0 +1,54 @@
+"""The numbers of a table while they are fitted, and their run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgm_sde.calibration.flow import Flow
+from sgm_sde.calibration.table import Table
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The numbers of a `Table`, as float64 tensors on the host.
+
+    Attributes:
+        t: log s of the calls (n,).
+        c: scales of the noise (n + 1,).
+        B: weights of the estimates (n + 1, n), row k in its first k columns.
+    """
+
+    t: Tensor
+    c: Tensor
+    B: Tensor
+
+    @property
+    def n(self) -> int:
+        """Number of calls."""
+        return len(self.t)
+
+    def table(self) -> Table:
+        """As a value."""
+        weights = tuple(tuple(self.B[k, :k].tolist()) for k in range(1, self.n + 1))
+        return Table(tuple(self.t.exp().tolist()), tuple(self.c.tolist()), weights)
+
+    @staticmethod
+    def of(table: Table) -> Rows:
+        """The numbers of a table."""
+        B = torch.zeros(table.nfe + 1, table.nfe, dtype=torch.float64)
+        for k, row in enumerate(table.weights, 1):
+            B[k, :k] = torch.tensor(row, dtype=torch.float64)
+        levels, scales = (torch.tensor(v, dtype=torch.float64) for v in (table.levels, table.scales))
+        return Rows(levels.log(), scales, B)
+
+    def run(self, flow: Flow, z: Tensor, samples: range) -> tuple[Tensor, Tensor]:
+        """The samples (N, d) from noises z (N, d), and the estimates (n, N, d) on the way."""
+        estimates = torch.empty((self.n, *z.shape), dtype=z.dtype, device=z.device)
+        y = self.c[0].item() * z
+        for k, level in enumerate(self.t.tolist(), 1):
+            estimates[k - 1] = flow.data(y[None], [level], samples)[0]
+            y = self.c[k].item() * z + torch.tensordot(self.B[k, :k].to(z), estimates[:k], 1)
+        return y, estimates

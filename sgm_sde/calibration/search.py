@@ -1,0 +1,441 @@
+"""`calibrate`: from a network to the table that suits it at a budget of calls."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from sgm_sde._autograd import outside_inference_mode
+from sgm_sde._checks import number, sizes, whole
+from sgm_sde._shapes import finite, flat
+from sgm_sde.calibration import closed
+from sgm_sde.calibration.flow import Flow, Trajectories
+from sgm_sde.calibration.network import CalibrationWarning, network_of
+from sgm_sde.calibration.refine import Refinement
+from sgm_sde.calibration.result import PILOT, Calibration, Calibrations, HeldOut, from_json, to_json
+from sgm_sde.calibration.rows import Rows
+from sgm_sde.calibration.table import Calibrated, process_of
+from sgm_sde.defaults import Setting
+from sgm_sde.engine.noise import resolve_seeds
+from sgm_sde.engine.reverse import ScoreFn
+from sgm_sde.identity import spec
+from sgm_sde.pilot import _budgets, _Trial, default_candidates
+from sgm_sde.processes.base import require_sde
+from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.sampling import sample
+from sgm_sde.scores.conditions import bare
+from sgm_sde.scores.score import as_score
+from sgm_sde.store import Store
+
+REFERENCES = (64, 128, 256)  # network calls of exact trajectories, as many as are needed
+KNOWN = 3e-4  # of the standard deviation: how well exact samples should be known
+LEVELS = 48  # of exact states, among which those of the first fit are chosen
+RACE = 64  # noises of the race of what is off the shelf
+FINALISTS = 3  # of it, compared on held-out noises
+CHECKED = 1000  # further noises, without exact samples
+OUTSIDE = 3.0  # times the largest number of exact samples: beyond, a fit has blown up
+ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
+CLOSE = 1.05  # of the least error: among those the consistent fit is taken
+
+
+@overload
+def calibrate(
+    score_fn: ScoreFn, sde: LinearSDE, shape: Sequence[int], *, nfe: int, held_out: int = ..., seed: int | None = ...,
+    model_kwargs: Mapping[str, Any] | None = ..., batch_size: int = ..., reference_nfe: int | None = ...,
+    time_limit: float | None = ..., checkpoint: Path | str | None = ..., progress: bool = ...,
+    dtype: torch.dtype | None = ..., device: torch.device | str | None = ...,
+) -> Calibration: ...  # fmt: skip
+
+
+@overload
+def calibrate(
+    score_fn: ScoreFn, sde: LinearSDE, shape: Sequence[int], *, nfe: Sequence[int], held_out: int = ...,
+    seed: int | None = ..., model_kwargs: Mapping[str, Any] | None = ..., batch_size: int = ...,
+    reference_nfe: int | None = ..., time_limit: float | None = ..., checkpoint: Path | str | None = ...,
+    progress: bool = ..., dtype: torch.dtype | None = ..., device: torch.device | str | None = ...,
+) -> Calibrations: ...  # fmt: skip
+
+
+@outside_inference_mode
+@torch.no_grad()
+def calibrate(
+    score_fn: ScoreFn,
+    sde: LinearSDE,
+    shape: Sequence[int],
+    *,
+    nfe: int | Sequence[int],
+    held_out: int = 128,
+    seed: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    batch_size: int = 512,
+    reference_nfe: int | None = None,
+    time_limit: float | None = None,
+    checkpoint: Path | str | None = None,
+    progress: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Calibration | Calibrations:
+    r"""Solver fitted to a network for a budget of calls: the table with the least error of its samples.
+
+    A solver is a table of numbers, so the best one for a network is a table with fitted numbers. All noise levels and
+    all weights of `Table` are fitted to the ends of exact trajectories, by forward calls of the network alone: levels
+    by dynamic programming, rows by least squares, then everything together by Levenberg-Marquardt on
+
+    $$ \frac1N\sum_i \Bigl|\frac{y_n^i - x^i}{c}\Bigr|^2 $$
+
+    with the samples $y_n$, the exact samples x from the same noises, and their standard deviation c. On noises that
+    nothing was fitted to, what came out is compared with the best setting off the shelf, which is returned where a fit
+    is not at least 10 % better.
+
+    Args:
+        score_fn: the score, as `sample` takes it; a guided score at the scale that it is for.
+        sde: a linear process.
+        shape: (B, *): B noises to fit to. 128 are good, 64 are enough for up to 6 calls.
+        nfe: the budget of network calls, or several, which share the exact trajectories.
+        held_out: further noises, on which the error is measured.
+        seed: of all noises; drawn anew if not given.
+        model_kwargs: passed on to the network. Arguments of one row a sample (`sg.PerSample`) have B rows, and other
+            noises take them in turn.
+        batch_size: samples in a network call, at most.
+        reference_nfe: network calls of an exact trajectory; by default 64, 128 or 256, the first that is known to 3e-4
+            of the standard deviation.
+        time_limit: in seconds; when it is over a fit ends where it is.
+        checkpoint: a folder in which exact trajectories and finished budgets are kept: an interrupted call goes on
+            there.
+        progress: show a progress bar.
+        dtype: of the samples; torch's default if not given.
+        device: of the samples; the network's if it has parameters.
+
+    Returns:
+        the calibration, which `sample(solver=...)` takes; for several budgets a mapping of them.
+
+    Raises:
+        ValueError: for arguments out of range, exact trajectories that are not finite, or a checkpoint of another call.
+        TypeError: for a process without alpha and sigma.
+
+    Warns:
+        CalibrationWarning: if exact samples are not known well enough for what was found.
+
+    Source: the family of tables is that of Shaul et al., 2024, arXiv:2403.01329; dynamic programming on trajectories
+    as in Chen et al., 2024, arXiv:2405.11326, with another cost.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3).score(sde)
+        >>> solver = sg.calibrate(score, sde, (32, 1), nfe=4, held_out=32, seed=0)
+        >>> sg.sample(score, sde, (4, 1), solver=solver, seed=1).nfe
+        4
+    """
+    require_sde(sde)
+    if not sde.is_linear:
+        raise TypeError(f"calibration needs a LinearSDE, got {sde!r}")
+    budgets = _budgets(nfe)
+    held_out = whole("held_out", held_out, 2)
+    given = sizes("shape", shape)
+    if not given or given[0] < 2:
+        raise ValueError(f"shape must be (B, *) with at least 2 noises to fit to, got {given}")
+    if time_limit is not None:
+        time_limit = number("time_limit", time_limit, above=0)
+    if reference_nfe is not None:
+        reference_nfe = whole("reference_nfe", reference_nfe, 8)
+    seed = secrets.randbits(63) if seed is None else seed
+
+    score = as_score(score_fn, sde)
+    parameter = score.parameter
+    device = parameter.device if device is None and parameter is not None else device
+    place = torch.get_default_device() if device is None else torch.device(device)
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    flow = Flow(
+        score, sde, given[1:], resolve_seeds(seed, None, given[0] + held_out + CHECKED), given[0],
+        dict(model_kwargs or {}), whole("batch_size", batch_size), dtype, place,
+    )  # fmt: skip
+    search = _Search(flow, given[0], held_out, seed, dtype, reference_nfe, time_limit)
+
+    with _Kept(checkpoint, search) as kept, _Bar(progress, len(budgets)) as bar:
+        found = {}
+        for done, budget in enumerate(budgets):
+            found[budget] = kept.budget(budget, len(budgets) - done)
+            bar.update()
+    for one in found.values():
+        if doubtful := [remark for remark in one.remarks if remark.startswith("exact samples")]:
+            warnings.warn(f"calibration at {one.nfe} calls: {doubtful[0]}", CalibrationWarning, stacklevel=2)
+    return Calibrations(found) if isinstance(nfe, Sequence) else found[budgets[0]]
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """What all budgets share.
+
+    Attributes:
+        fit: trajectories of the noises to fit to.
+        held: exact samples (H, d) of held-out noises.
+        nfe: calls of a trajectory.
+        doubt: how well they are known, in units of their standard deviation.
+        rows: what the network saw for them.
+    """
+
+    fit: Trajectories
+    held: Tensor
+    nfe: int
+    doubt: float
+    rows: int
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation of the samples' numbers, as the pilot takes it."""
+        return float(self.fit.end.double().std()) or 1.0
+
+
+class _Race(_Trial):
+    """The pilot's race against exact samples that are known already."""
+
+    def __init__(self, flow: Flow, exact: Tensor, scale: float, doubt: float, dtype: torch.dtype) -> None:
+        self.score, self.sde, self.batch = flow.score, flow.sde, len(exact)
+        self.shape = (len(exact), *flow.event)
+        self.options = {"t_end": None, "final": "denoise", "dtype": dtype, "device": flow.device}
+        self.seeds = flow.seeds[: self.batch]
+        self.kwargs = self.resolved = flow.conditions(torch.arange(self.batch))
+        self.exact, self.spread, self.doubt = exact.double(), scale, doubt
+        self.rows = 0  # what the network saw, at most
+
+    def errors(self, setting: Setting, budget: int, noises: int) -> Tensor:
+        """As the pilot's, with the rows counted."""
+        self.rows += noises * budget * self.score.branches
+        return super().errors(setting, budget, noises)
+
+
+class _Search:
+    """The fits for budgets, on noises 0 to B - 1, compared on the next ones.
+
+    Args:
+        flow: the network with all noises.
+        n: noises to fit to.
+        held_out: noises to compare on.
+        seed: of all of them.
+        dtype: of samples.
+        reference_nfe: calls of an exact trajectory, if given.
+        time_limit: in seconds, for all.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        n: int,
+        held_out: int,
+        seed: int,
+        dtype: torch.dtype,
+        reference_nfe: int | None,
+        time_limit: float | None,
+    ) -> None:
+        self.flow, self.n, self.dtype, self.reference_nfe = flow, n, dtype, reference_nfe
+        self.noises, self.held = range(n), range(n, n + held_out)
+        self.checked = range(n + held_out, n + held_out + CHECKED)
+        self.end = math.inf if time_limit is None else time.monotonic() + time_limit
+        self.protocol = {
+            "noises": n, "held_out": held_out, "seed": seed, "shape": list(flow.event), "dtype": str(flow.dtype),
+            "process": spec(flow.sde), "network": network_of(flow.score), "final": "denoise",
+            "model_kwargs": spec(bare(flow.resolved)),
+        }  # fmt: skip
+
+    def exact(self) -> _Exact:
+        """Exact trajectories, by as many calls as they need."""
+        flow, before = self.flow, self.flow.rows
+        few = range(min(16, self.n))
+        calls, doubt = self._calls(few)
+        fit = flow.trajectories(self.noises, calls, LEVELS)
+        held = flow.trajectories(self.held, calls).end
+        if not bool(finite(fit.end).all() and finite(held).all() and finite(fit.y.flatten(1)).all()):
+            raise ValueError(f"exact trajectories by {calls} network calls are not finite: give a larger reference_nfe")
+        return _Exact(fit, held, calls, doubt, flow.rows - before)
+
+    def _calls(self, few: range) -> tuple[int, float]:
+        """Calls of a trajectory, and how far the samples of a few noises are from those by twice as many."""
+        tried = REFERENCES if self.reference_nfe is None else (self.reference_nfe,)
+        end = self.flow.trajectories(few, tried[0]).end.double()
+        doubt = math.inf
+        for calls in tried:
+            finer = self.flow.trajectories(few, 2 * calls).end.double()
+            spread = float(finer.std()) or 1.0
+            doubt = float((end - finer).square().mean().sqrt()) / spread
+            if doubt < KNOWN:
+                break
+            end = finer
+        return calls, doubt
+
+    def budget(self, n: int, exact: _Exact, left: int) -> Calibration:
+        """The calibration for n calls, while `left` budgets, this one included, share what time there is."""
+        flow, started, before = self.flow, time.monotonic(), self.flow.rows
+        share = started + max(0.0, self.end - started) / left
+        remarks = []
+
+        shelf = self._off_the_shelf(n, exact)
+        fitted = self._fits(n, exact, lambda: time.monotonic() > share)
+        compared = [self._held_out(name, setting, exact, n) for name, setting in fitted]
+        compared = sorted((one for one in compared if math.isfinite(one.rmse)), key=lambda one: one.rmse)
+        preferred = [one for one in compared if "consistent" in one.name and one.rmse <= CLOSE * compared[0].rmse]
+        order = [*preferred[:1], *(one for one in compared if one not in preferred[:1])]
+
+        outside = []
+        for one in order:
+            if self._keeps_inside(one, shelf[0], exact, n):
+                break
+            outside.append(one)
+        if outside:
+            names = ", ".join(one.name for one in outside)
+            remarks.append(f"some of {CHECKED} further noises left the range of the exact samples with: {names}")
+        order = [*order[len(outside) :], *outside]
+
+        if not order or order[0] in outside or order[0].rmse > ENOUGH * shelf[0].rmse:
+            remarks.append("no fit is 10 % better than what is off the shelf, which is taken")
+            ranked = [shelf[0], *sorted([*order, *shelf[1:]], key=lambda one: one.rmse)]
+        else:
+            ranked = [order[0], *sorted([*order[1:], *shelf], key=lambda one: one.rmse)]
+        if not exact.doubt < ranked[0].rmse / 3:
+            remarks.append(
+                f"exact samples are known to {exact.doubt:.1e} only, beside an error of {ranked[0].rmse:.1e}: "
+                f"give a larger reference_nfe="
+            )
+        if time.monotonic() > share:
+            remarks.append("the time limit ended the fit before it had settled")
+        protocol = {**self.protocol, "reference_nfe": exact.nfe}
+        return Calibration(
+            ranked, n, reference_error=exact.doubt, rows=flow.rows - before, shared_rows=exact.rows,
+            seconds=time.monotonic() - started, protocol=protocol, remarks=remarks,
+        )  # fmt: skip
+
+    def _fits(self, n: int, exact: _Exact, late: Callable[[], bool]) -> list[tuple[str, Setting]]:
+        """All fits, by name."""
+        flow, fit, samples = self.flow, exact.fit, self.noises
+        z, scale = flow.noise(samples), exact.scale
+        chosen = closed.levels(closed.gram(fit, z), fit.log_levels, scale, n)
+        plain, consistent = (closed.fit_rows(flow, fit, z, chosen, samples, kind) for kind in (False, True))
+
+        def refined(start: Rows, kind: bool) -> Rows:
+            return Refinement(flow, z, fit.end, scale, samples, kind, late, robust=kind).fit(start)
+
+        better = refined(consistent, True)
+        starts = sorted((better, plain), key=lambda rows: self._error(rows, z, fit.end))
+        free = refined(starts[0], False)
+        found = {
+            "least squares": plain, "least squares, consistent": consistent,
+            "refined, consistent": better, "refined": free,
+        }  # fmt: skip
+        process, network = process_of(flow.sde), network_of(flow.score)
+        return [(name, Setting(Calibrated(rows.table(), process, network))) for name, rows in found.items()]
+
+    def _error(self, rows: Rows, z: Tensor, end: Tensor) -> float:
+        error = float((rows.run(self.flow, z, self.noises)[0] - end).double().square().mean())
+        return error if math.isfinite(error) else math.inf
+
+    def _off_the_shelf(self, n: int, exact: _Exact) -> list[HeldOut]:
+        """The best settings of the pilot's race, on held-out noises."""
+        flow = self.flow
+        few = min(RACE, self.n)
+        race = _Race(flow, exact.fit.end[:few], exact.scale, exact.doubt, self.dtype)
+        able = race.possible(default_candidates(), n)
+        result = race.race(able, n, 1000 * few)
+        flow.rows += race.rows
+        compared = [self._held_out(PILOT, setting, exact, n) for setting, _ in result.errors[:FINALISTS]]
+        return sorted(compared, key=lambda one: one.rmse)
+
+    def _held_out(self, name: str, setting: Setting, exact: _Exact, nfe: int) -> HeldOut:
+        """The error of a setting at a budget on held-out noises."""
+        x = self._run(setting, self.held, nfe)
+        each = ((x - exact.held).double().square().mean(1) / exact.scale**2).nan_to_num(nan=math.inf)
+        mse = float(each.mean())
+        rmse = math.sqrt(mse)
+        spread = float(each.std()) / math.sqrt(len(each)) if math.isfinite(mse) else math.inf
+        stderr = spread / (2 * rmse) if rmse and math.isfinite(rmse) else 0.0
+        root = each.sqrt()
+        return HeldOut(name, setting, rmse, stderr, float(root.median()), float(root.max()))
+
+    def _run(self, setting: Setting, samples: range, nfe: int) -> Tensor:
+        """Samples (n, d) of a setting."""
+        flow, found = self.flow, []
+        for part in torch.split(torch.arange(len(samples)), flow.batch_size):
+            of = range(samples.start + int(part[0]), samples.start + int(part[-1]) + 1)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                result = sample(
+                    flow.score, flow.sde, (len(of), *flow.event), solver=setting, nfe=nfe,
+                    seed=flow.seeds[of.start : of.stop], model_kwargs=flow.conditions(torch.arange(of.start, of.stop)),
+                    dtype=self.dtype, device=flow.device,
+                )  # fmt: skip
+            flow.rows += result.rows
+            found.append(flat(result.x))
+        return torch.cat(found)
+
+    def _keeps_inside(self, one: HeldOut, shelf: HeldOut, exact: _Exact, n: int) -> bool:
+        """Whether further noises end in the range of the exact samples, or of those from them off the shelf."""
+        largest = OUTSIDE * float(torch.maximum(exact.fit.end.abs().max(), exact.held.abs().max()))
+        size = float(self._run(one.setting, self.checked, n).abs().max())
+        if size > largest:
+            largest = max(largest, OUTSIDE * float(self._run(shelf.setting, self.checked, n).abs().max()))
+        return size <= largest  # false where one of them is not a number
+
+
+class _Kept:
+    """What is found, in a folder, if there is one, where an interrupted call goes on."""
+
+    def __init__(self, folder: Path | str | None, search: _Search) -> None:
+        self.search = search
+        settings = {**search.protocol, "reference_nfe": search.reference_nfe}
+        self.store = None if folder is None else Store(folder, settings)
+        self._exact: _Exact | None = None
+
+    def __enter__(self) -> _Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.store is not None:
+            self.store.close()
+
+    def budget(self, n: int, left: int) -> Calibration:
+        """The calibration for n calls."""
+        name = f"budget-{n}"
+        if self.store is not None and self.store.has(name):
+            return from_json(self.store.info(name)["calibration"])
+        found = self.search.budget(n, self.exact(), left)
+        if self.store is not None:
+            self.store.save(name, {}, {"calibration": to_json(found)})
+        return found
+
+    def exact(self) -> _Exact:
+        """What all budgets share."""
+        if self._exact is None:
+            if self.store is not None and self.store.has("exact"):
+                tensors, info = self.store.load("exact"), self.store.info("exact")
+                held, *parts = (tensors[name].to(self.search.flow.device) for name in ("held", "y", "D", "end"))
+                self._exact = _Exact(Trajectories(tensors["log_levels"], *parts), held, **info)
+            else:
+                self._exact = exact = self.search.exact()
+                if self.store is not None:
+                    info = {"nfe": exact.nfe, "doubt": exact.doubt, "rows": exact.rows}
+                    self.store.save("exact", {"held": exact.held, **vars(exact.fit)}, info)
+        return self._exact
+
+
+class _Bar:
+    """A progress bar over budgets, if it is asked for."""
+
+    def __init__(self, shown: bool, total: int) -> None:
+        self._shown, self._total = shown, total
+
+    def __enter__(self) -> Any:
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(total=self._total, desc="calibrate", unit="budget", disable=not self._shown)
+        return self._bar
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
