@@ -10,9 +10,9 @@ from sgm_sde._checks import moment, whole
 from sgm_sde._value import Value
 from sgm_sde.grids import Grid, GridRule, rule
 from sgm_sde.processes.base import SDE, require_sde
-from sgm_sde.solvers import DPMSolver, Solver, UniPC, resolve
+from sgm_sde.solvers import DPMSolver, DPMSolverPP, Solver, UniC, resolve
 
-FEW = 15  # network calls
+FEW, MANY = 15, 24  # network calls
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,13 @@ def default_setting(
 ) -> Setting:
     """The solver and grid that `sample` takes when none is named, by the budget of network calls.
 
-    Below 15 calls Adams' method of four nodes on the noise; from 15 on UniPC of order 3, whose corrector damps what is
-    rough in a network's estimate. The grid, `grids.Widening`, spends few calls where a sample takes shape and widens
-    as the budget grows. All of it was chosen on half of the test beds of `python -m benchmarks.defaults`, which prints
-    what it reaches on the other half. Where a given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is
-    Adams' method in the coordinates of rectified flow on the process' own grid; for a nonlinear process it is Heun's
-    method in time.
+    Below 15 calls Adams' method of four nodes on the noise, on the grid `grids.Widening`, which spends few calls where
+    a sample takes shape and widens as the budget grows. From 15 on Adams' method on the data with a corrector (UniC),
+    which damps what is rough in a network's estimate, on the grid `grids.Thinned`, which spans the whole process: three
+    nodes in predictor and corrector up to 23 calls, four and five from 24 on. All of it was chosen on half of the test
+    beds of `python -m benchmarks.defaults`, which prints what it reaches on the other half. Where a given time has no
+    finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates of rectified flow on the
+    process' own grid; for a nonlinear process it is Heun's method in time.
 
     Args:
         sde: the process.
@@ -72,10 +73,10 @@ def default_setting(
         >>> print(default_setting(sg.VPSDE(), 10))
         dpm4m-cold on Widening()
         >>> print(default_setting(sg.VPSDE()))
-        unipc3 on Widening()
+        dpm++4m-cold-unic on Thinned()
     """
     require_sde(sde)
-    few = nfe is not None and whole("nfe", nfe) < FEW
+    budget = 50 if nfe is None else whole("nfe", nfe)
     times = [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
     if not sde.is_linear:
         return Setting("heun2")
@@ -83,5 +84,8 @@ def default_setting(
     linear: Any = sde
     if not all(math.isfinite(float(linear.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
-    adams = DPMSolver(4, singlestep=False, start="cold", lower_final=False)
-    return Setting(adams if few else UniPC(3, lower_final=False), "widening")
+    if budget < FEW:
+        return Setting(DPMSolver(4, singlestep=False, start="cold", lower_final=False), "widening")
+    nodes, corrector = (3, 3) if budget < MANY else (4, 5)
+    adams = DPMSolverPP(nodes, start="cold", lower_final=False)
+    return Setting(UniC(adams, nodes=corrector), "thinned")

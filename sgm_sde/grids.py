@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from sgm_sde._checks import described, moment, number, real, unknown, whole
 from sgm_sde._shapes import on_host
@@ -26,6 +27,8 @@ from sgm_sde._value import Value
 
 if TYPE_CHECKING:
     from sgm_sde.processes import SDE
+
+NEWTON = 30  # iterations; ten reach rounding
 
 
 @dataclass(frozen=True)
@@ -195,12 +198,21 @@ class LogSNR(GridRule):
 
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
+        first, last = self.levels(sde, start, end)
+        times: Tensor = sde.time(first + u * (last - first))
+        return times
+
+    def levels(self, sde: Any, start: float, end: float) -> tuple[float, float]:
+        """Log-SNR at the ends.
+
+        Raises:
+            ValueError: where it is not finite.
+        """
         _require_linear(self, sde)
         first, last = (float(sde.log_snr(t)) for t in (start, end))
         if not (math.isfinite(first) and math.isfinite(last)):
             raise ValueError(f"log-SNR is {first} at t={start} and {last} at t={end}: a log-SNR grid needs finite ends")
-        times: Tensor = sde.time(first + u * (last - first))
-        return times
+        return first, last
 
     def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
         """Where log-SNR is finite at both ends."""
@@ -248,7 +260,7 @@ class Widening(LogSNR):
 
     def __repr__(self) -> str:
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default]
-        return f"Widening({', '.join(f'{f.name}={getattr(self, f.name):.6g}' for f in changed)})"
+        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name):.6g}' for f in changed)})"
 
     def __post_init__(self) -> None:
         for name in ("data_std", "first", "last", "largest"):
@@ -263,10 +275,85 @@ class Widening(LogSNR):
             level = self.data_std * min(self.largest, max(self.least, self.first * calls**3))
             t_start = _time_of(sde, level)
         if t_end is None:
-            r = math.exp(-float(sde.log_snr(t_start)) / 2) / self.data_std
-            share = 1.0 if math.isinf(r) else r / (1 + r)
-            t_end = _time_of(sde, self.data_std * self.last / calls**2 * share)
+            t_end = _last_time(sde, t_start, self.data_std, self.last / calls**2)
         return t_start, t_end
+
+
+@dataclass(frozen=True, repr=False)
+class Thinned(LogSNR):
+    r"""Steps of log-SNR that are longer where next to no signal is left, and less so as their number grows.
+
+    With $n$ steps and the data's scale $s$, times lie in log-SNR $\ell$ with a density in proportion to
+
+    $$ w(\ell) = 1 - \Bigl(1 - \min\bigl(1, \tfrac{n+1}{m}\bigr)\Bigr)
+                 \operatorname{sigmoid}\frac{\ell_0 - \ell}{1.5}, \qquad \ell_0 = -8 - 2 \log s $$
+
+    from T to the last level of `Widening`. The flow is that of the whole process, so that nothing of what a network
+    says near pure noise is left out; where log-SNR has no bound, it starts at `largest`.
+
+    Args:
+        data_std: the scale s, about the standard deviation of the data.
+        even: the number m of network calls from which on the density is even.
+        last: the factor of the last level, as in `Widening`.
+        largest: a bound of the first level in units of s; its default is the log-SNR -20.
+
+    Raises:
+        ValueError: for a number that is not positive and finite.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> [round(float(sde.log_snr(t)), 2) for t in Thinned()(sde, 15).times[::5]]
+        [-10.05, -3.31, 2.3, 7.88]
+    """
+
+    data_std: float = 1.0
+    even: float = 32.0
+    last: float = 5.0
+    largest: float = math.exp(10.0)
+
+    near_noise: ClassVar[float] = -8.0  # log-SNR, for data of unit scale
+    width: ClassVar[float] = 1.5  # of the change, over which steps stay close to their neighbours in length
+
+    __repr__ = Widening.__repr__
+
+    def __post_init__(self) -> None:
+        for name in ("data_std", "even", "last", "largest"):
+            object.__setattr__(self, name, number(name, getattr(self, name), above=0))
+
+    def ends(self, sde: Any, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
+        """First and last time of a grid of `steps` steps; a time given is kept."""
+        _require_linear(self, sde)
+        if t_start is None:
+            t_start = _time_of(sde, self.data_std * self.largest)
+        if t_end is None:
+            t_end = _last_time(sde, t_start, self.data_std, self.last / (steps + 1) ** 2)
+        return t_start, t_end
+
+    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+        """Times at the fractions u."""
+        thin = 1 - min(1.0, len(u) / self.even)
+        middle = self.near_noise - 2 * math.log(self.data_std)
+
+        def count(log_snr: Tensor) -> Tensor:
+            """The integral of w."""
+            return log_snr + thin * self.width * softplus((middle - log_snr) / self.width)
+
+        # The integral is convex, so that Newton's method converges from wherever it starts.
+        first, last = count(torch.tensor(self.levels(sde, start, end), dtype=u.dtype, device=u.device))
+        aim = first + u * (last - first)
+        at = aim
+        for _ in range(NEWTON):
+            at = at - (count(at) - aim) / (1 - thin * torch.sigmoid((middle - at) / self.width))
+        times: Tensor = sde.time(at)
+        return times
+
+
+def _last_time(sde: Any, start: float, data_std: float, level: float) -> float:
+    """Where a grid ends: at sigma / alpha = `level` in units of the data's scale, nearer to it from low levels."""
+    r = math.exp(-float(sde.log_snr(start)) / 2) / data_std
+    share = 1.0 if math.isinf(r) else r / (1 + r)
+    return _time_of(sde, data_std * level * share)
 
 
 def _time_of(sde: Any, level: float) -> float:
@@ -345,6 +432,7 @@ RULES: dict[str, GridRule] = {
     "exponential": Exponential(),
     "log-snr": LogSNR(),
     "widening": Widening(),
+    "thinned": Thinned(),
     "karras": Karras(),
     "table": Table(),
 }

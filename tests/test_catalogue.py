@@ -378,9 +378,10 @@ def test_which_default() -> None:
     """By the budget, and by what the process allows at the times that are given."""
     vp = LINEAR["vp"]
     adams = sg.DPMSolver(4, singlestep=False, start="cold", lower_final=False)
-    unipc = sg.UniPC(3, lower_final=False)
+    three, four = (sg.DPMSolverPP(nodes, start="cold", lower_final=False) for nodes in (3, 4))
     assert sg.default_setting(vp, 14) == sg.Setting(adams, "widening")
-    assert sg.default_setting(vp, 15) == sg.default_setting(vp) == sg.Setting(unipc, "widening")
+    assert sg.default_setting(vp, 15) == sg.default_setting(vp, 23) == sg.Setting(sg.UniC(three, nodes=3), "thinned")
+    assert sg.default_setting(vp, 24) == sg.default_setting(vp) == sg.Setting(sg.UniC(four), "thinned")
     assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0), 20) == sg.default_setting(vp, 20)
     assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0), t_start=1.0) == sg.Setting("rectified2")
     assert sg.default_setting(vp, t_end=0.0) == sg.Setting("rectified2")

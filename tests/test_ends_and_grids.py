@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import scipy.integrate
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -385,7 +386,7 @@ def test_rules_place_any_number_of_times(process: str, rule: str, steps: int) ->
     assert grid.steps == steps
     ends = RULES[rule].ends(sde, steps, None, None)
     assert (grid.times[0], grid.times[-1]) == ends
-    assert ends == (sde.T, sde.eps) or rule == "widening"
+    assert ends == (sde.T, sde.eps) or rule in ("widening", "thinned")
     assert all(t > u for t, u in pairwise(grid.times))
 
 
@@ -648,6 +649,44 @@ def test_a_widening_grid_keeps_times_that_are_given() -> None:
     for options in ({"data_std": 0.0}, {"first": -1.0}, {"last": math.nan}, {"largest": math.inf}):
         with pytest.raises(ValueError, match="positive and finite"):
             sg.grids.Widening(**options)
+
+
+@pytest.mark.parametrize("process", LINEAR)
+def test_a_thinned_grid_has_the_density_of_its_formula(process: str) -> None:
+    """From T, or log-SNR -20, to 5 / (n + 1)^2; between neighbours the density's integral is the same."""
+    sde = LINEAR[process]
+    for steps in (4, 15, 31, 99):
+        times = sg.grids.Thinned()(sde, steps).times
+        levels = [float(sde.log_snr(t)) for t in times]
+        assert levels[0] == pytest.approx(max(-20.0, float(sde.log_snr(sde.T))), abs=1e-6)
+        first, smallest = (math.exp(-level / 2) for level in (levels[0], float(sde.log_snr(sde.eps))))
+        assert math.exp(-levels[-1] / 2) == pytest.approx(max(smallest, 5 / (steps + 1) ** 2 * first / (1 + first)))
+        thin = 1 - min(1.0, (steps + 1) / 32)
+
+        def density(level: float, thin: float = thin) -> float:
+            return 1 - thin / (1 + math.exp((level + 8) / 1.5))
+
+        counts = [scipy.integrate.quad(density, a, b)[0] for a, b in pairwise(levels)]
+        assert max(counts) == pytest.approx(min(counts), rel=1e-5)
+        if steps + 1 >= 32:
+            gaps = [b - a for a, b in pairwise(levels)]
+            assert max(gaps) == pytest.approx(min(gaps), rel=1e-5)
+
+
+def test_a_thinned_grid_keeps_what_it_is_given() -> None:
+    """Ends that are given, a scale that moves all levels with it, and a start where log-SNR has no bound."""
+    sde = sg.EDMSDE()
+    grid = sg.grids.Thinned()(sde, 9, t_start=0.1, t_end=0.01)
+    assert (grid.times[0], grid.times[-1]) == (0.1, 0.01)
+    one, tenth = (sg.grids.Thinned(data_std=s)(sde, 9, t_start=50 * s, t_end=0.05 * s) for s in (1.0, 0.1))
+    assert tenth.times == pytest.approx([t / 10 for t in one.times])
+    flow = sg.RectifiedFlowSDE(T=1.0)
+    assert float(flow.log_snr(sg.grids.Thinned()(flow, 20).times[0])) == pytest.approx(-20.0)
+    with pytest.raises(ValueError, match="finite ends"):
+        sg.grids.Thinned()(flow, 20, t_start=1.0)
+    for options in ({"data_std": 0.0}, {"even": -1.0}, {"last": math.nan}, {"largest": math.inf}):
+        with pytest.raises(ValueError, match="positive and finite"):
+            sg.grids.Thinned(**options)
 
 
 @pytest.mark.parametrize("process", ["vp", "edm", "flow", "cosine", "ddpm"])
