@@ -107,7 +107,14 @@ def main() -> None:
         kwargs = {"y": labels} if labelled else {}
         shape = (n, *train.shape[1:])
         x = sg.sample(
-            card.score, sg.EDMSDE(), shape, solver="heun", steps=17, seed=0, model_kwargs=kwargs, progress=True
+            card.score,
+            sg.EDMSDE(),
+            shape,
+            solver="heun",
+            steps=17,
+            seed=0,
+            model_kwargs=kwargs,
+            record=sg.Record(progress=True),
         ).x
         distance = frechet_distance(batched(card.classifier.features, x), reference).value
         found = (batched(card.classifier, x).argmax(1) == labels).float().mean()

@@ -25,6 +25,7 @@ from sgm_sde.latent import LatentBound, LatentScoreModel, MixedNoise
 from sgm_sde.likelihood import LogProbResult, bits_per_dim, ddpm_bound, decode, elbo, encode, log_prob, slerp
 from sgm_sde.likelihood.joint import joint_log_prob, velocity_bound
 from sgm_sde.models import Model, load_model
+from sgm_sde.options import Execution, Record, StepInfo
 from sgm_sde.pilot import PilotResult, PilotWarning, pilot
 from sgm_sde.processes import (
     CLD,
@@ -42,7 +43,8 @@ from sgm_sde.processes import (
     hybrid_score_matching,
     presets,
 )
-from sgm_sde.sampling import NonFiniteWarning, SampleResult, Status, StepControl, StepInfo, UnfinishedWarning, sample
+from sgm_sde.results import SampleResult, Status, StepControl
+from sgm_sde.sampling import NonFiniteWarning, UnfinishedWarning, sample
 from sgm_sde.scores import (
     PerSample,
     Score,
@@ -162,6 +164,7 @@ __all__ = [
     "DiscreteVPSDE",
     "EmbeddedTableau",
     "EulerMaruyama",
+    "Execution",
     "ExponentialAdams",
     "ExponentialPair",
     "ExponentialRungeKutta",
@@ -183,6 +186,7 @@ __all__ = [
     "PilotWarning",
     "PredictorCorrector",
     "Program",
+    "Record",
     "RectifiedAdams",
     "RectifiedFlowSDE",
     "Restart",

@@ -41,6 +41,7 @@ from sgm_sde.grids import Grid, GridRule
 from sgm_sde.identity import fingerprint, outputs, portable, spec
 from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.models import Model, load_model
+from sgm_sde.options import Execution
 from sgm_sde.scores import PerSample
 from sgm_sde.scores.guidance import ClassifierFree
 from sgm_sde.solvers import AdaptiveSolver, Solver
@@ -174,7 +175,7 @@ def sample(
                     warnings.simplefilter("ignore", category)  # the report tells of them
                 result = sampling.sample(
                     model.score, model.sde, (last - first, *model.shape), seed=SampleSeeds(seed, range(first, last)),
-                    model_kwargs=kwargs, device=team.device, **arguments,
+                    model_kwargs=kwargs, execution=Execution(device=team.device), **arguments,
                 )  # fmt: skip
             tensors["x"] = result.x
             failed = [first + i for i in result.status.samples]

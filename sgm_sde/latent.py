@@ -24,7 +24,8 @@ from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import BoundResult, LogProbResult, elbo, log_prob
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.sampling import SampleResult, sample
+from sgm_sde.results import SampleResult
+from sgm_sde.sampling import sample
 from sgm_sde.scores.score import as_score
 from sgm_sde.scores.time_labels import TimeLabel
 

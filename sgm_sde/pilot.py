@@ -18,6 +18,7 @@ from sgm_sde.defaults import Setting
 from sgm_sde.engine.noise import Generators, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import GridRule, Karras, LogSNR, Widening
+from sgm_sde.options import Execution
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import plan, sample
@@ -215,7 +216,7 @@ def pilot(
     tried = _candidates(candidates)
     trial = _Trial(
         score_fn, sde, shape, seed, generator, reference_nfe,
-        {"t_end": t_end, "final": final, "dtype": dtype, "device": device}, model_kwargs,
+        {"t_end": t_end, "final": final, "dtype": dtype, "execution": Execution(device=device)}, model_kwargs,
     )  # fmt: skip
 
     # As many runs of a sample for each budget as cost what the references do.

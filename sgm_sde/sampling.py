@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,6 @@ from sgm_sde import grids
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import (
     arguments,
-    flag,
     float_dtype,
     one_of,
     require_floating,
@@ -25,20 +25,30 @@ from sgm_sde._checks import (
     usable_device,
     whole,
 )
+from sgm_sde._checks import described as shown
 from sgm_sde._shapes import finite
 from sgm_sde._times import same_time
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.diagnosis import ADVICE, ImplausibleWarning, Watch, described
-from sgm_sde.engine.adaptive import COMPLETED, GIVEN_UP, NOT_FINITE, OUT_OF_STEPS, STEP_TOO_SMALL
+from sgm_sde.engine.adaptive import (
+    COMPLETED,
+    GIVEN_UP,
+    NOT_FINITE,
+    OUT_OF_STEPS,
+    STEP_TOO_SMALL,
+    Integration,
+)  # fmt: skip
 from sgm_sde.engine.brownian import PathNoise
-from sgm_sde.engine.executor import Hook, execute
-from sgm_sde.engine.noise import Generators, NoiseSource, NoiseStream, SampleSeeds, Seeds, resolve_seeds
+from sgm_sde.engine.executor import Hook, Position, execute, missing
+from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
+from sgm_sde.options import Execution, Record, StepInfo
 from sgm_sde.processes.base import SDE
-from sgm_sde.scores.conditions import require_rows
+from sgm_sde.results import Continuation, SampleResult, Status, StepControl
+from sgm_sde.scores.conditions import map_rows, require_rows
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.scores.score import Score, as_score
 from sgm_sde.solvers import AdaptiveSolver, Solver, resolve_any
@@ -57,111 +67,6 @@ class UnfinishedWarning(UserWarning):
     """Some samples stopped before the end; the result's status says which, where and why."""
 
 
-@dataclass(frozen=True)
-class Status:
-    """How a run ended, readable and testable.
-
-    Attributes:
-        ok: whether it reached the end with finite states, of a size that the run accounts for.
-        message: what happened.
-        time: the first grid time at which a state was not finite, if any.
-        samples: the samples that ended so.
-        stopped: whether the callback stopped the run.
-    """
-
-    ok: bool = True
-    message: str = "completed"
-    time: float | None = None
-    samples: tuple[int, ...] = ()
-    stopped: bool = False
-
-    def __str__(self) -> str:
-        return self.message
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """What a callback sees after each step.
-
-    Attributes:
-        i: number of the step, from 0.
-        n: number of steps.
-        t: time the step left.
-        t_next: time it reached.
-        x: a copy of the state at `t_next`, (B, *).
-        denoised: estimate of the data from the step's first network call, (B, *); None for a nonlinear process.
-        nfe: network calls so far.
-    """
-
-    i: int
-    n: int
-    t: float
-    t_next: float
-    x: Tensor
-    denoised: Tensor | None
-    nfe: int
-
-    def __repr__(self) -> str:
-        shape = tuple(self.x.shape)
-        return (
-            f"StepInfo(step {self.i + 1} of {self.n}, t={self.t:.4g} -> {self.t_next:.4g}, x={shape}, nfe={self.nfe})"
-        )
-
-
-@dataclass(frozen=True)
-class StepControl:
-    """What an adaptive solver did with each sample.
-
-    Attributes:
-        outcome: how each ended: "completed", "out of steps", "not finite", "step too small" or, where another library
-            gave a batch up for one of its samples, "given up".
-        times: where each got to, (B,) in float64.
-        accepted: accepted steps of each, (B,).
-        rejected: rejected ones, (B,).
-        evaluations: evaluations of the score at each, (B,), that of `final="denoise"` not counted.
-    """
-
-    outcome: tuple[str, ...]
-    times: Tensor = field(repr=False)
-    accepted: Tensor
-    rejected: Tensor
-    evaluations: Tensor
-
-
-@dataclass(frozen=True)
-class SampleResult:
-    """Samples and how they came about.
-
-    Attributes:
-        x: samples (B, *), in the range of the data the network was trained on.
-        nfe: calls of the score function, each on the whole batch, of the run itself.
-        times: the grid's times, decreasing.
-        status: how the run ended; false in a boolean context if states were not finite, if samples are of a size that
-            nothing in the run accounts for, or if it was stopped.
-        trajectory: states (K, B, *) at `trajectory_times`, if asked for; the last one is `x` when "all" are.
-        trajectory_times: the times of the trajectory, 0 standing for the final denoised state.
-        seeds: the (seed, index) pair of each sample, which `seed=` takes again; a range takes no memory.
-        rows: samples that the network has seen in all its calls, a guided score's branches counted apart.
-        control: how a solver that finds its own steps went about it, sample by sample; None on a grid.
-    """
-
-    x: Tensor
-    nfe: int
-    times: tuple[float, ...]
-    status: Status
-    trajectory: Tensor | None = field(default=None, repr=False)
-    trajectory_times: tuple[float, ...] = field(default=(), repr=False)
-    seeds: Sequence[tuple[int, int]] = field(default=(), repr=False)
-    rows: int = 0
-    control: StepControl | None = None
-
-    def __repr__(self) -> str:
-        return f"SampleResult(x={tuple(self.x.shape)} {self.x.dtype}, nfe={self.nfe}, {self.status})"
-
-
 @outside_inference_mode
 def sample(
     score_fn: ScoreFn,
@@ -177,16 +82,13 @@ def sample(
     t_end: float | None = None,
     seed: Seeds = None,
     generator: Generators = None,
-    noise: str = "independent",
+    noise: str | None = None,
     final: str | None = None,
-    callback: Callable[[StepInfo], bool | None] | None = None,
-    progress: bool = False,
-    trajectory: str | Sequence[float] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
-    enable_grad: bool = False,
-    compile: bool = False,
     dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    record: Record | None = None,
+    execution: Execution | None = None,
+    resume: SampleResult | None = None,
 ) -> SampleResult:
     r"""Draw samples by running the reverse process from noise at `sde.T` to data.
 
@@ -197,6 +99,12 @@ def sample(
     States are looked at once, at the end. Where one is infinite or NaN there, the run is repeated from the same seeds
     up to the first step that made it so, and the status names it; the calls of that second run are not in `nfe`. The
     status also names samples of a size that the noise and the network's own estimates along the way do not account for.
+
+    A run on a grid that was stopped, by `Execution(until=...)` or a callback, goes on with `resume=`, to the bit as if
+    it had not been stopped, multistep methods and correctors included. Another network may go on, and `solver`, the
+    steps from there (`nfe`, `steps`, `grid`, `t_end`), `noise` and `final` may be given anew. The noise goes on where
+    it was. A multistep method keeps its history of evaluations, whichever network made them; another method
+    starts without one, and so does a run that had reached its end. Solvers that find their own steps are refused.
 
     Args:
         score_fn: the score, `score_fn(x, t, **kwargs)` with x (B, *), t (B,); or what `from_noise`,
@@ -220,23 +128,20 @@ def sample(
         seed: one int for the batch, or one per sample: an int, or a pair (seed, index) as in a result's `seeds`.
         generator: one `torch.Generator`, from which one seed is drawn for the batch, or one for each sample; instead
             of `seed`.
-        noise: of a stochastic solver on a grid: "independent" draws at each step, or "path", increments of one Brownian
-            path a sample, so that 20 and 40 steps see the same noise; for solvers with one noise a step.
+        noise: of a stochastic solver on a grid: "independent" draws at each step, which is the default, or "path",
+            increments of one Brownian path a sample, so that 20 and 40 steps see the same noise; for solvers with one
+            noise a step.
         final: what to return at the end: "denoise", Tweedie's estimate of the data, one network call (default for
             linear processes); "mean", the last state without the noise its last update added (default for others);
             "none", the last state.
-        callback: called after each step with a `StepInfo`; returning True stops the run.
-        progress: show a progress bar.
-        trajectory: "all", or some of the grid's times (0 for the denoised end), to keep the states at.
         model_kwargs: passed on to the network at each call. A condition of one row a sample that nothing else names as
             one is `sg.PerSample(y)`, a tensor that is the same for all `sg.Shared(table)`, nested ones too; where
             samples leave the batch or guidance doubles it, a tensor that may be either is an error.
-        enable_grad: build the graph, to backpropagate through sampling.
-        compile: run the network through `torch.compile`, once for all runs; on CUDA, where nothing looks on
-            (callback, progress bar, trajectory, corrector, guidance), the whole run is one CUDA graph, recorded at the
-            first call with the same network, solver, grid and shape. The first call takes its time.
         dtype: of the samples if `shape` is given; torch's default if not given.
-        device: of the samples if `shape` is given; the network's if it has parameters, torch's default if not.
+        record: what is kept or shown on the way: `Record(trajectory=..., callback=..., progress=...)`.
+        execution: how the run is carried out: `Execution(batch_size=..., until=..., compile=..., enable_grad=...,
+            device=...)`.
+        resume: a result to go on from, which brings its states, seeds and dtype.
 
     Returns:
         a `SampleResult`.
@@ -261,90 +166,43 @@ def sample(
         (20, True)
     """
     score = as_score(score_fn, sde)
-    final = _final(sde, final)
-    chosen = t_start is None and (grid is None or isinstance(grid, GridRule | str))  # the first time, by a rule
-    solver, grid, program = plan(
-        sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, t_end=t_end, final=final
-    )
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be a function of a StepInfo, got {callback!r}")
+    record = _option("record", record, Record)
+    execution = _option("execution", execution, Execution)
     model_kwargs = arguments("model_kwargs", model_kwargs)
-    enable_grad, compile = flag("enable_grad", enable_grad), flag("compile", compile)
-    one_of("noise", noise, NOISES)
-    if isinstance(solver, AdaptiveSolver):
-        given = {"callback": callback, "trajectory": trajectory, "compile": compile or None}
-        for option, value in (given | {"noise": None if noise == "independent" else noise}).items():
+    if noise is not None:
+        one_of("noise", noise, NOISES)
+
+    if resume is None:
+        job = _begun(
+            score, sde, shape, x_T, solver, nfe, steps, grid, t_start, t_end, seed, generator, noise, final, dtype,
+            execution.device,
+        )  # fmt: skip
+    else:
+        given = {"shape": shape, "x_T": x_T, "t_start": t_start, "seed": seed, "generator": generator, "dtype": dtype}
+        for name, value in (given | {"device": execution.device}).items():
             if value is not None:
-                raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
+                raise ValueError(f"resume= brings its states, time, seeds and dtype: leave out {name}={shown(value)}")
+        job = _gone_on(resume, sde, solver, nfe, steps, grid, t_end, noise, final)
+    _require_applicable(job, record, execution, noise)
 
-    x, seeds, dtype = _initial_state(score, sde, grid.times[0], chosen, shape, x_T, seed, generator, dtype, device)
-    if score.dtype is None and dtype != x.dtype:
-        score = score.cast_to(dtype)
-    if compile:
-        if enable_grad:
-            raise ValueError("compile=True keeps no graph to backpropagate through: it excludes enable_grad=True")
+    if score.dtype is None and job.dtype != job.state_dtype:
+        score = score.cast_to(job.dtype)
+    if execution.compile:
         score = compile_network(score)
-    ends = grid.times[-1], grid.times[0]
-    model = BoundModel(score, sde, ends, model_kwargs)
-    require_rows(model.kwargs, len(x))
-    if isinstance(solver, AdaptiveSolver):
-        model.resolved(len(x))  # samples leave the batch: now is the time to say what cannot be known then
-        with torch.set_grad_enabled(enable_grad):
-            return _run_adaptive(solver, model, x, grid.times, seeds, dtype, final, nfe, steps, progress)
-    assert program is not None
+    model = BoundModel(score, sde, (job.grid.times[-1], job.grid.times[0]), model_kwargs)
+    require_rows(model.kwargs, job.size)
+    if job.position is not None and job.program is not None and missing(model.plan(job.program), job.position):
+        job = job.without_history()
 
-    def randomness(model: BoundModel) -> tuple[NoiseSource, Sequence[Hook]]:
-        source: NoiseSource = NoiseStream(seeds, "solver", grid.times[0])
-        if noise == "path":
-            source = _path(solver, program, sde, seeds)
-        corrections = NoiseStream(seeds, "corrector", grid.times[0])
-        last_without_noise = final == "mean" or solver.ends_in_data
-        return source, solver.hooks(sde, grid, model, corrections, mean=last_without_noise)
-
-    def first_bad_node() -> int | None:
-        again = BoundModel(score, sde, ends, model_kwargs)
-        source, hooks = randomness(again)
-        with torch.no_grad():
-            run = execute(program, x, again, source, hooks=hooks, on_node=lambda _, state: not finite(state).all())
-        return None if finite(run.x).all() else run.nodes - 1
-
-    source, hooks = randomness(model)
-    denoise = final == "denoise" and not solver.ends_in_data
-    monitor = _Monitor(grid, model, solver.name, callback, progress, trajectory, denoise)
-    watch = Watch(sde, grid.times, score.prediction, x, guided=solver.guided)
-
-    def on_output(x: Tensor, output: Tensor, t: float) -> None:
-        watch.see(x, output, t)
-        if callback:
-            monitor.on_output(x, output, t)
-
-    with torch.set_grad_enabled(enable_grad), monitor:
-        watched = bool(hooks or callback or progress or trajectory is not None)
-        if compile and x.is_cuda and score.recordable and not watched:
-            run = replay(program, x, model, source, model_kwargs)
+    with torch.set_grad_enabled(execution.enable_grad):
+        if job.program is None:
+            result, category = _run_adaptive(job, model, nfe, steps, record, execution)
         else:
-            run = execute(
-                program,
-                x,
-                model,
-                source,
-                hooks=hooks,
-                on_node=monitor.on_node if watched else None,
-                on_output=on_output,
-                grad=enable_grad,
-            )
-        end = run.x
-        if denoise and not monitor.stopped:
-            end = model.predict("data", end, grid.times[-1])
-        monitor.finish(end)
-    implausible = watch.implausible(end, denoised=denoise or solver.ends_in_data)
-    status = _status(run.x, end, grid, run.nodes - 1, monitor.stopped, first_bad_node, implausible)
-    if status.samples and status.time is None:
-        _warn_implausible(status, 3)
-    elif status.samples:
-        warnings.warn(status.message, NonFiniteWarning, stacklevel=3)
-    kept = monitor.stacked(dtype), tuple(monitor.kept_times)
-    return SampleResult(end.to(dtype), model.nfe, grid.times, status, *kept, seeds, model.rows)
+            result, category = _run_on_grid(job, model, record, execution)
+    if category is not None:
+        advice = f": {ADVICE}" if category is ImplausibleWarning else ""
+        warnings.warn(f"{result.status.message}{advice}", category, stacklevel=3)
+    return result
 
 
 def plan(
@@ -404,22 +262,135 @@ def _final(sde: SDE, final: str | None) -> str:
     return final
 
 
-def _initial_state(
+@dataclass(frozen=True)
+class _Job:
+    """A run that is settled: what is run, from which states, with which noise.
+
+    Attributes:
+        sde: the process.
+        solver: the solver.
+        grid: the times; of a solver that finds its own steps the two ends.
+        program: its table; None for a solver that finds its own steps.
+        seeds: the samples'.
+        dtype: of the samples.
+        states: those of some samples, of the run's own precision, to start from.
+        noise: "independent" or "path".
+        final: what to return at the end.
+        segment: the time at which the streams of noise began.
+        draws: how often the solver and its correctors have drawn.
+        position: where on the grid to go on from, None at its start.
+    """
+
+    sde: SDE
+    solver: Solver | AdaptiveSolver
+    grid: Grid
+    program: Program | None
+    seeds: SampleSeeds
+    dtype: torch.dtype
+    states: Callable[[slice], Tensor]
+    noise: str
+    final: str
+    segment: float
+    draws: tuple[int, int] = (0, 0)
+    position: Position | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.seeds)
+
+    @property
+    def first(self) -> int:
+        """The node that the run starts from."""
+        return 0 if self.position is None else self.position.node
+
+    @property
+    def denoises(self) -> bool:
+        """Whether a last network call makes the sample of the last state."""
+        return self.final == "denoise" and not self.solver.ends_in_data
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The run's own precision."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def without_history(self) -> _Job:
+        """The rest of the run as one that starts where it stands."""
+        rest = Grid(self.grid.times[self.first :])
+        assert isinstance(self.solver, Solver)
+        return replace(self, grid=rest, program=_table(self.solver, self.sde, rest, self.final), position=None)
+
+    def parts(self, batch_size: int | None) -> list[slice]:
+        """The samples in as few parts as may be."""
+        size = self.size if batch_size is None else batch_size
+        return [slice(i, min(i + size, self.size)) for i in range(0, self.size, size)]
+
+    def noises(self, at: slice, model: BoundModel) -> tuple[NoiseStream | PathNoise, NoiseStream, Sequence[Hook]]:
+        """For some of the samples, the noise of the steps, that of the correctors, and what runs at the nodes."""
+        assert isinstance(self.solver, Solver) and self.program is not None
+        seeds = self.seeds[at]
+        source: NoiseStream | PathNoise = NoiseStream(seeds, "solver", self.segment, self.draws[0])
+        if self.noise == "path":
+            source = _path(self.solver, self.program, self.sde, seeds)
+        corrections = NoiseStream(seeds, "corrector", self.segment, self.draws[1])
+        last_without_noise = self.final == "mean" or self.solver.ends_in_data
+        hooks = self.solver.hooks(self.sde, self.grid, model, corrections, mean=last_without_noise)
+        return source, corrections, hooks
+
+
+def _table(solver: Solver, sde: SDE, grid: Grid, final: str) -> Program:
+    """The solver's table, without noise in its last update if that is to be the mean."""
+    program = solver.compile(sde, grid)
+    return solver.end_in_mean(program) if final == "mean" else program
+
+
+def _option(name: str, value: Any, kind: type[Any]) -> Any:
+    """An object of options, that of the defaults if none is given."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be sg.{kind.__name__}(...), got {shown(value)}")
+    return kind() if value is None else value
+
+
+def _require_applicable(job: _Job, record: Record, execution: Execution, noise: str | None) -> None:
+    """Raise ValueError for an option that would do nothing."""
+    if isinstance(job.solver, AdaptiveSolver):
+        given = {"callback": record.callback, "trajectory": record.trajectory, "until": execution.until}
+        given |= {"compile": execution.compile or None, "noise": None if noise == "independent" else noise}
+        for option, value in given.items():
+            if value is not None:
+                raise ValueError(f"{option}= needs a solver on a grid, and {job.solver.name} finds its own steps")
+    if record.callback is not None and execution.batch_size is not None:
+        raise ValueError("a callback sees all samples at each step: leave out batch_size=, which runs them in parts")
+
+
+def _begun(
     score: Score,
     sde: SDE,
-    start: float,
-    chosen: bool,
     shape: Sequence[int] | None,
     x_T: Tensor | None,
+    solver: Solver | AdaptiveSolver | Setting | str | None,
+    nfe: int | None,
+    steps: int | None,
+    grid: Grid | GridRule | str | Sequence[float] | None,
+    t_start: float | None,
+    t_end: float | None,
     seed: Seeds,
     generator: Generators,
+    noise: str | None,
+    final: str | None,
     dtype: torch.dtype | None,
     device: torch.device | str | None,
-) -> tuple[Tensor, SampleSeeds, torch.dtype]:
-    """The state to start from, at least float32, the samples' seeds, and the dtype to return.
+) -> _Job:
+    """A run from the prior or from states given.
 
     Where a rule has chosen the start, states given are those at T, and go there by the linear part of the flow.
     """
+    final = _final(sde, final)
+    chosen = t_start is None and (grid is None or isinstance(grid, GridRule | str))  # the first time, by a rule
+    solver, grid, program = plan(
+        sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, t_end=t_end, final=final
+    )
+    start = grid.times[0]
     if (shape is None) == (x_T is None):
         raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
     if x_T is None:
@@ -435,18 +406,109 @@ def _initial_state(
         shape, dtype, device = tuple(x_T.shape), x_T.dtype, x_T.device
     seeds = resolve_seeds(seed, generator, shape[0])
     state_dtype = torch.promote_types(dtype, torch.float32)
-    if x_T is None:
-        if start < sde.T and not chosen:
-            warnings.warn(
-                f"starting at t={start:g} < T={sde.T:g} from pure noise: the marginal there contains data; "
-                f"pass noised data as x_T",
-                stacklevel=4,
+    if x_T is None and start < sde.T and not chosen:
+        warnings.warn(
+            f"starting at t={start:g} < T={sde.T:g} from pure noise: the marginal there contains data; "
+            f"pass noised data as x_T",
+            stacklevel=4,
+        )
+
+    def states(at: slice) -> Tensor:
+        if x_T is None:
+            few = seeds[at]
+            z = NoiseStream(few, "prior").normal((len(few), *shape[1:]), state_dtype, device)
+            return sde.prior_transform(z, start)
+        x = x_T[at].to(state_dtype)
+        return sde.prior_transform(x / sde.prior_std, start) if chosen and start < sde.T else x
+
+    return _Job(sde, solver, grid, program, seeds, dtype, states, noise or "independent", final, start)
+
+
+def _gone_on(
+    resume: SampleResult,
+    sde: SDE,
+    solver: Solver | AdaptiveSolver | Setting | str | None,
+    nfe: int | None,
+    steps: int | None,
+    grid: Grid | GridRule | str | Sequence[float] | None,
+    t_end: float | None,
+    noise: str | None,
+    final: str | None,
+) -> _Job:
+    """A run that goes on from another."""
+    known = _continuation(resume, sde)
+    final = known.final if final is None else _final(sde, final)
+    noise = known.noise if noise is None else noise
+    past, t = known.grid.times[: known.position.node + 1], known.t
+    chosen = known.solver if solver is None else solver
+
+    if isinstance(chosen, Setting) or not all(option is None for option in (nfe, steps, grid, t_end)):
+        by_rule = grid is None or isinstance(grid, GridRule | str)
+        chosen, placed, program = plan(
+            sde, chosen, nfe=nfe, steps=steps, grid=grid, t_start=t if by_rule else None, t_end=t_end, final=final
+        )
+        if placed.times[: len(past)] == past:
+            whole_grid = placed
+        elif same_time(placed.times[0], t):
+            whole_grid = Grid((*past, *placed.times[1:]))
+        else:
+            raise ValueError(
+                f"the run stands at t={t:.6g}: a grid to go on with starts there, or is one that it has come along so "
+                f"far; got one from t={placed.times[0]:.6g}"
             )
-        return sde.prior_transform(NoiseStream(seeds, "prior").normal(shape, state_dtype, device), start), seeds, dtype
-    x = x_T.to(state_dtype)
-    if chosen and start < sde.T:
-        x = sde.prior_transform(x / sde.prior_std, start)
-    return x, seeds, dtype
+    else:
+        chosen, whole_grid = resolve_any(chosen), known.grid
+        if len(past) == len(whole_grid.times):
+            raise ValueError(
+                f"the run has reached the end of its grid at t={t:.6g}: give nfe=, steps=, grid= or t_end= to go on"
+            )
+    if isinstance(chosen, AdaptiveSolver):
+        raise ValueError(
+            f"resume= goes on along a grid, and {chosen.name} finds its own steps: "
+            f"give it x_T=result.x and t_start={t:.6g}"
+        )
+
+    held = known.position
+    job = _Job(
+        sde, chosen, whole_grid, known.program, known.seeds, known.dtype, lambda at: held.x[at], noise, final,
+        known.segment, known.draws, held,
+    )  # fmt: skip
+    if type(chosen) is not type(known.solver) or whole_grid.times[: len(past)] != past:
+        return replace(job, grid=Grid((*past, *whole_grid.times[len(past) :]))).without_history()
+    program = _table(chosen, sde, whole_grid, final)
+    so_far = sum(1 for _ in _until_node(program, held.node))
+    same = program.stages[:so_far] == known.program.stages[:so_far] and (
+        (program.prediction, program.eta, program.sigma_data)
+        == (known.program.prediction, known.program.eta, known.program.sigma_data)
+    )
+    job = replace(job, program=program)
+    return job if same else job.without_history()
+
+
+def _until_node(program: Program, node: int) -> Iterator[int]:
+    """The numbers of the stages up to that of a node."""
+    for k, stage in enumerate(program.stages):
+        yield k
+        node -= stage.node
+        if node < 0:
+            return
+
+
+def _continuation(resume: Any, sde: SDE) -> Continuation:
+    """What a result holds to go on from."""
+    if not isinstance(resume, SampleResult):
+        raise TypeError(f"resume must be the result of sample(), got {shown(resume)}")
+    known = resume.continuation
+    if resume.control is not None:
+        raise ValueError("a run whose solver found its own steps cannot be resumed: resume= goes on along a grid")
+    if known is None:
+        raise ValueError(
+            "the run is complete, and what it returned is no state to go on from: stop it on the way, by "
+            "execution=Execution(until=...) or a callback, or end it with final='none'"
+        )
+    if sde is not known.sde and sde.spec() != known.sde.spec():
+        raise ValueError(f"a run on {known.sde!r} cannot go on on another process, got {sde!r}")
+    return known
 
 
 def _path(solver: Solver, program: Program, sde: SDE, seeds: SampleSeeds) -> PathNoise:
@@ -463,55 +525,277 @@ def _path(solver: Solver, program: Program, sde: SDE, seeds: SampleSeeds) -> Pat
     return PathNoise(program, seeds, clock=partial(solver.clock, sde), middle=middle)
 
 
+def _models(model: BoundModel, parts: Sequence[slice], batch: int) -> Iterator[BoundModel]:
+    """The model for each part of a batch, with the arguments of its samples."""
+    if len(parts) == 1:
+        yield model
+        return
+    resolved = model.resolved(batch)
+    for at in parts:
+        yield model.with_kwargs(_of_part(resolved, at))
+
+
+def _of_part(resolved: Mapping[str, Any], at: slice) -> dict[str, Any]:
+    """The arguments of some of the samples."""
+    return map_rows(lambda _, rows: rows[at], resolved)
+
+
+class _Joined:
+    """The samples of all parts in one tensor, which is made when the first of them comes; one part is its own."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.x: Tensor | None = None
+
+    def put(self, at: slice, x: Tensor) -> None:
+        if len(x) == self.batch:
+            self.x = x
+            return
+        if self.x is None:
+            self.x = x.new_empty((self.batch, *x.shape[1:]))
+        self.x[at] = x
+
+    @property
+    def whole(self) -> Tensor:
+        assert self.x is not None
+        return self.x
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is left of some samples' run besides themselves.
+
+    Attributes:
+        sound: whether each sample was finite before the end, and at it, and whether nothing accounts for its size;
+            (3, b), None without values.
+        nodes: number of nodes reached.
+        first_bad: finds the first node at which a state was not finite.
+        kept: states on the way, and their times.
+        position: where the run was stopped, if it was.
+        draws: how often the solver and its correctors have drawn.
+        nfe: network calls.
+        rows: samples that the network saw in them.
+    """
+
+    sound: np.ndarray | None
+    nodes: int
+    first_bad: Callable[[], int | None]
+    kept: tuple[list[Tensor], list[float]]
+    position: Position | None
+    draws: tuple[int, int]
+    nfe: int
+    rows: int
+
+
+def _run_on_grid(
+    job: _Job, model: BoundModel, record: Record, execution: Execution
+) -> tuple[SampleResult, type[Warning] | None]:
+    """The result of a run on a grid, and what to warn of."""
+    at = job.parts(execution.batch_size)
+    assert isinstance(job.solver, Solver) and job.program is not None
+    wanted = _wanted(record.trajectory, job.grid, job.denoises)
+    stop = _node_of(execution.until, job)
+    joined = _Joined(job.size)
+    with _bar(record.progress, (job.grid.steps - job.first) * len(at), job.solver.name, "step") as advance:
+        parts = []
+        for where, mine in zip(at, _models(model, at, job.size), strict=True):
+            monitor = _Monitor(job.grid, mine, record.callback, advance, *wanted, stop, record.progress)
+            parts.append(_run_part(job, mine, where, monitor, execution, joined))
+
+    stopped = parts[0].nodes - 1 < job.grid.steps
+    by = "by the callback" if stop is None or parts[0].nodes - 1 != stop else "as until= asks"
+    status = _status(parts, job.grid, f"stopped {by}" if stopped else "")
+    x = joined.whole
+    position = _together([part.position for part in parts])
+    if position is None and not stopped and job.final == "none":
+        position = Position(job.grid.steps, x.to(job.state_dtype))
+    continuation = None
+    if position is not None:
+        continuation = Continuation(
+            job.sde, job.solver, job.grid, position, job.program, job.seeds, job.segment, parts[0].draws,
+            job.noise, job.final, job.dtype,
+        )  # fmt: skip
+    kept, times = zip(*(part.kept for part in parts), strict=True)
+    trajectory = torch.cat([torch.stack(states).to(job.dtype) for states in kept], 1) if kept[0] else None
+    result = SampleResult(
+        x.to(job.dtype),
+        max(part.nfe for part in parts),
+        job.grid.times,
+        status,
+        trajectory,
+        tuple(times[0]),
+        job.seeds,
+        sum(part.rows for part in parts),
+        continuation=continuation,
+    )
+    if not status.samples:
+        return result, None
+    return result, ImplausibleWarning if status.time is None else NonFiniteWarning
+
+
+def _run_part(
+    job: _Job, model: BoundModel, at: slice, monitor: _Monitor, execution: Execution, joined: _Joined
+) -> _Part:
+    """The run of some of the samples, which go where all are gathered."""
+    assert isinstance(job.solver, Solver) and job.program is not None
+    program, x = job.program, job.states(at)
+    shape = tuple(x.shape)
+    position = None if job.position is None else _some(job.position, at)
+
+    def noises(model: BoundModel) -> tuple[NoiseStream | PathNoise, NoiseStream, Sequence[Hook]]:
+        source, corrections, hooks = job.noises(at, model)
+        if isinstance(source, PathNoise) and position is not None:
+            for _ in range(_drawn(program, position.node)):  # a path is gone along from its start
+                source.normal(shape, x.dtype, x.device)
+        return source, corrections, hooks
+
+    def first_bad() -> int | None:
+        again = model.with_kwargs(model.kwargs)
+        source, _, hooks = noises(again)
+        start = job.states(at) if position is None else position.x
+        with torch.no_grad():
+            ran = execute(
+                program, start, again, source, hooks=hooks, on_node=lambda _, state: not finite(state).all(),
+                start=position,
+            )  # fmt: skip
+        return None if finite(ran.x).all() else ran.nodes - 1
+
+    source, corrections, hooks = noises(model)
+    watch = Watch(job.sde, job.grid.times[job.first :], model.score.prediction, x, guided=job.solver.guided)
+
+    def on_output(x: Tensor, output: Tensor, t: float) -> None:
+        watch.see(x, output, t)
+        monitor.on_output(x, output, t)
+
+    seen = bool(hooks or monitor.looks_on or position)
+    if execution.compile and x.is_cuda and model.score.recordable and not seen:
+        ran = replay(program, x, model, source, model.kwargs)
+    else:
+        ran = execute(
+            program,
+            x,
+            model,
+            source,
+            hooks=hooks,
+            on_node=monitor.on_node if monitor.looks_on else None,
+            on_output=on_output,
+            grad=execution.enable_grad,
+            start=position,
+        )
+    end = ran.x
+    if ran.position is not None:
+        end = end.clone()  # the other is what the run goes on from
+    elif job.denoises:
+        end = model.predict("data", end, job.grid.times[-1])
+    monitor.finish(end)
+    joined.put(at, end)
+    sound = None
+    if not end.is_meta:
+        odd = watch.implausible(end, denoised=job.denoises or job.solver.ends_in_data)
+        # The one place where values come back from the device.
+        sound = torch.stack([finite(ran.x), finite(end), odd]).cpu().double().numpy() > 0
+    kept = monitor.kept, monitor.kept_times
+    drawn = job.draws[0] if isinstance(source, PathNoise) else source.draw
+    return _Part(sound, ran.nodes, first_bad, kept, ran.position, (drawn, corrections.draw), model.nfe, model.rows)
+
+
+def _some(position: Position, at: slice) -> Position:
+    """That of some of the samples."""
+    history = {key: (scale, value[at]) for key, (scale, value) in position.history.items()}
+    return Position(position.node, position.x[at], history)
+
+
+def _together(positions: Sequence[Position | None]) -> Position | None:
+    """One position of all samples from those of all parts; None if the run was not stopped."""
+    known = [position for position in positions if position is not None]
+    if len(known) < 2:
+        return known[0] if known else None
+    history = {
+        key: (scale, torch.cat([position.history[key][1] for position in known]))
+        for key, (scale, _) in known[0].history.items()
+    }
+    return Position(known[0].node, torch.cat([position.x for position in known]), history)
+
+
+def _drawn(program: Program, node: int) -> int:
+    """How many noises a table has drawn on reaching a node."""
+    return len({m for k in _until_node(program, node) for m, _ in program.stages[k].noises})
+
+
+def _node_of(until: float | None, job: _Job) -> int | None:
+    """The node at which to stop."""
+    if until is None:
+        return None
+    for i, t in enumerate(job.grid.times):
+        if job.first < i < job.grid.steps and same_time(t, until):
+            return i
+    inside = job.grid.times[job.first + 1 : -1]
+    raise ValueError(
+        f"until must be a time of the grid between its ends, got {until}"
+        + (f"; the nearest is {min(inside, key=lambda t: abs(t - until))}" if inside else "")
+    )
+
+
 def _run_adaptive(
-    solver: AdaptiveSolver,
-    model: BoundModel,
-    x: Tensor,
-    ends: tuple[float, ...],
-    seeds: SampleSeeds,
-    dtype: torch.dtype,
-    final: str,
-    nfe: int | None,
-    steps: int | None,
-    progress: bool,
-) -> SampleResult:
-    """A run of a solver that finds its own steps."""
+    job: _Job, model: BoundModel, nfe: int | None, steps: int | None, record: Record, execution: Execution
+) -> tuple[SampleResult, type[Warning] | None]:
+    """The result of a solver that finds its own steps, and what to warn of."""
+    solver, ends = job.solver, job.grid.times
+    assert isinstance(solver, AdaptiveSolver)
     if isinstance(model.score.net, torch.nn.parallel.DistributedDataParallel):
         warnings.warn(
             "the network is wrapped for distributed training, where every process must call it as often as the others, "
             "and an adaptive solver does not: pass net.module",
             stacklevel=4,
         )
-    denoise = final == "denoise"
+    model.resolved(job.size)  # samples leave the batch: now is the time to say what cannot be known then
+    denoise = job.final == "denoise"
     calls = None if nfe is None else whole("nfe", nfe) - denoise
     if calls is not None and calls < solver.least_calls:
         raise _too_small(nfe, f"the first step of {solver.name}", solver.least_calls, denoise)
-    bar, watch = _bar(progress, len(x), solver.name, "sample"), Watch(model.sde, ends, model.score.prediction, x)
-    try:
-        end = solver.run(
-            Problem(model, model.sde, x, ends[0], ends[1], seeds, calls, steps, bar.update if progress else None)
-        )
-    finally:
-        if progress:
-            bar.close()
-    (x,), arrived = end.y, end.completed.nonzero().flatten().to(x.device)
-    if denoise and len(arrived):
-        with model.only(arrived, len(x)):
-            x = x.index_copy(0, arrived, model.predict("data", x[arrived], ends[1]))
-    outcome, known = end.outcome, finite(x)
-    if not known.all():
-        outcome = tuple(
-            o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(outcome, known.tolist(), strict=True)
-        )
-    status = _adaptive_status(outcome, end.t, ends[1], end.not_finite)
-    if status.ok and not x.is_meta:
-        status = _plausible(watch.implausible(x, denoised=denoise).cpu().numpy())
-    if status.samples and status.time is None:
-        _warn_implausible(status, 4)
-    elif not status.ok:
-        warnings.warn(status.message, NonFiniteWarning if NOT_FINITE in outcome else UnfinishedWarning, stacklevel=4)
-    control = StepControl(outcome, end.t, end.accepted, end.rejected, end.evaluations)
-    return SampleResult(x.to(dtype), model.nfe, ends, status, seeds=seeds, rows=model.rows, control=control)
+
+    at, joined = job.parts(execution.batch_size), _Joined(job.size)
+    found: list[Integration] = []
+    odd: list[np.ndarray] = []
+    models: list[BoundModel] = []
+    with _bar(record.progress, job.size, solver.name, "sample") as advance:
+        for where, mine in zip(at, _models(model, at, job.size), strict=True):
+            x, models = job.states(where), [*models, mine]
+            watch = Watch(job.sde, ends, model.score.prediction, x)
+            on_leave = advance if record.progress else None
+            end = solver.run(Problem(mine, job.sde, x, ends[0], ends[1], job.seeds[where], calls, steps, on_leave))
+            (x,), arrived = end.y, end.completed.nonzero().flatten().to(x.device)
+            if denoise and len(arrived):
+                with mine.only(arrived, len(x)):
+                    x = x.index_copy(0, arrived, mine.predict("data", x[arrived], ends[1]))
+            joined.put(where, x)
+            if not (known := finite(x)).all():
+                refined = (
+                    o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(end.outcome, known.tolist(), strict=True)
+                )
+                end = replace(end, outcome=tuple(refined))
+            found.append(replace(end, y=()))
+            if not x.is_meta:
+                odd.append(watch.implausible(x, denoised=denoise).cpu().numpy())
+
+    outcome = tuple(o for end in found for o in end.outcome)
+    t, accepted, rejected, evaluations = (
+        torch.cat([getattr(end, name) for end in found]) for name in ("t", "accepted", "rejected", "evaluations")
+    )
+    not_finite = {
+        where.start + i: time for where, end in zip(at, found, strict=True) for i, time in end.not_finite.items()
+    }
+    status = _adaptive_status(outcome, t, ends[1], not_finite)
+    if status.ok and odd:
+        status = _plausible(np.concatenate(odd))
+    control = StepControl(outcome, t, accepted, rejected, evaluations)
+    nfe, rows = max(mine.nfe for mine in models), sum(mine.rows for mine in models)
+    result = SampleResult(joined.whole.to(job.dtype), nfe, ends, status, seeds=job.seeds, rows=rows, control=control)
+    if status.ok:
+        return result, None
+    if status.time is None:
+        return result, ImplausibleWarning
+    return result, NonFiniteWarning if NOT_FINITE in outcome else UnfinishedWarning
 
 
 def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite: Mapping[int, float]) -> Status:
@@ -526,14 +810,14 @@ def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite
         GIVEN_UP: "its batch was given up",
     }
     first = sorted(samples, key=lambda i: (outcome[i] == GIVEN_UP, i not in not_finite, -not_finite.get(i, 0.0)))
-    shown = "; ".join(
+    listed = "; ".join(
         f"sample {i}: not finite at t={not_finite[i]:.6g}"
         if i in not_finite
         else f"sample {i} at t={float(t[i]):.6g}: {why[outcome[i]]}"
         for i in first[:4]
     )
     more = "; ..." if len(samples) > 4 else ""
-    message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({shown}{more})"
+    message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({listed}{more})"
     return Status(False, message, not_finite.get(first[0], float(t[first[0]])), samples)
 
 
@@ -577,60 +861,58 @@ def _too_small(nfe: int | None, what: str, calls: int, denoise: bool) -> ValueEr
     return ValueError(f"nfe={nfe} is too small: {what} takes {calls} network calls{more}")
 
 
-def _bar(progress: bool, total: int, name: str, unit: str) -> Any:
+@contextmanager
+def _bar(progress: bool, total: int, name: str, unit: str) -> Iterator[Callable[[int], Any]]:
+    """Advances a progress bar by as much as it is called with; does nothing where none is asked for."""
     if not progress:
-        return None
+        yield lambda n: None
+        return
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc=name, unit=unit)
+    with closing(tqdm(total=total, desc=name, unit=unit)) as bar:
+        yield bar.update
 
 
 class _Monitor:
-    """What watches a run: callback, progress bar, trajectory."""
+    """What looks on: callback, progress bar, trajectory, and the node at which to stop."""
 
     def __init__(
         self,
         grid: Grid,
         model: BoundModel,
-        name: str,
         callback: Callable[[StepInfo], bool | None] | None,
-        progress: bool,
-        trajectory: str | Sequence[float] | None,
-        denoise: bool,
+        advance: Callable[[int], Any],
+        wanted: frozenset[int],
+        keep_end: bool,
+        stop: int | None,
+        shows: bool,
     ) -> None:
-        self.grid, self.model, self.callback = grid, model, callback
+        self.grid, self.model, self.callback, self.advance, self.stop = grid, model, callback, advance, stop
         self.denoised: Tensor | None = None
         self.stopped = False
-        self.wanted, self.keep_end = _wanted(trajectory, grid, denoise)
+        self.wanted, self.keep_end = wanted, keep_end
         self.kept: list[Tensor] = []
         self.kept_times: list[float] = []
-        self.bar = _bar(progress, grid.steps, name, "step")
-
-    def __enter__(self) -> _Monitor:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.looks_on = bool(callback is not None or shows or wanted or stop is not None)
 
     def on_output(self, x: Tensor, output: Tensor, t: float) -> None:
         """Keep the estimate of the data that a step starts from."""
-        if self.model.sde.has_kernel:
+        if self.callback is not None and self.model.sde.has_kernel:
             self.denoised = self.model.predict("data", x, t, output)
 
     def on_node(self, i: int, x: Tensor) -> bool:
-        """Called with each node's state."""
+        """Called with each node's state; tells whether to stop."""
         if i in self.wanted:
             self._keep(self.grid.times[i], x)
         if i == 0:
             return False
-        if self.bar is not None:
-            self.bar.update()
+        self.advance(1)
         if self.callback is not None:
             t, t_next = self.grid.times[i - 1 : i + 1]
             info = StepInfo(i - 1, self.grid.steps, t, t_next, x.clone(), self.denoised, self.model.nfe)
             answer = self.callback(info)
             self.stopped = answer in (True,) and i < self.grid.steps  # equal to True: numpy's and torch's, too
+        self.stopped = self.stopped or i == self.stop
         return self.stopped
 
     def finish(self, x: Tensor) -> None:
@@ -641,9 +923,6 @@ class _Monitor:
     def _keep(self, t: float, x: Tensor) -> None:
         self.kept.append(x.clone())
         self.kept_times.append(t)
-
-    def stacked(self, dtype: torch.dtype) -> Tensor | None:
-        return torch.stack(self.kept).to(dtype) if self.kept else None
 
 
 def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool) -> tuple[frozenset[int], bool]:
@@ -669,31 +948,27 @@ def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool)
     return frozenset(nodes), end
 
 
-def _status(
-    state: Tensor,
-    end: Tensor,
-    grid: Grid,
-    node: int,
-    stopped: bool,
-    first_bad_node: Callable[[], int | None],
-    implausible: Tensor,
-) -> Status:
-    """How a run ended from the last state, that of a node, and what it returns."""
-    if end.is_meta:
+def _status(parts: Sequence[_Part], grid: Grid, stopped: str) -> Status:
+    """How a run ended, from what was seen of each part of it; `stopped` says by whom, if it was."""
+    seen = [part.sound for part in parts if part.sound is not None]
+    if not seen:
         return Status()
-    # The one place where values come back from the device.
-    before_end, at_end, odd = torch.stack([finite(state), finite(end), implausible]).cpu().double().numpy() > 0
+    before_end, at_end, odd = np.concatenate(seen, 1)
+    node = parts[0].nodes - 1
     samples = tuple(np.flatnonzero(~(before_end & at_end)).tolist())
     if samples:
-        found = grid.steps + 1 if before_end.all() else first_bad_node()
+        found: int | None = grid.steps + 1
+        if not before_end.all():
+            searched = [part.first_bad() for part in parts if part.sound is not None and not part.sound[0].all()]
+            found = min((at for at in searched if at is not None), default=None)
         i = node if found is None else min(found, grid.steps)
-        shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
+        listed = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
         before = f", after the step from t={grid.times[i - 1]:.6g}," if found is not None and 0 < found == i else ""
         unknown = " or before it, where is not known since the network does not repeat itself," if found is None else ""
-        message = f"non-finite state at t={grid.times[i]:.6g}{before}{unknown} in {len(samples)} of {len(end)} samples"
-        return Status(False, f"{message} ({shown})", grid.times[i], samples, stopped)
+        message = f"non-finite state at t={grid.times[i]:.6g}{before}{unknown} in {len(samples)} of {len(odd)} samples"
+        return Status(False, f"{message} ({listed})", grid.times[i], samples, bool(stopped))
     if stopped:
-        return Status(False, f"stopped by the callback at t={grid.times[node]:.6g}", stopped=True)
+        return Status(False, f"{stopped} at t={grid.times[node]:.6g}", stopped=True)
     return _plausible(odd)
 
 
@@ -701,7 +976,3 @@ def _plausible(odd: np.ndarray) -> Status:
     """How a run ended whose states are finite, from whether nothing accounts for the size of a sample, (B,)."""
     samples = tuple(np.flatnonzero(odd).tolist())
     return Status(False, described(samples, len(odd)), samples=samples) if samples else Status()
-
-
-def _warn_implausible(status: Status, stacklevel: int) -> None:
-    warnings.warn(f"{status.message}: {ADVICE}", ImplausibleWarning, stacklevel=stacklevel + 1)

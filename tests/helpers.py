@@ -96,8 +96,8 @@ def stream(n: int, name: str = "solver", start: float = 0.0) -> NoiseStream:
 def noise_of_any_start() -> Iterator[None]:
     """Runs whose noise does not depend on the time they start at, so that those of several processes share it."""
 
-    def without_start(seeds: Sequence[tuple[int, int]], name: str, start: float = 0.0) -> NoiseStream:
-        return NoiseStream(seeds, name)
+    def without_start(seeds: Sequence[tuple[int, int]], name: str, start: float = 0.0, draw: int = 0) -> NoiseStream:
+        return NoiseStream(seeds, name, draw=draw)
 
     with mock.patch.object(sampling, "NoiseStream", without_start):
         yield

@@ -263,7 +263,7 @@ def test_gradients() -> None:
     x = sde.prior_sample((3, 2), seed=0, dtype=F64).requires_grad_()
     for name in ("dopri5", "exp-rk32"):
         solver = replace(resolve_any(name), rtol=1e-7, atol=1e-7)
-        res = sg.sample(score, sde, x_T=x, solver=solver, enable_grad=True, final="none")
+        res = sg.sample(score, sde, x_T=x, solver=solver, execution=sg.Execution(enable_grad=True), final="none")
         (slope,) = torch.autograd.grad(res.x.sum(), x)
         ratio = [math.hypot(float(sde.alpha(t)) * std, float(sde.sigma(t))) for t in (sde.T, sde.eps)]
         torch.testing.assert_close(slope, torch.full_like(slope, ratio[1] / ratio[0]), rtol=1e-4, atol=0)
@@ -678,9 +678,10 @@ def test_calls_a_step_of_pairs() -> None:
     [
         ({"steps": 10}, "steps= needs a solver on a grid, and dopri5 finds its own steps"),
         ({"grid": "log-snr"}, "grid= needs"),
-        ({"callback": print}, "callback= needs"),
-        ({"trajectory": "all"}, "trajectory= needs"),
-        ({"compile": True}, "compile= needs"),
+        ({"record": sg.Record(callback=print)}, "callback= needs"),
+        ({"record": sg.Record(trajectory="all")}, "trajectory= needs"),
+        ({"execution": sg.Execution(compile=True)}, "compile= needs"),
+        ({"execution": sg.Execution(until=0.5)}, "until= needs"),
         ({"noise": "path"}, "noise= needs"),
         ({"nfe": 0}, "at least 1, got 0"),
         ({"nfe": 2.5}, "got 2.5"),
@@ -740,7 +741,7 @@ def test_names_and_table() -> None:
 def test_a_progress_bar_counts_samples(capsys: pytest.CaptureFixture[str]) -> None:
     """One tick for each sample that arrives."""
     sde = sg.VPSDE()
-    sg.sample(elementwise_score(sde), sde, (7, 2), solver="dopri5", seed=0, progress=True)
+    sg.sample(elementwise_score(sde), sde, (7, 2), solver="dopri5", seed=0, record=sg.Record(progress=True))
     assert "7/7" in capsys.readouterr().err
 
 

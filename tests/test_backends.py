@@ -197,12 +197,12 @@ def test_gradients_through_torchdiffeq() -> None:
     x = sde.prior_sample((1, 2), seed=0, dtype=F64).requires_grad_()
     score = sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sde)
     solver = sg.TorchDiffEq("dopri5", 1e-7, 1e-7)
-    res = sg.sample(score, sde, x_T=x, solver=solver, enable_grad=True, final="none")
+    res = sg.sample(score, sde, x_T=x, solver=solver, execution=sg.Execution(enable_grad=True), final="none")
     (slope,) = torch.autograd.grad(res.x.sum(), x)
     std = [math.hypot(float(sde.alpha(t)) * 0.5, float(sde.sigma(t))) for t in (sde.T, sde.eps)]
     torch.testing.assert_close(slope, torch.full_like(slope, std[1] / std[0]), rtol=1e-4, atol=0)
     with pytest.raises(ValueError, match="has no gradients"):
-        sg.sample(score, sde, x_T=x, solver="scipy:RK45", enable_grad=True)
+        sg.sample(score, sde, x_T=x, solver="scipy:RK45", execution=sg.Execution(enable_grad=True))
 
 
 @pytest.mark.parametrize(

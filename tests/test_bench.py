@@ -335,7 +335,8 @@ def test_the_numbers_are_those_of_the_samples(digits: tuple[BenchResult, Path]) 
         [
             sg.sample(
                 model.score, model.sde, (len(part), 1, 8, 8), solver="dpm++2m", grid="log-snr", nfe=5,
-                seed=[(1, i) for i in part.tolist()], model_kwargs={"y": labels[part]}, device="cpu",
+                seed=[(1, i) for i in part.tolist()], model_kwargs={"y": labels[part]},
+                execution=sg.Execution(device="cpu"),
             ).x
             for part in torch.arange(40).split(16)
         ]

@@ -47,14 +47,16 @@ def test_a_solver_that_ends_in_data_takes_no_call_to_denoise() -> None:
     sde = sg.VPSDE()
     score = GAUSSIAN.score(sde)
     seen: list[float] = []
-    res = sg.sample(score, sde, (4, 2), solver=OneJump(), seed=0, callback=lambda info: seen.append(info.t_next))
+    res = sg.sample(
+        score, sde, (4, 2), solver=OneJump(), seed=0, record=sg.Record(callback=lambda info: seen.append(info.t_next))
+    )
     assert (res.nfe, len(seen)) == (3, 3)
 
     # Denoising where its last call is made is DDIM's way to end.
     ddim = sg.sample(score, sde, (4, 2), solver="ddim", grid=res.times[:-1], seed=0)
     torch.testing.assert_close(res.x, ddim.x)
 
-    kept = sg.sample(score, sde, (4, 2), solver=OneJump(), seed=0, trajectory="all")
+    kept = sg.sample(score, sde, (4, 2), solver=OneJump(), seed=0, record=sg.Record(trajectory="all"))
     assert kept.trajectory is not None and kept.trajectory_times == res.times
     torch.testing.assert_close(kept.trajectory[-1], res.x)
 

@@ -102,7 +102,9 @@ def test_it_costs_no_call_and_changes_nothing() -> None:
 
 def test_a_run_that_the_callback_stops_is_not_judged() -> None:
     """Half-way states are noise."""
-    res = sg.sample(MODES.score(VP), VP, (4, D), solver="ddim", nfe=10, seed=0, callback=lambda info: info.i == 2)
+    res = sg.sample(
+        MODES.score(VP), VP, (4, D), solver="ddim", nfe=10, seed=0, record=sg.Record(callback=lambda info: info.i == 2)
+    )
     assert res.status.stopped
     assert res.status.samples == ()
 

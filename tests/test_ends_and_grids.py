@@ -246,7 +246,7 @@ def test_steps_are_the_grids(name: str, process: str, inner: list[float]) -> Non
         calls.append(len(net.labels))
 
     solver = sampler(name, sde, n_steps=1)
-    res = sg.sample(net, sde, (1, 2), solver=solver, grid=grid, callback=callback, seed=0, dtype=F64)
+    res = sg.sample(net, sde, (1, 2), solver=solver, grid=grid, record=sg.Record(callback=callback), seed=0, dtype=F64)
     assert res.times == grid.times
     assert pairs == list(pairwise(grid.times))
     highest = sde.T if name in ("edm-sde", "dpm++3m-restart") else 0.0  # these raise the noise before they step down

@@ -222,7 +222,9 @@ def test_ends_of_a_run_in_single_precision(sde: sg.LinearSDE) -> None:
         assert (res.times[0], res.times[-1]) == (sde.T, sde.eps)
         assert torch.equal(res.x, sg.sample(score, sde, (2, 1), seed=0, **options).x)
     assert torch.equal(sde.prior_sample((3, 2), t=start, seed=0), sde.prior_sample((3, 2), t=sde.T, seed=0))
-    kept = sg.sample(score, sde, (2, 1), solver="ddim", steps=3, seed=0, trajectory=[start, 0.0]).trajectory_times
+    kept = sg.sample(
+        score, sde, (2, 1), solver="ddim", steps=3, seed=0, record=sg.Record(trajectory=[start, 0.0])
+    ).trajectory_times
     assert kept == (sde.T, 0.0)
     with pytest.raises(ValueError, match="beyond T"):
         sg.sample(score, sde, (2, 1), grid=[sde.T * 1.001, sde.eps])
@@ -233,7 +235,7 @@ def test_times_on_the_grid_are_found_in_single_precision() -> None:
     grid = sg.grids.Karras()(sg.EDMSDE(), 10)
     score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sg.EDMSDE())
     wanted = torch.tensor(grid.times)[[2, 5]].tolist()
-    res = sg.sample(score, sg.EDMSDE(), (2, 1), solver="ddim", grid=grid, seed=0, trajectory=wanted)
+    res = sg.sample(score, sg.EDMSDE(), (2, 1), solver="ddim", grid=grid, seed=0, record=sg.Record(trajectory=wanted))
     assert res.trajectory_times == (grid.times[2], grid.times[5])
 
 

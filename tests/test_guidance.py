@@ -313,7 +313,15 @@ def test_backpropagation_through_guidance() -> None:
             )
 
         guided = Classifier(MIXTURE.score(sde), log_p, 2.0)
-        return sg.sample(guided, sde, x_T=x_T, solver="dpm++2m", steps=3, model_kwargs={"y": y}, enable_grad=True).x
+        return sg.sample(
+            guided,
+            sde,
+            x_T=x_T,
+            solver="dpm++2m",
+            steps=3,
+            model_kwargs={"y": y},
+            execution=sg.Execution(enable_grad=True),
+        ).x
 
     weight = net.layer.weight.detach().clone().requires_grad_()
     assert torch.autograd.gradcheck(run, (x_T.requires_grad_(), weight))
@@ -440,7 +448,7 @@ def test_networks_are_compiled_each(monkeypatch: pytest.MonkeyPatch) -> None:
     strong, weak = class_score(VP), class_score(VP)
     score = Auto(ClassifierFree(strong, 2.0, {"y": NULL}), weak, 1.5)
     options: dict[str, Any] = {"nfe": 4, "seed": 0, "model_kwargs": {"y": torch.zeros(3).long()}, "dtype": F64}
-    a, b = (sg.sample(score, VP, (3, 2), compile=flag, **options) for flag in (True, False))
+    a, b = (sg.sample(score, VP, (3, 2), execution=sg.Execution(compile=flag), **options) for flag in (True, False))
     assert compiled == [strong.net, weak.net]
     close(a.x, b.x)
     assert (a.rows, b.rows) == (36, 36)

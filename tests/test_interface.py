@@ -312,7 +312,7 @@ SAMPLE_CHANGES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "noise": [({"solver": "ancestral"}, {"solver": "ancestral", "noise": "path"})],
     "dtype": [({"dtype": F64}, {"dtype": torch.bfloat16})],
 }  # fmt: skip
-ELSEWHERE = {"sde", "callback", "progress", "trajectory", "enable_grad", "compile", "device"}  # in tests of their own
+ELSEWHERE = {"sde", "record", "execution", "resume"}  # in tests of their own
 
 
 def test_every_argument_of_sample_matters() -> None:
@@ -341,7 +341,8 @@ def test_every_argument_of_sample_matters() -> None:
         ({"steps": [3]}, ValueError, r"steps must be .* got \[3\]"),
         ({"grid": sg.grids.Karras}, TypeError, "got the class Karras: call it"),
         ({"grid": 5}, TypeError, "times must be a sequence of numbers, got 5"),
-        ({"callback": 3}, TypeError, "callback must be a function .* got 3"),
+        ({"record": 3}, TypeError, r"record must be sg.Record\(...\), got 3"),
+        ({"execution": {"compile": True}}, TypeError, "execution must be sg.Execution"),
         ({"model_kwargs": 3}, TypeError, "model_kwargs must map names .* got 3"),
         ({"dtype": "float32"}, TypeError, "floating-point torch.dtype, got 'float32'"),
         ({"shape": (True, 2)}, ValueError, r"shape\[0\] must be a whole number of at least 1, got True"),
@@ -357,14 +358,14 @@ def test_every_argument_of_sample_matters() -> None:
         ({"t_end": -0.5}, ValueError, "-0.5"),
         ({"t_end": 1.0}, ValueError, "1.0"),
         ({"final": "clean"}, ValueError, "clean"),
-        ({"trajectory": "some"}, ValueError, "some"),
-        ({"trajectory": [0.123]}, ValueError, "0.123"),
+        ({"record": sg.Record("some")}, ValueError, "some"),
+        ({"record": sg.Record([0.123])}, ValueError, "0.123"),
         ({"shape": None}, ValueError, "shape="),
         ({"shape": (3, 0)}, ValueError, r"shape\[1\] must be a whole number of at least 1, got 0"),
         ({"shape": 3}, TypeError, "3"),
         ({"shape": (3, 2), "x_T": X_T}, ValueError, "not both"),
         ({"x_T": X_T, "dtype": F64}, ValueError, "dtype"),
-        ({"x_T": X_T, "device": "cpu"}, ValueError, "device"),
+        ({"x_T": X_T, "execution": sg.Execution(device="cpu")}, ValueError, "device"),
         ({"x_T": X_T.long()}, TypeError, "int64"),
         ({"x_T": [[1.0, 2.0]]}, TypeError, "tensor"),
         ({"dtype": torch.int64}, TypeError, "int64"),
@@ -391,7 +392,7 @@ def test_the_seed_of_a_deterministic_run_from_a_given_state_does_not_matter() ->
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_of_any_rank(name: str, shape: tuple[int, ...]) -> None:
     """The same numbers whatever shape they are arranged in, for states of rank one to five."""
-    res = run(SAMPLERS[name], shape=shape, trajectory="all")
+    res = run(SAMPLERS[name], shape=shape, record=sg.Record(trajectory="all"))
     assert res.x.shape == shape
     assert res.trajectory is not None
     assert res.trajectory.shape == (7, *shape)
@@ -612,8 +613,19 @@ def test_samples_live_where_they_are_asked_for(name: str, device: str) -> None:
         with NoDoublesOnDevices():
             x_T = sde.prior_sample((2, 3), seed=0, device=device)
             runs = [
-                sg.sample(plain, sde, (2, 3), solver=solver, steps=3, seed=0, device=device, trajectory="all"),
-                sg.sample(plain, sde, x_T=x_T, solver=solver, steps=3, seed=0, callback=lambda info: None),
+                sg.sample(
+                    plain,
+                    sde,
+                    (2, 3),
+                    solver=solver,
+                    steps=3,
+                    seed=0,
+                    execution=sg.Execution(device=device),
+                    record=sg.Record(trajectory="all"),
+                ),
+                sg.sample(
+                    plain, sde, x_T=x_T, solver=solver, steps=3, seed=0, record=sg.Record(callback=lambda info: None)
+                ),
             ]
             with torch.device(device):
                 runs.append(sg.sample(plain, sde, (2, 3), solver=solver, steps=3, seed=0))
@@ -682,7 +694,7 @@ def test_compiling_changes_rounding_only(name: str, monkeypatch: pytest.MonkeyPa
     score_fn = sg.from_noise(lambda x, t: torch.tanh(x) * t[:, None], VP)
     plainly = run(name, score_fn=score_fn, steps=3, dtype=F64)
     for _ in range(2):
-        compiled = run(name, score_fn=score_fn, steps=3, dtype=F64, compile=True)
+        compiled = run(name, score_fn=score_fn, steps=3, dtype=F64, execution=sg.Execution(compile=True))
         torch.testing.assert_close(compiled.x, plainly.x, rtol=1e-10, atol=1e-10)
         assert compiled.nfe == plainly.nfe
 
@@ -690,7 +702,7 @@ def test_compiling_changes_rounding_only(name: str, monkeypatch: pytest.MonkeyPa
 def test_compiling_keeps_no_graph() -> None:
     """What cannot be had together is refused."""
     with pytest.raises(ValueError, match="enable_grad"):
-        run(compile=True, enable_grad=True)
+        run(execution=sg.Execution(compile=True, enable_grad=True))
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # a score of no data
@@ -701,7 +713,10 @@ def test_compiled_by_the_compiler() -> None:
     score = sg.from_noise(lambda x, t: net(x), VP)
     options = {"shape": (4, 3), "solver": "unipc3", "steps": 6, "seed": 0}
     torch.testing.assert_close(
-        sg.sample(score, VP, compile=True, **options).x, sg.sample(score, VP, **options).x, rtol=1e-5, atol=1e-5
+        sg.sample(score, VP, execution=sg.Execution(compile=True), **options).x,
+        sg.sample(score, VP, **options).x,
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -712,9 +727,11 @@ def test_a_cuda_graph_replays_the_eager_run(name: str) -> None:
     net = nn.Linear(8, 8).cuda()
     score = sg.from_noise(lambda x, t, shift=0.0: net(x) + shift, VP)
     for seed in (0, 1):
-        options = {"shape": (4, 8), "solver": name, "steps": 10, "seed": seed, "device": "cuda"}
+        options = {"shape": (4, 8), "solver": name, "steps": 10, "seed": seed}
         options["model_kwargs"] = {"shift": torch.full((4, 8), 0.1 * seed, device="cuda")}
-        eager, graph = (sg.sample(score, VP, compile=c, **options) for c in (False, True))
+        eager, graph = (
+            sg.sample(score, VP, execution=sg.Execution(compile=c, device="cuda"), **options) for c in (False, True)
+        )
         torch.testing.assert_close(graph.x, eager.x, rtol=1e-4, atol=1e-4)
         assert graph.nfe == eager.nfe
 
@@ -771,7 +788,13 @@ def test_gradients_match_finite_differences(name: str) -> None:
     def total(weight: Tensor, x: Tensor, enable_grad: bool = False) -> Tensor:
         with torch.no_grad():
             net.weight.copy_(weight)
-        options = {"solver": SAMPLERS[name], "steps": 4, "grid": "log-snr", "seed": 0, "enable_grad": enable_grad}
+        options = {
+            "solver": SAMPLERS[name],
+            "steps": 4,
+            "grid": "log-snr",
+            "seed": 0,
+            "execution": sg.Execution(enable_grad=enable_grad),
+        }
         return sg.sample(sg.from_noise(net, VP), VP, x_T=x, **options).x.square().sum()
 
     weight = net.weight.detach().clone()
@@ -799,7 +822,15 @@ def test_no_graph_unless_asked_for(name: str) -> None:
 
     x_T = torch.ones(2, 3, dtype=F64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        res = sg.sample(sg.from_noise(net, VP), VP, x_T=x_T, solver=SAMPLERS[name], steps=10, seed=0, trajectory="all")
+        res = sg.sample(
+            sg.from_noise(net, VP),
+            VP,
+            x_T=x_T,
+            solver=SAMPLERS[name],
+            steps=10,
+            seed=0,
+            record=sg.Record(trajectory="all"),
+        )
     assert saved == []
     assert res.x.grad_fn is None
     assert not res.x.requires_grad
@@ -830,7 +861,7 @@ def test_gradients_through_a_vanishing_score() -> None:
     """A corrector that does not move where the score is zero has a finite derivative there."""
     weight = torch.zeros((), dtype=F64, requires_grad=True)
     solver = sg.PredictorCorrector(sg.DDIM(), sg.Langevin())
-    res = run(solver, score_fn=lambda x, t: weight * x, enable_grad=True, dtype=F64)
+    res = run(solver, score_fn=lambda x, t: weight * x, execution=sg.Execution(enable_grad=True), dtype=F64)
     (gradient,) = torch.autograd.grad(res.x.sum(), weight)
     assert bool(torch.isfinite(gradient))
 
@@ -863,7 +894,7 @@ def test_a_callback_sees_every_step(name: str) -> None:
         assert info.nfe == len(net.labels)
         seen.append(info)
 
-    res = run(solver, score_fn=net, steps=6, callback=callback, trajectory="all")
+    res = run(solver, score_fn=net, steps=6, record=sg.Record(callback=callback, trajectory="all"))
     assert [info.i for info in seen] == list(range(6))
     assert {info.n for info in seen} == {6}
     assert [(info.t, info.t_next) for info in seen] == list(pairwise(res.times))
@@ -889,7 +920,7 @@ def test_a_callback_sees_an_estimate_of_the_data(name: str) -> None:
         counts.append(info.nfe)
         estimates.append(info.denoised)
 
-    run(SAMPLERS[name], score_fn=sg.from_denoiser(net, VP), steps=4, callback=callback)
+    run(SAMPLERS[name], score_fn=sg.from_denoiser(net, VP), steps=4, record=sg.Record(callback=callback))
     for before, after, estimate in zip([0, *counts], counts, estimates, strict=False):
         assert estimate is not None
         assert estimate.shape == (3, 2)
@@ -911,7 +942,7 @@ def test_what_a_callback_gets_is_its_own(name: str) -> None:
     for make in (sg.from_score, sg.from_denoiser):
         score = make(SCORE, VP)
         clean = run(SAMPLERS[name], score_fn=score).x
-        assert torch.equal(run(SAMPLERS[name], score_fn=score, callback=vandal).x, clean)
+        assert torch.equal(run(SAMPLERS[name], score_fn=score, record=sg.Record(callback=vandal)).x, clean)
 
 
 @pytest.mark.parametrize("answer", [True, np.True_, torch.tensor(True)])
@@ -925,7 +956,7 @@ def test_a_callback_can_stop_the_run(name: str, answer: object) -> None:
         calls.append(len(net.labels))
         return answer if info.i == 2 else None
 
-    res = run(SAMPLERS[name], score_fn=net, steps=6, callback=callback, trajectory="all")
+    res = run(SAMPLERS[name], score_fn=net, steps=6, record=sg.Record(callback=callback, trajectory="all"))
     assert len(calls) == 3
     assert res.nfe == len(net.labels) == calls[-1]
     assert res.status.stopped
@@ -933,17 +964,17 @@ def test_a_callback_can_stop_the_run(name: str, answer: object) -> None:
     assert f"t={res.times[3]:.6g}" in str(res.status)
     assert res.trajectory_times == res.times[:4]
     assert torch.equal(res.trajectory[-1], res.x)
-    assert torch.equal(res.x, run(SAMPLERS[name], steps=6, trajectory="all").trajectory[3])
+    assert torch.equal(res.x, run(SAMPLERS[name], steps=6, record=sg.Record(trajectory="all")).trajectory[3])
 
 
 @pytest.mark.parametrize("answer", [None, False, 0])
 def test_a_callback_that_does_not_stop(answer: object) -> None:
     """Any other answer goes on; stopping at the last step is a completed run, denoised as usual."""
-    res = run(steps=3, callback=lambda info: answer)
+    res = run(steps=3, record=sg.Record(callback=lambda info: answer))
     assert res.status.ok
     assert not res.status.stopped
     assert str(res.status) == "completed"
-    last = run(steps=3, callback=lambda info: info.i == 2)
+    last = run(steps=3, record=sg.Record(callback=lambda info: info.i == 2))
     assert last.status.ok
     assert torch.equal(last.x, res.x)
 
@@ -956,14 +987,14 @@ def test_trajectories(name: str, final: str, process: str) -> None:
     sde = LINEAR[process]
     options = {"solver": name, "steps": 4, "seed": 0, "final": final}
     x_T = sde.prior_sample((3, 2), seed=0)
-    every = sg.sample(elementwise_score(sde), sde, x_T=x_T, trajectory="all", **options)
+    every = sg.sample(elementwise_score(sde), sde, x_T=x_T, record=sg.Record(trajectory="all"), **options)
     end = (0.0,) if final == "denoise" else ()
     assert every.trajectory_times == (*every.times, *end)
     assert every.trajectory.shape == (5 + len(end), 3, 2)
     assert torch.equal(every.trajectory[0], x_T)
     assert torch.equal(every.trajectory[-1], every.x)
     wanted = [every.times[3], every.times[1], *end]
-    some = sg.sample(elementwise_score(sde), sde, x_T=x_T, trajectory=wanted, **options)
+    some = sg.sample(elementwise_score(sde), sde, x_T=x_T, record=sg.Record(trajectory=wanted), **options)
     assert some.trajectory_times == (every.times[1], every.times[3], *end)
     assert torch.equal(some.trajectory, every.trajectory[[1, 3, *([5] if end else [])]])
     assert sg.sample(elementwise_score(sde), sde, x_T=x_T, **options).trajectory is None
@@ -972,7 +1003,16 @@ def test_trajectories(name: str, final: str, process: str) -> None:
 def test_a_trajectory_to_time_zero_ends_in_the_result() -> None:
     """Where the grid itself reaches t = 0 the denoised end is still the last of the trajectory."""
     sde = LINEAR["ve"]
-    res = sg.sample(elementwise_score(sde), sde, (3, 2), solver="ddim", steps=4, t_end=0.0, seed=0, trajectory="all")
+    res = sg.sample(
+        elementwise_score(sde),
+        sde,
+        (3, 2),
+        solver="ddim",
+        steps=4,
+        t_end=0.0,
+        seed=0,
+        record=sg.Record(trajectory="all"),
+    )
     assert torch.equal(res.trajectory[-1], res.x)
 
 
@@ -995,14 +1035,14 @@ def test_progress(monkeypatch: pytest.MonkeyPatch, stop: int | None) -> None:
     monkeypatch.setattr("tqdm.auto.tqdm", Bar)
     quiet = run(steps=5)
     assert bars == []
-    res = run(steps=5, progress=True, callback=lambda info: info.i == stop)
+    res = run(steps=5, record=sg.Record(progress=True, callback=lambda info: info.i == stop))
     (bar,) = bars
     assert bar.options["total"] == 5
     assert bar.done == (5 if stop is None else 3)
     assert bar.closed
     assert stop is not None or torch.equal(res.x, quiet.x)
     with pytest.raises(ZeroDivisionError):
-        run(steps=5, progress=True, callback=lambda info: 1 // (info.i - 1))
+        run(steps=5, record=sg.Record(progress=True, callback=lambda info: 1 // (info.i - 1)))
     assert bars[-1].closed
 
 
@@ -1062,7 +1102,7 @@ def test_gradients_asked_for_in_inference_mode() -> None:
     """`enable_grad=True` means what it says there, too."""
     weight = torch.tensor(1.0, requires_grad=True)
     with torch.inference_mode():
-        x = sg.sample(lambda x, t: -weight * x, VP, (2, 2), nfe=3, seed=0, enable_grad=True).x
+        x = sg.sample(lambda x, t: -weight * x, VP, (2, 2), nfe=3, seed=0, execution=sg.Execution(enable_grad=True)).x
         code = sg.encode(lambda x, t: -weight * x, VP, torch.ones(2, 2), enable_grad=True).x
     assert x.requires_grad and code.requires_grad
 

@@ -653,7 +653,17 @@ def test_gradients_through_sampling(name: str) -> None:
     score, solver = runs(MODES.score(VP))[name]
 
     def run(x: Tensor, grad: bool) -> Tensor:
-        res = sg.sample(score, VP, x_T=x, solver=solver, steps=5, t_start=0.5, t_end=0.1, seed=0, enable_grad=grad)
+        res = sg.sample(
+            score,
+            VP,
+            x_T=x,
+            solver=solver,
+            steps=5,
+            t_start=0.5,
+            t_end=0.1,
+            seed=0,
+            execution=sg.Execution(enable_grad=grad),
+        )
         return res.x.square().sum()
 
     x, v = normal(2, 2).requires_grad_(), normal(2, 2, seed=1)
@@ -807,7 +817,15 @@ def test_fixed_noise_is_one_path() -> None:
     """The known part is alpha y + sigma z with one z, so that a multistep solver goes."""
     solver = inverse.Replacement(sg.DPMSolverPP(3), seen(), "fixed")
     res = sg.sample(
-        TILTED.score(VP), VP, (3, 2), solver=solver, steps=8, seed=0, trajectory="all", final="none", dtype=F64
+        TILTED.score(VP),
+        VP,
+        (3, 2),
+        solver=solver,
+        steps=8,
+        seed=0,
+        record=sg.Record(trajectory="all"),
+        final="none",
+        dtype=F64,
     )
     assert res.trajectory is not None
     alpha, sigma = (f(torch.tensor(res.times, dtype=F64))[:, None] for f in (VP.alpha, VP.sigma))

@@ -311,7 +311,10 @@ def test_a_sample_depends_on_its_own_seed_alone() -> None:
     options: dict[str, Any] = {"solver": sg.SSCS(), "steps": 5}
     together = sg.sample(score, CRITICAL, (5, 2, 3, 2), seed=0, **options).x
     assert torch.equal(sg.sample(score, CRITICAL, (2, 2, 3, 2), seed=0, **options).x, together[:2])
-    assert torch.equal(sg.sample(score, CRITICAL, (5, 2, 3, 2), seed=0, enable_grad=True, **options).x, together)
+    assert torch.equal(
+        sg.sample(score, CRITICAL, (5, 2, 3, 2), seed=0, execution=sg.Execution(enable_grad=True), **options).x,
+        together,
+    )
 
 
 def test_tables_with_matrices_are_values() -> None:

@@ -298,7 +298,7 @@ def test_half_precision_samples_are_integrated_in_single(name: str, dtype: torch
     sde = LINEAR["vp"]
     x = sde.prior_sample((8, 48), seed=0, dtype=dtype)
     score = sg.from_denoiser(network("data", "vp"), sde, dtype=torch.float32)
-    half = sg.sample(score, sde, x_T=x, solver=name, steps=200, seed=0, trajectory="all")
+    half = sg.sample(score, sde, x_T=x, solver=name, steps=200, seed=0, record=sg.Record(trajectory="all"))
     single = sg.sample(score, sde, x_T=x.float(), solver=name, steps=200, seed=0)
     assert half.x.dtype == half.trajectory.dtype == dtype
     assert torch.equal(half.x, single.x.to(dtype))
@@ -362,7 +362,7 @@ def test_autocast_reaches_the_network_alone(name: str, enable_grad: bool) -> Non
             return (x.bfloat16() @ linear.weight.T.bfloat16()).float()
 
     def run(net: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        options = {"solver": ALL[name], "steps": 10, "seed": 0, "enable_grad": enable_grad}
+        options = {"solver": ALL[name], "steps": 10, "seed": 0, "execution": sg.Execution(enable_grad=enable_grad)}
         return sg.sample(sg.from_noise(net, sde), sde, (4, 3), **options).x
 
     expected = run(by_hand)

@@ -67,7 +67,13 @@ def test_guidance_from_the_command_line(tmp_path: Path) -> None:
     model = sg.load_model("digits")
     guided = sg.guidance.ClassifierFree(model.score, 2.0)
     expected = sg.sample(
-        guided, model.sde, (4, 1, 8, 8), nfe=4, seed=0, model_kwargs={"y": torch.arange(4)}, device="cpu"
+        guided,
+        model.sde,
+        (4, 1, 8, 8),
+        nfe=4,
+        seed=0,
+        model_kwargs={"y": torch.arange(4)},
+        execution=sg.Execution(device="cpu"),
     )
     assert torch.equal(distributed.load(tmp_path / "run")["x"][:4], expected.x)
     with pytest.raises(SystemExit):

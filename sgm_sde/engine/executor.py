@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -76,6 +76,7 @@ class Plan:
         n_registers: states alive at the same time.
         blocks: of the state, on which matrices among the coefficients act; 1 where there are none.
         weights: the coefficients of all rows (stages, n_rows), float64 on the host; for numbers only.
+        needed: for the stage of each node, what later stages need besides its state, and where it lies.
     """
 
     program: Program
@@ -84,6 +85,44 @@ class Plan:
     n_registers: int
     blocks: int
     weights: Tensor = field(repr=False, compare=False)
+    needed: Mapping[int, tuple[Needed, ...]] = field(repr=False, compare=False)
+
+    @property
+    def node_stages(self) -> tuple[int, ...]:
+        """The stage of each node."""
+        return tuple(self.needed)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A value of an earlier stage that a later one needs.
+
+    Attributes:
+        kind: "eval", "noise" or "state".
+        number: of the stage that evaluates or is the state; of the noise.
+        place: row of the history, or register of the state.
+        scale: what the row is multiplied by to give the evaluation.
+    """
+
+    kind: str
+    number: int
+    place: int
+    scale: Coefficient = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Position:
+    """Where a run stands: at a node whose hooks have been called, before its state is evaluated.
+
+    Attributes:
+        node: its number in the grid.
+        x: the state there (B, *).
+        history: what later stages need besides, by kind and number: a scale, and the value divided by it.
+    """
+
+    node: int
+    x: Tensor
+    history: Mapping[tuple[str, int], tuple[Coefficient, Tensor]] = field(default_factory=dict, repr=False)
 
 
 class _Slots:
@@ -148,6 +187,7 @@ def lower(program: Program, conversions: Sequence[tuple[Coefficient, Coefficient
     rows, registers = _Slots(), _Slots()
     instructions: list[Instruction] = []
     scale: dict[int, Coefficient] = {}
+    needed: dict[int, tuple[Needed, ...]] = {}
     for k, stage in enumerate(stages):
         output = next((b * conversions[j][1] for j, b in stage.evals if j in folded), None)
         terms = [(rows.of["eval", j], b * scale[j]) for j, b in on_evals[k].items()]
@@ -168,6 +208,12 @@ def lower(program: Program, conversions: Sequence[tuple[Coefficient, Coefficient
             registers.claim(k)
         for key in [key for key in rows.of if last[key] == k]:
             rows.release(key)
+        if stage.node:
+            history = [
+                Needed(kind, j, place, scale[j] if kind == "eval" else 1.0) for (kind, j), place in rows.of.items()
+            ]
+            behind = [Needed("state", j, place) for j, place in registers.of.items() if k != j and last["state", j] > k]
+            needed[k] = (*history, *behind)
         store: int | None = None
         mix: tuple[Coefficient, Coefficient] = (0.0, 1.0)
         if uses["eval", k] and k not in folded:
@@ -183,7 +229,7 @@ def lower(program: Program, conversions: Sequence[tuple[Coefficient, Coefficient
         for k, ins in enumerate(instructions):
             for row, c in ins.rows:
                 weights[k, row] = c
-    return Plan(program, tuple(instructions), rows.n, registers.n, blocks, weights)
+    return Plan(program, tuple(instructions), rows.n, registers.n, blocks, weights, needed)
 
 
 def _recalled(stages: Sequence[Stage]) -> list[Stage]:
@@ -286,6 +332,9 @@ class _Buffers:
         else:
             torch.add(state, output, alpha=c_r, out=self.rows[row])
 
+    def load(self, row: int, value: Tensor) -> None:
+        self.rows[row].copy_(value)
+
     def holds(self, register: int, value: Tensor) -> bool:
         """Whether the value lies in a register's memory, which is about to be overwritten."""
         start, end = self.ends[register]
@@ -315,6 +364,9 @@ class _Graph:
 
     def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[Coefficient, Coefficient]) -> None:
         self.rows[row] = self.times(mix[0], state) + self.times(mix[1], output)
+
+    def load(self, row: int, value: Tensor) -> None:
+        self.rows[row] = value
 
     def holds(self, register: int, value: Tensor) -> bool:
         """Never: nothing is overwritten."""
@@ -354,10 +406,12 @@ class Run:
     Attributes:
         x: the last state (B, *).
         nodes: number of nodes reached, the first one included.
+        position: where it was stopped, None at the end.
     """
 
     x: Tensor
     nodes: int = 0
+    position: Position | None = None
 
 
 Stages = Generator[tuple[Tensor, Tensor], Tensor, Run]
@@ -373,8 +427,9 @@ def execute(
     on_node: Callable[[int, Tensor], bool] | None = None,
     on_output: Callable[[Tensor, Tensor, float], None] | None = None,
     grad: bool = False,
+    start: Position | None = None,
 ) -> Run:
-    """Run a program from the initial state x (B, *).
+    """Run a program from the initial state x (B, *), or on from where another run of it was stopped.
 
     No tensor decides a branch here, and nothing is read back from the device.
 
@@ -387,14 +442,42 @@ def execute(
         on_node: called with the node's number and its state (neither keep nor change it); True stops the run.
         on_output: called with (x, output, t) at the first evaluation after each node.
         grad: keep the graph for backpropagation, and with it every intermediate value.
+        start: where to go on from; its history must have what `missing` asks for.
 
     Returns:
-        the last state, and how many nodes were reached.
+        the last state, how many nodes were reached and, if `on_node` stopped the run, where it stands.
     """
     plan = model.plan(program)
     memory = _memory(x, plan, grad)
     times = model.times([stage.t for stage in program.stages], x)
-    return _loop(plan, x, memory, times, model, noise, hooks, on_node, on_output)
+    return _loop(plan, x, memory, times, model, noise, hooks, on_node, on_output, start)
+
+
+def missing(plan: Plan, start: Position) -> list[Needed]:
+    """What a run that goes on from a position needs and its history does not have."""
+    return [need for need in plan.needed[plan.node_stages[start.node]] if (need.kind, need.number) not in start.history]
+
+
+def _kept(plan: Plan, k: int, memory: _Buffers | _Graph) -> dict[tuple[str, int], tuple[Coefficient, Tensor]]:
+    """Copies of what stages after the k-th need besides its state."""
+    return {
+        (need.kind, need.number): (
+            need.scale,
+            (memory.shaped if need.kind == "state" else memory.rows)[need.place].clone(),
+        )
+        for need in plan.needed[k]
+    }
+
+
+def _put_back(plan: Plan, k: int, memory: _Buffers | _Graph, start: Position) -> None:
+    """Fill a memory with a position's state and history, in this plan's places and scales."""
+    memory.replace(plan.instructions[k].target, start.x)
+    for need in plan.needed[k]:
+        scale, value = start.history[need.kind, need.number]
+        if need.kind == "state":
+            memory.replace(need.place, value)
+        else:
+            memory.load(need.place, value if scale == need.scale else scale / need.scale * value)
 
 
 def _loop(
@@ -407,8 +490,9 @@ def _loop(
     hooks: Sequence[Hook] = (),
     on_node: Callable[[int, Tensor], bool] | None = None,
     on_output: Callable[[Tensor, Tensor, float], None] | None = None,
+    start: Position | None = None,
 ) -> Run:
-    loop = _stages(plan, x, memory, times, noise, hooks, on_node, on_output)
+    loop = _stages(plan, x, memory, times, noise, hooks, on_node, on_output, start)
     send, evaluate = loop.send, model.evaluate
     output: Any = None
     while True:
@@ -452,16 +536,21 @@ def _stages(
     hooks: Sequence[Hook] = (),
     on_node: Callable[[int, Tensor], bool] | None = None,
     on_output: Callable[[Tensor, Tensor, float], None] | None = None,
+    start: Position | None = None,
     at: int = 0,
 ) -> Stages:
     program, shape, dtype, device = plan.program, tuple(x.shape), x.dtype, x.device
-    if not at:
-        memory.replace(plan.instructions[0].target, x)
     output: Tensor | None = None
-    run, reported = Run(x, sum(stage.node for stage in program.stages[:at])), 0
-    for k in range(at, len(program.stages)):
-        stage, ins = program.stages[k], plan.instructions[k]
-        if k > at:
+    run, first = Run(x, sum(stage.node for stage in program.stages[:at])), at
+    if start is not None:
+        run.nodes, first = start.node, plan.node_stages[start.node]
+        _put_back(plan, first, memory, start)
+    elif not at:
+        memory.replace(plan.instructions[0].target, x)
+    reported = run.nodes
+    ahead = zip(program.stages[first:], plan.instructions[first:], strict=True)
+    for k, (stage, ins) in enumerate(ahead, first):
+        if k > first:
             terms: list[tuple[Tensor, Coefficient]] = []
             if ins.output is not None and output is not None:
                 terms.append((output, ins.output))
@@ -473,12 +562,15 @@ def _stages(
             memory.combine(k, ins, terms)
         state = memory.shaped[ins.target]
         if stage.node:
-            for hook in hooks:
-                memory.replace(ins.target, hook(state, run.nodes))
-                state = memory.shaped[ins.target]
+            going_on = start is not None and k == first  # hooks and callback have seen this state
+            if not going_on:
+                for hook in hooks:
+                    memory.replace(ins.target, hook(state, run.nodes))
+                    state = memory.shaped[ins.target]
             run.nodes += 1
             run.x = state
-            if on_node is not None and on_node(run.nodes - 1, state):
+            if not going_on and on_node is not None and on_node(run.nodes - 1, state):
+                run.position = Position(run.nodes - 1, state, _kept(plan, k, memory))
                 break
         if stage.evaluate:
             terms, output = [], None  # free the last output before the network makes another

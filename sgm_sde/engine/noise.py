@@ -25,6 +25,7 @@ VERSION = "philox-4x64-10"  # what the numbers of a seed depend on; in protocols
 # A stream for each use, so that adding a corrector leaves the prior and the predictor's noise as they were.
 STREAMS = {"prior": 1, "solver": 2, "corrector": 3, "probe": 4, "dequantisation": 5, "measurement": 6, "path": 7}
 
+FIXED = 2**64 - 1  # a draw that no run arrives at
 LARGEST = 16384  # words at a time, whose memory stays in a core's cache
 MOST_AHEAD = 16  # draws
 SCATTERED = 64  # words of a sample up to which arrays are quicker than one visit a sample
@@ -112,6 +113,14 @@ class SampleSeeds(Sequence[tuple[int, int]]):
     def repeated(self, k: int) -> SampleSeeds:
         """The same samples once more, the k-th time, with other noise than theirs and any other time's."""
         return replace(self, repeat=self.repeat << 20 | k + 1)
+
+
+def fixed_noise(noise: NoiseSource, like: Tensor) -> Tensor:
+    """Noise of the shape of `like` that stays the same through a run, stopped and gone on with or not; of a source that
+    is no stream its next draw.
+    """
+    draw = noise.fixed if isinstance(noise, NoiseStream) else noise.normal
+    return draw(tuple(like.shape), like.dtype, like.device)
 
 
 def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> SampleSeeds:
@@ -239,6 +248,10 @@ class NoiseStream:
             return self.at(self.draw - 1, shape, dtype, device)
         self._expected = self.draw + 1
         return torch.from_numpy(self._ahead.pop()).to(device=device, dtype=dtype, non_blocking=True)
+
+    def fixed(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
+        """A draw of its own that is the same whenever it is asked for."""
+        return self.at(FIXED, shape, dtype, device)
 
     def _draw_ahead(self, shape: tuple[int, ...]) -> None:
         """The next few draws of few numbers together, one, then two, and so on: most of their time is starting."""

@@ -16,7 +16,7 @@ from sgm_sde._checks import number, one_of, settle, whole
 from sgm_sde._shapes import dot
 from sgm_sde._tree import Path
 from sgm_sde.engine.executor import Hook, execute
-from sgm_sde.engine.noise import NoiseSource
+from sgm_sde.engine.noise import NoiseSource, fixed_noise
 from sgm_sde.engine.program import Form, Program, Step
 from sgm_sde.grids import Grid
 from sgm_sde.inverse.linalg import Linearised
@@ -157,8 +157,10 @@ class Replacement(AtNodes):
         known: list[Tensor] = []
 
         def put_in(x: Tensor, i: int) -> Tensor:
-            if self.noise == "fresh" or not known:
+            if self.noise == "fresh":
                 known[:] = [operator.apply(noise.normal(tuple(x.shape), x.dtype, x.device))]
+            elif not known:
+                known[:] = [operator.apply(fixed_noise(noise, x))]
             predicted, y = self.measurement.of(x)
             sigma = 0.0 if mean and i == grid.steps else nodes[i].sigma
             alpha = 1.0 if mean and i == grid.steps else nodes[i].alpha

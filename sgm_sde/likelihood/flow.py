@@ -40,7 +40,7 @@ from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.trace import BASES, PROBES, TRACES, Estimate, Exact, Hutchinson, TraceModel
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
-from sgm_sde.sampling import Status
+from sgm_sde.results import Status
 from sgm_sde.scores.score import Score, as_density
 
 STEPS = 48  # of the fixed grid by default

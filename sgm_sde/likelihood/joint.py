@@ -35,7 +35,7 @@ from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.solve import NoNoise
 from sgm_sde.likelihood.trace import PROBES, TRACES, Estimate, Exact, Hutchinson, TraceModel, probe_error
 from sgm_sde.processes.matrix import MatrixSDE, apply
-from sgm_sde.sampling import Status
+from sgm_sde.results import Status
 from sgm_sde.scores.score import as_density
 from sgm_sde.solvers import RK4, RungeKutta
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sgm_sde.sampling import Status
+from sgm_sde.results import Status
 
 
 @dataclass(frozen=True)

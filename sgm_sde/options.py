@@ -1,0 +1,117 @@
+"""What `sample` is told besides the run itself: what to look at on the way, and how it is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgm_sde._checks import flag, moment, whole
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback sees after each step.
+
+    Attributes:
+        i: number of the step, from 0.
+        n: number of steps.
+        t: time the step left.
+        t_next: time it reached.
+        x: a copy of the state at `t_next`, (B, *).
+        denoised: estimate of the data from the step's first network call, (B, *); None for a nonlinear process.
+        nfe: network calls so far.
+    """
+
+    i: int
+    n: int
+    t: float
+    t_next: float
+    x: Tensor
+    denoised: Tensor | None
+    nfe: int
+
+    def __repr__(self) -> str:
+        shape = tuple(self.x.shape)
+        return (
+            f"StepInfo(step {self.i + 1} of {self.n}, t={self.t:.4g} -> {self.t_next:.4g}, x={shape}, nfe={self.nfe})"
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept or shown of a run on the way.
+
+    Args:
+        trajectory: "all", or some of the grid's times (0 for the denoised end), to keep the states at.
+        callback: called after each step with a `StepInfo`; returning True stops the run, and `resume=` goes on with it.
+        progress: show a progress bar.
+
+    Raises:
+        TypeError: for a callback that is no function.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> score = sg.oracles.Gaussian(torch.zeros(2), 0.5).score(sg.VPSDE())
+        >>> run = sg.sample(score, sg.VPSDE(), (4, 2), steps=5, seed=0, record=sg.Record(trajectory="all"))
+        >>> run.trajectory.shape
+        torch.Size([7, 4, 2])
+    """
+
+    trajectory: str | Sequence[float] | None = None
+    callback: Callable[[StepInfo], bool | None] | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.callback is not None and not callable(self.callback):
+            raise TypeError(f"callback must be a function of a StepInfo, got {self.callback!r}")
+        object.__setattr__(self, "progress", flag("progress", self.progress))
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run is carried out: where, in which pieces, with or without a graph. None of it changes a sample.
+
+    Args:
+        batch_size: the most samples at a time; the rest wait, so that memory is that of the samples and of one part's
+            run. A sample is the same whatever it is, but for what a network or a solver rounds otherwise in a batch of
+            another size.
+        until: a time of the grid at which to stop; `resume=` goes on from there.
+        enable_grad: build the graph, to backpropagate through sampling.
+        compile: run the network through `torch.compile`, once for all runs; on CUDA, where nothing looks on
+            (callback, progress bar, trajectory, corrector, guidance, a stop), the whole run is one CUDA graph, recorded
+            at the first call with the same network, solver, grid and shape. The first call takes its time.
+        device: of the samples if their shape is given; the network's if it has parameters, torch's default if not.
+
+    Raises:
+        ValueError: for a batch size that is no whole number of at least 1, and for options that exclude each other:
+            a graph keeps every value of a run, whatever its parts, and a compiled network records none.
+        TypeError: for a time that is no number.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> score = sg.oracles.Gaussian(torch.zeros(2), 0.5).score(sg.VPSDE())
+        >>> few = sg.sample(score, sg.VPSDE(), (10, 2), steps=5, seed=0, execution=sg.Execution(batch_size=4))
+        >>> torch.equal(few.x, sg.sample(score, sg.VPSDE(), (10, 2), steps=5, seed=0).x)
+        True
+    """
+
+    batch_size: int | None = None
+    until: float | None = None
+    enable_grad: bool = False
+    compile: bool = False
+    device: torch.device | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None:
+            object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size))
+        for name in ("enable_grad", "compile"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
+        if self.until is not None:
+            object.__setattr__(self, "until", moment("until", self.until))
+        if self.compile and self.enable_grad:
+            raise ValueError("compile=True keeps no graph to backpropagate through: it excludes enable_grad=True")
+        if self.batch_size is not None and self.enable_grad:
+            raise ValueError("enable_grad=True keeps every value of a run: batch_size= would save nothing")

@@ -1,0 +1,131 @@
+"""What `sample` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sgm_sde.engine.executor import Position
+from sgm_sde.engine.noise import SampleSeeds
+from sgm_sde.engine.program import Program
+from sgm_sde.grids import Grid
+from sgm_sde.processes.base import SDE
+from sgm_sde.solvers import Solver
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run ended, readable and testable.
+
+    Attributes:
+        ok: whether it reached the end with finite states, of a size that the run accounts for.
+        message: what happened.
+        time: the first grid time at which a state was not finite, if any.
+        samples: the samples that ended so.
+        stopped: whether the run was stopped before its end, by the callback or by `until=`.
+    """
+
+    ok: bool = True
+    message: str = "completed"
+    time: float | None = None
+    samples: tuple[int, ...] = ()
+    stopped: bool = False
+
+    def __str__(self) -> str:
+        return self.message
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+@dataclass(frozen=True)
+class StepControl:
+    """What an adaptive solver did with each sample.
+
+    Attributes:
+        outcome: how each ended: "completed", "out of steps", "not finite", "step too small" or, where another library
+            gave a batch up for one of its samples, "given up".
+        times: where each got to, (B,) in float64.
+        accepted: accepted steps of each, (B,).
+        rejected: rejected ones, (B,).
+        evaluations: evaluations of the score at each, (B,), that of `final="denoise"` not counted.
+    """
+
+    outcome: tuple[str, ...]
+    times: Tensor = field(repr=False)
+    accepted: Tensor
+    rejected: Tensor
+    evaluations: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Continuation:
+    """Where a run on a grid stands, and what it takes to go on exactly: `sample(..., resume=result)`.
+
+    Attributes:
+        sde: the process.
+        solver: the solver.
+        grid: the times of the whole run.
+        position: the node reached, the state there, and the evaluations, states and noises that later steps build on.
+        program: the solver's table on the whole grid.
+        seeds: the (seed, index) pair of each sample.
+        segment: the time at which the streams of noise began.
+        draws: how often the solver and its correctors have drawn.
+        noise: "independent" or "path".
+        final: what the run is to return at its end.
+        dtype: of the samples.
+    """
+
+    sde: SDE
+    solver: Solver
+    grid: Grid
+    position: Position = field(repr=False)
+    program: Program = field(repr=False)
+    seeds: SampleSeeds
+    segment: float
+    draws: tuple[int, int]
+    noise: str
+    final: str
+    dtype: torch.dtype
+
+    @property
+    def t(self) -> float:
+        """The time reached."""
+        return self.grid.times[self.position.node]
+
+
+@dataclass(frozen=True)
+class SampleResult:
+    """Samples and how they came about.
+
+    Attributes:
+        x: samples (B, *), in the range of the data the network was trained on.
+        nfe: calls of the score function by this run, each on the whole batch; with `batch_size=`, on each part of it.
+        times: the grid's times, decreasing; those of the whole run where it went on from another.
+        status: how the run ended; false in a boolean context if states were not finite, if samples are of a size that
+            nothing in the run accounts for, or if it was stopped.
+        trajectory: states (K, B, *) at `trajectory_times`, if asked for; the last one is `x` when "all" are.
+        trajectory_times: the times of the trajectory, 0 standing for the final denoised state.
+        seeds: the (seed, index) pair of each sample, which `seed=` takes again; a range takes no memory.
+        rows: samples that the network has seen in all its calls, a guided score's branches counted apart.
+        control: how a solver that finds its own steps went about it, sample by sample; None on a grid.
+        continuation: what `resume=` needs to go on, of a run on a grid that was stopped, or that ended with
+            `final="none"`; where no dtype is converted its state shares the memory of the latter's `x`.
+    """
+
+    x: Tensor
+    nfe: int
+    times: tuple[float, ...]
+    status: Status
+    trajectory: Tensor | None = field(default=None, repr=False)
+    trajectory_times: tuple[float, ...] = field(default=(), repr=False)
+    seeds: Sequence[tuple[int, int]] = field(default=(), repr=False)
+    rows: int = 0
+    control: StepControl | None = None
+    continuation: Continuation | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return f"SampleResult(x={tuple(self.x.shape)} {self.x.dtype}, nfe={self.nfe}, {self.status})"
