@@ -403,7 +403,7 @@ def test_in_the_place_of_other_solvers(calibrated: sg.Calibrations) -> None:
     corrected = sg.PredictorCorrector(found.solver, sg.Langevin(0.05))
     assert sg.sample(score, sde, (4, 2), solver=corrected, steps=5, seed=0).status.ok
 
-    kept = sg.sample(score, sde, (4, 2), solver=found, seed=0, trajectory="all")
+    kept = sg.sample(score, sde, (4, 2), solver=found, seed=0, record=sg.Record(trajectory="all"))
     assert kept.trajectory is not None and len(kept.trajectory) == 6
     torch.testing.assert_close(kept.trajectory[-1], kept.x)
 

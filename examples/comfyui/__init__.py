@@ -15,7 +15,7 @@ import sgm_sde as sg
 from sgm_sde.adapters.k_diffusion import SamplingFunction, sampler
 from sgm_sde.solvers import resolve
 
-SOLVERS = sorted(name for name, _ in sg.solvers())
+SOLVERS = sorted(sg.solvers())
 RULES = ["karras", "log-snr"]
 
 

@@ -28,6 +28,7 @@ from sgm_sde.defaults import Setting
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.identity import spec
+from sgm_sde.options import Execution
 from sgm_sde.pilot import _budgets, _Trial, default_candidates
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
@@ -369,7 +370,7 @@ class _Search:
                 result = sample(
                     flow.score, flow.sde, (len(of), *flow.event), solver=setting, nfe=nfe,
                     seed=flow.seeds[of.start : of.stop], model_kwargs=flow.conditions(torch.arange(of.start, of.stop)),
-                    dtype=self.dtype, device=flow.device,
+                    dtype=self.dtype, execution=Execution(device=flow.device),
                 )  # fmt: skip
             flow.rows += result.rows
             found.append(flat(result.x))
