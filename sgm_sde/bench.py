@@ -55,7 +55,7 @@ SHIPPED = {  # features, reference, baseline
 
 @dataclass(frozen=True)
 class Metric:
-    """What is measured: a function of features (n, d) and a reference that returns numbers by name.
+    """A metric: a function of features (n, d) and a reference that returns named numbers.
 
     Attributes:
         measure: the function.
@@ -118,7 +118,7 @@ class BenchResult:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What is measured: the names of the numbers, and what tables call them."""
+        """Measured numbers by name, with their labels in tables."""
         fid = self.protocol["features"]["fid"]
         chosen = [METRICS[name] for name in self.protocol["metrics"]]
         return {name: (fid and m.fid_label) or label for m in chosen for name, label in m.labels.items()}
@@ -229,7 +229,7 @@ def bench(
     """Measure solvers on a network at several budgets of network calls.
 
     Sample i of seed s has the seed (s, i) for every solver and budget and, of a model with classes, the class i modulo
-    their number. The same call goes on with an interrupted run, and gives the same result.
+    their number. The same call resumes an interrupted run, and gives the same result.
 
     Args:
         model: a `Model` or its name, as `load_model` takes it.
@@ -344,7 +344,7 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Run:
-    """What all cells have in common."""
+    """Setup shared by all cells."""
 
     model: Model
     extractor: Extractor
@@ -411,14 +411,14 @@ class _Run:
 
 
 class _Shards:
-    """What is kept in a store, and the names of what was asked for."""
+    """Cached results in a store, and the names of those requested."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.names: list[str] = []
 
     def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What is kept under a name; made where it is not there."""
+        """The result cached under a name, computed if absent."""
         if not self.store.has(name):
             self.store.save(name, {}, make())
         self.names.append(name)
@@ -490,7 +490,7 @@ def _whole_numbers(name: str, values: Iterable[int], least: int) -> tuple[int, .
     for value in values:
         number = None if isinstance(value, bool) else operator.index(value)
         if number is None or number < least:
-            raise ValueError(f"{name} must be whole numbers of at least {least}, got {value!r}")
+            raise ValueError(f"{name} must be integers of at least {least}, got {value!r}")
         numbers.append(number)
     if not numbers:
         raise ValueError(f"give at least one of {name}")

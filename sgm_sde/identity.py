@@ -79,7 +79,7 @@ def spec(value: Any) -> Any:
     return _Writer().write(value, ())
 
 
-def from_spec(data: Any) -> Any:
+def from_spec(data: Any) -> Value:
     """The value of a spec: a process, solver, corrector, grid, setting, tableau or program.
 
     Args:
@@ -96,10 +96,14 @@ def from_spec(data: Any) -> Any:
         True
     """
     if isinstance(data, str | bytes):
-        data = parse_json(data)
+        try:
+            data = parse_json(data)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"the spec of a value is JSON, got {data[:80]!r}: {error}") from error
     if not isinstance(data, dict) or "class" not in data:
         raise ValueError(f"the spec of a value is a JSON object with its class, got {str(data)[:200]}")
-    return _read(data, "the value")
+    made: Value = _read(data, "the value")
+    return made
 
 
 def portable(known: Any) -> Any:
@@ -146,8 +150,10 @@ class _Writer:
             return {"type": class_name(type(value))}
         within = (*above, id(value))
 
-        if isinstance(value, Tensor | np.ndarray):
-            return self.tensor(torch.as_tensor(value))
+        if isinstance(value, np.ndarray):
+            return self.array(value, within)
+        if isinstance(value, Tensor):
+            return self.tensor(value)
         if isinstance(value, Mapping):
             return self.mapping(value, within)
         if isinstance(value, list | tuple):
@@ -171,9 +177,19 @@ class _Writer:
             return {"type": value.__name__}
         return self.object(value, within)
 
+    def array(self, value: np.ndarray, above: tuple[int, ...]) -> dict[str, Any]:
+        about = {"shape": list(value.shape), "dtype": f"numpy.{value.dtype}"}
+        if value.size <= WRITTEN_OUT or value.dtype.hasobject:
+            return {"tensor": about | {"items": [self.write(item, above) for item in value.reshape(-1).tolist()]}}
+        return {"tensor": about | {"sha256": hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}}
+
     def tensor(self, value: Tensor) -> dict[str, Any]:
         about: dict[str, Any] = {"shape": list(value.shape), "dtype": str(value.dtype)}
-        if value.numel() > WRITTEN_OUT or value.is_complex():
+        if value.is_meta:
+            return {"tensor": about | {"device": "meta"}}
+        if value.layout != torch.strided:
+            about, value = about | {"layout": str(value.layout)}, value.to_dense()
+        if value.numel() > WRITTEN_OUT or value.is_complex() or value.is_quantized:
             return {"tensor": about | {"sha256": fingerprint({"": value})}}
         numbers = value.detach().cpu().reshape(-1).tolist()
         return {"tensor": about | {"values": [_number(v) if isinstance(v, float) else v for v in numbers]}}
@@ -195,6 +211,9 @@ class _Writer:
                 known[name] = self.function_of_time(item, above)
             else:
                 known[name] = self.write(item, above)
+        text = repr(value) if len(known) == 1 and not _ours(kind) else ""
+        if text and " at 0x" not in text:
+            known["text"] = text  # a date, a fraction, a range
         if isinstance(value, SDE) and code:
             known["coefficients"] = coefficients(value)
         if code:
@@ -202,7 +221,7 @@ class _Writer:
         return known
 
     def score(self, value: Score, above: tuple[int, ...]) -> dict[str, Any]:
-        """What the network predicts, how it is asked, and the network or the scores inside."""
+        """Spec of a score: prediction, time label, scales, and the network or scores inside."""
         kind = type(value)
         known: dict[str, Any] = {"class": class_name(kind), "sde": self.write(value.sde, above)}
         inner = [name for name, item in _fields(value).items() if _holds_score(item)]
@@ -246,7 +265,7 @@ class _Writer:
         return known | {"code": checksum(self.code(value, above))}
 
     def code(self, function: FunctionType, above: tuple[int, ...]) -> list[Any]:
-        """What a function does and with what: bytecode, defaults, what it closes over and what it names."""
+        """Code of a function: bytecode, defaults, closure and globals."""
         held = []
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             try:
@@ -334,7 +353,7 @@ def _qualified(function: Any) -> str:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """What an object is made of, by name; numbers declared as floats are floats."""
+    """Fields or public attributes of an object by name; numbers annotated as floats are floats."""
     if is_dataclass(value):
         return {field.name: _floats(field.type, getattr(value, field.name)) for field in fields(value)}
     try:
@@ -345,7 +364,7 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def _floats(kind: Any, value: Any) -> Any:
-    """The value with its whole numbers as floats, where the annotation of its field has floats only."""
+    """The value with its integers as floats, where the annotation of its field has floats only."""
     kind = str(kind)
     if kind == "Terms":
         return tuple((j, float(c) if isinstance(c, int) else c) for j, c in value)
@@ -565,7 +584,7 @@ def outputs(
     labels: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """What a score does: projections of its network's output, and of the score itself, at fixed states and times.
+    """Measured outputs of a score: projections of network output and score at fixed states and times.
 
     States are those of data N(0, 1/4), four at each of five times. The global random state stays as it is.
 
@@ -676,7 +695,7 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _named(function: FunctionType) -> list[Any]:
-    """What a function closes over, has as defaults, and names of its module: data, and functions written there."""
+    """Closure, defaults and globals of a function: data, and functions of the same module."""
     found = []
     for cell in function.__closure__ or ():
         try:

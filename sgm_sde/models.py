@@ -71,7 +71,7 @@ class Model:
         object.__setattr__(self, "score", as_score(self.score, self.sde))
         object.__setattr__(self, "shape", tuple(self.shape))
         if not all(isinstance(n, int) and n > 0 for n in self.shape):
-            raise ValueError(f"the shape of a sample must be positive whole numbers, got {self.shape}")
+            raise ValueError(f"the shape of a sample must be positive integers, got {self.shape}")
         for option, count, least in (("n_classes", self.n_classes, 1), ("n_levels", self.n_levels, 2)):
             if count is not None:
                 whole(option, count, least, kind=int)
@@ -83,10 +83,10 @@ class Model:
             object.__setattr__(self, "weights", weights(self.score))
 
     def bits_per_dim(self, images: Tensor, y: Tensor | None = None, **options: Any) -> BitsPerDimResult:
-        """Bits per dimension of images of whole numbers, by the model's own levels, range and dequantisation.
+        """Bits per dimension of discrete images, by the model's own levels, range and dequantisation.
 
         Args:
-            images: whole numbers in [0, n_levels), (B, *).
+            images: integers in [0, n_levels), (B, *).
             y: their class labels (B,), int64, for a class-conditional number.
             options: of `sgm_sde.bits_per_dim`, which go before the model's.
 

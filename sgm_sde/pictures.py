@@ -87,7 +87,7 @@ def export(folder: Path | str, kind: str, black_white: tuple[float, float]) -> P
 
 
 def are_images(shape: tuple[int, ...]) -> bool:
-    """Whether samples of a shape (C, H, W) are images of one or three channels."""
+    """True if samples of a shape (C, H, W) are images of one or three channels."""
     return len(shape) == 3 and shape[0] in (1, 3)
 
 

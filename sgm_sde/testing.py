@@ -276,7 +276,7 @@ def rough(rule: GridRule | None = None, jitter: float = 0.4, seed: int = 0, peri
     pattern repeats after `period` nodes; whole periods compare best.
 
     Raises:
-        ValueError: for a jitter outside [0, 1), or a period that is no whole number of at least 2.
+        ValueError: for a jitter outside [0, 1), or a period that is not an integer of at least 2.
     """
     if not 0 <= jitter < 1:
         raise ValueError(f"jitter must lie in [0, 1), got {jitter}")
@@ -383,7 +383,7 @@ def measure_order(
 
 @lru_cache(maxsize=64)
 def _problem(oracle: Oracle, sde: LinearSDE | MatrixSDE, t_start: float, t_end: float) -> tuple[Tensor, Tensor]:
-    """Initial states and where the probability flow takes them: the same for every solver, and dear to compute."""
+    """Initial states and their images under the probability flow, cached for all solvers."""
     blocks = (sde.blocks,) if isinstance(sde, MatrixSDE) else ()
     x = sde.prior_sample((16, *blocks, *oracle.event_shape), t=t_start, seed=1, dtype=F64)
     return x, flow_reference(oracle, sde, x, t_end, t_start)
@@ -670,7 +670,7 @@ class _ControlledMean:
         return (low + high) / 2
 
     def _increment(self, k: int, x: Tensor, z: np.ndarray) -> Any:
-        """What the martingale (B, 4) gains with the fresh noise of stage k."""
+        """Increment of the martingale (B, 4) with the noise of stage k."""
         if not self.fresh[k]:
             return 0.0
         after, before = self.values[k]

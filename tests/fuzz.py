@@ -169,6 +169,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "SciPy": (sg.SciPy, {"*method": "RK45", "rtol": 1e-3, "atol": 1e-3}),
     "SSCS": (sg.SSCS, {}),
     "Score": (sg.Score, {"*net": net, "*sde": VP, "*prediction": "noise", "time_label": None, "input_scale": None}),
+    "spec": (sg.spec, {"*value": VP}),
+    "from_spec": (sg.from_spec, {"*data": sg.DDIM().spec()}),
     "from_noise": (sg.from_noise, {"*net": net, "*sde": VP, "time_label": None, "input_scale": None, "dtype": None}),
     "from_denoiser": (sg.from_denoiser, {"*net": net, "*sde": VP, "time_label": None}),
     "from_velocity": (sg.from_velocity, {"*net": net, "*sde": VP, "time_label": None}),

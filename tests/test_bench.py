@@ -445,8 +445,8 @@ def test_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"n": 2, "metrics": ["kid"]}, "the metric 'kernel' takes at least 3 samples, got n=2"),
         ({"n": 3, "metrics": ["sw", "prdc"]}, "the metric 'prdc' takes at least 4 samples, got n=3"),
         ({"nfe": []}, "at least one of nfe"),
-        ({"nfe": [0]}, "nfe must be whole numbers of at least 1, got 0"),
-        ({"seeds": [-1]}, "seeds must be whole numbers of at least 0, got -1"),
+        ({"nfe": [0]}, "nfe must be integers of at least 1, got 0"),
+        ({"seeds": [-1]}, "seeds must be integers of at least 0, got -1"),
         ({"solvers": ["rk4"], "nfe": [2]}, "nothing to show: nfe=2 is too small"),
     ],
 )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -378,7 +379,7 @@ def test_what_is_no_spec_is_refused(value: Any, data: st.DataObject) -> None:
 @pytest.mark.parametrize("odd", ["", "[]", "3", "{}", '{"class": "os.system"}', '{"class": "_lock.Lock"}', None, 3, []])
 def test_other_things_are_no_specs(odd: object) -> None:
     """Text that is no JSON, other JSON, and classes that are no values."""
-    with pytest.raises(ValueError, match=r"spec of a value|not known here|JSON|Expecting"):
+    with pytest.raises(ValueError, match=r"the spec of a value is|not known here"):
         from_spec(odd)
 
 
@@ -460,10 +461,13 @@ def test_scores_differ_by_every_option() -> None:
 
 
 def test_two_names_one_text_is_not_one_value() -> None:
-    """Values of different kinds that print alike."""
+    """Values of different kinds that print alike, and kinds that have neither fields nor numbers."""
     values = [
         float("inf"), "inf", torch.float32, "torch.float32", Path("a"), "a", {1: 2}, {"1": 2}, {"class": "x"}, {}, [],
         1j, "1j", True, 1.5, None, "None", torch.device("cpu"), "cpu", {1, 2}, [1, 2], b"a", torch.tensor(1.5),
+        np.array(["a"]), np.array(["b"]), np.array([1.5]), np.array([{1: 2}], dtype=object), torch.zeros(2),
+        torch.zeros(2, device="meta"), torch.zeros(2).to_sparse(), np.datetime64("2020-01-01"),
+        np.datetime64("2020-01-02"), Fraction(1, 3), Fraction(1, 4), range(3), range(4),
     ]  # fmt: skip
     assert len({text(value) for value in values}) == len(values)
 

@@ -117,7 +117,7 @@ def test_labels_go_with_images(tmp_path: Path) -> None:
     for path, text in (
         (tmp_path / "few.npz", r"6 images need as many labels, got the shape \(3,\)"),
         (tmp_path, r"6 images need as many labels, got the shape \(3,\)"),
-        (tmp_path / "real.npz", "must be whole numbers, got float64"),
+        (tmp_path / "real.npz", "must be integers, got float64"),
     ):
         with pytest.raises(ValueError, match=text):
             load_images(path)

@@ -34,7 +34,7 @@ class Matrix(Value):
 
     @property
     def array(self) -> np.ndarray:
-        """As a float64 array (k, k)."""
+        """The matrix as a float64 array (k, k)."""
         return np.array(self.rows)
 
     def _other(self, other: Matrix | float) -> np.ndarray:
@@ -77,5 +77,5 @@ class Matrix(Value):
 
 
 def finite(coefficient: Any) -> bool:
-    """Whether a coefficient, number or matrix, is finite."""
+    """True if a coefficient, number or matrix, is finite."""
     return bool(np.isfinite(coefficient.array).all() if isinstance(coefficient, Matrix) else np.isfinite(coefficient))

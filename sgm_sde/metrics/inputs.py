@@ -1,4 +1,4 @@
-"""What all distances check of the feature vectors they are given."""
+"""Checks of feature vectors, shared by all distances."""
 
 from typing import Any
 

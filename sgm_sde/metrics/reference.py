@@ -1,4 +1,4 @@
-"""What samples are compared with: features of real data, or their mean and covariance alone."""
+"""Reference statistics: features of real data, or their mean and covariance alone."""
 
 from __future__ import annotations
 

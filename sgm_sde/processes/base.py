@@ -1,4 +1,4 @@
-"""What every forward process has: a drift, a diffusion, a prior and a time span."""
+"""Base class of forward processes: drift, diffusion, prior and time span."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def require_sde(sde: object) -> None:
 
 
 class Node:
-    """One time of a grid, as solvers see it on the host: Python floats in double precision."""
+    """Coefficients of a process at one time of a grid, as Python floats in double precision."""
 
     advice = (
         "it declares a drift f(x, t) and a diffusion g(t) only. Use a solver of the reverse drift (EulerMaruyama, "
@@ -93,17 +93,17 @@ class SDE(Value, ABC):
 
     @property
     def likelihood_eps(self) -> float:
-        """Where likelihoods end by default: 1e-5 as in the literature, or `eps` if that is smaller."""
+        """Default end of likelihoods: 1e-5 as in the literature, or `eps` if that is smaller."""
         return min(self.eps, 1e-5)
 
     @property
     def is_linear(self) -> bool:
-        """Whether the process has a marginal kernel `alpha(t)`, `sigma(t)`."""
+        """True if the process has a marginal kernel `alpha(t)`, `sigma(t)`."""
         return False
 
     @property
     def has_kernel(self) -> bool:
-        """Whether its marginal kernel is known, by numbers or matrices: predictions turn into one another then."""
+        """True if the marginal kernel is known, by numbers or matrices, so that predictions can be converted."""
         return self.is_linear
 
     def diffusion(self, v: Tensor, t: Time) -> Tensor:

@@ -1,4 +1,4 @@
-"""Scalar linear processes: everything follows from two functions, alpha(t) and sigma(t)."""
+"""Scalar linear processes, defined by two functions alpha(t) and sigma(t)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LinearNode(Node):
         return LinearNode(self.sde, math.nan, self.alpha, sigma, math.nan, math.nan, -2 * math.log(noise_level))
 
     def convert(self, source: str, target: str, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[float, float]:
-        """As `sgm_sde.processes.predictions.convert`, here."""
+        """Conversion between predictions at this node; see `sgm_sde.processes.predictions.convert`."""
         return convert(source, target, self, eta, sigma_data)
 
     @property
@@ -163,7 +163,7 @@ class LinearSDE(SDE):
 
     @property
     def is_linear(self) -> bool:
-        """Whether the process has a marginal kernel: always, here."""
+        """True: the marginal kernel is known."""
         return True
 
     @property

@@ -25,7 +25,7 @@ EARLIEST = 1e-7  # of T: rotations of the noise are known from here on
 
 
 def apply(matrix: Tensor | Matrix, z: Tensor) -> Tensor:
-    """A matrix (k, k), or one a sample (B, k, k), times the blocks of z (B, k, *), in its dtype.
+    """A matrix (k, k), or one per sample (B, k, k), times the blocks of z (B, k, *), in its dtype.
 
     Example:
         >>> apply(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), torch.tensor([[[1.0], [2.0]]])).flatten()
@@ -296,7 +296,7 @@ class MatrixSDE(SDE):
 
     @property
     def has_kernel(self) -> bool:
-        """Whether its marginal kernel is known: always, here."""
+        """True: the marginal kernel is known."""
         return True
 
     @property
@@ -475,7 +475,7 @@ class RateMatrixSDE(MatrixSDE):
         return self._times(self.beta(t).sqrt(), self.D)
 
     def propagate(self, s: float, t: float, pull: float = 0.0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """As `MatrixSDE.propagate`, by matrix exponentials."""
+        """`MatrixSDE.propagate` in closed form, by matrix exponentials."""
         Q = self.D.array @ self.D.array.T
         A = self.A.array + pull * Q @ np.linalg.inv(self.prior_covariance.array)
         dB = float(self.integrated_beta(t) - self.integrated_beta(s))
@@ -526,7 +526,7 @@ def van_loan(A: Tensor, Q: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _RateSDE(RateMatrixSDE):
-    """What `from_rate` makes."""
+    """The process made by `from_rate`."""
 
     A: Matrix
     D: Matrix
@@ -547,7 +547,7 @@ class _RateSDE(RateMatrixSDE):
 
 @dataclass(frozen=True)
 class _IntegratedSDE(MatrixSDE):
-    """What `from_functions` makes."""
+    """The process made by `from_functions`."""
 
     F: Callable[[float], Any]
     G: Callable[[float], Any]

@@ -1,4 +1,4 @@
-r"""What a network may predict, and the one formula that turns any prediction into any other.
+r"""Network predictions, and the conversion between any two of them.
 
 Every prediction of a linear process is a combination $p = a\,D + b\,\epsilon$ of the denoised data $D$ and the
 noise $\epsilon$, and the state is $x = \alpha D + \sigma\epsilon$. Solving two equations for two unknowns turns

@@ -1,4 +1,4 @@
-"""Variance-preserving processes and the sub-VP process: functions of the integrated rate B(t)."""
+"""Variance-preserving and sub-VP processes, as functions of the integrated rate B(t)."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _from_npz(path: Path, split: str) -> Images:
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise ValueError(f"{names[0]!r} must be uint8 (N, H, W) or (N, H, W, C), got {array.dtype} {array.shape}")
     if labels is not None and labels.dtype.kind not in "iu":
-        raise ValueError(f"{names[1]!r} must be whole numbers, got {labels.dtype} {labels.shape}")
+        raise ValueError(f"{names[1]!r} must be integers, got {labels.dtype} {labels.shape}")
     pixels = torch.from_numpy(array)
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     return _labelled(pixels, None if labels is None else torch.from_numpy(labels.astype(np.int64)), path)
