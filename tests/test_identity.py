@@ -23,6 +23,8 @@ import sgm_sde as sg
 from sgm_sde import distributed, identity
 from sgm_sde._value import Value
 from sgm_sde.bench import RunOptions, bench
+from sgm_sde.calibration.result import HeldOut
+from sgm_sde.calibration.table import FittedLevels, Table
 from sgm_sde.engine.adaptive import Controller
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.identity import class_name, disagreement, from_spec, measured, portable, spec, weights
@@ -253,7 +255,10 @@ RATE = sg.MatrixSDE.from_rate(
     A=[[0, 4], [-1, -4]], D=[[0, 0], [0, 8**0.5]], prior_covariance=[[1, 0], [0, 0.25]],
     initial_covariance=[[0, 0], [0, 0.01]],
 )  # fmt: skip
+CALIBRATED = sg.Calibrated(Table((10.0, 1.0), (10.0, 1.0, 0.0), ((0.9,), (0.0, 1.0))), "{}")
+CALIBRATION = sg.Calibration([HeldOut("pilot", sg.Setting(CALIBRATED), 0.1, 0.2, 0.3, 0.4)], 2, protocol={"class": 1})
 VALUES: list[Any] = [
+    CALIBRATED, CALIBRATION, FittedLevels((10.0, 1.0)),
     sg.VPSDE(), sg.SubVPSDE(), sg.CosineVPSDE(), sg.VESDE(), sg.EDMSDE(), sg.RectifiedFlowSDE(), sg.CLD(), RATE,
     sg.DiscreteVPSDE([1e-4, 1e-3, 0.02]), sg.DiscreteVESDE([10.0, 1.0, 0.1]),
     *sg.solvers().values(),

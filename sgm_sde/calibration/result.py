@@ -11,6 +11,7 @@ from typing import Any
 
 from sgm_sde import grids, solvers
 from sgm_sde._files import parse_json, reading
+from sgm_sde._value import Value
 from sgm_sde.calibration.table import Calibrated, Table
 from sgm_sde.defaults import Setting
 from sgm_sde.grids import GridRule
@@ -23,7 +24,7 @@ NUMBERS = ("rmse", "stderr", "median", "worst")
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOut(Value):
     """The error of a setting on noises that nothing was fitted to, in units of the samples' standard deviation.
 
     Attributes:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sgm_sde._checks import numbers
 from sgm_sde._shapes import on_host
 from sgm_sde._times import same_time
+from sgm_sde._value import Value
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Step
@@ -25,7 +26,7 @@ from sgm_sde.solvers.base import Solver
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Value):
     r"""The rows of a calibrated solver, in the coordinates y = x / alpha and s = sigma / alpha.
 
     $$ y_k = c_k\,z + \sum_{j<k} b_{kj} D_j, \qquad D_k = D(y_k, s_k), \qquad k = 0, \dots, n $$
