@@ -109,6 +109,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "decode": (sg.decode, {"*score_fn": SCORE, "*sde": VP, "*z": X, "eps": None, "steps": 6, "data_std": 0.5}),
     "slerp": (sg.slerp, {"*a": X, "*b": X.flip(0), "*weight": 0.5}),
     "pilot": (sg.pilot, {"*score_fn": SCORE, "*sde": VP, "*shape": (3, 2), "nfe": 4, "seed": 0, "model_kwargs": None}),
+    "calibrate": (sg.calibrate, {
+        "*score_fn": SCORE, "*sde": VP, "*shape": (4, 2), "nfe": 2, "held_out": 4, "seed": 0, "model_kwargs": None,
+        "batch_size": 64, "reference_nfe": 8, "time_limit": None,
+    }),
     "default_setting": (sg.default_setting, {"*sde": VP, "nfe": 10, "t_start": None, "t_end": None}),
     "VPSDE": (sg.VPSDE, {"beta_min": 0.1, "beta_max": 20.0, "T": 1.0, "eps": 1e-3}),
     "SubVPSDE": (sg.SubVPSDE, {"beta_min": 0.1, "beta_max": 20.0, "T": 1.0, "eps": 1e-3}),
@@ -222,11 +226,12 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 
 # Public names that are not called by users: results, engine values, abstract classes, tables and what needs a folder.
 NOT_CALLED = {
-    "AdaptiveSolver", "Corrector", "EmbeddedTableau", "GDDIM", "LatentBound", "LatentScoreModel",
+    "AdaptiveSolver", "Calibration", "Calibrated", "Calibrations", "Corrector", "EmbeddedTableau", "GDDIM", "LatentBound", "LatentScoreModel",
     "LinearSDE", "LogProbResult", "MatrixSDE", "MixedNoise", "Model", "PilotResult", "Program",
     "ReverseSDE", "SDE", "SampleResult", "Setting", "Solver", "Stage", "Status", "StepControl", "StepInfo", "Tableau",
     "TorchDiffEq", "TorchSDE", "VelocityLangevin", "from_joint_denoiser", "from_velocity_noise",
-    "from_velocity_score", "hybrid_score_matching", "joint_log_prob", "load_model", "solvers", "velocity_bound",
+    "from_velocity_score", "hybrid_score_matching", "joint_log_prob", "load_calibration", "load_model", "solvers",
+    "velocity_bound",
 }  # fmt: skip
 
 
