@@ -22,7 +22,7 @@ _known: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # checksums of weight
 
 
 def network_of(score: Score) -> str:
-    """The identity of a score's network and of its guidance, as JSON text: "" for functions without weights.
+    """The identity of a score's network and of its guidance, as JSON text: "" for functions without a module.
 
     Networks are not called for it.
     """
@@ -33,7 +33,7 @@ def network_of(score: Score) -> str:
 def check_network(fitted: str, score: Score, name: str) -> None:
     """Warn if the score is another one than that of the identity `fitted`.
 
-    Nothing is said where one of the two has no weights that can be found, or is compiled.
+    Nothing is said where one of the two has no module that can be found, or is compiled.
     """
     if not fitted or any(hasattr(net, "_orig_mod") for net in networks(score)):
         return
@@ -54,7 +54,7 @@ def _weights(score: Score) -> str:
     try:
         return _known[net]
     except (KeyError, TypeError):
-        found = weights(score)
+        found = weights(networks(score))
     with contextlib.suppress(TypeError):  # None, or what has no weak reference
         _known[net] = found
     return found

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import number, sizes, whole
+from sgm_sde._checks import described, number, sizes, whole
 from sgm_sde._shapes import finite, flat
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow, Trajectories
@@ -140,7 +140,11 @@ def calibrate(
     require_sde(sde)
     if not sde.is_linear:
         raise TypeError(f"calibration needs a LinearSDE, got {sde!r}")
+    for i, one in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
+        whole(f"nfe[{i}]" if isinstance(nfe, Sequence) else "nfe", one)
     budgets = _budgets(nfe)
+    if not isinstance(model_kwargs, Mapping | None):
+        raise TypeError(f"model_kwargs must map names to arguments of the network, got {described(model_kwargs)}")
     held_out = whole("held_out", held_out, 2)
     given = sizes("shape", shape)
     if not given or given[0] < 2:
@@ -203,7 +207,7 @@ class _Race(_Trial):
     def __init__(self, flow: Flow, exact: Tensor, scale: float, doubt: float, dtype: torch.dtype) -> None:
         self.score, self.sde, self.batch = flow.score, flow.sde, len(exact)
         self.shape = (len(exact), *flow.event)
-        self.options = {"t_end": None, "final": "denoise", "dtype": dtype, "device": flow.device}
+        self.options = {"t_end": None, "final": "denoise", "dtype": dtype, "execution": Execution(device=flow.device)}
         self.seeds = flow.seeds[: self.batch]
         self.kwargs = self.resolved = flow.conditions(torch.arange(self.batch))
         self.exact, self.spread, self.doubt = exact.double(), scale, doubt
