@@ -140,8 +140,8 @@ def calibrate(
     require_sde(sde)
     if not sde.is_linear:
         raise TypeError(f"calibration needs a LinearSDE, got {sde!r}")
-    for i, one in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
-        whole(f"nfe[{i}]" if isinstance(nfe, Sequence) else "nfe", one)
+    for i, calls in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
+        whole(f"nfe[{i}]" if isinstance(nfe, Sequence) else "nfe", calls)
     budgets = _budgets(nfe)
     if not isinstance(model_kwargs, Mapping | None):
         raise TypeError(f"model_kwargs must map names to arguments of the network, got {described(model_kwargs)}")
