@@ -12,7 +12,11 @@ Example:
     True
 """
 
-from sgm_sde import adapters, grids, inverse
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from sgm_sde import adapters, grids, inverse, tableaus
 from sgm_sde._version import __version__
 from sgm_sde.calibration import Calibrated, Calibration, Calibrations, CalibrationWarning, calibrate, load_calibration
 from sgm_sde.defaults import Setting, default_setting
@@ -118,6 +122,33 @@ from sgm_sde.solvers import (
     solvers,
 )
 from sgm_sde.stepping import Stepper, stepper
+
+# Modules that are imported when they are asked for: they need more than sampling does, or are slow to import.
+_LATER = ("bench", "cli", "demo", "distributed", "metrics", "nn", "pictures", "store", "team", "testing", "training")
+
+if TYPE_CHECKING:
+    from sgm_sde import bench as bench
+    from sgm_sde import cli as cli
+    from sgm_sde import demo as demo
+    from sgm_sde import distributed as distributed
+    from sgm_sde import metrics as metrics
+    from sgm_sde import nn as nn
+    from sgm_sde import pictures as pictures
+    from sgm_sde import store as store
+    from sgm_sde import team as team
+    from sgm_sde import testing as testing
+    from sgm_sde import training as training
+else:
+
+    def __getattr__(name: str) -> ModuleType:
+        if name in _LATER:
+            return import_module(f"sgm_sde.{name}")
+        raise AttributeError(f"module 'sgm_sde' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
 
 __all__ = [
     "BOSH3",
@@ -249,6 +280,7 @@ __all__ = [
     "solvers",
     "spec",
     "stepper",
+    "tableaus",
     "time_labels",
     "velocity_bound",
 ]
