@@ -28,6 +28,7 @@ from torch import Tensor
 from sgm_sde import distributed
 from sgm_sde._checks import described, unknown, whole
 from sgm_sde._files import parse_json, reading
+from sgm_sde.calibration.result import Calibrations, as_calibrations, at_budget, load_calibration
 from sgm_sde.defaults import Setting
 from sgm_sde.identity import checksum, fingerprint, portable, spec
 from sgm_sde.metrics.features import Extractor, load_extractor, to_uint8
@@ -43,7 +44,8 @@ from sgm_sde.solvers.base import resolve_any
 from sgm_sde.store import Store, versions, write_atomically
 from sgm_sde.team import Team
 
-Entry = Setting | Solver | AdaptiveSolver | None  # what `sample(solver=...)` takes; None for its default
+# What `sample(solver=...)` takes, None for its default; or calibrations, each at its budget.
+Entry = Setting | Solver | AdaptiveSolver | Calibrations | None
 FORMAT = "sgm_sde bench 3"
 NFE = (5, 6, 8, 10, 15, 20, 35, 50)
 SOLVERS = ("default", "ddim", "dpm++2m", "dpm++3m", "unipc3", "deis3", "heun", "ancestral", "sde-dpm++2m")
@@ -234,7 +236,8 @@ def bench(
     Args:
         model: a `Model` or its name, as `load_model` takes it.
         out: folder for `results.json`, `table.md` and `curves.png`, and for what is measured, in `cells`.
-        solvers: names, NAME@GRID, or "default"; or a mapping from labels to what `sample(solver=...)` takes.
+        solvers: names, NAME@GRID, "default", or files of calibrations; or a mapping from labels to what
+            `sample(solver=...)` takes, or to calibrations.
         nfe: budgets of network calls, the final one included.
         n: samples of each cell.
         seeds: one a repetition; tables give mean and standard deviation over them.
@@ -332,9 +335,18 @@ class _Cell:
     budget: int
     seed: int
 
+    @property
+    def setting(self) -> Setting | Solver | AdaptiveSolver | None:
+        """What runs at this budget.
+
+        Raises:
+            ValueError: for calibrations of other budgets.
+        """
+        return at_budget(self.solver, self.budget) if isinstance(self.solver, Calibrations) else self.solver
+
     def identify(self, model: Model) -> tuple[str, dict[str, Any]]:
         """A name that no other cell has, and the specs of solver and grid."""
-        solver, grid, program = plan(model.sde, self.solver, nfe=self.budget)
+        solver, grid, program = plan(model.sde, self.setting, nfe=self.budget)
         definition = {"solver": portable(spec(solver)), "grid": portable(spec(grid))}
         table = "" if program is None else program.to_json()
         identity = checksum([definition["solver"], table])[:16]
@@ -392,7 +404,7 @@ class _Run:
     def draw(self, cell: _Cell, folder: Path, team: Team) -> dict[str, Any]:
         """Draw and measure a cell."""
         result = distributed.sample(
-            self.model, self.n, folder, batch=self.batch, solver=cell.solver, nfe=cell.budget, seed=cell.seed,
+            self.model, self.n, folder, batch=self.batch, solver=cell.setting, nfe=cell.budget, seed=cell.seed,
             device=team.device.type, threads=team.threads,
         ).result  # fmt: skip
         calls = {"nfe": result["nfe"], "rows": result["rows"]}
@@ -432,6 +444,9 @@ def _entries(solvers: Sequence[str] | Mapping[str, Entry | str]) -> dict[str, En
         entries = {label: resolve_any(given) if isinstance(given, str) else given for label, given in solvers.items()}
     else:
         for label in solvers:
+            if label.endswith(".json"):
+                entries[Path(label).stem] = as_calibrations(load_calibration(label))
+                continue
             solver, _, grid = label.partition("@")
             entries[label] = None if label == "default" else Setting(solver, grid) if grid else resolve_any(solver)
     if not entries:
@@ -448,7 +463,7 @@ def on_grids(solvers: Sequence[str], grids: Sequence[str]) -> list[str]:
     """
     named: list[str] = []
     for name in solvers:
-        alone = name == "default" or "@" in name or not grids
+        alone = name == "default" or "@" in name or name.endswith(".json") or not grids
         named += [name] if alone else [f"{name}@{grid}" for grid in grids]
     return named
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sgm_sde import __version__
 from sgm_sde.models import Model
@@ -115,7 +116,11 @@ def _merge(args: argparse.Namespace) -> int:
 def _sample_options(parser: argparse.ArgumentParser) -> None:
     _run_options(parser)
     parser.add_argument("-n", "--n", type=int, required=True, help="number of samples; -n under torchrun")
-    parser.add_argument("--solver", help="name of a solver, see `sgm-sde solvers` (by process and budget)")
+    parser.add_argument(
+        "--solver",
+        "--solvers",
+        help="name of a solver, see `sgm-sde solvers`, or a file that calibrate made (by process and budget)",
+    )
     parser.add_argument("--nfe", type=int, help="network calls a sample, never exceeded (50)")
     parser.add_argument("--steps", type=int, help="number of steps, instead of --nfe")
     parser.add_argument("--grid", help="rule that places the steps (that of the solver or the process)")
@@ -130,6 +135,7 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
 
 def _sample(args: argparse.Namespace) -> int:
     from sgm_sde import distributed
+    from sgm_sde.calibration.result import at_budget, load_calibration
     from sgm_sde.models import load_model
     from sgm_sde.pictures import are_images
 
@@ -139,9 +145,12 @@ def _sample(args: argparse.Namespace) -> int:
             f"--format {args.format} is for images of one or three channels in a known range: the model {model.name!r} "
             f"has samples of shape {model.shape} and data_range={model.data_range}"
         )
+    solver: Any = args.solver
+    if solver is not None and solver.endswith(".json"):
+        solver = at_budget(load_calibration(solver), args.nfe)
     labels = args.labels if args.labels in ("all", "none") else [_whole_number(v) for v in args.labels.split(",")]
     report = distributed.sample(
-        model, args.n, args.out, batch=args.batch, solver=args.solver, nfe=args.nfe, steps=args.steps,
+        model, args.n, args.out, batch=args.batch, solver=solver, nfe=args.nfe, steps=args.steps,
         grid=args.grid, final=args.final, seed=args.seed, labels=None if labels == "none" else labels,
         guidance=args.guidance, part=args.part, device=args.device, threads=args.threads, progress=not args.quiet,
     )  # fmt: skip
@@ -236,7 +245,7 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
     _run_options(parser, seed=False)
     parser.set_defaults(batch=500)
     add = parser.add_argument
-    add("--solvers", type=_names, help='names, NAME@GRID or "default", with commas between (nine of them)')
+    add("--solvers", type=_names, help='names, NAME@GRID, "default" or files of calibrate, with commas between')
     add("--grids", type=_names, default=[], help="run each solver on each of these grids, not on the process' own")
     add("--nfe", type=_numbers, help="budgets of network calls (5,6,8,10,15,20,35,50)")
     add("-n", "--n", type=int, default=10000, help="samples of each solver, budget and seed (%(default)s)")
@@ -274,11 +283,62 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def _calibrate_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, help="a shipped model, MODULE:FACTORY, or a diffusers folder")
+    add("--out", type=Path, required=True, help="file for the tables, such as table.json")
+    add("--nfe", type=_numbers, required=True, help="budgets of network calls, such as 4,6,8,12")
+    add("-n", "--n", type=int, default=128, help="noises to fit to (%(default)s)")
+    add("--held-out", type=int, default=128, help="further noises to measure on (%(default)s)")
+    add("--labels", default="all", help="classes to take in turn, as 3 or 0,1,2; all; none (%(default)s)")
+    add("--guidance", type=float, metavar="SCALE", help="scale of classifier-free guidance, the largest in use")
+    add("--batch", type=int, default=512, help="samples in a network call, at most (%(default)s)")
+    add("--seed", type=int, default=0, help="seed (%(default)s)")
+    add("--time-limit", type=float, metavar="SECONDS", help="end where the fit is by then")
+    add("--checkpoint", type=Path, help="folder where an interrupted run goes on")
+    add("--device", choices=("cpu", "cuda", "mps"), help="where to compute (cuda where there is one)")
+    add("--threads", type=int, default=1, help="threads on a CPU (%(default)s)")
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    import torch
+
+    from sgm_sde.calibration import calibrate
+    from sgm_sde.distributed import _classes
+    from sgm_sde.models import load_model
+    from sgm_sde.scores.conditions import PerSample
+    from sgm_sde.scores.guidance import ClassifierFree
+
+    if not args.out.parent.is_dir():
+        raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}")
+    model = load_model(args.model)
+    labels = args.labels if args.labels in ("all", "none") else [_whole_number(v) for v in args.labels.split(",")]
+    classes = _classes(model, None if labels == "none" else labels)
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(args.threads)
+    model.to(device)
+    score = model.score if args.guidance is None else ClassifierFree(model.score, args.guidance)
+    given = {}
+    if classes is not None:
+        given["y"] = PerSample(torch.tensor([classes[i % len(classes)] for i in range(args.n)], device=device))
+    process: Any = model.sde  # one without alpha and sigma is refused in words
+    found = calibrate(
+        score, process, (args.n, *model.shape), nfe=args.nfe, held_out=args.held_out, seed=args.seed,
+        model_kwargs=given, batch_size=args.batch, time_limit=args.time_limit, checkpoint=args.checkpoint,
+        progress=not args.quiet, device=device,
+    )  # fmt: skip
+    found.save(args.out)
+    sys.stdout.write(f"{found}\n\nWritten to {args.out}. Sample with it: sgm-sde sample --solver {args.out}\n")
+    return 0
+
+
 COMMANDS = {
     "solvers": Command("list the solvers with their orders and sources", lambda parser: None, _solvers),
     "demo": Command("sample 8x8 digits with several solvers, or a grid of clothes", _demo_options, _demo),
     "sample": Command("draw samples into a folder; an interrupted run goes on", _sample_options, _sample),
     "likelihood": Command("bits/dim of a file of images; an interrupted run goes on", _likelihood_options, _likelihood),
     "merge": Command("put the parts of a run, made with --part, into one folder", _merge_options, _merge),
+    "calibrate": Command("fit solvers to a network, for budgets of calls", _calibrate_options, _calibrate),
     "bench": Command("quality of samples against network calls; an interrupted run goes on", _bench_options, _bench),
 }

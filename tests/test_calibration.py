@@ -19,6 +19,8 @@ from sgm_sde.calibration.flow import Flow
 from sgm_sde.calibration.refine import Refinement, Unknowns
 from sgm_sde.calibration.rows import Rows
 from sgm_sde.calibration.table import process_of
+from sgm_sde.cli import main
+from sgm_sde.distributed import load
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.pilot import default_candidates
@@ -426,3 +428,35 @@ def test_as_a_scheduler() -> None:
     start = sg.Grid(found.solver.compile(sde, found.solver.default_grid(sde)(sde, 4)).times)
     there = sg.sample(score, sde, x_T=z * scheduler.init_noise_sigma, solver=found.solver, grid=start, seed=0).x
     torch.testing.assert_close(x, there, rtol=1e-4, atol=1e-4)
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_calibrated_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "table.json"
+    argv = ["calibrate", "--model", "digits", "--nfe", "3,4", "-n", "24", "--held-out", "24", "--device", "cpu"]
+    assert main([*argv, "--out", str(table), "--quiet"]) == 0
+    assert "at 4 calls: error" in capsys.readouterr().out
+    found = sg.load_calibration(table)
+    assert isinstance(found, sg.Calibrations) and found[4].error < found[4].off_the_shelf.rmse
+
+    argv = ["sample", "--model", "digits", "-n", "4", "--solver", str(table), "--device", "cpu", "--quiet"]
+    assert main([*argv, "--nfe", "4", "--out", str(tmp_path / "run")]) == 0
+    drawn = load(tmp_path / "run")["x"]
+    model = sg.load_model("digits")
+    labels = {"y": torch.arange(4)}
+    pairs = [(0, i) for i in range(4)]
+    there = sg.sample(model.score, model.sde, (4, 1, 8, 8), solver=found[4], seed=pairs, model_kwargs=labels).x
+    torch.testing.assert_close(drawn, there)
+    for nfe in (["--nfe", "9"], []):
+        with pytest.raises(SystemExit):
+            main([*argv, *nfe, "--out", str(tmp_path / "other")])
+        assert "calibrations for nfe=3, 4" in capsys.readouterr().err
+
+    argv = ["bench", "--model", "digits", "--solvers", f"ddim,{table}", "--nfe", "4,5", "-n", "20", "--metrics", "sw"]
+    assert main([*argv, "--out", str(tmp_path / "bench"), "--device", "cpu", "--quiet"]) == 0
+    rows = json.loads((tmp_path / "bench" / "results.json").read_text())["rows"]
+    by = {(row["solver"], row["budget"]): row for row in rows}
+    assert by["table", 4]["nfe"] == 4 and by["table", 4]["metrics"] and by["ddim", 5]["metrics"]
+    assert "calibrations for nfe=3, 4" in by["table", 5]["note"]

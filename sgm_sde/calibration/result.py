@@ -239,6 +239,25 @@ def load_calibration(path: Path | str) -> Calibration | Calibrations:
     return Calibrations(found) if len(found) > 1 else next(iter(found.values()))
 
 
+def as_calibrations(found: Calibration | Calibrations) -> Calibrations:
+    """One calibration as a mapping of one."""
+    return found if isinstance(found, Calibrations) else Calibrations({found.nfe: found})
+
+
+def at_budget(found: Calibration | Calibrations, nfe: int | None) -> Calibration:
+    """The calibration for a budget; the only one, if no budget is named.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    known = as_calibrations(found)
+    if nfe is None and len(known) == 1:
+        return next(iter(known.values()))
+    if nfe is None or nfe not in known:
+        raise ValueError(f"there are calibrations for nfe={', '.join(map(str, known))}, got {nfe}")
+    return known[nfe]
+
+
 # --- solvers and grids off the shelf as JSON -------------------------------------------------------------------------
 
 MADE_OF: dict[str, type[Any]] = {
