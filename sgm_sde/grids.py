@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -459,3 +460,144 @@ def rule(name: str) -> GridRule:
 def rule_name(rule: GridRule) -> str:
     """The name of a rule, or how it is made where it has none."""
     return next((name for name, known in RULES.items() if known == rule), repr(rule))
+
+
+def _level_of(sde: Any, t: float) -> float:
+    """sigma / alpha at t."""
+    return math.exp(-float(sde.log_snr(t)) / 2)
+
+
+@dataclass(frozen=True)
+class Shifted(GridRule):
+    r"""The grid of another rule with each noise level $\sigma/\alpha$ multiplied by a shift.
+
+    On rectified flow that is $t \mapsto s\,t / (1 + (s - 1)\,t)$, the shift of timesteps by resolution: it puts more
+    steps at large noise the larger the images are. The ends stay: the base is laid between times which the shift moves
+    there, so that the shift is applied once.
+
+    Args:
+        shift: the factor s; 1 is the base itself. For a resolution given by $\mu$, as Flux has it, it is $e^\mu$:
+            `Shifted.of_resolution(mu)`.
+        base: the rule that is shifted.
+
+    Raises:
+        ValueError: for a shift that is not positive and finite.
+
+    Source: Esser et al., 2024, arXiv:2403.03206, section 5.3.2.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.RectifiedFlowSDE(T=1.0, eps=0.0)
+        >>> Shifted(3.0)(sde, 4)
+        Grid(1, 0.9, 0.75, 0.5, 0)
+    """
+
+    shift: float = 3.0
+    base: GridRule = field(default_factory=Uniform)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shift", number("shift", self.shift, above=0))
+        if not isinstance(self.base, GridRule):
+            raise TypeError(f"base must be a grid rule, such as Uniform(), got {described(self.base)}")
+
+    @classmethod
+    def of_resolution(cls, mu: float, base: GridRule | None = None) -> Shifted:
+        r"""The shift $e^\mu$, with $\mu$ linear in the number of an image's tokens."""
+        return cls(math.exp(number("mu", mu)), Uniform() if base is None else base)
+
+    @property
+    def of_noise_levels(self) -> bool:  # type: ignore[override]
+        """Whether the base is one of noise levels."""
+        return self.base.of_noise_levels
+
+    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+        """Times at the fractions u."""
+        _require_linear(self, sde)
+        first, last = (float(self._moved(sde, on_host([t]), 1 / self.shift)[0]) for t in (start, end))
+        # What the process does not have is left out; a shift below 1 comes from beyond its end.
+        first, last = (sde.T if not first <= sde.T else first), max(last, 0.0)
+        return self._moved(sde, self.base.place(sde, u, first, last), self.shift)
+
+    @staticmethod
+    def _moved(sde: Any, times: Tensor, factor: float) -> Tensor:
+        """The times whose noise levels are those of `times` times a factor."""
+        log_snr = sde.log_snr(times)
+        moved: Tensor = sde.time(log_snr - 2 * math.log(factor))
+        return torch.where(log_snr.isfinite(), moved, times)
+
+    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+        """Where the process has noise levels, and the base fits."""
+        return bool(sde.is_linear) and self.base.fits(sde, steps, start, end)
+
+
+@dataclass(frozen=True)
+class FromLevels(GridRule):
+    r"""A table of noise levels $\sigma/\alpha$ on any process, log-linear between its entries.
+
+    Published tables of optimised levels, such as those of Align Your Steps, are used so for any number of steps.
+
+    Args:
+        levels: noise levels, decreasing; a final 0, which stands for the denoised data, is left out.
+
+    Raises:
+        TypeError: for what is no sequence of numbers.
+        ValueError: for fewer than two levels, or levels that do not decrease to something above 0.
+
+    Source: Sabour et al., 2024, arXiv:2404.14507.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> ten = FromLevels([14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0])
+        >>> [round(t, 6) for t in ten(sg.EDMSDE(0.02, 20.0), 9).times[:3]]
+        [14.615, 6.475, 3.861]
+    """
+
+    levels: tuple[float, ...]
+    of_noise_levels: ClassVar[bool] = True
+
+    def __init__(self, levels: Sequence[float] | Tensor) -> None:
+        if not isinstance(levels, Iterable) or isinstance(levels, str):
+            raise TypeError(f"levels must be a sequence of numbers, got {described(levels)}")
+        listed = levels.tolist() if isinstance(levels, Tensor) and levels.ndim == 1 else list(levels)
+        given = [moment(f"levels[{i}]", level) for i, level in enumerate(listed)]
+        if len(given) > 2 and given[-1] == 0:
+            given.pop()
+        if len(given) < 2:
+            raise ValueError(f"a table needs two noise levels or more, got {len(given)}")
+        for i, (level, lower) in enumerate(pairwise(given)):
+            if not (math.isfinite(level) and 0 < lower < level):
+                raise ValueError(
+                    f"levels must decrease to something above 0, got levels[{i}] = {level} followed by {lower}"
+                )
+        object.__setattr__(self, "levels", tuple(given))
+
+    def ends(self, sde: Any, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
+        """The times of the first and the last level; a time given is kept."""
+        _require_linear(self, sde)
+        start = _time_of(sde, self.levels[0]) if t_start is None else at_ends(sde, t_start)
+        end = _time_of(sde, self.levels[-1]) if t_end is None else at_ends(sde, t_end)
+        return start, end
+
+    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+        """Times at the fractions u."""
+        logs = [math.log(level) for level in self.levels]
+        # Where the ends lie in the table, in entries; beyond it, on the line through its last two.
+        first, last = (self._place(logs, math.log(_level_of(sde, t))) for t in (start, end))
+        at = (first + (last - first) * u).tolist()
+        log_levels = [self._at(logs, place) for place in at]
+        times: Tensor = sde.time(-2 * on_host(log_levels))
+        return times
+
+    @staticmethod
+    def _place(logs: Sequence[float], log_level: float) -> float:
+        i = next((i for i in range(len(logs) - 1) if logs[i + 1] <= log_level), len(logs) - 2)
+        return i + (log_level - logs[i]) / (logs[i + 1] - logs[i])
+
+    @staticmethod
+    def _at(logs: Sequence[float], place: float) -> float:
+        i = min(max(math.floor(place), 0), len(logs) - 2)
+        return logs[i] + (place - i) * (logs[i + 1] - logs[i])
+
+    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+        """Where log-SNR is finite at both ends."""
+        return bool(sde.is_linear) and all(math.isfinite(node.lam) for node in sde.nodes([start, end]))

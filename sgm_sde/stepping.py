@@ -30,6 +30,7 @@ def stepper(
     prediction: str = "score",
     nfe: int | None = None,
     steps: int | None = None,
+    t_start: float | None = None,
     final: str | None = None,
     seed: Seeds = None,
 ) -> Stepper:
@@ -45,6 +46,7 @@ def stepper(
         prediction: what the network returns: `"noise"`, `"data"`, `"velocity"`, `"flow"` or `"score"`.
         nfe: number of network evaluations, at most; 50 if neither `steps` nor times are given.
         steps: number of steps, instead of `nfe`.
+        t_start: where to start; as `sample` takes it.
         final: `"denoise"`, `"mean"` or `"none"`; as `sample` takes it.
         seed: of the solver's noise.
 
@@ -67,7 +69,7 @@ def stepper(
         (True, True)
     """
     final = _final(sde, final)
-    chosen, placed, program = plan(sde, solver, nfe=nfe, steps=steps, grid=grid, final=final)
+    chosen, placed, program = plan(sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, final=final)
     if program is None or isinstance(chosen, AdaptiveSolver):
         raise TypeError(f"{chosen.name} finds its own steps, and a solver on a grid is needed here")
 
@@ -122,6 +124,12 @@ class Stepper:
         self._state = torch.empty(0)
         self._given = self._state, 0  # what the caller got, and how often it had been written to
         self._copied = False
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """The numbers of the calls at which a step begins, the denoising call included."""
+        nodes = [i for i, k in enumerate(self._called) if self.program.stages[k].node]
+        return (*nodes, len(self._called)) if self.denoise else tuple(nodes)
 
     @property
     def starts_at_x(self) -> bool:

@@ -122,9 +122,11 @@ def test_time_labels_and_outputs() -> None:
     ("scheduler", "message"),
     [
         ({**DDPM, "rescale_betas_zero_snr": True}, "no signal at the last entry"),
-        ({**DDPM, "beta_schedule": "sigmoid"}, "got 'sigmoid'"),
+        ({**DDPM, "beta_schedule": "laplace"}, "got 'laplace': give the table itself as trained_betas"),
         ({**DDPM, "prediction_type": "x"}, "got 'x'"),
-        ({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 1348.0}, "ScoreSdeVeScheduler has neither"),
+        ({"_class_name": "ScoreSdeVeScheduler", "sigma_max": 1348.0}, "take from_score_sde"),
+        ({"_class_name": "KarrasVeScheduler"}, "take from_edm"),
+        ({"_class_name": "UnCLIPScheduler"}, "UnCLIPScheduler has neither"),
         ({"trained_betas": [0.1, 0.2], "num_train_timesteps": 3}, "has 2 entries"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas"),
     ],
@@ -458,3 +460,84 @@ def test_misuse_of_the_scheduler() -> None:
     assert scheduler.config.num_train_timesteps == len(scheduler) == 1000
     assert scheduler.init_noise_sigma == pytest.approx(1, abs=1e-4)
     assert scheduler.scale_model_input(x, first) is x
+
+
+# ------------------------------------------------------------------------------------------------ grids of pipelines
+
+
+@pytest.mark.parametrize("sde", [sg.RectifiedFlowSDE(), sg.RectifiedFlowSDE(T=1.0, eps=0.0), sg.VPSDE(), sg.EDMSDE()])
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_shifted(sde: Any, shift: float) -> None:
+    """Noise levels of the base times the shift; the ends stay."""
+    grid = sg.grids.Shifted(shift)(sde, 8)
+    assert (grid.times[0], grid.times[-1]) == (sde.T, sde.eps)
+    levels = (-sde.log_snr(torch.tensor(grid.times[1:-1], dtype=F64)) / 2).exp() / shift
+    base = sde.time(-2 * levels.log())
+    steps = base.diff()
+    torch.testing.assert_close(steps, steps[:1].expand(6), rtol=1e-6, atol=1e-9)
+
+
+def test_misuse_of_shifts_and_tables() -> None:
+    for make, match in (
+        (lambda: sg.grids.Shifted(0.0), "shift must be positive and finite, got 0"),
+        (lambda: sg.grids.Shifted(2.0, "uniform"), "base must be a grid rule"),
+        (lambda: sg.grids.FromLevels([1.0, 2.0]), r"got levels\[0\] = 1.0 followed by 2.0"),
+        (lambda: sg.grids.FromLevels([1.0]), "two noise levels or more, got 1"),
+        (lambda: sg.grids.FromLevels("ays"), "levels must be a sequence of numbers"),
+        (lambda: SolverScheduler(DDPM).set_timesteps(timesteps=[1], sigmas=[1]), "not both"),
+        (lambda: SolverScheduler(DDPM).set_timesteps(5, mu=1.0), "mu=1.0 is a shift of flow matching's times"),
+        (lambda: SolverScheduler(DDPM).set_begin_index(1), "there is no run to begin"),
+        (lambda: from_diffusers(network, DDPM, time_scale=1.0), "time_scale=1.0 goes with flow matching"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=match):
+            make()
+
+
+def test_a_table_of_levels() -> None:
+    """Its entries at its own number of steps, log-linear between, and between the ends that are given."""
+    levels = [14.0, 6.0, 2.0, 0.5, 0.1]
+    rule = sg.grids.FromLevels([*levels, 0.0])
+    sde = sg.EDMSDE(0.01, 20.0)
+    torch.testing.assert_close(torch.tensor(rule(sde, 4).times), torch.tensor(levels))
+    halves = torch.tensor(rule(sde, 8).times, dtype=F64)
+    exact = torch.tensor(levels, dtype=F64)
+    torch.testing.assert_close(halves[1::2], (exact[1:] * exact[:-1]).sqrt())
+    inner = rule(sde, 3, t_start=6.0, t_end=0.5)
+    assert inner.times[0] == 6.0
+    assert inner.times[1] > 2.0 > inner.times[2] > inner.times[3] == 0.5
+    vp = sg.VPSDE()
+    at = torch.tensor(rule(vp, 4).times, dtype=F64)
+    torch.testing.assert_close((-vp.log_snr(at) / 2).exp(), exact, rtol=1e-6, atol=1e-9)
+
+
+def test_begin_later() -> None:
+    """A run from a later timestep is the run of the rest of its grid from data noised to there."""
+    score, sde = from_diffusers(network, DDPM)
+    scheduler = SolverScheduler(DDPM, "dpm++2m", grid="log-snr", seed=1)
+    scheduler.set_timesteps(8)
+    scheduler.set_begin_index(3)
+    assert scheduler.begin_index == 3
+    clean, z = noise(1, (3, 4)), noise(2, (3, 4))
+    x = x_t = scheduler.add_noise(clean, z, scheduler.timesteps[3:4].expand(3))
+    for t in scheduler.timesteps[3:]:
+        x = scheduler.step(network(x, t[None]), t, x).prev_sample
+    times = sg.grids.LogSNR()(sde, 7).times[3:]
+    expected = sg.sample(score, sde, x_T=x_t, solver="dpm++2m", grid=times).x
+    torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6)
+    alpha, sigma = (float(f(times[0])) for f in (sde.alpha, sde.sigma))
+    torch.testing.assert_close(x_t, alpha * clean + sigma * z, rtol=1e-12, atol=1e-12)
+    heun = SolverScheduler(DDPM, "heun")
+    heun.set_timesteps(9)
+    with pytest.raises(ValueError, match="whose steps begin at 0, 2, 4, 6, 8: take another strength"):
+        heun.set_begin_index(3)
+
+
+def test_scheduler_without_diffusers_is_plain() -> None:
+    """Pickled and copied as it is, made of a configuration; unit noise where asked."""
+    import pickle
+
+    scheduler = SolverScheduler(DDPM, "dpm++2m", unit_noise=True)
+    assert scheduler.init_noise_sigma == 1.0
+    for other in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler)), type(scheduler).from_config(DDPM)):
+        other.set_timesteps(5)
+        assert len(other.timesteps) == 5

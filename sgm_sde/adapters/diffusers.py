@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sgm_sde._checks import described, one_of, whole
+from sgm_sde._checks import described, number, one_of, whole
+from sgm_sde._shapes import expand
 from sgm_sde.adapters.networks import with_output
-from sgm_sde.processes import DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, presets
-from sgm_sde.scores.score import Score
-from sgm_sde.scores.time_labels import TimeLabel, ddpm, flow
+from sgm_sde.processes import EDMSDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, presets
+from sgm_sde.scores.score import Score, from_denoiser
+from sgm_sde.scores.time_labels import TimeLabel, ddpm, flow, noise_level
 
 PREDICTION_TYPES = {
     "epsilon": "noise", "sample": "data", "v_prediction": "velocity", "flow_prediction": "flow",
@@ -28,6 +30,8 @@ class Convention(NamedTuple):
         prediction: what the network predicts.
         time_label: what it expects as time.
         split: whether its output carries a variance in a second half of channels.
+        is_flow: whether it is flow matching.
+        n: number of timesteps of the training.
     """
 
     config: dict[str, Any]
@@ -35,13 +39,17 @@ class Convention(NamedTuple):
     prediction: str
     time_label: TimeLabel
     split: bool
+    is_flow: bool
+    n: int
+
+    def time_of(self, label: Tensor) -> Tensor:
+        """The times (B,) in float64 of timesteps (B,), as the network knows them."""
+        label = label.detach().to(device="cpu", dtype=torch.float64)
+        return label / self.n if self.is_flow else (label + 1) / self.n
 
     def output(self, out: Any, x: Tensor) -> Tensor:
         """The prediction (B, *) in what the model returned for x (B, *)."""
-        if not isinstance(out, Tensor):
-            out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
-        if not isinstance(out, Tensor):
-            raise TypeError(f"the model must return a tensor, a tuple or something with .sample, got {out!r}")
+        out = _first_tensor(out)
         return out[:, : x.shape[1]] if self.split and out.shape[1] == 2 * x.shape[1] else out
 
 
@@ -53,6 +61,9 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
     name = config.get("_class_name") or ("the configuration" if config is scheduler else type(scheduler).__name__)
     config = dict(config)
     n = whole("num_train_timesteps", config.get("num_train_timesteps", 1000))
+    if name != "the configuration":
+        config["_class_name"] = name
+    _refuse(name)
     flows = name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
     flows = flows or ("shift" in config and "beta_schedule" not in config)
     if flows:
@@ -60,15 +71,34 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
             raise ValueError("invert_sigmas=True, a time from noise to data, is not read here: use from_flow_matching")
         if integer:
             raise ValueError("integer=True goes with a table of times, and flow matching has none")
-        return Convention(config, RectifiedFlowSDE(T=0.999 if T is None else T), "flow", flow(n), False)
+        sde = RectifiedFlowSDE(T=0.999 if T is None else T)
+        return Convention(config, sde, "flow", flow(n), split=False, is_flow=True, n=n)
     if T is not None:
         raise ValueError(f"T={T} goes with flow matching; {name} starts at the end of its table")
     kind = config.get("prediction_type", "epsilon")
     one_of("prediction_type", kind, PREDICTION_TYPES)
     split = config.get("variance_type") in ("learned", "learned_range")
-    return Convention(
-        config, DiscreteVPSDE(_betas(name, config, n)), PREDICTION_TYPES[kind], ddpm(n, integer=integer), split
-    )
+    process = DiscreteVPSDE(_betas(name, config, n))
+    label = ddpm(n, integer=integer)
+    return Convention(config, process, PREDICTION_TYPES[kind], label, split, is_flow=False, n=n)
+
+
+INSTEAD = {
+    "EDM": "its coordinates are EDM's own: sample(*from_diffusers(model, scheduler)) reads it, a pipeline does not",
+    "ScoreSdeVe": "its networks are score_sde's: take from_score_sde(net, VESDE(...))",
+    "KarrasVe": "its networks know the noise level: take from_edm(net)",
+    "CMStochastic": "consistency models map to the data: take from_edm(net) and a solver of few steps",
+    "SCM": "its networks predict TrigFlow's velocity: take from_flow or from_velocity on a process of your own",
+    "VQDiffusion": "its states are discrete, and no process of real numbers is behind it",
+}
+
+
+def _refuse(name: str) -> None:
+    for start, instead in INSTEAD.items():
+        if name.startswith(start):
+            raise ValueError(f"{name}: {instead}")
+    if name.startswith("CosineDPMSolver"):
+        raise ValueError(f"{name}: {INSTEAD['EDM']}")
 
 
 def _betas(name: str, config: Mapping[str, Any], n: int) -> list[float]:
@@ -92,21 +122,96 @@ def _betas(name: str, config: Mapping[str, Any], n: int) -> list[float]:
         return torch.linspace(start, end, n, dtype=torch.float64, device="cpu").tolist()
     if schedule == "scaled_linear":
         return torch.linspace(start**0.5, end**0.5, n, dtype=torch.float64, device="cpu").square().tolist()
-    raise ValueError(f"beta_schedule must be linear, scaled_linear or squaredcos_cap_v2, got {described(schedule)}")
+    if schedule == "sigmoid":
+        steps = torch.linspace(-6, 6, n, dtype=torch.float64, device="cpu")
+        return (torch.sigmoid(steps) * (end - start) + start).tolist()
+    raise ValueError(
+        f"beta_schedule must be linear, scaled_linear, squaredcos_cap_v2 or sigmoid, got {described(schedule)}: "
+        f"give the table itself as trained_betas"
+    )
+
+
+class _Keyword(nn.Module):
+    """A module that takes its timestep by name, whatever stands second among its arguments."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, label: Tensor, **kwargs: Any) -> Any:
+        return self.model(x, timestep=label, **kwargs)
+
+
+class _EDMPreconditioned(nn.Module):
+    """The network inside of EDM's preconditioning, as diffusers' EDM schedulers have it, as D(x, sigma)."""
+
+    def __init__(
+        self, model: Callable[..., Any], sigma_data: float, sign: float, output: Callable[..., Tensor]
+    ) -> None:
+        super().__init__()
+        self.model, self.sigma_data, self.sign, self.output = model, sigma_data, sign, output
+
+    def forward(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+        level = expand(sigma.to(x.dtype), x)
+        total = (level**2 + self.sigma_data**2).sqrt()
+        F = self.output(self.model(x / total, sigma.log() / 4, **kwargs), x)
+        D = (self.sigma_data / total) ** 2 * x + self.sign * level * self.sigma_data / total * F
+        return D.to(x.dtype)
+
+
+def _by_keyword(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model with its timestep second, by name where another argument stands there."""
+    if not isinstance(model, nn.Module):
+        return model
+    names = list(inspect.signature(model.forward).parameters)
+    return _Keyword(model) if "timestep" in names[2:] else model
+
+
+def _edm(model: Callable[..., Any], name: str, config: Mapping[str, Any]) -> tuple[Score, LinearSDE]:
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "v_prediction") or name.startswith("Cosine"):
+        raise ValueError(f"{name} with prediction_type={kind!r}: give D(x, sigma) to from_edm")
+    sigma_min, sigma_max = float(config.get("sigma_min", 0.002)), float(config.get("sigma_max", 80.0))
+    sign = 1.0 if kind == "epsilon" else -1.0
+    sde = EDMSDE(sigma_min, sigma_max)
+    net = _EDMPreconditioned(_by_keyword(model), float(config.get("sigma_data", 0.5)), sign, _plain_output)
+    return from_denoiser(net, sde, time_label=noise_level(sde)), sde
+
+
+def _plain_output(out: Any, x: Tensor) -> Tensor:
+    return _first_tensor(out)
+
+
+def _first_tensor(out: Any) -> Tensor:
+    if not isinstance(out, Tensor):
+        out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"the model must return a tensor, a tuple or something with .sample, got {out!r}")
+    return out
 
 
 def from_diffusers(
-    model: Callable[..., Any], scheduler: Any, *, T: float | None = None, integer: bool = False
+    model: Callable[..., Any],
+    scheduler: Any,
+    *,
+    T: float | None = None,
+    integer: bool = False,
+    time_scale: float | None = None,
 ) -> tuple[Score, LinearSDE]:
     """A model of diffusers and the scheduler that it was trained with as a score on its process.
 
-    | configuration                                   | process                | label              |
-    |-------------------------------------------------|------------------------|--------------------|
-    | `beta_schedule` linear, scaled_linear, squaredcos_cap_v2; `trained_betas` | `DiscreteVPSDE` | N t - 1 |
-    | FlowMatch..., `prediction_type="flow_prediction"` | `RectifiedFlowSDE`   | N t                |
+    | configuration                                   | process                | label                  |
+    |-------------------------------------------------|------------------------|------------------------|
+    | `beta_schedule` linear, scaled_linear, squaredcos_cap_v2, sigmoid; `trained_betas` | `DiscreteVPSDE` | N t - 1 |
+    | FlowMatch..., `prediction_type="flow_prediction"` | `RectifiedFlowSDE`   | N t, t for Flux's kin  |
+    | EDMEuler, EDMDPMSolverMultistep                 | `EDMSDE`               | log(sigma) / 4         |
 
     Entry i of a table sits at t = (i + 1)/N. What the configuration says about sampling (`timestep_spacing`,
-    `clip_sample`, `shift`, ...) is not read: that is a matter of `grid=` and solver. Nothing is clipped.
+    `clip_sample`, `shift`, ...) is not read: that is a matter of `grid=` and solver, such as
+    `grids.Shifted(scheduler.config.shift)`. Nothing is clipped.
+
+    The time goes to `timestep` by name where another argument stands second, as in the transformers of Stable Diffusion
+    3, Flux and PixArt; their conditions are `model_kwargs`.
 
     Args:
         model: `model(x, timestep, **kwargs)`, such as a `UNet2DModel`; returns a tensor, a tuple, or an object with
@@ -114,6 +219,8 @@ def from_diffusers(
         scheduler: a scheduler of diffusers, or its configuration as a dictionary.
         T: where sampling starts, for flow matching; 0.999 if not given.
         integer: the nearest entry of the table as int64, for models that look their time up in an `nn.Embedding`.
+        time_scale: of flow matching: what the model expects at t = 1. If not given, 1 for the models whose class is
+            named after Flux, Chroma, LongCatImage or OvisImage, which multiply their time themselves, else N.
 
     Raises:
         TypeError: for a scheduler that is neither.
@@ -126,6 +233,24 @@ def from_diffusers(
         >>> sg.sample(score, sde, (2, 3, 8, 8), solver="ddim", nfe=10, seed=0)
         SampleResult(x=(2, 3, 8, 8) torch.float32, nfe=10, completed)
     """
+    config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
+    name = config.get("_class_name") if isinstance(config, Mapping) else None
+    if isinstance(config, Mapping) and (name or type(scheduler).__name__).startswith(("EDM", "CosineDPM")):
+        for option, value in {"T": T, "integer": integer or None, "time_scale": time_scale}.items():
+            if value is not None:
+                raise ValueError(f"{option}={value} does not go with EDM's schedulers, whose time is the noise level")
+        return _edm(model, name or type(scheduler).__name__, config)
+
     says = convention(scheduler, T, integer)
-    net = with_output(model, says.output)
+    if time_scale is not None and not says.is_flow:
+        raise ValueError(f"time_scale={time_scale} goes with flow matching; a table's entries have numbers")
+    if says.is_flow:
+        own = type(model).__name__.startswith(("Flux", "Chroma", "LongCatImage", "OvisImage"))
+        scale = (1.0 if own else float(says.n)) if time_scale is None else number("time_scale", time_scale, above=0)
+        says = says._replace(time_label=flow(scale))
+    sizes = getattr(model, "config", None)
+    channels, out = (getattr(sizes, key, None) for key in ("in_channels", "out_channels"))
+    if not says.is_flow and channels and out == 2 * channels:
+        says = says._replace(split=True)
+    net = with_output(_by_keyword(model), says.output)
     return Score(net, says.sde, says.prediction, time_label=says.time_label), says.sde

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,13 +34,24 @@ class _Changed(nn.Module):
         return self.change(self.model(x, label, **kwargs), x)
 
 
+@dataclass(frozen=True)
+class _ChangedFunction:
+    """A function with its output changed; it can be pickled where the two can."""
+
+    model: Callable[..., Any]
+    change: Callable[[Any, Tensor], Tensor]
+
+    def __call__(self, x: Tensor, label: Tensor, **kwargs: Any) -> Tensor:
+        return self.change(self.model(x, label, **kwargs), x)
+
+
 def with_output(model: Callable[..., Any], change: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
     """`model(x, label, **kwargs)` with its output given to `change(output, x)`; a module stays one."""
     if isinstance(model, nn.Module):
         return _Changed(model, change)
     if not callable(model):
         raise TypeError(f"the network must be callable, got {type(model).__name__}")
-    return lambda x, label, **kwargs: change(model(x, label, **kwargs), x)
+    return _ChangedFunction(model, change)
 
 
 def from_edm(denoiser: Callable[..., Tensor], sde: LinearSDE | None = None) -> tuple[Score, LinearSDE]:

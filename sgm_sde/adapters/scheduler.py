@@ -1,21 +1,28 @@
-"""Our solvers in the place of a diffusers scheduler: the run of a program, called back by a pipeline."""
+"""Our solvers in the place of a diffusers scheduler: a run driven from outside, by a pipeline."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import one_of
-from sgm_sde.adapters.diffusers import convention
-from sgm_sde.defaults import Setting
+from sgm_sde._checks import described, flag, one_of
+from sgm_sde._shapes import expand
+from sgm_sde._times import at_ends
+from sgm_sde.adapters.diffusers import Convention, convention
+from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.noise import Generators, Seeds
-from sgm_sde.grids import Grid, GridRule
+from sgm_sde.grids import Grid, GridRule, Shifted
+from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
 from sgm_sde.sampling import FINALS
 from sgm_sde.solvers import Solver, resolve
 from sgm_sde.stepping import Stepper, stepper
+
+OWN = "_sgm_sde"  # our options in a saved configuration; other schedulers leave private entries alone
 
 
 @dataclass(frozen=True)
@@ -48,14 +55,25 @@ class SolverScheduler:
 
     Between calls the state is kept in at least float32; where the pipeline changes it, its change counts.
 
+    With diffusers imported, what is made here is one of its schedulers, too: `save_pretrained`, `from_pretrained` and
+    `from_config` keep solver and grid, `compatibles` names what it can be swapped for, and pipelines load with it.
+    Copies and pickles of it go on where it stands, also in the middle of a run.
+
+    On flow matching the grid of a named solver is shifted as the configuration says (`shift`, or `mu` with
+    `use_dynamic_shifting`), unless another one is given.
+
     Args:
         scheduler: the scheduler that the network was trained with, or its configuration; see `from_diffusers`.
         solver: a name, a `Solver` or a `Setting`; that of `default_setting` if not given.
-        grid: a rule, its name, or times, which then decide the number of calls; as `sample` takes it.
+        grid: a rule, its name, or times, which then decide the number of calls; as `sample` takes it. `"scheduler"`
+            for the timesteps that the scheduler itself would take, with its spacing and shift.
         final: `"denoise"`, `"mean"` or `"none"`; as `sample` takes it.
         seed: of the solver's noise, as `sample` takes it. Without one it is drawn from the pipeline's generator.
-        T: where sampling starts, for flow matching.
+        T: where sampling starts, for flow matching. If not given, timesteps of the pipeline's own may start at 1 where
+            the solver's coefficients are finite there, and start at 0.999 else.
         integer: timesteps as int64, each the nearest of the table, for models that look them up in an `nn.Embedding`.
+        unit_noise: `init_noise_sigma` is 1, as in diffusers, and not the standard deviation of the process there, which
+            is less by what is left of the data: the same seed gives the same image as there.
 
     Raises:
         ValueError: for options out of range; at a step, if there is none left or its timestep is not the run's.
@@ -72,6 +90,10 @@ class SolverScheduler:
 
     order = 1
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> SolverScheduler:
+        """One of diffusers' schedulers where diffusers is imported."""
+        return object.__new__(_of_diffusers() if cls is SolverScheduler and "diffusers" in sys.modules else cls)
+
     def __init__(
         self,
         scheduler: Any,
@@ -82,55 +104,265 @@ class SolverScheduler:
         seed: Seeds = None,
         T: float | None = None,
         integer: bool = False,
+        unit_noise: bool = False,
     ) -> None:
         one_of("final", final, FINALS)
         self._says = convention(scheduler, T, integer)
-        self.config = Config(self._says.config)
-        self.config.setdefault("num_train_timesteps", 1000)
+        config = dict(self._says.config)
+        config.setdefault("num_train_timesteps", 1000)
         self.solver = solver if solver is None or isinstance(solver, Setting) else resolve(solver)
         if isinstance(solver, Setting) and grid is not None:
             raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
         self.grid, self.final, self.seed = grid, final, seed
+        self.T, self.integer, self.unit_noise = T, flag("integer", integer), flag("unit_noise", unit_noise)
+        self._keep_config(config)
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None
         self._start = self._says.sde.T  # the first time
+        self._sde: LinearSDE = self._says.sde  # on which the run is
         self._run: Stepper | None = None
+        self._begin: int | None = None
+        self._first = 0  # number of the timestep that the run begins at
+
+    def _keep_config(self, config: dict[str, Any]) -> None:
+        self.config = Config(config)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """The scheduler of a configuration, our own or another scheduler's, with some of its entries changed.
+
+        Args:
+            config: of any scheduler that `from_diffusers` reads, or that of a `SolverScheduler`.
+            return_unused_kwargs: whether to return a pair with a dictionary of what was not used: none, here.
+            kwargs: our options, or entries of the configuration.
+
+        Raises:
+            TypeError: for what is no configuration.
+        """
+        from sgm_sde.identity import from_spec
+
+        if not isinstance(config, Mapping):
+            raise TypeError(f"config must be a configuration as a dictionary, got {described(config)}")
+        known = dict(config)
+        own = dict(known.pop(OWN, None) or {})
+        if "trained_with" in own:
+            known["_class_name"] = own.pop("trained_with")
+        options = {name: from_spec(value) if isinstance(value, Mapping) else value for name, value in own.items()}
+        options |= {name: kwargs.pop(name) for name in list(kwargs) if name in OPTIONS}
+        made = cls(known | kwargs, **options)
+        return (made, {}) if return_unused_kwargs else made
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """The scheduler in a folder that `save_pretrained` wrote, its own or another scheduler's; with diffusers."""
+        return _of_diffusers().from_pretrained(*args, **kwargs)
 
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the noise that sampling starts from, at the first time of a run that is prepared."""
-        return float(self._says.sde.prior_transform(torch.ones(()), self._start))
+        if self.unit_noise or self._says.is_flow:  # pipelines of flow matching start from noise as it is
+            return 1.0
+        return float(self._sde.prior_transform(torch.ones(()), self._start))
+
+    @property
+    def begin_index(self) -> int | None:
+        """Number of the timestep at which the run begins, if it was set."""
+        return self._begin
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin at a later timestep, with noised data: what image-to-image pipelines do.
+
+        Raises:
+            ValueError: unless a step of the solver begins there.
+        """
+        run = self._run
+        if run is None:
+            raise ValueError("there is no run to begin: call set_timesteps()")
+        begin_index = int(begin_index)
+        if run.taken:
+            raise ValueError(f"{run.taken} of the run's network calls are made: call set_timesteps() first")
+        if begin_index != self._first:
+            if self._first:
+                raise ValueError(f"the run begins at timestep {self._first} already: call set_timesteps() first")
+            self._run = self._from(run, begin_index)
+        self._begin = self._first = begin_index
+
+    def _from(self, run: Stepper, index: int) -> Stepper:
+        """The run on what is left of its grid from one of its calls on."""
+        starts = run.begins
+        if index in starts:
+            rest = [t for t in run.program.times if t <= run.times[index]]
+            solver = self._solver.solver if isinstance(self._solver, Setting) else self._solver
+            later = self._stepper(solver, self._sde, rest)
+            if later.times == run.times[index:]:
+                return later
+        raise ValueError(
+            f"timestep {index} of {len(run.times)} lies within a step of {run.program.name}, whose steps begin at "
+            f"{', '.join(map(str, starts[:6]))}{', ...' if len(starts) > 6 else ''}: take another strength or number "
+            f"of steps, or a solver of one call a step"
+        )
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state as it is: it has the scale that the network knows."""
         return sample
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: torch.device | str | None = None) -> None:
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        r"""The data noised to timesteps: $\alpha_t x_0 + \sigma_t\epsilon$.
+
+        Args:
+            original_samples: the data (B, *).
+            noise: standard normal noise (B, *).
+            timesteps: what the network expects as its time there, (B,), (1,) or ().
+
+        Returns:
+            the states (B, *).
+        """
+        t = self._times_of(torch.as_tensor(timesteps).reshape(-1))
+        alpha, sigma = (f(t).to(original_samples.device) for f in (self._sde.alpha, self._sde.sigma))
+        like = original_samples
+        clean, noisy = (expand(c.expand(len(like)), like.double()) for c in (alpha, sigma))
+        return (clean * like.double() + noisy * noise.double()).to(like.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor | float, noise: Tensor | None = None) -> Tensor:
+        """The same with the arguments as schedulers of flow matching take them."""
+        if noise is None:
+            raise ValueError("scale_noise needs the noise: scale_noise(sample, timestep, noise)")
+        return self.add_noise(sample, noise, torch.as_tensor(timestep))
+
+    def _times_of(self, labels: Tensor) -> Tensor:
+        """The times (B,) in float64 of timesteps (B,): the run's own where they are among them."""
+        times = self._says.time_of(labels)
+        if self._run is None or not len(self.timesteps):
+            return times
+        known = self.timesteps.to(device="cpu", dtype=torch.float64)
+        own = torch.tensor(self._all_times, dtype=torch.float64)
+        found = (labels.detach().to(known)[:, None] - known).abs()
+        nearest = found.argmin(1)
+        near = found.gather(1, nearest[:, None])[:, 0] <= 1e-6 * known.abs().max()
+        return torch.where(near, own[nearest], times)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
         """Prepare a run of at most that many network calls; `timesteps` has what the network expects at each.
+
+        Args:
+            num_inference_steps: the number of calls.
+            device: of `timesteps`.
+            timesteps: where to call the network, instead of a number, as it knows its time.
+            sigmas: the same as noise levels, sigma / alpha, of which a final 0 is the data; of flow matching, as the
+                unshifted times. If the scheduler was made with a grid, only their number counts.
+            mu: of the resolution, for flow matching; used where the configuration says `use_dynamic_shifting`, as in
+                diffusers, whose pipelines pass it in any case.
 
         Raises:
             ValueError: for too few calls, another number than a grid of given times takes, or solvers that a pipeline
                 cannot run.
         """
-        given = self.grid is not None and not isinstance(self.grid, GridRule | str)
-        run = stepper(
-            self.solver,
-            self._says.sde,
-            self.grid,
+        if timesteps is not None and sigmas is not None:
+            raise ValueError("give timesteps= or sigmas=, not both")
+        says = self._says
+        dynamic = bool(says.config.get("use_dynamic_shifting"))
+        if mu is not None and not says.is_flow:
+            raise ValueError(f"mu={mu} is a shift of flow matching's times, and this is {says.sde!r}")
+        if dynamic and mu is None and self.grid is None and timesteps is None:
+            raise ValueError("the configuration has use_dynamic_shifting=True: pass mu=, as a pipeline does")
+        given = timesteps if timesteps is not None else sigmas
+        asked = num_inference_steps
+        if given is not None:
+            num_inference_steps = len(given) - (sigmas is not None and len(given) > 1 and float(given[-1]) == 0)
+
+        grid: Any = self.grid
+        setting = default_setting(says.sde, num_inference_steps) if self.solver is None else self.solver
+        self._solver = setting
+        sde = says.sde
+        if grid == "scheduler" or (grid is None and given is not None):
+            # Times of a setting's own grid make room for those that are given.
+            self._solver = setting.solver if isinstance(setting, Setting) else setting
+            labels = timesteps
+            if given is None:
+                labels = _own_timesteps(says, num_inference_steps, mu)
+            times = self._given_times(labels, sigmas, mu)
+            run, sde = self._at_given(times)
+        else:
+            shifted = self._shifted(mu) if grid is None and says.is_flow else None
+            if shifted is not None:
+                grid = shifted
+                self._solver = setting.solver if isinstance(setting, Setting) else setting
+            rule = grid is None or isinstance(grid, GridRule | str)
+            run = self._stepper(self._solver, sde, grid, num_inference_steps if rule else None)
+            if not rule and asked not in (None, len(run.times)) and given is None:
+                raise ValueError(
+                    f"the given grid takes {len(run.times)} network calls, got num_inference_steps={asked}"
+                )
+        if not run.starts_at_x:
+            raise ValueError(f"{run.program.name} calls the network first at a state of its own: use sample()")
+        self._run, self._sde, self._start = run, sde, run.program.times[0]
+        self._begin, self._first, self._all_times = None, 0, run.times
+        label = says.time_label(torch.tensor(run.times, dtype=torch.float64))
+        self.timesteps = label.to(device=device, dtype=torch.float32 if label.is_floating_point() else label.dtype)
+        self.num_inference_steps = len(run.times)
+
+    def _stepper(self, solver: Any, sde: LinearSDE, grid: Any, nfe: int | None = None) -> Stepper:
+        whole = isinstance(grid, GridRule | str | None) and self._says.is_flow
+        return stepper(
+            solver,
+            sde,
+            grid,
             prediction=self._says.prediction,
-            nfe=None if given else num_inference_steps,
+            nfe=nfe,
+            # Pipelines of flow matching start from noise alone, whatever the grid.
+            t_start=sde.T if whole else None,
             final=self.final,
             seed=self.seed,
         )
-        if not run.starts_at_x:
-            raise ValueError(f"{run.program.name} calls the network first at a state of its own: use sample()")
-        called = run.times
-        if given and num_inference_steps not in (None, len(called)):
-            raise ValueError(f"the given grid takes {len(called)} network calls, got {num_inference_steps=}")
-        self._start, self._run = run.program.times[0], run
-        labels = self._says.time_label(torch.tensor(called, dtype=torch.float64))
-        self.timesteps = labels.to(device=device, dtype=torch.float32 if labels.is_floating_point() else labels.dtype)
-        self.num_inference_steps = len(called)
+
+    def _shifted(self, mu: float | None) -> Shifted | None:
+        """The grid that the configuration of a flow matching asks for, if any."""
+        config = self._says.config
+        if mu is not None and config.get("use_dynamic_shifting"):
+            if config.get("time_shift_type", "exponential") == "linear":
+                return Shifted(mu)
+            return Shifted.of_resolution(mu)
+        shift = float(config.get("shift") or 1.0)
+        return None if shift == 1 or self.solver is None else Shifted(shift)
+
+    def _given_times(
+        self, labels: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
+    ) -> list[float]:
+        """Times of given timesteps or noise levels."""
+        says = self._says
+        if labels is not None:
+            return [float(t) for t in says.time_of(torch.as_tensor(labels, dtype=torch.float64).reshape(-1))]
+        levels = torch.as_tensor(sigmas, dtype=torch.float64).reshape(-1)
+        if len(levels) > 1 and float(levels[-1]) == 0:
+            levels = levels[:-1]
+        if not says.is_flow:
+            sde = says.sde
+            lowest = float(sde.log_snr(sde.T))
+            return [float(sde.time(t)) for t in (-2 * levels.log()).clamp(min=lowest)]
+        shift = self._shifted(mu)
+        factor = 1.0 if shift is None else shift.shift
+        if shift is None and self.solver is None:
+            factor = float(says.config.get("shift") or 1.0)
+        return [float(t) for t in factor * levels / (1 + (factor - 1) * levels)]
+
+    def _at_given(self, times: list[float]) -> tuple[Stepper, LinearSDE]:
+        """The run at given times, on flow matching from t = 1 where that can be."""
+        sde = self._says.sde
+        if self._says.is_flow and self.T is None and times[0] > sde.T:
+            pure = RectifiedFlowSDE(T=1.0, eps=min(1e-3, times[-1]))
+            try:
+                return self._stepper(self._solver, pure, [min(times[0], 1.0), *times[1:]]), pure
+            except ValueError:  # coefficients that are not finite at t = 1
+                pass
+        first = sde.T if times[0] > sde.T else at_ends(sde, times[0])
+        return self._stepper(self._solver, sde, [first, *times[1:]]), sde
 
     def step(
         self,
@@ -161,9 +393,10 @@ class SolverScheduler:
         run = self._run
         if run is None or run.taken >= len(run.times):
             raise ValueError(f"the run's {len(self.timesteps)} network calls are made: call set_timesteps()")
-        expected = self.timesteps[run.taken]
-        if not (isinstance(timestep, Tensor) and timestep.is_cuda) and float(timestep) != float(expected):
-            raise ValueError(f"step {run.taken} of the run is at timestep {float(expected)}, got {float(timestep)}")
+        call = self._first + run.taken
+        on_device = isinstance(timestep, Tensor) and timestep.device.type != "cpu"  # reading it would wait for it
+        if not on_device and float(timestep) != float(expected := self.timesteps[call]):
+            raise ValueError(f"step {call} of the run is at timestep {float(expected)}, got {float(timestep)}")
         if not run.taken:
             run.start(sample, generator)
         given = run.step(self._says.output(model_output, sample), run.times[run.taken], sample)
@@ -171,3 +404,41 @@ class SolverScheduler:
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
+
+
+OPTIONS = ("solver", "grid", "final", "seed", "T", "integer", "unit_noise")
+
+
+def options_as_json(scheduler: SolverScheduler) -> dict[str, Any]:
+    """Our options as JSON values, those that differ from the defaults."""
+    from sgm_sde.identity import spec
+
+    defaults: dict[str, Any] = {"solver": None, "grid": None, "final": "denoise", "seed": None, "T": None}
+    defaults |= {"integer": False, "unit_noise": False}
+    values = {name: getattr(scheduler, name) for name in OPTIONS}
+    return {name: spec(value) for name, value in values.items() if value is not defaults[name]}
+
+
+def _own_timesteps(says: Convention, n: int | None, mu: float | None) -> list[float]:
+    """The timesteps that the scheduler of a configuration takes itself."""
+    try:
+        import diffusers
+    except ImportError as error:
+        raise ImportError('grid="scheduler" asks the scheduler itself: pip install diffusers') from error
+
+    name = says.config.get("_class_name")
+    kind: Any = getattr(diffusers, str(name), None)
+    if kind is None:
+        raise ValueError(f'grid="scheduler" needs one of diffusers\' schedulers, got a configuration of {name!r}')
+    theirs = kind.from_config({key: value for key, value in says.config.items() if key != OWN})
+    theirs.set_timesteps(n, **({} if mu is None else {"mu": mu}))
+    levels = dict.fromkeys(theirs.timesteps.double().tolist())  # schedulers of several stages name them twice
+    return sorted(levels, reverse=True)
+
+
+def _of_diffusers() -> Any:
+    try:
+        from sgm_sde.adapters import diffusers_scheduler
+    except ImportError as error:
+        raise ImportError("this is done by diffusers: pip install diffusers") from error
+    return diffusers_scheduler.SolverScheduler

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,12 +54,12 @@ def ddpm(n: int | DiscreteVPSDE = 1000, *, integer: bool = False) -> TimeLabel:
         tensor([  0,  10, 999])
     """
     size = whole("n", len(n.betas) if hasattr(n, "betas") else n)
-    return lambda t: (size * t - 1).round().clamp(0, size - 1).long() if integer else size * t - 1
+    return partial(_index, size=size, integer=integer)
 
 
 def score_sde_vp() -> TimeLabel:
     """999 t (Song et al., 2021, arXiv:2011.13456; VP and sub-VP)."""
-    return lambda t: 999 * t
+    return partial(_scaled, scale=999)
 
 
 def score_sde_ve(sde: LinearSDE) -> TimeLabel:
@@ -113,24 +114,51 @@ def score_sde_ve_discrete(sde: LinearSDE, levels: int | None = None) -> TimeLabe
 
 def noise_level(sde: LinearSDE) -> TimeLabel:
     """sigma / alpha, which EDM's preconditioned networks take (Karras et al., 2022, arXiv:2206.00364)."""
-    return lambda t: (-sde.log_snr(t) / 2).exp()
+    return partial(_level, sde=sde)
 
 
 def edm_c_noise(sde: LinearSDE) -> TimeLabel:
     """log(sigma / alpha) / 4, what the network inside EDM's preconditioning sees."""
-    return lambda t: -sde.log_snr(t) / 8
+    return partial(_c_noise, sde=sde)
 
 
 def flow(scale: float = 1.0) -> TimeLabel:
     """scale * t, with t = 0 the data (Liu et al., 2022, arXiv:2209.03003)."""
-    return lambda t: scale * t
+    return partial(_scaled, scale=scale)
 
 
 def flow_from_noise(scale: float = 1.0) -> TimeLabel:
     """scale * (1 - t), for networks whose time runs from noise to data (Lipman et al., 2022, arXiv:2210.02747)."""
-    return lambda t: scale * (1 - t)
+    return partial(_scaled_from_noise, scale=scale)
 
 
 def integer_table(times: Tensor) -> TimeLabel:
     """Index of the nearest entry of a table of times, int64."""
-    return lambda t: (t[..., None] - times.to(t)).abs().argmin(-1).to(torch.int64)
+    return partial(_nearest, times=times)
+
+
+# Functions of the module, which can be pickled, as closures cannot.
+
+
+def _index(t: Tensor, size: int, integer: bool) -> Tensor:
+    return (size * t - 1).round().clamp(0, size - 1).long() if integer else size * t - 1
+
+
+def _scaled(t: Tensor, scale: float) -> Tensor:
+    return scale * t
+
+
+def _scaled_from_noise(t: Tensor, scale: float) -> Tensor:
+    return scale * (1 - t)
+
+
+def _level(t: Tensor, sde: LinearSDE) -> Tensor:
+    return (-sde.log_snr(t) / 2).exp()
+
+
+def _c_noise(t: Tensor, sde: LinearSDE) -> Tensor:
+    return -sde.log_snr(t) / 8
+
+
+def _nearest(t: Tensor, times: Tensor) -> Tensor:
+    return (t[..., None] - times.to(t)).abs().argmin(-1).to(torch.int64)
