@@ -147,7 +147,9 @@ class SolverScheduler:
         own = dict(known.pop(OWN, None) or {})
         if "trained_with" in own:
             known["_class_name"] = own.pop("trained_with")
-        options = {name: from_spec(value) if isinstance(value, Mapping) else value for name, value in own.items()}
+        options: dict[str, Any] = {
+            name: from_spec(value) if isinstance(value, Mapping) else value for name, value in own.items()
+        }
         options |= {name: kwargs.pop(name) for name in list(kwargs) if name in OPTIONS}
         made = cls(known | kwargs, **options)
         return (made, {}) if return_unused_kwargs else made
