@@ -13,9 +13,9 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.adapters.k_diffusion import SamplingFunction, sampler
-from sgm_sde.solvers import resolve
+from sgm_sde.solvers.base import REGISTRY, resolve
 
-SOLVERS = sorted(sg.solvers())
+SOLVERS = sorted(REGISTRY)
 RULES = ["karras", "log-snr"]
 
 
