@@ -4,13 +4,17 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: beds bench bench-accuracy bench-cld bench-independence bench-inverse bench-law bench-likelihood bench-overhead bench-peers bench-quality clean demo lint mutation test test-clients test-slow
+.PHONY: beds bench bench-accuracy bench-cld bench-independence bench-inverse bench-law bench-likelihood bench-overhead bench-peers bench-quality clean demo docs lint mutation notebooks test test-clients test-fast test-slow
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
 
 test: $(STAMP)
 	$(PY) -m pytest -m "not slow" -n auto
+
+# The inner loop: values, processes, engine and the interface.
+test-fast: $(STAMP)
+	$(PY) -m pytest -m "not slow" -n auto tests/test_values.py tests/test_processes.py tests/test_engine.py tests/test_interface.py
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow -n auto
@@ -26,6 +30,17 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# The site, in site/; every public name must be on a page of the reference.
+docs: $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	$(PY) tools/api_pages.py --check
+	$(VENV)/bin/zensical build --clean --strict
+
+# The notebooks, run, and their pages.
+notebooks: $(STAMP)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt nbclient nbconvert ipykernel
+	$(PY) tools/notebooks.py
 
 bench: bench-accuracy
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 import sgm_sde as sg
 
 ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -39,3 +43,25 @@ def test_every_solver_is_in_the_table_of_orders() -> None:
     for name, solver in sg.solvers().fixed.items():
         row = f"| `{name}` | {solver.nfe_per_step} | {solver.order or '-'} | {solver.weak_order or '-'} |"
         assert row in text, f"run python benchmarks/orders.py: {row}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell of a notebook, in order; what they draw is thrown away."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(plt, "show", lambda: plt.close("all"))
+    cells = json.loads(path.read_text())["cells"]
+    namespace: dict[str, object] = {"__name__": path.stem}
+    monkeypatch.setitem(sys.modules, path.stem, type(sys)(path.stem))  # where its dataclasses look their module up
+    with contextlib.redirect_stdout(io.StringIO()):
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), namespace)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """docs/api is what tools/api_pages.py writes, and has every name of the face."""
+    command = [sys.executable, str(ROOT / "tools" / "api_pages.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr

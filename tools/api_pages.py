@@ -1,0 +1,119 @@
+"""The pages of the API reference, from the public names of the package.
+
+    python tools/api_pages.py [--check]
+
+Writes docs/api/*.md: a page a subject, with what each public module defines. `--check` writes nothing and ends with 1 if a
+page is not what it would write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+
+PAGES = Path(__file__).parent.parent / "docs" / "api"
+# Page, title, what it is about, public modules.
+SUBJECTS: list[tuple[str, str, str, list[str]]] = [
+    (
+        "sampling",
+        "Sampling",
+        "From a score and a process to samples: the call, its result, and which solver and grid it uses.",
+        ["sgm_sde.sampling", "sgm_sde.options", "sgm_sde.results", "sgm_sde.defaults", "sgm_sde.pilot", "sgm_sde.calibration", "sgm_sde.diagnosis"],
+    ),
+    ("processes", "Processes", "Forward SDEs with their marginal kernels, and the reverse-time SDE.",
+     ["sgm_sde.processes", "sgm_sde.processes.presets", "sgm_sde.engine.reverse"]),
+    ("scores", "Scores", "What makes a score of a network, and the exact scores of known data.",
+     ["sgm_sde.scores", "sgm_sde.scores.oracles", "sgm_sde.scores.time_labels"]),
+    ("guidance", "Guidance", "Scores that wrap scores.", ["sgm_sde.scores.guidance"]),
+    ("solvers", "Solvers", "Solvers, correctors and wrappers; every one compiles into a program.",
+     ["sgm_sde.solvers", "sgm_sde.engine.program"]),
+    ("grids", "Grids", "Where a solver evaluates the network.", ["sgm_sde.grids"]),
+    ("likelihood", "Likelihoods", "Densities, bits/dim, bounds and codes.",
+     ["sgm_sde.likelihood", "sgm_sde.likelihood.joint", "sgm_sde.latent"]),
+    ("inverse", "Inverse problems", "Operators, and scores of posteriors.", ["sgm_sde.inverse"]),
+    ("adapters", "Adapters", "Networks and pipelines of other libraries, and our solvers in theirs.",
+     ["sgm_sde.adapters", "sgm_sde.stepping"]),
+    ("training", "Training", "Losses, distributions of the training time, averages, and small networks.",
+     ["sgm_sde.training", "sgm_sde.nn"]),
+    ("evaluation", "Evaluation", "Distances between samples and data, and quality against network calls.",
+     ["sgm_sde.metrics", "sgm_sde.bench"]),
+    ("runs", "Runs and models", "Runs over many processes, their folders, and models that ship.",
+     ["sgm_sde.distributed", "sgm_sde.store", "sgm_sde.identity", "sgm_sde.models", "sgm_sde.pictures"]),
+    ("testing", "Testing", "Checks for processes and solvers of your own.", ["sgm_sde.testing"]),
+]  # fmt: skip
+
+
+def public(module: ModuleType) -> list[str]:
+    """Full names of the documented classes and functions that a module exports, where they are defined."""
+    names = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
+    found = []
+    for name in names:
+        value = getattr(module, name)
+        home = getattr(value, "__module__", "") or ""
+        defined_here = home == module.__name__ or home.startswith(module.__name__ + ".")
+        if (inspect.isclass(value) or inspect.isfunction(value)) and defined_here and value.__doc__:
+            found.append(f"{home}.{value.__qualname__}")
+    return sorted(set(found), key=lambda path: path.rsplit(".", 1)[1].lower())
+
+
+def exported() -> list[str]:
+    """The same of the package's own face, wherever it is defined."""
+    import sgm_sde
+
+    values = [getattr(sgm_sde, name) for name in sgm_sde.__all__]
+    return [f"{v.__module__}.{v.__qualname__}" for v in values if inspect.isclass(v) or inspect.isfunction(v)]
+
+
+def pages() -> dict[str, str]:
+    """Text of each page by its name."""
+    texts, contents = {}, []
+    for page, title, about, modules in SUBJECTS:
+        paths: list[str] = []
+        for module in modules:
+            try:
+                paths += public(importlib.import_module(module))
+            except ModuleNotFoundError as error:
+                if error.name != module:
+                    raise
+        paths = list(dict.fromkeys(paths))
+        texts[f"{page}.md"] = f"# {title}\n\n{about}\n\n" + "\n\n".join(f"::: {path}" for path in paths) + "\n"
+        contents.append(f"- [{title}]({page}.md): {about[0].lower()}{about[1:]}")
+    texts["index.md"] = (
+        "# API reference\n\nEvery public name, with its formula, shapes, units, source and a short example.\n\n"
+        + "\n".join(contents)
+        + "\n"
+    )
+    return texts
+
+
+def missing() -> list[str]:
+    """What the package exports at the top and no page has."""
+    everything = "\n".join(pages().values()).splitlines()
+    return [path for path in exported() if f"::: {path}" not in everything]
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if a page is stale")
+    args = parser.parse_args()
+    for path in missing():
+        print(f"on no page: {path}", file=sys.stderr)
+    stale = []
+    for name, text in pages().items():
+        page = PAGES / name
+        if not page.exists() or page.read_text() != text:
+            stale.append(name)
+            if not args.check:
+                PAGES.mkdir(exist_ok=True)
+                page.write_text(text)
+    print(f"{len(stale)} pages {'stale: ' + ', '.join(stale) if args.check and stale else 'written'}")
+    return int(bool(missing() or (args.check and stale)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
