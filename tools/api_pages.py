@@ -2,8 +2,8 @@
 
     python tools/api_pages.py [--check]
 
-Writes docs/api/*.md: a page a subject, with what each public module defines. `--check` writes nothing and ends with 1 if a
-page is not what it would write.
+Writes docs/api/*.md: a page for each subject, with what its public modules define. `--check` writes nothing and ends
+with 1 if a page is not what it would write.
 """
 
 from __future__ import annotations
@@ -12,39 +12,83 @@ import argparse
 import importlib
 import inspect
 import sys
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 PAGES = Path(__file__).parent.parent / "docs" / "api"
-# Page, title, what it is about, public modules.
-SUBJECTS: list[tuple[str, str, str, list[str]]] = [
-    (
+
+
+class Subject(NamedTuple):
+    """A page of the reference."""
+
+    page: str
+    title: str
+    about: str
+    modules: tuple[str, ...]
+
+
+SUBJECTS = (
+    Subject(
         "sampling",
         "Sampling",
         "From a score and a process to samples: the call, its result, and which solver and grid it uses.",
-        ["sgm_sde.sampling", "sgm_sde.options", "sgm_sde.results", "sgm_sde.defaults", "sgm_sde.pilot", "sgm_sde.calibration", "sgm_sde.diagnosis"],
+        ("sampling", "options", "results", "defaults", "pilot", "calibration", "diagnosis"),
     ),
-    ("processes", "Processes", "Forward SDEs with their marginal kernels, and the reverse-time SDE.",
-     ["sgm_sde.processes", "sgm_sde.processes.presets", "sgm_sde.engine.reverse"]),
-    ("scores", "Scores", "What makes a score of a network, and the exact scores of known data.",
-     ["sgm_sde.scores", "sgm_sde.scores.oracles", "sgm_sde.scores.time_labels"]),
-    ("guidance", "Guidance", "Scores that wrap scores.", ["sgm_sde.scores.guidance"]),
-    ("solvers", "Solvers", "Solvers, correctors and wrappers; every one compiles into a program.",
-     ["sgm_sde.solvers", "sgm_sde.engine.program"]),
-    ("grids", "Grids", "Where a solver evaluates the network.", ["sgm_sde.grids"]),
-    ("likelihood", "Likelihoods", "Densities, bits/dim, bounds and codes.",
-     ["sgm_sde.likelihood", "sgm_sde.likelihood.joint", "sgm_sde.latent"]),
-    ("inverse", "Inverse problems", "Operators, and scores of posteriors.", ["sgm_sde.inverse"]),
-    ("adapters", "Adapters", "Networks and pipelines of other libraries, and our solvers in theirs.",
-     ["sgm_sde.adapters", "sgm_sde.stepping"]),
-    ("training", "Training", "Losses, distributions of the training time, averages, and small networks.",
-     ["sgm_sde.training", "sgm_sde.nn"]),
-    ("evaluation", "Evaluation", "Distances between samples and data, and quality against network calls.",
-     ["sgm_sde.metrics", "sgm_sde.bench"]),
-    ("runs", "Runs and models", "Runs over many processes, their folders, and models that ship.",
-     ["sgm_sde.distributed", "sgm_sde.store", "sgm_sde.identity", "sgm_sde.models", "sgm_sde.pictures"]),
-    ("testing", "Testing", "Checks for processes and solvers of your own.", ["sgm_sde.testing"]),
-]  # fmt: skip
+    Subject(
+        "processes",
+        "Processes",
+        "Forward SDEs with their marginal kernels, and the reverse-time SDE.",
+        ("processes", "processes.presets", "engine.reverse"),
+    ),
+    Subject(
+        "scores",
+        "Scores",
+        "What makes a score of a network, and the exact scores of known data.",
+        ("scores", "scores.oracles", "scores.time_labels"),
+    ),
+    Subject("guidance", "Guidance", "Scores that wrap scores.", ("scores.guidance",)),
+    Subject(
+        "solvers",
+        "Solvers",
+        "Solvers, correctors and wrappers; every one compiles into a program.",
+        ("solvers", "engine.program"),
+    ),
+    Subject("grids", "Grids", "Where a solver evaluates the network.", ("grids",)),
+    Subject(
+        "likelihood",
+        "Likelihoods",
+        "Densities, bits/dim, bounds and codes.",
+        ("likelihood", "likelihood.joint", "latent"),
+    ),
+    Subject("inverse", "Inverse problems", "Operators, and scores of posteriors.", ("inverse",)),
+    Subject(
+        "adapters",
+        "Adapters",
+        "Networks and pipelines of other libraries, and our solvers in theirs.",
+        ("adapters", "stepping"),
+    ),
+    Subject(
+        "training",
+        "Training",
+        "Losses, distributions of the training time, averages, and small networks.",
+        ("training", "nn"),
+    ),
+    Subject(
+        "evaluation",
+        "Evaluation",
+        "Distances between samples and data, and quality against network calls.",
+        ("metrics", "bench"),
+    ),
+    Subject(
+        "runs",
+        "Runs and models",
+        "Runs over many processes, their folders, and models that ship.",
+        ("distributed", "store", "identity", "models", "pictures"),
+    ),
+    Subject("testing", "Testing", "Checks for processes and solvers of your own.", ("testing",)),
+)
 
 
 def public(module: ModuleType) -> list[str]:
@@ -71,17 +115,12 @@ def exported() -> list[str]:
 def pages() -> dict[str, str]:
     """Text of each page by its name."""
     texts, contents = {}, []
-    for page, title, about, modules in SUBJECTS:
-        paths: list[str] = []
-        for module in modules:
-            try:
-                paths += public(importlib.import_module(module))
-            except ModuleNotFoundError as error:
-                if error.name != module:
-                    raise
-        paths = list(dict.fromkeys(paths))
-        texts[f"{page}.md"] = f"# {title}\n\n{about}\n\n" + "\n\n".join(f"::: {path}" for path in paths) + "\n"
-        contents.append(f"- [{title}]({page}.md): {about[0].lower()}{about[1:]}")
+    for subject in SUBJECTS:
+        paths = list(dict.fromkeys(chain(*(public(importlib.import_module(f"sgm_sde.{m}")) for m in subject.modules))))
+        entries = "\n\n".join(f"::: {path}" for path in paths)
+        texts[f"{subject.page}.md"] = f"# {subject.title}\n\n{subject.about}\n\n{entries}\n"
+        about = subject.about[0].lower() + subject.about[1:]
+        contents.append(f"- [{subject.title}]({subject.page}.md): {about}")
     texts["index.md"] = (
         "# API reference\n\nEvery public name, with its formula, shapes, units, source and a short example.\n\n"
         + "\n".join(contents)

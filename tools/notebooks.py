@@ -2,8 +2,8 @@
 
     python tools/notebooks.py [NAME ...]
 
-Runs docs/notebooks/*.ipynb from top to bottom, stores their outputs, and writes each as docs/notebooks/NAME.md with its pictures.
-The tests run the same cells.
+Runs docs/notebooks/*.ipynb from top to bottom, stores their outputs, and writes each as docs/notebooks/NAME.md with its
+pictures. The tests run the same cells.
 """
 
 from __future__ import annotations
