@@ -33,16 +33,24 @@ from torch import Tensor
 import sgm_sde as sg
 from benchmarks import beds
 from benchmarks.beds import Bed
+from benchmarks.defaults import frozen, geometric
 from benchmarks.pilots import kwargs_for
+from sgm_sde.bench import SHIPPED, black_white
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.grids import GridRule
+from sgm_sde.metrics import gaussian_frechet
+from sgm_sde.metrics.features import load_extractor, to_uint8
+from sgm_sde.metrics.frechet import moments
+from sgm_sde.metrics.reference import load_reference
+from sgm_sde.pilot import REFERENCE
 
 BUDGETS = (4, 5, 6, 8, 10, 12)
 NOISES = 64
 HELD_OUT = 64
 SEED = 1
+DPMPP2M = sg.Setting("dpm++2m", "karras")
 MULTISTEP = ("ipndm3", "dpm++2m", "unipc3")
 CACHE = beds.CACHE / "calibrated"
 
@@ -141,6 +149,7 @@ def measure(bed: Bed, budgets: Sequence[int], noises: int = NOISES, peers: bool 
         change = ours - shelf
         rows[n] = {
             "error": float(ours.mean().sqrt()), "pilot": float(shelf.mean().sqrt()), "gits": gits,
+            "all": {e.name: float(squares(bed, e.setting, n).mean().sqrt()) for e in reversed(one.errors)},
             "median": float(ours.sqrt().median()), "change": float(change.mean()),
             "change_stderr": float(change.std()) / math.sqrt(len(change)), "taken": one.errors[0].name,
             "held_out": {e.name: [e.rmse, e.stderr, e.median, e.worst] for e in reversed(one.errors)},
@@ -169,10 +178,151 @@ def keep(bed: Bed, noises: int, budgets: Sequence[int], peers: bool = True) -> N
     sys.stdout.flush()
 
 
+def frechet(name: str, n: int, noises: int, budgets: Sequence[int], limit: float | None) -> None:
+    """Frechet distances of a shipped network's samples to data, and to the samples of its exact flow."""
+    model = sg.load_model(name)
+    extractor = load_extractor(SHIPPED[name][0], model.shape, device="cpu")
+    levels = black_white(model)
+    real = load_reference(SHIPPED[name][1], extractor, model.shape, levels)
+
+    def features(x: Tensor) -> Tensor:
+        return extractor(to_uint8(x, levels) if levels is not None else x)
+
+    labels = torch.arange(max(n, noises)) % 10
+    # Interrupted, it goes on with what is in the folder.
+    found = sg.calibrate(
+        model.score, model.sde, (noises, *model.shape), nfe=budgets, held_out=HELD_OUT, seed=SEED,
+        model_kwargs={"y": sg.PerSample(labels[:noises])}, time_limit=limit, checkpoint=CACHE / f"{name}-{noises}",
+    )  # fmt: skip
+    found.save(CACHE / f"{name}.json")
+
+    def samples(solver: Any, nfe: int) -> Tensor:
+        parts = []
+        for k in range(0, n, 256):
+            kwargs = {"y": sg.PerSample(labels[k : min(k + 256, n)])}
+            shape, seed = (min(256, n - k), *model.shape), 1000 + k
+            parts.append(
+                sg.sample(model.score, model.sde, shape, solver=solver, nfe=nfe, seed=seed, model_kwargs=kwargs).x
+            )
+        return features(torch.cat(parts))
+
+    path = CACHE / f"{name}-frechet.json"
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    exact = samples(REFERENCE, 48)
+    mean, cov = moments(exact)
+    for nfe, one in found.items():
+        settings = {"calibrated": one, "off the shelf": one.off_the_shelf.setting, "dpm++2m, karras": DPMPP2M}
+        for label, setting in settings.items():
+            if f"{label} {nfe}" in rows:
+                continue
+            here = moments(samples(setting, nfe))
+            rows[f"{label} {nfe}"] = [gaussian_frechet(*here, real.mean, real.cov), gaussian_frechet(*here, mean, cov)]
+    rows["exact"] = [gaussian_frechet(mean, cov, real.mean, real.cov), 0.0]
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    sys.stdout.write(f"{name}: {n} samples against {real.name}: {json.dumps(rows, indent=1)}\n")
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def measured(half: str, noises: int = NOISES) -> list[dict[str, Any]]:
+    """What was measured on the beds of a half, with the frozen best."""
+    known, found = frozen(), []
+    for bed in beds.load(half):
+        if file_of(bed, noises).exists():
+            row = json.loads(file_of(bed, noises).read_text())
+            row["budgets"] = {int(n): cells for n, cells in row["budgets"].items()}
+            row["doubt"] = known[bed.name]["doubt"]
+            row["best"] = {int(n): value["rmse"] or math.inf for n, value in known[bed.name]["best"].items()}
+            found.append(row)
+    return found
+
+
+def ratios(found: Sequence[dict[str, Any]], nfe: int, other: str) -> dict[str, float]:
+    """The calibrated error over another, by bed, neither below what the reference is known to."""
+    result = {}
+    for row in found:
+        cells = row["budgets"].get(nfe)
+        if cells is None:
+            continue
+        errors = {
+            "best": row["best"][nfe],
+            "pilot": cells["pilot"],
+            "gits": min(cells["gits"].values(), default=math.inf),
+        }
+        result[row["bed"]] = max(cells["error"], row["doubt"]) / max(errors[other], row["doubt"])
+    return result
+
+
+def tables(half: str) -> str:
+    """The tables of a half."""
+    found = measured(half)
+    lines = [f"## {half}: {len(found)} beds, fitted to {NOISES} noises", ""]
+    lines += [
+        "| calls | calibrated / best | worst | at most .5 | at most .7 | / pilot | worse by 2 s.e. | / GITS-like |"
+    ]
+    lines += ["|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    budgets = sorted({nfe for row in found for nfe in row["budgets"]})
+    for nfe in budgets:
+        best, pilot, gits = (ratios(found, nfe, other) for other in ("best", "pilot", "gits"))
+        worse = [
+            row["bed"] for row in found if nfe in row["budgets"]
+            and row["budgets"][nfe]["change"] > 2 * row["budgets"][nfe]["change_stderr"] > 0
+        ]  # fmt: skip
+        shares = (f"{sum(r <= limit for r in best.values()) / len(best):.0%}" for limit in (0.5, 0.7))
+        lines.append(
+            f"| {nfe} | {geometric(list(best.values())):.3f} | {max(best.values()):.2f} | {' | '.join(shares)} | "
+            f"{geometric(list(pilot.values())):.3f} | {len(worse)} | {geometric(list(gits.values())):.3f} |"
+        )
+    beside = [row["seconds"] - row["network"] for row in found]
+    lines += ["", f"CPU seconds beside the network's, all budgets: at most {max(beside):.0f}, on average "
+              f"{sum(beside) / len(beside):.0f}.", ""]  # fmt: skip
+    lines += ["| bed | " + " | ".join(f"{n}: calibrated / pilot / best" for n in budgets) + " |"]
+    lines += ["|---|" + "---|" * len(budgets)]
+    for row in found:
+        cells = [
+            f"{row['budgets'][n]['error']:.2g} / {row['budgets'][n]['pilot']:.2g} / {row['best'][n]:.2g}"
+            if n in row["budgets"] else "-" for n in budgets
+        ]  # fmt: skip
+        lines.append(f"| {row['bed']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """Error against calls, geometric means by family: calibrated, pilot, the best of the registry, a GITS-like grid."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    families = [family for family in beds.FAMILIES if any(row["bed"].startswith(family) for row in found)]
+    figure, axes = plt.subplots(1, len(families), figsize=(4.4 * len(families), 3.9), sharey=True, squeeze=False)
+    for family, axis in zip(families, axes.flat, strict=True):
+        here = [row for row in found if row["bed"].startswith(family)]
+        budgets = sorted(set.intersection(*(set(row["budgets"]) for row in here)))
+        curves = {
+            "calibrated": ("-", lambda row, n: row["budgets"][n]["error"]),
+            "pilot": ("--", lambda row, n: row["budgets"][n]["pilot"]),
+            "best of the registry, bed by bed": (":", lambda row, n: row["best"][n]),
+            "GITS-like grid, best of three methods": ("-.", lambda row, n: min(row["budgets"][n]["gits"].values())),
+        }
+        for label, (style, value) in curves.items():
+            means = [geometric([max(value(row, n), row["doubt"]) for row in here]) for n in budgets]
+            width = 2.0 if label == "calibrated" else 1.2
+            axis.plot(budgets, means, style, marker="o", markersize=4, color="black", linewidth=width, label=label)
+        axis.set(yscale="log", title=f"{family}, {len(here)} beds", xlabel="network calls (NFE)")
+        axis.set_xticks(budgets, [str(n) for n in budgets])
+    axes.flat[0].set_ylabel("error / standard deviation of the data")
+    axes.flat[-1].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["measure", "report"])
+    parser.add_argument("what", choices=["measure", "report", "frechet"])
     parser.add_argument("--half", choices=beds.HALVES)
     parser.add_argument("--family", choices=beds.FAMILIES)
     parser.add_argument("--names", default="", help="beds whose name contains this")
@@ -188,9 +338,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.what == "measure":
         k, parts = map(int, args.part.split("/"))
         chosen = [bed for bed in beds.load(args.half, args.family, args.names) if args.without not in bed.name]
-        for bed in chosen[k::parts]:
+        # Families and processes mixed, so that what is measured first is like the rest.
+        for bed in sorted(chosen, key=lambda bed: bed.hash)[k::parts]:
             if time.monotonic() - start < args.seconds:
                 keep(bed, args.noises, args.budgets)
+    elif args.what == "frechet":
+        CACHE.mkdir(parents=True, exist_ok=True)
+        if args.names != "fashion":
+            frechet("digits", 3000, 128, (4, 5, 6, 8), None)
+        if args.names != "digits":
+            frechet("fashion", 800, 64, (4, 6), None)
+    else:
+        args.out.mkdir(parents=True, exist_ok=True)
+        text = "\n".join(tables(half) for half in beds.HALVES if measured(half))
+        (args.out / "calibrated.md").write_text(text)
+        draw(measured("report") or measured("choose"), args.out / "calibrated.png")
+        sys.stdout.write(f"{text}\nWritten to {args.out}: calibrated.md, calibrated.png\n")
 
 
 if __name__ == "__main__":
