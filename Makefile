@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: beds bench bench-accuracy bench-cld bench-independence bench-inverse bench-law bench-likelihood bench-overhead bench-peers bench-quality clean demo docs lint mutation notebooks test test-clients test-fast test-slow
+.PHONY: beds bench bench-accuracy bench-calibrated bench-cld bench-independence bench-inverse bench-law bench-likelihood bench-overhead bench-peers bench-quality clean demo docs lint mutation notebooks test test-clients test-fast test-slow
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -64,6 +64,13 @@ bench-quality: $(STAMP)
 
 bench-likelihood: $(STAMP)
 	$(PY) benchmarks/likelihood.py --out out/bench
+
+# Fits to every test bed, kept as they are done; an hour on one core for all of them.
+bench-calibrated: $(STAMP)
+	$(PY) -m benchmarks.calibrated measure
+	$(PY) -m benchmarks.calibrated frechet
+	$(PY) -m benchmarks.calibrated report --out out/bench
+	cp out/bench/calibrated.png docs/calibrated.png
 
 bench-cld: $(STAMP)
 	$(PY) benchmarks/cld.py --out out/bench

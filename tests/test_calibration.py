@@ -114,6 +114,17 @@ def test_a_table_runs_as_it_was_fitted(process: str) -> None:
     torch.testing.assert_close(res.x, by_rows, rtol=1e-8, atol=1e-8)
 
 
+def test_a_first_call_next_to_T_is_at_T() -> None:
+    """Grids of given times take what is T in single precision for T, where the noise level grows without bound."""
+    sde = PROCESSES["flow"]
+    flow = a_flow(sde, 2)
+    assert flow.snapped(flow.high - 5e-4) == flow.high and flow.snapped(flow.high - 0.1) == flow.high - 0.1
+    table = Table((999.0, 1.0), (999.0, 1.0, 0.0), ((1.0,), (0.0, 1.0)))
+    solver = sg.Calibrated(table)
+    times = solver.default_grid(sde)(sde, 2).times
+    assert solver.compile(sde, sg.Grid(times).on(sde)).nfe == 2
+
+
 def test_ddim_is_a_table() -> None:
     sde = sg.EDMSDE()
     levels = (80.0, 5.0, 1.0, 0.1)

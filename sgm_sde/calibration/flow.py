@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._shapes import flat
+from sgm_sde._times import same_time
 from sgm_sde.engine.executor import Given, execute
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.pilot import REFERENCE
@@ -116,6 +117,10 @@ class Flow:
             self.rows += self.score.rows(t[group])
             out[some] = c_x[group, None] * x + c_r[group, None] * flat(estimate).to(x.dtype)
         return out.view(y.shape)
+
+    def snapped(self, level: float) -> float:
+        """log s, or that of T where the time is T but for the rounding of single precision."""
+        return self.high if same_time(self._coefficients(level)[0], self.sde.T) else level
 
     def _coefficients(self, level: float) -> tuple[float, float, float, float]:
         """Time, alpha, and what makes the data of state and output, at log s."""

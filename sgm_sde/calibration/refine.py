@@ -149,6 +149,7 @@ class Refinement:
                     break
             if loss > (1 - GAIN) * before:
                 break
+        theta[0] = self.flow.snapped(float(theta[0]))
         return unknowns.rows(theta)
 
     def _huber(self, each: Tensor) -> Tensor:

@@ -201,7 +201,7 @@ class Calibrated(Solver):
         table, i = self.table, k.i
         if i == 0:
             self._require_process(k.start.sde, k.n)
-        if not math.isclose(k.start.noise_level, table.levels[i], rel_tol=1e-4):
+        if not same_time(k.start.t, float(k.start.sde.time(-2 * math.log(table.levels[i])))):
             raise ValueError(
                 f"{self.name} makes call {i} at the noise level {table.levels[i]:.6g}, and the grid has "
                 f"{k.start.noise_level:.6g} there: leave grid= out"
