@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: beds bench bench-accuracy bench-calibrated bench-cld bench-independence bench-inverse bench-law bench-likelihood bench-overhead bench-peers bench-quality clean demo docs lint mutation notebooks test test-clients test-fast test-slow
+.PHONY: beds bench bench-accuracy bench-calibrated bench-cld bench-independence bench-inverse bench-law bench-likelihood bench-overhead bench-peers bench-quality clean demo docs fuzz lint mutation notebooks test test-clients test-fast test-slow
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -83,6 +83,9 @@ bench-law: $(STAMP)
 
 bench-inverse: $(STAMP)
 	$(PY) benchmarks/inverse.py --out out/bench
+
+fuzz: $(STAMP)
+	$(PY) -m tests.fuzz --calls 40000 --seed 2
 
 mutation: $(STAMP)
 	$(PY) tests/mutation/run.py

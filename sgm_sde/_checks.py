@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,7 @@ from sgm_sde._shapes import finite
 LARGEST = 2.0**53  # whole number, up to which floats know them all
 LONGEST = 200  # characters of a value in an error message
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-FAR = (
-    1e6  # for noise levels, guidance scales and tolerances, all of order one: their fourth powers fit single precision
-)
+FAR = 1e6  # for what is of order one (noise levels, guidance, tolerances): its fourth power fits single precision
 
 
 def one_of(option: str, value: Any, known: Iterable[Any]) -> None:
@@ -111,6 +111,17 @@ def arguments(option: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
+def settle_positive(owner: Any, *names: str) -> None:
+    """Give a frozen dataclass fields of positive numbers as floats.
+
+    Raises:
+        TypeError: for anything but one real number.
+        ValueError: for one that is not positive and finite.
+    """
+    for name in names:
+        settle(owner, **{name: number(name, getattr(owner, name), above=0)})
+
+
 def settle(owner: Any, **values: Any) -> None:
     """Give a frozen dataclass its checked fields."""
     for name, value in values.items():
@@ -130,22 +141,33 @@ def whole(option: str, value: Any, least: int = 1, kind: type[Any] = Real) -> in
     return int(value)
 
 
-def sizes(option: str, value: Any) -> tuple[int, ...]:
+def sizes(option: str, value: Any, least: int = 1) -> tuple[int, ...]:
     """A shape as a tuple of ints.
 
     Raises:
         TypeError: for what is no sequence.
-        ValueError: for entries that are not whole numbers of at least 1.
+        ValueError: for entries that are not whole numbers of at least `least`.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{option} must be a sequence of sizes, got {described(value)}")
-    return tuple(whole(f"{option}[{i}]", n) for i, n in enumerate(value))
+    return tuple(whole(f"{option}[{i}]", n, least) for i, n in enumerate(value))
+
+
+def is_dense(value: Any) -> bool:
+    """Whether the value is a tensor whose entries all lie in memory, as arithmetic here takes them for granted."""
+    return isinstance(value, Tensor) and value.layout == torch.strided
+
+
+def instance_of(option: str, value: Any, kind: type[Any] | UnionType, words: str) -> None:
+    """Raise TypeError unless the value is an instance of a class."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{option} must be {words}, got {described(value)}")
 
 
 def require_floating(option: str, value: Any, shape: str = "(B, *)") -> None:
     """Raise TypeError unless the value is a tensor of floating-point numbers of at least one dimension."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim == 0:
-        given = f"dtype {value.dtype}" if isinstance(value, Tensor) and value.ndim else described(value)
+    if not is_dense(value) or not value.is_floating_point() or value.ndim == 0:
+        given = f"dtype {value.dtype}" if is_dense(value) and value.ndim else described(value)
         raise TypeError(f"{option} must be a floating tensor {shape}, got {given}")
 
 
@@ -164,6 +186,8 @@ def shape_of_samples(option: str, value: Any) -> tuple[int, ...]:
 
 def described(value: Any) -> str:
     """A value in an error message: tensors by their shape, a class by what to do with it, the rest as written, cut."""
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        return f"a tensor of layout {value.layout}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}" if value.numel() != 1 else f"tensor({value.tolist()})"
     text = instead(value)
@@ -191,6 +215,18 @@ def moment(option: str, value: Any) -> float:
     return float(value) if one else real(option, value)
 
 
+def moments(option: str, value: Any) -> list[float]:
+    """Times, in anything that can be gone through, as floats.
+
+    Raises:
+        TypeError: for anything else, or something in it that is no real number.
+    """
+    listed = value.tolist() if isinstance(value, np.ndarray) or is_dense(value) else value
+    if not isinstance(listed, Iterable) or isinstance(listed, str | Tensor):
+        raise TypeError(f"{option} must be a sequence of numbers, got {described(value)}")
+    return [moment(f"{option}[{i}]", t) for i, t in enumerate(listed)]
+
+
 def ends_of(option: str, value: Any) -> tuple[float, float]:
     """A pair (low, high) of real numbers.
 
@@ -215,10 +251,28 @@ def range_of(option: str, value: Any) -> tuple[float, float]:
     return low, high
 
 
-def require_function(option: str, value: Any) -> None:
-    """Raise TypeError unless the value is a function, or None."""
-    if value is not None and not callable(value):
-        raise TypeError(f"{option} must be a function, got {described(value)}")
+def require_function(
+    option: str, value: Any, of: str, takes: int | None = None, optional: bool = False, named: Sequence[str] = ()
+) -> None:
+    """Raise TypeError unless the value can be called, with `takes` arguments and those named if a number is given.
+
+    A class is something that has yet to be called.
+    """
+    if optional and value is None:
+        return
+    if not callable(value) or isinstance(value, type) or (takes is not None and not _can_take(value, takes, named)):
+        raise TypeError(f"{option} must be a function {of}, got {described(value)}")
+
+
+def _can_take(function: Callable[..., Any], n: int, named: Sequence[str]) -> bool:
+    """Whether a function can be called with n arguments by position and some by name; True where it does not tell."""
+    try:
+        inspect.signature(function).bind(*range(n), **dict.fromkeys(named))
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def number(
@@ -248,6 +302,30 @@ def number(
     raise ValueError(f"{option} must be finite, {asked}, got {value}")
 
 
+def reals(option: str, value: Any) -> tuple[float, ...]:
+    """A sequence of real numbers, of any length, as floats.
+
+    Raises:
+        TypeError: for what is no sequence, or has something else in it.
+    """
+    listed = value.tolist() if isinstance(value, np.ndarray) or is_dense(value) else value
+    if not isinstance(listed, Sequence) or isinstance(listed, str):
+        raise TypeError(f"{option} must be a sequence of numbers, got {described(value)}")
+    return tuple(real(f"{option}[{i}]", number) for i, number in enumerate(listed))
+
+
+def rows_of(option: str, value: Any) -> tuple[tuple[float, ...], ...]:
+    """A sequence of sequences of real numbers, of any lengths, as floats.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    rows = value.tolist() if isinstance(value, np.ndarray) or is_dense(value) else value
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        raise TypeError(f"{option} must be a sequence of rows of numbers, got {described(value)}")
+    return tuple(reals(f"{option}[{i}]", row) for i, row in enumerate(rows))
+
+
 def numbers(option: str, value: Any) -> Tensor:
     """Finite numbers as a float64 tensor on the host.
 
@@ -260,8 +338,8 @@ def numbers(option: str, value: Any) -> Tensor:
         if found.dtype.kind not in "fiu":
             raise TypeError(f"{option} must be a tensor or sequence of numbers, got {described(value)}")
         value = torch.from_numpy(found.astype(np.float64))
-    if value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(f"{option} must be real numbers, got dtype {value.dtype}")
+    if value.is_complex() or value.dtype == torch.bool or not is_dense(value):
+        raise TypeError(f"{option} must be real numbers, got {value.layout} of dtype {value.dtype}")
     found = value.detach().to(device="cpu", dtype=torch.float64)
     if not bool(torch.isfinite(found).all()):
         raise ValueError(f"{option} must be finite, got {int((~torch.isfinite(found)).sum())} numbers that are not")

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from sgm_sde._checks import described
+
 LARGEST = 2**28  # bytes that a compressed file may expand to,
 RATIO = 200  # or this many times its size, if that is more
 
@@ -130,10 +132,15 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: for a text that is none, or nested too deeply.
     """
 
+    if not isinstance(text, str | bytes):
+        raise ValueError(f"JSON is a text, got {described(text)}")
+
     def refuse(constant: str) -> Any:
         raise ValueError(f"{constant} is no number of JSON")
 
     try:
         return json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON: {error}") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

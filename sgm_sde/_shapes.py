@@ -20,8 +20,8 @@ def on_host(values: float | Sequence[float]) -> Tensor:
 def as_time(t: Time) -> Tensor:
     """Return `t` as a floating-point tensor; Python numbers become float64 scalars."""
     if isinstance(t, Tensor):
-        if not t.is_floating_point():
-            raise TypeError(f"times must be floating point, got a tensor of dtype {t.dtype}")
+        if not t.is_floating_point() or t.layout != torch.strided:
+            raise TypeError(f"times must be floating point, got a tensor of dtype {t.dtype} and layout {t.layout}")
         return t
     if not isinstance(t, Real):
         raise TypeError(f"a time must be one number or a tensor, got {t!r}")
@@ -32,8 +32,8 @@ def as_time(t: Time) -> Tensor:
 
 def require_times(t: Tensor, x: Tensor) -> None:
     """Raise unless x is a tensor and t, () or (B,), goes with x (B, *)."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        given = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
+        given = f"dtype {x.dtype} and layout {x.layout}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a floating tensor (B, *), got {given}")
     if t.ndim and (t.ndim != 1 or x.ndim == 0 or len(t) != len(x)):
         raise ValueError(
@@ -77,5 +77,7 @@ def batch_time(t: Time, x: Tensor) -> Tensor:
     """`t` as a tensor of shape (B,) on the device of `x` (B, *), at least float32."""
     t = as_time(t)
     require_times(t, x)
+    if x.ndim == 0:
+        raise TypeError("x must be a floating tensor (B, *), got one number")
     dtype = torch.promote_types(x.dtype, torch.float32) if t.ndim == 0 else t.dtype
     return t.to(device=x.device, dtype=dtype).expand(len(x))

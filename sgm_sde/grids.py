@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from sgm_sde._checks import described, moment, number, real, unknown, whole
+from sgm_sde._checks import FAR, described, instance_of, moment, moments, number, reals, unknown, whole
 from sgm_sde._shapes import on_host
 from sgm_sde._times import CLOSEST, ROUNDING, at_ends, same_time
 from sgm_sde._value import Value
@@ -54,10 +54,7 @@ class Grid(Value):
     times: tuple[float, ...]
 
     def __init__(self, times: Sequence[float] | Tensor) -> None:
-        if not isinstance(times, Iterable) or (isinstance(times, Tensor) and times.ndim != 1):
-            raise TypeError(f"times must be a sequence of numbers, got {described(times)}")
-        listed = times.tolist() if isinstance(times, Tensor) else times
-        given = tuple(moment(f"times[{i}]", t) for i, t in enumerate(listed))
+        given = moments("times", times)
         if not given:
             raise ValueError("a grid needs at least one time")
         kept: list[float] = []
@@ -128,9 +125,13 @@ class GridRule(Value, ABC):
         Raises:
             ValueError: for a negative number of steps or times outside [0, T].
         """
-        if not hasattr(sde, "eps"):
+        if not hasattr(sde, "eps") or isinstance(sde, type):
             raise TypeError(f"sde must be a process, got {described(sde)}")
-        whole("the number of steps", steps, 0)
+        steps = whole("the number of steps", steps, 0)
+        t_start = None if t_start is None else moment("t_start", t_start)
+        t_end = None if t_end is None else moment("t_end", t_end)
+        if t_start is not None and not 0 < t_start < math.inf:
+            raise ValueError(f"t_start must be positive and finite, got {t_start}")
         start, end = self.ends(sde, steps, t_start, t_end)
         if not 0 <= end < start <= sde.T:
             raise ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got t_start={start} and t_end={end}")
@@ -379,8 +380,7 @@ class Karras(GridRule):
     of_noise_levels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(real("rho", self.rho)) and self.rho > 0):
-            raise ValueError(f"rho must be positive, got {self.rho}")
+        object.__setattr__(self, "rho", number("rho", self.rho, least=1e-2, most=FAR))
 
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
@@ -405,6 +405,9 @@ class Table(GridRule):
     """
 
     times: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", None if self.times is None else reals("times", self.times))
 
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
@@ -459,6 +462,7 @@ def rule(name: str) -> GridRule:
 
 def rule_name(rule: GridRule) -> str:
     """The name of a rule, or how it is made where it has none."""
+    instance_of("rule", rule, GridRule, "a grid rule, such as LogSNR()")
     return next((name for name, known in RULES.items() if known == rule), repr(rule))
 
 
@@ -556,10 +560,7 @@ class FromLevels(GridRule):
     of_noise_levels: ClassVar[bool] = True
 
     def __init__(self, levels: Sequence[float] | Tensor) -> None:
-        if not isinstance(levels, Iterable) or isinstance(levels, str):
-            raise TypeError(f"levels must be a sequence of numbers, got {described(levels)}")
-        listed = levels.tolist() if isinstance(levels, Tensor) and levels.ndim == 1 else list(levels)
-        given = [moment(f"levels[{i}]", level) for i, level in enumerate(listed)]
+        given = moments("levels", levels)
         if len(given) > 2 and given[-1] == 0:
             given.pop()
         if len(given) < 2:

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from sgm_sde._checks import one_of, whole
+from sgm_sde._checks import instance_of, number, one_of, require_function, sizes, whole
 from sgm_sde._shapes import expand, flat
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import BoundResult, LogProbResult, elbo, log_prob
+from sgm_sde.likelihood.checks import check_points
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.results import SampleResult
 from sgm_sde.sampling import sample
@@ -118,8 +119,7 @@ class LatentScoreModel:
         sde: LinearSDE,
     ) -> None:
         for name, fn in (("encoder", encoder), ("decoder", decoder)):
-            if not callable(fn):
-                raise TypeError(f"the {name} must be callable, got {type(fn).__name__}")
+            require_function(f"the {name}", fn, "of a tensor (B, *)", 1)
         if not getattr(sde, "is_linear", False):
             raise TypeError(f"the score prior needs a LinearSDE, got {sde!r}")
         self.encoder, self.decoder, self.sde = encoder, decoder, sde
@@ -235,6 +235,7 @@ class LatentScoreModel:
             whole(name, count)
         if method == "weighted" and options:
             raise ValueError(f"{', '.join(options)} are options of method='flow'")
+        x = check_points(x)
         eps = self.sde.likelihood_eps if eps is None else eps
         seeds = resolve_seeds(seed, generator, len(x))
         stream = NoiseStream(seeds, "dequantisation")
@@ -309,8 +310,10 @@ class MixedNoise(nn.Module):
         time_label: TimeLabel | None = None,
     ) -> None:
         super().__init__()
-        if not 0 < initial < 1:
-            raise ValueError(f"the initial share must lie in (0, 1), got {initial}")
+        require_function("net", net, "of (z, label)")
+        instance_of("sde", sde, LinearSDE, "a LinearSDE")
+        require_function("time_label", time_label, "of t", 1, optional=True)
+        initial, shape = number("initial", initial, above=0, below=1), sizes("shape", shape)
         self.net, self.sde, self.time_label = net, sde, time_label
         self.logit = nn.Parameter(torch.full(shape, math.log(initial / (1 - initial))))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._checks import did_you_mean, unknown, whole
+from sgm_sde._checks import did_you_mean, instance_of, range_of, sizes, unknown, whole
 from sgm_sde.identity import networks, weights
 from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.likelihood.results import BitsPerDimResult
@@ -69,14 +70,12 @@ class Model:
     def __post_init__(self) -> None:
         require_sde(self.sde)
         object.__setattr__(self, "score", as_score(self.score, self.sde))
-        object.__setattr__(self, "shape", tuple(self.shape))
-        if not all(isinstance(n, int) and n > 0 for n in self.shape):
-            raise ValueError(f"the shape of a sample must be positive integers, got {self.shape}")
+        object.__setattr__(self, "shape", sizes("the shape of a sample", self.shape))
         for option, count, least in (("n_classes", self.n_classes, 1), ("n_levels", self.n_levels, 2)):
             if count is not None:
                 whole(option, count, least, kind=int)
-        if self.data_range is not None and not self.data_range[0] < self.data_range[1]:
-            raise ValueError(f"data_range must be (lo, hi) with lo < hi, got {self.data_range}")
+        if self.data_range is not None:
+            object.__setattr__(self, "data_range", range_of("data_range", self.data_range))
         if any(isinstance(net, nn.parallel.DistributedDataParallel) for net in networks(self.score)):
             raise ValueError("the network waits for other processes at each call: pass net.module, without the wrapper")
         if not self.weights:
@@ -157,7 +156,9 @@ def load_model(name: str) -> Model:
         >>> load_model("digits").shape
         (1, 8, 8)
     """
-    if (Path(name) / "model_index.json").is_file():
+    instance_of("name", name, str | Path, "a text")
+    name = str(name)
+    if os.path.isfile(os.path.join(name, "model_index.json")):  # noqa: PTH113, PTH118 - False for any text
         from sgm_sde.adapters.pipelines import from_pipeline
 
         return from_pipeline(name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import flag, moment, whole
+from sgm_sde._checks import flag, moment, require_function, whole
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ class Record:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        if self.callback is not None and not callable(self.callback):
-            raise TypeError(f"callback must be a function of a StepInfo, got {self.callback!r}")
+        require_function("callback", self.callback, "of a StepInfo", 1, optional=True)
         object.__setattr__(self, "progress", flag("progress", self.progress))
 
 

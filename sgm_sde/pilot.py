@@ -236,10 +236,11 @@ def pilot(
 
 def _budgets(nfe: int | Sequence[int]) -> list[int]:
     """The budgets, in the order given and each once."""
-    budgets = list(dict.fromkeys(nfe)) if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]
+    given = nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]
+    budgets = list(dict.fromkeys(whole("nfe", budget) for budget in given))
     if not budgets:
         raise ValueError("nfe must be a number of network calls or a sequence of them, got an empty one")
-    return [whole("nfe", budget) for budget in budgets]
+    return budgets
 
 
 def _candidates(candidates: Sequence[Setting | str] | None) -> list[Setting]:

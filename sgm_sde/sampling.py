@@ -19,7 +19,9 @@ from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import (
     arguments,
     float_dtype,
+    moment,
     one_of,
+    reals,
     require_floating,
     shape_of_samples,
     usable_device,
@@ -46,7 +48,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.options import Execution, Record, StepInfo
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.results import Continuation, SampleResult, Status, StepControl
 from sgm_sde.scores.conditions import map_rows, require_rows
 from sgm_sde.scores.model import BoundModel
@@ -231,6 +233,8 @@ def plan(
         ('heun', 9, 18)
     """
     final = _final(sde, final)
+    t_start = None if t_start is None else moment("t_start", t_start)
+    t_end = None if t_end is None else moment("t_end", t_end)
     if isinstance(solver, Setting) and grid is not None:
         raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
     setting: Solver | AdaptiveSolver | Setting | str
@@ -254,6 +258,7 @@ def plan(
 
 def _final(sde: SDE, final: str | None) -> str:
     """What to return at the end, the process' default if not given."""
+    require_sde(sde)
     if final is None:
         return "denoise" if sde.has_kernel else "mean"
     one_of("final", final, FINALS)
@@ -935,7 +940,7 @@ def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool)
         return frozenset(range(len(grid.times))), denoise
     nodes: set[int] = set()
     end = False
-    for t in trajectory:
+    for t in reals("trajectory", trajectory):
         if t == 0 and denoise:
             end = True
             continue

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import whole
+from sgm_sde._checks import instance_of, number, one_of, reals, sizes, whole
 from sgm_sde._shapes import flat
 from sgm_sde.engine.executor import Given, execute
 from sgm_sde.engine.program import Program
@@ -57,6 +57,7 @@ def check_sde(sde: SDE, *, n: int = 4000, seed: int = 0) -> tuple[str, ...]:
         7
     """
     require_sde(sde)
+    n, seed = whole("n", n, 2), whole("seed", seed, 0)
     times = torch.linspace(sde.eps + 1e-3 * (sde.T - sde.eps), sde.T, 64, dtype=F64)
     checks: list[Callable[[], str]] = [lambda: _check_shapes(sde, times), lambda: _check_prior(sde, n, seed)]
     if isinstance(sde, LinearSDE):
@@ -235,11 +236,16 @@ class OrderMeasurement:
         return (clean[0], clean[-1]) if len(clean) > 1 else None
 
 
-@lru_cache
 def default_oracle(kind: str = "gaussian") -> Oracle:
     """The data that orders are measured on, two-dimensional, `"gaussian"` or a three-mode `"mixture"`, or a `"scalar"`
     mixture of two modes.
     """
+    one_of("kind", kind, ("gaussian", "mixture", "scalar"))
+    return _oracle(kind)
+
+
+@lru_cache
+def _oracle(kind: str) -> Oracle:
     if kind == "scalar":
         return GaussianMixture(torch.tensor([[-1.2], [0.6]]), [0.4, 0.6], [0.25, 0.75])
     if kind == "gaussian":
@@ -248,13 +254,20 @@ def default_oracle(kind: str = "gaussian") -> Oracle:
     return GaussianMixture(means, [0.4, 0.5, 0.3], [0.5, 0.3, 0.2])
 
 
+def _require_rule(rule: GridRule | None) -> None:
+    if rule is not None:
+        instance_of("rule", rule, GridRule, "a grid rule, such as LogSNR()")
+
+
 def warped(rule: GridRule | None = None, warp: Sequence[float] = (0.4, -0.3, 0.2)) -> GridRule:
     r"""A smooth but strongly uneven version of a grid rule: equal steps of $u + \sum_k w_k \sin(\pi k u)/(\pi k)$.
 
     Raises:
         ValueError: if the weights' absolute values add up to 1 or more, where the grid would turn back.
     """
-    if sum(map(abs, warp)) >= 1:
+    warp = reals("warp", warp)
+    _require_rule(rule)
+    if not sum(map(abs, warp)) < 1:
         raise ValueError(f"the absolute weights must add up to less than 1, got {list(warp)}")
     return _Warped(rule or LogSNR(), tuple(warp))
 
@@ -278,9 +291,9 @@ def rough(rule: GridRule | None = None, jitter: float = 0.4, seed: int = 0, peri
     Raises:
         ValueError: for a jitter outside [0, 1), or a period that is not an integer of at least 2.
     """
-    if not 0 <= jitter < 1:
-        raise ValueError(f"jitter must lie in [0, 1), got {jitter}")
-    whole("period", period, 2)
+    _require_rule(rule)
+    jitter, seed = number("jitter", jitter, least=0, below=1), whole("seed", seed, 0)
+    period = whole("period", period, 2)
     return _Rough(rule or LogSNR(), jitter, seed, period)
 
 
@@ -368,6 +381,11 @@ def measure_order(
         >>> round(measure_order("ddim", sg.VPSDE()).order, 1)
         1.0
     """
+    require_sde(sde)
+    _require_rule(rule)
+    if oracle is not None:
+        instance_of("oracle", oracle, Oracle, "an oracle, such as oracles.Gaussian")
+    steps = sizes("steps", steps)
     solver, oracle, rule = resolve(solver).strict(), oracle or default_oracle(), rule or LogSNR()
     t_start = active_start(sde) if t_start is None else t_start
     t_end = smooth_end(sde) if t_end is None else t_end

@@ -403,7 +403,7 @@ def test_bad_options(make: Callable[[], sg.Score], message: str) -> None:
 def test_bad_types() -> None:
     with pytest.raises(TypeError, match="use from_score"):
         Auto(lambda x, t: x, class_score(VP), 2.0)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="must be callable, got 3"):
+    with pytest.raises(TypeError, match=r"must be a function of .x, t, y., got 3"):
         Classifier(MIXTURE.score(VP), 3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="sequence of names"):
         Classifier(MIXTURE.score(VP), _constant, condition="y")

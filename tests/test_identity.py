@@ -452,7 +452,7 @@ def test_scores_differ_by_every_option() -> None:
         Free(plain, 2.0, {"y": 2}), Free(plain, 2.0, {"y": 1}, interval=(0.1, 1.0)), Auto(plain, other, 2.0),
         Auto(other, plain, 2.0), sg.guidance.Classifier(plain, lambda x, t, y: x.sum(1)),
         sg.guidance.Classifier(plain, lambda x, t, y: -x.sum(1)),
-        sg.guidance.Classifier(plain, lambda x, t, y: x.sum(1), condition=("z",)),
+        sg.guidance.Classifier(plain, lambda x, t, z: x.sum(1), condition=("z",)),
         sg.inverse.DiffPIR(plain, SEEN), sg.inverse.PiGDM(plain, SEEN), sg.inverse.MMPS(plain, SEEN),
         sg.inverse.MMPS(plain, SEEN, iterations=3),
         *(oracle.score(SDE) for oracle in (

@@ -369,7 +369,7 @@ def test_every_argument_of_sample_matters() -> None:
         ({"x_T": X_T.long()}, TypeError, "int64"),
         ({"x_T": [[1.0, 2.0]]}, TypeError, "tensor"),
         ({"dtype": torch.int64}, TypeError, "int64"),
-        ({"score_fn": 3}, TypeError, "callable"),
+        ({"score_fn": 3}, TypeError, "must be a function"),
         ({"score_fn": sg.from_noise(SCORE, LINEAR["ve"])}, ValueError, "VESDE.*VPSDE"),
     ],
 )

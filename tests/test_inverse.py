@@ -175,7 +175,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "indivisible": (lambda: inverse.BlockAverage(3).apply(torch.zeros(2, 1, 8, 9)), ValueError, r"3.*\(2, 1, 8, 9\)"),
     "too few dimensions": (lambda: inverse.BlockAverage(2).apply(torch.zeros(2, 8)), ValueError, r"\(2, 8\)"),
     "kernel": (lambda: inverse.Blur(torch.tensor([float("nan")])), ValueError, "nan"),
-    "kernel of integers": (lambda: inverse.Blur(torch.ones(3, dtype=torch.int64)), ValueError, "floating"),
+    "kernel of integers": (lambda: inverse.Blur(torch.ones(3, dtype=torch.int64)), TypeError, "floating"),
     "kernel too large": (lambda: inverse.Blur(torch.ones(9)).apply(torch.zeros(2, 8)), ValueError, r"\(9,\).*\(2, 8\)"),
     "blur's std": (lambda: inverse.Blur.gaussian(0.0, 3), ValueError, "0.0"),
     "iterations": (lambda: inverse.LinearMap(lambda x: x, (2,), iterations=0), ValueError, "0"),

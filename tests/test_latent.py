@@ -101,7 +101,7 @@ def test_mixed_parametrisation() -> None:
     (gradient,) = torch.autograd.grad(mixed(z, t).sum(), mixed.logit)
     assert bool((gradient != 0).all())
     assert sg.sample(sg.from_noise(mixed, SDE), SDE, (2, 2), nfe=4, seed=0).nfe == 4
-    with pytest.raises(ValueError, match=r"share must lie in \(0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match=r"initial must be finite, above 0 and below 1, got 1.0"):
         sg.MixedNoise(lambda z, t: z, SDE, initial=1.0)
 
 
@@ -124,7 +124,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: linear().bound(X, method="elbo"), ValueError, "method must be one of 'flow', 'weighted', got 'elbo'"),
     (lambda: linear().bound(X, draws=0), ValueError, "draws must be a whole number of at least 1, got 0"),
     (lambda: linear().bound(X, method="weighted", steps=9), ValueError, "steps are options of method='flow'"),
-    (lambda: sg.LatentScoreModel(1, 2, PRIOR.score(SDE), SDE), TypeError, "encoder must be callable"),  # type: ignore[arg-type]
+    (lambda: sg.LatentScoreModel(1, 2, PRIOR.score(SDE), SDE), TypeError, "encoder must be a function"),  # type: ignore[arg-type]
     (lambda: sg.LatentScoreModel(abs, abs, PRIOR.score(sg.CLD()), sg.CLD()), TypeError, "needs a LinearSDE"),  # type: ignore[arg-type]
     (
         lambda: sg.LatentScoreModel.from_diffusers(nn.Identity(), PRIOR.score(SDE), SDE),

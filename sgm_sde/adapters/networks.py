@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sgm_sde._checks import flag, require_function
 from sgm_sde.processes import EDMSDE, VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, SubVPSDE
 from sgm_sde.scores.score import Score, from_denoiser, from_flow, from_noise, from_score
 from sgm_sde.scores.time_labels import (
@@ -49,8 +50,7 @@ def with_output(model: Callable[..., Any], change: Callable[[Any, Tensor], Tenso
     """`model(x, label, **kwargs)` with its output given to `change(output, x)`; a module stays one."""
     if isinstance(model, nn.Module):
         return _Changed(model, change)
-    if not callable(model):
-        raise TypeError(f"the network must be callable, got {type(model).__name__}")
+    require_function("the network", model, "of (x, label)")
     return _ChangedFunction(model, change)
 
 
@@ -149,7 +149,7 @@ def from_flow_matching(
         (tensor([[0.7500]]), 0.75)
     """
     sde = RectifiedFlowSDE(T=T)
-    if not from_noise:
+    if not flag("from_noise", from_noise):
         return from_flow(net, sde, time_label=flow(scale)), sde
     return from_flow(with_output(net, lambda out, x: -out), sde, time_label=flow_from_noise(scale)), sde
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
-from sgm_sde._checks import described, real
+from sgm_sde._checks import noise_level, require_function
 from sgm_sde._shapes import Time, as_time, batch_time
 
 ScoreFn = Callable[..., Tensor]
@@ -55,11 +54,8 @@ class ReverseSDE:
     """
 
     def __init__(self, sde: DriftDiffusion, score_fn: ScoreFn, eta: float = 1.0) -> None:
-        if not callable(score_fn):
-            raise TypeError(f"score_fn must be a function (x, t), got {described(score_fn)}")
-        if not (math.isfinite(real("eta", eta)) and eta >= 0):
-            raise ValueError(f"eta must be finite and at least 0, got {eta}")
-        self.sde, self.score_fn, self.eta = sde, score_fn, eta
+        require_function("score_fn", score_fn, "of (x, t)")
+        self.sde, self.score_fn, self.eta = sde, score_fn, noise_level(eta)
 
     def f(self, x: Tensor, t: Time, **kwargs: object) -> Tensor:
         """Drift of the reverse process at x (B, *) and t, () or (B,)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sgm_sde._checks import instance_of
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Mixture, Oracle
 
@@ -40,6 +41,7 @@ def posterior(oracle: Oracle, measurement: Measurement) -> Mixture:
         oracle = oracle.as_mixture()
     elif not isinstance(oracle, Mixture):
         raise TypeError(f"the posterior is known for Gaussians and their mixtures, got {oracle!r}")
+    instance_of("measurement", measurement, Measurement, "a Measurement")
     measurement.linear()
     shape, d = oracle.event_shape, oracle.event_shape.numel()
     predicted, y = measurement.of(torch.eye(d, dtype=torch.float64).reshape(d, *shape))

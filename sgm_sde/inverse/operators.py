@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, number, settle, sizes, whole
+from sgm_sde._checks import (
+    described,
+    flag,
+    instance_of,
+    number,
+    require_floating,
+    require_function,
+    settle,
+    sizes,
+    whole,
+)
 from sgm_sde._shapes import dot
 from sgm_sde._value import Value
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
@@ -149,8 +159,9 @@ class ChannelMix(LinearOperator):
     full_rank = True
 
     def __init__(self, matrix: Tensor) -> None:
-        if not isinstance(matrix, Tensor) or matrix.ndim != 2 or not matrix.is_floating_point():
-            raise ValueError(f"matrix must be a floating-point tensor (m, C), got {matrix!r}")
+        require_floating("matrix", matrix, "(m, C)")
+        if matrix.ndim != 2:
+            raise ValueError(f"matrix must have the shape (m, C), got {tuple(matrix.shape)}")
         if not matrix.isfinite().all():
             raise ValueError(f"the entries of the matrix must be finite, got {matrix!r}")
         rank = int(torch.linalg.matrix_rank(matrix.double()))
@@ -252,8 +263,7 @@ class Blur(LinearOperator):
     """
 
     def __init__(self, kernel: Tensor) -> None:
-        if not isinstance(kernel, Tensor) or not kernel.is_floating_point() or kernel.ndim == 0:
-            raise ValueError(f"kernel must be a floating-point tensor of at least one dimension, got {kernel!r}")
+        require_floating("kernel", kernel, "of at least one dimension")
         if not kernel.numel() or not bool(torch.isfinite(kernel).all()):
             raise ValueError(f"kernel must be finite and not empty, got {kernel.tolist()}")
         self.kernel = kernel
@@ -261,7 +271,7 @@ class Blur(LinearOperator):
     @staticmethod
     def gaussian(std: float, size: int, dims: int = 2) -> Blur:
         """A Gaussian kernel of that standard deviation in pixels, of sum 1."""
-        number("std", std, above=0)
+        std = number("std", std, above=0)
         size, dims = whole("size", size), whole("dims", dims)
         offsets = torch.arange(size, dtype=torch.float64) - size // 2
         line = torch.exp(-0.5 * (offsets / std) ** 2)
@@ -307,8 +317,7 @@ class _Function(Operator):
     """An operator from a function of samples of one shape."""
 
     def __init__(self, apply: Callable[[Tensor], Tensor], shape: Sequence[int]) -> None:
-        if not callable(apply):
-            raise TypeError(f"apply must be a function from x (B, *) to measurements (B, *), got {described(apply)}")
+        require_function("apply", apply, "from x (B, *) to measurements (B, *)", 1)
         self._apply, self.shape = apply, sizes("shape", shape)
 
     def apply(self, x: Tensor) -> Tensor:
@@ -387,10 +396,9 @@ class LinearMap(_Function, LinearOperator):
         full_rank: bool = False,
     ) -> None:
         super().__init__(apply, shape)
-        if adjoint is not None and not callable(adjoint):
-            raise TypeError(f"adjoint must be a function from y (B, *) to x (B, *), got {described(adjoint)}")
+        require_function("adjoint", adjoint, "from y (B, *) to x (B, *)", 1, optional=True)
         self._adjoint = adjoint
-        self.iterations, self.full_rank = whole("iterations", iterations), full_rank
+        self.iterations, self.full_rank = whole("iterations", iterations), flag("full_rank", full_rank)
         self._tried = False
         for dtype in (torch.float64, torch.float32):
             if not self._tried:
@@ -555,7 +563,9 @@ def check_operator(operator: LinearOperator, shape: Sequence[int], *, seed: int 
         >>> len(check_operator(BlockAverage(2), (1, 4, 4)))
         5
     """
-    stream = NoiseStream([(seed, i) for i in range(4)], "probe")
+    instance_of("operator", operator, LinearOperator, "a LinearOperator, such as Mask or LinearMap")
+    shape = sizes("shape", shape)
+    stream = NoiseStream(resolve_seeds(seed, None, 4), "probe")
 
     def draw(event: Sequence[int]) -> Tensor:
         return stream.normal((4, *event), torch.float64)

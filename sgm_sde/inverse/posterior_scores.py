@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode, require_gradient
-from sgm_sde._checks import described, number, one_of, whole
+from sgm_sde._checks import FAR, described, number, one_of, whole
 from sgm_sde._shapes import expand
 from sgm_sde._tree import Path
 from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjugate_residual
@@ -40,18 +40,6 @@ def require_measurement(measurement: object) -> None:
     """Raise TypeError unless `measurement` is a `Measurement`."""
     if not isinstance(measurement, Measurement):
         raise TypeError(f"measurement must be a Measurement, got {described(measurement)}")
-
-
-def require_positive(**options: float) -> None:
-    """Raise ValueError unless all options are positive and finite."""
-    for name, value in options.items():
-        number(name, value, above=0)
-
-
-def require_count(**options: int) -> None:
-    """Raise ValueError unless all options are whole numbers of at least 1."""
-    for name, value in options.items():
-        whole(name, value)
 
 
 class PosteriorScore(Score, ABC):
@@ -169,8 +157,7 @@ class DiffPIR(PosteriorScore):
 
     def __init__(self, score: Score, measurement: Measurement, strength: float = 1.0) -> None:
         super().__init__(score, measurement)
-        require_positive(strength=strength)
-        self.strength = strength
+        self.strength = number("strength", strength, above=0, most=FAR)
 
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoised data, pulled towards the measurement."""
@@ -214,8 +201,7 @@ class PiGDM(PosteriorScore):
 
     def __init__(self, score: Score, measurement: Measurement, data_std: float = 1.0) -> None:
         super().__init__(score, measurement)
-        require_positive(data_std=data_std)
-        self.data_std = data_std
+        self.data_std = number("data_std", data_std, above=0, most=FAR)
 
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoised data, and the likelihood's gradient."""

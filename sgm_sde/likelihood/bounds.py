@@ -110,8 +110,7 @@ def elbo(
     score = as_density(score_fn, sde)
     eps = check_process(sde, eps)
     one_of("times", times, TIMES)
-    require_count("n_times", n_times)
-    require_count("n_decodings", n_decodings)
+    n_times, n_decodings = require_count("n_times", n_times), require_count("n_decodings", n_decodings)
     decoder = decoder_of(x, n_levels, data_range, dtype)
     draws = _Draws(decoder, resolve_seeds(seed, generator, len(x)), data_std if control_variate else None)
     model = BoundModel(score, sde, (eps, sde.T), model_kwargs)
@@ -261,8 +260,7 @@ def ddpm_bound(
     if not isinstance(sde, DiscreteVPSDE):
         raise TypeError(f"DDPM's bound needs a DiscreteVPSDE, got {sde!r}: elbo is for any linear process")
     one_of("variance", variance, VARIANCES)
-    require_count("repeats", repeats)
-    require_count("n_decodings", n_decodings)
+    repeats, n_decodings = require_count("repeats", repeats), require_count("n_decodings", n_decodings)
     clip = None if clip is None else range_of("clip", clip)
     learned = score.net if isinstance(score.net, LearnedVariance) else None
     if variance == "learned" and learned is None:
@@ -307,7 +305,7 @@ def ddpm_bound(
     spread = spread + _variance_of_mean(all_terms).sum(0)
     errors = [error for drawn in steps for _, error in drawn]
     how = {"learned": "learned variance", "fixed-small": "variance beta-tilde", "fixed-large": "variance beta"}
-    clipped = "" if clip is None else f", data clipped to {clip}"
+    clipped = "" if clip is None else f", data clipped to ({clip[0]:g}, {clip[1]:g})"
     protocol = (
         f"DDPM's variational bound over {len(nodes)} steps with {how[variance]} under the prior N(0, 1){clipped}, and "
         f"{draws.decoder_words}"

@@ -10,12 +10,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import not_finite, require_one_a_sample, whole
+from sgm_sde._checks import is_dense, not_finite, require_one_a_sample, whole
 from sgm_sde._times import at_ends
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 
 T = TypeVar("T")
+SMALLEST = 1e-15  # noise that densities are taken at: states are numbers of order one in single or double precision
 
 require_count = partial(whole, kind=Integral)  # as loops take it
 
@@ -42,6 +43,8 @@ def check_process(sde: LinearSDE, eps: float | None) -> float:
     eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps)
     if not 0 < eps < sde.T:
         raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
+    if float(sde.sigma(eps)) < SMALLEST:
+        raise ValueError(f"eps={eps:g} leaves noise of {float(sde.sigma(eps)):g}, less than numbers here resolve")
     return eps
 
 
@@ -52,7 +55,7 @@ def check_points(x: Tensor) -> Tensor:
         TypeError: for anything that is no floating tensor.
         ValueError: for no samples, and values that are not finite.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim == 0:
+    if not is_dense(x) or not x.is_floating_point() or x.ndim == 0:
         given = f"dtype {x.dtype}" if isinstance(x, Tensor) else repr(x)
         raise TypeError(f"x must be a floating tensor (B, *), got {given}; for images of integers use bits_per_dim")
     if len(x) == 0:

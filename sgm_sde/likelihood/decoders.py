@@ -77,7 +77,7 @@ class Levels:
             given = f"dtype {images.dtype}" if isinstance(images, Tensor) else repr(images)
             raise TypeError(f"images must be whole numbers of an integer dtype, got {given}: for points use log_prob")
         images = images.long()  # few operations know the wider unsigned ones
-        require_count("n_levels", n_levels, 2)
+        n_levels = require_count("n_levels", n_levels, 2)
         low, high = range_of("data_range", data_range)
         dtype = torch.get_default_dtype() if dtype is None else float_dtype("dtype", dtype)
         if images.ndim < 2 or images.numel() == 0:

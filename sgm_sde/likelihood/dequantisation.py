@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, one_of
+from sgm_sde._checks import described, flag, one_of, require_function
 from sgm_sde._shapes import flat
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -120,11 +120,11 @@ def bits_per_dim(
         >>> sg.bits_per_dim(score, sde, images, n_levels=17, data_range=(-1, 1), seed=0)  # doctest: +SKIP
     """
     levels = Levels.of(images, n_levels, data_range, dtype)
-    require_count("repeats", repeats)
+    repeats, importance = require_count("repeats", repeats), flag("importance", importance)
     if isinstance(dequantize, str):
         one_of("dequantize, where it is a name,", dequantize, DEQUANTISATIONS)
-    if not isinstance(dequantize, str) and not callable(dequantize):
-        raise TypeError(f"dequantize must be a name or a function (images, draw), got {described(dequantize)}")
+    else:
+        require_function("dequantize", dequantize, "of (images, draw), or a name", 2)
     for option in ("enable_grad", "decoder"):
         if options.get(option):
             raise ValueError(f"bits_per_dim has no {option}: use log_prob({option}=...)")
@@ -215,7 +215,10 @@ def _bin_noise(
         z = stream.normal(tuple(images.shape), torch.float64, images.device)
         noise = torch.special.ndtr(z).clamp(0, 1 - 2.0**-24)
         return noise, torch.zeros(len(images), dtype=torch.float64, device=images.device)
-    noise, log_q = dequantize(images, draw)
+    made = dequantize(images, draw)
+    if not (isinstance(made, tuple | list) and len(made) == 2 and all(isinstance(part, Tensor) for part in made)):
+        raise TypeError(f"dequantize must return a pair of tensors (noise, log-densities), got {described(made)}")
+    noise, log_q = made
     if noise.shape != images.shape or log_q.shape != images.shape[:1]:
         raise ValueError(
             f"dequantize must return noise {tuple(images.shape)} and log-densities {tuple(images.shape[:1])}, "

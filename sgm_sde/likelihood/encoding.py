@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import described, not_finite, number, one_of, real, require_floating
+from sgm_sde._checks import FAR, described, not_finite, number, one_of, require_floating
 from sgm_sde._shapes import flat
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.reverse import ScoreFn
@@ -122,8 +122,8 @@ def _carry(
     steps = value_or("steps", steps, 48, on_grid, "method='exponential'")
     rtol = value_or("rtol", rtol, 1e-8, not on_grid, "method='adaptive'")
     atol = value_or("atol", atol, 1e-8, not on_grid, "method='adaptive'")
-    number("data_std", data_std, above=0)
-    require_count("steps", steps)
+    data_std = number("data_std", data_std, above=0, most=FAR)
+    steps = require_count("steps", steps)
     check_tolerances(rtol, atol, 1)
     if grad and method == "adaptive":
         raise ValueError("method='adaptive' has no gradients: use 'exponential'")
@@ -172,7 +172,7 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     if a.shape != b.shape:
         raise ValueError(f"latents must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     if not isinstance(weight, Tensor):
-        real("weight", weight)
+        weight = number("weight", weight)
     elif weight.shape not in ((), (len(a),)) or not weight.is_floating_point():
         raise ValueError(f"weight must be a number or ({len(a)},), got {described(weight)}")
     w = torch.as_tensor(weight, dtype=a.dtype, device=a.device).reshape(-1, *[1] * (a.ndim - 1))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import number, one_of
+from sgm_sde._checks import FAR, number, one_of, require_function
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -169,7 +169,7 @@ def log_prob(
     rtol = value_or("rtol", rtol, 1e-5, not on_grid, "a method with tolerances")
     atol = value_or("atol", atol, 1e-5, not on_grid, "a method with tolerances")
     data_std = value_or("data_std", data_std, 0.5, method != "rk45-scipy", "another method")
-    number("data_std", data_std, above=0)
+    data_std = number("data_std", data_std, above=0, most=FAR)
     n_probes = value_or("n_probes", n_probes, 1, trace != "exact", "trace='hutchinson'")
     probe = value_or("probe", probe, "rademacher", trace != "exact", "trace='hutchinson'")
     pixel: str | ProbePilot = "pixel"
@@ -178,10 +178,9 @@ def log_prob(
     one_of("probe", probe, PROBES)
     one_of("probe_basis", getattr(basis, "basis", basis), (*BASES, PILOT))
     one_of("decoder", decoder, (None, "gaussian"))
-    if prior is not None and not callable(prior):
-        raise TypeError(f"prior must be a function from latents (B, *) to log-densities (B,), got {prior!r}")
-    for option, count, least in (("n_probes", n_probes, 1), ("chunk", chunk, 1), ("steps", steps, 6)):
-        require_count(option, count, least)
+    require_function("prior", prior, "from latents (B, *) to log-densities (B,)", 1, optional=True)
+    n_probes, chunk = require_count("n_probes", n_probes), require_count("chunk", chunk)
+    steps = require_count("steps", steps, 6)
     check_tolerances(rtol, atol, 1)
     if enable_grad and method in ("rk45-scipy", "adaptive"):
         raise ValueError(f"method={method!r} has no gradients: use 'exponential' or 'dopri5-adjoint'")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import FAR, number, settle
 from sgm_sde.grids import GridRule
 
 
@@ -37,8 +38,7 @@ class Stretched(GridRule):
 
     def __post_init__(self) -> None:
         for option in ("stretch", "data_std"):
-            if not getattr(self, option) > 0:
-                raise ValueError(f"{option} must be positive, got {getattr(self, option)}")
+            settle(self, **{option: number(option, getattr(self, option), above=0, most=FAR)})
 
     def curve(self, sde: Any, start: float, end: float) -> tuple[float, float, float, float]:
         """c, b, u_0 and a, with u from 0 at the start."""

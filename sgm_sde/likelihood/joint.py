@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import one_of
+from sgm_sde._checks import instance_of, one_of
 from sgm_sde._shapes import on_host
 from sgm_sde._times import at_ends
 from sgm_sde.engine.executor import Plan, execute, lower
@@ -105,11 +105,12 @@ def joint_log_prob(
         >>> bool((result.value - oracle.log_prob(z, sde, 1e-5)).abs().max() < 1e-3)
         True
     """
+    instance_of("sde", sde, MatrixSDE, "a process with a matrix, such as CLD()")
     score = as_density(score_fn, sde)
     one_of("trace", trace, TRACES)
     one_of("probe", probe, PROBES)
-    for option, count in (("n_probes", n_probes), ("chunk", chunk), ("steps", steps)):
-        require_count(option, count)
+    n_probes, chunk = require_count("n_probes", n_probes), require_count("chunk", chunk)
+    steps = require_count("steps", steps)
     state = check_points(z).detach()
     if z.ndim < 2 or z.shape[1] != sde.blocks:
         raise ValueError(f"need states (B, {sde.blocks}, *), got {tuple(z.shape)}")
@@ -184,7 +185,8 @@ def velocity_bound(
         >>> bound.value.shape
         torch.Size([3])
     """
-    require_count("draws", draws)
+    draws = require_count("draws", draws)
+    instance_of("sde", sde, MatrixSDE, "a process with a matrix, such as CLD()")
     x = check_points(x)
     others = sde.initial_covariance.array[1:, 1:]
     sign, log_det = np.linalg.slogdet(2 * math.pi * math.e * others)

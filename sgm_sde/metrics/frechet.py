@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import numbers
 from sgm_sde.metrics.inputs import Vectors, pair
 
 
@@ -62,13 +63,26 @@ def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
     >>> round(gaussian_frechet(torch.zeros(2), eye, torch.ones(2), 4 * eye), 6)
     4.0
     """
-    mean_a, cov_a, mean_b, cov_b = (t.detach().cpu().double() for t in (mean_a, cov_a, mean_b, cov_b))
+    mean_a, cov_a = _law("a", mean_a, cov_a)
+    mean_b, cov_b = _law("b", mean_b, cov_b)
+    if mean_a.shape != mean_b.shape:
+        raise ValueError(f"mean_a and mean_b must have one shape, got {tuple(mean_a.shape)} and {tuple(mean_b.shape)}")
     # The trace of the square root is the sum of the singular values of P = cov_b^{1/2} cov_a^{1/2}. The
     # eigenvalues of cov_a^{1/2} cov_b cov_a^{1/2} are their squares: a root taken of those would turn a rounding
     # error of 1e-16 into one of 1e-8.
     cross = torch.linalg.svdvals(_sqrt(cov_b) @ _sqrt(cov_a)).sum()
     squared = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     return max(float(squared), 0.0)  # rounding can leave a distance of zero slightly negative
+
+
+def _law(name: str, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) in float64 on the host."""
+    mean, cov = numbers(f"mean_{name}", mean), numbers(f"cov_{name}", cov)
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"mean_{name} and cov_{name} must be (d,) and (d, d), got {tuple(mean.shape)} and {tuple(cov.shape)}"
+        )
+    return mean, cov
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

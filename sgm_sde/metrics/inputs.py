@@ -7,6 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import described, is_dense, is_regular
+
 Vectors = Tensor | npt.NDArray[Any]
 
 
@@ -25,9 +27,14 @@ def pair(a: Vectors, b: Vectors, least: int = 2) -> tuple[Tensor, Tensor]:
 def _samples(values: Vectors, name: str, least: int) -> Tensor:
     """Return `values` as a float64 tensor (n, d) on the CPU, or say what is wrong with it."""
     if isinstance(values, Tensor):
+        if not is_dense(values) or values.is_complex():
+            raise TypeError(f"{name} must be real numbers (samples, features), got dtype {values.dtype}")
         x = values.detach().cpu().double()
     else:
-        x = torch.from_numpy(np.array(values, dtype=np.float64))
+        array = values if isinstance(values, np.ndarray) else np.asarray(values) if is_regular(values) else None
+        if array is None or array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} must be a tensor or array (samples, features), got {described(values)}")
+        x = torch.from_numpy(array.astype(np.float64))
     if x.ndim != 2:
         raise ValueError(f"{name} must have shape (samples, features), got {tuple(x.shape)}")
     if len(x) < least:

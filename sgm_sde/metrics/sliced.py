@@ -49,6 +49,7 @@ def sliced_wasserstein(
     (3.0, (4, 4), 2, 'raw')
     """
     whole("directions", directions, kind=int)
+    whole("seed", seed, 0, kind=int)
     x, y = pair(a, b)
     dim = x.shape[1]
     generator = torch.Generator().manual_seed(seed)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgm_sde._checks import FAR, described, instance_of, is_dense, number, sizes, whole
+
 
 class Preconditioning(NamedTuple):
     """EDM's four functions of the noise level; see `edm_preconditioning`."""
@@ -39,6 +41,15 @@ def edm_preconditioning(sigma: Tensor, sigma_data: Tensor | float) -> Preconditi
         >>> [round(float(c), 3) for c in edm_preconditioning(torch.tensor(0.75), 1.0)]
         [0.64, 0.6, 0.8, -0.072]
     """
+    if not is_dense(sigma) or not sigma.is_floating_point():
+        raise TypeError(f"sigma must be a floating tensor, got {described(sigma)}")
+    if isinstance(sigma_data, Tensor):
+        if sigma_data.ndim and sigma_data.shape != sigma.shape:
+            raise ValueError(
+                f"sigma_data must be one number or as sigma, {tuple(sigma.shape)}, got {described(sigma_data)}"
+            )
+    else:
+        sigma_data = number("sigma_data", sigma_data, above=0, most=FAR)
     total = sigma**2 + sigma_data**2
     # The floor keeps D(x, 0) = x instead of ln(0) * 0 = nan.
     c_noise = sigma.clamp(min=1e-6).log() / 4
@@ -137,6 +148,10 @@ class UNet(nn.Module):
         heads: int = 4,
     ) -> None:
         super().__init__()
+        channels, attention = sizes("channels", channels), sizes("attention", attention, least=0)
+        in_channels, blocks, patch = whole("in_channels", in_channels), whole("blocks", blocks), whole("patch", patch)
+        groups, heads, embed = whole("groups", groups), whole("heads", heads), whole("embed", embed, 2)
+        classes = None if classes is None else whole("classes", classes)
         for level, width in enumerate(channels):
             if width % groups or (level in attention and width % heads):
                 raise ValueError(f"groups={groups} and heads={heads} must divide the channels, got {tuple(channels)}")
@@ -241,8 +256,8 @@ class EDMPreconditioned(nn.Module):
 
     def __init__(self, net: nn.Module, sigma_data: float) -> None:
         super().__init__()
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+        instance_of("net", net, nn.Module, "an nn.Module")
+        sigma_data = number("sigma_data", sigma_data, above=0, most=FAR)
         self.net = net
         # A buffer, so that the weights file alone fixes the function.
         self.register_buffer("sigma_data", torch.tensor(sigma_data))

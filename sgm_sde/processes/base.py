@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import float_dtype, instead, real, require_floating, shape_of_samples, usable_device
+from sgm_sde._checks import float_dtype, instead, real, require_floating, settle, shape_of_samples, usable_device
 from sgm_sde._shapes import Time, expand, flat, on_host
 from sgm_sde._times import same_time
 from sgm_sde._value import Value
@@ -75,6 +75,7 @@ class SDE(Value, ABC):
 
     def __post_init__(self) -> None:
         eps, T = real("eps", self.eps), real("T", self.T)
+        settle(self, **{name: value for name, value in {"eps": eps, "T": T}.items() if name in vars(self)})
         if not (math.isfinite(T) and math.isfinite(eps) and 0 <= eps < T):
             raise ValueError(f"need 0 <= eps < T, got eps={self.eps} and T={self.T}")
 

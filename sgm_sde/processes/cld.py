@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import instead
-from sgm_sde._shapes import Time, flat
+from sgm_sde._checks import instance_of, instead, require_floating, require_function, settle_positive
+from sgm_sde._shapes import Time, as_time, flat
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.processes.matrix import MatrixSDE, RateMatrixSDE, double
-from sgm_sde.processes.vp import VPSDE, _require_positive
+from sgm_sde.processes.vp import VPSDE
 
 REACH = 16.0  # up to so many e-foldings of the fastest mode, quadrature with 16 Gauss points is exact to 1e-15
 _x, _w = np.polynomial.legendre.leggauss(16)
@@ -70,12 +70,12 @@ class CLD(RateMatrixSDE):
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        _require_positive(mass=self.mass, gamma=self.gamma)
+        settle_positive(self, "mass", "gamma")
         if self.friction is None:
             object.__setattr__(self, "friction", 2 * math.sqrt(self.mass))
         if self.beta_max is None:
             object.__setattr__(self, "beta_max", self.beta_min)
-        _require_positive(friction=self.friction)
+        settle_positive(self, "friction")
         super().__post_init__()
 
     @property
@@ -185,7 +185,12 @@ def hybrid_score_matching(
     """
     if not isinstance(sde, MatrixSDE):
         raise TypeError(f"this loss is for a process with a matrix, such as CLD(), got {instead(sde)}")
+    require_function("predict", predict, "of (z, t)")
+    require_floating("x0", x0)
+    if not bool((as_time(t) > 0).all()):
+        raise ValueError(f"t must lie in (0, T], got {t}")
     predicted = predict(sde.perturb(x0, t, noise), t, **kwargs)
+    instance_of("the prediction", predicted, Tensor, "a tensor")
     if predicted.shape != x0.shape:
         raise ValueError(f"the prediction has shape {tuple(predicted.shape)} for data of shape {tuple(x0.shape)}")
     return flat((predicted - noise[:, -1]).square()).mean(1)

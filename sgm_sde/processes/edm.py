@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import settle_positive
 from sgm_sde._shapes import Time, as_time
 from sgm_sde.processes.linear import _ordered
 from sgm_sde.processes.ve import UnitScaleSDE
-from sgm_sde.processes.vp import _require_positive
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class EDMSDE(UnitScaleSDE):
     time_is_noise_level: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _require_positive(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        settle_positive(self, "sigma_min", "sigma_max")
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"need sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
         object.__setattr__(self, "T", self.sigma_max)

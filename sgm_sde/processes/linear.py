@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import described
+from sgm_sde._checks import require_function
 from sgm_sde._shapes import Time, as_time, expand, on_host
 from sgm_sde._times import at_ends
 from sgm_sde.processes.base import SDE, Node
@@ -194,8 +194,7 @@ class ScheduleSDE(LinearSDE):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, function in (("alpha", self.alpha_fn), ("sigma", self.sigma_fn)):
-            if not callable(function):
-                raise TypeError(f"{name} must be a function of t, got {described(function)}")
+            require_function(name, function, "of t", 1)
         t = torch.linspace(self.eps, self.T, 257, dtype=torch.float64, device="cpu")
         for name, value in (("alpha", self.alpha(t)), ("sigma", self.sigma(t))):
             bad = ~(torch.isfinite(value) & (value > 0))

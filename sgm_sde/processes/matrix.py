@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import require_floating
 from sgm_sde._kept import kept
 from sgm_sde._shapes import Time, as_time, expand, flat, on_host
 from sgm_sde.engine.matrix import Matrix
@@ -309,6 +310,7 @@ class MatrixSDE(SDE):
         return self._state(z)[:, 0]
 
     def _state(self, z: Tensor) -> Tensor:
+        require_floating("the state", z, f"(B, {self.blocks}, *)")
         if z.ndim < 2 or z.shape[1] != self.blocks:
             k = self.blocks
             raise ValueError(f"a state of {self!r} has {k} blocks on axis 1, (B, {k}, *): got {tuple(z.shape)}")
@@ -345,6 +347,7 @@ class MatrixSDE(SDE):
 
     def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """Mean (B, k, *) and covariance (k, k) or (B, k, k) of the state given the data x0 (B, *)."""
+        require_floating("x0", x0)
         mu, covariance = self.kernel(t)
         mean = torch.stack([expand(m, x0) * x0 for m in mu.unbind(-1)], 1)
         return mean, covariance
@@ -362,7 +365,9 @@ class MatrixSDE(SDE):
     def perturb(self, x0: Tensor, t: Time, z: Tensor) -> Tensor:
         """The state (B, k, *) at t for data x0 (B, *) and standard normal noise z (B, k, *)."""
         mean, covariance = self.marginal(x0, t)
-        return mean + apply(torch.linalg.cholesky(covariance), self._state(z))
+        if self._state(z).shape != mean.shape:
+            raise ValueError(f"noise must have the shape {tuple(mean.shape)} of the state, got {tuple(z.shape)}")
+        return mean + apply(torch.linalg.cholesky(covariance), z)
 
     def observation(self, t: Time) -> tuple[Tensor, Tensor]:
         r"""The data as the state shows it: weights w (\*, k) and noise level s (\*).

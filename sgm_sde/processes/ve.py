@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import settle_positive
 from sgm_sde._shapes import Time, as_time
 from sgm_sde.processes.linear import LinearSDE, _ordered
-from sgm_sde.processes.vp import _require_positive
 
 
 class UnitScaleSDE(LinearSDE):
@@ -65,7 +65,7 @@ class VESDE(UnitScaleSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        settle_positive(self, "sigma_min", "sigma_max")
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"need sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
 

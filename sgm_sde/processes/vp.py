@@ -9,14 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import number
+from sgm_sde._checks import settle_positive
 from sgm_sde._shapes import Time, as_time
 from sgm_sde.processes.linear import LinearSDE, _ordered
-
-
-def _require_positive(**values: float) -> None:
-    for name, value in values.items():
-        number(name, value, above=0)
 
 
 class BetaSDE(LinearSDE):
@@ -98,7 +93,7 @@ class _LinearBetaSDE(BetaSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(beta_min=self.beta_min, beta_max=self.beta_max)
+        settle_positive(self, "beta_min", "beta_max")
         if self.beta_max < self.beta_min:
             raise ValueError(f"need beta_min <= beta_max, got {self.beta_min} and {self.beta_max}")
 
@@ -214,7 +209,7 @@ class CosineVPSDE(VariancePreservingSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive(s=self.s)
+        settle_positive(self, "s")
         if self.T >= 1:
             raise ValueError(f"the cosine schedule has alpha(1) = 0: need T < 1, got {self.T}")
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import FAR, described, ends_of, number, require_one_a_sample
+from sgm_sde._checks import FAR, described, ends_of, flag, number, require_function, require_one_a_sample
 from sgm_sde._shapes import expand
 from sgm_sde._times import ROUNDING
 from sgm_sde._tree import Path, each_leaf
@@ -316,13 +316,14 @@ class Classifier(GuidedScore):
         interval: Interval | None = None,
     ) -> None:
         super().__init__([score], scale, interval, neutral=0.0)
-        if not callable(log_likelihood):
-            raise TypeError(f"the log-likelihood must be callable, got {log_likelihood!r}")
         if isinstance(condition, str):
             raise TypeError(f"condition must be a sequence of names, such as ({condition!r},), got {condition!r}")
         if not isinstance(condition, Sequence) or not all(isinstance(name, str) for name in condition):
             raise TypeError(f"condition must be a sequence of names, got {described(condition)}")
-        self.log_likelihood, self.condition, self.shared = log_likelihood, tuple(condition), shared
+        arguments = f"of (x, t, {', '.join(condition)})"
+        require_function("the log-likelihood", log_likelihood, arguments, 2, named=condition)
+        self.log_likelihood, self.condition = log_likelihood, tuple(condition)
+        self.shared = flag("shared", shared)
         self.branches = score.branches
 
     @property
@@ -396,6 +397,10 @@ def from_classifier(
         >>> log_p(torch.zeros(1, 1), torch.ones(1), y=torch.tensor([1]))
         tensor([-0.6931])
     """
+
+    require_function("the classifier", net, "of (x, label)")
+    require_function("time_label", time_label, "of t", 1, optional=True)
+    require_function("input_scale", input_scale, "of t", 1, optional=True)
 
     def log_likelihood(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         label = t if time_label is None else time_label(t)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import FAR, number
 from sgm_sde._shapes import expand
 from sgm_sde.processes.base import SDE
 from sgm_sde.processes.matrix import MatrixSDE, apply, double
@@ -34,8 +35,7 @@ class VelocityScore(Score):
     ) -> None:
         if not isinstance(sde, MatrixSDE):
             raise TypeError(f"the network of one block of the state needs a process such as CLD(), got {sde!r}")
-        if mixed is not None and not mixed >= 0:
-            raise ValueError(f"mixed is the data's standard deviation, at least 0, got {mixed}")
+        mixed = None if mixed is None else number("mixed", mixed, least=0, most=FAR)
         super().__init__(net, sde, prediction, time_label=time_label, dtype=dtype)
         self.mixed = mixed
 

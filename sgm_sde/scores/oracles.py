@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_autocast
-from sgm_sde._checks import described, numbers, require_floating, whole
+from sgm_sde._checks import described, is_dense, numbers, require_floating, whole
 from sgm_sde._shapes import Time, batch_time, expand
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.processes.linear import LinearSDE
@@ -27,7 +28,7 @@ ROUNDING = 1e-10  # of a covariance, relative to its largest entry
 
 def require_data(option: str, value: Tensor) -> None:
     """Raise unless the value is a tensor of finite numbers."""
-    if not isinstance(value, Tensor) or value.is_complex() or not value.numel():
+    if not is_dense(value) or value.is_complex() or not value.numel():
         raise TypeError(f"{option} must be a tensor of real numbers, got {described(value)}")
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"{option} must be finite, got {int((~torch.isfinite(value)).sum())} values that are not")
@@ -37,6 +38,11 @@ def require_kernel(sde: object) -> None:
     """Raise TypeError unless `sde` is a process with a kernel, or None."""
     if sde is not None and not isinstance(sde, LinearSDE | MatrixSDE):
         raise TypeError(f"sde must be a LinearSDE or a MatrixSDE, got {described(sde)}")
+
+
+def _require_none(kwargs: Mapping[str, Any]) -> None:
+    if kwargs:
+        raise TypeError(f"an oracle takes x and t alone, got the arguments {', '.join(kwargs)} in model_kwargs")
 
 
 class Oracle(ABC):
@@ -66,14 +72,16 @@ class Oracle(ABC):
         if isinstance(sde, MatrixSDE):
 
             @outside_autocast
-            def of_observation(y: Tensor, s: Tensor) -> Tensor:
+            def of_observation(y: Tensor, s: Tensor, **kwargs: Any) -> Tensor:
+                _require_none(kwargs)
                 self._require_event(y)
                 return self.denoised(y, torch.ones_like(s), s)
 
             return DenoiserScore(of_observation, sde)
 
         @outside_autocast
-        def denoiser(x: Tensor, t: Tensor) -> Tensor:
+        def denoiser(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+            _require_none(kwargs)
             self._require_event(x)
             return self.denoised(x, sde.alpha(t).to(x.dtype), sde.sigma(t).to(x.dtype))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._checks import described, require_function
+from sgm_sde._checks import described, float_dtype, instance_of, require_function
 from sgm_sde._shapes import Time, as_time, batch_time, expand
 from sgm_sde._tree import Path
 from sgm_sde._value import Value
@@ -57,15 +57,14 @@ class Score(Value):
         input_scale: Callable[[Tensor], Tensor] | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not callable(net):
-            raise TypeError(f"the network must be callable, got {type(net).__name__}")
+        require_function("the network", net, "of (x, label)")
         require_sde(sde)
+        instance_of("prediction", prediction, str, "a name")
         if prediction != "score" and not sde.has_kernel:
             raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {sde!r}")
-        require_function("time_label", time_label)
-        require_function("input_scale", input_scale)
-        if dtype is not None and not isinstance(dtype, torch.dtype):
-            raise TypeError(f"dtype must be a torch.dtype, got {described(dtype)}")
+        require_function("time_label", time_label, "of t", 1, optional=True)
+        require_function("input_scale", input_scale, "of t", 1, optional=True)
+        dtype = None if dtype is None else float_dtype("dtype", dtype)
         self.net, self.sde, self.prediction = net, sde, prediction
         self.time_label, self.input_scale = time_label, input_scale
         self._dtype = dtype
@@ -119,11 +118,11 @@ class Score(Value):
         if self._as_it_is:
             out = self.net(x, t, **kwargs)
         else:
-            label = t if self.time_label is None else self.time_label(t)
+            label = t if self.time_label is None else _of_time("time_label", self.time_label, t)
             net_dtype = self.dtype
             if net_dtype is not None and label.is_floating_point():
                 label = label.to(torch.promote_types(net_dtype, torch.float32))  # bfloat16 merges neighbouring times
-            scaled = x if self.input_scale is None else expand(self.input_scale(t), x) * x
+            scaled = x if self.input_scale is None else expand(_of_time("input_scale", self.input_scale, t), x) * x
             out = self.net(scaled if net_dtype is None else scaled.to(net_dtype), label, **kwargs)
         if not isinstance(out, Tensor):
             raise ValueError(f"the network must return a tensor, got {type(out).__name__}")
@@ -184,6 +183,14 @@ class Score(Value):
     def __repr__(self) -> str:
         name = type(self.net).__name__ if isinstance(self.net, nn.Module) else getattr(self.net, "__name__", "net")
         return f"Score({name} predicts {self.prediction}, {self.sde!r})"
+
+
+def _of_time(option: str, function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """What a function of time gives at t (B,)."""
+    value = function(t)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{option} must return a tensor, got {described(value)}")
+    return value
 
 
 def from_noise(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:

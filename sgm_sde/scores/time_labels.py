@@ -29,13 +29,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, whole
+from sgm_sde._checks import described, flag, number, numbers, whole
 from sgm_sde._shapes import on_host
 
 if TYPE_CHECKING:
     from sgm_sde.processes import DiscreteVPSDE, LinearSDE
 
 TimeLabel = Callable[[Tensor], Tensor]
+
+
+def _require_linear(sde: object) -> None:
+    if not getattr(sde, "is_linear", False) or isinstance(sde, type):
+        raise TypeError(f"the label is a noise level of a LinearSDE, got {described(sde)}")
 
 
 def ddpm(n: int | DiscreteVPSDE = 1000, *, integer: bool = False) -> TimeLabel:
@@ -54,6 +59,7 @@ def ddpm(n: int | DiscreteVPSDE = 1000, *, integer: bool = False) -> TimeLabel:
         tensor([  0,  10, 999])
     """
     size = whole("n", len(n.betas) if hasattr(n, "betas") else n)
+    integer = flag("integer", integer)
     return partial(_index, size=size, integer=integer)
 
 
@@ -64,6 +70,7 @@ def score_sde_vp() -> TimeLabel:
 
 def score_sde_ve(sde: LinearSDE) -> TimeLabel:
     """sigma(t), of which the network takes the logarithm (Song et al., 2021, arXiv:2011.13456)."""
+    _require_linear(sde)
     return sde.sigma
 
 
@@ -114,26 +121,31 @@ def score_sde_ve_discrete(sde: LinearSDE, levels: int | None = None) -> TimeLabe
 
 def noise_level(sde: LinearSDE) -> TimeLabel:
     """sigma / alpha, which EDM's preconditioned networks take (Karras et al., 2022, arXiv:2206.00364)."""
+    _require_linear(sde)
     return partial(_level, sde=sde)
 
 
 def edm_c_noise(sde: LinearSDE) -> TimeLabel:
     """log(sigma / alpha) / 4, what the network inside EDM's preconditioning sees."""
+    _require_linear(sde)
     return partial(_c_noise, sde=sde)
 
 
 def flow(scale: float = 1.0) -> TimeLabel:
     """scale * t, with t = 0 the data (Liu et al., 2022, arXiv:2209.03003)."""
+    scale = number("scale", scale)
     return partial(_scaled, scale=scale)
 
 
 def flow_from_noise(scale: float = 1.0) -> TimeLabel:
     """scale * (1 - t), for networks whose time runs from noise to data (Lipman et al., 2022, arXiv:2210.02747)."""
+    scale = number("scale", scale)
     return partial(_scaled_from_noise, scale=scale)
 
 
 def integer_table(times: Tensor) -> TimeLabel:
     """Index of the nearest entry of a table of times, int64."""
+    times = numbers("times", times)
     return partial(_nearest, times=times)
 
 

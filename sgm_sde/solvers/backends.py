@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, not_finite, unknown, whole
+from sgm_sde._checks import described, flag, not_finite, one_of, settle, unknown, whole
 from sgm_sde._shapes import flat
 from sgm_sde.engine.adaptive import (
     COMPLETED,
@@ -24,7 +24,7 @@ from sgm_sde.engine.adaptive import (
     Integration,
     check_tolerances,
 )
-from sgm_sde.solvers.adaptive import Flow, default_variable, require_one_noise_level
+from sgm_sde.solvers.adaptive import VARIABLES, Flow, default_variable, require_one_noise_level
 from sgm_sde.solvers.base import AdaptiveSolver, Problem
 
 Slope = Callable[[float | Tensor, Tensor], Tensor]
@@ -68,6 +68,7 @@ class Backend(AdaptiveSolver):
 
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, 1)
+        settle(self, per_sample=flag("per_sample", self.per_sample))
         known = {**self.adaptive, **self.fixed}
         if not isinstance(self.method, str):
             raise TypeError(f"method must be a name, got {described(self.method)}")
@@ -184,6 +185,10 @@ class FlowBackend(Backend):
     """
 
     variable: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("variable", self.variable, (None, *VARIABLES))
 
     def _solve(self, problem: Problem, index: Tensor, seen: _Seen) -> Tensor:
         ends = (problem.start, problem.end)

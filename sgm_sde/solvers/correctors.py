@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import number, one_of, settle, whole
+from sgm_sde._checks import FAR, number, one_of, settle, whole
 from sgm_sde._shapes import flat, on_host
 from sgm_sde._value import Value
 from sgm_sde.engine.executor import Hook
@@ -136,7 +136,7 @@ class Langevin(Corrector):
         one_of("norm", self.norm, ("expected", "sample", "batch"))
         if self.norm == "expected" and self.snr >= 1:
             raise ValueError(f"snr must be below 1, from where on updates are not stable, got {self.snr}")
-        settle(self, data_std=number("data_std", self.data_std, least=0))
+        settle(self, data_std=number("data_std", self.data_std, least=0, most=FAR))
         if self.data_std and self.norm != "expected":
             raise ValueError(f"data_std={self.data_std} goes with norm='expected', got norm={self.norm!r}")
 

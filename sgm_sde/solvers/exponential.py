@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sgm_sde._checks import ends_of, noise_level, number, one_of, real, settle, whole
+from sgm_sde._checks import FAR, ends_of, noise_level, number, one_of, real, require_function, settle, whole
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import Solver
@@ -55,7 +55,9 @@ class Exponential(Solver):
         allowed = VARIABLES[:3] if self.prediction in ("data", "noise") else (NATIVE[self.prediction],)
         one_of(f"variable of {self.prediction}", variable, allowed)
         one_of("variant", self.variant, VARIANTS)
-        if not callable(self.eta):
+        if callable(self.eta):
+            require_function("eta", self.eta, "of t, or a number", 1)
+        else:
             settle(self, eta=noise_level(self.eta))
         if self.prediction == "rectified" and self.stochastic:
             raise ValueError(f"prediction='rectified' is for the flow, got eta={self.eta!r}")
@@ -76,7 +78,7 @@ class Exponential(Solver):
             raise ValueError(f"window must be (low, high) with 0 <= low <= high, got {self.window}")
         if self.window != (0.0, math.inf) and not self.stochastic:
             raise ValueError(f"window acts on eta, which is 0: got window={self.window}")
-        settle(self, window=(low, high), sigma_data=number("sigma_data", self.sigma_data, above=0))
+        settle(self, window=(low, high), sigma_data=number("sigma_data", self.sigma_data, above=0, most=FAR))
         if self.sigma_data != 1 and self.prediction != "velocity":
             raise ValueError(f"sigma_data acts on velocity prediction, got it with {self.prediction}")
 

@@ -12,6 +12,7 @@ from sgm_sde._checks import flag, noise_level, number, one_of, real, settle, who
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.solvers.base import Solver, WrappedSolver
 from sgm_sde.solvers.exponential import ExponentialAdams, ExponentialRungeKutta, NoiseLevel
+from sgm_sde.solvers.linear_part import VARIANTS
 
 LU_PP = "Lu et al., 2022, arXiv:2211.01095"
 LU = "Lu et al., 2022, arXiv:2206.00927"
@@ -118,6 +119,7 @@ def _dpm_solver(
     lower_final: bool | None,
 ) -> Solver:
     eta = eta if callable(eta) else noise_level(eta)
+    one_of("variant", variant, VARIANTS)
     if flag("singlestep", singlestep) and order > 3:
         raise ValueError(f"order must be 1, 2 or 3, multistep also more, got {order}")
     sde = "sde-" if callable(eta) or eta else ""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, real, settle
+from sgm_sde._checks import described, instance_of, real, reals, rows_of, settle
 from sgm_sde._times import ROUNDING
 from sgm_sde._value import Value
 from sgm_sde.engine.program import Form, Step
@@ -49,14 +49,10 @@ class Tableau(Value):
     def __init__(
         self, a: Sequence[Sequence[float]], b: Sequence[float], name: str = "tableau", source: str = "user"
     ) -> None:
-        rows = tuple(tuple(float(v) for v in row) for row in a)
-        for field, value in (
-            ("a", rows),
-            ("b", tuple(float(v) for v in b)),
-            ("name", name),
-            ("source", source),
-        ):
-            object.__setattr__(self, field, value)
+        rows = rows_of("a", a)
+        for option, text in (("name", name), ("source", source)):
+            instance_of(option, text, str, "a text")
+        settle(self, a=rows, b=reals("b", b), name=name, source=source)
         if [len(row) for row in rows] != list(range(len(self.b))):
             raise ValueError(
                 f"an explicit tableau with {len(self.b)} weights has rows of lengths 0..{len(self.b) - 1}, "
@@ -153,7 +149,7 @@ class EmbeddedTableau(Tableau):
         source: str = "user",
     ) -> None:
         super().__init__(a, b, name, source)
-        object.__setattr__(self, "e", tuple(tuple(float(v) for v in estimate) for estimate in e))
+        settle(self, e=rows_of("e", e))
         for estimate in self.e:
             if len(estimate) != len(self.b) or not math.isclose(math.fsum(estimate), 0.0, abs_tol=1e-12):
                 raise ValueError(f"an error estimate needs {len(self.b)} weights that sum to 0, got {estimate}")

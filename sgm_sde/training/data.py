@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._checks import instance_of
 from sgm_sde._files import gunzip, load_npz, reading
 
 _IDX_NAMES = {"train": "train", "test": "t10k"}
@@ -64,6 +65,7 @@ def load_images(path: str | Path, split: Literal["train", "test"] = "train") -> 
             more than 8 bits a channel or not opaque, and files that are damaged.
         ImportError: for pictures without Pillow.
     """
+    instance_of("path", path, str | Path, "a path")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")

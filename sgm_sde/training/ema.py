@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._checks import described, real
+from sgm_sde._checks import instance_of, number
 
 
 class EMA:
@@ -32,11 +32,8 @@ class EMA:
     """
 
     def __init__(self, net: nn.Module, decay: float = 0.9999) -> None:
-        if not isinstance(net, nn.Module):
-            raise TypeError(f"net must be an nn.Module, got {described(net)}")
-        if not 0 <= real("decay", decay) < 1:
-            raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
-        self.decay, self.updates = decay, 0
+        instance_of("net", net, nn.Module, "an nn.Module")
+        self.decay, self.updates = number("decay", decay, least=0, below=1), 0
         self._parameters = frozenset(name for name, _ in net.named_parameters(remove_duplicate=False))
         self.average = {
             name: value.detach().to(self._kept_in(name, value), copy=True) for name, value in net.state_dict().items()
@@ -50,6 +47,7 @@ class EMA:
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
         """Take in the network's present weights."""
+        instance_of("net", net, nn.Module, "an nn.Module")
         d = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         for name, value in net.state_dict().items():
@@ -60,6 +58,7 @@ class EMA:
 
     def copy_to(self, net: nn.Module) -> None:
         """Give a network the averaged weights, in its own dtype."""
+        instance_of("net", net, nn.Module, "an nn.Module")
         net.load_state_dict(self.average)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -30,8 +30,8 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import one_of, whole
-from sgm_sde._shapes import as_time, expand, require_times
+from sgm_sde._checks import FAR, arguments, described, instance_of, is_dense, number, one_of, settle, whole
+from sgm_sde._shapes import as_time, expand, flat, require_times
 from sgm_sde._times import ROUNDING
 from sgm_sde.processes import LinearSDE
 from sgm_sde.processes.predictions import KernelValues, convert, weights
@@ -77,6 +77,9 @@ class EDM:
     sigma_data: float
     error_of: ClassVar[str] = "data"
 
+    def __post_init__(self) -> None:
+        settle(self, sigma_data=number("sigma_data", self.sigma_data, least=1e-12, most=FAR))
+
     def weight(self, sde: LinearSDE, t: Tensor) -> Tensor:
         """(sigma~^2 + s^2) / (sigma~ s)^2 with sigma~ = sigma / alpha."""
         return 1 / self.sigma_data**2 + sde.log_snr(t).exp()
@@ -94,6 +97,9 @@ class MinSNR:
 
     gamma: float = 5.0
     error_of: ClassVar[str] = "data"
+
+    def __post_init__(self) -> None:
+        settle(self, gamma=number("gamma", self.gamma, above=0))
 
     def weight(self, sde: LinearSDE, t: Tensor) -> Tensor:
         """min(alpha^2 / sigma^2, gamma)."""
@@ -124,6 +130,7 @@ class PosteriorMean:
 
     def __post_init__(self) -> None:
         one_of("variance", self.variance, ("beta", "posterior", "none"))
+        settle(self, n=None if self.n is None else whole("n", self.n))
 
     def weight(self, sde: LinearSDE, t: Tensor) -> Tensor:
         """c^2 / (2 v), or c^2."""
@@ -200,7 +207,8 @@ def denoising_score_matching(
     sde, t, factor, x0 = _prepare(score, x0, times, t, generator)
     x, noise = _noised(sde, x0, t, noise, generator)
     a, b = weights(score.prediction, _kernel(sde, t))
-    error = score.output(x, _label(t, x), **(model_kwargs or {})).to(x.dtype) - _on(a, x) * x0 - _on(b, x) * noise
+    predicted = score.output(x, _label(t, x), **arguments("model_kwargs", model_kwargs)).to(x.dtype)
+    error = predicted - _on(a, x) * x0 - _on(b, x) * noise
     return _weighted(error.square(), factor, weighting, score.prediction, sde, t, reduction)
 
 
@@ -262,7 +270,7 @@ def score_matching(
     x, _ = _noised(sde, x0, t, noise, generator)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        s = score(x, _label(t, x), **(model_kwargs or {}))
+        s = score(x, _label(t, x), **arguments("model_kwargs", model_kwargs))
 
         def product(v: Tensor) -> Tensor:
             (vjp,) = torch.autograd.grad(s, x, v.expand_as(s), create_graph=True)
@@ -286,8 +294,11 @@ def _prepare(
     sde = score.sde
     if not isinstance(sde, LinearSDE):
         raise TypeError(f"this loss needs the kernel of a LinearSDE, got {sde!r}")
-    if not x0.is_floating_point():
-        raise TypeError(f"data must be floating point, scaled as the network expects, got dtype {x0.dtype}")
+    if not is_dense(x0) or not x0.is_floating_point() or x0.ndim == 0:
+        given = f"dtype {x0.dtype}" if is_dense(x0) else described(x0)
+        raise TypeError(f"data must be floating point (B, *), scaled as the network expects, got {given}")
+    if times is not None:
+        instance_of("times", times, Times, "a distribution of times, such as LogNormal()")
     if t is None:
         t, factor = (Uniform() if times is None else times).draw(sde, len(x0), _require(generator))
     elif times is not None:
@@ -308,6 +319,8 @@ def _noised(
 ) -> tuple[Tensor, Tensor]:
     if noise is None:
         noise = _random(x0, generator, torch.randn)
+    elif not is_dense(noise) or not noise.is_floating_point():
+        raise TypeError(f"noise must be a floating tensor of the shape of the data, got {described(noise)}")
     elif noise.shape != x0.shape:
         raise ValueError(f"noise must have the shape {tuple(x0.shape)} of the data, got {tuple(noise.shape)}")
     return _on(sde.alpha(t), x0) * x0 + _on(sde.sigma(t), x0) * noise, noise
@@ -321,6 +334,7 @@ def _random(x: Tensor, generator: torch.Generator | None, draw: Callable[..., Te
 def _require(generator: torch.Generator | None) -> torch.Generator:
     if generator is None:
         raise ValueError("give generator=, from which times and noise are drawn")
+    instance_of("generator", generator, torch.Generator, "a torch.Generator")
     return generator
 
 
@@ -337,11 +351,13 @@ def _weighted(
     if isinstance(weighting, str):
         one_of("weighting", weighting, WEIGHTINGS)
         weighting = WEIGHTINGS[weighting]
+    elif not hasattr(weighting, "error_of") or isinstance(weighting, type):
+        raise TypeError(f"weighting must be a name or a Weighting, such as MinSNR(), got {described(weighting)}")
     one_of("reduction", reduction, ("mean", "sum"))
     _, c_r = convert(prediction, weighting.error_of, _kernel(sde, t))
     weight = factor * weighting.weight(sde, t) * c_r**2
-    flat = squares.flatten(1)
-    return weight.to(dtype=squares.dtype).to(squares.device) * (flat.mean(1) if reduction == "mean" else flat.sum(1))
+    reduced = flat(squares).mean(1) if reduction == "mean" else flat(squares).sum(1)
+    return weight.to(dtype=squares.dtype).to(squares.device) * reduced
 
 
 def _kernel(sde: LinearSDE, t: Tensor) -> KernelValues:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import number
+from sgm_sde._checks import flag, instance_of, number, reals, settle, whole
 from sgm_sde._shapes import on_host
 from sgm_sde._times import at_ends
 from sgm_sde.processes import SDE, LinearSDE
+from sgm_sde.processes.base import require_sde
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,9 @@ class Times(ABC):
     """
 
     stratified: bool = True
+
+    def __post_init__(self) -> None:
+        settle(self, stratified=flag("stratified", self.stratified))
 
     @abstractmethod
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
@@ -49,6 +53,9 @@ class Times(ABC):
             >>> bool((t.sort().values * 4).floor().equal(torch.arange(4.0).double())), w.tolist()
             (True, [1.0, 1.0, 1.0, 1.0])
         """
+        require_sde(sde)
+        n = whole("n", n)
+        instance_of("generator", generator, torch.Generator, "a torch.Generator")
         device = generator.device
         u = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
         if self.stratified:
@@ -70,6 +77,12 @@ class Uniform(Times):
 
     low: float | None = None
     high: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for option in ("low", "high"):
+            if getattr(self, option) is not None:
+                settle(self, **{option: number(option, getattr(self, option))})
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
         """low + (high - low) u."""
@@ -130,8 +143,8 @@ class LogNormal(Times):
     std: float = 1.2
 
     def __post_init__(self) -> None:
-        number("mean", self.mean)
-        number("std", self.std, above=0)
+        super().__post_init__()
+        settle(self, mean=number("mean", self.mean), std=number("std", self.std, above=0))
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
         """The time whose ln(sigma / alpha) is the normal quantile, between the shares below eps and below T.
@@ -164,6 +177,10 @@ class Table(Times):
     """
 
     times: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settle(self, times=None if self.times is None else reals("times", self.times))
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
         """Entry floor(u N) of the N times."""
