@@ -9,9 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from sgm_sde.likelihood.results import BitsPerDimResult
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.scores.conditions import PerSample
 from sgm_sde.scores.score import Score, as_score
+
+if TYPE_CHECKING:
+    from sgm_sde.calibration.result import Calibration
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,28 @@ class Model:
             if options[name] is None:
                 raise ValueError(f"give {name}: the model {self.name!r} does not tell it")
         return options
+
+    def solver(self, nfe: int) -> Calibration:
+        """The calibrated solver that ships with a shipped network, for a budget of network calls.
+
+        Its process is that of the shipped model, its labels are all classes in turn, without guidance.
+
+        Raises:
+            ValueError: for a model or a budget without one, with those that there are.
+
+        Example:
+            >>> import sgm_sde as sg
+            >>> model = load_model("digits")
+            >>> labels = {"y": torch.tensor([3, 7])}
+            >>> sg.sample(model.score, model.sde, (2, 1, 8, 8), solver=model.solver(5), seed=0, model_kwargs=labels)
+            SampleResult(x=(2, 1, 8, 8) torch.float32, nfe=5, completed)
+        """
+        from sgm_sde.calibration.result import at_budget, load_calibration
+
+        file = Path(str(resources.files("sgm_sde"))) / "assets" / f"{self.name}_solvers.json"
+        if self.name not in SHIPPED or not file.exists():
+            raise ValueError(f"no solver ships with the model {self.name!r}: find one with calibrate")
+        return at_budget(load_calibration(file), whole("nfe", nfe))
 
     def to(self, device: torch.device | str) -> Model:
         """The same model; the networks that its score reaches are moved to the device."""

@@ -381,6 +381,25 @@ def test_a_network_with_labels_guided_and_another_network() -> None:
         sg.sample(again, sde, (2, 2), solver=found, seed=0, model_kwargs=kwargs)
 
 
+def test_solvers_that_ship() -> None:
+    """They fit their network, and are better than what is off the shelf on noises of another seed."""
+    model = sg.load_model("digits")
+    kwargs = {"y": torch.arange(60) % 10}
+    exact = sg.sample(model.score, model.sde, (60, 1, 8, 8), solver="unipc3", steps=60, seed=5, model_kwargs=kwargs).x
+    for nfe in (4, 6, 8):
+        found = model.solver(nfe)
+        errors = [
+            float((sg.sample(model.score, model.sde, (60, 1, 8, 8), solver=s, nfe=nfe, seed=5, model_kwargs=kwargs).x
+                   - exact).square().mean().sqrt())
+            for s in (found, found.off_the_shelf.setting)
+        ]  # fmt: skip
+        assert found.is_fitted and errors[0] < 0.8 * errors[1]
+    with pytest.raises(ValueError, match="calibrations for nfe=4, 5, 6, 8"):
+        model.solver(7)
+    with pytest.raises(ValueError, match="find one with calibrate"):
+        sg.Model("mine", model.score, model.sde, (1, 8, 8)).solver(4)
+
+
 def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
     sde = sg.VPSDE()
     calls = 0

@@ -13,6 +13,8 @@ from sgm_sde.calibration.table import same
 from sgm_sde.identity import networks, spec, weights
 from sgm_sde.scores.score import Score
 
+OF_FUNCTIONS = ("net", "weights", "code", "function", "of", "given")  # keys of a specification
+
 
 class CalibrationWarning(UserWarning):
     """A table on another network than the one it was fitted to, or a fit whose outcome cannot be relied on."""
@@ -38,10 +40,13 @@ def check_network(fitted: str, score: Score, name: str) -> None:
     if not fitted or any(hasattr(net, "_orig_mod") for net in networks(score)):
         return
     now = network_of(score)
-    if not now or same(json.loads(fitted), json.loads(now)):
+    if not now:
         return
     there, here = json.loads(fitted), json.loads(now)
-    what = "a network of other weights" if there["weights"] != here["weights"] else "another guidance or convention"
+    other = there["weights"] != here["weights"]
+    if not other and same(*(_without_nets(known["score"]) for known in (there, here))):
+        return
+    what = "a network of other weights" if other else "another guidance or convention"
     warnings.warn(
         f"{name} is used on {what} than it was fitted to, where its error is not known: calibrate on this one",
         CalibrationWarning,
@@ -61,7 +66,7 @@ def _weights(score: Score) -> str:
 
 
 def _without_nets(value: Any) -> Any:
-    """A score's specification without the names of its functions, which wrappers change."""
+    """A score's specification by numbers: names and code of functions change with wrappers and versions."""
     if isinstance(value, Mapping):
-        return {key: _without_nets(item) for key, item in value.items() if key not in ("net", "weights")}
+        return {key: _without_nets(item) for key, item in value.items() if key not in OF_FUNCTIONS}
     return [_without_nets(item) for item in value] if isinstance(value, list) else value

@@ -20,7 +20,7 @@ from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.grids import Grid, GridRule
-from sgm_sde.identity import disagreement, spec
+from sgm_sde.identity import disagreement, portable, spec
 from sgm_sde.processes.base import SDE
 from sgm_sde.solvers.base import Solver
 
@@ -218,7 +218,7 @@ class Calibrated(Solver):
     def _require_process(self, sde: Any, steps: int) -> None:
         if steps != self.table.nfe:
             raise ValueError(f"{self.name} was fitted for {self.table.nfe} steps of one network call, got {steps}")
-        if self.process and not same(json.loads(self.process), spec(sde)):
+        if self.process and not same(portable(json.loads(self.process)), portable(spec(sde))):
             raise ValueError(f"{self.name} was fitted for another process than {sde!r}: calibrate on this one")
 
     def __repr__(self) -> str:
@@ -233,7 +233,7 @@ class Calibrated(Solver):
 
 def process_of(sde: SDE) -> str:
     """The identity of a process as JSON text."""
-    return json.dumps(spec(sde), sort_keys=True)
+    return json.dumps(portable(spec(sde)), sort_keys=True)
 
 
 def same(there: Any, now: Any) -> bool:
