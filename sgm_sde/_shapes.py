@@ -70,7 +70,10 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 def finite(x: Tensor) -> Tensor:
     """Whether each sample (B,) of x (B, *) is finite."""
-    return flat(torch.isfinite(x.detach())).all(1)
+    x = x.detach()
+    if not x.numel() or not (x.is_floating_point() or x.is_complex()):
+        return flat(torch.isfinite(x)).all(1)
+    return flat(x).abs().amax(1) < torch.inf  # a fifth of the time that `isfinite` takes on a CPU
 
 
 def batch_time(t: Time, x: Tensor) -> Tensor:

@@ -81,15 +81,13 @@ class Run:
     def __init__(self) -> None:
         self._bits = np.random.Philox(0)
         self._state: Any = self._bits.state
+        self._state["buffer"] = (0,) * WORDS  # numbers of Python are read sooner than those of an array
+        self._state["buffer_pos"] = WORDS
 
     def seek(self, counter: tuple[int, int, int, int], key: tuple[int, int], skip: int = 0) -> None:
         """Go to a counter, whose first word is at least 1, and on by some words of its block."""
         first, *rest = counter
-        self._state["state"] = {
-            "counter": np.array([first - 1, *rest], dtype=np.uint64),  # NumPy counts before it evaluates
-            "key": np.array(key, dtype=np.uint64),
-        }
-        self._state["buffer_pos"] = WORDS
+        self._state["state"] = {"counter": (first - 1, *rest), "key": key}  # NumPy counts before it evaluates
         self._bits.state = self._state
         if skip:
             self._bits.random_raw(skip)
@@ -125,7 +123,7 @@ class BoxMuller:
         """
         r, k = words.shape
         if (r, k) not in self._views:
-            if len(self._views) > 3:  # a piece and the last one, of two sizes of sample
+            if len(self._views) > 15:  # pieces and last ones of some sizes of sample
                 self._views.clear()
             arrays = [memory[: r * k].reshape(r, k) for memory in self._memory]
             self._views[r, k] = (*map(torch.from_numpy, arrays), *arrays)

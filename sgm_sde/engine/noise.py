@@ -6,6 +6,7 @@ import math
 import operator
 import secrets
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -25,9 +26,11 @@ VERSION = "philox-4x64-10"  # what the numbers of a seed depend on; in protocols
 # A stream for each use, so that adding a corrector leaves the prior and the predictor's noise as they were.
 STREAMS = {"prior": 1, "solver": 2, "corrector": 3, "probe": 4, "dequantisation": 5, "measurement": 6, "path": 7}
 
+HOST = torch.device("cpu")
 FIXED = 2**64 - 1  # a draw that no run arrives at
-LARGEST = 16384  # words at a time, whose memory stays in a core's cache
-MOST_AHEAD = 16  # draws
+LARGEST = 16384  # words of a row; of larger samples several rows are made
+AT_A_TIME = 16384  # words, whose memory stays in a core's cache
+LEAST_AHEAD, MOST_AHEAD = 4, 16  # draws
 SCATTERED = 64  # words of a sample up to which arrays are quicker than one visit a sample
 VISIT = 640  # words that take as long as setting the generator to another place
 
@@ -196,6 +199,23 @@ def _checked(value: object, name: str = "a seed", bits: int = 64) -> int:
     return index
 
 
+def _moved(z: np.ndarray, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
+    """Numbers made on the host where and as they are wanted."""
+    made = torch.from_numpy(z)
+    return made if dtype == torch.float32 and device == HOST else made.to(device, dtype, non_blocking=True)
+
+
+_of_thread = threading.local()
+
+
+def _tools() -> tuple[Run, BoxMuller]:
+    """A generator and its memory for the thread, which all streams use in turn: a draw begins by setting its place."""
+    if not hasattr(_of_thread, "tools"):
+        _of_thread.tools = Run(), BoxMuller(LARGEST)
+    tools: tuple[Run, BoxMuller] = _of_thread.tools
+    return tools
+
+
 class NoiseStream:
     r"""Standard normal noise, a function of a sample's seed and index, the stream, the segment and the draw.
 
@@ -235,7 +255,7 @@ class NoiseStream:
         self._stream, self._repeat = STREAMS[stream], self.seeds.repeat
         (self._segment,) = struct.unpack("<Q", struct.pack("<d", start))
         self._order: tuple[tuple[int, int], np.ndarray, np.ndarray] = (0, 0), np.empty(0), np.empty(0)
-        self._run, self._box_muller = Run(), BoxMuller(LARGEST)
+        self._run, self._box_muller = _tools()
         self._ahead: list[np.ndarray] = []  # draws made before they are asked for, the next one last
         self._expected, self._many = 0, 1
 
@@ -247,7 +267,7 @@ class NoiseStream:
         if not self._ahead:
             return self.at(self.draw - 1, shape, dtype, device)
         self._expected = self.draw + 1
-        return torch.from_numpy(self._ahead.pop()).to(device=device, dtype=dtype, non_blocking=True)
+        return _moved(self._ahead.pop(), dtype, device)
 
     def fixed(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         """A draw of its own that is the same whenever it is asked for."""
@@ -257,15 +277,16 @@ class NoiseStream:
         """The next few draws of few numbers together, one, then two, and so on: most of their time is starting."""
         self._ahead = []
         seed, indices = self.seeds.seed, self.seeds.indices
-        if not (isinstance(seed, int) and isinstance(indices, range) and indices.step == 1 and len(indices)):
-            return
         n, d = len(indices), math.prod(shape[1:])
         k = -(-d // 2)
-        count = min(self._many, LARGEST // max(1, n * k))
-        if count < 2 or shape[0] != n:
-            self._many = min(2 * self._many, MOST_AHEAD)
+        most = AT_A_TIME // max(1, n * k)
+        if most < LEAST_AHEAD or shape[0] != n:
             return
-        self._many = min(2 * self._many, MOST_AHEAD)
+        if not (isinstance(seed, int) and isinstance(indices, range) and indices.step == 1 and n):
+            return
+        count, self._many = min(self._many, most), min(2 * self._many, MOST_AHEAD)
+        if count < 2:
+            return
         words = np.empty((count, n * k), dtype=np.uint64)
         for i, row in enumerate(words):
             self._seek(seed, indices[0] * k, self.draw - 1 + i)
@@ -291,7 +312,7 @@ class NoiseStream:
         z = np.empty(shape, dtype=np.float32)
         if z.size:
             self._fill(z.reshape(len(z), -1), seeds, draw)
-        return torch.from_numpy(z).to(device=device, dtype=dtype, non_blocking=True)
+        return _moved(z, dtype, device)
 
     def _fill(self, out: np.ndarray, seeds: SampleSeeds, draw: int | np.ndarray) -> None:
         """Fill rows (B, D); those of many numbers as several shorter ones."""
@@ -318,7 +339,7 @@ class NoiseStream:
 
     def _words(self, places: SampleSeeds, k: int, draw: int | np.ndarray) -> Iterator[tuple[slice | np.ndarray, Words]]:
         """The words (rows, k) at all places, some rows at a time; in the quickest way, which does not change them."""
-        n, step = len(places), max(1, LARGEST // k)
+        n, step = len(places), max(1, AT_A_TIME // k)
         if isinstance(draw, int) and isinstance(places.seed, int):
             if isinstance(places.indices, range) and places.indices.step == 1:
                 self._seek(places.seed, places.indices[0] * k, draw)
@@ -380,7 +401,7 @@ class NoiseStream:
     ) -> Iterator[tuple[np.ndarray, Words]]:
         """Words from one end of a run to the other, of which those at the places are kept."""
         assert isinstance(places.seed, int)
-        sorted_index, step = places.arrays()[1][order], max(1, LARGEST // k)
+        sorted_index, step = places.arrays()[1][order], max(1, AT_A_TIME // k)
         for a, b in pairwise([*runs.tolist(), len(order)]):
             first, last = int(sorted_index[a]), int(sorted_index[b - 1])
             self._seek(places.seed, first * k, draw)
