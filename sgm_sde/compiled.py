@@ -6,9 +6,9 @@ than a compiled kernel with its guards (measured 1.3 to 3 times), and on CUDA th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,20 +21,45 @@ from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.scores.score import Score
 
-# By network, and forgotten with it.
-_networks: WeakKeyDictionary[Callable[..., Tensor], Callable[..., Tensor]] = WeakKeyDictionary()
-_recordings: WeakKeyDictionary[Callable[..., Tensor], dict[Hashable, tuple[BoundModel, Recording]]] = (
-    WeakKeyDictionary()
-)
+HELD = "_sgm_sde_compiled"
+
+
+class _Held:
+    """What has been made of a network, kept in it: it refers to the network, and goes with it.
+
+    A table of networks, with weak keys or not, would keep them alive by its values. Copies and pickles of a network
+    have none of it.
+    """
+
+    def __init__(self) -> None:
+        self.compiled: Callable[..., Tensor] | None = None
+        self.recordings: dict[Hashable, tuple[BoundModel, Recording]] = {}
+
+    def __deepcopy__(self, memo: Any) -> _Held:
+        return _Held()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Held, ()
+
+
+def _held(net: Callable[..., Tensor]) -> _Held:
+    """What is held in a network; nothing yet where it can hold nothing, as a bound method."""
+    held = getattr(net, "__dict__", {}).get(HELD)
+    if held is None:
+        held = _Held()
+        with contextlib.suppress(AttributeError, TypeError):
+            object.__setattr__(net, HELD, held)
+    return held
 
 
 def compile_network(score: Score) -> Score:
     """The same score with its networks compiled, once for all runs."""
 
     def compiled(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        if net not in _networks:
-            _networks[net] = torch.compile(net)
-        return _networks[net]
+        held = _held(net)
+        if held.compiled is None:
+            held.compiled = torch.compile(net)
+        return held.compiled
 
     return score.map_net(compiled)
 
@@ -53,7 +78,7 @@ def replay(program: Program, x: Tensor, model: BoundModel, noise: NoiseSource, k
     reading = (score.prediction, score.time_label, score.input_scale)  # how this score has its network read x and t
     process = model.sde if isinstance(model.sde, Hashable) else id(model.sde)  # the recording keeps it alive
     key = (program, reading, process, tuple(x.shape), x.dtype, x.device, signature)
-    known = _recordings.setdefault(model.score.net, {})
+    known = _held(model.score.net).recordings
     if key not in known:
         static = map_leaves(lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
         recorded = model.with_kwargs(static)

@@ -16,6 +16,7 @@ from sgm_sde.engine.brownian import BrownianTree, PathNoise, noisy_steps
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.grids import Grid, LogSNR, Uniform
+from sgm_sde.solvers import resolve
 from tests.helpers import F64, elementwise_score
 
 Clock, Middle = Callable[[float], float], Callable[[float, float], float]
@@ -225,7 +226,7 @@ def test_noises_have_the_right_law() -> None:
     """Whatever the solver's clock, the noises of a program are standard normal and independent."""
     sde, n = sg.VPSDE(), 60
     for name in ("euler-maruyama", "sde-dpm++2m", "sde-dpm2m", "dpm2-ancestral"):
-        solver = sg.solvers.__globals__["resolve"](name)
+        solver = resolve(name)
         program = solver.compile(sde, Uniform()(sde, 6))
         source = PathNoise(
             program, [(0, i) for i in range(n)], clock=lambda t, s=solver: s.clock(sde, t),

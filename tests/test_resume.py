@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +14,11 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde import inverse
+from sgm_sde import compiled, inverse
+from sgm_sde.engine.executor import Run
+from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.sampling import plan
+from sgm_sde.scores.model import BoundModel
 from sgm_sde.solvers import REGISTRY
 
 from .helpers import F64, elementwise_score
@@ -381,3 +387,46 @@ def test_options_that_exclude_each_other(call: Callable[[], Any], error: type[Ex
     """Refused where they are written."""
     with pytest.raises(error, match=shown):
         call()
+
+
+# --- compiled networks -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_outlives_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What compile=True makes of a network, and a recorded graph, go with it; copies and pickles have none of it."""
+
+    class Recorded:
+        def __init__(self, program: Any, x: Tensor, model: Any) -> None:
+            self.model = model
+
+        def replay(self, x: Tensor, noise: Any) -> Run:
+            return Run(x)
+
+    monkeypatch.setattr(torch, "compile", lambda net: lambda *args: net(*args))
+    monkeypatch.setattr(compiled, "Recording", Recorded)
+
+    class Net(torch.nn.Linear):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return super().forward(x)
+
+    nets: list[Any] = [Net(2, 2), lambda x, t: -x]
+    for net in nets:
+        score = sg.from_noise(net, VP)
+        first, again = (compiled.compile_network(score).net for _ in range(2))
+        assert first is again
+        program = plan(VP, "ddim", steps=2)[2]
+        model = BoundModel(score, VP, (VP.eps, VP.T))
+        assert program is not None
+        compiled.replay(program, torch.zeros(3, 2), model, NoiseStream(((0, 0),) * 3, "solver"), None)
+        assert len(vars(net)[compiled.HELD].recordings) == 1
+        del score, first, again, model
+    copied = copy.deepcopy(nets[0])
+    assert vars(copied)[compiled.HELD].compiled is None
+    assert vars(copied)[compiled.HELD].recordings == {}
+    assert nets[0].state_dict().keys() == {"weight", "bias"}
+
+    gone = [weakref.ref(net) for net in nets]
+    del net
+    nets.clear()
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
