@@ -80,7 +80,7 @@ class Run:
 
     def __init__(self) -> None:
         self._bits = np.random.Philox(0)
-        self._state: Any = self._bits.state
+        self._state: dict[str, Any] = {**self._bits.state}
         self._state["buffer"] = (0,) * WORDS  # numbers of Python are read sooner than those of an array
         self._state["buffer_pos"] = WORDS
 
@@ -88,7 +88,7 @@ class Run:
         """Go to a counter, whose first word is at least 1, and on by some words of its block."""
         first, *rest = counter
         self._state["state"] = {"counter": (first - 1, *rest), "key": key}  # NumPy counts before it evaluates
-        self._bits.state = self._state
+        self._bits.state = self._state  # type: ignore[assignment]
         if skip:
             self._bits.random_raw(skip)
 
