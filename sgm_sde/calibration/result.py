@@ -114,10 +114,9 @@ class Calibration(Setting):
 
     def __str__(self) -> str:
         first, shelf = self.errors[0], self.off_the_shelf
-        ratio = shelf.rmse / first.rmse if first.rmse else math.inf
         lines = [
             f"at {self.nfe} calls: error {first.rmse:.3e} +- {first.stderr:.0e} of the samples' standard deviation, "
-            f"{ratio:.2g} times less than off the shelf ({shelf.rmse:.3e}: {shelf.setting})",
+            f"{self._beside(first, shelf)} ({shelf.rmse:.3e}: {shelf.setting})",
             f"on {self.protocol.get('held_out', '?')} held-out noises, exact samples known to "
             f"{self.reference_error:.0e}:",
             *(f"  {found}" for found in self.errors),
@@ -127,6 +126,16 @@ class Calibration(Setting):
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _beside(self, first: HeldOut, shelf: HeldOut) -> str:
+        """How the error stands to that off the shelf."""
+        if not self.is_fitted:
+            return "the best setting off the shelf"
+        ratio = shelf.rmse / first.rmse if first.rmse else math.inf
+        if ratio >= 1.1:
+            return f"{ratio:.2g} times less than off the shelf"
+        median = shelf.median / first.median if first.median else math.inf
+        return f"as off the shelf but for chance, with a median {median:.2g} times less"
 
     def save(self, path: Path | str) -> None:
         """Write it as JSON, which `load_calibration` reads."""
