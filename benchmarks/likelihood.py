@@ -33,9 +33,8 @@ from tqdm import tqdm
 
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
-from sgm_sde.likelihood import solve
-from sgm_sde.likelihood.flow import STEPS
-from sgm_sde.likelihood.trace import Hutchinson, TraceModel
+from sgm_sde.likelihood import AdaptiveFlow, Exact, FixedGrid, ScipyRK45
+from sgm_sde.likelihood.trace import RandomTrace, TraceModel
 from sgm_sde.nn.digits import digits_data, load_digits_denoiser
 from sgm_sde.nn.fashion import load_fashion_denoiser
 from sgm_sde.testing import default_oracle
@@ -43,9 +42,9 @@ from sgm_sde.testing import default_oracle
 TOLERANCES = (1e-3, 1e-4, 1e-5)
 METHODS: dict[str, dict[str, Any]] = {
     "default": {},
-    **{f"fixed grid, {n} steps": {"steps": n} for n in (24, 33, 40, 48, 64, 96)},
-    **{f"adaptive, {tol:g}": {"method": "adaptive", "rtol": tol, "atol": tol} for tol in TOLERANCES},
-    **{f"RK45 (SciPy), {tol:g}": {"method": "rk45-scipy", "rtol": tol, "atol": tol} for tol in TOLERANCES},
+    **{f"fixed grid, {n} steps": {"method": FixedGrid(n)} for n in (24, 33, 40, 48, 64, 96)},
+    **{f"adaptive, {tol:g}": {"method": AdaptiveFlow(tol, tol)} for tol in TOLERANCES},
+    **{f"RK45 (SciPy), {tol:g}": {"method": ScipyRK45(tol, tol)} for tol in TOLERANCES},
 }
 
 
@@ -89,17 +88,15 @@ class Bed:
 
     def without_noise(self, **options: Any) -> tuple[Tensor, int]:
         """The value with the exact trace or with one probe at all times, and the network calls."""
-        if self.exact or "method" in options:
-            result = self.log_prob(**options, **({"trace": "exact", "chunk": 64} if self.exact else {"seed": 0}))
+        if self.exact or not isinstance(options.get("method", FixedGrid()), FixedGrid):
+            result = self.log_prob(**options, **({"trace": Exact(64)} if self.exact else {"seed": 0}))
             return result.value, result.nfe
         stream = NoiseStream(resolve_seeds(0, None, len(self.x)), "probe")
-        estimate = Hutchinson(stream, tuple(self.x.shape), 1, "rademacher", "pixel", fixed=True)
+        estimate = RandomTrace(stream, tuple(self.x.shape), 1, "rademacher", "pixel", fixed=True)
         model = TraceModel(self.score, self.sde, (self.eps, self.sde.T), self.kwargs, estimate)
         with torch.no_grad():
-            on_grid = solve.exponential(
-                model, self.sde, self.x, self.eps, options.get("steps", STEPS), 0.5, refine="steps" not in options
-            )
-        return self.sde.prior_log_prob(on_grid.latent) + on_grid.volume, model.nfe
+            solution = options.get("method", FixedGrid()).solve(model, self.sde, self.x, self.eps).solution
+        return self.sde.prior_log_prob(solution.latent) + solution.volume, model.nfe
 
     def k_diffusion(self, tolerance: float) -> tuple[Tensor, int]:
         """k-diffusion's value, and its network calls, with the probe that seed 0 gives `log_prob`."""
@@ -165,9 +162,9 @@ def seconds(run: Callable[[], object]) -> float:
 def measure(bed: Bed, repeats: int) -> tuple[list[dict[str, Any]], float]:
     """A row for each method, and how well the reference is known."""
     to_bits = 1 / (bed.x[0].numel() * math.log(2))
-    reference, _ = bed.without_noise(steps=600)
+    reference, _ = bed.without_noise(method=FixedGrid(600))
     small = bed.x[0].numel() < 10
-    check = {"method": "rk45-scipy", "rtol": 1e-7, "atol": 1e-7} if small else {"steps": 300}
+    check = {"method": ScipyRK45(1e-7, 1e-7)} if small else {"method": FixedGrid(300)}
     known = float((bed.without_noise(**check)[0] - reference).abs().max() * to_bits)
     timed = bed.in_single_precision()
     runs: dict[str, Callable[[], object]] = {
@@ -179,7 +176,7 @@ def measure(bed: Bed, repeats: int) -> tuple[list[dict[str, Any]], float]:
         value, nfe = counted.without_noise(**options)
         errors[name] = (value - reference) * to_bits, nfe, sum(rows) / len(bed.x)
     if "k-diffusion" in peers.available():
-        same_probe = bed.log_prob(method="rk45-scipy", rtol=1e-7, atol=1e-7, seed=0).value
+        same_probe = bed.log_prob(method=ScipyRK45(rtol=1e-7, atol=1e-7), seed=0).value
         for tol in TOLERANCES:
             name = f"k-diffusion, {tol:g}"
             value, nfe = bed.k_diffusion(tol)

@@ -212,11 +212,20 @@ def _likelihood_options(parser: argparse.ArgumentParser) -> None:
 
 def _likelihood(args: argparse.Namespace) -> int:
     from sgm_sde import distributed
+    from sgm_sde.likelihood import FixedGrid, Hutchinson
 
     images, labels = distributed.read_data(args.data)
     if args.with_labels and labels is None:
         raise ValueError(f"--with-labels was given, and {args.data} has no array y")
-    chosen = {name: getattr(args, name) for name in ("eps", "steps", "method", "trace", "n_probes")}
+    chosen: dict[str, object] = {"eps": args.eps, "method": args.method, "trace": args.trace}
+    if args.steps is not None:
+        if args.method not in (None, "exponential"):
+            raise ValueError(f"--steps={args.steps} is for --method exponential, got --method {args.method}")
+        chosen["method"] = FixedGrid(args.steps)
+    if args.n_probes is not None:
+        if args.trace not in (None, "hutchinson"):
+            raise ValueError(f"--n-probes={args.n_probes} is for --trace hutchinson, got --trace {args.trace}")
+        chosen["trace"] = Hutchinson(args.n_probes)
     report = distributed.likelihood(
         args.model, images, args.out, labels=labels if args.with_labels else None, batch=args.batch,
         n_levels=args.n_levels, data_range=args.data_range, repeats=args.repeats, importance=args.importance,

@@ -224,7 +224,7 @@ def likelihood(
         device: "cpu", "cuda" or "mps"; CUDA where there is one if not given.
         threads: of each process on a CPU; kernels may round differently with another number.
         progress: show a progress bar with rate and time left.
-        options: of `log_prob`, such as `eps`, `steps`, `trace`, `n_probes`.
+        options: of `log_prob`, such as `eps`, `method` and `trace`.
 
     Returns:
         what was done; `result` has `bits_per_dim`, its `stderr` over images, and the `protocol`. The values of each
@@ -238,8 +238,9 @@ def likelihood(
 
     Example:
         >>> import tempfile
-        >>> images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
-        >>> report = likelihood("digits", images, tempfile.mkdtemp(), dequantize="diffusion", eps=0.1, steps=8)
+        >>> from sgm_sde.likelihood import FixedGrid
+        >>> images, grid = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), FixedGrid(8)
+        >>> report = likelihood("digits", images, tempfile.mkdtemp(), dequantize="diffusion", eps=0.1, method=grid)
         >>> sorted(report.result)
         ['bits_per_dim', 'nfe', 'protocol', 'stderr']
     """

@@ -24,6 +24,7 @@ from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import BoundResult, LogProbResult, elbo, log_prob
 from sgm_sde.likelihood.checks import check_points
+from sgm_sde.likelihood.methods import Method
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.results import SampleResult
 from sgm_sde.sampling import sample
@@ -200,7 +201,7 @@ class LatentScoreModel:
         self,
         x: Tensor,
         *,
-        method: str = "flow",
+        method: str | Method = "flow",
         draws: int = 1,
         n_times: int = 64,
         eps: float | None = None,
@@ -216,7 +217,7 @@ class LatentScoreModel:
 
         Args:
             x: data (B, *).
-            method: `"flow"` or `"weighted"`.
+            method: `"flow"` or `"weighted"`; or how the flow is solved, such as `FixedGrid(96)`.
             draws: latents a sample, averaged.
             n_times: times of the weighted loss, one network call each; its end takes four more.
             eps: time at which the prior's density is taken; `sde.likelihood_eps` if not given.
@@ -230,6 +231,8 @@ class LatentScoreModel:
 
         Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931, theorem 1.
         """
+        if isinstance(method, Method):
+            options, method = {"method": method, **options}, "flow"
         one_of("method", method, METHODS)
         for name, count in (("draws", draws), ("n_times", n_times)):
             whole(name, count)

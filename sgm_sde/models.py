@@ -97,8 +97,9 @@ class Model:
             ValueError: for a model that does not tell its levels and range, and as `sgm_sde.bits_per_dim`.
 
         Example:
+            >>> from sgm_sde.likelihood import FixedGrid
             >>> images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-            >>> load_model("digits").bits_per_dim(images, steps=8, seed=0).estimator
+            >>> load_model("digits").bits_per_dim(images, method=FixedGrid(8), seed=0).estimator
             'Jensen bound'
         """
         return bits_per_dim(self.score, self.sde, images, **self.likelihood_options(y, options))  # type: ignore[arg-type]

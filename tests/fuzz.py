@@ -33,6 +33,7 @@ from torch.distributions import Normal
 
 import sgm_sde as sg
 from sgm_sde import likelihood, metrics, nn, testing, training
+from sgm_sde.likelihood import AdaptiveFlow, AdjointFlow, Exact, FixedGrid, Hutchinson, ScipyRK45
 from sgm_sde.solvers import AdaptiveSolver
 
 PACKAGE = Path(sg.__file__).parent
@@ -137,14 +138,19 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "t_start": None, "t_end": None, "model_kwargs": None, "grid": None,
     }),
     "log_prob": (sg.log_prob, {
-        "*score_fn": SCORE, "*sde": VP, "*x": X, "eps": None, "steps": 8, "method": "exponential", "rtol": None, "atol": None,
-        "trace": "hutchinson", "n_probes": None, "probe": None, "probe_basis": None, "chunk": None, "data_std": None,
-        "prior": None, "decoder": None, "seed": 0, "generator": None, "model_kwargs": None, "parameters": None,
+        "*score_fn": SCORE, "*sde": VP, "*x": X, "eps": None, "method": FixedGrid(8), "trace": "hutchinson", "prior": None,
+        "decoder": None, "seed": 0, "generator": None, "model_kwargs": None, "batch_size": None,
     }),
     "bits_per_dim": (sg.bits_per_dim, {
         "*score_fn": SCORE, "*sde": VP, "*images": LEVELS, "n_levels": 16, "data_range": (-1.0, 1.0), "repeats": 1,
-        "importance": False, "dequantize": "uniform", "seed": 0, "generator": None, "dtype": None, "steps": 8, "eps": None,
+        "importance": False, "dequantize": "uniform", "seed": 0, "generator": None, "dtype": None, "method": FixedGrid(8), "eps": None,
     }),
+    "FixedGrid": (FixedGrid, {"steps": 8, "data_std": 0.5, "atol": 1e-4, "rtol": 0.0}),
+    "AdaptiveFlow": (AdaptiveFlow, {"rtol": 1e-5, "atol": 1e-5, "data_std": 0.5}),
+    "AdjointFlow": (AdjointFlow, {"rtol": 1e-5, "atol": 1e-5, "data_std": 0.5}),
+    "ScipyRK45": (ScipyRK45, {"rtol": 1e-5, "atol": 1e-5}),
+    "Hutchinson": (Hutchinson, {"n_probes": 1, "probe": "rademacher", "basis": "pixel"}),
+    "Exact": (Exact, {"chunk": 1}),
     "elbo": (sg.elbo, {
         "*score_fn": SCORE, "*sde": VP, "*x": X, "n_levels": None, "data_range": None, "eps": None, "n_times": 3,
         "times": "log-snr", "n_decodings": 1, "data_std": 0.5, "seed": 0, "generator": None, "dtype": None,
@@ -155,10 +161,9 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "variance": "fixed-small", "clip": None, "repeats": 1, "n_decodings": 1, "data_std": 0.5, "seed": 0, "dtype": None,
     }),
     "encode": (sg.encode, {
-        "*score_fn": SCORE, "*sde": VP, "*x": X, "eps": None, "steps": 6, "method": "exponential", "rtol": None, "atol": None,
-        "data_std": 0.5, "model_kwargs": None,
+        "*score_fn": SCORE, "*sde": VP, "*x": X, "eps": None, "method": FixedGrid(6), "model_kwargs": None,
     }),
-    "decode": (sg.decode, {"*score_fn": SCORE, "*sde": VP, "*z": X, "eps": None, "steps": 6, "data_std": 0.5}),
+    "decode": (sg.decode, {"*score_fn": SCORE, "*sde": VP, "*z": X, "eps": None, "method": FixedGrid(6)}),
     "slerp": (sg.slerp, {"*a": X, "*b": X.flip(0), "*weight": 0.5}),
     "pilot": (sg.pilot, {"*score_fn": SCORE, "*sde": VP, "*shape": (3, 2), "nfe": 4, "seed": 0, "model_kwargs": None}),
     "calibrate": (sg.calibrate, {
@@ -316,11 +321,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "*predict": velocity_net, "*sde": sg.CLD(), "*x0": X, "*t": torch.tensor([0.1, 0.5, 0.9]), "*noise": Z,
     }),
     "joint_log_prob": (sg.joint_log_prob, {
-        "*score_fn": JOINT, "*sde": sg.CLD(), "*z": Z, "eps": None, "steps": 3, "trace": "hutchinson", "n_probes": 1,
-        "probe": "rademacher", "chunk": 1, "seed": 0, "generator": None, "model_kwargs": None,
+        "*score_fn": JOINT, "*sde": sg.CLD(), "*z": Z, "eps": None, "method": FixedGrid(6), "trace": "hutchinson", "seed": 0, "generator": None, "model_kwargs": None,
     }),
     "velocity_bound": (sg.velocity_bound, {
-        "*score_fn": JOINT, "*sde": sg.CLD(), "*x": X, "draws": 1, "seed": 0, "steps": 3, "eps": None,
+        "*score_fn": JOINT, "*sde": sg.CLD(), "*x": X, "draws": 1, "seed": 0, "method": FixedGrid(6), "eps": None,
     }),
     "sample on CLD": (sg.sample, {
         "*score_fn": JOINT, "*sde": sg.CLD(), "shape": (3, 2, 2), "solver": sg.SSCS(), "steps": 4, "seed": 0, "final": None,
@@ -375,7 +379,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "EMA.copy_to": (training.EMA(NET).copy_to, {"*net": torch.nn.Linear(2, 2)}),
     "Stretched": (likelihood.Stretched, {"*data_std": 0.5}),
     "pilot_probe_basis": (likelihood.pilot_probe_basis, {
-        "*score_fn": IMAGES, "*sde": VP, "*x": torch.linspace(-1, 1, 12).reshape(1, 3, 2, 2), "steps": 6,
+        "*score_fn": IMAGES, "*sde": VP, "*x": torch.linspace(-1, 1, 12).reshape(1, 3, 2, 2), "method": FixedGrid(6),
         "probe": "rademacher", "eps": None, "seed": 0,
     }),
     "UNet": (nn.UNet, {

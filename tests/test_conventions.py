@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde import training
+from sgm_sde.likelihood import AdjointFlow, FixedGrid
 from sgm_sde.likelihood.dequantisation import BitsPerDimWarning
 from sgm_sde.models import load_model
 from sgm_sde.nn.digits import digits_data
@@ -224,16 +225,14 @@ def test_options_that_would_do_nothing() -> None:
     cld = sg.CLD()
     joint = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(cld)
     for call in (
-        lambda: sg.log_prob(joint, cld, torch.zeros(2, 2, 2), data_std=0.7),  # type: ignore[arg-type]
-        lambda: sg.log_prob(gaussian, VP, x, method="rk45-scipy", data_std=0.7),
-        lambda: sg.encode(gaussian, VP, x, rtol=0.1),
-        lambda: sg.decode(gaussian, VP, x, atol=0.1),
-        lambda: sg.encode(gaussian, VP, x, method="adaptive", steps=50),
+        lambda: sg.log_prob(joint, cld, torch.zeros(2, 2, 2), method=FixedGrid(data_std=0.7)),  # type: ignore[arg-type]
+        lambda: sg.encode(gaussian, VP, x, method="rk45-scipy"),
+        lambda: sg.decode(gaussian, VP, x, method=AdjointFlow()),
     ):
-        with pytest.raises(ValueError, match=r"(data_std|rtol|atol|steps)="):
+        with pytest.raises(ValueError, match=r"data_std=|goes from data to noise only"):
             call()
     with pytest.raises(ValueError, match=r"data_std must be finite, above 0 .* got -7"):
-        sg.log_prob(gaussian, VP, x, data_std=-7)
+        sg.log_prob(gaussian, VP, x, method=FixedGrid(data_std=-7))
 
 
 # --- bits per dimension ----------------------------------------------------------------------------------------------

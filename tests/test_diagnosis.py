@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from benchmarks import alarms
 from sgm_sde import diagnosis
+from sgm_sde.likelihood import FixedGrid
 
 VP = sg.VPSDE()
 MODES, D = alarms.data(1.0)["ten modes"]
@@ -144,7 +145,7 @@ def test_train_mode_is_told_of_once(layer: nn.Module) -> None:
     assert net.training
     other = Dropping(layer)
     with pytest.warns(sg.TrainModeWarning, match="net.eval"):
-        sg.encode(other, VP, torch.zeros(2, 2), steps=6)
+        sg.encode(other, VP, torch.zeros(2, 2), method=FixedGrid(6))
 
 
 def test_networks_that_are_the_same_in_both_modes_are_not_told_of() -> None:

@@ -12,6 +12,7 @@ from scipy.stats import kstest
 from torch import Tensor
 
 import sgm_sde as sg
+from sgm_sde.likelihood import FixedGrid
 from sgm_sde.nn import load_digits_classifier, load_digits_denoiser
 from sgm_sde.scores.guidance import Auto, Classifier, ClassifierFree, from_classifier
 from tests.helpers import ALL, F64, LINEAR, Recorder, sampler
@@ -339,7 +340,7 @@ def test_likelihood() -> None:
     own = sg.log_prob(CLASSES[1].score(sde), sde, x, trace="exact")
     close(result.value, own.value, 1e-7)
     prior = lambda z: CLASSES[1].log_prob(z, sde, sde.T)  # noqa: E731
-    fine = sg.log_prob(score, sde, x, trace="exact", steps=192, prior=prior, model_kwargs=kwargs)
+    fine = sg.log_prob(score, sde, x, trace="exact", method=FixedGrid(192), prior=prior, model_kwargs=kwargs)
     close(fine.value, CLASSES[1].log_prob(x, sde, 1e-5), 5e-4)
     free = ClassifierFree(class_score(sde), 1.0, {"y": NULL}, interval=(0.1, 1.0))
     close(sg.log_prob(free, sde, x, trace="exact", model_kwargs=kwargs).value, result.value, 1e-7)

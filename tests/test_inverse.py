@@ -19,6 +19,7 @@ from sgm_sde import inverse
 from sgm_sde._shapes import dot
 from sgm_sde.engine.executor import execute
 from sgm_sde.inverse.linalg import conjugate_gradient, conjugate_residual
+from sgm_sde.likelihood import FixedGrid
 from sgm_sde.scores import Score
 from sgm_sde.testing import CheckError
 from tests.helpers import F64, LINEAR, Recorder, bind, elementwise_score
@@ -531,7 +532,7 @@ def test_likelihood_of_a_posterior_score() -> None:
     m = seen(0.3)
     exact = inverse.posterior(TILTED, m)
     x = exact.sample(4, VP, 1e-2, seed=0, dtype=F64)
-    options: dict[str, Any] = {"trace": "exact", "eps": 1e-2, "steps": 60}
+    options: dict[str, Any] = {"trace": "exact", "eps": 1e-2, "method": FixedGrid(60)}
     got = sg.log_prob(inverse.MMPS(TILTED.score(VP), m), VP, x, **options)
     own = sg.log_prob(exact.score(VP), VP, x, **options)
     torch.testing.assert_close(got.value, own.value, rtol=0, atol=1e-9)

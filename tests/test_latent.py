@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Independent, Laplace, Normal
 
 import sgm_sde as sg
+from sgm_sde.likelihood import FixedGrid
 
 from .helpers import F64
 
@@ -52,7 +53,7 @@ def test_every_term_is_the_closed_form(method: str) -> None:
     torch.testing.assert_close(bound.entropy, closed_form(X)["entropy"])
     torch.testing.assert_close(bound.value, bound.reconstruction + bound.entropy - bound.cross_entropy)
     torch.testing.assert_close(bound.bits_per_dim, -bound.value / (3 * math.log(2)))
-    assert bound.nfe == (49 if method == "flow" else 32 + 4) and "bits/dim" in str(bound)
+    assert (bound.nfe >= 49 if method == "flow" else bound.nfe == 32 + 4) and "bits/dim" in str(bound)
 
 
 def test_the_bound_is_below_the_density_and_tight_for_the_posterior() -> None:
@@ -123,7 +124,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: linear(decoder=lambda z: z).bound(X[:2]), TypeError, "a decoder that returns a distribution, got Tensor"),
     (lambda: linear().bound(X, method="elbo"), ValueError, "method must be one of 'flow', 'weighted', got 'elbo'"),
     (lambda: linear().bound(X, draws=0), ValueError, "draws must be a whole number of at least 1, got 0"),
-    (lambda: linear().bound(X, method="weighted", steps=9), ValueError, "steps are options of method='flow'"),
+    (lambda: linear().bound(X, method="weighted", prior=9), ValueError, "prior are options of method='flow'"),
     (lambda: sg.LatentScoreModel(1, 2, PRIOR.score(SDE), SDE), TypeError, "encoder must be a function"),  # type: ignore[arg-type]
     (lambda: sg.LatentScoreModel(abs, abs, PRIOR.score(sg.CLD()), sg.CLD()), TypeError, "needs a LinearSDE"),  # type: ignore[arg-type]
     (
@@ -158,4 +159,4 @@ def test_an_autoencoder_of_diffusers() -> None:
     torch.testing.assert_close(std, 0.5 * law.std)
     samples = model.sample((2, *mean.shape[1:]), nfe=4, seed=0)
     torch.testing.assert_close(samples.x, autoencoder.decode(samples.latent.x / 0.5 + 0.25).sample)
-    assert model.bound(x, seed=0, steps=8).value.shape == (2,)
+    assert model.bound(x, seed=0, method=FixedGrid(8)).value.shape == (2,)

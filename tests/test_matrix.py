@@ -17,6 +17,7 @@ import sgm_sde as sg
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.program import Program
+from sgm_sde.likelihood import FixedGrid, Hutchinson
 from sgm_sde.processes.matrix import MatrixNode, apply, require_covariance, van_loan
 from sgm_sde.solvers.matrix import root
 from sgm_sde.testing import default_oracle, measure_order, measure_weak_order
@@ -376,11 +377,13 @@ def test_joint_likelihood(kind: str) -> None:
     oracle, eps = default_oracle(kind), 0.01
     z = oracle.sample(6, CRITICAL, eps, seed=0, dtype=F64)
     exact = oracle.log_prob(z, CRITICAL, eps)
-    result = sg.log_prob(oracle.score(CRITICAL), CRITICAL, z, trace="exact", eps=eps, steps=40)
+    result = sg.log_prob(oracle.score(CRITICAL), CRITICAL, z, trace="exact", eps=eps, method=FixedGrid(40))
     at_T = oracle.log_prob(result.latent, CRITICAL, 1.0)
     assert float((result.divergence + at_T - exact).abs().max()) < 2e-3
     assert result.nfe == 160 and torch.equal(result.prior, CRITICAL.prior_log_prob(result.latent))
-    fuzzy = sg.joint_log_prob(oracle.score(CRITICAL), CRITICAL, z, eps=eps, steps=40, n_probes=4, seed=0)
+    fuzzy = sg.joint_log_prob(
+        oracle.score(CRITICAL), CRITICAL, z, eps=eps, method=FixedGrid(40), trace=Hutchinson(4), seed=0
+    )
     assert float(((fuzzy.value - result.value) / fuzzy.stderr).abs().max()) < 5
     assert bool((fuzzy.stderr > 0).all())
 
@@ -389,7 +392,7 @@ def test_the_velocity_bound_is_below_the_density_and_not_far() -> None:
     """The mean gap is the divergence from the velocity's law at t = 0 to its law given the data: 0 at eps -> 0."""
     oracle, eps = sg.oracles.Gaussian(torch.zeros(3), 0.25), 1e-3
     x = oracle.sample(400, seed=3, dtype=F64)
-    bound = sg.velocity_bound(oracle.score(CRITICAL), CRITICAL, x, seed=0, trace="exact", eps=eps, steps=24)
+    bound = sg.velocity_bound(oracle.score(CRITICAL), CRITICAL, x, seed=0, trace="exact", eps=eps, method=FixedGrid(24))
     # The joint law at eps is a Gaussian: the bound's mean over q(x) q(v) is known.
     mu, covariance = (v.numpy() for v in CRITICAL.kernel(torch.tensor(eps, dtype=F64)))
     joint = 0.25 * np.outer(mu, mu) + covariance
@@ -401,7 +404,7 @@ def test_the_velocity_bound_is_below_the_density_and_not_far() -> None:
     assert abs(float(bound.value.mean()) - expected) < 4 * error + 0.03  # steps and the prior's mismatch
     assert expected < 3 * (-0.5 * math.log(2 * math.pi * math.e * 0.25)) + 1e-3
     levels = ((x + 2) * 4).long().clamp(0, 15)  # of this density: fewer bits than the 4 of a uniform guess
-    options: dict[str, Any] = {"seed": 0, "trace": "exact", "eps": eps, "steps": 24}
+    options: dict[str, Any] = {"seed": 0, "trace": "exact", "eps": eps, "method": FixedGrid(24)}
     bits = sg.bits_per_dim(oracle.score(CRITICAL), CRITICAL, levels, n_levels=16, data_range=(-2.0, 2.0), **options)
     of_the_density = math.log2(16 / 4) - float(bound.value.mean()) / (3 * math.log(2))
     assert abs(bits.value - of_the_density) < 4 * bits.stderr and bits.value < 4
@@ -444,7 +447,7 @@ BAD: list[tuple[Any, str]] = [
     ),
     (
         lambda: sg.log_prob(lambda z, t: z, CRITICAL, torch.zeros(2, 2, 1), method="rk45-scipy"),
-        "takes no method=",
+        "take method=FixedGrid",
     ),
     (
         lambda: sg.sample(lambda z, t: z, CRITICAL, x_T=torch.zeros(2, 3, 1), solver=sg.SSCS(), steps=2),

@@ -23,6 +23,7 @@ import sgm_sde as sg
 from sgm_sde import distributed
 from sgm_sde.cli import main
 from sgm_sde.engine.noise import resolve_seeds
+from sgm_sde.likelihood import FixedGrid
 from sgm_sde.store import read_manifest, read_shard
 from sgm_sde.team import Place
 from tests.forks import ENV, PATIENCE, ROOT, Forks, mixture
@@ -463,7 +464,7 @@ def test_likelihoods_are_those_of_one_call(forks: Forks, images: torch.Tensor, t
     assert [one.status, two[0].status, two[1].status] == [0, 0, 0]
     assert contents(folders[0]) == contents(folders[1]) == contents(folders[2])
     model = mixture()
-    options = {"repeats": 2, "seed": 3, "steps": 16, "trace": "exact"}
+    options = {"repeats": 2, "seed": 3, "method": FixedGrid(16), "trace": "exact"}
     with pytest.warns(UserWarning, match="a uniform guess over 8 levels"):  # these images are not the mixture's
         expected = sg.bits_per_dim(model.score, model.sde, images, n_levels=8, data_range=(-2.0, 2.0), **options)
     result = read_manifest(folders[0])["result"]
@@ -484,7 +485,7 @@ def test_labels_condition_the_likelihood(tmp_path: Path) -> None:
     levels = ((drawn["x"] + 1) * 8).round().clamp(0, 16).to(torch.uint8)
     safetensors.torch.save_file({"x": levels, "y": drawn["y"]}, tmp_path / "data.safetensors")
     images, labels = distributed.read_data(tmp_path / "data.safetensors")
-    options = {"dequantize": "diffusion", "eps": 0.1, "steps": 12, "device": "cpu"}
+    options = {"dequantize": "diffusion", "eps": 0.1, "method": FixedGrid(12), "device": "cpu"}
     bits = [
         distributed.likelihood("digits", images, tmp_path / str(y is None), labels=y, **options).result["bits_per_dim"]
         for y in (labels, None)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
+from sgm_sde.likelihood import Exact, FixedGrid
 from sgm_sde.nn.unet import EDMPreconditioned, UNet, edm_preconditioning
 
 
@@ -88,7 +89,7 @@ def test_the_exact_trace_of_a_likelihood() -> None:
     D, sde = EDMPreconditioned(unet(patch=1), sigma_data=0.5), sg.EDMSDE()
     x = noise(2, 1, 4, 4)
     score = sg.from_denoiser(D, sde)
-    many, one = (sg.log_prob(score, sde, x, trace="exact", steps=6, chunk=chunk).value for chunk in (16, 1))
+    many, one = (sg.log_prob(score, sde, x, method=FixedGrid(6), trace=Exact(chunk)).value for chunk in (16, 1))
     assert torch.allclose(many, one, rtol=1e-4)
 
 

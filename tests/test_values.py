@@ -29,6 +29,7 @@ from sgm_sde.engine.noise import LARGEST, NoiseStream, SampleSeeds, resolve_seed
 from sgm_sde.engine.phi import phi, phi_values
 from sgm_sde.engine.program import Form, Program, Stage, Step, Tracer, trace
 from sgm_sde.engine.reverse import ReverseSDE
+from sgm_sde.likelihood import FixedGrid
 from sgm_sde.processes.base import Node, require_sde
 from sgm_sde.processes.discrete import _Interpolant
 from sgm_sde.processes.linear import LinearNode, ScheduleSDE
@@ -2285,9 +2286,9 @@ def test_what_results_print() -> None:
 
     vp = sg.VPSDE()
     score = sg.oracles.Gaussian(points[0], 1.0).score(vp)
-    found = sg.log_prob(score, vp, torch.zeros(6, 3), trace="exact", steps=8)
+    found = sg.log_prob(score, vp, torch.zeros(6, 3), trace="exact", method=FixedGrid(8))
     text = repr(found)
-    assert text.startswith(", ".join([f"{float(found.value[0]):.3f} +- 0"] * 4) + ", ... for 6 samples nats (")
+    assert text.startswith(", ".join([f"{float(found.value[0]):.3f} +- 0"] * 4) + ", ... for 6 samples nats; mean ")
     assert str(found.protocol) in text
     assert text.endswith(f"{found.nfe} network calls)")
 

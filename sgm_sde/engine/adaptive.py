@@ -137,12 +137,14 @@ class Attempt:
         error: of each sample relative to the tolerance, (b,), accepted up to 1.
         carry: what goes on with a sample whose step is accepted.
         kept: what goes on where it is rejected.
+        estimates: of the error of `y`, part by part, where the method has such.
     """
 
     y: State
     error: Tensor
     carry: State
     kept: State
+    estimates: Sequence[State] = ()
 
 
 class Stepper(Protocol):
@@ -417,7 +419,7 @@ class EmbeddedStepper(Counting):
         end = state if pair.fsal else self._combine(table, stages, y, values)
         estimates = [self._combine(table, i, y, values) for i in range(stages + 1, len(self.used))]
         error = pair.error([self._norm(estimate, y, end) for estimate in estimates])
-        return Attempt(end, error, values[-1] if pair.fsal else first, first)
+        return Attempt(end, error, values[-1] if pair.fsal else first, first, estimates)
 
     def _combine(self, table: Tensor, i: int, y: State, values: Sequence[State]) -> State:
         """Row i of the table on the state and the evaluations."""

@@ -24,8 +24,8 @@ from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_finite, check_process, require_count
 from sgm_sde.likelihood.decoders import Decoder, GaussianDecoder, decoder_of
+from sgm_sde.likelihood.errors import probe_error
 from sgm_sde.likelihood.results import BoundResult
-from sgm_sde.likelihood.trace import probe_error
 from sgm_sde.processes.discrete import DiscreteVPSDE
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.model import BoundModel
@@ -141,7 +141,7 @@ def elbo(
     elif n_times < 3:
         variance = torch.full_like(variance, math.nan)
     else:
-        variance = variance + probe_error(stacked.detach()[:, :, None], torch.ones(n_times)).square()
+        variance = variance + probe_error(stacked.detach()[:, :, None], torch.ones(n_times))[0].square()
     kind = "stratified" if stratified else "independent"
     protocol = (
         f"continuous-time variational bound under the prior N(0, {sde.prior_std:.4g}^2) with {n_times} {kind} times, "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,19 +16,9 @@ from sgm_sde._times import at_ends
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 
-T = TypeVar("T")
 SMALLEST = 1e-15  # noise that densities are taken at: states are numbers of order one in single or double precision
 
 require_count = partial(whole, kind=Integral)  # as loops take it
-
-
-def value_or(name: str, value: T | None, default: T, applies: bool, needs: str) -> T:
-    """The value of an option, or its default; an error where it is given and would do nothing."""
-    if value is None:
-        return default
-    if not applies:
-        raise ValueError(f"{name}={value!r} needs {needs}: it would do nothing here")
-    return value
 
 
 def check_process(sde: LinearSDE, eps: float | None) -> float:
@@ -76,6 +67,24 @@ def given_log_prob(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
     for i in not_finite(value)[:1] if not not_finite(latent) else ():
         raise ValueError(f"the prior's log-density of sample {i} is {value[i].item()}")
     return value
+
+
+class LikelihoodWarning(UserWarning):
+    """The numerical error of some log-likelihoods did not come down to the tolerance."""
+
+
+def warn_unresolved(result: Any, method: Any) -> None:
+    """Warn of the samples whose error did not come down to the tolerance, if there are any."""
+    if not result.unresolved:
+        return
+    first = result.unresolved[0]
+    per_dim = float(result.error[first]) / result.latent[0].numel()
+    warnings.warn(
+        f"the numerical error of {len(result.unresolved)} of {len(result.value)} samples did not come down to the "
+        f"tolerance of {method!r}: that of sample {first} is {per_dim:.2g} nats/dim; result.unresolved names them",
+        LikelihoodWarning,
+        stacklevel=6,
+    )
 
 
 OnOutput = Callable[..., None]

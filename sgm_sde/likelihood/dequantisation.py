@@ -16,8 +16,9 @@ from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_process, require_count
 from sgm_sde.likelihood.decoders import Levels, diffuse, normal_log_prob
-from sgm_sde.likelihood.flow import PILOT, log_prob, pilot_probe_basis
+from sgm_sde.likelihood.flow import chosen_trace, log_prob
 from sgm_sde.likelihood.joint import velocity_bound
+from sgm_sde.likelihood.methods import Hutchinson, resolve_method
 from sgm_sde.likelihood.results import BitsPerDimResult, LogProbResult
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
@@ -154,12 +155,12 @@ def bits_per_dim(
             noise, log_q = _bin_noise(images, draw, dequantize, stream)
             x = (levels.low + levels.width * (images + noise.double())).to(levels.x.dtype)
             correction = d * math.log(levels.width) - log_q.double()
-        if options.get("probe_basis") == PILOT:
-            passed_on = {
-                name: options[name] for name in ("eps", "data_std", "probe", "model_kwargs") if name in options
-            }
-            options["probe_basis"] = pilot = pilot_probe_basis(score, linear, x, seed=0, **passed_on)
-            nfe += pilot.nfe
+        if isinstance(options.get("trace"), Hutchinson) and density is log_prob:
+            method = resolve_method(options.get("method", "exponential"))
+            options["trace"], pilot = chosen_trace(
+                options["trace"], score, linear, x, eps, method, options.get("model_kwargs")
+            )
+            nfe += 0 if pilot is None else pilot.nfe
         result = density(score, sde, x, seed=seeds.repeated(draw), **options)
         nfe += result.nfe
         values.append(-(result.value.double() + correction) / (d * math.log(2)))

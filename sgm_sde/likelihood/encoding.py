@@ -10,25 +10,16 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import FAR, described, not_finite, number, one_of, require_floating
+from sgm_sde._checks import described, not_finite, number, require_floating
 from sgm_sde._shapes import flat
-from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import solve
-from sgm_sde.likelihood.checks import (
-    OnOutput,
-    check_finite,
-    check_points,
-    check_process,
-    require_count,
-    value_or,
-)
+from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, check_process
+from sgm_sde.likelihood.methods import FixedGrid, Method, resolve_method
 from sgm_sde.likelihood.results import FlowResult
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.scores.score import as_score
-
-METHODS = ("exponential", "adaptive")
 
 
 def encode(
@@ -37,11 +28,7 @@ def encode(
     x: Tensor,
     *,
     eps: float | None = None,
-    steps: int | None = None,
-    method: str = "exponential",
-    rtol: float | None = None,
-    atol: float | None = None,
-    data_std: float = 0.5,
+    method: str | Method = "exponential",
     model_kwargs: Mapping[str, Any] | None = None,
     enable_grad: bool = False,
 ) -> FlowResult:
@@ -55,12 +42,8 @@ def encode(
         sde: a linear process.
         x: states (B, *) at eps, floating.
         eps: time of x; `sde.likelihood_eps` if not given.
-        steps: of the grid, 48 if not given, one network call each and one more.
-        method: `"exponential"`, the fixed grid, or `"adaptive"`, Dormand and Prince's pair with steps of each sample's
-            own.
-        rtol: relative tolerance, for `"adaptive"`; 1e-8 if not given.
-        atol: absolute tolerance, for `"adaptive"`, in units of the data's spread at a time; 1e-8 if not given.
-        data_std: standard deviation of the data, about which the grid is dense.
+        method: `FixedGrid` (`"exponential"`), one network call a step and one more, or `AdaptiveFlow` (`"adaptive"`),
+            whose tolerances are 1e-8 if not given.
         model_kwargs: passed on to the network.
         enable_grad: keep the graph.
 
@@ -75,11 +58,11 @@ def encode(
         >>> sde = sg.VPSDE()
         >>> oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3)
         >>> x = oracle.sample(5, seed=0).double()
-        >>> z = encode(oracle.score(sde), sde, x, steps=200).x
-        >>> bool((decode(oracle.score(sde), sde, z, steps=200).x - x).abs().max() < 1e-4)
+        >>> z = encode(oracle.score(sde), sde, x, method=FixedGrid(200)).x
+        >>> bool((decode(oracle.score(sde), sde, z, method=FixedGrid(200)).x - x).abs().max() < 1e-4)
         True
     """
-    return _carry(score_fn, sde, x, eps, steps, method, rtol, atol, data_std, model_kwargs, enable_grad, True)
+    return _carry(score_fn, sde, x, eps, method, model_kwargs, enable_grad, True)
 
 
 def decode(
@@ -88,16 +71,12 @@ def decode(
     z: Tensor,
     *,
     eps: float | None = None,
-    steps: int | None = None,
-    method: str = "exponential",
-    rtol: float | None = None,
-    atol: float | None = None,
-    data_std: float = 0.5,
+    method: str | Method = "exponential",
     model_kwargs: Mapping[str, Any] | None = None,
     enable_grad: bool = False,
 ) -> FlowResult:
     """States at eps from latents at T: the way back of `encode`, with the same arguments."""
-    return _carry(score_fn, sde, z, eps, steps, method, rtol, atol, data_std, model_kwargs, enable_grad, False)
+    return _carry(score_fn, sde, z, eps, method, model_kwargs, enable_grad, False)
 
 
 @outside_inference_mode
@@ -106,39 +85,23 @@ def _carry(
     sde: LinearSDE,
     x: Tensor,
     eps: float | None,
-    steps: int | None,
-    method: str,
-    rtol: float | None,
-    atol: float | None,
-    data_std: float,
+    method: str | Method,
     model_kwargs: Mapping[str, Any] | None,
     grad: bool,
     to_noise: bool,
 ) -> FlowResult:
-    score = as_score(score_fn, sde)
+    score, method = as_score(score_fn, sde), resolve_method(method)
     eps, state = check_process(sde, eps), check_points(x)
-    one_of("method", method, METHODS)
-    on_grid = method == "exponential"
-    steps = value_or("steps", steps, 48, on_grid, "method='exponential'")
-    rtol = value_or("rtol", rtol, 1e-8, not on_grid, "method='adaptive'")
-    atol = value_or("atol", atol, 1e-8, not on_grid, "method='adaptive'")
-    data_std = number("data_std", data_std, above=0, most=FAR)
-    steps = require_count("steps", steps)
-    check_tolerances(rtol, atol, 1)
-    if grad and method == "adaptive":
-        raise ValueError("method='adaptive' has no gradients: use 'exponential'")
+    if grad and not (method.differentiable and isinstance(method, FixedGrid)):
+        raise ValueError(f"{method!r} has no gradients: use FixedGrid")
     model = BoundModel(score, sde, (eps, sde.T), model_kwargs)
-    carry: Callable[[OnOutput], Tensor] | None = None
-    times: tuple[float, ...] = (eps, sde.T) if to_noise else (sde.T, eps)
+
     with torch.set_grad_enabled(grad):
-        if method == "exponential":
-            grid = solve.fixed_grid(sde, eps, steps, data_std, to_noise)
-            carry = partial(grid.carry, model, state)
-            end, times = grid.carry(model, state), grid.times
-        else:
-            flow = solve.NormalisedFlow(model, sde, state, eps, data_std)
-            (end,) = solve.adaptive(flow, state, rtol, atol, to_noise=to_noise)
-    check_finite(end, "the other end", carry)
+        end, times = method.carry(model, sde, state, eps, to_noise)
+    again: Callable[[OnOutput], object] | None = None
+    if isinstance(method, FixedGrid):
+        again = partial(solve.fixed_grid(sde, eps, method.n_steps, method.data_std, to_noise).carry, model, state)
+    check_finite(end, "the other end", again)
     cast = end.to(x.dtype)
     for i in not_finite(cast)[:1]:
         raise ValueError(f"the other end of sample {i} is beyond {x.dtype}: give x in float32")

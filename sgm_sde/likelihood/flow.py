@@ -13,40 +13,44 @@ their noise; inside an adaptive solver they would be part of the equation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import FAR, number, one_of, require_function
-from sgm_sde.engine.adaptive import check_tolerances
-from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde._checks import one_of, require_function
+from sgm_sde._tree import Path
+from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.likelihood import solve
 from sgm_sde.likelihood.checks import (
     check_finite,
     check_points,
     check_process,
     given_log_prob,
     require_count,
-    value_or,
+    warn_unresolved,
 )
 from sgm_sde.likelihood.decoders import GaussianDecoder, diffuse
-from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
-from sgm_sde.likelihood.trace import BASES, PROBES, TRACES, Estimate, Exact, Hutchinson, TraceModel
+from sgm_sde.likelihood.methods import (
+    PILOT,
+    FixedGrid,
+    Hutchinson,
+    Method,
+    ProbePilot,
+    Trace,
+    resolve_method,
+    resolve_trace,
+)
+from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult, joined
+from sgm_sde.likelihood.trace import BASES, TraceModel
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
-from sgm_sde.results import Status
+from sgm_sde.scores.conditions import map_rows, resolve
 from sgm_sde.scores.score import Score, as_density
-
-STEPS = 48  # of the fixed grid by default
-
-METHODS = ("exponential", "adaptive", "dopri5-adjoint", "rk45-scipy")
-PILOT = "pilot"
 
 
 @outside_inference_mode
@@ -56,23 +60,15 @@ def log_prob(
     x: Tensor,
     *,
     eps: float | None = None,
-    steps: int | None = None,
-    method: str = "exponential",
-    rtol: float | None = None,
-    atol: float | None = None,
-    trace: str = "hutchinson",
-    n_probes: int | None = None,
-    probe: str | None = None,
-    probe_basis: str | ProbePilot | None = None,
-    chunk: int | None = None,
-    data_std: float | None = None,
+    method: str | Method = "exponential",
+    trace: str | Trace | None = None,
     prior: Callable[[Tensor], Tensor] | None = None,
     decoder: str | None = None,
     seed: Seeds = None,
     generator: Generators = None,
     model_kwargs: Mapping[str, Any] | None = None,
     enable_grad: bool = False,
-    parameters: Sequence[Tensor] | None = None,
+    batch_size: int | None = None,
 ) -> LogProbResult:
     r"""Log-likelihood of x under the probability flow, in nats per sample.
 
@@ -90,41 +86,28 @@ def log_prob(
 
     Args:
         score_fn: the score, as `sample` takes it.
-        sde: a linear process.
+        sde: a linear process, or a process with a matrix, on which the density is that of the joint state.
         x: points (B, *), floating.
         eps: time at which the density is taken; `sde.likelihood_eps` if not given.
-        steps: of the fixed grid, each one network call; one more in all. If not given 48, and for samples that these do
-            not resolve 96 and 192, at as many calls: on these samples alone where the network is a module or gets
-            conditions that are marked (`sg.PerSample`), else on all.
-        method: `"exponential"`, the fixed grid; `"adaptive"`, Dormand and Prince's pair with steps of each sample's
-            own; `"dopri5-adjoint"`, torchdiffeq's on the whole batch at once, with gradients by the adjoint equation,
-            whose memory does not grow with the steps; or `"rk45-scipy"`, Song et al.'s protocol: SciPy's RK45 on the
-            whole batch at once. All but the first have tolerances, `rtol` and `atol`, and probes that stay fixed.
-        rtol: relative tolerance of the methods that have one, 1e-5 by default.
-        atol: absolute tolerance of the methods that have one, 1e-5 by default.
-        trace: `"hutchinson"`, estimated with random probes, or `"exact"`, as many vector-Jacobian products as
-            dimensions at each evaluation.
-        n_probes: probes a node and sample, 1 by default.
-        probe: `"rademacher"`, of less variance and the default, or `"gaussian"`.
-        probe_basis: where the probes' entries are independent: `"pixel"`, the default; for images (B, C, H, W) also
-            `"colour"`, a rotation of the channels, or `"dct"`, the cosine transform; or `"pilot"`, what
-            `pilot_probe_basis` finds on x; or what it has found before. Estimates stay unbiased in any.
-        chunk: rows of the Jacobian at once for the exact trace, 1 by default; more takes more memory and a network that
-            `vmap` can take.
-        data_std: standard deviation of the data, about which the grid is dense and in whose units tolerances are, 0.5
-            if not given; a matter of accuracy only. Not for `"rk45-scipy"`.
+        method: `FixedGrid` (`"exponential"`), `AdaptiveFlow` (`"adaptive"`), `AdjointFlow` (`"dopri5-adjoint"`) or
+            `ScipyRK45` (`"rk45-scipy"`), of `sgm_sde.likelihood`. The first is the default: on 49 network calls, and
+            more for samples whose numerical error exceeds 1e-4 nats/dim.
+        trace: of the divergence, `Exact` (`"exact"`) or `Hutchinson` (`"hutchinson"`); exact up to 16 dimensions and
+            else estimated if not given.
         prior: log-density (B,) of states (B, *) at T; that of N(0, sigma(T)^2) if not given.
         decoder: `"gaussian"` for a bound on the density of x as data.
         seed: of the probes and of the decoder's noise; one int for the batch, or one a sample.
         generator: instead of `seed`.
         model_kwargs: passed on to the network.
         enable_grad: keep the graph, for gradients with respect to x and the network's parameters.
-        parameters: what `"dopri5-adjoint"` differentiates with respect to besides x; those of the network if not given,
-            and none where that is no `nn.Module`, whose parameters cannot be found.
+        batch_size: samples that are run at once; all if not given. Values do not depend on it.
 
     Raises:
-        ValueError: for options out of range or of another method or trace, and x or scores that are not finite.
+        ValueError: for options out of range, and x or scores that are not finite.
         TypeError: for x that is not floating, or a process without alpha and sigma.
+
+    Warns:
+        LikelihoodWarning: where the numerical error of some samples did not come down to the tolerance.
 
     Source: Song et al., 2021, arXiv:2011.13456; Grathwohl et al., 2019, arXiv:1810.01367 (trace estimates); Chen et
     al., 2018, arXiv:1806.07366 (adjoint); Song et al., 2021, arXiv:2101.09258 (decoder).
@@ -134,154 +117,140 @@ def log_prob(
         >>> sde = sg.VPSDE()
         >>> oracle = sg.oracles.Gaussian(torch.zeros(3), 0.25)
         >>> x = oracle.sample(4, sde, 1e-5, seed=0)
-        >>> result = log_prob(oracle.score(sde), sde, x, trace="exact")
+        >>> result = log_prob(oracle.score(sde), sde, x)
         >>> bool((result.value - oracle.log_prob(x, sde, 1e-5)).abs().max() < 1e-3)
         True
-        >>> result.nfe
-        49
+        >>> result.nfe, bool((result.stderr == 0).all())
+        (49, True)
     """
+    method = resolve_method(method)
     if isinstance(sde, MatrixSDE):
-        from sgm_sde.likelihood.joint import joint_log_prob
-
-        refused: dict[str, Any] = {
-            "method": None if method == "exponential" else method, "rtol": rtol, "atol": atol, "prior": prior,
-            "probe_basis": probe_basis, "decoder": decoder, "enable_grad": enable_grad or None,
-            "parameters": parameters, "data_std": data_std,
-        }  # fmt: skip
-        for option, given in refused.items():
-            if given is not None:
-                raise ValueError(f"log_prob on {sde!r} takes no {option}=, got {given!r}")
-        passed_on: dict[str, Any] = {
-            "steps": steps, "trace": trace, "n_probes": n_probes, "probe": probe, "chunk": chunk,
-        }  # fmt: skip
-        return joint_log_prob(
-            score_fn, sde, x, eps=eps, seed=seed, generator=generator, model_kwargs=model_kwargs,
-            **{option: value for option, value in passed_on.items() if value is not None},
-        )  # fmt: skip
-    score = as_density(score_fn, sde)
-    eps = check_process(sde, eps)
-    state = check_points(x)
-    one_of("trace", trace, TRACES)
-    one_of("method", method, METHODS)
-    on_grid = method == "exponential"
-    refine = on_grid and steps is None
-    steps = value_or("steps", steps, STEPS, on_grid, "method='exponential'")
-    rtol = value_or("rtol", rtol, 1e-5, not on_grid, "a method with tolerances")
-    atol = value_or("atol", atol, 1e-5, not on_grid, "a method with tolerances")
-    data_std = value_or("data_std", data_std, 0.5, method != "rk45-scipy", "another method")
-    data_std = number("data_std", data_std, above=0, most=FAR)
-    n_probes = value_or("n_probes", n_probes, 1, trace != "exact", "trace='hutchinson'")
-    probe = value_or("probe", probe, "rademacher", trace != "exact", "trace='hutchinson'")
-    pixel: str | ProbePilot = "pixel"
-    basis = value_or("probe_basis", probe_basis, pixel, trace != "exact", "trace='hutchinson'")
-    chunk = value_or("chunk", chunk, 1, trace == "exact", "trace='exact'")
-    one_of("probe", probe, PROBES)
-    one_of("probe_basis", getattr(basis, "basis", basis), (*BASES, PILOT))
+        return _joint(score_fn, sde, x, eps, method, trace, prior, decoder, seed, generator, model_kwargs, enable_grad)
+    score, eps, state = as_density(score_fn, sde), check_process(sde, eps), check_points(x)
+    trace, seeds = resolve_trace(trace, state), resolve_seeds(seed, generator, len(x))
     one_of("decoder", decoder, (None, "gaussian"))
     require_function("prior", prior, "from latents (B, *) to log-densities (B,)", 1, optional=True)
-    n_probes, chunk = require_count("n_probes", n_probes), require_count("chunk", chunk)
-    steps = require_count("steps", steps, 6)
-    check_tolerances(rtol, atol, 1)
-    if enable_grad and method in ("rk45-scipy", "adaptive"):
-        raise ValueError(f"method={method!r} has no gradients: use 'exponential' or 'dopri5-adjoint'")
-    if parameters is not None and method != "dopri5-adjoint":
-        raise ValueError(f"parameters are for method='dopri5-adjoint', got them with {method!r}")
+    if enable_grad and not method.differentiable:
+        raise ValueError(f"{method!r} has no gradients: use FixedGrid or AdjointFlow")
 
-    seeds = resolve_seeds(seed, generator, len(x))
-    spent, chosen = (0, 0), ""
-    estimate: Estimate
-    if trace == "exact":
-        estimate = Exact(chunk)
-    else:
-        if basis == PILOT:
-            basis = pilot_probe_basis(
-                score, sde, x, probe=probe, eps=eps, data_std=data_std, seed=SEED_OF_PILOTS, model_kwargs=model_kwargs
-            )
-            spent = basis.nfe, basis.vjps
-        if isinstance(basis, ProbePilot):
-            basis, chosen = basis.basis, ", the basis chosen by a pilot"
-        stream, fixed = NoiseStream(seeds, "probe"), method != "exponential"
-        estimate = Hutchinson(stream, tuple(x.shape), n_probes, probe, basis, fixed)
-    model = TraceModel(score, sde, (eps, sde.T), model_kwargs, estimate)
+    trace, pilot = chosen_trace(trace, score, sde, state, eps, method, model_kwargs)
+    one = partial(_solve, score, sde, eps=eps, method=method, trace=trace, prior=prior, decoder=decoder)
     with torch.set_grad_enabled(enable_grad):
-        added = state.new_zeros(len(x))
-        if decoder is not None:
-            state, added = diffuse(model, GaussianDecoder(state), eps, NoiseStream(seeds, "dequantisation"))
-        (latent, volume, stderr, defect), how = _solve(
-            model, sde, state, eps, method, steps, refine, rtol, atol, data_std, _parameters(score, parameters)
-        )
-        at_T = sde.prior_log_prob(latent) if prior is None else given_log_prob(prior, latent)
-        value = at_T + volume + added
-    again = partial(solve.revisit, model, sde, state, eps, steps, data_std, refine) if on_grid else None
-    check_finite(value, "the log-likelihood", again)
-    if trace == "exact":
-        stderr = torch.zeros_like(stderr)
-    nfe, vjps = model.nfe + spent[0], estimate.vjps + spent[1]
-    protocol = LikelihoodProtocol(
-        "point log p_eps" if decoder is None else "Jensen bound by diffusion to eps and a Gaussian decoder back",
-        eps,
-        how,
-        f"{estimate}{chosen}",
-        f"N(0, {sde.prior_std:.4g}^2)" if prior is None else "given",
-    )
-    return LogProbResult(value, stderr, latent, at_T, volume, added, defect, nfe, vjps, Status(), protocol)
+        results = [one(*part) for part in _parts(score, state, seeds, model_kwargs, batch_size)]
+    result = joined(results)
+    if pilot is not None:
+        how = f"{result.protocol.trace}, the basis chosen by a pilot"
+        protocol = replace(result.protocol, trace=how)
+        result = replace(result, protocol=protocol, nfe=result.nfe + pilot.nfe, vjps=result.vjps + pilot.vjps)
+    warn_unresolved(result, method)
+    return result
 
 
 def _solve(
-    model: TraceModel,
+    score: Score,
+    sde: LinearSDE,
+    x: Tensor,
+    seeds: SampleSeeds,
+    model_kwargs: Mapping[str, Any] | None,
+    *,
+    eps: float,
+    method: Method,
+    trace: Trace,
+    prior: Callable[[Tensor], Tensor] | None,
+    decoder: str | None,
+) -> LogProbResult:
+    """The result for states x (B, *), of checked arguments."""
+    estimate = trace.estimate(x, seeds, method.fresh)
+    model = TraceModel(score, sde, (eps, sde.T), model_kwargs, estimate)
+    added, state = x.new_zeros(len(x)), x
+    if decoder is not None:
+        state, added = diffuse(model, GaussianDecoder(x), eps, NoiseStream(seeds, "dequantisation"))
+    solution, how, unresolved = method.solve(model, sde, state, eps)
+    at_T = sde.prior_log_prob(solution.latent) if prior is None else given_log_prob(prior, solution.latent)
+    value = at_T + solution.volume + added
+    check_finite(value, "the log-likelihood", partial(method.again, model, sde, state, eps))
+    protocol = LikelihoodProtocol(
+        "point log p_eps" if decoder is None else "Jensen bound by diffusion to eps and a Gaussian decoder back",
+        eps, how, str(estimate), f"N(0, {sde.prior_std:.4g}^2)" if prior is None else "given",
+    )  # fmt: skip
+    return LogProbResult(
+        value, solution.stderr, solution.error, solution.latent, at_T, solution.volume, added, solution.defect,
+        solution.freedom, unresolved, model.nfe, estimate.vjps, protocol,
+    )  # fmt: skip
+
+
+def _parts(
+    score: Score, x: Tensor, seeds: SampleSeeds, model_kwargs: Mapping[str, Any] | None, batch_size: int | None
+) -> list[tuple[Tensor, SampleSeeds, Mapping[str, Any] | None]]:
+    """States, seeds and arguments of the network for as many samples as are run at once.
+
+    Raises:
+        ValueError: for a size below 1, and arguments of which nothing says whether they have a row a sample.
+    """
+    if batch_size is None:
+        return [(x, seeds, model_kwargs)]
+    require_count("batch_size", batch_size)
+    if batch_size >= len(x):
+        return [(x, seeds, model_kwargs)]
+    marked = resolve(model_kwargs or {}, len(x), score.conditions)
+    parts: list[tuple[Tensor, SampleSeeds, Mapping[str, Any] | None]] = []
+    for first in range(0, len(x), batch_size):
+        rows = slice(first, first + batch_size)
+        parts.append((x[rows], seeds[rows], map_rows(partial(_rows, rows), marked)))
+    return parts
+
+
+def _rows(rows: slice, _: Path, value: Tensor) -> Tensor:
+    return value[rows]
+
+
+def _joint(
+    score_fn: ScoreFn,
+    sde: MatrixSDE,
+    x: Tensor,
+    eps: float | None,
+    method: Method,
+    trace: str | Trace | None,
+    prior: object,
+    decoder: object,
+    seed: Seeds,
+    generator: Generators,
+    model_kwargs: Mapping[str, Any] | None,
+    enable_grad: bool,
+) -> LogProbResult:
+    from sgm_sde.likelihood.joint import joint_log_prob
+
+    for option, given in {"prior": prior, "decoder": decoder, "enable_grad": enable_grad or None}.items():
+        if given is not None:
+            raise ValueError(f"log_prob on {sde!r} takes no {option}=, got {given!r}")
+    return joint_log_prob(
+        score_fn, sde, x, eps=eps, method=method, trace=trace, seed=seed, generator=generator, model_kwargs=model_kwargs
+    )
+
+
+def chosen_trace(
+    trace: Trace,
+    score: Score,
     sde: LinearSDE,
     x: Tensor,
     eps: float,
-    method: str,
-    steps: int,
-    refine: bool,
-    rtol: float,
-    atol: float,
-    data_std: float,
-    parameters: Sequence[Tensor],
-) -> tuple[solve.Solution, str]:
-    """The solution, and how it was found in words."""
-    tolerances = f"(rtol = {rtol:g}, atol = {atol:g})"
-    if method == "exponential":
-        how = f"a multistep method of order 4 with {steps} fixed steps"
-        if refine:
-            how += f", up to {solve.REFINEMENTS[-1] * steps} for samples that they do not resolve"
-        return solve.exponential(model, sde, x, eps, steps, data_std, refine=refine), how
-    if method == "rk45-scipy":
-        return solve.scipy_rk45(model, sde, x, eps, rtol, atol), f"SciPy's RK45 on the batch {tolerances}"
-    flow = solve.NormalisedFlow(model, sde, x, eps, data_std)
-    if method == "adaptive":
-        how = f"Dormand and Prince's method with steps of each sample's own {tolerances}"
-        return solve.joint(flow, *solve.adaptive(flow, x, rtol, atol)), how
-    return solve.joint(
-        flow, *solve.adjoint(flow, x, rtol, atol, parameters)
-    ), f"torchdiffeq's dopri5 on the batch {tolerances}"
-
-
-def _parameters(score: Score, given: Sequence[Tensor] | None) -> tuple[Tensor, ...]:
-    if given is not None:
-        return tuple(given)
-    return tuple(score.net.parameters()) if isinstance(score.net, nn.Module) else ()
+    method: Method,
+    model_kwargs: Mapping[str, Any] | None,
+) -> tuple[Trace, ProbePilot | None]:
+    """The trace with a basis of its probes, and what a pilot found where it was asked for one now."""
+    if not isinstance(trace, Hutchinson) or (isinstance(trace.basis, str) and trace.basis != PILOT):
+        return trace, None
+    if isinstance(trace.basis, ProbePilot):
+        return trace, None
+    data_std = getattr(method, "data_std", FixedGrid().data_std)
+    pilot = pilot_probe_basis(
+        score, sde, x, eps=eps, method=FixedGrid(16, data_std), probe=trace.probe, seed=SEED_OF_PILOTS,
+        model_kwargs=model_kwargs,
+    )  # fmt: skip
+    return replace(trace, basis=pilot.basis), pilot
 
 
 SEED_OF_PILOTS = 0  # so that the same batch always finds the same basis
-
-
-@dataclass(frozen=True)
-class ProbePilot:
-    """What a pilot found about the bases of probes.
-
-    Attributes:
-        basis: the one of least variance.
-        variances: mean over the batch of the variance that one probe leaves in the log-likelihood, in nats^2.
-        nfe: network calls that it took.
-        vjps: vector-Jacobian products that it took.
-    """
-
-    basis: str
-    variances: dict[str, float]
-    nfe: int
-    vjps: int
 
 
 def pilot_probe_basis(
@@ -289,7 +258,8 @@ def pilot_probe_basis(
     sde: LinearSDE,
     x: Tensor,
     *,
-    steps: int = 16,
+    method: str | Method = FixedGrid(16),  # noqa: B008
+    probe: str = "rademacher",
     seed: Seeds = None,
     generator: Generators = None,
     **options: Any,
@@ -303,7 +273,8 @@ def pilot_probe_basis(
         score_fn: the score, as `sample` takes it.
         sde: a linear process.
         x: images (B, C, H, W) at eps, floating.
-        steps: of the fixed grid.
+        method: as `log_prob` takes it.
+        probe: `"rademacher"` or `"gaussian"`.
         seed: of the probes; one int for the batch, or one a sample.
         generator: instead of `seed`.
         options: of `log_prob`.
@@ -319,15 +290,13 @@ def pilot_probe_basis(
         >>> pilot_probe_basis(oracle.score(sde), sde, oracle.sample(8, seed=0), seed=0).basis
         'dct'
     """
-    fixed = {"probe_basis", "n_probes", "trace", "method", "enable_grad"} & options.keys()
+    fixed = {"trace", "enable_grad"} & options.keys()
     if fixed:
         raise ValueError(f"a pilot sets {', '.join(sorted(fixed))} itself")
-    found = {
-        basis: log_prob(
-            score_fn, sde, x, steps=steps, n_probes=2, probe_basis=basis, seed=seed, generator=generator, **options
-        )
-        for basis in BASES
-    }
+    found = {}
+    for basis in BASES:
+        trace = Hutchinson(2, probe, basis)
+        found[basis] = log_prob(score_fn, sde, x, method=method, trace=trace, seed=seed, generator=generator, **options)
     variances = {basis: 2 * float(res.stderr.square().mean()) for basis, res in found.items()}
     return ProbePilot(
         min(variances, key=lambda basis: variances[basis]),

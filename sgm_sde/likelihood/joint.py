@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import instance_of, one_of
+from sgm_sde._checks import instance_of
 from sgm_sde._shapes import on_host
 from sgm_sde._times import at_ends
 from sgm_sde.engine.executor import Plan, execute, lower
@@ -31,11 +31,12 @@ from sgm_sde.engine.program import trace as trace_program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import rule
 from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, require_count
+from sgm_sde.likelihood.errors import probe_error
+from sgm_sde.likelihood.methods import Exact, FixedGrid, Hutchinson, Method, Trace, resolve_method, resolve_trace
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.solve import NoNoise
-from sgm_sde.likelihood.trace import PROBES, TRACES, Estimate, Exact, Hutchinson, TraceModel, probe_error
+from sgm_sde.likelihood.trace import TraceModel
 from sgm_sde.processes.matrix import MatrixSDE, apply
-from sgm_sde.results import Status
 from sgm_sde.scores.score import as_density
 from sgm_sde.solvers import RK4, RungeKutta
 
@@ -64,11 +65,8 @@ def joint_log_prob(
     z: Tensor,
     *,
     eps: float | None = None,
-    steps: int = 48,
-    trace: str = "hutchinson",
-    n_probes: int = 1,
-    probe: str = "rademacher",
-    chunk: int = 1,
+    method: str | Method = "exponential",
+    trace: str | Trace | None = None,
     seed: Seeds = None,
     generator: Generators = None,
     model_kwargs: Mapping[str, Any] | None = None,
@@ -82,11 +80,8 @@ def joint_log_prob(
         sde: a process with a matrix.
         z: states (B, k, *), floating.
         eps: time at which the density is taken; `sde.likelihood_eps` if not given.
-        steps: of the grid, four network calls each.
-        trace: `"hutchinson"`, fresh probes at each evaluation, or `"exact"`.
-        n_probes: probes an evaluation and sample.
-        probe: `"rademacher"` or `"gaussian"`.
-        chunk: rows of the Jacobian at once for the exact trace.
+        method: a `FixedGrid`, four network calls a step; no other.
+        trace: as `log_prob` takes it.
         seed: of the probes.
         generator: instead of `seed`.
         model_kwargs: passed on to the network.
@@ -107,10 +102,10 @@ def joint_log_prob(
     """
     instance_of("sde", sde, MatrixSDE, "a process with a matrix, such as CLD()")
     score = as_density(score_fn, sde)
-    one_of("trace", trace, TRACES)
-    one_of("probe", probe, PROBES)
-    n_probes, chunk = require_count("n_probes", n_probes), require_count("chunk", chunk)
-    steps = require_count("steps", steps)
+    method = resolve_method(method)
+    if not isinstance(method, FixedGrid) or method != FixedGrid(method.steps):
+        raise ValueError(f"likelihoods on {sde!r} take method=FixedGrid(steps) with nothing else, got {method!r}")
+    steps = method.n_steps
     state = check_points(z).detach()
     if z.ndim < 2 or z.shape[1] != sde.blocks:
         raise ValueError(f"need states (B, {sde.blocks}, *), got {tuple(z.shape)}")
@@ -118,20 +113,24 @@ def joint_log_prob(
     if not 0 < eps < sde.T:
         raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
 
-    stream = NoiseStream(resolve_seeds(seed, generator, len(z)), "probe")
-    estimate: Estimate = Exact(chunk)
-    if trace != "exact":
-        estimate = Hutchinson(stream, tuple(z.shape), n_probes, probe, "pixel", fixed=False)
+    trace = resolve_trace(trace, state)
+    if isinstance(trace, Hutchinson) and trace.basis != "pixel":
+        raise ValueError(f"likelihoods on {sde!r} take probes in the basis 'pixel', got {trace.basis!r}")
+    estimate = trace.estimate(state, resolve_seeds(seed, generator, len(z)), True)
     model = _DriftModel(score, sde, (eps, sde.T), model_kwargs, estimate)
-    method = RungeKutta(RK4)
+    scheme = RungeKutta(RK4)
     times = rule(sde.natural_grid)(sde, steps, t_end=eps).times[::-1]
-    program = trace_program(method, sde, times)
+    program = trace_program(scheme, sde, times)
     with torch.no_grad():
         latent = execute(program, state, model, NoNoise()).x
-    weights = np.outer(np.diff(times), method.tableau.b).reshape(-1)
+    weights = np.outer(np.diff(times), scheme.tableau.b).reshape(-1)
     terms = torch.stack([w * d.to(state.dtype) for w, d in zip(weights.tolist(), model.traces, strict=True)])
-    volume = terms.mean(2).sum(0)
-    stderr = torch.zeros_like(volume) if trace == "exact" else probe_error(terms, torch.from_numpy(weights))
+    volume = terms[:, :, : estimate.columns].mean(2).sum(0)
+    if isinstance(trace, Exact):
+        stderr, freedom = torch.zeros_like(volume), torch.full_like(volume, math.inf)
+    else:
+        companion = terms[:, :, -1] if estimate.companion else None
+        stderr, freedom = probe_error(terms[:, :, : estimate.columns], torch.from_numpy(weights), companion)
     prior = sde.prior_log_prob(latent)
     value = prior + volume
 
@@ -143,10 +142,9 @@ def joint_log_prob(
         "point log p_eps of the joint state", eps, f"RK4 with {steps} steps", str(estimate),
         f"N(0, {sde.prior_covariance:.4g})",
     )  # fmt: skip
-    nothing = torch.zeros_like(value)
-    defect = torch.full_like(value, math.nan)
+    nothing, unknown = torch.zeros_like(value), torch.full_like(value, math.nan)
     return LogProbResult(
-        value, stderr, latent, prior, volume, nothing, defect, model.nfe, estimate.vjps, Status(), protocol
+        value, stderr, unknown, latent, prior, volume, nothing, unknown, freedom, (), model.nfe, estimate.vjps, protocol
     )
 
 
@@ -207,8 +205,9 @@ def velocity_bound(
     values = torch.stack([r.value for r in results]) + entropy
     stderr = values.std(0) / math.sqrt(draws) if draws > 1 else results[0].stderr
     last = results[-1]
+    freedom = torch.full_like(stderr, draws - 1) if draws > 1 else last.freedom
     protocol = replace(last.protocol, estimator=f"lower bound with {draws} velocity draw{'s' * (draws > 1)}")
     return replace(
-        last, value=values.mean(0), stderr=stderr, protocol=protocol, nfe=sum(r.nfe for r in results),
+        last, value=values.mean(0), stderr=stderr, freedom=freedom, protocol=protocol, nfe=sum(r.nfe for r in results),
         vjps=sum(r.vjps for r in results),
     )  # fmt: skip

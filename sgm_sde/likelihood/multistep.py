@@ -12,6 +12,7 @@ centred cubics as soon as there are nodes on both sides. A step changes the last
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from sgm_sde.solvers.linear_part import POINTS, WEIGHTS
 
 SLOPES = 4  # that a polynomial goes through
 SLOPES_OF_INTEGRALS = 6  # where all of them are known
+SLOPES_OF_ERRORS = 8  # of the rule that tells the error of the one with six
+SCORES = 4  # that a polynomial goes through
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,22 @@ class Tables:
         steps: row k takes z_{k-1} to z_k, (n + 1, n + 1).
         correction: takes the last z to that of all intervals with the last slope known, (n + 1,).
         integrals: for each interval pairs (j, w): the integral in theta over it is the sum of w times slope j.
+        corrections: the same for what a rule of two more slopes adds to it.
+        averages: for each interval pairs (j, w): the mean over it of what has known values at the nodes.
         weights: of the integral over the whole grid, (n + 1,).
+        halves: the same of every other node, with two choices of these, (2, n + 1).
+        quarters: of every fourth, with four, (4, n + 1); number k lies within number k mod 2 of the halves.
     """
 
     slopes: np.ndarray
     steps: np.ndarray
     correction: np.ndarray
     integrals: tuple[Terms, ...]
+    corrections: tuple[Terms, ...]
+    averages: tuple[Terms, ...]
     weights: np.ndarray
+    halves: np.ndarray
+    quarters: np.ndarray
 
 
 def spread(k: Kernel, s: float) -> Any:
@@ -75,6 +86,17 @@ def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise:
 
     between = WEIGHTS * slope(np.arange(n)[:, None] + POINTS)
 
+    def every(stride: int, offset: int) -> np.ndarray:
+        """Weights of the integral over the whole grid from some of the nodes and both ends."""
+        chosen = np.unique(np.concatenate([[0], np.arange(offset, n, stride), [n]]))
+        weights = np.zeros(n + 1)
+        for k, (a, b) in enumerate(itertools.pairwise(chosen.tolist())):
+            at = _nearest(k, SLOPES_OF_INTEGRALS, len(chosen) - 1)
+            inside = (b - a) * WEIGHTS * slope(a + (b - a) * POINTS)
+            moments = inside @ np.vander(POINTS, len(at), increasing=True)
+            weights[chosen[at]] += _weights((chosen[at] - a) / (b - a), moments)
+        return weights
+
     def integral(i: int, newest: int, points: int = SLOPES) -> np.ndarray:
         """Weights of the slopes over interval i, when that of the newest node is known."""
         at, weights = _nearest(i, points, newest), np.zeros(n + 1)
@@ -92,8 +114,20 @@ def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise:
     for k in range(1, n + 1):
         steps[k] = change(k, k - 2, k - 1)
     known = np.array([integral(i, n, SLOPES_OF_INTEGRALS) for i in range(n)])
-    integrals = tuple(tuple((int(j), float(row[j])) for j in np.flatnonzero(row)) for row in known)
-    return Tables(slope(np.arange(n + 1)), steps, change(n, n - 1, n), integrals, known.sum(0))
+    better = np.array([integral(i, n, SLOPES_OF_ERRORS) for i in range(n)])
+    averages = []
+    for i in range(n):
+        at = _nearest(i, SCORES, n)
+        averages.append(tuple(zip(at.tolist(), _weights(at - i, 1 / np.arange(1, len(at) + 1)).tolist(), strict=True)))
+    return Tables(
+        slope(np.arange(n + 1)), steps, change(n, n - 1, n), _terms(known), _terms(better - known), tuple(averages),
+        known.sum(0), np.array([every(2, k) for k in range(2)]), np.array([every(4, k) for k in range(4)]),
+    )  # fmt: skip
+
+
+def _terms(rows: np.ndarray) -> tuple[Terms, ...]:
+    """Each row as pairs of its columns and what stands there."""
+    return tuple(tuple((int(j), float(row[j])) for j in np.flatnonzero(row)) for row in rows)
 
 
 def program(nodes: Sequence[Any], table: Tables, s: float) -> Program:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
+import numpy as np
+import torch
+from scipy.stats import t as student
 from torch import Tensor
 
+from sgm_sde._checks import number
 from sgm_sde.results import Status
 
 
@@ -43,38 +50,86 @@ class LogProbResult:
         value: log-density in nats, one a sample (B,): at eps, or with a decoder a lower bound on that of x itself.
         stderr: standard error of `value` that the probes of the trace leave, (B,); 0 for an exact trace, NaN where one
             fixed probe says nothing about it.
+        error: numerical error of `value` in nats, (B,): of the trajectory and of the integral of the trace, estimated
+            from the same network calls, and meant as a bound; NaN for a method that tells none.
         latent: where the flow ends at T, (B, *).
         prior: log-density of the latent under the prior, in nats (B,).
         divergence: what the flow's change of volume adds, in nats (B,).
         decoder: what diffusion to eps and the decoder back add, in nats (B,); 0 without them.
         defect: what the states on a fixed grid lack of lying on one trajectory, in nats (B,), with which `divergence`
-            is corrected; where it is large the grid is too coarse. NaN for other methods.
-        nfe: network calls; each on the whole batch, but for those on the finer grids of some samples.
+            is corrected. NaN for other methods.
+        freedom: degrees of freedom of `stderr` (B,), infinite for an exact trace.
+        unresolved: numbers of the samples whose `error` did not come down to the tolerance.
+        nfe: network calls; each on the whole batch, but for those that follow on some samples.
         vjps: vector-Jacobian products, on as many samples.
-        status: whether everything was finite.
         protocol: what to quote beside the number.
     """
 
     value: Tensor
     stderr: Tensor
+    error: Tensor
     latent: Tensor = field(repr=False)
     prior: Tensor = field(repr=False)
     divergence: Tensor = field(repr=False)
     decoder: Tensor = field(repr=False)
     defect: Tensor = field(repr=False)
+    freedom: Tensor = field(repr=False)
+    unresolved: tuple[int, ...]
     nfe: int
     vjps: int
-    status: Status
     protocol: LikelihoodProtocol
 
+    @property
+    def status(self) -> Status:
+        """That everything was finite: what is not raises."""
+        return Status()
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Lower and upper ends (B,) of an interval for the log-density at a level of confidence.
+
+        Student's quantile times the standard error of the probes, and the numerical error, as the root of the sum of
+        their squares.
+        """
+        number("level", level, above=0, below=1)
+        freedom = self.freedom.detach().double().cpu().numpy()
+        quantile = torch.from_numpy(np.asarray(student.ppf(0.5 + level / 2, freedom))).to(self.stderr)
+        half = torch.hypot(torch.where(self.stderr > 0, quantile, 0.0) * self.stderr, self.error.nan_to_num(0.0))
+        return self.value - half, self.value + half
+
     def __str__(self) -> str:
-        """The first values with their standard errors, in nats, and what to quote beside them."""
+        """The first values with their standard errors, the mean over the batch, and what to quote beside them."""
         pairs = zip(self.value[:4].tolist(), self.stderr[:4].tolist(), strict=True)
         shown = ", ".join(f"{value:.3f} +- {stderr:.2g}" for value, stderr in pairs)
         more = "" if len(self.value) <= 4 else f", ... for {len(self.value)} samples"
-        return f"{shown}{more} nats ({self.protocol}; {self.nfe} network calls)"
+        d, (mean, spread) = self.latent[0].numel(), mean_and_error(self.value)
+        over = f"; mean {mean:.3f} +- {spread:.2g}, {mean / d:.4f} nats/dim" if len(self.value) > 1 else ""
+        known = self.error[~self.error.isnan()]
+        worst = f"; numerical error up to {float(known.max()) / d:.1g} nats/dim" if len(known) else ""
+        left = f", {len(self.unresolved)} above the tolerance" if self.unresolved else ""
+        return f"{shown}{more} nats{over}{worst}{left} ({self.protocol}; {self.nfe} network calls)"
 
     __repr__ = __str__
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Mean of (B,), and its standard error; NaN for a single one."""
+    error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), error
+
+
+def joined(results: Sequence[LogProbResult]) -> LogProbResult:
+    """One result of those of the parts of a batch."""
+    if len(results) == 1:
+        return results[0]
+    tensors: dict[str, Any] = {
+        f.name: torch.cat([getattr(r, f.name) for r in results])
+        for f in fields(LogProbResult)
+        if isinstance(getattr(results[0], f.name), Tensor)
+    }
+    starts = itertools.accumulate((len(r.value) for r in results), initial=0)
+    unresolved = tuple(start + i for start, r in zip(starts, results, strict=False) for i in r.unresolved)
+    nfe, vjps = (sum(getattr(r, name) for r in results) for name in ("nfe", "vjps"))
+    return replace(results[0], **tensors, unresolved=unresolved, nfe=nfe, vjps=vjps)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ $$ \log p_\epsilon(x_\epsilon) = \log p_T(x_T) + d\log\frac{\rho_T}{\rho_\epsilo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,29 +25,53 @@ from torch import Tensor
 
 from sgm_sde._kept import kept
 from sgm_sde._shapes import as_time, dot, expand
-from sgm_sde.engine.adaptive import integrate
+from sgm_sde.engine.adaptive import Attempt, Controller, EmbeddedStepper, Rows, march
 from sgm_sde.engine.executor import execute
 from sgm_sde.likelihood.checks import OnOutput, check_output
+from sgm_sde.likelihood.errors import fixed_probe_error, probe_error, quadrature_error
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.multistep import program, spread, tables
-from sgm_sde.likelihood.trace import OutputDependsOnBatch, TraceModel, fixed_probe_error, probe_error
+from sgm_sde.likelihood.trace import OutputDependsOnBatch, TraceModel
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.predictions import Kernel, KernelValues, convert
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.solvers.runge_kutta import DOPRI5
 
 DAMPED_BELOW = 0.2  # noise, as a fraction of the data
-LARGEST_DEFECT = 2e-4  # nats/dim that one grid may leave
 REFINEMENTS = (2, 4)  # times the steps
+SAFETY = 2.0  # of the estimated error of a grid
+WRONG_SCORE = 0.05  # share of the score that may be wrong in a network
+HOPELESS = 2.0**-8  # of the tolerance to the error: beyond, a grid of more steps is not tried
+TOLERANCES = (0.1, 0.01)  # of an adaptive solver, in units of the error that is asked of the value
+ADAPTIVE_ERROR = 1.0  # share of the embedded errors' sum
 
 
 class Solution(NamedTuple):
-    """The latent (B, *); (B,) each: what its volume adds, the standard error of that, and the defect it contains."""
+    """The latent (B, *), and (B,) each.
+
+    Attributes:
+        latent: where the flow ends.
+        volume: what its change of volume adds to the log-density.
+        stderr: standard error of that by the probes.
+        freedom: degrees of freedom of `stderr`.
+        error: its numerical error, NaN where nothing tells.
+        defect: what of it makes up for states that lie on no single trajectory, NaN for other methods.
+    """
 
     latent: Tensor
     volume: Tensor
+    stderr: Tensor
+    freedom: Tensor
     error: Tensor
     defect: Tensor
+
+    def replaced(self, rows: Tensor, by: Solution) -> Solution:
+        """The same with other values at some rows."""
+        return Solution(*(a.index_copy(0, rows, b.to(a.dtype)) for a, b in zip(self, by, strict=True)))
+
+    def among(self, rows: Tensor) -> Solution:
+        """Those of some rows."""
+        return Solution(*(part[rows] for part in self))
 
 
 def rate(prediction: str, k: Kernel, s: float) -> tuple[Any, Any]:
@@ -57,20 +82,28 @@ def rate(prediction: str, k: Kernel, s: float) -> tuple[Any, Any]:
 
 
 class Rates(NamedTuple):
-    """Coefficients (c_x, c_r) at a node of what is c_x x + c_r r, for a network's output r: dz/dtheta and the score in
-    z, damped; for each dimension the divergence of dz/dtheta, and the factor of the trace of r's Jacobian in it."""
+    """Coefficients (c_x, c_r) at a node of what is c_x x + c_r r, for a network's output r.
+
+    Attributes:
+        slope: of dz/dtheta.
+        score: of the score in z.
+        divergence: of the divergence of dz/dtheta, for each dimension, and of the trace of r's Jacobian in it.
+        trusted: share of the score that is taken for right. Where the noise is small beside the data, networks know the
+            score badly, and trajectories are good.
+    """
 
     slope: tuple[float, float]
     score: tuple[float, float]
     divergence: tuple[float, float]
+    trusted: float
 
     @classmethod
     def at(cls, node: Any, prediction: str, s: float) -> Rates:
-        """Where the noise is small beside the data, networks know the score badly, and trajectories are good."""
+        """Those at a node."""
         rho = spread(node, s)
-        damped = rho / (1 + (DAMPED_BELOW * node.alpha * s / node.sigma) ** 2)
+        trusted = 1 / (1 + (DAMPED_BELOW * node.alpha * s / node.sigma) ** 2)
         (s_x, s_r), (v_x, v_r) = (convert(prediction, target, node, sigma_data=s) for target in ("score", "velocity"))
-        return cls((v_x / rho, v_r / rho), (damped * s_x, damped * s_r), (v_x, v_r))
+        return cls((v_x / rho, v_r / rho), (rho * s_x, rho * s_r), (v_x, v_r), trusted)
 
 
 class NoNoise:
@@ -81,7 +114,7 @@ class NoNoise:
         raise RuntimeError("the probability flow draws no noise")
 
 
-class FixedGrid:
+class GridFlow:
     """The flow on a fixed grid, from the data to the noise or back; see `multistep`.
 
     Args:
@@ -90,6 +123,9 @@ class FixedGrid:
         steps: of the grid.
         s: standard deviation of the data.
         to_noise: the direction.
+
+    Attributes:
+        reach: for each interval the first and the last node of which something is needed to cross it.
     """
 
     def __init__(self, sde: LinearSDE, eps: float, steps: int, s: float, to_noise: bool = True) -> None:
@@ -100,6 +136,12 @@ class FixedGrid:
         self.spreads = [spread(node, s) for node in self.nodes]
         self.table = tables(rule.curve(sde, sde.T, eps), s, steps, to_noise)
         self.program = program(self.nodes, self.table, s)
+        table = self.table
+        needs = [
+            [i, i + 1, *(j for rows in (table.integrals, table.corrections, table.averages) for j, _ in rows[i])]
+            for i in range(steps)
+        ]
+        self.reach = [(min(needed), max(needed)) for needed in needs]
         self._rates: dict[str, list[Rates]] = {}
 
     def rates(self, prediction: str) -> list[Rates]:
@@ -113,14 +155,14 @@ class FixedGrid:
         return execute(self.program, x, model, NoNoise(), on_output=on_output, grad=torch.is_grad_enabled()).x
 
 
-def fixed_grid(sde: LinearSDE, *options: Any) -> FixedGrid:
-    """A `FixedGrid`, kept where processes can be told apart."""
+def fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
+    """A `GridFlow`, kept where processes can be told apart."""
     return _fixed_grid(sde, *options)
 
 
 @kept(maxsize=64)
-def _fixed_grid(sde: LinearSDE, *options: Any) -> FixedGrid:
-    return FixedGrid(sde, *options)
+def _fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
+    return GridFlow(sde, *options)
 
 
 class Integrals:
@@ -128,7 +170,11 @@ class Integrals:
 
     Along any path z(u), $d\log p = -\operatorname{div}\,d\theta + \nabla_z\log p\cdot(dz - v/\rho\,d\theta)$ where the
     score is exact. The states visited lie on no single trajectory: from one to the next the path is that of the slopes
-    with a jump besides. With what the jumps add, the defect, the value has the error of the quadrature alone.
+    and, spread over the interval, a jump besides. What the jumps add is the defect.
+
+    What is left is of four kinds, each told by a rule of another order on the same nodes: the quadrature of the
+    divergence (`quadrature_error`), that of the slopes, the mean of the score over an interval, and the part of the
+    score that is not trusted.
 
     Args:
         model: whose traces are taken.
@@ -140,33 +186,48 @@ class Integrals:
 
     first: Tensor
 
-    def __init__(self, model: TraceModel, grid: FixedGrid) -> None:
+    def __init__(self, model: TraceModel, grid: GridFlow) -> None:
         self.model, self.grid, self.rates = model, grid, grid.rates(model.score.prediction)
         self._traces: list[Tensor] = []
-        self._jumps: list[Tensor] = []  # twice what those of the intervals add, (B,) each
         self._slopes: dict[int, Tensor] = {}  # dz/dtheta of the flow
-        self._states: dict[int, tuple[Tensor, Tensor]] = {}  # z and the score there
+        self._states: dict[int, Tensor] = {}  # z
+        self._scores: dict[int, Tensor] = {}  # in z
+        self._crossed = 0
+        self._defect: Tensor | float = 0.0
+        self._errors: list[Tensor] = []  # each (4, B): of slopes, mean score and trust; what is added
 
     def __call__(self, x: Tensor, out: Tensor, t: float) -> None:
         """The network's output at the state of the next node."""
-        k, r, integrals = len(self._traces), out.to(x.dtype), self.grid.table.integrals
+        k, r = len(self._traces), out.to(x.dtype)
         if k == 0:
             self.first = out.detach().clone()
         self._traces.append(self.model.traces.pop())
-        self._slopes[k], score = (torch.add(c_x * x, r, alpha=c_r) for c_x, c_r in self.rates[k][:2])
-        self._states[k] = x / self.grid.spreads[k], score
-        while len(self._jumps) < len(integrals) and integrals[len(self._jumps)][-1][0] <= k:
-            self._cross(len(self._jumps))
+        self._slopes[k], self._scores[k] = (torch.add(c_x * x, r, alpha=c_r) for c_x, c_r in self.rates[k][:2])
+        self._states[k] = x / self.grid.spreads[k]
+        while self._crossed < len(self.grid.reach) and self.grid.reach[self._crossed][1] <= k:
+            self._cross(self._crossed)
 
     def _cross(self, i: int) -> None:
-        """Take the jump of interval i, when all the slopes about it are known."""
-        integrals, (z, score), (end, score_there) = self.grid.table.integrals, self._states.pop(i), self._states[i + 1]
-        jump = z - end
-        for j, w in integrals[i]:
+        """Take the jump of interval i, when all that it needs is known."""
+        table, trust = self.grid.table, [rates.trusted for rates in self.rates]
+        jump = self._states[i] - self._states[i + 1]
+        for j, w in table.integrals[i]:
             jump = torch.add(jump, self._slopes[j], alpha=w)
-        self._jumps.append(dot(score + score_there, jump))
-        needed = integrals[min(i + 1, len(integrals) - 1)][0][0]
-        self._slopes = {j: slope for j, slope in self._slopes.items() if j >= needed}
+        scores = {j: dot(self._scores[j], jump) for j, _ in table.averages[i]}
+        added = sum((w * trust[j]) * scores[j] for j, w in table.averages[i])
+        self._defect = self._defect + added
+        with torch.no_grad():
+            off = sum(w * self._slopes[j] for j, w in table.corrections[i])
+            ends = trust[i] * self._scores[i] + trust[i + 1] * self._scores[i + 1]
+            of_slopes = dot(ends, off) / 2 if isinstance(off, Tensor) else torch.zeros_like(scores[i])
+            of_mean = (trust[i] * scores[i] + trust[i + 1] * scores[i + 1]) / 2 - added
+            of_trust = sum((w * (1 - trust[j])) * scores[j] for j, w in table.averages[i])
+            self._errors.append(torch.stack([of_slopes, of_mean, of_trust, added]).detach())
+        self._crossed = i + 1
+        needed = self.grid.reach[min(i + 1, len(self.grid.reach) - 1)][0]
+        for held in (self._slopes, self._states, self._scores):
+            for j in [j for j in held if j < needed]:
+                del held[j]
 
     def terms(self, latent: Tensor) -> Tensor:
         """The terms of the quadrature of div dtheta, (nodes, B, columns)."""
@@ -175,11 +236,27 @@ class Integrals:
         a, b = (torch.from_numpy(c).to(latent)[:, None, None] for c in (constants * latent[0].numel(), factors))
         return a + b * traces
 
-    def defect(self, latent: Tensor) -> Tensor:
-        """What all jumps add, the last one from the last state that was visited to the latent (B, *), (B,)."""
-        (z, score) = self._states[len(self._traces) - 1]
-        last = dot(score, z - latent / self.grid.spreads[-1])
-        return torch.stack(self._jumps).sum(0) / 2 + last
+    def solution(self, latent: Tensor) -> Solution:
+        """What comes of the run that ended in the latent (B, *)."""
+        grid, table, estimate = self.grid, self.grid.table, self.model.estimate
+        last = self._states[len(self._traces) - 1] - latent / grid.spreads[-1]
+        defect = self._defect + dot(self._scores[len(self._traces) - 1], last)
+        terms = self.terms(latent)
+        fresh, seen = terms[:, :, : estimate.columns], terms.detach().double()
+        volume = fresh.mean(2).sum(0) + latent[0].numel() * math.log(grid.spreads[-1] / grid.spreads[0])
+        weights = torch.from_numpy(table.weights).to(seen)[:, None]
+        of_divergence = quadrature_error(seen[:, :, -1] / weights, table.weights, table.halves, table.quarters)
+        jumps = torch.stack(self._errors).double()
+        error = SAFETY * (of_divergence + jumps[:, :3].sum(0).abs().sum(0)) + WRONG_SCORE * jumps[:, 3].abs().sum(0)
+        if estimate.fixed is None:
+            stderr, freedom = torch.zeros_like(error), torch.full_like(error, torch.inf)
+        else:
+            # As slopes in lambda the terms vary slowly from node to node.
+            slowly = table.weights * np.array([2 * math.cosh(node.lam + math.log(grid.s)) for node in grid.nodes])
+            companion = seen[:, :, -1] if estimate.companion else None
+            stderr, freedom = probe_error(seen[:, :, : estimate.columns], torch.from_numpy(slowly), companion)
+        stderr, freedom, error = (v.to(volume.dtype) for v in (stderr, freedom, error))
+        return Solution(latent, volume + defect, stderr, freedom, error, defect)
 
 
 def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float) -> tuple[Solution, Tensor]:
@@ -187,45 +264,107 @@ def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int
     grid = fixed_grid(sde, eps, steps, s)
     integrals = Integrals(model, grid)
     latent = grid.carry(model, x, integrals)
-    defect, terms = integrals.defect(latent), integrals.terms(latent)
-    volume = terms.mean(2).sum(0) + x[0].numel() * math.log(grid.spreads[-1] / grid.spreads[0])
-    # As slopes in lambda the terms vary slowly from node to node.
-    slowly = grid.table.weights * np.array([2 * math.cosh(node.lam + math.log(s)) for node in grid.nodes])
-    error = probe_error(terms.detach(), torch.from_numpy(slowly))
-    return Solution(latent, volume + defect, error, defect), integrals.first
+    return integrals.solution(latent), integrals.first
+
+
+class Refined(NamedTuple):
+    """A solution, and which samples (B,) ended within the tolerance, and which were handed to the adaptive solver."""
+
+    solution: Solution
+    resolved: Tensor
+    adaptive: Tensor
 
 
 def exponential(
-    model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, *, refine: bool
-) -> Solution:
-    """On one fixed grid, or for the samples whose defect is large on finer ones as well.
+    model: TraceModel,
+    sde: LinearSDE,
+    x: Tensor,
+    eps: float,
+    steps: int,
+    s: float,
+    tolerance: Callable[[Solution], Tensor],
+    tightness: float,
+) -> Refined:
+    """On a fixed grid; samples of too large an error on finer ones, and where these do not help by an adaptive solver.
 
     They go there alone where the network can be asked about them, else in their batch. Errors of the network's are its
     own and pass as they are.
+
+    Args:
+        model: the network.
+        sde: the process.
+        x: states (B, *) at eps.
+        eps: where the flow starts.
+        steps: of the first grid.
+        s: standard deviation of the data.
+        tolerance: from a solution to the largest error (B,) of its samples.
+        tightness: the tolerance that the adaptive solver's steps are to meet, in nats/dim.
     """
+    model.estimate.run(0)
     solution, first = on_grid(model, sde, x, eps, steps, s)
-    alone = refine and model.takes_some(len(x))
-    for finer in REFINEMENTS if refine else ():
-        (rows,) = (solution.defect.detach().abs() > LARGEST_DEFECT * x[0].numel()).nonzero(as_tuple=True)
-        if not len(rows):
+    some = Some(model, sde, x, eps, s, first)
+    excess = _excess(solution, tolerance)
+    handed = torch.zeros_like(excess, dtype=torch.bool)
+    going = excess > 1
+    hopeless = going & (excess * HOPELESS > 1)
+    for number, finer in enumerate(REFINEMENTS, 1):
+        can = going if some.grad else going & ~hopeless
+        if not bool(can.any()):
             break
-        if not (alone and (better := _alone(model, sde, x, eps, finer * steps, s, rows, first))):
-            alone = False
-            whole, _ = on_grid(model, sde, x, eps, finer * steps, s)
-            better = Solution(*(part[rows] for part in whole))
-        solution = Solution(*(a.index_copy(0, rows, b) for a, b in zip(solution, better, strict=True)))
-    return solution
+        rows = can.nonzero().flatten()
+        model.estimate.run(number)
+        solution = solution.replaced(rows, some.on_grid(finer * steps, rows))
+        after = _excess(solution, tolerance)
+        going = going & (after > 1)
+        # The next grid divides the error by what this one did.
+        hopeless = going & (hopeless | (after.square() > excess) | (finer == REFINEMENTS[-1]))
+        excess = after
+    if bool(going.any()) and not some.grad:
+        handed = going
+        for number, share in enumerate(TOLERANCES, len(REFINEMENTS) + 1):
+            rows = going.nonzero().flatten()
+            model.estimate.run(number)
+            solution = solution.replaced(rows, some.adaptive(share * tightness, rows))
+            going = going & (_excess(solution, tolerance) > 1)
+            if not bool(going.any()):
+                break
+    return Refined(solution, ~going, handed)
 
 
-def _alone(
-    model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, rows: Tensor, first: Tensor
-) -> Solution | None:
-    """Some rows on one fixed grid; None where the network says something else of them than in their batch."""
-    try:
-        with model.only(rows, len(x)), model.expecting(first[rows]):
-            return on_grid(model, sde, x[rows], eps, steps, s)[0]
-    except OutputDependsOnBatch:
-        return None
+def _excess(solution: Solution, tolerance: Callable[[Solution], Tensor]) -> Tensor:
+    """The errors (B,) in units of the tolerance."""
+    return (solution.error / tolerance(solution)).detach()
+
+
+class Some:
+    """Solves for some samples of a batch, and for these alone where the network allows that."""
+
+    def __init__(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, s: float, first: Tensor) -> None:
+        self.model, self.sde, self.x, self.eps, self.s, self.first = model, sde, x, eps, s, first
+        self.alone, self.grad = model.takes_some(len(x)), torch.is_grad_enabled()
+
+    def on_grid(self, steps: int, rows: Tensor) -> Solution:
+        """On one fixed grid."""
+        model, x = self.model, self.x
+        if self.alone:
+            try:
+                with model.only(rows, len(x)), model.expecting(self.first[rows]):
+                    return on_grid(model, self.sde, x[rows], self.eps, steps, self.s)[0]
+            except OutputDependsOnBatch:
+                self.alone = False
+        return on_grid(model, self.sde, x, self.eps, steps, self.s)[0].among(rows)
+
+    def adaptive(self, tolerance: float, rows: Tensor) -> Solution:
+        """By steps of each sample's own."""
+        model, before = self.model, self.model.estimate
+        model.estimate = before.constant()
+        if model.estimate is not before:
+            model.estimate.vjps = before.vjps
+        flow = NormalisedFlow(model, self.sde, self.x, self.eps, self.s, rows=rows, alone=self.alone)
+        try:
+            return joint(flow, *adaptive(flow, self.x[rows], tolerance, tolerance))
+        finally:
+            before.vjps, model.estimate = model.estimate.vjps, before
 
 
 def revisit(
@@ -246,21 +385,37 @@ class NormalisedFlow:
         x: states (B, *), whose dtype and device the flow has.
         eps: where the flow ends, with the data.
         s: standard deviation of the data.
+        rows: numbers of the samples that are solved for; all if not given.
+        alone: whether the network is asked about those on their way alone; else about their whole batch.
 
     Raises:
         ValueError: unless s is positive.
     """
 
-    def __init__(self, model: BoundModel, sde: LinearSDE, x: Tensor, eps: float, s: float) -> None:
+    def __init__(
+        self,
+        model: BoundModel,
+        sde: LinearSDE,
+        x: Tensor,
+        eps: float,
+        s: float,
+        *,
+        rows: Tensor | None = None,
+        alone: bool = True,
+    ) -> None:
         if not s > 0:
             raise ValueError(f"data_std must be positive, got {s}")
-        self.model, self.sde, self.eps, self.s = model, sde, eps, s
+        self.model, self.sde, self.eps, self.s, self.x, self.alone = model, sde, eps, s, x, alone
+        self.rows = torch.arange(len(x), device=x.device) if rows is None else rows
         self.n, self.d = len(x), x[0].numel()
         self.data, self.noise = sde.nodes([eps, sde.T])
         self.scale = {end: spread(end, s) for end in (self.data, self.noise)}
 
     def __call__(self, lam: Tensor, y: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
-        """Slopes at lambda (b,), float64 on the host, for the samples of these numbers."""
+        """Slopes at lambda (b,), float64 on the host, for the samples of these numbers among those solved for.
+
+        Besides the state and its volume a third part is passed on, which does not change.
+        """
         z, model = y[0], self.model
         t = self.sde.time(2 * lam).clamp(self.eps, self.sde.T)
         k = KernelValues(self.sde.alpha(t), self.sde.sigma(t), self.sde.d_alpha(t), self.sde.d_sigma(t))
@@ -268,30 +423,75 @@ class NormalisedFlow:
             as_time(v).expand(len(z)).to(z) for v in (spread(k, self.s), *rate(model.score.prediction, k, self.s))
         )
         x = expand(rho, z) * z
-        times, gone = model.round_times(t.numpy(), x), len(rows) < self.n
-        with model.only(rows, self.n) if gone else nullcontext():
-            out = model.evaluate(x, times)
+        out, trace = self._ask(x, model.round_times(t.numpy(), x), self.rows[rows])
         slope = expand(a[0], x) * x + expand(a[1], x) * out.to(x.dtype)
-        if not isinstance(model, TraceModel):
+        if trace is None:
             return (slope,)
-        return slope, rho[:, None] * (self.d * a[0][:, None] + a[1][:, None] * model.traces.pop().to(z.dtype))
+        volume = rho[:, None] * (self.d * a[0][:, None] + a[1][:, None] * trace.to(z.dtype))
+        return slope, volume, *(torch.zeros_like(part) for part in y[2:])
+
+    def _ask(self, x: Tensor, times: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The network's output for the samples of these numbers in the batch, and its traces."""
+        model, whole = self.model, len(index) == self.n
+        if self.alone or whole:
+            with nullcontext() if whole else model.only(index, self.n):
+                out = model.evaluate(x, times)
+            return out, model.traces.pop() if isinstance(model, TraceModel) else None
+        batch = self.x.detach().index_copy(0, index, x)
+        filled = times[:1].expand(self.n).index_copy(0, index, times)
+        out = model.evaluate(batch, filled)[index]
+        return out, model.traces.pop()[index] if isinstance(model, TraceModel) else None
+
+    def score(self, lam: Tensor, z: Tensor, slope: Tensor) -> Tensor:
+        """The score in z that goes with slopes of z in lambda (b,)."""
+        t = self.sde.time(2 * lam).clamp(self.eps, self.sde.T)
+        k = KernelValues(self.sde.alpha(t), self.sde.sigma(t), self.sde.d_alpha(t), self.sde.d_sigma(t))
+        rho, alpha, sigma = (expand(as_time(v).expand(len(z)).to(z), z) for v in (spread(k, self.s), k.alpha, k.sigma))
+        # slope = -(alpha sigma s / rho^3) v with the velocity v, from which and the state follows the noise.
+        v = -slope * rho**3 / (alpha * sigma * self.s)
+        noise = (alpha * self.s * v + sigma * rho * z) / rho**2
+        return -rho * noise / sigma
+
+
+class FlowStepper(EmbeddedStepper):
+    """Steps of the flow with its volume, with what their errors do to the log-density added up.
+
+    An error e of the state and e' of the volume change it by $\nabla_z\\log p\\cdot e - e'$.
+    """
+
+    flow: NormalisedFlow
+
+    def attempt(self, rows: Rows) -> Attempt:
+        """One step of each row."""
+        attempt = super().attempt(rows)
+        (estimate,), (z, volume, total) = attempt.estimates, attempt.y
+        lam = torch.from_numpy(rows.there)
+        score = self.flow.score(lam, z, attempt.carry[0])
+        off = (dot(score, estimate[0])[:, None] - estimate[1].mean(1, keepdim=True)).abs()
+        return replace(attempt, y=(z, volume, total + off))
 
 
 def adaptive(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float, *, to_noise: bool = True) -> tuple[Tensor, ...]:
-    """The other end (B, *) and, for a model that keeps traces, log-volumes (B, columns); steps of each sample's own.
+    """The other end (B, *) and, for a model that keeps traces, log-volumes (B, columns) and the sizes (B,) of the
+    errors of all steps; steps of each sample's own.
 
     Raises:
         ValueError: where a sample does not arrive.
     """
-    flow.model.resolved(flow.n)  # samples leave the batch
+    if flow.alone:
+        flow.model.resolved(flow.n)  # samples leave the batch
     start, end = (flow.data, flow.noise) if to_noise else (flow.noise, flow.data)
     y: tuple[Tensor, ...] = (x / flow.scale[start],)
     if isinstance(flow.model, TraceModel):
-        y = (*y, x.new_zeros(len(x), flow.model.estimate.columns))
-    run = integrate(flow, y, start.lam, end.lam, DOPRI5, rtol=rtol, atol=atol)
+        y = (*y, x.new_zeros(len(x), flow.model.estimate.columns), x.new_zeros(len(x), 1))
+        stepper: EmbeddedStepper = FlowStepper(flow, DOPRI5, rtol, atol, len(x))
+        stepper.flow = flow  # type: ignore[attr-defined]
+    else:
+        stepper = EmbeddedStepper(flow, DOPRI5, rtol, atol, len(x))
+    run = march(stepper, y, start.lam, end.lam, max_steps=10_000, controller=Controller())
     for i in (~run.completed).nonzero().flatten().tolist()[:1]:
         t = float(flow.sde.time(2 * float(run.t[i])))
-        raise ValueError(f"the flow of sample {i} stopped at t={t:.6g}: {run.outcome[i]}")
+        raise ValueError(f"the flow of sample {int(flow.rows[i])} stopped at t={t:.6g}: {run.outcome[i]}")
     return (run.y[0] * flow.scale[end], *run.y[1:])
 
 
@@ -326,16 +526,25 @@ def adjoint(
     return z[-1] * flow.scale[flow.noise], volumes[-1]
 
 
-def joint(flow: NormalisedFlow, latent: Tensor, volumes: Tensor) -> Solution:
-    """The solution from its end and the log-volumes (B, columns) that were solved with it."""
+def joint(flow: NormalisedFlow, latent: Tensor, volumes: Tensor, errors: Tensor | None = None) -> Solution:
+    """The solution from its end, the log-volumes (B, columns) that were solved with it and the steps' errors (B, 1)."""
     ratio = flow.scale[flow.noise] / flow.scale[flow.data]
-    return whole_flow(latent, volumes, flow.d * math.log(ratio))
+    solution = whole_flow(latent, volumes, flow.d * math.log(ratio), exact=_exact(flow.model))
+    return solution if errors is None else solution._replace(error=ADAPTIVE_ERROR * errors[:, 0].detach())
 
 
-def whole_flow(latent: Tensor, volumes: Tensor, added: float = 0.0) -> Solution:
-    """The solution of a method without a defect, from log-volumes (B, columns) of whole flows."""
+def _exact(model: BoundModel) -> bool:
+    return isinstance(model, TraceModel) and model.estimate.fixed is None
+
+
+def whole_flow(latent: Tensor, volumes: Tensor, added: float = 0.0, *, exact: bool) -> Solution:
+    """The solution of a method without a defect, from log-volumes (B, columns) of whole flows, exact ones or not."""
     volume = volumes.mean(1) + added
-    return Solution(latent, volume, fixed_probe_error(volumes.detach()), torch.full_like(volume.detach(), math.nan))
+    unknown = torch.full_like(volume.detach(), math.nan)
+    stderr, freedom = fixed_probe_error(volumes.detach())
+    if exact:
+        stderr, freedom = torch.zeros_like(stderr), torch.full_like(stderr, math.inf)
+    return Solution(latent, volume, stderr, freedom, unknown, unknown)
 
 
 def scipy_rk45(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, rtol: float, atol: float) -> Solution:
@@ -361,4 +570,4 @@ def scipy_rk45(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, rtol: f
     if not solution.success:
         raise ValueError(f"SciPy's RK45 gave up: {solution.message}")
     end = torch.from_numpy(solution.y[:, -1]).to(x)
-    return whole_flow(end[: x.numel()].view(shape), end[x.numel() :].view(len(x), columns))
+    return whole_flow(end[: x.numel()].view(shape), end[x.numel() :].view(len(x), columns), exact=_exact(model))

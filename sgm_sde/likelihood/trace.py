@@ -26,9 +26,10 @@ from sgm_sde.processes.base import SDE
 from sgm_sde.scores.model import BoundModel
 from sgm_sde.scores.score import Score
 
-TRACES = ("hutchinson", "exact")
 PROBES = ("rademacher", "gaussian")
 BASES = ("pixel", "colour", "dct")
+DRAWS = 2**24  # that a run has to itself
+FIXED_PROBES = 4  # of samples that leave a grid, where probes cannot be fresh
 
 
 class Estimate(Protocol):
@@ -36,16 +37,24 @@ class Estimate(Protocol):
 
     Attributes:
         columns: estimates at each evaluation.
+        companion: whether one more follows, of the same probe at every evaluation, which the value does not use.
         vjps: vector-Jacobian products so far.
         fixed: whether its randomness is the same at each evaluation; None where there is none.
     """
 
     columns: int
+    companion: bool
     vjps: int
     fixed: bool | None
 
+    def run(self, number: int) -> None:
+        """Told that a run of this number begins, whose randomness does not depend on the runs before."""
+
+    def constant(self) -> Estimate:
+        """One with the same randomness at each evaluation, for methods that find their own steps."""
+
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
-        """Estimates (B, columns) for the output at x, both (B, *), on the tape.
+        """Estimates (B, columns), or one more, for the output at x, both (B, *), on the tape.
 
         `rows` are the numbers of the samples in the batch, where some have left it; `keep` is whether the estimates are
         differentiable themselves.
@@ -118,14 +127,22 @@ class TraceModel(BoundModel):
         return out if keep else out.detach()
 
 
-class Exact:
+class ExactTrace:
     """The trace itself, by `chunk` rows of the Jacobian at a time; see `Estimate`."""
 
     columns = 1
+    companion = False
     fixed: bool | None = None
 
     def __init__(self, chunk: int) -> None:
         self.chunk, self.vjps = chunk, 0
+
+    def run(self, number: int) -> None:
+        """Nothing is drawn."""
+
+    def constant(self) -> ExactTrace:
+        """Itself."""
+        return self
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
         d, total = x[0].numel(), torch.zeros(len(x), dtype=x.dtype, device=x.device)
@@ -146,27 +163,40 @@ class Exact:
         return "its exact trace"
 
 
-class Hutchinson:
-    """Products z^T J z, one a probe; see `Estimate`."""
+class RandomTrace:
+    """Products z^T J z, one a probe; see `Estimate`. Where probes are fresh a companion goes with them."""
 
     def __init__(
         self, stream: NoiseStream, shape: tuple[int, ...], n_probes: int, probe: str, basis: str, fixed: bool
     ) -> None:
         self.stream, self.shape, self.columns, self.probe, self.basis = stream, shape, n_probes, probe, basis
         self.fixed: bool | None = fixed
+        self.companion = not fixed
         self.transform = probe_transform(basis, shape[1:])
         self.probes: list[Tensor] = []
+        self._kept: list[Tensor] = []
         self.vjps = 0
+
+    def run(self, number: int) -> None:
+        """Told that a run of this number begins: probes are those of its own draws, the companion stays."""
+        self.stream.draw, self.probes = number * DRAWS, []
+
+    def constant(self) -> RandomTrace:
+        """With probes that stay: enough of them that their spread tells their error."""
+        columns = max(self.columns, FIXED_PROBES)
+        return RandomTrace(self.stream, self.shape, columns, self.probe, self.basis, fixed=True)
 
     def _draw(self, x: Tensor) -> Tensor:
         z = self.stream.normal(self.shape, x.dtype, x.device)
         return self.transform(z.new_ones(()).copysign(z) if self.probe == "rademacher" else z)
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
+        if self.companion and not self._kept:
+            self._kept = [self._draw(x)]
         if not (self.fixed and self.probes):
             self.probes = [self._draw(x) for _ in range(self.columns)]
-        probes = self.probes if rows is None else [z[rows] for z in self.probes]
-        self.vjps += self.columns
+        probes = [z if rows is None else z[rows] for z in (*self.probes, *self._kept)]
+        self.vjps += len(probes)
         return torch.stack([dot(_vjp(out, x, z, keep), z) for z in probes], 1)
 
     def __str__(self) -> str:
@@ -226,31 +256,3 @@ def probe_transform(basis: str, shape: tuple[int, ...]) -> Callable[[Tensor], Te
         return z
 
     return transform
-
-
-def probe_error(terms: Tensor, weights: Tensor) -> Tensor:
-    """Standard error (B,) of the sum over nodes of the mean over probes of terms (nodes, B, probes).
-
-    The probes are independent, from node to node as well. Several at a node tell it by their spread; of one, second
-    differences between nodes do, which what is smooth hardly enters.
-
-    Args:
-        terms: weighted terms of the sum.
-        weights: without which they vary slowly from node to node, (nodes,).
-    """
-    n, w = terms.shape[2], weights.to(terms)[:, None]
-    values = terms / w[:, :, None]
-    if n > 1:
-        noise = values.var(2) / n
-    else:
-        differences = (values[2:] - 2 * values[1:-1] + values[:-2])[:, :, 0].square() / 6
-        noise = torch.cat([differences[:1], differences, differences[-1:]])
-    # The probes' spread changes slowly from node to node: the mean over neighbours tells it better than one square.
-    padded = torch.cat([noise[:1].expand(3, -1), noise, noise[-1:].expand(3, -1)])
-    return (w.square() * padded.unfold(0, 7, 1).mean(2)).sum(0).sqrt()
-
-
-def fixed_probe_error(volumes: Tensor) -> Tensor:
-    """Standard error (B,) of the mean of (B, probes), each a whole flow's; NaN for a single one."""
-    n = volumes.shape[1]
-    return volumes.std(1) / math.sqrt(n) if n > 1 else torch.full_like(volumes[:, 0], math.nan)

@@ -1,0 +1,212 @@
+"""Whether log-likelihoods have the error that they state: coverage and factor of `error`, coverage of `stderr`.
+
+    python -m benchmarks.likelihood_error --out out/bench                # all beds, some minutes on one core
+    python -m benchmarks.likelihood_error --only moons --out out/bench   # those whose name contains a word
+
+Points are drawn from beds whose log-density is known: in closed form (Gaussians of standard deviation 0.001, 0.5 and
+30, of two scales and of condition 1e6, mixtures at points of the data and off them, points with a bandwidth), or by
+Dormand and Prince's pair at a tolerance of 1e-10 with the exact trace in float64 (exact scores with a wave in x and
+log-SNR added, 0.003 to 0.03 in size and of three and eight waves a unit; multilayer perceptrons trained on two moons).
+The prior's gap is taken out of the first.
+
+For each bed: quantiles of the error that is left in the default's value, in nats/dim; network calls; the share of the
+points where `error` is at least the error, and the median over points of their ratio, either way, of `error` and error
+of at least 1e-6 nats/dim; the same of the first grid alone, before any refinement; points named unresolved; and the
+share of seeds in which the interval of 95 % holds the truth, with one probe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import sgm_sde as sg
+from benchmarks import bed_networks
+from sgm_sde.likelihood import AdaptiveFlow, FixedGrid, Hutchinson, LikelihoodWarning
+
+F64 = torch.float64
+FLOOR = 1e-6  # nats/dim
+PROCESSES: dict[str, Callable[[], Any]] = {
+    "vp": sg.VPSDE,
+    "sub-vp": sg.SubVPSDE,
+    "ve": sg.VESDE,
+    "edm": sg.EDMSDE,
+    "flow": sg.RectifiedFlowSDE,
+    "ddpm": sg.presets.ddpm,
+}
+NETWORKS = ("moons-vp-0", "moons-vp-1", "moons-ve-0", "moons-ve-1", "moons-flow-0", "moons-flow-1")
+WAVES = ((0.003, 3), (0.01, 3), (0.003, 8), (0.03, 8))  # size, and waves a unit of log-SNR
+
+
+@dataclass(frozen=True)
+class Bed:
+    """A score, points at `eps`, and their log-densities where they are known in closed form."""
+
+    name: str
+    kind: str
+    sde: Any
+    score: sg.Score
+    x: Tensor
+    known: Tensor | None
+    prior: Callable[[Tensor], Tensor] | None
+
+    def log_prob(self, **options: Any) -> sg.LogProbResult:
+        """Ours."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LikelihoodWarning)
+            return sg.log_prob(self.score, self.sde, self.x, prior=self.prior, **options)
+
+    def truth(self) -> Tensor:
+        """The log-densities (B,)."""
+        if self.known is not None:
+            return self.known
+        return self.log_prob(method=AdaptiveFlow(1e-10, 1e-10), trace="exact").value
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def oracles() -> dict[str, tuple[sg.oracles.Oracle, float]]:
+    """Data, and how far off them the points are."""
+    found: dict[str, tuple[sg.oracles.Oracle, float]] = {}
+    for std in (1e-3, 0.5, 30.0):
+        found[f"gaussian-{std:g}"] = sg.oracles.Gaussian(torch.full((2,), 0.3 * std, dtype=F64), std**2), 0.0
+    scales = torch.tensor([1.0, 1e-3], dtype=F64).repeat_interleave(4)
+    found["two-scales"] = sg.oracles.Gaussian(torch.zeros(8, dtype=F64), torch.diag(scales**2)), 0.0
+    means = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, -1.0]], dtype=F64)
+    modes = sg.oracles.GaussianMixture(means, torch.tensor([[0.1], [0.3], [0.2]], dtype=F64).expand(3, 2))
+    found["mixture-2"], found["mixture-2-off"] = (modes, 0.0), (modes, 1.0)
+    four = sg.oracles.GaussianMixture(torch.randn(4, 4, generator=_generator(3), dtype=F64), 0.15)
+    found["mixture-4"], found["mixture-4-off"] = (four, 0.0), (four, 0.7)
+    turned, _ = torch.linalg.qr(torch.randn(6, 6, generator=_generator(4), dtype=F64))
+    covariance = turned @ torch.diag(torch.logspace(-6, 0, 6, dtype=F64)) @ turned.T
+    found["condition-1e6"] = sg.oracles.Gaussian(torch.zeros(6, dtype=F64), covariance), 0.0
+    found["points"] = sg.oracles.Empirical(torch.randn(40, 3, generator=_generator(5), dtype=F64), 0.05), 0.0
+    return found
+
+
+def wave(modes: sg.oracles.GaussianMixture, sde: Any, size: float, frequency: float) -> sg.Score:
+    """The exact score of a mixture whose noise estimate is off by a wave in log-SNR and in x."""
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = (k(t).to(x.dtype)[:, None] for k in (sde.alpha, sde.sigma))
+        exact = (x - alpha * modes.denoised(x, alpha[:, 0], sigma[:, 0])) / sigma
+        return exact + size * (frequency * sde.log_snr(t)).sin()[:, None] * (3 * x / (0.5 * alpha + sigma)).sin()
+
+    return sg.from_noise(noise, sde)
+
+
+def beds(n: int) -> Iterator[Bed]:
+    """All beds, with n points each."""
+    known = oracles()
+    for name, (oracle, off) in known.items():
+        for process, make in PROCESSES.items():
+            sde = make()
+            x = oracle.sample(n, sde, sde.likelihood_eps, seed=0, dtype=F64)
+            x = x + off * torch.randn(x.shape, generator=_generator(7), dtype=F64)
+            exactly = oracle.log_prob(x, sde, sde.likelihood_eps)
+
+            def prior(z: Tensor, oracle: sg.oracles.Oracle = oracle, sde: Any = sde) -> Tensor:
+                return oracle.log_prob(z, sde, sde.T)
+
+            yield Bed(f"{name}/{process}", "smooth", sde, oracle.score(sde), x, exactly, prior)
+    modes = known["mixture-2"][0]
+    assert isinstance(modes, sg.oracles.GaussianMixture)
+    for size, frequency in WAVES:
+        for process in ("vp", "edm", "flow"):
+            sde = PROCESSES[process]()
+            x = modes.sample(n, sde, sde.likelihood_eps, seed=0, dtype=F64)
+            yield Bed(
+                f"wave-{size}-{frequency}/{process}", "rough", sde, wave(modes, sde, size, frequency), x, None, None
+            )
+    for name in NETWORKS:
+        score = bed_networks.score(name, bed_networks.trained(name).double())
+        x = bed_networks.moons(n, _generator(11)).double()
+        yield Bed(name, "network", score.sde, score, x, None, None)
+
+
+def quantities(error: Tensor, stated: Tensor, d: int) -> dict[str, float]:
+    """Quantiles of errors (B,) in nats/dim, the share that the stated ones (B,) bound, and the median ratio."""
+    e, s = error.abs() / d, stated / d
+    ratio = s.clamp(min=FLOOR) / e.clamp(min=FLOOR)
+    return {
+        "median": float(e.median()),
+        "95 %": float(e.quantile(0.95)),
+        "bounded": float((s + FLOOR >= e).double().mean()),
+        "factor": float(ratio.log().abs().median().exp()),
+    }
+
+
+def measure(bed: Bed, seeds: int) -> dict[str, Any]:
+    """A row of the table."""
+    truth, d = bed.truth(), bed.x[0].numel()
+    result, first = bed.log_prob(trace="exact"), bed.log_prob(trace="exact", method=FixedGrid(48))
+    row: dict[str, Any] = {"bed": bed.name, "kind": bed.kind, **quantities(result.value - truth, result.error, d)}
+    grid = quantities(first.value - truth, first.error, d)
+    row |= {f"first grid: {name}": value for name, value in grid.items()}
+    row |= {"calls": result.nfe, "unresolved": len(result.unresolved)}
+    if seeds and d > 1:
+        # Of each seed the truth is the value with the exact trace and the error stated with probes.
+        runs = [bed.log_prob(trace=Hutchinson(), method=FixedGrid(48), seed=k) for k in range(seeds)]
+        inside = [(low <= first.value) & (first.value <= high) for low, high in (_by_probes(run) for run in runs)]
+        row["interval"] = float(torch.stack(inside).double().mean())
+        row["stated with probes: bounded"] = quantities(first.value - truth, runs[0].error, d)["bounded"]
+    return row
+
+
+def _by_probes(result: sg.LogProbResult) -> tuple[Tensor, Tensor]:
+    """The interval that probes alone leave, with as much room as rounding needs."""
+    from dataclasses import replace
+
+    return replace(result, error=torch.full_like(result.error, 1e-9 * result.latent[0].numel())).interval()
+
+
+COLUMNS = (
+    "median", "95 %", "bounded", "factor", "first grid: 95 %", "first grid: bounded", "first grid: factor", "calls",
+    "unresolved", "interval",
+)  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = ["| bed | " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * len(COLUMNS) + "|"]
+    for row in rows:
+        cells = [f"{row[name]:.2g}" if name in row else "" for name in COLUMNS]
+        lines.append(f"| {row['bed']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser.add_argument("--n", type=int, default=32, help="points")
+    parser.add_argument("--seeds", type=int, default=20, help="of the probes")
+    parser.add_argument("--only", default="", help="part of a bed's name")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    chosen = [bed for bed in beds(args.n) if args.only in bed.name]
+    rows = []
+    for bed in tqdm(chosen, desc="beds"):
+        rows.append(measure(bed, args.seeds))
+        # What a killed run leaves is a table of the beds before.
+        (args.out / "likelihood_error.json").write_text(json.dumps(rows, indent=1) + "\n")
+    text = table(rows)
+    (args.out / "likelihood_error.md").write_text(text + "\n")
+    sys.stdout.write(text + f"\n\nWritten to {args.out}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+r"""Standard errors and numerical errors of log-likelihoods, from what a run has seen.
+
+**Probes.** At every node of a grid each probe gives the trace plus an error of its own. Several at a node tell its
+variance by their spread. Of a single one it is told by a companion, a probe that is the same at all nodes: in their
+difference the trace cancels, the companion's error changes slowly from node to node, and second differences leave the
+fresh probe's error.
+
+**Quadrature.** The integral Q over all nodes is compared with those over every other node, $Q_2$, and every fourth,
+$Q_4$. From one to the next the error falls by some factor, and once more from $Q_2$ to Q:
+
+$$ |Q - Q_\infty| \approx d_1\,\min(1, d_1/d_2), \qquad d_1 = |Q - Q_2|, \quad d_2 = |Q_2 - Q_4| $$
+
+each the root mean square over the ways to choose the nodes. Of a random trace it is the companion that is integrated:
+fresh errors would be taken for roughness.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NEIGHBOURS = 7  # nodes over which a variance is averaged
+TAILS = 0.45  # of the degrees of freedom that squares of normal numbers have: products with probes have longer tails
+
+
+def quadrature_error(values: Tensor, weights: np.ndarray, halves: np.ndarray, quarters: np.ndarray) -> Tensor:
+    """Error (B,) of the integral of what has values (nodes, B) at the nodes, with weights as in `Tables`."""
+    rows = torch.from_numpy(np.concatenate([weights[None], halves, quarters])).to(values)
+    whole, *parts = rows @ values
+    half, quarter = parts[:2], parts[2:]
+    first = torch.stack([part - whole for part in half]).square().mean(0).sqrt()
+    second = torch.stack([part - half[k % 2] for k, part in enumerate(quarter)]).square().mean(0).sqrt()
+    ratio = torch.where(second > first, first / second, torch.ones_like(first))
+    return first * ratio
+
+
+def probe_error(terms: Tensor, weights: Tensor, companion: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Standard error (B,) of the sum over nodes of the mean over probes of terms (nodes, B, probes), and its degrees of
+    freedom (B,).
+
+    Args:
+        terms: weighted terms of the sum; the probes are independent, from node to node as well.
+        weights: without which they vary slowly from node to node, (nodes,).
+        companion: terms (nodes, B) of the same probe at all nodes, for a single fresh one.
+    """
+    n, w = terms.shape[2], weights.to(terms)[:, None]
+    values = terms / w[:, :, None]
+    if n > 1:
+        noise, freedom = values.var(2) / n, float(n - 1)
+    else:
+        single = values[:, :, 0] if companion is None else values[:, :, 0] - companion / w
+        differences = (single[2:] - 2 * single[1:-1] + single[:-2]).square() / 6
+        noise = torch.cat([differences[:1], differences, differences[-1:]])
+        freedom = 36 / 70  # of second differences of independent numbers, each square in the mean over many
+    # The probes' spread changes slowly from node to node: the mean over neighbours tells it better than one square.
+    smooth, shares = _averaged(noise), _averaged(w.square())
+    variance = (w.square() * smooth).sum(0)
+    # Satterthwaite's degrees of freedom: the sum is also that of `shares` times each node's own estimate.
+    squares = (shares * smooth).square().sum(0) / (TAILS * freedom)
+    return variance.sqrt(), torch.where(squares > 0, variance.square() / squares, torch.inf)
+
+
+def _averaged(values: Tensor) -> Tensor:
+    """Means of values (nodes, *) over neighbours."""
+    half = NEIGHBOURS // 2
+    padded = torch.cat([values[:1].expand(half, -1), values, values[-1:].expand(half, -1)])
+    return padded.unfold(0, NEIGHBOURS, 1).mean(2)
+
+
+def fixed_probe_error(volumes: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard error (B,) of the mean of (B, probes), each a whole flow's, NaN for a single one, and its degrees of
+    freedom (B,)."""
+    n = volumes.shape[1]
+    freedom = torch.full_like(volumes[:, 0], n - 1)
+    if n == 1:
+        return torch.full_like(volumes[:, 0], torch.nan), freedom
+    return volumes.std(1) / n**0.5, freedom

@@ -1,0 +1,371 @@
+"""How the probability flow of a likelihood is solved, and how the trace of its divergence is taken: values to choose.
+
+Each has a short form by name with its defaults: `"exponential"`, `"adaptive"`, `"dopri5-adjoint"` and `"rk45-scipy"`;
+`"hutchinson"` and `"exact"`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from sgm_sde._checks import FAR, described, number, one_of
+from sgm_sde._value import Value
+from sgm_sde.engine.adaptive import check_tolerances
+from sgm_sde.engine.noise import NoiseStream, SampleSeeds
+from sgm_sde.likelihood import solve
+from sgm_sde.likelihood.checks import OnOutput, require_count
+from sgm_sde.likelihood.trace import BASES, PROBES, Estimate, ExactTrace, RandomTrace, TraceModel
+from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.score import Score
+
+STEPS = 48  # of the fixed grid by default
+LEAST_STEPS = 6
+PILOT = "pilot"
+FEW_DIMENSIONS = 16  # up to which the exact trace is the default: its products cost less than the noise of probes
+
+
+class Found(NamedTuple):
+    """A solution, how it was found in words, and the samples whose error did not come down to the tolerance."""
+
+    solution: solve.Solution
+    how: str
+    unresolved: tuple[int, ...] = ()
+
+
+class Method(Value):
+    """A way to solve the probability flow together with its change of volume.
+
+    Attributes:
+        fresh: whether the probes of a trace may be others at each evaluation.
+        differentiable: whether gradients pass through.
+    """
+
+    fresh: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = False
+
+    @abstractmethod
+    def solve(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float) -> Found:
+        """From states x (B, *) at eps to T."""
+
+    def carry(
+        self, model: BoundModel, sde: LinearSDE, x: Tensor, eps: float, to_noise: bool
+    ) -> tuple[Tensor, tuple[float, ...]]:
+        """States alone (B, *) from one end to the other, and the times of a grid that all have in common.
+
+        Raises:
+            ValueError: for a method that goes one way only.
+        """
+        raise ValueError(f"{self!r} goes from data to noise only: encode and decode with FixedGrid or AdaptiveFlow")
+
+    def again(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, on_output: OnOutput) -> None:
+        """Visit what `solve` did once more, where that is possible, to find where a value was not finite."""
+
+
+@dataclass(frozen=True)
+class FixedGrid(Method):
+    """A multistep method of order 4 on a grid that all samples share, one network call a node.
+
+    Without `steps` it is 48 of them, and samples whose numerical error exceeds the tolerance go on to 96 and 192, or to
+    an adaptive solver where finer grids do not help: alone where the network is a module or gets conditions that are
+    marked (`sg.PerSample`), else with their batch. With `steps` it is that grid for all, whatever the error.
+
+    Args:
+        steps: of the grid, one network call each and one more.
+        data_std: standard deviation of the data, about which the grid is dense; a matter of accuracy only.
+        atol: largest numerical error of a log-likelihood, in nats/dim, where `steps` is not given.
+        rtol: the same, as a share of the log-likelihood.
+
+    Raises:
+        ValueError: for fewer than 6 steps, and numbers out of range.
+
+    Example:
+        >>> FixedGrid(96)
+        FixedGrid(steps=96, data_std=0.5, atol=0.0001, rtol=0.0)
+    """
+
+    steps: int | None = None
+    data_std: float = 0.5
+    atol: float = 1e-4
+    rtol: float = 0.0
+
+    fresh: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        number("data_std", self.data_std, above=0, most=FAR)
+        check_tolerances(self.rtol, self.atol, 1)
+        if self.steps is not None:
+            require_count("steps", self.steps, LEAST_STEPS)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the first grid."""
+        return STEPS if self.steps is None else self.steps
+
+    def solve(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float) -> Found:
+        """From states x (B, *) at eps to T."""
+        how = f"a multistep method of order 4 with {self.n_steps} fixed steps"
+        if self.steps is not None:
+            model.estimate.run(0)
+            return Found(solve.on_grid(model, sde, x, eps, self.steps, self.data_std)[0], how)
+        d = x[0].numel()
+
+        def tolerance(solution: solve.Solution) -> Tensor:
+            return self.atol * d + self.rtol * solution.volume.detach().abs()
+
+        refined = solve.exponential(model, sde, x, eps, STEPS, self.data_std, tolerance, self.atol or self.rtol)
+        how += f", up to {solve.REFINEMENTS[-1] * STEPS} or an adaptive method where the error exceeds {self.atol:g}"
+        how += " nats/dim" + (f" + {self.rtol:g} of the value" if self.rtol else "")
+        return Found(refined.solution, how, tuple((~refined.resolved).nonzero().flatten().tolist()))
+
+    def carry(
+        self, model: BoundModel, sde: LinearSDE, x: Tensor, eps: float, to_noise: bool
+    ) -> tuple[Tensor, tuple[float, ...]]:
+        """States alone (B, *) from one end to the other, and the times of the grid."""
+        grid = solve.fixed_grid(sde, eps, self.n_steps, self.data_std, to_noise)
+        return grid.carry(model, x), grid.times
+
+    def again(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, on_output: OnOutput) -> None:
+        """Visit the nodes of all grids once more."""
+        solve.revisit(model, sde, x, eps, self.n_steps, self.data_std, self.steps is None, on_output)
+
+
+@dataclass(frozen=True)
+class AdaptiveFlow(Method):
+    """Dormand and Prince's pair with steps of each sample's own.
+
+    Args:
+        rtol: relative tolerance of a step; 1e-5 for densities and 1e-8 for codes if not given.
+        atol: absolute tolerance of a step, in units of the data's spread at a time; the same if not given.
+        data_std: standard deviation of the data.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    Source: Dormand & Prince, 1980, doi:10.1016/0771-050X(80)90013-3.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+    data_std: float = 0.5
+
+    def __post_init__(self) -> None:
+        number("data_std", self.data_std, above=0, most=FAR)
+        check_tolerances(*self.tolerances(1e-5), 1)
+
+    def tolerances(self, default: float) -> tuple[float, float]:
+        """rtol and atol."""
+        return default if self.rtol is None else self.rtol, default if self.atol is None else self.atol
+
+    def solve(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float) -> Found:
+        """From states x (B, *) at eps to T."""
+        rtol, atol = self.tolerances(1e-5)
+        flow = solve.NormalisedFlow(model, sde, x, eps, self.data_std)
+        solution = solve.joint(flow, *solve.adaptive(flow, x, rtol, atol))
+        return Found(solution, f"Dormand and Prince's method with steps of each sample's own {_words(rtol, atol)}")
+
+    def carry(
+        self, model: BoundModel, sde: LinearSDE, x: Tensor, eps: float, to_noise: bool
+    ) -> tuple[Tensor, tuple[float, ...]]:
+        """States alone (B, *) from one end to the other, and the two ends."""
+        flow = solve.NormalisedFlow(model, sde, x, eps, self.data_std)
+        (end,) = solve.adaptive(flow, x, *self.tolerances(1e-8), to_noise=to_noise)
+        return end, (eps, sde.T) if to_noise else (sde.T, eps)
+
+
+@dataclass(frozen=True)
+class AdjointFlow(Method):
+    """torchdiffeq's dopri5 on the whole batch at once, with gradients by the adjoint equation, whose memory does not
+    grow with the steps.
+
+    Args:
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        data_std: standard deviation of the data.
+        parameters: what is differentiated with respect to besides x; those of the network if not given, and none where
+            that is no `nn.Module`, whose parameters cannot be found.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    Source: Chen et al., 2018, arXiv:1806.07366.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    data_std: float = 0.5
+    parameters: Sequence[Tensor] | None = field(default=None, repr=False)
+
+    differentiable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        number("data_std", self.data_std, above=0, most=FAR)
+        check_tolerances(self.rtol, self.atol, 1)
+
+    def solve(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float) -> Found:
+        """From states x (B, *) at eps to T."""
+        flow = solve.NormalisedFlow(model, sde, x, eps, self.data_std)
+        ends = solve.adjoint(flow, x, self.rtol, self.atol, self._parameters(model.score))
+        return Found(solve.joint(flow, *ends), f"torchdiffeq's dopri5 on the batch {_words(self.rtol, self.atol)}")
+
+    def _parameters(self, score: Score) -> tuple[Tensor, ...]:
+        if self.parameters is not None:
+            return tuple(self.parameters)
+        return tuple(score.net.parameters()) if isinstance(score.net, nn.Module) else ()
+
+
+@dataclass(frozen=True)
+class ScipyRK45(Method):
+    """SciPy's RK45 on the whole batch at once, in time: Song et al.'s protocol.
+
+    Args:
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+
+    Raises:
+        ValueError: for numbers out of range.
+
+    Source: Song et al., 2021, arXiv:2011.13456.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_tolerances(self.rtol, self.atol, 1)
+
+    def solve(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float) -> Found:
+        """From states x (B, *) at eps to T."""
+        solution = solve.scipy_rk45(model, sde, x, eps, self.rtol, self.atol)
+        return Found(solution, f"SciPy's RK45 on the batch {_words(self.rtol, self.atol)}")
+
+
+def _words(rtol: float, atol: float) -> str:
+    return f"(rtol = {rtol:g}, atol = {atol:g})"
+
+
+METHODS: dict[str, type[Method]] = {
+    "exponential": FixedGrid,
+    "adaptive": AdaptiveFlow,
+    "dopri5-adjoint": AdjointFlow,
+    "rk45-scipy": ScipyRK45,
+}
+
+
+def resolve_method(method: str | Method) -> Method:
+    """The method, or that of the name with its defaults.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for what is no method.
+    """
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, str):
+        one_of("method", method, tuple(METHODS))
+        return METHODS[method]()
+    raise TypeError(f"method must be a name or a method such as FixedGrid(96), got {described(method)}")
+
+
+# --------------------------------------------------------------------------------------------------------------- traces
+
+
+@dataclass(frozen=True)
+class ProbePilot:
+    """What a pilot found about the bases of probes.
+
+    Attributes:
+        basis: the one of least variance.
+        variances: mean over the batch of the variance that one probe leaves in the log-likelihood, in nats^2.
+        nfe: network calls that it took.
+        vjps: vector-Jacobian products that it took.
+    """
+
+    basis: str
+    variances: dict[str, float]
+    nfe: int
+    vjps: int
+
+
+@dataclass(frozen=True)
+class Hutchinson(Value):
+    """Hutchinson's estimate of the trace, from products with random probes.
+
+    On a fixed grid probes are fresh at each node, and one more that stays the same goes with them, from which standard
+    error and numerical error are told apart.
+
+    Args:
+        n_probes: probes a node and sample.
+        probe: `"rademacher"`, of less variance, or `"gaussian"`.
+        basis: where the probes' entries are independent: `"pixel"`; for images (B, C, H, W) also `"colour"`, a rotation
+            of the channels, or `"dct"`, the cosine transform; or `"pilot"`, what `pilot_probe_basis` finds on x; or
+            what it has found before. Estimates stay unbiased in any.
+
+    Raises:
+        ValueError: for options out of range.
+
+    Source: Hutchinson, 1989, doi:10.1080/03610918908812806; Grathwohl et al., 2019, arXiv:1810.01367.
+    """
+
+    n_probes: int = 1
+    probe: str = "rademacher"
+    basis: str | ProbePilot = "pixel"
+
+    def __post_init__(self) -> None:
+        require_count("n_probes", self.n_probes)
+        one_of("probe", self.probe, PROBES)
+        one_of("basis", getattr(self.basis, "basis", self.basis), (*BASES, PILOT))
+
+    def estimate(self, x: Tensor, seeds: SampleSeeds, fresh: bool) -> Estimate:
+        """The estimator for states x (B, *)."""
+        basis = self.basis.basis if isinstance(self.basis, ProbePilot) else self.basis
+        stream = NoiseStream(seeds, "probe")
+        return RandomTrace(stream, tuple(x.shape), self.n_probes, self.probe, basis, fixed=not fresh)
+
+
+@dataclass(frozen=True)
+class Exact(Value):
+    """The trace itself, by as many vector-Jacobian products as dimensions at each evaluation.
+
+    Args:
+        chunk: rows of the Jacobian at once; more takes more memory and a network that `vmap` can take.
+
+    Raises:
+        ValueError: for a chunk below 1.
+    """
+
+    chunk: int = 1
+
+    def __post_init__(self) -> None:
+        require_count("chunk", self.chunk)
+
+    def estimate(self, x: Tensor, seeds: SampleSeeds, fresh: bool) -> Estimate:
+        """The estimator for states x (B, *)."""
+        return ExactTrace(self.chunk)
+
+
+Trace = Hutchinson | Exact
+TRACES: dict[str, type[Hutchinson] | type[Exact]] = {"hutchinson": Hutchinson, "exact": Exact}
+
+
+def resolve_trace(trace: str | Trace | None, x: Tensor) -> Trace:
+    """The trace, that of the name with its defaults, or for None the one that suits the dimensions of x (B, *).
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for what is no trace.
+    """
+    if trace is None:
+        return Exact() if x[0].numel() <= FEW_DIMENSIONS else Hutchinson()
+    if isinstance(trace, Hutchinson | Exact):
+        return trace
+    if isinstance(trace, str):
+        one_of("trace", trace, tuple(TRACES))
+        return TRACES[trace]()
+    raise TypeError(f"trace must be a name, Hutchinson(...) or Exact(...), got {described(trace)}")
