@@ -275,9 +275,9 @@ CROWDS = ((1_000, 2), (10_000, 2), (100_000, 2), (1_000_000, 1))
 CROWD_STEPS = 50
 
 
-def plain_loop(name: str, shape: tuple[int, ...]) -> Callable[[], Tensor]:
+def plain_loop(name: str, shape: tuple[int, ...], steps: int = CROWD_STEPS) -> Callable[[], Tensor]:
     """What one writes without a library: the method's formula in sigma, step by step, with `torch.randn`."""
-    times = grid(CROWD_STEPS).times
+    times = grid(steps).times
 
     def run() -> Tensor:
         x, last, before = times[0] * torch.randn(shape), None, 0.0

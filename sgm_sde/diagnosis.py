@@ -116,7 +116,7 @@ class Watch:
             self.looks = _looks(sde, times, prediction)
         self.start, self.end = times[0], times[-1]
         self.sde, self.x, self.guided = sde, x, guided
-        self._seen: list[tuple[Look, Tensor, Tensor]] = []
+        self._limit: Tensor | None = None  # of a sample's size, the least of those known so far
         self._against: Tensor | None = None
 
     def see(self, x: Tensor, output: Tensor, t: float) -> None:
@@ -124,12 +124,18 @@ class Watch:
         look = self.looks.get(t)
         if look is None:
             return
-        self._seen.append((look, root_mean_square(x), root_mean_square(output)))
-        if t == self.start and x[0].numel() >= DIRECTION and math.isfinite(look.noise[0]):
-            self._against = self._points_against(x.detach(), output.detach().to(x.dtype), look)
+        size, of_output, d = root_mean_square(x), root_mean_square(output), x[0].numel()
+        if t == self.start and d >= DIRECTION and math.isfinite(look.noise[0]):
+            self._against = self._points_against(x.detach(), output.detach().to(x.dtype), look, size, of_output)
 
-    def _points_against(self, x: Tensor, output: Tensor, look: Look) -> Tensor:
-        (_, size, of_output), d, (c_x, c_r) = self._seen[-1], x[0].numel(), look.noise
+        c_x, c_r = map(abs, look.data)
+        estimate = torch.add(c_x * size, of_output.to(size.dtype), alpha=c_r)
+        limit = GROWTH * torch.maximum(size / look.alpha, estimate) + (KAPPA + CHANCE / math.sqrt(d)) * look.reach
+        limit = torch.where(limit.isnan(), math.inf, limit)
+        self._limit = limit if self._limit is None else torch.minimum(self._limit, limit, out=limit)
+
+    def _points_against(self, x: Tensor, output: Tensor, look: Look, size: Tensor, of_output: Tensor) -> Tensor:
+        d, (c_x, c_r) = x[0].numel(), look.noise
         across = dot(x, output) / d
         noise = (c_x**2 * size**2 + 2 * c_x * c_r * across + c_r**2 * of_output**2).clamp(min=0).sqrt()
         along = c_x * size**2 + c_r * across
@@ -141,20 +147,14 @@ class Watch:
         if not self.looks or self.guided:
             none = torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
             return none if self._against is None else self._against
-        size, d = root_mean_square(sample), sample[0].numel()
+        size = root_mean_square(sample)
         if not denoised:
             size = size / max(float(sde.alpha(self.end)), 1e-12)
-        if not self._seen:
+        if self._limit is None:
             look = self.looks[self.start]
             far: Tensor = look.alpha * size > root_mean_square(self.x) + UNSEEN * look.alpha * look.reach
             return far
-        looks = [look for look, _, _ in self._seen]
-        states, outputs = (torch.stack([seen[i] for seen in self._seen]) for i in (1, 2))  # type: ignore[misc]
-        kappa = KAPPA + CHANCE / math.sqrt(d)
-        columns = [(look.alpha, *map(abs, look.data), kappa * look.reach) for look in looks]
-        alpha, c_x, c_r, reach = torch.tensor(columns, dtype=size.dtype).to(size.device)[:, :, None].unbind(1)
-        limit = GROWTH * torch.maximum(states / alpha, c_x * states + c_r * outputs) + reach
-        far = size > torch.where(limit.isnan(), math.inf, limit).amin(0)
+        far = size > self._limit
         return far if self._against is None else far | self._against
 
 
