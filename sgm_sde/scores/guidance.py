@@ -19,23 +19,28 @@ A result's `nfe` counts calls of the guided score, its `rows` what the networks 
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import FAR, described, ends_of, flag, number, require_function, require_one_a_sample
+from sgm_sde._checks import FAR, described, ends_of, flag, number, numbers, require_function, require_one_a_sample
 from sgm_sde._shapes import expand
 from sgm_sde._times import ROUNDING
 from sgm_sde._tree import Path, each_leaf
-from sgm_sde.scores.conditions import bare, map_rows, named_in, nullified, resolve
+from sgm_sde.grids import Grid
+from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.scores.conditions import PerSample, bare, map_rows, named_in, nullified, resolve
 from sgm_sde.scores.score import Score
 from sgm_sde.scores.time_labels import TimeLabel, noise_level
 
 Interval = tuple[float, float]
+Scale = float | PerSample | Callable[[Tensor], Tensor | float]
 
 
 class GuidedScore(Score):
@@ -43,7 +48,8 @@ class GuidedScore(Score):
 
     Args:
         parts: the scores; all on one process.
-        scale: strength of the guidance.
+        scale: strength of the guidance: a number, `PerSample(w)` with one a sample (B,), or a function from the noise
+            levels sigma / alpha (B,) to it.
         interval: noise levels sigma / alpha, above the first and up to the second, at which there is guidance.
         neutral: the scale at which there is none.
 
@@ -54,7 +60,7 @@ class GuidedScore(Score):
 
     recordable = False
 
-    def __init__(self, parts: Sequence[Score], scale: float, interval: Interval | None, neutral: float) -> None:
+    def __init__(self, parts: Sequence[Score], scale: Scale, interval: Interval | None, neutral: float) -> None:
         first = parts[0]
         for part in parts:
             if not isinstance(part, Score):
@@ -64,7 +70,7 @@ class GuidedScore(Score):
             if part.sde != first.sde:
                 raise ValueError(f"the scores are on different processes: {first.sde!r} and {part.sde!r}")
         super().__init__(first.net, first.sde, first.prediction)
-        scale = number("scale", scale, least=-FAR, most=FAR)
+        scale = _checked_scale(scale, first)
         if interval is not None:
             if not first.sde.is_linear:
                 raise TypeError(f"an interval of noise levels needs a LinearSDE, got {first.sde!r}")
@@ -102,20 +108,60 @@ class GuidedScore(Score):
         return other
 
     def _scale_at(self, t: Tensor) -> float | Tensor:
-        """The scale at t (B,): one number, or (B,) where some of the samples are in the interval and some are not."""
-        if self.interval is None:
-            return self.scale
-        level = noise_level(self.sde)(t)  # type: ignore[arg-type]
+        """The scale at t (B,): one number, or one a sample (B,)."""
+        scale: Any = self.scale
+        level = noise_level(self.sde)(t) if callable(scale) or self.interval is not None else None  # type: ignore[arg-type]
+        if isinstance(scale, PerSample):
+            if len(scale.value) != len(t):
+                raise ValueError(
+                    f"the scale has {len(scale.value)} values, one a sample, and the score was asked about {len(t)}: "
+                    f"samples that leave a batch, and guidance around guidance, take a number or a function"
+                )
+            scale = scale.value.to(t)
+        elif not isinstance(scale, float):
+            assert level is not None
+            scale = _of_level(scale, level)
+        if self.interval is None or level is None:
+            return scale
         low, high = (end * (1 + ROUNDING) for end in self.interval)  # levels come from times in single precision
         inside = (level > low) & (level <= high)
         guided = int(inside.sum())  # which networks are called hangs on it: on a GPU the one wait of a call
         if 0 < guided < len(t):
-            return torch.where(inside, torch.full_like(level, self.scale), self._neutral)
-        return self.scale if guided else self._neutral
+            given = scale if isinstance(scale, Tensor) else torch.full_like(level, scale)
+            return torch.where(inside, given, self._neutral)
+        return scale if guided else self._neutral
 
     def __repr__(self) -> str:
-        options = f"scale={self.scale:g}" + ("" if self.interval is None else f", interval={self.interval}")
+        shown = f"{self.scale:g}" if isinstance(self.scale, float) else described(self.scale)
+        options = f"scale={shown}" + ("" if self.interval is None else f", interval={self.interval}")
         return f"{type(self).__name__}({', '.join(map(repr, self.parts))}, {options})"
+
+
+def _checked_scale(scale: Any, score: Score) -> Any:
+    """A scale as a float, finite numbers of single samples, or a function.
+
+    Raises:
+        TypeError: for anything else, and a function on a process without noise levels.
+        ValueError: for numbers that are not finite.
+    """
+    if isinstance(scale, PerSample):
+        value = numbers("scale", scale.value)
+        if value.ndim != 1:
+            raise ValueError(f"scale must have one number a sample, (B,), got shape {tuple(value.shape)}")
+        return PerSample(value)
+    if callable(scale):
+        if not score.sde.is_linear:
+            raise TypeError(f"a scale of the noise level needs a LinearSDE, got {score.sde!r}")
+        return scale
+    return number("scale", scale, least=-FAR, most=FAR)
+
+
+def _of_level(scale: Callable[[Tensor], Tensor | float], level: Tensor) -> Tensor:
+    """The values (B,) of a scale that is a function of the noise levels (B,)."""
+    value = torch.as_tensor(scale(level)).to(level)
+    if value.shape not in (level.shape, torch.Size()):
+        raise ValueError(f"scale(level) must return {tuple(level.shape)} numbers, got shape {tuple(value.shape)}")
+    return value.expand(level.shape)
 
 
 class Extrapolation(GuidedScore):
@@ -125,7 +171,7 @@ class Extrapolation(GuidedScore):
     w = 0.
     """
 
-    def __init__(self, parts: Sequence[Score], scale: float, interval: Interval | None) -> None:
+    def __init__(self, parts: Sequence[Score], scale: Scale, interval: Interval | None) -> None:
         super().__init__(parts, scale, interval, neutral=1.0)
         self.branches = (self.scale != 0) * parts[0].branches + (self.scale != 1) * parts[-1].branches
 
@@ -158,7 +204,16 @@ class Extrapolation(GuidedScore):
         if len(wanted) == 1:
             return wanted[0]
         main, reference = (value.to(x.dtype) for value in wanted)
-        return torch.lerp(reference, main, expand(w, x) if isinstance(w, Tensor) else w)
+        return _extrapolated(main, reference, w, x)
+
+    def both(self, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, float | Tensor]:
+        """The main and the reference prediction at x (B, *) and t (B,), and the scale there."""
+        main, reference = (value.to(x.dtype) for value in self._predictions(x, t, kwargs, True, True))
+        return main, reference, self._scale_at(t)
+
+
+def _extrapolated(main: Tensor, reference: Tensor, w: float | Tensor, x: Tensor) -> Tensor:
+    return torch.lerp(reference, main, expand(w, x) if isinstance(w, Tensor) else w)
 
 
 class ClassifierFree(Extrapolation):
@@ -172,13 +227,17 @@ class ClassifierFree(Extrapolation):
     Nested conditions are named as they are nested: `null={"added_cond_kwargs": {"text_embeds": 0.0}}`; one number
     stands for all tensors of a sequence. Where None stands for no condition, the branches are two calls of B rows.
 
-    A negative condition is a null condition that means something: `null={"y": unwanted}`.
+    A negative condition is a null condition that means something: `null={"y": unwanted}`. One of another length than
+    the condition, such as a negative prompt, is `negative={"tokens": unwanted, "mask": its_mask}`; the branches are
+    then two calls of B rows.
 
     Args:
         score: a score whose network takes a condition.
         scale: w; 1 is plain conditional sampling and 0 unconditional, B rows each.
         null: what stands for no condition, by the name of the argument, nested or not: a number, a tensor that expands
             to the condition's shape, or None. `{"y": net.NULL_LABEL}` if not given and the network has that attribute.
+        negative: arguments of the other branch, in the place of those of the call, instead of `null`: tensors of B
+            rows, or of one row that all samples share; other values as they are.
         interval: noise levels sigma / alpha, above the first and up to the second, at which there is guidance; plain
             conditional sampling elsewhere. All if not given. The guided score then jumps in time, which multistep
             solvers of high order carry on.
@@ -205,18 +264,26 @@ class ClassifierFree(Extrapolation):
     def __init__(
         self,
         score: Score,
-        scale: float,
+        scale: Scale,
         null: Mapping[str, Any] | None = None,
         *,
+        negative: Mapping[str, Any] | None = None,
         interval: Interval | None = None,
     ) -> None:
         super().__init__([score], scale, interval)
-        if null is None and (label := getattr(score.net, "NULL_LABEL", None)) is not None:
+        if negative is not None:
+            if null is not None:
+                raise ValueError("give null= or negative=, not both")
+            if not isinstance(negative, Mapping) or not negative or not all(isinstance(key, str) for key in negative):
+                raise TypeError(f"negative must map names of arguments to values, got {described(negative)}")
+        self.negative = None if negative is None else dict(negative)
+        no_label = null is None and negative is None
+        if no_label and (label := getattr(score.net, "NULL_LABEL", None)) is not None:
             null = {"y": label}
         if null is not None and not isinstance(null, Mapping):
             raise TypeError(f"null must map names of conditions to what stands for none, got {described(null)}")
         self._named = named_in(null or {})
-        if not self._named:
+        if not self._named and negative is None:
             raise ValueError(
                 f"{score!r} declares no null label (NULL_LABEL): give what stands for no condition, such as "
                 f"null={{'y': 10}}, got null={null}; a network that was trained without one takes Classifier guidance"
@@ -231,15 +298,36 @@ class ClassifierFree(Extrapolation):
 
     def _predictions(self, x: Tensor, t: Tensor, kwargs: dict[str, Any], main: bool, reference: bool) -> list[Tensor]:
         score, batch = self.parts[0], len(x)
-        without = nullified(kwargs, self.null, batch)
+        without = nullified(kwargs, self.null, batch) if self.negative is None else self._with_negative(kwargs, batch)
         if not (main and reference):
             return [score.output(x, t, **(kwargs if main else without))]
-        if self._absent:  # no row of a batch can be None
+        if self._absent or self.negative is not None:  # no row of a batch can be None
             return [score.output(x, t, **kwargs), score.output(x, t, **without)]
 
         null = dict(each_leaf(bare(without)))
         both = map_rows(lambda path, rows: torch.cat([rows, null[path]]), resolve(kwargs, batch, self.conditions))
         return list(score.output(torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2))
+
+    def _with_negative(self, kwargs: dict[str, Any], batch: int) -> dict[str, Any]:
+        """The arguments with the negative ones in their place."""
+        assert self.negative is not None
+        missing = sorted(self.negative.keys() - kwargs.keys())
+        if missing:
+            raise ValueError(
+                f"negative names {missing[0]!r}, which the call does not have: pass it in model_kwargs, "
+                f"got {sorted(kwargs)}"
+            )
+        return {**kwargs, **{name: _rows_of(name, value, batch) for name, value in self.negative.items()}}
+
+
+def _rows_of(name: str, value: Any, batch: int) -> Any:
+    """A negative argument for a batch: its one row for all, or B rows."""
+    value = bare(value)
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == batch:
+        return value
+    if len(value) == 1:
+        return value.expand(batch, *value.shape[1:])
+    raise ValueError(f"the negative {name!r} has {len(value)} rows: expected 1, or one for each of {batch} samples")
 
 
 class Auto(Extrapolation):
@@ -265,7 +353,7 @@ class Auto(Extrapolation):
         tensor([[0.3333]])
     """
 
-    def __init__(self, score: Score, weak: Score, scale: float, *, interval: Interval | None = None) -> None:
+    def __init__(self, score: Score, weak: Score, scale: Scale, *, interval: Interval | None = None) -> None:
         super().__init__([score, weak], scale, interval)
 
     def _predictions(self, x: Tensor, t: Tensor, kwargs: dict[str, Any], main: bool, reference: bool) -> list[Tensor]:
@@ -309,7 +397,7 @@ class Classifier(GuidedScore):
         self,
         score: Score,
         log_likelihood: Callable[..., Tensor],
-        scale: float = 1.0,
+        scale: Scale = 1.0,
         *,
         condition: Sequence[str] = ("y",),
         shared: bool = False,
@@ -366,6 +454,292 @@ class Classifier(GuidedScore):
         if gradient is None:
             raise ValueError(f"the log-likelihood {self.log_likelihood!r} does not depend on x by autograd")
         return gradient
+
+
+class _Around(GuidedScore):
+    """A score made of another one's predictions: the base of what changes a guided prediction."""
+
+    def __init__(self, score: Score, *more: Score) -> None:
+        super().__init__([score, *more], 1.0, None, neutral=1.0)
+        self.branches = sum(part.branches for part in self.parts)
+
+    @property
+    def is_density(self) -> bool:
+        """Never: what is changed is the score of nothing."""
+        return False
+
+    def rows(self, t: Tensor) -> int:
+        """Samples that the networks see in a call at t (B,)."""
+        return sum(part.rows(t) for part in self.parts)
+
+    def _back(self, D: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Data in the score's own prediction."""
+        if self.prediction == "data":
+            return D
+        c_x, c_r = self._conversion("data", self.prediction, t, x)
+        return (expand(c_x, x) * x + expand(c_r, x) * D).to(x.dtype)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.parts))})"
+
+
+class _AroundGuidance(_Around):
+    """A change of what guidance makes of its two predictions."""
+
+    def __init__(self, guided: Extrapolation, *more: Score) -> None:
+        if not isinstance(guided, Extrapolation):
+            raise TypeError(f"this changes what ClassifierFree or Auto guidance makes, got {guided!r}")
+        super().__init__(guided, *more)
+
+    def rows(self, t: Tensor) -> int:
+        """Samples that the networks see in a call at t (B,): both branches are wanted at any scale."""
+        guided = self.parts[0]
+        assert isinstance(guided, Extrapolation)
+        return sum(part.rows(t) for part in (guided.parts[0], guided.parts[-1], *self.parts[1:]))
+
+    def _both(self, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, float | Tensor]:
+        guided = self.parts[0]
+        assert isinstance(guided, Extrapolation)
+        return guided.both(x, t, kwargs)
+
+
+class Rescaled(_AroundGuidance):
+    r"""Guidance whose prediction has the spread of the conditional one, against over-exposure at large scales.
+
+    $$ \hat v = v_\emptyset + w\,(v_c - v_\emptyset), \qquad
+       v = \phi\,\frac{\text{std}(v_c)}{\text{std}(\hat v)}\,\hat v + (1 - \phi)\,\hat v $$
+
+    with standard deviations over each sample, in the network's own prediction, as published.
+
+    Args:
+        guided: `ClassifierFree` or `Auto` guidance.
+        strength: phi in [0, 1]; 0 is the guidance alone.
+
+    Raises:
+        TypeError: for another score.
+        ValueError: for a strength out of range.
+
+    Source: Lin et al., 2023, arXiv:2305.08891, section 3.4.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> net = lambda x, sigma, y: x * (1 + 0.1 * y[:, None]) / (1 + sigma[:, None] ** 2)
+        >>> guided = ClassifierFree(sg.from_denoiser(net, sg.EDMSDE()), scale=5.0, null={"y": 0})
+        >>> Rescaled(guided, 1.0).output(torch.tensor([[1.0, 3.0]]), torch.ones(1), y=torch.ones(1)).std()
+        tensor(0.7778)
+    """
+
+    def __init__(self, guided: Extrapolation, strength: float = 0.7) -> None:
+        super().__init__(guided)
+        self.strength = number("strength", strength, least=0, most=1)
+
+    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        """The rescaled prediction at x (B, *) and t (B,)."""
+        main, reference, w = self._both(x, t, kwargs)
+        out = _extrapolated(main, reference, w, x)
+        spread, own = main.flatten(1).std(1), out.flatten(1).std(1)
+        factor = torch.where(own > 0, spread / own, 1.0)  # what has no spread is left as it is
+        return expand(1 + self.strength * (factor - 1), x) * out
+
+
+class APG(_AroundGuidance):
+    r"""Adaptive projected guidance: what guidance adds along the conditional data estimate is left out, or weakened.
+
+    $$ D = D_c + (w - 1)\,(\Delta_\perp + \eta\,\Delta_\parallel), \qquad
+       \Delta = \min\Bigl(1, \frac{r}{\|D_c - D_\emptyset\|}\Bigr)\,(D_c - D_\emptyset) $$
+
+    where $\Delta_\parallel$ is the part of $\Delta$ along $D_c$. The paper's momentum, an average over earlier calls,
+    is left out: a score is a function of x and t.
+
+    Args:
+        guided: `ClassifierFree` or `Auto` guidance.
+        eta: weight of the parallel part; 1 is the guidance alone, but for the bound.
+        norm: bound r of the difference's norm; none if not given.
+
+    Raises:
+        TypeError: for another score.
+        ValueError: for options out of range.
+
+    Source: Sadat et al., 2024, arXiv:2410.02416.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> net = lambda x, sigma, y: y[:, None] * torch.tensor([1.0, 0.0]) + torch.tensor([0.0, 1.0])
+        >>> guided = ClassifierFree(sg.from_denoiser(net, sg.EDMSDE()), scale=3.0, null={"y": 0.0})
+        >>> APG(guided, eta=1.0).denoised(torch.zeros(1, 2), 1.0, y=torch.ones(1))
+        tensor([[3., 1.]])
+    """
+
+    def __init__(self, guided: Extrapolation, eta: float = 0.0, norm: float | None = None) -> None:
+        super().__init__(guided)
+        self.eta = number("eta", eta, least=0, most=1)
+        self.norm = None if norm is None else number("norm", norm, above=0)
+
+    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        """The guided prediction at x (B, *) and t (B,)."""
+        main, reference, w = self._both(x, t, kwargs)
+        D_c, D_0 = (self.convert("data", x, t, value) for value in (main, reference))
+        delta = D_c - D_0
+        if self.norm is not None:
+            length = delta.flatten(1).norm(dim=1).clamp(min=self.norm)
+            delta = expand(self.norm / length, x) * delta
+        unit = torch.nn.functional.normalize(D_c.flatten(1).double(), dim=1)
+        along = (delta.flatten(1).double() * unit).sum(1, keepdim=True) * unit
+        parallel = along.reshape(x.shape).to(x.dtype)
+        weight = expand(w - 1, x) if isinstance(w, Tensor) else w - 1
+        return self._back(D_c + weight * (delta - parallel + self.eta * parallel), x, t)
+
+
+class Weakened(_Around):
+    r"""Guidance away from a weaker branch of the same network, on top of any other guidance.
+
+    $$ D = D_{\text{guided}} + s\,(D_c - D_{\text{weak}}) $$
+
+    Perturbed-attention guidance has the network with some of its attention maps replaced by the identity for the weak
+    branch, skip-layer guidance the one without some of its layers: which these are is a matter of the network, so the
+    branch is given.
+
+    Args:
+        score: a score, or `ClassifierFree` or `Auto` guidance, whose main prediction is $D_c$.
+        weak: that of the weak branch, on the same process; of any prediction. It gets the same arguments.
+        scale: s; 0 is the score alone. A number, `PerSample(s)`, or a function of the noise level.
+        interval: noise levels sigma / alpha, above the first and up to the second, at which there is this guidance.
+
+    Raises:
+        ValueError: for scores on different processes, or options out of range.
+
+    Source: Ahn et al., 2024, arXiv:2403.17377 (perturbed attention); Hyung et al., 2024, arXiv:2411.18664 (skipped
+    layers).
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.EDMSDE()
+        >>> good, weak = (sg.oracles.Gaussian(torch.zeros(1), v).score(sde) for v in (1.0, 2.0))
+        >>> Weakened(good, weak, scale=1.0).denoised(torch.ones(1, 1), 1.0)
+        tensor([[0.3333]])
+    """
+
+    def __init__(self, score: Score, weak: Score, scale: Scale, *, interval: Interval | None = None) -> None:
+        super().__init__(score, weak)
+        GuidedScore.__init__(self, [score, weak], scale, interval, neutral=0.0)
+        both = score.parts[0].branches + score.parts[-1].branches if isinstance(score, Extrapolation) else 0
+        self.branches = max(score.branches, both) + weak.branches
+
+    def _wanted(self, t: Tensor) -> tuple[float | Tensor, bool]:
+        s = self._scale_at(t)
+        return s, isinstance(s, Tensor) or s != 0
+
+    def rows(self, t: Tensor) -> int:
+        """Samples that the networks see in a call at t (B,)."""
+        score, weak = self.parts
+        if not self._wanted(t)[1]:
+            return score.rows(t)
+        if isinstance(score, Extrapolation):
+            return score.parts[0].rows(t) + score.parts[-1].rows(t) + weak.rows(t)
+        return score.rows(t) + weak.rows(t)
+
+    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        """The guided prediction at x (B, *) and t (B,)."""
+        score, weak = self.parts
+        s, wanted = self._wanted(t)
+        if not wanted:
+            return score.output(x, t, **kwargs)
+        if isinstance(score, Extrapolation):
+            main, reference, w = score.both(x, t, kwargs)
+            out = _extrapolated(main, reference, w, x)
+        else:
+            out = main = score.output(x, t, **kwargs).to(x.dtype)
+        away = main - weak.predict(self.prediction, x, t, **kwargs)
+        return out + (expand(s, x) if isinstance(s, Tensor) else s) * away
+
+
+class Thresholded(_Around):
+    r"""A score whose data estimate is kept within the range of the data: for large scales of guidance, and opt-in.
+
+    Static: $D$ is clipped to $[-c, c]$. Dynamic, with a `percentile` p: to $[-s, s]$ and divided by $s/c$, where s is
+    the p-quantile of a sample's $|D|$, and c at least. No other score, solver or adapter of this library clips.
+
+    Args:
+        score: any score on a linear process.
+        limit: c, the largest value of the data.
+        percentile: p in (0, 1), 0.995 in the paper; static if not given.
+
+    Raises:
+        TypeError: for a process without a data estimate.
+        ValueError: for options out of range.
+
+    Source: Saharia et al., 2022, arXiv:2205.11487, section 2.3.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> score = sg.from_denoiser(lambda x, sigma: 4 * x, sg.EDMSDE())
+        >>> Thresholded(score).denoised(torch.tensor([[1.0, -0.1]]), 1.0)
+        tensor([[ 1.0000, -0.4000]])
+        >>> Thresholded(score, percentile=0.999).denoised(torch.tensor([[1.0, -0.1]]), 1.0)
+        tensor([[ 1.0000, -0.1001]])
+    """
+
+    def __init__(self, score: Score, limit: float = 1.0, percentile: float | None = None) -> None:
+        super().__init__(score)
+        if not score.sde.is_linear:
+            raise TypeError(f"the data estimate that is clipped needs a LinearSDE, got {score.sde!r}")
+        self.limit = number("limit", limit, above=0)
+        self.percentile = None if percentile is None else number("percentile", percentile, above=0, below=1)
+
+    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        """The prediction of the clipped data estimate at x (B, *) and t (B,)."""
+        D = self.parts[0].predict("data", x, t, **kwargs)
+        if self.percentile is None:
+            return self._back(D.clamp(-self.limit, self.limit), x, t)
+        s = D.abs().flatten(1).double().quantile(self.percentile, dim=1).to(D.dtype).clamp(min=self.limit)
+        bound = expand(s, x)
+        return self._back(torch.minimum(torch.maximum(D, -bound), bound) * (self.limit / bound), x, t)
+
+
+def cfg_plus_plus(scale: float, sde: LinearSDE, grid: Any) -> Callable[[Tensor], Tensor]:
+    r"""The scale with which classifier-free guidance is CFG++ in the steps of DDIM on a grid.
+
+    CFG++ interpolates the data estimates with a $\lambda$ in [0, 1] and renoises with the unconditional noise,
+
+    $$ x' = \alpha' D_\lambda + \sigma' \epsilon_\emptyset, \qquad
+       D_\lambda = D_\emptyset + \lambda\,(D_c - D_\emptyset), \qquad
+       \epsilon_\emptyset = (x - \alpha D_\emptyset)/\sigma $$
+
+    With noise levels $s = \sigma/\alpha$, that is a DDIM step from s to s' of guidance at the scale
+    $w = \lambda / (1 - s'/s)$, and $\lambda$ in the last, denoising call. Between the grid's levels w is that of the
+    level above.
+
+    Args:
+        scale: $\lambda$.
+        sde: the process.
+        grid: the grid of the run, `Grid` or times, whose last is the denoising call's.
+
+    Returns:
+        a function of the noise level, for `ClassifierFree(score, scale=...)` and `solver="ddim"`.
+
+    Raises:
+        ValueError: for a scale outside [0, 1].
+
+    Source: Chung et al., 2024, arXiv:2406.08070.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> cfg_plus_plus(0.6, sg.EDMSDE(), [8.0, 4.0, 1.0])(torch.tensor([8.0, 4.0, 1.0]))
+        tensor([1.2000, 0.8000, 0.6000])
+    """
+    scale = number("scale", scale, least=0, most=1)
+    times = grid.times if isinstance(grid, Grid) else Grid(grid).times
+    levels = [math.exp(-node.lam) for node in sde.nodes(times)]
+    values = [scale / (1 - after / before) for before, after in pairwise(levels)] + [scale]
+    # Levels of a run are rounded in its precision: boundaries lie half-way between two.
+    edges = [math.sqrt(before * after) for before, after in pairwise(levels)]
+
+    def scale_at(level: Tensor) -> Tensor:
+        rising = torch.tensor(edges[::-1], dtype=torch.float64, device=level.device)
+        table = torch.tensor(values[::-1], dtype=torch.float64, device=level.device)
+        return table[torch.searchsorted(rising, level.double())].to(level.dtype)
+
+    return scale_at
 
 
 def _condition(name: str, kwargs: Mapping[str, Any]) -> Any:
