@@ -101,7 +101,7 @@ def public(module: ModuleType) -> list[str]:
         defined_here = home == module.__name__ or home.startswith(module.__name__ + ".")
         if (inspect.isclass(value) or inspect.isfunction(value)) and defined_here and value.__doc__:
             found.append(f"{home}.{value.__qualname__}")
-    return sorted(set(found), key=lambda path: path.rsplit(".", 1)[1].lower())
+    return sorted(set(found), key=lambda path: (path.rsplit(".", 1)[1].lower(), path))
 
 
 def exported() -> list[str]:
