@@ -29,7 +29,7 @@ from sgm_sde import distributed
 from sgm_sde._checks import described, unknown, whole
 from sgm_sde._files import parse_json, reading
 from sgm_sde.calibration.result import Calibrations, as_calibrations, at_budget, load_calibration
-from sgm_sde.defaults import Setting
+from sgm_sde.defaults import Setting, default_final
 from sgm_sde.identity import checksum, fingerprint, portable, spec
 from sgm_sde.metrics.features import Extractor, load_extractor, to_uint8
 from sgm_sde.metrics.frechet import gaussian_frechet, moments
@@ -373,7 +373,7 @@ class _Run:
         return {
             **self.identity, "shape": list(model.shape),
             "n": self.n, "labels": "none" if model.n_classes is None else f"i modulo {model.n_classes}",
-            "final": "denoise" if model.sde.has_kernel else "mean", "batch": self.batch,
+            "final": default_final(model.sde), "batch": self.batch,
             "dtype": str(torch.get_default_dtype()),
             "data_range": list(self.levels or ()), "metrics": list(self.metrics),
             "features": {

@@ -45,6 +45,17 @@ class Setting(Value):
         return f"{self.solver.name} on {'its default grid' if self.grid is None else repr(self.grid)}"
 
 
+def default_final(sde: SDE) -> str:
+    """The last update of a run where none is named: `"denoise"` where predictions convert, else `"mean"`.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> default_final(sg.VPSDE()), default_final(sg.CLD())
+        ('denoise', 'denoise')
+    """
+    return "denoise" if sde.has_kernel else "mean"
+
+
 def default_setting(
     sde: SDE, nfe: int | None = None, t_start: float | None = None, t_end: float | None = None
 ) -> Setting:

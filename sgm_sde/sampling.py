@@ -31,7 +31,7 @@ from sgm_sde._checks import described as shown
 from sgm_sde._shapes import finite
 from sgm_sde._times import same_time
 from sgm_sde.compiled import compile_network, replay
-from sgm_sde.defaults import Setting, default_setting
+from sgm_sde.defaults import Setting, default_final, default_setting
 from sgm_sde.diagnosis import ADVICE, ImplausibleWarning, Watch, described
 from sgm_sde.engine.adaptive import (
     COMPLETED,
@@ -260,7 +260,7 @@ def _final(sde: SDE, final: str | None) -> str:
     """What to return at the end, the process' default if not given."""
     require_sde(sde)
     if final is None:
-        return "denoise" if sde.has_kernel else "mean"
+        return default_final(sde)
     one_of("final", final, FINALS)
     if final == "denoise" and not sde.has_kernel:
         raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
