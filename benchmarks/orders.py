@@ -1,6 +1,7 @@
 """Measure the order of every registered solver and write the table to docs/orders.md.
 
-    python benchmarks/orders.py [--out docs/orders.md] [--check]
+    python benchmarks/orders.py [--out docs/orders.md] [--check]     # all of it, some ten minutes
+    python benchmarks/orders.py --only seeds2 seeds3                 # these rows anew, the others as they stand
 
 Deterministic solvers: slope of the error on the probability flow, against the closed form on Gaussian data and
 against SciPy's DOP853 on a three-mode mixture. Stochastic solvers: slope of the error of the output law on Gaussian
@@ -42,7 +43,7 @@ RULES = (LogSNR(), rough())
 WEAK_MIXTURE_ON = [("VP", LogSNR()), ("EDM", rough(period=8)), ("flow", rough(period=8))]
 WEAK_STEPS = (8, 16, 32)
 MIXTURE_ON = ("VP", "EDM")  # its reference is dear to compute, and nothing there depends on the process
-STEPS = (160, 320)
+STEPS = (160, 320)  # whole periods of the random grid
 # iPNDM_v's weights, exact on even steps alone, reach their order late: 1.74, 1.87, 1.94, 1.97 from 160 to 2560 steps.
 MORE_STEPS = {"ipndm-v4": (640, 1280)}
 
@@ -81,40 +82,62 @@ def measured_on_mixture(solver: sg.Solver, points: int) -> OrderMeasurement:
     return min(cases, key=lambda case: -math.inf if math.isnan(case.order) else case.order)
 
 
+def row(name: str, solver: sg.Solver, points: int) -> tuple[str, list[str]]:
+    """A solver's line of the table, and the claims that are not reached."""
+    failures = []
+    claim = solver.weak_order if solver.stochastic else solver.order
+    cells = []
+    for process in PROCESSES:
+        value = measured(solver, process, MORE_STEPS.get(name, STEPS)) if claim else float("nan")
+        cells.append(f"{value:.2f}" if claim else "-")
+        if claim and not value > claim - 0.15:
+            failures.append(f"{name} on {process}: {value:.2f}, claimed {claim}")
+    if solver.weak_order:
+        on_mixture = measured_on_mixture(solver, points)
+        cells.append(f"{on_mixture.order:.2f} ± {on_mixture.order_stderr:.2f}")
+        if not on_mixture.order > solver.weak_order - 0.15:
+            failures.append(f"{name} on a mixture: {cells[-1]}, claimed {solver.weak_order}")
+    else:
+        cells.append("-" if solver.stochastic else "")
+    order, weak = solver.order or "-", solver.weak_order or "-"
+    return f"| `{name}` | {solver.nfe_per_step} | {order} | {weak} | {' | '.join(cells)} |", failures
+
+
+def standing(path: Path) -> dict[str, str]:
+    """The lines of a table that is there, by solver."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+
+
 def main() -> int:
     """Write the table; with --check, fail if a claim is not reached."""
+    solvers = sg.solvers().fixed
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/orders.md"))
     parser.add_argument("--check", action="store_true", help="exit with 1 if a measured order is below its claim")
+    parser.add_argument("--only", nargs="+", choices=list(solvers), metavar="SOLVER", help="measure these rows only")
     parser.add_argument("--points", type=int, default=15, help="logarithm to base 2 of the points on the mixture")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the tensors are small: threads only cost
-    lines = [
+
+    kept = standing(args.out) if args.only else {}
+    lines, failures = [], []
+    for name, solver in tqdm(solvers.items(), desc="solvers"):
+        if args.only and name not in args.only and name in kept:
+            lines.append(kept[name])
+        else:
+            line, missed = row(name, solver, args.points)
+            lines.append(line)
+            failures += missed
+
+    title = [
         "| solver | NFE/step | order | weak order | " + " | ".join(PROCESSES) + " | weak, mixture |",
         "|---|---:|---:|---:|" + "---:|" * (len(PROCESSES) + 1),
     ]
-    failures = []
-    for name, solver in tqdm(sg.solvers().fixed.items(), desc="solvers"):
-        claim = solver.weak_order if solver.stochastic else solver.order
-        cells = []
-        for process in PROCESSES:
-            value = measured(solver, process, MORE_STEPS.get(name, STEPS)) if claim else float("nan")
-            cells.append(f"{value:.2f}" if claim else "-")
-            if claim and not value > claim - 0.15:
-                failures.append(f"{name} on {process}: {value:.2f}, claimed {claim}")
-        if solver.weak_order:
-            on_mixture = measured_on_mixture(solver, args.points)
-            cells.append(f"{on_mixture.order:.2f} ± {on_mixture.order_stderr:.2f}")
-            if not on_mixture.order > solver.weak_order - 0.15:
-                failures.append(f"{name} on a mixture: {cells[-1]}, claimed {solver.weak_order}")
-        else:
-            cells.append("-" if solver.stochastic else "")
-        order, weak = solver.order or "-", solver.weak_order or "-"
-        lines.append(f"| `{name}` | {solver.nfe_per_step} | {order} | {weak} | {' | '.join(cells)} |")
     listed, few = (", ".join(map(str, n)) for n in (STEPS, WEAK_STEPS))
     head = HEAD.format(steps=listed, weak_steps=few, points=args.points)
-    args.out.write_text(head + "\n".join(lines) + "\n")
-    sys.stdout.write("\n".join([*lines, *failures]) + "\n")
+    args.out.write_text(head + "\n".join([*title, *lines]) + "\n")
+    sys.stdout.write("\n".join([*title, *lines, *failures]) + "\n")
     return 1 if failures and args.check else 0
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import sgm_sde as sg
+from benchmarks.orders import MORE_STEPS, STEPS
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.grids import LogSNR
 from sgm_sde.solvers.linear_part import DataPart
@@ -26,9 +27,6 @@ from sgm_sde.testing import (
 from tests.helpers import ALL, DETERMINISTIC, FAMILIES, LINEAR, MIXTURE, WEAK
 
 RULES = {"log-snr": LogSNR(), "warped": warped(), "rough": rough()}
-STEPS = (160, 320)  # whole periods of the random grid
-# iPNDM_v's weights, exact on even steps alone, reach their order late: 1.74, 1.87, 1.94, 1.97 from 160 to 2560 steps.
-MORE_STEPS = {"ipndm-v4": (640, 1280)}
 SHORT = {"log-snr": LogSNR(), "rough": rough(period=4)}  # for few steps, where weak errors stand out of their noise
 # Errors of the first three are soon too small to be seen; 10 / N is what churn is capped below, at 0.41.
 # SA-Solver is not among them: its slope on VP is 1.55 from 4 to 8 steps, 2.78 from 8 to 16, 2.46 from 16 to 32.
