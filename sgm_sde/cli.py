@@ -255,7 +255,7 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(batch=500)
     add = parser.add_argument
     add("--solvers", type=_names, help='names, NAME@GRID, "default" or files of calibrate, with commas between')
-    add("--grids", type=_names, default=[], help="run each solver on each of these grids, not on the process' own")
+    add("--grids", type=_names, default=[], help="run each solver on each of these grids, not on its default one")
     add("--nfe", type=_numbers, help="budgets of network calls (5,6,8,10,15,20,35,50)")
     add("-n", "--n", type=int, default=10000, help="samples of each solver, budget and seed (%(default)s)")
     add("--seeds", type=_numbers, default=[0], help="seeds, one a repetition (0)")

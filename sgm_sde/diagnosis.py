@@ -7,12 +7,19 @@ numbers of a sample
 $$ |x_0| \le \tfrac32\max\Big(\frac{|x_m|}{\alpha_m}, |D_m|\Big) + \kappa\,\frac{\sigma_{m-1}}{\alpha_{m-1}}, \qquad
    \kappa = 2 + \frac{6}{\sqrt d} $$
 
+and the other way round, where a run has been thrown far out and drawn back,
+
+$$ \frac{|x_m|}{\alpha_m} \le \tfrac32 |x_0| + \kappa\,\frac{\sigma_{m-1}}{\alpha_{m-1}} $$
+
 for every m: from one time to the end a sample moves by what the noise allows. Of $\kappa$, 2 is for the noise and the
 error of a solver, 6 standard deviations for chance; the noise is that of the node before, since errors may be as large
 as the step, and the half is for errors in proportion to the state, as of a drift. What is larger has come out of the
 solver, or of a network that predicts something else, and not out of the data, whatever their scale. And where the noise
 estimated at the start points against the state, which is noise itself, the network's output is the noise, taken for the
 score, which has the other sign.
+
+What cannot be told, whatever looks at sizes: a run as a whole at another scale, as data of that scale would give it. In
+one and two dimensions a network's noise taken for the score on VP, and a denoiser taken for the noise, end there.
 
 Sizes are kept on the device, at the start and at the nodes 1, 2, 4, 8, ... from the end, and looked at with the result.
 """
@@ -117,6 +124,7 @@ class Watch:
         self.start, self.end = times[0], times[-1]
         self.sde, self.x, self.guided = sde, x, guided
         self._limit: Tensor | None = None  # of a sample's size, the least of those known so far
+        self._least: Tensor | None = None  # the size of a sample that accounts for the states, the most so far
         self._against: Tensor | None = None
 
     def see(self, x: Tensor, output: Tensor, t: float) -> None:
@@ -130,9 +138,12 @@ class Watch:
 
         c_x, c_r = map(abs, look.data)
         estimate = torch.add(c_x * size, of_output.to(size.dtype), alpha=c_r)
-        limit = GROWTH * torch.maximum(size / look.alpha, estimate) + (KAPPA + CHANCE / math.sqrt(d)) * look.reach
+        state, noise = size / look.alpha, (KAPPA + CHANCE / math.sqrt(d)) * look.reach
+        limit = GROWTH * torch.maximum(state, estimate) + noise
         limit = torch.where(limit.isnan(), math.inf, limit)
+        least = torch.where(state.isfinite(), (state - noise) / GROWTH, -math.inf)
         self._limit = limit if self._limit is None else torch.minimum(self._limit, limit, out=limit)
+        self._least = least if self._least is None else torch.maximum(self._least, least, out=least)
 
     def _points_against(self, x: Tensor, output: Tensor, look: Look, size: Tensor, of_output: Tensor) -> Tensor:
         d, (c_x, c_r) = x[0].numel(), look.noise
@@ -154,7 +165,8 @@ class Watch:
             look = self.looks[self.start]
             far: Tensor = look.alpha * size > root_mean_square(self.x) + UNSEEN * look.alpha * look.reach
             return far
-        far = size > self._limit
+        assert self._least is not None
+        far = (size > self._limit) | (size < self._least)
         return far if self._against is None else far | self._against
 
 

@@ -123,6 +123,23 @@ def test_the_bound_is_that_of_the_formula() -> None:
     assert unseen.implausible(torch.tensor([[4.0 + 48 * 4.0 + 1e-3]]), denoised=True).tolist() == [True]
 
 
+def test_a_run_that_was_thrown_out_and_drawn_back_is_named() -> None:
+    """The bound the other way round, by hand: growth 3/2, kappa 8 in one dimension, the node before at 4."""
+    limit = 1.5 * 1.0 + 8 * 4.0
+    for size, odd in ((limit - 1e-3, False), (limit + 1e-3, True)):
+        watch = diagnosis.Watch(sg.EDMSDE(), (4.0, 2.0, 1.0), "data", torch.tensor([[4.0]]))
+        watch.see(torch.tensor([[size]]), torch.tensor([[1.0]]), 2.0)
+        assert watch.implausible(torch.tensor([[1.0]]), denoised=True).tolist() == [odd]
+
+
+@pytest.mark.parametrize("solver", ["sde-dpm2m", "seeds3-published"])
+def test_a_solver_that_diverges_is_named(solver: str) -> None:
+    """At so few steps they are not stable, and end far from data of unit size."""
+    with pytest.warns(sg.ImplausibleWarning):
+        res = sg.sample(MODES.score(VP), VP, (8, D), solver=solver, nfe=13, seed=0)
+    assert float(res.x.square().mean().sqrt()) > 3
+
+
 class Dropping(nn.Module):
     """A score with layers that train mode puts to use."""
 
