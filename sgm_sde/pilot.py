@@ -17,14 +17,14 @@ from sgm_sde._shapes import flat
 from sgm_sde.defaults import Setting
 from sgm_sde.engine.noise import Generators, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.grids import GridRule, Karras, LogSNR, Widening
+from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Widening
 from sgm_sde.options import Execution
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import plan, sample
 from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
 from sgm_sde.scores.score import as_score
-from sgm_sde.solvers import DEIS, DPMSolver, DPMSolverPP, RectifiedAdams, UniC, UniPC
+from sgm_sde.solvers import DEIS, DPMSolver, DPMSolverPP, RectifiedAdams, Solver, UniC, UniPC
 
 # The whole flow, even where log-SNR has no bound: many steps in log-SNR, from sigma / alpha = e^10 at most down to eps.
 WHOLE = Widening(first=1e30, last=1e-30, largest=math.exp(10.0))
@@ -80,38 +80,57 @@ class PilotResult(Setting):
 def default_candidates() -> tuple[Setting, ...]:
     """What `pilot` tries by default, the most useful first.
 
-    Chosen on half of the test beds of `python -m benchmarks.defaults`: solvers of several families and orders, on
-    grids of several ranges of noise levels (`Widening`), even in log-SNR, Karras', and the process' own.
+    Chosen on half of the test beds of `python -m benchmarks.defaults`, as those that are near the best on some of them:
+    solvers of several families and orders, on grids of several ranges of noise levels (`Widening`), of the whole
+    process with longer steps near pure noise (`Thinned`), even in log-SNR, Karras', and the process' own.
     """
     cubic, adams, quintic = (DPMSolver(nodes, singlestep=False, start="cold", lower_final=False) for nodes in (3, 4, 5))
     straight = UniC(RectifiedAdams(3, start="cold", lower_final=False))
+    three, four = (DPMSolverPP(nodes, start="cold", lower_final=False) for nodes in (3, 4))
+    corrected, further = UniC(three, nodes=3), UniC(four)
 
     narrow = [
         Setting(solver, Widening(first=first, last=last))
         for first, last in ((0.05, 5.0), (0.05, 2.5), (0.2, 5.0), (0.01, 10.0), (0.01, 2.5), (0.2, 1.0))
         for solver in (adams, cubic, quintic, straight, UniPC(3, lower_final=False))
     ]
-    rules: tuple[GridRule | None, ...] = (LogSNR(), Karras(), None)
-    whole_range = [
-        Setting(solver, rule)
-        for solver in (
-            adams,
-            "ipndm3",
-            DPMSolverPP(2, lower_final=True),
+    wide = [
+        Setting(solver, Thinned(even=even, last=last))
+        for even, last in ((32.0, 5.0), (64.0, 5.0), (32.0, 1.0))
+        for solver in (corrected, further, straight, adams)
+    ]
+    even: dict[GridRule | None, list[Solver | str]] = {
+        LogSNR(): [
+            corrected,
+            further,
+            DPMSolver(3, singlestep=False, start="warm", lower_final=True),
+            UniPC(3, lower_final=True),
             UniPC(3, prediction="noise", lower_final=True),
+            UniPC(2, lower_final=True),
             UniC(RectifiedAdams(2, lower_final=True)),
+            DPMSolver(2, singlestep=False),
+            DPMSolverPP(2, lower_final=True),
+            "ipndm3",
+            "ipndm-v4",
+            "midpoint",
+        ],
+        Karras(): [
+            adams,
             cubic,
             DPMSolver(3, singlestep=False, start="cold", lower_final=True),
-            quintic,
-            DPMSolverPP(3, start="cold", lower_final=False),
-            DEIS(3, start="cold", lower_final=False),
-            "ipndm4",
-            "ddim",
-            "heun",
-        )
-        for rule in rules
-    ]
-    return (*narrow, *whole_range)
+            DPMSolver(3, singlestep=False, start="warm", lower_final=True),
+            UniPC(3, lower_final=True),
+            UniPC(3, prediction="noise", lower_final=True),
+            UniC(RectifiedAdams(2, lower_final=True)),
+            DPMSolver(2, singlestep=False),
+            DEIS(2),
+            "ipndm2",
+            "ipndm3",
+            "ipndm-v4",
+        ],
+        None: [RectifiedAdams(3), UniC(RectifiedAdams(2, lower_final=True)), "ddim", "midpoint", "rk4"],
+    }
+    return (*narrow, *wide, *(Setting(solver, rule) for rule, solvers in even.items() for solver in solvers))
 
 
 @overload
