@@ -32,6 +32,7 @@ from sgm_sde.scores.score import as_score
 from sgm_sde.scores.time_labels import TimeLabel
 
 METHODS = ("flow", "weighted")
+N_TIMES = 64  # of the weighted loss
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class LatentScoreModel:
         *,
         method: str | Method = "flow",
         draws: int = 1,
-        n_times: int = 64,
+        n_times: int | None = None,
         eps: float | None = None,
         seed: Seeds = None,
         generator: Generators = None,
@@ -219,7 +220,7 @@ class LatentScoreModel:
             x: data (B, *).
             method: `"flow"` or `"weighted"`; or how the flow is solved, such as `FixedGrid(96)`.
             draws: latents a sample, averaged.
-            n_times: times of the weighted loss, one network call each; its end takes four more.
+            n_times: times of the weighted loss, 64 if not given, one network call each; its end takes four more.
             eps: time at which the prior's density is taken; `sde.likelihood_eps` if not given.
             seed: of latents, noises and probes; one int, or one a sample.
             generator: instead of `seed`.
@@ -234,8 +235,10 @@ class LatentScoreModel:
         if isinstance(method, Method):
             options, method = {"method": method, **options}, "flow"
         one_of("method", method, METHODS)
-        for name, count in (("draws", draws), ("n_times", n_times)):
-            whole(name, count)
+        draws = whole("draws", draws)
+        if method == "flow" and n_times is not None:
+            raise ValueError(f"n_times={n_times!r} is of method='weighted': the flow has steps=")
+        n_times = whole("n_times", N_TIMES if n_times is None else n_times)
         if method == "weighted" and options:
             raise ValueError(f"{', '.join(options)} are options of method='flow'")
         x = check_points(x)

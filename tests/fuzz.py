@@ -54,6 +54,7 @@ Z = torch.stack([X, 0.1 * X], 1)
 JOINT = sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sg.CLD())
 IMAGES = sg.oracles.Gaussian(torch.zeros(3, 2, 2), 0.25).score(VP)
 NOISE = sg.from_noise(lambda x, t, **kwargs: 0.1 * x, VP)
+GUIDED = sg.guidance.Auto(SCORE, NOISE, 2.0)
 LATENT = sg.LatentScoreModel(lambda x: Normal(0.5 * x, 0.7), lambda z: Normal(z, 1.0), SCORE, VP)
 
 
@@ -232,6 +233,11 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Score": (sg.Score, {"*net": net, "*sde": VP, "*prediction": "noise", "time_label": None, "input_scale": None}),
     "Shifted": (sg.grids.Shifted, {"*shift": 3.0, "*base": sg.grids.Uniform()}),
     "FromLevels": (sg.grids.FromLevels, {"*levels": [14.0, 6.0, 3.0, 1.0, 0.0]}),
+    "Rescaled": (sg.guidance.Rescaled, {"*guided": GUIDED, "*strength": 0.7}),
+    "APG": (sg.guidance.APG, {"*guided": GUIDED, "*eta": 0.0, "*norm": None}),
+    "Weakened": (sg.guidance.Weakened, {"*score": SCORE, "*weak": SCORE, "*scale": 1.0, "interval": None}),
+    "Thresholded": (sg.guidance.Thresholded, {"*score": SCORE, "*limit": 1.0, "*percentile": None}),
+    "cfg_plus_plus": (sg.guidance.cfg_plus_plus, {"*scale": 0.6, "*sde": sg.EDMSDE(), "*grid": [8.0, 4.0, 1.0]}),
     "Thinned": (sg.grids.Thinned, {"data_std": 1.0, "even": 15.0, "last": 5.0, "largest": 400.0}),
     "Record": (recorded, {"trajectory": None, "callback": None, "progress": False}),
     "Execution": (executed, {
@@ -330,7 +336,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "*score_fn": JOINT, "*sde": sg.CLD(), "shape": (3, 2, 2), "solver": sg.SSCS(), "steps": 4, "seed": 0, "final": None,
     }),
     "LatentScoreModel": (sg.LatentScoreModel, {"*encoder": LATENT.encoder, "*decoder": LATENT.decoder, "*score_fn": SCORE, "*sde": VP}),
-    "LatentScoreModel.bound": (LATENT.bound, {"*x": X, "method": "flow", "draws": 1, "n_times": 3, "eps": None, "seed": 0}),
+    "LatentScoreModel.bound": (LATENT.bound, {"*x": X, "method": "flow", "draws": 1, "n_times": None, "eps": None, "seed": 0}),
     "MixedNoise": (sg.MixedNoise, {"*net": net, "*sde": VP, "*shape": (2,), "initial": 0.5, "time_label": None}),
     "Model": (sg.Model, {
         "name": "x", "score": SCORE, "sde": VP, "shape": (2,), "n_classes": None, "data_range": None, "n_levels": None,

@@ -254,6 +254,19 @@ def test_shipped_models_give_their_own_number() -> None:
         sg.Model("bare", model.score, model.sde, (1, 8, 8)).bits_per_dim(levels)
 
 
+def test_a_range_that_no_number_of_bits_gives_away_is_told_by_the_latents() -> None:
+    """Half of the right range: fewer bits than a uniform guess, and latents of a quarter of the prior's variance."""
+    data = sg.oracles.Gaussian(torch.zeros(8), 0.25)
+    levels = ((data.sample(256, seed=0) + 2) / 4 * 64).floor().long().clamp(0, 63)
+    call: dict[str, Any] = {"n_levels": 64, "seed": 0, "trace": "exact"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        right = sg.bits_per_dim(data.score(VP), VP, levels, data_range=(-2.0, 2.0), **call)
+    with pytest.warns(BitsPerDimWarning, match=r"latents of 0.2\d* times the prior's variance"):
+        wrong = sg.bits_per_dim(data.score(VP), VP, levels, data_range=(-1.0, 1.0), **call)
+    assert right.value < wrong.value < 6
+
+
 def test_numbers_that_cannot_be_meant() -> None:
     """More bits than a uniform guess warn with likely reasons; a range that the data show to be wrong is an error."""
     score = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(VP)

@@ -542,17 +542,16 @@ def test_correctors_see_the_predicted_state_and_predictors_the_corrected() -> No
         data = score.denoised(x, s)
         return VP.alpha(t) * data + VP.sigma(t) * (x - VP.alpha(s) * data) / VP.sigma(s)
 
-    def langevin(x: Tensor, t: float, cleaner: float) -> Tensor:
+    def langevin(x: Tensor, t: float) -> Tensor:
         s = score(x, t)
-        a = (VP.alpha(t) / VP.alpha(cleaner)) ** 2
-        eps = 2 * a * (0.3 * VP.sigma(t)) ** 2
+        eps = 2 * (0.3 * VP.sigma(t)) ** 2
         return x + eps * s + (2 * eps).sqrt() * z.normal((3, 2), F64)
 
     torch.testing.assert_close(x0, VP.prior_sample((3, 2), seed=0, dtype=F64), rtol=0, atol=0)
     torch.testing.assert_close(x1, ddim(x0, 1.0, 0.5), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(x1_corrected, langevin(x1, 0.5, 0.1), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(x1_corrected, langevin(x1, 0.5), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(x2, ddim(x1_corrected, 0.5, 0.1), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(res.x, langevin(x2, 0.1, 0.0), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(res.x, langevin(x2, 0.1), rtol=1e-10, atol=1e-10)
 
 
 # --- devices ---------------------------------------------------------------------------------------------------------

@@ -1013,6 +1013,16 @@ RESCALED: dict[str, Callable[[Tensor], Tensor]] = {
     "shrinking": lambda t: 0.5 * torch.exp(0.4 * t),
 }
 METHODS: dict[str, Callable[[sg.Score, inverse.Measurement], tuple[sg.Score, sg.Solver]]] = {
+    "langevin": lambda score, seen: (score, sg.PredictorCorrector(sg.DDIM(), sg.Langevin(0.3))),
+    "langevin, spread": lambda score, seen: (
+        score,
+        sg.PredictorCorrector(sg.DDIM(), sg.Langevin(0.3, 2, data_std=0.4), "CP"),
+    ),
+    "annealed langevin": lambda score, seen: (score, sg.AnnealedLangevin(0.2, 3)),
+    "langevin and diffpir": lambda score, seen: (
+        sg.inverse.DiffPIR(score, seen, 2.0),
+        sg.PredictorCorrector(sg.DPMSolverPP(2), sg.Langevin(0.2)),
+    ),
     "dps": lambda score, seen: (score, sg.inverse.DPS(sg.Ancestral(), seen)),
     "dps, ddim": lambda score, seen: (score, sg.inverse.DPS(sg.DDIM(eta=0.5), seen, zeta=0.3)),
     "replacement": lambda score, seen: (score, sg.inverse.Replacement(sg.Ancestral(), seen)),

@@ -565,8 +565,8 @@ def uniform_score(monkeypatch: pytest.MonkeyPatch, lo: float, hi: float) -> None
     def fake(score_fn: Any, sde: Any, x: Tensor, **_: Any) -> Any:
         assert bool(((x >= lo) & (x < hi)).all())
         value = torch.full((len(x),), -x[0].numel() * math.log(hi - lo), dtype=F64)
-        nothing = 0 * value
-        return sg.LogProbResult(value, nothing, nothing, x, value, value, value, value, value, (), 1, 0, None)  # type: ignore[arg-type]
+        nothing, latent = 0 * value, torch.ones_like(x)
+        return sg.LogProbResult(value, nothing, nothing, latent, value, value, value, value, value, (), 1, 0, None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sg.likelihood.dequantisation, "log_prob", fake)
 

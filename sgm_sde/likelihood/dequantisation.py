@@ -32,6 +32,7 @@ DEQUANTISATIONS = {
 }
 
 
+LATENT_SIZE = 2.0  # times the prior's variance, or a part of it: right ranges give 0.9 to 1.1 on the shipped networks
 BEYOND_ANY = 16.0  # bits/dim above those of a uniform guess, which no network gives data of its range
 
 
@@ -108,7 +109,8 @@ def bits_per_dim(
             `data_range` gives.
 
     Warns:
-        BitsPerDimWarning: for more bits than the log2(n_levels) of a uniform guess.
+        BitsPerDimWarning: for more bits than the log2(n_levels) of a uniform guess, and for latents of another size
+            than the prior's, as a wrong `data_range` that gives fewer bits leaves them.
 
     Source: Theis et al., 2016, arXiv:1511.01844; Ho et al., 2019, arXiv:1902.00275; Burda et al., 2016,
     arXiv:1509.00519 (importance weights); Song et al., 2021, arXiv:2101.09258 (diffusion to eps); Zheng et al., 2023,
@@ -172,6 +174,9 @@ def bits_per_dim(
     else:
         per_image = draws.mean(0)
     _judge(float(per_image.mean()), n_levels, data_range, dequantize, options)
+    plain = not isinstance(sde, MatrixSDE) and options.get("prior") is None
+    if plain and float(per_image.mean()) <= math.log2(n_levels):
+        _judge_latents(result.latent / sde.prior_std, data_range)
     stderr = float(per_image.std()) / math.sqrt(len(per_image)) if len(per_image) > 1 else math.nan
     what = DEQUANTISATIONS[dequantize] if isinstance(dequantize, str) else "variational dequantisation"
     if importance:
@@ -206,6 +211,22 @@ def _judge(
     if not options.get("model_kwargs"):
         reasons.append("labels in model_kwargs, if it takes some")
     warnings.warn(f"{shown}: look at {'; '.join(reasons)}", BitsPerDimWarning, stacklevel=3)
+
+
+def _judge_latents(z: Tensor, data_range: tuple[float, float]) -> None:
+    """Warn where the flow carries images to latents z (B, *) of another size than the prior's: it knows other data.
+
+    A range that is too narrow gives fewer bits than the right one, and nothing else shows it.
+    """
+    size, doubt = float(z.double().square().mean()), 6 * math.sqrt(2 / z.numel())
+    if 1 / LATENT_SIZE - doubt < size < LATENT_SIZE + doubt:
+        return
+    warnings.warn(
+        f"the flow carries the images to latents of {size:.3g} times the prior's variance, so that the network knows "
+        f"other data than these: look at data_range={data_range!r}, at n_levels, and at eps, where it may not be good",
+        BitsPerDimWarning,
+        stacklevel=3,
+    )
 
 
 def _bin_noise(

@@ -29,7 +29,18 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import FAR, described, ends_of, flag, number, numbers, require_function, require_one_a_sample
+from sgm_sde._checks import (
+    FAR,
+    described,
+    ends_of,
+    flag,
+    instance_of,
+    number,
+    numbers,
+    real,
+    require_function,
+    require_one_a_sample,
+)
 from sgm_sde._shapes import expand
 from sgm_sde._times import ROUNDING
 from sgm_sde._tree import Path, each_leaf
@@ -150,6 +161,7 @@ def _checked_scale(scale: Any, score: Score) -> Any:
             raise ValueError(f"scale must have one number a sample, (B,), got shape {tuple(value.shape)}")
         return PerSample(value)
     if callable(scale):
+        require_function("scale", scale, "of the noise level, or a number", 1)
         if not score.sde.is_linear:
             raise TypeError(f"a scale of the noise level needs a LinearSDE, got {score.sde!r}")
         return scale
@@ -158,7 +170,8 @@ def _checked_scale(scale: Any, score: Score) -> Any:
 
 def _of_level(scale: Callable[[Tensor], Tensor | float], level: Tensor) -> Tensor:
     """The values (B,) of a scale that is a function of the noise levels (B,)."""
-    value = torch.as_tensor(scale(level)).to(level)
+    value = scale(level)
+    value = value.to(level) if isinstance(value, Tensor) else level.new_tensor(real("scale(level)", value))
     if value.shape not in (level.shape, torch.Size()):
         raise ValueError(f"scale(level) must return {tuple(level.shape)} numbers, got shape {tuple(value.shape)}")
     return value.expand(level.shape)
@@ -728,6 +741,7 @@ def cfg_plus_plus(scale: float, sde: LinearSDE, grid: Any) -> Callable[[Tensor],
         tensor([1.2000, 0.8000, 0.6000])
     """
     scale = number("scale", scale, least=0, most=1)
+    instance_of("sde", sde, LinearSDE, "a LinearSDE")
     times = grid.times if isinstance(grid, Grid) else Grid(grid).times
     levels = [math.exp(-node.lam) for node in sde.nodes(times)]
     values = [scale / (1 - after / before) for before, after in pairwise(levels)] + [scale]

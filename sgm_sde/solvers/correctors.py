@@ -81,18 +81,20 @@ class LangevinNormWarning(UserWarning):
 class Langevin(Corrector):
     r"""Langevin corrector with the step size set by a signal-to-noise ratio.
 
-    $$ x \leftarrow x + \epsilon\,s + \sqrt{2\epsilon}\,z, \qquad \epsilon = 2 a\,r^2\,v, \qquad
+    $$ x \leftarrow x + \epsilon\,s + \sqrt{2\epsilon}\,z, \qquad \epsilon = 2\,r^2\,v, \qquad
        v = \alpha_t^2\,s_{data}^2 + \sigma_t^2 $$
 
-    with $a = (\alpha_i/\alpha_{i+1})^2$ from the node and the next cleaner one (t = 0 after the last): 1 on VE,
-    $1 - \beta_i$ on DDPM's table, whatever the number of steps. In a direction of variance $v'$ the marginal's variance
-    becomes $v' / (1 - a r^2 v / v')$, in any number of dimensions: at most 2.6 % too much with r = 0.16.
+    the same on every linear process: with x / c(t) for x and the same denoiser, samples are the same. In a direction of
+    variance $v'$ the marginal's variance becomes $v' / (1 - r^2 v / v')$, in any number of dimensions: at most 2.6 %
+    too much with r = 0.16.
 
     With `norm="expected"` the step size is that of the published $\epsilon = 2a(r\,|z|/|s|)^2$ with both norms at what
-    they are for a marginal of variance v: known before x, so that nothing of a sample steers its own step. The
-    published norms do, and have another law where they are made of few numbers n: D of them for `"sample"`, D times
-    the batch for `"batch"`. Variance of $N(0, 1)$ after 1000 updates with the exact score and r = 0.16, measured by
-    `make bench-law`; from n = 8 on it is $(1 + 2/n)^2 (1 + r^2)$ to 1 %:
+    they are for a marginal of variance v, and a = 1: known before x, so that nothing of a sample steers its own step.
+    The published ones have $a = (\alpha_i/\alpha_{i+1})^2$ from the node and the next cleaner one (t = 0 after the
+    last): 1 on VE, $1 - \beta_i$ on DDPM's table, whatever the number of steps. Their norms steer it, and have another
+    law where they are made of few numbers n: D of them for `"sample"`, D times the batch for `"batch"`. Variance of
+    $N(0, 1)$ after 1000 updates with the exact score and r = 0.16, measured by `make bench-law`; from n = 8 on it is
+    $(1 + 2/n)^2 (1 + r^2)$ to 1 %:
 
     | D | `"expected"` | `"sample"`, or `"batch"` of 1 | `"batch"` of 4 | of 16 | of 256 |
     |---|---|---|---|---|---|
@@ -142,10 +144,9 @@ class Langevin(Corrector):
 
     def constants(self, sde: SDE, grid: Grid) -> Sequence[float]:
         """The step size epsilon of each node; with norms of the state, the factor a."""
-        factors = self._factors(sde, grid)
         if self.norm != "expected":
-            return factors
-        return [2 * a * self.snr**2 * v for a, v in zip(factors, self._variances(sde, grid), strict=True)]
+            return self._factors(sde, grid)
+        return [2 * self.snr**2 * v for v in self._variances(sde, grid)]
 
     def _factors(self, sde: SDE, grid: Grid) -> Sequence[float]:
         """The factor a of each node; 1 where there is no alpha."""
