@@ -30,6 +30,7 @@ from sgm_sde.likelihood import LogProbResult, bits_per_dim, ddpm_bound, decode, 
 from sgm_sde.likelihood.joint import joint_log_prob, velocity_bound
 from sgm_sde.models import Model, load_model
 from sgm_sde.options import Execution, Record, StepInfo
+from sgm_sde.parallel import ParallelResult, sample_in_parallel
 from sgm_sde.pilot import PilotResult, PilotWarning, pilot
 from sgm_sde.processes import (
     CLD,
@@ -212,6 +213,7 @@ __all__ = [
     "MixedNoise",
     "Model",
     "NonFiniteWarning",
+    "ParallelResult",
     "PerSample",
     "PilotResult",
     "PilotWarning",
@@ -276,6 +278,7 @@ __all__ = [
     "pilot",
     "presets",
     "sample",
+    "sample_in_parallel",
     "slerp",
     "solvers",
     "spec",

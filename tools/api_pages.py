@@ -34,7 +34,7 @@ SUBJECTS = (
         "sampling",
         "Sampling",
         "From a score and a process to samples: the call, its result, and which solver and grid it uses.",
-        ("sampling", "options", "results", "defaults", "pilot", "calibration", "diagnosis"),
+        ("sampling", "parallel", "options", "results", "defaults", "pilot", "calibration", "diagnosis"),
     ),
     Subject(
         "processes",
