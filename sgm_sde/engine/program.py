@@ -412,6 +412,10 @@ class Step:
         self._tracer.n_noises += 1
         return Form({("noises", self._tracer.n_noises - 1): 1.0})
 
+    def below(self, t: float) -> Any:
+        """The node at a time below the step's end, of which no state is asked; that of `eps` at the least."""
+        return self._tracer.node(max(t, self._tracer.sde.eps))
+
     def until(self, end: Any) -> Step:
         """The same step with another end, which need not be a time of the process."""
         return Step(self._tracer, self._path, self.i, end)

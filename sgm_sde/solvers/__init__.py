@@ -34,6 +34,7 @@ from sgm_sde.solvers.families import (
     UniC,
     UniPC,
 )
+from sgm_sde.solvers.few_steps import TCD, Consistency
 from sgm_sde.solvers.matrix import GDDIM, SSCS, VelocityLangevin
 from sgm_sde.solvers.runge_kutta import (
     BOSH3,
@@ -166,6 +167,7 @@ __all__ = [
     "RK4",
     "SEEDS",
     "SSCS",
+    "TCD",
     "TSIT5",
     "Adaptive",
     "AdaptiveSolver",
@@ -173,6 +175,7 @@ __all__ = [
     "AncestralNoise",
     "AnnealedLangevin",
     "BatchCoupledWarning",
+    "Consistency",
     "Corrector",
     "DPMSolver",
     "DPMSolverPP",

@@ -1,0 +1,119 @@
+"""Samplers for networks that map any state to the data in one call: consistency models and their kin."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sgm_sde._checks import number
+from sgm_sde.engine.program import Form, Step
+from sgm_sde.solvers.base import Solver
+
+
+def renoised(k: Step, eta: float) -> Form:
+    r"""$\alpha' D + \sigma'\,(\sqrt{1 - \eta^2}\,\epsilon + \eta\,z)$ with $\epsilon = (x - \alpha D)/\sigma$."""
+    s, t = k.start, k.end
+    D = k.evaluate(k.x, s)
+    kept = t.sigma * math.sqrt(1 - eta**2) / s.sigma
+    state = kept * k.x + (t.alpha - kept * s.alpha) * D
+    return state + eta * t.sigma * k.noise() if eta else state
+
+
+@dataclass(frozen=True)
+class Consistency(Solver):
+    r"""Multistep consistency sampling: to the data in one call, and back to the next noise level.
+
+    $$ x' = \alpha' D + \sigma'\,\bigl(\sqrt{1 - \eta^2}\,\epsilon + \eta\,z\bigr), \qquad
+       \epsilon = \frac{x - \alpha D}{\sigma} $$
+
+    $\eta = 1$ draws all of the noise anew, as consistency and latent consistency models do, $\eta = 0$ is DDIM. For
+    networks whose output is a sample and not the mean of the data: with the mean, $\eta > 0$ takes out spread at each
+    step however short, so that no order is claimed. One network call a step; `final="denoise"` is the last of them.
+
+    | network | needs | solver |
+    |---|---|---|
+    | consistency model (Song et al., 2023) | D(x, t), equal to x at the smallest noise | `Consistency()` |
+    | latent consistency (Luo et al., 2023) | noise or v on the teacher's table, scale as condition | `Consistency()` |
+    | trajectory consistency (Zheng et al., 2024) | the same, consistent from t to any s below | `TCD(gamma)` |
+    | a diffusion model | the mean of the data | `DDIM()` and others, not these |
+
+    Args:
+        eta: share of new noise, in [0, 1].
+
+    Raises:
+        ValueError: for `eta` out of range.
+
+    Source: Song et al., 2023, arXiv:2303.01469, algorithm 1; Luo et al., 2023, arXiv:2310.04378.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> print(Consistency().compile(sg.EDMSDE(), sg.Grid([2.0, 1.0])))
+        consistency: 1 steps, 1 evaluations of the data
+        *e x0 (t=2) = initial state
+        *  x1 (t=1) = +1 e0 +1 z0
+    """
+
+    eta: float = 1.0
+    name = "consistency"
+    order = 0
+    prediction = "data"
+    grids = ("table",)
+    source = "Song et al., 2023, arXiv:2303.01469"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eta", number("eta", self.eta, least=0, most=1))
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise is drawn."""
+        return self.eta > 0
+
+    def step(self, k: Step) -> Form:
+        """One step."""
+        return renoised(k, self.eta)
+
+
+@dataclass(frozen=True)
+class TCD(Solver):
+    r"""Strategic stochastic sampling of trajectory consistency: by DDIM below the next time, and noise back up to it.
+
+    $$ x_s = \alpha_s D + \sigma_s \epsilon, \quad s = (1 - \gamma)\,t', \qquad
+       x' = \frac{\alpha'}{\alpha_s} x_s + \sqrt{\sigma'^2 - \Bigl(\frac{\alpha'\sigma_s}{\alpha_s}\Bigr)^2}\;z $$
+
+    $\gamma = 0$ is DDIM and $\gamma = 1$ `Consistency()`. One network call a step; no order is claimed.
+
+    Args:
+        gamma: in [0, 1]; the paper takes 0.3.
+
+    Raises:
+        ValueError: for `gamma` out of range.
+
+    Source: Zheng et al., 2024, arXiv:2402.19159, section 4.2.
+
+    Example:
+        >>> TCD(0.0).stochastic, TCD().stochastic
+        (False, True)
+    """
+
+    gamma: float = 0.3
+    name = "tcd"
+    order = 0
+    prediction = "data"
+    grids = ("table",)
+    source = "Zheng et al., 2024, arXiv:2402.19159"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "gamma", number("gamma", self.gamma, least=0, most=1))
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise is drawn."""
+        return self.gamma > 0
+
+    def step(self, k: Step) -> Form:
+        """One step."""
+        if self.gamma in (0.0, 1.0):
+            return renoised(k, self.gamma)
+        below = k.below((1 - self.gamma) * k.end.t)
+        kept = below.noise_level / k.end.noise_level
+        return renoised(k, math.sqrt(1 - kept**2))
