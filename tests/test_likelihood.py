@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.likelihood import (
     AdaptiveFlow,
     AdjointFlow,
     Exact,
     FixedGrid,
     Hutchinson,
+    LikelihoodWarning,
     ScipyRK45,
     Stretched,
     pilot_probe_basis,
@@ -453,6 +454,89 @@ def test_a_likelihood_depends_on_its_own_seed(order: list[int]) -> None:
     torch.testing.assert_close(permuted, together[list(order)], rtol=1e-12, atol=1e-12)
     alone = sg.log_prob(COUPLED.score(sde), sde, x[2:3], seed=[4], method=FixedGrid(8)).value
     torch.testing.assert_close(alone, together[2:3], rtol=1e-12, atol=1e-12)
+
+
+# --- errors as stated ------------------------------------------------------------------------------------------------
+
+SCALES = torch.tensor([1.0, 1e-3], dtype=F64).repeat_interleave(4)
+STATED: dict[str, tuple[sg.oracles.Oracle, float]] = {
+    "narrow": (sg.oracles.Gaussian(torch.zeros(2, dtype=F64), 1e-6), 0.0),
+    "wide": (sg.oracles.Gaussian(torch.zeros(2, dtype=F64), 900.0), 0.0),
+    "two scales": (sg.oracles.Gaussian(torch.zeros(8, dtype=F64), torch.diag(SCALES**2)), 0.0),
+    "mixture": (MIXTURE, 0.0),
+    "off the data": (MIXTURE, 1.0),
+}
+
+
+@pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
+@pytest.mark.parametrize("name", list(STATED))
+def test_the_error_is_the_stated_one(name: str, process: str) -> None:
+    """`error` bounds what is off in nearly all points, on one grid; the default is within its tolerance."""
+    (oracle, off), sde = STATED[name], LINEAR[process]
+    x = oracle.sample(12, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    x = x + off * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+    d, known = x[0].numel(), oracle.log_prob(x, sde, sde.likelihood_eps)
+    options: dict[str, Any] = {"prior": lambda z: oracle.log_prob(z, sde, sde.T), "trace": "exact"}
+    grid = sg.log_prob(oracle.score(sde), sde, x, method=FixedGrid(48), **options)
+    off_by = (grid.value - known).abs() / d
+    assert int((off_by > grid.error / d + 1e-6).sum()) <= 1
+    res = sg.log_prob(oracle.score(sde), sde, x, **options)
+    assert float((res.value - known).abs().max()) / d < 2e-4
+    assert bool((res.error <= 1e-4 * d).all()) and res.unresolved == ()
+
+
+def test_two_scales_leave_no_noise() -> None:
+    """A trace that is rough between the nodes is no noise of the probes: on a diagonal these have none."""
+    oracle, sde = STATED["two scales"][0], LINEAR["vp"]
+    x = oracle.sample(3, sde, 1e-5, seed=0, dtype=F64)
+    res = sg.log_prob(oracle.score(sde), sde, x, trace="hutchinson", method=FixedGrid(48), seed=0)
+    exactly = sg.log_prob(oracle.score(sde), sde, x, trace="exact", method=FixedGrid(48))
+    assert float(res.stderr.max()) < 1e-9
+    torch.testing.assert_close(res.value, exactly.value, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(res.error, exactly.error, rtol=1e-6, atol=1e-9)
+
+
+def test_samples_that_do_not_reach_the_tolerance_are_named() -> None:
+    """In the result and a warning, where gradients leave no adaptive solver."""
+    sde = LINEAR["vp"]
+    x = torch.tensor([[1.0, 0.0], [0.05, 0.0]], dtype=F64)
+    with pytest.warns(LikelihoodWarning, match=r"of 2 of 2 samples did not come down .* sample 0 is .* nats/dim"):
+        res = sg.log_prob(RIDGE.score(sde), sde, x, method=FixedGrid(atol=1e-12), enable_grad=True)
+    assert res.unresolved == (0, 1) and bool((res.error > 2e-12).all())
+    assert "2 above the tolerance" in str(res)
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_parts_of_a_batch(trace: str) -> None:
+    """Values do not depend on how many samples are run at once, refined ones neither."""
+    sde = LINEAR["vp"]
+    x = torch.tensor([[1.0, 0.0], [0.1, 0.1], [-1.0, 0.2], [0.4, 0.3], [0.9, -0.2]], dtype=F64)
+    whole = sg.log_prob(RIDGE.score(sde), sde, x, trace=trace, seed=0)
+    for batch_size in (1, 2, 5):
+        parts = sg.log_prob(RIDGE.score(sde), sde, x, trace=trace, seed=0, batch_size=batch_size)
+        torch.testing.assert_close(parts.value, whole.value, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(parts.stderr, whole.stderr, rtol=1e-6, atol=1e-9)
+
+
+def test_the_trace_is_exact_in_few_dimensions() -> None:
+    """By default; the protocol says which it was."""
+    for d, said in ((16, "by its exact trace"), (17, "Hutchinson's estimate with 1 rademacher probe, fresh")):
+        oracle = sg.oracles.Gaussian(torch.zeros(d), 0.25)
+        res = sg.log_prob(oracle.score(VP), VP, torch.zeros(2, d), method=FixedGrid(8), seed=0)
+        assert said in str(res.protocol)
+
+
+def test_the_asymmetry_of_a_jacobian() -> None:
+    """Zero for a gradient; of two probes the mean over draws is that of the Jacobian itself."""
+    matrix = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
+    x = torch.zeros(4000, 3, dtype=F64, requires_grad=True)
+    for a in (matrix, matrix + matrix.T):
+        out = x @ a.T
+        truth = torch.stack([(a - a.T).square().sum(), (a + a.T).square().sum()])
+        exactly = Exact().estimate(x, resolve_seeds(0, None, 4000), True)(out, x, None, False)[:, -2:]
+        torch.testing.assert_close(exactly, truth.expand(4000, 2))
+        drawn = Hutchinson().estimate(x, resolve_seeds(0, None, 4000), True)(out, x, None, False)[:, -2:]
+        torch.testing.assert_close(drawn.mean(0), truth, rtol=0.1, atol=1e-9)
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------

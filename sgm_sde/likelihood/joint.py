@@ -129,7 +129,7 @@ def joint_log_prob(
     if isinstance(trace, Exact):
         stderr, freedom = torch.zeros_like(volume), torch.full_like(volume, math.inf)
     else:
-        companion = terms[:, :, -1] if estimate.companion else None
+        companion = terms[:, :, estimate.columns] if estimate.companion else None
         stderr, freedom = probe_error(terms[:, :, : estimate.columns], torch.from_numpy(weights), companion)
     prior = sde.prior_log_prob(latent)
     value = prior + volume

@@ -113,6 +113,7 @@ class LogProbResult:
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """Mean of (B,), and its standard error; NaN for a single one."""
+    values = values.detach()
     error = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return float(values.mean()), error
 

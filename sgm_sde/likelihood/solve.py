@@ -40,7 +40,7 @@ from sgm_sde.solvers.runge_kutta import DOPRI5
 DAMPED_BELOW = 0.2  # noise, as a fraction of the data
 REFINEMENTS = (2, 4)  # times the steps
 SAFETY = 2.0  # of the estimated error of a grid
-WRONG_SCORE = 0.05  # share of the score that may be wrong in a network
+WRONG_SCORE = 0.01  # share of the score that may be wrong besides what the Jacobian's asymmetry shows
 HOPELESS = 2.0**-8  # of the tolerance to the error: beyond, a grid of more steps is not tried
 TOLERANCES = (0.1, 0.01)  # of an adaptive solver, in units of the error that is asked of the value
 ADAPTIVE_ERROR = 1.0  # share of the embedded errors' sum
@@ -242,12 +242,15 @@ class Integrals:
         last = self._states[len(self._traces) - 1] - latent / grid.spreads[-1]
         defect = self._defect + dot(self._scores[len(self._traces) - 1], last)
         terms = self.terms(latent)
-        fresh, seen = terms[:, :, : estimate.columns], terms.detach().double()
+        fresh, seen = terms[:, :, : estimate.columns], terms[:, :, : estimate.columns + estimate.companion]
+        seen = seen.detach().double()
         volume = fresh.mean(2).sum(0) + latent[0].numel() * math.log(grid.spreads[-1] / grid.spreads[0])
         weights = torch.from_numpy(table.weights).to(seen)[:, None]
         of_divergence = quadrature_error(seen[:, :, -1] / weights, table.weights, table.halves, table.quarters)
         jumps = torch.stack(self._errors).double()
-        error = SAFETY * (of_divergence + jumps[:, :3].sum(0).abs().sum(0)) + WRONG_SCORE * jumps[:, 3].abs().sum(0)
+        skew, symmetric = torch.stack([trace[:, -2:] for trace in self._traces]).detach().double().sum(0).unbind(1)
+        wrong = WRONG_SCORE + (skew / symmetric.clamp(min=torch.finfo(skew.dtype).tiny)).sqrt().clamp(max=1.0)
+        error = SAFETY * (of_divergence + jumps[:, :3].sum(0).abs().sum(0)) + wrong * jumps[:, 3].abs().sum(0)
         if estimate.fixed is None:
             stderr, freedom = torch.zeros_like(error), torch.full_like(error, torch.inf)
         else:
@@ -436,11 +439,17 @@ class NormalisedFlow:
         if self.alone or whole:
             with nullcontext() if whole else model.only(index, self.n):
                 out = model.evaluate(x, times)
-            return out, model.traces.pop() if isinstance(model, TraceModel) else None
+            return out, self._traces()
         batch = self.x.detach().index_copy(0, index, x)
         filled = times[:1].expand(self.n).index_copy(0, index, times)
         out = model.evaluate(batch, filled)[index]
-        return out, model.traces.pop()[index] if isinstance(model, TraceModel) else None
+        trace = self._traces()
+        return out, None if trace is None else trace[index]
+
+    def _traces(self) -> Tensor | None:
+        """Those of the last evaluation, (B, columns)."""
+        model = self.model
+        return model.traces.pop()[:, : model.estimate.columns] if isinstance(model, TraceModel) else None
 
     def score(self, lam: Tensor, z: Tensor, slope: Tensor) -> Tensor:
         """The score in z that goes with slopes of z in lambda (b,)."""
@@ -558,7 +567,7 @@ def scipy_rk45(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, rtol: f
         (node,) = sde.nodes([t])
         (time,) = model.times([t], state)
         out = model.evaluate(state, time).to(x.dtype)
-        trace = model.traces.pop()
+        trace = model.traces.pop()[:, :columns]
         check_output(state, out, t, trace)  # SciPy's first step would be NaN, and it would try it for ever
         c_x, c_r = convert(prediction, "flow", node)
         traces = c_x * d + c_r * trace

@@ -28,12 +28,16 @@ from sgm_sde.scores.score import Score
 
 PROBES = ("rademacher", "gaussian")
 BASES = ("pixel", "colour", "dct")
+BLOCK = 16  # rows and columns of the Jacobian in which an exact trace looks at its symmetry
 DRAWS = 2**24  # that a run has to itself
 FIXED_PROBES = 4  # of samples that leave a grid, where probes cannot be fresh
 
 
 class Estimate(Protocol):
-    """An estimator of the trace of a network's Jacobian.
+    """An estimator of the trace of a network's Jacobian J.
+
+    The last two columns of what it returns tell how far J is from symmetric, as the Jacobian of a gradient is:
+    estimates of |J - J^T|^2 and |J + J^T|^2 in Frobenius' norm, or zeros where nothing tells them.
 
     Attributes:
         columns: estimates at each evaluation.
@@ -54,7 +58,9 @@ class Estimate(Protocol):
         """One with the same randomness at each evaluation, for methods that find their own steps."""
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
-        """Estimates (B, columns), or one more, for the output at x, both (B, *), on the tape.
+        """Estimates (B, columns), the companion's if there is one, and those of the asymmetry (B, 2).
+
+        For the output at x, both (B, *), on the tape.
 
         `rows` are the numbers of the samples in the batch, where some have left it; `keep` is whether the estimates are
         differentiable themselves.
@@ -146,6 +152,7 @@ class ExactTrace:
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
         d, total = x[0].numel(), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        seen: list[Tensor] = []  # of the first rows, (rows, B, columns)
         for i in range(0, d, self.chunk):
             at = torch.arange(i, min(i + self.chunk, d), device=x.device)
             v = torch.zeros(len(at), len(x), d, dtype=x.dtype, device=x.device)
@@ -157,7 +164,11 @@ class ExactTrace:
                 products = _vjp(out, x, v.view(len(at), *out.shape), keep, batched=True)
             products = products.reshape(len(at), len(x), d)
             total = total + products[torch.arange(len(at), device=x.device), :, at].sum(0)
-        return total[:, None]
+            if i < BLOCK:
+                seen.append(products[: BLOCK - i, :, :BLOCK].detach())
+        block = torch.cat(seen).transpose(0, 1)
+        sizes = [(block + sign * block.mT).flatten(1).square().sum(1) for sign in (-1, 1)]
+        return torch.stack([total, *sizes], 1)
 
     def __str__(self) -> str:
         return "its exact trace"
@@ -197,7 +208,13 @@ class RandomTrace:
             self.probes = [self._draw(x) for _ in range(self.columns)]
         probes = [z if rows is None else z[rows] for z in (*self.probes, *self._kept)]
         self.vjps += len(probes)
-        return torch.stack([dot(_vjp(out, x, z, keep), z) for z in probes], 1)
+        products = [_vjp(out, x, z, keep) for z in probes]
+        estimates = [dot(product, z) for product, z in zip(products, probes, strict=True)]
+        if len(probes) == 1:
+            return torch.stack([*estimates, *2 * [torch.zeros_like(estimates[0])]], 1)
+        # For two probes z and y the mean of (y J z - z J y)^2 is the norm of J - J^T.
+        one, other = (dot(products[i].detach(), probes[j]) for i, j in ((0, -1), (-1, 0)))
+        return torch.stack([*estimates, (one - other).square(), (one + other).square()], 1)
 
     def __str__(self) -> str:
         basis = "" if self.basis == "pixel" else f" in the {self.basis} basis"
