@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -395,7 +395,7 @@ def measure_order(
     errors = []
     for n in steps:
         grid = rule(sde, n, t_start, t_end)
-        errors.append(float((_run(solver, sde, score, x, grid, _Silence()) - exact).norm()))
+        errors.append(float((_run(solver, sde, score, x, _Silence(), grid=grid) - exact).norm()))
     return OrderMeasurement(tuple(steps), tuple(errors))
 
 
@@ -445,38 +445,50 @@ def measure_weak_order(
     # Several data sets, side by side as coordinates: an error that changes its sign on one of them is seen on another.
     mean, std = torch.tensor([0.7, -1.2, 0.4, 0.9], dtype=F64), torch.tensor([0.6, 0.2, 1.5, 0.4], dtype=F64)
     score = Gaussian(mean, std.square().diag()).score(sde)
-
-    def law(t: float) -> tuple[Tensor, Tensor]:
-        """Mean (k, 4) of the blocks and a root (k, k, 4) of their covariance."""
-        if isinstance(sde, MatrixSDE):
-            mu, covariance = sde.kernel(torch.tensor(t, dtype=F64))
-            spread = torch.outer(mu, mu) * std.square()[:, None, None] + covariance
-            return mu[:, None] * mean, torch.linalg.cholesky(spread).movedim(0, -1)
-        return (sde.alpha(t) * mean)[None], torch.hypot(sde.alpha(t) * std, sde.sigma(t))[None, None]
-
     errors = []
     for n in steps:
         grid = rule(sde, n, t_start, t_end)
-        draws = sum(map(len, _fresh(solver.compile(sde, grid))))
-        (mean_0, root_0), (exact_mean, exact_root) = law(t_start), law(t_end)
-        k = len(mean_0)
-        # Rows: one per draw and block, one per block of the start's own impulse, one without any.
-        x = mean_0.expand(k * (draws + 1) + 1, k, -1).clone()
-        x[-k - 1 : -1] += root_0.movedim(1, 0)
-        y = _run(solver, sde, score, x if isinstance(sde, MatrixSDE) else x[:, 0], grid, _OneHot(k)).view_as(x)
-        got_mean = y[-1]
-        impulses = y[:-1] - got_mean
+        exact_mean, exact_root = _marginal(sde, mean, std, t_end)
+        got_mean, impulses = _affine_map(partial(_run, solver, sde, score, grid=grid), sde, mean, std, t_start)
         inverse = torch.linalg.inv(exact_root.movedim(-1, 0))
         off_mean = torch.einsum("dij,jd->id", inverse, got_mean - exact_mean)
         white = torch.einsum("dij,njd->nid", inverse, impulses)
         got = torch.einsum("nid,njd->dij", white, white)
+        k = len(got_mean)
         off = got.sqrt()[:, 0, 0, None] - 1 if k == 1 else (got - torch.eye(k)).flatten(1) / 2
         errors.append(float(torch.cat([off_mean.flatten(), off.flatten()]).norm()))
     return OrderMeasurement(tuple(steps), tuple(errors))
 
 
+def _marginal(sde: LinearSDE | MatrixSDE, mean: Tensor, std: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    """Mean (k, d) of the state's k blocks on d Gaussian data sets, and a root (k, k, d) of their covariance."""
+    if isinstance(sde, MatrixSDE):
+        mu, covariance = sde.kernel(torch.tensor(t, dtype=F64))
+        spread = torch.outer(mu, mu) * std.square()[:, None, None] + covariance
+        return mu[:, None] * mean, torch.linalg.cholesky(spread).movedim(0, -1)
+    return (sde.alpha(t) * mean)[None], torch.hypot(sde.alpha(t) * std, sde.sigma(t))[None, None]
+
+
+def _affine_map(
+    run: Callable[[Tensor, Any], Tensor], sde: LinearSDE | MatrixSDE, mean: Tensor, std: Tensor, t_start: float
+) -> tuple[Tensor, Tensor]:
+    """Output mean (k, d) of a run from the marginal at t_start, and its responses (n, k, d) to n unit impulses."""
+    mean_0, root_0 = _marginal(sde, mean, std, t_start)
+    k = len(mean_0)
+
+    def end(x: Tensor, noise: Any) -> Tensor:
+        return run(x if isinstance(sde, MatrixSDE) else x[:, 0], noise).view_as(x)
+
+    silence = _Silence()
+    middle = end(mean_0[None], silence)[0]
+    # Rows: one per draw and block, one per block of the start's own impulse.
+    x = mean_0.repeat(k * (silence.draws + 1), 1, 1)
+    x[-k:] += root_0.movedim(1, 0)
+    return middle, end(x, _OneHot(k)) - middle
+
+
 def output_law(
-    solver: Solver | str, sde: LinearSDE, mean: Tensor, std: Tensor, grid: Grid, *, final: str = "none"
+    solver: Solver | str, sde: LinearSDE | MatrixSDE, mean: Tensor, std: Tensor, grid: Grid, *, final: str = "none"
 ) -> tuple[Tensor, Tensor]:
     r"""Mean and standard deviation of a sampler's output on Gaussian data, exactly: by impulse response.
 
@@ -486,17 +498,18 @@ def output_law(
 
     Args:
         solver: a solver or its name; a corrector's step must be known before the state, as `Langevin`'s is.
-        sde: a linear process.
+        sde: a linear process, with numbers or with a matrix.
         mean: of the data, (k,): k data sets side by side.
         std: of the data, (k,).
         grid: the times.
         final: `"none"`, `"mean"` or `"denoise"`, as in `sample`.
 
     Returns:
-        mean and standard deviation, (k,) each, in float64.
+        mean and standard deviation, (k,) each, in float64; of every block of the state, (blocks, k) each, on a process
+        with a matrix.
 
     Raises:
-        ValueError: for shapes that differ, or another `final`.
+        ValueError: for shapes that differ, another `final`, or `"denoise"` on a process with a matrix.
 
     Example:
         >>> import sgm_sde as sg
@@ -510,6 +523,8 @@ def output_law(
         raise ValueError(f"mean and std must have one shape (k,), got {tuple(mean.shape)} and {tuple(std.shape)}")
     if final not in ("none", "mean", "denoise"):
         raise ValueError(f"final must be 'none', 'mean' or 'denoise', got {final!r}")
+    if final == "denoise" and isinstance(sde, MatrixSDE):
+        raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
     solver, mean, std = resolve(solver), mean.to(F64), std.to(F64)
     start, end = grid.times[0], grid.times[-1]
     score = Gaussian(mean, std.square().diag()).score(sde)
@@ -523,12 +538,9 @@ def output_law(
             x = execute(program, x, model, noise, hooks=hooks).x
             return model.predict("data", x, end) if final == "denoise" else x
 
-    centre, silence = sde.alpha(start) * mean, _Silence()
-    middle = run(centre[None], silence)
-    # Rows: one per draw, one of the start's own impulse.
-    x = centre.repeat(silence.draws + 1, 1)
-    x[-1] += torch.hypot(sde.alpha(start) * std, sde.sigma(start))
-    return middle[0], (run(x, _OneHot()) - middle).square().sum(0).sqrt()
+    middle, impulses = _affine_map(run, sde, mean, std, start)
+    spread = impulses.square().sum(0).sqrt()
+    return (middle, spread) if isinstance(sde, MatrixSDE) else (middle[0], spread[0])
 
 
 def measure_weak_order_on_mixture(
@@ -733,7 +745,7 @@ def active_start(sde: LinearSDE | MatrixSDE, level: float = 3.0) -> float:
     return min(float(sde.time(log_snr)), sde.T) if float(sde.log_snr(sde.T)) < log_snr else sde.T
 
 
-def _run(solver: Solver, sde: SDE, score: Any, x: Tensor, grid: Grid, noise: Any) -> Tensor:
+def _run(solver: Solver, sde: SDE, score: Any, x: Tensor, noise: Any, *, grid: Grid) -> Tensor:
     model = BoundModel(score, sde, (grid.times[-1], grid.times[0]))
     with torch.no_grad():
         return execute(solver.compile(sde, grid), x, model, noise).x

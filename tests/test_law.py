@@ -1,13 +1,15 @@
 """The law of what every sampler returns: right in any number of dimensions, at every scale, on every process.
 
 Runs start from the exact marginal at T, so that the prior's distance does not enter. On Gaussian data the law is known
-exactly by impulse response (`output_law`); what goes through Monte Carlo is compared with that, within four standard
-errors, since hundreds of comparisons are made.
+exactly by impulse response (`output_law`); what goes through Monte Carlo is compared with that, within three standard
+errors. One comparison in 370 misses them by chance, and thousands are made: one that does is made once more, with
+another seed, and must then hold.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -129,12 +131,24 @@ def draw(solver: sg.Solver, sde: sg.SDE, score: sg.Score, x: Tensor, grid: sg.Gr
         return execute(solver.compile(sde, grid), x, model, noise, hooks=hooks).x
 
 
-def assert_moments(x: Tensor, mean: float, std: float, case: object) -> None:
-    """Mean and variance of all numbers of x within four standard errors."""
-    n = x.numel()
-    assert abs(float(x.double().mean()) - mean) < 4 * std / math.sqrt(n), case
-    variance = float((x.double() - mean).square().mean())
-    assert abs(variance / std**2 - 1) < 4 * math.sqrt(2 / n), (case, variance / std**2)
+def assert_law(misses: Callable[[int], dict[str, float]]) -> None:
+    """No comparison misses three standard errors with two seeds; `misses` gives those that do with one."""
+    first = misses(0)
+    if first:
+        second = misses(1)
+        twice = {what: (first[what], second[what]) for what in first.keys() & second.keys()}
+        assert not twice, twice
+
+
+def missed_moments(x: Tensor, mean: float, std: float, slack: float = 0.0) -> dict[str, float]:
+    """Mean and variance of all numbers of x, in standard errors, where beyond three of them and `slack`."""
+    n, x = x.numel(), x.double()
+    error, relative = std / math.sqrt(n), math.sqrt(2 / n)
+    off = {
+        "mean": (float(x.mean()) - mean) / (error + slack * std / 3),
+        "variance": (float((x - mean).square().mean()) / std**2 - 1) / (relative + slack / 3),
+    }
+    return {what: value for what, value in off.items() if not abs(value) < 3}
 
 
 def assert_dimension_does_not_matter(name: str, process: str, n: int) -> None:
@@ -143,13 +157,18 @@ def assert_dimension_does_not_matter(name: str, process: str, n: int) -> None:
     if name == "annealed-langevin":
         solver = sg.AnnealedLangevin(n_steps=2)
     grid = LogSNR()(sde, 24)
-    start = grid.times[0]
     means, stds = output_law(solver, sde, MEAN[1::2], STD[1::2], grid)
     for m, s, mean, std in zip(MEAN[1::2].tolist(), STD[1::2].tolist(), means.tolist(), stds.tolist(), strict=True):
         for d in (1, 2, 16):
             oracle = sg.oracles.Gaussian(torch.full((d,), m), s**2)
-            x = oracle.sample(n // d, sde, start, seed=d).double()
-            assert_moments(draw(solver, sde, oracle.score(sde), x, grid), mean, std, (name, process, m, s, d))
+
+            def misses(
+                seed: int, oracle: sg.oracles.Gaussian = oracle, d: int = d, mean: float = mean, std: float = std
+            ) -> dict[str, float]:
+                x = oracle.sample(n // d, sde, grid.times[0], seed=d + 100 * seed).double()
+                return missed_moments(draw(solver, sde, oracle.score(sde), x, grid, seed), mean, std)
+
+            assert_law(misses)
 
 
 @pytest.mark.parametrize("name", ["euler-maruyama", "pc", "cp", "heun-restart"])
@@ -174,11 +193,16 @@ def test_batches_of_one(name: str) -> None:
     oracle = sg.oracles.Gaussian(torch.tensor([0.3]), 0.25)
     grid = LogSNR()(sde, steps)
     (mean,), (std,) = output_law(solver, sde, torch.tensor([0.3]), torch.tensor([0.5]), grid, final="denoise")
-    starts = oracle.sample(400, sde, sde.T, seed=1)
-    ends = [
-        sg.sample(oracle.score(sde), sde, x_T=x[None], solver=solver, grid=grid, seed=i).x for i, x in enumerate(starts)
-    ]
-    assert_moments(torch.cat(ends), float(mean), float(std), name)
+
+    def misses(seed: int) -> dict[str, float]:
+        starts = oracle.sample(400, sde, sde.T, seed=1 + seed)
+        ends = [
+            sg.sample(oracle.score(sde), sde, x_T=x[None], solver=solver, grid=grid, seed=1000 * seed + i).x
+            for i, x in enumerate(starts)
+        ]
+        return missed_moments(torch.cat(ends), float(mean), float(std))
+
+    assert_law(misses)
 
 
 def cumulative(x: np.ndarray, sde: sg.LinearSDE, t: float) -> np.ndarray:
@@ -191,26 +215,42 @@ def cumulative(x: np.ndarray, sde: sg.LinearSDE, t: float) -> np.ndarray:
     return total
 
 
-def assert_three_modes(x: Tensor, sde: sg.LinearSDE, t: float, case: object) -> None:
-    """Kolmogorov and Smirnov's distance below its 1e-4 quantile, and each mode's weight within four errors."""
+def missed_modes(x: Tensor, sde: sg.LinearSDE, t: float, moved: float = 0.0) -> dict[str, float]:
+    """Weights of the modes beyond three standard errors, and Kolmogorov and Smirnov's distance at that level.
+
+    A share `moved` of the samples may be in another mode besides.
+    """
     values = np.sort(x.double().flatten().numpy())
     n = len(values)
     exact = cumulative(values, sde, t)
-    distance = max((np.arange(1, n + 1) / n - exact).max(), (exact - np.arange(n) / n).max())
-    assert distance < 2.23 / math.sqrt(n), (case, distance)
+    distance = max((np.arange(1, n + 1) / n - exact).max(), (exact - np.arange(n) / n).max()) * math.sqrt(n)
     borders = float(sde.alpha(t)) * np.array([-1.0, 0.9])
     got = np.diff(np.concatenate([[0], np.searchsorted(values, borders) / n, [1]]))
     expected = np.diff(np.concatenate([[0], cumulative(borders, sde, t), [1]]))
-    assert (np.abs(got - expected) < 4 * np.sqrt(expected * (1 - expected) / n)).all(), (case, got, expected)
+    off = (got - expected) / (np.sqrt(expected * (1 - expected) / n) + moved / 3)
+    misses = {f"weight {k}": float(value) for k, value in enumerate(off) if not abs(value) < 3}
+    # Exceeded as rarely as three standard errors.
+    return misses | ({} if distance < 1.82 + moved * math.sqrt(n) else {"distribution": float(distance)})
+
+
+def assert_three_modes(name: str, process: str, steps: int, n: int) -> None:
+    """Unequal weights and widths in one dimension."""
+    sde = LINEAR[process]
+    grid = LogSNR()(sde, steps)
+
+    def misses(seed: int) -> dict[str, float]:
+        x = THREE_MODES.sample(n, sde, grid.times[0], seed=1 + seed).double()
+        end = draw(STOCHASTIC[name], sde, THREE_MODES.score(sde), x, grid, seed)
+        # Langevin steps between modes that the noise no longer joins are rare: what is in a basin stays there.
+        return missed_modes(end, sde, grid.times[-1], 0.015 if name == "annealed-langevin" else 0.0)
+
+    assert_law(misses)
 
 
 @pytest.mark.parametrize("name", ["euler-maruyama", "sde-dpm++2m", "pc", "heun-restart"])
 def test_three_modes(name: str) -> None:
-    """Unequal weights and widths in one dimension."""
-    sde, grid = LINEAR["vp"], LogSNR()(LINEAR["vp"], 150)
-    x = THREE_MODES.sample(4000, sde, grid.times[0], seed=1).double()
-    end = draw(STOCHASTIC[name], sde, THREE_MODES.score(sde), x, grid)
-    assert_three_modes(end, sde, grid.times[-1], name)
+    """Some samplers on VP."""
+    assert_three_modes(name, "vp", 150, 4000)
 
 
 @pytest.mark.slow
@@ -218,11 +258,7 @@ def test_three_modes(name: str) -> None:
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_three_modes_everywhere(name: str, process: str) -> None:
     """The same for every sampler with noise and every process, in many steps."""
-    sde = LINEAR[process]
-    grid = LogSNR()(sde, 30 if name == "annealed-langevin" else 400)
-    x = THREE_MODES.sample(8000, sde, grid.times[0], seed=1).double()
-    end = draw(STOCHASTIC[name], sde, THREE_MODES.score(sde), x, grid)
-    assert_three_modes(end, sde, grid.times[-1], (name, process))
+    assert_three_modes(name, process, 30 if name == "annealed-langevin" else 400, 8000)
 
 
 # --- what is no table ------------------------------------------------------------------------------------------------
@@ -244,27 +280,65 @@ def test_the_bias_of_published_norms(norm: str, n: int, updates: int) -> None:
     assert float(x.var()) == pytest.approx((1 + 2 / n) ** 2 * (1 + r**2), rel=0.03)
 
 
+JOINT = [sg.SSCS(), sg.EulerMaruyama(), sg.GDDIM(2)]
+VELOCITY = [None, sg.VelocityLangevin(0.16), sg.VelocityLangevin(0.16, n_steps=3)]
+
+
+def joint_solver(predictor: sg.Solver, corrector: sg.Corrector | None) -> sg.Solver:
+    """With corrections of the velocity, or without."""
+    return predictor if corrector is None else sg.PredictorCorrector(predictor, corrector)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("corrector", VELOCITY)
+@pytest.mark.parametrize("predictor", JOINT)
+def test_the_law_on_cld(predictor: sg.Solver, corrector: sg.Corrector | None) -> None:
+    """Position and velocity of critically damped Langevin dynamics on six Gaussians, exactly: the error halves when
+    steps double, but for the corrector's own."""
+    sde, solver = sg.CLD(), joint_solver(predictor, corrector)
+    errors = []
+    for steps in (100, 200):
+        grid = Quadratic()(sde, steps)
+        mean, std = output_law(solver, sde, MEAN, STD, grid)
+        (node,) = sde.nodes([grid.times[-1]])
+        mu, own = torch.from_numpy(node.mu)[:, None], torch.from_numpy(node.cov).diagonal()[:, None]
+        exact = (mu.square() * STD.square() + own).sqrt()
+        errors.append(torch.cat([(mean - mu * MEAN) / exact, std / exact - 1]).abs())
+    bias = 0.013 * corrector.n_steps if corrector else 0.0
+    assert (errors[1] < 0.6 * errors[0] + bias + 1e-9).all(), errors
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 2, 16])
-@pytest.mark.parametrize("corrector", [None, sg.VelocityLangevin(0.16), sg.VelocityLangevin(0.16, n_steps=3)])
-@pytest.mark.parametrize("predictor", [sg.SSCS(), sg.EulerMaruyama(), sg.GDDIM(2)])
-def test_the_law_on_cld(predictor: sg.Solver, corrector: sg.Corrector | None, d: int) -> None:
-    """Position and velocity of critically damped Langevin dynamics, with corrections of the velocity and without: the
-    variance's error halves when steps double, but for the corrector's own."""
-    sde, n = sg.CLD(), 20_000
+@pytest.mark.parametrize("corrector", VELOCITY)
+@pytest.mark.parametrize("predictor", JOINT)
+def test_the_dimension_does_not_matter_on_cld(predictor: sg.Solver, corrector: sg.Corrector | None, d: int) -> None:
+    """What the impulse response says, of position and velocity."""
+    sde, solver, n = sg.CLD(), joint_solver(predictor, corrector), 16_000
     oracle = sg.oracles.Gaussian(torch.full((d,), 0.3), 0.25)
-    solver = predictor if corrector is None else sg.PredictorCorrector(predictor, corrector)
-    errors = []
-    for steps in (200, 400):
-        grid = Quadratic()(sde, steps)
-        x = oracle.sample(n // d, sde, grid.times[0], seed=1).double()  # type: ignore[arg-type]
-        end = draw(solver, sde, oracle.score(sde), x, grid)  # type: ignore[arg-type]
-        node = sde.nodes([grid.times[-1]])[0]
-        exact = np.diag(node.cov + 0.25 * np.outer(node.mu, node.mu))
-        got = [float((end[:, k] - node.mu[k] * 0.3).square().mean()) for k in (0, 1)]
-        errors.append(np.abs(np.array(got) / exact - 1))
-    own = 0.026 * corrector.n_steps if corrector else 0.0
-    assert (errors[1] < 0.6 * errors[0] + own + 4 * math.sqrt(2 / n)).all(), errors
+    grid = Quadratic()(sde, 24)
+    mean, std = output_law(solver, sde, torch.tensor([0.3]), torch.tensor([0.5]), grid)
+
+    def misses(seed: int) -> dict[str, float]:
+        x = oracle.sample(n // d, sde, grid.times[0], seed=1 + seed).double()  # type: ignore[arg-type]
+        end = draw(solver, sde, oracle.score(sde), x, grid, seed)  # type: ignore[arg-type]
+        found = {}
+        for k, block in enumerate(("position", "velocity")):
+            for what, value in missed_moments(end[:, k], float(mean[k]), float(std[k])).items():
+                found[f"{what} of the {block}"] = value
+        return found
+
+    assert_law(misses)
+
+
+def missed_at_eps(
+    oracle: sg.oracles.Gaussian, sde: sg.LinearSDE, n: int, seed: int, bias: float, **options: object
+) -> dict[str, float]:
+    """Moments of N(0.3, 0.25) at eps through `sample`, beyond three errors and the sampler's own bias."""
+    x = oracle.sample(n, sde, sde.T, seed=1 + seed)
+    end = sg.sample(oracle.score(sde), sde, x_T=x, final="none", seed=seed, **options).x  # type: ignore[arg-type]
+    alpha, sigma = float(sde.alpha(sde.eps)), float(sde.sigma(sde.eps))
+    return missed_moments(end, 0.3 * alpha, math.hypot(0.5 * alpha, sigma), bias)
 
 
 @pytest.mark.slow
@@ -274,11 +348,7 @@ def test_the_law_of_the_adaptive_sde_solver(process: str, d: int) -> None:
     """In one dimension the error vanishes by chance, and steps must not leap for that."""
     sde = LINEAR[process]
     oracle = sg.oracles.Gaussian(torch.full((d,), 0.3), 0.25)
-    x = oracle.sample(2000 // d, sde, sde.T, seed=1)
-    end = sg.sample(oracle.score(sde), sde, x_T=x, solver=sg.GGF(rtol=0.05), seed=0, final="none").x
-    exact = (float(sde.alpha(sde.eps)) * 0.5) ** 2 + float(sde.sigma(sde.eps)) ** 2
-    got = float((end - float(sde.alpha(sde.eps)) * 0.3).square().mean())
-    assert abs(got / exact - 1) < 0.02 + 4 * math.sqrt(2 / end.numel()), got / exact
+    assert_law(lambda seed: missed_at_eps(oracle, sde, 2000 // d, seed, 0.02, solver=sg.GGF(rtol=0.05)))
 
 
 @pytest.mark.slow
@@ -287,9 +357,4 @@ def test_the_law_of_torchsde(method: str) -> None:
     """Even steps in time on a mild process, in 8 dimensions: to the bias of its steps."""
     sde = sg.VPSDE(0.1, 5.0, eps=0.01)
     oracle = sg.oracles.Gaussian(torch.full((8,), 0.3), 0.25)
-    x = oracle.sample(500, sde, sde.T, seed=1)
-    options = {"steps": 150, "final": "none", "seed": 0}
-    end = sg.sample(oracle.score(sde), sde, x_T=x, solver=f"torchsde:{method}", **options).x
-    exact = (float(sde.alpha(sde.eps)) * 0.5) ** 2 + float(sde.sigma(sde.eps)) ** 2
-    got = float((end - float(sde.alpha(sde.eps)) * 0.3).square().mean())
-    assert abs(got / exact - 1) < 0.04 + 4 * math.sqrt(2 / end.numel()), got / exact
+    assert_law(lambda seed: missed_at_eps(oracle, sde, 500, seed, 0.04, solver=f"torchsde:{method}", steps=150))
