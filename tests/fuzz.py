@@ -164,7 +164,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "encode": (sg.encode, {
         "*score_fn": SCORE, "*sde": VP, "*x": X, "eps": None, "method": FixedGrid(6), "model_kwargs": None,
     }),
-    "decode": (sg.decode, {"*score_fn": SCORE, "*sde": VP, "*z": X, "eps": None, "method": FixedGrid(6)}),
+    "decode": (sg.decode, {"*score_fn": SCORE, "*sde": VP, "*z": X, "eps": None, "method": FixedGrid(6), "log_prob": True, "trace": None, "seed": 0}),
     "slerp": (sg.slerp, {"*a": X, "*b": X.flip(0), "*weight": 0.5}),
     "pilot": (sg.pilot, {"*score_fn": SCORE, "*sde": VP, "*shape": (3, 2), "nfe": 4, "seed": 0, "model_kwargs": None}),
     "calibrate": (sg.calibrate, {

@@ -539,6 +539,32 @@ def test_the_asymmetry_of_a_jacobian() -> None:
         torch.testing.assert_close(drawn.mean(0), truth, rtol=0.1, atol=1e-9)
 
 
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_samples_with_their_density_in_one_solve(process: str, trace: str) -> None:
+    """`decode` finds both in the calls of one: the closed form within its stated error."""
+    sde = LINEAR[process]
+    z = sde.prior_sample((6, 2), seed=0, dtype=F64)
+    options: dict[str, Any] = {"method": FixedGrid(96)}
+    found = sg.decode(MIXTURE.score(sde), sde, z, log_prob=True, trace=trace, seed=0, **options)
+    alone = sg.decode(MIXTURE.score(sde), sde, z, **options)
+    torch.testing.assert_close(found.x, alone.x, rtol=1e-12, atol=1e-12)
+    assert found.nfe == alone.nfe == 97 and alone.log_prob is None
+    assert found.log_prob is not None and found.error is not None and found.stderr is not None
+    gap = MIXTURE.log_prob(z, sde, sde.T) - sde.prior_log_prob(z)
+    off = (found.log_prob + gap - exact(MIXTURE, process, found.x)).abs()
+    assert bool((off < found.error + 6 * found.stderr + 1e-5).all())
+
+
+def test_densities_of_codes_need_to_be_asked_for() -> None:
+    """Their options do nothing alone, and other methods have none."""
+    z = torch.zeros(2, *MIXTURE.event_shape)
+    with pytest.raises(ValueError, match="seed=0 is for log_prob=True"):
+        sg.decode(MIXTURE.score(VP), VP, z, seed=0)
+    with pytest.raises(ValueError, match=r"log_prob=True needs method=FixedGrid"):
+        sg.decode(MIXTURE.score(VP), VP, z, log_prob=True, method="adaptive")
+
+
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 

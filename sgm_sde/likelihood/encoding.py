@@ -12,14 +12,16 @@ from torch import Tensor
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import described, not_finite, number, require_floating
 from sgm_sde._shapes import flat
+from sgm_sde.engine.noise import Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import solve
 from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, check_process
-from sgm_sde.likelihood.methods import FixedGrid, Method, resolve_method
+from sgm_sde.likelihood.methods import FixedGrid, Method, Trace, resolve_method, resolve_trace
 from sgm_sde.likelihood.results import FlowResult
+from sgm_sde.likelihood.trace import TraceModel
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.model import BoundModel
-from sgm_sde.scores.score import as_score
+from sgm_sde.scores.score import as_density, as_score
 
 
 def encode(
@@ -74,9 +76,71 @@ def decode(
     method: str | Method = "exponential",
     model_kwargs: Mapping[str, Any] | None = None,
     enable_grad: bool = False,
+    log_prob: bool = False,
+    trace: str | Trace | None = None,
+    seed: Seeds = None,
 ) -> FlowResult:
-    """States at eps from latents at T: the way back of `encode`, with the same arguments."""
-    return _carry(score_fn, sde, z, eps, method, model_kwargs, enable_grad, False)
+    """States at eps from latents at T: the way back of `encode`, with the same arguments.
+
+    Args:
+        score_fn: the score, as `sample` takes it.
+        sde: a linear process.
+        z: latents (B, *) at T, floating.
+        eps: time of the states; `sde.likelihood_eps` if not given.
+        method: as for `encode`.
+        model_kwargs: passed on to the network.
+        enable_grad: keep the graph.
+        log_prob: whether the log-density of the states is found in the same network calls, under N(0, sigma(T)^2) at T;
+            with a `FixedGrid`.
+        trace: for it, as `log_prob` takes it.
+        seed: of its probes.
+
+    Raises:
+        ValueError: as `encode`, and for options of a density without one.
+
+    Example:
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3)
+        >>> z = sde.prior_sample((5, 1), seed=0, dtype=torch.float64)
+        >>> found = decode(oracle.score(sde), sde, z, log_prob=True)
+        >>> bool((found.log_prob - oracle.log_prob(found.x, sde, 1e-5)).abs().max() < 1e-2)
+        True
+    """
+    if not log_prob:
+        for option, given in {"trace": trace, "seed": seed}.items():
+            if given is not None:
+                raise ValueError(f"{option}={given!r} is for log_prob=True: it would do nothing here")
+        return _carry(score_fn, sde, z, eps, method, model_kwargs, enable_grad, False)
+    return _with_density(score_fn, sde, z, eps, method, model_kwargs, enable_grad, trace, seed)
+
+
+@outside_inference_mode
+def _with_density(
+    score_fn: ScoreFn,
+    sde: LinearSDE,
+    z: Tensor,
+    eps: float | None,
+    method: str | Method,
+    model_kwargs: Mapping[str, Any] | None,
+    grad: bool,
+    trace: str | Trace | None,
+    seed: Seeds,
+) -> FlowResult:
+    """States at eps with their log-density: the prior's, less what the flow's volume adds on the way."""
+    score, method = as_density(score_fn, sde), resolve_method(method)
+    eps, state = check_process(sde, eps), check_points(z)
+    if not isinstance(method, FixedGrid):
+        raise ValueError(f"log_prob=True needs method=FixedGrid(...), got {method!r}")
+    estimate = resolve_trace(trace, state).estimate(state, resolve_seeds(seed, None, len(z)), True)
+    model = TraceModel(score, sde, (eps, sde.T), model_kwargs, estimate)
+    with torch.set_grad_enabled(grad):
+        found, _ = solve.on_grid(model, sde, state, eps, method.n_steps, method.data_std, False)
+        value = sde.prior_log_prob(state) - found.volume
+    check_finite(value, "the log-likelihood")
+    check_finite(found.latent, "the other end")
+    times = solve.fixed_grid(sde, eps, method.n_steps, method.data_std, False).times
+    return FlowResult(found.latent.to(z.dtype), model.nfe, times, value, found.stderr, found.error)
 
 
 @outside_inference_mode

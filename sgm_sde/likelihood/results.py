@@ -141,11 +141,17 @@ class FlowResult:
         x: the states at the other end, (B, *).
         nfe: network calls, each on the whole batch.
         times: the grid, in the order in which it was run; the two ends alone where every sample has a grid of its own.
+        log_prob: where it was asked for, the log-density of the data's end in nats (B,).
+        stderr: its standard error by the probes of the trace, (B,).
+        error: its numerical error, (B,).
     """
 
     x: Tensor
     nfe: int
     times: tuple[float, ...] = field(repr=False)
+    log_prob: Tensor | None = None
+    stderr: Tensor | None = None
+    error: Tensor | None = None
 
 
 @dataclass(frozen=True)

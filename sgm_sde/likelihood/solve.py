@@ -262,9 +262,14 @@ class Integrals:
         return Solution(latent, volume + defect, stderr, freedom, error, defect)
 
 
-def on_grid(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float) -> tuple[Solution, Tensor]:
-    """On one fixed grid, where the trace is a quadrature over the nodes of the trajectory; and the first output."""
-    grid = fixed_grid(sde, eps, steps, s)
+def on_grid(
+    model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, to_noise: bool = True
+) -> tuple[Solution, Tensor]:
+    """On one fixed grid, where the trace is a quadrature over the nodes of the trajectory; and the first output.
+
+    From the noise to the data the volume has the other sign: it is what the density loses.
+    """
+    grid = fixed_grid(sde, eps, steps, s, to_noise)
     integrals = Integrals(model, grid)
     latent = grid.carry(model, x, integrals)
     return integrals.solution(latent), integrals.first
