@@ -33,6 +33,7 @@ class Lock:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         if path.is_symlink():
             raise OSError(f"{path} is a link, which a lock cannot be")
+        self._path = path
         self._file, self._held = os.open(path, flags, 0o666), False
         try:
             self._take(shared)
@@ -45,6 +46,13 @@ class Lock:
     def share(self) -> None:
         """Let others share it; fails if another process took it in between."""
         self._take(shared=True)
+
+    def is_in_place(self) -> bool:
+        """Whether the file is still the one that others would lock: not if it was deleted, or made anew since."""
+        try:
+            return os.path.samestat(os.fstat(self._file), self._path.lstat())
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Let go of it, and forget who held it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sgm_sde import __version__
+from sgm_sde._checks import usable_device
 from sgm_sde.models import Model
 from sgm_sde.solvers import solvers
 
@@ -278,7 +279,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     model, features = load_model(args.model), args.features
     if args.features_weights is not None or args.features_sha256 is not None:
-        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = str(usable_device("device", args.device or ("cuda" if torch.cuda.is_available() else "cpu")))
         file = {"weights": args.features_weights, "sha256": args.features_sha256}
         features = load_extractor(features or "", model.shape, device=device, **file)
     chosen = {name: getattr(args, name) for name in ("nfe", "metrics")}
@@ -324,7 +325,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     model = load_model(args.model)
     labels = args.labels if args.labels in ("all", "none") else [_whole_number(v) for v in args.labels.split(",")]
     classes = _classes(model, None if labels == "none" else labels)
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = str(usable_device("device", args.device or ("cuda" if torch.cuda.is_available() else "cpu")))
     torch.set_num_threads(args.threads)
     model.to(device)
     score = model.score if args.guidance is None else ClassifierFree(model.score, args.guidance)

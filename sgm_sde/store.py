@@ -317,6 +317,11 @@ class Store:
     def _write(self, name: str, data: bytes) -> None:
         if self._lock is None:
             raise ValueError(f"the store of {self.folder} is closed")
+        if self.folder.is_dir() and not self._lock.is_in_place():
+            raise OSError(
+                f"{self.folder / LOCK} was deleted while this run was writing, so that another one may write there: "
+                f"what was complete before stays, and the same command goes on from there"
+            )
         path = self.folder / name
         with _in_words(path):
             write_atomically(path, data)

@@ -526,6 +526,21 @@ def test_data_files(images: torch.Tensor, tmp_path: Path) -> None:
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
+def test_a_device_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mps` is a device of the commands, and a machine without one says so in one line."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for command in (["sample", "--out", str(tmp_path / "run"), "-n", "2"], ["bench", "--out", str(tmp_path / "bench")]):
+        with pytest.raises(SystemExit) as ended:
+            main([*command, "--model", "digits", "--device", "mps"])
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert "MPS" in error.upper() and error.count("\n") == 1
+    with pytest.raises(ValueError, match="device 'mps' is not on this machine, where torch finds 0 of its kind"):
+        sg.VPSDE().prior_sample((2, 2), device="mps")
+
+
 def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit status 2, the offending value, and nothing left that would stand in a better command's way."""
     np.save(tmp_path / "float.npy", np.zeros((4, 3)))

@@ -341,6 +341,18 @@ def test_a_folder_that_is_deleted(store: Store) -> None:
         store.save("a", X)
 
 
+def test_a_lock_that_is_deleted_lets_nobody_write_beside(tmp_path: Path) -> None:
+    """The run that held it ends at its next write with one line, whether another one has begun or not."""
+    with Store(tmp_path / "run", {"n": 1}) as store:
+        (store.folder / ".lock").unlink()
+        with pytest.raises(OSError, match=r"\.lock was deleted while this run was writing"):
+            store._write("a.json", b"{}")
+        with Store(tmp_path / "run", {"n": 1}) as other:
+            with pytest.raises(OSError, match=r"\.lock was deleted while this run was writing"):
+                store._write("a.json", b"{}")
+            other._write("a.json", b"{}")
+
+
 def test_the_lock_without_fcntl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On Windows one process holds a byte of the file, and a second is refused with the first one's name."""
     held: set[int] = set()
