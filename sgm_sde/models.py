@@ -74,7 +74,7 @@ class Model:
     def __post_init__(self) -> None:
         require_sde(self.sde)
         object.__setattr__(self, "score", as_score(self.score, self.sde))
-        object.__setattr__(self, "shape", sizes("the shape of a sample", self.shape))
+        object.__setattr__(self, "shape", sizes("shape", self.shape))
         for option, count, least in (("n_classes", self.n_classes, 1), ("n_levels", self.n_levels, 2)):
             if count is not None:
                 whole(option, count, least, kind=int)

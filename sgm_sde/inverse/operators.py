@@ -15,6 +15,7 @@ from sgm_sde._checks import (
     described,
     flag,
     instance_of,
+    is_dense,
     number,
     require_floating,
     require_function,
@@ -478,7 +479,7 @@ class Measurement(Value):
                 f"operator must be a LinearOperator, such as Mask or LinearMap, or a NonlinearMap, got "
                 f"{described(self.operator)}"
             )
-        if not isinstance(self.y, Tensor) or not self.y.is_floating_point():
+        if not is_dense(self.y) or not self.y.is_floating_point():
             raise TypeError(f"y must be a floating-point tensor, got {described(self.y)}")
         settle(self, std=number("std", self.std, least=0))
         if self.std == 0 and isinstance(self.operator, LinearOperator) and not self.operator.full_rank:

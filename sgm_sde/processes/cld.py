@@ -14,7 +14,7 @@ from torch import Tensor
 from sgm_sde._checks import instance_of, instead, require_floating, require_function, settle_positive
 from sgm_sde._shapes import Time, as_time, flat
 from sgm_sde.engine.matrix import Matrix
-from sgm_sde.processes.matrix import MatrixSDE, RateMatrixSDE, double
+from sgm_sde.processes.matrix import EARLIEST, MatrixSDE, RateMatrixSDE, double
 from sgm_sde.processes.vp import VPSDE
 
 REACH = 16.0  # up to so many e-foldings of the fastest mode, quadrature with 16 Gauss points is exact to 1e-15
@@ -187,8 +187,8 @@ def hybrid_score_matching(
         raise TypeError(f"this loss is for a process with a matrix, such as CLD(), got {instead(sde)}")
     require_function("predict", predict, "of (z, t)")
     require_floating("x0", x0)
-    if not bool((as_time(t) > 0).all()):
-        raise ValueError(f"t must lie in (0, T], got {t}")
+    if not bool((as_time(t) >= EARLIEST * sde.T).all()):
+        raise ValueError(f"t must lie in (0, T], at {EARLIEST * sde.T:g} or later, got {t}")
     predicted = predict(sde.perturb(x0, t, noise), t, **kwargs)
     instance_of("the prediction", predicted, Tensor, "a tensor")
     if predicted.shape != x0.shape:

@@ -332,7 +332,7 @@ class ExponentialRungeKutta(Exponential):
         if self.variant == "midpoint" and self.stages != 2:
             raise ValueError(f"variant='midpoint' is one of two stages, got stages={self.stages}")
         largest = 1 if self.stages == 2 else 2 / 3
-        if self.c2 is not None and (self.stages == 1 or not 0 < real("c2", self.c2) < largest):
+        if self.c2 is not None and (self.stages == 1 or not 1e-6 < real("c2", self.c2) < largest):
             raise ValueError(f"c2 must lie inside the step, for three stages below 2/3, got {self.c2}")
         if self.reduced and self.stages == 1:
             raise ValueError(f"reduced must be 0 for one stage, got {self.reduced}")
