@@ -905,6 +905,7 @@ def test_a_callback_sees_every_step(name: str) -> None:
     assert torch.equal(res.x, run(solver, steps=6).x)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # the estimates are no data
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_callback_sees_an_estimate_of_the_data(name: str) -> None:
     """`denoised` is the network's estimate from the step the callback reports, not from an earlier one."""
