@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import described, not_finite, number, require_floating
+from sgm_sde._checks import described, flag, not_finite, number, require_floating
 from sgm_sde._shapes import flat
 from sgm_sde.engine.noise import Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -107,6 +107,7 @@ def decode(
         >>> bool((found.log_prob - oracle.log_prob(found.x, sde, 1e-5)).abs().max() < 1e-2)
         True
     """
+    log_prob = flag("log_prob", log_prob)
     if not log_prob:
         for option, given in {"trace": trace, "seed": seed}.items():
             if given is not None:
