@@ -29,6 +29,7 @@ test-clients: $(CLIENTS)/.installed
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(PY) tools/check_words.py
 	$(VENV)/bin/mypy
 
 # The site, in site/; every public name must be on a page of the reference.

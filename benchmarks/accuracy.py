@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import sgm_sde as sg
 from sgm_sde.nn.digits import digits_data, load_digits_denoiser
-from sgm_sde.solvers import resolve
+from sgm_sde.schemes import resolve
 from sgm_sde.testing import default_oracle
 
 OURS = "sgm_sde"
@@ -54,15 +54,15 @@ EXTRAS: dict[str, sg.Solver] = {
     "dpm++3m-cold": sg.DPMSolverPP(3, start="cold"),
     "dpm2m-exact": sg.DPMSolver(2, variant="exact", singlestep=False),
     "dpm3m-cold": sg.DPMSolver(3, start="cold", singlestep=False),
-    "dpm3m-unic": sg.UniC(sg.DPMSolver(3, singlestep=False)),
+    "dpm3m-unic": sg.schemes.UniC(sg.DPMSolver(3, singlestep=False)),
     "deis3-cold": sg.DEIS(3, start="cold"),
-    "deis2-unic": sg.UniC(sg.DEIS(2)),
-    "deis3-unic": sg.UniC(sg.DEIS(3)),
-    "deis3-unic-cold": sg.UniC(sg.DEIS(3, start="cold")),
-    "lms3-cold": sg.LMS(3, start="cold"),
-    "lms2-unic": sg.UniC(sg.LMS(2)),
-    "lms3-unic": sg.UniC(sg.LMS(3)),
-    "lms3-unic-cold": sg.UniC(sg.LMS(3, start="cold")),
+    "deis2-unic": sg.schemes.UniC(sg.DEIS(2)),
+    "deis3-unic": sg.schemes.UniC(sg.DEIS(3)),
+    "deis3-unic-cold": sg.schemes.UniC(sg.DEIS(3, start="cold")),
+    "lms3-cold": sg.schemes.LMS(3, start="cold"),
+    "lms2-unic": sg.schemes.UniC(sg.schemes.LMS(2)),
+    "lms3-unic": sg.schemes.UniC(sg.schemes.LMS(3)),
+    "lms3-unic-cold": sg.schemes.UniC(sg.schemes.LMS(3, start="cold")),
     "unipc2-bh1": sg.UniPC(2, variant="bh1"),
     "unipc2-exact": sg.UniPC(2, variant="exact"),
     "unipc3-bh1": sg.UniPC(3, variant="bh1"),
@@ -75,25 +75,25 @@ EXTRAS: dict[str, sg.Solver] = {
             "unipc3-bh1": sg.UniPC(3, variant="bh1"),
             "unipc3-noise": sg.UniPC(3, prediction="noise"),
             "dpm3m-cold": sg.DPMSolver(3, start="cold", singlestep=False),
-            "rectified2-unic": sg.UniC(sg.RectifiedAdams(2)),
-            "rectified3-unic-cold": sg.UniC(sg.RectifiedAdams(3, start="cold")),
+            "rectified2-unic": sg.schemes.UniC(sg.schemes.RectifiedAdams(2)),
+            "rectified3-unic-cold": sg.schemes.UniC(sg.schemes.RectifiedAdams(3, start="cold")),
         }.items()
     },
     "unipc3-noise": sg.UniPC(3, prediction="noise"),
-    "rectified3-cold": sg.RectifiedAdams(3, start="cold"),
-    "rectified2-unic": sg.UniC(sg.RectifiedAdams(2)),
-    "rectified3-unic-cold": sg.UniC(sg.RectifiedAdams(3, start="cold")),
-    "rectified5-unic-cold": sg.UniC(sg.RectifiedAdams(5, start="cold")),
-    "rosenbrock3-cold": sg.Rosenbrock(3, start="cold"),
-    "rosenbrock2-unic": sg.UniC(sg.Rosenbrock(2)),
-    "rosenbrock3-unic": sg.UniC(sg.Rosenbrock(3)),
-    "rosenbrock3-unic-cold": sg.UniC(sg.Rosenbrock(3, start="cold")),
-    "rosenbrock2-1.0": sg.Rosenbrock(2, sigma_data=1.0),
-    "rosenbrock3-1.0": sg.Rosenbrock(3, sigma_data=1.0),
-    "rosenbrock3-1.0-cold": sg.Rosenbrock(3, sigma_data=1.0, start="cold"),
-    "rosenbrock2-1.0-unic": sg.UniC(sg.Rosenbrock(2, sigma_data=1.0)),
-    "rosenbrock3-1.0-unic": sg.UniC(sg.Rosenbrock(3, sigma_data=1.0)),
-    "rosenbrock3-1.0-unic-cold": sg.UniC(sg.Rosenbrock(3, sigma_data=1.0, start="cold")),
+    "rectified3-cold": sg.schemes.RectifiedAdams(3, start="cold"),
+    "rectified2-unic": sg.schemes.UniC(sg.schemes.RectifiedAdams(2)),
+    "rectified3-unic-cold": sg.schemes.UniC(sg.schemes.RectifiedAdams(3, start="cold")),
+    "rectified5-unic-cold": sg.schemes.UniC(sg.schemes.RectifiedAdams(5, start="cold")),
+    "rosenbrock3-cold": sg.schemes.Rosenbrock(3, start="cold"),
+    "rosenbrock2-unic": sg.schemes.UniC(sg.schemes.Rosenbrock(2)),
+    "rosenbrock3-unic": sg.schemes.UniC(sg.schemes.Rosenbrock(3)),
+    "rosenbrock3-unic-cold": sg.schemes.UniC(sg.schemes.Rosenbrock(3, start="cold")),
+    "rosenbrock2-1.0": sg.schemes.Rosenbrock(2, sigma_data=1.0),
+    "rosenbrock3-1.0": sg.schemes.Rosenbrock(3, sigma_data=1.0),
+    "rosenbrock3-1.0-cold": sg.schemes.Rosenbrock(3, sigma_data=1.0, start="cold"),
+    "rosenbrock2-1.0-unic": sg.schemes.UniC(sg.schemes.Rosenbrock(2, sigma_data=1.0)),
+    "rosenbrock3-1.0-unic": sg.schemes.UniC(sg.schemes.Rosenbrock(3, sigma_data=1.0)),
+    "rosenbrock3-1.0-unic-cold": sg.schemes.UniC(sg.schemes.Rosenbrock(3, sigma_data=1.0, start="cold")),
 }
 
 

@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 import sgm_sde as sg
-from sgm_sde.solvers import ADAPTIVE
-from sgm_sde.solvers.adaptive import VARIABLES
+from sgm_sde.schemes import ADAPTIVE
+from sgm_sde.schemes.adaptive import VARIABLES
 from sgm_sde.testing import default_oracle
 
 PROCESSES: dict[str, sg.LinearSDE] = {"VP": sg.VPSDE(), "VE": sg.VESDE(), "flow": sg.RectifiedFlowSDE()}
@@ -41,7 +41,7 @@ def main() -> None:
     solvers = {name: make() for name, make in ADAPTIVE.items()}
     for process, sde in tqdm(PROCESSES.items(), desc="processes"):
         score = oracle.score(sde)
-        tight = sg.Adaptive(sg.DOP853, 1e-10, 1e-10)
+        tight = sg.Adaptive(sg.tableaus.DOP853, 1e-10, 1e-10)
         known = sg.sample(score, sde, shape, solver=tight, seed=0, dtype=torch.float64).x
         for name, solver in solvers.items():
             if not isinstance(solver, sg.Adaptive):

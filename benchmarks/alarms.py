@@ -160,7 +160,7 @@ UNSTABLE: dict[str, tuple[Any, int]] = {
         sg.PredictorCorrector(sg.ReverseDiffusion(), sg.Langevin(snr=0.5, norm="sample")),
         60,
     ),
-    "annealed Langevin of large steps": (sg.AnnealedLangevin(step_ratio=3.9, n_steps=3), 60),
+    "annealed Langevin of large steps": (sg.schemes.AnnealedLangevin(step_ratio=3.9, n_steps=3), 60),
 }
 
 
@@ -192,7 +192,7 @@ def hard_faults(n: int = 32) -> Iterator[Case]:
 
 
 def went_wrong(x: Tensor) -> bool:
-    """Whether samples are three times as large as the data, which have unit size or less, or not finite."""
+    """True if samples are three times as large as the data, which have unit size or less, or not finite."""
     return not float(x.double().square().mean().sqrt()) <= 3.0
 
 

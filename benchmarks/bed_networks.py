@@ -138,9 +138,9 @@ NETWORKS: dict[str, Recipe] = {
     ),
     "digits-v": Recipe(
         "digits",
-        lambda net: sg.from_velocity(net, sg.presets.cosine(), time_label=lambda t: 1000 * t),
+        lambda net: sg.from_v(net, sg.presets.cosine(), time_label=lambda t: 1000 * t),
         (1000, 1500),
-        loss="velocity",
+        loss="v",
     ),
     "digits-flow": Recipe("digits", lambda net: _flow(net, 1000.0), (1000, 1500), loss="flow"),
     "moons-vp": Recipe("moons", _noise(sg.VPSDE()), (3000, 6000)),
@@ -194,7 +194,7 @@ def weights_hash(name: str) -> str:
 
 
 def exists(name: str) -> bool:
-    """Whether the weights are there."""
+    """True if the weights are there."""
     return (WEIGHTS / f"{name}.safetensors").exists() and name in _index()
 
 

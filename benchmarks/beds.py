@@ -54,10 +54,10 @@ from torch import Tensor
 
 import sgm_sde as sg
 from benchmarks import bed_networks
-from sgm_sde.engine.executor import Given, Stages, stages
+from sgm_sde.engine.executor import PreDrawnNoise, Stages, iterate_stages
 from sgm_sde.engine.program import Program
 from sgm_sde.sampling import plan
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.shipped import digits_score, fashion_score
 from sgm_sde.testing import default_oracle
 
@@ -656,9 +656,9 @@ def errors_of(bed: Bed, programs: Sequence[Program], rows: int = 1024) -> list[E
 
     def start(program: Program) -> Stages:
         first, last = program.times[0], program.times[-1]
-        model = BoundModel(bed.score, bed.sde, (last, first), bed.model_kwargs)
+        model = BoundScore(bed.score, bed.sde, (last, first), bed.model_kwargs)
         x = float(bed.sde.sigma(first)) * bed.noise
-        run = yield from stages(program, x, model, Given(()))
+        run = yield from iterate_stages(program, x, model, PreDrawnNoise(()))
         output = yield run.x, model.times([last], run.x)[0]
         return model.predict("data", run.x, last, output)  # type: ignore[return-value]
 

@@ -44,7 +44,7 @@ from sgm_sde.metrics import gaussian_frechet
 from sgm_sde.metrics.features import load_extractor, to_uint8
 from sgm_sde.metrics.frechet import moments
 from sgm_sde.metrics.reference import load_reference
-from sgm_sde.pilot import REFERENCE
+from sgm_sde.trials import REFERENCE
 
 BUDGETS = (4, 5, 6, 8, 10, 12)
 NOISES = 64
@@ -206,7 +206,7 @@ def frechet(name: str, n: int, noises: int, budgets: Sequence[int], limit: float
         return extractor(to_uint8(x, levels) if levels is not None else x)
 
     labels = torch.arange(max(n, noises)) % 10
-    # Interrupted, it goes on with what is in the folder.
+    # Interrupted, it continues with what is in the folder.
     found = sg.calibrate(
         model.score, model.sde, (noises, *model.shape), nfe=budgets, held_out=HELD_OUT, seed=SEED,
         model_kwargs={"y": sg.PerSample(labels[:noises])}, time_limit=limit, checkpoint=CACHE / f"{name}-{noises}",
@@ -219,7 +219,7 @@ def frechet(name: str, n: int, noises: int, budgets: Sequence[int], limit: float
         )
         for n, one in found.items()
     }  # fmt: skip
-    sg.Calibrations(short).save(CACHE / f"{name}_solvers.json")
+    sg.calibration.Calibrations(short).save(CACHE / f"{name}_solvers.json")
 
     def samples(solver: Any, nfe: int) -> Tensor:
         parts = []

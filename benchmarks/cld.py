@@ -77,8 +77,8 @@ def entries() -> list[tuple[str, sg.Score, sg.SDE, sg.Solver | str, str]]:
     """Name, score, process, solver, grid."""
     vp, ve, cld = sg.VPSDE(), sg.VESDE(), sg.CLD()
     net = load_digits_velocity()
-    trained = sg.from_velocity_noise(net, cld, mixed=float(net.sigma_data))
-    joint = sg.from_joint_denoiser(load_digits_denoiser(), cld)
+    trained = sg.scores.from_velocity_noise(net, cld, mixed=float(net.sigma_data))
+    joint = sg.scores.from_joint_denoiser(load_digits_denoiser(), cld)
     em, rk = sg.EulerMaruyama(), "heun2"
     return [
         ("VP: Euler-Maruyama", digits_score(vp), vp, em, "quadratic"),
@@ -86,12 +86,12 @@ def entries() -> list[tuple[str, sg.Score, sg.SDE, sg.Solver | str, str]]:
         ("VE: Euler-Maruyama", digits_score(ve), ve, em, "uniform"),
         ("VE: DPM-Solver++(2M)", digits_score(ve), ve, "dpm++2m", "log-snr"),
         ("CLD, trained: Euler-Maruyama, quadratic steps", trained, cld, em, "quadratic"),
-        ("CLD, trained: SSCS", trained, cld, sg.SSCS(), "quadratic"),
+        ("CLD, trained: SSCS", trained, cld, sg.schemes.SSCS(), "quadratic"),
         ("CLD, trained: Heun in time", trained, cld, rk, "quadratic"),
-        ("CLD, trained: gDDIM, 2 evaluations", trained, cld, sg.GDDIM(2), "log-snr"),
-        ("CLD, trained: gDDIM, 3 evaluations", trained, cld, sg.GDDIM(3), "log-snr"),
-        ("CLD, the denoiser: SSCS", joint, cld, sg.SSCS(), "quadratic"),
-        ("CLD, the denoiser: gDDIM, 3 evaluations", joint, cld, sg.GDDIM(3), "log-snr"),
+        ("CLD, trained: gDDIM, 2 evaluations", trained, cld, sg.schemes.GDDIM(2), "log-snr"),
+        ("CLD, trained: gDDIM, 3 evaluations", trained, cld, sg.schemes.GDDIM(3), "log-snr"),
+        ("CLD, the denoiser: SSCS", joint, cld, sg.schemes.SSCS(), "quadratic"),
+        ("CLD, the denoiser: gDDIM, 3 evaluations", joint, cld, sg.schemes.GDDIM(3), "log-snr"),
     ]
 
 

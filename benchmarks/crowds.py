@@ -104,7 +104,7 @@ def adaptive(n: int = 10_000, d: int = 2) -> list[dict[str, Any]]:
     for name in ("bosh3", "dopri5", "tsit5", "ggf"):
         res = sg.sample(score, sde, (n, d), solver=name, seed=0, final="none")
         assert res.control is not None
-        attempts, share = res.nfe, res.rows / res.nfe / n
+        attempts, share = res.nfe, res.network_evals / res.nfe / n
         b = max(1, int(share * n))
         x, t = torch.randn(b, d), torch.full((b,), 0.5)
         draws = 1 if name == "ggf" else 0
@@ -119,7 +119,7 @@ def adaptive(n: int = 10_000, d: int = 2) -> list[dict[str, Any]]:
             "ours": lambda name=name: sg.sample(score, sde, (n, d), solver=name, seed=0, final="none"),
             "calls": bare,
         }
-        rows.append({"solver": name, "nfe": res.nfe, "rows": res.rows} | least(runs, 2))
+        rows.append({"solver": name, "nfe": res.nfe, "rows": res.network_evals} | least(runs, 2))
     return rows
 
 

@@ -32,7 +32,7 @@ from sgm_sde.distributed import load, read_data
 from sgm_sde.engine.executor import execute
 from sgm_sde.metrics.features import load_extractor
 from sgm_sde.metrics.reference import load_reference, measure
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.store import Store, read_manifest
 from sgm_sde.training import load_images
 from sgm_sde.training.data import read_idx
@@ -57,7 +57,7 @@ def run_program(text: str) -> None:
     sde: sg.SDE = sg.CLD() if program.blocks == 2 else sg.EDMSDE()
     shape = (2, 2, 3) if program.blocks == 2 else (2, 3)
     score = sg.from_score(lambda x, t: -x, sde)
-    model = BoundModel(score, sde, (0.0, max(max(s.t for s in program.stages), sde.T)))
+    model = BoundScore(score, sde, (0.0, max(max(s.t for s in program.stages), sde.T)))
     try:
         plan = model.plan(program)
     except ValueError as error:
@@ -96,7 +96,7 @@ def kinds(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
         bench("digits", folder / "bench", solvers=["ddim"], nfe=[3], n=8, metrics=["sw"])
     programs: dict[str, tuple[sg.SDE, Any]] = {
         "program": (sg.EDMSDE(), "seeds2"),
-        "matrix program": (sg.CLD(), sg.GDDIM()),
+        "matrix program": (sg.CLD(), sg.schemes.GDDIM()),
     }
     for name, (sde, solver) in programs.items():
         table = sg.sampling.plan(sde, solver, nfe=7)[2]

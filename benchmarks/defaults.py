@@ -74,7 +74,7 @@ def programs(sde: Any, nfe: int) -> dict[Program, Candidate]:
     found: dict[Program, Candidate] = {}
     for candidate in candidates():
         try:
-            program = plan(sde, candidate.build(), nfe=nfe, grid=candidate.grid or sde.natural_grid)[2]
+            program = plan(sde, candidate.build(), nfe=nfe, grid=candidate.grid or sde.default_grid)[2]
         except ValueError as error:
             if "too small" not in str(error):
                 raise

@@ -89,7 +89,7 @@ def measure(task: Task, scale: float, interval: Interval | None, n: int, solver:
         f"{100 * agreement:.1f} +- {100 * stderr:.1f} %",
         f"{distance:.2f}",
     ]
-    return [*cells, str(res.nfe), f"{res.rows / n:g}"]
+    return [*cells, str(res.nfe), f"{res.network_evals / n:g}"]
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     task = MODELS[args.model]()
-    columns = ("guidance", "solver", "scale", "asked label found", "Frechet distance", "NFE", "rows a sample")
+    columns = ("guidance", "solver", "scale", "asked label found", "Frechet distance", "NFE", "rows per sample")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for interval, solver in ((None, args.solver), (INTERVAL, args.solver), (INTERVAL, None)):
         for scale in SCALES if interval is None else SCALES[2:]:

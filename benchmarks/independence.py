@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import sgm_sde as sg
 from sgm_sde import distributed
-from sgm_sde.solvers import ADAPTIVE, resolve_any
+from sgm_sde.schemes import ADAPTIVE, resolve_any
 
 ROOT = Path(__file__).parent.parent
 N, OUTLIER = 64, 5
@@ -83,10 +83,10 @@ def outlier(solver: Any, alone: Tensor) -> float:
     return float((run(solver, range(N), starts(200.0)) - alone)[others].abs().max())
 
 
-def model() -> sg.Model:
+def model() -> sg.models.Model:
     """The score for `sgm-sde sample`, in double precision."""
     torch.set_default_dtype(torch.float64)
-    return sg.Model("mixture", sg.from_score(score, SDE), SDE, (3,))
+    return sg.models.Model("mixture", sg.from_score(score, SDE), SDE, (3,))
 
 
 PROCESSES = {"1 process": 1, "2 processes": 2, "3 processes": 3, "killed": 1}
@@ -150,7 +150,8 @@ def compaction(name: str) -> dict[str, Any]:
     others = made[label != OUTLIER].double()
     return {
         "solver": name, "evaluations_stiff": int(made[OUTLIER]), "evaluations_others": float(others.mean()),
-        "rows": res.rows, "rows_without": N * int(made.max()), "saved": 1 - res.rows / (N * int(made.max())),
+        "rows": res.network_evals, "rows_without": N * int(made.max()),
+        "saved": 1 - res.network_evals / (N * int(made.max())),
     }  # fmt: skip
 
 
@@ -162,7 +163,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", sg.BatchCoupledWarning)
+    warnings.simplefilter("ignore", sg.schemes.BatchCoupledWarning)
     chosen = args.solvers or [*ON_GRIDS, *ADAPTIVE, *BACKENDS]
     sys.path.append(str(ROOT))
     from tests.forks import Forks

@@ -146,7 +146,7 @@ def attack(way: str, n: int, place: Path, whole: dict[str, bytes], longest: floa
                     break
             if len(kills) >= n:  # the last one is left to end
                 if start(folder, mark, launcher=False).wait() != 0:
-                    raise AssertionError(f"{folder} cannot be gone on with")
+                    raise AssertionError(f"{folder} cannot be resumed")
                 break
         if contents(folder) != whole:
             raise AssertionError(f"{folder} is not what an undisturbed run leaves")

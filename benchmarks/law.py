@@ -39,7 +39,7 @@ def corrected(**options: Any) -> sg.Solver:
 
 def joint() -> sg.Solver:
     """Its like on CLD."""
-    return sg.PredictorCorrector(sg.SSCS(), sg.VelocityLangevin(snr=0.16))
+    return sg.PredictorCorrector(sg.schemes.SSCS(), sg.schemes.VelocityLangevin(snr=0.16))
 
 
 # Name, process, solver, steps.
@@ -50,14 +50,14 @@ ENTRIES: list[tuple[str, sg.SDE, Callable[[], Any], int | None]] = [
     ('VP: `norm="sample"`', VP, lambda: corrected(norm="sample"), 100),
     ('VP: `norm="expected"`', VP, lambda: corrected(norm="expected"), 100),
     ('VP: `norm="batch"`', VP, lambda: corrected(norm="batch"), 100),
-    ("CLD: `SSCS()`", sg.CLD(), sg.SSCS, 100),
+    ("CLD: `SSCS()`", sg.CLD(), sg.schemes.SSCS, 100),
     ("CLD: the same and `VelocityLangevin(snr=0.16)`", sg.CLD(), joint, 100),
-    ("VE: `annealed-langevin`", VE, sg.AnnealedLangevin, 20),
-    ("EDM: `annealed-langevin`", EDM, sg.AnnealedLangevin, 20),
-    ("flow: `annealed-langevin`", FLOW, sg.AnnealedLangevin, 20),
+    ("VE: `annealed-langevin`", VE, sg.schemes.AnnealedLangevin, 20),
+    ("EDM: `annealed-langevin`", EDM, sg.schemes.AnnealedLangevin, 20),
+    ("flow: `annealed-langevin`", FLOW, sg.schemes.AnnealedLangevin, 20),
     ("VP: `sde-dpm++2m`", VP, lambda: sg.DPMSolverPP(2, eta=1.0), 100),
     ("VP: `dpm++3m-restart`", VP, lambda: sg.Restart(sg.DPMSolverPP(3)), 100),
-    ("VP: `ggf`", VP, sg.GGF, None),
+    ("VP: `ggf`", VP, sg.schemes.GGF, None),
 ]
 
 

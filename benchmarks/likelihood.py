@@ -34,7 +34,7 @@ from tqdm import tqdm
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.likelihood import AdaptiveFlow, Exact, FixedGrid, ScipyRK45
-from sgm_sde.likelihood.trace import RandomTrace, TraceModel
+from sgm_sde.likelihood.trace import RandomTrace, TraceScore
 from sgm_sde.nn.digits import digits_data, load_digits_denoiser
 from sgm_sde.nn.fashion import load_fashion_denoiser
 from sgm_sde.testing import default_oracle
@@ -93,7 +93,7 @@ class Bed:
             return result.value, result.nfe
         stream = NoiseStream(resolve_seeds(0, None, len(self.x)), "probe")
         estimate = RandomTrace(stream, tuple(self.x.shape), 1, "rademacher", "pixel", fixed=True)
-        model = TraceModel(self.score, self.sde, (self.eps, self.sde.T), self.kwargs, estimate)
+        model = TraceScore(self.score, self.sde, (self.eps, self.sde.T), self.kwargs, estimate)
         with torch.no_grad():
             solution = options.get("method", FixedGrid()).solve(model, self.sde, self.x, self.eps).solution
         return self.sde.prior_log_prob(solution.latent) + solution.volume, model.nfe

@@ -1,4 +1,4 @@
-"""Whether log-likelihoods have the error that they state: coverage and factor of `error`, coverage of `stderr`.
+"""True if log-likelihoods have the error that they state: coverage and factor of `error`, coverage of `stderr`.
 
     python -m benchmarks.likelihood_error --out out/bench                # all beds, some minutes on one core
     python -m benchmarks.likelihood_error --only moons --out out/bench   # those whose name contains a word

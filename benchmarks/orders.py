@@ -42,7 +42,7 @@ PROCESSES: dict[str, sg.LinearSDE] = {
 RULES = (LogSNR(), rough())
 WEAK_MIXTURE_ON = [("VP", LogSNR()), ("EDM", rough(period=8)), ("flow", rough(period=8))]
 WEAK_STEPS = (8, 16, 32)
-MIXTURE_ON = ("VP", "EDM")  # its reference is dear to compute, and nothing there depends on the process
+MIXTURE_ON = ("VP", "EDM")  # its reference is expensive to compute, and nothing there depends on the process
 STEPS = (160, 320)  # whole periods of the random grid
 # iPNDM_v's weights, exact on even steps alone, reach their order late: 1.74, 1.87, 1.94, 1.97 from 160 to 2560 steps.
 MORE_STEPS = {"ipndm-v4": (640, 1280)}

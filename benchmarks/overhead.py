@@ -48,7 +48,7 @@ from tqdm import tqdm
 import sgm_sde as sg
 from sgm_sde.engine.brownian import PathNoise
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
-from sgm_sde.solvers import REGISTRY
+from sgm_sde.schemes import REGISTRY
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ def noise(shape: tuple[int, ...] = (64, 3, 32, 32), repeats: int = 50) -> dict[s
     seeds, generator = SampleSeeds(0, range(shape[0])), torch.Generator().manual_seed(0)
     stream = NoiseStream(seeds, "solver")
     program = sg.EulerMaruyama().compile(sg.VPSDE(), sg.grids.Uniform()(sg.VPSDE(), 50))
-    paths = PathNoise(program, seeds, clock=lambda t: t, middle=lambda a, b: (a + b) / 2)
+    paths = PathNoise(program, seeds, brownian_time=lambda t: t, middle=lambda a, b: (a + b) / 2)
     draws: dict[str, tuple[Run, int]] = {
         "randn_us": (lambda _: torch.randn(shape, generator=generator), repeats),
         "streams_us": (lambda _: stream.normal(shape, torch.float32), repeats),

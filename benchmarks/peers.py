@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde.solvers import REGISTRY
+from sgm_sde.schemes import REGISTRY
 
 Denoiser = Callable[[Tensor, Any], Tensor]
 
@@ -77,7 +77,7 @@ class PeerSampler:
         ours: the name in our registry of the same method; it need not exist.
         variant: what our solver of that name has to be told to be the same method; empty for its defaults.
         stochastic: whether it draws noise.
-        nfe_per_step: network calls a step.
+        nfe_per_step: network calls per step.
         extra_nfe: network calls besides, at the start.
         defect: what is wrong with it, if it is not the method it is named after.
     """
@@ -528,18 +528,18 @@ OURS: dict[tuple[str, str], Callable[[], sg.Solver]] = {
     ("dpm++2m", "exact"): lambda: sg.DPMSolverPP(2, variant="exact"),
     ("dpm++3m", "cold"): lambda: sg.DPMSolverPP(3, start="cold"),
     ("dpm++3m", "published"): lambda: sg.DPMSolverPP(3, variant="published"),
-    ("deis2", "log-snr"): lambda: sg.ExponentialAdams(nodes=2, prediction="noise"),
-    ("deis3", "log-snr"): lambda: sg.ExponentialAdams(nodes=3, prediction="noise"),
-    ("rectified3", "cold"): lambda: sg.RectifiedAdams(3, start="cold"),
-    ("lms3", "cold"): lambda: sg.LMS(3, start="cold"),
-    ("lms4", "cold"): lambda: sg.LMS(4, start="cold"),
+    ("deis2", "log-snr"): lambda: sg.schemes.ExponentialAdams(nodes=2, prediction="noise"),
+    ("deis3", "log-snr"): lambda: sg.schemes.ExponentialAdams(nodes=3, prediction="noise"),
+    ("rectified3", "cold"): lambda: sg.schemes.RectifiedAdams(3, start="cold"),
+    ("lms3", "cold"): lambda: sg.schemes.LMS(3, start="cold"),
+    ("lms4", "cold"): lambda: sg.schemes.LMS(4, start="cold"),
     ("unipc2", "bh1"): lambda: sg.UniPC(2, variant="bh1"),
     ("unipc3", "bh1"): lambda: sg.UniPC(3, variant="bh1"),
     ("sde-dpm++2m", "exact"): lambda: sg.DPMSolverPP(2, eta=1.0, variant="exact"),
     # diffusers' SA-Solver simplifies its second moment where two evaluations are used, as UniPC's B1 does.
-    ("sa-solver", "2, 2"): lambda: sg.ExponentialAdams(nodes=2, corrector=2, eta=1.0, variant="bh1"),
-    ("sa-solver", "3, 3"): lambda: sg.ExponentialAdams(nodes=3, corrector=3, eta=1.0, variant="bh1"),
-    ("sa-solver", "3, 4"): lambda: sg.ExponentialAdams(nodes=3, corrector=4, eta=1.0, variant="bh1"),
+    ("sa-solver", "2, 2"): lambda: sg.schemes.ExponentialAdams(nodes=2, corrector=2, eta=1.0, variant="bh1"),
+    ("sa-solver", "3, 3"): lambda: sg.schemes.ExponentialAdams(nodes=3, corrector=3, eta=1.0, variant="bh1"),
+    ("sa-solver", "3, 4"): lambda: sg.schemes.ExponentialAdams(nodes=3, corrector=4, eta=1.0, variant="bh1"),
 }
 OURS |= {(s.ours, ""): REGISTRY[s.ours] for s in SAMPLERS if s.ours in REGISTRY and not s.variant}  # our defaults
 # Peers run without lower orders at the end, so ours do, too.

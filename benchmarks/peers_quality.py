@@ -87,7 +87,7 @@ def peer_run(sampler: peers.PeerSampler) -> Run:
     return run
 
 
-def measure(run: Run, model: sg.Model, steps: int, n: int, batch: int) -> tuple[Tensor, dict[str, Any]]:
+def measure(run: Run, model: sg.models.Model, steps: int, n: int, batch: int) -> tuple[Tensor, dict[str, Any]]:
     """Samples (n, *), the calls and steps of a batch, and the CPU seconds in and beside the network in all."""
     grid = sg.grids.Karras()(SDE, steps)
 

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args(argv)
     sde = sg.EDMSDE()
-    model = sg.Model("scaling", sg.from_denoiser(lambda x, t: 0.5 * x, sde), sde, (1, 8, 8))
+    model = sg.models.Model("scaling", sg.from_denoiser(lambda x, t: 0.5 * x, sde), sde, (1, 8, 8))
     lines = [
         "| samples | shards | CPU, µs a sample | clock, µs a sample | again, s | loaded, s |",
         "|---:|---:|---:|---:|---:|---:|",

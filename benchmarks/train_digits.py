@@ -116,8 +116,8 @@ def train_denoiser(steps: int, generator: torch.Generator) -> DigitsDenoiser:
 
 def velocity_loss(net: DigitsVelocity, x: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """Return the batch mean of the hybrid score matching loss / c^2, with the mixed parametrisation."""
-    score = sg.from_velocity_noise(net, net.sde, mixed=float(net.sigma_data))
-    loss = sg.hybrid_score_matching(lambda z, t: score.output(z, t, y=y)[:, 1], net.sde, x, t, noise)
+    score = sg.scores.from_velocity_noise(net, net.sde, mixed=float(net.sigma_data))
+    loss = sg.processes.hybrid_score_matching(lambda z, t: score.output(z, t, y=y)[:, 1], net.sde, x, t, noise)
     return (loss / net.spread(t)[1].to(loss.dtype) ** 2).mean()
 
 

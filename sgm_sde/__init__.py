@@ -16,22 +16,23 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from sgm_sde import adapters, grids, inverse, tableaus
+from sgm_sde import adapters as adapters
+from sgm_sde import grids as grids
+from sgm_sde import inverse as inverse
+from sgm_sde import likelihood as likelihood
+from sgm_sde import processes as processes
+from sgm_sde import schemes as schemes
+from sgm_sde import scores as scores
+from sgm_sde import tableaus as tableaus
 from sgm_sde._version import __version__
-from sgm_sde.calibration import Calibrated, Calibration, Calibrations, CalibrationWarning, calibrate, load_calibration
-from sgm_sde.defaults import Setting, default_setting
-from sgm_sde.diagnosis import ImplausibleWarning, TrainModeWarning
-from sgm_sde.engine.program import Program, Stage
-from sgm_sde.engine.reverse import ReverseSDE
+from sgm_sde.calibration import Calibration, calibrate
+from sgm_sde.defaults import Setting
+from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid
 from sgm_sde.identity import from_spec, spec
-from sgm_sde.latent import LatentBound, LatentScoreModel, MixedNoise
-from sgm_sde.likelihood import LogProbResult, bits_per_dim, ddpm_bound, decode, elbo, encode, log_prob, slerp
-from sgm_sde.likelihood.joint import joint_log_prob, velocity_bound
-from sgm_sde.models import Model, load_model
-from sgm_sde.options import Execution, Record, StepInfo
-from sgm_sde.parallel import ParallelResult, sample_in_parallel
-from sgm_sde.pilot import PilotResult, PilotWarning, pilot
+from sgm_sde.likelihood import LogProbResult, bits_per_dim, decode, elbo, encode, log_prob
+from sgm_sde.models import load_model
+from sgm_sde.options import Execution, Record
 from sgm_sde.processes import (
     CLD,
     EDMSDE,
@@ -42,105 +43,71 @@ from sgm_sde.processes import (
     DiscreteVESDE,
     DiscreteVPSDE,
     LinearSDE,
-    MatrixSDE,
     RectifiedFlowSDE,
     SubVPSDE,
-    hybrid_score_matching,
-    presets,
 )
-from sgm_sde.results import SampleResult, Status, StepControl
-from sgm_sde.sampling import NonFiniteWarning, UnfinishedWarning, sample
-from sgm_sde.scores import (
-    PerSample,
-    Score,
-    Shared,
-    from_denoiser,
-    from_flow,
-    from_joint_denoiser,
-    from_noise,
-    from_score,
-    from_velocity,
-    from_velocity_noise,
-    from_velocity_score,
-    guidance,
-    oracles,
-    time_labels,
-)
-from sgm_sde.solvers import (
-    BOSH3,
+from sgm_sde.processes import presets as presets
+from sgm_sde.results import SampleResult
+from sgm_sde.sampling import sample
+from sgm_sde.schemes import (
     DDIM,
     DEIS,
-    DOP853,
-    DOPRI5,
-    ERSDE,
-    EULER,
-    GDDIM,
-    GGF,
-    HEUN2,
-    IPNDM,
-    LMS,
-    MIDPOINT,
-    PNDM,
-    RALSTON,
-    RES,
-    RK3,
-    RK4,
-    SEEDS,
-    SSCS,
-    TCD,
-    TSIT5,
     Adaptive,
     AdaptiveSolver,
     Ancestral,
-    AncestralNoise,
-    AnnealedLangevin,
-    BatchCoupledWarning,
-    Consistency,
     Corrector,
     DPMSolver,
     DPMSolverPP,
-    EmbeddedTableau,
     EulerMaruyama,
-    ExponentialAdams,
-    ExponentialPair,
-    ExponentialRungeKutta,
     Heun,
     Langevin,
-    LangevinNormWarning,
     PredictorCorrector,
-    RectifiedAdams,
     Restart,
     ReverseDiffusion,
-    Rosenbrock,
     RungeKutta,
     SASolver,
-    SciPy,
     Solver,
     Tableau,
-    TorchDiffEq,
-    TorchSDE,
-    UniC,
     UniPC,
-    VelocityLangevin,
     solvers,
 )
-from sgm_sde.stepping import Stepper, stepper
+from sgm_sde.scores import PerSample, Score, Shared, from_denoiser, from_flow, from_noise, from_score, from_v
+from sgm_sde.scores import guidance as guidance
+from sgm_sde.scores import oracles as oracles
+from sgm_sde.scores import time_labels as time_labels
+from sgm_sde.trials import PilotResult, pilot
 
 # Modules that are imported when they are asked for: they need more than sampling does, or are slow to import.
-_LATER = ("bench", "cli", "demo", "distributed", "metrics", "nn", "pictures", "store", "team", "testing", "training")
+_LATER = (
+    "bench", "calibration", "cli", "defaults", "demo", "diagnosis", "distributed", "engine", "latent", "metrics",
+    "models", "nn", "options", "parallel", "pictures", "results", "sampling", "stepping", "store", "team", "testing",
+    "training", "trials",
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from sgm_sde import bench as bench
+    from sgm_sde import calibration as calibration
     from sgm_sde import cli as cli
+    from sgm_sde import defaults as defaults
     from sgm_sde import demo as demo
+    from sgm_sde import diagnosis as diagnosis
     from sgm_sde import distributed as distributed
+    from sgm_sde import engine as engine
+    from sgm_sde import latent as latent
     from sgm_sde import metrics as metrics
+    from sgm_sde import models as models
     from sgm_sde import nn as nn
+    from sgm_sde import options as options
+    from sgm_sde import parallel as parallel
     from sgm_sde import pictures as pictures
+    from sgm_sde import results as results
+    from sgm_sde import sampling as sampling
+    from sgm_sde import stepping as stepping
     from sgm_sde import store as store
     from sgm_sde import team as team
     from sgm_sde import testing as testing
     from sgm_sde import training as training
+    from sgm_sde import trials as trials
 else:
 
     def __getattr__(name: str) -> ModuleType:
@@ -154,140 +121,64 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "BOSH3",
     "CLD",
     "DDIM",
     "DEIS",
-    "DOP853",
-    "DOPRI5",
     "EDMSDE",
-    "ERSDE",
-    "EULER",
-    "GDDIM",
-    "GGF",
-    "HEUN2",
-    "IPNDM",
-    "LMS",
-    "MIDPOINT",
-    "PNDM",
-    "RALSTON",
-    "RES",
-    "RK3",
-    "RK4",
     "SDE",
-    "SEEDS",
-    "SSCS",
-    "TCD",
-    "TSIT5",
     "VESDE",
     "VPSDE",
     "Adaptive",
     "AdaptiveSolver",
     "Ancestral",
-    "AncestralNoise",
-    "AnnealedLangevin",
-    "BatchCoupledWarning",
-    "Calibrated",
     "Calibration",
-    "CalibrationWarning",
-    "Calibrations",
-    "Consistency",
     "Corrector",
     "CosineVPSDE",
     "DPMSolver",
     "DPMSolverPP",
     "DiscreteVESDE",
     "DiscreteVPSDE",
-    "EmbeddedTableau",
     "EulerMaruyama",
     "Execution",
-    "ExponentialAdams",
-    "ExponentialPair",
-    "ExponentialRungeKutta",
     "Grid",
     "Heun",
-    "ImplausibleWarning",
     "Langevin",
-    "LangevinNormWarning",
-    "LatentBound",
-    "LatentScoreModel",
     "LinearSDE",
     "LogProbResult",
-    "MatrixSDE",
-    "MixedNoise",
-    "Model",
-    "NonFiniteWarning",
-    "ParallelResult",
     "PerSample",
     "PilotResult",
-    "PilotWarning",
     "PredictorCorrector",
     "Program",
     "Record",
-    "RectifiedAdams",
     "RectifiedFlowSDE",
     "Restart",
     "ReverseDiffusion",
-    "ReverseSDE",
-    "Rosenbrock",
     "RungeKutta",
     "SASolver",
     "SampleResult",
-    "SciPy",
     "Score",
     "Setting",
     "Shared",
     "Solver",
-    "Stage",
-    "Status",
-    "StepControl",
-    "StepInfo",
-    "Stepper",
     "SubVPSDE",
     "Tableau",
-    "TorchDiffEq",
-    "TorchSDE",
-    "TrainModeWarning",
-    "UnfinishedWarning",
-    "UniC",
     "UniPC",
-    "VelocityLangevin",
     "__version__",
-    "adapters",
     "bits_per_dim",
     "calibrate",
-    "ddpm_bound",
     "decode",
-    "default_setting",
     "elbo",
     "encode",
     "from_denoiser",
     "from_flow",
-    "from_joint_denoiser",
     "from_noise",
     "from_score",
     "from_spec",
-    "from_velocity",
-    "from_velocity_noise",
-    "from_velocity_score",
-    "grids",
-    "guidance",
-    "hybrid_score_matching",
-    "inverse",
-    "joint_log_prob",
-    "load_calibration",
+    "from_v",
     "load_model",
     "log_prob",
-    "oracles",
     "pilot",
-    "presets",
     "sample",
-    "sample_in_parallel",
-    "slerp",
     "solvers",
     "spec",
-    "stepper",
-    "tableaus",
-    "time_labels",
-    "velocity_bound",
 ]

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
-    """The function outside of inference mode, which records no graph, on copies of inference tensors."""
+    """`function` with inference mode off, on clones of inference tensors among its arguments."""
 
     def recordable(_: Path, leaf: Any) -> Any:
         return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sgm_sde._shapes import finite
 
-LARGEST = 2.0**53  # whole number, up to which floats know them all
+LARGEST = 2.0**53  # integer, up to which floats know them all
 LONGEST = 200  # characters of a value in an error message
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FAR = 1e6  # for what is of order one (noise levels, guidance, tolerances): its fourth power fits single precision
@@ -128,16 +128,16 @@ def settle(owner: Any, **values: Any) -> None:
         object.__setattr__(owner, name, value)
 
 
-def whole(option: str, value: Any, least: int = 1, kind: type[Any] = Real) -> int:
+def check_integer(option: str, value: Any, least: int = 1, kind: type[Any] = Real) -> int:
     """The value as an int.
 
     Raises:
         ValueError: for anything but a number of that kind, whole and at least `least`.
     """
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{option} must be a whole number of at least {least}, got {described(value)}")
+        raise ValueError(f"{option} must be an integer of at least {least}, got {described(value)}")
     if not least <= float_of(value) <= LARGEST or value % 1:
-        raise ValueError(f"{option} must be a whole number of at least {least}, got {described(value)}")
+        raise ValueError(f"{option} must be an integer of at least {least}, got {described(value)}")
     return int(value)
 
 
@@ -146,15 +146,15 @@ def sizes(option: str, value: Any, least: int = 1) -> tuple[int, ...]:
 
     Raises:
         TypeError: for what is no sequence.
-        ValueError: for entries that are not whole numbers of at least `least`.
+        ValueError: for entries that are not integers of at least `least`.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise TypeError(f"{option} must be a sequence of sizes, got {described(value)}")
-    return tuple(whole(f"{option}[{i}]", n, least) for i, n in enumerate(value))
+    return tuple(check_integer(f"{option}[{i}]", n, least) for i, n in enumerate(value))
 
 
 def is_dense(value: Any) -> bool:
-    """Whether the value is a tensor whose entries all lie in memory, as arithmetic here takes them for granted."""
+    """True if the value is a tensor whose entries all lie in memory, as arithmetic here takes them for granted."""
     return isinstance(value, Tensor) and value.layout == torch.strided
 
 
@@ -176,7 +176,7 @@ def shape_of_samples(option: str, value: Any) -> tuple[int, ...]:
 
     Raises:
         TypeError: for what is no sequence.
-        ValueError: for none, or entries that are not whole numbers of at least 1.
+        ValueError: for none, or entries that are not integers of at least 1.
     """
     shape = sizes(option, value)
     if not shape:
@@ -190,12 +190,12 @@ def described(value: Any) -> str:
         return f"a tensor of layout {value.layout}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}" if value.numel() != 1 else f"tensor({value.tolist()})"
-    text = instead(value)
+    text = describe_argument(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def real(option: str, value: Any) -> float:
-    """One real number as a float, finite or not; infinite where a whole number is too large for one.
+    """One real number as a float, finite or not; infinite where an integer is too large for one.
 
     Raises:
         TypeError: for anything else.
@@ -265,7 +265,7 @@ def require_function(
 
 
 def _can_take(function: Callable[..., Any], n: int, named: Sequence[str]) -> bool:
-    """Whether a function can be called with n arguments by position and some by name; True where it does not tell."""
+    """True if a function can be called with n arguments by position and some by name; True where it does not tell."""
     try:
         inspect.signature(function).bind(*range(n), **dict.fromkeys(named))
     except TypeError:
@@ -347,7 +347,7 @@ def numbers(option: str, value: Any) -> Tensor:
 
 
 def is_regular(value: Any) -> bool:
-    """Whether nested sequences are those of an array: as many entries each at one depth, numbers at the last."""
+    """True if nested sequences are those of an array: as many entries each at one depth, numbers at the last."""
     if isinstance(value, np.ndarray):
         return True
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -357,19 +357,19 @@ def is_regular(value: Any) -> bool:
 
 
 def float_of(value: Any) -> float:
-    """A real number as a float, infinite where a whole number is too large for one."""
+    """A real number as a float, infinite where an integer is too large for one."""
     try:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
 
 
-def instead(value: Any) -> str:
-    """What a caller gave, where an object was wanted: for a class, that it is to be called."""
+def describe_argument(value: Any) -> str:
+    """Description of an argument of the wrong kind; of a class, with the hint to call it."""
     return f"the class {value.__name__}: call it" if isinstance(value, type) else repr(value)
 
 
-def require_one_a_sample(what: str, value: Any, n: int) -> None:
+def check_per_sample_scalar(what: str, value: Any, n: int) -> None:
     """Raise ValueError unless a function of the caller's returned one number a sample, (n,)."""
     if not isinstance(value, Tensor) or value.shape != (n,):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -49,7 +49,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def most(path: Path) -> int:
-    """How many bytes a compressed file may expand to."""
+    """Largest size in bytes that a compressed file may expand to."""
     return max(LARGEST, RATIO * path.stat().st_size)
 
 

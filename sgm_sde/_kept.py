@@ -59,7 +59,7 @@ def kept(maxsize: int, holders: tuple[int, ...] = (0,)) -> Callable[[Callable[P,
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a value is made of numbers, texts and values of such alone."""
+    """True if a value is made of numbers, texts and values of such alone."""
     if value is None or isinstance(value, float | int | str):
         return True
     if isinstance(value, tuple):

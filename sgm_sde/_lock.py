@@ -48,7 +48,7 @@ class Lock:
         self._take(shared=True)
 
     def is_in_place(self) -> bool:
-        """Whether the file is still the one that others would lock: not if it was deleted, or made anew since."""
+        """True if the file is still the one that others would lock: not if it was deleted, or made anew since."""
         try:
             return os.path.samestat(os.fstat(self._file), self._path.lstat())
         except FileNotFoundError:

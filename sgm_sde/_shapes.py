@@ -12,7 +12,7 @@ Time = Tensor | float
 LARGEST = 1e300  # time
 
 
-def on_host(values: float | Sequence[float]) -> Tensor:
+def cpu_float64(values: float | Sequence[float]) -> Tensor:
     """Numbers as a float64 tensor on the CPU, whatever torch's default device: what coefficients are made of."""
     return torch.tensor(values, dtype=torch.float64, device="cpu")
 
@@ -27,7 +27,7 @@ def as_time(t: Time) -> Tensor:
         raise TypeError(f"a time must be one number or a tensor, got {t!r}")
     if not abs(t) < LARGEST:
         raise ValueError(f"a time must be finite, got {t!r}")
-    return on_host(float(t))
+    return cpu_float64(float(t))
 
 
 def require_times(t: Tensor, x: Tensor) -> None:
@@ -69,7 +69,7 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def finite(x: Tensor) -> Tensor:
-    """Whether each sample (B,) of x (B, *) is finite."""
+    """True if each sample (B,) of x (B, *) is finite."""
     x = x.detach()
     if not x.numel() or not (x.is_floating_point() or x.is_complex()):
         return flat(torch.isfinite(x)).all(1)

@@ -11,7 +11,7 @@ CLOSEST = 2.0**-20  # relative: eight units in the last place of float32, below 
 
 
 def same_time(t: float, other: float, rounding: float = ROUNDING) -> bool:
-    """Whether two times differ by rounding alone."""
+    """True if two times differ by rounding alone."""
     return abs(t - other) <= rounding * max(abs(t), abs(other))
 
 

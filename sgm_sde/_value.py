@@ -16,5 +16,5 @@ class Value:
         return found
 
     def _held(self) -> dict[str, Any]:
-        """What the value is made of beside its fields and public attributes, by name."""
+        """Parts of the value beside its fields and public attributes, by name."""
         return {}

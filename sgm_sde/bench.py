@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde import distributed
-from sgm_sde._checks import described, unknown, whole
+from sgm_sde._checks import check_integer, described, unknown
 from sgm_sde._files import parse_json, reading
 from sgm_sde.calibration.result import Calibrations, as_calibrations, at_budget, load_calibration
 from sgm_sde.defaults import Setting, default_final
@@ -39,8 +39,8 @@ from sgm_sde.metrics.reference import Reference, load_reference
 from sgm_sde.metrics.sliced import sliced_wasserstein
 from sgm_sde.models import Model, load_model
 from sgm_sde.sampling import plan
-from sgm_sde.solvers import AdaptiveSolver, Solver
-from sgm_sde.solvers.base import resolve_any
+from sgm_sde.schemes import AdaptiveSolver, Solver
+from sgm_sde.schemes.base import resolve_any
 from sgm_sde.store import Store, versions, write_atomically
 from sgm_sde.team import Team
 
@@ -210,7 +210,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         for name in ("batch", "threads"):
-            object.__setattr__(self, name, whole(name, getattr(self, name), kind=Integral))
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), kind=Integral))
 
 
 def bench(
@@ -292,7 +292,7 @@ def bench(
         )
         assert real is not None
         chosen = _metrics(metrics, real)
-        n = whole("n", n, kind=Integral)
+        n = check_integer("n", n, kind=Integral)
         for name in chosen:
             if n < METRICS[name].least:
                 raise ValueError(f"the metric {name!r} takes at least {METRICS[name].least} samples, got n={n}")
@@ -337,7 +337,7 @@ class _Cell:
 
     @property
     def setting(self) -> Setting | Solver | AdaptiveSolver | None:
-        """What runs at this budget.
+        """The solver or setting that runs at this budget.
 
         Raises:
             ValueError: for calibrations of other budgets.

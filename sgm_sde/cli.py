@@ -12,12 +12,12 @@ from typing import Any
 from sgm_sde import __version__
 from sgm_sde._checks import usable_device
 from sgm_sde.models import Model
-from sgm_sde.solvers import solvers
+from sgm_sde.schemes import solvers
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command: what it says of itself, its options, and what it does; returns the exit status."""
+    """A command: help text, options, and a function that returns the exit status."""
 
     help: str
     options: Callable[[argparse.ArgumentParser], None]
@@ -76,9 +76,9 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _run_options(parser: argparse.ArgumentParser, seed: bool = True) -> None:
-    """What `sample`, `likelihood` and `bench` have in common."""
+    """Options shared by `sample`, `likelihood` and `bench`."""
     parser.add_argument("--model", required=True, help="a shipped model, MODULE:FACTORY, or a diffusers folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results; a run there is gone on with")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results; a run there is resumed")
     parser.add_argument("--batch", type=int, default=64, help="size of a batch (%(default)s)")
     if seed:
         parser.add_argument("--seed", type=int, default=0, help="seed (%(default)s)")
@@ -110,7 +110,7 @@ def _merge(args: argparse.Namespace) -> int:
     if report.result:
         sys.stdout.write(f"{report}\n")
         return 0
-    sys.stdout.write(f"{report}; the run is not complete, and goes on with its command and --out {args.out}\n")
+    sys.stdout.write(f"{report}; the run is not complete, and continues with its command and --out {args.out}\n")
     return 1
 
 
@@ -168,7 +168,7 @@ def _sample(args: argparse.Namespace) -> int:
 
 
 def _pictures(args: argparse.Namespace, model: Model) -> None:
-    """What can be looked at, and what other programs read."""
+    """Pictures for people, and files for other programs."""
     from sgm_sde.bench import black_white
     from sgm_sde.pictures import are_images, export, write_grid
 
@@ -191,7 +191,7 @@ def _whole_number(text: str) -> int:
 
 def _likelihood_options(parser: argparse.ArgumentParser) -> None:
     _run_options(parser)
-    parser.add_argument("--data", type=Path, required=True, help="images as whole numbers: .npy, .npz or .safetensors")
+    parser.add_argument("--data", type=Path, required=True, help="images as integers: .npy, .npz or .safetensors")
     parser.add_argument("--with-labels", action="store_true", help="condition on the labels in the file, its array y")
     parser.add_argument("--n-levels", type=int, help="levels of the images, 256 for 8 bits (the model's)")
     parser.add_argument(
@@ -248,7 +248,7 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(name) for name in _names(text)]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"whole numbers such as 5,10,20, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"integers such as 5,10,20, got {text!r}") from None
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
@@ -305,7 +305,7 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=512, help="samples in a network call, at most (%(default)s)")
     add("--seed", type=int, default=0, help="seed (%(default)s)")
     add("--time-limit", type=float, metavar="SECONDS", help="end where the fit is by then")
-    add("--checkpoint", type=Path, help="folder where an interrupted run goes on")
+    add("--checkpoint", type=Path, help="folder where an interrupted run is resumed")
     add("--device", choices=("cpu", "cuda", "mps"), help="where to compute (cuda where there is one)")
     add("--threads", type=int, default=1, help="threads on a CPU (%(default)s)")
     add("--quiet", action="store_true", help="no progress bar")
@@ -346,9 +346,9 @@ def _calibrate(args: argparse.Namespace) -> int:
 COMMANDS = {
     "solvers": Command("list the solvers with their orders and sources", lambda parser: None, _solvers),
     "demo": Command("sample 8x8 digits with several solvers, or a grid of clothes", _demo_options, _demo),
-    "sample": Command("draw samples into a folder; an interrupted run goes on", _sample_options, _sample),
-    "likelihood": Command("bits/dim of a file of images; an interrupted run goes on", _likelihood_options, _likelihood),
+    "sample": Command("draw samples into a folder; resumable", _sample_options, _sample),
+    "likelihood": Command("bits/dim of a file of images; resumable", _likelihood_options, _likelihood),
     "merge": Command("put the parts of a run, made with --part, into one folder", _merge_options, _merge),
     "calibrate": Command("fit solvers to a network, for budgets of calls", _calibrate_options, _calibrate),
-    "bench": Command("quality of samples against network calls; an interrupted run goes on", _bench_options, _bench),
+    "bench": Command("quality of samples against network calls; resumable", _bench_options, _bench),
 }

@@ -18,14 +18,14 @@ from sgm_sde.engine.executor import Recording, Run
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Program
 from sgm_sde.scores.conditions import bare
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
 
 HELD = "_sgm_sde_compiled"
 
 
 class _Held:
-    """What has been made of a network, kept in it: it refers to the network, and goes with it.
+    """Compiled forms of a network, stored on it and freed with it.
 
     A table of networks, with weak keys or not, would keep them alive by its values. Copies and pickles of a network
     have none of it.
@@ -33,7 +33,7 @@ class _Held:
 
     def __init__(self) -> None:
         self.compiled: Callable[..., Tensor] | None = None
-        self.recordings: dict[Hashable, tuple[BoundModel, Recording]] = {}
+        self.recordings: dict[Hashable, tuple[BoundScore, Recording]] = {}
 
     def __deepcopy__(self, memo: Any) -> _Held:
         return _Held()
@@ -43,7 +43,7 @@ class _Held:
 
 
 def _held(net: Callable[..., Tensor]) -> _Held:
-    """What is held in a network; nothing yet where it can hold nothing, as a bound method."""
+    """Compiled forms stored on a network; none where it can store nothing, as a bound method."""
     held = getattr(net, "__dict__", {}).get(HELD)
     if held is None:
         held = _Held()
@@ -64,7 +64,7 @@ def compile_network(score: Score) -> Score:
     return score.map_net(compiled)
 
 
-def replay(program: Program, x: Tensor, model: BoundModel, noise: NoiseSource, kwargs: Mapping[str, Any] | None) -> Run:
+def replay(program: Program, x: Tensor, model: BoundScore, noise: NoiseSource, kwargs: Mapping[str, Any] | None) -> Run:
     """Run a program as a CUDA graph, recorded the first time that it is asked for with this network.
 
     Other tensors in `kwargs` of the same shapes are copied into the recording; anything else makes a new one.
@@ -88,5 +88,5 @@ def replay(program: Program, x: Tensor, model: BoundModel, noise: NoiseSource, k
         if isinstance(mine, Tensor):
             mine.copy_(theirs)
     model.nfe += program.nfe
-    model.rows += program.nfe * len(x) * model.score.branches
+    model.network_evals += program.nfe * len(x) * model.score.branches
     return recording.replay(x, noise)

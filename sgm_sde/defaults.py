@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sgm_sde._checks import moment, whole
+from sgm_sde._checks import check_integer, moment
 from sgm_sde._value import Value
 from sgm_sde.grids import Grid, GridRule, rule
 from sgm_sde.processes.base import SDE, require_sde
-from sgm_sde.solvers import DPMSolver, DPMSolverPP, Solver, UniC, resolve
+from sgm_sde.schemes import DPMSolver, DPMSolverPP, Solver, UniC, resolve
 
 FEW, MANY = 15, 24  # network calls
 
@@ -77,7 +77,7 @@ def default_setting(
 
     Raises:
         TypeError: for something that is no process, or a time that is no number.
-        ValueError: for a budget that is no whole number of at least 1.
+        ValueError: for a budget that is not an integer of at least 1.
 
     Example:
         >>> import sgm_sde as sg
@@ -87,7 +87,7 @@ def default_setting(
         dpm++4m-cold-unic on Thinned()
     """
     require_sde(sde)
-    budget = 50 if nfe is None else whole("nfe", nfe)
+    budget = 50 if nfe is None else check_integer("nfe", nfe)
     times = [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
     if not sde.is_linear:
         return Setting("heun2")

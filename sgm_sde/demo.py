@@ -25,8 +25,8 @@ from sgm_sde.nn.digits import digits_data, load_digits_classifier
 from sgm_sde.nn.fashion import CLASSES, load_fashion_classifier
 from sgm_sde.processes import EDMSDE, VPSDE, LinearSDE
 from sgm_sde.sampling import sample
+from sgm_sde.schemes import Langevin, PredictorCorrector, Solver, resolve
 from sgm_sde.shipped import digits_score, fashion_score
-from sgm_sde.solvers import Langevin, PredictorCorrector, Solver, resolve
 
 FEATURES = "digits-classifier-32"
 BUDGETS = (5, 10, 20, 50)

@@ -1,4 +1,4 @@
-r"""What a run tells of itself: samples of a size that nothing in the run accounts for, and networks in train mode.
+r"""Diagnosis of a run: implausibly large samples, and networks in train mode.
 
 Whatever the solver, the state at node m is $x_m = \alpha_m x_0 + \sigma_m\epsilon$ with the sample $x_0$ that it leads
 to and a noise of unit size, and the network estimates $x_0$ by $D_m$. So with $|x|$ the root mean square of the d
@@ -48,7 +48,7 @@ AGAINST = -0.9  # cosine of the noise estimated at the start with the state
 
 ADVICE = (
     "try what `pilot` finds, more calls, or, if the network does not predict what it was taken for, `from_noise`, "
-    "`from_denoiser`, `from_velocity` or `from_flow`"
+    "`from_denoiser`, `from_v` or `from_flow`"
 )
 
 
@@ -159,7 +159,7 @@ class Watch:
         return (along < AGAINST * noise * size) & (noise * look.reach * look.alpha > 0.3 * size)
 
     def implausible(self, sample: Tensor, *, denoised: bool) -> Tensor:
-        """Which samples (B,) of x (B, *) at the end, denoised or not, nothing in the run accounts for."""
+        """Mask (B,) of final states x (B, *), denoised or not, whose size the run cannot account for."""
         sde: Any = self.sde
         if not self.looks or self.guided:
             none = torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
@@ -177,7 +177,7 @@ class Watch:
 
 
 def described(samples: Sequence[int], n: int) -> str:
-    """What the status says of implausible samples."""
+    """Status message for implausible samples."""
     shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
     return f"{len(samples)} of {n} samples ({shown}) are of a size that nothing in their run accounts for"
 
@@ -190,7 +190,7 @@ _told: WeakSet[nn.Module] = WeakSet()
 
 
 def in_train_mode(net: Any) -> str | None:
-    """What is said, once, of a network in train mode with Dropout or BatchNorm in use; None of others."""
+    """Warning for a network in train mode with Dropout or BatchNorm, given once; None for others."""
     if not isinstance(net, nn.Module) or not net.training or net in _told:
         return None
     _told.add(net)

@@ -1,4 +1,4 @@
-"""Sampling and likelihoods over many batches, in one process or many, that may be interrupted and gone on with.
+"""Resumable sampling and likelihoods over many batches, in one process or many.
 
     torchrun --standalone --nproc-per-node 4 -m sgm_sde sample --model digits -n 50000 --out samples
 
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde import sampling
-from sgm_sde._checks import whole
+from sgm_sde._checks import check_integer
 from sgm_sde._files import load_arrays
 from sgm_sde.defaults import Setting
 from sgm_sde.diagnosis import ImplausibleWarning
@@ -42,9 +42,9 @@ from sgm_sde.identity import fingerprint, outputs, portable, spec
 from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.models import Model, load_model
 from sgm_sde.options import Execution
+from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.scores import PerSample
 from sgm_sde.scores.guidance import ClassifierFree
-from sgm_sde.solvers import AdaptiveSolver, Solver
 from sgm_sde.store import Entry, Store, read_manifest, read_run, read_shard, readable
 from sgm_sde.team import Team
 
@@ -61,7 +61,7 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did.
+    """Summary of a run.
 
     Attributes:
         folder: where the results are.
@@ -103,7 +103,7 @@ def sample(
     threads: int = 1,
     progress: bool = False,
 ) -> Report:
-    """Draw n samples into a folder; go on with a run that was interrupted, or that had fewer samples.
+    """Draw n samples into a folder; resume a run that was interrupted, or extend one of fewer samples.
 
     Under `torchrun` or Slurm all processes call this together and share the work. Sample i has the seed (seed, i).
 
@@ -142,7 +142,7 @@ def sample(
         (2, torch.Size([6, 1, 8, 8]))
     """
     model = load_model(model) if isinstance(model, str) else model
-    n, batch = whole("n", n, kind=Integral), whole("batch", batch, kind=Integral)
+    n, batch = check_integer("n", n, kind=Integral), check_integer("batch", batch, kind=Integral)
     resolve_seeds([(seed, n - 1)], None, 1)
     classes = _classes(model, labels)
     if guidance is not None:
@@ -179,7 +179,7 @@ def sample(
                 )  # fmt: skip
             tensors["x"] = result.x
             failed = [first + i for i in result.status.samples]
-            return tensors, {"nfe": result.nfe, "rows": result.rows, "failed": failed}
+            return tensors, {"nfe": result.nfe, "rows": result.network_evals, "failed": failed}
 
         job = _Job(settings, ("n",), {"program": table}, n, batch, size, work, "sample")
         return _run(team, Path(folder), job, part, progress)
@@ -204,13 +204,13 @@ def likelihood(
     progress: bool = False,
     **options: Any,
 ) -> Report:
-    """Bits/dim of a data set into a folder; go on with a run that was interrupted.
+    """Bits/dim of a data set into a folder; an interrupted run is resumed.
 
     Under `torchrun` or Slurm all processes call this together and share the work. Image i has the seed (seed, i).
 
     Args:
         model: a `Model` or its name, as `load_model` takes it.
-        images: whole numbers in [0, n_levels), (n, *shape of the model).
+        images: integers in [0, n_levels), (n, *shape of the model).
         folder: for the shards and the manifest; made if absent.
         labels: classes of the images (n,), for a model that takes them; without, it runs without classes.
         batch: images in a batch.
@@ -228,12 +228,12 @@ def likelihood(
 
     Returns:
         what was done; `result` has `bits_per_dim`, its `stderr` over images, and the `protocol`. The values of each
-        image are had by `load`.
+        image are read by `load`.
 
     Raises:
         ValueError: for arguments out of range, images that do not fit the model, and a folder that was made with other
             settings, with the difference.
-        TypeError: for images that are no whole numbers.
+        TypeError: for images that are not integers.
         OSError: if the folder cannot be written, or another run is writing to it.
 
     Example:
@@ -251,7 +251,7 @@ def likelihood(
     assert n_levels is not None and data_range is not None
     _check_images(model, images, labels, n_levels)
     sde: Any = model.sde  # bits_per_dim refuses those that are not linear
-    n, batch = len(images), whole("batch", batch, kind=Integral)
+    n, batch = len(images), check_integer("batch", batch, kind=Integral)
     resolve_seeds([(seed, n - 1)], None, 1)
 
     with Team(device, threads) as team:
@@ -350,7 +350,7 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Report:
 
 
 def _holds(entry: Entry | None, cut: tuple[int, int]) -> bool:
-    """Whether a shard holds the samples from the first number up to the last."""
+    """True if a shard holds the samples from the first number up to the last."""
     return entry is not None and entry.info.get("samples") == list(cut)
 
 
@@ -388,7 +388,7 @@ def _tensor(array: np.ndarray, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a run computes.
+    """A run's computation: settings, batches, and the function of one batch.
 
     Attributes:
         settings: what it depends on.
@@ -480,7 +480,7 @@ def _part(part: tuple[int, int] | None) -> tuple[int, int]:
         return 0, 1
     if not isinstance(part, tuple | list) or len(part) != 2:
         raise ValueError(f"part must be (k, K), part k of K from 0, got {part!r}")
-    k, parts = (whole("part", value, 0, kind=Integral) for value in part)
+    k, parts = (check_integer("part", value, 0, kind=Integral) for value in part)
     if not k < parts:
         raise ValueError(f"part must be (k, K) with k from 0 to K - 1, got {(k, parts)}")
     return k, parts
@@ -594,7 +594,7 @@ def _common(
 
 
 def identity(model: Model, team: Team, classes: Sequence[int] | None) -> dict[str, Any]:
-    """What tells one network and process from others: weights, what the score is made of, and what it does."""
+    """Identity of a network and its process: weights, specs, and outputs at fixed states."""
     score = portable(model.score.spec())
     return {
         "model": model.name,
@@ -626,7 +626,7 @@ def _classes(model: Model, labels: Sequence[int] | str | None) -> list[int] | No
 def _check_images(model: Model, images: Tensor, labels: Tensor | None, n_levels: int) -> None:
     if not isinstance(images, Tensor) or images.is_floating_point() or images.dtype == torch.bool:
         given = f"dtype {images.dtype}" if isinstance(images, Tensor) else repr(images)
-        raise TypeError(f"images must be whole numbers of an integer dtype, got {given}")
+        raise TypeError(f"images must be of an integer dtype, got {given}")
     if tuple(images.shape[1:]) != model.shape or not len(images):
         raise ValueError(
             f"images must have the shape (n, {', '.join(map(str, model.shape))}), got {tuple(images.shape)}"
@@ -638,7 +638,7 @@ def _check_images(model: Model, images: Tensor, labels: Tensor | None, n_levels:
         if model.n_classes is None:
             raise ValueError(f"labels were given, and the model {model.name!r} has no classes")
         if labels.is_floating_point() or labels.shape != images.shape[:1]:
-            raise ValueError(f"labels must be {len(images)} whole numbers, got {labels.dtype} {tuple(labels.shape)}")
+            raise ValueError(f"labels must be {len(images)} integers, got {labels.dtype} {tuple(labels.shape)}")
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= model.n_classes:
             raise ValueError(f"labels must lie in [0, {model.n_classes}), got {low} to {high}")

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from sgm_sde._checks import FAR, described, instance_of, moment, moments, number, reals, unknown, whole
-from sgm_sde._shapes import on_host
+from sgm_sde._checks import FAR, check_integer, described, instance_of, moment, moments, number, reals, unknown
+from sgm_sde._shapes import cpu_float64
 from sgm_sde._times import CLOSEST, ROUNDING, at_ends, same_time
 from sgm_sde._value import Value
 
@@ -127,7 +127,7 @@ class GridRule(Value, ABC):
         """
         if not hasattr(sde, "eps") or isinstance(sde, type):
             raise TypeError(f"sde must be a process, got {described(sde)}")
-        steps = whole("the number of steps", steps, 0)
+        steps = check_integer("the number of steps", steps, 0)
         t_start = None if t_start is None else moment("t_start", t_start)
         t_end = None if t_end is None else moment("t_end", t_end)
         if t_start is not None and not 0 < t_start < math.inf:
@@ -151,7 +151,7 @@ class GridRule(Value, ABC):
         """Times at the fractions u in [0, 1] of the way from start to end."""
 
     def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
-        """Whether the process has what the rule needs between the ends, and room for that many steps, if given."""
+        """True if the process has what the rule needs between the ends, and room for that many steps, if given."""
         return True
 
 
@@ -188,7 +188,7 @@ class Exponential(GridRule):
         return start * (u * math.log(end / start)).exp()
 
     def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
-        """Where the end is above 0."""
+        """True if the end is above 0."""
         return end > 0
 
 
@@ -217,7 +217,7 @@ class LogSNR(GridRule):
         return first, last
 
     def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
-        """Where log-SNR is finite at both ends."""
+        """True if log-SNR is finite at both ends."""
         return sde.is_linear and all(math.isfinite(node.lam) for node in sde.nodes([start, end]))
 
 
@@ -352,7 +352,7 @@ class Thinned(LogSNR):
 
 
 def _last_time(sde: Any, start: float, data_std: float, level: float) -> float:
-    """Where a grid ends: at sigma / alpha = `level` in units of the data's scale, nearer to it from low levels."""
+    """End of a grid: sigma / alpha = `level` in units of the data's scale, less from low levels."""
     r = math.exp(-float(sde.log_snr(start)) / 2) / data_std
     share = 1.0 if math.isinf(r) else r / (1 + r)
     return _time_of(sde, data_std * level * share)
@@ -392,13 +392,13 @@ class Karras(GridRule):
         return times
 
     def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
-        """Where sigma / alpha is finite at the start."""
+        """True if sigma / alpha is finite at the start."""
         return sde.is_linear and math.isfinite(sde.nodes([start])[0].noise_level)
 
 
 @dataclass(frozen=True)
 class Table(GridRule):
-    """Times out of a network's own table, as evenly spaced in it as whole indices allow.
+    """Times out of a network's own table, as evenly spaced in it as integer indices allow.
 
     Args:
         times: the table; by default that of the process (`DiscreteVPSDE`, `DiscreteVESDE`).
@@ -416,10 +416,10 @@ class Table(GridRule):
             raise ValueError(f"{sde!r} has no table of times: give one, Table(times=...)")
         if len(u) > len(inside):
             raise ValueError(f"{len(u) - 1} steps asked of a table that has {len(inside)} times to offer")
-        return on_host(inside)[(u * (len(inside) - 1)).round().long()]
+        return cpu_float64(inside)[(u * (len(inside) - 1)).round().long()]
 
     def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
-        """Where there is a table, with a time for each of the steps."""
+        """True if there is a table with a time for each step."""
         inside = self._inside(sde, start, end)
         return inside is not None and (steps is None or steps < len(inside))
 
@@ -511,13 +511,13 @@ class Shifted(GridRule):
 
     @property
     def of_noise_levels(self) -> bool:  # type: ignore[override]
-        """Whether the base is one of noise levels."""
+        """True if the base is one of noise levels."""
         return self.base.of_noise_levels
 
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         _require_linear(self, sde)
-        first, last = (float(self._moved(sde, on_host([t]), 1 / self.shift)[0]) for t in (start, end))
+        first, last = (float(self._moved(sde, cpu_float64([t]), 1 / self.shift)[0]) for t in (start, end))
         # What the process does not have is left out; a shift below 1 comes from beyond its end.
         first, last = (sde.T if not first <= sde.T else first), max(last, 0.0)
         return self._moved(sde, self.base.place(sde, u, first, last), self.shift)
@@ -530,7 +530,7 @@ class Shifted(GridRule):
         return torch.where(log_snr.isfinite(), moved, times)
 
     def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
-        """Where the process has noise levels, and the base fits."""
+        """True if the process has noise levels, and the base fits."""
         return bool(sde.is_linear) and self.base.fits(sde, steps, start, end)
 
 
@@ -586,7 +586,7 @@ class FromLevels(GridRule):
         first, last = (self._place(logs, math.log(_level_of(sde, t))) for t in (start, end))
         at = (first + (last - first) * u).tolist()
         log_levels = [self._at(logs, place) for place in at]
-        times: Tensor = sde.time(-2 * on_host(log_levels))
+        times: Tensor = sde.time(-2 * cpu_float64(log_levels))
         return times
 
     @staticmethod
@@ -600,5 +600,5 @@ class FromLevels(GridRule):
         return logs[i] + (place - i) * (logs[i + 1] - logs[i])
 
     def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
-        """Where log-SNR is finite at both ends."""
+        """True if log-SNR is finite at both ends."""
         return bool(sde.is_linear) and all(math.isfinite(node.lam) for node in sde.nodes([start, end]))

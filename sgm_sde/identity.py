@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._files import parse_json
-from sgm_sde._shapes import on_host
+from sgm_sde._shapes import cpu_float64
 from sgm_sde._value import Value
 from sgm_sde.engine.program import Program
 from sgm_sde.processes.base import SDE
@@ -309,7 +309,7 @@ class _Writer:
         """A score's function of times (B,)."""
         known: dict[str, Any] = self.write(function, above)
         try:
-            values = torch.as_tensor(function(on_host(times_of(sde, 9)))).detach().double().reshape(-1).tolist()
+            values = torch.as_tensor(function(cpu_float64(times_of(sde, 9)))).detach().double().reshape(-1).tolist()
         except Exception:  # anyone's function, as above
             values = []
         return known | {"values": measured([values], COEFFICIENTS)}
@@ -368,7 +368,7 @@ def _floats(kind: Any, value: Any) -> Any:
     kind = str(kind)
     if kind == "Terms":
         return tuple((j, float(c) if isinstance(c, int) else c) for j, c in value)
-    if ("float" not in kind and kind != "NoiseLevel") or "int" in kind:
+    if ("float" not in kind and kind != "Eta") or "int" in kind:
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -565,7 +565,7 @@ def times_of(sde: SDE, n: int) -> list[float]:
 
 def coefficients(sde: SDE) -> dict[str, Any]:
     """The coefficients of a process at nine times: alpha and sigma, drift and diffusion matrices, or the diffusion."""
-    t = on_host(times_of(sde, 9))
+    t = cpu_float64(times_of(sde, 9))
     process: Any = sde
     if sde.is_linear:
         functions = [process.alpha, process.sigma]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from sgm_sde._checks import instance_of, number, one_of, require_function, sizes, whole
+from sgm_sde._checks import check_integer, instance_of, number, one_of, require_function, sizes
 from sgm_sde._shapes import expand, flat
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -76,7 +76,7 @@ class LatentBound:
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """Upper bound in bits/dim (B,), for a decoder of whole numbers; of a density it is that of the density."""
+        """Upper bound in bits/dim (B,), for a decoder of discrete data; of a density it is that of the density."""
         return -self.value / (self.dimension * math.log(2))
 
     def __str__(self) -> str:
@@ -222,7 +222,7 @@ class LatentScoreModel:
             draws: latents a sample, averaged.
             n_times: times of the weighted loss, 64 if not given, one network call each; its end takes four more.
             eps: time at which the prior's density is taken; `sde.likelihood_eps` if not given.
-            seed: of latents, noises and probes; one int, or one a sample.
+            seed: of latents, noises and probes; one int, or one per sample.
             generator: instead of `seed`.
             options: of `log_prob`, for `"flow"`.
 
@@ -235,10 +235,10 @@ class LatentScoreModel:
         if isinstance(method, Method):
             options, method = {"method": method, **options}, "flow"
         one_of("method", method, METHODS)
-        draws = whole("draws", draws)
+        draws = check_integer("draws", draws)
         if method == "flow" and n_times is not None:
             raise ValueError(f"n_times={n_times!r} is of method='weighted': the flow has steps=")
-        n_times = whole("n_times", N_TIMES if n_times is None else n_times)
+        n_times = check_integer("n_times", N_TIMES if n_times is None else n_times)
         if method == "weighted" and options:
             raise ValueError(f"{', '.join(options)} are options of method='flow'")
         x = check_points(x)

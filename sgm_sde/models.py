@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._checks import did_you_mean, instance_of, range_of, sizes, unknown, whole
+from sgm_sde._checks import check_integer, did_you_mean, instance_of, range_of, sizes, unknown
 from sgm_sde.identity import networks, weights
 from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.likelihood.results import BitsPerDimResult
@@ -77,7 +77,7 @@ class Model:
         object.__setattr__(self, "shape", sizes("shape", self.shape))
         for option, count, least in (("n_classes", self.n_classes, 1), ("n_levels", self.n_levels, 2)):
             if count is not None:
-                whole(option, count, least, kind=int)
+                check_integer(option, count, least, kind=int)
         if self.data_range is not None:
             object.__setattr__(self, "data_range", range_of("data_range", self.data_range))
         if any(isinstance(net, nn.parallel.DistributedDataParallel) for net in networks(self.score)):
@@ -137,7 +137,7 @@ class Model:
         file = Path(str(resources.files("sgm_sde"))) / "assets" / f"{self.name}_solvers.json"
         if self.name not in SHIPPED or not file.exists():
             raise ValueError(f"no solver ships with the model {self.name!r}: find one with calibrate")
-        return at_budget(load_calibration(file), whole("nfe", nfe))
+        return at_budget(load_calibration(file), check_integer("nfe", nfe))
 
     def to(self, device: torch.device | str) -> Model:
         """The same model; the networks that its score reaches are moved to the device."""

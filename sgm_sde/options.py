@@ -1,4 +1,4 @@
-"""What `sample` is told besides the run itself: what to look at on the way, and how it is carried out."""
+"""Options of `sample`: records of a run, and its execution."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import flag, moment, require_function, whole
+from sgm_sde._checks import check_integer, flag, moment, require_function
 
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What a callback sees after each step.
+    """Argument of a callback after each step.
 
     Attributes:
         i: number of the step, from 0.
@@ -42,11 +42,11 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept or shown of a run on the way.
+    """Records of a run: trajectory, callback, progress bar.
 
     Args:
         trajectory: "all", or some of the grid's times (0 for the denoised end), to keep the states at.
-        callback: called after each step with a `StepInfo`; returning True stops the run, and `resume=` goes on with it.
+        callback: called after each step with a `StepInfo`; returning True stops the run, which `resume=` continues.
         progress: show a progress bar.
 
     Raises:
@@ -71,7 +71,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run is carried out: where, in which pieces, with or without a graph. None of it changes a sample.
+    """Execution of a run: device, batches, graph, compilation. None of it changes a sample.
 
     Args:
         batch_size: the most samples at a time; the rest wait, so that memory is that of the samples and of one part's
@@ -85,7 +85,7 @@ class Execution:
         device: of the samples if their shape is given; the network's if it has parameters, torch's default if not.
 
     Raises:
-        ValueError: for a batch size that is no whole number of at least 1, and for options that exclude each other:
+        ValueError: for a batch size that is not an integer of at least 1, and for options that exclude each other:
             a graph keeps every value of a run, whatever its parts, and a compiled network records none.
         TypeError: for a time that is no number.
 
@@ -105,7 +105,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         if self.batch_size is not None:
-            object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size))
+            object.__setattr__(self, "batch_size", check_integer("batch_size", self.batch_size))
         for name in ("enable_grad", "compile"):
             object.__setattr__(self, name, flag(name, getattr(self, name)))
         if self.until is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import number, whole
+from sgm_sde._checks import check_integer, number
 from sgm_sde._shapes import finite
 from sgm_sde.defaults import Setting
 from sgm_sde.engine.matrix import Matrix
@@ -22,10 +22,10 @@ from sgm_sde.grids import Grid, GridRule
 from sgm_sde.processes.base import SDE
 from sgm_sde.processes.matrix import apply
 from sgm_sde.sampling import NonFiniteWarning, _begun
+from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.scores.conditions import map_rows, require_rows
-from sgm_sde.scores.model import BoundModel, _checked_conversion
+from sgm_sde.scores.model import BoundScore, _checked_conversion
 from sgm_sde.scores.score import as_score
-from sgm_sde.solvers import AdaptiveSolver, Solver
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def sample_in_parallel(
         seed: of the noise.
         generator: instead of `seed`.
         final: `"denoise"`, `"mean"` or `"none"`.
-        model_kwargs: passed on to the network; arguments of one row a sample are repeated with their samples, and named
-            as such like in `sample`.
+        model_kwargs: passed on to the network; arguments of one row per sample are repeated with their samples, and
+            named as such like in `sample`.
         dtype: of the samples if `shape` is given.
         device: of the samples if `shape` is given.
 
@@ -126,7 +126,7 @@ def sample_in_parallel(
         (True, True)
     """
     score = as_score(score_fn, sde)
-    window = whole("window", window)
+    window = check_integer("window", window)
     tolerance = number("tolerance", tolerance, least=0)
     job = _begun(
         score, sde, shape, x_T, solver, nfe, steps, grid, t_start, t_end, seed, generator, None, final, dtype, device
@@ -137,7 +137,7 @@ def sample_in_parallel(
     if score.dtype is None and job.dtype != job.state_dtype:
         score = score.cast_to(job.dtype)
     times = program.times
-    model = BoundModel(score, sde, (times[-1], times[0]), model_kwargs)
+    model = BoundScore(score, sde, (times[-1], times[0]), model_kwargs)
     require_rows(model.kwargs, job.size)
     noise, _, hooks = job.noises(everyone, model)
     if hooks:
@@ -184,7 +184,7 @@ def sample_in_parallel(
             stacklevel=3,
         )
     calls = program.nfe + job.denoises
-    return ParallelResult(end.to(job.dtype), rounds, model.rows, calls, times, ok, job.seeds)
+    return ParallelResult(end.to(job.dtype), rounds, model.network_evals, calls, times, ok, job.seeds)
 
 
 def _applied(c: Any, value: Tensor) -> Tensor:

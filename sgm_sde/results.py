@@ -1,4 +1,4 @@
-"""What `sample` returns."""
+"""Results of `sample`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE
-from sgm_sde.solvers import Solver
+from sgm_sde.schemes import Solver
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a run ended, readable and testable.
+    """Outcome of a run, as a message and a truth value.
 
     Attributes:
         ok: whether it reached the end with finite states, of a size that the run accounts for.
@@ -42,8 +42,8 @@ class Status:
 
 
 @dataclass(frozen=True)
-class StepControl:
-    """What an adaptive solver did with each sample.
+class AdaptiveStats:
+    """Per-sample statistics of an adaptive run.
 
     Attributes:
         outcome: how each ended: "completed", "out of steps", "not finite", "step too small" or, where another library
@@ -63,7 +63,7 @@ class StepControl:
 
 @dataclass(frozen=True, eq=False)
 class Continuation:
-    """Where a run on a grid stands, and what it takes to go on exactly: `sample(..., resume=result)`.
+    """State of a run on a grid, from which `sample(..., resume=result)` continues exactly.
 
     Attributes:
         sde: the process.
@@ -110,7 +110,7 @@ class SampleResult:
         trajectory: states (K, B, *) at `trajectory_times`, if asked for; the last one is `x` when "all" are.
         trajectory_times: the times of the trajectory, 0 standing for the final denoised state.
         seeds: the (seed, index) pair of each sample, which `seed=` takes again; a range takes no memory.
-        rows: samples that the network has seen in all its calls, a guided score's branches counted apart.
+        network_evals: samples that the network has seen in all its calls, a guided score's branches counted apart.
         control: how a solver that finds its own steps went about it, sample by sample; None on a grid.
         continuation: what `resume=` needs to go on, of a run on a grid that was stopped, or that ended with
             `final="none"`; where no dtype is converted its state shares the memory of the latter's `x`.
@@ -123,8 +123,8 @@ class SampleResult:
     trajectory: Tensor | None = field(default=None, repr=False)
     trajectory_times: tuple[float, ...] = field(default=(), repr=False)
     seeds: Sequence[tuple[int, int]] = field(default=(), repr=False)
-    rows: int = 0
-    control: StepControl | None = None
+    network_evals: int = 0
+    control: AdaptiveStats | None = None
     continuation: Continuation | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:

@@ -18,6 +18,7 @@ from sgm_sde import grids
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import (
     arguments,
+    check_integer,
     float_dtype,
     moment,
     one_of,
@@ -25,7 +26,6 @@ from sgm_sde._checks import (
     require_floating,
     shape_of_samples,
     usable_device,
-    whole,
 )
 from sgm_sde._checks import described as shown
 from sgm_sde._shapes import finite
@@ -49,12 +49,12 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.options import Execution, Record, StepInfo
 from sgm_sde.processes.base import SDE, require_sde
-from sgm_sde.results import Continuation, SampleResult, Status, StepControl
+from sgm_sde.results import AdaptiveStats, Continuation, SampleResult, Status
+from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
+from sgm_sde.schemes.base import Problem
 from sgm_sde.scores.conditions import map_rows, require_rows
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score, as_score
-from sgm_sde.solvers import AdaptiveSolver, Solver, resolve_any
-from sgm_sde.solvers.base import Problem
 
 DEFAULT_NFE = 50
 FINALS = ("denoise", "mean", "none")
@@ -102,7 +102,7 @@ def sample(
     up to the first step that made it so, and the status names it; the calls of that second run are not in `nfe`. The
     status also names samples of a size that the noise and the network's own estimates along the way do not account for.
 
-    A run on a grid that was stopped, by `Execution(until=...)` or a callback, goes on with `resume=`, to the bit as if
+    A run on a grid that was stopped, by `Execution(until=...)` or a callback, is resumed by `resume=`, to the bit as if
     it had not been stopped, multistep methods and correctors included. Another network may go on, and `solver`, the
     steps from there (`nfe`, `steps`, `grid`, `t_end`), `noise` and `final` may be given anew. The noise goes on where
     it was. A multistep method keeps its history of evaluations, whichever network made them; another method
@@ -110,7 +110,7 @@ def sample(
 
     Args:
         score_fn: the score, `score_fn(x, t, **kwargs)` with x (B, *), t (B,); or what `from_noise`,
-            `from_denoiser`, `from_velocity` or `from_flow` made of a network.
+            `from_denoiser`, `from_v` or `from_flow` made of a network.
         sde: the forward process.
         shape: (B, *) of the samples; or give `x_T`.
         x_T: the states (B, *) to start from, instead of prior samples. bfloat16 and float16 are integrated in
@@ -136,8 +136,8 @@ def sample(
         final: what to return at the end: "denoise", Tweedie's estimate of the data, one network call (default for
             linear processes); "mean", the last state without the noise its last update added (default for others);
             "none", the last state.
-        model_kwargs: passed on to the network at each call. A condition of one row a sample that nothing else names as
-            one is `sg.PerSample(y)`, a tensor that is the same for all `sg.Shared(table)`, nested ones too; where
+        model_kwargs: passed on to the network at each call. A condition of one row per sample that nothing else names
+            as one is `sg.PerSample(y)`, a tensor that is the same for all `sg.Shared(table)`, nested ones too; where
             samples leave the batch or guidance doubles it, a tensor that may be either is an error.
         dtype: of the samples if `shape` is given; torch's default if not given.
         record: what is kept or shown on the way: `Record(trajectory=..., callback=..., progress=...)`.
@@ -191,7 +191,7 @@ def sample(
         score = score.cast_to(job.dtype)
     if execution.compile:
         score = compile_network(score)
-    model = BoundModel(score, sde, (job.grid.times[-1], job.grid.times[0]), model_kwargs)
+    model = BoundScore(score, sde, (job.grid.times[-1], job.grid.times[0]), model_kwargs)
     require_rows(model.kwargs, job.size)
     if job.position is not None and job.program is not None and missing(model.plan(job.program), job.position):
         job = job.without_history()
@@ -239,7 +239,7 @@ def plan(
         raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
     setting: Solver | AdaptiveSolver | Setting | str
     if solver is None:
-        setting = default_setting(sde, nfe if steps is None else whole("steps", steps) + 1, t_start, t_end)
+        setting = default_setting(sde, nfe if steps is None else check_integer("steps", steps) + 1, t_start, t_end)
     else:
         setting = solver
     if isinstance(setting, Setting):
@@ -257,7 +257,7 @@ def plan(
 
 
 def _final(sde: SDE, final: str | None) -> str:
-    """What to return at the end, the process' default if not given."""
+    """Final update of a run: the given one, or the process' default."""
     require_sde(sde)
     if final is None:
         return default_final(sde)
@@ -311,7 +311,7 @@ class _Job:
 
     @property
     def denoises(self) -> bool:
-        """Whether a last network call makes the sample of the last state."""
+        """True if a last network call makes the sample of the last state."""
         return self.final == "denoise" and not self.solver.ends_in_data
 
     @property
@@ -330,7 +330,7 @@ class _Job:
         size = self.size if batch_size is None else batch_size
         return [slice(i, min(i + size, self.size)) for i in range(0, self.size, size)]
 
-    def noises(self, at: slice, model: BoundModel) -> tuple[NoiseStream | PathNoise, NoiseStream, Sequence[Hook]]:
+    def noises(self, at: slice, model: BoundScore) -> tuple[NoiseStream | PathNoise, NoiseStream, Sequence[Hook]]:
         """For some of the samples, the noise of the steps, that of the correctors, and what runs at the nodes."""
         assert isinstance(self.solver, Solver) and self.program is not None
         seeds = self.seeds[at]
@@ -458,7 +458,7 @@ def _gone_on(
             whole_grid = Grid((*past, *placed.times[1:]))
         else:
             raise ValueError(
-                f"the run stands at t={t:.6g}: a grid to go on with starts there, or is one that it has come along so "
+                f"the run stands at t={t:.6g}: a grid to resume on starts there, or is one that it has come along so "
                 f"far; got one from t={placed.times[0]:.6g}"
             )
     else:
@@ -500,7 +500,7 @@ def _until_node(program: Program, node: int) -> Iterator[int]:
 
 
 def _continuation(resume: Any, sde: SDE) -> Continuation:
-    """What a result holds to go on from."""
+    """Stored state of a result, to be resumed."""
     if not isinstance(resume, SampleResult):
         raise TypeError(f"resume must be the result of sample(), got {shown(resume)}")
     known = resume.continuation
@@ -525,12 +525,12 @@ def _path(solver: Solver, program: Program, sde: SDE, seeds: SampleSeeds) -> Pat
         return t if min(a, b) < t < max(a, b) else (a + b) / 2
 
     for t in (program.times[0], program.times[-1]):
-        if program.stochastic and not math.isfinite(solver.clock(sde, t)):
+        if program.stochastic and not math.isfinite(solver.brownian_time(sde, t)):
             raise ValueError(f"noise='path' needs a finite log-SNR at both ends, and at t={t} it is infinite")
-    return PathNoise(program, seeds, clock=partial(solver.clock, sde), middle=middle)
+    return PathNoise(program, seeds, brownian_time=partial(solver.brownian_time, sde), middle=middle)
 
 
-def _models(model: BoundModel, parts: Sequence[slice], batch: int) -> Iterator[BoundModel]:
+def _models(model: BoundScore, parts: Sequence[slice], batch: int) -> Iterator[BoundScore]:
     """The model for each part of a batch, with the arguments of its samples."""
     if len(parts) == 1:
         yield model
@@ -568,7 +568,7 @@ class _Joined:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is left of some samples' run besides themselves.
+    """By-products of the run of some samples.
 
     Attributes:
         sound: whether each sample was finite before the end, and at it, and whether nothing accounts for its size;
@@ -579,7 +579,7 @@ class _Part:
         position: where the run was stopped, if it was.
         draws: how often the solver and its correctors have drawn.
         nfe: network calls.
-        rows: samples that the network saw in them.
+        network_evals: samples that the network saw in them.
     """
 
     sound: np.ndarray | None
@@ -589,11 +589,11 @@ class _Part:
     position: Position | None
     draws: tuple[int, int]
     nfe: int
-    rows: int
+    network_evals: int
 
 
 def _run_on_grid(
-    job: _Job, model: BoundModel, record: Record, execution: Execution
+    job: _Job, model: BoundScore, record: Record, execution: Execution
 ) -> tuple[SampleResult, type[Warning] | None]:
     """The result of a run on a grid, and what to warn of."""
     at = job.parts(execution.batch_size)
@@ -630,7 +630,7 @@ def _run_on_grid(
         trajectory,
         tuple(times[0]),
         job.seeds,
-        sum(part.rows for part in parts),
+        sum(part.network_evals for part in parts),
         continuation=continuation,
     )
     if not status.samples:
@@ -639,7 +639,7 @@ def _run_on_grid(
 
 
 def _run_part(
-    job: _Job, model: BoundModel, at: slice, monitor: _Monitor, execution: Execution, joined: _Joined
+    job: _Job, model: BoundScore, at: slice, monitor: _Monitor, execution: Execution, joined: _Joined
 ) -> _Part:
     """The run of some of the samples, which go where all are gathered."""
     assert isinstance(job.solver, Solver) and job.program is not None
@@ -647,7 +647,7 @@ def _run_part(
     shape = tuple(x.shape)
     position = None if job.position is None else _some(job.position, at)
 
-    def noises(model: BoundModel) -> tuple[NoiseStream | PathNoise, NoiseStream, Sequence[Hook]]:
+    def noises(model: BoundScore) -> tuple[NoiseStream | PathNoise, NoiseStream, Sequence[Hook]]:
         source, corrections, hooks = job.noises(at, model)
         if isinstance(source, PathNoise) and position is not None:
             for _ in range(_drawn(program, position.node)):  # a path is gone along from its start
@@ -701,11 +701,13 @@ def _run_part(
         sound = torch.stack([finite(ran.x), finite(end), odd]).cpu().double().numpy() > 0
     kept = monitor.kept, monitor.kept_times
     drawn = job.draws[0] if isinstance(source, PathNoise) else source.draw
-    return _Part(sound, ran.nodes, first_bad, kept, ran.position, (drawn, corrections.draw), model.nfe, model.rows)
+    return _Part(
+        sound, ran.nodes, first_bad, kept, ran.position, (drawn, corrections.draw), model.nfe, model.network_evals
+    )
 
 
 def _some(position: Position, at: slice) -> Position:
-    """That of some of the samples."""
+    """The restriction to some of the samples."""
     history = {key: (scale, value[at]) for key, (scale, value) in position.history.items()}
     return Position(position.node, position.x[at], history)
 
@@ -723,7 +725,7 @@ def _together(positions: Sequence[Position | None]) -> Position | None:
 
 
 def _drawn(program: Program, node: int) -> int:
-    """How many noises a table has drawn on reaching a node."""
+    """Number of noises that a table has drawn on reaching a node."""
     return len({m for k in _until_node(program, node) for m, _ in program.stages[k].noises})
 
 
@@ -742,7 +744,7 @@ def _node_of(until: float | None, job: _Job) -> int | None:
 
 
 def _run_adaptive(
-    job: _Job, model: BoundModel, nfe: int | None, steps: int | None, record: Record, execution: Execution
+    job: _Job, model: BoundScore, nfe: int | None, steps: int | None, record: Record, execution: Execution
 ) -> tuple[SampleResult, type[Warning] | None]:
     """The result of a solver that finds its own steps, and what to warn of."""
     solver, ends = job.solver, job.grid.times
@@ -755,14 +757,14 @@ def _run_adaptive(
         )
     model.resolved(job.size)  # samples leave the batch: now is the time to say what cannot be known then
     denoise = job.final == "denoise"
-    calls = None if nfe is None else whole("nfe", nfe) - denoise
+    calls = None if nfe is None else check_integer("nfe", nfe) - denoise
     if calls is not None and calls < solver.least_calls:
         raise _too_small(nfe, f"the first step of {solver.name}", solver.least_calls, denoise)
 
     at, joined = job.parts(execution.batch_size), _Joined(job.size)
     found: list[Integration] = []
     odd: list[np.ndarray] = []
-    models: list[BoundModel] = []
+    models: list[BoundScore] = []
     with _bar(record.progress, job.size, solver.name, "sample") as advance:
         for where, mine in zip(at, _models(model, at, job.size), strict=True):
             x, models = job.states(where), [*models, mine]
@@ -793,9 +795,11 @@ def _run_adaptive(
     status = _adaptive_status(outcome, t, ends[1], not_finite)
     if status.ok and odd:
         status = _plausible(np.concatenate(odd))
-    control = StepControl(outcome, t, accepted, rejected, evaluations)
-    nfe, rows = max(mine.nfe for mine in models), sum(mine.rows for mine in models)
-    result = SampleResult(joined.whole.to(job.dtype), nfe, ends, status, seeds=job.seeds, rows=rows, control=control)
+    control = AdaptiveStats(outcome, t, accepted, rejected, evaluations)
+    nfe, evals = max(mine.nfe for mine in models), sum(mine.network_evals for mine in models)
+    result = SampleResult(
+        joined.whole.to(job.dtype), nfe, ends, status, seeds=job.seeds, network_evals=evals, control=control
+    )
     if status.ok:
         return result, None
     if status.time is None:
@@ -804,7 +808,7 @@ def _run_adaptive(
 
 
 def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite: Mapping[int, float]) -> Status:
-    """Which samples did not arrive, where they are, and why."""
+    """Status of an adaptive run: samples that did not reach the end, with their times and reasons."""
     if outcome.count(COMPLETED) == len(outcome):
         return Status()
     samples = tuple(i for i, o in enumerate(outcome) if o != COMPLETED)
@@ -851,9 +855,9 @@ def _make_grid(
     if t_end is None and not denoise:
         t_end = sde.eps  # the state there is what is asked for
     if steps is not None:
-        steps = whole("steps", steps)
+        steps = check_integer("steps", steps)
     else:
-        budget = whole("nfe", (solver.budget or DEFAULT_NFE) if nfe is None else nfe)
+        budget = check_integer("nfe", (solver.budget or DEFAULT_NFE) if nfe is None else nfe)
         solver, steps = solver.fit(budget - denoise)
         if steps < 1 and not (denoise and budget == 1):
             raise _too_small(budget, f"one step of {solver.name}", solver.nfe(1), denoise)
@@ -879,12 +883,12 @@ def _bar(progress: bool, total: int, name: str, unit: str) -> Iterator[Callable[
 
 
 class _Monitor:
-    """What looks on: callback, progress bar, trajectory, and the node at which to stop."""
+    """Observers of a run: callback, progress bar, trajectory, and the node at which to stop."""
 
     def __init__(
         self,
         grid: Grid,
-        model: BoundModel,
+        model: BoundScore,
         callback: Callable[[StepInfo], bool | None] | None,
         advance: Callable[[int], Any],
         wanted: frozenset[int],
@@ -954,7 +958,7 @@ def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool)
 
 
 def _status(parts: Sequence[_Part], grid: Grid, stopped: str) -> Status:
-    """How a run ended, from what was seen of each part of it; `stopped` says by whom, if it was."""
+    """Status of a run from those of its parts; `stopped` says by whom, if it was."""
     seen = [part.sound for part in parts if part.sound is not None]
     if not seen:
         return Status()
@@ -978,6 +982,6 @@ def _status(parts: Sequence[_Part], grid: Grid, stopped: str) -> Status:
 
 
 def _plausible(odd: np.ndarray) -> Status:
-    """How a run ended whose states are finite, from whether nothing accounts for the size of a sample, (B,)."""
+    """Status of a run with finite states, given the mask (B,) of implausible samples."""
     samples = tuple(np.flatnonzero(odd).tolist())
     return Status(False, described(samples, len(odd)), samples=samples) if samples else Status()

@@ -11,15 +11,15 @@ from torch import Tensor
 from sgm_sde._checks import described
 from sgm_sde._times import ROUNDING, same_time
 from sgm_sde.defaults import Setting
-from sgm_sde.engine.executor import Stages, _memory, stages
+from sgm_sde.engine.executor import Stages, _memory, iterate_stages
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.processes.base import SDE
 from sgm_sde.sampling import _final, plan
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.schemes import AdaptiveSolver, Solver
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
-from sgm_sde.solvers import AdaptiveSolver, Solver
 
 
 def stepper(
@@ -43,7 +43,7 @@ def stepper(
         solver: a name, a `Solver` or a `Setting`; that of `default_setting` if None.
         sde: the process.
         grid: a rule, its name, or times.
-        prediction: what the network returns: `"noise"`, `"data"`, `"velocity"`, `"flow"` or `"score"`.
+        prediction: what the network returns: `"noise"`, `"data"`, `"v"`, `"flow"` or `"score"`.
         nfe: number of network evaluations, at most; 50 if neither `steps` nor times are given.
         steps: number of steps, instead of `nfe`.
         t_start: where to start; as `sample` takes it.
@@ -59,7 +59,7 @@ def stepper(
         >>> import torch
         >>> import sgm_sde as sg
         >>> net = lambda x, sigma: x / (1 + sigma**2)
-        >>> s = sg.stepper("dpm++2m", sg.EDMSDE(), nfe=5, prediction="data", seed=0)
+        >>> s = sg.stepping.stepper("dpm++2m", sg.EDMSDE(), nfe=5, prediction="data", seed=0)
         >>> x = x_T = 80 * torch.ones(1, 2)
         >>> for t in s.times:
         ...     x = s.step(net(x, t), t, x)
@@ -112,7 +112,7 @@ class Stepper:
     def _prepare(self) -> None:
         times = self.program.times
         score = Score(_called_outside, self.sde, self.prediction)
-        self._model = BoundModel(score, self.sde, (times[-1], times[0]))
+        self._model = BoundScore(score, self.sde, (times[-1], times[0]))
         self._plan = self._model.plan(self.program)
 
     def reset(self) -> None:
@@ -133,7 +133,7 @@ class Stepper:
 
     @property
     def starts_at_x(self) -> bool:
-        """Whether the network is called first at the state that the run starts from."""
+        """True if the network is called first at the state that the run starts from."""
         return not self._called or self._called[0] == 0
 
     def start(self, x: Tensor, generator: Generators = None) -> Tensor:
@@ -159,7 +159,7 @@ class Stepper:
             # A copy: the state is memory of the run.
             state = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
             self._memory = _memory(state, self._plan)
-            self._stages = stages(self.program, state, self._model, self._noise, self._memory)
+            self._stages = iterate_stages(self.program, state, self._model, self._noise, self._memory)
             self._go_on(None)
             if self.starts_at_x:
                 self._given = x, _version(x)
@@ -221,7 +221,7 @@ class Stepper:
         return given
 
     def _is_another(self, x: Tensor) -> bool:
-        """Whether the caller has made another state of the one that it got."""
+        """True if the caller has made another state of the one that it got."""
         given, version = self._given
         if self._copied:  # the caller holds what the original of this run gave
             return x.shape != given.shape or not torch.equal(x, given)
@@ -232,7 +232,7 @@ class Stepper:
         if self._noise is not None:
             memory = self._memory
             kept["_saved"] = {
-                "rows": [row.detach().clone() for row in memory.rows],
+                "rows": [row.detach().clone() for row in memory.slots],
                 "states": [state.detach().clone() for state in memory.shaped],
                 "seeds": self._noise.seeds,
                 "draw": self._noise.draw,
@@ -259,10 +259,10 @@ class Stepper:
         self._noise = NoiseStream(saved["seeds"], "solver", self.program.times[0], saved["draw"])
         if self.taken < len(self._called):
             at = self._called[self.taken]
-            self._stages = stages(self.program, x, self._model, self._noise, self._memory, at)
+            self._stages = iterate_stages(self.program, x, self._model, self._noise, self._memory, at)
             self._go_on(None)
         else:
-            self._stages = stages(self.program, x, self._model, self._noise)  # at its end: not gone on with
+            self._stages = iterate_stages(self.program, x, self._model, self._noise)  # at its end: not resumed
 
 
 _REMADE = {"_model", "_plan", "_stages", "_memory", "_noise"}
@@ -273,5 +273,5 @@ def _called_outside(x: Tensor, t: Tensor) -> Tensor:
 
 
 def _version(x: Tensor) -> int:
-    """How often x was written to."""
+    """Version counter of x."""
     return 0 if x.is_inference() else x._version

@@ -1,4 +1,4 @@
-"""A folder of results that may be interrupted at any moment and gone on with.
+"""A folder of results that can be interrupted at any moment and resumed.
 
     FOLDER/manifest.json        the settings, the versions and, once all is there, the SHA-256 of every shard
     FOLDER/NAME.safetensors     one shard: tensors, and in its header its name, its run, and its own checksum
@@ -43,7 +43,7 @@ _TEMPORARY = re.compile(rf"\.(manifest\.json|{_NAME.pattern}\.safetensors)\.[0-9
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a shard that is whole and of its run.
+    """Metadata of a complete shard of this run.
 
     Attributes:
         sha256: of its file.
@@ -156,7 +156,7 @@ class Store:
             self._write(MANIFEST, _pretty(self._contents))
 
     def _adopt(self, found: dict[str, Any]) -> bool:
-        """Go on with what is in the folder, with its own measurements; whether nothing of it changes."""
+        """Continue with what is in the folder, with its own measurements; whether nothing of it changes."""
         _refuse_others(self.folder, found, self._contents, self._growing)
         mine = self._contents["settings"]
         same = all(found["settings"].get(name) == mine[name] for name in self._growing)
@@ -185,7 +185,7 @@ class Store:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What the manifest says from the start beside the settings."""
+        """Notes in the manifest, beside the settings."""
         notes: dict[str, Any] = self._contents.get("notes", {})
         return notes
 
@@ -211,7 +211,7 @@ class Store:
         return self.folder / f"{name}{SUFFIX}"
 
     def find(self, name: str) -> Entry | None:
-        """What is known of a shard; None unless it is there, whole, undamaged, under its own name and of this run."""
+        """Metadata of a shard; None unless it is there, complete, undamaged, under its own name and of this run."""
         verified = _verified(self.path(name), self._run)
         if verified is None:
             return None
@@ -222,7 +222,7 @@ class Store:
         return Entry(sha256, len(data), header["info"])
 
     def has(self, name: str) -> bool:
-        """Whether a shard is there, whole, undamaged, under its own name and of this run."""
+        """True if a shard is there, whole, undamaged, under its own name and of this run."""
         return self.find(name) is not None
 
     def save(self, name: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> Entry:
@@ -239,8 +239,8 @@ class Store:
         """
         path, plain = self.path(name), _plain({} if info is None else info)
         header = {"sha256": _UNSEALED, "run": self._run, "name": name, "info": plain}
-        on_host = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        data: bytes = safetensors.torch.save(on_host, {"sgm_sde": json.dumps(header)})
+        cpu_float64 = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        data: bytes = safetensors.torch.save(cpu_float64, {"sgm_sde": json.dumps(header)})
         seal = hashlib.sha256(data).hexdigest()
         data = data.replace(_UNSEALED.encode(), seal.encode(), 1)
         self._write(path.name, data)
@@ -261,7 +261,7 @@ class Store:
         return read_shard(self.path(name), self._run)[0]
 
     def info(self, name: str) -> dict[str, Any]:
-        """What else is known of a shard.
+        """Further metadata of a shard.
 
         Raises:
             ValueError: if it is not there, damaged, or another run's or shard's.
@@ -328,7 +328,7 @@ class Store:
 
 
 def versions() -> dict[str, str]:
-    """What numbers depend on beside the settings."""
+    """Versions of the software that results depend on."""
     return {"sgm_sde": __version__, "torch": torch.__version__, "noise": NOISE}
 
 
@@ -452,7 +452,7 @@ def readable(path: Path | str) -> Path:
 
 
 def _run_digest(contents: Mapping[str, Any]) -> str:
-    """What tells a run from others: settings and versions, those apart that may grow."""
+    """Digest of a run's settings and versions, without those that may grow."""
     growing = contents.get("growing", ())
     settings = {name: value for name, value in contents["settings"].items() if name not in growing}
     return checksum({"format": contents["format"], "settings": settings, "versions": contents["versions"]})
@@ -528,7 +528,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _parse(data: bytes) -> tuple[dict[str, Any], int]:
-    """What a shard's header says beside its tensors, and where the header ends.
+    """Metadata in a shard's header, and the offset of its end.
 
     Raises:
         ValueError: for bytes that are no shard's.

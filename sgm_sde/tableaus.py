@@ -9,7 +9,7 @@ Example:
     (4, 4)
 """
 
-from sgm_sde.solvers.runge_kutta import (
+from sgm_sde.schemes.runge_kutta import (
     BOSH3,
     DOP853,
     DOPRI5,

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import torch.distributed
 
-from sgm_sde._checks import whole
+from sgm_sde._checks import check_integer
 
 ROLL_CALL = 120.0  # seconds in which all processes of a run have to be there
 BEAT = 1.0  # seconds between the signs of life of a process
@@ -96,7 +96,7 @@ class Place:
 
 
 def _in_batch_script(environ: Mapping[str, str]) -> bool:
-    """Whether this is the script of a job itself, which has the variables of a task and is none."""
+    """True if this is the script of a job itself, which has the variables of a task and is none."""
     return "SLURM_JOB_ID" in environ and not environ.keys() & {"SLURM_STEP_ID", "SLURM_STEPID"}
 
 
@@ -113,7 +113,7 @@ def _number(environ: Mapping[str, str], name: str, otherwise: int | None = None)
     try:
         return int(value or "")
     except ValueError:
-        raise ValueError(f"{name} in the environment must be a whole number, got {value!r}") from None
+        raise ValueError(f"{name} in the environment must be an integer, got {value!r}") from None
 
 
 class Team:
@@ -137,7 +137,7 @@ class Team:
     def __init__(self, device: str | None = None, threads: int = 1) -> None:
         self.place = Place.of(os.environ)
         self.rank, self.size = self.place.rank, self.place.size
-        self.device, self.threads = _device(device), whole("threads", threads, kind=Integral)
+        self.device, self.threads = _device(device), check_integer("threads", threads, kind=Integral)
         self._threads_before = torch.get_num_threads()
         self._wire: Wire | None = None
         self._local: dict[int, str] = {}
@@ -225,7 +225,7 @@ _runs = itertools.count()
 
 
 class Wire:
-    """What processes say to one another, in torch's key-value store.
+    """Messages between processes in torch's key-value store.
 
     Raises:
         ConnectionError: if the store cannot be reached, or not all processes come.
@@ -280,7 +280,7 @@ class Wire:
         return k
 
     def abandoned(self, k: int) -> bool:
-        """Whether the process that took a piece has ended or fallen silent."""
+        """True if the process that took a piece has ended or fallen silent."""
         taker = self.look(f"taken/{k}")
         if taker is None:  # it may have ended before it said so
             return self._stands(-1 - k, 0)
@@ -293,7 +293,7 @@ class Wire:
         return False
 
     def silent(self, rank: int) -> bool:
-        """Whether a process has given no sign of life for long."""
+        """True if a process has given no sign of life for long."""
         return self._stands(rank, self.add(f"beat/{rank}", 0))
 
     def _stands(self, rank: int, value: int) -> bool:
@@ -412,7 +412,7 @@ def _end_with_launcher() -> None:
 
 
 def _is_orphan(parent: int) -> bool:
-    """Whether the parent is what takes orphans, and no launcher."""
+    """True if the parent is what takes orphans, and no launcher."""
     try:
         return parent == 1 and b"python" not in Path("/proc/1/cmdline").read_bytes()
     except OSError:

@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import instance_of, number, one_of, reals, sizes, whole
+from sgm_sde._checks import check_integer, instance_of, number, one_of, reals, sizes
 from sgm_sde._shapes import flat
-from sgm_sde.engine.executor import Given, execute
+from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule, LogSNR
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.schemes import Solver, resolve
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Oracle
-from sgm_sde.solvers import Solver, resolve
 
 F64 = torch.float64
 
@@ -57,7 +57,7 @@ def check_sde(sde: SDE, *, n: int = 4000, seed: int = 0) -> tuple[str, ...]:
         7
     """
     require_sde(sde)
-    n, seed = whole("n", n, 2), whole("seed", seed, 0)
+    n, seed = check_integer("n", n, 2), check_integer("seed", seed, 0)
     times = torch.linspace(sde.eps + 1e-3 * (sde.T - sde.eps), sde.T, 64, dtype=F64)
     checks: list[Callable[[], str]] = [lambda: _check_shapes(sde, times), lambda: _check_prior(sde, n, seed)]
     if isinstance(sde, LinearSDE):
@@ -292,8 +292,8 @@ def rough(rule: GridRule | None = None, jitter: float = 0.4, seed: int = 0, peri
         ValueError: for a jitter outside [0, 1), or a period that is not an integer of at least 2.
     """
     _require_rule(rule)
-    jitter, seed = number("jitter", jitter, least=0, below=1), whole("seed", seed, 0)
-    period = whole("period", period, 2)
+    jitter, seed = number("jitter", jitter, least=0, below=1), check_integer("seed", seed, 0)
+    period = check_integer("period", period, 2)
     return _Rough(rule or LogSNR(), jitter, seed, period)
 
 
@@ -532,7 +532,7 @@ def output_law(
     program = solver.end_in_mean(program) if final == "mean" else program
 
     def run(x: Tensor, noise: Any) -> Tensor:
-        model = BoundModel(score, sde, (end, start))
+        model = BoundScore(score, sde, (end, start))
         hooks = solver.hooks(sde, grid, model, noise, mean=final == "mean")
         with torch.no_grad():
             x = execute(program, x, model, noise, hooks=hooks).x
@@ -601,7 +601,7 @@ def measure_weak_order_on_mixture(
     data: Any = default_oracle("scalar") if oracle is None else oracle
     if data.event_shape != (1,):
         raise ValueError(f"the data must be one-dimensional, of shape (1,), got {tuple(data.event_shape)}")
-    whole("log2_points", log2_points, 0)
+    check_integer("log2_points", log2_points, 0)
     if scrambles < 2:
         raise ValueError(f"a standard error takes at least 2 scramblings, got {scrambles}")
     t_start = active_start(sde, 2.0) if t_start is None else t_start
@@ -639,7 +639,7 @@ def _sobol_paths(draws: int, log2_points: int, scrambles: int, seed: int) -> Ite
         yield np.concatenate([z[:, :1], idct(z[:, 1:], norm="ortho")], 1)
 
 
-class _Observed(BoundModel):
+class _Observed(BoundScore):
     """A model that shows each state to `observe` before it is evaluated."""
 
     observe: Callable[[Tensor], None]
@@ -712,7 +712,7 @@ class _ControlledMean:
         y = self._start(z[:, 0])
         value, expected = self.values[0]
         x = self.nodes[0].alpha * torch.from_numpy(y)[:, None]
-        noise = Given(list(torch.from_numpy(z.T[1:].copy())[..., None]))
+        noise = PreDrawnNoise(list(torch.from_numpy(z.T[1:].copy())[..., None]))
         called = iter([k for k, stage in enumerate(self.program.stages) if stage.evaluate])
         gains: list[Any] = [value(y) - expected]
         model = _Observed(self.data.score(self.sde), self.sde, (self.nodes[-1].t, self.nodes[0].t))
@@ -746,7 +746,7 @@ def active_start(sde: LinearSDE | MatrixSDE, level: float = 3.0) -> float:
 
 
 def _run(solver: Solver, sde: SDE, score: Any, x: Tensor, noise: Any, *, grid: Grid) -> Tensor:
-    model = BoundModel(score, sde, (grid.times[-1], grid.times[0]))
+    model = BoundScore(score, sde, (grid.times[-1], grid.times[0]))
     with torch.no_grad():
         return execute(solver.compile(sde, grid), x, model, noise).x
 

@@ -36,7 +36,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 PATIENCE = 600  # seconds after which a process hangs: far from what any takes, and from the half hour of `distributed`
 
 
-def mixture() -> sg.Model:
+def mixture() -> sg.models.Model:
     """Three dimensions, 8 levels; elementwise, so that rows do not round differently in another batch."""
     sde = sg.VPSDE()
 
@@ -45,7 +45,7 @@ def mixture() -> sg.Model:
         variance = s**2 + 0.04 * a**2
         return (a * torch.tanh(a * x / variance) - x) / variance
 
-    return sg.Model("mixture", sg.from_score(score, sde), sde, (3,), data_range=(-2.0, 2.0), n_levels=8)
+    return sg.models.Model("mixture", sg.from_score(score, sde), sde, (3,), data_range=(-2.0, 2.0), n_levels=8)
 
 
 def dying() -> tuple[sg.Score, sg.SDE, tuple[int, ...]]:

@@ -34,7 +34,7 @@ from torch.distributions import Normal
 import sgm_sde as sg
 from sgm_sde import likelihood, metrics, nn, testing, training
 from sgm_sde.likelihood import AdaptiveFlow, AdjointFlow, Exact, FixedGrid, Hutchinson, ScipyRK45
-from sgm_sde.solvers import AdaptiveSolver
+from sgm_sde.schemes import AdaptiveSolver
 
 PACKAGE = Path(sg.__file__).parent
 MODULE = torch.nn.modules.module.__file__
@@ -55,7 +55,7 @@ JOINT = sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sg.CLD())
 IMAGES = sg.oracles.Gaussian(torch.zeros(3, 2, 2), 0.25).score(VP)
 NOISE = sg.from_noise(lambda x, t, **kwargs: 0.1 * x, VP)
 GUIDED = sg.guidance.Auto(SCORE, NOISE, 2.0)
-LATENT = sg.LatentScoreModel(lambda x: Normal(0.5 * x, 0.7), lambda z: Normal(z, 1.0), SCORE, VP)
+LATENT = sg.latent.LatentScoreModel(lambda x: Normal(0.5 * x, 0.7), lambda z: Normal(z, 1.0), SCORE, VP)
 
 
 class Azula:
@@ -122,7 +122,7 @@ ODD: Sequence[Callable[[], Any]] = [
     lambda: torch.eye(2).to_sparse(), lambda: torch.zeros(3, 2, dtype=torch.uint8), lambda: torch.full((3, 2), 1e30),
     lambda: torch.int64, lambda: torch.complex64, lambda: torch.device("cuda", 7), lambda: "cuda:7", lambda: "mps",
     lambda: torch.Size([3, 2]), lambda: slice(0, 2), lambda: ..., lambda: NotImplemented, lambda: type, lambda: Exception("x"),
-    lambda: sg.guidance, lambda: sg.DOPRI5, lambda: sg.RK4, lambda: sg.GGF(), lambda: sg.Langevin(), lambda: MASK,
+    lambda: sg.guidance, lambda: sg.tableaus.DOPRI5, lambda: sg.tableaus.RK4, lambda: sg.schemes.GGF(), lambda: sg.Langevin(), lambda: MASK,
     lambda: sg.Grid([1.0, 0.1]), lambda: sg.EDMSDE(), lambda: "é\0", lambda: "x" * 10_000, lambda: ["ddim"] * 3,
 ]  # fmt: skip
 
@@ -157,7 +157,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "times": "log-snr", "n_decodings": 1, "data_std": 0.5, "seed": 0, "generator": None, "dtype": None,
         "model_kwargs": None,
     }),
-    "ddpm_bound": (sg.ddpm_bound, {
+    "ddpm_bound": (sg.likelihood.ddpm_bound, {
         "*score_fn": net, "*sde": sg.DiscreteVPSDE([0.1, 0.2, 0.3]), "*x": X, "n_levels": None, "data_range": None,
         "variance": "fixed-small", "clip": None, "repeats": 1, "n_decodings": 1, "data_std": 0.5, "seed": 0, "dtype": None,
     }),
@@ -165,13 +165,13 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "*score_fn": SCORE, "*sde": VP, "*x": X, "eps": None, "method": FixedGrid(6), "model_kwargs": None,
     }),
     "decode": (sg.decode, {"*score_fn": SCORE, "*sde": VP, "*z": X, "eps": None, "method": FixedGrid(6), "log_prob": True, "trace": None, "seed": 0}),
-    "slerp": (sg.slerp, {"*a": X, "*b": X.flip(0), "*weight": 0.5}),
+    "slerp": (sg.likelihood.slerp, {"*a": X, "*b": X.flip(0), "*weight": 0.5}),
     "pilot": (sg.pilot, {"*score_fn": SCORE, "*sde": VP, "*shape": (3, 2), "nfe": 4, "seed": 0, "model_kwargs": None}),
     "calibrate": (sg.calibrate, {
         "*score_fn": SCORE, "*sde": VP, "*shape": (4, 2), "nfe": 2, "held_out": 4, "seed": 0, "model_kwargs": None,
         "batch_size": 64, "reference_nfe": 8, "time_limit": None,
     }),
-    "default_setting": (sg.default_setting, {"*sde": VP, "nfe": 10, "t_start": None, "t_end": None}),
+    "default_setting": (sg.defaults.default_setting, {"*sde": VP, "nfe": 10, "t_start": None, "t_end": None}),
     "VPSDE": (sg.VPSDE, {"beta_min": 0.1, "beta_max": 20.0, "T": 1.0, "eps": 1e-3}),
     "SubVPSDE": (sg.SubVPSDE, {"beta_min": 0.1, "beta_max": 20.0, "T": 1.0, "eps": 1e-3}),
     "CosineVPSDE": (sg.CosineVPSDE, {"T": 0.99, "eps": 1e-3}),
@@ -199,37 +199,37 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "EulerMaruyama": (sg.EulerMaruyama, {"eta": 1.0}),
     "ReverseDiffusion": (sg.ReverseDiffusion, {"eta": 1.0}),
     "Heun": (sg.Heun, {"s_churn": 0.0, "s_noise": 1.0}),
-    "RungeKutta": (sg.RungeKutta, {"*tableau": sg.RK4}),
+    "RungeKutta": (sg.RungeKutta, {"*tableau": sg.tableaus.RK4}),
     "DPMSolver": (sg.DPMSolver, {"*order": 2, "variant": None, "start": None, "eta": 0.0, "singlestep": True}),
     "DPMSolverPP": (sg.DPMSolverPP, {"*order": 2, "variant": None, "start": None, "eta": 0.0, "singlestep": False}),
     "DEIS": (sg.DEIS, {"*order": 3, "start": None}),
-    "LMS": (sg.LMS, {"*order": 3, "start": None}),
-    "IPNDM": (sg.IPNDM, {"*order": 3}),
-    "UniC": (sg.UniC, {"*predictor": sg.DEIS(2), "*nodes": None}),
+    "LMS": (sg.schemes.LMS, {"*order": 3, "start": None}),
+    "IPNDM": (sg.schemes.IPNDM, {"*order": 3}),
+    "UniC": (sg.schemes.UniC, {"*predictor": sg.DEIS(2), "*nodes": None}),
     "UniPC": (sg.UniPC, {"*order": 3, "prediction": "data", "variant": "bh2", "start": "cold"}),
     "SASolver": (sg.SASolver, {"*order": 2, "corrector": None, "eta": 1.0, "window": (0.05, 1.0)}),
-    "SEEDS": (sg.SEEDS, {"*order": 2}),
-    "Rosenbrock": (sg.Rosenbrock, {"*order": 2, "sigma_data": 0.5, "eta": 0.0, "start": None}),
-    "RectifiedAdams": (sg.RectifiedAdams, {"*order": 2, "start": None}),
-    "ERSDE": (sg.ERSDE, {"*order": 3}),
-    "PNDM": (sg.PNDM, {"*runge_kutta": True}),
-    "ExponentialAdams": (sg.ExponentialAdams, {"nodes": 2, "prediction": "data", "variant": "exact", "eta": 0.0}),
-    "ExponentialRungeKutta": (sg.ExponentialRungeKutta, {"stages": 2, "prediction": "data", "c2": None, "eta": 0.0}),
-    "RES": (sg.RES, {}),
-    "AncestralNoise": (sg.AncestralNoise, {"*solver": sg.DPMSolver(2), "*eta": 1.0}),
+    "SEEDS": (sg.schemes.SEEDS, {"*order": 2}),
+    "Rosenbrock": (sg.schemes.Rosenbrock, {"*order": 2, "sigma_data": 0.5, "eta": 0.0, "start": None}),
+    "RectifiedAdams": (sg.schemes.RectifiedAdams, {"*order": 2, "start": None}),
+    "ERSDE": (sg.schemes.ERSDE, {"*order": 3}),
+    "PNDM": (sg.schemes.PNDM, {"*runge_kutta": True}),
+    "ExponentialAdams": (sg.schemes.ExponentialAdams, {"nodes": 2, "prediction": "data", "variant": "exact", "eta": 0.0}),
+    "ExponentialRungeKutta": (sg.schemes.ExponentialRungeKutta, {"stages": 2, "prediction": "data", "c2": None, "eta": 0.0}),
+    "RES": (sg.schemes.RES, {}),
+    "AncestralNoise": (sg.schemes.AncestralNoise, {"*solver": sg.DPMSolver(2), "*eta": 1.0}),
     "Restart": (sg.Restart, {"*solver": sg.DDIM(), "s_min": 0.14, "s_max": 0.3, "rounds": 1, "n_steps": 3}),
     "Langevin": (sg.Langevin, {"snr": 0.16, "n_steps": 1, "norm": "expected"}),
-    "AnnealedLangevin": (sg.AnnealedLangevin, {"step_ratio": 0.1, "n_steps": 10}),
+    "AnnealedLangevin": (sg.schemes.AnnealedLangevin, {"step_ratio": 0.1, "n_steps": 10}),
     "PredictorCorrector": (sg.PredictorCorrector, {
         "*predictor": sg.DDIM(), "*corrector": sg.Langevin(), "*order": "PC",
     }),
     "Adaptive": (sg.Adaptive, {
-        "*pair": sg.DOPRI5, "rtol": 1e-3, "atol": 1e-3, "max_steps": 100, "variable": None, "first_step": None,
+        "*pair": sg.tableaus.DOPRI5, "rtol": 1e-3, "atol": 1e-3, "max_steps": 100, "variable": None, "first_step": None,
     }),
-    "ExponentialPair": (sg.ExponentialPair, {"*order": 2}),
-    "GGF": (sg.GGF, {"rtol": 0.02, "atol": 0.01, "first_step": 0.01, "safety": 0.9, "exponent": 0.9, "max_steps": 100}),
-    "SciPy": (sg.SciPy, {"*method": "RK45", "rtol": 1e-3, "atol": 1e-3}),
-    "SSCS": (sg.SSCS, {}),
+    "ExponentialPair": (sg.schemes.ExponentialPair, {"*order": 2}),
+    "GGF": (sg.schemes.GGF, {"rtol": 0.02, "atol": 0.01, "first_step": 0.01, "safety": 0.9, "exponent": 0.9, "max_steps": 100}),
+    "SciPy": (sg.schemes.SciPy, {"*method": "RK45", "rtol": 1e-3, "atol": 1e-3}),
+    "SSCS": (sg.schemes.SSCS, {}),
     "Score": (sg.Score, {"*net": net, "*sde": VP, "*prediction": "noise", "time_label": None, "input_scale": None}),
     "Shifted": (sg.grids.Shifted, {"*shift": 3.0, "*base": sg.grids.Uniform()}),
     "FromLevels": (sg.grids.FromLevels, {"*levels": [14.0, 6.0, 3.0, 1.0, 0.0]}),
@@ -247,7 +247,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "from_spec": (sg.from_spec, {"*data": sg.DDIM().spec()}),
     "from_noise": (sg.from_noise, {"*net": net, "*sde": VP, "time_label": None, "input_scale": None, "dtype": None}),
     "from_denoiser": (sg.from_denoiser, {"*net": net, "*sde": VP, "time_label": None}),
-    "from_velocity": (sg.from_velocity, {"*net": net, "*sde": VP, "time_label": None}),
+    "from_v": (sg.from_v, {"*net": net, "*sde": VP, "time_label": None}),
     "from_flow": (sg.from_flow, {"*net": net, "*sde": VP, "time_label": None}),
     "from_score": (sg.from_score, {"*net": net, "*sde": VP, "time_label": None}),
     "score()": (SCORE, {"*x": X, "*t": 0.5}),
@@ -293,22 +293,22 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "*scheduler": CONFIG, "*solver": "ddim", "grid": None, "final": "denoise",
     }),
     "from_azula": (sg.adapters.from_azula, {"*denoiser": Azula()}),
-    "GDDIM": (sg.GDDIM, {"nodes": 2}),
-    "stepper": (sg.stepper, {
+    "GDDIM": (sg.schemes.GDDIM, {"nodes": 2}),
+    "stepper": (sg.stepping.stepper, {
         "*solver": "ddim", "*sde": VP, "*grid": None, "prediction": "score", "nfe": 5, "steps": None, "final": "denoise",
         "seed": 0,
     }),
     "digits_data": (nn.digits_data, {"*split": "train"}),
     "load_fashion_statistics": (nn.load_fashion_statistics, {"*split": "test"}),
-    "TorchDiffEq": (sg.TorchDiffEq, {"*method": "dopri5", "rtol": 1e-3, "atol": 1e-3, "per_sample": False, "variable": None}),
-    "TorchSDE": (sg.TorchSDE, {"*method": "euler", "rtol": 1e-3, "atol": 1e-3, "per_sample": False}),
-    "VelocityLangevin": (sg.VelocityLangevin, {"snr": 0.16, "n_steps": 1, "norm": "expected", "data_std": 0.0}),
+    "TorchDiffEq": (sg.schemes.TorchDiffEq, {"*method": "dopri5", "rtol": 1e-3, "atol": 1e-3, "per_sample": False, "variable": None}),
+    "TorchSDE": (sg.schemes.TorchSDE, {"*method": "euler", "rtol": 1e-3, "atol": 1e-3, "per_sample": False}),
+    "VelocityLangevin": (sg.schemes.VelocityLangevin, {"snr": 0.16, "n_steps": 1, "norm": "expected", "data_std": 0.0}),
     "Tableau": (sg.Tableau, {"*a": [[], [0.5]], "*b": [0.0, 1.0], "name": "midpoint", "source": "x"}),
-    "EmbeddedTableau": (sg.EmbeddedTableau, {"*a": [[], [1.0]], "*b": [0.5, 0.5], "*e": [[-0.5, 0.5]], "name": "heun"}),
+    "EmbeddedTableau": (sg.tableaus.EmbeddedTableau, {"*a": [[], [1.0]], "*b": [0.5, 0.5], "*e": [[-0.5, 0.5]], "name": "heun"}),
     "Setting": (sg.Setting, {"*solver": "ddim", "*grid": "log-snr"}),
-    "Stage": (sg.Stage, {"*t": 1.0, "states": (), "evals": (), "noises": (), "evaluate": True, "node": True}),
+    "Stage": (sg.engine.program.Stage, {"*t": 1.0, "states": (), "evals": (), "noises": (), "evaluate": True, "node": True}),
     "Program.from_json": (sg.Program.from_json, {"*text": sg.DDIM().compile(VP, sg.Grid([1.0, 0.5])).to_json()}),
-    "ReverseSDE": (sg.ReverseSDE, {"*sde": VP, "*score_fn": SCORE, "*eta": 1.0}),
+    "ReverseSDE": (sg.engine.reverse.ReverseSDE, {"*sde": VP, "*score_fn": SCORE, "*eta": 1.0}),
     "reverse.f": (VP.reverse(SCORE).f, {"*x": X, "*t": 0.5}),
     "reverse.g": (VP.reverse(SCORE).g, {"*t": 0.5}),
     "alpha": (VP.alpha, {"*t": 0.5}),
@@ -320,25 +320,25 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "cld transition": (sg.CLD().transition, {"*s": 0.2, "*t": 0.5}),
     "cld marginal": (sg.CLD().marginal, {"*x0": X, "*t": 0.5}),
     "cld prior": (sg.CLD().prior_log_prob, {"*x": Z}),
-    "from_velocity_noise": (sg.from_velocity_noise, {"*net": velocity_net, "*sde": sg.CLD(), "mixed": None, "time_label": None}),
-    "from_velocity_score": (sg.from_velocity_score, {"*net": velocity_net, "*sde": sg.CLD(), "time_label": None, "dtype": None}),
-    "from_joint_denoiser": (sg.from_joint_denoiser, {"*net": net, "*sde": sg.CLD(), "time_label": None}),
-    "hybrid_score_matching": (sg.hybrid_score_matching, {
+    "from_velocity_noise": (sg.scores.from_velocity_noise, {"*net": velocity_net, "*sde": sg.CLD(), "mixed": None, "time_label": None}),
+    "from_velocity_score": (sg.scores.from_velocity_score, {"*net": velocity_net, "*sde": sg.CLD(), "time_label": None, "dtype": None}),
+    "from_joint_denoiser": (sg.scores.from_joint_denoiser, {"*net": net, "*sde": sg.CLD(), "time_label": None}),
+    "hybrid_score_matching": (sg.processes.hybrid_score_matching, {
         "*predict": velocity_net, "*sde": sg.CLD(), "*x0": X, "*t": torch.tensor([0.1, 0.5, 0.9]), "*noise": Z,
     }),
-    "joint_log_prob": (sg.joint_log_prob, {
+    "joint_log_prob": (sg.likelihood.joint_log_prob, {
         "*score_fn": JOINT, "*sde": sg.CLD(), "*z": Z, "eps": None, "method": FixedGrid(6), "trace": "hutchinson", "seed": 0, "generator": None, "model_kwargs": None,
     }),
-    "velocity_bound": (sg.velocity_bound, {
+    "velocity_bound": (sg.likelihood.velocity_bound, {
         "*score_fn": JOINT, "*sde": sg.CLD(), "*x": X, "draws": 1, "seed": 0, "method": FixedGrid(6), "eps": None,
     }),
     "sample on CLD": (sg.sample, {
-        "*score_fn": JOINT, "*sde": sg.CLD(), "shape": (3, 2, 2), "solver": sg.SSCS(), "steps": 4, "seed": 0, "final": None,
+        "*score_fn": JOINT, "*sde": sg.CLD(), "shape": (3, 2, 2), "solver": sg.schemes.SSCS(), "steps": 4, "seed": 0, "final": None,
     }),
-    "LatentScoreModel": (sg.LatentScoreModel, {"*encoder": LATENT.encoder, "*decoder": LATENT.decoder, "*score_fn": SCORE, "*sde": VP}),
+    "LatentScoreModel": (sg.latent.LatentScoreModel, {"*encoder": LATENT.encoder, "*decoder": LATENT.decoder, "*score_fn": SCORE, "*sde": VP}),
     "LatentScoreModel.bound": (LATENT.bound, {"*x": X, "method": "flow", "draws": 1, "n_times": None, "eps": None, "seed": 0}),
-    "MixedNoise": (sg.MixedNoise, {"*net": net, "*sde": VP, "*shape": (2,), "initial": 0.5, "time_label": None}),
-    "Model": (sg.Model, {
+    "MixedNoise": (sg.latent.MixedNoise, {"*net": net, "*sde": VP, "*shape": (2,), "initial": 0.5, "time_label": None}),
+    "Model": (sg.models.Model, {
         "name": "x", "score": SCORE, "sde": VP, "shape": (2,), "n_classes": None, "data_range": None, "n_levels": None,
     }),
     "load_model": (sg.load_model, {"*name": "digits"}),
@@ -384,7 +384,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "EMA.update": (training.EMA(NET).update, {"*net": NET}),
     "EMA.copy_to": (training.EMA(NET).copy_to, {"*net": torch.nn.Linear(2, 2)}),
     "Stretched": (likelihood.Stretched, {"*data_std": 0.5}),
-    "pilot_probe_basis": (likelihood.pilot_probe_basis, {
+    "choose_probe_basis": (likelihood.choose_probe_basis, {
         "*score_fn": IMAGES, "*sde": VP, "*x": torch.linspace(-1, 1, 12).reshape(1, 3, 2, 2), "method": FixedGrid(6),
         "probe": "rademacher", "eps": None, "seed": 0,
     }),
@@ -408,8 +408,8 @@ NOT_CALLED = {
     "DigitsDenoiser", "DigitsVelocity", "Extrapolation", "FashionClassifier", "FeatureStatistics", "FlowResult",
     "FrechetResult", "GridRule", "GuidedScore", "Images", "KernelResult", "LatentBound", "LikelihoodProtocol",
     "LinearOperator", "LinearSDE", "LogProbResult", "MatrixSDE", "Operator", "Oracle", "PRDCResult", "PilotResult",
-    "PosteriorScore", "ProbePilot", "Program", "SDE", "SampleResult", "SlicedResult", "load_calibration", "load_images", "Solver", "Status",
-    "StepControl", "StepInfo", "Stepper", "Times", "Weighting", "solvers",
+    "PosteriorScore", "ProbeTrial", "Program", "SDE", "SampleResult", "SlicedResult", "load_calibration", "load_images", "Solver", "Status",
+    "AdaptiveStats", "StepInfo", "Stepper", "Times", "Weighting", "solvers",
 }  # fmt: skip
 
 
@@ -462,7 +462,7 @@ def judge(error: BaseException) -> tuple[str | None, str]:
 
 
 def is_callers(error: BaseException) -> bool:
-    """Whether a function of the caller's raised it, a module of torch's or one of those here: these pass as they are."""
+    """True if a function of the caller's raised it, a module of torch's or one of those here: these pass as they are."""
     _, *inner = traceback.extract_tb(error.__traceback__)
     return any(frame.filename in (MODULE, __file__) for frame in inner)
 
@@ -480,7 +480,7 @@ def call(name: str, rng: random.Random) -> Finding | None:
         made = function(*by_position, **by_name)
         if isinstance(made, sg.Solver | AdaptiveSolver):
             sg.sample(SCORE, VP, (2, 2), solver=made, nfe=25, seed=0, grid=None, final="denoise")
-        elif isinstance(made, sg.Score) and not isinstance(made.sde, sg.MatrixSDE):
+        elif isinstance(made, sg.Score) and not isinstance(made.sde, sg.processes.MatrixSDE):
             kwargs = {"y": torch.zeros(2)} if name.startswith("Classifier") else {}
             sg.sample(made, made.sde, (2, 2), nfe=5, seed=0, model_kwargs=kwargs)
         elif isinstance(made, sg.Score):

@@ -14,8 +14,8 @@ import sgm_sde as sg
 from sgm_sde import sampling
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.noise import NoiseStream
-from sgm_sde.scores.model import BoundModel
-from sgm_sde.solvers import REGISTRY
+from sgm_sde.schemes import REGISTRY
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.testing import default_oracle
 
 F64 = torch.float64
@@ -49,9 +49,9 @@ VARIANTS: dict[str, sg.Solver] = {
     "heun-churn": sg.Heun(s_churn=10.0),
     "dpm++3m-cold": sg.DPMSolverPP(3, start="cold"),
     "unipc3-lower-final": sg.UniPC(3, lower_final=True),
-    "deis3-unic": sg.UniC(sg.DEIS(3)),
-    "velocity2": sg.ExponentialAdams(nodes=2, prediction="velocity"),
-    "velocity2-sde": sg.Rosenbrock(2, sigma_data=1.0, eta=1.0),
+    "deis3-unic": sg.schemes.UniC(sg.DEIS(3)),
+    "velocity2": sg.schemes.ExponentialAdams(nodes=2, prediction="v"),
+    "velocity2-sde": sg.schemes.Rosenbrock(2, sigma_data=1.0, eta=1.0),
     "eta-of-t": sg.DPMSolverPP(2, eta=half_at_the_end),
 }
 ALL = {**SOLVERS, **VARIANTS}
@@ -82,9 +82,9 @@ GAUSSIAN = default_oracle("gaussian")
 MIXTURE = default_oracle("mixture")
 
 
-def bind(score: sg.Score, sde: sg.SDE, times: Sequence[float], **kwargs: object) -> BoundModel:
+def bind(score: sg.Score, sde: sg.SDE, times: Sequence[float], **kwargs: object) -> BoundScore:
     """A score bound to a run over the given times."""
-    return BoundModel(score, sde, (times[-1], times[0]), kwargs)
+    return BoundScore(score, sde, (times[-1], times[0]), kwargs)
 
 
 def stream(n: int, name: str = "solver", start: float = 0.0) -> NoiseStream:
@@ -105,7 +105,7 @@ def noise_of_any_start() -> Iterator[None]:
 
 def sampler(name: str, sde: sg.SDE, n_steps: int = 2) -> sg.Solver:
     """The solver of that name; annealed Langevin with few updates."""
-    return sg.AnnealedLangevin(n_steps=n_steps) if name == "annealed-langevin" else ALL[name]
+    return sg.schemes.AnnealedLangevin(n_steps=n_steps) if name == "annealed-langevin" else ALL[name]
 
 
 class Recorder:

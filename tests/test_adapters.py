@@ -376,7 +376,7 @@ def test_defaults_of_the_scheduler() -> None:
 
 
 def test_the_pipelines_changes_count() -> None:
-    """A state that the pipeline replaces or writes to between calls is the one the run goes on with."""
+    """A state that the pipeline replaces or writes to between calls is the one the run continues with."""
     x_T = noise(1, (3, 4))
     score, sde = from_diffusers(network, DDPM)
     grid = [1.0, 0.7, 0.4, 0.1]

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde.engine.adaptive import Controller, Integration, Pair, Rows, integrate
+from sgm_sde.engine.adaptive import Active, Controller, Integration, Pair, integrate
 from sgm_sde.engine.brownian import BrownianTree
 from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.phi import phi, phi_values
 from sgm_sde.grids import LogSNR
-from sgm_sde.scores.model import BoundModel
-from sgm_sde.solvers import ADAPTIVE, BOSH3, DOP853, DOPRI5, TSIT5, ExponentialPair, resolve_any
-from sgm_sde.solvers.adaptive import VARIABLES, Flow, _PathStepper
-from sgm_sde.solvers.runge_kutta import order_of
+from sgm_sde.schemes import ADAPTIVE, BOSH3, DOP853, DOPRI5, TSIT5, ExponentialPair, resolve_any
+from sgm_sde.schemes.adaptive import VARIABLES, Flow, _PathStepper
+from sgm_sde.schemes.runge_kutta import order_of
+from sgm_sde.scores.model import BoundScore
 from tests.helpers import F64, LINEAR, MIXTURE, Recorder, elementwise_score
 
 ODE = [name for name in ADAPTIVE if name != "ggf"]
@@ -51,7 +51,7 @@ def even_steps(rhs: Callable[..., object], y0: object, t0: float, t1: float, pai
     ids=lambda v: getattr(v, "name", ""),
 )
 def test_orders_from_rooted_trees(
-    tableau: sg.EmbeddedTableau, order: int, embedded: int, error_order: int, calls: int
+    tableau: sg.tableaus.EmbeddedTableau, order: int, embedded: int, error_order: int, calls: int
 ) -> None:
     """All order conditions up to the claimed order hold, and one of the next order does not."""
     assert (tableau.order, tableau.embedded_order, tableau.error_order) == (order, embedded, error_order)
@@ -138,7 +138,7 @@ def test_exponential_pairs_are_the_solvers_on_a_grid(order: int) -> None:
     sde, steps = sg.VPSDE(), 9
     grid = LogSNR()(sde, steps)
     known = sg.sample(
-        MIXTURE.score(sde), sde, (4, 2), solver=sg.ExponentialRungeKutta(stages=order), grid=grid, seed=0,
+        MIXTURE.score(sde), sde, (4, 2), solver=sg.schemes.ExponentialRungeKutta(stages=order), grid=grid, seed=0,
         dtype=F64, final="none",
     )  # fmt: skip
     length = float(sde.log_snr(sde.eps) - sde.log_snr(sde.T)) / 2
@@ -152,18 +152,18 @@ def test_bad_tableaus() -> None:
     """An estimate that does not vanish on constants, or of the wrong length, is refused; so is a strange order."""
     a, b = [[], [1.0]], [0.5, 0.5]
     with pytest.raises(ValueError, match="sum to 0"):
-        sg.EmbeddedTableau(a, b, [[0.5, 0.4]])
+        sg.tableaus.EmbeddedTableau(a, b, [[0.5, 0.4]])
     with pytest.raises(ValueError, match="2 weights"):
-        sg.EmbeddedTableau(a, b, [[0.5, -0.4, -0.1]])
+        sg.tableaus.EmbeddedTableau(a, b, [[0.5, -0.4, -0.1]])
     with pytest.raises(ValueError, match="one error estimate, or two, got 3"):
-        sg.EmbeddedTableau(a, b, [[0.5, -0.5]] * 3)
+        sg.tableaus.EmbeddedTableau(a, b, [[0.5, -0.5]] * 3)
     with pytest.raises(ValueError, match="got 4"):
         ExponentialPair(4)
 
 
 def test_a_tableau_of_ones_own() -> None:
     """Heun's method with Euler's as its companion: orders and samples."""
-    pair = sg.EmbeddedTableau([[], [1.0]], [0.5, 0.5], [[0.5, -0.5]], name="heun-euler")
+    pair = sg.tableaus.EmbeddedTableau([[], [1.0]], [0.5, 0.5], [[0.5, -0.5]], name="heun-euler")
     assert (pair.order, pair.error_order, pair.fsal, pair.nfe_per_step) == (2, 2, False, 2)
     sde = sg.VPSDE()
     res = sg.sample(elementwise_score(sde), sde, (3, 2), solver=sg.Adaptive(pair), seed=0, dtype=F64)
@@ -212,7 +212,7 @@ def test_where_alpha_or_sigma_vanish() -> None:
     x = sde.prior_sample((4, 3), seed=0, dtype=F64)
     res = sg.sample(score, sde, x_T=x, solver=sg.Adaptive(rtol=1e-8, atol=1e-8), final="none")
     torch.testing.assert_close(res.x, s * x, rtol=1e-6, atol=1e-6)
-    with pytest.raises(ValueError, match=r"log-snr is -inf at t=1.0 .* take variable='noise-share'"):
+    with pytest.raises(ValueError, match=r"log-snr is -inf at t=1.0 .* take variable='flow-time'"):
         sg.sample(score, sde, x_T=x, solver="exp-rk32", final="none")
 
 
@@ -234,7 +234,7 @@ def test_a_nonlinear_process() -> None:
     s = 1.0 - 1e-3  # backwards along x' = x - x^3: x(T) = x0 e^s / sqrt(1 + x0^2 (e^2s - 1))
     known = x * math.exp(-s) / (1 + x**2 * (math.exp(-2 * s) - 1)).sqrt()
     torch.testing.assert_close(res.x, known, rtol=1e-7, atol=1e-7)
-    for solver in ("exp-rk32", sg.Adaptive(variable="noise-share")):
+    for solver in ("exp-rk32", sg.Adaptive(variable="flow-time")):
         with pytest.raises(TypeError, match="needs a process with alpha"):
             sg.sample(lambda x, t: 0 * x, DoubleWell(), x_T=x, solver=solver)
 
@@ -299,7 +299,7 @@ def test_a_sample_is_what_it_is_alone(name: str) -> None:
     """In a batch of 64 with an outlier, permuted, and alone: the same to 1e-12, and by the same steps."""
     sde = sg.VPSDE()
     seeds = list(range(100, 164))
-    solver = sg.GGF(rtol=0.2, atol=0.05) if name == "ggf" else resolve_any(name)
+    solver = sg.schemes.GGF(rtol=0.2, atol=0.05) if name == "ggf" else resolve_any(name)
     x = torch.cat([sde.prior_sample((1, 3), seed=[s], dtype=F64) for s in seeds])
 
     def run(rows: list[int], x: Tensor) -> sg.SampleResult:
@@ -320,7 +320,7 @@ def test_a_sample_is_what_it_is_alone(name: str) -> None:
         alone = run([i], x)
         torch.testing.assert_close(alone.x[0], everyone.x[i], **close)
         assert alone.control.accepted[0] == everyone.control.accepted[i]
-        assert alone.nfe == alone.rows
+        assert alone.nfe == alone.network_evals
         assert int(alone.control.evaluations[0]) == int(everyone.control.evaluations[i])
 
 
@@ -331,7 +331,7 @@ def test_with_a_network_of_other_rounding() -> None:
 
     sde = sg.VPSDE()
     score = sg.from_noise(conv_net(), sde)
-    for solver in ("dopri5", sg.GGF(rtol=0.1, atol=0.02)):
+    for solver in ("dopri5", sg.schemes.GGF(rtol=0.1, atol=0.02)):
         together = sg.sample(score, sde, (5, 2, 6, 6), solver=solver, seed=[7, 8, 9, 10, 11]).x
         alone = sg.sample(score, sde, (1, 2, 6, 6), solver=solver, seed=[9]).x
         assert float((together[2] - alone[0]).norm() / alone.norm()) < 1e-5
@@ -341,7 +341,7 @@ def test_with_a_network_of_other_rounding() -> None:
 def test_finished_samples_leave_the_batch(name: str) -> None:
     """With one stiff sample the network sees the sum over samples, not the batch times the slowest."""
     sde, n = sg.VPSDE(), 8
-    solver = sg.GGF(rtol=0.2, atol=0.05) if name == "ggf" else replace(resolve_any(name), rtol=1e-2, atol=1e-2)
+    solver = sg.schemes.GGF(rtol=0.2, atol=0.05) if name == "ggf" else replace(resolve_any(name), rtol=1e-2, atol=1e-2)
     label = torch.arange(n)
     seen: list[Tensor] = []
 
@@ -354,11 +354,11 @@ def test_finished_samples_leave_the_batch(name: str) -> None:
         score, sde, (n, 2), solver=solver, seed=0, model_kwargs={"label": sg.PerSample(label)}, dtype=F64, final="none"
     )  # fmt: skip
     made = res.control.evaluations
-    assert res.rows == int(made.sum()) == sum(len(rows) for rows in seen)
+    assert res.network_evals == int(made.sum()) == sum(len(rows) for rows in seen)
     assert torch.equal(torch.bincount(torch.cat(seen), minlength=n), made)
     assert res.nfe == len(seen) >= int(made.max())
     assert int(made[3]) > 2 * int(made[:3].max())
-    assert res.rows < 0.7 * n * int(made.max())
+    assert res.network_evals < 0.7 * n * int(made.max())
     easy = sg.sample(
         elementwise_score(sde), sde, (n, 2), solver=solver, seed=0, dtype=F64, final="none"
     )  # fmt: skip
@@ -385,7 +385,7 @@ def test_one_step_for_all_couples_them() -> None:
     x = sde.prior_sample((8, 2), seed=0, dtype=F64)
     res = sg.sample(MIXTURE.score(sde), sde, x_T=x, solver=solver)
     assert len(set(res.control.accepted.tolist())) == 1
-    assert res.rows == 8 * res.nfe
+    assert res.network_evals == 8 * res.nfe
     alone = sg.sample(MIXTURE.score(sde), sde, x_T=x[:1], solver=solver)
     assert not torch.equal(alone.x[0], res.x[0])
     assert float((alone.x[0] - res.x[0]).abs().max()) < 0.1
@@ -397,7 +397,7 @@ def test_any_shape_and_dtype(name: str, shape: tuple[int, ...]) -> None:
     """Samples of any rank, in float64, float32 and bfloat16, the last integrated in float32."""
     sde = sg.VESDE()
     # Pairs with tolerances that do not show: rounding may change which steps are accepted.
-    solver = sg.GGF(rtol=0.2, atol=0.1) if name == "ggf" else replace(resolve_any(name), rtol=1e-4, atol=1e-4)
+    solver = sg.schemes.GGF(rtol=0.2, atol=0.1) if name == "ggf" else replace(resolve_any(name), rtol=1e-4, atol=1e-4)
     results = {}
     for dtype in (F64, torch.float32, torch.bfloat16):
         x = sde.prior_sample((3, *shape), seed=0, dtype=F64).to(dtype)
@@ -436,7 +436,7 @@ def test_no_call_outside_on_the_way_to_noise(process: str, variable: str) -> Non
     """The same from eps to T, where likelihoods go; there and back is the identity."""
     sde = LINEAR[process]
     net = Recorder(sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sde))
-    model = BoundModel(sg.from_score(net, sde), sde, (sde.eps, sde.T))
+    model = BoundScore(sg.from_score(net, sde), sde, (sde.eps, sde.T))
     x = 0.5 * torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
     z, way = x, ((sde.eps, sde.T), (sde.T, sde.eps))
     for ends in way:
@@ -472,7 +472,9 @@ def test_a_limit_on_steps(name: str) -> None:
     """Samples that run out of steps keep their last state, which is that of a run of fewer steps, and say so."""
     sde = sg.VPSDE()
     solver = replace(resolve_any(name), rtol=1e-6, atol=1e-6, max_steps=3)
-    with pytest.warns(sg.UnfinishedWarning, match=r"3 of 3 samples stopped before t=0.001 \(sample 0 at t=0\.\d+"):
+    with pytest.warns(
+        sg.sampling.UnfinishedWarning, match=r"3 of 3 samples stopped before t=0.001 \(sample 0 at t=0\.\d+"
+    ):
         res = sg.sample(elementwise_score(sde), sde, (3, 2), solver=solver, seed=0, dtype=F64)
     assert not res.status.ok
     assert res.status.samples == (0, 1, 2)
@@ -496,7 +498,7 @@ def test_a_budget_is_never_exceeded(name: str, nfe: int) -> None:
     sde = sg.VPSDE()
     net = Recorder(elementwise_score(sde))
     solver = replace(resolve_any(name), rtol=1e-6, atol=1e-6)
-    with pytest.warns(sg.UnfinishedWarning, match="out of steps"):
+    with pytest.warns(sg.sampling.UnfinishedWarning, match="out of steps"):
         res = sg.sample(net, sde, (3, 2), solver=solver, seed=0, nfe=nfe, dtype=F64)
     assert len(net.states) == res.nfe <= nfe
     enough = sg.sample(elementwise_score(sde), sde, (3, 2), solver=replace(solver, rtol=0.1, atol=0.1), seed=0, nfe=500)
@@ -507,7 +509,7 @@ def test_a_budget_is_never_exceeded(name: str, nfe: int) -> None:
         shown = f"nfe={least - 1} is too small: the first step of {name} takes {least - extra} network calls{more}"
         with pytest.raises(ValueError, match=f"^{re.escape(shown)}$"):
             sg.sample(net, sde, (3, 2), solver=solver, seed=0, nfe=least - 1, final=final)
-        with pytest.warns(sg.UnfinishedWarning):
+        with pytest.warns(sg.sampling.UnfinishedWarning):
             assert sg.sample(net, sde, (3, 2), solver=solver, seed=0, nfe=least, final=final).nfe == least - extra
 
 
@@ -518,7 +520,9 @@ def test_a_broken_sample_ends_alone(name: str) -> None:
     clean = sg.sample(elementwise_score(sde), sde, (4, 2), solver=name, seed=0, dtype=F64)
     x = sde.prior_sample((4, 2), seed=0, dtype=F64)
     x[1, 0] = math.nan
-    with pytest.warns(sg.NonFiniteWarning, match=r"1 of 4 samples .*sample 1 at t=1: the score or the state is not"):
+    with pytest.warns(
+        sg.sampling.NonFiniteWarning, match=r"1 of 4 samples .*sample 1 at t=1: the score or the state is not"
+    ):
         res = sg.sample(elementwise_score(sde), sde, x_T=x, solver=name, seed=0)
     assert res.status.samples == (1,)
     assert res.control.evaluations[1] == 0
@@ -529,7 +533,7 @@ def test_a_broken_sample_ends_alone(name: str) -> None:
         broken = (label == 2) & (t < 0.6)
         return elementwise_score(sde)(x, t).masked_fill(broken[:, None], math.nan)
 
-    with pytest.warns(sg.NonFiniteWarning, match=r"sample 2 at t=0\.[56]"):
+    with pytest.warns(sg.sampling.NonFiniteWarning, match=r"sample 2 at t=0\.[56]"):
         res = sg.sample(
             score, sde, (4, 2), solver=name, seed=0, dtype=F64, model_kwargs={"label": sg.PerSample(torch.arange(4))}
         )  # fmt: skip
@@ -567,7 +571,7 @@ def test_errors_after_the_end_are_reported() -> None:
 
     total = len(calls.states) - 1
     calls.states.clear()
-    with pytest.warns(sg.NonFiniteWarning, match="1 of 2 samples"):
+    with pytest.warns(sg.sampling.NonFiniteWarning, match="1 of 2 samples"):
         res = sg.sample(score, sde, (2, 2), solver="dopri5", seed=0, dtype=F64)
     assert res.status.samples == (0,)
 
@@ -596,7 +600,7 @@ VARIANCE = (2.2**3 - 0.2**3) / 6
 def test_rejection_does_not_bias_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are rejected for large increments. On one path the variance is right; drawn anew it is too small."""
     n, sde = 1500, Noise()
-    solver = sg.GGF(rtol=0.0, atol=0.08, first_step=0.5)
+    solver = sg.schemes.GGF(rtol=0.0, atol=0.08, first_step=0.5)
 
     def run() -> sg.SampleResult:
         return sg.sample(lambda x, t: 0 * x, sde, x_T=torch.zeros(n, 1, dtype=F64), solver=solver, seed=0, final="none")
@@ -609,9 +613,9 @@ def test_rejection_does_not_bias_the_law(monkeypatch: pytest.MonkeyPatch) -> Non
 
     draws = np.random.default_rng(0)
 
-    def redrawn(stepper: _PathStepper, rows: Rows) -> np.ndarray:
-        stepper._next = stepper.place[rows.who], stepper.path[rows.who]
-        return np.sqrt(np.abs(rows.h))[:, None] * draws.standard_normal((len(rows.who), 1))
+    def redrawn(stepper: _PathStepper, rows: Active) -> np.ndarray:
+        stepper._next = stepper.place[rows.samples], stepper.path[rows.samples]
+        return np.sqrt(np.abs(rows.h))[:, None] * draws.standard_normal((len(rows.samples), 1))
 
     monkeypatch.setattr(_PathStepper, "_increment", redrawn)
     assert float(run().x.square().mean()) < VARIANCE - 5 * stderr
@@ -622,7 +626,7 @@ def test_the_law_on_gaussian_data() -> None:
     sde, n = sg.VPSDE(), 500
     score = sg.oracles.Gaussian(torch.full((1,), 0.5), 0.25).score(sde)
     res = sg.sample(
-        score, sde, (n, 1), solver=sg.GGF(rtol=0.05, atol=0.02), seed=1, final="none", dtype=F64, t_end=0.01
+        score, sde, (n, 1), solver=sg.schemes.GGF(rtol=0.05, atol=0.02), seed=1, final="none", dtype=F64, t_end=0.01
     )  # fmt: skip
     alpha, sigma = float(sde.alpha(0.01)), float(sde.sigma(0.01))
     variance = (0.5 * alpha) ** 2 + sigma**2
@@ -637,10 +641,15 @@ def test_the_update_is_the_papers() -> None:
     score = elementwise_score(sde)
     h = (sde.T - sde.eps) / 128  # a step of one binary digit, which rounding leaves
     x = sde.prior_sample((1, 4), seed=0, dtype=F64)
-    with pytest.warns(sg.UnfinishedWarning):
+    with pytest.warns(sg.sampling.UnfinishedWarning):
         res = sg.sample(
-            score, sde, x_T=x, solver=sg.GGF(rtol=0.0, atol=1e3, max_steps=1, first_step=h), seed=5, final="none"
-        )  # fmt: skip
+            score,
+            sde,
+            x_T=x,
+            solver=sg.schemes.GGF(rtol=0.0, atol=1e3, max_steps=1, first_step=h),
+            seed=5,
+            final="none",
+        )
     tree = BrownianTree(SampleSeeds(5, range(1)), (4,), sde.T)
     dW = math.sqrt(sde.T - sde.eps) * torch.from_numpy(tree.at(np.array([1 / 128]), np.zeros(1, dtype=int)))
     rev = sde.reverse(score, eta=1.0)
@@ -654,7 +663,7 @@ def test_the_update_is_the_papers() -> None:
 def test_two_calls_a_step_and_one_where_it_is_tried_again() -> None:
     """The slope at the start is kept through rejections."""
     sde = sg.VPSDE()
-    res = sg.sample(elementwise_score(sde), sde, (6, 3), solver=sg.GGF(first_step=0.5), seed=0, final="none")
+    res = sg.sample(elementwise_score(sde), sde, (6, 3), solver=sg.schemes.GGF(first_step=0.5), seed=0, final="none")
     control = res.control
     assert int(control.rejected.min()) > 0
     assert torch.equal(control.evaluations, 2 * control.accepted + control.rejected)
@@ -702,14 +711,14 @@ def test_what_does_not_apply_is_an_error(options: dict[str, object], shown: str)
         (lambda: sg.Adaptive(rtol=-1.0), "rtol must be finite, at least 0 and at most 1e.06, got -1"),
         (lambda: sg.Adaptive(atol=math.nan), "atol must be finite"),
         (lambda: sg.Adaptive(rtol=0, atol=0), "cannot both be 0"),
-        (lambda: sg.Adaptive(max_steps=0), "max_steps must be a whole number of at least 1, got 0"),
+        (lambda: sg.Adaptive(max_steps=0), "max_steps must be an integer of at least 1, got 0"),
         (lambda: sg.Adaptive(first_step=0.0), "first_step must be positive and finite, got 0"),
         (lambda: sg.Adaptive(variable="sigma"), "variable must be one of None, 'log-snr'"),
         (lambda: sg.Adaptive(ExponentialPair(), variable="time"), "exp-rk32 is a method in log-snr"),
-        (lambda: sg.GGF(exponent=0.0), "exponent must be positive and finite, got 0"),
-        (lambda: sg.GGF(safety=math.inf), "safety must be positive"),
-        (lambda: sg.GGF(growth=1.0), "growth must be finite, above 1, got 1"),
-        (lambda: sg.GGF(growth=math.nan), "growth must be finite, above 1, got nan"),
+        (lambda: sg.schemes.GGF(exponent=0.0), "exponent must be positive and finite, got 0"),
+        (lambda: sg.schemes.GGF(safety=math.inf), "safety must be positive"),
+        (lambda: sg.schemes.GGF(growth=1.0), "growth must be finite, above 1, got 1"),
+        (lambda: sg.schemes.GGF(growth=math.nan), "growth must be finite, above 1, got nan"),
     ],
 )
 def test_bad_options(make: Callable[[], object], shown: str) -> None:
@@ -776,8 +785,10 @@ def test_a_network_wrapped_for_training_is_met_with_a_warning() -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("pair", "name"), [(sg.BOSH3, "RK23"), (sg.DOPRI5, "RK45"), (sg.DOP853, "DOP853")])
-def test_tableaus_are_those_of_scipy(pair: sg.EmbeddedTableau, name: str) -> None:
+@pytest.mark.parametrize(
+    ("pair", "name"), [(sg.tableaus.BOSH3, "RK23"), (sg.tableaus.DOPRI5, "RK45"), (sg.tableaus.DOP853, "DOP853")]
+)
+def test_tableaus_are_those_of_scipy(pair: sg.tableaus.EmbeddedTableau, name: str) -> None:
     """Every coefficient, to rounding."""
     theirs, n = getattr(scipy.integrate, name), len(pair.b)
     estimates = [theirs.E5, theirs.E3] if name == "DOP853" else [theirs.E]

@@ -17,22 +17,22 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.engine.adaptive import (
+    Active,
     Attempt,
     Controller,
     Counting,
     EmbeddedStepper,
     Integration,
-    Rows,
     State,
     integrate,
-    march,
+    integrate_adaptive,
     rms,
 )
 from sgm_sde.engine.brownian import BrownianTree
 from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.phi import phi
-from sgm_sde.solvers.adaptive import PI, Flow, default_variable
-from sgm_sde.solvers.base import ADAPTIVE, AdaptiveSolver, EtaSolver, Problem, resolve, resolve_any
+from sgm_sde.schemes.adaptive import PI, Flow, default_variable
+from sgm_sde.schemes.base import ADAPTIVE, AdaptiveSolver, EtaSolver, Problem, resolve, resolve_any
 from tests.helpers import F64, bind, elementwise_score
 
 VP = sg.VPSDE()
@@ -52,9 +52,9 @@ class DoubleWell(sg.SDE):
 
 def test_values_do_not_change() -> None:
     """Options are values: equal to their copies, hashable, and not to be changed."""
-    values = [Controller(), sg.Adaptive(), sg.GGF(), sg.ExponentialPair(2), sg.BOSH3, sg.TorchDiffEq("rk4"),
-              sg.SciPy("RK45"), sg.TorchSDE("srk"), resolve("euler-maruyama"),
-              Problem(None, VP, torch.zeros(1, 1), 1.0, 0.1, ((0, 0),))]  # fmt: skip
+    values = [Controller(), sg.Adaptive(), sg.schemes.GGF(), sg.schemes.ExponentialPair(2), sg.tableaus.BOSH3,
+              sg.schemes.TorchDiffEq("rk4"), sg.schemes.SciPy("RK45"), sg.schemes.TorchSDE("srk"),
+              resolve("euler-maruyama"), Problem(None, VP, torch.zeros(1, 1), 1.0, 0.1, ((0, 0),))]  # fmt: skip
     for value in values:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, dataclasses.fields(value)[0].name, None)  # type: ignore[arg-type]
@@ -66,18 +66,27 @@ def test_defaults() -> None:
     controller = "Controller(safety=0.9, integral=0.7, proportional=0.4, smallest=0.2, largest=10.0, digits=None)"
     assert repr(Controller()) == repr(PI) == controller
     adaptive = sg.Adaptive()
-    assert (adaptive.pair, adaptive.rtol, adaptive.atol, adaptive.max_steps) == (sg.DOPRI5, 1e-3, 1e-3, 10_000)
+    assert (adaptive.pair, adaptive.rtol, adaptive.atol, adaptive.max_steps) == (sg.tableaus.DOPRI5, 1e-3, 1e-3, 10_000)
     assert (adaptive.variable, adaptive.first_step, adaptive.batch_coupled) == (None, None, False)
-    assert repr(sg.GGF()) == (
+    assert repr(sg.schemes.GGF()) == (
         "GGF(rtol=0.02, atol=0.0078125, first_step=0.01, safety=0.9, exponent=0.9, growth=5.0, max_steps=10000)"
     )
-    assert (sg.GGF().order, sg.GGF().stochastic, adaptive.stochastic, adaptive.takes_steps) == (1, True, False, False)
-    assert sg.ExponentialPair() == sg.ExponentialPair(3)
+    assert (sg.schemes.GGF().order, sg.schemes.GGF().stochastic, adaptive.stochastic, adaptive.takes_steps) == (
+        1,
+        True,
+        False,
+        False,
+    )
+    assert sg.schemes.ExponentialPair() == sg.schemes.ExponentialPair(3)
     given = {name: p.default for name, p in signature(integrate).parameters.items() if p.kind == p.KEYWORD_ONLY}
     limits = {"rtol": 1e-5, "atol": 1e-5, "max_steps": 10_000}
     assert given == limits | {"controller": None, "first_step": None, "batch_coupled": False, "on_leave": None}
     assert EtaSolver.__dataclass_fields__["eta"].default == 1.0
-    assert (sg.TorchDiffEq("rk4").rtol, sg.TorchDiffEq("rk4").atol, sg.SciPy("RK45").per_sample) == (1e-3, 1e-3, False)
+    assert (
+        sg.schemes.TorchDiffEq("rk4").rtol,
+        sg.schemes.TorchDiffEq("rk4").atol,
+        sg.schemes.SciPy("RK45").per_sample,
+    ) == (1e-3, 1e-3, False)
 
 
 # --- The controller --------------------------------------------------------------------------------------------------
@@ -112,11 +121,11 @@ def test_steps_of_few_digits() -> None:
 # --- The loop --------------------------------------------------------------------------------------------------------
 
 
-def rows_of(y: Tensor, u: float) -> Rows:
+def rows_of(y: Tensor, u: float) -> Active:
     """Samples at the start of a run."""
     n = len(y)
     at, no = np.full(n, u), np.zeros(n, dtype=bool)
-    return Rows(np.arange(n), (y,), (), at, np.zeros(n), at, np.ones(n), no, ~no, np.zeros(n, dtype=np.int64))
+    return Active(np.arange(n), (y,), (), at, np.zeros(n), at, np.ones(n), no, ~no, np.zeros(n, dtype=np.int64))
 
 
 class Script:
@@ -133,21 +142,23 @@ class Script:
         self.told: list[tuple[list[int], list[float], list[bool]]] = []
         self.carries: list[list[float]] = []
 
-    def first_step(self, rows: Rows, end: float) -> np.ndarray:
+    def first_step(self, rows: Active, end: float) -> np.ndarray:
         """As given."""
-        return np.full(len(rows.who), self.first)
+        return np.full(len(rows.samples), self.first)
 
-    def attempt(self, rows: Rows) -> Attempt:
+    def attempt(self, rows: Active) -> Attempt:
         """To where the rows are to go, with the errors of the script."""
-        columns = ("who", "u", "h", "there", "last", "moved", "grows", "bad")
+        columns = ("samples", "u", "h", "u_next", "last_error", "last_accepted", "may_grow", "nan_count")
         self.seen.append({name: getattr(rows, name).tolist() for name in columns})
         self.carries.append(rows.carry[0].tolist() if rows.carry else [])
-        at = self.evaluations[rows.who]
-        error = [self.errors[i][k] if k < len(self.errors[i]) else self.rest for i, k in zip(rows.who, at, strict=True)]
+        at = self.evaluations[rows.samples]
+        error = [
+            self.errors[i][k] if k < len(self.errors[i]) else self.rest for i, k in zip(rows.samples, at, strict=True)
+        ]
         self.calls += 1
-        self.evaluations[rows.who] += 1
-        count = torch.from_numpy(self.evaluations[rows.who].astype(float))
-        end = torch.from_numpy(rows.there)[:, None]
+        self.evaluations[rows.samples] += 1
+        count = torch.from_numpy(self.evaluations[rows.samples].astype(float))
+        end = torch.from_numpy(rows.u_next)[:, None]
         return Attempt((end,), torch.tensor(error, dtype=F64), (count,), (-count,))
 
     def advance(self, who: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
@@ -156,16 +167,16 @@ class Script:
 
     def column(self, name: str, sample: int = 0) -> list[Any]:
         """One of the columns for a sample, attempt by attempt."""
-        return [seen[name][seen["who"].index(sample)] for seen in self.seen if sample in seen["who"]]
+        return [seen[name][seen["samples"].index(sample)] for seen in self.seen if sample in seen["samples"]]
 
 
 FREE = Controller(safety=1.0, integral=1.0, proportional=0.0, smallest=1e-30, largest=1e30)
 
 
 def carry_on(script: Script, end: float = 16.0, start: float = 0.0, **options: Any) -> Integration:
-    """A run of the script from 0 to 16, where h' = h / E unless told otherwise."""
+    """A run of the script from 0 to 16, where h' = h / E by default."""
     y = (torch.full((len(script.errors), 1), start, dtype=F64),)
-    return march(script, y, start, end, **{"max_steps": 100, "controller": FREE} | options)
+    return integrate_adaptive(script, y, start, end, **{"max_steps": 100, "controller": FREE} | options)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -176,11 +187,11 @@ def test_steps_by_hand(sign: int) -> None:
     # accepted and doubled; halved; quartered; accepted, not grown; times 4; E = 1 is accepted; and as before
     assert script.column("h")[:8] == [sign * h for h in (1.0, 2.0, 1.0, 0.25, 0.25, 1.0, 1.0, 1.0)]
     assert script.column("u")[:8] == [sign * u for u in (0.0, 1.0, 1.0, 1.0, 1.25, 1.5, 2.5, 3.5)]
-    assert script.column("there")[:5] == [sign * u for u in (1.0, 3.0, 2.0, 1.25, 1.5)]
-    assert script.column("last")[:7] == [1.0, 0.5, 0.5, 0.5, 0.5, 0.25, 1.0]  # 1 at first
-    assert script.column("moved")[:6] == [False, True, False, False, True, True]
-    assert script.column("grows")[:6] == [True, True, False, False, True, True]
-    assert script.column("bad")[:6] == [0] * 6
+    assert script.column("u_next")[:5] == [sign * u for u in (1.0, 3.0, 2.0, 1.25, 1.5)]
+    assert script.column("last_error")[:7] == [1.0, 0.5, 0.5, 0.5, 0.5, 0.25, 1.0]  # 1 at first
+    assert script.column("last_accepted")[:6] == [False, True, False, False, True, True]
+    assert script.column("may_grow")[:6] == [True, True, False, False, True, True]
+    assert script.column("nan_count")[:6] == [0] * 6
     assert script.carries[:6] == [[], [1.0], [-2.0], [-3.0], [4.0], [5.0]]  # carry of accepted steps, else kept
     assert [told[1:] for told in script.told[:4]] == [
         ([sign * 1.0], [True]), ([sign * 1.0], [False]), ([sign * 1.0], [False]), ([sign * 1.25], [True]),
@@ -205,7 +216,7 @@ def test_samples_have_steps_of_their_own() -> None:
     left: list[int] = []
     script = Script([[1.0], [2.0], [1.0], [0.25]], first=8.0)
     end = carry_on(script, on_leave=left.append)
-    assert [seen["who"] for seen in script.seen] == [[0, 1, 2, 3], [0, 1, 2, 3], [1], [1], [1]]
+    assert [seen["samples"] for seen in script.seen] == [[0, 1, 2, 3], [0, 1, 2, 3], [1], [1], [1]]
     assert script.column("h", 1) == [8.0, 4.0, 4.0, 4.0, 4.0]
     assert script.column("h", 3) == [8.0, 8.0]  # four times 8, but for the end
     assert script.carries[1] == [1.0, -1.0, 1.0, 1.0]
@@ -222,7 +233,7 @@ def test_a_step_that_almost_arrives_arrives(short: float, steps: int) -> None:
     script = Script([[]])
     end = carry_on(script, 1.0, first_step=1 - short)
     assert (int(end.accepted), end.t.tolist()) == (steps, [1.0])
-    assert script.column("there") == ([1.0] if steps == 1 else [1 - short, 1.0])
+    assert script.column("u_next") == ([1.0] if steps == 1 else [1 - short, 1.0])
 
 
 def test_the_first_step_of_a_run() -> None:
@@ -268,8 +279,8 @@ def test_errors_that_are_no_numbers() -> None:
     assert end.outcome == ("not finite", "out of steps", "out of steps")
     assert (end.accepted[0], end.rejected[0], end.t[0], end.y[0][0]) == (1, 8, 1.0, 1.0)
     assert script.column("h")[:9] == pytest.approx([1.0, *(10.0**-k for k in range(8))])
-    assert script.column("bad") == [0, *range(8)]
-    assert script.column("bad", 1)[:19] == [*range(8), 0, *range(8), 0, 1]
+    assert script.column("nan_count") == [0, *range(8)]
+    assert script.column("nan_count", 1)[:19] == [*range(8), 0, *range(8), 0, 1]
     assert script.column("h", 2)[:3] == pytest.approx([1.0, 0.1, 0.01])
     assert (end.accepted[1] + end.rejected[1], end.rejected[1]) == (60, 16)
 
@@ -294,13 +305,13 @@ def test_states_that_are_not_finite_do_not_start() -> None:
     part[1, 0], part[2, 1], other[3] = math.nan, math.inf, -math.inf
     left: list[int] = []
     end = integrate(
-        lambda t, y, index: (0 * y[0], 0 * y[1]), (part, other), 0.0, 1.0, sg.BOSH3, on_leave=left.append
+        lambda t, y, index: (0 * y[0], 0 * y[1]), (part, other), 0.0, 1.0, sg.tableaus.BOSH3, on_leave=left.append
     )  # fmt: skip
     assert end.outcome == ("completed", *["not finite"] * 3)
     assert end.t.tolist() == [1.0, 0.0, 0.0, 0.0]
     assert end.evaluations.tolist()[1:] == [0, 0, 0]
     assert left == [3, 1]
-    end = integrate(lambda t, y, index: 0 * y, part[1:2], 0.0, 1.0, sg.BOSH3)
+    end = integrate(lambda t, y, index: 0 * y, part[1:2], 0.0, 1.0, sg.tableaus.BOSH3)
     assert (end.outcome, end.calls) == (("not finite",), 0)
 
 
@@ -320,7 +331,7 @@ class Squares(Counting):
 def test_what_is_known_is_not_evaluated_again() -> None:
     """The slope at the start of a step: only the rows whose slope is stale are evaluated, each where it is."""
     rows = rows_of(torch.tensor([[1.0], [2.0], [3.0]], dtype=F64), 0.0)
-    rows.who, rows.u = np.array([4, 1, 2]), np.array([0.1, 0.2, 0.3])
+    rows.samples, rows.u = np.array([4, 1, 2]), np.array([0.1, 0.2, 0.3])
     known = (torch.tensor([[-1.0], [-2.0], [-3.0]], dtype=F64),)
     for stale, expected, asked in (
         ([False, False, False], [-1.0, -2.0, -3.0], []),
@@ -337,7 +348,7 @@ def test_what_is_known_is_not_evaluated_again() -> None:
 
 
 @pytest.mark.parametrize("end", [5.0, -3.0])
-@pytest.mark.parametrize("pair", [sg.DOPRI5, sg.ExponentialPair(3)], ids=lambda pair: pair.name)
+@pytest.mark.parametrize("pair", [sg.tableaus.DOPRI5, sg.schemes.ExponentialPair(3)], ids=lambda pair: pair.name)
 def test_the_first_step(pair: Any, end: float) -> None:
     """Hairer's guess for y' = a y (Hairer, Norsett & Wanner, 1993, II.4), in both directions of the run, whichever
     part of the slope the pair takes for its own."""
@@ -375,7 +386,7 @@ def test_the_first_step_of_what_stands_still() -> None:
         (1.0, 1e-15, 1e-6, 1e-6),
         (1.0, 0.0, 1e-6, 1e-6),
     ):
-        constant = EmbeddedStepper(lambda t, y, i, s=slope: (0 * y[0] + s,), sg.DOPRI5, 0.0, 1.0, 1)
+        constant = EmbeddedStepper(lambda t, y, i, s=slope: (0 * y[0] + s,), sg.tableaus.DOPRI5, 0.0, 1.0, 1)
         got = constant.first_step(rows_of(torch.full((1, 1), size, dtype=F64), 0.0), 1e9)
         assert got[0] == pytest.approx(min(100 * h0, h1), rel=1e-9)
 
@@ -391,13 +402,13 @@ def test_a_step_ends_where_it_is_to_end() -> None:
             asked.append(float(t))
             return 0 * y
 
-        integrate(rhs, torch.ones(1, 1, dtype=F64), start, end, sg.DOPRI5, first_step=99.0)
+        integrate(rhs, torch.ones(1, 1, dtype=F64), start, end, sg.tableaus.DOPRI5, first_step=99.0)
         assert asked[-1] == end
 
 
 def test_the_norm_of_the_error() -> None:
     """Root mean square over a sample, each component over atol + rtol max(|y|, |y_next|); the worst part counts."""
-    stepper = EmbeddedStepper(lambda t, y, i: y, sg.DOPRI5, 0.5, 0.25, 1)
+    stepper = EmbeddedStepper(lambda t, y, i: y, sg.tableaus.DOPRI5, 0.5, 0.25, 1)
     v, a, b = (torch.tensor([row], dtype=F64) for row in ([3.0, 4.0], [1.0, -2.0], [-3.0, 1.0]))
     expected = math.sqrt(((3 / 1.75) ** 2 + (4 / 1.25) ** 2) / 2)
     assert float(stepper._norm((v,), (a,), (b,))) == pytest.approx(expected)
@@ -422,25 +433,25 @@ def test_options_at_their_limits() -> None:
 
     y0 = torch.ones(1, 1, dtype=F64)
     for options in ({"rtol": 0.0}, {"atol": 0.0}, {"max_steps": 1}):
-        assert integrate(decay, y0, 0.0, 1e-3, sg.DOPRI5, first_step=1e-3, **options).outcome == ("completed",)
+        assert integrate(decay, y0, 0.0, 1e-3, sg.tableaus.DOPRI5, first_step=1e-3, **options).outcome == ("completed",)
     for max_steps in (True, 1.5, 0):
-        with pytest.raises(ValueError, match=f"max_steps must be a whole number of at least 1, got {max_steps}"):
-            integrate(decay, y0, 0.0, 1.0, sg.DOPRI5, max_steps=max_steps)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"max_steps must be an integer of at least 1, got {max_steps}"):
+            integrate(decay, y0, 0.0, 1.0, sg.tableaus.DOPRI5, max_steps=max_steps)  # type: ignore[arg-type]
     for options in ({"rtol": math.inf}, {"atol": -1.0}):
         with pytest.raises(ValueError, match=r"must be finite, at least 0 and at most 1e\+06"):
-            integrate(decay, y0, 0.0, 1.0, sg.DOPRI5, **options)  # type: ignore[arg-type]
+            integrate(decay, y0, 0.0, 1.0, sg.tableaus.DOPRI5, **options)  # type: ignore[arg-type]
     assert sg.Adaptive(max_steps=1, first_step=0.5).first_step == 0.5
     for first_step in (0.0, math.inf, -1.0):
         with pytest.raises(ValueError, match="first_step must be positive"):
             sg.Adaptive(first_step=first_step)
-    assert sg.GGF(first_step=0.5, safety=0.5, exponent=0.5).exponent == 0.5
+    assert sg.schemes.GGF(first_step=0.5, safety=0.5, exponent=0.5).exponent == 0.5
 
 
 # --- Tableaus --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pair", [sg.DOPRI5, sg.TSIT5], ids=lambda pair: pair.name)
-def test_the_first_column_simplifying_assumption(pair: sg.EmbeddedTableau) -> None:
+@pytest.mark.parametrize("pair", [sg.tableaus.DOPRI5, sg.tableaus.TSIT5], ids=lambda pair: pair.name)
+def test_the_first_column_simplifying_assumption(pair: sg.tableaus.EmbeddedTableau) -> None:
     """sum_i b_i a_ij = b_j (1 - c_j), which both pairs satisfy by design: with the order conditions it ties down every
     coefficient, the second node too, on which the conditions of order 5 hardly depend (Tsitouras, 2011)."""
     A = np.array([[*row, *[0.0] * (len(pair.b) - len(row))] for row in pair.a])
@@ -451,17 +462,19 @@ def test_the_first_column_simplifying_assumption(pair: sg.EmbeddedTableau) -> No
 
 def test_classical_pairs_have_no_linear_part() -> None:
     """L = 0."""
-    assert [pair.linear for pair in (sg.BOSH3, sg.DOPRI5, sg.TSIT5, sg.DOP853)] == [0.0] * 4
+    assert [pair.linear for pair in (sg.tableaus.BOSH3, sg.tableaus.DOPRI5, sg.tableaus.TSIT5, sg.tableaus.DOP853)] == [
+        0.0
+    ] * 4
 
 
 def test_facts_of_the_pairs() -> None:
     """Order, order of the other method, power of the step in the error, and what a step costs, as in the literature."""
     facts = {
-        sg.BOSH3: (3, 2, 3, True, 3),
-        sg.DOPRI5: (5, 4, 5, True, 6),
-        sg.TSIT5: (5, 4, 5, True, 6),
-        sg.DOP853: (8, 5, 8, False, 12),
-        sg.EmbeddedTableau([[], [1.0]], [1.0, 0.0], [[-0.5, 0.5]]): (1, 2, 2, True, 1),  # Euler's, with Heun's
+        sg.tableaus.BOSH3: (3, 2, 3, True, 3),
+        sg.tableaus.DOPRI5: (5, 4, 5, True, 6),
+        sg.tableaus.TSIT5: (5, 4, 5, True, 6),
+        sg.tableaus.DOP853: (8, 5, 8, False, 12),
+        sg.tableaus.EmbeddedTableau([[], [1.0]], [1.0, 0.0], [[-0.5, 0.5]]): (1, 2, 2, True, 1),  # Euler's, with Heun's
     }
     for pair, known in facts.items():
         assert (pair.order, pair.embedded_order, pair.error_order, pair.fsal, pair.nfe_per_step) == known
@@ -470,21 +483,21 @@ def test_facts_of_the_pairs() -> None:
 def test_facts_of_embedded_tableaus() -> None:
     """The last slope serves the next step only if its row is the weights and its weight is 0."""
     a, e = [[], [1.0]], [[0.5, -0.5]]
-    assert not sg.EmbeddedTableau(a, [0.5, 0.5], e).fsal
-    assert not sg.EmbeddedTableau([[], [0.5]], [1.0, 0.0], e).fsal
-    assert sg.EmbeddedTableau(a, [1.0, 0.0], e).fsal
-    two = sg.EmbeddedTableau(a, [0.5, 0.5], [[0.5, -0.5], [-0.5, 0.5]])
+    assert not sg.tableaus.EmbeddedTableau(a, [0.5, 0.5], e).fsal
+    assert not sg.tableaus.EmbeddedTableau([[], [0.5]], [1.0, 0.0], e).fsal
+    assert sg.tableaus.EmbeddedTableau(a, [1.0, 0.0], e).fsal
+    two = sg.tableaus.EmbeddedTableau(a, [0.5, 0.5], [[0.5, -0.5], [-0.5, 0.5]])
     assert (two.embedded_order, two.error_order) == (1, 2)
     for weights in ([0.5, -0.4], [0.5, -0.25, -0.25], [0.5, -0.5 + 1.5e-12]):
         with pytest.raises(ValueError, match="2 weights that sum to 0"):
-            sg.EmbeddedTableau(a, [0.5, 0.5], [weights])
+            sg.tableaus.EmbeddedTableau(a, [0.5, 0.5], [weights])
     with pytest.raises(ValueError, match=re.escape("must lie in [0, 1]")):
         sg.Tableau([[], [1.5]], [0.5, 0.5])
 
 
 def test_weights_for_steps() -> None:
     """The state once in every stage and in the end, slopes with h: Heun's method with Euler's."""
-    pair = sg.EmbeddedTableau([[], [1.0]], [0.5, 0.5], [[0.5, -0.5]])
+    pair = sg.tableaus.EmbeddedTableau([[], [1.0]], [0.5, 0.5], [[0.5, -0.5]])
     table = pair.weights(torch.tensor([2.0, 4.0], dtype=F64))
     assert table[..., 0].tolist() == [[1, 0, 0], [1, 2, 0], [1, 1, 1], [0, 1, -1]]
     assert table[..., 1].tolist() == [[1, 0, 0], [1, 4, 0], [1, 2, 2], [0, 2, -2]]
@@ -493,8 +506,8 @@ def test_weights_for_steps() -> None:
 def test_the_error_of_two_estimates() -> None:
     """|e5|^2 / sqrt(|e5|^2 + |e3|^2 / 100), 0 where both vanish."""
     e5, e3 = torch.tensor([0.3, 0.0, 3.0], dtype=F64), torch.tensor([4.0, 0.0, 40.0], dtype=F64)
-    assert sg.DOP853.error([e5, e3]).tolist() == pytest.approx([0.09 / 0.5, 0.0, 9 / 5])
-    assert sg.BOSH3.error([e5]).tolist() == e5.tolist()
+    assert sg.tableaus.DOP853.error([e5, e3]).tolist() == pytest.approx([0.09 / 0.5, 0.0, 9 / 5])
+    assert sg.tableaus.BOSH3.error([e5]).tolist() == e5.tolist()
 
 
 # --- Exponential pairs and the flow ----------------------------------------------------------------------------------
@@ -516,14 +529,14 @@ def test_exponential_pairs_by_hand(h: float) -> None:
              [e(-h), h * (f(1) - 1.5 * f(2)), 0, 1.5 * h * f(2)],
              [0, 1.5 * h * f(2), -3 * h * f(2), 1.5 * h * f(2)]]  # fmt: skip
     for order, known, c in ((2, two, (0, 1 / 2)), (3, three, (0, 1 / 3, 2 / 3))):
-        pair = sg.ExponentialPair(order)
+        pair = sg.schemes.ExponentialPair(order)
         got = pair.weights(torch.tensor([h], dtype=F64))[..., 0]
         torch.testing.assert_close(got, torch.tensor(known, dtype=F64), rtol=1e-12, atol=1e-14)
         assert (pair.c, pair.linear, pair.fsal, pair.error_order) == (c, -1.0, False, order)
         assert pair.name == ("exp-rk21", "exp-rk32")[order - 2]
     for order in (1, 4, 6):
         with pytest.raises(ValueError, match=f"got {order}"):
-            sg.ExponentialPair(order)
+            sg.schemes.ExponentialPair(order)
 
 
 def test_variables_of_the_flow() -> None:
@@ -538,7 +551,7 @@ def test_variables_of_the_flow() -> None:
     known = {
         "log-snr": (math.log(a / s), a, data - 1.5 / a),
         "noise-level": (s / a, a, noise),
-        "noise-share": (s / (a + s), a + s, noise - data),
+        "flow-time": (s / (a + s), a + s, noise - data),
         "time": (t, 1.0, drift),
     }
     index = torch.arange(1)
@@ -557,14 +570,14 @@ def test_variables_of_the_flow() -> None:
         assert beyond.tolist() == [t0, t1]
     linear = Flow(model, "log-snr", (t0, t1), 1, linear=True)
     assert float(linear.slope(torch.tensor([math.log(a / s)], dtype=F64), x / a, index)) == pytest.approx(data)
-    assert (default_variable(VP), default_variable(DoubleWell())) == ("noise-share", "time")
+    assert (default_variable(VP), default_variable(DoubleWell())) == ("flow-time", "time")
 
 
 def test_where_a_place_has_no_time() -> None:
     """Beyond the ends of a run between pure data and pure noise there is none, and the nearer end is taken."""
     sde = sg.RectifiedFlowSDE(T=1.0, eps=0.0)
     for ends in ((1.0, 0.0), (0.0, 1.0)):
-        flow = Flow(bind(sg.from_flow(lambda x, t: x, sde), sde, (1.0, 0.0)), "noise-share", ends, 1)
+        flow = Flow(bind(sg.from_flow(lambda x, t: x, sde), sde, (1.0, 0.0)), "flow-time", ends, 1)
         places = torch.tensor([1 + 1e-9, 1.4, -1e-9, -0.4, 0.25], dtype=F64)
         assert flow.time(places).tolist() == pytest.approx([1.0, 1.0, 0.0, 0.0, 0.25], abs=1e-15)
 
@@ -575,7 +588,7 @@ def test_a_bad_variable() -> None:
     with pytest.raises(ValueError, match=r"variable must be one of 'log-snr', .* got 'sigma'"):
         Flow(model, "sigma", (1.0, 0.5), 1)
     for ends in ((1.0, 0.5), (0.5, 1.0)):
-        with pytest.raises(ValueError, match="both must be finite; take variable='noise-share' or 'time'"):
+        with pytest.raises(ValueError, match="both must be finite; take variable='flow-time' or 'time'"):
             Flow(model, "log-snr", ends, 1)
 
 
@@ -584,7 +597,7 @@ def test_a_bad_variable() -> None:
 GROWS_LITTLE = Controller(largest=1.5)
 
 
-def run_for(solver: sg.Adaptive | sg.GGF, calls: int) -> Integration:
+def run_for(solver: sg.Adaptive | sg.schemes.GGF, calls: int) -> Integration:
     """Three samples from noise, with at most so many calls."""
     x = VP.prior_sample((3, 2), seed=0, dtype=F64)
     model = bind(sg.from_score(elementwise_score(VP), VP), VP, (VP.T, VP.eps))
@@ -593,10 +606,15 @@ def run_for(solver: sg.Adaptive | sg.GGF, calls: int) -> Integration:
     return end
 
 
+PAIRS = [sg.tableaus.BOSH3, sg.tableaus.DOPRI5, sg.tableaus.DOP853, *map(sg.schemes.ExponentialPair, (2, 3))]
+
+
+PAIRS = [sg.tableaus.BOSH3, sg.tableaus.DOPRI5, sg.tableaus.DOP853, *map(sg.schemes.ExponentialPair, (2, 3))]
+
+
 @pytest.mark.parametrize("attempts", [1, 2, 5])
 @pytest.mark.parametrize("first_step", [None, 1e-4])
-@pytest.mark.parametrize("pair", [sg.BOSH3, sg.DOPRI5, sg.DOP853, sg.ExponentialPair(2), sg.ExponentialPair(3)],
-                         ids=lambda pair: pair.name)  # fmt: skip
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
 def test_a_budget_is_used_up(pair: Any, first_step: float | None, attempts: int) -> None:
     """A step takes as many calls as stages, less one where the last slope serves the next step, which the first
     has to make; finding the size of the first step takes another."""
@@ -614,7 +632,7 @@ def test_a_budget_is_used_up(pair: Any, first_step: float | None, attempts: int)
 
 def test_a_budget_of_the_sde() -> None:
     """Two calls a step."""
-    solver = sg.GGF(atol=1e3)
+    solver = sg.schemes.GGF(atol=1e3)
     for calls in (2, 3, 4, 5):
         end = run_for(solver, calls)
         assert (end.accepted.tolist(), end.calls) == ([calls // 2] * 3, calls // 2 * 2)
@@ -625,14 +643,14 @@ def test_a_budget_of_the_sde() -> None:
 @pytest.mark.parametrize(
     "solver",
     [
-        sg.GGF(rtol=0.3, atol=0.05, first_step=0.03, max_steps=60),
-        sg.GGF(rtol=1e-5, atol=1e-6, first_step=0.5, max_steps=20),  # the first step is cut to a thousandth
-        sg.GGF(rtol=0.01, atol=0.01, first_step=0.05, safety=0.7, exponent=0.5, max_steps=40),
-        sg.GGF(rtol=0.3, atol=0.05, first_step=0.001, growth=1.5),
+        sg.schemes.GGF(rtol=0.3, atol=0.05, first_step=0.03, max_steps=60),
+        sg.schemes.GGF(rtol=1e-5, atol=1e-6, first_step=0.5, max_steps=20),  # the first step is cut to a thousandth
+        sg.schemes.GGF(rtol=0.01, atol=0.01, first_step=0.05, safety=0.7, exponent=0.5, max_steps=40),
+        sg.schemes.GGF(rtol=0.3, atol=0.05, first_step=0.001, growth=1.5),
     ],
     ids=["default", "tight", "other", "slow"],
 )
-def test_the_sde_solver_by_hand(solver: sg.GGF) -> None:
+def test_the_sde_solver_by_hand(solver: sg.schemes.GGF) -> None:
     """Jolicoeur-Martineau et al.'s algorithm for one sample, its steps of three digits and on one path."""
     x = VP.prior_sample((1, 6), seed=0, dtype=F64)
     rev, length = VP.reverse(elementwise_score(VP), eta=1.0), VP.T - VP.eps
@@ -680,19 +698,19 @@ def test_the_sde_solver_by_hand(solver: sg.GGF) -> None:
 def test_names_of_what_adapts() -> None:
     """Names, libraries with their methods, and what is refused."""
     for order, name in ((2, "exp-rk21"), (3, "exp-rk32")):
-        assert resolve_any(name) == sg.Adaptive(sg.ExponentialPair(order))
-    assert resolve_any("scipy:RK45") == sg.SciPy("RK45")
-    assert resolve_any(sg.GGF()) == sg.GGF()
+        assert resolve_any(name) == sg.Adaptive(sg.schemes.ExponentialPair(order))
+    assert resolve_any("scipy:RK45") == sg.schemes.SciPy("RK45")
+    assert resolve_any(sg.schemes.GGF()) == sg.schemes.GGF()
     assert resolve_any("ddim") == resolve_any(sg.DDIM()) == sg.DDIM()
     with pytest.raises(ValueError, match="unknown library 'jax' in 'jax:a:b'; known: torchdiffeq, torchsde, scipy"):
         resolve_any("jax:a:b")
     with pytest.raises(ValueError, match="unknown method of scipy 'RK45:x'"):
         resolve_any("scipy:RK45:x")
-    for given in (sg.GGF(), "ggf", "scipy:RK45"):
+    for given in (sg.schemes.GGF(), "ggf", "scipy:RK45"):
         with pytest.raises(TypeError, match="finds its own steps"):
             resolve(given)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="got the class GGF: call it"):
-        resolve_any(sg.GGF)  # type: ignore[arg-type]
+        resolve_any(sg.schemes.GGF)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="got 3"):
         resolve_any(3)  # type: ignore[arg-type]
 
@@ -713,25 +731,25 @@ def test_an_adaptive_solver_says_nothing_more_than_it_knows() -> None:
 
 def test_clocks() -> None:
     """The signal-to-noise ratio alpha^2 / sigma^2; time where there is none."""
-    clock = sg.DDIM().clock(VP, 0.5)
-    assert clock == pytest.approx((float(VP.alpha(0.5)) / float(VP.sigma(0.5))) ** 2)
-    assert sg.DDIM().clock(DoubleWell(), 0.5) == 0.5
+    brownian_time = sg.DDIM().brownian_time(VP, 0.5)
+    assert brownian_time == pytest.approx((float(VP.alpha(0.5)) / float(VP.sigma(0.5))) ** 2)
+    assert sg.DDIM().brownian_time(DoubleWell(), 0.5) == 0.5
 
 
 @pytest.mark.parametrize("solver", [sg.DPMSolverPP(2, eta=0.5), sg.DPMSolverPP(1, eta=2.0), sg.DPMSolver(2, eta=0.7)])
-def test_noises_are_increments_on_the_clock(solver: sg.ExponentialAdams) -> None:
-    """Carried back to a step's start, its noise has the variance that the clock passes, up to a constant factor."""
+def test_noises_are_increments_on_the_clock(solver: sg.schemes.ExponentialAdams) -> None:
+    """At a step's start its noise has the variance that the Brownian time passes, up to a constant factor."""
     start, *ends = VP.nodes([0.8, 0.7, 0.3, 0.1])
     passed = []
     for end in ends:
         part = solver.part(start, end)
         variance = (part.std(start, end) / part.factor(start, end)) ** 2
-        passed.append(variance / abs(solver.clock(VP, end.t) - solver.clock(VP, 0.8)))
+        passed.append(variance / abs(solver.brownian_time(VP, end.t) - solver.brownian_time(VP, 0.8)))
     assert passed == pytest.approx([passed[0]] * 3)
 
 
 def test_clocks_where_the_noise_level_is_not_one_number() -> None:
     """The signal-to-noise ratio again."""
     ratio = math.exp(float(VP.log_snr(0.3)))
-    for solver in (sg.DPMSolverPP(2, eta=lambda t: t), sg.ERSDE(2)):
-        assert solver.clock(VP, 0.3) == pytest.approx(ratio)
+    for solver in (sg.DPMSolverPP(2, eta=lambda t: t), sg.schemes.ERSDE(2)):
+        assert solver.brownian_time(VP, 0.3) == pytest.approx(ratio)

@@ -19,27 +19,27 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.engine.adaptive import Integration
-from sgm_sde.solvers.backends import OutOfCalls, _Seen
-from sgm_sde.solvers.base import Problem
+from sgm_sde.schemes.backends import OutOfCalls, _Seen
+from sgm_sde.schemes.base import Problem
 from tests.helpers import F64, LINEAR, MIXTURE, Recorder, bind, elementwise_score
 
-FLOW = [f"torchdiffeq:{m}" for m in (*sg.TorchDiffEq.adaptive, *sg.TorchDiffEq.fixed)]
-FLOW += [f"scipy:{m}" for m in sg.SciPy.adaptive]
-EVEN = [f"torchsde:{m}" for m in sg.TorchSDE.fixed]
+FLOW = [f"torchdiffeq:{m}" for m in (*sg.schemes.TorchDiffEq.adaptive, *sg.schemes.TorchDiffEq.fixed)]
+FLOW += [f"scipy:{m}" for m in sg.schemes.SciPy.adaptive]
+EVEN = [f"torchsde:{m}" for m in sg.schemes.TorchSDE.fixed]
 CHOSEN = ["torchsde:euler", "torchsde:srk", "torchsde:midpoint"]
 
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sg.BatchCoupledWarning)
+        warnings.simplefilter("ignore", sg.schemes.BatchCoupledWarning)
         yield
 
 
 def steps_for(name: str, steps: int) -> dict[str, int]:
     """The number of steps, where the method takes one."""
     library, method = name.split(":")
-    fixed = {"torchdiffeq": sg.TorchDiffEq.fixed, "torchsde": sg.TorchSDE.fixed, "scipy": {}}[library]
+    fixed = {"torchdiffeq": sg.schemes.TorchDiffEq.fixed, "torchsde": sg.schemes.TorchSDE.fixed, "scipy": {}}[library]
     return {"steps": steps} if method in fixed else {}
 
 
@@ -47,7 +47,9 @@ def steps_for(name: str, steps: int) -> dict[str, int]:
 def test_backends_solve_the_flow(name: str) -> None:
     """The same samples as a tight run of our own."""
     sde = sg.VPSDE()
-    known = sg.sample(MIXTURE.score(sde), sde, (3, 2), solver=sg.Adaptive(sg.DOP853, 1e-9, 1e-9), seed=0, dtype=F64)
+    known = sg.sample(
+        MIXTURE.score(sde), sde, (3, 2), solver=sg.Adaptive(sg.tableaus.DOP853, 1e-9, 1e-9), seed=0, dtype=F64
+    )
     res = sg.sample(MIXTURE.score(sde), sde, (3, 2), solver=name, seed=0, dtype=F64, **steps_for(name, 40))
     assert res.status.ok
     low = res.control.evaluations.tolist()
@@ -64,14 +66,16 @@ def test_no_call_outside_of_the_run_and_every_call_counted(name: str, dtype: tor
         net = Recorder(elementwise_score(sde))
         options = {} if adaptive else steps_for(name, 6)
         library, method = name.split(":")
-        make = {"torchdiffeq": sg.TorchDiffEq, "torchsde": sg.TorchSDE, "scipy": sg.SciPy}[library]
+        make = {"torchdiffeq": sg.schemes.TorchDiffEq, "torchsde": sg.schemes.TorchSDE, "scipy": sg.schemes.SciPy}[
+            library
+        ]
         solver = make(method, rtol=0.3, atol=0.3)
         res = sg.sample(net, sde, (2, 1, 2), solver=solver, seed=0, dtype=dtype, **options)
         t = torch.cat(net.labels).double()
         assert sde.eps <= float(t.min())
         assert float(t.max()) <= sde.T
         assert res.nfe == len(net.states)
-        assert res.rows == 2 * res.nfe
+        assert res.network_evals == 2 * res.nfe
         assert all(x.shape == (2, 1, 2) for x in net.states)
         assert res.status.ok
         assert res.x.dtype == dtype
@@ -82,7 +86,7 @@ def test_a_coupled_batch_is_met_with_a_warning(name: str) -> None:
     """One step size for a batch of two or more warns; alone, one by one, or on even steps it does not."""
     sde = sg.VPSDE()
     library, method = name.split(":")
-    make = {"torchdiffeq": sg.TorchDiffEq, "torchsde": sg.TorchSDE, "scipy": sg.SciPy}[library]
+    make = {"torchdiffeq": sg.schemes.TorchDiffEq, "torchsde": sg.schemes.TorchSDE, "scipy": sg.schemes.SciPy}[library]
     x = sde.prior_sample((3, 2), seed=0, dtype=F64)
     tol = 0.5 if library == "torchsde" else 0.05
 
@@ -90,7 +94,7 @@ def test_a_coupled_batch_is_met_with_a_warning(name: str) -> None:
         solver = make(method, rtol=tol, atol=tol, **options)
         return sg.sample(elementwise_score(sde), sde, x_T=x, solver=solver, seed=seed).x
 
-    with pytest.warns(sg.BatchCoupledWarning, match=f"{name} takes one step size for the whole batch"):
+    with pytest.warns(sg.schemes.BatchCoupledWarning, match=f"{name} takes one step size for the whole batch"):
         coupled = run(x, [1, 2, 3])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -135,7 +139,7 @@ def test_giving_up(name: str) -> None:
     sde = sg.VPSDE()
     options = steps_for(name, 20)
     net = Recorder(elementwise_score(sde))
-    with pytest.warns(sg.UnfinishedWarning, match="out of steps"):
+    with pytest.warns(sg.sampling.UnfinishedWarning, match="out of steps"):
         res = sg.sample(net, sde, (2, 2), solver=name, seed=0, nfe=12, dtype=F64, **options)
     assert len(net.states) == res.nfe <= 12
     assert res.control.times.tolist() == [1.0, 1.0]
@@ -144,7 +148,7 @@ def test_giving_up(name: str) -> None:
     def broken(x: Tensor, t: Tensor) -> Tensor:
         return elementwise_score(sde)(x, t).masked_fill((t < 0.5)[:, None], math.nan)
 
-    with pytest.warns(sg.NonFiniteWarning, match="2 of 2 samples"):
+    with pytest.warns(sg.sampling.NonFiniteWarning, match="2 of 2 samples"):
         res = sg.sample(broken, sde, (2, 2), solver=name, seed=0, nfe=200, dtype=F64, **options)
     assert not res.status.ok
     assert 0.2 < res.status.time < 0.5
@@ -163,7 +167,7 @@ def test_a_sample_that_is_not_finite_is_named(name: str) -> None:
             out[1, 0] = math.nan
         return out
 
-    with pytest.warns(sg.NonFiniteWarning, match=r"\(sample 1: not finite at t=1"):
+    with pytest.warns(sg.sampling.NonFiniteWarning, match=r"\(sample 1: not finite at t=1"):
         res = sg.sample(broken, sde, (3, 2), solver=name, seed=0, dtype=F64, **steps_for(name, 20))
     assert res.status.time == 1.0
     assert res.control.outcome[1] == "not finite"
@@ -176,7 +180,7 @@ def test_a_sample_that_is_not_finite_is_named(name: str) -> None:
 @pytest.mark.parametrize("name", ["scipy:RK45", "torchsde:heun", "torchdiffeq:rk4"])
 def test_a_single_sample_that_is_not_finite(name: str) -> None:
     """A batch of one has a time as well."""
-    with pytest.warns(sg.NonFiniteWarning, match=r"1 of 1 samples .* \(sample 0: not finite at t=1\)"):
+    with pytest.warns(sg.sampling.NonFiniteWarning, match=r"1 of 1 samples .* \(sample 0: not finite at t=1\)"):
         sg.sample(lambda x, t: x * math.nan, sg.VPSDE(), (1, 2), solver=name, seed=0, **steps_for(name, 20))
 
 
@@ -196,7 +200,7 @@ def test_gradients_through_torchdiffeq() -> None:
     sde = sg.VPSDE()
     x = sde.prior_sample((1, 2), seed=0, dtype=F64).requires_grad_()
     score = sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sde)
-    solver = sg.TorchDiffEq("dopri5", 1e-7, 1e-7)
+    solver = sg.schemes.TorchDiffEq("dopri5", 1e-7, 1e-7)
     res = sg.sample(score, sde, x_T=x, solver=solver, execution=sg.Execution(enable_grad=True), final="none")
     (slope,) = torch.autograd.grad(res.x.sum(), x)
     std = [math.hypot(float(sde.alpha(t)) * 0.5, float(sde.sigma(t))) for t in (sde.T, sde.eps)]
@@ -213,7 +217,7 @@ def test_gradients_through_torchdiffeq() -> None:
         ("scipy:rk45", {}, "did you mean 'RK45'"),
         ("torchdyn:dopri5", {}, "unknown library 'torchdyn' .* torchdiffeq, torchsde, scipy"),
         ("torchdiffeq:rk4", {}, "torchdiffeq:rk4 takes even steps: say how many with steps="),
-        ("torchdiffeq:rk4", {"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ("torchdiffeq:rk4", {"steps": 0}, "steps must be an integer of at least 1, got 0"),
         ("torchdiffeq:dopri5", {"steps": 5}, "steps= needs a solver on a grid"),
         ("scipy:RK45", {"grid": "log-snr"}, "grid= needs a solver on a grid"),
     ],
@@ -227,7 +231,7 @@ def test_bad_requests(solver: str, options: dict[str, object], shown: str) -> No
 def test_a_budget_sample_by_sample_is_refused() -> None:
     """nfe= is one budget for the run."""
     with pytest.raises(ValueError, match="runs sample by sample"):
-        sg.sample(lambda x, t: -x, sg.VPSDE(), (2, 2), solver=sg.SciPy("RK45", per_sample=True), nfe=50, seed=0)
+        sg.sample(lambda x, t: -x, sg.VPSDE(), (2, 2), solver=sg.schemes.SciPy("RK45", per_sample=True), nfe=50, seed=0)
 
 
 # --- Against the libraries themselves --------------------------------------------------------------------------------
@@ -278,12 +282,12 @@ def test_even_steps_by_hand(steps: int) -> None:
     places = np.linspace(first, last, steps + 1).tolist()
     for u, u_next in pairwise(places):
         z = z + (u_next - u) * by_hand(u, z)
-    end = run_alone(sg.TorchDiffEq("euler"), steps=steps)
+    end = run_alone(sg.schemes.TorchDiffEq("euler"), steps=steps)
     torch.testing.assert_close(end.y[0], z * scale, rtol=1e-9, atol=1e-9)
     assert end.t.tolist() == [VP.eps] * 3
     assert end.evaluations.tolist() == [steps] * 3
     assert (end.accepted.tolist(), end.rejected.tolist()) == ([-1] * 3, [-1] * 3)  # not known
-    other = run_alone(sg.TorchDiffEq("euler", variable="time"), steps=1)
+    other = run_alone(sg.schemes.TorchDiffEq("euler", variable="time"), steps=1)
     x = VP.prior_sample(SHAPE, seed=0, dtype=F64)
     drift = VP.reverse(elementwise_score(VP), eta=0.0).f(x, torch.full((3,), VP.T, dtype=F64))
     torch.testing.assert_close(other.y[0], x - (VP.T - VP.eps) * drift, rtol=1e-9, atol=1e-9)
@@ -299,7 +303,7 @@ def test_torchdiffeq_is_torchdiffeq(method: str) -> None:
 
     s = torch.tensor([0.0, 1.0], dtype=F64)
     known = torchdiffeq.odeint(slope, z, s, rtol=1e-2, atol=3e-3, method=method, options={"step_t": s[1:]})[1]
-    end = run_alone(sg.TorchDiffEq(method, rtol=1e-2, atol=3e-3))
+    end = run_alone(sg.schemes.TorchDiffEq(method, rtol=1e-2, atol=3e-3))
     torch.testing.assert_close(end.y[0], known * scale, rtol=1e-8, atol=1e-8)
 
 
@@ -315,7 +319,7 @@ def test_scipy_is_scipy(method: str) -> None:
         return (last - first) * by_hand(first + s * (last - first), torch.from_numpy(flat).reshape(SHAPE)).flatten()
 
     known = scipy.integrate.solve_ivp(slope, (0, 1), z.flatten().numpy(), method=method, rtol=1e-2, atol=3e-3)
-    end = run_alone(sg.SciPy(method, rtol=1e-2, atol=3e-3))
+    end = run_alone(sg.schemes.SciPy(method, rtol=1e-2, atol=3e-3))
     torch.testing.assert_close(end.y[0].flatten(), torch.from_numpy(known.y[:, -1]) * scale, rtol=1e-6, atol=1e-6)
     assert end.calls == len(calls)
 
@@ -345,7 +349,7 @@ def test_sde_steps_by_hand(method: str) -> None:
         else:
             mean = (slope - rev.f(there, t_next)) / 2
             x = x + mean * (s_next - s) + (g + float(rev.g(t_next[:1]))) / 2 * dW
-    end = run_alone(sg.TorchSDE(method), steps=steps)
+    end = run_alone(sg.schemes.TorchSDE(method), steps=steps)
     torch.testing.assert_close(end.y[0], x, rtol=1e-9, atol=1e-9)
     # and one evaluation by which the library learns the shapes
     assert end.evaluations.tolist() == [1 + steps * (1 if method == "euler" else 2)] * 3
@@ -377,7 +381,7 @@ def test_torchsde_is_torchsde(method: str, steps: int | None) -> None:
             dt=span / 100 if steps is None else span / steps * (1 + 1e-9), adaptive=steps is None, rtol=0.3, atol=0.2,
         )[-1]  # fmt: skip
     net = Recorder(elementwise_score(VP))
-    end = run_alone(sg.TorchSDE(method, rtol=0.3, atol=0.2), score=net, n=1, steps=steps)
+    end = run_alone(sg.schemes.TorchSDE(method, rtol=0.3, atol=0.2), score=net, n=1, steps=steps)
     torch.testing.assert_close(end.y[0].reshape(1, 4), known, rtol=1e-8, atol=1e-8)
     assert net.times == pytest.approx([max(t, VP.eps) for t in times], abs=1e-12)
     if method == "euler" and steps is not None:
@@ -389,17 +393,21 @@ def test_orders_are_those_that_the_libraries_state() -> None:
     """torchdiffeq and SciPy say them in their classes; of a method of several orders it is the highest one's, and
     torchsde's is the weak one, rounded down."""
     theirs = import_module("torchdiffeq._impl.odeint").SOLVERS
-    known = {**sg.TorchDiffEq.adaptive, **sg.TorchDiffEq.fixed}
+    known = {**sg.schemes.TorchDiffEq.adaptive, **sg.schemes.TorchDiffEq.fixed}
     assert known == {name: theirs[name].order for name in known}
     for name in ("RK23", "RK45", "DOP853"):
-        assert sg.SciPy(name).order == getattr(scipy.integrate, name).order
-    assert sg.SciPy("Radau").order == 2 * len(import_module("scipy.integrate._ivp.radau").C) - 1
-    assert sg.SciPy("BDF").order == sg.SciPy("LSODA").order == import_module("scipy.integrate._ivp.bdf").MAX_ORDER
+        assert sg.schemes.SciPy(name).order == getattr(scipy.integrate, name).order
+    assert sg.schemes.SciPy("Radau").order == 2 * len(import_module("scipy.integrate._ivp.radau").C) - 1
+    assert (
+        sg.schemes.SciPy("BDF").order
+        == sg.schemes.SciPy("LSODA").order
+        == import_module("scipy.integrate._ivp.bdf").MAX_ORDER
+    )
     select = import_module("torchsde._core.methods").select
-    for name in sg.TorchSDE.fixed:
+    for name in sg.schemes.TorchSDE.fixed:
         kind = "ito" if name in ("euler", "milstein", "srk") else "stratonovich"
-        assert sg.TorchSDE(name).order == int(select(name, kind).weak_order)
-    assert (sg.TorchSDE("srk").stochastic, sg.SciPy("RK45").stochastic) == (True, False)
+        assert sg.schemes.TorchSDE(name).order == int(select(name, kind).weak_order)
+    assert (sg.schemes.TorchSDE("srk").stochastic, sg.schemes.SciPy("RK45").stochastic) == (True, False)
 
 
 def test_near_names() -> None:
@@ -410,9 +418,9 @@ def test_near_names() -> None:
             make(method)
         return str(error.value).split("did you mean '")[1].removesuffix("'?").split("', '")
 
-    assert shown(sg.TorchDiffEq, "midway") == ["midpoint"]
-    assert len(shown(sg.TorchDiffEq, "implicit_heun")) == 4
-    assert sorted(shown(sg.SciPy, "??")) == sorted(sg.SciPy.adaptive)
+    assert shown(sg.schemes.TorchDiffEq, "midway") == ["midpoint"]
+    assert len(shown(sg.schemes.TorchDiffEq, "implicit_heun")) == 4
+    assert sorted(shown(sg.schemes.SciPy, "??")) == sorted(sg.schemes.SciPy.adaptive)
 
 
 # --- What is counted, and what is refused ----------------------------------------------------------------------------
@@ -422,7 +430,7 @@ def test_who_arrives() -> None:
     """All at once, or one by one: how many have left, what each has evaluated, and what failed alone."""
     for per_sample, groups in ((False, [3]), (True, [1, 1, 1])):
         left: list[int] = []
-        solver = sg.TorchDiffEq("rk4", per_sample=per_sample)
+        solver = sg.schemes.TorchDiffEq("rk4", per_sample=per_sample)
         end = run_alone(solver, steps=2, on_leave=left.append)
         assert (left, end.evaluations.tolist(), end.calls) == (groups, [8] * 3, 8 * len(groups))
         assert end.outcome == ("completed",) * 3
@@ -436,7 +444,7 @@ def test_who_arrives() -> None:
 
     start = x[1]
     for name in ("dopri5", "adaptive_heun"):
-        end = run_alone(sg.TorchDiffEq(name, per_sample=True), score=broken)
+        end = run_alone(sg.schemes.TorchDiffEq(name, per_sample=True), score=broken)
         assert end.outcome == ("completed", "not finite", "completed")
         assert end.t.tolist() == [VP.eps, VP.T, VP.eps]
         assert torch.equal(end.y[0][1], start)
@@ -486,42 +494,42 @@ def test_a_step_too_small() -> None:
         size = torch.where(t < 0.5, 1e30, 0.0)[:, None, None]
         return elementwise_score(VP)(x, t) + size * torch.randn(x.shape, generator=draws, dtype=F64)
 
-    for solver in (sg.SciPy("RK45"), sg.TorchDiffEq("bosh3")):
+    for solver in (sg.schemes.SciPy("RK45"), sg.schemes.TorchDiffEq("bosh3")):
         end = run_alone(solver, score=jumps, n=1)
         assert (end.outcome, end.t.tolist()) == (("step too small",), [VP.T])
 
 
 def test_budgets_and_numbers_of_steps() -> None:
-    """A budget is met to the call; steps are whole numbers, and are needed for even steps only."""
-    solver = sg.TorchDiffEq("rk4")
+    """A budget is met to the call; steps are integers, and are needed for even steps only."""
+    solver = sg.schemes.TorchDiffEq("rk4")
     assert run_alone(solver, steps=2, calls=8).outcome == ("completed",) * 3
     end = run_alone(solver, steps=2, calls=7)
     assert (end.outcome, end.calls, end.evaluations.tolist()) == (("out of steps",) * 3, 7, [7] * 3)
     for steps in (0, -1, 2.5):
-        with pytest.raises(ValueError, match=f"steps must be a whole number of at least 1, got {steps}"):
+        with pytest.raises(ValueError, match=f"steps must be an integer of at least 1, got {steps}"):
             run_alone(solver, steps=steps)
     with pytest.raises(ValueError, match="torchdiffeq:rk4 takes even steps: say how many with steps="):
         run_alone(solver)
     with pytest.raises(ValueError, match="runs sample by sample: leave it out"):
-        run_alone(sg.TorchDiffEq("rk4", per_sample=True), steps=2, calls=99)
+        run_alone(sg.schemes.TorchDiffEq("rk4", per_sample=True), steps=2, calls=99)
     for method, takes in (("rk4", True), ("dopri5", False)):
-        assert sg.TorchDiffEq(method).takes_steps is takes
-    assert sg.TorchSDE("srk").takes_steps
+        assert sg.schemes.TorchDiffEq(method).takes_steps is takes
+    assert sg.schemes.TorchSDE("srk").takes_steps
     for options in ({"rtol": -1.0}, {"rtol": 0.0, "atol": 0.0}):
         with pytest.raises(ValueError, match="rtol"):
-            sg.SciPy("RK45", **options)
+            sg.schemes.SciPy("RK45", **options)
 
 
 def test_two_samples_are_a_batch() -> None:
     """The warning is for two samples on a step of their own choice, and for nothing less."""
     coarse: Any = {"rtol": 0.5, "atol": 0.5}
-    with pytest.warns(sg.BatchCoupledWarning, match="takes one step size for the whole batch"):
-        run_alone(sg.SciPy("RK23", **coarse), n=2)
+    with pytest.warns(sg.schemes.BatchCoupledWarning, match="takes one step size for the whole batch"):
+        run_alone(sg.schemes.SciPy("RK23", **coarse), n=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run_alone(sg.SciPy("RK23", **coarse), n=1)
-        run_alone(sg.SciPy("RK23", per_sample=True, **coarse), n=2)
-        run_alone(sg.TorchDiffEq("euler"), n=2, steps=1)
+        run_alone(sg.schemes.SciPy("RK23", **coarse), n=1)
+        run_alone(sg.schemes.SciPy("RK23", per_sample=True, **coarse), n=2)
+        run_alone(sg.schemes.TorchDiffEq("euler"), n=2, steps=1)
 
 
 @pytest.mark.parametrize("process", LINEAR)
@@ -529,5 +537,5 @@ def test_the_end_is_met_exactly(process: str) -> None:
     """The last slope is asked for at the end of the run, not beside it."""
     sde = LINEAR[process]
     net = Recorder(elementwise_score(sde))
-    run_alone(sg.TorchDiffEq("heun2"), score=net, sde=sde, n=1, steps=3)
+    run_alone(sg.schemes.TorchDiffEq("heun2"), score=net, sde=sde, n=1, steps=3)
     assert (net.times[0], net.times[-1]) == (sde.T, sde.eps)

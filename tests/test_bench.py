@@ -475,7 +475,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "| default | " in printed
     assert "| solver | 5 |" in printed
     for extra, text in (
-        (["--nfe", "five"], "whole numbers such as 5,10,20, got 'five'"),
+        (["--nfe", "five"], "integers such as 5,10,20, got 'five'"),
         (["--features", "inception"], "nothing is downloaded"),
         (["--seed", "3"], "unrecognized arguments: --seed"),
     ):

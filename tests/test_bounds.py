@@ -142,7 +142,7 @@ def test_bits_of_whole_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bound", "sde"), [(sg.elbo, VP), (sg.ddpm_bound, sg.DiscreteVPSDE([0.01, 0.05, 0.2, 0.5, 0.9]))]
+    ("bound", "sde"), [(sg.elbo, VP), (sg.likelihood.ddpm_bound, sg.DiscreteVPSDE([0.01, 0.05, 0.2, 0.5, 0.9]))]
 )
 def test_a_bound_depends_on_its_own_seed(bound: Any, sde: sg.LinearSDE) -> None:
     """In any batch the same; whatever the network predicts, too."""
@@ -150,7 +150,7 @@ def test_a_bound_depends_on_its_own_seed(bound: Any, sde: sg.LinearSDE) -> None:
     together = bound(score, sde, x, seed=[3, 1, 4, 5]).value
     alone = bound(score, sde, x[2:3], seed=[4]).value
     torch.testing.assert_close(alone, together[2:3], rtol=1e-12, atol=1e-12)
-    for make, kind in ((sg.from_noise, "noise"), (sg.from_velocity, "velocity"), (sg.from_flow, "flow")):
+    for make, kind in ((sg.from_noise, "noise"), (sg.from_v, "v"), (sg.from_flow, "flow")):
         other = make(lambda x, t, kind=kind: score.predict(kind, x, t), sde)
         torch.testing.assert_close(bound(other, sde, x, seed=[3, 1, 4, 5]).value, together, rtol=1e-8, atol=1e-8)
 
@@ -216,7 +216,9 @@ def test_ddpm_s_terms_by_hand(variance: str, fraction: float) -> None:
         return torch.cat([0.3 * x, torch.full_like(x, 2 * fraction - 1)], 1)
 
     score = sg.from_noise(LearnedVariance(double) if variance == "learned" else net, sde)
-    bound = sg.ddpm_bound(score, sde, images, variance=variance, n_decodings=2, control_variate=False, **LEVELS)
+    bound = sg.likelihood.ddpm_bound(
+        score, sde, images, variance=variance, n_decodings=2, control_variate=False, **LEVELS
+    )
     for name, expected in by_hand(images, variance, fraction).items():
         torch.testing.assert_close(getattr(bound, name).flatten(), torch.tensor(expected, dtype=F64))
     total = bound.prior + bound.terms.sum(0) + bound.reconstruction
@@ -230,8 +232,8 @@ def test_clipping_the_denoised_data() -> None:
     wild = sg.from_denoiser(lambda x, t: 100 * x.sign(), sde)
     edge = sg.from_denoiser(lambda x, t: x.sign(), sde)
     options = {"control_variate": False, **LEVELS}
-    clipped = sg.ddpm_bound(wild, sde, images, clip=(-1, 1), **options)
-    torch.testing.assert_close(clipped.value, sg.ddpm_bound(edge, sde, images, **options).value)
+    clipped = sg.likelihood.ddpm_bound(wild, sde, images, clip=(-1, 1), **options)
+    torch.testing.assert_close(clipped.value, sg.likelihood.ddpm_bound(edge, sde, images, **options).value)
     assert "clipped to (-1, 1)" in clipped.protocol
 
 
@@ -240,12 +242,12 @@ def test_the_control_variate_leaves_the_mean_of_ddpm_s_bound() -> None:
     sde = sg.DiscreteVPSDE(torch.linspace(1e-3, 0.3, 40).tolist())
     x = POINT.expand(400, -1)
     with_it, without = (
-        sg.ddpm_bound(GAUSSIAN.score(sde), sde, x, control_variate=flag, seed=2) for flag in (True, False)
+        sg.likelihood.ddpm_bound(GAUSSIAN.score(sde), sde, x, control_variate=flag, seed=2) for flag in (True, False)
     )
     spread = float((with_it.value - without.value).std()) / 20
     assert abs(float((with_it.value - without.value).mean())) < 4 * spread
     assert float(with_it.value.var()) < 0.5 * float(without.value.var())
-    twice = sg.ddpm_bound(GAUSSIAN.score(sde), sde, x, repeats=2, seed=2)
+    twice = sg.likelihood.ddpm_bound(GAUSSIAN.score(sde), sde, x, repeats=2, seed=2)
     assert 0.8 < float(twice.stderr.square().mean() / twice.value.var()) < 1.25
     assert bool(with_it.stderr.isnan().all())
 
@@ -264,7 +266,7 @@ def test_the_gap_shrinks_as_steps_grow(data: str) -> None:
         def net(x: Tensor, t: Tensor, exact: sg.Score = exact) -> Tensor:
             return torch.cat([exact.predict("noise", x, t), torch.ones_like(x)], 1)
 
-        bound = sg.ddpm_bound(
+        bound = sg.likelihood.ddpm_bound(
             sg.from_noise(LearnedVariance(net), sde), sde, x, variance="learned", n_decodings=16, seed=0
         )
         gap = oracle.log_prob(x) - bound.value
@@ -282,7 +284,7 @@ def test_both_losses_have_gradients() -> None:
     """The weighted loss is differentiable with respect to the network; nothing is left in it otherwise."""
     sde, w = sg.DiscreteVPSDE(BETAS), torch.tensor(0.3, dtype=F64, requires_grad=True)
     score = sg.from_noise(lambda x, t: w * x, sde)
-    for bound in (sg.elbo, sg.ddpm_bound):
+    for bound in (sg.elbo, sg.likelihood.ddpm_bound):
 
         def loss(enable_grad: bool, bound: Any = bound) -> Tensor:
             value: Tensor = bound(score, sde, POINT, seed=0, enable_grad=enable_grad).value
@@ -321,7 +323,7 @@ def test_bits_are_printed_for_whole_numbers_only() -> None:
         ({"sde": sg.VPSDE}, TypeError, "class VPSDE: call it"),
     ],
 )
-@pytest.mark.parametrize("bound", [sg.elbo, sg.ddpm_bound])
+@pytest.mark.parametrize("bound", [sg.elbo, sg.likelihood.ddpm_bound])
 def test_bad_input(bound: Any, options: dict[str, Any], error: type[Exception], shown: str) -> None:
     """An error at the call, in the user's words."""
     sde = sg.DiscreteVPSDE(BETAS)
@@ -335,10 +337,10 @@ def test_bad_input(bound: Any, options: dict[str, Any], error: type[Exception], 
         (sg.elbo, {"times": "quadratic"}, ValueError, "quadratic"),
         (sg.elbo, {"n_times": 0}, ValueError, "0"),
         (sg.elbo, {"eps": 0.0}, ValueError, "eps"),
-        (sg.ddpm_bound, {"variance": "medium"}, ValueError, "medium"),
-        (sg.ddpm_bound, {"variance": "learned"}, TypeError, "LearnedVariance"),
-        (sg.ddpm_bound, {"clip": (1, -1)}, ValueError, "clip"),
-        (sg.ddpm_bound, {"sde": VP, "score_fn": GAUSSIAN.score(VP)}, TypeError, "DiscreteVPSDE"),
+        (sg.likelihood.ddpm_bound, {"variance": "medium"}, ValueError, "medium"),
+        (sg.likelihood.ddpm_bound, {"variance": "learned"}, TypeError, "LearnedVariance"),
+        (sg.likelihood.ddpm_bound, {"clip": (1, -1)}, ValueError, "clip"),
+        (sg.likelihood.ddpm_bound, {"sde": VP, "score_fn": GAUSSIAN.score(VP)}, TypeError, "DiscreteVPSDE"),
     ],
 )
 def test_bad_options(bound: Any, options: dict[str, Any], error: type[Exception], shown: str) -> None:
@@ -353,4 +355,4 @@ def test_a_learned_variance_needs_twice_the_channels() -> None:
     sde = sg.DiscreteVPSDE(BETAS)
     score = sg.from_noise(LearnedVariance(lambda x, t: x), sde)
     with pytest.raises(ValueError, match=r"twice the channels of \(1, 2\)"):
-        sg.ddpm_bound(score, sde, POINT, variance="learned")
+        sg.likelihood.ddpm_bound(score, sde, POINT, variance="learned")

@@ -16,7 +16,7 @@ from sgm_sde.engine.brownian import BrownianTree, PathNoise, noisy_steps
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.grids import Grid, LogSNR, Uniform
-from sgm_sde.solvers import resolve
+from sgm_sde.schemes import resolve
 from tests.helpers import F64, elementwise_score
 
 Clock, Middle = Callable[[float], float], Callable[[float, float], float]
@@ -100,7 +100,7 @@ def test_halvings_by_hand(d: int) -> None:
 
 
 def bridges(
-    seeds: list[tuple[int, int]], d: int, times: list[float], clock: object, middle: object, levels: int
+    seeds: list[tuple[int, int]], d: int, times: list[float], brownian_time: object, middle: object, levels: int
 ) -> list:
     """Increments between times, by bridges from the whole path on: in the middle of a piece down to so many levels, at
     the time itself below, with the draw of the piece's number and of how often it has been cut below."""
@@ -110,13 +110,13 @@ def bridges(
         return stream.at(node + cut * 2**32, (len(seeds), d), F64).numpy()
 
     a, b = times[0], times[-1]
-    pieces = [(a, b, math.sqrt(abs(clock(b) - clock(a))) * z(0), 1, 0)]
+    pieces = [(a, b, math.sqrt(abs(brownian_time(b) - brownian_time(a))) * z(0), 1, 0)]
     for time in times[1:-1]:
         while all(time != end for _, end, *_ in pieces):
             (k,) = [k for k, (a, b, *_) in enumerate(pieces) if min(a, b) < time < max(a, b)]
             a, b, increment, node, cut = pieces.pop(k)
             m = middle(a, b) if node < 2**levels else time
-            near, far = abs(clock(m) - clock(a)), abs(clock(b) - clock(m))
+            near, far = abs(brownian_time(m) - brownian_time(a)), abs(brownian_time(b) - brownian_time(m))
             first = near / (near + far) * increment + math.sqrt(near * far / (near + far)) * z(node, cut)
             halves = ((2 * node, 0), (2 * node + 1, 0)) if node < 2**levels else ((node, cut), (node, cut + 1))
             pieces[k:k] = [(a, m, first, *halves[0]), (m, b, increment - first, *halves[1])]
@@ -132,18 +132,18 @@ def test_noises_of_a_program_by_hand() -> None:
     program = sg.DDIM(eta=1.0).compile(sg.VPSDE(), Grid(grid))
     seeds = [(3, 1), (3, 2)]
 
-    def clock(t: float) -> float:
+    def brownian_time(t: float) -> float:
         return math.exp(-t)
 
     def middle(a: float, b: float) -> float:
         return (2 * a + b) / 3
 
     def by_hand(levels: int) -> np.ndarray:
-        steps = np.stack(bridges(seeds, 4, grid, clock, middle, levels))
-        return steps / np.sqrt(np.diff([clock(t) for t in grid]))[:, None, None]
+        steps = np.stack(bridges(seeds, 4, grid, brownian_time, middle, levels))
+        return steps / np.sqrt(np.diff([brownian_time(t) for t in grid]))[:, None, None]
 
     for options, levels in (({}, 8), ({"levels": 3}, 3), ({"levels": 0}, 0)):
-        noise = PathNoise(program, seeds, clock=clock, middle=middle, **options)
+        noise = PathNoise(program, seeds, brownian_time=brownian_time, middle=middle, **options)
         z = torch.stack([noise.normal((2, 4), F64) for _ in range(5)])
         np.testing.assert_allclose(z.numpy(), by_hand(levels), rtol=1e-3, atol=1e-4)
     assert np.abs(by_hand(8) - by_hand(7)).max() > 1e-3
@@ -156,7 +156,7 @@ def test_grids_share_their_path() -> None:
     found = []
     for grid in (coarse, fine):
         program = sg.DDIM(eta=1.0).compile(sg.VPSDE(), Grid(grid))
-        noise = PathNoise(program, [(7, 0), (7, 1)], clock=lambda t: t, middle=lambda a, b: (a + b) / 2)
+        noise = PathNoise(program, [(7, 0), (7, 1)], brownian_time=lambda t: t, middle=lambda a, b: (a + b) / 2)
         steps = [noise.normal((2, 50), F64) * math.sqrt(a - b) for a, b in pairwise(grid)]
         found.append(dict(zip(grid[1:], torch.stack(steps).cumsum(0), strict=True)))
     for time in coarse[1:]:
@@ -206,7 +206,7 @@ def test_strong_order(name: str, process: sg.LinearSDE) -> None:
 
 
 def test_all_mass_at_one_point_is_exact() -> None:
-    """With the method's own clock, noises of short steps add up: any grid through a time gives the same state there."""
+    """With the method's own Brownian time noises of short steps add up: the state at a time is that of any grid."""
     sde = sg.VPSDE()
     score = sg.oracles.Gaussian(torch.zeros(3), 0.0).score(sde)
 
@@ -223,13 +223,13 @@ def test_all_mass_at_one_point_is_exact() -> None:
 
 
 def test_noises_have_the_right_law() -> None:
-    """Whatever the solver's clock, the noises of a program are standard normal and independent."""
+    """Whatever the solver's Brownian time, the noises of a program are standard normal and independent."""
     sde, n = sg.VPSDE(), 60
     for name in ("euler-maruyama", "sde-dpm++2m", "sde-dpm2m", "dpm2-ancestral"):
         solver = resolve(name)
         program = solver.compile(sde, Uniform()(sde, 6))
         source = PathNoise(
-            program, [(0, i) for i in range(n)], clock=lambda t, s=solver: s.clock(sde, t),
+            program, [(0, i) for i in range(n)], brownian_time=lambda t, s=solver: s.brownian_time(sde, t),
             middle=lambda a, b: (a + b) / 2, levels=5,
         )  # fmt: skip
         draws = len(noisy_steps(program))

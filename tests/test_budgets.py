@@ -26,7 +26,7 @@ WRAPPERS: dict[str, Wrapper] = {
     ),
     "restarted": lambda solver: sg.Restart(solver, rounds=2),
     "restarted, corrected": lambda solver: sg.PredictorCorrector(sg.Restart(solver, n_steps=1), sg.Langevin()),
-    "ancestral": sg.AncestralNoise,
+    "ancestral": sg.schemes.AncestralNoise,
     "replaced": lambda solver: sg.inverse.Replacement(solver, SEEN, noise="fixed"),
     "repainted": lambda solver: sg.inverse.RePaint(solver, SEEN, resamples=3, jump=2),
     "repainted, corrected": lambda solver: sg.inverse.RePaint(
@@ -89,8 +89,8 @@ def test_no_run_makes_more_calls_than_its_budget(name: str, predictor: str, budg
 @pytest.mark.parametrize(
     ("solver", "nfe", "steps"),
     [
-        (sg.PredictorCorrector(sg.PNDM(), sg.Langevin()), 41, 15),
-        (sg.PredictorCorrector(sg.PNDM(runge_kutta=False), sg.Langevin()), 21, 9),
+        (sg.PredictorCorrector(sg.schemes.PNDM(), sg.Langevin()), 41, 15),
+        (sg.PredictorCorrector(sg.schemes.PNDM(runge_kutta=False), sg.Langevin()), 21, 9),
         (sg.PredictorCorrector(sg.DPMSolverPP(3), sg.Langevin()), 21, 9),
         (sg.PredictorCorrector(sg.Restart(sg.DDIM()), sg.Langevin()), 21, 8),
     ],
@@ -108,5 +108,5 @@ def test_a_solver_of_ones_own_states_its_cost_once() -> None:
         def nfe(self, steps: int) -> int:
             return steps * (steps + 1) // 2
 
-    solver = Growing(sg.EULER)
+    solver = Growing(sg.tableaus.EULER)
     assert [solver.steps(budget) for budget in (0, 1, 2, 3, 5, 6, 55, 10**12)] == [0, 1, 1, 2, 2, 3, 10, 1414213]

@@ -23,7 +23,7 @@ from sgm_sde.cli import main
 from sgm_sde.distributed import load
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.program import Form, Step
-from sgm_sde.pilot import default_candidates
+from sgm_sde.trials import default_candidates
 
 GAUSSIAN = sg.oracles.Gaussian(torch.full((2,), 0.5), 0.3)
 
@@ -106,9 +106,9 @@ def test_a_table_runs_as_it_was_fitted(process: str) -> None:
     flow, table = a_flow(sde, 8), a_table(sde)
     samples = range(8)
     by_rows, _ = Rows.of(table).run(flow, flow.noise(samples), samples)
-    solver = sg.Calibrated(table, process_of(sde))
+    solver = sg.calibration.Calibrated(table, process_of(sde))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sg.ImplausibleWarning)
+        warnings.simplefilter("ignore", sg.diagnosis.ImplausibleWarning)
         res = sg.sample(flow.score, sde, (8, 2), solver=solver, seed=0, dtype=torch.float64)
     assert res.nfe == 4 and len(res.times) == 5
     torch.testing.assert_close(res.x, by_rows, rtol=1e-8, atol=1e-8)
@@ -120,7 +120,7 @@ def test_a_first_call_next_to_T_is_at_T() -> None:
     flow = a_flow(sde, 2)
     assert flow.snapped(flow.high - 5e-4) == flow.high and flow.snapped(flow.high - 0.1) == flow.high - 0.1
     table = Table((999.0, 1.0), (999.0, 1.0, 0.0), ((1.0,), (0.0, 1.0)))
-    solver = sg.Calibrated(table)
+    solver = sg.calibration.Calibrated(table)
     times = solver.default_grid(sde)(sde, 2).times
     assert solver.compile(sde, sg.Grid(times).on(sde)).nfe == 2
 
@@ -135,7 +135,7 @@ def test_ddim_is_a_table() -> None:
         rows[k - 1][k - 1] = 1 - r
     table = Table(levels, (*levels, 0.0), tuple(map(tuple, rows)))
     score = MIXTURE.score(sde)
-    ours = sg.sample(score, sde, (8, 2), solver=sg.Calibrated(table), seed=0, dtype=torch.float64).x
+    ours = sg.sample(score, sde, (8, 2), solver=sg.calibration.Calibrated(table), seed=0, dtype=torch.float64).x
     ddim = sg.sample(score, sde, (8, 2), solver="ddim", grid=levels, seed=0, dtype=torch.float64).x
     torch.testing.assert_close(ours, ddim, rtol=1e-9, atol=1e-9)
 
@@ -216,13 +216,13 @@ def test_levels_are_those_of_the_least_sum() -> None:
 
 
 @pytest.fixture(scope="module")
-def calibrated() -> sg.Calibrations:
+def calibrated() -> sg.calibration.Calibrations:
     """On VP."""
     sde = sg.VPSDE()
     return sg.calibrate(MIXTURE.score(sde), sde, (48, 2), nfe=(4, 5), held_out=48, seed=0)
 
 
-def test_the_error_is_that_of_samples(calibrated: sg.Calibrations) -> None:
+def test_the_error_is_that_of_samples(calibrated: sg.calibration.Calibrations) -> None:
     sde = sg.VPSDE()
     score = MIXTURE.score(sde)
     for nfe, found in calibrated.items():
@@ -235,7 +235,7 @@ def test_the_error_is_that_of_samples(calibrated: sg.Calibrations) -> None:
         error = float((ours.x - exact).square().mean().sqrt() / exact.std())
         shelf = sg.sample(score, sde, (400, 2), solver=found.off_the_shelf.setting, nfe=nfe, seed=77).x
         assert error < 0.7 * float((shelf - exact).square().mean().sqrt() / exact.std())
-        assert f"at {nfe} calls" in str(found) and found.rows > 0
+        assert f"at {nfe} calls" in str(found) and found.network_evals > 0
 
 
 @pytest.mark.parametrize("process", ["ddpm", "flow", "edm", "ve"])
@@ -246,40 +246,40 @@ def test_every_linear_process(process: str) -> None:
     assert sg.sample(MIXTURE.score(sde), sde, (4, 2), solver=found, seed=2).nfe == 5
 
 
-def test_reproducible_by_seed_and_the_same_in_other_batches(calibrated: sg.Calibrations) -> None:
+def test_reproducible_by_seed_and_the_same_in_other_batches(calibrated: sg.calibration.Calibrations) -> None:
     sde = sg.VPSDE()
     again = sg.calibrate(MIXTURE.score(sde), sde, (48, 2), nfe=4, held_out=48, seed=0)
     ours, first = (found.solver for found in (again, calibrated[4]))
-    assert isinstance(ours, sg.Calibrated) and isinstance(first, sg.Calibrated)
+    assert isinstance(ours, sg.calibration.Calibrated) and isinstance(first, sg.calibration.Calibrated)
     assert ours.table.levels == pytest.approx(first.table.levels, rel=1e-6)
     assert again.error == pytest.approx(calibrated[4].error, rel=1e-4)
     other = sg.calibrate(MIXTURE.score(sde), sde, (48, 2), nfe=4, held_out=48, seed=0, batch_size=50)
     assert other.error == pytest.approx(again.error, rel=0.05)
 
 
-def test_json_round_trip(calibrated: sg.Calibrations, tmp_path: Path) -> None:
+def test_json_round_trip(calibrated: sg.calibration.Calibrations, tmp_path: Path) -> None:
     calibrated.save(tmp_path / "all.json")
-    again = sg.load_calibration(tmp_path / "all.json")
-    assert isinstance(again, sg.Calibrations) and list(again) == [4, 5]
+    again = sg.calibration.load_calibration(tmp_path / "all.json")
+    assert isinstance(again, sg.calibration.Calibrations) and list(again) == [4, 5]
     for nfe, found in again.items():
         assert (
             found == calibrated[nfe] and str(found) == str(calibrated[nfe]) and found.errors == calibrated[nfe].errors
         )
 
     calibrated[4].save(tmp_path / "one.json")
-    assert sg.load_calibration(tmp_path / "one.json") == calibrated[4]
+    assert sg.calibration.load_calibration(tmp_path / "one.json") == calibrated[4]
 
 
 def test_what_is_off_the_shelf_is_kept_too(tmp_path: Path) -> None:
     for k, setting in enumerate(default_candidates()):
         found = sg.Calibration([HeldOut("off the shelf", setting, 0.1, 0.01, 0.1, math.inf)], 10)
         found.save(tmp_path / f"{k}.json")
-        again = sg.load_calibration(tmp_path / f"{k}.json")
+        again = sg.calibration.load_calibration(tmp_path / f"{k}.json")
         assert isinstance(again, sg.Calibration)
         assert (again.solver, again.grid) == (setting.solver, setting.grid) and again.errors == found.errors
 
 
-def test_files_that_are_none(calibrated: sg.Calibrations, tmp_path: Path) -> None:
+def test_files_that_are_none(calibrated: sg.calibration.Calibrations, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     calibrated.save(path)
     whole = json.loads(path.read_text())
@@ -287,7 +287,7 @@ def test_files_that_are_none(calibrated: sg.Calibrations, tmp_path: Path) -> Non
     def refused(contents: Any, words: str) -> None:
         path.write_text(contents if isinstance(contents, str) else json.dumps(contents))
         with pytest.raises(ValueError, match=words):
-            sg.load_calibration(path)
+            sg.calibration.load_calibration(path)
 
     refused("{", "holds no calibration")
     refused({"format": "another"}, "format")
@@ -299,10 +299,10 @@ def test_files_that_are_none(calibrated: sg.Calibrations, tmp_path: Path) -> Non
     damaged["budgets"][0]["errors"][0]["solver"] = {"class": "Path", "x": 1}
     refused(damaged, "unknown class")
     with pytest.raises(OSError, match="cannot read"):
-        sg.load_calibration(tmp_path / "none.json")
+        sg.calibration.load_calibration(tmp_path / "none.json")
 
 
-def test_other_uses_are_refused(calibrated: sg.Calibrations) -> None:
+def test_other_uses_are_refused(calibrated: sg.calibration.Calibrations) -> None:
     sde, found = sg.VPSDE(), calibrated[4]
     score = MIXTURE.score(sde)
     for options, words in (
@@ -370,14 +370,14 @@ def test_a_network_with_labels_guided_and_another_network() -> None:
     kwargs = {"y": torch.tensor([0, 1])}
     assert sg.sample(guided, sde, (2, 2), solver=found, seed=0, model_kwargs=kwargs).nfe == 4
     other = sg.guidance.ClassifierFree(score, 4.0, null={"y": 3})
-    with pytest.warns(sg.CalibrationWarning, match="another guidance"):
+    with pytest.warns(sg.calibration.CalibrationWarning, match="another guidance"):
         sg.sample(other, sde, (2, 2), solver=found, seed=0, model_kwargs=kwargs)
 
     trained = Denoiser()
     with torch.no_grad():
         trained.means[0] += 0.1
     again = sg.guidance.ClassifierFree(sg.from_denoiser(trained, sde), 2.0, null={"y": 3})
-    with pytest.warns(sg.CalibrationWarning, match="other weights"):
+    with pytest.warns(sg.calibration.CalibrationWarning, match="other weights"):
         sg.sample(again, sde, (2, 2), solver=found, seed=0, model_kwargs=kwargs)
 
 
@@ -397,7 +397,7 @@ def test_solvers_that_ship() -> None:
     with pytest.raises(ValueError, match="calibrations for nfe=4, 5, 6, 8"):
         model.solver(7)
     with pytest.raises(ValueError, match="find one with calibrate"):
-        sg.Model("mine", model.score, model.sde, (1, 8, 8)).solver(4)
+        sg.models.Model("mine", model.score, model.sde, (1, 8, 8)).solver(4)
 
 
 def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
@@ -429,7 +429,7 @@ def test_a_time_limit_ends_a_fit() -> None:
     assert found.error <= found.off_the_shelf.rmse
 
 
-def test_in_the_place_of_other_solvers(calibrated: sg.Calibrations) -> None:
+def test_in_the_place_of_other_solvers(calibrated: sg.calibration.Calibrations) -> None:
     sde, found = sg.VPSDE(), calibrated[5]
     score = MIXTURE.score(sde)
     corrected = sg.PredictorCorrector(found.solver, sg.Langevin(0.05))
@@ -468,8 +468,8 @@ def test_calibrated_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     argv = ["calibrate", "--model", "digits", "--nfe", "3,4", "-n", "24", "--held-out", "24", "--device", "cpu"]
     assert main([*argv, "--out", str(table), "--quiet"]) == 0
     assert "at 4 calls: error" in capsys.readouterr().out
-    found = sg.load_calibration(table)
-    assert isinstance(found, sg.Calibrations) and found[4].error < found[4].off_the_shelf.rmse
+    found = sg.calibration.load_calibration(table)
+    assert isinstance(found, sg.calibration.Calibrations) and found[4].error < found[4].off_the_shelf.rmse
 
     argv = ["sample", "--model", "digits", "-n", "4", "--solver", str(table), "--device", "cpu", "--quiet"]
     assert main([*argv, "--nfe", "4", "--out", str(tmp_path / "run")]) == 0

@@ -47,41 +47,44 @@ SAME = {
     "ddim = dpm-solver-1": (sg.DDIM(), sg.DPMSolver(1)),
     "ddim = single-step dpm++1": (sg.DDIM(), sg.DPMSolverPP(1, singlestep=True)),
     "ddim = exponential Euler, noise in any variable": (sg.DDIM(), sg.DEIS(1)),
-    "ddim = lms1": (sg.DDIM(), sg.LMS(1)),
-    "ddim = ipndm1": (sg.DDIM(), sg.IPNDM(1)),
+    "ddim = lms1": (sg.DDIM(), sg.schemes.LMS(1)),
+    "ddim = ipndm1": (sg.DDIM(), sg.schemes.IPNDM(1)),
     "ddim(1) = sde-dpm++1": (sg.DDIM(eta=1.0), sg.DPMSolverPP(1, eta=1.0)),
-    "ddim(1) = ddim, ancestral": (sg.DDIM(eta=1.0), sg.AncestralNoise(sg.DPMSolver(1))),
-    "ddim(eta) = ddim, ancestral": (sg.DDIM(eta=0.6), sg.AncestralNoise(sg.DPMSolver(1), eta=0.6)),
+    "ddim(1) = ddim, ancestral": (sg.DDIM(eta=1.0), sg.schemes.AncestralNoise(sg.DPMSolver(1))),
+    "ddim(eta) = ddim, ancestral": (sg.DDIM(eta=0.6), sg.schemes.AncestralNoise(sg.DPMSolver(1), eta=0.6)),
     "unip2 = dpm++2m": (sg.UniPC(2, corrector=False), sg.DPMSolverPP(2)),
     "unip3 = dpm++3m": (sg.UniPC(3, variant="exact", corrector=False), sg.DPMSolverPP(3, start="cold")),
     "unip3 of noise = dpm3m": (
         sg.UniPC(3, prediction="noise", variant="exact", corrector=False),
         sg.DPMSolver(3, singlestep=False, start="cold"),
     ),
-    "unipc = unic of unip": (sg.UniPC(3), sg.UniC(sg.UniPC(3, corrector=False))),
+    "unipc = unic of unip": (sg.UniPC(3), sg.schemes.UniC(sg.UniPC(3, corrector=False))),
     "sa-solver without noise = unipc": (
         sg.SASolver(3, eta=0.0, window=(0.0, math.inf)),
         sg.UniPC(3, variant="exact"),
     ),
-    "seeds1 = sde-dpm++1": (sg.SEEDS(1), sg.DPMSolverPP(1, eta=1.0)),
+    "seeds1 = sde-dpm++1": (sg.schemes.SEEDS(1), sg.DPMSolverPP(1, eta=1.0)),
     "seeds2 = sde-dpm++2s": (
-        sg.SEEDS(2),
+        sg.schemes.SEEDS(2),
         sg.DPMSolverPP(2, eta=1.0, singlestep=True, variant="exact"),
     ),
-    "published seeds1 = sde-dpm1": (sg.SEEDS(1, prediction="noise"), sg.DPMSolver(1, eta=1.0)),
-    "published seeds2 = sde-dpm-solver 2s": (sg.SEEDS(2, prediction="noise"), sg.DPMSolver(2, eta=1.0)),
-    "er-sde1 in log-snr": (sg.ERSDE(1), sg.ExponentialAdams(nodes=1, noise_scale="er")),
+    "published seeds1 = sde-dpm1": (sg.schemes.SEEDS(1, prediction="noise"), sg.DPMSolver(1, eta=1.0)),
+    "published seeds2 = sde-dpm-solver 2s": (sg.schemes.SEEDS(2, prediction="noise"), sg.DPMSolver(2, eta=1.0)),
+    "er-sde1 in log-snr": (sg.schemes.ERSDE(1), sg.schemes.ExponentialAdams(nodes=1, noise_scale="er")),
     "a constant eta(t)": (sg.DPMSolverPP(2, eta=0.7), sg.DPMSolverPP(2, eta=lambda t: 0.7)),
     "a window around everything": (
         sg.DPMSolverPP(2, eta=0.7),
-        sg.ExponentialAdams(variant="midpoint", eta=0.7, window=(1e-9, 1e9)),
+        sg.schemes.ExponentialAdams(variant="midpoint", eta=0.7, window=(1e-9, 1e9)),
     ),
-    "velocity of VP data = angle": (sg.Rosenbrock(2, sigma_data=1.0), sg.ExponentialAdams(prediction="velocity")),
-    "a corrector of one node more, by name": (sg.UniC(sg.DEIS(2)), replace(sg.DEIS(2), corrector=3)),
+    "velocity of VP data = angle": (
+        sg.schemes.Rosenbrock(2, sigma_data=1.0),
+        sg.schemes.ExponentialAdams(prediction="v"),
+    ),
+    "a corrector of one node more, by name": (sg.schemes.UniC(sg.DEIS(2)), replace(sg.DEIS(2), corrector=3)),
 }
 # eta = 0 of each stochastic solver and its deterministic twin.
 TWINS = {
-    "euler-maruyama": (sg.EulerMaruyama(eta=0.0), sg.RungeKutta(sg.EULER)),
+    "euler-maruyama": (sg.EulerMaruyama(eta=0.0), sg.RungeKutta(sg.tableaus.EULER)),
     "ddim": (sg.DDIM(eta=0.0), sg.DPMSolverPP(1)),
     "edm churn": (sg.Heun(s_churn=0.0), sg.Heun()),
     **{
@@ -95,12 +98,15 @@ TWINS = {
         for n in (1, 2, 3)
     },
     **{
-        f"seeds{n}": (replace(sg.SEEDS(n), eta=0.0), sg.DPMSolverPP(n, singlestep=True, variant="exact"))
+        f"seeds{n}": (replace(sg.schemes.SEEDS(n), eta=0.0), sg.DPMSolverPP(n, singlestep=True, variant="exact"))
         for n in (1, 2, 3)
     },
-    **{f"published seeds{n}": (replace(sg.SEEDS(n, prediction="noise"), eta=0.0), sg.DPMSolver(n)) for n in (1, 2, 3)},
+    **{
+        f"published seeds{n}": (replace(sg.schemes.SEEDS(n, prediction="noise"), eta=0.0), sg.DPMSolver(n))
+        for n in (1, 2, 3)
+    },
     "dpm++2s": (replace(sg.DPMSolverPP(2, eta=1.0, singlestep=True), eta=0.0), sg.DPMSolverPP(2, singlestep=True)),
-    "rosenbrock2": (replace(sg.Rosenbrock(2, eta=1.0), eta=0.0), sg.Rosenbrock(2)),
+    "rosenbrock2": (replace(sg.schemes.Rosenbrock(2, eta=1.0), eta=0.0), sg.schemes.Rosenbrock(2)),
     "sa-solver": (sg.SASolver(2, eta=0.0, window=(0.0, math.inf)), sg.UniPC(2, variant="exact")),
     "an eta(t) of 0": (sg.DPMSolverPP(2, eta=lambda t: 0.0), sg.DPMSolverPP(2)),
     "a small eta": (sg.DPMSolverPP(3, eta=1e-12), sg.DPMSolverPP(3, start="cold")),
@@ -140,7 +146,7 @@ def test_rosenbrock_is_exact_for_data_of_its_spread(sigma_data: float, steps: in
     sde = LINEAR[process]
     oracle = sg.oracles.Gaussian(torch.zeros(2), sigma_data**2)
     x = sde.prior_sample((4, 2), seed=0, dtype=F64)
-    solver = sg.Rosenbrock(2, sigma_data=sigma_data)
+    solver = sg.schemes.Rosenbrock(2, sigma_data=sigma_data)
     got = sg.sample(oracle.score(sde), sde, x_T=x, solver=solver, steps=steps, final="none", seed=0).x
     torch.testing.assert_close(got, flow_reference(oracle, sde, x, sde.eps), rtol=1e-8, atol=1e-10)
 
@@ -215,11 +221,11 @@ def test_float32_errors_do_not_rise_again(name: str) -> None:
 def test_weights_keep_their_digits() -> None:
     """Weights of short steps come from moments that do not cancel: polynomials are integrated to 1e-12."""
     sde = LINEAR["vp"]
-    for solver in (sg.DPMSolverPP(4, start="cold"), sg.DEIS(4, start="cold"), sg.LMS(4, start="cold")):
+    for solver in (sg.DPMSolverPP(4, start="cold"), sg.DEIS(4, start="cold"), sg.schemes.LMS(4, start="cold")):
         grid = sg.grids.LogSNR()(sde, 3000)
         program: Program = solver.compile(sde, grid)
         model = bind(sg.from_denoiser(lambda x, t: torch.ones_like(x), sde), sde, grid.times)
-        assert model.plan(program).n_rows <= 5
+        assert model.plan(program).n_slots <= 5
         nodes = sde.nodes([grid.times[2000], grid.times[2001]])
         part = solver.part(*nodes)
         history = sde.nodes(grid.times[2000:1996:-1])
@@ -230,7 +236,7 @@ def test_weights_keep_their_digits() -> None:
 @given(budget=st.integers(0, 8))
 def test_no_budget_gives_negative_steps(budget: int) -> None:
     """Too few calls for a step are no steps."""
-    for solver in (*SOLVERS.values(), sg.Restart(sg.DPMSolver(2)), sg.Restart(sg.PNDM())):
+    for solver in (*SOLVERS.values(), sg.Restart(sg.DPMSolver(2)), sg.Restart(sg.schemes.PNDM())):
         assert solver.steps(budget) >= 0
 
 
@@ -272,7 +278,10 @@ def test_a_pilot_of_a_broken_network() -> None:
     """Without a reference there is no ranking."""
     sde = LINEAR["vp"]
     score = bimodal(sde)
-    with pytest.warns(sg.NonFiniteWarning), pytest.raises(ValueError, match="no reference to compare with: non-finite"):
+    with (
+        pytest.warns(sg.sampling.NonFiniteWarning),
+        pytest.raises(ValueError, match="no reference to compare with: non-finite"),
+    ):
         sg.pilot(lambda x, t: score(x, t).masked_fill((t < 0.5)[:, None], math.nan), sde, (4, 2), nfe=8, seed=1)
 
 
@@ -335,10 +344,10 @@ def test_a_pilot_of_several_budgets() -> None:
 def test_what_a_pilot_says_of_itself() -> None:
     """A reference that is not known, a best that is poor, two candidates that are one."""
     sde = LINEAR["vp"]
-    with pytest.warns(sg.PilotWarning, match="even the best"):
+    with pytest.warns(sg.trials.PilotWarning, match="even the best"):
         poor = sg.pilot(bimodal(sde), sde, (4, 2), nfe=2, candidates=["ddim"], seed=1)
     assert any("give more calls" in remark for remark in poor.remarks)
-    with pytest.warns(sg.PilotWarning, match="larger reference_nfe"):
+    with pytest.warns(sg.trials.PilotWarning, match="larger reference_nfe"):
         unknown = sg.pilot(bimodal(sde), sde, (4, 2), nfe=40, reference_nfe=20, candidates=["dpm3m"], seed=1)
     assert "reference_nfe" in str(unknown)
     twins = [sg.Setting("dpm++1m", "log-snr"), sg.Setting("ddim", "log-snr")]
@@ -379,12 +388,20 @@ def test_which_default() -> None:
     vp = LINEAR["vp"]
     adams = sg.DPMSolver(4, singlestep=False, start="cold", lower_final=False)
     three, four = (sg.DPMSolverPP(nodes, start="cold", lower_final=False) for nodes in (3, 4))
-    assert sg.default_setting(vp, 14) == sg.Setting(adams, "widening")
-    assert sg.default_setting(vp, 15) == sg.default_setting(vp, 23) == sg.Setting(sg.UniC(three, nodes=3), "thinned")
-    assert sg.default_setting(vp, 24) == sg.default_setting(vp) == sg.Setting(sg.UniC(four), "thinned")
-    assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0), 20) == sg.default_setting(vp, 20)
-    assert sg.default_setting(sg.RectifiedFlowSDE(T=1.0), t_start=1.0) == sg.Setting("rectified2")
-    assert sg.default_setting(vp, t_end=0.0) == sg.Setting("rectified2")
+    assert sg.defaults.default_setting(vp, 14) == sg.Setting(adams, "widening")
+    assert (
+        sg.defaults.default_setting(vp, 15)
+        == sg.defaults.default_setting(vp, 23)
+        == sg.Setting(sg.schemes.UniC(three, nodes=3), "thinned")
+    )
+    assert (
+        sg.defaults.default_setting(vp, 24)
+        == sg.defaults.default_setting(vp)
+        == sg.Setting(sg.schemes.UniC(four), "thinned")
+    )
+    assert sg.defaults.default_setting(sg.RectifiedFlowSDE(T=1.0), 20) == sg.defaults.default_setting(vp, 20)
+    assert sg.defaults.default_setting(sg.RectifiedFlowSDE(T=1.0), t_start=1.0) == sg.Setting("rectified2")
+    assert sg.defaults.default_setting(vp, t_end=0.0) == sg.Setting("rectified2")
 
     class Pull(sg.SDE):
         T, eps, prior_std = 1.0, 1e-3, 1.0
@@ -395,7 +412,7 @@ def test_which_default() -> None:
         def g(self, t: Tensor) -> Tensor:
             return torch.ones_like(t)
 
-    assert sg.default_setting(Pull()) == sg.Setting("heun2")
+    assert sg.defaults.default_setting(Pull()) == sg.Setting("heun2")
     assert sg.sample(lambda x, t: -x, Pull(), (2, 3), nfe=10, seed=0).status.ok
     x = sg.sample(sg.from_flow(lambda x, t: x, sg.RectifiedFlowSDE(T=1.0)), sg.RectifiedFlowSDE(T=1.0), (2, 2), seed=0)
     assert x.status.ok
@@ -428,7 +445,7 @@ def test_the_default_keeps_every_budget(process: str, budget: int) -> None:
     res = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0)
     assert res.nfe == budget
     assert res.status.ok
-    named = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0, solver=sg.default_setting(sde, budget))
+    named = sg.sample(bimodal(sde), sde, (2, 2), nfe=budget, seed=0, solver=sg.defaults.default_setting(sde, budget))
     assert torch.equal(named.x, res.x)
 
 
@@ -464,7 +481,7 @@ def test_a_corrector_by_unic_keeps_what_a_langevin_corrector_moved() -> None:
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++3m", "unipc3", "heun", "sde-dpm++2m"])
 def test_restart_starts_afresh(name: str) -> None:
-    """A pass refers to nothing from before it; the run goes on with the last pass' history; calls add up."""
+    """A pass refers to nothing from before it; the run continues with the last pass' history; calls add up."""
     sde = LINEAR["edm"]
     solver = sg.Restart(SOLVERS[name], s_min=0.1, s_max=1.0, rounds=2, n_steps=4)
     grid = sg.grids.Karras()(sde, 12)
@@ -486,7 +503,7 @@ def test_restart_keeps_the_law() -> None:
     """On Gaussian data the spread after the passes is that of the data: noise up and flow down are in balance."""
     sde = LINEAR["edm"]
     for rounds in (1, 3):
-        solver = sg.Restart(sg.RungeKutta(sg.RK4), s_min=0.1, s_max=2.0, rounds=rounds, n_steps=40)
+        solver = sg.Restart(sg.RungeKutta(sg.tableaus.RK4), s_min=0.1, s_max=2.0, rounds=rounds, n_steps=40)
         grid = sg.grids.Karras()(sde, 100)
         response = impulse_response(solver, sde, grid, std=0.5)
         assert float(response.norm()) == pytest.approx(math.hypot(0.5, sde.eps), rel=1e-4)
@@ -499,7 +516,7 @@ def test_ancestral_noise_is_the_forward_kernel() -> None:
         for solver in (sg.DPMSolver(1), sg.DPMSolverPP(1, singlestep=True)):
             sde = LINEAR["vp"]
             grid = rough()(sde, 5)
-            response = impulse_response(sg.AncestralNoise(solver, eta=eta), sde, grid, std=0.0)
+            response = impulse_response(sg.schemes.AncestralNoise(solver, eta=eta), sde, grid, std=0.0)
             assert float(response.norm()) == pytest.approx(float(sde.sigma(sde.eps)), rel=1e-9)
 
 

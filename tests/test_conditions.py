@@ -163,7 +163,7 @@ def test_none_as_the_null_label() -> None:
     y = torch.tensor([2.0, 5.0])
     res = sg.sample(guided, EDM, (2, 1), nfe=4, seed=0, model_kwargs={"y": y})
     torch.testing.assert_close(res.x[:, 0], 1 + 3 * (y - 1))
-    assert (res.nfe, res.rows) == (4, 16) and sum(given is None for given in seen) == 4
+    assert (res.nfe, res.network_evals) == (4, 16) and sum(given is None for given in seen) == 4
 
 
 def test_what_names_a_condition_names_it_everywhere() -> None:

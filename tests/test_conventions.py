@@ -251,7 +251,7 @@ def test_shipped_models_give_their_own_number() -> None:
     assert own.per_image.tolist() == by_hand.per_image.tolist() and own.value < 2.3
     assert model.bits_per_dim(levels, labels[:20], seed=0).value != own.value
     with pytest.raises(ValueError, match="give n_levels: the model 'bare' does not tell it"):
-        sg.Model("bare", model.score, model.sde, (1, 8, 8)).bits_per_dim(levels)
+        sg.models.Model("bare", model.score, model.sde, (1, 8, 8)).bits_per_dim(levels)
 
 
 def test_a_range_that_no_number_of_bits_gives_away_is_told_by_the_latents() -> None:

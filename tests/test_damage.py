@@ -39,9 +39,9 @@ def test_damaged_files(kind: str, files: dict[str, tuple[Path, Callable[[Path], 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda p: p["stages"][1]["states"][0].__setitem__(0, 0.0), "whole numbers for indices, got 0.0"),
-        (lambda p: p["stages"][1]["states"][0].__setitem__(0, True), "whole numbers for indices, got True"),
-        (lambda p: p["stages"][1]["states"][0].__setitem__(0, -1), "whole numbers for indices, got -1"),
+        (lambda p: p["stages"][1]["states"][0].__setitem__(0, 0.0), "integers for indices, got 0.0"),
+        (lambda p: p["stages"][1]["states"][0].__setitem__(0, True), "integers for indices, got True"),
+        (lambda p: p["stages"][1]["states"][0].__setitem__(0, -1), "integers for indices, got -1"),
         (lambda p: p["stages"][1]["states"].append([0, 1.0]), "name an index twice: [0, 0]"),
         (lambda p: p["stages"][1]["noises"][0].__setitem__(0, 10**18), "numbered in the order in which they are drawn"),
         (

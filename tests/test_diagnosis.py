@@ -51,12 +51,12 @@ def test_the_warning_says_what_to_try_and_the_status_who(solver: str) -> None:
     x = VP.prior_sample((6, D), seed=0)
     options = {"solver": solver, "nfe": None if solver == "dopri5" else 20, "seed": [(0, i) for i in range(6)]}
     wrong = lambda x, t: -VP.sigma(t).to(x)[:, None] * MODES.score(VP)(x, t)  # noqa: E731
-    with pytest.warns(sg.ImplausibleWarning, match=r"accounts for.*pilot.*from_noise"):
+    with pytest.warns(sg.diagnosis.ImplausibleWarning, match=r"accounts for.*pilot.*from_noise"):
         res = sg.sample(wrong, VP, x_T=x, **options)
     assert not res.status
     assert res.status.samples == tuple(range(6))
     assert (res.status.time, res.status.stopped) == (None, False)
-    with pytest.warns(sg.ImplausibleWarning):
+    with pytest.warns(sg.diagnosis.ImplausibleWarning):
         alone = sg.sample(wrong, VP, x_T=x[2:3], **options | {"seed": [(0, 2)]})
     assert alone.status.samples == (0,)
 
@@ -72,17 +72,17 @@ def test_a_measurement_s_pull_is_accounted_for(zeta: float) -> None:
     assert sg.sample(data.score(VP), VP, (64, 3), solver=dps, grid="log-snr", steps=12, seed=0).status.ok
     wide = sg.inverse.Measurement(sg.inverse.Mask(torch.arange(D) % 2 == 0), torch.zeros(D), 0.2)
     wrong = lambda x, t: -VP.sigma(t).to(x)[:, None] * MODES.score(VP)(x, t)  # noqa: E731
-    with pytest.warns(sg.ImplausibleWarning):
+    with pytest.warns(sg.diagnosis.ImplausibleWarning):
         sg.sample(wrong, VP, (2, D), solver=sg.inverse.DPS(sg.Ancestral(), wide, zeta=zeta), steps=12, seed=0)
 
 
 def test_batch_mates_do_not_matter() -> None:
     """Samples of a batch are named as they are alone."""
     x = VP.prior_sample((8, D), seed=3)
-    with pytest.warns(sg.ImplausibleWarning):
+    with pytest.warns(sg.diagnosis.ImplausibleWarning):
         together = sg.sample(noise, VP, x_T=x, solver="ipndm3", nfe=20).status.samples
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sg.ImplausibleWarning)
+        warnings.simplefilter("ignore", sg.diagnosis.ImplausibleWarning)
         alone = [i for i in range(8) if sg.sample(noise, VP, x_T=x[i : i + 1], solver="ipndm3", nfe=20).status.samples]
     assert 0 < len(together) < 8
     assert list(together) == alone
@@ -135,7 +135,7 @@ def test_a_run_that_was_thrown_out_and_drawn_back_is_named() -> None:
 @pytest.mark.parametrize("solver", ["sde-dpm2m", "seeds3-published"])
 def test_a_solver_that_diverges_is_named(solver: str) -> None:
     """At so few steps they are not stable, and end far from data of unit size."""
-    with pytest.warns(sg.ImplausibleWarning):
+    with pytest.warns(sg.diagnosis.ImplausibleWarning):
         res = sg.sample(MODES.score(VP), VP, (8, D), solver=solver, nfe=13, seed=0)
     assert float(res.x.square().mean().sqrt()) > 3
 
@@ -156,12 +156,12 @@ class Dropping(nn.Module):
 def test_train_mode_is_told_of_once(layer: nn.Module) -> None:
     """Once for each network, for samples as for codes, and the mode stays."""
     net = Dropping(layer)
-    with pytest.warns(sg.TrainModeWarning, match=type(layer).__name__):
+    with pytest.warns(sg.diagnosis.TrainModeWarning, match=type(layer).__name__):
         sg.sample(net, VP, (4, 2), nfe=4, seed=0)
     sg.sample(net, VP, (4, 2), nfe=4, seed=0)
     assert net.training
     other = Dropping(layer)
-    with pytest.warns(sg.TrainModeWarning, match="net.eval"):
+    with pytest.warns(sg.diagnosis.TrainModeWarning, match="net.eval"):
         sg.encode(other, VP, torch.zeros(2, 2), method=FixedGrid(6))
 
 

@@ -164,9 +164,9 @@ def test_bad_arguments_are_named() -> None:
         kernel_distance(a[:2], a)
     with pytest.raises(ValueError, match="reference needs at least 5 rows, got 4"):
         prdc(_rand(5, 2), a, k=4)
-    with pytest.raises(ValueError, match="k must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="k must be an integer of at least 1, got 0"):
         prdc(a, a, k=0)
-    with pytest.raises(ValueError, match="directions must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="directions must be an integer of at least 1, got 0"):
         sliced_wasserstein(a, a, directions=0)
 
 

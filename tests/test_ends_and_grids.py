@@ -17,7 +17,7 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.grids import RULES, rule_name
-from sgm_sde.solvers import resolve
+from sgm_sde.schemes import resolve
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
@@ -100,7 +100,7 @@ def test_noise_left_without_denoising(name: str, process: str) -> None:
 def test_noise_left_by_annealed_langevin() -> None:
     """Enough updates at the last levels leave sigma(eps), up to the bias 1/(1 - delta / 4 sigma^2) of its steps."""
     sde = LINEAR["ve"]
-    solver = sg.AnnealedLangevin(step_ratio=0.1, n_steps=40)
+    solver = sg.schemes.AnnealedLangevin(step_ratio=0.1, n_steps=40)
     left = impulse_response(solver, sde, sg.grids.Uniform()(sde, 40, t_start=0.3), std=0.0).norm()
     assert float(left) == pytest.approx(float(sde.sigma(sde.eps)), rel=0.05)
 
@@ -154,7 +154,7 @@ def test_mean_is_no_noisier_than_the_last_state(name: str, process: str) -> None
 def test_mean_with_a_corrector_spares_the_predictors_noise() -> None:
     """After PC the last update is the corrector's: only its noise goes. After CP it is the predictor's."""
     sde = LINEAR["vp"]
-    corrector = sg.AnnealedLangevin(n_steps=2)
+    corrector = sg.schemes.AnnealedLangevin(n_steps=2)
     grid = sg.grids.LogSNR()(sde, 3)
     last = {
         "PC": (math.sqrt(0.2) * float(sde.sigma(grid.times[-1])), "corrector", 3 * 2),
@@ -228,7 +228,7 @@ def test_straight_paths_are_exact_on_any_grid(name: str, inner: list[float]) -> 
     assert largest(res.x - delta_flow(sde, x, sde.T, sde.eps)) < (1e-7 if ALL[name].prediction == "noise" else 1e-9)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # steps too large for some solvers
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # steps too large for some solvers
 @pytest.mark.parametrize("process", ["vp", "ve", "edm"])
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=5)
@@ -241,7 +241,7 @@ def test_steps_are_the_grids(name: str, process: str, inner: list[float]) -> Non
     pairs: list[tuple[float, float]] = []
     calls: list[int] = [0]
 
-    def callback(info: sg.StepInfo) -> None:
+    def callback(info: sg.options.StepInfo) -> None:
         pairs.append((info.t, info.t_next))
         calls.append(len(net.labels))
 
@@ -262,7 +262,7 @@ def test_steps_are_the_grids(name: str, process: str, inner: list[float]) -> Non
 def test_no_step_is_empty(name: str, process: str) -> None:
     """A program's nodes are the grid's times, each once."""
     sde = LINEAR[process]
-    grid = RULES[sde.natural_grid](sde, 7)
+    grid = RULES[sde.default_grid](sde, 7)
     program = sampler(name, sde).compile(sde, grid)
     assert program.times == grid.times
     assert program.steps == 7
@@ -517,7 +517,7 @@ def test_noise_says_nothing_about_data_at_zero_snr(
         sg.sample(score, sde, (2, 3), solver=solver, steps=10, seed=0, dtype=dtype)
 
 
-@pytest.mark.parametrize("make", [sg.from_denoiser, sg.from_velocity, sg.from_flow])
+@pytest.mark.parametrize("make", [sg.from_denoiser, sg.from_v, sg.from_flow])
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_zero_snr_with_a_prediction_of_the_data(name: str, make: Callable[..., sg.Score]) -> None:
     """From pure noise on, the flow of Gaussian data is exact to the solver's error, or the solver is refused."""
@@ -529,7 +529,7 @@ def test_zero_snr_with_a_prediction_of_the_data(name: str, make: Callable[..., s
         gain = 1 / ((alpha * std) ** 2 + sigma**2)
         data = mean + alpha * std**2 * gain * (x - alpha * mean)
         noise = sigma * gain * (x - alpha * mean)
-        return {sg.from_denoiser: data, sg.from_velocity: alpha * noise - sigma * data}.get(make, noise - data)
+        return {sg.from_denoiser: data, sg.from_v: alpha * noise - sigma * data}.get(make, noise - data)
 
     x = torch.linspace(-2, 2, 8, dtype=F64)[:, None]
     options = {"x_T": x, "solver": ALL[name], "steps": 400, "seed": 0, "final": "none"}
@@ -561,11 +561,11 @@ def test_schedules_without_signal_or_noise_are_errors() -> None:
         sg.VPSDE(T=1.0, eps=1.0)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # networks of no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # networks of no data
 @given(
     name=st.sampled_from(list(SOLVERS)),
     process=st.sampled_from(list(LINEAR)),
-    make=st.sampled_from([sg.from_noise, sg.from_denoiser, sg.from_velocity, sg.from_score]),
+    make=st.sampled_from([sg.from_noise, sg.from_denoiser, sg.from_v, sg.from_score]),
     steps=st.integers(1, 20),
     size=st.sampled_from([0.0, 1.0, 30.0]),
 )
@@ -699,7 +699,7 @@ def test_a_run_on_a_widening_grid_starts_from_the_same_noise(process: str) -> No
     at_T = sg.sample(score, sde, x_T=sde.prior_sample((5, 2), seed=3, dtype=F64), **options)
     start = by_seed.times[0]
     there = sde.prior_sample((5, 2), t=start, seed=3, dtype=F64)
-    solver = sg.default_setting(sde, 10).solver
+    solver = sg.defaults.default_setting(sde, 10).solver
     explicit = sg.sample(score, sde, x_T=there, solver=solver, grid=by_seed.times, final="denoise", seed=3)
     assert start < sde.T
     torch.testing.assert_close(at_T.x, by_seed.x, rtol=1e-12, atol=1e-12)

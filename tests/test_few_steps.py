@@ -23,7 +23,7 @@ def test_consistency_is_the_published_algorithm(process: str) -> None:
     """Song et al.'s algorithm 1: the data, and all of the noise anew; the last call's data are the sample."""
     sde = LINEAR[process]
     times = sg.grids.rule("log-snr")(sde, 3).times
-    res = sg.sample(sg.from_denoiser(net, sde), sde, x_T=X, grid=times, solver=sg.Consistency(), seed=1)
+    res = sg.sample(sg.from_denoiser(net, sde), sde, x_T=X, grid=times, solver=sg.schemes.Consistency(), seed=1)
     noise = NoiseStream(resolve_seeds(1, None, 4), "solver", times[0])
     x = X
     for t in times[1:]:
@@ -38,7 +38,9 @@ def test_tcd_is_the_published_algorithm(gamma: float) -> None:
     """Zheng et al.'s strategic stochastic sampling: by DDIM to s below t', and noise from s to t'."""
     sde = sg.VPSDE()
     times = [1.0, 0.6, 0.3, 0.1]
-    res = sg.sample(sg.from_denoiser(net, sde), sde, x_T=X, grid=times, solver=sg.TCD(gamma), seed=1, final="none")
+    res = sg.sample(
+        sg.from_denoiser(net, sde), sde, x_T=X, grid=times, solver=sg.schemes.TCD(gamma), seed=1, final="none"
+    )
     noise = NoiseStream(resolve_seeds(1, None, 4), "solver", times[0])
     x = X
     for before, t in pairwise(times):
@@ -59,7 +61,13 @@ def test_the_ends_of_the_family() -> None:
     score = sg.from_denoiser(net, sde)
     results = [
         sg.sample(score, sde, x_T=X, nfe=5, grid="log-snr", solver=solver, seed=1).x
-        for solver in (sg.DDIM(), sg.Consistency(eta=0.0), sg.TCD(0.0), sg.Consistency(), sg.TCD(1.0))
+        for solver in (
+            sg.DDIM(),
+            sg.schemes.Consistency(eta=0.0),
+            sg.schemes.TCD(0.0),
+            sg.schemes.Consistency(),
+            sg.schemes.TCD(1.0),
+        )
     ]
     for a, b in ((0, 1), (0, 2), (3, 4)):
         torch.testing.assert_close(results[a], results[b], rtol=1e-12, atol=1e-12)
@@ -70,12 +78,14 @@ def test_a_perfect_consistency_function_samples_the_data() -> None:
     sde, std = sg.EDMSDE(), 0.5
     score = sg.from_denoiser(lambda x, t: x * std / (std**2 + t[:, None] ** 2).sqrt(), sde)
     for nfe in (1, 2, 4):
-        x = sg.sample(score, sde, (20000, 1), nfe=nfe, grid="karras", solver=sg.Consistency(), seed=0, dtype=F64).x
+        x = sg.sample(
+            score, sde, (20000, 1), nfe=nfe, grid="karras", solver=sg.schemes.Consistency(), seed=0, dtype=F64
+        ).x
         assert float(x.std()) == pytest.approx(std, rel=0.02)
 
 
 def test_misuse() -> None:
     with pytest.raises(ValueError, match="eta must be"):
-        sg.Consistency(eta=2.0)
+        sg.schemes.Consistency(eta=2.0)
     with pytest.raises(ValueError, match="gamma must be"):
-        sg.TCD(-0.1)
+        sg.schemes.TCD(-0.1)

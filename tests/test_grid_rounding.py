@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import sgm_sde as sg
 from sgm_sde.engine.program import Program
-from sgm_sde.solvers.exponential import ExponentialAdams
+from sgm_sde.schemes.exponential import ExponentialAdams
 from tests.helpers import impulse_response
 
 VP = sg.VPSDE()
@@ -169,10 +169,10 @@ def test_gddim_passes_over_times_close_together() -> None:
     sde = sg.CLD()
     oracle = sg.oracles.Gaussian(torch.zeros(1), 0.25)
     x = sde.prior_sample((20, 2, 1), seed=0, dtype=torch.float64)
-    times = sg.grids.rule(sde.natural_grid)(sde, 15).times
+    times = sg.grids.rule(sde.default_grid)(sde, 15).times
 
     def end(times: list[float]) -> torch.Tensor:
-        return sg.sample(oracle.score(sde), sde, x_T=x, solver=sg.GDDIM(3), grid=times, final="none").x
+        return sg.sample(oracle.score(sde), sde, x_T=x, solver=sg.schemes.GDDIM(3), grid=times, final="none").x
 
     plain = end(list(times))
     for distance in (1e-6, 1e-9):

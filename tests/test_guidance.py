@@ -26,7 +26,7 @@ MEMBERS = ([0], [1, 2])
 CLASSES = [sg.oracles.GaussianMixture(MEANS[k], STDS[k], WEIGHTS[k]) for k in MEMBERS]
 NULL = 2
 FROM = {"data": sg.from_denoiser, "noise": sg.from_noise, "score": sg.from_score,
-        "velocity": sg.from_velocity, "flow": sg.from_flow}  # fmt: skip
+        "v": sg.from_v, "flow": sg.from_flow}  # fmt: skip
 
 
 def class_score(sde: sg.LinearSDE, prediction: str = "data") -> sg.Score:
@@ -84,7 +84,7 @@ def test_class_proportions_and_laws() -> None:
     y = torch.arange(n) % 2
     score = Classifier(MIXTURE.score(sde), log_posterior(sde))
     res = sg.sample(score, sde, (n, 2), nfe=30, seed=range(10_000, 10_000 + n), model_kwargs={"y": y}, dtype=F64)
-    assert (res.nfe, res.rows) == (30, 30 * n)
+    assert (res.nfe, res.network_evals) == (30, 30 * n)
     component = MIXTURE.responsibilities(res.x).argmax(1)
     assert float(((component > 0) == y).double().mean()) > 0.995  # the classes overlap this little
     share = float((component[y == 1] == 2).double().mean())
@@ -143,7 +143,7 @@ def test_every_solver_takes_a_guided_score(name: str) -> None:
     guided = ClassifierFree(score, 2.0, {"y": NULL})
     res = sg.sample(guided, sde, model_kwargs={"y": y}, **options)
     close(res.x, sg.sample(by_hand, sde, **options).x, 1e-7)
-    assert res.rows == 2 * 8 * res.nfe
+    assert res.network_evals == 2 * 8 * res.nfe
     assert name in ALL
 
 
@@ -171,7 +171,7 @@ def test_branches_are_called_once_and_only_when_needed() -> None:
         res = sg.sample(ClassifierFree(score, scale, {"y": NULL}, interval=interval), sde, (3, 2), **options)
         rows = [6 if i in doubled else 3 for i in range(6)]
         assert [len(x) for x in net.states] == rows
-        assert (res.nfe, res.rows) == (6, sum(rows))
+        assert (res.nfe, res.network_evals) == (6, sum(rows))
 
 
 def test_interval() -> None:
@@ -181,7 +181,7 @@ def test_interval() -> None:
     level = sde.sigma(t) / sde.alpha(t)
     inside = (level > 0.2) & (level <= 2.0)
     assert 0 < int(inside.sum()) < len(x)
-    score = class_score(sde, "velocity")
+    score = class_score(sde, "v")
     plain, full = score(x, t, y=y), ClassifierFree(score, 2.7, {"y": NULL})(x, t, y=y)
     close(
         ClassifierFree(score, 2.7, {"y": NULL}, interval=(0.2, 2.0))(x, t, y=y),
@@ -198,7 +198,7 @@ def test_autoguidance_and_nesting() -> None:
     """Away from a weaker score of another prediction; guided scores wrap guided scores, rows adding up."""
     sde = sg.VPSDE()
     x, t, y = points(sde)
-    strong, weak = class_score(sde, "noise"), class_score(sg.VPSDE(), "velocity")
+    strong, weak = class_score(sde, "noise"), class_score(sg.VPSDE(), "v")
     blurred = sg.oracles.GaussianMixture(MEANS, 2 * STDS, WEIGHTS).score(sde)
     auto = Auto(MIXTURE.score(sde), blurred, 2.5)
     close(auto(x, t), blurred(x, t) + 2.5 * (MIXTURE.score(sde)(x, t) - blurred(x, t)))
@@ -213,11 +213,11 @@ def test_autoguidance_and_nesting() -> None:
     close(both(x, t, y=y), outer(x, t, y=y) + 0.5 * gradient, 1e-7)
     for score, rows in ((inner, 2), (outer, 4), (both, 4)):
         res = sg.sample(score, sde, (5, 2), nfe=3, seed=0, model_kwargs={"y": y[:5]}, dtype=F64)
-        assert res.rows == rows * 5 * 3
+        assert res.network_evals == rows * 5 * 3
 
 
 def test_negative_condition() -> None:
-    """A null condition that means something, one a sample."""
+    """A null condition that means something, one per sample."""
     sde = sg.VPSDE()
     x, t, y = points(sde)
     score = class_score(sde)
@@ -263,7 +263,7 @@ def test_adaptive_solvers() -> None:
     res = sg.sample(guided, sde, (4, 2), seed=range(4), model_kwargs={"y": y}, **options)
     alone = sg.sample(guided, sde, (1, 2), seed=[2], model_kwargs={"y": y[2:3]}, **options)
     close(alone.x[0], res.x[2], 1e-12)
-    assert 4 < res.rows < 8 * res.nfe
+    assert 4 < res.network_evals < 8 * res.nfe
 
 
 class Linear(torch.nn.Module):
@@ -414,7 +414,7 @@ def test_bad_types() -> None:
     ("score", "kwargs", "message"),
     [
         (ClassifierFree(class_score(VP), 2.0, {"y": 2}), {}, r"asks for the condition 'y'.* got \[\]"),
-        (ClassifierFree(class_score(VP), 2.0, {"y": 2}), {"y": 1}, "one row a sample, 4 in all, got 1"),
+        (ClassifierFree(class_score(VP), 2.0, {"y": 2}), {"y": 1}, "one row per sample, 4 in all, got 1"),
         (ClassifierFree(class_score(VP), 2.0, {"y": 2}), {"y": torch.zeros(3).long()}, r"shape \(3,\)"),
         (ClassifierFree(class_score(VP), 2.0, {"y": torch.zeros(3)}), {"y": torch.zeros(4).long()}, "does not expand"),
         (Classifier(MIXTURE.score(VP), _constant), {}, "asks for the condition 'y'"),
@@ -423,7 +423,7 @@ def test_bad_types() -> None:
         (Classifier(MIXTURE.score(VP), lambda x, t, y: x), {"y": 0}, r"one number a sample, \(4,\), got \(4, 2\)"),
         (Classifier(MIXTURE.score(VP), lambda x, t, y: 1.0), {"y": 0}, "got float"),
         (Classifier(MIXTURE.score(VP), from_classifier(Linear())), {"y": torch.tensor([0, 1, 2, 0])}, r"\[0, 2\)"),
-        (Classifier(MIXTURE.score(VP), from_classifier(Linear())), {"y": torch.zeros(4)}, "whole numbers"),
+        (Classifier(MIXTURE.score(VP), from_classifier(Linear())), {"y": torch.zeros(4)}, "integers"),
         (Classifier(MIXTURE.score(VP), from_classifier(lambda x, t: x[:, 0])), {"y": torch.zeros(4).long()}, "logits"),
     ],
 )  # fmt: skip
@@ -452,7 +452,7 @@ def test_networks_are_compiled_each(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = (sg.sample(score, VP, (3, 2), execution=sg.Execution(compile=flag), **options) for flag in (True, False))
     assert compiled == [strong.net, weak.net]
     close(a.x, b.x)
-    assert (a.rows, b.rows) == (36, 36)
+    assert (a.network_evals, b.network_evals) == (36, 36)
     half = score.cast_to(torch.bfloat16)
     assert [part.dtype for part in half.parts] == [torch.bfloat16] * 2  # type: ignore[attr-defined]
     assert "scale=1.5" in repr(score)

@@ -83,7 +83,7 @@ def test_misuse_of_scales() -> None:
     ):
         with pytest.raises((TypeError, ValueError), match=match):
             guided(scale)
-    with pytest.raises(ValueError, match="the scale has 2 values, one a sample, and the score was asked about 3"):
+    with pytest.raises(ValueError, match="the scale has 2 values, one per sample, and the score was asked about 3"):
         guided(sg.PerSample(torch.ones(2))).output(X, T, **KW)
     with pytest.raises(ValueError, match=r"scale\(level\) must return \(3,\) numbers, got shape \(2,\)"):
         guided(lambda level: level[:2]).output(X, T, **KW)
@@ -155,7 +155,7 @@ def test_a_weakened_branch() -> None:
     cfg = EPS_0 + 4.0 * (EPS_C - EPS_0)
     score = Weakened(guided(4.0), WEAK, 2.0)
     close(score.output(X, T, **KW), cfg + 2.0 * (EPS_C - EPS_W))
-    assert (score.rows(T), score.branches) == (9, 3)
+    assert (score.network_evals(T), score.branches) == (9, 3)
     close(Weakened(guided(4.0), WEAK, 0.0).output(X, T, **KW), cfg)
     s = torch.tensor([0.0, 1.0, 2.0], dtype=F64)
     close(Weakened(guided(4.0), WEAK, sg.PerSample(s)).output(X, T, **KW), cfg + shaped(s) * (EPS_C - EPS_W))

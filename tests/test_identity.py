@@ -98,7 +98,7 @@ CHANGES: dict[str, tuple[Make, Make]] = {
     "weights in a callable object": (lambda: of(Holder(Net(0))), lambda: of(Holder(Net(1)))),
     "weights behind net.forward": (lambda: of(Net(0).forward), lambda: of(Net(1).forward)),
     "numbers in a function": (lambda: of(lambda x, t: 0.5 * x), lambda: of(lambda x, t: 0.6 * x)),
-    "from_noise made from_velocity": (lambda: of(Net(0)), lambda: of(Net(0), make=sg.from_velocity)),
+    "from_noise made from_v": (lambda: of(Net(0)), lambda: of(Net(0), make=sg.from_v)),
     "an input scale": (lambda: of(Net(0)), lambda: of(Net(0), input_scale=lambda t: 1 / SDE.alpha(t))),
     "a time label": (lambda: of(Net(0)), lambda: of(Net(0), time_label=lambda t: 999 * t)),
     "scale of guidance": (lambda: guided(1.5), lambda: guided(3.0)),
@@ -251,31 +251,32 @@ GLOBAL = Net(0)
 
 MASK = sg.inverse.Mask(torch.tensor([True, False, True]))
 SEEN = sg.inverse.Measurement(MASK, torch.tensor([0.5, 0.0, 0.1]))
-RATE = sg.MatrixSDE.from_rate(
+RATE = sg.processes.MatrixSDE.from_rate(
     A=[[0, 4], [-1, -4]], D=[[0, 0], [0, 8**0.5]], prior_covariance=[[1, 0], [0, 0.25]],
     initial_covariance=[[0, 0], [0, 0.01]],
 )  # fmt: skip
-CALIBRATED = sg.Calibrated(Table((10.0, 1.0), (10.0, 1.0, 0.0), ((0.9,), (0.0, 1.0))), "{}")
+CALIBRATED = sg.calibration.Calibrated(Table((10.0, 1.0), (10.0, 1.0, 0.0), ((0.9,), (0.0, 1.0))), "{}")
 CALIBRATION = sg.Calibration([HeldOut("pilot", sg.Setting(CALIBRATED), 0.1, 0.2, 0.3, 0.4)], 2, protocol={"class": 1})
 VALUES: list[Any] = [
     CALIBRATED, CALIBRATION, FittedLevels((10.0, 1.0)),
     sg.VPSDE(), sg.SubVPSDE(), sg.CosineVPSDE(), sg.VESDE(), sg.EDMSDE(), sg.RectifiedFlowSDE(), sg.CLD(), RATE,
     sg.DiscreteVPSDE([1e-4, 1e-3, 0.02]), sg.DiscreteVESDE([10.0, 1.0, 0.1]),
     *sg.solvers().values(),
-    sg.SSCS(), sg.GDDIM(), sg.Adaptive(sg.DOPRI5, controller=Controller(safety=0.8)),
-    sg.SciPy("RK45"), sg.TorchDiffEq("dopri5"), sg.TorchSDE("euler"),
-    sg.Langevin(), sg.VelocityLangevin(), sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), "CP"),
+    sg.schemes.SSCS(), sg.schemes.GDDIM(), sg.Adaptive(sg.tableaus.DOPRI5, controller=Controller(safety=0.8)),
+    sg.schemes.SciPy("RK45"), sg.schemes.TorchDiffEq("dopri5"), sg.schemes.TorchSDE("euler"),
+    sg.Langevin(), sg.schemes.VelocityLangevin(), sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), "CP"),
     sg.inverse.Replacement(sg.DDIM(), SEEN), sg.inverse.RePaint(sg.DDIM(), SEEN), sg.inverse.DPS(sg.DDIM(), SEEN),
     MASK, SEEN, sg.inverse.BlockAverage(2), sg.inverse.Blur(torch.ones(3, 3) / 9),
     sg.inverse.ChannelMix(torch.tensor([[0.5, 0.5]])),
-    *sg.grids.RULES.values(), sg.Consistency(), sg.TCD(), sg.grids.Table((0.1, 0.2)),
+    *sg.grids.RULES.values(), sg.schemes.Consistency(), sg.schemes.TCD(), sg.grids.Table((0.1, 0.2)),
     sg.grids.Shifted(3.0, sg.grids.Karras()),
     sg.grids.FromLevels([2.0, 1.0, 0.1]),
-    sg.grids.Grid([1.0, 0.5]), Stretched(), sg.HEUN2, sg.DOP853,
-    sg.Setting("ddim", "karras"), sg.Setting("ddim"), sg.default_setting(sg.VPSDE()),
+    sg.grids.Grid([1.0, 0.5]), Stretched(),
+    sg.tableaus.HEUN2, sg.tableaus.DOP853,
+    sg.Setting("ddim", "karras"), sg.Setting("ddim"), sg.defaults.default_setting(sg.VPSDE()),
     sg.PilotResult([(sg.Setting("ddim"), 0.1), (sg.Setting("heun", "karras"), 0.2)], 1e-3, 10, ["short"]),
     sg.DDIM(eta=1.0).compile(SDE, sg.grids.Grid([1.0, 0.5, 0.1])),
-    sg.SSCS().compile(sg.CLD(), sg.grids.Grid([1.0, 0.5])), Matrix(((1.0, 0.0), (0.0, 2.0))), Controller(),
+    sg.schemes.SSCS().compile(sg.CLD(), sg.grids.Grid([1.0, 0.5])), Matrix(((1.0, 0.0), (0.0, 2.0))), Controller(),
 ]  # fmt: skip
 
 
@@ -461,8 +462,8 @@ def test_scores_differ_by_every_option() -> None:
             sg.oracles.GaussianMixture(torch.eye(3), 0.1), sg.oracles.GaussianMixture(torch.eye(3), 0.2),
             sg.oracles.Empirical(torch.eye(3), 0.1),
         )),
-        sg.from_joint_denoiser(net, sg.CLD()), sg.from_velocity_noise(net, sg.CLD()),
-        sg.from_velocity_noise(net, sg.CLD(), mixed=0.5),
+        sg.scores.from_joint_denoiser(net, sg.CLD()), sg.scores.from_velocity_noise(net, sg.CLD()),
+        sg.scores.from_velocity_noise(net, sg.CLD(), mixed=0.5),
     ]  # fmt: skip
     assert len({text(score) for score in scores}) == len(scores)
     assert text(sg.from_denoiser(Net(0), sg.VPSDE())) == text(plain)

@@ -182,7 +182,7 @@ def test_the_global_random_state_is_left_alone(name: str, seed: object) -> None:
 
 
 def test_fresh_entropy_is_reported() -> None:
-    """Without a seed two runs differ, and each can be had again from the seeds in its result."""
+    """Without a seed two runs differ, and each can be drawn again from the seeds in its result."""
     sde = LINEAR["vp"]
 
     def run(seed: object) -> sg.SampleResult:
@@ -253,7 +253,7 @@ def test_an_outlier_disturbs_nobody(name: str, outlier: float) -> None:
     clean = run(x)
     assert clean.status.ok
     if math.isnan(outlier):
-        with pytest.warns(sg.NonFiniteWarning, match="1 of 5 samples"):
+        with pytest.warns(sg.sampling.NonFiniteWarning, match="1 of 5 samples"):
             res = run(spoilt)
         assert res.status.samples == (2,)
         assert res.status.time == sde.T
@@ -267,7 +267,9 @@ def test_an_outlier_disturbs_nobody(name: str, outlier: float) -> None:
 
 # --- Langevin correctors ---------------------------------------------------------------------------------------------
 
-FEW = pytest.mark.filterwarnings("ignore::sgm_sde.LangevinNormWarning")  # small states, where the law does not matter
+FEW = pytest.mark.filterwarnings(
+    "ignore::sgm_sde.schemes.LangevinNormWarning"
+)  # small states, where the law does not matter
 
 
 def correct(corrector: sg.Langevin, sde: sg.LinearSDE, score: object, x: Tensor, t: float, times: int = 1) -> Tensor:
@@ -389,12 +391,12 @@ def test_norms_of_few_numbers_warn(norm: str, shape: tuple[int, int], warns: boo
     n, d = shape
     sde: sg.SDE = sg.CLD() if velocity else sg.VPSDE()
     score = sg.oracles.Gaussian(torch.zeros(d), 0.25).score(sde)  # type: ignore[arg-type]
-    corrector = sg.VelocityLangevin(norm=norm) if velocity else sg.Langevin(norm=norm)
+    corrector = sg.schemes.VelocityLangevin(norm=norm) if velocity else sg.Langevin(norm=norm)
     solver = sg.PredictorCorrector(sg.EulerMaruyama(), corrector)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         sg.sample(score, sde, (n, 2, d) if velocity else shape, solver=solver, steps=20, seed=0)
-    assert [w.category for w in caught] == [sg.LangevinNormWarning] * warns
+    assert [w.category for w in caught] == [sg.schemes.LangevinNormWarning] * warns
     assert not warns or f"has {d if norm == 'sample' else n * d} numbers only" in str(caught[0].message)
 
 
@@ -486,12 +488,12 @@ def test_the_step_that_spoils_a_sample_is_found(name: str) -> None:
         score = sg.from_score(net, sde)
         return sg.sample(score, sde, (4, 3), solver=solver, grid=grid, seed=5, final="none", dtype=F64)
 
-    with pytest.warns(sg.NonFiniteWarning, match="1 of 4 samples"):
+    with pytest.warns(sg.sampling.NonFiniteWarning, match="1 of 4 samples"):
         res = run()
     assert res.status.samples == (2,)
     assert res.status.time == grid.times[4]
     assert "after the step from" in res.status.message
     repeats[0] = False
-    with pytest.warns(sg.NonFiniteWarning, match="does not repeat itself"):
+    with pytest.warns(sg.sampling.NonFiniteWarning, match="does not repeat itself"):
         res = run()
     assert (res.status.time, res.status.samples) == (grid.times[-1], (2,))

@@ -39,7 +39,7 @@ from tests.helpers import (
 VP = LINEAR["vp"]
 SCORE = elementwise_score(VP)
 CP = sg.PredictorCorrector(sg.DPMSolverPP(), sg.Langevin(n_steps=2), order="CP")
-PC3 = sg.PredictorCorrector(sg.Heun(), sg.AnnealedLangevin(step_ratio=0.1, n_steps=3))
+PC3 = sg.PredictorCorrector(sg.Heun(), sg.schemes.AnnealedLangevin(step_ratio=0.1, n_steps=3))
 # One of each kind: what differs between their siblings is coefficients.
 KINDS = [
     "euler",
@@ -63,7 +63,7 @@ SAMPLERS = {**{name: sampler(name, VP) for name in KINDS}, "cp": CP, "pc3": PC3}
 
 
 def run(solver: sg.Solver | str = "dpm++2m", **options: Any) -> sg.SampleResult:
-    """A small run on VP, of five steps unless told otherwise."""
+    """A small run on VP, of five steps by default."""
     if "nfe" not in options and "grid" not in options:
         options.setdefault("steps", 5)
     if "x_T" not in options:
@@ -93,7 +93,7 @@ def corrected(**options: Any) -> sg.PredictorCorrector:
 
 
 def joint(**options: Any) -> sg.PredictorCorrector:
-    return sg.PredictorCorrector(sg.GDDIM(), sg.VelocityLangevin(**{"snr": 0.1, **options}))
+    return sg.PredictorCorrector(sg.schemes.GDDIM(), sg.schemes.VelocityLangevin(**{"snr": 0.1, **options}))
 
 
 RESTART = sg.Restart(sg.DPMSolverPP(2), s_max=3.0)
@@ -103,7 +103,7 @@ def exponential(cls: Any) -> dict[str, list[tuple[sg.Solver, sg.Solver]]]:
     """The options that exponential integrators share."""
     noise = {"prediction": "noise"}
     return {
-        "prediction": [(cls(), cls(prediction=other)) for other in ("noise", "velocity", "rectified")],
+        "prediction": [(cls(), cls(prediction=other)) for other in ("noise", "v", "rectified")],
         "variable": [
             (cls(**noise), cls(**noise, variable="time")),
             (cls(**noise), cls(**noise, variable="noise-level")),
@@ -112,7 +112,7 @@ def exponential(cls: Any) -> dict[str, list[tuple[sg.Solver, sg.Solver]]]:
         "eta": [(cls(), cls(eta=0.5)), (cls(eta=1.0), cls(eta=half_at_the_end))],
         "noise_scale": [(cls(), cls(noise_scale="er"))],
         "window": [(cls(eta=1.0), cls(eta=1.0, window=(0.1, 2.0)))],
-        "sigma_data": [(cls(prediction="velocity"), cls(prediction="velocity", sigma_data=0.5))],
+        "sigma_data": [(cls(prediction="v"), cls(prediction="v", sigma_data=0.5))],
         "name": [],
         "source": [],
     }
@@ -120,40 +120,40 @@ def exponential(cls: Any) -> dict[str, list[tuple[sg.Solver, sg.Solver]]]:
 
 CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
     **{cls: {"eta": pairs} for cls, pairs in ETAS.items()},
-    sg.RungeKutta: {"tableau": [(sg.RungeKutta(sg.MIDPOINT), sg.RungeKutta(sg.RALSTON))]},
+    sg.RungeKutta: {"tableau": [(sg.RungeKutta(sg.tableaus.MIDPOINT), sg.RungeKutta(sg.tableaus.RALSTON))]},
     sg.Heun: {
         option: [(CHURN, dataclasses.replace(CHURN, **{option: value}))]
         for option, value in {"s_churn": 1.0, "s_tmin": 1.0, "s_tmax": 1.0, "s_noise": 1.1}.items()
     },
-    sg.ExponentialAdams: {
-        **exponential(sg.ExponentialAdams),
-        "nodes": [(sg.ExponentialAdams(nodes=1), sg.ExponentialAdams(nodes=2))],
+    sg.schemes.ExponentialAdams: {
+        **exponential(sg.schemes.ExponentialAdams),
+        "nodes": [(sg.schemes.ExponentialAdams(nodes=1), sg.schemes.ExponentialAdams(nodes=2))],
         "corrector": [
-            (sg.ExponentialAdams(nodes=1), sg.ExponentialAdams(nodes=1, corrector=2)),
-            (sg.ExponentialAdams(nodes=2, corrector=2), sg.ExponentialAdams(nodes=2, corrector=3)),
+            (sg.schemes.ExponentialAdams(nodes=1), sg.schemes.ExponentialAdams(nodes=1, corrector=2)),
+            (sg.schemes.ExponentialAdams(nodes=2, corrector=2), sg.schemes.ExponentialAdams(nodes=2, corrector=3)),
         ],
-        "start": [(sg.ExponentialAdams(nodes=3), sg.ExponentialAdams(nodes=3, start="warm"))],
-        "lower_final": [(sg.ExponentialAdams(nodes=3), sg.ExponentialAdams(nodes=3, lower_final=True))],
+        "start": [(sg.schemes.ExponentialAdams(nodes=3), sg.schemes.ExponentialAdams(nodes=3, start="warm"))],
+        "lower_final": [(sg.schemes.ExponentialAdams(nodes=3), sg.schemes.ExponentialAdams(nodes=3, lower_final=True))],
     },
-    sg.ExponentialRungeKutta: {
-        **exponential(sg.ExponentialRungeKutta),
-        "stages": [(sg.ExponentialRungeKutta(stages=2), sg.ExponentialRungeKutta(stages=3))],
-        "c2": [(sg.ExponentialRungeKutta(), sg.ExponentialRungeKutta(c2=0.7))],
-        "reduced": [(sg.ExponentialRungeKutta(), sg.ExponentialRungeKutta(reduced=2))],
+    sg.schemes.ExponentialRungeKutta: {
+        **exponential(sg.schemes.ExponentialRungeKutta),
+        "stages": [(sg.schemes.ExponentialRungeKutta(stages=2), sg.schemes.ExponentialRungeKutta(stages=3))],
+        "c2": [(sg.schemes.ExponentialRungeKutta(), sg.schemes.ExponentialRungeKutta(c2=0.7))],
+        "reduced": [(sg.schemes.ExponentialRungeKutta(), sg.schemes.ExponentialRungeKutta(reduced=2))],
     },
-    sg.PNDM: {"runge_kutta": [(sg.PNDM(), sg.PNDM(runge_kutta=False))]},
-    sg.AncestralNoise: {
-        "solver": [(sg.AncestralNoise(sg.DPMSolver(2)), sg.AncestralNoise(sg.DPMSolver(1)))],
-        "eta": [(sg.AncestralNoise(sg.DPMSolver(2)), sg.AncestralNoise(sg.DPMSolver(2), eta=0.5))],
+    sg.schemes.PNDM: {"runge_kutta": [(sg.schemes.PNDM(), sg.schemes.PNDM(runge_kutta=False))]},
+    sg.schemes.AncestralNoise: {
+        "solver": [(sg.schemes.AncestralNoise(sg.DPMSolver(2)), sg.schemes.AncestralNoise(sg.DPMSolver(1)))],
+        "eta": [(sg.schemes.AncestralNoise(sg.DPMSolver(2)), sg.schemes.AncestralNoise(sg.DPMSolver(2), eta=0.5))],
     },
     sg.Restart: {
         option: [(RESTART, dataclasses.replace(RESTART, **{option: value}))]
         for option, value in {"solver": sg.DPMSolver(2), "s_min": 1.0, "s_max": 1.0, "rounds": 2, "n_steps": 4}.items()
     },
     sg.Ancestral: {"variance": [(sg.Ancestral(), sg.Ancestral(variance="transition"))]},
-    sg.AnnealedLangevin: {
-        "step_ratio": [(sg.AnnealedLangevin(0.1, 2), sg.AnnealedLangevin(0.2, 2))],
-        "n_steps": [(sg.AnnealedLangevin(0.1, 2), sg.AnnealedLangevin(0.1, 3))],
+    sg.schemes.AnnealedLangevin: {
+        "step_ratio": [(sg.schemes.AnnealedLangevin(0.1, 2), sg.schemes.AnnealedLangevin(0.2, 2))],
+        "n_steps": [(sg.schemes.AnnealedLangevin(0.1, 2), sg.schemes.AnnealedLangevin(0.1, 3))],
     },
     sg.Langevin: {
         "snr": [(LANGEVIN, corrected(snr=0.2))],
@@ -161,9 +161,9 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
         "norm": [(LANGEVIN, corrected(norm="batch")), (LANGEVIN, corrected(norm="sample"))],
         "data_std": [(LANGEVIN, corrected(data_std=0.3))],
     },
-    sg.GDDIM: {"nodes": [(sg.GDDIM(2), sg.GDDIM(3))]},
-    sg.SSCS: {"eta": [(sg.SSCS(), sg.SSCS(eta=0.5))]},
-    sg.VelocityLangevin: {
+    sg.schemes.GDDIM: {"nodes": [(sg.schemes.GDDIM(2), sg.schemes.GDDIM(3))]},
+    sg.schemes.SSCS: {"eta": [(sg.schemes.SSCS(), sg.schemes.SSCS(eta=0.5))]},
+    sg.schemes.VelocityLangevin: {
         "snr": [(joint(), joint(snr=0.2))],
         "n_steps": [(joint(), joint(n_steps=2))],
         "norm": [(joint(), joint(norm="batch")), (joint(), joint(norm="sample"))],
@@ -171,18 +171,18 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
     },
     sg.PredictorCorrector: {
         "predictor": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(eta=0.5), sg.Langevin(snr=0.1)))],
-        "corrector": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.AnnealedLangevin(0.1, 1)))],
+        "corrector": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.schemes.AnnealedLangevin(0.1, 1)))],
         "order": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.1), order="CP"))],
         "sequence": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.Langevin(snr=0.1), sequence="CP"))],
     },
 }
 PARTS = [
-    cls for cls in vars(sg).values()
+    cls for cls in vars(sg.schemes).values()
     if isinstance(cls, type) and issubclass(cls, sg.Solver | sg.Corrector) and not inspect.isabstract(cls)
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.LangevinNormWarning")
+@pytest.mark.filterwarnings("ignore::sgm_sde.schemes.LangevinNormWarning")
 @pytest.mark.parametrize(
     ("part", "option"), [(part, option) for part in PARTS for option in inspect.signature(part).parameters]
 )
@@ -190,7 +190,7 @@ def test_every_option_of_a_solver_matters(part: type, option: str) -> None:
     """Another value of any option of any public solver or corrector gives other samples."""
     for one, other in CHANGES[part][option]:
         assert one != other
-        draw = run_joint if part in (sg.GDDIM, sg.SSCS, sg.VelocityLangevin) else run
+        draw = run_joint if part in (sg.schemes.GDDIM, sg.schemes.SSCS, sg.schemes.VelocityLangevin) else run
         assert not torch.equal(draw(one, final="none").x, draw(other, final="none").x)
 
 
@@ -203,10 +203,10 @@ def test_every_option_of_a_solver_matters(part: type, option: str) -> None:
         (lambda: sg.DPMSolverPP(order=1, variant="midpoint"), "variant"),
         (lambda: sg.DPMSolverPP(order=2, start="warm"), "warm"),
         (lambda: sg.DPMSolverPP(order=2, singlestep=True, start="warm"), "start"),
-        (lambda: sg.ExponentialAdams(window=(0.0, 1.0)), "window"),
-        (lambda: sg.ExponentialAdams(sigma_data=0.5), "sigma_data"),
-        (lambda: sg.ExponentialAdams(nodes=3, eta=1.0, start="warm"), "warm"),
-        (lambda: sg.ExponentialRungeKutta(stages=1, c2=0.5), "c2"),
+        (lambda: sg.schemes.ExponentialAdams(window=(0.0, 1.0)), "window"),
+        (lambda: sg.schemes.ExponentialAdams(sigma_data=0.5), "sigma_data"),
+        (lambda: sg.schemes.ExponentialAdams(nodes=3, eta=1.0, start="warm"), "warm"),
+        (lambda: sg.schemes.ExponentialRungeKutta(stages=1, c2=0.5), "c2"),
     ],
 )
 def test_options_that_would_do_nothing_are_errors(make: Callable[[], sg.Solver], shown: str) -> None:
@@ -229,33 +229,33 @@ def test_options_that_would_do_nothing_are_errors(make: Callable[[], sg.Solver],
         (lambda: sg.DPMSolver(order=4), "4"),
         (lambda: sg.DPMSolverPP(variant="heun"), "heun"),
         (lambda: sg.UniPC(variant="bh3"), "bh3"),
-        (lambda: sg.ExponentialAdams(prediction="score"), "score"),
-        (lambda: sg.ExponentialAdams(variable="angle"), "angle"),
-        (lambda: sg.ExponentialAdams(variant="bh1", prediction="noise", variable="time"), "time"),
-        (lambda: sg.ExponentialAdams(variant="fixed"), "fixed"),
-        (lambda: sg.ExponentialAdams(prediction="rectified", eta=1.0), "eta=1.0"),
-        (lambda: sg.ExponentialAdams(eta=-0.5), "-0.5"),
-        (lambda: sg.ExponentialAdams(eta=1.0, window=(2.0, 1.0)), r"\(2.0, 1.0\)"),
-        (lambda: sg.ExponentialAdams(prediction="velocity", sigma_data=0.0), "0.0"),
-        (lambda: sg.ExponentialAdams(nodes=0), "0"),
-        (lambda: sg.ExponentialAdams(nodes=2, corrector=4), "4"),
-        (lambda: sg.ExponentialAdams(start="hot"), "hot"),
-        (lambda: sg.ExponentialRungeKutta(stages=4), "4"),
-        (lambda: sg.ExponentialRungeKutta(stages=3, c2=0.8), "0.8"),
-        (lambda: sg.ExponentialRungeKutta(stages=3, variant="midpoint"), "stages=3"),
-        (lambda: sg.ExponentialRungeKutta(variant="published"), "published"),
-        (lambda: sg.ExponentialRungeKutta(reduced=-1), "-1"),
-        (lambda: sg.ExponentialAdams(noise_scale="odd"), "odd"),
-        (lambda: sg.ExponentialAdams(noise_scale="er", eta=1.0), "er"),
-        (lambda: sg.AncestralNoise(sg.DPMSolver(2), eta=1.5), "1.5"),
+        (lambda: sg.schemes.ExponentialAdams(prediction="score"), "score"),
+        (lambda: sg.schemes.ExponentialAdams(variable="angle"), "angle"),
+        (lambda: sg.schemes.ExponentialAdams(variant="bh1", prediction="noise", variable="time"), "time"),
+        (lambda: sg.schemes.ExponentialAdams(variant="fixed"), "fixed"),
+        (lambda: sg.schemes.ExponentialAdams(prediction="rectified", eta=1.0), "eta=1.0"),
+        (lambda: sg.schemes.ExponentialAdams(eta=-0.5), "-0.5"),
+        (lambda: sg.schemes.ExponentialAdams(eta=1.0, window=(2.0, 1.0)), r"\(2.0, 1.0\)"),
+        (lambda: sg.schemes.ExponentialAdams(prediction="v", sigma_data=0.0), "0.0"),
+        (lambda: sg.schemes.ExponentialAdams(nodes=0), "0"),
+        (lambda: sg.schemes.ExponentialAdams(nodes=2, corrector=4), "4"),
+        (lambda: sg.schemes.ExponentialAdams(start="hot"), "hot"),
+        (lambda: sg.schemes.ExponentialRungeKutta(stages=4), "4"),
+        (lambda: sg.schemes.ExponentialRungeKutta(stages=3, c2=0.8), "0.8"),
+        (lambda: sg.schemes.ExponentialRungeKutta(stages=3, variant="midpoint"), "stages=3"),
+        (lambda: sg.schemes.ExponentialRungeKutta(variant="published"), "published"),
+        (lambda: sg.schemes.ExponentialRungeKutta(reduced=-1), "-1"),
+        (lambda: sg.schemes.ExponentialAdams(noise_scale="odd"), "odd"),
+        (lambda: sg.schemes.ExponentialAdams(noise_scale="er", eta=1.0), "er"),
+        (lambda: sg.schemes.AncestralNoise(sg.DPMSolver(2), eta=1.5), "1.5"),
         (lambda: sg.Restart(sg.DDIM(), s_min=0.5, s_max=0.3), "0.5 and 0.3"),
         (lambda: sg.Restart(sg.DDIM(), rounds=0), "0"),
         (lambda: sg.Ancestral(variance="learned"), "learned"),
         (lambda: sg.Langevin(snr=0.0), "0.0"),
         (lambda: sg.Langevin(n_steps=0), "0"),
         (lambda: sg.Langevin(norm="l1"), "l1"),
-        (lambda: sg.AnnealedLangevin(step_ratio=-1e-5), "-1e-05"),
-        (lambda: sg.AnnealedLangevin(n_steps=1.5), "1.5"),
+        (lambda: sg.schemes.AnnealedLangevin(step_ratio=-1e-5), "-1e-05"),
+        (lambda: sg.schemes.AnnealedLangevin(n_steps=1.5), "1.5"),
         (lambda: sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), order="PPC"), "PPC"),
         (lambda: sg.Tableau([[], [1.0]], [0.5, 0.6]), "1.1"),
         (lambda: sg.Tableau([[], [2.0]], [0.5, 0.5]), "2.0"),
@@ -274,7 +274,7 @@ def test_unknown_options_are_errors(part: Callable[..., object]) -> None:
     """A keyword that nobody knows is a TypeError that names it."""
     given_options = {
         sg.Restart: {"solver": sg.DDIM()},
-        sg.AncestralNoise: {"solver": sg.DPMSolver(2)},
+        sg.schemes.AncestralNoise: {"solver": sg.DPMSolver(2)},
         sg.PredictorCorrector: {"predictor": sg.DDIM(), "corrector": sg.Langevin()},
         sg.Tableau: {"a": [[]], "b": [1]},
         sg.sample: {"score_fn": SCORE, "sde": VP, "shape": (1, 2)},
@@ -335,7 +335,7 @@ def test_every_argument_of_sample_matters() -> None:
         ({"nfe": 0}, ValueError, "0"),
         ({"nfe": 4.5}, ValueError, "4.5"),
         ({"nfe": 2, "solver": "rk4"}, ValueError, "nfe=2 is too small"),
-        ({"nfe": "6"}, ValueError, "nfe must be a whole number of at least 1, got '6'"),
+        ({"nfe": "6"}, ValueError, "nfe must be an integer of at least 1, got '6'"),
         ({"nfe": math.inf}, ValueError, "nfe must be .* got inf"),
         ({"nfe": math.nan, "solver": "dopri5"}, ValueError, "nfe must be .* got nan"),
         ({"steps": [3]}, ValueError, r"steps must be .* got \[3\]"),
@@ -345,7 +345,7 @@ def test_every_argument_of_sample_matters() -> None:
         ({"execution": {"compile": True}}, TypeError, "execution must be sg.Execution"),
         ({"model_kwargs": 3}, TypeError, "model_kwargs must map names .* got 3"),
         ({"dtype": "float32"}, TypeError, "floating-point torch.dtype, got 'float32'"),
-        ({"shape": (True, 2)}, ValueError, r"shape\[0\] must be a whole number of at least 1, got True"),
+        ({"shape": (True, 2)}, ValueError, r"shape\[0\] must be an integer of at least 1, got True"),
         ({"steps": 0}, ValueError, "0"),
         ({"steps": -3}, ValueError, "-3"),
         ({"steps": True}, ValueError, "True"),
@@ -361,7 +361,7 @@ def test_every_argument_of_sample_matters() -> None:
         ({"record": sg.Record("some")}, ValueError, "some"),
         ({"record": sg.Record([0.123])}, ValueError, "0.123"),
         ({"shape": None}, ValueError, "shape="),
-        ({"shape": (3, 0)}, ValueError, r"shape\[1\] must be a whole number of at least 1, got 0"),
+        ({"shape": (3, 0)}, ValueError, r"shape\[1\] must be an integer of at least 1, got 0"),
         ({"shape": 3}, TypeError, "3"),
         ({"shape": (3, 2), "x_T": X_T}, ValueError, "not both"),
         ({"x_T": X_T, "dtype": F64}, ValueError, "dtype"),
@@ -490,7 +490,7 @@ def test_the_default_is_a_budget_of_fifty() -> None:
 
 
 def test_the_registry_tells_what_a_step_costs() -> None:
-    """The table's network calls a step are those that a run makes."""
+    """The table's network calls per step are those that a run makes."""
     for name, solver in sg.solvers().fixed.items():
         if name == "annealed-langevin":
             continue
@@ -502,12 +502,12 @@ def test_the_registry_tells_what_a_step_costs() -> None:
 
 
 @pytest.mark.parametrize("final", ["denoise", "mean", "none"])
-@pytest.mark.parametrize("predictor", [sg.ReverseDiffusion(), sg.DPMSolverPP(), sg.RungeKutta(sg.HEUN2)])
+@pytest.mark.parametrize("predictor", [sg.ReverseDiffusion(), sg.DPMSolverPP(), sg.RungeKutta(sg.tableaus.HEUN2)])
 def test_predictor_and_corrector_take_turns_as_documented(predictor: sg.Solver, final: str) -> None:
     """PC corrects each state a predictor reached; CP corrects before each predictor step. Then the final rule."""
     a, b, c, d = (1.0, 0.7, 0.3, 0.1)
     grid = sg.Grid([a, b, c, d])
-    corrector = sg.AnnealedLangevin(step_ratio=0.1, n_steps=2)
+    corrector = sg.schemes.AnnealedLangevin(step_ratio=0.1, n_steps=2)
     two_stages = predictor.nfe_per_step == 2
 
     def predict(s: float, t: float) -> list[float]:
@@ -601,7 +601,7 @@ def plain(x: Tensor, t: Tensor) -> Tensor:
     return -x / (1 + t.reshape(-1, *[1] * (x.ndim - 1)))
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # a score of no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_live_where_they_are_asked_for(name: str, device: str) -> None:
@@ -699,12 +699,12 @@ def test_compiling_changes_rounding_only(name: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_compiling_keeps_no_graph() -> None:
-    """What cannot be had together is refused."""
+    """Options that exclude one another are refused."""
     with pytest.raises(ValueError, match="enable_grad"):
         run(execution=sg.Execution(compile=True, enable_grad=True))
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # a score of no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # a score of no data
 @pytest.mark.slow
 def test_compiled_by_the_compiler() -> None:
     """The same by torch.compile's own compiler, module and function."""
@@ -885,11 +885,11 @@ def test_a_network_that_returns_its_input_is_no_trap() -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_callback_sees_every_step(name: str) -> None:
     """One call per step, in order, with the step's times, state and calls so far; looking changes nothing."""
-    seen: list[sg.StepInfo] = []
+    seen: list[sg.options.StepInfo] = []
     net = Recorder(SCORE)
     solver = SAMPLERS[name]
 
-    def callback(info: sg.StepInfo) -> None:
+    def callback(info: sg.options.StepInfo) -> None:
         assert info.nfe == len(net.labels)
         seen.append(info)
 
@@ -905,7 +905,7 @@ def test_a_callback_sees_every_step(name: str) -> None:
     assert torch.equal(res.x, run(solver, steps=6).x)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # the estimates are no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # the estimates are no data
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_callback_sees_an_estimate_of_the_data(name: str) -> None:
     """`denoised` is the network's estimate from the step the callback reports, not from an earlier one."""
@@ -916,7 +916,7 @@ def test_a_callback_sees_an_estimate_of_the_data(name: str) -> None:
     def net(x: Tensor, t: Tensor) -> Tensor:
         return torch.full_like(x, next(levels))  # the n-th call estimates n
 
-    def callback(info: sg.StepInfo) -> None:
+    def callback(info: sg.options.StepInfo) -> None:
         counts.append(info.nfe)
         estimates.append(info.denoised)
 
@@ -929,12 +929,12 @@ def test_a_callback_sees_an_estimate_of_the_data(name: str) -> None:
         assert before <= value < after
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # a score of no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_what_a_callback_gets_is_its_own(name: str) -> None:
     """Overwriting the state or the estimate in a callback does not reach the run."""
 
-    def vandal(info: sg.StepInfo) -> None:
+    def vandal(info: sg.options.StepInfo) -> None:
         info.x.fill_(math.nan)
         if info.denoised is not None:
             info.denoised.fill_(math.nan)
@@ -952,7 +952,7 @@ def test_a_callback_can_stop_the_run(name: str, answer: object) -> None:
     net = Recorder(SCORE)
     calls: list[int] = []
 
-    def callback(info: sg.StepInfo) -> object:
+    def callback(info: sg.options.StepInfo) -> object:
         calls.append(len(net.labels))
         return answer if info.i == 2 else None
 
@@ -1061,10 +1061,10 @@ def test_rows_count_what_the_network_has_seen() -> None:
     """Every call sees the whole batch, a corrector's and the final one too."""
     solver = sg.PredictorCorrector(sg.DDIM(), sg.Langevin(n_steps=2))
     res = sg.sample(lambda x, t: -x, sg.VPSDE(), (5, 2), solver=solver, steps=3, seed=0)
-    assert (res.nfe, res.rows) == (10, 50)
+    assert (res.nfe, res.network_evals) == (10, 50)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # a score of no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("solver", [None, "heun", "dpm++2m", "ancestral", "dopri5", "torchdiffeq:dopri5"])
 def test_a_network_may_not_change_its_input(solver: str | None) -> None:
     """Said at once, since the input is the run's state; a copy that a cast makes is the network's own."""
@@ -1129,7 +1129,7 @@ def test_warnings_point_at_the_call(solver: str) -> None:
 
 
 def test_times_go_with_samples() -> None:
-    """One, or one a sample."""
+    """One, or one per sample."""
     for t in (torch.full((2,), 0.5), torch.full((3, 1), 0.5)):
         with pytest.raises(ValueError, match=r"t has shape .*, expected \(\) or \(3,\) to go with x of shape \(3, 2\)"):
             sg.from_noise(lambda x, t: x, VP)(torch.ones(3, 2), t)

@@ -286,7 +286,7 @@ def test_nonlinear_processes_are_refused() -> None:
 
 
 def test_measurements() -> None:
-    """One for all or one a sample; what a mask hides is not looked at; simulated noise is a sample's own."""
+    """One for all or one per sample; what a mask hides is not looked at; simulated noise is a sample's own."""
     x = normal(3, 2)
     each = inverse.Measurement(HALF, normal(3, 2, seed=1))
     torch.testing.assert_close(each.residual(x)[:, 0], normal(3, 2, seed=1)[:, 0] - x[:, 0])
@@ -592,7 +592,7 @@ def test_counts_of_scores(make: Callable[..., inverse.PosteriorScore], vjps: int
     assert score.vjps == vjps
     Counted.backwards = 0
     res = sg.sample(score, VP, (3, 2), solver="dpm++2m", nfe=7, seed=0)
-    assert (res.nfe, res.rows, len(net.states)) == (7, 21, 7)
+    assert (res.nfe, res.network_evals, len(net.states)) == (7, 21, 7)
     assert Counted.backwards == 7 * vjps
 
 
@@ -622,7 +622,7 @@ def test_nothing_is_left_behind() -> None:
         assert all(p.requires_grad and p.grad is None for p in net.parameters())
 
 
-@pytest.mark.parametrize("prediction", ["noise", "data", "velocity", "flow", "score"])
+@pytest.mark.parametrize("prediction", ["noise", "data", "v", "flow", "score"])
 @pytest.mark.parametrize("method", [inverse.MMPS, inverse.PiGDM])
 def test_a_network_without_gradient_is_refused(method: Any, prediction: str) -> None:
     """Whatever it predicts: what the conversion to data adds has a gradient in any case."""
@@ -700,7 +700,7 @@ def test_an_outlier_changes_no_other_sample(name: str) -> None:
     plain = sg.sample(score, VP, x_T=x, **options).x
     far = sg.sample(score, VP, x_T=torch.cat([x[:2], 1e6 * x[2:]]), **options).x
     torch.testing.assert_close(far[:2], plain[:2], rtol=1e-12, atol=1e-12)
-    with pytest.warns(sg.NonFiniteWarning, match=r"\(2\)"):
+    with pytest.warns(sg.sampling.NonFiniteWarning, match=r"\(2\)"):
         broken = sg.sample(score, VP, x_T=torch.cat([x[:2], math.nan * x[2:]]), **options).x
     torch.testing.assert_close(broken[:2], plain[:2], rtol=1e-12, atol=1e-12)
 
@@ -742,7 +742,7 @@ def test_precision_arguments_and_branches(name: str) -> None:
     assert float(other.denoised(torch.ones(1, 2), 0.5).detach()[0, 1]) == 0
     assert sg.sample(plain, VP, (2, 2), nfe=4, seed=0, dtype=torch.bfloat16).x.dtype == torch.bfloat16
     base.branches = 2
-    assert sg.sample(SCORES[name](base, seen(0.3)), VP, (3, 2), nfe=4, seed=0).rows == 24
+    assert sg.sample(SCORES[name](base, seen(0.3)), VP, (3, 2), nfe=4, seed=0).network_evals == 24
     assert name[:4] in repr(score).lower() and "Mask" in repr(score)
 
 
@@ -755,7 +755,7 @@ APART = sg.oracles.Gaussian(torch.tensor([0.3, -0.7], dtype=F64), torch.diag(tor
 @pytest.mark.parametrize("name", ["ancestral", "heun", "reverse-diffusion", "sde-dpm++2s"])
 def test_replacement_leaves_the_independent_alone(name: str, final: str) -> None:
     """The unknown coordinate is the unguided sampler's, noise-free last step included; the known one is y."""
-    solver = sg.solvers().fixed.get(name, sg.SEEDS(2))
+    solver = sg.solvers().fixed.get(name, sg.schemes.SEEDS(2))
     options: dict[str, Any] = {"steps": 6, "seed": 0, "final": final, "dtype": F64}
     free = sg.sample(APART.score(VP), VP, (4, 2), solver=solver, **options).x
     res = sg.sample(APART.score(VP), VP, (4, 2), solver=inverse.Replacement(solver, seen()), **options)
@@ -1018,7 +1018,7 @@ METHODS: dict[str, Callable[[sg.Score, inverse.Measurement], tuple[sg.Score, sg.
         score,
         sg.PredictorCorrector(sg.DDIM(), sg.Langevin(0.3, 2, data_std=0.4), "CP"),
     ),
-    "annealed langevin": lambda score, seen: (score, sg.AnnealedLangevin(0.2, 3)),
+    "annealed langevin": lambda score, seen: (score, sg.schemes.AnnealedLangevin(0.2, 3)),
     "langevin and diffpir": lambda score, seen: (
         sg.inverse.DiffPIR(score, seen, 2.0),
         sg.PredictorCorrector(sg.DPMSolverPP(2), sg.Langevin(0.2)),

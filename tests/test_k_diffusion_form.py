@@ -16,7 +16,7 @@ from torch import Tensor
 import sgm_sde as sg
 from examples import comfyui
 from sgm_sde.adapters.k_diffusion import sampler
-from sgm_sde.solvers import ADAPTIVE, REGISTRY
+from sgm_sde.schemes import ADAPTIVE, REGISTRY
 from tests.helpers import ALL, F64, FAMILIES
 from tests.helpers import sampler as solver_of
 
@@ -66,7 +66,7 @@ def test_adaptive_solvers_are_refused(name: str) -> None:
 )  # fmt: skip
 def test_names_as_others_spell_them(spelled: str, name: str) -> None:
     """Everywhere that a solver is named."""
-    from sgm_sde.solvers import resolve
+    from sgm_sde.schemes import resolve
 
     assert resolve(spelled) == REGISTRY[name]()
     assert sg.Setting(spelled).solver == REGISTRY[name]()
@@ -223,7 +223,7 @@ def test_flow_matching_in_comfyui(nodes: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------ the loop from outside
 
 
-def driven(s: sg.Stepper, x: Tensor, copied: Any = None) -> Tensor:
+def driven(s: sg.stepping.Stepper, x: Tensor, copied: Any = None) -> Tensor:
     x = s.start(x) if not s.starts_at_x else x
     for i, t in enumerate(s.times):
         if copied is not None and i == len(s.times) // 2:
@@ -241,7 +241,7 @@ def test_the_loop_from_outside(name: str, final: str) -> None:
     res = sg.sample(
         sg.from_denoiser(model, SDE), SDE, x_T=X, solver=solver, grid="karras", steps=6, seed=4, final=final
     )
-    s = sg.stepper(solver, SDE, "karras", steps=6, prediction="data", final=final, seed=4)
+    s = sg.stepping.stepper(solver, SDE, "karras", steps=6, prediction="data", final=final, seed=4)
     x = driven(s, X)
     torch.testing.assert_close(x, res.x, rtol=1e-12, atol=1e-12)
     assert len(s.times) == res.nfe
@@ -255,7 +255,7 @@ def test_the_loop_from_outside(name: str, final: str) -> None:
 
 def test_a_copy_is_a_run_of_its_own() -> None:
     """Two halves of a run go on from one point, and neither moves the other."""
-    s = sg.stepper("sde-dpm++2m", SDE, nfe=6, prediction="data", seed=0)
+    s = sg.stepping.stepper("sde-dpm++2m", SDE, nfe=6, prediction="data", seed=0)
     x = X
     for t in s.times[:3]:
         x = s.step(model(x, torch.full((3,), t, dtype=F64)), t, x)
@@ -277,7 +277,7 @@ def test_what_the_caller_changes_counts() -> None:
         expected = 0.9 * sg.sample(score, SDE, x_T=expected, grid=[start, end], solver="ddim", final="none").x
     for change in (lambda x: 0.9 * x, lambda x: x.mul_(0.9)):
         for duplicate in (lambda run: run, copy.deepcopy):
-            s = sg.stepper("ddim", SDE, grid, prediction="data", final="none")
+            s = sg.stepping.stepper("ddim", SDE, grid, prediction="data", final="none")
             x = X
             for t in s.times:
                 s = duplicate(s)
@@ -286,7 +286,7 @@ def test_what_the_caller_changes_counts() -> None:
 
 
 def test_misuse_of_the_loop() -> None:
-    s = sg.stepper("ddim", SDE, [8.0, 4.0, 2.0], prediction="data")
+    s = sg.stepping.stepper("ddim", SDE, [8.0, 4.0, 2.0], prediction="data")
     with pytest.raises(ValueError, match=r"call 0 of the run is at t=8\.0, got t=4\.0"):
         s.step(X, 4.0, X)
     with pytest.raises(ValueError, match=r"must be a tensor of shape \(3, 2\), got a tensor of shape \(3,\)"):
@@ -298,17 +298,17 @@ def test_misuse_of_the_loop() -> None:
     with pytest.raises(ValueError, match="the run has started"):
         s.start(x)
     with pytest.raises(TypeError, match="dopri5 finds its own steps"):
-        sg.stepper("dopri5", SDE)
+        sg.stepping.stepper("dopri5", SDE)
     with pytest.raises(ValueError, match="calls the network between timesteps"):
-        sg.stepper("pc", SDE)
+        sg.stepping.stepper("pc", SDE)
     with pytest.raises(ValueError, match=r"begin with x = start\(x\)"):
-        sg.stepper("edm-sde", SDE, "karras", steps=4, prediction="data").step(X, SDE.T, X)
+        sg.stepping.stepper("edm-sde", SDE, "karras", steps=4, prediction="data").step(X, SDE.T, X)
 
 
 def test_gradients_do_not_follow_the_loop() -> None:
     """A network with parameters needs no `no_grad` around the loop; half precision is kept in float32 between calls."""
     w = torch.ones((), requires_grad=True)
-    s = sg.stepper("dpm++2m", SDE, nfe=5, prediction="data")
+    s = sg.stepping.stepper("dpm++2m", SDE, nfe=5, prediction="data")
     x = X.to(torch.bfloat16)
     for t in s.times:
         x = s.step(w * model(x, torch.full((3,), t)).to(torch.bfloat16), t, x)
@@ -322,7 +322,7 @@ def test_blocks_of_a_matrix_process() -> None:
     score = sg.oracles.Gaussian(torch.zeros(2, dtype=F64), 1.0).score(sde)
     x_T = torch.randn(3, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
     res = sg.sample(score, sde, x_T=x_T, solver="heun2", steps=5)
-    s = sg.stepper("heun2", sde, steps=5, prediction=score.prediction)
+    s = sg.stepping.stepper("heun2", sde, steps=5, prediction=score.prediction)
     x = x_T
     for t in s.times:
         x = s.step(score.output(x, torch.full((3,), t, dtype=F64)), t, x)

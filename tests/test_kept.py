@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde._kept import kept
 from sgm_sde.likelihood import FixedGrid
-from sgm_sde.solvers.base import _cached
+from sgm_sde.schemes.base import _cached
 
 
 class Scheduled(nn.Module):
@@ -40,7 +40,7 @@ def test_no_network_is_kept_alive() -> None:
             sg.sample(score, sde, (2, 3), solver="dpm++2m", nfe=5, seed=0)
             sg.sample(score, sde, (2, 3), solver=sg.SASolver(eta=lambda t, net=net: 0.5), nfe=5, seed=0)
             sg.log_prob(score, sde, torch.ones(2, 3), method=FixedGrid(8), trace="exact")
-            matrix = sg.MatrixSDE.from_functions(
+            matrix = sg.processes.MatrixSDE.from_functions(
                 lambda t, net=net: [[0, 4], [-4, -8]], lambda t: [[0, 0], [0, 2]],
                 prior_covariance=[[1, 0], [0, 0.25]], initial_covariance=[[0, 0], [0, 0.01]],
             )  # fmt: skip

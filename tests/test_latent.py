@@ -26,7 +26,7 @@ X = torch.randn(400, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
 
 def linear(encoder: Any = lambda x: Normal(x @ A.T, STD), decoder: Any = lambda z: Normal(z @ W.T, TAU)) -> Any:
     """A linear-Gaussian autoencoder with a Gaussian prior."""
-    return sg.LatentScoreModel(encoder, decoder, PRIOR.score(SDE), SDE)
+    return sg.latent.LatentScoreModel(encoder, decoder, PRIOR.score(SDE), SDE)
 
 
 def closed_form(x: Tensor) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def test_the_bound_is_below_the_density_and_tight_for_the_posterior() -> None:
     w = W[:, :1]  # one latent, whose posterior is a diagonal Gaussian
     prior = sg.oracles.Gaussian(torch.zeros(1, dtype=F64), 1.0)
     variance = 1 / (1 + float((w**2).sum()) / TAU**2)
-    model = sg.LatentScoreModel(
+    model = sg.latent.LatentScoreModel(
         lambda x: (variance / TAU**2 * x @ w, torch.full((len(x), 1), 0.5 * math.log(variance), dtype=F64)),
         lambda z: Independent(Normal(z @ w.T, TAU), 1),
         prior.score(SDE),
@@ -96,14 +96,14 @@ def test_mixed_parametrisation() -> None:
     """Its two ends are the standard normal law and the network; the share learns."""
     exact = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(SDE)
     t, z = torch.tensor([0.2, 0.7]), torch.tensor([[0.5, -1.0], [2.0, 0.1]])
-    mixed = sg.MixedNoise(lambda z, t: 3 * z, SDE, (2,), initial=0.25)
+    mixed = sg.latent.MixedNoise(lambda z, t: 3 * z, SDE, (2,), initial=0.25)
     expected = 0.75 * exact.predict("noise", z, t) + 0.25 * 3 * z
     torch.testing.assert_close(mixed(z, t), expected)
     (gradient,) = torch.autograd.grad(mixed(z, t).sum(), mixed.logit)
     assert bool((gradient != 0).all())
     assert sg.sample(sg.from_noise(mixed, SDE), SDE, (2, 2), nfe=4, seed=0).nfe == 4
     with pytest.raises(ValueError, match=r"initial must be finite, above 0 and below 1, got 1.0"):
-        sg.MixedNoise(lambda z, t: z, SDE, initial=1.0)
+        sg.latent.MixedNoise(lambda z, t: z, SDE, initial=1.0)
 
 
 def test_a_decoder_of_whole_numbers_has_bits() -> None:
@@ -123,12 +123,12 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: linear(lambda x: Normal(x[:2, :2], 1.0)).bound(X), ValueError, r"latents \(2, 2\) for 400 samples"),
     (lambda: linear(decoder=lambda z: z).bound(X[:2]), TypeError, "a decoder that returns a distribution, got Tensor"),
     (lambda: linear().bound(X, method="elbo"), ValueError, "method must be one of 'flow', 'weighted', got 'elbo'"),
-    (lambda: linear().bound(X, draws=0), ValueError, "draws must be a whole number of at least 1, got 0"),
+    (lambda: linear().bound(X, draws=0), ValueError, "draws must be an integer of at least 1, got 0"),
     (lambda: linear().bound(X, method="weighted", prior=9), ValueError, "prior are options of method='flow'"),
-    (lambda: sg.LatentScoreModel(1, 2, PRIOR.score(SDE), SDE), TypeError, "encoder must be a function"),  # type: ignore[arg-type]
-    (lambda: sg.LatentScoreModel(abs, abs, PRIOR.score(sg.CLD()), sg.CLD()), TypeError, "needs a LinearSDE"),  # type: ignore[arg-type]
+    (lambda: sg.latent.LatentScoreModel(1, 2, PRIOR.score(SDE), SDE), TypeError, "encoder must be a function"),  # type: ignore[arg-type]
+    (lambda: sg.latent.LatentScoreModel(abs, abs, PRIOR.score(sg.CLD()), sg.CLD()), TypeError, "needs a LinearSDE"),  # type: ignore[arg-type]
     (
-        lambda: sg.LatentScoreModel.from_diffusers(nn.Identity(), PRIOR.score(SDE), SDE),
+        lambda: sg.latent.LatentScoreModel.from_diffusers(nn.Identity(), PRIOR.score(SDE), SDE),
         TypeError,
         "encode, decode and config, got Identity",
     ),
@@ -151,7 +151,7 @@ def test_an_autoencoder_of_diffusers() -> None:
         sample_size=8, scaling_factor=0.5, shift_factor=0.25,
     ).eval()  # fmt: skip
     score = sg.oracles.Gaussian(torch.zeros(2, 8, 8), 1.0).score(SDE)
-    model = sg.LatentScoreModel.from_diffusers(autoencoder, score, SDE, decoder_std=0.5)
+    model = sg.latent.LatentScoreModel.from_diffusers(autoencoder, score, SDE, decoder_std=0.5)
     x = torch.randn(2, 1, 8, 8)
     mean, std = model.posterior(x)
     law = autoencoder.encode(x).latent_dist

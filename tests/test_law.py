@@ -25,13 +25,13 @@ from tests.helpers import ALL, F64, LINEAR, bind
 PROCESSES = [name for name in LINEAR if name != "schedule"]
 COMPOSED: dict[str, sg.Solver] = {
     "pc-dpm++2m": sg.PredictorCorrector(sg.DPMSolverPP(), sg.Langevin()),
-    "pc-seeds2": sg.PredictorCorrector(sg.SEEDS(2), sg.Langevin(0.1, n_steps=2)),
+    "pc-seeds2": sg.PredictorCorrector(sg.schemes.SEEDS(2), sg.Langevin(0.1, n_steps=2)),
     "cp": sg.PredictorCorrector(sg.ReverseDiffusion(), sg.Langevin(), order="CP"),
-    "pc-annealed": sg.PredictorCorrector(sg.DDIM(), sg.AnnealedLangevin(0.1, n_steps=2)),
+    "pc-annealed": sg.PredictorCorrector(sg.DDIM(), sg.schemes.AnnealedLangevin(0.1, n_steps=2)),
     "heun-restart": sg.Restart(sg.Heun(), rounds=4, n_steps=8),
     "ancestral-restart": sg.Restart(sg.Ancestral(), s_min=0.1, s_max=0.9, n_steps=40),
-    "ddim-ancestral-half": sg.AncestralNoise(sg.DPMSolver(1), eta=0.5),
-    "dpm2-ancestral-half": sg.AncestralNoise(sg.DPMSolver(2), eta=0.5),
+    "ddim-ancestral-half": sg.schemes.AncestralNoise(sg.DPMSolver(1), eta=0.5),
+    "dpm2-ancestral-half": sg.schemes.AncestralNoise(sg.DPMSolver(2), eta=0.5),
 }
 STOCHASTIC = {**{name: solver for name, solver in ALL.items() if solver.stochastic}, **COMPOSED}
 WITH_ORDER = [name for name, solver in STOCHASTIC.items() if solver.weak_order]
@@ -155,7 +155,7 @@ def assert_dimension_does_not_matter(name: str, process: str, n: int) -> None:
     """Isotropic Gaussians in 1, 2 and 16 dimensions, at three scales: what the impulse response says."""
     sde, solver = LINEAR[process], STOCHASTIC[name]
     if name == "annealed-langevin":
-        solver = sg.AnnealedLangevin(n_steps=2)
+        solver = sg.schemes.AnnealedLangevin(n_steps=2)
     grid = LogSNR()(sde, 24)
     means, stds = output_law(solver, sde, MEAN[1::2], STD[1::2], grid)
     for m, s, mean, std in zip(MEAN[1::2].tolist(), STD[1::2].tolist(), means.tolist(), stds.tolist(), strict=True):
@@ -280,8 +280,8 @@ def test_the_bias_of_published_norms(norm: str, n: int, updates: int) -> None:
     assert float(x.var()) == pytest.approx((1 + 2 / n) ** 2 * (1 + r**2), rel=0.03)
 
 
-JOINT = [sg.SSCS(), sg.EulerMaruyama(), sg.GDDIM(2)]
-VELOCITY = [None, sg.VelocityLangevin(0.16), sg.VelocityLangevin(0.16, n_steps=3)]
+JOINT = [sg.schemes.SSCS(), sg.EulerMaruyama(), sg.schemes.GDDIM(2)]
+VELOCITY = [None, sg.schemes.VelocityLangevin(0.16), sg.schemes.VelocityLangevin(0.16, n_steps=3)]
 
 
 def joint_solver(predictor: sg.Solver, corrector: sg.Corrector | None) -> sg.Solver:
@@ -323,7 +323,7 @@ def test_the_dimension_does_not_matter_on_cld(predictor: sg.Solver, corrector: s
         x = oracle.sample(n // d, sde, grid.times[0], seed=1 + seed).double()  # type: ignore[arg-type]
         end = draw(solver, sde, oracle.score(sde), x, grid, seed)  # type: ignore[arg-type]
         found = {}
-        for k, block in enumerate(("position", "velocity")):
+        for k, block in enumerate(("position", "v")):
             for what, value in missed_moments(end[:, k], float(mean[k]), float(std[k])).items():
                 found[f"{what} of the {block}"] = value
         return found
@@ -348,7 +348,7 @@ def test_the_law_of_the_adaptive_sde_solver(process: str, d: int) -> None:
     """In one dimension the error vanishes by chance, and steps must not leap for that."""
     sde = LINEAR[process]
     oracle = sg.oracles.Gaussian(torch.full((d,), 0.3), 0.25)
-    assert_law(lambda seed: missed_at_eps(oracle, sde, 2000 // d, seed, 0.02, solver=sg.GGF(rtol=0.05)))
+    assert_law(lambda seed: missed_at_eps(oracle, sde, 2000 // d, seed, 0.02, solver=sg.schemes.GGF(rtol=0.05)))
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ from sgm_sde.likelihood import (
     LikelihoodWarning,
     ScipyRK45,
     Stretched,
-    pilot_probe_basis,
+    choose_probe_basis,
 )
 from sgm_sde.likelihood.decoders import Levels
 from sgm_sde.likelihood.dequantisation import _truncated_normal
@@ -110,11 +110,11 @@ def test_the_density_has_mass_one_in_two_dimensions() -> None:
     assert float(res.value.exp().sum() * (side[1] - side[0]) ** 2) == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("make", [sg.from_noise, sg.from_denoiser, sg.from_velocity, sg.from_flow, sg.from_score])
+@pytest.mark.parametrize("make", [sg.from_noise, sg.from_denoiser, sg.from_v, sg.from_flow, sg.from_score])
 def test_every_prediction_gives_the_same_likelihood(make: Any) -> None:
     """Whatever the network predicts, to 1e-9."""
     sde = LINEAR["vp"]
-    target = {"from_noise": "noise", "from_denoiser": "data", "from_velocity": "velocity", "from_flow": "flow"}
+    target = {"from_noise": "noise", "from_denoiser": "data", "from_v": "v", "from_flow": "flow"}
     exact_score = GAUSSIAN.score(sde)
     kind = target.get(make.__name__, "score")
     score = make(lambda x, t: exact_score.predict(kind, x, t), sde)
@@ -402,7 +402,7 @@ def test_the_right_basis_leaves_no_variance(basis: str) -> None:
         else:
             assert float(res.value.std()) > 1e-3
             assert abs(float((res.value - exactly).mean())) < 4 * float(res.value.std()) / 10
-    pilot = pilot_probe_basis(score, sde, many[:4], seed=0)
+    pilot = choose_probe_basis(score, sde, many[:4], seed=0)
     assert pilot.basis == basis
     assert (pilot.nfe, pilot.vjps) == (3 * 17, 3 * 17 * 3)
     assert pilot.variances[basis] == min(pilot.variances.values())
@@ -856,10 +856,10 @@ def test_adaptive_codes_return_to_a_millionth() -> None:
 def test_interpolation_keeps_the_norm(weight: float) -> None:
     """Between latents of one length all are of that length; the ends are the ends."""
     a, b = torch.tensor([[3.0, 0.0], [1.0, 1.0]], dtype=F64), torch.tensor([[0.0, 3.0], [1.0, 1.0]], dtype=F64)
-    mixed = sg.slerp(a, b, weight)
+    mixed = sg.likelihood.slerp(a, b, weight)
     torch.testing.assert_close(mixed.norm(dim=1), a.norm(dim=1))
-    torch.testing.assert_close(sg.slerp(a, b, 0.0), a)
-    torch.testing.assert_close(sg.slerp(a, b, 1.0), b)
+    torch.testing.assert_close(sg.likelihood.slerp(a, b, 0.0), a)
+    torch.testing.assert_close(sg.likelihood.slerp(a, b, 1.0), b)
 
 
 @given(
@@ -899,7 +899,7 @@ X = torch.zeros(2, 2, dtype=F64)
         ({"trace": "hutch++"}, ValueError, "hutch"),
         ({"trace": 3}, TypeError, r"trace must be a name, Hutchinson\(\.\.\.\) or Exact\(\.\.\.\), got 3"),
         ({"method": FixedGrid}, TypeError, "method must be a name or a method"),
-        ({"batch_size": 0}, ValueError, "batch_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1, got 0"),
         ({"method": "dopri5"}, ValueError, "dopri5"),
         ({"method": "rk45-scipy", "enable_grad": True}, ValueError, "gradients"),
         ({"method": "adaptive", "enable_grad": True}, ValueError, "gradients"),
@@ -1069,7 +1069,7 @@ def test_likelihoods_in_inference_mode() -> None:
     ],
 )
 def test_bad_input_to_bits_per_dim(options: dict[str, Any], error: type[Exception], shown: str) -> None:
-    """Whole numbers in the range only, and no unknown option."""
+    """Integers in the range only, and no unknown option."""
     given_options = {"images": torch.tensor([[1, 2]]), "n_levels": 256, "data_range": (-1.0, 1.0), **options}
     with pytest.raises(error, match=shown):
         sg.bits_per_dim(SCORE, VP, **given_options)
@@ -1089,7 +1089,7 @@ def test_bad_input_to_bits_per_dim(options: dict[str, Any], error: type[Exceptio
         (lambda: AdjointFlow(atol=math.nan), ValueError, "nan"),
         (lambda: ScipyRK45(rtol=math.inf), ValueError, "inf"),
         (lambda: Hutchinson(0), ValueError, "0"),
-        (lambda: Hutchinson(2.0), ValueError, "n_probes must be a whole number of at least 1, got 2.0"),  # type: ignore[arg-type]
+        (lambda: Hutchinson(2.0), ValueError, "n_probes must be an integer of at least 1, got 2.0"),  # type: ignore[arg-type]
         (lambda: Hutchinson(probe="uniform"), ValueError, "uniform"),
         (lambda: Hutchinson(basis="wavelet"), ValueError, "wavelet"),
         (lambda: Exact(0), ValueError, "0"),

@@ -19,7 +19,7 @@ from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.program import Program
 from sgm_sde.likelihood import FixedGrid, Hutchinson
 from sgm_sde.processes.matrix import MatrixNode, apply, require_covariance, van_loan
-from sgm_sde.solvers.matrix import root
+from sgm_sde.schemes.matrix import root
 from sgm_sde.testing import default_oracle, measure_order, measure_weak_order
 
 from .helpers import F64, Recorder, bind, stream
@@ -28,7 +28,7 @@ CRITICAL = sg.CLD()
 OVER = sg.CLD(beta_min=0.5, beta_max=8.0, friction=2.0)
 UNDER = sg.CLD(mass=1.0, friction=0.5, beta_min=6.0)
 PROCESSES = {"critical": CRITICAL, "over": OVER, "under": UNDER}
-THIRD = sg.MatrixSDE.from_rate(
+THIRD = sg.processes.MatrixSDE.from_rate(
     [[0, 1, 0], [-1, 0, 2], [0, -2, -3]],
     np.diag([0, 0, math.sqrt(6)]),
     prior_covariance=np.eye(3),
@@ -79,21 +79,23 @@ def test_integrated_matrices_are_those_of_the_rate() -> None:
         "prior_covariance": OVER.prior_covariance.array,
         "initial_covariance": OVER.initial_covariance.array,
     }
-    numeric = sg.MatrixSDE.from_functions(lambda t: OVER.drift_matrix(t).numpy(), lambda t: OVER.g(t).numpy(), **kwargs)
+    numeric = sg.processes.MatrixSDE.from_functions(
+        lambda t: OVER.drift_matrix(t).numpy(), lambda t: OVER.g(t).numpy(), **kwargs
+    )
     for s, t in ((0.0, 0.01), (0.2, 0.9)):
         for got, expected in zip(numeric.transition(s, t), OVER.transition(s, t), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-12)
     for got, expected in zip(numeric.propagate(0.9, 0.2, 1.0), OVER.propagate(0.9, 0.2, 1.0), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-10)
     grid = QUADRATIC(OVER, 1, t_end=0.4)
-    tables = [sg.SSCS().compile(sde, grid) for sde in (numeric, OVER)]
+    tables = [sg.schemes.SSCS().compile(sde, grid) for sde in (numeric, OVER)]
     x, score = OVER.prior_sample((4, 2, 2), seed=0, dtype=F64), default_oracle().score(OVER)
     runs = [execute(table, x, bind(score, OVER, grid.times), stream(4)).x for table in tables]
     torch.testing.assert_close(*runs, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("sde", [*PROCESSES.values(), THIRD], ids=[*PROCESSES, "third"])
-def test_transitions_compose_and_keep_the_prior(sde: sg.MatrixSDE) -> None:
+def test_transitions_compose_and_keep_the_prior(sde: sg.processes.MatrixSDE) -> None:
     """Phi and covariance of r to s to t are those of r to t, and P is stationary."""
     r, s, t = 0.1, 0.3, 0.8
     (p1, n1), (p2, n2), (p, n) = sde.transition(r, s), sde.transition(s, t), sde.transition(r, t)
@@ -123,7 +125,7 @@ def test_the_forward_process_has_the_declared_moments() -> None:
 
 @pytest.mark.parametrize("kind", ["gaussian", "mixture"])
 @pytest.mark.parametrize("sde", [*PROCESSES.values(), THIRD], ids=[*PROCESSES, "third"])
-def test_oracles_know_the_joint_score(kind: str, sde: sg.MatrixSDE) -> None:
+def test_oracles_know_the_joint_score(kind: str, sde: sg.processes.MatrixSDE) -> None:
     """It is the gradient of the joint density, which for Gaussian data is a Gaussian's."""
     oracle = default_oracle(kind)
     z = oracle.sample(5, sde, 0.3, seed=0, dtype=F64).requires_grad_()
@@ -155,7 +157,7 @@ def test_density_of_a_point_close_to_the_data() -> None:
     [(CRITICAL, 1e-3), (CRITICAL, 0.2), (CRITICAL, 1.0), (OVER, 1e-3), (OVER, 0.2), (THIRD, 0.2)],
     ids=str,
 )
-def test_predictions_turn_into_one_another(sde: sg.MatrixSDE, t: float) -> None:
+def test_predictions_turn_into_one_another(sde: sg.processes.MatrixSDE, t: float) -> None:
     """Data, noise and score of the whole state, and noise and score of the velocity alone, tell the same."""
     oracle = default_oracle("mixture")
     z = oracle.sample(6, sde, t, seed=1, dtype=F64)
@@ -191,7 +193,7 @@ def test_rotated_noise_is_carried_by_the_flow() -> None:
     point = sg.oracles.GaussianMixture(torch.tensor([[0.7]], dtype=F64), 0.0)
     z = torch.tensor([[[0.3], [0.2]]], dtype=F64)
     for grid in (sg.Grid([1.0, 0.05]), sg.Grid([1.0, 0.9, 0.4, 0.1, 0.05])):
-        program = sg.GDDIM(nodes=1).compile(CRITICAL, grid)
+        program = sg.schemes.GDDIM(nodes=1).compile(CRITICAL, grid)
         end = execute(program, z, bind(point.score(CRITICAL), CRITICAL, grid.times), stream(1)).x
         nodes = CRITICAL.nodes([1.0, 0.05])
         start, last = (n.R for n in nodes)
@@ -202,7 +204,14 @@ def test_rotated_noise_is_carried_by_the_flow() -> None:
 @pytest.mark.parametrize("kind", ["gaussian", "mixture"])
 @pytest.mark.parametrize(
     "solver",
-    [sg.EulerMaruyama(eta=0.0), sg.RungeKutta(sg.HEUN2), sg.SSCS(eta=0.0), sg.GDDIM(1), sg.GDDIM(2), sg.GDDIM(3)],
+    [
+        sg.EulerMaruyama(eta=0.0),
+        sg.RungeKutta(sg.tableaus.HEUN2),
+        sg.schemes.SSCS(eta=0.0),
+        sg.schemes.GDDIM(1),
+        sg.schemes.GDDIM(2),
+        sg.schemes.GDDIM(3),
+    ],
     ids=["euler", "heun2", "sscs", "gddim1", "gddim2", "gddim3"],
 )
 def test_orders_on_the_flow(solver: sg.Solver, kind: str) -> None:
@@ -213,7 +222,7 @@ def test_orders_on_the_flow(solver: sg.Solver, kind: str) -> None:
     assert measured.order > solver.order - 0.15
 
 
-@pytest.mark.parametrize("solver", [sg.EulerMaruyama(), sg.SSCS(), sg.SSCS(eta=0.5)], ids=repr)
+@pytest.mark.parametrize("solver", [sg.EulerMaruyama(), sg.schemes.SSCS(), sg.schemes.SSCS(eta=0.5)], ids=repr)
 def test_weak_orders(solver: sg.Solver) -> None:
     """The law of the joint state errs by the first power of the step, on a rate that depends on time."""
     measured = measure_weak_order(solver, OVER, rule=QUADRATIC, t_start=0.7, t_end=0.2, steps=(40, 80))
@@ -228,7 +237,7 @@ def test_sscs_is_exact_where_the_data_are_the_prior() -> None:
 
     grid = sg.Grid([1.0, 0.1])
     for eta in (0.0, 1.0):
-        program = sg.SSCS(eta=eta).compile(OVER, grid)
+        program = sg.schemes.SSCS(eta=eta).compile(OVER, grid)
         draws = sum(len(stage.noises) for stage in program.stages)
         x = torch.zeros(2 + 2 * draws, 2, 1, dtype=F64)
         x[:2] = torch.from_numpy(np.linalg.cholesky(OVER.prior_covariance.array)).mT[..., None]
@@ -248,10 +257,10 @@ def test_sscs_is_exact_where_the_data_are_the_prior() -> None:
 
 SAMPLERS = {
     "em": sg.EulerMaruyama(),
-    "sscs": sg.SSCS(),
-    "gddim": sg.GDDIM(3),
+    "sscs": sg.schemes.SSCS(),
+    "gddim": sg.schemes.GDDIM(3),
     "rk4": sg.RungeKutta(),
-    "pc": sg.PredictorCorrector(sg.SSCS(), sg.VelocityLangevin(snr=0.01)),
+    "pc": sg.PredictorCorrector(sg.schemes.SSCS(), sg.schemes.VelocityLangevin(snr=0.01)),
 }
 
 
@@ -269,7 +278,7 @@ def test_samplers_reach_the_data(name: str) -> None:
 def test_the_velocity_corrector_moves_velocities_alone() -> None:
     """The first block stays to the last bit, and the step does not depend on it."""
     z = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
-    mean, added = sg.VelocityLangevin(snr=0.3).update(z, torch.ones_like(z), torch.ones_like(z), 1.0)
+    mean, added = sg.schemes.VelocityLangevin(snr=0.3).update(z, torch.ones_like(z), torch.ones_like(z), 1.0)
     assert torch.equal(mean[:, 0], z[:, 0]) and not bool(added[:, 0].any())
     other = sg.Langevin(snr=0.3).update(z[:, 1], torch.ones(3, 4), torch.ones(3, 4), 1.0)
     assert torch.equal(mean[:, 1], other[0]) and torch.equal(added[:, 1], other[1])
@@ -292,12 +301,12 @@ def test_a_velocity_network_needs_no_more_than_the_velocity() -> None:
 
     scores = [
         exact,
-        sg.from_velocity_noise(noise_v, CRITICAL),
-        sg.from_velocity_noise(left, CRITICAL, mixed=variance_of_v),
-        sg.from_velocity_score(lambda z, t: exact(z, t)[:, 1], CRITICAL),
-        sg.from_joint_denoiser(lambda y, s: oracle.denoised(y, torch.ones_like(s), s), CRITICAL),
+        sg.scores.from_velocity_noise(noise_v, CRITICAL),
+        sg.scores.from_velocity_noise(left, CRITICAL, mixed=variance_of_v),
+        sg.scores.from_velocity_score(lambda z, t: exact(z, t)[:, 1], CRITICAL),
+        sg.scores.from_joint_denoiser(lambda y, s: oracle.denoised(y, torch.ones_like(s), s), CRITICAL),
     ]
-    for solver in (sg.SSCS(), sg.GDDIM(2)):
+    for solver in (sg.schemes.SSCS(), sg.schemes.GDDIM(2)):
         runs = [sg.sample(s, CRITICAL, (4, 2, 1), solver=solver, nfe=12, seed=0, dtype=F64).x for s in scores]
         for run in runs[1:]:
             torch.testing.assert_close(run, runs[0], rtol=1e-6, atol=1e-6)
@@ -309,7 +318,7 @@ def test_a_sample_depends_on_its_own_seed_alone() -> None:
     def score(z: Tensor, t: Tensor) -> Tensor:
         return -z / (0.5 + t.reshape(-1, *[1] * (z.ndim - 1)))
 
-    options: dict[str, Any] = {"solver": sg.SSCS(), "steps": 5}
+    options: dict[str, Any] = {"solver": sg.schemes.SSCS(), "steps": 5}
     together = sg.sample(score, CRITICAL, (5, 2, 3, 2), seed=0, **options).x
     assert torch.equal(sg.sample(score, CRITICAL, (2, 2, 3, 2), seed=0, **options).x, together[:2])
     assert torch.equal(
@@ -321,7 +330,7 @@ def test_a_sample_depends_on_its_own_seed_alone() -> None:
 def test_tables_with_matrices_are_values() -> None:
     """They go through JSON to the last bit, print, and hash."""
     grid = QUADRATIC(CRITICAL, 4)
-    for solver in (sg.SSCS(), sg.GDDIM(2), sg.EulerMaruyama()):
+    for solver in (sg.schemes.SSCS(), sg.schemes.GDDIM(2), sg.EulerMaruyama()):
         program = solver.compile(CRITICAL, grid)
         assert Program.from_json(program.to_json()) == program
         assert program.blocks == 2 and hash(program) == hash(Program.from_json(program.to_json()))
@@ -343,9 +352,9 @@ def test_matrix_algebra() -> None:
 
 def test_the_network_is_called_inside_the_times_and_counted() -> None:
     """SSCS in the middle of its steps, GDDIM at their starts, and once more for the denoised end."""
-    for solver, first in ((sg.SSCS(), None), (sg.GDDIM(2), 1.0)):
+    for solver, first in ((sg.schemes.SSCS(), None), (sg.schemes.GDDIM(2), 1.0)):
         net = Recorder(lambda z, t: -z[:, 1])
-        res = sg.sample(sg.from_velocity_score(net, CRITICAL), CRITICAL, (2, 2, 3), solver=solver, nfe=6, seed=0)
+        res = sg.sample(sg.scores.from_velocity_score(net, CRITICAL), CRITICAL, (2, 2, 3), solver=solver, nfe=6, seed=0)
         assert res.nfe == len(net.times) == 6 and max(net.times) <= 1.0 and min(net.times) >= 0.000999
         assert first is None or net.times[0] == first
 
@@ -362,13 +371,13 @@ def test_hybrid_score_matching() -> None:
         return apply(torch.from_numpy(-node.L.T), score(z, 0.3))[:, 1]
 
     (node,) = sde.nodes([0.3])
-    loss = sg.hybrid_score_matching(exact, sde, x0, t, noise)
+    loss = sg.processes.hybrid_score_matching(exact, sde, x0, t, noise)
     joint = 0.25 * np.outer(node.mu, node.mu) + node.cov  # type: ignore[attr-defined]
     least = 1 - (node.L.T @ np.linalg.solve(joint, node.L))[1, 1]
     assert abs(float(loss.mean()) - least) < 4 * float(loss.std()) / math.sqrt(20000)
-    assert float(sg.hybrid_score_matching(lambda z, t: 1.1 * exact(z, t), sde, x0, t, noise).mean()) > least
+    assert float(sg.processes.hybrid_score_matching(lambda z, t: 1.1 * exact(z, t), sde, x0, t, noise).mean()) > least
     with pytest.raises(ValueError, match=r"shape \(4, 2, 1\) for data of shape \(4, 1\)"):
-        sg.hybrid_score_matching(lambda z, t: z, sde, x0[:4], t[:4], noise[:4])
+        sg.processes.hybrid_score_matching(lambda z, t: z, sde, x0[:4], t[:4], noise[:4])
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "mixture"])
@@ -381,7 +390,7 @@ def test_joint_likelihood(kind: str) -> None:
     at_T = oracle.log_prob(result.latent, CRITICAL, 1.0)
     assert float((result.divergence + at_T - exact).abs().max()) < 2e-3
     assert result.nfe == 160 and torch.equal(result.prior, CRITICAL.prior_log_prob(result.latent))
-    fuzzy = sg.joint_log_prob(
+    fuzzy = sg.likelihood.joint_log_prob(
         oracle.score(CRITICAL), CRITICAL, z, eps=eps, method=FixedGrid(40), trace=Hutchinson(4), seed=0
     )
     assert float(((fuzzy.value - result.value) / fuzzy.stderr).abs().max()) < 5
@@ -392,7 +401,9 @@ def test_the_velocity_bound_is_below_the_density_and_not_far() -> None:
     """The mean gap is the divergence from the velocity's law at t = 0 to its law given the data: 0 at eps -> 0."""
     oracle, eps = sg.oracles.Gaussian(torch.zeros(3), 0.25), 1e-3
     x = oracle.sample(400, seed=3, dtype=F64)
-    bound = sg.velocity_bound(oracle.score(CRITICAL), CRITICAL, x, seed=0, trace="exact", eps=eps, method=FixedGrid(24))
+    bound = sg.likelihood.velocity_bound(
+        oracle.score(CRITICAL), CRITICAL, x, seed=0, trace="exact", eps=eps, method=FixedGrid(24)
+    )
     # The joint law at eps is a Gaussian: the bound's mean over q(x) q(v) is known.
     mu, covariance = (v.numpy() for v in CRITICAL.kernel(torch.tensor(eps, dtype=F64)))
     joint = 0.25 * np.outer(mu, mu) + covariance
@@ -418,29 +429,31 @@ BAD: list[tuple[Any, str]] = [
     (lambda: sg.CLD(beta_min=5.0, beta_max=1.0), "beta_min <= beta_max"),
     (lambda: sg.CLD(eps=2.0), "0 <= eps < T"),
     (
-        lambda: sg.MatrixSDE.from_rate(
+        lambda: sg.processes.MatrixSDE.from_rate(
             np.eye(2), np.eye(2), prior_covariance=[[1, 2], [2, 1]], initial_covariance=np.eye(2)
         ),
         "prior covariance must be positive definite.*eigenvalue -1",
     ),
     (
-        lambda: sg.MatrixSDE.from_rate(
+        lambda: sg.processes.MatrixSDE.from_rate(
             np.eye(2), np.eye(2), prior_covariance=np.eye(2), initial_covariance=[[1, 0.5], [0, 1]]
         ),
         "initial covariance must be symmetric",
     ),
     (
-        lambda: sg.MatrixSDE.from_rate(np.eye(3), np.eye(3), prior_covariance=np.eye(2), initial_covariance=np.eye(2)),
+        lambda: sg.processes.MatrixSDE.from_rate(
+            np.eye(3), np.eye(3), prior_covariance=np.eye(2), initial_covariance=np.eye(2)
+        ),
         r"drift matrix has the shape \(3, 3\), the prior covariance \(2, 2\)",
     ),
     (lambda: CRITICAL.prior_sample((4, 3), seed=0), r"2 blocks on axis 1, \(B, 2, \*\): got \(4, 3\)"),
     (lambda: CRITICAL.transition(0.5, 0.2), "runs forward in time"),
     (lambda: CRITICAL.rotation([1e-9]), "rotation is known from"),
-    (lambda: sg.GDDIM(nodes=0), "nodes must be a whole number of at least 1, got 0"),
-    (lambda: sg.SSCS(eta=-1.0), "eta must be finite, at least 0"),
-    (lambda: sg.joint_log_prob(lambda z, t: z, CRITICAL, torch.zeros(2, 3)), r"need states \(B, 2, \*\)"),
+    (lambda: sg.schemes.GDDIM(nodes=0), "nodes must be an integer of at least 1, got 0"),
+    (lambda: sg.schemes.SSCS(eta=-1.0), "eta must be finite, at least 0"),
+    (lambda: sg.likelihood.joint_log_prob(lambda z, t: z, CRITICAL, torch.zeros(2, 3)), r"need states \(B, 2, \*\)"),
     (
-        lambda: sg.joint_log_prob(
+        lambda: sg.likelihood.joint_log_prob(
             lambda z, t: z * z.new_tensor([1.0, math.inf]).view(2, 1, 1), CRITICAL, torch.ones(2, 2, 1)
         ),
         r"output is not finite at t=1e-05 in sample 1",
@@ -450,12 +463,16 @@ BAD: list[tuple[Any, str]] = [
         "take method=FixedGrid",
     ),
     (
-        lambda: sg.sample(lambda z, t: z, CRITICAL, x_T=torch.zeros(2, 3, 1), solver=sg.SSCS(), steps=2),
+        lambda: sg.sample(lambda z, t: z, CRITICAL, x_T=torch.zeros(2, 3, 1), solver=sg.schemes.SSCS(), steps=2),
         r"state of 2 blocks, \(B, 2, \*\): got \(2, 3, 1\)",
     ),
     (
         lambda: sg.sample(
-            sg.from_velocity_noise(lambda z, t: z, CRITICAL), CRITICAL, (2, 2, 1), solver=sg.SSCS(), steps=2
+            sg.scores.from_velocity_noise(lambda z, t: z, CRITICAL),
+            CRITICAL,
+            (2, 2, 1),
+            solver=sg.schemes.SSCS(),
+            steps=2,
         ),
         "the network returned shape",
     ),
@@ -475,21 +492,21 @@ def test_solvers_that_need_numbers_say_so() -> None:
     for solver in ("dpm++2m", "reverse-diffusion", "heun"):
         with pytest.raises(TypeError, match="CLD does not have: its kernel is made of matrices"):
             sg.sample(score, CRITICAL, (2, 2, 2), solver=solver, nfe=5)
-    for solver in (sg.SSCS(), sg.GDDIM()):
+    for solver in (sg.schemes.SSCS(), sg.schemes.GDDIM()):
         with pytest.raises(TypeError, match="VPSDE does not have: its kernel is made of numbers"):
             sg.sample(default_oracle().score(sg.VPSDE()), sg.VPSDE(), (2, 2), solver=solver, nfe=5)
     with pytest.raises(TypeError, match="needs a process such as CLD"):
-        sg.from_velocity_noise(lambda z, t: z, sg.VPSDE())
+        sg.scores.from_velocity_noise(lambda z, t: z, sg.VPSDE())
 
 
 # --- Values by hand: against SciPy's exponential and quadrature ------------------------------------------------------
 
 A, D = np.array([[-0.5, 0.8], [-1.2, -0.7]]), np.array([[0.6, 0.2], [0.1, 0.9]])
 P, SIGMA_0 = np.array([[1.0, 0.3], [0.3, 0.5]]), np.array([[0.3, 0.1], [0.1, 0.2]])
-COUPLED = sg.MatrixSDE.from_rate(
+COUPLED = sg.processes.MatrixSDE.from_rate(
     A, D, prior_covariance=P, initial_covariance=SIGMA_0, beta_min=0.5, beta_max=2.0, T=2.0, eps=0.01
 )  # everything couples with everything: whatever is transposed or left out shows
-INTEGRATED = sg.MatrixSDE.from_functions(
+INTEGRATED = sg.processes.MatrixSDE.from_functions(
     lambda t: (0.5 + 1.5 * t) * A,
     lambda t: math.sqrt(0.5 + 1.5 * t) * D,
     prior_covariance=P,
@@ -511,14 +528,14 @@ def moved(M: np.ndarray, Q: np.ndarray, B: float) -> tuple[np.ndarray, np.ndarra
     return scipy.linalg.expm(M * B), N
 
 
-def law(sde: sg.MatrixSDE, t: float) -> tuple[np.ndarray, np.ndarray]:
+def law(sde: sg.processes.MatrixSDE, t: float) -> tuple[np.ndarray, np.ndarray]:
     """Factors on the data and covariance of the state of COUPLED given the data."""
     phi, N = moved(A, D @ D.T, rate_between(0, t))
     return phi[:, 0], phi @ SIGMA_0 @ phi.T + N
 
 
 @pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
-def test_propagators(sde: sg.MatrixSDE) -> None:
+def test_propagators(sde: sg.processes.MatrixSDE) -> None:
     """Forward and backward in time, with and without a pull to the prior; the noise's covariance is positive."""
     Q = D @ D.T
     for s, t in ((0.2, 1.5), (1.5, 0.2), (0.7, 0.7)):
@@ -534,7 +551,7 @@ def test_propagators(sde: sg.MatrixSDE) -> None:
 
 
 @pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
-def test_nodes_hold_the_process_at_a_time(sde: sg.MatrixSDE) -> None:
+def test_nodes_hold_the_process_at_a_time(sde: sg.processes.MatrixSDE) -> None:
     """Drift, diffusion, transition, law given the data, its Cholesky factor, and what leads to other times."""
     t, beta = 0.6, 0.5 + 1.5 * 0.6
     early, node = sde.nodes([0.1, t])
@@ -568,7 +585,7 @@ def test_conversions_by_hand() -> None:
     truth = {
         "noise": eps,
         "score": score,
-        "rotated": -R.T @ score,
+        "gddim-noise": -R.T @ score,
         "drift": F @ z - (1 + 0.5**2) / 2 * GG @ score,
         "data": np.linalg.solve(phi, z + N @ score),  # Tweedie: E[z_0 | z]
     }
@@ -591,7 +608,7 @@ def test_conversions_by_hand() -> None:
 
 
 @pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
-def test_kernels_over_batches_of_times(sde: sg.MatrixSDE) -> None:
+def test_kernels_over_batches_of_times(sde: sg.processes.MatrixSDE) -> None:
     """Shapes follow the times', a scalar beside a batch too; values are those of each time alone."""
     t = torch.tensor([0.3, 1.1], dtype=F64)
     for s_, t_ in ((0.1, t), (t, 1.8), (t / 2, t)):
@@ -612,7 +629,7 @@ def test_kernels_over_batches_of_times(sde: sg.MatrixSDE) -> None:
 
 
 @pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
-def test_the_law_given_the_data(sde: sg.MatrixSDE) -> None:
+def test_the_law_given_the_data(sde: sg.processes.MatrixSDE) -> None:
     """Kernel, marginal, perturbed data, observation, log-SNR and its inverse, drift and diffusion of a state."""
     t = torch.tensor([0.3, 1.1], dtype=F64)
     x0 = torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.0, 4.0]], dtype=F64)
@@ -659,7 +676,9 @@ def test_the_prior_by_hand() -> None:
     prior = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=F64), torch.from_numpy(P))
     torch.testing.assert_close(COUPLED.prior_log_prob(z), prior.log_prob(z.mT).sum(1))
     assert (COUPLED.blocks, COUPLED.has_kernel, THIRD.blocks, CRITICAL.prior_std) == (2, True, 3, 1.0)
-    wide = sg.MatrixSDE.from_rate(CHAIN, CHAIN, prior_covariance=4 * np.eye(3), initial_covariance=np.zeros((3, 3)))
+    wide = sg.processes.MatrixSDE.from_rate(
+        CHAIN, CHAIN, prior_covariance=4 * np.eye(3), initial_covariance=np.zeros((3, 3))
+    )
     assert wide.prior_std == 2.0
     assert COUPLED.position(z).tolist() == z[:, 0].tolist()
     assert CRITICAL.velocity(z).tolist() == z[:, 1].tolist()
@@ -669,18 +688,18 @@ def test_what_a_matrix_process_is_without_options() -> None:
     """Rate 1, T = 1, eps = 1e-3, and a rate that stays what it is at 0."""
     options = {"prior_covariance": P, "initial_covariance": SIGMA_0}
     plain, other = (
-        sg.MatrixSDE.from_rate(A, D, **options),
-        sg.MatrixSDE.from_functions(lambda t: A, lambda t: D, **options),
+        sg.processes.MatrixSDE.from_rate(A, D, **options),
+        sg.processes.MatrixSDE.from_functions(lambda t: A, lambda t: D, **options),
     )
     for sde in (plain, other):
-        assert (sde.T, sde.eps, sde.natural_grid) == (1.0, 1e-3, "quadratic")
+        assert (sde.T, sde.eps, sde.default_grid) == (1.0, 1e-3, "quadratic")
         np.testing.assert_allclose(sde.drift_matrix(0.0), A)
         np.testing.assert_allclose(sde.drift_matrix(0.9), A)
         assert (sde.prior_covariance, sde.initial_covariance) == (Matrix.of(P), Matrix.of(SIGMA_0))
         with pytest.raises(dataclasses.FrozenInstanceError):
             sde.T = 2.0
     assert (COUPLED.T, COUPLED.eps, INTEGRATED.T, INTEGRATED.eps) == (2.0, 0.01, 2.0, 0.01)
-    sloped = sg.MatrixSDE.from_rate(A, D, **options, beta_min=0.5, beta_max=2.0)
+    sloped = sg.processes.MatrixSDE.from_rate(A, D, **options, beta_min=0.5, beta_max=2.0)
     np.testing.assert_allclose(sloped.drift_matrix(1.0), 2 * A)
     np.testing.assert_allclose(sloped.drift_matrix(0.0), A / 2)
     text = "CLD(mass=0.25, friction=1.0, beta_min=4.0, beta_max=4.0, gamma=0.04, T=1.0, eps=0.001)"
@@ -824,7 +843,7 @@ def test_rotations_of_a_short_process() -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_a_step_of_sscs_by_hand(eta: float) -> None:
     """Half of the prior's dynamics, the score's kick in the middle, the other half; noise only if eta asks for it."""
-    solver = sg.SSCS(eta=eta) if eta != 1.0 else sg.SSCS()
+    solver = sg.schemes.SSCS(eta=eta) if eta != 1.0 else sg.schemes.SSCS()
     program = solver.compile(COUPLED, sg.Grid([1.6, 0.8, 0.2]))
     assert [s.t for s in program.stages] == pytest.approx([1.6, 1.2, 0.8, 0.5, 0.2])
     assert [s.evaluate for s in program.stages] == [False, True, False, True, False]
@@ -868,9 +887,9 @@ def test_roots_of_covariances() -> None:
 def test_steps_of_gddim_by_hand(nodes: int) -> None:
     """Each weight is the integral of W' l_j in log t, by parts and SciPy's quadrature."""
     times = [2.0, 1.4, 0.8, 0.5, 0.3]
-    program = sg.GDDIM(nodes).compile(COUPLED, sg.Grid(times))
-    assert (program.name, program.prediction, program.nfe, program.stochastic) == ("gddim", "rotated", 4, False)
-    assert (sg.GDDIM(nodes).order, sg.GDDIM().nodes) == (min(nodes, 2), 2)
+    program = sg.schemes.GDDIM(nodes).compile(COUPLED, sg.Grid(times))
+    assert (program.name, program.prediction, program.nfe, program.stochastic) == ("gddim", "gddim-noise", 4, False)
+    assert (sg.schemes.GDDIM(nodes).order, sg.schemes.GDDIM().nodes) == (min(nodes, 2), 2)
     for i, stage in enumerate(program.stages[1:]):
         s, t, n = times[i], times[i + 1], min(nodes, i + 1)
         phi = scipy.linalg.expm(A * rate_between(s, t))
@@ -900,7 +919,7 @@ def test_the_velocity_corrector_on_more_blocks() -> None:
     x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     score, z = torch.full_like(x, 0.5), torch.full_like(x, 2.0)
     score[:, :2], z[:, :2] = 7.0, 9.0
-    mean, added = sg.VelocityLangevin(snr=0.3, norm="sample").update(x, score, z, 1.0)
+    mean, added = sg.schemes.VelocityLangevin(snr=0.3, norm="sample").update(x, score, z, 1.0)
     e = 2 * (0.3 * 2.0 / 0.5) ** 2
     torch.testing.assert_close(mean, torch.cat([x[:, :2], x[:, 2:] + e * 0.5], 1))
     torch.testing.assert_close(added, torch.cat([torch.zeros(2, 2, 4), torch.full((2, 1, 4), math.sqrt(2 * e) * 2)], 1))
@@ -915,19 +934,21 @@ def test_the_velocity_corrector_s_step() -> None:
             mu, cov = CRITICAL.kernel(torch.tensor(t, dtype=torch.float64))
             (xx, xv), (_, vv) = (cov + s**2 * torch.outer(mu, mu)).tolist()
             known.append(2 * 0.3**2 * (vv - xv**2 / xx))
-        corrector = sg.VelocityLangevin(snr=0.3, data_std=s)
+        corrector = sg.schemes.VelocityLangevin(snr=0.3, data_std=s)
         assert corrector.constants(CRITICAL, grid) == pytest.approx(known, rel=1e-9)
     with pytest.raises(TypeError, match=r"Langevin.*CLD.*VelocityLangevin"):
         sg.Langevin().constants(sg.CLD(), grid)
     with pytest.raises(TypeError, match="cov"):
-        sg.VelocityLangevin().constants(sg.VPSDE(), grid)
+        sg.schemes.VelocityLangevin().constants(sg.VPSDE(), grid)
 
 
 def test_the_loss_of_each_sample() -> None:
     """The mean over the data's axes of the last block's squared error."""
     x0, noise = torch.zeros(2, 2, 2), torch.arange(16.0).reshape(2, 2, 2, 2)
     t = torch.ones(2)
-    loss = sg.hybrid_score_matching(lambda z, t, up: torch.full((2, 2, 2), up), CRITICAL, x0, t, noise, up=1.0)
+    loss = sg.processes.hybrid_score_matching(
+        lambda z, t, up: torch.full((2, 2, 2), up), CRITICAL, x0, t, noise, up=1.0
+    )
     assert loss.tolist() == [(9 + 16 + 25 + 36) / 4, (11**2 + 12**2 + 13**2 + 14**2) / 4]
 
 
@@ -956,7 +977,7 @@ def test_matrices_beside_numbers() -> None:
 
 def test_matrix_processes_and_their_solvers_do_not_change() -> None:
     """They are values."""
-    for value in (CRITICAL, COUPLED, INTEGRATED, sg.SSCS(), sg.GDDIM(), sg.VelocityLangevin()):
+    for value in (CRITICAL, COUPLED, INTEGRATED, sg.schemes.SSCS(), sg.schemes.GDDIM(), sg.schemes.VelocityLangevin()):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(value, dataclasses.fields(value)[0].name, None)
         assert hash(value) == hash(dataclasses.replace(value))
@@ -965,7 +986,7 @@ def test_matrix_processes_and_their_solvers_do_not_change() -> None:
 def test_noise_between_times_of_a_rate_that_is_no_line() -> None:
     """GG^T = t^4 DD^T: from 0.5 to 1.5 its integral is (1.5^5 - 0.5^5) / 5."""
     flat = np.diag([0.0, 0.1])
-    sde = sg.MatrixSDE.from_functions(
+    sde = sg.processes.MatrixSDE.from_functions(
         lambda t: A, lambda t: t * t * D, prior_covariance=P, initial_covariance=flat, T=2.0
     )
     for s, t in ((0.5, 1.5), (1.5, 0.5)):
@@ -975,7 +996,7 @@ def test_noise_between_times_of_a_rate_that_is_no_line() -> None:
 
 
 @pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
-def test_the_kernel_at_time_zero(sde: sg.MatrixSDE) -> None:
+def test_the_kernel_at_time_zero(sde: sg.processes.MatrixSDE) -> None:
     """The data, and around it the initial covariance."""
     mu, covariance = sde.kernel(0.0)
     assert mu.tolist() == [1.0, 0.0]
@@ -998,7 +1019,7 @@ def test_three_blocks_by_hand() -> None:
 
 
 def test_conversions_over_a_batch() -> None:
-    """Each sample at its own time; eta is 0 unless told otherwise, and what is asked for already is left alone."""
+    """Each sample at its own time; eta is 0 by default, and what is asked for already is left alone."""
     t = torch.tensor([0.9, 0.3, 0.9], dtype=F64)
     z, out = (torch.randn(3, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     drift = COUPLED.convert("score", "drift", z, t, out)
@@ -1038,7 +1059,10 @@ def test_the_loss_is_of_the_last_block() -> None:
     """Of three blocks the third."""
     noise = torch.zeros(1, 3, 1)
     noise[0, 2] = 2.0
-    assert sg.hybrid_score_matching(lambda z, t: 0 * z[:, 0], THIRD, torch.ones(1, 1), torch.ones(1), noise) == 4.0
+    assert (
+        sg.processes.hybrid_score_matching(lambda z, t: 0 * z[:, 0], THIRD, torch.ones(1, 1), torch.ones(1), noise)
+        == 4.0
+    )
 
 
 @pytest.mark.parametrize("solver", ["ggf", "torchsde:euler"])
@@ -1051,4 +1075,4 @@ def test_solvers_of_one_noise_level(solver: str) -> None:
 def test_the_hybrid_loss_needs_a_matrix() -> None:
     zero, vp = torch.zeros(1, 2), sg.VPSDE()
     with pytest.raises(TypeError, match=r"for a process with a matrix, such as CLD\(\), got VPSDE"):
-        sg.hybrid_score_matching(lambda z, t: z, vp, zero, torch.ones(1), torch.zeros(1, 2, 2))  # type: ignore[arg-type]
+        sg.processes.hybrid_score_matching(lambda z, t: z, vp, zero, torch.ones(1), torch.zeros(1, 2, 2))  # type: ignore[arg-type]

@@ -48,7 +48,7 @@ def network(kind: str, process: str) -> Callable[[Tensor, Tensor], Tensor]:
             d_alpha, d_sigma = derivatives(process, t)
             return (d_alpha * data + d_sigma * noise).to(dtype)
         return {
-            "data": data, "noise": noise, "velocity": alpha * noise - sigma * data, "score": -noise / sigma,
+            "data": data, "noise": noise, "v": alpha * noise - sigma * data, "score": -noise / sigma,
         }[kind].to(dtype)  # fmt: skip
 
     return net
@@ -57,7 +57,7 @@ def network(kind: str, process: str) -> Callable[[Tensor, Tensor], Tensor]:
 KINDS = {
     "data": sg.from_denoiser,
     "noise": sg.from_noise,
-    "velocity": sg.from_velocity,
+    "v": sg.from_v,
     "flow": sg.from_flow,
     "score": sg.from_score,
 }
@@ -265,9 +265,9 @@ class RoundingNet(nn.Module):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        *product(["ddim", "dpm++2m", "heun", "rk4", "ancestral"], ["data", "noise", "velocity"]),
+        *product(["ddim", "dpm++2m", "heun", "rk4", "ancestral"], ["data", "noise", "v"]),
         ("pc", "noise"),  # a denoiser's rounding errors count 1 / sigma^2 times as much in a corrector
-        ("pc", "velocity"),
+        ("pc", "v"),
     ],
 )
 def test_a_half_precision_network_costs_its_own_rounding_only(name: str, kind: str, dtype: torch.dtype) -> None:
@@ -394,7 +394,7 @@ def scaled(name: str, sde: sg.EDMSDE, a: float) -> sg.Solver:
     """The solver whose options with a unit are those of data a times as large."""
     with_a_unit = {
         "edm-sde": sg.Heun(s_churn=40, s_tmin=0.05 * a, s_tmax=50 * a, s_noise=1.003),
-        "rosenbrock3": sg.Rosenbrock(3, sigma_data=0.5 * a),
+        "rosenbrock3": sg.schemes.Rosenbrock(3, sigma_data=0.5 * a),
         "sa-solver": sg.SASolver(window=(0.05 * a, a)),
         "dpm++3m-restart": sg.Restart(sg.DPMSolverPP(3), s_min=0.14 * a, s_max=0.3 * a),
     }

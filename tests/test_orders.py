@@ -14,7 +14,7 @@ import sgm_sde as sg
 from benchmarks.orders import MORE_STEPS, STEPS
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.grids import LogSNR
-from sgm_sde.solvers.linear_part import DataPart
+from sgm_sde.schemes.linear_part import DataPart
 from sgm_sde.testing import (
     OrderMeasurement,
     default_oracle,
@@ -170,13 +170,13 @@ def test_order_of_noisy_errors() -> None:
 
 def test_options_of_the_measurements() -> None:
     """Bad input is named."""
-    with pytest.raises(ValueError, match="period must be a whole number of at least 2, got 1"):
+    with pytest.raises(ValueError, match="period must be an integer of at least 2, got 1"):
         rough(period=1)
     with pytest.raises(ValueError, match=r"one-dimensional, of shape \(1,\), got \(2,\)"):
         measure_weak_order_on_mixture("ancestral", LINEAR["vp"], oracle=MIXTURE)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="heun adds no noise"):
         measure_weak_order_on_mixture("heun", LINEAR["vp"])
-    with pytest.raises(ValueError, match="log2_points must be a whole number of at least 0, got -1"):
+    with pytest.raises(ValueError, match="log2_points must be an integer of at least 0, got -1"):
         measure_weak_order_on_mixture("ancestral", LINEAR["vp"], log2_points=-1)
     with pytest.raises(ValueError, match="at least 2 scramblings, got 1"):
         measure_weak_order_on_mixture("ancestral", LINEAR["vp"], scrambles=1)

@@ -41,7 +41,7 @@ def check(
     torch.testing.assert_close(res.x, by_hand, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.LangevinNormWarning")
+@pytest.mark.filterwarnings("ignore::sgm_sde.schemes.LangevinNormWarning")
 @pytest.mark.parametrize("final", ["none", "mean"])
 @pytest.mark.parametrize("order", ["PC", "CP"])
 @pytest.mark.parametrize("process", ["ve", "vp"])
@@ -153,7 +153,7 @@ def test_annealed_langevin() -> None:
         alpha = epsilon * SIGMAS[i] ** 2 / SIGMAS[0] ** 2
         for _ in range(T):
             x = x + alpha / 2 * MIXTURE.score(sde)(x, sde.times[i]) + math.sqrt(alpha) * z()
-    solver = sg.AnnealedLangevin(epsilon / SIGMAS[0] ** 2, n_steps=T)
+    solver = sg.schemes.AnnealedLangevin(epsilon / SIGMAS[0] ** 2, n_steps=T)
     check(x, solver, sde, x_T)
     grid = sg.grids.Table()(sde, len(SIGMAS) - 1)
     assert solver.compile(sde, grid).nfe == solver.nfe(grid.steps) == T * len(SIGMAS)
@@ -171,7 +171,9 @@ def test_annealed_langevin_as_a_corrector() -> None:
         for _ in range(T):
             alpha = epsilon * SIGMAS[i - 1] ** 2 / SIGMAS[0] ** 2
             x = x + alpha / 2 * MIXTURE.score(sde)(x, sde.times[i - 1]) + math.sqrt(alpha) * zc()
-    check(x, sg.PredictorCorrector(sg.DDIM(), sg.AnnealedLangevin(epsilon / SIGMAS[0] ** 2, n_steps=T)), sde, x_T)
+    check(
+        x, sg.PredictorCorrector(sg.DDIM(), sg.schemes.AnnealedLangevin(epsilon / SIGMAS[0] ** 2, n_steps=T)), sde, x_T
+    )
 
 
 def test_edm_sampler() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.parallel import sample_in_parallel
-from sgm_sde.solvers.base import ADAPTIVE, REGISTRY
+from sgm_sde.schemes.base import ADAPTIVE, REGISTRY
 from tests.helpers import F64, LINEAR, sampler
 
 CORRECTED = {"pc"}
@@ -29,7 +29,7 @@ def runs(solver: Any, sde: Any, **options: Any) -> tuple[Any, Any]:
     return sg.sample(score, sde, **shared), sample_in_parallel(score, sde, **shared, **ours)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")
 @pytest.mark.parametrize("process", ["vp", "edm", "flow", "ddpm"])
 @pytest.mark.parametrize("name", [name for name in REGISTRY if name not in CORRECTED])
 def test_the_limit_is_the_sequential_run(name: str, process: str) -> None:
@@ -39,7 +39,7 @@ def test_the_limit_is_the_sequential_run(name: str, process: str) -> None:
     scale = 1 + float(res.x.abs().max())
     assert float((par.x - res.x).abs().max()) < 1e-7 * scale
     assert par.rounds <= res.nfe == par.sequential
-    assert par.rows >= res.rows
+    assert par.rows >= res.network_evals
     assert par.times == res.times
     assert tuple(par.seeds) == tuple(res.seeds)
 
@@ -52,7 +52,7 @@ def test_without_tolerance_it_is_exact(solver: str, final: str) -> None:
         res, par = runs(solver, sg.VPSDE(), window=window, tolerance=0.0, final=final)
         torch.testing.assert_close(par.x, res.x, rtol=1e-12, atol=1e-12)
         if window == 1:
-            assert (par.rounds, par.rows) == (res.nfe, res.rows)
+            assert (par.rounds, par.rows) == (res.nfe, res.network_evals)
 
 
 def test_fewer_rounds() -> None:
@@ -109,12 +109,12 @@ def test_refused_by_name(name: str) -> None:
 def test_misuse() -> None:
     score = sg.from_denoiser(net, sg.VPSDE())
     for options, match in (
-        ({"window": 0}, "window must be a whole number of at least 1"),
+        ({"window": 0}, "window must be an integer of at least 1"),
         ({"tolerance": -1.0}, "tolerance must be"),
         ({"shape": None}, "give shape="),
     ):
         with pytest.raises(ValueError, match=match):
             sample_in_parallel(score, sg.VPSDE(), **{"shape": (2, 2), "nfe": 5, "seed": 0} | options)
     broken = sg.from_denoiser(lambda x, t: x / 0, sg.VPSDE())
-    with pytest.warns(sg.NonFiniteWarning, match="2 of 2 samples are not finite"):
+    with pytest.warns(sg.sampling.NonFiniteWarning, match="2 of 2 samples are not finite"):
         assert not sample_in_parallel(broken, sg.VPSDE(), (2, 2), nfe=5, seed=0).ok

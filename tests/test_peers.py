@@ -17,7 +17,7 @@ import sgm_sde as sg
 from benchmarks import peers
 from benchmarks.peers import OURS, SAMPLERS, PeerSampler
 from sgm_sde.engine.executor import execute
-from sgm_sde.solvers import REGISTRY
+from sgm_sde.schemes import REGISTRY
 from tests.helpers import F64, MIXTURE, bind
 
 SDE = sg.EDMSDE()

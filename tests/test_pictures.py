@@ -96,7 +96,7 @@ def test_a_saved_pipeline(classes: int | None, tmp_path: Path, capsys: pytest.Ca
     diffusers.DDPMPipeline(net, scheduler).save_pretrained(tmp_path / "saved")
     model = sg.load_model(str(tmp_path / "saved"))
     assert (model.name, model.shape, model.n_classes, model.n_levels) == ("saved", (3, 8, 8), classes, 256)
-    assert model.score.prediction == "velocity"
+    assert model.score.prediction == "v"
     argv = [
         "sample",
         "--model",

@@ -232,7 +232,7 @@ def test_the_law_reaches_the_data_with_the_stated_weak_order(name: str, process:
 def test_samplers_without_an_order_come_close(name: str, process: str) -> None:
     """Samplers with a bias of their own end within it of the data's spread, exactly computed, on every process."""
     sde, end = LINEAR[process], smooth_end(LINEAR[process])
-    solver = sg.AnnealedLangevin(0.1, 50) if name == "annealed-langevin" else ALL[name]
+    solver = sg.schemes.AnnealedLangevin(0.1, 50) if name == "annealed-langevin" else ALL[name]
     got = impulse_response(solver, sde, sg.grids.LogSNR()(sde, 60, t_end=end), STD).norm()
     assert float(got) == pytest.approx(marginal_std(sde, STD, end), rel=0.05)
 

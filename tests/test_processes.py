@@ -354,8 +354,8 @@ def test_conversions_at_a_node_without_options() -> None:
     assert isinstance(node, LinearNode)
     assert node.convert("score", "drift") == pytest.approx((node.rate, -(node.g**2) / 2))
     assert node.convert("score", "drift") == node.convert("score", "drift", 0.0, 1.0)
-    assert node.convert("data", "velocity") == node.convert("data", "velocity", 0.0, 1.0)
-    assert node.convert("data", "velocity") != node.convert("data", "velocity", 0.0, 2.0)
+    assert node.convert("data", "v") == node.convert("data", "v", 0.0, 1.0)
+    assert node.convert("data", "v") != node.convert("data", "v", 0.0, 2.0)
 
 
 def test_schedules_return_tensors_of_the_times_shape() -> None:

@@ -1,4 +1,4 @@
-"""Runs in pieces: stopped and gone on with, and a batch in parts, to the bit what one call gives."""
+"""Runs in pieces: stopped and resumed, and a batch in parts, to the bit what one call gives."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sgm_sde import compiled, inverse
 from sgm_sde.engine.executor import Run
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.sampling import plan
-from sgm_sde.scores.model import BoundModel
-from sgm_sde.solvers import REGISTRY
+from sgm_sde.schemes import REGISTRY
+from sgm_sde.scores.model import BoundScore
 
 from .helpers import F64, elementwise_score
 
@@ -30,7 +30,7 @@ SEEN = inverse.Measurement(inverse.Mask(torch.tensor([True, False])), torch.tens
 # What keeps something from node to node: histories, correctors, measurements, passes back.
 SAMPLERS: dict[str, sg.Solver] = {
     **{name: make() for name, make in REGISTRY.items()},
-    "annealed-langevin": sg.AnnealedLangevin(n_steps=2),
+    "annealed-langevin": sg.schemes.AnnealedLangevin(n_steps=2),
     "pc of 3": sg.PredictorCorrector(sg.DPMSolverPP(3), sg.Langevin(snr=0.1, n_steps=2)),
     "cp": sg.PredictorCorrector(sg.Ancestral(), sg.Langevin(snr=0.1), order="CP"),
     "sa3": sg.SASolver(3),
@@ -50,7 +50,7 @@ def until(t: float, **options: Any) -> sg.Execution:
 
 
 def pieces(score: Any, sde: sg.SDE, nodes: list[int], execution: sg.Execution | None = None, **options: Any) -> Any:
-    """The result of a run that is stopped at some nodes and gone on with, and that of one call."""
+    """The result of a run that is stopped at some nodes and resumed, and that of one call."""
     whole = sg.sample(score, sde, execution=execution, **options)
     batch_size = None if execution is None else execution.batch_size
     run = sg.sample(score, sde, execution=until(whole.times[nodes[0]], batch_size=batch_size), **options)
@@ -59,10 +59,10 @@ def pieces(score: Any, sde: sg.SDE, nodes: list[int], execution: sg.Execution | 
     return sg.sample(score, sde, resume=run, execution=execution), whole
 
 
-# --- stopped and gone on with ----------------------------------------------------------------------------------------
+# --- stopped and resumed ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.ImplausibleWarning")  # five steps are too few for some
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # five steps are too few for some
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_run_in_two_pieces_is_the_run(name: str) -> None:
     """Split at every node, for every solver: the same bits, trajectory and calls as in one call."""
@@ -87,7 +87,9 @@ def test_a_run_in_two_pieces_is_the_run(name: str) -> None:
 def test_on_a_process_with_a_matrix(name: str) -> None:
     """The same where coefficients are matrices."""
     oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3)
-    solver: Any = {"ddim": sg.GDDIM(), "lms3": sg.GDDIM(nodes=3), "sscs": sg.SSCS()}.get(name, name)
+    solver: Any = {"ddim": sg.schemes.GDDIM(), "lms3": sg.schemes.GDDIM(nodes=3), "sscs": sg.schemes.SSCS()}.get(
+        name, name
+    )
     for nodes in ([1], [3], [1, 2, 4]):
         got, whole = pieces(oracle.score(CLD), CLD, nodes, shape=(3, 2, 1), solver=solver, steps=5, seed=1)
         assert torch.equal(got.x, whole.x)
@@ -283,7 +285,12 @@ def test_a_batch_in_parts_is_the_batch(name: str) -> None:
             assert torch.equal(got.x, whole.x)
             assert got.trajectory is not None
             assert torch.equal(got.trajectory, whole.trajectory)
-            assert (got.nfe, got.rows, got.times, got.seeds) == (whole.nfe, whole.rows, whole.times, whole.seeds)
+            assert (got.nfe, got.network_evals, got.times, got.seeds) == (
+                whole.nfe,
+                whole.network_evals,
+                whole.times,
+                whole.seeds,
+            )
 
 
 def test_states_given_and_conditions_go_with_their_samples() -> None:
@@ -308,7 +315,7 @@ def test_states_given_and_conditions_go_with_their_samples() -> None:
 
 def test_solvers_that_find_their_own_steps_in_parts() -> None:
     """Every sample has its own steps, whatever the parts; the record of them is of all samples."""
-    for solver in ("bosh3", sg.GGF(rtol=0.2)):
+    for solver in ("bosh3", sg.schemes.GGF(rtol=0.2)):
         options: dict[str, Any] = {"shape": (5, 2), "solver": solver, "seed": 1}
         whole = sg.sample(elementwise_score(VP), VP, **options)
         got = sg.sample(elementwise_score(VP), VP, execution=sg.Execution(batch_size=2), **options)
@@ -332,7 +339,7 @@ def test_the_status_is_of_all_parts(solver: str) -> None:
     steps = {} if solver == "bosh3" else {"steps": 5}
     messages = []
     for size in (7, 3):
-        with pytest.warns(sg.NonFiniteWarning):
+        with pytest.warns(sg.sampling.NonFiniteWarning):
             res = sg.sample(
                 broken, VP, (7, 2), solver=solver, seed=0, model_kwargs=kwargs, **steps,
                 execution=sg.Execution(batch_size=size),
@@ -367,7 +374,7 @@ def test_memory_is_that_of_a_part() -> None:
 
 
 REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
-    (lambda: sg.Execution(batch_size=0), ValueError, "batch_size must be a whole number of at least 1, got 0"),
+    (lambda: sg.Execution(batch_size=0), ValueError, "batch_size must be an integer of at least 1, got 0"),
     (lambda: sg.Execution(batch_size=2.5), ValueError, "2.5"),
     (lambda: sg.Execution(batch_size=2, enable_grad=True), ValueError, "batch_size= would save nothing"),
     (lambda: sg.Execution(until="0.5"), TypeError, "until must be one number, got '0.5'"),
@@ -415,7 +422,7 @@ def test_nothing_outlives_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
         first, again = (compiled.compile_network(score).net for _ in range(2))
         assert first is again
         program = plan(VP, "ddim", steps=2)[2]
-        model = BoundModel(score, VP, (VP.eps, VP.T))
+        model = BoundScore(score, VP, (VP.eps, VP.T))
         assert program is not None
         compiled.replay(program, torch.zeros(3, 2), model, NoiseStream(((0, 0),) * 3, "solver"), None)
         assert len(vars(net)[compiled.HELD].recordings) == 1

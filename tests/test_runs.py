@@ -177,7 +177,7 @@ def test_the_work_of_a_dead_process_is_done_by_the_first(forks: Forks, tmp_path:
 
 
 def test_the_others_end_with_the_first_process(forks: Forks, tmp_path: Path) -> None:
-    """It serves what they say to one another: they stop with one line, and the run goes on with three."""
+    """It serves what they say to one another: they stop with one line, and the run continues with three."""
     argv = ("sample", "--model", "tests.forks:dying", "-n", 30, "--batch", 3, "--nfe", 4, "--quiet", "--out", "run")
     first, second = forks.together(argv, 2, tmp_path, more={"DYING": "0"})
     assert (first.status, second.status) == (-signal.SIGKILL, 2)
@@ -206,7 +206,7 @@ def test_a_slow_process_does_less(forks: Forks, complete: Complete, tmp_path: Pa
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2 is set in the environment and RANK is not"),
         ({"RANK": "0", "WORLD_SIZE": "0"}, "RANK=0 and WORLD_SIZE=0 in the environment are no place"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 and WORLD_SIZE=2 in the environment are no place"),
-        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK in the environment must be a whole number, got 'x'"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK in the environment must be an integer, got 'x'"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, "no MASTER_ADDR"),
         ({"SLURM_PROCID": "0"}, "SLURM_PROCID=0 is set in the environment and SLURM_NTASKS is not"),
         (
@@ -454,7 +454,7 @@ def likelihood_argv(data: Path, out: Path) -> tuple[object, ...]:
 
 
 def test_likelihoods_are_those_of_one_call(forks: Forks, images: torch.Tensor, tmp_path: Path) -> None:
-    """In one process, in two, and killed and gone on with: the same files, with the figures of bits_per_dim."""
+    """In one process, in two, and killed and resumed: the same files, with the figures of bits_per_dim."""
     np.save(tmp_path / "data.npy", images.numpy().astype(np.uint8))
     folders = [tmp_path / name for name in ("one", "two", "killed")]
     one = forks.run(*likelihood_argv(tmp_path / "data.npy", folders[0]))
@@ -553,8 +553,8 @@ def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     for argv, text in (
         ((*sample, "--model", "digit", "--n", 5), "did you mean 'digits'"),
         ((*sample, "--model", "nowhere:make", "--n", 5), "no module 'nowhere'"),
-        ((*sample, "--model", "digits", "--n", 0), "n must be a whole number of at least 1, got 0"),
-        ((*digits, "--batch", 0), "batch must be a whole number of at least 1, got 0"),
+        ((*sample, "--model", "digits", "--n", 0), "n must be an integer of at least 1, got 0"),
+        ((*digits, "--batch", 0), "batch must be an integer of at least 1, got 0"),
         ((*digits, "--solver", "dpm+2m"), "did you mean 'dpm++2m'"),
         ((*digits, "--nfe", 0), "got 0"),
         ((*digits, "--nfe", 9, "--steps", 9), "not both"),
@@ -562,7 +562,7 @@ def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ((*digits, "--labels", "10"), "classes 0 to 9, got label 10"),
         ((*digits, "--labels", "a"), "got 'a'"),
         ((*digits, "--seed", -1), "-1"),
-        ((*digits, "--threads", 0), "threads must be a whole number of at least 1, got 0"),
+        ((*digits, "--threads", 0), "threads must be an integer of at least 1, got 0"),
         ((*sample, "--model", MODEL, "--n", 5, "--labels", "0"), "has no classes"),
         ((*likelihood, tmp_path / "none.npy"), "no such file"),
         ((*likelihood, tmp_path / "float.npy"), "integer dtype, got dtype torch.float64"),

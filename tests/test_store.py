@@ -384,7 +384,9 @@ SOURCE = """
 import torch, sgm_sde as sg
 def score(x, t): return -x
 def triple(): return sg.from_score(score, sg.VPSDE()), sg.VPSDE(), (3,)
-def model(): return sg.Model("mine", sg.from_noise(torch.nn.Identity(), sg.VPSDE()), sg.VPSDE(), (3,), n_classes=4)
+def model():
+    score = sg.from_noise(torch.nn.Identity(), sg.VPSDE())
+    return sg.models.Model("mine", score, sg.VPSDE(), (3,), n_classes=4)
 def number(): return 3
 constant = 4
 """
@@ -427,7 +429,7 @@ def test_weights_tell_networks_apart() -> None:
     sde = sg.VPSDE()
 
     def weights(net: nn.Module) -> str:
-        return sg.Model("m", sg.from_noise(net, sde), sde, (2,)).weights
+        return sg.models.Model("m", sg.from_noise(net, sde), sde, (2,)).weights
 
     with torch.random.fork_rng():
         net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
@@ -436,7 +438,7 @@ def test_weights_tell_networks_apart() -> None:
     net[1].running_mean[0] += 1e-6
     assert weights(net) != first
     assert weights(nn.Sequential(net[0])) != weights(net)
-    assert sg.Model("m", sg.from_score(lambda x, t: -x, sde), sde, (2,)).weights == ""
+    assert sg.models.Model("m", sg.from_score(lambda x, t: -x, sde), sde, (2,)).weights == ""
 
 
 def test_a_model_is_checked() -> None:
@@ -444,15 +446,15 @@ def test_a_model_is_checked() -> None:
     sde = sg.VPSDE()
     score = sg.from_score(lambda x, t: -x, sde)
     for options, text in (
-        ({"shape": (3, 0)}, r"shape\[1\] must be a whole number of at least 1, got 0"),
+        ({"shape": (3, 0)}, r"shape\[1\] must be an integer of at least 1, got 0"),
         ({"n_classes": 0}, "n_classes .* got 0"),
         ({"n_levels": 1}, "n_levels .* got 1"),
         ({"data_range": (1.0, -1.0)}, "low < high"),
         ({"sde": sg.VESDE()}, "the score was made for"),
     ):
         with pytest.raises(ValueError, match=text):
-            sg.Model(**({"name": "m", "score": score, "sde": sde, "shape": (3,)} | options))  # type: ignore[arg-type]
+            sg.models.Model(**({"name": "m", "score": score, "sde": sde, "shape": (3,)} | options))  # type: ignore[arg-type]
     wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
     nn.Module.__init__(wrapped)
     with pytest.raises(ValueError, match=r"pass net.module"):
-        sg.Model("m", sg.from_noise(wrapped, sde), sde, (3,))
+        sg.models.Model("m", sg.from_noise(wrapped, sde), sde, (3,))

@@ -29,7 +29,7 @@ from sgm_sde.training import (
 )
 from tests.helpers import F64, LINEAR
 
-NETWORKS = ("noise", "data", "velocity", "flow", "score")
+NETWORKS = ("noise", "data", "v", "flow", "score")
 MEAN, STD = 0.4, 0.7
 ALL_WEIGHTINGS: dict[str, str | Weighting] = {
     **{name: name for name in WEIGHTINGS},
@@ -251,7 +251,7 @@ PUBLISHED = {
     "flow matching": (sg.RectifiedFlowSDE(), "flow", "flow", Uniform(), 1.0),
     "score_sde likelihood": (sg.VPSDE(), "score", "likelihood", Uniform(), 0.5),
     "min-snr, noise": (sg.VPSDE(), "noise", MinSNR(5), Uniform(), 1.0),
-    "min-snr, velocity": (sg.VPSDE(), "velocity", MinSNR(5), Uniform(), 1.0),
+    "min-snr, velocity": (sg.VPSDE(), "v", MinSNR(5), Uniform(), 1.0),
 }
 
 
@@ -444,7 +444,7 @@ def test_weights_of_a_weighting_by_hand() -> None:
     """The algebra of the table: min-SNR on v is min(SNR, gamma) / (SNR + 1), and so on."""
     sde, t = sg.VPSDE(), torch.tensor([0.05, 0.3, 0.8], dtype=F64)
     snr = sde.log_snr(t).exp()
-    for prediction, by_hand in (("data", 1.0), ("noise", 1 / snr), ("velocity", 1 / (snr + 1))):
+    for prediction, by_hand in (("data", 1.0), ("noise", 1 / snr), ("v", 1 / (snr + 1))):
         _, c_r = convert(prediction, "data", kernel(sde, t))
         assert torch.allclose(
             torch.as_tensor(c_r, dtype=F64) ** 2 * torch.ones(3, dtype=F64), by_hand * torch.ones(3, dtype=F64)

@@ -108,7 +108,7 @@ def test_pictures_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_labels_go_with_images(tmp_path: Path) -> None:
-    """One a image, whole numbers."""
+    """One a image, integers."""
     images = pixels(6, 4, 4)
     np.savez(tmp_path / "few.npz", images=images, labels=np.arange(3))
     np.savez(tmp_path / "real.npz", images=images, labels=np.linspace(0, 1, 6))

@@ -27,18 +27,18 @@ from sgm_sde.engine.counter import LANES, Run, philox
 from sgm_sde.engine.executor import execute, lower
 from sgm_sde.engine.noise import LARGEST, NoiseStream, SampleSeeds, resolve_seeds
 from sgm_sde.engine.phi import phi, phi_values
-from sgm_sde.engine.program import Form, Program, Stage, Step, Tracer, trace
+from sgm_sde.engine.program import Form, Program, ProgramBuilder, Stage, Step, compile_program
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.processes.base import Node, require_sde
 from sgm_sde.processes.discrete import _Interpolant
 from sgm_sde.processes.linear import LinearNode, ScheduleSDE
 from sgm_sde.processes.predictions import KernelValues, convert, weights
-from sgm_sde.solvers.base import REGISTRY, resolve
-from sgm_sde.solvers.correctors import Corrector
-from sgm_sde.solvers.exponential import Exponential
-from sgm_sde.solvers.families import ADAMS
-from sgm_sde.solvers.linear_part import (
+from sgm_sde.schemes.base import REGISTRY, resolve
+from sgm_sde.schemes.correctors import Corrector
+from sgm_sde.schemes.exponential import Exponential
+from sgm_sde.schemes.families import ADAMS
+from sgm_sde.schemes.linear_part import (
     PARTS,
     POINTS,
     VARIABLES,
@@ -48,10 +48,10 @@ from sgm_sde.solvers.linear_part import (
     LinearPart,
     NoisePart,
     RectifiedPart,
-    VelocityPart,
+    VPart,
 )
-from sgm_sde.solvers.runge_kutta import order_of
-from sgm_sde.solvers.table import WIDTH, SolverTable
+from sgm_sde.schemes.runge_kutta import order_of
+from sgm_sde.schemes.table import WIDTH, SolverTable
 from sgm_sde.testing import OrderMeasurement
 from tests.helpers import F64, bind, stream
 
@@ -81,21 +81,21 @@ FROZEN: list[Any] = [
     sg.DDIM(),
     sg.Ancestral(),
     sg.Langevin(),
-    sg.AnnealedLangevin(),
+    sg.schemes.AnnealedLangevin(),
     sg.PredictorCorrector(sg.DDIM(), sg.Langevin()),
     sg.RungeKutta(),
     sg.Tableau([[]], [1]),
     sg.Heun(),
-    sg.PNDM(),
-    sg.RES(),
-    sg.ExponentialAdams(),
-    sg.ExponentialRungeKutta(),
-    sg.AncestralNoise(sg.DPMSolver(2)),
+    sg.schemes.PNDM(),
+    sg.schemes.RES(),
+    sg.schemes.ExponentialAdams(),
+    sg.schemes.ExponentialRungeKutta(),
+    sg.schemes.AncestralNoise(sg.DPMSolver(2)),
     sg.Restart(sg.DDIM()),
     DataPart("log-snr", 0.0),
     NoisePart("log-snr", 0.0),
-    VelocityPart("angle", 0.0),
-    RectifiedPart("noise-share", 0.0),
+    VPart("angle", 0.0),
+    RectifiedPart("flow-time", 0.0),
     Stage(1.0),
     Program("p", "data", (Stage(1.0, node=True),)),
     lower(Program("p", "data", (Stage(1.0, node=True),)), [(0.0, 1.0)]).instructions[0],
@@ -117,7 +117,7 @@ def test_plans_do_not_change() -> None:
     program = Program("p", "data", (Stage(1.0, node=True),))
     plan = lower(program, [(0.0, 1.0)])
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plan.n_rows = 3  # type: ignore[misc]
+        plan.n_slots = 3  # type: ignore[misc]
     assert plan == lower(program, [(0.0, 1.0)])
     assert hash(plan) == hash(lower(program, [(0.0, 1.0)]))
     assert plan == dataclasses.replace(plan, weights=torch.ones(3))
@@ -163,7 +163,7 @@ def test_defaults_are_the_papers_too() -> None:
         assert repr(process()) == text
     for schedule in (sg.LinearSDE.from_schedule(torch.ones_like, torch.exp), ScheduleSDE(torch.ones_like, torch.exp)):
         assert (schedule.T, schedule.eps) == (1.0, 1e-3)
-    assert [p.natural_grid for p in (sg.VPSDE, sg.VESDE, sg.EDMSDE)] == ["uniform", "uniform", "karras"]
+    assert [p.default_grid for p in (sg.VPSDE, sg.VESDE, sg.EDMSDE)] == ["uniform", "uniform", "karras"]
 
 
 def test_ddpm_s_table() -> None:
@@ -258,7 +258,7 @@ def test_what_is_no_process_is_named() -> None:
 
 
 def test_the_reverse_process() -> None:
-    """eta = 1 unless told otherwise; drift f - (1 + eta^2)/2 g^2 s and diffusion eta g."""
+    """eta = 1 by default; drift f - (1 + eta^2)/2 g^2 s and diffusion eta g."""
     sde, x = DoubleWell(), torch.full((1, 1), 2.0)
     for reverse in (sde.reverse(lambda x, t: x), ReverseSDE(sde, lambda x, t: x)):
         assert reverse.eta == 1.0
@@ -349,7 +349,7 @@ def test_nodes_without_signal() -> None:
         node = LinearNode(EDM, 1.0, alpha, sigma, -1.0, 1.0, -80.0)
         assert (node.alpha, node.lam, node.noise_level, node.rate) == (0.0, -math.inf, math.inf, -math.inf)
     assert LinearNode(EDM, 1.0, 1.0, 1.0, 2.0, 1.0, 0.0).g == 0.0  # 2 (1 - 2) < 0
-    less = linear.less_noise(0.5)
+    less = linear.at_reduced_noise(0.5)
     assert (less.alpha, less.sigma, less.lam) == (0.5, 0.25, pytest.approx(math.log(2)))
     assert math.isnan(less.t)
 
@@ -379,7 +379,7 @@ def test_log_snr_of_a_schedule() -> None:
 
 
 def test_prior_samples_have_a_dtype() -> None:
-    """torch's default unless told otherwise; standard normal noise of the prior's stream times the prior's scale."""
+    """torch's default by default; standard normal noise of the prior's stream times the prior's scale."""
     assert EDM.prior_sample((2, 3), seed=0).dtype == torch.get_default_dtype()
     z = EDM.prior_sample((2, 3), seed=5, t=2.0, dtype=F64)
     assert z.dtype == F64
@@ -471,7 +471,7 @@ def test_a_slope_of_zero_is_not_monotone_enough() -> None:
 
 
 def falls_between_knots(table: np.ndarray) -> bool:
-    """Whether the spline through the table rises at its knots and falls somewhere between them."""
+    """True if the spline through the table rises at its knots and falls somewhere between them."""
     slope = CubicSpline(np.arange(len(table)), table).derivative()
     return bool((slope(np.arange(len(table))) > 0).all() and slope(np.linspace(0, len(table) - 1, 999)).min() < -1e-3)
 
@@ -575,8 +575,8 @@ PAIRS: dict[tuple[str, float, float], tuple[float, float]] = {  # (prediction, e
     ("data", 0.0, 1.0): (1, 0),
     ("noise", 0.0, 1.0): (0, 1),
     ("score", 0.0, 1.0): (0, -1.25),
-    ("velocity", 0.0, 1.0): (-0.8, 0.6),
-    ("velocity", 0.0, 0.5): (-1.6, 0.3),
+    ("v", 0.0, 1.0): (-0.8, 0.6),
+    ("v", 0.0, 0.5): (-1.6, 0.3),
     ("rectified", 0.0, 1.0): (-1, 1),
     ("flow", 0.0, 1.0): (-1, 0.75),
     ("flow", 2.0, 1.0): (-1, 0.75),
@@ -590,12 +590,12 @@ def test_predictions_are_combinations_of_data_and_noise() -> None:
     """The table of `sgm_sde.processes.predictions` with numbers put in."""
     for (prediction, eta, sigma_data), pair in PAIRS.items():
         assert weights(prediction, KERNEL, eta, sigma_data) == pytest.approx(pair, rel=1e-14), prediction
-    for prediction in ("flow", "drift"):  # eta = 0 unless told otherwise
+    for prediction in ("flow", "drift"):  # eta = 0 by default
         assert weights(prediction, KERNEL) == (-1, 0.75)
-    assert weights("velocity", KERNEL) == (-0.8, 0.6)
+    assert weights("v", KERNEL) == (-0.8, 0.6)
 
 
-@pytest.mark.parametrize("source", ["data", "noise", "score", "velocity", "flow", "rectified", "drift"])
+@pytest.mark.parametrize("source", ["data", "noise", "score", "v", "flow", "rectified", "drift"])
 def test_any_prediction_gives_any_other(source: str) -> None:
     """From the output a D + b e at x = alpha D + sigma e, for two choices of (D, e)."""
     a_r, b_r = PAIRS[source, 0.0, 1.0]
@@ -610,15 +610,15 @@ def test_the_same_prediction_is_left_alone() -> None:
     """Where it would divide by zero, too; a velocity in other units and a drift with noise are not the same."""
     silent = KernelValues(alpha=0.0, sigma=1.0, d_alpha=-1.0, d_sigma=0.0)
     assert convert("noise", "noise", silent) == (0.0, 1.0)
-    for prediction in ("data", "noise", "score", "velocity", "flow", "rectified"):
+    for prediction in ("data", "noise", "score", "v", "flow", "rectified"):
         assert convert(prediction, prediction, KERNEL) == (0.0, 1.0)
     assert convert("drift", "drift", KERNEL) == (0.0, 1.0)
     assert convert("drift", "drift", KERNEL, 1.0) != (0.0, 1.0)
-    assert convert("velocity", "velocity", KERNEL, 0.0, 0.5) != (0.0, 1.0)
+    assert convert("v", "v", KERNEL, 0.0, 0.5) != (0.0, 1.0)
     with pytest.raises(ZeroDivisionError):
         convert("noise", "data", silent)
     with pytest.raises(
-        ValueError, match="unknown prediction 'x'; known: data, noise, score, velocity, flow, rectified, drift"
+        ValueError, match="unknown prediction 'x'; known: data, noise, score, v, flow, rectified, drift"
     ):
         weights("x", KERNEL)
 
@@ -900,9 +900,9 @@ INSIDE: Any = SimpleNamespace(at=node)  # stands for a step of EDM
 
 def test_names_of_the_linear_parts() -> None:
     """What a solver's options may be."""
-    assert VARIABLES == ("log-snr", "time", "noise-level", "angle", "noise-share")
+    assert VARIABLES == ("log-snr", "time", "noise-level", "angle", "flow-time")
     assert VARIANTS == ("exact", "midpoint", "bh1", "published", "fixed", "ipndm-v")
-    parts = {"data": DataPart, "noise": NoisePart, "velocity": VelocityPart, "rectified": RectifiedPart}
+    parts = {"data": DataPart, "noise": NoisePart, "v": VPart, "rectified": RectifiedPart}
     assert parts == PARTS
     assert DataPart("time", 0.0) == DataPart("time", 0.0, "exact", 1.0)
 
@@ -920,11 +920,11 @@ FACTORS: list[tuple[LinearPart, float, float]] = [  # from noise level 2 to 1: L
     (NoisePart("log-snr", 0.0), 1.0, 0.0),
     (NoisePart("log-snr", 1.0), 1.0, math.sqrt(3)),
     (NoisePart("log-snr", 2.0), 1.0, 2 * math.sqrt(3)),
-    (VelocityPart("angle", 0.0), math.sqrt(2 / 5), 0.0),
-    (VelocityPart("angle", 1.0), 2 / 5, math.sqrt(2 * 3 / 5)),
-    (VelocityPart("angle", 2.0), (2 / 5) ** 2.5, math.sqrt(2 * (1 - (2 / 5) ** 4))),
-    (VelocityPart("angle", 1.0, sigma_data=2.0), 5 / 8, math.sqrt(5 * 3 / 8)),
-    (RectifiedPart("noise-share", 0.0), 2 / 3, 0.0),
+    (VPart("angle", 0.0), math.sqrt(2 / 5), 0.0),
+    (VPart("angle", 1.0), 2 / 5, math.sqrt(2 * 3 / 5)),
+    (VPart("angle", 2.0), (2 / 5) ** 2.5, math.sqrt(2 * (1 - (2 / 5) ** 4))),
+    (VPart("angle", 1.0, sigma_data=2.0), 5 / 8, math.sqrt(5 * 3 / 8)),
+    (RectifiedPart("flow-time", 0.0), 2 / 3, 0.0),
 ]
 
 
@@ -939,7 +939,7 @@ def check_factor_and_noise(part: LinearPart, factor: float, std: float) -> None:
     assert part.factor(node(2.0), node(1.0)) == pytest.approx(factor, rel=1e-14)
     assert part.std(node(2.0), node(1.0)) == pytest.approx(std, rel=1e-14)
     assert part.factor(node(2.0), node(2.0)) == 1.0
-    if not part.tau:  # the flow runs towards the noise as well
+    if not part.eta:  # the flow runs towards the noise as well
         assert part.std(node(1.0), node(2.0)) == 0.0
         assert part.factor(node(1.0), node(2.0)) == pytest.approx(1 / factor)
     assert part.std(node(2.0), node(2.0)) == 0.0
@@ -951,7 +951,7 @@ def test_marginals_are_carried_into_marginals(name: str, tau: float) -> None:
     """For data at 0, with D = 0, and for Gaussian data of standard deviation sigma_data, with v = 0."""
     sde: sg.LinearSDE = sg.VPSDE() if name == "vp" else sg.RectifiedFlowSDE()
     s, t = node(0.7, sde), node(0.3, sde)
-    data, velocity = DataPart("log-snr", tau), VelocityPart("angle", tau, sigma_data=0.5)
+    data, velocity = DataPart("log-snr", tau), VPart("angle", tau, sigma_data=0.5)
     variance = data.factor(s, t) ** 2 * s.sigma**2 + data.std(s, t) ** 2
     assert variance == pytest.approx(t.sigma**2, rel=1e-12)
     rho_s, rho_t = ((0.5 * k.alpha) ** 2 + k.sigma**2 for k in (s, t))
@@ -983,7 +983,7 @@ def er_scale(s: float) -> float:
 def test_er_sde_s_noise_scale() -> None:
     """x_t/alpha_t = r x_s/alpha_s + ... with r = phi(t)/phi(s), noise of variance t^2 - s^2 r^2, weights summing
     to 1 - r."""
-    (step, *_) = sg.ERSDE(1).compile(EDM, sg.Grid([2.0, 1.0])).stages[1:]
+    (step, *_) = sg.schemes.ERSDE(1).compile(EDM, sg.Grid([2.0, 1.0])).stages[1:]
     r = er_scale(1.0) / er_scale(2.0)
     assert step.states == ((0, pytest.approx(r, rel=1e-13)),)
     assert step.evals == ((0, pytest.approx(1 - r, rel=1e-13)),)
@@ -993,7 +993,7 @@ def test_er_sde_s_noise_scale() -> None:
 def test_places_of_nodes() -> None:
     """Coordinates, their inverses, and the node at a fraction of the way, in each variable."""
     k, sde = node(0.5), EDM
-    places = {"log-snr": LOG2, "time": 0.5, "noise-level": 0.5, "angle": math.atan(0.25), "noise-share": 1 / 3}
+    places = {"log-snr": LOG2, "time": 0.5, "noise-level": 0.5, "angle": math.atan(0.25), "flow-time": 1 / 3}
     for variable, place in places.items():
         part = DataPart(variable, 0.0, sigma_data=2.0)
         assert part.coordinate(k) == pytest.approx(place, rel=1e-14)
@@ -1009,8 +1009,8 @@ def test_places_of_nodes() -> None:
 
 
 def density(part: LinearPart, t: Any, lam: float) -> float:
-    """The kernel in half the log-SNR, from the table of `sgm_sde.solvers.linear_part`."""
-    tau2 = part.tau**2
+    """The kernel in half the log-SNR, from the table of `sgm_sde.schemes.linear_part`."""
+    tau2 = part.eta**2
     if isinstance(part, DataPart):
         return (1 + tau2) * t.alpha * math.exp(-(1 + tau2) * (t.lam - lam))
     if isinstance(part, NoisePart):
@@ -1028,7 +1028,7 @@ def place(part: LinearPart, sde: sg.LinearSDE, lam: float) -> float:
     """The variable where half the log-SNR is lam."""
     if part.variable == "angle":
         return math.atan(math.exp(-lam) / part.sigma_data)
-    if part.variable == "noise-share":
+    if part.variable == "flow-time":
         return 1 / (1 + math.exp(lam))
     time = lambda: float(sde.time(2 * lam))  # noqa: E731
     return {"log-snr": lambda: lam, "noise-level": lambda: math.exp(-lam), "time": time}[part.variable]()
@@ -1036,9 +1036,9 @@ def place(part: LinearPart, sde: sg.LinearSDE, lam: float) -> float:
 
 COMBINATIONS = [
     *((part, variable, 1.0) for part in (DataPart, NoisePart) for variable in VARIABLES[:3]),
-    (VelocityPart, "angle", 1.0),
-    (VelocityPart, "angle", 0.5),
-    (RectifiedPart, "noise-share", 1.0),
+    (VPart, "angle", 1.0),
+    (VPart, "angle", 0.5),
+    (RectifiedPart, "flow-time", 1.0),
 ]
 
 
@@ -1065,7 +1065,7 @@ def test_moments_and_exact_weights(kind: type[LinearPart], variable: str, sigma_
         assert len(w) == len(nodes)
         for k in range(len(nodes)):
             values = [(place(part, sde, n.lam) - a) / (b - a) for n in nodes]
-            rho = [math.hypot(n.alpha * sigma_data, n.sigma) if kind is VelocityPart else 1.0 for n in nodes]
+            rho = [math.hypot(n.alpha * sigma_data, n.sigma) if kind is VPart else 1.0 for n in nodes]
             got = math.fsum(w_j * v**k * p for w_j, v, p in zip(w, values, rho, strict=True))
             assert got == pytest.approx(powers[k], rel=1e-8)
 
@@ -1083,7 +1083,7 @@ def test_moments_over_a_long_step() -> None:
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_moments_with_a_noise_scale(n: int) -> None:
     """ER-SDE: dW = alpha_t d(phi(t)/phi(u)), in the noise level u."""
-    part = sg.ERSDE(3).part(node(2.0), node(1.0))
+    part = sg.schemes.ERSDE(3).part(node(2.0), node(1.0))
     k = n - 1
     # by parts: the kernel's total 1 - r, less k times the integral of r^(k-1) W
     whole = 1 - er_scale(1.0) / er_scale(2.0)
@@ -1121,8 +1121,8 @@ def test_published_weights() -> None:
         newest, oldest = 1 / 2 + 3 * m1 / 2 + second / 2, m1 / 2 + second / 2
         assert w(DataPart, variant, s, before, older) == pytest.approx([newest, -2 * m1 - second, oldest])
     assert w(DataPart, "midpoint", s) == w(DataPart, "published", s) == w(DataPart, "bh1", s) == pytest.approx([0.5])
-    with pytest.raises(ValueError, match="'bh1' is one of data and noise prediction, not of VelocityPart"):
-        VelocityPart("angle", 0.0, "bh1").weights(s, t, [s, before])
+    with pytest.raises(ValueError, match="'bh1' is one of data and noise prediction, not of VPart"):
+        VPart("angle", 0.0, "bh1").weights(s, t, [s, before])
 
 
 def test_fixed_weights_are_adams_s() -> None:
@@ -1143,7 +1143,7 @@ def test_before_infinity_the_newest_evaluation_is_used_alone() -> None:
     """Where alpha = 0 half the log-SNR and the noise level are infinite; the angle is not."""
     flow = sg.RectifiedFlowSDE(T=1.0)
     top, s, t = (node(u, flow) for u in (1.0, 0.6, 0.3))
-    data, velocity = DataPart("log-snr", 0.0), VelocityPart("angle", 0.0)
+    data, velocity = DataPart("log-snr", 0.0), VPart("angle", 0.0)
     e = [Form({("evals", j): 1.0}) for j in range(3)]
     assert data.usable(top, s, [(top, e[0])]) == [(top, e[0])]
     assert data.usable(s, t, [(s, e[1]), (top, e[0])]) == [(s, e[1])]
@@ -1195,17 +1195,17 @@ TABLES: dict[str, tuple[sg.Solver, list[dict[str, float]]]] = {
         sg.DPMSolver(2, singlestep=False, eta=1.0),
         [{"x0": 1, "e0": -4, "z0": 2 * R3}, {"x1": 1, "e0": 1, "e1": -3, "z1": R3}],
     ),
-    "lms2": (sg.LMS(2), [{"x0": 1, "e0": -2}, {"x1": 1, "e0": 1 / 4, "e1": -5 / 4}]),
+    "lms2": (sg.schemes.LMS(2), [{"x0": 1, "e0": -2}, {"x1": 1, "e0": 1 / 4, "e1": -5 / 4}]),
     "deis2": (sg.DEIS(2), [{"x0": 1, "e0": -2}, {"x1": 1, "e0": 1 / 4, "e1": -5 / 4}]),  # in EDM's time
     # w = 4/5, 2/3, 1/2 and 1 + s = 5, 3, 2: x' = x/(1 + s) is on a straight line in w.
     "rectified2": (
-        sg.RectifiedAdams(2),
+        sg.schemes.RectifiedAdams(2),
         [
             {"x0": 3 / 5, "e0": 3 * (2 / 3 - 4 / 5)},
             {"x1": 2 / 3, "e0": -2 / 6 * -5 / 8, "e1": -2 / 6 * (1 + 5 / 8)},
         ],
     ),
-    "ipndm2": (sg.IPNDM(2), [{"x0": 1, "e0": -2}, {"x1": 1, "e0": 1 / 2, "e1": -3 / 2}]),
+    "ipndm2": (sg.schemes.IPNDM(2), [{"x0": 1, "e0": -2}, {"x1": 1, "e0": 1 / 2, "e1": -3 / 2}]),
     # x1 becomes x0/2 + (e0 + e1)/4 once e1 is known.
     "unipc1": (sg.UniPC(1), [{"x0": 1 / 2, "e0": 1 / 2}, {"x1": 1 / 2, "e0": -1 / 8, "e1": 5 / 8}]),
     "unipc1-bh1": (
@@ -1234,7 +1234,7 @@ TABLES: dict[str, tuple[sg.Solver, list[dict[str, float]]]] = {
         [{"x0": 1, "e0": 2 * R2 - 4}, {"x0": 1, "e1": -2}, {"x2": 1, "e2": R2 - 2}, {"x2": 1, "e3": -1}],
     ),
     "seeds2": (  # one Brownian path: the end has the inner node's noise as well
-        sg.SEEDS(2, prediction="noise"),
+        sg.schemes.SEEDS(2, prediction="noise"),
         [
             {"x0": 1, "e0": 4 * R2 - 8, "z0": 2 * R2},
             {"x0": 1, "e1": -4, "z0": 2 * R2, "z1": 2},
@@ -1252,7 +1252,7 @@ TABLES: dict[str, tuple[sg.Solver, list[dict[str, float]]]] = {
         ],
     ),
     "exact-2s": (
-        sg.ExponentialRungeKutta(stages=2),
+        sg.schemes.ExponentialRungeKutta(stages=2),
         [
             {"x0": 1 / R2, "e0": 1 - 1 / R2},
             {"x0": 1 / 2, "e0": 1 / 2 - 2 * M1, "e1": 2 * M1},
@@ -1261,7 +1261,7 @@ TABLES: dict[str, tuple[sg.Solver, list[dict[str, float]]]] = {
         ],
     ),
     "reduced": (
-        sg.ExponentialRungeKutta(stages=2, reduced=1),
+        sg.schemes.ExponentialRungeKutta(stages=2, reduced=1),
         [
             {"x0": 1 / R2, "e0": 1 - 1 / R2},
             {"x0": 1 / 2, "e0": 1 / 2 - 2 * M1, "e1": 2 * M1},
@@ -1277,7 +1277,7 @@ TABLES: dict[str, tuple[sg.Solver, list[dict[str, float]]]] = {
         ],
     ),
     "dpm2-ancestral": (  # down to s_t^2/s_s, with s_d between, and up by s_t/s_s sqrt(s_s^2 - s_t^2)
-        sg.AncestralNoise(sg.DPMSolver(2)),
+        sg.schemes.AncestralNoise(sg.DPMSolver(2)),
         [
             {"x0": 1, "e0": -2},
             {"x0": 1, "e1": -3, "z0": R3},
@@ -1286,14 +1286,14 @@ TABLES: dict[str, tuple[sg.Solver, list[dict[str, float]]]] = {
         ],
     ),
     "ddim-ancestral-half": (  # up by half of that: s_d^2 = 4 - 3/4
-        sg.AncestralNoise(sg.DPMSolver(1), eta=0.5),
+        sg.schemes.AncestralNoise(sg.DPMSolver(1), eta=0.5),
         [
             {"x0": 1, "e0": math.sqrt(3.25) - 4, "z0": R3 / 2},
             {"x1": 1, "e1": math.sqrt(0.8125) - 2, "z1": R3 / 4},
         ],
     ),
     "res3": (
-        sg.RES(),
+        sg.schemes.RES(),
         [
             row
             for j in (0, 3)
@@ -1342,9 +1342,9 @@ TABLES: dict[str, tuple[sg.Solver, list[dict[str, float]]]] = {
         sg.EulerMaruyama(eta=3.0),
         [{"x0": 1, "e0": -2, "z0": 12}, {"x1": 1, "e1": -1, "z1": 6}],
     ),
-    "euler": (sg.RungeKutta(sg.EULER), [{"x0": 1, "e0": -2}, {"x1": 1, "e1": -1}]),
+    "euler": (sg.RungeKutta(sg.tableaus.EULER), [{"x0": 1, "e0": -2}, {"x1": 1, "e1": -1}]),
     "annealed-langevin": (  # delta = 16 and 4 times that at the last level, which is visited as well
-        sg.AnnealedLangevin(step_ratio=0.5, n_steps=1),
+        sg.schemes.AnnealedLangevin(step_ratio=0.5, n_steps=1),
         [{"x0": 1, "e0": 4, "z0": 2 * R2}, {"x1": 1, "e1": 1, "z1": R2}, {"x2": 1, "e2": 1 / 4, "z2": 1 / R2}],
     ),
 }
@@ -1373,7 +1373,12 @@ def test_steps_from_no_signal_and_to_no_noise() -> None:
         def sigma(self, t: float | Tensor) -> Tensor:
             return 2 * torch.as_tensor(t)
 
-    for solver in (sg.ExponentialRungeKutta(), sg.ExponentialRungeKutta(stages=3), sg.RES(), sg.DDIM()):
+    for solver in (
+        sg.schemes.ExponentialRungeKutta(),
+        sg.schemes.ExponentialRungeKutta(stages=3),
+        sg.schemes.RES(),
+        sg.DDIM(),
+    ):
         same(table(solver, (1.0, 0.25), Doubled()), [{"x0": 1 / 4, "e0": 3 / 4}])
         same(table(solver, (1.0, 0.0)), [{"e0": 1.0}])
     same(table(sg.DPMSolverPP(3), (1.0, 0.25), Doubled()), [{"x0": 1 / 4, "e0": 3 / 4}])
@@ -1382,31 +1387,31 @@ def test_steps_from_no_signal_and_to_no_noise() -> None:
 def test_res_with_signal_that_fades() -> None:
     """In the middle of the step in log-SNR; x_t = sigma_t/sigma_s x, and for data at a point, exactly."""
     flow = sg.RectifiedFlowSDE()
-    program = sg.RES().compile(EDM, sg.Grid([4.0, 2.0]))
+    program = sg.schemes.RES().compile(EDM, sg.Grid([4.0, 2.0]))
     assert [stage.t for stage in program.stages] == pytest.approx([4, 2 * R2, 2, 2])
-    for row, (alpha, sigma) in zip(table(sg.RES(), (0.6, 0.3), flow)[1:], [(0.7, 0.3)] * 2, strict=True):
+    for row, (alpha, sigma) in zip(table(sg.schemes.RES(), (0.6, 0.3), flow)[1:], [(0.7, 0.3)] * 2, strict=True):
         assert row["x0"] == pytest.approx(sigma / 0.6)
         assert 0.4 * row["x0"] + sum(c for key, c in row.items() if key[0] == "e") == pytest.approx(alpha)
 
 
 def test_inner_nodes_where_asked_for() -> None:
     """c2 = 1/4 in log-SNR from 4 to 1/4 is the noise level 2; the weights are exact for lines."""
-    rows = table(sg.ExponentialRungeKutta(stages=2, c2=0.25), (4.0, 0.25))
+    rows = table(sg.schemes.ExponentialRungeKutta(stages=2, c2=0.25), (4.0, 0.25))
     h = 4 * LOG2
     m1 = 1 - (1 - 1 / 16) / h
     same(rows, [{"x0": 1 / 2, "e0": 1 / 2}, {"x0": 1 / 16, "e0": 15 / 16 - 4 * m1, "e1": 4 * m1}])
-    three = sg.ExponentialRungeKutta(stages=3, c2=0.25).compile(EDM, sg.Grid([16.0, 2.0]))
+    three = sg.schemes.ExponentialRungeKutta(stages=3, c2=0.25).compile(EDM, sg.Grid([16.0, 2.0]))
     assert [stage.t for stage in three.stages] == pytest.approx([16, 16 / 8**0.25, 4, 2])
-    default = sg.ExponentialRungeKutta(stages=3).compile(EDM, sg.Grid([16.0, 2.0]))
+    default = sg.schemes.ExponentialRungeKutta(stages=3).compile(EDM, sg.Grid([16.0, 2.0]))
     assert [stage.t for stage in default.stages] == pytest.approx([16, 8, 4, 2])
     last = {"x0": 1 / 8, "e0": 7 / 8 - 3 / 2 * (1 - 7 / 8 / (3 * LOG2)), "e2": 3 / 2 * (1 - 7 / 8 / (3 * LOG2))}
-    assert table(sg.ExponentialRungeKutta(stages=3), (16.0, 2.0))[-1] == pytest.approx(last)
+    assert table(sg.schemes.ExponentialRungeKutta(stages=3), (16.0, 2.0))[-1] == pytest.approx(last)
 
 
 def test_a_warm_start_with_two_inner_nodes_leaves_one_behind() -> None:
     """Of the first step the evaluations at its start and at two thirds are remembered."""
-    rows = table(sg.LMS(4), (8.0, 2.0, 1.0))
-    program = sg.LMS(4).compile(EDM, sg.Grid([8.0, 2.0, 1.0]))
+    rows = table(sg.schemes.LMS(4), (8.0, 2.0, 1.0))
+    program = sg.schemes.LMS(4).compile(EDM, sg.Grid([8.0, 2.0, 1.0]))
     assert [stage.t for stage in program.stages] == pytest.approx([8, 6, 4, 2, 1])
     assert list(rows[2]) == ["x0", "e0", "e2"]
     assert list(rows[3]) == ["x3", "e0", "e2", "e3"]
@@ -1419,7 +1424,7 @@ def test_a_warm_start_with_two_inner_nodes_leaves_one_behind() -> None:
 
 def test_correctors_at_every_step_but_the_last() -> None:
     """UniC with three evaluations: each step is done again with the evaluation at its end; warm starts are not."""
-    cold = table(sg.UniC(sg.LMS(2, start="cold")), (4.0, 3.0, 2.0, 1.0))
+    cold = table(sg.schemes.UniC(sg.schemes.LMS(2, start="cold")), (4.0, 3.0, 2.0, 1.0))
     ab, am = [-3 / 2, 1 / 2], [-5 / 12, -8 / 12, 1 / 12]
     same(
         cold,
@@ -1431,13 +1436,14 @@ def test_correctors_at_every_step_but_the_last() -> None:
     )
     # With one evaluation, that at the step's end: x1 - e1 + e0, and on with Adams-Bashforth's weights.
     same(
-        table(sg.UniC(sg.LMS(2), nodes=1), (4.0, 3.0, 2.0)), [{"x0": 1, "e0": -1}, {"x1": 1, "e0": 3 / 2, "e1": -5 / 2}]
+        table(sg.schemes.UniC(sg.schemes.LMS(2), nodes=1), (4.0, 3.0, 2.0)),
+        [{"x0": 1, "e0": -1}, {"x1": 1, "e0": 3 / 2, "e1": -5 / 2}],
     )
 
 
 def test_closing_a_run() -> None:
     """An evaluation at the last node lets the last step be corrected too: x2 + (e2 + e1)/4 - e1/2 for UniPC."""
-    program = trace(sg.UniPC(1), EDM, (4.0, 2.0, 1.0), close=True)
+    program = compile_program(sg.UniPC(1), EDM, (4.0, 2.0, 1.0), close=True)
     assert [(stage.t, stage.evaluate, stage.node) for stage in program.stages] == [
         (4.0, True, True),
         (2.0, True, True),
@@ -1447,64 +1453,64 @@ def test_closing_a_run() -> None:
     assert program.stages[2].evals == ((0, pytest.approx(-1 / 8)), (1, pytest.approx(5 / 8)))
     assert program.stages[3].states == ((2, 1.0),)
     assert program.stages[3].evals == ((1, pytest.approx(-1 / 4)), (2, pytest.approx(1 / 4)))
-    plain = trace(sg.DPMSolverPP(2), EDM, (4.0, 2.0, 1.0), close=True)
+    plain = compile_program(sg.DPMSolverPP(2), EDM, (4.0, 2.0, 1.0), close=True)
     assert (plain.stages[3].states, plain.stages[3].evals, plain.nfe) == (((2, 1.0),), (), 3)
-    assert trace(sg.UniPC(1), EDM, (4.0, 2.0, 1.0)) == sg.UniPC(1).compile(EDM, sg.Grid([4.0, 2.0, 1.0]))
+    assert compile_program(sg.UniPC(1), EDM, (4.0, 2.0, 1.0)) == sg.UniPC(1).compile(EDM, sg.Grid([4.0, 2.0, 1.0]))
 
 
 NUMBERS: list[tuple[Any, ...]] = [  # solver, order, weak order, network calls for 10 steps, steps for 10, 3 and 0 calls
-    (sg.ExponentialAdams(nodes=1), 1, None, 10, 10, 3, 0),
-    (sg.ExponentialAdams(), 2, None, 10, 10, 3, 0),
-    (sg.ExponentialAdams(nodes=3), 2, None, 10, 10, 3, 0),
-    (sg.ExponentialAdams(nodes=3, start="warm"), 3, None, 11, 9, 2, 0),
-    (sg.ExponentialAdams(nodes=3, start="warm", lower_final=True), 2, None, 11, 9, 2, 0),
-    (sg.ExponentialAdams(nodes=4, start="warm"), 4, None, 12, 8, 1, 0),
-    (sg.ExponentialAdams(nodes=5, start="warm"), 4, None, 12, 8, 1, 0),
-    (sg.ExponentialAdams(nodes=3, variant="published"), 2, None, 10, 10, 3, 0),
-    (sg.ExponentialAdams(nodes=4, variant="published", start="warm"), 4, None, 12, 8, 1, 0),
-    (sg.ExponentialAdams(nodes=1, corrector=1), 1, None, 10, 10, 3, 0),
-    (sg.ExponentialAdams(nodes=1, corrector=2), 2, None, 10, 10, 3, 0),
-    (sg.ExponentialAdams(nodes=2, corrector=3), 3, None, 10, 10, 3, 0),
-    (sg.ExponentialAdams(nodes=3, corrector=4), 3, None, 10, 10, 3, 0),
-    (sg.ExponentialAdams(nodes=3, corrector=4, start="warm"), 4, None, 12, 8, 1, 0),
-    (sg.ExponentialAdams(nodes=3, corrector=2), 2, None, 10, 10, 3, 0),
-    (sg.ExponentialAdams(nodes=3, corrector=4, variant="published"), 3, None, 10, 10, 3, 0),
-    (sg.ExponentialAdams(nodes=1, eta=1.0), 1, 1, 10, 10, 3, 0),
-    (sg.ExponentialAdams(nodes=3, eta=1.0), 2, 2, 10, 10, 3, 0),
-    (sg.ExponentialAdams(nodes=3, corrector=4, eta=0.5), 3, 2, 10, 10, 3, 0),
-    (sg.ExponentialAdams(nodes=2, eta=abs), 2, 2, 10, 10, 3, 0),
-    (sg.IPNDM(4), 1, None, 10, 10, 3, 0),
-    (sg.UniC(sg.IPNDM(4)), 1, None, 10, 10, 3, 0),
-    (sg.UniC(sg.DPMSolverPP(3)), 4, None, 12, 8, 1, 0),
-    (sg.UniC(sg.DPMSolverPP(3), 3), 3, None, 10, 10, 3, 0),
-    (sg.UniC(sg.DPMSolverPP(2)), 3, None, 10, 10, 3, 0),
-    (sg.ExponentialRungeKutta(stages=1), 1, None, 10, 10, 3, 0),
-    (sg.ExponentialRungeKutta(), 2, None, 20, 5, 1, 0),
-    (sg.ExponentialRungeKutta(stages=3), 3, None, 30, 3, 1, 0),
-    (sg.ExponentialRungeKutta(stages=3, reduced=2), 3, None, 28, 4, 1, 0),
-    (sg.ExponentialRungeKutta(stages=3, reduced=20), 3, None, 20, 5, 1, 0),
-    (sg.ExponentialRungeKutta(stages=2, reduced=1), 2, None, 19, 5, 2, 0),
-    (sg.ExponentialRungeKutta(stages=3, eta=1.0), 3, 2, 30, 3, 1, 0),
-    (sg.ExponentialRungeKutta(stages=1, eta=1.0), 1, 1, 10, 10, 3, 0),
-    (sg.RES(), 3, None, 30, 3, 1, 0),
-    (sg.PNDM(), 1, None, 19, 2, 0, 0),
-    (sg.PNDM(runge_kutta=False), 1, None, 11, 9, 2, 0),
-    (sg.AncestralNoise(sg.DPMSolver(1)), 1, 1, 10, 10, 3, 0),
-    (sg.AncestralNoise(sg.DPMSolver(2)), 2, 2, 20, 5, 1, 0),
+    (sg.schemes.ExponentialAdams(nodes=1), 1, None, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(), 2, None, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(nodes=3), 2, None, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(nodes=3, start="warm"), 3, None, 11, 9, 2, 0),
+    (sg.schemes.ExponentialAdams(nodes=3, start="warm", lower_final=True), 2, None, 11, 9, 2, 0),
+    (sg.schemes.ExponentialAdams(nodes=4, start="warm"), 4, None, 12, 8, 1, 0),
+    (sg.schemes.ExponentialAdams(nodes=5, start="warm"), 4, None, 12, 8, 1, 0),
+    (sg.schemes.ExponentialAdams(nodes=3, variant="published"), 2, None, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(nodes=4, variant="published", start="warm"), 4, None, 12, 8, 1, 0),
+    (sg.schemes.ExponentialAdams(nodes=1, corrector=1), 1, None, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(nodes=1, corrector=2), 2, None, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(nodes=2, corrector=3), 3, None, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(nodes=3, corrector=4), 3, None, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(nodes=3, corrector=4, start="warm"), 4, None, 12, 8, 1, 0),
+    (sg.schemes.ExponentialAdams(nodes=3, corrector=2), 2, None, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(nodes=3, corrector=4, variant="published"), 3, None, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(nodes=1, eta=1.0), 1, 1, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(nodes=3, eta=1.0), 2, 2, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(nodes=3, corrector=4, eta=0.5), 3, 2, 10, 10, 3, 0),
+    (sg.schemes.ExponentialAdams(nodes=2, eta=abs), 2, 2, 10, 10, 3, 0),
+    (sg.schemes.IPNDM(4), 1, None, 10, 10, 3, 0),
+    (sg.schemes.UniC(sg.schemes.IPNDM(4)), 1, None, 10, 10, 3, 0),
+    (sg.schemes.UniC(sg.DPMSolverPP(3)), 4, None, 12, 8, 1, 0),
+    (sg.schemes.UniC(sg.DPMSolverPP(3), 3), 3, None, 10, 10, 3, 0),
+    (sg.schemes.UniC(sg.DPMSolverPP(2)), 3, None, 10, 10, 3, 0),
+    (sg.schemes.ExponentialRungeKutta(stages=1), 1, None, 10, 10, 3, 0),
+    (sg.schemes.ExponentialRungeKutta(), 2, None, 20, 5, 1, 0),
+    (sg.schemes.ExponentialRungeKutta(stages=3), 3, None, 30, 3, 1, 0),
+    (sg.schemes.ExponentialRungeKutta(stages=3, reduced=2), 3, None, 28, 4, 1, 0),
+    (sg.schemes.ExponentialRungeKutta(stages=3, reduced=20), 3, None, 20, 5, 1, 0),
+    (sg.schemes.ExponentialRungeKutta(stages=2, reduced=1), 2, None, 19, 5, 2, 0),
+    (sg.schemes.ExponentialRungeKutta(stages=3, eta=1.0), 3, 2, 30, 3, 1, 0),
+    (sg.schemes.ExponentialRungeKutta(stages=1, eta=1.0), 1, 1, 10, 10, 3, 0),
+    (sg.schemes.RES(), 3, None, 30, 3, 1, 0),
+    (sg.schemes.PNDM(), 1, None, 19, 2, 0, 0),
+    (sg.schemes.PNDM(runge_kutta=False), 1, None, 11, 9, 2, 0),
+    (sg.schemes.AncestralNoise(sg.DPMSolver(1)), 1, 1, 10, 10, 3, 0),
+    (sg.schemes.AncestralNoise(sg.DPMSolver(2)), 2, 2, 20, 5, 1, 0),
     (sg.Restart(sg.DPMSolver(2), rounds=2, n_steps=2), 2, None, 28, 1, 0, 0),
     (sg.Restart(sg.DDIM()), 1, None, 13, 7, 0, 0),
     (sg.Heun(), 2, None, 20, 5, 1, 0),
     (sg.Heun(s_churn=0.5), 2, 2, 20, 5, 1, 0),
     (sg.Heun(s_churn=0.5, s_noise=1.01), 2, None, 20, 5, 1, 0),
     (sg.RungeKutta(), 4, None, 40, 2, 0, 0),
-    (sg.RungeKutta(sg.RK3), 3, None, 30, 3, 1, 0),
+    (sg.RungeKutta(sg.tableaus.RK3), 3, None, 30, 3, 1, 0),
     (sg.EulerMaruyama(), 1, 1, 10, 10, 3, 0),
     (sg.EulerMaruyama(eta=0.0), 1, None, 10, 10, 3, 0),
     (sg.ReverseDiffusion(), 1, 1, 10, 10, 3, 0),
     (sg.DDIM(), 1, None, 10, 10, 3, 0),
     (sg.DDIM(eta=1.0), 1, 1, 10, 10, 3, 0),
     (sg.Ancestral(), 1, 1, 10, 10, 3, 0),
-    (sg.AnnealedLangevin(n_steps=2), 0, None, 22, 4, 0, 0),
+    (sg.schemes.AnnealedLangevin(n_steps=2), 0, None, 22, 4, 0, 0),
     (sg.PredictorCorrector(sg.DDIM(), sg.Langevin(n_steps=2)), 1, None, 30, 3, 1, 0),
     (sg.PredictorCorrector(sg.DPMSolverPP(3), sg.Langevin()), 3, None, 21, 4, 1, 0),
 ]
@@ -1527,116 +1533,124 @@ def test_budgets_are_used_in_full() -> None:
             assert solver.nfe(steps + 1) > budget
     for stages in (1, 2, 3):
         for budget in range(1, 13):
-            fitted, steps = sg.ExponentialRungeKutta(stages=stages, c2=0.4 if stages > 1 else None).fit(budget)
+            fitted, steps = sg.schemes.ExponentialRungeKutta(stages=stages, c2=0.4 if stages > 1 else None).fit(budget)
             assert fitted.nfe(steps) == budget
             assert fitted.compile(EDM, sg.grids.Karras()(EDM, steps)).nfe == budget
-    solver = sg.ExponentialRungeKutta(stages=3, c2=0.4)
+    solver = sg.schemes.ExponentialRungeKutta(stages=3, c2=0.4)
     assert solver.fit(7) == (dataclasses.replace(solver, reduced=2), 3)
     assert solver.fit(2) == (dataclasses.replace(solver, reduced=1), 1)
-    assert solver.fit(1) == (sg.ExponentialRungeKutta(stages=2, reduced=1), 1)
+    assert solver.fit(1) == (sg.schemes.ExponentialRungeKutta(stages=2, reduced=1), 1)
     assert sg.DDIM().fit(7) == (sg.DDIM(), 7)
 
 
 def test_noise_levels_and_their_window() -> None:
     """A number or a function of the step's start; inside the window in part, in proportion of its square."""
     steps = [(node(4.0), node(2.0)), (node(2.0), node(0.5)), (node(1.0), node(0.5)), (node(0.5), node(0.25))]
-    windowed = sg.ExponentialAdams(eta=2.0, window=(0.25, 1.0))
-    assert [windowed.tau(s, t) for s, t in steps] == pytest.approx([0.0, 2 * math.sqrt(0.5), 2.0, 2.0])
-    low = sg.ExponentialAdams(eta=2.0, window=(0.5, 4.0))
-    assert [low.tau(s, t) for s, t in [*steps, (node(1.0), node(0.25))]] == pytest.approx([2, 2, 2, 0, R2])
-    assert sg.ExponentialAdams(eta=lambda t: t / 2).tau(*steps[0]) == 2.0
-    assert sg.ExponentialAdams(eta=lambda t: t / 2, window=(0.25, 1.0)).tau(*steps[1]) == pytest.approx(R2 / 2)
-    assert sg.ExponentialAdams().tau(*steps[0]) == 0.0
-    noisy, flow = sg.ExponentialAdams(eta=2.0), sg.RectifiedFlowSDE(T=1.0)
-    assert noisy.tau(node(1.0, flow), node(0.5, flow)) == 2.0  # from where alpha = 0
-    assert noisy.tau(node(1.0), node(0.0)) == 2.0  # to where sigma = 0
+    windowed = sg.schemes.ExponentialAdams(eta=2.0, window=(0.25, 1.0))
+    assert [windowed.eta_on(s, t) for s, t in steps] == pytest.approx([0.0, 2 * math.sqrt(0.5), 2.0, 2.0])
+    low = sg.schemes.ExponentialAdams(eta=2.0, window=(0.5, 4.0))
+    assert [low.eta_on(s, t) for s, t in [*steps, (node(1.0), node(0.25))]] == pytest.approx([2, 2, 2, 0, R2])
+    assert sg.schemes.ExponentialAdams(eta=lambda t: t / 2).eta_on(*steps[0]) == 2.0
+    assert sg.schemes.ExponentialAdams(eta=lambda t: t / 2, window=(0.25, 1.0)).eta_on(*steps[1]) == pytest.approx(
+        R2 / 2
+    )
+    assert sg.schemes.ExponentialAdams().eta_on(*steps[0]) == 0.0
+    noisy, flow = sg.schemes.ExponentialAdams(eta=2.0), sg.RectifiedFlowSDE(T=1.0)
+    assert noisy.eta_on(node(1.0, flow), node(0.5, flow)) == 2.0  # from where alpha = 0
+    assert noisy.eta_on(node(1.0), node(0.0)) == 2.0  # to where sigma = 0
     with pytest.raises(ValueError, match=r"eta at t=4 must be finite, .* got -1.0"):
-        sg.ExponentialAdams(eta=lambda t: -1.0).tau(*steps[0])
-    data = sg.ExponentialAdams(eta=0.5, variable="time", variant="midpoint").part(*steps[0])
+        sg.schemes.ExponentialAdams(eta=lambda t: -1.0).eta_on(*steps[0])
+    data = sg.schemes.ExponentialAdams(eta=0.5, variable="time", variant="midpoint").part(*steps[0])
     assert data == DataPart("time", 0.5, "midpoint", 1.0)
-    velocity = sg.Rosenbrock(2, sigma_data=0.3).part(*steps[0])
-    assert velocity == VelocityPart("angle", 0.0, "exact", 0.3)
+    velocity = sg.schemes.Rosenbrock(2, sigma_data=0.3).part(*steps[0])
+    assert velocity == VPart("angle", 0.0, "exact", 0.3)
 
 
 REFUSED: list[tuple[Callable[[], object], str]] = [
     (
-        lambda: sg.ExponentialAdams(prediction="score"),
-        "prediction must be one of 'data', 'noise', 'velocity', 'rectified', got",
+        lambda: sg.schemes.ExponentialAdams(prediction="score"),
+        "prediction must be one of 'data', 'noise', 'v', 'rectified', got",
     ),
     (
-        lambda: sg.ExponentialAdams(variable="angle"),
+        lambda: sg.schemes.ExponentialAdams(variable="angle"),
         "of data must be one of 'log-snr', 'time', 'noise",
     ),
-    (lambda: sg.ExponentialAdams(prediction="velocity", variable="time"), "of velocity must be one of 'angle', got"),
+    (lambda: sg.schemes.ExponentialAdams(prediction="v", variable="time"), "of v must be one of 'angle', got"),
     (
-        lambda: sg.ExponentialAdams(prediction="rectified", variable="angle"),
-        "must be one of 'noise-share', got",
+        lambda: sg.schemes.ExponentialAdams(prediction="rectified", variable="angle"),
+        "must be one of 'flow-time', got",
     ),
     (
-        lambda: sg.ExponentialAdams(prediction="rectified", eta=1.0),
+        lambda: sg.schemes.ExponentialAdams(prediction="rectified", eta=1.0),
         "prediction='rectified' is for the flow, got eta=1.0",
     ),
-    (lambda: sg.ExponentialAdams(prediction="rectified", variant="bh1"), "made for data or noise in log-SNR"),
-    (lambda: sg.ExponentialAdams(variant="x"), "variant must be one of 'exact', 'midpoint', 'bh1', 'published', 'fix"),
-    (lambda: sg.ExponentialAdams(prediction="velocity", variant="bh1"), "made for data or noise in log-SNR"),
-    (lambda: sg.ExponentialAdams(variable="time", variant="bh1"), "made for data or noise in log-SNR"),
-    (lambda: sg.ExponentialAdams(variable="noise-level", variant="fixed"), "made for noise in the noise level"),
-    (lambda: sg.ExponentialAdams(prediction="noise", variant="fixed"), "made for noise in the noise level"),
-    (lambda: sg.ExponentialAdams(eta=-0.5), r"eta must be finite, at least 0 and at most 1e\+06, got -0.5$"),
-    (lambda: sg.ExponentialAdams(eta=math.inf), r"eta must be finite, at least 0 and at most 1e\+06, got inf$"),
-    (lambda: sg.ExponentialAdams(noise_scale="x"), "noise_scale must be one of 'er', got 'x'"),
-    (lambda: sg.ExponentialAdams(noise_scale="er", eta=1.0), "without eta"),
-    (lambda: sg.ExponentialAdams(noise_scale="er", eta=abs), "without eta"),
-    (lambda: sg.ExponentialAdams(noise_scale="er", prediction="noise"), "goes with data prediction"),
-    (lambda: sg.ExponentialAdams(noise_scale="er", window=(0.1, 1.0)), "without eta"),
-    (lambda: sg.ExponentialAdams(eta=1.0, window=(1.0, 0.5)), "0 <= low <= high"),
-    (lambda: sg.ExponentialAdams(eta=1.0, window=(-1.0, 0.5)), "0 <= low <= high"),
-    (lambda: sg.ExponentialAdams(window=(0.1, 1.0)), "window acts on eta, which is 0"),
-    (lambda: sg.ExponentialAdams(prediction="velocity", sigma_data=0.0), "sigma_data must be finite, above 0"),
-    (lambda: sg.ExponentialAdams(prediction="velocity", sigma_data=math.inf), "sigma_data must be finite, above 0"),
-    (lambda: sg.ExponentialAdams(sigma_data=0.5), "sigma_data acts on velocity prediction, got it with data"),
-    (lambda: sg.ExponentialAdams(nodes=0), "nodes must be a whole number of at least 1, got 0"),
-    (lambda: sg.ExponentialAdams(nodes=1.5), "nodes must be a whole number of at least 1, got 1.5"),  # type: ignore[arg-type]
-    (lambda: sg.ExponentialAdams(nodes=2, corrector=4), r"between 0 and nodes \+ 1 = 3, got 4"),
-    (lambda: sg.ExponentialAdams(corrector=-1), "got -1"),
-    (lambda: sg.ExponentialAdams(corrector=1.5), "got 1.5"),  # type: ignore[arg-type]
-    (lambda: sg.ExponentialAdams(start="hot"), "start must be one of 'cold', 'warm', got 'hot'"),
-    (lambda: sg.ExponentialAdams(nodes=2, start="warm"), "start='warm' changes nothing at order 2"),
-    (lambda: sg.ExponentialAdams(nodes=2, corrector=3, start="warm"), "start='warm' changes nothing at order 3"),
-    (lambda: sg.ExponentialAdams(nodes=3, variant="published", start="warm"), "changes nothing at order 2"),
+    (lambda: sg.schemes.ExponentialAdams(prediction="rectified", variant="bh1"), "made for data or noise in log-SNR"),
     (
-        lambda: sg.ExponentialAdams(nodes=3, corrector=4, variant="published", start="warm"),
+        lambda: sg.schemes.ExponentialAdams(variant="x"),
+        "variant must be one of 'exact', 'midpoint', 'bh1', 'published', 'fix",
+    ),
+    (lambda: sg.schemes.ExponentialAdams(prediction="v", variant="bh1"), "made for data or noise in log-SNR"),
+    (lambda: sg.schemes.ExponentialAdams(variable="time", variant="bh1"), "made for data or noise in log-SNR"),
+    (lambda: sg.schemes.ExponentialAdams(variable="noise-level", variant="fixed"), "made for noise in the noise level"),
+    (lambda: sg.schemes.ExponentialAdams(prediction="noise", variant="fixed"), "made for noise in the noise level"),
+    (lambda: sg.schemes.ExponentialAdams(eta=-0.5), r"eta must be finite, at least 0 and at most 1e\+06, got -0.5$"),
+    (lambda: sg.schemes.ExponentialAdams(eta=math.inf), r"eta must be finite, at least 0 and at most 1e\+06, got inf$"),
+    (lambda: sg.schemes.ExponentialAdams(noise_scale="x"), "noise_scale must be one of 'er', got 'x'"),
+    (lambda: sg.schemes.ExponentialAdams(noise_scale="er", eta=1.0), "without eta"),
+    (lambda: sg.schemes.ExponentialAdams(noise_scale="er", eta=abs), "without eta"),
+    (lambda: sg.schemes.ExponentialAdams(noise_scale="er", prediction="noise"), "goes with data prediction"),
+    (lambda: sg.schemes.ExponentialAdams(noise_scale="er", window=(0.1, 1.0)), "without eta"),
+    (lambda: sg.schemes.ExponentialAdams(eta=1.0, window=(1.0, 0.5)), "0 <= low <= high"),
+    (lambda: sg.schemes.ExponentialAdams(eta=1.0, window=(-1.0, 0.5)), "0 <= low <= high"),
+    (lambda: sg.schemes.ExponentialAdams(window=(0.1, 1.0)), "window acts on eta, which is 0"),
+    (lambda: sg.schemes.ExponentialAdams(prediction="v", sigma_data=0.0), "sigma_data must be finite, above 0"),
+    (lambda: sg.schemes.ExponentialAdams(prediction="v", sigma_data=math.inf), "sigma_data must be finite, above 0"),
+    (lambda: sg.schemes.ExponentialAdams(sigma_data=0.5), "sigma_data acts on velocity prediction, got it with data"),
+    (lambda: sg.schemes.ExponentialAdams(nodes=0), "nodes must be an integer of at least 1, got 0"),
+    (lambda: sg.schemes.ExponentialAdams(nodes=1.5), "nodes must be an integer of at least 1, got 1.5"),  # type: ignore[arg-type]
+    (lambda: sg.schemes.ExponentialAdams(nodes=2, corrector=4), r"between 0 and nodes \+ 1 = 3, got 4"),
+    (lambda: sg.schemes.ExponentialAdams(corrector=-1), "got -1"),
+    (lambda: sg.schemes.ExponentialAdams(corrector=1.5), "got 1.5"),  # type: ignore[arg-type]
+    (lambda: sg.schemes.ExponentialAdams(start="hot"), "start must be one of 'cold', 'warm', got 'hot'"),
+    (lambda: sg.schemes.ExponentialAdams(nodes=2, start="warm"), "start='warm' changes nothing at order 2"),
+    (
+        lambda: sg.schemes.ExponentialAdams(nodes=2, corrector=3, start="warm"),
         "start='warm' changes nothing at order 3",
     ),
-    (lambda: sg.ExponentialAdams(nodes=3, start="warm", eta=1.0), "start='warm' is for deterministic solvers"),
-    (lambda: sg.ExponentialRungeKutta(stages=0), "stages must be a whole number of at least 1, got 0"),
-    (lambda: sg.ExponentialRungeKutta(stages=4), "stages must be one of 1, 2, 3, got 4"),
+    (lambda: sg.schemes.ExponentialAdams(nodes=3, variant="published", start="warm"), "changes nothing at order 2"),
     (
-        lambda: sg.ExponentialRungeKutta(variant="bh1"),
+        lambda: sg.schemes.ExponentialAdams(nodes=3, corrector=4, variant="published", start="warm"),
+        "start='warm' changes nothing at order 3",
+    ),
+    (lambda: sg.schemes.ExponentialAdams(nodes=3, start="warm", eta=1.0), "start='warm' is for deterministic solvers"),
+    (lambda: sg.schemes.ExponentialRungeKutta(stages=0), "stages must be an integer of at least 1, got 0"),
+    (lambda: sg.schemes.ExponentialRungeKutta(stages=4), "stages must be one of 1, 2, 3, got 4"),
+    (
+        lambda: sg.schemes.ExponentialRungeKutta(variant="bh1"),
         "must be one of 'exact', 'midpoint'",
     ),
-    (lambda: sg.ExponentialRungeKutta(stages=3, variant="midpoint"), "one of two stages, got stages=3"),
-    (lambda: sg.ExponentialRungeKutta(stages=1, variant="midpoint"), "one of two stages, got stages=1"),
-    (lambda: sg.ExponentialRungeKutta(stages=1, c2=0.5), "c2 must lie inside the step"),
-    (lambda: sg.ExponentialRungeKutta(c2=0.0), "c2 must lie inside the step"),
-    (lambda: sg.ExponentialRungeKutta(c2=1.0), "c2 must lie inside the step"),
-    (lambda: sg.ExponentialRungeKutta(stages=3, c2=2 / 3), "for three stages below 2/3"),
-    (lambda: sg.ExponentialRungeKutta(reduced=-1), "reduced must be a whole number of at least 0"),
-    (lambda: sg.ExponentialRungeKutta(reduced=0.5), "reduced must be a whole number of at least 0"),  # type: ignore[arg-type]
-    (lambda: sg.ExponentialRungeKutta(stages=1, reduced=1), "must be 0 for one stage, got 1"),
-    (lambda: sg.DPMSolverPP(0), "order must be a whole number of at least 1, got 0"),
+    (lambda: sg.schemes.ExponentialRungeKutta(stages=3, variant="midpoint"), "one of two stages, got stages=3"),
+    (lambda: sg.schemes.ExponentialRungeKutta(stages=1, variant="midpoint"), "one of two stages, got stages=1"),
+    (lambda: sg.schemes.ExponentialRungeKutta(stages=1, c2=0.5), "c2 must lie inside the step"),
+    (lambda: sg.schemes.ExponentialRungeKutta(c2=0.0), "c2 must lie inside the step"),
+    (lambda: sg.schemes.ExponentialRungeKutta(c2=1.0), "c2 must lie inside the step"),
+    (lambda: sg.schemes.ExponentialRungeKutta(stages=3, c2=2 / 3), "for three stages below 2/3"),
+    (lambda: sg.schemes.ExponentialRungeKutta(reduced=-1), "reduced must be an integer of at least 0"),
+    (lambda: sg.schemes.ExponentialRungeKutta(reduced=0.5), "reduced must be an integer of at least 0"),  # type: ignore[arg-type]
+    (lambda: sg.schemes.ExponentialRungeKutta(stages=1, reduced=1), "must be 0 for one stage, got 1"),
+    (lambda: sg.DPMSolverPP(0), "order must be an integer of at least 1, got 0"),
     (lambda: sg.DPMSolverPP(1.5), "got 1.5"),  # type: ignore[arg-type]
     (lambda: sg.DPMSolver(4), "order must be 1, 2 or 3, multistep also more, got 4"),
     (lambda: sg.DPMSolver(2, start="warm"), "a single-step solver needs no start, got start='warm'"),
     (lambda: sg.DPMSolverPP(1, variant="midpoint"), "order 1 has no variants, got variant='midpoint'"),
     (lambda: sg.UniPC(variant="bh3"), "variant must be one of 'bh1', 'bh2', 'exact', got 'bh3'"),
-    (lambda: sg.AncestralNoise(sg.DPMSolver(2), eta=0.0), "eta must be finite, above 0 and at most 1, got 0.0"),
-    (lambda: sg.AncestralNoise(sg.DPMSolver(2), eta=1.5), "eta must be finite, above 0 and at most 1, got 1.5"),
+    (lambda: sg.schemes.AncestralNoise(sg.DPMSolver(2), eta=0.0), "eta must be finite, above 0 and at most 1, got 0.0"),
+    (lambda: sg.schemes.AncestralNoise(sg.DPMSolver(2), eta=1.5), "eta must be finite, above 0 and at most 1, got 1.5"),
     (lambda: sg.Restart(sg.DDIM(), s_min=0.0), "need 0 < s_min < s_max, got 0.0 and 0.3"),
     (lambda: sg.Restart(sg.DDIM(), s_min=0.3), "need 0 < s_min < s_max, got 0.3 and 0.3"),
     (lambda: sg.Restart(sg.DDIM(), s_max=math.inf), "got 0.14 and inf"),
-    (lambda: sg.Restart(sg.DDIM(), rounds=0), "rounds must be a whole number of at least 1, got 0"),
-    (lambda: sg.Restart(sg.DDIM(), n_steps=1.5), "n_steps must be a whole number of at least 1, got 1.5"),  # type: ignore[arg-type]
+    (lambda: sg.Restart(sg.DDIM(), rounds=0), "rounds must be an integer of at least 1, got 0"),
+    (lambda: sg.Restart(sg.DDIM(), n_steps=1.5), "n_steps must be an integer of at least 1, got 1.5"),  # type: ignore[arg-type]
     (lambda: sg.Heun(s_churn=-1.0), "s_churn must be at least 0, got -1.0"),
     (lambda: sg.Heun(s_churn=1.0, s_tmin=2.0, s_tmax=1.0), "need s_tmin <= s_tmax, got 2.0 and 1.0"),
     (lambda: sg.Heun(s_tmin=0.1), "s_churn is 0"),
@@ -1647,15 +1661,18 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: sg.Ancestral(variance="x"), "variance must be one of 'posterior', 'transition', got 'x'"),
     (lambda: sg.Langevin(snr=0.0), "snr must be positive and finite, got 0.0"),
     (lambda: sg.Langevin(snr=math.inf), "snr must be positive and finite, got inf"),
-    (lambda: sg.Langevin(n_steps=0), "n_steps must be a whole number of at least 1, got 0"),
-    (lambda: sg.Langevin(n_steps=1.5), "n_steps must be a whole number of at least 1, got 1.5"),  # type: ignore[arg-type]
+    (lambda: sg.Langevin(n_steps=0), "n_steps must be an integer of at least 1, got 0"),
+    (lambda: sg.Langevin(n_steps=1.5), "n_steps must be an integer of at least 1, got 1.5"),  # type: ignore[arg-type]
     (lambda: sg.Langevin(norm="x"), "norm must be one of 'expected', 'sample', 'batch', got 'x'"),
     (lambda: sg.Langevin(snr=1.0), "snr must be below 1, from where on updates are not stable, got 1.0"),
     (lambda: sg.Langevin(data_std=-0.5), "data_std must be finite, at least 0 .* got -0.5"),
     (lambda: sg.Langevin(data_std=math.inf), "data_std must be finite, at least 0 .* got inf"),
     (lambda: sg.Langevin(data_std=0.5, norm="batch"), "data_std=0.5 goes with norm='expected', got norm='batch'"),
-    (lambda: sg.AnnealedLangevin(step_ratio=0.0), "step_ratio must be positive and finite, got 0.0"),
-    (lambda: sg.AnnealedLangevin(4.0), "step_ratio must be below 4, from where on updates are not stable, got 4.0"),
+    (lambda: sg.schemes.AnnealedLangevin(step_ratio=0.0), "step_ratio must be positive and finite, got 0.0"),
+    (
+        lambda: sg.schemes.AnnealedLangevin(4.0),
+        "step_ratio must be below 4, from where on updates are not stable, got 4.0",
+    ),
     (lambda: sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), order="PP"), "order must be one of 'PC', 'CP', got 'PP'"),
 ]
 
@@ -1669,27 +1686,27 @@ def test_options_out_of_range_are_refused() -> None:
 
 def test_options_at_their_limits_are_taken() -> None:
     """The last value inside each limit, and combinations that are allowed."""
-    sg.ExponentialAdams(eta=1.0, window=(0.5, 0.5))
-    sg.ExponentialAdams(eta=1.0, window=(0.0, 0.5))
-    sg.ExponentialAdams(prediction="noise", variable="log-snr", variant="bh1")
-    sg.ExponentialAdams(prediction="noise", variable="noise-level", variant="fixed", corrector=3)
-    sg.ExponentialAdams(noise_scale="er", window=(0.0, math.inf))
-    sg.ExponentialRungeKutta(stages=3, c2=0.66)
-    sg.ExponentialRungeKutta(stages=2, c2=0.99, variant="midpoint", reduced=1)
+    sg.schemes.ExponentialAdams(eta=1.0, window=(0.5, 0.5))
+    sg.schemes.ExponentialAdams(eta=1.0, window=(0.0, 0.5))
+    sg.schemes.ExponentialAdams(prediction="noise", variable="log-snr", variant="bh1")
+    sg.schemes.ExponentialAdams(prediction="noise", variable="noise-level", variant="fixed", corrector=3)
+    sg.schemes.ExponentialAdams(noise_scale="er", window=(0.0, math.inf))
+    sg.schemes.ExponentialRungeKutta(stages=3, c2=0.66)
+    sg.schemes.ExponentialRungeKutta(stages=2, c2=0.99, variant="midpoint", reduced=1)
     sg.DPMSolverPP(5)
     sg.DPMSolverPP(3, singlestep=True)
-    sg.AncestralNoise(sg.DPMSolver(2), eta=1.0)
+    sg.schemes.AncestralNoise(sg.DPMSolver(2), eta=1.0)
     sg.Heun(s_churn=1.0, s_tmin=1.0, s_tmax=1.0)
     sg.DDIM(eta=1.0)
     sg.EulerMaruyama(eta=1e6)
     for make in (
-        lambda: sg.AncestralNoise(sg.DPMSolver(3)),
-        lambda: sg.AncestralNoise(sg.DPMSolver(2, eta=1.0)),
-        lambda: sg.AncestralNoise(sg.DDIM()),
+        lambda: sg.schemes.AncestralNoise(sg.DPMSolver(3)),
+        lambda: sg.schemes.AncestralNoise(sg.DPMSolver(2, eta=1.0)),
+        lambda: sg.schemes.AncestralNoise(sg.DDIM()),
         lambda: sg.Restart("ddim"),  # type: ignore[arg-type]
-        lambda: sg.UniC(sg.DDIM()),
-        lambda: sg.ExponentialAdams(3),  # type: ignore[call-arg, arg-type]
-        lambda: sg.ExponentialRungeKutta(3),  # type: ignore[call-arg, arg-type]
+        lambda: sg.schemes.UniC(sg.DDIM()),
+        lambda: sg.schemes.ExponentialAdams(3),  # type: ignore[call-arg, arg-type]
+        lambda: sg.schemes.ExponentialRungeKutta(3),  # type: ignore[call-arg, arg-type]
         lambda: Exponential("data"),  # type: ignore[abstract, call-arg]
         lambda: sg.PredictorCorrector("ddim", sg.Langevin()),  # type: ignore[arg-type]
         lambda: sg.PredictorCorrector(sg.DDIM(), sg.DDIM()),  # type: ignore[arg-type]
@@ -1698,19 +1715,19 @@ def test_options_at_their_limits_are_taken() -> None:
             make()
 
 
-def adams(**options: Any) -> sg.ExponentialAdams:
+def adams(**options: Any) -> sg.schemes.ExponentialAdams:
     """The multistep solver of the options."""
-    return sg.ExponentialAdams(**options)
+    return sg.schemes.ExponentialAdams(**options)
 
 
-def lowering(**options: Any) -> sg.ExponentialAdams:
+def lowering(**options: Any) -> sg.schemes.ExponentialAdams:
     """The same, of lower order at the end of grids of few steps, as the literature's codes are."""
     return adams(lower_final=None, **options)
 
 
-def single(**options: Any) -> sg.ExponentialRungeKutta:
+def single(**options: Any) -> sg.schemes.ExponentialRungeKutta:
     """The single-step solver of the options."""
-    return sg.ExponentialRungeKutta(**options)
+    return sg.schemes.ExponentialRungeKutta(**options)
 
 
 NOISE: dict[str, Any] = {"prediction": "noise"}
@@ -1734,12 +1751,12 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
     (sg.DPMSolver(3, singlestep=False), "dpm3m", lowering(**NOISE, nodes=3, start="warm")),
     (sg.DEIS(), "deis3", lowering(**NOISE, variable="time", nodes=3, start="warm")),
     (sg.DEIS(2), "deis2", lowering(**NOISE, variable="time")),
-    (sg.LMS(), "lms4", adams(**LEVEL, nodes=4, start="warm")),
-    (sg.LMS(2), "lms2", adams(**LEVEL)),
-    (sg.IPNDM(), "ipndm4", adams(**LEVEL, variant="fixed", nodes=4)),
-    (sg.UniC(sg.DEIS(2)), "deis2-unic", lowering(**NOISE, variable="time", corrector=3)),
-    (sg.UniC(sg.LMS(4), 2), "lms4-unic", adams(**LEVEL, nodes=4, corrector=2)),
-    (sg.UniC(sg.LMS(4)), "lms4-unic", adams(**LEVEL, nodes=4, corrector=5, start="warm")),
+    (sg.schemes.LMS(), "lms4", adams(**LEVEL, nodes=4, start="warm")),
+    (sg.schemes.LMS(2), "lms2", adams(**LEVEL)),
+    (sg.schemes.IPNDM(), "ipndm4", adams(**LEVEL, variant="fixed", nodes=4)),
+    (sg.schemes.UniC(sg.DEIS(2)), "deis2-unic", lowering(**NOISE, variable="time", corrector=3)),
+    (sg.schemes.UniC(sg.schemes.LMS(4), 2), "lms4-unic", adams(**LEVEL, nodes=4, corrector=2)),
+    (sg.schemes.UniC(sg.schemes.LMS(4)), "lms4-unic", adams(**LEVEL, nodes=4, corrector=5, start="warm")),
     (sg.UniPC(), "unipc3", lowering(variant="midpoint", nodes=3, corrector=4)),
     (sg.UniPC(2, variant="bh1", prediction="noise"), "unipc2", lowering(**NOISE, variant="bh1", corrector=3)),
     (sg.UniPC(3, variant="exact", start="warm"), "unipc3", lowering(nodes=3, corrector=4, start="warm")),
@@ -1752,24 +1769,24 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
     (sg.DEIS(lower_final=False), "deis3", adams(**NOISE, variable="time", nodes=3, start="warm")),
     (sg.DPMSolverPP(lower_final=False), "dpm++2m", adams(variant="midpoint")),
     (sg.SASolver(2, corrector=0), "sa-solver", lowering(nodes=2, eta=1.0, window=(0.05, 1.0))),
-    (sg.SEEDS(), "seeds2", single(eta=1.0)),
-    (sg.SEEDS(3), "seeds3", single(stages=3, eta=1.0)),
-    (sg.SEEDS(prediction="noise"), "seeds2-published", single(**NOISE, variant="midpoint", eta=1.0)),
-    (sg.SEEDS(3, prediction="noise"), "seeds3-published", single(**NOISE, stages=3, eta=1.0)),
-    (sg.Rosenbrock(), "rosenbrock2", lowering(prediction="velocity", sigma_data=0.5)),
-    (sg.Rosenbrock(3), "rosenbrock3", lowering(prediction="velocity", sigma_data=0.5, nodes=3, start="warm")),
-    (sg.Rosenbrock(3, eta=1.0), "rosenbrock3", lowering(prediction="velocity", sigma_data=0.5, nodes=3, eta=1.0)),
-    (sg.RectifiedAdams(), "rectified2", lowering(prediction="rectified")),
-    (sg.RectifiedAdams(3), "rectified3", lowering(prediction="rectified", nodes=3, start="warm")),
-    (sg.RectifiedAdams(3, start="cold"), "rectified3", lowering(prediction="rectified", nodes=3)),
-    (sg.ERSDE(), "er-sde3", adams(variable="noise-level", noise_scale="er", nodes=3)),
+    (sg.schemes.SEEDS(), "seeds2", single(eta=1.0)),
+    (sg.schemes.SEEDS(3), "seeds3", single(stages=3, eta=1.0)),
+    (sg.schemes.SEEDS(prediction="noise"), "seeds2-published", single(**NOISE, variant="midpoint", eta=1.0)),
+    (sg.schemes.SEEDS(3, prediction="noise"), "seeds3-published", single(**NOISE, stages=3, eta=1.0)),
+    (sg.schemes.Rosenbrock(), "rosenbrock2", lowering(prediction="v", sigma_data=0.5)),
+    (sg.schemes.Rosenbrock(3), "rosenbrock3", lowering(prediction="v", sigma_data=0.5, nodes=3, start="warm")),
+    (sg.schemes.Rosenbrock(3, eta=1.0), "rosenbrock3", lowering(prediction="v", sigma_data=0.5, nodes=3, eta=1.0)),
+    (sg.schemes.RectifiedAdams(), "rectified2", lowering(prediction="rectified")),
+    (sg.schemes.RectifiedAdams(3), "rectified3", lowering(prediction="rectified", nodes=3, start="warm")),
+    (sg.schemes.RectifiedAdams(3, start="cold"), "rectified3", lowering(prediction="rectified", nodes=3)),
+    (sg.schemes.ERSDE(), "er-sde3", adams(variable="noise-level", noise_scale="er", nodes=3)),
 ]
 
 
 def test_families_are_cases_of_the_exponential_integrators() -> None:
     """Each paper's solver is the exponential integrator with these options, and calls itself by its own name."""
     for solver, name, case in CASES:
-        assert isinstance(case, sg.ExponentialAdams | sg.ExponentialRungeKutta)
+        assert isinstance(case, sg.schemes.ExponentialAdams | sg.schemes.ExponentialRungeKutta)
         assert solver.name == name
         assert solver == dataclasses.replace(case, name=solver.name, source=solver.source)
         assert repr(solver) == repr(case)
@@ -1777,11 +1794,11 @@ def test_families_are_cases_of_the_exponential_integrators() -> None:
 
 def test_exponential_integrators_show_what_is_not_default() -> None:
     """And the variable only where it is not the prediction's own."""
-    assert repr(sg.ExponentialAdams()) == "ExponentialAdams()"
+    assert repr(sg.schemes.ExponentialAdams()) == "ExponentialAdams()"
     assert repr(adams(variable="log-snr", name="x", source="y")) == "ExponentialAdams()"
     assert repr(adams(variable="time", nodes=4)) == "ExponentialAdams(variable='time', nodes=4)"
-    assert repr(adams(prediction="velocity")) == "ExponentialAdams(prediction='velocity')"
-    assert (adams().variable, adams(**NOISE).variable, adams(prediction="velocity").variable) == (
+    assert repr(adams(prediction="v")) == "ExponentialAdams(prediction='v')"
+    assert (adams().variable, adams(**NOISE).variable, adams(prediction="v").variable) == (
         "log-snr",
         "log-snr",
         "angle",
@@ -1793,7 +1810,7 @@ def test_exponential_integrators_show_what_is_not_default() -> None:
 def test_ipndm_with_variable_steps() -> None:
     """The published code's weights of three evaluations, by a loop in its symbols; the exact ones on even steps."""
     times = (7.0, 4.0, 2.5, 1.0, 0.7)
-    rows = table(sg.IPNDM(3, variable_steps=True), times)
+    rows = table(sg.schemes.IPNDM(3, variable_steps=True), times)
     for i in (2, 3):
         h, h1, h2 = (times[j + 1] - times[j] for j in (i, i - 1, i - 2))
         temp = (1 - h / (3 * (h + h1)) * (h * (h + h1)) / (h1 * (h1 + h2))) / 2
@@ -1802,13 +1819,15 @@ def test_ipndm_with_variable_steps() -> None:
         assert sum(c) == pytest.approx(1)
     even = (6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
     for order in (2, 3, 4):
-        same(table(sg.IPNDM(order, variable_steps=True), even), table(sg.LMS(order, start="cold"), even))
-    assert table(sg.IPNDM(2, variable_steps=True), times) == table(sg.LMS(2), times)
+        same(
+            table(sg.schemes.IPNDM(order, variable_steps=True), even), table(sg.schemes.LMS(order, start="cold"), even)
+        )
+    assert table(sg.schemes.IPNDM(2, variable_steps=True), times) == table(sg.schemes.LMS(2), times)
 
 
 def test_pndm() -> None:
     """Three steps of four evaluations, averaged as Runge-Kutta's, then Adams-Bashforth's fixed weights."""
-    rows = table(sg.PNDM(), (5.0, 4.0, 3.0, 2.0, 1.0))
+    rows = table(sg.schemes.PNDM(), (5.0, 4.0, 3.0, 2.0, 1.0))
     same(
         rows[:4],
         [
@@ -1821,25 +1840,29 @@ def test_pndm() -> None:
     same(rows[-1:], [{"x12": 1, "e0": 9 / 24, "e4": -37 / 24, "e8": 59 / 24, "e12": -55 / 24}])
     vp = sg.VPSDE()
     s, half, t = (node(u, vp) for u in (0.8, 0.6, 0.4))
-    (first, *_) = table(sg.PNDM(), (0.8, 0.4), vp)
+    (first, *_) = table(sg.schemes.PNDM(), (0.8, 0.4), vp)
     change = half.alpha * (half.sigma / half.alpha - s.sigma / s.alpha)
     assert first == pytest.approx({"x0": half.alpha / s.alpha, "e0": change})
     assert t.alpha > half.alpha
-    assert [sg.PNDM().nfe(n) for n in (0, 1, 2, 3, 4)] == [0, 4, 8, 12, 13]
-    assert [sg.PNDM().steps(n) for n in (3, 4, 11, 12, 13, 20)] == [0, 1, 2, 3, 4, 11]
+    assert [sg.schemes.PNDM().nfe(n) for n in (0, 1, 2, 3, 4)] == [0, 4, 8, 12, 13]
+    assert [sg.schemes.PNDM().steps(n) for n in (3, 4, 11, 12, 13, 20)] == [0, 1, 2, 3, 4, 11]
 
 
 def test_plms() -> None:
     """Heun's method in the noise level, then Adams-Bashforth's fixed weights of two, three and four evaluations."""
-    rows = table(sg.PNDM(runge_kutta=False), (6.0, 5.0, 4.0, 3.0, 2.0, 1.0))
+    rows = table(sg.schemes.PNDM(runge_kutta=False), (6.0, 5.0, 4.0, 3.0, 2.0, 1.0))
     same(rows[:2], [{"x0": 1, "e0": -1}, {"x0": 1, "e0": -1 / 2, "e1": -1 / 2}])
     same(rows[2:3], [{"x2": 1, "e0": 1 / 2, "e2": -3 / 2}])
     same(rows[3:4], [{"x3": 1, "e0": -5 / 12, "e2": 16 / 12, "e3": -23 / 12}])
     same(rows[4:5], [{"x4": 1, "e0": 9 / 24, "e2": -37 / 24, "e3": 59 / 24, "e4": -55 / 24}])
     same(rows[5:], [{"x5": 1, "e2": 9 / 24, "e3": -37 / 24, "e4": 59 / 24, "e5": -55 / 24}])
-    assert [sg.PNDM(runge_kutta=False).nfe(n) for n in (0, 1, 2, 10)] == [0, 2, 3, 11]
-    assert [sg.PNDM(runge_kutta=False).steps(n) for n in (0, 1, 2, 10)] == [0, 0, 1, 9]
-    assert (sg.PNDM().runge_kutta, sg.PNDM().name, sg.PNDM(runge_kutta=False).name) == (True, "pndm", "plms")
+    assert [sg.schemes.PNDM(runge_kutta=False).nfe(n) for n in (0, 1, 2, 10)] == [0, 2, 3, 11]
+    assert [sg.schemes.PNDM(runge_kutta=False).steps(n) for n in (0, 1, 2, 10)] == [0, 0, 1, 9]
+    assert (sg.schemes.PNDM().runge_kutta, sg.schemes.PNDM().name, sg.schemes.PNDM(runge_kutta=False).name) == (
+        True,
+        "pndm",
+        "plms",
+    )
     assert all(math.isclose(math.fsum(w), 1) for w in ADAMS.values())
 
 
@@ -1860,7 +1883,7 @@ def test_restarts() -> None:
     assert program.nfe == solver.nfe(3) == 3 + 2 * 2
     assert (solver.name, solver.prediction, solver.nfe_per_step) == ("dpm++1m-restart", "data", 1)
     assert (solver.stochastic, solver.weak_order, solver.eta, solver.sigma_data) == (True, None, 0.0, 1.0)
-    noisy = sg.Restart(sg.Rosenbrock(2, sigma_data=0.25, eta=0.5))
+    noisy = sg.Restart(sg.schemes.Rosenbrock(2, sigma_data=0.25, eta=0.5))
     assert (noisy.eta, noisy.sigma_data) == (0.5, 0.25)
 
 
@@ -1882,13 +1905,13 @@ def test_restarts_need_a_grid_that_covers_them() -> None:
     for s_min, s_max in ((0.9, 4.0), (1.0, 4.1)):
         with pytest.raises(ValueError, match=r"this one runs from 4 to 1"):
             sg.Restart(sg.DDIM(), s_min=s_min, s_max=s_max).compile(EDM, sg.Grid([4.0, 1.0]))
-    rows = table(sg.Restart(sg.LMS(2), s_min=1.0, s_max=3.0, n_steps=2), (4.0, 2.0, 1.0, 0.5))
+    rows = table(sg.Restart(sg.schemes.LMS(2), s_min=1.0, s_max=3.0, n_steps=2), (4.0, 2.0, 1.0, 0.5))
     assert list(rows[-1]) == ["x6", "e4", "e6"]
 
 
 def test_ancestral_noise_names_itself() -> None:
     """What it is made of, and at most weak order 2."""
-    solver = sg.AncestralNoise(sg.DPMSolver(2))
+    solver = sg.schemes.AncestralNoise(sg.DPMSolver(2))
     assert (solver.name, solver.prediction, solver.eta, solver.stochastic) == ("dpm2-ancestral", "noise", 1.0, True)
 
 
@@ -1898,19 +1921,19 @@ def test_ancestral_noise_names_itself() -> None:
 def test_tableaus_of_the_literature() -> None:
     """Nodes, weights and orders as printed."""
     known = {
-        sg.EULER: ((0,), (1,), 1),
-        sg.MIDPOINT: ((0, 1 / 2), (0, 1), 2),
-        sg.HEUN2: ((0, 1), (1 / 2, 1 / 2), 2),
-        sg.RALSTON: ((0, 2 / 3), (1 / 4, 3 / 4), 2),
-        sg.RK3: ((0, 1 / 2, 1), (1 / 6, 2 / 3, 1 / 6), 3),
-        sg.RK4: ((0, 1 / 2, 1 / 2, 1), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4),
+        sg.tableaus.EULER: ((0,), (1,), 1),
+        sg.tableaus.MIDPOINT: ((0, 1 / 2), (0, 1), 2),
+        sg.tableaus.HEUN2: ((0, 1), (1 / 2, 1 / 2), 2),
+        sg.tableaus.RALSTON: ((0, 2 / 3), (1 / 4, 3 / 4), 2),
+        sg.tableaus.RK3: ((0, 1 / 2, 1), (1 / 6, 2 / 3, 1 / 6), 3),
+        sg.tableaus.RK4: ((0, 1 / 2, 1 / 2, 1), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4),
     }
     for tableau, (c, b, order) in known.items():
         assert (tableau.c, tableau.b, tableau.order) == (c, b, order)
-    assert sg.RK3.a == ((), (1 / 2,), (-1, 2))
-    assert sg.RK4.a == ((), (1 / 2,), (0, 1 / 2), (0, 0, 1))
-    assert sg.RungeKutta().tableau == sg.RK4
-    assert repr(sg.RK4) == "Tableau('rk4', 4 stages)"
+    assert sg.tableaus.RK3.a == ((), (1 / 2,), (-1, 2))
+    assert sg.tableaus.RK4.a == ((), (1 / 2,), (0, 1 / 2), (0, 0, 1))
+    assert sg.RungeKutta().tableau == sg.tableaus.RK4
+    assert repr(sg.tableaus.RK4) == "Tableau('rk4', 4 stages)"
     assert (sg.Tableau([[]], [1]).name, sg.Tableau([[]], [1]).source) == ("tableau", "user")
 
 
@@ -1934,7 +1957,7 @@ def test_order_conditions_have_a_tolerance() -> None:
     """RK4 with b A A c = 1/24 off by half of 1e-10 is of order 4, by one and a half times of order 3."""
     for error, order in ((0.5e-10, 4), (1.5e-10, 3)):
         change = 24 * error  # which leaves the other conditions as they are, since c2 = c3
-        assert sg.Tableau([[], [1 / 2], [0, 1 / 2], [0, -change, 1 + change]], sg.RK4.b).order == order
+        assert sg.Tableau([[], [1 / 2], [0, 1 / 2], [0, -change, 1 + change]], sg.tableaus.RK4.b).order == order
 
 
 def test_orders_from_0_to_8() -> None:
@@ -1966,12 +1989,12 @@ def test_tableaus_are_checked() -> None:
 
 def test_runge_kutta_s_steps() -> None:
     """Stages at t + c h with the tableau's coefficients times h."""
-    rows = table(sg.RungeKutta(sg.RK3), (4.0, 2.0))
+    rows = table(sg.RungeKutta(sg.tableaus.RK3), (4.0, 2.0))
     same(
         rows,
         [{"x0": 1, "e0": -1}, {"x0": 1, "e0": 2, "e1": -4}, {"x0": 1, "e0": -1 / 3, "e1": -4 / 3, "e2": -1 / 3}],
     )
-    program = sg.RungeKutta(sg.RK3).compile(EDM, sg.Grid([4.0, 2.0]))
+    program = sg.RungeKutta(sg.tableaus.RK3).compile(EDM, sg.Grid([4.0, 2.0]))
     assert [stage.t for stage in program.stages] == [4, 3, 2, 2]
     assert program.prediction == "drift"
 
@@ -2030,9 +2053,9 @@ def test_churn_within_its_limits() -> None:
 def test_defaults_of_the_correctors() -> None:
     """The papers' constants."""
     assert repr(sg.Langevin()) == "Langevin(snr=0.16, n_steps=1, norm='expected', data_std=0.0)"
-    assert repr(sg.AnnealedLangevin()) == "AnnealedLangevin(step_ratio=0.2, n_steps=100)"
+    assert repr(sg.schemes.AnnealedLangevin()) == "AnnealedLangevin(step_ratio=0.2, n_steps=100)"
     assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin()).sequence == "PC"
-    assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin()).stochastic and sg.AnnealedLangevin().stochastic
+    assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin()).stochastic and sg.schemes.AnnealedLangevin().stochastic
     assert sg.PredictorCorrector(sg.DDIM(), sg.Langevin(), "PC", sequence="CP").sequence == "CP"
 
 
@@ -2068,7 +2091,7 @@ def test_langevin_s_factor() -> None:
     assert sg.Langevin(0.1).constants(flow, grid) == pytest.approx(known)
     wide = [2 * 0.1**2 * (t**2 + (1 - t) ** 2 * 9) for t in grid.times]
     assert sg.Langevin(0.1, data_std=3.0).constants(flow, grid) == pytest.approx(wide)
-    annealed = sg.AnnealedLangevin(step_ratio=0.5)
+    annealed = sg.schemes.AnnealedLangevin(step_ratio=0.5)
     assert annealed.constants(EDM, sg.Grid([4.0, 2.0, 1.0])) == [8.0, 2.0, 0.5]
     mean, added = annealed.update(column(1.0), column(2.0), column(3.0), 0.25)
     assert (float(mean), float(added)) == (1.25, 1.5)
@@ -2136,13 +2159,13 @@ def test_a_predictor_s_own_hooks_end_in_a_mean_with_cp(order: str) -> None:
 
 # --- Registry --------------------------------------------------------------------------------------------------------
 
-NAMES: dict[str, tuple[sg.Solver, int, int | None, int]] = {  # solver, order, weak order, network calls a step
-    "euler": (sg.RungeKutta(sg.EULER), 1, None, 1),
-    "midpoint": (sg.RungeKutta(sg.MIDPOINT), 2, None, 2),
-    "heun2": (sg.RungeKutta(sg.HEUN2), 2, None, 2),
-    "ralston": (sg.RungeKutta(sg.RALSTON), 2, None, 2),
-    "rk3": (sg.RungeKutta(sg.RK3), 3, None, 3),
-    "rk4": (sg.RungeKutta(sg.RK4), 4, None, 4),
+NAMES: dict[str, tuple[sg.Solver, int, int | None, int]] = {  # solver, order, weak order, network calls per step
+    "euler": (sg.RungeKutta(sg.tableaus.EULER), 1, None, 1),
+    "midpoint": (sg.RungeKutta(sg.tableaus.MIDPOINT), 2, None, 2),
+    "heun2": (sg.RungeKutta(sg.tableaus.HEUN2), 2, None, 2),
+    "ralston": (sg.RungeKutta(sg.tableaus.RALSTON), 2, None, 2),
+    "rk3": (sg.RungeKutta(sg.tableaus.RK3), 3, None, 3),
+    "rk4": (sg.RungeKutta(sg.tableaus.RK4), 4, None, 4),
     "heun": (sg.Heun(), 2, None, 2),
     "ddim": (sg.DDIM(), 1, None, 1),
     "dpm++1m": (adams(nodes=1), 1, None, 1),
@@ -2159,7 +2182,7 @@ NAMES: dict[str, tuple[sg.Solver, int, int | None, int]] = {  # solver, order, w
     "dpm4m-cold": (lowering(**NOISE, nodes=4), 2, None, 1),
     "dpm5m-cold": (lowering(**NOISE, nodes=5), 2, None, 1),
     "res2": (single(), 2, None, 2),
-    "res3": (sg.RES(), 3, None, 3),
+    "res3": (sg.schemes.RES(), 3, None, 3),
     "unip2": (lowering(variant="midpoint"), 2, None, 1),
     "unip3": (lowering(variant="midpoint", nodes=3, start="warm"), 3, None, 1),
     "unipc1": (adams(variant="midpoint", nodes=1, corrector=2), 2, None, 1),
@@ -2172,23 +2195,23 @@ NAMES: dict[str, tuple[sg.Solver, int, int | None, int]] = {  # solver, order, w
     "lms2": (adams(**LEVEL, nodes=2), 2, None, 1),
     "lms3": (adams(**LEVEL, nodes=3, start="warm"), 3, None, 1),
     "lms4": (adams(**LEVEL, nodes=4, start="warm"), 4, None, 1),
-    "pndm": (sg.PNDM(), 1, None, 1),
-    "plms": (sg.PNDM(runge_kutta=False), 1, None, 1),
+    "pndm": (sg.schemes.PNDM(), 1, None, 1),
+    "plms": (sg.schemes.PNDM(runge_kutta=False), 1, None, 1),
     "rectified2": (lowering(prediction="rectified", nodes=2), 2, None, 1),
     "rectified3": (lowering(prediction="rectified", nodes=3, start="warm"), 3, None, 1),
     "ipndm2": (adams(**LEVEL, variant="fixed", nodes=2), 1, None, 1),
     "ipndm3": (adams(**LEVEL, variant="fixed", nodes=3), 1, None, 1),
     "ipndm4": (adams(**LEVEL, variant="fixed", nodes=4), 1, None, 1),
     "ipndm-v4": (adams(**LEVEL, variant="ipndm-v", nodes=4), 2, None, 1),
-    "rosenbrock2": (lowering(prediction="velocity", sigma_data=0.5), 2, None, 1),
-    "rosenbrock3": (lowering(prediction="velocity", sigma_data=0.5, nodes=3, start="warm"), 3, None, 1),
+    "rosenbrock2": (lowering(prediction="v", sigma_data=0.5), 2, None, 1),
+    "rosenbrock3": (lowering(prediction="v", sigma_data=0.5, nodes=3, start="warm"), 3, None, 1),
     "euler-maruyama": (sg.EulerMaruyama(eta=1.0), 1, 1, 1),
     "reverse-diffusion": (sg.ReverseDiffusion(eta=1.0), 1, 1, 1),
     "ancestral": (sg.Ancestral(variance="posterior"), 1, 1, 1),
     "ddpm": (sg.Ancestral(variance="transition"), 1, 1, 1),
     "euler-ancestral": (sg.DDIM(eta=1.0), 1, 1, 1),
-    "dpm2-ancestral": (sg.AncestralNoise(sg.DPMSolver(2), eta=1.0), 2, 2, 2),
-    "dpm++2s-ancestral": (sg.AncestralNoise(sg.DPMSolverPP(2, singlestep=True), eta=1.0), 2, 2, 2),
+    "dpm2-ancestral": (sg.schemes.AncestralNoise(sg.DPMSolver(2), eta=1.0), 2, 2, 2),
+    "dpm++2s-ancestral": (sg.schemes.AncestralNoise(sg.DPMSolverPP(2, singlestep=True), eta=1.0), 2, 2, 2),
     "sde-dpm1": (single(**NOISE, stages=1, eta=1.0), 1, 1, 1),
     "sde-dpm2m": (lowering(**NOISE, variant="midpoint", eta=1.0), 2, 2, 1),
     "sde-dpm3m": (lowering(**NOISE, nodes=3, eta=1.0), 2, 2, 1),
@@ -2209,7 +2232,7 @@ NAMES: dict[str, tuple[sg.Solver, int, int | None, int]] = {  # solver, order, w
     "er-sde3": (adams(variable="noise-level", noise_scale="er", nodes=3), 2, 2, 1),
     "dpm++3m-restart": (sg.Restart(sg.DPMSolverPP(3), s_min=0.14, s_max=0.3, rounds=1, n_steps=3), 3, None, 1),
     "edm-sde": (sg.Heun(s_churn=40, s_tmin=0.05, s_tmax=50, s_noise=1.003), 2, None, 2),
-    "annealed-langevin": (sg.AnnealedLangevin(step_ratio=0.2, n_steps=100), 0, None, 100),
+    "annealed-langevin": (sg.schemes.AnnealedLangevin(step_ratio=0.2, n_steps=100), 0, None, 100),
     "pc": (sg.PredictorCorrector(sg.ReverseDiffusion(), sg.Langevin(snr=0.16)), 1, None, 2),
 }
 
@@ -2252,9 +2275,9 @@ def test_the_registry() -> None:
 
 def test_the_registry_as_text() -> None:
     """Columns as wide as their widest cell, under a line; sources that are longer go on below."""
-    long = dataclasses.replace(sg.ExponentialAdams(), source="Someone, 2024, arXiv:2401.00001; " * 2 + "end")
+    long = dataclasses.replace(sg.schemes.ExponentialAdams(), source="Someone, 2024, arXiv:2401.00001; " * 2 + "end")
     fixed = {"a": sg.DDIM(), "longer": sg.Heun(s_churn=1.0), "b": long}
-    lines = str(SolverTable(fixed, {"c": sg.GGF()})).splitlines()
+    lines = str(SolverTable(fixed, {"c": sg.schemes.GGF()})).splitlines()
     assert lines[0] == "name    order  weak  NFE   grid (VP / EDM)   source"
     assert lines[1].startswith("------  -----  ----  ----  ----------------  ---")
     assert lines[2] == "a       1      -     1     uniform / karras  Song, Meng & Ermon, 2021, arXiv:2010.02502"
@@ -2271,7 +2294,7 @@ def test_what_results_print() -> None:
     assert repr(sg.oracles.Gaussian(points[0], 1.0)) == "Gaussian(one component of shape (3,))"
     assert repr(sg.oracles.GaussianMixture(points, 0.1)) == "GaussianMixture(3 components of shape (3,))"
     assert repr(sg.oracles.Empirical(points, 0.1)) == "Empirical(3 points of shape (3,), bandwidth 0.1)"
-    info = sg.StepInfo(1, 4, 0.5, 0.25, points, None, 2)
+    info = sg.options.StepInfo(1, 4, 0.5, 0.25, points, None, 2)
     assert repr(info) == "StepInfo(step 2 of 4, t=0.5 -> 0.25, x=(3, 3), nfe=2)"
 
     order = OrderMeasurement((10, 20, 40), (0.04, 0.01, 0.0025))
@@ -2298,7 +2321,7 @@ def test_the_registry_as_a_mapping() -> None:
     table = sg.solvers()
     assert table["ddim"] == sg.DDIM()
     assert table["dpmpp_2m"] == table["dpm++2m"]
-    assert table["dopri5"] == sg.Adaptive(sg.DOPRI5)
+    assert table["dopri5"] == sg.Adaptive(sg.tableaus.DOPRI5)
     assert "ddim" in table and "dopri5" in table and "unipc_3" not in table and 3 not in table
     assert dict(table) == table.fixed | table.adaptive
     with pytest.raises(KeyError):
@@ -2420,9 +2443,9 @@ def test_forms() -> None:
     assert Form.combine([], []).terms == {}
 
 
-def traced(times: Sequence[float] = (4.0, 2.0, 1.0, 0.5), i: int = 0, sde: sg.SDE = EDM) -> tuple[Tracer, Step]:
+def traced(times: Sequence[float] = (4.0, 2.0, 1.0, 0.5), i: int = 0, sde: sg.SDE = EDM) -> tuple[ProgramBuilder, Step]:
     """A tracer and its step i, with the states of the steps before."""
-    tracer = Tracer(sde, tuple(times))
+    tracer = ProgramBuilder(sde, tuple(times))
     for j in range(i):
         tracer.add(Form({("states", j): 0.5}), times[j + 1], node=True)
     return tracer, Step(tracer, tracer.path, i)
@@ -2434,7 +2457,7 @@ def test_what_a_step_sees() -> None:
     assert (k.i, k.n, k.start.t, k.end.t, k.last.t) == (1, 3, 2.0, 1.0, 0.5)
     assert k.x.terms == {("states", 1): 1.0}
     assert k.memory == {}
-    other = k.until(node(0.7))
+    other = k.with_end(node(0.7))
     assert (other.i, other.start.t, other.end.t) == (1, 2.0, 0.7)
 
 
@@ -2532,7 +2555,7 @@ class Fixed(sg.Solver):
 
 def test_programs_carry_what_their_prediction_needs() -> None:
     """eta with the drift, sigma_data with the velocity, and neither with anything else."""
-    expected = {"drift": (0.5, 1.0), "velocity": (0.0, 0.25), "data": (0.0, 1.0)}
+    expected = {"drift": (0.5, 1.0), "v": (0.0, 0.25), "data": (0.0, 1.0)}
     for prediction, pair in expected.items():
         program = Fixed(prediction).compile(EDM, sg.Grid([2.0, 1.0]))
         assert (program.name, program.prediction, program.eta, program.sigma_data) == ("fixed", prediction, *pair)
@@ -2630,7 +2653,7 @@ def test_plans_of_common_tables() -> None:
     """One register for a chain, no rows where each evaluation serves the next state alone."""
     ddim = sg.DDIM().compile(EDM, sg.Grid([4.0, 2.0, 1.0]))
     plan = lower(ddim, [(0.0, 1.0)] * 3)
-    assert (plan.n_rows, plan.n_registers) == (0, 1)
+    assert (plan.n_slots, plan.n_registers) == (0, 1)
     assert [ins.output for ins in plan.instructions] == [None, 0.5, 0.5]
     assert [ins.beta for ins in plan.instructions] == [0.0, 0.5, 0.5]
     folded = lower(ddim, [(0.25, 2.0)] * 3)  # e = x/4 + 2 r
@@ -2639,9 +2662,9 @@ def test_plans_of_common_tables() -> None:
     multistep = lower(
         sg.DPMSolverPP(2, lower_final=False).compile(EDM, sg.Grid([4.0, 2.0, 1.0, 0.5])), [(0.0, 1.0)] * 4
     )
-    assert (multistep.n_rows, multistep.n_registers) == (2, 1)
+    assert (multistep.n_slots, multistep.n_registers) == (2, 1)
     assert [ins.store is not None for ins in multistep.instructions] == [True, True, False, False]
-    seeds = lower(sg.SEEDS(2).compile(EDM, sg.Grid([4.0, 2.0])), [(0.0, 1.0)] * 3)
+    seeds = lower(sg.schemes.SEEDS(2).compile(EDM, sg.Grid([4.0, 2.0])), [(0.0, 1.0)] * 3)
     assert [[row is not None for _, row in ins.noises] for ins in seeds.instructions] == [[], [True], [False]]
     mixed = lower(sg.DPMSolverPP(2, lower_final=False).compile(EDM, sg.Grid([4.0, 2.0, 1.0])), [(0.5, 0.25)] * 3)
     assert mixed.instructions[0].mix == (1.0, 0.5)

@@ -34,7 +34,7 @@ SUBJECTS = (
         "sampling",
         "Sampling",
         "From a score and a process to samples: the call, its result, and which solver and grid it uses.",
-        ("sampling", "parallel", "options", "results", "defaults", "pilot", "calibration", "diagnosis"),
+        ("sampling", "parallel", "options", "results", "defaults", "trials", "calibration", "diagnosis"),
     ),
     Subject(
         "processes",
@@ -53,7 +53,7 @@ SUBJECTS = (
         "solvers",
         "Solvers",
         "Solvers, correctors and wrappers; every one compiles into a program.",
-        ("solvers", "engine.program"),
+        ("schemes", "engine.program"),
     ),
     Subject("grids", "Grids", "Where a solver evaluates the network.", ("grids",)),
     Subject(

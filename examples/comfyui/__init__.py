@@ -13,14 +13,14 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.adapters.k_diffusion import SamplingFunction, sampler
-from sgm_sde.solvers.base import REGISTRY, resolve
+from sgm_sde.schemes.base import REGISTRY, resolve
 
 SOLVERS = sorted(REGISTRY)
 RULES = ["karras", "log-snr"]
 
 
 def is_flow(model: Any) -> bool:
-    """Whether the model of a sampling function is one of flow matching, by its `model_sampling`."""
+    """True if the model of a sampling function is one of flow matching, by its `model_sampling`."""
     for name in ("inner_model", "inner_model", "model_sampling"):
         model = getattr(model, name, None)
     return any(kind.__name__ == "CONST" for kind in type(model).__mro__)

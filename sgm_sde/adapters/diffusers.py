@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._checks import described, number, one_of, whole
+from sgm_sde._checks import check_integer, described, number, one_of
 from sgm_sde._shapes import expand
 from sgm_sde.adapters.networks import with_output
 from sgm_sde.processes import EDMSDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, presets
@@ -17,12 +17,12 @@ from sgm_sde.scores.score import Score, from_denoiser
 from sgm_sde.scores.time_labels import TimeLabel, ddpm, flow, noise_level
 
 PREDICTION_TYPES = {
-    "epsilon": "noise", "sample": "data", "v_prediction": "velocity", "flow_prediction": "flow",
+    "epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow",
 }  # fmt: skip
 
 
 class Convention(NamedTuple):
-    """What a scheduler's configuration says about its network.
+    """A network's conventions, as a scheduler's configuration states them.
 
     Attributes:
         config: the configuration.
@@ -60,7 +60,7 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
         raise TypeError(f"scheduler must be one of diffusers' or its configuration as a dictionary, got {scheduler!r}")
     name = config.get("_class_name") or ("the configuration" if config is scheduler else type(scheduler).__name__)
     config = dict(config)
-    n = whole("num_train_timesteps", config.get("num_train_timesteps", 1000))
+    n = check_integer("num_train_timesteps", config.get("num_train_timesteps", 1000))
     if name != "the configuration":
         config["_class_name"] = name
     _refuse(name)
@@ -88,7 +88,7 @@ INSTEAD = {
     "ScoreSdeVe": "its networks are score_sde's: take from_score_sde(net, VESDE(...))",
     "KarrasVe": "its networks know the noise level: take from_edm(net)",
     "CMStochastic": "consistency models map to the data: take from_edm(net) and a solver of few steps",
-    "SCM": "its networks predict TrigFlow's velocity: take from_flow or from_velocity on a process of your own",
+    "SCM": "its networks predict TrigFlow's velocity: take from_flow or from_v on a process of your own",
     "VQDiffusion": "its states are discrete, and no process of real numbers is behind it",
 }
 

@@ -22,9 +22,9 @@ from sgm_sde.engine.noise import NoiseSource, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid
 from sgm_sde.processes import EDMSDE
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.schemes import AncestralNoise, ExponentialAdams, ExponentialRungeKutta, Solver, resolve
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import from_denoiser
-from sgm_sde.solvers import AncestralNoise, ExponentialAdams, ExponentialRungeKutta, Solver, resolve
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
@@ -139,7 +139,7 @@ def _run(
     def denoiser(y: Tensor, sigma: Tensor) -> Tensor:
         return model(y.to(x.dtype), sigma.to(x.dtype), **extra_args)
 
-    bound = BoundModel(from_denoiser(denoiser, sde), sde, (grid.times[-1], sde.T))
+    bound = BoundScore(from_denoiser(denoiser, sde), sde, (grid.times[-1], sde.T))
     noise: NoiseSource = NoiseStream(seeds, "solver", grid.times[0])
     if noise_sampler is not None:
         if not program.stochastic:

@@ -19,7 +19,7 @@ from sgm_sde.engine.noise import Generators, Seeds
 from sgm_sde.grids import Grid, GridRule, Shifted
 from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
 from sgm_sde.sampling import FINALS
-from sgm_sde.solvers import Solver, resolve
+from sgm_sde.schemes import Solver, resolve
 from sgm_sde.stepping import Stepper, stepper
 
 OWN = "_sgm_sde"  # our options in a saved configuration; other schedulers leave private entries alone
@@ -27,7 +27,7 @@ OWN = "_sgm_sde"  # our options in a saved configuration; other schedulers leave
 
 @dataclass(frozen=True)
 class SchedulerOutput:
-    """What a step returns.
+    """Output of a step.
 
     Attributes:
         prev_sample: the state (B, *) at which the network is called next; after the last step, the sample.
@@ -51,7 +51,7 @@ class SolverScheduler:
 
     A timestep is a network call: `set_timesteps(n)` takes the most steps that n calls allow, as `sample(nfe=n)` does,
     and a solver with several calls a step has a timestep for each. A pipeline's result is that of `sample` from the
-    same noise with the same seed. Correctors call the network themselves, and cannot be had this way.
+    same noise with the same seed. Correctors call the network themselves, and are not available this way.
 
     Between calls the state is kept in at least float32; where the pipeline changes it, its change counts.
 
@@ -376,7 +376,7 @@ class SolverScheduler:
         generator: Generators = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
-        """Go on with the network's output at `sample` (B, *) to the state where it is called next.
+        """Continue with the network's output at `sample` (B, *) to the state where it is called next.
 
         Args:
             model_output: what the network returned.

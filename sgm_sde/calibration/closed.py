@@ -1,4 +1,4 @@
-r"""What needs no iteration: levels by dynamic programming, rows by least squares.
+r"""Closed-form parts of a calibration: levels by dynamic programming, rows by least squares.
 
 For exact states $y(s_i)$ and estimates $D_i$ at K levels, the Gram matrix of all of them tells how much of $y(s_j)$ is
 no combination of $y(s_i)$, $D_i$ and the estimate before, which is what a step from i to j cannot get right, whatever

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from sgm_sde._shapes import flat
 from sgm_sde._times import same_time
-from sgm_sde.engine.executor import Given, execute
+from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
-from sgm_sde.pilot import REFERENCE
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import plan
 from sgm_sde.scores.conditions import map_rows, resolve
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
+from sgm_sde.trials import REFERENCE
 
 LARGEST = 10.0  # log of the noise level where a process has no bound
 ROOM = 1e-3  # between the last call and eps, in log s
@@ -57,7 +57,7 @@ class Flow:
         device: of states.
 
     Attributes:
-        rows: what the network has seen so far.
+        network_evals: samples that the network has seen so far.
         high, low: bounds of log s.
     """
 
@@ -78,8 +78,8 @@ class Flow:
         self.score = score.cast_to(dtype) if score.dtype is None and dtype != self.dtype else score
         self.resolved = resolve(kwargs, given, score.conditions) if given > 1 else dict(kwargs)
         self.batch_size = batch_size
-        self.model = BoundModel(self.score, sde, (sde.eps, sde.T), kwargs)
-        self.rows = 0
+        self.model = BoundScore(self.score, sde, (sde.eps, sde.T), kwargs)
+        self.network_evals = 0
         self._at: dict[float, tuple[float, float, float, float]] = {}
 
         first, last = (node.noise_level for node in sde.nodes([sde.T, sde.eps]))
@@ -114,7 +114,7 @@ class Flow:
             estimate = self.score.output(
                 x.view(-1, *self.event), t[group], **self.conditions(sample + samples.start)
             )  # fmt: skip
-            self.rows += self.score.rows(t[group])
+            self.network_evals += self.score.network_evals(t[group])
             out[some] = c_x[group, None] * x + c_r[group, None] * flat(estimate).to(x.dtype)
         return out.view(y.shape)
 
@@ -151,16 +151,16 @@ class Flow:
 
         for part in torch.split(torch.arange(len(samples), device=self.device), self.batch_size):
             kwargs = self.conditions(part + samples.start)
-            model = BoundModel(self.score, self.sde, (times[-1], times[0]), kwargs)
+            model = BoundScore(self.score, self.sde, (times[-1], times[0]), kwargs)
             rows = slice(int(part[0]), int(part[-1]) + 1)
 
-            def on_output(x: Tensor, output: Tensor, t: float, model: BoundModel = model, rows: slice = rows) -> None:
+            def on_output(x: Tensor, output: Tensor, t: float, model: BoundScore = model, rows: slice = rows) -> None:
                 if t in at:
                     y[at[t], rows] = flat(x) / alphas[t]
                     D[at[t], rows] = flat(model.predict("data", x, t, output))
 
             x = self.sde.prior_transform(z[rows].view(-1, *self.event), times[0])
-            run = execute(program, x, model, Given(()), on_output=on_output)
+            run = execute(program, x, model, PreDrawnNoise(()), on_output=on_output)
             end[rows] = flat(model.predict("data", run.x, times[-1]))
-            self.rows += model.rows
+            self.network_evals += model.network_evals
         return Trajectories(levels.double(), y, D, end)

@@ -1,4 +1,4 @@
-"""Whether a table is used on the network that it was fitted to."""
+"""True if a table is used on the network that it was fitted to."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ GAIN = 0.01  # of the loss, below which a fit ends
 
 @dataclass(frozen=True)
 class Unknowns:
-    """What is fitted, as one vector.
+    """Fitted parameters as one vector.
 
     Args:
         n: number of calls.

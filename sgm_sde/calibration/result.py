@@ -1,4 +1,4 @@
-"""What a calibration found, to print, to keep and to sample with."""
+"""Result of a calibration: printable, storable, a setting for `sample`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from sgm_sde import grids, solvers
+from sgm_sde import grids, schemes
 from sgm_sde._files import parse_json, reading
 from sgm_sde._value import Value
 from sgm_sde.calibration.table import Calibrated, Table
 from sgm_sde.defaults import Setting
 from sgm_sde.grids import GridRule
-from sgm_sde.solvers import Solver, Tableau
+from sgm_sde.schemes import Solver, Tableau
 from sgm_sde.store import write_atomically
 
 FORMAT = "sgm_sde calibration 1"
@@ -60,9 +60,9 @@ class Calibration(Setting):
         nfe: the budget of network calls.
         errors: what was compared on held-out noises (`HeldOut`), the one taken first.
         reference_error: how well the exact samples are known: errors of its size say nothing.
-        rows: what the network saw, counted in samples, in all that was done for this budget and, with
-            `shared_rows`, for all budgets.
-        shared_rows: what it saw for the exact trajectories, which all budgets share.
+        network_evals: what the network saw, counted in samples, in all that was done for this budget and, with
+            `shared_evals`, for all budgets.
+        shared_evals: what it saw for the exact trajectories, which all budgets share.
         seconds: time spent on this budget.
         protocol: how it was fitted, as JSON values.
         remarks: sentences on what to know about it.
@@ -71,8 +71,8 @@ class Calibration(Setting):
     nfe: int = 0
     errors: tuple[HeldOut, ...] = field(default=(), compare=False)
     reference_error: float = field(default=0.0, compare=False)
-    rows: int = field(default=0, compare=False)
-    shared_rows: int = field(default=0, compare=False)
+    network_evals: int = field(default=0, compare=False)
+    shared_evals: int = field(default=0, compare=False)
     seconds: float = field(default=0.0, compare=False)
     protocol: Mapping[str, Any] = field(default_factory=dict, compare=False)
     remarks: tuple[str, ...] = field(default=(), compare=False)
@@ -83,16 +83,17 @@ class Calibration(Setting):
         nfe: int,
         *,
         reference_error: float = 0.0,
-        rows: int = 0,
-        shared_rows: int = 0,
+        network_evals: int = 0,
+        shared_evals: int = 0,
         seconds: float = 0.0,
         protocol: Mapping[str, Any] | None = None,
         remarks: Sequence[str] = (),
     ) -> None:
         super().__init__(errors[0].setting.solver, errors[0].setting.grid)
         values = {
-            "nfe": nfe, "errors": tuple(errors), "reference_error": reference_error, "rows": rows,
-            "shared_rows": shared_rows, "seconds": seconds, "protocol": dict(protocol or {}), "remarks": tuple(remarks),
+            "nfe": nfe, "errors": tuple(errors), "reference_error": reference_error, "network_evals": network_evals,
+            "shared_evals": shared_evals, "seconds": seconds, "protocol": dict(protocol or {}),
+            "remarks": tuple(remarks),
         }  # fmt: skip
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -109,7 +110,7 @@ class Calibration(Setting):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the solver is a calibrated one."""
+        """True if the solver is a calibrated one."""
         return isinstance(self.solver, Calibrated)
 
     def __str__(self) -> str:
@@ -120,7 +121,8 @@ class Calibration(Setting):
             f"on {self.protocol.get('held_out', '?')} held-out noises, exact samples known to "
             f"{self.reference_error:.0e}:",
             *(f"  {found}" for found in self.errors),
-            f"{self.rows} rows of the network in {self.seconds:.1f} s, and {self.shared_rows} rows for exact samples",
+            f"{self.network_evals} network evaluations in {self.seconds:.1f} s, and {self.shared_evals} for exact "
+            f"samples",
             *self.remarks,
         ]
         return "\n".join(lines)
@@ -128,7 +130,7 @@ class Calibration(Setting):
     __repr__ = __str__
 
     def _beside(self, first: HeldOut, shelf: HeldOut) -> str:
-        """How the error stands to that off the shelf."""
+        """Ratio of the error to that off the shelf."""
         if not self.is_fitted:
             return "the best setting off the shelf"
         ratio = shelf.rmse / first.rmse if first.rmse else math.inf
@@ -183,8 +185,8 @@ class Calibrations(Mapping[int, Calibration]):
 def to_json(found: Calibration) -> dict[str, Any]:
     """A calibration as JSON values."""
     return {
-        "nfe": found.nfe, "reference_error": found.reference_error, "rows": found.rows,
-        "shared_rows": found.shared_rows, "seconds": found.seconds, "protocol": dict(found.protocol),
+        "nfe": found.nfe, "reference_error": found.reference_error, "network_evals": found.network_evals,
+        "shared_evals": found.shared_evals, "seconds": found.seconds, "protocol": dict(found.protocol),
         "remarks": list(found.remarks),
         "errors": [
             {
@@ -213,8 +215,9 @@ def from_json(data: Mapping[str, Any]) -> Calibration:
         if not errors:
             raise ValueError("it has no setting")
         return Calibration(
-            errors, int(data["nfe"]), reference_error=float(data["reference_error"]), rows=int(data["rows"]),
-            shared_rows=int(data["shared_rows"]), seconds=float(data["seconds"]), protocol=dict(data["protocol"]),
+            errors, int(data["nfe"]), reference_error=float(data["reference_error"]),
+            network_evals=int(data["network_evals"]), shared_evals=int(data["shared_evals"]),
+            seconds=float(data["seconds"]), protocol=dict(data["protocol"]),
             remarks=[str(remark) for remark in data["remarks"]],
         )  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
@@ -235,7 +238,7 @@ def load_calibration(path: Path | str) -> Calibration | Calibrations:
         >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3).score(sde)
         >>> path = tempfile.mkdtemp() + "/table.json"
         >>> sg.calibrate(score, sde, (16, 1), nfe=4, held_out=16, seed=0).save(path)
-        >>> sg.sample(score, sde, (4, 1), solver=sg.load_calibration(path), seed=1).nfe
+        >>> sg.sample(score, sde, (4, 1), solver=sg.calibration.load_calibration(path), seed=1).nfe
         4
     """
     with reading(path, "calibration"):
@@ -271,7 +274,7 @@ def at_budget(found: Calibration | Calibrations, nfe: int | None) -> Calibration
 
 MADE_OF: dict[str, type[Any]] = {
     cls.__name__: cls
-    for module in (solvers, grids)
+    for module in (schemes, grids)
     for cls in vars(module).values()
     if isinstance(cls, type) and is_dataclass(cls) and issubclass(cls, Solver | GridRule | Tableau)
 } | {cls.__name__: cls for cls in (Calibrated, Table)}
@@ -289,7 +292,7 @@ def _written(value: Any) -> Any:
 
 
 def _read(value: Any) -> Any:
-    """What `_written` wrote: classes of this library alone, by their constructors."""
+    """Inverse of `_written`, for classes of this library alone."""
     if isinstance(value, list):
         return tuple(map(_read, value))
     if not isinstance(value, dict):

@@ -31,7 +31,7 @@ class Rows:
         return len(self.t)
 
     def table(self) -> Table:
-        """As a value."""
+        """The rows as a `Table`."""
         weights = tuple(tuple(self.B[k, :k].tolist()) for k in range(1, self.n + 1))
         return Table(tuple(self.t.exp().tolist()), tuple(self.c.tolist()), weights)
 

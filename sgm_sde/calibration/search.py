@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import described, number, sizes, whole
+from sgm_sde._checks import check_integer, described, number, sizes
 from sgm_sde._shapes import finite, flat
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow, Trajectories
@@ -29,13 +29,13 @@ from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.identity import spec
 from sgm_sde.options import Execution
-from sgm_sde.pilot import _budgets, _Trial, default_candidates
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import sample
 from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.score import as_score
 from sgm_sde.store import Store
+from sgm_sde.trials import _budgets, _Trial, default_candidates
 
 REFERENCES = (64, 128, 256)  # network calls of exact trajectories, as many as are needed
 KNOWN = 3e-4  # of the standard deviation: how well exact samples should be known
@@ -104,7 +104,7 @@ def calibrate(
         nfe: the budget of network calls, or several, which share the exact trajectories.
         held_out: further noises, on which the error is measured.
         seed: of all noises; drawn anew if not given.
-        model_kwargs: passed on to the network. Arguments of one row a sample (`sg.PerSample`) have B rows, and other
+        model_kwargs: passed on to the network. Arguments of one row per sample (`sg.PerSample`) have B rows, and other
             noises take them in turn.
         batch_size: samples in a network call, at most.
         reference_nfe: network calls of an exact trajectory; by default 64, 128 or 256, the first that is known to 3e-4
@@ -141,18 +141,18 @@ def calibrate(
     if not sde.is_linear:
         raise TypeError(f"calibration needs a LinearSDE, got {sde!r}")
     for i, calls in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
-        whole(f"nfe[{i}]" if isinstance(nfe, Sequence) else "nfe", calls)
+        check_integer(f"nfe[{i}]" if isinstance(nfe, Sequence) else "nfe", calls)
     budgets = _budgets(nfe)
     if not isinstance(model_kwargs, Mapping | None):
         raise TypeError(f"model_kwargs must map names to arguments of the network, got {described(model_kwargs)}")
-    held_out = whole("held_out", held_out, 2)
+    held_out = check_integer("held_out", held_out, 2)
     given = sizes("shape", shape)
     if not given or given[0] < 2:
         raise ValueError(f"shape must be (B, *) with at least 2 noises to fit to, got {given}")
     if time_limit is not None:
         time_limit = number("time_limit", time_limit, above=0)
     if reference_nfe is not None:
-        reference_nfe = whole("reference_nfe", reference_nfe, 8)
+        reference_nfe = check_integer("reference_nfe", reference_nfe, 8)
     seed = secrets.randbits(63) if seed is None else seed
 
     score = as_score(score_fn, sde)
@@ -162,7 +162,7 @@ def calibrate(
     dtype = torch.get_default_dtype() if dtype is None else dtype
     flow = Flow(
         score, sde, given[1:], resolve_seeds(seed, None, given[0] + held_out + CHECKED), given[0],
-        dict(model_kwargs or {}), whole("batch_size", batch_size), dtype, place,
+        dict(model_kwargs or {}), check_integer("batch_size", batch_size), dtype, place,
     )  # fmt: skip
     search = _Search(flow, given[0], held_out, seed, dtype, reference_nfe, time_limit)
 
@@ -179,21 +179,21 @@ def calibrate(
 
 @dataclass(frozen=True)
 class _Exact:
-    """What all budgets share.
+    """Data shared by all budgets.
 
     Attributes:
         fit: trajectories of the noises to fit to.
         held: exact samples (H, d) of held-out noises.
         nfe: calls of a trajectory.
         doubt: how well they are known, in units of their standard deviation.
-        rows: what the network saw for them.
+        network_evals: samples that the network saw for them.
     """
 
     fit: Trajectories
     held: Tensor
     nfe: int
     doubt: float
-    rows: int
+    network_evals: int
 
     @property
     def scale(self) -> float:
@@ -211,11 +211,11 @@ class _Race(_Trial):
         self.seeds = flow.seeds[: self.batch]
         self.kwargs = self.resolved = flow.conditions(torch.arange(self.batch))
         self.exact, self.spread, self.doubt = exact.double(), scale, doubt
-        self.rows = 0  # what the network saw, at most
+        self.network_evals = 0  # what the network saw, at most
 
     def errors(self, setting: Setting, budget: int, noises: int) -> Tensor:
-        """As the pilot's, with the rows counted."""
-        self.rows += noises * budget * self.score.branches
+        """The pilot's race, with network evaluations counted."""
+        self.network_evals += noises * budget * self.score.branches
         return super().errors(setting, budget, noises)
 
 
@@ -255,14 +255,14 @@ class _Search:
 
     def exact(self) -> _Exact:
         """Exact trajectories, by as many calls as they need."""
-        flow, before = self.flow, self.flow.rows
+        flow, before = self.flow, self.flow.network_evals
         few = range(min(16, self.n))
         calls, doubt = self._calls(few)
         fit = flow.trajectories(self.noises, calls, LEVELS)
         held = flow.trajectories(self.held, calls).end
         if not bool(finite(fit.end).all() and finite(held).all() and finite(fit.y.flatten(1)).all()):
             raise ValueError(f"exact trajectories by {calls} network calls are not finite: give a larger reference_nfe")
-        return _Exact(fit, held, calls, doubt, flow.rows - before)
+        return _Exact(fit, held, calls, doubt, flow.network_evals - before)
 
     def _calls(self, few: range) -> tuple[int, float]:
         """Calls of a trajectory, and how far the samples of a few noises are from those by twice as many."""
@@ -280,7 +280,7 @@ class _Search:
 
     def budget(self, n: int, exact: _Exact, left: int) -> Calibration:
         """The calibration for n calls, while `left` budgets, this one included, share what time there is."""
-        flow, started, before = self.flow, time.monotonic(), self.flow.rows
+        flow, started, before = self.flow, time.monotonic(), self.flow.network_evals
         share = started + max(0.0, self.end - started) / left
         remarks = []
 
@@ -313,8 +313,8 @@ class _Search:
             remarks.append("the time limit ended the fit before it had settled")
         protocol = {**self.protocol, "reference_nfe": exact.nfe}
         return Calibration(
-            ranked, n, reference_error=exact.doubt, rows=flow.rows - before, shared_rows=exact.rows,
-            seconds=time.monotonic() - started, protocol=protocol, remarks=remarks,
+            ranked, n, reference_error=exact.doubt, network_evals=flow.network_evals - before,
+            shared_evals=exact.network_evals, seconds=time.monotonic() - started, protocol=protocol, remarks=remarks,
         )  # fmt: skip
 
     def _fits(self, n: int, exact: _Exact, late: Callable[[], bool]) -> list[tuple[str, Setting]]:
@@ -357,13 +357,13 @@ class _Search:
         return [preferred[0], *rest]
 
     def _is_better(self, one: HeldOut, shelf: HeldOut) -> bool:
-        """Whether a fit is worth its trouble: by its root mean square, or its median where that is within chance."""
+        """True if a fit is worth its trouble: by its root mean square, or its median where that is within chance."""
         if one.rmse <= ENOUGH * shelf.rmse:
             return True
         return self._within_an_error(one, shelf) and one.median <= ENOUGH * shelf.median
 
     def _within_an_error(self, one: HeldOut, other: HeldOut) -> bool:
-        """Whether the mean square is larger by no more than a standard error of the difference, noise by noise."""
+        """True if the mean square is larger by no more than a standard error of the difference, noise by noise."""
         difference = self._squares[one] - self._squares[other]
         return float(difference.mean()) <= float(difference.std()) / math.sqrt(len(difference))
 
@@ -378,7 +378,7 @@ class _Search:
         race = _Race(flow, exact.fit.end[:few], exact.scale, exact.doubt, self.dtype)
         able = race.possible(default_candidates(), n)
         result = race.race(able, n, 1000 * few)
-        flow.rows += race.rows
+        flow.network_evals += race.network_evals
         compared = [self._held_out(PILOT, setting, exact, n) for setting, _ in result.errors[:FINALISTS]]
         return sorted(compared, key=lambda one: one.rmse)
 
@@ -407,12 +407,12 @@ class _Search:
                     seed=flow.seeds[of.start : of.stop], model_kwargs=flow.conditions(torch.arange(of.start, of.stop)),
                     dtype=self.dtype, execution=Execution(device=flow.device),
                 )  # fmt: skip
-            flow.rows += result.rows
+            flow.network_evals += result.network_evals
             found.append(flat(result.x))
         return torch.cat(found)
 
     def _keeps_inside(self, one: HeldOut, shelf: HeldOut, exact: _Exact, n: int) -> bool:
-        """Whether further noises end in the range of the exact samples, or of those from them off the shelf."""
+        """True if further noises end in the range of the exact samples, or of those from them off the shelf."""
         largest = OUTSIDE * float(torch.maximum(exact.fit.end.abs().max(), exact.held.abs().max()))
         size = float(self._run(one.setting, self.checked, n).abs().max())
         if size > largest:
@@ -421,7 +421,7 @@ class _Search:
 
 
 class _Kept:
-    """What is found, in a folder, if there is one, where an interrupted call goes on."""
+    """Stored results in a folder, if there is one, from which an interrupted call is resumed."""
 
     def __init__(self, folder: Path | str | None, search: _Search) -> None:
         self.search = search
@@ -447,7 +447,7 @@ class _Kept:
         return found
 
     def exact(self) -> _Exact:
-        """What all budgets share."""
+        """Data shared by all budgets."""
         if self._exact is None:
             if self.store is not None and self.store.has("exact"):
                 tensors, info = self.store.load("exact"), self.store.info("exact")
@@ -456,7 +456,7 @@ class _Kept:
             else:
                 self._exact = exact = self.search.exact()
                 if self.store is not None:
-                    info = {"nfe": exact.nfe, "doubt": exact.doubt, "rows": exact.rows}
+                    info = {"nfe": exact.nfe, "doubt": exact.doubt, "network_evals": exact.network_evals}
                     self.store.save("exact", {"held": exact.held, **vars(exact.fit)}, info)
         return self._exact
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sgm_sde._checks import numbers
-from sgm_sde._shapes import on_host
+from sgm_sde._shapes import cpu_float64
 from sgm_sde._times import same_time
 from sgm_sde._value import Value
 from sgm_sde.engine.executor import Hook
@@ -22,7 +22,7 @@ from sgm_sde.engine.program import Form, Step
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.identity import disagreement, portable, spec
 from sgm_sde.processes.base import SDE
-from sgm_sde.solvers.base import Solver
+from sgm_sde.schemes.base import Solver
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,12 @@ class FittedLevels(GridRule):
             raise ValueError(f"the table was fitted for an end at eps={sde.eps}, got t_end={t_end}")
         if t_start is not None and not same_time(t_start, sde.T):
             raise ValueError(f"the table was fitted for noise at T={sde.T}, got t_start={t_start}")
-        times = self.place(sde, on_host(0.0), sde.T, sde.eps)
+        times = self.place(sde, cpu_float64(0.0), sde.T, sde.eps)
         return Grid([*times.tolist(), sde.eps])
 
     def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
         """The times of the levels; u says nothing."""
-        times: Tensor = sde.time(-2 * on_host(self.levels).log())
+        times: Tensor = sde.time(-2 * cpu_float64(self.levels).log())
         return times
 
     def __repr__(self) -> str:
@@ -159,7 +159,7 @@ class Calibrated(Solver):
 
     @property
     def source(self) -> str:
-        """Fitted here."""
+        """Origin of the method."""
         return "fitted to a network; family of Shaul et al., 2024, arXiv:2403.01329"
 
     @property
@@ -169,7 +169,7 @@ class Calibrated(Solver):
 
     @property
     def budget(self) -> int:
-        """The table's."""
+        """Number of network calls of the table."""
         return self.table.nfe
 
     def fit(self, nfe: int) -> tuple[Solver, int]:
@@ -193,7 +193,7 @@ class Calibrated(Solver):
 
     @property
     def has_hooks(self) -> bool:
-        """No."""
+        """False: nothing runs at the nodes."""
         return False
 
     def step(self, k: Step) -> Form:
@@ -237,7 +237,7 @@ def process_of(sde: SDE) -> str:
 
 
 def same(there: Any, now: Any) -> bool:
-    """Whether two values of `spec` are the same but for what another machine rounds differently.
+    """True if two values of `spec` are the same but for what another machine rounds differently.
 
     Example:
         >>> import sgm_sde as sg

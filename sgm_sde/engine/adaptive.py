@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import FAR, number, whole
+from sgm_sde._checks import FAR, check_integer, number
 from sgm_sde._shapes import finite, flat
 from sgm_sde._value import Value
 
@@ -35,7 +35,7 @@ ATTEMPTS_AT_NAN = 8  # each with a tenth of the step before
 
 @dataclass(frozen=True)
 class Controller(Value):
-    r"""How the next step follows from the errors of this one and the last: a PI controller.
+    r"""PI step size controller: the next step from the errors of this one and the last.
 
     $$ h' = h \cdot \min(f_{\max}, \max(f_{\min}, \theta\,E^{-k_I/q}\,E_{\text{last}}^{\,k_P/q})) $$
 
@@ -72,12 +72,11 @@ class Controller(Value):
         kept = 2.0**self.digits
         return np.ldexp(np.trunc(fraction * kept) / kept, exponent) * length
 
-    def factor(self, error: np.ndarray, last: np.ndarray, order: float) -> np.ndarray:
+    def factor(self, error: np.ndarray, last_error: np.ndarray, order: float) -> np.ndarray:
         """The factor after an accepted step."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            raw = (
-                self.safety * error ** (-self.integral / order) * np.maximum(last, 1e-4) ** (self.proportional / order)
-            )
+            before = np.maximum(last_error, 1e-4)
+            raw = self.safety * error ** (-self.integral / order) * before ** (self.proportional / order)
         return np.clip(raw, self.smallest, self.largest)
 
     def after_rejection(self, error: np.ndarray, order: float) -> np.ndarray:
@@ -88,44 +87,44 @@ class Controller(Value):
 
 
 @dataclass
-class Rows:
+class Active:
     """The samples that are still on their way; everything but states on the host.
 
     Attributes:
-        who: their numbers in the batch, (b,).
+        samples: indices in the batch, (b,).
         y: their states, each part (b, *).
         carry: what the last attempt left for the next, each part (b, *); () at first.
         u: where they are.
         h: the signed step to try.
-        there: where it ends.
-        last: the error of the last accepted step.
-        moved: whether the step before was accepted, so that `carry` is of it.
-        grows: whether the next step may be longer than this one.
-        bad: attempts in a row whose error was no number.
+        u_next: where the step ends.
+        last_error: error of the last accepted step.
+        last_accepted: whether the previous attempt was accepted, so that `carry` belongs to the current state.
+        may_grow: whether the next step may be longer.
+        nan_count: consecutive attempts with a NaN error.
     """
 
-    who: np.ndarray
+    samples: np.ndarray
     y: State
     carry: State
     u: np.ndarray
     h: np.ndarray
-    there: np.ndarray
-    last: np.ndarray
-    moved: np.ndarray
-    grows: np.ndarray
-    bad: np.ndarray
+    u_next: np.ndarray
+    last_error: np.ndarray
+    last_accepted: np.ndarray
+    may_grow: np.ndarray
+    nan_count: np.ndarray
 
     @property
     def index(self) -> Tensor:
         """Their numbers in the batch, on the state's device."""
-        return torch.from_numpy(self.who).to(self.y[0].device)
+        return torch.from_numpy(self.samples).to(self.y[0].device)
 
-    def select(self, at: np.ndarray) -> Rows:
-        """Some of the rows."""
+    def select(self, at: np.ndarray) -> Active:
+        """The chosen samples."""
         on_device = torch.from_numpy(at).to(self.y[0].device)
         y, carry = (tuple(part[on_device] for part in parts) for parts in (self.y, self.carry))
-        hosts = (self.u, self.h, self.there, self.last, self.moved, self.grows, self.bad)
-        return Rows(self.who[at], y, carry, *(column[at] for column in hosts))
+        hosts = (self.u, self.h, self.u_next, self.last_error, self.last_accepted, self.may_grow, self.nan_count)
+        return Active(self.samples[at], y, carry, *(column[at] for column in hosts))
 
 
 @dataclass
@@ -135,7 +134,7 @@ class Attempt:
     Attributes:
         y: the states at its end.
         error: of each sample relative to the tolerance, (b,), accepted up to 1.
-        carry: what goes on with a sample whose step is accepted.
+        carry: what continues with a sample whose step is accepted.
         kept: what goes on where it is rejected.
         estimates: of the error of `y`, part by part, where the method has such.
     """
@@ -152,7 +151,7 @@ class Stepper(Protocol):
 
     Attributes:
         order: power of the step with which its error vanishes.
-        calls: evaluations of the right-hand side so far, each on all rows given.
+        calls: evaluations of the right-hand side so far, each on all samples given.
         evaluations: the same, counted for each sample of the batch.
     """
 
@@ -160,19 +159,19 @@ class Stepper(Protocol):
     calls: int
     evaluations: np.ndarray
 
-    def first_step(self, rows: Rows, end: float) -> np.ndarray:
+    def first_step(self, active: Active, end: float) -> np.ndarray:
         """Positive sizes (b,) of the first step."""
 
-    def attempt(self, rows: Rows) -> Attempt:
-        """One step of each row."""
+    def attempt(self, active: Active) -> Attempt:
+        """One step of each sample."""
 
-    def advance(self, who: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
+    def advance(self, samples: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
         """Told where each of the samples is now, and whether its step was accepted."""
 
 
 @dataclass(frozen=True)
 class Integration:
-    """Where every sample got to.
+    """Final states and times of all samples.
 
     Attributes:
         y: last accepted states, each part (B, *).
@@ -196,13 +195,13 @@ class Integration:
 
     @property
     def completed(self) -> Tensor:
-        """Which samples arrived, (B,) on the host."""
+        """Mask of the samples that reached the end, (B,) on the host."""
         if self.outcome.count(COMPLETED) == len(self.outcome):
             return torch.ones(len(self.outcome), dtype=torch.bool, device="cpu")
         return torch.tensor([outcome == COMPLETED for outcome in self.outcome], device="cpu")
 
 
-def march(
+def integrate_adaptive(
     stepper: Stepper,
     y: State,
     start: float,
@@ -233,64 +232,66 @@ def march(
     accepted, rejected, outcome = (np.zeros(n, dtype=np.int64) for _ in range(3))
     yes, no = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
     at = np.full(n, start)
-    rows = Rows(np.arange(n), y, (), at, np.zeros(n), at, np.ones(n), no, yes, np.zeros(n, dtype=np.int64))
+    active = Active(np.arange(n), y, (), at, np.zeros(n), at, np.ones(n), no, yes, np.zeros(n, dtype=np.int64))
 
-    def leave(ended: np.ndarray) -> Rows:
-        """Take the rows with an outcome out of the batch."""
+    def leave(ended: np.ndarray) -> Active:
+        """Take the samples with an outcome out of the batch."""
         out = np.flatnonzero(ended)
         if not len(out):
-            return rows
-        who, at = rows.who[out], torch.from_numpy(out).to(device)
-        outcome[who], t[who] = ended[out], rows.u[out]
-        for k, part in enumerate(rows.y):
-            result[k] = result[k].index_copy(0, torch.from_numpy(who).to(device), part[at])
+            return active
+        samples, at = active.samples[out], torch.from_numpy(out).to(device)
+        outcome[samples], t[samples] = ended[out], active.u[out]
+        for k, part in enumerate(active.y):
+            result[k] = result[k].index_copy(0, torch.from_numpy(samples).to(device), part[at])
         if on_leave is not None:
             on_leave(len(out))
-        return rows.select(np.flatnonzero(ended == 0))
+        return active.select(np.flatnonzero(ended == 0))
 
     known = torch.stack([finite(part) for part in y]).all(0).cpu().numpy()
-    rows = leave(np.where(known, 0, OUTCOMES.index(NOT_FINITE)))
-    if len(rows.who):
-        size = stepper.first_step(rows, end) if first_step is None else np.full(len(rows.who), first_step)
-        rows.h = controller.rounded(sign * np.fmin(size, abs(end - start)), abs(end - start))
-    while len(rows.who):
-        remaining = end - rows.u
-        arrives = np.abs(rows.h) >= np.abs(remaining) * (1 - 1e-9)
-        rows.h = np.where(arrives, remaining, rows.h)
-        rows.there = np.where(arrives, end, rows.u + rows.h)
-        attempt = stepper.attempt(rows)
+    active = leave(np.where(known, 0, OUTCOMES.index(NOT_FINITE)))
+    if len(active.samples):
+        size = stepper.first_step(active, end) if first_step is None else np.full(len(active.samples), first_step)
+        active.h = controller.rounded(sign * np.fmin(size, abs(end - start)), abs(end - start))
+    while len(active.samples):
+        remaining = end - active.u
+        arrives = np.abs(active.h) >= np.abs(remaining) * (1 - 1e-9)
+        active.h = np.where(arrives, remaining, active.h)
+        active.u_next = np.where(arrives, end, active.u + active.h)
+        attempt = stepper.attempt(active)
         error = attempt.error.detach().double().cpu().numpy()
         known = np.isfinite(error)
         if batch_coupled and known.any():
             error = np.where(known, math.sqrt(np.mean(error[known] ** 2)), error)
         ok = error <= 1
-        growth = controller.factor(error, rows.last, stepper.order)
-        growth = np.where(rows.grows, growth, np.minimum(growth, 1.0))
-        rows.u = np.where(ok, rows.there, rows.u)
-        stepper.advance(rows.who, rows.u, ok)
-        size = rows.h * np.where(ok, growth, controller.after_rejection(error, stepper.order))
-        rows.h = controller.rounded(size, abs(end - start))
-        rows.y, rows.carry = _choose(ok, attempt.y, rows.y), _choose(ok, attempt.carry, attempt.kept)
-        rows.last, rows.bad = np.where(ok, error, rows.last), np.where(known, 0, rows.bad + 1)
-        rows.moved = rows.grows = ok
-        accepted[rows.who] += ok
-        rejected[rows.who] += ~ok
+        growth = controller.factor(error, active.last_error, stepper.order)
+        growth = np.where(active.may_grow, growth, np.minimum(growth, 1.0))
+        active.u = np.where(ok, active.u_next, active.u)
+        stepper.advance(active.samples, active.u, ok)
+        size = active.h * np.where(ok, growth, controller.after_rejection(error, stepper.order))
+        active.h = controller.rounded(size, abs(end - start))
+        active.y, active.carry = _choose(ok, attempt.y, active.y), _choose(ok, attempt.carry, attempt.kept)
+        active.last_error = np.where(ok, error, active.last_error)
+        active.nan_count = np.where(known, 0, active.nan_count + 1)
+        active.last_accepted = active.may_grow = ok
+        accepted[active.samples] += ok
+        rejected[active.samples] += ~ok
         ended = np.zeros(len(ok), dtype=np.int64)
         for reason, holds in (
-            (OUT_OF_STEPS, (accepted + rejected)[rows.who] >= max_steps),
-            (STEP_TOO_SMALL, np.abs(rows.h) < smallest),
-            (NOT_FINITE, (rows.bad >= ATTEMPTS_AT_NAN) | ((rows.bad > 0) & (np.abs(rows.h) < smallest))),
+            (OUT_OF_STEPS, (accepted + rejected)[active.samples] >= max_steps),
+            (STEP_TOO_SMALL, np.abs(active.h) < smallest),
+            (NOT_FINITE, active.nan_count >= ATTEMPTS_AT_NAN),
+            (NOT_FINITE, (active.nan_count > 0) & (np.abs(active.h) < smallest)),
             (COMPLETED, ok & arrives),
         ):
             ended[holds] = OUTCOMES.index(reason)
-        rows = leave(ended)
+        active = leave(ended)
     arrived, failed, made = (torch.from_numpy(c) for c in (accepted, rejected, stepper.evaluations))
     reasons = tuple(np.array(OUTCOMES, dtype=object)[outcome].tolist())
     return Integration(tuple(result), torch.from_numpy(t), reasons, arrived, failed, made, stepper.calls)
 
 
 def _choose(ok: np.ndarray, yes: State, no: State) -> State:
-    """Row by row one of two states."""
+    """Sample by sample one of two states."""
     if ok.all():
         return yes
     if not ok.any():
@@ -345,23 +346,23 @@ class Counting(ABC):
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
         """The right-hand side for the samples of numbers `index`."""
 
-    def evaluate(self, rows: Rows, y: State, u: np.ndarray) -> State:
+    def evaluate(self, active: Active, y: State, u: np.ndarray) -> State:
         """The right-hand side at other states and places of the rows."""
         self.calls += 1
-        self.evaluations[rows.who] += 1
-        return self.rhs(torch.from_numpy(u), y, rows.index)
+        self.evaluations[active.samples] += 1
+        return self.rhs(torch.from_numpy(u), y, active.index)
 
-    def first(self, rows: Rows, known: State, stale: np.ndarray) -> State:
+    def first(self, active: Active, known: State, stale: np.ndarray) -> State:
         """The evaluation at the start of the step: what is known, made anew for the rows where that is stale."""
         if not known or stale.all():
-            return self.evaluate(rows, rows.y, rows.u)
+            return self.evaluate(active, active.y, active.u)
         if not stale.any():
             return known
-        some = rows.select(np.flatnonzero(stale))
-        new, at = self.evaluate(some, some.y, some.u), torch.from_numpy(np.flatnonzero(stale)).to(rows.y[0].device)
+        some = active.select(np.flatnonzero(stale))
+        new, at = self.evaluate(some, some.y, some.u), torch.from_numpy(np.flatnonzero(stale)).to(active.y[0].device)
         return tuple(old.index_copy(0, at, part) for old, part in zip(known, new, strict=True))
 
-    def advance(self, who: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
+    def advance(self, samples: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
         """Told where each of the samples is now, and whether its step was accepted."""
         return
 
@@ -384,38 +385,38 @@ class EmbeddedStepper(Counting):
         """The right-hand side."""
         return self._rhs(t, y, index)
 
-    def first_step(self, rows: Rows, end: float) -> np.ndarray:
+    def first_step(self, active: Active, end: float) -> np.ndarray:
         """Hairer's guess from the slope and its change over a small step (Hairer, Norsett & Wanner, 1993, II.4)."""
-        y = rows.y
-        first = self.evaluate(rows, y, rows.u)
+        y = active.y
+        first = self.evaluate(active, y, active.u)
         slope = self._slope(y, first)
         size, speed = (self._norm(v, y, y).double().cpu().numpy() for v in (y, slope))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             h0 = np.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed)
-            h0 = np.fmin(np.abs(end - rows.u), h0)
-            signed = np.copysign(h0, end - rows.u)
-            there = tuple(a + column(torch.from_numpy(signed), a) * b for a, b in zip(y, slope, strict=True))
-            after = self._slope(there, self.evaluate(rows, there, rows.u + signed))
+            h0 = np.fmin(np.abs(end - active.u), h0)
+            signed = np.copysign(h0, end - active.u)
+            u_next = tuple(a + column(torch.from_numpy(signed), a) * b for a, b in zip(y, slope, strict=True))
+            after = self._slope(u_next, self.evaluate(active, u_next, active.u + signed))
             change = self._norm(tuple(a - b for a, b in zip(after, slope, strict=True)), y, y)
             steepest = np.fmax(speed, change.double().cpu().numpy() / h0)
             h1 = np.where(steepest <= 1e-15, 1e-6, (0.01 / steepest) ** (1 / self.order))
-        rows.carry = first
+        active.carry = first
         return np.fmin(100 * h0, h1)
 
     def _slope(self, y: State, value: State) -> State:
         linear = self.pair.linear
         return tuple(linear * a + b for a, b in zip(y, value, strict=True)) if linear else value
 
-    def attempt(self, rows: Rows) -> Attempt:
-        """One step of each row."""
-        pair, y, stages = self.pair, rows.y, len(self.pair.c)
-        first = self.first(rows, rows.carry, rows.moved & (not pair.fsal))
-        table = pair.weights(torch.from_numpy(rows.h)).to(device=y[0].device, dtype=y[0].dtype)
+    def attempt(self, active: Active) -> Attempt:
+        """One step of each sample."""
+        pair, y, stages = self.pair, active.y, len(self.pair.c)
+        first = self.first(active, active.carry, active.last_accepted & (not pair.fsal))
+        table = pair.weights(torch.from_numpy(active.h)).to(device=y[0].device, dtype=y[0].dtype)
         values, state = [first], y
         for i in range(1, stages):
             state = self._combine(table, i, y, values)
-            place = rows.there if pair.c[i] == 1 else rows.u + pair.c[i] * rows.h
-            values.append(self.evaluate(rows, state, place))
+            place = active.u_next if pair.c[i] == 1 else active.u + pair.c[i] * active.h
+            values.append(self.evaluate(active, state, place))
         end = state if pair.fsal else self._combine(table, stages, y, values)
         estimates = [self._combine(table, i, y, values) for i in range(stages + 1, len(self.used))]
         error = pair.error([self._norm(estimate, y, end) for estimate in estimates])
@@ -478,7 +479,7 @@ def integrate(
         y0: initial state (B, *), or a tuple of such: a state and its log-density, say.
         t0: where to begin.
         t1: where to end.
-        pair: the method, such as `sgm_sde.solvers.DOPRI5`.
+        pair: the method, such as `sgm_sde.schemes.DOPRI5`.
         rtol: relative tolerance of a step.
         atol: absolute tolerance of a step.
         max_steps: attempts for each sample.
@@ -491,7 +492,7 @@ def integrate(
         ValueError: for tolerances or limits out of range.
 
     Example:
-        >>> from sgm_sde.solvers import DOPRI5
+        >>> from sgm_sde.schemes import DOPRI5
         >>> y0 = torch.ones(2, 1, dtype=torch.float64)
         >>> end = integrate(lambda t, y, index: -y, y0, 0.0, 1.0, DOPRI5, rtol=1e-9, atol=1e-9)
         >>> bool((end.y[0] - math.exp(-1)).abs().max() < 1e-9), end.outcome
@@ -503,7 +504,7 @@ def integrate(
     single = isinstance(y0, Tensor)
     y = (y0,) if isinstance(y0, Tensor) else tuple(y0)
     parts: Rhs = (lambda t, y, index: (rhs(t, y[0], index),)) if single else rhs
-    return march(
+    return integrate_adaptive(
         EmbeddedStepper(parts, pair, rtol, atol, len(y[0])),
         y,
         t0,
@@ -522,4 +523,4 @@ def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
         number(name, value, least=0, most=FAR)
     if rtol == atol == 0:
         raise ValueError("rtol and atol cannot both be 0")
-    whole("max_steps", max_steps)
+    check_integer("max_steps", max_steps)

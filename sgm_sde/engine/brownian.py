@@ -97,7 +97,7 @@ class _Piece(NamedTuple):
 class PathNoise:
     r"""The noises of a program as normalised increments of one Brownian path a sample, the same for any grid.
 
-    All samples are at the same places, which are asked in order. With variances $v_a, v_m, v_b$ of the clock,
+    All samples are at the same places, which are asked in order. With variances $v_a, v_m, v_b$ of the Brownian time,
 
     $$ W_m - W_a \mid D \sim N\Big(\tfrac{v_m - v_a}{v_b - v_a} D,\ \tfrac{(v_m - v_a)(v_b - v_m)}{v_b - v_a} I\Big) $$
 
@@ -108,7 +108,7 @@ class PathNoise:
     Args:
         program: a table that draws at most one noise a step.
         seeds: one (seed, index) pair a sample, from `resolve_seeds`.
-        clock: variance of the path as a function of time.
+        brownian_time: variance of the path as a function of time.
         middle: the time at which to halve a piece.
         levels: halvings before any other cut.
 
@@ -123,7 +123,7 @@ class PathNoise:
         program: Program,
         seeds: Sequence[tuple[int, int]],
         *,
-        clock: Callable[[float], float],
+        brownian_time: Callable[[float], float],
         middle: Callable[[float, float], float],
         levels: int = LEVELS,
     ) -> None:
@@ -131,7 +131,7 @@ class PathNoise:
         self._ends = program.times[0], program.times[-1]
         self._sign = math.copysign(1.0, self._ends[1] - self._ends[0])
         self._stream, self._levels = NoiseStream(seeds, "path", self._ends[0]), levels
-        self._clock, self._middle = clock, middle
+        self._brownian_time, self._middle = brownian_time, middle
         self._pieces: list[_Piece] = []  # the nearest last
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
@@ -171,7 +171,7 @@ class PathNoise:
         return [_Piece(at, end, far, node, cut + 1), _Piece(start, at, near, node, cut)]
 
     def _variance(self, a: float, b: float) -> float:
-        return abs(self._clock(b) - self._clock(a))
+        return abs(self._brownian_time(b) - self._brownian_time(a))
 
 
 def noisy_steps(program: Program) -> list[tuple[float, float]]:

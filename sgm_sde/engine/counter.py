@@ -1,7 +1,7 @@
 r"""Philox-4x64-10: 256 random bits as a function of a 256-bit counter and a 128-bit key.
 
 Ten rounds of multiplications by constants, each product's halves crossed over and mixed with the key (Salmon, Moraes,
-Dror & Shaw, 2011, doi:10.1145/2063384.2063405). There is no state: any number can be had at any time, in any order.
+Dror & Shaw, 2011, doi:10.1145/2063384.2063405). There is no state: any number is computed at any time, in any order.
 Two evaluations give the same bits: NumPy's, in C, along a run of consecutive counters, and one in array operations for
 counters and keys that have nothing to do with one another.
 """

@@ -15,7 +15,7 @@ from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Coefficient, Program, Stage, Terms
 
 
-class Model(Protocol):
+class Evaluator(Protocol):
     """A network bound to one run: whatever the executor evaluates."""
 
     def plan(self, program: Program) -> Plan:
@@ -29,10 +29,10 @@ class Model(Protocol):
 
 
 class Hook(Protocol):
-    """What depends on x and stands beside the table: correctors, projections."""
+    """State-dependent callback at grid nodes: corrector, projection."""
 
     def __call__(self, x: Tensor, i: int) -> Tensor:
-        """The state to go on with from node i."""
+        """The state to continue with from node i."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Instruction:
         beta: the base's coefficient.
         states: pairs (register, coefficient) besides the base.
         output: coefficient of the network output just before, when nothing else needs it.
-        rows: pairs (row of the history, coefficient).
-        noises: for each noise, its coefficient and the row it is kept in for later stages, if any needs it.
-        store: row of the history that this stage's evaluation goes to, or None.
+        slots: pairs (slot of the history, coefficient).
+        noises: for each noise, its coefficient and the slot it is kept in for later stages, if any needs it.
+        store: slot of the history that this stage's evaluation goes to, or None.
         mix: (c_x, c_r) of what is stored: c_x x + c_r output.
         kind: how the sum begins: `"product"` of the history with weights, `"blend"` of the base with the only term,
             an output or a noise, `"factor"` of the base, or `"sum"`, the base as it is.
@@ -58,7 +58,7 @@ class Instruction:
     beta: Coefficient
     states: Terms
     output: Coefficient | None
-    rows: Terms
+    slots: Terms
     noises: tuple[tuple[Coefficient, int | None], ...]
     store: int | None
     mix: tuple[Coefficient, Coefficient]
@@ -72,16 +72,16 @@ class Plan:
     Attributes:
         program: the program.
         instructions: one for each stage.
-        n_rows: rows of the history.
+        n_slots: slots of the history.
         n_registers: states alive at the same time.
         blocks: of the state, on which matrices among the coefficients act; 1 where there are none.
-        weights: the coefficients of all rows (stages, n_rows), float64 on the host; for numbers only.
+        weights: the coefficients of all slots (stages, n_slots), float64 on the host; for numbers only.
         needed: for the stage of each node, what later stages need besides its state, and where it lies.
     """
 
     program: Program
     instructions: tuple[Instruction, ...]
-    n_rows: int
+    n_slots: int
     n_registers: int
     blocks: int
     weights: Tensor = field(repr=False, compare=False)
@@ -100,7 +100,7 @@ class Needed:
     Attributes:
         kind: "eval", "noise" or "state".
         number: of the stage that evaluates or is the state; of the noise.
-        place: row of the history, or register of the state.
+        place: slot of the history, or register of the state.
         scale: what the row is multiplied by to give the evaluation.
     """
 
@@ -112,7 +112,7 @@ class Needed:
 
 @dataclass(frozen=True, eq=False)
 class Position:
-    """Where a run stands: at a node whose hooks have been called, before its state is evaluated.
+    """Position of a run: a node whose hooks have been called, before its state is evaluated.
 
     Attributes:
         node: its number in the grid.
@@ -153,7 +153,7 @@ def lower(program: Program, conversions: Sequence[tuple[Coefficient, Coefficient
     history, as x + (c_r / c_x) r or r + (c_x / c_r) x, the other factor going to the coefficients; so storing is
     one pass. Where coefficients are matrices it goes there as it is.
     """
-    stages = _recalled(program.stages)
+    stages = _recover_evaluations(program.stages)
     blocks = max([program.blocks, *(len(c.rows) for pair in conversions for c in pair if isinstance(c, Matrix))])
     uses: Counter[tuple[str, int]] = Counter()
     last: dict[tuple[str, int], int] = {}
@@ -227,13 +227,13 @@ def lower(program: Program, conversions: Sequence[tuple[Coefficient, Coefficient
     weights = torch.zeros((len(stages), rows.n), dtype=torch.float64, device="cpu")
     if blocks == 1:
         for k, ins in enumerate(instructions):
-            for row, c in ins.rows:
+            for row, c in ins.slots:
                 weights[k, row] = c
     return Plan(program, tuple(instructions), rows.n, registers.n, blocks, weights, needed)
 
 
-def _recalled(stages: Sequence[Stage]) -> list[Stage]:
-    """The stages, without evaluations that the state between can tell.
+def _recover_evaluations(stages: Sequence[Stage]) -> list[Stage]:
+    """Elimination of stored evaluations that follow from the intermediate state: e = (x' - A x)/b.
 
     For x' = A x + b e, and e needed once more by the stage after, e = (x' - A x) / b: so it need not be stored, as in
     Heun's method. Not where rounding would grow, |b| being less than the coefficient to come.
@@ -242,9 +242,9 @@ def _recalled(stages: Sequence[Stage]) -> list[Stage]:
     for k, stage in enumerate(stages):
         for j, _ in stage.evals:
             users.setdefault(j, []).append(k)
-    told = list(stages)
+    rewritten = list(stages)
     for j in [j for j, ks in users.items() if ks == [j + 1, j + 2]]:
-        between, after = told[j + 1], told[j + 2]
+        between, after = rewritten[j + 1], rewritten[j + 2]
         evals, states = dict(after.evals), dict(after.states)
         b, c = dict(between.evals)[j], evals.pop(j)
         plain = not (isinstance(b, Matrix) or isinstance(c, Matrix) or between.node or between.noises)
@@ -252,19 +252,19 @@ def _recalled(stages: Sequence[Stage]) -> list[Stage]:
             for i, a in between.states:
                 states[i] = states.get(i, 0.0) - c / b * a
             states[j + 1] = states.get(j + 1, 0.0) + c / b
-            told[j + 2] = replace(after, states=tuple(states.items()), evals=tuple(evals.items()))
-    return told
+            rewritten[j + 2] = replace(after, states=tuple(states.items()), evals=tuple(evals.items()))
+    return rewritten
 
 
 def _kind(ins: Instruction) -> str:
-    """How the sum of a stage begins, for the fewest passes."""
-    if len(ins.rows) > 1:
+    """Initial operation of a stage's sum, for the fewest passes over memory."""
+    if len(ins.slots) > 1:
         return "product"
     beta, terms = ins.beta, [c for c, _ in ins.noises] + ([] if ins.output is None else [ins.output])
     if ins.base is None or beta == 1 or any(isinstance(c, Matrix) for c in (beta, *terms)):
         return "sum"
     # Where alpha is 1 and data are predicted, steps are (1 - c) x + c D; where it is not, the two are far from it.
-    alone = len(terms) == 1 and not (ins.rows or ins.states)
+    alone = len(terms) == 1 and not (ins.slots or ins.states)
     return "blend" if alone and abs(beta + terms[0] - 1) <= 1e-14 else "factor"
 
 
@@ -285,8 +285,8 @@ class _Buffers:
 
     def __init__(self, x: Tensor, plan: Plan) -> None:
         # Zeros, not empty: rows out of use enter the product with coefficient 0, and 0 * NaN is NaN.
-        buffer = torch.zeros((plan.n_rows, x.numel()), dtype=x.dtype, device=x.device)
-        self.matrix, self.rows = buffer.t(), [row.view(x.shape) for row in buffer]
+        buffer = torch.zeros((plan.n_slots, x.numel()), dtype=x.dtype, device=x.device)
+        self.matrix, self.slots = buffer.t(), [row.view(x.shape) for row in buffer]
         self.shaped = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(plan.n_registers)]
         self.flat = [register.view(-1) for register in self.shaped]
         self.ends = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in self.flat]
@@ -311,8 +311,8 @@ class _Buffers:
         else:
             if kind == "factor":
                 base = torch.mul(base, self.factors[k], out=state)
-            for row, c in ins.rows:
-                base = _add(base, self.rows[row], c, state)
+            for row, c in ins.slots:
+                base = _add(base, self.slots[row], c, state)
         for register, c in ins.states:
             base = _add(base, self.shaped[register], c, state)
         for value, c in terms:
@@ -326,17 +326,17 @@ class _Buffers:
     def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[Coefficient, Coefficient]) -> None:
         c_x, c_r = mix
         if c_x == 0:
-            self.rows[row].copy_(output)
+            self.slots[row].copy_(output)
         elif c_r == 1:
-            torch.add(output, state, alpha=c_x, out=self.rows[row])
+            torch.add(output, state, alpha=c_x, out=self.slots[row])
         else:
-            torch.add(state, output, alpha=c_r, out=self.rows[row])
+            torch.add(state, output, alpha=c_r, out=self.slots[row])
 
     def load(self, row: int, value: Tensor) -> None:
-        self.rows[row].copy_(value)
+        self.slots[row].copy_(value)
 
     def holds(self, register: int, value: Tensor) -> bool:
-        """Whether the value lies in a register's memory, which is about to be overwritten."""
+        """True if the value lies in a register's memory, which is about to be overwritten."""
         start, end = self.ends[register]
         return start <= value.data_ptr() < end
 
@@ -345,7 +345,7 @@ class _Graph:
     """The same arithmetic without reuse of memory, for backpropagation through the run."""
 
     def __init__(self, x: Tensor, plan: Plan) -> None:
-        self.rows: list[Tensor] = [torch.empty(0)] * plan.n_rows
+        self.slots: list[Tensor] = [torch.empty(0)] * plan.n_slots
         self.shaped = [x] * plan.n_registers
 
     def times(self, c: Coefficient, value: Tensor) -> Tensor:
@@ -354,7 +354,7 @@ class _Graph:
 
     def combine(self, k: int, ins: Instruction, terms: list[tuple[Tensor, Coefficient]]) -> None:
         state = 0.0 * self.shaped[ins.target] if ins.base is None else self.times(ins.beta, self.shaped[ins.base])
-        kept = [(self.rows[row], c) for row, c in ins.rows] + [(self.shaped[at], c) for at, c in ins.states]
+        kept = [(self.slots[row], c) for row, c in ins.slots] + [(self.shaped[at], c) for at, c in ins.states]
         for value, c in kept + terms:
             state = state + self.times(c, value)
         self.replace(ins.target, state)
@@ -363,10 +363,10 @@ class _Graph:
         self.shaped[register] = value
 
     def store(self, row: int, state: Tensor, output: Tensor, mix: tuple[Coefficient, Coefficient]) -> None:
-        self.rows[row] = self.times(mix[0], state) + self.times(mix[1], output)
+        self.slots[row] = self.times(mix[0], state) + self.times(mix[1], output)
 
     def load(self, row: int, value: Tensor) -> None:
-        self.rows[row] = value
+        self.slots[row] = value
 
     def holds(self, register: int, value: Tensor) -> bool:
         """Never: nothing is overwritten."""
@@ -401,7 +401,7 @@ def _memory(x: Tensor, plan: Plan, grad: bool = False) -> _Buffers | _Graph:
 
 @dataclass
 class Run:
-    """What a run leaves behind.
+    """Result of a run.
 
     Attributes:
         x: the last state (B, *).
@@ -420,7 +420,7 @@ Stages = Generator[tuple[Tensor, Tensor], Tensor, Run]
 def execute(
     program: Program,
     x: Tensor,
-    model: Model,
+    model: Evaluator,
     noise: NoiseSource,
     *,
     hooks: Sequence[Hook] = (),
@@ -454,7 +454,7 @@ def execute(
 
 
 def missing(plan: Plan, start: Position) -> list[Needed]:
-    """What a run that goes on from a position needs and its history does not have."""
+    """Evaluations that a resumed run needs and its history does not have."""
     return [need for need in plan.needed[plan.node_stages[start.node]] if (need.kind, need.number) not in start.history]
 
 
@@ -463,7 +463,7 @@ def _kept(plan: Plan, k: int, memory: _Buffers | _Graph) -> dict[tuple[str, int]
     return {
         (need.kind, need.number): (
             need.scale,
-            (memory.shaped if need.kind == "state" else memory.rows)[need.place].clone(),
+            (memory.shaped if need.kind == "state" else memory.slots)[need.place].clone(),
         )
         for need in plan.needed[k]
     }
@@ -485,7 +485,7 @@ def _loop(
     x: Tensor,
     memory: _Buffers | _Graph,
     times: Sequence[Tensor],
-    model: Model,
+    model: Evaluator,
     noise: NoiseSource,
     hooks: Sequence[Hook] = (),
     on_node: Callable[[int, Tensor], bool] | None = None,
@@ -508,10 +508,10 @@ def _loop(
         output = evaluate(state, t)  # outside: a StopIteration of the network's is no end of the run
 
 
-def stages(
+def iterate_stages(
     program: Program,
     x: Tensor,
-    model: Model,
+    model: Evaluator,
     noise: NoiseSource,
     memory: _Buffers | _Graph | None = None,
     at: int = 0,
@@ -519,7 +519,7 @@ def stages(
     """The run of a program from x (B, *), turned inside out: yields a state and its time, and is sent the output there.
 
     For those who call the network themselves; returns what `execute` returns. States are memory of the run: what is
-    written to one before its output is sent is the state that the run goes on with. With the `memory` of a run that
+    written to one before its output is sent is the state that the run continues with. With the `memory` of a run that
     waits for the output at stage `at`, it goes on there.
     """
     plan = model.plan(program)
@@ -598,7 +598,7 @@ class Recording:
         model: what to evaluate; its network must not wait for the device.
     """
 
-    def __init__(self, program: Program, x: Tensor, model: Model) -> None:
+    def __init__(self, program: Program, x: Tensor, model: Evaluator) -> None:
         self.plan, self.model = model.plan(program), model
         self.x = x.detach().clone()
         self.memory = _memory(x, self.plan)
@@ -616,7 +616,7 @@ class Recording:
             self.run = self._run()
 
     def _run(self) -> Run:
-        return _loop(self.plan, self.x, self.memory, self.times, self.model, Given(self.z))
+        return _loop(self.plan, self.x, self.memory, self.times, self.model, PreDrawnNoise(self.z))
 
     def replay(self, x: Tensor, noise: NoiseSource) -> Run:
         """The run from another state x with other noise."""
@@ -627,7 +627,7 @@ class Recording:
         return Run(self.run.x.clone(), self.run.nodes)
 
 
-class Given:
+class PreDrawnNoise:
     """Noise drawn before."""
 
     def __init__(self, z: Sequence[Tensor]) -> None:

@@ -67,12 +67,12 @@ class Matrix(Value):
 
     @property
     def T(self) -> Matrix:
-        """The transpose."""
+        """Transposed matrix."""
         return Matrix.of(self.array.T)
 
     @property
     def inverse(self) -> Matrix:
-        """The inverse."""
+        """Inverse matrix."""
         return Matrix.of(np.linalg.inv(self.array))
 
 

@@ -104,7 +104,7 @@ class SampleSeeds(Sequence[tuple[int, int]]):
         return SampleSeeds(self.seed if isinstance(self.seed, int) else self.seed[rows], indices, self.repeat)
 
     def divided(self, parts: int) -> SampleSeeds:
-        """As many rows for each sample, each with an index of its own."""
+        """Seeds repeated for several rows per sample, each with its own index."""
         if parts == 1:
             return self
         if isinstance(self.seed, int) and isinstance(self.indices, range) and self.indices.step == 1:
@@ -119,7 +119,7 @@ class SampleSeeds(Sequence[tuple[int, int]]):
 
 
 def fixed_noise(noise: NoiseSource, like: Tensor) -> Tensor:
-    """Noise of the shape of `like` that stays the same through a run, stopped and gone on with or not; of a source that
+    """Noise of the shape of `like` that stays the same through a run, stopped and resumed or not; of a source that
     is no stream its next draw.
     """
     draw = noise.fixed if isinstance(noise, NoiseStream) else noise.normal

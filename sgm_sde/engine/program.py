@@ -57,7 +57,7 @@ class Program(Value):
         prediction: what an evaluation is, one of `sgm_sde.processes.predictions.PREDICTIONS`.
         stages: the table.
         eta: noise level of the reverse process, for `prediction="drift"`.
-        sigma_data: standard deviation of the data, for `prediction="velocity"`.
+        sigma_data: standard deviation of the data, for `prediction="v"`.
 
     Raises:
         ValueError: for a coefficient that is not finite, a reference to a later stage, or a program that does not
@@ -122,7 +122,7 @@ class Program(Value):
 
     @property
     def stochastic(self) -> bool:
-        """Whether any stage adds noise."""
+        """True if any stage adds noise."""
         return any(stage.noises for stage in self.stages)
 
     def without_final_noise(self) -> Program:
@@ -218,7 +218,7 @@ def _terms(what: str, data: Any) -> Terms:
             raise ValueError(f"{what} are pairs (index, coefficient), got {pair!r}")
         index, coefficient = pair
         if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-            raise ValueError(f"{what} have whole numbers for indices, got {index!r}")
+            raise ValueError(f"{what} have integers for indices, got {index!r}")
         terms.append((index, _coefficient(what, coefficient)))
     if len({index for index, _ in terms}) < len(terms):
         raise ValueError(f"{what} name an index twice: {[index for index, _ in terms]}")
@@ -314,7 +314,7 @@ class Path:
         self.memory: dict[str, Any] = {}
 
 
-class Tracer:
+class ProgramBuilder:
     """Writes down the stages that a solver's formula asks for, step after step.
 
     Args:
@@ -345,13 +345,13 @@ class Tracer:
     def program(self, solver: Any) -> Program:
         """The table as a value."""
         eta = solver.eta if solver.prediction == "drift" else 0.0
-        sigma_data = solver.sigma_data if solver.prediction == "velocity" else 1.0
+        sigma_data = solver.sigma_data if solver.prediction == "v" else 1.0
         stages = tuple(Stage(**s) for s in self.stages)
         return Program(solver.name, solver.prediction, stages, eta, sigma_data)
 
 
 class Step:
-    """What a solver's formula sees of one step: its two nodes, its state, and the means to evaluate and to draw.
+    """View of one step for a solver's formula: its two nodes, its state, evaluations and noises.
 
     Attributes:
         i: number of the step on its path, from 0.
@@ -362,7 +362,7 @@ class Step:
         memory: what the formula leaves for its next step on the same path.
     """
 
-    def __init__(self, tracer: Tracer, path: Path, i: int, end: Any = None) -> None:
+    def __init__(self, tracer: ProgramBuilder, path: Path, i: int, end: Any = None) -> None:
         self._tracer, self._path = tracer, path
         self.i, self.n = i, len(path.nodes) - 1
         self.start, self.end = path.nodes[i], path.nodes[i + 1] if end is None else end
@@ -371,7 +371,7 @@ class Step:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """What the formula leaves for its next step on the same path."""
+        """Values that a formula stores for its next step on the same path."""
         return self._path.memory
 
     def evaluate(self, x: Form, node: Any) -> Form:
@@ -416,11 +416,11 @@ class Step:
         """The node at a time below the step's end, of which no state is asked; that of `eps` at the least."""
         return self._tracer.node(max(t, self._tracer.sde.eps))
 
-    def until(self, end: Any) -> Step:
+    def with_end(self, end: Any) -> Step:
         """The same step with another end, which need not be a time of the process."""
         return Step(self._tracer, self._path, self.i, end)
 
-    def detour(self, solver: Any, x: Form, times: Sequence[float]) -> Form:
+    def subrun(self, solver: Any, x: Form, times: Sequence[float]) -> Form:
         """The end of a run of another solver from `x` over other times.
 
         It starts without a history; what it gathers is the history that the next step finds.
@@ -456,12 +456,12 @@ class Step:
         return self._tracer.node(min(max(t, low), high))
 
 
-def trace(solver: Any, sde: Any, times: tuple[float, ...], *, close: bool = False) -> Program:
+def compile_program(solver: Any, sde: Any, times: tuple[float, ...], *, close: bool = False) -> Program:
     """Compile a solver: run its formula over the steps of a grid and write down what it computes.
 
     With `close`, a multistep solver is evaluated at the last node as well, which its corrector then uses.
     """
-    tracer = Tracer(sde, times)
+    tracer = ProgramBuilder(sde, times)
     for i in range(len(times) - 1):
         try:
             tracer.add(solver.step(Step(tracer, tracer.path, i)), times[i + 1], node=True)

@@ -122,6 +122,6 @@ def conjugate_residual(apply: Products, b: Tensor, iterations: int) -> Tensor:
 
 
 def _ratio(a: Tensor, c: Tensor, like: Tensor) -> Tensor:
-    """a / c, a sample each, to multiply `like`; 0 where c is not positive."""
+    """a / c, per sample, to multiply `like`; 0 where c is not positive."""
     fine = c > 0
     return torch.where(fine, a / torch.where(fine, c, 1), 0).reshape(-1, *[1] * (like.ndim - 1))

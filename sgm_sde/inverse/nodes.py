@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import number, one_of, settle, whole
+from sgm_sde._checks import check_integer, number, one_of, settle
 from sgm_sde._shapes import dot
 from sgm_sde._tree import Path
 from sgm_sde.engine.executor import Hook, execute
@@ -23,13 +23,13 @@ from sgm_sde.inverse.linalg import Linearised
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.inverse.posterior_scores import require_measurement
 from sgm_sde.processes.base import SDE
+from sgm_sde.schemes.base import Solver, WrappedSolver
+from sgm_sde.schemes.euler import SONG, forward_kernel
 from sgm_sde.scores.score import Score
-from sgm_sde.solvers.base import Solver, WrappedSolver
-from sgm_sde.solvers.euler import SONG, forward_kernel
 
 
 def _looks_back(program: Program) -> bool:
-    """Whether a step builds on what was before its start."""
+    """True if a step builds on what was before its start."""
     start = 0
     for k, stage in enumerate(program.stages):
         if any(j < start for j, _ in (*stage.states, *stage.evals)):
@@ -206,7 +206,7 @@ class RePaint(Replacement):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, resamples=whole("resamples", self.resamples), jump=whole("jump", self.jump))
+        settle(self, resamples=check_integer("resamples", self.resamples), jump=check_integer("jump", self.jump))
         if self.noise != "fresh":
             raise ValueError(f"RePaint draws fresh noise, got noise={self.noise!r}")
 
@@ -224,7 +224,7 @@ class RePaint(Replacement):
         return self.solver.nfe(steps) + len(self._ends(steps)) * (self.resamples - 1) * self.solver.nfe(self.jump)
 
     def fit(self, nfe: int) -> tuple[Solver, int]:
-        """As it is: its passes are of the solver that was given."""
+        """The solver unchanged: its passes are those of the given solver."""
         return self, self.steps(nfe)
 
     def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
@@ -270,12 +270,12 @@ class _Remembering(Score):
 
     @property
     def conditions(self) -> frozenset[Path]:
-        """Arguments known to have one row a sample."""
+        """Arguments known to have one row per sample."""
         return self._score.conditions
 
-    def rows(self, t: Tensor) -> int:
+    def network_evals(self, t: Tensor) -> int:
         """Samples that the network sees in a call at t (B,)."""
-        return self._score.rows(t)
+        return self._score.network_evals(t)
 
     @outside_inference_mode
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:

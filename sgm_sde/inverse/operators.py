@@ -1,4 +1,4 @@
-"""What was measured: operators, linear or not, and a measurement as a value."""
+"""Measurements and their operators, linear or not."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._checks import (
+    check_integer,
     described,
     flag,
     instance_of,
@@ -21,7 +22,6 @@ from sgm_sde._checks import (
     require_function,
     settle,
     sizes,
-    whole,
 )
 from sgm_sde._shapes import dot
 from sgm_sde._value import Value
@@ -35,7 +35,7 @@ class Operator(Value, ABC):
 
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
-        """A(x)."""
+        """Operator A(x)."""
 
     @abstractmethod
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
@@ -65,14 +65,14 @@ class LinearOperator(Operator):
 
     @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
-        r"""$A^T y$."""
+        r"""Adjoint $A^T y$."""
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
         r"""$A^T v$, wherever x is."""
         return self.adjoint(v)
 
     def solve(self, v: Tensor, shift: Tensor | float) -> Tensor:
-        r"""$(AA^T + \text{shift}\,I)^{-1} v$ for v like a measurement and a shift that multiplies it, a sample each."""
+        r"""$(AA^T + \text{shift}\,I)^{-1} v$ for v like a measurement and a shift that multiplies it, per sample."""
         return conjugate_gradient(lambda p: (self.apply(self.adjoint(p)) + shift * p, p), v, self.iterations)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ class BlockAverage(LinearOperator):
     full_rank = True
 
     def __init__(self, factor: int, dims: int = 2) -> None:
-        self.factor, self.dims = whole("factor", factor), whole("dims", dims)
+        self.factor, self.dims = check_integer("factor", factor), check_integer("dims", dims)
 
     def apply(self, x: Tensor) -> Tensor:
         """The blocks' means."""
@@ -273,7 +273,7 @@ class Blur(LinearOperator):
     def gaussian(std: float, size: int, dims: int = 2) -> Blur:
         """A Gaussian kernel of that standard deviation in pixels, of sum 1."""
         std = number("std", std, above=0)
-        size, dims = whole("size", size), whole("dims", dims)
+        size, dims = check_integer("size", size), check_integer("dims", dims)
         offsets = torch.arange(size, dtype=torch.float64) - size // 2
         line = torch.exp(-0.5 * (offsets / std) ** 2)
         kernel = line / line.sum()
@@ -399,7 +399,7 @@ class LinearMap(_Function, LinearOperator):
         super().__init__(apply, shape)
         require_function("adjoint", adjoint, "from y (B, *) to x (B, *)", 1, optional=True)
         self._adjoint = adjoint
-        self.iterations, self.full_rank = whole("iterations", iterations), flag("full_rank", full_rank)
+        self.iterations, self.full_rank = check_integer("iterations", iterations), flag("full_rank", full_rank)
         self._tried = False
         for dtype in (torch.float64, torch.float32):
             if not self._tried:
@@ -452,11 +452,11 @@ class LinearMap(_Function, LinearOperator):
 
 @dataclass(frozen=True, eq=False)
 class Measurement(Value):
-    r"""What was measured: $y = A(x_0) + \sigma_y n$ with standard normal $n$.
+    r"""Measurement $y = A(x_0) + \sigma_y n$ with standard normal $n$.
 
     Args:
         operator: A, linear but for `DPS`.
-        y: the measurements, (B, *) with one a sample, or without the B if all samples have the same.
+        y: the measurements, (B, *) with one per sample, or without the B if all samples have the same.
         std: $\sigma_y$; 0 where y is exact, which takes an operator of full rank.
 
     Raises:

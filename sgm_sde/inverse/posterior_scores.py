@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode, require_gradient
-from sgm_sde._checks import FAR, described, number, one_of, whole
+from sgm_sde._checks import FAR, check_integer, described, number, one_of
 from sgm_sde._shapes import expand
 from sgm_sde._tree import Path
 from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjugate_residual
@@ -74,12 +74,12 @@ class PosteriorScore(Score, ABC):
 
     @property
     def conditions(self) -> frozenset[Path]:
-        """Arguments known to have one row a sample."""
+        """Arguments known to have one row per sample."""
         return self.score.conditions
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What x is cast to for the network's call; None for no cast."""
+        """Dtype of the network's input; None for no cast."""
         return self.score.dtype
 
     def cast_to(self, dtype: torch.dtype) -> Score:
@@ -92,12 +92,12 @@ class PosteriorScore(Score, ABC):
 
     @property
     def is_density(self) -> bool:
-        """Whether the score is meant as that of marginals; the likelihood is then that of the estimated posterior."""
+        """True if the score is meant as that of marginals; the likelihood is then that of the estimated posterior."""
         return self.score.is_density
 
-    def rows(self, t: Tensor) -> int:
+    def network_evals(self, t: Tensor) -> int:
         """Samples that the network sees in a call at t (B,)."""
-        return self.score.rows(t)
+        return self.score.network_evals(t)
 
     def _around(self, score: Score) -> Score:
         other = copy.copy(self)
@@ -249,7 +249,7 @@ class MMPS(PosteriorScore):
 
     def __init__(self, score: Score, measurement: Measurement, iterations: int = 5, linear_solver: str = "gcr") -> None:
         super().__init__(score, measurement)
-        iterations = whole("iterations", iterations)
+        iterations = check_integer("iterations", iterations)
         one_of("linear_solver", linear_solver, ("gcr", "cg"))
         self.iterations = self.vjps = iterations
         self.linear_solver = linear_solver

@@ -4,15 +4,16 @@ from sgm_sde.likelihood.bounds import LearnedVariance, ddpm_bound, elbo
 from sgm_sde.likelihood.checks import LikelihoodWarning
 from sgm_sde.likelihood.dequantisation import Dequantisation, bits_per_dim
 from sgm_sde.likelihood.encoding import decode, encode, slerp
-from sgm_sde.likelihood.flow import log_prob, pilot_probe_basis
+from sgm_sde.likelihood.flow import choose_probe_basis, log_prob
 from sgm_sde.likelihood.grid import Stretched
+from sgm_sde.likelihood.joint import joint_log_prob, velocity_bound
 from sgm_sde.likelihood.methods import (
     AdaptiveFlow,
     AdjointFlow,
     Exact,
     FixedGrid,
     Hutchinson,
-    ProbePilot,
+    ProbeTrial,
     ScipyRK45,
 )
 from sgm_sde.likelihood.results import BitsPerDimResult, BoundResult, FlowResult, LikelihoodProtocol, LogProbResult
@@ -31,15 +32,17 @@ __all__ = [
     "LikelihoodProtocol",
     "LikelihoodWarning",
     "LogProbResult",
-    "ProbePilot",
+    "ProbeTrial",
     "ScipyRK45",
     "Stretched",
     "bits_per_dim",
+    "choose_probe_basis",
     "ddpm_bound",
     "decode",
     "elbo",
     "encode",
+    "joint_log_prob",
     "log_prob",
-    "pilot_probe_basis",
     "slerp",
+    "velocity_bound",
 ]

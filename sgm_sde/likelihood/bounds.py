@@ -28,7 +28,7 @@ from sgm_sde.likelihood.errors import probe_error
 from sgm_sde.likelihood.results import BoundResult
 from sgm_sde.processes.discrete import DiscreteVPSDE
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import as_density
 
 TIMES = ("log-snr", "time")
@@ -65,7 +65,7 @@ def elbo(
 
     In time the integrand has the weight $g^2/2$ on the squared error of the score: it is the likelihood-weighted loss
     of score matching, and uniform draws of log-SNR are its importance sampling. The decoder $p(x|x_\epsilon)$ is the
-    Gaussian of the denoiser's mean and the standard deviation $\sigma/\alpha$ at eps; of whole numbers its mass in
+    Gaussian of the denoiser's mean and the standard deviation $\sigma/\alpha$ at eps; of integers its mass in
     their bins.
 
     With an exact score the integral is exact, and what is left of the gap is the prior's, $KL(q_T\|N(0, \sigma_T^2))$
@@ -75,10 +75,10 @@ def elbo(
     Args:
         score_fn: the score, as `sample` takes it.
         sde: a linear process.
-        x: data (B, *), floating for a bound on the density, or whole numbers in [0, n_levels) for one on their
+        x: data (B, *), floating for a bound on the density, or integers in [0, n_levels) for one on their
             probability.
-        n_levels: number of levels, for whole numbers.
-        data_range: (lo, hi), the outer edges of the outermost bins as the network knows them, for whole numbers.
+        n_levels: number of levels, for integers.
+        data_range: (lo, hi), the outer edges of the outermost bins as the network knows them, for integers.
         eps: where the decoder takes over; `sde.likelihood_eps` if not given.
         n_times: times for each sample, one network call each on the batch.
         times: uniform in `"log-snr"`, or in `"time"`, where the weights near eps are so large and rare that `stderr` of
@@ -87,9 +87,9 @@ def elbo(
         n_decodings: draws for the reconstruction, one network call each.
         control_variate: take out the noise that Gaussian data would have; the mean stays.
         data_std: their standard deviation; a matter of variance only.
-        seed: of times and noises; one int for the batch, or one a sample.
+        seed: of times and noises; one int for the batch, or one per sample.
         generator: instead of `seed`.
-        dtype: of the states; that of x, or torch's default for whole numbers.
+        dtype: of the states; that of x, or torch's default for integers.
         model_kwargs: passed on to the network.
         enable_grad: keep the graph.
 
@@ -113,7 +113,7 @@ def elbo(
     n_times, n_decodings = require_count("n_times", n_times), require_count("n_decodings", n_decodings)
     decoder = decoder_of(x, n_levels, data_range, dtype)
     draws = _Draws(decoder, resolve_seeds(seed, generator, len(x)), data_std if control_variate else None)
-    model = BoundModel(score, sde, (eps, sde.T), model_kwargs)
+    model = BoundScore(score, sde, (eps, sde.T), model_kwargs)
     start, end = sde.nodes([sde.T, eps])
     errors, terms = [], []
     with torch.set_grad_enabled(enable_grad):
@@ -224,10 +224,10 @@ def ddpm_bound(
     Args:
         score_fn: the score, as `sample` takes it.
         sde: a ladder of noise levels.
-        x: data (B, *), floating for a bound on the density, or whole numbers in [0, n_levels) for one on their
+        x: data (B, *), floating for a bound on the density, or integers in [0, n_levels) for one on their
             probability.
-        n_levels: number of levels, for whole numbers.
-        data_range: (lo, hi), the outer edges of the outermost bins as the network knows them, for whole numbers; those
+        n_levels: number of levels, for integers.
+        data_range: (lo, hi), the outer edges of the outermost bins as the network knows them, for integers; those
             of `2 k / 255 - 1` are -1 - 1/255 and 1 + 1/255.
         variance: of the reverse steps.
         clip: range to which the denoised data are clipped, as DDPM's code does with (-1, 1); not at all if not given.
@@ -236,9 +236,9 @@ def ddpm_bound(
         control_variate: take out the noise that Gaussian data would have; the mean stays. Not with a learned variance
             or clipping, of which it is not known.
         data_std: their standard deviation; a matter of variance only.
-        seed: of the noises; one int for the batch, or one a sample.
+        seed: of the noises; one int for the batch, or one per sample.
         generator: instead of `seed`.
-        dtype: of the states; that of x, or torch's default for whole numbers.
+        dtype: of the states; that of x, or torch's default for integers.
         model_kwargs: passed on to the network.
         enable_grad: keep the graph.
 
@@ -269,7 +269,7 @@ def ddpm_bound(
     plain = variance != "learned" and clip is None
     draws = _Draws(decoder, resolve_seeds(seed, generator, len(x)), data_std if control_variate and plain else None)
     betas, nodes = sde.betas, sde.nodes(sde.times)
-    model = BoundModel(score, sde, (nodes[0].t, sde.T), model_kwargs)
+    model = BoundScore(score, sde, (nodes[0].t, sde.T), model_kwargs)
     small = [b * (s.sigma / t.sigma) ** 2 for b, s, t in zip(betas[1:], nodes[:-1], nodes[1:], strict=True)]
     small = [small[0], *small]
 
@@ -360,7 +360,7 @@ class _Draws:
         return g**2 * (flat(noise.square()).sum(1) - self.d)
 
     def decode(
-        self, model: BoundModel, node: Any, std: Callable[[], Any], n: int, clip: tuple[float, float] | None = None
+        self, model: BoundScore, node: Any, std: Callable[[], Any], n: int, clip: tuple[float, float] | None = None
     ) -> tuple[Tensor, Tensor]:
         """-log p(x | x_t) at the first node in the mean over n draws, and its variance (B,), NaN for one."""
         values = []
@@ -386,7 +386,7 @@ class _Draws:
         nfe: int,
         protocol: str,
     ) -> BoundResult:
-        """What comes back."""
+        """The bound with its parts."""
         simple = torch.stack(tuple(errors)).mean(0) / self.d
         return BoundResult(
             value, variance.sqrt(), prior, terms.sum(0), reconstruction, terms, simple, nfe, self.d, protocol,

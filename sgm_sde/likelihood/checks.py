@@ -1,4 +1,4 @@
-"""What every likelihood asks of its arguments."""
+"""Argument checks shared by all likelihoods."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import is_dense, not_finite, require_one_a_sample, whole
+from sgm_sde._checks import check_integer, check_per_sample_scalar, is_dense, not_finite
 from sgm_sde._times import at_ends
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 
 SMALLEST = 1e-15  # noise that densities are taken at: states are numbers of order one in single or double precision
 
-require_count = partial(whole, kind=Integral)  # as loops take it
+require_count = partial(check_integer, kind=Integral)  # as loops take it
 
 
 def check_process(sde: LinearSDE, eps: float | None) -> float:
@@ -63,7 +63,7 @@ def given_log_prob(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
         ValueError: for anything but one finite number a sample, where the latents are finite.
     """
     value = prior(latent)
-    require_one_a_sample("the prior", value, len(latent))
+    check_per_sample_scalar("the prior", value, len(latent))
     for i in not_finite(value)[:1] if not not_finite(latent) else ():
         raise ValueError(f"the prior's log-density of sample {i} is {value[i].item()}")
     return value

@@ -13,7 +13,7 @@ from sgm_sde._checks import float_dtype, range_of
 from sgm_sde._shapes import flat
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.likelihood.checks import check_points, require_count
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.model import BoundScore
 
 
 def normal_log_prob(z: Tensor, std: Tensor | float) -> Tensor:
@@ -23,7 +23,7 @@ def normal_log_prob(z: Tensor, std: Tensor | float) -> Tensor:
 
 
 class Decoder(Protocol):
-    """What is decoded, and its log-probability under a Gaussian.
+    """A decoder: data and their log-probability under a Gaussian.
 
     Attributes:
         x: data for the process to start from, (B, *).
@@ -49,10 +49,10 @@ class GaussianDecoder:
 
 @dataclass(frozen=True)
 class Levels:
-    """Whole numbers as bins of a range: level k of n is [k, k + 1)/n of (low, high).
+    """Integers as bins of a range: level k of n is [k, k + 1)/n of (low, high).
 
     Attributes:
-        images: (B, *), whole numbers in [0, n).
+        images: (B, *), integers in [0, n).
         n: number of levels.
         low: lower edge of level 0.
         width: of a bin.
@@ -75,7 +75,7 @@ class Levels:
         """
         if not is_integer(images):
             given = f"dtype {images.dtype}" if isinstance(images, Tensor) else repr(images)
-            raise TypeError(f"images must be whole numbers of an integer dtype, got {given}: for points use log_prob")
+            raise TypeError(f"images must be of an integer dtype, got {given}: for points use log_prob")
         images = images.long()  # few operations know the wider unsigned ones
         n_levels = require_count("n_levels", n_levels, 2)
         low, high = range_of("data_range", data_range)
@@ -102,29 +102,29 @@ class Levels:
 
 
 def is_integer(x: object) -> bool:
-    """Whether x is a tensor of whole numbers."""
+    """True if x is a tensor of integers."""
     return isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def decoder_of(
     x: Tensor, n_levels: int | None, data_range: tuple[float, float] | None, dtype: torch.dtype | None
 ) -> Decoder:
-    """`Levels` for whole numbers, a `GaussianDecoder` for points.
+    """`Levels` for integers, a `GaussianDecoder` for points.
 
     Raises:
-        ValueError: for levels or a range without whole numbers, or whole numbers without them.
+        ValueError: for levels or a range without integers, or integers without them.
     """
     if is_integer(x):
         if n_levels is None or data_range is None:
-            raise ValueError("whole numbers need n_levels= and data_range=")
+            raise ValueError("integers need n_levels= and data_range=")
         return Levels.of(x, n_levels, data_range, dtype)
     if n_levels is not None or data_range is not None:
-        raise ValueError(f"n_levels and data_range are for whole numbers, got them with {getattr(x, 'dtype', x)}")
+        raise ValueError(f"n_levels and data_range are for integers, got them with {getattr(x, 'dtype', x)}")
     points = check_points(x)
     return GaussianDecoder(points if dtype is None else points.to(float_dtype("dtype", dtype)))
 
 
-def diffuse(model: BoundModel, decoder: Decoder, eps: float, stream: NoiseStream) -> tuple[Tensor, Tensor]:
+def diffuse(model: BoundScore, decoder: Decoder, eps: float, stream: NoiseStream) -> tuple[Tensor, Tensor]:
     """States (B, *) at eps, and log p(x | x_eps) - log q(x_eps | x), (B,); one network call.
 
     p is the decoder at the denoiser's mean and the standard deviation sigma / alpha, q the process' own kernel.

@@ -1,4 +1,4 @@
-"""Bits per dimension of whole numbers, by dequantisation."""
+"""Bits per dimension of discrete data, by dequantisation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sgm_sde.likelihood.methods import Hutchinson, resolve_method
 from sgm_sde.likelihood.results import BitsPerDimResult, LogProbResult
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import as_density
 
 DEQUANTISATIONS = {
@@ -41,7 +41,7 @@ class BitsPerDimWarning(UserWarning):
 
 
 class Dequantisation(Protocol):
-    """Noise in [0, 1) for images of whole numbers, and its log-density."""
+    """Noise in [0, 1) for discrete images, and its log-density."""
 
     def __call__(self, images: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         """(noise (B, *), log-density in nats (B,)) for the draw of that number."""
@@ -62,7 +62,7 @@ def bits_per_dim(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> BitsPerDimResult:
-    r"""Bits per dimension of images of whole numbers, by dequantisation.
+    r"""Bits per dimension of discrete images, by dequantisation.
 
     Level k of n stands for the bin $[k, k + 1)/n$ of the range (lo, hi) that the network was trained on. With noise u
     from q in each bin,
@@ -90,7 +90,7 @@ def bits_per_dim(
     Args:
         score_fn: the score, as `sample` takes it.
         sde: a linear process.
-        images: whole numbers in [0, n_levels), (B, *), of an integer dtype.
+        images: integers in [0, n_levels), (B, *), of an integer dtype.
         n_levels: number of levels, 256 for 8-bit images.
         data_range: (lo, hi), where the lower edge of level 0 and the upper edge of the last one lie for the network.
         repeats: dequantisation draws for each image.
@@ -144,7 +144,7 @@ def bits_per_dim(
         options["eps"] = eps = check_process(sde, options.get("eps"))
     seeds = resolve_seeds(seed, generator, len(images))
     stream = NoiseStream(seeds, "dequantisation")
-    model = BoundModel(score, sde, (eps, sde.T), options.get("model_kwargs"))
+    model = BoundScore(score, sde, (eps, sde.T), options.get("model_kwargs"))
     d, values, nfe = images[0].numel(), [], 0
     result: LogProbResult | None = None
     for draw in range(repeats):

@@ -18,9 +18,9 @@ from sgm_sde.likelihood import solve
 from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, check_process
 from sgm_sde.likelihood.methods import FixedGrid, Method, Trace, resolve_method, resolve_trace
 from sgm_sde.likelihood.results import FlowResult
-from sgm_sde.likelihood.trace import TraceModel
+from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import as_density, as_score
 
 
@@ -134,7 +134,7 @@ def _with_density(
     if not isinstance(method, FixedGrid):
         raise ValueError(f"log_prob=True needs method=FixedGrid(...), got {method!r}")
     estimate = resolve_trace(trace, state).estimate(state, resolve_seeds(seed, None, len(z)), True)
-    model = TraceModel(score, sde, (eps, sde.T), model_kwargs, estimate)
+    model = TraceScore(score, sde, (eps, sde.T), model_kwargs, estimate)
     with torch.set_grad_enabled(grad):
         found, _ = solve.on_grid(model, sde, state, eps, method.n_steps, method.data_std, False)
         value = sde.prior_log_prob(state) - found.volume
@@ -159,7 +159,7 @@ def _carry(
     eps, state = check_process(sde, eps), check_points(x)
     if grad and not (method.differentiable and isinstance(method, FixedGrid)):
         raise ValueError(f"{method!r} has no gradients: use FixedGrid")
-    model = BoundModel(score, sde, (eps, sde.T), model_kwargs)
+    model = BoundScore(score, sde, (eps, sde.T), model_kwargs)
 
     with torch.set_grad_enabled(grad):
         end, times = method.carry(model, sde, state, eps, to_noise)
@@ -183,7 +183,7 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
     Args:
         a: latents at weight 0.
         b: latents at weight 1.
-        weight: w, a number or one a sample (B,).
+        weight: w, a number or one per sample (B,).
 
     Raises:
         ValueError: for shapes that differ.

@@ -40,13 +40,13 @@ from sgm_sde.likelihood.methods import (
     FixedGrid,
     Hutchinson,
     Method,
-    ProbePilot,
+    ProbeTrial,
     Trace,
     resolve_method,
     resolve_trace,
 )
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult, joined
-from sgm_sde.likelihood.trace import BASES, TraceModel
+from sgm_sde.likelihood.trace import BASES, TraceScore
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.scores.conditions import map_rows, resolve
@@ -96,7 +96,7 @@ def log_prob(
             else estimated if not given.
         prior: log-density (B,) of states (B, *) at T; that of N(0, sigma(T)^2) if not given.
         decoder: `"gaussian"` for a bound on the density of x as data.
-        seed: of the probes and of the decoder's noise; one int for the batch, or one a sample.
+        seed: of the probes and of the decoder's noise; one int for the batch, or one per sample.
         generator: instead of `seed`.
         model_kwargs: passed on to the network.
         enable_grad: keep the graph, for gradients with respect to x and the network's parameters.
@@ -161,7 +161,7 @@ def _solve(
 ) -> LogProbResult:
     """The result for states x (B, *), of checked arguments."""
     estimate = trace.estimate(x, seeds, method.fresh)
-    model = TraceModel(score, sde, (eps, sde.T), model_kwargs, estimate)
+    model = TraceScore(score, sde, (eps, sde.T), model_kwargs, estimate)
     added, state = x.new_zeros(len(x)), x
     if decoder is not None:
         state, added = diffuse(model, GaussianDecoder(x), eps, NoiseStream(seeds, "dequantisation"))
@@ -236,14 +236,14 @@ def chosen_trace(
     eps: float,
     method: Method,
     model_kwargs: Mapping[str, Any] | None,
-) -> tuple[Trace, ProbePilot | None]:
+) -> tuple[Trace, ProbeTrial | None]:
     """The trace with a basis of its probes, and what a pilot found where it was asked for one now."""
     if not isinstance(trace, Hutchinson) or (isinstance(trace.basis, str) and trace.basis != PILOT):
         return trace, None
-    if isinstance(trace.basis, ProbePilot):
+    if isinstance(trace.basis, ProbeTrial):
         return trace, None
     data_std = getattr(method, "data_std", FixedGrid().data_std)
-    pilot = pilot_probe_basis(
+    pilot = choose_probe_basis(
         score, sde, x, eps=eps, method=FixedGrid(16, data_std), probe=trace.probe, seed=SEED_OF_PILOTS,
         model_kwargs=model_kwargs,
     )  # fmt: skip
@@ -253,7 +253,7 @@ def chosen_trace(
 SEED_OF_PILOTS = 0  # so that the same batch always finds the same basis
 
 
-def pilot_probe_basis(
+def choose_probe_basis(
     score_fn: ScoreFn,
     sde: LinearSDE,
     x: Tensor,
@@ -263,7 +263,7 @@ def pilot_probe_basis(
     seed: Seeds = None,
     generator: Generators = None,
     **options: Any,
-) -> ProbePilot:
+) -> ProbeTrial:
     """The basis in which probes leave the least variance, measured on one batch.
 
     Two probes in each basis along a flow of few steps: 51 network calls and twice as many vector-Jacobian products by
@@ -275,7 +275,7 @@ def pilot_probe_basis(
         x: images (B, C, H, W) at eps, floating.
         method: as `log_prob` takes it.
         probe: `"rademacher"` or `"gaussian"`.
-        seed: of the probes; one int for the batch, or one a sample.
+        seed: of the probes; one int for the batch, or one per sample.
         generator: instead of `seed`.
         options: of `log_prob`.
 
@@ -287,7 +287,7 @@ def pilot_probe_basis(
         >>> C = 0.3 * torch.eye(4) + 0.2 * torch.ones(4, 4)  # brighter as a whole
         >>> oracle = sg.oracles.Gaussian(torch.zeros(1, 2, 2), C)
         >>> sde = sg.VPSDE()
-        >>> pilot_probe_basis(oracle.score(sde), sde, oracle.sample(8, seed=0), seed=0).basis
+        >>> choose_probe_basis(oracle.score(sde), sde, oracle.sample(8, seed=0), seed=0).basis
         'dct'
     """
     fixed = {"trace", "enable_grad"} & options.keys()
@@ -298,7 +298,7 @@ def pilot_probe_basis(
         trace = Hutchinson(2, probe, basis)
         found[basis] = log_prob(score_fn, sde, x, method=method, trace=trace, seed=seed, generator=generator, **options)
     variances = {basis: 2 * float(res.stderr.square().mean()) for basis, res in found.items()}
-    return ProbePilot(
+    return ProbeTrial(
         min(variances, key=lambda basis: variances[basis]),
         variances,
         sum(res.nfe for res in found.values()),

@@ -22,12 +22,11 @@ from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import instance_of
-from sgm_sde._shapes import on_host
+from sgm_sde._shapes import cpu_float64
 from sgm_sde._times import at_ends
 from sgm_sde.engine.executor import Plan, execute, lower
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
-from sgm_sde.engine.program import Program
-from sgm_sde.engine.program import trace as trace_program
+from sgm_sde.engine.program import Program, compile_program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import rule
 from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, require_count
@@ -35,13 +34,13 @@ from sgm_sde.likelihood.errors import probe_error
 from sgm_sde.likelihood.methods import Exact, FixedGrid, Hutchinson, Method, Trace, resolve_method, resolve_trace
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.solve import NoNoise
-from sgm_sde.likelihood.trace import TraceModel
+from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.matrix import MatrixSDE, apply
+from sgm_sde.schemes import RK4, RungeKutta
 from sgm_sde.scores.score import as_density
-from sgm_sde.solvers import RK4, RungeKutta
 
 
-class _DriftModel(TraceModel):
+class _DriftModel(TraceScore):
     """A model of the flow's drift, which keeps the divergence of each evaluation."""
 
     def plan(self, program: Program) -> Plan:
@@ -80,7 +79,7 @@ def joint_log_prob(
         sde: a process with a matrix.
         z: states (B, k, *), floating.
         eps: time at which the density is taken; `sde.likelihood_eps` if not given.
-        method: a `FixedGrid`, four network calls a step; no other.
+        method: a `FixedGrid`, four network calls per step; no other.
         trace: as `log_prob` takes it.
         seed: of the probes.
         generator: instead of `seed`.
@@ -119,8 +118,8 @@ def joint_log_prob(
     estimate = trace.estimate(state, resolve_seeds(seed, generator, len(z)), True)
     model = _DriftModel(score, sde, (eps, sde.T), model_kwargs, estimate)
     scheme = RungeKutta(RK4)
-    times = rule(sde.natural_grid)(sde, steps, t_end=eps).times[::-1]
-    program = trace_program(scheme, sde, times)
+    times = rule(sde.default_grid)(sde, steps, t_end=eps).times[::-1]
+    program = compile_program(scheme, sde, times)
     with torch.no_grad():
         latent = execute(program, state, model, NoNoise()).x
     weights = np.outer(np.diff(times), scheme.tableau.b).reshape(-1)
@@ -163,7 +162,7 @@ def velocity_bound(
         sde: a process with a matrix.
         x: data (B, *), floating.
         draws: K, velocities a sample.
-        seed: of velocities and probes; one int, or one a sample.
+        seed: of velocities and probes; one int, or one per sample.
         options: of `joint_log_prob`.
 
     Returns:
@@ -194,7 +193,7 @@ def velocity_bound(
     seeds = resolve_seeds(seed, options.pop("generator", None), len(x))
     stream = NoiseStream(seeds, "dequantisation")
     root = torch.zeros(sde.blocks, sde.blocks, dtype=torch.float64)
-    root[1:, 1:] = on_host(np.linalg.cholesky(others).tolist())
+    root[1:, 1:] = cpu_float64(np.linalg.cholesky(others).tolist())
     dtype = torch.promote_types(x.dtype, torch.float32)
     results = []
     for k in range(draws):

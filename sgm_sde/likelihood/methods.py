@@ -1,4 +1,4 @@
-"""How the probability flow of a likelihood is solved, and how the trace of its divergence is taken: values to choose.
+"""Methods for the probability flow of a likelihood, and estimators of its trace, as values.
 
 Each has a short form by name with its defaults: `"exponential"`, `"adaptive"`, `"dopri5-adjoint"` and `"rk45-scipy"`;
 `"hutchinson"` and `"exact"`.
@@ -19,9 +19,9 @@ from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.likelihood import solve
 from sgm_sde.likelihood.checks import OnOutput, require_count
-from sgm_sde.likelihood.trace import BASES, PROBES, Estimate, ExactTrace, RandomTrace, TraceModel
+from sgm_sde.likelihood.trace import BASES, PROBES, Estimate, ExactTrace, RandomTrace, TraceScore
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
 
 STEPS = 48  # of the fixed grid by default
@@ -50,11 +50,11 @@ class Method(Value):
     differentiable: ClassVar[bool] = False
 
     @abstractmethod
-    def solve(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float) -> Found:
+    def solve(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float) -> Found:
         """From states x (B, *) at eps to T."""
 
     def carry(
-        self, model: BoundModel, sde: LinearSDE, x: Tensor, eps: float, to_noise: bool
+        self, model: BoundScore, sde: LinearSDE, x: Tensor, eps: float, to_noise: bool
     ) -> tuple[Tensor, tuple[float, ...]]:
         """States alone (B, *) from one end to the other, and the times of a grid that all have in common.
 
@@ -63,7 +63,7 @@ class Method(Value):
         """
         raise ValueError(f"{self!r} goes from data to noise only: encode and decode with FixedGrid or AdaptiveFlow")
 
-    def again(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, on_output: OnOutput) -> None:
+    def again(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, on_output: OnOutput) -> None:
         """Visit what `solve` did once more, where that is possible, to find where a value was not finite."""
 
 
@@ -108,7 +108,7 @@ class FixedGrid(Method):
         """Steps of the first grid."""
         return STEPS if self.steps is None else self.steps
 
-    def solve(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float) -> Found:
+    def solve(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float) -> Found:
         """From states x (B, *) at eps to T."""
         how = f"a multistep method of order 4 with {self.n_steps} fixed steps"
         if self.steps is not None:
@@ -125,13 +125,13 @@ class FixedGrid(Method):
         return Found(refined.solution, how, tuple((~refined.resolved).nonzero().flatten().tolist()))
 
     def carry(
-        self, model: BoundModel, sde: LinearSDE, x: Tensor, eps: float, to_noise: bool
+        self, model: BoundScore, sde: LinearSDE, x: Tensor, eps: float, to_noise: bool
     ) -> tuple[Tensor, tuple[float, ...]]:
         """States alone (B, *) from one end to the other, and the times of the grid."""
         grid = solve.fixed_grid(sde, eps, self.n_steps, self.data_std, to_noise)
         return grid.carry(model, x), grid.times
 
-    def again(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, on_output: OnOutput) -> None:
+    def again(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, on_output: OnOutput) -> None:
         """Visit the nodes of all grids once more."""
         solve.revisit(model, sde, x, eps, self.n_steps, self.data_std, self.steps is None, on_output)
 
@@ -163,7 +163,7 @@ class AdaptiveFlow(Method):
         """rtol and atol."""
         return default if self.rtol is None else self.rtol, default if self.atol is None else self.atol
 
-    def solve(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float) -> Found:
+    def solve(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float) -> Found:
         """From states x (B, *) at eps to T."""
         rtol, atol = self.tolerances(1e-5)
         flow = solve.NormalisedFlow(model, sde, x, eps, self.data_std)
@@ -171,7 +171,7 @@ class AdaptiveFlow(Method):
         return Found(solution, f"Dormand and Prince's method with steps of each sample's own {_words(rtol, atol)}")
 
     def carry(
-        self, model: BoundModel, sde: LinearSDE, x: Tensor, eps: float, to_noise: bool
+        self, model: BoundScore, sde: LinearSDE, x: Tensor, eps: float, to_noise: bool
     ) -> tuple[Tensor, tuple[float, ...]]:
         """States alone (B, *) from one end to the other, and the two ends."""
         flow = solve.NormalisedFlow(model, sde, x, eps, self.data_std)
@@ -208,7 +208,7 @@ class AdjointFlow(Method):
         number("data_std", self.data_std, above=0, most=FAR)
         check_tolerances(self.rtol, self.atol, 1)
 
-    def solve(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float) -> Found:
+    def solve(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float) -> Found:
         """From states x (B, *) at eps to T."""
         flow = solve.NormalisedFlow(model, sde, x, eps, self.data_std)
         ends = solve.adjoint(flow, x, self.rtol, self.atol, self._parameters(model.score))
@@ -240,7 +240,7 @@ class ScipyRK45(Method):
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, 1)
 
-    def solve(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float) -> Found:
+    def solve(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float) -> Found:
         """From states x (B, *) at eps to T."""
         solution = solve.scipy_rk45(model, sde, x, eps, self.rtol, self.atol)
         return Found(solution, f"SciPy's RK45 on the batch {_words(self.rtol, self.atol)}")
@@ -277,8 +277,8 @@ def resolve_method(method: str | Method) -> Method:
 
 
 @dataclass(frozen=True)
-class ProbePilot:
-    """What a pilot found about the bases of probes.
+class ProbeTrial:
+    """Result of a pilot run over bases of probes.
 
     Attributes:
         basis: the one of least variance.
@@ -304,7 +304,7 @@ class Hutchinson(Value):
         n_probes: probes a node and sample.
         probe: `"rademacher"`, of less variance, or `"gaussian"`.
         basis: where the probes' entries are independent: `"pixel"`; for images (B, C, H, W) also `"colour"`, a rotation
-            of the channels, or `"dct"`, the cosine transform; or `"pilot"`, what `pilot_probe_basis` finds on x; or
+            of the channels, or `"dct"`, the cosine transform; or `"pilot"`, what `choose_probe_basis` finds on x; or
             what it has found before. Estimates stay unbiased in any.
 
     Raises:
@@ -315,7 +315,7 @@ class Hutchinson(Value):
 
     n_probes: int = 1
     probe: str = "rademacher"
-    basis: str | ProbePilot = "pixel"
+    basis: str | ProbeTrial = "pixel"
 
     def __post_init__(self) -> None:
         require_count("n_probes", self.n_probes)
@@ -324,7 +324,7 @@ class Hutchinson(Value):
 
     def estimate(self, x: Tensor, seeds: SampleSeeds, fresh: bool) -> Estimate:
         """The estimator for states x (B, *)."""
-        basis = self.basis.basis if isinstance(self.basis, ProbePilot) else self.basis
+        basis = self.basis.basis if isinstance(self.basis, ProbeTrial) else self.basis
         stream = NoiseStream(seeds, "probe")
         return RandomTrace(stream, tuple(x.shape), self.n_probes, self.probe, basis, fixed=not fresh)
 

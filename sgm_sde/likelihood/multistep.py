@@ -23,7 +23,7 @@ import numpy as np
 from sgm_sde.engine.program import Program, Stage, Terms
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.processes.predictions import Kernel
-from sgm_sde.solvers.linear_part import POINTS, WEIGHTS
+from sgm_sde.schemes.linear_part import POINTS, WEIGHTS
 
 SLOPES = 4  # that a polynomial goes through
 SLOPES_OF_INTEGRALS = 6  # where all of them are known
@@ -33,7 +33,7 @@ SCORES = 4  # that a polynomial goes through
 
 @dataclass(frozen=True)
 class Tables:
-    """What the method multiplies slopes and states with, from the first node to the last.
+    """Weights of slopes and states at all nodes.
 
     Attributes:
         slopes: d theta / du at the nodes, (n + 1,).
@@ -59,7 +59,7 @@ class Tables:
 
 
 def spread(k: Kernel, s: float) -> Any:
-    """rho."""
+    """Scale rho of the v-prediction."""
     return (k.alpha**2 * s**2 + k.sigma**2) ** 0.5
 
 
@@ -69,7 +69,7 @@ def _weights(r: np.ndarray, moments: np.ndarray) -> np.ndarray:
 
 
 def _nearest(i: int, points: int, newest: int) -> np.ndarray:
-    """As many nodes about number i as there are up to the newest one."""
+    """Window of nodes around node i, of the size allowed by the newest one."""
     first = max(min(i - (points - 1) // 2, newest + 1 - points), 0)
     return np.arange(first, min(first + points, newest + 1))
 
@@ -143,4 +143,4 @@ def program(nodes: Sequence[Any], table: Tables, s: float) -> Program:
         stages.append(Stage(nodes[k].t, carried, evals(table.steps[k], k), evaluate=True, node=True))
     k = len(nodes) - 1
     stages.append(Stage(nodes[k].t, ((k, 1.0),), evals(table.correction, k), node=True))
-    return Program("reintegrated-multistep", "velocity", tuple(stages), sigma_data=s)
+    return Program("reintegrated-multistep", "v", tuple(stages), sigma_data=s)

@@ -1,4 +1,4 @@
-"""What likelihoods come back as: the numbers, and how they were obtained."""
+"""Result types of likelihoods: numbers with their protocols."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sgm_sde.results import Status
 
 @dataclass(frozen=True)
 class LikelihoodProtocol:
-    """How a likelihood was computed; prints as one sentence that can be quoted.
+    """Protocol of a likelihood; prints as one sentence to quote.
 
     Attributes:
         estimator: what the number is an estimate of.
@@ -47,7 +47,7 @@ class LogProbResult:
     """Log-likelihoods and how they came about.
 
     Attributes:
-        value: log-density in nats, one a sample (B,): at eps, or with a decoder a lower bound on that of x itself.
+        value: log-density in nats, one per sample (B,): at eps, or with a decoder a lower bound on that of x itself.
         stderr: standard error of `value` that the probes of the trace leave, (B,); 0 for an exact trace, NaN where one
             fixed probe says nothing about it.
         error: numerical error of `value` in nats, (B,): of the trajectory and of the integral of the trace, estimated
@@ -81,7 +81,7 @@ class LogProbResult:
 
     @property
     def status(self) -> Status:
-        """That everything was finite: what is not raises."""
+        """Status of a finite likelihood; others raise."""
         return Status()
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
@@ -185,7 +185,7 @@ class BoundResult:
     """A lower bound on log-likelihoods, in its parts.
 
     Attributes:
-        value: the bound in nats, one a sample (B,): of the density of floating x, of the probability of whole numbers.
+        value: the bound in nats, one per sample (B,): of the density of floating x, of the probability of integers.
         stderr: standard error of `value` that times and noises leave, (B,); NaN where too few were drawn to tell.
         prior: divergence of x_T from the prior, in nats (B,).
         diffusion: what the times in between cost, in nats (B,).
@@ -196,7 +196,7 @@ class BoundResult:
         nfe: network calls, each on the whole batch.
         dim: number of dimensions.
         protocol: what to quote beside the number.
-        discrete: whether x were whole numbers, of which alone there are bits/dim: printed are those, else nats.
+        discrete: whether x were integers, of which alone there are bits/dim: printed are those, else nats.
     """
 
     value: Tensor
@@ -213,7 +213,7 @@ class BoundResult:
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """-value / (d log 2), (B,): bits/dim of whole numbers; for floating x it depends on their units."""
+        """-value / (d log 2), (B,): bits/dim of discrete data; for floating x it depends on their units."""
         return -self.value / (self.dim * math.log(2))
 
     def __str__(self) -> str:

@@ -25,17 +25,17 @@ from torch import Tensor
 
 from sgm_sde._kept import kept
 from sgm_sde._shapes import as_time, dot, expand
-from sgm_sde.engine.adaptive import Attempt, Controller, EmbeddedStepper, Rows, march
+from sgm_sde.engine.adaptive import Active, Attempt, Controller, EmbeddedStepper, integrate_adaptive
 from sgm_sde.engine.executor import execute
 from sgm_sde.likelihood.checks import OnOutput, check_output
 from sgm_sde.likelihood.errors import fixed_probe_error, probe_error, quadrature_error
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.multistep import program, spread, tables
-from sgm_sde.likelihood.trace import OutputDependsOnBatch, TraceModel
+from sgm_sde.likelihood.trace import OutputDependsOnBatch, TraceScore
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.predictions import Kernel, KernelValues, convert
-from sgm_sde.scores.model import BoundModel
-from sgm_sde.solvers.runge_kutta import DOPRI5
+from sgm_sde.schemes.runge_kutta import DOPRI5
+from sgm_sde.scores.model import BoundScore
 
 DAMPED_BELOW = 0.2  # noise, as a fraction of the data
 REFINEMENTS = (2, 4)  # times the steps
@@ -77,7 +77,7 @@ class Solution(NamedTuple):
 def rate(prediction: str, k: Kernel, s: float) -> tuple[Any, Any]:
     """Coefficients with dz/dlambda = a_x x + a_r r, for a network's output r."""
     factor = -k.alpha * k.sigma * s / spread(k, s) ** 3
-    c_x, c_r = convert(prediction, "velocity", k, sigma_data=s)
+    c_x, c_r = convert(prediction, "v", k, sigma_data=s)
     return factor * c_x, factor * c_r
 
 
@@ -102,7 +102,7 @@ class Rates(NamedTuple):
         """Those at a node."""
         rho = spread(node, s)
         trusted = 1 / (1 + (DAMPED_BELOW * node.alpha * s / node.sigma) ** 2)
-        (s_x, s_r), (v_x, v_r) = (convert(prediction, target, node, sigma_data=s) for target in ("score", "velocity"))
+        (s_x, s_r), (v_x, v_r) = (convert(prediction, target, node, sigma_data=s) for target in ("score", "v"))
         return cls((v_x / rho, v_r / rho), (rho * s_x, rho * s_r), (v_x, v_r), trusted)
 
 
@@ -145,12 +145,12 @@ class GridFlow:
         self._rates: dict[str, list[Rates]] = {}
 
     def rates(self, prediction: str) -> list[Rates]:
-        """What a network's output means at each node."""
+        """Conversion of the network's output at each node."""
         if prediction not in self._rates:
             self._rates[prediction] = [Rates.at(node, prediction, self.s) for node in self.nodes]
         return self._rates[prediction]
 
-    def carry(self, model: BoundModel, x: Tensor, on_output: OnOutput | None = None) -> Tensor:
+    def carry(self, model: BoundScore, x: Tensor, on_output: OnOutput | None = None) -> Tensor:
         """The state at the last of the times; order 4."""
         return execute(self.program, x, model, NoNoise(), on_output=on_output, grad=torch.is_grad_enabled()).x
 
@@ -166,7 +166,7 @@ def _fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
 
 
 class Integrals:
-    r"""What is integrated along the flow on a grid, gathered while its nodes are visited.
+    r"""Streaming quadrature along the probability flow: integrands accumulated node by node.
 
     Along any path z(u), $d\log p = -\operatorname{div}\,d\theta + \nabla_z\log p\cdot(dz - v/\rho\,d\theta)$ where the
     score is exact. The states visited lie on no single trajectory: from one to the next the path is that of the slopes
@@ -186,7 +186,7 @@ class Integrals:
 
     first: Tensor
 
-    def __init__(self, model: TraceModel, grid: GridFlow) -> None:
+    def __init__(self, model: TraceScore, grid: GridFlow) -> None:
         self.model, self.grid, self.rates = model, grid, grid.rates(model.score.prediction)
         self._traces: list[Tensor] = []
         self._slopes: dict[int, Tensor] = {}  # dz/dtheta of the flow
@@ -237,7 +237,7 @@ class Integrals:
         return a + b * traces
 
     def solution(self, latent: Tensor) -> Solution:
-        """What comes of the run that ended in the latent (B, *)."""
+        """Result of the run that ended in the latent (B, *)."""
         grid, table, estimate = self.grid, self.grid.table, self.model.estimate
         last = self._states[len(self._traces) - 1] - latent / grid.spreads[-1]
         defect = self._defect + dot(self._scores[len(self._traces) - 1], last)
@@ -263,7 +263,7 @@ class Integrals:
 
 
 def on_grid(
-    model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, to_noise: bool = True
+    model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, to_noise: bool = True
 ) -> tuple[Solution, Tensor]:
     """On one fixed grid, where the trace is a quadrature over the nodes of the trajectory; and the first output.
 
@@ -284,7 +284,7 @@ class Refined(NamedTuple):
 
 
 def exponential(
-    model: TraceModel,
+    model: TraceScore,
     sde: LinearSDE,
     x: Tensor,
     eps: float,
@@ -347,7 +347,7 @@ def _excess(solution: Solution, tolerance: Callable[[Solution], Tensor]) -> Tens
 class Some:
     """Solves for some samples of a batch, and for these alone where the network allows that."""
 
-    def __init__(self, model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, s: float, first: Tensor) -> None:
+    def __init__(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, s: float, first: Tensor) -> None:
         self.model, self.sde, self.x, self.eps, self.s, self.first = model, sde, x, eps, s, first
         self.alone, self.grad = model.takes_some(len(x)), torch.is_grad_enabled()
 
@@ -376,7 +376,7 @@ class Some:
 
 
 def revisit(
-    model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, refine: bool, on_output: OnOutput
+    model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, refine: bool, on_output: OnOutput
 ) -> None:
     """Walk along the grids of `exponential` again."""
     for finer in (1, *(REFINEMENTS if refine else ())):
@@ -402,7 +402,7 @@ class NormalisedFlow:
 
     def __init__(
         self,
-        model: BoundModel,
+        model: BoundScore,
         sde: LinearSDE,
         x: Tensor,
         eps: float,
@@ -454,7 +454,7 @@ class NormalisedFlow:
     def _traces(self) -> Tensor | None:
         """Those of the last evaluation, (B, columns)."""
         model = self.model
-        return model.traces.pop()[:, : model.estimate.columns] if isinstance(model, TraceModel) else None
+        return model.traces.pop()[:, : model.estimate.columns] if isinstance(model, TraceScore) else None
 
     def score(self, lam: Tensor, z: Tensor, slope: Tensor) -> Tensor:
         """The score in z that goes with slopes of z in lambda (b,)."""
@@ -475,11 +475,11 @@ class FlowStepper(EmbeddedStepper):
 
     flow: NormalisedFlow
 
-    def attempt(self, rows: Rows) -> Attempt:
+    def attempt(self, rows: Active) -> Attempt:
         """One step of each row."""
         attempt = super().attempt(rows)
         (estimate,), (z, volume, total) = attempt.estimates, attempt.y
-        lam = torch.from_numpy(rows.there)
+        lam = torch.from_numpy(rows.u_next)
         score = self.flow.score(lam, z, attempt.carry[0])
         off = (dot(score, estimate[0])[:, None] - estimate[1].mean(1, keepdim=True)).abs()
         return replace(attempt, y=(z, volume, total + off))
@@ -496,13 +496,13 @@ def adaptive(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float, *, to_no
         flow.model.resolved(flow.n)  # samples leave the batch
     start, end = (flow.data, flow.noise) if to_noise else (flow.noise, flow.data)
     y: tuple[Tensor, ...] = (x / flow.scale[start],)
-    if isinstance(flow.model, TraceModel):
+    if isinstance(flow.model, TraceScore):
         y = (*y, x.new_zeros(len(x), flow.model.estimate.columns), x.new_zeros(len(x), 1))
         stepper: EmbeddedStepper = FlowStepper(flow, DOPRI5, rtol, atol, len(x))
         stepper.flow = flow  # type: ignore[attr-defined]
     else:
         stepper = EmbeddedStepper(flow, DOPRI5, rtol, atol, len(x))
-    run = march(stepper, y, start.lam, end.lam, max_steps=10_000, controller=Controller())
+    run = integrate_adaptive(stepper, y, start.lam, end.lam, max_steps=10_000, controller=Controller())
     for i in (~run.completed).nonzero().flatten().tolist()[:1]:
         t = float(flow.sde.time(2 * float(run.t[i])))
         raise ValueError(f"the flow of sample {int(flow.rows[i])} stopped at t={t:.6g}: {run.outcome[i]}")
@@ -526,7 +526,7 @@ def adjoint(
     def slope(u: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(-part for part in flow(-u.detach().double().cpu().expand(len(x)), y, rows))
 
-    assert isinstance(flow.model, TraceModel)
+    assert isinstance(flow.model, TraceScore)
     y0 = (x / flow.scale[flow.data], x.new_zeros(len(x), flow.model.estimate.columns))
     # Without step_t it would step beyond the end and interpolate, and the network would be called outside of [eps, T].
     u = torch.tensor([-flow.data.lam, -flow.noise.lam], dtype=torch.float64, device=x.device)
@@ -547,8 +547,8 @@ def joint(flow: NormalisedFlow, latent: Tensor, volumes: Tensor, errors: Tensor 
     return solution if errors is None else solution._replace(error=ADAPTIVE_ERROR * errors[:, 0].detach())
 
 
-def _exact(model: BoundModel) -> bool:
-    return isinstance(model, TraceModel) and model.estimate.fixed is None
+def _exact(model: BoundScore) -> bool:
+    return isinstance(model, TraceScore) and model.estimate.fixed is None
 
 
 def whole_flow(latent: Tensor, volumes: Tensor, added: float = 0.0, *, exact: bool) -> Solution:
@@ -561,7 +561,7 @@ def whole_flow(latent: Tensor, volumes: Tensor, added: float = 0.0, *, exact: bo
     return Solution(latent, volume, stderr, freedom, unknown, unknown)
 
 
-def scipy_rk45(model: TraceModel, sde: LinearSDE, x: Tensor, eps: float, rtol: float, atol: float) -> Solution:
+def scipy_rk45(model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, rtol: float, atol: float) -> Solution:
     """One solve of the joint system of the whole batch in time: Song et al.'s protocol."""
     from scipy.integrate import solve_ivp
 

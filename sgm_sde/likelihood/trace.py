@@ -23,7 +23,7 @@ from sgm_sde._checks import one_of
 from sgm_sde._shapes import dot
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.processes.base import SDE
-from sgm_sde.scores.model import BoundModel
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
 
 PROBES = ("rademacher", "gaussian")
@@ -71,7 +71,7 @@ class OutputDependsOnBatch(ValueError):
     """The network says something else of some samples alone than of them in their batch."""
 
 
-class TraceModel(BoundModel):
+class TraceScore(BoundScore):
     """A model that keeps, at each evaluation, estimates of the trace of its output's Jacobian: (B, columns).
 
     With gradients enabled around the run, network and trace are differentiable.
@@ -88,7 +88,7 @@ class TraceModel(BoundModel):
 
     @contextmanager
     def only(self, index: Tensor, batch: int) -> Iterator[None]:
-        """As for any model; probes are those of these samples."""
+        """The model restricted to some samples, with their probes."""
         self._index = index
         try:
             with super().only(index, batch):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import whole
+from sgm_sde._checks import check_integer
 from sgm_sde.metrics.inputs import Vectors, pair
 
 NEIGHBOURS = 3
@@ -52,7 +52,7 @@ def prdc(samples: Vectors, reference: Vectors, *, k: int = NEIGHBOURS, features:
     >>> [round(value, 3) for value in (result.precision, result.recall, result.density, result.coverage)]
     [0.5, 0.167, 1.0, 0.333]
     """
-    whole("k", k, kind=int)
+    check_integer("k", k, kind=int)
     try:
         x, y = pair(samples, reference, least=k + 1)
     except ValueError as error:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import whole
+from sgm_sde._checks import check_integer
 from sgm_sde.metrics.inputs import Vectors, pair
 
 
@@ -48,8 +48,8 @@ def sliced_wasserstein(
     >>> round(result.value, 6), result.n, result.dim, result.features
     (3.0, (4, 4), 2, 'raw')
     """
-    whole("directions", directions, kind=int)
-    whole("seed", seed, 0, kind=int)
+    check_integer("directions", directions, kind=int)
+    check_integer("seed", seed, 0, kind=int)
     x, y = pair(a, b)
     dim = x.shape[1]
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm_sde._checks import FAR, described, instance_of, is_dense, number, sizes, whole
+from sgm_sde._checks import FAR, check_integer, described, instance_of, is_dense, number, sizes
 
 
 class Preconditioning(NamedTuple):
@@ -149,9 +149,17 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         channels, attention = sizes("channels", channels), sizes("attention", attention, least=0)
-        in_channels, blocks, patch = whole("in_channels", in_channels), whole("blocks", blocks), whole("patch", patch)
-        groups, heads, embed = whole("groups", groups), whole("heads", heads), whole("embed", embed, 2)
-        classes = None if classes is None else whole("classes", classes)
+        in_channels, blocks, patch = (
+            check_integer("in_channels", in_channels),
+            check_integer("blocks", blocks),
+            check_integer("patch", patch),
+        )
+        groups, heads, embed = (
+            check_integer("groups", groups),
+            check_integer("heads", heads),
+            check_integer("embed", embed, 2),
+        )
+        classes = None if classes is None else check_integer("classes", classes)
         for level, width in enumerate(channels):
             if width % groups or (level in attention and width % heads):
                 raise ValueError(f"groups={groups} and heads={heads} must divide the channels, got {tuple(channels)}")

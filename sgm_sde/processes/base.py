@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import float_dtype, instead, real, require_floating, settle, shape_of_samples, usable_device
-from sgm_sde._shapes import Time, expand, flat, on_host
+from sgm_sde._checks import (
+    describe_argument,
+    float_dtype,
+    real,
+    require_floating,
+    settle,
+    shape_of_samples,
+    usable_device,
+)
+from sgm_sde._shapes import Time, cpu_float64, expand, flat
 from sgm_sde._times import same_time
 from sgm_sde._value import Value
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
 def require_sde(sde: object) -> None:
     """Raise TypeError unless `sde` is a forward process."""
     if not isinstance(sde, SDE):
-        raise TypeError(f"sde must be a forward process such as VPSDE(), got {instead(sde)}")
+        raise TypeError(f"sde must be a forward process such as VPSDE(), got {describe_argument(sde)}")
 
 
 class Node:
@@ -54,7 +62,7 @@ class SDE(Value, ABC):
     Attributes:
         T: end of the forward time, where sampling starts.
         eps: time at which sampling ends by default.
-        natural_grid: name of the grid rule that goes with the process' time.
+        default_grid: name of the grid rule that goes with the process' time.
         time_is_noise_level: whether t is sigma / alpha, so that t = 0 is clean data, where no network is trained.
 
     Source: Song et al., 2021, arXiv:2011.13456.
@@ -70,7 +78,7 @@ class SDE(Value, ABC):
 
     T: float
     eps: float
-    natural_grid: ClassVar[str] = "uniform"
+    default_grid: ClassVar[str] = "uniform"
     time_is_noise_level: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -162,5 +170,5 @@ class SDE(Value, ABC):
 
     def nodes(self, times: Sequence[float]) -> list[Node]:
         """The host-side coefficients at each of the given times."""
-        g = self.g(on_host(times)).tolist()
+        g = self.g(cpu_float64(times)).tolist()
         return [Node(self, t, g_t) for t, g_t in zip(times, g, strict=True)]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import instance_of, instead, require_floating, require_function, settle_positive
+from sgm_sde._checks import describe_argument, instance_of, require_floating, require_function, settle_positive
 from sgm_sde._shapes import Time, as_time, flat
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.processes.matrix import EARLIEST, MatrixSDE, RateMatrixSDE, double
@@ -184,7 +184,7 @@ def hybrid_score_matching(
         tensor([1., 1., 1.])
     """
     if not isinstance(sde, MatrixSDE):
-        raise TypeError(f"this loss is for a process with a matrix, such as CLD(), got {instead(sde)}")
+        raise TypeError(f"this loss is for a process with a matrix, such as CLD(), got {describe_argument(sde)}")
     require_function("predict", predict, "of (z, t)")
     require_floating("x0", x0)
     if not bool((as_time(t) >= EARLIEST * sde.T).all()):

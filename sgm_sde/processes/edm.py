@@ -37,7 +37,7 @@ class EDMSDE(UnitScaleSDE):
     sigma_max: float = 80.0
     T: float = field(init=False, repr=False)
     eps: float = field(init=False, repr=False)
-    natural_grid: ClassVar[str] = "karras"
+    default_grid: ClassVar[str] = "karras"
     time_is_noise_level: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

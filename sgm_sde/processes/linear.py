@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import require_function
-from sgm_sde._shapes import Time, as_time, expand, on_host
+from sgm_sde._shapes import Time, as_time, cpu_float64, expand
 from sgm_sde._times import at_ends
 from sgm_sde.processes.base import SDE, Node
 from sgm_sde.processes.predictions import convert
@@ -31,7 +31,7 @@ class LinearNode(Node):
         # Below the rounding of sigma no signal is left: cos(pi/2) = 6e-17 is meant to be 0.
         self.alpha, self.lam = (alpha, log_snr / 2) if alpha > 1e-15 * sigma else (0.0, -math.inf)
 
-    def less_noise(self, noise_level: float) -> LinearNode:
+    def at_reduced_noise(self, noise_level: float) -> LinearNode:
         """A node with the same alpha and less noise: no time of the process, but one that its flow can aim at."""
         sigma = self.alpha * noise_level
         return LinearNode(self.sde, math.nan, self.alpha, sigma, math.nan, math.nan, -2 * math.log(noise_level))
@@ -177,7 +177,7 @@ class LinearSDE(SDE):
 
     def nodes(self, times: Sequence[float]) -> list[Node]:
         """The host-side coefficients at each of the given times."""
-        t = on_host(times)
+        t = cpu_float64(times)
         columns = (f(t).tolist() for f in (self.alpha, self.sigma, self.d_alpha, self.d_sigma, self.log_snr))
         return [LinearNode(self, *row) for row in zip(times, *columns, strict=True)]
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from sgm_sde._checks import require_floating
 from sgm_sde._kept import kept
-from sgm_sde._shapes import Time, as_time, expand, flat, on_host
+from sgm_sde._shapes import Time, as_time, cpu_float64, expand, flat
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.processes.base import SDE, Node
 from sgm_sde.processes.linear import _ordered, invert_log_snr
 from sgm_sde.processes.vp import VPSDE
 
-MATRIX_PREDICTIONS = ("data", "data_x", "noise", "score", "noise_v", "score_v", "drift", "rotated")
+MATRIX_PREDICTIONS = ("data", "data_x", "noise", "score", "noise_v", "score_v", "drift", "gddim-noise")
 EARLIEST = 1e-7  # of T: rotations of the noise are known from here on
 
 
@@ -108,7 +108,7 @@ class MatrixNode(Node):
 
         Through the noise: $z = \mu D + L\epsilon$, score $-L^{-\top}\epsilon$. `"data"` is all of $E[z_0 \mid z]$,
         `"data_x"` an output of which block 0 alone counts, `"noise_v"` and `"score_v"` those of which the last does,
-        and `"rotated"` is $-R^\top s$.
+        and `"gddim-noise"` is $-R^\top s$.
 
         Raises:
             ValueError: for an unknown name.
@@ -123,7 +123,7 @@ class MatrixNode(Node):
         lift, plus = -np.linalg.inv(self.L).T, np.zeros((k, k))  # target = plus z + lift eps, the score at first
         if target == "noise":
             lift = np.eye(k)
-        elif target == "rotated":
+        elif target == "gddim-noise":
             lift = -self.R.T @ lift
         elif target == "drift":
             lift, plus = -(1 + eta**2) / 2 * self.g.array @ self.g.array.T @ lift, self.F
@@ -191,7 +191,7 @@ class MatrixSDE(SDE):
     Source: Dockhorn et al., 2022, arXiv:2112.07068; Zhang et al., 2022, arXiv:2206.05564.
     """
 
-    natural_grid: ClassVar[str] = "quadratic"
+    default_grid: ClassVar[str] = "quadratic"
     prior_covariance: Matrix
     initial_covariance: Matrix
 
@@ -272,7 +272,7 @@ class MatrixSDE(SDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        k, t = self.blocks, on_host(self.eps)
+        k, t = self.blocks, cpu_float64(self.eps)
         shapes = {
             "drift matrix": tuple(self.drift_matrix(t).shape),
             "diffusion matrix": tuple(self.g(t).shape),
@@ -427,12 +427,12 @@ class MatrixSDE(SDE):
     def carried(self, times: Any, t: float) -> np.ndarray:
         """Phi(t, u) R(u) at times u from t on, (n, k, k)."""
         u = torch.from_numpy(np.asarray(times, dtype=np.float64))
-        phi, _ = self.transition(on_host(t), u)
+        phi, _ = self.transition(cpu_float64(t), u)
         return np.asarray(np.linalg.solve(phi.numpy(), self.rotation(times)))
 
     def nodes(self, times: Sequence[float]) -> list[Node]:
         """The host-side coefficients at each of the given times."""
-        t = on_host(times)
+        t = cpu_float64(times)
         phi, N = self.transition(torch.zeros_like(t), t)
         arrays = [v.numpy() for v in (self.drift_matrix(t), self.g(t), phi, N)]
         return [MatrixNode(self, *values) for values in zip(times, *arrays, strict=True)]
@@ -485,7 +485,7 @@ class RateMatrixSDE(MatrixSDE):
         A = self.A.array + pull * Q @ np.linalg.inv(self.prior_covariance.array)
         dB = float(self.integrated_beta(t) - self.integrated_beta(s))
         M, Q = torch.from_numpy(math.copysign(1, dB) * A), torch.from_numpy(noise**2 * Q)
-        phi, N = van_loan(M, Q, on_host(abs(dB)))
+        phi, N = van_loan(M, Q, cpu_float64(abs(dB)))
         return phi.numpy(), N.numpy()
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
@@ -568,11 +568,11 @@ class _IntegratedSDE(MatrixSDE):
         return torch.from_numpy(values).to(t).reshape(*t.shape, *values.shape[1:])
 
     def drift_matrix(self, t: Time) -> Tensor:
-        """F(t)."""
+        """Drift matrix F(t)."""
         return self._at(self.F, t)
 
     def g(self, t: Time) -> Tensor:
-        """G(t)."""
+        """Diffusion matrix G(t)."""
         return self._at(self.G, t)
 
 

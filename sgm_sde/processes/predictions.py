@@ -11,7 +11,7 @@ $$ p = \frac{(a_p b_r - b_p a_r)\,x + (b_p \alpha - a_p \sigma)\,r}{\alpha b_r -
 | `data`     | 1           | 0                                               |
 | `noise`    | 0           | 1                                               |
 | `score`    | 0           | $-1/\sigma$                                     |
-| `velocity` | $-\sigma/\sigma_d$ | $\alpha\sigma_d$ (v-prediction of data divided by $\sigma_d$) |
+| `v` | $-\sigma/\sigma_d$ | $\alpha\sigma_d$ (v-prediction of data divided by $\sigma_d$) |
 | `flow`     | $\alpha'$   | $\sigma'$ (the time derivative of the path)     |
 | `rectified`| $-1$        | 1 (the flow of the straight path $(1-w)D + w\epsilon$) |
 | `drift`    | $\alpha'$   | $(1+\eta^2)\sigma' - \eta^2 (\alpha'/\alpha) \sigma$ (drift of the reverse process) |
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-PREDICTIONS = ("data", "noise", "score", "velocity", "flow", "rectified", "drift")
+PREDICTIONS = ("data", "noise", "score", "v", "flow", "rectified", "drift")
 
 
 class Kernel(Protocol):
@@ -49,7 +49,7 @@ class KernelValues(NamedTuple):
 def weights(prediction: str, k: Kernel, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[Any, Any]:
     r"""The pair (a, b) of a prediction $a\,D + b\,\epsilon$.
 
-    `eta` matters for `"drift"` alone, `sigma_data` for `"velocity"`.
+    `eta` matters for `"drift"` alone, `sigma_data` for `"v"`.
 
     Raises:
         ValueError: for an unknown name.
@@ -60,7 +60,7 @@ def weights(prediction: str, k: Kernel, eta: float = 0.0, sigma_data: float = 1.
         return 0.0, 1.0
     if prediction == "score":
         return 0.0, -1 / k.sigma
-    if prediction == "velocity":
+    if prediction == "v":
         return -k.sigma / sigma_data, k.alpha * sigma_data
     if prediction == "rectified":
         return -1.0, 1.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from sgm_sde._checks import whole
+from sgm_sde._checks import check_integer
 from sgm_sde.processes.discrete import DiscreteVESDE, DiscreteVPSDE
 from sgm_sde.processes.edm import EDMSDE
 from sgm_sde.processes.ve import VESDE
@@ -19,13 +19,13 @@ from sgm_sde.processes.vp import VPSDE, CosineVPSDE, SubVPSDE
 
 def ddpm(n: int = 1000) -> DiscreteVPSDE:
     """DDPM: betas linear from 1e-4 to 0.02 (Ho et al., 2020, arXiv:2006.11239, section 4)."""
-    n = whole("n", n, 2)
+    n = check_integer("n", n, 2)
     return DiscreteVPSDE([1e-4 + (0.02 - 1e-4) * i / (n - 1) for i in range(n)])
 
 
 def iddpm_cosine(n: int = 1000) -> DiscreteVPSDE:
     """Improved DDPM: cosine table with betas at most 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672)."""
-    n = whole("n", n)
+    n = check_integer("n", n)
 
     def alpha_bar(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2

@@ -3,7 +3,7 @@
 from sgm_sde.scores import guidance, oracles, time_labels
 from sgm_sde.scores.conditions import PerSample, Shared
 from sgm_sde.scores.joint import from_joint_denoiser, from_velocity_noise, from_velocity_score
-from sgm_sde.scores.score import Score, from_denoiser, from_flow, from_noise, from_score, from_velocity
+from sgm_sde.scores.score import Score, from_denoiser, from_flow, from_noise, from_score, from_v
 
 __all__ = [
     "PerSample",
@@ -14,7 +14,7 @@ __all__ = [
     "from_joint_denoiser",
     "from_noise",
     "from_score",
-    "from_velocity",
+    "from_v",
     "from_velocity_noise",
     "from_velocity_score",
     "guidance",

@@ -1,14 +1,14 @@
-"""Arguments of the network besides x and t: which have one row a sample, and which are the same for all.
+"""Arguments of the network besides x and t: which have one row per sample, and which are the same for all.
 
-Guidance doubles the batch, adaptive solvers and likelihoods go on with some of its samples. Then a condition of one row
-a sample goes with its sample and a table that all share does not, and a shape cannot tell the two apart: a table of ten
+Guidance doubles the batch, adaptive solvers and likelihoods run some of its samples alone. Then a condition of one row
+per sample goes with its sample, a table that all share does not, and a shape cannot tell the two apart: a table of ten
 entries looks like ten labels. So the roles are what the caller says:
 
 | a tensor ...                                                   | is taken                          |
 |----------------------------------------------------------------|-----------------------------------|
-| in `PerSample(...)`                                            | as one row a sample               |
+| in `PerSample(...)`                                            | as one row per sample               |
 | in `Shared(...)`                                               | as the same for all               |
-| named as a condition: in `null`, by `Classifier`, or `y` of a network with a `NULL_LABEL` | as one row a sample |
+| named as a condition: in `null`, by `Classifier`, or `y` of a network with a `NULL_LABEL` | as one row per sample |
 | of another length than the batch                               | as the same for all               |
 | else                                                           | as an error, where it matters     |
 
@@ -31,7 +31,7 @@ from sgm_sde._tree import Path, children, each_leaf, map_leaves, shown, with_par
 
 @dataclass(frozen=True, eq=False)
 class Mark:
-    """What an argument of the network is in a batch.
+    """Role of a network argument in a batch.
 
     Args:
         value: a tensor, or nested mappings, sequences and dataclasses of tensors.
@@ -89,7 +89,7 @@ class Shared(Mark):
 
 
 class AmbiguousArgument(ValueError):
-    """An argument of the network of which nothing says whether it has one row a sample or is the same for all."""
+    """An argument of the network of which nothing says whether it has one row per sample or is the same for all."""
 
 
 LEAVES = (Tensor, Mark)
@@ -101,12 +101,12 @@ def bare(value: Any) -> Any:
 
 
 def is_named(path: Path, named: Collection[Path]) -> bool:
-    """Whether a path is one of those named, or lies within one."""
+    """True if a path is one of those named, or lies within one."""
     return any(path[:n] in named for n in range(1, len(path) + 1))
 
 
 def require_rows(kwargs: Mapping[str, Any], batch: int) -> None:
-    """Raise ValueError where something that is marked as one row a sample is not."""
+    """Raise ValueError where something that is marked as one row per sample is not."""
 
     def check(path: Path, leaf: Any) -> Any:
         if isinstance(leaf, PerSample):
@@ -126,7 +126,7 @@ def resolve(kwargs: Mapping[str, Any], batch: int, named: Collection[Path] = ())
 
     Raises:
         AmbiguousArgument: for a tensor that may be either.
-        ValueError: for one that is marked as one row a sample and is not.
+        ValueError: for one that is marked as one row per sample and is not.
     """
 
     def mark(path: Path, leaf: Any) -> Any:
@@ -141,7 +141,7 @@ def resolve(kwargs: Mapping[str, Any], batch: int, named: Collection[Path] = ())
         name = shown(path)
         raise AmbiguousArgument(
             f"the argument {name!r} of shape {tuple(leaf.shape)} has as many rows as there are samples, {batch}, and "
-            f"nothing says whether it goes with them: pass sg.PerSample({name}) for one row a sample, or "
+            f"nothing says whether it goes with them: pass sg.PerSample({name}) for one row per sample, or "
             f"sg.Shared({name}) for the same to all"
         )
 
@@ -160,7 +160,7 @@ def nullified(kwargs: Any, null: Any, batch: int, path: Path = ()) -> Any:
         path: within the arguments.
 
     Raises:
-        ValueError: for a condition that is missing, is not one row a sample, or to which its null does not expand.
+        ValueError: for a condition that is missing, is not one row per sample, or to which its null does not expand.
     """
     if null is None:
         return None
@@ -193,7 +193,7 @@ def _null_row(path: Path, condition: Any, null: Any, batch: int) -> Tensor:
     if not isinstance(condition, Tensor) or condition.ndim == 0 or len(condition) != batch:
         given = f"shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else described(condition)
         raise ValueError(
-            f"the condition {shown(path)!r} must be a tensor of one row a sample, {batch} in all, got {given}"
+            f"the condition {shown(path)!r} must be a tensor of one row per sample, {batch} in all, got {given}"
         )
     value = torch.as_tensor(null, dtype=condition.dtype, device=condition.device)
     try:
@@ -222,7 +222,7 @@ def named_in(null: Any, path: Path = ()) -> frozenset[Path]:
 
 
 def _marked(path: Path, mark: Mark, batch: int) -> Any:
-    """What is inside of a mark, each tensor marked for itself."""
+    """Contents of a mark, with each tensor marked."""
 
     def each(inner: Path, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -238,14 +238,14 @@ def _marked(path: Path, mark: Mark, batch: int) -> Any:
 
 
 def has_rows(resolved: Mapping[str, Any]) -> bool:
-    """Whether any of the arguments from `resolve` has one row a sample."""
+    """True if any of the arguments from `resolve` has one row per sample."""
     found = []
     map_leaves(lambda _, leaf: found.append(isinstance(leaf, PerSample)), resolved, LEAVES)
     return any(found)
 
 
 def map_rows(change: Callable[[Path, Tensor], Tensor], resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments from `resolve` with every tensor of one row a sample changed."""
+    """Arguments from `resolve` with every tensor of one row per sample changed."""
 
     def each(path: Path, leaf: Any) -> Any:
         return PerSample(change(path, leaf.value)) if isinstance(leaf, PerSample) else leaf

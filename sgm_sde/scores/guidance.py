@@ -31,6 +31,7 @@ from torch import Tensor
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import (
     FAR,
+    check_per_sample_scalar,
     described,
     ends_of,
     flag,
@@ -39,7 +40,6 @@ from sgm_sde._checks import (
     numbers,
     real,
     require_function,
-    require_one_a_sample,
 )
 from sgm_sde._shapes import expand
 from sgm_sde._times import ROUNDING
@@ -59,7 +59,7 @@ class GuidedScore(Score):
 
     Args:
         parts: the scores; all on one process.
-        scale: strength of the guidance: a number, `PerSample(w)` with one a sample (B,), or a function from the noise
+        scale: strength of the guidance: a number, `PerSample(w)` with one per sample (B,), or a function from the noise
             levels sigma / alpha (B,) to it.
         interval: noise levels sigma / alpha, above the first and up to the second, at which there is guidance.
         neutral: the scale at which there is none.
@@ -97,12 +97,12 @@ class GuidedScore(Score):
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What the first score casts x to."""
+        """Dtype of the first score's network input."""
         return self.parts[0].dtype
 
     @property
     def conditions(self) -> frozenset[Path]:
-        """Arguments known to have one row a sample: those that any part knows."""
+        """Arguments known to have one row per sample: those that any part knows."""
         return frozenset().union(*(part.conditions for part in self.parts))
 
     def cast_to(self, dtype: torch.dtype) -> Score:
@@ -119,13 +119,13 @@ class GuidedScore(Score):
         return other
 
     def _scale_at(self, t: Tensor) -> float | Tensor:
-        """The scale at t (B,): one number, or one a sample (B,)."""
+        """The scale at t (B,): one number, or one per sample (B,)."""
         scale: Any = self.scale
         level = noise_level(self.sde)(t) if callable(scale) or self.interval is not None else None  # type: ignore[arg-type]
         if isinstance(scale, PerSample):
             if len(scale.value) != len(t):
                 raise ValueError(
-                    f"the scale has {len(scale.value)} values, one a sample, and the score was asked about {len(t)}: "
+                    f"the scale has {len(scale.value)} values, one per sample, and the score was asked about {len(t)}: "
                     f"samples that leave a batch, and guidance around guidance, take a number or a function"
                 )
             scale = scale.value.to(t)
@@ -190,7 +190,7 @@ class Extrapolation(GuidedScore):
 
     @property
     def is_density(self) -> bool:
-        """Whether it is the score of the process' marginals: for plain conditional or unconditional sampling."""
+        """True if it is the score of the process' marginals: for plain conditional or unconditional sampling."""
         if self.scale == 0 and self.interval is None:
             return self.parts[-1].is_density
         return self.scale == 1 and self.parts[0].is_density
@@ -201,14 +201,14 @@ class Extrapolation(GuidedScore):
         mixed = isinstance(w, Tensor)
         return w, bool(mixed or w != 0), bool(mixed or w != 1)
 
-    def rows(self, t: Tensor) -> int:
+    def network_evals(self, t: Tensor) -> int:
         """Samples that the networks see in a call at t (B,)."""
         _, main, reference = self._wanted(t)
-        return main * self.parts[0].rows(t) + reference * self.parts[-1].rows(t)
+        return main * self.parts[0].network_evals(t) + reference * self.parts[-1].network_evals(t)
 
     @abstractmethod
     def _predictions(self, x: Tensor, t: Tensor, kwargs: dict[str, Any], main: bool, reference: bool) -> list[Tensor]:
-        """What is asked for, of the main and the reference prediction, in this order."""
+        """The requested ones of main and reference prediction, in this order."""
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
@@ -234,7 +234,7 @@ class ClassifierFree(Extrapolation):
 
     Both branches go through the network as one batch of 2B rows. The condition c is what the call brings
     (`model_kwargs={"y": labels}`); the null branch gets the same arguments with those of `null` in their place. Other
-    arguments of one row a sample are marked, `sg.PerSample(mask)`; one that has as many rows as there are samples and
+    arguments of one row per sample are marked, `sg.PerSample(mask)`; one that has as many rows as there are samples and
     is the same for all is `sg.Shared(table)`.
 
     Nested conditions are named as they are nested: `null={"added_cond_kwargs": {"text_embeds": 0.0}}`; one number
@@ -257,7 +257,7 @@ class ClassifierFree(Extrapolation):
 
     Raises:
         ValueError: for a network without a null label when `null` is not given or empty; at a call, if a condition of
-            `null` is missing, no tensor, not of one row a sample, or of a shape that the null condition does not
+            `null` is missing, no tensor, not of one row per sample, or of a shape that the null condition does not
             expand to, or if nothing says whether another argument goes with the samples.
         TypeError: for null conditions that are none.
 
@@ -270,7 +270,7 @@ class ClassifierFree(Extrapolation):
         >>> score = ClassifierFree(sg.from_denoiser(net, sg.EDMSDE()), scale=3.0, null={"y": 10})
         >>> y = torch.tensor([3, 7])
         >>> res = sg.sample(score, sg.EDMSDE(), (2, 1), nfe=4, seed=0, model_kwargs={"y": y})
-        >>> res.nfe, res.rows
+        >>> res.nfe, res.network_evals
         (4, 16)
     """
 
@@ -306,7 +306,7 @@ class ClassifierFree(Extrapolation):
 
     @property
     def conditions(self) -> frozenset[Path]:
-        """Arguments known to have one row a sample: those of `null`, and those that the score knows."""
+        """Arguments known to have one row per sample: those of `null`, and those that the score knows."""
         return super().conditions | self._named
 
     def _predictions(self, x: Tensor, t: Tensor, kwargs: dict[str, Any], main: bool, reference: bool) -> list[Tensor]:
@@ -429,18 +429,18 @@ class Classifier(GuidedScore):
 
     @property
     def conditions(self) -> frozenset[Path]:
-        """Arguments known to have one row a sample: the classifier's, and those that the score knows."""
+        """Arguments known to have one row per sample: the classifier's, and those that the score knows."""
         return super().conditions | {(name,) for name in self.condition}
 
     @property
     def is_density(self) -> bool:
-        """Whether it is the score of the process' marginals: at scale 1, that of the data given the condition."""
+        """True if it is the score of the process' marginals: at scale 1, that of the data given the condition."""
         everywhere = self.scale == 1 and self.interval is None
         return (everywhere or self.scale == 0) and self.parts[0].is_density
 
-    def rows(self, t: Tensor) -> int:
+    def network_evals(self, t: Tensor) -> int:
         """Samples that the score's network sees in a call at t (B,); those of the classifier are not counted."""
-        return self.parts[0].rows(t)
+        return self.parts[0].network_evals(t)
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
@@ -460,7 +460,7 @@ class Classifier(GuidedScore):
         with torch.enable_grad():
             leaf = x if keep and x.requires_grad else x.detach().requires_grad_()
             log_p = self.log_likelihood(leaf, t, **condition)
-            require_one_a_sample("the log-likelihood", log_p, len(x))
+            check_per_sample_scalar("the log-likelihood", log_p, len(x))
             gradient = None
             if log_p.requires_grad:
                 (gradient,) = torch.autograd.grad(log_p.sum(), leaf, create_graph=keep, allow_unused=True)
@@ -481,9 +481,9 @@ class _Around(GuidedScore):
         """Never: what is changed is the score of nothing."""
         return False
 
-    def rows(self, t: Tensor) -> int:
+    def network_evals(self, t: Tensor) -> int:
         """Samples that the networks see in a call at t (B,)."""
-        return sum(part.rows(t) for part in self.parts)
+        return sum(part.network_evals(t) for part in self.parts)
 
     def _back(self, D: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Data in the score's own prediction."""
@@ -504,11 +504,11 @@ class _AroundGuidance(_Around):
             raise TypeError(f"this changes what ClassifierFree or Auto guidance makes, got {guided!r}")
         super().__init__(guided, *more)
 
-    def rows(self, t: Tensor) -> int:
+    def network_evals(self, t: Tensor) -> int:
         """Samples that the networks see in a call at t (B,): both branches are wanted at any scale."""
         guided = self.parts[0]
         assert isinstance(guided, Extrapolation)
-        return sum(part.rows(t) for part in (guided.parts[0], guided.parts[-1], *self.parts[1:]))
+        return sum(part.network_evals(t) for part in (guided.parts[0], guided.parts[-1], *self.parts[1:]))
 
     def _both(self, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, float | Tensor]:
         guided = self.parts[0]
@@ -642,14 +642,14 @@ class Weakened(_Around):
         s = self._scale_at(t)
         return s, isinstance(s, Tensor) or s != 0
 
-    def rows(self, t: Tensor) -> int:
+    def network_evals(self, t: Tensor) -> int:
         """Samples that the networks see in a call at t (B,)."""
         score, weak = self.parts
         if not self._wanted(t)[1]:
-            return score.rows(t)
+            return score.network_evals(t)
         if isinstance(score, Extrapolation):
-            return score.parts[0].rows(t) + score.parts[-1].rows(t) + weak.rows(t)
-        return score.rows(t) + weak.rows(t)
+            return score.parts[0].network_evals(t) + score.parts[-1].network_evals(t) + weak.network_evals(t)
+        return score.network_evals(t) + weak.network_evals(t)
 
     def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
@@ -778,7 +778,7 @@ def from_classifier(
         input_scale: from t (B,) to the factor on x that it expects.
 
     Raises:
-        ValueError: at a call, for labels `y` that are not B whole numbers from 0 to K - 1.
+        ValueError: at a call, for labels `y` that are not B integers from 0 to K - 1.
 
     Example:
         >>> log_p = from_classifier(lambda x, t: torch.cat([-x, x], 1))
@@ -797,7 +797,7 @@ def from_classifier(
             raise ValueError(f"a classifier returns logits ({len(x)}, K), got {tuple(logits.shape)}")
         whole = isinstance(y, Tensor) and not y.is_floating_point()
         if not whole or y.shape != (len(x),):
-            raise ValueError(f"labels must be ({len(x)},) whole numbers, got {y!r}")
+            raise ValueError(f"labels must be ({len(x)},) integers, got {y!r}")
         if y.device.type == "cpu" and bool(((y < 0) | (y >= logits.shape[1])).any()):
             raise ValueError(f"labels must lie in [0, {logits.shape[1]}), got {y.tolist()}")
         return logits.log_softmax(1).gather(1, y.long()[:, None])[:, 0]

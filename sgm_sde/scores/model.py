@@ -43,8 +43,8 @@ class _Times(Sequence[Tensor]):
         return self._times[k].repeat(self._batch)
 
 
-class BoundModel:
-    """What the executor and the correctors call.
+class BoundScore:
+    """A score bound to one run, as the executor and the correctors call it.
 
     Args:
         score: the score.
@@ -74,11 +74,11 @@ class BoundModel:
         self._drift: ReverseSDE | None = None
         self._at: dict[float, Any] = {}
         self.nfe = 0
-        self.rows = 0
+        self.network_evals = 0
 
-    def with_kwargs(self, kwargs: Mapping[str, Any]) -> BoundModel:
+    def with_kwargs(self, kwargs: Mapping[str, Any]) -> BoundScore:
         """The same model with other arguments for the network, and its own count of calls."""
-        return BoundModel(self.score, self.sde, (self._low, self._high), kwargs)
+        return BoundScore(self.score, self.sde, (self._low, self._high), kwargs)
 
     def plan(self, program: Program) -> Plan:
         """The program made ready for what the network predicts.
@@ -111,7 +111,7 @@ class BoundModel:
 
     @contextmanager
     def only(self, index: Tensor, batch: int) -> Iterator[None]:
-        """While some of the samples are evaluated, those of numbers `index` (b,): arguments of one row a sample are
+        """While some of the samples are evaluated, those of numbers `index` (b,): arguments of one row per sample are
         passed on with their rows.
 
         Raises:
@@ -134,7 +134,7 @@ class BoundModel:
         return resolve(self.kwargs, batch, self.score.conditions) if batch > 1 else self.kwargs
 
     def takes_some(self, batch: int) -> bool:
-        """Whether the network can be asked about some of the samples alone.
+        """True if the network can be asked about some of the samples alone.
 
         Not where the role of an argument is not known; nor a function, which may hold what belongs to all samples
         itself, unless it is given something of each sample.
@@ -150,7 +150,7 @@ class BoundModel:
 
     def _call(self, x: Tensor, t: Tensor) -> Tensor:
         self.nfe += 1
-        self.rows += self.score.rows(t)
+        self.network_evals += self.score.network_evals(t)
         return self.score.output(x, t, **self.kwargs)
 
     def times(self, ts: Sequence[float], x: Tensor) -> Sequence[Tensor]:
@@ -193,7 +193,7 @@ class BoundModel:
 
     def _require(self, possible: bool, target: str) -> None:
         if not possible:
-            raise TypeError(f"the {target} cannot be had on {self.sde!r}: it needs a process with alpha and sigma")
+            raise TypeError(f"the {target} cannot be computed on {self.sde!r}: it needs a process with alpha and sigma")
 
 
 def _checked_conversion(

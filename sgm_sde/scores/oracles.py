@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_autocast
-from sgm_sde._checks import described, is_dense, numbers, require_floating, whole
+from sgm_sde._checks import check_integer, described, is_dense, numbers, require_floating
 from sgm_sde._shapes import Time, batch_time, expand
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.processes.linear import LinearSDE
@@ -116,7 +116,7 @@ class Oracle(ABC):
 
     @property
     def is_singular(self) -> bool:
-        """Whether some direction has no spread."""
+        """True if some direction has no spread."""
         return bool((self.variances == 0).any())
 
     @staticmethod
@@ -159,7 +159,7 @@ class Oracle(ABC):
             seed: one int, or one per sample; without it, fresh entropy.
             dtype: of the result.
         """
-        n = whole("n", n)
+        n = check_integer("n", n)
         require_kernel(sde)
         stream = NoiseStream(resolve_seeds(seed, None, n), "prior")
         dtype = dtype or torch.get_default_dtype()
@@ -375,7 +375,7 @@ class Mixture(Oracle):
 
     @property
     def is_singular(self) -> bool:
-        """Whether some direction of a component has no spread."""
+        """True if some direction of a component has no spread."""
         return any(component.is_singular for component in self.components)
 
     @property

@@ -1,4 +1,4 @@
-"""What a network predicts, turned into a score."""
+"""Scores from networks of any prediction."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sgm_sde.scores.time_labels import TimeLabel
 class Score(Value):
     r"""A network with the knowledge of what it predicts: callable as the score $s(x, t)$.
 
-    Made by `from_noise`, `from_denoiser`, `from_velocity`, `from_flow`, `from_score`. Solvers use the network's
+    Made by `from_noise`, `from_denoiser`, `from_v`, `from_flow`, `from_score`. Solvers use the network's
     own output and fold the conversion into their coefficients, in double precision.
 
     Args:
         net: `net(x, label, **kwargs)` with x (B, *) and label (B,); returns (B, *).
         sde: the process that the network was trained on.
-        prediction: `"noise"`, `"data"`, `"velocity"`, `"flow"` or `"score"`.
+        prediction: `"noise"`, `"data"`, `"v"`, `"flow"` or `"score"`.
         time_label: from t (B,) to what the network expects; t itself if not given.
         input_scale: from t (B,) to the factor on x that the network expects, such as 1 / alpha for networks
             trained on x / alpha; 1 if not given.
@@ -80,12 +80,12 @@ class Score(Value):
 
     @property
     def conditions(self) -> frozenset[Path]:
-        """Arguments known to have one row a sample, by their paths: `y` of a network that declares a `NULL_LABEL`."""
+        """Arguments known to have one row per sample, by their paths: `y` of a network that declares a `NULL_LABEL`."""
         return frozenset({("y",)} if getattr(self.net, "NULL_LABEL", None) is not None else ())
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What x is cast to for the call; None for no cast."""
+        """Dtype of the network's input; None for no cast."""
         if self._dtype is not None or self.parameter is None:
             return self._dtype
         return self.parameter.dtype
@@ -104,10 +104,10 @@ class Score(Value):
 
     @property
     def is_density(self) -> bool:
-        """Whether it is meant as the score of the process' marginals, so that likelihoods mean something."""
+        """True if it is the score of the process' marginals, so that likelihoods are defined."""
         return True
 
-    def rows(self, t: Tensor) -> int:
+    def network_evals(self, t: Tensor) -> int:
         """Samples that the network sees in a call at t (B,)."""
         return t.shape[0] * self.branches
 
@@ -157,7 +157,7 @@ class Score(Value):
         if target == self.prediction:
             return out
         if not self.sde.has_kernel:
-            raise TypeError(f"{target} cannot be had from a score without alpha(t) and sigma(t): {self.sde!r}")
+            raise TypeError(f"{target} cannot be computed from a score without alpha(t) and sigma(t): {self.sde!r}")
         if not self.sde.is_linear:
             matrix: Any = self.sde
             converted: Tensor = matrix.convert(self.prediction, target, x, t, out)
@@ -186,7 +186,7 @@ class Score(Value):
 
 
 def _of_time(option: str, function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """What a function of time gives at t (B,)."""
+    """Values of a function of time at t (B,)."""
     value = function(t)
     if not isinstance(value, Tensor):
         raise TypeError(f"{option} must return a tensor, got {described(value)}")
@@ -232,7 +232,7 @@ def from_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score
     return Score(net, sde, "data", **options)
 
 
-def from_velocity(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
+def from_v(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
     r"""A score from a network that predicts $v = \alpha\epsilon - \sigma x_0$ (v-prediction).
 
     Args:
@@ -244,10 +244,10 @@ def from_velocity(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score
 
     Example:
         >>> import sgm_sde as sg
-        >>> sg.from_velocity(lambda x, t: 0 * x, sg.VPSDE()).denoised(torch.ones(1, 1), 1.0)
+        >>> sg.from_v(lambda x, t: 0 * x, sg.VPSDE()).denoised(torch.ones(1, 1), 1.0)
         tensor([[0.0066]])
     """
-    return Score(net, sde, "velocity", **options)
+    return Score(net, sde, "v", **options)
 
 
 def from_flow(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:

@@ -1,4 +1,4 @@
-r"""What published networks expect as their time input, as functions of t.
+r"""Time labels of published networks, as functions of t.
 
 | network                                 | label                           | here                           |
 |-----------------------------------------|---------------------------------|--------------------------------|
@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, flag, number, numbers, whole
-from sgm_sde._shapes import on_host
+from sgm_sde._checks import check_integer, described, flag, number, numbers
+from sgm_sde._shapes import cpu_float64
 
 if TYPE_CHECKING:
     from sgm_sde.processes import DiscreteVPSDE, LinearSDE
@@ -51,14 +51,14 @@ def ddpm(n: int | DiscreteVPSDE = 1000, *, integer: bool = False) -> TimeLabel:
         integer: the nearest entry of the table as int64, for networks that look their time up in an `nn.Embedding`.
 
     Raises:
-        ValueError: for a size that is no whole number of at least 1.
+        ValueError: for a size that is not an integer of at least 1.
 
     Example:
         >>> import torch
         >>> ddpm(1000, integer=True)(torch.tensor([1e-5, 0.0106, 1.0]))
         tensor([  0,  10, 999])
     """
-    size = whole("n", len(n.betas) if hasattr(n, "betas") else n)
+    size = check_integer("n", len(n.betas) if hasattr(n, "betas") else n)
     integer = flag("integer", integer)
     return partial(_index, size=size, integer=integer)
 
@@ -105,9 +105,9 @@ def score_sde_ve_discrete(sde: LinearSDE, levels: int | None = None) -> TimeLabe
     if hasattr(sde, "sigmas"):
         if levels is not None:
             raise ValueError(f"{sde!r} has its own table of {len(process.sigmas)} levels, got levels={levels}")
-        table = on_host(sorted(process.sigmas, reverse=True)).log()
+        table = cpu_float64(sorted(process.sigmas, reverse=True)).log()
     else:
-        n = whole("levels", 1000 if levels is None else levels, 2)
+        n = check_integer("levels", 1000 if levels is None else levels, 2)
         table = torch.linspace(
             math.log(process.sigma_max), math.log(process.sigma_min), n, dtype=torch.float64, device="cpu"
         )

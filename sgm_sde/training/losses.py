@@ -14,7 +14,7 @@ $$ L = w(t)\,c_r(t)^2\,\lVert r_\theta(x_t, t) - r \rVert^2, \qquad r = a_r x_0 
 | `"likelihood"`    | score    | $g^2$                        | ScoreFlow                                  |
 | `"data"`          | data     | 1                            | DDPM's loss on x_0                         |
 | `"flow"`          | flow     | 1                            | conditional flow matching                  |
-| `"velocity"`      | velocity | 1                            | v-prediction, SNR + 1 on the data          |
+| `"v"`      | velocity | 1                            | v-prediction, SNR + 1 on the data          |
 | `"score"`         | score    | 1                            | Fisher divergence                          |
 | `EDM(s)`          | data     | $1/s^2 + \alpha^2/\sigma^2$  | EDM                                        |
 | `MinSNR(5)`       | data     | $\min(\alpha^2/\sigma^2, 5)$ | Min-SNR-5                                  |
@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import FAR, arguments, described, instance_of, is_dense, number, one_of, settle, whole
+from sgm_sde._checks import FAR, arguments, check_integer, described, instance_of, is_dense, number, one_of, settle
 from sgm_sde._shapes import as_time, expand, flat, require_times
 from sgm_sde._times import ROUNDING
 from sgm_sde.processes import LinearSDE
@@ -130,7 +130,7 @@ class PosteriorMean:
 
     def __post_init__(self) -> None:
         one_of("variance", self.variance, ("beta", "posterior", "none"))
-        settle(self, n=None if self.n is None else whole("n", self.n))
+        settle(self, n=None if self.n is None else check_integer("n", self.n))
 
     def weight(self, sde: LinearSDE, t: Tensor) -> Tensor:
         """c^2 / (2 v), or c^2."""
@@ -146,7 +146,7 @@ class PosteriorMean:
         return c**2 / (2 * (b2 if self.variance == "beta" else b2 * sde.sigma(s) ** 2 / sigma2))
 
 
-_NETWORKS = ("noise", "data", "score", "velocity", "flow")
+_NETWORKS = ("noise", "data", "score", "v", "flow")
 _ONE = {name: Named(name, lambda sde, t: torch.ones_like(t)) for name in _NETWORKS}
 WEIGHTINGS: dict[str, Weighting] = {
     **_ONE,
@@ -265,7 +265,7 @@ def score_matching(
         [-1.0, -1.0]
     """
     one_of("trace", trace, ("exact", "sliced"))
-    n_probes = whole("n_probes", n_probes)
+    n_probes = check_integer("n_probes", n_probes)
     sde, t, factor, x0 = _prepare(score, x0, times, t, generator)
     x, _ = _noised(sde, x0, t, noise, generator)
     with torch.enable_grad():

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import flag, instance_of, number, reals, settle, whole
-from sgm_sde._shapes import on_host
+from sgm_sde._checks import check_integer, flag, instance_of, number, reals, settle
+from sgm_sde._shapes import cpu_float64
 from sgm_sde._times import at_ends
 from sgm_sde.processes import SDE, LinearSDE
 from sgm_sde.processes.base import require_sde
@@ -54,7 +54,7 @@ class Times(ABC):
             (True, [1.0, 1.0, 1.0, 1.0])
         """
         require_sde(sde)
-        n = whole("n", n)
+        n = check_integer("n", n)
         instance_of("generator", generator, torch.Generator, "a torch.Generator")
         device = generator.device
         u = torch.rand(n, generator=generator, dtype=torch.float64, device=device)
@@ -112,7 +112,7 @@ class Importance(Times):
     @staticmethod
     def _ends(sde: LinearSDE) -> tuple[Tensor, Tensor]:
         """Log-SNR at eps and at T."""
-        first, last = sde.log_snr(on_host(sde.eps)), sde.log_snr(on_host(sde.T))
+        first, last = sde.log_snr(cpu_float64(sde.eps)), sde.log_snr(cpu_float64(sde.T))
         if not (bool(torch.isfinite(first)) and bool(torch.isfinite(last))):
             raise ValueError(
                 f"importance sampling needs a finite log-SNR at both ends, and on {sde!r} it is {float(first)} at "
@@ -153,7 +153,7 @@ class LogNormal(Times):
             ValueError: where [eps, T] has no share at all.
         """
         sde = _linear(sde)
-        low, high = ((-sde.log_snr(on_host(t)) / 2 - self.mean) / self.std for t in (sde.eps, sde.T))
+        low, high = ((-sde.log_snr(cpu_float64(t)) / 2 - self.mean) / self.std for t in (sde.eps, sde.T))
         # Shares above, where both ends lie above the mean: those below would be rounded to 1.
         sign = -1.0 if float(low) > 0 else 1.0
         first, last = (torch.erfc(-sign * end / math.sqrt(2)) / 2 for end in (low, high))  # ndtr is 0 from -8 on
@@ -187,7 +187,7 @@ class Table(Times):
         times = getattr(sde, "times", None) if self.times is None else self.times
         if not times:
             raise ValueError(f"{sde!r} has no table of times: give Table(times=...)")
-        return on_host(times)[(u * len(times)).long()]
+        return cpu_float64(times)[(u * len(times)).long()]
 
 
 def _linear(sde: SDE) -> LinearSDE:

@@ -58,7 +58,7 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("sample_dpm_2", "dpm_2", {}),
     ("sample_dpm_2_ancestral", "dpm_2_ancestral", {}),
     ("sample_dpm_2_ancestral", "dpm2_a", {"eta": 0.5}),
-    ("sample_lms", sg.LMS(4, start="cold"), {}),
+    ("sample_lms", sg.schemes.LMS(4, start="cold"), {}),
     ("sample_dpmpp_2s_ancestral", "dpmpp_2s_ancestral", {}),
     ("sample_dpmpp_2s_ancestral", "DPMPP_2S_ancestral", {"eta": 0}),
     ("sample_dpmpp_sde", "dpmpp_sde", {}),
@@ -74,7 +74,7 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
 def test_parity(theirs: str, ours: Any, options: dict[str, Any], to_zero: bool) -> None:
     """States at every call, levels, denoised data and result agree."""
     if theirs == "sample_lms":
-        to_zero = False  # its last step, to 0, goes on with the four slopes; ours is the denoised data there
+        to_zero = False  # its last step, to 0, continues with the four slopes; ours is the denoised data there
     levels = sigmas(to_zero)
     function = sampler(ours)
     random = "ancestral" in theirs or "sde" in theirs

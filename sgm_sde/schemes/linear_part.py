@@ -1,6 +1,6 @@
 r"""The reverse process as a linear part, solved exactly, and a prediction, integrated against a kernel.
 
-With noise level $\tau$ the reverse process of any linear SDE is
+With noise level $\eta$ the reverse process of any linear SDE is
 
 $$ x_t = L(t, s)\,x_s + \int_s^t K(t, u)\,p_u\,du + \text{std}(t, s)\,z $$
 
@@ -11,9 +11,9 @@ $\varphi = \arctan(\sigma/(\alpha\sigma_d))$:
 
 | p | L | K du | std |
 |---|---|---|---|
-| data $D$ | $\tfrac{\sigma_t}{\sigma_s} e^{-\tau^2 h}$ | $\alpha_t\,d e^{-(1+\tau^2)(\lambda_t-\lambda)}$ | $\sigma_t\sqrt{1 - e^{-2\tau^2 h}}$ |
-| noise $\epsilon$ | $\tfrac{\alpha_t}{\alpha_s}$ | $(1+\tau^2)\,\alpha_t\,d e^{-\lambda}$ | $\tau\sigma_t\sqrt{e^{2h} - 1}$ |
-| $v/\rho$, $v = \alpha\sigma_d\epsilon - \sigma D/\sigma_d$ | $\tfrac{\rho_t}{\rho_s} (\tfrac{\cos\varphi_s}{\cos\varphi_t})^{\tau^2}$ | $(1+\tau^2)\,\rho_t (\tfrac{\cos\varphi}{\cos\varphi_t})^{\tau^2} d\varphi$ | $\rho_t\sqrt{1 - (\tfrac{\cos\varphi_s}{\cos\varphi_t})^{2\tau^2}}$ |
+| data $D$ | $\tfrac{\sigma_t}{\sigma_s} e^{-\eta^2 h}$ | $\alpha_t\,d e^{-(1+\eta^2)(\lambda_t-\lambda)}$ | $\sigma_t\sqrt{1 - e^{-2\eta^2 h}}$ |
+| noise $\epsilon$ | $\tfrac{\alpha_t}{\alpha_s}$ | $(1+\eta^2)\,\alpha_t\,d e^{-\lambda}$ | $\eta\sigma_t\sqrt{e^{2h} - 1}$ |
+| $v/\rho$, $v = \alpha\sigma_d\epsilon - \sigma D/\sigma_d$ | $\tfrac{\rho_t}{\rho_s} (\tfrac{\cos\varphi_s}{\cos\varphi_t})^{\eta^2}$ | $(1+\eta^2)\,\rho_t (\tfrac{\cos\varphi}{\cos\varphi_t})^{\eta^2} d\varphi$ | $\rho_t\sqrt{1 - (\tfrac{\cos\varphi_s}{\cos\varphi_t})^{2\eta^2}}$ |
 | $\epsilon - D$ | $\tfrac{\alpha_t + \sigma_t}{\alpha_s + \sigma_s}$ | $(\alpha_t + \sigma_t)\,dw$, $w = \tfrac{\sigma}{\alpha + \sigma}$ | none |
 
 Source: Lu et al., 2022, arXiv:2211.01095 (data); Zhang & Chen, 2023, arXiv:2204.13902 (noise); Xue et al., 2023,
@@ -31,12 +31,12 @@ from typing import Any
 
 import numpy as np
 
-from sgm_sde._shapes import on_host
+from sgm_sde._shapes import cpu_float64
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form
 
 Known = Sequence[tuple[Any, Form]]  # pairs (node, evaluation there), newest first
-VARIABLES = ("log-snr", "time", "noise-level", "angle", "noise-share")
+VARIABLES = ("log-snr", "time", "noise-level", "angle", "flow-time")
 VARIANTS = ("exact", "midpoint", "bh1", "published", "fixed", "ipndm-v")
 LARGEST = 10.0  # sum of the sizes of a step's weights, relative to their sum
 SLACK = 0.05  # by which steps taken for even may grow
@@ -52,7 +52,7 @@ def _solved(r: Sequence[float], moments: Sequence[float]) -> Any:
 
 
 def separated(r: Sequence[float], n: int, moments: Callable[[int], Sequence[float]]) -> list[int]:
-    """Which evaluations, at most n of those at the places r, newest first, the polynomial of a step from 0 to 1 takes.
+    """Indices of at most n evaluations at places r, newest first, for the polynomial of a step from 0 to 1.
 
     Where the step is much longer than those before it, or two evaluations lie close together, the weights of the
     extrapolation grow without bound, and with them the roughness of the network, the noise of the steps between, and
@@ -84,23 +84,23 @@ def separated(r: Sequence[float], n: int, moments: Callable[[int], Sequence[floa
 
 @dataclass(frozen=True)
 class LinearPart(ABC):
-    """One way to split the reverse process.
+    """Splitting of the reverse process into an exact linear part and an integrated prediction.
 
     Attributes:
         variable: what the prediction is a polynomial in.
-        tau: noise level, constant on a step.
+        eta: noise level, constant on a step.
         variant: how the moments are simplified; `weights` says how.
         sigma_data: standard deviation of the data, for the velocity.
     """
 
     variable: str
-    tau: float
+    eta: float
     variant: str = "exact"
     sigma_data: float = 1.0
 
     @abstractmethod
     def factor(self, s: Any, t: Any) -> float:
-        """L(t, s)."""
+        """Linear factor L(t, s)."""
 
     @abstractmethod
     def std(self, s: Any, t: Any) -> float:
@@ -111,7 +111,7 @@ class LinearPart(ABC):
         """The kernel's integral from s to where the half log-SNR is lam."""
 
     def scale(self, node: Any) -> float:
-        """What a prediction is multiplied by before it is interpolated."""
+        """Factor on a prediction before it is interpolated."""
         return 1.0
 
     def coordinate(self, node: Any) -> float:
@@ -122,7 +122,7 @@ class LinearPart(ABC):
             return float(node.t)
         if self.variable == "noise-level":
             return float(node.noise_level)
-        if self.variable == "noise-share":
+        if self.variable == "flow-time":
             return float(node.sigma / (node.alpha + node.sigma))
         return math.atan2(node.sigma, node.alpha * self.sigma_data)
 
@@ -131,8 +131,8 @@ class LinearPart(ABC):
         if self.variable == "log-snr":
             return coordinate
         if self.variable == "time":
-            return sde.log_snr(on_host(coordinate)).numpy() / 2
-        if self.variable == "noise-share":
+            return sde.log_snr(cpu_float64(coordinate)).numpy() / 2
+        if self.variable == "flow-time":
             return np.log1p(-coordinate) - np.log(coordinate)
         return -np.log(coordinate if self.variable == "noise-level" else self.sigma_data * np.tan(coordinate))
 
@@ -223,20 +223,20 @@ class DataPart(LinearPart):
     """Data prediction, for which anything that grows with the noise level can set the noise.
 
     Attributes:
-        log_scale: logarithm of a noise scale as a function of sigma / alpha, instead of `tau`, which stands for
-            (1 + tau^2) log(sigma / alpha).
+        log_scale: logarithm of a noise scale as a function of sigma / alpha, instead of `eta`, which stands for
+            (1 + eta^2) log(sigma / alpha).
     """
 
     log_scale: Callable[[Any], Any] | None = None
 
     def _added(self, lam_s: Any, lam_t: Any) -> Any:
-        """Integral of tau^2 over half the log-SNR."""
+        """Integral of eta^2 over half the log-SNR."""
         if self.log_scale is not None:
             return self.log_scale(np.exp(-lam_s)) - self.log_scale(np.exp(-lam_t)) - (lam_t - lam_s)
-        return self.tau**2 * (lam_t - lam_s) if self.tau else 0.0
+        return self.eta**2 * (lam_t - lam_s) if self.eta else 0.0
 
     def factor(self, s: Any, t: Any) -> float:
-        """L(t, s)."""
+        """Linear factor L(t, s)."""
         return float(t.sigma / s.sigma * math.exp(-self._added(s.lam, t.lam)))
 
     def std(self, s: Any, t: Any) -> float:
@@ -254,11 +254,11 @@ class DataPart(LinearPart):
         """In closed form where there is one."""
         if self.variable != "log-snr" or self.log_scale is not None or not math.isfinite(t.lam - s.lam):
             return super().moments(s, t, n)
-        c = (1 + self.tau**2) * (t.lam - s.lam)
+        c = (1 + self.eta**2) * (t.lam - s.lam)
         return [t.alpha * c * math.factorial(k) * phi(k + 1, -c) for k in range(n)]
 
     def _bh1(self, s: Any, t: Any) -> float:
-        c = (1 + self.tau**2) * (t.lam - s.lam)
+        c = (1 + self.eta**2) * (t.lam - s.lam)
         return 1 / phi(1, -c)
 
 
@@ -267,18 +267,18 @@ class NoisePart(LinearPart):
     """Noise prediction."""
 
     def factor(self, s: Any, t: Any) -> float:
-        """L(t, s)."""
+        """Linear factor L(t, s)."""
         return float(t.alpha / s.alpha)
 
     def std(self, s: Any, t: Any) -> float:
         """Standard deviation of the noise between s and t."""
-        if not self.tau:  # the flow may run towards the noise, too
+        if not self.eta:  # the flow may run towards the noise, too
             return 0.0
-        return float(self.tau * t.alpha * s.noise_level * math.sqrt(-math.expm1(2 * (s.lam - t.lam))))
+        return float(self.eta * t.alpha * s.noise_level * math.sqrt(-math.expm1(2 * (s.lam - t.lam))))
 
     def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
         """The kernel's integral from s to lam."""
-        return (1 + self.tau**2) * t.alpha * s.noise_level * np.expm1(s.lam - lam)
+        return (1 + self.eta**2) * t.alpha * s.noise_level * np.expm1(s.lam - lam)
 
     def moments(self, s: Any, t: Any, n: int) -> list[float]:
         """In closed form where there is one."""
@@ -287,14 +287,14 @@ class NoisePart(LinearPart):
             return [float(self.accumulated(s, t, t.lam)) / (k + 1) for k in range(n)]
         if self.variable != "log-snr" or not math.isfinite(h):
             return super().moments(s, t, n)
-        return [-(1 + self.tau**2) * t.sigma * h * math.factorial(k) * phi(k + 1, h) for k in range(n)]
+        return [-(1 + self.eta**2) * t.sigma * h * math.factorial(k) * phi(k + 1, h) for k in range(n)]
 
     def _bh1(self, s: Any, t: Any) -> float:
         return 1 / phi(1, t.lam - s.lam)
 
 
 @dataclass(frozen=True)
-class VelocityPart(LinearPart):
+class VPart(LinearPart):
     """Velocity prediction of data with the standard deviation `sigma_data`, in the angle."""
 
     def _cosines(self, s: Any, t: Any) -> float:
@@ -304,12 +304,12 @@ class VelocityPart(LinearPart):
         return math.hypot(node.alpha * self.sigma_data, node.sigma)
 
     def factor(self, s: Any, t: Any) -> float:
-        """L(t, s)."""
-        return self._rho(t) / self._rho(s) * self._cosines(s, t) ** self.tau**2
+        """Linear factor L(t, s)."""
+        return self._rho(t) / self._rho(s) * self._cosines(s, t) ** self.eta**2
 
     def std(self, s: Any, t: Any) -> float:
         """Standard deviation of the noise between s and t."""
-        return self._rho(t) * math.sqrt(max(1 - self._cosines(s, t) ** (2 * self.tau**2), 0.0))
+        return self._rho(t) * math.sqrt(max(1 - self._cosines(s, t) ** (2 * self.eta**2), 0.0))
 
     def scale(self, node: Any) -> float:
         """The angular velocity is v / rho."""
@@ -318,7 +318,7 @@ class VelocityPart(LinearPart):
     def moments(self, s: Any, t: Any, n: int) -> list[float]:
         """By quadrature in the angle itself."""
         a, b = self.coordinate(s), self.coordinate(t)
-        K = (1 + self.tau**2) * (b - a) * self._rho(t) * (np.cos(a + POINTS * (b - a)) / math.cos(b)) ** self.tau**2
+        K = (1 + self.eta**2) * (b - a) * self._rho(t) * (np.cos(a + POINTS * (b - a)) / math.cos(b)) ** self.eta**2
         return [float(np.sum(WEIGHTS * POINTS**k * K)) for k in range(n)]
 
     def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
@@ -331,11 +331,11 @@ class RectifiedPart(LinearPart):
     r"""The flow of the straight path $x/(\alpha + \sigma) = (1-w)D + w\epsilon$, without noise."""
 
     def factor(self, s: Any, t: Any) -> float:
-        """L(t, s)."""
+        """Linear factor L(t, s)."""
         return float((t.alpha + t.sigma) / (s.alpha + s.sigma))
 
     def std(self, s: Any, t: Any) -> float:
-        """No noise."""
+        """Zero: no noise."""
         return 0.0
 
     def moments(self, s: Any, t: Any, n: int) -> list[float]:
@@ -351,6 +351,6 @@ class RectifiedPart(LinearPart):
 PARTS: dict[str, type[LinearPart]] = {
     "data": DataPart,
     "noise": NoisePart,
-    "velocity": VelocityPart,
+    "v": VPart,
     "rectified": RectifiedPart,
 }

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from sgm_sde.solvers.adaptive import GGF, Adaptive, ExponentialPair
-from sgm_sde.solvers.ancestral import DDIM, Ancestral
-from sgm_sde.solvers.backends import BatchCoupledWarning, SciPy, TorchDiffEq, TorchSDE
-from sgm_sde.solvers.base import (
+from sgm_sde.schemes.adaptive import GGF, Adaptive, ExponentialPair
+from sgm_sde.schemes.ancestral import DDIM, Ancestral
+from sgm_sde.schemes.backends import BatchCoupledWarning, SciPy, TorchDiffEq, TorchSDE
+from sgm_sde.schemes.base import (
     ADAPTIVE,
     BACKENDS,
     REGISTRY,
@@ -14,10 +14,10 @@ from sgm_sde.solvers.base import (
     resolve,
     resolve_any,
 )
-from sgm_sde.solvers.correctors import AnnealedLangevin, Corrector, Langevin, LangevinNormWarning, PredictorCorrector
-from sgm_sde.solvers.euler import EulerMaruyama, ReverseDiffusion
-from sgm_sde.solvers.exponential import RES, ExponentialAdams, ExponentialRungeKutta
-from sgm_sde.solvers.families import (
+from sgm_sde.schemes.correctors import AnnealedLangevin, Corrector, Langevin, LangevinNormWarning, PredictorCorrector
+from sgm_sde.schemes.euler import EulerMaruyama, ReverseDiffusion
+from sgm_sde.schemes.exponential import RES, ExponentialAdams, ExponentialRungeKutta
+from sgm_sde.schemes.families import (
     DEIS,
     ERSDE,
     IPNDM,
@@ -34,9 +34,9 @@ from sgm_sde.solvers.families import (
     UniC,
     UniPC,
 )
-from sgm_sde.solvers.few_steps import TCD, Consistency
-from sgm_sde.solvers.matrix import GDDIM, SSCS, VelocityLangevin
-from sgm_sde.solvers.runge_kutta import (
+from sgm_sde.schemes.few_steps import TCD, Consistency
+from sgm_sde.schemes.matrix import GDDIM, SSCS, VelocityLangevin
+from sgm_sde.schemes.runge_kutta import (
     BOSH3,
     DOP853,
     DOPRI5,
@@ -52,7 +52,7 @@ from sgm_sde.solvers.runge_kutta import (
     RungeKutta,
     Tableau,
 )
-from sgm_sde.solvers.table import SolverTable, solvers
+from sgm_sde.schemes.table import SolverTable, solvers
 
 REGISTRY.update(
     {

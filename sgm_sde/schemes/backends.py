@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, flag, not_finite, one_of, settle, unknown, whole
+from sgm_sde._checks import check_integer, described, flag, not_finite, one_of, settle, unknown
 from sgm_sde._shapes import flat
 from sgm_sde.engine.adaptive import (
     COMPLETED,
@@ -24,8 +24,8 @@ from sgm_sde.engine.adaptive import (
     Integration,
     check_tolerances,
 )
-from sgm_sde.solvers.adaptive import VARIABLES, Flow, default_variable, require_one_noise_level
-from sgm_sde.solvers.base import AdaptiveSolver, Problem
+from sgm_sde.schemes.adaptive import VARIABLES, Flow, default_variable, require_one_noise_level
+from sgm_sde.schemes.base import AdaptiveSolver, Problem
 
 Slope = Callable[[float | Tensor, Tensor], Tensor]
 
@@ -87,7 +87,7 @@ class Backend(AdaptiveSolver):
 
     @property
     def takes_steps(self) -> bool:  # type: ignore[override]
-        """Whether its number of steps can be given."""
+        """True if its number of steps can be given."""
         return self.method in self.fixed
 
     def _coupled(self, problem: Problem) -> bool:
@@ -99,7 +99,7 @@ class Backend(AdaptiveSolver):
         if self.method not in self.adaptive and problem.steps is None:
             raise ValueError(f"{self.name} takes even steps: say how many with steps=")
         if problem.steps is not None:
-            whole("steps", problem.steps)
+            check_integer("steps", problem.steps)
         if problem.calls is not None and self.per_sample:
             raise ValueError(f"nfe= is a budget of the whole run, and {self.name} runs sample by sample: leave it out")
         if n > 1 and self._coupled(problem) and not self.per_sample:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from sgm_sde.grids import rule_name
 from sgm_sde.processes.edm import EDMSDE
 from sgm_sde.processes.vp import VPSDE
-from sgm_sde.solvers.base import ADAPTIVE, REGISTRY, AdaptiveSolver, Solver, canonical
+from sgm_sde.schemes.base import ADAPTIVE, REGISTRY, AdaptiveSolver, Solver, canonical
 
 WIDTH = 100  # columns of a terminal
 COLUMNS = ("name", "order", "weak", "NFE", "grid (VP / EDM)", "source")

@@ -11,33 +11,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, number, one_of, settle, whole
-from sgm_sde._shapes import flat, on_host
+from sgm_sde._checks import check_integer, described, number, one_of, settle
+from sgm_sde._shapes import cpu_float64, flat
 from sgm_sde._value import Value
 from sgm_sde.engine.adaptive import (
+    Active,
     Attempt,
     Controller,
     Counting,
     Integration,
     Pair,
-    Rows,
     State,
     check_tolerances,
     column,
     integrate,
-    march,
+    integrate_adaptive,
     rms,
 )  # fmt: skip
 from sgm_sde.engine.brownian import BrownianTree
 from sgm_sde.engine.phi import phi_values
 from sgm_sde.processes.base import SDE
-from sgm_sde.scores.model import BoundModel
-from sgm_sde.solvers.base import AdaptiveSolver, Problem
-from sgm_sde.solvers.runge_kutta import DOPRI5
+from sgm_sde.schemes.base import AdaptiveSolver, Problem
+from sgm_sde.schemes.runge_kutta import DOPRI5
+from sgm_sde.scores.model import BoundScore
 
 PI = Controller()
 DIGITS = 3  # of the steps of an SDE, binary
-VARIABLES = ("log-snr", "noise-level", "noise-share", "time")
+VARIABLES = ("log-snr", "noise-level", "flow-time", "time")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ExponentialPair(Value):
     compared with $y$ of order 2 from $D_1$ and $D_2$, $e^{-h}y + h[(\phi_1 - 3\phi_2) D_1 + 3\phi_2 D_2]$.
 
     Args:
-        order: 2 or 3, as many network calls a step.
+        order: 2 or 3, as many network calls per step.
 
     Raises:
         ValueError: for another order.
@@ -72,7 +72,7 @@ class ExponentialPair(Value):
     order: int = 3
 
     def __post_init__(self) -> None:
-        settle(self, order=whole("order", self.order))
+        settle(self, order=check_integer("order", self.order))
         one_of("order", self.order, (2, 3))
 
     @property
@@ -82,7 +82,7 @@ class ExponentialPair(Value):
 
     @property
     def source(self) -> str:
-        """Where it is from."""
+        """Source of the method."""
         return "Hochbruck & Ostermann, 2010, doi:10.1017/S0962492910000048"
 
     @property
@@ -113,15 +113,15 @@ class ExponentialPair(Value):
         second = [(-c2 * h).exp(), c2 * h * phi_values(1, -c2 * h)]
         of_two = [(-h).exp(), phi_1 - phi_2 / c2, phi_2 / c2]
         if self.order == 2:
-            rows = [[zero + 1], second, of_two, [zero, -phi_2 / c2, phi_2 / c2]]
+            active = [[zero + 1], second, of_two, [zero, -phi_2 / c2, phi_2 / c2]]
         else:
             c3 = self.c[2]
             inner = c3 * h * phi_values(2, -c3 * h) * (c3 / c2)
             third = [(-c3 * h).exp(), c3 * h * phi_values(1, -c3 * h) - inner, inner]
             end = [(-h).exp(), phi_1 - phi_2 / c3, zero, phi_2 / c3]
             error = [zero, phi_2 / c2 - phi_2 / c3, -phi_2 / c2, phi_2 / c3]
-            rows = [[zero + 1], second, third, end, error]
-        return torch.stack([torch.stack(row + [zero] * (self.order + 1 - len(row))) for row in rows])
+            active = [[zero + 1], second, third, end, error]
+        return torch.stack([torch.stack(row + [zero] * (self.order + 1 - len(row))) for row in active])
 
     def error(self, norms: Sequence[Tensor]) -> Tensor:
         """The error (b,) from the norm of the estimate."""
@@ -135,7 +135,7 @@ class Flow:
     |---|---|---|---|
     | `log-snr` | $\lambda = \log(\alpha/\sigma)$ | $x/\alpha$ | $D - z$ |
     | `noise-level` | $\sigma/\alpha$ | $x/\alpha$ | $\epsilon$ |
-    | `noise-share` | $\sigma/(\alpha+\sigma)$ | $x/(\alpha+\sigma)$ | $\epsilon - D$ |
+    | `flow-time` | $\sigma/(\alpha+\sigma)$ | $x/(\alpha+\sigma)$ | $\epsilon - D$ |
     | `time` | $t$ | $x$ | $f - \tfrac12 g^2 s$ |
 
     Args:
@@ -147,19 +147,19 @@ class Flow:
     """
 
     def __init__(
-        self, model: BoundModel, variable: str, ends: tuple[float, float], batch: int, *, linear: bool = False
+        self, model: BoundScore, variable: str, ends: tuple[float, float], batch: int, *, linear: bool = False
     ) -> None:
         self.model, self.sde, self.variable, self.batch = model, model.sde, variable, batch
         self.ends, self.linear = ends, linear
         one_of("variable", variable, VARIABLES)
         if variable != "time" and not self.sde.is_linear:
             raise TypeError(f"variable={variable!r} needs a process with alpha(t) and sigma(t), got {self.sde!r}")
-        self.target = {"log-snr": "data", "noise-level": "noise", "noise-share": "rectified", "time": "drift"}[variable]
-        self.start, self.end = self._place(on_host(list(ends))).tolist()
+        self.target = {"log-snr": "data", "noise-level": "noise", "flow-time": "rectified", "time": "drift"}[variable]
+        self.start, self.end = self._place(cpu_float64(list(ends))).tolist()
         if not (math.isfinite(self.start) and math.isfinite(self.end)):
             raise ValueError(
                 f"{variable} is {self.start} at t={ends[0]} and {self.end} at t={ends[1]}: both must be finite; "
-                f"take variable='noise-share' or 'time'"
+                f"take variable='flow-time' or 'time'"
             )
 
     def _place(self, t: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class Flow:
         lam = {
             "log-snr": lambda: u,
             "noise-level": lambda: -u.log(),
-            "noise-share": lambda: torch.log1p(-u) - u.log(),
+            "flow-time": lambda: torch.log1p(-u) - u.log(),
         }[self.variable]()
         t = sde.time(2 * lam).clamp(min(self.ends), max(self.ends))
         t = torch.where(u == self.start, self.ends[0], torch.where(u == self.end, self.ends[1], t))
@@ -192,11 +192,11 @@ class Flow:
         sde: Any = self.sde
         if self.variable == "time":
             return torch.ones_like(t)
-        return sde.alpha(t) + sde.sigma(t) if self.variable == "noise-share" else sde.alpha(t)
+        return sde.alpha(t) + sde.sigma(t) if self.variable == "flow-time" else sde.alpha(t)
 
     def enter(self, x: Tensor) -> Tensor:
         """z at the start."""
-        return x / float(self.scale(on_host([self.ends[0]]))[0])
+        return x / float(self.scale(cpu_float64([self.ends[0]]))[0])
 
     def leave(self, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """States x (B, *) and times (B,) at the places u (B,)."""
@@ -223,7 +223,7 @@ class Adaptive(AdaptiveSolver):
     Args:
         pair: `BOSH3`, `DOPRI5`, `TSIT5`, `DOP853`, an `EmbeddedTableau` of your own, or an `ExponentialPair`.
         rtol: relative tolerance of a step, on z (see `variable`).
-        atol: absolute tolerance, in units of the data but for `variable="noise-share"` or `"time"`.
+        atol: absolute tolerance, in units of the data but for `variable="flow-time"` or `"time"`.
         max_steps: attempts for each sample; the status tells of those that ran out of them.
         variable: in what the flow is solved, one of those of `Flow`; `default_variable` if not given.
         controller: of the step size.
@@ -312,8 +312,8 @@ def require_one_noise_level(name: str, sde: SDE) -> None:
 
 
 def default_variable(sde: SDE) -> str:
-    """What the flow is solved in where nothing is said: the noise level's share; time for a nonlinear process."""
-    return "noise-share" if sde.is_linear else "time"
+    """Default variable of integration: flow time, or time for a nonlinear process."""
+    return "flow-time" if sde.is_linear else "time"
 
 
 @dataclass(frozen=True)
@@ -334,8 +334,8 @@ class GGF(AdaptiveSolver):
     $\ell^2 = \|hF\|^2 + h g_t^2$ (rms over components), which is 1 to a few percent in hundreds of dimensions.
 
     A rejected step is tried again on the same Brownian path, by a bridge: drawing it anew would keep those increments
-    that happen to be small, and bias the law. Two network calls a step, one where it is tried again. Steps are rounded
-    down to three binary digits: a path is so rough that the rounding of a network would be seen in the sample.
+    that happen to be small, and bias the law. Two network calls per step, one where it is tried again. Steps are
+    rounded down to three binary digits: a path is so rough that the rounding of a network would be seen in the sample.
 
     Args:
         rtol: relative tolerance; the paper's 0.01 to 0.5.
@@ -383,7 +383,7 @@ class GGF(AdaptiveSolver):
         max_steps = self.max_steps
         if problem.calls is not None:
             max_steps = min(max_steps, problem.calls // 2)
-        return march(
+        return integrate_adaptive(
             _PathStepper(self, problem), (problem.x,), problem.start, problem.end, max_steps=max_steps,
             controller=Controller(self.safety, 1.0, 0.0, smallest=1e-3, largest=self.growth, digits=DIGITS),
             first_step=self.first_step, on_leave=problem.on_leave,
@@ -411,18 +411,18 @@ class _PathStepper(Counting):
         with self.problem.model.only(index, len(self.problem.x)):
             return (self.problem.model.predict_at("drift", y[0], t, 1.0),)
 
-    def first_step(self, rows: Rows, end: float) -> np.ndarray:
-        """The paper's."""
-        return np.full(len(rows.who), self.solver.first_step)
+    def first_step(self, active: Active, end: float) -> np.ndarray:
+        """First step size of the paper."""
+        return np.full(len(active.samples), self.solver.first_step)
 
-    def attempt(self, rows: Rows) -> Attempt:
+    def attempt(self, active: Active) -> Attempt:
         """One step of each row."""
-        (x,), (slope,) = rows.y, self.first(rows, rows.carry[:1], rows.moved)
-        before = rows.carry[1] if rows.carry else x
-        dW = torch.from_numpy(self._increment(rows)).view(x.shape).to(device=x.device, dtype=x.dtype)
-        h, g, g_end = (column(v, x) for v in (torch.from_numpy(rows.h), self._g(rows.u), self._g(rows.there)))
+        (x,), (slope,) = active.y, self.first(active, active.carry[:1], active.last_accepted)
+        before = active.carry[1] if active.carry else x
+        dW = torch.from_numpy(self._increment(active)).view(x.shape).to(device=x.device, dtype=x.dtype)
+        h, g, g_end = (column(v, x) for v in (torch.from_numpy(active.h), self._g(active.u), self._g(active.u_next)))
         euler = x + h * slope + g * dW
-        (end_slope,) = self.evaluate(rows, (euler,), rows.there)
+        (end_slope,) = self.evaluate(active, (euler,), active.u_next)
         end = (euler + x + h * end_slope + g_end * dW) / 2
         scale = (self.solver.rtol * torch.maximum(euler.abs(), before.abs())).clamp_min(self.solver.atol)
         error = rms((end - euler) / scale) * self._shortness(euler - x, h * slope, h.abs() * g**2)
@@ -433,20 +433,20 @@ class _PathStepper(Counting):
         expected, length = (rms(drift).square() + flat(variance)[:, 0]).sqrt(), rms(move)
         return torch.where(length > 0, expected / length, 1).clamp_min(1)
 
-    def _increment(self, rows: Rows) -> np.ndarray:
-        """That of the paths (b, D) over the step."""
+    def _increment(self, active: Active) -> np.ndarray:
+        """Increment of the Brownian paths (b, D) over the step."""
         length = self.problem.end - self.problem.start
-        share, exponent = np.frexp(rows.h / length)
+        share, exponent = np.frexp(active.h / length)
         digits = 2.0**DIGITS
-        there = self.place[rows.who] + np.ldexp(np.rint(share * digits) / digits, exponent)
-        there = np.where(rows.there == self.problem.end, 1.0, np.minimum(there, 1.0))
-        self._next = there, self.paths.at(there, rows.who)
-        return (self._next[1] - self.path[rows.who]) * math.sqrt(abs(length))
+        there = self.place[active.samples] + np.ldexp(np.rint(share * digits) / digits, exponent)
+        there = np.where(active.u_next == self.problem.end, 1.0, np.minimum(there, 1.0))
+        self._next = there, self.paths.at(there, active.samples)
+        return (self._next[1] - self.path[active.samples]) * math.sqrt(abs(length))
 
     def _g(self, t: np.ndarray) -> Tensor:
         return self.problem.sde.g(torch.from_numpy(t))
 
-    def advance(self, who: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
+    def advance(self, samples: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
         """Those that went on are where the step led."""
         for now, after in zip((self.place, self.path), self._next, strict=True):
-            now[who[ok]] = after[ok]
+            now[samples[ok]] = after[ok]

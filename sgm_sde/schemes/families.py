@@ -8,25 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from sgm_sde._checks import flag, noise_level, number, one_of, real, settle, whole
+from sgm_sde._checks import check_integer, flag, noise_level, number, one_of, real, settle
 from sgm_sde.engine.program import Form, Step
-from sgm_sde.solvers.base import Solver, WrappedSolver
-from sgm_sde.solvers.exponential import ExponentialAdams, ExponentialRungeKutta, NoiseLevel
-from sgm_sde.solvers.linear_part import VARIANTS
+from sgm_sde.schemes.base import Solver, WrappedSolver
+from sgm_sde.schemes.exponential import Eta, ExponentialAdams, ExponentialRungeKutta
+from sgm_sde.schemes.linear_part import VARIANTS
 
 LU_PP = "Lu et al., 2022, arXiv:2211.01095"
 LU = "Lu et al., 2022, arXiv:2206.00927"
 
 
-def _warm_if(order: int, start: str | None, eta: NoiseLevel, least: int = 3) -> str:
-    """The start of the order needed, unless told otherwise."""
+def _warm_if(order: int, start: str | None, eta: Eta, least: int = 3) -> str:
+    """The start that the order needs, if none is given."""
     if start is not None:
         return start
     return "warm" if order >= least and not callable(eta) and eta == 0 else "cold"
 
 
 def _lower(order: int, lower_final: bool | None) -> bool | None:
-    """Whether to lower the order of the last steps: a method of one evaluation has none to leave out."""
+    """The option `lower_final`, False for a method of one evaluation, which has none to leave out."""
     if order == 1 and lower_final:
         raise ValueError(f"order 1 has no lower one to end with, got lower_final={lower_final!r}")
     return lower_final if order > 1 else False
@@ -37,7 +37,7 @@ def DPMSolverPP(
     *,
     variant: str | None = None,
     start: str | None = None,
-    eta: NoiseLevel = 0.0,
+    eta: Eta = 0.0,
     singlestep: bool = False,
     lower_final: bool | None = None,
 ) -> Solver:
@@ -53,8 +53,8 @@ def DPMSolverPP(
         order: 1, 2 or 3; multistep also more.
         variant: `"midpoint"` (the default at order 2, as published) or `"exact"`; multistep also `"published"`.
         start: `"cold"` or `"warm"`, see `ExponentialAdams`; warm by default from order 3 without noise.
-        eta: noise level, 1 for the reverse SDE; a number or a function of time.
-        singlestep: `order` network calls a step ("2S", "3S") instead of one ("2M", "3M").
+        eta: stochasticity, 1 for the reverse SDE; a number or a function of time.
+        singlestep: `order` network calls per step ("2S", "3S") instead of one ("2M", "3M").
         lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
 
     Raises:
@@ -66,7 +66,7 @@ def DPMSolverPP(
         >>> DPMSolverPP(3).order, DPMSolverPP(3, variant="published").order
         (3, 2)
     """
-    order = whole("order", order)
+    order = check_integer("order", order)
     variant = ("midpoint" if order == 2 else "exact") if variant is None else variant
     return _dpm_solver("dpm++", LU_PP, "data", order, variant, start, eta, singlestep, lower_final)
 
@@ -76,7 +76,7 @@ def DPMSolver(
     *,
     variant: str | None = None,
     start: str | None = None,
-    eta: NoiseLevel = 0.0,
+    eta: Eta = 0.0,
     singlestep: bool = True,
     lower_final: bool | None = None,
 ) -> Solver:
@@ -89,8 +89,8 @@ def DPMSolver(
         order: 1, 2 or 3; multistep also more.
         variant: `"midpoint"` (the default at order 2, as published) or `"exact"`; multistep also `"published"`.
         start: `"cold"` or `"warm"`, see `ExponentialAdams`; warm by default from order 3 without noise.
-        eta: noise level, 1 for the reverse SDE; a number or a function of time.
-        singlestep: `order` network calls a step, as in the first paper, instead of one.
+        eta: stochasticity, 1 for the reverse SDE; a number or a function of time.
+        singlestep: `order` network calls per step, as in the first paper, instead of one.
         lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
 
     Raises:
@@ -102,7 +102,7 @@ def DPMSolver(
         >>> DPMSolver(3).nfe_per_step
         3
     """
-    order = whole("order", order)
+    order = check_integer("order", order)
     variant = ("midpoint" if order == 2 else "exact") if variant is None else variant
     return _dpm_solver("dpm", LU, "noise", order, variant, start, eta, singlestep, lower_final)
 
@@ -114,7 +114,7 @@ def _dpm_solver(
     order: int,
     variant: str,
     start: str | None,
-    eta: NoiseLevel,
+    eta: Eta,
     singlestep: bool,
     lower_final: bool | None,
 ) -> Solver:
@@ -159,7 +159,7 @@ def DEIS(order: int = 3, *, start: str | None = None, lower_final: bool | None =
         >>> DEIS(3).order, DEIS(3, start="cold").order
         (3, 2)
     """
-    order = whole("order", order)
+    order = check_integer("order", order)
     return ExponentialAdams(
         nodes=order,
         prediction="noise",
@@ -186,7 +186,7 @@ def LMS(order: int = 4, *, start: str | None = None) -> ExponentialAdams:
         >>> LMS(4).order
         4
     """
-    order = whole("order", order)
+    order = check_integer("order", order)
     return ExponentialAdams(
         nodes=order,
         prediction="noise",
@@ -220,7 +220,7 @@ def IPNDM(order: int = 4, *, variable_steps: bool = False) -> ExponentialAdams:
         >>> IPNDM(4).nodes, IPNDM(4).order, IPNDM(4, variable_steps=True).order
         (4, 1, 2)
     """
-    order = whole("order", order)
+    order = check_integer("order", order)
     return ExponentialAdams(
         nodes=order,
         prediction="noise",
@@ -250,7 +250,7 @@ def UniC(predictor: Solver, nodes: int | None = None) -> ExponentialAdams:
     """
     if not isinstance(predictor, ExponentialAdams):
         raise TypeError(f"UniC corrects multistep solvers (ExponentialAdams), got {predictor!r}")
-    nodes = predictor.nodes + 1 if nodes is None else whole("nodes", nodes)
+    nodes = predictor.nodes + 1 if nodes is None else check_integer("nodes", nodes)
     corrected = replace(predictor, corrector=nodes, start="cold", name=f"{predictor.name}-unic")
     warm = predictor.start == "warm" and bool(corrected._inner)
     return replace(corrected, start="warm") if warm else corrected
@@ -286,7 +286,7 @@ def UniPC(
         >>> UniPC(3).order, UniPC(3, start="warm").order, UniPC(2, corrector=False).order
         (3, 4, 2)
     """
-    order = whole("order", order)
+    order = check_integer("order", order)
     variants = {"bh1": "bh1", "bh2": "midpoint", "exact": "exact"}
     one_of("variant", variant, variants)
     return ExponentialAdams(
@@ -305,7 +305,7 @@ def SASolver(
     order: int = 2,
     *,
     corrector: int | None = None,
-    eta: NoiseLevel = 1.0,
+    eta: Eta = 1.0,
     window: tuple[float, float] = (0.05, 1.0),
     lower_final: bool | None = None,
 ) -> ExponentialAdams:
@@ -318,7 +318,7 @@ def SASolver(
     Args:
         order: number of evaluations of the predictor.
         corrector: number of evaluations of the corrector, 0 for none; one more than the predictor by default.
-        eta: the noise level tau, a number or a function of time.
+        eta: stochasticity (tau in the paper), a number or a function of time.
         window: noise levels sigma / alpha within which there is noise; the paper's choice for EDM networks.
         lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
 
@@ -331,7 +331,7 @@ def SASolver(
         >>> SASolver().weak_order
         2
     """
-    order = whole("order", order)
+    order = check_integer("order", order)
     return ExponentialAdams(
         nodes=order,
         corrector=order + 1 if corrector is None else corrector,
@@ -363,7 +363,7 @@ def SEEDS(order: int = 2, *, prediction: str = "data") -> ExponentialRungeKutta:
         >>> SEEDS(3).nfe_per_step, SEEDS(3, prediction="noise").name
         (3, 'seeds3-published')
     """
-    order = whole("order", order)
+    order = check_integer("order", order)
     one_of("prediction", prediction, ("data", "noise"))
     return ExponentialRungeKutta(
         stages=order,
@@ -379,7 +379,7 @@ def Rosenbrock(
     order: int = 2,
     *,
     sigma_data: float = 0.5,
-    eta: NoiseLevel = 0.0,
+    eta: Eta = 0.0,
     start: str | None = None,
     lower_final: bool | None = None,
 ) -> Solver:
@@ -408,10 +408,10 @@ def Rosenbrock(
         >>> Rosenbrock(3).order
         3
     """
-    order = whole("order", order)
+    order = check_integer("order", order)
     return ExponentialAdams(
         nodes=order,
-        prediction="velocity",
+        prediction="v",
         sigma_data=sigma_data,
         eta=eta,
         start=_warm_if(order, start, eta),
@@ -441,7 +441,7 @@ def RectifiedAdams(order: int = 2, *, start: str | None = None, lower_final: boo
         >>> RectifiedAdams(2).order
         2
     """
-    order = whole("order", order)
+    order = check_integer("order", order)
     return ExponentialAdams(
         nodes=order,
         prediction="rectified",
@@ -471,7 +471,7 @@ def ERSDE(order: int = 3) -> ExponentialAdams:
         >>> ERSDE(3).weak_order
         2
     """
-    order = whole("order", order)
+    order = check_integer("order", order)
     return ExponentialAdams(
         nodes=order,
         variable="noise-level",
@@ -524,7 +524,7 @@ class PNDM(Solver):
         return steps + (3 * min(steps, 3) if self.runge_kutta else min(steps, 1))
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         s, t = k.start, k.end
 
         def transfer(to: Any, eps: Form) -> Form:
@@ -555,7 +555,7 @@ class AncestralNoise(WrappedSolver):
        s_{up} = \eta\,\frac{s_t}{s_s}\sqrt{s_s^2 - s_t^2}, \qquad s_d^2 = s_t^2 - s_{up}^2 $$
 
     with noise levels $s = \sigma/\alpha$. Of `DDIM()` it makes `DDIM(eta)`, of two-stage solvers the "ancestral" ones.
-    Order that of the solver, weak order too, up to 2; as many network calls a step.
+    Order that of the solver, weak order too, up to 2; as many network calls per step.
 
     Args:
         solver: a deterministic solver of one step, whose inner nodes lie within the step.
@@ -592,18 +592,18 @@ class AncestralNoise(WrappedSolver):
         """The solver's order, at most 2."""
         return min(self.solver.order, 2)
 
-    def clock(self, sde: Any, t: float) -> float:
-        """That of ancestral steps, whatever the solver inside would take with noise of its own."""
-        return Solver.clock(self, sde, t)
+    def brownian_time(self, sde: Any, t: float) -> float:
+        """Time change of ancestral steps, whatever that of the solver inside."""
+        return Solver.brownian_time(self, sde, t)
 
     source = "Crowson, 2022, github.com/crowsonkb/k-diffusion"
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         t, kept = k.end.noise_level, math.exp(2 * (k.start.lam - k.end.lam))
         up = self.eta * t * math.sqrt(1 - kept)
-        down = k.end.less_noise(t * math.sqrt(1 - self.eta**2 + self.eta**2 * kept))
-        return self.solver.step(k.until(down)) + k.end.alpha * up * k.noise()
+        down = k.end.at_reduced_noise(t * math.sqrt(1 - self.eta**2 + self.eta**2 * kept))
+        return self.solver.step(k.with_end(down)) + k.end.alpha * up * k.noise()
 
 
 @dataclass(frozen=True)
@@ -654,7 +654,7 @@ class Restart(WrappedSolver):
             )
         if not 0 < real("s_min", self.s_min) < real("s_max", self.s_max) < math.inf:
             raise ValueError(f"need 0 < s_min < s_max, got {self.s_min} and {self.s_max}")
-        settle(self, rounds=whole("rounds", self.rounds), n_steps=whole("n_steps", self.n_steps))
+        settle(self, rounds=check_integer("rounds", self.rounds), n_steps=check_integer("n_steps", self.n_steps))
 
     stochastic = True
     source = "Xu et al., 2023, arXiv:2306.14878"
@@ -684,5 +684,5 @@ class Restart(WrappedSolver):
         for _ in range(self.rounds):
             x = k.keep(x, low)
             added = math.sqrt(high.noise_level**2 - low.noise_level**2)
-            x = k.detour(self.solver.strict(), high.alpha * (x / low.alpha + added * k.noise()), times)
+            x = k.subrun(self.solver.strict(), high.alpha * (x / low.alpha + added * k.noise()), times)
         return x

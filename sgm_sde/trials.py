@@ -1,4 +1,4 @@
-"""Which solver and grid suit a network at a budget of calls: a trial on a small batch of noises."""
+"""Choice of solver and grid for a network and a budget, by a trial on a small batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import arguments, shape_of_samples, whole
+from sgm_sde._checks import arguments, check_integer, shape_of_samples
 from sgm_sde._shapes import flat
 from sgm_sde.defaults import Setting
 from sgm_sde.engine.noise import Generators, Seeds, resolve_seeds
@@ -22,9 +22,9 @@ from sgm_sde.options import Execution
 from sgm_sde.processes.base import require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import plan, sample
+from sgm_sde.schemes import DEIS, DPMSolver, DPMSolverPP, RectifiedAdams, Solver, UniC, UniPC
 from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
 from sgm_sde.scores.score import as_score
-from sgm_sde.solvers import DEIS, DPMSolver, DPMSolverPP, RectifiedAdams, Solver, UniC, UniPC
 
 # The whole flow, even where log-SNR has no bound: many steps in log-SNR, from sigma / alpha = e^10 at most down to eps.
 WHOLE = Widening(first=1e30, last=1e-30, largest=math.exp(10.0))
@@ -78,7 +78,7 @@ class PilotResult(Setting):
 
 
 def default_candidates() -> tuple[Setting, ...]:
-    """What `pilot` tries by default, the most useful first.
+    """Default candidates of `pilot`, the most useful first.
 
     Chosen on half of the test beds of `python -m benchmarks.defaults`, as those that are near the best on some of them:
     solvers of several families and orders, on grids of several ranges of noise levels (`Widening`), of the whole
@@ -204,7 +204,7 @@ def pilot(
         generator: instead of `seed`.
         final: what to compare: `"denoise"`, the samples, or `"none"`, the states at the end.
         t_end: where to end, if not where each grid does.
-        model_kwargs: passed on to the network. With an argument that may have one row a sample or not
+        model_kwargs: passed on to the network. With an argument that may have one row per sample or not
             (`sg.PerSample`), all trials run on all noises, and there are fewer of them.
         dtype: of the samples; torch's default if not given.
         device: of the samples; the network's if it has parameters.
@@ -256,7 +256,7 @@ def pilot(
 def _budgets(nfe: int | Sequence[int]) -> list[int]:
     """The budgets, in the order given and each once."""
     given = nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]
-    budgets = list(dict.fromkeys(whole("nfe", budget) for budget in given))
+    budgets = list(dict.fromkeys(check_integer("nfe", budget) for budget in given))
     if not budgets:
         raise ValueError("nfe must be a number of network calls or a sequence of them, got an empty one")
     return budgets
@@ -336,7 +336,7 @@ class _Trial:
             self.resolved = None  # no trial on some of the noises
 
         reference = sample(
-            score_fn, sde, shape, solver=REFERENCE, nfe=whole("reference_nfe", reference_nfe), seed=self.seeds,
+            score_fn, sde, shape, solver=REFERENCE, nfe=check_integer("reference_nfe", reference_nfe), seed=self.seeds,
             model_kwargs=model_kwargs, **self._ends(options),
         )  # fmt: skip
         if not reference.status.ok:
@@ -401,7 +401,7 @@ class _Trial:
         )
 
     def _remarks(self, ranked: Sequence[tuple[Setting, Tensor]]) -> list[str]:
-        """What the race could not find out."""
+        """Remarks on questions that the race left open."""
         (setting, best), *others = ranked
         error = self.rmse(best)
         remarks = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgm_sde.engine.program import Form, Step
-from sgm_sde.solvers.base import EtaSolver
+from sgm_sde.schemes.base import EtaSolver
 
 SONG = "Song et al., 2021, arXiv:2011.13456"
 
@@ -48,7 +48,7 @@ class EulerMaruyama(EtaSolver):
     source = SONG
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         h = k.start.t - k.end.t
         drift = k.evaluate(k.x, k.start)
         noise = (
@@ -56,8 +56,8 @@ class EulerMaruyama(EtaSolver):
         )  # g may be infinite at alpha = 0
         return k.x - h * drift + noise
 
-    def clock(self, sde: Any, t: float) -> float:
-        """Time."""
+    def brownian_time(self, sde: Any, t: float) -> float:
+        """Time itself."""
         return t
 
 
@@ -90,12 +90,12 @@ class ReverseDiffusion(EtaSolver):
     grids = ("table",)
     source = SONG
 
-    def clock(self, sde: Any, t: float) -> float:
-        """Time."""
+    def brownian_time(self, sde: Any, t: float) -> float:
+        """Time itself."""
         return t
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         if k.start.alpha == 0:
             raise ValueError(
                 f"reverse diffusion cannot leave t={k.start.t}, where alpha = 0: start below it (t_start=)"

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import one_of, settle, whole
+from sgm_sde._checks import check_integer, one_of, settle
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE
 from sgm_sde.processes.matrix import cholesky
-from sgm_sde.solvers.base import EtaSolver, Solver
-from sgm_sde.solvers.correctors import Langevin
-from sgm_sde.solvers.linear_part import POINTS, SPARE, WEIGHTS, separated
+from sgm_sde.schemes.base import EtaSolver, Solver
+from sgm_sde.schemes.correctors import Langevin
+from sgm_sde.schemes.linear_part import POINTS, SPARE, WEIGHTS, separated
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class SSCS(EtaSolver):
     source = "Dockhorn et al., 2022, arXiv:2112.07068"
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         c = (1 + self.eta**2) / 2
         middle = k.at((k.start.t + k.end.t) / 2)
 
@@ -111,11 +111,11 @@ class GDDIM(Solver):
 
     nodes: int = 2
     name = "gddim"
-    prediction = "rotated"
+    prediction = "gddim-noise"
     source = "Zhang et al., 2022, arXiv:2206.05564"
 
     def __post_init__(self) -> None:
-        settle(self, nodes=whole("nodes", self.nodes))
+        settle(self, nodes=check_integer("nodes", self.nodes))
         one_of("nodes", self.nodes, (1, 2, 3, 4))
 
     @property
@@ -124,7 +124,7 @@ class GDDIM(Solver):
         return min(self.nodes, 2)
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         s, t = k.start, k.end
         k.evaluate(k.x, s)
         (phi, _), known = s.transport(t.t), k.known(self.nodes + SPARE)
@@ -176,7 +176,7 @@ class VelocityLangevin(Langevin):
         return [float(cholesky(spread, t)[-1, -1]) ** 2 for t, spread in spreads]
 
     def _moved(self, x: Tensor) -> Tensor:
-        """The velocity."""
+        """The velocity block."""
         return x[:, -1]
 
     def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:

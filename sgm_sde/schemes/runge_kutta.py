@@ -15,8 +15,8 @@ from sgm_sde._checks import described, instance_of, real, reals, rows_of, settle
 from sgm_sde._times import ROUNDING
 from sgm_sde._value import Value
 from sgm_sde.engine.program import Form, Step
-from sgm_sde.solvers import dop853
-from sgm_sde.solvers.base import Solver
+from sgm_sde.schemes import dop853
+from sgm_sde.schemes.base import Solver
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class EmbeddedTableau(Tableau):
 
     @property
     def fsal(self) -> bool:
-        """Whether the last slope is that of the next step's start ("first same as last")."""
+        """True if the last slope is that of the next step's start ("first same as last")."""
         return self.a[-1] == self.b[:-1] and self.b[-1] == 0
 
     @property
@@ -261,7 +261,7 @@ class RungeKutta(Solver):
 
     $$ \frac{dx}{dt} = f(x, t) - \tfrac12 g(t)^2\,\text{score}(x, t) $$
 
-    Order that of the tableau; as many network calls a step as it has stages.
+    Order that of the tableau; as many network calls per step as it has stages.
 
     Args:
         tableau: one of `EULER`, `MIDPOINT`, `HEUN2`, `RALSTON`, `RK3`, `RK4`, or your own `Tableau`.
@@ -302,7 +302,7 @@ class RungeKutta(Solver):
         return len(self.tableau.b)
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         h = k.end.t - k.start.t
         slopes: list[Form] = []
         for row, c in zip(self.tableau.a, self.tableau.c, strict=True):
@@ -328,7 +328,7 @@ class Heun(Solver):
     Order 2 and weak order 2: churned noise carries one marginal exactly into another, so that the law errs by
     Heun's error alone. Inflated noise (`s_noise` above 1, as in the paper's settings) makes up for a network that
     denoises too much and leaves too much noise with one that does not, however small the steps: no weak order
-    then. Two network calls a step.
+    then. Two network calls per step.
 
     Args:
         s_churn: total amount of noise added; 0 is the deterministic sampler.
@@ -375,11 +375,11 @@ class Heun(Solver):
 
     @property
     def stochastic(self) -> bool:
-        """Whether there is churn."""
+        """True if there is churn."""
         return self.s_churn > 0
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         hat, x_hat = k.start, k.x
         low, high = self.s_tmin * (1 - ROUNDING), self.s_tmax * (1 + ROUNDING)
         if self.s_churn and low <= k.start.noise_level <= high:

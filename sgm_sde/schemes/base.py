@@ -1,4 +1,4 @@
-"""What a solver is, and the registry of those that have a name."""
+"""Base classes of solvers, and the registry of named ones."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sgm_sde._checks import FAR, instead, noise_level, settle, unknown
+from sgm_sde._checks import FAR, describe_argument, noise_level, settle, unknown
 from sgm_sde._kept import kept
 from sgm_sde._value import Value
 from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
-from sgm_sde.engine.program import Form, Program, Step, trace
+from sgm_sde.engine.program import Form, Program, Step, compile_program
 from sgm_sde.grids import Grid, GridRule, rule
 from sgm_sde.processes.base import SDE
 
@@ -35,7 +35,7 @@ class Solver(Value, ABC):
             with their noise turned off.
         weak_order: order of the error of the law of the samples, None for deterministic solvers.
         prediction: what `evaluate` returns: `"data"`, `"noise"`, `"score"` or `"drift"`.
-        nfe_per_step: network calls a step.
+        nfe_per_step: network calls per step.
         guided: whether something besides network and noise, such as a measurement, moves the states.
         ends_in_data: whether the last state is the sample itself, so that nothing is left to denoise.
         budget: the one number of network calls that it is made for, None for any.
@@ -58,7 +58,7 @@ class Solver(Value, ABC):
 
     @property
     def ends_in_data(self) -> bool:
-        """Whether the last state is the sample itself, so that nothing is left to denoise."""
+        """True if the last state is the sample itself, so that nothing is left to denoise."""
         return False
 
     @property
@@ -89,7 +89,7 @@ class Solver(Value, ABC):
 
     @property
     def nfe_per_step(self) -> int:
-        """Network calls a step."""
+        """Network calls per step."""
         return 1
 
     @property
@@ -104,14 +104,14 @@ class Solver(Value, ABC):
 
     @property
     def stochastic(self) -> bool:
-        """Whether the solver adds noise."""
+        """True if the solver adds noise."""
         return self.weak_order is not None
 
     @property
     def grids(self) -> tuple[str, ...]:
         """Names of the grid rules that the method is run on in the literature, the first choice first.
 
-        "own" stands for the process' `natural_grid` where that is one of noise levels, as EDM's is.
+        "own" stands for the process' `default_grid` where that is one of noise levels, as EDM's is.
         """
         return ()
 
@@ -121,7 +121,7 @@ class Solver(Value, ABC):
         """The rule that places the steps where the caller gives none.
 
         It is the first of `grids` that the process has between the two ends: log-SNR has to be finite there, and a
-        table to hold as many times. Where none is, it is the process' `natural_grid`.
+        table to hold as many times. Where none is, it is the process' `default_grid`.
 
         Args:
             sde: the process.
@@ -137,7 +137,7 @@ class Solver(Value, ABC):
             Uniform()
         """
         start, end = sde.T if t_start is None else t_start, sde.eps if t_end is None else t_end
-        own = rule(sde.natural_grid)
+        own = rule(sde.default_grid)
         for name in self.grids:
             choice = own if name == "own" else rule(name)
             if choice.fits(sde, steps, start, end) and (name != "own" or own.of_noise_levels):
@@ -159,10 +159,10 @@ class Solver(Value, ABC):
         except TypeError as error:
             if "unhashable" not in str(error):
                 raise
-            return trace(self, sde, grid.times)
+            return compile_program(self, sde, grid.times)
 
     def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
-        """What runs at the grid's nodes beside the table: nothing, for most.
+        """State-dependent callbacks at the grid's nodes; none for most solvers.
 
         With `mean`, the last update of the run adds no noise; if that update is the table's, `end_in_mean` sees
         to it.
@@ -171,15 +171,15 @@ class Solver(Value, ABC):
 
     @property
     def has_hooks(self) -> bool:
-        """Whether something runs at the grid's nodes beside the table."""
+        """True if something runs at the grid's nodes beside the table."""
         return type(self).hooks is not Solver.hooks
 
     def end_in_mean(self, program: Program) -> Program:
         """The program whose last update adds no noise, if that update is the table's."""
         return program.without_final_noise()
 
-    def clock(self, sde: Any, t: float) -> float:
-        """Variance up to a constant, as a function of time, of the path that the noises of the steps are increments of.
+    def brownian_time(self, sde: Any, t: float) -> float:
+        """Time change of the Brownian path whose increments are the noises of the steps.
 
         The law is the same for any; with that of the method, the noises of two short steps add up to that of the long
         one. Here it is the signal-to-noise ratio: ancestral steps, and data prediction with `eta` 1.
@@ -223,43 +223,43 @@ class WrappedSolver(Solver):
 
     @property
     def order(self) -> int:
-        """The solver's."""
+        """Order of the solver inside."""
         return self.solver.order
 
     @property
     def prediction(self) -> str:
-        """The solver's."""
+        """Prediction of the solver inside."""
         return self.solver.prediction
 
     @property
     def eta(self) -> float:
-        """The solver's."""
+        """Stochasticity of the solver inside."""
         return self.solver.eta
 
     @property
     def sigma_data(self) -> float:
-        """The solver's."""
+        """Data scale of the solver inside."""
         return self.solver.sigma_data
 
     @property
     def nfe_per_step(self) -> int:
-        """The solver's."""
+        """Network calls per step of the solver inside."""
         return self.solver.nfe_per_step
 
     @property
     def ends_in_data(self) -> bool:
-        """The solver's."""
+        """Ends in data of the solver inside."""
         return self.solver.ends_in_data
 
     @property
     def grids(self) -> tuple[str, ...]:
-        """The solver's."""
+        """Default grids of the solver inside."""
         return self.solver.grids
 
     def default_grid(
         self, sde: SDE, steps: int | None = None, t_start: float | None = None, t_end: float | None = None
     ) -> GridRule:
-        """The solver's."""
+        """Default grid of the solver inside."""
         return self.solver.default_grid(sde, steps, t_start, t_end)
 
     def nfe(self, steps: int) -> int:
@@ -267,30 +267,30 @@ class WrappedSolver(Solver):
         return self.solver.nfe(steps)
 
     def step(self, k: Step) -> Form:
-        """The solver's."""
+        """Step formula of the solver inside."""
         return self.solver.step(k)
 
     def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
-        """The solver's."""
+        """Callbacks at the nodes of the solver inside."""
         return self.solver.hooks(sde, grid, model, noise, mean=mean)
 
     @property
     def has_hooks(self) -> bool:
-        """Whether something runs at the grid's nodes, in here or inside."""
+        """True if something runs at the grid's nodes, in here or inside."""
         return type(self).hooks is not WrappedSolver.hooks or self.solver.has_hooks
 
     def end_in_mean(self, program: Program) -> Program:
-        """The solver's."""
+        """Last update without noise of the solver inside."""
         return self.solver.end_in_mean(program)
 
-    def clock(self, sde: Any, t: float) -> float:
-        """The solver's."""
-        return self.solver.clock(sde, t)
+    def brownian_time(self, sde: Any, t: float) -> float:
+        """Brownian time of the solver inside."""
+        return self.solver.brownian_time(sde, t)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What an adaptive solver is given to run.
+    """Input of an adaptive solver.
 
     Attributes:
         model: the score, bound to the run's times.
@@ -371,7 +371,7 @@ class EtaSolver(Solver):
 
 @kept(maxsize=64, holders=(0, 1))
 def _cached(solver: Solver, sde: SDE, grid: Grid) -> Program:
-    return trace(solver, sde, grid.times)
+    return compile_program(solver, sde, grid.times)
 
 
 REGISTRY: dict[str, Callable[[], Solver]] = {}
@@ -439,7 +439,7 @@ def _resolve(solver: Any, known: Mapping[str, Callable[[], Any]]) -> Any:
     if isinstance(solver, Solver):
         return solver
     if not isinstance(solver, str):
-        raise TypeError(f"solver must be a name or a Solver, got {instead(solver)}")
+        raise TypeError(f"solver must be a name or a Solver, got {describe_argument(solver)}")
     name = canonical(solver)
     if name not in known:
         raise unknown("solver", solver, known, " solvers() has all of them", spelled=name)

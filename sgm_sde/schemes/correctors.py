@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import FAR, number, one_of, settle, whole
-from sgm_sde._shapes import flat, on_host
+from sgm_sde._checks import FAR, check_integer, number, one_of, settle
+from sgm_sde._shapes import cpu_float64, flat
 from sgm_sde._value import Value
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE
-from sgm_sde.solvers.base import Solver, WrappedSolver
-from sgm_sde.solvers.euler import SONG
+from sgm_sde.schemes.base import Solver, WrappedSolver
+from sgm_sde.schemes.euler import SONG
 
 
 class Corrector(Value, ABC):
@@ -37,7 +37,7 @@ class Corrector(Value, ABC):
     n_steps: int
 
     def constants(self, sde: SDE, grid: Grid) -> Sequence[float]:
-        """What an update needs to know of each node of the grid."""
+        """Per-node constants passed to `update`."""
         return [1.0] * len(grid.times)
 
     def begin(self, x: Tensor) -> None:
@@ -68,7 +68,7 @@ class Corrector(Value, ABC):
 
 
 def _require_counts(n_steps: int, **positive: float) -> None:
-    whole("n_steps", n_steps)
+    check_integer("n_steps", n_steps)
     for name, value in positive.items():
         number(name, value, above=0)
 
@@ -134,7 +134,7 @@ class Langevin(Corrector):
     data_std: float = 0.0
 
     def __post_init__(self) -> None:
-        settle(self, n_steps=whole("n_steps", self.n_steps), snr=number("snr", self.snr, above=0))
+        settle(self, n_steps=check_integer("n_steps", self.n_steps), snr=number("snr", self.snr, above=0))
         one_of("norm", self.norm, ("expected", "sample", "batch"))
         if self.norm == "expected" and self.snr >= 1:
             raise ValueError(f"snr must be below 1, from where on updates are not stable, got {self.snr}")
@@ -153,7 +153,7 @@ class Langevin(Corrector):
         if not sde.is_linear:
             return super().constants(sde, grid)
         linear: Any = sde
-        alphas = linear.alpha(on_host([*grid.times, 0.0])).tolist()
+        alphas = linear.alpha(cpu_float64([*grid.times, 0.0])).tolist()
         return [(noisier / cleaner) ** 2 for noisier, cleaner in pairwise(alphas)]
 
     def _variances(self, sde: SDE, grid: Grid) -> Sequence[float]:
@@ -183,7 +183,7 @@ class Langevin(Corrector):
             )
 
     def _moved(self, x: Tensor) -> Tensor:
-        """What of a state is moved."""
+        """The part of the state that is updated."""
         return x
 
     def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
@@ -242,7 +242,11 @@ class AnnealedLangevin(Solver, Corrector):
     source = "Song & Ermon, 2019, arXiv:1907.05600"
 
     def __post_init__(self) -> None:
-        settle(self, n_steps=whole("n_steps", self.n_steps), step_ratio=number("step_ratio", self.step_ratio, above=0))
+        settle(
+            self,
+            n_steps=check_integer("n_steps", self.n_steps),
+            step_ratio=number("step_ratio", self.step_ratio, above=0),
+        )
         if self.step_ratio >= 4:
             raise ValueError(f"step_ratio must be below 4, from where on updates are not stable, got {self.step_ratio}")
 
@@ -286,7 +290,7 @@ class PredictorCorrector(WrappedSolver):
     a multistep predictor's evaluations are those at the corrected states. What the corrector adds at the end is
     removed by `final="denoise"`. Its bias depends on its own step size, so a composition claims no weak order.
 
-    Network calls a step: the predictor's plus `corrector.n_steps`.
+    Network calls per step: the predictor's plus `corrector.n_steps`.
 
     Args:
         predictor: any solver, stochastic or not, multistep too.
@@ -328,7 +332,7 @@ class PredictorCorrector(WrappedSolver):
 
     @property
     def solver(self) -> Solver:  # type: ignore[override]
-        """The predictor."""
+        """The predictor, as the solver inside."""
         return self.predictor
 
     @property

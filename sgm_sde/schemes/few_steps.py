@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sgm_sde._checks import number
 from sgm_sde.engine.program import Form, Step
-from sgm_sde.solvers.base import Solver
+from sgm_sde.schemes.base import Solver
 
 
 def renoised(k: Step, eta: float) -> Form:
@@ -65,11 +65,11 @@ class Consistency(Solver):
 
     @property
     def stochastic(self) -> bool:
-        """Whether noise is drawn."""
+        """True if noise is drawn."""
         return self.eta > 0
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         return renoised(k, self.eta)
 
 
@@ -107,11 +107,11 @@ class TCD(Solver):
 
     @property
     def stochastic(self) -> bool:
-        """Whether noise is drawn."""
+        """True if noise is drawn."""
         return self.gamma > 0
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         if self.gamma in (0.0, 1.0):
             return renoised(k, self.gamma)
         below = k.below((1 - self.gamma) * k.end.t)

@@ -9,28 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from sgm_sde._checks import FAR, ends_of, noise_level, number, one_of, real, require_function, settle, whole
+from sgm_sde._checks import FAR, check_integer, ends_of, noise_level, number, one_of, real, require_function, settle
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
-from sgm_sde.solvers.base import Solver
-from sgm_sde.solvers.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart
+from sgm_sde.schemes.base import Solver
+from sgm_sde.schemes.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart
 
-NoiseLevel = float | Callable[[float], float]
+Eta = float | Callable[[float], float]
 FEW_STEPS = 15  # below them the literature's codes lower the order of the last steps
-NATIVE = {"data": "log-snr", "noise": "log-snr", "velocity": "angle", "rectified": "noise-share"}
+NATIVE = {"data": "log-snr", "noise": "log-snr", "v": "angle", "rectified": "flow-time"}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Exponential(Solver):
-    """What exponential integrators share: the linear part and the noise level.
+    """Exponential integrator: exact linear part, prediction, and stochasticity eta.
 
     Attributes:
-        prediction: `"data"`, `"noise"`, `"velocity"` or `"rectified"`: what is interpolated.
+        prediction: `"data"`, `"noise"`, `"v"` or `"rectified"`: what is interpolated.
         variable: what it is a polynomial in: `"log-snr"`, `"time"` or `"noise-level"`; velocity in the `"angle"`,
-            rectified flow in the `"noise-share"`.
+            rectified flow in the `"flow-time"`.
         variant: `"exact"`, or a published simplification; see `LinearPart.weights`.
-        eta: noise level tau, a number or a function of the time at which a step starts; it stays constant on the
-            step, which is a noise level like any other and costs no accuracy.
+        eta: stochasticity, a number or a function of the time at which a step starts; it stays constant on the
+            step, which is a stochasticity like any other and costs no accuracy.
         noise_scale: `"er"` for ER-SDE's noise level, a function of sigma / alpha, instead of `eta`.
         window: noise levels sigma / alpha, low and high, outside of which `eta` is 0.
         sigma_data: standard deviation of the data, for velocity.
@@ -41,7 +41,7 @@ class Exponential(Solver):
     prediction: str = "data"
     variable: str | None = None
     variant: str = "exact"
-    eta: NoiseLevel = 0.0  # type: ignore[assignment]
+    eta: Eta = 0.0  # type: ignore[assignment]
     noise_scale: str | None = None
     window: tuple[float, float] = (0.0, math.inf)
     sigma_data: float = 1.0
@@ -79,7 +79,7 @@ class Exponential(Solver):
         if self.window != (0.0, math.inf) and not self.stochastic:
             raise ValueError(f"window acts on eta, which is 0: got window={self.window}")
         settle(self, window=(low, high), sigma_data=number("sigma_data", self.sigma_data, above=0, most=FAR))
-        if self.sigma_data != 1 and self.prediction != "velocity":
+        if self.sigma_data != 1 and self.prediction != "v":
             raise ValueError(f"sigma_data acts on velocity prediction, got it with {self.prediction}")
 
     def __repr__(self) -> str:
@@ -88,7 +88,7 @@ class Exponential(Solver):
         shown = [f"{f.name}={getattr(self, f.name)!r}" for f in changed if not (native and f.name == "variable")]
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def clock(self, sde: Any, t: float) -> float:
+    def brownian_time(self, sde: Any, t: float) -> float:
         """The square of sigma / alpha for noise prediction, (alpha / sigma)^(2 eta^2) for the others."""
         if self.prediction == "noise":
             return math.exp(-float(sde.log_snr(t)))
@@ -102,10 +102,10 @@ class Exponential(Solver):
 
     @property
     def stochastic(self) -> bool:
-        """Whether the solver adds noise."""
+        """True if the solver adds noise."""
         return callable(self.eta) or self.eta > 0 or self.noise_scale is not None
 
-    def tau(self, s: Any, t: Any) -> float:
+    def eta_on(self, s: Any, t: Any) -> float:
         """Noise level of the step from s to t; its square in proportion where a part of the step is in the window."""
         eta = noise_level(self.eta(s.t), s.t) if callable(self.eta) else self.eta
         low, high = self.window
@@ -119,7 +119,7 @@ class Exponential(Solver):
         assert self.variable is not None
         if self.noise_scale is not None:
             return DataPart(self.variable, 0.0, self.variant, log_scale=LOG_SCALES[self.noise_scale])
-        return PARTS[self.prediction](self.variable, self.tau(s, t), self.variant, self.sigma_data)
+        return PARTS[self.prediction](self.variable, self.eta_on(s, t), self.variant, self.sigma_data)
 
 
 def _er_log_scale(s: Any) -> Any:
@@ -163,7 +163,7 @@ class ExponentialAdams(Exponential):
     $$ x_t = L\,x_s + \sum_{j<n} w_j\,p_j + \text{std}\,z $$
 
     where the weights integrate the polynomial through the last n evaluations $p_j$ of the prediction exactly
-    against the kernel; `sgm_sde.solvers.linear_part` has L, the kernel and std for each prediction and noise level.
+    against the kernel; `sgm_sde.schemes.linear_part` has L, the kernel and std for each prediction and noise level.
 
     `corrector=m` does each step a second time once the network has been called at its end, with the polynomial
     through m evaluations, that one included, and the same noise: no further call, one order more (UniC). The
@@ -205,7 +205,7 @@ class ExponentialAdams(Exponential):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, nodes=whole("nodes", self.nodes), corrector=whole("corrector", self.corrector, 0))
+        settle(self, nodes=check_integer("nodes", self.nodes), corrector=check_integer("corrector", self.corrector, 0))
         if self.corrector > self.nodes + 1:
             raise ValueError(f"corrector must lie between 0 and nodes + 1 = {self.nodes + 1}, got {self.corrector}")
         one_of("lower_final", self.lower_final, (True, False, None))
@@ -246,7 +246,7 @@ class ExponentialAdams(Exponential):
 
     @property
     def grids(self) -> tuple[str, ...]:
-        """As the others, but for polynomials in log-SNR through three data and more on EDM's process.
+        """Grids of multistep methods: log-SNR on EDM for polynomials of degree 2 and more.
 
         Its own steps change their length in log-SNR, and these polynomials are carried far beyond what they rest on;
         their papers run EDM's networks on even steps of it, too.
@@ -272,7 +272,7 @@ class ExponentialAdams(Exponential):
         return k.x + part.integral(before, k.start, nodes) - part.integral(before, k.start, used)
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         part, s, t = self.part(k.start, k.end), k.start, k.end
         x = self.corrected(k)
         if self.start == "warm" and "warm" not in k.memory and math.isfinite(part.coordinate(s)):
@@ -299,7 +299,7 @@ class ExponentialRungeKutta(Exponential):
     and the end from $p_s$ and the second, which is of order 3 because $c_3 = \tfrac23$. The noises of a step are
     those of one Brownian path.
 
-    Order as many as stages; so many network calls a step. Where a budget of calls is not a multiple of them,
+    Order as many as stages; so many network calls per step. Where a budget of calls is not a multiple of them,
     `fit` lets the last steps do with a stage less, which costs no order.
 
     Args:
@@ -326,7 +326,7 @@ class ExponentialRungeKutta(Exponential):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, stages=whole("stages", self.stages), reduced=whole("reduced", self.reduced, 0))
+        settle(self, stages=check_integer("stages", self.stages), reduced=check_integer("reduced", self.reduced, 0))
         one_of("stages", self.stages, (1, 2, 3))
         one_of("variant of a single-step method", self.variant, ("exact", "midpoint"))
         if self.variant == "midpoint" and self.stages != 2:
@@ -365,7 +365,7 @@ class ExponentialRungeKutta(Exponential):
         return replace(self, stages=self.stages - 1, c2=None, variant="exact", reduced=0).fit(nfe)
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         stages = self.stages - (k.i >= k.n - self.reduced)
         c2 = 1 / stages if self.c2 is None else self.c2
         return runge_kutta_step(self.part(k.start, k.end), k, ((), (c2,), (c2, 2 / 3))[stages - 1])
@@ -382,7 +382,7 @@ class RES(Solver):
        y_3 = e^{-h}y + h\left[(\phi_{1,3} - a) D_1 + a D_2\right], \quad a = \tfrac\gamma2\phi_{2,2} + 2\phi_{2,3} $$
     $$ y_t = e^{-h}y + h\left[(\phi_1 - \tfrac53\phi_2) D_1 + \tfrac43\phi_2 D_2 + \tfrac13\phi_2 D_3\right] $$
 
-    Order 3; three network calls a step. The two-stage solver is `ExponentialRungeKutta(stages=2)`, the multistep one
+    Order 3; three network calls per step. The two-stage solver is `ExponentialRungeKutta(stages=2)`, the multistep one
     `ExponentialAdams`.
 
     Source: Zhang et al., 2023, arXiv:2308.02157; Hochbruck & Ostermann, 2005, doi:10.1137/040611434.
@@ -400,7 +400,7 @@ class RES(Solver):
     source = "Zhang et al., 2023, arXiv:2308.02157"
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         s, t = k.start, k.end
         h = t.lam - s.lam
         D1 = k.evaluate(k.x, s)

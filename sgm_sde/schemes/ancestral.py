@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from sgm_sde._checks import one_of
 from sgm_sde.engine.program import Form, Step
-from sgm_sde.solvers.base import EtaSolver, Solver
-from sgm_sde.solvers.euler import forward_kernel
+from sgm_sde.schemes.base import EtaSolver, Solver
+from sgm_sde.schemes.euler import forward_kernel
 
 
 def posterior_mean(k: Step, std: float) -> Form:
@@ -61,7 +61,7 @@ class DDIM(EtaSolver):
     source = "Song, Meng & Ermon, 2021, arXiv:2010.02502"
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         std = self.eta * posterior_std(k)
         return posterior_mean(k, std) + std * k.noise()
 
@@ -101,7 +101,7 @@ class Ancestral(Solver):
         one_of("variance", self.variance, ("posterior", "transition"))
 
     def step(self, k: Step) -> Form:
-        """One step."""
+        """The state at the step's end, by the formula above."""
         std = posterior_std(k)
         noise = std if self.variance == "posterior" else math.sqrt(forward_kernel(k.end, k.start)[1])
         return posterior_mean(k, std) + noise * k.noise()
