@@ -169,6 +169,8 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
         "norm": [(joint(), joint(norm="batch")), (joint(), joint(norm="sample"))],
         "data_std": [(joint(), joint(data_std=0.3))],
     },
+    sg.schemes.Consistency: {"eta": [(sg.schemes.Consistency(eta=0.5), sg.schemes.Consistency(eta=0.75))]},
+    sg.schemes.TCD: {"gamma": [(sg.schemes.TCD(0.3), sg.schemes.TCD(0.6))]},
     sg.PredictorCorrector: {
         "predictor": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(eta=0.5), sg.Langevin(snr=0.1)))],
         "corrector": [(LANGEVIN, sg.PredictorCorrector(sg.DDIM(), sg.schemes.AnnealedLangevin(0.1, 1)))],
