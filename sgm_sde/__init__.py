@@ -117,7 +117,7 @@ else:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER} - {"ModuleType", "TYPE_CHECKING", "import_module"})
 
 
 __all__ = [
