@@ -3,7 +3,7 @@
 Time runs from data at t = 0 to noise at t = T; grids decrease. A score is `score_fn(x, t, **kwargs)` with x of
 shape (B, *) and t of shape (B,).
 
-Example:
+Examples:
     >>> import sgm_sde as sg, torch
     >>> sde = sg.VPSDE()
     >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.1).score(sde)

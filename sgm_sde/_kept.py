@@ -21,7 +21,7 @@ def kept(maxsize: int, holders: tuple[int, ...] = (0,)) -> Callable[[Callable[P,
         maxsize: number of results.
         holders: positions of the arguments that may hold a function.
 
-    Example:
+    Examples:
         >>> @kept(maxsize=2)
         ... def double(x):
         ...     print("computed")

@@ -48,7 +48,7 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     Raises:
         ValueError: if the coefficient has any other shape.
 
-    Example:
+    Examples:
         >>> expand(torch.ones(4), torch.zeros(4, 3, 8, 8)).shape
         torch.Size([4, 1, 1, 1])
     """

@@ -53,7 +53,7 @@ def map_leaves(
         leaves: types that are leaves though they may be containers.
         path: to the value.
 
-    Example:
+    Examples:
         >>> map_leaves(lambda path, leaf: leaf + 1 if path[-1] == "b" else leaf, {"a": [1, {"b": 2}], "c": None})
         {'a': [1, {'b': 3}], 'c': None}
     """
@@ -67,7 +67,7 @@ def map_leaves(
 def each_leaf(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """The leaves with their paths.
 
-    Example:
+    Examples:
         >>> list(each_leaf({"a": [1, {"b": 2}]}))
         [(('a', 0), 1), (('a', 1, 'b'), 2)]
     """
@@ -82,7 +82,7 @@ def each_leaf(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 def shown(path: Path) -> str:
     """A path as one would write it.
 
-    Example:
+    Examples:
         >>> shown(("added", "blocks", 2))
         'added.blocks[2]'
     """

@@ -259,7 +259,7 @@ def bench(
     Warns:
         UserWarning: for fewer samples or images than features, where Frechet distances are biased.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> result = bench(
         ...     "digits", tempfile.mkdtemp(), solvers=["ddim", "dpm++2m"], nfe=[6], n=40, metrics=["sw"]
@@ -457,7 +457,7 @@ def _entries(solvers: Sequence[str] | Mapping[str, Entry | str]) -> dict[str, En
 def on_grids(solvers: Sequence[str], grids: Sequence[str]) -> list[str]:
     """Names of solvers as NAME@GRID, for each of the grids; those that have a grid, and "default", stay.
 
-    Example:
+    Examples:
         >>> on_grids(["ddim", "default"], ["karras", "log-snr"])
         ['ddim@karras', 'ddim@log-snr', 'default']
     """

@@ -27,7 +27,7 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status.
 
-    Example:
+    Examples:
         >>> main(["solvers"])  # doctest: +ELLIPSIS
         name ...
         0

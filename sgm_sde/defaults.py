@@ -27,7 +27,7 @@ class Setting(Value):
         ValueError: for unknown names.
         TypeError: for a grid of given times, or anything else that is no solver or rule.
 
-    Example:
+    Examples:
         >>> Setting("dpm++3m", "log-snr").solver.order
         3
     """
@@ -48,7 +48,7 @@ class Setting(Value):
 def default_final(sde: SDE) -> str:
     """The last update of a run where none is named: `"denoise"` where predictions convert, else `"mean"`.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> default_final(sg.VPSDE()), default_final(sg.CLD())
         ('denoise', 'denoise')
@@ -79,7 +79,7 @@ def default_setting(
         TypeError: for something that is no process, or a time that is no number.
         ValueError: for a budget that is not an integer of at least 1.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> print(default_setting(sg.VPSDE(), 10))
         dpm4m-cold on Widening()

@@ -135,7 +135,7 @@ def sample(
         ValueError: for arguments out of range, and a folder that was made with other settings, with the difference.
         OSError: if the folder cannot be written, or another run is writing to it.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> report = sample("digits", 6, folder := tempfile.mkdtemp(), batch=4, nfe=5, device="cpu")
         >>> report.batches, load(folder)["x"].shape
@@ -236,7 +236,7 @@ def likelihood(
         TypeError: for images that are not integers.
         OSError: if the folder cannot be written, or another run is writing to it.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from sgm_sde.likelihood import FixedGrid
         >>> images, grid = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), FixedGrid(8)
@@ -312,7 +312,7 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Report:
         ValueError: for folders of different runs, with the difference.
         OSError: if `out` cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> parts = [tempfile.mkdtemp() for _ in range(2)]
         >>> for k, folder in enumerate(parts):
@@ -458,7 +458,7 @@ def _cuts(n: int, batch: int, sample_bytes: int) -> list[tuple[int, int]]:
     Shards grow with what is before them, up to `SHARD_BYTES` or `SHARD_BATCHES`, so that a short run has enough of them
     to share, and a long one not too many. Where they begin does not depend on n.
 
-    Example:
+    Examples:
         >>> _cuts(10, 4, 12), len(_cuts(10**6, 64, 256)), len(_cuts(10**7, 64, 256))
         ([(0, 4), (4, 8), (8, 10)], 455, 1005)
     """

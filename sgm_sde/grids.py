@@ -1,6 +1,6 @@
 """Time grids as values: decreasing times from noise to data, and the rules that place them.
 
-Example:
+Examples:
     >>> import sgm_sde as sg
     >>> sg.grids.Uniform()(sg.VPSDE(), 4, t_end=0.2)
     Grid(1, 0.8, 0.6, 0.4, 0.2)
@@ -46,7 +46,7 @@ class Grid(Value):
         TypeError: for what is no sequence.
         ValueError: if the times do not strictly decrease, or one is negative or not finite.
 
-    Example:
+    Examples:
         >>> Grid([1.0, 0.5, 0.1]).steps
         2
     """
@@ -87,7 +87,7 @@ class Grid(Value):
         Raises:
             ValueError: if the grid starts beyond `sde.T`.
 
-        Example:
+        Examples:
             >>> import sgm_sde as sg
             >>> sigmas = torch.tensor([14.6146, 3.0, 0.0292, 0.0])  # float32, as k-diffusion has them
             >>> Grid(sigmas).on(sg.EDMSDE(0.0292, 14.6146), denoised=True)
@@ -246,7 +246,7 @@ class Widening(LogSNR):
     Raises:
         ValueError: for a number that is not positive and finite.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.EDMSDE()
         >>> [round(Widening()(sde, n).times[0], 6) for n in (4, 9, 19)]
@@ -302,7 +302,7 @@ class Thinned(LogSNR):
     Raises:
         ValueError: for a number that is not positive and finite.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> [round(float(sde.log_snr(t)), 2) for t in Thinned()(sde, 15).times[::5]]
@@ -489,7 +489,7 @@ class Shifted(GridRule):
 
     Source: Esser et al., 2024, arXiv:2403.03206, section 5.3.2.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.RectifiedFlowSDE(T=1.0, eps=0.0)
         >>> Shifted(3.0)(sde, 4)
@@ -549,7 +549,7 @@ class FromLevels(GridRule):
 
     Source: Sabour et al., 2024, arXiv:2404.14507.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> ten = FromLevels([14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0])
         >>> [round(t, 6) for t in ten(sg.EDMSDE(0.02, 20.0), 9).times[:3]]

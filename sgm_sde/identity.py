@@ -68,7 +68,7 @@ def spec(value: Any) -> Any:
     fixed grid; a network, the checksum of its weights; another function, the checksum of its code and of what it closes
     over. `from_spec` makes the value again where all of it is numbers, texts and values of such.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> spec(sg.grids.Karras(rho=5.0))
         {'class': 'grids.Karras', 'rho': 5.0}
@@ -88,7 +88,7 @@ def from_spec(data: Any) -> Value:
     Raises:
         ValueError: for what is no spec of such a value, or of one that holds a function or a network, with the place.
 
-    Example:
+    Examples:
         >>> import json
         >>> import sgm_sde as sg
         >>> solver = sg.PredictorCorrector(sg.ReverseDiffusion(), sg.Langevin(snr=0.16))
@@ -111,7 +111,7 @@ def portable(known: Any) -> Any:
 
     Bytecode tells functions apart here and now. Where runs are compared, what a network does is measured besides.
 
-    Example:
+    Examples:
         >>> portable({"class": "Table", "times": [0.5] * 40, "code": "1f"})["times"]["length"]
         40
     """
@@ -530,7 +530,7 @@ def disagreement(there: Any, now: Any) -> float | None:
 
     None where they are no measurements of the same kind; 0 within the tolerance.
 
-    Example:
+    Examples:
         >>> a, b = measured([[1.0, 2.0]], 1e-3), measured([[1.0, 2.001]], 1e-3)
         >>> disagreement(a, b), disagreement(a, measured([[1.0, 2.5]], 1e-3)), disagreement(a, 3)
         (0.0, 0.2, None)

@@ -101,7 +101,7 @@ class LatentScoreModel:
 
     Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> prior = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(sde)
@@ -298,7 +298,7 @@ class MixedNoise(nn.Module):
 
     Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931, section 3.2.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> mixed = MixedNoise(lambda z, t: 0 * z, sde, (1,), initial=0.25)

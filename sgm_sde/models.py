@@ -53,7 +53,7 @@ class Model:
             for another process or from a network in DistributedDataParallel.
         TypeError: for a score that is not callable or a process that is none.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> Model("normal", sg.from_score(lambda x, t: -x, sde), sde, (3, 8, 8)).shape
@@ -96,7 +96,7 @@ class Model:
         Raises:
             ValueError: for a model that does not tell its levels and range, and as `sgm_sde.bits_per_dim`.
 
-        Example:
+        Examples:
             >>> from sgm_sde.likelihood import FixedGrid
             >>> images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
             >>> load_model("digits").bits_per_dim(images, method=FixedGrid(8), seed=0).estimator
@@ -125,7 +125,7 @@ class Model:
         Raises:
             ValueError: for a model or a budget without one, with those that there are.
 
-        Example:
+        Examples:
             >>> import sgm_sde as sg
             >>> model = load_model("digits")
             >>> labels = {"y": torch.tensor([3, 7])}
@@ -179,7 +179,7 @@ def load_model(name: str) -> Model:
         ValueError: for an unknown name, with the near ones, or a factory that returns something else.
         ImportError: for a module that does not exist or cannot be imported.
 
-    Example:
+    Examples:
         >>> load_model("digits").shape
         (1, 8, 8)
     """
@@ -210,7 +210,7 @@ def find_function(name: str) -> tuple[ModuleType, Callable[..., Any]]:
         ValueError: for a module without such a function, with the near ones.
         ImportError: for a module that does not exist or cannot be imported.
 
-    Example:
+    Examples:
         >>> find_function("math:hypot")[1](3, 4)
         5.0
     """

@@ -52,7 +52,7 @@ class Record:
     Raises:
         TypeError: for a callback that is no function.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> score = sg.oracles.Gaussian(torch.zeros(2), 0.5).score(sg.VPSDE())
         >>> run = sg.sample(score, sg.VPSDE(), (4, 2), steps=5, seed=0, record=sg.Record(trajectory="all"))
@@ -89,7 +89,7 @@ class Execution:
             a graph keeps every value of a run, whatever its parts, and a compiled network records none.
         TypeError: for a time that is no number.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> score = sg.oracles.Gaussian(torch.zeros(2), 0.5).score(sg.VPSDE())
         >>> few = sg.sample(score, sg.VPSDE(), (10, 2), steps=5, seed=0, execution=sg.Execution(batch_size=4))

@@ -116,7 +116,7 @@ def sample_in_parallel(
 
     Source: Shih et al., 2023, arXiv:2305.16317 (ParaDiGMS).
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.1).score(sde)

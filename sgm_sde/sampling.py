@@ -159,7 +159,7 @@ def sample(
         BatchCoupledWarning: if a backend takes one step size for a batch.
         LangevinNormWarning: if Langevin's step comes from norms of few numbers.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> score = sg.oracles.Gaussian(torch.zeros(3), 0.25).score(sde)
@@ -226,7 +226,7 @@ def plan(
         ValueError: for arguments out of range or unknown names.
         TypeError: for arguments of the wrong type, or a solver that the process does not allow.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> solver, grid, program = plan(sg.VPSDE(), "heun", nfe=20)
         >>> solver.name, grid.steps, program.nfe

@@ -12,7 +12,7 @@ from sgm_sde.scores import Score
 def digits_score(sde: LinearSDE) -> Score:
     """The shipped digits network as a score on any linear process; pass labels as `model_kwargs={"y": labels}`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import sgm_sde as sg
         >>> sde = sg.EDMSDE()
@@ -25,7 +25,7 @@ def digits_score(sde: LinearSDE) -> Score:
 def fashion_score(sde: LinearSDE) -> Score:
     """The shipped Fashion-MNIST network as a score on any linear process; labels as for `digits_score`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()

@@ -55,7 +55,7 @@ def stepper(
             predictor-corrector.
         TypeError: for a solver that finds its own steps, or arguments of the wrong type.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import sgm_sde as sg
         >>> net = lambda x, sigma: x / (1 + sigma**2)

@@ -78,7 +78,7 @@ class Store:
         BlockingIOError: while another run writes to the folder.
         OSError: if the folder cannot be made or written to.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
         >>> with Store(folder, {"seed": 0}) as store:

@@ -3,7 +3,7 @@
 `RungeKutta(tableau)` runs any of them at fixed steps, `Adaptive(tableau)` those with an embedded method; `Tableau` and
 `EmbeddedTableau` make others.
 
-Example:
+Examples:
     >>> import sgm_sde as sg
     >>> sg.tableaus.RK4.order, sg.tableaus.DOPRI5.embedded_order
     (4, 4)

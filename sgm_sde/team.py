@@ -61,7 +61,7 @@ class Place:
         Raises:
             ValueError: for variables that do not go together, with what they are.
 
-        Example:
+        Examples:
             >>> Place.of({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node7", "MASTER_PORT": "29400"}).host
             'node7'
             >>> Place.of({"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_JOB_NODELIST": "gpu[07-08]"}).host

@@ -51,7 +51,7 @@ def check_sde(sde: SDE, *, n: int = 4000, seed: int = 0) -> tuple[str, ...]:
     Raises:
         CheckError: with the time and the two values that contradict one another.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> len(check_sde(sg.VPSDE()))
         7
@@ -376,7 +376,7 @@ def measure_order(
         rule: grid rule, log-SNR if not given.
         steps: numbers of steps.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> round(measure_order("ddim", sg.VPSDE()).order, 1)
         1.0
@@ -434,7 +434,7 @@ def measure_weak_order(
         relative error of mean and standard deviation over four data sets, root of the sum of squares; on a process
         with a matrix, of the whitened mean and covariance of the joint state.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> round(measure_weak_order("ancestral", sg.VPSDE()).order, 1)
         1.0
@@ -511,7 +511,7 @@ def output_law(
     Raises:
         ValueError: for shapes that differ, another `final`, or `"denoise"` on a process with a matrix.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> grid = sg.grids.LogSNR()(sde, 200)
@@ -590,7 +590,7 @@ def measure_weak_order_on_mixture(
     Source: Owen, 1997, Annals of Statistics 25 (scrambled nets); Belomestny et al., 2017, arXiv:1701.00273, after
     Newton, 1994 (martingales as control variates).
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> round(measure_weak_order_on_mixture("ancestral", sg.VPSDE(), log2_points=8).order, 1)
         1.0

@@ -220,7 +220,7 @@ def pilot(
     Warns:
         PilotWarning: if the reference is not known well enough to rank the best, or the best is a poor one.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.2).score(sde)

@@ -226,7 +226,7 @@ def from_diffusers(
         TypeError: for a scheduler that is neither.
         ValueError: for schedules that are not supported, zero terminal signal-to-noise among them.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> config = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "prediction_type": "epsilon"}
         >>> score, sde = from_diffusers(lambda x, timestep: (0.1 * x,), config)

@@ -81,7 +81,7 @@ def sampler(solver: Solver | str, *, seed: Seeds = None) -> SamplingFunction:
 
     Source: Crowson, 2022, github.com/crowsonkb/k-diffusion.
 
-    Example:
+    Examples:
         >>> model = lambda x, sigma: x / (1 + sigma[:, None] ** 2)
         >>> sigmas = torch.tensor([14.6, 3.0, 0.5, 0.0])
         >>> sampler("euler_a", seed=0)(model, 14.6 * torch.ones(2, 1), sigmas, disable=True).shape

@@ -64,7 +64,7 @@ def from_edm(denoiser: Callable[..., Tensor], sde: LinearSDE | None = None) -> t
 
     Source: Karras et al., 2022, arXiv:2206.00364.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> score, sde = from_edm(lambda x, sigma: x / (1 + sigma[:, None] ** 2))
         >>> sg.sample(score, sde, (4, 2), solver="heun", nfe=35, seed=0)
@@ -101,7 +101,7 @@ def from_score_sde(net: Callable[..., Tensor], sde: LinearSDE, *, levels: int | 
 
     Source: Song et al., 2021, arXiv:2011.13456.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import sgm_sde as sg
         >>> score, sde = from_score_sde(lambda x, label: x / label[:, None], sg.presets.score_sde_vp())
@@ -142,7 +142,7 @@ def from_flow_matching(
 
     Source: Lipman et al., 2022, arXiv:2210.02747; Liu et al., 2022, arXiv:2209.03003.
 
-    Example:
+    Examples:
         >>> import torch
         >>> score, sde = from_flow_matching(lambda x, t: -x, from_noise=True)
         >>> score.denoised(torch.ones(1, 1), 0.25), float(score.time_label(torch.tensor(0.25)))
@@ -164,7 +164,7 @@ def from_azula(denoiser: Callable[..., Any]) -> tuple[Score, LinearSDE]:
     Raises:
         TypeError: for a denoiser without a schedule.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from types import SimpleNamespace
         >>> class Denoiser:

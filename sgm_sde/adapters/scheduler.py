@@ -78,7 +78,7 @@ class SolverScheduler:
     Raises:
         ValueError: for options out of range; at a step, if there is none left or its timestep is not the run's.
 
-    Example:
+    Examples:
         >>> scheduler = SolverScheduler({"beta_schedule": "linear"}, "dpm++2m")
         >>> scheduler.set_timesteps(5)
         >>> x = torch.ones(1, 2)

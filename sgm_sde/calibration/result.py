@@ -147,7 +147,7 @@ class Calibration(Setting):
 class Calibrations(Mapping[int, Calibration]):
     """Calibrations of one network by their budget of network calls.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg, torch
         >>> sde = sg.VPSDE()
         >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3).score(sde)
@@ -231,7 +231,7 @@ def load_calibration(path: Path | str) -> Calibration | Calibrations:
         ValueError: for a file that holds none.
         OSError: if it cannot be read.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()

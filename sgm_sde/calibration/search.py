@@ -129,7 +129,7 @@ def calibrate(
     Source: the family of tables is that of Shaul et al., 2024, arXiv:2403.01329; dynamic programming on trajectories
     as in Chen et al., 2024, arXiv:2405.11326, with another cost.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3).score(sde)

@@ -41,7 +41,7 @@ class Table(Value):
     Raises:
         ValueError: for rows of another length, levels that do not decrease, or numbers that are not finite.
 
-    Example:
+    Examples:
         >>> Table((10.0, 1.0), (10.0, 1.0, 0.0), ((0.9,), (0.0, 1.0))).nfe
         2
     """
@@ -130,7 +130,7 @@ class Calibrated(Solver):
     Source: the family is that of Shaul et al., 2024, arXiv:2403.01329 (non-stationary solvers), with a first call that
     moves and rows that may be constrained; how it is fitted is this library's.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.EDMSDE()
         >>> table = Table((10.0, 1.0), (10.0, 1.0, 0.0), ((0.9,), (0.0, 1.0)))
@@ -239,7 +239,7 @@ def process_of(sde: SDE) -> str:
 def same(there: Any, now: Any) -> bool:
     """True if two values of `spec` are the same but for what another machine rounds differently.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> same(spec(sg.VPSDE()), spec(sg.VPSDE())), same(spec(sg.VPSDE()), spec(sg.VPSDE(beta_max=10.0)))
         (True, False)

@@ -52,7 +52,7 @@ class Controller(Value):
 
     Source: Gustafsson, 1991, doi:10.1145/210232.210242; Hairer & Wanner, 1996, section IV.2.
 
-    Example:
+    Examples:
         >>> Controller().factor(np.array([1.0, 1e-9]), np.array([1.0, 1.0]), 5)
         array([ 0.9, 10. ])
     """
@@ -491,7 +491,7 @@ def integrate(
     Raises:
         ValueError: for tolerances or limits out of range.
 
-    Example:
+    Examples:
         >>> from sgm_sde.schemes import DOPRI5
         >>> y0 = torch.ones(2, 1, dtype=torch.float64)
         >>> end = integrate(lambda t, y, index: -y, y0, 0.0, 1.0, DOPRI5, rtol=1e-9, atol=1e-9)

@@ -37,7 +37,7 @@ class BrownianTree:
 
     Source: Lévy, 1948; Li et al., 2020, arXiv:2001.01328 (the tree); Jelinčič et al., 2024, arXiv:2405.06464.
 
-    Example:
+    Examples:
         >>> tree = BrownianTree(SampleSeeds(7, range(2)), (1000,), 1.0)
         >>> quarter, half = (tree.at(np.full(2, place), np.arange(2)) for place in (0.25, 0.5))
         >>> bool(abs(np.var(half - quarter) - 0.25) < 0.05)

@@ -28,7 +28,7 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 def philox(counter: tuple[Words | int, ...], key: tuple[Words | int, ...]) -> Words:
     """The blocks (n, 4) for counters of four words and keys of two, each a number or an array (n,).
 
-    Example:
+    Examples:
         >>> [f"{word:016x}" for word in philox((0, 0, 0, 0), (0, 0))[0].tolist()]
         ['16554d9eca36314c', 'db20fe9d672d0fdc', 'd7e772cee186176b', '7e68b68aec7ba23b']
     """

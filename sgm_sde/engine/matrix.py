@@ -19,7 +19,7 @@ class Matrix(Value):
     Args:
         rows: its rows.
 
-    Example:
+    Examples:
         >>> A = Matrix(((0.0, 1.0), (-1.0, 0.0)))
         >>> A * A == -1.0 * Matrix.of(np.eye(2)), (A + 2).rows
         (True, ((2.0, 1.0), (-1.0, 2.0)))

@@ -50,7 +50,7 @@ class SampleSeeds(Sequence[tuple[int, int]]):
         indices: the samples' (B,), a range or in int64.
         repeat: number of the repetition, for what is done several times with the same samples.
 
-    Example:
+    Examples:
         >>> seeds = SampleSeeds(7, range(1_000_000))
         >>> seeds[5], len(seeds[10:20]), seeds[:2] == ((7, 0), (7, 1))
         ((7, 5), 10, True)
@@ -139,7 +139,7 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> SampleSeeds
             list of the wrong length.
         TypeError: for anything that is no integer, pair of integers or generator.
 
-    Example:
+    Examples:
         >>> resolve_seeds(3, None, 2) == ((3, 0), (3, 1)), resolve_seeds([7, (9, 4)], None, 2) == ((7, 0), (9, 4))
         (True, True)
     """
@@ -242,7 +242,7 @@ class NoiseStream:
 
     Source: Salmon et al., 2011, doi:10.1145/2063384.2063405 (counter-based generators).
 
-    Example:
+    Examples:
         >>> both = NoiseStream(((5, 0), (5, 1)), "solver").normal((2, 3), torch.float32, None)
         >>> one = NoiseStream(((5, 1),), "solver").normal((1, 3), torch.float32, None)
         >>> bool((both[1] == one[0]).all())

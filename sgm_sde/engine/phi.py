@@ -23,7 +23,7 @@ def phi(k: int, z: float) -> float:
 
     Source: Hochbruck & Ostermann, 2010, doi:10.1017/S0962492910000048.
 
-    Example:
+    Examples:
         >>> phi(1, 0.0), phi(3, 0.0) * 6
         (1.0, 1.0)
     """
@@ -50,7 +50,7 @@ def phi_values(k: int, z: Tensor) -> Tensor:
     Raises:
         ValueError: for a negative k.
 
-    Example:
+    Examples:
         >>> phi_values(2, torch.tensor([0.0, -1e-9], dtype=torch.float64))
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """

@@ -63,7 +63,7 @@ class Program(Value):
         ValueError: for a coefficient that is not finite, a reference to a later stage, or a program that does not
             start and end at a node.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> p = sg.DDIM().compile(sg.VPSDE(), sg.grids.Uniform()(sg.VPSDE(), 10))
         >>> p.nfe, p.steps, Program.from_json(p.to_json()) == p
@@ -258,7 +258,7 @@ def _real(what: str, data: Any) -> float:
 class Form:
     """A linear form in states, evaluations and noises: what a solver's formula computes with.
 
-    Example:
+    Examples:
         >>> x, e = Form({("states", 0): 1.0}), Form({("evals", 0): 1.0})
         >>> (2 * x - 0.5 * (e - x)).terms
         {('states', 0): 2.5, ('evals', 0): -0.5}

@@ -45,7 +45,7 @@ class ReverseSDE:
 
     Source: Song et al., 2021, arXiv:2011.13456; Huang et al., 2021, arXiv:2106.02808.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from sgm_sde import VESDE
         >>> rev = VESDE(0.01, 50.0).reverse(lambda x, t: -x, eta=0.0)

@@ -1,6 +1,6 @@
 """Inverse problems: samples of the data given a measurement of it.
 
-Example:
+Examples:
     >>> import sgm_sde as sg, torch
     >>> sde, data = sg.VPSDE(), sg.oracles.Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
     >>> seen = sg.inverse.Measurement(sg.inverse.Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]), std=0.1)

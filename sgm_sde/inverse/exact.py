@@ -28,7 +28,7 @@ def posterior(oracle: Oracle, measurement: Measurement) -> Mixture:
         TypeError: for another oracle.
         ValueError: for a measurement of another shape, or one without noise of data that determine a part of it.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> data = sg.oracles.Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.8], [0.8, 1.0]]))
         >>> seen = sg.inverse.Measurement(sg.inverse.Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]))

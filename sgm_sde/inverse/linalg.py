@@ -68,7 +68,7 @@ def conjugate_gradient(apply: Products, b: Tensor, iterations: int) -> Tensor:
 
     Source: Hestenes & Stiefel, 1952.
 
-    Example:
+    Examples:
         >>> conjugate_gradient(lambda p: (4 * p, p), torch.tensor([[2.0], [8.0]]), 1)
         tensor([[0.5000],
                 [2.0000]])
@@ -100,7 +100,7 @@ def conjugate_residual(apply: Products, b: Tensor, iterations: int) -> Tensor:
 
     Source: Eisenstat, Elman & Schultz, 1983, doi:10.1137/0720023.
 
-    Example:
+    Examples:
         >>> conjugate_residual(lambda p: (-4 * p, p), torch.tensor([[2.0], [8.0]]), 1)
         tensor([[-0.5000],
                 [-2.0000]])

@@ -112,7 +112,7 @@ class Replacement(AtNodes):
 
     Source: Song et al., 2021, arXiv:2011.13456, appendix I.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> seen = sg.inverse.Measurement(sg.inverse.Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]))
         >>> score = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(sg.VESDE())
@@ -193,7 +193,7 @@ class RePaint(Replacement):
 
     Source: Lugmayr et al., 2022, arXiv:2201.09865.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> seen = sg.inverse.Measurement(sg.inverse.Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]))
         >>> RePaint(sg.Ancestral(), seen).nfe(250)
@@ -311,7 +311,7 @@ class DPS(AtNodes):
 
     Source: Chung et al., 2023, arXiv:2209.14687.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> seen = sg.inverse.Measurement(sg.inverse.Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]))
         >>> score = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(sg.VPSDE())

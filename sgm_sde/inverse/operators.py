@@ -98,7 +98,7 @@ class Mask(LinearOperator):
         TypeError: for a mask that is not boolean.
         ValueError: for a mask that observes nothing; at a call, for x that the mask does not fit.
 
-    Example:
+    Examples:
         >>> Mask(torch.tensor([True, False])).apply(torch.tensor([[3.0, 4.0]]))
         tensor([[3., 0.]])
     """
@@ -152,7 +152,7 @@ class ChannelMix(LinearOperator):
 
     Source: Song et al., 2021, arXiv:2011.13456, appendix I.
 
-    Example:
+    Examples:
         >>> ChannelMix.grey(3).apply(torch.tensor([[[0.0], [1.0], [5.0]]]))
         tensor([[[2.]]])
     """
@@ -212,7 +212,7 @@ class BlockAverage(LinearOperator):
     Raises:
         ValueError: for options out of range; at a call, for sizes that the factor does not divide.
 
-    Example:
+    Examples:
         >>> BlockAverage(2, dims=1).apply(torch.tensor([[1.0, 3.0, 5.0, 7.0]]))
         tensor([[2., 6.]])
     """
@@ -258,7 +258,7 @@ class Blur(LinearOperator):
     Raises:
         ValueError: for a kernel that is not finite or empty; at a call, for x smaller than the kernel.
 
-    Example:
+    Examples:
         >>> Blur(torch.tensor([0.25, 0.5, 0.25])).apply(torch.tensor([[0.0, 4.0, 0.0, 0.0]]))
         tensor([[1., 2., 1., 0.]])
     """
@@ -353,7 +353,7 @@ class NonlinearMap(_Function):
         ValueError: for a shape that is none; at a call, for x, or what the function returns, of another shape, and a
             function without gradient.
 
-    Example:
+    Examples:
         >>> magnitude = NonlinearMap(lambda x: torch.fft.fft(x).abs(), shape=(2,))
         >>> magnitude.apply(torch.tensor([[1.0, -3.0]]))
         tensor([[2., 4.]])
@@ -382,7 +382,7 @@ class LinearMap(_Function, LinearOperator):
         ValueError: for a function that is not linear, and options out of range; at a call, for x, or what a function
             returns, of another shape.
 
-    Example:
+    Examples:
         >>> difference = LinearMap(lambda x: x[:, 1:] - x[:, :-1], shape=(3,))
         >>> difference.adjoint(torch.tensor([[1.0, 10.0]]))
         tensor([[-1., -9., 10.]])
@@ -464,7 +464,7 @@ class Measurement(Value):
         ValueError: for a negative std, std 0 with an operator of unknown rank, a y that is not finite where it was
             measured; at a call, if y does not have the shape of A x.
 
-    Example:
+    Examples:
         >>> Measurement(Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]), std=0.1)
         Measurement(Mask(1 of 2 observed), y=(2,), std=0.1)
     """
@@ -503,7 +503,7 @@ class Measurement(Value):
     def simulate(operator: Operator, x: Tensor, std: float = 0.0, *, seed: Seeds = None) -> Measurement:
         """The measurement of known data x (B, *), with noise from a seed of its own for each sample.
 
-        Example:
+        Examples:
             >>> Measurement.simulate(BlockAverage(2), torch.ones(4, 1, 8, 8), std=0.05, seed=0).y.shape
             torch.Size([4, 1, 4, 4])
         """
@@ -560,7 +560,7 @@ def check_operator(operator: LinearOperator, shape: Sequence[int], *, seed: int 
     Raises:
         CheckError: with the two values that contradict one another.
 
-    Example:
+    Examples:
         >>> len(check_operator(BlockAverage(2), (1, 4, 4)))
         5
     """

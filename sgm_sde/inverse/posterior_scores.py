@@ -146,7 +146,7 @@ class DiffPIR(PosteriorScore):
 
     Source: Zhu et al., 2023, arXiv:2305.08995; Wang, Yu & Zhang, 2023, arXiv:2212.00490 (DDNM).
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> half = sg.inverse.Mask(torch.tensor([True, False]))
         >>> seen = sg.inverse.Measurement(half, torch.tensor([1.0, 0.0]))
@@ -187,7 +187,7 @@ class PiGDM(PosteriorScore):
 
     Source: Song, Vahdat, Mardani & Kautz, 2023, openreview.net/forum?id=9_gsMA8MRKQ.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> half = sg.inverse.Mask(torch.tensor([True, False]))
         >>> seen = sg.inverse.Measurement(half, torch.tensor([1.0, 0.0]))
@@ -237,7 +237,7 @@ class MMPS(PosteriorScore):
 
     Source: Rozet et al., 2024, arXiv:2405.13712.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> half = sg.inverse.Mask(torch.tensor([True, False]))
         >>> seen = sg.inverse.Measurement(half, torch.tensor([1.0, 0.0]), std=0.5)

@@ -99,7 +99,7 @@ def elbo(
 
     Source: Song et al., 2021, arXiv:2101.09258; Kingma et al., 2021, arXiv:2107.00630.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde, oracle = sg.VPSDE(), sg.oracles.Gaussian(torch.zeros(3), 0.25)
         >>> x = oracle.sample(4, seed=0)
@@ -165,7 +165,7 @@ class LearnedVariance(nn.Module):
 
     Source: Nichol & Dhariwal, 2021, arXiv:2102.09672.
 
-    Example:
+    Examples:
         >>> net = LearnedVariance(lambda x, i: torch.cat([0.1 * x, 0 * x], 1))
         >>> net(torch.ones(1, 2), torch.zeros(1)), net.fraction
         (tensor([[0.1000, 0.1000]]), tensor([[0.5000, 0.5000]]))
@@ -248,7 +248,7 @@ def ddpm_bound(
 
     Source: Ho et al., 2020, arXiv:2006.11239; Nichol & Dhariwal, 2021, arXiv:2102.09672.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde, oracle = sg.presets.ddpm(), sg.oracles.Gaussian(torch.zeros(2), 0.25)
         >>> images, levels = torch.tensor([[100, 120], [130, 140]]), {"n_levels": 256, "data_range": (-1, 1)}

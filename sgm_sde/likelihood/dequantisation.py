@@ -116,7 +116,7 @@ def bits_per_dim(
     arXiv:1509.00519 (importance weights); Song et al., 2021, arXiv:2101.09258 (diffusion to eps); Zheng et al., 2023,
     arXiv:2305.03935 (truncated normal).
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> from sklearn.datasets import load_digits  # doctest: +SKIP
         >>> images = torch.tensor(load_digits().images[:8]).long()[:, None]  # doctest: +SKIP

@@ -55,7 +55,7 @@ def encode(
 
     Source: Song et al., 2021, arXiv:2011.13456.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3)
@@ -98,7 +98,7 @@ def decode(
     Raises:
         ValueError: as `encode`, and for options of a density without one.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3)
@@ -190,7 +190,7 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
 
     Source: Shoemake, 1985, doi:10.1145/325334.325242.
 
-    Example:
+    Examples:
         >>> a, b = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
         >>> slerp(a, b, 0.5)
         tensor([[1.4142, 1.4142]])

@@ -112,7 +112,7 @@ def log_prob(
     Source: Song et al., 2021, arXiv:2011.13456; Grathwohl et al., 2019, arXiv:1810.01367 (trace estimates); Chen et
     al., 2018, arXiv:1806.07366 (adjoint); Song et al., 2021, arXiv:2101.09258 (decoder).
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> oracle = sg.oracles.Gaussian(torch.zeros(3), 0.25)
@@ -282,7 +282,7 @@ def choose_probe_basis(
     Raises:
         ValueError: for x that are no images, and as `log_prob`.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> C = 0.3 * torch.eye(4) + 0.2 * torch.ones(4, 4)  # brighter as a whole
         >>> oracle = sg.oracles.Gaussian(torch.zeros(1, 2, 2), C)

@@ -27,7 +27,7 @@ class Stretched(GridRule):
     Raises:
         ValueError: unless both are positive.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> Stretched()(sg.EDMSDE(), 48).steps
         48

@@ -91,7 +91,7 @@ def joint_log_prob(
 
     Source: Dockhorn et al., 2022, arXiv:2112.07068; Song et al., 2021, arXiv:2011.13456.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde, oracle = sg.CLD(), sg.oracles.Gaussian(torch.zeros(1), 0.25)
         >>> z = oracle.sample(3, sde, 1e-5, seed=0, dtype=torch.float64)
@@ -174,7 +174,7 @@ def velocity_bound(
 
     Source: Dockhorn et al., 2022, arXiv:2112.07068, appendix B.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde, oracle = sg.CLD(), sg.oracles.Gaussian(torch.zeros(1), 0.25)
         >>> x = oracle.sample(3, seed=0)

@@ -84,7 +84,7 @@ class FixedGrid(Method):
     Raises:
         ValueError: for fewer than 6 steps, and numbers out of range.
 
-    Example:
+    Examples:
         >>> FixedGrid(96)
         FixedGrid(steps=96, data_std=0.5, atol=0.0001, rtol=0.0)
     """

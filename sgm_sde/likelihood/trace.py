@@ -253,7 +253,7 @@ def probe_transform(basis: str, shape: tuple[int, ...]) -> Callable[[Tensor], Te
     Raises:
         ValueError: for an unknown basis, or a shape that is not that of an image.
 
-    Example:
+    Examples:
         >>> z = torch.randn(5, 3, 8, 8, dtype=torch.float64)
         >>> bool(torch.allclose(probe_transform("dct", (3, 8, 8))(z).square().sum(), z.square().sum()))
         True

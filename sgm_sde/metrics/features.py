@@ -49,7 +49,7 @@ class Extractor:
         TypeError: at the call, for images that are not uint8.
         ValueError: at the call, for a wrong shape of images or features, or features that are not finite.
 
-    Example:
+    Examples:
         >>> brightness = Extractor("brightness", "", 1, lambda images: images.float().mean((1, 2, 3))[:, None])
         >>> brightness(torch.full((2, 3, 8, 8), 7, dtype=torch.uint8)).tolist()
         [[7.0], [7.0]]
@@ -93,7 +93,7 @@ def to_uint8(x: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor
         TypeError: for x that is not floating-point.
         ValueError: for an empty range, or NaN in x.
 
-    Example:
+    Examples:
         >>> to_uint8(torch.tensor([[-1.0, 0.0, 1.0, 3.0]])).tolist()
         [[0, 128, 255, 255]]
     """
@@ -138,7 +138,7 @@ def load_extractor(
         FileNotFoundError: for a file of weights that is not there.
         ImportError: for a package that is not installed.
 
-    Example:
+    Examples:
         >>> load_extractor("raw", (3, 4)).dim
         12
     """

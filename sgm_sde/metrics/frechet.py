@@ -35,10 +35,11 @@ def frechet_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> Freche
     J. Multivariate Anal. 12, 450-455; Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter (2017),
     arXiv:1706.08500.
 
-    >>> a = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
-    >>> result = frechet_distance(a, a + 3.0)
-    >>> round(result.value, 6), result.n, result.dim, result.features
-    (18.0, (4, 4), 2, 'raw')
+    Examples:
+        >>> a = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
+        >>> result = frechet_distance(a, a + 3.0)
+        >>> round(result.value, 6), result.n, result.dim, result.features
+        (18.0, (4, 4), 2, 'raw')
     """
     x, y = pair(a, b)
     dim = x.shape[1]
@@ -59,9 +60,10 @@ def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
 
     Source: Dowson and Landau (1982), J. Multivariate Anal. 12, 450-455.
 
-    >>> eye = torch.eye(2)
-    >>> round(gaussian_frechet(torch.zeros(2), eye, torch.ones(2), 4 * eye), 6)
-    4.0
+    Examples:
+        >>> eye = torch.eye(2)
+        >>> round(gaussian_frechet(torch.zeros(2), eye, torch.ones(2), 4 * eye), 6)
+        4.0
     """
     mean_a, cov_a = _law("a", mean_a, cov_a)
     mean_b, cov_b = _law("b", mean_b, cov_b)

@@ -42,10 +42,11 @@ def kernel_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> KernelR
     Borgwardt, Rasch, Scholkopf, Smola (2012), "A kernel two-sample test", JMLR 13, 723-773; Arvesen (1969),
     "Jackknifing U-statistics", Ann. Math. Statist. 40, 2076-2100.
 
-    >>> a = torch.tensor([[0.0], [1.0], [-1.0]])
-    >>> result = kernel_distance(a, a + 2)  # 2 (1 + 1 + 0) / 6 + 2 (27 + 343 + 64) / 6 - 2 * 93 / 9
-    >>> round(result.value, 3), result.n, result.dim, result.features
-    (124.667, (3, 3), 1, 'raw')
+    Examples:
+        >>> a = torch.tensor([[0.0], [1.0], [-1.0]])
+        >>> result = kernel_distance(a, a + 2)  # 2 (1 + 1 + 0) / 6 + 2 (27 + 343 + 64) / 6 - 2 * 93 / 9
+        >>> round(result.value, 3), result.n, result.dim, result.features
+        (124.667, (3, 3), 1, 'raw')
     """
     x, y = pair(a, b, LEAST)
     n, m = len(x), len(y)

@@ -47,10 +47,11 @@ def prdc(samples: Vectors, reference: Vectors, *, k: int = NEIGHBOURS, features:
     assessing generative models", arXiv:1904.06991 (k = 3); Naeem, Oh, Uh, Choi, Yoo (2020), "Reliable fidelity
     and diversity metrics for generative models", arXiv:2002.09797 (k = 5).
 
-    >>> data = torch.arange(6.0)[:, None]
-    >>> result = prdc(torch.tensor([[0.25], [0.5], [9.0], [9.5]]), data, k=1)
-    >>> [round(value, 3) for value in (result.precision, result.recall, result.density, result.coverage)]
-    [0.5, 0.167, 1.0, 0.333]
+    Examples:
+        >>> data = torch.arange(6.0)[:, None]
+        >>> result = prdc(torch.tensor([[0.25], [0.5], [9.0], [9.5]]), data, k=1)
+        >>> [round(value, 3) for value in (result.precision, result.recall, result.density, result.coverage)]
+        [0.5, 0.167, 1.0, 0.333]
     """
     check_integer("k", k, kind=int)
     try:

@@ -91,7 +91,7 @@ def load_reference(
         FileNotFoundError: for a file that is not there.
         ImportError: for the digits, without scikit-learn.
 
-    Example:
+    Examples:
         >>> import numpy, tempfile
         >>> from sgm_sde.metrics.features import load_extractor
         >>> file = tempfile.mkdtemp() + "/data.npy"
@@ -126,7 +126,7 @@ def load_reference(
 def measure(name: str, data: Tensor, extractor: Extractor) -> Reference:
     """The reference that data make: 8-bit images (n, C, H, W), or what else the extractor takes.
 
-    Example:
+    Examples:
         >>> from sgm_sde.metrics.features import load_extractor
         >>> images = torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2)
         >>> measure("two", images, load_extractor("pixels", (1, 2, 2))).mean.mul(255).round().tolist()

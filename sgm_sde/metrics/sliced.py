@@ -43,10 +43,11 @@ def sliced_wasserstein(
     Imaging Vis. 51, 22-45; orthogonal directions: Rowland, Hron, Tang, Choromanski, Sarlos, Weller (2019),
     "Orthogonal estimation of Wasserstein distances", arXiv:1903.03784.
 
-    >>> a = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
-    >>> result = sliced_wasserstein(a, a + 3.0)
-    >>> round(result.value, 6), result.n, result.dim, result.features
-    (3.0, (4, 4), 2, 'raw')
+    Examples:
+        >>> a = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
+        >>> result = sliced_wasserstein(a, a + 3.0)
+        >>> round(result.value, 6), result.n, result.dim, result.features
+        (3.0, (4, 4), 2, 'raw')
     """
     check_integer("directions", directions, kind=int)
     check_integer("seed", seed, 0, kind=int)

@@ -86,7 +86,7 @@ def load_fashion_statistics(split: Literal["train", "test"]) -> FeatureStatistic
     Raises:
         ValueError: for another split.
 
-    Example:
+    Examples:
         >>> statistics = load_fashion_statistics("test")
         >>> statistics.mean.shape, statistics.cov.shape, statistics.n
         (torch.Size([64]), torch.Size([64, 64]), 10000)

@@ -37,7 +37,7 @@ def edm_preconditioning(sigma: Tensor, sigma_data: Tensor | float) -> Preconditi
     Source: Karras, Aittala, Aila, Laine (2022), "Elucidating the design space of diffusion-based generative
     models", arXiv:2206.00364, table 1.
 
-    Example:
+    Examples:
         >>> [round(float(c), 3) for c in edm_preconditioning(torch.tensor(0.75), 1.0)]
         [0.64, 0.6, 0.8, -0.072]
     """
@@ -127,7 +127,7 @@ class UNet(nn.Module):
     Source: Ronneberger et al., 2015, arXiv:1505.04597; Ho et al., 2020, arXiv:2006.11239; adaptive group
     normalisation: Dhariwal and Nichol, 2021, arXiv:2105.05233.
 
-    Example:
+    Examples:
         >>> net = UNet(channels=(16, 32), classes=10)
         >>> net(torch.zeros(2, 1, 28, 28), torch.tensor([0.1, 0.5]), torch.tensor([3, 10])).shape
         torch.Size([2, 1, 28, 28])
@@ -253,7 +253,7 @@ class EDMPreconditioned(nn.Module):
 
     Source: Karras et al., 2022, arXiv:2206.00364.
 
-    Example:
+    Examples:
         >>> D = EDMPreconditioned(UNet(channels=(16, 32)), sigma_data=0.5)
         >>> x = torch.ones(2, 1, 28, 28)
         >>> bool((D(x, torch.tensor([0.0, 0.1]))[0] == x[0]).all())

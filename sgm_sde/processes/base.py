@@ -67,7 +67,7 @@ class SDE(Value, ABC):
 
     Source: Song et al., 2021, arXiv:2011.13456.
 
-    Example:
+    Examples:
         >>> class DoubleWell(SDE):
         ...     T, eps, prior_std = 1.0, 1e-3, 1.0
         ...     def f(self, x, t): return x - x**3
@@ -145,7 +145,7 @@ class SDE(Value, ABC):
             dtype: of the result; torch's default if not given.
             device: of the result.
 
-        Example:
+        Examples:
             >>> from sgm_sde import VESDE
             >>> a = VESDE().prior_sample((4, 2), seed=0)
             >>> bool((a[:2] == VESDE().prior_sample((2, 2), seed=0)).all())

@@ -52,7 +52,7 @@ class CLD(RateMatrixSDE):
 
     Source: Dockhorn et al., 2022, arXiv:2112.07068.
 
-    Example:
+    Examples:
         >>> sde = CLD()
         >>> sde.friction, sde.damping
         (1.0, 'critical')
@@ -178,7 +178,7 @@ def hybrid_score_matching(
 
     Source: Dockhorn et al., 2022, arXiv:2112.07068.
 
-    Example:
+    Examples:
         >>> x0, noise = torch.zeros(3, 4), torch.ones(3, 2, 4)
         >>> hybrid_score_matching(lambda z, t: 0 * z[:, 1], CLD(), x0, torch.full((3,), 0.5), noise)
         tensor([1., 1., 1.])

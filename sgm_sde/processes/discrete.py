@@ -100,7 +100,7 @@ class DiscreteVPSDE(VariancePreservingSDE):
 
     Source: Ho et al., 2020, arXiv:2006.11239.
 
-    Example:
+    Examples:
         >>> sde = DiscreteVPSDE([0.1, 0.2, 0.3])
         >>> scale, std = sde.transition(sde.times[0], sde.times[1])
         >>> round(float(scale**2), 12), round(float(std**2), 12)
@@ -164,7 +164,7 @@ class DiscreteVESDE(UnitScaleSDE):
 
     Source: Song & Ermon, 2019, arXiv:1907.05600.
 
-    Example:
+    Examples:
         >>> sde = DiscreteVESDE([10.0, 1.0, 0.1])
         >>> [round(float(sde.sigma(t)), 12) for t in sde.times]
         [0.1, 1.0, 10.0]

@@ -27,7 +27,7 @@ class EDMSDE(UnitScaleSDE):
 
     Source: Karras et al., 2022, arXiv:2206.00364.
 
-    Example:
+    Examples:
         >>> sde = EDMSDE(sigma_min=0.002, sigma_max=80.0)
         >>> sde.T, sde.eps, float(sde.sigma(3.0))
         (80.0, 0.002, 3.0)

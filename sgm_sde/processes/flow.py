@@ -30,7 +30,7 @@ class RectifiedFlowSDE(LinearSDE):
 
     Source: Liu et al., 2022, arXiv:2209.03003; Lipman et al., 2022, arXiv:2210.02747.
 
-    Example:
+    Examples:
         >>> sde = RectifiedFlowSDE()
         >>> float(sde.alpha(0.25)), float(sde.sigma(0.25)), round(float(sde.time(sde.log_snr(0.25))), 12)
         (0.75, 0.25, 0.25)

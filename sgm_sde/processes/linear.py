@@ -68,7 +68,7 @@ class LinearSDE(SDE):
 
     Source: Song et al., 2021, arXiv:2011.13456; Kingma et al., 2021, arXiv:2107.00630 (log-SNR).
 
-    Example:
+    Examples:
         >>> sde = LinearSDE.from_schedule(lambda t: 1 - t, lambda t: t, T=0.99, eps=1e-2)
         >>> t = torch.tensor([0.25, 0.5], dtype=torch.float64)
         >>> sde.f(torch.ones(2, 3, dtype=torch.float64), t)[:, 0]

@@ -28,7 +28,7 @@ EARLIEST = 1e-7  # of T: rotations of the noise are known from here on
 def apply(matrix: Tensor | Matrix, z: Tensor) -> Tensor:
     """A matrix (k, k), or one per sample (B, k, k), times the blocks of z (B, k, *), in its dtype.
 
-    Example:
+    Examples:
         >>> apply(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), torch.tensor([[[1.0], [2.0]]])).flatten()
         tensor([ 2., -1.])
     """
@@ -220,7 +220,7 @@ class MatrixSDE(SDE):
         Raises:
             ValueError: for matrices of the wrong shape, or covariances that are not positive (semi-)definite.
 
-        Example:
+        Examples:
             >>> sde = MatrixSDE.from_functions(
             ...     lambda t: [[0, 4], [-4, -8]], lambda t: [[0, 0], [0, 4**0.5]],
             ...     prior_covariance=np.diag([1, 0.25]), initial_covariance=np.diag([0, 0.01]))
@@ -258,7 +258,7 @@ class MatrixSDE(SDE):
         Raises:
             ValueError: as `from_functions`.
 
-        Example:
+        Examples:
             >>> third = MatrixSDE.from_rate(
             ...     [[0, 1, 0], [-1, 0, 2], [0, -2, -3]], np.diag([0, 0, 6**0.5]),
             ...     prior_covariance=np.eye(3), initial_covariance=np.diag([0, 0.04, 0.04]), beta_min=5)
@@ -509,7 +509,7 @@ def van_loan(A: Tensor, Q: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Van Loan, 1978, doi:10.1109/TAC.1978.1101743.
 
-    Example:
+    Examples:
         >>> phi, N = van_loan(torch.tensor([[-1.0]]), torch.tensor([[2.0]]), torch.tensor(3.0))
         >>> round(float(phi), 6), round(float(N), 6)
         (0.049787, 0.997521)

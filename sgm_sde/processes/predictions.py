@@ -80,7 +80,7 @@ def convert(source: str, target: str, k: Kernel, eta: float = 0.0, sigma_data: f
         ValueError: for an unknown name.
         ZeroDivisionError: where the source says nothing about the target (noise at alpha = 0), on floats.
 
-    Example:
+    Examples:
         >>> convert("noise", "score", KernelValues(alpha=0.6, sigma=0.8, d_alpha=-1.0, d_sigma=0.75))
         (0.0, -1.25)
     """

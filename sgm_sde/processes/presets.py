@@ -1,6 +1,6 @@
 """The literature's processes by name, each with its constants and their source.
 
-Example:
+Examples:
     >>> from sgm_sde import presets
     >>> presets.score_sde_ve_cifar10()
     VESDE(sigma_min=0.01, sigma_max=50.0, T=1.0, eps=1e-05)

@@ -53,7 +53,7 @@ class VESDE(UnitScaleSDE):
 
     Source: Song et al., 2021, arXiv:2011.13456; Song & Ermon, 2019, arXiv:1907.05600.
 
-    Example:
+    Examples:
         >>> round(float(VESDE(sigma_min=0.01, sigma_max=50.0).sigma(0.5)), 6)
         0.707107
     """

@@ -129,7 +129,7 @@ class VPSDE(_LinearBetaSDE, VariancePreservingSDE):
 
     Source: Song et al., 2021, arXiv:2011.13456; Ho et al., 2020, arXiv:2006.11239.
 
-    Example:
+    Examples:
         >>> sde = VPSDE(beta_min=0.1, beta_max=20.0)
         >>> round(float(sde.alpha(1.0)), 6), round(float(sde.sigma(1e-3)), 6)
         (0.006572, 0.010485)
@@ -153,7 +153,7 @@ class SubVPSDE(_LinearBetaSDE):
 
     Source: Song et al., 2021, arXiv:2011.13456.
 
-    Example:
+    Examples:
         >>> round(float(SubVPSDE().sigma(0.01)), 6)
         0.001993
     """
@@ -198,7 +198,7 @@ class CosineVPSDE(VariancePreservingSDE):
 
     Source: Nichol & Dhariwal, 2021, arXiv:2102.09672; T from Lu et al., 2022, arXiv:2206.00927.
 
-    Example:
+    Examples:
         >>> round(float(CosineVPSDE().alpha(0.5)), 6)
         0.70274
     """

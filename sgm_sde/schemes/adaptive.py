@@ -64,7 +64,7 @@ class ExponentialPair(Value):
 
     Source: Hochbruck & Ostermann, 2010, doi:10.1017/S0962492910000048, section 2.
 
-    Example:
+    Examples:
         >>> ExponentialPair(3).error_order
         3
     """
@@ -237,7 +237,7 @@ class Adaptive(AdaptiveSolver):
     Source: Hairer, Norsett & Wanner, 1993, section II.4; Lienen & Günnemann, 2022, arXiv:2210.12375 (a step for each
     sample).
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> score = sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sde)
@@ -351,7 +351,7 @@ class GGF(AdaptiveSolver):
 
     Source: Jolicoeur-Martineau et al., 2021, arXiv:2105.14080; Rackauckas & Nie, 2017, arXiv:1804.04344 (rejection).
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> score = sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sde)

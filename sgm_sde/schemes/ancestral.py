@@ -44,7 +44,7 @@ class DDIM(EtaSolver):
 
     Source: Song, Meng & Ermon, 2021, arXiv:2010.02502.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> print(DDIM().compile(sg.EDMSDE(), sg.Grid([2.0, 1.0])))
         ddim: 1 steps, 1 evaluations of the data
@@ -84,7 +84,7 @@ class Ancestral(Solver):
 
     Source: Ho et al., 2020, arXiv:2006.11239; Song et al., 2021, arXiv:2011.13456, appendix F.
 
-    Example:
+    Examples:
         >>> Ancestral(variance="transition").stochastic
         True
     """

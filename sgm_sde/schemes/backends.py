@@ -220,7 +220,7 @@ class TorchDiffEq(FlowBackend):
 
     Source: Chen, 2018, github.com/rtqichen/torchdiffeq.
 
-    Example:
+    Examples:
         >>> TorchDiffEq("dopri5").order
         5
     """
@@ -254,7 +254,7 @@ class SciPy(FlowBackend):
 
     Source: Virtanen et al., 2020, doi:10.1038/s41592-019-0686-2.
 
-    Example:
+    Examples:
         >>> SciPy("DOP853").order
         8
     """
@@ -292,7 +292,7 @@ class TorchSDE(Backend):
 
     Source: Li et al., 2020, arXiv:2001.01328.
 
-    Example:
+    Examples:
         >>> TorchSDE("srk").stochastic
         True
     """

@@ -41,7 +41,7 @@ class Solver(Value, ABC):
         budget: the one number of network calls that it is made for, None for any.
         source: authors, year, arXiv number.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import sgm_sde as sg
         >>> @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class Solver(Value, ABC):
             t_start: where sampling starts, `sde.T` if not given.
             t_end: where it ends, `sde.eps` if not given.
 
-        Example:
+        Examples:
             >>> import sgm_sde as sg
             >>> [sg.DPMSolverPP(2).default_grid(sde) for sde in (sg.VPSDE(), sg.EDMSDE())]
             [LogSNR(), Karras(rho=7.0)]

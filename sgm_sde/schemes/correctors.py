@@ -122,7 +122,7 @@ class Langevin(Corrector):
 
     Source: Song et al., 2021, arXiv:2011.13456, algorithms 4 and 5, and their code's `ald` corrector.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> Langevin(snr=0.5).constants(sg.EDMSDE(), sg.Grid([4.0, 2.0]))
         [8.0, 2.0]
@@ -227,7 +227,7 @@ class AnnealedLangevin(Solver, Corrector):
 
     Source: Song & Ermon, 2019, arXiv:1907.05600, algorithm 1.
 
-    Example:
+    Examples:
         >>> AnnealedLangevin(step_ratio=2e-5 / 0.01**2, n_steps=100).nfe(9)
         1000
     """
@@ -304,7 +304,7 @@ class PredictorCorrector(WrappedSolver):
 
     Source: Song et al., 2021, arXiv:2011.13456, algorithms 1 to 3.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sampler = PredictorCorrector(sg.ReverseDiffusion(), Langevin(snr=0.16))
         >>> sampler.nfe(1000)

@@ -37,7 +37,7 @@ class EulerMaruyama(EtaSolver):
 
     Source: Song et al., 2021, arXiv:2011.13456.
 
-    Example:
+    Examples:
         >>> EulerMaruyama(eta=0.5).weak_order
         1
     """
@@ -79,7 +79,7 @@ class ReverseDiffusion(EtaSolver):
 
     Source: Song et al., 2021, arXiv:2011.13456, appendix E.
 
-    Example:
+    Examples:
         >>> ReverseDiffusion().prediction
         'score'
     """

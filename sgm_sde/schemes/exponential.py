@@ -189,7 +189,7 @@ class ExponentialAdams(Exponential):
     Source: Zhang & Chen, 2023, arXiv:2204.13902; Lu et al., 2022, arXiv:2211.01095; Zhao et al., 2023,
     arXiv:2302.04867; Xue et al., 2023, arXiv:2309.05019.
 
-    Example:
+    Examples:
         >>> ExponentialAdams(nodes=3, start="warm").order, ExponentialAdams(nodes=3).order
         (3, 2)
         >>> ExponentialAdams(nodes=2, corrector=3).order
@@ -312,7 +312,7 @@ class ExponentialRungeKutta(Exponential):
 
     Source: Lu et al., 2022, arXiv:2206.00927; Gonzalez et al., 2023, arXiv:2305.14267 (with noise).
 
-    Example:
+    Examples:
         >>> solver, steps = ExponentialRungeKutta(stages=3).fit(20)
         >>> solver.reduced, steps, solver.nfe(steps)
         (1, 7, 20)
@@ -387,7 +387,7 @@ class RES(Solver):
 
     Source: Zhang et al., 2023, arXiv:2308.02157; Hochbruck & Ostermann, 2005, doi:10.1137/040611434.
 
-    Example:
+    Examples:
         >>> RES().order, RES().nfe_per_step
         (3, 3)
     """

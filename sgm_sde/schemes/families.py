@@ -62,7 +62,7 @@ def DPMSolverPP(
 
     Source: Lu et al., 2022, arXiv:2211.01095.
 
-    Example:
+    Examples:
         >>> DPMSolverPP(3).order, DPMSolverPP(3, variant="published").order
         (3, 2)
     """
@@ -98,7 +98,7 @@ def DPMSolver(
 
     Source: Lu et al., 2022, arXiv:2206.00927.
 
-    Example:
+    Examples:
         >>> DPMSolver(3).nfe_per_step
         3
     """
@@ -155,7 +155,7 @@ def DEIS(order: int = 3, *, start: str | None = None, lower_final: bool | None =
 
     Source: Zhang & Chen, 2023, arXiv:2204.13902.
 
-    Example:
+    Examples:
         >>> DEIS(3).order, DEIS(3, start="cold").order
         (3, 2)
     """
@@ -182,7 +182,7 @@ def LMS(order: int = 4, *, start: str | None = None) -> ExponentialAdams:
 
     Source: Katherine Crowson, 2022, k-diffusion; Zhang & Chen, 2023, arXiv:2204.13902.
 
-    Example:
+    Examples:
         >>> LMS(4).order
         4
     """
@@ -216,7 +216,7 @@ def IPNDM(order: int = 4, *, variable_steps: bool = False) -> ExponentialAdams:
     Source: Liu et al., 2022, arXiv:2202.09778; Zhang & Chen, 2023, arXiv:2204.13902; Zhou et al., 2024,
     arXiv:2312.00094 (iPNDM_v, in its code).
 
-    Example:
+    Examples:
         >>> IPNDM(4).nodes, IPNDM(4).order, IPNDM(4, variable_steps=True).order
         (4, 1, 2)
     """
@@ -244,7 +244,7 @@ def UniC(predictor: Solver, nodes: int | None = None) -> ExponentialAdams:
 
     Source: Zhao et al., 2023, arXiv:2302.04867.
 
-    Example:
+    Examples:
         >>> UniC(DEIS(2)).order
         3
     """
@@ -282,7 +282,7 @@ def UniPC(
 
     Source: Zhao et al., 2023, arXiv:2302.04867.
 
-    Example:
+    Examples:
         >>> UniPC(3).order, UniPC(3, start="warm").order, UniPC(2, corrector=False).order
         (3, 4, 2)
     """
@@ -327,7 +327,7 @@ def SASolver(
 
     Source: Xue et al., 2023, arXiv:2309.05019.
 
-    Example:
+    Examples:
         >>> SASolver().weak_order
         2
     """
@@ -359,7 +359,7 @@ def SEEDS(order: int = 2, *, prediction: str = "data") -> ExponentialRungeKutta:
 
     Source: Gonzalez et al., 2023, arXiv:2305.14267.
 
-    Example:
+    Examples:
         >>> SEEDS(3).nfe_per_step, SEEDS(3, prediction="noise").name
         (3, 'seeds3-published')
     """
@@ -404,7 +404,7 @@ def Rosenbrock(
 
     Source: Zheng et al., 2023, arXiv:2310.13268; Karras et al., 2022, arXiv:2206.00364 (the split).
 
-    Example:
+    Examples:
         >>> Rosenbrock(3).order
         3
     """
@@ -437,7 +437,7 @@ def RectifiedAdams(order: int = 2, *, start: str | None = None, lower_final: boo
 
     Source: Lipman et al., 2023, arXiv:2210.02747 (the path); Liu et al., 2023, arXiv:2209.03003.
 
-    Example:
+    Examples:
         >>> RectifiedAdams(2).order
         2
     """
@@ -467,7 +467,7 @@ def ERSDE(order: int = 3) -> ExponentialAdams:
 
     Source: Cui et al., 2023, arXiv:2309.06169.
 
-    Example:
+    Examples:
         >>> ERSDE(3).weak_order
         2
     """
@@ -499,7 +499,7 @@ class PNDM(Solver):
 
     Source: Liu et al., 2022, arXiv:2202.09778.
 
-    Example:
+    Examples:
         >>> PNDM().nfe(10), PNDM(runge_kutta=False).nfe(10)
         (19, 11)
     """
@@ -567,7 +567,7 @@ class AncestralNoise(WrappedSolver):
 
     Source: Katherine Crowson, 2022, k-diffusion (`dpm_2_ancestral`, `dpmpp_2s_ancestral`).
 
-    Example:
+    Examples:
         >>> AncestralNoise(DPMSolver(2)).weak_order
         2
     """
@@ -634,7 +634,7 @@ class Restart(WrappedSolver):
 
     Source: Xu et al., 2023, arXiv:2306.14878.
 
-    Example:
+    Examples:
         >>> Restart(ExponentialAdams(nodes=2), s_min=0.14, s_max=0.3, rounds=2, n_steps=3).nfe(18)
         24
     """

@@ -45,7 +45,7 @@ class Consistency(Solver):
 
     Source: Song et al., 2023, arXiv:2303.01469, algorithm 1; Luo et al., 2023, arXiv:2310.04378.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> print(Consistency().compile(sg.EDMSDE(), sg.Grid([2.0, 1.0])))
         consistency: 1 steps, 1 evaluations of the data
@@ -90,7 +90,7 @@ class TCD(Solver):
 
     Source: Zheng et al., 2024, arXiv:2402.19159, section 4.2.
 
-    Example:
+    Examples:
         >>> TCD(0.0).stochastic, TCD().stochastic
         (False, True)
     """

@@ -45,7 +45,7 @@ class SSCS(EtaSolver):
 
     Source: Dockhorn et al., 2022, arXiv:2112.07068.
 
-    Example:
+    Examples:
         >>> SSCS().nfe(20), SSCS().weak_order
         (20, 1)
     """
@@ -104,7 +104,7 @@ class GDDIM(Solver):
 
     Source: Zhang et al., 2022, arXiv:2206.05564.
 
-    Example:
+    Examples:
         >>> GDDIM(nodes=1).order, GDDIM(nodes=3).order
         (1, 2)
     """
@@ -165,7 +165,7 @@ class VelocityLangevin(Langevin):
 
     Source: Dockhorn et al., 2022, arXiv:2112.07068; Song et al., 2021, arXiv:2011.13456.
 
-    Example:
+    Examples:
         >>> VelocityLangevin(snr=0.1).n_steps
         1
     """

@@ -36,7 +36,7 @@ class Tableau(Value):
 
     Source: Butcher, 2016, Numerical Methods for Ordinary Differential Equations.
 
-    Example:
+    Examples:
         >>> Tableau(a=[[], [0.5]], b=[0, 1], name="midpoint").order
         2
     """
@@ -133,7 +133,7 @@ class EmbeddedTableau(Tableau):
 
     Source: Hairer, Norsett & Wanner, 1993, section II.4.
 
-    Example:
+    Examples:
         >>> DOPRI5.order, DOPRI5.error_order, DOPRI5.fsal, DOPRI5.nfe_per_step
         (5, 5, True, 6)
     """
@@ -268,7 +268,7 @@ class RungeKutta(Solver):
 
     Source: Butcher, 2016; Song et al., 2021, arXiv:2011.13456 (probability flow).
 
-    Example:
+    Examples:
         >>> ralston = RungeKutta(Tableau(a=[[], [2 / 3]], b=[1 / 4, 3 / 4], name="ralston"))
         >>> ralston.order, ralston.nfe_per_step
         (2, 2)
@@ -341,7 +341,7 @@ class Heun(Solver):
 
     Source: Karras et al., 2022, arXiv:2206.00364, algorithm 2.
 
-    Example:
+    Examples:
         >>> Heun().order, Heun(s_churn=30).weak_order, Heun(s_churn=30, s_noise=1.007).weak_order
         (2, 2, None)
     """

@@ -96,7 +96,7 @@ def _grids(solver: Solver) -> str:
 def solvers() -> SolverTable:
     """All named solvers: a mapping from names to solvers that prints as a table.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> table = sg.solvers()
         >>> "dpm++2m" in table, table["dpm++2m"].order, len(table) == len(table.fixed) + len(table.adaptive)

@@ -61,7 +61,7 @@ class PerSample(Mark):
         TypeError: for a value without a tensor in it.
         ValueError: at a call, where a tensor in it has another number of rows than there are samples.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import sgm_sde as sg
         >>> net = lambda x, sigma, y: x * y[:, None] / (1 + sigma[:, None] ** 2)
@@ -81,7 +81,7 @@ class Shared(Mark):
     Raises:
         TypeError: for a value without a tensor in it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> Shared(torch.zeros(3, 4)).value.shape
         torch.Size([3, 4])

@@ -264,7 +264,7 @@ class ClassifierFree(Extrapolation):
     Source: Ho & Salimans, 2022, arXiv:2207.12598; Kynkaanniemi et al., 2024, arXiv:2404.07724 (interval); Liu et al.,
     2022, arXiv:2206.01714 (negative conditions).
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> net = lambda x, sigma, y: 0 * x + 0.1 * y[:, None]  # data at one point for each label
         >>> score = ClassifierFree(sg.from_denoiser(net, sg.EDMSDE()), scale=3.0, null={"y": 10})
@@ -358,7 +358,7 @@ class Auto(Extrapolation):
 
     Source: Karras et al., 2024, arXiv:2406.02507.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.EDMSDE()
         >>> good, weak = (sg.oracles.Gaussian(torch.zeros(1), v).score(sde) for v in (1.0, 2.0))
@@ -395,7 +395,7 @@ class Classifier(GuidedScore):
 
     Source: Dhariwal & Nichol, 2021, arXiv:2105.05233; Song et al., 2021, arXiv:2011.13456, section 5.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.EDMSDE()
         >>> mixture = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3)
@@ -534,7 +534,7 @@ class Rescaled(_AroundGuidance):
 
     Source: Lin et al., 2023, arXiv:2305.08891, section 3.4.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> net = lambda x, sigma, y: x * (1 + 0.1 * y[:, None]) / (1 + sigma[:, None] ** 2)
         >>> guided = ClassifierFree(sg.from_denoiser(net, sg.EDMSDE()), scale=5.0, null={"y": 0})
@@ -575,7 +575,7 @@ class APG(_AroundGuidance):
 
     Source: Sadat et al., 2024, arXiv:2410.02416.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> net = lambda x, sigma, y: y[:, None] * torch.tensor([1.0, 0.0]) + torch.tensor([0.0, 1.0])
         >>> guided = ClassifierFree(sg.from_denoiser(net, sg.EDMSDE()), scale=3.0, null={"y": 0.0})
@@ -624,7 +624,7 @@ class Weakened(_Around):
     Source: Ahn et al., 2024, arXiv:2403.17377 (perturbed attention); Hyung et al., 2024, arXiv:2411.18664 (skipped
     layers).
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.EDMSDE()
         >>> good, weak = (sg.oracles.Gaussian(torch.zeros(1), v).score(sde) for v in (1.0, 2.0))
@@ -683,7 +683,7 @@ class Thresholded(_Around):
 
     Source: Saharia et al., 2022, arXiv:2205.11487, section 2.3.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> score = sg.from_denoiser(lambda x, sigma: 4 * x, sg.EDMSDE())
         >>> Thresholded(score).denoised(torch.tensor([[1.0, -0.1]]), 1.0)
@@ -735,7 +735,7 @@ def cfg_plus_plus(scale: float, sde: LinearSDE, grid: Any) -> Callable[[Tensor],
 
     Source: Chung et al., 2024, arXiv:2406.08070.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> cfg_plus_plus(0.6, sg.EDMSDE(), [8.0, 4.0, 1.0])(torch.tensor([8.0, 4.0, 1.0]))
         tensor([1.2000, 0.8000, 0.6000])
@@ -780,7 +780,7 @@ def from_classifier(
     Raises:
         ValueError: at a call, for labels `y` that are not B integers from 0 to K - 1.
 
-    Example:
+    Examples:
         >>> log_p = from_classifier(lambda x, t: torch.cat([-x, x], 1))
         >>> log_p(torch.zeros(1, 1), torch.ones(1), y=torch.tensor([1]))
         tensor([-0.6931])

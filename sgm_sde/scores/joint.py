@@ -105,7 +105,7 @@ def from_velocity_noise(
 
     Source: Dockhorn et al., 2022, arXiv:2112.07068.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.CLD()
         >>> score = from_velocity_noise(lambda z, t: z[:, 1], sde)
@@ -130,7 +130,7 @@ def from_velocity_score(net: Callable[..., Tensor], sde: SDE, **options: Any) ->
 
     Source: Dockhorn et al., 2022, arXiv:2112.07068.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> from_velocity_score(lambda z, t: -4 * z[:, 1], sg.CLD())(torch.ones(1, 2, 1), 1.0)[:, 1]
         tensor([[-4.]])
@@ -156,7 +156,7 @@ def from_joint_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Any) ->
 
     Source: this library; the noise level is that of Karras et al., 2022, arXiv:2206.00364.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> score = from_joint_denoiser(lambda y, s: y / (1 + s[:, None] ** 2), sg.CLD())
         >>> score(torch.ones(1, 2, 1), 1.0).shape

@@ -185,7 +185,7 @@ class Gaussian(Oracle):
     Raises:
         ValueError: for a covariance of the wrong shape, not symmetric, or with a negative eigenvalue.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> oracle = Gaussian(torch.zeros(2), 0.25)
         >>> x = oracle.sample(4, sg.VPSDE(), 1.0, seed=0)
@@ -268,7 +268,7 @@ class GaussianMixture(Oracle):
     Raises:
         ValueError: for shapes that do not match, negative stds or weights that are not positive.
 
-    Example:
+    Examples:
         >>> oracle = GaussianMixture(torch.tensor([[-2.0], [2.0]]), 0.5, [0.25, 0.75])
         >>> round(float(oracle.log_prob(torch.tensor([[2.0]]), None)), 4)
         -0.5135
@@ -348,7 +348,7 @@ class Mixture(Oracle):
         TypeError: for components that are not `Gaussian`.
         ValueError: for none, for events of several shapes, or weights that are no K numbers, not negative, not all 0.
 
-    Example:
+    Examples:
         >>> tilted = Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
         >>> Mixture([tilted, Gaussian(torch.zeros(2), 0.01)], [0.5, 0.5]).covariance
         tensor([[0.5050, 0.4500],
@@ -428,7 +428,7 @@ class Empirical(GaussianMixture):
     Raises:
         ValueError: as `GaussianMixture`.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> oracle = Empirical(torch.tensor([[-1.0], [1.0]]), bandwidth=0.0)
         >>> oracle.score(sg.EDMSDE()).denoised(torch.tensor([[0.9]]), 0.1)

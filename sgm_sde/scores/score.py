@@ -203,7 +203,7 @@ def from_noise(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
 
     Source: Ho et al., 2020, arXiv:2006.11239.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> score = sg.from_noise(lambda x, i: x, sg.presets.ddpm(), time_label=sg.time_labels.ddpm(1000))
         >>> score(torch.ones(1, 2), 1.0)
@@ -223,7 +223,7 @@ def from_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score
 
     Source: Karras et al., 2022, arXiv:2206.00364.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> score = sg.from_denoiser(lambda x, sigma: x / (1 + sigma[:, None] ** 2), sg.EDMSDE())
         >>> score(torch.ones(1, 2), 2.0)
@@ -242,7 +242,7 @@ def from_v(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
 
     Source: Salimans & Ho, 2022, arXiv:2202.00512.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sg.from_v(lambda x, t: 0 * x, sg.VPSDE()).denoised(torch.ones(1, 1), 1.0)
         tensor([[0.0066]])
@@ -263,7 +263,7 @@ def from_flow(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
 
     Source: Lipman et al., 2022, arXiv:2210.02747; Liu et al., 2022, arXiv:2209.03003.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sg.from_flow(lambda x, t: x, sg.RectifiedFlowSDE()).denoised(torch.ones(1, 1), 0.25)
         tensor([[0.7500]])
@@ -281,7 +281,7 @@ def from_score(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
 
     Source: Song & Ermon, 2019, arXiv:1907.05600.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> sg.from_score(lambda x, t: -x, sg.VPSDE())(torch.ones(1, 1), 0.5)
         tensor([[-1.]])

@@ -13,7 +13,7 @@ r"""Time labels of published networks, as functions of t.
 
 Each function here returns the label function to hand to `from_noise` and its siblings.
 
-Example:
+Examples:
     >>> import torch
     >>> ddpm(1000)(torch.tensor([0.001, 1.0]))
     tensor([  0., 999.])
@@ -53,7 +53,7 @@ def ddpm(n: int | DiscreteVPSDE = 1000, *, integer: bool = False) -> TimeLabel:
     Raises:
         ValueError: for a size that is not an integer of at least 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> ddpm(1000, integer=True)(torch.tensor([1e-5, 0.0106, 1.0]))
         tensor([  0,  10, 999])
@@ -89,7 +89,7 @@ def score_sde_ve_discrete(sde: LinearSDE, levels: int | None = None) -> TimeLabe
         TypeError: for a process without sigmas, and a number in its place.
         ValueError: for `levels` of a process that has a table.
 
-    Example:
+    Examples:
         >>> import torch
         >>> import sgm_sde as sg
         >>> sde = sg.DiscreteVESDE([10.0, 1.0, 0.1, 0.01])

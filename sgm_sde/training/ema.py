@@ -24,7 +24,7 @@ class EMA:
     Raises:
         ValueError: for a decay outside [0, 1).
 
-    Example:
+    Examples:
         >>> net = nn.Linear(1, 1)
         >>> ema = EMA(net, decay=0.9)
         >>> ema.update(net)

@@ -197,7 +197,7 @@ def denoising_score_matching(
 
     Source: Vincent, 2011, doi:10.1162/NECO_a_00142; Song et al., 2021, arXiv:2011.13456.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> score = sg.from_noise(lambda x, t: x, sg.VPSDE())
         >>> generator = torch.Generator().manual_seed(0)
@@ -256,7 +256,7 @@ def score_matching(
 
     Source: Hyvarinen, 2005, JMLR 6:695-709; sliced: Song, Garg, Shi and Ermon, 2019, arXiv:1905.07088.
 
-    Example:
+    Examples:
         >>> import sgm_sde as sg
         >>> score = sg.from_score(lambda x, t: -x, sg.VPSDE())
         >>> zero = torch.zeros(2, dtype=torch.float64)

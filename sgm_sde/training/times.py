@@ -47,7 +47,7 @@ class Times(ABC):
     def draw(self, sde: SDE, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return n times and their weights, float64 on the CPU.
 
-        Example:
+        Examples:
             >>> import sgm_sde as sg
             >>> t, w = Uniform().draw(sg.VPSDE(), 4, torch.Generator().manual_seed(0))
             >>> bool((t.sort().values * 4).floor().equal(torch.arange(4.0).double())), w.tolist()
