@@ -170,7 +170,7 @@ def measure(bed: Bed, budgets: Sequence[int], noises: int = NOISES, peers: bool 
             "median": float(ours.sqrt().median()), "change": float(change.mean()),
             "change_stderr": float(change.std()) / math.sqrt(len(change)), "taken": one.errors[0].name,
             "held_out": {e.name: [e.rmse, e.stderr, e.median, e.worst] for e in reversed(one.errors)},
-            "rows": one.rows, "shared_rows": one.shared_rows, "remarks": list(one.remarks),
+            "network_evals": one.network_evals, "shared_evals": one.shared_evals, "remarks": list(one.remarks),
         }  # fmt: skip
     return {"bed": bed.name, "half": bed.half, "seconds": total, "network": network, "budgets": rows}
 
@@ -215,7 +215,8 @@ def frechet(name: str, n: int, noises: int, budgets: Sequence[int], limit: float
     short = {
         n: sg.Calibration(
             [one.errors[0], one.off_the_shelf][: 1 + one.is_fitted], n, reference_error=one.reference_error,
-            rows=one.rows, shared_rows=one.shared_rows, seconds=one.seconds, protocol=one.protocol, remarks=one.remarks,
+            network_evals=one.network_evals, shared_evals=one.shared_evals, seconds=one.seconds,
+            protocol=one.protocol, remarks=one.remarks,
         )
         for n, one in found.items()
     }  # fmt: skip
