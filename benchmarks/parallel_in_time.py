@@ -32,14 +32,14 @@ def beds() -> dict[str, tuple[sg.Score, sg.LinearSDE, tuple[int, ...], dict[str,
 
 
 def rounds(bed: str, solver: str, window: int, error: float) -> tuple[int, float] | None:
-    """Rounds and rows per sequential row at the largest tolerance that keeps the error."""
+    """Rounds and network evaluations per sequential one at the largest tolerance that keeps the error."""
     score, sde, shape, kwargs = beds()[bed]
     options = {"solver": solver, "nfe": CALLS, "seed": 0, "dtype": F64, "model_kwargs": kwargs}
     exact = sg.sample(score, sde, shape, **options)
     for k in range(2, 12):
         run = sample_in_parallel(score, sde, shape, window=window, tolerance=10.0**-k, **options)
         if float((run.x - exact.x).abs().max() / exact.x.std()) < error:
-            return run.rounds, run.rows / max(1, exact.rows)
+            return run.rounds, run.network_evals / max(1, exact.network_evals)
     return None
 
 

@@ -35,7 +35,7 @@ class ParallelResult:
     Attributes:
         x: samples (B, *).
         rounds: network calls one after the other, that of `final="denoise"` included.
-        rows: samples that the network has seen in them.
+        network_evals: samples that the network has seen in them.
         sequential: network calls of the sequential run.
         times: the grid's times, decreasing.
         ok: whether all samples are finite.
@@ -44,7 +44,7 @@ class ParallelResult:
 
     x: Tensor = field(repr=False)
     rounds: int
-    rows: int
+    network_evals: int
     sequential: int
     times: tuple[float, ...] = field(repr=False)
     ok: bool
@@ -81,7 +81,7 @@ def sample_in_parallel(
     takes more rounds than the sequential run takes calls; the limit is that run, for every solver on a grid, with the
     same noise from the same seed.
 
-    Worth it where a network is not at its limit with one batch: time falls with `rounds`, work grows with `rows`.
+    For networks that one batch does not saturate: time falls with `rounds`, work grows with `network_evals`.
     Samples agree with the sequential ones to about the tolerance times the number of steps, and those of one batch
     decide together how far a round gets.
 
