@@ -121,14 +121,24 @@ class Watch:
         x: the states (B, *) to start from.
         guided: whether the solver moves states by more than network and noise, so that sizes say nothing: DPS goes up
             to a unit a step in what was measured, however small the noise. The direction at the start still counts.
+        lags: whether states may be far from the marginal of their time, as under few Langevin updates a level.
     """
 
-    def __init__(self, sde: SDE, times: tuple[float, ...], prediction: str, x: Tensor, *, guided: bool = False) -> None:
+    def __init__(
+        self,
+        sde: SDE,
+        times: tuple[float, ...],
+        prediction: str,
+        x: Tensor,
+        *,
+        guided: bool = False,
+        lags: bool = False,
+    ) -> None:
         self.looks: Mapping[float, Look] = {}
         if sde.is_linear and not x.is_meta:
             self.looks = _looks(sde, times, prediction)
         self.start, self.end = times[0], times[-1]
-        self.sde, self.x, self.guided = sde, x, guided
+        self.sde, self.x, self.guided, self.lags = sde, x, guided, lags
         self._limit: Tensor | None = None  # of a sample's size, the least of those known so far
         self._least: Tensor | None = None  # the size of a sample that accounts for the states, the most so far
         self._against: Tensor | None = None
@@ -172,7 +182,9 @@ class Watch:
             far: Tensor = look.alpha * size > root_mean_square(self.x) + UNSEEN * look.alpha * look.reach
             return far
         assert self._least is not None
-        far = (size > self._limit) | (size < self._least)
+        far = size > self._limit
+        if not self.lags:
+            far = far | (size < self._least)
         return far if self._against is None else far | self._against
 
 

@@ -239,7 +239,9 @@ def likelihood(
     Examples:
         >>> import tempfile
         >>> from sgm_sde.likelihood import FixedGrid
-        >>> images, grid = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), FixedGrid(8)
+        >>> from sgm_sde.nn.digits import digits_data
+        >>> images = ((digits_data("held_out")[0][:3] + 1) * 8).round().to(torch.uint8)
+        >>> grid = FixedGrid(8)
         >>> report = likelihood("digits", images, tempfile.mkdtemp(), dequantize="diffusion", eps=0.1, method=grid)
         >>> sorted(report.result)
         ['bits_per_dim', 'nfe', 'protocol', 'stderr']

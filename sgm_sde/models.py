@@ -98,7 +98,8 @@ class Model:
 
         Examples:
             >>> from sgm_sde.likelihood import FixedGrid
-            >>> images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+            >>> from sgm_sde.nn.digits import digits_data
+            >>> images = ((digits_data("held_out")[0][:2] + 1) * 8).round().to(torch.uint8)
             >>> load_model("digits").bits_per_dim(images, method=FixedGrid(8), seed=0).estimator
             'Jensen bound'
         """

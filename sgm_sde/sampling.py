@@ -666,7 +666,10 @@ def _run_part(
         return None if finite(ran.x).all() else ran.nodes - 1
 
     source, corrections, hooks = noises(model)
-    watch = Watch(job.sde, job.grid.times[job.first :], model.score.prediction, x, guided=job.solver.guided)
+    solver = job.solver
+    watch = Watch(
+        job.sde, job.grid.times[job.first :], model.score.prediction, x, guided=solver.guided, lags=solver.lags
+    )
 
     def on_output(x: Tensor, output: Tensor, t: float) -> None:
         watch.see(x, output, t)

@@ -267,6 +267,7 @@ def test_a_range_that_no_number_of_bits_gives_away_is_told_by_the_latents() -> N
     assert right.value < wrong.value < 6
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.checks.LikelihoodWarning")  # thirty deviations from the data
 def test_numbers_that_cannot_be_meant() -> None:
     """More bits than a uniform guess warn with likely reasons; a range that the data show to be wrong is an error."""
     score = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(VP)

@@ -45,7 +45,7 @@ def test_every_solver_is_in_the_table_of_orders() -> None:
         assert row in text, f"run python benchmarks/orders.py: {row}"
 
 
-# matplotlib asks tensors for arrays in a way that numpy is about to change.
+# Matplotlib asks tensors for arrays in a way that numpy is about to change.
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,7 @@ def steps_of(sde: sg.LinearSDE, process: str, steps: int) -> int:
 # --- the last step ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # ten even steps of Euler-Maruyama
 @pytest.mark.parametrize("process", LINEAR)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_denoising_leaves_no_noise(name: str, process: str) -> None:
@@ -278,6 +279,7 @@ DEFAULT_GRIDS: dict[str, dict[str, str]] = {  # of a solver by process, "" for a
 }
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # six even steps of Euler-Maruyama
 @pytest.mark.parametrize("process", LINEAR)
 @pytest.mark.parametrize("name", DEFAULT_GRIDS)
 def test_the_default_grid_can_be_given(name: str, process: str) -> None:

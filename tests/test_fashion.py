@@ -59,7 +59,10 @@ def test_the_files_are_small() -> None:
     sizes = {
         p.name: len(p.read_bytes()) for p in (resources.files("sgm_sde") / "assets").iterdir() if "fashion" in p.name
     }
-    assert sizes.keys() == {f"fashion_{part}.safetensors" for part in ("denoiser", "classifier", "statistics")}
+    assert sizes.keys() == {
+        *(f"fashion_{part}.safetensors" for part in ("denoiser", "classifier", "statistics")),
+        "fashion_solvers.json",
+    }
     assert max(sizes.values()) <= 4_000_000
 
 

@@ -259,7 +259,7 @@ def test_an_outlier_disturbs_nobody(name: str, outlier: float) -> None:
         assert res.status.time == sde.T
     else:
         res = run(spoilt)
-        assert res.status.ok
+        assert res.status.samples in ((), (2,))  # a start of 1e6 is of no law that the run knows
     others = [0, 1, 3, 4]
     assert torch.equal(res.x[others], clean.x[others])
     assert not torch.equal(res.x[2], clean.x[2])
@@ -288,7 +288,7 @@ def correct(corrector: sg.Langevin, sde: sg.LinearSDE, score: object, x: Tensor,
 @pytest.mark.parametrize(("process", "t"), [("ve", 0.5), ("vp", 0.2)])
 def test_langevin_update_is_the_papers(process: str, t: float, norm: str) -> None:
     """x + eps s + sqrt(2 eps) z with eps = 2 a (r |z|/|s|)^2, a = (alpha at the node / alpha at the next cleaner)^2;
-    |z|/|s| is sigma in expectation, where the score is that of the noise alone."""
+    |z|/|s| is sigma in expectation, where the score is that of the noise alone, and a is left out there."""
     sde, r, s = LINEAR[process], 0.3, torch.tensor([1.0, -2.0, 0.5], dtype=F64)
     x = torch.arange(12, dtype=F64).reshape(4, 3)
     score = torch.arange(1, 5, dtype=F64)[:, None] * s
@@ -299,27 +299,31 @@ def test_langevin_update_is_the_papers(process: str, t: float, norm: str) -> Non
         noise_norm, score_norm = noise_norm.mean().expand(4), score_norm.mean().expand(4)
     if norm == "expected":
         noise_norm, score_norm = torch.full((4,), float(sde.sigma(t)), dtype=F64), torch.ones(4, dtype=F64)
+        a = 1.0
     eps = (2 * a * (r * noise_norm / score_norm) ** 2)[:, None]
     got = correct(sg.Langevin(snr=r, norm=norm), sde, lambda x, t: score, x, t)
     torch.testing.assert_close(got, x + eps * score + (2 * eps).sqrt() * z, rtol=1e-12, atol=1e-12)
 
 
 def test_langevin_scale_between_two_nodes() -> None:
-    """Off the last node the factor a compares the node with the next cleaner one, whatever the number of steps."""
+    """With norms of the state the factor a compares the node with the next cleaner one; the own step has none."""
     sde, grid = LINEAR["vp"], sg.Grid([0.9, 0.6, 0.1])
     model = bind(sg.from_score(lambda x, t: torch.ones_like(x), sde), sde, grid.times)
-    x = torch.zeros(1, 4, dtype=F64)
+    x, z = torch.zeros(1, 64, dtype=F64), stream(1, "corrector").normal((1, 64), F64)
     for i, (noisy, clean) in enumerate([(0.9, 0.6), (0.6, 0.1), (0.1, 0.0)]):
-        move = sg.Langevin(snr=0.2).corrector(sde, grid, model, stream(1, "corrector"), mean=False)
-        eps = 2 * 0.04 * float(sde.alpha(noisy) * sde.sigma(noisy) / sde.alpha(clean)) ** 2
-        z = stream(1, "corrector").normal((1, 4), F64)
-        torch.testing.assert_close(move(x, i), eps + math.sqrt(2 * eps) * z, rtol=1e-12, atol=0)
+        a = float(sde.alpha(noisy) / sde.alpha(clean)) ** 2
+        of_state = 2 * a * (0.2 * float(z.norm()) / 8) ** 2
+        own = 2 * (0.2 * float(sde.sigma(noisy))) ** 2
+        for norm, eps in (("sample", of_state), ("expected", own)):
+            corrector = sg.Langevin(snr=0.2, norm=norm)
+            move = corrector.corrector(sde, grid, model, stream(1, "corrector"), mean=False)
+            torch.testing.assert_close(move(x, i), eps + math.sqrt(2 * eps) * z, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("norm", ["sample", "expected", "batch"])
 @pytest.mark.parametrize(("process", "t"), [("ve", 0.5), ("vp", 0.2)])
 def test_langevin_is_stationary_at_the_marginal(process: str, t: float, norm: str) -> None:
-    """On N(0, v) the corrector's own variance is v / (1 - a r^2), with published norms v (1 + a r^2)."""
+    """On N(0, v) the corrector's own variance is v / (1 - r^2), with published norms v (1 + a r^2)."""
     sde = LINEAR[process]
     v = float(sde.alpha(t) * 0.5) ** 2 + float(sde.sigma(t)) ** 2
     a = float(sde.alpha(t) / sde.alpha(0.0)) ** 2
@@ -328,7 +332,7 @@ def test_langevin_is_stationary_at_the_marginal(process: str, t: float, norm: st
     for r, updates in ((0.1, 50), (0.4, 10)):  # enough to forget three quarters of any other variance
         updates = math.ceil(updates / a)
         got = correct(sg.Langevin(snr=r, norm=norm, data_std=data_std), sde, lambda x, t: -x / v, x, t, updates)
-        known = 1 / (1 - a * r**2) if norm == "expected" else 1 + a * r**2
+        known = 1 / (1 - r**2) if norm == "expected" else 1 + a * r**2
         assert float(got.var()) / v == pytest.approx(known, rel=0.02)
 
 

@@ -691,6 +691,7 @@ def test_samples_do_not_depend_on_one_another(name: str, order: list[int], cut: 
     torch.testing.assert_close(together, alone[list(order)], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # of the outlier
 @pytest.mark.parametrize("name", METHODS)
 def test_an_outlier_changes_no_other_sample(name: str) -> None:
     """A start far out, and one that is not finite, beside others."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from sgm_sde._checks import number
@@ -92,6 +91,8 @@ class LogProbResult:
         """
         number("level", level, above=0, below=1)
         freedom = self.freedom.detach().double().cpu().numpy()
+        from scipy.stats import t as student  # here: it takes a while to import
+
         quantile = torch.from_numpy(np.asarray(student.ppf(0.5 + level / 2, freedom))).to(self.stderr)
         half = torch.hypot(torch.where(self.stderr > 0, quantile, 0.0) * self.stderr, self.error.nan_to_num(0.0))
         return self.value - half, self.value + half

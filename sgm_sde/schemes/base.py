@@ -37,6 +37,7 @@ class Solver(Value, ABC):
         prediction: what `evaluate` returns: `"data"`, `"noise"`, `"score"` or `"drift"`.
         nfe_per_step: network calls per step.
         guided: whether something besides network and noise, such as a measurement, moves the states.
+        lags: whether states may be far from the marginal of their time, as under few Langevin updates a level.
         ends_in_data: whether the last state is the sample itself, so that nothing is left to denoise.
         budget: the one number of network calls that it is made for, None for any.
         source: authors, year, arXiv number.
@@ -55,6 +56,7 @@ class Solver(Value, ABC):
     """
 
     guided: ClassVar[bool] = False
+    lags: ClassVar[bool] = False
 
     @property
     def ends_in_data(self) -> bool:

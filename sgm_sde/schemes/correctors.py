@@ -234,6 +234,7 @@ class AnnealedLangevin(Solver, Corrector):
 
     step_ratio: float = 0.2
     n_steps: int = 100
+    lags = True
     name = "annealed-langevin"
     order = 0
     stochastic = True
