@@ -693,6 +693,7 @@ def test_a_uniform_density_has_as_many_bits_as_levels(
         GAUSSIAN.score(LINEAR["vp"]), LINEAR["vp"], images, n_levels=levels, data_range=(lo, hi), seed=0
     )
     assert res.value == pytest.approx(bits, abs=1e-12)
+    assert res.guess == bits and str(res).endswith(f"; a uniform guess has {bits:.2f}")
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.dequantisation.BitsPerDimWarning")  # 4.5 bits, known

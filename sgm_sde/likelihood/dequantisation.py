@@ -185,7 +185,8 @@ def bits_per_dim(
         estimator = "truncated-normal bound" if dequantize == "truncated-normal" else "Jensen bound"
         how = f"as the mean of {repeats} draw{'s' * (repeats > 1)} of {what}"
     protocol = f"{estimator} {how}, {n_levels} levels; {result.protocol}"
-    return BitsPerDimResult(float(per_image.mean()), stderr, per_image, draws, nfe + model.nfe, estimator, protocol)
+    value, guess = float(per_image.mean()), math.log2(n_levels)
+    return BitsPerDimResult(value, stderr, per_image, draws, nfe + model.nfe, estimator, protocol, guess)
 
 
 def _judge(

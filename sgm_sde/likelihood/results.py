@@ -167,6 +167,7 @@ class BitsPerDimResult:
         nfe: network calls, each on the whole batch.
         estimator: what the number is an estimate of.
         protocol: what to quote beside the number.
+        guess: bits/dim of a uniform guess, the logarithm of the number of levels.
     """
 
     value: float
@@ -176,9 +177,10 @@ class BitsPerDimResult:
     nfe: int
     estimator: str
     protocol: str
+    guess: float
 
     def __str__(self) -> str:
-        return f"{self.value:.4f} +- {self.stderr:.4f} bits/dim ({self.protocol})"
+        return f"{self.value:.4f} +- {self.stderr:.4f} bits/dim ({self.protocol}); a uniform guess has {self.guess:.2f}"
 
 
 @dataclass(frozen=True)
