@@ -59,7 +59,7 @@ def from_pipeline(folder: Path | str) -> Model:
     kind: Any = getattr(diffusers, str(used[nets[0]][1]), None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
         raise ValueError(f"{folder} has a {nets[0]} of the class {used[nets[0]][1]!r}, which diffusers does not have")
-    load: Any = kind.from_pretrained
+    load = getattr(kind, "from_pretrained")  # noqa: B009, known to mypy where diffusers is installed only
     net: Any = load(folder / nets[0], local_files_only=True, use_safetensors=True).eval()
     with reading(folder / "scheduler" / "scheduler_config.json", "configuration of a scheduler"):
         config = parse_json((folder / "scheduler" / "scheduler_config.json").read_bytes())
