@@ -256,7 +256,7 @@ def pilot(
 def _budgets(nfe: int | Sequence[int]) -> list[int]:
     """The budgets, in the order given and each once."""
     given = nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]
-    budgets = list(dict.fromkeys(check_integer("nfe", budget) for budget in given))
+    budgets = list(dict.fromkeys([check_integer("nfe", budget) for budget in given]))
     if not budgets:
         raise ValueError("nfe must be a number of network calls or a sequence of them, got an empty one")
     return budgets

@@ -2,7 +2,7 @@
 
 from sgm_sde.likelihood.bounds import LearnedVariance, ddpm_bound, elbo
 from sgm_sde.likelihood.checks import LikelihoodWarning
-from sgm_sde.likelihood.dequantisation import Dequantisation, bits_per_dim
+from sgm_sde.likelihood.dequantisation import BitsPerDimWarning, Dequantisation, bits_per_dim
 from sgm_sde.likelihood.encoding import decode, encode, slerp
 from sgm_sde.likelihood.flow import choose_probe_basis, log_prob
 from sgm_sde.likelihood.grid import Stretched
@@ -22,6 +22,7 @@ __all__ = [
     "AdaptiveFlow",
     "AdjointFlow",
     "BitsPerDimResult",
+    "BitsPerDimWarning",
     "BoundResult",
     "Dequantisation",
     "Exact",
