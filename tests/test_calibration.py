@@ -246,6 +246,18 @@ def test_every_linear_process(process: str) -> None:
     assert sg.sample(MIXTURE.score(sde), sde, (4, 2), solver=found, seed=2).nfe == 5
 
 
+def test_a_first_call_at_the_end_of_a_table() -> None:
+    """A capped cosine table knows no level above its last, not even by rounding; trajectories begin there."""
+    t = torch.arange(1001, dtype=torch.float64) / 1000
+    bar = torch.cos((t + 0.008) / 1.008 * math.pi / 2).square()
+    table = sg.DiscreteVPSDE((1 - bar[1:] / bar[:-1]).clamp(max=0.999))
+    flow = a_flow(table, 4)
+    exact = flow.trajectories(range(4), 32, 9)
+    assert float(exact.log_levels[0]) == flow.high
+    estimate = flow.data(exact.y[:1], [flow.high + 1e-8], range(4))
+    torch.testing.assert_close(estimate[0], exact.D[0])
+
+
 def test_reproducible_by_seed_and_the_same_in_other_batches(calibrated: sg.calibration.Calibrations) -> None:
     sde = sg.VPSDE()
     again = sg.calibrate(MIXTURE.score(sde), sde, (48, 2), nfe=4, held_out=48, seed=0)

@@ -127,7 +127,8 @@ class Flow:
         if level not in self._at:
             if len(self._at) > 10000:
                 self._at.clear()
-            time = float(self.sde.time(torch.tensor(-2 * level, dtype=torch.float64)))
+            # A table knows no time beyond its ends, not even by the rounding of a level.
+            time = float(self.sde.time(torch.tensor(-2 * min(level, self.high), dtype=torch.float64)))
             time = min(max(time, self.sde.eps), self.sde.T)
             node: Any = self.sde.nodes([time])[0]
             self._at[level] = (time, node.alpha, *self.model._convert("data", node))
@@ -143,7 +144,8 @@ class Flow:
         times = grid.times
         kept = torch.linspace(0, len(times) - 2, min(keep, len(times) - 1)).round().long().tolist() if keep else []
         at = {times[i]: k for k, i in enumerate(kept)}
-        levels = torch.tensor([math.log(node.noise_level) for node in self.sde.nodes([times[i] for i in kept])])
+        nodes = self.sde.nodes([times[i] for i in kept])
+        levels = torch.tensor([math.log(node.noise_level) for node in nodes], dtype=torch.float64)
         z = self.noise(samples)
         y, D = (torch.empty((len(kept), *z.shape), dtype=self.dtype, device=self.device) for _ in range(2))
         end = torch.empty_like(z)
@@ -163,4 +165,4 @@ class Flow:
             run = execute(program, x, model, PreDrawnNoise(()), on_output=on_output)
             end[rows] = flat(model.predict("data", run.x, times[-1]))
             self.network_evals += model.network_evals
-        return Trajectories(levels.double(), y, D, end)
+        return Trajectories(levels, y, D, end)
