@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde.engine.matrix import Matrix
+from sgm_sde.engine.matrix import Matrix, times
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Coefficient, Program, Stage, Terms
 
@@ -387,10 +387,7 @@ class _Blocks(_Graph):
         super().__init__(x, plan)
 
     def times(self, c: Coefficient, value: Tensor) -> Tensor:
-        if not isinstance(c, Matrix):
-            return c * value
-        rows = [sum(a * block for a, block in zip(row, value.unbind(1), strict=True)) for row in c.rows]
-        return torch.stack(rows, 1)  # type: ignore[arg-type]
+        return times(c, value)
 
 
 def _memory(x: Tensor, plan: Plan, grad: bool = False) -> _Buffers | _Graph:

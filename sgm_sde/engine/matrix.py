@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sgm_sde._value import Value
 
@@ -79,3 +81,11 @@ class Matrix(Value):
 def finite(coefficient: Any) -> bool:
     """True if a coefficient, number or matrix, is finite."""
     return bool(np.isfinite(coefficient.array).all() if isinstance(coefficient, Matrix) else np.isfinite(coefficient))
+
+
+def times(c: Matrix | float, value: Tensor) -> Tensor:
+    """A coefficient times a state, a matrix over its blocks (B, k, *)."""
+    if not isinstance(c, Matrix):
+        return c * value
+    rows = [sum(a * block for a, block in zip(row, value.unbind(1), strict=True)) for row in c.rows]
+    return torch.stack(rows, 1)  # type: ignore[arg-type]

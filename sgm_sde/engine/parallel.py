@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sgm_sde.engine.matrix import Matrix
+from sgm_sde.engine.matrix import times
 from sgm_sde.engine.noise import NoiseSource
-from sgm_sde.engine.program import Coefficient, Program
+from sgm_sde.engine.program import Program
 
 Evaluate = Callable[[Tensor, Tensor], Tensor]
 
@@ -66,13 +66,13 @@ def picard(
             stage = stages[k]
             total = torch.zeros_like(x) if k else x
             for j, c in stage.states:
-                total = total + _times(c, states[j])
+                total = total + times(c, states[j])
             for j, c in stage.evals:
                 value = evals.get(j, held)
                 assert value is not None
-                total = total + _times(c, value)
+                total = total + times(c, value)
             for m, c in stage.noises:
-                total = total + _times(c, noises[m])
+                total = total + times(c, noises[m])
             states[k] = total
 
     begin, rounds = 0, 0  # number of the first evaluation that does not stand
@@ -107,13 +107,6 @@ def picard(
             _forget(evals, last_eval, done)
             _forget(noises, last_noise, done)
     return states[len(stages) - 1], rounds
-
-
-def _times(c: Coefficient, value: Tensor) -> Tensor:
-    if not isinstance(c, Matrix):
-        return c * value
-    rows = [sum(a * block for a, block in zip(row, value.unbind(1), strict=True)) for row in c.rows]
-    return torch.stack(rows, 1)  # type: ignore[arg-type]
 
 
 def _last_uses(program: Program) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
