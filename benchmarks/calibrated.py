@@ -142,15 +142,17 @@ def gits_levels(bed: Bed, budgets: Sequence[int]) -> dict[int, list[float]]:
 
 
 def measure(bed: Bed, budgets: Sequence[int], noises: int = NOISES, peers: bool = True) -> dict[str, Any]:
-    """All numbers of a bed, by budget."""
+    """All numbers of a bed, by budget; interrupted, it continues with the budgets that are missing."""
     clock = Clock()
+    folder = CACHE / f"{bed.hash}-{noises}"
+    resumed = folder.exists()
     score = bed.score.map_net(clock.around)
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a calibration says of itself is in its remarks
         found = sg.calibrate(
             score, bed.sde, (noises, *bed.shape[1:]), nfe=budgets, held_out=HELD_OUT, seed=SEED, dtype=bed.dtype,
-            model_kwargs=kwargs_for(bed, noises),
+            model_kwargs=kwargs_for(bed, noises), checkpoint=folder,
         )  # fmt: skip
     total, network = time.process_time() - start, clock.seconds
     levels = gits_levels(bed, budgets) if peers else {}
@@ -172,7 +174,8 @@ def measure(bed: Bed, budgets: Sequence[int], noises: int = NOISES, peers: bool 
             "held_out": {e.name: [e.rmse, e.stderr, e.median, e.worst] for e in reversed(one.errors)},
             "network_evals": one.network_evals, "shared_evals": one.shared_evals, "remarks": list(one.remarks),
         }  # fmt: skip
-    return {"bed": bed.name, "half": bed.half, "seconds": total, "network": network, "budgets": rows}
+    times = {} if resumed else {"seconds": total, "network": network}  # of an interrupted run there are none
+    return {"bed": bed.name, "half": bed.half, **times, "budgets": rows}
 
 
 def file_of(bed: Bed, noises: int = NOISES) -> Path:
@@ -191,7 +194,8 @@ def keep(bed: Bed, noises: int, budgets: Sequence[int], peers: bool = True) -> N
     partial.write_text(json.dumps(found) + "\n")
     partial.replace(path)
     shown = {n: f"{row['error']:.3g}/{row['pilot']:.3g}" for n, row in found["budgets"].items()}
-    sys.stdout.write(f"{bed.name} {found['seconds']:.0f} s, {found['network']:.0f} s in the network: {shown}\n")
+    spent = f"{found['seconds']:.0f} s, {found['network']:.0f} s in the network" if "seconds" in found else "resumed"
+    sys.stdout.write(f"{bed.name}, {spent}: {shown}\n")
     sys.stdout.flush()
 
 
@@ -300,7 +304,7 @@ def tables(half: str) -> str:
             f"| {nfe} | {geometric(list(best.values())):.3f} | {max(best.values()):.2f} | {' | '.join(shares)} | "
             f"{geometric(list(pilot.values())):.3f} | {len(worse)} | {geometric(list(gits.values())):.3f} |"
         )
-    beside = [row["seconds"] - row["network"] for row in found]
+    beside = [row["seconds"] - row["network"] for row in found if "seconds" in row] or [math.nan]
     lines += ["", f"CPU seconds beside the network's, all budgets: at most {max(beside):.0f}, on average "
               f"{sum(beside) / len(beside):.0f}.", ""]  # fmt: skip
     lines += ["| bed | " + " | ".join(f"{n}: calibrated / pilot / best" for n in budgets) + " |"]

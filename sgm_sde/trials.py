@@ -15,7 +15,7 @@ from torch import Tensor
 from sgm_sde._checks import arguments, check_integer, shape_of_samples
 from sgm_sde._shapes import flat
 from sgm_sde.defaults import Setting
-from sgm_sde.engine.noise import Generators, Seeds, resolve_seeds
+from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Widening
 from sgm_sde.options import Execution
@@ -24,7 +24,7 @@ from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import plan, sample
 from sgm_sde.schemes import DEIS, DPMSolver, DPMSolverPP, RectifiedAdams, Solver, UniC, UniPC
 from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
-from sgm_sde.scores.score import as_score
+from sgm_sde.scores.score import Score, as_score
 
 # The whole flow, even where log-SNR has no bound: many steps in log-SNR, from sigma / alpha = e^10 at most down to eps.
 WHOLE = Widening(first=1e30, last=1e-30, largest=math.exp(10.0))
@@ -231,12 +231,10 @@ def pilot(
     require_sde(sde)
     if not sde.is_linear:
         raise TypeError(f"a pilot needs a LinearSDE for its reference, got {sde!r}")
-    budgets = _budgets(nfe)
+    budgets = budgets_of(nfe)
     tried = _candidates(candidates)
-    trial = _Trial(
-        score_fn, sde, shape, seed, generator, reference_nfe,
-        {"t_end": t_end, "final": final, "dtype": dtype, "execution": Execution(device=device)}, model_kwargs,
-    )  # fmt: skip
+    options = {"t_end": t_end, "final": final, "dtype": dtype, "execution": Execution(device=device)}
+    trial = _trial(score_fn, sde, shape, seed, generator, reference_nfe, options, model_kwargs)
 
     # As many runs of a sample for each budget as cost what the references do.
     runs = 2 * reference_nfe * trial.batch // sum(budgets)
@@ -253,7 +251,7 @@ def pilot(
     return found if isinstance(nfe, Sequence) else found[budgets[0]]
 
 
-def _budgets(nfe: int | Sequence[int]) -> list[int]:
+def budgets_of(nfe: int | Sequence[int]) -> list[int]:
     """The budgets, in the order given and each once."""
     given = nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]
     budgets = list(dict.fromkeys([check_integer("nfe", budget) for budget in given]))
@@ -309,45 +307,46 @@ def _schedule(candidates: int, batch: int, runs: int) -> Iterator[_Round]:
     yield _Round(finalists, batch)
 
 
-class _Trial:
-    """The noises of a trial, where the flow takes them, and runs from them."""
+class Race:
+    """Runs of settings from the noises of a trial, compared with exact samples.
+
+    Args:
+        score: the score.
+        sde: its process.
+        event: shape of one sample.
+        seeds: of the noises.
+        exact: where the flow takes them, (B, d), denoised as `options` say.
+        doubt: how well that is known, in units of the samples' standard deviation.
+        options: options of `sample` for all runs.
+        kwargs: arguments of the network for all noises.
+        resolved: the same, where it is known which have one row per sample; None where it is not.
+
+    Attributes:
+        network_evals: what the network saw in all runs, counted in samples.
+    """
 
     def __init__(
         self,
-        score_fn: ScoreFn,
+        score: Score,
         sde: LinearSDE,
-        shape: Sequence[int],
-        seed: Seeds,
-        generator: Generators,
-        reference_nfe: int,
-        options: dict[str, Any],
-        model_kwargs: Mapping[str, Any] | None,
+        event: Sequence[int],
+        seeds: SampleSeeds,
+        exact: Tensor,
+        doubt: float,
+        options: Mapping[str, Any],
+        kwargs: Mapping[str, Any],
+        resolved: Mapping[str, Any] | None,
     ) -> None:
-        self.score, self.sde = as_score(score_fn, sde), sde
-        self.shape = shape_of_samples("shape", shape)
-        self.batch, self.options = self.shape[0], options
-        seed = secrets.randbits(63) if seed is None and generator is None else seed
-        self.seeds = resolve_seeds(seed, generator, self.batch)  # the same noises for all
-        self.kwargs = arguments("model_kwargs", model_kwargs)
+        self.score, self.sde, self.event, self.seeds = score, sde, tuple(event), seeds
+        self.exact, self.doubt, self.options = exact.double(), doubt, dict(options)
+        self.kwargs, self.resolved = kwargs, resolved
+        self.batch = len(exact)
+        self.network_evals = 0
 
-        try:
-            self.resolved: dict[str, Any] | None = resolve(self.kwargs, self.batch, self.score.conditions)
-        except AmbiguousArgument:
-            self.resolved = None  # no trial on some of the noises
-
-        reference = sample(
-            score_fn, sde, shape, solver=REFERENCE, nfe=check_integer("reference_nfe", reference_nfe), seed=self.seeds,
-            model_kwargs=model_kwargs, **self._ends(options),
-        )  # fmt: skip
-        if not reference.status.ok:
-            raise ValueError(f"there is no reference to compare with: {reference.status.message}")
-        self.exact = flat(reference.x.double())
-        self.spread = float(self.exact.std()) or 1.0
-        self.doubt = self.rmse(self.errors(CHECK, reference_nfe, self.batch))
-
-    def _ends(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Options of a reference, which goes on to eps."""
-        return {**options, "t_end": self.sde.eps if options["t_end"] is None else options["t_end"]}
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the samples' numbers."""
+        return float(self.exact.std()) or 1.0
 
     def possible(self, settings: Sequence[Setting], budget: int) -> list[Setting]:
         """Those whose solver can make a step within a budget, on a grid that the process has; each run once."""
@@ -362,20 +361,20 @@ class _Trial:
             found.setdefault((solver, grid), setting)
         return list(found.values())
 
-    def errors(self, setting: Setting, budget: int, noises: int) -> Tensor:
+    def errors(self, setting: Setting, budget: int, noises: int, **options: Any) -> Tensor:
         """Mean square error of each of the first noises, in units of the samples' variance; inf if not finite."""
         kwargs = self.kwargs
         if noises < self.batch:
             assert self.resolved is not None
             kwargs = map_rows(lambda _, rows: rows[:noises], self.resolved)
-        options = self._ends(self.options) if setting is CHECK else self.options
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a candidate that fails is told from its error
-            x = sample(
-                self.score, self.sde, (noises, *self.shape[1:]), solver=setting, nfe=budget, seed=self.seeds[:noises],
-                model_kwargs=kwargs, **options,
-            ).x  # fmt: skip
-        square = (flat(x.double()) - self.exact[:noises]).square().mean(1) / self.spread**2
+            run = sample(
+                self.score, self.sde, (noises, *self.event), solver=setting, nfe=budget, seed=self.seeds[:noises],
+                model_kwargs=kwargs, **self.options | options,
+            )  # fmt: skip
+        self.network_evals += run.network_evals
+        square = (flat(run.x.double()) - self.exact[:noises]).square().mean(1) / self.spread**2
         return square.nan_to_num(nan=math.inf)
 
     @staticmethod
@@ -421,3 +420,36 @@ class _Trial:
             if float(difference.mean()) <= max(uncertain, 0.01 * error**2):
                 remarks.append(f"cannot tell {setting} and {second} apart on {len(difference)} noises")
         return remarks
+
+
+def _trial(
+    score_fn: ScoreFn,
+    sde: LinearSDE,
+    shape: Sequence[int],
+    seed: Seeds,
+    generator: Generators,
+    reference_nfe: int,
+    options: dict[str, Any],
+    model_kwargs: Mapping[str, Any] | None,
+) -> Race:
+    """The race of a pilot: its exact samples by a tight solution, and by another how well they are known."""
+    score = as_score(score_fn, sde)
+    batch, *event = shape_of_samples("shape", shape)
+    seed = secrets.randbits(63) if seed is None and generator is None else seed
+    seeds = resolve_seeds(seed, generator, batch)  # the same noises for all
+    kwargs = arguments("model_kwargs", model_kwargs)
+    try:
+        resolved: Mapping[str, Any] | None = resolve(kwargs, batch, score.conditions)
+    except AmbiguousArgument:
+        resolved = None  # no trial on some of the noises
+
+    ends = {"t_end": sde.eps if options["t_end"] is None else options["t_end"]}  # a reference goes on to eps
+    reference = sample(
+        score_fn, sde, shape, solver=REFERENCE, nfe=check_integer("reference_nfe", reference_nfe), seed=seeds,
+        model_kwargs=model_kwargs, **options | ends,
+    )  # fmt: skip
+    if not reference.status.ok:
+        raise ValueError(f"there is no reference to compare with: {reference.status.message}")
+    race = Race(score, sde, event, seeds, flat(reference.x), 0.0, options, kwargs, resolved)
+    race.doubt = race.rmse(race.errors(CHECK, reference_nfe, batch, **ends))
+    return race

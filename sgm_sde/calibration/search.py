@@ -35,7 +35,7 @@ from sgm_sde.sampling import sample
 from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.score import as_score
 from sgm_sde.store import Store
-from sgm_sde.trials import _budgets, _Trial, default_candidates
+from sgm_sde.trials import Race, budgets_of, default_candidates
 
 REFERENCES = (64, 128, 256)  # network calls of exact trajectories, as many as are needed
 KNOWN = 3e-4  # of the standard deviation: how well exact samples should be known
@@ -142,7 +142,7 @@ def calibrate(
         raise TypeError(f"calibration needs a LinearSDE, got {sde!r}")
     for i, calls in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
         check_integer(f"nfe[{i}]" if isinstance(nfe, Sequence) else "nfe", calls)
-    budgets = _budgets(nfe)
+    budgets = budgets_of(nfe)
     if not isinstance(model_kwargs, Mapping | None):
         raise TypeError(f"model_kwargs must map names to arguments of the network, got {described(model_kwargs)}")
     held_out = check_integer("held_out", held_out, 2)
@@ -199,24 +199,6 @@ class _Exact:
     def scale(self) -> float:
         """Standard deviation of the samples' numbers, as the pilot takes it."""
         return float(self.fit.end.double().std()) or 1.0
-
-
-class _Race(_Trial):
-    """The pilot's race against exact samples that are known already."""
-
-    def __init__(self, flow: Flow, exact: Tensor, scale: float, doubt: float, dtype: torch.dtype) -> None:
-        self.score, self.sde, self.batch = flow.score, flow.sde, len(exact)
-        self.shape = (len(exact), *flow.event)
-        self.options = {"t_end": None, "final": "denoise", "dtype": dtype, "execution": Execution(device=flow.device)}
-        self.seeds = flow.seeds[: self.batch]
-        self.kwargs = self.resolved = flow.conditions(torch.arange(self.batch))
-        self.exact, self.spread, self.doubt = exact.double(), scale, doubt
-        self.network_evals = 0  # what the network saw, at most
-
-    def errors(self, setting: Setting, budget: int, noises: int) -> Tensor:
-        """The pilot's race, with network evaluations counted."""
-        self.network_evals += noises * budget * self.score.branches
-        return super().errors(setting, budget, noises)
 
 
 class _Search:
@@ -375,7 +357,10 @@ class _Search:
         """The best settings of the pilot's race, on held-out noises."""
         flow = self.flow
         few = min(RACE, self.n)
-        race = _Race(flow, exact.fit.end[:few], exact.scale, exact.doubt, self.dtype)
+        kwargs = flow.conditions(torch.arange(few))
+        options = {"t_end": None, "final": "denoise", "dtype": self.dtype, "execution": Execution(device=flow.device)}
+        seeds, ends = flow.seeds[:few], exact.fit.end[:few]
+        race = Race(flow.score, flow.sde, flow.event, seeds, ends, exact.doubt, options, kwargs, kwargs)
         able = race.possible(default_candidates(), n)
         result = race.race(able, n, 1000 * few)
         flow.network_evals += race.network_evals
