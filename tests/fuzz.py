@@ -202,7 +202,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "RungeKutta": (sg.RungeKutta, {"*tableau": sg.tableaus.RK4}),
     "DPMSolver": (sg.DPMSolver, {"*order": 2, "variant": None, "start": None, "eta": 0.0, "singlestep": True}),
     "DPMSolverPP": (sg.DPMSolverPP, {"*order": 2, "variant": None, "start": None, "eta": 0.0, "singlestep": False}),
-    "DEIS": (sg.DEIS, {"*order": 3, "start": None}),
+    "DEIS": (sg.DEIS, {"*order": 3, "variable": "time", "start": None}),
     "LMS": (sg.schemes.LMS, {"*order": 3, "start": None}),
     "IPNDM": (sg.schemes.IPNDM, {"*order": 3}),
     "UniC": (sg.schemes.UniC, {"*predictor": sg.DEIS(2), "*nodes": None}),

@@ -122,6 +122,14 @@ def test_methods_that_coincide(case: str, process: str) -> None:
     torch.testing.assert_close(end_state(one, process), end_state(other, process), rtol=1e-9, atol=1e-9)
 
 
+def test_deis_in_vp_time_is_deis_on_vp() -> None:
+    """There the two times are one; on EDM, where time is the noise level, they are not."""
+    ours, own = sg.DEIS(3, variable="vp-time"), sg.DEIS(3)
+    torch.testing.assert_close(end_state(ours, "vp"), end_state(own, "vp"), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(end_state(ours, "edm"), end_state(own, "edm"), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(end_state(own, "edm"), end_state(sg.schemes.LMS(3), "edm"), rtol=1e-9, atol=1e-9)
+
+
 def test_variants_differ() -> None:
     """What is offered as another method is another method."""
     states = {name: end_state(ALL[name], "vp") for name in DETERMINISTIC}

@@ -54,6 +54,14 @@ def test_order_on_a_gaussian(name: str, process: str, rule: str) -> None:
     assert measured.order > ALL[name].order - 0.15, measured
 
 
+@pytest.mark.parametrize("process", ["edm", "ve", "flow", "cosine"])
+def test_order_of_deis_in_vp_time(process: str) -> None:
+    """Polynomials in another process' time keep the order, on processes that have their own."""
+    deis = sg.DEIS(3, variable="vp-time")
+    measured = measure_order(deis, LINEAR[process], oracle=MIXTURE, rule=rough(), steps=STEPS)
+    assert measured.order > 3 - 0.15, measured
+
+
 @pytest.mark.parametrize(("process", "rule"), [("vp", "log-snr"), ("edm", "warped"), ("flow", "rough")])
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_on_a_mixture(name: str, process: str, rule: str) -> None:

@@ -26,8 +26,9 @@ class Exponential(Solver):
 
     Attributes:
         prediction: `"data"`, `"noise"`, `"v"` or `"rectified"`: what is interpolated.
-        variable: what it is a polynomial in: `"log-snr"`, `"time"` or `"noise-level"`; velocity in the `"angle"`,
-            rectified flow in the `"flow-time"`.
+        variable: what it is a polynomial in: `"log-snr"`, `"time"`, `"noise-level"` or `"vp-time"`, the time at which
+            the VP process of betas 0.1 to 20 has the noise level; velocity in the `"angle"`, rectified flow in the
+            `"flow-time"`.
         variant: `"exact"`, or a published simplification; see `LinearPart.weights`.
         eta: stochasticity, a number or a function of the time at which a step starts; it stays constant on the
             step, which is a stochasticity like any other and costs no accuracy.
@@ -52,7 +53,7 @@ class Exponential(Solver):
         one_of("prediction", self.prediction, PARTS)
         variable = NATIVE[self.prediction] if self.variable is None else self.variable
         settle(self, variable=variable)
-        allowed = VARIABLES[:3] if self.prediction in ("data", "noise") else (NATIVE[self.prediction],)
+        allowed = VARIABLES[:4] if self.prediction in ("data", "noise") else (NATIVE[self.prediction],)
         one_of(f"variable of {self.prediction}", variable, allowed)
         one_of("variant", self.variant, VARIANTS)
         if callable(self.eta):

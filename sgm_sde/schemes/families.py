@@ -140,33 +140,44 @@ def _dpm_solver(
     return ExponentialAdams(nodes=order, start=start, lower_final=_lower(order, lower_final), name=name, **options)
 
 
-def DEIS(order: int = 3, *, start: str | None = None, lower_final: bool | None = None) -> ExponentialAdams:
+def DEIS(
+    order: int = 3, *, variable: str = "time", start: str | None = None, lower_final: bool | None = None
+) -> ExponentialAdams:
     r"""DEIS-tAB: noise prediction, polynomials in time, integrated exactly against the exponential kernel.
 
     $$ x_t = \frac{\alpha_t}{\alpha_s} x_s + \alpha_t \sum_j \epsilon_j
              \int_s^t l_j(u)\,d\Big(\frac{\sigma_u}{\alpha_u}\Big) $$
 
-    with Lagrange's polynomials $l_j$ through the last `order` times (tAB2 of the paper is order 3 here).
+    with Lagrange's polynomials $l_j$ through the last `order` times (tAB2 of the paper is order 3 here). On `EDMSDE`
+    the process' time is the noise level, and the polynomial that of `LMS`; the code of the paper maps EDM's levels to
+    VP's time first, which is `variable="vp-time"`.
 
     Args:
         order: number of evaluations used.
+        variable: `"time"`, the process' own, or `"vp-time"`, the time at which `VPSDE()` has the same noise level.
         start: `"cold"` as published or `"warm"`, the default from order 3.
         lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
+
+    Raises:
+        ValueError: for another variable.
 
     Source: Zhang & Chen, 2023, arXiv:2204.13902.
 
     Examples:
         >>> DEIS(3).order, DEIS(3, start="cold").order
         (3, 2)
+        >>> DEIS(2, variable="vp-time").name
+        'deis2-vp'
     """
     order = check_integer("order", order)
+    one_of("variable", variable, ("time", "vp-time"))
     return ExponentialAdams(
         nodes=order,
         prediction="noise",
-        variable="time",
+        variable=variable,
         start=_warm_if(order, start, 0.0),
         lower_final=_lower(order, lower_final),
-        name=f"deis{order}",
+        name=f"deis{order}{'-vp' if variable == 'vp-time' else ''}",
         source="Zhang & Chen, 2023, arXiv:2204.13902",
     )
 

@@ -36,11 +36,12 @@ from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form
 
 Known = Sequence[tuple[Any, Form]]  # pairs (node, evaluation there), newest first
-VARIABLES = ("log-snr", "time", "noise-level", "angle", "flow-time")
+VARIABLES = ("log-snr", "time", "noise-level", "vp-time", "angle", "flow-time")
 VARIANTS = ("exact", "midpoint", "bh1", "published", "fixed", "ipndm-v")
 LARGEST = 10.0  # sum of the sizes of a step's weights, relative to their sum
 SLACK = 0.05  # by which steps taken for even may grow
 CLOSE = 1e-3  # share of the step, below which no weights are worth solving for
+VP_BETAS = (0.1, 20.0)  # of the process whose time is "vp-time": Song et al., 2021
 SPARE = 8  # older evaluations to fall back on where newer ones lie too close together
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 POINTS, WEIGHTS = (_POINTS + 1) / 2, _WEIGHTS / 2  # Gauss-Legendre on [0, 1]
@@ -49,6 +50,13 @@ POINTS, WEIGHTS = (_POINTS + 1) / 2, _WEIGHTS / 2  # Gauss-Legendre on [0, 1]
 def _solved(r: Sequence[float], moments: Sequence[float]) -> Any:
     """The weights of values at r whose sums with powers of r are the moments."""
     return np.linalg.solve(np.vander(r, increasing=True).T, moments)
+
+
+def _vp_time(noise_level: float) -> float:
+    r"""The time at which VP has a noise level: $\log(1 + s^2)$ is the integral of its beta."""
+    low, high = VP_BETAS
+    integral = math.log1p(noise_level**2)
+    return 2 * integral / (low + math.sqrt(low**2 + 2 * (high - low) * integral))
 
 
 def separated(r: Sequence[float], n: int, moments: Callable[[int], Sequence[float]]) -> list[int]:
@@ -122,6 +130,8 @@ class LinearPart(ABC):
             return float(node.t)
         if self.variable == "noise-level":
             return float(node.noise_level)
+        if self.variable == "vp-time":
+            return _vp_time(node.noise_level)
         if self.variable == "flow-time":
             return float(node.sigma / (node.alpha + node.sigma))
         return math.atan2(node.sigma, node.alpha * self.sigma_data)
@@ -134,6 +144,9 @@ class LinearPart(ABC):
             return sde.log_snr(cpu_float64(coordinate)).numpy() / 2
         if self.variable == "flow-time":
             return np.log1p(-coordinate) - np.log(coordinate)
+        if self.variable == "vp-time":
+            low, high = VP_BETAS
+            return -np.log(np.expm1(low * coordinate + (high - low) * coordinate**2 / 2)) / 2
         return -np.log(coordinate if self.variable == "noise-level" else self.sigma_data * np.tan(coordinate))
 
     def between(self, k: Any, s: Any, t: Any, fraction: float) -> Any:
