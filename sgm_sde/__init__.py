@@ -16,6 +16,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from sgm_sde import _start as _start  # before all others
 from sgm_sde import adapters as adapters
 from sgm_sde import grids as grids
 from sgm_sde import inverse as inverse

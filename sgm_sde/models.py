@@ -7,7 +7,8 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -195,8 +196,9 @@ def load_model(name: str) -> Model:
             more = " A model of your own is named MODULE:FACTORY, a saved pipeline by its folder"
             raise unknown("model", name, SHIPPED, more)
         return SHIPPED[name]()
-    _, factory = find_function(name)
-    made: Any = factory()
+    with _here_first():
+        _, factory = find_function(name)
+        made: Any = factory()
     if isinstance(made, tuple) and len(made) == 3:
         made = Model(name, *made)
     if not isinstance(made, Model):
@@ -234,13 +236,25 @@ def source_hash(module: ModuleType) -> str:
     return "" if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
+@contextmanager
+def _here_first() -> Iterator[None]:
+    """The current folder is the first to look for modules in, as it is for a script there; from then on, the last."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+        if here not in sys.path:
+            sys.path.append(here)
+
+
 def _module(name: str) -> ModuleType:
     here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        with _here_first():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # something that the module itself imports

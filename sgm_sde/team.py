@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +27,7 @@ import torch
 import torch.distributed
 
 from sgm_sde._checks import check_integer
+from sgm_sde._start import GONE, end, end_with_launcher
 
 ROLL_CALL = 120.0  # seconds in which all processes of a run have to be there
 BEAT = 1.0  # seconds between the signs of life of a process
@@ -236,7 +236,7 @@ class Wire:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._prefix = f"sgm_sde/{attempt}/{next(_runs)}"
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            _end_with_launcher()
+            end_with_launcher()
         self._store = _connections.get(place) or _connect(place)
         _connections[place] = self._store
         self._seen: dict[int, tuple[int, float]] = {}
@@ -266,7 +266,7 @@ class Wire:
         pause = 0.005
         while (text := self.look(name)) is None:
             if self.silent(0):
-                raise ConnectionError(f"the first process of this run {_GONE}")
+                raise ConnectionError(f"the first process of this run {_SILENT}")
             self._stop_if_told()
             time.sleep(pause)
             pause = min(0.2, 1.5 * pause)
@@ -305,7 +305,7 @@ class Wire:
 
     def _stop_if_told(self) -> None:
         if self.place.rank and self.look("left/0"):
-            raise ConnectionError(f"the first process of this run {_GONE}")
+            raise ConnectionError(f"the first process of this run {_SILENT}")
 
     def leave(self, error: BaseException | None) -> None:
         """Say that this process is done; the first one waits until the others have heard what they need."""
@@ -342,17 +342,17 @@ class Wire:
                 self.add(f"beat/{self.place.rank}", 1)
             return
         if self.place.agent:  # whoever started this process is gone
-            _end("torchrun, which started this process, has ended")
+            end(GONE)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            raise ConnectionError(f"the first process of this run {_GONE}") from error
+            raise ConnectionError(f"the first process of this run {_SILENT}") from error
 
 
-_GONE = "has ended or does not answer; the same command goes on from here"
+_SILENT = "has ended or does not answer; the same command goes on from here"
 
 
 def _connect(place: Place) -> Any:
@@ -367,7 +367,7 @@ def _connect(place: Place) -> Any:
             break
         except OSError as error:
             if place.agent and isinstance(error, ConnectionRefusedError):  # it was there before this process was
-                raise ConnectionError("torchrun, which started this process, has ended") from None
+                raise ConnectionError(GONE) from None
             if time.monotonic() > deadline:
                 raise ConnectionError(
                     f"nobody listens at {place.host}:{place.port} after {ROLL_CALL:.0f} s, where process 0 of "
@@ -388,32 +388,3 @@ def _connect(place: Place) -> Any:
     except RuntimeError as error:
         doing, what = "listen" if serves else "connect", str(error).splitlines()[0]
         raise ConnectionError(f"cannot {doing} at {place.host}:{place.port}: {what}") from None
-
-
-def _end(why: str) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(f"sgm-sde: {why}\n")
-        sys.stderr.flush()
-    os._exit(1)
-
-
-def _end_with_launcher() -> None:
-    """End this process when the launcher is killed, which leaves it no time to end its children."""
-    parent = os.getppid()
-    if _is_orphan(parent):
-        _end("torchrun, which started this process, has ended")
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        _end("torchrun, which started this process, has ended")
-
-    threading.Thread(target=watch, daemon=True, name="sgm-sde launcher").start()
-
-
-def _is_orphan(parent: int) -> bool:
-    """True if the parent is what takes orphans, and no launcher."""
-    try:
-        return parent == 1 and b"python" not in Path("/proc/1/cmdline").read_bytes()
-    except OSError:
-        return False

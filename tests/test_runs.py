@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import random
@@ -264,6 +265,24 @@ def test_torchrun_leaves_the_files_of_one_process(complete: Complete, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_other_engines_leave_the_files_of_torchrun(engine: str, tmp_path: Path) -> None:
+    """The recipe of docs/runs.md on a cluster of two workers, beside two processes of torchrun, to the last byte."""
+    if importlib.util.find_spec(engine) is None:
+        pytest.skip(f"{engine} is not installed")
+    script = ROOT / "benchmarks" / "mapped.py"
+    recipe = [sys.executable, script, "--engine", engine, "-n", "20", "--parts", "3", "--out", tmp_path / "mapped"]
+    ended = subprocess.run(recipe, cwd=tmp_path, env=ENV, check=True, timeout=PATIENCE, capture_output=True, text=True)
+    assert "20 samples by 3 tasks" in ended.stdout
+    assert "all the same as those of one process" in ended.stdout
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sgm_sde"]
+    command += ["sample", "--model", "digits", "-n", "20", "--batch", "8", "--nfe", "10", "--device", "cpu", "--quiet"]
+    subprocess.run([*command, "--out", tmp_path / "run"], cwd=ROOT, env=ENV, check=True, timeout=PATIENCE)
+    shards = {name: data for name, data in contents(tmp_path / "run").items() if name != "samples.png"}
+    assert contents(tmp_path / "mapped") == shards
+
+
+@pytest.mark.slow
 def test_workers_end_with_their_launcher(tmp_path: Path) -> None:
     """torchrun killed with SIGKILL, which leaves it no time for its children: they end by themselves."""
     env = {**ENV, "SURVIVE": ""}
@@ -277,6 +296,22 @@ def test_workers_end_with_their_launcher(tmp_path: Path) -> None:
     launcher.wait()
     for rank in "01":
         assert_gone(int((tmp_path / f"pid-{rank}").read_text()))
+
+
+def test_a_process_that_still_imports_ends_with_its_launcher(tmp_path: Path) -> None:
+    """Killed before its children have imported torch, which here takes for ever, a launcher leaves nobody behind."""
+    (tmp_path / "torch.py").write_text(
+        "import os, pathlib, time\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(10**6)\n"
+    )
+    started = "import subprocess, sys; subprocess.Popen([sys.executable, '-m', 'sgm_sde', 'solvers']).wait()"
+    env = {**ENV, "TORCHELASTIC_RUN_ID": "none", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ENV['PYTHONPATH']}"}
+    launcher = subprocess.Popen([sys.executable, "-c", started], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    assert_gone(int((tmp_path / "pid").read_text()))
 
 
 # --- interruptions ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from sgm_sde import _lock as lock_module
 from sgm_sde import store as module
 from sgm_sde.identity import measured
 from sgm_sde.store import Store, read_manifest, read_run, read_shard
+from tests.forks import ENV
 
 SETTINGS = {"solver": "heun", "grid": {"name": "karras", "rho": 7.0}, "shape": (3, 8), "nfe": 20}
 X = {"x": torch.arange(6.0).reshape(2, 3), "y": torch.tensor([1, 2])}
@@ -422,6 +425,30 @@ def test_names_that_are_none(mine: str) -> None:
     ):
         with pytest.raises(kind, match=text):
             sg.load_model(name)
+
+
+def test_files_of_the_current_folder_take_no_librarys_place(tmp_path: Path) -> None:
+    """A model may lie among files named like libraries: its own imports find them, those of a command do not."""
+    for library in ("numpy", "torch", "tqdm", "PIL", "safetensors"):
+        (tmp_path / f"{library}.py").write_text("raise RuntimeError('a foreign file')\n")
+    (tmp_path / "helper.py").write_text("import sgm_sde as sg\ndef score(x, t): return -x\n")
+    (tmp_path / "mine.py").write_text(
+        "import sgm_sde as sg\ndef make():\n    from helper import score\n    return score, sg.VPSDE(), (1, 4, 4)\n"
+    )
+    command = ["-m", "sgm_sde", "sample", "--model", "mine:make", "-n", "2", "--nfe", "2", "--out", "run"]
+    ended = subprocess.run([sys.executable, *command], cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "2 in 1 batches" in ended.stdout
+
+
+def test_the_current_folder_is_the_last_to_look_in(mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the first while a model is made; the caller's own order stays."""
+    before = [path for path in sys.path if path != str(tmp_path)]
+    monkeypatch.setattr(sys, "path", list(before))
+    sg.load_model(f"{mine}:triple")
+    assert sys.path == [*before, str(tmp_path)]
+    sg.load_model(f"{mine}:model")
+    assert sys.path == [*before, str(tmp_path)]
 
 
 def test_weights_tell_networks_apart() -> None:

@@ -1,7 +1,7 @@
-"""A run mapped over the workers of Dask by the same call, beside the run of one process.
+"""A run mapped over the workers of Dask or Ray by the same call, beside the run of one process.
 
-    pip install "sgm_sde[dask]"
-    python benchmarks/on_dask.py --parts 4 --out out/dask
+    pip install "sgm_sde[dask]"        # or [ray]
+    python benchmarks/mapped.py --engine dask --parts 4 --out out/dask
 
 Each task draws a part of the samples into one folder, which all workers reach; the last call checks all of them and
 writes the manifest. The files have to be those of a run in one process, to the last byte.
@@ -10,9 +10,8 @@ writes the manifest. The files have to be those of a run in one process, to the 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
-
-from dask.distributed import Client, LocalCluster
 
 from sgm_sde import distributed
 
@@ -20,6 +19,29 @@ from sgm_sde import distributed
 def draw(k: int, parts: int, n: int, folder: str) -> int:
     """One part of the run."""
     return distributed.sample("digits", n, folder, batch=8, nfe=10, device="cpu", part=(k, parts)).n
+
+
+def on_dask(parts: int, n: int, folder: str) -> list[int]:
+    """All parts, on a cluster of two workers of this machine."""
+    from dask.distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        return list(client.gather(client.map(partial(draw, parts=parts, n=n, folder=folder), range(parts))))
+
+
+def on_ray(parts: int, n: int, folder: str) -> list[int]:
+    """All parts, on a cluster of two workers of this machine."""
+    import ray
+
+    with ray.init(num_cpus=2, include_dashboard=False):
+        task = ray.remote(draw)
+        return list(ray.get([task.remote(k, parts, n, folder) for k in range(parts)]))
+
+
+ENGINES = {"dask": on_dask, "ray": on_ray}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -30,17 +52,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 def main(argv: list[str] | None = None) -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engine", choices=sorted(ENGINES), default="dask", help="(%(default)s)")
     parser.add_argument("-n", type=int, default=100)
     parser.add_argument("--parts", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("out/dask"))
+    parser.add_argument("--out", type=Path, default=Path("out/mapped"))
     args = parser.parse_args(argv)
     folder = args.out.resolve()
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
-        done = client.gather(client.map(draw, range(args.parts), parts=args.parts, n=args.n, folder=str(folder)))
-    print(f"{done} samples by {args.parts} tasks")
+    done = ENGINES[args.engine](args.parts, args.n, str(folder))
+    print(f"{args.n} samples by {args.parts} tasks: {done}")
     print(distributed.sample("digits", args.n, folder, batch=8, nfe=10, device="cpu"))
     alone = args.out.with_name(args.out.name + "-alone")
     distributed.sample("digits", args.n, alone, batch=8, nfe=10, device="cpu")
