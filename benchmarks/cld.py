@@ -103,10 +103,10 @@ def digits_table(n: int, seed: int) -> list[str]:
     for name, score, sde, solver, grid in tqdm(entries(), desc="samplers"):
         cells = []
         for nfe in BUDGETS:
-            shape = (n, 1, 8, 8) if sde.is_linear else (n, 2, 1, 8, 8)
+            shape = (n, 1, 8, 8) if sde.marginal_kind == "scalar" else (n, 2, 1, 8, 8)
             kwargs = {"y": labels}
             res = sg.sample(score, sde, shape, solver=solver, grid=grid, nfe=nfe, seed=seed, model_kwargs=kwargs)
-            x = res.x if sde.is_linear else res.x[:, 0]
+            x = res.x if sde.marginal_kind == "scalar" else res.x[:, 0]
             distance = frechet_distance(classifier.features(x), held_out, features=FEATURES).value
             cells.append(f"{distance:.2f}" if distance < 1000 else f"{distance:.0e}")
         lines.append(f"| {name} | {' | '.join(cells)} |")

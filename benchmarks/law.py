@@ -72,7 +72,7 @@ def ratio(sde: Any, solver: Any, steps: int | None, d: int, numbers: int) -> flo
 
 def variance(sde: Any, end: Tensor) -> float:
     """About the right mean; of the data's block, where there are several."""
-    linear = sde.is_linear
+    linear = sde.marginal_kind == "scalar"
     mean = float(sde.alpha(sde.eps)) if linear else float(sde.nodes([sde.eps])[0].mu[0])
     position = end if linear else sde.position(end)
     return float((position.double() - 0.3 * mean).square().mean())
@@ -81,7 +81,7 @@ def variance(sde: Any, end: Tensor) -> float:
 def exact(sde: Any) -> float:
     """The variance at the end of the process' grid."""
     (node,) = sde.nodes([sde.eps])
-    if sde.is_linear:
+    if sde.marginal_kind == "scalar":
         return float(node.alpha**2 * VARIANCE + node.sigma**2)
     return float(node.mu[0] ** 2 * VARIANCE + node.cov[0, 0])
 

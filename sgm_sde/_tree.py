@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TypeAlias, overload
 
 from torch import Tensor
 
 Path = tuple[str | int, ...]
+Conditions: TypeAlias = Mapping[str, object]  # arguments of the network besides x and t, by name
+Arguments: TypeAlias = dict[str, object]  # a copy of them that may be changed
 
 
-def children(value: Any) -> dict[str | int, Any] | None:
+def children(value: object) -> dict[str | int, object] | None:
     """The parts of a container by name or number; None for a leaf."""
     if isinstance(value, Mapping):
         return dict(value)
@@ -23,26 +25,37 @@ def children(value: Any) -> dict[str | int, Any] | None:
     return None
 
 
-def with_parts(value: Any, parts: dict[str | int, Any]) -> Any:
+def with_parts(value: object, parts: Mapping[str | int, object]) -> object:
     """A container like `value` with other parts."""
     if isinstance(value, tuple):
-        made = parts.values()
-        return type(value)(*made) if hasattr(value, "_fields") else tuple(made)
+        kind: Callable[..., object] = type(value)
+        return kind(*parts.values()) if hasattr(value, "_fields") else tuple(parts.values())
     if isinstance(value, list):
         return list(parts.values())
 
     other = copy.copy(value)
+    if isinstance(other, MutableMapping):
+        other.update(parts)
+        return other
     for name, part in parts.items():
-        if isinstance(value, Mapping):
-            other[name] = part
-        else:
-            object.__setattr__(other, str(name), part)  # of a frozen dataclass, too
+        object.__setattr__(other, str(name), part)  # of a frozen dataclass, too
     return other
 
 
+@overload
 def map_leaves(
-    change: Callable[[Path, Any], Any], value: Any, leaves: tuple[type, ...] = (Tensor,), path: Path = ()
-) -> Any:
+    change: Callable[[Path, object], object],
+    value: Arguments,
+    leaves: tuple[type, ...] = (Tensor,),
+    path: Path = (),
+) -> Arguments: ...
+@overload
+def map_leaves(
+    change: Callable[[Path, object], object], value: object, leaves: tuple[type, ...] = (Tensor,), path: Path = ()
+) -> object: ...
+def map_leaves(
+    change: Callable[[Path, object], object], value: object, leaves: tuple[type, ...] = (Tensor,), path: Path = ()
+) -> object:
     """The value with each leaf replaced by `change(path, leaf)`.
 
     Containers keep their type, and where nothing in them changes they are the very same objects.
@@ -64,7 +77,7 @@ def map_leaves(
     return value if all(changed[name] is parts[name] for name in parts) else with_parts(value, changed)
 
 
-def each_leaf(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def each_leaf(value: object, path: Path = ()) -> Iterator[tuple[Path, object]]:
     """The leaves with their paths.
 
     Examples:

@@ -7,13 +7,13 @@ than a compiled kernel with its guards (measured 1.3 to 3 times), and on CUDA th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sgm_sde._tree import each_leaf, map_leaves
+from sgm_sde._tree import Conditions, each_leaf, map_leaves
 from sgm_sde.engine.executor import Recording, Run
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Program
@@ -64,12 +64,12 @@ def compile_network(score: Score) -> Score:
     return score.map_net(compiled)
 
 
-def replay(program: Program, x: Tensor, model: BoundScore, noise: NoiseSource, kwargs: Mapping[str, Any] | None) -> Run:
+def replay(program: Program, x: Tensor, model: BoundScore, noise: NoiseSource, kwargs: Conditions | None) -> Run:
     """Run a program as a CUDA graph, recorded the first time that it is asked for with this network.
 
     Other tensors in `kwargs` of the same shapes are copied into the recording; anything else makes a new one.
     """
-    given: dict[str, Any] = bare(dict(kwargs or {}))
+    given = bare(dict(kwargs or {}))
     leaves = list(each_leaf(given))
     signature = tuple(
         (path, (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf) for path, leaf in leaves
@@ -85,7 +85,7 @@ def replay(program: Program, x: Tensor, model: BoundScore, noise: NoiseSource, k
         known[key] = (recorded, Recording(program, x, recorded))
     recorded, recording = known[key]
     for (_, mine), (_, theirs) in zip(each_leaf(recorded.kwargs), leaves, strict=True):
-        if isinstance(mine, Tensor):
+        if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
             mine.copy_(theirs)
     model.nfe += program.nfe
     model.network_evals += program.nfe * len(x) * model.score.branches

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from sgm_sde._checks import check_integer, moment
 from sgm_sde._value import Value
 from sgm_sde.grids import Grid, GridRule, rule
-from sgm_sde.processes.base import SDE, require_sde
+from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
 from sgm_sde.schemes import DPMSolver, DPMSolverPP, Solver, UniC, resolve
 
 FEW, MANY = 15, 24  # network calls
@@ -53,7 +52,7 @@ def default_final(sde: SDE) -> str:
         >>> default_final(sg.VPSDE()), default_final(sg.CLD())
         ('denoise', 'denoise')
     """
-    return "denoise" if sde.has_kernel else "mean"
+    return "denoise" if sde.marginal_kind != "unknown" else "mean"
 
 
 def default_setting(
@@ -89,11 +88,10 @@ def default_setting(
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)
     times = [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
-    if not sde.is_linear:
+    if not has_scalar_marginal(sde):
         return Setting("heun2")
 
-    linear: Any = sde
-    if not all(math.isfinite(float(linear.log_snr(t))) for t in times if 0 <= t <= sde.T):
+    if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
     if budget < FEW:
         return Setting(DPMSolver(4, singlestep=False, start="cold", lower_final=False), "widening")

@@ -37,7 +37,8 @@ from torch import Tensor, nn
 
 from sgm_sde._kept import kept
 from sgm_sde._shapes import dot, flat
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.processes.linear import LinearNode, LinearSDE
 
 GROWTH = 1.5
 KAPPA = 2.0
@@ -73,7 +74,7 @@ class Look:
     noise: tuple[float, float]
 
 
-def _converted(node: Any, prediction: str, target: str) -> tuple[float, float]:
+def _converted(node: LinearNode, prediction: str, target: str) -> tuple[float, float]:
     """Coefficients of state and output, infinite where they are not known."""
     try:
         c_x, c_r = node.convert(prediction, target)
@@ -83,10 +84,10 @@ def _converted(node: Any, prediction: str, target: str) -> tuple[float, float]:
 
 
 @kept(maxsize=64)
-def _looks(sde: SDE, times: tuple[float, ...], prediction: str) -> Mapping[float, Look]:
+def _looks(sde: LinearSDE, times: tuple[float, ...], prediction: str) -> Mapping[float, Look]:
     n = len(times) - 1
     at = sorted({0} | {n - 2**j for j in range(n.bit_length()) if 2**j <= n})
-    nodes: Sequence[Any] = sde.nodes(times)
+    nodes = sde.nodes(times)
     return {
         times[m]: Look(
             nodes[m].alpha,
@@ -135,8 +136,10 @@ class Watch:
         lags: bool = False,
     ) -> None:
         self.looks: Mapping[float, Look] = {}
-        if sde.is_linear and not x.is_meta:
+        self.alpha_end = 1.0
+        if has_scalar_marginal(sde) and not x.is_meta:
             self.looks = _looks(sde, times, prediction)
+            self.alpha_end = float(sde.alpha(times[-1]))
         self.start, self.end = times[0], times[-1]
         self.sde, self.x, self.guided, self.lags = sde, x, guided, lags
         self._limit: Tensor | None = None  # of a sample's size, the least of those known so far
@@ -170,13 +173,12 @@ class Watch:
 
     def implausible(self, sample: Tensor, *, denoised: bool) -> Tensor:
         """Mask (B,) of final states x (B, *), denoised or not, whose size the run cannot account for."""
-        sde: Any = self.sde
         if not self.looks or self.guided:
             none = torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
             return none if self._against is None else self._against
         size = root_mean_square(sample)
         if not denoised:
-            size = size / max(float(sde.alpha(self.end)), 1e-12)
+            size = size / max(self.alpha_end, 1e-12)
         if self._limit is None:
             look = self.looks[self.start]
             far: Tensor = look.alpha * size > root_mean_square(self.x) + UNSEEN * look.alpha * look.reach

@@ -42,6 +42,7 @@ from sgm_sde.identity import fingerprint, outputs, portable, spec
 from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.models import Model, load_model
 from sgm_sde.options import Execution
+from sgm_sde.processes.base import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.scores import PerSample
 from sgm_sde.scores.guidance import ClassifierFree
@@ -252,7 +253,9 @@ def likelihood(
     n_levels, data_range, dequantize = (options.pop(name) for name in ("n_levels", "data_range", "dequantize"))
     assert n_levels is not None and data_range is not None
     _check_images(model, images, labels, n_levels)
-    sde: Any = model.sde  # bits_per_dim refuses those that are not linear
+    sde = model.sde
+    if not (has_scalar_marginal(sde) or has_matrix_marginal(sde)):
+        raise TypeError(f"likelihoods need a LinearSDE, got {sde!r}")
     n, batch = len(images), check_integer("batch", batch, kind=Integral)
     resolve_seeds([(seed, n - 1)], None, 1)
 

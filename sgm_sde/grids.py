@@ -25,6 +25,7 @@ from sgm_sde._checks import FAR, check_integer, described, instance_of, moment, 
 from sgm_sde._shapes import cpu_float64
 from sgm_sde._times import CLOSEST, ROUNDING, at_ends, same_time
 from sgm_sde._value import Value
+from sgm_sde.processes.base import has_scalar_marginal
 
 if TYPE_CHECKING:
     from sgm_sde.processes import SDE
@@ -218,7 +219,7 @@ class LogSNR(GridRule):
 
     def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
         """True if log-SNR is finite at both ends."""
-        return sde.is_linear and all(math.isfinite(node.lam) for node in sde.nodes([start, end]))
+        return has_scalar_marginal(sde) and all(math.isfinite(node.lam) for node in sde.nodes([start, end]))
 
 
 @dataclass(frozen=True, repr=False)
@@ -393,7 +394,7 @@ class Karras(GridRule):
 
     def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
         """True if sigma / alpha is finite at the start."""
-        return sde.is_linear and math.isfinite(sde.nodes([start])[0].noise_level)
+        return has_scalar_marginal(sde) and math.isfinite(sde.nodes([start])[0].noise_level)
 
 
 @dataclass(frozen=True)
@@ -443,7 +444,7 @@ RULES: dict[str, GridRule] = {
 
 
 def _require_linear(rule: GridRule, sde: SDE) -> None:
-    if not sde.is_linear:
+    if not has_scalar_marginal(sde):
         raise TypeError(f"{rule!r} needs a process with alpha(t) and sigma(t), got {sde!r}")
 
 
@@ -531,7 +532,7 @@ class Shifted(GridRule):
 
     def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
         """True if the process has noise levels, and the base fits."""
-        return bool(sde.is_linear) and self.base.fits(sde, steps, start, end)
+        return has_scalar_marginal(sde) and self.base.fits(sde, steps, start, end)
 
 
 @dataclass(frozen=True)
@@ -601,4 +602,4 @@ class FromLevels(GridRule):
 
     def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
         """True if log-SNR is finite at both ends."""
-        return bool(sde.is_linear) and all(math.isfinite(node.lam) for node in sde.nodes([start, end]))
+        return has_scalar_marginal(sde) and all(math.isfinite(node.lam) for node in sde.nodes([start, end]))

@@ -30,7 +30,7 @@ from sgm_sde._files import parse_json
 from sgm_sde._shapes import cpu_float64
 from sgm_sde._value import Value
 from sgm_sde.engine.program import Program
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.scores.score import Score
 
 LONGEST = 32  # numbers of a sequence that a store's settings spell out; longer ones are told apart by their checksum
@@ -566,13 +566,11 @@ def times_of(sde: SDE, n: int) -> list[float]:
 def coefficients(sde: SDE) -> dict[str, Any]:
     """The coefficients of a process at nine times: alpha and sigma, drift and diffusion matrices, or the diffusion."""
     t = cpu_float64(times_of(sde, 9))
-    process: Any = sde
-    if sde.is_linear:
-        functions = [process.alpha, process.sigma]
-    elif sde.has_kernel:
-        functions = [process.drift_matrix, process.g]
-    else:
-        functions = [process.g]
+    functions: list[Callable[[Tensor], Tensor]] = [sde.g]
+    if has_scalar_marginal(sde):
+        functions = [sde.alpha, sde.sigma]
+    elif has_matrix_marginal(sde):
+        functions = [sde.drift_matrix, sde.g]
     return measured([f(t).detach().reshape(-1).tolist() for f in functions], COEFFICIENTS)
 
 
@@ -613,8 +611,8 @@ def outputs(
     return measured(rows, OUTPUTS.get(score.dtype or torch.float32, HALF))
 
 
-def _state(sde: Any, data: Tensor, noise: Tensor, t: float) -> Tensor:
-    if sde.is_linear:
+def _state(sde: SDE, data: Tensor, noise: Tensor, t: float) -> Tensor:
+    if has_scalar_marginal(sde):
         state: Tensor = float(sde.alpha(t)) * data + float(sde.sigma(t)) * noise
     else:
         state = sde.prior_transform(noise)

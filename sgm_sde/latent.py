@@ -25,6 +25,7 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import BoundResult, LogProbResult, elbo, log_prob
 from sgm_sde.likelihood.checks import check_points
 from sgm_sde.likelihood.methods import Method
+from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.results import SampleResult
 from sgm_sde.sampling import sample
@@ -122,7 +123,7 @@ class LatentScoreModel:
     ) -> None:
         for name, fn in (("encoder", encoder), ("decoder", decoder)):
             require_function(f"the {name}", fn, "of a tensor (B, *)", 1)
-        if not getattr(sde, "is_linear", False):
+        if not has_scalar_marginal(sde):
             raise TypeError(f"the score prior needs a LinearSDE, got {sde!r}")
         self.encoder, self.decoder, self.sde = encoder, decoder, sde
         self.score = as_score(score_fn, sde)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,17 +15,17 @@ from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import check_integer, number
 from sgm_sde._shapes import finite
 from sgm_sde.defaults import Setting
-from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.noise import Generators, Seeds
 from sgm_sde.engine.parallel import picard
+from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.processes.matrix import apply
 from sgm_sde.sampling import NonFiniteWarning, _begun
 from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.scores.conditions import map_rows, require_rows
-from sgm_sde.scores.model import BoundScore, _checked_conversion
+from sgm_sde.scores.model import BoundScore, checked_conversion
 from sgm_sde.scores.score import as_score
 
 
@@ -150,25 +151,22 @@ def sample_in_parallel(
     resolved = model.resolved(job.size)
     model.plan(program)  # says what the network's prediction does not determine
     at = model.times([stage.t for stage in program.stages], x)
-    nodes = sde.nodes([stage.t for stage in program.stages]) if sde.has_kernel else []
+    evaluated = sde.evaluated(score.prediction, program.prediction)
+    nodes = sde.nodes([stage.t for stage in program.stages])
 
     def evaluate(stages: Sequence[int], states: Tensor) -> Tensor:
         w = len(stages)
         flat = states.reshape(-1, *states.shape[2:])
         model.kwargs = map_rows(lambda _, rows: rows.repeat(w, *[1] * (rows.ndim - 1)), resolved) if w > 1 else resolved
         out = model.evaluate(flat, torch.cat([at[k] for k in stages])).to(states.dtype).reshape(states.shape)
-        if not nodes:
-            return out
         parts = []
         for k, state, value in zip(stages, states, out, strict=True):
-            c_x, c_r = _checked_conversion(
-                score.prediction, program.prediction, nodes[k], program.eta, program.sigma_data
-            )
-            parts.append(_applied(c_x, state) + _applied(c_r, value))
+            c_x, c_r = checked_conversion(evaluated, program.prediction, nodes[k], program.eta, program.sigma_data)
+            parts.append(apply(c_x, state) + apply(c_r, value))
         return torch.stack(parts)
 
     with torch.no_grad():
-        scales = _scales(sde.is_linear, nodes, len(program.stages))
+        scales = _scales(sde, program)
         end, rounds = picard(program, x, evaluate, noise, scales, window=window, tolerance=tolerance)
         model.kwargs = resolved
         if job.denoises:
@@ -187,12 +185,8 @@ def sample_in_parallel(
     return ParallelResult(end.to(job.dtype), rounds, model.network_evals, calls, times, ok, job.seeds)
 
 
-def _applied(c: Any, value: Tensor) -> Tensor:
-    return apply(c, value) if isinstance(c, Matrix) else c * value
-
-
-def _scales(linear: bool, nodes: Sequence[Any], n: int) -> list[float]:
+def _scales(sde: SDE, program: Program) -> list[float]:
     """The size of a state of standard data at each stage; 1 where the process has no numbers alpha and sigma."""
-    if not linear:
-        return [1.0] * n
-    return [float((node.alpha**2 + node.sigma**2) ** 0.5) for node in nodes]
+    if not has_scalar_marginal(sde):
+        return [1.0] * len(program.stages)
+    return [math.hypot(node.alpha, node.sigma) for node in sde.nodes([stage.t for stage in program.stages])]

@@ -48,7 +48,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.options import Execution, Record, StepInfo
-from sgm_sde.processes.base import SDE, require_sde
+from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
 from sgm_sde.results import AdaptiveStats, Continuation, SampleResult, Status
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
 from sgm_sde.schemes.base import Problem
@@ -262,7 +262,7 @@ def _final(sde: SDE, final: str | None) -> str:
     if final is None:
         return default_final(sde)
     one_of("final", final, FINALS)
-    if final == "denoise" and not sde.has_kernel:
+    if final == "denoise" and sde.marginal_kind == "unknown":
         raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
     return final
 
@@ -520,8 +520,7 @@ def _path(solver: Solver, program: Program, sde: SDE, seeds: SampleSeeds) -> Pat
     """Noise from one Brownian path a sample, halved evenly in log-SNR, where there is one."""
 
     def middle(a: float, b: float) -> float:
-        linear: Any = sde
-        t = float(linear.time((linear.log_snr(a) + linear.log_snr(b)) / 2)) if sde.is_linear else math.nan
+        t = float(sde.time((sde.log_snr(a) + sde.log_snr(b)) / 2)) if has_scalar_marginal(sde) else math.nan
         return t if min(a, b) < t < max(a, b) else (a + b) / 2
 
     for t in (program.times[0], program.times[-1]):
@@ -909,7 +908,7 @@ class _Monitor:
 
     def on_output(self, x: Tensor, output: Tensor, t: float) -> None:
         """Keep the estimate of the data that a step starts from."""
-        if self.callback is not None and self.model.sde.has_kernel:
+        if self.callback is not None and self.model.sde.marginal_kind != "unknown":
             self.denoised = self.model.predict("data", x, t, output)
 
     def on_node(self, i: int, x: Tensor) -> bool:

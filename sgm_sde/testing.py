@@ -18,7 +18,7 @@ from sgm_sde._shapes import flat
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule, LogSNR
-from sgm_sde.processes.base import SDE, require_sde
+from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.schemes import Solver, resolve
@@ -60,7 +60,7 @@ def check_sde(sde: SDE, *, n: int = 4000, seed: int = 0) -> tuple[str, ...]:
     n, seed = check_integer("n", n, 2), check_integer("seed", seed, 0)
     times = torch.linspace(sde.eps + 1e-3 * (sde.T - sde.eps), sde.T, 64, dtype=F64)
     checks: list[Callable[[], str]] = [lambda: _check_shapes(sde, times), lambda: _check_prior(sde, n, seed)]
-    if isinstance(sde, LinearSDE):
+    if has_scalar_marginal(sde):
         checks += [
             lambda: _check_drift(sde, times),
             lambda: _check_diffusion(sde, times),
@@ -320,7 +320,7 @@ def flow_reference(
     In closed form for a Gaussian on a scalar process, else by SciPy's DOP853 at 1e-12.
     """
     t_start = sde.T if t_start is None else t_start
-    if isinstance(sde, MatrixSDE):
+    if has_matrix_marginal(sde):
         return _joint_flow(oracle, sde, x, t_end, t_start)
     if isinstance(oracle, Gaussian):
         return oracle.flow(x, sde, t_start, t_end)
@@ -402,7 +402,7 @@ def measure_order(
 @lru_cache(maxsize=64)
 def _problem(oracle: Oracle, sde: LinearSDE | MatrixSDE, t_start: float, t_end: float) -> tuple[Tensor, Tensor]:
     """Initial states and their images under the probability flow, cached for all solvers."""
-    blocks = (sde.blocks,) if isinstance(sde, MatrixSDE) else ()
+    blocks = (sde.blocks,) if has_matrix_marginal(sde) else ()
     x = sde.prior_sample((16, *blocks, *oracle.event_shape), t=t_start, seed=1, dtype=F64)
     return x, flow_reference(oracle, sde, x, t_end, t_start)
 
@@ -462,7 +462,7 @@ def measure_weak_order(
 
 def _marginal(sde: LinearSDE | MatrixSDE, mean: Tensor, std: Tensor, t: float) -> tuple[Tensor, Tensor]:
     """Mean (k, d) of the state's k blocks on d Gaussian data sets, and a root (k, k, d) of their covariance."""
-    if isinstance(sde, MatrixSDE):
+    if has_matrix_marginal(sde):
         mu, covariance = sde.kernel(torch.tensor(t, dtype=F64))
         spread = torch.outer(mu, mu) * std.square()[:, None, None] + covariance
         return mu[:, None] * mean, torch.linalg.cholesky(spread).movedim(0, -1)
@@ -477,7 +477,7 @@ def _affine_map(
     k = len(mean_0)
 
     def end(x: Tensor, noise: Any) -> Tensor:
-        return run(x if isinstance(sde, MatrixSDE) else x[:, 0], noise).view_as(x)
+        return run(x if has_matrix_marginal(sde) else x[:, 0], noise).view_as(x)
 
     silence = _Silence()
     middle = end(mean_0[None], silence)[0]
@@ -523,7 +523,7 @@ def output_law(
         raise ValueError(f"mean and std must have one shape (k,), got {tuple(mean.shape)} and {tuple(std.shape)}")
     if final not in ("none", "mean", "denoise"):
         raise ValueError(f"final must be 'none', 'mean' or 'denoise', got {final!r}")
-    if final == "denoise" and isinstance(sde, MatrixSDE):
+    if final == "denoise" and has_matrix_marginal(sde):
         raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
     solver, mean, std = resolve(solver), mean.to(F64), std.to(F64)
     start, end = grid.times[0], grid.times[-1]
@@ -540,7 +540,7 @@ def output_law(
 
     middle, impulses = _affine_map(run, sde, mean, std, start)
     spread = impulses.square().sum(0).sqrt()
-    return (middle, spread) if isinstance(sde, MatrixSDE) else (middle[0], spread[0])
+    return (middle, spread) if has_matrix_marginal(sde) else (middle[0], spread[0])
 
 
 def measure_weak_order_on_mixture(

@@ -19,7 +19,7 @@ from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Widening
 from sgm_sde.options import Execution
-from sgm_sde.processes.base import require_sde
+from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import plan, sample
 from sgm_sde.schemes import DEIS, DPMSolver, DPMSolverPP, RectifiedAdams, Solver, UniC, UniPC
@@ -229,7 +229,7 @@ def pilot(
         10
     """
     require_sde(sde)
-    if not sde.is_linear:
+    if not has_scalar_marginal(sde):
         raise TypeError(f"a pilot needs a LinearSDE for its reference, got {sde!r}")
     budgets = budgets_of(nfe)
     tried = _candidates(candidates)

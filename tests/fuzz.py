@@ -485,7 +485,7 @@ def call(name: str, rng: random.Random) -> Finding | None:
             sg.sample(made, made.sde, (2, 2), nfe=5, seed=0, model_kwargs=kwargs)
         elif isinstance(made, sg.Score):
             sg.sample(made, made.sde, (2, 2, 2), steps=3, seed=0)
-        elif isinstance(made, sg.SDE) and made.is_linear:
+        elif isinstance(made, sg.SDE) and made.marginal_kind == "scalar":
             sg.sample(lambda x, t: -x, made, (2, 2), nfe=5, seed=0, final="none")
         elif isinstance(made, sg.grids.GridRule):
             made(VP, 4)

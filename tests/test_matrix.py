@@ -675,7 +675,7 @@ def test_the_prior_by_hand() -> None:
         np.testing.assert_allclose(COUPLED.prior_transform(z, t), expected, rtol=1e-9)
     prior = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=F64), torch.from_numpy(P))
     torch.testing.assert_close(COUPLED.prior_log_prob(z), prior.log_prob(z.mT).sum(1))
-    assert (COUPLED.blocks, COUPLED.has_kernel, THIRD.blocks, CRITICAL.prior_std) == (2, True, 3, 1.0)
+    assert (COUPLED.blocks, COUPLED.marginal_kind, THIRD.blocks, CRITICAL.prior_std) == (2, "matrix", 3, 1.0)
     wide = sg.processes.MatrixSDE.from_rate(
         CHAIN, CHAIN, prior_covariance=4 * np.eye(3), initial_covariance=np.zeros((3, 3))
     )

@@ -388,3 +388,35 @@ def test_the_inverse_asks_for_times_of_the_process_alone(dtype: torch.dtype, sec
     assert float(Watched().time(torch.tensor(0.0, dtype=dtype))) == pytest.approx(0.875)
     assert len(asked) == sections + 2
     assert max(asked) == 2.0
+
+
+def test_every_process_converts_predictions_as_its_marginal_allows():
+    """The same call on each kind: a known marginal gives any prediction, a mere drift that of the reverse process."""
+
+    class Cubic(sg.SDE):
+        T, eps, prior_std = 1.0, 1e-3, 1.0
+
+        def f(self, x: Tensor, t: Tensor) -> Tensor:
+            return -(x**3)
+
+        def g(self, t: Tensor) -> Tensor:
+            return 1 + t
+
+    x, t, out = torch.tensor([[1.0], [2.0]]), torch.tensor([0.25, 0.5]), torch.tensor([[0.5], [-1.0]])
+    sde = Cubic()
+    assert (sde.marginal_kind, sg.VPSDE().marginal_kind, sg.CLD().marginal_kind) == ("unknown", "scalar", "matrix")
+    expected = torch.tensor([[-1.0 - 0.5 * (1 + 0.25) * 1.25**2 * 0.5], [-8.0 + 0.5 * (1 + 0.25) * 1.5**2]])
+    torch.testing.assert_close(sde.convert("score", "drift", x, t, out, 0.5), expected)
+    assert sde.convert("score", "score", x, t, out) is out
+    assert (sde.evaluated("score", "drift"), sg.VPSDE().evaluated("noise", "drift")) == ("drift", "noise")
+    for refused in (lambda: sde.convert("score", "data", x, t, out), lambda: sde.evaluated("score", "noise")):
+        with pytest.raises(TypeError, match="it needs a process with alpha"):
+            refused()
+    with pytest.raises(TypeError, match="log-SNR cannot be computed"):
+        sde.log_snr(0.5)
+    with pytest.raises(TypeError, match="log-SNR cannot be computed"):
+        sde.time(0.0)
+
+    vp = sg.VPSDE()
+    alpha, sigma = (c(t)[:, None] for c in (vp.alpha, vp.sigma))
+    torch.testing.assert_close(vp.convert("noise", "data", x, t, out), (x - sigma * out) / alpha)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from sgm_sde.processes.predictions import KernelValues, convert, weights
+from sgm_sde.processes.predictions import MarginalValues, convert, weights
 from sgm_sde.training import (
     EDM,
     EMA,
@@ -45,8 +45,8 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def kernel(sde: sg.LinearSDE, t: Tensor) -> KernelValues:
-    return KernelValues(sde.alpha(t), sde.sigma(t), sde.d_alpha(t), sde.d_sigma(t))
+def kernel(sde: sg.LinearSDE, t: Tensor) -> MarginalValues:
+    return sde.values(t)
 
 
 def gauss_hermite() -> tuple[Tensor, Tensor, Tensor]:

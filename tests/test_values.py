@@ -30,10 +30,10 @@ from sgm_sde.engine.phi import phi, phi_values
 from sgm_sde.engine.program import Form, Program, ProgramBuilder, Stage, Step, compile_program
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.likelihood import FixedGrid
-from sgm_sde.processes.base import Node, require_sde
+from sgm_sde.processes.base import ProcessNode, require_sde
 from sgm_sde.processes.discrete import _Interpolant
 from sgm_sde.processes.linear import LinearNode, ScheduleSDE
-from sgm_sde.processes.predictions import KernelValues, convert, weights
+from sgm_sde.processes.predictions import MarginalValues, convert, weights
 from sgm_sde.schemes.base import REGISTRY, resolve
 from sgm_sde.schemes.correctors import Corrector
 from sgm_sde.schemes.exponential import Exponential
@@ -242,11 +242,11 @@ def test_a_process_that_is_not_linear() -> None:
     # (1 + 4)/2 of the squares, and log(2 pi)/2 + log(2) for each of the two numbers
     assert sde.prior_log_prob(x).tolist() == [pytest.approx(-2.5 - math.log(2 * math.pi) - 2 * LOG2)]
     (node,) = sde.nodes([0.5])
-    assert (node.t, node.g, sde.is_linear) == (0.5, 3.0, False)
+    assert (node.t, node.g, sde.marginal_kind) == (0.5, 3.0, "unknown")
     with pytest.raises(TypeError, match=r"this needs alpha\(t\), which DoubleWell does not have"):
         _ = node.alpha
     assert not hasattr(node, "_anything")  # as copying and pickling ask
-    assert type(node) is Node
+    assert type(node) is ProcessNode
 
 
 def test_what_is_no_process_is_named() -> None:
@@ -570,7 +570,7 @@ def test_discrete_processes_between_their_times() -> None:
 
 # --- Predictions -----------------------------------------------------------------------------------------------------
 
-KERNEL = KernelValues(alpha=0.6, sigma=0.8, d_alpha=-1.0, d_sigma=0.75)
+KERNEL = MarginalValues(alpha=0.6, sigma=0.8, d_alpha=-1.0, d_sigma=0.75)
 PAIRS: dict[tuple[str, float, float], tuple[float, float]] = {  # (prediction, eta, sigma_data): (a, b)
     ("data", 0.0, 1.0): (1, 0),
     ("noise", 0.0, 1.0): (0, 1),
@@ -608,7 +608,7 @@ def test_any_prediction_gives_any_other(source: str) -> None:
 
 def test_the_same_prediction_is_left_alone() -> None:
     """Where it would divide by zero, too; a velocity in other units and a drift with noise are not the same."""
-    silent = KernelValues(alpha=0.0, sigma=1.0, d_alpha=-1.0, d_sigma=0.0)
+    silent = MarginalValues(alpha=0.0, sigma=1.0, d_alpha=-1.0, d_sigma=0.0)
     assert convert("noise", "noise", silent) == (0.0, 1.0)
     for prediction in ("data", "noise", "score", "v", "flow", "rectified"):
         assert convert(prediction, prediction, KERNEL) == (0.0, 1.0)

@@ -17,7 +17,7 @@ from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import plan
 from sgm_sde.scores.conditions import map_rows, resolve
-from sgm_sde.scores.model import BoundScore
+from sgm_sde.scores.model import BoundScore, checked_conversion
 from sgm_sde.scores.score import Score
 from sgm_sde.trials import REFERENCE
 
@@ -130,8 +130,8 @@ class Flow:
             # A table knows no time beyond its ends, not even by the rounding of a level.
             time = float(self.sde.time(torch.tensor(-2 * min(level, self.high), dtype=torch.float64)))
             time = min(max(time, self.sde.eps), self.sde.T)
-            node: Any = self.sde.nodes([time])[0]
-            self._at[level] = (time, node.alpha, *self.model._convert("data", node))
+            node = self.sde.nodes([time])[0]
+            self._at[level] = (time, node.alpha, *checked_conversion(self.score.prediction, "data", node))
         return self._at[level]
 
     def trajectories(self, samples: range, nfe: int, keep: int = 0) -> Trajectories:

@@ -29,7 +29,7 @@ from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.identity import spec
 from sgm_sde.options import Execution
-from sgm_sde.processes.base import require_sde
+from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling import sample
 from sgm_sde.scores.conditions import bare
@@ -138,7 +138,7 @@ def calibrate(
         4
     """
     require_sde(sde)
-    if not sde.is_linear:
+    if not has_scalar_marginal(sde):
         raise TypeError(f"calibration needs a LinearSDE, got {sde!r}")
     for i, calls in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
         check_integer(f"nfe[{i}]" if isinstance(nfe, Sequence) else "nfe", calls)

@@ -26,6 +26,11 @@ class DriftDiffusion(Protocol):
         """g^2 times v (B, *)."""
 
 
+def reverse_drift(sde: DriftDiffusion, x: Tensor, t: Time, score: Tensor, eta: float) -> Tensor:
+    r"""Drift $f - \tfrac{1 + \eta^2}{2} g^2 s$ of the reverse process at x (B, *) and t, given the score there."""
+    return sde.f(x, t) - (1 + eta**2) / 2 * sde.diffusion(score, t)
+
+
 class ReverseSDE:
     r"""The family of processes that run a forward SDE backwards, all with its marginals.
 
@@ -61,7 +66,7 @@ class ReverseSDE:
         """Drift of the reverse process at x (B, *) and t, () or (B,)."""
         t = as_time(t)
         score = self.score_fn(x, batch_time(t, x), **kwargs)
-        return self.sde.f(x, t) - (1 + self.eta**2) / 2 * self.sde.diffusion(score, t)
+        return reverse_drift(self.sde, x, t, score, self.eta)
 
     def g(self, t: Time) -> Tensor:
         """Diffusion coefficient of the reverse process, of the shape of `t`."""

@@ -22,7 +22,7 @@ from sgm_sde.grids import Grid
 from sgm_sde.inverse.linalg import Linearised
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.inverse.posterior_scores import require_measurement
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.schemes.base import Solver, WrappedSolver
 from sgm_sde.schemes.euler import SONG, forward_kernel
 from sgm_sde.scores.score import Score
@@ -70,7 +70,7 @@ class AtNodes(WrappedSolver):
 
     def compile(self, sde: SDE, grid: Grid) -> Program:
         """The solver's table, if this method can go with it."""
-        if not sde.is_linear:
+        if not has_scalar_marginal(sde):
             raise TypeError(f"{self.name} needs a LinearSDE, got {sde!r}")
         program = self.solver.compile(sde, grid)
         self.check(program)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from sgm_sde._shapes import expand
 from sgm_sde._tree import Path
 from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjugate_residual
 from sgm_sde.inverse.operators import Measurement
+from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.scores.score import Score
 
 
@@ -32,7 +32,7 @@ def require_score(score: object) -> None:
     """Raise TypeError unless `score` is a `Score` on a linear process."""
     if not isinstance(score, Score):
         raise TypeError(f"score must be a Score (from_noise, from_denoiser, from_score, ...), got {score!r}")
-    if not score.sde.is_linear:
+    if not has_scalar_marginal(score.sde):
         raise TypeError(f"a posterior needs the denoiser, and so a LinearSDE, got {score.sde!r}")
 
 
@@ -105,9 +105,10 @@ class PosteriorScore(Score, ABC):
         return other
 
     @outside_inference_mode
-    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The posterior mean of the data at x (B, *) and t (B,)."""
-        sde: Any = self.score.sde
+        sde = self.score.sde
+        assert has_scalar_marginal(sde)
         alpha, sigma = (expand(c(t), x) for c in (sde.alpha, sde.sigma))
 
         def denoiser(x: Tensor) -> Tensor:

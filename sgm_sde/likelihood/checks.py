@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sgm_sde._checks import check_integer, check_per_sample_scalar, is_dense, not_finite
 from sgm_sde._times import at_ends
-from sgm_sde.processes.base import require_sde
+from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
 
 SMALLEST = 1e-15  # noise that densities are taken at: states are numbers of order one in single or double precision
@@ -29,7 +29,7 @@ def check_process(sde: LinearSDE, eps: float | None) -> float:
         ValueError: for eps outside of (0, T).
     """
     require_sde(sde)
-    if not sde.is_linear:
+    if not has_scalar_marginal(sde):
         raise TypeError(f"likelihoods need a LinearSDE, got {sde!r}")
     eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps)
     if not 0 < eps < sde.T:

@@ -20,6 +20,7 @@ from sgm_sde.likelihood.flow import chosen_trace, log_prob
 from sgm_sde.likelihood.joint import velocity_bound
 from sgm_sde.likelihood.methods import Hutchinson, resolve_method
 from sgm_sde.likelihood.results import BitsPerDimResult, LogProbResult
+from sgm_sde.processes.base import has_matrix_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.scores.model import BoundScore
@@ -133,8 +134,8 @@ def bits_per_dim(
             raise ValueError(f"bits_per_dim has no {option}: use log_prob({option}=...)")
     score = as_density(score_fn, sde)
     density: Callable[..., LogProbResult] = log_prob
-    linear: Any = sde  # where alpha and sigma are needed
-    if isinstance(sde, MatrixSDE):
+    linear: LinearSDE | None = None
+    if has_matrix_marginal(sde):
         if dequantize in ("diffusion", "truncated-normal"):
             raise ValueError(f"dequantize={dequantize!r} needs a LinearSDE, got {sde!r}")
         density = velocity_bound
@@ -142,6 +143,7 @@ def bits_per_dim(
         options["eps"] = eps = sde.likelihood_eps if given is None else given
     else:
         options["eps"] = eps = check_process(sde, options.get("eps"))
+        linear = sde
     seeds = resolve_seeds(seed, generator, len(images))
     stream = NoiseStream(seeds, "dequantisation")
     model = BoundScore(score, sde, (eps, sde.T), options.get("model_kwargs"))
@@ -152,12 +154,13 @@ def bits_per_dim(
             with torch.no_grad():
                 x, correction = diffuse(model, levels, eps, stream)
         elif dequantize == "truncated-normal":
+            assert linear is not None
             x, correction = _truncated_normal(levels, linear, eps, stream)
         else:
             noise, log_q = _bin_noise(images, draw, dequantize, stream)
             x = (levels.low + levels.width * (images + noise.double())).to(levels.x.dtype)
             correction = d * math.log(levels.width) - log_q.double()
-        if isinstance(options.get("trace"), Hutchinson) and density is log_prob:
+        if isinstance(options.get("trace"), Hutchinson) and linear is not None:
             method = resolve_method(options.get("method", "exponential"))
             options["trace"], pilot = chosen_trace(
                 options["trace"], score, linear, x, eps, method, options.get("model_kwargs")
@@ -174,7 +177,7 @@ def bits_per_dim(
     else:
         per_image = draws.mean(0)
     _judge(float(per_image.mean()), n_levels, data_range, dequantize, options)
-    plain = not isinstance(sde, MatrixSDE) and options.get("prior") is None
+    plain = not has_matrix_marginal(sde) and options.get("prior") is None
     if plain and float(per_image.mean()) <= math.log2(n_levels):
         _judge_latents(result.latent / sde.prior_std, data_range)
     stderr = float(per_image.std()) / math.sqrt(len(per_image)) if len(per_image) > 1 else math.nan

@@ -47,6 +47,7 @@ from sgm_sde.likelihood.methods import (
 )
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult, joined
 from sgm_sde.likelihood.trace import BASES, TraceScore
+from sgm_sde.processes.base import has_matrix_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.scores.conditions import map_rows, resolve
@@ -124,7 +125,7 @@ def log_prob(
         (49, True)
     """
     method = resolve_method(method)
-    if isinstance(sde, MatrixSDE):
+    if has_matrix_marginal(sde):
         return _joint(score_fn, sde, x, eps, method, trace, prior, decoder, seed, generator, model_kwargs, enable_grad)
     score, eps, state = as_density(score_fn, sde), check_process(sde, eps), check_points(x)
     trace, seeds = resolve_trace(trace, state), resolve_seeds(seed, generator, len(x))

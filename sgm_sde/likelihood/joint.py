@@ -37,6 +37,7 @@ from sgm_sde.likelihood.solve import NoNoise
 from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.matrix import MatrixSDE, apply
 from sgm_sde.schemes import RK4, RungeKutta
+from sgm_sde.scores.model import checked_conversion
 from sgm_sde.scores.score import as_density
 
 
@@ -45,7 +46,7 @@ class _DriftModel(TraceScore):
 
     def plan(self, program: Program) -> Plan:
         nodes = self.sde.nodes([stage.t for stage in program.stages if stage.evaluate])
-        self._conversions = iter([self._convert("drift", node) for node in nodes])
+        self._conversions = iter([checked_conversion(self.score.prediction, "drift", node) for node in nodes])
         return lower(program, [(0.0, 1.0)] * len(program.stages))
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:

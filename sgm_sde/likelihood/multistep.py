@@ -16,13 +16,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from sgm_sde.engine.program import Program, Stage, Terms
 from sgm_sde.likelihood.grid import Stretched
-from sgm_sde.processes.predictions import Kernel
+from sgm_sde.processes.linear import LinearNode
+from sgm_sde.processes.predictions import Marginal, Scalars
 from sgm_sde.schemes.linear_part import POINTS, WEIGHTS
 
 SLOPES = 4  # that a polynomial goes through
@@ -58,7 +58,7 @@ class Tables:
     quarters: np.ndarray
 
 
-def spread(k: Kernel, s: float) -> Any:
+def spread(k: Marginal[Scalars], s: float) -> Scalars:
     """Scale rho of the v-prediction."""
     return (k.alpha**2 * s**2 + k.sigma**2) ** 0.5
 
@@ -130,7 +130,7 @@ def _terms(rows: np.ndarray) -> tuple[Terms, ...]:
     return tuple(tuple((int(j), float(row[j])) for j in np.flatnonzero(row)) for row in rows)
 
 
-def program(nodes: Sequence[Any], table: Tables, s: float) -> Program:
+def program(nodes: Sequence[LinearNode], table: Tables, s: float) -> Program:
     """The flow over the grid's nodes, one network call each."""
     rho = [spread(node, s) for node in nodes]
 

@@ -32,8 +32,8 @@ from sgm_sde.likelihood.errors import fixed_probe_error, probe_error, quadrature
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.multistep import program, spread, tables
 from sgm_sde.likelihood.trace import OutputDependsOnBatch, TraceScore
-from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.processes.predictions import Kernel, KernelValues, convert
+from sgm_sde.processes.linear import LinearNode, LinearSDE
+from sgm_sde.processes.predictions import Marginal, Scalars, convert
 from sgm_sde.schemes.runge_kutta import DOPRI5
 from sgm_sde.scores.model import BoundScore
 
@@ -74,7 +74,7 @@ class Solution(NamedTuple):
         return Solution(*(part[rows] for part in self))
 
 
-def rate(prediction: str, k: Kernel, s: float) -> tuple[Any, Any]:
+def rate(prediction: str, k: Marginal[Scalars], s: float) -> tuple[Scalars, Scalars]:
     """Coefficients with dz/dlambda = a_x x + a_r r, for a network's output r."""
     factor = -k.alpha * k.sigma * s / spread(k, s) ** 3
     c_x, c_r = convert(prediction, "v", k, sigma_data=s)
@@ -98,7 +98,7 @@ class Rates(NamedTuple):
     trusted: float
 
     @classmethod
-    def at(cls, node: Any, prediction: str, s: float) -> Rates:
+    def at(cls, node: LinearNode, prediction: str, s: float) -> Rates:
         """Those at a node."""
         rho = spread(node, s)
         trusted = 1 / (1 + (DAMPED_BELOW * node.alpha * s / node.sigma) ** 2)
@@ -426,7 +426,7 @@ class NormalisedFlow:
         """
         z, model = y[0], self.model
         t = self.sde.time(2 * lam).clamp(self.eps, self.sde.T)
-        k = KernelValues(self.sde.alpha(t), self.sde.sigma(t), self.sde.d_alpha(t), self.sde.d_sigma(t))
+        k = self.sde.values(t)
         rho, *a = (
             as_time(v).expand(len(z)).to(z) for v in (spread(k, self.s), *rate(model.score.prediction, k, self.s))
         )
@@ -459,7 +459,7 @@ class NormalisedFlow:
     def score(self, lam: Tensor, z: Tensor, slope: Tensor) -> Tensor:
         """The score in z that goes with slopes of z in lambda (b,)."""
         t = self.sde.time(2 * lam).clamp(self.eps, self.sde.T)
-        k = KernelValues(self.sde.alpha(t), self.sde.sigma(t), self.sde.d_alpha(t), self.sde.d_sigma(t))
+        k = self.sde.values(t)
         rho, alpha, sigma = (expand(as_time(v).expand(len(z)).to(z), z) for v in (spread(k, self.s), k.alpha, k.sigma))
         # slope = -(alpha sigma s / rho^3) v with the velocity v, from which and the state follows the noise.
         v = -slope * rho**3 / (alpha * sigma * self.s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,10 +23,17 @@ from sgm_sde._shapes import Time, cpu_float64, expand, flat
 from sgm_sde._times import same_time
 from sgm_sde._value import Value
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
-from sgm_sde.engine.reverse import ReverseSDE, ScoreFn
+from sgm_sde.engine.reverse import ReverseSDE, ScoreFn, reverse_drift
 
 if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+    from sgm_sde.engine.node import Coefficient
     from sgm_sde.engine.noise import Generators, Seeds
+    from sgm_sde.processes.linear import LinearSDE
+    from sgm_sde.processes.matrix import MatrixSDE
+
+MarginalKind = Literal["scalar", "matrix", "unknown"]
 
 
 def require_sde(sde: object) -> None:
@@ -35,18 +42,41 @@ def require_sde(sde: object) -> None:
         raise TypeError(f"sde must be a forward process such as VPSDE(), got {describe_argument(sde)}")
 
 
-class Node:
-    """Coefficients of a process at one time of a grid, as Python floats in double precision."""
+def has_scalar_marginal(sde: object) -> TypeIs[LinearSDE]:
+    r"""True for a process with $x_t \mid x_0 \sim N(\alpha_t x_0, \sigma_t^2 I)$, numbers alpha(t) and sigma(t)."""
+    return isinstance(sde, SDE) and sde.marginal_kind == "scalar"
+
+
+def has_matrix_marginal(sde: object) -> TypeIs[MatrixSDE]:
+    r"""True for a process with $z_t \mid x_0 \sim N(\mu_t x_0, \Sigma_t)$, a matrix over the state's blocks."""
+    return isinstance(sde, SDE) and sde.marginal_kind == "matrix"
+
+
+class ProcessNode:
+    """A time of a process of which nothing but drift and diffusion is known; the base of nodes that know more."""
 
     advice = (
         "it declares a drift f(x, t) and a diffusion g(t) only. Use a solver of the reverse drift (EulerMaruyama, "
         "RungeKutta), or derive the process from LinearSDE."
     )
 
-    def __init__(self, sde: SDE, t: float, g: Any) -> None:
-        self.sde, self.t, self.g = sde, t, g
+    def __init__(self, sde: SDE, t: float, g: Coefficient) -> None:
+        self.sde, self.t, self._g = sde, t, g
 
-    def __getattr__(self, name: str) -> Any:
+    @property
+    def g(self) -> Coefficient:
+        """Diffusion coefficient."""
+        return self._g
+
+    def convert(
+        self, source: str, target: str, eta: float = 0.0, sigma_data: float = 1.0
+    ) -> tuple[Coefficient, Coefficient]:
+        """Coefficients (c_x, c_r) with target prediction = c_x x + c_r r: here for a network's own prediction only."""
+        if source != target:
+            self.sde.refuse_conversion(target)
+        return 0.0, 1.0
+
+    def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_"):
             raise AttributeError(name)
         raise TypeError(f"this needs {name}(t), which {type(self.sde).__name__} does not have: {self.advice}")
@@ -62,6 +92,8 @@ class SDE(Value, ABC):
     Attributes:
         T: end of the forward time, where sampling starts.
         eps: time at which sampling ends by default.
+        marginal_kind: kind of the marginal of x_t given x_0: "scalar" for numbers alpha(t) and sigma(t) (`LinearSDE`),
+            "matrix" for matrices over blocks of the state (`MatrixSDE`), "unknown" for any other drift.
         default_grid: name of the grid rule that goes with the process' time.
         time_is_noise_level: whether t is sigma / alpha, so that t = 0 is clean data, where no network is trained.
 
@@ -78,6 +110,7 @@ class SDE(Value, ABC):
 
     T: float
     eps: float
+    marginal_kind: ClassVar[MarginalKind] = "unknown"
     default_grid: ClassVar[str] = "uniform"
     time_is_noise_level: ClassVar[bool] = False
 
@@ -105,19 +138,58 @@ class SDE(Value, ABC):
         """Default end of likelihoods: 1e-5 as in the literature, or `eps` if that is smaller."""
         return min(self.eps, 1e-5)
 
-    @property
-    def is_linear(self) -> bool:
-        """True if the process has a marginal kernel `alpha(t)`, `sigma(t)`."""
-        return False
-
-    @property
-    def has_kernel(self) -> bool:
-        """True if the marginal kernel is known, by numbers or matrices, so that predictions can be converted."""
-        return self.is_linear
-
     def diffusion(self, v: Tensor, t: Time) -> Tensor:
         """g(t)^2 times v (B, *): what the reverse process does to a score."""
         return expand(self.g(t) ** 2, v) * v
+
+    def convert(self, source: str, target: str, x: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
+        """A prediction at x (B, *) and t (B,) from a network's output there: any for a process with a marginal.
+
+        Args:
+            source: what the network predicts; see `sgm_sde.processes.predictions`.
+            target: the prediction wanted; without a marginal only the drift of the reverse process, from the score.
+            x: states (B, *).
+            t: times (B,).
+            out: the network's output (B, *), in the dtype of x.
+            eta: stochasticity of the reverse process, for `"drift"`.
+
+        Raises:
+            TypeError: for a prediction that the process does not determine.
+        """
+        if source == target:
+            return out
+        if (source, target) != ("score", "drift"):
+            self.refuse_conversion(target)
+        return reverse_drift(self, x, t.to(x), out, eta)
+
+    def evaluated(self, source: str, target: str) -> str:
+        """The prediction that stages of a run hold where a solver integrates `target` and a network predicts `source`.
+
+        With a marginal the network's own: converting it is a part of the table's coefficients. Else the target.
+        """
+        if target != source and (source, target) != ("score", "drift"):
+            self.refuse_conversion(target)
+        return target
+
+    def refuse_conversion(self, target: str) -> NoReturn:
+        """Raise TypeError: `target` takes a marginal, which this process does not have."""
+        raise TypeError(f"the {target} cannot be computed on {self!r}: it needs a process with alpha(t) and sigma(t)")
+
+    def log_snr(self, t: Time) -> Tensor:
+        """Log signal-to-noise ratio.
+
+        Raises:
+            TypeError: for a process without a marginal.
+        """
+        self.refuse_conversion("log-SNR")
+
+    def time(self, log_snr: Time) -> Tensor:
+        """The time at which the log-SNR is the given one.
+
+        Raises:
+            TypeError: for a process without a marginal.
+        """
+        self.refuse_conversion("log-SNR")
 
     def prior_transform(self, z: Tensor, t: float | None = None) -> Tensor:
         """Turn standard normal noise (B, *) into prior samples (B, *); at an earlier time `t`, where it can."""
@@ -165,10 +237,10 @@ class SDE(Value, ABC):
         return (-0.5 * square - 0.5 * math.log(2 * math.pi) - math.log(self.prior_std)).sum(1)
 
     def reverse(self, score_fn: ScoreFn, eta: float = 1.0) -> ReverseSDE:
-        r"""The reverse process with noise level `eta`; see `ReverseSDE`."""
+        r"""The reverse process with stochasticity `eta`; see `ReverseSDE`."""
         return ReverseSDE(self, score_fn, eta)
 
-    def nodes(self, times: Sequence[float]) -> list[Node]:
+    def nodes(self, times: Sequence[float]) -> Sequence[ProcessNode]:
         """The host-side coefficients at each of the given times."""
         g = self.g(cpu_float64(times)).tolist()
-        return [Node(self, t, g_t) for t, g_t in zip(times, g, strict=True)]
+        return [ProcessNode(self, t, g_t) for t, g_t in zip(times, g, strict=True)]

@@ -14,6 +14,7 @@ from torch import Tensor
 from sgm_sde._checks import describe_argument, instance_of, require_floating, require_function, settle_positive
 from sgm_sde._shapes import Time, as_time, flat
 from sgm_sde.engine.matrix import Matrix
+from sgm_sde.processes.base import has_matrix_marginal
 from sgm_sde.processes.matrix import EARLIEST, MatrixSDE, RateMatrixSDE, double
 from sgm_sde.processes.vp import VPSDE
 
@@ -183,7 +184,7 @@ def hybrid_score_matching(
         >>> hybrid_score_matching(lambda z, t: 0 * z[:, 1], CLD(), x0, torch.full((3,), 0.5), noise)
         tensor([1., 1., 1.])
     """
-    if not isinstance(sde, MatrixSDE):
+    if not has_matrix_marginal(sde):
         raise TypeError(f"this loss is for a process with a matrix, such as CLD(), got {describe_argument(sde)}")
     require_function("predict", predict, "of (z, t)")
     require_floating("x0", x0)

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -15,17 +15,19 @@ from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import require_function
 from sgm_sde._shapes import Time, as_time, cpu_float64, expand
 from sgm_sde._times import at_ends
-from sgm_sde.processes.base import SDE, Node
-from sgm_sde.processes.predictions import convert
+from sgm_sde.processes.base import SDE, MarginalKind, ProcessNode
+from sgm_sde.processes.predictions import MarginalValues, convert
 
 
-class LinearNode(Node):
-    """A grid time with the kernel's coefficients there, Python floats in double precision."""
+class LinearNode(ProcessNode):
+    """A time of a scalar linear process with its coefficients there, Python floats in double precision."""
+
+    sde: LinearSDE
 
     advice = "its kernel is made of numbers, and SSCS, GDDIM and their like are for matrices; see `solvers()`."
 
     def __init__(
-        self, sde: SDE, t: float, alpha: float, sigma: float, d_alpha: float, d_sigma: float, log_snr: float
+        self, sde: LinearSDE, t: float, alpha: float, sigma: float, d_alpha: float, d_sigma: float, log_snr: float
     ) -> None:
         self.sde, self.t, self.sigma, self.d_alpha, self.d_sigma = sde, t, sigma, d_alpha, d_sigma
         # Below the rounding of sigma no signal is left: cos(pi/2) = 6e-17 is meant to be 0.
@@ -76,6 +78,8 @@ class LinearSDE(SDE):
         >>> bool(torch.allclose(sde.time(sde.log_snr(t)), t))
         True
     """
+
+    marginal_kind: ClassVar[MarginalKind] = "scalar"
 
     @staticmethod
     def from_schedule(
@@ -139,6 +143,26 @@ class LinearSDE(SDE):
         sigma = self.sigma(t)
         return (2 * sigma * (self.d_sigma(t) - self.rate(t) * sigma)).sqrt()
 
+    def values(self, t: Time) -> MarginalValues[Tensor]:
+        """alpha, sigma and their time derivatives at `t`, each of its shape."""
+        return MarginalValues(self.alpha(t), self.sigma(t), self.d_alpha(t), self.d_sigma(t))
+
+    def conversion(self, source: str, target: str, t: Tensor, eta: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Coefficients (c_x, c_r) at t (B,) with target prediction = c_x x + c_r source prediction."""
+        c_x, c_r = convert(source, target, self.values(t), eta)
+        return as_time(c_x), as_time(c_r)
+
+    def convert(self, source: str, target: str, x: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
+        """Any prediction at x (B, *) and t (B,) from a network's output there; see `SDE.convert`."""
+        if source == target and target != "drift":
+            return out
+        c_x, c_r = (c.to(device=x.device) for c in self.conversion(source, target, t, eta))
+        return expand(c_x, x) * x + expand(c_r, x) * out
+
+    def evaluated(self, source: str, target: str) -> str:
+        """The network's own prediction: what it is converted to is a part of the table's coefficients."""
+        return source
+
     def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of x_t given x_0.
 
@@ -162,11 +186,6 @@ class LinearSDE(SDE):
         return scale, self.sigma(t) * (-torch.expm1(self.log_snr(t) - self.log_snr(s))).sqrt()
 
     @property
-    def is_linear(self) -> bool:
-        """True: the marginal kernel is known."""
-        return True
-
-    @property
     def prior_std(self) -> float:
         """Standard deviation of the prior N(0, sigma(T)^2 I)."""
         return float(self.sigma(self.T))
@@ -175,7 +194,7 @@ class LinearSDE(SDE):
         """Turn standard normal noise (B, *) into samples of N(0, sigma(t)^2 I), t = T if not given."""
         return float(self.sigma(self.T if t is None else at_ends(self, t))) * z
 
-    def nodes(self, times: Sequence[float]) -> list[Node]:
+    def nodes(self, times: Sequence[float]) -> Sequence[LinearNode]:
         """The host-side coefficients at each of the given times."""
         t = cpu_float64(times)
         columns = (f(t).tolist() for f in (self.alpha, self.sigma, self.d_alpha, self.d_sigma, self.log_snr))
@@ -224,7 +243,15 @@ class ScheduleSDE(LinearSDE):
         return value.expand(t.shape)
 
 
-def invert_log_snr(sde: Any, target: Tensor) -> Tensor:
+class _LogSNR(Protocol):
+    """A process whose log-SNR decreases with time."""
+
+    T: float
+
+    def log_snr(self, t: Time) -> Tensor: ...
+
+
+def invert_log_snr(sde: _LogSNR, target: Tensor) -> Tensor:
     """The times at which `sde.log_snr` takes the given values, by section; NaN outside of its range on [0, T]."""
     low, high = torch.zeros_like(target), torch.full_like(target, sde.T)
     outside = (target > sde.log_snr(low)) | (target < sde.log_snr(high))

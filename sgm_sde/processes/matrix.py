@@ -7,9 +7,10 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,21 +18,25 @@ from sgm_sde._checks import require_floating
 from sgm_sde._kept import kept
 from sgm_sde._shapes import Time, as_time, cpu_float64, expand, flat
 from sgm_sde.engine.matrix import Matrix
-from sgm_sde.processes.base import SDE, Node
+from sgm_sde.engine.node import Coefficient
+from sgm_sde.processes.base import SDE, MarginalKind, ProcessNode
 from sgm_sde.processes.linear import _ordered, invert_log_snr
 from sgm_sde.processes.vp import VPSDE
 
 MATRIX_PREDICTIONS = ("data", "data_x", "noise", "score", "noise_v", "score_v", "drift", "gddim-noise")
+MatrixOfTime = Callable[[float], npt.ArrayLike]
 EARLIEST = 1e-7  # of T: rotations of the noise are known from here on
 
 
-def apply(matrix: Tensor | Matrix, z: Tensor) -> Tensor:
-    """A matrix (k, k), or one per sample (B, k, k), times the blocks of z (B, k, *), in its dtype.
+def apply(matrix: Tensor | Coefficient, z: Tensor) -> Tensor:
+    """A matrix (k, k), or one per sample (B, k, k), times the blocks of z (B, k, *), in its dtype; or a number times z.
 
     Examples:
         >>> apply(torch.tensor([[0.0, 1.0], [-1.0, 0.0]]), torch.tensor([[[1.0], [2.0]]])).flatten()
         tensor([ 2., -1.])
     """
+    if isinstance(matrix, float):
+        return matrix * z
     if isinstance(matrix, Matrix):
         matrix = torch.tensor(matrix.rows, dtype=torch.float64, device="cpu")
     wide = matrix.to(z).reshape(*matrix.shape[-3:], *[1] * (z.ndim - 2))
@@ -43,7 +48,7 @@ def double(t: Tensor) -> Tensor:
     return t if t.device.type == "mps" else t.double()
 
 
-def require_covariance(name: str, matrix: Any, *, definite: bool = True) -> Matrix:
+def require_covariance(name: str, matrix: Matrix | npt.ArrayLike, *, definite: bool = True) -> Matrix:
     """`matrix` as a `Matrix`.
 
     Raises:
@@ -61,8 +66,8 @@ def require_covariance(name: str, matrix: Any, *, definite: bool = True) -> Matr
     return Matrix.of(array)
 
 
-class MatrixNode(Node):
-    """A grid time with the kernel's matrices there, in double precision on the host.
+class MatrixNode(ProcessNode):
+    """A time of a linear process with blocks, and its matrices there, in double precision on the host.
 
     Attributes:
         F: drift matrix.
@@ -75,12 +80,18 @@ class MatrixNode(Node):
     """
 
     sde: MatrixSDE
+    _g: Matrix
     advice = "its kernel is made of matrices. Use EulerMaruyama, RungeKutta, SSCS or GDDIM, which do with what it has."
 
     def __init__(self, sde: MatrixSDE, t: float, F: np.ndarray, G: np.ndarray, phi: np.ndarray, N: np.ndarray) -> None:
-        self.sde, self.t, self.F, self.g = sde, t, F, Matrix.of(G)
-        self.phi, self.N, self.mu = phi, N, phi[:, 0]
+        super().__init__(sde, t, Matrix.of(G))
+        self.F, self.phi, self.N, self.mu = F, phi, N, phi[:, 0]
         self.cov = phi @ sde.initial_covariance.array @ phi.T + N
+
+    @property
+    def g(self) -> Matrix:
+        """Diffusion matrix G."""
+        return self._g
 
     @cached_property
     def L(self) -> np.ndarray:
@@ -103,7 +114,9 @@ class MatrixNode(Node):
         G = self.sde.g(torch.from_numpy(to + (x / 2 + 0.5) * (self.t - to))).numpy()
         return Matrix.of(abs(self.t - to) * np.tensordot(w / 2, G @ G.swapaxes(-1, -2), 1))
 
-    def convert(self, source: str, target: str, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[Any, Any]:
+    def convert(
+        self, source: str, target: str, eta: float = 0.0, sigma_data: float = 1.0
+    ) -> tuple[Coefficient, Coefficient]:
         r"""Coefficients $(c_x, c_r)$ with target prediction $= c_x z + c_r r$, for a network output r.
 
         Through the noise: $z = \mu D + L\epsilon$, score $-L^{-\top}\epsilon$. `"data"` is all of $E[z_0 \mid z]$,
@@ -113,11 +126,14 @@ class MatrixNode(Node):
         Raises:
             ValueError: for an unknown name.
         """
-        for name in (source, target):
-            if name not in MATRIX_PREDICTIONS:
-                raise ValueError(f"{name!r} is no prediction on {self.sde!r}: {', '.join(MATRIX_PREDICTIONS)} are")
+        self.sde.require_predictions(source, target)
         if source == target and target != "drift":
             return 0.0, 1.0
+        c_x, c_r = self.converted(source, target, eta)
+        return Matrix.of(c_x), Matrix.of(c_r)
+
+    def converted(self, source: str, target: str, eta: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """`convert` as arrays (k, k), of two predictions that differ, or the drift."""
         e_x, e_r = self._noise(source)
         k = len(self.mu)
         lift, plus = -np.linalg.inv(self.L).T, np.zeros((k, k))  # target = plus z + lift eps, the score at first
@@ -132,8 +148,7 @@ class MatrixNode(Node):
             lift, plus = back @ self.N @ lift, back
         elif target != "score":
             raise ValueError(f"nothing needs {target!r} of a network that predicts {source}")
-        c_x, c_r = plus + lift @ e_x, lift @ e_r
-        return Matrix.of(c_x), Matrix.of(c_r)
+        return plus + lift @ e_x, lift @ e_r
 
     def _noise(self, source: str) -> tuple[np.ndarray, np.ndarray]:
         """(e_x, e_r) with noise = e_x z + e_r r for an output r."""
@@ -191,17 +206,18 @@ class MatrixSDE(SDE):
     Source: Dockhorn et al., 2022, arXiv:2112.07068; Zhang et al., 2022, arXiv:2206.05564.
     """
 
+    marginal_kind: ClassVar[MarginalKind] = "matrix"
     default_grid: ClassVar[str] = "quadratic"
     prior_covariance: Matrix
     initial_covariance: Matrix
 
     @staticmethod
     def from_functions(
-        F: Callable[[float], Any],
-        G: Callable[[float], Any],
+        F: MatrixOfTime,
+        G: MatrixOfTime,
         *,
-        prior_covariance: Any,
-        initial_covariance: Any,
+        prior_covariance: Matrix | npt.ArrayLike,
+        initial_covariance: Matrix | npt.ArrayLike,
         T: float = 1.0,
         eps: float = 1e-3,
     ) -> MatrixSDE:
@@ -233,11 +249,11 @@ class MatrixSDE(SDE):
 
     @staticmethod
     def from_rate(
-        A: Any,
-        D: Any,
+        A: npt.ArrayLike,
+        D: npt.ArrayLike,
         *,
-        prior_covariance: Any,
-        initial_covariance: Any,
+        prior_covariance: Matrix | npt.ArrayLike,
+        initial_covariance: Matrix | npt.ArrayLike,
         beta_min: float = 1.0,
         beta_max: float | None = None,
         T: float = 1.0,
@@ -294,11 +310,6 @@ class MatrixSDE(SDE):
     def blocks(self) -> int:
         """Number k of blocks."""
         return len(self.prior_covariance.rows)
-
-    @property
-    def has_kernel(self) -> bool:
-        """True: the marginal kernel is known."""
-        return True
 
     @property
     def prior_std(self) -> float:
@@ -403,7 +414,7 @@ class MatrixSDE(SDE):
         log_det = float(np.log(np.diag(L)).sum()) / self.blocks
         return (-0.5 * y.square() - 0.5 * math.log(2 * math.pi) - log_det).sum(1)
 
-    def rotation(self, times: Any) -> np.ndarray:
+    def rotation(self, times: npt.ArrayLike) -> np.ndarray:
         r"""R at times (n,), an array (n, k, k), with $RR^\top = \Sigma$ and $R' = (F + \tfrac12 GG^\top\Sigma^{-1})R$.
 
         The probability flow carries $\mu x_0 + R\epsilon$ along with epsilon constant.
@@ -418,35 +429,43 @@ class MatrixSDE(SDE):
             raise ValueError(
                 f"the noise's rotation is known from {EARLIEST * self.T:g} to T={self.T}, not on [{t.min()}, {t.max()}]"
             )
-        log_t: Any = np.log(t)
-        R = _rotations(self)(log_t).T.reshape(-1, self.blocks, self.blocks)
+        R = _rotations(self)(np.log(t)).T.reshape(-1, self.blocks, self.blocks)
         L = np.linalg.cholesky(self.kernel(torch.from_numpy(t))[1].numpy())
         u, _, v = np.linalg.svd(np.linalg.solve(L, R))  # rounding has moved R off the root of Sigma
         return np.asarray(L @ u @ v)
 
-    def carried(self, times: Any, t: float) -> np.ndarray:
+    def carried(self, times: npt.ArrayLike, t: float) -> np.ndarray:
         """Phi(t, u) R(u) at times u from t on, (n, k, k)."""
         u = torch.from_numpy(np.asarray(times, dtype=np.float64))
         phi, _ = self.transition(cpu_float64(t), u)
         return np.asarray(np.linalg.solve(phi.numpy(), self.rotation(times)))
 
-    def nodes(self, times: Sequence[float]) -> list[Node]:
+    def nodes(self, times: Sequence[float]) -> Sequence[MatrixNode]:
         """The host-side coefficients at each of the given times."""
         t = cpu_float64(times)
         phi, N = self.transition(torch.zeros_like(t), t)
         arrays = [v.numpy() for v in (self.drift_matrix(t), self.g(t), phi, N)]
         return [MatrixNode(self, *values) for values in zip(times, *arrays, strict=True)]
 
-    def convert(self, source: str, target: str, z: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
-        """A prediction at z (B, k, *) and t (B,) from the network's output there."""
-        times, index = torch.unique(t, return_inverse=True)
-        pairs = [node.convert(source, target, eta) for node in self.nodes(times.tolist())]
-        if not isinstance(pairs[0][0], Matrix):
+    def convert(self, source: str, target: str, x: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
+        """Any prediction at x (B, k, *) and t (B,) from a network's output there; see `SDE.convert`."""
+        self.require_predictions(source, target)
+        if source == target and target != "drift":
             return out
-        c_x, c_r = (
-            torch.from_numpy(np.stack([c.array for c in column])).to(z)[index] for column in zip(*pairs, strict=True)
-        )
-        return apply(c_x, z) + apply(c_r, out)
+        times, index = torch.unique(t, return_inverse=True)
+        pairs = [node.converted(source, target, eta) for node in self.nodes(times.tolist())]
+        c_x, c_r = (torch.from_numpy(np.stack(column)).to(x)[index] for column in zip(*pairs, strict=True))
+        return apply(c_x, x) + apply(c_r, out)
+
+    def require_predictions(self, *names: str) -> None:
+        """Raise ValueError for a name that is no prediction on a process with blocks."""
+        for name in names:
+            if name not in MATRIX_PREDICTIONS:
+                raise ValueError(f"{name!r} is no prediction on {self!r}: {', '.join(MATRIX_PREDICTIONS)} are")
+
+    def evaluated(self, source: str, target: str) -> str:
+        """The network's own prediction: what it is converted to is a part of the table's coefficients."""
+        return source
 
 
 class RateMatrixSDE(MatrixSDE):
@@ -554,15 +573,15 @@ class _RateSDE(RateMatrixSDE):
 class _IntegratedSDE(MatrixSDE):
     """The process made by `from_functions`."""
 
-    F: Callable[[float], Any]
-    G: Callable[[float], Any]
+    F: MatrixOfTime
+    G: MatrixOfTime
     prior_covariance: Matrix
     initial_covariance: Matrix
     T: float
     eps: float
 
     @staticmethod
-    def _at(fn: Callable[[float], Any], t: Time) -> Tensor:
+    def _at(fn: MatrixOfTime, t: Time) -> Tensor:
         t = as_time(t)
         values = np.stack([np.asarray(fn(s), dtype=np.float64) for s in t.reshape(-1).tolist()])
         return torch.from_numpy(values).to(t).reshape(*t.shape, *values.shape[1:])
@@ -596,7 +615,7 @@ def _integrated(sde: MatrixSDE, s: float, t: float, pull: float, noise: float) -
 
 
 @kept(maxsize=16)
-def _rotations(sde: MatrixSDE) -> Callable[[float], np.ndarray]:
+def _rotations(sde: MatrixSDE) -> Callable[[npt.NDArray[np.float64]], np.ndarray]:
     """R as a function of log t, from the Cholesky factor at T back to early times."""
     from scipy.integrate import solve_ivp
 
@@ -610,5 +629,5 @@ def _rotations(sde: MatrixSDE) -> Callable[[float], np.ndarray]:
     span = (math.log(sde.T), math.log(EARLIEST * sde.T))
     (end,) = sde.nodes([sde.T])
     solution = solve_ivp(slope, span, end.L.reshape(-1), method="DOP853", rtol=1e-11, atol=1e-16, dense_output=True)
-    function: Callable[[float], np.ndarray] = solution.sol
+    function: Callable[[npt.NDArray[np.float64]], np.ndarray] = solution.sol
     return function

@@ -19,34 +19,44 @@ $$ p = \frac{(a_p b_r - b_p a_r)\,x + (b_p \alpha - a_p \sigma)\,r}{\alpha b_r -
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
 
 PREDICTIONS = ("data", "noise", "score", "v", "flow", "rectified", "drift")
 
 
-class Kernel(Protocol):
-    """The coefficients at one time, or tensors of them at many."""
+Scalars = TypeVar("Scalars", float, Tensor)
+Scalars_co = TypeVar("Scalars_co", float, Tensor, covariant=True)
+
+
+class Marginal(Protocol[Scalars_co]):
+    """Coefficients of the marginal x_t | x_0 and their time derivatives: at one time, or tensors of them at many."""
 
     @property
-    def alpha(self) -> Any: ...
+    def alpha(self) -> Scalars_co: ...
     @property
-    def sigma(self) -> Any: ...
+    def sigma(self) -> Scalars_co: ...
     @property
-    def d_alpha(self) -> Any: ...
+    def d_alpha(self) -> Scalars_co: ...
     @property
-    def d_sigma(self) -> Any: ...
+    def d_sigma(self) -> Scalars_co: ...
 
 
-class KernelValues(NamedTuple):
-    """A `Kernel` made of given values."""
+@dataclass(frozen=True)
+class MarginalValues(Generic[Scalars]):
+    """A `Marginal` made of given values."""
 
-    alpha: Any
-    sigma: Any
-    d_alpha: Any
-    d_sigma: Any
+    alpha: Scalars
+    sigma: Scalars
+    d_alpha: Scalars
+    d_sigma: Scalars
 
 
-def weights(prediction: str, k: Kernel, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[Any, Any]:
+def weights(
+    prediction: str, k: Marginal[Scalars], eta: float = 0.0, sigma_data: float = 1.0
+) -> tuple[Scalars | float, Scalars | float]:
     r"""The pair (a, b) of a prediction $a\,D + b\,\epsilon$.
 
     `eta` matters for `"drift"` alone, `sigma_data` for `"v"`.
@@ -71,17 +81,19 @@ def weights(prediction: str, k: Kernel, eta: float = 0.0, sigma_data: float = 1.
     raise ValueError(f"unknown prediction {prediction!r}; known: {', '.join(PREDICTIONS)}")
 
 
-def convert(source: str, target: str, k: Kernel, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[Any, Any]:
+def convert(
+    source: str, target: str, k: Marginal[Scalars], eta: float = 0.0, sigma_data: float = 1.0
+) -> tuple[Scalars | float, Scalars | float]:
     r"""Coefficients $(c_x, c_r)$ with target prediction $= c_x x + c_r r$, for a network output $r$.
 
-    A network's own velocity is that of `sigma_data` 1.
+    A network's own v is that of `sigma_data` 1.
 
     Raises:
         ValueError: for an unknown name.
         ZeroDivisionError: where the source says nothing about the target (noise at alpha = 0), on floats.
 
     Examples:
-        >>> convert("noise", "score", KernelValues(alpha=0.6, sigma=0.8, d_alpha=-1.0, d_sigma=0.75))
+        >>> convert("noise", "score", MarginalValues(alpha=0.6, sigma=0.8, d_alpha=-1.0, d_sigma=0.75))
         (0.0, -1.25)
     """
     if source == target and source != "drift" and sigma_data == 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from sgm_sde.engine.adaptive import (
 )  # fmt: skip
 from sgm_sde.engine.brownian import BrownianTree
 from sgm_sde.engine.phi import phi_values
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.schemes.base import AdaptiveSolver, Problem
 from sgm_sde.schemes.runge_kutta import DOPRI5
 from sgm_sde.scores.model import BoundScore
@@ -152,7 +151,7 @@ class Flow:
         self.model, self.sde, self.variable, self.batch = model, model.sde, variable, batch
         self.ends, self.linear = ends, linear
         one_of("variable", variable, VARIABLES)
-        if variable != "time" and not self.sde.is_linear:
+        if variable != "time" and not has_scalar_marginal(self.sde):
             raise TypeError(f"variable={variable!r} needs a process with alpha(t) and sigma(t), got {self.sde!r}")
         self.target = {"log-snr": "data", "noise-level": "noise", "flow-time": "rectified", "time": "drift"}[variable]
         self.start, self.end = self._place(cpu_float64(list(ends))).tolist()
@@ -164,8 +163,8 @@ class Flow:
 
     def _place(self, t: Tensor) -> Tensor:
         """u at the times t."""
-        sde: Any = self.sde
-        if self.variable == "time":
+        sde = self.sde
+        if self.variable == "time" or not has_scalar_marginal(sde):
             return t
         if self.variable == "log-snr":
             return sde.log_snr(t) / 2
@@ -176,21 +175,20 @@ class Flow:
         """t at the places u (b,), in float64 on the host: that of the run's ends exactly, and none outside of them."""
         if self.variable == "time":
             return u.clamp(min(self.ends), max(self.ends))
-        sde: Any = self.sde
         lam = {
             "log-snr": lambda: u,
             "noise-level": lambda: -u.log(),
             "flow-time": lambda: torch.log1p(-u) - u.log(),
         }[self.variable]()
-        t = sde.time(2 * lam).clamp(min(self.ends), max(self.ends))
+        t = self.sde.time(2 * lam).clamp(min(self.ends), max(self.ends))
         t = torch.where(u == self.start, self.ends[0], torch.where(u == self.end, self.ends[1], t))
         nearest = torch.where((u - self.start).abs() < (u - self.end).abs(), self.ends[0], self.ends[1])
         return torch.where(torch.isnan(t), nearest, t)
 
     def scale(self, t: Tensor) -> Tensor:
         """x / z at the times t (b,)."""
-        sde: Any = self.sde
-        if self.variable == "time":
+        sde = self.sde
+        if self.variable == "time" or not has_scalar_marginal(sde):
             return torch.ones_like(t)
         return sde.alpha(t) + sde.sigma(t) if self.variable == "flow-time" else sde.alpha(t)
 
@@ -307,13 +305,13 @@ class Adaptive(AdaptiveSolver):
 
 def require_one_noise_level(name: str, sde: SDE) -> None:
     """Raise TypeError for a process whose noise is a matrix."""
-    if sde.has_kernel and not sde.is_linear:
+    if has_matrix_marginal(sde):
         raise TypeError(f"{name} needs one diffusion coefficient for the whole state, got {sde!r}: take SSCS()")
 
 
 def default_variable(sde: SDE) -> str:
     """Default variable of integration: flow time, or time for a nonlinear process."""
-    return "flow-time" if sde.is_linear else "time"
+    return "flow-time" if has_scalar_marginal(sde) else "time"
 
 
 @dataclass(frozen=True)

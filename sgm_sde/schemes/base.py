@@ -19,7 +19,7 @@ from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
 from sgm_sde.engine.program import Form, Program, Step, compile_program
 from sgm_sde.grids import Grid, GridRule, rule
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, has_scalar_marginal
 
 
 class Solver(Value, ABC):
@@ -186,7 +186,7 @@ class Solver(Value, ABC):
         The law is the same for any; with that of the method, the noises of two short steps add up to that of the long
         one. Here it is the signal-to-noise ratio: ancestral steps, and data prediction with `eta` 1.
         """
-        return math.exp(float(sde.log_snr(t))) if sde.is_linear else t
+        return math.exp(float(sde.log_snr(t))) if has_scalar_marginal(sde) else t
 
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps."""

@@ -20,7 +20,7 @@ from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step
 from sgm_sde.grids import Grid
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.schemes.base import Solver, WrappedSolver
 from sgm_sde.schemes.euler import SONG
 
@@ -150,15 +150,14 @@ class Langevin(Corrector):
 
     def _factors(self, sde: SDE, grid: Grid) -> Sequence[float]:
         """The factor a of each node; 1 where there is no alpha."""
-        if not sde.is_linear:
+        if not has_scalar_marginal(sde):
             return super().constants(sde, grid)
-        linear: Any = sde
-        alphas = linear.alpha(cpu_float64([*grid.times, 0.0])).tolist()
+        alphas = sde.alpha(cpu_float64([*grid.times, 0.0])).tolist()
         return [(noisier / cleaner) ** 2 for noisier, cleaner in pairwise(alphas)]
 
     def _variances(self, sde: SDE, grid: Grid) -> Sequence[float]:
         """The variance v at each node."""
-        if not sde.is_linear:
+        if not has_scalar_marginal(sde):
             raise TypeError(
                 f"{type(self).__name__}() takes its step size from alpha(t) and sigma(t), which {sde!r} does not have: "
                 f"give norm='sample' or norm='batch', a corrector of your own, or on blocks VelocityLangevin()"

@@ -20,13 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from sgm_sde._checks import described
-from sgm_sde._tree import Path, children, each_leaf, map_leaves, shown, with_parts
+from sgm_sde._tree import Arguments, Conditions, Path, children, each_leaf, map_leaves, shown, with_parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Mark:
         TypeError: for a value without a tensor in it.
     """
 
-    value: Any
+    value: object
 
     def __post_init__(self) -> None:
         if isinstance(self.value, Mark):
@@ -95,7 +95,11 @@ class AmbiguousArgument(ValueError):
 LEAVES = (Tensor, Mark)
 
 
-def bare(value: Any) -> Any:
+@overload
+def bare(value: Arguments) -> Arguments: ...
+@overload
+def bare(value: object) -> object: ...
+def bare(value: object) -> object:
     """The arguments as the network gets them, without marks."""
     return map_leaves(lambda _, leaf: leaf.value if isinstance(leaf, Mark) else leaf, value, LEAVES)
 
@@ -105,10 +109,10 @@ def is_named(path: Path, named: Collection[Path]) -> bool:
     return any(path[:n] in named for n in range(1, len(path) + 1))
 
 
-def require_rows(kwargs: Mapping[str, Any], batch: int) -> None:
+def require_rows(kwargs: Conditions, batch: int) -> None:
     """Raise ValueError where something that is marked as one row per sample is not."""
 
-    def check(path: Path, leaf: Any) -> Any:
+    def check(path: Path, leaf: object) -> object:
         if isinstance(leaf, PerSample):
             _marked(path, leaf, batch)
         return leaf
@@ -116,7 +120,7 @@ def require_rows(kwargs: Mapping[str, Any], batch: int) -> None:
     map_leaves(check, kwargs, LEAVES)
 
 
-def resolve(kwargs: Mapping[str, Any], batch: int, named: Collection[Path] = ()) -> dict[str, Any]:
+def resolve(kwargs: Conditions, batch: int, named: Collection[Path] = ()) -> Arguments:
     """The arguments with each tensor marked as what it is in a batch.
 
     Args:
@@ -129,7 +133,7 @@ def resolve(kwargs: Mapping[str, Any], batch: int, named: Collection[Path] = ())
         ValueError: for one that is marked as one row per sample and is not.
     """
 
-    def mark(path: Path, leaf: Any) -> Any:
+    def mark(path: Path, leaf: object) -> object:
         if isinstance(leaf, Mark):
             return _marked(path, leaf, batch)
         if not isinstance(leaf, Tensor):
@@ -145,11 +149,14 @@ def resolve(kwargs: Mapping[str, Any], batch: int, named: Collection[Path] = ())
             f"sg.Shared({name}) for the same to all"
         )
 
-    marked: dict[str, Any] = map_leaves(mark, dict(kwargs), LEAVES)
-    return marked
+    return map_leaves(mark, dict(kwargs), LEAVES)
 
 
-def nullified(kwargs: Any, null: Any, batch: int, path: Path = ()) -> Any:
+@overload
+def nullified(kwargs: Arguments, null: Conditions, batch: int) -> Arguments: ...
+@overload
+def nullified(kwargs: object, null: object, batch: int, path: Path = ()) -> object: ...
+def nullified(kwargs: object, null: object, batch: int, path: Path = ()) -> object:
     """The arguments with what is named in `null` in the place of the conditions.
 
     Args:
@@ -182,13 +189,13 @@ def nullified(kwargs: Any, null: Any, batch: int, path: Path = ()) -> Any:
         }
         return with_parts(kwargs, changed)
 
-    def in_place_of(inner: Path, leaf: Any) -> Any:
+    def in_place_of(inner: Path, leaf: object) -> object:
         return _null_row((*path, *inner), leaf, null, batch)
 
     return map_leaves(in_place_of, kwargs)
 
 
-def _null_row(path: Path, condition: Any, null: Any, batch: int) -> Tensor:
+def _null_row(path: Path, condition: object, null: object, batch: int) -> Tensor:
     """The null condition in the shape of the condition."""
     if not isinstance(condition, Tensor) or condition.ndim == 0 or len(condition) != batch:
         given = f"shape {tuple(condition.shape)}" if isinstance(condition, Tensor) else described(condition)
@@ -205,7 +212,7 @@ def _null_row(path: Path, condition: Any, null: Any, batch: int) -> Tensor:
         ) from None
 
 
-def named_in(null: Any, path: Path = ()) -> frozenset[Path]:
+def named_in(null: object, path: Path = ()) -> frozenset[Path]:
     """The paths of the conditions that a null condition names.
 
     Raises:
@@ -221,10 +228,10 @@ def named_in(null: Any, path: Path = ()) -> frozenset[Path]:
     return frozenset({path})
 
 
-def _marked(path: Path, mark: Mark, batch: int) -> Any:
+def _marked(path: Path, mark: Mark, batch: int) -> object:
     """Contents of a mark, with each tensor marked."""
 
-    def each(inner: Path, leaf: Any) -> Any:
+    def each(inner: Path, leaf: object) -> object:
         if not isinstance(leaf, Tensor):
             return leaf
         if isinstance(mark, PerSample) and (leaf.ndim == 0 or len(leaf) != batch):
@@ -237,18 +244,19 @@ def _marked(path: Path, mark: Mark, batch: int) -> Any:
     return map_leaves(each, mark.value)
 
 
-def has_rows(resolved: Mapping[str, Any]) -> bool:
+def has_rows(resolved: Conditions) -> bool:
     """True if any of the arguments from `resolve` has one row per sample."""
-    found = []
+    found: list[bool] = []
     map_leaves(lambda _, leaf: found.append(isinstance(leaf, PerSample)), resolved, LEAVES)
     return any(found)
 
 
-def map_rows(change: Callable[[Path, Tensor], Tensor], resolved: Mapping[str, Any]) -> dict[str, Any]:
+def map_rows(change: Callable[[Path, Tensor], Tensor], resolved: Conditions) -> Arguments:
     """Arguments from `resolve` with every tensor of one row per sample changed."""
 
-    def each(path: Path, leaf: Any) -> Any:
-        return PerSample(change(path, leaf.value)) if isinstance(leaf, PerSample) else leaf
+    def each(path: Path, leaf: object) -> object:
+        if isinstance(leaf, PerSample) and isinstance(leaf.value, Tensor):
+            return PerSample(change(path, leaf.value))
+        return leaf
 
-    mapped: dict[str, Any] = map_leaves(each, dict(resolved), LEAVES)
-    return mapped
+    return map_leaves(each, dict(resolved), LEAVES)

@@ -43,8 +43,9 @@ from sgm_sde._checks import (
 )
 from sgm_sde._shapes import expand
 from sgm_sde._times import ROUNDING
-from sgm_sde._tree import Path, each_leaf
+from sgm_sde._tree import Arguments, Conditions, Path, each_leaf
 from sgm_sde.grids import Grid
+from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.conditions import PerSample, bare, map_rows, named_in, nullified, resolve
 from sgm_sde.scores.score import Score
@@ -83,7 +84,7 @@ class GuidedScore(Score):
         super().__init__(first.net, first.sde, first.prediction)
         scale = _checked_scale(scale, first)
         if interval is not None:
-            if not first.sde.is_linear:
+            if not has_scalar_marginal(first.sde):
                 raise TypeError(f"an interval of noise levels needs a LinearSDE, got {first.sde!r}")
             low, high = ends_of("interval", interval)
             if not 0 <= low < high:
@@ -120,26 +121,34 @@ class GuidedScore(Score):
 
     def _scale_at(self, t: Tensor) -> float | Tensor:
         """The scale at t (B,): one number, or one per sample (B,)."""
-        scale: Any = self.scale
-        level = noise_level(self.sde)(t) if callable(scale) or self.interval is not None else None  # type: ignore[arg-type]
-        if isinstance(scale, PerSample):
-            if len(scale.value) != len(t):
+        given = self.scale
+        level: Tensor | None = None
+        if callable(given) or self.interval is not None:
+            assert has_scalar_marginal(self.sde)
+            level = noise_level(self.sde)(t)
+
+        scale: float | Tensor
+        if isinstance(given, PerSample):
+            assert isinstance(given.value, Tensor)
+            if len(given.value) != len(t):
                 raise ValueError(
-                    f"the scale has {len(scale.value)} values, one per sample, and the score was asked about {len(t)}: "
+                    f"the scale has {len(given.value)} values, one per sample, and the score was asked about {len(t)}: "
                     f"samples that leave a batch, and guidance around guidance, take a number or a function"
                 )
-            scale = scale.value.to(t)
-        elif not isinstance(scale, float):
+            scale = given.value.to(t)
+        elif callable(given):
             assert level is not None
-            scale = _of_level(scale, level)
+            scale = _of_level(given, level)
+        else:
+            scale = float(given)
         if self.interval is None or level is None:
             return scale
         low, high = (end * (1 + ROUNDING) for end in self.interval)  # levels come from times in single precision
         inside = (level > low) & (level <= high)
         guided = int(inside.sum())  # which networks are called hangs on it: on a GPU the one wait of a call
         if 0 < guided < len(t):
-            given = scale if isinstance(scale, Tensor) else torch.full_like(level, scale)
-            return torch.where(inside, given, self._neutral)
+            scales = scale if isinstance(scale, Tensor) else torch.full_like(level, scale)
+            return torch.where(inside, scales, self._neutral)
         return scale if guided else self._neutral
 
     def __repr__(self) -> str:
@@ -162,7 +171,7 @@ def _checked_scale(scale: Any, score: Score) -> Any:
         return PerSample(value)
     if callable(scale):
         require_function("scale", scale, "of the noise level, or a number", 1)
-        if not score.sde.is_linear:
+        if not has_scalar_marginal(score.sde):
             raise TypeError(f"a scale of the noise level needs a LinearSDE, got {score.sde!r}")
         return scale
     return number("scale", scale, least=-FAR, most=FAR)
@@ -207,10 +216,10 @@ class Extrapolation(GuidedScore):
         return main * self.parts[0].network_evals(t) + reference * self.parts[-1].network_evals(t)
 
     @abstractmethod
-    def _predictions(self, x: Tensor, t: Tensor, kwargs: dict[str, Any], main: bool, reference: bool) -> list[Tensor]:
+    def _predictions(self, x: Tensor, t: Tensor, kwargs: Arguments, main: bool, reference: bool) -> list[Tensor]:
         """The requested ones of main and reference prediction, in this order."""
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
         w, *asked = self._wanted(t)
         wanted = self._predictions(x, t, kwargs, *asked)
@@ -219,7 +228,7 @@ class Extrapolation(GuidedScore):
         main, reference = (value.to(x.dtype) for value in wanted)
         return _extrapolated(main, reference, w, x)
 
-    def both(self, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, float | Tensor]:
+    def both(self, x: Tensor, t: Tensor, kwargs: Arguments) -> tuple[Tensor, Tensor, float | Tensor]:
         """The main and the reference prediction at x (B, *) and t (B,), and the scale there."""
         main, reference = (value.to(x.dtype) for value in self._predictions(x, t, kwargs, True, True))
         return main, reference, self._scale_at(t)
@@ -278,9 +287,9 @@ class ClassifierFree(Extrapolation):
         self,
         score: Score,
         scale: Scale,
-        null: Mapping[str, Any] | None = None,
+        null: Conditions | None = None,
         *,
-        negative: Mapping[str, Any] | None = None,
+        negative: Conditions | None = None,
         interval: Interval | None = None,
     ) -> None:
         super().__init__([score], scale, interval)
@@ -309,7 +318,7 @@ class ClassifierFree(Extrapolation):
         """Arguments known to have one row per sample: those of `null`, and those that the score knows."""
         return super().conditions | self._named
 
-    def _predictions(self, x: Tensor, t: Tensor, kwargs: dict[str, Any], main: bool, reference: bool) -> list[Tensor]:
+    def _predictions(self, x: Tensor, t: Tensor, kwargs: Arguments, main: bool, reference: bool) -> list[Tensor]:
         score, batch = self.parts[0], len(x)
         without = nullified(kwargs, self.null, batch) if self.negative is None else self._with_negative(kwargs, batch)
         if not (main and reference):
@@ -317,11 +326,11 @@ class ClassifierFree(Extrapolation):
         if self._absent or self.negative is not None:  # no row of a batch can be None
             return [score.output(x, t, **kwargs), score.output(x, t, **without)]
 
-        null = dict(each_leaf(bare(without)))
+        null = {path: leaf for path, leaf in each_leaf(bare(without)) if isinstance(leaf, Tensor)}
         both = map_rows(lambda path, rows: torch.cat([rows, null[path]]), resolve(kwargs, batch, self.conditions))
         return list(score.output(torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2))
 
-    def _with_negative(self, kwargs: dict[str, Any], batch: int) -> dict[str, Any]:
+    def _with_negative(self, kwargs: Arguments, batch: int) -> Arguments:
         """The arguments with the negative ones in their place."""
         assert self.negative is not None
         missing = sorted(self.negative.keys() - kwargs.keys())
@@ -333,7 +342,7 @@ class ClassifierFree(Extrapolation):
         return {**kwargs, **{name: _rows_of(name, value, batch) for name, value in self.negative.items()}}
 
 
-def _rows_of(name: str, value: Any, batch: int) -> Any:
+def _rows_of(name: str, value: object, batch: int) -> object:
     """A negative argument for a batch: its one row for all, or B rows."""
     value = bare(value)
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) == batch:
@@ -369,7 +378,7 @@ class Auto(Extrapolation):
     def __init__(self, score: Score, weak: Score, scale: Scale, *, interval: Interval | None = None) -> None:
         super().__init__([score, weak], scale, interval)
 
-    def _predictions(self, x: Tensor, t: Tensor, kwargs: dict[str, Any], main: bool, reference: bool) -> list[Tensor]:
+    def _predictions(self, x: Tensor, t: Tensor, kwargs: Arguments, main: bool, reference: bool) -> list[Tensor]:
         wanted = [part for part, asked in zip(self.parts, (main, reference), strict=True) if asked]
         return [part.predict(self.prediction, x, t, **kwargs) for part in wanted]
 
@@ -442,7 +451,7 @@ class Classifier(GuidedScore):
         """Samples that the score's network sees in a call at t (B,); those of the classifier are not counted."""
         return self.parts[0].network_evals(t)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
         given = {name: bare(_condition(name, kwargs)) for name in self.condition}
         own = kwargs if self.shared else {name: value for name, value in kwargs.items() if name not in given}
@@ -450,12 +459,12 @@ class Classifier(GuidedScore):
         w = self._scale_at(t)
         if not isinstance(w, Tensor) and w == 0:
             return out
-        # dp/ds of the prediction p that the network makes, at fixed x
-        _, slope = self._conversion("score", self.prediction, t, x)
-        return out.to(x.dtype) + expand(slope * w, x) * self._gradient(x, t, given)
+        change = expand(w, x) if isinstance(w, Tensor) else w
+        change = change * self._gradient(x, t, given)  # of the score, and in the network's prediction, at fixed x:
+        return out.to(x.dtype) + self.sde.convert("score", self.prediction, torch.zeros_like(x), t, change)
 
     @outside_inference_mode
-    def _gradient(self, x: Tensor, t: Tensor, condition: dict[str, Any]) -> Tensor:
+    def _gradient(self, x: Tensor, t: Tensor, condition: Arguments) -> Tensor:
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             leaf = x if keep and x.requires_grad else x.detach().requires_grad_()
@@ -487,10 +496,8 @@ class _Around(GuidedScore):
 
     def _back(self, D: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Data in the score's own prediction."""
-        if self.prediction == "data":
-            return D
-        c_x, c_r = self._conversion("data", self.prediction, t, x)
-        return (expand(c_x, x) * x + expand(c_r, x) * D).to(x.dtype)
+        out = self.sde.convert("data", self.prediction, x, t, D)
+        return out if out is D else out.to(x.dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.parts))})"
@@ -510,7 +517,7 @@ class _AroundGuidance(_Around):
         assert isinstance(guided, Extrapolation)
         return sum(part.network_evals(t) for part in (guided.parts[0], guided.parts[-1], *self.parts[1:]))
 
-    def _both(self, x: Tensor, t: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, float | Tensor]:
+    def _both(self, x: Tensor, t: Tensor, kwargs: Arguments) -> tuple[Tensor, Tensor, float | Tensor]:
         guided = self.parts[0]
         assert isinstance(guided, Extrapolation)
         return guided.both(x, t, kwargs)
@@ -546,7 +553,7 @@ class Rescaled(_AroundGuidance):
         super().__init__(guided)
         self.strength = number("strength", strength, least=0, most=1)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The rescaled prediction at x (B, *) and t (B,)."""
         main, reference, w = self._both(x, t, kwargs)
         out = _extrapolated(main, reference, w, x)
@@ -588,7 +595,7 @@ class APG(_AroundGuidance):
         self.eta = number("eta", eta, least=0, most=1)
         self.norm = None if norm is None else number("norm", norm, above=0)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
         main, reference, w = self._both(x, t, kwargs)
         D_c, D_0 = (self.convert("data", x, t, value) for value in (main, reference))
@@ -651,7 +658,7 @@ class Weakened(_Around):
             return score.parts[0].network_evals(t) + score.parts[-1].network_evals(t) + weak.network_evals(t)
         return score.network_evals(t) + weak.network_evals(t)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
         score, weak = self.parts
         s, wanted = self._wanted(t)
@@ -694,12 +701,12 @@ class Thresholded(_Around):
 
     def __init__(self, score: Score, limit: float = 1.0, percentile: float | None = None) -> None:
         super().__init__(score)
-        if not score.sde.is_linear:
+        if not has_scalar_marginal(score.sde):
             raise TypeError(f"the data estimate that is clipped needs a LinearSDE, got {score.sde!r}")
         self.limit = number("limit", limit, above=0)
         self.percentile = None if percentile is None else number("percentile", percentile, above=0, below=1)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The prediction of the clipped data estimate at x (B, *) and t (B,)."""
         D = self.parts[0].predict("data", x, t, **kwargs)
         if self.percentile is None:
@@ -756,7 +763,7 @@ def cfg_plus_plus(scale: float, sde: LinearSDE, grid: Any) -> Callable[[Tensor],
     return scale_at
 
 
-def _condition(name: str, kwargs: Mapping[str, Any]) -> Any:
+def _condition(name: str, kwargs: Conditions) -> Any:
     if name not in kwargs:
         raise ValueError(
             f"guidance asks for the condition {name!r}: pass model_kwargs={{{name!r}: ...}}, got {sorted(kwargs)}"

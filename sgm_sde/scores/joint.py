@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sgm_sde._checks import FAR, number
 from sgm_sde._shapes import expand
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, has_matrix_marginal
 from sgm_sde.processes.matrix import MatrixSDE, apply, double
 from sgm_sde.scores.score import Score
 from sgm_sde.scores.time_labels import TimeLabel
+
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
+
+    class JointOptions(TypedDict, total=False):
+        """Options of the network of a part of the state; see `Score`."""
+
+        time_label: TimeLabel | None
+        dtype: torch.dtype | None
 
 
 class VelocityScore(Score):
@@ -22,6 +31,8 @@ class VelocityScore(Score):
     Made by `from_velocity_noise` and `from_velocity_score`. What the network leaves open follows from the kernel: of
     data, noises and state, two determine the third.
     """
+
+    sde: MatrixSDE
 
     def __init__(
         self,
@@ -33,7 +44,7 @@ class VelocityScore(Score):
         time_label: TimeLabel | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not isinstance(sde, MatrixSDE):
+        if not has_matrix_marginal(sde):
             raise TypeError(f"the network of one block of the state needs a process such as CLD(), got {sde!r}")
         mixed = None if mixed is None else number("mixed", mixed, least=0, most=FAR)
         super().__init__(net, sde, prediction, time_label=time_label, dtype=dtype)
@@ -42,12 +53,11 @@ class VelocityScore(Score):
     def _with(self, net: Callable[..., Tensor], dtype: torch.dtype | None) -> Score:
         return VelocityScore(net, self.sde, self.prediction, mixed=self.mixed, time_label=self.time_label, dtype=dtype)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The network's output at x (B, k, *) and t (B,), zeros in the place of the other blocks."""
         out = super().output(x, t, **kwargs).to(x.dtype)
         if self.mixed is not None:
-            sde: Any = self.sde
-            mu, covariance = sde.kernel(double(t))
+            mu, covariance = self.sde.kernel(double(t))
             variance = covariance[..., -1, -1] + self.mixed**2 * mu[..., -1].square()
             share = torch.linalg.cholesky(covariance)[..., -1, -1] / variance
             out = out + expand(share, out) * x[:, -1]
@@ -60,6 +70,8 @@ class VelocityScore(Score):
 class DenoiserScore(Score):
     """A joint score from a denoiser of the data alone: of the state it needs `MatrixSDE.observation` only."""
 
+    sde: MatrixSDE
+
     def __init__(
         self,
         net: Callable[..., Tensor],
@@ -68,24 +80,23 @@ class DenoiserScore(Score):
         time_label: TimeLabel | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not isinstance(sde, MatrixSDE):
+        if not has_matrix_marginal(sde):
             raise TypeError(f"a denoiser of a part of the state needs a process such as CLD(), got {sde!r}")
         super().__init__(net, sde, "data_x", time_label=time_label, dtype=dtype)
 
     def _with(self, net: Callable[..., Tensor], dtype: torch.dtype | None) -> Score:
         return DenoiserScore(net, self.sde, time_label=self.time_label, dtype=dtype)
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The data's estimate at x (B, k, *) and t (B,), zeros in the place of the other blocks."""
-        sde: Any = self.sde
-        weights, level = sde.observation(double(t))
+        weights, level = self.sde.observation(double(t))
         y = apply(weights[:, None], x)[:, 0]
         out = super().output(y, level.to(t.dtype), **kwargs).to(x.dtype)
         return torch.cat([out[:, None], torch.zeros_like(x[:, 1:])], 1)
 
 
 def from_velocity_noise(
-    net: Callable[..., Tensor], sde: SDE, *, mixed: float | None = None, **options: Any
+    net: Callable[..., Tensor], sde: SDE, *, mixed: float | None = None, **options: Unpack[JointOptions]
 ) -> VelocityScore:
     r"""A joint score from a network that predicts the velocity's noise: $s_v = -\epsilon_v / L_{vv}$.
 
@@ -116,7 +127,7 @@ def from_velocity_noise(
     return VelocityScore(net, sde, "noise_v", mixed=mixed, **options)
 
 
-def from_velocity_score(net: Callable[..., Tensor], sde: SDE, **options: Any) -> VelocityScore:
+def from_velocity_score(net: Callable[..., Tensor], sde: SDE, **options: Unpack[JointOptions]) -> VelocityScore:
     """A joint score from a network that predicts the score of the velocity, $s_v(x, v, t)$.
 
     Args:
@@ -138,7 +149,7 @@ def from_velocity_score(net: Callable[..., Tensor], sde: SDE, **options: Any) ->
     return VelocityScore(net, sde, "score_v", **options)
 
 
-def from_joint_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Any) -> DenoiserScore:
+def from_joint_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Unpack[JointOptions]) -> DenoiserScore:
     r"""A joint score from an ordinary denoiser, trained on $y = x_0 + s z$: no velocity in it.
 
     All that a state says of the data is one noisy look at it, $y = w^\top z \sim N(x_0, s^2)$ with $w$ and s from

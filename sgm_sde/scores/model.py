@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import overload
 
 import numpy as np
 import torch
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from sgm_sde._checks import arguments
 from sgm_sde._kept import kept
-from sgm_sde._shapes import expand
+from sgm_sde._tree import Arguments, Conditions
 from sgm_sde.diagnosis import TrainModeWarning, in_train_mode
 from sgm_sde.engine.executor import Plan, lower
 from sgm_sde.engine.matrix import Matrix, finite
+from sgm_sde.engine.node import Coefficient, Node
 from sgm_sde.engine.program import Program
-from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.processes.base import SDE
+from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.matrix import apply
-from sgm_sde.processes.predictions import KernelValues, convert
 from sgm_sde.scores.conditions import AmbiguousArgument, has_rows, map_rows, resolve
 from sgm_sde.scores.score import Score
 
@@ -37,7 +37,12 @@ class _Times(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._times)
 
-    def __getitem__(self, k: Any) -> Any:
+    @overload
+    def __getitem__(self, k: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, k: slice) -> _Times: ...
+
+    def __getitem__(self, k: int | slice) -> Tensor | _Times:
         if isinstance(k, slice):
             return _Times(self._times[k], self._batch)
         return self._times[k].repeat(self._batch)
@@ -63,7 +68,7 @@ class BoundScore:
         score: Score,
         sde: SDE,
         times: tuple[float, float],
-        model_kwargs: Mapping[str, Any] | None = None,
+        model_kwargs: Conditions | None = None,
     ) -> None:
         self.score, self.sde = score, sde
         for part in getattr(score, "parts", (score,)):
@@ -71,12 +76,13 @@ class BoundScore:
                 warnings.warn(said, TrainModeWarning, stacklevel=4)
         self._low, self._high = times
         self.kwargs = arguments("model_kwargs", model_kwargs)
-        self._drift: ReverseSDE | None = None
-        self._at: dict[float, Any] = {}
+        self._target = score.prediction  # what `evaluate` returns, and the stochasticity of a drift
+        self._eta = 0.0
+        self._at: dict[float, Node] = {}
         self.nfe = 0
         self.network_evals = 0
 
-    def with_kwargs(self, kwargs: Mapping[str, Any]) -> BoundScore:
+    def with_kwargs(self, kwargs: Conditions) -> BoundScore:
         """The same model with other arguments for the network, and its own count of calls."""
         return BoundScore(self.score, self.sde, (self._low, self._high), kwargs)
 
@@ -86,24 +92,21 @@ class BoundScore:
         Raises:
             ValueError: where the network's prediction does not determine what the program needs.
         """
-        if not self.sde.has_kernel:
-            self._require(program.prediction in ("score", "drift"), program.prediction)
-            self._drift = ReverseSDE(self.sde, self._call, program.eta) if program.prediction == "drift" else None
-            return lower(program, [(0.0, 1.0)] * len(program.stages))
-        return _plan(program, self.score.prediction, self.sde)
+        self._target, self._eta = self.sde.evaluated(self.score.prediction, program.prediction), program.eta
+        return _plan(program, self._target, self.sde)
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at x (B, *) and time t (B,); the reverse drift for a process that is not linear."""
-        return self._call(x, t) if self._drift is None else self._drift.f(x, t)
+        out = self._call(x, t)
+        if self._target == self.score.prediction:
+            return out
+        return self.sde.convert(self.score.prediction, self._target, x, t, out, self._eta)
 
     def predict(self, target: str, x: Tensor, t: float, output: Tensor | None = None) -> Tensor:
         """A prediction at x (B, *) and t, by a network call or from the output of one."""
-        if not self.sde.has_kernel:
-            self._require(target == "score" and output is None, target)
-            return self._output(x, t).to(x.dtype)
         if t not in self._at:  # correctors come back to the same time
             self._at = {t: self.sde.nodes([t])[0]}
-        c_x, c_r = self._convert(target, self._at[t])
+        c_x, c_r = checked_conversion(self.score.prediction, target, self._at[t])
         output = self._output(x, t) if output is None else output
         if isinstance(c_x, Matrix):
             return apply(c_x, x) + apply(c_r, output.to(x.dtype))
@@ -125,7 +128,7 @@ class BoundScore:
         finally:
             self.kwargs = kwargs
 
-    def resolved(self, batch: int) -> dict[str, Any]:
+    def resolved(self, batch: int) -> Arguments:
         """The arguments, each tensor marked as what it is in a batch.
 
         Raises:
@@ -176,29 +179,27 @@ class BoundScore:
     def predict_at(self, target: str, x: Tensor, t: Tensor, eta: float = 0.0) -> Tensor:
         """A prediction at x (B, *) and times of each sample's own, (B,) in float64 on the host."""
         at = self.round_times(t.numpy(), x)
-        if not self.sde.has_kernel:
-            self._require(target in ("score", "drift"), target)
-            return ReverseSDE(self.sde, self._call, eta).f(x, at) if target == "drift" else self._call(x, at)
-        sde: Any = self.sde
-        if not sde.is_linear:
-            out = self._call(x, at).to(x.dtype)
-            converted: Tensor = sde.convert(self.score.prediction, target, x, t, out, eta)
-            return converted
-        k = KernelValues(sde.alpha(t), sde.sigma(t), sde.d_alpha(t), sde.d_sigma(t))
-        c_x, c_r = (torch.as_tensor(c).to(device=x.device) for c in convert(self.score.prediction, target, k, eta))
-        return expand(c_x, x) * x + expand(c_r, x) * self._call(x, at).to(x.dtype)
-
-    def _convert(self, target: str, node: Any) -> tuple[Any, Any]:
-        return _checked_conversion(self.score.prediction, target, node)
-
-    def _require(self, possible: bool, target: str) -> None:
-        if not possible:
-            raise TypeError(f"the {target} cannot be computed on {self.sde!r}: it needs a process with alpha and sigma")
+        return self.sde.convert(self.score.prediction, target, x, t, self._call(x, at).to(x.dtype), eta)
 
 
-def _checked_conversion(
-    source: str, target: str, node: Any, eta: float = 0.0, sigma_data: float = 1.0
-) -> tuple[Any, Any]:
+@overload
+def checked_conversion(
+    source: str, target: str, node: LinearNode, eta: float = 0.0, sigma_data: float = 1.0
+) -> tuple[float, float]: ...
+@overload
+def checked_conversion(
+    source: str, target: str, node: Node, eta: float = 0.0, sigma_data: float = 1.0
+) -> tuple[Coefficient, Coefficient]: ...
+def checked_conversion(
+    source: str, target: str, node: Node, eta: float = 0.0, sigma_data: float = 1.0
+) -> tuple[Coefficient, Coefficient]:
+    """Conversion between predictions at a node.
+
+    Raises:
+        ValueError: where the source says nothing about the target.
+    """
+    c_x: Coefficient
+    c_r: Coefficient
     try:
         c_x, c_r = node.convert(source, target, eta, sigma_data)
     except ZeroDivisionError:
@@ -215,7 +216,7 @@ def _checked_conversion(
 def _plan(program: Program, source: str, sde: SDE) -> Plan:
     nodes = sde.nodes([stage.t for stage in program.stages])
     conversions = [
-        _checked_conversion(source, program.prediction, node, program.eta, program.sigma_data)
+        checked_conversion(source, program.prediction, node, program.eta, program.sigma_data)
         if stage.evaluate
         else (0.0, 1.0)
         for node, stage in zip(nodes, program.stages, strict=True)

@@ -18,6 +18,7 @@ from sgm_sde._autograd import outside_autocast
 from sgm_sde._checks import check_integer, described, is_dense, numbers, require_floating
 from sgm_sde._shapes import Time, batch_time, expand
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
+from sgm_sde.processes.base import has_matrix_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE, apply, double
 from sgm_sde.scores.joint import DenoiserScore
@@ -69,7 +70,7 @@ class Oracle(ABC):
 
     def score(self, sde: LinearSDE | MatrixSDE) -> Score:
         """The exact score on `sde`, as if from a perfect network; of the joint state on a process with a matrix."""
-        if isinstance(sde, MatrixSDE):
+        if has_matrix_marginal(sde):
 
             @outside_autocast
             def of_observation(y: Tensor, s: Tensor, **kwargs: Any) -> Tensor:
@@ -106,7 +107,7 @@ class Oracle(ABC):
             ValueError: for points of another shape than the data's.
         """
         require_kernel(sde)
-        if isinstance(sde, MatrixSDE):
+        if has_matrix_marginal(sde):
             return self._joint_log_prob(x, sde, batch_time(t, x))
         self._require_event(x)
         alpha, sigma = self._kernel(x, sde, t)
@@ -167,7 +168,7 @@ class Oracle(ABC):
         x = x.reshape(n, *self.event_shape).to(self.device)
         if sde is None:
             return x
-        if isinstance(sde, MatrixSDE):
+        if has_matrix_marginal(sde):
             return sde.perturb(x, t, stream.normal((n, sde.blocks, *x.shape[1:]), dtype, self.device))
         mean, std = sde.marginal(x, t)
         return mean + std * stream.normal(tuple(x.shape), dtype, self.device)

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from sgm_sde._checks import described, float_dtype, instance_of, require_function
-from sgm_sde._shapes import Time, as_time, batch_time, expand
+from sgm_sde._shapes import Time, batch_time, expand
 from sgm_sde._tree import Path
 from sgm_sde._value import Value
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.processes.base import SDE, require_sde
-from sgm_sde.processes.predictions import KernelValues, convert
 from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.time_labels import TimeLabel
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class ScoreOptions(TypedDict, total=False):
+    """Options of a network's interface; see `Score`."""
+
+    time_label: TimeLabel | None
+    input_scale: Callable[[Tensor], Tensor] | None
+    dtype: torch.dtype | None
 
 
 class Score(Value):
@@ -60,7 +70,7 @@ class Score(Value):
         require_function("the network", net, "of (x, label)")
         require_sde(sde)
         instance_of("prediction", prediction, str, "a name")
-        if prediction != "score" and not sde.has_kernel:
+        if prediction != "score" and sde.marginal_kind == "unknown":
             raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {sde!r}")
         require_function("time_label", time_label, "of t", 1, optional=True)
         require_function("input_scale", input_scale, "of t", 1, optional=True)
@@ -111,7 +121,7 @@ class Score(Value):
         """Samples that the network sees in a call at t (B,)."""
         return t.shape[0] * self.branches
 
-    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The network's own output at x (B, *) and t (B,), as it returns it; its type and shape are checked."""
         kwargs = bare(kwargs) if kwargs else kwargs
         version = None if x.is_inference() else x._version
@@ -141,7 +151,7 @@ class Score(Value):
         """Shape of the network's output for an input x."""
         return x.shape
 
-    def predict(self, target: str, x: Tensor, t: Time, **kwargs: Any) -> Tensor:
+    def predict(self, target: str, x: Tensor, t: Time, **kwargs: object) -> Tensor:
         """Any of the predictions (see `sgm_sde.processes.predictions`) at x (B, *) and t, () or (B,)."""
         t = batch_time(t, x)
         return self.convert(target, x, t, self.output(x, t, **kwargs))
@@ -153,30 +163,13 @@ class Score(Value):
             ValueError: for an unknown prediction.
             TypeError: where the process has no alpha(t) and sigma(t) to convert with.
         """
-        out = out.to(x.dtype)
-        if target == self.prediction:
-            return out
-        if not self.sde.has_kernel:
-            raise TypeError(f"{target} cannot be computed from a score without alpha(t) and sigma(t): {self.sde!r}")
-        if not self.sde.is_linear:
-            matrix: Any = self.sde
-            converted: Tensor = matrix.convert(self.prediction, target, x, t, out)
-            return converted
-        c_x, c_r = self._conversion(self.prediction, target, t, x)
-        return expand(c_x, x) * x + expand(c_r, x) * out
+        return self.sde.convert(self.prediction, target, x, t, out.to(x.dtype))
 
-    def _conversion(self, source: str, target: str, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(c_x, c_r) at the times t (B,), on the device of x: target prediction = c_x x + c_r source prediction."""
-        sde: Any = self.sde
-        k = KernelValues(sde.alpha(t), sde.sigma(t), sde.d_alpha(t), sde.d_sigma(t))
-        c_x, c_r = (as_time(c).to(device=x.device) for c in convert(source, target, k))
-        return c_x, c_r
-
-    def __call__(self, x: Tensor, t: Time, **kwargs: Any) -> Tensor:
+    def __call__(self, x: Tensor, t: Time, **kwargs: object) -> Tensor:
         """The score at x (B, *) and t, () or (B,)."""
         return self.predict("score", x, t, **kwargs)
 
-    def denoised(self, x: Tensor, t: Time, **kwargs: Any) -> Tensor:
+    def denoised(self, x: Tensor, t: Time, **kwargs: object) -> Tensor:
         r"""Tweedie's estimate of the data, $D = E[x_0 \mid x_t] = (x + \sigma^2 s)/\alpha$."""
         return self.predict("data", x, t, **kwargs)
 
@@ -193,7 +186,7 @@ def _of_time(option: str, function: Callable[[Tensor], Tensor], t: Tensor) -> Te
     return value
 
 
-def from_noise(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
+def from_noise(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
     r"""A score from a network that predicts the noise: $s = -\epsilon/\sigma$.
 
     Args:
@@ -212,7 +205,7 @@ def from_noise(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
     return Score(net, sde, "noise", **options)
 
 
-def from_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
+def from_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
     r"""A score from a network that predicts the data: $s = (\alpha D - x)/\sigma^2$.
 
     Args:
@@ -232,7 +225,7 @@ def from_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score
     return Score(net, sde, "data", **options)
 
 
-def from_v(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
+def from_v(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
     r"""A score from a network that predicts $v = \alpha\epsilon - \sigma x_0$ (v-prediction).
 
     Args:
@@ -250,7 +243,7 @@ def from_v(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
     return Score(net, sde, "v", **options)
 
 
-def from_flow(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
+def from_flow(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
     r"""A score from a network that predicts the time derivative of the path, $\alpha' x_0 + \sigma'\epsilon$.
 
     For rectified flow that is noise minus data. A network whose time runs from noise to data predicts the
@@ -271,7 +264,7 @@ def from_flow(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
     return Score(net, sde, "flow", **options)
 
 
-def from_score(net: Callable[..., Tensor], sde: SDE, **options: Any) -> Score:
+def from_score(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
     """A score from a network that predicts the score itself; for its time label, input scale and dtype.
 
     Args:

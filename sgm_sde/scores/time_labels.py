@@ -31,6 +31,7 @@ from torch import Tensor
 
 from sgm_sde._checks import check_integer, described, flag, number, numbers
 from sgm_sde._shapes import cpu_float64
+from sgm_sde.processes.base import has_scalar_marginal
 
 if TYPE_CHECKING:
     from sgm_sde.processes import DiscreteVPSDE, LinearSDE
@@ -39,7 +40,7 @@ TimeLabel = Callable[[Tensor], Tensor]
 
 
 def _require_linear(sde: object) -> None:
-    if not getattr(sde, "is_linear", False) or isinstance(sde, type):
+    if not has_scalar_marginal(sde):
         raise TypeError(f"the label is a noise level of a LinearSDE, got {described(sde)}")
 
 

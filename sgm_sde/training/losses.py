@@ -34,7 +34,8 @@ from sgm_sde._checks import FAR, arguments, check_integer, described, instance_o
 from sgm_sde._shapes import as_time, expand, flat, require_times
 from sgm_sde._times import ROUNDING
 from sgm_sde.processes import LinearSDE
-from sgm_sde.processes.predictions import KernelValues, convert, weights
+from sgm_sde.processes.base import has_scalar_marginal
+from sgm_sde.processes.predictions import convert, weights
 from sgm_sde.scores import Score
 from sgm_sde.training.times import Times, Uniform
 
@@ -206,7 +207,7 @@ def denoising_score_matching(
     """
     sde, t, factor, x0 = _prepare(score, x0, times, t, generator)
     x, noise = _noised(sde, x0, t, noise, generator)
-    a, b = weights(score.prediction, _kernel(sde, t))
+    a, b = weights(score.prediction, sde.values(t))
     predicted = score.output(x, _label(t, x), **arguments("model_kwargs", model_kwargs)).to(x.dtype)
     error = predicted - _on(a, x) * x0 - _on(b, x) * noise
     return _weighted(error.square(), factor, weighting, score.prediction, sde, t, reduction)
@@ -292,7 +293,7 @@ def _prepare(
     if not isinstance(score, Score):
         raise TypeError(f"the score must say what its network predicts: from_noise(net, sde) etc., got {score!r}")
     sde = score.sde
-    if not isinstance(sde, LinearSDE):
+    if not has_scalar_marginal(sde):
         raise TypeError(f"this loss needs the kernel of a LinearSDE, got {sde!r}")
     if not is_dense(x0) or not x0.is_floating_point() or x0.ndim == 0:
         given = f"dtype {x0.dtype}" if is_dense(x0) else described(x0)
@@ -354,19 +355,15 @@ def _weighted(
     elif not hasattr(weighting, "error_of") or isinstance(weighting, type):
         raise TypeError(f"weighting must be a name or a Weighting, such as MinSNR(), got {described(weighting)}")
     one_of("reduction", reduction, ("mean", "sum"))
-    _, c_r = convert(prediction, weighting.error_of, _kernel(sde, t))
+    _, c_r = convert(prediction, weighting.error_of, sde.values(t))
     weight = factor * weighting.weight(sde, t) * c_r**2
     reduced = flat(squares).mean(1) if reduction == "mean" else flat(squares).sum(1)
     return weight.to(dtype=squares.dtype).to(squares.device) * reduced
-
-
-def _kernel(sde: LinearSDE, t: Tensor) -> KernelValues:
-    return KernelValues(sde.alpha(t), sde.sigma(t), sde.d_alpha(t), sde.d_sigma(t))
 
 
 def _label(t: Tensor, x: Tensor) -> Tensor:
     return t.to(dtype=x.dtype).to(x.device)
 
 
-def _on(coefficient: Any, x: Tensor) -> Tensor:
+def _on(coefficient: Tensor | float, x: Tensor) -> Tensor:
     return expand(as_time(coefficient), x).to(x.device)

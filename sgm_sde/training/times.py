@@ -19,7 +19,7 @@ from sgm_sde._checks import check_integer, flag, instance_of, number, reals, set
 from sgm_sde._shapes import cpu_float64
 from sgm_sde._times import at_ends
 from sgm_sde.processes import SDE, LinearSDE
-from sgm_sde.processes.base import require_sde
+from sgm_sde.processes.base import has_scalar_marginal, require_sde
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +191,6 @@ class Table(Times):
 
 
 def _linear(sde: SDE) -> LinearSDE:
-    if not isinstance(sde, LinearSDE):
+    if not has_scalar_marginal(sde):
         raise TypeError(f"times by noise level need a LinearSDE, got {sde!r}")
     return sde
