@@ -1,4 +1,4 @@
-r"""Diagnosis of a run: implausibly large samples, and networks in train mode.
+r"""Diagnosis of a run: implausibly large samples.
 
 Whatever the solver, the state at node m is $x_m = \alpha_m x_0 + \sigma_m\epsilon$ with the sample $x_0$ that it leads
 to and a noise of unit size, and the network estimates $x_0$ by $D_m$. So with $|x|$ the root mean square of the d
@@ -29,11 +29,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakSet
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sgm_sde._kept import kept
 from sgm_sde._shapes import dot, flat
@@ -194,32 +192,3 @@ def described(samples: Sequence[int], n: int) -> str:
     """Status message for implausible samples."""
     shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
     return f"{len(samples)} of {n} samples ({shown}) are of a size that nothing in their run accounts for"
-
-
-class TrainModeWarning(UserWarning):
-    """A network is in train mode and holds layers that make a sample depend on more than its seed."""
-
-
-_told: WeakSet[nn.Module] = WeakSet()
-
-
-def in_train_mode(net: Any) -> str | None:
-    """Warning for a network in train mode with Dropout or BatchNorm, given once; None for others."""
-    if not isinstance(net, nn.Module) or not net.training or net in _told:
-        return None
-    _told.add(net)
-    used = sorted({type(m).__name__ for m in net.modules() if m.training and _random_or_coupled(m)})
-    if not used:
-        return None
-    return (
-        f"the network is in train mode and uses {', '.join(used)}, so that results depend on more than seeds: "
-        f"call net.eval() first"
-    )
-
-
-def _random_or_coupled(module: nn.Module) -> bool:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return True
-    drops = getattr(module, "p", 0.0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
-    inside = getattr(module, "dropout", 0.0) if isinstance(module, nn.RNNBase | nn.MultiheadAttention) else 0.0
-    return drops > 0 or (isinstance(inside, float | int) and inside > 0)

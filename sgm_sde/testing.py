@@ -19,6 +19,7 @@ from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule, LogSNR
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
+from sgm_sde.processes.base import CheckError as CheckError
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.schemes import Solver, resolve
@@ -26,10 +27,6 @@ from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Oracle
 
 F64 = torch.float64
-
-
-class CheckError(AssertionError):
-    """A process is not what it declares."""
 
 
 def check_sde(sde: SDE, *, n: int = 4000, seed: int = 0) -> tuple[str, ...]:

@@ -156,12 +156,12 @@ class Dropping(nn.Module):
 def test_train_mode_is_told_of_once(layer: nn.Module) -> None:
     """Once for each network, for samples as for codes, and the mode stays."""
     net = Dropping(layer)
-    with pytest.warns(sg.diagnosis.TrainModeWarning, match=type(layer).__name__):
+    with pytest.warns(sg.scores.TrainModeWarning, match=type(layer).__name__):
         sg.sample(net, VP, (4, 2), nfe=4, seed=0)
     sg.sample(net, VP, (4, 2), nfe=4, seed=0)
     assert net.training
     other = Dropping(layer)
-    with pytest.warns(sg.diagnosis.TrainModeWarning, match="net.eval"):
+    with pytest.warns(sg.scores.TrainModeWarning, match="net.eval"):
         sg.encode(other, VP, torch.zeros(2, 2), method=FixedGrid(6))
 
 

@@ -27,7 +27,7 @@ from sgm_sde._shapes import dot
 from sgm_sde._value import Value
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.inverse.linalg import Linearised, conjugate_gradient
-from sgm_sde.testing import CheckError
+from sgm_sde.processes.base import CheckError
 
 
 class Operator(Value, ABC):

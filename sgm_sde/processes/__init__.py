@@ -1,7 +1,7 @@
 """Forward processes: from data at t = 0 to noise at t = T."""
 
 from sgm_sde.processes import presets
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, CheckError
 from sgm_sde.processes.cld import CLD, hybrid_score_matching
 from sgm_sde.processes.discrete import DiscreteVESDE, DiscreteVPSDE
 from sgm_sde.processes.edm import EDMSDE
@@ -17,6 +17,7 @@ __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "CheckError",
     "CosineVPSDE",
     "DiscreteVESDE",
     "DiscreteVPSDE",

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 MarginalKind = Literal["scalar", "matrix", "unknown"]
 
 
+class CheckError(AssertionError):
+    """A contradiction between what a process or an operator declares and what it computes."""
+
+
 def require_sde(sde: object) -> None:
     """Raise TypeError unless `sde` is a forward process."""
     if not isinstance(sde, SDE):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from sgm_sde._checks import arguments
 from sgm_sde._kept import kept
 from sgm_sde._tree import Arguments, Conditions
-from sgm_sde.diagnosis import TrainModeWarning, in_train_mode
 from sgm_sde.engine.executor import Plan, lower
 from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.node import Coefficient, Node
@@ -24,6 +23,7 @@ from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.matrix import apply
 from sgm_sde.scores.conditions import AmbiguousArgument, has_rows, map_rows, resolve
 from sgm_sde.scores.score import Score
+from sgm_sde.scores.train_mode import TrainModeWarning, in_train_mode
 
 TIMES_AT_HAND = 2**20  # numbers; beyond, times are made when they are needed
 

@@ -1,0 +1,37 @@
+"""Networks in train mode whose layers would make a sample depend on more than its seed."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakSet
+
+from torch import nn
+
+
+class TrainModeWarning(UserWarning):
+    """A network is in train mode and holds layers that make a sample depend on more than its seed."""
+
+
+_told: WeakSet[nn.Module] = WeakSet()
+
+
+def in_train_mode(net: Any) -> str | None:
+    """Warning for a network in train mode with Dropout or BatchNorm, given once; None for others."""
+    if not isinstance(net, nn.Module) or not net.training or net in _told:
+        return None
+    _told.add(net)
+    used = sorted({type(m).__name__ for m in net.modules() if m.training and _random_or_coupled(m)})
+    if not used:
+        return None
+    return (
+        f"the network is in train mode and uses {', '.join(used)}, so that results depend on more than seeds: "
+        f"call net.eval() first"
+    )
+
+
+def _random_or_coupled(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return True
+    drops = getattr(module, "p", 0.0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
+    inside = getattr(module, "dropout", 0.0) if isinstance(module, nn.RNNBase | nn.MultiheadAttention) else 0.0
+    return drops > 0 or (isinstance(inside, float | int) and inside > 0)
