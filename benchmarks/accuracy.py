@@ -287,7 +287,7 @@ def our_solvers() -> dict[str, sg.Solver]:
 
 
 def peer_samplers() -> list[peers.PeerSampler]:
-    """The deterministic ones; of a method that several libraries have, the first (`tests/test_peers.py`: all agree)."""
+    """The deterministic ones; of a method that several libraries have, the first (a test shows that all agree)."""
     found: dict[tuple[str, str, str], peers.PeerSampler] = {}
     for sampler in peers.SAMPLERS + MORE_PEERS:
         if not sampler.stochastic and sampler.peer in peers.available():

@@ -645,10 +645,10 @@ def runs(score: sg.Score) -> dict[str, tuple[sg.Score, sg.Solver]]:
     }
 
 
-METHODS = list(runs(TILTED.score(VP)))
+RUNS = list(runs(TILTED.score(VP)))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RUNS)
 def test_gradients_through_sampling(name: str) -> None:
     """`enable_grad=True`: the derivative with respect to the start is the difference quotient."""
     score, solver = runs(MODES.score(VP))[name]
@@ -674,7 +674,7 @@ def test_gradients_through_sampling(name: str) -> None:
     assert float((slope * v).sum()) == pytest.approx(float(difference), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RUNS)
 @settings(max_examples=3)
 @given(order=st.permutations(range(4)), cut=st.integers(1, 3))
 def test_samples_do_not_depend_on_one_another(name: str, order: list[int], cut: int) -> None:
@@ -692,7 +692,7 @@ def test_samples_do_not_depend_on_one_another(name: str, order: list[int], cut: 
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # of the outlier
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RUNS)
 def test_an_outlier_changes_no_other_sample(name: str) -> None:
     """A start far out, and one that is not finite, beside others."""
     score, solver = runs(MODES.score(VP))[name]

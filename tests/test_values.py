@@ -994,9 +994,9 @@ def test_places_of_nodes() -> None:
     """Coordinates, their inverses, and the node at a fraction of the way, in each variable."""
     k, sde = node(0.5), EDM
     places = {"log-snr": LOG2, "time": 0.5, "noise-level": 0.5, "angle": math.atan(0.25), "flow-time": 1 / 3}
-    for variable, place in places.items():
+    for variable, spot in places.items():
         part = DataPart(variable, 0.0, sigma_data=2.0)
-        assert part.coordinate(k) == pytest.approx(place, rel=1e-14)
+        assert part.coordinate(k) == pytest.approx(spot, rel=1e-14)
         assert float(part.lam(sde, part.coordinate(k))) == pytest.approx(LOG2, rel=1e-13)
         quarter = part.between(INSIDE, node(4.0), node(0.5), 0.25)
         a, b = part.coordinate(node(4.0)), part.coordinate(k)
