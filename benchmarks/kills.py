@@ -1,11 +1,12 @@
 """Kills of runs at random times, start-up included: what is left behind, and what the same command makes of it.
 
     python benchmarks/kills.py --kills 24 --out out/bench
+    python benchmarks/kills.py --kills 8 --ways "one of two" --seed 3 --out out/bench     # 8 more of one kind
 
 Each run is started, killed with SIGKILL and started again until it is complete, in three ways: one process; two under
 torchrun of which one is killed; the launcher of two, which leaves it no time to end them. After each kill every shard
 that is there has to be whole, and all processes have to end; at the end the folder has to be that of a run that was
-left alone, to the last byte.
+left alone, to the last byte. Kills are added to those that OUT has already.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from sgm_sde.store import read_shard
 ROOT = Path(__file__).parent.parent
 RUN = ["sample", "--model", "digits", "-n", "600", "--batch", "20", "--nfe", "40", "--quiet"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+WAYS = ("one process", "one of two", "the launcher of two")
 PATIENCE = 90.0  # seconds after which a process that is left counts as one for ever
 
 
@@ -172,7 +174,8 @@ def table(kills: list[Kill]) -> str:
 def main(argv: list[str] | None = None) -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=24, help="in each of the three ways (%(default)s)")
+    parser.add_argument("--kills", type=int, default=24, help="in each of the ways (%(default)s)")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="which processes to kill (all three)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args(argv)
@@ -189,11 +192,12 @@ def main(argv: list[str] | None = None) -> None:
         whole = contents(place / "one process")
         if contents(place / "one of two") != whole:
             raise AssertionError("two processes leave other files than one")
-        kills = [
-            kill for way, time_ in longest.items() for kill in attack(way, args.kills, place, whole, time_, choose)
-        ]
+        kills = [kill for way in args.ways for kill in attack(way, args.kills, place, whole, longest[way], choose)]
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "kills.json").write_text(json.dumps([asdict(one) for one in kills], indent=1) + "\n")
+    file = args.out / "kills.json"
+    if file.exists():
+        kills = [Kill(**one) for one in json.loads(file.read_text())] + kills
+    file.write_text(json.dumps([asdict(one) for one in kills], indent=1) + "\n")
     print(table(kills))
 
 

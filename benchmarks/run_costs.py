@@ -1,9 +1,11 @@
 """What a run costs beside its network: seconds a sample against the number of samples, with the progress bar shown.
 
     python benchmarks/run_costs.py --n 10000 100000 1000000 --out out/bench
+    python benchmarks/run_costs.py --n 10000 100000 1000000 10000000 --shape 2 --batch 1024 --out out/bench
 
-The network is one multiplication of 8x8 samples, in batches of 64, so that what is measured is the loop, the noise, the
-writing and the bookkeeping. The same command is then started again, which checks all that is there.
+The network is one multiplication, of 8x8 samples in batches of 64 if not told otherwise, so that what is measured is
+the loop, the noise, the writing and the bookkeeping. The same command is then started again, which checks all that is
+there.
 """
 
 from __future__ import annotations
@@ -32,10 +34,12 @@ def main(argv: list[str] | None = None) -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--n", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--shape", type=int, nargs="+", default=[1, 8, 8], help="of a sample (1 8 8)")
+    parser.add_argument("--batch", type=int, default=64, help="(%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args(argv)
     sde = sg.EDMSDE()
-    model = sg.models.Model("scaling", sg.from_denoiser(lambda x, t: 0.5 * x, sde), sde, (1, 8, 8))
+    model = sg.models.Model("scaling", sg.from_denoiser(lambda x, t: 0.5 * x, sde), sde, tuple(args.shape))
     lines = [
         "| samples | shards | CPU, µs a sample | clock, µs a sample | again, s | loaded, s |",
         "|---:|---:|---:|---:|---:|---:|",
@@ -45,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
 
             def run(n: int = n, folder: str = folder) -> object:
-                return distributed.sample(model, n, folder, nfe=4, solver="ddim", device="cpu", progress=True)
+                options = {"batch": args.batch, "nfe": 4, "solver": "ddim", "device": "cpu"}
+                return distributed.sample(model, n, folder, progress=True, **options)
 
             cpu, clock = measure(run)
             again, _ = measure(run)

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import check_integer, flag, moment, require_function
+from sgm_sde._checks import (
+    check_integer,
+    described,
+    flag,
+    moment,
+    number,
+    reals,
+    require_function,
+    settle,
+    usable_device,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,8 @@ class Record:
         progress: show a progress bar.
 
     Raises:
-        TypeError: for a callback that is no function.
+        TypeError: for a trajectory that is no sequence of numbers, and a callback that is no function.
+        ValueError: for another word than "all", and times that are negative or not finite.
 
     Examples:
         >>> import sgm_sde as sg
@@ -65,8 +76,17 @@ class Record:
     progress: bool = False
 
     def __post_init__(self) -> None:
+        if self.trajectory is not None and not (isinstance(self.trajectory, str) and self.trajectory == "all"):
+            settle(self, trajectory=_times(self.trajectory))
         require_function("callback", self.callback, "of a StepInfo", 1, optional=True)
-        object.__setattr__(self, "progress", flag("progress", self.progress))
+        settle(self, progress=flag("progress", self.progress))
+
+
+def _times(trajectory: object) -> tuple[float, ...]:
+    """The times of a trajectory, as floats."""
+    if isinstance(trajectory, str):
+        raise ValueError(f"trajectory must be 'all' or a sequence of times, got {described(trajectory)}")
+    return tuple(number(f"trajectory[{i}]", t, least=0) for i, t in enumerate(reals("trajectory", trajectory)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,8 @@ class Execution:
     Raises:
         ValueError: for a batch size that is not an integer of at least 1, and for options that exclude each other:
             a graph keeps every value of a run, whatever its parts, and a compiled network records none.
-        TypeError: for a time that is no number.
+            Also for a time that is negative or not finite, and a device that is not there.
+        TypeError: for a time that is no number, flags that are neither True nor False, and what names no device.
 
     Examples:
         >>> import sgm_sde as sg
@@ -105,11 +126,13 @@ class Execution:
 
     def __post_init__(self) -> None:
         if self.batch_size is not None:
-            object.__setattr__(self, "batch_size", check_integer("batch_size", self.batch_size))
+            settle(self, batch_size=check_integer("batch_size", self.batch_size))
         for name in ("enable_grad", "compile"):
-            object.__setattr__(self, name, flag(name, getattr(self, name)))
+            settle(self, **{name: flag(name, getattr(self, name))})
+        if self.device is not None:
+            settle(self, device=usable_device("device", self.device))
         if self.until is not None:
-            object.__setattr__(self, "until", moment("until", self.until))
+            settle(self, until=number("until", moment("until", self.until), least=0))
         if self.compile and self.enable_grad:
             raise ValueError("compile=True keeps no graph to backpropagate through: it excludes enable_grad=True")
         if self.batch_size is not None and self.enable_grad:

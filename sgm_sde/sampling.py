@@ -22,7 +22,6 @@ from sgm_sde._checks import (
     float_dtype,
     moment,
     one_of,
-    reals,
     require_floating,
     shape_of_samples,
     usable_device,
@@ -922,6 +921,8 @@ class _Monitor:
             t, t_next = self.grid.times[i - 1 : i + 1]
             info = StepInfo(i - 1, self.grid.steps, t, t_next, x.clone(), self.denoised, self.model.nfe)
             answer = self.callback(info)
+            if isinstance(answer, Tensor | np.ndarray) and math.prod(answer.shape) != 1:
+                raise ValueError(f"the callback must return True to stop, or nothing, got {shown(answer)}")
             self.stopped = answer in (True,) and i < self.grid.steps  # equal to True: numpy's and torch's, too
         self.stopped = self.stopped or i == self.stop
         return self.stopped
@@ -941,17 +942,15 @@ def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool)
     if trajectory is None:
         return frozenset(), False
     if isinstance(trajectory, str):
-        if trajectory != "all":
-            raise ValueError(f"trajectory must be 'all' or a sequence of times, got {trajectory!r}")
         return frozenset(range(len(grid.times))), denoise
     nodes: set[int] = set()
     end = False
-    for t in reals("trajectory", trajectory):
+    for t in trajectory:
         if t == 0 and denoise:
             end = True
             continue
         nearest = min(range(len(grid.times)), key=lambda i: abs(grid.times[i] - t))
-        if not same_time(grid.times[nearest], float(t)):
+        if not same_time(grid.times[nearest], t):
             raise ValueError(
                 f"trajectory time {t} is not on the grid; the nearest of its times is {grid.times[nearest]}"
             )

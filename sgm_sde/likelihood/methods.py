@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from sgm_sde._checks import FAR, described, number, one_of
+from sgm_sde._checks import FAR, described, number, one_of, settle
 from sgm_sde._value import Value
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
@@ -98,10 +98,10 @@ class FixedGrid(Method):
     differentiable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        number("data_std", self.data_std, above=0, most=FAR)
+        settle(self, data_std=number("data_std", self.data_std, least=1 / FAR, most=FAR))
         check_tolerances(self.rtol, self.atol, 1)
         if self.steps is not None:
-            require_count("steps", self.steps, LEAST_STEPS)
+            settle(self, steps=require_count("steps", self.steps, LEAST_STEPS))
 
     @property
     def n_steps(self) -> int:
@@ -156,7 +156,7 @@ class AdaptiveFlow(Method):
     data_std: float = 0.5
 
     def __post_init__(self) -> None:
-        number("data_std", self.data_std, above=0, most=FAR)
+        settle(self, data_std=number("data_std", self.data_std, least=1 / FAR, most=FAR))
         check_tolerances(*self.tolerances(1e-5), 1)
 
     def tolerances(self, default: float) -> tuple[float, float]:
@@ -205,8 +205,12 @@ class AdjointFlow(Method):
     differentiable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        number("data_std", self.data_std, above=0, most=FAR)
+        settle(self, data_std=number("data_std", self.data_std, least=1 / FAR, most=FAR))
         check_tolerances(self.rtol, self.atol, 1)
+        if self.parameters is not None:
+            given = self.parameters if isinstance(self.parameters, Sequence) else (None,)
+            if not all(isinstance(one, Tensor) for one in given):
+                raise TypeError(f"parameters must be a sequence of tensors, got {described(self.parameters)}")
 
     def solve(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float) -> Found:
         """From states x (B, *) at eps to T."""
@@ -318,9 +322,9 @@ class Hutchinson(Value):
     basis: str | ProbeTrial = "pixel"
 
     def __post_init__(self) -> None:
-        require_count("n_probes", self.n_probes)
+        settle(self, n_probes=require_count("n_probes", self.n_probes))
         one_of("probe", self.probe, PROBES)
-        one_of("basis", getattr(self.basis, "basis", self.basis), (*BASES, PILOT))
+        one_of("basis", self.basis.basis if isinstance(self.basis, ProbeTrial) else self.basis, (*BASES, PILOT))
 
     def estimate(self, x: Tensor, seeds: SampleSeeds, fresh: bool) -> Estimate:
         """The estimator for states x (B, *)."""
@@ -343,7 +347,7 @@ class Exact(Value):
     chunk: int = 1
 
     def __post_init__(self) -> None:
-        require_count("chunk", self.chunk)
+        settle(self, chunk=require_count("chunk", self.chunk))
 
     def estimate(self, x: Tensor, seeds: SampleSeeds, fresh: bool) -> Estimate:
         """The estimator for states x (B, *)."""

@@ -703,7 +703,7 @@ class Thresholded(_Around):
         super().__init__(score)
         if not has_scalar_marginal(score.sde):
             raise TypeError(f"the data estimate that is clipped needs a LinearSDE, got {score.sde!r}")
-        self.limit = number("limit", limit, above=0)
+        self.limit = number("limit", limit, above=0, most=FAR)
         self.percentile = None if percentile is None else number("percentile", percentile, above=0, below=1)
 
     def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
