@@ -54,7 +54,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from benchmarks import bed_networks
-from sgm_sde.engine.executor import PreDrawnNoise, Stages, iterate_stages
+from sgm_sde.engine.executor import PreDrawnNoise, Stages, prepare
 from sgm_sde.engine.program import Program
 from sgm_sde.sampling import plan
 from sgm_sde.scores.model import BoundScore
@@ -658,7 +658,7 @@ def errors_of(bed: Bed, programs: Sequence[Program], rows: int = 1024) -> list[E
         first, last = program.times[0], program.times[-1]
         model = BoundScore(bed.score, bed.sde, (last, first), bed.model_kwargs)
         x = float(bed.sde.sigma(first)) * bed.noise
-        run = yield from iterate_stages(program, x, model, PreDrawnNoise(()))
+        run = yield from prepare(program, x, model, PreDrawnNoise(())).stages()
         output = yield run.x, model.times([last], run.x)[0]
         return model.predict("data", run.x, last, output)  # type: ignore[return-value]
 

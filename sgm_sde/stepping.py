@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from sgm_sde._checks import described
 from sgm_sde._times import ROUNDING, same_time
 from sgm_sde.defaults import Setting
-from sgm_sde.engine.executor import Stages, _memory, iterate_stages
+from sgm_sde.engine.executor import Loop, Position, Stages, prepare
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule
@@ -113,13 +114,12 @@ class Stepper:
         times = self.program.times
         score = Score(_called_outside, self.sde, self.prediction)
         self._model = BoundScore(score, self.sde, (times[-1], times[0]))
-        self._plan = self._model.plan(self.program)
 
     def reset(self) -> None:
         """Forget the run, so that the next step is the first."""
         self.taken = 0
+        self._loop: Loop | None = None
         self._stages: Stages | None = None
-        self._memory: Any = None
         self._noise: NoiseStream | None = None
         self._state = torch.empty(0)
         self._given = self._state, 0  # what the caller got, and how often it had been written to
@@ -153,14 +153,12 @@ class Stepper:
             raise ValueError("the run has started: call reset() for another one")
         if not isinstance(x, Tensor) or x.ndim == 0 or not x.is_floating_point():
             raise TypeError(f"the state must be a floating-point tensor (B, *), got {described(x)}")
+
         seeds = resolve_seeds(self.seed, generator if self.seed is None else None, len(x))
         self._noise = NoiseStream(seeds, "solver", self.program.times[0])
         with torch.no_grad():
-            # A copy: the state is memory of the run.
             state = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
-            self._memory = _memory(state, self._plan)
-            self._stages = iterate_stages(self.program, state, self._model, self._noise, self._memory)
-            self._go_on(None)
+            self._set_off(state, None)
             if self.starts_at_x:
                 self._given = x, _version(x)
                 return x
@@ -187,6 +185,7 @@ class Stepper:
             raise ValueError(
                 f"the network's output must be a tensor of shape {tuple(x.shape)}, got {described(output)}"
             )
+
         if self._stages is None:
             if not self.starts_at_x:
                 raise ValueError(
@@ -204,6 +203,13 @@ class Stepper:
                 return self._give(x, end)
             self._go_on(output.detach())
             return self._give(x, self._state)
+
+    def _set_off(self, x: Tensor, start: Position | None) -> None:
+        """To the first network call from x, or to the one at which a run stood."""
+        assert self._noise is not None
+        self._loop = prepare(self.program, x, self._model, self._noise, start=start)
+        self._stages = self._loop.stages()
+        self._go_on(None)
 
     def _go_on(self, output: Tensor | None) -> None:
         """To the next network call, or to the end."""
@@ -229,43 +235,33 @@ class Stepper:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.__dict__.items() if name not in _REMADE}
-        if self._noise is not None:
-            memory = self._memory
-            kept["_saved"] = {
-                "rows": [row.detach().clone() for row in memory.slots],
-                "states": [state.detach().clone() for state in memory.shaped],
-                "seeds": self._noise.seeds,
-                "draw": self._noise.draw,
-            }
+        kept["_state"] = self._state.clone()
         # What the caller got, not what it may have written there since.
-        kept["_state"], kept["_given"] = self._state.clone(), (self._state.to(self._given[0].dtype, copy=True), 0)
+        kept["_given"] = self._state.to(self._given[0].dtype, copy=True), 0
+
+        if self._loop is not None and self._noise is not None:
+            waits = self.taken < len(self._called)
+            position = replace(self._loop.position(), x=kept["_state"]) if waits else None
+            kept["_saved"] = position, self._noise.seeds, self._noise.draw
         return kept
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
-        saved = kept.pop("_saved", None)
+        position, seeds, draw = kept.pop("_saved", (None, None, 0))
         self.__dict__.update(kept)
         self._prepare()
-        self._stages, self._memory, self._noise = None, None, None
+        self._loop, self._stages, self._noise = None, None, None
         self._copied = True
-        if saved is None:
+        if seeds is None:  # it has not started
             return
-        x = self._given[0].to(self._state.dtype)
-        self._memory = _memory(x, self._plan)
-        for k, state in enumerate(saved["states"]):
-            self._memory.replace(k, state)
-        for k, row in enumerate(saved["rows"]):
-            if row.shape == x.shape:
-                self._memory.store(k, row, row, (0.0, 1.0))
-        self._noise = NoiseStream(saved["seeds"], "solver", self.program.times[0], saved["draw"])
-        if self.taken < len(self._called):
-            at = self._called[self.taken]
-            self._stages = iterate_stages(self.program, x, self._model, self._noise, self._memory, at)
-            self._go_on(None)
+
+        self._noise = NoiseStream(seeds, "solver", self.program.times[0], draw)
+        if position is not None:
+            self._set_off(self._state, position)
         else:
-            self._stages = iterate_stages(self.program, x, self._model, self._noise)  # at its end: not resumed
+            self._stages = prepare(self.program, self._state, self._model, self._noise).stages()  # at its end
 
 
-_REMADE = {"_model", "_plan", "_stages", "_memory", "_noise"}
+_REMADE = {"_model", "_loop", "_stages", "_noise"}
 
 
 def _called_outside(x: Tensor, t: Tensor) -> Tensor:

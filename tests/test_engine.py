@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import sgm_sde as sg
-from sgm_sde.engine.executor import Plan, _Buffers, _Graph, _memory, execute, lower
+from sgm_sde.engine.executor import execute
+from sgm_sde.engine.lowering import Plan, allocate, emit, fold_conversions, lower, recover_evaluations
 from sgm_sde.engine.matrix import Matrix
+from sgm_sde.engine.memory import Buffers, GraphMemory, allocate_memory
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Program, Stage, Terms
 from tests.helpers import ALL, F64, GAUSSIAN, LINEAR, MIXTURE, bind, stream
@@ -283,6 +285,73 @@ def test_where_states_live() -> None:
     assert layout(chain) == [initial, (1, 0, [], 0, False), (1, 1, [0], 0, False), (1, 1, [0], 0, False)]
 
 
+# Heun's step with a noise, on x_1 = x_0 + 2 e_0: x_2 = x_0 + e_0 + e_1 + 3 z_0.
+THREE = (
+    Stage(2.0, evaluate=True, node=True),
+    Stage(1.0, ((0, 1.0),), ((0, 2.0),), evaluate=True),
+    Stage(0.0, ((0, 1.0),), ((0, 1.0), (1, 1.0)), ((0, 3.0),), node=True),
+)
+E_IS = [(0.5, 4.0), (0.25, 2.0), (0.0, 1.0)]  # e = x / 2 + 4 r, then x / 4 + 2 r
+
+
+def test_first_pass_recovers_evaluations() -> None:
+    """e_0 = (x_1 - x_0) / 2, so that x_2 = x_0 / 2 + x_1 / 2 + e_1 + 3 z_0."""
+    first, second, third = recover_evaluations(THREE)
+    assert (first, second) == THREE[:2]
+    assert third == dataclasses.replace(THREE[2], states=((0, 0.5), (1, 0.5)), evals=((1, 1.0),))
+
+
+def test_second_pass_folds_conversions() -> None:
+    """Evaluations that are used at once are states and outputs; one that is used later is stored."""
+    _, second, third = fold_conversions(recover_evaluations(THREE), E_IS)
+    assert (second.states, second.evals, second.output) == ({0: 1 + 2 * 0.5}, {}, 2 * 4.0)
+    assert (third.states, third.evals, third.output) == ({0: 0.5, 1: 0.5 + 0.25}, {}, 2.0)
+    assert third.noises == ((0, 3.0),)
+
+    first, second, third = fold_conversions(THREE, E_IS)
+    assert [row.stored for row in (first, second, third)] == [True, False, False]
+    assert (second.states, second.evals, second.output) == ({0: 1.0}, {0: 2.0}, None)
+    # x_1 / 4 is written out: x_0 / 4 + e_0 / 2, so that x_1 is not read again.
+    assert (third.states, third.evals, third.output) == ({0: 1.25}, {0: 1.5}, 2.0)
+
+
+def test_third_pass_allocates_memory() -> None:
+    """Two registers with e_0 recovered; a slot with it stored. Memory is free again after the last use."""
+    recovered = allocate(fold_conversions(recover_evaluations(THREE), E_IS))
+    assert (recovered.n_slots, recovered.n_registers) == (0, 2)
+    assert [place.base for place in recovered.places] == [None, 0, 1]
+    assert [place.target for place in recovered.places] == [0, 1, 1]
+    assert recovered.places[2].others == (0,)
+    assert [dict(place.alive) for place in recovered.places] == [{}, {("state", 0): 0}, {}]
+    assert [dict(place.drawn) for place in recovered.places] == [{}, {}, {0: None}]
+
+    stored = allocate(fold_conversions(THREE, E_IS))
+    assert (stored.n_slots, stored.n_registers) == (1, 2)
+    assert [place.store for place in stored.places] == [0, None, None]
+    assert dict(stored.places[1].alive) == {("eval", 0): 0, ("state", 0): 0}
+    assert stored.places[2].base == 0  # dropped here, so that its register serves again
+
+
+def test_fourth_pass_emits_instructions() -> None:
+    """Coefficients with places; a stored evaluation is r + x / 8, four times."""
+    rows = fold_conversions(THREE, E_IS)
+    first, second, third = emit(rows, allocate(rows), E_IS)
+    assert (first.base, first.store, first.mix) == (None, 0, (0.125, 1.0))
+    assert (second.base, second.beta, second.slots, second.output) == (0, 1.0, ((0, 4 * 2.0),), None)
+    assert (third.base, third.beta, third.slots, third.output) == (0, 1.25, ((0, 4 * 1.5),), 2.0)
+    assert third.noises == ((3.0, None),)
+    assert [ins.kind for ins in (first, second, third)] == ["sum", "sum", "factor"]
+
+    plan = lower(Program("heun", "data", THREE), E_IS)
+    assert plan.instructions == emit(*_passes(recover_evaluations(THREE)))
+    assert [need.kind for need in plan.needed[1]] == ["state"]
+
+
+def _passes(stages: Sequence[Stage]) -> tuple[Any, Any, Any]:
+    rows = fold_conversions(stages, E_IS)
+    return rows, allocate(rows), E_IS
+
+
 @pytest.mark.parametrize(
     ("b", "c", "node", "noises", "rows"),
     [(2.0, -2.0, False, (), 0), (2.0, 2.5, False, (), 1), (2.0, 1.0, True, (), 1), (2.0, 1.0, False, ((0, 1.0),), 1)],
@@ -335,8 +404,8 @@ def test_what_is_recorded_lives_in_the_memory_of_plain_runs() -> None:
     """Buffers, where nothing else is asked for."""
     x = torch.ones(2, 3)
     plan = lower(sg.DDIM().compile(LINEAR["vp"], sg.Grid([0.9, 0.7])), [(0.0, 1.0)] * 2)
-    assert isinstance(_memory(x, plan), _Buffers)
-    assert isinstance(_memory(x, plan, grad=True), _Graph)
+    assert isinstance(allocate_memory(x, plan), Buffers)
+    assert isinstance(allocate_memory(x, plan, grad=True), GraphMemory)
 
 
 @given(case=programs())

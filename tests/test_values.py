@@ -24,7 +24,8 @@ from torch.overrides import TorchFunctionMode
 
 import sgm_sde as sg
 from sgm_sde.engine.counter import LANES, Run, philox
-from sgm_sde.engine.executor import execute, lower
+from sgm_sde.engine.executor import execute
+from sgm_sde.engine.lowering import lower
 from sgm_sde.engine.noise import LARGEST, NoiseStream, SampleSeeds, resolve_seeds
 from sgm_sde.engine.phi import phi, phi_values
 from sgm_sde.engine.program import Form, Program, ProgramBuilder, Stage, Step, compile_program

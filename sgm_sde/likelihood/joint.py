@@ -24,7 +24,8 @@ from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import instance_of
 from sgm_sde._shapes import cpu_float64
 from sgm_sde._times import at_ends
-from sgm_sde.engine.executor import Plan, execute, lower
+from sgm_sde.engine.executor import execute
+from sgm_sde.engine.lowering import Plan, lower
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program, compile_program
 from sgm_sde.engine.reverse import ScoreFn

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sgm_sde._checks import arguments
 from sgm_sde._kept import kept
 from sgm_sde._tree import Arguments, Conditions
-from sgm_sde.engine.executor import Plan, lower
+from sgm_sde.engine.lowering import Plan, lower
 from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.node import Coefficient, Node
 from sgm_sde.engine.program import Program

@@ -1,0 +1,171 @@
+"""The memory of a run and its arithmetic: what an `Instruction` does to tensors."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sgm_sde.engine.lowering import Conversion, Instruction, Plan
+from sgm_sde.engine.matrix import times
+from sgm_sde.engine.program import Coefficient
+
+Summands = list[tuple[Tensor, Coefficient]]
+
+
+class Memory(Protocol):
+    """Registers for states, and slots for the history of evaluations and noises.
+
+    Attributes:
+        registers: the states (B, *).
+        slots: the history, each (B, *).
+    """
+
+    registers: list[Tensor]
+    slots: list[Tensor]
+
+    def combine(self, k: int, ins: Instruction, terms: Summands) -> None:
+        """Stage k: its state from registers, slots and further terms, which may be used up."""
+
+    def replace(self, register: int, value: Tensor) -> None:
+        """Put another state in a register."""
+
+    def store(self, slot: int, state: Tensor, output: Tensor, mix: Conversion) -> None:
+        """Put c_x state + c_r output in a slot."""
+
+    def load(self, slot: int, value: Tensor) -> None:
+        """Put a value in a slot."""
+
+    def holds(self, register: int, value: Tensor) -> bool:
+        """True if the value lies in a register's memory, which is about to be overwritten."""
+
+
+def allocate_memory(x: Tensor, plan: Plan, grad: bool = False) -> Memory:
+    """The memory that a plan runs in, for states like x (B, *)."""
+    if plan.blocks > 1:
+        return BlockMemory(x, plan)
+    return GraphMemory(x, plan) if grad else Buffers(x, plan)
+
+
+class Buffers:
+    """Preallocated memory: a stage is one matrix-vector product wherever it can be."""
+
+    def __init__(self, x: Tensor, plan: Plan) -> None:
+        # Zeros, not empty: slots out of use enter the product with coefficient 0, and 0 * NaN is NaN.
+        buffer = torch.zeros((plan.n_slots, x.numel()), dtype=x.dtype, device=x.device)
+        self.slots = [row.view(x.shape) for row in buffer]
+        self._history = buffer.t()
+
+        self.registers = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(plan.n_registers)]
+        self._flat = [register.view(-1) for register in self.registers]
+        self._ends = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in self._flat]
+
+        # Weights and factors as tensors: from a number torch would make one at each call.
+        wide = [k for k, ins in enumerate(plan.instructions) if ins.kind == "product"]
+        scaled = [k for k, ins in enumerate(plan.instructions) if ins.kind == "factor"]
+        betas = torch.tensor([plan.instructions[k].beta for k in scaled], dtype=torch.float64, device="cpu")
+        self._weights = dict(zip(wide, plan.weights[wide].to(device=x.device, dtype=x.dtype).unbind(0), strict=True))
+        self._factors = dict(zip(scaled, betas.to(device=x.device, dtype=x.dtype).unbind(0), strict=True))
+
+    def combine(self, k: int, ins: Instruction, terms: Summands) -> None:
+        state = self.registers[ins.target]
+        source = ins.base
+        if source is None:
+            state.zero_()
+            source = ins.target
+
+        # The first operation writes into `state`, and those after it add in place.
+        base = self.registers[source]
+        if ins.kind == "product":
+            weights = self._weights[k]
+            torch.addmv(self._flat[source], self._history, weights, beta=ins.beta, out=self._flat[ins.target])
+            base = state
+        elif ins.kind == "blend":
+            base = torch.lerp(base, *terms.pop(), out=state)
+        elif ins.kind == "factor":
+            base = torch.mul(base, self._factors[k], out=state)
+
+        if ins.kind != "product":
+            for slot, c in ins.slots:
+                base = _add(base, self.slots[slot], c, state)
+        for register, c in ins.states:
+            base = _add(base, self.registers[register], c, state)
+        for value, c in terms:
+            base = _add(base, value, c, state)
+        self.replace(ins.target, base)
+
+    def replace(self, register: int, value: Tensor) -> None:
+        if value is not self.registers[register]:
+            self.registers[register].copy_(value)
+
+    def store(self, slot: int, state: Tensor, output: Tensor, mix: Conversion) -> None:
+        c_x, c_r = mix
+        if c_x == 0:
+            self.slots[slot].copy_(output)
+        elif c_r == 1:
+            torch.add(output, state, alpha=c_x, out=self.slots[slot])
+        else:
+            torch.add(state, output, alpha=c_r, out=self.slots[slot])
+
+    def load(self, slot: int, value: Tensor) -> None:
+        self.slots[slot].copy_(value)
+
+    def holds(self, register: int, value: Tensor) -> bool:
+        start, end = self._ends[register]
+        return start <= value.data_ptr() < end
+
+
+def _add(base: Tensor, value: Tensor, c: Any, state: Tensor) -> Tensor:
+    return base.add_(value, alpha=c) if base is state else torch.add(base, value, alpha=c, out=state)
+
+
+class GraphMemory:
+    """The same arithmetic without reuse of memory, for backpropagation through the run."""
+
+    def __init__(self, x: Tensor, plan: Plan) -> None:
+        self.slots: list[Tensor] = [torch.empty(0)] * plan.n_slots
+        self.registers = [x] * plan.n_registers
+
+    def times(self, c: Coefficient, value: Tensor) -> Tensor:
+        """A coefficient times a state."""
+        return c * value
+
+    def combine(self, k: int, ins: Instruction, terms: Summands) -> None:
+        state = self.times(ins.beta, self.registers[ins.target if ins.base is None else ins.base])
+        history = [(self.slots[slot], c) for slot, c in ins.slots]
+        states = [(self.registers[register], c) for register, c in ins.states]
+        for value, c in history + states + terms:
+            state = state + self.times(c, value)
+        self.replace(ins.target, state)
+
+    def replace(self, register: int, value: Tensor) -> None:
+        self.registers[register] = value
+
+    def store(self, slot: int, state: Tensor, output: Tensor, mix: Conversion) -> None:
+        c_x, c_r = mix
+        self.slots[slot] = self.times(c_x, state) + self.times(c_r, output)
+
+    def load(self, slot: int, value: Tensor) -> None:
+        self.slots[slot] = value
+
+    def holds(self, register: int, value: Tensor) -> bool:
+        """Never: nothing is overwritten."""
+        return False
+
+
+class BlockMemory(GraphMemory):
+    """The same with matrices that act on the blocks of the state: sums of scalar multiples of its blocks.
+
+    No matrix products of torch: under autocast, or with TF32, those would round the state.
+    """
+
+    def __init__(self, x: Tensor, plan: Plan) -> None:
+        if x.ndim < 2 or x.shape[1] != plan.blocks:
+            raise ValueError(
+                f"the process has a state of {plan.blocks} blocks, (B, {plan.blocks}, *): got {tuple(x.shape)}"
+            )
+        super().__init__(x, plan)
+
+    def times(self, c: Coefficient, value: Tensor) -> Tensor:
+        return times(c, value)
