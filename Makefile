@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: beds bench bench-accuracy bench-calibrated bench-cld bench-independence bench-inverse bench-law bench-likelihood bench-overhead bench-peers bench-quality clean demo docs fuzz lint mutation notebooks test test-clients test-fast test-slow
+.PHONY: beds bench bench-accuracy bench-calibrated bench-cld bench-independence bench-inverse bench-law bench-likelihood bench-overhead bench-peers bench-quality clean demo docs fuzz lint mutation notebooks tables test test-clients test-fast test-slow
 
 demo: $(STAMP)
 	$(PY) -m sgm_sde demo --out out/demo
@@ -37,6 +37,12 @@ docs: $(STAMP)
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	$(PY) tools/api_pages.py --check
 	$(VENV)/bin/zensical build --clean --strict
+
+# What is written down of the solvers and the public names, after adding one: orders measured, reference, registry.
+tables: $(STAMP)
+	$(PY) benchmarks/orders.py --missing --check
+	$(PY) tools/api_pages.py
+	$(PY) -m tests.golden
 
 # The notebooks, run, and their pages.
 notebooks: $(STAMP)

@@ -116,14 +116,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/orders.md"))
     parser.add_argument("--check", action="store_true", help="exit with 1 if a measured order is below its claim")
     parser.add_argument("--only", nargs="+", choices=list(solvers), metavar="SOLVER", help="measure these rows only")
+    parser.add_argument("--missing", action="store_true", help="measure the rows only that the table does not have")
     parser.add_argument("--points", type=int, default=15, help="logarithm to base 2 of the points on the mixture")
     args = parser.parse_args()
     torch.set_num_threads(1)  # the tensors are small: threads only cost
 
-    kept = standing(args.out) if args.only else {}
+    kept = standing(args.out) if args.only or args.missing else {}
+    wanted = [name for name in solvers if name not in kept] if args.missing else args.only
     lines, failures = [], []
     for name, solver in tqdm(solvers.items(), desc="solvers"):
-        if args.only and name not in args.only and name in kept:
+        if wanted is not None and name not in wanted and name in kept:
             lines.append(kept[name])
         else:
             line, missed = row(name, solver, args.points)

@@ -48,6 +48,7 @@ from sgm_sde.processes import (
     SubVPSDE,
 )
 from sgm_sde.processes import presets as presets
+from sgm_sde.references import citation
 from sgm_sde.results import SampleResult
 from sgm_sde.sampling import sample
 from sgm_sde.schemes import (
@@ -76,13 +77,13 @@ from sgm_sde.scores import PerSample, Score, Shared, from_denoiser, from_flow, f
 from sgm_sde.scores import guidance as guidance
 from sgm_sde.scores import oracles as oracles
 from sgm_sde.scores import time_labels as time_labels
-from sgm_sde.trials import PilotResult, pilot
+from sgm_sde.trials import pilot
 
 # Modules that are imported when they are asked for: they need more than sampling does, or are slow to import.
 _LATER = (
     "bench", "calibration", "cli", "defaults", "demo", "diagnosis", "distributed", "engine", "latent", "metrics",
-    "models", "nn", "options", "parallel", "pictures", "results", "sampling", "stepping", "store", "team", "testing",
-    "training", "trials",
+    "models", "nn", "options", "parallel", "pictures", "references", "results", "sampling", "stepping", "store",
+    "team", "testing", "training", "trials",
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ if TYPE_CHECKING:
     from sgm_sde import options as options
     from sgm_sde import parallel as parallel
     from sgm_sde import pictures as pictures
+    from sgm_sde import references as references
     from sgm_sde import results as results
     from sgm_sde import sampling as sampling
     from sgm_sde import stepping as stepping
@@ -147,7 +149,6 @@ __all__ = [
     "LinearSDE",
     "LogProbResult",
     "PerSample",
-    "PilotResult",
     "PredictorCorrector",
     "Program",
     "Record",
@@ -167,6 +168,7 @@ __all__ = [
     "__version__",
     "bits_per_dim",
     "calibrate",
+    "citation",
     "decode",
     "elbo",
     "encode",

@@ -243,6 +243,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Execution": (executed, {
         "batch_size": 2, "until": None, "enable_grad": False, "compile": False, "device": None,
     }),
+    "citation": (sg.citation, {"*part": "ddim"}),
     "spec": (sg.spec, {"*value": VP}),
     "from_spec": (sg.from_spec, {"*data": sg.DDIM().spec()}),
     "from_noise": (sg.from_noise, {"*net": net, "*sde": VP, "time_label": None, "input_scale": None, "dtype": None}),

@@ -274,7 +274,7 @@ VALUES: list[Any] = [
     sg.grids.Grid([1.0, 0.5]), Stretched(),
     sg.tableaus.HEUN2, sg.tableaus.DOP853,
     sg.Setting("ddim", "karras"), sg.Setting("ddim"), sg.defaults.default_setting(sg.VPSDE()),
-    sg.PilotResult([(sg.Setting("ddim"), 0.1), (sg.Setting("heun", "karras"), 0.2)], 1e-3, 10, ["short"]),
+    sg.trials.PilotResult([(sg.Setting("ddim"), 0.1), (sg.Setting("heun", "karras"), 0.2)], 1e-3, 10, ["short"]),
     sg.DDIM(eta=1.0).compile(SDE, sg.grids.Grid([1.0, 0.5, 0.1])),
     sg.schemes.SSCS().compile(sg.CLD(), sg.grids.Grid([1.0, 0.5])), Matrix(((1.0, 0.0), (0.0, 2.0))), Controller(),
 ]  # fmt: skip

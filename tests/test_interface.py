@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import re
 import subprocess
 import sys
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -182,6 +185,53 @@ PARTS = [
     cls for cls in vars(sg.schemes).values()
     if isinstance(cls, type) and issubclass(cls, sg.Solver | sg.Corrector) and not inspect.isabstract(cls)
 ]  # fmt: skip
+FAMILY_NAMES = [
+    name for name in sg.schemes.__all__ if inspect.isfunction(getattr(sg.schemes, name)) and name[0].isupper()
+]
+LABELS = ("name", "source")  # say what a solver is, and change nothing
+# Options beside which the others act: those without a default, and orders with a start and a last step to choose.
+WARM = {"order": 3}
+NEEDED: dict[str, dict[str, Any]] = {
+    "DPMSolver": {**WARM, "singlestep": False},
+    "DPMSolverPP": WARM,
+    "RectifiedAdams": WARM,
+    "Rosenbrock": WARM,
+    "UniC": {"predictor": sg.DEIS(2)},
+    "UniPC": {**WARM, "lower_final": False},
+}
+
+
+def other_values(make: Callable[..., Any], option: str, default: Any) -> Iterator[Any]:
+    """Values that an option might take beside its own: a solver, numbers, a bool, or the words that it knows."""
+    if isinstance(default, sg.Solver):
+        yield sg.DPMSolver(2, singlestep=False)
+    elif isinstance(default, bool):
+        yield not default
+    elif isinstance(default, tuple):
+        yield tuple(value / 2 for value in default)
+    elif isinstance(default, int | float):
+        yield from (default + 1, default / 2, 2 * default, 0.5, 0)
+    else:
+        yield from (True, False, 1, 2)
+        with pytest.raises((TypeError, ValueError)) as refusal:
+            make(**{option: "?"})
+        yield from re.findall(r"'([^']+)'", str(refusal.value))
+
+
+def changed(part: Callable[..., Any], option: str) -> Iterator[tuple[sg.Solver, sg.Solver]]:
+    """Pairs of solvers that differ in one option: those written down above, or any that can be made."""
+    if part in CHANGES:
+        yield from CHANGES[part][option]
+        return
+    beside = NEEDED.get(part.__name__, {})
+    make = partial(part, **beside)
+    base = make()
+    own = beside.get(option, inspect.signature(part).parameters[option].default)
+    for value in other_values(make, option, own):
+        with suppress(TypeError, ValueError):  # of values that it refuses
+            other = make(**{option: value})
+            if other != base:
+                yield base, other
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.schemes.LangevinNormWarning")
@@ -190,10 +240,23 @@ PARTS = [
 )
 def test_every_option_of_a_solver_matters(part: type, option: str) -> None:
     """Another value of any option of any public solver or corrector gives other samples."""
-    for one, other in CHANGES[part][option]:
+    draw = run_joint if part in (sg.schemes.GDDIM, sg.schemes.SSCS, sg.schemes.VelocityLangevin) else run
+    pairs = list(changed(part, option)) if option not in LABELS else []
+    assert pairs or option in LABELS, "no two values of it are known: add a pair to CHANGES"
+    for one, other in pairs:
         assert one != other
-        draw = run_joint if part in (sg.schemes.GDDIM, sg.schemes.SSCS, sg.schemes.VelocityLangevin) else run
         assert not torch.equal(draw(one, final="none").x, draw(other, final="none").x)
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # published forms diverge in few steps
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, option) for name in FAMILY_NAMES for option in inspect.signature(getattr(sg.schemes, name)).parameters],
+)
+def test_every_option_of_a_family_matters(name: str, option: str) -> None:
+    """The same of the functions that make a solver by a paper's name: some value of each option gives other samples."""
+    pairs = changed(getattr(sg.schemes, name), option)
+    assert any(not torch.equal(run(one, final="none").x, run(other, final="none").x) for one, other in pairs)
 
 
 @pytest.mark.parametrize(

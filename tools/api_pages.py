@@ -53,7 +53,7 @@ SUBJECTS = (
         "solvers",
         "Solvers",
         "Solvers, correctors and wrappers; every one compiles into a program.",
-        ("schemes", "engine.program"),
+        ("schemes", "engine.program", "references"),
     ),
     Subject("grids", "Grids", "Where a solver evaluates the network.", ("grids",)),
     Subject(

@@ -50,7 +50,7 @@ class SolverTable(Mapping[str, Solver | AdaptiveSolver]):
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's cells as text: name, order, weak order, NFE per step, grid, source."""
-        return [_row(name, solver) for name, solver in self.items()]
+        return [row(name, solver) for name, solver in self.items()]
 
     def __str__(self) -> str:
         rows = self.rows()
@@ -70,7 +70,7 @@ class SolverTable(Mapping[str, Solver | AdaptiveSolver]):
         def line(tag: str, cells: tuple[str, ...]) -> str:
             return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
-        rows = [line("td", (*_row(name, solver), repr(solver))) for name, solver in self.items()]
+        rows = [line("td", (*row(name, solver), repr(solver))) for name, solver in self.items()]
         head = line("th", (*COLUMNS, "solver"))
         return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
 
@@ -80,7 +80,8 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join([*padded, cells[-1]])
 
 
-def _row(name: str, solver: Solver | AdaptiveSolver) -> tuple[str, ...]:
+def row(name: str, solver: Solver | AdaptiveSolver) -> tuple[str, ...]:
+    """The table's cells of one solver as text."""
     if isinstance(solver, AdaptiveSolver):
         return name, "-" if solver.stochastic else str(solver.order), "-", "var.", "-", solver.source
     weak = "-" if solver.weak_order is None else str(solver.weak_order)
