@@ -82,7 +82,7 @@ from sgm_sde.trials import pilot
 # Modules that are imported when they are asked for: they need more than sampling does, or are slow to import.
 _LATER = (
     "bench", "calibration", "cli", "defaults", "demo", "diagnosis", "distributed", "engine", "latent", "metrics",
-    "models", "nn", "options", "parallel", "pictures", "references", "results", "sampling", "stepping", "store",
+    "models", "nn", "options", "pictures", "references", "results", "sampling", "stepping", "store",
     "team", "testing", "training", "trials",
 )  # fmt: skip
 
@@ -100,7 +100,6 @@ if TYPE_CHECKING:
     from sgm_sde import models as models
     from sgm_sde import nn as nn
     from sgm_sde import options as options
-    from sgm_sde import parallel as parallel
     from sgm_sde import pictures as pictures
     from sgm_sde import references as references
     from sgm_sde import results as results

@@ -20,6 +20,8 @@ from sgm_sde._checks import (
     usable_device,
 )
 
+TOLERANCE = 1e-4  # of runs in parallel in time
+
 
 @dataclass(frozen=True)
 class StepInfo:
@@ -91,7 +93,7 @@ def _times(trajectory: object) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Execution:
-    """Execution of a run: device, batches, graph, compilation. None of it changes a sample.
+    """Execution of a run: device, batches, graph, compilation. But for `parallel`, none of it changes a sample.
 
     Args:
         batch_size: the most samples at a time; the rest wait, so that memory is that of the samples and of one part's
@@ -103,10 +105,16 @@ class Execution:
             (callback, progress bar, trajectory, corrector, guidance, a stop), the whole run is one CUDA graph, recorded
             at the first call with the same network, solver, grid and shape. The first call takes its time.
         device: of the samples if their shape is given; the network's if it has parameters, torch's default if not.
+        parallel: a window: so many of a sample's network evaluations are made in one call, and repeated until they are
+            those of the sequential run (Picard iteration, Shih et al., 2023, arXiv:2305.16317). `nfe` of the result
+            counts calls one after the other, its `network_evals` all of the work; see docs/parallel.md.
+        tolerance: of a run in parallel: root mean square of a sample's change in a round up to which an evaluation
+            counts as converged, in units of sqrt(alpha^2 + sigma^2), default 1e-4. With 0 only what is exact counts.
 
     Raises:
-        ValueError: for a batch size that is not an integer of at least 1, and for options that exclude each other:
-            a graph keeps every value of a run, whatever its parts, and a compiled network records none.
+        ValueError: for a batch size or a window that is not an integer of at least 1, and for options that exclude each
+            other: a graph keeps every value of a run, whatever its parts, and a compiled network records none; a run in
+            parallel has no state to stop at.
             Also for a time that is negative or not finite, and a device that is not there.
         TypeError: for a time that is no number, flags that are neither True nor False, and what names no device.
 
@@ -123,6 +131,8 @@ class Execution:
     enable_grad: bool = False
     compile: bool = False
     device: torch.device | str | None = None
+    parallel: int | None = None
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None:
@@ -137,3 +147,17 @@ class Execution:
             raise ValueError("compile=True keeps no graph to backpropagate through: it excludes enable_grad=True")
         if self.batch_size is not None and self.enable_grad:
             raise ValueError("enable_grad=True keeps every value of a run: batch_size= would save nothing")
+        self._settle_parallel()
+
+    def _settle_parallel(self) -> None:
+        if self.parallel is None:
+            if self.tolerance is not None:
+                raise ValueError(f"tolerance={self.tolerance} is that of a run in parallel: give parallel=, a window")
+            return
+        tolerance = TOLERANCE if self.tolerance is None else number("tolerance", self.tolerance, least=0)
+        settle(self, parallel=check_integer("parallel", self.parallel), tolerance=tolerance)
+        for name in ("until", "enable_grad", "compile"):
+            if getattr(self, name) not in (None, False):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} does not go with a run in parallel: leave out parallel="
+                )

@@ -103,7 +103,8 @@ class SampleResult:
 
     Attributes:
         x: samples (B, *), in the range of the data the network was trained on.
-        nfe: calls of the score function by this run, each on the whole batch; with `batch_size=`, on each part of it.
+        nfe: calls of the score function by this run, each on the whole batch; with `batch_size=`, on each part of it;
+            with `parallel=`, one after the other, each at several times.
         times: the grid's times, decreasing; those of the whole run where it went on from another.
         status: how the run ended; false in a boolean context if states were not finite, if samples are of a size that
             nothing in the run accounts for, or if it was stopped.
@@ -126,6 +127,11 @@ class SampleResult:
     network_evals: int = 0
     control: AdaptiveStats | None = None
     continuation: Continuation | None = field(default=None, repr=False)
+
+    @property
+    def rounds(self) -> int:
+        """Network calls one after the other, which is `nfe`: with `parallel=`, less than the sequential run's."""
+        return self.nfe
 
     def __repr__(self) -> str:
         return f"SampleResult(x={tuple(self.x.shape)} {self.x.dtype}, nfe={self.nfe}, {self.status})"

@@ -27,6 +27,7 @@ from sgm_sde._checks import (
     usable_device,
 )
 from sgm_sde._checks import described as shown
+from sgm_sde._parallel import run_in_parallel
 from sgm_sde._shapes import finite
 from sgm_sde._times import same_time
 from sgm_sde.compiled import compile_network, replay
@@ -141,7 +142,7 @@ def sample(
         dtype: of the samples if `shape` is given; torch's default if not given.
         record: what is kept or shown on the way: `Record(trajectory=..., callback=..., progress=...)`.
         execution: how the run is carried out: `Execution(batch_size=..., until=..., compile=..., enable_grad=...,
-            device=...)`.
+            device=..., parallel=..., tolerance=...)`.
         resume: a result to go on from, which brings its states, seeds and dtype.
 
     Returns:
@@ -360,11 +361,27 @@ def _require_applicable(job: _Job, record: Record, execution: Execution, noise: 
     if isinstance(job.solver, AdaptiveSolver):
         given = {"callback": record.callback, "trajectory": record.trajectory, "until": execution.until}
         given |= {"compile": execution.compile or None, "noise": None if noise == "independent" else noise}
+        given |= {"parallel": execution.parallel}
         for option, value in given.items():
             if value is not None:
                 raise ValueError(f"{option}= needs a solver on a grid, and {job.solver.name} finds its own steps")
     if record.callback is not None and execution.batch_size is not None:
         raise ValueError("a callback sees all samples at each step: leave out batch_size=, which runs them in parts")
+    if execution.parallel is not None:
+        _require_parallel(job, record)
+
+
+def _require_parallel(job: _Job, record: Record) -> None:
+    """Raise ValueError for what needs one step after the other."""
+    if isinstance(job.solver, Solver) and job.solver.has_hooks:
+        raise ValueError(
+            f"{job.solver.name} moves states between its steps by what the network says there, which no table holds: "
+            f"leave out parallel="
+        )
+    if record.callback is not None:
+        raise ValueError("a callback may stop a run between two steps, and a run in parallel makes many at once")
+    if job.position is not None:
+        raise ValueError("resume= takes one step after the other: leave out parallel=")
 
 
 def _begun(
@@ -674,7 +691,18 @@ def _run_part(
         monitor.on_output(x, output, t)
 
     seen = bool(hooks or monitor.looks_on or position)
-    if execution.compile and x.is_cuda and model.score.recordable and not seen:
+    if execution.parallel is not None:
+        ran = run_in_parallel(
+            program,
+            x,
+            model,
+            source,
+            window=execution.parallel,
+            tolerance=execution.tolerance or 0.0,
+            on_node=monitor.on_node if monitor.looks_on else None,
+            on_output=on_output,
+        )
+    elif execution.compile and x.is_cuda and model.score.recordable and not seen:
         ran = replay(program, x, model, source, model.kwargs)
     else:
         ran = execute(

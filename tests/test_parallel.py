@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde.parallel import sample_in_parallel
 from sgm_sde.schemes.base import ADAPTIVE, REGISTRY
 from tests.helpers import F64, LINEAR, sampler
 
@@ -21,12 +20,16 @@ def net(x: Tensor, t: Tensor) -> Tensor:
     return torch.tanh(x)
 
 
+def both(score: Any, sde: Any, window: int = 8, tolerance: float | None = None, **options: Any) -> tuple[Any, Any]:
+    """The run step after step, and in parallel."""
+    execution = sg.Execution(parallel=window, tolerance=tolerance)
+    return sg.sample(score, sde, **options), sg.sample(score, sde, **options, execution=execution)
+
+
 def runs(solver: Any, sde: Any, **options: Any) -> tuple[Any, Any]:
-    score = sg.from_denoiser(net, sde)
     x_T = sde.prior_std * torch.randn(3, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
-    shared = {"x_T": x_T, "solver": solver, "steps": 12, "seed": 1} | options
-    ours = {name: shared.pop(name) for name in ("window", "tolerance") if name in shared}
-    return sg.sample(score, sde, **shared), sample_in_parallel(score, sde, **shared, **ours)
+    given = {"x_T": x_T, "solver": solver, "steps": 12, "seed": 1} | options
+    return both(sg.from_denoiser(net, sde), sde, **given)
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")
@@ -38,7 +41,7 @@ def test_the_limit_is_the_sequential_run(name: str, process: str) -> None:
     res, par = runs(sampler(name, sde), sde, window=6, tolerance=1e-10)
     scale = 1 + float(res.x.abs().max())
     assert float((par.x - res.x).abs().max()) < 1e-7 * scale
-    assert par.rounds <= res.nfe == par.sequential
+    assert par.rounds == par.nfe <= res.nfe
     assert par.network_evals >= res.network_evals
     assert par.times == res.times
     assert tuple(par.seeds) == tuple(res.seeds)
@@ -75,13 +78,13 @@ def test_conditions_are_repeated_with_their_samples() -> None:
     score = sg.from_denoiser(lambda x, t, y, table: torch.tanh(x + y[:, None] + table.sum()), sde)
     kwargs = {"y": sg.PerSample(torch.tensor([0.0, 1.0, -1.0])), "table": sg.Shared(torch.ones(3))}
     options = {"shape": (3, 2), "solver": "dpm++2m", "nfe": 12, "seed": 0, "model_kwargs": kwargs}
-    res, par = (f(score, sde, **options) for f in (sg.sample, sample_in_parallel))
+    res, par = both(score, sde, **options)
     torch.testing.assert_close(par.x, res.x, rtol=1e-2, atol=1e-2)
     guided = sg.guidance.ClassifierFree(score, 2.0, null={"y": 0.0})
-    res, par = (f(guided, sde, **options) for f in (sg.sample, sample_in_parallel))
+    res, par = both(guided, sde, **options)
     torch.testing.assert_close(par.x, res.x, rtol=1e-2, atol=1e-2)
     with pytest.raises(ValueError, match="nothing says whether it goes with them"):
-        sample_in_parallel(score, sde, **options | {"model_kwargs": {"y": torch.zeros(3), "table": torch.ones(3)}})
+        both(score, sde, **options | {"model_kwargs": {"y": torch.zeros(3), "table": torch.ones(3)}})
 
 
 def test_blocks() -> None:
@@ -89,32 +92,67 @@ def test_blocks() -> None:
     sde = sg.CLD()
     score = sg.oracles.Gaussian(torch.zeros(2, dtype=F64), 1.0).score(sde)
     x_T = torch.randn(3, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
-    res, par = (f(score, sde, x_T=x_T, solver="heun2", steps=8, seed=0) for f in (sg.sample, sample_in_parallel))
+    res, par = both(score, sde, x_T=x_T, solver="heun2", steps=8, seed=0)
     torch.testing.assert_close(par.x, res.x, rtol=1e-3, atol=1e-3)
+
+
+def test_a_sample_is_its_own() -> None:
+    """Each sample has its own window: with others or alone, in parts, and beside one that takes longer."""
+    sde = sg.VPSDE()
+    score = sg.from_denoiser(lambda x, t: torch.tanh(5 * x), sde)
+    x_T = torch.randn(5, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    options = {"solver": "sde-dpm++2m", "nfe": 40, "seed": [(3, i) for i in range(5)]}
+    _, all_of_them = both(score, sde, x_T=x_T, **options)
+    _, alone = both(score, sde, x_T=x_T[2:3], **options | {"seed": [(3, 2)]})
+    assert torch.equal(all_of_them.x[2:3], alone.x)
+    assert alone.nfe <= all_of_them.nfe
+    parts = sg.sample(score, sde, x_T=x_T, **options, execution=sg.Execution(parallel=8, batch_size=2))
+    assert torch.equal(parts.x, all_of_them.x)
+    assert parts.network_evals == all_of_them.network_evals
+
+
+@pytest.mark.parametrize("solver", ["dpm++2m", "heun", "sde-dpm++2m"])
+def test_records(solver: str) -> None:
+    """The trajectory is that of the sequential run, and the status looks at it as at any other."""
+    sde = sg.VPSDE()
+    record = sg.Record(trajectory="all")
+    res, par = runs(solver, sde, tolerance=1e-12, window=5, record=record)
+    assert par.trajectory_times == res.trajectory_times
+    torch.testing.assert_close(par.trajectory, res.trajectory, rtol=1e-9, atol=1e-9)
+    noise = sg.from_noise(lambda x, t: -x, sde)  # points against the state
+    options = {"x_T": torch.ones(2, 40), "solver": "ddim", "nfe": 12, "seed": 0}
+    with pytest.warns(sg.diagnosis.ImplausibleWarning):
+        res = sg.sample(noise, sde, **options)
+    with pytest.warns(sg.diagnosis.ImplausibleWarning):
+        assert sg.sample(noise, sde, **options, execution=sg.Execution(parallel=4)).status.samples == res.status.samples
 
 
 @pytest.mark.parametrize("name", [*ADAPTIVE, "pc"])
 def test_refused_by_name(name: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=r"finds its own steps|moves states between its steps"):
-        sample_in_parallel(
-            sg.from_denoiser(net, sg.VPSDE()),
-            sg.VPSDE(),
-            (2, 2),
-            solver=name,
-            nfe=None if name in ADAPTIVE else 9,
-            seed=0,
-        )
+    score = sg.from_denoiser(net, sg.VPSDE())
+    with pytest.raises(ValueError, match=r"finds its own steps|moves states between its steps"):
+        sg.sample(score, sg.VPSDE(), (2, 2), solver=name, seed=0, execution=sg.Execution(parallel=4))
 
 
 def test_misuse() -> None:
     score = sg.from_denoiser(net, sg.VPSDE())
     for options, match in (
-        ({"window": 0}, "window must be an integer of at least 1"),
-        ({"tolerance": -1.0}, "tolerance must be"),
-        ({"shape": None}, "give shape="),
+        ({"parallel": 0}, "parallel must be an integer of at least 1"),
+        ({"parallel": 4, "tolerance": -1.0}, "tolerance must be"),
+        ({"tolerance": 1e-3}, "give parallel="),
+        ({"parallel": 4, "until": 0.5}, r"until=0.5 does not go with a run in parallel"),
+        ({"parallel": 4, "compile": True}, "compile=True does not go with"),
+        ({"parallel": 4, "enable_grad": True}, "enable_grad=True does not go with"),
     ):
         with pytest.raises(ValueError, match=match):
-            sample_in_parallel(score, sg.VPSDE(), **{"shape": (2, 2), "nfe": 5, "seed": 0} | options)
+            sg.Execution(**options)
+    parallel = sg.Execution(parallel=4)
+    with pytest.raises(ValueError, match="a callback may stop a run"):
+        sg.sample(score, sg.VPSDE(), (2, 2), nfe=5, execution=parallel, record=sg.Record(callback=lambda info: None))
+    until = sg.Execution(until=sg.sampling.plan(sg.VPSDE(), nfe=5)[1].times[2])
+    stopped = sg.sample(score, sg.VPSDE(), (2, 2), nfe=5, seed=0, execution=until)
+    with pytest.raises(ValueError, match="resume= takes one step after the other"):
+        sg.sample(score, sg.VPSDE(), resume=stopped, execution=parallel)
     broken = sg.from_denoiser(lambda x, t: x / 0, sg.VPSDE())
-    with pytest.warns(sg.sampling.NonFiniteWarning, match="2 of 2 samples are not finite"):
-        assert not sample_in_parallel(broken, sg.VPSDE(), (2, 2), nfe=5, seed=0).ok
+    with pytest.warns(sg.sampling.NonFiniteWarning, match="2 of 2 samples"):
+        assert not sg.sample(broken, sg.VPSDE(), (2, 2), nfe=5, seed=0, execution=parallel).status

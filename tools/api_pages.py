@@ -34,7 +34,7 @@ SUBJECTS = (
         "sampling",
         "Sampling",
         "From a score and a process to samples: the call, its result, and which solver and grid it uses.",
-        ("sampling", "parallel", "options", "results", "defaults", "trials", "calibration", "diagnosis"),
+        ("sampling", "options", "results", "defaults", "trials", "calibration", "diagnosis"),
     ),
     Subject(
         "processes",

@@ -3,110 +3,223 @@ r"""Parallel in time: a program's evaluations by Picard iteration, a window of t
 A program's states are affine in its evaluations. Given all evaluations of a window, right or wrong, its states follow
 without the network; evaluated there together, they give better evaluations. The first of them is always exact, so that
 the iteration ends, and its limit is the sequential run itself, whatever the solver.
+
+What is kept of an evaluation is not the prediction that the program asks for but one that changes little with the
+state, $F = f_x x + f_r r$ of the network's output r: where the state moves, the evaluation moves with it as if F stood
+still. Behind the window F is that of the window's last evaluation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde.engine.executor import Run
 from sgm_sde.engine.matrix import times
 from sgm_sde.engine.noise import NoiseSource
-from sgm_sde.engine.program import Program
+from sgm_sde.engine.program import Coefficient, Program
 
-Evaluate = Callable[[Tensor, Tensor], Tensor]
+Rows = Sequence[tuple[int, Tensor]]  # stages, each with the numbers (b,) of the samples that are evaluated there
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Kept form of an evaluation: F = f_x x + f_r r, from which the evaluation is e = p_x x + p_r F."""
+
+    f_x: Coefficient
+    f_r: Coefficient
+    p_x: Coefficient
+    p_r: Coefficient
+
+    @staticmethod
+    def evaluation(c_x: Coefficient, c_r: Coefficient) -> Frozen:
+        """The evaluation e = c_x x + c_r r itself."""
+        return Frozen(c_x, c_r, 0.0, 1.0)
+
+    @staticmethod
+    def prediction(c_x: float, c_r: float, f_x: float, f_r: float) -> Frozen:
+        """The prediction F = f_x x + f_r r, for an evaluation e = c_x x + c_r r."""
+        return Frozen(f_x, f_r, c_x - c_r * f_x / f_r, c_r / f_r)
+
+    def output(self, x: Tensor, kept: Tensor) -> Tensor:
+        """The network's output at x (B, *) from F (B, *), where coefficients are numbers."""
+        return (kept - self.f_x * x) / self.f_r
 
 
 def picard(
     program: Program,
     x: Tensor,
-    evaluate: Callable[[Sequence[int], Tensor], Tensor],
-    noise: NoiseSource,
+    outputs: Callable[[Rows, Tensor], Tensor],
+    frozen: Sequence[Frozen],
     scales: Sequence[float],
+    noise: NoiseSource,
     *,
     window: int,
     tolerance: float,
-) -> tuple[Tensor, int]:
-    """The last state of a program from x (B, *), and the number of rounds.
+    on_node: Callable[[int, Tensor], Any] | None = None,
+    on_evaluation: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> Run:
+    """Run a program from the initial state x (B, *), by fewer calls of the network than it has evaluations.
+
+    Each sample has a window of its own, which moves on with it, so that none depends on the others. Once a round,
+    sizes are read back from the device.
 
     Args:
         program: the table.
-        x: initial state.
-        evaluate: from the numbers of w stages and their states (w, B, *) to the program's evaluations there, by one
-            call of the network.
-        noise: where noise comes from; drawn in the order of a sequential run.
+        x: initial state; not changed.
+        outputs: the network's outputs (R, *) at states (R, *) of some samples at some stages, by one call.
+        frozen: what is kept of each stage's evaluation.
         scales: the size of a state by stage, in units of which it may still change.
-        window: evaluations in a round, at most.
+        noise: where noise comes from; drawn in the order of a sequential run.
+        window: evaluations of a sample in a round, at most.
         tolerance: largest root mean square of a sample's change, in units of the scale, for an evaluation to stand.
+        on_node: called with the number of each node and its state, in their order, once it stands for all samples.
+        on_evaluation: called likewise with (stage, state, F) of the first evaluation after each node.
     """
-    stages = program.stages
-    called = [k for k, stage in enumerate(stages) if stage.evaluate]
-    shape, dtype, device = tuple(x.shape), x.dtype, x.device
-    last_state, last_eval, last_noise = _last_uses(program)
+    run = _Iteration(program, x, frozen, noise)
+    report = _Report(run, on_node, on_evaluation)
+    called, last = run.called, len(program.stages) - 1
+    n = len(called)
+    low, begin = 0, np.zeros(len(x), dtype=np.int64)  # each sample's first evaluation that does not stand
+    ends = np.minimum(begin + 1, n)  # of each sample's window: nothing is known yet that states behind follow from
+    run.advance(called[0] if n else last)
+    while low < n:
+        high = int(ends.max())
+        before = [run.states[called[c]] for c in range(low, high)]
+        run.evaluate(outputs, begin, ends, low, high)
+        run.restart(called[low] + 1)
+        run.advance(called[high - 1] if high < n else last)
 
-    states: dict[int, Tensor] = {}
-    evals: dict[int, Tensor] = {}
-    noises: dict[int, Tensor] = {}
-    drawn = 0  # stages whose noises are there
+        changes = [run.states[called[c]] - old for c, old in zip(range(low, high), before, strict=True)]
+        sizes = torch.stack([change.flatten(1).double().square().mean(1).sqrt() for change in changes]).cpu().numpy()
+        limits = tolerance * np.array([scales[called[c]] for c in range(low, high)])
+        number = np.arange(low, high)[:, None]
+        # The first of a window depends on nothing that has changed; the others follow as long as none has moved.
+        stands = (number <= begin) | (sizes <= limits[:, None]) & (number < ends)
+        begin = np.maximum(begin, low + np.cumprod(stands, 0).sum(0))
 
-    def draw(until: int) -> None:
-        nonlocal drawn
-        for stage in stages[drawn : until + 1]:
-            for m, _ in stage.noises:
-                if m not in noises:
-                    noises[m] = noise.normal(shape, dtype, device)
-        drawn = max(drawn, until + 1)
+        ends = np.minimum(begin + window, n)
+        low = int(begin.min())
+        if low < n:
+            run.advance(called[max(high, int(ends.max())) - 1])
+        report.until(called[low] if low < n else last)
+        run.forget(called[low] if low < n else last)
+    return Run(run.states[last], report.nodes)
 
-    def advance(first: int, until: int, held: Tensor | None) -> None:
-        """States of stages, with `held` in the place of evaluations that are not known."""
-        draw(until)
-        for k in range(first, until + 1):
-            stage = stages[k]
-            total = torch.zeros_like(x) if k else x
+
+class _Iteration:
+    """States, noises and what is kept of evaluations, by stage."""
+
+    def __init__(self, program: Program, x: Tensor, frozen: Sequence[Frozen], noise: NoiseSource) -> None:
+        self.stages, self.x, self.frozen, self.noise = program.stages, x, frozen, noise
+        self.called = [k for k, stage in enumerate(program.stages) if stage.evaluate]
+        self.states: dict[int, Tensor] = {}
+        self.kept: dict[int, Tensor] = {}  # F
+        self.noises: dict[int, Tensor] = {}
+        self.held = torch.zeros_like(x)  # F of each sample's last evaluation, in the place of those behind
+        self._last_state, self._last_eval, self._last_noise = _last_uses(program)
+        self._next = 0  # the first stage without a state
+        self._drawn = 0  # stages whose noises are there
+
+    def evaluate(
+        self, outputs: Callable[[Rows, Tensor], Tensor], begin: np.ndarray, ends: np.ndarray, low: int, high: int
+    ) -> None:
+        """Call the network at all states in the windows, and keep what it says."""
+        inside = [np.flatnonzero((begin <= c) & (c < ends)) for c in range(low, high)]
+        rows = [(self.called[c], torch.from_numpy(some).to(self.x.device)) for c, some in enumerate(inside, low)]
+        parts = [self.states[k][some] for k, some in rows]
+        stacked = torch.cat(parts)
+        out = outputs([(k, some) for k, some in rows if len(some)], stacked).to(stacked.dtype)
+
+        sizes = [len(some) for _, some in rows]
+        fresh: list[Tensor] = []
+        for (k, _), x, r in zip(rows, parts, torch.split(out, sizes), strict=True):
+            fresh.append(times(self.frozen[k].f_x, x) + times(self.frozen[k].f_r, r))
+        held = self.held.clone()
+        for c, (_, some), value in zip(range(low, high), rows, fresh, strict=True):
+            ending = torch.from_numpy(ends[inside[c - low]] == c + 1).to(some.device)
+            held[some[ending]] = value[ending]
+        self.held = held
+        for c, (k, some), value in zip(range(low, high), rows, fresh, strict=True):
+            behind = torch.from_numpy(ends <= c).to(self.x.device).reshape(-1, *[1] * (self.x.ndim - 1))
+            known = torch.where(behind, held, self.kept.get(k, held))
+            self.kept[k] = known.index_copy(0, some, value)
+
+    def restart(self, k: int) -> None:
+        """Compute states anew from stage k on."""
+        self._next = k
+
+    def advance(self, until: int) -> None:
+        """States of the stages up to a number, from what is known."""
+        for k in range(self._next, until + 1):
+            stage = self.stages[k]
+            self._draw(k)
+            total = torch.zeros_like(self.x) if k else self.x
             for j, c in stage.states:
-                total = total + times(c, states[j])
+                total = total + times(c, self.states[j])
             for j, c in stage.evals:
-                value = evals.get(j, held)
-                assert value is not None
-                total = total + times(c, value)
+                total = total + times(c, self._evaluation(j))
             for m, c in stage.noises:
-                total = total + times(c, noises[m])
-            states[k] = total
+                total = total + times(c, self.noises[m])
+            self.states[k] = total
+        self._next = max(self._next, until + 1)
 
-    begin, rounds = 0, 0  # number of the first evaluation that does not stand
-    reached = called[0] if called else len(stages) - 1  # the last stage that has a state
-    advance(0, reached, None)
-    held: Tensor | None = None
-    while begin < len(called):
-        ahead = called[begin : begin + window]
-        if held is not None:
-            advance(reached + 1, ahead[-1], held)
-        else:
-            ahead = ahead[:1]  # nothing is known that the states behind could be guessed from
-        stacked = torch.stack([states[k] for k in ahead])
-        values = evaluate(ahead, stacked).unbind(0)
-        rounds += 1
-        evals.update(zip(ahead, values, strict=True))
-        held = values[-1]
-        reached = len(stages) - 1 if begin + len(ahead) == len(called) else ahead[-1]
-        advance(ahead[0] + 1, reached, held)
+    def _evaluation(self, j: int) -> Tensor:
+        """The evaluation of a stage, at the state that it has now."""
+        of = self.frozen[j]
+        value = times(of.p_r, self.kept.get(j, self.held))
+        return value + times(of.p_x, self.states[j]) if of.p_x else value
 
-        stand = 1  # its state depends on nothing that has changed
-        if len(ahead) > 1:
-            changes = torch.stack([states[k] for k in ahead[1:]]) - stacked[1:]
-            sizes = changes.flatten(2).double().square().mean(2).sqrt().amax(1).tolist()
-            within = [size <= tolerance * scales[k] for size, k in zip(sizes, ahead[1:], strict=True)]
-            stand += within.index(False) if False in within else len(within)
-        begin += stand
-        if begin < len(called):
-            # Stages from here on are computed anew, and need what they are made of.
-            done = min(reached, called[begin])
-            _forget(states, last_state, done, keep=done)
-            _forget(evals, last_eval, done)
-            _forget(noises, last_noise, done)
-    return states[len(stages) - 1], rounds
+    def _draw(self, k: int) -> None:
+        if k < self._drawn:
+            return
+        self._drawn = k + 1
+        for m, _ in self.stages[k].noises:
+            if m not in self.noises:
+                self.noises[m] = self.noise.normal(tuple(self.x.shape), self.x.dtype, self.x.device)
+
+    def forget(self, done: int) -> None:
+        """Leave out what no stage after `done` needs."""
+        needed = ((self.states, self._last_state), (self.kept, self._last_eval), (self.noises, self._last_noise))
+        for values, last in needed:
+            for j in [j for j in values if last.get(j, -1) <= done and (values is not self.states or j < done)]:
+                del values[j]
+
+
+class _Report:
+    """Tells observers of nodes, in their order, as they stand."""
+
+    def __init__(
+        self,
+        run: _Iteration,
+        on_node: Callable[[int, Tensor], Any] | None,
+        on_evaluation: Callable[[int, Tensor, Tensor], None] | None,
+    ) -> None:
+        self._run, self._on_node, self._on_evaluation = run, on_node, on_evaluation
+        self.nodes = 0
+        self._next = 0
+        self._waits = False
+
+    def until(self, k: int) -> None:
+        """Tell of the states up to stage k, and of the evaluations before it."""
+        run = self._run
+        for j in range(self._next, k + 1):
+            if run.stages[j].node:
+                self.nodes += 1
+                if self._on_node is not None:
+                    self._on_node(self.nodes - 1, run.states[j])
+        for j in range(max(self._next - 1, 0), k):
+            self._waits = self._waits or run.stages[j].node
+            if self._waits and run.stages[j].evaluate:
+                self._waits = False
+                if self._on_evaluation is not None:
+                    self._on_evaluation(j, run.states[j], run.kept[j])
+        self._next = k + 1
 
 
 def _last_uses(program: Program) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
@@ -115,11 +228,6 @@ def _last_uses(program: Program) -> tuple[dict[int, int], dict[int, int], dict[i
     for k, stage in enumerate(program.stages):
         for use, terms in zip(uses, (stage.states, stage.evals, stage.noises), strict=True):
             use.update((j, k) for j, _ in terms)
+        uses[0].update((j, k) for j, _ in stage.evals)  # an evaluation follows from its state, too
     states, evals, noises = uses
     return states, evals, noises
-
-
-def _forget(values: dict[int, Tensor], last: dict[int, int], done: int, keep: int | None = None) -> None:
-    """Leave out what only stages up to `done` need, but for states from number `keep` on."""
-    for j in [j for j in values if last.get(j, -1) <= done and (keep is None or j < keep)]:
-        del values[j]
