@@ -34,6 +34,7 @@ from tqdm import tqdm
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.likelihood import AdaptiveFlow, Exact, FixedGrid, ScipyRK45
+from sgm_sde.likelihood.solve import Problem
 from sgm_sde.likelihood.trace import RandomTrace, TraceScore
 from sgm_sde.nn.digits import digits_data, load_digits_denoiser
 from sgm_sde.nn.fashion import load_fashion_denoiser
@@ -91,11 +92,12 @@ class Bed:
         if self.exact or not isinstance(options.get("method", FixedGrid()), FixedGrid):
             result = self.log_prob(**options, **({"trace": Exact(64)} if self.exact else {"seed": 0}))
             return result.value, result.nfe
-        stream = NoiseStream(resolve_seeds(0, None, len(self.x)), "probe")
-        estimate = RandomTrace(stream, tuple(self.x.shape), 1, "rademacher", "pixel", fixed=True)
-        model = TraceScore(self.score, self.sde, (self.eps, self.sde.T), self.kwargs, estimate)
+        seeds = resolve_seeds(0, None, len(self.x))
+        estimate = RandomTrace(seeds, tuple(self.x.shape), 1, "rademacher", "pixel", fixed=True)
+        model = TraceScore(self.score, self.sde, (self.eps, self.sde.T), self.kwargs, len(self.x))
         with torch.no_grad():
-            solution = options.get("method", FixedGrid()).solve(model, self.sde, self.x, self.eps).solution
+            problem = Problem(model, self.x, self.eps, estimate)
+            solution = options.get("method", FixedGrid()).solve(problem).solution
         return self.sde.prior_log_prob(solution.latent) + solution.volume, model.nfe
 
     def k_diffusion(self, tolerance: float) -> tuple[Tensor, int]:

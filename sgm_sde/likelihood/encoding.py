@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,11 @@ from sgm_sde._shapes import flat
 from sgm_sde.engine.noise import Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import solve
-from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, check_process
+from sgm_sde.likelihood.checks import check_finite, check_points, check_process
 from sgm_sde.likelihood.methods import FixedGrid, Method, Trace, resolve_method, resolve_trace
 from sgm_sde.likelihood.results import FlowResult
 from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import as_density, as_score
 
 
@@ -134,9 +133,10 @@ def _with_density(
     if not isinstance(method, FixedGrid):
         raise ValueError(f"log_prob=True needs method=FixedGrid(...), got {method!r}")
     estimate = resolve_trace(trace, state).estimate(state, resolve_seeds(seed, None, len(z)), True)
-    model = TraceScore(score, sde, (eps, sde.T), model_kwargs, estimate)
+    model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(z))
+    problem = solve.Problem(model, state, eps, estimate, to_noise=False)
     with torch.set_grad_enabled(grad):
-        found, _ = solve.on_grid(model, sde, state, eps, method.n_steps, method.data_std, False)
+        found, _ = solve.on_grid(problem, method.n_steps, method.data_std)
         value = sde.prior_log_prob(state) - found.volume
     check_finite(value, "the log-likelihood")
     check_finite(found.latent, "the other end")
@@ -159,14 +159,12 @@ def _carry(
     eps, state = check_process(sde, eps), check_points(x)
     if grad and not (method.differentiable and isinstance(method, FixedGrid)):
         raise ValueError(f"{method!r} has no gradients: use FixedGrid")
-    model = BoundScore(score, sde, (eps, sde.T), model_kwargs)
+    model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(x))
+    problem = solve.Problem(model, state, eps, to_noise=to_noise)
 
     with torch.set_grad_enabled(grad):
-        end, times = method.carry(model, sde, state, eps, to_noise)
-    again: Callable[[OnOutput], object] | None = None
-    if isinstance(method, FixedGrid):
-        again = partial(solve.fixed_grid(sde, eps, method.n_steps, method.data_std, to_noise).carry, model, state)
-    check_finite(end, "the other end", again)
+        end, times = method.carry(problem)
+    check_finite(end, "the other end", partial(method.again, problem))
     cast = end.to(x.dtype)
     for i in not_finite(cast)[:1]:
         raise ValueError(f"the other end of sample {i} is beyond {x.dtype}: give x in float32")

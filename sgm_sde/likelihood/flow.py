@@ -14,7 +14,7 @@ their noise; inside an adaptive solver they would be part of the equation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,7 @@ from sgm_sde.likelihood.methods import (
     resolve_trace,
 )
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult, joined
+from sgm_sde.likelihood.solve import Problem
 from sgm_sde.likelihood.trace import BASES, TraceScore
 from sgm_sde.processes.base import has_matrix_marginal
 from sgm_sde.processes.linear import LinearSDE
@@ -128,56 +129,63 @@ def log_prob(
     if has_matrix_marginal(sde):
         return _joint(score_fn, sde, x, eps, method, trace, prior, decoder, seed, generator, model_kwargs, enable_grad)
     score, eps, state = as_density(score_fn, sde), check_process(sde, eps), check_points(x)
-    trace, seeds = resolve_trace(trace, state), resolve_seeds(seed, generator, len(x))
+    seeds = resolve_seeds(seed, generator, len(x))
+    _require_possible(method, prior, decoder, enable_grad)
+
+    how, pilot = chosen_trace(resolve_trace(trace, state), score, sde, state, eps, method, model_kwargs)
+    asked = _Question(score, sde, eps, method, how, prior, decoder)
+    parts = _parts(score, state, seeds, model_kwargs, batch_size)
+    with torch.set_grad_enabled(enable_grad):
+        results = [asked.solved(*part) for part in parts]
+
+    result = with_pilot(joined(results), pilot)
+    warn_unresolved(result, method)
+    return result
+
+
+def _require_possible(method: Method, prior: object, decoder: str | None, enable_grad: bool) -> None:
+    """Raise ValueError for options that are unknown or do not go together."""
     one_of("decoder", decoder, (None, "gaussian"))
     require_function("prior", prior, "from latents (B, *) to log-densities (B,)", 1, optional=True)
     if enable_grad and not method.differentiable:
         raise ValueError(f"{method!r} has no gradients: use FixedGrid or AdjointFlow")
 
-    trace, pilot = chosen_trace(trace, score, sde, state, eps, method, model_kwargs)
-    one = partial(_solve, score, sde, eps=eps, method=method, trace=trace, prior=prior, decoder=decoder)
-    with torch.set_grad_enabled(enable_grad):
-        results = [one(*part) for part in _parts(score, state, seeds, model_kwargs, batch_size)]
-    result = joined(results)
-    if pilot is not None:
-        how = f"{result.protocol.trace}, the basis chosen by a pilot"
-        protocol = replace(result.protocol, trace=how)
-        result = replace(result, protocol=protocol, nfe=result.nfe + pilot.nfe, vjps=result.vjps + pilot.vjps)
-    warn_unresolved(result, method)
-    return result
 
+@dataclass(frozen=True)
+class _Question:
+    """Checked arguments of a likelihood, whatever the samples."""
 
-def _solve(
-    score: Score,
-    sde: LinearSDE,
-    x: Tensor,
-    seeds: SampleSeeds,
-    model_kwargs: Mapping[str, Any] | None,
-    *,
-    eps: float,
-    method: Method,
-    trace: Trace,
-    prior: Callable[[Tensor], Tensor] | None,
-    decoder: str | None,
-) -> LogProbResult:
-    """The result for states x (B, *), of checked arguments."""
-    estimate = trace.estimate(x, seeds, method.fresh)
-    model = TraceScore(score, sde, (eps, sde.T), model_kwargs, estimate)
-    added, state = x.new_zeros(len(x)), x
-    if decoder is not None:
-        state, added = diffuse(model, GaussianDecoder(x), eps, NoiseStream(seeds, "dequantisation"))
-    solution, how, unresolved = method.solve(model, sde, state, eps)
-    at_T = sde.prior_log_prob(solution.latent) if prior is None else given_log_prob(prior, solution.latent)
-    value = at_T + solution.volume + added
-    check_finite(value, "the log-likelihood", partial(method.again, model, sde, state, eps))
-    protocol = LikelihoodProtocol(
-        "point log p_eps" if decoder is None else "Jensen bound by diffusion to eps and a Gaussian decoder back",
-        eps, how, str(estimate), f"N(0, {sde.prior_std:.4g}^2)" if prior is None else "given",
-    )  # fmt: skip
-    return LogProbResult(
-        value, solution.stderr, solution.error, solution.latent, at_T, solution.volume, added, solution.defect,
-        solution.freedom, unresolved, model.nfe, estimate.vjps, protocol,
-    )  # fmt: skip
+    score: Score
+    sde: LinearSDE
+    eps: float
+    method: Method
+    trace: Trace
+    prior: Callable[[Tensor], Tensor] | None
+    decoder: str | None
+
+    def solved(self, x: Tensor, seeds: SampleSeeds, model_kwargs: Mapping[str, Any] | None) -> LogProbResult:
+        """The result for states x (B, *), and arguments of the network that are for these."""
+        sde, eps = self.sde, self.eps
+        estimate = self.trace.estimate(x, seeds, self.method.fresh)
+        model = TraceScore(self.score, sde, (eps, sde.T), model_kwargs, len(x))
+        added, state = x.new_zeros(len(x)), x
+        if self.decoder is not None:
+            state, added = diffuse(model, GaussianDecoder(x), eps, NoiseStream(seeds, "dequantisation"))
+
+        problem = Problem(model, state, eps, estimate)
+        solution, how, unresolved = self.method.solve(problem)
+        latent = solution.latent
+        at_T = sde.prior_log_prob(latent) if self.prior is None else given_log_prob(self.prior, latent)
+        value = at_T + solution.volume + added
+        check_finite(value, "the log-likelihood", partial(self.method.again, problem))
+        bound = "Jensen bound by diffusion to eps and a Gaussian decoder back"
+        estimator = "point log p_eps" if self.decoder is None else bound
+        prior = f"N(0, {sde.prior_std:.4g}^2)" if self.prior is None else "given"
+        protocol = LikelihoodProtocol(estimator, eps, how, str(estimate), prior)
+        return LogProbResult(
+            value, solution.stderr, solution.error, latent, at_T, solution.volume, added, solution.defect,
+            solution.freedom, unresolved, model.nfe, model.vjps, protocol,
+        )  # fmt: skip
 
 
 def _parts(
@@ -203,6 +211,15 @@ def _parts(
 
 def _rows(rows: slice, _: Path, value: Tensor) -> Tensor:
     return value[rows]
+
+
+def with_pilot(result: LogProbResult, pilot: ProbeTrial | None) -> LogProbResult:
+    """The result with what a pilot before it took, if there was one."""
+    if pilot is None:
+        return result
+    trace = f"{result.protocol.trace}, the basis chosen by a pilot"
+    protocol = replace(result.protocol, trace=trace)
+    return replace(result, protocol=protocol, nfe=result.nfe + pilot.nfe, vjps=result.vjps + pilot.vjps)
 
 
 def _joint(

@@ -34,29 +34,42 @@ from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, requ
 from sgm_sde.likelihood.errors import probe_error
 from sgm_sde.likelihood.methods import Exact, FixedGrid, Hutchinson, Method, Trace, resolve_method, resolve_trace
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
-from sgm_sde.likelihood.solve import NoNoise
-from sgm_sde.likelihood.trace import TraceScore
+from sgm_sde.likelihood.solve import NodeByNode, NoNoise
+from sgm_sde.likelihood.trace import Estimate, TraceScore
 from sgm_sde.processes.matrix import MatrixSDE, apply
 from sgm_sde.schemes import RK4, RungeKutta
 from sgm_sde.scores.model import checked_conversion
 from sgm_sde.scores.score import as_density
 
 
-class _DriftModel(TraceScore):
-    """A model of the flow's drift, which keeps the divergence of each evaluation."""
+class _JointFlow(NodeByNode):
+    """The flow's drift with its divergence at each evaluation.
+
+    Attributes:
+        divergences: so far, each (B, columns).
+    """
+
+    def __init__(self, model: TraceScore, estimate: Estimate) -> None:
+        super().__init__(model)
+        self.estimate = estimate
+        self.divergences: list[Tensor] = []
 
     def plan(self, program: Program) -> Plan:
-        nodes = self.sde.nodes([stage.t for stage in program.stages if stage.evaluate])
-        self._conversions = iter([checked_conversion(self.score.prediction, "drift", node) for node in nodes])
+        """The program made ready for the drift, which needs no conversion."""
+        nodes = self.model.sde.nodes([stage.t for stage in program.stages if stage.evaluate])
+        self.conversions = [checked_conversion(self.model.score.prediction, "drift", node) for node in nodes]
         return lower(program, [(0.0, 1.0)] * len(program.stages))
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
-        c_x, c_r = next(self._conversions)
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            drift = apply(c_x, x) + apply(c_r, self._call(x, t).to(x.dtype))
-            self.traces.append(self.estimate(drift, x, None, False).detach())
-        return drift.detach()
+        """The drift."""
+        c_x, c_r = self.conversions[len(self.divergences)]
+
+        def drift(x: Tensor, out: Tensor) -> Tensor:
+            return apply(c_x, x) + apply(c_r, out.to(x.dtype))
+
+        value, divergence = self.model.with_trace(x, t, self.estimate, of=drift)
+        self.divergences.append(divergence)
+        return value
 
 
 @outside_inference_mode
@@ -118,14 +131,15 @@ def joint_log_prob(
     if isinstance(trace, Hutchinson) and trace.basis != "pixel":
         raise ValueError(f"likelihoods on {sde!r} take probes in the basis 'pixel', got {trace.basis!r}")
     estimate = trace.estimate(state, resolve_seeds(seed, generator, len(z)), True)
-    model = _DriftModel(score, sde, (eps, sde.T), model_kwargs, estimate)
+    model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(z))
+    flow = _JointFlow(model, estimate)
     scheme = RungeKutta(RK4)
     times = rule(sde.default_grid)(sde, steps, t_end=eps).times[::-1]
     program = compile_program(scheme, sde, times)
     with torch.no_grad():
-        latent = execute(program, state, model, NoNoise()).x
+        latent = execute(program, state, flow, NoNoise()).x
     weights = np.outer(np.diff(times), scheme.tableau.b).reshape(-1)
-    terms = torch.stack([w * d.to(state.dtype) for w, d in zip(weights.tolist(), model.traces, strict=True)])
+    terms = torch.stack([w * d.to(state.dtype) for w, d in zip(weights.tolist(), flow.divergences, strict=True)])
     volume = terms[:, :, : estimate.columns].mean(2).sum(0)
     if isinstance(trace, Exact):
         stderr, freedom = torch.zeros_like(volume), torch.full_like(volume, math.inf)
@@ -136,7 +150,12 @@ def joint_log_prob(
     value = prior + volume
 
     def again(on_output: OnOutput) -> None:
-        execute(program, state, model, NoNoise(), on_output=lambda x, out, t: on_output(x, out, t, model.traces[-1]))
+        flow = _JointFlow(model, estimate)
+
+        def at_node(x: Tensor, out: Tensor, t: float) -> None:
+            on_output(x, out, t, flow.divergences[-1])
+
+        execute(program, state, flow, NoNoise(), on_output=at_node)
 
     check_finite(value, "the log-likelihood", again)
     protocol = LikelihoodProtocol(
@@ -145,7 +164,7 @@ def joint_log_prob(
     )  # fmt: skip
     nothing, unknown = torch.zeros_like(value), torch.full_like(value, math.nan)
     return LogProbResult(
-        value, stderr, unknown, latent, prior, volume, nothing, unknown, freedom, (), model.nfe, estimate.vjps, protocol
+        value, stderr, unknown, latent, prior, volume, nothing, unknown, freedom, (), model.nfe, model.vjps, protocol
     )
 
 

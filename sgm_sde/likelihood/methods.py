@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from sgm_sde._checks import FAR, described, number, one_of, settle
 from sgm_sde._value import Value
 from sgm_sde.engine.adaptive import check_tolerances
-from sgm_sde.engine.noise import NoiseStream, SampleSeeds
+from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.likelihood import solve
 from sgm_sde.likelihood.checks import OnOutput, require_count
-from sgm_sde.likelihood.trace import BASES, PROBES, Estimate, ExactTrace, RandomTrace, TraceScore
-from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.scores.model import BoundScore
+from sgm_sde.likelihood.solve import Problem
+from sgm_sde.likelihood.trace import BASES, PROBES, Estimate, ExactTrace, RandomTrace
 from sgm_sde.scores.score import Score
 
 STEPS = 48  # of the fixed grid by default
@@ -50,12 +49,10 @@ class Method(Value):
     differentiable: ClassVar[bool] = False
 
     @abstractmethod
-    def solve(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float) -> Found:
-        """From states x (B, *) at eps to T."""
+    def solve(self, problem: Problem) -> Found:
+        """From the data to the noise."""
 
-    def carry(
-        self, model: BoundScore, sde: LinearSDE, x: Tensor, eps: float, to_noise: bool
-    ) -> tuple[Tensor, tuple[float, ...]]:
+    def carry(self, problem: Problem) -> tuple[Tensor, tuple[float, ...]]:
         """States alone (B, *) from one end to the other, and the times of a grid that all have in common.
 
         Raises:
@@ -63,7 +60,7 @@ class Method(Value):
         """
         raise ValueError(f"{self!r} goes from data to noise only: encode and decode with FixedGrid or AdaptiveFlow")
 
-    def again(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, on_output: OnOutput) -> None:
+    def again(self, problem: Problem, on_output: OnOutput) -> None:
         """Visit what `solve` did once more, where that is possible, to find where a value was not finite."""
 
 
@@ -108,32 +105,29 @@ class FixedGrid(Method):
         """Steps of the first grid."""
         return STEPS if self.steps is None else self.steps
 
-    def solve(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float) -> Found:
-        """From states x (B, *) at eps to T."""
+    def solve(self, problem: Problem) -> Found:
+        """From the data to the noise."""
         how = f"a multistep method of order 4 with {self.n_steps} fixed steps"
         if self.steps is not None:
-            model.estimate.run(0)
-            return Found(solve.on_grid(model, sde, x, eps, self.steps, self.data_std)[0], how)
-        d = x[0].numel()
+            return Found(solve.on_grid(problem, self.steps, self.data_std)[0], how)
 
         def tolerance(solution: solve.Solution) -> Tensor:
-            return self.atol * d + self.rtol * solution.volume.detach().abs()
+            return self.atol * problem.d + self.rtol * solution.volume.detach().abs()
 
-        refined = solve.exponential(model, sde, x, eps, STEPS, self.data_std, tolerance, self.atol or self.rtol)
+        refined = solve.exponential(problem, STEPS, self.data_std, tolerance, self.atol or self.rtol)
         how += f", up to {solve.REFINEMENTS[-1] * STEPS} or an adaptive method where the error exceeds {self.atol:g}"
         how += " nats/dim" + (f" + {self.rtol:g} of the value" if self.rtol else "")
         return Found(refined.solution, how, tuple((~refined.resolved).nonzero().flatten().tolist()))
 
-    def carry(
-        self, model: BoundScore, sde: LinearSDE, x: Tensor, eps: float, to_noise: bool
-    ) -> tuple[Tensor, tuple[float, ...]]:
+    def carry(self, problem: Problem) -> tuple[Tensor, tuple[float, ...]]:
         """States alone (B, *) from one end to the other, and the times of the grid."""
-        grid = solve.fixed_grid(sde, eps, self.n_steps, self.data_std, to_noise)
-        return grid.carry(model, x), grid.times
+        grid = solve.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
+        return grid.carry(problem.model, problem.x), grid.times
 
-    def again(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, on_output: OnOutput) -> None:
+    def again(self, problem: Problem, on_output: OnOutput) -> None:
         """Visit the nodes of all grids once more."""
-        solve.revisit(model, sde, x, eps, self.n_steps, self.data_std, self.steps is None, on_output)
+        refined = self.steps is None and problem.estimate is not None
+        solve.revisit(problem, self.n_steps, self.data_std, refined, on_output)
 
 
 @dataclass(frozen=True)
@@ -163,20 +157,17 @@ class AdaptiveFlow(Method):
         """rtol and atol."""
         return default if self.rtol is None else self.rtol, default if self.atol is None else self.atol
 
-    def solve(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float) -> Found:
-        """From states x (B, *) at eps to T."""
+    def solve(self, problem: Problem) -> Found:
+        """From the data to the noise."""
         rtol, atol = self.tolerances(1e-5)
-        flow = solve.NormalisedFlow(model, sde, x, eps, self.data_std)
-        solution = solve.joint(flow, *solve.adaptive(flow, x, rtol, atol))
+        solution = solve.joint(solve.adaptive(solve.NormalisedFlow(problem, self.data_std), rtol, atol))
         return Found(solution, f"Dormand and Prince's method with steps of each sample's own {_words(rtol, atol)}")
 
-    def carry(
-        self, model: BoundScore, sde: LinearSDE, x: Tensor, eps: float, to_noise: bool
-    ) -> tuple[Tensor, tuple[float, ...]]:
+    def carry(self, problem: Problem) -> tuple[Tensor, tuple[float, ...]]:
         """States alone (B, *) from one end to the other, and the two ends."""
-        flow = solve.NormalisedFlow(model, sde, x, eps, self.data_std)
-        (end,) = solve.adaptive(flow, x, *self.tolerances(1e-8), to_noise=to_noise)
-        return end, (eps, sde.T) if to_noise else (sde.T, eps)
+        ends = solve.adaptive(solve.NormalisedFlow(problem, self.data_std), *self.tolerances(1e-8))
+        times = problem.eps, problem.sde.T
+        return ends.x, times if problem.to_noise else times[::-1]
 
 
 @dataclass(frozen=True)
@@ -212,11 +203,11 @@ class AdjointFlow(Method):
             if not all(isinstance(one, Tensor) for one in given):
                 raise TypeError(f"parameters must be a sequence of tensors, got {described(self.parameters)}")
 
-    def solve(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float) -> Found:
-        """From states x (B, *) at eps to T."""
-        flow = solve.NormalisedFlow(model, sde, x, eps, self.data_std)
-        ends = solve.adjoint(flow, x, self.rtol, self.atol, self._parameters(model.score))
-        return Found(solve.joint(flow, *ends), f"torchdiffeq's dopri5 on the batch {_words(self.rtol, self.atol)}")
+    def solve(self, problem: Problem) -> Found:
+        """From the data to the noise."""
+        flow = solve.NormalisedFlow(problem, self.data_std)
+        ends = solve.adjoint(flow, self.rtol, self.atol, self._parameters(problem.model.score))
+        return Found(solve.joint(ends), f"torchdiffeq's dopri5 on the batch {_words(self.rtol, self.atol)}")
 
     def _parameters(self, score: Score) -> tuple[Tensor, ...]:
         if self.parameters is not None:
@@ -244,9 +235,9 @@ class ScipyRK45(Method):
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, 1)
 
-    def solve(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float) -> Found:
-        """From states x (B, *) at eps to T."""
-        solution = solve.scipy_rk45(model, sde, x, eps, self.rtol, self.atol)
+    def solve(self, problem: Problem) -> Found:
+        """From the data to the noise."""
+        solution = solve.scipy_rk45(problem, self.rtol, self.atol)
         return Found(solution, f"SciPy's RK45 on the batch {_words(self.rtol, self.atol)}")
 
 
@@ -329,8 +320,7 @@ class Hutchinson(Value):
     def estimate(self, x: Tensor, seeds: SampleSeeds, fresh: bool) -> Estimate:
         """The estimator for states x (B, *)."""
         basis = self.basis.basis if isinstance(self.basis, ProbeTrial) else self.basis
-        stream = NoiseStream(seeds, "probe")
-        return RandomTrace(stream, tuple(x.shape), self.n_probes, self.probe, basis, fixed=not fresh)
+        return RandomTrace(seeds, tuple(x.shape), self.n_probes, self.probe, basis, fixed=not fresh)
 
 
 @dataclass(frozen=True)

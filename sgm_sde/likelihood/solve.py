@@ -14,9 +14,9 @@ $$ \log p_\epsilon(x_\epsilon) = \log p_T(x_T) + d\log\frac{\rho_T}{\rho_\epsilo
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,16 +26,16 @@ from torch import Tensor
 from sgm_sde._kept import kept
 from sgm_sde._shapes import as_time, dot, expand
 from sgm_sde.engine.adaptive import Active, Attempt, Controller, EmbeddedStepper, integrate_adaptive
-from sgm_sde.engine.executor import execute
+from sgm_sde.engine.executor import Evaluator, Plan, execute
+from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import OnOutput, check_output
 from sgm_sde.likelihood.errors import fixed_probe_error, probe_error, quadrature_error
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.multistep import program, spread, tables
-from sgm_sde.likelihood.trace import OutputDependsOnBatch, TraceScore
+from sgm_sde.likelihood.trace import Estimate, TraceScore
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 from sgm_sde.processes.predictions import Marginal, Scalars, convert
 from sgm_sde.schemes.runge_kutta import DOPRI5
-from sgm_sde.scores.model import BoundScore
 
 DAMPED_BELOW = 0.2  # noise, as a fraction of the data
 REFINEMENTS = (2, 4)  # times the steps
@@ -106,6 +106,47 @@ class Rates(NamedTuple):
         return cls((v_x / rho, v_r / rho), (rho * s_x, rho * s_r), (v_x, v_r), trusted)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What a method is to solve: the flow from states at one end, with its change of volume.
+
+    Attributes:
+        model: the network.
+        x: states (B, *), at the data's end if the flow goes to the noise.
+        eps: the time of the data's end.
+        estimate: of the trace; none where states alone are wanted.
+        to_noise: the direction.
+    """
+
+    model: TraceScore
+    x: Tensor
+    eps: float
+    estimate: Estimate | None = None
+    to_noise: bool = True
+
+    @property
+    def sde(self) -> LinearSDE:
+        """The process."""
+        sde: Any = self.model.sde
+        return sde
+
+    @property
+    def d(self) -> int:
+        """Dimensions of a sample."""
+        return self.x[0].numel()
+
+    @property
+    def trace(self) -> Estimate:
+        """The estimate of the trace, where there is one."""
+        assert self.estimate is not None
+        return self.estimate
+
+    def run(self, number: int, *, constant: bool = False) -> Problem:
+        """The same with the probes of a run of this number, the same at each evaluation or not."""
+        estimate = self.trace.run(number)
+        return replace(self, estimate=estimate.constant() if constant else estimate)
+
+
 class NoNoise:
     """The probability flow draws none."""
 
@@ -150,9 +191,9 @@ class GridFlow:
             self._rates[prediction] = [Rates.at(node, prediction, self.s) for node in self.nodes]
         return self._rates[prediction]
 
-    def carry(self, model: BoundScore, x: Tensor, on_output: OnOutput | None = None) -> Tensor:
+    def carry(self, model: Evaluator, x: Tensor) -> Tensor:
         """The state at the last of the times; order 4."""
-        return execute(self.program, x, model, NoNoise(), on_output=on_output, grad=torch.is_grad_enabled()).x
+        return execute(self.program, x, model, NoNoise(), grad=torch.is_grad_enabled()).x
 
 
 def fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
@@ -165,8 +206,32 @@ def _fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
     return GridFlow(sde, *options)
 
 
-class Integrals:
-    r"""Streaming quadrature along the probability flow: integrands accumulated node by node.
+class OutputDependsOnBatch(ValueError):
+    """The network says something else of some samples alone than of them in their batch."""
+
+
+class NodeByNode:
+    """A network as the executor calls it along a grid."""
+
+    def __init__(self, model: TraceScore) -> None:
+        self.model = model
+
+    def plan(self, program: Program) -> Plan:
+        """The program made ready for what the network predicts."""
+        return self.model.plan(program)
+
+    def times(self, ts: Sequence[float], x: Tensor) -> Sequence[Tensor]:
+        """Times as tensors (B,)."""
+        return self.model.times(ts, x)
+
+    @abstractmethod
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """The output at the state (B, *) of the next node, and its times (B,)."""
+
+
+class Integrals(NodeByNode):
+    r"""Streaming quadrature along the probability flow: the network as the executor calls it, node by node, with its
+    traces taken and the integrands accumulated.
 
     Along any path z(u), $d\log p = -\operatorname{div}\,d\theta + \nabla_z\log p\cdot(dz - v/\rho\,d\theta)$ where the
     score is exact. The states visited lie on no single trajectory: from one to the next the path is that of the slopes
@@ -177,8 +242,11 @@ class Integrals:
     score that is not trusted.
 
     Args:
-        model: whose traces are taken.
+        problem: whose network is asked.
         grid: the grid.
+        rows: numbers of the samples, where these are some of the problem's.
+        expected: the network's output (B, *) at the first node, from which it may differ by rounding, be it that of
+            bfloat16.
 
     Attributes:
         first: the network's output at the first node.
@@ -186,8 +254,12 @@ class Integrals:
 
     first: Tensor
 
-    def __init__(self, model: TraceScore, grid: GridFlow) -> None:
-        self.model, self.grid, self.rates = model, grid, grid.rates(model.score.prediction)
+    def __init__(
+        self, problem: Problem, grid: GridFlow, rows: Tensor | None = None, expected: Tensor | None = None
+    ) -> None:
+        super().__init__(problem.model)
+        self.estimate, self.grid = problem.trace, grid
+        self.rows, self.expected, self.rates = rows, expected, grid.rates(problem.model.score.prediction)
         self._traces: list[Tensor] = []
         self._slopes: dict[int, Tensor] = {}  # dz/dtheta of the flow
         self._states: dict[int, Tensor] = {}  # z
@@ -196,12 +268,30 @@ class Integrals:
         self._defect: Tensor | float = 0.0
         self._errors: list[Tensor] = []  # each (4, B): of slopes, mean score and trust; what is added
 
-    def __call__(self, x: Tensor, out: Tensor, t: float) -> None:
-        """The network's output at the state of the next node."""
-        k, r = len(self._traces), out.to(x.dtype)
-        if k == 0:
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output at the state of the next node.
+
+        Raises:
+            OutputDependsOnBatch: where the first is not what is expected.
+        """
+        out, trace = self.model.with_trace(x, t, self.estimate, self.rows)
+        if not self._traces:
+            self._require_expected(out)
             self.first = out.detach().clone()
-        self._traces.append(self.model.traces.pop())
+        self._add(x, out.to(x.dtype), trace)
+        return out
+
+    def _require_expected(self, out: Tensor) -> None:
+        if self.expected is None:
+            return
+        off, size = (dot(v, v) for v in ((out - self.expected).detach().double(), self.expected.double()))
+        if bool((off > 0.05**2 * size).any()):
+            raise OutputDependsOnBatch("for some samples the network's output is not what it was in their batch")
+
+    def _add(self, x: Tensor, r: Tensor, trace: Tensor) -> None:
+        """Take in the next node, with its state x, output r and traces."""
+        k = len(self._traces)
+        self._traces.append(trace)
         self._slopes[k], self._scores[k] = (torch.add(c_x * x, r, alpha=c_r) for c_x, c_r in self.rates[k][:2])
         self._states[k] = x / self.grid.spreads[k]
         while self._crossed < len(self.grid.reach) and self.grid.reach[self._crossed][1] <= k:
@@ -238,7 +328,7 @@ class Integrals:
 
     def solution(self, latent: Tensor) -> Solution:
         """Result of the run that ended in the latent (B, *)."""
-        grid, table, estimate = self.grid, self.grid.table, self.model.estimate
+        grid, table, estimate = self.grid, self.grid.table, self.estimate
         last = self._states[len(self._traces) - 1] - latent / grid.spreads[-1]
         defect = self._defect + dot(self._scores[len(self._traces) - 1], last)
         terms = self.terms(latent)
@@ -262,16 +352,41 @@ class Integrals:
         return Solution(latent, volume + defect, stderr, freedom, error, defect)
 
 
+class Watched(NodeByNode):
+    """Evaluations that are shown to a function, node by node.
+
+    Args:
+        problem: whose network is asked, for its traces too if it has an estimate of them.
+        times: the grid.
+        on_output: called with state, output, time and trace.
+    """
+
+    def __init__(self, problem: Problem, times: Sequence[float], on_output: OnOutput) -> None:
+        super().__init__(problem.model)
+        self.estimate, self.on_output, self.grid = problem.estimate, on_output, iter(times)
+
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output at the state of the next node."""
+        trace: Tensor | None = None
+        if self.estimate is None:
+            out = self.model.output(x, t)
+        else:
+            out, trace = self.model.with_trace(x, t, self.estimate)
+        self.on_output(x, out, next(self.grid), trace)
+        return out
+
+
 def on_grid(
-    model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, to_noise: bool = True
+    problem: Problem, steps: int, s: float, rows: Tensor | None = None, expected: Tensor | None = None
 ) -> tuple[Solution, Tensor]:
     """On one fixed grid, where the trace is a quadrature over the nodes of the trajectory; and the first output.
 
-    From the noise to the data the volume has the other sign: it is what the density loses.
+    From the noise to the data the volume has the other sign: it is what the density loses. `rows` and `expected` are
+    as in `Integrals`.
     """
-    grid = fixed_grid(sde, eps, steps, s, to_noise)
-    integrals = Integrals(model, grid)
-    latent = grid.carry(model, x, integrals)
+    grid = fixed_grid(problem.sde, problem.eps, steps, s, problem.to_noise)
+    integrals = Integrals(problem, grid, rows, expected)
+    latent = grid.carry(integrals, problem.x if rows is None else problem.x[rows])
     return integrals.solution(latent), integrals.first
 
 
@@ -284,10 +399,7 @@ class Refined(NamedTuple):
 
 
 def exponential(
-    model: TraceScore,
-    sde: LinearSDE,
-    x: Tensor,
-    eps: float,
+    problem: Problem,
     steps: int,
     s: float,
     tolerance: Callable[[Solution], Tensor],
@@ -299,18 +411,14 @@ def exponential(
     own and pass as they are.
 
     Args:
-        model: the network.
-        sde: the process.
-        x: states (B, *) at eps.
-        eps: where the flow starts.
+        problem: the flow.
         steps: of the first grid.
         s: standard deviation of the data.
         tolerance: from a solution to the largest error (B,) of its samples.
         tightness: the tolerance that the adaptive solver's steps are to meet, in nats/dim.
     """
-    model.estimate.run(0)
-    solution, first = on_grid(model, sde, x, eps, steps, s)
-    some = Some(model, sde, x, eps, s, first)
+    solution, first = on_grid(problem.run(0), steps, s)
+    some = Some(problem, s, first)
     excess = _excess(solution, tolerance)
     handed = torch.zeros_like(excess, dtype=torch.bool)
     going = excess > 1
@@ -320,8 +428,7 @@ def exponential(
         if not bool(can.any()):
             break
         rows = can.nonzero().flatten()
-        model.estimate.run(number)
-        solution = solution.replaced(rows, some.on_grid(finer * steps, rows))
+        solution = solution.replaced(rows, some.on_grid(number, finer * steps, rows))
         after = _excess(solution, tolerance)
         going = going & (after > 1)
         # The next grid divides the error by what this one did.
@@ -331,8 +438,7 @@ def exponential(
         handed = going
         for number, share in enumerate(TOLERANCES, len(REFINEMENTS) + 1):
             rows = going.nonzero().flatten()
-            model.estimate.run(number)
-            solution = solution.replaced(rows, some.adaptive(share * tightness, rows))
+            solution = solution.replaced(rows, some.adaptive(number, share * tightness, rows))
             going = going & (_excess(solution, tolerance) > 1)
             if not bool(going.any()):
                 break
@@ -347,51 +453,37 @@ def _excess(solution: Solution, tolerance: Callable[[Solution], Tensor]) -> Tens
 class Some:
     """Solves for some samples of a batch, and for these alone where the network allows that."""
 
-    def __init__(self, model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, s: float, first: Tensor) -> None:
-        self.model, self.sde, self.x, self.eps, self.s, self.first = model, sde, x, eps, s, first
-        self.alone, self.grad = model.takes_some(len(x)), torch.is_grad_enabled()
+    def __init__(self, problem: Problem, s: float, first: Tensor) -> None:
+        self.problem, self.s, self.first = problem, s, first
+        self.alone, self.grad = problem.model.takes_some(len(problem.x)), torch.is_grad_enabled()
 
-    def on_grid(self, steps: int, rows: Tensor) -> Solution:
-        """On one fixed grid."""
-        model, x = self.model, self.x
+    def on_grid(self, number: int, steps: int, rows: Tensor) -> Solution:
+        """On one fixed grid, by a run of this number."""
         if self.alone:
             try:
-                with model.only(rows, len(x)), model.expecting(self.first[rows]):
-                    return on_grid(model, self.sde, x[rows], self.eps, steps, self.s)[0]
+                return on_grid(self.problem.run(number), steps, self.s, rows, self.first[rows])[0]
             except OutputDependsOnBatch:
                 self.alone = False
-        return on_grid(model, self.sde, x, self.eps, steps, self.s)[0].among(rows)
+        return on_grid(self.problem.run(number), steps, self.s)[0].among(rows)
 
-    def adaptive(self, tolerance: float, rows: Tensor) -> Solution:
-        """By steps of each sample's own."""
-        model, before = self.model, self.model.estimate
-        model.estimate = before.constant()
-        if model.estimate is not before:
-            model.estimate.vjps = before.vjps
-        flow = NormalisedFlow(model, self.sde, self.x, self.eps, self.s, rows=rows, alone=self.alone)
-        try:
-            return joint(flow, *adaptive(flow, self.x[rows], tolerance, tolerance))
-        finally:
-            before.vjps, model.estimate = model.estimate.vjps, before
+    def adaptive(self, number: int, tolerance: float, rows: Tensor) -> Solution:
+        """By steps of each sample's own, by a run of this number."""
+        problem = self.problem.run(number, constant=True)
+        return joint(adaptive(NormalisedFlow(problem, self.s, rows=rows, alone=self.alone), tolerance, tolerance))
 
 
-def revisit(
-    model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, steps: int, s: float, refine: bool, on_output: OnOutput
-) -> None:
+def revisit(problem: Problem, steps: int, s: float, refine: bool, on_output: OnOutput) -> None:
     """Walk along the grids of `exponential` again."""
     for finer in (1, *(REFINEMENTS if refine else ())):
-        grid = fixed_grid(sde, eps, finer * steps, s)
-        grid.carry(model, x, lambda x, out, t: on_output(x, out, t, model.traces.pop()))
+        grid = fixed_grid(problem.sde, problem.eps, finer * steps, s, problem.to_noise)
+        grid.carry(Watched(problem, grid.times, on_output), problem.x)
 
 
 class NormalisedFlow:
-    """The flow of z in lambda and, for a model that keeps traces, of its log-volume; each sample at its own lambda.
+    """The flow of z in lambda and, for a problem with a trace, of its log-volume; each sample at its own lambda.
 
     Args:
-        model: the network.
-        sde: the process.
-        x: states (B, *), whose dtype and device the flow has.
-        eps: where the flow ends, with the data.
+        problem: states and network.
         s: standard deviation of the data.
         rows: numbers of the samples that are solved for; all if not given.
         alone: whether the network is asked about those on their way alone; else about their whole batch.
@@ -402,10 +494,7 @@ class NormalisedFlow:
 
     def __init__(
         self,
-        model: BoundScore,
-        sde: LinearSDE,
-        x: Tensor,
-        eps: float,
+        problem: Problem,
         s: float,
         *,
         rows: Tensor | None = None,
@@ -413,10 +502,9 @@ class NormalisedFlow:
     ) -> None:
         if not s > 0:
             raise ValueError(f"data_std must be positive, got {s}")
-        self.model, self.sde, self.eps, self.s, self.x, self.alone = model, sde, eps, s, x, alone
-        self.rows = torch.arange(len(x), device=x.device) if rows is None else rows
-        self.n, self.d = len(x), x[0].numel()
-        self.data, self.noise = sde.nodes([eps, sde.T])
+        self.problem, self.model, self.sde, self.s, self.alone = problem, problem.model, problem.sde, s, alone
+        self.rows = torch.arange(len(problem.x), device=problem.x.device) if rows is None else rows
+        self.data, self.noise = self.sde.nodes([problem.eps, self.sde.T])
         self.scale = {end: spread(end, s) for end in (self.data, self.noise)}
 
     def __call__(self, lam: Tensor, y: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
@@ -425,7 +513,7 @@ class NormalisedFlow:
         Besides the state and its volume a third part is passed on, which does not change.
         """
         z, model = y[0], self.model
-        t = self.sde.time(2 * lam).clamp(self.eps, self.sde.T)
+        t = self.sde.time(2 * lam).clamp(self.problem.eps, self.sde.T)
         k = self.sde.values(t)
         rho, *a = (
             as_time(v).expand(len(z)).to(z) for v in (spread(k, self.s), *rate(model.score.prediction, k, self.s))
@@ -435,30 +523,26 @@ class NormalisedFlow:
         slope = expand(a[0], x) * x + expand(a[1], x) * out.to(x.dtype)
         if trace is None:
             return (slope,)
-        volume = rho[:, None] * (self.d * a[0][:, None] + a[1][:, None] * trace.to(z.dtype))
+        volume = rho[:, None] * (self.problem.d * a[0][:, None] + a[1][:, None] * trace.to(z.dtype))
         return slope, volume, *(torch.zeros_like(part) for part in y[2:])
 
     def _ask(self, x: Tensor, times: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The network's output for the samples of these numbers in the batch, and its traces."""
-        model, whole = self.model, len(index) == self.n
-        if self.alone or whole:
-            with nullcontext() if whole else model.only(index, self.n):
-                out = model.evaluate(x, times)
-            return out, self._traces()
-        batch = self.x.detach().index_copy(0, index, x)
-        filled = times[:1].expand(self.n).index_copy(0, index, times)
-        out = model.evaluate(batch, filled)[index]
-        trace = self._traces()
-        return out, None if trace is None else trace[index]
-
-    def _traces(self) -> Tensor | None:
-        """Those of the last evaluation, (B, columns)."""
-        model = self.model
-        return model.traces.pop()[:, : model.estimate.columns] if isinstance(model, TraceScore) else None
+        """The network's output for the samples of these numbers in the batch, and its traces (B, columns) if any."""
+        model, estimate, n = self.model, self.problem.estimate, len(self.problem.x)
+        whole = len(index) == n
+        if not (whole or self.alone):  # all are asked about, these where they are and the others where they began
+            x = self.problem.x.detach().index_copy(0, index, x)
+            times = times[:1].expand(n).index_copy(0, index, times)
+        rows = None if whole or not self.alone else index
+        at: Tensor | slice = slice(None) if whole or self.alone else index
+        if estimate is None:
+            return model.output(x, times, rows)[at], None
+        out, trace = model.with_trace(x, times, estimate, rows)
+        return out[at], trace[at][:, : estimate.columns]
 
     def score(self, lam: Tensor, z: Tensor, slope: Tensor) -> Tensor:
         """The score in z that goes with slopes of z in lambda (b,)."""
-        t = self.sde.time(2 * lam).clamp(self.eps, self.sde.T)
+        t = self.sde.time(2 * lam).clamp(self.problem.eps, self.sde.T)
         k = self.sde.values(t)
         rho, alpha, sigma = (expand(as_time(v).expand(len(z)).to(z), z) for v in (spread(k, self.s), k.alpha, k.sigma))
         # slope = -(alpha sigma s / rho^3) v with the velocity v, from which and the state follows the noise.
@@ -485,19 +569,36 @@ class FlowStepper(EmbeddedStepper):
         return replace(attempt, y=(z, volume, total + off))
 
 
-def adaptive(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float, *, to_noise: bool = True) -> tuple[Tensor, ...]:
-    """The other end (B, *) and, for a model that keeps traces, log-volumes (B, columns) and the sizes (B,) of the
-    errors of all steps; steps of each sample's own.
+class Ends(NamedTuple):
+    """Other end of a flow that was solved at once.
+
+    Attributes:
+        flow: the flow.
+        x: the states there, (B, *).
+        volumes: log-volumes (B, columns) that were solved with them, if any.
+        errors: the sizes (B, 1) of the errors of all steps, where these are known.
+    """
+
+    flow: NormalisedFlow
+    x: Tensor
+    volumes: Tensor | None = None
+    errors: Tensor | None = None
+
+
+def adaptive(flow: NormalisedFlow, rtol: float, atol: float) -> Ends:
+    """The other end by steps of each sample's own.
 
     Raises:
         ValueError: where a sample does not arrive.
     """
+    problem = flow.problem
+    x = problem.x[flow.rows]
     if flow.alone:
-        flow.model.resolved(flow.n)  # samples leave the batch
-    start, end = (flow.data, flow.noise) if to_noise else (flow.noise, flow.data)
+        flow.model.resolved(len(problem.x))  # samples leave the batch
+    start, end = (flow.data, flow.noise) if problem.to_noise else (flow.noise, flow.data)
     y: tuple[Tensor, ...] = (x / flow.scale[start],)
-    if isinstance(flow.model, TraceScore):
-        y = (*y, x.new_zeros(len(x), flow.model.estimate.columns), x.new_zeros(len(x), 1))
+    if problem.estimate is not None:
+        y = (*y, x.new_zeros(len(x), problem.estimate.columns), x.new_zeros(len(x), 1))
         stepper: EmbeddedStepper = FlowStepper(flow, DOPRI5, rtol, atol, len(x))
         stepper.flow = flow  # type: ignore[attr-defined]
     else:
@@ -506,13 +607,11 @@ def adaptive(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float, *, to_no
     for i in (~run.completed).nonzero().flatten().tolist()[:1]:
         t = float(flow.sde.time(2 * float(run.t[i])))
         raise ValueError(f"the flow of sample {int(flow.rows[i])} stopped at t={t:.6g}: {run.outcome[i]}")
-    return (run.y[0] * flow.scale[end], *run.y[1:])
+    return Ends(flow, run.y[0] * flow.scale[end], *run.y[1:])
 
 
-def adjoint(
-    flow: NormalisedFlow, x: Tensor, rtol: float, atol: float, parameters: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """The latent and the log-volumes (B, columns) by torchdiffeq's dopri5 on the whole batch.
+def adjoint(flow: NormalisedFlow, rtol: float, atol: float, parameters: Sequence[Tensor]) -> Ends:
+    """The noise's end by torchdiffeq's dopri5 on the whole batch.
 
     Gradients are those of the adjoint equation, in memory that steps do not add to.
 
@@ -521,13 +620,13 @@ def adjoint(
     """
     from torchdiffeq import odeint, odeint_adjoint
 
+    x = flow.problem.x
     rows = torch.arange(len(x), device=x.device)
 
     def slope(u: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(-part for part in flow(-u.detach().double().cpu().expand(len(x)), y, rows))
 
-    assert isinstance(flow.model, TraceScore)
-    y0 = (x / flow.scale[flow.data], x.new_zeros(len(x), flow.model.estimate.columns))
+    y0 = (x / flow.scale[flow.data], x.new_zeros(len(x), flow.problem.trace.columns))
     # Without step_t it would step beyond the end and interpolate, and the network would be called outside of [eps, T].
     u = torch.tensor([-flow.data.lam, -flow.noise.lam], dtype=torch.float64, device=x.device)
     options: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": "dopri5", "options": {"step_t": u[1:]}}
@@ -537,42 +636,41 @@ def adjoint(
         z, volumes = (odeint_adjoint if torch.is_grad_enabled() else odeint)(slope, y0, u, **options)
     except AssertionError as error:  # of steps that get too small, and states that are not finite
         raise ValueError(f"torchdiffeq gave up: {error}") from error
-    return z[-1] * flow.scale[flow.noise], volumes[-1]
+    return Ends(flow, z[-1] * flow.scale[flow.noise], volumes[-1])
 
 
-def joint(flow: NormalisedFlow, latent: Tensor, volumes: Tensor, errors: Tensor | None = None) -> Solution:
-    """The solution from its end, the log-volumes (B, columns) that were solved with it and the steps' errors (B, 1)."""
-    ratio = flow.scale[flow.noise] / flow.scale[flow.data]
-    solution = whole_flow(latent, volumes, flow.d * math.log(ratio), exact=_exact(flow.model))
-    return solution if errors is None else solution._replace(error=ADAPTIVE_ERROR * errors[:, 0].detach())
+def joint(ends: Ends) -> Solution:
+    """The solution from the noise's end of a flow that was solved with its volume."""
+    flow, volumes = ends.flow, ends.volumes
+    assert volumes is not None
+    added = flow.problem.d * math.log(flow.scale[flow.noise] / flow.scale[flow.data])
+    solution = whole_flow(flow.problem, ends.x, volumes, added)
+    return solution if ends.errors is None else solution._replace(error=ADAPTIVE_ERROR * ends.errors[:, 0].detach())
 
 
-def _exact(model: BoundScore) -> bool:
-    return isinstance(model, TraceScore) and model.estimate.fixed is None
-
-
-def whole_flow(latent: Tensor, volumes: Tensor, added: float = 0.0, *, exact: bool) -> Solution:
-    """The solution of a method without a defect, from log-volumes (B, columns) of whole flows, exact ones or not."""
+def whole_flow(problem: Problem, latent: Tensor, volumes: Tensor, added: float = 0.0) -> Solution:
+    """The solution of a method without a defect, from log-volumes (B, columns) of whole flows."""
     volume = volumes.mean(1) + added
     unknown = torch.full_like(volume.detach(), math.nan)
     stderr, freedom = fixed_probe_error(volumes.detach())
-    if exact:
+    if problem.trace.fixed is None:
         stderr, freedom = torch.zeros_like(stderr), torch.full_like(stderr, math.inf)
     return Solution(latent, volume, stderr, freedom, unknown, unknown)
 
 
-def scipy_rk45(model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, rtol: float, atol: float) -> Solution:
+def scipy_rk45(problem: Problem, rtol: float, atol: float) -> Solution:
     """One solve of the joint system of the whole batch in time: Song et al.'s protocol."""
     from scipy.integrate import solve_ivp
 
-    d, shape, columns, prediction = x[0].numel(), x.shape, model.estimate.columns, model.score.prediction
+    model, sde, x, estimate = problem.model, problem.sde, problem.x, problem.trace
+    d, shape, columns, prediction = problem.d, x.shape, estimate.columns, model.score.prediction
 
     def slope(t: float, y: np.ndarray) -> np.ndarray:
         state = torch.from_numpy(y[: x.numel()]).to(x).view(shape)
         (node,) = sde.nodes([t])
         (time,) = model.times([t], state)
-        out = model.evaluate(state, time).to(x.dtype)
-        trace = model.traces.pop()[:, :columns]
+        out, trace = model.with_trace(state, time, estimate)
+        out, trace = out.to(x.dtype), trace[:, :columns]
         check_output(state, out, t, trace)  # SciPy's first step would be NaN, and it would try it for ever
         c_x, c_r = convert(prediction, "flow", node)
         traces = c_x * d + c_r * trace
@@ -580,8 +678,8 @@ def scipy_rk45(model: TraceScore, sde: LinearSDE, x: Tensor, eps: float, rtol: f
         return torch.cat([part.double().cpu() for part in parts]).numpy()
 
     y0 = np.concatenate([x.double().cpu().numpy().reshape(-1), np.zeros(len(x) * columns)])
-    solution = solve_ivp(slope, (eps, sde.T), y0, method="RK45", rtol=rtol, atol=atol)
+    solution = solve_ivp(slope, (problem.eps, sde.T), y0, method="RK45", rtol=rtol, atol=atol)
     if not solution.success:
         raise ValueError(f"SciPy's RK45 gave up: {solution.message}")
     end = torch.from_numpy(solution.y[:, -1]).to(x)
-    return whole_flow(end[: x.numel()].view(shape), end[x.numel() :].view(len(x), columns), exact=_exact(model))
+    return whole_flow(problem, end[: x.numel()].view(shape), end[x.numel() :].view(len(x), columns))

@@ -9,8 +9,7 @@ leaves less variance.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from sgm_sde._autograd import require_gradient
 from sgm_sde._checks import one_of
 from sgm_sde._shapes import dot
-from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
@@ -42,20 +41,21 @@ class Estimate(Protocol):
     Attributes:
         columns: estimates at each evaluation.
         companion: whether one more follows, of the same probe at every evaluation, which the value does not use.
-        vjps: vector-Jacobian products so far.
         fixed: whether its randomness is the same at each evaluation; None where there is none.
     """
 
     columns: int
     companion: bool
-    vjps: int
     fixed: bool | None
 
-    def run(self, number: int) -> None:
-        """Told that a run of this number begins, whose randomness does not depend on the runs before."""
+    def run(self, number: int) -> Estimate:
+        """One for the run of this number, whose randomness does not depend on other runs."""
 
     def constant(self) -> Estimate:
         """One with the same randomness at each evaluation, for methods that find their own steps."""
+
+    def products(self, d: int) -> int:
+        """Vector-Jacobian products of an evaluation in d dimensions."""
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
         """Estimates (B, columns), the companion's if there is one, and those of the asymmetry (B, 2).
@@ -67,70 +67,59 @@ class Estimate(Protocol):
         """
 
 
-class OutputDependsOnBatch(ValueError):
-    """The network says something else of some samples alone than of them in their batch."""
-
-
 class TraceScore(BoundScore):
-    """A model that keeps, at each evaluation, estimates of the trace of its output's Jacobian: (B, columns).
+    """A model whose evaluations come with estimates of the trace of their Jacobian.
 
     With gradients enabled around the run, network and trace are differentiable.
+
+    Args:
+        score: the score.
+        sde: its process.
+        times: (end, start) of the run.
+        kwargs: passed on to the network at each call.
+        batch: number of samples that these are for.
+
+    Attributes:
+        vjps: number of vector-Jacobian products so far.
     """
 
     def __init__(
-        self, score: Score, sde: SDE, times: tuple[float, float], kwargs: Mapping[str, Any] | None, estimate: Estimate
+        self, score: Score, sde: SDE, times: tuple[float, float], kwargs: Mapping[str, Any] | None, batch: int
     ) -> None:
         super().__init__(score, sde, times, kwargs)
-        self.estimate = estimate
-        self.traces: list[Tensor] = []
-        self._index: Tensor | None = None
-        self._expected: Tensor | None = None
+        self.batch, self.vjps = batch, 0
 
-    @contextmanager
-    def only(self, index: Tensor, batch: int) -> Iterator[None]:
-        """The model restricted to some samples, with their probes."""
-        self._index = index
-        try:
-            with super().only(index, batch):
-                yield
-        finally:
-            self._index = None
+    def output(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The network's output at x (B, *) and t (B,), of all samples or of those of the numbers `rows`."""
+        return self._call(x, t, None if rows is None else self.of_some(rows, self.batch))
 
-    def _call(self, x: Tensor, t: Tensor) -> Tensor:
-        out = super()._call(x, t)
-        if x.requires_grad:  # what a conversion adds would have a gradient in any case
-            require_gradient(out, "the network", "One whose output is constant may add 0 * x")
-        return out
+    def with_trace(
+        self,
+        x: Tensor,
+        t: Tensor,
+        estimate: Estimate,
+        rows: Tensor | None = None,
+        of: Callable[[Tensor, Tensor], Tensor] = lambda _, out: out,
+    ) -> tuple[Tensor, Tensor]:
+        """The network's output at x (B, *) and t (B,), and estimates of the trace of its Jacobian in x, (B, columns).
 
-    @contextmanager
-    def expecting(self, output: Tensor) -> Iterator[None]:
-        """While the first evaluation has to give this output (B, *) but for rounding, be it that of bfloat16.
-
-        Raises:
-            OutputDependsOnBatch: where it does not, before anything is drawn.
+        Args:
+            x: the states.
+            t: their times.
+            estimate: of the trace.
+            rows: their numbers in the batch, where some have left it.
+            of: what is returned, and whose trace is taken, from the state and the network's output.
         """
-        self._expected = output
-        try:
-            yield
-        finally:
-            self._expected = None
-
-    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
-        """The network's output at x (B, *) and t (B,)."""
         keep = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if keep and x.requires_grad else x.detach().requires_grad_()
-            out = self._call(x, t)
-            if self._expected is not None:
-                expected, self._expected = self._expected, None
-                off, size = (dot(v, v) for v in ((out - expected).detach().double(), expected.double()))
-                if bool((off > 0.05**2 * size).any()):
-                    raise OutputDependsOnBatch(
-                        "for some samples the network's output is not what it was in their batch"
-                    )
-            trace = self.estimate(out, x, self._index, keep)
-        self.traces.append(trace if keep else trace.detach())
-        return out if keep else out.detach()
+            out = self.output(x, t, rows)
+            # What is made of it has a gradient in any case.
+            require_gradient(out, "the network", "One whose output is constant may add 0 * x")
+            out = of(x, out)
+            trace = estimate(out, x, rows, keep)
+        self.vjps += estimate.products(x[0].numel())
+        return (out, trace) if keep else (out.detach(), trace.detach())
 
 
 class ExactTrace:
@@ -141,14 +130,19 @@ class ExactTrace:
     fixed: bool | None = None
 
     def __init__(self, chunk: int) -> None:
-        self.chunk, self.vjps = chunk, 0
+        self.chunk = chunk
 
-    def run(self, number: int) -> None:
-        """Nothing is drawn."""
+    def run(self, number: int) -> ExactTrace:
+        """Itself: nothing is drawn."""
+        return self
 
     def constant(self) -> ExactTrace:
         """Itself."""
         return self
+
+    def products(self, d: int) -> int:
+        """One a dimension."""
+        return d
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
         d, total = x[0].numel(), torch.zeros(len(x), dtype=x.dtype, device=x.device)
@@ -157,7 +151,6 @@ class ExactTrace:
             at = torch.arange(i, min(i + self.chunk, d), device=x.device)
             v = torch.zeros(len(at), len(x), d, dtype=x.dtype, device=x.device)
             v[torch.arange(len(at), device=x.device), :, at] = 1
-            self.vjps += len(at)
             if self.chunk == 1:
                 products = _vjp(out, x, v[0].view_as(out), keep)[None]
             else:
@@ -175,39 +168,63 @@ class ExactTrace:
 
 
 class RandomTrace:
-    """Products z^T J z, one a probe; see `Estimate`. Where probes are fresh a companion goes with them."""
+    """Products z^T J z, one a probe; see `Estimate`. Where probes are fresh a companion goes with them.
+
+    Args:
+        seeds: of the samples.
+        shape: of the states, (B, *).
+        n_probes: a sample.
+        probe: `"rademacher"` or `"gaussian"`.
+        basis: in which their entries are independent.
+        fixed: whether they are the same at each evaluation.
+        number: of the run.
+    """
 
     def __init__(
-        self, stream: NoiseStream, shape: tuple[int, ...], n_probes: int, probe: str, basis: str, fixed: bool
+        self,
+        seeds: SampleSeeds,
+        shape: tuple[int, ...],
+        n_probes: int,
+        probe: str,
+        basis: str,
+        fixed: bool,
+        number: int = 0,
     ) -> None:
-        self.stream, self.shape, self.columns, self.probe, self.basis = stream, shape, n_probes, probe, basis
+        self._made_of = seeds, shape, n_probes, probe, basis
+        self.shape, self.columns, self.probe, self.basis = shape, n_probes, probe, basis
         self.fixed: bool | None = fixed
         self.companion = not fixed
+        self.number = number
         self.transform = probe_transform(basis, shape[1:])
-        self.probes: list[Tensor] = []
+        # The companion is the first draw of all, in every run.
+        self._first = NoiseStream(seeds, "probe")
+        self._stream = NoiseStream(seeds, "probe", draw=max(number * DRAWS, int(self.companion)))
         self._kept: list[Tensor] = []
-        self.vjps = 0
+        self._probes: list[Tensor] = []
 
-    def run(self, number: int) -> None:
-        """Told that a run of this number begins: probes are those of its own draws, the companion stays."""
-        self.stream.draw, self.probes = number * DRAWS, []
+    def run(self, number: int) -> RandomTrace:
+        """One with draws of its own, but for the companion."""
+        return RandomTrace(*self._made_of, not self.companion, number)
 
     def constant(self) -> RandomTrace:
-        """With probes that stay: enough of them that their spread tells their error."""
-        columns = max(self.columns, FIXED_PROBES)
-        return RandomTrace(self.stream, self.shape, columns, self.probe, self.basis, fixed=True)
+        """One with probes that stay: enough of them that their spread tells their error."""
+        seeds, shape, columns, probe, basis = self._made_of
+        return RandomTrace(seeds, shape, max(columns, FIXED_PROBES), probe, basis, True, self.number)
 
-    def _draw(self, x: Tensor) -> Tensor:
-        z = self.stream.normal(self.shape, x.dtype, x.device)
+    def products(self, d: int) -> int:
+        """One a probe."""
+        return self.columns + self.companion
+
+    def _draw(self, stream: NoiseStream, x: Tensor) -> Tensor:
+        z = stream.normal(self.shape, x.dtype, x.device)
         return self.transform(z.new_ones(()).copysign(z) if self.probe == "rademacher" else z)
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
         if self.companion and not self._kept:
-            self._kept = [self._draw(x)]
-        if not (self.fixed and self.probes):
-            self.probes = [self._draw(x) for _ in range(self.columns)]
-        probes = [z if rows is None else z[rows] for z in (*self.probes, *self._kept)]
-        self.vjps += len(probes)
+            self._kept = [self._draw(self._first, x)]
+        if not (self.fixed and self._probes):
+            self._probes = [self._draw(self._stream, x) for _ in range(self.columns)]
+        probes = [z if rows is None else z[rows] for z in (*self._probes, *self._kept)]
         products = [_vjp(out, x, z, keep) for z in probes]
         estimates = [dot(product, z) for product, z in zip(products, probes, strict=True)]
         if len(probes) == 1:

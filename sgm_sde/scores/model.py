@@ -120,13 +120,21 @@ class BoundScore:
         Raises:
             ValueError: for arguments of which nothing says what they are.
         """
-        kwargs = self.kwargs
-        if kwargs and len(index) < batch:
-            self.kwargs = map_rows(lambda _, rows: rows[index.to(rows.device)], self.resolved(batch))
+        kwargs, self.kwargs = self.kwargs, self.of_some(index, batch)
         try:
             yield
         finally:
             self.kwargs = kwargs
+
+    def of_some(self, index: Tensor, batch: int) -> Arguments:
+        """The network's arguments for the samples of numbers `index` (b,) alone.
+
+        Raises:
+            ValueError: for arguments of which nothing says what they are.
+        """
+        if not self.kwargs or len(index) == batch:
+            return self.kwargs
+        return map_rows(lambda _, rows: rows[index.to(rows.device)], self.resolved(batch))
 
     def resolved(self, batch: int) -> Arguments:
         """The arguments, each tensor marked as what it is in a batch.
@@ -151,10 +159,10 @@ class BoundScore:
     def _output(self, x: Tensor, t: float) -> Tensor:
         return self._call(x, self.times([t], x)[0])
 
-    def _call(self, x: Tensor, t: Tensor) -> Tensor:
+    def _call(self, x: Tensor, t: Tensor, kwargs: Arguments | None = None) -> Tensor:
         self.nfe += 1
         self.network_evals += self.score.network_evals(t)
-        return self.score.output(x, t, **self.kwargs)
+        return self.score.output(x, t, **(self.kwargs if kwargs is None else kwargs))
 
     def times(self, ts: Sequence[float], x: Tensor) -> Sequence[Tensor]:
         """Times as tensors (B,) in the state's dtype, rounded into the run and never out of it."""
