@@ -12,9 +12,8 @@ centred cubics as soon as there are nodes on both sides. A step changes the last
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +31,10 @@ SCORES = 4  # that a polynomial goes through
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Weights of slopes and states at all nodes.
+class Quadrature:
+    """Weights of what is known at all nodes.
 
     Attributes:
-        slopes: d theta / du at the nodes, (n + 1,).
-        steps: row k takes z_{k-1} to z_k, (n + 1, n + 1).
-        correction: takes the last z to that of all intervals with the last slope known, (n + 1,).
         integrals: for each interval pairs (j, w): the integral in theta over it is the sum of w times slope j.
         corrections: the same for what a rule of two more slopes adds to it.
         averages: for each interval pairs (j, w): the mean over it of what has known values at the nodes.
@@ -47,15 +43,25 @@ class Tables:
         quarters: of every fourth, with four, (4, n + 1); number k lies within number k mod 2 of the halves.
     """
 
-    slopes: np.ndarray
-    steps: np.ndarray
-    correction: np.ndarray
     integrals: tuple[Terms, ...]
     corrections: tuple[Terms, ...]
     averages: tuple[Terms, ...]
     weights: np.ndarray
     halves: np.ndarray
     quarters: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tables(Quadrature):
+    """The same with the weights of a method's slopes.
+
+    Attributes:
+        steps: row k takes z_{k-1} to z_k, (n + 1, n + 1).
+        correction: takes the last z to that of all intervals with the last slope known, (n + 1,).
+    """
+
+    steps: np.ndarray
+    correction: np.ndarray
 
 
 def spread(k: Marginal[Scalars], s: float) -> Scalars:
@@ -74,6 +80,44 @@ def _nearest(i: int, points: int, newest: int) -> np.ndarray:
     return np.arange(first, min(first + points, newest + 1))
 
 
+Slope = Callable[[np.ndarray], np.ndarray]
+
+
+def _integral(at: np.ndarray, slope: Slope, i: int, newest: int, points: int = SLOPES) -> np.ndarray:
+    """Weights (n + 1,) of the slopes over interval i between nodes at some coordinates, when that of the newest is
+    known; `slope` is d theta / d coordinate."""
+    near, h = _nearest(i, points, newest), at[i + 1] - at[i]
+    moments = h * WEIGHTS * slope(at[i] + h * POINTS) @ np.vander(POINTS, len(near), increasing=True)
+    weights = np.zeros(len(at))
+    weights[near] = _weights((at[near] - at[i]) / h, moments)
+    return weights
+
+
+def quadrature(at: np.ndarray, slope: Slope) -> Quadrature:
+    """Weights for nodes at increasing coordinates (n + 1,), with `slope` d theta / d coordinate."""
+    n = len(at) - 1
+
+    def every(stride: int, offset: int) -> np.ndarray:
+        """Weights of the integral over the whole grid from some of the nodes and both ends."""
+        chosen = np.unique(np.concatenate([[0], np.arange(offset, n, stride), [n]]))
+        weights = np.zeros(n + 1)
+        for i in range(len(chosen) - 1):
+            weights[chosen] += _integral(at[chosen], slope, i, len(chosen) - 1, SLOPES_OF_INTEGRALS)
+        return weights
+
+    known = np.array([_integral(at, slope, i, n, SLOPES_OF_INTEGRALS) for i in range(n)])
+    better = np.array([_integral(at, slope, i, n, SLOPES_OF_ERRORS) for i in range(n)])
+    averages = []
+    for i in range(n):
+        near = _nearest(i, SCORES, n)
+        mean = _weights((at[near] - at[i]) / (at[i + 1] - at[i]), 1 / np.arange(1, len(near) + 1))
+        averages.append(tuple(zip(near.tolist(), mean.tolist(), strict=True)))
+    return Quadrature(
+        _terms(known), _terms(better - known), tuple(averages), known.sum(0),
+        np.array([every(2, k) for k in range(2)]), np.array([every(4, k) for k in range(4)]),
+    )  # fmt: skip
+
+
 def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise: bool) -> Tables:
     """The tables of n steps on the curve of a `Stretched` grid, with the data's standard deviation s."""
     direction = -1 if to_noise else 1
@@ -84,45 +128,24 @@ def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise:
         lam, d_lam = Stretched.on(curve, u)
         return -0.5 / np.cosh(lam + math.log(s)) * d_lam * direction / n
 
-    between = WEIGHTS * slope(np.arange(n)[:, None] + POINTS)
-
-    def every(stride: int, offset: int) -> np.ndarray:
-        """Weights of the integral over the whole grid from some of the nodes and both ends."""
-        chosen = np.unique(np.concatenate([[0], np.arange(offset, n, stride), [n]]))
-        weights = np.zeros(n + 1)
-        for k, (a, b) in enumerate(itertools.pairwise(chosen.tolist())):
-            at = _nearest(k, SLOPES_OF_INTEGRALS, len(chosen) - 1)
-            inside = (b - a) * WEIGHTS * slope(a + (b - a) * POINTS)
-            moments = inside @ np.vander(POINTS, len(at), increasing=True)
-            weights[chosen[at]] += _weights((chosen[at] - a) / (b - a), moments)
-        return weights
-
-    def integral(i: int, newest: int, points: int = SLOPES) -> np.ndarray:
-        """Weights of the slopes over interval i, when that of the newest node is known."""
-        at, weights = _nearest(i, points, newest), np.zeros(n + 1)
-        weights[at] = _weights(at - i, between[i] @ np.vander(POINTS, len(at), increasing=True))
-        return weights
+    at = np.arange(n + 1.0)
 
     def change(k: int, before: int, now: int) -> np.ndarray:
         """Weights of what the intervals up to node k add when the newest slope is not `before` but `now`."""
         weights = np.zeros(n + 1)
         for i in range(max(k - SLOPES, 0), k):
-            weights += integral(i, now) - (integral(i, before) if i <= before else 0)
+            weights += _integral(at, slope, i, now) - (_integral(at, slope, i, before) if i <= before else 0)
         return weights
 
     steps = np.zeros((n + 1, n + 1))
     for k in range(1, n + 1):
         steps[k] = change(k, k - 2, k - 1)
-    known = np.array([integral(i, n, SLOPES_OF_INTEGRALS) for i in range(n)])
-    better = np.array([integral(i, n, SLOPES_OF_ERRORS) for i in range(n)])
-    averages = []
-    for i in range(n):
-        at = _nearest(i, SCORES, n)
-        averages.append(tuple(zip(at.tolist(), _weights(at - i, 1 / np.arange(1, len(at) + 1)).tolist(), strict=True)))
-    return Tables(
-        slope(np.arange(n + 1)), steps, change(n, n - 1, n), _terms(known), _terms(better - known), tuple(averages),
-        known.sum(0), np.array([every(2, k) for k in range(2)]), np.array([every(4, k) for k in range(4)]),
-    )  # fmt: skip
+    return Tables(**vars(quadrature(at, slope)), steps=steps, correction=change(n, n - 1, n))
+
+
+def quadrature_on(lam: np.ndarray, s: float) -> Quadrature:
+    """The quadrature of nodes at any increasing lambda (n + 1,), by polynomials in it."""
+    return quadrature(lam, lambda x: -0.5 / np.cosh(x + math.log(s)))
 
 
 def _terms(rows: np.ndarray) -> tuple[Terms, ...]:

@@ -31,7 +31,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import OnOutput, check_output
 from sgm_sde.likelihood.errors import fixed_probe_error, probe_error, quadrature_error
 from sgm_sde.likelihood.grid import Stretched
-from sgm_sde.likelihood.multistep import program, spread, tables
+from sgm_sde.likelihood.multistep import Quadrature, program, spread, tables
 from sgm_sde.likelihood.trace import Estimate, TraceScore
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 from sgm_sde.processes.predictions import Marginal, Scalars, convert
@@ -155,32 +155,26 @@ class NoNoise:
         raise RuntimeError("the probability flow draws no noise")
 
 
-class GridFlow:
-    """The flow on a fixed grid, from the data to the noise or back; see `multistep`.
+class Nodes:
+    """A grid along which the flow and the trace are integrated.
 
     Args:
         sde: the process.
-        eps: where the flow ends, with the data.
-        steps: of the grid.
+        times: of the nodes, from one end to the other.
+        table: their quadrature.
         s: standard deviation of the data.
-        to_noise: the direction.
 
     Attributes:
         reach: for each interval the first and the last node of which something is needed to cross it.
     """
 
-    def __init__(self, sde: LinearSDE, eps: float, steps: int, s: float, to_noise: bool = True) -> None:
-        rule = Stretched(data_std=s)
-        times = rule(sde, steps, t_end=eps).times
-        self.s, self.times = s, times[::-1] if to_noise else times
-        self.nodes = sde.nodes(self.times)
+    def __init__(self, sde: LinearSDE, times: tuple[float, ...], table: Quadrature, s: float) -> None:
+        self.times, self.table, self.s = times, table, s
+        self.nodes = sde.nodes(times)
         self.spreads = [spread(node, s) for node in self.nodes]
-        self.table = tables(rule.curve(sde, sde.T, eps), s, steps, to_noise)
-        self.program = program(self.nodes, self.table, s)
-        table = self.table
         needs = [
             [i, i + 1, *(j for rows in (table.integrals, table.corrections, table.averages) for j, _ in rows[i])]
-            for i in range(steps)
+            for i in range(len(times) - 1)
         ]
         self.reach = [(min(needed), max(needed)) for needed in needs]
         self._rates: dict[str, list[Rates]] = {}
@@ -190,6 +184,25 @@ class GridFlow:
         if prediction not in self._rates:
             self._rates[prediction] = [Rates.at(node, prediction, self.s) for node in self.nodes]
         return self._rates[prediction]
+
+
+class GridFlow(Nodes):
+    """The flow on a fixed grid, from the data to the noise or back; see `multistep`.
+
+    Args:
+        sde: the process.
+        eps: where the flow ends, with the data.
+        steps: of the grid.
+        s: standard deviation of the data.
+        to_noise: the direction.
+    """
+
+    def __init__(self, sde: LinearSDE, eps: float, steps: int, s: float, to_noise: bool = True) -> None:
+        rule = Stretched(data_std=s)
+        times = rule(sde, steps, t_end=eps).times
+        table = tables(rule.curve(sde, sde.T, eps), s, steps, to_noise)
+        super().__init__(sde, times[::-1] if to_noise else times, table, s)
+        self.program = program(self.nodes, table, s)
 
     def carry(self, model: Evaluator, x: Tensor) -> Tensor:
         """The state at the last of the times; order 4."""
@@ -255,7 +268,7 @@ class Integrals(NodeByNode):
     first: Tensor
 
     def __init__(
-        self, problem: Problem, grid: GridFlow, rows: Tensor | None = None, expected: Tensor | None = None
+        self, problem: Problem, grid: Nodes, rows: Tensor | None = None, expected: Tensor | None = None
     ) -> None:
         super().__init__(problem.model)
         self.estimate, self.grid = problem.trace, grid
