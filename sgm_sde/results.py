@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE
 from sgm_sde.schemes import Solver
+
+if TYPE_CHECKING:
+    from sgm_sde.likelihood.results import LogProbResult
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,7 @@ class SampleResult:
         control: how a solver that finds its own steps went about it, sample by sample; None on a grid.
         continuation: what `resume=` needs to go on, of a run on a grid that was stopped, or that ended with
             `final="none"`; where no dtype is converted its state shares the memory of the latter's `x`.
+        log_prob: the samples' log-density, if asked for.
     """
 
     x: Tensor
@@ -127,6 +132,7 @@ class SampleResult:
     network_evals: int = 0
     control: AdaptiveStats | None = None
     continuation: Continuation | None = field(default=None, repr=False)
+    log_prob: LogProbResult | None = field(default=None, repr=False)
 
     @property
     def rounds(self) -> int:

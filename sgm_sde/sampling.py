@@ -47,6 +47,8 @@ from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, re
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import Grid, GridRule
+from sgm_sde.likelihood import along
+from sgm_sde.likelihood.methods import Trace
 from sgm_sde.options import Execution, Record, StepInfo
 from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
 from sgm_sde.results import AdaptiveStats, Continuation, SampleResult, Status
@@ -91,6 +93,7 @@ def sample(
     record: Record | None = None,
     execution: Execution | None = None,
     resume: SampleResult | None = None,
+    log_prob: bool | str | Trace = False,
 ) -> SampleResult:
     r"""Draw samples by running the reverse process from noise at `sde.T` to data.
 
@@ -144,6 +147,9 @@ def sample(
         execution: how the run is carried out: `Execution(batch_size=..., until=..., compile=..., enable_grad=...,
             device=..., parallel=..., tolerance=...)`.
         resume: a result to go on from, which brings its states, seeds and dtype.
+        log_prob: whether the samples' log-density under the probability flow at `t_end` is found in the same network
+            calls and one more, for deterministic solvers on a grid and with `final="none"`; or its trace, as
+            `sg.log_prob` takes it.
 
     Returns:
         a `SampleResult`.
@@ -168,11 +174,24 @@ def sample(
         (20, True)
     """
     score = as_score(score_fn, sde)
+    given_record = record
     record = _option("record", record, Record)
     execution = _option("execution", execution, Execution)
     model_kwargs = arguments("model_kwargs", model_kwargs)
     if noise is not None:
         one_of("noise", noise, NOISES)
+    if log_prob is not False:
+        others = {
+            "resume": resume,
+            "t_start": t_start,
+            "noise": noise,
+            "record": given_record,
+            "batch_size": execution.batch_size,
+        }
+        others |= {"until": execution.until, "compile": execution.compile or None}
+        budget = DEFAULT_NFE if nfe is None else nfe
+        by_rule = grid is None or isinstance(grid, GridRule | str)
+        nfe, final = along.solver_arguments(budget, nfe is None and not (by_rule and steps is None), final, others)
 
     if resume is None:
         job = _begun(
@@ -191,6 +210,8 @@ def sample(
         score = score.cast_to(job.dtype)
     if execution.compile:
         score = compile_network(score)
+    if log_prob is not False:
+        return _with_log_prob(job, score, log_prob, model_kwargs, execution.enable_grad, by_rule)
     model = BoundScore(score, sde, (job.grid.times[-1], job.grid.times[0]), model_kwargs)
     require_rows(model.kwargs, job.size)
     if job.position is not None and job.program is not None and missing(model.plan(job.program), job.position):
@@ -205,6 +226,29 @@ def sample(
         advice = f": {ADVICE}" if category is ImplausibleWarning else ""
         warnings.warn(f"{result.status.message}{advice}", category, stacklevel=3)
     return result
+
+
+@outside_inference_mode
+def _with_log_prob(
+    job: _Job,
+    score: Score,
+    trace: bool | str | Trace,
+    model_kwargs: Mapping[str, Any],
+    enable_grad: bool,
+    by_rule: bool,
+) -> SampleResult:
+    """The result of a run along the flow, with the samples' log-density."""
+    along.require_flow(job.sde, job.solver, job.program, job.grid.times, by_rule)
+    sde: Any = job.sde
+    assert job.program is not None
+    with torch.set_grad_enabled(enable_grad):
+        x, found = along.draw_with_log_prob(
+            score, sde, job.states(slice(None)), job.program, job.seeds, trace, model_kwargs
+        )
+    evals = found.nfe * job.size
+    return SampleResult(
+        x.to(job.dtype), found.nfe, job.grid.times, Status(), seeds=job.seeds, network_evals=evals, log_prob=found
+    )
 
 
 def plan(

@@ -108,7 +108,7 @@ class Rates(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """What a method is to solve: the flow from states at one end, with its change of volume.
+    """Flow from states at one end, which a method is to solve with its change of volume.
 
     Attributes:
         model: the network.

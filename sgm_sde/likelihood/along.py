@@ -1,0 +1,135 @@
+"""The log-density of samples in the network calls that draw them, whichever solver on a grid takes the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde._checks import check_integer, described
+from sgm_sde.engine.executor import Plan, execute
+from sgm_sde.engine.noise import SampleSeeds
+from sgm_sde.engine.program import Program
+from sgm_sde.likelihood.checks import check_finite
+from sgm_sde.likelihood.methods import FixedGrid, Trace, resolve_trace
+from sgm_sde.likelihood.multistep import quadrature_on
+from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
+from sgm_sde.likelihood.solve import Integrals, Nodes, NoNoise, Problem
+from sgm_sde.likelihood.trace import TraceScore
+from sgm_sde.processes.base import SDE
+from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.schemes import AdaptiveSolver, PredictorCorrector, Solver
+from sgm_sde.scores.score import Score
+
+LEAST_STEPS = 6  # that a quadrature with an error takes
+
+
+class _Along(Integrals):
+    """Integrals along the steps of a solver, which may ask the network more than once a step."""
+
+    def plan(self, program: Program) -> Plan:
+        """The program made ready for what the network predicts."""
+        self._at_node = iter([stage.node for stage in program.stages if stage.evaluate])
+        return super().plan(program)
+
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output, and at a node its trace."""
+        return super().evaluate(x, t) if next(self._at_node, True) else self.model.output(x, t)
+
+
+def solver_arguments(
+    nfe: int | None, by_steps: bool, final: str | None, others: Mapping[str, object]
+) -> tuple[int | None, str]:
+    """The budget that is left to the solver, if it has one, and the end of its run.
+
+    Raises:
+        ValueError: for another end than the flow's, and what a run with its log-density does not take.
+    """
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"log_prob=True takes no {name}=, got {described(value)}")
+    if final not in (None, "none"):
+        raise ValueError(f"log_prob=True ends with the flow, final='none', got final={final!r}")
+    return None if by_steps else check_integer("nfe", nfe) - 1, "none"
+
+
+def require_flow(
+    sde: SDE, solver: Solver | AdaptiveSolver, program: Program | None, times: tuple[float, ...], by_rule: bool
+) -> None:
+    """Raise unless a run is one along the probability flow on a grid, from its prior or, `by_rule`, from where the rule
+    of its grid begins.
+
+    Raises:
+        ValueError: for stochastic and adaptive solvers, correctors, another start than T, and few steps.
+        TypeError: for a process without alpha and sigma.
+    """
+    if not sde.is_linear:
+        raise TypeError(f"log_prob=True needs a LinearSDE, got {sde!r}")
+    if program is None:
+        raise ValueError(f"log_prob=True needs a solver on a grid, and {solver.name} finds its own steps")
+    asked = [stage.evaluate for stage in program.stages if stage.node]
+    if program.stochastic or not all(asked[:-1]) or isinstance(solver, PredictorCorrector):
+        raise ValueError(
+            f"log_prob=True needs a deterministic solver of the probability flow, such as 'dpm++3m' or 'heun', "
+            f"and {solver.name} is none: its samples have no density along the way"
+        )
+    if times[0] != sde.T and not by_rule:
+        raise ValueError(f"log_prob=True starts from the prior at T = {sde.T:g}, got a grid from t = {times[0]:g}")
+    if len(times) <= LEAST_STEPS:
+        raise ValueError(f"log_prob=True needs at least {LEAST_STEPS} steps, got {len(times) - 1}")
+
+
+def draw_with_log_prob(
+    score: Score,
+    sde: LinearSDE,
+    x_T: Tensor,
+    program: Program,
+    seeds: SampleSeeds,
+    trace: bool | str | Trace,
+    model_kwargs: Mapping[str, Any] | None,
+) -> tuple[Tensor, LogProbResult]:
+    r"""Samples (B, *) by the solver's program from states x_T (B, *), and their log-density under the probability flow.
+
+    At the nodes the network's output comes with its trace, and once more at the samples themselves. The integrals are
+    those of `log_prob`'s fixed grid, by polynomials in lambda; that the solver's states lie on no single trajectory is
+    made up for, to first order, by the score.
+
+    Args:
+        score: the score.
+        sde: a linear process.
+        x_T: states from the prior, at the program's first time.
+        program: of a run that `require_flow` lets pass.
+        seeds: of the probes.
+        trace: True for the default, or as `log_prob` takes it.
+        model_kwargs: passed on to the network.
+    """
+    times, s = program.times, FixedGrid().data_std
+    estimate = resolve_trace(None if isinstance(trace, bool) else trace, x_T).estimate(x_T, seeds, True)
+    model = TraceScore(score, sde, (times[-1], times[0]), model_kwargs, len(x_T))
+    problem = Problem(model, x_T, times[-1], estimate, to_noise=False)
+    lam = np.array([node.lam for node in sde.nodes(times)])
+    if not np.isfinite(lam).all():
+        raise ValueError(f"log_prob=True needs a finite log-SNR at all times, and that at t = {times[0]:g} is infinite")
+    integrals = _Along(problem, Nodes(sde, times, quadrature_on(lam, s), s))
+    x = execute(program, x_T, integrals, NoNoise(), grad=torch.is_grad_enabled()).x
+    integrals.evaluate(x, model.times([times[-1]], x)[0])
+    found = integrals.solution(x)
+
+    # Where a rule begins below T, states there are the prior's in the scale of the linear part of the flow.
+    scale = float(sde.prior_transform(torch.ones(1, dtype=torch.float64), times[0])) / sde.prior_std
+    at_T = sde.prior_log_prob(x_T / scale) - problem.d * math.log(scale)
+    value = at_T - found.volume
+    check_finite(value, "the log-likelihood")
+    protocol = LikelihoodProtocol(
+        "point log p_eps", times[-1], f"{program.name} with {len(times) - 1} steps", str(estimate),
+        f"N(0, {scale * sde.prior_std:.4g}^2)",
+    )  # fmt: skip
+    result = LogProbResult(
+        value, found.stderr, found.error, x_T, at_T, -found.volume, torch.zeros_like(value), found.defect,
+        found.freedom, (), model.nfe, model.vjps, protocol,
+    )  # fmt: skip
+    return x, result
