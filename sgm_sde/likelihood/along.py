@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sgm_sde._checks import check_integer, described
-from sgm_sde.engine.executor import Plan, execute
+from sgm_sde.engine.executor import execute
+from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import check_finite
@@ -20,7 +21,7 @@ from sgm_sde.likelihood.multistep import quadrature_on
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.solve import Integrals, Nodes, NoNoise, Problem
 from sgm_sde.likelihood.trace import TraceScore
-from sgm_sde.processes.base import SDE
+from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.schemes import AdaptiveSolver, PredictorCorrector, Solver
 from sgm_sde.scores.score import Score
@@ -67,7 +68,7 @@ def require_flow(
         ValueError: for stochastic and adaptive solvers, correctors, another start than T, and few steps.
         TypeError: for a process without alpha and sigma.
     """
-    if not sde.is_linear:
+    if not has_scalar_marginal(sde):
         raise TypeError(f"log_prob=True needs a LinearSDE, got {sde!r}")
     if program is None:
         raise ValueError(f"log_prob=True needs a solver on a grid, and {solver.name} finds its own steps")

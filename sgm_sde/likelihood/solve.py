@@ -26,7 +26,8 @@ from torch import Tensor
 from sgm_sde._kept import kept
 from sgm_sde._shapes import as_time, dot, expand
 from sgm_sde.engine.adaptive import Active, Attempt, Controller, EmbeddedStepper, integrate_adaptive
-from sgm_sde.engine.executor import Evaluator, Plan, execute
+from sgm_sde.engine.executor import Evaluator, execute
+from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import OnOutput, check_output
 from sgm_sde.likelihood.errors import fixed_probe_error, probe_error, quadrature_error
