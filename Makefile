@@ -95,7 +95,7 @@ fuzz: $(STAMP)
 	$(PY) -m tests.fuzz --calls 40000 --seed 2
 
 mutation: $(STAMP)
-	$(PY) tests/mutation/run.py
+	$(PY) tools/mutation.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

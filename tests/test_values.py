@@ -1,7 +1,7 @@
 """Values by hand: constants of the literature, closed forms, limits of options, and tables of coefficients.
 
 Each test takes milliseconds and has its expected values written out, so that a slip in one operator or constant is
-found at once and close to where it is. `tests/mutation/run.py` runs these tests first.
+found at once and close to where it is. `tools/mutation.py` runs these tests first.
 """
 
 from __future__ import annotations

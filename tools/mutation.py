@@ -1,7 +1,7 @@
 """Mutation check: change the package one operator or constant at a time and see whether the tests notice.
 
-    .venv/bin/python tests/mutation/run.py --only sgm_sde/engine/phi.py sgm_sde/processes/vp.py:120
-    .venv/bin/python tests/mutation/run.py --sample 200 --seed 0 --report out/mutation.md
+    python tools/mutation.py --only sgm_sde/engine/phi.py sgm_sde/processes/vp.py:120
+    python tools/mutation.py --sample 200 --seed 0 --report out/mutation.md
 
 The parent imports what the tests need, but not the package. For each mutant it forks a child, which imports the
 package with one module's source changed and runs the tests that execute the changed function, the fastest first,
@@ -10,9 +10,11 @@ recorded in a first run on the unchanged package, which must be green. For code 
 that execute any function of the file or, where none does, of a file that imports it. A mutant gets the fastest of its
 tests up to a budget of seconds; `--budget inf` runs them all.
 
-`equivalent.json` lists the mutants that no test can tell from the original: objects with `file`, `line` (the
-original line's text), `kind`, `reason` and, where a line has several mutants of a kind, `mutated` (the changed
-line's text). An entry that explains no survivor is an error.
+`equivalent.json` lists the mutants that no test can tell from the original: objects with `scope` (the class and
+function, "Class.method"; empty outside of both), `code` (the changed expression or one around it, where `_` stands for
+any expression), `kind`, `reason` and, where needed, `file` for a scope that several have and `nth` (from 0) for one of
+several alike in the code. So an entry stands however its lines are broken and wherever its function goes. Of the
+mutants in matching code the innermost is meant; an entry that means none, or two, or explains no survivor is an error.
 
 Out of reach: code that tests run in a subprocess, and tests marked slow. Leave the files alone while it runs: children
 read them afresh. The exit status is 1 if a mutant survived unexplained or the list is wrong.
@@ -37,7 +39,7 @@ import time
 import traceback
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -52,13 +54,14 @@ from typing import Any, TypeVar
 import pytest
 from _pytest.runner import runtestprotocol
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "sgm_sde"
-MUTATED = ("processes", "engine", "solvers")
+MUTATED = ("processes", "engine", "schemes")
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
 FOUND = ROOT / "out" / "mutation-baseline"  # what the unchanged runs found
 MEMORY = 4 << 30  # bytes of data a child may hold
 
+REQUIRED = {"scope", "code", "kind", "reason"}  # of an entry
 Scope = tuple[str, int]  # (file, first line of a function), or (file, 0) for the module
 Plan = list[tuple["Target", dict[str, float]]]  # by test file, the tests to run and their seconds
 T = TypeVar("T")
@@ -76,9 +79,22 @@ class Mutant:
     col: int
     kind: str
     scope: Scope
+    name: str  # of the function with its classes
+    around: tuple[ast.AST, ...] = field(repr=False, compare=False)  # the changed node, and those it stands in
     source: str = field(repr=False)
     old: str
     new: str
+
+    @property
+    def compiles(self) -> bool:
+        """True if the changed source is Python."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            try:
+                compile(self.source, self.file, "exec", dont_inherit=True)
+            except SyntaxError:
+                return False
+        return True
 
     @property
     def id(self) -> str:
@@ -105,6 +121,15 @@ SKIPPED_NAMES = {"__all__", "__slots__", "name", "source"}
 SKIPPED_KEYWORDS = {"strict", "stacklevel", "repr", "maxsize"}  # guards, messages and memory
 
 
+def defaults_of(node: ast.FunctionDef) -> Iterator[ast.Assign]:
+    """The defaults of a function's arguments as assignments."""
+    arguments = [*node.args.posonlyargs, *node.args.args]
+    pairs = [*zip(reversed(arguments), reversed(node.args.defaults), strict=False)][::-1]
+    pairs += [(a, d) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if d is not None]
+    for argument, default in pairs:
+        yield ast.Assign([ast.Name(argument.arg, ast.Store())], default, lineno=default.lineno)
+
+
 class Mutator(ast.NodeVisitor):
     """Collects the mutants of one file. Edits are made in its bytes, so that everything else stays as it is."""
 
@@ -114,8 +139,16 @@ class Mutator(ast.NodeVisitor):
         for line in self.raw.splitlines(keepends=True):
             self.starts.append(self.starts[-1] + len(line))
         self.scope: Scope = (file, 0)
+        self.names: list[str] = []
+        self.around: list[ast.AST] = []
         self.mutants: dict[str, Mutant] = {}  # by mutated text: the same change is made once
         self.visit(ast.parse(text))
+
+    def visit(self, node: ast.AST) -> None:
+        """Visit a node, with those it stands in at hand."""
+        self.around.append(node)
+        super().visit(node)
+        self.around.pop()
 
     def start(self, node: ast.expr) -> int:
         return self.starts[node.lineno - 1] + node.col_offset
@@ -128,14 +161,11 @@ class Mutator(ast.NodeVisitor):
         for start, end, new in sorted(edits, reverse=True):
             raw = raw[:start] + new.encode() + raw[end:]
         text = raw.decode()
-        try:
-            compile(text, self.file, "exec", dont_inherit=True)
-        except SyntaxError:
-            return
         pairs = zip(self.text.splitlines(), text.splitlines(), strict=False)
         number, old, new = next((i, a, b) for i, (a, b) in enumerate(pairs, 1) if a != b)
         col = min(edits)[0] - self.starts[number - 1] + 1
-        mutant = Mutant(self.file, number, col, kind, self.scope, text, old.strip(), new.strip())
+        name, around = ".".join(self.names), tuple(reversed(self.around))
+        mutant = Mutant(self.file, number, col, kind, self.scope, name, around, text, old.strip(), new.strip())
         self.mutants.setdefault(text, mutant)
 
     def between(self, left: ast.expr, right: ast.expr, old: str, new: str) -> None:
@@ -174,14 +204,24 @@ class Mutator(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         if node.name in ("__repr__", "__str__"):
             return
-        defaults = [d for d in node.args.kw_defaults if d is not None]
-        for outside in [*node.decorator_list, *node.args.defaults, *defaults]:
-            self.visit(outside)
+        for decorator in node.decorator_list:
+            self.visit(decorator)
+        for default in defaults_of(node):  # as `name = value` in the function, computed outside of it
+            self.names.append(node.name)
+            self.visit(default)
+            self.names.pop()
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
         outer, self.scope = self.scope, (self.file, first)
+        self.names.append(node.name)
         for statement in node.body:
             self.visit(statement)
+        self.names.pop()
         self.scope = outer
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self.names.append(node.name)
+        self.generic_visit(node)
+        self.names.pop()
 
     # What is changed.
 
@@ -265,10 +305,65 @@ class Mutator(ast.NodeVisitor):
 @cache
 def mutants_of(file: str) -> list[Mutant]:
     """All mutants of a file, in the order of its lines."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)
-        mutator = Mutator(file, (ROOT / file).read_text(encoding="utf-8"))
-    return sorted(mutator.mutants.values(), key=lambda m: (m.line, m.col, m.kind))
+    return mutants_in((ROOT / file).read_text(encoding="utf-8"), file)
+
+
+def mutants_in(text: str, file: str = "file.py") -> list[Mutant]:
+    """The same of a source text; some of them may be no Python."""
+    return sorted(Mutator(file, text).mutants.values(), key=lambda m: (m.line, m.col, m.kind))
+
+
+# --- Mutants that are meant -------------------------------------------------------------------------------------------
+
+
+def matches(pattern: ast.AST, node: ast.AST) -> bool:
+    """True if a node is as in the pattern, in which `_` stands for any expression."""
+    if isinstance(pattern, ast.Name) and pattern.id == "_" and isinstance(node, ast.expr):
+        return True
+    if isinstance(pattern, ast.expr_context) and isinstance(node, ast.expr_context):
+        return True
+    if type(pattern) is not type(node):
+        return False
+    return all(_alike(getattr(pattern, name), getattr(node, name)) for name in pattern._fields if name not in UNSAID)
+
+
+UNSAID = {"type_comment", "kind"}
+
+
+def _alike(pattern: Any, part: Any) -> bool:
+    if isinstance(pattern, list):
+        return isinstance(part, list) and len(pattern) == len(part) and all(map(_alike, pattern, part))
+    if isinstance(pattern, ast.AST):
+        return isinstance(part, ast.AST) and matches(pattern, part)
+    return type(pattern) is type(part) and bool(pattern == part)
+
+
+def pattern_of(code: str) -> ast.AST:
+    """The expression or statement that a pattern's code is."""
+    (statement,) = ast.parse(code).body
+    return statement.value if isinstance(statement, ast.Expr) else statement
+
+
+def meant(entry: Mapping[str, str], mutants: Sequence[Mutant]) -> list[Mutant]:
+    """The mutants that an entry of `equivalent.json` is about: of those in matching code the innermost."""
+    pattern = pattern_of(entry["code"])
+    depths: dict[int, list[Mutant]] = {}
+    for mutant in mutants:
+        if (mutant.name, mutant.kind) != (entry["scope"], entry["kind"]) or entry.get(
+            "file", mutant.file
+        ) != mutant.file:
+            continue
+        depth = next((i for i, node in enumerate(mutant.around) if matches(pattern, node)), None)
+        if depth is not None:
+            depths.setdefault(depth, []).append(mutant)
+    found = depths[min(depths)] if depths else []
+    return found[int(entry["nth"]) :][:1] if "nth" in entry else found
+
+
+def known() -> list[dict[str, str]]:
+    """The entries of `equivalent.json`."""
+    entries: list[dict[str, str]] = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
+    return entries
 
 
 def module_of(file: str) -> str:
@@ -509,7 +604,7 @@ def baseline(jobs: int, examples: int) -> list[Target]:
     """
     sources = sorted((ROOT / PACKAGE).rglob("*.py"))
     files = [path for path in sources if ">>> " in path.read_text(encoding="utf-8")]
-    tests = [path for path in sorted((ROOT / "tests").rglob("*.py")) if path.parent != EQUIVALENT.parent]
+    tests = sorted((ROOT / "tests").rglob("*.py"))
     files += [path for path in tests if path.name.startswith("test_")]
     shared = hashlib.sha256(f"{sys.version} {examples}".encode())
     for path in [ROOT / "pyproject.toml", *sources, *(path for path in tests if path not in files)]:
@@ -580,25 +675,22 @@ def check(mutants: Sequence[Mutant], targets: Sequence[Target], jobs: int, timeo
 def explain(results: Results, every: Sequence[Mutant]) -> list[str]:
     """Mark the survivors that `equivalent.json` explains; returns what is wrong with the list."""
     errors, files = [], {mutant.file for mutant in every}
-    for entry in json.loads(EQUIVALENT.read_text(encoding="utf-8")):
-        keys = set(entry)
-        if not {"file", "line", "kind", "reason"} <= keys <= {"file", "line", "kind", "reason", "mutated"}:
-            errors.append(f"needs file, line, kind, reason and at most mutated besides: {entry}")
+    names = {mutant.name for mutant in every}
+    for entry in known():
+        if not REQUIRED <= set(entry) <= REQUIRED | {"file", "nth"}:
+            errors.append(f"needs scope, code, kind, reason and at most file and nth besides: {entry}")
             continue
-        where = f"{entry['file']}: `{entry['line']}` ({entry['kind']})"
-        if not (ROOT / entry["file"]).exists():
-            errors.append(f"no such file: {where}")
-        if entry["file"] not in files:
-            continue
-        wanted = (entry["file"], entry["line"].strip(), entry["kind"])
-        matching = [m for m in every if (m.file, m.old, m.kind) == wanted and entry.get("mutated", m.new) == m.new]
+        if entry["scope"] not in names or ("file" in entry and entry["file"] not in files):
+            continue  # of a file that was not asked for; a test looks for every entry
+        where = f"{entry['scope']}: `{entry['code']}` ({entry['kind']})"
+        matching = meant(entry, every)
         fates = {m.id: results.fate.get(m.id, "not run") for m in matching}
         for key in [key for key, fate in fates.items() if fate in ("survived", "equivalent")]:
             results.fate[key], results.notes[key] = "equivalent", entry["reason"]
         if not matching:
             errors.append(f"there is no such mutant: {where}")
-        elif len({m.new for m in matching}) > 1:
-            errors.append(f"several mutants are meant, say which with mutated: {where}")
+        elif len(matching) > 1:
+            errors.append(f"several mutants are meant, say which with more of the code: {where}")
         elif set(fates.values()) <= {"killed", "timeout"}:
             errors.append(f"the tests kill it: {where}")
     return errors
@@ -628,17 +720,16 @@ def report(results: Results, errors: Sequence[str], title: str) -> str:
 
 def select(only: Sequence[str]) -> tuple[list[Mutant], list[Mutant]]:
     """All mutants of the files asked for, and among them those on the lines asked for."""
-    every: list[Mutant] = []
-    chosen: list[Mutant] = []
+    wanted: dict[str, list[str]] = {}  # lines by file, "" for all of them
     for argument in only or [f"{PACKAGE}/{part}" for part in MUTATED]:
         name, _, line = argument.partition(":")
         path = (ROOT / name).resolve()
         for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             if not source.is_file() or not source.is_relative_to(ROOT / PACKAGE):
                 sys.exit(f"no source file of the package: {argument}")
-            mutants = mutants_of(source.relative_to(ROOT).as_posix())
-            every += [mutant for mutant in mutants if mutant not in every]
-            chosen += [m for m in mutants if m not in chosen and (not line or m.line == int(line))]
+            wanted.setdefault(source.relative_to(ROOT).as_posix(), []).append(line)
+    every = [mutant for file in wanted for mutant in mutants_of(file)]
+    chosen = [m for m in every if {"", str(m.line)} & set(wanted[m.file]) and m.compiles]
     return every, chosen
 
 
