@@ -19,10 +19,10 @@ T = TypeVar("T")
 def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
     """`function` with inference mode off, on clones of inference tensors among its arguments."""
 
-    def recordable(_: Path, leaf: Any) -> Any:
+    def recordable(_: Path, leaf: object) -> Any:
         return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
-    def copied(value: Any) -> Any:
+    def copied(value: object) -> Any:
         return map_leaves(recordable, value) if isinstance(value, Tensor | Mapping) else value
 
     @wraps(function)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from types import UnionType
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FAR = 1e6  # for what is of order one (noise levels, guidance, tolerances): its fourth power fits single precision
 
 
-def one_of(option: str, value: Any, known: Iterable[Any]) -> None:
+def one_of(option: str, value: object, known: Iterable[object]) -> None:
     """Raise ValueError unless the value is one of those known."""
     known = tuple(known)
     if not any(isinstance(value, type(item)) and value == item for item in known):
@@ -46,7 +46,7 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.4, most: int
     return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
-def flag(option: str, value: Any) -> bool:
+def flag(option: str, value: object) -> bool:
     """True or False as a bool.
 
     Raises:
@@ -57,7 +57,7 @@ def flag(option: str, value: Any) -> bool:
     return bool(value)
 
 
-def noise_level(value: Any, at: float | None = None, most: float = FAR) -> float:
+def noise_level(value: object, at: float | None = None, most: float = FAR) -> float:
     """A noise level eta as a float; `at` is the time of one that is a function.
 
     Raises:
@@ -67,7 +67,7 @@ def noise_level(value: Any, at: float | None = None, most: float = FAR) -> float
     return number("eta" if at is None else f"eta at t={at:.6g}", value, least=0, most=most)
 
 
-def float_dtype(option: str, value: Any) -> torch.dtype:
+def float_dtype(option: str, value: object) -> torch.dtype:
     """A floating-point dtype that torch can compute with.
 
     Raises:
@@ -78,7 +78,7 @@ def float_dtype(option: str, value: Any) -> torch.dtype:
     return value
 
 
-def usable_device(option: str, value: Any) -> torch.device:
+def usable_device(option: str, value: object) -> torch.device:
     """A device that is there.
 
     Raises:
@@ -98,7 +98,7 @@ def usable_device(option: str, value: Any) -> torch.device:
     return device
 
 
-def arguments(option: str, value: Any) -> dict[str, Any]:
+def arguments(option: str, value: object) -> dict[str, object]:
     """Arguments of a network by their names; none for None.
 
     Raises:
@@ -111,7 +111,7 @@ def arguments(option: str, value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-def settle_positive(owner: Any, *names: str) -> None:
+def settle_positive(owner: object, *names: str) -> None:
     """Give a frozen dataclass fields of positive numbers as floats.
 
     Raises:
@@ -122,26 +122,26 @@ def settle_positive(owner: Any, *names: str) -> None:
         settle(owner, **{name: number(name, getattr(owner, name), above=0)})
 
 
-def settle(owner: Any, **values: Any) -> None:
+def settle(owner: object, **values: object) -> None:
     """Give a frozen dataclass its checked fields."""
     for name, value in values.items():
         object.__setattr__(owner, name, value)
 
 
-def check_integer(option: str, value: Any, least: int = 1, kind: type[Any] = Real) -> int:
+def check_integer(option: str, value: object, least: int = 1, kind: type = Real) -> int:
     """The value as an int.
 
     Raises:
         ValueError: for anything but a number of that kind, whole and at least `least`.
     """
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{option} must be an integer of at least {least}, got {described(value)}")
-    if not least <= float_of(value) <= LARGEST or value % 1:
-        raise ValueError(f"{option} must be an integer of at least {least}, got {described(value)}")
-    return int(value)
+    if isinstance(value, kind) and isinstance(value, Real) and not isinstance(value, bool):
+        found = float_of(value)
+        if least <= found <= LARGEST and found == int(found):
+            return int(found)
+    raise ValueError(f"{option} must be an integer of at least {least}, got {described(value)}")
 
 
-def sizes(option: str, value: Any, least: int = 1) -> tuple[int, ...]:
+def sizes(option: str, value: object, least: int = 1) -> tuple[int, ...]:
     """A shape as a tuple of ints.
 
     Raises:
@@ -153,25 +153,25 @@ def sizes(option: str, value: Any, least: int = 1) -> tuple[int, ...]:
     return tuple(check_integer(f"{option}[{i}]", n, least) for i, n in enumerate(value))
 
 
-def is_dense(value: Any) -> bool:
+def is_dense(value: object) -> TypeGuard[Tensor]:
     """True if the value is a tensor whose entries all lie in memory, as arithmetic here takes them for granted."""
     return isinstance(value, Tensor) and value.layout == torch.strided
 
 
-def instance_of(option: str, value: Any, kind: type[Any] | UnionType, words: str) -> None:
+def instance_of(option: str, value: object, kind: type | UnionType, words: str) -> None:
     """Raise TypeError unless the value is an instance of a class."""
     if not isinstance(value, kind):
         raise TypeError(f"{option} must be {words}, got {described(value)}")
 
 
-def require_floating(option: str, value: Any, shape: str = "(B, *)") -> None:
+def require_floating(option: str, value: object, shape: str = "(B, *)") -> None:
     """Raise TypeError unless the value is a tensor of floating-point numbers of at least one dimension."""
     if not is_dense(value) or not value.is_floating_point() or value.ndim == 0:
         given = f"dtype {value.dtype}" if is_dense(value) and value.ndim else described(value)
         raise TypeError(f"{option} must be a floating tensor {shape}, got {given}")
 
 
-def shape_of_samples(option: str, value: Any) -> tuple[int, ...]:
+def shape_of_samples(option: str, value: object) -> tuple[int, ...]:
     """A shape (B, *) as a tuple of ints.
 
     Raises:
@@ -184,7 +184,7 @@ def shape_of_samples(option: str, value: Any) -> tuple[int, ...]:
     return shape
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """A value in an error message: tensors by their shape, a class by what to do with it, the rest as written, cut."""
     if isinstance(value, Tensor) and value.layout != torch.strided:
         return f"a tensor of layout {value.layout}"
@@ -194,7 +194,7 @@ def described(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def real(option: str, value: Any) -> float:
+def real(option: str, value: object) -> float:
     """One real number as a float, finite or not; infinite where an integer is too large for one.
 
     Raises:
@@ -205,17 +205,18 @@ def real(option: str, value: Any) -> float:
     return float_of(value)
 
 
-def moment(option: str, value: Any) -> float:
+def moment(option: str, value: object) -> float:
     """One time as a float: a real number, or a tensor of one.
 
     Raises:
         TypeError: for anything else.
     """
-    one = isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex()
-    return float(value) if one else real(option, value)
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
+        return float(value)
+    return real(option, value)
 
 
-def moments(option: str, value: Any) -> list[float]:
+def moments(option: str, value: object) -> list[float]:
     """Times, in anything that can be gone through, as floats.
 
     Raises:
@@ -227,7 +228,7 @@ def moments(option: str, value: Any) -> list[float]:
     return [moment(f"{option}[{i}]", t) for i, t in enumerate(listed)]
 
 
-def ends_of(option: str, value: Any) -> tuple[float, float]:
+def ends_of(option: str, value: object) -> tuple[float, float]:
     """A pair (low, high) of real numbers.
 
     Raises:
@@ -238,7 +239,7 @@ def ends_of(option: str, value: Any) -> tuple[float, float]:
     return real(f"{option}[0]", value[0]), real(f"{option}[1]", value[1])
 
 
-def range_of(option: str, value: Any) -> tuple[float, float]:
+def range_of(option: str, value: object) -> tuple[float, float]:
     """A pair (low, high) of finite numbers, low < high.
 
     Raises:
@@ -252,7 +253,7 @@ def range_of(option: str, value: Any) -> tuple[float, float]:
 
 
 def require_function(
-    option: str, value: Any, of: str, takes: int | None = None, optional: bool = False, named: Sequence[str] = ()
+    option: str, value: object, of: str, takes: int | None = None, optional: bool = False, named: Sequence[str] = ()
 ) -> None:
     """Raise TypeError unless the value can be called, with `takes` arguments and those named if a number is given.
 
@@ -264,7 +265,7 @@ def require_function(
         raise TypeError(f"{option} must be a function {of}, got {described(value)}")
 
 
-def _can_take(function: Callable[..., Any], n: int, named: Sequence[str]) -> bool:
+def _can_take(function: Callable[..., object], n: int, named: Sequence[str]) -> bool:
     """True if a function can be called with n arguments by position and some by name; True where it does not tell."""
     try:
         inspect.signature(function).bind(*range(n), **dict.fromkeys(named))
@@ -277,7 +278,7 @@ def _can_take(function: Callable[..., Any], n: int, named: Sequence[str]) -> boo
 
 def number(
     option: str,
-    value: Any,
+    value: object,
     *,
     above: float = -math.inf,
     least: float = -math.inf,
@@ -302,7 +303,7 @@ def number(
     raise ValueError(f"{option} must be finite, {asked}, got {value}")
 
 
-def reals(option: str, value: Any) -> tuple[float, ...]:
+def reals(option: str, value: object) -> tuple[float, ...]:
     """A sequence of real numbers, of any length, as floats.
 
     Raises:
@@ -314,7 +315,7 @@ def reals(option: str, value: Any) -> tuple[float, ...]:
     return tuple(real(f"{option}[{i}]", number) for i, number in enumerate(listed))
 
 
-def rows_of(option: str, value: Any) -> tuple[tuple[float, ...], ...]:
+def rows_of(option: str, value: object) -> tuple[tuple[float, ...], ...]:
     """A sequence of sequences of real numbers, of any lengths, as floats.
 
     Raises:
@@ -326,7 +327,7 @@ def rows_of(option: str, value: Any) -> tuple[tuple[float, ...], ...]:
     return tuple(reals(f"{option}[{i}]", row) for i, row in enumerate(rows))
 
 
-def numbers(option: str, value: Any) -> Tensor:
+def numbers(option: str, value: object) -> Tensor:
     """Finite numbers as a float64 tensor on the host.
 
     Raises:
@@ -334,10 +335,10 @@ def numbers(option: str, value: Any) -> Tensor:
         ValueError: for one that is not finite.
     """
     if not isinstance(value, Tensor):
-        found = np.asarray(value) if is_regular(value) else np.asarray(None)
-        if found.dtype.kind not in "fiu":
+        array = np.asarray(value) if is_regular(value) else np.asarray(None)
+        if array.dtype.kind not in "fiu":
             raise TypeError(f"{option} must be a tensor or sequence of numbers, got {described(value)}")
-        value = torch.from_numpy(found.astype(np.float64))
+        value = torch.from_numpy(array.astype(np.float64))
     if value.is_complex() or value.dtype == torch.bool or not is_dense(value):
         raise TypeError(f"{option} must be real numbers, got {value.layout} of dtype {value.dtype}")
     found = value.detach().to(device="cpu", dtype=torch.float64)
@@ -346,7 +347,7 @@ def numbers(option: str, value: Any) -> Tensor:
     return found
 
 
-def is_regular(value: Any) -> bool:
+def is_regular(value: object) -> bool:
     """True if nested sequences are those of an array: as many entries each at one depth, numbers at the last."""
     if isinstance(value, np.ndarray):
         return True
@@ -356,20 +357,20 @@ def is_regular(value: Any) -> bool:
     return len(inner) == 1 and None not in inner
 
 
-def float_of(value: Any) -> float:
+def float_of(value: Real | float | np.number) -> float:
     """A real number as a float, infinite where an integer is too large for one."""
     try:
         return float(value)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf
+        return -math.inf if value < 0 else math.inf
 
 
-def describe_argument(value: Any) -> str:
+def describe_argument(value: object) -> str:
     """Description of an argument of the wrong kind; of a class, with the hint to call it."""
     return f"the class {value.__name__}: call it" if isinstance(value, type) else repr(value)
 
 
-def check_per_sample_scalar(what: str, value: Any, n: int) -> None:
+def check_per_sample_scalar(what: str, value: object, n: int) -> None:
     """Raise ValueError unless a function of the caller's returned one number a sample, (n,)."""
     if not isinstance(value, Tensor) or value.shape != (n,):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

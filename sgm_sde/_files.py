@@ -8,9 +8,9 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import safetensors.numpy
@@ -19,6 +19,10 @@ from sgm_sde._checks import described
 
 LARGEST = 2**28  # bytes that a compressed file may expand to,
 RATIO = 200  # or this many times its size, if that is more
+
+# What JSON holds is known when it is read, and checked where it is used.
+JsonObject: TypeAlias = dict[str, Any]
+JsonMapping: TypeAlias = Mapping[str, Any]
 
 
 @contextlib.contextmanager

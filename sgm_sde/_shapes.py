@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Real
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ Time = Tensor | float
 LARGEST = 1e300  # time
 
 
-def cpu_float64(values: float | Sequence[float]) -> Tensor:
+def cpu_float64(values: float | Sequence[float] | npt.NDArray[np.float64]) -> Tensor:
     """Numbers as a float64 tensor on the CPU, whatever torch's default device: what coefficients are made of."""
     return torch.tensor(values, dtype=torch.float64, device="cpu")
 

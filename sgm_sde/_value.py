@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 
 class Value:
     """Something with an identity: two that differ have different specs."""
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, object]:
         """The value's identity as JSON values; see `sgm_sde.spec`."""
         from sgm_sde.identity import spec
 
-        found: dict[str, Any] = spec(self)
+        found: dict[str, object] = spec(self)
         return found
 
-    def _held(self) -> dict[str, Any]:
+    def _held(self) -> dict[str, object]:
         """Parts of the value beside its fields and public attributes, by name."""
         return {}

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sgm_sde import distributed
 from sgm_sde._checks import check_integer, described, unknown
-from sgm_sde._files import parse_json, reading
+from sgm_sde._files import JsonMapping, JsonObject, parse_json, reading
 from sgm_sde.calibration.result import Calibrations, as_calibrations, at_budget, load_calibration
 from sgm_sde.defaults import Setting, default_final
 from sgm_sde.identity import checksum, fingerprint, portable, spec
@@ -114,9 +114,9 @@ class BenchResult:
         baseline: the same metrics of other real data, with their `name`, `hash` and `n`; empty without any.
     """
 
-    protocol: Mapping[str, Any]
-    rows: tuple[Mapping[str, Any], ...]
-    baseline: Mapping[str, Any] = field(default_factory=dict)
+    protocol: JsonMapping
+    rows: tuple[JsonMapping, ...]
+    baseline: JsonMapping = field(default_factory=dict)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -179,7 +179,7 @@ def load_result(path: Path | str) -> BenchResult:
         return BenchResult(contents["protocol"], tuple(contents["rows"]), dict(contents["baseline"]))
 
 
-def _check(what: str, found: Mapping[str, Any], wanted: Mapping[str, type]) -> None:
+def _check(what: str, found: JsonMapping, wanted: Mapping[str, type]) -> None:
     if found.keys() != wanted.keys():
         raise ValueError(f"{what} must have {', '.join(sorted(wanted))}, got {', '.join(sorted(found))}")
     for key, kind in wanted.items():
@@ -344,7 +344,7 @@ class _Cell:
         """
         return at_budget(self.solver, self.budget) if isinstance(self.solver, Calibrations) else self.solver
 
-    def identify(self, model: Model) -> tuple[str, dict[str, Any]]:
+    def identify(self, model: Model) -> tuple[str, JsonObject]:
         """A name that no other cell has, and the specs of solver and grid."""
         solver, grid, program = plan(model.sde, self.setting, nfe=self.budget)
         definition = {"solver": portable(spec(solver)), "grid": portable(spec(grid))}
@@ -365,10 +365,10 @@ class _Run:
     metrics: tuple[str, ...]
     n: int
     batch: int
-    identity: Mapping[str, Any]
+    identity: JsonMapping
 
     @property
-    def protocol(self) -> dict[str, Any]:
+    def protocol(self) -> JsonObject:
         model, extractor, real = self.model, self.extractor, self.real
         return {
             **self.identity, "shape": list(model.shape),
@@ -389,7 +389,7 @@ class _Run:
             values |= METRICS[name].measure(features, self.real)
         return values
 
-    def row(self, cell: _Cell, shards: _Shards, samples: Path, team: Team, keep_samples: bool) -> dict[str, Any]:
+    def row(self, cell: _Cell, shards: _Shards, samples: Path, team: Team, keep_samples: bool) -> JsonObject:
         """A row of the results: drawn and measured, or as it was kept."""
         row = {"solver": cell.label, "budget": cell.budget, "seed": cell.seed}
         try:
@@ -401,7 +401,7 @@ class _Run:
             shutil.rmtree(samples / name, ignore_errors=True)
         return row | {"definition": definition} | found
 
-    def draw(self, cell: _Cell, folder: Path, team: Team) -> dict[str, Any]:
+    def draw(self, cell: _Cell, folder: Path, team: Team) -> JsonObject:
         """Draw and measure a cell."""
         result = distributed.sample(
             self.model, self.n, folder, batch=self.batch, solver=cell.setting, nfe=cell.budget, seed=cell.seed,
@@ -416,7 +416,7 @@ class _Run:
         metrics = self.measure(self.extractor(data))
         return {**calls, "images": fingerprint({"x": data}), "metrics": metrics, "note": ""}
 
-    def baseline(self, data: Reference, shards: _Shards) -> dict[str, Any]:
+    def baseline(self, data: Reference, shards: _Shards) -> JsonObject:
         """The same numbers of other real data."""
         metrics = shards.kept(f"baseline-{data.hash[:16]}", lambda: self.measure(data.rows))
         return {"name": data.name, "hash": data.hash, "n": data.n, "metrics": metrics}
@@ -429,7 +429,7 @@ class _Shards:
         self.store = store
         self.names: list[str] = []
 
-    def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def kept(self, name: str, make: Callable[[], JsonObject]) -> JsonObject:
         """The result cached under a name, computed if absent."""
         if not self.store.has(name):
             self.store.save(name, {}, make())
@@ -493,7 +493,7 @@ def black_white(model: Model) -> tuple[float, float]:
     return lo + half, hi - half
 
 
-def _require_comparable(here: Mapping[str, Any], there: Mapping[str, Any], path: str) -> None:
+def _require_comparable(here: JsonMapping, there: JsonMapping, path: str) -> None:
     """Refuse to show numbers beside one another that are not of the same kind."""
     for key in ("n", "metrics", "features", "reference"):
         if here[key] != there[key]:
@@ -512,7 +512,7 @@ def _whole_numbers(name: str, values: Iterable[int], least: int) -> tuple[int, .
     return tuple(dict.fromkeys(numbers))
 
 
-def _few(protocol: Mapping[str, Any]) -> str:
+def _few(protocol: JsonMapping) -> str:
     """A warning where a covariance is singular."""
     n, real, dim = protocol["n"], protocol["reference"]["n"], protocol["features"]["dim"]
     if "frechet" not in protocol["metrics"] or min(n, real) >= dim:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sgm_sde import __version__
 from sgm_sde._checks import usable_device
+from sgm_sde._files import JsonObject
 from sgm_sde.models import Model
 from sgm_sde.schemes import solvers
 
@@ -218,7 +219,7 @@ def _likelihood(args: argparse.Namespace) -> int:
     images, labels = distributed.read_data(args.data)
     if args.with_labels and labels is None:
         raise ValueError(f"--with-labels was given, and {args.data} has no array y")
-    chosen: dict[str, object] = {"eps": args.eps, "method": args.method, "trace": args.trace}
+    chosen: JsonObject = {"eps": args.eps, "method": args.method, "trace": args.trace}
     if args.steps is not None:
         if args.method not in (None, "exponential"):
             raise ValueError(f"--steps={args.steps} is for --method exponential, got --method {args.method}")

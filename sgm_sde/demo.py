@@ -12,12 +12,13 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sgm_sde import __version__
+from sgm_sde._files import JsonObject
 from sgm_sde.likelihood import BitsPerDimResult, bits_per_dim
 from sgm_sde.metrics.features import Extractor, load_extractor, to_uint8
 from sgm_sde.metrics.frechet import FrechetResult, frechet_distance
@@ -82,7 +83,7 @@ def run(out: Path, *, n: int = 1000, seed: int = 0, progress: bool = True) -> st
     labels = torch.arange(n) % 10
 
     started = time.perf_counter()
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     pictures: dict[str, Tensor] = {}
     with tqdm(total=len(entries()) * len(BUDGETS), desc="samplers", unit="run", disable=not progress) as bar:
         for entry in entries():
@@ -222,7 +223,7 @@ def _features(extractor: Extractor, images: Tensor) -> Tensor:
     return extractor(to_uint8(images))
 
 
-def _table(rows: list[dict[str, Any]], floor: FrechetResult, n: int, n_held_out: int, seconds: float) -> str:
+def _table(rows: list[JsonObject], floor: FrechetResult, n: int, n_held_out: int, seconds: float) -> str:
     lines = [
         f"Frechet distance of {n} samples to {n_held_out} held-out digits ({FEATURES}), by network calls (NFE)",
         "",
@@ -274,7 +275,7 @@ def _draw_strips(rows: dict[str, Tensor], path: Path, size: tuple[float, float])
     plt.close(figure)
 
 
-def _draw_curves(rows: list[dict[str, Any]], floor: FrechetResult, path: Path) -> None:
+def _draw_curves(rows: list[JsonObject], floor: FrechetResult, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6.4, 4.2))

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from sgm_sde import sampling
 from sgm_sde._checks import check_integer
-from sgm_sde._files import load_arrays
+from sgm_sde._files import JsonMapping, JsonObject, load_arrays
 from sgm_sde.defaults import Setting
 from sgm_sde.diagnosis import ImplausibleWarning
 from sgm_sde.engine.noise import SampleSeeds, resolve_seeds
@@ -53,7 +53,7 @@ SHARD_BYTES = 4 * 2**20  # in a shard, about, where a batch is less
 SHARD_BATCHES = 256  # in a shard, at most
 SHARD_SHARE = 64  # a shard holds at most this part of what is before it
 
-Shard = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and what else is known of them
+Shard = tuple[dict[str, Tensor], JsonObject]  # tensors, and what else is known of them
 
 
 class RefusedError(ValueError):
@@ -78,7 +78,7 @@ class Report:
     batches: int
     found: int
     seconds: float
-    result: Mapping[str, Any]
+    result: JsonMapping
 
     def __str__(self) -> str:
         before = f", {self.found} of them there before" if self.found else ""
@@ -149,7 +149,7 @@ def sample(
     if guidance is not None:
         model = replace(model, score=ClassifierFree(model.score, guidance), weights="")
     chosen, _, program = sampling.plan(model.sde, solver, nfe=nfe, steps=steps, grid=grid, final=final)
-    arguments: dict[str, Any] = {"solver": solver, "nfe": nfe, "steps": steps, "grid": grid, "final": final}
+    arguments: JsonObject = {"solver": solver, "nfe": nfe, "steps": steps, "grid": grid, "final": final}
     table = None if program is None else program.to_json()
 
     with Team(device, threads) as team:
@@ -249,9 +249,9 @@ def likelihood(
     """
     model = load_model(model) if isinstance(model, str) else model
     given = {"n_levels": n_levels, "data_range": data_range, "dequantize": dequantize, **options}
-    options = model.likelihood_options(None, {name: value for name, value in given.items() if value is not None})
-    n_levels, data_range, dequantize = (options.pop(name) for name in ("n_levels", "data_range", "dequantize"))
-    assert n_levels is not None and data_range is not None
+    settled: JsonObject = model.likelihood_options(None, {k: value for k, value in given.items() if value is not None})
+    n_levels, data_range, dequantize = (settled.pop(name) for name in ("n_levels", "data_range", "dequantize"))
+    assert n_levels is not None and data_range is not None and dequantize is not None
     _check_images(model, images, labels, n_levels)
     sde = model.sde
     if not (has_scalar_marginal(sde) or has_matrix_marginal(sde)):
@@ -273,7 +273,7 @@ def likelihood(
             "repeats": repeats,
             "importance": importance,
             "dequantize": portable(spec(dequantize)),
-            **{name: portable(spec(value)) for name, value in options.items()},
+            **{name: portable(spec(value)) for name, value in settled.items()},
         }
 
         def work(first: int, last: int) -> Shard:
@@ -281,7 +281,7 @@ def likelihood(
             result = bits_per_dim(
                 model.score, sde, images[first:last].to(team.device), n_levels=n_levels, data_range=data_range,
                 repeats=repeats, importance=importance, dequantize=dequantize, model_kwargs=kwargs,
-                seed=SampleSeeds(seed, range(first, last)), **options,
+                seed=SampleSeeds(seed, range(first, last)), **settled,
             )  # fmt: skip
             values = {"bits_per_dim": result.per_image, "draws": result.repeats.T}
             return values, {"nfe": result.nfe, "protocol": result.protocol}
@@ -406,9 +406,9 @@ class _Job:
         command: what kind of run it is.
     """
 
-    settings: Mapping[str, Any]
+    settings: JsonMapping
     growing: tuple[str, ...]
-    notes: Mapping[str, Any] | None
+    notes: JsonMapping | None
     n: int
     batch: int
     sample_bytes: int
@@ -426,7 +426,7 @@ class _Job:
         return tensors, {"samples": [begin, end], **_SUMMARIES[self.command][0]([info for _, info in made])}
 
 
-def _together(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _together(infos: Sequence[JsonMapping]) -> JsonObject:
     return {
         "nfe": max(info["nfe"] for info in infos),
         "rows": sum(info["rows"] for info in infos),
@@ -434,24 +434,22 @@ def _together(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _of_samples(notes: Mapping[str, Any], infos: Sequence[Mapping[str, Any]], read: Iterator[Shard]) -> dict[str, Any]:
+def _of_samples(notes: JsonMapping, infos: Sequence[JsonMapping], read: Iterator[Shard]) -> JsonObject:
     return {**_together(infos), "program": notes["program"]}
 
 
-def _first(infos: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _first(infos: Sequence[JsonMapping]) -> JsonObject:
     return {key: infos[0][key] for key in ("nfe", "protocol")}
 
 
-def _of_likelihoods(
-    notes: Mapping[str, Any], infos: Sequence[Mapping[str, Any]], read: Iterator[Shard]
-) -> dict[str, Any]:
+def _of_likelihoods(notes: JsonMapping, infos: Sequence[JsonMapping], read: Iterator[Shard]) -> JsonObject:
     values = torch.cat([tensors["bits_per_dim"] for tensors, _ in read]).double()
     stderr = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"bits_per_dim": float(values.mean()), "stderr": stderr, **_first(infos)}
 
 
 # What is said of several batches, and of a whole run, by its kind.
-_SUMMARIES: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, Any]]]] = {
+_SUMMARIES: dict[str, tuple[Callable[..., JsonObject], Callable[..., JsonObject]]] = {
     "sample": (_together, _of_samples),
     "likelihood": (_first, _of_likelihoods),
 }
@@ -521,7 +519,7 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
             do(piece)
         update()
 
-        result: dict[str, Any] = {}
+        result: JsonObject = {}
         if team.rank == 0 and part is None:
             entries = {
                 _name(k): Entry(*json.loads(text)) for k, text in zip(mine, team.reports(len(mine)), strict=True)
@@ -532,7 +530,7 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
     return Report(folder, total, sum(map(batches, mine)), found, time.perf_counter() - started, result)
 
 
-def _complete(store: Store, command: str, entries: Mapping[str, Entry]) -> dict[str, Any]:
+def _complete(store: Store, command: str, entries: Mapping[str, Entry]) -> JsonObject:
     """Write the manifest of a run of which all shards are there; returns what it says of the whole."""
     infos = [entry.info for entry in entries.values()]
     read = (read_shard(store.path(name)) for name in entries)
@@ -584,7 +582,7 @@ def _progress(team: Team, total: int, job: _Job, progress: bool) -> Iterator[Cal
 
 def _common(
     model: Model, n: int, batch: int, sample_bytes: int, seed: int, team: Team, classes: Sequence[int] | None
-) -> dict[str, Any]:
+) -> JsonObject:
     return {
         **identity(model, team, classes),
         "shape": model.shape,
@@ -598,7 +596,7 @@ def _common(
     }
 
 
-def identity(model: Model, team: Team, classes: Sequence[int] | None) -> dict[str, Any]:
+def identity(model: Model, team: Team, classes: Sequence[int] | None) -> JsonObject:
     """Identity of a network and its process: weights, specs, and outputs at fixed states."""
     score = portable(model.score.spec())
     return {

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -148,10 +148,10 @@ class GridRule(Value, ABC):
         return start, end
 
     @abstractmethod
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u in [0, 1] of the way from start to end."""
 
-    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+    def fits(self, sde: SDE, steps: int | None, start: float, end: float) -> bool:
         """True if the process has what the rule needs between the ends, and room for that many steps, if given."""
         return True
 
@@ -164,7 +164,7 @@ def _power(u: Tensor, start: float, end: float, rho: float) -> Tensor:
 class Uniform(GridRule):
     """Equal steps of time (Song et al., 2021, arXiv:2011.13456)."""
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         return start + u * (end - start)
 
@@ -173,7 +173,7 @@ class Uniform(GridRule):
 class Quadratic(GridRule):
     """Equal steps of the square root of time (Song, Meng & Ermon, 2021, arXiv:2010.02502)."""
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         return _power(u, start, end, 2.0)
 
@@ -182,13 +182,13 @@ class Quadratic(GridRule):
 class Exponential(GridRule):
     """Equal steps of the logarithm of time; needs an end above 0."""
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         if end <= 0:
             raise ValueError(f"an exponential grid cannot end at t={end}: give t_end > 0")
         return start * (u * math.log(end / start)).exp()
 
-    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+    def fits(self, sde: SDE, steps: int | None, start: float, end: float) -> bool:
         """True if the end is above 0."""
         return end > 0
 
@@ -199,13 +199,13 @@ class LogSNR(GridRule):
 
     of_noise_levels: ClassVar[bool] = True
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         first, last = self.levels(sde, start, end)
         times: Tensor = sde.time(first + u * (last - first))
         return times
 
-    def levels(self, sde: Any, start: float, end: float) -> tuple[float, float]:
+    def levels(self, sde: SDE, start: float, end: float) -> tuple[float, float]:
         """Log-SNR at the ends.
 
         Raises:
@@ -217,7 +217,7 @@ class LogSNR(GridRule):
             raise ValueError(f"log-SNR is {first} at t={start} and {last} at t={end}: a log-SNR grid needs finite ends")
         return first, last
 
-    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+    def fits(self, sde: SDE, steps: int | None, start: float, end: float) -> bool:
         """True if log-SNR is finite at both ends."""
         return has_scalar_marginal(sde) and all(math.isfinite(node.lam) for node in sde.nodes([start, end]))
 
@@ -269,7 +269,7 @@ class Widening(LogSNR):
         for name in ("data_std", "first", "last", "largest"):
             object.__setattr__(self, name, number(name, getattr(self, name), above=0))
 
-    def ends(self, sde: Any, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
+    def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
         """First and last time of a grid of `steps` steps; a time given is kept."""
         _require_linear(self, sde)
         calls = steps + 1
@@ -324,7 +324,7 @@ class Thinned(LogSNR):
         for name in ("data_std", "even", "last", "largest"):
             object.__setattr__(self, name, number(name, getattr(self, name), above=0))
 
-    def ends(self, sde: Any, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
+    def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
         """First and last time of a grid of `steps` steps; a time given is kept."""
         _require_linear(self, sde)
         if t_start is None:
@@ -333,7 +333,7 @@ class Thinned(LogSNR):
             t_end = _last_time(sde, t_start, self.data_std, self.last / (steps + 1) ** 2)
         return t_start, t_end
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         thin = 1 - min(1.0, len(u) / self.even)
         middle = self.near_noise - 2 * math.log(self.data_std)
@@ -352,14 +352,14 @@ class Thinned(LogSNR):
         return times
 
 
-def _last_time(sde: Any, start: float, data_std: float, level: float) -> float:
+def _last_time(sde: SDE, start: float, data_std: float, level: float) -> float:
     """End of a grid: sigma / alpha = `level` in units of the data's scale, less from low levels."""
     r = math.exp(-float(sde.log_snr(start)) / 2) / data_std
     share = 1.0 if math.isinf(r) else r / (1 + r)
     return _time_of(sde, data_std * level * share)
 
 
-def _time_of(sde: Any, level: float) -> float:
+def _time_of(sde: SDE, level: float) -> float:
     """The time at which sigma / alpha is `level`, or that of eps and T which is nearer."""
     log_snr = -2 * math.log(level)
     if log_snr <= float(sde.log_snr(sde.T)):
@@ -383,7 +383,7 @@ class Karras(GridRule):
     def __post_init__(self) -> None:
         object.__setattr__(self, "rho", number("rho", self.rho, least=1e-2, most=FAR))
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         _require_linear(self, sde)
         first, last = (math.exp(-float(sde.log_snr(t)) / 2) for t in (start, end))
@@ -392,7 +392,7 @@ class Karras(GridRule):
         times: Tensor = sde.time(-2 * _power(u, first, last, self.rho).log())
         return times
 
-    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+    def fits(self, sde: SDE, steps: int | None, start: float, end: float) -> bool:
         """True if sigma / alpha is finite at the start."""
         return has_scalar_marginal(sde) and math.isfinite(sde.nodes([start])[0].noise_level)
 
@@ -410,7 +410,7 @@ class Table(GridRule):
     def __post_init__(self) -> None:
         object.__setattr__(self, "times", None if self.times is None else reals("times", self.times))
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         inside = self._inside(sde, start, end)
         if inside is None:
@@ -419,12 +419,12 @@ class Table(GridRule):
             raise ValueError(f"{len(u) - 1} steps asked of a table that has {len(inside)} times to offer")
         return cpu_float64(inside)[(u * (len(inside) - 1)).round().long()]
 
-    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+    def fits(self, sde: SDE, steps: int | None, start: float, end: float) -> bool:
         """True if there is a table with a time for each step."""
         inside = self._inside(sde, start, end)
         return inside is not None and (steps is None or steps < len(inside))
 
-    def _inside(self, sde: Any, start: float, end: float) -> list[float] | None:
+    def _inside(self, sde: SDE, start: float, end: float) -> list[float] | None:
         """The table's times between the ends, decreasing; None without a table."""
         table = self.times if self.times is not None else getattr(sde, "times", None)
         low, high = end * (1 - ROUNDING), start * (1 + ROUNDING)
@@ -467,7 +467,7 @@ def rule_name(rule: GridRule) -> str:
     return next((name for name, known in RULES.items() if known == rule), repr(rule))
 
 
-def _level_of(sde: Any, t: float) -> float:
+def _level_of(sde: SDE, t: float) -> float:
     """sigma / alpha at t."""
     return math.exp(-float(sde.log_snr(t)) / 2)
 
@@ -515,7 +515,7 @@ class Shifted(GridRule):
         """True if the base is one of noise levels."""
         return self.base.of_noise_levels
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         _require_linear(self, sde)
         first, last = (float(self._moved(sde, cpu_float64([t]), 1 / self.shift)[0]) for t in (start, end))
@@ -524,13 +524,13 @@ class Shifted(GridRule):
         return self._moved(sde, self.base.place(sde, u, first, last), self.shift)
 
     @staticmethod
-    def _moved(sde: Any, times: Tensor, factor: float) -> Tensor:
+    def _moved(sde: SDE, times: Tensor, factor: float) -> Tensor:
         """The times whose noise levels are those of `times` times a factor."""
         log_snr = sde.log_snr(times)
         moved: Tensor = sde.time(log_snr - 2 * math.log(factor))
         return torch.where(log_snr.isfinite(), moved, times)
 
-    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+    def fits(self, sde: SDE, steps: int | None, start: float, end: float) -> bool:
         """True if the process has noise levels, and the base fits."""
         return has_scalar_marginal(sde) and self.base.fits(sde, steps, start, end)
 
@@ -573,14 +573,14 @@ class FromLevels(GridRule):
                 )
         object.__setattr__(self, "levels", tuple(given))
 
-    def ends(self, sde: Any, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
+    def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
         """The times of the first and the last level; a time given is kept."""
         _require_linear(self, sde)
         start = _time_of(sde, self.levels[0]) if t_start is None else at_ends(sde, t_start)
         end = _time_of(sde, self.levels[-1]) if t_end is None else at_ends(sde, t_end)
         return start, end
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         logs = [math.log(level) for level in self.levels]
         # Where the ends lie in the table, in entries; beyond it, on the line through its last two.
@@ -600,6 +600,6 @@ class FromLevels(GridRule):
         i = min(max(math.floor(place), 0), len(logs) - 2)
         return logs[i] + (place - i) * (logs[i + 1] - logs[i])
 
-    def fits(self, sde: Any, steps: int | None, start: float, end: float) -> bool:
+    def fits(self, sde: SDE, steps: int | None, start: float, end: float) -> bool:
         """True if log-SNR is finite at both ends."""
         return has_scalar_marginal(sde) and all(math.isfinite(node.lam) for node in sde.nodes([start, end]))

@@ -20,13 +20,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._files import parse_json
+from sgm_sde._files import JsonMapping, JsonObject, parse_json
 from sgm_sde._shapes import cpu_float64
 from sgm_sde._value import Value
 from sgm_sde.engine.program import Program
@@ -61,7 +61,7 @@ MARKS = (
 )
 
 
-def spec(value: Any) -> Any:
+def spec(value: object) -> Any:
     """The identity of a value as JSON values: total, the same in another process, different for different values.
 
     A process, solver, corrector, grid or other object is its class with its fields; a function of time, its values on a
@@ -79,7 +79,7 @@ def spec(value: Any) -> Any:
     return _Writer().write(value, ())
 
 
-def from_spec(data: Any) -> Value:
+def from_spec(data: object) -> Value:
     """The value of a spec: a process, solver, corrector, grid, setting, tableau or program.
 
     Args:
@@ -96,17 +96,18 @@ def from_spec(data: Any) -> Value:
         True
     """
     if isinstance(data, str | bytes):
+        text = data
         try:
-            data = parse_json(data)
+            data = parse_json(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"the spec of a value is JSON, got {data[:80]!r}: {error}") from error
+            raise ValueError(f"the spec of a value is JSON, got {text[:80]!r}: {error}") from error
     if not isinstance(data, dict) or "class" not in data:
         raise ValueError(f"the spec of a value is a JSON object with its class, got {str(data)[:200]}")
     made: Value = _read(data, "the value")
     return made
 
 
-def portable(known: Any) -> Any:
+def portable(known: object) -> Any:
     """A spec as stores compare it: without what another version of Python changes, and with checksums of long tables.
 
     Bytecode tells functions apart here and now. Where runs are compared, what a network does is measured besides.
@@ -134,7 +135,7 @@ class _Writer:
     def __init__(self) -> None:
         self.functions: set[int] = set()
 
-    def write(self, value: Any, above: tuple[int, ...]) -> Any:
+    def write(self, value: object, above: tuple[int, ...]) -> Any:
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float):
@@ -175,16 +176,16 @@ class _Writer:
             return self.function(value, within)
         if isinstance(value, ModuleType):
             return {"type": value.__name__}
-        return self.object(value, within)
+        return self.fields(value, within)
 
-    def array(self, value: np.ndarray, above: tuple[int, ...]) -> dict[str, Any]:
+    def array(self, value: np.ndarray, above: tuple[int, ...]) -> dict[str, object]:
         about = {"shape": list(value.shape), "dtype": f"numpy.{value.dtype}"}
         if value.size <= WRITTEN_OUT or value.dtype.hasobject:
             return {"tensor": about | {"items": [self.write(item, above) for item in value.reshape(-1).tolist()]}}
         return {"tensor": about | {"sha256": hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}}
 
-    def tensor(self, value: Tensor) -> dict[str, Any]:
-        about: dict[str, Any] = {"shape": list(value.shape), "dtype": str(value.dtype)}
+    def tensor(self, value: Tensor) -> dict[str, object]:
+        about: dict[str, object] = {"shape": list(value.shape), "dtype": str(value.dtype)}
         if value.is_meta:
             return {"tensor": about | {"device": "meta"}}
         if value.layout != torch.strided:
@@ -194,16 +195,16 @@ class _Writer:
         numbers = value.detach().cpu().reshape(-1).tolist()
         return {"tensor": about | {"values": [_number(v) if isinstance(v, float) else v for v in numbers]}}
 
-    def mapping(self, value: Mapping[Any, Any], above: tuple[int, ...]) -> dict[str, Any]:
+    def mapping(self, value: Mapping[Any, Any], above: tuple[int, ...]) -> dict[str, object]:
         if all(isinstance(key, str) and key not in MARKS for key in value):
             return {key: self.write(item, above) for key, item in value.items()}
         return {"mapping": [[self.write(key, above), self.write(item, above)] for key, item in value.items()]}
 
-    def object(self, value: Any, above: tuple[int, ...]) -> dict[str, Any]:
+    def fields(self, value: object, above: tuple[int, ...]) -> dict[str, object]:
         """The class with the fields; a process' functions are in its coefficients."""
         kind = type(value)
-        known: dict[str, Any] = {"class": class_name(kind)}
-        code: list[Any] = [] if _ours(kind) else [self.class_code(kind, above)]
+        known: dict[str, object] = {"class": class_name(kind)}
+        code: list[object] = [] if _ours(kind) else [self.class_code(kind, above)]
         for name, item in _fields(value).items():
             if isinstance(value, SDE) and _is_function(item):
                 code.append(self.write(item, above))
@@ -220,34 +221,36 @@ class _Writer:
             known["code"] = checksum(code)
         return known
 
-    def score(self, value: Score, above: tuple[int, ...]) -> dict[str, Any]:
+    def score(self, value: Score, above: tuple[int, ...]) -> dict[str, object]:
         """Spec of a score: prediction, time label, scales, and the network or scores inside."""
         kind = type(value)
-        known: dict[str, Any] = {"class": class_name(kind), "sde": self.write(value.sde, above)}
+        known: dict[str, object] = {"class": class_name(kind), "sde": self.write(value.sde, above)}
         inner = [name for name, item in _fields(value).items() if _holds_score(item)]
         if not inner:
             known["net"] = self.network(value.net, above)
         for name, item in _fields(value).items():
             if name in ("net", "sde"):
                 continue
-            if name in ("time_label", "input_scale") and item is not None:
+            if name in ("time_label", "input_scale") and callable(item):
                 known[name] = self.function_of_times(item, value.sde, above)
             else:
                 known[name] = self.write(item, above)
         for name in inner:  # on the same process
-            for part in known[name] if isinstance(known[name], list) else [known[name]]:
-                part.pop("sde", None)
+            held = known[name]
+            for part in held if isinstance(held, list) else [held]:
+                if isinstance(part, dict):
+                    part.pop("sde", None)
         known["dtype"] = self.write(value.dtype, above)
         if not _ours(kind):
             known["code"] = checksum(self.class_code(kind, above))
         return known
 
-    def network(self, net: Any, above: tuple[int, ...]) -> dict[str, Any]:
+    def network(self, net: object, above: tuple[int, ...]) -> dict[str, object]:
         """A network of any kind, with the checksum of the weights that it reaches."""
-        known: dict[str, Any] = self.write(net, above)
+        known: dict[str, object] = self.write(net, above)
         return known if isinstance(net, nn.Module) else known | {"weights": weights(net)}
 
-    def module(self, net: nn.Module, above: tuple[int, ...]) -> dict[str, Any]:
+    def module(self, net: nn.Module, above: tuple[int, ...]) -> dict[str, object]:
         parts = []
         for name, part in net.named_modules():
             options = {k: v for k, v in vars(part).items() if k[0] != "_" and k != "training" and _is_option(v)}
@@ -255,8 +258,8 @@ class _Writer:
             parts.append([name, class_name(kind), self.write(options, above), self.class_code(kind, above)])
         return {"class": class_name(type(net)), "weights": weights(net), "code": checksum(parts)}
 
-    def function(self, value: Any, above: tuple[int, ...]) -> dict[str, Any]:
-        known = {"function": _qualified(value)}
+    def function(self, value: object, above: tuple[int, ...]) -> dict[str, object]:
+        known: dict[str, object] = {"function": _qualified(value)}
         if not isinstance(value, FunctionType) or id(value) in self.functions:
             return known
         self.functions.add(id(value))
@@ -264,7 +267,7 @@ class _Writer:
             known["weights"] = found
         return known | {"code": checksum(self.code(value, above))}
 
-    def code(self, function: FunctionType, above: tuple[int, ...]) -> list[Any]:
+    def code(self, function: FunctionType, above: tuple[int, ...]) -> list[object]:
         """Code of a function: bytecode, defaults, closure and globals."""
         held = []
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -280,9 +283,9 @@ class _Writer:
         defaults = [function.__defaults__, function.__kwdefaults__]
         return [_bytecode(function.__code__), self.write(defaults, above), held]
 
-    def class_code(self, kind: type, above: tuple[int, ...]) -> list[Any]:
+    def class_code(self, kind: type, above: tuple[int, ...]) -> list[object]:
         """Methods and options of a class that is written outside of this package, and of its bases out there."""
-        found = []
+        found: list[object] = []
         for base in kind.__mro__:
             if base.__module__.split(".")[0] in ("sgm_sde", "torch", "builtins", "abc", "typing", "numpy"):
                 continue
@@ -293,7 +296,7 @@ class _Writer:
                     found.append([name, self.write(item, above)])
         return found
 
-    def function_of_time(self, function: Callable[[float], Any], above: tuple[int, ...]) -> dict[str, Any]:
+    def function_of_time(self, function: Callable[[float], Any], above: tuple[int, ...]) -> dict[str, object]:
         """A solver's function of a time."""
 
         def at(t: float) -> float:
@@ -302,12 +305,12 @@ class _Writer:
             except Exception:  # anyone's function, at times that it is not made for
                 return math.nan
 
-        known: dict[str, Any] = self.write(function, above)
+        known: dict[str, object] = self.write(function, above)
         return known | {"values": measured([[at(t) for t in FUNCTION_TIMES]], COEFFICIENTS)}
 
     def function_of_times(self, function: Callable[[Tensor], Tensor], sde: SDE, above: tuple[int, ...]) -> Any:
         """A score's function of times (B,)."""
-        known: dict[str, Any] = self.write(function, above)
+        known: dict[str, object] = self.write(function, above)
         try:
             values = torch.as_tensor(function(cpu_float64(times_of(sde, 9)))).detach().double().reshape(-1).tolist()
         except Exception:  # anyone's function, as above
@@ -319,7 +322,7 @@ def _number(value: float) -> Any:
     return value + 0.0 if math.isfinite(value) else {"float": str(float(value))}
 
 
-def _plain(value: Any) -> dict[str, str] | None:
+def _plain(value: object) -> dict[str, str] | None:
     """Values that a text tells, with what kind of text it is."""
     if isinstance(value, complex):
         return {"complex": str(value)}
@@ -347,12 +350,12 @@ def _ours(kind: type) -> bool:
     return kind.__module__.split(".")[0] == "sgm_sde"
 
 
-def _qualified(function: Any) -> str:
-    module = "__main__" if function.__module__ == "__mp_main__" else function.__module__
-    return f"{module}:{function.__qualname__}"
+def _qualified(function: object) -> str:
+    module, name = (getattr(function, attribute) for attribute in ("__module__", "__qualname__"))
+    return f"{'__main__' if module == '__mp_main__' else module}:{name}"
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def _fields(value: object) -> dict[str, object]:
     """Fields or public attributes of an object by name; numbers annotated as floats are floats."""
     if is_dataclass(value):
         return {field.name: _floats(field.type, getattr(value, field.name)) for field in fields(value)}
@@ -363,10 +366,10 @@ def _fields(value: Any) -> dict[str, Any]:
     return named | value._held() if isinstance(value, Value) else named
 
 
-def _floats(kind: Any, value: Any) -> Any:
+def _floats(kind: object, value: object) -> object:
     """The value with its integers as floats, where the annotation of its field has floats only."""
     kind = str(kind)
-    if kind == "Terms":
+    if kind == "Terms" and isinstance(value, tuple):
         return tuple((j, float(c) if isinstance(c, int) else c) for j, c in value)
     if ("float" not in kind and kind != "Eta") or "int" in kind:
         return value
@@ -375,26 +378,26 @@ def _floats(kind: Any, value: Any) -> Any:
     return tuple(_floats(kind, item) for item in value) if isinstance(value, tuple) else value
 
 
-def _is_function(value: Any) -> bool:
+def _is_function(value: object) -> bool:
     return callable(value) and not isinstance(value, nn.Module)
 
 
-def _is_option(value: Any) -> bool:
+def _is_option(value: object) -> bool:
     if isinstance(value, tuple | list | frozenset):
         return all(map(_is_option, value))
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _holds_score(value: Any) -> bool:
+def _holds_score(value: object) -> bool:
     return isinstance(value, Score) or (isinstance(value, tuple) and bool(value) and isinstance(value[0], Score))
 
 
-def _bytecode(code: CodeType) -> list[Any]:
+def _bytecode(code: CodeType) -> list[object]:
     constants = [_bytecode(c) if inspect.iscode(c) else _constant(c) for c in code.co_consts]
     return [code.co_code.hex(), constants, list(code.co_names), list(code.co_varnames)]
 
 
-def _constant(value: Any) -> str:
+def _constant(value: object) -> str:
     if isinstance(value, frozenset):
         return str(sorted(map(_constant, value)))
     return f"({', '.join(map(_constant, value))})" if isinstance(value, tuple) else repr(value)
@@ -410,7 +413,7 @@ def _globals(code: CodeType) -> list[str]:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _read(data: Any, where: str) -> Any:
+def _read(data: object, where: str) -> Any:
     if isinstance(data, float) and not math.isfinite(data):
         raise ValueError(f"{where} must be made of JSON values, got {data!r}")
     if data is None or isinstance(data, bool | int | float | str):
@@ -450,12 +453,12 @@ _MAKERS: dict[str, Callable[[str], Any]] = {
 }  # fmt: skip
 
 
-def _tensor(data: Mapping[str, Any], where: str) -> Tensor:
+def _tensor(data: JsonMapping, where: str) -> Tensor:
     values = [_read(v, where) for v in data["values"]]
     return torch.tensor(values, dtype=_dtype(data["dtype"].removeprefix("torch."))).reshape(data["shape"])
 
 
-def _object(data: Mapping[str, Any], where: str) -> Value:
+def _object(data: JsonMapping, where: str) -> Value:
     kind = _class_of(data["class"], where)
     if kind is Program:
         return Program.from_json(json.dumps(_without_classes(data, "engine.Stage", "engine.Program", "engine.Matrix")))
@@ -491,7 +494,7 @@ def _classes() -> dict[str, type[Value]]:
     return found
 
 
-def _without_classes(data: Any, *names: str) -> Any:
+def _without_classes(data: object, *names: str) -> Any:
     if isinstance(data, list):
         return [_without_classes(item, *names) for item in data]
     if not isinstance(data, dict):
@@ -499,7 +502,7 @@ def _without_classes(data: Any, *names: str) -> Any:
     return {k: _without_classes(v, *names) for k, v in data.items() if not (k == "class" and v in names)}
 
 
-def checksum(value: Any) -> str:
+def checksum(value: object) -> str:
     """SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
@@ -517,7 +520,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
-def measured(rows: Sequence[Sequence[float]], within: float) -> dict[str, Any]:
+def measured(rows: Sequence[Sequence[float]], within: float) -> dict[str, object]:
     """Numbers that another machine may round differently, as JSON values; rows are of numbers of one size."""
     return {
         "values": [[v + 0.0 if math.isfinite(v) else str(v) for v in map(float, row)] for row in rows],
@@ -525,7 +528,7 @@ def measured(rows: Sequence[Sequence[float]], within: float) -> dict[str, Any]:
     }
 
 
-def disagreement(there: Any, now: Any) -> float | None:
+def disagreement(there: object, now: object) -> float | None:
     """The largest difference of two measurements, as a share of the largest number of its row.
 
     None where they are no measurements of the same kind; 0 within the tolerance.
@@ -535,9 +538,8 @@ def disagreement(there: Any, now: Any) -> float | None:
         >>> disagreement(a, b), disagreement(a, measured([[1.0, 2.5]], 1e-3)), disagreement(a, 3)
         (0.0, 0.2, None)
     """
-    for value in (there, now):
-        if not isinstance(value, dict) or value.keys() != {"values", "within"} or not _is_table(value["values"]):
-            return None
+    if not (_is_measurement(there) and _is_measurement(now)):
+        return None
     if there["within"] != now["within"] or [len(r) for r in there["values"]] != [len(r) for r in now["values"]]:
         return None
     largest = 0.0
@@ -552,7 +554,11 @@ def disagreement(there: Any, now: Any) -> float | None:
     return largest if not largest <= now["within"] else 0.0
 
 
-def _is_table(rows: Any) -> bool:
+def _is_measurement(value: object) -> TypeGuard[JsonObject]:
+    """True for what `measured` makes."""
+    if not isinstance(value, dict) or value.keys() != {"values", "within"}:
+        return False
+    rows = value["values"]
     plain = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
     return plain and all(isinstance(v, float | int) or v in ("nan", "inf", "-inf") for row in rows for v in row)
 
@@ -563,7 +569,7 @@ def times_of(sde: SDE, n: int) -> list[float]:
     return [sde.T * (first / sde.T) ** (k / (n - 1)) for k in range(n - 1)] + [first]
 
 
-def coefficients(sde: SDE) -> dict[str, Any]:
+def coefficients(sde: SDE) -> dict[str, object]:
     """The coefficients of a process at nine times: alpha and sigma, drift and diffusion matrices, or the diffusion."""
     t = cpu_float64(times_of(sde, 9))
     functions: list[Callable[[Tensor], Tensor]] = [sde.g]
@@ -581,7 +587,7 @@ def outputs(
     *,
     labels: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Measured outputs of a score: projections of network output and score at fixed states and times.
 
     States are those of data N(0, 1/4), four at each of five times. The global random state stays as it is.
@@ -629,7 +635,7 @@ def _projections(value: Tensor, direction: Tensor) -> list[float]:
 # --- what a score reaches --------------------------------------------------------------------------------------------
 
 
-def weights(value: Any) -> str:
+def weights(value: object) -> str:
     """SHA-256 of all parameters, buffers and tensors that a score or function reaches; "" without any."""
     found = list(reached(value))
     if len(found) == 1 and isinstance(found[0], nn.Module):
@@ -641,23 +647,23 @@ def weights(value: Any) -> str:
     return fingerprint(named)
 
 
-def networks(value: Any) -> list[nn.Module]:
+def networks(value: object) -> list[nn.Module]:
     """The modules that a score or function reaches."""
     return [one for one in reached(value) if isinstance(one, nn.Module)]
 
 
-def _tensors(value: Any) -> dict[str, Tensor]:
+def _tensors(value: object) -> dict[str, Tensor]:
     if isinstance(value, nn.Module):
         return {name: item for name, item in value.state_dict().items() if isinstance(item, Tensor)}
     return {"": torch.as_tensor(value)}
 
 
-def reached(value: Any) -> Iterator[nn.Module | Tensor | np.ndarray]:
+def reached(value: object) -> Iterator[nn.Module | Tensor | np.ndarray]:
     """Modules, tensors and arrays behind a score: its parts, and what functions close over, hold or name."""
     return _reached(value, set(), 0)
 
 
-def _reached(value: Any, seen: set[int], depth: int) -> Iterator[nn.Module | Tensor | np.ndarray]:
+def _reached(value: object, seen: set[int], depth: int) -> Iterator[nn.Module | Tensor | np.ndarray]:
     if id(value) in seen or depth > 12 or isinstance(value, str | bytes | int | float | type | ModuleType):
         return
     seen.add(id(value))
@@ -671,7 +677,7 @@ def _reached(value: Any, seen: set[int], depth: int) -> Iterator[nn.Module | Ten
             yield from _reached(part, seen, depth + 1)
 
 
-def _parts(value: Any) -> list[Any]:
+def _parts(value: object) -> list[object]:
     if isinstance(value, Mapping):
         return list(value.values())
     if isinstance(value, list | tuple):
@@ -692,7 +698,7 @@ def _parts(value: Any) -> list[Any]:
     return [*held, *([call] if isinstance(call, FunctionType) else [])]
 
 
-def _named(function: FunctionType) -> list[Any]:
+def _named(function: FunctionType) -> list[object]:
     """Closure, defaults and globals of a function: data, and functions of the same module."""
     found = []
     for cell in function.__closure__ or ():
@@ -709,7 +715,7 @@ def _named(function: FunctionType) -> list[Any]:
     return found
 
 
-def _names(code: Any) -> list[str]:
+def _names(code: CodeType) -> list[str]:
     names = list(code.co_names)
     for constant in code.co_consts:
         if inspect.iscode(constant):

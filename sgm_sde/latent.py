@@ -324,7 +324,7 @@ class MixedNoise(nn.Module):
         self.net, self.sde, self.time_label = net, sde, time_label
         self.logit = nn.Parameter(torch.full(shape, math.log(initial / (1 - initial))))
 
-    def forward(self, z: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The noise at latents z (B, *) and times t (B,)."""
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         gaussian = expand(sigma / (alpha**2 + sigma**2), z) * z

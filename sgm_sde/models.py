@@ -106,9 +106,13 @@ class Model:
         """
         return bits_per_dim(self.score, self.sde, images, **self.likelihood_options(y, options))  # type: ignore[arg-type]
 
-    def likelihood_options(self, y: Tensor | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    def likelihood_options(self, y: Tensor | None, given: Mapping[str, object]) -> dict[str, object]:
         """Arguments of `bits_per_dim`: those given, and the model's own for the rest."""
-        own: dict[str, Any] = {"n_levels": self.n_levels, "data_range": self.data_range, "dequantize": self.dequantize}
+        own: dict[str, object] = {
+            "n_levels": self.n_levels,
+            "data_range": self.data_range,
+            "dequantize": self.dequantize,
+        }
         if "dequantize" not in given and self.eps is not None:
             own["eps"] = self.eps
         if y is not None:
@@ -154,8 +158,10 @@ def _digits() -> Model:
 
     sde = EDMSDE()
     edges = (-1 - 1 / 16, 1 + 1 / 16)  # level k stands at k / 8 - 1
-    known: dict[str, Any] = {"n_classes": 10, "data_range": edges, "n_levels": 17}
-    return Model("digits", digits_score(sde), sde, (1, 8, 8), **known, dequantize="diffusion", eps=0.1)
+    return Model(
+        "digits", digits_score(sde), sde, (1, 8, 8), n_classes=10, data_range=edges, n_levels=17,
+        dequantize="diffusion", eps=0.1,
+    )  # fmt: skip
 
 
 def _fashion() -> Model:
@@ -164,8 +170,10 @@ def _fashion() -> Model:
 
     sde = EDMSDE()
     edges = (-1 - 1 / 255, 1 + 1 / 255)  # level k stands at k / 127.5 - 1
-    known: dict[str, Any] = {"n_classes": 10, "data_range": edges, "n_levels": 256}
-    return Model("fashion", fashion_score(sde), sde, (1, 28, 28), **known, dequantize="diffusion", eps=0.01)
+    return Model(
+        "fashion", fashion_score(sde), sde, (1, 28, 28), n_classes=10, data_range=edges, n_levels=256,
+        dequantize="diffusion", eps=0.01,
+    )  # fmt: skip
 
 
 SHIPPED: dict[str, Callable[[], Model]] = {"digits": _digits, "fashion": _fashion}

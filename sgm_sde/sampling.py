@@ -30,6 +30,7 @@ from sgm_sde._checks import described as shown
 from sgm_sde._parallel import run_in_parallel
 from sgm_sde._shapes import finite
 from sgm_sde._times import same_time
+from sgm_sde._tree import Conditions
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_final, default_setting
 from sgm_sde.diagnosis import ADVICE, ImplausibleWarning, Watch, described
@@ -88,7 +89,7 @@ def sample(
     generator: Generators = None,
     noise: str | None = None,
     final: str | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Conditions | None = None,
     dtype: torch.dtype | None = None,
     record: Record | None = None,
     execution: Execution | None = None,
@@ -393,7 +394,7 @@ def _table(solver: Solver, sde: SDE, grid: Grid, final: str) -> Program:
     return solver.end_in_mean(program) if final == "mean" else program
 
 
-def _option(name: str, value: Any, kind: type[Any]) -> Any:
+def _option(name: str, value: object, kind: type[Any]) -> Any:
     """An object of options, that of the defaults if none is given."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} must be sg.{kind.__name__}(...), got {shown(value)}")
@@ -599,7 +600,7 @@ def _models(model: BoundScore, parts: Sequence[slice], batch: int) -> Iterator[B
         yield model.with_kwargs(_of_part(resolved, at))
 
 
-def _of_part(resolved: Mapping[str, Any], at: slice) -> dict[str, Any]:
+def _of_part(resolved: Mapping[str, object], at: slice) -> dict[str, object]:
     """The arguments of some of the samples."""
     return map_rows(lambda _, rows: rows[at], resolved)
 

@@ -216,7 +216,7 @@ class Stepper:
         assert self._stages is not None
         try:
             # `send(None)` is what starts a generator.
-            self._state, _ = self._stages.send(output)  # type: ignore[arg-type]
+            self._state, _ = self._stages.send(output)
         except StopIteration as end:
             self._state = end.value.x
 

@@ -20,12 +20,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from sgm_sde._files import JsonMapping, JsonObject
 from sgm_sde._lock import Lock
 from sgm_sde._version import __version__
 from sgm_sde.engine.noise import VERSION as NOISE
@@ -53,7 +53,7 @@ class Entry:
 
     sha256: str
     bytes: int
-    info: dict[str, Any]
+    info: JsonObject
 
 
 class Store:
@@ -95,10 +95,10 @@ class Store:
     def __init__(
         self,
         folder: Path | str,
-        settings: Mapping[str, Any],
+        settings: JsonMapping,
         *,
         growing: Sequence[str] = (),
-        notes: Mapping[str, Any] | None = None,
+        notes: JsonMapping | None = None,
         shared: bool = False,
         apart: bool = False,
     ) -> None:
@@ -117,7 +117,7 @@ class Store:
             raise
 
     @classmethod
-    def join(cls, folder: Path | str, settings: Mapping[str, Any], *, growing: Sequence[str] = ()) -> Store:
+    def join(cls, folder: Path | str, settings: JsonMapping, *, growing: Sequence[str] = ()) -> Store:
         """The store that another process of this run has opened with `shared=True` and the same settings."""
         store = cls.__new__(cls)
         store._describe(folder, settings, growing, None)
@@ -128,12 +128,12 @@ class Store:
     def _describe(
         self,
         folder: Path | str,
-        settings: Mapping[str, Any],
+        settings: JsonMapping,
         growing: Sequence[str],
-        notes: Mapping[str, Any] | None,
+        notes: JsonMapping | None,
     ) -> None:
         self.folder, self._growing = readable(folder), tuple(growing)
-        self._contents: dict[str, Any] = {"format": FORMAT, "settings": _plain(settings), "versions": versions()}
+        self._contents: JsonObject = {"format": FORMAT, "settings": _plain(settings), "versions": versions()}
         if notes is not None:
             self._contents["notes"] = _plain(notes)
         if growing:
@@ -155,7 +155,7 @@ class Store:
         if not same:
             self._write(MANIFEST, _pretty(self._contents))
 
-    def _adopt(self, found: dict[str, Any]) -> bool:
+    def _adopt(self, found: JsonObject) -> bool:
         """Continue with what is in the folder, with its own measurements; whether nothing of it changes."""
         _refuse_others(self.folder, found, self._contents, self._growing)
         mine = self._contents["settings"]
@@ -184,16 +184,16 @@ class Store:
                 )
 
     @property
-    def notes(self) -> dict[str, Any]:
+    def notes(self) -> JsonObject:
         """Notes in the manifest, beside the settings."""
-        notes: dict[str, Any] = self._contents.get("notes", {})
+        notes: JsonObject = self._contents.get("notes", {})
         return notes
 
-    def require_same(self, folder: Path | str, manifest: Mapping[str, Any]) -> None:
+    def require_same(self, folder: Path | str, manifest: JsonMapping) -> None:
         """Raise ValueError, with the difference, unless another folder's manifest is of the same run."""
         _refuse_others(readable(folder), manifest, self._contents, self._growing)
 
-    def take_over(self, folder: Path | str, manifest: Mapping[str, Any], name: str) -> Entry | None:
+    def take_over(self, folder: Path | str, manifest: JsonMapping, name: str) -> Entry | None:
         """A shard from another folder of the same run, copied here; None where it is not there, or damaged."""
         path = readable(folder) / self.path(name).name
         if _verified(path, _run_digest(manifest)) is None:
@@ -225,7 +225,7 @@ class Store:
         """True if a shard is there, whole, undamaged, under its own name and of this run."""
         return self.find(name) is not None
 
-    def save(self, name: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> Entry:
+    def save(self, name: str, tensors: Mapping[str, Tensor], info: JsonMapping | None = None) -> Entry:
         """Write a shard, whole or not at all; one that is there is replaced.
 
         Args:
@@ -260,7 +260,7 @@ class Store:
         """
         return read_shard(self.path(name), self._run)[0]
 
-    def info(self, name: str) -> dict[str, Any]:
+    def info(self, name: str) -> JsonObject:
         """Further metadata of a shard.
 
         Raises:
@@ -273,7 +273,7 @@ class Store:
         found = (path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"*{SUFFIX}"))
         return iter(sorted(found, key=in_order))
 
-    def finish(self, names: Iterable[str] | Mapping[str, Entry], result: Mapping[str, Any] | None = None) -> None:
+    def finish(self, names: Iterable[str] | Mapping[str, Entry], result: JsonMapping | None = None) -> None:
         """Write the manifest of a folder that is complete: the checksums of the shards named, and what came of them.
 
         Args:
@@ -332,7 +332,7 @@ def versions() -> dict[str, str]:
     return {"sgm_sde": __version__, "torch": torch.__version__, "noise": NOISE}
 
 
-def read_manifest(folder: Path | str) -> dict[str, Any]:
+def read_manifest(folder: Path | str) -> JsonObject:
     """The manifest of a folder: its settings and versions; with `shards` and `result` once it is complete.
 
     Raises:
@@ -346,7 +346,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any]:
     return found
 
 
-def read_shard(path: Path | str, run: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_shard(path: Path | str, run: str | None = None) -> tuple[dict[str, Tensor], JsonObject]:
     """The tensors of a shard, and what else is known of it.
 
     Args:
@@ -361,7 +361,7 @@ def read_shard(path: Path | str, run: str | None = None) -> tuple[dict[str, Tens
     return tensors, info
 
 
-def _read(path: Path, run: str | None) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+def _read(path: Path, run: str | None) -> tuple[dict[str, Tensor], JsonObject, str]:
     verified = _verified(path)
     if verified is None:
         raise ValueError(f"{path} is {'damaged' if path.exists() else 'not there'}")
@@ -373,7 +373,7 @@ def _read(path: Path, run: str | None) -> tuple[dict[str, Tensor], dict[str, Any
     return safetensors.torch.load(data), header["info"], hashlib.sha256(data).hexdigest()
 
 
-def read_run(folder: Path | str) -> tuple[dict[str, Any], Iterator[tuple[dict[str, Tensor], dict[str, Any]]]]:
+def read_run(folder: Path | str) -> tuple[JsonObject, Iterator[tuple[dict[str, Tensor], JsonObject]]]:
     """The manifest of a complete run, and its shards in the order of their numbers, each checked against the manifest.
 
     Raises:
@@ -390,7 +390,7 @@ def read_run(folder: Path | str) -> tuple[dict[str, Any], Iterator[tuple[dict[st
             raise ValueError(f"the manifest of {folder} names {name!r}, which is no shard in it")
     run = _run_digest(manifest)
 
-    def read() -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
+    def read() -> Iterator[tuple[dict[str, Tensor], JsonObject]]:
         for name in sorted(shards, key=in_order):
             tensors, info, sha256 = _read(folder / name, run)
             if sha256 != shards[name]["sha256"]:
@@ -451,38 +451,38 @@ def readable(path: Path | str) -> Path:
     return Path(path)
 
 
-def _run_digest(contents: Mapping[str, Any]) -> str:
+def _run_digest(contents: JsonMapping) -> str:
     """Digest of a run's settings and versions, without those that may grow."""
     growing = contents.get("growing", ())
     settings = {name: value for name, value in contents["settings"].items() if name not in growing}
     return checksum({"format": contents["format"], "settings": settings, "versions": contents["versions"]})
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(values: JsonMapping) -> JsonObject:
     """The values as they come back from JSON."""
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(values, sort_keys=True, allow_nan=False))
+        plain: JsonObject = json.loads(json.dumps(values, sort_keys=True, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"settings and info must be JSON values: {error}, in {values!r}") from None
     return plain
 
 
-def _pretty(contents: Mapping[str, Any]) -> bytes:
+def _pretty(contents: JsonMapping) -> bytes:
     body = {**contents, "sha256": checksum(contents)}
     return (json.dumps(body, indent=1, sort_keys=True) + "\n").encode()
 
 
-def _manifest(path: Path) -> dict[str, Any] | None:
+def _manifest(path: Path) -> JsonObject | None:
     """The contents of a manifest; None if it is missing, does not agree with its checksum, or is no manifest."""
     try:
-        contents: dict[str, Any] = json.loads(path.read_bytes())
+        contents: JsonObject = json.loads(path.read_bytes())
         seal = contents.pop("sha256")
         return contents if seal == checksum(contents) and isinstance(contents["format"], str) else None
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
 
 
-def _require_format(folder: Path, found: Mapping[str, Any]) -> None:
+def _require_format(folder: Path, found: JsonMapping) -> None:
     """Refuse a manifest of another layout, whatever else it holds."""
     if found["format"] != FORMAT:
         raise ValueError(
@@ -497,7 +497,7 @@ def _require_format(folder: Path, found: Mapping[str, Any]) -> None:
         raise ValueError(f"the manifest of {folder} lacks its {', '.join(missing or wrong or ['shards'])}")
 
 
-def _refuse_others(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], growing: Sequence[str]) -> None:
+def _refuse_others(folder: Path, found: JsonMapping, wanted: JsonMapping, growing: Sequence[str]) -> None:
     _require_format(folder, found)
     there, now = ({**_flat(c["settings"]), **_flat(c["versions"], "version of ")} for c in (found, wanted))
     differences = []
@@ -518,16 +518,16 @@ def _refuse_others(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, 
         )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(values: JsonMapping, prefix: str = "") -> JsonObject:
     """The values by their path; measurements stay whole."""
-    flat: dict[str, Any] = {}
+    flat: JsonObject = {}
     for key, value in values.items():
         branch = isinstance(value, dict) and value and value.keys() != {"values", "within"} and prefix.count(".") < 9
         flat.update(_flat(value, f"{prefix}{key}.") if branch else {f"{prefix}{key}": value})
     return flat
 
 
-def _parse(data: bytes) -> tuple[dict[str, Any], int]:
+def _parse(data: bytes) -> tuple[JsonObject, int]:
     """Metadata in a shard's header, and the offset of its end.
 
     Raises:
@@ -535,7 +535,7 @@ def _parse(data: bytes) -> tuple[dict[str, Any], int]:
     """
     try:
         end = 8 + int.from_bytes(data[:8], "little")
-        header: dict[str, Any] = json.loads(json.loads(data[8:end])["__metadata__"]["sgm_sde"])
+        header: JsonObject = json.loads(json.loads(data[8:end])["__metadata__"]["sgm_sde"])
         kinds = {"sha256": str, "run": str, "name": str, "info": dict}
         if not all(isinstance(header[key], kind) for key, kind in kinds.items()):
             raise KeyError("sha256")
@@ -544,7 +544,7 @@ def _parse(data: bytes) -> tuple[dict[str, Any], int]:
     return header, end
 
 
-def _verified(path: Path, run: str | None = None) -> tuple[bytes, dict[str, Any]] | None:
+def _verified(path: Path, run: str | None = None) -> tuple[bytes, JsonObject] | None:
     """A shard's bytes and header if they agree with their checksum, and with the file's name and the run if one is
     given."""
     try:

@@ -274,7 +274,7 @@ class _Warped(GridRule):
     rule: GridRule
     warp: tuple[float, ...]
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         v = u + sum(w * torch.sin(math.pi * k * u) / (math.pi * k) for k, w in enumerate(self.warp, start=1))
         return self.rule.place(sde, v, start, end)
 
@@ -301,7 +301,7 @@ class _Rough(GridRule):
     seed: int
     period: int = 16
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         # A random pattern that repeats: errors then fall without the scatter of fresh draws.
         pattern = np.random.default_rng(self.seed).uniform(-0.5, 0.5, self.period) * self.jitter
         moved = u + torch.from_numpy(np.resize(pattern, len(u))) / (len(u) - 1)
@@ -711,7 +711,7 @@ class _ControlledMean:
         x = self.nodes[0].alpha * torch.from_numpy(y)[:, None]
         noise = PreDrawnNoise(list(torch.from_numpy(z.T[1:].copy())[..., None]))
         called = iter([k for k, stage in enumerate(self.program.stages) if stage.evaluate])
-        gains: list[Any] = [value(y) - expected]
+        gains = [value(y) - expected]
         model = _Observed(self.data.score(self.sde), self.sde, (self.nodes[-1].t, self.nodes[0].t))
         model.observe = lambda x: gains.append(self._increment(next(called), x, z))
         with torch.no_grad():
@@ -754,7 +754,7 @@ class _Silence:
     def __init__(self) -> None:
         self.draws = 0
 
-    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         self.draws += 1
         return torch.zeros(shape, dtype=dtype, device=device)
 
@@ -765,7 +765,7 @@ class _OneHot:
     def __init__(self, blocks: int = 1) -> None:
         self.draw, self.blocks = 0, blocks
 
-    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         z = torch.zeros(shape, dtype=dtype, device=device)
         view = z.view(len(z), self.blocks, -1)
         for b in range(self.blocks):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import secrets
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import TypedDict, overload
 
 import torch
 from torch import Tensor
 
 from sgm_sde._checks import arguments, check_integer, shape_of_samples
 from sgm_sde._shapes import flat
+from sgm_sde._tree import Conditions
 from sgm_sde.defaults import Setting
 from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -146,7 +147,7 @@ def pilot(
     generator: Generators = ...,
     final: str = ...,
     t_end: float | None = ...,
-    model_kwargs: Mapping[str, Any] | None = ...,
+    model_kwargs: Conditions | None = ...,
     dtype: torch.dtype | None = ...,
     device: torch.device | str | None = ...,
 ) -> PilotResult: ...
@@ -165,7 +166,7 @@ def pilot(
     generator: Generators = ...,
     final: str = ...,
     t_end: float | None = ...,
-    model_kwargs: Mapping[str, Any] | None = ...,
+    model_kwargs: Conditions | None = ...,
     dtype: torch.dtype | None = ...,
     device: torch.device | str | None = ...,
 ) -> dict[int, PilotResult]: ...
@@ -183,7 +184,7 @@ def pilot(
     generator: Generators = None,
     final: str = "denoise",
     t_end: float | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Conditions | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> PilotResult | dict[int, PilotResult]:
@@ -233,7 +234,7 @@ def pilot(
         raise TypeError(f"a pilot needs a LinearSDE for its reference, got {sde!r}")
     budgets = budgets_of(nfe)
     tried = _candidates(candidates)
-    options = {"t_end": t_end, "final": final, "dtype": dtype, "execution": Execution(device=device)}
+    options: RunOptions = {"t_end": t_end, "final": final, "dtype": dtype, "execution": Execution(device=device)}
     trial = _trial(score_fn, sde, shape, seed, generator, reference_nfe, options, model_kwargs)
 
     # As many runs of a sample for each budget as cost what the references do.
@@ -307,6 +308,15 @@ def _schedule(candidates: int, batch: int, runs: int) -> Iterator[_Round]:
     yield _Round(finalists, batch)
 
 
+class RunOptions(TypedDict):
+    """Options of `sample` that all runs of a race share."""
+
+    t_end: float | None
+    final: str
+    dtype: torch.dtype | None
+    execution: Execution
+
+
 class Race:
     """Runs of settings from the noises of a trial, compared with exact samples.
 
@@ -333,12 +343,12 @@ class Race:
         seeds: SampleSeeds,
         exact: Tensor,
         doubt: float,
-        options: Mapping[str, Any],
-        kwargs: Mapping[str, Any],
-        resolved: Mapping[str, Any] | None,
+        options: RunOptions,
+        kwargs: Mapping[str, object],
+        resolved: Mapping[str, object] | None,
     ) -> None:
         self.score, self.sde, self.event, self.seeds = score, sde, tuple(event), seeds
-        self.exact, self.doubt, self.options = exact.double(), doubt, dict(options)
+        self.exact, self.doubt, self.options = exact.double(), doubt, options
         self.kwargs, self.resolved = kwargs, resolved
         self.batch = len(exact)
         self.network_evals = 0
@@ -348,9 +358,13 @@ class Race:
         """Standard deviation of the samples' numbers."""
         return float(self.exact.std()) or 1.0
 
+    def options_to(self, t_end: float | None) -> RunOptions:
+        """The options of a run that ends at a time, or where all runs do."""
+        return self.options if t_end is None else {**self.options, "t_end": t_end}
+
     def possible(self, settings: Sequence[Setting], budget: int) -> list[Setting]:
         """Those whose solver can make a step within a budget, on a grid that the process has; each run once."""
-        found: dict[Any, Setting] = {}
+        found: dict[Hashable, Setting] = {}
         for setting in settings:
             try:
                 solver, grid, _ = plan(
@@ -361,7 +375,7 @@ class Race:
             found.setdefault((solver, grid), setting)
         return list(found.values())
 
-    def errors(self, setting: Setting, budget: int, noises: int, **options: Any) -> Tensor:
+    def errors(self, setting: Setting, budget: int, noises: int, t_end: float | None = None) -> Tensor:
         """Mean square error of each of the first noises, in units of the samples' variance; inf if not finite."""
         kwargs = self.kwargs
         if noises < self.batch:
@@ -371,7 +385,7 @@ class Race:
             warnings.simplefilter("ignore")  # a candidate that fails is told from its error
             run = sample(
                 self.score, self.sde, (noises, *self.event), solver=setting, nfe=budget, seed=self.seeds[:noises],
-                model_kwargs=kwargs, **self.options | options,
+                model_kwargs=kwargs, **self.options_to(t_end),
             )  # fmt: skip
         self.network_evals += run.network_evals
         square = (flat(run.x.double()) - self.exact[:noises]).square().mean(1) / self.spread**2
@@ -429,8 +443,8 @@ def _trial(
     seed: Seeds,
     generator: Generators,
     reference_nfe: int,
-    options: dict[str, Any],
-    model_kwargs: Mapping[str, Any] | None,
+    options: RunOptions,
+    model_kwargs: Conditions | None,
 ) -> Race:
     """The race of a pilot: its exact samples by a tight solution, and by another how well they are known."""
     score = as_score(score_fn, sde)
@@ -439,17 +453,17 @@ def _trial(
     seeds = resolve_seeds(seed, generator, batch)  # the same noises for all
     kwargs = arguments("model_kwargs", model_kwargs)
     try:
-        resolved: Mapping[str, Any] | None = resolve(kwargs, batch, score.conditions)
+        resolved: Mapping[str, object] | None = resolve(kwargs, batch, score.conditions)
     except AmbiguousArgument:
         resolved = None  # no trial on some of the noises
 
-    ends = {"t_end": sde.eps if options["t_end"] is None else options["t_end"]}  # a reference goes on to eps
+    t_end = sde.eps if options["t_end"] is None else options["t_end"]  # a reference goes on to eps
     reference = sample(
         score_fn, sde, shape, solver=REFERENCE, nfe=check_integer("reference_nfe", reference_nfe), seed=seeds,
-        model_kwargs=model_kwargs, **options | ends,
+        model_kwargs=model_kwargs, **options | {"t_end": t_end},
     )  # fmt: skip
     if not reference.status.ok:
         raise ValueError(f"there is no reference to compare with: {reference.status.message}")
     race = Race(score, sde, event, seeds, flat(reference.x), 0.0, options, kwargs, resolved)
-    race.doubt = race.rmse(race.errors(CHECK, reference_nfe, batch, **ends))
+    race.doubt = race.rmse(race.errors(CHECK, reference_nfe, batch, t_end))
     return race

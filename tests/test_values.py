@@ -28,7 +28,7 @@ from sgm_sde.engine.executor import execute
 from sgm_sde.engine.lowering import lower
 from sgm_sde.engine.noise import LARGEST, NoiseStream, SampleSeeds, resolve_seeds
 from sgm_sde.engine.phi import phi, phi_values
-from sgm_sde.engine.program import Form, Program, ProgramBuilder, Stage, Step, compile_program
+from sgm_sde.engine.program import Form, Program, ProgramBuilder, Stage, Step
 from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.processes.base import ProcessNode, require_sde
@@ -902,7 +902,7 @@ INSIDE: Any = SimpleNamespace(at=node)  # stands for a step of EDM
 
 def test_names_of_the_linear_parts() -> None:
     """What a solver's options may be."""
-    assert VARIABLES == ("log-snr", "time", "noise-level", "angle", "flow-time")
+    assert VARIABLES == ("log-snr", "time", "noise-level", "vp-time", "angle", "flow-time")
     assert VARIANTS == ("exact", "midpoint", "bh1", "published", "fixed", "ipndm-v")
     parts = {"data": DataPart, "noise": NoisePart, "v": VPart, "rectified": RectifiedPart}
     assert parts == PARTS
@@ -1441,23 +1441,6 @@ def test_correctors_at_every_step_but_the_last() -> None:
         table(sg.schemes.UniC(sg.schemes.LMS(2), nodes=1), (4.0, 3.0, 2.0)),
         [{"x0": 1, "e0": -1}, {"x1": 1, "e0": 3 / 2, "e1": -5 / 2}],
     )
-
-
-def test_closing_a_run() -> None:
-    """An evaluation at the last node lets the last step be corrected too: x2 + (e2 + e1)/4 - e1/2 for UniPC."""
-    program = compile_program(sg.UniPC(1), EDM, (4.0, 2.0, 1.0), close=True)
-    assert [(stage.t, stage.evaluate, stage.node) for stage in program.stages] == [
-        (4.0, True, True),
-        (2.0, True, True),
-        (1.0, True, False),
-        (1.0, False, True),
-    ]
-    assert program.stages[2].evals == ((0, pytest.approx(-1 / 8)), (1, pytest.approx(5 / 8)))
-    assert program.stages[3].states == ((2, 1.0),)
-    assert program.stages[3].evals == ((1, pytest.approx(-1 / 4)), (2, pytest.approx(1 / 4)))
-    plain = compile_program(sg.DPMSolverPP(2), EDM, (4.0, 2.0, 1.0), close=True)
-    assert (plain.stages[3].states, plain.stages[3].evals, plain.nfe) == (((2, 1.0),), (), 3)
-    assert compile_program(sg.UniPC(1), EDM, (4.0, 2.0, 1.0)) == sg.UniPC(1).compile(EDM, sg.Grid([4.0, 2.0, 1.0]))
 
 
 NUMBERS: list[tuple[Any, ...]] = [  # solver, order, weak order, network calls for 10 steps, steps for 10, 3 and 0 calls
@@ -2372,7 +2355,7 @@ def test_evaluations_are_asked_for_once() -> None:
     again = k.evaluate(k.x, k.start)
     assert first.terms == again.terms == {("evals", 0): 1.0}
     assert len(tracer.stages) == 1
-    assert tracer.stages[0]["evaluate"] is True
+    assert tracer.stages[0].evaluate
     assert len(tracer.path.history) == 1
     inner = k.evaluate(k.x, k.end)  # the same state at another time is another stage
     assert inner.terms == {("evals", 1): 1.0}
@@ -2382,8 +2365,8 @@ def test_evaluations_are_asked_for_once() -> None:
     assert k.evaluate(1.0 * first, k.start).terms == {("evals", 4): 1.0}
     assert k.evaluate(k.x + first, k.start).terms == {("evals", 5): 1.0}
     assert len(tracer.path.history) == 1
-    assert [stage["t"] for stage in tracer.stages] == [4.0, 2.0, 4.0, 4.0, 4.0, 4.0]
-    assert [stage["node"] for stage in tracer.stages] == [True] + [False] * 5
+    assert [stage.t for stage in tracer.stages] == [4.0, 2.0, 4.0, 4.0, 4.0, 4.0]
+    assert [stage.node for stage in tracer.stages] == [True] + [False] * 5
     assert k.keep(k.x, k.start).terms == k.x.terms
     assert k.keep(2 * k.x, k.start).terms == {("states", 6): 1.0}
 

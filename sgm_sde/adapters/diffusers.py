@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._checks import check_integer, described, number, one_of
+from sgm_sde._files import JsonMapping, JsonObject
 from sgm_sde._shapes import expand
 from sgm_sde.adapters.networks import with_output
 from sgm_sde.processes import EDMSDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, presets
@@ -34,7 +35,7 @@ class Convention(NamedTuple):
         n: number of timesteps of the training.
     """
 
-    config: dict[str, Any]
+    config: JsonObject
     sde: LinearSDE
     prediction: str
     time_label: TimeLabel
@@ -101,7 +102,7 @@ def _refuse(name: str) -> None:
         raise ValueError(f"{name}: {INSTEAD['EDM']}")
 
 
-def _betas(name: str, config: Mapping[str, Any], n: int) -> list[float]:
+def _betas(name: str, config: JsonMapping, n: int) -> list[float]:
     if config.get("rescale_betas_zero_snr"):
         raise ValueError(
             "rescale_betas_zero_snr=True leaves no signal at the last entry (beta = 1), where noise says nothing about "
@@ -138,7 +139,7 @@ class _Keyword(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, label: Tensor, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor, label: Tensor, **kwargs: object) -> Any:
         return self.model(x, timestep=label, **kwargs)
 
 
@@ -151,7 +152,7 @@ class _EDMPreconditioned(nn.Module):
         super().__init__()
         self.model, self.sigma_data, self.sign, self.output = model, sigma_data, sign, output
 
-    def forward(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, **kwargs: object) -> Tensor:
         level = expand(sigma.to(x.dtype), x)
         total = (level**2 + self.sigma_data**2).sqrt()
         F = self.output(self.model(x / total, sigma.log() / 4, **kwargs), x)
@@ -167,7 +168,7 @@ def _by_keyword(model: Callable[..., Any]) -> Callable[..., Any]:
     return _Keyword(model) if "timestep" in names[2:] else model
 
 
-def _edm(model: Callable[..., Any], name: str, config: Mapping[str, Any]) -> tuple[Score, LinearSDE]:
+def _edm(model: Callable[..., Any], name: str, config: JsonMapping) -> tuple[Score, LinearSDE]:
     kind = config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction") or name.startswith("Cosine"):
         raise ValueError(f"{name} with prediction_type={kind!r}: give D(x, sigma) to from_edm")

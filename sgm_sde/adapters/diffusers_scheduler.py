@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 
+from sgm_sde._files import JsonObject
 from sgm_sde.adapters import scheduler as plain
 
 FLOWS = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
@@ -18,7 +19,7 @@ class SolverScheduler(plain.SolverScheduler, SchedulerMixin, ConfigMixin):  # ty
     config_name = "scheduler_config.json"  # type: ignore[assignment]
     _compatibles: ClassVar[list[str]] = [kind.name for kind in KarrasDiffusionSchedulers] + FLOWS  # type: ignore[misc]
 
-    def _keep_config(self, config: dict[str, Any]) -> None:
+    def _keep_config(self, config: JsonObject) -> None:
         known = {name: value for name, value in config.items() if name != "_use_default_values"}
         trained_with = known.pop("_class_name", None)
         own = plain.options_as_json(self) | {"trained_with": trained_with}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from sgm_sde._checks import described, number
+from sgm_sde._files import JsonMapping
 from sgm_sde._times import CLOSEST, same_time
+from sgm_sde._tree import Conditions
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.noise import NoiseSource, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
@@ -37,8 +39,8 @@ class SamplingFunction(Protocol):
         model: Callable[..., Tensor],
         x: Tensor,
         sigmas: Tensor,
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callable[[dict[str, Any]], Any] | None = None,
+        extra_args: Conditions | None = None,
+        callback: Callable[[dict[str, object]], Any] | None = None,
         disable: bool | None = None,
         *,
         noise_sampler: NoiseSampler | None = None,
@@ -94,8 +96,8 @@ def sampler(solver: Solver | str, *, seed: Seeds = None) -> SamplingFunction:
         model: Callable[..., Tensor],
         x: Tensor,
         sigmas: Tensor,
-        extra_args: Mapping[str, Any] | None = None,
-        callback: Callable[[dict[str, Any]], Any] | None = None,
+        extra_args: Conditions | None = None,
+        callback: Callable[[dict[str, object]], Any] | None = None,
         disable: bool | None = None,
         *,
         noise_sampler: NoiseSampler | None = None,
@@ -103,7 +105,7 @@ def sampler(solver: Solver | str, *, seed: Seeds = None) -> SamplingFunction:
         **options: Any,
     ) -> Tensor:
         arguments = dict(extra_args or {})
-        seeds = resolve_seeds(arguments.get("seed") if seed is None else seed, None, len(x))
+        seeds = resolve_seeds(_seed_of(arguments) if seed is None else seed, None, len(x))
         return _run(chosen, model, x, sigmas, arguments, callback, disable, noise_sampler, seeds, options)
 
     name = chosen.name.replace("++", "pp").replace("-", "_")
@@ -117,12 +119,12 @@ def _run(
     model: Callable[..., Tensor],
     x: Tensor,
     sigmas: Tensor,
-    extra_args: dict[str, Any],
-    callback: Callable[[dict[str, Any]], Any] | None,
+    extra_args: dict[str, object],
+    callback: Callable[[dict[str, object]], Any] | None,
     disable: bool | None,
     noise_sampler: NoiseSampler | None,
     seeds: Any,
-    options: dict[str, Any],
+    options: dict[str, object],
 ) -> Tensor:
     levels = _levels(sigmas)
     if solver.ends_in_data and levels[-1]:
@@ -191,7 +193,12 @@ def _levels(sigmas: Any) -> list[float]:
     return levels
 
 
-def _with_options(solver: Solver, options: dict[str, Any], share: float) -> tuple[Solver, float]:
+def _seed_of(arguments: JsonMapping) -> Seeds:
+    """The seed that a client passes in `extra_args`."""
+    return arguments.get("seed")
+
+
+def _with_options(solver: Solver, options: dict[str, object], share: float) -> tuple[Solver, float]:
     """The solver with k-diffusion's options, and the factor on its noise."""
     solver = solver.strict()
     known: set[str] = (
@@ -210,8 +217,9 @@ def _with_options(solver: Solver, options: dict[str, Any], share: float) -> tupl
         if isinstance(solver, ExponentialRungeKutta) and rate not in (0, 1):
             raise ValueError(f"{solver.name} takes eta=0 or eta=1 as k-diffusion means it, got {rate:g}")
         given["eta"] = math.sqrt(rate)
-    if given.get("solver_type") in ("midpoint", "heun") and "variant" in known:
-        given["variant"] = {"midpoint": "midpoint", "heun": "exact"}[given.pop("solver_type")]
+    variants = {"midpoint": "midpoint", "heun": "exact"}
+    if given.get("solver_type") in tuple(variants) and "variant" in known:
+        given["variant"] = variants[str(given.pop("solver_type"))]
     unknown = sorted(given.keys() - known)
     if unknown:
         takes = ", ".join(sorted(known - {"name", "source", "solver", "predictor"})) or "none"
@@ -230,7 +238,7 @@ class _Scaled:
     def __init__(self, noise: NoiseSource, factor: float) -> None:
         self.noise, self.factor = noise, factor
 
-    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         return self.factor * self.noise.normal(shape, dtype, device)
 
 
@@ -240,7 +248,7 @@ class _Asked:
     def __init__(self, noise_sampler: NoiseSampler, program: Program, x: Tensor) -> None:
         self._ask, self._pieces, self._like = noise_sampler, iter(_pieces(program)), x
 
-    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         start, end = (self._like.new_tensor(level) for level in next(self._pieces))
         z = self._ask(start, end)
         if not isinstance(z, Tensor) or tuple(z.shape) != shape:

@@ -31,7 +31,7 @@ class _Changed(nn.Module):
         super().__init__()
         self.model, self.change = model, change
 
-    def forward(self, x: Tensor, label: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, **kwargs: object) -> Tensor:
         return self.change(self.model(x, label, **kwargs), x)
 
 
@@ -42,7 +42,7 @@ class _ChangedFunction:
     model: Callable[..., Any]
     change: Callable[[Any, Tensor], Tensor]
 
-    def __call__(self, x: Tensor, label: Tensor, **kwargs: Any) -> Tensor:
+    def __call__(self, x: Tensor, label: Tensor, **kwargs: object) -> Tensor:
         return self.change(self.model(x, label, **kwargs), x)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._checks import described, flag, one_of
+from sgm_sde._files import JsonMapping, JsonObject
 from sgm_sde._shapes import expand
 from sgm_sde._times import at_ends
 from sgm_sde.adapters.diffusers import Convention, convention
@@ -36,7 +37,7 @@ class SchedulerOutput:
     prev_sample: Tensor
 
 
-class Config(dict[str, Any]):
+class Config(JsonObject):
     """A dictionary whose entries are attributes, too, as pipelines expect."""
 
     def __getattr__(self, name: str) -> Any:
@@ -90,7 +91,7 @@ class SolverScheduler:
 
     order = 1
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> SolverScheduler:
+    def __new__(cls, *args: Any, **kwargs: object) -> SolverScheduler:
         """One of diffusers' schedulers where diffusers is imported."""
         return object.__new__(_of_diffusers() if cls is SolverScheduler and "diffusers" in sys.modules else cls)
 
@@ -124,11 +125,11 @@ class SolverScheduler:
         self._begin: int | None = None
         self._first = 0  # number of the timestep that the run begins at
 
-    def _keep_config(self, config: dict[str, Any]) -> None:
+    def _keep_config(self, config: JsonObject) -> None:
         self.config = Config(config)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+    def from_config(cls, config: JsonMapping, return_unused_kwargs: bool = False, **kwargs: object) -> Any:
         """The scheduler of a configuration, our own or another scheduler's, with some of its entries changed.
 
         Args:
@@ -147,7 +148,7 @@ class SolverScheduler:
         own = dict(known.pop(OWN, None) or {})
         if "trained_with" in own:
             known["_class_name"] = own.pop("trained_with")
-        options: dict[str, Any] = {
+        options: JsonObject = {
             name: from_spec(value) if isinstance(value, Mapping) else value for name, value in own.items()
         }
         options |= {name: kwargs.pop(name) for name in list(kwargs) if name in OPTIONS}
@@ -155,7 +156,7 @@ class SolverScheduler:
         return (made, {}) if return_unused_kwargs else made
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, *args: Any, **kwargs: object) -> Any:
         """The scheduler in a folder that `save_pretrained` wrote, its own or another scheduler's; with diffusers."""
         return _of_diffusers().from_pretrained(*args, **kwargs)
 
@@ -411,11 +412,11 @@ class SolverScheduler:
 OPTIONS = ("solver", "grid", "final", "seed", "T", "integer", "unit_noise")
 
 
-def options_as_json(scheduler: SolverScheduler) -> dict[str, Any]:
+def options_as_json(scheduler: SolverScheduler) -> JsonObject:
     """Our options as JSON values, those that differ from the defaults."""
     from sgm_sde.identity import spec
 
-    defaults: dict[str, Any] = {"solver": None, "grid": None, "final": "denoise", "seed": None, "T": None}
+    defaults: JsonObject = {"solver": None, "grid": None, "final": "denoise", "seed": None, "T": None}
     defaults |= {"integer": False, "unit_noise": False}
     values = {name: getattr(scheduler, name) for name in OPTIONS}
     return {name: spec(value) for name, value in values.items() if value is not defaults[name]}

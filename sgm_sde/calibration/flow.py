@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ class Flow:
         event: Sequence[int],
         seeds: SampleSeeds,
         given: int,
-        kwargs: Mapping[str, Any],
+        kwargs: Mapping[str, object],
         batch_size: int,
         dtype: torch.dtype,
         device: torch.device,
@@ -92,7 +91,7 @@ class Flow:
         seeds = self.seeds[samples.start : samples.stop]
         return flat(NoiseStream(seeds, "prior").normal((len(samples), *self.event), self.dtype, self.device))
 
-    def conditions(self, samples: Tensor) -> dict[str, Any]:
+    def conditions(self, samples: Tensor) -> dict[str, object]:
         """Arguments of the network for samples of given numbers."""
         if not self.resolved:
             return {}

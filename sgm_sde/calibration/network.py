@@ -65,7 +65,7 @@ def _weights(score: Score) -> str:
     return found
 
 
-def _without_nets(value: Any) -> Any:
+def _without_nets(value: object) -> Any:
     """A score's specification by numbers: names and code of functions change with wrappers and versions."""
     if isinstance(value, Mapping):
         return {key: _without_nets(item) for key, item in value.items() if key not in OF_FUNCTIONS}

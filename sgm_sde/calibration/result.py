@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sgm_sde import grids, schemes
-from sgm_sde._files import parse_json, reading
+from sgm_sde._files import JsonMapping, JsonObject, parse_json, reading
 from sgm_sde._value import Value
 from sgm_sde.calibration.table import Calibrated, Table
 from sgm_sde.defaults import Setting
@@ -74,7 +74,7 @@ class Calibration(Setting):
     network_evals: int = field(default=0, compare=False)
     shared_evals: int = field(default=0, compare=False)
     seconds: float = field(default=0.0, compare=False)
-    protocol: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    protocol: JsonMapping = field(default_factory=dict, compare=False)
     remarks: tuple[str, ...] = field(default=(), compare=False)
 
     def __init__(
@@ -86,7 +86,7 @@ class Calibration(Setting):
         network_evals: int = 0,
         shared_evals: int = 0,
         seconds: float = 0.0,
-        protocol: Mapping[str, Any] | None = None,
+        protocol: JsonMapping | None = None,
         remarks: Sequence[str] = (),
     ) -> None:
         super().__init__(errors[0].setting.solver, errors[0].setting.grid)
@@ -182,7 +182,7 @@ class Calibrations(Mapping[int, Calibration]):
         write_atomically(Path(path), (json.dumps(contents, indent=1) + "\n").encode())
 
 
-def to_json(found: Calibration) -> dict[str, Any]:
+def to_json(found: Calibration) -> JsonObject:
     """A calibration as JSON values."""
     return {
         "nfe": found.nfe, "reference_error": found.reference_error, "network_evals": found.network_evals,
@@ -198,7 +198,7 @@ def to_json(found: Calibration) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def from_json(data: Mapping[str, Any]) -> Calibration:
+def from_json(data: JsonMapping) -> Calibration:
     """The calibration of JSON values.
 
     Raises:
@@ -280,7 +280,7 @@ MADE_OF: dict[str, type[Any]] = {
 } | {cls.__name__: cls for cls in (Calibrated, Table)}
 
 
-def _written(value: Any) -> Any:
+def _written(value: object) -> Any:
     """A solver or rule by its class and fields."""
     if isinstance(value, Calibrated):
         return {"class": "Calibrated", **asdict(value)}
@@ -291,7 +291,7 @@ def _written(value: Any) -> Any:
     return [_written(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _read(value: Any) -> Any:
+def _read(value: object) -> Any:
     """Inverse of `_written`, for classes of this library alone."""
     if isinstance(value, list):
         return tuple(map(_read, value))

@@ -17,6 +17,7 @@ from torch import Tensor
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import check_integer, described, number, sizes
 from sgm_sde._shapes import finite, flat
+from sgm_sde._tree import Conditions
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow, Trajectories
 from sgm_sde.calibration.network import CalibrationWarning, network_of
@@ -35,7 +36,7 @@ from sgm_sde.sampling import sample
 from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.score import as_score
 from sgm_sde.store import Store
-from sgm_sde.trials import Race, budgets_of, default_candidates
+from sgm_sde.trials import Race, RunOptions, budgets_of, default_candidates
 
 REFERENCES = (64, 128, 256)  # network calls of exact trajectories, as many as are needed
 KNOWN = 3e-4  # of the standard deviation: how well exact samples should be known
@@ -51,7 +52,7 @@ CLOSE = 1.05  # of the least error: among those the consistent fit is taken
 @overload
 def calibrate(
     score_fn: ScoreFn, sde: LinearSDE, shape: Sequence[int], *, nfe: int, held_out: int = ..., seed: int | None = ...,
-    model_kwargs: Mapping[str, Any] | None = ..., batch_size: int = ..., reference_nfe: int | None = ...,
+    model_kwargs: Conditions | None = ..., batch_size: int = ..., reference_nfe: int | None = ...,
     time_limit: float | None = ..., checkpoint: Path | str | None = ..., progress: bool = ...,
     dtype: torch.dtype | None = ..., device: torch.device | str | None = ...,
 ) -> Calibration: ...  # fmt: skip
@@ -60,7 +61,7 @@ def calibrate(
 @overload
 def calibrate(
     score_fn: ScoreFn, sde: LinearSDE, shape: Sequence[int], *, nfe: Sequence[int], held_out: int = ...,
-    seed: int | None = ..., model_kwargs: Mapping[str, Any] | None = ..., batch_size: int = ...,
+    seed: int | None = ..., model_kwargs: Conditions | None = ..., batch_size: int = ...,
     reference_nfe: int | None = ..., time_limit: float | None = ..., checkpoint: Path | str | None = ...,
     progress: bool = ..., dtype: torch.dtype | None = ..., device: torch.device | str | None = ...,
 ) -> Calibrations: ...  # fmt: skip
@@ -76,7 +77,7 @@ def calibrate(
     nfe: int | Sequence[int],
     held_out: int = 128,
     seed: int | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Conditions | None = None,
     batch_size: int = 512,
     reference_nfe: int | None = None,
     time_limit: float | None = None,
@@ -358,7 +359,12 @@ class _Search:
         flow = self.flow
         few = min(RACE, self.n)
         kwargs = flow.conditions(torch.arange(few))
-        options = {"t_end": None, "final": "denoise", "dtype": self.dtype, "execution": Execution(device=flow.device)}
+        options: RunOptions = {
+            "t_end": None,
+            "final": "denoise",
+            "dtype": self.dtype,
+            "execution": Execution(device=flow.device),
+        }
         seeds, ends = flow.seeds[:few], exact.fit.end[:few]
         race = Race(flow.score, flow.sde, flow.event, seeds, ends, exact.doubt, options, kwargs, kwargs)
         able = race.possible(default_candidates(), n)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,12 +17,14 @@ from sgm_sde._shapes import cpu_float64
 from sgm_sde._times import same_time
 from sgm_sde._value import Value
 from sgm_sde.engine.executor import Hook
+from sgm_sde.engine.node import Process
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.identity import disagreement, portable, spec
 from sgm_sde.processes.base import SDE
 from sgm_sde.schemes.base import Solver
+from sgm_sde.scores.model import BoundScore
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class FittedLevels(GridRule):
         times = self.place(sde, cpu_float64(0.0), sde.T, sde.eps)
         return Grid([*times.tolist(), sde.eps])
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """The times of the levels; u says nothing."""
         times: Tensor = sde.time(-2 * cpu_float64(self.levels).log())
         return times
@@ -184,7 +186,7 @@ class Calibrated(Solver):
         """Its own levels."""
         return FittedLevels(self.table.levels)
 
-    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
+    def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """None; but this is where it meets a network, which it looks at."""
         from sgm_sde.calibration.network import check_network
 
@@ -206,8 +208,8 @@ class Calibrated(Solver):
                 f"{self.name} makes call {i} at the noise level {table.levels[i]:.6g}, and the grid has "
                 f"{k.start.noise_level:.6g} there: leave grid= out"
             )
-        estimates: list[Form] = k.memory.setdefault("estimates", [])
-        estimates.append(k.evaluate(k.x, k.start))
+        k.evaluate(k.x, k.start)
+        estimates = [estimate for _, estimate in reversed(k.known(i + 1))]
 
         kept = table.scales[i + 1] / table.scales[i]
         before = (*table.weights[i - 1], 0.0) if i else (0.0,)
@@ -215,7 +217,7 @@ class Calibrated(Solver):
         y = (kept / k.start.alpha) * k.x + Form.combine(change, estimates)
         return y if i == k.n - 1 else k.end.alpha * y
 
-    def _require_process(self, sde: Any, steps: int) -> None:
+    def _require_process(self, sde: Process, steps: int) -> None:
         if steps != self.table.nfe:
             raise ValueError(f"{self.name} was fitted for {self.table.nfe} steps of one network call, got {steps}")
         if self.process and not same(portable(json.loads(self.process)), portable(spec(sde))):
@@ -236,7 +238,7 @@ def process_of(sde: SDE) -> str:
     return json.dumps(portable(spec(sde)), sort_keys=True)
 
 
-def same(there: Any, now: Any) -> bool:
+def same(there: object, now: object) -> bool:
     """True if two values of `spec` are the same but for what another machine rounds differently.
 
     Examples:

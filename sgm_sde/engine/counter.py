@@ -80,7 +80,7 @@ class Run:
 
     def __init__(self) -> None:
         self._bits = np.random.Philox(0)
-        self._state: dict[str, Any] = {**self._bits.state}
+        self._state: dict[str, object] = {**self._bits.state}
         self._state["buffer"] = (0,) * WORDS  # numbers of Python are read sooner than those of an array
         self._state["buffer_pos"] = WORDS
 

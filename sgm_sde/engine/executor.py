@@ -12,7 +12,7 @@ from torch import Tensor
 from sgm_sde.engine.lowering import Key, Needed, Plan
 from sgm_sde.engine.memory import Memory, Summands, allocate_memory
 from sgm_sde.engine.noise import NoiseSource
-from sgm_sde.engine.program import Coefficient, Program
+from sgm_sde.engine.program import Program
 
 AS_IT_IS = (0.0, 1.0)  # what is stored of (state, value): the value
 WARM_UPS = 2  # runs before a graph is recorded: what a network does at its first calls does not belong into it
@@ -51,7 +51,7 @@ class Position:
 
     node: int
     x: Tensor
-    history: Mapping[Key, tuple[Coefficient, Tensor]] = field(default_factory=dict, repr=False)
+    history: Mapping[Key, tuple[float, Tensor]] = field(default_factory=dict, repr=False)
     stage: int | None = None
 
     def stage_in(self, plan: Plan) -> int:
@@ -79,7 +79,7 @@ class Run:
     position: Position | None = None
 
 
-Stages = Generator[tuple[Tensor, Tensor], Tensor, Run]
+Stages = Generator[tuple[Tensor, Tensor], Tensor | None, Run]
 
 
 class Loop:
@@ -143,6 +143,7 @@ class Loop:
             if stage.evaluate:
                 output = None  # free the last output before the network makes another
                 output = yield self.state, self.times[k]
+                assert output is not None
                 if self.on_output is not None and run.nodes > reported:
                     self.on_output(self.state, output, stage.t)
                     reported = run.nodes
@@ -152,7 +153,7 @@ class Loop:
     def drive(self, evaluate: Callable[[Tensor, Tensor], Tensor]) -> Run:
         """The result, with outputs from a function of state and time."""
         loop = self.stages()
-        output: Any = None
+        output: Tensor | None = None
         while True:
             try:
                 state, t = loop.send(output)
@@ -332,5 +333,5 @@ class PreDrawnNoise:
     def __init__(self, z: Sequence[Tensor]) -> None:
         self._z = iter(z)
 
-    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         return next(self._z)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sgm_sde.engine.matrix import Matrix
-from sgm_sde.engine.program import Coefficient, Program, Stage, Terms
+from sgm_sde.engine.matrix import Matrix, number
+from sgm_sde.engine.node import Coefficient
+from sgm_sde.engine.program import Program, Stage, Terms
 
 Key = tuple[str, int]  # of a value: "state", "eval" or "noise", and its number
 Conversion = tuple[Coefficient, Coefficient]  # (c_x, c_r): the program's prediction is c_x x + c_r output
@@ -62,7 +63,7 @@ class Needed:
     kind: str
     number: int
     place: int
-    scale: Coefficient = 1.0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _weights(instructions: Sequence[Instruction], n_slots: int) -> Tensor:
     weights = torch.zeros((len(instructions), n_slots), dtype=torch.float64, device="cpu")
     for k, instruction in enumerate(instructions):
         for slot, c in instruction.slots:
-            weights[k, slot] = c
+            weights[k, slot] = number(c)
     return weights
 
 
@@ -176,7 +177,7 @@ def _without(j: int, between: Stage, after: Stage) -> Stage:
         return after
 
     for i, a in between.states:
-        states[i] = states.get(i, 0.0) - c / b * a
+        states[i] = states.get(i, 0.0) + -(c / b) * a
     states[j + 1] = states.get(j + 1, 0.0) + c / b
     return replace(after, states=tuple(states.items()), evals=tuple(evals.items()))
 
@@ -396,10 +397,10 @@ def _kind(ins: Instruction) -> str:
 
     # Where alpha is 1 and data are predicted, steps are (1 - c) x + c D.
     alone = len(terms) == 1 and not (ins.slots or ins.states)
-    return "blend" if alone and abs(ins.beta + terms[0] - 1) <= INTERPOLATION else "factor"
+    return "blend" if alone and abs(number(ins.beta) + number(terms[0]) - 1) <= INTERPOLATION else "factor"
 
 
-def _scaled(c_x: Coefficient, c_r: Coefficient) -> tuple[Coefficient, Conversion]:
+def _scaled(c_x: Coefficient, c_r: Coefficient) -> tuple[float, Conversion]:
     """A scale and (c_x, c_r) divided by it, so that one of them is 1; matrices stay as they are."""
     if isinstance(c_x, Matrix) or isinstance(c_r, Matrix):
         return 1.0, (c_x, c_r)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class Matrix(Value):
     rows: tuple[tuple[float, ...], ...]
 
     @staticmethod
-    def of(values: Any) -> Matrix:
+    def of(values: npt.ArrayLike) -> Matrix:
         """A matrix from anything that numpy takes for one."""
         return Matrix(tuple(tuple(row) for row in np.asarray(values, dtype=np.float64).tolist()))
 
@@ -50,7 +50,7 @@ class Matrix(Value):
     def __sub__(self, other: Matrix | float) -> Matrix:
         return Matrix.of(self.array - self._other(other))
 
-    def __mul__(self, other: Any) -> Any:
+    def __mul__(self, other: Matrix | float) -> Matrix:
         if not isinstance(other, Matrix | float | int):
             return NotImplemented
         return Matrix.of(self.array @ self._other(other))
@@ -78,9 +78,15 @@ class Matrix(Value):
         return Matrix.of(np.linalg.inv(self.array))
 
 
-def finite(coefficient: Any) -> bool:
+def finite(coefficient: Matrix | float) -> bool:
     """True if a coefficient, number or matrix, is finite."""
     return bool(np.isfinite(coefficient.array).all() if isinstance(coefficient, Matrix) else np.isfinite(coefficient))
+
+
+def number(coefficient: Matrix | float) -> float:
+    """A coefficient of a process whose state has no blocks."""
+    assert not isinstance(coefficient, Matrix)
+    return coefficient
 
 
 def times(c: Matrix | float, value: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sgm_sde.engine.lowering import Conversion, Instruction, Plan
-from sgm_sde.engine.matrix import times
-from sgm_sde.engine.program import Coefficient
+from sgm_sde.engine.matrix import Matrix, number, times
+from sgm_sde.engine.node import Coefficient
 
 Summands = list[tuple[Tensor, Coefficient]]
 
@@ -64,7 +64,7 @@ class Buffers:
         # Weights and factors as tensors: from a number torch would make one at each call.
         wide = [k for k, ins in enumerate(plan.instructions) if ins.kind == "product"]
         scaled = [k for k, ins in enumerate(plan.instructions) if ins.kind == "factor"]
-        betas = torch.tensor([plan.instructions[k].beta for k in scaled], dtype=torch.float64, device="cpu")
+        betas = torch.tensor([number(plan.instructions[k].beta) for k in scaled], dtype=torch.float64, device="cpu")
         self._weights = dict(zip(wide, plan.weights[wide].to(device=x.device, dtype=x.dtype).unbind(0), strict=True))
         self._factors = dict(zip(scaled, betas.to(device=x.device, dtype=x.dtype).unbind(0), strict=True))
 
@@ -79,10 +79,11 @@ class Buffers:
         base = self.registers[source]
         if ins.kind == "product":
             weights = self._weights[k]
-            torch.addmv(self._flat[source], self._history, weights, beta=ins.beta, out=self._flat[ins.target])
+            torch.addmv(self._flat[source], self._history, weights, beta=number(ins.beta), out=self._flat[ins.target])
             base = state
         elif ins.kind == "blend":
-            base = torch.lerp(base, *terms.pop(), out=state)
+            end, weight = terms.pop()
+            base = torch.lerp(base, end, number(weight), out=state)
         elif ins.kind == "factor":
             base = torch.mul(base, self._factors[k], out=state)
 
@@ -100,7 +101,7 @@ class Buffers:
             self.registers[register].copy_(value)
 
     def store(self, slot: int, state: Tensor, output: Tensor, mix: Conversion) -> None:
-        c_x, c_r = mix
+        c_x, c_r = number(mix[0]), number(mix[1])
         if c_x == 0:
             self.slots[slot].copy_(output)
         elif c_r == 1:
@@ -116,7 +117,8 @@ class Buffers:
         return start <= value.data_ptr() < end
 
 
-def _add(base: Tensor, value: Tensor, c: Any, state: Tensor) -> Tensor:
+def _add(base: Tensor, value: Tensor, c: Coefficient, state: Tensor) -> Tensor:
+    assert not isinstance(c, Matrix)
     return base.add_(value, alpha=c) if base is state else torch.add(base, value, alpha=c, out=state)
 
 
@@ -127,16 +129,12 @@ class GraphMemory:
         self.slots: list[Tensor] = [torch.empty(0)] * plan.n_slots
         self.registers = [x] * plan.n_registers
 
-    def times(self, c: Coefficient, value: Tensor) -> Tensor:
-        """A coefficient times a state."""
-        return c * value
-
     def combine(self, k: int, ins: Instruction, terms: Summands) -> None:
-        state = self.times(ins.beta, self.registers[ins.target if ins.base is None else ins.base])
+        state = times(ins.beta, self.registers[ins.target if ins.base is None else ins.base])
         history = [(self.slots[slot], c) for slot, c in ins.slots]
         states = [(self.registers[register], c) for register, c in ins.states]
         for value, c in history + states + terms:
-            state = state + self.times(c, value)
+            state = state + times(c, value)
         self.replace(ins.target, state)
 
     def replace(self, register: int, value: Tensor) -> None:
@@ -144,7 +142,7 @@ class GraphMemory:
 
     def store(self, slot: int, state: Tensor, output: Tensor, mix: Conversion) -> None:
         c_x, c_r = mix
-        self.slots[slot] = self.times(c_x, state) + self.times(c_r, output)
+        self.slots[slot] = times(c_x, state) + times(c_r, output)
 
     def load(self, slot: int, value: Tensor) -> None:
         self.slots[slot] = value
@@ -166,6 +164,3 @@ class BlockMemory(GraphMemory):
                 f"the process has a state of {plan.blocks} blocks, (B, {plan.blocks}, *): got {tuple(x.shape)}"
             )
         super().__init__(x, plan)
-
-    def times(self, c: Coefficient, value: Tensor) -> Tensor:
-        return times(c, value)

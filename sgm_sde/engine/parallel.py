@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from sgm_sde.engine.executor import Run
-from sgm_sde.engine.matrix import times
+from sgm_sde.engine.matrix import number, times
+from sgm_sde.engine.node import Coefficient
 from sgm_sde.engine.noise import NoiseSource
-from sgm_sde.engine.program import Coefficient, Program
+from sgm_sde.engine.program import Program
 
 Rows = Sequence[tuple[int, Tensor]]  # stages, each with the numbers (b,) of the samples that are evaluated there
 
@@ -48,7 +49,7 @@ class Frozen:
 
     def output(self, x: Tensor, kept: Tensor) -> Tensor:
         """The network's output at x (B, *) from F (B, *), where coefficients are numbers."""
-        return (kept - self.f_x * x) / self.f_r
+        return (kept - number(self.f_x) * x) / number(self.f_r)
 
 
 def picard(

@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Protocol
 
 from sgm_sde._files import parse_json
 from sgm_sde._value import Value
 from sgm_sde.engine.matrix import Matrix, finite
+from sgm_sde.engine.node import Coefficient, Node, Process
 
-Coefficient = Any  # float or Matrix: the algebra is the same
 Terms = tuple[tuple[int, Coefficient], ...]
 NOISES_A_STAGE = 8  # drawn by a solver's formula, at most; those with coefficient 0 leave gaps
 
@@ -162,7 +162,7 @@ class Program(Value):
         return "\n".join(lines)
 
 
-def _program(data: Any) -> Program:
+def _program(data: object) -> Program:
     """The program in JSON values: each field of its type, times and coefficients finite, and a table that runs.
 
     Raises:
@@ -171,7 +171,7 @@ def _program(data: Any) -> Program:
     from sgm_sde.processes.matrix import MATRIX_PREDICTIONS
     from sgm_sde.processes.predictions import PREDICTIONS
 
-    given = _object("a program", data, Program)
+    given = _object("a program", data, _names(Program))
     name, prediction = given["name"], given["prediction"]
     if not isinstance(name, str):
         raise ValueError(f"name must be a text, got {name!r}")
@@ -199,19 +199,23 @@ def _program(data: Any) -> Program:
     return program
 
 
-def _stage(k: int, data: Any) -> Stage:
-    given = _object(f"stage {k}", data, Stage)
+def _stage(k: int, data: object) -> Stage:
+    given = _object(f"stage {k}", data, _names(Stage))
     t = _real(f"the time of stage {k}", given["t"])
     if t < 0:
         raise ValueError(f"the time of stage {k} is {t}, before 0")
-    for name in ("evaluate", "node"):
-        if not isinstance(given[name], bool):
-            raise ValueError(f"{name} of stage {k} must be true or false, got {given[name]!r}")
+    evaluate, node = (_flag(f"{name} of stage {k}", given[name]) for name in ("evaluate", "node"))
     states, evals, noises = (_terms(f"{kind} of stage {k}", given[kind]) for kind in ("states", "evals", "noises"))
-    return Stage(t, states, evals, noises, given["evaluate"], given["node"])
+    return Stage(t, states, evals, noises, evaluate, node)
 
 
-def _terms(what: str, data: Any) -> Terms:
+def _flag(what: str, data: object) -> bool:
+    if not isinstance(data, bool):
+        raise ValueError(f"{what} must be true or false, got {data!r}")
+    return data
+
+
+def _terms(what: str, data: object) -> Terms:
     terms = []
     for pair in _list(what, data):
         if not isinstance(pair, list) or len(pair) != 2:
@@ -225,31 +229,34 @@ def _terms(what: str, data: Any) -> Terms:
     return tuple(terms)
 
 
-def _coefficient(what: str, data: Any) -> Coefficient:
+def _coefficient(what: str, data: object) -> Coefficient:
     if not isinstance(data, dict):
         return _real(f"a coefficient of {what}", data)
-    rows = [_list(what, row) for row in _list(what, _object(f"a matrix of {what}", data, Matrix)["rows"])]
+    rows = [_list(what, row) for row in _list(what, _object(f"a matrix of {what}", data, _names(Matrix))["rows"])]
     if len(rows) < 2 or any(len(row) != len(rows) for row in rows):
         lengths = [len(row) for row in rows]
         raise ValueError(f"a matrix of {what} must be square, of 2 rows or more, got rows of {lengths} numbers")
     return Matrix(tuple(tuple(_real(f"a matrix of {what}", value) for value in row) for row in rows))
 
 
-def _object(what: str, data: Any, kind: type[Any]) -> dict[str, Any]:
-    names = [field.name for field in fields(kind)]
+def _names(kind: type[Program | Stage | Matrix]) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
+def _object(what: str, data: object, names: Sequence[str]) -> dict[str, object]:
     if not isinstance(data, dict) or data.keys() != set(names):
         got = ", ".join(map(repr, data)) if isinstance(data, dict) else repr(data)
         raise ValueError(f"{what} has {', '.join(names)}, got {got[:200]}")
     return data
 
 
-def _list(what: str, data: Any) -> list[Any]:
+def _list(what: str, data: object) -> list[object]:
     if not isinstance(data, list):
         raise ValueError(f"{what} must be a list, got {data!r}")
     return data
 
 
-def _real(what: str, data: Any) -> float:
+def _real(what: str, data: object) -> float:
     if not isinstance(data, float | int) or isinstance(data, bool) or not math.isfinite(data):
         raise ValueError(f"{what} must be a finite number, got {data!r}")
     return float(data)
@@ -299,6 +306,22 @@ class Form:
         return tuple((j, c) for (k, j), c in sorted(self.terms.items()) if k == kind and c)
 
 
+class Formula(Protocol):
+    """A solver, as far as compiling it goes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def prediction(self) -> str: ...
+    @property
+    def eta(self) -> float | Callable[[float], float]: ...
+    @property
+    def sigma_data(self) -> float: ...
+
+    def step(self, k: Step, /) -> Form:
+        """The state at the step's end."""
+
+
 class Path:
     """A sequence of steps that share a history: the nodes it visits, and what multistep formulas build on.
 
@@ -308,10 +331,10 @@ class Path:
         memory: what else a formula leaves for its next step.
     """
 
-    def __init__(self, nodes: Sequence[Any]) -> None:
+    def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = list(nodes)
-        self.history: list[tuple[Any, Form]] = []
-        self.memory: dict[str, Any] = {}
+        self.history: list[tuple[Node, Form]] = []
+        self.memory: dict[str, object] = {}
 
 
 class ProgramBuilder:
@@ -322,15 +345,15 @@ class ProgramBuilder:
         times: the grid, decreasing.
     """
 
-    def __init__(self, sde: Any, times: tuple[float, ...]) -> None:
+    def __init__(self, sde: Process, times: tuple[float, ...]) -> None:
         self.sde = sde
         self.path = Path(sde.nodes(times))
         self._known = {node.t: node for node in self.path.nodes}
-        self.stages: list[dict[str, Any]] = []
+        self.stages: list[Stage] = []
         self.n_noises = 0
         self.add(Form(), times[0], node=True)
 
-    def node(self, t: float) -> Any:
+    def node(self, t: float) -> Node:
         """The coefficients at any time, computed once."""
         if t not in self._known:
             self._known[t] = self.sde.nodes([t])[0]
@@ -338,16 +361,14 @@ class ProgramBuilder:
 
     def add(self, form: Form, t: float, node: bool = False) -> int:
         """Append the stage that computes `form`; returns its index."""
-        kinds = {kind: form.of(kind) for kind in ("states", "evals", "noises")}
-        self.stages.append({"t": t, **kinds, "evaluate": False, "node": node})
+        self.stages.append(Stage(t, form.of("states"), form.of("evals"), form.of("noises"), node=node))
         return len(self.stages) - 1
 
-    def program(self, solver: Any) -> Program:
+    def program(self, solver: Formula) -> Program:
         """The table as a value."""
-        eta = solver.eta if solver.prediction == "drift" else 0.0
+        eta = 0.0 if callable(solver.eta) or solver.prediction != "drift" else solver.eta
         sigma_data = solver.sigma_data if solver.prediction == "v" else 1.0
-        stages = tuple(Stage(**s) for s in self.stages)
-        return Program(solver.name, solver.prediction, stages, eta, sigma_data)
+        return Program(solver.name, solver.prediction, tuple(self.stages), eta, sigma_data)
 
 
 class Step:
@@ -362,7 +383,7 @@ class Step:
         memory: what the formula leaves for its next step on the same path.
     """
 
-    def __init__(self, tracer: ProgramBuilder, path: Path, i: int, end: Any = None) -> None:
+    def __init__(self, tracer: ProgramBuilder, path: Path, i: int, end: Node | None = None) -> None:
         self._tracer, self._path = tracer, path
         self.i, self.n = i, len(path.nodes) - 1
         self.start, self.end = path.nodes[i], path.nodes[i + 1] if end is None else end
@@ -370,40 +391,40 @@ class Step:
         self.x = Form({("states", self._x): 1.0})
 
     @property
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> dict[str, object]:
         """Values that a formula stores for its next step on the same path."""
         return self._path.memory
 
-    def evaluate(self, x: Form, node: Any) -> Form:
+    def evaluate(self, x: Form, node: Node) -> Form:
         """The model's prediction at state `x` and `node`'s time; asking again for the same costs nothing."""
         tracer, stage = self._tracer, self._state(x, node)
         form = Form({("evals", stage): 1.0})
-        if stage == self._x and not tracer.stages[stage]["evaluate"]:
+        if stage == self._x and not tracer.stages[stage].evaluate:
             self.remember(node, form)
-        tracer.stages[stage]["evaluate"] = True
+        tracer.stages[stage] = replace(tracer.stages[stage], evaluate=True)
         return form
 
-    def remember(self, node: Any, evaluation: Form) -> None:
+    def remember(self, node: Node, evaluation: Form) -> None:
         """Add an evaluation inside the step to the history; the one at its start is there already."""
         self._path.history.append((node, evaluation))
 
-    def known(self, n: int) -> list[tuple[Any, Form]]:
+    def known(self, n: int) -> list[tuple[Node, Form]]:
         """The last n pairs (node, evaluation) of the history, newest first; fewer where there are fewer."""
         return self._path.history[: -n - 1 : -1]
 
-    def previous(self, j: int) -> tuple[Any, Form]:
+    def previous(self, j: int) -> tuple[Node, Form]:
         """The node j evaluations back and the evaluation there; `previous(0)` is this step's own."""
         return self._path.history[-1 - j]
 
-    def keep(self, x: Form, node: Any) -> Form:
+    def keep(self, x: Form, node: Node) -> Form:
         """A state of its own for a form that the rest of the step builds on, at `node`'s time."""
         return Form({("states", self._state(x, node)): 1.0})
 
-    def _state(self, x: Form, node: Any) -> int:
+    def _state(self, x: Form, node: Node) -> int:
         stages = self._tracer.stages
         if len(x.terms) == 1:
             (((kind, j), c),) = x.terms.items()
-            if kind == "states" and c == 1.0 and stages[j]["t"] == node.t:
+            if kind == "states" and c == 1.0 and stages[j].t == node.t:
                 return j
         return self._tracer.add(x, node.t)
 
@@ -412,15 +433,15 @@ class Step:
         self._tracer.n_noises += 1
         return Form({("noises", self._tracer.n_noises - 1): 1.0})
 
-    def below(self, t: float) -> Any:
+    def below(self, t: float) -> Node:
         """The node at a time below the step's end, of which no state is asked; that of `eps` at the least."""
         return self._tracer.node(max(t, self._tracer.sde.eps))
 
-    def with_end(self, end: Any) -> Step:
+    def with_end(self, end: Node) -> Step:
         """The same step with another end, which need not be a time of the process."""
         return Step(self._tracer, self._path, self.i, end)
 
-    def subrun(self, solver: Any, x: Form, times: Sequence[float]) -> Form:
+    def subrun(self, solver: Formula, x: Form, times: Sequence[float]) -> Form:
         """The end of a run of another solver from `x` over other times.
 
         It starts without a history; what it gathers is the history that the next step finds.
@@ -434,17 +455,17 @@ class Step:
         return x
 
     @property
-    def last(self) -> Any:
+    def last(self) -> Node:
         """The path's last node."""
         return self._path.nodes[-1]
 
-    def at_noise_level(self, s: float) -> Any:
+    def at_noise_level(self, s: float) -> Node:
         """The node where sigma / alpha is `s`; that of `T` where `s` lies beyond it."""
         sde = self._tracer.sde
         log_snr = -2 * math.log(s)
         return self.at(sde.T if log_snr <= float(sde.log_snr(sde.T)) else float(sde.time(log_snr)))
 
-    def at(self, t: float) -> Any:
+    def at(self, t: float) -> Node:
         """The node at a time between `T` and the end of the grid."""
         nodes = self._tracer.path.nodes
         low, high = min(nodes[0].t, nodes[-1].t), max(nodes[0].t, self._tracer.sde.T)
@@ -456,11 +477,8 @@ class Step:
         return self._tracer.node(min(max(t, low), high))
 
 
-def compile_program(solver: Any, sde: Any, times: tuple[float, ...], *, close: bool = False) -> Program:
-    """Compile a solver: run its formula over the steps of a grid and write down what it computes.
-
-    With `close`, a multistep solver is evaluated at the last node as well, which its corrector then uses.
-    """
+def compile_program(solver: Formula, sde: Process, times: tuple[float, ...]) -> Program:
+    """Compile a solver: run its formula over the steps of a grid and write down what it computes."""
     tracer = ProgramBuilder(sde, times)
     for i in range(len(times) - 1):
         try:
@@ -470,9 +488,4 @@ def compile_program(solver: Any, sde: Any, times: tuple[float, ...], *, close: b
                 f"{solver.name} divides by zero in the step from t={times[i]} to t={times[i + 1]}: alpha or sigma "
                 f"vanishes there; start below it (t_start=), end above it (t_end=), or use a solver that allows it"
             ) from None
-    if close:
-        end = tracer.path.nodes[-1]
-        tracer.stages[-1]["node"] = False
-        last = Step(tracer, tracer.path, len(times) - 1, end)
-        tracer.add(solver.corrected(last), end.t, node=True)
     return tracer.program(solver)

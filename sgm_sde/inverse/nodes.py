@@ -6,7 +6,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from sgm_sde.inverse.posterior_scores import require_measurement
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.schemes.base import Solver, WrappedSolver
 from sgm_sde.schemes.euler import SONG, forward_kernel
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
 
 
@@ -147,12 +147,12 @@ class Replacement(AtNodes):
                 f"take a single-step solver, or Replacement(..., noise='fixed')"
             )
 
-    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
+    def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """The replacement, after the solver's own hooks."""
         return (*self.solver.hooks(sde, grid, model, noise, mean=mean), self._replacing(sde, grid, noise, mean))
 
     def _replacing(self, sde: SDE, grid: Grid, noise: NoiseSource, mean: bool) -> Hook:
-        nodes: list[Any] = list(sde.nodes(grid.times))
+        nodes = list(sde.nodes(grid.times))
         operator = self.measurement.linear()
         known: list[Tensor] = []
 
@@ -227,7 +227,7 @@ class RePaint(Replacement):
         """The solver unchanged: its passes are those of the given solver."""
         return self, self.steps(nfe)
 
-    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
+    def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """Everything at a node: the solver's own hooks, the replacement, and the way back."""
         nodes, hooks = sde.nodes(grid.times), super().hooks(sde, grid, model, noise, mean=mean)
 
@@ -278,7 +278,7 @@ class _Remembering(Score):
         return self._score.network_evals(t)
 
     @outside_inference_mode
-    def output(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The score's own output."""
         self.last = Linearised(lambda x: self._score.output(x, t, **kwargs), x)
         return self.last.value
@@ -339,7 +339,7 @@ class DPS(AtNodes):
                 f"earlier ones: take Ancestral() or DDIM(), or a score such as MMPS or PiGDM with any solver"
             )
 
-    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
+    def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """The gradient step, before the solver's own hooks."""
         model.score = remembering = _Remembering(model.score)
         rho = [math.hypot(node.alpha, node.sigma) for node in sde.nodes(grid.times)]

@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -332,7 +331,7 @@ class _Function(Operator):
             raise ValueError(f"the operator returned shape {tuple(y.shape)} for x of shape {tuple(x.shape)}")
         return y
 
-    def _held(self) -> dict[str, Any]:
+    def _held(self) -> dict[str, object]:
         return {"apply": self._apply, "adjoint": getattr(self, "_adjoint", None)}
 
     def __repr__(self) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sgm_sde._checks import check_integer, described
+from sgm_sde._tree import Conditions
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.noise import SampleSeeds
@@ -91,7 +91,7 @@ def draw_with_log_prob(
     program: Program,
     seeds: SampleSeeds,
     trace: bool | str | Trace,
-    model_kwargs: Mapping[str, Any] | None,
+    model_kwargs: Conditions | None,
 ) -> tuple[Tensor, LogProbResult]:
     r"""Samples (B, *) by the solver's program from states x_T (B, *), and their log-density under the probability flow.
 

@@ -12,7 +12,7 @@ has the same mean, and a fraction of the variance wherever the noise is less tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sgm_sde._checks import FAR, number, one_of, range_of
 from sgm_sde._shapes import expand, flat
+from sgm_sde._tree import Conditions
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_finite, check_process, require_count
@@ -27,7 +28,7 @@ from sgm_sde.likelihood.decoders import Decoder, GaussianDecoder, decoder_of
 from sgm_sde.likelihood.errors import probe_error
 from sgm_sde.likelihood.results import BoundResult
 from sgm_sde.processes.discrete import DiscreteVPSDE
-from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.processes.linear import LinearNode, LinearSDE
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import as_density
 
@@ -52,7 +53,7 @@ def elbo(
     seed: Seeds = None,
     generator: Generators = None,
     dtype: torch.dtype | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Conditions | None = None,
     enable_grad: bool = False,
 ) -> BoundResult:
     r"""Variational lower bound on the log-likelihood of data under the reverse SDE, in nats per sample.
@@ -176,7 +177,7 @@ class LearnedVariance(nn.Module):
         self.net = net
         self.fraction: Tensor | None = None
 
-    def forward(self, x: Tensor, label: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, **kwargs: object) -> Tensor:
         """The prediction (B, C, *); v is kept in `fraction` until the next call."""
         out = self.net(x, label, **kwargs)
         if out.shape != (len(x), 2 * x.shape[1], *x.shape[2:]):
@@ -202,7 +203,7 @@ def ddpm_bound(
     seed: Seeds = None,
     generator: Generators = None,
     dtype: torch.dtype | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Conditions | None = None,
     enable_grad: bool = False,
 ) -> BoundResult:
     r"""DDPM's variational lower bound on the log-likelihood of data, in nats per sample.
@@ -313,7 +314,7 @@ def ddpm_bound(
     return draws.result(value, spread, prior, stacked, reconstruction, errors, model.nfe, protocol)
 
 
-def _divergence_from_prior(node: Any, x: Tensor, std: float) -> Tensor:
+def _divergence_from_prior(node: LinearNode, x: Tensor, std: float) -> Tensor:
     """KL(N(alpha x, sigma^2) || N(0, std^2)), (B,)."""
     d, ratio = x[0].numel(), (node.sigma / std) ** 2
     return 0.5 * (node.alpha / std) ** 2 * flat(x.square()).sum(1) + 0.5 * d * (ratio - 1 - math.log(ratio))
@@ -360,7 +361,12 @@ class _Draws:
         return g**2 * (flat(noise.square()).sum(1) - self.d)
 
     def decode(
-        self, model: BoundScore, node: Any, std: Callable[[], Any], n: int, clip: tuple[float, float] | None = None
+        self,
+        model: BoundScore,
+        node: LinearNode,
+        std: Callable[[], Any],
+        n: int,
+        clip: tuple[float, float] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """-log p(x | x_t) at the first node in the mean over n draws, and its variance (B,), NaN for one."""
         values = []

@@ -6,13 +6,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sgm_sde._checks import check_integer, check_per_sample_scalar, is_dense, not_finite
 from sgm_sde._times import at_ends
+from sgm_sde.likelihood.results import LogProbResult
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
 
@@ -73,7 +73,7 @@ class LikelihoodWarning(UserWarning):
     """The numerical error of some log-likelihoods did not come down to the tolerance."""
 
 
-def warn_unresolved(result: Any, method: Any) -> None:
+def warn_unresolved(result: LogProbResult, method: object) -> None:
     """Warn of the samples whose error did not come down to the tolerance, if there are any."""
     if not result.unresolved:
         return

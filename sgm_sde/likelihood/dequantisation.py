@@ -197,7 +197,7 @@ def _judge(
     n_levels: int,
     data_range: tuple[float, float],
     dequantize: str | Dequantisation,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
 ) -> None:
     """Warn of more bits than a uniform guess takes, with likely reasons; raise where only a wrong range gives them."""
     guess = math.log2(n_levels)

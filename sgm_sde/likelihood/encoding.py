@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from torch import Tensor
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import described, flag, not_finite, number, require_floating
 from sgm_sde._shapes import flat
+from sgm_sde._tree import Conditions
 from sgm_sde.engine.noise import Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import solve
@@ -30,7 +29,7 @@ def encode(
     *,
     eps: float | None = None,
     method: str | Method = "exponential",
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Conditions | None = None,
     enable_grad: bool = False,
 ) -> FlowResult:
     """Latents of x: the probability flow from eps to T. `decode` goes back with the same method.
@@ -73,7 +72,7 @@ def decode(
     *,
     eps: float | None = None,
     method: str | Method = "exponential",
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Conditions | None = None,
     enable_grad: bool = False,
     log_prob: bool = False,
     trace: str | Trace | None = None,
@@ -122,7 +121,7 @@ def _with_density(
     z: Tensor,
     eps: float | None,
     method: str | Method,
-    model_kwargs: Mapping[str, Any] | None,
+    model_kwargs: Conditions | None,
     grad: bool,
     trace: str | Trace | None,
     seed: Seeds,
@@ -151,7 +150,7 @@ def _carry(
     x: Tensor,
     eps: float | None,
     method: str | Method,
-    model_kwargs: Mapping[str, Any] | None,
+    model_kwargs: Conditions | None,
     grad: bool,
     to_noise: bool,
 ) -> FlowResult:

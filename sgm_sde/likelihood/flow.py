@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import one_of, require_function
-from sgm_sde._tree import Path
+from sgm_sde._tree import Conditions, Path
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import (
@@ -68,7 +68,7 @@ def log_prob(
     decoder: str | None = None,
     seed: Seeds = None,
     generator: Generators = None,
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Conditions | None = None,
     enable_grad: bool = False,
     batch_size: int | None = None,
 ) -> LogProbResult:
@@ -163,7 +163,7 @@ class _Question:
     prior: Callable[[Tensor], Tensor] | None
     decoder: str | None
 
-    def solved(self, x: Tensor, seeds: SampleSeeds, model_kwargs: Mapping[str, Any] | None) -> LogProbResult:
+    def solved(self, x: Tensor, seeds: SampleSeeds, model_kwargs: Conditions | None) -> LogProbResult:
         """The result for states x (B, *), and arguments of the network that are for these."""
         sde, eps = self.sde, self.eps
         estimate = self.trace.estimate(x, seeds, self.method.fresh)
@@ -189,7 +189,7 @@ class _Question:
 
 
 def _parts(
-    score: Score, x: Tensor, seeds: SampleSeeds, model_kwargs: Mapping[str, Any] | None, batch_size: int | None
+    score: Score, x: Tensor, seeds: SampleSeeds, model_kwargs: Conditions | None, batch_size: int | None
 ) -> list[tuple[Tensor, SampleSeeds, Mapping[str, Any] | None]]:
     """States, seeds and arguments of the network for as many samples as are run at once.
 
@@ -233,7 +233,7 @@ def _joint(
     decoder: object,
     seed: Seeds,
     generator: Generators,
-    model_kwargs: Mapping[str, Any] | None,
+    model_kwargs: Conditions | None,
     enable_grad: bool,
 ) -> LogProbResult:
     from sgm_sde.likelihood.joint import joint_log_prob
@@ -253,7 +253,7 @@ def chosen_trace(
     x: Tensor,
     eps: float,
     method: Method,
-    model_kwargs: Mapping[str, Any] | None,
+    model_kwargs: Conditions | None,
 ) -> tuple[Trace, ProbeTrial | None]:
     """The trace with a basis of its probes, and what a pilot found where it was asked for one now."""
     if not isinstance(trace, Hutchinson) or (isinstance(trace.basis, str) and trace.basis != PILOT):

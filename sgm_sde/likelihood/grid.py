@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from sgm_sde._checks import FAR, number, settle
 from sgm_sde.grids import GridRule
+from sgm_sde.processes.base import SDE
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Stretched(GridRule):
         for option in ("stretch", "data_std"):
             settle(self, **{option: number(option, getattr(self, option), above=0, most=FAR)})
 
-    def curve(self, sde: Any, start: float, end: float) -> tuple[float, float, float, float]:
+    def curve(self, sde: SDE, start: float, end: float) -> tuple[float, float, float, float]:
         """c, b, u_0 and a, with u from 0 at the start."""
         first, last = (float(sde.log_snr(t)) / 2 for t in (start, end))
         if not (math.isfinite(first) and math.isfinite(last)):
@@ -58,7 +58,7 @@ class Stretched(GridRule):
         c, b, u0, a = curve
         return c + b * np.sinh(a * (u - u0)), a * b * np.cosh(a * (u - u0))
 
-    def place(self, sde: Any, u: Tensor, start: float, end: float) -> Tensor:
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         lam, _ = self.on(self.curve(sde, start, end), u.numpy())
         times: Tensor = sde.time(2 * torch.from_numpy(lam))

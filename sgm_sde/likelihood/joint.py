@@ -12,7 +12,6 @@ $$ \log p(x) \ge E_{v\sim q}[\log p(x, v)] + H(q) $$
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +23,7 @@ from sgm_sde._autograd import outside_inference_mode
 from sgm_sde._checks import instance_of
 from sgm_sde._shapes import cpu_float64
 from sgm_sde._times import at_ends
+from sgm_sde._tree import Conditions
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.lowering import Plan, lower
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
@@ -83,7 +83,7 @@ def joint_log_prob(
     trace: str | Trace | None = None,
     seed: Seeds = None,
     generator: Generators = None,
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Conditions | None = None,
 ) -> LogProbResult:
     """Log-density of joint states under the probability flow, in nats per sample; what `log_prob` does on CLD.
 

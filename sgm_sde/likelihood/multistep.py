@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sgm_sde.engine.program import Program, Stage, Terms
+from sgm_sde.engine.program import Program, Stage
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.predictions import Marginal, Scalars
@@ -28,6 +28,9 @@ SLOPES = 4  # that a polynomial goes through
 SLOPES_OF_INTEGRALS = 6  # where all of them are known
 SLOPES_OF_ERRORS = 8  # of the rule that tells the error of the one with six
 SCORES = 4  # that a polynomial goes through
+
+
+Weights = tuple[tuple[int, float], ...]  # pairs (node, weight)
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,9 @@ class Quadrature:
         quarters: of every fourth, with four, (4, n + 1); number k lies within number k mod 2 of the halves.
     """
 
-    integrals: tuple[Terms, ...]
-    corrections: tuple[Terms, ...]
-    averages: tuple[Terms, ...]
+    integrals: tuple[Weights, ...]
+    corrections: tuple[Weights, ...]
+    averages: tuple[Weights, ...]
     weights: np.ndarray
     halves: np.ndarray
     quarters: np.ndarray
@@ -148,7 +151,7 @@ def quadrature_on(lam: np.ndarray, s: float) -> Quadrature:
     return quadrature(lam, lambda x: -0.5 / np.cosh(x + math.log(s)))
 
 
-def _terms(rows: np.ndarray) -> tuple[Terms, ...]:
+def _terms(rows: np.ndarray) -> tuple[Weights, ...]:
     """Each row as pairs of its columns and what stands there."""
     return tuple(tuple((int(j), float(row[j])) for j in np.flatnonzero(row)) for row in rows)
 
@@ -157,7 +160,7 @@ def program(nodes: Sequence[LinearNode], table: Tables, s: float) -> Program:
     """The flow over the grid's nodes, one network call each."""
     rho = [spread(node, s) for node in nodes]
 
-    def evals(row: np.ndarray, k: int) -> Terms:
+    def evals(row: np.ndarray, k: int) -> Weights:
         return tuple((int(j), float(row[j]) * rho[k] / rho[j]) for j in np.flatnonzero(row))
 
     stages = [Stage(nodes[0].t, evaluate=True, node=True)]

@@ -123,7 +123,7 @@ def joined(results: Sequence[LogProbResult]) -> LogProbResult:
     """One result of those of the parts of a batch."""
     if len(results) == 1:
         return results[0]
-    tensors: dict[str, Any] = {
+    tensors: dict[str, Any] = {  # fields by name
         f.name: torch.cat([getattr(r, f.name) for r in results])
         for f in fields(LogProbResult)
         if isinstance(getattr(results[0], f.name), Tensor)

@@ -151,7 +151,7 @@ class Problem:
 class NoNoise:
     """The probability flow draws none."""
 
-    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         """Raises."""
         raise RuntimeError("the probability flow draws no noise")
 
@@ -318,14 +318,15 @@ class Integrals(NodeByNode):
         for j, w in table.integrals[i]:
             jump = torch.add(jump, self._slopes[j], alpha=w)
         scores = {j: dot(self._scores[j], jump) for j, _ in table.averages[i]}
-        added = sum((w * trust[j]) * scores[j] for j, w in table.averages[i])
+        none = torch.zeros_like(scores[i])
+        added = sum(((w * trust[j]) * scores[j] for j, w in table.averages[i]), none)
         self._defect = self._defect + added
         with torch.no_grad():
             off = sum(w * self._slopes[j] for j, w in table.corrections[i])
             ends = trust[i] * self._scores[i] + trust[i + 1] * self._scores[i + 1]
-            of_slopes = dot(ends, off) / 2 if isinstance(off, Tensor) else torch.zeros_like(scores[i])
+            of_slopes = dot(ends, off) / 2 if isinstance(off, Tensor) else none
             of_mean = (trust[i] * scores[i] + trust[i + 1] * scores[i + 1]) / 2 - added
-            of_trust = sum((w * (1 - trust[j])) * scores[j] for j, w in table.averages[i])
+            of_trust = sum(((w * (1 - trust[j])) * scores[j] for j, w in table.averages[i]), none)
             self._errors.append(torch.stack([of_slopes, of_mean, of_trust, added]).detach())
         self._crossed = i + 1
         needed = self.grid.reach[min(i + 1, len(self.grid.reach) - 1)][0]
@@ -643,7 +644,7 @@ def adjoint(flow: NormalisedFlow, rtol: float, atol: float, parameters: Sequence
     y0 = (x / flow.scale[flow.data], x.new_zeros(len(x), flow.problem.trace.columns))
     # Without step_t it would step beyond the end and interpolate, and the network would be called outside of [eps, T].
     u = torch.tensor([-flow.data.lam, -flow.noise.lam], dtype=torch.float64, device=x.device)
-    options: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": "dopri5", "options": {"step_t": u[1:]}}
+    options: dict[str, object] = {"rtol": rtol, "atol": atol, "method": "dopri5", "options": {"step_t": u[1:]}}
     if torch.is_grad_enabled():
         options |= {"adjoint_params": tuple(parameters), "adjoint_options": {"step_t": u[:1]}}
     try:

@@ -9,9 +9,9 @@ leaves less variance.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from sgm_sde._autograd import require_gradient
 from sgm_sde._checks import one_of
 from sgm_sde._shapes import dot
+from sgm_sde._tree import Conditions
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.model import BoundScore
@@ -84,7 +85,7 @@ class TraceScore(BoundScore):
     """
 
     def __init__(
-        self, score: Score, sde: SDE, times: tuple[float, float], kwargs: Mapping[str, Any] | None, batch: int
+        self, score: Score, sde: SDE, times: tuple[float, float], kwargs: Conditions | None, batch: int
     ) -> None:
         super().__init__(score, sde, times, kwargs)
         self.batch, self.vjps = batch, 0

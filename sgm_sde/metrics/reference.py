@@ -7,14 +7,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from sgm_sde._checks import unknown
-from sgm_sde._files import parse_json, reading
+from sgm_sde._files import JsonObject, parse_json, reading
 from sgm_sde.distributed import read_data
 from sgm_sde.identity import fingerprint
 from sgm_sde.metrics.features import Extractor, to_uint8
@@ -144,7 +143,7 @@ def _statistics(path: Path, extractor: Extractor) -> Reference:
         data = path.read_bytes()
         tensors = safetensors.torch.load(data)
         header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        known: dict[str, Any] = parse_json(header["__metadata__"]["reference"])
+        known: JsonObject = parse_json(header["__metadata__"]["reference"])
         mean, cov = tensors["mean"].double(), tensors["cov"].double()
         identity, n = (str(known["extractor"][0]), str(known["extractor"][1])), int(known["n"])
     if identity != (extractor.name, extractor.hash):

@@ -83,6 +83,10 @@ class ProcessNode:
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_"):
             raise AttributeError(name)
+        self.refuse(name)
+
+    def refuse(self, name: str) -> NoReturn:
+        """Raise TypeError: a formula asks for a coefficient that the process does not have."""
         raise TypeError(f"this needs {name}(t), which {type(self.sde).__name__} does not have: {self.advice}")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -155,7 +154,7 @@ class CLD(RateMatrixSDE):
 
 
 def hybrid_score_matching(
-    predict: Callable[..., Tensor], sde: MatrixSDE, x0: Tensor, t: Tensor, noise: Tensor, **kwargs: Any
+    predict: Callable[..., Tensor], sde: MatrixSDE, x0: Tensor, t: Tensor, noise: Tensor, **kwargs: object
 ) -> Tensor:
     r"""The hybrid score matching loss of each sample, (B,): mean square error of the last block's noise.
 

@@ -236,7 +236,7 @@ class TorchDiffEq(FlowBackend):
         from torchdiffeq import odeint
 
         s = torch.linspace(0, 1, (steps or 1) + 1, dtype=torch.float64, device=z.device)
-        options: dict[str, Any] = {}
+        options: dict[str, object] = {}
         if self.method in self.adaptive:
             # The first step's size follows from the norm, and its gradient would need those of all times beside it.
             options = {"step_t": s[1:], "norm": lambda v: v.detach().square().mean().sqrt()}

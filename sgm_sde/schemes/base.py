@@ -7,7 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from sgm_sde.engine.noise import NoiseSource, SampleSeeds
 from sgm_sde.engine.program import Form, Program, Step, compile_program
 from sgm_sde.grids import Grid, GridRule, rule
 from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.scores.model import BoundScore
 
 
 class Solver(Value, ABC):
@@ -163,7 +164,7 @@ class Solver(Value, ABC):
                 raise
             return compile_program(self, sde, grid.times)
 
-    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
+    def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """State-dependent callbacks at the grid's nodes; none for most solvers.
 
         With `mean`, the last update of the run adds no noise; if that update is the table's, `end_in_mean` sees
@@ -180,7 +181,7 @@ class Solver(Value, ABC):
         """The program whose last update adds no noise, if that update is the table's."""
         return program.without_final_noise()
 
-    def brownian_time(self, sde: Any, t: float) -> float:
+    def brownian_time(self, sde: SDE, t: float) -> float:
         """Time change of the Brownian path whose increments are the noises of the steps.
 
         The law is the same for any; with that of the method, the noises of two short steps add up to that of the long
@@ -272,7 +273,7 @@ class WrappedSolver(Solver):
         """Step formula of the solver inside."""
         return self.solver.step(k)
 
-    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
+    def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """Callbacks at the nodes of the solver inside."""
         return self.solver.hooks(sde, grid, model, noise, mean=mean)
 
@@ -285,7 +286,7 @@ class WrappedSolver(Solver):
         """Last update without noise of the solver inside."""
         return self.solver.end_in_mean(program)
 
-    def brownian_time(self, sde: Any, t: float) -> float:
+    def brownian_time(self, sde: SDE, t: float) -> float:
         """Brownian time of the solver inside."""
         return self.solver.brownian_time(sde, t)
 
@@ -306,7 +307,7 @@ class Problem:
         on_leave: to be called with the number of samples that have just arrived or given up.
     """
 
-    model: Any
+    model: BoundScore
     sde: SDE
     x: Tensor
     start: float
@@ -433,11 +434,13 @@ def resolve_any(solver: Solver | AdaptiveSolver | str) -> Solver | AdaptiveSolve
         if library not in BACKENDS:
             raise ValueError(f"unknown library {library!r} in {solver!r}; known: {', '.join(BACKENDS)}")
         return BACKENDS[library](method)
-    found: Solver | AdaptiveSolver = _resolve(solver, {**REGISTRY, **ADAPTIVE})
-    return found
+    return _resolve(solver, {**REGISTRY, **ADAPTIVE})
 
 
-def _resolve(solver: Any, known: Mapping[str, Callable[[], Any]]) -> Any:
+Found = TypeVar("Found")
+
+
+def _resolve(solver: object, known: Mapping[str, Callable[[], Found]]) -> Solver | Found:
     if isinstance(solver, Solver):
         return solver
     if not isinstance(solver, str):

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +16,14 @@ from sgm_sde._checks import FAR, check_integer, number, one_of, settle
 from sgm_sde._shapes import cpu_float64, flat
 from sgm_sde._value import Value
 from sgm_sde.engine.executor import Hook
+from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.schemes.base import Solver, WrappedSolver
 from sgm_sde.schemes.euler import SONG
+from sgm_sde.scores.model import BoundScore
 
 
 class Corrector(Value, ABC):
@@ -47,7 +48,7 @@ class Corrector(Value, ABC):
     def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
         """One update of x (B, *) given the score there and standard normal noise: its mean, and what noise adds."""
 
-    def corrector(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> Hook:
+    def corrector(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> Hook:
         """The function to call at a node of the grid; with `mean`, its very last update adds no noise."""
         constants = self.constants(sde, grid)
         begun = False
@@ -264,7 +265,7 @@ class AnnealedLangevin(Solver, Corrector):
         x = k.end.alpha / k.start.alpha * self._sweep(k, k.x, k.start)
         return self._sweep(k, x, k.end) if k.i == k.n - 1 else x
 
-    def _sweep(self, k: Step, x: Form, node: Any) -> Form:
+    def _sweep(self, k: Step, x: Form, node: Node) -> Form:
         delta = self.step_ratio * node.sigma**2
         for _ in range(self.n_steps):
             x = k.keep(x, node)
@@ -348,7 +349,7 @@ class PredictorCorrector(WrappedSolver):
         """The predictor's table; the corrector depends on x and runs beside it."""
         return self.predictor.compile(sde, grid)
 
-    def hooks(self, sde: SDE, grid: Grid, model: Any, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
+    def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """The corrector at the nodes it works at, after the predictor's own hooks."""
         ends = self.sequence == "PC"
         correct = self.corrector.corrector(sde, grid, model, noise, mean=mean)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
+from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
+from sgm_sde.processes.base import SDE
 from sgm_sde.schemes.base import EtaSolver
 
 SONG = "Song et al., 2021, arXiv:2011.13456"
 
 
-def forward_kernel(end: Any, start: Any) -> tuple[float, float]:
+def forward_kernel(end: Node, start: Node) -> tuple[float, float]:
     r"""Scale $a$ and variance $b^2$ of the forward process from the cleaner node `end` (t) to the noisier `start` (s).
 
     $a = \alpha_s/\alpha_t$ and $b^2 = \sigma_s^2 - a^2\sigma_t^2$, without cancellation.
@@ -56,7 +57,7 @@ class EulerMaruyama(EtaSolver):
         )  # g may be infinite at alpha = 0
         return k.x - h * drift + noise
 
-    def brownian_time(self, sde: Any, t: float) -> float:
+    def brownian_time(self, sde: SDE, t: float) -> float:
         """Time itself."""
         return t
 
@@ -90,7 +91,7 @@ class ReverseDiffusion(EtaSolver):
     grids = ("table",)
     source = SONG
 
-    def brownian_time(self, sde: Any, t: float) -> float:
+    def brownian_time(self, sde: SDE, t: float) -> float:
         """Time itself."""
         return t
 

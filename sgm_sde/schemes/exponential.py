@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from sgm_sde._checks import FAR, check_integer, ends_of, noise_level, number, one_of, real, require_function, settle
+from sgm_sde.engine.node import Node
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
+from sgm_sde.processes.base import SDE
 from sgm_sde.schemes.base import Solver
-from sgm_sde.schemes.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart
+from sgm_sde.schemes.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart, Values
 
 Eta = float | Callable[[float], float]
 FEW_STEPS = 15  # below them the literature's codes lower the order of the last steps
@@ -89,7 +91,7 @@ class Exponential(Solver):
         shown = [f"{f.name}={getattr(self, f.name)!r}" for f in changed if not (native and f.name == "variable")]
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def brownian_time(self, sde: Any, t: float) -> float:
+    def brownian_time(self, sde: SDE, t: float) -> float:
         """The square of sigma / alpha for noise prediction, (alpha / sigma)^(2 eta^2) for the others."""
         if self.prediction == "noise":
             return math.exp(-float(sde.log_snr(t)))
@@ -106,7 +108,7 @@ class Exponential(Solver):
         """True if the solver adds noise."""
         return callable(self.eta) or self.eta > 0 or self.noise_scale is not None
 
-    def eta_on(self, s: Any, t: Any) -> float:
+    def eta_on(self, s: Node, t: Node) -> float:
         """Noise level of the step from s to t; its square in proportion where a part of the step is in the window."""
         eta = noise_level(self.eta(s.t), s.t) if callable(self.eta) else self.eta
         low, high = self.window
@@ -115,7 +117,7 @@ class Exponential(Solver):
         inside = math.log(min(s.noise_level, high) / max(t.noise_level, low)) / (t.lam - s.lam)
         return eta * math.sqrt(max(inside, 0.0))
 
-    def part(self, s: Any, t: Any) -> LinearPart:
+    def part(self, s: Node, t: Node) -> LinearPart:
         """The linear part of the step from s to t."""
         assert self.variable is not None
         if self.noise_scale is not None:
@@ -123,11 +125,19 @@ class Exponential(Solver):
         return PARTS[self.prediction](self.variable, self.eta_on(s, t), self.variant, self.sigma_data)
 
 
-def _er_log_scale(s: Any) -> Any:
+class _Predicted(NamedTuple):
+    """A step as the predictor took it, for its corrector: the linear part, the start, and the evaluations used."""
+
+    part: LinearPart
+    start: Node
+    known: Known
+
+
+def _er_log_scale(s: Values) -> Values:
     return np.log(s) + np.log(np.exp(s**0.3) + 10)
 
 
-LOG_SCALES: dict[str, Callable[[Any], Any]] = {"er": _er_log_scale}
+LOG_SCALES: dict[str, Callable[[Values], Values]] = {"er": _er_log_scale}
 
 
 def runge_kutta_step(part: LinearPart, k: Step, c: tuple[float, ...]) -> Form:
@@ -140,7 +150,7 @@ def runge_kutta_step(part: LinearPart, k: Step, c: tuple[float, ...]) -> Form:
     start = newest = (s, k.evaluate(k.x, s))
     noisy, drawn = s, Form()
 
-    def advance(to: Any) -> Form:
+    def advance(to: Node) -> Form:
         nonlocal noisy, drawn
         known: Known = [start] if newest is start else [newest, start]
         x = part.update(s, to, k.x, known)
@@ -266,9 +276,10 @@ class ExponentialAdams(Exponential):
     def corrected(self, k: Step) -> Form:
         """The state at the step's start, the step before done again with the evaluation there."""
         here = k.evaluate(k.x, k.start)
-        if "predicted" not in k.memory:
+        predicted = k.memory.pop("predicted", None)
+        if not isinstance(predicted, _Predicted):
             return k.x
-        part, before, used = k.memory.pop("predicted")
+        part, before, used = predicted
         nodes: Known = [(k.start, here), *used][: self.corrector]
         return k.x + part.integral(before, k.start, nodes) - part.integral(before, k.start, used)
 
@@ -283,7 +294,7 @@ class ExponentialAdams(Exponential):
         nodes = min(self.nodes, k.n - k.i) if lower else self.nodes
         known = part.usable(s, t, k.known(nodes + SPARE), nodes)
         if self.corrector and math.isfinite(part.coordinate(s)):
-            k.memory["predicted"] = (part, s, known)
+            k.memory["predicted"] = _Predicted(part, s, known)
         std = part.std(s, t)
         return part.update(s, t, x, known) + (std * k.noise() if std else Form())
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from sgm_sde._checks import check_integer, flag, noise_level, number, one_of, real, settle
+from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
+from sgm_sde.processes.base import SDE
 from sgm_sde.schemes.base import Solver, WrappedSolver
 from sgm_sde.schemes.exponential import Eta, ExponentialAdams, ExponentialRungeKutta
 from sgm_sde.schemes.linear_part import VARIANTS
@@ -123,21 +124,26 @@ def _dpm_solver(
     if flag("singlestep", singlestep) and order > 3:
         raise ValueError(f"order must be 1, 2 or 3, multistep also more, got {order}")
     sde = "sde-" if callable(eta) or eta else ""
-    options: dict[str, Any] = {"prediction": prediction, "variant": variant, "eta": eta, "source": source}
     if singlestep:
         if start is not None:
             raise ValueError(f"a single-step solver needs no start, got start={start!r}")
         if lower_final is not None:
             raise ValueError(f"a single-step solver has no history to leave out, got lower_final={lower_final!r}")
         suffix = "s" if family == "dpm++" else ""  # the first paper's solvers are single-step, and go without
-        return ExponentialRungeKutta(stages=order, name=f"{sde}{family}{order}{suffix}", **options)
+        name = f"{sde}{family}{order}{suffix}"
+        return ExponentialRungeKutta(
+            stages=order, name=name, prediction=prediction, variant=variant, eta=eta, source=source
+        )
     if order == 1 and variant != "exact":
         raise ValueError(f"order 1 has no variants, got variant={variant!r}")
     least = 4 if variant == "published" else 3
     start = _warm_if(order, start, eta, least)
     kind = "-published" if variant == "published" else "-cold" if order >= least and start == "cold" and not sde else ""
     name = f"{sde}{family}{order}m{kind}"
-    return ExponentialAdams(nodes=order, start=start, lower_final=_lower(order, lower_final), name=name, **options)
+    return ExponentialAdams(
+        nodes=order, start=start, lower_final=_lower(order, lower_final), name=name,
+        prediction=prediction, variant=variant, eta=eta, source=source,
+    )  # fmt: skip
 
 
 def DEIS(
@@ -538,7 +544,7 @@ class PNDM(Solver):
         """The state at the step's end, by the formula above."""
         s, t = k.start, k.end
 
-        def transfer(to: Any, eps: Form) -> Form:
+        def transfer(to: Node, eps: Form) -> Form:
             return to.alpha / s.alpha * k.x + to.alpha * (to.noise_level - s.noise_level) * eps
 
         e1 = k.evaluate(k.x, s)
@@ -603,7 +609,7 @@ class AncestralNoise(WrappedSolver):
         """The solver's order, at most 2."""
         return min(self.solver.order, 2)
 
-    def brownian_time(self, sde: Any, t: float) -> float:
+    def brownian_time(self, sde: SDE, t: float) -> float:
         """Time change of ancestral steps, whatever that of the solver inside."""
         return Solver.brownian_time(self, sde, t)
 

@@ -27,15 +27,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sgm_sde._shapes import cpu_float64
+from sgm_sde.engine.node import Node, Process
 from sgm_sde.engine.phi import phi
-from sgm_sde.engine.program import Form
+from sgm_sde.engine.program import Form, Step
 
-Known = Sequence[tuple[Any, Form]]  # pairs (node, evaluation there), newest first
+Values = float | npt.NDArray[np.float64]  # at one place, or at the points of a quadrature
+Known = Sequence[tuple[Node, Form]]  # pairs (node, evaluation there), newest first
 VARIABLES = ("log-snr", "time", "noise-level", "vp-time", "angle", "flow-time")
 VARIANTS = ("exact", "midpoint", "bh1", "published", "fixed", "ipndm-v")
 LARGEST = 10.0  # sum of the sizes of a step's weights, relative to their sum
@@ -47,7 +49,7 @@ _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
 POINTS, WEIGHTS = (_POINTS + 1) / 2, _WEIGHTS / 2  # Gauss-Legendre on [0, 1]
 
 
-def _solved(r: Sequence[float], moments: Sequence[float]) -> Any:
+def _solved(r: Sequence[float], moments: Sequence[float]) -> npt.NDArray[np.float64]:
     """The weights of values at r whose sums with powers of r are the moments."""
     return np.linalg.solve(np.vander(r, increasing=True).T, moments)
 
@@ -107,22 +109,22 @@ class LinearPart(ABC):
     sigma_data: float = 1.0
 
     @abstractmethod
-    def factor(self, s: Any, t: Any) -> float:
+    def factor(self, s: Node, t: Node) -> float:
         """Linear factor L(t, s)."""
 
     @abstractmethod
-    def std(self, s: Any, t: Any) -> float:
+    def std(self, s: Node, t: Node) -> float:
         """Standard deviation of the noise between s and t."""
 
     @abstractmethod
-    def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
+    def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """The kernel's integral from s to where the half log-SNR is lam."""
 
-    def scale(self, node: Any) -> float:
+    def scale(self, node: Node) -> float:
         """Factor on a prediction before it is interpolated."""
         return 1.0
 
-    def coordinate(self, node: Any) -> float:
+    def coordinate(self, node: Node) -> float:
         """The node's place in `variable`."""
         if self.variable == "log-snr":
             return float(node.lam)
@@ -136,7 +138,7 @@ class LinearPart(ABC):
             return float(node.sigma / (node.alpha + node.sigma))
         return math.atan2(node.sigma, node.alpha * self.sigma_data)
 
-    def lam(self, sde: Any, coordinate: Any) -> Any:
+    def lam(self, sde: Process, coordinate: Values) -> Values:
         """Half the log-SNR where `variable` has the given values."""
         if self.variable == "log-snr":
             return coordinate
@@ -149,13 +151,13 @@ class LinearPart(ABC):
             return -np.log(np.expm1(low * coordinate + (high - low) * coordinate**2 / 2)) / 2
         return -np.log(coordinate if self.variable == "noise-level" else self.sigma_data * np.tan(coordinate))
 
-    def between(self, k: Any, s: Any, t: Any, fraction: float) -> Any:
+    def between(self, k: Step, s: Node, t: Node, fraction: float) -> Node:
         """The node at a fraction of the way from s to t in `variable`."""
         a, b = self.coordinate(s), self.coordinate(t)
         place = a + fraction * (b - a)
         return k.at(place if self.variable == "time" else float(s.sde.time(2 * float(self.lam(s.sde, place)))))
 
-    def moments(self, s: Any, t: Any, n: int) -> list[float]:
+    def moments(self, s: Node, t: Node, n: int) -> list[float]:
         r"""Integrals of K r^k for k < n, where r runs from 0 at s to 1 at t in `variable`.
 
         By parts, $W_t - k \int_0^1 r^{k-1} W\,dr$ with W the kernel accumulated from s: nothing cancels.
@@ -167,7 +169,7 @@ class LinearPart(ABC):
         W = self.accumulated(s, t, self.lam(s.sde, a + POINTS * (b - a)))
         return [whole, *(whole - k * float(np.sum(WEIGHTS * POINTS ** (k - 1) * W)) for k in range(1, n))]
 
-    def weights(self, s: Any, t: Any, nodes: Sequence[Any]) -> list[float]:
+    def weights(self, s: Node, t: Node, nodes: Sequence[Node]) -> list[float]:
         r"""Weights of the evaluations at `nodes`: those that integrate polynomials exactly.
 
         They solve $\sum_j w_j r_j^k = m_k$ with the moments $m_k$, which a variant simplifies:
@@ -187,7 +189,7 @@ class LinearPart(ABC):
         w = _solved(r, self._simplified(s, t, r))
         return [float(v) * self.scale(node) for v, node in zip(w, nodes, strict=True)]
 
-    def _simplified(self, s: Any, t: Any, r: Sequence[float]) -> list[float]:
+    def _simplified(self, s: Node, t: Node, r: Sequence[float]) -> list[float]:
         """The moments for nodes at r, as the variant has them."""
         n = len(r)
         m = self.moments(s, t, n)
@@ -203,11 +205,11 @@ class LinearPart(ABC):
             m[3:] = [moment + change * (r[1] + r[2]) for moment in m[3:]]
         return m
 
-    def _bh1(self, s: Any, t: Any) -> float:
+    def _bh1(self, s: Node, t: Node) -> float:
         """h / (e^h - 1) or its like: UniPC's B1 over its B2."""
         raise ValueError(f"the variant 'bh1' is one of data and noise prediction, not of {type(self).__name__}")
 
-    def usable(self, s: Any, t: Any, known: Known, n: int | None = None) -> Known:
+    def usable(self, s: Node, t: Node, known: Known, n: int | None = None) -> Known:
         """The newest n evaluations that the polynomial of a step can go through; all, if n is not given.
 
         Before infinity that is s alone; elsewhere those that `separated` keeps. Fixed weights do not depend on places.
@@ -222,11 +224,11 @@ class LinearPart(ABC):
         places = [(self.coordinate(node) - a) / h for node, _ in finite]
         return [finite[j] for j in separated(places, n, lambda m: self._simplified(s, t, places[:m]))]
 
-    def integral(self, s: Any, t: Any, known: Known) -> Form:
+    def integral(self, s: Node, t: Node, known: Known) -> Form:
         """The integral of K times the interpolant."""
         return Form.combine(self.weights(s, t, [node for node, _ in known]), [e for _, e in known])
 
-    def update(self, s: Any, t: Any, x: Form, known: Known) -> Form:
+    def update(self, s: Node, t: Node, x: Form, known: Known) -> Form:
         """The step without its noise."""
         return self.factor(s, t) * x + self.integral(s, t, known)
 
@@ -240,37 +242,37 @@ class DataPart(LinearPart):
             (1 + eta^2) log(sigma / alpha).
     """
 
-    log_scale: Callable[[Any], Any] | None = None
+    log_scale: Callable[[Values], Values] | None = None
 
-    def _added(self, lam_s: Any, lam_t: Any) -> Any:
+    def _added(self, lam_s: float, lam_t: Values) -> Values:
         """Integral of eta^2 over half the log-SNR."""
         if self.log_scale is not None:
             return self.log_scale(np.exp(-lam_s)) - self.log_scale(np.exp(-lam_t)) - (lam_t - lam_s)
         return self.eta**2 * (lam_t - lam_s) if self.eta else 0.0
 
-    def factor(self, s: Any, t: Any) -> float:
+    def factor(self, s: Node, t: Node) -> float:
         """Linear factor L(t, s)."""
         return float(t.sigma / s.sigma * math.exp(-self._added(s.lam, t.lam)))
 
-    def std(self, s: Any, t: Any) -> float:
+    def std(self, s: Node, t: Node) -> float:
         """Standard deviation of the noise between s and t."""
         return float(t.sigma * math.sqrt(-math.expm1(-2 * self._added(s.lam, t.lam))))
 
-    def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
+    def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """The kernel's integral from s to lam."""
         if not math.isfinite(t.lam - s.lam):
             return t.alpha
         whole, part = (end - s.lam + self._added(s.lam, end) for end in (t.lam, lam))
         return -t.alpha * np.exp(part - whole) * np.expm1(-part)
 
-    def moments(self, s: Any, t: Any, n: int) -> list[float]:
+    def moments(self, s: Node, t: Node, n: int) -> list[float]:
         """In closed form where there is one."""
         if self.variable != "log-snr" or self.log_scale is not None or not math.isfinite(t.lam - s.lam):
             return super().moments(s, t, n)
         c = (1 + self.eta**2) * (t.lam - s.lam)
         return [t.alpha * c * math.factorial(k) * phi(k + 1, -c) for k in range(n)]
 
-    def _bh1(self, s: Any, t: Any) -> float:
+    def _bh1(self, s: Node, t: Node) -> float:
         c = (1 + self.eta**2) * (t.lam - s.lam)
         return 1 / phi(1, -c)
 
@@ -279,21 +281,21 @@ class DataPart(LinearPart):
 class NoisePart(LinearPart):
     """Noise prediction."""
 
-    def factor(self, s: Any, t: Any) -> float:
+    def factor(self, s: Node, t: Node) -> float:
         """Linear factor L(t, s)."""
         return float(t.alpha / s.alpha)
 
-    def std(self, s: Any, t: Any) -> float:
+    def std(self, s: Node, t: Node) -> float:
         """Standard deviation of the noise between s and t."""
         if not self.eta:  # the flow may run towards the noise, too
             return 0.0
         return float(self.eta * t.alpha * s.noise_level * math.sqrt(-math.expm1(2 * (s.lam - t.lam))))
 
-    def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
+    def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """The kernel's integral from s to lam."""
         return (1 + self.eta**2) * t.alpha * s.noise_level * np.expm1(s.lam - lam)
 
-    def moments(self, s: Any, t: Any, n: int) -> list[float]:
+    def moments(self, s: Node, t: Node, n: int) -> list[float]:
         """In closed form where there is one."""
         h = t.lam - s.lam
         if self.variable == "noise-level":
@@ -302,7 +304,7 @@ class NoisePart(LinearPart):
             return super().moments(s, t, n)
         return [-(1 + self.eta**2) * t.sigma * h * math.factorial(k) * phi(k + 1, h) for k in range(n)]
 
-    def _bh1(self, s: Any, t: Any) -> float:
+    def _bh1(self, s: Node, t: Node) -> float:
         return 1 / phi(1, t.lam - s.lam)
 
 
@@ -310,31 +312,31 @@ class NoisePart(LinearPart):
 class VPart(LinearPart):
     """Velocity prediction of data with the standard deviation `sigma_data`, in the angle."""
 
-    def _cosines(self, s: Any, t: Any) -> float:
+    def _cosines(self, s: Node, t: Node) -> float:
         return math.cos(self.coordinate(s)) / math.cos(self.coordinate(t))
 
-    def _rho(self, node: Any) -> float:
+    def _rho(self, node: Node) -> float:
         return math.hypot(node.alpha * self.sigma_data, node.sigma)
 
-    def factor(self, s: Any, t: Any) -> float:
+    def factor(self, s: Node, t: Node) -> float:
         """Linear factor L(t, s)."""
         return self._rho(t) / self._rho(s) * self._cosines(s, t) ** self.eta**2
 
-    def std(self, s: Any, t: Any) -> float:
+    def std(self, s: Node, t: Node) -> float:
         """Standard deviation of the noise between s and t."""
         return self._rho(t) * math.sqrt(max(1 - self._cosines(s, t) ** (2 * self.eta**2), 0.0))
 
-    def scale(self, node: Any) -> float:
+    def scale(self, node: Node) -> float:
         """The angular velocity is v / rho."""
         return 1 / self._rho(node)
 
-    def moments(self, s: Any, t: Any, n: int) -> list[float]:
+    def moments(self, s: Node, t: Node, n: int) -> list[float]:
         """By quadrature in the angle itself."""
         a, b = self.coordinate(s), self.coordinate(t)
         K = (1 + self.eta**2) * (b - a) * self._rho(t) * (np.cos(a + POINTS * (b - a)) / math.cos(b)) ** self.eta**2
         return [float(np.sum(WEIGHTS * POINTS**k * K)) for k in range(n)]
 
-    def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
+    def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """Not needed: the moments are had directly."""
         raise NotImplementedError
 
@@ -343,20 +345,20 @@ class VPart(LinearPart):
 class RectifiedPart(LinearPart):
     r"""The flow of the straight path $x/(\alpha + \sigma) = (1-w)D + w\epsilon$, without noise."""
 
-    def factor(self, s: Any, t: Any) -> float:
+    def factor(self, s: Node, t: Node) -> float:
         """Linear factor L(t, s)."""
         return float((t.alpha + t.sigma) / (s.alpha + s.sigma))
 
-    def std(self, s: Any, t: Any) -> float:
+    def std(self, s: Node, t: Node) -> float:
         """Zero: no noise."""
         return 0.0
 
-    def moments(self, s: Any, t: Any, n: int) -> list[float]:
+    def moments(self, s: Node, t: Node, n: int) -> list[float]:
         """In closed form: the kernel is constant in w."""
         whole = (t.alpha + t.sigma) * (self.coordinate(t) - self.coordinate(s))
         return [whole / (k + 1) for k in range(n)]
 
-    def accumulated(self, s: Any, t: Any, lam: Any) -> Any:
+    def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """Not needed: the moments are had directly."""
         raise NotImplementedError
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +11,11 @@ from torch import Tensor
 
 from sgm_sde._checks import check_integer, one_of, settle
 from sgm_sde.engine.matrix import Matrix
+from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.grids import Grid
-from sgm_sde.processes.base import SDE
-from sgm_sde.processes.matrix import cholesky
+from sgm_sde.processes.base import SDE, ProcessNode
+from sgm_sde.processes.matrix import MatrixNode, cholesky
 from sgm_sde.schemes.base import EtaSolver, Solver
 from sgm_sde.schemes.correctors import Langevin
 from sgm_sde.schemes.linear_part import POINTS, SPARE, WEIGHTS, separated
@@ -58,16 +58,29 @@ class SSCS(EtaSolver):
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
         c = (1 + self.eta**2) / 2
-        middle = k.at((k.start.t + k.end.t) / 2)
+        start, end = matrix_node(k.start), matrix_node(k.end)
+        middle = matrix_node(k.at((start.t + end.t) / 2))
 
-        def exact(z: Form, s: Any, t: Any) -> Form:
+        def exact(z: Form, s: MatrixNode, t: MatrixNode) -> Form:
             phi, N = s.transport(t.t, pull=c, noise=self.eta)
             return phi * z + (root(N) * k.noise() if self.eta else Form())
 
-        z = k.keep(exact(k.x, k.start, middle), middle)
-        push = c * k.start.noise_until(k.end.t)
-        z = z + push * k.evaluate(z, middle) + push * k.start.sde.prior_covariance.inverse * z
-        return exact(z, middle, k.end)
+        z = k.keep(exact(k.x, start, middle), middle)
+        push = c * start.noise_until(end.t)
+        z = z + push * k.evaluate(z, middle) + push * start.sde.prior_covariance.inverse * z
+        return exact(z, middle, end)
+
+
+def matrix_node(node: Node, needed: str = "Phi") -> MatrixNode:
+    """The node of a process whose state has blocks, of which a formula needs a coefficient of this name.
+
+    Raises:
+        TypeError: for one of any other process.
+    """
+    if not isinstance(node, MatrixNode):
+        assert isinstance(node, ProcessNode)
+        node.refuse(needed)
+    return node
 
 
 def root(covariance: np.ndarray) -> Matrix:
@@ -125,7 +138,7 @@ class GDDIM(Solver):
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
-        s, t = k.start, k.end
+        s, t = matrix_node(k.start), matrix_node(k.end)
         k.evaluate(k.x, s)
         (phi, _), known = s.transport(t.t), k.known(self.nodes + SPARE)
         a, b = np.log(s.t), np.log(t.t)
@@ -172,7 +185,8 @@ class VelocityLangevin(Langevin):
 
     def _variances(self, sde: SDE, grid: Grid) -> Sequence[float]:
         """The variance of the velocity given the rest, at each node."""
-        spreads = [(node.t, node.cov + self.data_std**2 * np.outer(node.mu, node.mu)) for node in sde.nodes(grid.times)]
+        nodes = [matrix_node(node, "cov") for node in sde.nodes(grid.times)]
+        spreads = [(node.t, node.cov + self.data_std**2 * np.outer(node.mu, node.mu)) for node in nodes]
         return [float(cholesky(spread, t)[-1, -1]) ** 2 for t, spread in spreads]
 
     def _moved(self, x: Tensor) -> Tensor:

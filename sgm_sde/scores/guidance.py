@@ -157,7 +157,7 @@ class GuidedScore(Score):
         return f"{type(self).__name__}({', '.join(map(repr, self.parts))}, {options})"
 
 
-def _checked_scale(scale: Any, score: Score) -> Any:
+def _checked_scale(scale: object, score: Score) -> Any:
     """A scale as a float, finite numbers of single samples, or a function.
 
     Raises:

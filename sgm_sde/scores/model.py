@@ -110,6 +110,7 @@ class BoundScore:
         output = self._output(x, t) if output is None else output
         if isinstance(c_x, Matrix):
             return apply(c_x, x) + apply(c_r, output.to(x.dtype))
+        assert not isinstance(c_r, Matrix)
         return c_r * output.to(x.dtype) if c_x == 0 else torch.add(c_r * output.to(x.dtype), x, alpha=c_x)
 
     @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ def require_kernel(sde: object) -> None:
         raise TypeError(f"sde must be a LinearSDE or a MatrixSDE, got {described(sde)}")
 
 
-def _require_none(kwargs: Mapping[str, Any]) -> None:
+def _require_none(kwargs: Mapping[str, object]) -> None:
     if kwargs:
         raise TypeError(f"an oracle takes x and t alone, got the arguments {', '.join(kwargs)} in model_kwargs")
 
@@ -73,7 +72,7 @@ class Oracle(ABC):
         if has_matrix_marginal(sde):
 
             @outside_autocast
-            def of_observation(y: Tensor, s: Tensor, **kwargs: Any) -> Tensor:
+            def of_observation(y: Tensor, s: Tensor, **kwargs: object) -> Tensor:
                 _require_none(kwargs)
                 self._require_event(y)
                 return self.denoised(y, torch.ones_like(s), s)
@@ -81,7 +80,7 @@ class Oracle(ABC):
             return DenoiserScore(of_observation, sde)
 
         @outside_autocast
-        def denoiser(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        def denoiser(x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
             _require_none(kwargs)
             self._require_event(x)
             return self.denoised(x, sde.alpha(t).to(x.dtype), sde.sigma(t).to(x.dtype))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from sgm_sde._checks import instance_of
 from sgm_sde._files import gunzip, load_npz, reading
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _IDX_NAMES = {"train": "train", "test": "t10k"}
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
@@ -106,14 +109,13 @@ def _labelled(pixels: Tensor, labels: Tensor | None, path: Path) -> Images:
     return Images(pixels, None if labels is None else labels.long())
 
 
-def _eight_bits(picture: Any) -> Any:
+def _eight_bits(picture: Image) -> Image:
     """A picture as grey or RGB, where that loses nothing."""
     if picture.mode not in _GREY + _COLOUR:
         raise ValueError(f"its mode is {picture.mode!r}; images are 8-bit grey or RGB: convert it as you mean it")
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("LA" if picture.mode in _GREY else "RGBA")
-        least, _ = picture.getchannel("A").getextrema()
-        if least < 255:
+        if np.asarray(picture.getchannel("A")).min(initial=255) < 255:
             raise ValueError("it is not opaque: put it on a background first")
     return picture.convert("L" if picture.mode in _GREY else "RGB")
 

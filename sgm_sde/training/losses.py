@@ -23,9 +23,9 @@ $$ L = w(t)\,c_r(t)^2\,\lVert r_\theta(x_t, t) - r \rVert^2, \qquad r = a_r x_0 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from torch import Tensor
 from sgm_sde._checks import FAR, arguments, check_integer, described, instance_of, is_dense, number, one_of, settle
 from sgm_sde._shapes import as_time, expand, flat, require_times
 from sgm_sde._times import ROUNDING
+from sgm_sde._tree import Conditions
 from sgm_sde.processes import LinearSDE
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.predictions import convert, weights
@@ -167,7 +168,7 @@ def denoising_score_matching(
     t: Tensor | None = None,
     noise: Tensor | None = None,
     reduction: Reduction = "mean",
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Conditions | None = None,
 ) -> Tensor:
     r"""The weighted squared error of a network's prediction at noised data, one value for each sample.
 
@@ -225,7 +226,7 @@ def score_matching(
     trace: Literal["exact", "sliced"] = "exact",
     n_probes: int = 1,
     reduction: Reduction = "mean",
-    model_kwargs: Mapping[str, Any] | None = None,
+    model_kwargs: Conditions | None = None,
 ) -> Tensor:
     r"""Implicit score matching at noised data, one value for each sample.
 
