@@ -16,6 +16,7 @@ from sgm_sde.likelihood.methods import (
     ProbeTrial,
     ScipyRK45,
 )
+from sgm_sde.likelihood.posterior import ModeResult, PosteriorResult, find_modes, log_posterior
 from sgm_sde.likelihood.results import BitsPerDimResult, BoundResult, FlowResult, LikelihoodProtocol, LogProbResult
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "LikelihoodProtocol",
     "LikelihoodWarning",
     "LogProbResult",
+    "ModeResult",
+    "PosteriorResult",
     "ProbeTrial",
     "ScipyRK45",
     "Stretched",
@@ -42,7 +45,9 @@ __all__ = [
     "decode",
     "elbo",
     "encode",
+    "find_modes",
     "joint_log_prob",
+    "log_posterior",
     "log_prob",
     "slerp",
     "velocity_bound",
