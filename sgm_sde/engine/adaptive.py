@@ -30,7 +30,18 @@ NOT_FINITE = "not finite"
 STEP_TOO_SMALL = "step too small"
 GIVEN_UP = "given up"
 OUTCOMES = ("", COMPLETED, OUT_OF_STEPS, NOT_FINITE, STEP_TOO_SMALL, GIVEN_UP)
+ON_THE_WAY = 0  # number of the first of them
+
 ATTEMPTS_AT_NAN = 8  # each with a tenth of the step before
+ROUNDINGS_A_STEP = 16  # a shorter step is made of rounding: the stages' places would coincide
+SHORT_OF_THE_END = 1e-9  # a step that ends so close to the end, relative to its length, goes there
+
+# Hairer, Norsett & Wanner's guess of the first step
+NEGLIGIBLE = 1e-5  # size of a state or slope, in units of the tolerance, that tells nothing of the step
+LEAST_FIRST_STEP = 1e-6
+TRIAL_SHARE = 0.01  # of the time in which the state would change by its own size, or the slope by the tolerance
+MOST_GROWN = 100  # times the trial step
+FLAT = 1e-15  # a slope and its change of less are none
 
 
 @dataclass(frozen=True)
@@ -226,68 +237,155 @@ def integrate_adaptive(
         batch_coupled: one step for all samples, from the root mean square of their errors.
         on_leave: called with the number of samples that have just left the batch.
     """
-    n, device, sign = len(y[0]), y[0].device, math.copysign(1.0, end - start)
-    smallest = 16 * np.finfo(np.float64).eps * max(abs(start), abs(end))
-    result, t = list(y), np.full(n, start)
-    accepted, rejected, outcome = (np.zeros(n, dtype=np.int64) for _ in range(3))
-    yes, no = np.ones(n, dtype=bool), np.zeros(n, dtype=bool)
-    at = np.full(n, start)
-    active = Active(np.arange(n), y, (), at, np.zeros(n), at, np.ones(n), no, yes, np.zeros(n, dtype=np.int64))
-
-    def leave(ended: np.ndarray) -> Active:
-        """Take the samples with an outcome out of the batch."""
-        out = np.flatnonzero(ended)
-        if not len(out):
-            return active
-        samples, at = active.samples[out], torch.from_numpy(out).to(device)
-        outcome[samples], t[samples] = ended[out], active.u[out]
-        for k, part in enumerate(active.y):
-            result[k] = result[k].index_copy(0, torch.from_numpy(samples).to(device), part[at])
-        if on_leave is not None:
-            on_leave(len(out))
-        return active.select(np.flatnonzero(ended == 0))
-
+    running = _Running(stepper, y, start, end, max_steps, controller, batch_coupled, on_leave)
     known = torch.stack([finite(part) for part in y]).all(0).cpu().numpy()
-    active = leave(np.where(known, 0, OUTCOMES.index(NOT_FINITE)))
-    if len(active.samples):
-        size = stepper.first_step(active, end) if first_step is None else np.full(len(active.samples), first_step)
-        active.h = controller.rounded(sign * np.fmin(size, abs(end - start)), abs(end - start))
-    while len(active.samples):
-        remaining = end - active.u
-        arrives = np.abs(active.h) >= np.abs(remaining) * (1 - 1e-9)
+    running.retire(np.where(known, ON_THE_WAY, OUTCOMES.index(NOT_FINITE)))
+    running.choose_first_step(first_step)
+    while len(running.active.samples):
+        arrives = running.choose_step()
+        attempt = stepper.attempt(running.active)
+        accepted = running.decide(attempt)
+        running.retire(running.outcomes(accepted, arrives))
+    return running.result()
+
+
+class _Running:
+    """The state of an adaptive run: the samples on their way, and what has become of all.
+
+    Arguments are those of `integrate_adaptive`.
+
+    Attributes:
+        active: the samples that are still on their way.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        y: State,
+        start: float,
+        end: float,
+        max_steps: int,
+        controller: Controller,
+        batch_coupled: bool,
+        on_leave: Callable[[int], None] | None,
+    ) -> None:
+        self.stepper, self.controller = stepper, controller
+        self.end, self.length = end, abs(end - start)
+        self.max_steps, self.batch_coupled, self.on_leave = max_steps, batch_coupled, on_leave
+        self.smallest = ROUNDINGS_A_STEP * np.finfo(np.float64).eps * max(abs(start), abs(end))
+
+        n = len(y[0])
+        self.y = list(y)
+        self.t = np.full(n, start)
+        self.accepted = np.zeros(n, dtype=np.int64)
+        self.rejected = np.zeros(n, dtype=np.int64)
+        self.outcome = np.full(n, ON_THE_WAY)
+        self.active = Active(
+            samples=np.arange(n),
+            y=y,
+            carry=(),
+            u=np.full(n, start),
+            h=np.zeros(n),
+            u_next=np.full(n, start),
+            last_error=np.ones(n),
+            last_accepted=np.zeros(n, dtype=bool),
+            may_grow=np.ones(n, dtype=bool),
+            nan_count=np.zeros(n, dtype=np.int64),
+        )
+
+    def choose_first_step(self, size: float | None) -> None:
+        """The size of the first step, the stepper's guess if none is given."""
+        active = self.active
+        if not len(active.samples):
+            return
+        sizes = self.stepper.first_step(active, self.end) if size is None else np.full(len(active.samples), size)
+        signed = np.copysign(np.fmin(sizes, self.length), self.end - active.u)
+        active.h = self.controller.rounded(signed, self.length)
+
+    def choose_step(self) -> np.ndarray:
+        """Where each step ends, never beyond the run's end; True for the samples that arrive with it."""
+        active = self.active
+        remaining = self.end - active.u
+        arrives = np.abs(active.h) >= np.abs(remaining) * (1 - SHORT_OF_THE_END)
         active.h = np.where(arrives, remaining, active.h)
-        active.u_next = np.where(arrives, end, active.u + active.h)
-        attempt = stepper.attempt(active)
+        active.u_next = np.where(arrives, self.end, active.u + active.h)
+        return arrives
+
+    def decide(self, attempt: Attempt) -> np.ndarray:
+        """Accept each sample's step or not (b,), and find the size of its next."""
+        active, order = self.active, self.stepper.order
         error = attempt.error.detach().double().cpu().numpy()
         known = np.isfinite(error)
-        if batch_coupled and known.any():
+        if self.batch_coupled and known.any():
             error = np.where(known, math.sqrt(np.mean(error[known] ** 2)), error)
         ok = error <= 1
-        growth = controller.factor(error, active.last_error, stepper.order)
+
+        # A step does not grow right after a rejection: what was too long there is likely to be so here.
+        growth = self.controller.factor(error, active.last_error, order)
         growth = np.where(active.may_grow, growth, np.minimum(growth, 1.0))
+        size = active.h * np.where(ok, growth, self.controller.after_rejection(error, order))
+        active.h = self.controller.rounded(size, self.length)
+
         active.u = np.where(ok, active.u_next, active.u)
-        stepper.advance(active.samples, active.u, ok)
-        size = active.h * np.where(ok, growth, controller.after_rejection(error, stepper.order))
-        active.h = controller.rounded(size, abs(end - start))
-        active.y, active.carry = _choose(ok, attempt.y, active.y), _choose(ok, attempt.carry, attempt.kept)
+        active.y = _choose(ok, attempt.y, active.y)
+        active.carry = _choose(ok, attempt.carry, attempt.kept)
+        self.stepper.advance(active.samples, active.u, ok)
+
         active.last_error = np.where(ok, error, active.last_error)
         active.nan_count = np.where(known, 0, active.nan_count + 1)
-        active.last_accepted = active.may_grow = ok
-        accepted[active.samples] += ok
-        rejected[active.samples] += ~ok
-        ended = np.zeros(len(ok), dtype=np.int64)
-        for reason, holds in (
-            (OUT_OF_STEPS, (accepted + rejected)[active.samples] >= max_steps),
-            (STEP_TOO_SMALL, np.abs(active.h) < smallest),
+        active.last_accepted = ok
+        active.may_grow = ok
+        self.accepted[active.samples] += ok
+        self.rejected[active.samples] += ~ok
+        return ok
+
+    def outcomes(self, ok: np.ndarray, arrives: np.ndarray) -> np.ndarray:
+        """How each sample ends (b,), as a number of `OUTCOMES`; 0 for those that go on. The last reason counts."""
+        active = self.active
+        attempts = (self.accepted + self.rejected)[active.samples]
+        tiny = np.abs(active.h) < self.smallest
+        reasons = (
+            (OUT_OF_STEPS, attempts >= self.max_steps),
+            (STEP_TOO_SMALL, tiny),
             (NOT_FINITE, active.nan_count >= ATTEMPTS_AT_NAN),
-            (NOT_FINITE, (active.nan_count > 0) & (np.abs(active.h) < smallest)),
+            (NOT_FINITE, (active.nan_count > 0) & tiny),
             (COMPLETED, ok & arrives),
-        ):
+        )
+        ended = np.full(len(ok), ON_THE_WAY)
+        for reason, holds in reasons:
             ended[holds] = OUTCOMES.index(reason)
-        active = leave(ended)
-    arrived, failed, made = (torch.from_numpy(c) for c in (accepted, rejected, stepper.evaluations))
-    reasons = tuple(np.array(OUTCOMES, dtype=object)[outcome].tolist())
-    return Integration(tuple(result), torch.from_numpy(t), reasons, arrived, failed, made, stepper.calls)
+        return ended
+
+    def retire(self, ended: np.ndarray) -> None:
+        """Take the samples with an outcome out of the batch."""
+        active = self.active
+        out = np.flatnonzero(ended)
+        if not len(out):
+            return
+
+        samples = active.samples[out]
+        self.outcome[samples] = ended[out]
+        self.t[samples] = active.u[out]
+        device = self.y[0].device
+        rows = torch.from_numpy(out).to(device)
+        index = torch.from_numpy(samples).to(device)
+        self.y = [whole.index_copy(0, index, part[rows]) for whole, part in zip(self.y, active.y, strict=True)]
+
+        if self.on_leave is not None:
+            self.on_leave(len(out))
+        self.active = active.select(np.flatnonzero(ended == ON_THE_WAY))
+
+    def result(self) -> Integration:
+        """The states, times and outcomes of all samples."""
+        return Integration(
+            tuple(self.y),
+            torch.from_numpy(self.t),
+            tuple(np.array(OUTCOMES, dtype=object)[self.outcome].tolist()),
+            torch.from_numpy(self.accepted),
+            torch.from_numpy(self.rejected),
+            torch.from_numpy(self.stepper.evaluations),
+            self.stepper.calls,
+        )
 
 
 def _choose(ok: np.ndarray, yes: State, no: State) -> State:
@@ -378,8 +476,12 @@ class EmbeddedStepper(Counting):
         super().__init__(batch)
         self._rhs, self.pair, self.rtol, self.atol = rhs, pair, rtol, atol
         self.order = float(pair.error_order)
-        table = pair.weights(torch.ones(1, dtype=torch.float64, device="cpu"))[:, :, 0]
-        self.used = [[j for j in range(table.shape[1]) if row[j] != 0] for row in table]
+
+        once, twice = pair.weights(torch.tensor([1.0, 2.0], dtype=torch.float64, device="cpu")).unbind(2)
+        self.rows: list[list[float]] = once.tolist()
+        self.used = [[j for j, weight in enumerate(row) if weight] for row in self.rows]
+        # Numbers times the step, but for the state's: what Runge-Kutta methods have, and exponential ones have not.
+        self.classical = bool((twice[:, 0] == once[:, 0]).all() and (twice[:, 1:] == 2 * once[:, 1:]).all())
 
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
         """The right-hand side."""
@@ -389,19 +491,24 @@ class EmbeddedStepper(Counting):
         """Hairer's guess from the slope and its change over a small step (Hairer, Norsett & Wanner, 1993, II.4)."""
         y = active.y
         first = self.evaluate(active, y, active.u)
-        slope = self._slope(y, first)
-        size, speed = (self._norm(v, y, y).double().cpu().numpy() for v in (y, slope))
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            h0 = np.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed)
-            h0 = np.fmin(np.abs(end - active.u), h0)
-            signed = np.copysign(h0, end - active.u)
-            u_next = tuple(a + column(torch.from_numpy(signed), a) * b for a, b in zip(y, slope, strict=True))
-            after = self._slope(u_next, self.evaluate(active, u_next, active.u + signed))
-            change = self._norm(tuple(a - b for a, b in zip(after, slope, strict=True)), y, y)
-            steepest = np.fmax(speed, change.double().cpu().numpy() / h0)
-            h1 = np.where(steepest <= 1e-15, 1e-6, (0.01 / steepest) ** (1 / self.order))
         active.carry = first
-        return np.fmin(100 * h0, h1)
+        slope = self._slope(y, first)
+        size = self._norm(y, y, y).double().cpu().numpy()
+        speed = self._norm(slope, y, y).double().cpu().numpy()
+
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            unknown = (size < NEGLIGIBLE) | (speed < NEGLIGIBLE)
+            trial = np.where(unknown, LEAST_FIRST_STEP, TRIAL_SHARE * size / speed)
+            trial = np.fmin(np.abs(end - active.u), trial)
+            signed = np.copysign(trial, end - active.u)
+            moved = tuple(a + column(torch.from_numpy(signed), a) * b for a, b in zip(y, slope, strict=True))
+
+            after = self._slope(moved, self.evaluate(active, moved, active.u + signed))
+            change = self._norm(tuple(a - b for a, b in zip(after, slope, strict=True)), y, y)
+            steepest = np.fmax(speed, change.double().cpu().numpy() / trial)
+            guess = (TRIAL_SHARE / steepest) ** (1 / self.order)
+            guess = np.where(steepest <= FLAT, LEAST_FIRST_STEP, guess)
+        return np.fmin(MOST_GROWN * trial, guess)
 
     def _slope(self, y: State, value: State) -> State:
         linear = self.pair.linear
@@ -409,31 +516,62 @@ class EmbeddedStepper(Counting):
 
     def attempt(self, active: Active) -> Attempt:
         """One step of each sample."""
-        pair, y, stages = self.pair, active.y, len(self.pair.c)
+        pair, y = self.pair, active.y
         first = self.first(active, active.carry, active.last_accepted & (not pair.fsal))
-        table = pair.weights(torch.from_numpy(active.h)).to(device=y[0].device, dtype=y[0].dtype)
-        values, state = [first], y
-        for i in range(1, stages):
-            state = self._combine(table, i, y, values)
+        step = self._step(active)
+
+        values = [first]
+        state = y
+        for i in range(1, len(pair.c)):
+            state = step(i, values)
             place = active.u_next if pair.c[i] == 1 else active.u + pair.c[i] * active.h
             values.append(self.evaluate(active, state, place))
-        end = state if pair.fsal else self._combine(table, stages, y, values)
-        estimates = [self._combine(table, i, y, values) for i in range(stages + 1, len(self.used))]
+
+        end = state if pair.fsal else step(len(pair.c), values)
+        estimates = [step(i, values) for i in range(len(pair.c) + 1, len(self.used))]
         error = pair.error([self._norm(estimate, y, end) for estimate in estimates])
         return Attempt(end, error, values[-1] if pair.fsal else first, first, estimates)
 
-    def _combine(self, table: Tensor, i: int, y: State, values: Sequence[State]) -> State:
-        """Row i of the table on the state and the evaluations."""
-        parts = []
-        for k, start in enumerate(y):
-            total: Tensor | None = None
-            for j in self.used[i]:
-                source = start if j == 0 else values[j - 1][k]
-                weight = column(table[i, j], source)
-                total = source * weight if total is None else total.addcmul_(source, weight)
-            assert total is not None
-            parts.append(total)
-        return tuple(parts)
+    def _step(self, active: Active) -> Callable[[int, Sequence[State]], State]:
+        """Row i of the table on the state and the evaluations, as a function of i and these.
+
+        Element by element, so that a sample is what it is alone. Where samples are small, a column with a number of
+        each is by far the slowest thing to multiply by: a classical pair needs one, the step.
+        """
+        y, h = active.y, torch.from_numpy(active.h)
+        if self.classical:
+            steps = [column(h, part) for part in y]
+
+            def scaled(i: int, values: Sequence[State]) -> State:
+                return tuple(self._classical(i, part, steps[k], [v[k] for v in values]) for k, part in enumerate(y))
+
+            return scaled
+
+        table = self.pair.weights(h).to(device=y[0].device, dtype=y[0].dtype)
+
+        def weighted(i: int, values: Sequence[State]) -> State:
+            return tuple(self._weighted(table[i], i, part, [v[k] for v in values]) for k, part in enumerate(y))
+
+        return weighted
+
+    def _classical(self, i: int, y: Tensor, h: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """c y + h times the sum of the evaluations with the numbers of row i."""
+        weights = self.rows[i]
+        first, *others = [j for j in self.used[i] if j > 0] or [1]
+        total = values[first - 1] * weights[first]
+        for j in others:
+            total = total.add_(values[j - 1], alpha=weights[j])
+        total = total.mul_(h)
+        return total.add_(y, alpha=weights[0]) if weights[0] else total
+
+    def _weighted(self, weights: Tensor, i: int, y: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """The sum of state and evaluations with a weight for each sample."""
+        first, *others = self.used[i]
+        sources = (y, *values)
+        total = sources[first] * column(weights[first], y)
+        for j in others:
+            total = total.addcmul_(sources[j], column(weights[j], y))
+        return total
 
     def _norm(self, value: State, y: State, end: State) -> Tensor:
         norms = []

@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Protocol
 
 import torch
@@ -16,7 +17,7 @@ from sgm_sde._checks import require_function
 from sgm_sde._shapes import Time, as_time, cpu_float64, expand
 from sgm_sde._times import at_ends
 from sgm_sde.processes.base import SDE, MarginalKind, ProcessNode
-from sgm_sde.processes.predictions import MarginalValues, convert
+from sgm_sde.processes.predictions import convert
 
 
 class LinearNode(ProcessNode):
@@ -56,6 +57,44 @@ class LinearNode(ProcessNode):
     def noise_level(self) -> float:
         """sigma / alpha: the noise level in the coordinates y = x / alpha."""
         return self.sigma / self.alpha if self.alpha else math.inf
+
+
+class MarginalAt:
+    """The coefficients of a linear process at times t, each computed once, and only if it is asked for.
+
+    Most conversions need no derivatives, which cost more than the rest.
+    """
+
+    def __init__(self, sde: LinearSDE, t: Time) -> None:
+        self.sde, self.t = sde, t
+
+    @cached_property
+    def alpha(self) -> Tensor:
+        """Signal scale."""
+        return self.sde.alpha(self.t)
+
+    @cached_property
+    def sigma(self) -> Tensor:
+        """Noise scale."""
+        return self.sde.sigma(self.t)
+
+    @cached_property
+    def d_alpha(self) -> Tensor:
+        """Time derivative of alpha."""
+        return self.sde.d_alpha(self.t)
+
+    @cached_property
+    def d_sigma(self) -> Tensor:
+        """Time derivative of sigma."""
+        return self.sde.d_sigma(self.t)
+
+
+def converted(source: str, target: str, k: MarginalAt, x: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
+    """A prediction at x (B, *) from a network's output there, with the coefficients at its times (B,)."""
+    if source == target and target != "drift":
+        return out
+    c_x, c_r = (as_time(c).to(device=x.device) for c in convert(source, target, k, eta))
+    return expand(c_x, x) * x + expand(c_r, x) * out
 
 
 class LinearSDE(SDE):
@@ -143,9 +182,9 @@ class LinearSDE(SDE):
         sigma = self.sigma(t)
         return (2 * sigma * (self.d_sigma(t) - self.rate(t) * sigma)).sqrt()
 
-    def values(self, t: Time) -> MarginalValues[Tensor]:
-        """alpha, sigma and their time derivatives at `t`, each of its shape."""
-        return MarginalValues(self.alpha(t), self.sigma(t), self.d_alpha(t), self.d_sigma(t))
+    def values(self, t: Time) -> MarginalAt:
+        """alpha, sigma and their time derivatives at `t`, each of its shape, computed when they are asked for."""
+        return MarginalAt(self, t)
 
     def conversion(self, source: str, target: str, t: Tensor, eta: float = 0.0) -> tuple[Tensor, Tensor]:
         """Coefficients (c_x, c_r) at t (B,) with target prediction = c_x x + c_r source prediction."""
@@ -154,10 +193,7 @@ class LinearSDE(SDE):
 
     def convert(self, source: str, target: str, x: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
         """Any prediction at x (B, *) and t (B,) from a network's output there; see `SDE.convert`."""
-        if source == target and target != "drift":
-            return out
-        c_x, c_r = (c.to(device=x.device) for c in self.conversion(source, target, t, eta))
-        return expand(c_x, x) * x + expand(c_r, x) * out
+        return converted(source, target, self.values(t), x, out, eta)
 
     def evaluated(self, source: str, target: str) -> str:
         """The network's own prediction: what it is converted to is a part of the table's coefficients."""

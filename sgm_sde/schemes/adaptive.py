@@ -30,6 +30,7 @@ from sgm_sde.engine.adaptive import (
 from sgm_sde.engine.brownian import BrownianTree
 from sgm_sde.engine.phi import phi_values
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
+from sgm_sde.processes.linear import MarginalAt, converted
 from sgm_sde.schemes.base import AdaptiveSolver, Problem
 from sgm_sde.schemes.runge_kutta import DOPRI5
 from sgm_sde.scores.model import BoundScore
@@ -175,22 +176,30 @@ class Flow:
         """t at the places u (b,), in float64 on the host: that of the run's ends exactly, and none outside of them."""
         if self.variable == "time":
             return u.clamp(min(self.ends), max(self.ends))
-        lam = {
-            "log-snr": lambda: u,
-            "noise-level": lambda: -u.log(),
-            "flow-time": lambda: torch.log1p(-u) - u.log(),
-        }[self.variable]()
-        t = self.sde.time(2 * lam).clamp(min(self.ends), max(self.ends))
-        t = torch.where(u == self.start, self.ends[0], torch.where(u == self.end, self.ends[1], t))
-        nearest = torch.where((u - self.start).abs() < (u - self.end).abs(), self.ends[0], self.ends[1])
-        return torch.where(torch.isnan(t), nearest, t)
+
+        if self.variable == "log-snr":
+            lam = u
+        elif self.variable == "noise-level":
+            lam = -u.log()
+        else:
+            lam = ((1 - u) / u).log()
+        t = self.sde.time(2 * lam).clamp_(min(self.ends), max(self.ends))
+        t.masked_fill_(u == self.start, self.ends[0]).masked_fill_(u == self.end, self.ends[1])
+
+        if math.isnan(float(t.sum())):  # beyond the range of a schedule without a closed form
+            nearest = torch.where((u - self.start).abs() < (u - self.end).abs(), *self.ends)
+            return torch.where(torch.isnan(t), nearest, t)
+        return t
 
     def scale(self, t: Tensor) -> Tensor:
         """x / z at the times t (b,)."""
         sde = self.sde
         if self.variable == "time" or not has_scalar_marginal(sde):
             return torch.ones_like(t)
-        return sde.alpha(t) + sde.sigma(t) if self.variable == "flow-time" else sde.alpha(t)
+        return self._scale(sde.values(t))
+
+    def _scale(self, k: MarginalAt) -> Tensor:
+        return k.alpha + k.sigma if self.variable == "flow-time" else k.alpha
 
     def enter(self, x: Tensor) -> Tensor:
         """z at the start."""
@@ -204,9 +213,15 @@ class Flow:
     def slope(self, u: Tensor, z: Tensor, index: Tensor) -> Tensor:
         """dz/du, or its part besides -z, for the samples of numbers `index`."""
         t = self.time(u)
-        x = column(self.scale(t), z) * z if self.variable != "time" else z
+        sde = self.sde
         with self.model.only(index, self.batch):
-            value = self.model.predict_at(self.target, x, t)
+            if self.variable == "time" or not has_scalar_marginal(sde):
+                return self.model.predict_at(self.target, z, t)
+
+            k = sde.values(t)
+            x = column(self._scale(k), z) * z
+            output = self.model.output_at(x, t)
+        value = converted(self.model.score.prediction, self.target, k, x, output)
         return value - z if self.variable == "log-snr" and not self.linear else value
 
 

@@ -175,20 +175,25 @@ class BoundScore:
     def round_times(self, ts: Sequence[float] | np.ndarray, x: Tensor) -> Tensor:
         """Times in the state's dtype and on its device, rounded into the run and never out of it."""
         given = np.asarray(ts, dtype=np.float64)
-        if x.dtype == torch.float64:
-            column = torch.from_numpy(given)
-        else:
-            single = given.astype(np.float32)
+        if x.dtype == torch.float64 or not given.size:
+            return torch.from_numpy(given).to(device=x.device, dtype=x.dtype)
+
+        single = given.astype(np.float32)
+        # Most times round to inside of the run; where one does not, it takes the next number.
+        if float(single.min()) < self._low or float(single.max()) > self._high:
             low = (single.astype(np.float64) < self._low) & (given >= self._low)
             high = (single.astype(np.float64) > self._high) & (given <= self._high)
             single = np.where(low, np.nextafter(single, np.float32(np.inf)), single)
-            column = torch.from_numpy(np.where(high, np.nextafter(single, np.float32(-np.inf)), single))
-        return column.to(device=x.device, dtype=x.dtype)
+            single = np.where(high, np.nextafter(single, np.float32(-np.inf)), single)
+        return torch.from_numpy(single).to(device=x.device, dtype=x.dtype)
+
+    def output_at(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output in x's dtype, at x (B, *) and a time for each sample, (B,) in float64 on the host."""
+        return self._call(x, self.round_times(t.numpy(), x)).to(x.dtype)
 
     def predict_at(self, target: str, x: Tensor, t: Tensor, eta: float = 0.0) -> Tensor:
         """A prediction at x (B, *) and times of each sample's own, (B,) in float64 on the host."""
-        at = self.round_times(t.numpy(), x)
-        return self.sde.convert(self.score.prediction, target, x, t, self._call(x, at).to(x.dtype), eta)
+        return self.sde.convert(self.score.prediction, target, x, t, self.output_at(x, t), eta)
 
 
 @overload
