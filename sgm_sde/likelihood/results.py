@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._checks import number
+from sgm_sde.engine.noise import VERSION as NOISE
 from sgm_sde.results import Status
 
 
@@ -26,6 +27,7 @@ class LikelihoodProtocol:
         method: how the flow was solved.
         trace: how its divergence was.
         prior: which density stands at T.
+        noise: version of the noise that probes and decoders draw: a seed's numbers are those of its version.
     """
 
     estimator: str
@@ -33,6 +35,7 @@ class LikelihoodProtocol:
     method: str
     trace: str
     prior: str
+    noise: str = NOISE
 
     def __str__(self) -> str:
         return (
