@@ -7,7 +7,7 @@ than a compiled kernel with its guards (measured 1.3 to 3 times), and on CUDA th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import torch
@@ -71,18 +71,13 @@ def replay(program: Program, x: Tensor, model: BoundScore, noise: NoiseSource, k
     """
     given = bare(dict(kwargs or {}))
     leaves = list(each_leaf(given))
-    signature = tuple(
-        (path, (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf) for path, leaf in leaves
-    )
-    score = model.score
-    reading = (score.prediction, score.time_label, score.input_scale)  # how this score has its network read x and t
-    process = model.sde if isinstance(model.sde, Hashable) else id(model.sde)  # the recording keeps it alive
-    key = (program, reading, process, tuple(x.shape), x.dtype, x.device, signature)
+    key = _key(program, x, model, leaves)
     known = _held(model.score.net).recordings
     if key not in known:
         static = map_leaves(lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
         recorded = model.with_kwargs(static)
         known[key] = (recorded, Recording(program, x, recorded))
+
     recorded, recording = known[key]
     for (_, mine), (_, theirs) in zip(each_leaf(recorded.kwargs), leaves, strict=True):
         if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
@@ -90,3 +85,14 @@ def replay(program: Program, x: Tensor, model: BoundScore, noise: NoiseSource, k
     model.nfe += program.nfe
     model.network_evals += program.nfe * len(x) * model.score.branches
     return recording.replay(x, noise)
+
+
+def _key(program: Program, x: Tensor, model: BoundScore, leaves: Iterable[tuple[Any, Any]]) -> Hashable:
+    """Everything that a recording depends on, but for the values of tensors."""
+    signature = tuple(
+        (path, (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf) for path, leaf in leaves
+    )
+    score = model.score
+    reading = (score.prediction, score.time_label, score.input_scale)  # how this score has its network read x and t
+    process = model.sde if isinstance(model.sde, Hashable) else id(model.sde)  # the recording keeps it alive
+    return (program, reading, process, tuple(x.shape), x.dtype, x.device, signature)

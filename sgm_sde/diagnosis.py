@@ -106,8 +106,8 @@ def root_mean_square(x: Tensor) -> Tensor:
         total = first.square()
         for column in others:
             total.addcmul_(column, column)
-        return total.sqrt_() / math.sqrt(rows.shape[1])
-    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype) / math.sqrt(rows.shape[1])
+        return total.sqrt_().div_(math.sqrt(rows.shape[1]))
+    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype).div_(math.sqrt(rows.shape[1]))
 
 
 class Watch:
@@ -139,7 +139,8 @@ class Watch:
             self.looks = _looks(sde, times, prediction)
             self.alpha_end = float(sde.alpha(times[-1]))
         self.start, self.end = times[0], times[-1]
-        self.sde, self.x, self.guided, self.lags = sde, x, guided, lags
+        self.sde, self.guided, self.lags = sde, guided, lags
+        self._size = root_mean_square(x) if self.looks else None  # of the start, until a look has told more
         self._limit: Tensor | None = None  # of a sample's size, the least of those known so far
         self._least: Tensor | None = None  # the size of a sample that accounts for the states, the most so far
         self._against: Tensor | None = None
@@ -149,16 +150,24 @@ class Watch:
         look = self.looks.get(t)
         if look is None:
             return
-        size, of_output, d = root_mean_square(x), root_mean_square(output), x[0].numel()
+
+        self._size = None
+        d = x[0].numel()
+        size = root_mean_square(x)
+        of_output = root_mean_square(output)
         if t == self.start and d >= DIRECTION and math.isfinite(look.noise[0]):
             self._against = self._points_against(x.detach(), output.detach().to(x.dtype), look, size, of_output)
 
+        # In place: of a million samples of two numbers, a number each is half a state.
         c_x, c_r = map(abs, look.data)
-        estimate = torch.add(c_x * size, of_output.to(size.dtype), alpha=c_r)
-        state, noise = size / look.alpha, (KAPPA + CHANCE / math.sqrt(d)) * look.reach
-        limit = GROWTH * torch.maximum(state, estimate) + noise
-        limit = torch.where(limit.isnan(), math.inf, limit)
-        least = torch.where(state.isfinite(), (state - noise) / GROWTH, -math.inf)
+        estimate = of_output.to(size.dtype).mul_(c_r).add_(size, alpha=c_x)
+        state = size.div_(look.alpha)
+        noise = (KAPPA + CHANCE / math.sqrt(d)) * look.reach
+        limit = torch.maximum(state, estimate, out=estimate).mul_(GROWTH).add_(noise)
+        limit.masked_fill_(limit.isnan(), math.inf)
+        unknown = ~(state < math.inf)
+        least = state.sub_(noise).div_(GROWTH).masked_fill_(unknown, -math.inf)
+
         self._limit = limit if self._limit is None else torch.minimum(self._limit, limit, out=limit)
         self._least = least if self._least is None else torch.maximum(self._least, least, out=least)
 
@@ -179,7 +188,8 @@ class Watch:
             size = size / max(self.alpha_end, 1e-12)
         if self._limit is None:
             look = self.looks[self.start]
-            far: Tensor = look.alpha * size > root_mean_square(self.x) + UNSEEN * look.alpha * look.reach
+            assert self._size is not None
+            far: Tensor = look.alpha * size > self._size + UNSEEN * look.alpha * look.reach
             return far
         assert self._least is not None
         far = size > self._limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -280,22 +281,24 @@ def plan(
     final = _final(sde, final)
     t_start = None if t_start is None else moment("t_start", t_start)
     t_end = None if t_end is None else moment("t_end", t_end)
+
     if isinstance(solver, Setting) and grid is not None:
         raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
-    setting: Solver | AdaptiveSolver | Setting | str
     if solver is None:
-        setting = default_setting(sde, nfe if steps is None else check_integer("steps", steps) + 1, t_start, t_end)
+        budget = nfe if steps is None else check_integer("steps", steps) + 1
+        solver = default_setting(sde, budget, t_start, t_end)
+    if isinstance(solver, Setting):
+        grid = solver.grid if grid is None else grid
+        solver = solver.solver
     else:
-        setting = solver
-    if isinstance(setting, Setting):
-        solver, grid = setting.solver, setting.grid if grid is None else grid
-    else:
-        solver = resolve_any(setting)
+        solver = resolve_any(solver)
+
     if isinstance(solver, AdaptiveSolver):
         for option, value in {"grid": grid, "steps": None if solver.takes_steps else steps}.items():
             if value is not None:
                 raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
         return solver, grids.Uniform()(sde, 1, t_start, t_end), None
+
     solver, grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
     program = solver.compile(sde, grid)
     return solver, grid, solver.end_in_mean(program) if final == "mean" else program
@@ -329,6 +332,7 @@ class _Job:
         segment: the time at which the streams of noise began.
         draws: how often the solver and its correctors have drawn.
         position: where on the grid to go on from, None at its start.
+        fresh: whether the states are made anew whenever they are asked for, so that a run may overwrite them.
     """
 
     sde: SDE
@@ -343,6 +347,7 @@ class _Job:
     segment: float
     draws: tuple[int, int] = (0, 0)
     position: Position | None = None
+    fresh: bool = False
 
     @property
     def size(self) -> int:
@@ -363,6 +368,23 @@ class _Job:
     def state_dtype(self) -> torch.dtype:
         """The run's own precision."""
         return torch.promote_types(self.dtype, torch.float32)
+
+    def continuation(self, position: Position, draws: tuple[int, int]) -> Continuation:
+        """What a run that goes on from a position needs, after so many draws."""
+        assert isinstance(self.solver, Solver) and self.program is not None
+        return Continuation(
+            sde=self.sde,
+            solver=self.solver,
+            grid=self.grid,
+            position=position,
+            program=self.program,
+            seeds=self.seeds,
+            segment=self.segment,
+            draws=draws,
+            noise=self.noise,
+            final=self.final,
+            dtype=self.dtype,
+        )
 
     def without_history(self) -> _Job:
         """The rest of the run as one that starts where it stands."""
@@ -457,6 +479,7 @@ def _begun(
         sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, t_end=t_end, final=final
     )
     start = grid.times[0]
+
     if (shape is None) == (x_T is None):
         raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
     if x_T is None:
@@ -470,6 +493,7 @@ def _begun(
         if dtype is not None or device is not None:
             raise ValueError("dtype and device follow x_T; give them with shape= only")
         shape, dtype, device = tuple(x_T.shape), x_T.dtype, x_T.device
+
     seeds = resolve_seeds(seed, generator, shape[0])
     state_dtype = torch.promote_types(dtype, torch.float32)
     if x_T is None and start < sde.T and not chosen:
@@ -487,7 +511,9 @@ def _begun(
         x = x_T[at].to(state_dtype)
         return sde.prior_transform(x / sde.prior_std, start) if chosen and start < sde.T else x
 
-    return _Job(sde, solver, grid, program, seeds, dtype, states, noise or "independent", final, start)
+    return _Job(
+        sde, solver, grid, program, seeds, dtype, states, noise or "independent", final, start, fresh=x_T is None
+    )
 
 
 def _gone_on(
@@ -510,24 +536,18 @@ def _gone_on(
 
     if isinstance(chosen, Setting) or not all(option is None for option in (nfe, steps, grid, t_end)):
         by_rule = grid is None or isinstance(grid, GridRule | str)
-        chosen, placed, program = plan(
+        chosen, placed, _ = plan(
             sde, chosen, nfe=nfe, steps=steps, grid=grid, t_start=t if by_rule else None, t_end=t_end, final=final
         )
-        if placed.times[: len(past)] == past:
-            whole_grid = placed
-        elif same_time(placed.times[0], t):
-            whole_grid = Grid((*past, *placed.times[1:]))
-        else:
-            raise ValueError(
-                f"the run stands at t={t:.6g}: a grid to resume on starts there, or is one that it has come along so "
-                f"far; got one from t={placed.times[0]:.6g}"
-            )
+        whole_grid = _continued(past, placed)
     else:
-        chosen, whole_grid = resolve_any(chosen), known.grid
+        chosen = resolve_any(chosen)
+        whole_grid = known.grid
         if len(past) == len(whole_grid.times):
             raise ValueError(
                 f"the run has reached the end of its grid at t={t:.6g}: give nfe=, steps=, grid= or t_end= to go on"
             )
+
     if isinstance(chosen, AdaptiveSolver):
         raise ValueError(
             f"resume= goes on along a grid, and {chosen.name} finds its own steps: "
@@ -539,16 +559,33 @@ def _gone_on(
         sde, chosen, whole_grid, known.program, known.seeds, known.dtype, lambda at: held.x[at], noise, final,
         known.segment, known.draws, held,
     )  # fmt: skip
+
+    # Another method, or another way here, has no use for the history.
     if type(chosen) is not type(known.solver) or whole_grid.times[: len(past)] != past:
         return replace(job, grid=Grid((*past, *whole_grid.times[len(past) :]))).without_history()
     program = _table(chosen, sde, whole_grid, final)
-    so_far = sum(1 for _ in _until_node(program, held.node))
-    same = program.stages[:so_far] == known.program.stages[:so_far] and (
-        (program.prediction, program.eta, program.sigma_data)
-        == (known.program.prediction, known.program.eta, known.program.sigma_data)
-    )
     job = replace(job, program=program)
-    return job if same else job.without_history()
+    return job if _same_until(held.node, program, known.program) else job.without_history()
+
+
+def _continued(past: tuple[float, ...], placed: Grid) -> Grid:
+    """The whole grid of a run that has come along some times, and continues on others."""
+    if placed.times[: len(past)] == past:
+        return placed
+    if same_time(placed.times[0], past[-1]):
+        return Grid((*past, *placed.times[1:]))
+    raise ValueError(
+        f"the run stands at t={past[-1]:.6g}: a grid to resume on starts there, or is one that it has come along so "
+        f"far; got one from t={placed.times[0]:.6g}"
+    )
+
+
+def _same_until(node: int, one: Program, other: Program) -> bool:
+    """True if two tables are the same up to a node."""
+    stages = sum(1 for _ in _until_node(one, node))
+    if one.stages[:stages] != other.stages[:stages]:
+        return False
+    return (one.prediction, one.eta, one.sigma_data) == (other.prediction, other.eta, other.sigma_data)
 
 
 def _until_node(program: Program, node: int) -> Iterator[int]:
@@ -667,19 +704,15 @@ def _run_on_grid(
             monitor = _Monitor(job.grid, mine, record.callback, advance, *wanted, stop, record.progress)
             parts.append(_run_part(job, mine, where, monitor, execution, joined))
 
-    stopped = parts[0].nodes - 1 < job.grid.steps
-    by = "by the callback" if stop is None or parts[0].nodes - 1 != stop else "as until= asks"
+    reached = parts[0].nodes - 1
+    stopped = reached < job.grid.steps
+    by = "by the callback" if stop is None or reached != stop else "as until= asks"
     status = _status(parts, job.grid, f"stopped {by}" if stopped else "")
     x = joined.whole
+
     position = _together([part.position for part in parts])
     if position is None and not stopped and job.final == "none":
         position = Position(job.grid.steps, x.to(job.state_dtype))
-    continuation = None
-    if position is not None:
-        continuation = Continuation(
-            job.sde, job.solver, job.grid, position, job.program, job.seeds, job.segment, parts[0].draws,
-            job.noise, job.final, job.dtype,
-        )  # fmt: skip
     kept, times = zip(*(part.kept for part in parts), strict=True)
     trajectory = torch.cat([torch.stack(states).to(job.dtype) for states in kept], 1) if kept[0] else None
     result = SampleResult(
@@ -691,7 +724,7 @@ def _run_on_grid(
         tuple(times[0]),
         job.seeds,
         sum(part.network_evals for part in parts),
-        continuation=continuation,
+        continuation=None if position is None else job.continuation(position, parts[0].draws),
     )
     if not status.samples:
         return result, None
@@ -760,7 +793,9 @@ def _run_part(
             on_output=on_output,
             grad=execution.enable_grad,
             start=position,
+            own=job.fresh,
         )
+
     end = ran.x
     if ran.position is not None:
         end = end.clone()  # the other is what the run goes on from
@@ -768,6 +803,7 @@ def _run_part(
         end = model.predict("data", end, job.grid.times[-1])
     monitor.finish(end)
     joined.put(at, end)
+
     sound = None
     if not end.is_meta:
         odd = watch.implausible(end, denoised=job.denoises or job.solver.ends_in_data)
@@ -821,87 +857,117 @@ def _run_adaptive(
     job: _Job, model: BoundScore, nfe: int | None, steps: int | None, record: Record, execution: Execution
 ) -> tuple[SampleResult, type[Warning] | None]:
     """The result of a solver that finds its own steps, and what to warn of."""
-    solver, ends = job.solver, job.grid.times
-    assert isinstance(solver, AdaptiveSolver)
-    if isinstance(model.score.net, torch.nn.parallel.DistributedDataParallel):
-        warnings.warn(
-            "the network is wrapped for distributed training, where every process must call it as often as the others, "
-            "and an adaptive solver does not: pass net.module",
-            stacklevel=4,
-        )
-    model.resolved(job.size)  # samples leave the batch: now is the time to say what cannot be known then
-    denoise = job.final == "denoise"
-    calls = None if nfe is None else check_integer("nfe", nfe) - denoise
-    if calls is not None and calls < solver.least_calls:
-        raise _too_small(nfe, f"the first step of {solver.name}", solver.least_calls, denoise)
-
-    at, joined = job.parts(execution.batch_size), _Joined(job.size)
+    calls = _calls_of_adaptive(job, model, nfe)
+    at, ends = job.parts(execution.batch_size), job.grid.times
+    joined = _Joined(job.size)
     found: list[Integration] = []
     odd: list[np.ndarray] = []
     models: list[BoundScore] = []
-    with _bar(record.progress, job.size, solver.name, "sample") as advance:
+    with _bar(record.progress, job.size, job.solver.name, "sample") as advance:
+        on_leave = advance if record.progress else None
         for where, mine in zip(at, _models(model, at, job.size), strict=True):
-            x, models = job.states(where), [*models, mine]
-            watch = Watch(job.sde, ends, model.score.prediction, x)
-            on_leave = advance if record.progress else None
-            end = solver.run(Problem(mine, job.sde, x, ends[0], ends[1], job.seeds[where], calls, steps, on_leave))
-            (x,), arrived = end.y, end.completed.nonzero().flatten().to(x.device)
-            if denoise and len(arrived):
-                with mine.only(arrived, len(x)):
-                    x = x.index_copy(0, arrived, mine.predict("data", x[arrived], ends[1]))
+            models.append(mine)
+            start = job.states(where)
+            watch = Watch(job.sde, ends, model.score.prediction, start)
+            problem = Problem(mine, job.sde, start, ends[0], ends[1], job.seeds[where], calls, steps, on_leave)
+            end, x = _integrate(job, problem)
+            found.append(end)
             joined.put(where, x)
-            if not (known := finite(x)).all():
-                refined = (
-                    o if ok or o != COMPLETED else NOT_FINITE for o, ok in zip(end.outcome, known.tolist(), strict=True)
-                )
-                end = replace(end, outcome=tuple(refined))
-            found.append(replace(end, y=()))
             if not x.is_meta:
-                odd.append(watch.implausible(x, denoised=denoise).cpu().numpy())
+                odd.append(watch.implausible(x, denoised=job.final == "denoise").cpu().numpy())
 
-    outcome = tuple(o for end in found for o in end.outcome)
-    t, accepted, rejected, evaluations = (
-        torch.cat([getattr(end, name) for end in found]) for name in ("t", "accepted", "rejected", "evaluations")
+    control = AdaptiveStats(
+        tuple(itertools.chain.from_iterable(end.outcome for end in found)),
+        torch.cat([end.t for end in found]),
+        torch.cat([end.accepted for end in found]),
+        torch.cat([end.rejected for end in found]),
+        torch.cat([end.evaluations for end in found]),
     )
-    not_finite = {
-        where.start + i: time for where, end in zip(at, found, strict=True) for i, time in end.not_finite.items()
-    }
-    status = _adaptive_status(outcome, t, ends[1], not_finite)
+    parts = zip(at, found, strict=True)
+    not_finite = {where.start + i: time for where, end in parts for i, time in end.not_finite.items()}
+    status = _adaptive_status(control.outcome, control.times, ends[1], not_finite)
     if status.ok and odd:
         status = _plausible(np.concatenate(odd))
-    control = AdaptiveStats(outcome, t, accepted, rejected, evaluations)
-    nfe, evals = max(mine.nfe for mine in models), sum(mine.network_evals for mine in models)
     result = SampleResult(
-        joined.whole.to(job.dtype), nfe, ends, status, seeds=job.seeds, network_evals=evals, control=control
+        joined.whole.to(job.dtype),
+        max(mine.nfe for mine in models),
+        ends,
+        status,
+        seeds=job.seeds,
+        network_evals=sum(mine.network_evals for mine in models),
+        control=control,
     )
     if status.ok:
         return result, None
     if status.time is None:
         return result, ImplausibleWarning
-    return result, NonFiniteWarning if NOT_FINITE in outcome else UnfinishedWarning
+    return result, NonFiniteWarning if NOT_FINITE in control.outcome else UnfinishedWarning
+
+
+def _calls_of_adaptive(job: _Job, model: BoundScore, nfe: int | None) -> int | None:
+    """The calls that a solver may make before the denoising, after a look at whether samples may leave the batch."""
+    solver = job.solver
+    assert isinstance(solver, AdaptiveSolver)
+    if isinstance(model.score.net, torch.nn.parallel.DistributedDataParallel):
+        warnings.warn(
+            "the network is wrapped for distributed training, where every process must call it as often as the others, "
+            "and an adaptive solver does not: pass net.module",
+            stacklevel=5,
+        )
+    model.resolved(job.size)  # samples leave the batch: now is the time to say what cannot be known then
+    if nfe is None:
+        return None
+
+    denoise = job.final == "denoise"
+    calls = check_integer("nfe", nfe) - denoise
+    if calls < solver.least_calls:
+        raise _too_small(nfe, f"the first step of {solver.name}", solver.least_calls, denoise)
+    return calls
+
+
+def _integrate(job: _Job, problem: Problem) -> tuple[Integration, Tensor]:
+    """The run of some samples, without its states, and these, denoised where they arrived."""
+    assert isinstance(job.solver, AdaptiveSolver)
+    end = job.solver.run(problem)
+    (x,) = end.y
+    arrived = end.completed.nonzero().flatten().to(x.device)
+    if job.final == "denoise" and len(arrived):
+        with problem.model.only(arrived, len(x)):
+            data = problem.model.predict("data", x[arrived], problem.end)
+        x = x.index_copy(0, arrived, data)
+
+    known = finite(x)
+    outcome = end.outcome
+    if not known.all():
+        pairs = zip(outcome, known.tolist(), strict=True)
+        outcome = tuple(NOT_FINITE if o == COMPLETED and not ok else o for o, ok in pairs)
+    return replace(end, y=(), outcome=outcome), x
 
 
 def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite: Mapping[int, float]) -> Status:
     """Status of an adaptive run: samples that did not reach the end, with their times and reasons."""
     if outcome.count(COMPLETED) == len(outcome):
         return Status()
+
+    def text(i: int) -> str:
+        if i in not_finite:
+            return f"sample {i}: not finite at t={not_finite[i]:.6g}"
+        return f"sample {i} at t={float(t[i]):.6g}: {_REASONS[outcome[i]]}"
+
+    # First those whose own values failed, in the order of their times; those given up with another last.
     samples = tuple(i for i, o in enumerate(outcome) if o != COMPLETED)
-    why = {
-        OUT_OF_STEPS: "out of steps",
-        NOT_FINITE: "the score or the state is not finite beyond",
-        STEP_TOO_SMALL: "the step is too small to go on",
-        GIVEN_UP: "its batch was given up",
-    }
     first = sorted(samples, key=lambda i: (outcome[i] == GIVEN_UP, i not in not_finite, -not_finite.get(i, 0.0)))
-    listed = "; ".join(
-        f"sample {i}: not finite at t={not_finite[i]:.6g}"
-        if i in not_finite
-        else f"sample {i} at t={float(t[i]):.6g}: {why[outcome[i]]}"
-        for i in first[:4]
-    )
-    more = "; ..." if len(samples) > 4 else ""
-    message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({listed}{more})"
+    some = "; ".join(map(text, first[:4])) + ("; ..." if len(samples) > 4 else "")
+    message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({some})"
     return Status(False, message, not_finite.get(first[0], float(t[first[0]])), samples)
+
+
+_REASONS = {
+    OUT_OF_STEPS: "out of steps",
+    NOT_FINITE: "the score or the state is not finite beyond",
+    STEP_TOO_SMALL: "the step is too small to go on",
+    GIVEN_UP: "its batch was given up",
+}
 
 
 def _make_grid(
@@ -917,6 +983,7 @@ def _make_grid(
     denoise = denoise and not solver.ends_in_data
     if isinstance(grid, str):
         grid = grids.rule(grid)
+
     if not isinstance(grid, GridRule | None):
         given = {"nfe": nfe, "steps": steps, "t_start": t_start, "t_end": t_end}
         for name, value in given.items():
@@ -924,6 +991,7 @@ def _make_grid(
                 raise ValueError(f"{name}={value} does not go with a grid of given times; give a grid rule instead")
         grid = grid if isinstance(grid, Grid) else Grid(grid)
         return solver, grid.on(sde, denoised=denoise)
+
     if nfe is not None and steps is not None:
         raise ValueError(f"give nfe= or steps=, not both (got {nfe} and {steps})")
     if t_end is None and not denoise:
@@ -935,6 +1003,7 @@ def _make_grid(
         solver, steps = solver.fit(budget - denoise)
         if steps < 1 and not (denoise and budget == 1):
             raise _too_small(budget, f"one step of {solver.name}", solver.nfe(1), denoise)
+
     placed = solver.default_grid(sde, steps, t_start, t_end) if grid is None else grid
     return solver, placed(sde, steps, t_start, t_end)
 
@@ -1016,19 +1085,17 @@ def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool)
         return frozenset(), False
     if isinstance(trajectory, str):
         return frozenset(range(len(grid.times))), denoise
-    nodes: set[int] = set()
-    end = False
-    for t in trajectory:
-        if t == 0 and denoise:
-            end = True
-            continue
-        nearest = min(range(len(grid.times)), key=lambda i: abs(grid.times[i] - t))
-        if not same_time(grid.times[nearest], t):
-            raise ValueError(
-                f"trajectory time {t} is not on the grid; the nearest of its times is {grid.times[nearest]}"
-            )
-        nodes.add(nearest)
-    return frozenset(nodes), end
+
+    end = denoise and any(t == 0 for t in trajectory)
+    return frozenset(_node_at(t, grid) for t in trajectory if not (denoise and t == 0)), end
+
+
+def _node_at(t: float, grid: Grid) -> int:
+    """Number of the node at a time of a trajectory."""
+    nearest = min(range(len(grid.times)), key=lambda i: abs(grid.times[i] - t))
+    if not same_time(grid.times[nearest], t):
+        raise ValueError(f"trajectory time {t} is not on the grid; the nearest of its times is {grid.times[nearest]}")
+    return nearest
 
 
 def _status(parts: Sequence[_Part], grid: Grid, stopped: str) -> Status:
@@ -1036,23 +1103,38 @@ def _status(parts: Sequence[_Part], grid: Grid, stopped: str) -> Status:
     seen = [part.sound for part in parts if part.sound is not None]
     if not seen:
         return Status()
+
     before_end, at_end, odd = np.concatenate(seen, 1)
-    node = parts[0].nodes - 1
     samples = tuple(np.flatnonzero(~(before_end & at_end)).tolist())
+    node = parts[0].nodes - 1
     if samples:
-        found: int | None = grid.steps + 1
-        if not before_end.all():
-            searched = [part.first_bad() for part in parts if part.sound is not None and not part.sound[0].all()]
-            found = min((at for at in searched if at is not None), default=None)
-        i = node if found is None else min(found, grid.steps)
-        listed = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
-        before = f", after the step from t={grid.times[i - 1]:.6g}," if found is not None and 0 < found == i else ""
-        unknown = " or before it, where is not known since the network does not repeat itself," if found is None else ""
-        message = f"non-finite state at t={grid.times[i]:.6g}{before}{unknown} in {len(samples)} of {len(odd)} samples"
-        return Status(False, f"{message} ({listed})", grid.times[i], samples, bool(stopped))
+        found = grid.steps + 1 if before_end.all() else _first_bad_node(parts)
+        at = node if found is None else min(found, grid.steps)
+        message = f"{_non_finite(found, at, grid)} in {len(samples)} of {len(odd)} samples ({_listed(samples)})"
+        return Status(False, message, grid.times[at], samples, bool(stopped))
+
     if stopped:
         return Status(False, f"{stopped} at t={grid.times[node]:.6g}", stopped=True)
     return _plausible(odd)
+
+
+def _first_bad_node(parts: Sequence[_Part]) -> int | None:
+    """The first node at which a state of any part was not finite; None if a repetition meets none."""
+    failed = [part for part in parts if part.sound is not None and not part.sound[0].all()]
+    return min((at for part in failed if (at := part.first_bad()) is not None), default=None)
+
+
+def _non_finite(found: int | None, at: int, grid: Grid) -> str:
+    """Text of a state that was not finite at a node, or before it where `found` is None."""
+    text = f"non-finite state at t={grid.times[at]:.6g}"
+    if found is None:
+        return f"{text} or before it, where is not known since the network does not repeat itself,"
+    return f"{text}, after the step from t={grid.times[at - 1]:.6g}," if 0 < found == at else text
+
+
+def _listed(samples: Sequence[int], most: int = 8) -> str:
+    """Some of the samples' numbers as text."""
+    return ", ".join(map(str, samples[:most])) + (", ..." if len(samples) > most else "")
 
 
 def _plausible(odd: np.ndarray) -> Status:

@@ -51,19 +51,29 @@ class BrownianTree:
     def at(self, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """W (b, D) in float64 at a place (b,) for each of the samples of numbers `rows` (b,)."""
         path = np.zeros((len(rows), self._size))
+
+        # The whole path's increment, for those at its end.
         whole = self._stream.at(0, (len(rows), self._size), torch.float32, "cpu", rows=rows)
         increment = whole.numpy().astype(np.float64)
         path[places == 1] = increment[places == 1]
+
         below = np.where(places < 1, places, 0.0)  # what is left to go, in halves of the piece
         (alive,) = np.nonzero(below)
-        increment, below, node = increment[alive], below[alive], np.ones(len(alive), dtype=np.uint64)
-        level, scale = 0, 0.5
+        increment = increment[alive]
+        below = below[alive]
+        node = np.ones(len(alive), dtype=np.uint64)
+        level = 0
+        scale = 0.5
         while len(alive):
-            if level % self._levels == 0:
-                top, z = node, self._normals(node, rows[alive])
+            # One draw has the noises of several levels.
             depth = level % self._levels
+            if depth == 0:
+                top = node
+                z = self._normals(node, rows[alive])
             local = (node - (top << np.uint64(depth))).astype(np.intp) + 2**depth - 1
             bridge = scale * z[np.arange(len(z)), local]
+
+            # Halve the piece, and go to the half that the place lies in.
             increment *= 0.5
             below *= 2
             beyond = below >= 1
@@ -71,11 +81,13 @@ class BrownianTree:
             increment += np.where(beyond[:, None], -bridge, bridge)
             below -= beyond
             node = 2 * node + beyond
+            level += 1
+            scale *= math.sqrt(0.5)
+
             if not below.all():
                 (kept,) = np.nonzero(below)
-                alive, increment, below, node = alive[kept], increment[kept], below[kept], node[kept]
-                top, z = top[kept], z[kept]
-            level, scale = level + 1, scale * math.sqrt(0.5)
+                alive, increment, below = alive[kept], increment[kept], below[kept]
+                node, top, z = node[kept], top[kept], z[kept]
         return path
 
     def _normals(self, node: np.ndarray, rows: np.ndarray) -> np.ndarray:

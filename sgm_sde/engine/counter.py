@@ -58,16 +58,19 @@ def _multiply(a: Words, by: int, high: Words, low: Words, scratch: Words) -> Non
     """Both halves of the product of a and a number, by multiplications of 32 bits."""
     b0, b1 = np.uint64(by & 0xFFFFFFFF), np.uint64(by >> 32)
     a1, t = scratch
+
     np.bitwise_and(a, _LOW, out=low)
     np.right_shift(a, _HALF, out=a1)
     np.multiply(low, b0, out=t)
     np.right_shift(t, _HALF, out=t)
     np.multiply(a1, b0, out=high)
     np.add(t, high, out=t)  # a1 b0 + (a0 b0 >> 32)
+
     np.right_shift(t, _HALF, out=high)
     np.bitwise_and(t, _LOW, out=t)
     np.multiply(low, b1, out=low)
     np.add(t, low, out=t)  # a0 b1 + the lower half of what there was
+
     np.right_shift(t, _HALF, out=t)
     np.add(high, t, out=high)
     np.multiply(a1, b1, out=a1)
@@ -127,17 +130,21 @@ class BoxMuller:
                 self._views.clear()
             arrays = [memory[: r * k].reshape(r, k) for memory in self._memory]
             self._views[r, k] = (*map(torch.from_numpy, arrays), *arrays)
+
         # NumPy is quicker to start, and torch at logarithms and circular functions.
         radius, angle, cosine, u, phi, cos = self._views[r, k]
         halves = words.view(np.uint32).reshape(r, 2, k)
+
         np.add(halves[:, 0], HALF, out=u, dtype=np.float32, casting="unsafe")
         np.multiply(u, UNIT, out=u)
         torch.log(radius, out=radius)
         np.multiply(u, MINUS_TWO, out=u)
         np.sqrt(u, out=u)
+
         np.multiply(halves[:, 1], ANGLE, out=phi, dtype=np.float32, casting="unsafe")
         torch.cos(angle, out=cosine)
         np.multiply(u, cos, out=cosines)
+
         if sines is not None:
             torch.sin(angle, out=angle)
             n = sines.shape[1]

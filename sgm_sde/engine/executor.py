@@ -90,7 +90,7 @@ class Loop:
 
     Args:
         plan: the table, made ready for the network.
-        x: initial state, at least float32; not changed.
+        x: initial state, at least float32; not changed, unless it is the run's own.
         times: those of the stages, (B,) each.
         noise: where noise comes from.
         hooks: called in order at each node with the state there, before it is evaluated.
@@ -98,6 +98,7 @@ class Loop:
         on_output: called with (x, output, t) at the first evaluation after each node.
         grad: keep the graph for backpropagation, and with it every intermediate value.
         start: where to go on from; its history must have what `missing` asks for.
+        own: x may be overwritten: it is the memory of the first state.
 
     Attributes:
         memory: registers and history.
@@ -117,10 +118,11 @@ class Loop:
         on_output: Callable[[Tensor, Tensor, float], None] | None = None,
         grad: bool = False,
         start: Position | None = None,
+        own: bool = False,
     ) -> None:
         self.plan, self.times, self.noise = plan, times, noise
         self.hooks, self.on_node, self.on_output = hooks, on_node, on_output
-        self.memory: Memory = allocate_memory(x, plan, grad)
+        self.memory: Memory = allocate_memory(x, plan, grad, own=own)
         self.stage = 0
         self.run = Run(x)
         self._x, self._start = x, start
@@ -156,7 +158,7 @@ class Loop:
         output: Tensor | None = None
         while True:
             try:
-                state, t = loop.send(output)
+                asked = loop.send(output)
             except StopIteration as end:
                 run: Run = end.value
                 return run
@@ -165,9 +167,11 @@ class Loop:
                     raise error.__cause__ from None
                 raise
 
-            # Outside of the generator: a StopIteration of the network's is no end of the run. The last output is freed.
+            # Outside of the generator: a StopIteration of the network's is no end of the run. The last output is freed
+            # before there is another, and the times with it.
             output = None
-            output = evaluate(state, t)
+            output = evaluate(*asked)
+            del asked
 
     @property
     def state(self) -> Tensor:
@@ -262,12 +266,13 @@ def execute(
     on_output: Callable[[Tensor, Tensor, float], None] | None = None,
     grad: bool = False,
     start: Position | None = None,
+    own: bool = False,
 ) -> Run:
     """Run a program from the initial state x (B, *), or on from where another run of it was stopped.
 
     Args:
         program: the table.
-        x: initial state, at least float32; not changed.
+        x: initial state, at least float32; not changed, unless it is the run's own.
         model: what to evaluate.
         noise: where noise comes from.
         hooks: called in order at each node, as `Loop` says; so are the other options.
@@ -275,12 +280,13 @@ def execute(
         on_output: called at the first evaluation after each node.
         grad: keep the graph.
         start: where to go on from.
+        own: x may be overwritten.
 
     Returns:
         the last state, how many nodes were reached and, if `on_node` stopped the run, where it stands.
     """
     loop = prepare(
-        program, x, model, noise, hooks=hooks, on_node=on_node, on_output=on_output, grad=grad, start=start
+        program, x, model, noise, hooks=hooks, on_node=on_node, on_output=on_output, grad=grad, start=start, own=own
     )  # fmt: skip
     return loop.drive(model.evaluate)
 

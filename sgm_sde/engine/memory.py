@@ -41,23 +41,28 @@ class Memory(Protocol):
         """True if the value lies in a register's memory, which is about to be overwritten."""
 
 
-def allocate_memory(x: Tensor, plan: Plan, grad: bool = False) -> Memory:
-    """The memory that a plan runs in, for states like x (B, *)."""
+def allocate_memory(x: Tensor, plan: Plan, grad: bool = False, *, own: bool = False) -> Memory:
+    """The memory that a plan runs in, for states like x (B, *), which is part of it if it may be overwritten."""
     if plan.blocks > 1:
         return BlockMemory(x, plan)
-    return GraphMemory(x, plan) if grad else Buffers(x, plan)
+    return GraphMemory(x, plan) if grad else Buffers(x, plan, own=own)
 
 
 class Buffers:
     """Preallocated memory: a stage is one matrix-vector product wherever it can be."""
 
-    def __init__(self, x: Tensor, plan: Plan) -> None:
+    def __init__(self, x: Tensor, plan: Plan, *, own: bool = False) -> None:
         # Zeros, not empty: slots out of use enter the product with coefficient 0, and 0 * NaN is NaN.
         buffer = torch.zeros((plan.n_slots, x.numel()), dtype=x.dtype, device=x.device)
         self.slots = [row.view(x.shape) for row in buffer]
         self._history = buffer.t()
 
-        self.registers = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(plan.n_registers)]
+        first = plan.instructions[0].target
+        self.registers = [
+            x if own and register == first and x.is_contiguous()
+            else torch.empty_like(x, memory_format=torch.contiguous_format)
+            for register in range(plan.n_registers)
+        ]  # fmt: skip
         self._flat = [register.view(-1) for register in self.registers]
         self._ends = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in self._flat]
 

@@ -148,16 +148,17 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> SampleSeeds
     if generator is not None:
         if isinstance(generator, torch.Generator):
             return SampleSeeds(_drawn_seed(generator), range(batch))
+
         if not isinstance(generator, Sequence):
             raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
         if len(generator) != batch:
             raise ValueError(f"got {len(generator)} generators for {batch} samples")
         return _of_pairs([(_drawn_seed(g), 0) for g in generator])
+
     if seed is None:
         seed = secrets.randbits(63)
-    if (
-        isinstance(seed, Iterable) and not isinstance(seed, str) and getattr(seed, "ndim", None) != 0
-    ):  # a 0-d tensor is one seed
+    one = isinstance(seed, str) or getattr(seed, "ndim", None) == 0  # a tensor of one number is iterable, too
+    if isinstance(seed, Iterable) and not one:
         seeds = seed if isinstance(seed, SampleSeeds) else list(seed)
         if len(seeds) != batch:
             raise ValueError(f"got {len(seeds)} seeds for {batch} samples")
@@ -278,21 +279,25 @@ class NoiseStream:
         self._ahead = []
         seed, indices = self.seeds.seed, self.seeds.indices
         n, d = len(indices), math.prod(shape[1:])
-        k = -(-d // 2)
-        most = AT_A_TIME // max(1, n * k)
+        words_each = -(-d // 2)
+        most = AT_A_TIME // max(1, n * words_each)
         if most < LEAST_AHEAD or shape[0] != n:
             return
         if not (isinstance(seed, int) and isinstance(indices, range) and indices.step == 1 and n):
             return
-        count, self._many = min(self._many, most), min(2 * self._many, MOST_AHEAD)
+
+        count = min(self._many, most)
+        self._many = min(2 * self._many, MOST_AHEAD)
         if count < 2:
             return
-        words = np.empty((count, n * k), dtype=np.uint64)
+
+        words = np.empty((count, n * words_each), dtype=np.uint64)
         for i, row in enumerate(words):
-            self._seek(seed, indices[0] * k, self.draw - 1 + i)
-            row[:] = self._run.words(n * k)
+            self._seek(seed, indices[0] * words_each, self.draw - 1 + i)
+            row[:] = self._run.words(n * words_each)
         z = np.empty((count * n, d), dtype=np.float32)
-        self._box_muller(words.reshape(count * n, k), z[:, :k], z[:, k:] if d > k else None)
+        sines = z[:, words_each:] if d > words_each else None
+        self._box_muller(words.reshape(count * n, words_each), z[:, :words_each], sines)
         self._ahead = list(z.reshape(count, *shape)[::-1])
         self._expected = self.draw
 
@@ -339,43 +344,58 @@ class NoiseStream:
 
     def _words(self, places: SampleSeeds, k: int, draw: int | np.ndarray) -> Iterator[tuple[slice | np.ndarray, Words]]:
         """The words (rows, k) at all places, some rows at a time; in the quickest way, which does not change them."""
-        n, step = len(places), max(1, AT_A_TIME // k)
         if isinstance(draw, int) and isinstance(places.seed, int):
             if isinstance(places.indices, range) and places.indices.step == 1:
-                self._seek(places.seed, places.indices[0] * k, draw)
-                for i in range(0, n, step):
-                    count = min(step, n - i)
-                    yield slice(i, i + count), self._run.words(count * k).reshape(count, k)
-                return
+                return self._in_a_row(places.seed, places.indices, k, draw)
             if k <= SCATTERED:
                 order, runs = self._runs(places, k)
-                if len(runs) * VISIT < n * k:
-                    yield from self._spans(places, k, draw, order, runs)
-                    return
+                if len(runs) * VISIT < len(places) * k:
+                    return self._spans(places, k, draw, order, runs)
+
+        draws = np.broadcast_to(np.asarray(draw, dtype=np.uint64), len(places))
+        return self._visits(places, k, draws) if k > SCATTERED else self._scattered(places, k, draws)
+
+    def _in_a_row(self, seed: int, indices: range, k: int, draw: int) -> Iterator[tuple[slice, Words]]:
+        """Words of neighbours, which lie one behind the other."""
+        step = max(1, AT_A_TIME // k)
+        self._seek(seed, indices[0] * k, draw)
+        for i in range(0, len(indices), step):
+            count = min(step, len(indices) - i)
+            yield slice(i, i + count), self._run.words(count * k).reshape(count, k)
+
+    def _visits(self, places: SampleSeeds, k: int, draws: np.ndarray) -> Iterator[tuple[slice, Words]]:
+        """Words of large samples, one visit each."""
         seeds, index = places.arrays()
-        draws = np.broadcast_to(np.asarray(draw, dtype=np.uint64), n)
         first = index.astype(np.uint64) * np.uint64(k)
-        if k > SCATTERED:
-            for i in range(0, n, step):
-                words = np.empty((min(step, n - i), k), dtype=np.uint64)
-                for j, row in enumerate(words, i):
-                    self._seek(int(seeds[j]), int(first[j]), int(draws[j]))
-                    row[:] = self._run.words(k)
-                yield slice(i, i + len(words)), words
-            return
-        own = not isinstance(places.seed, int)
+        step = max(1, AT_A_TIME // k)
+        for i in range(0, len(places), step):
+            words = np.empty((min(step, len(places) - i), k), dtype=np.uint64)
+            for j, row in enumerate(words, i):
+                self._seek(int(seeds[j]), int(first[j]), int(draws[j]))
+                row[:] = self._run.words(k)
+            yield slice(i, i + len(words)), words
+
+    def _scattered(self, places: SampleSeeds, k: int, draws: np.ndarray) -> Iterator[tuple[slice, Words]]:
+        """Words of small samples that have nothing to do with one another, by array operations over their blocks."""
+        seeds, index = places.arrays()
+        first = index.astype(np.uint64) * np.uint64(k)
         blocks = -(-(WORDS - math.gcd(k, WORDS) + k) // WORDS)  # at most, wherever in one the words begin
-        step = max(1, min(step, LANES // blocks))
-        for i in range(0, n, step):
-            at = slice(i, min(i + step, n))
-            block, skip = first[at] // np.uint64(WORDS), first[at] % np.uint64(WORDS)
-            counts, draw_of, seed_of = block + np.uint64(1), draws[at], seeds[at] if own else places.seed
+        own = not isinstance(places.seed, int)
+        step = max(1, min(AT_A_TIME // k, LANES // blocks))
+        for i in range(0, len(places), step):
+            at = slice(i, min(i + step, len(places)))
+            block, skip = np.divmod(first[at], np.uint64(WORDS))
+            count = block + np.uint64(1)
+            draw_of = draws[at]
+            seed_of = seeds[at] if own else places.seed
             if blocks > 1:
-                counts = (counts[:, None] + np.arange(blocks, dtype=np.uint64)).ravel()
-                draw_of, seed_of = np.repeat(draw_of, blocks), np.repeat(seed_of, blocks) if own else seed_of
-            words = philox((counts, draw_of, self._segment, self._repeat), (seed_of, self._stream))
+                count = (count[:, None] + np.arange(blocks, dtype=np.uint64)).ravel()
+                draw_of = np.repeat(draw_of, blocks)
+                seed_of = np.repeat(seed_of, blocks) if own else seed_of
+
+            words = philox((count, draw_of, self._segment, self._repeat), (seed_of, self._stream))
             words = words.reshape(len(block), -1)
-            if k % WORDS:
+            if k % WORDS:  # they may begin inside of a block
                 within = skip[:, None] + np.arange(k, dtype=np.uint64)
                 words = np.take_along_axis(words, within.astype(np.int64), 1)
             yield at, words
