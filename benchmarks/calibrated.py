@@ -3,6 +3,7 @@
     python -m benchmarks.calibrated measure --half report     # one file a bed in out/beds/calibrated, kept
     python -m benchmarks.calibrated report --out out/bench    # tables and picture of what was measured
     python -m benchmarks.calibrated frechet                   # digits and clothes: distances to data and to the flow
+    python -m benchmarks.calibrated peers --names moons-vp    # other libraries' samplers on the same noises
 
 On each bed (`benchmarks/beds.py`) `calibrate` fits to noises of its own and compares on further ones of its own. What
 it returns is run on the bed's noises, against the bed's reference, an RK4 solution in double precision. Beside it
@@ -17,6 +18,7 @@ No constant of the method was chosen on the report half.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from benchmarks import beds
+from benchmarks import peers as others
 from benchmarks.beds import Bed
 from benchmarks.defaults import frozen, geometric
 from benchmarks.pilots import kwargs_for
@@ -145,7 +148,6 @@ def measure(bed: Bed, budgets: Sequence[int], noises: int = NOISES, peers: bool 
     """All numbers of a bed, by budget; interrupted, it continues with the budgets that are missing."""
     clock = Clock()
     folder = CACHE / f"{bed.hash}-{noises}"
-    resumed = folder.exists()
     score = bed.score.map_net(clock.around)
     start = time.process_time()
     with warnings.catch_warnings():
@@ -174,8 +176,43 @@ def measure(bed: Bed, budgets: Sequence[int], noises: int = NOISES, peers: bool 
             "held_out": {e.name: [e.rmse, e.stderr, e.median, e.worst] for e in reversed(one.errors)},
             "network_evals": one.network_evals, "shared_evals": one.shared_evals, "remarks": list(one.remarks),
         }  # fmt: skip
-    times = {} if resumed else {"seconds": total, "network": network}  # of an interrupted run there are none
-    return {"bed": bed.name, "half": bed.half, **times, "budgets": rows}
+    return {"bed": bed.name, "half": bed.half, "seconds": total, "network": network, "budgets": rows}
+
+
+def peers_best(bed: Bed, nfe: int) -> tuple[float, str]:
+    """The least error of the deterministic samplers of other libraries, and whose it is.
+
+    Each runs on three grids in EDM's coordinates and is denoised at its last level, which is one of the calls. The
+    best is chosen on these noises.
+    """
+    sde, best = bed.sde, (math.inf, "none")
+    calls = 0
+
+    def denoiser(y: Tensor, s: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        t = sde.time(torch.tensor(-2 * math.log(float(s)), dtype=torch.float64)).clamp(sde.eps, sde.T)
+        x = (float(sde.alpha(t)) * y).to(bed.dtype)
+        return bed.score.predict("data", x, t.to(x.dtype).expand(len(x)), **bed.model_kwargs).to(y.dtype)
+
+    for sampler, grid in itertools.product(others.SAMPLERS, ("uniform", "log-snr", "karras")):
+        steps = (nfe - 1 - sampler.extra_nfe) // sampler.nfe_per_step
+        if sampler.stochastic or sampler.peer not in others.available() or steps < 1:
+            continue
+        times = torch.tensor(sg.grids.rule(grid)(sde, steps).times, dtype=torch.float64)
+        sigmas = (-sde.log_snr(times) / 2).exp()
+        if not bool(sigmas.isfinite().all()):
+            continue
+        calls = 0
+        try:
+            y = sampler.run(denoiser, sigmas, float(sigmas[0]) * bed.noise.double())
+            x = denoiser(y, sigmas[-1])
+        except (ValueError, IndexError, AssertionError, ZeroDivisionError):  # too few steps for this method
+            continue
+        error = beds.compare(bed, x).rmse
+        if calls <= nfe and error < best[0]:
+            best = error, f"{sampler.key} on {grid}"
+    return best
 
 
 def file_of(bed: Bed, noises: int = NOISES) -> Path:
@@ -184,18 +221,26 @@ def file_of(bed: Bed, noises: int = NOISES) -> Path:
 
 
 def keep(bed: Bed, noises: int, budgets: Sequence[int], peers: bool = True) -> None:
-    """Measure a bed, unless it was."""
+    """Measure a bed at the budgets that it was not measured at."""
     path = file_of(bed, noises)
-    if path.exists():
+    known = json.loads(path.read_text()) if path.exists() else {"budgets": {}}
+    missing = [n for n in budgets if str(n) not in known["budgets"]]
+    if not missing:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = measure(bed, budgets, noises, peers)
+    running = path.with_suffix(".running")
+    interrupted = running.exists()
+    running.parent.mkdir(parents=True, exist_ok=True)
+    running.touch()
+    found = measure(bed, missing, noises, peers)
+    shown = {n: f"{row['error']:.3g}/{row['pilot']:.3g}" for n, row in found["budgets"].items()}
+    found["budgets"] = known["budgets"] | {str(n): row for n, row in found["budgets"].items()}
+    for name in ("seconds", "network"):  # in all; of an interrupted run they are not known
+        found[name] = math.nan if interrupted else found[name] + known.get(name, 0.0)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(found) + "\n")
     partial.replace(path)
-    shown = {n: f"{row['error']:.3g}/{row['pilot']:.3g}" for n, row in found["budgets"].items()}
-    spent = f"{found['seconds']:.0f} s, {found['network']:.0f} s in the network" if "seconds" in found else "resumed"
-    sys.stdout.write(f"{bed.name}, {spent}: {shown}\n")
+    running.unlink()
+    sys.stdout.write(f"{bed.name}: {shown}\n")
     sys.stdout.flush()
 
 
@@ -304,7 +349,8 @@ def tables(half: str) -> str:
             f"| {nfe} | {geometric(list(best.values())):.3f} | {max(best.values()):.2f} | {' | '.join(shares)} | "
             f"{geometric(list(pilot.values())):.3f} | {len(worse)} | {geometric(list(gits.values())):.3f} |"
         )
-    beside = [row["seconds"] - row["network"] for row in found if "seconds" in row] or [math.nan]
+    beside = [row["seconds"] - row["network"] for row in found]
+    beside = [seconds for seconds in beside if not math.isnan(seconds)] or [math.nan]
     lines += ["", f"CPU seconds beside the network's, all budgets: at most {max(beside):.0f}, on average "
               f"{sum(beside) / len(beside):.0f}.", ""]  # fmt: skip
     lines += ["| bed | " + " | ".join(f"{n}: calibrated / pilot / best" for n in budgets) + " |"]
@@ -352,7 +398,7 @@ def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["measure", "report", "frechet"])
+    parser.add_argument("what", choices=["measure", "report", "frechet", "peers"])
     parser.add_argument("--half", choices=beds.HALVES)
     parser.add_argument("--family", choices=beds.FAMILIES)
     parser.add_argument("--names", default="", help="beds whose name contains this")
@@ -376,6 +422,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for bed in sorted(chosen, key=lambda bed: bed.hash)[k::parts]:
             if time.monotonic() - start < args.seconds:
                 keep(bed, args.noises, args.budgets)
+    elif args.what == "peers":
+        for bed in beds.load(args.half, args.family, args.names):
+            for nfe in args.budgets:
+                error, who = peers_best(bed, nfe)
+                sys.stdout.write(f"{bed.name} at {nfe} calls: {error:.4f}, {who}\n")
+                sys.stdout.flush()
     elif args.what == "frechet":
         CACHE.mkdir(parents=True, exist_ok=True)
         if args.names != "fashion":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from sgm_sde.calibration import HeldOut, Table, closed
+from sgm_sde.calibration import HeldOut, Table, closed, search
 from sgm_sde.calibration.flow import Flow
 from sgm_sde.calibration.refine import Refinement, Unknowns
 from sgm_sde.calibration.rows import Rows
@@ -185,6 +185,39 @@ def test_unknowns_name_a_table_and_differences_are_its_derivatives() -> None:
             slope = (ends[0] - ends[1]) / 2e-5
             size = max(float(slope.square().mean().sqrt()), 1e-3)
             assert float((J[p] - slope).square().mean().sqrt()) < 0.1 * size, unknowns.entries[p]
+
+
+def test_noises_of_large_errors_or_derivatives_weigh_less() -> None:
+    flow = a_flow(sg.VPSDE(), 5)
+    z = flow.noise(range(5))
+    each = torch.tensor([1.0, 1.0, 1.0, 0.25, 100.0], dtype=torch.float64)  # errors 1, 1, 1, 1/2, 10
+    J = torch.ones(3, 5, z.shape[1])
+    J[:, 0] = 4.0  # squares of 16 beside a median of 1
+    for robust, bounded, right in (
+        (False, False, [1.0, 1.0, 1.0, 1.0, 1.0]),
+        (True, False, [1.0, 1.0, 1.0, 1.0, 0.2]),
+        (False, True, [0.125, 1.0, 1.0, 1.0, 1.0]),
+        (True, True, [0.125, 1.0, 1.0, 1.0, 0.2]),
+    ):
+        fit = Refinement(flow, z, z, 1.0, range(5), True, robust=robust, bounded=bounded)
+        torch.testing.assert_close(fit._weights(each, J), torch.tensor(right, dtype=torch.float64))
+
+
+def test_exact_samples_of_a_rough_network_take_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    sde, seeds = sg.VPSDE(), resolve_seeds(0, None, 8)
+    off = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        smooth = -sde.sigma(t)[:, None] * MIXTURE.score(sde)(x, t)
+        return smooth + 0.2 * off[(50 * t).long().clamp(max=49)]
+
+    monkeypatch.setattr(search, "REFERENCES", (16, 32))
+    monkeypatch.setattr(search, "LONGER", (64,))
+    monkeypatch.setattr(search, "KNOWN", 1e-6)  # which none of them reaches
+    for score, right in ((MIXTURE.score(sde), 32), (sg.from_noise(noise, sde), 64)):
+        flow = Flow(score, sde, (2,), seeds, 8, {}, 64, torch.float32, torch.device("cpu"))
+        calls, doubt = search._Search(flow, 6, 2, 0, torch.float32, None, None)._calls(range(6))
+        assert calls == right and 0 < doubt < 0.5
 
 
 def test_levels_are_those_of_the_least_sum() -> None:
@@ -432,6 +465,36 @@ def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
     assert sg.calibrate(score, sde, (48, 2), nfe=(4, 5), **options) == both and calls == 0 and before > 0
     with pytest.raises(ValueError, match="made with other settings"):
         sg.calibrate(score, sde, (48, 2), nfe=4, **{**options, "seed": 1})
+
+
+class Ended(Exception):
+    """What ends a call in the middle."""
+
+
+def test_a_fit_ended_in_the_middle_goes_on_with_what_is_done(tmp_path: Path) -> None:
+    sde = sg.VPSDE()
+    calls, ends = 0, False
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if ends and any(tmp_path.rglob("*bounded*")):
+            raise Ended
+        return MIXTURE.score(sde)(x, t)
+
+    score = sg.from_score(net, sde)
+    options: dict[str, Any] = {"nfe": 4, "held_out": 32, "seed": 0}
+    whole, needed = sg.calibrate(score, sde, (32, 2), **options), calls
+    ends = True
+    with pytest.raises(Ended):
+        sg.calibrate(score, sde, (32, 2), checkpoint=tmp_path, **options)
+
+    calls, ends = 0, False
+    resumed = sg.calibrate(score, sde, (32, 2), checkpoint=tmp_path, **options)
+    assert calls < needed and resumed.network_evals == whole.network_evals
+    assert isinstance(resumed.solver, sg.calibration.Calibrated) and isinstance(whole.solver, sg.calibration.Calibrated)
+    assert resumed.solver.table.levels == pytest.approx(whole.solver.table.levels, rel=1e-6)
+    assert resumed.error == pytest.approx(whole.error, rel=1e-6)
 
 
 def test_a_time_limit_ends_a_fit() -> None:

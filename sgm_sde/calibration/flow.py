@@ -101,7 +101,8 @@ class Flow:
     def data(self, y: Tensor, log_levels: Sequence[float], samples: range) -> Tensor:
         """The data estimated at states y (P, n, d) of n samples, each of the P groups at its own level."""
         groups, n, d = y.shape
-        found = [self._coefficients(level) for level in log_levels]
+        self.prepare(log_levels)
+        found = [self._at[level] for level in log_levels]
         t = self.model.round_times([time for time, *_ in found], y)
         alpha, c_x, c_r = torch.tensor([rest for _, *rest in found], dtype=torch.float64).to(y).unbind(1)
 
@@ -119,19 +120,21 @@ class Flow:
 
     def snapped(self, level: float) -> float:
         """log s, or that of T where the time is T but for the rounding of single precision."""
-        return self.high if same_time(self._coefficients(level)[0], self.sde.T) else level
+        self.prepare([level])
+        return self.high if same_time(self._at[level][0], self.sde.T) else level
 
-    def _coefficients(self, level: float) -> tuple[float, float, float, float]:
-        """Time, alpha, and what makes the data of state and output, at log s."""
-        if level not in self._at:
-            if len(self._at) > 10000:
-                self._at.clear()
-            # A table knows no time beyond its ends, not even by the rounding of a level.
-            time = float(self.sde.time(torch.tensor(-2 * min(level, self.high), dtype=torch.float64)))
-            time = min(max(time, self.sde.eps), self.sde.T)
-            node = self.sde.nodes([time])[0]
+    def prepare(self, levels: Sequence[float]) -> None:
+        """Find what `data` needs to know of each log s, together: time, alpha, and the weights of state and output."""
+        if len(self._at) > 10000:
+            self._at.clear()
+        new = [level for level in dict.fromkeys(levels) if level not in self._at]
+        if not new:
+            return
+        # A table knows no time beyond its ends, not even by the rounding of a level.
+        log_snr = -2 * torch.tensor(new, dtype=torch.float64).clamp(max=self.high)
+        times = self.sde.time(log_snr).clamp(self.sde.eps, self.sde.T).tolist()
+        for level, time, node in zip(new, times, self.sde.nodes(times), strict=True):
             self._at[level] = (time, node.alpha, *checked_conversion(self.score.prediction, "data", node))
-        return self._at[level]
 
     def trajectories(self, samples: range, nfe: int, keep: int = 0) -> Trajectories:
         """Exact trajectories by a tight solution, at `keep` of its levels.

@@ -4,10 +4,18 @@ Unknowns are $t_k = \log s_k$, $g_k = \log(c_k / s_k)$, $c_n$ and the weights $b
 
 $$ \frac1N \sum_i w_i\,\frac{|y_n^i - x^i|^2}{c^2} + \lambda \sum_{kj} b_{kj}^2 $$
 
-with the exact samples $x^i$, their standard deviation c, and Huber's weights $w_i = \min(1, 2\,\mathrm{median}/e_i)$,
-since a noise that lies between two modes has an error that no table removes. The Jacobian comes from forward
-differences through the run; a change of row k needs only the rows after it, and all changes of a row are evaluated
-together. Between Jacobians it is kept up to date by Broyden's formula.
+with the exact samples $x^i$ and their standard deviation c. A noise that lies between two modes has an error that no
+table removes, and a sample that changes abruptly, so that its derivatives are large and good for tiny steps only. Two
+kinds of weights keep such noises from deciding: Huber's, $w_i = \min(1, 2\,\mathrm{median}/e_i)$ of the errors $e_i$,
+and those of bounded influence, $\min(1, 2 / h_i)$ with the mean square $h_i$ of a noise's derivatives, each relative to
+its median over noises. The penalty, which keeps the weights from cancelling one another, is a hundredth of the error
+and falls with it.
+
+The Jacobian comes from forward differences through the run; a change of row k needs only the rows after it, and all
+changes of a row are evaluated together. Between Jacobians it is kept up to date by Broyden's formula.
+
+Source: Huber, 1964 (Annals of Mathematical Statistics 35); Krasker and Welsch, 1982 (JASA 77) for bounded influence;
+Broyden, 1965 (Mathematics of Computation 19).
 """
 
 from __future__ import annotations
@@ -25,7 +33,8 @@ from sgm_sde.calibration.rows import Rows
 CHANGE = 0.01  # of a difference: of the state's size, and of log s
 GAP = 0.02  # between neighbouring log s
 SCALED = 2.0  # of log(c / s), at most
-PENALTY = 0.01  # of the loss at the start
+PENALTY = 0.01  # of the error
+OUTLYING = 2.0  # times the median: errors and squares of derivatives beyond weigh less
 JACOBIANS = 8
 UPDATES = 4  # between Jacobians
 GAIN = 0.01  # of the loss, below which a fit ends
@@ -97,6 +106,7 @@ class Refinement:
         consistent: whether rows are exact for a constant estimate.
         late: whether there is no time left.
         robust: whether noises of large errors weigh less.
+        bounded: whether noises of large derivatives weigh less.
     """
 
     def __init__(
@@ -109,9 +119,10 @@ class Refinement:
         consistent: bool,
         late: Callable[[], bool] = lambda: False,
         robust: bool = True,
+        bounded: bool = False,
     ) -> None:
         self.flow, self.z, self.exact, self.scale, self.samples = flow, z, exact, scale, samples
-        self.consistent, self.late, self.robust = consistent, late, robust
+        self.consistent, self.late, self.robust, self.bounded = consistent, late, robust, bounded
 
     def errors(self, y: Tensor) -> Tensor:
         """Mean square error of each noise (N,), in units of c^2, float64; inf where it is not finite."""
@@ -126,15 +137,15 @@ class Refinement:
         each = self.errors(y)
         if not bool(each.isfinite().all()):
             return start
-        squares = float(unknowns.weights_of(theta).square().sum())
-        penalty = PENALTY * float(each.mean()) / max(squares, 1e-300)
-        damping = 0.01
+        penalty, damping = math.inf, 0.01
 
         for _ in range(JACOBIANS):
             if self.late():
                 break
-            w = self._huber(each)
             J = self._jacobian(unknowns, theta, y, D)
+            w = self._weights(each, J)
+            squares = float(unknowns.weights_of(theta).square().sum())
+            penalty = min(penalty, PENALTY * float((w * each).mean()) / max(squares, 1e-300))
             before = loss = self._loss(unknowns, theta, each, w, penalty)
             for _ in range(1 + UPDATES):
                 A, g = self._normal(unknowns, theta, J, y, w, penalty)
@@ -152,11 +163,17 @@ class Refinement:
         theta[0] = self.flow.snapped(float(theta[0]))
         return unknowns.rows(theta)
 
-    def _huber(self, each: Tensor) -> Tensor:
-        """Weights (N,) of the noises."""
-        e = each.sqrt()
-        limit = 2 * e.median()
-        return torch.where(e > limit, limit / e, torch.ones_like(e)) if self.robust else torch.ones_like(e)
+    def _weights(self, each: Tensor, J: Tensor) -> Tensor:
+        """Weights (N,) of noises with mean square errors (N,) and derivatives (P, N, d)."""
+        w = torch.ones_like(each)
+        if self.robust:
+            e = each.sqrt()
+            w = w * (OUTLYING * e.median() / e.clamp(min=1e-300)).clamp(max=1)
+        if self.bounded:
+            squares = torch.stack([of_one.double().square().mean(1) for of_one in J])
+            h = (squares / squares.median(1, keepdim=True).values.clamp(min=1e-300)).mean(0)
+            w = w * (OUTLYING / h.clamp(min=1e-300)).clamp(max=1)
+        return w
 
     def _loss(self, unknowns: Unknowns, theta: Tensor, each: Tensor, w: Tensor, penalty: float) -> float:
         return float((w * each).mean()) + penalty * float(unknowns.weights_of(theta).square().sum())

@@ -48,6 +48,7 @@ class Rows:
         """The samples (N, d) from noises z (N, d), and the estimates (n, N, d) on the way."""
         estimates = torch.empty((self.n, *z.shape), dtype=z.dtype, device=z.device)
         y = self.c[0].item() * z
+        flow.prepare(self.t.tolist())
         for k, level in enumerate(self.t.tolist(), 1):
             estimates[k - 1] = flow.data(y[None], [level], samples)[0]
             y = self.c[k].item() * z + torch.tensordot(self.B[k, :k].to(z), estimates[:k], 1)

@@ -40,6 +40,8 @@ from sgm_sde.trials import Race, RunOptions, budgets_of, default_candidates
 
 REFERENCES = (64, 128, 256)  # network calls of exact trajectories, as many as are needed
 KNOWN = 3e-4  # of the standard deviation: how well exact samples should be known
+LONGER = (512, 1024)  # for rough networks, such as those with an entry of its own for each of 1000 times
+ROUGH = 5e-3  # of the standard deviation: a network is rough where half of the samples are not known to that
 LEVELS = 48  # of exact states, among which those of the first fit are chosen
 RACE = 64  # noises of the race of what is off the shelf
 FINALISTS = 3  # of it, compared on held-out noises
@@ -109,10 +111,9 @@ def calibrate(
             noises take them in turn.
         batch_size: samples in a network call, at most.
         reference_nfe: network calls of an exact trajectory; by default 64, 128 or 256, the first that is known to 3e-4
-            of the standard deviation.
+            of the standard deviation, and for rough networks up to 1024.
         time_limit: in seconds; when it is over a fit ends where it is.
-        checkpoint: a folder in which exact trajectories and finished budgets are kept: an interrupted call goes on
-            there.
+        checkpoint: a folder in which exact trajectories and finished fits are kept: an interrupted call goes on there.
         progress: show a progress bar.
         dtype: of the samples; torch's default if not given.
         device: of the samples; the network's if it has parameters.
@@ -229,6 +230,7 @@ class _Search:
         self.noises, self.held = range(n), range(n, n + held_out)
         self.checked = range(n + held_out, n + held_out + CHECKED)
         self._squares: dict[HeldOut, Tensor] = {}  # mean square error of each held-out noise
+        self.store: Store | None = None  # where finished parts of a budget are kept
         self.end = math.inf if time_limit is None else time.monotonic() + time_limit
         self.protocol = {
             "noises": n, "held_out": held_out, "seed": seed, "shape": list(flow.event), "dtype": str(flow.dtype),
@@ -249,13 +251,16 @@ class _Search:
 
     def _calls(self, few: range) -> tuple[int, float]:
         """Calls of a trajectory, and how far the samples of a few noises are from those by twice as many."""
-        tried = REFERENCES if self.reference_nfe is None else (self.reference_nfe,)
+        tried = (*REFERENCES, *LONGER) if self.reference_nfe is None else (self.reference_nfe,)
         end = self.flow.trajectories(few, tried[0]).end.double()
-        doubt = math.inf
+        doubt = median = math.inf
         for calls in tried:
+            if calls in LONGER and median < ROUGH:
+                return calls // 2, doubt
             finer = self.flow.trajectories(few, 2 * calls).end.double()
             spread = float(finer.std()) or 1.0
-            doubt = float((end - finer).square().mean().sqrt()) / spread
+            each = (end - finer).square().mean(1).sqrt() / spread
+            doubt, median = float(each.square().mean().sqrt()), float(each.median())
             if doubt < KNOWN:
                 break
             end = finer
@@ -307,18 +312,32 @@ class _Search:
         chosen = closed.levels(closed.gram(fit, z), fit.log_levels, scale, n)
         plain, consistent = (closed.fit_rows(flow, fit, z, chosen, samples, kind) for kind in (False, True))
 
-        def refined(start: Rows, kind: bool) -> Rows:
-            return Refinement(flow, z, fit.end, scale, samples, kind, late, robust=kind).fit(start)
+        def refined(name: str, start: Rows, kind: bool, robust: bool = True, bounded: bool = False) -> Rows:
+            fitted = Refinement(flow, z, fit.end, scale, samples, kind, late, robust, bounded)
+            return self._once(f"budget-{n}-{name}", lambda: fitted.fit(start), late)
 
-        better = refined(consistent, True)
-        starts = sorted((better, plain), key=lambda rows: self._error(rows, z, fit.end))
-        free = refined(starts[0], False)
+        # What most noises say first, then all of them.
+        most = refined("bounded", consistent, True, bounded=True)
+        better = refined("robust", most, True)
+        starts = sorted((most, better, plain), key=lambda rows: self._error(rows, z, fit.end))
+        free = refined("free", starts[0], False, robust=False)
         found = {
             "least squares": plain, "least squares, consistent": consistent,
-            "refined, consistent": better, "refined": free,
+            "refined, consistent, of bounded influence": most, "refined, consistent": better, "refined": free,
         }  # fmt: skip
         process, network = process_of(flow.sde), network_of(flow.score)
         return [(name, Setting(Calibrated(rows.table(), process, network))) for name, rows in found.items()]
+
+    def _once(self, name: str, make: Callable[[], Rows], late: Callable[[], bool]) -> Rows:
+        """A fit, or what is stored of it; stored, unless it had no time to settle."""
+        if self.store is not None and self.store.has(name):
+            self.flow.network_evals += int(self.store.info(name)["network_evals"])
+            return Rows(**self.store.load(name))
+        before = self.flow.network_evals
+        rows = make()
+        if self.store is not None and not late():
+            self.store.save(name, vars(rows), {"network_evals": self.flow.network_evals - before})
+        return rows
 
     def _in_order(self, compared: list[HeldOut]) -> list[HeldOut]:
         """Fits, the one to take first.
@@ -418,6 +437,7 @@ class _Kept:
         self.search = search
         settings = {**search.protocol, "reference_nfe": search.reference_nfe}
         self.store = None if folder is None else Store(folder, settings)
+        search.store = self.store
         self._exact: _Exact | None = None
 
     def __enter__(self) -> _Kept:
