@@ -48,6 +48,7 @@ class Node(Protocol):
         d_alpha: time derivative of alpha.
         d_sigma: time derivative of sigma.
         lam: half the log-SNR, log(alpha / sigma).
+        log_snr: log signal-to-noise ratio 2 log(alpha / sigma).
         rate: $d\log\alpha/dt$, the drift's factor on the state.
         g: diffusion coefficient, a matrix where the state has blocks.
         noise_level: sigma / alpha.
@@ -67,6 +68,8 @@ class Node(Protocol):
     def d_sigma(self) -> float: ...
     @property
     def lam(self) -> float: ...
+    @property
+    def log_snr(self) -> float: ...
     @property
     def rate(self) -> float: ...
     @property

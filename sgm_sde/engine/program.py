@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from sgm_sde._files import parse_json
 from sgm_sde._value import Value
@@ -262,6 +262,9 @@ def _real(what: str, data: object) -> float:
     return float(data)
 
 
+_LINEAR = "what a solver's step computes with is a linear form in states, evaluations and noises"
+
+
 class Form:
     """A linear form in states, evaluations and noises: what a solver's formula computes with.
 
@@ -276,13 +279,20 @@ class Form:
     def __init__(self, terms: Mapping[tuple[str, int], Coefficient] | None = None) -> None:
         self.terms = dict(terms or {})
 
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{_LINEAR}: it has no {name!r}")
+
     def __add__(self, other: Form) -> Form:
+        if not isinstance(other, Form):
+            raise TypeError(f"{_LINEAR}: {other!r} cannot be added to one")
         total = dict(self.terms)
         for key, c in other.terms.items():
             total[key] = total.get(key, 0.0) + c
         return Form(total)
 
     def __mul__(self, c: Coefficient) -> Form:
+        if isinstance(c, Form):
+            raise TypeError(f"{_LINEAR}: two of them have no product")
         return Form({key: c * v for key, v in self.terms.items()})
 
     __rmul__ = __mul__

@@ -202,7 +202,7 @@ class PiGDM(PosteriorScore):
 
     def __init__(self, score: Score, measurement: Measurement, data_std: float = 1.0) -> None:
         super().__init__(score, measurement)
-        self.data_std = number("data_std", data_std, above=0, most=FAR)
+        self.data_std = number("data_std", data_std, least=1 / FAR, most=FAR)
 
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoised data, and the likelihood's gradient."""

@@ -337,7 +337,7 @@ class _Draws:
 
     def __init__(self, decoder: Decoder, seeds: Sequence[tuple[int, int]], data_std: float | None) -> None:
         if data_std is not None:
-            data_std = number("data_std", data_std, above=0, most=FAR)
+            data_std = number("data_std", data_std, least=1 / FAR, most=FAR)
         self.decoder, self.x, self.s = decoder, decoder.x, data_std
         self.shape, self.d = tuple(decoder.x.shape), decoder.x[0].numel()
         self.noises, self.decodings = NoiseStream(seeds, "probe"), NoiseStream(seeds, "dequantisation")

@@ -461,8 +461,9 @@ def exponential(
 
 
 def _excess(solution: Solution, tolerance: Callable[[Solution], Tensor]) -> Tensor:
-    """The errors (B,) in units of the tolerance."""
-    return (solution.error / tolerance(solution)).detach()
+    """The errors (B,) in units of the tolerance; infinite where they are not known."""
+    excess: Tensor = (solution.error / tolerance(solution)).detach()
+    return excess.nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 class Some:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import describe_argument, instance_of, require_floating, require_function, settle_positive
+from sgm_sde._checks import FAR, describe_argument, instance_of, number, require_floating, require_function, settle
 from sgm_sde._shapes import Time, as_time, flat
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.processes.base import has_matrix_marginal
@@ -70,12 +70,13 @@ class CLD(RateMatrixSDE):
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        settle_positive(self, "mass", "gamma")
+        for name in ("mass", "gamma"):
+            settle(self, **{name: number(name, getattr(self, name), least=1 / FAR, most=FAR)})
         if self.friction is None:
             object.__setattr__(self, "friction", 2 * math.sqrt(self.mass))
         if self.beta_max is None:
             object.__setattr__(self, "beta_max", self.beta_min)
-        settle_positive(self, "friction")
+        settle(self, friction=number("friction", self.friction, least=1 / FAR, most=FAR))
         super().__post_init__()
 
     @property
@@ -118,7 +119,7 @@ class CLD(RateMatrixSDE):
 
     def velocity(self, z: Tensor) -> Tensor:
         """Block 1 of a state z (B, 2, *): (B, *)."""
-        return self._state(z)[:, 1]
+        return self.require_state(z)[:, 1]
 
     def _modes(self, B: Tensor) -> tuple[Tensor, Tensor]:
         """(C, S): e^{-aB} cosh(wB) and e^{-aB} sinh(wB) / w."""

@@ -25,7 +25,10 @@ class LinearNode(ProcessNode):
 
     sde: LinearSDE
 
-    advice = "its kernel is made of numbers, and SSCS, GDDIM and their like are for matrices; see `solvers()`."
+    advice = (
+        "its kernel is made of numbers: t, alpha, sigma, d_alpha, d_sigma, lam, log_snr, rate, g and noise_level at a "
+        "node. SSCS, GDDIM and their like are for matrices; see `solvers()`."
+    )
 
     def __init__(
         self, sde: LinearSDE, t: float, alpha: float, sigma: float, d_alpha: float, d_sigma: float, log_snr: float
@@ -42,6 +45,11 @@ class LinearNode(ProcessNode):
     def convert(self, source: str, target: str, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[float, float]:
         """Conversion between predictions at this node; see `sgm_sde.processes.predictions.convert`."""
         return convert(source, target, self, eta, sigma_data)
+
+    @property
+    def log_snr(self) -> float:
+        """Log signal-to-noise ratio, twice `lam`."""
+        return 2 * self.lam
 
     @property
     def rate(self) -> float:

@@ -318,9 +318,15 @@ class MatrixSDE(SDE):
 
     def position(self, z: Tensor) -> Tensor:
         """Block 0 of a state z (B, k, *): the data's, (B, *)."""
-        return self._state(z)[:, 0]
+        return self.require_state(z)[:, 0]
 
-    def _state(self, z: Tensor) -> Tensor:
+    def require_state(self, z: Tensor) -> Tensor:
+        """z itself, if it is a state (B, k, *).
+
+        Raises:
+            TypeError: for anything but a floating tensor.
+            ValueError: for another number of blocks.
+        """
         require_floating("the state", z, f"(B, {self.blocks}, *)")
         if z.ndim < 2 or z.shape[1] != self.blocks:
             k = self.blocks
@@ -329,12 +335,12 @@ class MatrixSDE(SDE):
 
     def f(self, x: Tensor, t: Time) -> Tensor:
         """Drift at state `x` (B, k, *) and time `t`, () or (B,); returns (B, k, *)."""
-        return apply(self.drift_matrix(t), self._state(x))
+        return apply(self.drift_matrix(t), self.require_state(x))
 
     def diffusion(self, v: Tensor, t: Time) -> Tensor:
         r"""$GG^\top$ times v (B, k, *)."""
         G = self.g(t)
-        return apply(G @ G.mT, self._state(v))
+        return apply(G @ G.mT, self.require_state(v))
 
     def propagate(self, s: float, t: float, pull: float = 0.0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         r"""Phi and covariance of $dz = (F + c\,GG^\top P^{-1})\,z\,dt + \eta\,G\,dw$ from s to t, either way in time.
@@ -376,7 +382,7 @@ class MatrixSDE(SDE):
     def perturb(self, x0: Tensor, t: Time, z: Tensor) -> Tensor:
         """The state (B, k, *) at t for data x0 (B, *) and standard normal noise z (B, k, *)."""
         mean, covariance = self.marginal(x0, t)
-        if self._state(z).shape != mean.shape:
+        if self.require_state(z).shape != mean.shape:
             raise ValueError(f"noise must have the shape {tuple(mean.shape)} of the state, got {tuple(z.shape)}")
         return mean + apply(torch.linalg.cholesky(covariance), z)
 
@@ -405,12 +411,12 @@ class MatrixSDE(SDE):
         """Turn standard normal noise (B, k, *) into prior samples; at an earlier t, into what surrounds data at 0."""
         end = t is None or t == self.T
         covariance = self.prior_covariance.array if end or t is None else self.nodes([t])[0].cov
-        return apply(torch.from_numpy(np.linalg.cholesky(covariance)), self._state(z))
+        return apply(torch.from_numpy(np.linalg.cholesky(covariance)), self.require_state(z))
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the prior in nats per sample: (B, k, *) to (B,)."""
         L = np.linalg.cholesky(self.prior_covariance.array)
-        y = flat(apply(torch.from_numpy(np.linalg.inv(L)), self._state(x)))
+        y = flat(apply(torch.from_numpy(np.linalg.inv(L)), self.require_state(x)))
         log_det = float(np.log(np.diag(L)).sum()) / self.blocks
         return (-0.5 * y.square() - 0.5 * math.log(2 * math.pi) - log_det).sum(1)
 

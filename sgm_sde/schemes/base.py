@@ -444,7 +444,8 @@ def _resolve(solver: object, known: Mapping[str, Callable[[], Found]]) -> Solver
     if isinstance(solver, Solver):
         return solver
     if not isinstance(solver, str):
-        raise TypeError(f"solver must be a name or a Solver, got {describe_argument(solver)}")
+        hint = ": a score, posterior or guided ones too, goes first in sample()" if hasattr(solver, "predict") else ""
+        raise TypeError(f"solver must be a name or a Solver, got {describe_argument(solver)}{hint}")
     name = canonical(solver)
     if name not in known:
         raise unknown("solver", solver, known, " solvers() has all of them", spelled=name)

@@ -55,7 +55,7 @@ class VelocityScore(Score):
 
     def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The network's output at x (B, k, *) and t (B,), zeros in the place of the other blocks."""
-        out = super().output(x, t, **kwargs).to(x.dtype)
+        out = super().output(self.sde.require_state(x), t, **kwargs).to(x.dtype)
         if self.mixed is not None:
             mu, covariance = self.sde.kernel(double(t))
             variance = covariance[..., -1, -1] + self.mixed**2 * mu[..., -1].square()
@@ -90,7 +90,7 @@ class DenoiserScore(Score):
     def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The data's estimate at x (B, k, *) and t (B,), zeros in the place of the other blocks."""
         weights, level = self.sde.observation(double(t))
-        y = apply(weights[:, None], x)[:, 0]
+        y = apply(weights[:, None], self.sde.require_state(x))[:, 0]
         out = super().output(y, level.to(t.dtype), **kwargs).to(x.dtype)
         return torch.cat([out[:, None], torch.zeros_like(x[:, 1:])], 1)
 
