@@ -32,20 +32,29 @@ def as_time(t: Time) -> Tensor:
     return cpu_float64(float(t))
 
 
-def require_times(t: Tensor, x: Tensor) -> None:
-    """Raise unless x is a tensor and t, () or (B,), goes with x (B, *)."""
+def require_times(t: Tensor, x: Tensor, *, tokens: bool = False) -> None:
+    """Raise unless x is a tensor and t, () or (B,), goes with x (B, *).
+
+    With `tokens`, t may also have the rank of x, with ones where it is shared: a time for each token, frame or pixel.
+    """
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
         given = f"dtype {x.dtype} and layout {x.layout}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a floating tensor (B, *), got {given}")
-    if t.ndim and (t.ndim != 1 or x.ndim == 0 or len(t) != len(x)):
-        raise ValueError(
-            f"t has shape {tuple(t.shape)}, expected () or ({x.shape[0] if x.ndim else ''},) "
-            f"to go with x of shape {tuple(x.shape)}"
-        )
+    if not t.ndim or (t.ndim == 1 and x.ndim and len(t) == len(x)):
+        return
+    if tokens and 1 < t.ndim == x.ndim and all(n in (1, m) for n, m in zip(t.shape, x.shape, strict=True)):
+        return
+    more = ", or the rank of x with ones where times are shared," if tokens else ""
+    raise ValueError(
+        f"t has shape {tuple(t.shape)}, expected () or ({x.shape[0] if x.ndim else ''},){more} "
+        f"to go with x of shape {tuple(x.shape)}"
+    )
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """Reshape a coefficient of shape () or (B,) so that it multiplies `x` of shape (B, *), in its dtype.
+
+    One of the rank of x, with ones where it is shared, is a coefficient for each token, frame or pixel.
 
     Raises:
         ValueError: if the coefficient has any other shape.
@@ -54,8 +63,8 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
         >>> expand(torch.ones(4), torch.zeros(4, 3, 8, 8)).shape
         torch.Size([4, 1, 1, 1])
     """
-    require_times(coefficient, x)
-    if coefficient.ndim == 0:
+    require_times(coefficient, x, tokens=True)
+    if coefficient.ndim == 0 or coefficient.ndim == x.ndim:
         return coefficient.to(x.dtype)
     return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
@@ -78,11 +87,14 @@ def finite(x: Tensor) -> Tensor:
     return flat(x).abs().amax(1) < torch.inf  # a fifth of the time that `isfinite` takes on a CPU
 
 
-def batch_time(t: Time, x: Tensor) -> Tensor:
-    """`t` as a tensor of shape (B,) on the device of `x` (B, *), at least float32."""
+def batch_time(t: Time, x: Tensor, *, tokens: bool = False) -> Tensor:
+    """`t` as a tensor of shape (B,) on the device of `x` (B, *), at least float32.
+
+    With `tokens`, a time for each token, frame or pixel, of the rank of x, keeps its shape but for the batch.
+    """
     t = as_time(t)
-    require_times(t, x)
+    require_times(t, x, tokens=tokens)
     if x.ndim == 0:
         raise TypeError("x must be a floating tensor (B, *), got one number")
     dtype = torch.promote_types(x.dtype, torch.float32) if t.ndim == 0 else t.dtype
-    return t.to(device=x.device, dtype=dtype).expand(len(x))
+    return t.to(device=x.device, dtype=dtype).expand(len(x), *t.shape[1:])

@@ -109,6 +109,77 @@ class Grid(Value):
         return f"Grid({', '.join(shown)})"
 
 
+@dataclass(frozen=True, eq=False)
+class TokenGrid(Value):
+    """Times for each token, frame or pixel, along common rows: none increases, and in every row some decrease.
+
+    Where a token's time stands still it waits, as noise, as given data, or as what it has become; its steps are those
+    of its column without the pauses.
+
+    Args:
+        times: (n + 1, *), of the rank of states (B, *), with ones where times are shared: (n + 1, frames, 1, 1, 1) for
+            videos (B, frames, channels, height, width).
+
+    Raises:
+        TypeError: for what is no tensor of floating-point numbers.
+        ValueError: for times that increase, are negative or not finite, and rows in which none moves.
+
+    Source: Chen et al., 2024, arXiv:2407.01392 (diffusion forcing).
+
+    Examples:
+        >>> TokenGrid(torch.tensor([[1.0, 1.0], [0.5, 1.0], [0.5, 0.5]])).steps  # the second token waits for the first
+        2
+    """
+
+    times: Tensor
+
+    def __post_init__(self) -> None:
+        t = self.times
+        if not isinstance(t, Tensor) or not t.is_floating_point() or t.ndim < 2 or len(t) < 2:
+            raise TypeError(f"times must be a floating-point tensor (n + 1, *) of two rows or more, got {described(t)}")
+        t = t.detach().to(device="cpu", dtype=torch.float64)
+        if not bool((t.isfinite() & (t >= 0)).all()):
+            raise ValueError(f"times must be finite and not negative, got {float(t[~(t.isfinite() & (t >= 0))][0])}")
+        fall = -t.diff(dim=0)
+        if bool((fall < 0).any()):
+            m = int((fall < 0).nonzero()[0][0])
+            raise ValueError(f"times must not increase, and some do from row {m} to row {m + 1}")
+        still = (~(fall > 0).flatten(1).any(1)).nonzero().flatten().tolist()
+        if still:
+            raise ValueError(f"some token must move on in every row, and none does from row {still[0]} to the next")
+        object.__setattr__(self, "times", t)
+
+    @property
+    def steps(self) -> int:
+        """Number of rows after the first."""
+        return len(self.times) - 1
+
+    @staticmethod
+    def staggered(grid: Grid | Sequence[float], delays: Tensor | Sequence[int]) -> TokenGrid:
+        """The same times for all, each token so many rows after the first: the pyramid of diffusion forcing.
+
+        Args:
+            grid: the times of one token.
+            delays: rows that each token waits, in integers of the rank of a sample (*), with ones where they are
+                shared. As large as the number of steps between neighbours, it is one token after the other.
+
+        Examples:
+            >>> TokenGrid.staggered([1.0, 0.5, 0.1], [0, 1]).times.T
+            tensor([[1.0000, 0.5000, 0.1000, 0.1000],
+                    [1.0000, 1.0000, 0.5000, 0.1000]], dtype=torch.float64)
+        """
+        times = torch.tensor((grid if isinstance(grid, Grid) else Grid(grid)).times, dtype=torch.float64)
+        late = torch.as_tensor(delays)
+        if late.is_floating_point() or late.ndim == 0 or bool((late < 0).any()):
+            raise ValueError(f"delays must be integers of at least 0, one a token, got {described(delays)}")
+        late = late - late.min()
+        rows = torch.arange(len(times) + int(late.max())).reshape(-1, *[1] * late.ndim)
+        return TokenGrid(times[(rows - late).clamp(0, len(times) - 1)])
+
+    def __repr__(self) -> str:
+        return f"TokenGrid({self.steps} rows of {tuple(self.times.shape[1:])})"
+
+
 class GridRule(Value, ABC):
     """A way to place `steps + 1` times between the start and the end of sampling.
 

@@ -31,6 +31,7 @@ from sgm_sde._checks import described as shown
 from sgm_sde._parallel import run_in_parallel
 from sgm_sde._shapes import finite
 from sgm_sde._times import same_time
+from sgm_sde._tokens import sample_tokens
 from sgm_sde._tree import Conditions
 from sgm_sde.compiled import compile_network, replay
 from sgm_sde.defaults import Setting, default_final, default_setting
@@ -48,7 +49,7 @@ from sgm_sde.engine.executor import Hook, Position, execute, missing
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.grids import Grid, GridRule
+from sgm_sde.grids import Grid, GridRule, TokenGrid
 from sgm_sde.likelihood import along
 from sgm_sde.likelihood.methods import Trace
 from sgm_sde.options import Execution, Record, StepInfo
@@ -83,7 +84,7 @@ def sample(
     solver: Solver | AdaptiveSolver | Setting | str | None = None,
     nfe: int | None = None,
     steps: int | None = None,
-    grid: Grid | GridRule | str | Sequence[float] | None = None,
+    grid: Grid | GridRule | TokenGrid | str | Sequence[float] | None = None,
     t_start: float | None = None,
     t_end: float | None = None,
     seed: Seeds = None,
@@ -127,8 +128,8 @@ def sample(
             samples stop where they are when it is spent, and the status says so.
         steps: number of steps, instead of `nfe`.
         grid: a rule (`grids.Karras()`, or a name such as "log-snr") that places the steps, or the times
-            themselves (then neither `nfe` nor `steps`). By default that of the setting, or the solver's `default_grid`,
-            which `solvers()` shows.
+            themselves (then neither `nfe` nor `steps`), or a `grids.TokenGrid` of times for each token, frame or pixel.
+            By default that of the setting, or the solver's `default_grid`, which `solvers()` shows.
         t_start: where to start, default `sde.T`, unless the grid rule chooses, as `grids.Widening` does; then `x_T` is
             still the state at `sde.T`. Below T, give the noised data as `x_T`.
         t_end: where to end, default `sde.eps`; with `final="denoise"` a rule may choose an earlier end.
@@ -182,6 +183,25 @@ def sample(
     model_kwargs = arguments("model_kwargs", model_kwargs)
     if noise is not None:
         one_of("noise", noise, NOISES)
+    if isinstance(grid, TokenGrid):
+        fixed: dict[str, object] = {
+            "nfe": nfe,
+            "steps": steps,
+            "t_start": t_start,
+            "t_end": t_end,
+            "noise": noise,
+            "resume": resume,
+        }
+        fixed["log_prob"] = log_prob or None
+        _require_plain(fixed, record, execution)
+        tokens = sample_tokens(
+            score, sde, grid, shape=shape, x_T=x_T, solver=solver, seed=seed, generator=generator,
+            final=_final(sde, final), model_kwargs=model_kwargs, dtype=dtype, device=execution.device,
+        )  # fmt: skip
+        if not tokens.status:
+            warnings.warn(tokens.status.message, NonFiniteWarning, stacklevel=3)
+        return tokens
+
     if log_prob is not False:
         others = {
             "resume": resume,
@@ -190,7 +210,7 @@ def sample(
             "record": given_record,
             "batch_size": execution.batch_size,
         }
-        others |= {"until": execution.until, "compile": execution.compile or None}
+        others |= {"until": execution.until, "compile": execution.compile or None, "parallel": execution.parallel}
         budget = DEFAULT_NFE if nfe is None else nfe
         by_rule = grid is None or isinstance(grid, GridRule | str)
         nfe, final = along.solver_arguments(budget, nfe is None and not (by_rule and steps is None), final, others)
@@ -436,6 +456,15 @@ def _require_applicable(job: _Job, record: Record, execution: Execution, noise: 
         raise ValueError("a callback sees all samples at each step: leave out batch_size=, which runs them in parts")
     if execution.parallel is not None:
         _require_parallel(job, record)
+
+
+def _require_plain(given: Mapping[str, object], record: Record, execution: Execution) -> None:
+    """Raise ValueError for an option that a run with times for each token does not have."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}={shown(value)} does not go with a TokenGrid, which has all times")
+    if record != Record() or execution != Execution(device=execution.device):
+        raise ValueError(f"a run on a TokenGrid keeps no record and runs in one piece, got {record} and {execution}")
 
 
 def _require_parallel(job: _Job, record: Record) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sgm_sde.engine.matrix import Matrix, number
+from sgm_sde.engine.matrix import Diagonal, Matrix, Operator, number
 from sgm_sde.engine.node import Coefficient
 from sgm_sde.engine.program import Program, Stage, Terms
 
@@ -75,7 +75,8 @@ class Plan:
         instructions: one for each stage.
         n_slots: slots of the history.
         n_registers: states alive at the same time.
-        blocks: of the state, on which matrices among the coefficients act; 1 where there are none.
+        blocks: of the state, on which matrices among the coefficients act; 1 where all are numbers, 0 where some
+            are a number for each token.
         weights: the coefficients of all slots (stages, n_slots), float64 on the host; for numbers only.
         needed: for each stage, what later ones need besides its state and evaluation, and where it lies.
     """
@@ -106,7 +107,9 @@ def lower(program: Program, conversions: Sequence[Conversion]) -> Plan:
     allocation = allocate(rows)
     instructions = emit(rows, allocation, conversions)
 
-    blocks = max(program.blocks, *(_blocks(c) for pair in conversions for c in pair))
+    every = [c for stage in program.stages for _, c in (*stage.states, *stage.evals, *stage.noises)]
+    every += [c for pair in conversions for c in pair]
+    blocks = 0 if any(isinstance(c, Diagonal) for c in every) else max(map(_blocks, every), default=1)
     return Plan(
         program,
         instructions,
@@ -173,7 +176,7 @@ def _without(j: int, between: Stage, after: Stage) -> Stage:
 
     # A hook may change a node, and noises and other evaluations would have to be known as well.
     alone = len(between.evals) == 1 and not (between.node or between.noises)
-    if not alone or isinstance(b, Matrix) or isinstance(c, Matrix) or abs(c) > abs(b):
+    if not alone or isinstance(b, Operator) or isinstance(c, Operator) or abs(c) > abs(b):
         return after
 
     for i, a in between.states:
@@ -392,7 +395,7 @@ def _kind(ins: Instruction) -> str:
     terms = [c for c, _ in ins.noises]
     if ins.output is not None:
         terms.append(ins.output)
-    if ins.base is None or ins.beta == 1 or any(isinstance(c, Matrix) for c in (ins.beta, *terms)):
+    if ins.base is None or ins.beta == 1 or any(isinstance(c, Operator) for c in (ins.beta, *terms)):
         return "sum"
 
     # Where alpha is 1 and data are predicted, steps are (1 - c) x + c D.
@@ -402,7 +405,7 @@ def _kind(ins: Instruction) -> str:
 
 def _scaled(c_x: Coefficient, c_r: Coefficient) -> tuple[float, Conversion]:
     """A scale and (c_x, c_r) divided by it, so that one of them is 1; matrices stay as they are."""
-    if isinstance(c_x, Matrix) or isinstance(c_r, Matrix):
+    if isinstance(c_x, Operator) or isinstance(c_r, Operator):
         return 1.0, (c_x, c_r)
     scale = c_x if abs(c_x) > abs(c_r) else c_r
     return scale, (c_x / scale, c_r / scale)

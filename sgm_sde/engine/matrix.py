@@ -1,8 +1,9 @@
-"""A small matrix as a coefficient: what a scalar is to a scalar process, to one whose state has several blocks."""
+"""Linear maps as coefficients: what a number is to a state with one time, to one with several blocks or times."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,12 @@ from torch import Tensor
 from sgm_sde._value import Value
 
 
+class Operator(Value):
+    """A linear map of a state as a coefficient, with the algebra of a number."""
+
+
 @dataclass(frozen=True)
-class Matrix(Value):
+class Matrix(Operator):
     """A k x k matrix of Python floats that acts on axis 1 of states (B, k, *); a value like a float.
 
     Products are matrix products, and in a sum a number stands for that many times the identity.
@@ -78,20 +83,85 @@ class Matrix(Value):
         return Matrix.of(np.linalg.inv(self.array))
 
 
-def finite(coefficient: Matrix | float) -> bool:
-    """True if a coefficient, number or matrix, is finite."""
-    return bool(np.isfinite(coefficient.array).all() if isinstance(coefficient, Matrix) else np.isfinite(coefficient))
+@dataclass(frozen=True, eq=False)
+class Diagonal(Operator):
+    """A number for each element, or for each token, frame or pixel, of a sample: a diagonal matrix.
+
+    Args:
+        values: an array that broadcasts with a sample (*).
+
+    Examples:
+        >>> a = Diagonal(np.array([[1.0], [2.0]]))  # two tokens, of samples (2, d)
+        >>> (a * a + 1).values.tolist(), bool(a - a)
+        ([[2.0], [5.0]], False)
+    """
+
+    values: np.ndarray
+
+    @staticmethod
+    def of(values: np.ndarray) -> Any:  # a `Coefficient`, which solvers' formulas know as a number or a matrix
+        """The array as a coefficient: the number where there is but one."""
+        first = float(values.flat[0])
+        return first if (values == first).all() else Diagonal(values)
+
+    def __add__(self, other: Diagonal | float) -> Diagonal:
+        return Diagonal(self.values + _values(other))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Diagonal | float) -> Diagonal:
+        return Diagonal(self.values - _values(other))
+
+    def __rsub__(self, other: Diagonal | float) -> Diagonal:
+        return Diagonal(_values(other) - self.values)
+
+    def __mul__(self, other: Diagonal | float) -> Diagonal:
+        return Diagonal(self.values * _values(other))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Diagonal:
+        return Diagonal(-self.values)
+
+    def __bool__(self) -> bool:
+        return bool(self.values.any())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Diagonal) and np.array_equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        return hash((self.values.shape, self.values.tobytes()))
+
+    def __format__(self, spec: str) -> str:
+        return "[" + " ".join(format(value, spec) for value in self.values.flat) + "]"
+
+    def times(self, value: Tensor) -> Tensor:
+        """The product with a state (B, *)."""
+        return torch.from_numpy(self.values).to(device=value.device, dtype=value.dtype) * value
 
 
-def number(coefficient: Matrix | float) -> float:
-    """A coefficient of a process whose state has no blocks."""
-    assert not isinstance(coefficient, Matrix)
+def _values(c: Diagonal | float) -> np.ndarray | float:
+    return c.values if isinstance(c, Diagonal) else c
+
+
+def finite(coefficient: Operator | float) -> bool:
+    """True if a coefficient, number or operator, is finite."""
+    if isinstance(coefficient, Diagonal):
+        return bool(np.isfinite(coefficient.values).all())
+    return bool(np.isfinite(coefficient.array if isinstance(coefficient, Matrix) else number(coefficient)).all())
+
+
+def number(coefficient: Operator | float) -> float:
+    """A coefficient of a process whose state has no blocks, and one time."""
+    assert not isinstance(coefficient, Operator)
     return coefficient
 
 
-def times(c: Matrix | float, value: Tensor) -> Tensor:
+def times(c: Operator | float, value: Tensor) -> Tensor:
     """A coefficient times a state, a matrix over its blocks (B, k, *)."""
+    if isinstance(c, Diagonal):
+        return c.times(value)
     if not isinstance(c, Matrix):
-        return c * value
+        return number(c) * value
     rows = [sum(a * block for a, block in zip(row, value.unbind(1), strict=True)) for row in c.rows]
     return torch.stack(rows, 1)  # type: ignore[arg-type]

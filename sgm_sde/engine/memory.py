@@ -43,8 +43,8 @@ class Memory(Protocol):
 
 def allocate_memory(x: Tensor, plan: Plan, grad: bool = False, *, own: bool = False) -> Memory:
     """The memory that a plan runs in, for states like x (B, *), which is part of it if it may be overwritten."""
-    if plan.blocks > 1:
-        return BlockMemory(x, plan)
+    if plan.blocks != 1:
+        return OperatorMemory(x, plan)
     return GraphMemory(x, plan) if grad else Buffers(x, plan, own=own)
 
 
@@ -157,14 +157,14 @@ class GraphMemory:
         return False
 
 
-class BlockMemory(GraphMemory):
-    """The same with matrices that act on the blocks of the state: sums of scalar multiples of its blocks.
+class OperatorMemory(GraphMemory):
+    """The same with a number for each token, or matrices that act on the blocks of the state.
 
     No matrix products of torch: under autocast, or with TF32, those would round the state.
     """
 
     def __init__(self, x: Tensor, plan: Plan) -> None:
-        if x.ndim < 2 or x.shape[1] != plan.blocks:
+        if plan.blocks and (x.ndim < 2 or x.shape[1] != plan.blocks):
             raise ValueError(
                 f"the process has a state of {plan.blocks} blocks, (B, {plan.blocks}, *): got {tuple(x.shape)}"
             )

@@ -65,7 +65,7 @@ class ReverseSDE:
     def f(self, x: Tensor, t: Time, **kwargs: object) -> Tensor:
         """Drift of the reverse process at x (B, *) and t, () or (B,)."""
         t = as_time(t)
-        score = self.score_fn(x, batch_time(t, x), **kwargs)
+        score = self.score_fn(x, batch_time(t, x, tokens=True), **kwargs)
         return reverse_drift(self.sde, x, t, score, self.eta)
 
     def g(self, t: Time) -> Tensor:

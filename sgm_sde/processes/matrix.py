@@ -39,6 +39,8 @@ def apply(matrix: Tensor | Coefficient, z: Tensor) -> Tensor:
         return matrix * z
     if isinstance(matrix, Matrix):
         matrix = torch.tensor(matrix.rows, dtype=torch.float64, device="cpu")
+    if matrix.ndim > 3:
+        raise ValueError(f"a process with matrices has one time for each sample, got times of {matrix.ndim - 2} axes")
     wide = matrix.to(z).reshape(*matrix.shape[-3:], *[1] * (z.ndim - 2))
     return (wide * z[:, None]).sum(2)  # elementwise: matrix products round under autocast and TF32
 

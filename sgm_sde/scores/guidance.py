@@ -146,7 +146,7 @@ class GuidedScore(Score):
         low, high = (end * (1 + ROUNDING) for end in self.interval)  # levels come from times in single precision
         inside = (level > low) & (level <= high)
         guided = int(inside.sum())  # which networks are called hangs on it: on a GPU the one wait of a call
-        if 0 < guided < len(t):
+        if 0 < guided < inside.numel():
             scales = scale if isinstance(scale, Tensor) else torch.full_like(level, scale)
             return torch.where(inside, scales, self._neutral)
         return scale if guided else self._neutral

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sgm_sde._autograd import outside_autocast
 from sgm_sde._checks import check_integer, described, is_dense, numbers, require_floating
-from sgm_sde._shapes import Time, batch_time, expand
+from sgm_sde._shapes import Time, batch_time, expand, require_times
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.processes.base import has_matrix_marginal
 from sgm_sde.processes.linear import LinearSDE
@@ -83,6 +83,7 @@ class Oracle(ABC):
         def denoiser(x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
             _require_none(kwargs)
             self._require_event(x)
+            require_times(t, x)
             return self.denoised(x, sde.alpha(t).to(x.dtype), sde.sigma(t).to(x.dtype))
 
         return Score(denoiser, sde, "data")

@@ -13,7 +13,7 @@ from sgm_sde._shapes import Time, batch_time, expand
 from sgm_sde._tree import Path
 from sgm_sde._value import Value
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.processes.base import SDE, require_sde
+from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
 from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.time_labels import TimeLabel
 
@@ -153,7 +153,7 @@ class Score(Value):
 
     def predict(self, target: str, x: Tensor, t: Time, **kwargs: object) -> Tensor:
         """Any of the predictions (see `sgm_sde.processes.predictions`) at x (B, *) and t, () or (B,)."""
-        t = batch_time(t, x)
+        t = batch_time(t, x, tokens=has_scalar_marginal(self.sde))
         return self.convert(target, x, t, self.output(x, t, **kwargs))
 
     def convert(self, target: str, x: Tensor, t: Tensor, out: Tensor) -> Tensor:

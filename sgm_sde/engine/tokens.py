@@ -1,0 +1,157 @@
+r"""Programs of tokens with times of their own, as one program with a coefficient for each token.
+
+Each token (frame, pixel) has a column of times along common rows, and waits where its column stands still. A solver is
+compiled for every column without its pauses; then the columns' stages are put side by side. A token's state or
+evaluation at one of its nodes is that of the last row that it spends there, so that the network has seen the latest of
+the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+
+from sgm_sde.engine.matrix import Diagonal
+from sgm_sde.engine.program import Program, Stage, Terms
+
+KINDS = ("states", "evals", "noises")
+
+
+@dataclass(frozen=True)
+class TokenProgram:
+    """A program of tokens with times of their own.
+
+    Attributes:
+        program: the table, with a `Diagonal` wherever coefficients differ; the time of a stage is its largest.
+        times: of each stage and token, (n, *).
+        asked: whether the program uses the evaluation of each stage and token, (n, *).
+    """
+
+    program: Program
+    times: np.ndarray
+    asked: np.ndarray
+
+
+def align(times: np.ndarray, compile_on: Callable[[tuple[float, ...]], Program]) -> TokenProgram:
+    """The program of a solver on columns of times.
+
+    Args:
+        times: not increasing along the rows, (n + 1, *); in every row some token moves on.
+        compile_on: the solver's program on a grid.
+
+    Raises:
+        ValueError: for a solver whose table depends on more than the grid, so that noises do not line up.
+    """
+    shape = times.shape[1:]
+    distinct, column_of = np.unique(times.reshape(len(times), -1), axis=1, return_inverse=True)
+    tracks = [_Track(tuple(column), compile_on) for column in distinct.T.tolist()]
+    rows = range(len(times) - 1)
+    lengths = [max(track.length(m) for track in tracks) for m in rows]
+    starts = [0, *accumulate(lengths)]  # the stage of each row
+
+    table = _Table(starts[-1] + 1, len(tracks))
+    for u, track in enumerate(tracks):
+        track.write(table, u, starts)
+
+    first = next(track.program for track in tracks if track.program is not None)
+    spread = column_of.reshape(-1)
+    nodes = set(starts)
+    stages = []
+    for k in range(starts[-1] + 1):
+        terms: dict[str, Terms] = {
+            kind: tuple((j, Diagonal.of(c[spread].reshape(shape))) for j, c in sorted(table.terms[k][kind].items()))
+            for kind in KINDS
+        }
+        t = float(table.times[k].max())
+        stages.append(Stage(t, **terms, evaluate=bool(table.asked[k].any()), node=k in nodes))
+    drawn = list(dict.fromkeys(m for stage in stages for m, _ in stage.noises))
+    if drawn != sorted(drawn):
+        raise ValueError(f"{first.name} draws noises in another order on another grid, and has no table of tokens")
+    program = Program(first.name, first.prediction, tuple(stages), first.eta, first.sigma_data)
+    return TokenProgram(program, table.times[:, spread].reshape(-1, *shape), table.asked[:, spread].reshape(-1, *shape))
+
+
+class _Table:
+    """Coefficients by stage, kind and number, one for each distinct column (u,)."""
+
+    def __init__(self, stages: int, columns: int) -> None:
+        self.columns = columns
+        self.terms: list[dict[str, dict[int, np.ndarray]]] = [{kind: {} for kind in KINDS} for _ in range(stages)]
+        self.times = np.zeros((stages, columns))
+        self.asked = np.zeros((stages, columns), dtype=bool)
+
+    def add(self, k: int, kind: str, j: int, u: int, c: float) -> None:
+        self.terms[k][kind].setdefault(j, np.zeros(self.columns))[u] += c
+
+
+class _Track:
+    """A column of times, and the program on it without pauses; none where it never moves."""
+
+    def __init__(self, column: tuple[float, ...], compile_on: Callable[[tuple[float, ...]], Program]) -> None:
+        self.column = column
+        grid = tuple(dict.fromkeys(column))
+        self.program = compile_on(grid) if len(grid) > 1 else None
+        self._nodes: list[int] = []
+        self._draw: dict[int, int] = {}  # its noises in the order in which they are drawn
+        if self.program is not None:
+            self._nodes = [k for k, stage in enumerate(self.program.stages) if stage.node]
+            for stage in self.program.stages:
+                for m, _ in stage.noises:
+                    self._draw.setdefault(m, len(self._draw))
+        self._step = [0, *accumulate(int(b < a) for a, b in pairwise(column))]
+
+    def moves(self, m: int) -> bool:
+        """True if it moves on after row m."""
+        return self._step[m + 1] > self._step[m]
+
+    def length(self, m: int) -> int:
+        """Number of its stages between row m and the next."""
+        i = self._step[m]
+        return self._nodes[i + 1] - self._nodes[i] if self.moves(m) else 0
+
+    def write(self, table: _Table, u: int, starts: list[int]) -> None:
+        """Write its coefficients into column u of a table."""
+        place: dict[int, int] = {}  # of its stages in the table
+        table.times[0, u] = self.column[0]
+        for m, (start, end) in enumerate(pairwise(starts)):
+            taken = start
+            if self.moves(m):
+                i = self._nodes[self._step[m]]
+                place[i] = start
+                for b in range(self.length(m)):
+                    place[i + b] = start + b
+                    self._write_stage(table, u, i + b, place)
+                taken = start + self.length(m) - 1
+                last = i + self.length(m)
+                place[last] = end
+                self._write_terms(table, u, last, place)
+                table.times[end, u] = self.column[m + 1]
+            waiting = range(taken + 1, end if self.moves(m) else end + 1)
+            for k in waiting:
+                table.add(k, "states", k - 1, u, 1.0)
+                table.times[k, u] = table.times[k - 1, u]
+
+    def _write_stage(self, table: _Table, u: int, k: int, place: dict[int, int]) -> None:
+        stage = self._stages[k]
+        if not stage.node:
+            self._write_terms(table, u, k, place)
+            table.times[place[k], u] = stage.t
+        table.asked[place[k], u] = stage.evaluate
+
+    def _write_terms(self, table: _Table, u: int, k: int, place: dict[int, int]) -> None:
+        stage = self._stages[k]
+        for j, c in stage.states:
+            table.add(place[k], "states", place[j], u, c)
+        for j, c in stage.evals:
+            table.add(place[k], "evals", place[j], u, c)
+        for m, c in stage.noises:
+            table.add(place[k], "noises", self._draw[m], u, c)
+
+    @property
+    def _stages(self) -> tuple[Any, ...]:
+        assert self.program is not None
+        return self.program.stages

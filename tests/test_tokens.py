@@ -1,0 +1,310 @@
+"""Times for each token, frame or pixel: coefficients, grids, and runs against the scalar ones of each token."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sgm_sde as sg
+from sgm_sde.grids import Grid, TokenGrid
+from sgm_sde.schemes.base import ADAPTIVE, REGISTRY
+from tests.helpers import F64, LINEAR, sampler
+
+X = torch.randn(3, 4, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+CORRECTED = {"pc"}
+
+
+def apart(x: Tensor, t: Tensor) -> Tensor:
+    """A denoiser that mixes no tokens, nonlinear in x and different at each time."""
+    t = t.to(x.dtype)
+    t = t if t.ndim == x.ndim else t.reshape(-1, *[1] * (x.ndim - 1))
+    return torch.tanh(x * (1 + t))
+
+
+def grid_of(sde: Any, steps: int = 5, start: float | None = None) -> Grid:
+    """Times in the process' own way."""
+    return sg.grids.rule(sde.default_grid)(sde, steps, start)
+
+
+# ----------------------------------------------------------------------------------------------- processes and scores
+
+
+@pytest.mark.parametrize("process", sorted(LINEAR))
+def test_processes_at_times_of_tokens(process: str) -> None:
+    """Everything that takes (B,) takes the rank of x, and gives each token what it gives at its own time."""
+    sde = LINEAR[process]
+    t = torch.tensor([0.9, 0.5, 0.2, 0.05], dtype=F64)
+    rank = t.reshape(1, 4, 1)
+    score = sg.from_denoiser(apart, sde)
+    whole = {
+        "f": sde.f(X, rank),
+        "mean": sde.marginal(X, rank)[0],
+        "std": sde.marginal(X, rank)[1].expand_as(X),
+        "diffusion": sde.diffusion(X, rank),
+        "score": score(X, rank),
+        "noise": score.predict("noise", X, rank),
+        "drift": sde.reverse(score).f(X, rank),
+        "up": sde.transition(0.5 * rank, rank)[0].expand_as(X),
+    }
+    for j, s in enumerate(t):
+        x = X[:, j : j + 1]
+        alone = {
+            "f": sde.f(x, s),
+            "mean": sde.marginal(x, s)[0],
+            "std": sde.marginal(x, s)[1].expand_as(x),
+            "diffusion": sde.diffusion(x, s),
+            "score": score(x, s),
+            "noise": score.predict("noise", x, s),
+            "drift": sde.reverse(score).f(x, s),
+            "up": sde.transition(0.5 * s, s)[0].expand_as(x),
+        }
+        for name, value in alone.items():
+            torch.testing.assert_close(whole[name][:, j : j + 1], value, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_times_are_never_guessed() -> None:
+    """(B,) is one a sample, whatever else has that length; other shapes are errors."""
+    sde, square = sg.VPSDE(), torch.ones(3, 3)
+    t = torch.tensor([0.1, 0.5, 0.9])
+    assert torch.equal(sde.f(square, t)[:, 0], sde.f(square, t[:, None])[:, 0])
+    assert torch.equal(sde.f(square, t[None])[0], sde.f(square, t)[:, 0])
+    for shape in ((3, 1, 1), (4,), (2, 3), (3, 2)):
+        with pytest.raises(ValueError, match="or the rank of x with ones where times are shared,"):
+            sde.f(square, torch.full(shape, 0.5))
+
+
+def test_one_time_a_sample() -> None:
+    """What takes no times of tokens says so: densities, and processes with matrices."""
+    t = torch.full((1, 4, 1), 0.5, dtype=F64)
+    for oracle in (sg.oracles.Gaussian(torch.zeros(4, 2), 0.5), sg.oracles.GaussianMixture(torch.randn(3, 4, 2), 0.5)):
+        for function in (oracle.score(sg.VPSDE()), lambda x, t, o=oracle: o.log_prob(x, sg.VPSDE(), t)):
+            with pytest.raises(ValueError, match=r"t has shape \((1|3), 4, 1\), expected \(\) or \(3,\) to go with x"):
+                function(X, t)
+    with pytest.raises(ValueError, match="one time for each sample"):
+        sg.CLD().f(X[:, :2], t[:, :2])
+
+
+@pytest.mark.parametrize("kind", ["plain", "interval", "function", "rescaled", "apg", "threshold"])
+def test_guidance_of_tokens(kind: str) -> None:
+    """Guided scores take times of tokens; those whose factor is a number give each token that of its own time."""
+    sde = sg.VPSDE()
+    score = sg.from_denoiser(lambda x, t, y: apart(x, t) * y.reshape(-1, 1, 1), sde)
+    scale: Any = {"function": lambda level: 1 + 1 / (1 + level)}.get(kind, 2.0)
+    guided: Any = sg.guidance.ClassifierFree(
+        score, scale, null={"y": 0.5}, interval=(0.3, 3.0) if kind == "interval" else None
+    )
+    wrap: Any = {
+        "rescaled": lambda s: sg.guidance.Rescaled(s, 0.7),
+        "apg": sg.guidance.APG,
+        "threshold": lambda s: sg.guidance.Thresholded(s, 0.9),
+    }.get(kind, lambda s: s)
+    guided = wrap(guided)
+    y = torch.ones(3, dtype=F64)
+    t = torch.tensor([0.9, 0.5, 0.2, 0.05], dtype=F64)
+    whole = guided(X, t.reshape(1, 4, 1), y=y)
+    equal = guided(X, torch.full((1, 4, 1), 0.5, dtype=F64), y=y)
+    torch.testing.assert_close(equal, guided(X, torch.tensor(0.5, dtype=F64), y=y), rtol=1e-10, atol=1e-10)
+    if kind in ("plain", "interval", "function"):
+        for j, s in enumerate(t):
+            torch.testing.assert_close(whole[:, j], guided(X, s, y=y)[:, j], rtol=1e-10, atol=1e-10)
+
+
+# ------------------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")
+@pytest.mark.parametrize("process", ["vp", "edm", "flow", "ddpm"])
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name not in CORRECTED])
+def test_each_token_is_its_own_scalar_run(name: str, process: str) -> None:
+    """Tokens of four different columns, one of them late and one that never moves, under a network that mixes none."""
+    sde = LINEAR[process]
+    solver = sampler(name, sde)
+    n, table = 5, sg.grids.rule(sde.default_grid)
+    columns = [
+        table(sde, n).times,
+        table(sde, n, sde.T, 2 * sde.eps if process != "ddpm" else None).times,
+    ]
+    late = [columns[0][0]] * 2 + list(columns[0])
+    rows = len(late)
+    still = [sde.T / 2] * rows
+    padded = [list(c) + [c[-1]] * (rows - len(c)) for c in (*columns, late, still)]
+    grid = TokenGrid(torch.tensor(padded, dtype=F64).T[:, :, None])
+    score = sg.from_denoiser(apart, sde)
+    x_T = sde.prior_std * X
+    run = sg.sample(score, sde, x_T=x_T, grid=grid, solver=solver, seed=1)
+    assert run.status.ok
+    for j, column in enumerate((*columns, columns[0])):
+        alone = sg.sample(score, sde, x_T=x_T, grid=column, solver=solver, seed=1).x
+        scale = 1 + float(alone.abs().max())
+        assert float((run.x - alone)[:, j].abs().max()) < 1e-10 * scale, (j, name)
+    assert torch.equal(run.x[:, 3], x_T[:, 3])
+
+
+@pytest.mark.parametrize("final", ["denoise", "mean", "none"])
+@pytest.mark.parametrize("solver", ["ddim", "dpm++3m", "heun", "rk4", "euler-maruyama", "sde-dpm++2m", "edm-sde"])
+def test_equal_columns_are_the_scalar_run(solver: str, final: str) -> None:
+    """The program is that of the scalar run, whose network sees all tokens at one time."""
+    sde = sg.VPSDE()
+    grid = grid_of(sde, 6)
+    score = sg.from_denoiser(lambda x, t: torch.tanh(x.mean(1, keepdim=True) + x), sde)
+    options = {"x_T": X, "solver": solver, "seed": 2, "final": final}
+    scalar = sg.sample(score, sde, grid=grid, **options)
+    times = torch.tensor(grid.times, dtype=F64).reshape(-1, 1, 1)
+    for run in (
+        sg.sample(score, sde, grid=TokenGrid(times), **options),
+        sg.sample(score, sde, grid=TokenGrid(times.expand(-1, 4, 1)), **options),
+        sg.sample(score, sde, grid=TokenGrid.staggered(grid, torch.zeros(4, 1, dtype=torch.long)), **options),
+    ):
+        torch.testing.assert_close(run.x, scalar.x, rtol=1e-12, atol=1e-12)
+        assert (run.nfe, run.network_evals) == (scalar.nfe, scalar.network_evals)
+
+
+@pytest.mark.parametrize("solver", ["dpm++2m", "sde-dpm++2m"])
+def test_samples_are_independent(solver: str) -> None:
+    """Permuted, alone, beside an outlier."""
+    sde = sg.VPSDE()
+    score = sg.from_denoiser(lambda x, t: torch.tanh(x + x.mean(1, keepdim=True)), sde)
+    grid = TokenGrid.staggered(grid_of(sde), torch.arange(4)[:, None])
+    seeds = [(5, i) for i in range(3)]
+    run = sg.sample(score, sde, x_T=X, grid=grid, solver=solver, seed=seeds)
+    back = sg.sample(score, sde, x_T=X.flip(0), grid=grid, solver=solver, seed=seeds[::-1])
+    alone = sg.sample(score, sde, x_T=X[1:2], grid=grid, solver=solver, seed=seeds[1:2])
+    torch.testing.assert_close(back.x.flip(0), run.x, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(alone.x, run.x[1:2], rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("solver", "rule", "order"),
+    [("ddim", "log-snr", 1), ("dpm++2m", "log-snr", 2), ("dpm++3m", "log-snr", 3), ("dpm++3s", "log-snr", 3),
+     ("unipc3", "log-snr", 4), ("heun2", "uniform", 2), ("rk4", "uniform", 4)],
+)  # fmt: skip
+def test_orders(solver: str, rule: str, order: int) -> None:
+    """Two tokens that move at different speeds, under a network that mixes them."""
+    sde = sg.VPSDE()
+    score = sg.from_denoiser(lambda x, t: torch.tanh(x.mean(1, keepdim=True) + 0.5 * x), sde)
+
+    def end(n: int) -> Tensor:
+        columns = [sg.grids.rule(rule)(sde, n, 0.9, t_end).times for t_end in (0.1, 0.4)]
+        grid = TokenGrid(torch.tensor(columns, dtype=F64).T[:, :, None])
+        return sg.sample(score, sde, x_T=X[:, :2], grid=grid, solver=solver, final="none").x
+
+    exact = end(1024)
+    errors = [float((end(n) - exact).abs().max()) for n in (16, 32, 64)]
+    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert max(slopes) > order - 0.35, (errors, slopes)
+
+
+def test_one_token_after_the_other() -> None:
+    """A late token's network call sees what the earlier ones have become, and its own time."""
+    sde = sg.VPSDE()
+    seen: list[Tensor] = []
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(t)
+        return torch.tanh(x.cumsum(1))
+
+    grid = TokenGrid.staggered([1.0, 0.5, 0.001], torch.tensor([[0], [2]]))
+    run = sg.sample(sg.from_denoiser(net, sde), sde, (3, 2, 2), grid=grid, solver="ddim", seed=0, dtype=F64)
+    assert run.nfe == 5
+    assert [t.shape for t in seen] == [(3, 2, 1)] * 5
+    expected = [[1, 1], [0.5, 1], [1e-3, 1], [1e-3, 0.5], [1e-3, 1e-3]]
+    torch.testing.assert_close(torch.stack(seen)[:, 0, :, 0], torch.tensor(expected, dtype=F64))
+
+    # By hand: two DDIM steps of the first token, then two of the second given the first at its last time.
+    z = sde.prior_sample((3, 2, 2), seed=0, dtype=F64)
+    first, second = z[:, 0], z[:, 1]
+
+    def step(x: Tensor, D: Tensor, s: float, t: float) -> Tensor:
+        (a, b), (c, d) = ((float(sde.alpha(at)), float(sde.sigma(at))) for at in (s, t))
+        return c * D + d * (x - a * D) / b
+
+    for s, t in ((1.0, 0.5), (0.5, 0.001)):
+        first = step(first, torch.tanh(first), s, t)
+    for s, t in ((1.0, 0.5), (0.5, 0.001)):
+        second = step(second, torch.tanh(first + second), s, t)
+    end = torch.tanh(torch.stack([first, second], 1).cumsum(1))
+    torch.testing.assert_close(run.x, end, rtol=1e-9, atol=1e-9)
+
+
+def test_frames_given() -> None:
+    """Tokens that never move are given data: at time 0 if need be, where nothing is converted."""
+    sde = sg.VPSDE()
+    times = torch.tensor(grid_of(sde).times, dtype=F64)
+    grid = TokenGrid(torch.stack([torch.zeros_like(times), times], 1)[:, :, None])
+    score = sg.from_noise(lambda x, t: torch.tanh(x - x[:, :1]), sde)
+    x = X[:, :2].clone()
+    run = sg.sample(score, sde, x_T=x, grid=grid, solver="dpm++2m", seed=0)
+    assert torch.equal(run.x[:, 0], x[:, 0])
+    assert bool(run.x.isfinite().all())
+
+
+def test_pixels_and_labels() -> None:
+    """A time for each pixel of an image with one channel; a time label maps it to what the network expects."""
+    sde = sg.VPSDE()
+    labels: list[Tensor] = []
+
+    def net(x: Tensor, label: Tensor) -> Tensor:
+        labels.append(label)
+        return 0.1 * x
+
+    score = sg.from_noise(net, sde, time_label=lambda t: 999 * t[:, 0])
+    delays = torch.arange(2)[:, None] + torch.arange(3)
+    grid = TokenGrid.staggered(grid_of(sde, 3), delays[None])
+    run = sg.sample(score, sde, (2, 1, 2, 3), grid=grid, seed=0)
+    assert run.x.shape == (2, 1, 2, 3)
+    assert labels[0].shape == (2, 2, 3)
+    assert run.nfe == 3 + 3 + 1
+    assert len(run.times) == 7
+
+
+# ------------------------------------------------------------------------------------------------------------ misuse
+
+
+@pytest.mark.parametrize("name", [*ADAPTIVE, "pc"])
+def test_refused_by_name(name: str) -> None:
+    sde = sg.VPSDE()
+    grid = TokenGrid.staggered(grid_of(sde), torch.arange(4)[:, None])
+    with pytest.raises(ValueError, match=r"finds its own steps|moves states between its steps"):
+        sg.sample(sg.from_denoiser(apart, sde), sde, x_T=X, grid=grid, solver=name)
+
+
+def test_misuse() -> None:
+    sde = sg.VPSDE()
+    score = sg.from_denoiser(apart, sde)
+    grid = TokenGrid.staggered(grid_of(sde), torch.arange(4)[:, None])
+    for options, match in (
+        ({"x_T": X, "nfe": 5}, r"nfe=5 does not go with a TokenGrid"),
+        ({"x_T": X, "noise": "path"}, r"noise='path' does not go with a TokenGrid"),
+        ({"x_T": X, "execution": sg.Execution(parallel=4)}, "runs in one piece"),
+        ({"x_T": X, "record": sg.Record(trajectory="all")}, "keeps no record"),
+        ({"x_T": X[:, :3]}, r"times \(n \+ 1, \*\) with a length of \(3, 2\) or 1 on each axis"),
+        ({"x_T": X[:, 0]}, r"times \(n \+ 1, \*\)"),
+        ({}, "give shape="),
+    ):
+        with pytest.raises(ValueError, match=match):
+            sg.sample(score, sde, grid=grid, **options)
+    with pytest.raises(ValueError, match="some tokens start below T=1"):
+        sg.sample(score, sde, (3, 4, 2), grid=TokenGrid(0.5 * grid.times), solver="ddim")
+    with pytest.raises(TypeError, match="need a LinearSDE"):
+        sg.sample(lambda x, t: x, sg.CLD(), x_T=X[:, :2], grid=grid)
+    with pytest.raises(ValueError, match="beyond T=1"):
+        sg.sample(score, sde, x_T=X, grid=TokenGrid(2 * grid.times))
+    down = torch.tensor([[1.0, 1.0], [0.5, 0.5]])
+    for times, error, match in (
+        ([1.0, 0.5], TypeError, "a floating-point tensor"),
+        (down.flip(0), ValueError, "from row 0 to row 1"),
+        (torch.cat([down, down[1:]]), ValueError, "none does from row 1 to the next"),
+        (-down, ValueError, "not negative"),
+    ):
+        with pytest.raises(error, match=match):
+            TokenGrid(times)
+    with pytest.raises(ValueError, match="delays must be integers"):
+        TokenGrid.staggered([1.0, 0.5], torch.tensor([0.5]))
+    broken = sg.from_denoiser(lambda x, t: x / 0, sde)
+    with pytest.warns(sg.sampling.NonFiniteWarning, match="3 of 3 samples"):
+        assert not sg.sample(broken, sde, x_T=X, grid=grid, solver="ddim").status
