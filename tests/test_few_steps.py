@@ -84,6 +84,19 @@ def test_a_perfect_consistency_function_samples_the_data() -> None:
         assert float(x.std()) == pytest.approx(std, rel=0.02)
 
 
+def test_names() -> None:
+    """As other libraries spell them; not among the solvers of diffusion models."""
+    assert sg.schemes.resolve("lcm") == sg.schemes.resolve("Consistency") == sg.schemes.Consistency()
+    assert sg.schemes.resolve_any("TCD") == sg.schemes.TCD()
+    assert not {"lcm", "tcd", "consistency"} & set(sg.solvers())
+    score = sg.from_denoiser(net, sg.VPSDE())
+    named, given = (
+        sg.sample(score, sg.VPSDE(), x_T=X, nfe=4, seed=0, solver=solver).x
+        for solver in ("lcm", sg.schemes.Consistency())
+    )
+    assert torch.equal(named, given)
+
+
 def test_misuse() -> None:
     with pytest.raises(ValueError, match="eta must be"):
         sg.schemes.Consistency(eta=2.0)

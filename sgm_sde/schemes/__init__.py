@@ -8,6 +8,7 @@ from sgm_sde.schemes.backends import BatchCoupledWarning, SciPy, TorchDiffEq, To
 from sgm_sde.schemes.base import (
     ADAPTIVE,
     BACKENDS,
+    FEW_STEPS,
     REGISTRY,
     AdaptiveSolver,
     Solver,
@@ -144,6 +145,7 @@ ADAPTIVE.update(
         "ggf": GGF,
     }
 )
+FEW_STEPS.update({"consistency": Consistency, "lcm": Consistency, "tcd": TCD})
 BACKENDS.update({"torchdiffeq": TorchDiffEq, "torchsde": TorchSDE, "scipy": SciPy})
 
 __all__ = [

@@ -379,6 +379,7 @@ def _cached(solver: Solver, sde: SDE, grid: Grid) -> Program:
 
 REGISTRY: dict[str, Callable[[], Solver]] = {}
 ADAPTIVE: dict[str, Callable[[], AdaptiveSolver]] = {}
+FEW_STEPS: dict[str, Callable[[], Solver]] = {}  # for networks whose output is a sample; no part of `solvers()`
 BACKENDS: dict[str, Callable[[str], AdaptiveSolver]] = {}  # by library, from the name of one of its methods
 
 
@@ -416,7 +417,7 @@ def resolve(solver: Solver | str) -> Solver:
         isinstance(solver, str) and (canonical(solver) in ADAPTIVE or ":" in solver)
     ):
         raise TypeError(f"{solver!r} finds its own steps, and a solver on a grid is needed here")
-    found: Solver = _resolve(solver, REGISTRY)
+    found: Solver = _resolve(solver, {**REGISTRY, **FEW_STEPS})
     return found
 
 
@@ -434,7 +435,7 @@ def resolve_any(solver: Solver | AdaptiveSolver | str) -> Solver | AdaptiveSolve
         if library not in BACKENDS:
             raise ValueError(f"unknown library {library!r} in {solver!r}; known: {', '.join(BACKENDS)}")
         return BACKENDS[library](method)
-    return _resolve(solver, {**REGISTRY, **ADAPTIVE})
+    return _resolve(solver, {**REGISTRY, **ADAPTIVE, **FEW_STEPS})
 
 
 Found = TypeVar("Found")

@@ -29,6 +29,7 @@ class Consistency(Solver):
     $\eta = 1$ draws all of the noise anew, as consistency and latent consistency models do, $\eta = 0$ is DDIM. For
     networks whose output is a sample and not the mean of the data: with the mean, $\eta > 0$ takes out spread at each
     step however short, so that no order is claimed. One network call a step; `final="denoise"` is the last of them.
+    As names they are `"consistency"` or `"lcm"`, and `"tcd"`; they are not among `solvers()`.
 
     | network | needs | solver |
     |---|---|---|
