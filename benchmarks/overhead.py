@@ -1,6 +1,6 @@
 """What a sampler costs beside its network: microseconds a step, ours, other libraries' and the least possible.
 
-    python benchmarks/overhead.py --out out/bench [--repeats 15]
+    python benchmarks/overhead.py --out out/bench [--repeats 15] [--only rows memory noise crowds] [--methods ddim]
 
 One thread and its CPU time, float32, a network that halves its input. Every run is timed at two lengths; the slope is
 the cost of a step, and what is left at length 0 the fixed cost of a call (ours: of `sg.sample`, the program being
@@ -365,40 +365,60 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def report(known: dict[str, Any]) -> list[str]:
+    """All tables of what has been measured."""
+    lines = table(known["rows"]) if "rows" in known else []
+    if "memory" in known:
+        lines += ["", "| method | peak memory, 10 steps | 100 steps |", "|---|---:|---:|"]
+        for peak in known["memory"]:
+            values = [f"{peak[f'states_at_{n}_steps']:.2f} states" for n in (10, 100)]
+            lines.append(f"| `{peak['method']}` | {' | '.join(values)} |")
+    if "noise" in known:
+        drawn = known["noise"]
+        lines += ["", "| noise (64, 3, 32, 32) | us | of torch.randn |", "|---|---:|---:|"]
+        for name in ("randn_us", "streams_us", "path_us"):
+            lines.append(f"| {name[:-3]} | {drawn[name]:.0f} | {drawn[name] / drawn['randn_us']:.2f} |")
+    if "crowds" in known:
+        lines += ["", *crowd_table(known["crowds"])]
+    return lines
+
+
+PARTS = ("rows", "memory", "noise", "crowds")
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--methods", nargs="*", help="only these")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="these parts alone")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+
+    # Parts are kept as they are measured, so that a long measurement can be made in pieces.
+    kept = args.out / "overhead.json"
+    known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() and len(args.only) < len(PARTS) else {}
     methods = tuple(m for m in METHODS if m.name in REGISTRY and (not args.methods or m.name in args.methods))
-    todo = list(itertools.product(SHAPES, methods))
-    rows = [row_of(method, shape, args.repeats) for shape, method in tqdm(todo, desc="runs")]
-    peaks = memory(methods)
-    lines = [*table(rows), "", "| method | peak memory, 10 steps | 100 steps |", "|---|---:|---:|"]
-    for peak in peaks:
-        values = [f"{peak[f'states_at_{n}_steps']:.2f} states" for n in (10, 100)]
-        lines.append(f"| `{peak['method']}` | {' | '.join(values)} |")
-    drawn = noise()
-    lines += ["", "| noise (64, 3, 32, 32) | us | of torch.randn |", "|---|---:|---:|"]
-    for name in ("randn_us", "streams_us", "path_us"):
-        lines.append(f"| {name[:-3]} | {drawn[name]:.0f} | {drawn[name] / drawn['randn_us']:.2f} |")
-    many = crowds(max(1, args.repeats // 5))
-    lines += ["", *crowd_table(many)]
+    if "rows" in args.only:
+        todo = list(itertools.product(SHAPES, methods))
+        new = [row_of(method, shape, args.repeats) for shape, method in tqdm(todo, desc="runs")]
+        of = {(row["method"], tuple(row["shape"])): row for row in [*known.get("rows", []), *new]}
+        order = list(itertools.product(SHAPES, METHODS))
+        known["rows"] = [of[m.name, shape] for shape, m in order if (m.name, shape) in of]
+    if "memory" in args.only:
+        known["memory"] = memory(METHODS)
+    if "noise" in args.only:
+        known["noise"] = noise()
+    if "crowds" in args.only:
+        known["crowds"] = crowds(max(1, args.repeats // 5))
+
     machine = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    protocol = machine | {
-        "peers": peers.available(),
-        "repeats": args.repeats,
-        "rows": rows,
-        "memory": peaks,
-        "noise": drawn,
-        "crowds": many,
-    }
+    known |= machine | {"peers": peers.available(), "repeats": args.repeats}
+    lines = report(known)
     (args.out / "overhead.md").write_text("\n".join(lines) + "\n")
-    (args.out / "overhead.json").write_text(json.dumps(protocol, indent=1) + "\n")
+    kept.write_text(json.dumps(known, indent=1) + "\n")
     sys.stdout.write("\n".join(lines) + f"\n\n{machine}\nWritten to {args.out}\n")
 
 

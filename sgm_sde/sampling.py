@@ -390,7 +390,7 @@ class _Job:
         return torch.promote_types(self.dtype, torch.float32)
 
     def continuation(self, position: Position, draws: tuple[int, int]) -> Continuation:
-        """What a run that goes on from a position needs, after so many draws."""
+        """The state of the run at a position, after so many draws."""
         assert isinstance(self.solver, Solver) and self.program is not None
         return Continuation(
             sde=self.sde,

@@ -303,7 +303,7 @@ class _Running:
         active.h = self.controller.rounded(signed, self.length)
 
     def choose_step(self) -> np.ndarray:
-        """Where each step ends, never beyond the run's end; True for the samples that arrive with it."""
+        """End of each step, never beyond the run's end; True for the samples that arrive with it."""
         active = self.active
         remaining = self.end - active.u
         arrives = np.abs(active.h) >= np.abs(remaining) * (1 - SHORT_OF_THE_END)
@@ -340,7 +340,7 @@ class _Running:
         return ok
 
     def outcomes(self, ok: np.ndarray, arrives: np.ndarray) -> np.ndarray:
-        """How each sample ends (b,), as a number of `OUTCOMES`; 0 for those that go on. The last reason counts."""
+        """Outcome of each sample (b,), as a number of `OUTCOMES`; 0 for those that go on. The last reason counts."""
         active = self.active
         attempts = (self.accepted + self.rejected)[active.samples]
         tiny = np.abs(active.h) < self.smallest
