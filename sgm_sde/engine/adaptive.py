@@ -500,15 +500,20 @@ class EmbeddedStepper(Counting):
             unknown = (size < NEGLIGIBLE) | (speed < NEGLIGIBLE)
             trial = np.where(unknown, LEAST_FIRST_STEP, TRIAL_SHARE * size / speed)
             trial = np.fmin(np.abs(end - active.u), trial)
-            signed = np.copysign(trial, end - active.u)
-            moved = tuple(a + column(torch.from_numpy(signed), a) * b for a, b in zip(y, slope, strict=True))
-
-            after = self._slope(moved, self.evaluate(active, moved, active.u + signed))
-            change = self._norm(tuple(a - b for a, b in zip(after, slope, strict=True)), y, y)
-            steepest = np.fmax(speed, change.double().cpu().numpy() / trial)
+            change = self._change(active, slope, np.copysign(trial, end - active.u))
+            steepest = np.fmax(speed, change / trial)
             guess = (TRIAL_SHARE / steepest) ** (1 / self.order)
             guess = np.where(steepest <= FLAT, LEAST_FIRST_STEP, guess)
         return np.fmin(MOST_GROWN * trial, guess)
+
+    def _change(self, active: Active, slope: State, step: np.ndarray) -> np.ndarray:
+        """Norm of the slope's change over a step of Euler's method."""
+        y = active.y
+        h = torch.from_numpy(step)
+        moved = tuple(a + column(h, a) * b for a, b in zip(y, slope, strict=True))
+        after = self._slope(moved, self.evaluate(active, moved, active.u + step))
+        change = tuple(a - b for a, b in zip(after, slope, strict=True))
+        return self._norm(change, y, y).double().cpu().numpy()
 
     def _slope(self, y: State, value: State) -> State:
         linear = self.pair.linear
@@ -516,20 +521,21 @@ class EmbeddedStepper(Counting):
 
     def attempt(self, active: Active) -> Attempt:
         """One step of each sample."""
-        pair, y = self.pair, active.y
+        pair = self.pair
+        stages = len(pair.c)
         first = self.first(active, active.carry, active.last_accepted & (not pair.fsal))
         step = self._step(active)
 
         values = [first]
-        state = y
-        for i in range(1, len(pair.c)):
+        state = active.y
+        for i in range(1, stages):
             state = step(i, values)
             place = active.u_next if pair.c[i] == 1 else active.u + pair.c[i] * active.h
             values.append(self.evaluate(active, state, place))
 
-        end = state if pair.fsal else step(len(pair.c), values)
-        estimates = [step(i, values) for i in range(len(pair.c) + 1, len(self.used))]
-        error = pair.error([self._norm(estimate, y, end) for estimate in estimates])
+        end = state if pair.fsal else step(stages, values)
+        estimates = [step(i, values) for i in range(stages + 1, len(self.used))]
+        error = pair.error([self._norm(estimate, active.y, end) for estimate in estimates])
         return Attempt(end, error, values[-1] if pair.fsal else first, first, estimates)
 
     def _step(self, active: Active) -> Callable[[int, Sequence[State]], State]:
@@ -538,21 +544,24 @@ class EmbeddedStepper(Counting):
         Element by element, so that a sample is what it is alone. Where samples are small, a column with a number of
         each is by far the slowest thing to multiply by: a classical pair needs one, the step.
         """
-        y, h = active.y, torch.from_numpy(active.h)
+        y = active.y
+        h = torch.from_numpy(active.h)
         if self.classical:
             steps = [column(h, part) for part in y]
+        else:
+            table = self.pair.weights(h).to(y[0])
 
-            def scaled(i: int, values: Sequence[State]) -> State:
-                return tuple(self._classical(i, part, steps[k], [v[k] for v in values]) for k, part in enumerate(y))
+        def step(i: int, values: Sequence[State]) -> State:
+            parts = []
+            for k, part in enumerate(y):
+                known = [value[k] for value in values]
+                if self.classical:
+                    parts.append(self._classical(i, part, steps[k], known))
+                else:
+                    parts.append(self._weighted(i, part, table[i], known))
+            return tuple(parts)
 
-            return scaled
-
-        table = self.pair.weights(h).to(device=y[0].device, dtype=y[0].dtype)
-
-        def weighted(i: int, values: Sequence[State]) -> State:
-            return tuple(self._weighted(table[i], i, part, [v[k] for v in values]) for k, part in enumerate(y))
-
-        return weighted
+        return step
 
     def _classical(self, i: int, y: Tensor, h: Tensor, values: Sequence[Tensor]) -> Tensor:
         """c y + h times the sum of the evaluations with the numbers of row i."""
@@ -564,7 +573,7 @@ class EmbeddedStepper(Counting):
         total = total.mul_(h)
         return total.add_(y, alpha=weights[0]) if weights[0] else total
 
-    def _weighted(self, weights: Tensor, i: int, y: Tensor, values: Sequence[Tensor]) -> Tensor:
+    def _weighted(self, i: int, y: Tensor, weights: Tensor, values: Sequence[Tensor]) -> Tensor:
         """The sum of state and evaluations with a weight for each sample."""
         first, *others = self.used[i]
         sources = (y, *values)

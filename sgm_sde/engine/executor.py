@@ -189,9 +189,11 @@ class Loop:
 
     def _begin(self) -> int:
         """The first stage, with what it starts from in memory."""
-        start, plan = self._start, self.plan
+        start = self._start
+        plan = self.plan
         self.stage = 0 if start is None else start.stage_in(plan)
-        self.run = Run(self._x, sum(stage.node for stage in plan.program.stages[: self.stage]))
+        reached = sum(stage.node for stage in plan.program.stages[: self.stage])
+        self.run = Run(self._x, reached)
         target = plan.instructions[self.stage].target
         if start is None:
             self.memory.replace(target, self._x)
@@ -202,8 +204,10 @@ class Loop:
             scale, value = start.history[need.kind, need.number]
             if need.kind == "state":
                 self.memory.replace(need.place, value)
-            else:
-                self.memory.load(need.place, value if scale == need.scale else scale / need.scale * value)
+                continue
+
+            # Another network's table may store the same evaluation in another scale.
+            self.memory.load(need.place, value if scale == need.scale else scale / need.scale * value)
         return self.stage
 
     def _terms(self, k: int, output: Tensor | None) -> Summands:

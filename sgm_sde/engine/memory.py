@@ -57,21 +57,20 @@ class Buffers:
         self.slots = [row.view(x.shape) for row in buffer]
         self._history = buffer.t()
 
-        first = plan.instructions[0].target
-        self.registers = [
-            x if own and register == first and x.is_contiguous()
-            else torch.empty_like(x, memory_format=torch.contiguous_format)
-            for register in range(plan.n_registers)
-        ]  # fmt: skip
+        self.registers = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(plan.n_registers)]
+        if own and x.is_contiguous():
+            self.registers[plan.instructions[0].target] = x
         self._flat = [register.view(-1) for register in self.registers]
         self._ends = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in self._flat]
 
         # Weights and factors as tensors: from a number torch would make one at each call.
         wide = [k for k, ins in enumerate(plan.instructions) if ins.kind == "product"]
-        scaled = [k for k, ins in enumerate(plan.instructions) if ins.kind == "factor"]
-        betas = torch.tensor([number(plan.instructions[k].beta) for k in scaled], dtype=torch.float64, device="cpu")
-        self._weights = dict(zip(wide, plan.weights[wide].to(device=x.device, dtype=x.dtype).unbind(0), strict=True))
-        self._factors = dict(zip(scaled, betas.to(device=x.device, dtype=x.dtype).unbind(0), strict=True))
+        weights = plan.weights[wide].to(x)
+        self._weights = dict(zip(wide, weights.unbind(0), strict=True))
+
+        betas = {k: number(ins.beta) for k, ins in enumerate(plan.instructions) if ins.kind == "factor"}
+        factors = torch.tensor([*betas.values()], dtype=torch.float64, device="cpu").to(x)
+        self._factors = dict(zip(betas, factors.unbind(0), strict=True))
 
     def combine(self, k: int, ins: Instruction, terms: Summands) -> None:
         state = self.registers[ins.target]

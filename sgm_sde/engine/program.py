@@ -82,19 +82,24 @@ class Program(Value):
         if not (self.stages[0].node and self.stages[-1].node):
             raise ValueError("a program starts and ends at a node")
         for k, stage in enumerate(self.stages):
-            for kind, terms in (("state", stage.states), ("eval", stage.evals), ("noise", stage.noises)):
-                for j, coefficient in terms:
-                    if not finite(coefficient):
-                        raise ValueError(
-                            f"{self.name} has the coefficient {coefficient} on {kind} {j} in stage {k}, "
-                            f"at t={stage.t:.6g}: the process is singular there; start below it (t_start=) or "
-                            f"use a solver that is not"
-                        )
-                    if kind != "noise" and not 0 <= j < k:
-                        raise ValueError(f"stage {k} refers to {kind} {j}, which does not exist yet")
+            self._check("state", stage.states, k)
+            self._check("eval", stage.evals, k)
+            self._check("noise", stage.noises, k)
             for j, _ in stage.evals:
                 if not self.stages[j].evaluate:
                     raise ValueError(f"stage {k} refers to eval {j}, which is not evaluated")
+
+    def _check(self, kind: str, terms: Terms, k: int) -> None:
+        """Raise ValueError for terms that stage k cannot have."""
+        for j, coefficient in terms:
+            if not finite(coefficient):
+                raise ValueError(
+                    f"{self.name} has the coefficient {coefficient} on {kind} {j} in stage {k}, "
+                    f"at t={self.stages[k].t:.6g}: the process is singular there; start below it (t_start=) or "
+                    f"use a solver that is not"
+                )
+            if kind != "noise" and not 0 <= j < k:
+                raise ValueError(f"stage {k} refers to {kind} {j}, which does not exist yet")
 
     def __hash__(self) -> int:
         return hash((self.name, self.prediction, self.eta, self.sigma_data, len(self.stages), self.stages[-1]))
@@ -177,6 +182,7 @@ def _program(data: object) -> Program:
         raise ValueError(f"name must be a text, got {name!r}")
     if prediction not in (*PREDICTIONS, *MATRIX_PREDICTIONS):
         raise ValueError(f"unknown prediction {prediction!r}")
+
     eta, sigma_data = _real("eta", given["eta"]), _real("sigma_data", given["sigma_data"])
     if eta < 0 or sigma_data <= 0:
         raise ValueError(f"need eta of at least 0 and sigma_data above 0, got {eta} and {sigma_data}")
@@ -188,11 +194,13 @@ def _program(data: object) -> Program:
     for earlier, later in pairwise(program.times):
         if not later < earlier:
             raise ValueError(f"the nodes' times must strictly decrease, got {earlier} followed by {later}")
+
     last = max((m for stage in stages for m, _ in stage.noises), default=0)
     if last >= NOISES_A_STAGE * len(stages):
         raise ValueError(
             f"noise {last} of {len(stages)} stages: noises are numbered in the order in which they are drawn"
         )
+
     sizes = {len(c.rows) for s in stages for _, c in (*s.states, *s.evals, *s.noises) if isinstance(c, Matrix)}
     if len(sizes) > 1 or (sizes and prediction not in MATRIX_PREDICTIONS):
         raise ValueError(f"a program of the {prediction} has matrices of sizes {sorted(sizes)}")
