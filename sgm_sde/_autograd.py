@@ -19,7 +19,7 @@ T = TypeVar("T")
 def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
     """`function` with inference mode off, on clones of inference tensors among its arguments."""
 
-    def recordable(_: Path, leaf: object) -> Any:
+    def recordable(_: Path, leaf: object) -> object:
         return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
     def copied(value: object) -> Any:

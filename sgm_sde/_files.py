@@ -10,7 +10,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import safetensors.numpy
@@ -139,7 +139,7 @@ def parse_json(text: str | bytes) -> Any:
     if not isinstance(text, str | bytes):
         raise ValueError(f"JSON is a text, got {described(text)}")
 
-    def refuse(constant: str) -> Any:
+    def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is no number of JSON")
 
     try:

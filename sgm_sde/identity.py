@@ -195,7 +195,7 @@ class _Writer:
         numbers = value.detach().cpu().reshape(-1).tolist()
         return {"tensor": about | {"values": [_number(v) if isinstance(v, float) else v for v in numbers]}}
 
-    def mapping(self, value: Mapping[Any, Any], above: tuple[int, ...]) -> dict[str, object]:
+    def mapping(self, value: Mapping[str, object], above: tuple[int, ...]) -> dict[str, object]:
         if all(isinstance(key, str) and key not in MARKS for key in value):
             return {key: self.write(item, above) for key, item in value.items()}
         return {"mapping": [[self.write(key, above), self.write(item, above)] for key, item in value.items()]}
@@ -296,7 +296,7 @@ class _Writer:
                     found.append([name, self.write(item, above)])
         return found
 
-    def function_of_time(self, function: Callable[[float], Any], above: tuple[int, ...]) -> dict[str, object]:
+    def function_of_time(self, function: Callable[[float], float], above: tuple[int, ...]) -> dict[str, object]:
         """A solver's function of a time."""
 
         def at(t: float) -> float:
@@ -308,7 +308,7 @@ class _Writer:
         known: dict[str, object] = self.write(function, above)
         return known | {"values": measured([[at(t) for t in FUNCTION_TIMES]], COEFFICIENTS)}
 
-    def function_of_times(self, function: Callable[[Tensor], Tensor], sde: SDE, above: tuple[int, ...]) -> Any:
+    def function_of_times(self, function: Callable[[Tensor], Tensor], sde: SDE, above: tuple[int, ...]) -> object:
         """A score's function of times (B,)."""
         known: dict[str, object] = self.write(function, above)
         try:
@@ -318,7 +318,7 @@ class _Writer:
         return known | {"values": measured([values], COEFFICIENTS)}
 
 
-def _number(value: float) -> Any:
+def _number(value: float) -> float | dict[str, str]:
     return value + 0.0 if math.isfinite(value) else {"float": str(float(value))}
 
 
@@ -448,7 +448,7 @@ def _dtype(name: str) -> torch.dtype:
     return found
 
 
-_MAKERS: dict[str, Callable[[str], Any]] = {
+_MAKERS: dict[str, Callable[[str], object]] = {
     "float": float, "complex": complex, "dtype": _dtype, "device": torch.device, "path": Path,
 }  # fmt: skip
 
@@ -470,7 +470,7 @@ def _object(data: JsonMapping, where: str) -> Value:
     return made
 
 
-def _class_of(name: Any, where: str) -> type[Value]:
+def _class_of(name: object, where: str) -> type[Value]:
     """The class of values that has a name."""
     known = _classes()
     if isinstance(name, str) and name not in known:
@@ -494,7 +494,7 @@ def _classes() -> dict[str, type[Value]]:
     return found
 
 
-def _without_classes(data: object, *names: str) -> Any:
+def _without_classes(data: object, *names: str) -> object:
     if isinstance(data, list):
         return [_without_classes(item, *names) for item in data]
     if not isinstance(data, dict):

@@ -48,7 +48,7 @@ class LatentSamples:
 
     x: Tensor
     latent: SampleResult
-    decoded: Any = field(repr=False)
+    decoded: Tensor | Distribution = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class LatentScoreModel:
     def __init__(
         self,
         encoder: Callable[[Tensor], Distribution | tuple[Tensor, Tensor]],
-        decoder: Callable[[Tensor], Any],
+        decoder: Callable[[Tensor], Tensor | Distribution],
         score_fn: ScoreFn,
         sde: LinearSDE,
     ) -> None:
@@ -157,7 +157,7 @@ class LatentScoreModel:
             law = autoencoder.encode(x).latent_dist
             return Normal((law.mean - shift) * scale, law.std * scale)
 
-        def decoder(z: Tensor) -> Any:
+        def decoder(z: Tensor) -> Tensor | Normal:
             mean = autoencoder.decode(z / scale + shift).sample
             return mean if decoder_std is None else Normal(mean, decoder_std)
 

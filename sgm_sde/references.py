@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sgm_sde._checks import described
 from sgm_sde._value import Value
@@ -48,7 +48,7 @@ class Work(NamedTuple):
         return re.sub(r"\\\W|[{}]", "", self.author.partition(",")[0])
 
 
-def citation(*parts: Any) -> str:
+def citation(*parts: object) -> str:
     """BibTeX entries of the works that solvers, processes, scores and functions are from.
 
     Solvers and grids may be given by their names. What is inside counts as well: the solver and grid of a setting, the
@@ -83,7 +83,7 @@ def citation(*parts: Any) -> str:
     return "\n\n".join(work.entry for work in found.values())
 
 
-def works_of(part: Any) -> Iterator[Work]:
+def works_of(part: object) -> Iterator[Work]:
     """The works that a part of a run, and what is inside of it, are from."""
     if isinstance(part, str):
         part = rule(part) if part in RULES else resolve_any(part)
@@ -110,7 +110,7 @@ def _of_class(kind: type) -> list[Work]:
     return next((works for works in map(_documented, kind.__mro__) if works), [])
 
 
-def _documented(thing: Any) -> list[Work]:
+def _documented(thing: object) -> list[Work]:
     """The works in the paragraph "Source:" of a docstring or, where it has none, in its text."""
     if getattr(thing, "__module__", "").partition(".")[0] == "builtins":
         return []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -436,7 +436,10 @@ def _table(solver: Solver, sde: SDE, grid: Grid, final: str) -> Program:
     return solver.end_in_mean(program) if final == "mean" else program
 
 
-def _option(name: str, value: object, kind: type[Any]) -> Any:
+Option = TypeVar("Option")
+
+
+def _option(name: str, value: object, kind: type[Option]) -> Option:
     """An object of options, that of the defaults if none is given."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} must be sg.{kind.__name__}(...), got {shown(value)}")
@@ -626,7 +629,7 @@ def _until_node(program: Program, node: int) -> Iterator[int]:
             return
 
 
-def _continuation(resume: Any, sde: SDE) -> Continuation:
+def _continuation(resume: object, sde: SDE) -> Continuation:
     """Stored state of a result, to be resumed."""
     if not isinstance(resume, SampleResult):
         raise TypeError(f"resume must be the result of sample(), got {shown(resume)}")
@@ -1043,7 +1046,7 @@ def _too_small(nfe: int | None, what: str, calls: int, denoise: bool) -> ValueEr
 
 
 @contextmanager
-def _bar(progress: bool, total: int, name: str, unit: str) -> Iterator[Callable[[int], Any]]:
+def _bar(progress: bool, total: int, name: str, unit: str) -> Iterator[Callable[[int], None]]:
     """Advances a progress bar by as much as it is called with; does nothing where none is asked for."""
     if not progress:
         yield lambda n: None
@@ -1062,7 +1065,7 @@ class _Monitor:
         grid: Grid,
         model: BoundScore,
         callback: Callable[[StepInfo], bool | None] | None,
-        advance: Callable[[int], Any],
+        advance: Callable[[int], None],
         wanted: frozenset[int],
         keep_end: bool,
         stop: int | None,

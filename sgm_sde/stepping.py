@@ -164,7 +164,7 @@ class Stepper:
                 return x
             return self._give(x, self._state)
 
-    def step(self, output: Tensor, t: Any, x: Tensor) -> Tensor:
+    def step(self, output: Tensor, t: Tensor | float | int, x: Tensor) -> Tensor:
         """The state (B, *) at which the network is called next, or, after the last call, the sample.
 
         Args:
@@ -233,7 +233,7 @@ class Stepper:
             return x.shape != given.shape or not torch.equal(x, given)
         return x is not given or _version(x) != version
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         kept = {name: value for name, value in self.__dict__.items() if name not in _REMADE}
         kept["_state"] = self._state.clone()
         # What the caller got, not what it may have written there since.

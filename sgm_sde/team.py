@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from types import TracebackType
@@ -189,7 +189,7 @@ class Team:
         if self._wire is not None:
             self._wire.set(f"done/{k}", text)
 
-    def left_over(self, n: int, update: Any = lambda: None) -> Iterator[int]:
+    def left_over(self, n: int, update: Callable[[], object] = lambda: None) -> Iterator[int]:
         """In the first process: pieces of those that have ended or fallen silent, until all n are reported."""
         if self._wire is None or self.rank:
             return

@@ -16,6 +16,9 @@ from torch import Tensor
 from sgm_sde._checks import check_integer, instance_of, number, one_of, reals, sizes
 from sgm_sde._shapes import flat
 from sgm_sde.engine.executor import PreDrawnNoise, execute
+from sgm_sde.engine.matrix import number as engine_number
+from sgm_sde.engine.node import Coefficient
+from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule, LogSNR
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
@@ -25,6 +28,7 @@ from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.schemes import Solver, resolve
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Oracle
+from sgm_sde.scores.score import Score
 
 F64 = torch.float64
 
@@ -467,13 +471,13 @@ def _marginal(sde: LinearSDE | MatrixSDE, mean: Tensor, std: Tensor, t: float) -
 
 
 def _affine_map(
-    run: Callable[[Tensor, Any], Tensor], sde: LinearSDE | MatrixSDE, mean: Tensor, std: Tensor, t_start: float
+    run: Callable[[Tensor, NoiseSource], Tensor], sde: LinearSDE | MatrixSDE, mean: Tensor, std: Tensor, t_start: float
 ) -> tuple[Tensor, Tensor]:
     """Output mean (k, d) of a run from the marginal at t_start, and its responses (n, k, d) to n unit impulses."""
     mean_0, root_0 = _marginal(sde, mean, std, t_start)
     k = len(mean_0)
 
-    def end(x: Tensor, noise: Any) -> Tensor:
+    def end(x: Tensor, noise: NoiseSource) -> Tensor:
         return run(x if has_matrix_marginal(sde) else x[:, 0], noise).view_as(x)
 
     silence = _Silence()
@@ -528,7 +532,7 @@ def output_law(
     program = solver.compile(sde, grid)
     program = solver.end_in_mean(program) if final == "mean" else program
 
-    def run(x: Tensor, noise: Any) -> Tensor:
+    def run(x: Tensor, noise: NoiseSource) -> Tensor:
         model = BoundScore(score, sde, (end, start))
         hooks = solver.hooks(sde, grid, model, noise, mean=final == "mean")
         with torch.no_grad():
@@ -673,7 +677,7 @@ class _ControlledMean:
                 density = data.log_prob(x, sde, self.nodes[0].t).exp().numpy()
                 self.values[0] = after, density @ after(y) / density.sum()
                 break
-            r, std = s, math.hypot(*(c for _, c in self.fresh[k])) / self.nodes[k].alpha
+            r, std = s, math.hypot(*(engine_number(c) for _, c in self.fresh[k])) / self.nodes[k].alpha
             value = CubicSpline(y, np.einsum("ijf,j->if", after(y[:, None] + std * points), weights))
             self.values[k] = after, value
 
@@ -682,7 +686,7 @@ class _ControlledMean:
         D = self.data.denoised(state[:, None], torch.ones_like(state), torch.full_like(state, r))
         return np.asarray(D[:, 0].numpy())
 
-    def _start(self, z: np.ndarray) -> np.ndarray:
+    def _start(self, z: np.ndarray) -> np.ndarray | float:
         """The marginal's quantiles (B,) at the first time for standard normals (B,), by bisection."""
         from scipy.special import ndtr
 
@@ -696,7 +700,7 @@ class _ControlledMean:
             low, high = np.where(below, middle, low), np.where(below, high, middle)
         return (low + high) / 2
 
-    def _increment(self, k: int, x: Tensor, z: np.ndarray) -> Any:
+    def _increment(self, k: int, x: Tensor, z: np.ndarray) -> np.ndarray | float:
         """Increment of the martingale (B, 4) with the noise of stage k."""
         if not self.fresh[k]:
             return 0.0
@@ -704,7 +708,7 @@ class _ControlledMean:
         noise = sum(c * z[:, 1 + draw] for draw, c in self.fresh[k])
         return after(x[:, 0].numpy() / self.nodes[k].alpha) - before((x[:, 0].numpy() - noise) / self.nodes[k].alpha)
 
-    def __call__(self, z: np.ndarray) -> np.ndarray:
+    def __call__(self, z: np.ndarray) -> np.ndarray | float:
         """Means (4,) over the starts z[:, 0] and the noises z[:, 1:]."""
         y = self._start(z[:, 0])
         value, expected = self.values[0]
@@ -720,7 +724,7 @@ class _ControlledMean:
         return np.asarray((_features(x[:, 0].numpy() / self.nodes[-1].alpha) - martingale).mean(0))
 
 
-def _fresh(program: Program) -> list[list[tuple[int, Any]]]:
+def _fresh(program: Program) -> list[list[tuple[int, Coefficient]]]:
     """Of each stage, the noises that are drawn there: the number of the draw, and its coefficient."""
     seen: set[int] = set()
     drawn = []
@@ -742,7 +746,7 @@ def active_start(sde: LinearSDE | MatrixSDE, level: float = 3.0) -> float:
     return min(float(sde.time(log_snr)), sde.T) if float(sde.log_snr(sde.T)) < log_snr else sde.T
 
 
-def _run(solver: Solver, sde: SDE, score: Any, x: Tensor, noise: Any, *, grid: Grid) -> Tensor:
+def _run(solver: Solver, sde: SDE, score: Score, x: Tensor, noise: NoiseSource, *, grid: Grid) -> Tensor:
     model = BoundScore(score, sde, (grid.times[-1], grid.times[0]))
     with torch.no_grad():
         return execute(solver.compile(sde, grid), x, model, noise).x

@@ -48,7 +48,7 @@ class Convention(NamedTuple):
         label = label.detach().to(device="cpu", dtype=torch.float64)
         return label / self.n if self.is_flow else (label + 1) / self.n
 
-    def output(self, out: Any, x: Tensor) -> Tensor:
+    def output(self, out: object, x: Tensor) -> Tensor:
         """The prediction (B, *) in what the model returned for x (B, *)."""
         out = _first_tensor(out)
         return out[:, : x.shape[1]] if self.split and out.shape[1] == 2 * x.shape[1] else out
@@ -139,7 +139,7 @@ class _Keyword(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, label: Tensor, **kwargs: object) -> Any:
+    def forward(self, x: Tensor, label: Tensor, **kwargs: object) -> object:
         return self.model(x, timestep=label, **kwargs)
 
 
@@ -147,7 +147,7 @@ class _EDMPreconditioned(nn.Module):
     """The network inside of EDM's preconditioning, as diffusers' EDM schedulers have it, as D(x, sigma)."""
 
     def __init__(
-        self, model: Callable[..., Any], sigma_data: float, sign: float, output: Callable[..., Tensor]
+        self, model: Callable[..., object], sigma_data: float, sign: float, output: Callable[..., Tensor]
     ) -> None:
         super().__init__()
         self.model, self.sigma_data, self.sign, self.output = model, sigma_data, sign, output
@@ -160,7 +160,7 @@ class _EDMPreconditioned(nn.Module):
         return D.to(x.dtype)
 
 
-def _by_keyword(model: Callable[..., Any]) -> Callable[..., Any]:
+def _by_keyword(model: Callable[..., object]) -> Callable[..., object]:
     """The model with its timestep second, by name where another argument stands there."""
     if not isinstance(model, nn.Module):
         return model
@@ -168,7 +168,7 @@ def _by_keyword(model: Callable[..., Any]) -> Callable[..., Any]:
     return _Keyword(model) if "timestep" in names[2:] else model
 
 
-def _edm(model: Callable[..., Any], name: str, config: JsonMapping) -> tuple[Score, LinearSDE]:
+def _edm(model: Callable[..., object], name: str, config: JsonMapping) -> tuple[Score, LinearSDE]:
     kind = config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction") or name.startswith("Cosine"):
         raise ValueError(f"{name} with prediction_type={kind!r}: give D(x, sigma) to from_edm")
@@ -179,11 +179,11 @@ def _edm(model: Callable[..., Any], name: str, config: JsonMapping) -> tuple[Sco
     return from_denoiser(net, sde, time_label=noise_level(sde)), sde
 
 
-def _plain_output(out: Any, x: Tensor) -> Tensor:
+def _plain_output(out: object, x: Tensor) -> Tensor:
     return _first_tensor(out)
 
 
-def _first_tensor(out: Any) -> Tensor:
+def _first_tensor(out: object) -> Tensor:
     if not isinstance(out, Tensor):
         out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
     if not isinstance(out, Tensor):
@@ -192,7 +192,7 @@ def _first_tensor(out: Any) -> Tensor:
 
 
 def from_diffusers(
-    model: Callable[..., Any],
+    model: Callable[..., object],
     scheduler: Any,
     *,
     T: float | None = None,

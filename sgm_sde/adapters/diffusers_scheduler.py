@@ -31,6 +31,6 @@ class SolverScheduler(plain.SolverScheduler, SchedulerMixin, ConfigMixin):  # ty
         return super(plain.SolverScheduler, cls).from_pretrained(*args, **kwargs)
 
     @property
-    def compatibles(self) -> list[type[Any]]:
+    def compatibles(self) -> list[type]:
         """The schedulers of diffusers that read the same configuration."""
         return [kind for kind in self._get_compatibles() if (kind.__name__ in FLOWS) == self._says.is_flow]

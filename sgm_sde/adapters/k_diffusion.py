@@ -20,7 +20,7 @@ from sgm_sde._files import JsonMapping
 from sgm_sde._times import CLOSEST, same_time
 from sgm_sde._tree import Conditions
 from sgm_sde.engine.executor import execute
-from sgm_sde.engine.noise import NoiseSource, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.noise import NoiseSource, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid
 from sgm_sde.processes import EDMSDE
@@ -40,12 +40,12 @@ class SamplingFunction(Protocol):
         x: Tensor,
         sigmas: Tensor,
         extra_args: Conditions | None = None,
-        callback: Callable[[dict[str, object]], Any] | None = None,
+        callback: Callable[[dict[str, object]], object] | None = None,
         disable: bool | None = None,
         *,
         noise_sampler: NoiseSampler | None = None,
         seed: Seeds = None,
-        **options: Any,
+        **options: object,
     ) -> Tensor: ...
 
 
@@ -97,12 +97,12 @@ def sampler(solver: Solver | str, *, seed: Seeds = None) -> SamplingFunction:
         x: Tensor,
         sigmas: Tensor,
         extra_args: Conditions | None = None,
-        callback: Callable[[dict[str, object]], Any] | None = None,
+        callback: Callable[[dict[str, object]], object] | None = None,
         disable: bool | None = None,
         *,
         noise_sampler: NoiseSampler | None = None,
         seed: Seeds = seed,
-        **options: Any,
+        **options: object,
     ) -> Tensor:
         arguments = dict(extra_args or {})
         seeds = resolve_seeds(_seed_of(arguments) if seed is None else seed, None, len(x))
@@ -120,10 +120,10 @@ def _run(
     x: Tensor,
     sigmas: Tensor,
     extra_args: dict[str, object],
-    callback: Callable[[dict[str, object]], Any] | None,
+    callback: Callable[[dict[str, object]], object] | None,
     disable: bool | None,
     noise_sampler: NoiseSampler | None,
-    seeds: Any,
+    seeds: SampleSeeds,
     options: dict[str, object],
 ) -> Tensor:
     levels = _levels(sigmas)
@@ -181,7 +181,7 @@ def _run(
     return end.to(x.dtype, copy=True)
 
 
-def _levels(sigmas: Any) -> list[float]:
+def _levels(sigmas: object) -> list[float]:
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < 2 or not sigmas.is_floating_point():
         raise ValueError(f"sigmas must be a tensor of two noise levels or more, got {described(sigmas)}")
     levels = [float(s) for s in sigmas.tolist()]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import singledispatch
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -13,7 +14,6 @@ from sgm_sde._checks import flag, require_function
 from sgm_sde.processes import EDMSDE, VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, SubVPSDE
 from sgm_sde.scores.score import Score, from_denoiser, from_flow, from_noise, from_score
 from sgm_sde.scores.time_labels import (
-    TimeLabel,
     ddpm,
     flow,
     flow_from_noise,
@@ -23,11 +23,13 @@ from sgm_sde.scores.time_labels import (
     score_sde_vp,
 )
 
+Output = TypeVar("Output")
 
-class _Changed(nn.Module):
+
+class _Changed(nn.Module, Generic[Output]):
     """A module with its output changed; its parameters stay in sight."""
 
-    def __init__(self, model: nn.Module, change: Callable[[Any, Tensor], Tensor]) -> None:
+    def __init__(self, model: nn.Module, change: Callable[[Output, Tensor], Tensor]) -> None:
         super().__init__()
         self.model, self.change = model, change
 
@@ -36,17 +38,17 @@ class _Changed(nn.Module):
 
 
 @dataclass(frozen=True)
-class _ChangedFunction:
+class _ChangedFunction(Generic[Output]):
     """A function with its output changed; it can be pickled where the two can."""
 
-    model: Callable[..., Any]
-    change: Callable[[Any, Tensor], Tensor]
+    model: Callable[..., Output]
+    change: Callable[[Output, Tensor], Tensor]
 
     def __call__(self, x: Tensor, label: Tensor, **kwargs: object) -> Tensor:
         return self.change(self.model(x, label, **kwargs), x)
 
 
-def with_output(model: Callable[..., Any], change: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
+def with_output(model: Callable[..., Output], change: Callable[[Output, Tensor], Tensor]) -> Callable[..., Tensor]:
     """`model(x, label, **kwargs)` with its output given to `change(output, x)`; a module stays one."""
     if isinstance(model, nn.Module):
         return _Changed(model, change)
@@ -108,24 +110,40 @@ def from_score_sde(net: Callable[..., Tensor], sde: LinearSDE, *, levels: int | 
         >>> score.prediction, float(score.time_label(torch.tensor(0.5)))
         ('noise', 499.5)
     """
-    if levels is not None and not isinstance(sde, VESDE):
+    if levels is not None and _score_sde.dispatch(type(sde)) is not _on_ve:
         raise TypeError(f"levels={levels} goes with VESDE, the process of SMLD's ladder, got {sde!r}")
-    if isinstance(sde, VPSDE | SubVPSDE):
-        return from_noise(net, sde, time_label=score_sde_vp()), sde
-    if isinstance(sde, DiscreteVPSDE):
-        return from_noise(net, sde, time_label=ddpm(sde)), sde
-    label: TimeLabel
-    if isinstance(sde, VESDE):
-        label = score_sde_ve(sde) if levels is None else score_sde_ve_discrete(sde, levels)
-    elif isinstance(sde, DiscreteVESDE):
-        label = score_sde_ve_discrete(sde)
-    else:
-        raise TypeError(f"score_sde has networks on VP, sub-VP and VE and their tables, got {sde!r}")
-    return from_score(net, sde, time_label=label), sde
+    return _score_sde(sde, net, levels), sde
+
+
+@singledispatch
+def _score_sde(sde: object, net: Callable[..., Tensor], levels: int | None) -> Score:
+    """The score of a network of score_sde on a process: one function for each that it has networks on."""
+    raise TypeError(f"score_sde has networks on VP, sub-VP and VE and their tables, got {sde!r}")
+
+
+@_score_sde.register(VPSDE)
+@_score_sde.register(SubVPSDE)
+def _on_vp(sde: LinearSDE, net: Callable[..., Tensor], levels: int | None) -> Score:
+    return from_noise(net, sde, time_label=score_sde_vp())
+
+
+@_score_sde.register(DiscreteVPSDE)
+def _on_table(sde: DiscreteVPSDE, net: Callable[..., Tensor], levels: int | None) -> Score:
+    return from_noise(net, sde, time_label=ddpm(sde))
+
+
+@_score_sde.register(VESDE)
+def _on_ve(sde: VESDE, net: Callable[..., Tensor], levels: int | None) -> Score:
+    return from_score(net, sde, time_label=score_sde_ve(sde) if levels is None else score_sde_ve_discrete(sde, levels))
+
+
+@_score_sde.register(DiscreteVESDE)
+def _on_ladder(sde: DiscreteVESDE, net: Callable[..., Tensor], levels: int | None) -> Score:
+    return from_score(net, sde, time_label=score_sde_ve_discrete(sde))
 
 
 def from_flow_matching(
-    net: Callable[..., Any], *, from_noise: bool = False, scale: float = 1.0, T: float = 0.999
+    net: Callable[..., Tensor], *, from_noise: bool = False, scale: float = 1.0, T: float = 0.999
 ) -> tuple[Score, LinearSDE]:
     r"""Rectified flow and flow matching with straight paths, in either direction of time.
 
@@ -154,7 +172,13 @@ def from_flow_matching(
     return from_flow(with_output(net, lambda out, x: -out), sde, time_label=flow_from_noise(scale)), sde
 
 
-def from_azula(denoiser: Callable[..., Any]) -> tuple[Score, LinearSDE]:
+class _Posterior(Protocol):
+    """What a denoiser of azula returns."""
+
+    mean: Tensor
+
+
+def from_azula(denoiser: Callable[..., _Posterior]) -> tuple[Score, LinearSDE]:
     """A denoiser of azula with its schedule.
 
     Args:

@@ -22,7 +22,7 @@ class _Labelled(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, timestep: Tensor, y: Tensor | None = None) -> Any:
+    def forward(self, x: Tensor, timestep: Tensor, y: Tensor | None = None) -> object:
         return self.net(x, timestep, class_labels=y)
 
 

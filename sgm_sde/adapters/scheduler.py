@@ -205,7 +205,7 @@ class SolverScheduler:
             f"of steps, or a solver of one call a step"
         )
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: object = None) -> Tensor:
         """The state as it is: it has the scale that the network knows."""
         return sample
 
@@ -311,7 +311,9 @@ class SolverScheduler:
         self.timesteps = label.to(device=device, dtype=torch.float32 if label.is_floating_point() else label.dtype)
         self.num_inference_steps = len(run.times)
 
-    def _stepper(self, solver: Any, sde: LinearSDE, grid: Any, nfe: int | None = None) -> Stepper:
+    def _stepper(
+        self, solver: Solver | Setting, sde: LinearSDE, grid: Grid | Sequence[float], nfe: int | None = None
+    ) -> Stepper:
         whole = isinstance(grid, GridRule | str | None) and self._says.is_flow
         return stepper(
             solver,
@@ -369,8 +371,8 @@ class SolverScheduler:
 
     def step(
         self,
-        model_output: Any,
-        timestep: Any,
+        model_output: Tensor,
+        timestep: Tensor | float,
         sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,

@@ -6,7 +6,6 @@ import contextlib
 import json
 import warnings
 from collections.abc import Mapping
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from sgm_sde.calibration.table import same
@@ -20,7 +19,7 @@ class CalibrationWarning(UserWarning):
     """A table on another network than the one it was fitted to, or a fit whose outcome cannot be relied on."""
 
 
-_known: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # checksums of weights, by network
+_known: WeakKeyDictionary[object, str] = WeakKeyDictionary()  # checksums of weights, by network
 
 
 def network_of(score: Score) -> str:
@@ -65,7 +64,7 @@ def _weights(score: Score) -> str:
     return found
 
 
-def _without_nets(value: object) -> Any:
+def _without_nets(value: object) -> object:
     """A score's specification by numbers: names and code of functions change with wrappers and versions."""
     if isinstance(value, Mapping):
         return {key: _without_nets(item) for key, item in value.items() if key not in OF_FUNCTIONS}

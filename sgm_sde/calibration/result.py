@@ -272,7 +272,7 @@ def at_budget(found: Calibration | Calibrations, nfe: int | None) -> Calibration
 
 # --- solvers and grids off the shelf as JSON -------------------------------------------------------------------------
 
-MADE_OF: dict[str, type[Any]] = {
+MADE_OF: dict[str, type] = {
     cls.__name__: cls
     for module in (schemes, grids)
     for cls in vars(module).values()
@@ -280,7 +280,7 @@ MADE_OF: dict[str, type[Any]] = {
 } | {cls.__name__: cls for cls in (Calibrated, Table)}
 
 
-def _written(value: object) -> Any:
+def _written(value: object) -> object:
     """A solver or rule by its class and fields."""
     if isinstance(value, Calibrated):
         return {"class": "Calibrated", **asdict(value)}

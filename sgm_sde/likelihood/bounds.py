@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -274,7 +273,7 @@ def ddpm_bound(
     small = [b * (s.sigma / t.sigma) ** 2 for b, s, t in zip(betas[1:], nodes[:-1], nodes[1:], strict=True)]
     small = [small[0], *small]
 
-    def step_variance(i: int) -> Any:
+    def step_variance(i: int) -> Tensor | float:
         """Of the step to node i - 1, a number or (B, *)."""
         if variance == "learned":
             assert learned is not None and learned.fraction is not None
@@ -348,12 +347,12 @@ class _Draws:
         """Numbers (B,) in [0, 1], float64 on the host."""
         return torch.special.ndtr(self.noises.normal(self.shape[:1], torch.float64, "cpu"))
 
-    def noised(self, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor]:
+    def noised(self, alpha: Tensor | float, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
         """Noise, and the data with it, (B, *)."""
         noise = self.noises.normal(self.shape, self.x.dtype, self.x.device)
         return noise, alpha * self.x + sigma * noise
 
-    def excess(self, noise: Tensor, alpha: Any, sigma: Any) -> Any:
+    def excess(self, noise: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor | float:
         """g^2 (|noise|^2 - d), of mean 0, (B,)."""
         if self.s is None:
             return 0.0
@@ -364,7 +363,7 @@ class _Draws:
         self,
         model: BoundScore,
         node: LinearNode,
-        std: Callable[[], Any],
+        std: Callable[[], Tensor | float],
         n: int,
         clip: tuple[float, float] | None = None,
     ) -> tuple[Tensor, Tensor]:

@@ -42,18 +42,23 @@ class CheckError(AssertionError):
 
 def require_sde(sde: object) -> None:
     """Raise TypeError unless `sde` is a forward process."""
-    if not isinstance(sde, SDE):
+    if _marginal_kind(sde) is None:
         raise TypeError(f"sde must be a forward process such as VPSDE(), got {describe_argument(sde)}")
+
+
+def _marginal_kind(sde: object) -> MarginalKind | None:
+    """None for what is no process."""
+    return sde.marginal_kind if isinstance(sde, SDE) else None
 
 
 def has_scalar_marginal(sde: object) -> TypeIs[LinearSDE]:
     r"""True for a process with $x_t \mid x_0 \sim N(\alpha_t x_0, \sigma_t^2 I)$, numbers alpha(t) and sigma(t)."""
-    return isinstance(sde, SDE) and sde.marginal_kind == "scalar"
+    return _marginal_kind(sde) == "scalar"
 
 
 def has_matrix_marginal(sde: object) -> TypeIs[MatrixSDE]:
     r"""True for a process with $z_t \mid x_0 \sim N(\mu_t x_0, \Sigma_t)$, a matrix over the state's blocks."""
-    return isinstance(sde, SDE) and sde.marginal_kind == "matrix"
+    return _marginal_kind(sde) == "matrix"
 
 
 class ProcessNode:

@@ -26,6 +26,7 @@ from sgm_sde.engine.adaptive import (
 )
 from sgm_sde.schemes.adaptive import VARIABLES, Flow, default_variable, require_one_noise_level
 from sgm_sde.schemes.base import AdaptiveSolver, Problem
+from sgm_sde.scores.model import BoundScore
 
 Slope = Callable[[float | Tensor, Tensor], Tensor]
 
@@ -149,7 +150,7 @@ class _Seen:
     """Keeps an eye on what a backend evaluates, and on the budget: `bad` has the samples whose values were not finite
     and the time of the first of each."""
 
-    def __init__(self, limit: float, model: Any, stops_at_nan: bool = False) -> None:
+    def __init__(self, limit: float, model: BoundScore, stops_at_nan: bool = False) -> None:
         self.limit, self.model, self.stops_at_nan, self.failed = limit, model, stops_at_nan, False
         self.bad: dict[int, float] = {}
 
@@ -318,11 +319,11 @@ class TorchSDE(Backend):
         class Reverse:
             noise_type, sde_type = "diagonal", "ito" if ito else "stratonovich"
 
-            def time(self, s: Any) -> Tensor:
+            def time(self, s: Tensor | float) -> Tensor:
                 t = min(max(start - float(s), end), start)
                 return torch.full((len(x),), t, dtype=torch.float64, device="cpu")
 
-            def f(self, s: Any, y: Tensor) -> Tensor:
+            def f(self, s: Tensor | float, y: Tensor) -> Tensor:
                 with model.only(index, len(problem.x)):
                     value = seen(
                         lambda: model.predict_at("drift", y.view_as(x), self.time(s), 1.0),
@@ -330,7 +331,7 @@ class TorchSDE(Backend):
                     )
                 return -value.reshape(y.shape)
 
-            def g(self, s: Any, y: Tensor) -> Tensor:
+            def g(self, s: Tensor | float, y: Tensor) -> Tensor:
                 return torch.full_like(y, float(problem.sde.g(self.time(s)[:1])))
 
         span = start - end

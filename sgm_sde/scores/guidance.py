@@ -23,7 +23,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,7 +156,7 @@ class GuidedScore(Score):
         return f"{type(self).__name__}({', '.join(map(repr, self.parts))}, {options})"
 
 
-def _checked_scale(scale: object, score: Score) -> Any:
+def _checked_scale(scale: object, score: Score) -> Scale:
     """A scale as a float, finite numbers of single samples, or a function.
 
     Raises:
@@ -716,7 +715,7 @@ class Thresholded(_Around):
         return self._back(torch.minimum(torch.maximum(D, -bound), bound) * (self.limit / bound), x, t)
 
 
-def cfg_plus_plus(scale: float, sde: LinearSDE, grid: Any) -> Callable[[Tensor], Tensor]:
+def cfg_plus_plus(scale: float, sde: LinearSDE, grid: Grid | Sequence[float]) -> Callable[[Tensor], Tensor]:
     r"""The scale with which classifier-free guidance is CFG++ in the steps of DDIM on a grid.
 
     CFG++ interpolates the data estimates with a $\lambda$ in [0, 1] and renoises with the unconditional noise,
@@ -763,7 +762,7 @@ def cfg_plus_plus(scale: float, sde: LinearSDE, grid: Any) -> Callable[[Tensor],
     return scale_at
 
 
-def _condition(name: str, kwargs: Conditions) -> Any:
+def _condition(name: str, kwargs: Conditions) -> object:
     if name not in kwargs:
         raise ValueError(
             f"guidance asks for the condition {name!r}: pass model_kwargs={{{name!r}: ...}}, got {sorted(kwargs)}"

@@ -17,7 +17,7 @@ from sgm_sde._autograd import outside_autocast
 from sgm_sde._checks import check_integer, described, is_dense, numbers, require_floating
 from sgm_sde._shapes import Time, batch_time, expand, require_times
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
-from sgm_sde.processes.base import has_matrix_marginal
+from sgm_sde.processes.base import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE, apply, double
 from sgm_sde.scores.joint import DenoiserScore
@@ -36,7 +36,7 @@ def require_data(option: str, value: Tensor) -> None:
 
 def require_kernel(sde: object) -> None:
     """Raise TypeError unless `sde` is a process with a kernel, or None."""
-    if sde is not None and not isinstance(sde, LinearSDE | MatrixSDE):
+    if sde is not None and not (has_scalar_marginal(sde) or has_matrix_marginal(sde)):
         raise TypeError(f"sde must be a LinearSDE or a MatrixSDE, got {described(sde)}")
 
 

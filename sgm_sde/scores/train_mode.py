@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from weakref import WeakSet
 
 from torch import nn
@@ -15,7 +14,7 @@ class TrainModeWarning(UserWarning):
 _told: WeakSet[nn.Module] = WeakSet()
 
 
-def in_train_mode(net: Any) -> str | None:
+def in_train_mode(net: object) -> str | None:
     """Warning for a network in train mode with Dropout or BatchNorm, given once; None for others."""
     if not isinstance(net, nn.Module) or not net.training or net in _told:
         return None
