@@ -25,6 +25,7 @@ from sgm_sde._checks import FAR, check_integer, described, instance_of, moment, 
 from sgm_sde._shapes import cpu_float64
 from sgm_sde._times import CLOSEST, ROUNDING, at_ends, same_time
 from sgm_sde._value import Value
+from sgm_sde.engine.coordinates import noise_level
 from sgm_sde.processes.base import has_scalar_marginal
 
 if TYPE_CHECKING:
@@ -425,7 +426,7 @@ class Thinned(LogSNR):
 
 def _last_time(sde: SDE, start: float, data_std: float, level: float) -> float:
     """End of a grid: sigma / alpha = `level` in units of the data's scale, less from low levels."""
-    r = math.exp(-float(sde.log_snr(start)) / 2) / data_std
+    r = float(noise_level(sde, start)) / data_std
     share = 1.0 if math.isinf(r) else r / (1 + r)
     return _time_of(sde, data_std * level * share)
 
@@ -457,11 +458,10 @@ class Karras(GridRule):
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         _require_linear(self, sde)
-        first, last = (math.exp(-float(sde.log_snr(t)) / 2) for t in (start, end))
+        first, last = (float(noise_level(sde, t)) for t in (start, end))
         if not math.isfinite(first):
             raise ValueError(f"sigma / alpha is infinite at t={start}: a Karras grid needs a finite start")
-        times: Tensor = sde.time(-2 * _power(u, first, last, self.rho).log())
-        return times
+        return sde.time(-2 * _power(u, first, last, self.rho).log())
 
     def fits(self, sde: SDE, steps: int | None, start: float, end: float) -> bool:
         """True if sigma / alpha is finite at the start."""
@@ -536,11 +536,6 @@ def rule_name(rule: GridRule) -> str:
     """The name of a rule, or how it is made where it has none."""
     instance_of("rule", rule, GridRule, "a grid rule, such as LogSNR()")
     return next((name for name, known in RULES.items() if known == rule), repr(rule))
-
-
-def _level_of(sde: SDE, t: float) -> float:
-    """sigma / alpha at t."""
-    return math.exp(-float(sde.log_snr(t)) / 2)
 
 
 @dataclass(frozen=True)
@@ -655,7 +650,7 @@ class FromLevels(GridRule):
         """Times at the fractions u."""
         logs = [math.log(level) for level in self.levels]
         # Where the ends lie in the table, in entries; beyond it, on the line through its last two.
-        first, last = (self._place(logs, math.log(_level_of(sde, t))) for t in (start, end))
+        first, last = (self._place(logs, math.log(float(noise_level(sde, t)))) for t in (start, end))
         at = (first + (last - first) * u).tolist()
         log_levels = [self._at(logs, place) for place in at]
         times: Tensor = sde.time(-2 * cpu_float64(log_levels))

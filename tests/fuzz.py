@@ -359,7 +359,6 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "edm_c_noise": (sg.time_labels.edm_c_noise, {"*sde": sg.EDMSDE()}),
     "flow": (sg.time_labels.flow, {"*scale": 1000.0}),
     "flow_from_noise": (sg.time_labels.flow_from_noise, {"*scale": 1.0}),
-    "integer_table": (sg.time_labels.integer_table, {"*times": torch.tensor([0.1, 0.5])}),
     "frechet_distance": (metrics.frechet_distance, {"*a": CLOUD, "*b": CLOUD + 1, "features": "raw"}),
     "gaussian_frechet": (metrics.gaussian_frechet, {
         "*mean_a": torch.zeros(2), "*cov_a": torch.eye(2), "*mean_b": torch.ones(2), "*cov_b": torch.eye(2),

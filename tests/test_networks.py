@@ -177,7 +177,6 @@ def test_time_labels(case: str, dtype: torch.dtype) -> None:
         (ddpm_1000, time_labels.ddpm(1000, integer=True), 1000),
         (ddpm_250, time_labels.ddpm(250, integer=True), 250),
         (sg.presets.ncsn_cifar10(), time_labels.ddpm(10, integer=True), 10),
-        (ddpm_1000, time_labels.integer_table(torch.tensor(ddpm_1000.times)), 1000),
     ],
 )
 def test_a_full_table_is_visited_once(

@@ -173,7 +173,7 @@ def from_flow_matching(
 
 
 class _Posterior(Protocol):
-    """What a denoiser of azula returns."""
+    """Output of a denoiser of azula: the mean of the data given the state."""
 
     mean: Tensor
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sgm_sde.engine.program import Program, Stage
+from sgm_sde.engine.quadrature import interpolatory_weights
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.predictions import Marginal, Scalars
@@ -72,11 +73,6 @@ def spread(k: Marginal[Scalars], s: float) -> Scalars:
     return (k.alpha**2 * s**2 + k.sigma**2) ** 0.5
 
 
-def _weights(r: np.ndarray, moments: np.ndarray) -> np.ndarray:
-    """Weights of the values at r that give polynomials r^k the k-th of the moments."""
-    return np.linalg.solve(np.vander(r, increasing=True).T, moments)
-
-
 def _nearest(i: int, points: int, newest: int) -> np.ndarray:
     """Window of nodes around node i, of the size allowed by the newest one."""
     first = max(min(i - (points - 1) // 2, newest + 1 - points), 0)
@@ -92,7 +88,7 @@ def _integral(at: np.ndarray, slope: Slope, i: int, newest: int, points: int = S
     near, h = _nearest(i, points, newest), at[i + 1] - at[i]
     moments = h * WEIGHTS * slope(at[i] + h * POINTS) @ np.vander(POINTS, len(near), increasing=True)
     weights = np.zeros(len(at))
-    weights[near] = _weights((at[near] - at[i]) / h, moments)
+    weights[near] = interpolatory_weights((at[near] - at[i]) / h, moments)
     return weights
 
 
@@ -113,7 +109,7 @@ def quadrature(at: np.ndarray, slope: Slope) -> Quadrature:
     averages = []
     for i in range(n):
         near = _nearest(i, SCORES, n)
-        mean = _weights((at[near] - at[i]) / (at[i + 1] - at[i]), 1 / np.arange(1, len(near) + 1))
+        mean = interpolatory_weights((at[near] - at[i]) / (at[i + 1] - at[i]), 1 / np.arange(1, len(near) + 1))
         averages.append(tuple(zip(near.tolist(), mean.tolist(), strict=True)))
     return Quadrature(
         _terms(known), _terms(better - known), tuple(averages), known.sum(0),

@@ -6,20 +6,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sgm_sde._checks import FAR, describe_argument, instance_of, number, require_floating, require_function, settle
 from sgm_sde._shapes import Time, as_time, flat
 from sgm_sde.engine.matrix import Matrix
+from sgm_sde.engine.quadrature import gauss_legendre
 from sgm_sde.processes.base import has_matrix_marginal
 from sgm_sde.processes.matrix import EARLIEST, MatrixSDE, RateMatrixSDE, double
 from sgm_sde.processes.vp import VPSDE
 
 REACH = 16.0  # up to so many e-foldings of the fastest mode, quadrature with 16 Gauss points is exact to 1e-15
-_x, _w = np.polynomial.legendre.leggauss(16)
-POINTS, WEIGHTS = (0.5 + _x / 2).tolist(), (_w / 2).tolist()
+POINTS, WEIGHTS = (values.tolist() for values in gauss_legendre(16))
 
 
 @dataclass(frozen=True)

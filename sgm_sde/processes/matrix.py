@@ -19,6 +19,7 @@ from sgm_sde._kept import kept
 from sgm_sde._shapes import Time, as_time, cpu_float64, expand, flat
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.node import Coefficient
+from sgm_sde.engine.quadrature import gauss_legendre
 from sgm_sde.processes.base import SDE, MarginalKind, ProcessNode
 from sgm_sde.processes.linear import _ordered, invert_log_snr
 from sgm_sde.processes.vp import VPSDE
@@ -112,9 +113,9 @@ class MatrixNode(ProcessNode):
 
     def noise_until(self, to: float) -> Matrix:
         r"""The integral of $GG^\top$ between here and another time, positive."""
-        x, w = np.polynomial.legendre.leggauss(16)
-        G = self.sde.g(torch.from_numpy(to + (x / 2 + 0.5) * (self.t - to))).numpy()
-        return Matrix.of(abs(self.t - to) * np.tensordot(w / 2, G @ G.swapaxes(-1, -2), 1))
+        points, weights = gauss_legendre(16)
+        G = self.sde.g(torch.from_numpy(to + points * (self.t - to))).numpy()
+        return Matrix.of(abs(self.t - to) * np.tensordot(weights, G @ G.swapaxes(-1, -2), 1))
 
     def convert(
         self, source: str, target: str, eta: float = 0.0, sigma_data: float = 1.0

@@ -28,6 +28,7 @@ from sgm_sde.engine.adaptive import (
     rms,
 )  # fmt: skip
 from sgm_sde.engine.brownian import BrownianTree
+from sgm_sde.engine.coordinates import COORDINATES
 from sgm_sde.engine.phi import phi_values
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import MarginalAt, converted
@@ -37,7 +38,7 @@ from sgm_sde.scores.model import BoundScore
 
 PI = Controller()
 DIGITS = 3  # of the steps of an SDE, binary
-VARIABLES = ("log-snr", "noise-level", "flow-time", "time")
+VARIABLES = tuple(name for name, coordinate in COORDINATES.items() if coordinate.slope)
 
 
 @dataclass(frozen=True)
@@ -154,35 +155,22 @@ class Flow:
         one_of("variable", variable, VARIABLES)
         if variable != "time" and not has_scalar_marginal(self.sde):
             raise TypeError(f"variable={variable!r} needs a process with alpha(t) and sigma(t), got {self.sde!r}")
-        self.target = {"log-snr": "data", "noise-level": "noise", "flow-time": "rectified", "time": "drift"}[variable]
-        self.start, self.end = self._place(cpu_float64(list(ends))).tolist()
+        self.coordinate = COORDINATES[variable]
+        assert self.coordinate.slope is not None
+        self.target = self.coordinate.slope
+        self.start, self.end = (self.coordinate.of(node) for node in self.sde.nodes(ends))
         if not (math.isfinite(self.start) and math.isfinite(self.end)):
             raise ValueError(
                 f"{variable} is {self.start} at t={ends[0]} and {self.end} at t={ends[1]}: both must be finite; "
                 f"take variable='flow-time' or 'time'"
             )
 
-    def _place(self, t: Tensor) -> Tensor:
-        """u at the times t."""
-        sde = self.sde
-        if self.variable == "time" or not has_scalar_marginal(sde):
-            return t
-        if self.variable == "log-snr":
-            return sde.log_snr(t) / 2
-        alpha, sigma = sde.alpha(t), sde.sigma(t)
-        return sigma / alpha if self.variable == "noise-level" else sigma / (alpha + sigma)
-
     def time(self, u: Tensor) -> Tensor:
         """t at the places u (b,), in float64 on the host: that of the run's ends exactly, and none outside of them."""
         if self.variable == "time":
             return u.clamp(min(self.ends), max(self.ends))
 
-        if self.variable == "log-snr":
-            lam = u
-        elif self.variable == "noise-level":
-            lam = -u.log()
-        else:
-            lam = ((1 - u) / u).log()
+        lam = torch.as_tensor(self.coordinate.half_log_snr(self.sde, u.numpy()))
         t = self.sde.time(2 * lam).clamp_(min(self.ends), max(self.ends))
         t.masked_fill_(u == self.start, self.ends[0]).masked_fill_(u == self.end, self.ends[1])
 

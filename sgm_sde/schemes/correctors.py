@@ -68,12 +68,6 @@ class Corrector(Value, ABC):
         return correct
 
 
-def _require_counts(n_steps: int, **positive: float) -> None:
-    check_integer("n_steps", n_steps)
-    for name, value in positive.items():
-        number(name, value, above=0)
-
-
 class LangevinNormWarning(UserWarning):
     """Langevin steps sized by norms of few numbers, whose law is off by more than a tenth."""
 

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from sgm_sde._checks import FAR, check_integer, ends_of, noise_level, number, one_of, real, require_function, settle
+from sgm_sde.engine.coordinates import Values
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.processes.base import SDE
 from sgm_sde.schemes.base import Solver
-from sgm_sde.schemes.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart, Values
+from sgm_sde.schemes.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart
 
 Eta = float | Callable[[float], float]
 FEW_STEPS = 15  # below them the literature's codes lower the order of the last steps

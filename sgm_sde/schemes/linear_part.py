@@ -29,36 +29,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
-from sgm_sde._shapes import cpu_float64
+from sgm_sde.engine.coordinates import COORDINATES, Coordinate, Values, angle
 from sgm_sde.engine.node import Node, Process
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
+from sgm_sde.engine.quadrature import gauss_legendre, interpolatory_weights
 
-Values = float | npt.NDArray[np.float64]  # at one place, or at the points of a quadrature
 Known = Sequence[tuple[Node, Form]]  # pairs (node, evaluation there), newest first
-VARIABLES = ("log-snr", "time", "noise-level", "vp-time", "angle", "flow-time")
+VARIABLES = ("log-snr", "time", "noise-level", "vp-time", "angle", "flow-time")  # see `engine.coordinates`
 VARIANTS = ("exact", "midpoint", "bh1", "published", "fixed", "ipndm-v")
 LARGEST = 10.0  # sum of the sizes of a step's weights, relative to their sum
 SLACK = 0.05  # by which steps taken for even may grow
 CLOSE = 1e-3  # share of the step, below which no weights are worth solving for
-VP_BETAS = (0.1, 20.0)  # of the process whose time is "vp-time": Song et al., 2021
 SPARE = 8  # older evaluations to fall back on where newer ones lie too close together
-_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(32)
-POINTS, WEIGHTS = (_POINTS + 1) / 2, _WEIGHTS / 2  # Gauss-Legendre on [0, 1]
-
-
-def _solved(r: Sequence[float], moments: Sequence[float]) -> npt.NDArray[np.float64]:
-    """The weights of values at r whose sums with powers of r are the moments."""
-    return np.linalg.solve(np.vander(r, increasing=True).T, moments)
-
-
-def _vp_time(noise_level: float) -> float:
-    r"""The time at which VP has a noise level: $\log(1 + s^2)$ is the integral of its beta."""
-    low, high = VP_BETAS
-    integral = math.log1p(noise_level**2)
-    return 2 * integral / (low + math.sqrt(low**2 + 2 * (high - low) * integral))
+POINTS, WEIGHTS = gauss_legendre(32)
 
 
 def separated(r: Sequence[float], n: int, moments: Callable[[int], Sequence[float]]) -> list[int]:
@@ -80,8 +65,8 @@ def separated(r: Sequence[float], n: int, moments: Callable[[int], Sequence[floa
         if all(after - before >= 1 for after, before in pairwise(places)):
             return True
         m = moments(len(places))
-        even = np.abs(_solved([float(-j) for j in range(len(places))], m)).sum()
-        return bool(np.abs(_solved(places, m)).sum() <= max(LARGEST * abs(m[0]), (1 + SLACK) * even))
+        even = np.abs(interpolatory_weights([float(-j) for j in range(len(places))], m)).sum()
+        return bool(np.abs(interpolatory_weights(places, m)).sum() <= max(LARGEST * abs(m[0]), (1 + SLACK) * even))
 
     left = list(range(len(r)))
     while len(kept := left[:n]) > 1:
@@ -126,36 +111,20 @@ class LinearPart(ABC):
 
     def coordinate(self, node: Node) -> float:
         """The node's place in `variable`."""
-        if self.variable == "log-snr":
-            return float(node.lam)
-        if self.variable == "time":
-            return float(node.t)
-        if self.variable == "noise-level":
-            return float(node.noise_level)
-        if self.variable == "vp-time":
-            return _vp_time(node.noise_level)
-        if self.variable == "flow-time":
-            return float(node.sigma / (node.alpha + node.sigma))
-        return math.atan2(node.sigma, node.alpha * self.sigma_data)
+        return self._along.of(node)
+
+    @property
+    def _along(self) -> Coordinate:
+        return angle(self.sigma_data) if self.variable == "angle" else COORDINATES[self.variable]
 
     def lam(self, sde: Process, coordinate: Values) -> Values:
         """Half the log-SNR where `variable` has the given values."""
-        if self.variable == "log-snr":
-            return coordinate
-        if self.variable == "time":
-            return sde.log_snr(cpu_float64(coordinate)).numpy() / 2
-        if self.variable == "flow-time":
-            return np.log1p(-coordinate) - np.log(coordinate)
-        if self.variable == "vp-time":
-            low, high = VP_BETAS
-            return -np.log(np.expm1(low * coordinate + (high - low) * coordinate**2 / 2)) / 2
-        return -np.log(coordinate if self.variable == "noise-level" else self.sigma_data * np.tan(coordinate))
+        return self._along.half_log_snr(sde, coordinate)
 
     def between(self, k: Step, s: Node, t: Node, fraction: float) -> Node:
         """The node at a fraction of the way from s to t in `variable`."""
         a, b = self.coordinate(s), self.coordinate(t)
-        place = a + fraction * (b - a)
-        return k.at(place if self.variable == "time" else float(s.sde.time(2 * float(self.lam(s.sde, place)))))
+        return k.at(self._along.time(s.sde, a + fraction * (b - a)))
 
     def moments(self, s: Node, t: Node, n: int) -> list[float]:
         r"""Integrals of K r^k for k < n, where r runs from 0 at s to 1 at t in `variable`.
@@ -186,7 +155,7 @@ class LinearPart(ABC):
         r = [(self.coordinate(node) - a) / (b - a) for node in nodes] if n > 1 else [0.0]
         if self.variant == "fixed":
             r = [1.0 - j for j in range(n)] if nodes[0].t == t.t else [float(-j) for j in range(n)]
-        w = _solved(r, self._simplified(s, t, r))
+        w = interpolatory_weights(r, self._simplified(s, t, r))
         return [float(v) * self.scale(node) for v, node in zip(w, nodes, strict=True)]
 
     def _simplified(self, s: Node, t: Node, r: Sequence[float]) -> list[float]:

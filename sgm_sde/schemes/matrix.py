@@ -13,6 +13,7 @@ from sgm_sde._checks import check_integer, one_of, settle
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
+from sgm_sde.engine.quadrature import interpolatory_weights
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE, ProcessNode
 from sgm_sde.processes.matrix import MatrixNode, cholesky
@@ -149,7 +150,7 @@ class GDDIM(Solver):
         if n > 1:
             W = s.sde.carried(np.exp(a + POINTS * (b - a)), t.t) - phi.array @ s.R
             moments += [moments[0] - j * np.tensordot(WEIGHTS * POINTS ** (j - 1), W, 1) for j in range(1, n)]
-        weights = np.tensordot(np.linalg.inv(np.vander(r, increasing=True).T), np.stack(moments), 1)
+        weights = interpolatory_weights(r, np.stack(moments))
         return Form.combine([phi, *(Matrix.of(C) for C in weights)], [k.x, *(e for _, e in known)])
 
 

@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import check_integer, described, flag, number, numbers
+from sgm_sde._checks import check_integer, described, flag, number
 from sgm_sde._shapes import cpu_float64
+from sgm_sde.engine import coordinates
 from sgm_sde.processes.base import has_scalar_marginal
 
 if TYPE_CHECKING:
@@ -144,12 +145,6 @@ def flow_from_noise(scale: float = 1.0) -> TimeLabel:
     return partial(_scaled_from_noise, scale=scale)
 
 
-def integer_table(times: Tensor) -> TimeLabel:
-    """Index of the nearest entry of a table of times, int64."""
-    times = numbers("times", times)
-    return partial(_nearest, times=times)
-
-
 # Functions of the module, which can be pickled, as closures cannot.
 
 
@@ -166,12 +161,8 @@ def _scaled_from_noise(t: Tensor, scale: float) -> Tensor:
 
 
 def _level(t: Tensor, sde: LinearSDE) -> Tensor:
-    return (-sde.log_snr(t) / 2).exp()
+    return coordinates.noise_level(sde, t)
 
 
 def _c_noise(t: Tensor, sde: LinearSDE) -> Tensor:
     return -sde.log_snr(t) / 8
-
-
-def _nearest(t: Tensor, times: Tensor) -> Tensor:
-    return (t[..., None] - times.to(t)).abs().argmin(-1).to(torch.int64)
