@@ -57,8 +57,8 @@ def flag(option: str, value: object) -> bool:
     return bool(value)
 
 
-def noise_level(value: object, at: float | None = None, most: float = FAR) -> float:
-    """A noise level eta as a float; `at` is the time of one that is a function.
+def stochasticity(value: object, at: float | None = None, most: float = FAR) -> float:
+    """The stochasticity eta as a float; `at` is the time of one that is a function.
 
     Raises:
         TypeError: for anything but one real number.
@@ -371,10 +371,10 @@ def describe_argument(value: object) -> str:
 
 
 def check_per_sample_scalar(what: str, value: object, n: int) -> None:
-    """Raise ValueError unless a function of the caller's returned one number a sample, (n,)."""
+    """Raise ValueError unless a function of the caller's returned one number per sample, (n,)."""
     if not isinstance(value, Tensor) or value.shape != (n,):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{what} must return one number a sample, ({n},), got {got}")
+        raise ValueError(f"{what} must return one number per sample, ({n},), got {got}")
 
 
 def not_finite(value: Tensor) -> list[int]:

@@ -123,7 +123,7 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
         "--solvers",
         help="name of a solver, see `sgm-sde solvers`, or a file that calibrate made (by process and budget)",
     )
-    parser.add_argument("--nfe", type=int, help="network calls a sample, never exceeded (50)")
+    parser.add_argument("--nfe", type=int, help="network calls per sample, never exceeded (50)")
     parser.add_argument("--steps", type=int, help="number of steps, instead of --nfe")
     parser.add_argument("--grid", help="rule that places the steps (that of the solver or the process)")
     parser.add_argument("--final", choices=("denoise", "mean", "none"), help="what to return at the end (denoise)")
@@ -209,7 +209,7 @@ def _likelihood_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="of the fixed grid")
     parser.add_argument("--method", help="exponential, or rk45-scipy")
     parser.add_argument("--trace", help="hutchinson, or exact")
-    parser.add_argument("--n-probes", type=int, help="probes a node and image")
+    parser.add_argument("--n-probes", type=int, help="probes per node and image")
 
 
 def _likelihood(args: argparse.Namespace) -> int:

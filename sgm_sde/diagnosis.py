@@ -120,7 +120,7 @@ class Watch:
         x: the states (B, *) to start from.
         guided: whether the solver moves states by more than network and noise, so that sizes say nothing: DPS goes up
             to a unit a step in what was measured, however small the noise. The direction at the start still counts.
-        lags: whether states may be far from the marginal of their time, as under few Langevin updates a level.
+        lags: whether states may be far from the marginal of their time, as under few Langevin updates per level.
     """
 
     def __init__(

@@ -204,7 +204,7 @@ class LatentScoreModel:
         x: Tensor,
         *,
         method: str | Method = "flow",
-        draws: int = 1,
+        n_draws: int = 1,
         n_times: int | None = None,
         eps: float | None = None,
         seed: Seeds = None,
@@ -220,7 +220,7 @@ class LatentScoreModel:
         Args:
             x: data (B, *).
             method: `"flow"` or `"weighted"`; or how the flow is solved, such as `FixedGrid(96)`.
-            draws: latents a sample, averaged.
+            n_draws: latents per sample, averaged.
             n_times: times of the weighted loss, 64 if not given, one network call each; its end takes four more.
             eps: time at which the prior's density is taken; `sde.likelihood_eps` if not given.
             seed: of latents, noises and probes; one int, or one per sample.
@@ -236,7 +236,7 @@ class LatentScoreModel:
         if isinstance(method, Method):
             options, method = {"method": method, **options}, "flow"
         one_of("method", method, METHODS)
-        draws = check_integer("draws", draws)
+        n_draws = check_integer("n_draws", n_draws)
         if method == "flow" and n_times is not None:
             raise ValueError(f"n_times={n_times!r} is of method='weighted': the flow has steps=")
         n_times = check_integer("n_times", N_TIMES if n_times is None else n_times)
@@ -250,7 +250,7 @@ class LatentScoreModel:
             mean, std = self.posterior(x)
             entropy = flat(std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(1)
             reconstructions, crosses, nfe = [], [], 0
-            for k in range(draws):
+            for k in range(n_draws):
                 z = mean + std * stream.normal(tuple(mean.shape), mean.dtype, mean.device)
                 reconstructions.append(self._reconstruction(x, z))
                 own = seeds.repeated(k)
@@ -263,11 +263,11 @@ class LatentScoreModel:
                 nfe += prior.nfe
         reconstruction, cross_entropy = torch.stack(reconstructions), torch.stack(crosses)
         spread = reconstruction - cross_entropy
-        stderr = spread.std(0) / math.sqrt(draws) if draws > 1 else torch.full_like(entropy, math.nan)
+        stderr = spread.std(0) / math.sqrt(n_draws) if n_draws > 1 else torch.full_like(entropy, math.nan)
         how = "cross-entropy by the " + {"flow": "probability flow", "weighted": "weighted loss"}[method]
         return LatentBound(
             spread.mean(0) + entropy, reconstruction.mean(0), entropy, cross_entropy.mean(0), stderr, nfe,
-            x[0].numel(), f"{how}, {draws} draw{'s' * (draws > 1)}",
+            x[0].numel(), f"{how}, {n_draws} draw{'s' * (n_draws > 1)}",
         )  # fmt: skip
 
     def _reconstruction(self, x: Tensor, z: Tensor) -> Tensor:

@@ -137,8 +137,8 @@ def sample(
         generator: one `torch.Generator`, from which one seed is drawn for the batch, or one for each sample; instead
             of `seed`.
         noise: of a stochastic solver on a grid: "independent" draws at each step, which is the default, or "path",
-            increments of one Brownian path a sample, so that 20 and 40 steps see the same noise; for solvers with one
-            noise a step.
+            increments of one Brownian path per sample, so that 20 and 40 steps see the same noise; for solvers with one
+            noise per step.
         final: what to return at the end: "denoise", Tweedie's estimate of the data, one network call (default for
             linear processes); "mean", the last state without the noise its last update added (default for others);
             "none", the last state.
@@ -647,7 +647,7 @@ def _continuation(resume: object, sde: SDE) -> Continuation:
 
 
 def _path(solver: Solver, program: Program, sde: SDE, seeds: SampleSeeds) -> PathNoise:
-    """Noise from one Brownian path a sample, halved evenly in log-SNR, where there is one."""
+    """Noise from one Brownian path per sample, halved evenly in log-SNR, where there is one."""
 
     def middle(a: float, b: float) -> float:
         t = float(sde.time((sde.log_snr(a) + sde.log_snr(b)) / 2)) if has_scalar_marginal(sde) else math.nan

@@ -365,7 +365,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     }),
     "kernel_distance": (metrics.kernel_distance, {"*a": CLOUD, "*b": CLOUD + 1, "features": "raw"}),
     "prdc": (metrics.prdc, {"*samples": CLOUD, "*reference": CLOUD + 1, "k": 3, "features": "raw"}),
-    "sliced_wasserstein": (metrics.sliced_wasserstein, {"*a": CLOUD, "*b": CLOUD + 1, "directions": 8, "seed": 0}),
+    "sliced_wasserstein": (metrics.sliced_wasserstein, {"*a": CLOUD, "*b": CLOUD + 1, "n_directions": 8, "seed": 0}),
     "training.EDM": (training.EDM, {"*sigma_data": 0.5}),
     "MinSNR": (training.MinSNR, {"gamma": 5.0}),
     "PosteriorMean": (training.PosteriorMean, {"variance": "beta", "n": 10}),

@@ -420,7 +420,7 @@ def test_bad_types() -> None:
         (Classifier(MIXTURE.score(VP), _constant), {}, "asks for the condition 'y'"),
         (Classifier(MIXTURE.score(VP), _constant), {"y": torch.zeros(4).long()}, "does not depend on x"),
         (Classifier(MIXTURE.score(VP), _stuck), {"y": torch.zeros(4).long()}, "does not depend on x"),
-        (Classifier(MIXTURE.score(VP), lambda x, t, y: x), {"y": 0}, r"one number a sample, \(4,\), got \(4, 2\)"),
+        (Classifier(MIXTURE.score(VP), lambda x, t, y: x), {"y": 0}, r"one number per sample, \(4,\), got \(4, 2\)"),
         (Classifier(MIXTURE.score(VP), lambda x, t, y: 1.0), {"y": 0}, "got float"),
         (Classifier(MIXTURE.score(VP), from_classifier(Linear())), {"y": torch.tensor([0, 1, 2, 0])}, r"\[0, 2\)"),
         (Classifier(MIXTURE.score(VP), from_classifier(Linear())), {"y": torch.zeros(4)}, "integers"),

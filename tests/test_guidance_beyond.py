@@ -76,7 +76,7 @@ def test_a_scale_for_each_sample_and_of_the_noise_level() -> None:
 
 def test_misuse_of_scales() -> None:
     for scale, match in (
-        (sg.PerSample(torch.ones(2, 2)), r"one number a sample, \(B,\), got shape \(2, 2\)"),
+        (sg.PerSample(torch.ones(2, 2)), r"one number per sample, \(B,\), got shape \(2, 2\)"),
         (sg.PerSample(torch.tensor([1.0, float("nan")])), "scale must be finite"),
         (float("inf"), "scale must be"),
         ("3", "scale must be one number"),

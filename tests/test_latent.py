@@ -78,9 +78,9 @@ def test_the_bound_is_below_the_density_and_tight_for_the_posterior() -> None:
 
 def test_draws_have_an_error_and_seeds_their_samples() -> None:
     """More draws, less error; a sample's bound does not depend on its batch."""
-    one, many = linear().bound(X[:8], seed=0), linear().bound(X[:8], draws=4, seed=0)
+    one, many = linear().bound(X[:8], seed=0), linear().bound(X[:8], n_draws=4, seed=0)
     assert bool(one.stderr.isnan().all()) and bool((many.stderr > 0).all()) and many.nfe == 4 * one.nfe
-    alone = linear().bound(X[:3], draws=4, seed=0)
+    alone = linear().bound(X[:3], n_draws=4, seed=0)
     torch.testing.assert_close(alone.value, many.value[:3], rtol=1e-12, atol=1e-12)
 
 
@@ -123,7 +123,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: linear(lambda x: Normal(x[:2, :2], 1.0)).bound(X), ValueError, r"latents \(2, 2\) for 400 samples"),
     (lambda: linear(decoder=lambda z: z).bound(X[:2]), TypeError, "a decoder that returns a distribution, got Tensor"),
     (lambda: linear().bound(X, method="elbo"), ValueError, "method must be one of 'flow', 'weighted', got 'elbo'"),
-    (lambda: linear().bound(X, draws=0), ValueError, "draws must be an integer of at least 1, got 0"),
+    (lambda: linear().bound(X, n_draws=0), ValueError, "n_draws must be an integer of at least 1, got 0"),
     (lambda: linear().bound(X, method="weighted", prior=9), ValueError, "prior are options of method='flow'"),
     (lambda: sg.latent.LatentScoreModel(1, 2, PRIOR.score(SDE), SDE), TypeError, "encoder must be a function"),  # type: ignore[arg-type]
     (lambda: sg.latent.LatentScoreModel(abs, abs, PRIOR.score(sg.CLD()), sg.CLD()), TypeError, "needs a LinearSDE"),  # type: ignore[arg-type]

@@ -907,7 +907,7 @@ X = torch.zeros(2, 2, dtype=F64)
         ({"trace": Hutchinson(basis="dct")}, ValueError, r"\(B, C, H, W\), got x of shape \(B, 2\)"),
         ({"trace": Hutchinson(basis="pilot")}, ValueError, "images"),
         ({"prior": 3}, TypeError, "prior must be a function .* got 3"),
-        ({"prior": lambda z: z.sum()}, ValueError, r"the prior must return one number a sample, \(2,\), got \(\)"),
+        ({"prior": lambda z: z.sum()}, ValueError, r"the prior must return one number per sample, \(2,\), got \(\)"),
         ({"prior": lambda z: z}, ValueError, r"got \(2, 2\)"),
         ({"prior": lambda z: None}, ValueError, "got NoneType"),
         ({"prior": lambda z: z.sum(1) * math.nan}, ValueError, "the prior's log-density of sample 0 is nan"),

@@ -28,6 +28,12 @@ PHRASES = {
     r"\b(a|one a) sample each\b": "per sample",
     r"\bnetwork calls a step\b": "network calls per step",
     r"\bis dear\b": "is expensive",
+    r"\b(are|is) had\b": "is computed, exists, is available",
+    r"\b(paths?|pairs?|numbers?|probes?|rows?|calls?|evaluations|values?|draws?|labels?|noises?) an? "
+    r"(sample|step|dimension|stage|node|interval|batch|round|level|pixel)\b": "per ...",
+    r"\beta: noise level\b|\bnoise level `?\$?\\?eta\b": "stochasticity: the noise level is sigma / alpha",
+    r"\bvelocity[- ]prediction\b": "v-prediction: velocity is the second block of CLD's state",
+    r"\bnatural grid\b": "default grid",
 }
 
 NAMES = {
@@ -37,6 +43,10 @@ NAMES = {
     "BoundModel": "BoundScore",
     "StepControl": "AdaptiveStats",
     "on_host": "cpu_float64",
+    "is_linear": "marginal_kind",
+    "has_kernel": "marginal_kind",
+    "KernelValues": "MarginalValues",
+    "integer_table": "ddpm(n, integer=True)",
 }
 
 

@@ -51,7 +51,7 @@ class SolverScheduler:
     """Any of our solvers as a scheduler for diffusers' pipelines.
 
     A timestep is a network call: `set_timesteps(n)` takes the most steps that n calls allow, as `sample(nfe=n)` does,
-    and a solver with several calls a step has a timestep for each. A pipeline's result is that of `sample` from the
+    and a solver with several calls per step has a timestep for each. A pipeline's result is that of `sample` from the
     same noise with the same seed. Correctors call the network themselves, and are not available this way.
 
     Between calls the state is kept in at least float32; where the pipeline changes it, its change counts.
@@ -202,7 +202,7 @@ class SolverScheduler:
         raise ValueError(
             f"timestep {index} of {len(run.times)} lies within a step of {run.program.name}, whose steps begin at "
             f"{', '.join(map(str, starts[:6]))}{', ...' if len(starts) > 6 else ''}: take another strength or number "
-            f"of steps, or a solver of one call a step"
+            f"of steps, or a solver of one call per step"
         )
 
     def scale_model_input(self, sample: Tensor, timestep: object = None) -> Tensor:

@@ -116,7 +116,7 @@ class Calibrated(Solver):
     $$ y_k = \frac{c_k}{c_{k-1}}\,y_{k-1} + \sum_{j<k} \Bigl(b_{kj} - \frac{c_k}{c_{k-1}} b_{k-1,j}\Bigr) D_j $$
 
     in y = x / alpha, which is the row of `Table` written from the state before, so that what moves a state, such as a
-    corrector, moves those after it. One call a step, and none after the last: its state is the sample.
+    corrector, moves those after it. One call per step, and none after the last: its state is the sample.
 
     Args:
         table: the rows.

@@ -2,7 +2,7 @@ r"""The one adaptive loop: step size, error, acceptance and end of every sample 
 
 Each sample has its time, its step, its controller and its status. Samples that have arrived or given up leave the
 batch, so the right-hand side sees the sum over samples and not the batch times the slowest. Decisions are made on the
-host from one number a sample and attempt; nothing else is read back from the device.
+host from one number per sample and attempt; nothing else is read back from the device.
 """
 
 from __future__ import annotations

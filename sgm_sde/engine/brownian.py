@@ -107,7 +107,7 @@ class _Piece(NamedTuple):
 
 
 class PathNoise:
-    r"""The noises of a program as normalised increments of one Brownian path a sample, the same for any grid.
+    r"""The noises of a program as normalised increments of one Brownian path per sample, the same for any grid.
 
     All samples are at the same places, which are asked in order. With variances $v_a, v_m, v_b$ of the Brownian time,
 
@@ -118,8 +118,8 @@ class PathNoise:
     and in law exactly. Pieces ahead are kept, one a level.
 
     Args:
-        program: a table that draws at most one noise a step.
-        seeds: one (seed, index) pair a sample, from `resolve_seeds`.
+        program: a table that draws at most one noise per step.
+        seeds: one (seed, index) pair per sample, from `resolve_seeds`.
         brownian_time: variance of the path as a function of time.
         middle: the time at which to halve a piece.
         levels: halvings before any other cut.

@@ -31,7 +31,7 @@ FIXED = 2**64 - 1  # a draw that no run arrives at
 LARGEST = 16384  # words of a row; of larger samples several rows are made
 AT_A_TIME = 16384  # words, whose memory stays in a core's cache
 LEAST_AHEAD, MOST_AHEAD = 4, 16  # draws
-SCATTERED = 64  # words of a sample up to which arrays are quicker than one visit a sample
+SCATTERED = 64  # words of a sample up to which arrays are quicker than one visit per sample
 VISIT = 640  # words that take as long as setting the generator to another place
 
 

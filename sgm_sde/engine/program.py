@@ -56,7 +56,7 @@ class Program(Value):
         name: the solver's name.
         prediction: what an evaluation is, one of `sgm_sde.processes.predictions.PREDICTIONS`.
         stages: the table.
-        eta: noise level of the reverse process, for `prediction="drift"`.
+        eta: stochasticity of the reverse process, for `prediction="drift"`.
         sigma_data: standard deviation of the data, for `prediction="v"`.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sgm_sde._checks import noise_level, require_function
+from sgm_sde._checks import require_function, stochasticity
 from sgm_sde._shapes import Time, as_time, batch_time
 
 ScoreFn = Callable[..., Tensor]
@@ -43,7 +43,7 @@ class ReverseSDE:
     Args:
         sde: the forward process.
         score_fn: `score_fn(x, t, **kwargs)` with x (B, *), t (B,); returns (B, *).
-        eta: noise level.
+        eta: stochasticity.
 
     Raises:
         ValueError: if `eta` is negative or not finite.
@@ -60,7 +60,7 @@ class ReverseSDE:
 
     def __init__(self, sde: DriftDiffusion, score_fn: ScoreFn, eta: float = 1.0) -> None:
         require_function("score_fn", score_fn, "of (x, t)")
-        self.sde, self.score_fn, self.eta = sde, score_fn, noise_level(eta)
+        self.sde, self.score_fn, self.eta = sde, score_fn, stochasticity(eta)
 
     def f(self, x: Tensor, t: Time, **kwargs: object) -> Tensor:
         """Drift of the reverse process at x (B, *) and t, () or (B,)."""

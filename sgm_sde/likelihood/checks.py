@@ -60,7 +60,7 @@ def given_log_prob(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
     """The log-densities (B,) that a caller's prior gives latents (B, *).
 
     Raises:
-        ValueError: for anything but one finite number a sample, where the latents are finite.
+        ValueError: for anything but one finite number per sample, where the latents are finite.
     """
     value = prior(latent)
     check_per_sample_scalar("the prior", value, len(latent))

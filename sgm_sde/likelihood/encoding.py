@@ -42,7 +42,7 @@ def encode(
         sde: a linear process.
         x: states (B, *) at eps, floating.
         eps: time of x; `sde.likelihood_eps` if not given.
-        method: `FixedGrid` (`"exponential"`), one network call a step and one more, or `AdaptiveFlow` (`"adaptive"`),
+        method: `FixedGrid` (`"exponential"`), one network call per step and one more, or `AdaptiveFlow` (`"adaptive"`),
             whose tolerances are 1e-8 if not given.
         model_kwargs: passed on to the network.
         enable_grad: keep the graph.

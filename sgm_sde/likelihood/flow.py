@@ -194,7 +194,7 @@ def _parts(
     """States, seeds and arguments of the network for as many samples as are run at once.
 
     Raises:
-        ValueError: for a size below 1, and arguments of which nothing says whether they have a row a sample.
+        ValueError: for a size below 1, and arguments of which nothing says whether they have one row per sample.
     """
     if batch_size is None:
         return [(x, seeds, model_kwargs)]

@@ -87,7 +87,7 @@ def joint_log_prob(
 ) -> LogProbResult:
     """Log-density of joint states under the probability flow, in nats per sample; what `log_prob` does on CLD.
 
-    The flow and its divergence are integrated by the same Runge-Kutta method, of order 4, on the process' natural grid.
+    The flow and its divergence are integrated by the same Runge-Kutta method, of order 4, on the process' default grid.
 
     Args:
         score_fn: the joint score, as `sample` takes it.
@@ -169,7 +169,7 @@ def joint_log_prob(
 
 
 def velocity_bound(
-    score_fn: ScoreFn, sde: MatrixSDE, x: Tensor, *, draws: int = 1, seed: Seeds = None, **options: Any
+    score_fn: ScoreFn, sde: MatrixSDE, x: Tensor, *, n_draws: int = 1, seed: Seeds = None, **options: Any
 ) -> LogProbResult:
     r"""A lower bound on the log-density of data x (B, *) in nats: joint log-density plus the velocity's entropy.
 
@@ -182,7 +182,7 @@ def velocity_bound(
         score_fn: the joint score, as `sample` takes it.
         sde: a process with a matrix.
         x: data (B, *), floating.
-        draws: K, velocities a sample.
+        n_draws: number K of velocities per sample.
         seed: of velocities and probes; one int, or one per sample.
         options: of `joint_log_prob`.
 
@@ -191,7 +191,7 @@ def velocity_bound(
         alone for one draw), and its latent and its terms those of the last draw.
 
     Raises:
-        ValueError: for draws below 1, or an initial covariance that leaves the other blocks without a density.
+        ValueError: for `n_draws` below 1, or an initial covariance that leaves the other blocks without a density.
 
     Source: Dockhorn et al., 2022, arXiv:2112.07068, appendix B.
 
@@ -203,7 +203,7 @@ def velocity_bound(
         >>> bound.value.shape
         torch.Size([3])
     """
-    draws = require_count("draws", draws)
+    n_draws = require_count("n_draws", n_draws)
     instance_of("sde", sde, MatrixSDE, "a process with a matrix, such as CLD()")
     x = check_points(x)
     others = sde.initial_covariance.array[1:, 1:]
@@ -217,16 +217,16 @@ def velocity_bound(
     root[1:, 1:] = cpu_float64(np.linalg.cholesky(others).tolist())
     dtype = torch.promote_types(x.dtype, torch.float32)
     results = []
-    for k in range(draws):
+    for k in range(n_draws):
         noise = apply(root, stream.normal((len(x), sde.blocks, *x.shape[1:]), dtype, x.device))
         state = torch.cat([x[:, None].to(dtype), noise[:, 1:]], 1)
         own = seeds.repeated(k)
         results.append(joint_log_prob(score_fn, sde, state, seed=own, **options))
     values = torch.stack([r.value for r in results]) + entropy
-    stderr = values.std(0) / math.sqrt(draws) if draws > 1 else results[0].stderr
+    stderr = values.std(0) / math.sqrt(n_draws) if n_draws > 1 else results[0].stderr
     last = results[-1]
-    freedom = torch.full_like(stderr, draws - 1) if draws > 1 else last.freedom
-    protocol = replace(last.protocol, estimator=f"lower bound with {draws} velocity draw{'s' * (draws > 1)}")
+    freedom = torch.full_like(stderr, n_draws - 1) if n_draws > 1 else last.freedom
+    protocol = replace(last.protocol, estimator=f"lower bound with {n_draws} velocity draw{'s' * (n_draws > 1)}")
     return replace(
         last, value=values.mean(0), stderr=stderr, freedom=freedom, protocol=protocol, nfe=sum(r.nfe for r in results),
         vjps=sum(r.vjps for r in results),

@@ -66,7 +66,7 @@ class Method(Value):
 
 @dataclass(frozen=True)
 class FixedGrid(Method):
-    """A multistep method of order 4 on a grid that all samples share, one network call a node.
+    """A multistep method of order 4 on a grid that all samples share, one network call per node.
 
     Without `steps` it is 48 of them, and samples whose numerical error exceeds the tolerance go on to 96 and 192, or to
     an adaptive solver where finer grids do not help: alone where the network is a module or gets conditions that are
@@ -296,7 +296,7 @@ class Hutchinson(Value):
     error and numerical error are told apart.
 
     Args:
-        n_probes: probes a node and sample.
+        n_probes: probes per node and sample.
         probe: `"rademacher"`, of less variance, or `"gaussian"`.
         basis: where the probes' entries are independent: `"pixel"`; for images (B, C, H, W) also `"colour"`, a rotation
             of the channels, or `"dct"`, the cosine transform; or `"pilot"`, what `choose_probe_basis` finds on x; or

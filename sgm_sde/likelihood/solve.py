@@ -561,7 +561,7 @@ class NormalisedFlow:
         t = self.sde.time(2 * lam).clamp(self.problem.eps, self.sde.T)
         k = self.sde.values(t)
         rho, alpha, sigma = (expand(as_time(v).expand(len(z)).to(z), z) for v in (spread(k, self.s), k.alpha, k.sigma))
-        # slope = -(alpha sigma s / rho^3) v with the velocity v, from which and the state follows the noise.
+        # slope = -(alpha sigma s / rho^3) v with v, which determines the noise together with the state.
         v = -slope * rho**3 / (alpha * sigma * self.s)
         noise = (alpha * self.s * v + sigma * rho * z) / rho**2
         return -rho * noise / sigma

@@ -15,12 +15,12 @@ from sgm_sde.metrics.inputs import Vectors, pair
 class SlicedResult:
     """Sliced Wasserstein distance `value` (not squared), and what it was computed from.
 
-    directions and seed fix the projections, n holds the two sample counts, dim the number of features, features
+    n_directions and seed fix the projections, n holds the two sample counts, dim the number of features, features
     the name of their extractor.
     """
 
     value: float
-    directions: int
+    n_directions: int
     seed: int
     n: tuple[int, int]
     dim: int
@@ -28,7 +28,7 @@ class SlicedResult:
 
 
 def sliced_wasserstein(
-    a: Vectors, b: Vectors, *, directions: int = 512, seed: int = 0, features: str = "raw"
+    a: Vectors, b: Vectors, *, n_directions: int = 512, seed: int = 0, features: str = "raw"
 ) -> SlicedResult:
     r"""Return the sliced 2-Wasserstein distance of a (n, d) and b (m, d).
 
@@ -49,17 +49,17 @@ def sliced_wasserstein(
         >>> round(result.value, 6), result.n, result.dim, result.features
         (3.0, (4, 4), 2, 'raw')
     """
-    check_integer("directions", directions, kind=int)
+    check_integer("n_directions", n_directions, kind=int)
     check_integer("seed", seed, 0, kind=int)
     x, y = pair(a, b)
     dim = x.shape[1]
     generator = torch.Generator().manual_seed(seed)
     total = 0.0
-    for start in range(0, directions, dim):
+    for start in range(0, n_directions, dim):
         basis = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator)).Q
-        theta = basis[:, : min(dim, directions - start)]
+        theta = basis[:, : min(dim, n_directions - start)]
         total += float(_squared_wasserstein(x @ theta, y @ theta).sum())
-    return SlicedResult(math.sqrt(total / directions), directions, seed, (len(x), len(y)), dim, features)
+    return SlicedResult(math.sqrt(total / n_directions), n_directions, seed, (len(x), len(y)), dim, features)
 
 
 def _squared_wasserstein(x: Tensor, y: Tensor) -> Tensor:

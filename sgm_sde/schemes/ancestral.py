@@ -34,10 +34,10 @@ class DDIM(EtaSolver):
        \text{std} = \eta\,\frac{\sigma_t}{\sigma_s}\,b, \qquad b^2 = \sigma_s^2 - (\alpha_s/\alpha_t)^2\sigma_t^2 $$
 
     $\eta = 0$ is Euler's method in $\sigma/\alpha$ (DPM-Solver-1), $\eta = 1$ DDPM's ancestral sampling. Order 1,
-    weak order 1; one network call a step.
+    weak order 1; one network call per step.
 
     Args:
-        eta: noise level in [0, 1].
+        eta: stochasticity in [0, 1].
 
     Raises:
         ValueError: for `eta` outside [0, 1].
@@ -73,7 +73,7 @@ class Ancestral(Solver):
     $$ x_t = \frac{a\,\sigma_t^2}{\sigma_s^2}\,x_s + \frac{\alpha_t b^2}{\sigma_s^2}\,D + \text{std}\,z $$
 
     On DDPM's table it is $x_{t-1} = (x_t - \beta_t/\sqrt{1 - \bar\alpha_t}\,\epsilon)/\sqrt{1 - \beta_t} +
-    \text{std}\,z$, on NCSN's the ancestral sampler of Song et al. Order 1, weak order 1; one network call a step.
+    \text{std}\,z$, on NCSN's the ancestral sampler of Song et al. Order 1, weak order 1; one network call per step.
 
     Args:
         variance: `"posterior"`, $\text{std} = \sigma_t b/\sigma_s$ (DDPM's $\tilde\beta$, optimal for data at a

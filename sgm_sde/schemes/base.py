@@ -11,7 +11,7 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from sgm_sde._checks import FAR, describe_argument, noise_level, settle, unknown
+from sgm_sde._checks import FAR, describe_argument, settle, stochasticity, unknown
 from sgm_sde._kept import kept
 from sgm_sde._value import Value
 from sgm_sde.engine.adaptive import Integration
@@ -38,7 +38,7 @@ class Solver(Value, ABC):
         prediction: what `evaluate` returns: `"data"`, `"noise"`, `"score"` or `"drift"`.
         nfe_per_step: network calls per step.
         guided: whether something besides network and noise, such as a measurement, moves the states.
-        lags: whether states may be far from the marginal of their time, as under few Langevin updates a level.
+        lags: whether states may be far from the marginal of their time, as under few Langevin updates per level.
         ends_in_data: whether the last state is the sample itself, so that nothing is left to denoise.
         budget: the one number of network calls that it is made for, None for any.
         source: authors, year, arXiv number.
@@ -97,12 +97,12 @@ class Solver(Value, ABC):
 
     @property
     def eta(self) -> float:
-        """Noise level of the reverse process whose drift is asked for."""
+        """Stochasticity of the reverse process whose drift is asked for."""
         return 0.0
 
     @property
     def sigma_data(self) -> float:
-        """Standard deviation of the data that the velocity asked for is made with."""
+        """Standard deviation of the data for which v is defined."""
         return 1.0
 
     @property
@@ -354,7 +354,7 @@ class AdaptiveSolver(Value, ABC):
 
 @dataclass(frozen=True)
 class EtaSolver(Solver):
-    """A solver with a noise level `eta` that it may turn off; weak order 1 unless it does.
+    """A solver with a stochasticity `eta` that it may turn off; weak order 1 unless it does.
 
     Raises:
         ValueError: for an `eta` that is not finite, negative, or above `largest_eta`.
@@ -364,7 +364,7 @@ class EtaSolver(Solver):
     largest_eta: ClassVar[float] = FAR
 
     def __post_init__(self) -> None:
-        settle(self, eta=noise_level(self.eta, most=self.largest_eta))
+        settle(self, eta=stochasticity(self.eta, most=self.largest_eta))
 
     @property
     def weak_order(self) -> int | None:

@@ -28,10 +28,10 @@ class EulerMaruyama(EtaSolver):
     $$ x_t = x_s - h\left[f(x_s, s) - \tfrac{1+\eta^2}{2} g(s)^2\,\text{score}\right] + \eta\,g(s)\sqrt h\,z,
        \qquad h = s - t > 0 $$
 
-    Order 1, weak order 1; one network call a step.
+    Order 1, weak order 1; one network call per step.
 
     Args:
-        eta: noise level; 0 is Euler's method on the probability-flow ODE, 1 the reverse SDE.
+        eta: stochasticity; 0 is Euler's method on the probability-flow ODE, 1 the reverse SDE.
 
     Raises:
         ValueError: for a negative `eta`.
@@ -70,10 +70,10 @@ class ReverseDiffusion(EtaSolver):
 
     where $x_s \mid x_t \sim N(a x_t, b^2 I)$ is the exact forward kernel. On the tables of DDPM and NCSN it is the
     paper's update line by line; from the continuous kernel it is finite for any number of steps, where
-    beta_max / N is not. Order 1, weak order 1; one network call a step.
+    beta_max / N is not. Order 1, weak order 1; one network call per step.
 
     Args:
-        eta: noise level; 0 is the paper's probability-flow form.
+        eta: stochasticity; 0 is the paper's probability-flow form.
 
     Raises:
         ValueError: for a negative `eta`.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sgm_sde._checks import FAR, check_integer, ends_of, noise_level, number, one_of, real, require_function, settle
+from sgm_sde._checks import FAR, check_integer, ends_of, number, one_of, real, require_function, settle, stochasticity
 from sgm_sde.engine.coordinates import Values
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.phi import phi
@@ -30,14 +30,14 @@ class Exponential(Solver):
     Attributes:
         prediction: `"data"`, `"noise"`, `"v"` or `"rectified"`: what is interpolated.
         variable: what it is a polynomial in: `"log-snr"`, `"time"`, `"noise-level"` or `"vp-time"`, the time at which
-            the VP process of betas 0.1 to 20 has the noise level; velocity in the `"angle"`, rectified flow in the
+            the VP process of betas 0.1 to 20 has the noise level; v-prediction in the `"angle"`, rectified flow in the
             `"flow-time"`.
         variant: `"exact"`, or a published simplification; see `LinearPart.weights`.
         eta: stochasticity, a number or a function of the time at which a step starts; it stays constant on the
             step, which is a stochasticity like any other and costs no accuracy.
-        noise_scale: `"er"` for ER-SDE's noise level, a function of sigma / alpha, instead of `eta`.
+        noise_scale: `"er"` for ER-SDE's noise scale, a function of sigma / alpha, instead of `eta`.
         window: noise levels sigma / alpha, low and high, outside of which `eta` is 0.
-        sigma_data: standard deviation of the data, for velocity.
+        sigma_data: standard deviation of the data, for v-prediction.
         name: what to call it.
         source: where it is from.
     """
@@ -62,7 +62,7 @@ class Exponential(Solver):
         if callable(self.eta):
             require_function("eta", self.eta, "of t, or a number", 1)
         else:
-            settle(self, eta=noise_level(self.eta))
+            settle(self, eta=stochasticity(self.eta))
         if self.prediction == "rectified" and self.stochastic:
             raise ValueError(f"prediction='rectified' is for the flow, got eta={self.eta!r}")
         if self.variant == "bh1" and variable != "log-snr":
@@ -84,7 +84,7 @@ class Exponential(Solver):
             raise ValueError(f"window acts on eta, which is 0: got window={self.window}")
         settle(self, window=(low, high), sigma_data=number("sigma_data", self.sigma_data, above=0, most=FAR))
         if self.sigma_data != 1 and self.prediction != "v":
-            raise ValueError(f"sigma_data acts on velocity prediction, got it with {self.prediction}")
+            raise ValueError(f"sigma_data acts on v-prediction, got it with {self.prediction}")
 
     def __repr__(self) -> str:
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default and f.name not in ("name", "source")]
@@ -101,7 +101,7 @@ class Exponential(Solver):
 
     @property
     def grids(self) -> tuple[str, ...]:
-        """Log-SNR, on EDM's process its own; velocity and rectified flow, which are of the process' time, its own."""
+        """Log-SNR, or EDM's own grid; that of the process for v-prediction and rectified flow, which are of its time."""
         return ("own", "log-snr") if self.prediction in ("data", "noise") else ()
 
     @property
@@ -110,8 +110,8 @@ class Exponential(Solver):
         return callable(self.eta) or self.eta > 0 or self.noise_scale is not None
 
     def eta_on(self, s: Node, t: Node) -> float:
-        """Noise level of the step from s to t; its square in proportion where a part of the step is in the window."""
-        eta = noise_level(self.eta(s.t), s.t) if callable(self.eta) else self.eta
+        """Stochasticity of the step from s to t; its square in proportion where a part of the step is in the window."""
+        eta = stochasticity(self.eta(s.t), s.t) if callable(self.eta) else self.eta
         low, high = self.window
         if not eta or (low <= t.noise_level and s.noise_level <= high):
             return eta
@@ -175,7 +175,7 @@ class ExponentialAdams(Exponential):
     $$ x_t = L\,x_s + \sum_{j<n} w_j\,p_j + \text{std}\,z $$
 
     where the weights integrate the polynomial through the last n evaluations $p_j$ of the prediction exactly
-    against the kernel; `sgm_sde.schemes.linear_part` has L, the kernel and std for each prediction and noise level.
+    against the kernel; `sgm_sde.schemes.linear_part` has L, the kernel and std for each prediction and stochasticity.
 
     `corrector=m` does each step a second time once the network has been called at its end, with the polynomial
     through m evaluations, that one included, and the same noise: no further call, one order more (UniC). The
@@ -185,10 +185,10 @@ class ExponentialAdams(Exponential):
     `start="warm"` makes the first step a single-step one of the order needed, for one or two network calls more in
     all, and reaches order n (n + 1 with a corrector) up to 4.
 
-    One network call a step.
+    One network call per step.
 
     Args:
-        nodes: the number n of evaluations a step uses.
+        nodes: the number n of evaluations per step uses.
         corrector: evaluations the corrector uses; 0 for none.
         start: `"cold"` or `"warm"`.
         lower_final: whether the last steps use ever fewer evaluations, the very last one its own only, which limits the

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sgm_sde._checks import check_integer, flag, noise_level, number, one_of, real, settle
+from sgm_sde._checks import check_integer, flag, number, one_of, real, settle, stochasticity
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.processes.base import SDE
@@ -119,7 +119,7 @@ def _dpm_solver(
     singlestep: bool,
     lower_final: bool | None,
 ) -> Solver:
-    eta = eta if callable(eta) else noise_level(eta)
+    eta = eta if callable(eta) else stochasticity(eta)
     one_of("variant", variant, VARIANTS)
     if flag("singlestep", singlestep) and order > 3:
         raise ValueError(f"order must be 1, 2 or 3, multistep also more, got {order}")
@@ -361,7 +361,7 @@ def SASolver(
 
 
 def SEEDS(order: int = 2, *, prediction: str = "data") -> ExponentialRungeKutta:
-    r"""SEEDS: exponential Runge-Kutta methods on the reverse SDE, one Brownian path a step.
+    r"""SEEDS: exponential Runge-Kutta methods on the reverse SDE, one Brownian path per step.
 
     The paper predicts the noise. A step of length $h$ in half the log-SNR then multiplies what the evaluations err by,
     the noise of inner stages included, by $2(e^h - 1)$, where data prediction has $1 - e^{-2h}$: below about 40 steps
@@ -415,7 +415,7 @@ def Rosenbrock(
     Args:
         order: number of evaluations used.
         sigma_data: standard deviation of the data; 0.5 for images in [-1, 1].
-        eta: noise level, a number or a function of time.
+        eta: stochasticity, a number or a function of time.
         start: `"cold"` or `"warm"`, the default from order 3 without noise.
         lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
 
@@ -509,7 +509,7 @@ class PNDM(Solver):
     The first three steps average four evaluations as the classical Runge-Kutta method does, the two in the middle at
     the middle of the step in time. Without that (`runge_kutta=False`, known as PLMS) the first step averages the
     evaluations at its ends and the next ones have two and three evaluations. Order 1 on rough grids, 2 on smooth ones;
-    one network call a step, four in each of the first three, or one more in all.
+    one network call per step, four in each of the first three, or one more in all.
 
     Args:
         runge_kutta: whether to start with three Runge-Kutta steps, as published.
@@ -576,7 +576,7 @@ class AncestralNoise(WrappedSolver):
 
     Args:
         solver: a deterministic solver of one step, whose inner nodes lie within the step.
-        eta: noise level in (0, 1].
+        eta: stochasticity in (0, 1].
 
     Raises:
         TypeError: for a solver of another kind.

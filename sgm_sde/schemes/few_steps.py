@@ -28,7 +28,7 @@ class Consistency(Solver):
 
     $\eta = 1$ draws all of the noise anew, as consistency and latent consistency models do, $\eta = 0$ is DDIM. For
     networks whose output is a sample and not the mean of the data: with the mean, $\eta > 0$ takes out spread at each
-    step however short, so that no order is claimed. One network call a step; `final="denoise"` is the last of them.
+    step however short, so that no order is claimed. One network call per step; `final="denoise"` is the last of them.
     As names they are `"consistency"` or `"lcm"`, and `"tcd"`; they are not among `solvers()`.
 
     | network | needs | solver |
@@ -81,7 +81,7 @@ class TCD(Solver):
     $$ x_s = \alpha_s D + \sigma_s \epsilon, \quad s = (1 - \gamma)\,t', \qquad
        x' = \frac{\alpha'}{\alpha_s} x_s + \sqrt{\sigma'^2 - \Bigl(\frac{\alpha'\sigma_s}{\alpha_s}\Bigr)^2}\;z $$
 
-    $\gamma = 0$ is DDIM and $\gamma = 1$ `Consistency()`. One network call a step; no order is claimed.
+    $\gamma = 0$ is DDIM and $\gamma = 1$ `Consistency()`. One network call per step; no order is claimed.
 
     Args:
         gamma: in [0, 1]; the paper takes 0.3.

@@ -1,6 +1,6 @@
 r"""The reverse process as a linear part, solved exactly, and a prediction, integrated against a kernel.
 
-With noise level $\eta$ the reverse process of any linear SDE is
+With stochasticity $\eta$ the reverse process of any linear SDE is
 
 $$ x_t = L(t, s)\,x_s + \int_s^t K(t, u)\,p_u\,du + \text{std}(t, s)\,z $$
 
@@ -17,7 +17,7 @@ $\varphi = \arctan(\sigma/(\alpha\sigma_d))$:
 | $\epsilon - D$ | $\tfrac{\alpha_t + \sigma_t}{\alpha_s + \sigma_s}$ | $(\alpha_t + \sigma_t)\,dw$, $w = \tfrac{\sigma}{\alpha + \sigma}$ | none |
 
 Source: Lu et al., 2022, arXiv:2211.01095 (data); Zhang & Chen, 2023, arXiv:2204.13902 (noise); Xue et al., 2023,
-arXiv:2309.05019 (with noise level). The third splits off what Gaussian data of standard deviation $\sigma_d$ do.
+arXiv:2309.05019 (with stochasticity). The third splits off what Gaussian data of standard deviation $\sigma_d$ do.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class LinearPart(ABC):
 
     Attributes:
         variable: what the prediction is a polynomial in.
-        eta: noise level, constant on a step.
+        eta: stochasticity, constant on a step.
         variant: how the moments are simplified; `weights` says how.
-        sigma_data: standard deviation of the data, for the velocity.
+        sigma_data: standard deviation of the data, for v-prediction.
     """
 
     variable: str
@@ -279,7 +279,7 @@ class NoisePart(LinearPart):
 
 @dataclass(frozen=True)
 class VPart(LinearPart):
-    """Velocity prediction of data with the standard deviation `sigma_data`, in the angle."""
+    """v-prediction of data with the standard deviation `sigma_data`, in the angle."""
 
     def _cosines(self, s: Node, t: Node) -> float:
         return math.cos(self.coordinate(s)) / math.cos(self.coordinate(t))
@@ -296,7 +296,7 @@ class VPart(LinearPart):
         return self._rho(t) * math.sqrt(max(1 - self._cosines(s, t) ** (2 * self.eta**2), 0.0))
 
     def scale(self, node: Node) -> float:
-        """The angular velocity is v / rho."""
+        """v / rho, the slope in the angle."""
         return 1 / self._rho(node)
 
     def moments(self, s: Node, t: Node, n: int) -> list[float]:
@@ -306,7 +306,7 @@ class VPart(LinearPart):
         return [float(np.sum(WEIGHTS * POINTS**k * K)) for k in range(n)]
 
     def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
-        """Not needed: the moments are had directly."""
+        """Not needed: the moments are in closed form."""
         raise NotImplementedError
 
 
@@ -328,7 +328,7 @@ class RectifiedPart(LinearPart):
         return [whole / (k + 1) for k in range(n)]
 
     def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
-        """Not needed: the moments are had directly."""
+        """Not needed: the moments are in closed form."""
         raise NotImplementedError
 
 

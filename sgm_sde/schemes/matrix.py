@@ -35,10 +35,10 @@ class SSCS(EtaSolver):
     its own exact kernel, so that a rate that depends on time is integrated over the half that it belongs to; S takes
     the integral of $GG^\top$ over the step.
 
-    Order 1, weak order 1 (Euler in S); one network call a step.
+    Order 1, weak order 1 (Euler in S); one network call per step.
 
     Args:
-        eta: noise level; 1 is the published sampler, 0 a splitting of the probability flow.
+        eta: stochasticity; 1 is the published sampler, 0 a splitting of the probability flow.
 
     Raises:
         ValueError: for a negative `eta`.
@@ -107,10 +107,10 @@ class GDDIM(Solver):
     Moments are integrated by parts with 32 Gauss points. A step's Phi blows up what rounding has left of the state:
     keep a float32 run's first step short on a process that forgets much faster than CLD's default.
 
-    Order min(n, 2), from a cold start; one network call a step.
+    Order min(n, 2), from a cold start; one network call per step.
 
     Args:
-        nodes: the number n of evaluations a step uses, 1 to 4.
+        nodes: the number n of evaluations per step uses, 1 to 4.
 
     Raises:
         ValueError: for another number of nodes.

@@ -166,7 +166,7 @@ def _checked_scale(scale: object, score: Score) -> Scale:
     if isinstance(scale, PerSample):
         value = numbers("scale", scale.value)
         if value.ndim != 1:
-            raise ValueError(f"scale must have one number a sample, (B,), got shape {tuple(value.shape)}")
+            raise ValueError(f"scale must have one number per sample, (B,), got shape {tuple(value.shape)}")
         return PerSample(value)
     if callable(scale):
         require_function("scale", scale, "of the noise level, or a number", 1)

@@ -14,7 +14,7 @@ $$ L = w(t)\,c_r(t)^2\,\lVert r_\theta(x_t, t) - r \rVert^2, \qquad r = a_r x_0 
 | `"likelihood"`    | score    | $g^2$                        | ScoreFlow                                  |
 | `"data"`          | data     | 1                            | DDPM's loss on x_0                         |
 | `"flow"`          | flow     | 1                            | conditional flow matching                  |
-| `"v"`      | velocity | 1                            | v-prediction, SNR + 1 on the data          |
+| `"v"`      | v        | 1                            | v-prediction, SNR + 1 on the data          |
 | `"score"`         | score    | 1                            | Fisher divergence                          |
 | `EDM(s)`          | data     | $1/s^2 + \alpha^2/\sigma^2$  | EDM                                        |
 | `MinSNR(5)`       | data     | $\min(\alpha^2/\sigma^2, 5)$ | Min-SNR-5                                  |
