@@ -29,6 +29,7 @@ from sgm_sde.engine.adaptive import (
     rms,
 )
 from sgm_sde.engine.brownian import BrownianTree
+from sgm_sde.engine.coordinates import COORDINATES
 from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.phi import phi
 from sgm_sde.schemes.adaptive import PI, Flow, default_variable
@@ -559,7 +560,7 @@ def test_variables_of_the_flow() -> None:
         flow = Flow(model, variable, (t0, t1), 1)
         at = torch.tensor([u], dtype=F64)
         assert float(flow.time(at)) == pytest.approx(t, rel=1e-9)
-        assert float(flow._place(torch.tensor([t], dtype=F64))) == pytest.approx(u, rel=1e-12)
+        assert COORDINATES[variable].of(VP.nodes([t])[0]) == pytest.approx(u, rel=1e-12)
         assert float(flow.slope(at, x / scale, index)) == pytest.approx(slope, rel=1e-8)
         assert float(flow.leave(x / scale, at)[0]) == pytest.approx(1.5, rel=1e-9)
         first = 1.0 if variable == "time" else float(flow.scale(torch.tensor([t0], dtype=F64)))

@@ -194,11 +194,6 @@ class LinearSDE(SDE):
         """alpha, sigma and their time derivatives at `t`, each of its shape, computed when they are asked for."""
         return MarginalAt(self, t)
 
-    def conversion(self, source: str, target: str, t: Tensor, eta: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Coefficients (c_x, c_r) at t (B,) with target prediction = c_x x + c_r source prediction."""
-        c_x, c_r = convert(source, target, self.values(t), eta)
-        return as_time(c_x), as_time(c_r)
-
     def convert(self, source: str, target: str, x: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
         """Any prediction at x (B, *) and t (B,) from a network's output there; see `SDE.convert`."""
         return converted(source, target, self.values(t), x, out, eta)

@@ -170,7 +170,8 @@ class Flow:
         if self.variable == "time":
             return u.clamp(min(self.ends), max(self.ends))
 
-        lam = torch.as_tensor(self.coordinate.half_log_snr(self.sde, u.numpy()))
+        with np.errstate(divide="ignore", invalid="ignore"):  # places beyond the ends have no log-SNR
+            lam = torch.as_tensor(self.coordinate.half_log_snr(self.sde, u.numpy()))
         t = self.sde.time(2 * lam).clamp_(min(self.ends), max(self.ends))
         t.masked_fill_(u == self.start, self.ends[0]).masked_fill_(u == self.end, self.ends[1])
 

@@ -101,7 +101,7 @@ class Exponential(Solver):
 
     @property
     def grids(self) -> tuple[str, ...]:
-        """Log-SNR, or EDM's own grid; that of the process for v-prediction and rectified flow, which are of its time."""
+        """Log-SNR, or EDM's own grid; for v-prediction and rectified flow, in the process' time, its own."""
         return ("own", "log-snr") if self.prediction in ("data", "noise") else ()
 
     @property
