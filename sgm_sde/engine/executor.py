@@ -83,7 +83,7 @@ Stages = Generator[tuple[Tensor, Tensor], Tensor | None, Run]
 
 
 class Loop:
-    """A run of a plan: a generator of the states to evaluate, which can be told where it is.
+    """A run of a plan, as a generator of the states to evaluate, with its position.
 
     States are memory of the run: what is written to one before its output is sent is the state that the run continues
     with. No tensor decides a branch here, and nothing is read back from the device.
@@ -253,7 +253,7 @@ class Loop:
 def prepare(program: Program, x: Tensor, model: Evaluator, noise: NoiseSource, **options: Any) -> Loop:
     """The run of a program from x (B, *) on a model, with options as `Loop` takes them.
 
-    For those who call the network themselves: `prepare(...).stages()` is the run turned inside out.
+    For callers who evaluate the network themselves: `prepare(...).stages()` yields each state and is sent the output.
     """
     plan = model.plan(program)
     return Loop(plan, x, model.times([stage.t for stage in program.stages], x), noise, **options)
@@ -298,7 +298,7 @@ def execute(
 class Recording:
     """A run on a CUDA device, recorded once as a graph and replayed: no Python and no launches in the loop.
 
-    Everything lives in memory of its own, the noises of the whole run too; what a replay returns is a copy.
+    It owns its memory, that of the run's noises included; a replay returns copies.
 
     Args:
         program: the table.

@@ -148,8 +148,8 @@ def _needed(place: Place, conversions: Sequence[Conversion]) -> tuple[Needed, ..
 def recover_evaluations(stages: Sequence[Stage]) -> list[Stage]:
     """Elimination of stored evaluations that follow from the intermediate state: e = (x' - A x)/b.
 
-    For x' = A x + b e, and e needed once more by the stage after, e = (x' - A x) / b: so it need not be stored, as in
-    Heun's method. Not where rounding would grow, |b| being less than the coefficient to come.
+    If x' = A x + b e, and the stage after needs e as well, then e = (x' - A x) / b need not be stored, as in Heun's
+    method. Not applied where |b| is less than the coefficient of e to come, which would amplify rounding.
     """
     rewritten = list(stages)
     for j, users in _users(stages).items():
@@ -308,9 +308,9 @@ class _Pool:
 
 
 def allocate(rows: Sequence[Row]) -> Allocation:
-    """Memory for every value as long as it is needed, given out again after its last use.
+    """Register allocation: a slot for each value until its last use.
 
-    So memory is the state, the history and one scratch, for any number of steps.
+    Memory is the state, the history and one scratch register, for any number of steps.
     """
     last = _last_uses(rows)
     slots = _Pool()

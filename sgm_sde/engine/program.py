@@ -133,7 +133,7 @@ class Program(Value):
     def without_final_noise(self) -> Program:
         """The same program without the noise that its last stage draws: the last step's mean.
 
-        Noise that an earlier stage has in its state stays, since later evaluations account for it.
+        Noise that an earlier stage has added stays, since later evaluations depend on it.
         """
         *head, last = self.stages
         drawn = {m for stage in head for m, _ in stage.noises}
@@ -462,7 +462,7 @@ class Step:
     def subrun(self, solver: Formula, x: Form, times: Sequence[float]) -> Form:
         """The end of a run of another solver from `x` over other times.
 
-        It starts without a history; what it gathers is the history that the next step finds.
+        It starts with an empty history, and leaves its own to the next step.
         """
         tracer = self._tracer
         path = Path([self.at(t) for t in times])

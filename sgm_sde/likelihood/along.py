@@ -95,9 +95,9 @@ def draw_with_log_prob(
 ) -> tuple[Tensor, LogProbResult]:
     r"""Samples (B, *) by the solver's program from states x_T (B, *), and their log-density under the probability flow.
 
-    At the nodes the network's output comes with its trace, and once more at the samples themselves. The integrals are
-    those of `log_prob`'s fixed grid, by polynomials in lambda; that the solver's states lie on no single trajectory is
-    made up for, to first order, by the score.
+    The trace of the network's Jacobian is taken at each node of the grid and at the samples. The integrals are those of
+    `log_prob`'s fixed grid, by polynomials in lambda. The solver's states do not lie on one trajectory of the flow; the
+    score corrects the log-density for that to first order.
 
     Args:
         score: the score.

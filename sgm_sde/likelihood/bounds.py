@@ -1,12 +1,13 @@
 r"""Variational bounds on the likelihood of the reverse process, in continuous time and for DDPM's steps.
 
-Both are the divergence of the forward path from the reverse one, and both estimate it with the squared error of the
-noise prediction, whose noise mostly is that of $|\epsilon|^2$. Gaussian data of standard deviation s have, with
-$g = \alpha^2 s^2/(\alpha^2 s^2 + \sigma^2)$, the error $g\epsilon$ and a part that does not depend on $\epsilon$. So
+Both are the Kullback-Leibler divergence of the forward path from the reverse one, estimated by the squared error of
+the noise prediction. Most of that estimate's variance is that of $|\epsilon|^2$, which a control variate removes.
+Gaussian data of standard deviation s have, with $g = \alpha^2 s^2/(\alpha^2 s^2 + \sigma^2)$, the error $g\epsilon$ and
+a part that does not depend on $\epsilon$. So
 
 $$ |\epsilon - \hat\epsilon|^2 - g^2\,(|\epsilon|^2 - d) $$
 
-has the same mean, and a fraction of the variance wherever the noise is less than the data.
+has the same mean, and a small fraction of the variance where the noise is small beside the data.
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ def elbo(
        + \underbrace{\int_{\lambda_T}^{\lambda_\epsilon} E|\epsilon - \hat\epsilon|^2\,d\lambda}_{\text{diffusion}}
        + \underbrace{E[-\log p(x|x_\epsilon)]}_{\text{reconstruction}} $$
 
-    In time the integrand has the weight $g^2/2$ on the squared error of the score: it is the likelihood-weighted loss
-    of score matching, and uniform draws of log-SNR are its importance sampling. The decoder $p(x|x_\epsilon)$ is the
+    In time the integrand is the squared error of the score with weight $g^2/2$, the likelihood-weighted loss of score
+    matching; uniform draws of log-SNR are importance sampling of it. The decoder $p(x|x_\epsilon)$ is the
     Gaussian of the denoiser's mean and the standard deviation $\sigma/\alpha$ at eps; of integers its mass in
     their bins.
 
-    With an exact score the integral is exact, and what is left of the gap is the prior's, $KL(q_T\|N(0, \sigma_T^2))$
-    along the reverse path, and the decoder's, which vanishes with eps for a smooth density. The bound is that of the
-    SDE: the flow of the same score has another likelihood unless the score is exact.
+    With an exact score the diffusion term is exact. The remaining gap is that of the prior, $KL(q_T\|N(0, \sigma_T^2))$
+    along the reverse path, and that of the decoder, which vanishes with eps for a smooth density. The bound is that of
+    the SDE: the flow of the same score has another likelihood unless the score is exact.
 
     Args:
         score_fn: the score, as `sample` takes it.
@@ -154,7 +155,7 @@ class LearnedVariance(nn.Module):
     r"""A network of twice the channels as a prediction with a variance, as improved DDPMs are.
 
     Its first half is the prediction, the second, o in [-1, 1], lies between the two fixed variances of a reverse step:
-    $\log\Sigma = v\log\beta + (1 - v)\log\tilde\beta$ with $v = (o + 1)/2$. Wrap the network in it, and then in
+    $\log\Sigma = v\log\beta + (1 - v)\log\tilde\beta$ with $v = (o + 1)/2$. Wrap the network in it, and the result in
     `from_noise` or its siblings.
 
     Args:
@@ -211,7 +212,7 @@ def ddpm_bound(
        + \sum_{t=2}^N \underbrace{KL(q(x_{t-1}|x_t, x_0)\,\|\,p(x_{t-1}|x_t))}_{L_{t-1}}
        + \underbrace{E[-\log p(x_0|x_1)]}_{L_0} $$
 
-    The reverse step p has the posterior's mean with the denoised data in the place of $x_0$, and the variance
+    The mean of the reverse step p is that of the posterior with the denoised data in place of $x_0$; its variance is
     $\tilde\beta_t = \beta_t\,\sigma_{t-1}^2/\sigma_t^2$ (`"fixed-small"`), $\beta_t$ (`"fixed-large"`) or what the
     network says in between (`"learned"`, see `LearnedVariance`). $\tilde\beta_1$ is 0: the last step takes
     $\tilde\beta_2$ in its place, with both fixed variances, as DDPM's code does. All N steps are summed;

@@ -57,7 +57,7 @@ def check_points(x: Tensor) -> Tensor:
 
 
 def given_log_prob(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
-    """The log-densities (B,) that a caller's prior gives latents (B, *).
+    """Log-densities (B,) of latents (B, *) under a prior given by the caller.
 
     Raises:
         ValueError: for anything but one finite number per sample, where the latents are finite.
@@ -93,7 +93,8 @@ OnOutput = Callable[..., None]
 def check_finite(value: Tensor, what: str, run: Callable[[OnOutput], object] | None = None) -> None:
     """Raise ValueError, naming the sample, unless all values (B, *) are finite.
 
-    With `run`, which takes what is called with each state, output, time and trace, it is run again to name the time.
+    `run` repeats the integration with a callback on each state, output, time and trace, to find the time at which
+    values cease to be finite.
     """
     bad = not_finite(value)
     if not bad:

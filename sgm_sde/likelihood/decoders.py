@@ -127,7 +127,7 @@ def decoder_of(
 def diffuse(model: BoundScore, decoder: Decoder, eps: float, stream: NoiseStream) -> tuple[Tensor, Tensor]:
     """States (B, *) at eps, and log p(x | x_eps) - log q(x_eps | x), (B,); one network call.
 
-    p is the decoder at the denoiser's mean and the standard deviation sigma / alpha, q the process' own kernel.
+    p is the decoder with the mean of the denoiser and the standard deviation sigma / alpha; q is the forward process.
     """
     (node,) = model.sde.nodes([eps])
     z = stream.normal(tuple(decoder.x.shape), decoder.x.dtype, decoder.x.device)

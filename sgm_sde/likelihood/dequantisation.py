@@ -73,15 +73,15 @@ def bits_per_dim(
 
     in nats, divided by d log 2. A uniform density on the range gives log2(n) exactly.
 
-    `dequantize="diffusion"` has the process' own noise at eps in the place of q, and a Gaussian decoder with the mean
-    of the denoiser and the standard deviation $\sigma/\alpha$, integrated over the bins, in the place of the bins:
+    With `dequantize="diffusion"` the noise is that of the process at eps, and the probability of a level is that of its
+    bin under a Gaussian decoder with the mean of the denoiser and the standard deviation $\sigma/\alpha$:
 
     $$ -\log P(k) \le E_{q(x_\epsilon|x_0)}\left[-\log p_\epsilon(x_\epsilon) - \log P(k|x_\epsilon)
        + \log q(x_\epsilon|x_0)\right] $$
 
-    with $x_0$ in the middle of the bin. It needs no network that knows of values between the levels.
+    with $x_0$ in the middle of the bin. The network need not have been trained on dequantised images.
 
-    `dequantize="truncated-normal"` has the same noise, cut off at the edges of the scaled bin: with
+    With `dequantize="truncated-normal"` that noise is truncated to the scaled bin: with
     $\tau = \alpha (hi - lo)/(2 n \sigma)$ and z from the standard normal on $(-\tau, \tau)$,
 
     $$ x_\epsilon = \alpha x_0 + \sigma z, \qquad
@@ -218,9 +218,9 @@ def _judge(
 
 
 def _judge_latents(z: Tensor, data_range: tuple[float, float]) -> None:
-    """Warn where the flow carries images to latents z (B, *) of another size than the prior's: it knows other data.
+    """Warn where the norm of the latents z (B, *) is not that of the prior: the flow was trained on other images.
 
-    A range that is too narrow gives fewer bits than the right one, and nothing else shows it.
+    A `data_range` that is too narrow gives fewer bits/dim than the right one, and no other sign of the mistake.
     """
     size, doubt = float(z.double().square().mean()), 6 * math.sqrt(2 / z.numel())
     if 1 / LATENT_SIZE - doubt < size < LATENT_SIZE + doubt:

@@ -32,10 +32,10 @@ def encode(
     model_kwargs: Conditions | None = None,
     enable_grad: bool = False,
 ) -> FlowResult:
-    """Latents of x: the probability flow from eps to T. `decode` goes back with the same method.
+    """Latents of x: the probability flow from eps to T. `decode` integrates back with the same method.
 
-    The round trip's error is that of the method: on one fixed grid of order 4 in the steps, with steps of each
-    sample's own by the tolerances.
+    The error of the round trip is that of the method: of order 4 in the steps on a fixed grid, and set by the
+    tolerances for adaptive methods.
 
     Args:
         score_fn: the score, as `sample` takes it.
@@ -171,11 +171,11 @@ def _carry(
 
 
 def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
-    r"""Spherical interpolation between latents (B, *), which keeps the norm that noise has.
+    r"""Spherical interpolation between latents (B, *), which preserves the norm of Gaussian noise.
 
     $$ \frac{\sin((1-w)\theta)}{\sin\theta}\,a + \frac{\sin(w\theta)}{\sin\theta}\,b $$
 
-    with the angle theta between a and b, sample by sample; linear where they point the same way.
+    with the angle theta between a and b of each sample; linear interpolation where they are parallel.
 
     Args:
         a: latents at weight 0.

@@ -1,17 +1,17 @@
 r"""Standard errors and numerical errors of log-likelihoods, from what a run has seen.
 
-**Probes.** At every node of a grid each probe gives the trace plus an error of its own. Several at a node tell its
-variance by their spread. Of a single one it is told by a companion, a probe that is the same at all nodes: in their
-difference the trace cancels, the companion's error changes slowly from node to node, and second differences leave the
-fresh probe's error.
+**Probes.** At every node each probe estimates the trace with an independent error. With several probes per node their
+sample variance estimates its variance. With one, a second probe that stays the same at all nodes, the companion, is
+evaluated as well: in the difference of the two the trace cancels, and since the companion's error varies slowly from
+node to node, second differences isolate the error of the fresh probe.
 
 **Quadrature.** The integral Q over all nodes is compared with those over every other node, $Q_2$, and every fourth,
-$Q_4$. From one to the next the error falls by some factor, and once more from $Q_2$ to Q:
+$Q_4$. The error is assumed to fall by the same factor from $Q_4$ to $Q_2$ and from $Q_2$ to Q:
 
 $$ |Q - Q_\infty| \approx d_1\,\min(1, d_1/d_2), \qquad d_1 = |Q - Q_2|, \quad d_2 = |Q_2 - Q_4| $$
 
-each the root mean square over the ways to choose the nodes. Of a random trace it is the companion that is integrated:
-fresh errors would be taken for roughness.
+each the root mean square over the choices of nodes. For a random trace the companion is integrated: the independent
+errors of fresh probes would count as roughness of the integrand.
 """
 
 from __future__ import annotations

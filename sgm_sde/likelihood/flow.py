@@ -6,9 +6,9 @@ $dy/d\lambda = D - y$ with the denoiser D, so that along it
 $$ \log p_\epsilon(x_\epsilon) = \log p_T(x_T) + d\log\frac{\alpha_T}{\alpha_\epsilon}
    + \int_{\lambda_T}^{\lambda_\epsilon} \Big(d - \operatorname{tr}\frac{\partial D}{\partial y}\Big)\,d\lambda $$
 
-Trajectory and integral are solved on one fixed grid, by cubics through the slopes and with the part taken out that
-Gaussian data have. Since the quadrature is fixed, the probes of the trace may be fresh at each node, which averages
-their noise; inside an adaptive solver they would be part of the equation.
+Trajectory and integral are computed on one fixed grid, by piecewise cubics through the slopes, after the part that is
+exact for Gaussian data is split off. On a fixed grid the probes of the trace can be drawn anew at each node, which
+averages their noise; an adaptive solver needs an integrand that does not change between evaluations.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def log_prob(
 ) -> LogProbResult:
     r"""Log-likelihood of x under the probability flow, in nats per sample.
 
-    The density is that of the process at time eps, not of the data: no correction is made for what lies below, as in
-    the numbers that papers report. The flow runs from x at eps to the prior at T.
+    The density is that of the process at time eps, not that of the data: as in published numbers, the interval below
+    eps is not corrected for. The flow runs from x at eps to the prior at T.
 
-    `decoder="gaussian"` takes x for data instead and corrects for it: with the process' own noise,
+    `decoder="gaussian"` takes x as data at time 0 and corrects for the interval: with the noise of the process,
     $x_\epsilon \sim q = N(\alpha x, \sigma^2)$, and the Gaussian of the denoiser's mean and the standard deviation
     $\sigma/\alpha$ back,
 
@@ -191,7 +191,7 @@ class _Question:
 def _parts(
     score: Score, x: Tensor, seeds: SampleSeeds, model_kwargs: Conditions | None, batch_size: int | None
 ) -> list[tuple[Tensor, SampleSeeds, Mapping[str, Any] | None]]:
-    """States, seeds and arguments of the network for as many samples as are run at once.
+    """States, seeds and arguments of the network of each part of the batch.
 
     Raises:
         ValueError: for a size below 1, and arguments of which nothing says whether they have one row per sample.
@@ -284,8 +284,8 @@ def choose_probe_basis(
 ) -> ProbeTrial:
     """The basis in which probes leave the least variance, measured on one batch.
 
-    Two probes in each basis along a flow of few steps: 51 network calls and twice as many vector-Jacobian products by
-    default. Give what it finds as `probe_basis` to have one basis for a whole data set.
+    Two probes per basis along a flow of few steps: 51 network calls and twice as many vector-Jacobian products by
+    default. Pass the result as `probe_basis` to use one basis for a whole data set.
 
     Args:
         score_fn: the score, as `sample` takes it.

@@ -85,7 +85,7 @@ def joint_log_prob(
     generator: Generators = None,
     model_kwargs: Conditions | None = None,
 ) -> LogProbResult:
-    """Log-density of joint states under the probability flow, in nats per sample; what `log_prob` does on CLD.
+    """Log-density of joint states under the probability flow, in nats per sample; `log_prob` on CLD.
 
     The flow and its divergence are integrated by the same Runge-Kutta method, of order 4, on the process' default grid.
 
@@ -176,7 +176,7 @@ def velocity_bound(
     $$ \log p(x) \ge \tfrac1K\sum_{k} \log p(x, v_k) + \tfrac d2\log(2\pi e\,\gamma M), \qquad
        v_k \sim N(0, \gamma M I) $$
 
-    with a covariance matrix of the other blocks in the place of $\gamma M$ in general. What `bits_per_dim` uses on CLD.
+    In general $\gamma M$ is the covariance matrix of the other blocks. `bits_per_dim` uses this bound on CLD.
 
     Args:
         score_fn: the joint score, as `sample` takes it.

@@ -41,7 +41,7 @@ class Method(Value):
     """A way to solve the probability flow together with its change of volume.
 
     Attributes:
-        fresh: whether the probes of a trace may be others at each evaluation.
+        fresh: whether the probes of a trace may be drawn anew at each evaluation.
         differentiable: whether gradients pass through.
     """
 
@@ -53,7 +53,7 @@ class Method(Value):
         """From the data to the noise."""
 
     def carry(self, problem: Problem) -> tuple[Tensor, tuple[float, ...]]:
-        """States alone (B, *) from one end to the other, and the times of a grid that all have in common.
+        """States (B, *) at the other end, without their volume, and the times of a shared grid.
 
         Raises:
             ValueError: for a method that goes one way only.
@@ -68,9 +68,10 @@ class Method(Value):
 class FixedGrid(Method):
     """A multistep method of order 4 on a grid that all samples share, one network call per node.
 
-    Without `steps` it is 48 of them, and samples whose numerical error exceeds the tolerance go on to 96 and 192, or to
-    an adaptive solver where finer grids do not help: alone where the network is a module or gets conditions that are
-    marked (`sg.PerSample`), else with their batch. With `steps` it is that grid for all, whatever the error.
+    By default 48 steps; samples whose estimated error exceeds the tolerance are solved again with 96 and 192 steps, or
+    by an adaptive solver where finer grids do not help: without the rest of the batch where the network is a module or
+    its conditions are marked (`sg.PerSample`), else with it. Given `steps`, all samples use that grid, whatever the
+    error.
 
     Args:
         steps: of the grid, one network call each and one more.
@@ -292,8 +293,8 @@ class ProbeTrial:
 class Hutchinson(Value):
     """Hutchinson's estimate of the trace, from products with random probes.
 
-    On a fixed grid probes are fresh at each node, and one more that stays the same goes with them, from which standard
-    error and numerical error are told apart.
+    On a fixed grid probes are drawn anew at each node. One further probe, the same at all nodes, separates the standard
+    error due to the probes from the numerical error of the quadrature.
 
     Args:
         n_probes: probes per node and sample.

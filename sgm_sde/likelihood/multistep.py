@@ -6,8 +6,8 @@ nodes, in the variable u in which the grid is uniform, and its integral in theta
 
 $$ z_k = z_0 + \sum_{i<k} \int_{\theta_i}^{\theta_{i+1}} P_i\,d\theta $$
 
-At every node all intervals are integrated anew: those that were passed by extrapolation, the first ones above all, get
-centred cubics as soon as there are nodes on both sides. A step changes the last few alone.
+At every node all intervals are integrated again: those that were first integrated by extrapolation, such as the initial
+ones, are interpolated by centred cubics once there are nodes on both sides. A step changes the last few intervals only.
 """
 
 from __future__ import annotations

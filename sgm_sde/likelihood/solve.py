@@ -89,8 +89,8 @@ class Rates(NamedTuple):
         slope: of dz/dtheta.
         score: of the score in z.
         divergence: of the divergence of dz/dtheta, for each dimension, and of the trace of r's Jacobian in it.
-        trusted: share of the score that is taken for right. Where the noise is small beside the data, networks know the
-            score badly, and trajectories are good.
+        trusted: share of the score that corrections use. At low noise a learned score is unreliable while the error of
+            the trajectory is already negligible, so that it is damped there.
     """
 
     slope: tuple[float, float]
@@ -143,7 +143,7 @@ class Problem:
         return self.estimate
 
     def run(self, number: int, *, constant: bool = False) -> Problem:
-        """The same with the probes of a run of this number, the same at each evaluation or not."""
+        """The problem with the probes of run `number`; with `constant`, the same probes at each evaluation."""
         estimate = self.trace.run(number)
         return replace(self, estimate=estimate.constant() if constant else estimate)
 
@@ -248,12 +248,13 @@ class Integrals(NodeByNode):
     traces taken and the integrands accumulated.
 
     Along any path z(u), $d\log p = -\operatorname{div}\,d\theta + \nabla_z\log p\cdot(dz - v/\rho\,d\theta)$ where the
-    score is exact. The states visited lie on no single trajectory: from one to the next the path is that of the slopes
-    and, spread over the interval, a jump besides. What the jumps add is the defect.
+    score is exact. The computed states do not lie on one trajectory of the ODE: between two nodes the path follows the
+    interpolated slopes, plus a jump to the next computed state, spread over the interval. The score times the jumps is
+    the defect, the first-order change of the log-density.
 
-    What is left is of four kinds, each told by a rule of another order on the same nodes: the quadrature of the
-    divergence (`quadrature_error`), that of the slopes, the mean of the score over an interval, and the part of the
-    score that is not trusted.
+    The remaining error has four parts, each estimated by a rule of another order on the same nodes: the quadrature of
+    the divergence (`quadrature_error`), that of the slopes, the mean of the score over an interval, and the share of
+    the score that is not trusted.
 
     Args:
         problem: whose network is asked.

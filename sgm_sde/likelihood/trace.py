@@ -36,12 +36,12 @@ FIXED_PROBES = 4  # of samples that leave a grid, where probes cannot be fresh
 class Estimate(Protocol):
     """An estimator of the trace of a network's Jacobian J.
 
-    The last two columns of what it returns tell how far J is from symmetric, as the Jacobian of a gradient is:
-    estimates of |J - J^T|^2 and |J + J^T|^2 in Frobenius' norm, or zeros where nothing tells them.
+    Its last two columns measure the asymmetry of J, which vanishes for the Jacobian of a gradient: estimates of
+    |J - J^T|^2 and |J + J^T|^2 in the Frobenius norm, or zeros where there is no estimate.
 
     Attributes:
         columns: estimates at each evaluation.
-        companion: whether one more follows, of the same probe at every evaluation, which the value does not use.
+        companion: whether a further column is that of a probe which is the same at every evaluation and not averaged.
         fixed: whether its randomness is the same at each evaluation; None where there is none.
     """
 
