@@ -45,7 +45,7 @@ class Work(NamedTuple):
     @property
     def surname(self) -> str:
         """Surname of the first author, without accents' commands."""
-        return re.sub(r"\\\W|[{}]", "", self.author.partition(",")[0])
+        return re.sub(r"\\(?:[a-z](?=\{)|\W)|[{}]", "", self.author.partition(",")[0])
 
 
 def citation(*parts: object) -> str:

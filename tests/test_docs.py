@@ -16,6 +16,8 @@ import sgm_sde as sg
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+REPOSITORY = "https://github.com/sgm-sde/sgm_sde"
+OURS = (f"{REPOSITORY}/blob/main/", f"{REPOSITORY.replace('github.com', 'raw.githubusercontent.com')}/main/")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -31,10 +33,21 @@ def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    """Relative links and pictures exist."""
+    """Relative links and pictures exist, and absolute ones into this repository."""
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+        here = next(
+            (ROOT / target.removeprefix(base) for base in OURS if target.startswith(base)), page.parent / target
+        )
+        assert here.exists() or (target.startswith("http") and not target.startswith(REPOSITORY)), target
+
+
+def test_the_readme_is_read_anywhere() -> None:
+    """Its links are absolute, since package indexes show it without the repository; all addresses of it are one."""
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
+        assert target.startswith("https://"), target
+    assert f"repository-code: {REPOSITORY}\n" in (ROOT / "CITATION.cff").read_text()
+    with_urls = (ROOT / "pyproject.toml").read_text().partition("[project.urls]")[2].partition("\n[")[0]
+    assert all(REPOSITORY in line for line in with_urls.strip().splitlines())
 
 
 def test_every_solver_is_in_the_table_of_orders() -> None:
