@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import one_of
-from sgm_sde.metrics.features import to_uint8
+from sgm_sde._checks import check_integer, one_of, range_of, require_floating
+from sgm_sde.metrics.features import to_uint8 as to_uint8
 from sgm_sde.store import read_run, write_atomically
 
 FORMATS = ("png", "npz")
@@ -38,16 +38,51 @@ def write_grid(folder: Path | str, black_white: tuple[float, float], columns: in
         rows += list(images)
         if len(rows) >= SHOWN:
             break
-    rows = rows[:SHOWN]
-    height, width, channels = rows[0].shape
-    lines = math.ceil(len(rows) / columns)
-    sheet = np.full((lines * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
-    for i, image in enumerate(rows):
-        top, left = i // columns * (height + 1), i % columns * (width + 1)
-        sheet[top : top + height, left : left + width] = image
     path = Path(folder) / "samples.png"
-    write_atomically(path, _png(pillow, sheet))
+    write_atomically(path, _png(pillow, _sheet(rows[:SHOWN], columns)))
     return path
+
+
+def save_grid(x: Tensor, path: Path | str, data_range: tuple[float, float] = (-1.0, 1.0), columns: int = 8) -> Path:
+    """Write samples as one picture, row by row, with lines of one pixel between them.
+
+    Args:
+        x: images (B, C, H, W) of one or three channels; what is not finite is black.
+        path: of the picture, a PNG file.
+        data_range: the values of black and white.
+        columns: of the picture.
+
+    Raises:
+        ValueError: for samples that are no images of one or three channels, and ranges or columns that are none.
+        ImportError: without Pillow.
+
+    Examples:
+        >>> import tempfile
+        >>> save_grid(torch.zeros(6, 1, 8, 8), Path(tempfile.mkdtemp()) / "grey.png", columns=3).name
+        'grey.png'
+    """
+    pillow = _pillow()
+    require_floating("x", x, "(B, C, H, W)")
+    data_range = range_of("data_range", data_range)
+    columns = check_integer("columns", columns)
+    if not are_images(tuple(x.shape[1:])) or not x.numel():
+        raise ValueError(f"x must be images (B, C, H, W) of one or three channels, got {tuple(x.shape)}")
+    path = Path(path)
+    write_atomically(path, _png(pillow, _sheet(list(_eight_bits(x.detach().cpu(), data_range)), columns)))
+    return path
+
+
+def _sheet(images: list[np.ndarray], columns: int) -> np.ndarray:
+    """Images (H, W, C) in rows, with white lines between them."""
+    height, width, channels = images[0].shape
+    columns = min(columns, len(images))
+    lines = math.ceil(len(images) / columns)
+    sheet = np.full((lines * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top = i // columns * (height + 1)
+        left = i % columns * (width + 1)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
 
 
 def export(folder: Path | str, kind: str, black_white: tuple[float, float]) -> Path:

@@ -243,6 +243,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Execution": (executed, {
         "batch_size": 2, "until": None, "enable_grad": False, "compile": False, "device": None,
     }),
+    "simulate": (sg.processes.simulate, {"*sde": VP, "*x0": X, "*times": [0.0, 0.5], "substeps": 3, "seed": 0}),
     "citation": (sg.citation, {"*part": "ddim"}),
     "spec": (sg.spec, {"*value": VP}),
     "from_spec": (sg.from_spec, {"*data": sg.DDIM().spec()}),

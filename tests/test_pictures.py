@@ -13,6 +13,7 @@ from sgm_sde import distributed
 from sgm_sde.bench import black_white
 from sgm_sde.cli import main
 from sgm_sde.metrics.features import to_uint8
+from sgm_sde.pictures import save_grid
 
 RUN = ["sample", "--model", "digits", "-n", "11", "--batch", "4", "--nfe", "4", "--device", "cpu", "--quiet", "--out"]
 
@@ -39,6 +40,37 @@ def test_samples_as_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     with np.load(out / "samples.npz") as arrays:
         assert np.array_equal(arrays["arr_0"], expected.transpose(0, 2, 3, 1))
         assert np.array_equal(arrays["arr_1"], drawn["y"].numpy())
+
+
+@pytest.mark.parametrize(("channels", "columns", "shape"), [(1, 4, (2 * 9 - 1, 4 * 6 - 1)), (3, 9, (8, 6 * 6 - 1, 3))])
+def test_a_grid_of_samples(channels: int, columns: int, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Row by row, black to white over the range, white lines between; what is not finite is black."""
+    image = pytest.importorskip("PIL.Image")
+    x = torch.linspace(-2, 2, 6)[:, None, None, None].expand(6, channels, 8, 5).clone()
+    x[1, :, 0, 0] = float("nan")
+    sheet = np.asarray(image.open(save_grid(x, tmp_path / "grid.png", (-2, 2), columns)))
+    assert sheet.shape == shape
+    assert (sheet[:8, :5] == 0).all() and (sheet[:8, 5] == 255).all()
+    assert (sheet[0, 6] == 0).all() and (sheet[1:8, 6:11] == 51).all()
+    assert torch.equal(sg.pictures.to_uint8(x[:1], (-2, 2)), torch.zeros(1, channels, 8, 5, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "text"),
+    [
+        (torch.zeros(4, 2, 8, 8), {}, r"one or three channels, got \(4, 2, 8, 8\)"),
+        (torch.zeros(0, 1, 8, 8), {}, r"got \(0, 1, 8, 8\)"),
+        (torch.zeros(4, 8), {}, r"got \(4, 8\)"),
+        (torch.zeros(4, 1, 8, 8), {"data_range": (1, -1)}, "data_range"),
+        (torch.zeros(4, 1, 8, 8), {"columns": 0}, "columns"),
+    ],
+)
+def test_grids_of_what_is_none(x: torch.Tensor, options: dict[str, object], text: str, tmp_path: Path) -> None:
+    """Refused in words."""
+    pytest.importorskip("PIL.Image")
+    with pytest.raises(ValueError, match=text):
+        save_grid(x, tmp_path / "grid.png", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "grid.png").exists()
 
 
 def test_images_of_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

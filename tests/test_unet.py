@@ -34,6 +34,8 @@ def unet(seed: int = 0, **options: object) -> UNet:
         ({"in_channels": 3, "patch": 1, "attention": ()}, (2, 3, 6, 10)),
         ({"channels": (8, 16, 8), "blocks": 2, "attention": (0, 2)}, (2, 1, 16, 8)),
         ({"channels": (8,), "patch": 4, "attention": (0,)}, (2, 1, 12, 12)),
+        ({"time": "fourier", "rescale": True}, (2, 1, 8, 8)),
+        ({"in_channels": 3, "time": "positional", "middle": "attention", "attention": ()}, (2, 3, 8, 8)),
     ],
 )
 def test_shapes(options: dict[str, object], shape: tuple[int, ...]) -> None:
@@ -55,6 +57,25 @@ def test_what_the_output_depends_on() -> None:
     x = x[:1].clone().requires_grad_()
     (slope,) = torch.autograd.grad(net(x, t[:1], y[:1])[0, 0, 0, 0], x)
     assert (slope != 0).all()
+
+
+def test_options_of_the_literature() -> None:
+    """Time features by their formulas, rescaled sums; the defaults are the network of the weights here."""
+    song, ddpm = unet(time="fourier").frequencies, unet(time="positional").frequencies
+    assert torch.equal(song, unet(seed=1, time="fourier").frequencies)
+    assert 8 < UNet(time="fourier", embed=1024).frequencies.std() < 24
+    angles = 2 * torch.pi * ddpm
+    assert torch.allclose(angles[[0, -1]], torch.tensor([1.0, 1e-4]))
+    assert torch.equal(unet().frequencies, 2.0 ** torch.linspace(-1, 4, 8))
+
+    x, t, y = noise(2, 1, 8, 8), torch.tensor([0.1, 0.4]), torch.tensor([0, 1])
+    for option in ({"time": "fourier"}, {"time": "positional"}, {"rescale": True}):
+        assert not torch.allclose(unet(**option)(x, t, y), unet()(x, t, y), atol=1e-3), option
+    named = {name for name, _ in unet(middle="attention").named_parameters()}
+    assert {"middle.1.qkv.weight", "middle.2.conv1.weight"} <= named
+    plain, rescaled = unet().down[0], unet(rescale=True).down[0]  # a block without attention
+    h, emb = noise(4, 8, 4, 4), noise(4, 16)
+    assert torch.allclose(rescaled(h, emb), plain(h, emb) / 2**0.5)
 
 
 def test_inference_leaves_the_global_random_state_alone() -> None:
@@ -144,6 +165,9 @@ def test_a_preconditioned_network_of_another_kind() -> None:
         (lambda: UNet(channels=(8, 12), groups=8), r"\(8, 12\)"),
         (lambda: UNet(channels=(8, 16), groups=8, heads=3), "heads=3"),
         (lambda: UNet(channels=(8, 16), attention=(2,)), r"attention=\(2,\)"),
+        (lambda: UNet(channels=(8, 16), attention=(), heads=3, middle="attention"), "heads=3"),
+        (lambda: UNet(time="learned"), "learned"),
+        (lambda: UNet(middle="none"), "none"),
         (lambda: unet()(noise(1, 1, 6, 8), torch.zeros(1)), r"multiples of 4, got \(1, 1, 6, 8\)"),
         (lambda: unet(classes=None)(noise(1, 1, 8, 8), torch.zeros(1), torch.zeros(1).long()), "without classes"),
         (lambda: EDMPreconditioned(unet(), 0.0), "got 0.0"),

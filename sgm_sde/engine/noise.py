@@ -24,7 +24,16 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 VERSION = "philox-4x64-10"  # what the numbers of a seed depend on; in protocols and folders of results
 
 # A stream for each use, so that adding a corrector leaves the prior and the predictor's noise as they were.
-STREAMS = {"prior": 1, "solver": 2, "corrector": 3, "probe": 4, "dequantisation": 5, "measurement": 6, "path": 7}
+STREAMS = {
+    "prior": 1,
+    "solver": 2,
+    "corrector": 3,
+    "probe": 4,
+    "dequantisation": 5,
+    "measurement": 6,
+    "path": 7,
+    "forward": 8,
+}
 
 HOST = torch.device("cpu")
 FIXED = 2**64 - 1  # a draw that no run arrives at

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm_sde._checks import FAR, check_integer, described, instance_of, is_dense, number, sizes
+from sgm_sde._checks import FAR, check_integer, described, flag, instance_of, is_dense, number, one_of, sizes
 
 
 class Preconditioning(NamedTuple):
@@ -57,10 +57,14 @@ def edm_preconditioning(sigma: Tensor, sigma_data: Tensor | float) -> Preconditi
 
 
 class _ResidualBlock(nn.Module):
-    """h + conv(silu((1 + scale) norm(conv(silu(norm(h)))) + shift)); scale and shift come from the embedding."""
+    """h + conv(silu((1 + scale) norm(conv(silu(norm(h)))) + shift)); scale and shift come from the embedding.
 
-    def __init__(self, channels: int, out_channels: int, embed: int, groups: int) -> None:
+    `weight` multiplies the sum.
+    """
+
+    def __init__(self, channels: int, out_channels: int, embed: int, groups: int, weight: float) -> None:
         super().__init__()
+        self.weight = weight
         self.norm1 = nn.GroupNorm(groups, channels)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.film = nn.Linear(embed, 2 * out_channels)
@@ -75,15 +79,16 @@ class _ResidualBlock(nn.Module):
         update = self.conv1(F.silu(self.norm1(h)))
         update = self.conv2(F.silu((1 + scale) * self.norm2(update) + shift))
         shortcut: Tensor = self.shortcut(h)
-        return shortcut + update
+        return self.weight * (shortcut + update)
 
 
 class _SelfAttention(nn.Module):
-    """h + attention over the pixels of norm(h)."""
+    """h + attention over the pixels of norm(h), times `weight`."""
 
-    def __init__(self, channels: int, heads: int, groups: int) -> None:
+    def __init__(self, channels: int, heads: int, groups: int, weight: float) -> None:
         super().__init__()
         self.heads = heads
+        self.weight = weight
         self.norm = nn.GroupNorm(groups, channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -95,7 +100,7 @@ class _SelfAttention(nn.Module):
         # Written out: the fused kernels have no forward mode and no second derivative on the CPU.
         attention = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
         mixed = self.out((attention @ v).transpose(-2, -3).flatten(-2))
-        return h + mixed.transpose(-1, -2).unflatten(-1, h.shape[-2:])
+        return self.weight * (h + mixed.transpose(-1, -2).unflatten(-1, h.shape[-2:]))
 
 
 class _Stage(nn.ModuleList):
@@ -105,6 +110,33 @@ class _Stage(nn.ModuleList):
         block, attention = self
         mixed: Tensor = attention(block(h, emb))
         return mixed
+
+
+class _Middle(nn.ModuleList):
+    """A residual block, attention, and another residual block."""
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        first, attention, second = self
+        mixed: Tensor = second(attention(first(h, emb)), emb)
+        return mixed
+
+
+def _octaves(n: int) -> Tensor:
+    """Frequencies of half a period to 16 periods in a unit of the feature."""
+    return 2.0 ** torch.linspace(-1, 4, n)
+
+
+def _random_frequencies(n: int) -> Tensor:
+    """N(0, 16^2), always the same ones: weights fix the function, and torch's generator is left alone."""
+    return 16 * torch.randn(n, generator=torch.Generator().manual_seed(0))
+
+
+def _of_positions(n: int) -> Tensor:
+    """Angular frequencies from 1 down to 1 / 10000, for features of some hundreds, over 2 pi."""
+    return 1e4 ** -torch.linspace(0, 1, n) / (2 * math.pi)
+
+
+EMBEDDINGS = {"octaves": _octaves, "fourier": _random_frequencies, "positional": _of_positions}
 
 
 class UNet(nn.Module):
@@ -120,12 +152,19 @@ class UNet(nn.Module):
         embed: width of the embedding of time and label.
         groups: groups of the normalisation; must divide every entry of `channels`.
         heads: attention heads; must divide the width where attention is used.
+        time: frequencies of the sines and cosines of the time feature: `"octaves"`, for features of size 1;
+            `"fourier"`, random ones N(0, 16^2) as Song et al., for features such as ln(sigma) / 4; `"positional"`, as
+            DDPM, for the index of a table.
+        middle: `"block"`, or `"attention"` for a block, attention and a block at the lowest resolution, as DDPM has.
+        rescale: 1 / sqrt(2) after every sum with a skip connection, as Song et al.: the variance stays as it is.
 
     Raises:
-        ValueError: for widths that groups or heads do not divide, or attention at a level that there is not.
+        ValueError: for an unknown time or middle, widths that groups or heads do not divide, or attention at a level
+            that there is not.
 
     Source: Ronneberger et al., 2015, arXiv:1505.04597; Ho et al., 2020, arXiv:2006.11239; adaptive group
-    normalisation: Dhariwal and Nichol, 2021, arXiv:2105.05233.
+    normalisation: Dhariwal and Nichol, 2021, arXiv:2105.05233; random Fourier features and rescaling: Song et al.,
+    2021, arXiv:2011.13456.
 
     Examples:
         >>> net = UNet(channels=(16, 32), classes=10)
@@ -146,29 +185,32 @@ class UNet(nn.Module):
         embed: int = 128,
         groups: int = 8,
         heads: int = 4,
+        time: str = "octaves",
+        middle: str = "block",
+        rescale: bool = False,
     ) -> None:
         super().__init__()
+        one_of("time", time, EMBEDDINGS)
+        one_of("middle", middle, ("block", "attention"))
+        scale = math.sqrt(0.5) if flag("rescale", rescale) else 1.0
         channels, attention = sizes("channels", channels), sizes("attention", attention, least=0)
-        in_channels, blocks, patch = (
-            check_integer("in_channels", in_channels),
-            check_integer("blocks", blocks),
-            check_integer("patch", patch),
-        )
-        groups, heads, embed = (
-            check_integer("groups", groups),
-            check_integer("heads", heads),
-            check_integer("embed", embed, 2),
-        )
+        in_channels = check_integer("in_channels", in_channels)
+        blocks = check_integer("blocks", blocks)
+        patch = check_integer("patch", patch)
+        groups = check_integer("groups", groups)
+        heads = check_integer("heads", heads)
+        embed = check_integer("embed", embed, 2)
         classes = None if classes is None else check_integer("classes", classes)
         for level, width in enumerate(channels):
-            if width % groups or (level in attention and width % heads):
+            attends = level in attention or (middle == "attention" and level == len(channels) - 1)
+            if width % groups or (attends and width % heads):
                 raise ValueError(f"groups={groups} and heads={heads} must divide the channels, got {tuple(channels)}")
         attention_levels = frozenset(attention)
         if not attention_levels <= set(range(len(channels))):
             raise ValueError(f"attention={tuple(attention)} must be indices into channels={tuple(channels)}")
         self.patch, self.classes = patch, classes
         self.reduction = patch * 2 ** (len(channels) - 1)
-        self.register_buffer("frequencies", 2.0 ** torch.linspace(-1, 4, embed // 2))
+        self.register_buffer("frequencies", EMBEDDINGS[time](embed // 2))
         self.time = nn.Linear(embed, embed)
         self.mix = nn.Linear(embed, embed)
         self.label = nn.Embedding(classes + 1, embed) if classes is not None else None
@@ -176,8 +218,14 @@ class UNet(nn.Module):
 
         def stage(level: int, width: int) -> _Stage:
             channels_out = channels[level]
-            attention = _SelfAttention(channels_out, heads, groups) if level in attention_levels else nn.Identity()
-            return _Stage([_ResidualBlock(width, channels_out, embed, groups), attention])
+            attention = (
+                _SelfAttention(channels_out, heads, groups, scale) if level in attention_levels else nn.Identity()
+            )
+            return _Stage([_ResidualBlock(width, channels_out, embed, groups, scale), attention])
+
+        def centre(width: int) -> nn.Module:
+            first, second = (_ResidualBlock(width, width, embed, groups, scale) for _ in range(2))
+            return _Middle([first, _SelfAttention(width, heads, groups, scale), second])
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         width, skips = channels[0], list[int]()
@@ -186,7 +234,7 @@ class UNet(nn.Module):
                 self.down.append(stage(level, width))
                 width = channels[level]
                 skips.append(width)
-        self.middle = stage(len(channels) - 1, width)
+        self.middle = centre(width) if middle == "attention" else stage(len(channels) - 1, width)
         for level in reversed(range(len(channels))):
             for _ in range(blocks):
                 self.up.append(stage(level, width + skips.pop()))

@@ -6,6 +6,7 @@ from sgm_sde.processes.cld import CLD, hybrid_score_matching
 from sgm_sde.processes.discrete import DiscreteVESDE, DiscreteVPSDE
 from sgm_sde.processes.edm import EDMSDE
 from sgm_sde.processes.flow import RectifiedFlowSDE
+from sgm_sde.processes.forward import simulate
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.processes.ve import VESDE
@@ -27,4 +28,5 @@ __all__ = [
     "SubVPSDE",
     "hybrid_score_matching",
     "presets",
+    "simulate",
 ]

@@ -141,7 +141,9 @@ class PosteriorMean:
             raise ValueError(f"{sde!r} has no table of times: give PosteriorMean(n=...)")
         s = t - sde.T / n
         s = torch.where(s < 0.5 * sde.T / n, 0.0, s)  # the step that ends at the data, whatever the rounding
-        b2, sigma2 = sde.transition(s, t)[1] ** 2, sde.sigma(t) ** 2
+
+        b2 = sde.transition(s, t)[1] ** 2
+        sigma2 = sde.sigma(t) ** 2
         c = sde.alpha(s) * b2 / sigma2
         if self.variance == "none":
             return c**2
@@ -181,7 +183,8 @@ def denoising_score_matching(
     Args:
         score: the network with what it predicts, from `from_noise` or its siblings, on the process to train on.
         x0: data (B, *).
-        generator: of times and noise; needed for whatever of the two is not given.
+        generator: of times and noise; without one, fresh entropy at each call, as `sample` without a seed. torch's
+            global generator, and so `torch.manual_seed`, has no part in it.
         weighting: a name of the table above, or `EDM(s)`, `MinSNR(gamma)`, `PosteriorMean()` or one of your own.
         times: distribution of the times; `Uniform()` if not given.
         t: times (B,) instead of drawn ones.
@@ -193,8 +196,7 @@ def denoising_score_matching(
         losses (B,); take their mean for the gradient step.
 
     Raises:
-        ValueError: for an unknown weighting or reduction, both `times` and `t`, a `noise` of another shape, or no
-            generator where something is to be drawn.
+        ValueError: for an unknown weighting or reduction, both `times` and `t`, or a `noise` of another shape.
         TypeError: for a score on a process without alpha(t) and sigma(t), or data that are no floating-point tensor.
 
     Source: Vincent, 2011, doi:10.1162/NECO_a_00142; Song et al., 2021, arXiv:2011.13456.
@@ -202,10 +204,11 @@ def denoising_score_matching(
     Examples:
         >>> import sgm_sde as sg
         >>> score = sg.from_noise(lambda x, t: x, sg.VPSDE())
-        >>> generator = torch.Generator().manual_seed(0)
+        >>> generator = torch.Generator().manual_seed(0)  # for losses that can be repeated
         >>> denoising_score_matching(score, torch.zeros(4, 2), generator=generator).shape
         torch.Size([4])
     """
+    generator = _own(generator)
     sde, t, factor, x0 = _prepare(score, x0, times, t, generator)
     x, noise = _noised(sde, x0, t, noise, generator)
     a, b = weights(score.prediction, sde.values(t))
@@ -238,23 +241,23 @@ def score_matching(
     Args:
         score: as for `denoising_score_matching`, and twice differentiable.
         x0: data (B, *).
-        generator: of times, noise and probes; as there.
-        weighting: as there.
-        times: as there.
-        t: as there.
-        noise: as there.
+        generator: of times, noise and probes; without one, fresh entropy at each call.
+        weighting: a name of the table above, or `EDM(s)`, `MinSNR(gamma)`, `PosteriorMean()` or one of your own.
+        times: distribution of the times; `Uniform()` if not given.
+        t: times (B,) instead of drawn ones.
+        noise: noise (B, *) instead of drawn one.
         trace: `"exact"`, by one vector-Jacobian product for each dimension of a sample; `"sliced"`, estimated with
             random signs, which leaves the expectation as it is ("with variance reduction" in the source).
         n_probes: number of sign vectors, for `"sliced"`.
-        reduction: as there.
-        model_kwargs: as there.
+        reduction: `"mean"` or `"sum"` over the data's dimensions.
+        model_kwargs: passed on to the network, such as labels.
 
     Returns:
         losses (B,).
 
     Raises:
         ValueError: as `denoising_score_matching`, and for an unknown trace or n_probes below 1.
-        TypeError: as there.
+        TypeError: for a score on a process without alpha(t) and sigma(t), or data that are no floating-point tensor.
 
     Source: Hyvarinen, 2005, JMLR 6:695-709; sliced: Song, Garg, Shi and Ermon, 2019, arXiv:1905.07088.
 
@@ -268,6 +271,7 @@ def score_matching(
     """
     one_of("trace", trace, ("exact", "sliced"))
     n_probes = check_integer("n_probes", n_probes)
+    generator = _own(generator)
     sde, t, factor, x0 = _prepare(score, x0, times, t, generator)
     x, _ = _noised(sde, x0, t, noise, generator)
     with torch.enable_grad():
@@ -288,7 +292,7 @@ def score_matching(
 
 
 def _prepare(
-    score: Score, x0: Tensor, times: Times | None, t: Tensor | None, generator: torch.Generator | None
+    score: Score, x0: Tensor, times: Times | None, t: Tensor | None, generator: torch.Generator
 ) -> tuple[LinearSDE, Tensor, Tensor, Tensor]:
     """The process, times (B,) and the factors on them in float64 on the CPU, and the data in at least float32."""
     if not isinstance(score, Score):
@@ -302,7 +306,7 @@ def _prepare(
     if times is not None:
         instance_of("times", times, Times, "a distribution of times, such as LogNormal()")
     if t is None:
-        t, factor = (Uniform() if times is None else times).draw(sde, len(x0), _require(generator))
+        t, factor = (Uniform() if times is None else times).draw(sde, len(x0), generator)
     elif times is not None:
         raise ValueError("give times= or t=, not both")
     else:
@@ -317,7 +321,7 @@ def _prepare(
 
 
 def _noised(
-    sde: LinearSDE, x0: Tensor, t: Tensor, noise: Tensor | None, generator: torch.Generator | None
+    sde: LinearSDE, x0: Tensor, t: Tensor, noise: Tensor | None, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     if noise is None:
         noise = _random(x0, generator, torch.randn)
@@ -328,14 +332,15 @@ def _noised(
     return _on(sde.alpha(t), x0) * x0 + _on(sde.sigma(t), x0) * noise, noise
 
 
-def _random(x: Tensor, generator: torch.Generator | None, draw: Callable[..., Tensor]) -> Tensor:
-    generator = _require(generator)
+def _random(x: Tensor, generator: torch.Generator, draw: Callable[..., Tensor]) -> Tensor:
     return draw(x.shape, generator=generator, device=generator.device, dtype=x.dtype).to(x.device)
 
 
-def _require(generator: torch.Generator | None) -> torch.Generator:
+def _own(generator: torch.Generator | None) -> torch.Generator:
+    """The caller's generator, or one of fresh entropy."""
     if generator is None:
-        raise ValueError("give generator=, from which times and noise are drawn")
+        generator = torch.Generator()
+        generator.seed()
     instance_of("generator", generator, torch.Generator, "a torch.Generator")
     return generator
 
