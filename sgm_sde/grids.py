@@ -21,7 +21,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from sgm_sde._checks import FAR, check_integer, described, instance_of, moment, moments, number, reals, unknown
+from sgm_sde._checks import (
+    FAR,
+    check_integer,
+    described,
+    instance_of,
+    moment,
+    moments,
+    number,
+    reals,
+    require_floating,
+    unknown,
+)
 from sgm_sde._shapes import cpu_float64
 from sgm_sde._times import CLOSEST, ROUNDING, at_ends, same_time
 from sgm_sde._value import Value
@@ -32,6 +43,7 @@ if TYPE_CHECKING:
     from sgm_sde.processes import SDE
 
 NEWTON = 30  # iterations; ten reach rounding
+MOST_ROWS = 100_000  # that a token waits
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,8 @@ class TokenGrid(Value):
 
     Raises:
         TypeError: for what is no tensor of floating-point numbers.
-        ValueError: for times that increase, are negative or not finite, and rows in which none moves.
+        ValueError: for fewer than two rows, times that increase, are negative or not finite, and rows in which none
+            moves.
 
     Source: Chen et al., 2024, arXiv:2407.01392 (diffusion forcing).
 
@@ -136,8 +149,9 @@ class TokenGrid(Value):
 
     def __post_init__(self) -> None:
         t = self.times
-        if not isinstance(t, Tensor) or not t.is_floating_point() or t.ndim < 2 or len(t) < 2:
-            raise TypeError(f"times must be a floating-point tensor (n + 1, *) of two rows or more, got {described(t)}")
+        require_floating("times", t, "(n + 1, *)")
+        if t.ndim < 2 or len(t) < 2:
+            raise ValueError(f"times must have two rows or more, (n + 1, *), got the shape {tuple(t.shape)}")
         t = t.detach().to(device="cpu", dtype=torch.float64)
         if not bool((t.isfinite() & (t >= 0)).all()):
             raise ValueError(f"times must be finite and not negative, got {float(t[~(t.isfinite() & (t >= 0))][0])}")
@@ -170,15 +184,35 @@ class TokenGrid(Value):
                     [1.0000, 1.0000, 0.5000, 0.1000]], dtype=torch.float64)
         """
         times = torch.tensor((grid if isinstance(grid, Grid) else Grid(grid)).times, dtype=torch.float64)
-        late = torch.as_tensor(delays)
-        if late.is_floating_point() or late.ndim == 0 or bool((late < 0).any()):
-            raise ValueError(f"delays must be integers of at least 0, one a token, got {described(delays)}")
+        late = torch.as_tensor(delays) if isinstance(delays, Tensor | list | tuple) and _whole(delays) else None
+        if (
+            late is None
+            or late.ndim == 0
+            or not late.numel()
+            or not 0 <= int(late.min()) <= int(late.max()) <= MOST_ROWS
+        ):
+            raise ValueError(f"delays must be integers from 0 to {MOST_ROWS}, one a token, got {described(delays)}")
         late = late - late.min()
         rows = torch.arange(len(times) + int(late.max())).reshape(-1, *[1] * late.ndim)
         return TokenGrid(times[(rows - late).clamp(0, len(times) - 1)])
 
     def __repr__(self) -> str:
         return f"TokenGrid({self.steps} rows of {tuple(self.times.shape[1:])})"
+
+
+def _whole(values: object) -> bool:
+    """True for integers, in a tensor or nested lists of one depth."""
+    if isinstance(values, Tensor):
+        return values.dtype in (torch.int64, torch.int32, torch.int16, torch.int8) and values.layout == torch.strided
+    if not isinstance(values, list | tuple):
+        return isinstance(values, int) and not isinstance(values, bool) and abs(values) <= MOST_ROWS
+    return all(map(_whole, values)) and len({_depths(value) for value in values}) < 2
+
+
+def _depths(values: object) -> tuple[int, ...]:
+    if not isinstance(values, list | tuple):
+        return ()
+    return (len(values), *(_depths(values[0]) if values else ()))
 
 
 class GridRule(Value, ABC):

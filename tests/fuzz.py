@@ -232,6 +232,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "SSCS": (sg.schemes.SSCS, {}),
     "Score": (sg.Score, {"*net": net, "*sde": VP, "*prediction": "noise", "time_label": None, "input_scale": None}),
     "Shifted": (sg.grids.Shifted, {"*shift": 3.0, "*base": sg.grids.Uniform()}),
+    "TokenGrid": (sg.grids.TokenGrid, {"*times": torch.tensor([[1.0, 1.0], [0.5, 1.0], [0.1, 0.1]])}),
+    "TokenGrid.staggered": (sg.grids.TokenGrid.staggered, {"*grid": [1.0, 0.5, 0.1], "*delays": [0, 1]}),
     "FromLevels": (sg.grids.FromLevels, {"*levels": [14.0, 6.0, 3.0, 1.0, 0.0]}),
     "Rescaled": (sg.guidance.Rescaled, {"*guided": GUIDED, "*strength": 0.7}),
     "APG": (sg.guidance.APG, {"*guided": GUIDED, "*eta": 0.0, "*norm": None}),

@@ -296,7 +296,8 @@ def test_misuse() -> None:
         sg.sample(score, sde, x_T=X, grid=TokenGrid(2 * grid.times))
     down = torch.tensor([[1.0, 1.0], [0.5, 0.5]])
     for times, error, match in (
-        ([1.0, 0.5], TypeError, "a floating-point tensor"),
+        ([1.0, 0.5], TypeError, "times must be"),
+        (torch.ones(3), ValueError, "two rows or more"),
         (down.flip(0), ValueError, "from row 0 to row 1"),
         (torch.cat([down, down[1:]]), ValueError, "none does from row 1 to the next"),
         (-down, ValueError, "not negative"),
