@@ -27,6 +27,7 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde import training
 from sgm_sde.likelihood import AdaptiveFlow, FixedGrid, Hutchinson
+from sgm_sde.metrics.features import to_uint8
 
 VP, EDM, FLOW = sg.VPSDE(), sg.EDMSDE(), sg.RectifiedFlowSDE()
 
@@ -460,6 +461,40 @@ def _() -> tuple[str, bool]:
     images = ((digits_data("held_out")[0][:16] + 1) * 8).round().long()
     value = sg.load_model("digits").bits_per_dim(images, seed=0, method=FixedGrid(24)).value
     return f"{value:.2f}", abs(value - 2.14) < 0.2
+
+
+@fault(
+    "ranges that are not the network's, digits in bits/dim", "216, 316233 and negative bits, as any result", "an error"
+)
+def _() -> tuple[str, bool]:
+    from sgm_sde.nn.digits import digits_data
+
+    images, model = ((digits_data("held_out")[0][:24] + 1) * 8).round().long(), sg.load_model("digits")
+
+    def bits(**options: Any) -> Callable[[], Any]:
+        return lambda: model.bits_per_dim(images, seed=0, method=FixedGrid(24), **options)
+
+    calls = [bits(data_range=given) for given in ((0, 1), (0, 16), (0, 255), (-0.5, 0.5), (-2, 2))]
+    zero_one = (images > 8).long()
+    calls.append(lambda: model.bits_per_dim(zero_one, seed=0, method=FixedGrid(12)))
+    return refused("", *calls)[0], all(refusal(call) for call in calls)
+
+
+@fault("8-bit images of another range as data", "taken as they are", "an error")
+def _() -> tuple[str, bool]:
+    levels = torch.arange(256.0).reshape(1, 256)
+    score, generator = normal(256).score(VP), torch.Generator().manual_seed(0)
+    calls = (
+        lambda: to_uint8(levels / 255, (-1.0, 1.0)),
+        lambda: to_uint8(levels, (-1.0, 1.0)),
+        lambda: to_uint8(levels / 127.5 - 1, (0.0, 1.0)),
+        lambda: training.denoising_score_matching(score, levels, generator=generator),
+        lambda: training.score_matching(score, levels, generator=generator),
+    )
+    right = [to_uint8(x, given) for x, given in
+             ((levels / 255, (0.0, 1.0)), (levels, (0.0, 255.0)), (levels / 127.5 - 1, (-1.0, 1.0)))]  # fmt: skip
+    same = all(torch.equal(x, levels.byte()) for x in right)
+    return refusal(calls[0])[:70], same and all("8-bit" in refusal(call) for call in calls)
 
 
 @fault("integer types of numpy in a shape", "refused, though nfe and seeds take them", "taken")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._checks import float_dtype, range_of
+from sgm_sde._ranges import refuse_cast
 from sgm_sde._shapes import flat
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.likelihood.checks import check_points, require_count
@@ -71,7 +72,7 @@ class Levels:
 
         Raises:
             TypeError: for images that are not of an integer dtype.
-            ValueError: for levels outside of the range.
+            ValueError: for levels outside of the range, and 0 and 1 alone where there are many levels.
         """
         if not is_integer(images):
             given = f"dtype {images.dtype}" if isinstance(images, Tensor) else repr(images)
@@ -85,6 +86,7 @@ class Levels:
         least, most = int(images.min()), int(images.max())
         if least < 0 or most >= n_levels:
             raise ValueError(f"images must lie in [0, {n_levels}) for n_levels={n_levels}, got {least} to {most}")
+        refuse_cast("images", images, n_levels)
         width = (high - low) / n_levels
         x = (low + width * (images.double() + 0.5)).to(dtype)
         return Levels(images, n_levels, low, width, x)

@@ -106,8 +106,8 @@ def bits_per_dim(
 
     Raises:
         TypeError: for images that are not of an integer dtype.
-        ValueError: for levels outside of the range, options out of range, and a number of bits that only a wrong
-            `data_range` gives.
+        ValueError: for levels outside of the range, options out of range, a number of bits that only a wrong
+            `data_range` gives, less than none among them, and images that are 0 and 1 alone of many levels.
 
     Warns:
         BitsPerDimWarning: for more bits than the log2(n_levels) of a uniform guess, and for latents of another size
@@ -177,6 +177,7 @@ def bits_per_dim(
     else:
         per_image = draws.mean(0)
     _judge(float(per_image.mean()), n_levels, data_range, dequantize, options)
+    _judge_negative(per_image, result, data_range)
     plain = not has_matrix_marginal(sde) and options.get("prior") is None
     if plain and float(per_image.mean()) <= math.log2(n_levels):
         _judge_latents(result.latent / sde.prior_std, data_range)
@@ -215,6 +216,21 @@ def _judge(
     if not options.get("model_kwargs"):
         reasons.append("labels in model_kwargs, if it takes some")
     warnings.warn(f"{shown}: look at {'; '.join(reasons)}", BitsPerDimWarning, stacklevel=3)
+
+
+def _judge_negative(bits: Tensor, result: LogProbResult, data_range: tuple[float, float]) -> None:
+    """Raise where bits/dim (B,), from a result in nats, are less than none: no probabilities of levels give that."""
+    scale = result.latent[0].numel() * math.log(2)
+    mean, doubt = float(bits.mean()), float(result.error.double().nan_to_num().mean()) / scale
+    if len(bits) > 1:  # the spread of images has that of probes in it
+        doubt += 2 * float(bits.std()) / math.sqrt(len(bits))
+    else:
+        doubt += 2 * float(result.stderr.double().nan_to_num()) / scale
+    if mean < -0.01 - doubt:
+        raise ValueError(
+            f"{mean:.4g} bits/dim are less than none, as if a level had more than all probability: data_range="
+            f"{data_range!r} is narrower than where the network knows the edges of the lowest and highest level"
+        )
 
 
 def _judge_latents(z: Tensor, data_range: tuple[float, float]) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._checks import unknown
+from sgm_sde._ranges import refuse_other_range
 from sgm_sde._shapes import flat
 from sgm_sde.identity import fingerprint
 from sgm_sde.models import find_function, source_hash
@@ -91,7 +92,7 @@ def to_uint8(x: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor
 
     Raises:
         TypeError: for x that is not floating-point.
-        ValueError: for an empty range, or NaN in x.
+        ValueError: for an empty range, NaN in x, and 8-bit images of another range, which their values show.
 
     Examples:
         >>> to_uint8(torch.tensor([[-1.0, 0.0, 1.0, 3.0]])).tolist()
@@ -105,6 +106,7 @@ def to_uint8(x: Tensor, data_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor
     bad = flat(x.isnan()).any(1)
     if bool(bad.any()):
         raise ValueError(f"samples must not be NaN, got some in {int(bad.sum())} of {len(x)} samples")
+    refuse_other_range("samples", x, (lo, hi))
     return ((x - lo) * (255 / (hi - lo)) + 0.5).clamp(0, 255).to(torch.uint8)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sgm_sde._checks import instance_of
 from sgm_sde._files import gunzip, load_npz, reading
+from sgm_sde._ranges import DARK, ENOUGH
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,8 +65,9 @@ def load_images(path: str | Path, split: Literal["train", "test"] = "train") -> 
 
     Raises:
         FileNotFoundError: where nothing of the kind is found.
-        ValueError: for arrays of another type or shape, labels that are not one a image, pictures of several sizes, of
-            more than 8 bits a channel or not opaque, and files that are damaged.
+        ValueError: for arrays of another type or shape, images of 0 and 1 or a few levels more alone, labels that are
+            not one a image, pictures of several sizes, of more than 8 bits a channel or not opaque, and files that are
+            damaged.
         ImportError: for pictures without Pillow.
     """
     instance_of("path", path, str | Path, "a path")
@@ -106,7 +108,17 @@ def _labelled(pixels: Tensor, labels: Tensor | None, path: Path) -> Images:
     """Images with a label each."""
     if labels is not None and labels.shape != pixels.shape[:1]:
         raise ValueError(f"{path}: {len(pixels)} images need as many labels, got the shape {tuple(labels.shape)}")
-    return Images(pixels, None if labels is None else labels.long())
+    return _images(pixels, None if labels is None else labels.long(), path)
+
+
+def _images(pixels: Tensor, labels: Tensor | None, path: Path) -> Images:
+    """Images that use their eight bits."""
+    most = int(pixels.max()) if len(pixels) else 0
+    if 0 < most < DARK and pixels.numel() >= ENOUGH:
+        raise ValueError(
+            f"{path}: the images are 0 to {most} alone, and 8-bit ones go to 255: multiply them, so that white is 255"
+        )
+    return Images(pixels, labels)
 
 
 def _eight_bits(picture: Image) -> Image:
@@ -148,4 +160,4 @@ def _from_pictures(folder: Path) -> Images:
         arrays.append(array)
     pixels = torch.from_numpy(np.stack(arrays))
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    return Images(pixels, torch.tensor([label for _, label in files]) if files[0][1] >= 0 else None)
+    return _images(pixels, torch.tensor([label for _, label in files]) if files[0][1] >= 0 else None, folder)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._checks import FAR, arguments, check_integer, described, instance_of, is_dense, number, one_of, settle
+from sgm_sde._ranges import refuse_unscaled
 from sgm_sde._shapes import as_time, expand, flat, require_times
 from sgm_sde._times import ROUNDING
 from sgm_sde._tree import Conditions
@@ -303,6 +304,8 @@ def _prepare(
     if not is_dense(x0) or not x0.is_floating_point() or x0.ndim == 0:
         given = f"dtype {x0.dtype}" if is_dense(x0) else described(x0)
         raise TypeError(f"data must be floating point (B, *), scaled as the network expects, got {given}")
+    if x0.device.type == "cpu":  # elsewhere a look would wait for the device
+        refuse_unscaled("x0", x0)
     if times is not None:
         instance_of("times", times, Times, "a distribution of times, such as LogNormal()")
     if t is None:

@@ -1,0 +1,93 @@
+"""Values of images against the range that they are said to have: errors where the values belong to another one.
+
+8-bit images lie on a grid, and their grids differ: integers up to 255; k / 255 in [0, 1]; (2k - 255) / 255 in
+[-1, 1], of which every number times 255 is odd. What a network draws lies on none of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ENOUGH = 64  # numbers that show which grid they lie on
+LOOKED_AT = 2**16  # numbers, at most
+ROUNDING = 2e-3  # of a number times 255, from single precision, and of half precision too small to matter
+DARK = 32  # levels of 256 above which an 8-bit image goes somewhere
+
+
+def grid_of(x: Tensor) -> tuple[float, float] | None:
+    """The range (lo, hi) of the 8-bit grid that floating-point numbers lie on; None for none, and for too few numbers.
+
+    Examples:
+        >>> levels = torch.arange(256.0)
+        >>> grid_of(levels), grid_of(levels / 255), grid_of(levels / 127.5 - 1), grid_of(levels.sin())
+        ((0.0, 255.0), (0.0, 1.0), (-1.0, 1.0), None)
+    """
+    values = x.detach().flatten()[:LOOKED_AT].double()
+    if len(values) < ENOUGH or not bool(torch.isfinite(values).all()):
+        return None
+    least, most = float(values.min()), float(values.max())
+    if least >= 0 and DARK <= most <= 255 and bool((values == values.round()).all()):
+        return 0.0, 255.0
+    scaled = values * 255
+    numbers = scaled.round()
+    if least < -1 - ROUNDING or most > 1 + ROUNDING or bool(((scaled - numbers).abs() > ROUNDING).any()):
+        return None
+    if len(torch.unique(numbers)) < 3:  # black and white lie on many grids
+        return None
+    if bool((numbers % 2 == 1).all()):
+        return (-1.0, 1.0) if least < 0 else None  # odd levels of [0, 1] lie on both
+    return (0.0, 1.0) if least >= 0 else None
+
+
+def refuse_other_range(option: str, x: Tensor, data_range: tuple[float, float]) -> None:
+    """Raise ValueError for floating images x (B, *) on the 8-bit grid of another range than they are said to have.
+
+    Examples:
+        >>> refuse_other_range("samples", torch.arange(256.0) / 255, (-1, 1))
+        Traceback (most recent call last):
+        ...
+        ValueError: samples are 8-bit images in [0, 1], by their values, and data_range is (-1, 1): ...(0, 1)
+    """
+    found = grid_of(x)
+    if found is None:
+        return
+    (low, high), (lo, hi) = found, data_range
+    if max(abs(lo - low), abs(hi - high)) < 0.25 * (high - low):
+        return
+    shown = f"({low:g}, {high:g})"
+    raise ValueError(
+        f"{option} are 8-bit images in [{low:g}, {high:g}], by their values, and data_range is {data_range}: give "
+        f"data_range={shown}"
+    )
+
+
+def refuse_unscaled(option: str, x: Tensor) -> None:
+    """Raise ValueError for floating-point numbers x (B, *) that are the levels 0 to 255 of 8-bit images, not scaled.
+
+    Examples:
+        >>> refuse_unscaled("x0", torch.arange(256.0))
+        Traceback (most recent call last):
+        ...
+        ValueError: x0 has integers from 0 to 255 alone, as 8-bit images that are not scaled: v / 127.5 - 1
+    """
+    if grid_of(x) == (0.0, 255.0):
+        raise ValueError(
+            f"{option} has integers from {int(x.min())} to {int(x.max())} alone, as 8-bit images that are not "
+            f"scaled: v / 127.5 - 1"
+        )
+
+
+def refuse_cast(option: str, images: Tensor, n_levels: int) -> None:
+    """Raise ValueError for integers (B, *) that are 0 and 1 alone where there are many levels: cast from [0, 1].
+
+    Examples:
+        >>> refuse_cast("images", torch.tensor([0, 1]).repeat(50), 256)
+        Traceback (most recent call last):
+        ...
+        ValueError: images are 0 and 1 alone, of 256 levels: cast from [0, 1] without scaling, or n_levels=2
+    """
+    if n_levels >= 8 and images.numel() >= ENOUGH and int(images.max()) == 1:
+        raise ValueError(
+            f"{option} are 0 and 1 alone, of {n_levels} levels: cast from [0, 1] without scaling, or n_levels=2"
+        )
