@@ -15,11 +15,20 @@ from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program
 
 NUMBERS = 8  # of one block of the generator
+KEPT = 2**22  # numbers that a tree keeps of what samples visited last: 16 MiB
 LEVELS = 8  # of a path that is shared by grids: 256 pieces
 
 
+class _Visited:
+    """The noises of the place in the tree that each sample visited last, at one depth."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.nodes = np.zeros(shape[0], dtype=np.uint64)  # no place has the number 0
+        self.z = np.empty(shape, dtype=np.float32)
+
+
 class BrownianTree:
-    r"""The Brownian paths of a batch as a function of the place, on [0, 1] with variance 1: nothing is stored.
+    r"""The Brownian paths of a batch as a function of the place, on [0, 1] with variance 1.
 
     A piece [a, b] with the increment D is halved at m by a Brownian bridge,
 
@@ -29,6 +38,9 @@ class BrownianTree:
     halves of k are 2k and 2k + 1; samples of one or two numbers have those of several levels in one draw. A place is
     found by halving until it is the end of a piece, so that a path is the same however often, in whatever order and
     with whatever steps it is asked, and its law is exact. Places are binary fractions; n digits take n halvings.
+
+    Nothing has to be stored. Since steps are small, the noises of the pieces above them are the same from one to the
+    next, and up to `KEPT` numbers of what was visited last are kept instead of made again.
 
     Args:
         seeds: the samples'.
@@ -47,14 +59,16 @@ class BrownianTree:
     def __init__(self, seeds: SampleSeeds, shape: Sequence[int], start: float) -> None:
         self._stream, self._size = NoiseStream(seeds, "path", start), math.prod(shape)
         self._levels = max(1, (NUMBERS // max(1, self._size) + 1).bit_length() - 1)  # in one block of the generator
+        self._places = 2**self._levels - 1  # of the tree, in one block
+        self._visited: dict[int, _Visited] = {}  # by depth, in blocks
+        self._increments: np.ndarray | None = None  # of the whole paths
 
     def at(self, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """W (b, D) in float64 at a place (b,) for each of the samples of numbers `rows` (b,)."""
         path = np.zeros((len(rows), self._size))
 
         # The whole path's increment, for those at its end.
-        whole = self._stream.at(0, (len(rows), self._size), torch.float32, "cpu", rows=rows)
-        increment = whole.numpy().astype(np.float64)
+        increment = self._whole(rows).astype(np.float64)
         path[places == 1] = increment[places == 1]
 
         below = np.where(places < 1, places, 0.0)  # what is left to go, in halves of the piece
@@ -69,7 +83,7 @@ class BrownianTree:
             depth = level % self._levels
             if depth == 0:
                 top = node
-                z = self._normals(node, rows[alive])
+                z = self._normals(level // self._levels, node, rows[alive])
             local = (node - (top << np.uint64(depth))).astype(np.intp) + 2**depth - 1
             bridge = scale * z[np.arange(len(z)), local]
 
@@ -90,12 +104,36 @@ class BrownianTree:
                 node, top, z = node[kept], top[kept], z[kept]
         return path
 
-    def _normals(self, node: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _whole(self, rows: np.ndarray) -> np.ndarray:
+        """The increments of the whole paths (b, D)."""
+        n = len(self._stream.seeds)
+        if n * self._size > KEPT:
+            return self._stream.at(0, (len(rows), self._size), torch.float32, "cpu", rows=rows).numpy()
+
+        if self._increments is None:
+            self._increments = self._stream.at(0, (n, self._size), torch.float32, "cpu").numpy()
+        return self._increments[rows]
+
+    def _normals(self, depth: int, node: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The noises of a node and of those below, as many levels as one draw has (b, nodes, D), float64."""
-        nodes = 2**self._levels - 1
-        numbers = self._size if nodes == 1 else NUMBERS
+        shape = (len(self._stream.seeds), self._places, self._size)
+        if (depth + 1) * math.prod(shape) > KEPT:
+            return self._drawn(node, rows).astype(np.float64)
+
+        visited = self._visited.get(depth) or self._visited.setdefault(depth, _Visited(shape))
+        z = visited.z[rows]
+        new = visited.nodes[rows] != node
+        if new.any():
+            z[new] = self._drawn(node[new], rows[new])
+            visited.z[rows] = z
+            visited.nodes[rows] = node
+        return z.astype(np.float64)
+
+    def _drawn(self, node: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The same, made anew, in float32."""
+        numbers = self._size if self._places == 1 else NUMBERS
         z = self._stream.at(node, (len(rows), numbers), torch.float32, "cpu", rows=rows).numpy()
-        return z[:, : nodes * self._size].astype(np.float64).reshape(len(rows), nodes, self._size)
+        return z[:, : self._places * self._size].reshape(len(rows), self._places, self._size)
 
 
 class _Piece(NamedTuple):
