@@ -26,7 +26,7 @@ def run_in_parallel(
     *,
     window: int,
     tolerance: float,
-    on_node: Callable[[int, Tensor], Any] | None = None,
+    on_node: Callable[[int, Tensor], object] | None = None,
     on_output: Callable[[Tensor, Tensor, float], None] | None = None,
 ) -> Run:
     r"""The run of a program from x (B, *), with a window of network evaluations in each call.

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sgm_sde import __version__
 from sgm_sde._checks import usable_device
 from sgm_sde._files import JsonObject
+from sgm_sde.calibration.result import Calibration
 from sgm_sde.models import Model
+from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.schemes import solvers
 
 
@@ -147,8 +148,8 @@ def _sample(args: argparse.Namespace) -> int:
             f"--format {args.format} is for images of one or three channels in a known range: the model {model.name!r} "
             f"has samples of shape {model.shape} and data_range={model.data_range}"
         )
-    solver: Any = args.solver
-    if solver is not None and solver.endswith(".json"):
+    solver: Calibration | str | None = args.solver
+    if isinstance(solver, str) and solver.endswith(".json"):
         solver = at_budget(load_calibration(solver), args.nfe)
     labels = args.labels if args.labels in ("all", "none") else [_whole_number(v) for v in args.labels.split(",")]
     report = distributed.sample(
@@ -333,7 +334,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     given = {}
     if classes is not None:
         given["y"] = PerSample(torch.tensor([classes[i % len(classes)] for i in range(args.n)], device=device))
-    process: Any = model.sde  # one without alpha and sigma is refused in words
+    process = model.sde
+    if not has_scalar_marginal(process):
+        raise TypeError(f"calibration needs a LinearSDE, got {process!r}")
     found = calibrate(
         score, process, (args.n, *model.shape), nfe=args.nfe, held_out=args.held_out, seed=args.seed,
         model_kwargs=given, batch_size=args.batch, time_limit=args.time_limit, checkpoint=args.checkpoint,

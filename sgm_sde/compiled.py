@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sgm_sde._tree import Conditions, each_leaf, map_leaves
+from sgm_sde._tree import Conditions, Path, each_leaf, map_leaves
 from sgm_sde.engine.executor import Recording, Run
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Program
@@ -35,10 +34,10 @@ class _Held:
         self.compiled: Callable[..., Tensor] | None = None
         self.recordings: dict[Hashable, tuple[BoundScore, Recording]] = {}
 
-    def __deepcopy__(self, memo: Any) -> _Held:
+    def __deepcopy__(self, memo: object) -> _Held:
         return _Held()
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _Held, ()
 
 
@@ -87,7 +86,7 @@ def replay(program: Program, x: Tensor, model: BoundScore, noise: NoiseSource, k
     return recording.replay(x, noise)
 
 
-def _key(program: Program, x: Tensor, model: BoundScore, leaves: Iterable[tuple[Any, Any]]) -> Hashable:
+def _key(program: Program, x: Tensor, model: BoundScore, leaves: Iterable[tuple[Path, object]]) -> Hashable:
     """Everything that a recording depends on, but for the values of tensors."""
     signature = tuple(
         (path, (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf) for path, leaf in leaves

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -255,14 +255,14 @@ def _with_log_prob(
     job: _Job,
     score: Score,
     trace: bool | str | Trace,
-    model_kwargs: Mapping[str, Any],
+    model_kwargs: Conditions,
     enable_grad: bool,
     by_rule: bool,
 ) -> SampleResult:
     """The result of a run along the flow, with the samples' log-density."""
     along.require_flow(job.sde, job.solver, job.program, job.grid.times, by_rule)
-    sde: Any = job.sde
-    assert job.program is not None
+    sde = job.sde
+    assert job.program is not None and has_scalar_marginal(sde)
     with torch.set_grad_enabled(enable_grad):
         x, found = along.draw_with_log_prob(
             score, sde, job.states(slice(None)), job.program, job.seeds, trace, model_kwargs

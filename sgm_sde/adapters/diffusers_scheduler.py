@@ -14,7 +14,7 @@ FLOWS = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
 
 
 class SolverScheduler(plain.SolverScheduler, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """Any of our solvers as a scheduler that pipelines save and load; see `sgm_sde.adapters.SolverScheduler`."""
+    """A solver of this library as a scheduler that pipelines save and load; see `sgm_sde.adapters.SolverScheduler`."""
 
     config_name = "scheduler_config.json"  # type: ignore[assignment]
     _compatibles: ClassVar[list[str]] = [kind.name for kind in KarrasDiffusionSchedulers] + FLOWS  # type: ignore[misc]

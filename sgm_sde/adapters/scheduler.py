@@ -48,7 +48,7 @@ class Config(JsonObject):
 
 
 class SolverScheduler:
-    """Any of our solvers as a scheduler for diffusers' pipelines.
+    """A solver of this library as a scheduler for diffusers' pipelines.
 
     A timestep is a network call: `set_timesteps(n)` takes the most steps that n calls allow, as `sample(nfe=n)` does,
     and a solver with several calls per step has a timestep for each. A pipeline's result is that of `sample` from the

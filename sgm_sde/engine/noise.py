@@ -319,7 +319,7 @@ class NoiseStream:
         *,
         rows: np.ndarray | None = None,
     ) -> Tensor:
-        """Any draw, of shape (B, *); one for all samples, or one each (B,) in uint64; of all samples, or of some."""
+        """A draw, of shape (B, *); one for all samples, or one each (B,) in uint64; of all samples, or of some."""
         seeds = self.seeds if rows is None else self.seeds.select(rows)
         if shape[0] != len(seeds):
             raise ValueError(f"noise for {shape[0]} samples asked of a stream for {len(seeds)}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +61,7 @@ def picard(
     *,
     window: int,
     tolerance: float,
-    on_node: Callable[[int, Tensor], Any] | None = None,
+    on_node: Callable[[int, Tensor], object] | None = None,
     on_evaluation: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Run:
     """Run a program from the initial state x (B, *), by fewer calls of the network than it has evaluations.
@@ -198,7 +197,7 @@ class _Report:
     def __init__(
         self,
         run: _Iteration,
-        on_node: Callable[[int, Tensor], Any] | None,
+        on_node: Callable[[int, Tensor], object] | None,
         on_evaluation: Callable[[int, Tensor, Tensor], None] | None,
     ) -> None:
         self._run, self._on_node, self._on_evaluation = run, on_node, on_evaluation

@@ -13,7 +13,7 @@ averages their noise; an adaptive solver needs an integrand that does not change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -190,7 +190,7 @@ class _Question:
 
 def _parts(
     score: Score, x: Tensor, seeds: SampleSeeds, model_kwargs: Conditions | None, batch_size: int | None
-) -> list[tuple[Tensor, SampleSeeds, Mapping[str, Any] | None]]:
+) -> list[tuple[Tensor, SampleSeeds, Conditions | None]]:
     """States, seeds and arguments of the network of each part of the batch.
 
     Raises:
@@ -202,7 +202,7 @@ def _parts(
     if batch_size >= len(x):
         return [(x, seeds, model_kwargs)]
     marked = resolve(model_kwargs or {}, len(x), score.conditions)
-    parts: list[tuple[Tensor, SampleSeeds, Mapping[str, Any] | None]] = []
+    parts: list[tuple[Tensor, SampleSeeds, Conditions | None]] = []
     for first in range(0, len(x), batch_size):
         rows = slice(first, first + batch_size)
         parts.append((x[rows], seeds[rows], map_rows(partial(_rows, rows), marked)))

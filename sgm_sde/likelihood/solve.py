@@ -34,6 +34,7 @@ from sgm_sde.likelihood.errors import fixed_probe_error, probe_error, quadrature
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.multistep import Quadrature, program, spread, tables
 from sgm_sde.likelihood.trace import Estimate, TraceScore
+from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 from sgm_sde.processes.predictions import Marginal, Scalars, convert
 from sgm_sde.schemes.runge_kutta import DOPRI5
@@ -128,8 +129,8 @@ class Problem:
     @property
     def sde(self) -> LinearSDE:
         """The process."""
-        sde: Any = self.model.sde
-        return sde
+        assert has_scalar_marginal(self.model.sde)
+        return self.model.sde
 
     @property
     def d(self) -> int:

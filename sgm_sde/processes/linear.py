@@ -195,7 +195,7 @@ class LinearSDE(SDE):
         return MarginalAt(self, t)
 
     def convert(self, source: str, target: str, x: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
-        """Any prediction at x (B, *) and t (B,) from a network's output there; see `SDE.convert`."""
+        """A prediction at x (B, *) and t (B,) from a network's output there; see `SDE.convert`."""
         return converted(source, target, self.values(t), x, out, eta)
 
     def evaluated(self, source: str, target: str) -> str:

@@ -457,7 +457,7 @@ class MatrixSDE(SDE):
         return [MatrixNode(self, *values) for values in zip(times, *arrays, strict=True)]
 
     def convert(self, source: str, target: str, x: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
-        """Any prediction at x (B, k, *) and t (B,) from a network's output there; see `SDE.convert`."""
+        """A prediction at x (B, k, *) and t (B,) from a network's output there; see `SDE.convert`."""
         self.require_predictions(source, target)
         if source == target and target != "drift":
             return out

@@ -277,7 +277,7 @@ class AnnealedLangevin(Solver, Corrector):
 
 @dataclass(frozen=True)
 class PredictorCorrector(WrappedSolver):
-    """Any solver, with a corrector at the nodes of its grid.
+    """A solver with a corrector at the nodes of its grid.
 
     `order="PC"` corrects each state that a predictor step has reached, the last one included: the algorithms as
     published, and the default for that reason. `order="CP"` corrects before each predictor step, at `sde.T`

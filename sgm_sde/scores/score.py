@@ -152,12 +152,12 @@ class Score(Value):
         return x.shape
 
     def predict(self, target: str, x: Tensor, t: Time, **kwargs: object) -> Tensor:
-        """Any of the predictions (see `sgm_sde.processes.predictions`) at x (B, *) and t, () or (B,)."""
+        """A prediction (see `sgm_sde.processes.predictions`) at x (B, *) and t, () or (B,)."""
         t = batch_time(t, x, tokens=has_scalar_marginal(self.sde))
         return self.convert(target, x, t, self.output(x, t, **kwargs))
 
     def convert(self, target: str, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
-        """Any of the predictions at x (B, *) and t (B,) from the network's output there.
+        """A prediction at x (B, *) and t (B,) from the network's output there.
 
         Raises:
             ValueError: for an unknown prediction.
