@@ -1,6 +1,9 @@
-"""Error and cost of log-likelihoods: the fixed grid beside Song et al.'s protocol (SciPy's RK45) and k-diffusion's.
+"""Error and cost of log-likelihoods: the fixed grid beside Song et al.'s protocol (SciPy's RK45), torchdiffeq's dopri5
+and k-diffusion's.
 
-    python benchmarks/likelihood.py --out out/bench
+    python benchmarks/likelihood.py --out out/bench                       # all test beds
+    python benchmarks/likelihood.py --only digits --out out/bench         # some, beside those that are there
+    python benchmarks/likelihood.py --picture docs/likelihood.png --out out/bench   # of what is there
 
 On a 2-D mixture, on an empirical density of digits, on the shipped network of digits and on that of clothes, all in
 EDM's coordinates: error in bits/dim, network calls (the largest number that a sample took, and the mean), and seconds
@@ -33,7 +36,7 @@ from tqdm import tqdm
 
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
-from sgm_sde.likelihood import AdaptiveFlow, Exact, FixedGrid, ScipyRK45
+from sgm_sde.likelihood import AdaptiveFlow, AdjointFlow, Exact, FixedGrid, Hutchinson, ScipyRK45
 from sgm_sde.likelihood.solve import Problem
 from sgm_sde.likelihood.trace import RandomTrace, TraceScore
 from sgm_sde.nn.digits import digits_data, load_digits_denoiser
@@ -46,6 +49,15 @@ METHODS: dict[str, dict[str, Any]] = {
     **{f"fixed grid, {n} steps": {"method": FixedGrid(n)} for n in (24, 33, 40, 48, 64, 96)},
     **{f"adaptive, {tol:g}": {"method": AdaptiveFlow(tol, tol)} for tol in TOLERANCES},
     **{f"RK45 (SciPy), {tol:g}": {"method": ScipyRK45(tol, tol)} for tol in TOLERANCES},
+    **{f"torchdiffeq, {tol:g}": {"method": AdjointFlow(tol, tol)} for tol in TOLERANCES},
+}
+STYLES = {  # of the families of methods in the picture
+    "default": ("black", "*"),
+    "fixed grid": ("black", "o"),
+    "adaptive": ("tab:green", "s"),
+    "RK45 (SciPy)": ("tab:red", "^"),
+    "torchdiffeq": ("tab:blue", "v"),
+    "k-diffusion": ("tab:orange", "D"),
 }
 
 
@@ -90,7 +102,9 @@ class Bed:
     def without_noise(self, **options: Any) -> tuple[Tensor, int]:
         """The value with the exact trace or with one probe at all times, and the network calls."""
         if self.exact or not isinstance(options.get("method", FixedGrid()), FixedGrid):
-            result = self.log_prob(**options, **({"trace": Exact(64)} if self.exact else {"seed": 0}))
+            result = self.log_prob(
+                **options, **({"trace": Exact(64)} if self.exact else {"trace": Hutchinson(), "seed": 0})
+            )
             return result.value, result.nfe
         seeds = resolve_seeds(0, None, len(self.x))
         estimate = RandomTrace(seeds, tuple(self.x.shape), 1, "rademacher", "pixel", fixed=True)
@@ -170,7 +184,7 @@ def measure(bed: Bed, repeats: int) -> tuple[list[dict[str, Any]], float]:
     known = float((bed.without_noise(**check)[0] - reference).abs().max() * to_bits)
     timed = bed.in_single_precision()
     runs: dict[str, Callable[[], object]] = {
-        name: partial(timed.log_prob, seed=0, **options) for name, options in METHODS.items()
+        name: partial(timed.log_prob, trace=Hutchinson(), seed=0, **options) for name, options in METHODS.items()
     }
     errors: dict[str, tuple[Tensor, int, float]] = {}
     for name, options in METHODS.items():
@@ -178,7 +192,7 @@ def measure(bed: Bed, repeats: int) -> tuple[list[dict[str, Any]], float]:
         value, nfe = counted.without_noise(**options)
         errors[name] = (value - reference) * to_bits, nfe, sum(rows) / len(bed.x)
     if "k-diffusion" in peers.available():
-        same_probe = bed.log_prob(method=ScipyRK45(rtol=1e-7, atol=1e-7), seed=0).value
+        same_probe = bed.log_prob(method=ScipyRK45(rtol=1e-7, atol=1e-7), trace=Hutchinson(), seed=0).value
         for tol in TOLERANCES:
             name = f"k-diffusion, {tol:g}"
             value, nfe = bed.k_diffusion(tol)
@@ -194,6 +208,7 @@ def measure(bed: Bed, repeats: int) -> tuple[list[dict[str, Any]], float]:
             "mean": float(error.mean()),
             "rms": float(error.square().mean().sqrt()),
             "median": float(error.abs().median()),
+            "95 %": float(error.abs().quantile(0.95)),
             "nfe": nfe,
             "nfe a sample": each,
             "seconds": median(times[name]),
@@ -203,6 +218,50 @@ def measure(bed: Bed, repeats: int) -> tuple[list[dict[str, Any]], float]:
     return rows, known
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, bed by bed."""
+    lines = []
+    for name in dict.fromkeys(row["bed"] for row in rows):
+        here = [row for row in rows if row["bed"] == name]
+        lines += [f"**{name}** (reference known to {here[0]['known']:.0e} bits/dim)", ""]
+        lines += ["| method | mean error | rms | median of abs. | 95 % | calls | mean calls | seconds |"]
+        lines += ["|---|--:|--:|--:|--:|--:|--:|--:|"]
+        lines += [
+            f"| {row['method']} | {row['mean']:+.1e} | {row['rms']:.1e} | {row['median']:.1e} | {row['95 %']:.1e} | "
+            f"{row['nfe']} | {row['nfe a sample']:.1f} | {row['seconds']:.3f} |"
+            for row in here
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Error that 95 % of the points stay below against mean network calls a sample, a panel a test bed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(row["bed"] for row in rows))
+    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.7), squeeze=False)
+    for name, axis in zip(names, axes.flat, strict=True):
+        for family, (colour, marker) in STYLES.items():
+            here = [row for row in rows if row["bed"] == name and row["method"].split(",")[0] == family]
+            calls, errors = ([row[key] for row in here] for key in ("nfe a sample", "95 %"))
+            size = 13 if family == "default" else 5
+            axis.plot(calls, errors, marker=marker, markersize=size, color=colour, linewidth=1.2, label=family)
+        axis.axhline(1e-4 / math.log(2), color="grey", linewidth=0.8, linestyle=":")
+        axis.set(xscale="log", yscale="log", title=name, xlabel="network calls a sample")
+        ticks = [25, 50, 100, 200, 400]
+        axis.set_xticks(ticks, [str(n) for n in ticks])
+        axis.minorticks_off()
+    axes.flat[0].set_ylabel("error of 95 % of the points, bits/dim")
+    axes.flat[0].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -210,29 +269,29 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=24, help="points")
     parser.add_argument("--only", default="", help="part of a test bed's name")
     parser.add_argument("--repeats", type=int, default=3, help="timings of each, in turns")
+    parser.add_argument("--picture", type=Path, help="draw what is in --out, and measure nothing")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    kept = args.out / "likelihood.json"
+    if args.picture is not None:
+        draw(json.loads(kept.read_text())["rows"], args.picture)
+        return
     torch.set_num_threads(1)
+    protocol = {"n": args.n, "repeats": args.repeats, "torch": torch.__version__}
     rows: list[dict[str, Any]] = []
-    lines = []
+    if args.only and kept.exists():
+        before = json.loads(kept.read_text())
+        rows = before.pop("rows")
+        if before != protocol:
+            raise SystemExit(f"{kept} holds a run of {before}, and this one is of {protocol}: give another --out")
     chosen = {name: bed for name, bed in beds(args.n).items() if args.only in name}
     for name, bed in tqdm(chosen.items(), desc="test beds"):
         measured, known = measure(bed, args.repeats)
-        rows += [{"bed": name, **row} for row in measured]
-        lines += [f"**{name}** (reference known to {known:.0e} bits/dim)", ""]
-        lines += ["| method | mean error | rms | median of abs. | calls | mean calls | seconds |"]
-        lines += ["|---|--:|--:|--:|--:|--:|--:|"]
-        lines += [
-            f"| {row['method']} | {row['mean']:+.1e} | {row['rms']:.1e} | {row['median']:.1e} | {row['nfe']} | "
-            f"{row['nfe a sample']:.1f} | {row['seconds']:.3f} |"
-            for row in measured
-        ]
-        lines.append("")
-    text = "\n".join(lines)
-    (args.out / "likelihood.md").write_text(text)
-    protocol = {"n": args.n, "repeats": args.repeats, "torch": torch.__version__, "rows": rows}
-    (args.out / "likelihood.json").write_text(json.dumps(protocol, indent=1) + "\n")
-    sys.stdout.write(text + f"\nWritten to {args.out}\n")
+        rows = [row for row in rows if row["bed"] != name]
+        rows += [{"bed": name, "known": known, **row} for row in measured]
+        kept.write_text(json.dumps(protocol | {"rows": rows}, indent=1) + "\n")
+    (args.out / "likelihood.md").write_text(table(rows))
+    sys.stdout.write(table(rows) + f"\nWritten to {args.out}\n")
 
 
 if __name__ == "__main__":

@@ -539,6 +539,22 @@ def test_the_asymmetry_of_a_jacobian() -> None:
         torch.testing.assert_close(drawn.mean(0), truth, rtol=0.1, atol=1e-9)
 
 
+@pytest.mark.parametrize("basis", ["pixel", "dct"])
+def test_the_variance_of_an_estimate_from_its_products(basis: str) -> None:
+    """Its mean over draws is the variance that Rademacher probes have, of a symmetric Jacobian and of another."""
+    matrix = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+    x = torch.zeros(4000, 1, 2, 2, dtype=F64, requires_grad=True)
+    seeds = resolve_seeds(0, None, 4000)
+    for a in (matrix, matrix + matrix.T, torch.diag(torch.arange(1.0, 5.0, dtype=F64))):
+        out = (x.flatten(1) @ a.T).view_as(x)
+        for n in (1, 3):
+            drawn = Hutchinson(n, basis=basis).estimate(x, seeds, True)(out, x, None, False)
+            truth = drawn[:, 0].var()
+            torch.testing.assert_close(drawn[:, -3].mean(), truth, rtol=0.1, atol=1e-9)
+            scatter = drawn[:, :n].mean(1).var()
+            torch.testing.assert_close(drawn[:, -3].mean() / n, scatter, rtol=0.1, atol=1e-9)
+
+
 @pytest.mark.parametrize("process", ["vp", "edm", "flow"])
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 def test_samples_with_their_density_in_one_solve(process: str, trace: str) -> None:

@@ -1,7 +1,8 @@
 r"""Standard errors and numerical errors of log-likelihoods, from what a run has seen.
 
-**Probes.** At every node each probe estimates the trace with an independent error. With several probes per node their
-sample variance estimates its variance. With one, a second probe that stays the same at all nodes, the companion, is
+**Probes.** At every node each probe estimates the trace with an independent error. For Rademacher probes its variance
+follows from the products with the Jacobian, entry by entry (`sgm_sde.likelihood.trace`). For others it is the sample
+variance of several probes per node; with one, a second probe that stays the same at all nodes, the companion, is
 evaluated as well: in the difference of the two the trace cancels, and since the companion's error varies slowly from
 node to node, second differences isolate the error of the fresh probe.
 
@@ -35,7 +36,9 @@ def quadrature_error(values: Tensor, weights: np.ndarray, halves: np.ndarray, qu
     return first * ratio
 
 
-def probe_error(terms: Tensor, weights: Tensor, companion: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def probe_error(
+    terms: Tensor, weights: Tensor, companion: Tensor | None = None, variance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Standard error (B,) of the sum over nodes of the mean over probes of terms (nodes, B, probes), and its degrees of
     freedom (B,).
 
@@ -43,22 +46,25 @@ def probe_error(terms: Tensor, weights: Tensor, companion: Tensor | None = None)
         terms: weighted terms of the sum; the probes are independent, from node to node as well.
         weights: without which they vary slowly from node to node, (nodes,).
         companion: terms (nodes, B) of the same probe at all nodes, for a single fresh one.
+        variance: of the term of one probe, (nodes, B), where the probes' products with the Jacobian have told it.
     """
     n, w = terms.shape[2], weights.to(terms)[:, None]
     values = terms / w[:, :, None]
-    if n > 1:
-        noise, freedom = values.var(2) / n, float(n - 1)
+    if variance is not None:
+        noise, freedom = variance / w.square() / n, n * TAILS
+    elif n > 1:
+        noise, freedom = values.var(2) / n, float(n - 1) * TAILS
     else:
         single = values[:, :, 0] if companion is None else values[:, :, 0] - companion / w
         differences = (single[2:] - 2 * single[1:-1] + single[:-2]).square() / 6
         noise = torch.cat([differences[:1], differences, differences[-1:]])
-        freedom = 36 / 70  # of second differences of independent numbers, each square in the mean over many
+        freedom = 36 / 70 * TAILS  # of second differences of independent numbers, each square in the mean over many
     # The probes' spread changes slowly from node to node: the mean over neighbours tells it better than one square.
-    smooth, shares = _averaged(noise), _averaged(w.square())
-    variance = (w.square() * smooth).sum(0)
+    smooth, shares = _averaged(noise).clamp(min=0.0), _averaged(w.square())
+    total = (w.square() * smooth).sum(0)
     # Satterthwaite's degrees of freedom: the sum is also that of `shares` times each node's own estimate.
-    squares = (shares * smooth).square().sum(0) / (TAILS * freedom)
-    return variance.sqrt(), torch.where(squares > 0, variance.square() / squares, torch.inf)
+    squares = (shares * smooth).square().sum(0) / freedom
+    return total.sqrt(), torch.where(squares > 0, total.square() / squares, torch.inf)
 
 
 def _averaged(values: Tensor) -> Tensor:

@@ -336,9 +336,14 @@ class Integrals(NodeByNode):
             for j in [j for j in held if j < needed]:
                 del held[j]
 
+    def _factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of each node in the integral of the divergence: for each dimension, and of the trace."""
+        constants, factors = np.array([rates.divergence for rates in self.rates]).T * self.grid.table.weights
+        return constants, factors
+
     def terms(self, latent: Tensor) -> Tensor:
         """The terms of the quadrature of div dtheta, (nodes, B, columns)."""
-        constants, factors = np.array([rates.divergence for rates in self.rates]).T * self.grid.table.weights
+        constants, factors = self._factors()
         traces = torch.stack(self._traces).to(latent.dtype)
         a, b = (torch.from_numpy(c).to(latent)[:, None, None] for c in (constants * latent[0].numel(), factors))
         return a + b * traces
@@ -364,7 +369,10 @@ class Integrals(NodeByNode):
             # As slopes in lambda the terms vary slowly from node to node.
             slowly = table.weights * np.array([2 * math.cosh(node.lam + math.log(grid.s)) for node in grid.nodes])
             companion = seen[:, :, -1] if estimate.companion else None
-            stderr, freedom = probe_error(seen[:, :, : estimate.columns], torch.from_numpy(slowly), companion)
+            factors = torch.from_numpy(self._factors()[1]).to(seen)[:, None]
+            variance = torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * factors.square()
+            known = None if bool(variance.isnan().any()) else variance
+            stderr, freedom = probe_error(seen[:, :, : estimate.columns], torch.from_numpy(slowly), companion, known)
         stderr, freedom, error = (v.to(volume.dtype) for v in (stderr, freedom, error))
         return Solution(latent, volume + defect, stderr, freedom, error, defect)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sgm_sde._autograd import require_gradient
 from sgm_sde._checks import one_of
-from sgm_sde._shapes import dot
+from sgm_sde._shapes import dot, flat
 from sgm_sde._tree import Conditions
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.processes.base import SDE
@@ -36,8 +36,9 @@ FIXED_PROBES = 4  # of samples that leave a grid, where probes cannot be fresh
 class Estimate(Protocol):
     """An estimator of the trace of a network's Jacobian J.
 
-    Its last two columns measure the asymmetry of J, which vanishes for the Jacobian of a gradient: estimates of
-    |J - J^T|^2 and |J + J^T|^2 in the Frobenius norm, or zeros where there is no estimate.
+    Its last three columns are the variance of one estimate, NaN where it is not known, and the asymmetry of J, which
+    vanishes for the Jacobian of a gradient: estimates of |J - J^T|^2 and |J + J^T|^2 in the Frobenius norm, or zeros
+    where there is no estimate.
 
     Attributes:
         columns: estimates at each evaluation.
@@ -59,7 +60,7 @@ class Estimate(Protocol):
         """Vector-Jacobian products of an evaluation in d dimensions."""
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
-        """Estimates (B, columns), the companion's if there is one, and those of the asymmetry (B, 2).
+        """Estimates (B, columns), the companion's if there is one, their variance, and the asymmetry's (B, 2).
 
         For the output at x, both (B, *), on the tape.
 
@@ -162,7 +163,7 @@ class ExactTrace:
                 seen.append(products[: BLOCK - i, :, :BLOCK].detach())
         block = torch.cat(seen).transpose(0, 1)
         sizes = [(block + sign * block.mT).flatten(1).square().sum(1) for sign in (-1, 1)]
-        return torch.stack([total, *sizes], 1)
+        return torch.stack([total, torch.zeros_like(total), *sizes], 1)
 
     def __str__(self) -> str:
         return "its exact trace"
@@ -196,11 +197,11 @@ class RandomTrace:
         self.fixed: bool | None = fixed
         self.companion = not fixed
         self.number = number
-        self.transform = probe_transform(basis, shape[1:])
+        self.transform, self.back = (probe_transform(basis, shape[1:], inverse) for inverse in (False, True))
         # The companion is the first draw of all, in every run.
         self._first = NoiseStream(seeds, "probe")
         self._stream = NoiseStream(seeds, "probe", draw=max(number * DRAWS, int(self.companion)))
-        self._kept: list[Tensor] = []
+        self._kept: list[Tensor] = []  # in the basis in which their entries are independent
         self._probes: list[Tensor] = []
 
     def run(self, number: int) -> RandomTrace:
@@ -218,26 +219,41 @@ class RandomTrace:
 
     def _draw(self, stream: NoiseStream, x: Tensor) -> Tensor:
         z = stream.normal(self.shape, x.dtype, x.device)
-        return self.transform(z.new_ones(()).copysign(z) if self.probe == "rademacher" else z)
+        return z.new_ones(()).copysign(z) if self.probe == "rademacher" else z
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
         if self.companion and not self._kept:
             self._kept = [self._draw(self._first, x)]
         if not (self.fixed and self._probes):
             self._probes = [self._draw(self._stream, x) for _ in range(self.columns)]
-        probes = [z if rows is None else z[rows] for z in (*self._probes, *self._kept)]
+        entries = [z if rows is None else z[rows] for z in (*self._probes, *self._kept)]
+        probes = [self.transform(z) for z in entries]
         products = [_vjp(out, x, z, keep) for z in probes]
         estimates = [dot(product, z) for product, z in zip(products, probes, strict=True)]
+        variance = torch.full_like(estimates[0].detach(), math.nan)
         if len(probes) == 1:
-            return torch.stack([*estimates, *2 * [torch.zeros_like(estimates[0])]], 1)
+            return torch.stack([*estimates, variance, *2 * [torch.zeros_like(variance)]], 1)
         # For two probes z and y the mean of (y J z - z J y)^2 is the norm of J - J^T.
         one, other = (dot(products[i].detach(), probes[j]) for i, j in ((0, -1), (-1, 0)))
-        return torch.stack([*estimates, (one - other).square(), (one + other).square()], 1)
+        skew, symmetric = (one - other).square(), (one + other).square()
+        if self.probe == "rademacher":
+            terms = [z * self.back(v.detach()) for z, v in zip(entries, products, strict=True)]
+            variance = _variance(terms) - skew / 2
+        return torch.stack([*estimates, variance, skew, symmetric], 1)
 
     def __str__(self) -> str:
         basis = "" if self.basis == "pixel" else f" in the {self.basis} basis"
         count = f"{self.columns} {self.probe} probe{'s' * (self.columns > 1)}{basis}"
         return f"Hutchinson's estimate with {count}, {'fixed' if self.fixed else 'fresh'} at each evaluation"
+
+
+def _variance(terms: list[Tensor]) -> Tensor:
+    r"""Twice the variance (B,) of the terms $z_i (Jz)_i$ of Rademacher probes z, (B, *) each, added up over i.
+
+    Each term is $J_{ii} + \sum_{j\ne i} J_{ij} z_i z_j$, of variance $\sum_{j\ne i} J_{ij}^2$. For a symmetric J twice
+    the sum of these is the variance of $z^\top J z$; for another it is more, by $|J - J^\top|^2/2$.
+    """
+    return 2 * flat(torch.stack(terms).var(0)).sum(1)
 
 
 def _vjp(out: Tensor, x: Tensor, v: Tensor, keep: bool, *, batched: bool = False) -> Tensor:
@@ -258,7 +274,7 @@ def _cosines(n: int) -> Tensor:
     return torch.from_numpy(matrix)
 
 
-def probe_transform(basis: str, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+def probe_transform(basis: str, shape: tuple[int, ...], inverse: bool = False) -> Callable[[Tensor], Tensor]:
     r"""The orthonormal transform from coordinates of a basis to those of x.
 
     `"colour"` transforms the channels by the orthonormal cosine transform, which for three is about brightness and two
@@ -267,6 +283,7 @@ def probe_transform(basis: str, shape: tuple[int, ...]) -> Callable[[Tensor], Te
     Args:
         basis: `"pixel"`, `"colour"` or `"dct"`.
         shape: of one sample; (C, H, W) unless the basis is that of pixels.
+        inverse: the way back, from coordinates of x.
 
     Raises:
         ValueError: for an unknown basis, or a shape that is not that of an image.
@@ -287,7 +304,8 @@ def probe_transform(basis: str, shape: tuple[int, ...]) -> Callable[[Tensor], Te
     def transform(z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):  # rounded, the transform would not be orthonormal
             for axis in (1,) if basis == "colour" else (1, 2, 3):
-                z = (z.movedim(axis, -1) @ _cosines(z.shape[axis]).to(z)).movedim(-1, axis)
+                matrix = _cosines(z.shape[axis]).to(z)
+                z = (z.movedim(axis, -1) @ (matrix.T if inverse else matrix)).movedim(-1, axis)
         return z
 
     return transform
