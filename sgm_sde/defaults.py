@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from sgm_sde._checks import check_integer, moment
 from sgm_sde._value import Value
-from sgm_sde.grids import Grid, GridRule, rule
+from sgm_sde.grids import Grid, GridRule, Thinned, rule
 from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
-from sgm_sde.schemes import DPMSolver, DPMSolverPP, Solver, UniC, resolve
+from sgm_sde.schemes import Rosenbrock, Solver, UniC, resolve
 
-FEW, MANY = 15, 24  # network calls
+FEW, MANY = 12, 24  # network calls
+SIGMA_DATA = 0.7  # between that of images, 0.5, and that of VP's velocity
+NEAR_NOISE = 7.0  # sigma / alpha: from here on a network sees next to no signal of data of unit scale
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ def default_setting(
 ) -> Setting:
     """The solver and grid that `sample` takes when none is named, by the budget of network calls.
 
-    Below 15 calls Adams' method of four nodes on the noise, on the grid `grids.Widening`, which spends few calls where
-    a sample takes shape and widens as the budget grows. From 15 on Adams' method on the data with a corrector (UniC),
-    which damps what is rough in a network's estimate, on the grid `grids.Thinned`, which spans the whole process: three
-    nodes in predictor and corrector up to 23 calls, four and five from 24 on. All of it was chosen on half of the test
-    beds of `python -m benchmarks.defaults`, which prints what it reaches on the other half. Where a given time has no
-    finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates of rectified flow on the
-    process' own grid; for a nonlinear process it is Heun's method in time.
+    Adams' method on the velocity in log-SNR with a corrector (`UniC` of `Rosenbrock`), which near pure noise integrates
+    what a network is off by instead of multiplying it, on the grid `grids.Thinned`, which spans the whole process with
+    the longest steps there: two nodes below 12 calls, three up to 23, four from 24 on, and in the corrector three,
+    three and five. All of it was chosen on half of the test beds of `python -m benchmarks.defaults`, which prints what
+    it reaches on the other half. Where a given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is
+    Adams' method in the coordinates of rectified flow on the process' own grid; for a nonlinear process it is Heun's
+    method in time.
 
     Args:
         sde: the process.
@@ -80,10 +82,10 @@ def default_setting(
 
     Examples:
         >>> import sgm_sde as sg
-        >>> print(default_setting(sg.VPSDE(), 10))
-        dpm4m-cold on Widening()
+        >>> print(default_setting(sg.VPSDE(), 16))
+        rosenbrock3-unic on Thinned()
         >>> print(default_setting(sg.VPSDE()))
-        dpm++4m-cold-unic on Thinned()
+        rosenbrock4-unic on Thinned(last=5, near_data=3, clean=0.1)
     """
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)
@@ -93,8 +95,17 @@ def default_setting(
 
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
+    nodes, corrector, grid = _by_budget(budget)
+    adams = Rosenbrock(
+        nodes, sigma_data=SIGMA_DATA, variable="log-snr", near_noise=NEAR_NOISE, start="cold", lower_final=False
+    )
+    return Setting(UniC(adams, nodes=corrector), grid)
+
+
+def _by_budget(budget: int) -> tuple[int, int, Thinned]:
+    """Nodes of predictor and corrector, and the grid."""
     if budget < FEW:
-        return Setting(DPMSolver(4, singlestep=False, start="cold", lower_final=False), "widening")
-    nodes, corrector = (3, 3) if budget < MANY else (4, 5)
-    adams = DPMSolverPP(nodes, start="cold", lower_final=False)
-    return Setting(UniC(adams, nodes=corrector), "thinned")
+        return 2, 3, Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
+    if budget < MANY:
+        return 3, 3, Thinned()
+    return 4, 5, Thinned(last=5.0, near_data=3.0, clean=0.1)

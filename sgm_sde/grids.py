@@ -42,7 +42,7 @@ from sgm_sde.processes.base import has_scalar_marginal
 if TYPE_CHECKING:
     from sgm_sde.processes import SDE
 
-NEWTON = 30  # iterations; ten reach rounding
+HALVINGS = 55  # of an interval, down to rounding
 MOST_ROWS = 100_000  # that a token waits
 
 
@@ -390,45 +390,54 @@ class Widening(LogSNR):
 
 @dataclass(frozen=True, repr=False)
 class Thinned(LogSNR):
-    r"""Steps of log-SNR that are longer where next to no signal is left, and less so as their number grows.
+    r"""Steps of log-SNR that are longer where next to no signal or next to no noise is left.
 
     With $n$ steps and the data's scale $s$, times lie in log-SNR $\ell$ with a density in proportion to
 
     $$ w(\ell) = 1 - \Bigl(1 - \min\bigl(1, \tfrac{n+1}{m}\bigr)\Bigr)
-                 \operatorname{sigmoid}\frac{\ell_0 - \ell}{1.5}, \qquad \ell_0 = -8 - 2 \log s $$
+                 \operatorname{sigmoid}\frac{\ell_0 - \ell - 2\log s}{1.5}
+                 - c \operatorname{sigmoid}\frac{\ell - \ell_1 + 2\log s}{1.5} $$
 
     from T to the last level of `Widening`. The flow is that of the whole process, so that nothing of what a network
     says near pure noise is left out; where log-SNR has no bound, it starts at `largest`.
 
     Args:
         data_std: the scale s, about the standard deviation of the data.
-        even: the number m of network calls from which on the density is even.
+        even: the number m of network calls from which on steps near pure noise are as long as others.
         last: the factor of the last level, as in `Widening`.
         largest: a bound of the first level in units of s; its default is the log-SNR -20.
+        near_noise: the log-SNR $\ell_0$ below which steps are longer.
+        near_data: the log-SNR $\ell_1$ above which they are, not below the other.
+        clean: the share c of the density that is left out there, below 1.
 
     Raises:
-        ValueError: for a number that is not positive and finite.
+        ValueError: for a number that is not finite or out of range.
 
     Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.VPSDE()
         >>> [round(float(sde.log_snr(t)), 2) for t in Thinned()(sde, 15).times[::5]]
-        [-10.05, -3.31, 2.3, 7.88]
+        [-10.05, -3.08, 1.32, 6.94]
     """
 
     data_std: float = 1.0
-    even: float = 32.0
-    last: float = 5.0
+    even: float = 45.0
+    last: float = 8.0
     largest: float = math.exp(10.0)
+    near_noise: float = -5.0
+    near_data: float = 2.0
+    clean: float = 0.4
 
-    near_noise: ClassVar[float] = -8.0  # log-SNR, for data of unit scale
-    width: ClassVar[float] = 1.5  # of the change, over which steps stay close to their neighbours in length
+    width: ClassVar[float] = 1.5  # of the changes, over which steps stay close to their neighbours in length
 
     __repr__ = Widening.__repr__
 
     def __post_init__(self) -> None:
         for name in ("data_std", "even", "last", "largest"):
             object.__setattr__(self, name, number(name, getattr(self, name), above=0))
+        object.__setattr__(self, "near_noise", number("near_noise", self.near_noise, least=-FAR, most=FAR))
+        object.__setattr__(self, "near_data", number("near_data", self.near_data, least=self.near_noise, most=FAR))
+        object.__setattr__(self, "clean", number("clean", self.clean, least=0, below=1))
 
     def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
         """First and last time of a grid of `steps` steps; a time given is kept."""
@@ -442,19 +451,22 @@ class Thinned(LogSNR):
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         thin = 1 - min(1.0, len(u) / self.even)
-        middle = self.near_noise - 2 * math.log(self.data_std)
+        scale = 2 * math.log(self.data_std)
 
         def count(log_snr: Tensor) -> Tensor:
             """The integral of w."""
-            return log_snr + thin * self.width * softplus((middle - log_snr) / self.width)
+            noisy = softplus((self.near_noise - scale - log_snr) / self.width)
+            clean = softplus((log_snr - self.near_data + scale) / self.width)
+            return log_snr + self.width * (thin * noisy - self.clean * clean)
 
-        # The integral is convex, so that Newton's method converges from wherever it starts.
-        first, last = count(torch.tensor(self.levels(sde, start, end), dtype=u.dtype, device=u.device))
-        aim = first + u * (last - first)
-        at = aim
-        for _ in range(NEWTON):
-            at = at - (count(at) - aim) / (1 - thin * torch.sigmoid((middle - at) / self.width))
-        times: Tensor = sde.time(at)
+        first, last = torch.tensor(self.levels(sde, start, end), dtype=u.dtype, device=u.device)
+        aim = count(first) + u * (count(last) - count(first))
+        low, high = first.expand_as(u), last.expand_as(u)
+        for _ in range(HALVINGS):  # the integral increases
+            middle = (low + high) / 2
+            below = count(middle) < aim
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        times: Tensor = sde.time((low + high) / 2)
         return times
 
 

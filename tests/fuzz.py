@@ -209,7 +209,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "UniPC": (sg.UniPC, {"*order": 3, "prediction": "data", "variant": "bh2", "start": "cold"}),
     "SASolver": (sg.SASolver, {"*order": 2, "corrector": None, "eta": 1.0, "window": (0.05, 1.0)}),
     "SEEDS": (sg.schemes.SEEDS, {"*order": 2}),
-    "Rosenbrock": (sg.schemes.Rosenbrock, {"*order": 2, "sigma_data": 0.5, "eta": 0.0, "start": None}),
+    "Rosenbrock": (sg.schemes.Rosenbrock, {"*order": 2, "sigma_data": 0.5, "variable": "angle", "near_noise": None, "eta": 0.0, "start": None}),
     "RectifiedAdams": (sg.schemes.RectifiedAdams, {"*order": 2, "start": None}),
     "ERSDE": (sg.schemes.ERSDE, {"*order": 3}),
     "PNDM": (sg.schemes.PNDM, {"*runge_kutta": True}),
@@ -240,7 +240,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Weakened": (sg.guidance.Weakened, {"*score": SCORE, "*weak": SCORE, "*scale": 1.0, "interval": None}),
     "Thresholded": (sg.guidance.Thresholded, {"*score": SCORE, "*limit": 1.0, "*percentile": None}),
     "cfg_plus_plus": (sg.guidance.cfg_plus_plus, {"*scale": 0.6, "*sde": sg.EDMSDE(), "*grid": [8.0, 4.0, 1.0]}),
-    "Thinned": (sg.grids.Thinned, {"data_std": 1.0, "even": 15.0, "last": 5.0, "largest": 400.0}),
+    "Thinned": (sg.grids.Thinned, {"data_std": 1.0, "even": 15.0, "last": 5.0, "largest": 400.0, "near_noise": -5.0, "near_data": 3.0, "clean": 0.2}),
     "Record": (recorded, {"trajectory": None, "callback": None, "progress": False}),
     "Execution": (executed, {
         "batch_size": 2, "until": None, "enable_grad": False, "compile": False, "device": None,

@@ -122,6 +122,30 @@ def test_methods_that_coincide(case: str, process: str) -> None:
     torch.testing.assert_close(end_state(one, process), end_state(other, process), rtol=1e-9, atol=1e-9)
 
 
+def test_velocity_in_log_snr_lies_between_noise_and_data() -> None:
+    """For data of large scale it is DPM-Solver, for data of small scale DPM-Solver++."""
+    for sigma_data, other in (
+        (1e5, sg.DPMSolver(2, singlestep=False, variant="exact")),
+        (1e-5, sg.DPMSolverPP(2, variant="exact")),
+    ):
+        velocity = sg.schemes.Rosenbrock(2, sigma_data=sigma_data, variable="log-snr")
+        torch.testing.assert_close(end_state(velocity, "vp"), end_state(other, "vp"), rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_network_is_off_by_near_noise_is_not_multiplied() -> None:
+    """A noise estimate off by a constant b moves x / sigma by b for each unit of log(sigma / alpha), in one step."""
+    sde = sg.EDMSDE(0.002, 1e6)
+    score = sg.from_noise(lambda x, t: x / t[:, None] + 0.05, sde)
+    grid = sg.Grid([1e6, 1e4])
+    moved = {}
+    for near_noise in (1.0, None):
+        solver = sg.schemes.Rosenbrock(1, variable="log-snr", near_noise=near_noise)
+        res = sg.sample(score, sde, x_T=torch.zeros(1, 1, dtype=F64), solver=solver, grid=grid, final="none")
+        moved[near_noise] = float(res.x[0, 0]) / 1e4
+    assert moved[1.0] == pytest.approx(-0.05 * math.log(100), rel=1e-6)
+    assert moved[None] == pytest.approx(-0.05 * 99, rel=1e-6)
+
+
 def test_deis_in_vp_time_is_deis_on_vp() -> None:
     """There the two times are one; on EDM, where time is the noise level, they are not."""
     ours, own = sg.DEIS(3, variable="vp-time"), sg.DEIS(3)
@@ -395,19 +419,21 @@ def test_settings_are_values() -> None:
 def test_which_default() -> None:
     """By the budget, and by what the process allows at the times that are given."""
     vp = LINEAR["vp"]
-    adams = sg.DPMSolver(4, singlestep=False, start="cold", lower_final=False)
-    three, four = (sg.DPMSolverPP(nodes, start="cold", lower_final=False) for nodes in (3, 4))
-    assert sg.defaults.default_setting(vp, 14) == sg.Setting(adams, "widening")
-    assert (
-        sg.defaults.default_setting(vp, 15)
-        == sg.defaults.default_setting(vp, 23)
-        == sg.Setting(sg.schemes.UniC(three, nodes=3), "thinned")
-    )
-    assert (
-        sg.defaults.default_setting(vp, 24)
-        == sg.defaults.default_setting(vp)
-        == sg.Setting(sg.schemes.UniC(four), "thinned")
-    )
+    chosen = {budget: sg.defaults.default_setting(vp, budget) for budget in (1, 11, 12, 23, 24, 500)}
+    assert chosen[1] == chosen[11]
+    assert chosen[12] == chosen[23]
+    assert chosen[24] == chosen[500] == sg.defaults.default_setting(vp)
+    for budget, nodes, corrector in ((11, 2, 3), (23, 3, 3), (24, 4, 5)):
+        solver, grid = chosen[budget].solver, chosen[budget].grid
+        assert isinstance(solver, sg.schemes.ExponentialAdams)
+        assert (solver.nodes, solver.corrector, solver.prediction, solver.variable) == (
+            nodes,
+            corrector,
+            "v",
+            "log-snr",
+        )
+        assert isinstance(grid, sg.grids.Thinned)
+        assert grid(vp, 10).times[0] == vp.T
     assert sg.defaults.default_setting(sg.RectifiedFlowSDE(T=1.0), 20) == sg.defaults.default_setting(vp, 20)
     assert sg.defaults.default_setting(sg.RectifiedFlowSDE(T=1.0), t_start=1.0) == sg.Setting("rectified2")
     assert sg.defaults.default_setting(vp, t_end=0.0) == sg.Setting("rectified2")

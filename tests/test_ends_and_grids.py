@@ -655,23 +655,24 @@ def test_a_widening_grid_keeps_times_that_are_given() -> None:
 
 @pytest.mark.parametrize("process", LINEAR)
 def test_a_thinned_grid_has_the_density_of_its_formula(process: str) -> None:
-    """From T, or log-SNR -20, to 5 / (n + 1)^2; between neighbours the density's integral is the same."""
+    """From T, or log-SNR -20, to 8 / (n + 1)^2; between neighbours the density's integral is the same."""
     sde = LINEAR[process]
     for steps in (4, 15, 31, 99):
         times = sg.grids.Thinned()(sde, steps).times
         levels = [float(sde.log_snr(t)) for t in times]
         assert levels[0] == pytest.approx(max(-20.0, float(sde.log_snr(sde.T))), abs=1e-6)
         first, smallest = (math.exp(-level / 2) for level in (levels[0], float(sde.log_snr(sde.eps))))
-        assert math.exp(-levels[-1] / 2) == pytest.approx(max(smallest, 5 / (steps + 1) ** 2 * first / (1 + first)))
-        thin = 1 - min(1.0, (steps + 1) / 32)
+        assert math.exp(-levels[-1] / 2) == pytest.approx(max(smallest, 8 / (steps + 1) ** 2 * first / (1 + first)))
+        thin = 1 - min(1.0, (steps + 1) / 45)
 
         def density(level: float, thin: float = thin) -> float:
-            return 1 - thin / (1 + math.exp((level + 8) / 1.5))
+            return 1 - thin / (1 + math.exp((level + 5) / 1.5)) - 0.4 / (1 + math.exp((2 - level) / 1.5))
 
         counts = [scipy.integrate.quad(density, a, b)[0] for a, b in pairwise(levels)]
         assert max(counts) == pytest.approx(min(counts), rel=1e-5)
-        if steps + 1 >= 32:
-            gaps = [b - a for a, b in pairwise(levels)]
+        if steps + 1 >= 45:
+            even = [float(sde.log_snr(t)) for t in sg.grids.Thinned(clean=0.0)(sde, steps).times]
+            gaps = [b - a for a, b in pairwise(even)]
             assert max(gaps) == pytest.approx(min(gaps), rel=1e-5)
 
 
@@ -689,6 +690,9 @@ def test_a_thinned_grid_keeps_what_it_is_given() -> None:
     for options in ({"data_std": 0.0}, {"even": -1.0}, {"last": math.nan}, {"largest": math.inf}):
         with pytest.raises(ValueError, match="positive and finite"):
             sg.grids.Thinned(**options)
+    for options in ({"clean": 1.0}, {"clean": -0.1}, {"near_data": -6.0}, {"near_noise": math.nan}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
+            sg.grids.Thinned(**options)
 
 
 @pytest.mark.parametrize("process", ["vp", "edm", "flow", "cosine", "ddpm"])
@@ -696,12 +700,12 @@ def test_a_run_on_a_widening_grid_starts_from_the_same_noise(process: str) -> No
     """Noise by seed, noise given at T and noise given at the first time are one run; final="none" ends at eps."""
     sde = LINEAR[process]
     score = sg.oracles.Gaussian(torch.tensor([0.3, -0.2], dtype=F64), 0.5).score(sde)
-    options = {"nfe": 10, "seed": 3}
+    solver = sg.DPMSolver(4, singlestep=False, start="cold", lower_final=False)
+    options = {"nfe": 10, "seed": 3, "solver": sg.Setting(solver, "widening")}
     by_seed = sg.sample(score, sde, (5, 2), dtype=F64, **options)
     at_T = sg.sample(score, sde, x_T=sde.prior_sample((5, 2), seed=3, dtype=F64), **options)
     start = by_seed.times[0]
     there = sde.prior_sample((5, 2), t=start, seed=3, dtype=F64)
-    solver = sg.defaults.default_setting(sde, 10).solver
     explicit = sg.sample(score, sde, x_T=there, solver=solver, grid=by_seed.times, final="denoise", seed=3)
     assert start < sde.T
     torch.testing.assert_close(at_T.x, by_seed.x, rtol=1e-12, atol=1e-12)

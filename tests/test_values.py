@@ -1560,7 +1560,10 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
         lambda: sg.schemes.ExponentialAdams(variable="angle"),
         "of data must be one of 'log-snr', 'time', 'noise",
     ),
-    (lambda: sg.schemes.ExponentialAdams(prediction="v", variable="time"), "of v must be one of 'angle', got"),
+    (
+        lambda: sg.schemes.ExponentialAdams(prediction="v", variable="time"),
+        "of v must be one of 'angle', 'log-snr', got",
+    ),
     (
         lambda: sg.schemes.ExponentialAdams(prediction="rectified", variable="angle"),
         "must be one of 'flow-time', got",
@@ -1588,6 +1591,8 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: sg.schemes.ExponentialAdams(eta=1.0, window=(1.0, 0.5)), "0 <= low <= high"),
     (lambda: sg.schemes.ExponentialAdams(eta=1.0, window=(-1.0, 0.5)), "0 <= low <= high"),
     (lambda: sg.schemes.ExponentialAdams(window=(0.1, 1.0)), "window acts on eta, which is 0"),
+    (lambda: sg.schemes.ExponentialAdams(prediction="v", near_noise=7.0), "near_noise acts on velocity in log-SNR"),
+    (lambda: sg.schemes.Rosenbrock(variable="log-snr", near_noise=0.0), "near_noise must be finite, above 0"),
     (lambda: sg.schemes.ExponentialAdams(prediction="v", sigma_data=0.0), "sigma_data must be finite, above 0"),
     (lambda: sg.schemes.ExponentialAdams(prediction="v", sigma_data=math.inf), "sigma_data must be finite, above 0"),
     (lambda: sg.schemes.ExponentialAdams(sigma_data=0.5), "sigma_data acts on velocity prediction, got it with data"),

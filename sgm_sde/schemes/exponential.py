@@ -30,14 +30,16 @@ class Exponential(Solver):
     Attributes:
         prediction: `"data"`, `"noise"`, `"v"` or `"rectified"`: what is interpolated.
         variable: what it is a polynomial in: `"log-snr"`, `"time"`, `"noise-level"` or `"vp-time"`, the time at which
-            the VP process of betas 0.1 to 20 has the noise level; v-prediction in the `"angle"`, rectified flow in the
-            `"flow-time"`.
+            the VP process of betas 0.1 to 20 has the noise level; v-prediction in the `"angle"` or in `"log-snr"`,
+            rectified flow in the `"flow-time"`.
         variant: `"exact"`, or a published simplification; see `LinearPart.weights`.
         eta: stochasticity, a number or a function of the time at which a step starts; it stays constant on the
             step, which is a stochasticity like any other and costs no accuracy.
         noise_scale: `"er"` for ER-SDE's noise scale, a function of sigma / alpha, instead of `eta`.
         window: noise levels sigma / alpha, low and high, outside of which `eta` is 0.
         sigma_data: standard deviation of the data, for v-prediction.
+        near_noise: noise level sigma / alpha from which on v in log-SNR is interpolated in units of it, so that what a
+            network is off by near pure noise is not multiplied by long steps; see `linear_part.VPart`.
         name: what to call it.
         source: where it is from.
     """
@@ -49,6 +51,7 @@ class Exponential(Solver):
     noise_scale: str | None = None
     window: tuple[float, float] = (0.0, math.inf)
     sigma_data: float = 1.0
+    near_noise: float | None = None
     name: str = "exponential"
     source: str = ""
 
@@ -56,7 +59,8 @@ class Exponential(Solver):
         one_of("prediction", self.prediction, PARTS)
         variable = NATIVE[self.prediction] if self.variable is None else self.variable
         settle(self, variable=variable)
-        allowed = VARIABLES[:4] if self.prediction in ("data", "noise") else (NATIVE[self.prediction],)
+        native = NATIVE[self.prediction]
+        allowed = {"v": (native, "log-snr"), "rectified": (native,)}.get(self.prediction, VARIABLES[:4])
         one_of(f"variable of {self.prediction}", variable, allowed)
         one_of("variant", self.variant, VARIANTS)
         if callable(self.eta):
@@ -85,6 +89,10 @@ class Exponential(Solver):
         settle(self, window=(low, high), sigma_data=number("sigma_data", self.sigma_data, above=0, most=FAR))
         if self.sigma_data != 1 and self.prediction != "v":
             raise ValueError(f"sigma_data acts on v-prediction, got it with {self.prediction}")
+        if self.near_noise is not None:
+            settle(self, near_noise=number("near_noise", self.near_noise, above=0, most=FAR))
+            if (self.prediction, variable) != ("v", "log-snr"):
+                raise ValueError(f"near_noise acts on v in log-SNR, got it with {self.prediction} in {variable}")
 
     def __repr__(self) -> str:
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default and f.name not in ("name", "source")]
@@ -101,8 +109,8 @@ class Exponential(Solver):
 
     @property
     def grids(self) -> tuple[str, ...]:
-        """Log-SNR, or EDM's own grid; for v-prediction and rectified flow, in the process' time, its own."""
-        return ("own", "log-snr") if self.prediction in ("data", "noise") else ()
+        """Log-SNR, or EDM's own grid; for polynomials in the angle and in the flow's time, the process' own."""
+        return () if self.variable in ("angle", "flow-time") else ("own", "log-snr")
 
     @property
     def stochastic(self) -> bool:
@@ -123,7 +131,8 @@ class Exponential(Solver):
         assert self.variable is not None
         if self.noise_scale is not None:
             return DataPart(self.variable, 0.0, self.variant, log_scale=LOG_SCALES[self.noise_scale])
-        return PARTS[self.prediction](self.variable, self.eta_on(s, t), self.variant, self.sigma_data)
+        near_noise = math.inf if self.near_noise is None else self.near_noise
+        return PARTS[self.prediction](self.variable, self.eta_on(s, t), self.variant, self.sigma_data, near_noise)
 
 
 class _Predicted(NamedTuple):

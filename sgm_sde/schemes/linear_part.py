@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -86,12 +86,14 @@ class LinearPart(ABC):
         eta: stochasticity, constant on a step.
         variant: how the moments are simplified; `weights` says how.
         sigma_data: standard deviation of the data, for v-prediction.
+        near_noise: noise level from which on v is interpolated in units of it; see `VPart`.
     """
 
     variable: str
     eta: float
     variant: str = "exact"
     sigma_data: float = 1.0
+    near_noise: float = math.inf
 
     @abstractmethod
     def factor(self, s: Node, t: Node) -> float:
@@ -279,10 +281,23 @@ class NoisePart(LinearPart):
 
 @dataclass(frozen=True)
 class VPart(LinearPart):
-    """v-prediction of data with the standard deviation `sigma_data`, in the angle."""
+    r"""v-prediction of data with the standard deviation `sigma_data`, in the angle or in log-SNR.
+
+    Near pure noise v is $-\sigma D/\sigma_d$, and where a network's estimate of the noise is off by $\delta$, that of
+    the data is off by $\delta\,\sigma/\alpha$, without bound. So with `near_noise` $s_0$ what is interpolated is
+    $v/(\rho g)$, $g^2 = 1 + (\sigma/(\alpha s_0))^2$, and g goes into the kernel: above $s_0$ that integrates $\delta$
+    over the logarithm of the noise level, and no step multiplies it by more than its length there.
+    """
+
+    def _growth(self, lam: Values) -> Values:
+        """The factor g where half the log-SNR is lam; 1 at infinity, where there is no other value to go with."""
+        return np.where(np.isneginf(lam), 1.0, np.hypot(1.0, np.exp(-lam) / self.near_noise))
+
+    def _cosine(self, node: Node) -> float:
+        return math.cos(angle(self.sigma_data).of(node))
 
     def _cosines(self, s: Node, t: Node) -> float:
-        return math.cos(self.coordinate(s)) / math.cos(self.coordinate(t))
+        return self._cosine(s) / self._cosine(t)
 
     def _rho(self, node: Node) -> float:
         return math.hypot(node.alpha * self.sigma_data, node.sigma)
@@ -296,14 +311,22 @@ class VPart(LinearPart):
         return self._rho(t) * math.sqrt(max(1 - self._cosines(s, t) ** (2 * self.eta**2), 0.0))
 
     def scale(self, node: Node) -> float:
-        """v / rho, the slope in the angle."""
-        return 1 / self._rho(node)
+        """v / rho, the slope in the angle, in units of its growth."""
+        return 1 / (self._rho(node) * float(self._growth(np.float64(node.lam))))
 
     def moments(self, s: Node, t: Node, n: int) -> list[float]:
-        """By quadrature in the angle itself."""
+        """By quadrature in the variable itself; from or to infinity, in the angle."""
         a, b = self.coordinate(s), self.coordinate(t)
-        K = (1 + self.eta**2) * (b - a) * self._rho(t) * (np.cos(a + POINTS * (b - a)) / math.cos(b)) ** self.eta**2
-        return [float(np.sum(WEIGHTS * POINTS**k * K)) for k in range(n)]
+        if not math.isfinite(b - a):
+            growth = float(self._growth(np.float64(s.lam)))
+            return [growth * m for m in replace(self, variable="angle").moments(s, t, n)]
+        place = a + POINTS * (b - a)
+        angles, slope = place, np.ones_like(place)
+        if self.variable == "log-snr":
+            angles = np.arctan(np.exp(-place) / self.sigma_data)
+            slope = -np.sin(2 * angles) / 2 * self._growth(place)  # of the angle in half the log-SNR, in units of p
+        K = (1 + self.eta**2) * slope * (np.cos(angles) / self._cosine(t)) ** self.eta**2
+        return [self._rho(t) * (b - a) * float(np.sum(WEIGHTS * POINTS**k * K)) for k in range(n)]
 
     def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """Not needed: the moments are in closed form."""
