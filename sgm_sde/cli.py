@@ -7,14 +7,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sgm_sde import __version__
 from sgm_sde._checks import usable_device
 from sgm_sde._files import JsonObject
-from sgm_sde.calibration.result import Calibration
 from sgm_sde.models import Model
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.schemes import solvers
+
+if TYPE_CHECKING:
+    from sgm_sde.calibration.result import Calibration
 
 
 @dataclass(frozen=True)
