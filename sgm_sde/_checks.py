@@ -217,7 +217,7 @@ def moment(option: str, value: object) -> float:
 
 
 def moments(option: str, value: object) -> list[float]:
-    """Times, in anything that can be gone through, as floats.
+    """Times of any iterable, as floats.
 
     Raises:
         TypeError: for anything else, or something in it that is no real number.

@@ -63,7 +63,7 @@ class LatentBound:
         stderr: standard error of `value` over the draws (B,); NaN for one draw.
         nfe: network calls of the score prior, each on the whole batch.
         dimension: numbers in one sample of the data.
-        method: how the cross-entropy was had.
+        method: how the cross-entropy was computed.
     """
 
     value: Tensor

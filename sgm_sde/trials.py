@@ -382,7 +382,7 @@ class Race:
             assert self.resolved is not None
             kwargs = map_rows(lambda _, rows: rows[:noises], self.resolved)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a candidate that fails is told from its error
+            warnings.simplefilter("ignore")  # a candidate that fails has an infinite error
             run = sample(
                 self.score, self.sde, (noises, *self.event), solver=setting, nfe=budget, seed=self.seeds[:noises],
                 model_kwargs=kwargs, **self.options_to(t_end),

@@ -28,7 +28,8 @@ PHRASES = {
     r"\b(a|one a) sample each\b": "per sample",
     r"\bnetwork calls a step\b": "network calls per step",
     r"\bis dear\b": "is expensive",
-    r"\b(are|is) had\b": "is computed, exists, is available",
+    r"\b(are|is|was|were) had\b": "is computed, exists, is available",
+    r"\b(is|are) told (by|from)\b": "is estimated, detected, identified by",
     r"\b(paths?|pairs?|numbers?|probes?|rows?|calls?|evaluations|values?|draws?|labels?|noises?) an? "
     r"(sample|step|dimension|stage|node|interval|batch|round|level|pixel)\b": "per ...",
     r"\beta: noise level\b|\bnoise level `?\$?\\?eta\b": "stochasticity: the noise level is sigma / alpha",

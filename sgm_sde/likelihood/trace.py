@@ -143,7 +143,7 @@ class ExactTrace:
         return self
 
     def products(self, d: int) -> int:
-        """One a dimension."""
+        """One per dimension."""
         return d
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
