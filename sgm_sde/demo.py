@@ -230,10 +230,12 @@ def _table(rows: list[JsonObject], floor: FrechetResult, n: int, n_held_out: int
         "| sampler | " + " | ".join(f"{nfe} NFE" for nfe in BUDGETS) + " | label agreement at 50 |",
         "|---|" + "---:|" * (len(BUDGETS) + 1),
     ]
+
     for name in dict.fromkeys(row["sampler"] for row in rows):
         own = [row for row in rows if row["sampler"] == name]
         cells = [f"{row['distance']:.2f}" for row in own]
         lines.append(f"| {name} | {' | '.join(cells)} | {100 * own[-1]['agreement']:.1f} % |")
+
     lines += [
         "",
         f"Two halves of the real data ({floor.n[0]} and {floor.n[1]} digits): {floor.value:.2f}. "
@@ -262,9 +264,11 @@ def _draw_strips(rows: dict[str, Tensor], path: Path, size: tuple[float, float])
 
     figure, axes = plt.subplots(len(rows), 1, figsize=size)
     for axis, (name, x) in zip(axes, rows.items(), strict=True):
+        # Images side by side, with a black border of a pixel.
         padded = torch.nn.functional.pad(x[:, 0], (1, 1, 1, 1), value=-1.0)
         height = padded.shape[1]
         strip = padded.permute(1, 0, 2).reshape(height, -1).numpy()
+
         axis.imshow(strip, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_yticks([(height - 1) / 2], [name], fontsize=8)
         axis.set_xticks([])

@@ -83,18 +83,26 @@ def _check_shapes(sde: SDE, times: Tensor) -> str:
     for shape in ((5,), (5, 3), (5, 2, 4, 4)):
         x = torch.linspace(-1, 1, math.prod(shape), dtype=F64).reshape(shape)
         batch = times[:: len(times) // 5][:5]
+
         together = sde.f(x, batch)
-        if together.shape != x.shape or sde.g(batch).shape != batch.shape:
+        diffusion = sde.g(batch)
+        if together.shape != x.shape or diffusion.shape != batch.shape:
             raise CheckError(
                 f"for x of shape {shape} and t of shape (5,): f has shape {tuple(together.shape)}, "
-                f"g has shape {tuple(sde.g(batch).shape)}"
+                f"g has shape {tuple(diffusion.shape)}"
             )
+
+        # One sample at a time at its own time: a drift that mixes the times of a batch differs.
         apart = torch.stack([sde.f(x[i : i + 1], t)[0] for i, t in enumerate(batch)])
         _agree("f with t of shape (B,)", flat(together).sum(1), flat(apart).sum(1), batch, 1e-9)
-    for name, value in (("f", sde.f(torch.ones(len(times), 1, dtype=F64), times)[:, 0]), ("g", sde.g(times))):
-        if not bool(torch.isfinite(value).all()):
-            i = int((~torch.isfinite(value)).nonzero()[0])
+
+    at_one = torch.ones(len(times), 1, dtype=F64)
+    for name, value in (("f", sde.f(at_one, times)[:, 0]), ("g", sde.g(times))):
+        bad = ~torch.isfinite(value)
+        if bool(bad.any()):
+            i = int(bad.nonzero()[0])
             raise CheckError(f"{name} is {value[i].item()} at t={times[i].item():.6g}")
+
     return "f and g keep the shapes of x and t and are finite on (eps, T]"
 
 
@@ -160,15 +168,22 @@ def _check_simulation(sde: LinearSDE, n: int, seed: int) -> str:
     start = sde.eps + 1e-3 * (sde.T - sde.eps)
     grid = LogSNR()(sde, 1000, t_end=start).times[::-1]
     generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> Tensor:
+        return torch.randn(n, 1, dtype=F64, generator=generator)
+
     x0 = 1.5
-    x = sde.alpha(start) * x0 + sde.sigma(start) * torch.randn(n, 1, dtype=F64, generator=generator)
+    x = sde.alpha(start) * x0 + sde.sigma(start) * draw()
     for i, (s, t) in enumerate(pairwise(grid), start=1):
-        h, middle = t - s, torch.tensor((s + t) / 2, dtype=F64)
-        half = x + h / 2 * sde.f(x, torch.tensor(s, dtype=F64))
-        noise = torch.randn(n, 1, dtype=F64, generator=generator)
-        x = x + h * sde.f(half, middle) + sde.g(middle) * math.sqrt(h) * noise
+        h = t - s
+        before = torch.tensor(s, dtype=F64)
+        middle = torch.tensor((s + t) / 2, dtype=F64)
+        half = x + h / 2 * sde.f(x, before)
+        x = x + h * sde.f(half, middle) + sde.g(middle) * math.sqrt(h) * draw()
+
         if i % 200 == 0:
-            alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+            alpha = float(sde.alpha(t))
+            sigma = float(sde.sigma(t))
             z_mean = float((x.mean() - alpha * x0) / (sigma / math.sqrt(n)))
             z_variance = float((x.var() / sigma**2 - 1) / math.sqrt(2 / n))
             if not (abs(z_mean) < 4 and abs(z_variance) < 4):
@@ -325,6 +340,7 @@ def flow_reference(
         return _joint_flow(oracle, sde, x, t_end, t_start)
     if isinstance(oracle, Gaussian):
         return oracle.flow(x, sde, t_start, t_end)
+
     from scipy.integrate import solve_ivp
 
     score = oracle.score(sde)
@@ -443,8 +459,10 @@ def measure_weak_order(
     solver, rule = resolve(solver).strict(), rule or LogSNR()
     t_start = active_start(sde) if t_start is None else t_start
     t_end = smooth_end(sde) if t_end is None else t_end
+
     # Several data sets, side by side as coordinates: an error that changes its sign on one of them is seen on another.
-    mean, std = torch.tensor([0.7, -1.2, 0.4, 0.9], dtype=F64), torch.tensor([0.6, 0.2, 1.5, 0.4], dtype=F64)
+    mean = torch.tensor([0.7, -1.2, 0.4, 0.9], dtype=F64)
+    std = torch.tensor([0.6, 0.2, 1.5, 0.4], dtype=F64)
     score = Gaussian(mean, std.square().diag()).score(sde)
     errors = []
     for n in steps:
@@ -526,7 +544,9 @@ def output_law(
         raise ValueError(f"final must be 'none', 'mean' or 'denoise', got {final!r}")
     if final == "denoise" and has_matrix_marginal(sde):
         raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
-    solver, mean, std = resolve(solver), mean.to(F64), std.to(F64)
+
+    solver = resolve(solver)
+    mean, std = mean.to(F64), std.to(F64)
     start, end = grid.times[0], grid.times[-1]
     score = Gaussian(mean, std.square().diag()).score(sde)
     program = solver.compile(sde, grid)
@@ -605,13 +625,16 @@ def measure_weak_order_on_mixture(
     check_integer("log2_points", log2_points, 0)
     if scrambles < 2:
         raise ValueError(f"a standard error takes at least 2 scramblings, got {scrambles}")
+
     t_start = active_start(sde, 2.0) if t_start is None else t_start
     t_end = smooth_end(sde, 0.4) if t_end is None else t_end
     exact = _expected_features(data, sde.nodes([t_end])[0].noise_level)
     errors, stderrs = [], []
     for n in steps:
-        estimate = _ControlledMean(solver.compile(sde, rule(sde, n, t_start, t_end)), sde, data)
-        means = np.stack([estimate(z) for z in _sobol_paths(estimate.draws, log2_points, scrambles, seed)])
+        program = solver.compile(sde, rule(sde, n, t_start, t_end))
+        estimate = _ControlledMean(program, sde, data)
+        paths = _sobol_paths(estimate.draws, log2_points, scrambles, seed)
+        means = np.stack([estimate(z) for z in paths])
         errors.append(float(np.linalg.norm(means.mean(0) - exact)))
         stderrs.append(float(np.linalg.norm(means.std(0, ddof=1))) / math.sqrt(scrambles))
     return OrderMeasurement(tuple(steps), tuple(errors), tuple(stderrs))
@@ -624,7 +647,9 @@ def _features(y: np.ndarray) -> np.ndarray:
 
 def _expected_features(data: GaussianMixture, r: float) -> np.ndarray:
     """Their expectations (4,) under the marginal of y = x / alpha where sigma / alpha is r."""
-    w, m, v = data.weights.numpy(), data.means[:, 0].numpy(), data.variances[:, 0].numpy() + r**2
+    w = data.weights.numpy()
+    m = data.means[:, 0].numpy()
+    v = data.variances[:, 0].numpy() + r**2
     damped = np.exp(-2 * v)
     return np.asarray([w @ m, w @ (m**2 + v), w @ (damped * np.cos(2 * m)), w @ (damped * np.sin(2 * m))])
 
@@ -660,25 +685,35 @@ class _ControlledMean:
         self.program, self.sde, self.data, self.fresh = program, sde, data, _fresh(program)
         self.draws = sum(map(len, self.fresh))
         self.nodes = sde.nodes([stage.t for stage in program.stages])
-        points, weights = np.polynomial.hermite_e.hermegauss(24)
+        points, weights = np.polynomial.hermite_e.hermegauss(24)  # expectations over the fresh noise
         weights /= weights.sum()
-        reach, width = float(data.means.abs().max()), float(data.variances.max())
+        reach = float(data.means.abs().max())
+        width = float(data.variances.max())
+
         # Of each stage with fresh noise: the value of its state, and that of the state without the noise.
         self.values: dict[int, tuple[Any, Any]] = {}
         value: Any = _features
         r, std = self.nodes[-1].noise_level, 0.0  # of the next such stage
-        for k in (k for k in reversed(range(len(self.nodes))) if self.fresh[k] or k == 0):
+        noisy = [k for k in range(len(self.nodes)) if self.fresh[k] or k == 0]
+
+        for k in reversed(noisy):
+            # DDIM's step from here to the next such stage, without the noise that is fresh there.
             s = self.nodes[k].noise_level
             y = np.linspace(-1, 1, 801) * (reach + 10 * math.sqrt(width + s**2))
             D = self._denoised(y, s)
-            after = CubicSpline(y, value(D + math.sqrt(max(r**2 - std**2, 0.0)) / s * (y - D)))
+            kept = math.sqrt(max(r**2 - std**2, 0.0)) / s
+            after = CubicSpline(y, value(D + kept * (y - D)))
+
             if k == 0:
                 x = self.nodes[0].alpha * torch.from_numpy(y)[:, None]
                 density = data.log_prob(x, sde, self.nodes[0].t).exp().numpy()
                 self.values[0] = after, density @ after(y) / density.sum()
                 break
-            r, std = s, math.hypot(*(engine_number(c) for _, c in self.fresh[k])) / self.nodes[k].alpha
-            value = CubicSpline(y, np.einsum("ijf,j->if", after(y[:, None] + std * points), weights))
+
+            r = s
+            std = math.hypot(*(engine_number(c) for _, c in self.fresh[k])) / self.nodes[k].alpha
+            noised = after(y[:, None] + std * points)
+            value = CubicSpline(y, np.einsum("ijf,j->if", noised, weights))
             self.values[k] = after, value
 
     def _denoised(self, y: np.ndarray, r: float) -> np.ndarray:

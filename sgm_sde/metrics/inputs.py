@@ -33,10 +33,12 @@ def _samples(values: Vectors, name: str, least: int) -> Tensor:
         if array is None or array.dtype.kind not in "fiub":
             raise TypeError(f"{name} must be a tensor or array (samples, features), got {described(values)}")
         x = torch.from_numpy(array.astype(np.float64))
+
     if x.ndim != 2:
         raise ValueError(f"{name} must have shape (samples, features), got {tuple(x.shape)}")
     if len(x) < least:
         raise ValueError(f"{name} needs at least {least} rows, got {len(x)}")
+
     bad = ~x.isfinite()
     if bad.any():
         row, column = bad.nonzero()[0].tolist()

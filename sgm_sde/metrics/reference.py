@@ -105,6 +105,7 @@ def load_reference(
             raise ValueError(f"{name} holds images of shape {tuple(samples.shape[1:])}, the samples have {shape}")
         data = to_uint8(samples, data_range or (-1.0, 1.0)) if extractor.images else samples
         return measure(str(name), data, extractor)
+
     if str(name) in STATISTICS:
         owner, load = STATISTICS[str(name)]
         mean, cov, n = load()
@@ -112,6 +113,7 @@ def load_reference(
             raise ValueError(f"{name} holds statistics of {owner}, the features are {extractor.name}")
         identity = (extractor.name, extractor.hash)
         return Reference(str(name), fingerprint({"mean": mean, "cov": cov}), n, identity, mean, cov)
+
     if path.suffix not in (".npy", ".npz", ".safetensors"):
         more = " Data of your own are a file .npy or .npz, statistics a file .safetensors"
         raise unknown("reference", str(name), [*SHIPPED, *STATISTICS], more)
@@ -142,10 +144,16 @@ def _statistics(path: Path, extractor: Extractor) -> Reference:
     with reading(path, "statistics of a reference"):
         data = path.read_bytes()
         tensors = safetensors.torch.load(data)
-        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        length = int.from_bytes(data[:8], "little")  # of the header, which safetensors puts first
+        header = parse_json(data[8 : 8 + length])
         known: JsonObject = parse_json(header["__metadata__"]["reference"])
-        mean, cov = tensors["mean"].double(), tensors["cov"].double()
-        identity, n = (str(known["extractor"][0]), str(known["extractor"][1])), int(known["n"])
+
+        mean = tensors["mean"].double()
+        cov = tensors["cov"].double()
+        name, digest = known["extractor"][:2]
+        identity = (str(name), str(digest))
+        n = int(known["n"])
+
     if identity != (extractor.name, extractor.hash):
         raise ValueError(
             f"{path} holds statistics of {identity[0]} ({identity[1][:12]}), the features are {extractor.name} "

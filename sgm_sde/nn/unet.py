@@ -201,6 +201,7 @@ class UNet(nn.Module):
         heads = check_integer("heads", heads)
         embed = check_integer("embed", embed, 2)
         classes = None if classes is None else check_integer("classes", classes)
+
         for level, width in enumerate(channels):
             attends = level in attention or (middle == "attention" and level == len(channels) - 1)
             if width % groups or (attends and width % heads):
@@ -208,12 +209,14 @@ class UNet(nn.Module):
         attention_levels = frozenset(attention)
         if not attention_levels <= set(range(len(channels))):
             raise ValueError(f"attention={tuple(attention)} must be indices into channels={tuple(channels)}")
-        self.patch, self.classes = patch, classes
+
+        self.patch, self.classes, self.blocks = patch, classes, blocks
         self.reduction = patch * 2 ** (len(channels) - 1)
         self.register_buffer("frequencies", EMBEDDINGS[time](embed // 2))
         self.time = nn.Linear(embed, embed)
         self.mix = nn.Linear(embed, embed)
         self.label = nn.Embedding(classes + 1, embed) if classes is not None else None
+
         self.first = nn.Conv2d(in_channels * patch**2, channels[0], 3, padding=1)
 
         def stage(level: int, width: int) -> _Stage:
@@ -228,18 +231,20 @@ class UNet(nn.Module):
             return _Middle([first, _SelfAttention(width, heads, groups, scale), second])
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        width, skips = channels[0], list[int]()
+        width = channels[0]
+        skips: list[int] = []
         for level in range(len(channels)):
             for _ in range(blocks):
                 self.down.append(stage(level, width))
                 width = channels[level]
                 skips.append(width)
+
         self.middle = centre(width) if middle == "attention" else stage(len(channels) - 1, width)
         for level in reversed(range(len(channels))):
             for _ in range(blocks):
                 self.up.append(stage(level, width + skips.pop()))
                 width = channels[level]
-        self.blocks = blocks
+
         self.norm = nn.GroupNorm(groups, channels[0])
         self.last = nn.Conv2d(channels[0], in_channels * patch**2, 3, padding=1)
         nn.init.zeros_(self.last.weight)
@@ -261,19 +266,24 @@ class UNet(nn.Module):
         """
         if any(side % self.reduction for side in x.shape[-2:]):
             raise ValueError(f"image sides must be multiples of {self.reduction}, got {tuple(x.shape)}")
+
         emb = self._embedding(t, y)
         h = self.first(F.pixel_unshuffle(x, self.patch))
+
         skips = []
         for i, stage in enumerate(self.down):
             if i and i % self.blocks == 0:
                 h = F.avg_pool2d(h, 2)
             h = stage(h, emb)
             skips.append(h)
+
         h = self.middle(h, emb)
+
         for i, stage in enumerate(self.up):
             if i and i % self.blocks == 0:
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
             h = stage(torch.cat([h, skips.pop()], dim=-3), emb)
+
         return F.pixel_shuffle(self.last(F.silu(self.norm(h))), self.patch)
 
     def _embedding(self, t: Tensor, y: Tensor | None) -> Tensor:

@@ -275,6 +275,7 @@ def score_matching(
     generator = _own(generator)
     sde, t, factor, x0 = _prepare(score, x0, times, t, generator)
     x, _ = _noised(sde, x0, t, noise, generator)
+
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         s = score(x, _label(t, x), **arguments("model_kwargs", model_kwargs))
@@ -289,6 +290,7 @@ def score_matching(
         else:
             signs = (_random(x, generator, torch.rand).round() * 2 - 1 for _ in range(n_probes))
             diagonal = sum((product(v) for v in signs), torch.zeros_like(x)) / n_probes
+
         return _weighted(s.square() + 2 * diagonal, factor, weighting, "score", sde, t, reduction)
 
 
@@ -306,6 +308,7 @@ def _prepare(
         raise TypeError(f"data must be floating point (B, *), scaled as the network expects, got {given}")
     if x0.device.type == "cpu":  # elsewhere a look would wait for the device
         refuse_unscaled("x0", x0)
+
     if times is not None:
         instance_of("times", times, Times, "a distribution of times, such as LogNormal()")
     if t is None:
