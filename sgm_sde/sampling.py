@@ -840,7 +840,7 @@ def _run_part(
     if not end.is_meta:
         odd = watch.implausible(end, denoised=job.denoises or job.solver.ends_in_data)
         # The one place where values come back from the device.
-        sound = torch.stack([finite(ran.x), finite(end), odd]).cpu().double().numpy() > 0
+        sound = torch.stack([finite(ran.x), finite(end), odd]).cpu().numpy()
     kept = monitor.kept, monitor.kept_times
     drawn = job.draws[0] if isinstance(source, PathNoise) else source.draw
     return _Part(
