@@ -81,13 +81,17 @@ def refuse_unscaled(option: str, x: Tensor) -> None:
 def refuse_cast(option: str, images: Tensor, n_levels: int) -> None:
     """Raise ValueError for integers (B, *) that are 0 and 1 alone where there are many levels: cast from [0, 1].
 
+    One dark image may be of levels 0 and 1: it takes four, none of one level.
+
     Examples:
-        >>> refuse_cast("images", torch.tensor([0, 1]).repeat(50), 256)
+        >>> refuse_cast("images", torch.tensor([0, 1]).repeat(4, 8), 256)
         Traceback (most recent call last):
         ...
         ValueError: images are 0 and 1 alone, of 256 levels: cast from [0, 1] without scaling, or n_levels=2
     """
-    if n_levels >= 8 and images.numel() >= ENOUGH and int(images.max()) == 1:
+    if n_levels < 8 or len(images) < 4 or images.numel() < ENOUGH or int(images.max()) != 1:
+        return
+    if bool((images.flatten(1).amax(1) > images.flatten(1).amin(1)).all()):
         raise ValueError(
             f"{option} are 0 and 1 alone, of {n_levels} levels: cast from [0, 1] without scaling, or n_levels=2"
         )

@@ -1059,6 +1059,24 @@ def test_methods_do_not_depend_on_the_scaling_of_the_state(name: str, scaling: s
     torch.testing.assert_close(theirs, mine, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("norm", ["sample", "batch", "expected"])
+def test_langevins_published_norms_depend_on_a_scaling_that_changes(norm: str) -> None:
+    """Their factor (alpha_i / alpha_{i+1})^2 does: the same samples in a constant scaling, others in one that grows."""
+    vp, denoiser = LINEAR["vp"], sg.oracles.Gaussian(torch.zeros(300, dtype=F64), 0.3).score(LINEAR["vp"]).denoised
+    x_T, grid = torch.randn(2, 300, dtype=F64, generator=torch.Generator().manual_seed(0)), sg.grids.LogSNR()(vp, 8)
+    corrector = sg.PredictorCorrector(sg.DDIM(), sg.Langevin(0.3, norm=norm))
+
+    def run(c: Callable[[Tensor], Tensor]) -> Tensor:
+        sde = sg.LinearSDE.from_schedule(lambda t: vp.alpha(t) / c(t), lambda t: vp.sigma(t) / c(t), eps=vp.eps)
+        score, start = sg.from_denoiser(denoiser, sde, input_scale=c), x_T / float(c(torch.tensor(1.0, dtype=F64)))
+        return sg.sample(score, sde, x_T=start, solver=corrector, grid=grid, seed=3).x
+
+    as_it_is, halved, growing = run(torch.ones_like), run(lambda t: torch.full_like(t, 2.0)), run(RESCALED["growing"])
+    torch.testing.assert_close(halved, as_it_is, rtol=1e-7, atol=1e-7)
+    apart = float((growing - as_it_is).abs().max())
+    assert (apart < 1e-7) == (norm == "expected"), apart
+
+
 def test_a_function_that_is_not_linear_is_no_linear_map() -> None:
     """Affine, rounding and squares are told when the operator is made; what is linear up to rounding is taken."""
     functions: list[tuple[Callable[[Tensor], Tensor], str]] = [

@@ -86,7 +86,8 @@ class Langevin(Corrector):
     With `norm="expected"` the step size is that of the published $\epsilon = 2a(r\,|z|/|s|)^2$ with both norms at what
     they are for a marginal of variance v, and a = 1: known before x, so that nothing of a sample steers its own step.
     The published ones have $a = (\alpha_i/\alpha_{i+1})^2$ from the node and the next cleaner one (t = 0 after the
-    last): 1 on VE, $1 - \beta_i$ on DDPM's table, whatever the number of steps. Their norms steer it, and have another
+    last): 1 on VE, $1 - \beta_i$ on DDPM's table, whatever the number of steps; with it samples depend on the scaling
+    of x, where c(t) changes from node to node. Their norms steer it, and have another
     law where they are made of few numbers n: D of them for `"sample"`, D times the batch for `"batch"`. Variance of
     $N(0, 1)$ after 1000 updates with the exact score and r = 0.16, measured by `make bench-law`; from n = 8 on it is
     $(1 + 2/n)^2 (1 + r^2)$ to 1 %:
