@@ -161,6 +161,13 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "*score_fn": net, "*sde": sg.DiscreteVPSDE([0.1, 0.2, 0.3]), "*x": X, "n_levels": None, "data_range": None,
         "variance": "fixed-small", "clip": None, "repeats": 1, "n_decodings": 1, "data_std": 0.5, "seed": 0, "dtype": None,
     }),
+    "log_posterior": (likelihood.log_posterior, {
+        "*score_fn": NOISE, "*sde": VP, "*theta": X, "*observations": X, "*log_prior": lambda x: -x.square().sum(1),
+        "argument": "y", "method": FixedGrid(6), "seed": 0,
+    }),
+    "find_modes": (likelihood.find_modes, {
+        "*log_density": lambda x: -(x - 0.3).square().sum(1), "*x": X, "gtol": 1e-4, "max_iterations": 20,
+    }),
     "encode": (sg.encode, {
         "*score_fn": SCORE, "*sde": VP, "*x": X, "eps": None, "method": FixedGrid(6), "model_kwargs": None,
     }),
@@ -334,13 +341,13 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "*score_fn": JOINT, "*sde": sg.CLD(), "*z": Z, "eps": None, "method": FixedGrid(6), "trace": "hutchinson", "seed": 0, "generator": None, "model_kwargs": None,
     }),
     "velocity_bound": (sg.likelihood.velocity_bound, {
-        "*score_fn": JOINT, "*sde": sg.CLD(), "*x": X, "draws": 1, "seed": 0, "method": FixedGrid(6), "eps": None,
+        "*score_fn": JOINT, "*sde": sg.CLD(), "*x": X, "n_draws": 1, "seed": 0, "method": FixedGrid(6), "eps": None,
     }),
     "sample on CLD": (sg.sample, {
         "*score_fn": JOINT, "*sde": sg.CLD(), "shape": (3, 2, 2), "solver": sg.schemes.SSCS(), "steps": 4, "seed": 0, "final": None,
     }),
     "LatentScoreModel": (sg.latent.LatentScoreModel, {"*encoder": LATENT.encoder, "*decoder": LATENT.decoder, "*score_fn": SCORE, "*sde": VP}),
-    "LatentScoreModel.bound": (LATENT.bound, {"*x": X, "method": "flow", "draws": 1, "n_times": None, "eps": None, "seed": 0}),
+    "LatentScoreModel.bound": (LATENT.bound, {"*x": X, "method": "flow", "n_draws": 1, "n_times": None, "eps": None, "seed": 0}),
     "MixedNoise": (sg.latent.MixedNoise, {"*net": net, "*sde": VP, "*shape": (2,), "initial": 0.5, "time_label": None}),
     "Model": (sg.models.Model, {
         "name": "x", "score": SCORE, "sde": VP, "shape": (2,), "n_classes": None, "data_range": None, "n_levels": None,
@@ -410,7 +417,7 @@ NOT_CALLED = {
     "AdaptiveSolver", "BitsPerDimResult", "BoundResult", "Calibrated", "Calibration", "Calibrations", "Continuation", "Corrector", "Dequantisation", "DigitsClassifier",
     "DigitsDenoiser", "DigitsVelocity", "Extrapolation", "FashionClassifier", "FeatureStatistics", "FlowResult",
     "FrechetResult", "GridRule", "GuidedScore", "Images", "KernelResult", "LatentBound", "LikelihoodProtocol",
-    "LinearOperator", "LinearSDE", "LogProbResult", "MatrixSDE", "Operator", "Oracle", "PRDCResult", "PilotResult",
+    "LinearOperator", "LinearSDE", "LogProbResult", "MatrixSDE", "Operator", "Oracle", "PRDCResult", "ModeResult", "PilotResult", "PosteriorResult",
     "PosteriorScore", "ProbeTrial", "Program", "SDE", "SampleResult", "SlicedResult", "load_calibration", "load_images", "Solver", "Status",
     "AdaptiveStats", "StepInfo", "Stepper", "Times", "Weighting", "solvers",
 }  # fmt: skip

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import check_integer, check_per_sample_scalar, number, require_floating, require_function
+from sgm_sde._checks import (
+    check_integer,
+    check_per_sample_scalar,
+    instance_of,
+    number,
+    require_floating,
+    require_function,
+)
 from sgm_sde._shapes import flat
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_points
@@ -86,6 +93,7 @@ def log_posterior(
     theta = check_points(theta)
     require_floating("observations", observations)
     require_function("log_prior", log_prior, "from parameters (B, *) to log-densities (B,)", 1)
+    instance_of("argument", argument, str, "a text")
     n = len(observations) if observations.ndim else 0
     if n == 0:
         raise ValueError(f"observations must be (n, *) with n of at least 1, got shape {tuple(observations.shape)}")
