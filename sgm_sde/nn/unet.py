@@ -194,6 +194,8 @@ class UNet(nn.Module):
         one_of("middle", middle, ("block", "attention"))
         scale = math.sqrt(0.5) if flag("rescale", rescale) else 1.0
         channels, attention = sizes("channels", channels), sizes("attention", attention, least=0)
+        if not channels:
+            raise ValueError(f"channels must have a width for each level, got {channels}")
         in_channels = check_integer("in_channels", in_channels)
         blocks = check_integer("blocks", blocks)
         patch = check_integer("patch", patch)

@@ -72,7 +72,7 @@ class Oracle(ABC):
         if has_matrix_marginal(sde):
 
             @outside_autocast
-            def of_observation(y: Tensor, s: Tensor, **kwargs: object) -> Tensor:
+            def of_observation(y: Tensor, s: Tensor, /, **kwargs: object) -> Tensor:
                 _require_none(kwargs)
                 self._require_event(y)
                 return self.denoised(y, torch.ones_like(s), s)
@@ -80,7 +80,7 @@ class Oracle(ABC):
             return DenoiserScore(of_observation, sde)
 
         @outside_autocast
-        def denoiser(x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
+        def denoiser(x: Tensor, t: Tensor, /, **kwargs: object) -> Tensor:
             _require_none(kwargs)
             self._require_event(x)
             require_times(t, x)
