@@ -2,6 +2,7 @@
 
     python -m benchmarks.calibrated measure --half report     # one file a bed in out/beds/calibrated, kept
     python -m benchmarks.calibrated report --out out/bench    # tables and picture of what was measured
+    python -m benchmarks.calibrated store                     # what was measured into benchmarks/beds/calibrated.json
     python -m benchmarks.calibrated frechet                   # digits and clothes: distances to data and to the flow
     python -m benchmarks.calibrated peers --names moons-vp    # other libraries' samplers on the same noises
 
@@ -26,6 +27,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ from benchmarks.pilots import kwargs_for
 from sgm_sde.bench import SHIPPED, black_white
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow
+from sgm_sde.calibration.result import as_calibrations
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.grids import GridRule
 from sgm_sde.metrics import gaussian_frechet
@@ -57,6 +60,7 @@ DPMPP2M = sg.Setting("dpm++2m", "karras")
 MULTISTEP = ("ipndm3", "dpm++2m", "unipc3")
 LARGEST = 80.0
 CACHE = beds.CACHE / "calibrated"
+STORED = beds.HERE / "calibrated.json"  # of the last full run
 
 
 class Clock:
@@ -244,21 +248,12 @@ def keep(bed: Bed, noises: int, budgets: Sequence[int], peers: bool = True) -> N
     sys.stdout.flush()
 
 
-def frechet(name: str, n: int, noises: int, budgets: Sequence[int], limit: float | None) -> None:
-    """Frechet distances of a shipped network's samples to data, and to the samples of its exact flow."""
+def fitted(name: str, noises: int, budgets: Sequence[int]) -> sg.calibration.Calibrations:
+    """Tables for a shipped network, with labels in turn; interrupted, it continues with what is in the folder."""
     model = sg.load_model(name)
-    extractor = load_extractor(SHIPPED[name][0], model.shape, device="cpu")
-    levels = black_white(model)
-    real = load_reference(SHIPPED[name][1], extractor, model.shape, levels)
-
-    def features(x: Tensor) -> Tensor:
-        return extractor(to_uint8(x, levels) if levels is not None else x)
-
-    labels = torch.arange(max(n, noises)) % 10
-    # Interrupted, it continues with what is in the folder.
     found = sg.calibrate(
         model.score, model.sde, (noises, *model.shape), nfe=budgets, held_out=HELD_OUT, seed=SEED,
-        model_kwargs={"y": sg.PerSample(labels[:noises])}, time_limit=limit, checkpoint=CACHE / f"{name}-{noises}",
+        model_kwargs={"y": sg.PerSample(torch.arange(noises) % 10)}, checkpoint=CACHE / f"{name}-{noises}",
     )  # fmt: skip
     # What ships with the network: the solver taken, and what it is compared with.
     short = {
@@ -270,21 +265,39 @@ def frechet(name: str, n: int, noises: int, budgets: Sequence[int], limit: float
         for n, one in found.items()
     }  # fmt: skip
     sg.calibration.Calibrations(short).save(CACHE / f"{name}_solvers.json")
+    return found
+
+
+def shipped(name: str) -> sg.calibration.Calibrations:
+    """The tables that ship with a network."""
+    file = resources.files("sgm_sde") / "assets" / f"{name}_solvers.json"
+    return as_calibrations(sg.calibration.load_calibration(str(file)))
+
+
+def frechet(name: str, n: int, found: sg.calibration.Calibrations) -> None:
+    """Frechet distances of a shipped network's samples to data, and to the samples of its exact flow."""
+    model = sg.load_model(name)
+    extractor = load_extractor(SHIPPED[name][0], model.shape, device="cpu")
+    levels = black_white(model)
+    real = load_reference(SHIPPED[name][1], extractor, model.shape, levels)
+    labels = torch.arange(n) % 10
 
     def samples(solver: Any, nfe: int) -> Tensor:
         parts = []
         for k in range(0, n, 256):
             kwargs = {"y": sg.PerSample(labels[k : min(k + 256, n)])}
             shape, seed = (min(256, n - k), *model.shape), 1000 + k
-            parts.append(
-                sg.sample(model.score, model.sde, shape, solver=solver, nfe=nfe, seed=seed, model_kwargs=kwargs).x
-            )
-        return features(torch.cat(parts))
+            x = sg.sample(model.score, model.sde, shape, solver=solver, nfe=nfe, seed=seed, model_kwargs=kwargs).x
+            parts.append(extractor(to_uint8(x, levels) if levels is not None else x))
+        return torch.cat(parts)
 
     path = CACHE / f"{name}-frechet.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
-    exact = samples(REFERENCE, 48)
-    mean, cov = moments(exact)
+    kept = path.with_suffix(".pt")
+    if not kept.exists():
+        torch.save(samples(REFERENCE, 48), kept)
+    mean, cov = moments(torch.load(kept))
+    rows["exact"] = [gaussian_frechet(mean, cov, real.mean, real.cov), 0.0]
     for nfe, one in found.items():
         settings = {"calibrated": one, "off the shelf": one.off_the_shelf.setting, "dpm++2m, karras": DPMPP2M}
         for label, setting in settings.items():
@@ -292,25 +305,54 @@ def frechet(name: str, n: int, noises: int, budgets: Sequence[int], limit: float
                 continue
             here = moments(samples(setting, nfe))
             rows[f"{label} {nfe}"] = [gaussian_frechet(*here, real.mean, real.cov), gaussian_frechet(*here, mean, cov)]
-    rows["exact"] = [gaussian_frechet(mean, cov, real.mean, real.cov), 0.0]
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+            path.write_text(json.dumps(rows, indent=1) + "\n")
     sys.stdout.write(f"{name}: {n} samples against {real.name}: {json.dumps(rows, indent=1)}\n")
 
 
 # --------------------------------------------------------------------------------------------------------------- report
 
 
+def rows_of(bed: Bed, noises: int) -> dict[str, Any] | None:
+    """What was measured on a bed, here or for the repository's file."""
+    if file_of(bed, noises).exists():
+        return json.loads(file_of(bed, noises).read_text())  # type: ignore[no-any-return]
+    stored = json.loads(STORED.read_text()) if STORED.exists() else {}
+    return stored.get(file_of(bed, noises).stem)  # type: ignore[no-any-return]
+
+
 def measured(half: str, noises: int = NOISES) -> list[dict[str, Any]]:
     """What was measured on the beds of a half, with the frozen best."""
     known, found = frozen(), []
     for bed in beds.load(half):
-        if file_of(bed, noises).exists():
-            row = json.loads(file_of(bed, noises).read_text())
+        row = rows_of(bed, noises)
+        if row is not None:
             row["budgets"] = {int(n): cells for n, cells in row["budgets"].items()}
+            for cells in row["budgets"].values():  # what is not finite has no number in JSON
+                cells["gits"] = {name: math.inf if error is None else error for name, error in cells["gits"].items()}
             row["doubt"] = known[bed.name]["doubt"]
             row["best"] = {int(n): value["rmse"] or math.inf for n, value in known[bed.name]["best"].items()}
             found.append(row)
     return found
+
+
+def store() -> None:
+    """Write what was measured, rounded, into the repository's file."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.4g}") if math.isfinite(value) else None
+        if isinstance(value, dict):
+            return {name: short(each) for name, each in value.items() if name not in ("held_out", "remarks")}
+        return value
+
+    found = json.loads(STORED.read_text()) if STORED.exists() else {}
+    found |= {
+        path.stem: short(json.loads(path.read_text()))
+        for path in sorted(CACHE.glob("*-*.json"))
+        if path.stem[:16].isalnum()
+    }
+    lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(found.items()))
+    STORED.write_text(f"{{\n{lines}\n}}\n")
 
 
 def ratios(found: Sequence[dict[str, Any]], nfe: int, other: str) -> dict[str, float]:
@@ -349,10 +391,13 @@ def tables(half: str) -> str:
             f"| {nfe} | {geometric(list(best.values())):.3f} | {max(best.values()):.2f} | {' | '.join(shares)} | "
             f"{geometric(list(pilot.values())):.3f} | {len(worse)} | {geometric(list(gits.values())):.3f} |"
         )
-    beside = [row["seconds"] - row["network"] for row in found]
+    beside = [(row["seconds"] or math.nan) - (row["network"] or math.nan) for row in found]
     beside = [seconds for seconds in beside if not math.isnan(seconds)] or [math.nan]
     lines += ["", f"CPU seconds beside the network's, all budgets: at most {max(beside):.0f}, on average "
               f"{sum(beside) / len(beside):.0f}.", ""]  # fmt: skip
+    earlier = [n for n in budgets if any(row["budgets"].get(n, {}).get("earlier") for row in found)]
+    if earlier:
+        lines += [f"At {', '.join(map(str, earlier))} calls: measured before the last change of the fit.", ""]
     lines += ["| bed | " + " | ".join(f"{n}: calibrated / pilot / best" for n in budgets) + " |"]
     lines += ["|---|" + "---|" * len(budgets)]
     for row in found:
@@ -371,6 +416,7 @@ def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    found = [row for row in found if set(BUDGETS) <= set(row["budgets"])] or found
     families = [family for family in beds.FAMILIES if any(row["bed"].startswith(family) for row in found)]
     figure, axes = plt.subplots(1, len(families), figsize=(4.4 * len(families), 3.9), sharey=True, squeeze=False)
     for family, axis in zip(families, axes.flat, strict=True):
@@ -398,7 +444,7 @@ def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["measure", "report", "frechet", "peers"])
+    parser.add_argument("what", choices=["measure", "report", "store", "frechet", "peers"])
     parser.add_argument("--half", choices=beds.HALVES)
     parser.add_argument("--family", choices=beds.FAMILIES)
     parser.add_argument("--names", default="", help="beds whose name contains this")
@@ -407,6 +453,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--without", default="-", help="no beds whose name contains one of these words, with commas")
     parser.add_argument("--part", default="0/1", help="K/N: every N-th bed, from K")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no bed later than that")
+    parser.add_argument("--shipped", action="store_true", help="distances of the tables that ship, without a fit")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -422,6 +469,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for bed in sorted(chosen, key=lambda bed: bed.hash)[k::parts]:
             if time.monotonic() - start < args.seconds:
                 keep(bed, args.noises, args.budgets)
+    elif args.what == "store":
+        store()
     elif args.what == "peers":
         for bed in beds.load(args.half, args.family, args.names):
             for nfe in args.budgets:
@@ -430,10 +479,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 sys.stdout.flush()
     elif args.what == "frechet":
         CACHE.mkdir(parents=True, exist_ok=True)
-        if args.names != "fashion":
-            frechet("digits", 3000, 128, (4, 5, 6, 8), None)
-        if args.names != "digits":
-            frechet("fashion", 800, 64, (4, 6), None)
+        for name, n, noises, budgets in (("digits", 3000, 128, BUDGETS), ("fashion", 800, 64, (4, 5, 6, 8))):
+            if args.names in name:
+                frechet(name, n, shipped(name) if args.shipped else fitted(name, noises, budgets))
     else:
         args.out.mkdir(parents=True, exist_ok=True)
         text = "\n".join(tables(half) for half in beds.HALVES if measured(half))

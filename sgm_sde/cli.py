@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgm_sde import __version__
-from sgm_sde._checks import usable_device
+from sgm_sde._checks import check_integer, usable_device
 from sgm_sde._files import JsonObject
 from sgm_sde.models import Model
 from sgm_sde.processes.base import has_scalar_marginal
@@ -327,6 +327,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     if not args.out.parent.is_dir():
         raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}")
+    check_integer("-n", args.n, 2)
     model = load_model(args.model)
     labels = args.labels if args.labels in ("all", "none") else [_whole_number(v) for v in args.labels.split(",")]
     classes = _classes(model, None if labels == "none" else labels)

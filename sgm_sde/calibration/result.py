@@ -266,7 +266,8 @@ def at_budget(found: Calibration | Calibrations, nfe: int | None) -> Calibration
     if nfe is None and len(known) == 1:
         return next(iter(known.values()))
     if nfe is None or nfe not in known:
-        raise ValueError(f"there are calibrations for nfe={', '.join(map(str, known))}, got {nfe}")
+        which = "say which one, nfe=" if nfe is None else f"got {nfe}"
+        raise ValueError(f"there are calibrations for nfe={', '.join(map(str, known))}: {which}")
     return known[nfe]
 
 
