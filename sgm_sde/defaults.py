@@ -46,6 +46,30 @@ class Setting(Value):
         return f"{self.solver.name} on {'its default grid' if self.grid is None else repr(self.grid)}"
 
 
+def adams_near_noise(nodes: int, corrector: int) -> Solver:
+    """Adams' method on v in log-SNR with a corrector, which does not multiply what networks are off by near pure noise.
+
+    Args:
+        nodes: evaluations that a step uses.
+        corrector: evaluations that the corrector uses.
+
+    Examples:
+        >>> adams_near_noise(3, 3).order
+        3
+    """
+    adams = Rosenbrock(
+        nodes, sigma_data=SIGMA_DATA, variable="log-snr", near_noise=NEAR_NOISE, start="cold", lower_final=False
+    )
+    return UniC(adams, nodes=corrector)
+
+
+SETTINGS = (  # for few network calls, some and many
+    Setting(adams_near_noise(2, 3), Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)),
+    Setting(adams_near_noise(3, 3), Thinned()),
+    Setting(adams_near_noise(4, 5), Thinned(last=5.0, near_data=3.0, clean=0.1)),
+)
+
+
 def default_final(sde: SDE) -> str:
     """The last update of a run where none is named: `"denoise"` where predictions convert, else `"mean"`.
 
@@ -95,17 +119,5 @@ def default_setting(
 
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
-    nodes, corrector, grid = _by_budget(budget)
-    adams = Rosenbrock(
-        nodes, sigma_data=SIGMA_DATA, variable="log-snr", near_noise=NEAR_NOISE, start="cold", lower_final=False
-    )
-    return Setting(UniC(adams, nodes=corrector), grid)
-
-
-def _by_budget(budget: int) -> tuple[int, int, Thinned]:
-    """Nodes of predictor and corrector, and the grid."""
-    if budget < FEW:
-        return 2, 3, Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
-    if budget < MANY:
-        return 3, 3, Thinned()
-    return 4, 5, Thinned(last=5.0, near_data=3.0, clean=0.1)
+    few, some, many = SETTINGS
+    return few if budget < FEW else some if budget < MANY else many

@@ -15,7 +15,7 @@ from torch import Tensor
 from sgm_sde._checks import arguments, check_integer, shape_of_samples
 from sgm_sde._shapes import flat
 from sgm_sde._tree import Conditions
-from sgm_sde.defaults import Setting
+from sgm_sde.defaults import SETTINGS, Setting
 from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Widening
@@ -83,7 +83,8 @@ def default_candidates() -> tuple[Setting, ...]:
 
     Chosen on half of the test beds of `python -m benchmarks.defaults`, as those that are near the best on some of them:
     solvers of several families and orders, on grids of several ranges of noise levels (`Widening`), of the whole
-    process with longer steps near pure noise (`Thinned`), even in log-SNR, Karras', and the process' own.
+    process with longer steps near pure noise (`Thinned`), even in log-SNR, Karras', and the process' own. The first are
+    the defaults of `sample` for few calls, some and many, each solver on each of their grids.
     """
     cubic, adams, quintic = (DPMSolver(nodes, singlestep=False, start="cold", lower_final=False) for nodes in (3, 4, 5))
     straight = UniC(RectifiedAdams(3, start="cold", lower_final=False))
@@ -96,10 +97,11 @@ def default_candidates() -> tuple[Setting, ...]:
         for solver in (adams, cubic, quintic, straight, UniPC(3, lower_final=False))
     ]
     wide = [
-        Setting(solver, Thinned(even=even, last=last))
+        Setting(solver, Thinned(even=even, last=last, near_noise=-8.0, clean=0.0))
         for even, last in ((32.0, 5.0), (64.0, 5.0), (32.0, 1.0))
         for solver in (corrected, further, straight, adams)
     ]
+    near = [Setting(one.solver, other.grid) for one in SETTINGS for other in SETTINGS]
     even: dict[GridRule | None, list[Solver | str]] = {
         LogSNR(): [
             corrected,
@@ -131,7 +133,7 @@ def default_candidates() -> tuple[Setting, ...]:
         ],
         None: [RectifiedAdams(3), UniC(RectifiedAdams(2, lower_final=True)), "ddim", "midpoint", "rk4"],
     }
-    return (*narrow, *wide, *(Setting(solver, rule) for rule, solvers in even.items() for solver in solvers))
+    return (*near, *narrow, *wide, *(Setting(solver, rule) for rule, solvers in even.items() for solver in solvers))
 
 
 @overload
