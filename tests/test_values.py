@@ -1591,11 +1591,11 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: sg.schemes.ExponentialAdams(eta=1.0, window=(1.0, 0.5)), "0 <= low <= high"),
     (lambda: sg.schemes.ExponentialAdams(eta=1.0, window=(-1.0, 0.5)), "0 <= low <= high"),
     (lambda: sg.schemes.ExponentialAdams(window=(0.1, 1.0)), "window acts on eta, which is 0"),
-    (lambda: sg.schemes.ExponentialAdams(prediction="v", near_noise=7.0), "near_noise acts on velocity in log-SNR"),
+    (lambda: sg.schemes.ExponentialAdams(prediction="v", near_noise=7.0), "near_noise acts on v in log-SNR"),
     (lambda: sg.schemes.Rosenbrock(variable="log-snr", near_noise=0.0), "near_noise must be finite, above 0"),
     (lambda: sg.schemes.ExponentialAdams(prediction="v", sigma_data=0.0), "sigma_data must be finite, above 0"),
     (lambda: sg.schemes.ExponentialAdams(prediction="v", sigma_data=math.inf), "sigma_data must be finite, above 0"),
-    (lambda: sg.schemes.ExponentialAdams(sigma_data=0.5), "sigma_data acts on velocity prediction, got it with data"),
+    (lambda: sg.schemes.ExponentialAdams(sigma_data=0.5), "sigma_data acts on v-prediction, got it with data"),
     (lambda: sg.schemes.ExponentialAdams(nodes=0), "nodes must be an integer of at least 1, got 0"),
     (lambda: sg.schemes.ExponentialAdams(nodes=1.5), "nodes must be an integer of at least 1, got 1.5"),  # type: ignore[arg-type]
     (lambda: sg.schemes.ExponentialAdams(nodes=2, corrector=4), r"between 0 and nodes \+ 1 = 3, got 4"),
