@@ -50,8 +50,8 @@ MOST_ROWS = 100_000  # that a token waits
 class Grid(Value):
     """Strictly decreasing times, the first where sampling starts and the last where it ends.
 
-    Neighbours that differ by no more than eight units in the last place of float32 are one time, such as the joint of
-    two pieces that were computed apart: no solver could use the step between them.
+    Neighbours that differ by at most eight units in the last place of float32 are merged, such as the common end of two
+    pieces computed separately: no solver can use the step between them.
 
     Args:
         times: any sequence of numbers; a single time is a grid of no steps.
@@ -93,10 +93,10 @@ class Grid(Value):
         return len(self.times) - 1
 
     def on(self, sde: SDE, *, denoised: bool = False) -> Grid:
-        """The grid as a process takes it: rounded images of its ends are the ends.
+        """The grid on a process: ends that are T or eps up to rounding become T and eps.
 
-        With `denoised`, where the last call is the denoising one, a final 0 on a process whose time is the noise level
-        is left out: that call is what it stands for.
+        With `denoised`, for a run that ends in a denoising call, a final 0 is left out on a process whose time is the
+        noise level: that call takes its place.
 
         Raises:
             ValueError: if the grid starts beyond `sde.T`.
@@ -398,8 +398,8 @@ class Thinned(LogSNR):
                  \operatorname{sigmoid}\frac{\ell_0 - \ell - 2\log s}{1.5}
                  - c \operatorname{sigmoid}\frac{\ell - \ell_1 + 2\log s}{1.5} $$
 
-    from T to the last level of `Widening`. The flow is that of the whole process, so that nothing of what a network
-    says near pure noise is left out; where log-SNR has no bound, it starts at `largest`.
+    from T to the last level of `Widening`, so that the network is evaluated near pure noise as well; where log-SNR is
+    unbounded, the grid starts at `largest`.
 
     Args:
         data_std: the scale s, about the standard deviation of the data.
@@ -516,7 +516,7 @@ class Karras(GridRule):
 
 @dataclass(frozen=True)
 class Table(GridRule):
-    """Times out of a network's own table, as evenly spaced in it as integer indices allow.
+    """Times of a network's own table, evenly spaced in its indices up to rounding to integers.
 
     Args:
         times: the table; by default that of the process (`DiscreteVPSDE`, `DiscreteVESDE`).
@@ -589,8 +589,8 @@ class Shifted(GridRule):
     r"""The grid of another rule with each noise level $\sigma/\alpha$ multiplied by a shift.
 
     On rectified flow that is $t \mapsto s\,t / (1 + (s - 1)\,t)$, the shift of timesteps by resolution: it puts more
-    steps at large noise the larger the images are. The ends stay: the base is laid between times which the shift moves
-    there, so that the shift is applied once.
+    steps at large noise the larger the images are. The ends stay: the base is placed between the times that the shift
+    maps to them.
 
     Args:
         shift: the factor s; 1 is the base itself. For a resolution given by $\mu$, as Flux has it, it is $e^\mu$:
@@ -651,7 +651,7 @@ class Shifted(GridRule):
 class FromLevels(GridRule):
     r"""A table of noise levels $\sigma/\alpha$ on any process, log-linear between its entries.
 
-    Published tables of optimised levels, such as those of Align Your Steps, are used so for any number of steps.
+    For published tables of optimised levels, such as those of Align Your Steps, at any number of steps.
 
     Args:
         levels: noise levels, decreasing; a final 0, which stands for the denoised data, is left out.

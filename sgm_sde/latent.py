@@ -42,7 +42,7 @@ class LatentSamples:
 
     Attributes:
         x: decoded samples (B, *): the decoder's mean.
-        latent: how their latents came about.
+        latent: the run that drew their latents.
         decoded: what the decoder returned, a distribution or a tensor.
     """
 
@@ -53,7 +53,7 @@ class LatentSamples:
 
 @dataclass(frozen=True)
 class LatentBound:
-    """A lower bound on log p(x) with its terms, each in nats a sample (B,).
+    """A lower bound on log p(x) with its terms, each in nats per sample, (B,).
 
     Attributes:
         value: reconstruction + entropy - cross_entropy.
@@ -211,7 +211,7 @@ class LatentScoreModel:
         generator: Generators = None,
         **options: Any,
     ) -> LatentBound:
-        r"""The bound on log p(x) in nats a sample, its terms apart.
+        r"""The bound on log p(x) in nats per sample, with its terms.
 
         The cross-entropy to the score prior is $-\log p_\epsilon(z)$ of the probability flow (`"flow"`), or that of the
         reverse SDE by the likelihood-weighted loss (`"weighted"`), minus `elbo` of the latents: on average the

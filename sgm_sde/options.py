@@ -96,14 +96,14 @@ class Execution:
     """Execution of a run: device, batches, graph, compilation. But for `parallel`, none of it changes a sample.
 
     Args:
-        batch_size: the most samples at a time; the rest wait, so that memory is that of the samples and of one part's
-            run. A sample is the same whatever it is, but for what a network or a solver rounds otherwise in a batch of
-            another size.
-        until: a time of the grid at which to stop; `resume=` goes on from there.
+        batch_size: largest number of samples run at a time, which bounds the memory of a run. Samples do not depend on
+            it, up to rounding of a network or a solver at another batch size.
+        until: a time of the grid at which to stop; `resume=` continues from there.
         enable_grad: build the graph, to backpropagate through sampling.
         compile: run the network through `torch.compile`, once for all runs; on CUDA, where nothing looks on
             (callback, progress bar, trajectory, corrector, guidance, a stop), the whole run is one CUDA graph, recorded
-            at the first call with the same network, solver, grid and shape. The first call takes its time.
+            at the first call with the same network, solver, grid and shape. The first call takes the time of
+            compilation.
         device: of the samples if their shape is given; the network's if it has parameters, torch's default if not.
         parallel: a window: so many of a sample's network evaluations are made in one call, and repeated until they are
             those of the sequential run (Picard iteration, Shih et al., 2023, arXiv:2305.16317). `nfe` of the result

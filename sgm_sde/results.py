@@ -28,7 +28,7 @@ class Status:
         ok: whether it reached the end with finite states, of a size that the run accounts for.
         message: what happened.
         time: the first grid time at which a state was not finite, if any.
-        samples: the samples that ended so.
+        samples: numbers of the samples concerned.
         stopped: whether the run was stopped before its end, by the callback or by `until=`.
     """
 
@@ -50,11 +50,12 @@ class AdaptiveStats:
     """Per-sample statistics of an adaptive run.
 
     Attributes:
-        outcome: how each ended: "completed", "out of steps", "not finite", "step too small" or, where another library
+        outcome: outcome of each sample: "completed", "out of steps", "not finite", "step too small" or, where another
+        library
             gave a batch up for one of its samples, "given up".
-        times: where each got to, (B,) in float64.
+        times: time that each reached, (B,) in float64.
         accepted: accepted steps of each, (B,).
-        rejected: rejected ones, (B,).
+        rejected: rejected steps of each, (B,).
         evaluations: evaluations of the score at each, (B,), that of `final="denoise"` not counted.
     """
 
@@ -77,7 +78,7 @@ class Continuation:
         program: the solver's table on the whole grid.
         seeds: the (seed, index) pair of each sample.
         segment: the time at which the streams of noise began.
-        draws: how often the solver and its correctors have drawn.
+        draws: number of noises that the solver and its correctors have drawn.
         noise: "independent" or "path".
         final: what the run is to return at its end.
         dtype: of the samples.
@@ -103,20 +104,20 @@ class Continuation:
 
 @dataclass(frozen=True)
 class SampleResult:
-    """Samples and how they came about.
+    """Samples with the record of their run.
 
     Attributes:
         x: samples (B, *), in the range of the data the network was trained on.
         nfe: calls of the score function by this run, each on the whole batch; with `batch_size=`, on each part of it;
             with `parallel=`, one after the other, each at several times.
-        times: the grid's times, decreasing; those of the whole run where it went on from another.
+        times: the grid's times, decreasing; those of the whole run if it was resumed.
         status: how the run ended; false in a boolean context if states were not finite, if samples are of a size that
             nothing in the run accounts for, or if it was stopped.
         trajectory: states (K, B, *) at `trajectory_times`, if asked for; the last one is `x` when "all" are.
         trajectory_times: the times of the trajectory, 0 standing for the final denoised state.
         seeds: the (seed, index) pair of each sample, which `seed=` takes again; a range takes no memory.
         network_evals: samples that the network has seen in all its calls, a guided score's branches counted apart.
-        control: how a solver that finds its own steps went about it, sample by sample; None on a grid.
+        control: statistics of step control for each sample; None on a grid.
         continuation: what `resume=` needs to go on, of a run on a grid that was stopped, or that ended with
             `final="none"`; where no dtype is converted its state shares the memory of the latter's `x`.
         log_prob: the samples' log-density, if asked for.

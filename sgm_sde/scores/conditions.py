@@ -157,7 +157,7 @@ def nullified(kwargs: Arguments, null: Conditions, batch: int) -> Arguments: ...
 @overload
 def nullified(kwargs: object, null: object, batch: int, path: Path = ()) -> object: ...
 def nullified(kwargs: object, null: object, batch: int, path: Path = ()) -> object:
-    """The arguments with what is named in `null` in the place of the conditions.
+    """The arguments with the null conditions of `null` in place of the conditions that it names.
 
     Args:
         kwargs: the arguments, or what lies in them at the path.
