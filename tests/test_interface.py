@@ -414,6 +414,7 @@ def test_every_argument_of_sample_matters() -> None:
         ({"record": 3}, TypeError, r"record must be sg.Record\(...\), got 3"),
         ({"execution": {"compile": True}}, TypeError, "execution must be sg.Execution"),
         ({"model_kwargs": 3}, TypeError, "model_kwargs must map names .* got 3"),
+        ({"model_kwargs": {"x": 3}}, TypeError, "model_kwargs must not have x: a network is called with state"),
         ({"dtype": "float32"}, TypeError, "floating-point torch.dtype, got 'float32'"),
         ({"shape": (True, 2)}, ValueError, r"shape\[0\] must be an integer of at least 1, got True"),
         ({"steps": 0}, ValueError, "0"),
