@@ -56,10 +56,10 @@ import sgm_sde as sg
 from benchmarks import bed_networks
 from sgm_sde.engine.executor import PreDrawnNoise, Stages, prepare
 from sgm_sde.engine.program import Program
-from sgm_sde.sampling import plan
+from sgm_sde.sampling.sampler import plan
 from sgm_sde.scores.model import BoundScore
-from sgm_sde.shipped import digits_score, fashion_score
 from sgm_sde.testing import default_oracle
+from sgm_sde.zoo.shipped import digits_score, fashion_score
 
 HERE = Path(__file__).parent / "beds"
 CACHE = HERE.parents[1] / "out" / "beds"
@@ -478,7 +478,7 @@ def _network_bed(recipe: Recipe) -> Bed:
     if source in SHIPPED:
         score = SHIPPED[source](sde)
         net: Any = score.net
-        asset = resources.files("sgm_sde") / "assets" / f"{source}_denoiser.safetensors"
+        asset = resources.files("sgm_sde") / "zoo" / "assets" / f"{source}_denoiser.safetensors"
         weights, std = hashlib.sha256(asset.read_bytes()).hexdigest()[:16], float(net.sigma_data)
         shape, steps = ((16, 1, 8, 8) if source == "digits" else (2, 1, 28, 28)), (300, 0)
     else:

@@ -40,17 +40,17 @@ from benchmarks import peers as others
 from benchmarks.beds import Bed
 from benchmarks.defaults import frozen, geometric
 from benchmarks.pilots import kwargs_for
-from sgm_sde.bench import SHIPPED, black_white
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow
 from sgm_sde.calibration.result import as_calibrations
 from sgm_sde.engine.noise import resolve_seeds
+from sgm_sde.evaluation.bench import SHIPPED, black_white
+from sgm_sde.evaluation.metrics import gaussian_frechet
+from sgm_sde.evaluation.metrics.features import load_extractor, to_uint8
+from sgm_sde.evaluation.metrics.frechet import moments
+from sgm_sde.evaluation.metrics.reference import load_reference
 from sgm_sde.grids import GridRule
-from sgm_sde.metrics import gaussian_frechet
-from sgm_sde.metrics.features import load_extractor, to_uint8
-from sgm_sde.metrics.frechet import moments
-from sgm_sde.metrics.reference import load_reference
-from sgm_sde.trials import REFERENCE
+from sgm_sde.sampling.trials import REFERENCE
 
 BUDGETS = (4, 5, 6, 8, 10, 12)
 NOISES = 64
@@ -270,7 +270,7 @@ def fitted(name: str, noises: int, budgets: Sequence[int]) -> sg.calibration.Cal
 
 def shipped(name: str) -> sg.calibration.Calibrations:
     """The tables that ship with a network."""
-    file = resources.files("sgm_sde") / "assets" / f"{name}_solvers.json"
+    file = resources.files("sgm_sde") / "zoo" / "assets" / f"{name}_solvers.json"
     return as_calibrations(sg.calibration.load_calibration(str(file)))
 
 

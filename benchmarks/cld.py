@@ -23,10 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
-from sgm_sde.demo import FEATURES
-from sgm_sde.metrics.frechet import frechet_distance
+from sgm_sde.evaluation.metrics.frechet import frechet_distance
 from sgm_sde.nn.digits import digits_data, load_digits_classifier, load_digits_denoiser, load_digits_velocity
-from sgm_sde.shipped import digits_score
+from sgm_sde.zoo.demo import FEATURES
+from sgm_sde.zoo.shipped import digits_score
 
 BUDGETS = (5, 10, 20, 50, 100)
 

@@ -27,15 +27,15 @@ import safetensors.numpy
 import torch
 
 import sgm_sde as sg
-from sgm_sde.bench import bench, load_result
-from sgm_sde.distributed import load, read_data
+from sgm_sde.data.images import read_idx
 from sgm_sde.engine.executor import execute
-from sgm_sde.metrics.features import load_extractor
-from sgm_sde.metrics.reference import load_reference, measure
+from sgm_sde.evaluation.bench import bench, load_result
+from sgm_sde.evaluation.metrics.features import load_extractor
+from sgm_sde.evaluation.metrics.reference import load_reference, measure
+from sgm_sde.runs.distributed import load, read_data
+from sgm_sde.runs.store import Store, read_manifest
 from sgm_sde.scores.model import BoundScore
-from sgm_sde.store import Store, read_manifest
 from sgm_sde.training import load_images
-from sgm_sde.training.data import read_idx
 
 NUMBERS = ["-1", "0.5", "1e999", "NaN", "null", "true", '"a"', "10" * 9, "[]", "{}", "1e300", "-0.0"]
 
@@ -99,7 +99,7 @@ def kinds(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
         "matrix program": (sg.CLD(), sg.schemes.GDDIM()),
     }
     for name, (sde, solver) in programs.items():
-        table = sg.sampling.plan(sde, solver, nfe=7)[2]
+        table = sg.sampling.sampler.plan(sde, solver, nfe=7)[2]
         assert table is not None
         (folder / f"{name}.json").write_text(table.to_json())
     return {

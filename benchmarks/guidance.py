@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde.metrics.frechet import gaussian_frechet, moments
+from sgm_sde.evaluation.metrics.frechet import gaussian_frechet, moments
 from sgm_sde.nn.digits import digits_data, load_digits_classifier
 from sgm_sde.nn.fashion import load_fashion_classifier, load_fashion_statistics
 from sgm_sde.scores.guidance import Interval
-from sgm_sde.shipped import digits_score, fashion_score
+from sgm_sde.zoo.shipped import digits_score, fashion_score
 
 SCALES = (0.0, 1.0, 2.0, 4.0)
 INTERVAL = (0.2, 3.0)

@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
-from sgm_sde import distributed
+from sgm_sde.runs import distributed
 from sgm_sde.schemes import ADAPTIVE, resolve_any
 
 ROOT = Path(__file__).parent.parent

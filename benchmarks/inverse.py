@@ -30,7 +30,7 @@ from tqdm import tqdm
 import sgm_sde as sg
 from sgm_sde import inverse
 from sgm_sde.nn.digits import digits_data, load_digits_classifier
-from sgm_sde.shipped import digits_score
+from sgm_sde.zoo.shipped import digits_score
 
 STEPS = 50
 

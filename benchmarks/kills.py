@@ -24,7 +24,7 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sgm_sde.store import read_shard
+from sgm_sde.runs.store import read_shard
 
 ROOT = Path(__file__).parent.parent
 RUN = ["sample", "--model", "digits", "-n", "600", "--batch", "20", "--nfe", "40", "--quiet"]

@@ -13,7 +13,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from sgm_sde import distributed
+from sgm_sde.runs import distributed
 
 
 def draw(k: int, parts: int, n: int, folder: str) -> int:

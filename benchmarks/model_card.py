@@ -1,4 +1,4 @@
-"""Print the figures of the model card in sgm_sde/assets/README.md, for the weights that ship.
+"""Print the figures of the model card in sgm_sde/zoo/assets/README.md, for the weights that ship.
 
     python benchmarks/model_card.py digits [--n 5000]
     python benchmarks/model_card.py fashion [--n 2000] [--data /usr/share/datasets/fashion-mnist]
@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from train_digits import SIGMA_BINS, loss_by_sigma
 
 import sgm_sde as sg
-from sgm_sde import demo
+from sgm_sde.evaluation.metrics.frechet import frechet_distance
 from sgm_sde.likelihood import BitsPerDimResult
-from sgm_sde.metrics.frechet import frechet_distance
 from sgm_sde.nn.digits import digits_data, load_digits_classifier, load_digits_denoiser
 from sgm_sde.nn.fashion import load_fashion_classifier, load_fashion_denoiser
-from sgm_sde.shipped import digits_score, fashion_score
 from sgm_sde.training import load_images
+from sgm_sde.zoo import demo
+from sgm_sde.zoo.shipped import digits_score, fashion_score
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
-from sgm_sde.bench import METRICS, SHIPPED, black_white
 from sgm_sde.engine.noise import NoiseStream
-from sgm_sde.metrics.features import load_extractor, to_uint8
-from sgm_sde.metrics.reference import load_reference
+from sgm_sde.evaluation.bench import METRICS, SHIPPED, black_white
+from sgm_sde.evaluation.metrics.features import load_extractor, to_uint8
+from sgm_sde.evaluation.metrics.reference import load_reference
 
 OURS = "sgm_sde"
 METHODS = (

@@ -25,7 +25,7 @@ from tqdm import tqdm
 import sgm_sde as sg
 from sgm_sde import inverse
 from sgm_sde.nn.digits import digits_data, load_digits_classifier
-from sgm_sde.shipped import digits_score
+from sgm_sde.zoo.shipped import digits_score
 
 PROCESSES: dict[str, sg.LinearSDE] = {
     "VP": sg.VPSDE(), "flow": sg.RectifiedFlowSDE(), "EDM": sg.EDMSDE(), "VE": sg.VESDE(sigma_max=80.0),

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sgm_sde as sg
-from sgm_sde import distributed
+from sgm_sde.runs import distributed
 
 
 def measure(call: Callable[[], object]) -> tuple[float, float]:

@@ -1,6 +1,6 @@
-"""Train the digits denoiser and classifier whose weights ship in sgm_sde/assets.
+"""Train the digits denoiser and classifier whose weights ship in sgm_sde/zoo/assets.
 
-    python benchmarks/train_digits.py --seed 0 --out sgm_sde/assets
+    python benchmarks/train_digits.py --seed 0 --out sgm_sde/zoo/assets
 
 Denoising score matching with the EDM loss (Karras et al. 2022, arXiv:2206.00364) for the denoiser,
 cross-entropy for the classifier; together about eight minutes of CPU time on one core. With --cld, hybrid score

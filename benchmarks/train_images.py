@@ -1,4 +1,4 @@
-"""Train the class-conditional U-Net and the classifier whose weights ship in sgm_sde/assets, or on images of your own.
+"""Train the class-conditional U-Net and the classifier that ship in sgm_sde/zoo/assets, or on images of your own.
 
     python benchmarks/train_images.py denoiser   --out out/fashion [--data FOLDER_OR_NPZ] [--resume]
     python benchmarks/train_images.py classifier --out out/fashion

@@ -24,16 +24,12 @@ from sgm_sde import likelihood as likelihood
 from sgm_sde import processes as processes
 from sgm_sde import schemes as schemes
 from sgm_sde import scores as scores
-from sgm_sde import tableaus as tableaus
 from sgm_sde._version import __version__
 from sgm_sde.calibration import Calibration, calibrate
-from sgm_sde.defaults import Setting
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid
 from sgm_sde.identity import from_spec, spec
 from sgm_sde.likelihood import LogProbResult, bits_per_dim, decode, elbo, encode, log_prob
-from sgm_sde.models import load_model
-from sgm_sde.options import Execution, Record
 from sgm_sde.processes import (
     CLD,
     EDMSDE,
@@ -49,8 +45,11 @@ from sgm_sde.processes import (
 )
 from sgm_sde.processes import presets as presets
 from sgm_sde.references import citation
-from sgm_sde.results import SampleResult
-from sgm_sde.sampling import sample
+from sgm_sde.sampling.defaults import Setting
+from sgm_sde.sampling.options import Execution, Record
+from sgm_sde.sampling.results import SampleResult
+from sgm_sde.sampling.sampler import sample
+from sgm_sde.sampling.trials import pilot
 from sgm_sde.schemes import (
     DDIM,
     DEIS,
@@ -73,48 +72,77 @@ from sgm_sde.schemes import (
     UniPC,
     solvers,
 )
+from sgm_sde.schemes import tableaus as tableaus
 from sgm_sde.scores import PerSample, Score, Shared, from_denoiser, from_flow, from_noise, from_score, from_v
 from sgm_sde.scores import guidance as guidance
 from sgm_sde.scores import oracles as oracles
 from sgm_sde.scores import time_labels as time_labels
-from sgm_sde.trials import pilot
+from sgm_sde.zoo.models import load_model
 
 # Modules that are imported when they are asked for: they need more than sampling does, or are slow to import.
-_LATER = (
-    "bench", "calibration", "cli", "defaults", "demo", "diagnosis", "distributed", "engine", "latent", "metrics",
-    "models", "nn", "options", "pictures", "references", "results", "sampling", "stepping", "store",
-    "team", "testing", "training", "trials",
-)  # fmt: skip
+_LATER = {
+    "bench": "evaluation.bench",
+    "calibration": "calibration",
+    "cli": "cli",
+    "data": "data",
+    "defaults": "sampling.defaults",
+    "demo": "zoo.demo",
+    "diagnosis": "sampling.diagnosis",
+    "distributed": "runs.distributed",
+    "engine": "engine",
+    "evaluation": "evaluation",
+    "latent": "latent",
+    "metrics": "evaluation.metrics",
+    "models": "zoo.models",
+    "nn": "nn",
+    "options": "sampling.options",
+    "pictures": "data.pictures",
+    "references": "references",
+    "results": "sampling.results",
+    "runs": "runs",
+    "sampling": "sampling",
+    "stepping": "sampling.stepping",
+    "store": "runs.store",
+    "team": "runs.team",
+    "testing": "testing",
+    "training": "training",
+    "trials": "sampling.trials",
+    "zoo": "zoo",
+}
 
 if TYPE_CHECKING:
-    from sgm_sde import bench as bench
     from sgm_sde import calibration as calibration
     from sgm_sde import cli as cli
-    from sgm_sde import defaults as defaults
-    from sgm_sde import demo as demo
-    from sgm_sde import diagnosis as diagnosis
-    from sgm_sde import distributed as distributed
+    from sgm_sde import data as data
     from sgm_sde import engine as engine
+    from sgm_sde import evaluation as evaluation
     from sgm_sde import latent as latent
-    from sgm_sde import metrics as metrics
-    from sgm_sde import models as models
     from sgm_sde import nn as nn
-    from sgm_sde import options as options
-    from sgm_sde import pictures as pictures
     from sgm_sde import references as references
-    from sgm_sde import results as results
+    from sgm_sde import runs as runs
     from sgm_sde import sampling as sampling
-    from sgm_sde import stepping as stepping
-    from sgm_sde import store as store
-    from sgm_sde import team as team
     from sgm_sde import testing as testing
     from sgm_sde import training as training
-    from sgm_sde import trials as trials
+    from sgm_sde import zoo as zoo
+    from sgm_sde.data import pictures as pictures
+    from sgm_sde.evaluation import bench as bench
+    from sgm_sde.evaluation import metrics as metrics
+    from sgm_sde.runs import distributed as distributed
+    from sgm_sde.runs import store as store
+    from sgm_sde.runs import team as team
+    from sgm_sde.sampling import defaults as defaults
+    from sgm_sde.sampling import diagnosis as diagnosis
+    from sgm_sde.sampling import options as options
+    from sgm_sde.sampling import results as results
+    from sgm_sde.sampling import stepping as stepping
+    from sgm_sde.sampling import trials as trials
+    from sgm_sde.zoo import demo as demo
+    from sgm_sde.zoo import models as models
 else:
 
     def __getattr__(name: str) -> ModuleType:
         if name in _LATER:
-            return import_module(f"sgm_sde.{name}")
+            return import_module(f"sgm_sde.{_LATER[name]}")
         raise AttributeError(f"module 'sgm_sde' has no attribute {name!r}")
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgm_sde import __version__
-from sgm_sde._checks import check_integer, usable_device
-from sgm_sde._files import JsonObject
-from sgm_sde.models import Model
+from sgm_sde._utils.checks import check_integer, usable_device
+from sgm_sde._utils.files import JsonObject
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.schemes import solvers
+from sgm_sde.zoo.models import Model
 
 if TYPE_CHECKING:
     from sgm_sde.calibration.result import Calibration
@@ -69,7 +69,7 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
 def _demo(args: argparse.Namespace) -> int:
     import torch
 
-    from sgm_sde import demo
+    from sgm_sde.zoo import demo
 
     if args.model == "fashion":
         text = demo.run_fashion(args.out, n=64 if args.n is None else args.n, seed=args.seed)
@@ -109,7 +109,7 @@ def _merge_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _merge(args: argparse.Namespace) -> int:
-    from sgm_sde import distributed
+    from sgm_sde.runs import distributed
 
     report = distributed.merge(args.folders, args.out)
     if report.result:
@@ -140,10 +140,10 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _sample(args: argparse.Namespace) -> int:
-    from sgm_sde import distributed
     from sgm_sde.calibration.result import at_budget, load_calibration
-    from sgm_sde.models import load_model
-    from sgm_sde.pictures import are_images
+    from sgm_sde.data.pictures import are_images
+    from sgm_sde.runs import distributed
+    from sgm_sde.zoo.models import load_model
 
     model = load_model(args.model)
     if args.format and (model.data_range is None or not are_images(model.shape)):
@@ -168,14 +168,14 @@ def _sample(args: argparse.Namespace) -> int:
         shown = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
         sys.stdout.write(f"{len(failed)} of them are not finite or did not reach the end: {shown}\n")
     _pictures(args, model)
-    sys.stdout.write(f'Load them: sgm_sde.distributed.load({str(args.out)!r})["x"]\n')
+    sys.stdout.write(f'Load them: sgm_sde.runs.distributed.load({str(args.out)!r})["x"]\n')
     return 1 if failed else 0
 
 
 def _pictures(args: argparse.Namespace, model: Model) -> None:
     """Pictures for people, and files for other programs."""
-    from sgm_sde.bench import black_white
-    from sgm_sde.pictures import are_images, export, write_grid
+    from sgm_sde.data.pictures import are_images, export, write_grid
+    from sgm_sde.evaluation.bench import black_white
 
     if model.data_range is None or not are_images(model.shape):
         return
@@ -217,8 +217,8 @@ def _likelihood_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _likelihood(args: argparse.Namespace) -> int:
-    from sgm_sde import distributed
     from sgm_sde.likelihood import FixedGrid, Hutchinson
+    from sgm_sde.runs import distributed
 
     images, labels = distributed.read_data(args.data)
     if args.with_labels and labels is None:
@@ -278,9 +278,9 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
 def _bench(args: argparse.Namespace) -> int:
     import torch
 
-    from sgm_sde.bench import SOLVERS, RunOptions, bench, on_grids
-    from sgm_sde.metrics.features import load_extractor
-    from sgm_sde.models import load_model
+    from sgm_sde.evaluation.bench import SOLVERS, RunOptions, bench, on_grids
+    from sgm_sde.evaluation.metrics.features import load_extractor
+    from sgm_sde.zoo.models import load_model
 
     model, features = load_model(args.model), args.features
     if args.features_weights is not None or args.features_sha256 is not None:
@@ -320,10 +320,10 @@ def _calibrate(args: argparse.Namespace) -> int:
     import torch
 
     from sgm_sde.calibration import calibrate
-    from sgm_sde.distributed import _classes
-    from sgm_sde.models import load_model
+    from sgm_sde.runs.distributed import _classes
     from sgm_sde.scores.conditions import PerSample
     from sgm_sde.scores.guidance import ClassifierFree
+    from sgm_sde.zoo.models import load_model
 
     if not args.out.parent.is_dir():
         raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from sgm_sde._checks import (
+from sgm_sde._utils.checks import (
     FAR,
     check_integer,
     described,
@@ -33,9 +33,9 @@ from sgm_sde._checks import (
     require_floating,
     unknown,
 )
-from sgm_sde._shapes import cpu_float64
-from sgm_sde._times import CLOSEST, ROUNDING, at_ends, same_time
-from sgm_sde._value import Value
+from sgm_sde._utils.shapes import cpu_float64
+from sgm_sde._utils.times import CLOSEST, ROUNDING, at_ends, same_time
+from sgm_sde._utils.value import Value
 from sgm_sde.engine.coordinates import noise_level
 from sgm_sde.processes.base import has_scalar_marginal
 

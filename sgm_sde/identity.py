@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._files import JsonMapping, JsonObject, parse_json
-from sgm_sde._shapes import cpu_float64
-from sgm_sde._value import Value
+from sgm_sde._utils.files import JsonMapping, JsonObject, parse_json
+from sgm_sde._utils.shapes import cpu_float64
+from sgm_sde._utils.value import Value
 from sgm_sde.engine.program import Program
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.scores.score import Score

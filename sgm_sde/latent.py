@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from sgm_sde._checks import check_integer, instance_of, number, one_of, require_function, sizes
-from sgm_sde._shapes import expand, flat
+from sgm_sde._utils.checks import check_integer, instance_of, number, one_of, require_function, sizes
+from sgm_sde._utils.shapes import expand, flat
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import BoundResult, LogProbResult, elbo, log_prob
@@ -27,8 +27,8 @@ from sgm_sde.likelihood.checks import check_points
 from sgm_sde.likelihood.methods import Method
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.results import SampleResult
-from sgm_sde.sampling import sample
+from sgm_sde.sampling.results import SampleResult
+from sgm_sde.sampling.sampler import sample
 from sgm_sde.scores.score import as_score
 from sgm_sde.scores.time_labels import TimeLabel
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import check_integer, instance_of, number, one_of, reals, sizes
-from sgm_sde._shapes import flat
+from sgm_sde._utils.checks import check_integer, instance_of, number, one_of, reals, sizes
+from sgm_sde._utils.shapes import flat
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.matrix import number as engine_number
 from sgm_sde.engine.node import Coefficient

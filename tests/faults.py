@@ -26,8 +26,8 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde import training
+from sgm_sde.evaluation.metrics.features import to_uint8
 from sgm_sde.likelihood import AdaptiveFlow, FixedGrid, Hutchinson
-from sgm_sde.metrics.features import to_uint8
 
 VP, EDM, FLOW = sg.VPSDE(), sg.EDMSDE(), sg.RectifiedFlowSDE()
 
@@ -772,7 +772,7 @@ def _() -> tuple[str, bool]:
     ):
         for nfe in (12, 15, 20, 33):
             pc = sg.PredictorCorrector(predictor, sg.Langevin(n_steps=1))
-            if not refusal(lambda p=pc, n=nfe: sg.sampling.plan(VP, p, nfe=n)):
+            if not refusal(lambda p=pc, n=nfe: sg.sampling.sampler.plan(VP, p, nfe=n)):
                 over += sg.sample(score, VP, (2, 2), solver=pc, nfe=nfe, seed=0).nfe > nfe
     return f"{over} exceeded", over == 0
 
@@ -801,7 +801,7 @@ def _() -> tuple[str, bool]:
 def _() -> tuple[str, bool]:
     import json
 
-    good = sg.sampling.plan(VP, "sde-dpm++2m", nfe=6)[2]
+    good = sg.sampling.sampler.plan(VP, "sde-dpm++2m", nfe=6)[2]
     assert good is not None
     text, accepted = good.to_json(), []
     stage = json.loads(text)["stages"][1]

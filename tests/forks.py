@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-import sgm_sde.distributed  # once, and not in every child
+import sgm_sde.runs.distributed  # once, and not in every child
 from sgm_sde.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -203,8 +203,8 @@ def _child(job: dict[str, Any], out: int, err: int) -> int:
     os.environ.update(job["env"])
     os.chdir(job["cwd"])
     passed = _count_points(job["die_at"]) if "die_at" in job else None
-    sgm_sde.team.SILENCE = job.get("silence", sgm_sde.team.SILENCE)
-    sgm_sde.team.ROLL_CALL = job.get("roll_call", sgm_sde.team.ROLL_CALL)
+    sgm_sde.runs.team.SILENCE = job.get("silence", sgm_sde.runs.team.SILENCE)
+    sgm_sde.runs.team.ROLL_CALL = job.get("roll_call", sgm_sde.runs.team.ROLL_CALL)
     if "file_limit" in job:  # a file that outgrows it fails as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_limit"], resource.RLIM_INFINITY))
     if job.get("unprivileged") and os.getuid() == 0:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde import sampling
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.sampling import sampler as sampling
 from sgm_sde.schemes import REGISTRY
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.testing import default_oracle

@@ -178,7 +178,7 @@ def euler(denoiser: Callable[..., Tensor], sigmas: list[float], x: Tensor) -> Te
     return x
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # of a network that never learned
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # of a network that never learned
 @pytest.mark.parametrize("kind", ["DiscreteEpsDDPMDenoiser", "DiscreteVDDPMDenoiser", "VDenoiser", "Denoiser"])
 def test_k_diffusion(kind: str) -> None:
     """Their Euler sampler on their denoisers is our DDIM, on their process and on another."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sgm_sde._checks import number, settle
+from sgm_sde._utils.checks import number, settle
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.schemes.base import Solver
 

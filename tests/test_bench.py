@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from sgm_sde import distributed
-from sgm_sde.bench import PROTOCOL, ROW, BenchResult, RunOptions, bench, load_result
 from sgm_sde.cli import main
-from sgm_sde.metrics import features as extractors
-from sgm_sde.metrics import frechet_distance
-from sgm_sde.metrics import reference as references
-from sgm_sde.metrics.features import Extractor, load_extractor, to_uint8
-from sgm_sde.metrics.reference import load_reference, measure
-from sgm_sde.models import Model
+from sgm_sde.evaluation.bench import PROTOCOL, ROW, BenchResult, RunOptions, bench, load_result
+from sgm_sde.evaluation.metrics import features as extractors
+from sgm_sde.evaluation.metrics import frechet_distance
+from sgm_sde.evaluation.metrics import reference as references
+from sgm_sde.evaluation.metrics.features import Extractor, load_extractor, to_uint8
+from sgm_sde.evaluation.metrics.reference import load_reference, measure
 from sgm_sde.nn.digits import digits_data
+from sgm_sde.runs import distributed
+from sgm_sde.zoo.models import Model
 
 DIGITS: dict[str, Any] = {
     "solvers": ["ddim", "dpm++2m@log-snr"], "nfe": [5, 10], "n": 40, "seeds": [0, 1], "run": RunOptions(16, "cpu"),
@@ -114,7 +114,7 @@ def test_a_function_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "path", list(sys.path))
     source = """
 import torch
-from sgm_sde.metrics.features import Extractor
+from sgm_sde.evaluation.metrics.features import Extractor
 
 def corners(images):
     return images[:, 0, ::7, ::7].flatten(1).float()

@@ -60,7 +60,7 @@ def test_the_number_of_steps_is_the_largest_that_a_budget_covers(name: str) -> N
 
 
 # Few calls are tried as well, with which the published SEEDS end thousands of standard deviations out, and are told of.
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
 @given(st.sampled_from(sorted(WRAPPERS)), st.sampled_from(sorted(SOLVERS)), st.integers(1, 60))
 @settings(max_examples=150, deadline=None)
 def test_no_run_makes_more_calls_than_its_budget(name: str, predictor: str, budget: int) -> None:

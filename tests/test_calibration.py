@@ -20,10 +20,10 @@ from sgm_sde.calibration.refine import Refinement, Unknowns
 from sgm_sde.calibration.rows import Rows
 from sgm_sde.calibration.table import process_of
 from sgm_sde.cli import main
-from sgm_sde.distributed import load
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.program import Form, Step
-from sgm_sde.trials import default_candidates
+from sgm_sde.runs.distributed import load
+from sgm_sde.sampling.trials import default_candidates
 
 GAUSSIAN = sg.oracles.Gaussian(torch.full((2,), 0.5), 0.3)
 

@@ -113,7 +113,7 @@ TWINS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # published forms diverge in few steps
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # few steps
 @pytest.mark.parametrize("process", ["vp", "edm", "flow", "ddpm"])
 @pytest.mark.parametrize("case", [*SAME, *TWINS])
 def test_methods_that_coincide(case: str, process: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from sgm_sde._tree import each_leaf, map_leaves, shown
+from sgm_sde._utils.tree import each_leaf, map_leaves, shown
 from sgm_sde.scores.conditions import bare, resolve
 
 EDM = sg.EDMSDE()

@@ -14,9 +14,9 @@ import sgm_sde as sg
 from sgm_sde import training
 from sgm_sde.likelihood import AdjointFlow, FixedGrid
 from sgm_sde.likelihood.dequantisation import BitsPerDimWarning
-from sgm_sde.models import load_model
 from sgm_sde.nn.digits import digits_data
 from sgm_sde.scores import time_labels
+from sgm_sde.zoo.models import load_model
 
 F64 = torch.float64
 VP = sg.VPSDE()

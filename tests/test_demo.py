@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import sgm_sde as sg
-from sgm_sde import demo
 from sgm_sde.cli import main
 from sgm_sde.nn.digits import load_digits_classifier
-from sgm_sde.shipped import digits_score
+from sgm_sde.zoo import demo
+from sgm_sde.zoo.shipped import digits_score
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from benchmarks import alarms
-from sgm_sde import diagnosis
 from sgm_sde.likelihood import FixedGrid
+from sgm_sde.sampling import diagnosis
 
 VP = sg.VPSDE()
 MODES, D = alarms.data(1.0)["ten modes"]

@@ -45,7 +45,7 @@ def test_loaders_are_frozen_float32_and_leave_the_global_rng_alone(load: Callabl
 
 @pytest.mark.parametrize(("asset", "limit"), [("digits_denoiser", 1_000_000), ("digits_classifier", 300_000)])
 def test_weights_are_small(asset: str, limit: int) -> None:
-    stored = (resources.files("sgm_sde") / "assets" / f"{asset}.safetensors").read_bytes()
+    stored = (resources.files("sgm_sde") / "zoo" / "assets" / f"{asset}.safetensors").read_bytes()
     assert len(stored) <= limit
 
 

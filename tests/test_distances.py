@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgm_sde.metrics import frechet_distance, kernel_distance, prdc, sliced_wasserstein
+from sgm_sde.evaluation.metrics import frechet_distance, kernel_distance, prdc, sliced_wasserstein
 
 
 def _rand(*shape: int, seed: int = 0) -> Tensor:
@@ -85,7 +85,7 @@ def _prdc_by_hand(x: np.ndarray, y: np.ndarray, k: int) -> tuple[float, float, f
 
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_prdc_is_that_of_all_distances(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sgm_sde.metrics.neighbours._ROWS", 7)  # several blocks
+    monkeypatch.setattr("sgm_sde.evaluation.metrics.neighbours._ROWS", 7)  # several blocks
     x, y = 1.2 * _rand(40, 3), _rand(30, 3, seed=1) + 0.4
     result = prdc(x, y, k=k)
     found = (result.precision, result.recall, result.density, result.coverage)

@@ -72,7 +72,7 @@ def steps_of(sde: sg.LinearSDE, process: str, steps: int) -> int:
 # --- the last step ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # ten even steps of Euler-Maruyama
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # ten even steps of Euler-Maruyama
 @pytest.mark.parametrize("process", LINEAR)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_denoising_leaves_no_noise(name: str, process: str) -> None:
@@ -229,7 +229,7 @@ def test_straight_paths_are_exact_on_any_grid(name: str, inner: list[float]) -> 
     assert largest(res.x - delta_flow(sde, x, sde.T, sde.eps)) < (1e-7 if ALL[name].prediction == "noise" else 1e-9)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # steps too large for some solvers
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # steps too large for some solvers
 @pytest.mark.parametrize("process", ["vp", "ve", "edm"])
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=5)
@@ -279,7 +279,7 @@ DEFAULT_GRIDS: dict[str, dict[str, str]] = {  # of a solver by process, "" for a
 }
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # six even steps of Euler-Maruyama
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # six even steps of Euler-Maruyama
 @pytest.mark.parametrize("process", LINEAR)
 @pytest.mark.parametrize("name", DEFAULT_GRIDS)
 def test_the_default_grid_can_be_given(name: str, process: str) -> None:
@@ -563,7 +563,7 @@ def test_schedules_without_signal_or_noise_are_errors() -> None:
         sg.VPSDE(T=1.0, eps=1.0)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # networks of no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # networks of no data
 @given(
     name=st.sampled_from(list(SOLVERS)),
     process=st.sampled_from(list(LINEAR)),

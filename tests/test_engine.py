@@ -443,7 +443,7 @@ def test_memory_does_not_grow_with_steps(name: str, prediction: str) -> None:
     assert rows(5) == rows(50) <= 6
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # the estimates are no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # the estimates are no data
 def test_a_network_may_return_its_input() -> None:
     """An output that shares memory with the state is not overwritten halfway."""
     sde = LINEAR["ve"]

@@ -48,7 +48,7 @@ def test_no_name_hides_a_module() -> None:
 
 def test_the_package_imports_little() -> None:
     """No plots, metrics, networks or runs."""
-    slow = ("matplotlib", "sgm_sde.metrics", "sgm_sde.bench")
+    slow = ("matplotlib", "sgm_sde.evaluation.metrics", "sgm_sde.evaluation.bench")
     program = f"import sys, sgm_sde; print([m for m in {slow} if m in sys.modules])"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, check=True)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde.cli import main
-from sgm_sde.demo import fashion_bits, run_fashion
-from sgm_sde.metrics.frechet import gaussian_frechet
+from sgm_sde.evaluation.metrics.frechet import gaussian_frechet
 from sgm_sde.nn.fashion import (
     CLASSES,
     FashionClassifier,
@@ -22,7 +21,8 @@ from sgm_sde.nn.fashion import (
     load_fashion_statistics,
 )
 from sgm_sde.nn.unet import EDMPreconditioned
-from sgm_sde.shipped import fashion_score
+from sgm_sde.zoo.demo import fashion_bits, run_fashion
+from sgm_sde.zoo.shipped import fashion_score
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,9 @@ def test_loaders_are_frozen_float32_and_leave_the_global_rng_alone(load: Callabl
 
 def test_the_files_are_small() -> None:
     sizes = {
-        p.name: len(p.read_bytes()) for p in (resources.files("sgm_sde") / "assets").iterdir() if "fashion" in p.name
+        p.name: len(p.read_bytes())
+        for p in (resources.files("sgm_sde") / "zoo" / "assets").iterdir()
+        if "fashion" in p.name
     }
     assert sizes.keys() == {
         *(f"fashion_{part}.safetensors" for part in ("denoiser", "classifier", "statistics")),

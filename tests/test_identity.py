@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde import distributed, identity
-from sgm_sde._value import Value
-from sgm_sde.bench import RunOptions, bench
+from sgm_sde._utils.value import Value
 from sgm_sde.calibration.result import HeldOut
 from sgm_sde.calibration.table import FittedLevels, Table
 from sgm_sde.engine.adaptive import Controller
 from sgm_sde.engine.matrix import Matrix
+from sgm_sde.evaluation.bench import RunOptions, bench
 from sgm_sde.identity import class_name, disagreement, from_spec, measured, portable, spec, weights
 from sgm_sde.likelihood.grid import Stretched
-from sgm_sde.models import Model
+from sgm_sde.zoo.models import Model
 from tests.forks import ENV, ROOT
 
 SDE = sg.VPSDE()

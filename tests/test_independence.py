@@ -23,7 +23,7 @@ from sgm_sde.engine.noise import NoiseStream
 from tests.helpers import F64, FAMILIES, LINEAR, SOLVERS, bind, elementwise_score, sampler, stream
 
 # Four steps of a first-order method on VE end far out, and are told of: here they are only compared with one another.
-pytestmark = pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
 
 SEEDS = [7, 2**40 + 1, 1, 0, 2**64 - 1, 2**32 - 1]  # some agree in half of their bits
 PROCESSES = ["vp", "ve", "flow"]

@@ -251,7 +251,9 @@ def test_every_option_of_a_solver_matters(part: type, option: str) -> None:
     assert all(differ) if part in CHANGES else any(differ) or option in LABELS
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # published forms diverge in few steps
+@pytest.mark.filterwarnings(
+    "ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning"
+)  # published forms diverge in few steps
 @pytest.mark.parametrize(
     ("name", "option"),
     [(name, option) for name in FAMILY_NAMES for option in inspect.signature(getattr(sg.schemes, name)).parameters],
@@ -559,7 +561,7 @@ def test_the_default_is_a_budget_of_fifty() -> None:
     assert sg.sample(SCORE, VP, (1, 2), seed=0).nfe == 50
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # sde-dpm2m and sde-dpm3m diverge
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # sde-dpm2m and sde-dpm3m diverge
 def test_the_registry_tells_what_a_step_costs() -> None:
     """The table's network calls per step are those that a run makes."""
     for name, solver in sg.solvers().fixed.items():
@@ -672,7 +674,7 @@ def plain(x: Tensor, t: Tensor) -> Tensor:
     return -x / (1 + t.reshape(-1, *[1] * (x.ndim - 1)))
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # a score of no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_live_where_they_are_asked_for(name: str, device: str) -> None:
@@ -775,7 +777,7 @@ def test_compiling_keeps_no_graph() -> None:
         run(execution=sg.Execution(compile=True, enable_grad=True))
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # a score of no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a score of no data
 @pytest.mark.slow
 def test_compiled_by_the_compiler() -> None:
     """The same by torch.compile's own compiler, module and function."""
@@ -976,7 +978,7 @@ def test_a_callback_sees_every_step(name: str) -> None:
     assert torch.equal(res.x, run(solver, steps=6).x)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # the estimates are no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # the estimates are no data
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_callback_sees_an_estimate_of_the_data(name: str) -> None:
     """`denoised` is the network's estimate from the step the callback reports, not from an earlier one."""
@@ -1000,7 +1002,7 @@ def test_a_callback_sees_an_estimate_of_the_data(name: str) -> None:
         assert before <= value < after
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # a score of no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_what_a_callback_gets_is_its_own(name: str) -> None:
     """Overwriting the state or the estimate in a callback does not reach the run."""
@@ -1142,7 +1144,7 @@ def test_rows_count_what_the_network_has_seen() -> None:
     assert (res.nfe, res.network_evals) == (10, 50)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # a score of no data
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("solver", [None, "heun", "dpm++2m", "ancestral", "dopri5", "torchdiffeq:dopri5"])
 def test_a_network_may_not_change_its_input(solver: str | None) -> None:
     """Said at once, since the input is the run's state; a copy that a cast makes is the network's own."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde import inverse
-from sgm_sde._shapes import dot
+from sgm_sde._utils.shapes import dot
 from sgm_sde.engine.executor import execute
 from sgm_sde.inverse.linalg import conjugate_gradient, conjugate_residual
 from sgm_sde.likelihood import FixedGrid
@@ -691,7 +691,7 @@ def test_samples_do_not_depend_on_one_another(name: str, order: list[int], cut: 
     torch.testing.assert_close(together, alone[list(order)], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # of the outlier
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # of the outlier
 @pytest.mark.parametrize("name", RUNS)
 def test_an_outlier_changes_no_other_sample(name: str) -> None:
     """A start far out, and one that is not finite, beside others."""

@@ -32,7 +32,7 @@ def model(x: Tensor, sigma: Tensor) -> Tensor:
 SDE = sg.EDMSDE(0.05, 1.5 * 14.6)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # sde-dpm2m and sde-dpm3m diverge
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # sde-dpm2m and sde-dpm3m diverge
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_every_solver_has_the_form(name: str) -> None:
     """What the function returns is what `sample` returns on the same grid, and the callback sees every level."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from sgm_sde._kept import kept
+from sgm_sde._utils.kept import kept
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.schemes.base import _cached
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from sgm_sde.metrics import FrechetResult, frechet_distance, gaussian_frechet
+from sgm_sde.evaluation.metrics import FrechetResult, frechet_distance, gaussian_frechet
 
 
 def _rand(*shape: int, seed: int = 0) -> torch.Tensor:

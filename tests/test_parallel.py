@@ -32,7 +32,7 @@ def runs(solver: Any, sde: Any, **options: Any) -> tuple[Any, Any]:
     return both(sg.from_denoiser(net, sde), sde, **given)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
 @pytest.mark.parametrize("process", ["vp", "edm", "flow", "ddpm"])
 @pytest.mark.parametrize("name", [name for name in REGISTRY if name not in CORRECTED])
 def test_the_limit_is_the_sequential_run(name: str, process: str) -> None:
@@ -149,7 +149,7 @@ def test_misuse() -> None:
     parallel = sg.Execution(parallel=4)
     with pytest.raises(ValueError, match="a callback may stop a run"):
         sg.sample(score, sg.VPSDE(), (2, 2), nfe=5, execution=parallel, record=sg.Record(callback=lambda info: None))
-    until = sg.Execution(until=sg.sampling.plan(sg.VPSDE(), nfe=5)[1].times[2])
+    until = sg.Execution(until=sg.sampling.sampler.plan(sg.VPSDE(), nfe=5)[1].times[2])
     stopped = sg.sample(score, sg.VPSDE(), (2, 2), nfe=5, seed=0, execution=until)
     with pytest.raises(ValueError, match="resume= takes one step after the other"):
         sg.sample(score, sg.VPSDE(), resume=stopped, execution=parallel)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import sgm_sde as sg
-from sgm_sde import distributed
-from sgm_sde.bench import black_white
 from sgm_sde.cli import main
-from sgm_sde.metrics.features import to_uint8
-from sgm_sde.pictures import save_grid
+from sgm_sde.data.pictures import save_grid
+from sgm_sde.evaluation.bench import black_white
+from sgm_sde.evaluation.metrics.features import to_uint8
+from sgm_sde.runs import distributed
 
 RUN = ["sample", "--model", "digits", "-n", "11", "--batch", "4", "--nfe", "4", "--device", "cpu", "--quiet", "--out"]
 
@@ -26,7 +26,7 @@ def test_samples_as_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr().out.splitlines()
     assert said[1:] == [
         f"The first ones: {out / 'samples.png'}", f"As images: {out / 'png'}",
-        f'Load them: sgm_sde.distributed.load({str(out)!r})["x"]',
+        f'Load them: sgm_sde.runs.distributed.load({str(out)!r})["x"]',
     ]  # fmt: skip
     assert main([*RUN, str(out), "--format", "npz"]) == 0
     assert "3 of them there before" in capsys.readouterr().out

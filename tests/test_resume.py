@@ -17,7 +17,7 @@ import sgm_sde as sg
 from sgm_sde import compiled, inverse
 from sgm_sde.engine.executor import Run
 from sgm_sde.engine.noise import NoiseStream
-from sgm_sde.sampling import plan
+from sgm_sde.sampling.sampler import plan
 from sgm_sde.schemes import REGISTRY
 from sgm_sde.scores.model import BoundScore
 
@@ -62,7 +62,7 @@ def pieces(score: Any, sde: sg.SDE, nodes: list[int], execution: sg.Execution | 
 # --- stopped and resumed ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")  # five steps are too few for some
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # five steps are too few for some
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_run_in_two_pieces_is_the_run(name: str) -> None:
     """Split at every node, for every solver: the same bits, trajectory and calls as in one call."""

@@ -21,12 +21,12 @@ import safetensors.torch
 import torch
 
 import sgm_sde as sg
-from sgm_sde import distributed
 from sgm_sde.cli import main
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.likelihood import FixedGrid
-from sgm_sde.store import read_manifest, read_shard
-from sgm_sde.team import Place
+from sgm_sde.runs import distributed
+from sgm_sde.runs.store import read_manifest, read_shard
+from sgm_sde.runs.team import Place
 from tests.forks import ENV, PATIENCE, ROOT, Forks, mixture
 
 MODEL = "tests.forks:mixture"
@@ -140,7 +140,7 @@ def test_the_manifest_tells_how(forks: Forks, tmp_path: Path) -> None:
     settings, result = manifest["settings"], manifest["result"]
     assert (settings["model"], settings["n"], settings["seed"], settings["nfe"]) == (MODEL, 8, 0, 4)
     program = sg.Program.from_json(result["program"])
-    assert program == sg.sampling.plan(sg.VPSDE(), "sde-dpm++2m", nfe=4)[2]
+    assert program == sg.sampling.sampler.plan(sg.VPSDE(), "sde-dpm++2m", nfe=4)[2]
     assert (result["nfe"], result["rows"], result["failed"]) == (4, 32, [])
     assert list(manifest["shards"]) == [f"0000{k}.safetensors" for k in range(3)]
     with safetensors.safe_open(tmp_path / "run" / "00002.safetensors", "pt") as shard:

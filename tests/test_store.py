@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 import sgm_sde as sg
-from sgm_sde import _lock as lock_module
-from sgm_sde import store as module
+from sgm_sde._utils import lock as lock_module
 from sgm_sde.identity import measured
-from sgm_sde.store import Store, read_manifest, read_run, read_shard
+from sgm_sde.runs import store as module
+from sgm_sde.runs.store import Store, read_manifest, read_run, read_shard
 from tests.forks import ENV
 
 SETTINGS = {"solver": "heun", "grid": {"name": "karras", "rho": 7.0}, "shape": (3, 8), "nfe": 20}

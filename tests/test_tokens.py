@@ -117,7 +117,7 @@ def test_guidance_of_tokens(kind: str) -> None:
 # ------------------------------------------------------------------------------------------------------------- runs
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.diagnosis.ImplausibleWarning")
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
 @pytest.mark.parametrize("process", ["vp", "edm", "flow", "ddpm"])
 @pytest.mark.parametrize("name", [name for name in REGISTRY if name not in CORRECTED])
 def test_each_token_is_its_own_scalar_run(name: str, process: str) -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import train_images
+from sgm_sde.data.images import read_idx
 from sgm_sde.nn.fashion import FashionClassifier, fashion_unet
 from sgm_sde.nn.unet import EDMPreconditioned
 from sgm_sde.training import load_images
-from sgm_sde.training.data import read_idx
 
 
 def pixels(n: int, *shape: int) -> np.ndarray:

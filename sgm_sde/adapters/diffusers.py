@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._checks import check_integer, described, number, one_of
-from sgm_sde._files import JsonMapping, JsonObject
-from sgm_sde._shapes import expand
+from sgm_sde._utils.checks import check_integer, described, number, one_of
+from sgm_sde._utils.files import JsonMapping, JsonObject
+from sgm_sde._utils.shapes import expand
 from sgm_sde.adapters.networks import with_output
 from sgm_sde.processes import EDMSDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, presets
 from sgm_sde.scores.score import Score, from_denoiser

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 
-from sgm_sde._files import JsonObject
+from sgm_sde._utils.files import JsonObject
 from sgm_sde.adapters import scheduler as plain
 
 FLOWS = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, number
-from sgm_sde._files import JsonMapping
-from sgm_sde._times import CLOSEST, same_time
-from sgm_sde._tree import Conditions
+from sgm_sde._utils.checks import described, number
+from sgm_sde._utils.files import JsonMapping
+from sgm_sde._utils.times import CLOSEST, same_time
+from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.noise import NoiseSource, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program

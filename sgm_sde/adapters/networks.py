@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from sgm_sde._checks import flag, require_function
+from sgm_sde._utils.checks import flag, require_function
 from sgm_sde.processes import EDMSDE, VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, SubVPSDE
 from sgm_sde.scores.score import Score, from_denoiser, from_flow, from_noise, from_score
 from sgm_sde.scores.time_labels import (

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sgm_sde._files import parse_json, reading
+from sgm_sde._utils.files import parse_json, reading
 from sgm_sde.adapters.diffusers import from_diffusers
-from sgm_sde.models import Model
+from sgm_sde.zoo.models import Model
 
 EDGES = (-1 - 1 / 255, 1 + 1 / 255)  # level k stands at k / 127.5 - 1
 PARTS = {"unet", "transformer", "scheduler"}

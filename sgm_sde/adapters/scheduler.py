@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, flag, one_of
-from sgm_sde._files import JsonMapping, JsonObject
-from sgm_sde._shapes import expand
-from sgm_sde._times import at_ends
+from sgm_sde._utils.checks import described, flag, one_of
+from sgm_sde._utils.files import JsonMapping, JsonObject
+from sgm_sde._utils.shapes import expand
+from sgm_sde._utils.times import at_ends
 from sgm_sde.adapters.diffusers import Convention, convention
-from sgm_sde.defaults import Setting, default_setting
 from sgm_sde.engine.noise import Generators, Seeds
 from sgm_sde.grids import Grid, GridRule, Shifted
 from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
-from sgm_sde.sampling import FINALS
+from sgm_sde.sampling.defaults import Setting, default_setting
+from sgm_sde.sampling.sampler import FINALS
+from sgm_sde.sampling.stepping import Stepper, stepper
 from sgm_sde.schemes import Solver, resolve
-from sgm_sde.stepping import Stepper, stepper
 
 OWN = "_sgm_sde"  # our options in a saved configuration; other schedulers leave private entries alone
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._shapes import flat
-from sgm_sde._times import same_time
+from sgm_sde._utils.shapes import flat
+from sgm_sde._utils.times import same_time
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.sampling import plan
+from sgm_sde.sampling.sampler import plan
+from sgm_sde.sampling.trials import REFERENCE
 from sgm_sde.scores.conditions import map_rows, resolve
 from sgm_sde.scores.model import BoundScore, checked_conversion
 from sgm_sde.scores.score import Score
-from sgm_sde.trials import REFERENCE
 
 LARGEST = 10.0  # log of the noise level where a process has no bound
 ROOM = 1e-3  # between the last call and eps, in log s

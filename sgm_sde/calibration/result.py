@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sgm_sde import grids, schemes
-from sgm_sde._files import JsonMapping, JsonObject, parse_json, reading
-from sgm_sde._value import Value
+from sgm_sde._utils.files import JsonMapping, JsonObject, parse_json, reading
+from sgm_sde._utils.value import Value
 from sgm_sde.calibration.table import Calibrated, Table
-from sgm_sde.defaults import Setting
 from sgm_sde.grids import GridRule
+from sgm_sde.runs.store import write_atomically
+from sgm_sde.sampling.defaults import Setting
 from sgm_sde.schemes import Solver, Tableau
-from sgm_sde.store import write_atomically
 
 FORMAT = "sgm_sde calibration 1"
 PILOT = "off the shelf"

@@ -14,10 +14,10 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import check_integer, described, number, sizes
-from sgm_sde._shapes import finite, flat
-from sgm_sde._tree import Conditions
+from sgm_sde._utils.autograd import outside_inference_mode
+from sgm_sde._utils.checks import check_integer, described, number, sizes
+from sgm_sde._utils.shapes import finite, flat
+from sgm_sde._utils.tree import Conditions
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow, Trajectories
 from sgm_sde.calibration.network import CalibrationWarning, network_of
@@ -25,18 +25,18 @@ from sgm_sde.calibration.refine import Refinement
 from sgm_sde.calibration.result import PILOT, Calibration, Calibrations, HeldOut, from_json, to_json
 from sgm_sde.calibration.rows import Rows
 from sgm_sde.calibration.table import Calibrated, process_of
-from sgm_sde.defaults import Setting
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.identity import spec
-from sgm_sde.options import Execution
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.sampling import sample
+from sgm_sde.runs.store import Store
+from sgm_sde.sampling.defaults import Setting
+from sgm_sde.sampling.options import Execution
+from sgm_sde.sampling.sampler import sample
+from sgm_sde.sampling.trials import Race, RunOptions, budgets_of, default_candidates
 from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.score import as_score
-from sgm_sde.store import Store
-from sgm_sde.trials import Race, RunOptions, budgets_of, default_candidates
 
 REFERENCES = (64, 128, 256)  # network calls of exact trajectories, as many as are needed
 KNOWN = 3e-4  # of the standard deviation: how well exact samples should be known

@@ -12,10 +12,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from sgm_sde._checks import numbers
-from sgm_sde._shapes import cpu_float64
-from sgm_sde._times import same_time
-from sgm_sde._value import Value
+from sgm_sde._utils.checks import numbers
+from sgm_sde._utils.shapes import cpu_float64
+from sgm_sde._utils.times import same_time
+from sgm_sde._utils.value import Value
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.node import Process
 from sgm_sde.engine.noise import NoiseSource

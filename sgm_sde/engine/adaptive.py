@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import check_integer, number
-from sgm_sde._shapes import finite, flat
-from sgm_sde._value import Value
+from sgm_sde._utils.checks import check_integer, number
+from sgm_sde._utils.shapes import finite, flat
+from sgm_sde._utils.value import Value
 
 State = tuple[Tensor, ...]
 Rhs = Callable[[Tensor, State, Tensor], State]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from sgm_sde._shapes import cpu_float64
+from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.engine.node import Node, Process
 
 Values = float | npt.NDArray[np.float64]  # at one place, or at the points of a quadrature

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import NoReturn, Protocol
 
-from sgm_sde._files import parse_json
-from sgm_sde._value import Value
+from sgm_sde._utils.files import parse_json
+from sgm_sde._utils.value import Value
 from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.node import Coefficient, Node, Process
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sgm_sde._checks import require_function, stochasticity
-from sgm_sde._shapes import Time, as_time, batch_time
+from sgm_sde._utils.checks import require_function, stochasticity
+from sgm_sde._utils.shapes import Time, as_time, batch_time
 
 ScoreFn = Callable[..., Tensor]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sgm_sde._checks import instance_of
+from sgm_sde._utils.checks import instance_of
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Mixture, Oracle
 

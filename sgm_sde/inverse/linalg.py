@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import require_gradient
-from sgm_sde._shapes import dot
+from sgm_sde._utils.autograd import require_gradient
+from sgm_sde._utils.shapes import dot
 
 HINT = "DiffPIR and Replacement need none, LinearMap takes an adjoint="
 

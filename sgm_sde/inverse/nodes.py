@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import check_integer, number, one_of, settle
-from sgm_sde._shapes import dot
-from sgm_sde._tree import Path
+from sgm_sde._utils.autograd import outside_inference_mode
+from sgm_sde._utils.checks import check_integer, number, one_of, settle
+from sgm_sde._utils.shapes import dot
+from sgm_sde._utils.tree import Path
 from sgm_sde.engine.executor import Hook, execute
 from sgm_sde.engine.noise import NoiseSource, fixed_noise
 from sgm_sde.engine.program import Form, Program, Step

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import (
+from sgm_sde._utils.checks import (
     check_integer,
     described,
     flag,
@@ -22,8 +22,8 @@ from sgm_sde._checks import (
     settle,
     sizes,
 )
-from sgm_sde._shapes import dot
-from sgm_sde._value import Value
+from sgm_sde._utils.shapes import dot
+from sgm_sde._utils.value import Value
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.inverse.linalg import Linearised, conjugate_gradient
 from sgm_sde.processes.base import CheckError

@@ -18,10 +18,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import outside_inference_mode, require_gradient
-from sgm_sde._checks import FAR, check_integer, described, number, one_of
-from sgm_sde._shapes import expand
-from sgm_sde._tree import Path
+from sgm_sde._utils.autograd import outside_inference_mode, require_gradient
+from sgm_sde._utils.checks import FAR, check_integer, described, number, one_of
+from sgm_sde._utils.shapes import expand
+from sgm_sde._utils.tree import Path
 from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjugate_residual
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.processes.base import has_scalar_marginal

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import check_integer, described
-from sgm_sde._tree import Conditions
+from sgm_sde._utils.checks import check_integer, described
+from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.noise import SampleSeeds

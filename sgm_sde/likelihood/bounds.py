@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._checks import FAR, number, one_of, range_of
-from sgm_sde._shapes import expand, flat
-from sgm_sde._tree import Conditions
+from sgm_sde._utils.checks import FAR, number, one_of, range_of
+from sgm_sde._utils.shapes import expand, flat
+from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_finite, check_process, require_count

@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import float_dtype, range_of
-from sgm_sde._ranges import refuse_cast
-from sgm_sde._shapes import flat
+from sgm_sde._utils.checks import float_dtype, range_of
+from sgm_sde._utils.ranges import refuse_cast
+from sgm_sde._utils.shapes import flat
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.likelihood.checks import check_points, require_count
 from sgm_sde.scores.model import BoundScore

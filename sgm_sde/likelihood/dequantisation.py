@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, flag, one_of, require_function
-from sgm_sde._shapes import flat
+from sgm_sde._utils.checks import described, flag, one_of, require_function
+from sgm_sde._utils.shapes import flat
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_process, require_count

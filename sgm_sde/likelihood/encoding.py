@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import described, flag, not_finite, number, require_floating
-from sgm_sde._shapes import flat
-from sgm_sde._tree import Conditions
+from sgm_sde._utils.autograd import outside_inference_mode
+from sgm_sde._utils.checks import described, flag, not_finite, number, require_floating
+from sgm_sde._utils.shapes import flat
+from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import solve

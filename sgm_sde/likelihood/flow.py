@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import one_of, require_function
-from sgm_sde._tree import Conditions, Path
+from sgm_sde._utils.autograd import outside_inference_mode
+from sgm_sde._utils.checks import one_of, require_function
+from sgm_sde._utils.tree import Conditions, Path
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import (

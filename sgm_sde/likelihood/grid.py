@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import FAR, number, settle
+from sgm_sde._utils.checks import FAR, number, settle
 from sgm_sde.grids import GridRule
 from sgm_sde.processes.base import SDE
 

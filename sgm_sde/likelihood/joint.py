@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import instance_of
-from sgm_sde._shapes import cpu_float64
-from sgm_sde._times import at_ends
-from sgm_sde._tree import Conditions
+from sgm_sde._utils.autograd import outside_inference_mode
+from sgm_sde._utils.checks import instance_of
+from sgm_sde._utils.shapes import cpu_float64
+from sgm_sde._utils.times import at_ends
+from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.lowering import Plan, lower
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds

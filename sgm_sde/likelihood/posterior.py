@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import (
+from sgm_sde._utils.autograd import outside_inference_mode
+from sgm_sde._utils.checks import (
     check_integer,
     check_per_sample_scalar,
     instance_of,
@@ -19,7 +19,7 @@ from sgm_sde._checks import (
     require_floating,
     require_function,
 )
-from sgm_sde._shapes import flat
+from sgm_sde._utils.shapes import flat
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_points
 from sgm_sde.likelihood.flow import log_prob

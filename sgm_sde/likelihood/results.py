@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import number
+from sgm_sde._utils.checks import number
 from sgm_sde.engine.noise import VERSION as NOISE
-from sgm_sde.results import Status
+from sgm_sde.sampling.results import Status
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._kept import kept
-from sgm_sde._shapes import as_time, dot, expand
+from sgm_sde._utils.kept import kept
+from sgm_sde._utils.shapes import as_time, dot, expand
 from sgm_sde.engine.adaptive import Active, Attempt, Controller, EmbeddedStepper, integrate_adaptive
 from sgm_sde.engine.executor import Evaluator, execute
 from sgm_sde.engine.lowering import Plan

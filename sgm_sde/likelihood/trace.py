@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import require_gradient
-from sgm_sde._checks import one_of
-from sgm_sde._shapes import dot, flat
-from sgm_sde._tree import Conditions
+from sgm_sde._utils.autograd import require_gradient
+from sgm_sde._utils.checks import one_of
+from sgm_sde._utils.shapes import dot, flat
+from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.processes.base import SDE
 from sgm_sde.scores.model import BoundScore

@@ -14,7 +14,7 @@ _Net = TypeVar("_Net", bound=nn.Module)
 
 def read_asset(name: str) -> dict[str, Tensor]:
     """The tensors of a shipped file."""
-    return safetensors.torch.load((resources.files("sgm_sde") / "assets" / name).read_bytes())
+    return safetensors.torch.load((resources.files("sgm_sde") / "zoo" / "assets" / name).read_bytes())
 
 
 def with_weights(net: _Net, asset: str) -> _Net:

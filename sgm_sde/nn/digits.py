@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm_sde._checks import one_of
+from sgm_sde._utils.checks import one_of
 from sgm_sde.nn._weights import with_weights
 from sgm_sde.nn.unet import edm_preconditioning
 from sgm_sde.processes.cld import CLD

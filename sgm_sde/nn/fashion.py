@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm_sde._checks import one_of
+from sgm_sde._utils.checks import one_of
 from sgm_sde.nn._weights import read_asset, with_weights
 from sgm_sde.nn.unet import EDMPreconditioned, UNet
 
@@ -80,8 +80,8 @@ class FeatureStatistics(NamedTuple):
 def load_fashion_statistics(split: Literal["train", "test"]) -> FeatureStatistics:
     """Statistics of the classifier's features of the real images: 60 000 for training, 10 000 for testing.
 
-    With `sgm_sde.metrics.frechet.gaussian_frechet` they give the Frechet distance of samples to the data without
-    the data.
+    With `sgm_sde.evaluation.metrics.frechet.gaussian_frechet` they give the Frechet distance of samples to the data
+    without the data.
 
     Raises:
         ValueError: for another split.

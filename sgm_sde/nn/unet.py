@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgm_sde._checks import FAR, check_integer, described, flag, instance_of, is_dense, number, one_of, sizes
+from sgm_sde._utils.checks import FAR, check_integer, described, flag, instance_of, is_dense, number, one_of, sizes
 
 
 class Preconditioning(NamedTuple):

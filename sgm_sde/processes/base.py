@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import (
+from sgm_sde._utils.checks import (
     describe_argument,
     float_dtype,
     real,
@@ -19,9 +19,9 @@ from sgm_sde._checks import (
     shape_of_samples,
     usable_device,
 )
-from sgm_sde._shapes import Time, cpu_float64, expand, flat
-from sgm_sde._times import same_time
-from sgm_sde._value import Value
+from sgm_sde._utils.shapes import Time, cpu_float64, expand, flat
+from sgm_sde._utils.times import same_time
+from sgm_sde._utils.value import Value
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.engine.reverse import ReverseSDE, ScoreFn, reverse_drift
 

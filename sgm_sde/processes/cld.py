@@ -9,8 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import FAR, describe_argument, instance_of, number, require_floating, require_function, settle
-from sgm_sde._shapes import Time, as_time, flat
+from sgm_sde._utils.checks import (
+    FAR,
+    describe_argument,
+    instance_of,
+    number,
+    require_floating,
+    require_function,
+    settle,
+)
+from sgm_sde._utils.shapes import Time, as_time, flat
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.quadrature import gauss_legendre
 from sgm_sde.processes.base import has_matrix_marginal

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, real
-from sgm_sde._shapes import Time, as_time
+from sgm_sde._utils.checks import described, real
+from sgm_sde._utils.shapes import Time, as_time
 from sgm_sde.processes.ve import UnitScaleSDE
 from sgm_sde.processes.vp import VariancePreservingSDE
 

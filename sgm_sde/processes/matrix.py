@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import require_floating
-from sgm_sde._kept import kept
-from sgm_sde._shapes import Time, as_time, cpu_float64, expand, flat
+from sgm_sde._utils.checks import require_floating
+from sgm_sde._utils.kept import kept
+from sgm_sde._utils.shapes import Time, as_time, cpu_float64, expand, flat
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.node import Coefficient
 from sgm_sde.engine.quadrature import gauss_legendre

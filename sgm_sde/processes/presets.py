@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from sgm_sde._checks import check_integer
+from sgm_sde._utils.checks import check_integer
 from sgm_sde.processes.discrete import DiscreteVESDE, DiscreteVPSDE
 from sgm_sde.processes.edm import EDMSDE
 from sgm_sde.processes.ve import VESDE

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import settle_positive
-from sgm_sde._shapes import Time, as_time
+from sgm_sde._utils.checks import settle_positive
+from sgm_sde._utils.shapes import Time, as_time
 from sgm_sde.processes.linear import LinearSDE, _ordered
 
 

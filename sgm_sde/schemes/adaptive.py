@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import check_integer, described, number, one_of, settle
-from sgm_sde._shapes import cpu_float64, flat
-from sgm_sde._value import Value
+from sgm_sde._utils.checks import check_integer, described, number, one_of, settle
+from sgm_sde._utils.shapes import cpu_float64, flat
+from sgm_sde._utils.value import Value
 from sgm_sde.engine.adaptive import (
     Active,
     Attempt,

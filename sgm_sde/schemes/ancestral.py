@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sgm_sde._checks import one_of
+from sgm_sde._utils.checks import one_of
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.schemes.base import EtaSolver, Solver
 from sgm_sde.schemes.euler import forward_kernel

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import check_integer, described, flag, not_finite, one_of, settle, unknown
-from sgm_sde._shapes import flat
+from sgm_sde._utils.checks import check_integer, described, flag, not_finite, one_of, settle, unknown
+from sgm_sde._utils.shapes import flat
 from sgm_sde.engine.adaptive import (
     COMPLETED,
     GIVEN_UP,

@@ -11,9 +11,9 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
-from sgm_sde._checks import FAR, describe_argument, settle, stochasticity, unknown
-from sgm_sde._kept import kept
-from sgm_sde._value import Value
+from sgm_sde._utils.checks import FAR, describe_argument, settle, stochasticity, unknown
+from sgm_sde._utils.kept import kept
+from sgm_sde._utils.value import Value
 from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds

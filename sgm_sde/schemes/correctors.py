@@ -12,9 +12,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import FAR, check_integer, number, one_of, settle
-from sgm_sde._shapes import cpu_float64, flat
-from sgm_sde._value import Value
+from sgm_sde._utils.checks import FAR, check_integer, number, one_of, settle
+from sgm_sde._utils.shapes import cpu_float64, flat
+from sgm_sde._utils.value import Value
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseSource

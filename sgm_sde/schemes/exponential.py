@@ -9,7 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sgm_sde._checks import FAR, check_integer, ends_of, number, one_of, real, require_function, settle, stochasticity
+from sgm_sde._utils.checks import (
+    FAR,
+    check_integer,
+    ends_of,
+    number,
+    one_of,
+    real,
+    require_function,
+    settle,
+    stochasticity,
+)
 from sgm_sde.engine.coordinates import Values
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.phi import phi

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sgm_sde._checks import check_integer, flag, number, one_of, real, settle, stochasticity
+from sgm_sde._utils.checks import check_integer, flag, number, one_of, real, settle, stochasticity
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.processes.base import SDE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sgm_sde._checks import number
+from sgm_sde._utils.checks import number
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.schemes.base import Solver
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import check_integer, one_of, settle
+from sgm_sde._utils.checks import check_integer, one_of, settle
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step

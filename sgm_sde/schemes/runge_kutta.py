@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described, instance_of, real, reals, rows_of, settle
-from sgm_sde._times import ROUNDING
-from sgm_sde._value import Value
+from sgm_sde._utils.checks import described, instance_of, real, reals, rows_of, settle
+from sgm_sde._utils.times import ROUNDING
+from sgm_sde._utils.value import Value
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.schemes import dop853
 from sgm_sde.schemes.base import Solver

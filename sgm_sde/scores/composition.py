@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import require_floating, require_function
+from sgm_sde._utils.checks import require_floating, require_function
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.conditions import PerSample

@@ -25,8 +25,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import described
-from sgm_sde._tree import Arguments, Conditions, Path, children, each_leaf, map_leaves, shown, with_parts
+from sgm_sde._utils.checks import described
+from sgm_sde._utils.tree import Arguments, Conditions, Path, children, each_leaf, map_leaves, shown, with_parts
 
 
 @dataclass(frozen=True, eq=False)

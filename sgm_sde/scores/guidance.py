@@ -27,8 +27,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import outside_inference_mode
-from sgm_sde._checks import (
+from sgm_sde._utils.autograd import outside_inference_mode
+from sgm_sde._utils.checks import (
     FAR,
     check_per_sample_scalar,
     described,
@@ -40,9 +40,9 @@ from sgm_sde._checks import (
     real,
     require_function,
 )
-from sgm_sde._shapes import expand
-from sgm_sde._times import ROUNDING
-from sgm_sde._tree import Arguments, Conditions, Path, each_leaf
+from sgm_sde._utils.shapes import expand
+from sgm_sde._utils.times import ROUNDING
+from sgm_sde._utils.tree import Arguments, Conditions, Path, each_leaf
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE

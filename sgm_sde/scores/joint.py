@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import FAR, number
-from sgm_sde._shapes import expand
+from sgm_sde._utils.checks import FAR, number
+from sgm_sde._utils.shapes import expand
 from sgm_sde.processes.base import SDE, has_matrix_marginal
 from sgm_sde.processes.matrix import MatrixSDE, apply, double
 from sgm_sde.scores.score import Score

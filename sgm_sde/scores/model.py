@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._checks import arguments
-from sgm_sde._kept import kept
-from sgm_sde._tree import Arguments, Conditions
+from sgm_sde._utils.checks import arguments
+from sgm_sde._utils.kept import kept
+from sgm_sde._utils.tree import Arguments, Conditions
 from sgm_sde.engine.lowering import Plan, lower
 from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.node import Coefficient, Node

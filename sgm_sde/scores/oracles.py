@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sgm_sde._autograd import outside_autocast
-from sgm_sde._checks import check_integer, described, is_dense, numbers, require_floating
-from sgm_sde._shapes import Time, batch_time, expand, require_times
+from sgm_sde._utils.autograd import outside_autocast
+from sgm_sde._utils.checks import check_integer, described, is_dense, numbers, require_floating
+from sgm_sde._utils.shapes import Time, batch_time, expand, require_times
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.processes.base import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE

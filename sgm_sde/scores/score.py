@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._checks import described, float_dtype, instance_of, require_function
-from sgm_sde._shapes import Time, batch_time, expand
-from sgm_sde._tree import Path
-from sgm_sde._value import Value
+from sgm_sde._utils.checks import described, float_dtype, instance_of, require_function
+from sgm_sde._utils.shapes import Time, batch_time, expand
+from sgm_sde._utils.tree import Path
+from sgm_sde._utils.value import Value
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
 from sgm_sde.scores.conditions import bare

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import check_integer, described, flag, number
-from sgm_sde._shapes import cpu_float64
+from sgm_sde._utils.checks import check_integer, described, flag, number
+from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.engine import coordinates
 from sgm_sde.processes.base import has_scalar_marginal
 

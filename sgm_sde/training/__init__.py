@@ -3,7 +3,7 @@
 A training loop stays the user's own: `benchmarks/train_images.py` is one.
 """
 
-from sgm_sde.training.data import Images, load_images
+from sgm_sde.data.images import Images, load_images
 from sgm_sde.training.ema import EMA
 from sgm_sde.training.losses import (
     EDM,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._checks import instance_of, number
+from sgm_sde._utils.checks import instance_of, number
 
 
 class EMA:

@@ -30,11 +30,21 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde._checks import FAR, arguments, check_integer, described, instance_of, is_dense, number, one_of, settle
-from sgm_sde._ranges import refuse_unscaled
-from sgm_sde._shapes import as_time, expand, flat, require_times
-from sgm_sde._times import ROUNDING
-from sgm_sde._tree import Conditions
+from sgm_sde._utils.checks import (
+    FAR,
+    arguments,
+    check_integer,
+    described,
+    instance_of,
+    is_dense,
+    number,
+    one_of,
+    settle,
+)
+from sgm_sde._utils.ranges import refuse_unscaled
+from sgm_sde._utils.shapes import as_time, expand, flat, require_times
+from sgm_sde._utils.times import ROUNDING
+from sgm_sde._utils.tree import Conditions
 from sgm_sde.processes import LinearSDE
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.predictions import convert, weights

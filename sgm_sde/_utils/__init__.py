@@ -1,0 +1,1 @@
+"""Helpers that every other package uses: checks of arguments, shapes, files, caches."""

@@ -1,0 +1,150 @@
+"""Files that come from elsewhere: what they hold, or one error in words, within a limit of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import math
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+import safetensors.numpy
+
+from sgm_sde._utils.checks import described
+
+LARGEST = 2**28  # bytes that a compressed file may expand to,
+RATIO = 200  # or this many times its size, if that is more
+
+# What JSON holds is known when it is read, and checked where it is used.
+JsonObject: TypeAlias = dict[str, Any]
+JsonMapping: TypeAlias = Mapping[str, Any]
+
+
+@contextlib.contextmanager
+def reading(path: Path | str, what: str) -> Iterator[None]:
+    """Whatever a parser makes of a file that it cannot read becomes a ValueError that names it.
+
+    Parsers of damaged files raise nearly anything: zip's BadZipFile, zlib's error, NotImplementedError for a flag,
+    TokenError for a header of numpy, SyntaxError for a picture, RecursionError for nested JSON, MemoryError for a size
+    that cannot be. All of it says the same of the file.
+
+    Raises:
+        OSError: if the file cannot be opened or read, with its name.
+        ValueError: for anything else.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # what Pillow, gzip and zip say of contents
+            raise ValueError(f"{path} holds no {what}: {_first_line(error)}") from None
+        raise OSError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+    except Exception as error:
+        raise ValueError(f"{path} holds no {what}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def most(path: Path) -> int:
+    """Largest size in bytes that a compressed file may expand to."""
+    return max(LARGEST, RATIO * path.stat().st_size)
+
+
+def gunzip(path: Path) -> bytes:
+    """The contents of a gzip file.
+
+    Raises:
+        ValueError: if they are more than a file of its size may hold.
+    """
+    limit = most(path)
+    with gzip.open(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"it expands to more than {limit} bytes")
+    return data
+
+
+def load_npy(data: bytes) -> np.ndarray:
+    """The array in the bytes of an npy file; nothing is allocated for what its header promises and it does not hold.
+
+    Raises:
+        ValueError: for a header that promises more or fewer bytes than there are, or Python objects.
+    """
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"its npy version is {version}, not (1, 0) or (2, 0)")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are not read")
+    if any(n < 0 for n in shape):
+        raise ValueError(f"its header promises the shape {shape}")
+    count, there = math.prod(shape), len(data) - file.tell()
+    if count * dtype.itemsize != there:
+        raise ValueError(f"its header promises {count} values of {dtype.itemsize} bytes, and there are {there} bytes")
+    flat = np.frombuffer(data, dtype, count, file.tell()) if there else np.empty(0, dtype)
+    return np.array(flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape))
+
+
+def load_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an npz file, by name.
+
+    Raises:
+        ValueError: for arrays that expand to more than a file of its size may hold, or are none.
+    """
+    limit, arrays = most(path), {}
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as member:
+                data = member.read(limit + 1)
+            limit -= len(data)
+            if limit < 0:
+                raise ValueError(f"it expands to more than {most(path)} bytes")
+            arrays[entry.filename.removesuffix(".npy")] = load_npy(data)
+    return arrays
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npy, .npz or .safetensors file, by name; of an .npy file, under the name "x".
+
+    Raises:
+        ValueError: for a file of another kind, or one that is damaged.
+        OSError: if it cannot be read.
+    """
+    with reading(path, "images"):
+        if path.suffix == ".npy":
+            return {"x": load_npy(path.read_bytes())}
+        if path.suffix == ".npz":
+            return load_npz(path)
+        if path.suffix == ".safetensors":
+            return dict(safetensors.numpy.load(path.read_bytes()))
+        raise ValueError("its name must end in .npy, .npz or .safetensors")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text, without NaN and infinities.
+
+    Raises:
+        ValueError: for a text that is none, or nested too deeply.
+    """
+
+    if not isinstance(text, str | bytes):
+        raise ValueError(f"JSON is a text, got {described(text)}")
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

@@ -1,0 +1,163 @@
+"""Images from idx files, npz files or a folder."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde._utils.checks import instance_of
+from sgm_sde._utils.files import gunzip, load_npz, reading
+from sgm_sde._utils.ranges import DARK, ENOUGH
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_IDX_NAMES = {"train": "train", "test": "t10k"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+_GREY, _COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA")  # Pillow's modes of at most 8 bits a channel
+
+
+class Images(NamedTuple):
+    """Images (N, C, H, W) as uint8 and their labels (N,) as int64, or None."""
+
+    pixels: Tensor
+    labels: Tensor | None
+
+    def scaled(self) -> Tensor:
+        """The images in [-1, 1]: v / 127.5 - 1."""
+        return self.pixels.float() / 127.5 - 1
+
+
+def read_idx(path: Path) -> Tensor:
+    """Read a file in MNIST's idx format, compressed or not, as a uint8 tensor.
+
+    Raises:
+        ValueError: for a file that is not idx of unsigned bytes, or is shorter than its header says.
+    """
+    with reading(path, "idx data"):
+        raw = gunzip(path) if path.suffix == ".gz" else path.read_bytes()
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} is no idx file of unsigned bytes: it begins with {raw[:4]!r}")
+    rank = raw[3]
+    shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
+    values = raw[4 + 4 * rank :]
+    if len(values) != math.prod(shape):
+        raise ValueError(f"{path} promises {shape} values and holds {len(values)}")
+    return (
+        torch.frombuffer(bytearray(values), dtype=torch.uint8).reshape(shape) if values else torch.empty(shape).byte()
+    )
+
+
+def load_images(path: str | Path, split: Literal["train", "test"] = "train") -> Images:
+    """Read images from a folder of idx files, an npz file, or a folder of pictures.
+
+    - A folder with `train-images-idx3-ubyte` and `train-labels-idx1-ubyte` (test: `t10k-...`), `.gz` or not.
+    - An npz file with arrays `x_train`, `y_train` (test: `x_test`, `y_test`) or, for either split, `images` and
+      `labels`; uint8 of shape (N, H, W) or (N, H, W, C); labels may be absent.
+    - A folder of pictures of one size, or a folder of such folders, one for each class, in alphabetical order; where
+      it has the folders `train` and `test`, the split is looked for there. Needs Pillow.
+
+    Raises:
+        FileNotFoundError: where nothing of the kind is found.
+        ValueError: for arrays of another type or shape, images of 0 and 1 or a few levels more alone, labels that are
+            not one a image, pictures of several sizes, of more than 8 bits a channel or not opaque, and files that are
+            damaged.
+        ImportError: for pictures without Pillow.
+    """
+    instance_of("path", path, str | Path, "a path")
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or folder: {path}")
+    if path.suffix == ".npz":
+        return _from_npz(path, split)
+    stem = _IDX_NAMES[split]
+    for suffix in ("", ".gz"):
+        images = path / f"{stem}-images-idx3-ubyte{suffix}"
+        if images.exists():
+            labels = path / f"{stem}-labels-idx1-ubyte{suffix}"
+            pixels = read_idx(images)
+            if pixels.ndim != 3:
+                raise ValueError(f"{images} holds an array of shape {tuple(pixels.shape)}, not images (N, H, W)")
+            return _labelled(pixels[:, None], read_idx(labels) if labels.exists() else None, images)
+    return _from_pictures(path / split if (path / split).is_dir() else path)
+
+
+def _from_npz(path: Path, split: str) -> Images:
+    with reading(path, "arrays"):
+        arrays = load_npz(path)
+    names = ("images", "labels") if "images" in arrays else (f"x_{split}", f"y_{split}")
+    if names[0] not in arrays:
+        raise FileNotFoundError(f"{path} has neither 'images' nor {names[0]!r}, only {sorted(arrays)}")
+    array, labels = arrays[names[0]], arrays.get(names[1])
+    if array.dtype != np.uint8 or array.ndim not in (3, 4):
+        raise ValueError(f"{names[0]!r} must be uint8 (N, H, W) or (N, H, W, C), got {array.dtype} {array.shape}")
+    if labels is not None and labels.dtype.kind not in "iu":
+        raise ValueError(f"{names[1]!r} must be integers, got {labels.dtype} {labels.shape}")
+    pixels = torch.from_numpy(array)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return _labelled(pixels, None if labels is None else torch.from_numpy(labels.astype(np.int64)), path)
+
+
+def _labelled(pixels: Tensor, labels: Tensor | None, path: Path) -> Images:
+    """Images with a label each."""
+    if labels is not None and labels.shape != pixels.shape[:1]:
+        raise ValueError(f"{path}: {len(pixels)} images need as many labels, got the shape {tuple(labels.shape)}")
+    return _images(pixels, None if labels is None else labels.long(), path)
+
+
+def _images(pixels: Tensor, labels: Tensor | None, path: Path) -> Images:
+    """Images that use their eight bits."""
+    most = int(pixels.max()) if len(pixels) else 0
+    if 0 < most < DARK and pixels.numel() >= ENOUGH:
+        raise ValueError(
+            f"{path}: the images are 0 to {most} alone, and 8-bit ones go to 255: multiply them, so that white is 255"
+        )
+    return Images(pixels, labels)
+
+
+def _eight_bits(picture: Image) -> Image:
+    """A picture as grey or RGB, where that loses nothing."""
+    if picture.mode not in _GREY + _COLOUR:
+        raise ValueError(f"its mode is {picture.mode!r}; images are 8-bit grey or RGB: convert it as you mean it")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("LA" if picture.mode in _GREY else "RGBA")
+        if np.asarray(picture.getchannel("A")).min(initial=255) < 255:
+            raise ValueError("it is not opaque: put it on a background first")
+    return picture.convert("L" if picture.mode in _GREY else "RGB")
+
+
+def _from_pictures(folder: Path) -> Images:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError("reading pictures needs Pillow: pip install pillow") from error
+
+    def pictures(where: Path) -> list[Path]:
+        return sorted(file for file in where.iterdir() if file.suffix.lower() in _SUFFIXES)
+
+    classes = sorted(sub for sub in folder.iterdir() if sub.is_dir())
+    files = [(file, i) for i, sub in enumerate(classes) for file in pictures(sub)] or [
+        (file, -1) for file in pictures(folder)
+    ]
+    if not files:
+        raise FileNotFoundError(f"{folder} holds neither idx files nor pictures ({', '.join(sorted(_SUFFIXES))})")
+    arrays: list[np.ndarray] = []
+    for file, _ in files:
+        with reading(file, "picture"), warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as picture:
+                array = np.asarray(_eight_bits(picture))
+        if arrays and array.shape != arrays[0].shape:
+            raise ValueError(
+                f"pictures differ in size or colour: {files[0][0]} {arrays[0].shape}, {file} {array.shape}"
+            )
+        arrays.append(array)
+    pixels = torch.from_numpy(np.stack(arrays))
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return _images(pixels, torch.tensor([label for _, label in files]) if files[0][1] >= 0 else None, folder)

@@ -1,0 +1,1 @@
+"""Quality of samples: distances to data, and solvers against network calls."""

@@ -1,0 +1,619 @@
+"""Quality against network calls: solvers on one network, measured with a protocol to quote.
+
+    sgm-sde bench --model digits --solvers ddim,dpm++2m,heun --nfe 5,10,20 --n 10000 --seeds 0,1,2 --out out
+
+Every cell of the table, a solver at a budget of network calls with one seed, is n samples drawn with a seed each,
+turned into 8-bit images and features, and compared with a reference; it is kept in a `Store` once it is measured. So a
+run that was killed goes on where it was, with the same result, and solvers, budgets and seeds may be added later.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import re
+import shutil
+import statistics
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgm_sde._utils.checks import check_integer, described, unknown
+from sgm_sde._utils.files import JsonMapping, JsonObject, parse_json, reading
+from sgm_sde.calibration.result import Calibrations, as_calibrations, at_budget, load_calibration
+from sgm_sde.evaluation.metrics.features import Extractor, load_extractor, to_uint8
+from sgm_sde.evaluation.metrics.frechet import gaussian_frechet, moments
+from sgm_sde.evaluation.metrics.kernel import LEAST, kernel_distance
+from sgm_sde.evaluation.metrics.neighbours import NEIGHBOURS, prdc
+from sgm_sde.evaluation.metrics.reference import Reference, load_reference
+from sgm_sde.evaluation.metrics.sliced import sliced_wasserstein
+from sgm_sde.identity import checksum, fingerprint, portable, spec
+from sgm_sde.runs import distributed
+from sgm_sde.runs.store import Store, versions, write_atomically
+from sgm_sde.runs.team import Team
+from sgm_sde.sampling.defaults import Setting, default_final
+from sgm_sde.sampling.sampler import plan
+from sgm_sde.schemes import AdaptiveSolver, Solver
+from sgm_sde.schemes.base import resolve_any
+from sgm_sde.zoo.models import Model, load_model
+
+# What `sample(solver=...)` takes, None for its default; or calibrations, each at its budget.
+Entry = Setting | Solver | AdaptiveSolver | Calibrations | None
+FORMAT = "sgm_sde bench 3"
+NFE = (5, 6, 8, 10, 15, 20, 35, 50)
+SOLVERS = ("default", "ddim", "dpm++2m", "dpm++3m", "unipc3", "deis3", "heun", "ancestral", "sde-dpm++2m")
+SHIPPED = {  # features, reference, baseline
+    "digits": ("digits-classifier-32", "digits-held-out", "digits-train"),
+    "fashion": ("fashion-classifier-64", "fashion-test", ""),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: a function of features (n, d) and a reference that returns named numbers.
+
+    Attributes:
+        measure: the function.
+        labels: of its numbers, by name, for tables; what else it returns, such as a standard error, is in rows only.
+        fid_label: what the literature calls its one number with Inception features.
+        statistics: whether the reference's mean and covariance are enough.
+        least: how few samples there can be.
+    """
+
+    measure: Callable[[Tensor, Reference], dict[str, float]]
+    labels: Mapping[str, str]
+    fid_label: str = ""
+    statistics: bool = False
+    least: int = 2
+
+
+def _frechet(features: Tensor, reference: Reference) -> dict[str, float]:
+    return {"frechet": gaussian_frechet(*moments(features.double()), reference.mean, reference.cov)}
+
+
+def _kernel(features: Tensor, reference: Reference) -> dict[str, float]:
+    result = kernel_distance(features, reference.rows)
+    return {"kernel": result.value, "kernel_stderr": result.stderr}
+
+
+def _prdc(features: Tensor, reference: Reference) -> dict[str, float]:
+    result = prdc(features, reference.rows)
+    return {name: getattr(result, name) for name in PRDC}
+
+
+def _sliced(features: Tensor, reference: Reference) -> dict[str, float]:
+    return {"sliced": sliced_wasserstein(features, reference.rows).value}
+
+
+PRDC = ("precision", "recall", "density", "coverage")
+METRICS: dict[str, Metric] = {
+    "frechet": Metric(_frechet, {"frechet": "Frechet distance"}, "FID", statistics=True),
+    "kernel": Metric(_kernel, {"kernel": "Kernel distance"}, "KID", least=LEAST),
+    "prdc": Metric(_prdc, {name: name.capitalize() for name in PRDC}, least=NEIGHBOURS + 1),
+    "sliced": Metric(_sliced, {"sliced": "Sliced Wasserstein distance"}),
+}
+ALIASES = {"fid": "frechet", "kid": "kernel", "sw": "sliced"}
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """Measurements with their protocol; prints as tables.
+
+    Attributes:
+        protocol: what all numbers depend on, as JSON values: model, process, n, features, reference, versions, ...
+        rows: one for each solver, budget and seed: `solver`, `definition` (the specs of solver and grid), `budget`,
+            `nfe` (calls for a batch), `rows` (samples that the network has seen in all), `seed`, `images` (their
+            SHA-256), `metrics` by name, and `note`, which says why where there are none.
+        baseline: the same metrics of other real data, with their `name`, `hash` and `n`; empty without any.
+    """
+
+    protocol: JsonMapping
+    rows: tuple[JsonMapping, ...]
+    baseline: JsonMapping = field(default_factory=dict)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Measured numbers by name, with their labels in tables."""
+        fid = self.protocol["features"]["fid"]
+        chosen = [METRICS[name] for name in self.protocol["metrics"]]
+        return {name: (fid and m.fid_label) or label for m in chosen for name, label in m.labels.items()}
+
+    @property
+    def solvers(self) -> tuple[str, ...]:
+        """The solvers' labels."""
+        return tuple(dict.fromkeys(row["solver"] for row in self.rows))
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """The budgets of network calls, increasing."""
+        return tuple(sorted({row["budget"] for row in self.rows}))
+
+    def values(self, solver: str, budget: int, name: str) -> list[float]:
+        """A number for each seed, where there is one."""
+        found = [row for row in self.rows if (row["solver"], row["budget"]) == (solver, budget)]
+        return [row["metrics"][name] for row in found if row["metrics"]]
+
+    def save(self, path: Path | str) -> None:
+        """Write it as JSON, which `load_result` reads."""
+        contents = {"format": FORMAT, "protocol": self.protocol, "rows": self.rows, "baseline": self.baseline}
+        write_atomically(Path(path), (json.dumps(contents, indent=1, sort_keys=True) + "\n").encode())
+
+    def __str__(self) -> str:
+        return _tables({"": self})
+
+
+# The fields of a file of results, and their types.
+ROW = {
+    "solver": str, "definition": dict, "budget": int, "nfe": int, "rows": int, "seed": int, "images": str,
+    "metrics": dict, "note": str,
+}  # fmt: skip
+PROTOCOL = {
+    "model": str, "weights": str, "score": dict, "outputs": dict, "sde": dict, "shape": list, "n": int, "labels": str,
+    "final": str, "batch": int,
+    "dtype": str, "device": str, "data_range": list, "features": dict, "reference": dict, "metrics": list,
+    "versions": dict,
+}  # fmt: skip
+
+
+def load_result(path: Path | str) -> BenchResult:
+    """The result in a file that `BenchResult.save` wrote.
+
+    Raises:
+        ValueError: for a file with other things in it.
+        OSError: if it cannot be read.
+    """
+    with reading(path, "result of a benchmark"):
+        contents = parse_json(Path(path).read_bytes())
+        if contents["format"] != FORMAT:
+            raise ValueError(f"its format is {contents['format']!r}, not {FORMAT!r}")
+        _check("the protocol", contents["protocol"], PROTOCOL)
+        for i, row in enumerate(contents["rows"]):
+            _check(f"row {i}", row, ROW)
+        return BenchResult(contents["protocol"], tuple(contents["rows"]), dict(contents["baseline"]))
+
+
+def _check(what: str, found: JsonMapping, wanted: Mapping[str, type]) -> None:
+    if found.keys() != wanted.keys():
+        raise ValueError(f"{what} must have {', '.join(sorted(wanted))}, got {', '.join(sorted(found))}")
+    for key, kind in wanted.items():
+        if not isinstance(found[key], kind) or isinstance(found[key], bool):
+            raise ValueError(f"{key} of {what} must be a {kind.__name__}, got {found[key]!r}")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The execution of a benchmark.
+
+    Args:
+        batch: samples per batch.
+        device: "cpu", "cuda" or "mps"; CUDA where there is one if not given.
+        threads: of a CPU; kernels may round differently with another number.
+        keep_samples: keep the samples, in `out/samples`, where `distributed.load` reads them.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: for a batch or a number of threads that is no integer of at least 1.
+    """
+
+    batch: int = 500
+    device: str | None = None
+    threads: int = 1
+    keep_samples: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "threads"):
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), kind=Integral))
+
+
+def bench(
+    model: Model | str,
+    out: Path | str,
+    *,
+    solvers: Sequence[str] | Mapping[str, Entry | str] = SOLVERS,
+    nfe: Sequence[int] = NFE,
+    n: int = 10000,
+    seeds: Sequence[int] = (0,),
+    features: str | Extractor | None = None,
+    reference: str | Path | None = None,
+    baseline: str | Path | None = None,
+    metrics: Sequence[str] | None = None,
+    beside: Sequence[Path | str] = (),
+    run: RunOptions | None = None,
+) -> BenchResult:
+    """Measure solvers on a network at several budgets of network calls.
+
+    Sample i of seed s has the seed (s, i) for every solver and budget and, of a model with classes, the class i modulo
+    their number. The same call resumes an interrupted run, and gives the same result.
+
+    Args:
+        model: a `Model` or its name, as `load_model` takes it.
+        out: folder for `results.json`, `table.md` and `curves.png`, and for what is measured, in `cells`.
+        solvers: names, NAME@GRID, "default", or files of calibrations; or a mapping from labels to what
+            `sample(solver=...)` takes, or to calibrations.
+        nfe: budgets of network calls, the final one included.
+        n: samples of each cell.
+        seeds: one a repetition; tables give mean and standard deviation over them.
+        features: an `Extractor`, as `load_extractor` makes it, or its name; those of a shipped model if not given.
+        reference: the real data, as `load_reference` takes them; those of a shipped model if not given.
+        baseline: other real data to measure in the same way; those of a shipped model if not given.
+        metrics: of `METRICS`, or "fid", "kid", "sw" for short; all that the reference allows if not given.
+        beside: files of other results to show beside this one.
+        run: batch size, device, threads, what is kept and shown.
+
+    Returns:
+        the measurements.
+
+    Raises:
+        ValueError: for arguments out of range or unknown names, results of another n, features, reference or metrics
+            to show beside, and a folder that was made with other settings, with the difference.
+        OSError: if the folder cannot be written, or another run is writing to it.
+
+    Warns:
+        UserWarning: for fewer samples or images than features, where Frechet distances are biased.
+
+    Examples:
+        >>> import tempfile
+        >>> result = bench(
+        ...     "digits", tempfile.mkdtemp(), solvers=["ddim", "dpm++2m"], nfe=[6], n=40, metrics=["sw"]
+        ... )
+        >>> [row["nfe"] for row in result.rows], list(result.labels)
+        ([6, 6], ['sliced'])
+    """
+    _pyplot()  # what is missing is said before the work is done
+    model = load_model(model) if isinstance(model, str) else model
+    out, others = Path(out), {str(path): load_result(path) for path in beside}
+    entries, options = _entries(solvers), RunOptions() if run is None else run
+    if not isinstance(options, RunOptions):
+        raise TypeError(f"run must be RunOptions, got {described(run)}")
+    budgets, repetitions = _whole_numbers("nfe", nfe, 1), _whole_numbers("seeds", seeds, 0)
+    own = SHIPPED.get(model.name, ("", "", ""))
+    baseline = own[2] if baseline is None and reference is None else baseline
+    features, reference = features or own[0], reference or own[1]
+    for what, given in (("features", features), ("a reference", reference)):
+        if not given:
+            raise ValueError(f"give {what}: none are known that go with the model {model.name!r}")
+
+    with Team(options.device, options.threads) as team:
+        if team.size > 1:
+            raise ValueError(f"a benchmark runs in one process, not in {team.size}")
+        if isinstance(features, str):
+            features = load_extractor(features, model.shape, device=team.device)
+        levels = black_white(model) if features.images else None
+        real, other_real = (
+            load_reference(name, features, model.shape, levels) if name else None for name in (reference, baseline)
+        )
+        assert real is not None
+        chosen = _metrics(metrics, real)
+        n = check_integer("n", n, kind=Integral)
+        for name in chosen:
+            if n < METRICS[name].least:
+                raise ValueError(f"the metric {name!r} takes at least {METRICS[name].least} samples, got n={n}")
+        model.to(team.device)
+        classes = None if model.n_classes is None else list(range(model.n_classes))
+        identity = distributed.identity(model, team, classes)
+        task = _Run(model, features, levels, real, chosen, n, options.batch, identity)
+        protocol = task.protocol | {"device": team.device.type, "versions": versions()}
+        for path, other in others.items():
+            _require_comparable(protocol, other.protocol, path)
+        if note := _few(protocol):
+            warnings.warn(note, UserWarning, stacklevel=2)
+
+        cells = [_Cell(*one, budget, seed) for one in entries.items() for budget in budgets for seed in repetitions]
+        settings = {key: value for key, value in protocol.items() if key != "versions"}  # the store adds its own
+        with Store(out / "cells", settings) as store:
+            shards = _Shards(store)
+            known = {} if other_real is None else task.baseline(other_real, shards)  # first: what it lacks is said now
+            keep = options.keep_samples
+            rows = [task.row(cell, shards, out / "samples", team, keep) for cell in _bar(cells, options.progress)]
+            if not any(row["definition"] for row in rows):
+                raise ValueError(f"there is nothing to show: {rows[0]['note']}")
+            store.finish(shards.names)
+    if not options.keep_samples:
+        shutil.rmtree(out / "samples", ignore_errors=True)
+    result = BenchResult(protocol, tuple(rows), known)
+    result.save(out / "results.json")
+    shown = {"": result} | {Path(path).resolve().parent.name: other for path, other in others.items()}
+    write_atomically(out / "table.md", (_tables(shown) + "\n").encode())
+    _draw(shown, out / "curves.png")
+    return result
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One unit of work: a solver at a budget with a seed."""
+
+    label: str
+    solver: Entry
+    budget: int
+    seed: int
+
+    @property
+    def setting(self) -> Setting | Solver | AdaptiveSolver | None:
+        """The solver or setting that runs at this budget.
+
+        Raises:
+            ValueError: for calibrations of other budgets.
+        """
+        return at_budget(self.solver, self.budget) if isinstance(self.solver, Calibrations) else self.solver
+
+    def identify(self, model: Model) -> tuple[str, JsonObject]:
+        """A name that no other cell has, and the specs of solver and grid."""
+        solver, grid, program = plan(model.sde, self.setting, nfe=self.budget)
+        definition = {"solver": portable(spec(solver)), "grid": portable(spec(grid))}
+        table = "" if program is None else program.to_json()
+        identity = checksum([definition["solver"], table])[:16]
+        slug = re.sub(r"[^A-Za-z0-9_+.-]", "-", self.label)
+        return f"cell-{slug}-nfe{self.budget}-seed{self.seed}-{identity}", definition
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Setup shared by all cells."""
+
+    model: Model
+    extractor: Extractor
+    levels: tuple[float, float] | None
+    real: Reference
+    metrics: tuple[str, ...]
+    n: int
+    batch: int
+    identity: JsonMapping
+
+    @property
+    def protocol(self) -> JsonObject:
+        model, extractor, real = self.model, self.extractor, self.real
+        return {
+            **self.identity, "shape": list(model.shape),
+            "n": self.n, "labels": "none" if model.n_classes is None else f"i modulo {model.n_classes}",
+            "final": default_final(model.sde), "batch": self.batch,
+            "dtype": str(torch.get_default_dtype()),
+            "data_range": list(self.levels or ()), "metrics": list(self.metrics),
+            "features": {
+                "name": extractor.name, "hash": extractor.hash, "dim": extractor.dim, "fid": extractor.fid,
+            },
+            "reference": {"name": real.name, "hash": real.hash, "n": real.n},
+        }  # fmt: skip
+
+    def measure(self, features: Tensor) -> dict[str, float]:
+        """All numbers of features (n, d)."""
+        values: dict[str, float] = {}
+        for name in self.metrics:
+            values |= METRICS[name].measure(features, self.real)
+        return values
+
+    def row(self, cell: _Cell, shards: _Shards, samples: Path, team: Team, keep_samples: bool) -> JsonObject:
+        """A row of the results: drawn and measured, or as it was kept."""
+        row = {"solver": cell.label, "budget": cell.budget, "seed": cell.seed}
+        try:
+            name, definition = cell.identify(self.model)
+        except ValueError as error:  # a budget too small for one step, a grid that the process does not have
+            return row | {"definition": {}, "nfe": 0, "rows": 0, "images": "", "metrics": {}, "note": str(error)}
+        found = shards.kept(name, lambda: self.draw(cell, samples / name, team))
+        if not keep_samples:  # only now: what is measured is kept
+            shutil.rmtree(samples / name, ignore_errors=True)
+        return row | {"definition": definition} | found
+
+    def draw(self, cell: _Cell, folder: Path, team: Team) -> JsonObject:
+        """Draw and measure a cell."""
+        result = distributed.sample(
+            self.model, self.n, folder, batch=self.batch, solver=cell.setting, nfe=cell.budget, seed=cell.seed,
+            device=team.device.type, threads=team.threads,
+        ).result  # fmt: skip
+        calls = {"nfe": result["nfe"], "rows": result["rows"]}
+        if failed := len(result["failed"]):
+            note = f"{failed} of {self.n} samples are not finite, or short of the end"
+            return {**calls, "images": "", "metrics": {}, "note": note}
+        x = distributed.load(folder)["x"]
+        data = x if self.levels is None else to_uint8(x, self.levels)
+        metrics = self.measure(self.extractor(data))
+        return {**calls, "images": fingerprint({"x": data}), "metrics": metrics, "note": ""}
+
+    def baseline(self, data: Reference, shards: _Shards) -> JsonObject:
+        """The same numbers of other real data."""
+        metrics = shards.kept(f"baseline-{data.hash[:16]}", lambda: self.measure(data.rows))
+        return {"name": data.name, "hash": data.hash, "n": data.n, "metrics": metrics}
+
+
+class _Shards:
+    """Cached results in a store, and the names of those requested."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.names: list[str] = []
+
+    def kept(self, name: str, make: Callable[[], JsonObject]) -> JsonObject:
+        """The result cached under a name, computed if absent."""
+        if not self.store.has(name):
+            self.store.save(name, {}, make())
+        self.names.append(name)
+        return self.store.info(name)
+
+
+def _entries(solvers: Sequence[str] | Mapping[str, Entry | str]) -> dict[str, Entry]:
+    """Solvers and settings by label."""
+    entries: dict[str, Entry] = {}
+    if isinstance(solvers, Mapping):
+        entries = {label: resolve_any(given) if isinstance(given, str) else given for label, given in solvers.items()}
+    else:
+        for label in solvers:
+            if label.endswith(".json"):
+                entries[Path(label).stem] = as_calibrations(load_calibration(label))
+                continue
+            solver, _, grid = label.partition("@")
+            entries[label] = None if label == "default" else Setting(solver, grid) if grid else resolve_any(solver)
+    if not entries:
+        raise ValueError("give at least one solver")
+    return entries
+
+
+def on_grids(solvers: Sequence[str], grids: Sequence[str]) -> list[str]:
+    """Names of solvers as NAME@GRID, for each of the grids; those that have a grid, and "default", stay.
+
+    Examples:
+        >>> on_grids(["ddim", "default"], ["karras", "log-snr"])
+        ['ddim@karras', 'ddim@log-snr', 'default']
+    """
+    named: list[str] = []
+    for name in solvers:
+        alone = name == "default" or "@" in name or name.endswith(".json") or not grids
+        named += [name] if alone else [f"{name}@{grid}" for grid in grids]
+    return named
+
+
+def _metrics(names: Sequence[str] | None, real: Reference) -> tuple[str, ...]:
+    if names is None:
+        return tuple(name for name, metric in METRICS.items() if metric.statistics or real.features is not None)
+    chosen = tuple(dict.fromkeys(ALIASES.get(name, name) for name in names))
+    for name in chosen:
+        if name not in METRICS:
+            raise unknown("metric", name, [*METRICS, *ALIASES])
+        if real.features is None and not METRICS[name].statistics:
+            raise ValueError(
+                f"{real.name} holds statistics only, which is not enough for the metric {name!r}: give data"
+            )
+    if not chosen:
+        raise ValueError("give at least one metric")
+    return chosen
+
+
+def black_white(model: Model) -> tuple[float, float]:
+    """The values of black and white: the middles of the lowest and the highest level."""
+    if model.data_range is None:
+        raise ValueError(f"the model {model.name!r} must tell its data_range to make images of its samples")
+    lo, hi = model.data_range
+    half = 0.0 if model.n_levels is None else (hi - lo) / model.n_levels / 2
+    return lo + half, hi - half
+
+
+def _require_comparable(here: JsonMapping, there: JsonMapping, path: str) -> None:
+    """Refuse to show numbers beside one another that are not of the same kind."""
+    for key in ("n", "metrics", "features", "reference"):
+        if here[key] != there[key]:
+            raise ValueError(f"{path} does not compare: its {key} is {there[key]}, here it is {here[key]}")
+
+
+def _whole_numbers(name: str, values: Iterable[int], least: int) -> tuple[int, ...]:
+    numbers = []
+    for value in values:
+        number = None if isinstance(value, bool) else operator.index(value)
+        if number is None or number < least:
+            raise ValueError(f"{name} must be integers of at least {least}, got {value!r}")
+        numbers.append(number)
+    if not numbers:
+        raise ValueError(f"give at least one of {name}")
+    return tuple(dict.fromkeys(numbers))
+
+
+def _few(protocol: JsonMapping) -> str:
+    """A warning where a covariance is singular."""
+    n, real, dim = protocol["n"], protocol["reference"]["n"], protocol["features"]["dim"]
+    if "frechet" not in protocol["metrics"] or min(n, real) >= dim:
+        return ""
+    return (
+        f"{n} samples and {real} images for {dim} features: with fewer than features a covariance is singular and the "
+        f"Frechet distance is biased upwards"
+    )
+
+
+def _bar(cells: Sequence[_Cell], progress: bool) -> Iterable[_Cell]:
+    if not progress:
+        return cells
+    from tqdm.auto import tqdm
+
+    bar: Iterable[_Cell] = tqdm(cells, desc="bench", unit="cell")
+    return bar
+
+
+def _tables(results: Mapping[str, BenchResult]) -> str:
+    """Markdown, a table for each number; the first result, called "", comes with its protocol."""
+    first = results[""]
+    about, seeds = first.protocol, len({row["seed"] for row in first.rows})
+    budgets = sorted({budget for result in results.values() for budget in result.budgets})
+    features, real = about["features"], about["reference"]
+    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    lines = [
+        f"{about['model']}: {about['n']} samples each against the {real['n']} of {real['name']}, {spread}. Features "
+        f"{features['name']} ({features['hash'][:12] or 'no weights'}), reference {real['hash'][:12]}, sgm_sde "
+        f"{about['versions']['sgm_sde']}, torch {about['versions']['torch']}. Columns are budgets of network calls.",
+    ]
+    if note := _few(about):
+        lines += ["", f"Caution: {note}."]
+    for name, label in first.labels.items():
+        better = "lower" if name in ("frechet", "kernel", "sliced") else "higher"
+        title = label if features["fid"] and label in ("FID", "KID") else f"{label} ({features['name']})"
+        lines += ["", f"{title}, {better} is better:", ""]
+        lines += ["| solver | " + " | ".join(map(str, budgets)) + " |", "|---|" + "---:|" * len(budgets)]
+        for source, result in results.items():
+            for solver in result.solvers:
+                cells = [_shown(result.values(solver, budget, name)) for budget in budgets]
+                lines.append(f"| {solver}{source and f' [{source}]'} | {' | '.join(cells)} |")
+        if known := first.baseline:
+            lines += ["", f"{known['name']}, {known['n']} real images: {_shown([known['metrics'][name]])}."]
+    notes = {row["note"]: f"{row['solver']} at {row['budget']}" for row in first.rows if row["note"]}
+    if notes:
+        lines += ["", *(f"- {where}: {note}" for note, where in notes.items())]
+    return "\n".join(lines)
+
+
+def _shown(values: Sequence[float]) -> str:
+    """Mean and standard deviation, to three digits of the mean."""
+    if not values:
+        return "-"
+    mean = statistics.fmean(values)
+    digits = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 2
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError('the curves are drawn with matplotlib: pip install "sgm_sde[bench]"') from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _draw(results: Mapping[str, BenchResult], path: Path) -> None:
+    """A panel for each number, network calls across."""
+    plt = _pyplot()
+    first = results[""]
+    budgets = sorted({budget for result in results.values() for budget in result.budgets})
+    columns = min(2, len(first.labels))
+    lines = math.ceil(len(first.labels) / columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(6.4 * columns, 4.2 * lines), squeeze=False)
+    for axis in axes.flat[len(first.labels) :]:
+        axis.set_axis_off()
+    for axis, (name, label) in zip(axes.flat, first.labels.items(), strict=False):
+        for source, result in results.items():
+            for i, solver in enumerate(result.solvers):
+                found = [(b, v) for b in budgets if (v := result.values(solver, b, name))]
+                spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in found]
+                axis.errorbar(
+                    [b for b, _ in found], [statistics.fmean(v) for _, v in found], yerr=spreads, capsize=2,
+                    marker="os^v"[i // 10 % 4], markersize=4, linewidth=1.2, color=f"C{i % 10}",
+                    linestyle="--" if source else "-", label=f"{solver}{source and f' [{source}]'}",
+                )  # fmt: skip
+        if first.baseline:
+            axis.axhline(first.baseline["metrics"][name], color="gray", linestyle=":", label=first.baseline["name"])
+        axis.set(xscale="log", xlabel="network calls (NFE)", ylabel=label)
+        if name in ("frechet", "sliced") and 0 < axis.dataLim.y0 < math.inf:
+            axis.set_yscale("log")
+        axis.set_xticks(budgets, [str(b) for b in budgets])
+        axis.minorticks_off()
+    axes.flat[0].legend(fontsize=7, frameon=False, loc="upper right")
+    about = first.protocol
+    figure.suptitle(f"{about['model']}, {about['n']} samples, features {about['features']['name']}", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,1 @@
+"""Runs over many batches and processes, and the folders that they leave."""

@@ -1,0 +1,647 @@
+"""Resumable sampling and likelihoods over many batches, in one process or many.
+
+    torchrun --standalone --nproc-per-node 4 -m sgm_sde sample --model digits -n 50000 --out samples
+
+The work is cut into batches by sample number; sample i of seed s is that of the pair (s, i), whoever draws it. Some
+batches in a row become one shard of a `Store`, by a rule that knows the size of a sample and nothing of n. So shards do
+not depend, to the last bit, on the number of processes, nor on interruptions: a run that was killed is started again
+with the same command, and does what is missing; with a larger n it adds samples. Another batch size gives the same
+noise and the same samples up to the rounding of the network's kernels, which differ with the batch.
+
+Processes take shards as they are done with the last (`sgm_sde.runs.team`), and all write to one folder; where there is
+no shared disk, each writes a part to a folder of its own, and `merge` puts them together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import operator
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde._utils.checks import check_integer
+from sgm_sde._utils.files import JsonMapping, JsonObject, load_arrays
+from sgm_sde.engine.noise import SampleSeeds, resolve_seeds
+from sgm_sde.grids import Grid, GridRule
+from sgm_sde.identity import fingerprint, outputs, portable, spec
+from sgm_sde.likelihood import bits_per_dim
+from sgm_sde.processes.base import has_matrix_marginal, has_scalar_marginal
+from sgm_sde.runs.store import Entry, Store, read_manifest, read_run, read_shard, readable
+from sgm_sde.runs.team import Team
+from sgm_sde.sampling import sampler as sampling
+from sgm_sde.sampling.defaults import Setting
+from sgm_sde.sampling.diagnosis import ImplausibleWarning
+from sgm_sde.sampling.options import Execution
+from sgm_sde.schemes import AdaptiveSolver, Solver
+from sgm_sde.scores import PerSample
+from sgm_sde.scores.guidance import ClassifierFree
+from sgm_sde.zoo.models import Model, load_model
+
+SHARD_BYTES = 4 * 2**20  # in a shard, about, where a batch is less
+SHARD_BATCHES = 256  # in a shard, at most
+SHARD_SHARE = 64  # a shard holds at most this part of what is before it
+
+Shard = tuple[dict[str, Tensor], JsonObject]  # tensors, and what else is known of them
+
+
+class RefusedError(ValueError):
+    """The run was refused by the process that opened the folder, which says why."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Summary of a run.
+
+    Attributes:
+        folder: where the results are.
+        n: number of samples or images in it.
+        batches: number of batches.
+        found: how many of them were there before.
+        seconds: that this run took.
+        result: what the manifest says of the whole; empty in all processes but the first.
+    """
+
+    folder: Path
+    n: int
+    batches: int
+    found: int
+    seconds: float
+    result: JsonMapping
+
+    def __str__(self) -> str:
+        before = f", {self.found} of them there before" if self.found else ""
+        return f"{self.folder}: {self.n} in {self.batches} batches{before}; {self.seconds:.1f} s"
+
+
+def sample(
+    model: Model | str,
+    n: int,
+    folder: Path | str,
+    *,
+    batch: int = 64,
+    solver: Solver | AdaptiveSolver | Setting | str | None = None,
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: Grid | GridRule | str | Sequence[float] | None = None,
+    final: str | None = None,
+    seed: int = 0,
+    labels: Sequence[int] | str | None = "all",
+    guidance: float | None = None,
+    part: tuple[int, int] | None = None,
+    device: str | None = None,
+    threads: int = 1,
+    progress: bool = False,
+) -> Report:
+    """Draw n samples into a folder; resume a run that was interrupted, or extend one of fewer samples.
+
+    Under `torchrun` or Slurm all processes call this together and share the work. Sample i has the seed (seed, i).
+
+    Args:
+        model: a `Model` or its name, as `load_model` takes it.
+        n: number of samples, exactly. A run that is complete can be given more later.
+        folder: for the shards and the manifest; made if absent.
+        batch: samples in a batch, one after the other.
+        solver: as `sgm_sde.sample` takes it.
+        nfe: as `sgm_sde.sample` takes it.
+        steps: as `sgm_sde.sample` takes it.
+        grid: as `sgm_sde.sample` takes it.
+        final: as `sgm_sde.sample` takes it.
+        seed: of the whole set.
+        labels: classes that the samples take in turn; "all" for all classes of a model that has any, None for none.
+        guidance: scale of classifier-free guidance, for a model whose network declares its null label.
+        part: (k, K): of K parts, do part k alone, and leave the manifest to a call without `part` when all are there,
+            or to `merge` where each part has a folder of its own. Parts may run at the same time in one folder.
+        device: "cpu", "cuda" or "mps"; CUDA where there is one if not given.
+        threads: of each process on a CPU; kernels may round differently with another number.
+        progress: show a progress bar with rate and time left.
+
+    Returns:
+        what was done; `result` has the network calls of a batch (`nfe`), the `rows` of the network in all, the
+        numbers of the samples that `failed` (not finite, or short of the end), and the `program` as JSON. `load` reads
+        the samples.
+
+    Raises:
+        ValueError: for arguments out of range, and a folder that was made with other settings, with the difference.
+        OSError: if the folder cannot be written, or another run is writing to it.
+
+    Examples:
+        >>> import tempfile
+        >>> report = sample("digits", 6, folder := tempfile.mkdtemp(), batch=4, nfe=5, device="cpu")
+        >>> report.batches, load(folder)["x"].shape
+        (2, torch.Size([6, 1, 8, 8]))
+    """
+    model = load_model(model) if isinstance(model, str) else model
+    n, batch = check_integer("n", n, kind=Integral), check_integer("batch", batch, kind=Integral)
+    resolve_seeds([(seed, n - 1)], None, 1)
+    classes = _classes(model, labels)
+    if guidance is not None:
+        model = replace(model, score=ClassifierFree(model.score, guidance), weights="")
+    chosen, _, program = sampling.plan(model.sde, solver, nfe=nfe, steps=steps, grid=grid, final=final)
+    arguments: JsonObject = {"solver": solver, "nfe": nfe, "steps": steps, "grid": grid, "final": final}
+    table = None if program is None else program.to_json()
+
+    with Team(device, threads) as team:
+        model.to(team.device)
+        size = math.prod(model.shape) * torch.get_default_dtype().itemsize
+        settings = {
+            **_common(model, n, batch, size, seed, team, classes),
+            "command": "sample",
+            "solver": portable(spec(chosen)),
+            "steps": steps if program is None else program.steps,
+            "nfe": nfe,
+            "final": final,
+            "labels": classes,
+            "program": None if table is None else hashlib.sha256(table.encode()).hexdigest()[:16],
+        }
+
+        def work(first: int, last: int) -> Shard:
+            tensors, kwargs = {}, {}
+            if classes is not None:
+                tensors["y"] = torch.tensor([classes[i % len(classes)] for i in range(first, last)])
+                kwargs["y"] = PerSample(tensors["y"].to(team.device))
+            with warnings.catch_warnings():
+                for category in (sampling.NonFiniteWarning, ImplausibleWarning, sampling.UnfinishedWarning):
+                    warnings.simplefilter("ignore", category)  # the report tells of them
+                result = sampling.sample(
+                    model.score, model.sde, (last - first, *model.shape), seed=SampleSeeds(seed, range(first, last)),
+                    model_kwargs=kwargs, execution=Execution(device=team.device), **arguments,
+                )  # fmt: skip
+            tensors["x"] = result.x
+            failed = [first + i for i in result.status.samples]
+            return tensors, {"nfe": result.nfe, "rows": result.network_evals, "failed": failed}
+
+        job = _Job(settings, ("n",), {"program": table}, n, batch, size, work, "sample")
+        return _run(team, Path(folder), job, part, progress)
+
+
+def likelihood(
+    model: Model | str,
+    images: Tensor,
+    folder: Path | str,
+    *,
+    labels: Tensor | None = None,
+    batch: int = 64,
+    n_levels: int | None = None,
+    data_range: tuple[float, float] | None = None,
+    repeats: int = 1,
+    importance: bool = False,
+    dequantize: str | None = None,
+    seed: int = 0,
+    part: tuple[int, int] | None = None,
+    device: str | None = None,
+    threads: int = 1,
+    progress: bool = False,
+    **options: Any,
+) -> Report:
+    """Bits/dim of a data set into a folder; an interrupted run is resumed.
+
+    Under `torchrun` or Slurm all processes call this together and share the work. Image i has the seed (seed, i).
+
+    Args:
+        model: a `Model` or its name, as `load_model` takes it.
+        images: integers in [0, n_levels), (n, *shape of the model).
+        folder: for the shards and the manifest; made if absent.
+        labels: classes of the images (n,), for a model that takes them; without, it runs without classes.
+        batch: images in a batch.
+        n_levels: as `bits_per_dim` takes it; the model's if not given.
+        data_range: as `bits_per_dim` takes it; the model's if not given.
+        repeats: as `bits_per_dim` takes it.
+        importance: as `bits_per_dim` takes it.
+        dequantize: as `bits_per_dim` takes it, by name.
+        seed: of dequantisation and probes.
+        part: as `sample` takes it.
+        device: "cpu", "cuda" or "mps"; CUDA where there is one if not given.
+        threads: of each process on a CPU; kernels may round differently with another number.
+        progress: show a progress bar with rate and time left.
+        options: of `log_prob`, such as `eps`, `method` and `trace`.
+
+    Returns:
+        what was done; `result` has `bits_per_dim`, its `stderr` over images, and the `protocol`. The values of each
+        image are read by `load`.
+
+    Raises:
+        ValueError: for arguments out of range, images that do not fit the model, and a folder that was made with other
+            settings, with the difference.
+        TypeError: for images that are not integers.
+        OSError: if the folder cannot be written, or another run is writing to it.
+
+    Examples:
+        >>> import tempfile
+        >>> from sgm_sde.likelihood import FixedGrid
+        >>> from sgm_sde.nn.digits import digits_data
+        >>> images = ((digits_data("held_out")[0][:3] + 1) * 8).round().to(torch.uint8)
+        >>> grid = FixedGrid(8)
+        >>> report = likelihood("digits", images, tempfile.mkdtemp(), dequantize="diffusion", eps=0.1, method=grid)
+        >>> sorted(report.result)
+        ['bits_per_dim', 'nfe', 'protocol', 'stderr']
+    """
+    model = load_model(model) if isinstance(model, str) else model
+    given = {"n_levels": n_levels, "data_range": data_range, "dequantize": dequantize, **options}
+    settled: JsonObject = model.likelihood_options(None, {k: value for k, value in given.items() if value is not None})
+    n_levels, data_range, dequantize = (settled.pop(name) for name in ("n_levels", "data_range", "dequantize"))
+    assert n_levels is not None and data_range is not None and dequantize is not None
+    _check_images(model, images, labels, n_levels)
+    sde = model.sde
+    if not (has_scalar_marginal(sde) or has_matrix_marginal(sde)):
+        raise TypeError(f"likelihoods need a LinearSDE, got {sde!r}")
+    n, batch = len(images), check_integer("batch", batch, kind=Integral)
+    resolve_seeds([(seed, n - 1)], None, 1)
+
+    with Team(device, threads) as team:
+        model.to(team.device)
+        size = 4 * (1 + repeats)  # a value, and one a draw
+        classes = None if labels is None or model.n_classes is None else list(range(model.n_classes))
+        settings = {
+            **_common(model, n, batch, size, seed, team, classes),
+            "command": "likelihood",
+            "data": fingerprint({"x": images}),
+            "labels": None if labels is None else fingerprint({"y": labels}),
+            "n_levels": n_levels,
+            "data_range": list(data_range),
+            "repeats": repeats,
+            "importance": importance,
+            "dequantize": portable(spec(dequantize)),
+            **{name: portable(spec(value)) for name, value in settled.items()},
+        }
+
+        def work(first: int, last: int) -> Shard:
+            kwargs = {} if labels is None else {"y": PerSample(labels[first:last].to(team.device, torch.int64))}
+            result = bits_per_dim(
+                model.score, sde, images[first:last].to(team.device), n_levels=n_levels, data_range=data_range,
+                repeats=repeats, importance=importance, dequantize=dequantize, model_kwargs=kwargs,
+                seed=SampleSeeds(seed, range(first, last)), **settled,
+            )  # fmt: skip
+            values = {"bits_per_dim": result.per_image, "draws": result.repeats.T}
+            return values, {"nfe": result.nfe, "protocol": result.protocol}
+
+        job = _Job(settings, (), None, n, batch, size, work, "likelihood")
+        return _run(team, Path(folder), job, part, progress)
+
+
+def load(folder: Path | str) -> dict[str, Tensor]:
+    """The results of a complete run, in the order of the samples: `x` and `y`, or `bits_per_dim` and `draws`.
+
+    Every shard is checked against its own checksum, its name, its run, and what the manifest says of it.
+
+    Raises:
+        ValueError: if the run is not complete, or a shard is missing, damaged, or not the one that the manifest names.
+    """
+    _, shards = read_run(folder)
+    tensors = [shard for shard, _ in shards]
+    return {key: torch.cat([shard[key] for shard in tensors]) for key in tensors[0]}
+
+
+def merge(folders: Sequence[Path | str], out: Path | str) -> Report:
+    """Put the parts of a run that were made in folders of their own into one, and complete it if nothing is missing.
+
+    Args:
+        folders: of the same run, as `sample` and `likelihood` make them with `part=`.
+        out: the folder for the whole; made if absent, and it may be one of them.
+
+    Returns:
+        what is there now; `result` is empty while some is missing.
+
+    Raises:
+        ValueError: for folders of different runs, with the difference.
+        OSError: if `out` cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> parts = [tempfile.mkdtemp() for _ in range(2)]
+        >>> for k, folder in enumerate(parts):
+        ...     report = sample("digits", 6, folder, batch=2, nfe=3, device="cpu", part=(k, 2))
+        >>> merge(parts, tempfile.mkdtemp()).result["nfe"]
+        3
+    """
+    started = time.perf_counter()
+    if not folders:
+        raise ValueError("give at least one folder to merge")
+    first, *_ = manifests = [read_manifest(folder) for folder in folders]
+    growing = tuple(first.get("growing", ()))
+    settings = first["settings"] | {name: max(m["settings"].get(name, 0) for m in manifests) for name in growing}
+    with Store(out, settings, growing=growing, notes=first.get("notes")) as store:
+        for folder, manifest in zip(folders, manifests, strict=True):
+            store.require_same(folder, manifest)
+        cuts = _cuts(settings["n"], settings["batch"], settings["sample_bytes"])
+        entries, found = {}, 0
+        for k, cut in enumerate(cuts):
+            name = _name(k)
+            entry = store.find(name)
+            if _holds(entry, cut):
+                found += math.ceil((cut[1] - cut[0]) / settings["batch"])
+            for folder, manifest in zip(folders, manifests, strict=True):
+                if _holds(entry, cut):
+                    break
+                entry = store.take_over(folder, manifest, name)
+            if entry is not None and _holds(entry, cut):
+                entries[name] = entry
+        result = _complete(store, settings["command"], entries) if len(entries) == len(cuts) else {}
+    there = [entry.info["samples"] for entry in entries.values()]
+    batches = sum(math.ceil((end - begin) / settings["batch"]) for begin, end in there)
+    seconds = time.perf_counter() - started
+    return Report(Path(out), sum(end - begin for begin, end in there), batches, found, seconds, result)
+
+
+def _holds(entry: Entry | None, cut: tuple[int, int]) -> bool:
+    """True if a shard holds the samples from the first number up to the last."""
+    return entry is not None and entry.info.get("samples") == list(cut)
+
+
+def read_data(path: Path | str) -> tuple[Tensor, Tensor | None]:
+    """Images, and their labels where the file has any, from a .npy, .npz or .safetensors file.
+
+    A file of several arrays has the images as "x" and the labels as "y"; an .npy file, and one of a single array, has
+    images only.
+
+    Raises:
+        ValueError: for a file of another kind, or without images.
+        OSError: if it cannot be read.
+    """
+    path = readable(path)
+    arrays = load_arrays(path)
+    if len(arrays) == 1:
+        arrays = {"x": next(iter(arrays.values()))}
+    if "x" not in arrays:
+        raise ValueError(f"{path} has no array 'x' for the images, but {', '.join(map(repr, sorted(arrays)))}")
+    images, labels = (
+        None if array is None else _tensor(array, f"{name!r} of {path}")
+        for name, array in (("x", arrays["x"]), ("y", arrays.get("y")))
+    )
+    assert images is not None
+    return images, labels
+
+
+def _tensor(array: np.ndarray, name: str) -> Tensor:
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{name} must hold numbers, got dtype {array.dtype}")
+    if array.dtype.kind in "iu" and array.dtype != np.uint8:
+        array = array.astype(np.int64)  # torch does little with other unsigned numbers
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A run's computation: settings, batches, and the function of one batch.
+
+    Attributes:
+        settings: what it depends on.
+        growing: names of settings that may be more in a later call.
+        notes: what the manifest says from the start.
+        n: number of samples.
+        batch: samples in a batch.
+        sample_bytes: size of what is kept of one.
+        work: makes the batch of the samples from the first number up to the last.
+        command: what kind of run it is.
+    """
+
+    settings: JsonMapping
+    growing: tuple[str, ...]
+    notes: JsonMapping | None
+    n: int
+    batch: int
+    sample_bytes: int
+    work: Callable[[int, int], Shard]
+    command: str
+
+    def shard(self, begin: int, end: int, after_batch: Callable[[int], None]) -> Shard:
+        """All batches of a shard, one after the other."""
+        made = []
+        for first in range(begin, end, self.batch):
+            last = min(first + self.batch, end)
+            made.append(self.work(first, last))
+            after_batch(last - first)
+        tensors = {key: torch.cat([batch[key] for batch, _ in made]) for key in made[0][0]}
+        return tensors, {"samples": [begin, end], **_SUMMARIES[self.command][0]([info for _, info in made])}
+
+
+def _together(infos: Sequence[JsonMapping]) -> JsonObject:
+    return {
+        "nfe": max(info["nfe"] for info in infos),
+        "rows": sum(info["rows"] for info in infos),
+        "failed": [i for info in infos for i in info["failed"]],
+    }
+
+
+def _of_samples(notes: JsonMapping, infos: Sequence[JsonMapping], read: Iterator[Shard]) -> JsonObject:
+    return {**_together(infos), "program": notes["program"]}
+
+
+def _first(infos: Sequence[JsonMapping]) -> JsonObject:
+    return {key: infos[0][key] for key in ("nfe", "protocol")}
+
+
+def _of_likelihoods(notes: JsonMapping, infos: Sequence[JsonMapping], read: Iterator[Shard]) -> JsonObject:
+    values = torch.cat([tensors["bits_per_dim"] for tensors, _ in read]).double()
+    stderr = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"bits_per_dim": float(values.mean()), "stderr": stderr, **_first(infos)}
+
+
+# What is said of several batches, and of a whole run, by its kind.
+_SUMMARIES: dict[str, tuple[Callable[..., JsonObject], Callable[..., JsonObject]]] = {
+    "sample": (_together, _of_samples),
+    "likelihood": (_first, _of_likelihoods),
+}
+
+
+def _cuts(n: int, batch: int, sample_bytes: int) -> list[tuple[int, int]]:
+    """The first sample of each shard, and the one after its last.
+
+    Shards grow with what is before them, up to `SHARD_BYTES` or `SHARD_BATCHES`, so that a short run has enough of them
+    to share, and a long one not too many. Where they begin does not depend on n.
+
+    Examples:
+        >>> _cuts(10, 4, 12), len(_cuts(10**6, 64, 256)), len(_cuts(10**7, 64, 256))
+        ([(0, 4), (4, 8), (8, 10)], 455, 1005)
+    """
+    most = max(1, min(SHARD_BATCHES, SHARD_BYTES // (batch * sample_bytes)))
+    cuts, begin = [], 0
+    while begin < n:
+        batches = max(1, min(most, begin // batch // SHARD_SHARE))
+        cuts.append((begin, min(n, begin + batches * batch)))
+        begin += batches * batch
+    return cuts
+
+
+def _name(k: int) -> str:
+    return f"{k:05d}"
+
+
+def _part(part: tuple[int, int] | None) -> tuple[int, int]:
+    if part is None:
+        return 0, 1
+    if not isinstance(part, tuple | list) or len(part) != 2:
+        raise ValueError(f"part must be (k, K), part k of K from 0, got {part!r}")
+    k, parts = (check_integer("part", value, 0, kind=Integral) for value in part)
+    if not k < parts:
+        raise ValueError(f"part must be (k, K) with k from 0 to K - 1, got {(k, parts)}")
+    return k, parts
+
+
+def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, progress: bool) -> Report:
+    """Do what is missing, each process the next shard when it has done the last, and complete the manifest."""
+    started = time.perf_counter()
+    cuts = _cuts(job.n, job.batch, job.sample_bytes)
+    first, every = _part(part)
+    mine = range(first, len(cuts), every)
+    total = sum(cuts[k][1] - cuts[k][0] for k in mine)
+
+    def batches(k: int) -> int:
+        return math.ceil((cuts[k][1] - cuts[k][0]) / job.batch)
+
+    with _open(team, folder, job, apart=part is not None) as store, _progress(team, total, job, progress) as update:
+
+        def do(piece: int) -> None:
+            begin, end = cut = cuts[mine[piece]]
+            name = _name(mine[piece])
+            entry = store.find(name)
+            if entry is None or not _holds(entry, cut):
+                entry = store.save(name, *job.shard(begin, end, update))
+            else:
+                team.count("found", batches(mine[piece]))
+                update(end - begin, True)
+            team.report(piece, json.dumps([entry.sha256, entry.bytes, entry.info]))
+
+        for piece in team.take(len(mine)):
+            do(piece)
+        for piece in team.left_over(len(mine), update):
+            do(piece)
+        update()
+
+        result: JsonObject = {}
+        if team.rank == 0 and part is None:
+            entries = {
+                _name(k): Entry(*json.loads(text)) for k, text in zip(mine, team.reports(len(mine)), strict=True)
+            }
+            result = _complete(store, job.command, entries)
+        found = team.count("found")
+        team.tell("complete", "") if team.rank == 0 else team.hear("complete")
+    return Report(folder, total, sum(map(batches, mine)), found, time.perf_counter() - started, result)
+
+
+def _complete(store: Store, command: str, entries: Mapping[str, Entry]) -> JsonObject:
+    """Write the manifest of a run of which all shards are there; returns what it says of the whole."""
+    infos = [entry.info for entry in entries.values()]
+    read = (read_shard(store.path(name)) for name in entries)
+    result = _SUMMARIES[command][1](store.notes, infos, read)
+    store.finish(entries, result)
+    return result
+
+
+@contextmanager
+def _open(team: Team, folder: Path, job: _Job, *, apart: bool) -> Iterator[Store]:
+    """The store of a run, opened by the first process and joined by the others."""
+    if team.rank:
+        if team.hear("opened") != "yes":
+            raise RefusedError("the run was refused by its first process")
+        store = Store.join(folder, job.settings, growing=job.growing)
+    else:
+        try:
+            shared = team.size > 1 and not apart
+            store = Store(folder, job.settings, growing=job.growing, notes=job.notes, shared=shared, apart=apart)
+        except (ValueError, OSError):
+            team.tell("opened", "no")
+            raise
+        team.tell("opened", "yes")
+    with store:
+        yield store
+
+
+@contextmanager
+def _progress(team: Team, total: int, job: _Job, progress: bool) -> Iterator[Callable[..., None]]:
+    """A bar over what all processes have done; without `progress`, or in another than the first, none."""
+    from tqdm.auto import tqdm
+
+    shown = progress and team.rank == 0
+    unit = {"sample": "sample", "likelihood": "image"}[job.command]
+    with tqdm(total=total, unit=unit, disable=not shown) as bar:
+
+        def update(more: int = 0, found: bool = False) -> None:
+            if team.size == 1 and not shown:
+                return
+            done, before = team.count("samples", more), team.count("before", more if found else 0)
+            if shown:
+                if before > bar.initial:  # these took no time
+                    bar.initial = bar.n = bar.last_print_n = before
+                    bar.refresh()
+                bar.update(min(done, total) - bar.n)
+
+        yield update
+
+
+def _common(
+    model: Model, n: int, batch: int, sample_bytes: int, seed: int, team: Team, classes: Sequence[int] | None
+) -> JsonObject:
+    return {
+        **identity(model, team, classes),
+        "shape": model.shape,
+        "n": n,
+        "batch": batch,
+        "sample_bytes": sample_bytes,
+        "seed": operator.index(seed),
+        "dtype": str(torch.get_default_dtype()),
+        "device": team.device.type,
+        "threads": team.threads if team.device.type == "cpu" else None,
+    }
+
+
+def identity(model: Model, team: Team, classes: Sequence[int] | None) -> JsonObject:
+    """Identity of a network and its process: weights, specs, and outputs at fixed states."""
+    score = portable(model.score.spec())
+    return {
+        "model": model.name,
+        "weights": model.weights,
+        "sde": score.pop("sde"),
+        "score": score,
+        "outputs": outputs(model.score, model.shape, labels=classes, device=team.device),
+    }
+
+
+def _classes(model: Model, labels: Sequence[int] | str | None) -> list[int] | None:
+    """The classes that samples take in turn."""
+    if isinstance(labels, str):
+        if labels != "all":
+            raise ValueError(f"labels must be 'all', a list of classes or None, got {labels!r}")
+        return None if model.n_classes is None else list(range(model.n_classes))
+    if labels is None:
+        return None
+    if model.n_classes is None:
+        raise ValueError(f"labels={list(labels)} were given, and the model {model.name!r} has no classes")
+    for label in labels:
+        if not 0 <= operator.index(label) < model.n_classes:
+            raise ValueError(f"the model {model.name!r} has the classes 0 to {model.n_classes - 1}, got label {label}")
+    if not labels:
+        raise ValueError("labels must hold at least one class")
+    return [operator.index(label) for label in labels]
+
+
+def _check_images(model: Model, images: Tensor, labels: Tensor | None, n_levels: int) -> None:
+    if not isinstance(images, Tensor) or images.is_floating_point() or images.dtype == torch.bool:
+        given = f"dtype {images.dtype}" if isinstance(images, Tensor) else repr(images)
+        raise TypeError(f"images must be of an integer dtype, got {given}")
+    if tuple(images.shape[1:]) != model.shape or not len(images):
+        raise ValueError(
+            f"images must have the shape (n, {', '.join(map(str, model.shape))}), got {tuple(images.shape)}"
+        )
+    low, high = int(images.min()), int(images.max())
+    if low < 0 or high >= n_levels:
+        raise ValueError(f"images must lie in [0, {n_levels}) for n_levels={n_levels}, got {low} to {high}")
+    if labels is not None:
+        if model.n_classes is None:
+            raise ValueError(f"labels were given, and the model {model.name!r} has no classes")
+        if labels.is_floating_point() or labels.shape != images.shape[:1]:
+            raise ValueError(f"labels must be {len(images)} integers, got {labels.dtype} {tuple(labels.shape)}")
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= model.n_classes:
+            raise ValueError(f"labels must lie in [0, {model.n_classes}), got {low} to {high}")

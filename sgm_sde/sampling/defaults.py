@@ -1,0 +1,123 @@
+"""A solver with the grid it goes with, and which one `sample` takes when nobody names one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sgm_sde._utils.checks import check_integer, moment
+from sgm_sde._utils.value import Value
+from sgm_sde.grids import Grid, GridRule, Thinned, rule
+from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
+from sgm_sde.schemes import Rosenbrock, Solver, UniC, resolve
+
+FEW, MANY = 12, 24  # network calls
+SIGMA_DATA = 0.7  # between that of images, 0.5, and that of VP's velocity
+NEAR_NOISE = 7.0  # sigma / alpha: from here on a network sees next to no signal of data of unit scale
+
+
+@dataclass(frozen=True)
+class Setting(Value):
+    """A solver and the grid rule it goes with, which `sample(solver=...)` takes in a solver's place.
+
+    Args:
+        solver: a solver or its name.
+        grid: a grid rule or its name; None for the solver's `default_grid`.
+
+    Raises:
+        ValueError: for unknown names.
+        TypeError: for a grid of given times, or anything else that is no solver or rule.
+
+    Examples:
+        >>> Setting("dpm++3m", "log-snr").solver.order
+        3
+    """
+
+    solver: Solver
+    grid: GridRule | None = None
+
+    def __init__(self, solver: Solver | str, grid: GridRule | str | None = None) -> None:
+        if isinstance(grid, Grid) or not (grid is None or isinstance(grid, GridRule | str)):
+            raise TypeError(f"the grid of a setting must be a rule or its name, got {grid!r}")
+        object.__setattr__(self, "solver", resolve(solver))
+        object.__setattr__(self, "grid", rule(grid) if isinstance(grid, str) else grid)
+
+    def __str__(self) -> str:
+        return f"{self.solver.name} on {'its default grid' if self.grid is None else repr(self.grid)}"
+
+
+def adams_near_noise(nodes: int, corrector: int) -> Solver:
+    """Adams' method on v in log-SNR with a corrector, which does not multiply what networks are off by near pure noise.
+
+    Args:
+        nodes: evaluations that a step uses.
+        corrector: evaluations that the corrector uses.
+
+    Examples:
+        >>> adams_near_noise(3, 3).order
+        3
+    """
+    adams = Rosenbrock(
+        nodes, sigma_data=SIGMA_DATA, variable="log-snr", near_noise=NEAR_NOISE, start="cold", lower_final=False
+    )
+    return UniC(adams, nodes=corrector)
+
+
+SETTINGS = (  # for few network calls, some and many
+    Setting(adams_near_noise(2, 3), Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)),
+    Setting(adams_near_noise(3, 3), Thinned()),
+    Setting(adams_near_noise(4, 5), Thinned(last=5.0, near_data=3.0, clean=0.1)),
+)
+
+
+def default_final(sde: SDE) -> str:
+    """The last update of a run where none is named: `"denoise"` where predictions convert, else `"mean"`.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> default_final(sg.VPSDE()), default_final(sg.CLD())
+        ('denoise', 'denoise')
+    """
+    return "denoise" if sde.marginal_kind != "unknown" else "mean"
+
+
+def default_setting(
+    sde: SDE, nfe: int | None = None, t_start: float | None = None, t_end: float | None = None
+) -> Setting:
+    """The solver and grid that `sample` takes when none is named, by the budget of network calls.
+
+    Adams' method on the velocity in log-SNR with a corrector (`UniC` of `Rosenbrock`), which near pure noise integrates
+    what a network is off by instead of multiplying it, on the grid `grids.Thinned`, which spans the whole process with
+    the longest steps there: two nodes below 12 calls, three up to 23, four from 24 on, and in the corrector three,
+    three and five. All of it was chosen on half of the test beds of `python -m benchmarks.defaults`, which prints what
+    it reaches on the other half. Where a given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is
+    Adams' method in the coordinates of rectified flow on the process' own grid; for a nonlinear process it is Heun's
+    method in time.
+
+    Args:
+        sde: the process.
+        nfe: the budget, 50 if not given.
+        t_start: where sampling starts, if it is given.
+        t_end: where it ends, if it is given.
+
+    Raises:
+        TypeError: for something that is no process, or a time that is no number.
+        ValueError: for a budget that is not an integer of at least 1.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> print(default_setting(sg.VPSDE(), 16))
+        rosenbrock3-unic on Thinned()
+        >>> print(default_setting(sg.VPSDE()))
+        rosenbrock4-unic on Thinned(last=5, near_data=3, clean=0.1)
+    """
+    require_sde(sde)
+    budget = 50 if nfe is None else check_integer("nfe", nfe)
+    times = [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
+    if not has_scalar_marginal(sde):
+        return Setting("heun2")
+
+    if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
+        return Setting("rectified2")
+    few, some, many = SETTINGS
+    return few if budget < FEW else some if budget < MANY else many

@@ -1,0 +1,204 @@
+r"""Diagnosis of a run: implausibly large samples.
+
+Whatever the solver, the state at node m is $x_m = \alpha_m x_0 + \sigma_m\epsilon$ with the sample $x_0$ that it leads
+to and a noise of unit size, and the network estimates $x_0$ by $D_m$. So with $|x|$ the root mean square of the d
+numbers of a sample
+
+$$ |x_0| \le \tfrac32\max\Big(\frac{|x_m|}{\alpha_m}, |D_m|\Big) + \kappa\,\frac{\sigma_{m-1}}{\alpha_{m-1}}, \qquad
+   \kappa = 2 + \frac{6}{\sqrt d} $$
+
+and the other way round, where a run has been thrown far out and drawn back,
+
+$$ \frac{|x_m|}{\alpha_m} \le \tfrac32 |x_0| + \kappa\,\frac{\sigma_{m-1}}{\alpha_{m-1}} $$
+
+for every m: from one time to the end a sample moves by what the noise allows. Of $\kappa$, 2 is for the noise and the
+error of a solver, 6 standard deviations for chance; the noise is that of the node before, since errors may be as large
+as the step, and the half is for errors in proportion to the state, as of a drift. What is larger has come out of the
+solver, or of a network that predicts something else, and not out of the data, whatever their scale. And where the noise
+estimated at the start points against the state, which is noise itself, the network's output is the noise, taken for the
+score, which has the other sign.
+
+What cannot be told, whatever looks at sizes: a run as a whole at another scale, as data of that scale would give it. In
+one and two dimensions a network's noise taken for the score on VP, and a denoiser taken for the noise, end there.
+
+Sizes are kept on the device, at the start and at the nodes 1, 2, 4, 8, ... from the end, and looked at with the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgm_sde._utils.kept import kept
+from sgm_sde._utils.shapes import dot, flat
+from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.processes.linear import LinearNode, LinearSDE
+
+GROWTH = 1.5
+KAPPA = 2.0
+CHANCE = 6.0
+UNSEEN = 48.0  # kappa where nothing of the run but its ends is known
+DIRECTION = 16  # dimensions from which on a direction is more than chance
+AGAINST = -0.9  # cosine of the noise estimated at the start with the state
+
+ADVICE = (
+    "try what `pilot` finds, more calls, or, if the network does not predict what it was taken for, `from_noise`, "
+    "`from_denoiser`, `from_v` or `from_flow`"
+)
+
+
+class ImplausibleWarning(UserWarning):
+    """Samples are of a size that nothing in their run accounts for; the result's status says which."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A node at which norms are kept.
+
+    Attributes:
+        alpha: the signal's scale.
+        reach: sigma / alpha at the node before.
+        data: coefficients of state and output in the estimate of the data.
+        noise: the same for the noise.
+    """
+
+    alpha: float
+    reach: float
+    data: tuple[float, float]
+    noise: tuple[float, float]
+
+
+def _converted(node: LinearNode, prediction: str, target: str) -> tuple[float, float]:
+    """Coefficients of state and output, infinite where they are not known."""
+    try:
+        c_x, c_r = node.convert(prediction, target)
+    except ZeroDivisionError:
+        return math.inf, math.inf
+    return (c_x, c_r) if math.isfinite(c_x) and math.isfinite(c_r) else (math.inf, math.inf)
+
+
+@kept(maxsize=64)
+def _looks(sde: LinearSDE, times: tuple[float, ...], prediction: str) -> Mapping[float, Look]:
+    n = len(times) - 1
+    at = sorted({0} | {n - 2**j for j in range(n.bit_length()) if 2**j <= n})
+    nodes = sde.nodes(times)
+    return {
+        times[m]: Look(
+            nodes[m].alpha,
+            nodes[max(m - 1, 0)].sigma / nodes[max(m - 1, 0)].alpha if nodes[max(m - 1, 0)].alpha else math.inf,
+            _converted(nodes[m], prediction, "data"),
+            _converted(nodes[m], prediction, "noise"),
+        )
+        for m in at
+    }
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """|x| (B,) of x (B, *), at least in float32."""
+    rows = flat(x.detach())
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if rows.shape[1] in (2, 3):  # torch takes several times as long for norms of so few numbers as for their squares
+        first, *others = rows.to(dtype).unbind(1)
+        total = first.square()
+        for column in others:
+            total.addcmul_(column, column)
+        return total.sqrt_().div_(math.sqrt(rows.shape[1]))
+    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype).div_(math.sqrt(rows.shape[1]))
+
+
+class Watch:
+    """The size of a run's states and outputs, sample by sample, without a call or a wait.
+
+    Args:
+        sde: a linear process; on any other nothing is watched.
+        times: the grid.
+        prediction: what the network predicts.
+        x: the states (B, *) to start from.
+        guided: whether the solver moves states by more than network and noise, so that sizes say nothing: DPS goes up
+            to a unit a step in what was measured, however small the noise. The direction at the start still counts.
+        lags: whether states may be far from the marginal of their time, as under few Langevin updates per level.
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        times: tuple[float, ...],
+        prediction: str,
+        x: Tensor,
+        *,
+        guided: bool = False,
+        lags: bool = False,
+    ) -> None:
+        self.looks: Mapping[float, Look] = {}
+        self.alpha_end = 1.0
+        if has_scalar_marginal(sde) and not x.is_meta:
+            self.looks = _looks(sde, times, prediction)
+            self.alpha_end = float(sde.alpha(times[-1]))
+        self.start, self.end = times[0], times[-1]
+        self.sde, self.guided, self.lags = sde, guided, lags
+        self._size = root_mean_square(x) if self.looks else None  # of the start, until a look has told more
+        self._limit: Tensor | None = None  # of a sample's size, the least of those known so far
+        self._least: Tensor | None = None  # the size of a sample that accounts for the states, the most so far
+        self._against: Tensor | None = None
+
+    def see(self, x: Tensor, output: Tensor, t: float) -> None:
+        """Keep the sizes of a node's state and of the network's output there."""
+        look = self.looks.get(t)
+        if look is None:
+            return
+
+        self._size = None
+        d = x[0].numel()
+        size = root_mean_square(x)
+        of_output = root_mean_square(output)
+        if t == self.start and d >= DIRECTION and math.isfinite(look.noise[0]):
+            self._against = self._points_against(x.detach(), output.detach().to(x.dtype), look, size, of_output)
+
+        # In place: of a million samples of two numbers, a number each is half a state.
+        c_x, c_r = map(abs, look.data)
+        estimate = of_output.to(size.dtype).mul_(c_r).add_(size, alpha=c_x)
+        state = size.div_(look.alpha)
+        noise = (KAPPA + CHANCE / math.sqrt(d)) * look.reach
+        limit = torch.maximum(state, estimate, out=estimate).mul_(GROWTH).add_(noise)
+        limit.masked_fill_(limit.isnan(), math.inf)
+        unknown = ~(state < math.inf)
+        least = state.sub_(noise).div_(GROWTH).masked_fill_(unknown, -math.inf)
+
+        self._limit = limit if self._limit is None else torch.minimum(self._limit, limit, out=limit)
+        self._least = least if self._least is None else torch.maximum(self._least, least, out=least)
+
+    def _points_against(self, x: Tensor, output: Tensor, look: Look, size: Tensor, of_output: Tensor) -> Tensor:
+        d, (c_x, c_r) = x[0].numel(), look.noise
+        across = dot(x, output) / d
+        noise = (c_x**2 * size**2 + 2 * c_x * c_r * across + c_r**2 * of_output**2).clamp(min=0).sqrt()
+        along = c_x * size**2 + c_r * across
+        return (along < AGAINST * noise * size) & (noise * look.reach * look.alpha > 0.3 * size)
+
+    def implausible(self, sample: Tensor, *, denoised: bool) -> Tensor:
+        """Mask (B,) of final states x (B, *), denoised or not, whose size the run cannot account for."""
+        if not self.looks or self.guided:
+            none = torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
+            return none if self._against is None else self._against
+        size = root_mean_square(sample)
+        if not denoised:
+            size = size / max(self.alpha_end, 1e-12)
+        if self._limit is None:
+            look = self.looks[self.start]
+            assert self._size is not None
+            far: Tensor = look.alpha * size > self._size + UNSEEN * look.alpha * look.reach
+            return far
+        assert self._least is not None
+        far = size > self._limit
+        if not self.lags:
+            far = far | (size < self._least)
+        return far if self._against is None else far | self._against
+
+
+def described(samples: Sequence[int], n: int) -> str:
+    """Status message for implausible samples."""
+    shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
+    return f"{len(samples)} of {n} samples ({shown}) are of a size that nothing in their run accounts for"

@@ -1,0 +1,273 @@
+"""A solver's run in a loop of the caller's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgm_sde._utils.checks import described
+from sgm_sde._utils.times import ROUNDING, same_time
+from sgm_sde.engine.executor import Loop, Position, Stages, prepare
+from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.program import Program
+from sgm_sde.grids import Grid, GridRule
+from sgm_sde.processes.base import SDE
+from sgm_sde.sampling.defaults import Setting
+from sgm_sde.sampling.sampler import _final, plan
+from sgm_sde.schemes import AdaptiveSolver, Solver
+from sgm_sde.scores.model import BoundScore
+from sgm_sde.scores.score import Score
+
+
+def stepper(
+    solver: Solver | Setting | str | None,
+    sde: SDE,
+    grid: Grid | GridRule | str | Sequence[float] | None = None,
+    *,
+    prediction: str = "score",
+    nfe: int | None = None,
+    steps: int | None = None,
+    t_start: float | None = None,
+    final: str | None = None,
+    seed: Seeds = None,
+) -> Stepper:
+    """The run of a solver on a grid, driven step by step by its caller, who evaluates the network.
+
+    Solver, grid, budget and seed mean what they mean for `sample`, and so does the result: the loop below returns the
+    samples of `sample` from the same `x_T` with the same seed.
+
+    Args:
+        solver: a name, a `Solver` or a `Setting`; that of `default_setting` if None.
+        sde: the process.
+        grid: a rule, its name, or times.
+        prediction: what the network returns: `"noise"`, `"data"`, `"v"`, `"flow"` or `"score"`.
+        nfe: number of network evaluations, at most; 50 if neither `steps` nor times are given.
+        steps: number of steps, instead of `nfe`.
+        t_start: where to start; as `sample` takes it.
+        final: `"denoise"`, `"mean"` or `"none"`; as `sample` takes it.
+        seed: of the solver's noise.
+
+    Raises:
+        ValueError: for arguments out of range, and a solver that evaluates the network between two steps, such as a
+            predictor-corrector.
+        TypeError: for a solver that finds its own steps, or arguments of the wrong type.
+
+    Examples:
+        >>> import torch
+        >>> import sgm_sde as sg
+        >>> net = lambda x, sigma: x / (1 + sigma**2)
+        >>> s = sg.stepping.stepper("dpm++2m", sg.EDMSDE(), nfe=5, prediction="data", seed=0)
+        >>> x = x_T = 80 * torch.ones(1, 2)
+        >>> for t in s.times:
+        ...     x = s.step(net(x, t), t, x)
+        >>> score = sg.from_denoiser(lambda x, t: net(x, t[:, None]), sg.EDMSDE())
+        >>> res = sg.sample(score, sg.EDMSDE(), x_T=x_T, solver="dpm++2m", nfe=5, seed=0)
+        >>> bool((x == res.x).all()), len(s.times) == res.nfe
+        (True, True)
+    """
+    final = _final(sde, final)
+    chosen, placed, program = plan(sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, final=final)
+    if program is None or isinstance(chosen, AdaptiveSolver):
+        raise TypeError(f"{chosen.name} finds its own steps, and a solver on a grid is needed here")
+
+    denoise = final == "denoise" and not chosen.ends_in_data
+    run = Stepper(program, sde, prediction=prediction, denoise=denoise, seed=seed)
+    if chosen.hooks(sde, placed, run._model, NoiseStream((), "corrector"), mean=final == "mean"):
+        raise ValueError(f"{chosen.name} calls the network between timesteps: use sample(), which calls it itself")
+    return run
+
+
+class Stepper:
+    """A run of a program whose network calls are made outside; made by `stepper`.
+
+    Between calls the state is kept in at least float32. What the caller does to a state before the next call counts. A
+    run can be copied and pickled at any of its calls; the copy goes on from there.
+
+    Args:
+        program: the table of a solver on a grid.
+        sde: its process.
+        prediction: what the network returns.
+        denoise: whether a last call gives the estimate of the data after the last step.
+        seed: of the solver's noise.
+
+    Attributes:
+        times: where the network is called, in this order; a solver of several stages calls it more than once a step.
+        taken: how many of the calls have been made.
+    """
+
+    def __init__(
+        self, program: Program, sde: SDE, *, prediction: str, denoise: bool = False, seed: Seeds = None
+    ) -> None:
+        self.program, self.sde, self.prediction = program, sde, prediction
+        self.denoise, self.seed = denoise, seed
+        self._prepare()
+        self._called = [k for k, stage in enumerate(program.stages) if stage.evaluate]
+        times = [program.stages[k].t for k in self._called]
+        self.times = (*times, program.times[-1]) if denoise else tuple(times)
+        self.reset()
+
+    def _prepare(self) -> None:
+        times = self.program.times
+        score = Score(_called_outside, self.sde, self.prediction)
+        self._model = BoundScore(score, self.sde, (times[-1], times[0]))
+
+    def reset(self) -> None:
+        """Forget the run, so that the next step is the first."""
+        self.taken = 0
+        self._loop: Loop | None = None
+        self._stages: Stages | None = None
+        self._noise: NoiseStream | None = None
+        self._state = torch.empty(0)
+        self._given = self._state, 0  # what the caller got, and how often it had been written to
+        self._copied = False
+
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """The numbers of the calls at which a step begins, the denoising call included."""
+        nodes = [i for i, k in enumerate(self._called) if self.program.stages[k].node]
+        return (*nodes, len(self._called)) if self.denoise else tuple(nodes)
+
+    @property
+    def starts_at_x(self) -> bool:
+        """True if the network is called first at the state that the run starts from."""
+        return not self._called or self._called[0] == 0
+
+    def start(self, x: Tensor, generator: Generators = None) -> Tensor:
+        """The state (B, *) at which the network is called first, from x (B, *) at the grid's first time.
+
+        For most solvers it is x, and `step` starts by itself; those that add noise to it first, such as EDM's sampler
+        with churn, need this call.
+
+        Args:
+            x: the initial state.
+            generator: where a seed is drawn from, if none was given.
+
+        Raises:
+            ValueError: if the run has started.
+        """
+        if self._stages is not None:
+            raise ValueError("the run has started: call reset() for another one")
+        if not isinstance(x, Tensor) or x.ndim == 0 or not x.is_floating_point():
+            raise TypeError(f"the state must be a floating-point tensor (B, *), got {described(x)}")
+
+        seeds = resolve_seeds(self.seed, generator if self.seed is None else None, len(x))
+        self._noise = NoiseStream(seeds, "solver", self.program.times[0])
+        with torch.no_grad():
+            state = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
+            self._set_off(state, None)
+            if self.starts_at_x:
+                self._given = x, _version(x)
+                return x
+            return self._give(x, self._state)
+
+    def step(self, output: Tensor, t: Tensor | float | int, x: Tensor) -> Tensor:
+        """The state (B, *) at which the network is called next, or, after the last call, the sample.
+
+        Args:
+            output: what the network returned, (B, *).
+            t: the time of the call, `times[taken]`.
+            x: the state that it was called with, (B, *).
+
+        Raises:
+            ValueError: for another time, an output of another shape than x, or if the run has ended.
+        """
+        if self.taken >= len(self.times):
+            raise ValueError(f"the run's {len(self.times)} network calls are made: call reset() for another one")
+        expected = self.times[self.taken]
+        on_device = isinstance(t, Tensor) and t.device.type != "cpu"  # reading it would wait for the device
+        if not on_device and not same_time(float(t), expected, 10 * ROUNDING):
+            raise ValueError(f"call {self.taken} of the run is at t={expected}, got t={float(t)}")
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            raise ValueError(
+                f"the network's output must be a tensor of shape {tuple(x.shape)}, got {described(output)}"
+            )
+
+        if self._stages is None:
+            if not self.starts_at_x:
+                raise ValueError(
+                    f"{self.program.name} does not call the network at the initial state: begin with x = start(x)"
+                )
+            self.start(x)
+        elif self._is_another(x):
+            with torch.no_grad():
+                self._state.copy_(x)
+
+        with torch.no_grad():
+            self.taken += 1
+            if self.denoise and self.taken == len(self.times):
+                end = self._model.predict("data", self._state, self.program.times[-1], output.detach())
+                return self._give(x, end)
+            self._go_on(output.detach())
+            return self._give(x, self._state)
+
+    def _set_off(self, x: Tensor, start: Position | None) -> None:
+        """To the first network call from x, or to the one at which a run stood."""
+        assert self._noise is not None
+        self._loop = prepare(self.program, x, self._model, self._noise, start=start)
+        self._stages = self._loop.stages()
+        self._go_on(None)
+
+    def _go_on(self, output: Tensor | None) -> None:
+        """To the next network call, or to the end."""
+        assert self._stages is not None
+        try:
+            # `send(None)` is what starts a generator.
+            self._state, _ = self._stages.send(output)
+        except StopIteration as end:
+            self._state = end.value.x
+
+    def _give(self, x: Tensor, result: Tensor) -> Tensor:
+        """A copy in the dtype of x: the state is memory of the run."""
+        given = result.to(x.dtype, copy=True)
+        self._given, self._copied = (given, _version(given)), False
+        return given
+
+    def _is_another(self, x: Tensor) -> bool:
+        """True if the caller has made another state of the one that it got."""
+        given, version = self._given
+        if self._copied:  # the caller holds what the original of this run gave
+            return x.shape != given.shape or not torch.equal(x, given)
+        return x is not given or _version(x) != version
+
+    def __getstate__(self) -> dict[str, object]:
+        kept = {name: value for name, value in self.__dict__.items() if name not in _REMADE}
+        kept["_state"] = self._state.clone()
+        # What the caller got, not what it may have written there since.
+        kept["_given"] = self._state.to(self._given[0].dtype, copy=True), 0
+
+        if self._loop is not None and self._noise is not None:
+            waits = self.taken < len(self._called)
+            position = replace(self._loop.position(), x=kept["_state"]) if waits else None
+            kept["_saved"] = position, self._noise.seeds, self._noise.draw
+        return kept
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        position, seeds, draw = kept.pop("_saved", (None, None, 0))
+        self.__dict__.update(kept)
+        self._prepare()
+        self._loop, self._stages, self._noise = None, None, None
+        self._copied = True
+        if seeds is None:  # it has not started
+            return
+
+        self._noise = NoiseStream(seeds, "solver", self.program.times[0], draw)
+        if position is not None:
+            self._set_off(self._state, position)
+        else:
+            self._stages = prepare(self.program, self._state, self._model, self._noise).stages()  # at its end
+
+
+_REMADE = {"_model", "_loop", "_stages", "_noise"}
+
+
+def _called_outside(x: Tensor, t: Tensor) -> Tensor:
+    raise RuntimeError("the network is called outside of the run")
+
+
+def _version(x: Tensor) -> int:
+    """Version counter of x."""
+    return 0 if x.is_inference() else x._version

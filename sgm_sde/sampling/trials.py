@@ -1,0 +1,471 @@
+"""Choice of solver and grid for a network and a budget, by a trial on a small batch."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict, overload
+
+import torch
+from torch import Tensor
+
+from sgm_sde._utils.checks import arguments, check_integer, shape_of_samples
+from sgm_sde._utils.shapes import flat
+from sgm_sde._utils.tree import Conditions
+from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
+from sgm_sde.engine.reverse import ScoreFn
+from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Widening
+from sgm_sde.processes.base import has_scalar_marginal, require_sde
+from sgm_sde.processes.linear import LinearSDE
+from sgm_sde.sampling.defaults import SETTINGS, Setting
+from sgm_sde.sampling.options import Execution
+from sgm_sde.sampling.sampler import plan, sample
+from sgm_sde.schemes import DEIS, DPMSolver, DPMSolverPP, RectifiedAdams, Solver, UniC, UniPC
+from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
+from sgm_sde.scores.score import Score, as_score
+
+# The whole flow, even where log-SNR has no bound: many steps in log-SNR, from sigma / alpha = e^10 at most down to eps.
+WHOLE = Widening(first=1e30, last=1e-30, largest=math.exp(10.0))
+REFERENCE = Setting("dpm3m", WHOLE)
+CHECK = Setting("lms4", WHOLE)  # a second opinion on the reference, on other nodes
+LARGE = 0.5  # of the samples' standard deviation: an error that makes another sample
+
+
+class PilotWarning(UserWarning):
+    """A trial whose result cannot be relied on; the result's remarks say why."""
+
+
+@dataclass(frozen=True, init=False)
+class PilotResult(Setting):
+    """The best setting of a trial; `sample(solver=...)` takes it as it is.
+
+    Attributes:
+        solver: the best solver.
+        grid: its grid.
+        errors: pairs (setting, root-mean-square error in units of the samples' standard deviation) of those tried on
+            all noises, the best first.
+        reference_error: the same distance between two references by different methods: errors of its size say
+            nothing.
+        nfe: the budget.
+        remarks: sentences about what the trial could not find out.
+    """
+
+    errors: tuple[tuple[Setting, float], ...] = field(default=(), compare=False)
+    reference_error: float = field(default=0.0, compare=False)
+    nfe: int = 0
+    remarks: tuple[str, ...] = field(default=(), compare=False)
+
+    def __init__(
+        self,
+        errors: Sequence[tuple[Setting, float]],
+        reference_error: float,
+        nfe: int,
+        remarks: Sequence[str] = (),
+    ) -> None:
+        super().__init__(errors[0][0].solver, errors[0][0].grid)
+        object.__setattr__(self, "errors", tuple(errors))
+        object.__setattr__(self, "reference_error", reference_error)
+        object.__setattr__(self, "nfe", nfe)
+        object.__setattr__(self, "remarks", tuple(remarks))
+
+    def __str__(self) -> str:
+        title = f"at {self.nfe} calls, reference known to {self.reference_error:.0e}:"
+        return "\n".join([title, *(f"{error:.3e}  {setting}" for setting, error in self.errors), *self.remarks])
+
+    __repr__ = __str__
+
+
+def default_candidates() -> tuple[Setting, ...]:
+    """Default candidates of `pilot`, the most useful first.
+
+    Chosen on half of the test beds of `python -m benchmarks.defaults`, as those that are near the best on some of them:
+    solvers of several families and orders, on grids of several ranges of noise levels (`Widening`), of the whole
+    process with longer steps near pure noise (`Thinned`), even in log-SNR, Karras', and the process' own. The first are
+    the defaults of `sample` for few calls, some and many, each solver on each of their grids.
+    """
+    cubic, adams, quintic = (DPMSolver(nodes, singlestep=False, start="cold", lower_final=False) for nodes in (3, 4, 5))
+    straight = UniC(RectifiedAdams(3, start="cold", lower_final=False))
+    three, four = (DPMSolverPP(nodes, start="cold", lower_final=False) for nodes in (3, 4))
+    corrected, further = UniC(three, nodes=3), UniC(four)
+
+    narrow = [
+        Setting(solver, Widening(first=first, last=last))
+        for first, last in ((0.05, 5.0), (0.05, 2.5), (0.2, 5.0), (0.01, 10.0), (0.01, 2.5), (0.2, 1.0))
+        for solver in (adams, cubic, quintic, straight, UniPC(3, lower_final=False))
+    ]
+    wide = [
+        Setting(solver, Thinned(even=even, last=last, near_noise=-8.0, clean=0.0))
+        for even, last in ((32.0, 5.0), (64.0, 5.0), (32.0, 1.0))
+        for solver in (corrected, further, straight, adams)
+    ]
+    near = [Setting(one.solver, other.grid) for one in SETTINGS for other in SETTINGS]
+    even: dict[GridRule | None, list[Solver | str]] = {
+        LogSNR(): [
+            corrected,
+            further,
+            DPMSolver(3, singlestep=False, start="warm", lower_final=True),
+            UniPC(3, lower_final=True),
+            UniPC(3, prediction="noise", lower_final=True),
+            UniPC(2, lower_final=True),
+            UniC(RectifiedAdams(2, lower_final=True)),
+            DPMSolver(2, singlestep=False),
+            DPMSolverPP(2, lower_final=True),
+            "ipndm3",
+            "ipndm-v4",
+            "midpoint",
+        ],
+        Karras(): [
+            adams,
+            cubic,
+            DPMSolver(3, singlestep=False, start="cold", lower_final=True),
+            DPMSolver(3, singlestep=False, start="warm", lower_final=True),
+            UniPC(3, lower_final=True),
+            UniPC(3, prediction="noise", lower_final=True),
+            UniC(RectifiedAdams(2, lower_final=True)),
+            DPMSolver(2, singlestep=False),
+            DEIS(2),
+            "ipndm2",
+            "ipndm3",
+            "ipndm-v4",
+        ],
+        None: [RectifiedAdams(3), UniC(RectifiedAdams(2, lower_final=True)), "ddim", "midpoint", "rk4"],
+    }
+    return (*near, *narrow, *wide, *(Setting(solver, rule) for rule, solvers in even.items() for solver in solvers))
+
+
+@overload
+def pilot(
+    score_fn: ScoreFn,
+    sde: LinearSDE,
+    shape: Sequence[int],
+    *,
+    nfe: int,
+    candidates: Sequence[Setting | str] | None = ...,
+    reference_nfe: int = ...,
+    seed: Seeds = ...,
+    generator: Generators = ...,
+    final: str = ...,
+    t_end: float | None = ...,
+    model_kwargs: Conditions | None = ...,
+    dtype: torch.dtype | None = ...,
+    device: torch.device | str | None = ...,
+) -> PilotResult: ...
+
+
+@overload
+def pilot(
+    score_fn: ScoreFn,
+    sde: LinearSDE,
+    shape: Sequence[int],
+    *,
+    nfe: Sequence[int],
+    candidates: Sequence[Setting | str] | None = ...,
+    reference_nfe: int = ...,
+    seed: Seeds = ...,
+    generator: Generators = ...,
+    final: str = ...,
+    t_end: float | None = ...,
+    model_kwargs: Conditions | None = ...,
+    dtype: torch.dtype | None = ...,
+    device: torch.device | str | None = ...,
+) -> dict[int, PilotResult]: ...
+
+
+def pilot(
+    score_fn: ScoreFn,
+    sde: LinearSDE,
+    shape: Sequence[int],
+    *,
+    nfe: int | Sequence[int],
+    candidates: Sequence[Setting | str] | None = None,
+    reference_nfe: int = 256,
+    seed: Seeds = None,
+    generator: Generators = None,
+    final: str = "denoise",
+    t_end: float | None = None,
+    model_kwargs: Conditions | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> PilotResult | dict[int, PilotResult]:
+    """Trial of solvers and grids on a small batch, against a tight solution of the flow from the same noises.
+
+    No single method is best everywhere: the order of the candidates differs between networks, tenfold at times. All
+    candidates run on a few of the noises, the better ones on more, the best on all. The trials of all budgets take no
+    more evaluations of the network than the two references, `2 * reference_nfe` a sample.
+
+    Args:
+        score_fn: the score, as `sample` takes it.
+        sde: a linear process.
+        shape: (B, *) of the trial; 32 samples tell more than 16.
+        nfe: the budget of network calls that the choice is for, or several: one pair of references serves them all.
+        candidates: settings, or names of solvers on their default grid; `default_candidates()` if not given.
+        reference_nfe: network calls of each of the two references.
+        seed: of the noises; one int or one per sample.
+        generator: instead of `seed`.
+        final: what to compare: `"denoise"`, the samples, or `"none"`, the states at the end.
+        t_end: where to end, if not where each grid does.
+        model_kwargs: passed on to the network. With an argument that may have one row per sample or not
+            (`sg.PerSample`), all trials run on all noises, and there are fewer of them.
+        dtype: of the samples; torch's default if not given.
+        device: of the samples; the network's if it has parameters.
+
+    Returns:
+        the best setting, with the errors of those tried on all noises; for several budgets a dictionary of them.
+
+    Raises:
+        ValueError: for an empty list, a budget that a given candidate cannot keep, random candidates, or a reference
+            that is not finite.
+        TypeError: for a process without alpha and sigma.
+
+    Warns:
+        PilotWarning: if the reference is not known well enough to rank the best, or the best is a poor one.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.2).score(sde)
+        >>> best = sg.pilot(score, sde, (16, 1), nfe=10, seed=0)
+        >>> sg.sample(score, sde, (4, 1), solver=best, nfe=10, seed=1).nfe
+        10
+    """
+    require_sde(sde)
+    if not has_scalar_marginal(sde):
+        raise TypeError(f"a pilot needs a LinearSDE for its reference, got {sde!r}")
+    budgets = budgets_of(nfe)
+    tried = _candidates(candidates)
+    options: RunOptions = {"t_end": t_end, "final": final, "dtype": dtype, "execution": Execution(device=device)}
+    trial = _trial(score_fn, sde, shape, seed, generator, reference_nfe, options, model_kwargs)
+
+    # As many runs of a sample for each budget as cost what the references do.
+    runs = 2 * reference_nfe * trial.batch // sum(budgets)
+    found = {}
+    for budget in budgets:
+        able = tried if candidates is not None else trial.possible(tried, budget)
+        found[budget] = trial.race(able, budget, runs)
+
+    for result in found.values():
+        if result.remarks:
+            serious = [remark for remark in result.remarks if not remark.startswith("cannot tell")]
+            if serious:
+                warnings.warn(f"pilot at {result.nfe} calls: {'; '.join(serious)}", PilotWarning, stacklevel=2)
+    return found if isinstance(nfe, Sequence) else found[budgets[0]]
+
+
+def budgets_of(nfe: int | Sequence[int]) -> list[int]:
+    """The budgets, in the order given and each once."""
+    given = nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]
+    budgets = list(dict.fromkeys([check_integer("nfe", budget) for budget in given]))
+    if not budgets:
+        raise ValueError("nfe must be a number of network calls or a sequence of them, got an empty one")
+    return budgets
+
+
+def _candidates(candidates: Sequence[Setting | str] | None) -> list[Setting]:
+    """Settings from what the caller gave."""
+    given = default_candidates() if candidates is None else candidates
+    tried = [c if isinstance(c, Setting) else Setting(c) for c in given]
+    if not tried:
+        raise ValueError("a pilot needs at least one candidate, got none")
+    for setting in tried:
+        if setting.solver.stochastic:
+            raise ValueError(f"a pilot compares deterministic solvers, got {setting.solver.name}, which adds noise")
+    return list(dict.fromkeys(tried))
+
+
+@dataclass(frozen=True)
+class _Round:
+    """A round of a race: how many candidates run on how many noises."""
+
+    candidates: int
+    noises: int
+
+
+def _schedule(candidates: int, batch: int, runs: int) -> Iterator[_Round]:
+    """Rounds of a race that takes at most `runs` runs of a sample, unless fewer than four candidates cost more.
+
+    The first round has a sixteenth of the noises, at least two; the next ones a quarter and all of them.
+    """
+    first, second = max(2, batch // 16), max(4, batch // 4)
+    if second >= batch or candidates <= 4:
+        kept = min(candidates, max(4, runs // batch))
+        yield _Round(kept, batch)
+        return
+
+    finalists, middle = min(8, candidates), min(24, candidates)
+
+    def cost() -> int:
+        return candidates * first + middle * (second - first) + finalists * (batch - second)
+
+    while cost() > runs and finalists > 4:
+        finalists -= 1
+    while cost() > runs and middle > 2 * finalists:
+        middle -= 1
+    while cost() > runs and candidates > middle:
+        candidates -= 1
+    yield _Round(candidates, first)
+    yield _Round(middle, second)
+    yield _Round(finalists, batch)
+
+
+class RunOptions(TypedDict):
+    """Options of `sample` that all runs of a race share."""
+
+    t_end: float | None
+    final: str
+    dtype: torch.dtype | None
+    execution: Execution
+
+
+class Race:
+    """Runs of settings from the noises of a trial, compared with exact samples.
+
+    Args:
+        score: the score.
+        sde: its process.
+        event: shape of one sample.
+        seeds: of the noises.
+        exact: where the flow takes them, (B, d), denoised as `options` say.
+        doubt: how well that is known, in units of the samples' standard deviation.
+        options: options of `sample` for all runs.
+        kwargs: arguments of the network for all noises.
+        resolved: the same, where it is known which have one row per sample; None where it is not.
+
+    Attributes:
+        network_evals: what the network saw in all runs, counted in samples.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        sde: LinearSDE,
+        event: Sequence[int],
+        seeds: SampleSeeds,
+        exact: Tensor,
+        doubt: float,
+        options: RunOptions,
+        kwargs: Mapping[str, object],
+        resolved: Mapping[str, object] | None,
+    ) -> None:
+        self.score, self.sde, self.event, self.seeds = score, sde, tuple(event), seeds
+        self.exact, self.doubt, self.options = exact.double(), doubt, options
+        self.kwargs, self.resolved = kwargs, resolved
+        self.batch = len(exact)
+        self.network_evals = 0
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the samples' numbers."""
+        return float(self.exact.std()) or 1.0
+
+    def options_to(self, t_end: float | None) -> RunOptions:
+        """The options of a run that ends at a time, or where all runs do."""
+        return self.options if t_end is None else {**self.options, "t_end": t_end}
+
+    def possible(self, settings: Sequence[Setting], budget: int) -> list[Setting]:
+        """Those whose solver can make a step within a budget, on a grid that the process has; each run once."""
+        found: dict[Hashable, Setting] = {}
+        for setting in settings:
+            try:
+                solver, grid, _ = plan(
+                    self.sde, setting, nfe=budget, final=self.options["final"], t_end=self.options["t_end"]
+                )
+            except (ValueError, TypeError):  # refused, in words that say why
+                continue
+            found.setdefault((solver, grid), setting)
+        return list(found.values())
+
+    def errors(self, setting: Setting, budget: int, noises: int, t_end: float | None = None) -> Tensor:
+        """Mean square error of each of the first noises, in units of the samples' variance; inf if not finite."""
+        kwargs = self.kwargs
+        if noises < self.batch:
+            assert self.resolved is not None
+            kwargs = map_rows(lambda _, rows: rows[:noises], self.resolved)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a candidate that fails has an infinite error
+            run = sample(
+                self.score, self.sde, (noises, *self.event), solver=setting, nfe=budget, seed=self.seeds[:noises],
+                model_kwargs=kwargs, **self.options_to(t_end),
+            )  # fmt: skip
+        self.network_evals += run.network_evals
+        square = (flat(run.x.double()) - self.exact[:noises]).square().mean(1) / self.spread**2
+        return square.nan_to_num(nan=math.inf)
+
+    @staticmethod
+    def rmse(errors: Tensor) -> float:
+        """Root mean square over samples."""
+        return float(errors.mean().sqrt())
+
+    def race(self, candidates: Sequence[Setting], budget: int, runs: int) -> PilotResult:
+        """The best of the candidates at a budget: all on a few noises, the better ones on more."""
+        rounds = list(_schedule(len(candidates), self.batch, runs))
+        if self.resolved is None:
+            rounds = [_Round(min(len(candidates), max(4, runs // self.batch)), self.batch)]
+
+        left = list(candidates)
+        ranked: list[tuple[Setting, Tensor]] = []
+        for heat in rounds:
+            left = left[: heat.candidates]
+            ranked = [(setting, self.errors(setting, budget, heat.noises)) for setting in left]
+            ranked.sort(key=lambda pair: self.rmse(pair[1]))
+            left = [setting for setting, _ in ranked]
+        return PilotResult(
+            [(setting, self.rmse(errors)) for setting, errors in ranked], self.doubt, budget, self._remarks(ranked)
+        )
+
+    def _remarks(self, ranked: Sequence[tuple[Setting, Tensor]]) -> list[str]:
+        """Remarks on questions that the race left open."""
+        (setting, best), *others = ranked
+        error = self.rmse(best)
+        remarks = []
+        if not self.doubt < error / 3:
+            remarks.append(
+                f"the reference is known to {self.doubt:.1e} only, which does not rank errors of {error:.1e}: "
+                f"give a larger reference_nfe="
+            )
+        if not error < LARGE:
+            remarks.append(
+                f"even the best, {setting}, is off by {error:.2g} standard deviations of the samples: give more calls"
+            )
+        if others:
+            second, its = others[0]
+            difference = its - best
+            uncertain = 2 * float(difference.std()) / math.sqrt(len(difference))
+            if float(difference.mean()) <= max(uncertain, 0.01 * error**2):
+                remarks.append(f"cannot tell {setting} and {second} apart on {len(difference)} noises")
+        return remarks
+
+
+def _trial(
+    score_fn: ScoreFn,
+    sde: LinearSDE,
+    shape: Sequence[int],
+    seed: Seeds,
+    generator: Generators,
+    reference_nfe: int,
+    options: RunOptions,
+    model_kwargs: Conditions | None,
+) -> Race:
+    """The race of a pilot: its exact samples by a tight solution, and by another how well they are known."""
+    score = as_score(score_fn, sde)
+    batch, *event = shape_of_samples("shape", shape)
+    seed = secrets.randbits(63) if seed is None and generator is None else seed
+    seeds = resolve_seeds(seed, generator, batch)  # the same noises for all
+    kwargs = arguments("model_kwargs", model_kwargs)
+    try:
+        resolved: Mapping[str, object] | None = resolve(kwargs, batch, score.conditions)
+    except AmbiguousArgument:
+        resolved = None  # no trial on some of the noises
+
+    t_end = sde.eps if options["t_end"] is None else options["t_end"]  # a reference goes on to eps
+    reference = sample(
+        score_fn, sde, shape, solver=REFERENCE, nfe=check_integer("reference_nfe", reference_nfe), seed=seeds,
+        model_kwargs=model_kwargs, **options | {"t_end": t_end},
+    )  # fmt: skip
+    if not reference.status.ok:
+        raise ValueError(f"there is no reference to compare with: {reference.status.message}")
+    race = Race(score, sde, event, seeds, flat(reference.x), 0.0, options, kwargs, resolved)
+    race.doubt = race.rmse(race.errors(CHECK, reference_nfe, batch, t_end))
+    return race

@@ -1,0 +1,1 @@
+"""Networks by name, the ones that ship, and the demo that runs one."""
