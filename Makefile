@@ -14,7 +14,7 @@ test: $(STAMP)
 
 # The inner loop: values, processes, engine and the interface.
 test-fast: $(STAMP)
-	$(PY) -m pytest -m "not slow" -n auto tests/test_values.py tests/test_processes.py tests/test_engine.py tests/test_interface.py
+	$(PY) -m pytest -m "not slow" -n auto tests/processes tests/engine tests/sampling/test_sample.py
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow -n auto

@@ -3,7 +3,7 @@
 
     python -m tests.faults        # a table of what comes out now
 
-`tests/test_faults.py` runs each. Faults of runs and files are in tests/test_runs.py, test_store.py, test_identity.py and
+`tests/test_faults.py` runs each. Faults of runs and files are in tests/runs/test_distributed.py, test_store.py, test_identity.py and
 test_damage.py.
 """
 

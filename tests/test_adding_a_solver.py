@@ -62,9 +62,14 @@ REGISTERED = (  # in schemes/__init__.py: the import, the name, and the export o
 )
 # What watches solvers without knowing them: orders, options, identity, registry, tables of the documentation.
 WATCHED = (
-    "test_orders.py", "test_interface.py", "test_identity.py", "test_values.py", "test_docs.py", "test_face.py",
-    "test_k_diffusion_form.py",
-)  # fmt: skip
+    "schemes/test_orders.py",
+    "sampling/test_sample.py",
+    "test_identity.py",
+    "schemes/test_registry.py",
+    "test_docs.py",
+    "test_face.py",
+    "adapters/test_k_diffusion.py",
+)
 CHOSEN = "damped or Damped or round_trip or every_class or table_of_orders or in_the_reference or no_other_names"
 
 

@@ -12,8 +12,7 @@ from torch.distributions import Bernoulli, Independent, Laplace, Normal
 
 import sgm_sde as sg
 from sgm_sde.likelihood import FixedGrid
-
-from .helpers import F64
+from tests.helpers import F64
 
 SDE = sg.VPSDE()
 W = torch.tensor([[0.8, -0.3], [0.2, 0.9], [-0.5, 0.4]], dtype=F64)

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sgm_sde as sg
-
-from .helpers import SOLVERS
+from tests.helpers import SOLVERS
 
 VP = sg.VPSDE()
 SEEN = sg.inverse.Measurement(sg.inverse.Mask(torch.tensor([True, False])), torch.tensor([0.5, 0.0]))

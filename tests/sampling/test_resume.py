@@ -20,8 +20,7 @@ from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.sampling.sampler import plan
 from sgm_sde.schemes import REGISTRY
 from sgm_sde.scores.model import BoundScore
-
-from .helpers import F64, elementwise_score
+from tests.helpers import F64, elementwise_score
 
 VP, EDM, CLD, FLOW = sg.VPSDE(), sg.EDMSDE(), sg.CLD(), sg.RectifiedFlowSDE()
 MODES = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.3)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "peers_quality.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "peers_quality.py"
 
 
 def test_ours_beside_theirs(

@@ -1,0 +1,69 @@
+"""Measurements and linear systems."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sgm_sde import inverse
+from sgm_sde.inverse.linalg import conjugate_gradient, conjugate_residual
+from tests.helpers import F64
+from tests.inverse.cases import (
+    HALF,
+    normal,
+)
+
+
+def test_measurements() -> None:
+    """One for all or one per sample; what a mask hides is not looked at; simulated noise is a sample's own."""
+    x = normal(3, 2)
+    each = inverse.Measurement(HALF, normal(3, 2, seed=1))
+    torch.testing.assert_close(each.residual(x)[:, 0], normal(3, 2, seed=1)[:, 0] - x[:, 0])
+    assert not each.residual(x)[:, 1].any()
+    hidden = inverse.Measurement(HALF, torch.tensor([1.0, math.nan]))
+    torch.testing.assert_close(hidden.residual(x)[:, 0], 1 - x[:, 0])
+    assert repr(hidden) == "Measurement(Mask(1 of 2 observed), y=(2,), std=0)"
+    blocks, data = inverse.BlockAverage(2), torch.ones(2000, 1, 4, 4)
+    noisy = inverse.Measurement.simulate(blocks, data, 0.5, seed=3)
+    error = noisy.y - blocks.apply(data)
+    assert abs(float(error.std()) - 0.5) < 4 * 0.5 / math.sqrt(2 * error.numel())
+    assert torch.equal(inverse.Measurement.simulate(blocks, data[:5], 0.5, seed=3).y, noisy.y[:5])
+    assert inverse.Measurement.simulate(blocks, data[:5]).y.eq(1).all()
+
+
+@pytest.mark.parametrize("solve", [conjugate_gradient, conjugate_residual])
+def test_linear_solvers(solve: Any) -> None:
+    """Exact after as many steps as dimensions; each sample by itself, zero and huge right-hand sides among them."""
+    root = normal(3, 4, 4)
+    M = root @ root.mT + 0.1 * torch.eye(4, dtype=F64)
+    if solve is conjugate_residual:  # any matrix with a positive symmetric part
+        M = M + 0.5 * (root - root.mT)
+    L = normal(3, 5, 4, seed=1)
+
+    def apply(p: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        return (M[rows] @ p[..., None])[..., 0], (L[rows] @ p[..., None])[..., 0]
+
+    b = normal(3, 4, seed=2) * torch.tensor([[1.0], [1e12], [0.0]], dtype=F64)
+    exact = (L @ torch.linalg.solve(M, b[..., None]))[..., 0]
+    for iterations in (4, 40):
+        torch.testing.assert_close(solve(apply, b, iterations), exact, rtol=1e-8, atol=0)
+    few = solve(apply, b, 2)
+    alone = torch.cat([solve(lambda p, i=i: apply(p, slice(i, i + 1)), b[i : i + 1], 2) for i in range(3)])
+    torch.testing.assert_close(few, alone, rtol=1e-13, atol=0)
+
+
+def test_residuals_never_grow() -> None:
+    """Conjugate residuals on matrices that are neither symmetric nor positive: each step is the better for it."""
+    M, b = normal(50, 8, 8), normal(50, 8, seed=1)
+
+    def apply(p: Tensor) -> tuple[Tensor, Tensor]:
+        image = (M @ p[..., None])[..., 0]
+        return image, image  # L = M: what is solved for is b itself
+
+    residuals = torch.stack([(b - conjugate_residual(apply, b, k)).norm(dim=1) for k in range(1, 9)])
+    assert bool((residuals[0] < b.norm(dim=1)).all())
+    assert bool((residuals.diff(dim=0) <= 1e-9).all())

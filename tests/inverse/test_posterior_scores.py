@@ -1,0 +1,182 @@
+"""Posterior scores. Inverse problems: operators, posterior scores, methods at the nodes, against exact posteriors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sgm_sde as sg
+from sgm_sde import inverse
+from sgm_sde._utils.shapes import dot
+from sgm_sde.likelihood import FixedGrid
+from tests.helpers import F64, LINEAR
+from tests.inverse.cases import (
+    HALF,
+    OPERATORS,
+    SCORES,
+    TILTED,
+    VP,
+    dense,
+    normal,
+    seen,
+)
+
+
+def problem(name: str, std: float = 0.3, seed: int = 0) -> tuple[sg.oracles.Gaussian, inverse.Measurement]:
+    """Gaussian data with correlations, and a measurement of it."""
+    operator, shape = OPERATORS[name]
+    root = normal(math.prod(shape), math.prod(shape), seed=seed) / math.sqrt(math.prod(shape))
+    data = sg.oracles.Gaussian(normal(*shape, seed=seed + 1), root @ root.T)
+    return data, inverse.Measurement(operator, operator.apply(normal(1, *shape, seed=seed + 2))[0], std)
+
+
+SHARED = [name for name in OPERATORS if name != "mask a sample"]
+
+
+@pytest.mark.parametrize("process", ["vp", "ve", "flow", "edm"])
+@pytest.mark.parametrize("name", ["mask", "mix of channels", "blocks of a line", "blur", "map"])
+def test_mmps_is_exact_on_gaussian_data(name: str, process: str) -> None:
+    """The denoiser of the posterior itself, on every process, operator and time."""
+    sde = LINEAR[process]
+    data, measurement = problem(name)
+    exact = inverse.posterior(data, measurement)
+    t = sde.time(torch.linspace(-4, 4, 7, dtype=F64)).clamp(sde.eps, sde.T)
+    x = exact.sample(7, sde, t, seed=0, dtype=F64)
+    for linear_solver in ("gcr", "cg"):
+        score = inverse.MMPS(data.score(sde), measurement, 60, linear_solver)
+        with torch.no_grad():
+            torch.testing.assert_close(score.denoised(x, t), exact.score(sde).denoised(x, t), rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(score(x, t), exact.score(sde)(x, t), rtol=1e-5, atol=1e-5)
+
+
+def formula(name: str, D: Tensor, J: Tensor, m: inverse.Measurement, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The posterior mean of each method for one sample, with dense matrices."""
+    A, eye = dense(m.operator, (len(D),)), torch.eye(len(D), dtype=F64)
+    with_jacobian = sigma**2 / alpha * J.T
+    r2 = (sigma * 0.8) ** 2 / (sigma**2 + (alpha * 0.8) ** 2)
+    outer, inner = {
+        "mmps": (with_jacobian, with_jacobian),
+        "mmps-cg": (with_jacobian, with_jacobian),
+        "pigdm": (with_jacobian, r2 * eye),
+        "diffpir": (sigma**2 / (2 * alpha**2) * eye,) * 2,
+    }[name]
+    gram = A @ inner @ A.T + m.std**2 * torch.eye(len(A), dtype=F64)
+    return D + outer @ A.T @ torch.linalg.solve(gram, m.y - A @ D)
+
+
+@pytest.mark.parametrize("operator", ["mix of features", "map"])
+@pytest.mark.parametrize("name", SCORES)
+def test_posterior_means_against_dense_matrices(name: str, operator: str) -> None:
+    """On a mixture, whose denoiser is not linear, with its Jacobian by autograd: each method's formula."""
+    A, shape = OPERATORS[operator]
+    data = sg.oracles.GaussianMixture(normal(3, *shape), normal(3, *shape, seed=1).abs() + 0.2)
+    m = inverse.Measurement(A, A.apply(normal(1, *shape, seed=2))[0], 0.4)
+    score = data.score(VP)
+    x, t = normal(4, *shape, seed=3), torch.tensor([0.05, 0.3, 0.5, 0.8], dtype=F64)
+    got = SCORES[name](score, m).denoised(x, t)
+    for i in range(4):
+        D = score.denoised(x[i : i + 1], t[i : i + 1])[0]
+        J: Any = torch.autograd.functional.jacobian(lambda z, i=i: score.denoised(z[None], t[i : i + 1])[0], x[i])
+        expected = formula(name, D, J, m, VP.alpha(t[i]), VP.sigma(t[i]))
+        torch.testing.assert_close(got[i], expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("operator", ["mask", "grey", "blocks", "gaussian blur"])
+def test_pigdm_is_exact_on_independent_data(operator: str) -> None:
+    """Data of one standard deviation, independent: the isotropic guess is the truth."""
+    A, shape = OPERATORS[operator]
+    data = sg.oracles.Gaussian(normal(*shape), 0.8**2)
+    m = inverse.Measurement(A, A.apply(normal(1, *shape, seed=2))[0], 0.3)
+    x, t = normal(3, *shape, seed=3), torch.tensor([0.1, 0.4, 0.9], dtype=F64)
+    exact = inverse.posterior(data, m).score(VP)
+    torch.testing.assert_close(inverse.PiGDM(data.score(VP), m, data_std=0.8)(x, t), exact(x, t))
+
+
+def test_diffpir_minimises_its_objective() -> None:
+    """The gradient of the objective vanishes; without noise the measurement is met exactly, whatever the strength."""
+    A, shape = OPERATORS["gaussian blur"]
+    score = sg.oracles.Gaussian(normal(*shape), 0.5).score(VP)
+    m = inverse.Measurement(A, A.apply(normal(1, *shape, seed=2))[0], 0.3)
+    x, t = normal(3, *shape, seed=3), torch.tensor([0.1, 0.4, 0.9], dtype=F64)
+    best = inverse.DiffPIR(score, m, strength=3.0).denoised(x, t).detach().requires_grad_()
+    ratio = 3.0 * (VP.alpha(t) / VP.sigma(t)) ** 2
+    objective = dot(m.residual(best), m.residual(best)) / 0.3**2 + ratio * dot(
+        best - score.denoised(x, t), best - score.denoised(x, t)
+    )
+    (slope,) = torch.autograd.grad(objective.sum(), best)
+    assert float(slope.abs().max()) < 1e-9 * float(ratio.max())
+    blocks, shape = OPERATORS["blocks"]
+    exact = inverse.Measurement(blocks, blocks.apply(normal(3, *shape, seed=4)))
+    data = sg.oracles.Gaussian(torch.zeros(shape, dtype=F64), 0.5).score(VP)
+    z = normal(3, *shape)
+    met = inverse.DiffPIR(data, exact, strength=7.0).denoised(z, t)
+    torch.testing.assert_close(met, exact.consistent(data.denoised(z, t)))
+    torch.testing.assert_close(blocks.apply(met), exact.y)
+
+
+def law(score: sg.Score, sde: sg.LinearSDE, mean: Tensor, cov: Tensor, steps: int = 100) -> tuple[Tensor, Tensor]:
+    """Exact mean and covariance of a flow's last state, linear in its start N(mean, cov), by its basis vectors."""
+    d = len(mean)
+    starts = torch.cat([mean[None], mean + torch.eye(d, dtype=F64)])
+    out = sg.sample(
+        score, sde, x_T=starts, solver="lms4", steps=steps, grid="log-snr", t_start=0.9, t_end=0.02, final="none"
+    ).x
+    J = (out[1:] - out[0]).T
+    return out[0], J @ cov @ J.T
+
+
+def test_biases_on_gaussian_data() -> None:
+    """Output laws without Monte Carlo: MMPS has the posterior's, PiGDM is off by less than DiffPIR."""
+    m = seen(0.3)
+    exact = inverse.posterior(TILTED, m)
+
+    def at(t: float) -> tuple[Tensor, Tensor]:
+        a, s = float(VP.alpha(t)), float(VP.sigma(t))
+        return a * exact.mean, a**2 * exact.covariance + s**2 * torch.eye(2, dtype=F64)
+
+    (start_mean, start_cov), (end_mean, end_cov) = at(0.9), at(0.02)
+    errors = {}
+    own_mean, own_cov = law(exact.score(VP), VP, start_mean, start_cov)
+    for name, make in SCORES.items():
+        mean, cov = law(make(TILTED.score(VP), m), VP, start_mean, start_cov)
+        errors[name] = float((mean - end_mean).norm() + (cov - end_cov).norm())
+        if name[:4] == "mmps":
+            torch.testing.assert_close(mean, own_mean, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(cov, own_cov, rtol=1e-10, atol=1e-12)
+    assert errors["mmps"] < 1e-4  # the solver's
+    assert 0.01 < errors["pigdm"] < errors["diffpir"]
+
+
+def test_likelihood_of_a_posterior_score() -> None:
+    """log p(x | y) by `log_prob` through MMPS: that of the posterior's own score, and the closed form."""
+    m = seen(0.3)
+    exact = inverse.posterior(TILTED, m)
+    x = exact.sample(4, VP, 1e-2, seed=0, dtype=F64)
+    options: dict[str, Any] = {"trace": "exact", "eps": 1e-2, "method": FixedGrid(60)}
+    got = sg.log_prob(inverse.MMPS(TILTED.score(VP), m), VP, x, **options)
+    own = sg.log_prob(exact.score(VP), VP, x, **options)
+    torch.testing.assert_close(got.value, own.value, rtol=0, atol=1e-9)
+    torch.testing.assert_close(got.value, exact.log_prob(x, VP, 1e-2), rtol=0, atol=0.02)  # the prior at T
+
+
+@pytest.mark.parametrize(("y", "std"), [(-0.2, 2.0), (0.5, 0.5)])
+def test_mode_weights(y: float, std: float) -> None:
+    """Two far modes told apart by a measurement: right from the exact score, and off from MMPS, as documented."""
+    data = sg.oracles.GaussianMixture(torch.tensor([[-2.0, -3.0], [2.0, 3.0]], dtype=F64), 0.3, [0.3, 0.7])
+    m = inverse.Measurement(HALF, torch.tensor([y, 0.0], dtype=F64), std)
+    exact, n = inverse.posterior(data, m), 1000
+    weight = float(exact.weights[0])
+    score, off = data.score(VP), {}
+    scores = {"exact": exact.score(VP), "mmps": inverse.MMPS(score, m, 1), "pigdm": inverse.PiGDM(score, m)}
+    for name, score in scores.items():
+        x = sg.sample(score, VP, (n, 2), solver="dpm++2m", steps=40, grid="log-snr", seed=1, dtype=F64).x
+        off[name] = float((exact.responsibilities(x)[:, 0].mean() - weight) / math.sqrt(weight * (1 - weight) / n))
+    assert abs(off["exact"]) < 4  # standard errors
+    if std == 2.0:
+        assert abs(off["mmps"]) < 4 < abs(off["pigdm"])
+    else:
+        assert off["mmps"] > 50

@@ -1,0 +1,244 @@
+"""Bad input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sgm_sde as sg
+from sgm_sde.likelihood import (
+    AdaptiveFlow,
+    AdjointFlow,
+    Exact,
+    FixedGrid,
+    Hutchinson,
+    ScipyRK45,
+    Stretched,
+)
+from sgm_sde.likelihood.trace import probe_transform
+from tests.helpers import F64, GAUSSIAN
+from tests.likelihood.cases import VP
+
+SCORE = GAUSSIAN.score(VP)
+
+
+X = torch.zeros(2, 2, dtype=F64)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "shown"),
+    [
+        ({"x": torch.zeros(2, 2, dtype=torch.long)}, TypeError, "int64"),
+        ({"x": [[0.0]]}, TypeError, "tensor"),
+        ({"x": torch.zeros(0, 2)}, ValueError, r"at least one sample, got shape \(0, 2\)"),
+        ({"x": torch.full((2, 2), math.nan)}, ValueError, "sample 0"),
+        ({"eps": 0.0}, ValueError, r"eps must lie in \(0, T\)"),
+        ({"eps": 1.0}, ValueError, "1.0"),
+        ({"trace": "hutch++"}, ValueError, "hutch"),
+        ({"trace": 3}, TypeError, r"trace must be a name, Hutchinson\(\.\.\.\) or Exact\(\.\.\.\), got 3"),
+        ({"method": FixedGrid}, TypeError, "method must be a name or a method"),
+        ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1, got 0"),
+        ({"method": "dopri5"}, ValueError, "dopri5"),
+        ({"method": "rk45-scipy", "enable_grad": True}, ValueError, "gradients"),
+        ({"method": "adaptive", "enable_grad": True}, ValueError, "gradients"),
+        ({"trace": Hutchinson(basis="dct")}, ValueError, r"\(B, C, H, W\), got x of shape \(B, 2\)"),
+        ({"trace": Hutchinson(basis="pilot")}, ValueError, "images"),
+        ({"prior": 3}, TypeError, "prior must be a function .* got 3"),
+        ({"prior": lambda z: z.sum()}, ValueError, r"the prior must return one number per sample, \(2,\), got \(\)"),
+        ({"prior": lambda z: z}, ValueError, r"got \(2, 2\)"),
+        ({"prior": lambda z: None}, ValueError, "got NoneType"),
+        ({"prior": lambda z: z.sum(1) * math.nan}, ValueError, "the prior's log-density of sample 0 is nan"),
+        ({"score_fn": lambda x, t: torch.zeros_like(x)}, ValueError, "gives no gradient with respect to x"),
+        ({"score_fn": lambda x, t: -x.detach()}, ValueError, "gives no gradient .* One whose output is constant"),
+        ({"method": "rk45-scipy", "score_fn": lambda x, t: x * math.nan}, ValueError, "at t=1e-05 in sample 0"),
+        (
+            {"method": "rk45-scipy", "score_fn": lambda x, t: -x + (x - x.detach()).abs().sqrt()},
+            ValueError,
+            "the trace of the network's Jacobian is not finite at t=1e-05 in sample 0",
+        ),
+        (
+            {"score_fn": lambda x, t: -x + torch.where(t[:, None] > 0.5, (x - x.detach()).abs().sqrt(), 0 * x)},
+            ValueError,
+            "the trace of the network's Jacobian is not finite at t=",
+        ),
+        ({"decoder": "laplace"}, ValueError, "laplace"),
+        ({"method": "adaptive", "score_fn": lambda x, t: x * math.nan}, ValueError, "sample 0 stopped at t="),
+        ({"method": "dopri5-adjoint", "score_fn": lambda x, t: x * math.nan}, ValueError, "gave up"),
+        ({"score_fn": lambda x, t: x * math.nan}, ValueError, "not finite"),
+        ({"seed": [1, 2, 3]}, ValueError, "3 seeds for 2"),
+        ({"sde": sg.VPSDE}, TypeError, "class VPSDE: call it"),
+    ],
+)
+def test_bad_input_to_log_prob(options: dict[str, Any], error: type[Exception], shown: str) -> None:
+    """An error at the call, in the user's words."""
+    given_options = {"score_fn": SCORE, "sde": VP, "x": X, **options}
+    with pytest.raises(error, match=shown):
+        sg.log_prob(**given_options)
+
+
+@pytest.mark.parametrize("flow", [sg.log_prob, sg.encode])
+@pytest.mark.parametrize("first", [0.0, 0.4])
+def test_where_a_flow_stops_being_finite(flow: Callable[..., Any], first: float) -> None:
+    """At the first node of the grid at which the network fails, in that sample."""
+
+    def fails(x: Tensor, t: Tensor) -> Tensor:
+        return torch.where((torch.arange(len(x)) == 1)[:, None] & (t[:, None] > first), math.inf, SCORE(x, t))
+
+    t = min(t for t in Stretched(data_std=0.5)(VP, 48, t_end=VP.likelihood_eps).times if t > first)
+    with pytest.raises(ValueError, match=f"output is not finite at t={t:.6g} in sample 1"):
+        flow(fails, VP, X, method=FixedGrid(48))
+
+
+def test_a_failure_on_a_finer_grid_alone() -> None:
+    """Only samples that went there are named."""
+    oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=F64), 0.2)
+    rule, ends = Stretched(data_std=0.5), {"t_end": VP.likelihood_eps}
+    t_bad = next(t for t in rule(VP, 96, **ends).times[48:] if t not in rule(VP, 48, **ends).times)
+    score, x = oracle.score(VP), torch.tensor([[1.0, 0.0], [0.65, 0.0]], dtype=F64)
+
+    def fails(x: Tensor, t: Tensor) -> Tensor:
+        return torch.where(((t - t_bad).abs() < 1e-9)[:, None], math.nan, score(x, t))
+
+    stated = sg.log_prob(score, VP, x, method=FixedGrid(48)).error / 2
+    assert (stated > 1e-4).tolist() == [False, True]
+    with pytest.raises(ValueError, match=f"output is not finite at t={t_bad:.6g} in sample 1"):
+        sg.log_prob(fails, VP, x)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_arguments_that_only_look_like_rows(held: bool) -> None:
+    """Samples that go on alone get what they got in their batch, though a table be as long as it, or hidden."""
+    oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=F64), 0.2)
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.1], [0.4, 0.0]], dtype=F64)
+    table, label = torch.tensor([0.3, 0.0, 9.0], dtype=F64), torch.tensor([1, 1, 0])
+    shift, score = torch.stack([table[label], torch.zeros(3, dtype=F64)], 1), oracle.score(VP)
+
+    def moved(x: Tensor, t: Tensor, shift: Tensor) -> Tensor:
+        return score(x - VP.alpha(t)[:, None] * shift, t)
+
+    def by_table(x: Tensor, t: Tensor, table: Tensor, label: Tensor) -> Tensor:
+        return moved(x, t, torch.stack([table[label], 0 * table[label]], 1))
+
+    exactly = oracle.log_prob(x - VP.alpha(torch.tensor(1e-5, dtype=F64)) * shift, VP, 1e-5)
+    if held:
+        res = sg.log_prob(lambda x, t: moved(x, t, shift[: len(x)]), VP, x, seed=5)
+    else:
+        res = sg.log_prob(by_table, VP, x, seed=5, model_kwargs={"table": table, "label": label})
+    assert float((res.value - exactly).abs().max()) < 2e-4
+    alone = sg.log_prob(moved, VP, x[2:], seed=5, model_kwargs={"shift": shift[2:]})
+    assert float((alone.value - exactly[2:]).abs().max()) < 2e-4
+
+
+@pytest.mark.parametrize("basis", ["colour", "dct"])
+def test_probes_under_autocast(basis: str) -> None:
+    """Their transform stays orthonormal."""
+    z = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = probe_transform(basis, (3, 8, 8))(z)
+    assert torch.equal(rounded, probe_transform(basis, (3, 8, 8))(z))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"trace": "exact"}, {"method": "adaptive"}, {"method": "rk45-scipy"}, {"decoder": "gaussian"}]
+)
+def test_scalars(options: dict[str, Any]) -> None:
+    """Data (B,) are a dimension."""
+    x = torch.tensor([0.1, -0.7, 0.4], dtype=F64)
+    value = sg.log_prob(scalar_score, VP, x, seed=0, **options).value
+    exactly = torch.distributions.Normal(0.0, 0.5).log_prob(x)
+    assert value.shape == (3,)
+    assert float((value - exactly).abs().max()) < 1e-4
+    assert torch.equal(value, sg.log_prob(scalar_score, VP, x[:, None], seed=0, **options).value)
+
+
+def scalar_score(x: Tensor, t: Tensor) -> Tensor:
+    variance = 0.25 * VP.alpha(t) ** 2 + VP.sigma(t) ** 2
+    return -x / (variance if x.ndim == 1 else variance[:, None])
+
+
+def test_a_code_that_its_dtype_cannot_hold() -> None:
+    with pytest.raises(ValueError, match=r"the other end of sample 0 is beyond torch\.float16"):
+        sg.encode(lambda x, t: -50 * x, VP, torch.full((1, 2), 60000.0, dtype=torch.float16))
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.dequantisation.BitsPerDimWarning")  # not its data
+def test_sixteen_bits() -> None:
+    """Unsigned integers of any width."""
+    images = torch.tensor([[0, 65535], [9, 700]])
+    wide = sg.bits_per_dim(SCORE, VP, images.to(torch.uint16), n_levels=65536, data_range=(-1, 1), seed=0)
+    assert wide.value == sg.bits_per_dim(SCORE, VP, images, n_levels=65536, data_range=(-1, 1), seed=0).value
+
+
+def test_a_failure_that_does_not_repeat() -> None:
+    """It has a sample, but no time."""
+    calls = iter([math.nan])
+    with pytest.raises(ValueError, match="the log-likelihood of sample 0 is nan: the score is not finite"):
+        sg.log_prob(lambda x, t: SCORE(x, t) * next(calls, 1.0), VP, X, method=FixedGrid(48))
+
+
+def test_likelihoods_in_inference_mode() -> None:
+    """Autograd is off for good there, but not for the trace."""
+
+    def scaled(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return SCORE(x, t) * y[:, None]
+
+    y = torch.full((len(X),), 0.5, dtype=F64)
+    outside = sg.log_prob(scaled, VP, X, seed=0, model_kwargs={"y": y})
+    with torch.inference_mode():
+        inside = sg.log_prob(scaled, VP, X.clone(), seed=0, model_kwargs={"y": y.clone()})
+    assert torch.equal(inside.value, outside.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "shown"),
+    [
+        ({"images": X}, TypeError, "float64"),
+        ({"images": torch.tensor([[0, 256]])}, ValueError, "0 to 256"),
+        ({"images": torch.tensor([[-1, 3]])}, ValueError, "-1 to 3"),
+        ({"n_levels": 1}, ValueError, "1"),
+        ({"data_range": (1.0, -1.0)}, ValueError, r"\(1.0, -1.0\)"),
+        ({"repeats": 0}, ValueError, "0"),
+        ({"dequantize": "gaussian"}, ValueError, "gaussian"),
+        ({"decoder": "gaussian"}, ValueError, "decoder"),
+        ({"enable_grad": True}, ValueError, "enable_grad"),
+        ({"eps": 1.0}, ValueError, "eps"),
+        ({"data_range": (0.0, math.inf)}, ValueError, "inf"),
+        ({"unknown": 1}, TypeError, "unknown"),
+    ],
+)
+def test_bad_input_to_bits_per_dim(options: dict[str, Any], error: type[Exception], shown: str) -> None:
+    """Integers in the range only, and no unknown option."""
+    given_options = {"images": torch.tensor([[1, 2]]), "n_levels": 256, "data_range": (-1.0, 1.0), **options}
+    with pytest.raises(error, match=shown):
+        sg.bits_per_dim(SCORE, VP, **given_options)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "shown"),
+    [
+        (lambda: FixedGrid(5), ValueError, "5"),
+        (lambda: FixedGrid(10.5), ValueError, "10.5"),  # type: ignore[arg-type]
+        (lambda: FixedGrid(math.inf), ValueError, "got inf"),  # type: ignore[arg-type]
+        (lambda: FixedGrid(data_std=0.0), ValueError, "0.0"),
+        (lambda: FixedGrid(atol=-1.0), ValueError, "-1.0"),
+        (lambda: FixedGrid(atol=0.0), ValueError, "both"),
+        (lambda: AdaptiveFlow(data_std=-1.0), ValueError, "-1.0"),
+        (lambda: AdaptiveFlow(rtol=-1.0), ValueError, "-1.0"),
+        (lambda: AdjointFlow(atol=math.nan), ValueError, "nan"),
+        (lambda: ScipyRK45(rtol=math.inf), ValueError, "inf"),
+        (lambda: Hutchinson(0), ValueError, "0"),
+        (lambda: Hutchinson(2.0), ValueError, "n_probes must be an integer of at least 1, got 2.0"),  # type: ignore[arg-type]
+        (lambda: Hutchinson(probe="uniform"), ValueError, "uniform"),
+        (lambda: Hutchinson(basis="wavelet"), ValueError, "wavelet"),
+        (lambda: Exact(0), ValueError, "0"),
+    ],
+)
+def test_bad_options(make: Callable[[], object], error: type[Exception], shown: str) -> None:
+    """Of a method or a trace, where they are written."""
+    with pytest.raises(error, match=shown):
+        make()

@@ -1,0 +1,143 @@
+"""Errors as stated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import sgm_sde as sg
+from sgm_sde.engine.noise import resolve_seeds
+from sgm_sde.likelihood import (
+    Exact,
+    FixedGrid,
+    Hutchinson,
+    LikelihoodWarning,
+)
+from tests.helpers import F64, LINEAR, MIXTURE
+from tests.likelihood.cases import RIDGE, VP, exact
+
+SCALES = torch.tensor([1.0, 1e-3], dtype=F64).repeat_interleave(4)
+
+
+STATED: dict[str, tuple[sg.oracles.Oracle, float]] = {
+    "narrow": (sg.oracles.Gaussian(torch.zeros(2, dtype=F64), 1e-6), 0.0),
+    "wide": (sg.oracles.Gaussian(torch.zeros(2, dtype=F64), 900.0), 0.0),
+    "two scales": (sg.oracles.Gaussian(torch.zeros(8, dtype=F64), torch.diag(SCALES**2)), 0.0),
+    "mixture": (MIXTURE, 0.0),
+    "off the data": (MIXTURE, 1.0),
+}
+
+
+@pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
+@pytest.mark.parametrize("name", list(STATED))
+def test_the_error_is_the_stated_one(name: str, process: str) -> None:
+    """`error` bounds what is off in nearly all points, on one grid; the default is within its tolerance."""
+    (oracle, off), sde = STATED[name], LINEAR[process]
+    x = oracle.sample(12, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    x = x + off * torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+    d, known = x[0].numel(), oracle.log_prob(x, sde, sde.likelihood_eps)
+    options: dict[str, Any] = {"prior": lambda z: oracle.log_prob(z, sde, sde.T), "trace": "exact"}
+    grid = sg.log_prob(oracle.score(sde), sde, x, method=FixedGrid(48), **options)
+    off_by = (grid.value - known).abs() / d
+    assert int((off_by > grid.error / d + 1e-6).sum()) <= 1
+    res = sg.log_prob(oracle.score(sde), sde, x, **options)
+    assert float((res.value - known).abs().max()) / d < 2e-4
+    assert bool((res.error <= 1e-4 * d).all()) and res.unresolved == ()
+
+
+def test_two_scales_leave_no_noise() -> None:
+    """A trace that is rough between the nodes is no noise of the probes: on a diagonal these have none."""
+    oracle, sde = STATED["two scales"][0], LINEAR["vp"]
+    x = oracle.sample(3, sde, 1e-5, seed=0, dtype=F64)
+    res = sg.log_prob(oracle.score(sde), sde, x, trace="hutchinson", method=FixedGrid(48), seed=0)
+    exactly = sg.log_prob(oracle.score(sde), sde, x, trace="exact", method=FixedGrid(48))
+    assert float(res.stderr.max()) < 1e-9
+    torch.testing.assert_close(res.value, exactly.value, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(res.error, exactly.error, rtol=1e-6, atol=1e-9)
+
+
+def test_samples_that_do_not_reach_the_tolerance_are_named() -> None:
+    """In the result and a warning, where gradients leave no adaptive solver."""
+    sde = LINEAR["vp"]
+    x = torch.tensor([[1.0, 0.0], [0.05, 0.0]], dtype=F64)
+    with pytest.warns(LikelihoodWarning, match=r"of 2 of 2 samples did not come down .* sample 0 is .* nats/dim"):
+        res = sg.log_prob(RIDGE.score(sde), sde, x, method=FixedGrid(atol=1e-12), enable_grad=True)
+    assert res.unresolved == (0, 1) and bool((res.error > 2e-12).all())
+    assert "2 above the tolerance" in str(res)
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_parts_of_a_batch(trace: str) -> None:
+    """Values do not depend on how many samples are run at once, refined ones neither."""
+    sde = LINEAR["vp"]
+    x = torch.tensor([[1.0, 0.0], [0.1, 0.1], [-1.0, 0.2], [0.4, 0.3], [0.9, -0.2]], dtype=F64)
+    whole = sg.log_prob(RIDGE.score(sde), sde, x, trace=trace, seed=0)
+    for batch_size in (1, 2, 5):
+        parts = sg.log_prob(RIDGE.score(sde), sde, x, trace=trace, seed=0, batch_size=batch_size)
+        torch.testing.assert_close(parts.value, whole.value, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(parts.stderr, whole.stderr, rtol=1e-6, atol=1e-9)
+
+
+def test_the_trace_is_exact_in_few_dimensions() -> None:
+    """By default; the protocol says which it was."""
+    for d, said in ((16, "by its exact trace"), (17, "Hutchinson's estimate with 1 rademacher probe, fresh")):
+        oracle = sg.oracles.Gaussian(torch.zeros(d), 0.25)
+        res = sg.log_prob(oracle.score(VP), VP, torch.zeros(2, d), method=FixedGrid(8), seed=0)
+        assert said in str(res.protocol)
+
+
+def test_the_asymmetry_of_a_jacobian() -> None:
+    """Zero for a gradient; of two probes the mean over draws is that of the Jacobian itself."""
+    matrix = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
+    x = torch.zeros(4000, 3, dtype=F64, requires_grad=True)
+    for a in (matrix, matrix + matrix.T):
+        out = x @ a.T
+        truth = torch.stack([(a - a.T).square().sum(), (a + a.T).square().sum()])
+        exactly = Exact().estimate(x, resolve_seeds(0, None, 4000), True)(out, x, None, False)[:, -2:]
+        torch.testing.assert_close(exactly, truth.expand(4000, 2))
+        drawn = Hutchinson().estimate(x, resolve_seeds(0, None, 4000), True)(out, x, None, False)[:, -2:]
+        torch.testing.assert_close(drawn.mean(0), truth, rtol=0.1, atol=1e-9)
+
+
+@pytest.mark.parametrize("basis", ["pixel", "dct"])
+def test_the_variance_of_an_estimate_from_its_products(basis: str) -> None:
+    """Its mean over draws is the variance that Rademacher probes have, of a symmetric Jacobian and of another."""
+    matrix = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+    x = torch.zeros(4000, 1, 2, 2, dtype=F64, requires_grad=True)
+    seeds = resolve_seeds(0, None, 4000)
+    for a in (matrix, matrix + matrix.T, torch.diag(torch.arange(1.0, 5.0, dtype=F64))):
+        out = (x.flatten(1) @ a.T).view_as(x)
+        for n in (1, 3):
+            drawn = Hutchinson(n, basis=basis).estimate(x, seeds, True)(out, x, None, False)
+            truth = drawn[:, 0].var()
+            torch.testing.assert_close(drawn[:, -3].mean(), truth, rtol=0.1, atol=1e-9)
+            scatter = drawn[:, :n].mean(1).var()
+            torch.testing.assert_close(drawn[:, -3].mean() / n, scatter, rtol=0.1, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_samples_with_their_density_in_one_solve(process: str, trace: str) -> None:
+    """`decode` finds both in the calls of one: the closed form within its stated error."""
+    sde = LINEAR[process]
+    z = sde.prior_sample((6, 2), seed=0, dtype=F64)
+    options: dict[str, Any] = {"method": FixedGrid(96)}
+    found = sg.decode(MIXTURE.score(sde), sde, z, log_prob=True, trace=trace, seed=0, **options)
+    alone = sg.decode(MIXTURE.score(sde), sde, z, **options)
+    torch.testing.assert_close(found.x, alone.x, rtol=1e-12, atol=1e-12)
+    assert found.nfe == alone.nfe == 97 and alone.log_prob is None
+    assert found.log_prob is not None and found.error is not None and found.stderr is not None
+    gap = MIXTURE.log_prob(z, sde, sde.T) - sde.prior_log_prob(z)
+    off = (found.log_prob + gap - exact(MIXTURE, process, found.x)).abs()
+    assert bool((off < found.error + 6 * found.stderr + 1e-5).all())
+
+
+def test_densities_of_codes_need_to_be_asked_for() -> None:
+    """Their options do nothing alone, and other methods have none."""
+    z = torch.zeros(2, *MIXTURE.event_shape)
+    with pytest.raises(ValueError, match="seed=0 is for log_prob=True"):
+        sg.decode(MIXTURE.score(VP), VP, z, seed=0)
+    with pytest.raises(ValueError, match=r"log_prob=True needs method=FixedGrid"):
+        sg.decode(MIXTURE.score(VP), VP, z, log_prob=True, method="adaptive")
