@@ -120,7 +120,7 @@ def test_every_draw_is_fresh(name: str) -> None:
             return drawn[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (sg.sampling, sg.processes.base):
+        for module in (sg.sampling.sampler, sg.processes.base):
             patch.setattr(module, "NoiseStream", Spy)
         draw(name, shape=(64,), steps=5)
     z = torch.stack(drawn).double().flatten(0, 1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
+from sgm_sde._utils.warn import warn
 from sgm_sde.calibration.table import same
 from sgm_sde.identity import networks, spec, weights
 from sgm_sde.scores.score import Score
@@ -46,10 +46,9 @@ def check_network(fitted: str, score: Score, name: str) -> None:
     if not other and same(*(_without_nets(known["score"]) for known in (there, here))):
         return
     what = "a network of other weights" if other else "another guidance or convention"
-    warnings.warn(
+    warn(
         f"{name} is used on {what} than it was fitted to, where its error is not known: calibrate on this one",
         CalibrationWarning,
-        stacklevel=5,
     )
 
 

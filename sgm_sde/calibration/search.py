@@ -18,6 +18,7 @@ from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.checks import check_integer, described, number, sizes
 from sgm_sde._utils.shapes import finite, flat
 from sgm_sde._utils.tree import Conditions
+from sgm_sde._utils.warn import warn
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow, Trajectories
 from sgm_sde.calibration.network import CalibrationWarning, network_of
@@ -175,7 +176,7 @@ def calibrate(
             bar.update()
     for one in found.values():
         if doubtful := [remark for remark in one.remarks if remark.startswith("exact samples")]:
-            warnings.warn(f"calibration at {one.nfe} calls: {doubtful[0]}", CalibrationWarning, stacklevel=2)
+            warn(f"calibration at {one.nfe} calls: {doubtful[0]}", CalibrationWarning)
     return Calibrations(found) if isinstance(nfe, Sequence) else found[budgets[0]]
 
 

@@ -15,7 +15,6 @@ import operator
 import re
 import shutil
 import statistics
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, unknown
 from sgm_sde._utils.files import JsonMapping, JsonObject, parse_json, reading
+from sgm_sde._utils.warn import warn
 from sgm_sde.calibration.result import Calibrations, as_calibrations, at_budget, load_calibration
 from sgm_sde.evaluation.metrics.features import Extractor, load_extractor, to_uint8
 from sgm_sde.evaluation.metrics.frechet import gaussian_frechet, moments
@@ -304,7 +304,7 @@ def bench(
         for path, other in others.items():
             _require_comparable(protocol, other.protocol, path)
         if note := _few(protocol):
-            warnings.warn(note, UserWarning, stacklevel=2)
+            warn(note)
 
         cells = [_Cell(*one, budget, seed) for one in entries.items() for budget in budgets for seed in repetitions]
         settings = {key: value for key, value in protocol.items() if key != "versions"}  # the store adds its own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from numbers import Integral
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, check_per_sample_scalar, is_dense, not_finite
 from sgm_sde._utils.times import at_ends
+from sgm_sde._utils.warn import warn
 from sgm_sde.likelihood.results import LogProbResult
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
@@ -79,11 +79,10 @@ def warn_unresolved(result: LogProbResult, method: object) -> None:
         return
     first = result.unresolved[0]
     per_dim = float(result.error[first]) / result.latent[0].numel()
-    warnings.warn(
+    warn(
         f"the numerical error of {len(result.unresolved)} of {len(result.value)} samples did not come down to the "
         f"tolerance of {method!r}: that of sample {first} is {per_dim:.2g} nats/dim; result.unresolved names them",
         LikelihoodWarning,
-        stacklevel=6,
     )
 
 

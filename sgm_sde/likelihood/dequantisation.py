@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import described, flag, one_of, require_function
 from sgm_sde._utils.shapes import flat
+from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_process, require_count
@@ -215,7 +215,7 @@ def _judge(
         reasons.append("dequantize='diffusion' and an eps where it is good, for a network trained on the levels")
     if not options.get("model_kwargs"):
         reasons.append("labels in model_kwargs, if it takes some")
-    warnings.warn(f"{shown}: look at {'; '.join(reasons)}", BitsPerDimWarning, stacklevel=3)
+    warn(f"{shown}: look at {'; '.join(reasons)}", BitsPerDimWarning)
 
 
 def _judge_negative(bits: Tensor, result: LogProbResult, data_range: tuple[float, float]) -> None:
@@ -241,11 +241,10 @@ def _judge_latents(z: Tensor, data_range: tuple[float, float]) -> None:
     size, doubt = float(z.double().square().mean()), 6 * math.sqrt(2 / z.numel())
     if 1 / LATENT_SIZE - doubt < size < LATENT_SIZE + doubt:
         return
-    warnings.warn(
+    warn(
         f"the flow carries the images to latents of {size:.3g} times the prior's variance, so that the network knows "
         f"other data than these: look at data_range={data_range!r}, at n_levels, and at eps, where it may not be good",
         BitsPerDimWarning,
-        stacklevel=3,
     )
 
 

@@ -83,7 +83,7 @@ class CLD(RateMatrixSDE):
             object.__setattr__(self, "friction", 2 * math.sqrt(self.mass))
         if self.beta_max is None:
             object.__setattr__(self, "beta_max", self.beta_min)
-        settle(self, friction=number("friction", self.friction, least=1 / FAR, most=FAR))
+        settle(self, friction=number("friction", self.friction, least=1e-12, most=FAR))
         super().__post_init__()
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from sgm_sde._utils.checks import described as shown
 from sgm_sde._utils.shapes import finite
 from sgm_sde._utils.times import same_time
 from sgm_sde._utils.tree import Conditions
+from sgm_sde._utils.warn import warn
 from sgm_sde.engine.adaptive import (
     COMPLETED,
     GIVEN_UP,
@@ -199,7 +199,7 @@ def sample(
             final=_final(sde, final), model_kwargs=model_kwargs, dtype=dtype, device=execution.device,
         )  # fmt: skip
         if not tokens.status:
-            warnings.warn(tokens.status.message, NonFiniteWarning, stacklevel=3)
+            warn(tokens.status.message, NonFiniteWarning)
         return tokens
 
     if log_prob is not False:
@@ -246,7 +246,7 @@ def sample(
             result, category = _run_on_grid(job, model, record, execution)
     if category is not None:
         advice = f": {ADVICE}" if category is ImplausibleWarning else ""
-        warnings.warn(f"{result.status.message}{advice}", category, stacklevel=3)
+        warn(f"{result.status.message}{advice}", category)
     return result
 
 
@@ -529,10 +529,9 @@ def _begun(
     seeds = resolve_seeds(seed, generator, shape[0])
     state_dtype = torch.promote_types(dtype, torch.float32)
     if x_T is None and start < sde.T and not chosen:
-        warnings.warn(
+        warn(
             f"starting at t={start:g} < T={sde.T:g} from pure noise: the marginal there contains data; "
             f"pass noised data as x_T",
-            stacklevel=4,
         )
 
     def states(at: slice) -> Tensor:
@@ -840,7 +839,7 @@ def _run_part(
     if not end.is_meta:
         odd = watch.implausible(end, denoised=job.denoises or job.solver.ends_in_data)
         # The one place where values come back from the device.
-        sound = torch.stack([finite(ran.x), finite(end), odd]).cpu().numpy()
+        sound = torch.stack([finite(ran.x), finite(end), odd]).numpy(force=True)
     kept = monitor.kept, monitor.kept_times
     drawn = job.draws[0] if isinstance(source, PathNoise) else source.draw
     return _Part(
@@ -941,10 +940,9 @@ def _calls_of_adaptive(job: _Job, model: BoundScore, nfe: int | None) -> int | N
     solver = job.solver
     assert isinstance(solver, AdaptiveSolver)
     if isinstance(model.score.net, torch.nn.parallel.DistributedDataParallel):
-        warnings.warn(
+        warn(
             "the network is wrapped for distributed training, where every process must call it as often as the others, "
             "and an adaptive solver does not: pass net.module",
-            stacklevel=5,
         )
     model.resolved(job.size)  # samples leave the batch: now is the time to say what cannot be known then
     if nfe is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sgm_sde._utils.checks import arguments, check_integer, shape_of_samples
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
+from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Widening
@@ -250,7 +251,7 @@ def pilot(
         if result.remarks:
             serious = [remark for remark in result.remarks if not remark.startswith("cannot tell")]
             if serious:
-                warnings.warn(f"pilot at {result.nfe} calls: {'; '.join(serious)}", PilotWarning, stacklevel=2)
+                warn(f"pilot at {result.nfe} calls: {'; '.join(serious)}", PilotWarning)
     return found if isinstance(nfe, Sequence) else found[budgets[0]]
 
 

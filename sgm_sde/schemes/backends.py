@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, flag, not_finite, one_of, settle, unknown
 from sgm_sde._utils.shapes import flat
+from sgm_sde._utils.warn import warn
 from sgm_sde.engine.adaptive import (
     COMPLETED,
     GIVEN_UP,
@@ -104,11 +105,10 @@ class Backend(AdaptiveSolver):
         if problem.calls is not None and self.per_sample:
             raise ValueError(f"nfe= is a budget of the whole run, and {self.name} runs sample by sample: leave it out")
         if n > 1 and self._coupled(problem) and not self.per_sample:
-            warnings.warn(
+            warn(
                 f"{self.name} takes one step size for the whole batch, so that a sample depends on its batch-mates; "
                 f"per_sample=True runs them one by one, and solver='dopri5' gives each its own steps",
                 BatchCoupledWarning,
-                stacklevel=5,
             )
         x, t = problem.x.clone(), torch.full((n,), problem.start, dtype=torch.float64, device="cpu")
         evaluations, outcome = torch.zeros(n, dtype=torch.int64, device="cpu"), [COMPLETED] * n

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from sgm_sde._utils.checks import FAR, check_integer, number, one_of, settle
 from sgm_sde._utils.shapes import cpu_float64, flat
 from sgm_sde._utils.value import Value
+from sgm_sde._utils.warn import warn
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseSource
@@ -169,12 +169,11 @@ class Langevin(Corrector):
         excess = (1 + 2 / numbers) ** 2 - 1
         if excess > 0.1:
             of = "a sample has" if self.norm == "sample" else "the whole batch has"
-            warnings.warn(
+            warn(
                 f"norm={self.norm!r} takes Langevin's step from norms of the very state it moves, and {of} {numbers} "
                 f"numbers only: that alone makes the variance {100 * excess:.0f} % too large, or more; take "
                 f"norm='expected'",
                 LangevinNormWarning,
-                stacklevel=2,
             )
 
     def _moved(self, x: Tensor) -> Tensor:

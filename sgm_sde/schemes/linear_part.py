@@ -291,6 +291,8 @@ class VPart(LinearPart):
 
     def _growth(self, lam: Values) -> Values:
         """The factor g where half the log-SNR is lam; 1 at infinity, where there is no other value to go with."""
+        if math.isinf(self.near_noise):
+            return np.ones_like(lam)
         return np.where(np.isneginf(lam), 1.0, np.hypot(1.0, np.exp(-lam) / self.near_noise))
 
     def _cosine(self, node: Node) -> float:

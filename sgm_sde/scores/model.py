@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import overload
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from sgm_sde._utils.checks import arguments
 from sgm_sde._utils.kept import kept
 from sgm_sde._utils.tree import Arguments, Conditions
+from sgm_sde._utils.warn import warn
 from sgm_sde.engine.lowering import Plan, lower
 from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.node import Coefficient, Node
@@ -73,7 +73,7 @@ class BoundScore:
         self.score, self.sde = score, sde
         for part in getattr(score, "parts", (score,)):
             if (said := in_train_mode(part.net)) is not None:
-                warnings.warn(said, TrainModeWarning, stacklevel=4)
+                warn(said, TrainModeWarning)
         self._low, self._high = times
         self.kwargs = arguments("model_kwargs", model_kwargs)
         self._target = score.prediction  # what `evaluate` returns, and the stochasticity of a drift

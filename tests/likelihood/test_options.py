@@ -23,5 +23,5 @@ def test_options_that_would_do_nothing() -> None:
     ):
         with pytest.raises(ValueError, match=r"data_std=|goes from data to noise only"):
             call()
-    with pytest.raises(ValueError, match=r"data_std must be finite, above 0 .* got -7"):
+    with pytest.raises(ValueError, match=r"data_std must be finite, at least 1e-06 .* got -7"):
         sg.log_prob(gaussian, VP, x, method=FixedGrid(data_std=-7))

@@ -418,9 +418,9 @@ def test_the_velocity_bound_is_below_the_density_and_not_far() -> None:
 
 
 BAD: list[tuple[Any, str]] = [
-    (lambda: sg.CLD(mass=-1.0), "mass must be positive and finite, got -1.0"),
-    (lambda: sg.CLD(friction=0.0), "friction must be positive and finite, got 0.0"),
-    (lambda: sg.CLD(gamma=math.inf), "gamma must be positive and finite, got inf"),
+    (lambda: sg.CLD(mass=-1.0), "mass must be finite, at least .* got -1.0"),
+    (lambda: sg.CLD(friction=0.0), "friction must be finite, at least .* got 0.0"),
+    (lambda: sg.CLD(gamma=math.inf), "gamma must be finite, at least .* got inf"),
     (lambda: sg.CLD(beta_min=5.0, beta_max=1.0), "beta_min <= beta_max"),
     (lambda: sg.CLD(eps=2.0), "0 <= eps < T"),
     (

@@ -48,7 +48,9 @@ def test_the_density_is_log_prob_s() -> None:
 
 def test_a_grid_whose_rule_begins_below_the_noise() -> None:
     """The prior is that of the samples there."""
-    found = sg.sample(SCORE, VP, (16, 2), nfe=14, seed=0, dtype=F64, log_prob=True)
+    solver = sg.DPMSolver(4, singlestep=False, start="cold", lower_final=False)
+    options: dict[str, Any] = {"nfe": 14, "solver": solver, "grid": sg.grids.Widening(), "seed": 0, "dtype": F64}
+    found = sg.sample(SCORE, VP, (16, 2), **options, log_prob=True)
     lp = found.log_prob
     assert lp is not None and found.times[0] < VP.T
     start = found.times[0]

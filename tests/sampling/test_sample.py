@@ -384,7 +384,7 @@ SAMPLE_CHANGES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     "noise": [({"solver": "ancestral"}, {"solver": "ancestral", "noise": "path"})],
     "dtype": [({"dtype": F64}, {"dtype": torch.bfloat16})],
 }  # fmt: skip
-ELSEWHERE = {"sde", "record", "execution", "resume"}  # in tests of their own
+ELSEWHERE = {"sde", "record", "execution", "resume", "log_prob"}  # in tests of their own
 
 
 def test_every_argument_of_sample_matters() -> None:
@@ -1209,7 +1209,7 @@ def test_warnings_point_at_the_call(solver: str) -> None:
 
 
 def test_times_go_with_samples() -> None:
-    """One, or one per sample."""
-    for t in (torch.full((2,), 0.5), torch.full((3, 1), 0.5)):
-        with pytest.raises(ValueError, match=r"t has shape .*, expected \(\) or \(3,\) to go with x of shape \(3, 2\)"):
+    """One, one per sample, or as many axes as x."""
+    for t in (torch.full((2,), 0.5), torch.full((3, 1, 1), 0.5)):
+        with pytest.raises(ValueError, match=r"t has shape .*, expected \(\) or \(3,\), .* x of shape \(3, 2\)"):
             sg.from_noise(lambda x, t: x, VP)(torch.ones(3, 2), t)

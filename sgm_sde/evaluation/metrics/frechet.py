@@ -1,12 +1,12 @@
 """Frechet distance between two sets of feature vectors."""
 
-import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import numbers
+from sgm_sde._utils.warn import warn
 from sgm_sde.evaluation.metrics.inputs import Vectors, pair
 
 
@@ -46,7 +46,7 @@ def frechet_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> Freche
     for name, rows in (("a", len(x)), ("b", len(y))):
         if rows < dim:
             message = f"{name} has n={rows} samples for d={dim} features: its covariance is singular"
-            warnings.warn(f"{message} and the distance is biased upwards", UserWarning, stacklevel=2)
+            warn(f"{message} and the distance is biased upwards")
     value = gaussian_frechet(*moments(x), *moments(y))
     return FrechetResult(value, (len(x), len(y)), dim, features)
 
