@@ -27,12 +27,12 @@ import safetensors.numpy
 import torch
 
 import sgm_sde as sg
-from sgm_sde.data.images import read_idx
+from sgm_sde.data.images import read_data, read_idx
 from sgm_sde.engine.executor import execute
 from sgm_sde.evaluation.bench import bench, load_result
 from sgm_sde.evaluation.metrics.features import load_extractor
 from sgm_sde.evaluation.metrics.reference import load_reference, measure
-from sgm_sde.runs.distributed import load, read_data
+from sgm_sde.runs.distributed import load
 from sgm_sde.runs.store import Store, read_manifest
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.training import load_images

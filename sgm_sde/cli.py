@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sgm_sde import __version__
 from sgm_sde._utils.checks import check_integer, usable_device
 from sgm_sde._utils.files import JsonObject
+from sgm_sde.data.images import read_data
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.schemes import solvers
 from sgm_sde.zoo.models import Model
@@ -220,7 +221,7 @@ def _likelihood(args: argparse.Namespace) -> int:
     from sgm_sde.likelihood import FixedGrid, Hutchinson
     from sgm_sde.runs import distributed
 
-    images, labels = distributed.read_data(args.data)
+    images, labels = read_data(args.data)
     if args.with_labels and labels is None:
         raise ValueError(f"--with-labels was given, and {args.data} has no array y")
     chosen: JsonObject = {"eps": args.eps, "method": args.method, "trace": args.trace}

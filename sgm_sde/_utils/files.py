@@ -148,3 +148,10 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"it is no JSON: {error}") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def readable(path: Path | str) -> Path:
+    """A path as one; ValueError for a name that no file has."""
+    if "\0" in str(path):
+        raise ValueError(f"no file or folder has a NUL character in its name, got {str(path)!r}")
+    return Path(path)

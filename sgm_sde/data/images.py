@@ -1,4 +1,4 @@
-"""Images from idx files, npz files or a folder."""
+"""Images from idx files, files of arrays, or a folder of pictures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import instance_of
-from sgm_sde._utils.files import gunzip, load_npz, reading
+from sgm_sde._utils.files import gunzip, load_arrays, load_npz, readable, reading
 from sgm_sde._utils.ranges import DARK, ENOUGH
 
 if TYPE_CHECKING:
@@ -161,3 +161,35 @@ def _from_pictures(folder: Path) -> Images:
     pixels = torch.from_numpy(np.stack(arrays))
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     return _images(pixels, torch.tensor([label for _, label in files]) if files[0][1] >= 0 else None, folder)
+
+
+def read_data(path: Path | str) -> tuple[Tensor, Tensor | None]:
+    """Images, and their labels where the file has any, from a .npy, .npz or .safetensors file.
+
+    A file of several arrays has the images as "x" and the labels as "y"; an .npy file, and one of a single array, has
+    images only.
+
+    Raises:
+        ValueError: for a file of another kind, or without images.
+        OSError: if it cannot be read.
+    """
+    path = readable(path)
+    arrays = load_arrays(path)
+    if len(arrays) == 1:
+        arrays = {"x": next(iter(arrays.values()))}
+    if "x" not in arrays:
+        raise ValueError(f"{path} has no array 'x' for the images, but {', '.join(map(repr, sorted(arrays)))}")
+    images, labels = (
+        None if array is None else _tensor(array, f"{name!r} of {path}")
+        for name, array in (("x", arrays["x"]), ("y", arrays.get("y")))
+    )
+    assert images is not None
+    return images, labels
+
+
+def _tensor(array: np.ndarray, name: str) -> Tensor:
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"{name} must hold numbers, got dtype {array.dtype}")
+    if array.dtype.kind in "iu" and array.dtype != np.uint8:
+        array = array.astype(np.int64)  # torch does little with other unsigned numbers
+    return torch.from_numpy(np.ascontiguousarray(array))

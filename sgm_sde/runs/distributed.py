@@ -27,18 +27,17 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer
-from sgm_sde._utils.files import JsonMapping, JsonObject, load_arrays
+from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde.engine.noise import SampleSeeds, resolve_seeds
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.identity import fingerprint, outputs, portable, spec
 from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.processes.base import has_matrix_marginal, has_scalar_marginal
-from sgm_sde.runs.store import Entry, Store, read_manifest, read_run, read_shard, readable
+from sgm_sde.runs.store import Entry, Store, read_manifest, read_run, read_shard
 from sgm_sde.runs.team import Team
 from sgm_sde.sampling import sampler as sampling
 from sgm_sde.sampling.defaults import Setting
@@ -357,38 +356,6 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Report:
 def _holds(entry: Entry | None, cut: tuple[int, int]) -> bool:
     """True if a shard holds the samples from the first number up to the last."""
     return entry is not None and entry.info.get("samples") == list(cut)
-
-
-def read_data(path: Path | str) -> tuple[Tensor, Tensor | None]:
-    """Images, and their labels where the file has any, from a .npy, .npz or .safetensors file.
-
-    A file of several arrays has the images as "x" and the labels as "y"; an .npy file, and one of a single array, has
-    images only.
-
-    Raises:
-        ValueError: for a file of another kind, or without images.
-        OSError: if it cannot be read.
-    """
-    path = readable(path)
-    arrays = load_arrays(path)
-    if len(arrays) == 1:
-        arrays = {"x": next(iter(arrays.values()))}
-    if "x" not in arrays:
-        raise ValueError(f"{path} has no array 'x' for the images, but {', '.join(map(repr, sorted(arrays)))}")
-    images, labels = (
-        None if array is None else _tensor(array, f"{name!r} of {path}")
-        for name, array in (("x", arrays["x"]), ("y", arrays.get("y")))
-    )
-    assert images is not None
-    return images, labels
-
-
-def _tensor(array: np.ndarray, name: str) -> Tensor:
-    if array.dtype.kind not in "iuf":
-        raise ValueError(f"{name} must hold numbers, got dtype {array.dtype}")
-    if array.dtype.kind in "iu" and array.dtype != np.uint8:
-        array = array.astype(np.int64)  # torch does little with other unsigned numbers
-    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 @dataclass(frozen=True)

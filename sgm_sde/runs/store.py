@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.files import JsonMapping, JsonObject
+from sgm_sde._utils.files import JsonMapping, JsonObject, readable
 from sgm_sde._utils.lock import Lock
 from sgm_sde._version import __version__
 from sgm_sde.engine.noise import VERSION as NOISE
@@ -442,13 +442,6 @@ class _in_words:
 def _locked(folder: Path, *, shared: bool) -> Lock:
     with _in_words(folder):
         return Lock(folder / LOCK, shared=shared)
-
-
-def readable(path: Path | str) -> Path:
-    """A path as one; ValueError for a name that no file has."""
-    if "\0" in str(path):
-        raise ValueError(f"no file or folder has a NUL character in its name, got {str(path)!r}")
-    return Path(path)
 
 
 def _run_digest(contents: JsonMapping) -> str:

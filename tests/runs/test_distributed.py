@@ -22,6 +22,7 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.cli import main
+from sgm_sde.data.images import read_data
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.runs import distributed
@@ -519,7 +520,7 @@ def test_labels_condition_the_likelihood(tmp_path: Path) -> None:
     drawn = distributed.load(tmp_path / "run")
     levels = ((drawn["x"] + 1) * 8).round().clamp(0, 16).to(torch.uint8)
     safetensors.torch.save_file({"x": levels, "y": drawn["y"]}, tmp_path / "data.safetensors")
-    images, labels = distributed.read_data(tmp_path / "data.safetensors")
+    images, labels = read_data(tmp_path / "data.safetensors")
     options = {"dequantize": "diffusion", "eps": 0.1, "method": FixedGrid(12), "device": "cpu"}
     bits = [
         distributed.likelihood("digits", images, tmp_path / str(y is None), labels=y, **options).result["bits_per_dim"]
@@ -541,7 +542,7 @@ def test_data_files(images: torch.Tensor, tmp_path: Path) -> None:
     (tmp_path / "h.safetensors").write_text("no tensors")
     (tmp_path / "i.png").write_text("")
     for name, labels in (("a.npy", None), ("b.npz", y.tolist()), ("c.npz", None)):
-        found, classes = distributed.read_data(tmp_path / name)
+        found, classes = read_data(tmp_path / name)
         assert torch.equal(found.long(), images)
         assert (None if classes is None else classes.tolist()) == labels
     for name, text in (
@@ -553,9 +554,9 @@ def test_data_files(images: torch.Tensor, tmp_path: Path) -> None:
         ("i.png", "must end in .npy, .npz or .safetensors"),
     ):
         with pytest.raises(ValueError, match=text):
-            distributed.read_data(tmp_path / name)
+            read_data(tmp_path / name)
     with pytest.raises(OSError, match=r"cannot read .*: no such file"):
-        distributed.read_data(tmp_path / "j.npy")
+        read_data(tmp_path / "j.npy")
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import unknown
 from sgm_sde._utils.files import JsonObject, parse_json, reading
+from sgm_sde.data.images import read_data
 from sgm_sde.evaluation.metrics.features import Extractor, to_uint8
 from sgm_sde.evaluation.metrics.frechet import moments
 from sgm_sde.identity import fingerprint
 from sgm_sde.nn.digits import digits_data
 from sgm_sde.nn.fashion import FEATURES as FASHION
 from sgm_sde.nn.fashion import load_fashion_statistics
-from sgm_sde.runs.distributed import read_data
 
 
 @dataclass(frozen=True)
