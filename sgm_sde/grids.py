@@ -34,9 +34,9 @@ from sgm_sde._utils.checks import (
     unknown,
 )
 from sgm_sde._utils.shapes import cpu_float64
-from sgm_sde._utils.times import CLOSEST, ROUNDING, at_ends, same_time
 from sgm_sde._utils.value import Value
 from sgm_sde.engine.coordinates import noise_level
+from sgm_sde.engine.times import CLOSEST, ROUNDING, at_ends, same_time
 from sgm_sde.processes.base import has_scalar_marginal
 
 if TYPE_CHECKING:

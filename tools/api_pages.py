@@ -38,6 +38,7 @@ SUBJECTS = (
             "sampling.sampler",
             "sampling.options",
             "sampling.results",
+            "engine.status",
             "sampling.defaults",
             "sampling.trials",
             "calibration",

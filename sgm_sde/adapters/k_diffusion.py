@@ -17,11 +17,11 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import described, number
 from sgm_sde._utils.files import JsonMapping
-from sgm_sde._utils.times import CLOSEST, same_time
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.noise import NoiseSource, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
+from sgm_sde.engine.times import CLOSEST, same_time
 from sgm_sde.grids import Grid
 from sgm_sde.processes import EDMSDE
 from sgm_sde.schemes import AncestralNoise, ExponentialAdams, ExponentialRungeKutta, Solver, resolve

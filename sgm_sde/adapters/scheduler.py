@@ -13,9 +13,9 @@ from torch import Tensor
 from sgm_sde._utils.checks import described, flag, one_of
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde._utils.shapes import expand
-from sgm_sde._utils.times import at_ends
 from sgm_sde.adapters.diffusers import Convention, convention
 from sgm_sde.engine.noise import Generators, Seeds
+from sgm_sde.engine.times import at_ends
 from sgm_sde.grids import Grid, GridRule, Shifted
 from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
 from sgm_sde.sampling.defaults import Setting, default_setting

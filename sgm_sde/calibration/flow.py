@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import flat
-from sgm_sde._utils.times import same_time
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
+from sgm_sde.engine.times import same_time
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.sampler import plan
 from sgm_sde.sampling.trials import REFERENCE

@@ -24,6 +24,8 @@ from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.node import Coefficient, Node, Process
 
 Terms = tuple[tuple[int, Coefficient], ...]
+PREDICTIONS = ("data", "noise", "score", "v", "flow", "rectified", "drift")  # of an evaluation
+MATRIX_PREDICTIONS = ("data", "data_x", "noise", "score", "noise_v", "score_v", "drift", "gddim-noise")
 NOISES_A_STAGE = 8  # drawn by a solver's formula, at most; those with coefficient 0 leave gaps
 
 
@@ -54,7 +56,7 @@ class Program(Value):
 
     Attributes:
         name: the solver's name.
-        prediction: what an evaluation is, one of `sgm_sde.processes.predictions.PREDICTIONS`.
+        prediction: what an evaluation is, one of `PREDICTIONS`, or on a process with a matrix of `MATRIX_PREDICTIONS`.
         stages: the table.
         eta: stochasticity of the reverse process, for `prediction="drift"`.
         sigma_data: standard deviation of the data, for `prediction="v"`.
@@ -173,9 +175,6 @@ def _program(data: object) -> Program:
     Raises:
         ValueError: for anything else, with where it is.
     """
-    from sgm_sde.processes.matrix import MATRIX_PREDICTIONS
-    from sgm_sde.processes.predictions import PREDICTIONS
-
     given = _object("a program", data, _names(Program))
     name, prediction = given["name"], given["prediction"]
     if not isinstance(name, str):

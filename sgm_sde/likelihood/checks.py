@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, check_per_sample_scalar, is_dense, not_finite
-from sgm_sde._utils.times import at_ends
 from sgm_sde._utils.warn import warn
+from sgm_sde.engine.times import at_ends
 from sgm_sde.likelihood.results import LogProbResult
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE

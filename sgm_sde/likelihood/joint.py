@@ -22,13 +22,13 @@ from torch import Tensor
 from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.checks import instance_of
 from sgm_sde._utils.shapes import cpu_float64
-from sgm_sde._utils.times import at_ends
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.lowering import Plan, lower
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program, compile_program
 from sgm_sde.engine.reverse import ScoreFn
+from sgm_sde.engine.times import at_ends
 from sgm_sde.grids import rule
 from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, require_count
 from sgm_sde.likelihood.errors import probe_error

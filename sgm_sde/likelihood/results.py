@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import number
 from sgm_sde.engine.noise import VERSION as NOISE
-from sgm_sde.sampling.results import Status
+from sgm_sde.engine.status import Status
 
 
 @dataclass(frozen=True)

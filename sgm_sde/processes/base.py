@@ -20,10 +20,10 @@ from sgm_sde._utils.checks import (
     usable_device,
 )
 from sgm_sde._utils.shapes import Time, cpu_float64, expand, flat
-from sgm_sde._utils.times import same_time
 from sgm_sde._utils.value import Value
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.engine.reverse import ReverseSDE, ScoreFn, reverse_drift
+from sgm_sde.engine.times import same_time
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, moments, require_floating
-from sgm_sde._utils.times import ROUNDING
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.times import ROUNDING
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.processes.matrix import apply
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.checks import require_function
 from sgm_sde._utils.shapes import Time, as_time, cpu_float64, expand
-from sgm_sde._utils.times import at_ends
+from sgm_sde.engine.times import at_ends
 from sgm_sde.processes.base import SDE, MarginalKind, ProcessNode
 from sgm_sde.processes.predictions import convert
 

@@ -19,12 +19,12 @@ from sgm_sde._utils.kept import kept
 from sgm_sde._utils.shapes import Time, as_time, cpu_float64, expand, flat
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.node import Coefficient
+from sgm_sde.engine.program import MATRIX_PREDICTIONS
 from sgm_sde.engine.quadrature import gauss_legendre
 from sgm_sde.processes.base import SDE, MarginalKind, ProcessNode
 from sgm_sde.processes.linear import _ordered, invert_log_snr
 from sgm_sde.processes.vp import VPSDE
 
-MATRIX_PREDICTIONS = ("data", "data_x", "noise", "score", "noise_v", "score_v", "drift", "gddim-noise")
 MatrixOfTime = Callable[[float], npt.ArrayLike]
 EARLIEST = 1e-7  # of T: rotations of the noise are known from here on
 

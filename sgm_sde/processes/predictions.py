@@ -24,8 +24,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-PREDICTIONS = ("data", "noise", "score", "v", "flow", "rectified", "drift")
-
+from sgm_sde.engine.program import PREDICTIONS as PREDICTIONS
 
 Scalars = TypeVar("Scalars", float, Tensor)
 Scalars_co = TypeVar("Scalars_co", float, Tensor, covariant=True)

@@ -1,8 +1,9 @@
 """Samples from a score and a process: the call, its options and results, and which solver and grid it uses."""
 
+from sgm_sde.engine.status import Status
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.sampling.options import Execution, Record, StepInfo
-from sgm_sde.sampling.results import AdaptiveStats, SampleResult, Status
+from sgm_sde.sampling.results import AdaptiveStats, SampleResult
 from sgm_sde.sampling.sampler import NonFiniteWarning, UnfinishedWarning, sample
 
 __all__ = [

@@ -12,37 +12,13 @@ from torch import Tensor
 from sgm_sde.engine.executor import Position
 from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.program import Program
+from sgm_sde.engine.status import Status
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE
 from sgm_sde.schemes import Solver
 
 if TYPE_CHECKING:
     from sgm_sde.likelihood.results import LogProbResult
-
-
-@dataclass(frozen=True)
-class Status:
-    """Outcome of a run, as a message and a truth value.
-
-    Attributes:
-        ok: whether it reached the end with finite states, of a size that the run accounts for.
-        message: what happened.
-        time: the first grid time at which a state was not finite, if any.
-        samples: numbers of the samples concerned.
-        stopped: whether the run was stopped before its end, by the callback or by `until=`.
-    """
-
-    ok: bool = True
-    message: str = "completed"
-    time: float | None = None
-    samples: tuple[int, ...] = ()
-    stopped: bool = False
-
-    def __str__(self) -> str:
-        return self.message
-
-    def __bool__(self) -> bool:
-        return self.ok
 
 
 @dataclass(frozen=True)

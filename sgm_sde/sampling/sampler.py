@@ -28,7 +28,6 @@ from sgm_sde._utils.checks import (
 )
 from sgm_sde._utils.checks import described as shown
 from sgm_sde._utils.shapes import finite
-from sgm_sde._utils.times import same_time
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.adaptive import (
@@ -44,6 +43,8 @@ from sgm_sde.engine.executor import Hook, Position, execute, missing
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
+from sgm_sde.engine.status import Status
+from sgm_sde.engine.times import same_time
 from sgm_sde.grids import Grid, GridRule, TokenGrid
 from sgm_sde.likelihood import along
 from sgm_sde.likelihood.methods import Trace
@@ -53,7 +54,7 @@ from sgm_sde.sampling.defaults import Setting, default_final, default_setting
 from sgm_sde.sampling.diagnosis import ADVICE, ImplausibleWarning, Watch, described
 from sgm_sde.sampling.options import Execution, Record, StepInfo
 from sgm_sde.sampling.parallel import run_in_parallel
-from sgm_sde.sampling.results import AdaptiveStats, Continuation, SampleResult, Status
+from sgm_sde.sampling.results import AdaptiveStats, Continuation, SampleResult
 from sgm_sde.sampling.tokens import sample_tokens
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
 from sgm_sde.schemes.base import Problem

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import described
-from sgm_sde._utils.times import ROUNDING, same_time
 from sgm_sde.engine.executor import Loop, Position, Stages, prepare
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
+from sgm_sde.engine.times import ROUNDING, same_time
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.processes.base import SDE
 from sgm_sde.sampling.defaults import Setting

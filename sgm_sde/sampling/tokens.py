@@ -16,12 +16,13 @@ from sgm_sde.engine.lowering import Conversion, lower
 from sgm_sde.engine.matrix import Diagonal, times
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
+from sgm_sde.engine.status import Status
 from sgm_sde.engine.tokens import align
 from sgm_sde.grids import Grid, TokenGrid
 from sgm_sde.processes import LinearSDE
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.sampling.defaults import Setting, default_setting
-from sgm_sde.sampling.results import SampleResult, Status
+from sgm_sde.sampling.results import SampleResult
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
 from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore, checked_conversion

@@ -41,8 +41,8 @@ from sgm_sde._utils.checks import (
     require_function,
 )
 from sgm_sde._utils.shapes import expand
-from sgm_sde._utils.times import ROUNDING
 from sgm_sde._utils.tree import Arguments, Conditions, Path, each_leaf
+from sgm_sde.engine.times import ROUNDING
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE

@@ -43,8 +43,8 @@ from sgm_sde._utils.checks import (
 )
 from sgm_sde._utils.ranges import refuse_unscaled
 from sgm_sde._utils.shapes import as_time, expand, flat, require_times
-from sgm_sde._utils.times import ROUNDING
 from sgm_sde._utils.tree import Conditions
+from sgm_sde.engine.times import ROUNDING
 from sgm_sde.processes import LinearSDE
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.predictions import convert, weights

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, flag, instance_of, number, reals, settle
 from sgm_sde._utils.shapes import cpu_float64
-from sgm_sde._utils.times import at_ends
+from sgm_sde.engine.times import at_ends
 from sgm_sde.processes import SDE, LinearSDE
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 

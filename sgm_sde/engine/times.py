@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sgm_sde._utils.checks import moment
 
 if TYPE_CHECKING:
-    from sgm_sde.processes.base import SDE
+    from sgm_sde.engine.node import Process
 
 ROUNDING = 1e-5  # relative: Karras' levels computed in float32 are off by up to 50 units in the last place
 CLOSEST = 2.0**-20  # relative: eight units in the last place of float32, below which two times of a grid are one
@@ -18,7 +18,7 @@ def same_time(t: float, other: float, rounding: float = ROUNDING) -> bool:
     return abs(t - other) <= rounding * max(abs(t), abs(other))
 
 
-def at_ends(sde: SDE, t: float, *more: float) -> float:
+def at_ends(sde: Process, t: float, *more: float) -> float:
     """The end of the process, T or eps or another one given, that t is a rounded image of; t itself if it is none."""
     t = moment("a time", t)
     return next((float(end) for end in (sde.T, sde.eps, *more) if same_time(t, end)), t)
