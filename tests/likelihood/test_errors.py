@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.engine.noise import resolve_seeds
@@ -45,6 +46,25 @@ def test_the_error_is_the_stated_one(name: str, process: str) -> None:
     res = sg.log_prob(oracle.score(sde), sde, x, **options)
     assert float((res.value - known).abs().max()) / d < 2e-4
     assert bool((res.error <= 1e-4 * d).all()) and res.unresolved == ()
+
+
+def test_a_rough_score_meets_one_finer_grid() -> None:
+    """With the exact trace; from there an adaptive solver is cheaper than the next, and within the tolerance."""
+    sde = LINEAR["edm"]
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        wave = (3 * sde.log_snr(t)).sin()[:, None] * (3 * x / (0.5 + sde.sigma(t)[:, None])).sin()
+        return MIXTURE.score(sde).predict("noise", x, t) + 0.003 * wave
+
+    score = sg.from_noise(noise, sde)
+    x = MIXTURE.sample(12, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    res = sg.log_prob(score, sde, x, trace="exact")
+    finest = sg.log_prob(score, sde, x, trace="exact", method=FixedGrid(384))
+    d = x[0].numel()
+    assert 49 + 97 < res.nfe < 49 + 97 + 193
+    assert bool(res.defect.isnan().any()) and res.unresolved == ()
+    assert bool((res.error <= 1e-4 * d).all())
+    assert bool(((res.value - finest.value).abs() <= res.error + 1e-6 * d).all())
 
 
 def test_two_scales_leave_no_noise() -> None:
