@@ -25,15 +25,18 @@ NEIGHBOURS = 7  # nodes over which a variance is averaged
 TAILS = 0.45  # of the degrees of freedom that squares of normal numbers have: products with probes have longer tails
 
 
-def quadrature_error(values: Tensor, weights: np.ndarray, halves: np.ndarray, quarters: np.ndarray) -> Tensor:
-    """Error (B,) of the integral of what has values (nodes, B) at the nodes, with weights as in `Tables`."""
+def quadrature_error(
+    values: Tensor, weights: np.ndarray, halves: np.ndarray, quarters: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """Error (B,) of the integral of what has values (nodes, B) at the nodes, with weights as in `Tables`, and the
+    factor (B,) by which it fell on twice the nodes, 1 at most."""
     rows = torch.from_numpy(np.concatenate([weights[None], halves, quarters])).to(values)
     whole, *parts = rows @ values
     half, quarter = parts[:2], parts[2:]
     first = torch.stack([part - whole for part in half]).square().mean(0).sqrt()
     second = torch.stack([part - half[k % 2] for k, part in enumerate(quarter)]).square().mean(0).sqrt()
     ratio = torch.where(second > first, first / second, torch.ones_like(first))
-    return first * ratio
+    return first * ratio, ratio
 
 
 def probe_error(

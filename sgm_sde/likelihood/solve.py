@@ -44,7 +44,8 @@ REFINEMENTS = (2, 4)  # times the steps
 SAFETY = 2.0  # of the estimated error of a grid
 WRONG_SCORE = 0.01  # share of the score that may be wrong besides what the Jacobian's asymmetry shows
 HOPELESS = 2.0**-8  # of the tolerance to the error: beyond, a grid of more steps is not tried
-SLOW = 1 / 16  # factor of the error from a grid to the next, that of order 4: above it no finer one is tried
+SLOW = 1 / 16, 1 / 6  # factors of the error from a grid to the next, and of that of the divergence from half of its
+# nodes to all: where both are above these the next grid is not tried
 TOLERANCES = (0.1, 0.01)  # of an adaptive solver, in units of the error that is asked of the value
 ADAPTIVE_ERROR = 1.0  # share of the embedded errors' sum
 
@@ -59,6 +60,7 @@ class Solution(NamedTuple):
         freedom: degrees of freedom of `stderr`.
         error: its numerical error, NaN where nothing tells.
         defect: what of it makes up for states that lie on no single trajectory, NaN for other methods.
+        falls: factor of the error of the divergence on twice the nodes, NaN for other methods.
     """
 
     latent: Tensor
@@ -67,6 +69,7 @@ class Solution(NamedTuple):
     freedom: Tensor
     error: Tensor
     defect: Tensor
+    falls: Tensor
 
     def replaced(self, rows: Tensor, by: Solution) -> Solution:
         """The same with other values at some rows."""
@@ -359,7 +362,7 @@ class Integrals(NodeByNode):
         seen = seen.detach().double()
         volume = fresh.mean(2).sum(0) + latent[0].numel() * math.log(grid.spreads[-1] / grid.spreads[0])
         weights = torch.from_numpy(table.weights).to(seen)[:, None]
-        of_divergence = quadrature_error(seen[:, :, -1] / weights, table.weights, table.halves, table.quarters)
+        of_divergence, falls = quadrature_error(seen[:, :, -1] / weights, table.weights, table.halves, table.quarters)
         jumps = torch.stack(self._errors).double()
         skew, symmetric = torch.stack([trace[:, -2:] for trace in self._traces]).detach().double().sum(0).unbind(1)
         wrong = WRONG_SCORE + (skew / symmetric.clamp(min=torch.finfo(skew.dtype).tiny)).sqrt().clamp(max=1.0)
@@ -374,8 +377,8 @@ class Integrals(NodeByNode):
             variance = torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * factors.square()
             known = None if bool(variance.isnan().any()) else variance
             stderr, freedom = probe_error(seen[:, :, : estimate.columns], torch.from_numpy(slowly), companion, known)
-        stderr, freedom, error = (v.to(volume.dtype) for v in (stderr, freedom, error))
-        return Solution(latent, volume + defect, stderr, freedom, error, defect)
+        stderr, freedom, error, falls = (v.to(volume.dtype) for v in (stderr, freedom, error, falls))
+        return Solution(latent, volume + defect, stderr, freedom, error, defect, falls)
 
 
 class Watched(NodeByNode):
@@ -434,7 +437,7 @@ def exponential(
     """On a fixed grid; samples of too large an error on finer ones, and where these do not help by an adaptive solver.
 
     They go there alone where the network can be asked about them, else in their batch. Errors of the network's are its
-    own and pass as they are. With the exact trace, a grid that divides the error by less than its order would is the
+    own and pass as they are. With the exact trace, a finer grid on which the divergence converges slowly is the
     last: on a rough score the next one takes more calls than the adaptive solver.
 
     Args:
@@ -464,7 +467,7 @@ def exponential(
         # The next grid divides the error by what this one did.
         hopeless = going & (hopeless | (after.square() > excess) | (finer == REFINEMENTS[-1]))
         if early:
-            hopeless = hopeless | (going & (after > SLOW * excess))
+            hopeless = hopeless | (going & (after > SLOW[0] * excess) & (solution.falls > SLOW[1]))
         excess = after
     if bool(going.any()) and not some.grad:
         handed = going
@@ -694,7 +697,7 @@ def whole_flow(problem: Problem, latent: Tensor, volumes: Tensor, added: float =
     stderr, freedom = fixed_probe_error(volumes.detach())
     if problem.trace.fixed is None:
         stderr, freedom = torch.zeros_like(stderr), torch.full_like(stderr, math.inf)
-    return Solution(latent, volume, stderr, freedom, unknown, unknown)
+    return Solution(latent, volume, stderr, freedom, unknown, unknown, unknown)
 
 
 def scipy_rk45(problem: Problem, rtol: float, atol: float) -> Solution:
