@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import NoReturn
 
 POLL = 0.2  # seconds between looks at the parent
+LAUNCHERS = ("torchrun", "torch.distributed", "torchelastic", "accelerate")  # in the command line of one
+REAPERS = ("systemd", "init", "tini", "containerd-shim")  # take processes whose parent has ended
 GONE = "torchrun, which started this process, has ended"
 
 _watching: set[int] = set()  # processes with a thread that watches: a fork has none
@@ -31,17 +33,25 @@ def end(why: str) -> NoReturn:
 
 
 def end_with_launcher() -> None:
-    """From now on, end this process when its parent ends; at once, if what is its parent takes orphans only."""
+    """From now on, end this process when the launcher that is its parent ends; at once, if it was left an orphan by it.
+
+    Where the parent is something else, such as a shell in a worker, there is nothing to watch.
+    """
     if os.getpid() in _watching:
         return
     _watching.add(os.getpid())
     parent = os.getppid()
-    if _takes_orphans(parent):
-        end(GONE)
+    words = _words_of(parent)
+    launched = words is None or any(name in words for name in LAUNCHERS)
+    adopted = words is not None and (parent == 1 or any(name in words for name in REAPERS))
+    if not launched and not adopted:
+        return
 
     def watch() -> None:
-        if _nobody_listens():  # it was killed before this process could see its parent
-            end(GONE)
+        if not launched:  # the launcher was killed before this process could see it
+            if _nobody_listens():
+                end(GONE)
+            return
         while os.getppid() == parent:
             time.sleep(POLL)
         end(GONE)
@@ -55,16 +65,17 @@ def _is_command(words: list[str]) -> bool:
     Examples:
         >>> _is_command(["python", "-u", "-m", "sgm_sde", "sample"])
         True
-        >>> _is_command(["python", "/opt/bin/sgm-sde", "demo"])
-        True
+        >>> _is_command(["python", "-W", "ignore", "-msgm_sde"]), _is_command(["python", "/opt/bin/sgm-sde", "demo"])
+        (True, True)
         >>> _is_command(["python", "-u", "train.py", "-m", "sgm_sde"])
         False
     """
     options = 1
-    while options < len(words) and words[options].startswith("-") and words[options] != "-m":
-        options += 1
+    while options < len(words) and words[options].startswith("-") and not words[options].startswith("-m"):
+        options += 2 if words[options] in ("-W", "-X") else 1
     asked = words[options : options + 2]
-    return asked[:2] == ["-m", "sgm_sde"] or (bool(asked) and Path(asked[0]).name in ("sgm-sde", "sgm-sde.exe"))
+    as_module = asked[:2] == ["-m", "sgm_sde"] or asked[:1] == ["-msgm_sde"]
+    return as_module or (bool(asked) and Path(asked[0]).name in ("sgm-sde", "sgm-sde.exe"))
 
 
 def _nobody_listens() -> bool:
@@ -81,12 +92,12 @@ def _nobody_listens() -> bool:
     return False
 
 
-def _takes_orphans(parent: int) -> bool:
-    """True if the parent is the first process of the machine, and no launcher."""
+def _words_of(process: int) -> str | None:
+    """The command line of a process; None where that cannot be known."""
     try:
-        return parent == 1 and b"python" not in Path("/proc/1/cmdline").read_bytes()
+        return Path(f"/proc/{process}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
-        return False
+        return None
 
 
 if _is_command(sys.orig_argv):

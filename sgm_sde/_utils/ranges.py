@@ -9,9 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+CHANNELS = (1, 3, 4)  # of an image
 ENOUGH = 64  # numbers that show which grid they lie on
+RANGES = ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0))  # what images have, and are mistaken in
 LOOKED_AT = 2**16  # numbers, at most
 ROUNDING = 2e-3  # of a number times 255, from single precision, and of half precision too small to matter
+LEVELS = 32  # of which that many must be there: fewer, such as black and white, lie on many grids
 DARK = 32  # levels of 256 above which an 8-bit image goes somewhere
 
 
@@ -27,21 +30,21 @@ def grid_of(x: Tensor) -> tuple[float, float] | None:
     if len(values) < ENOUGH or not bool(torch.isfinite(values).all()):
         return None
     least, most = float(values.min()), float(values.max())
+    if len(torch.unique(values)) < LEVELS:
+        return None
     if least >= 0 and DARK <= most <= 255 and bool((values == values.round()).all()):
         return 0.0, 255.0
     scaled = values * 255
     numbers = scaled.round()
     if least < -1 - ROUNDING or most > 1 + ROUNDING or bool(((scaled - numbers).abs() > ROUNDING).any()):
         return None
-    if len(torch.unique(numbers)) < 3:  # black and white lie on many grids
-        return None
-    if bool((numbers % 2 == 1).all()):
+    if bool(((numbers % 2 == 1) | (numbers == 0)).all()):  # 0, where values were cut off
         return (-1.0, 1.0) if least < 0 else None  # odd levels of [0, 1] lie on both
     return (0.0, 1.0) if least >= 0 else None
 
 
 def refuse_other_range(option: str, x: Tensor, data_range: tuple[float, float]) -> None:
-    """Raise ValueError for floating images x (B, *) on the 8-bit grid of another range than they are said to have.
+    """Raise ValueError for floating images x (B, *) on the 8-bit grid of one of `RANGES`, said to be in another.
 
     Examples:
         >>> refuse_other_range("samples", torch.arange(256.0) / 255, (-1, 1))
@@ -50,11 +53,9 @@ def refuse_other_range(option: str, x: Tensor, data_range: tuple[float, float]) 
         ValueError: samples are 8-bit images in [0, 1], by their values, and data_range is (-1, 1): ...(0, 1)
     """
     found = grid_of(x)
-    if found is None:
+    if found is None or found == data_range or data_range not in RANGES:
         return
-    (low, high), (lo, hi) = found, data_range
-    if max(abs(lo - low), abs(hi - high)) < 0.25 * (high - low):
-        return
+    low, high = found
     shown = f"({low:g}, {high:g})"
     raise ValueError(
         f"{option} are 8-bit images in [{low:g}, {high:g}], by their values, and data_range is {data_range}: give "
@@ -63,15 +64,15 @@ def refuse_other_range(option: str, x: Tensor, data_range: tuple[float, float]) 
 
 
 def refuse_unscaled(option: str, x: Tensor) -> None:
-    """Raise ValueError for floating-point numbers x (B, *) that are the levels 0 to 255 of 8-bit images, not scaled.
+    """Raise ValueError for floating-point images x (B, C, H, W) of the levels 0 to 255, not scaled; other counts pass.
 
     Examples:
-        >>> refuse_unscaled("x0", torch.arange(256.0))
+        >>> refuse_unscaled("x0", torch.arange(256.0).view(4, 1, 8, 8))
         Traceback (most recent call last):
         ...
         ValueError: x0 has integers from 0 to 255 alone, as 8-bit images that are not scaled: v / 127.5 - 1
     """
-    if grid_of(x) == (0.0, 255.0):
+    if x.ndim == 4 and x.shape[1] in CHANNELS and grid_of(x) == (0.0, 255.0):
         raise ValueError(
             f"{option} has integers from {int(x.min())} to {int(x.max())} alone, as 8-bit images that are not "
             f"scaled: v / 127.5 - 1"

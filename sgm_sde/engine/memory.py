@@ -167,4 +167,4 @@ class OperatorMemory(GraphMemory):
             raise ValueError(
                 f"the process has a state of {plan.blocks} blocks, (B, {plan.blocks}, *): got {tuple(x.shape)}"
             )
-        super().__init__(x, plan)
+        super().__init__(x.clone(), plan)  # a network may write into the state it is given

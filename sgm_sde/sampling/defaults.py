@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sgm_sde._utils.checks import check_integer, moment
+from sgm_sde._utils.checks import check_integer, moment, number
 from sgm_sde._utils.value import Value
 from sgm_sde.grids import Grid, GridRule, Thinned, rule
 from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
@@ -46,28 +46,42 @@ class Setting(Value):
         return f"{self.solver.name} on {'its default grid' if self.grid is None else repr(self.grid)}"
 
 
-def adams_near_noise(nodes: int, corrector: int) -> Solver:
+def adams_near_noise(nodes: int, corrector: int, data_std: float = 1.0) -> Solver:
     """Adams' method on v in log-SNR with a corrector, which does not multiply what networks are off by near pure noise.
 
     Args:
         nodes: evaluations that a step uses.
         corrector: evaluations that the corrector uses.
+        data_std: scale of the data, in whose units both levels of noise are.
 
     Examples:
         >>> adams_near_noise(3, 3).order
         3
     """
+    sigma_data, near_noise = SIGMA_DATA * data_std, NEAR_NOISE * data_std
     adams = Rosenbrock(
-        nodes, sigma_data=SIGMA_DATA, variable="log-snr", near_noise=NEAR_NOISE, start="cold", lower_final=False
+        nodes, sigma_data=sigma_data, variable="log-snr", near_noise=near_noise, start="cold", lower_final=False
     )
     return UniC(adams, nodes=corrector)
 
 
-SETTINGS = (  # for few network calls, some and many
-    Setting(adams_near_noise(2, 3), Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)),
-    Setting(adams_near_noise(3, 3), Thinned()),
-    Setting(adams_near_noise(4, 5), Thinned(last=5.0, near_data=3.0, clean=0.1)),
-)
+def settings(data_std: float = 1.0) -> tuple[Setting, Setting, Setting]:
+    """The settings for few network calls, some and many, on data of a scale.
+
+    Examples:
+        >>> len(settings(0.1))
+        3
+    """
+    few = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2, data_std=data_std)
+    many = Thinned(last=5.0, near_data=3.0, clean=0.1, data_std=data_std)
+    return (
+        Setting(adams_near_noise(2, 3, data_std), few),
+        Setting(adams_near_noise(3, 3, data_std), Thinned(data_std=data_std)),
+        Setting(adams_near_noise(4, 5, data_std), many),
+    )
+
+
+SETTINGS = settings()
 
 
 def default_final(sde: SDE) -> str:
@@ -82,7 +96,11 @@ def default_final(sde: SDE) -> str:
 
 
 def default_setting(
-    sde: SDE, nfe: int | None = None, t_start: float | None = None, t_end: float | None = None
+    sde: SDE,
+    nfe: int | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    data_std: float = 1.0,
 ) -> Setting:
     """The solver and grid that `sample` takes when none is named, by the budget of network calls.
 
@@ -99,10 +117,12 @@ def default_setting(
         nfe: the budget, 50 if not given.
         t_start: where sampling starts, if it is given.
         t_end: where it ends, if it is given.
+        data_std: scale of the data as the network knows them. `sample` takes 1; where it is below 0.2 or above 5, what
+            is returned for the scale at hand errs several times less.
 
     Raises:
         TypeError: for something that is no process, or a time that is no number.
-        ValueError: for a budget that is not an integer of at least 1.
+        ValueError: for a budget that is not an integer of at least 1, or a scale that is not above 0.
 
     Examples:
         >>> import sgm_sde as sg
@@ -119,5 +139,5 @@ def default_setting(
 
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
-    few, some, many = SETTINGS
+    few, some, many = SETTINGS if data_std == 1 else settings(number("data_std", data_std, above=0))
     return few if budget < FEW else some if budget < MANY else many

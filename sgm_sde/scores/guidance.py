@@ -147,6 +147,8 @@ class GuidedScore(Score):
         guided = int(inside.sum())  # which networks are called hangs on it: on a GPU the one wait of a call
         if 0 < guided < inside.numel():
             scales = scale if isinstance(scale, Tensor) else torch.full_like(level, scale)
+            if scales.ndim < level.ndim:  # a scale for each sample, a level for each of its tokens
+                scales = expand(scales, level)
             return torch.where(inside, scales, self._neutral)
         return scale if guided else self._neutral
 
