@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import require_floating, require_function
+from sgm_sde._utils.shapes import expand
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.conditions import PerSample
@@ -27,12 +28,15 @@ def compose_posteriors(
     A network that knows the posterior of parameters given one observation, $\nabla\log p_t(\theta\mid y)$, is asked
     about each of n, and the score of the prior, which all of them contain, is taken out n - 1 times:
 
-    $$ s_t(\theta) = \sum_{j=1}^n \nabla\log p_t(\theta\mid y_j) + (1 - n)\,(1 - t/T)\,\nabla\log p(\theta) $$
+    $$ s_t(\theta) = \sum_{j=1}^n \nabla\log p_t(\theta\mid y_j) + (1 - n)\,w_t\,\nabla\log p(\theta),
+       \qquad w_t = \frac{\alpha_t^2}{\alpha_t^2 + \sigma_t^2} $$
 
-    It is the score of $\prod_j p_t(\theta\mid y_j)\;p(\theta)^{(1-n)(1-t/T)}$, normalised: with the prior's own
-    density, not diffused, at the state as it is. At t = 0 that is the posterior $p(\theta\mid y_1, \dots, y_n)$, at T
-    about $N(0, \sigma_T^2/n)$. In between it is *not* the posterior diffused to t, so that solvers of the reverse SDE
-    or of the flow do not end in the posterior, nor is `log_prob` of it the posterior's density. Sample with
+    It is the score of $\prod_j p_t(\theta\mid y_j)\;p(\theta)^{(1-n)w_t}$, normalised: with the prior's own density,
+    not diffused, at the state as it is. At t = 0 that is the posterior $p(\theta\mid y_1, \dots, y_n)$, at T about
+    $N(0, \sigma_T^2/n)$. The paper has $w_t = 1 - t/T$, on VP; by the noise level, the density exists on every linear
+    process where the prior's standard deviations are 1 or more: standardise the parameters. In between it is *not* the
+    posterior diffused to t, so that solvers of the reverse SDE or of the flow do not end in the posterior, nor is
+    `log_prob` of it the posterior's density. Sample with
     `AnnealedLangevin`, a step ratio of 1/n or less, from `x_T` of standard deviation $\sigma_T/\sqrt n$; for densities
     there is `sgm_sde.likelihood.log_posterior`.
 
@@ -71,7 +75,8 @@ def compose_posteriors(
         prior = prior_score(x)
         if prior.shape != x.shape:
             raise ValueError(f"prior_score must return {tuple(x.shape)}, got {tuple(prior.shape)}")
-        left = ((1 - n) * (1 - t / sde.T)).to(x).view(-1, *[1] * (x.ndim - 1))
+        signal = sde.alpha(t).square()
+        left = expand((1 - n) * signal / (signal + sde.sigma(t).square()), x)
         return each.view(len(x), n, *x.shape[1:]).sum(1) + left * prior
 
     return from_score(score, sde)

@@ -60,9 +60,9 @@ def test_the_composed_score_is_that_of_the_bridging_density(n: int, process: str
         t = torch.full((5,), share * sde.T, dtype=F64)
         alpha, sigma = float(sde.alpha(t[0])), float(sde.sigma(t[0]))
 
-        def log_bridge(x: Tensor, alpha: float = alpha, sigma: float = sigma, share: float = share) -> Tensor:
+        def log_bridge(x: Tensor, alpha: float = alpha, sigma: float = sigma) -> Tensor:
             single = torch.distributions.Normal(alpha * mean_given(Y[:n]), math.sqrt(alpha**2 * V + sigma**2))
-            return single.log_prob(x[:, None]).sum((1, 2)) + (1 - n) * (1 - share) * log_prior(x)
+            return single.log_prob(x[:, None]).sum((1, 2)) + (1 - n) * alpha**2 / (alpha**2 + sigma**2) * log_prior(x)
 
         expected = torch.autograd.functional.jacobian(lambda x: log_bridge(x).sum(), x)
         torch.testing.assert_close(score(x, t), expected)
