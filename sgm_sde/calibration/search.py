@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
-from sgm_sde._utils.checks import check_integer, described, number, sizes
+from sgm_sde._utils.checks import check_integer, described, flag, instance_of, number, sizes, usable_device
 from sgm_sde._utils.shapes import finite, flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
@@ -156,12 +156,15 @@ def calibrate(
         time_limit = number("time_limit", time_limit, above=0)
     if reference_nfe is not None:
         reference_nfe = check_integer("reference_nfe", reference_nfe, 8)
+    progress = flag("progress", progress)
+    if checkpoint is not None:
+        instance_of("checkpoint", checkpoint, str | Path, "the path of a file")
     seed = secrets.randbits(63) if seed is None else seed
 
     score = as_score(score_fn, sde)
     parameter = score.parameter
     device = parameter.device if device is None and parameter is not None else device
-    place = torch.get_default_device() if device is None else torch.device(device)
+    place = torch.get_default_device() if device is None else usable_device("device", device)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     flow = Flow(
         score, sde, given[1:], resolve_seeds(seed, None, given[0] + held_out + CHECKED), given[0],

@@ -167,4 +167,9 @@ class OperatorMemory(GraphMemory):
             raise ValueError(
                 f"the process has a state of {plan.blocks} blocks, (B, {plan.blocks}, *): got {tuple(x.shape)}"
             )
-        super().__init__(x.clone(), plan)  # a network may write into the state it is given
+        super().__init__(x, plan)
+        self._given = x
+
+    def replace(self, register: int, value: Tensor) -> None:
+        """Put another state in a register; a copy of the caller's, since a network may write into what it is given."""
+        super().replace(register, value.clone() if value is self._given else value)

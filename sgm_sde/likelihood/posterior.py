@@ -28,7 +28,7 @@ from sgm_sde.scores.composition import paired
 from sgm_sde.scores.conditions import PerSample
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PosteriorResult:
     """Log-densities of a posterior given several observations, up to a constant.
 
@@ -108,7 +108,7 @@ def log_posterior(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModeResult:
     """Maxima of a log-density.
 

@@ -44,7 +44,7 @@ class LikelihoodProtocol:
         )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LogProbResult:
     """Log-likelihoods and how they came about.
 
@@ -137,7 +137,7 @@ def joined(results: Sequence[LogProbResult]) -> LogProbResult:
     return replace(results[0], **tensors, unresolved=unresolved, nfe=nfe, vjps=vjps)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FlowResult:
     """States carried along the probability flow.
 
@@ -158,7 +158,7 @@ class FlowResult:
     error: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BitsPerDimResult:
     """Bits per dimension of discrete data.
 
@@ -186,7 +186,7 @@ class BitsPerDimResult:
         return f"{self.value:.4f} +- {self.stderr:.4f} bits/dim ({self.protocol}); a uniform guess has {self.guess:.2f}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BoundResult:
     """A lower bound on log-likelihoods, in its parts.
 

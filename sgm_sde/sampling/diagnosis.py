@@ -162,7 +162,8 @@ class Watch:
         c_x, c_r = map(abs, look.data)
         estimate = of_output.to(size.dtype).mul_(c_r).add_(size, alpha=c_x)
         state = size.div_(look.alpha)
-        noise = (KAPPA + CHANCE / math.sqrt(d)) * look.reach
+        kappa = UNSEEN if self.lags else KAPPA + CHANCE / math.sqrt(d)  # many updates at a level go far
+        noise = kappa * look.reach
         limit = torch.maximum(state, estimate, out=estimate).mul_(GROWTH).add_(noise)
         limit.masked_fill_(limit.isnan(), math.inf)
         unknown = ~(state < math.inf)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sgm_sde.likelihood.results import LogProbResult
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AdaptiveStats:
     """Per-sample statistics of an adaptive run.
 
@@ -78,7 +78,7 @@ class Continuation:
         return self.grid.times[self.position.node]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SampleResult:
     """Samples with the record of their run.
 

@@ -20,6 +20,7 @@ from sgm_sde._utils.checks import (
     arguments,
     check_integer,
     float_dtype,
+    instance_of,
     moment,
     one_of,
     require_floating,
@@ -47,7 +48,7 @@ from sgm_sde.engine.status import Status
 from sgm_sde.engine.times import same_time
 from sgm_sde.grids import Grid, GridRule, TokenGrid
 from sgm_sde.likelihood import along
-from sgm_sde.likelihood.methods import Trace
+from sgm_sde.likelihood.methods import TRACES, Trace
 from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
 from sgm_sde.sampling.compiled import compile_network, replay
 from sgm_sde.sampling.defaults import Setting, default_final, default_setting
@@ -184,6 +185,10 @@ def sample(
     model_kwargs = arguments("model_kwargs", model_kwargs)
     if noise is not None:
         one_of("noise", noise, NOISES)
+    if isinstance(log_prob, str):
+        one_of("log_prob", log_prob, tuple(TRACES))
+    else:
+        instance_of("log_prob", log_prob, bool | Trace, "True, False, or a trace such as Exact()")
     if isinstance(grid, TokenGrid):
         fixed: dict[str, object] = {
             "nfe": nfe,

@@ -492,3 +492,13 @@ def test_solvers_that_need_numbers_say_so() -> None:
             sg.sample(default_oracle().score(sg.VPSDE()), sg.VPSDE(), (2, 2), solver=solver, nfe=5)
     with pytest.raises(TypeError, match="needs a process such as CLD"):
         sg.scores.from_velocity_noise(lambda z, t: z, sg.VPSDE())
+
+
+def test_a_network_that_writes_into_its_state_leaves_the_caller_s() -> None:
+    """It is refused, and x_T stays as it was."""
+    x = CRITICAL.prior_sample((4, 2, 2), seed=0, dtype=F64)
+    before = x.clone()
+    score = sg.scores.from_velocity_score(lambda x, t: x.mul_(1.1)[:, 1:], CRITICAL)
+    with pytest.raises(ValueError):
+        sg.sample(score, CRITICAL, x_T=x, solver="euler", steps=4, seed=0)
+    assert torch.equal(x, before)

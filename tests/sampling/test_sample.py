@@ -1213,3 +1213,33 @@ def test_times_go_with_samples() -> None:
     for t in (torch.full((2,), 0.5), torch.full((3, 1, 1), 0.5)):
         with pytest.raises(ValueError, match=r"t has shape .*, expected \(\) or \(3,\), .* x of shape \(3, 2\)"):
             sg.from_noise(lambda x, t: x, VP)(torch.ones(3, 2), t)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "shown"),
+    [(None, TypeError, "got None"), (3, TypeError, "got 3"), ("foo", ValueError, "'foo'")],
+)
+def test_a_wrong_log_prob_is_named(value: Any, error: type[Exception], shown: str) -> None:
+    with pytest.raises(error, match=f"log_prob must be .*{shown}"):
+        sg.sample(plain, VP, (2, 2), nfe=10, seed=0, log_prob=value)
+
+
+@pytest.mark.parametrize("process", ["vp", "edm"])
+def test_the_default_for_data_of_another_scale(process: str) -> None:
+    """Nearer to the flow than that for data of scale 1."""
+    sde, s = LINEAR[process], 0.02
+    oracle = sg.oracles.GaussianMixture(s * torch.tensor([[-1.0], [0.3], [1.2]], dtype=F64), 0.2 * s)
+    x = sde.prior_sample((64, 1), seed=0, dtype=F64)
+    solver = sg.Adaptive(sg.tableaus.TSIT5, rtol=1e-8, atol=1e-10)
+    exact = sg.sample(oracle.score(sde), sde, x_T=x, solver=solver, t_end=sde.eps).x
+    errors = [
+        float((sg.sample(oracle.score(sde), sde, x_T=x, nfe=16, solver=setting).x - exact).square().mean().sqrt())
+        for setting in (None, sg.defaults.default_setting(sde, 16, data_std=s))
+    ]
+    assert errors[1] < 0.1 * errors[0] and errors[1] < 0.03 * s
+
+
+def test_results_are_compared_by_identity() -> None:
+    """Tensors have no truth value, so that two results are equal when they are one."""
+    one, other = (sg.sample(plain, VP, (2, 2), nfe=10, seed=0) for _ in range(2))
+    assert one == one and one != other

@@ -309,3 +309,38 @@ def test_misuse() -> None:
     broken = sg.from_denoiser(lambda x, t: x / 0, sde)
     with pytest.warns(sg.sampling.NonFiniteWarning, match="3 of 3 samples"):
         assert not sg.sample(broken, sde, x_T=X, grid=grid, solver="ddim").status
+
+
+def test_a_scale_per_sample_within_an_interval() -> None:
+    """Each token asks for its own level and takes its sample's scale: a sample alone is the same."""
+    sde = sg.VPSDE()
+
+    def net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(x) * (1 + y.reshape(-1, 1))
+
+    columns = torch.tensor([[1.0, 0.7, 0.4, 0.1, 0.05, 0.01], [1.0, 1.0, 0.6, 0.4, 0.1, 0.02]], dtype=F64).T
+    grid = TokenGrid(columns)
+    x, scales, labels = X[:2, :2, 0], torch.tensor([2.0, 4.0], dtype=F64), torch.tensor([1.0, 2.0], dtype=F64)
+
+    def run(rows: slice) -> Tensor:
+        score = sg.guidance.ClassifierFree(
+            sg.from_denoiser(net, sde), sg.PerSample(scales[rows]), null={"y": 0.0}, interval=(0.2, 2.0)
+        )
+        kwargs = {"y": sg.PerSample(labels[rows])}
+        return sg.sample(score, sde, x_T=x[rows], solver="ddim", grid=grid, seed=[0, 1][rows], model_kwargs=kwargs).x
+
+    alone = torch.cat([run(slice(0, 1)), run(slice(1, 2))])
+    torch.testing.assert_close(run(slice(0, 2)), alone, rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_that_writes_into_its_state_leaves_the_caller_s() -> None:
+    """It is refused, and x_T stays as it was."""
+    sde = sg.VPSDE()
+    x = X[:, :2, 0].clone()
+    before = x.clone()
+    with pytest.raises(ValueError):
+        sg.sample(
+            sg.from_noise(lambda x, t: x.mul_(1.1), sde), sde, x_T=x, solver="ddim", seed=0,
+            grid=TokenGrid(torch.tensor([[1.0, 1.0], [0.5, 0.7], [0.1, 0.1]], dtype=F64)),
+        )  # fmt: skip
+    assert torch.equal(x, before)
