@@ -306,13 +306,27 @@ def test_a_process_that_still_imports_ends_with_its_launcher(tmp_path: Path) -> 
     )
     started = "import subprocess, sys; subprocess.Popen([sys.executable, '-m', 'sgm_sde', 'solvers']).wait()"
     env = {**ENV, "TORCHELASTIC_RUN_ID": "none", "PYTHONPATH": f"{tmp_path}{os.pathsep}{ENV['PYTHONPATH']}"}
-    launcher = subprocess.Popen([sys.executable, "-c", started], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
+    words = [sys.executable, "-c", started, "torchrun"]  # a launcher is told by its command line
+    launcher = subprocess.Popen(words, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL)
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert launcher.poll() is None
         time.sleep(0.05)
     launcher.kill()
     launcher.wait()
     assert_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_shell_s_end_ends_no_command(tmp_path: Path) -> None:
+    """In a worker's environment, too: what a shell leaves in the background goes on, whoever listens at the port."""
+    env = {**ENV, "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    command = f"({sys.executable} -m sgm_sde solvers > out; echo done >> out) &"
+    subprocess.run(["bash", "-c", f"{command} sleep 0.2"], cwd=tmp_path, env=env, check=True)
+    until = time.monotonic() + PATIENCE
+    while "done" not in ((tmp_path / "out").read_text() if (tmp_path / "out").exists() else ""):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert "dpm++2m" in (tmp_path / "out").read_text()
 
 
 # --- interruptions ---------------------------------------------------------------------------------------------------
