@@ -87,7 +87,7 @@ def test_gradients_pass_through_samples_and_density() -> None:
             "from the prior at T = 1, got a grid from t = 0.9",
         ),
         ({"steps": 3}, "at least 6 steps, got 3"),
-        ({"log_prob": "trace"}, "trace must be one of"),
+        ({"log_prob": "trace"}, "log_prob must be one of"),
     ],
 )
 def test_runs_that_have_no_density_along_the_way(options: dict[str, Any], shown: str) -> None:

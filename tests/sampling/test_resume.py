@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde import compiled, inverse
+from sgm_sde import inverse
 from sgm_sde.engine.executor import Run
 from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.sampling import compiled
 from sgm_sde.sampling.sampler import plan
 from sgm_sde.schemes import REGISTRY
 from sgm_sde.scores.model import BoundScore
