@@ -51,6 +51,8 @@ def check_points(x: Tensor) -> Tensor:
         raise TypeError(f"x must be a floating tensor (B, *), got {given}; for images of integers use bits_per_dim")
     if len(x) == 0:
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"samples of x must hold at least one number, got shape {tuple(x.shape)}")
     for i in not_finite(x)[:1]:
         raise ValueError(f"x must be finite, sample {i} is not")
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -290,6 +290,8 @@ def as_score(score_fn: ScoreFn, sde: SDE) -> Score:
         TypeError: if it is not callable, or `sde` is no process.
     """
     require_sde(sde)
+    if isinstance(score_fn, Value) and not isinstance(score_fn, Score):
+        raise TypeError(f"score_fn must be a function of state and time, or a score, got {described(score_fn)}")
     if not isinstance(score_fn, Score):
         return from_score(score_fn, sde)
     if score_fn.sde != sde:
