@@ -565,3 +565,16 @@ def test_calibrated_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     by = {(row["solver"], row["budget"]): row for row in rows}
     assert by["table", 4]["nfe"] == 4 and by["table", 4]["metrics"] and by["ddim", 5]["metrics"]
     assert "calibrations for nfe=3, 4" in by["table", 5]["note"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error", "shown"),
+    [
+        ("device", "foo", ValueError, "device .*foo"),
+        ("progress", 3, TypeError, "progress .*3"),
+        ("checkpoint", 3, TypeError, "checkpoint must be the path of a file, got 3"),
+    ],
+)
+def test_wrong_places_and_flags_are_named(option: str, value: Any, error: type[Exception], shown: str) -> None:
+    with pytest.raises(error, match=shown):
+        sg.calibrate(lambda x, t: -x, sg.VPSDE(), (4, 2), nfe=4, seed=0, **{option: value})

@@ -142,3 +142,15 @@ def test_bad_input(call: Any, error: type[Exception], shown: str) -> None:
 
 VP = LINEAR["vp"]
 ZERO, HALF = torch.zeros(2, 2, dtype=F64), torch.full((2,), 0.5, dtype=F64)
+
+
+@pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow", "cosine"])
+@pytest.mark.parametrize("n", [2, 10, 100])
+def test_bridging_densities_exist_at_every_time(n: int, process: str) -> None:
+    """Their precision is positive: the slope of the score of Gaussians is below 0, for a prior of unit variance."""
+    sde = LINEAR[process]
+    y = torch.zeros(n, 2, dtype=F64)
+    score = compose_posteriors(network(sde), sde, y, prior_score)
+    t = torch.linspace(sde.eps, sde.T, 50, dtype=F64)
+    one, zero = torch.ones(50, 2, dtype=F64), torch.zeros(50, 2, dtype=F64)
+    assert float((score(one, t) - score(zero, t)).max()) < 0

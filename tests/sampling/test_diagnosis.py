@@ -12,6 +12,7 @@ import sgm_sde as sg
 from benchmarks import alarms
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.sampling import diagnosis
+from tests.helpers import LINEAR
 
 VP = sg.VPSDE()
 MODES, D = alarms.data(1.0)["ten modes"]
@@ -171,3 +172,13 @@ def test_networks_that_are_the_same_in_both_modes_are_not_told_of() -> None:
     half.layers.eval()
     for net in (Dropping(), Dropping(nn.Dropout(0.0)), Dropping(nn.Dropout(0.5)).eval(), half):
         sg.sample(net, VP, (4, 2), nfe=4, seed=0)
+
+
+@pytest.mark.parametrize("process", ["ve", "vp", "ncsn"])
+def test_a_ladder_of_one_dimension_goes_far_and_is_right(process: str) -> None:
+    """A hundred Langevin updates at a level move further than its noise; warnings are errors here."""
+    sde = LINEAR[process]
+    score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
+    solver = sg.schemes.AnnealedLangevin(0.2, 100)
+    res = sg.sample(score, sde, (200, 1), solver=solver, steps=20, seed=0)
+    assert res.status.ok and abs(float(res.x.var()) - 1) < 0.3
