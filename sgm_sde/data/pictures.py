@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, one_of, range_of, require_floating
+from sgm_sde._utils.checks import check_integer, instance_of, one_of, range_of, require_floating
+from sgm_sde._utils.files import readable
 from sgm_sde.evaluation.metrics.features import to_uint8 as to_uint8
 from sgm_sde.runs.store import read_run, write_atomically
 
@@ -53,7 +54,9 @@ def save_grid(x: Tensor, path: Path | str, data_range: tuple[float, float] = (-1
         columns: of the picture.
 
     Raises:
-        ValueError: for samples that are no images of one or three channels, and ranges or columns that are none.
+        ValueError: for samples that are no images of one or three channels, ranges or columns that are none, and a name
+            that does not end in .png.
+        OSError: if it cannot be written, FileNotFoundError where there is no such folder.
         ImportError: without Pillow.
 
     Examples:
@@ -63,11 +66,16 @@ def save_grid(x: Tensor, path: Path | str, data_range: tuple[float, float] = (-1
     """
     pillow = _pillow()
     require_floating("x", x, "(B, C, H, W)")
+    instance_of("path", path, str | Path, "the path of a picture")
+    path = readable(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"path must end in .png, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     data_range = range_of("data_range", data_range)
     columns = check_integer("columns", columns)
     if not are_images(tuple(x.shape[1:])) or not x.numel():
         raise ValueError(f"x must be images (B, C, H, W) of one or three channels, got {tuple(x.shape)}")
-    path = Path(path)
     write_atomically(path, _png(pillow, _sheet(list(_eight_bits(x.detach().cpu(), data_range)), columns)))
     return path
 

@@ -58,7 +58,9 @@ def adams_near_noise(nodes: int, corrector: int, data_std: float = 1.0) -> Solve
         >>> adams_near_noise(3, 3).order
         3
     """
-    sigma_data, near_noise = SIGMA_DATA * data_std, NEAR_NOISE * data_std
+    data_std = number("data_std", data_std, above=0)
+    sigma_data = SIGMA_DATA * data_std
+    near_noise = NEAR_NOISE * data_std
     adams = Rosenbrock(
         nodes, sigma_data=sigma_data, variable="log-snr", near_noise=near_noise, start="cold", lower_final=False
     )
@@ -139,5 +141,5 @@ def default_setting(
 
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
-    few, some, many = SETTINGS if data_std == 1 else settings(number("data_std", data_std, above=0))
+    few, some, many = SETTINGS if data_std == 1 else settings(data_std)
     return few if budget < FEW else some if budget < MANY else many

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,3 +149,19 @@ def test_a_saved_pipeline(classes: int | None, tmp_path: Path, capsys: pytest.Ca
     index.write_text(index.read_text().replace('"unet"', '"vae"'))
     with pytest.raises(ValueError, match="is a pipeline of scheduler, vae; one of a unet or transformer"):
         sg.load_model(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "shown"),
+    [
+        (3, TypeError, "path must be the path of a picture, got 3"),
+        ("", ValueError, "must end in .png"),
+        ("a.jpg", ValueError, "must end in .png, got .*a.jpg"),
+        ("missing/a.png", FileNotFoundError, "no folder .*missing to write a.png to"),
+    ],
+)
+def test_where_no_picture_can_be_written(name: Any, error: type[Exception], shown: str, tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    path = tmp_path / name if isinstance(name, str) and name else name
+    with pytest.raises(error, match=shown):
+        sg.pictures.save_grid(torch.zeros(2, 1, 4, 4), path)
