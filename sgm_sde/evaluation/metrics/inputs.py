@@ -24,16 +24,7 @@ def pair(a: Vectors, b: Vectors, least: int = 2) -> tuple[Tensor, Tensor]:
 
 def _samples(values: Vectors, name: str, least: int) -> Tensor:
     """Return `values` as a float64 tensor (n, d) on the CPU, or say what is wrong with it."""
-    if isinstance(values, Tensor):
-        if not is_dense(values) or values.is_complex():
-            raise TypeError(f"{name} must be real numbers (samples, features), got dtype {values.dtype}")
-        x = values.detach().cpu().double()
-    else:
-        array = values if isinstance(values, np.ndarray) else np.asarray(values) if is_regular(values) else None
-        if array is None or array.dtype.kind not in "fiub":
-            raise TypeError(f"{name} must be a tensor or array (samples, features), got {described(values)}")
-        x = torch.from_numpy(array.astype(np.float64))
-
+    x = _as_tensor(values, name)
     if x.ndim != 2:
         raise ValueError(f"{name} must have shape (samples, features), got {tuple(x.shape)}")
     if len(x) < least:
@@ -44,3 +35,16 @@ def _samples(values: Vectors, name: str, least: int) -> Tensor:
         row, column = bad.nonzero()[0].tolist()
         raise ValueError(f"{name} must be finite, got {x[row, column].item()} at row {row}, column {column}")
     return x
+
+
+def _as_tensor(values: Vectors, name: str) -> Tensor:
+    """Real numbers of any shape as a float64 tensor on the CPU."""
+    if isinstance(values, Tensor):
+        if not is_dense(values) or values.is_complex():
+            raise TypeError(f"{name} must be real numbers (samples, features), got dtype {values.dtype}")
+        return values.detach().cpu().double()
+
+    array = np.asarray(values) if isinstance(values, np.ndarray) or is_regular(values) else None
+    if array is None or array.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be a tensor or array (samples, features), got {described(values)}")
+    return torch.from_numpy(array.astype(np.float64))

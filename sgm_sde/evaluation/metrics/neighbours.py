@@ -58,23 +58,32 @@ def prdc(samples: Vectors, reference: Vectors, *, k: int = NEIGHBOURS, features:
         x, y = pair(samples, reference, least=k + 1)
     except ValueError as error:
         raise ValueError(str(error).replace("a ", "samples ", 1).replace("b ", "reference ", 1)) from None
-    centre = y.mean(0)  # distances are taken by matrix products, which lose digits far from the origin
-    x, y = x - centre, y - centre
-    radius_x, radius_y = _radii(x, k), _radii(y, k)
-    in_reference = torch.zeros(len(x), dtype=torch.long)  # balls of the reference that a sample is in
-    in_samples = torch.zeros(len(y), dtype=torch.bool)
+
+    # Distances are taken by matrix products, which lose digits far from the origin.
+    centre = y.mean(0)
+    x = x - centre
+    y = y - centre
+    radius_x = _radii(x, k)
+    radius_y = _radii(y, k)
+
+    n_balls = torch.zeros(len(x), dtype=torch.long)  # of the reference that each sample is in
+    recalled = torch.zeros(len(y), dtype=torch.bool)
     covered = torch.zeros(len(y), dtype=torch.bool)
     for start in range(0, len(x), _ROWS):
         rows = slice(start, start + _ROWS)
         distance = torch.cdist(x[rows], y)
-        inside = distance <= radius_y
-        in_reference[rows] = inside.sum(1)
-        covered |= inside.any(0)
-        in_samples |= (distance <= radius_x[rows, None]).any(0)
+
+        in_reference = distance <= radius_y
+        n_balls[rows] = in_reference.sum(1)
+        covered |= in_reference.any(0)
+
+        in_samples = distance <= radius_x[rows, None]
+        recalled |= in_samples.any(0)
+
     return PRDCResult(
-        precision=float((in_reference > 0).double().mean()),
-        recall=float(in_samples.double().mean()),
-        density=float(in_reference.double().mean()) / k,
+        precision=float((n_balls > 0).double().mean()),
+        recall=float(recalled.double().mean()),
+        density=float(n_balls.double().mean()) / k,
         coverage=float(covered.double().mean()),
         k=k,
         n=(len(x), len(y)),

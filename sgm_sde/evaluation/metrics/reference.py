@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import unknown
-from sgm_sde._utils.files import JsonObject, parse_json, reading
+from sgm_sde._utils.files import JsonMapping, JsonObject, parse_json, reading
 from sgm_sde.data.images import read_data
 from sgm_sde.evaluation.metrics.features import Extractor, to_uint8
 from sgm_sde.evaluation.metrics.frechet import moments
@@ -100,28 +100,41 @@ def load_reference(
     """
     path = Path(name)
     if str(name) in SHIPPED:
-        samples = SHIPPED[str(name)]()
-        if tuple(samples.shape[1:]) != shape:
-            raise ValueError(f"{name} holds images of shape {tuple(samples.shape[1:])}, the samples have {shape}")
-        data = to_uint8(samples, data_range or (-1.0, 1.0)) if extractor.images else samples
-        return measure(str(name), data, extractor)
-
+        return _shipped(str(name), extractor, shape, data_range)
     if str(name) in STATISTICS:
-        owner, load = STATISTICS[str(name)]
-        mean, cov, n = load()
-        if owner != extractor.name:
-            raise ValueError(f"{name} holds statistics of {owner}, the features are {extractor.name}")
-        identity = (extractor.name, extractor.hash)
-        return Reference(str(name), fingerprint({"mean": mean, "cov": cov}), n, identity, mean, cov)
+        return _shipped_statistics(str(name), extractor)
 
     if path.suffix not in (".npy", ".npz", ".safetensors"):
         more = " Data of your own are a file .npy or .npz, statistics a file .safetensors"
         raise unknown("reference", str(name), [*SHIPPED, *STATISTICS], more)
     if not path.is_file():
         raise FileNotFoundError(f"no reference at {path}")
+
     if path.suffix == ".safetensors":
         return _statistics(path, extractor)
     return measure(path.name, _data(path, extractor, shape), extractor)
+
+
+def _shipped(
+    name: str, extractor: Extractor, shape: tuple[int, ...], data_range: tuple[float, float] | None
+) -> Reference:
+    """The features of shipped data."""
+    samples = SHIPPED[name]()
+    found = tuple(samples.shape[1:])
+    if found != shape:
+        raise ValueError(f"{name} holds images of shape {found}, the samples have {shape}")
+    data = to_uint8(samples, data_range or (-1.0, 1.0)) if extractor.images else samples
+    return measure(name, data, extractor)
+
+
+def _shipped_statistics(name: str, extractor: Extractor) -> Reference:
+    """The shipped mean and covariance of features."""
+    owner, load = STATISTICS[name]
+    if owner != extractor.name:
+        raise ValueError(f"{name} holds statistics of {owner}, the features are {extractor.name}")
+    mean, cov, n = load()
+    identity = (extractor.name, extractor.hash)
+    return Reference(name, fingerprint({"mean": mean, "cov": cov}), n, identity, mean, cov)
 
 
 def measure(name: str, data: Tensor, extractor: Extractor) -> Reference:
@@ -136,32 +149,46 @@ def measure(name: str, data: Tensor, extractor: Extractor) -> Reference:
     if len(data) < 2:
         raise ValueError(f"a reference needs at least 2 samples, {name} has {len(data)}")
     features = extractor(data)
+    mean, cov = moments(features.double())
     identity = (extractor.name, extractor.hash)
-    return Reference(name, fingerprint({"data": data}), len(data), identity, *moments(features.double()), features)
+    return Reference(name, fingerprint({"data": data}), len(data), identity, mean, cov, features)
 
 
 def _statistics(path: Path, extractor: Extractor) -> Reference:
-    with reading(path, "statistics of a reference"):
-        data = path.read_bytes()
-        tensors = safetensors.torch.load(data)
-        length = int.from_bytes(data[:8], "little")  # of the header, which safetensors puts first
-        header = parse_json(data[8 : 8 + length])
-        known: JsonObject = parse_json(header["__metadata__"]["reference"])
-
-        mean = tensors["mean"].double()
-        cov = tensors["cov"].double()
-        name, digest = known["extractor"][:2]
-        identity = (str(name), str(digest))
-        n = int(known["n"])
-
-    if identity != (extractor.name, extractor.hash):
+    reference = _read_statistics(path)
+    name, digest = reference.extractor
+    if (name, digest) != (extractor.name, extractor.hash):
         raise ValueError(
-            f"{path} holds statistics of {identity[0]} ({identity[1][:12]}), the features are {extractor.name} "
+            f"{path} holds statistics of {name} ({digest[:12]}), the features are {extractor.name} "
             f"({extractor.hash[:12]})"
         )
-    if mean.shape != (extractor.dim,) or cov.shape != (extractor.dim, extractor.dim):
-        raise ValueError(f"{path} holds statistics of shapes {tuple(mean.shape)} and {tuple(cov.shape)}")
-    return Reference(path.name, hashlib.sha256(data).hexdigest(), n, identity, mean, cov)
+
+    shapes = tuple(reference.mean.shape), tuple(reference.cov.shape)
+    if shapes != ((extractor.dim,), (extractor.dim, extractor.dim)):
+        raise ValueError(f"{path} holds statistics of shapes {shapes[0]} and {shapes[1]}")
+    return reference
+
+
+def _read_statistics(path: Path) -> Reference:
+    """The reference in a file that `Reference.save` wrote, of whatever extractor it is."""
+    with reading(path, "statistics of a reference"):
+        contents = path.read_bytes()
+        tensors = safetensors.torch.load(contents)
+        mean = tensors["mean"].double()
+        cov = tensors["cov"].double()
+
+        header = _safetensors_header(contents)
+        known: JsonObject = parse_json(header["__metadata__"]["reference"])
+        name, digest = map(str, known["extractor"][:2])
+        n = int(known["n"])
+    return Reference(path.name, hashlib.sha256(contents).hexdigest(), n, (name, digest), mean, cov)
+
+
+def _safetensors_header(contents: bytes) -> JsonMapping:
+    """The JSON at the start of a safetensors file, after 8 bytes with its length."""
+    length = int.from_bytes(contents[:8], "little")
+    header: JsonMapping = parse_json(contents[8 : 8 + length])
+    return header
 
 
 def _data(path: Path, extractor: Extractor, shape: tuple[int, ...]) -> Tensor:
@@ -169,15 +196,17 @@ def _data(path: Path, extractor: Extractor, shape: tuple[int, ...]) -> Tensor:
     if extractor.images != (data.dtype == torch.uint8):
         wanted = "8-bit images (uint8)" if extractor.images else "floating-point samples"
         raise ValueError(f"{path} must hold {wanted} for the features {extractor.name}, got {data.dtype}")
-    if data.shape[1:] == shape:
+
+    found = tuple(data.shape[1:])
+    if found == shape:
         return data
     if extractor.images and len(shape) == 3:
         channels, height, width = shape
-        if channels == 1 and data.shape[1:] in ((height, width), (height, width, 1)):
+        if channels == 1 and found in ((height, width), (height, width, 1)):
             return data.reshape(-1, *shape)
-        if data.shape[1:] == (height, width, channels):
+        if found == (height, width, channels):
             return data.permute(0, 3, 1, 2).contiguous()
-    raise ValueError(f"{path} holds samples of shape {tuple(data.shape[1:])}, the model's have {shape}")
+    raise ValueError(f"{path} holds samples of shape {found}, the model's have {shape}")
 
 
 # Data by name, in [-1, 1], and statistics by name, with the name of their extractor.
