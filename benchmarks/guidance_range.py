@@ -1,9 +1,10 @@
 """Agreement with the condition, and pixels out of range, by kind and scale of guidance.
 
-    python -m benchmarks.guidance_range [--model digits] [--n 200] [--nfe 20] [--seed 0]
+    python -m benchmarks.guidance_range [--model digits] [--n 200] [--nfe 20] [--seed 0] [--kinds "APG;CFG"]
 
 Samples of a shipped class-conditional network, labels in turn, by DDIM on its default grid. In each cell: how often a
-classifier finds the label that was asked for, and the share of pixels out of the data's range.
+classifier finds the label that was asked for, and the share of pixels out of the data's range. `--kinds` takes the
+rows that begin with one of these.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ KINDS: dict[str, Callable[[sg.Score], sg.Score]] = {
     "static threshold": Thresholded,
     "dynamic threshold, 0.995": lambda guided: Thresholded(guided, percentile=0.995),
 }
+INTERPOLATED = "CFG++, by its lambda"
 
 
 def measure(task: Task, data_range: tuple[float, float], score: sg.Score, grid: sg.Grid, n: int, seed: int) -> str:
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=200, help="number of samples")
     parser.add_argument("--nfe", type=int, default=20, help="network calls")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default="", help="rows that begin with one of these, separated by semicolons")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", sg.diagnosis.ImplausibleWarning)  # samples of large scales are named as such
@@ -60,14 +63,19 @@ def main() -> None:
     null = {"y": task.null}
     data_range = sg.load_model(args.model).data_range
     assert data_range is not None
+    wanted = tuple(args.kinds.split(";"))
     for name, change in KINDS.items():
+        if not name.startswith(wanted):
+            continue
         scores = [change(ClassifierFree(task.score, scale, null)) for scale in SCALES]
         cells = [measure(task, data_range, score, grid, args.n, args.seed) for score in scores]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    if not INTERPOLATED.startswith(wanted):
+        return
     scores = [ClassifierFree(task.score, cfg_plus_plus(share, task.score.sde, grid), null) for share in SHARES]
     cells = [measure(task, data_range, score, grid, args.n, args.seed) for score in scores]
     named = [f"{share:g}: {cell}" for share, cell in zip(SHARES, cells, strict=True)]
-    print(f"| CFG++, by its lambda | {' | '.join(named)} |", flush=True)
+    print(f"| {INTERPOLATED} | {' | '.join(named)} |", flush=True)
 
 
 if __name__ == "__main__":

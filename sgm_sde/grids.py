@@ -548,6 +548,93 @@ class Table(GridRule):
         return None if table is None else sorted((float(t) for t in table if low <= t <= high), reverse=True)
 
 
+@dataclass(frozen=True)
+class Distilled(GridRule):
+    r"""Timesteps that a latent consistency model was distilled on, taken at even steps of their numbers.
+
+    Of a network's table of N entries, distillation to m timesteps has seen those numbered $ik - 1$ with
+    $k = \lfloor N/m \rfloor$ and $i = 1, \dots, m$, from 0. Counted from noise to data, n network calls are made at
+    those numbered $\lfloor jm/n \rfloor$, $j = 0, \dots, n - 1$, and the last of them is where the grid ends. With an
+    end of its own (`t_end=`, or that of `final="none"`), a grid has all of its steps start there, and that end besides.
+
+    A start below T leaves out the timesteps above it, as image-to-image pipelines do.
+
+    Args:
+        original_steps: the number m of timesteps of the distillation; `original_inference_steps` in the configurations
+            of diffusers' LCMScheduler and TCDScheduler.
+
+    Raises:
+        ValueError: for a number below 1; on a process, without a table or with fewer timesteps than network calls.
+
+    Source: Luo et al., 2023, arXiv:2310.04378, section 4.3 (skipping steps).
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> sde = sg.DiscreteVPSDE([1e-4 + 2e-5 * i for i in range(1000)])
+        >>> Distilled(50)(sde, 3)  # four calls: timesteps 999, 759, 499 and 259
+        Grid(1, 0.76, 0.5, 0.26)
+        >>> Distilled(50)(sde, 4, t_end=sde.eps)
+        Grid(1, 0.76, 0.5, 0.26, 0.001)
+    """
+
+    original_steps: int = 50
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "original_steps", check_integer("original_steps", self.original_steps))
+
+    def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
+        """First and last time of a grid of `steps` steps; a time given is kept."""
+        known = self._known(sde, sde.T if t_start is None else at_ends(sde, t_start))
+        start = known[0] if t_start is None else at_ends(sde, t_start)
+        if t_end is not None:
+            return start, at_ends(sde, t_end)
+        return start, self._spread(known, steps + 1)[-1] if steps else min(sde.eps, start / 2)
+
+    def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
+        """Times at the fractions u."""
+        known, calls = self._known(sde, start), len(u)
+        ends_with_call = calls <= len(known) and same_time(self._spread(known, calls)[-1], end)
+        times = self._spread(known, calls) if ends_with_call else [*self._spread(known, calls - 1), end]
+        if times[-2] <= end:
+            raise ValueError(
+                f"{calls - 1} steps, each from a timestep of a distillation, have their last at t={times[-2]}, not above t_end={end}"
+            )
+        return cpu_float64(times)
+
+    def fits(self, sde: SDE, steps: int | None, start: float, end: float) -> bool:
+        """True if the table has the timesteps, one for each step and one to end with."""
+        table = getattr(sde, "times", None)
+        if table is None or len(table) < self.original_steps:
+            return False
+        known = self._known(sde, start)
+        return len(known) > 0 if steps is None else len(known) > steps and self._spread(known, steps + 1)[-1] >= end
+
+    def _known(self, sde: SDE, start: float) -> list[float]:
+        """The timesteps of the distillation from a start on, decreasing."""
+        table = getattr(sde, "times", None)
+        if table is None:
+            raise ValueError(f"{sde!r} has no table of times, and timesteps of a distillation are some of a table")
+        if len(table) < self.original_steps:
+            raise ValueError(
+                f"original_steps={self.original_steps} timesteps of a distillation from a table that has {len(table)}"
+            )
+        table, k = sorted(table), len(table) // self.original_steps
+        seen = [float(table[i * k - 1]) for i in range(1, self.original_steps + 1)]
+        known = [t for t in reversed(seen) if t <= start * (1 + ROUNDING)]
+        if not known:
+            raise ValueError(f"no timestep of the distillation lies below t={start}: they begin at t={seen[0]}")
+        return known
+
+    def _spread(self, known: list[float], calls: int) -> list[float]:
+        """So many of the timesteps."""
+        if calls > len(known):
+            raise ValueError(
+                f"{calls} network calls asked of {len(known)} timesteps of a distillation: take fewer, or another grid"
+            )
+        skip = len(known) / calls  # its multiples are rounded as in the published code
+        return [known[math.floor(j * skip)] for j in range(calls)]
+
+
 RULES: dict[str, GridRule] = {
     "uniform": Uniform(),
     "quadratic": Quadratic(),
@@ -557,6 +644,7 @@ RULES: dict[str, GridRule] = {
     "thinned": Thinned(),
     "karras": Karras(),
     "table": Table(),
+    "distilled": Distilled(),
 }
 
 

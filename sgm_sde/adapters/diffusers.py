@@ -209,7 +209,8 @@ def from_diffusers(
 
     Entry i of a table sits at t = (i + 1)/N. What the configuration says about sampling (`timestep_spacing`,
     `clip_sample`, `shift`, ...) is not read: that is a matter of `grid=` and solver, such as
-    `grids.Shifted(scheduler.config.shift)`. Nothing is clipped.
+    `grids.Shifted(scheduler.config.shift)` or, for latent consistency models, `"lcm"` on
+    `grids.Distilled(scheduler.config.original_inference_steps)`. Nothing is clipped.
 
     The time goes to `timestep` by name where another argument stands second, as in the transformers of Stable Diffusion
     3, Flux and PixArt; their conditions are `model_kwargs`.

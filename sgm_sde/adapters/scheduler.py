@@ -10,20 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import described, flag, one_of
+from sgm_sde._utils.checks import check_integer, described, flag, number, one_of
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde._utils.shapes import expand
 from sgm_sde.adapters.diffusers import Convention, convention
 from sgm_sde.engine.noise import Generators, Seeds
-from sgm_sde.engine.times import at_ends
-from sgm_sde.grids import Grid, GridRule, Shifted
+from sgm_sde.engine.times import at_ends, same_time
+from sgm_sde.grids import Distilled, Grid, GridRule, Shifted
 from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
 from sgm_sde.sampling.defaults import Setting, default_setting
 from sgm_sde.sampling.sampler import FINALS
 from sgm_sde.sampling.stepping import Stepper, stepper
-from sgm_sde.schemes import Solver, resolve
+from sgm_sde.schemes import TCD, Consistency, Solver, resolve
 
 OWN = "_sgm_sde"  # our options in a saved configuration; other schedulers leave private entries alone
+
+# Networks that were distilled to a map to the data, which are not to be taken for the mean of the data.
+FEW_STEPS: dict[str, Solver] = {"LCMScheduler": Consistency(), "TCDScheduler": TCD()}
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,13 @@ class SolverScheduler:
     Copies and pickles of it go on where it stands, also in the middle of a run.
 
     On flow matching the grid of a named solver is shifted as the configuration says (`shift`, or `mu` with
-    `use_dynamic_shifting`), unless another one is given.
+    `use_dynamic_shifting`), unless another one is given. Solvers of few steps take the timesteps of the distillation,
+    `grids.Distilled` with the configuration's `original_inference_steps`.
 
     Args:
         scheduler: the scheduler that the network was trained with, or its configuration; see `from_diffusers`.
-        solver: a name, a `Solver` or a `Setting`; that of `default_setting` if not given.
+        solver: a name, a `Solver` or a `Setting`; if not given, `"lcm"` for LCMScheduler, `"tcd"` for TCDScheduler, and
+            that of `default_setting` for others.
         grid: a rule, its name, or times, which then decide the number of calls; as `sample` takes it. `"scheduler"`
             for the timesteps that the scheduler itself would take, with its spacing and shift.
         final: `"denoise"`, `"mean"` or `"none"`; as `sample` takes it.
@@ -251,6 +256,8 @@ class SolverScheduler:
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
+        strength: float = 1.0,
     ) -> None:
         """Prepare a run of at most that many network calls; `timesteps` has what the network expects at each.
 
@@ -262,6 +269,10 @@ class SolverScheduler:
                 unshifted times. If the scheduler was made with a grid, only their number counts.
             mu: of the resolution, for flow matching; used where the configuration says `use_dynamic_shifting`, as in
                 diffusers, whose pipelines pass it in any case.
+            original_inference_steps: of the distillation, for solvers of few steps; that of the configuration, or 50,
+                if not given.
+            strength: the share of the table that is gone through, from a start below the noisiest timestep: how
+                pipelines of latent consistency models go from an image to an image.
 
         Raises:
             ValueError: for too few calls, another number than a grid of given times takes, or solvers that a pipeline
@@ -281,9 +292,11 @@ class SolverScheduler:
             num_inference_steps = len(given) - (sigmas is not None and len(given) > 1 and float(given[-1]) == 0)
 
         grid: Any = self.grid
-        setting = default_setting(says.sde, num_inference_steps) if self.solver is None else self.solver
+        setting = self._method(num_inference_steps)
         self._solver = setting
         sde = says.sde
+        distilled = self._distilled(setting, original_inference_steps, given is not None)
+        t_start = self._first_time(strength, distilled, given is not None)
         if grid == "scheduler" or (grid is None and given is not None):
             # Times of a setting's own grid make room for those that are given.
             self._solver = setting.solver if isinstance(setting, Setting) else setting
@@ -297,8 +310,9 @@ class SolverScheduler:
             if shifted is not None:
                 grid = shifted
                 self._solver = setting.solver if isinstance(setting, Setting) else setting
+            grid = distilled if grid is None else grid
             rule = grid is None or isinstance(grid, GridRule | str)
-            run = self._stepper(self._solver, sde, grid, num_inference_steps if rule else None)
+            run = self._stepper(self._solver, sde, grid, num_inference_steps if rule else None, t_start)
             if not rule and asked not in (None, len(run.times)) and given is None:
                 raise ValueError(
                     f"the given grid takes {len(run.times)} network calls, got num_inference_steps={asked}"
@@ -310,9 +324,49 @@ class SolverScheduler:
         label = says.time_label(torch.tensor(run.times, dtype=torch.float64))
         self.timesteps = label.to(device=device, dtype=torch.float32 if label.is_floating_point() else label.dtype)
         self.num_inference_steps = len(run.times)
+        self._to_data = [node.convert(says.prediction, "data") for node in sde.nodes(run.times)]
+
+    def _method(self, nfe: int | None) -> Solver | Setting:
+        """The solver, or the default of the scheduler that the network was trained with."""
+        if self.solver is not None:
+            return self.solver
+        trained_with = str(self._says.config.get("_class_name"))
+        return FEW_STEPS.get(trained_with) or default_setting(self._says.sde, nfe)
+
+    def _distilled(self, solver: Solver | Setting, asked: int | None, given: bool) -> Distilled | None:
+        """The timesteps of a distillation, for solvers of few steps whose grid is left to them."""
+        few = isinstance(solver, Solver) and "distilled" in solver.grids and self.grid is None and not given
+        if asked is not None and not few:
+            raise ValueError(
+                f"original_inference_steps={asked} goes with a solver of few steps on its own timesteps, such as "
+                f"'lcm', and this run has the solver {solver} and the grid {self.grid if self.grid else 'given'}"
+            )
+        if not few or self._says.is_flow:
+            return None
+        steps = self._says.config.get("original_inference_steps", 50) if asked is None else asked
+        return Distilled(check_integer("original_inference_steps", steps, least=1))
+
+    def _first_time(self, strength: float, distilled: Distilled | None, given: bool) -> float | None:
+        """Where a share of the table begins; None for all of it."""
+        strength = number("strength", strength, above=0, most=1)
+        if strength == 1:
+            return None
+        if self._says.is_flow or given or not isinstance(self.grid, GridRule | str | None):
+            raise ValueError(f"strength={strength} goes with a table whose timesteps are left to the solver")
+        n = self._says.n
+        kept = n if distilled is None else distilled.original_steps
+        entries = int(kept * strength) * (n // kept)
+        if not entries:
+            raise ValueError(f"strength={strength} leaves none of {kept} timesteps")
+        return entries / n
 
     def _stepper(
-        self, solver: Solver | Setting, sde: LinearSDE, grid: Grid | Sequence[float], nfe: int | None = None
+        self,
+        solver: Solver | Setting,
+        sde: LinearSDE,
+        grid: Grid | Sequence[float],
+        nfe: int | None = None,
+        t_start: float | None = None,
     ) -> Stepper:
         whole = isinstance(grid, GridRule | str | None) and self._says.is_flow
         return stepper(
@@ -322,7 +376,7 @@ class SolverScheduler:
             prediction=self._says.prediction,
             nfe=nfe,
             # Pipelines of flow matching start from noise alone, whatever the grid.
-            t_start=sde.T if whole else None,
+            t_start=sde.T if whole else t_start,
             final=self.final,
             seed=self.seed,
         )
@@ -360,6 +414,8 @@ class SolverScheduler:
     def _at_given(self, times: list[float]) -> tuple[Stepper, LinearSDE]:
         """The run at given times, on flow matching from t = 1 where that can be."""
         sde = self._says.sde
+        if self.final != "denoise" and times[-1] > sde.eps and not same_time(times[-1], sde.eps):
+            times = [*times, sde.eps]  # the network is called at each of the given times, and the state is one behind
         if self._says.is_flow and self.T is None and times[0] > sde.T:
             pure = RectifiedFlowSDE(T=1.0, eps=min(1e-3, times[-1]))
             try:
@@ -378,7 +434,7 @@ class SolverScheduler:
         use_clipped_model_output: bool | None = None,
         generator: Generators = None,
         return_dict: bool = True,
-    ) -> SchedulerOutput | tuple[Tensor]:
+    ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """Continue with the network's output at `sample` (B, *) to the state where it is called next.
 
         Args:
@@ -388,7 +444,8 @@ class SolverScheduler:
             eta: 0; noise is an option of the solver.
             use_clipped_model_output: false; nothing is clipped.
             generator: where the seeds of the solver's noise are drawn from at the first step, without `seed=`.
-            return_dict: whether to return an object with `prev_sample`, or a tuple.
+            return_dict: whether to return an object with `prev_sample`, or a pair of it and the estimate of the data,
+                as pipelines of latent consistency models take it.
         """
         if eta or use_clipped_model_output:
             raise ValueError(
@@ -404,8 +461,15 @@ class SolverScheduler:
             raise ValueError(f"step {call} of the run is at timestep {float(expected)}, got {float(timestep)}")
         if not run.taken:
             run.start(sample, generator)
-        given = run.step(self._says.output(model_output, sample), run.times[run.taken], sample)
-        return SchedulerOutput(given) if return_dict else (given,)
+        output = self._says.output(model_output, sample)
+        given = run.step(output, run.times[run.taken], sample)
+        if return_dict:
+            return SchedulerOutput(given)
+        if run.denoise and run.taken == len(run.times):
+            return given, given
+        c_x, c_r = self._to_data[call]
+        wide = torch.promote_types(sample.dtype, torch.float32)
+        return given, (c_x * sample.to(wide) + c_r * output.to(wide)).to(sample.dtype)
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])

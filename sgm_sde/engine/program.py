@@ -452,7 +452,7 @@ class Step:
 
     def below(self, t: float) -> Node:
         """The node at a time below the step's end, of which no state is asked; that of `eps` at the least."""
-        return self._tracer.node(max(t, self._tracer.sde.eps))
+        return self._tracer.node(max(t, min(self._tracer.sde.eps, self.end.t)))
 
     def with_end(self, end: Node) -> Step:
         """The same step with another end, which need not be a time of the process."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from sgm_sde._utils.checks import number
 from sgm_sde.engine.program import Form, Step
+from sgm_sde.engine.times import ROUNDING
 from sgm_sde.schemes.base import Solver
 
 
@@ -29,7 +31,8 @@ class Consistency(Solver):
     $\eta = 1$ draws all of the noise anew, as consistency and latent consistency models do, $\eta = 0$ is DDIM. For
     networks whose output is a sample and not the mean of the data: with the mean, $\eta > 0$ takes out spread at each
     step however short, so that no order is claimed. One network call per step; `final="denoise"` is the last of them.
-    As names they are `"consistency"` or `"lcm"`, and `"tcd"`; they are not among `solvers()`.
+    As names they are `"consistency"` or `"lcm"`, and `"tcd"`; they are not among `solvers()`. Their timesteps, on a
+    process with a table, are those of the distillation, `grids.Distilled()`.
 
     | network | needs | solver |
     |---|---|---|
@@ -58,7 +61,7 @@ class Consistency(Solver):
     name = "consistency"
     order = 0
     prediction = "data"
-    grids = ("table",)
+    grids = ("distilled", "table")
     source = "Song et al., 2023, arXiv:2303.01469"
 
     def __post_init__(self) -> None:
@@ -81,7 +84,8 @@ class TCD(Solver):
     $$ x_s = \alpha_s D + \sigma_s \epsilon, \quad s = (1 - \gamma)\,t', \qquad
        x' = \frac{\alpha'}{\alpha_s} x_s + \sqrt{\sigma'^2 - \Bigl(\frac{\alpha'\sigma_s}{\alpha_s}\Bigr)^2}\;z $$
 
-    $\gamma = 0$ is DDIM and $\gamma = 1$ `Consistency()`. One network call per step; no order is claimed.
+    $\gamma = 0$ is DDIM and $\gamma = 1$ `Consistency()`. On a network's table s is the entry whose number, from 0, is
+    $1 - \gamma$ times that of $t'$, rounded down. One network call per step; no order is claimed.
 
     Args:
         gamma: in [0, 1]; the paper takes 0.3.
@@ -100,7 +104,7 @@ class TCD(Solver):
     name = "tcd"
     order = 0
     prediction = "data"
-    grids = ("table",)
+    grids = ("distilled", "table")
     source = "Zheng et al., 2024, arXiv:2402.19159"
 
     def __post_init__(self) -> None:
@@ -115,6 +119,16 @@ class TCD(Solver):
         """The state at the step's end, by the formula above."""
         if self.gamma in (0.0, 1.0):
             return renoised(k, self.gamma)
-        below = k.below((1 - self.gamma) * k.end.t)
+        below = k.below(self._below(k))
         kept = below.noise_level / k.end.noise_level
         return renoised(k, math.sqrt(1 - kept**2))
+
+    def _below(self, k: Step) -> float:
+        """The time s."""
+        table = getattr(k.end.sde, "times", None)
+        if table is None:
+            return (1 - self.gamma) * k.end.t
+
+        number = bisect_right(table, k.end.t * (1 + ROUNDING)) - 1
+        entry = math.floor((1 - self.gamma) * number + 1e-9)  # an integer but for rounding is one
+        return float(table[entry]) if number >= 0 else k.end.t

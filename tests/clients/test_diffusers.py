@@ -14,7 +14,21 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.adapters import SolverScheduler, from_diffusers
-from tests.clients.pipelines import BETAS, CASES, FAMILIES, FLOWS, flux, latents, loud, noise, theirs_of, unet
+from sgm_sde.engine.noise import NoiseStream, resolve_seeds
+from tests.clients.pipelines import (
+    BETAS,
+    CASES,
+    FAMILIES,
+    FLOWS,
+    PIXELS,
+    flux,
+    latents,
+    loud,
+    noise,
+    theirs_of,
+    unet,
+    vae,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 diffusers.logging.set_verbosity_error()
@@ -300,3 +314,114 @@ def test_sigmoid_table() -> None:
     theirs = diffusers.DDPMScheduler(beta_schedule="sigmoid")
     _, sde = from_diffusers(lambda x, t: x, theirs)
     torch.testing.assert_close(torch.tensor(sde.betas, dtype=torch.float32), theirs.betas, rtol=2e-5, atol=0)
+
+
+# ------------------------------------------------------------------------------------ latent and trajectory consistency
+
+
+@pytest.fixture
+def our_noise(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the draws of diffusers' schedulers of few steps to those of our stream of a seed."""
+
+    def install(seed: int, batch: int, start: float) -> None:
+        stream = NoiseStream(resolve_seeds(seed, None, batch), "solver", start)
+        draw = lambda shape, generator=None, device=None, dtype=None: stream.normal(tuple(shape), dtype)  # noqa: E731
+        for module in ("lcm", "tcd"):
+            monkeypatch.setattr(f"diffusers.schedulers.scheduling_{module}.randn_tensor", draw)
+
+    return install
+
+
+SCHEDULERS = {"lcm": diffusers.LCMScheduler, "tcd": diffusers.TCDScheduler}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("original", [4, 30, 50, 77])
+@pytest.mark.parametrize("strength", [1.0, 0.8])
+def test_timesteps_of_few_steps(name: str, original: int, strength: float) -> None:
+    """Theirs, by the configuration, by the argument and from part of the way."""
+    for n in (1, 2, 3, 4):
+        by_config = SCHEDULERS[name](**BETAS, original_inference_steps=original)
+        ours = [SolverScheduler(by_config), SolverScheduler(by_config, name)]
+        for scheduler in (by_config, *ours):
+            if int(original * strength) >= n:
+                scheduler.set_timesteps(n, strength=strength)
+                assert scheduler.timesteps.tolist() == by_config.timesteps.tolist()
+    other = SolverScheduler(SCHEDULERS[name](**BETAS), name)
+    other.set_timesteps(4, original_inference_steps=original)
+    by_config.set_timesteps(4)
+    assert other.timesteps.tolist() == by_config.timesteps.tolist()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 12])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_few_steps_on_their_own_timesteps(name: str, steps: int, prediction: str, our_noise: Any) -> None:
+    """Their loop with our noise, as a scheduler and by `sample`; TCD ends at the table's first entry."""
+    theirs = SCHEDULERS[name](**BETAS, prediction_type=prediction)
+    net = lambda x, t: torch.tanh(x + t.reshape(-1, 1, 1, 1) / 1000)  # noqa: E731
+    final = "denoise" if name == "lcm" else "none"
+    x_T = noise((3, 2, 4, 4), 0)
+    theirs.set_timesteps(steps)
+    our_noise(7, 3, 1.0)
+    expected = x_T
+    for t in theirs.timesteps:
+        expected = theirs.step(net(expected, t.expand(3)), int(t), expected, return_dict=False)[0]
+
+    ours = SolverScheduler(theirs, seed=7, final=final)
+    ours.set_timesteps(steps)
+    x = x_T
+    for t in ours.timesteps:
+        x, denoised = ours.step(net(x, t.expand(3)), t, x, return_dict=False)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    assert apart(x, expected) < 1e-5
+    assert final == "none" or torch.equal(x, denoised)
+
+    score, sde = from_diffusers(net, theirs)
+    grid = sg.grids.Distilled(theirs.config.original_inference_steps)
+    for options in ({}, {"grid": grid}):
+        res = sg.sample(score, sde, x_T=x_T, nfe=steps, solver=name, seed=7, final=final, **options)
+        assert res.nfe == steps
+        assert apart(res.x, expected) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["", "Img2Img"])
+def test_pipelines_of_latent_consistency(kind: str, our_noise: Any) -> None:
+    """Four steps from noise, or from an image, through diffusers' own pipeline, whose result is the last data."""
+    found = []
+    for ours in (True, False):
+        theirs = diffusers.LCMScheduler(**BETAS)
+        scheduler = SolverScheduler(theirs, seed=7, unit_noise=True) if ours else theirs
+        pipe = getattr(diffusers, f"LatentConsistencyModel{kind}Pipeline")(
+            vae(), None, None, unet(time_cond_proj_dim=8), scheduler, None, None, requires_safety_checker=False
+        )
+        pipe.scheduler = scheduler
+        pipe.set_progress_bar_config(disable=True)
+        arguments: dict[str, Any] = {"height": PIXELS, "width": PIXELS}
+        if kind:
+            arguments = {"image": noise((2, 3, PIXELS, PIXELS), 6).clamp(-1, 1), "strength": 0.6}
+        first = 1.0 if not kind else 0.6
+        our_noise(7, 2, first)
+        found.append(
+            pipe(
+                prompt_embeds=noise((2, 5, 8), 1), num_inference_steps=4, output_type="latent",
+                generator=torch.Generator().manual_seed(5), **arguments,
+            ).images
+        )  # fmt: skip
+    assert apart(*found) < 1e-5
+
+
+def test_refused_of_few_steps() -> None:
+    """Arguments that the solver or the grid has no use for."""
+    theirs = diffusers.LCMScheduler(**BETAS)
+    with pytest.raises(ValueError, match="original_inference_steps=50 goes with a solver of few steps"):
+        SolverScheduler(theirs, "dpm++2m").set_timesteps(4, original_inference_steps=50)
+    with pytest.raises(ValueError, match="strength must be"):
+        SolverScheduler(theirs).set_timesteps(4, strength=1.5)
+    with pytest.raises(ValueError, match=r"strength=0.01 leaves none of 50 timesteps"):
+        SolverScheduler(theirs).set_timesteps(1, strength=0.01)
+    with pytest.raises(ValueError, match=r"strength=0.5 goes with a table whose timesteps are left"):
+        SolverScheduler(theirs).set_timesteps(timesteps=[999, 499], strength=0.5)
+    ours = SolverScheduler(theirs, "ddim", final="none")
+    ours.set_timesteps(timesteps=[999, 499])
+    assert ours.timesteps.tolist() == [999, 499]

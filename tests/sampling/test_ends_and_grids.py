@@ -380,6 +380,10 @@ def test_the_network_is_never_called_outside_the_run(process: str, dtype: torch.
 def test_rules_place_any_number_of_times(process: str, rule: str, steps: int) -> None:
     """Every rule places N steps on every process: decreasing, between its ends exactly, most often T and eps."""
     sde = LINEAR[process]
+    if rule == "distilled" and (TABLED.get(process, 0) < 50 or steps >= 50):
+        with pytest.raises(ValueError, match=r"timesteps of a distillation"):
+            RULES[rule](sde, steps)
+        return
     if rule == "table" and steps > TABLED.get(process, 0):
         with pytest.raises(ValueError, match="table of times" if process not in TABLED else f"{steps} steps"):
             RULES[rule](sde, steps)
@@ -388,14 +392,14 @@ def test_rules_place_any_number_of_times(process: str, rule: str, steps: int) ->
     assert grid.steps == steps
     ends = RULES[rule].ends(sde, steps, None, None)
     assert (grid.times[0], grid.times[-1]) == ends
-    assert ends == (sde.T, sde.eps) or rule in ("widening", "thinned")
+    assert ends == (sde.T, sde.eps) or rule in ("widening", "thinned", "distilled")
     assert all(t > u for t, u in pairwise(grid.times))
 
 
 @given(
     name=st.sampled_from(list(SOLVERS)),
     process=st.sampled_from(list(LINEAR)),
-    rule=st.sampled_from([name for name in RULES if name != "table"]),
+    rule=st.sampled_from([name for name in RULES if name not in ("table", "distilled")]),
     steps=st.integers(1, 200),
 )
 @settings(max_examples=60)

@@ -97,6 +97,84 @@ def test_names() -> None:
     assert torch.equal(named, given)
 
 
+TABLE = sg.DiscreteVPSDE(torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=F64).square().tolist())
+
+TIMESTEPS: list[tuple[int, int, list[int]]] = [  # of a distillation to m, for n network calls: Luo et al.'s by hand
+    (50, 1, [999]),
+    (50, 2, [999, 499]),
+    (50, 3, [999, 679, 339]),
+    (50, 4, [999, 759, 499, 259]),
+    (50, 8, [999, 879, 759, 639, 499, 379, 259, 139]),
+    (4, 4, [999, 749, 499, 249]),
+    (30, 4, [989, 758, 494, 263]),  # every 33rd entry, which leaves out the last ten
+]
+
+
+@pytest.mark.parametrize(("m", "n", "expected"), TIMESTEPS)
+def test_timesteps_of_the_distillation(m: int, n: int, expected: list[int]) -> None:
+    """A run calls the network there; with an end of its own, it has one step more to that."""
+    seen: list[float] = []
+
+    def noise(x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        seen.append(round(float(label[0]), 6))
+        return 0.1 * x
+
+    score = sg.from_noise(noise, TABLE, time_label=sg.time_labels.ddpm(1000))
+    rule = sg.grids.Distilled(m)
+    sg.sample(score, TABLE, x_T=X, nfe=n, grid=rule, solver="lcm", seed=0)
+    assert seen == expected
+    seen.clear()
+    res = sg.sample(score, TABLE, x_T=X, nfe=n, grid=rule, solver="tcd", seed=0, final="none")
+    assert seen == expected
+    assert res.times[-1] == TABLE.eps
+    if m == 50:
+        seen.clear()
+        sg.sample(score, TABLE, x_T=X, nfe=n, solver="lcm", seed=0)
+        assert seen == expected
+
+
+def test_a_start_below_leaves_out_the_timesteps_above() -> None:
+    """Six tenths of fifty timesteps, three calls: those numbered 0, 10 and 20 of thirty."""
+    grid = sg.grids.Distilled(50)(TABLE, 2, t_start=0.6)
+    assert [round(1000 * t) - 1 for t in grid.times] == [599, 399, 199]
+    assert sg.grids.Distilled(50)(TABLE, 50, t_end=0.0).times[-2:] == (0.02, 0.0)
+
+
+def test_few_timesteps_and_no_table() -> None:
+    """More calls than the distillation knows go to the whole table; other processes have their own grids."""
+    solver = sg.schemes.Consistency()
+    assert solver.default_grid(TABLE, 49) == sg.grids.Distilled(50)
+    assert solver.default_grid(TABLE, 50) == sg.grids.Table()
+    assert solver.default_grid(sg.VPSDE(), 4) == sg.grids.Uniform()
+    assert solver.default_grid(TABLE, 3, 1.0, 0.3) == sg.grids.Table()
+    for call, match in (
+        (lambda: sg.grids.Distilled(50)(TABLE, 50), "51 network calls asked of 50 timesteps"),
+        (lambda: sg.grids.Distilled(50)(sg.VPSDE(), 4), "has no table of times"),
+        (
+            lambda: sg.grids.Distilled(1001)(TABLE, 4),
+            r"=1001 timesteps of a distillation from a table that has 1000",
+        ),
+        (lambda: sg.grids.Distilled(50)(TABLE, 3, t_end=0.5), "not above t_end=0.5"),
+        (lambda: sg.grids.Distilled(50)(TABLE, 51, t_end=0.0), "51 network calls asked of 50 timesteps"),
+        (lambda: sg.grids.Distilled(50)(TABLE, 1, t_start=0.01), r"they begin at t=0.02"),
+        (lambda: sg.grids.Distilled(0), "original_steps must be an integer of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
+def test_tcd_goes_below_to_an_entry_of_the_table() -> None:
+    """Number 0.7 i rounded down for i = 759, 499, 259, and below the first entry to the end itself."""
+    times = [1.0, 0.76, 0.5, 0.26, 0.001, 0.0005]
+    program = sg.schemes.TCD(0.3).compile(TABLE, sg.Grid(times))
+    for stage, (entry, end) in zip(program.stages[1:], [(531, 759), (349, 499), (181, 259), (0, 0)], strict=False):
+        below, at = (TABLE.nodes([(number + 1) / 1000])[0].noise_level for number in (entry, end))
+        sigma = float(TABLE.sigma((end + 1) / 1000))
+        drawn = sum(float(c) for _, c in stage.noises)
+        assert drawn == pytest.approx(sigma * (1 - (below / at) ** 2) ** 0.5, rel=1e-9, abs=1e-12)
+    assert not program.stages[-1].noises or abs(program.stages[-1].noises[0][1]) < 1e-12
+
+
 def test_misuse() -> None:
     with pytest.raises(ValueError, match="eta must be"):
         sg.schemes.Consistency(eta=2.0)
