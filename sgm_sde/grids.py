@@ -597,7 +597,8 @@ class Distilled(GridRule):
         times = self._spread(known, calls) if ends_with_call else [*self._spread(known, calls - 1), end]
         if times[-2] <= end:
             raise ValueError(
-                f"{calls - 1} steps, each from a timestep of a distillation, have their last at t={times[-2]}, not above t_end={end}"
+                f"{calls - 1} steps, each from a timestep of a distillation, have their last at t={times[-2]}, "
+                f"not above t_end={end}"
             )
         return cpu_float64(times)
 

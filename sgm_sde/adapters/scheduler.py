@@ -347,7 +347,7 @@ class SolverScheduler:
         return Distilled(check_integer("original_inference_steps", steps, least=1))
 
     def _first_time(self, strength: float, distilled: Distilled | None, given: bool) -> float | None:
-        """Where a share of the table begins; None for all of it."""
+        """Time at which a share of the table begins; None for all of it."""
         strength = number("strength", strength, above=0, most=1)
         if strength == 1:
             return None
