@@ -142,14 +142,17 @@ def sample(
         (2, torch.Size([6, 1, 8, 8]))
     """
     model = load_model(model) if isinstance(model, str) else model
-    n, batch = check_integer("n", n, kind=Integral), check_integer("batch", batch, kind=Integral)
+    n = check_integer("n", n, kind=Integral)
+    batch = check_integer("batch", batch, kind=Integral)
     resolve_seeds([(seed, n - 1)], None, 1)
     classes = _classes(model, labels)
     if guidance is not None:
         model = replace(model, score=ClassifierFree(model.score, guidance), weights="")
+
     chosen, _, program = sampling.plan(model.sde, solver, nfe=nfe, steps=steps, grid=grid, final=final)
     arguments: JsonObject = {"solver": solver, "nfe": nfe, "steps": steps, "grid": grid, "final": final}
     table = None if program is None else program.to_json()
+    digest = None if table is None else hashlib.sha256(table.encode()).hexdigest()[:16]
 
     with Team(device, threads) as team:
         model.to(team.device)
@@ -162,27 +165,44 @@ def sample(
             "nfe": nfe,
             "final": final,
             "labels": classes,
-            "program": None if table is None else hashlib.sha256(table.encode()).hexdigest()[:16],
+            "program": digest,
         }
 
         def work(first: int, last: int) -> Shard:
-            tensors, kwargs = {}, {}
+            tensors = {}
+            conditions = {}
             if classes is not None:
-                tensors["y"] = torch.tensor([classes[i % len(classes)] for i in range(first, last)])
-                kwargs["y"] = PerSample(tensors["y"].to(team.device))
-            with warnings.catch_warnings():
-                for category in (sampling.NonFiniteWarning, ImplausibleWarning, sampling.UnfinishedWarning):
-                    warnings.simplefilter("ignore", category)  # the report tells of them
+                tensors["y"] = _in_turn(classes, first, last)
+                conditions["y"] = PerSample(tensors["y"].to(team.device))
+
+            shape = (last - first, *model.shape)
+            seeds = SampleSeeds(seed, range(first, last))
+            execution = Execution(device=team.device)
+            with _reported_failures():
                 result = sampling.sample(
-                    model.score, model.sde, (last - first, *model.shape), seed=SampleSeeds(seed, range(first, last)),
-                    model_kwargs=kwargs, execution=Execution(device=team.device), **arguments,
-                )  # fmt: skip
+                    model.score, model.sde, shape, seed=seeds, model_kwargs=conditions, execution=execution, **arguments
+                )
+
             tensors["x"] = result.x
             failed = [first + i for i in result.status.samples]
             return tensors, {"nfe": result.nfe, "rows": result.network_evals, "failed": failed}
 
         job = _Job(settings, ("n",), {"program": table}, n, batch, size, work, "sample")
         return _run(team, Path(folder), job, part, progress)
+
+
+def _in_turn(classes: Sequence[int], first: int, last: int) -> Tensor:
+    """The classes of the samples from a first number up to a last: sample i has the class i modulo their number."""
+    return torch.tensor([classes[i % len(classes)] for i in range(first, last)])
+
+
+@contextmanager
+def _reported_failures() -> Iterator[None]:
+    """No warnings of samples that fail: the report has their numbers."""
+    with warnings.catch_warnings():
+        for category in (sampling.NonFiniteWarning, ImplausibleWarning, sampling.UnfinishedWarning):
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 def likelihood(
@@ -248,19 +268,25 @@ def likelihood(
     """
     model = load_model(model) if isinstance(model, str) else model
     given = {"n_levels": n_levels, "data_range": data_range, "dequantize": dequantize, **options}
-    settled: JsonObject = model.likelihood_options(None, {k: value for k, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    settled: JsonObject = model.likelihood_options(None, given)
     n_levels, data_range, dequantize = (settled.pop(name) for name in ("n_levels", "data_range", "dequantize"))
     assert n_levels is not None and data_range is not None and dequantize is not None
-    _check_images(model, images, labels, n_levels)
+
+    _check_images(model, images, n_levels)
+    if labels is not None:
+        _check_labels(model, images, labels)
     sde = model.sde
     if not (has_scalar_marginal(sde) or has_matrix_marginal(sde)):
         raise TypeError(f"likelihoods need a LinearSDE, got {sde!r}")
-    n, batch = len(images), check_integer("batch", batch, kind=Integral)
+
+    n = len(images)
+    batch = check_integer("batch", batch, kind=Integral)
     resolve_seeds([(seed, n - 1)], None, 1)
 
     with Team(device, threads) as team:
         model.to(team.device)
-        size = 4 * (1 + repeats)  # a value, and one a draw
+        size = 4 * (1 + repeats)  # bytes of an image's value, and of one per draw
         classes = None if labels is None or model.n_classes is None else list(range(model.n_classes))
         settings = {
             **_common(model, n, batch, size, seed, team, classes),
@@ -276,11 +302,15 @@ def likelihood(
         }
 
         def work(first: int, last: int) -> Shard:
-            kwargs = {} if labels is None else {"y": PerSample(labels[first:last].to(team.device, torch.int64))}
+            x = images[first:last].to(team.device)
+            conditions = {}
+            if labels is not None:
+                conditions["y"] = PerSample(labels[first:last].to(team.device, torch.int64))
+
+            seeds = SampleSeeds(seed, range(first, last))
             result = bits_per_dim(
-                model.score, sde, images[first:last].to(team.device), n_levels=n_levels, data_range=data_range,
-                repeats=repeats, importance=importance, dequantize=dequantize, model_kwargs=kwargs,
-                seed=SampleSeeds(seed, range(first, last)), **settled,
+                model.score, sde, x, n_levels=n_levels, data_range=data_range, repeats=repeats, importance=importance,
+                dequantize=dequantize, model_kwargs=conditions, seed=seeds, **settled,
             )  # fmt: skip
             values = {"bits_per_dim": result.per_image, "draws": result.repeats.T}
             return values, {"nfe": result.nfe, "protocol": result.protocol}
@@ -327,30 +357,57 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Report:
     started = time.perf_counter()
     if not folders:
         raise ValueError("give at least one folder to merge")
-    first, *_ = manifests = [read_manifest(folder) for folder in folders]
+    manifests = {Path(folder): read_manifest(folder) for folder in folders}
+    first = next(iter(manifests.values()))
+
+    # Where the parts differ in what may grow, the whole is as large as the largest.
     growing = tuple(first.get("growing", ()))
-    settings = first["settings"] | {name: max(m["settings"].get(name, 0) for m in manifests) for name in growing}
+    settings = dict(first["settings"])
+    for name in growing:
+        settings[name] = max(manifest["settings"].get(name, 0) for manifest in manifests.values())
+
     with Store(out, settings, growing=growing, notes=first.get("notes")) as store:
-        for folder, manifest in zip(folders, manifests, strict=True):
+        for folder, manifest in manifests.items():
             store.require_same(folder, manifest)
+
         cuts = _cuts(settings["n"], settings["batch"], settings["sample_bytes"])
-        entries, found = {}, 0
+        entries: dict[str, Entry] = {}
+        found = 0
         for k, cut in enumerate(cuts):
             name = _name(k)
             entry = store.find(name)
             if _holds(entry, cut):
-                found += math.ceil((cut[1] - cut[0]) / settings["batch"])
-            for folder, manifest in zip(folders, manifests, strict=True):
-                if _holds(entry, cut):
-                    break
-                entry = store.take_over(folder, manifest, name)
-            if entry is not None and _holds(entry, cut):
+                found += _n_batches(cut, settings["batch"])
+            else:
+                entry = _from_parts(store, name, cut, manifests)
+            if entry is not None:
                 entries[name] = entry
-        result = _complete(store, settings["command"], entries) if len(entries) == len(cuts) else {}
-    there = [entry.info["samples"] for entry in entries.values()]
-    batches = sum(math.ceil((end - begin) / settings["batch"]) for begin, end in there)
-    seconds = time.perf_counter() - started
-    return Report(Path(out), sum(end - begin for begin, end in there), batches, found, seconds, result)
+
+        complete = len(entries) == len(cuts)
+        result = _complete(store, settings["command"], entries) if complete else {}
+
+    n = 0
+    n_batches = 0
+    for entry in entries.values():
+        begin, end = entry.info["samples"]
+        n += end - begin
+        n_batches += _n_batches((begin, end), settings["batch"])
+    return Report(Path(out), n, n_batches, found, time.perf_counter() - started, result)
+
+
+def _from_parts(store: Store, name: str, cut: tuple[int, int], manifests: Mapping[Path, JsonMapping]) -> Entry | None:
+    """A shard with the samples of a cut, copied from the first part that has it; None where none has."""
+    for folder, manifest in manifests.items():
+        entry = store.take_over(folder, manifest, name)
+        if _holds(entry, cut):
+            return entry
+    return None
+
+
+def _n_batches(cut: Sequence[int], batch: int) -> int:
+    """The number of batches from a first sample up to a last."""
+    begin, end = cut
+    return math.ceil((end - begin) / batch)
 
 
 def _holds(entry: Entry | None, cut: tuple[int, int]) -> bool:
@@ -384,13 +441,16 @@ class _Job:
 
     def shard(self, begin: int, end: int, after_batch: Callable[[int], None]) -> Shard:
         """All batches of a shard, one after the other."""
-        made = []
+        results: list[Shard] = []
         for first in range(begin, end, self.batch):
             last = min(first + self.batch, end)
-            made.append(self.work(first, last))
+            results.append(self.work(first, last))
             after_batch(last - first)
-        tensors = {key: torch.cat([batch[key] for batch, _ in made]) for key in made[0][0]}
-        return tensors, {"samples": [begin, end], **_SUMMARIES[self.command][0]([info for _, info in made])}
+
+        names = results[0][0]
+        tensors = {name: torch.cat([batch[name] for batch, _ in results]) for name in names}
+        summarize, _ = _SUMMARIES[self.command]
+        return tensors, {"samples": [begin, end], **summarize([info for _, info in results])}
 
 
 def _together(infos: Sequence[JsonMapping]) -> JsonObject:
@@ -432,12 +492,14 @@ def _cuts(n: int, batch: int, sample_bytes: int) -> list[tuple[int, int]]:
         >>> _cuts(10, 4, 12), len(_cuts(10**6, 64, 256)), len(_cuts(10**7, 64, 256))
         ([(0, 4), (4, 8), (8, 10)], 455, 1005)
     """
-    most = max(1, min(SHARD_BATCHES, SHARD_BYTES // (batch * sample_bytes)))
-    cuts, begin = [], 0
+    largest = max(1, min(SHARD_BATCHES, SHARD_BYTES // (batch * sample_bytes)))
+    cuts = []
+    begin = 0
     while begin < n:
-        batches = max(1, min(most, begin // batch // SHARD_SHARE))
-        cuts.append((begin, min(n, begin + batches * batch)))
-        begin += batches * batch
+        batches = max(1, min(largest, begin // batch // SHARD_SHARE))
+        end = begin + batches * batch
+        cuts.append((begin, min(n, end)))
+        begin = end
     return cuts
 
 
@@ -460,24 +522,22 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
     """Do what is missing, each process the next shard when it has done the last, and complete the manifest."""
     started = time.perf_counter()
     cuts = _cuts(job.n, job.batch, job.sample_bytes)
-    first, every = _part(part)
-    mine = range(first, len(cuts), every)
+    k, n_parts = _part(part)
+    mine = range(k, len(cuts), n_parts)
     total = sum(cuts[k][1] - cuts[k][0] for k in mine)
-
-    def batches(k: int) -> int:
-        return math.ceil((cuts[k][1] - cuts[k][0]) / job.batch)
 
     with _open(team, folder, job, apart=part is not None) as store, _progress(team, total, job, progress) as update:
 
         def do(piece: int) -> None:
-            begin, end = cut = cuts[mine[piece]]
+            cut = cuts[mine[piece]]
             name = _name(mine[piece])
             entry = store.find(name)
             if entry is None or not _holds(entry, cut):
-                entry = store.save(name, *job.shard(begin, end, update))
+                tensors, info = job.shard(*cut, update)
+                entry = store.save(name, tensors, info)
             else:
-                team.count("found", batches(mine[piece]))
-                update(end - begin, True)
+                team.count("found", _n_batches(cut, job.batch))
+                update(cut[1] - cut[0], True)
             team.report(piece, json.dumps([entry.sha256, entry.bytes, entry.info]))
 
         for piece in team.take(len(mine)):
@@ -488,20 +548,34 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
 
         result: JsonObject = {}
         if team.rank == 0 and part is None:
-            entries = {
-                _name(k): Entry(*json.loads(text)) for k, text in zip(mine, team.reports(len(mine)), strict=True)
-            }
-            result = _complete(store, job.command, entries)
+            result = _complete(store, job.command, _reported(team, mine))
         found = team.count("found")
-        team.tell("complete", "") if team.rank == 0 else team.hear("complete")
-    return Report(folder, total, sum(map(batches, mine)), found, time.perf_counter() - started, result)
+
+        # The others wait here: none leaves before the manifest is written.
+        if team.rank == 0:
+            team.tell("complete", "")
+        else:
+            team.hear("complete")
+
+    n_batches = sum(_n_batches(cuts[k], job.batch) for k in mine)
+    return Report(folder, total, n_batches, found, time.perf_counter() - started, result)
+
+
+def _reported(team: Team, shards: Sequence[int]) -> dict[str, Entry]:
+    """Entries of shards by name, as the processes that wrote them report."""
+    entries = {}
+    for k, text in zip(shards, team.reports(len(shards)), strict=True):
+        sha256, n_bytes, info = json.loads(text)
+        entries[_name(k)] = Entry(sha256, n_bytes, info)
+    return entries
 
 
 def _complete(store: Store, command: str, entries: Mapping[str, Entry]) -> JsonObject:
     """Write the manifest of a run of which all shards are there; returns what it says of the whole."""
     infos = [entry.info for entry in entries.values()]
-    read = (read_shard(store.path(name)) for name in entries)
-    result = _SUMMARIES[command][1](store.notes, infos, read)
+    shards = (read_shard(store.path(name)) for name in entries)
+    _, summarize = _SUMMARIES[command]
+    result = summarize(store.notes, infos, shards)
     store.finish(entries, result)
     return result
 
@@ -537,12 +611,17 @@ def _progress(team: Team, total: int, job: _Job, progress: bool) -> Iterator[Cal
         def update(more: int = 0, found: bool = False) -> None:
             if team.size == 1 and not shown:
                 return
-            done, before = team.count("samples", more), team.count("before", more if found else 0)
-            if shown:
-                if before > bar.initial:  # these took no time
-                    bar.initial = bar.n = bar.last_print_n = before
-                    bar.refresh()
-                bar.update(min(done, total) - bar.n)
+            done = team.count("samples", more)
+            before = team.count("before", more if found else 0)
+            if not shown:
+                return
+
+            if before > bar.initial:  # these took no time: the rate is that of the others
+                bar.initial = before
+                bar.n = before
+                bar.last_print_n = before
+                bar.refresh()
+            bar.update(min(done, total) - bar.n)
 
         yield update
 
@@ -593,22 +672,25 @@ def _classes(model: Model, labels: Sequence[int] | str | None) -> list[int] | No
     return [operator.index(label) for label in labels]
 
 
-def _check_images(model: Model, images: Tensor, labels: Tensor | None, n_levels: int) -> None:
+def _check_images(model: Model, images: Tensor, n_levels: int) -> None:
     if not isinstance(images, Tensor) or images.is_floating_point() or images.dtype == torch.bool:
         given = f"dtype {images.dtype}" if isinstance(images, Tensor) else repr(images)
         raise TypeError(f"images must be of an integer dtype, got {given}")
+
     if tuple(images.shape[1:]) != model.shape or not len(images):
-        raise ValueError(
-            f"images must have the shape (n, {', '.join(map(str, model.shape))}), got {tuple(images.shape)}"
-        )
-    low, high = int(images.min()), int(images.max())
+        shape = ", ".join(map(str, model.shape))
+        raise ValueError(f"images must have the shape (n, {shape}), got {tuple(images.shape)}")
+
+    low, high = map(int, images.aminmax())
     if low < 0 or high >= n_levels:
         raise ValueError(f"images must lie in [0, {n_levels}) for n_levels={n_levels}, got {low} to {high}")
-    if labels is not None:
-        if model.n_classes is None:
-            raise ValueError(f"labels were given, and the model {model.name!r} has no classes")
-        if labels.is_floating_point() or labels.shape != images.shape[:1]:
-            raise ValueError(f"labels must be {len(images)} integers, got {labels.dtype} {tuple(labels.shape)}")
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= model.n_classes:
-            raise ValueError(f"labels must lie in [0, {model.n_classes}), got {low} to {high}")
+
+
+def _check_labels(model: Model, images: Tensor, labels: Tensor) -> None:
+    if model.n_classes is None:
+        raise ValueError(f"labels were given, and the model {model.name!r} has no classes")
+    if labels.is_floating_point() or labels.shape != images.shape[:1]:
+        raise ValueError(f"labels must be {len(images)} integers, got {labels.dtype} {tuple(labels.shape)}")
+    low, high = map(int, labels.aminmax())
+    if low < 0 or high >= model.n_classes:
+        raise ValueError(f"labels must lie in [0, {model.n_classes}), got {low} to {high}")

@@ -122,7 +122,8 @@ class Store:
         store = cls.__new__(cls)
         store._describe(folder, settings, growing, None)
         store._adopt(read_manifest(store.folder))
-        store._lock, store._owner = _locked(store.folder, shared=True), False
+        store._lock = _locked(store.folder, shared=True)
+        store._owner = False
         return store
 
     def _describe(
@@ -132,7 +133,8 @@ class Store:
         growing: Sequence[str],
         notes: JsonMapping | None,
     ) -> None:
-        self.folder, self._growing = readable(folder), tuple(growing)
+        self.folder = readable(folder)
+        self._growing = tuple(growing)
         self._contents: JsonObject = {"format": FORMAT, "settings": _plain(settings), "versions": versions()}
         if notes is not None:
             self._contents["notes"] = _plain(notes)
@@ -159,19 +161,26 @@ class Store:
         """Continue with what is in the folder, with its own measurements; whether nothing of it changes."""
         _refuse_others(self.folder, found, self._contents, self._growing)
         mine = self._contents["settings"]
-        same = all(found["settings"].get(name) == mine[name] for name in self._growing)
+        grown = {name: mine[name] for name in self._growing}
+        same = all(found["settings"].get(name) == value for name, value in grown.items())
         if not same and "shards" in found:
-            for name in self._growing:
-                if not mine[name] >= found["settings"].get(name, mine[name]):
-                    raise ValueError(
-                        f"{self.folder} is complete with {name} = {found['settings'][name]}, which may grow, and "
-                        f"{name} = {mine[name]} was asked for: give another folder, or delete that one"
-                    )
-        self._contents["settings"] = {**found["settings"], **{name: mine[name] for name in self._growing}}
+            self._refuse_fewer(found["settings"], grown)
+
+        self._contents["settings"] = {**found["settings"], **grown}
         self._run = _run_digest(self._contents)
         if same:
             self._listed = {name: entry["sha256"] for name, entry in found.get("shards", {}).items()}
         return same
+
+    def _refuse_fewer(self, found: JsonMapping, wanted: JsonMapping) -> None:
+        """Refuse to make a complete run smaller."""
+        for name, value in wanted.items():
+            before = found.get(name, value)
+            if not value >= before:
+                raise ValueError(
+                    f"{self.folder} is complete with {name} = {before}, which may grow, and {name} = {value} was asked "
+                    f"for: give another folder, or delete that one"
+                )
 
     def _refuse_strangers(self) -> None:
         for path in self.folder.iterdir():
@@ -388,13 +397,15 @@ def read_run(folder: Path | str) -> tuple[JsonObject, Iterator[tuple[dict[str, T
     for name in shards:
         if not (name.endswith(SUFFIX) and _NAME.fullmatch(name)):
             raise ValueError(f"the manifest of {folder} names {name!r}, which is no shard in it")
+
     run = _run_digest(manifest)
 
     def read() -> Iterator[tuple[dict[str, Tensor], JsonObject]]:
         for name in sorted(shards, key=in_order):
-            tensors, info, sha256 = _read(folder / name, run)
+            path = folder / name
+            tensors, info, sha256 = _read(path, run)
             if sha256 != shards[name]["sha256"]:
-                raise ValueError(f"{folder / name} is not the shard that the manifest was written for")
+                raise ValueError(f"{path} is not the shard that the manifest was written for")
             yield tensors, info
 
     return manifest, read()
@@ -470,9 +481,10 @@ def _manifest(path: Path) -> JsonObject | None:
     try:
         contents: JsonObject = json.loads(path.read_bytes())
         seal = contents.pop("sha256")
-        return contents if seal == checksum(contents) and isinstance(contents["format"], str) else None
+        intact = seal == checksum(contents) and isinstance(contents["format"], str)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
+    return contents if intact else None
 
 
 def _require_format(folder: Path, found: JsonMapping) -> None:
@@ -482,33 +494,52 @@ def _require_format(folder: Path, found: JsonMapping) -> None:
             f"{folder} was written by another version of sgm_sde: its format is {found['format']!r}, here it is "
             f"{FORMAT!r}. Give another folder, or delete that one"
         )
+
     kinds = {"settings": dict, "versions": dict, "shards": dict, "result": dict, "notes": dict, "growing": list}
     missing = [name for name in ("settings", "versions") if name not in found]
     wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name, kind()), kind)]
-    entries = found.get("shards", {}).values() if not wrong else ()
-    if missing or wrong or not all(isinstance(one, dict) and isinstance(one.get("sha256"), str) for one in entries):
-        raise ValueError(f"the manifest of {folder} lacks its {', '.join(missing or wrong or ['shards'])}")
+    if not missing and not wrong and not all(map(_is_listed, found.get("shards", {}).values())):
+        wrong = ["shards"]
+    if missing or wrong:
+        raise ValueError(f"the manifest of {folder} lacks its {', '.join(missing or wrong)}")
+
+
+def _is_listed(entry: object) -> bool:
+    """True for a shard's entry in a manifest."""
+    return isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
 
 
 def _refuse_others(folder: Path, found: JsonMapping, wanted: JsonMapping, growing: Sequence[str]) -> None:
     _require_format(folder, found)
-    there, now = ({**_flat(c["settings"]), **_flat(c["versions"], "version of ")} for c in (found, wanted))
-    differences = []
-    for key in sorted(there.keys() | now.keys()):
-        if key in growing or (key in there and key in now and there[key] == now[key]):
-            continue
-        apart = disagreement(there.get(key), now.get(key))
-        if apart is None:
-            shown = (json.dumps(side[key]) if key in side else "absent" for side in (there, now))
-            differences.append("{} = {} there, {} now".format(key, *shown))
-        elif apart:
-            differences.append(f"{key} differ by {apart:.2g} of their size")
-    if list(found.get("growing", [])) != list(growing):
-        differences.append(f"growing = {found.get('growing', [])} there, {list(growing)} now")
+    before = _identity(found)
+    now = _identity(wanted)
+    names = sorted((before.keys() | now.keys()) - set(growing))
+    differences = [text for name in names if (text := _difference(name, before, now))]
+
+    grew = list(found.get("growing", []))
+    if grew != list(growing):
+        differences.append(f"growing = {grew} there, {list(growing)} now")
     if differences:
         raise ValueError(
             f"{folder} was made with other settings: {'; '.join(differences)}. Give another folder, or delete that one"
         )
+
+
+def _identity(contents: JsonMapping) -> JsonObject:
+    """Settings and versions of a manifest by their path."""
+    return {**_flat(contents["settings"]), **_flat(contents["versions"], "version of ")}
+
+
+def _difference(name: str, before: JsonMapping, now: JsonMapping) -> str:
+    """The difference between two values by name, in words; nothing where they agree, measurements to rounding."""
+    if name in before and name in now and before[name] == now[name]:
+        return ""
+
+    distance = disagreement(before.get(name), now.get(name))
+    if distance is None:  # these are no measurements
+        there, here = (json.dumps(values[name]) if name in values else "absent" for values in (before, now))
+        return f"{name} = {there} there, {here} now"
+    return f"{name} differ by {distance:.2g} of their size" if distance else ""
 
 
 def _flat(values: JsonMapping, prefix: str = "") -> JsonObject:

@@ -30,6 +30,7 @@ from sgm_sde._start import GONE, end, end_with_launcher
 from sgm_sde._utils.checks import check_integer
 
 ROLL_CALL = 120.0  # seconds in which all processes of a run have to be there
+PATIENCE = 10.0  # seconds after which those that are missing are named
 BEAT = 1.0  # seconds between the signs of life of a process
 SILENCE = 30.0  # seconds without one, after which a process' work is done by the first
 
@@ -68,31 +69,48 @@ class Place:
             'gpu07'
         """
         if "RANK" in environ or "WORLD_SIZE" in environ:
-            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
-            host, job = environ.get("MASTER_ADDR", ""), 0
+            names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+            host = environ.get("MASTER_ADDR", "")
+            job = 0
         elif "SLURM_PROCID" in environ and not _in_batch_script(environ):
-            names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "MASTER_PORT")
-            nodes = next((environ[k] for k in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST") if environ.get(k)), "")
-            host, job = environ.get("MASTER_ADDR") or _first_host(nodes), _number(environ, "SLURM_JOB_ID", 0)
+            names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+            nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST", "")
+            host = environ.get("MASTER_ADDR") or _first_host(nodes)
+            job = _number(environ, "SLURM_JOB_ID", 0)
         else:
             return Place()
-        for name in names[:2]:
-            if name not in environ:
-                other = names[1] if name == names[0] else names[0]
-                raise ValueError(
-                    f"{other}={environ[other]} is set in the environment and {name} is not: set both, or none"
-                )
-        rank, size = _number(environ, names[0]), _number(environ, names[1])
-        if size < 1 or not 0 <= rank < size:
-            raise ValueError(
-                f"{names[0]}={rank} and {names[1]}={size} in the environment are no place among processes 0 to "
-                f"{names[1]} - 1"
-            )
+
+        name_of_rank, name_of_size, name_of_local = names
+        rank, size = _rank_and_size(environ, name_of_rank, name_of_size)
         if size > 1 and not host:
-            raise ValueError(f"{names[1]}={size} is set in the environment, and no MASTER_ADDR where the first one is")
-        port = _number(environ, "MASTER_PORT", 20000 + job % 20000)
+            raise ValueError(
+                f"{name_of_size}={size} is set in the environment, and no MASTER_ADDR where the first one is"
+            )
+
+        local = _number(environ, name_of_local, 0)
+        port = _number(environ, "MASTER_PORT", 20000 + job % 20000)  # jobs on one machine listen at ports of their own
         agent = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        return Place(rank, size, _number(environ, names[2], 0), host or "127.0.0.1", port, agent)
+        return Place(rank, size, local, host or "127.0.0.1", port, agent)
+
+
+def _rank_and_size(environ: Mapping[str, str], name_of_rank: str, name_of_size: str) -> tuple[int, int]:
+    """A process' number and how many there are, by the variables of these names.
+
+    Raises:
+        ValueError: if one of them is missing, or they do not go together.
+    """
+    for name, other in ((name_of_rank, name_of_size), (name_of_size, name_of_rank)):
+        if name not in environ:
+            raise ValueError(f"{other}={environ[other]} is set in the environment and {name} is not: set both, or none")
+
+    rank = _number(environ, name_of_rank)
+    size = _number(environ, name_of_size)
+    if size < 1 or not 0 <= rank < size:
+        raise ValueError(
+            f"{name_of_rank}={rank} and {name_of_size}={size} in the environment are no place among processes 0 to "
+            f"{name_of_size} - 1"
+        )
+    return rank, size
 
 
 def _in_batch_script(environ: Mapping[str, str]) -> bool:
@@ -320,20 +338,25 @@ class Wire:
 
     def _roll_call(self) -> None:
         """Wait for all processes."""
+        rank = self.place.rank
         size = self.place.size
-        self.set(f"here/{self.place.rank}", "")
-        started, told = time.monotonic(), False
-        while missing := [rank for rank in range(size) if self.look(f"here/{rank}") is None]:
+        self.set(f"here/{rank}", "")
+        started = time.monotonic()
+        announced = False
+
+        while missing := [other for other in range(size) if self.look(f"here/{other}") is None]:
             waited = time.monotonic() - started
-            who = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+            names = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
             if waited > ROLL_CALL:
                 raise ConnectionError(
                     f"{size - len(missing)} of the {size} processes of this run are here after {waited:.0f} s, without "
-                    f"{who}: start all of them, or unset RANK and WORLD_SIZE (of Slurm: start them with srun)"
+                    f"{names}: start all of them, or unset RANK and WORLD_SIZE (of Slurm: start them with srun)"
                 )
-            if waited > 10 and not told and self.place.rank == min(set(range(size)) - set(missing)):
-                sys.stderr.write(f"waiting for process {who} of {size}\n")
-                told = True
+
+            present = set(range(size)) - set(missing)
+            if waited > PATIENCE and not announced and rank == min(present):  # one of them says it for all
+                sys.stderr.write(f"waiting for process {names} of {size}\n")
+                announced = True
             time.sleep(0.02)
 
     def _beat(self) -> None:
@@ -359,21 +382,10 @@ def _connect(place: Place) -> Any:
     """torch's key-value store: served by the launcher, or by the first process."""
     if not torch.distributed.is_available():
         raise ConnectionError("this build of torch cannot connect several processes: start one")
-    deadline = time.monotonic() + ROLL_CALL
     serves = place.rank == 0 and not place.agent
-    while not serves:
-        try:
-            socket.create_connection((place.host, place.port), timeout=5).close()
-            break
-        except OSError as error:
-            if place.agent and isinstance(error, ConnectionRefusedError):  # it was there before this process was
-                raise ConnectionError(GONE) from None
-            if time.monotonic() > deadline:
-                raise ConnectionError(
-                    f"nobody listens at {place.host}:{place.port} after {ROLL_CALL:.0f} s, where process 0 of "
-                    f"{place.size} should be: {error}"
-                ) from None
-            time.sleep(0.1)
+    if not serves:
+        _wait_for_server(place)
+
     try:
         distributed: Any = torch.distributed
         return distributed.TCPStore(
@@ -386,5 +398,29 @@ def _connect(place: Place) -> Any:
             multi_tenant=True,
         )
     except RuntimeError as error:
-        doing, what = "listen" if serves else "connect", str(error).splitlines()[0]
-        raise ConnectionError(f"cannot {doing} at {place.host}:{place.port}: {what}") from None
+        doing = "listen" if serves else "connect"
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(f"cannot {doing} at {place.host}:{place.port}: {reason}") from None
+
+
+def _wait_for_server(place: Place) -> None:
+    """Wait until the store's server listens.
+
+    Raises:
+        ConnectionError: if it does not within `ROLL_CALL` seconds, or was there and is gone.
+    """
+    deadline = time.monotonic() + ROLL_CALL
+    while True:
+        try:
+            socket.create_connection((place.host, place.port), timeout=5).close()
+            return
+        except OSError as error:
+            # A launcher's server was there before this process: if it refuses, it has ended.
+            if place.agent and isinstance(error, ConnectionRefusedError):
+                raise ConnectionError(GONE) from None
+            if time.monotonic() > deadline:
+                raise ConnectionError(
+                    f"nobody listens at {place.host}:{place.port} after {ROLL_CALL:.0f} s, where process 0 of "
+                    f"{place.size} should be: {error}"
+                ) from None
+        time.sleep(0.1)
