@@ -70,7 +70,9 @@ class ProcessNode:
     )
 
     def __init__(self, sde: SDE, t: float, g: Coefficient) -> None:
-        self.sde, self.t, self._g = sde, t, g
+        self.sde = sde
+        self.t = t
+        self._g = g
 
     @property
     def g(self) -> Coefficient:
@@ -128,8 +130,10 @@ class SDE(Value, ABC):
     time_is_noise_level: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        eps, T = real("eps", self.eps), real("T", self.T)
-        settle(self, **{name: value for name, value in {"eps": eps, "T": T}.items() if name in vars(self)})
+        eps = real("eps", self.eps)
+        T = real("T", self.T)
+        fields = {"eps": eps, "T": T}
+        settle(self, **{name: value for name, value in fields.items() if name in vars(self)})
         if not (math.isfinite(T) and math.isfinite(eps) and 0 <= eps < T):
             raise ValueError(f"need 0 <= eps < T, got eps={self.eps} and T={self.T}")
 
@@ -247,7 +251,8 @@ class SDE(Value, ABC):
         """Log-density of the prior in nats per sample: (B, *) to (B,)."""
         require_floating("x", x)
         square = flat(x / self.prior_std).square()
-        return (-0.5 * square - 0.5 * math.log(2 * math.pi) - math.log(self.prior_std)).sum(1)
+        log_density = -0.5 * square - 0.5 * math.log(2 * math.pi) - math.log(self.prior_std)
+        return log_density.sum(1)
 
     def reverse(self, score_fn: ScoreFn, eta: float = 1.0) -> ReverseSDE:
         r"""The reverse process with stochasticity `eta`; see `ReverseSDE`."""

@@ -26,7 +26,7 @@ from sgm_sde.processes.matrix import EARLIEST, MatrixSDE, RateMatrixSDE, double
 from sgm_sde.processes.vp import VPSDE
 
 REACH = 16.0  # up to so many e-foldings of the fastest mode, quadrature with 16 Gauss points is exact to 1e-15
-POINTS, WEIGHTS = (values.tolist() for values in gauss_legendre(16))
+POINTS, WEIGHTS = gauss_legendre(16)  # on [0, 1]
 
 
 @dataclass(frozen=True)
@@ -128,37 +128,76 @@ class CLD(RateMatrixSDE):
         """Block 1 of a state z (B, 2, *): (B, *)."""
         return self.require_state(z)[:, 1]
 
+    @property
+    def _m(self) -> float:
+        return 1 / self.mass
+
+    @property
+    def _a(self) -> float:
+        return self.friction * self._m / 2
+
     def _modes(self, B: Tensor) -> tuple[Tensor, Tensor]:
         """(C, S): e^{-aB} cosh(wB) and e^{-aB} sinh(wB) / w."""
-        m = 1 / self.mass
-        a = self.friction * m / 2
+        m = self._m
+        a = self._a
         w = math.sqrt(abs(a * a - m)) if self.damping != "critical" else 0.0
         if w == 0:
-            return (-a * B).exp(), (-a * B).exp() * B
+            decay = (-a * B).exp()
+            return decay, decay * B
         if self.damping == "under":
-            return (-a * B).exp() * (w * B).cos(), (-a * B).exp() * (w * B).sin() / w
-        slow, spread = (-m / (a + w) * B).exp(), torch.expm1(-2 * w * B)  # a - w = m / (a + w)
-        return slow * (1 + spread / 2), slow * -spread / (2 * w)
+            decay = (-a * B).exp()
+            return decay * (w * B).cos(), decay * (w * B).sin() / w
+
+        # e^{-(a - w)B} (1 +- e^{-2wB}) / 2, where a - w = m / (a + w) does not cancel
+        slow = (-m / (a + w) * B).exp()
+        lost = torch.expm1(-2 * w * B)
+        return slow * (1 + lost / 2), slow * -lost / (2 * w)
 
     def transition_of_rate(self, dB: Tensor) -> tuple[Tensor, Tensor]:
         """Phi and covariance (*, 2, 2) over an integrated rate dB (*)."""
-        B, m = double(dB), 1 / self.mass
-        a = self.friction * m / 2
+        m = self._m
+        a = self._a
+        B = double(dB)
         C, S = self._modes(B)
-        phi_xx, phi_vv = C + a * S, C - a * S
-        phi = torch.stack([phi_xx, m * S, -S, phi_vv], -1)
-        points, weights = (torch.tensor(v, dtype=B.dtype, device=B.device) for v in (POINTS, WEIGHTS))
-        inner = self._modes(B[..., None] * points)[1]
-        fastest = a + math.sqrt(max(a * a - m, 0.0)) if self.damping != "under" else math.sqrt(m)
-        near = 2 * self.friction * m**2 * B * (inner.square() * weights).sum(-1)
-        N_xx = torch.where(2 * fastest * B < REACH, near, 1 - phi_xx.square() - m * S.square())
-        # 1 - phi_vv: 1 - e^{-aB} and the rest, neither of which cancels
-        lost = -torch.expm1(-a * B) - ((C - (-a * B).exp()) - a * S)
-        N_vv = self.mass * lost * (1 + phi_vv) - S.square()
+
+        phi_xx = C + a * S
+        phi_vv = C - a * S
+        phi = _matrices(phi_xx, m * S, -S, phi_vv)
+
+        N_xx = self._position_variance(B, C, S)
         N_xv = self.friction * m * S.square()
-        N = torch.stack([N_xx, N_xv, N_xv, N_vv], -1)
-        shape = (*dB.shape, 2, 2)
-        return phi.reshape(shape).to(dB.dtype), N.reshape(shape).to(dB.dtype)
+        N_vv = self._velocity_variance(B, C, S)
+        N = _matrices(N_xx, N_xv, N_xv, N_vv)
+        return phi.to(dB.dtype), N.to(dB.dtype)
+
+    def _velocity_variance(self, B: Tensor, C: Tensor, S: Tensor) -> Tensor:
+        """N_vv, from 1 - phi_vv as the sum of 1 - e^{-aB} and a rest, neither of which cancels."""
+        a = self._a
+        decay = (-a * B).exp()
+        lost = -torch.expm1(-a * B) - ((C - decay) - a * S)
+        phi_vv = C - a * S
+        return self.mass * lost * (1 + phi_vv) - S.square()
+
+    def _position_variance(self, B: Tensor, C: Tensor, S: Tensor) -> Tensor:
+        """N_xx: its integral by quadrature as long as the closed form cancels, then that."""
+        m = self._m
+        a = self._a
+        phi_xx = C + a * S
+        points = torch.tensor(POINTS, dtype=B.dtype, device=B.device)
+        weights = torch.tensor(WEIGHTS, dtype=B.dtype, device=B.device)
+
+        _, inner = self._modes(B[..., None] * points)
+        mean_square = (inner.square() * weights).sum(-1)  # of S on [0, B]
+        integrated = 2 * self.friction * m**2 * B * mean_square
+        closed = 1 - phi_xx.square() - m * S.square()
+
+        fastest = a + math.sqrt(max(a * a - m, 0.0)) if self.damping != "under" else math.sqrt(m)
+        return torch.where(2 * fastest * B < REACH, integrated, closed)
+
+
+def _matrices(xx: Tensor, xv: Tensor, vx: Tensor, vv: Tensor) -> Tensor:
+    """Matrices (*, 2, 2) of entries (*)."""
+    return torch.stack([xx, xv, vx, vv], -1).reshape(*xx.shape, 2, 2)
 
 
 def hybrid_score_matching(
@@ -195,9 +234,12 @@ def hybrid_score_matching(
         raise TypeError(f"this loss is for a process with a matrix, such as CLD(), got {describe_argument(sde)}")
     require_function("predict", predict, "of (z, t)")
     require_floating("x0", x0)
-    if not bool((as_time(t) >= EARLIEST * sde.T).all()):
-        raise ValueError(f"t must lie in (0, T], at {EARLIEST * sde.T:g} or later, got {t}")
-    predicted = predict(sde.perturb(x0, t, noise), t, **kwargs)
+    earliest = EARLIEST * sde.T
+    if not bool((as_time(t) >= earliest).all()):
+        raise ValueError(f"t must lie in (0, T], at {earliest:g} or later, got {t}")
+
+    z = sde.perturb(x0, t, noise)
+    predicted = predict(z, t, **kwargs)
     instance_of("the prediction", predicted, Tensor, "a tensor")
     if predicted.shape != x0.shape:
         raise ValueError(f"the prediction has shape {tuple(predicted.shape)} for data of shape {tuple(x0.shape)}")

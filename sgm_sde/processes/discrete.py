@@ -26,20 +26,18 @@ class _Interpolant:
     """
 
     def __init__(self, values: np.ndarray) -> None:
-        from scipy.interpolate import CubicSpline, PchipInterpolator  # here: they take a while to import
-
         self.n = len(values) - 1
-        u = np.arange(len(values), dtype=np.float64)
-        spline = CubicSpline(u, values)
-        turning = spline.derivative(2).roots()
-        extremes = np.concatenate([u, turning[(turning > 0) & (turning < self.n)]])
-        monotone = bool((spline.derivative()(extremes) > 0).all())
-        slopes = (spline if monotone else PchipInterpolator(u, values)).derivative()(u)
-        step = np.diff(values)
-        # On each interval y = y0 + u (m0 + u (c2 + u c3)), u in [0, 1].
-        c2, c3 = 3 * step - 2 * slopes[:-1] - slopes[1:], slopes[:-1] + slopes[1:] - 2 * step
-        self.table = torch.from_numpy(np.stack([values[:-1], slopes[:-1], c2, c3]))
         self.range = float(values[0]), float(values[-1])
+        slopes = _monotone_slopes(values)
+
+        # Hermite's cubic on each interval
+        y0 = values[:-1]
+        m0 = slopes[:-1]
+        m1 = slopes[1:]
+        step = np.diff(values)
+        c2 = 3 * step - 2 * m0 - m1
+        c3 = m0 + m1 - 2 * step
+        self.table = torch.from_numpy(np.stack([y0, m0, c2, c3]))
 
     def _local(self, t: Tensor) -> tuple[Tensor, Tensor]:
         position = t * self.n
@@ -47,37 +45,80 @@ class _Interpolant:
         return position - k, self.table.to(device=t.device, dtype=t.dtype)[:, k]
 
     def __call__(self, t: Tensor) -> Tensor:
-        u, (y0, m0, c2, c3) = self._local(t)
-        return y0 + u * (m0 + u * (c2 + u * c3))
+        u, coefficients = self._local(t)
+        return _cubic(u, *coefficients)
 
     def slope(self, t: Tensor) -> Tensor:
         u, (_, m0, c2, c3) = self._local(t)
-        return self.n * (m0 + u * (2 * c2 + 3 * u * c3))
+        return self.n * _cubic_slope(u, m0, c2, c3)
 
     def inverse(self, value: Tensor) -> Tensor:
         """The time at which the interpolant has the value; NaN outside of its range."""
-        knots = self.table[0].to(device=value.device, dtype=value.dtype)
+        table = self.table.to(device=value.device, dtype=value.dtype)
+        knots = table[0]
         k = (torch.searchsorted(knots, value, right=True) - 1).clamp(0, self.n - 1)
-        y0, m0, c2, c3 = self.table.to(device=value.device, dtype=value.dtype)[:, k]
-        low, high = torch.zeros_like(value), torch.ones_like(value)
-        u = ((value - y0) / (m0 + c2 + c3)).clamp(0, 1)
-        for _ in range(64):  # Newton's steps, and halvings where they leave what is left of the interval
-            excess = y0 - value + u * (m0 + u * (c2 + u * c3))
-            low, high = torch.where(excess > 0, low, u), torch.where(excess > 0, u, high)
-            newton = u - excess / (m0 + u * (2 * c2 + 3 * u * c3))
-            before, u = u, torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
-            if not u.is_meta and bool((u == before).all()):
-                break
-        low_end, high_end = self.range
+        u = _root_of_cubic(value, *table[:, k])
+
+        low, high = self.range
         rounding = 8 * torch.finfo(value.dtype).eps * max(map(abs, self.range))  # of what the value has been through
-        outside = (value < low_end - rounding) | (value > high_end + rounding)
+        outside = (value < low - rounding) | (value > high + rounding)
         return torch.where(outside, torch.nan, (k + u) / self.n)
 
 
+def _monotone_slopes(values: np.ndarray) -> np.ndarray:
+    """Derivatives at 0, 1, ... of the cubic spline through increasing values, or of PCHIP where that turns."""
+    from scipy.interpolate import CubicSpline, PchipInterpolator  # here: they take a while to import
+
+    u = np.arange(len(values), dtype=np.float64)
+    spline = CubicSpline(u, values)
+
+    # A spline is monotone if its slope is positive where that is least: at a knot, or where it turns.
+    turning = spline.derivative(2).roots()
+    within = (turning > 0) & (turning < u[-1])
+    extremes = np.concatenate([u, turning[within]])
+    monotone = bool((spline.derivative()(extremes) > 0).all())
+
+    interpolant = spline if monotone else PchipInterpolator(u, values)
+    return np.asarray(interpolant.derivative()(u))
+
+
+def _cubic(u: Tensor, y0: Tensor, m0: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
+    return y0 + u * (m0 + u * (c2 + u * c3))
+
+
+def _cubic_slope(u: Tensor, m0: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
+    return m0 + u * (2 * c2 + 3 * u * c3)
+
+
+def _root_of_cubic(value: Tensor, y0: Tensor, m0: Tensor, c2: Tensor, c3: Tensor) -> Tensor:
+    """u in [0, 1] where an increasing cubic has a value, by Newton's method, and bisection where that overshoots."""
+    low = torch.zeros_like(value)
+    high = torch.ones_like(value)
+    chord = m0 + c2 + c3
+    u = ((value - y0) / chord).clamp(0, 1)
+
+    for _ in range(64):
+        excess = _cubic(u, y0 - value, m0, c2, c3)
+        low = torch.where(excess > 0, low, u)
+        high = torch.where(excess > 0, u, high)
+
+        newton = u - excess / _cubic_slope(u, m0, c2, c3)
+        bracketed = (newton >= low) & (newton <= high)
+        middle = (low + high) / 2
+        before = u
+        u = torch.where(bracketed, newton, middle)
+        if not u.is_meta and bool((u == before).all()):
+            break
+    return u
+
+
 def _table(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    listed = values.tolist() if isinstance(values, Tensor | np.ndarray) and values.ndim == 1 else values
+    listed: object = values
+    if isinstance(values, Tensor | np.ndarray) and values.ndim == 1:
+        listed = values.tolist()
     if not isinstance(listed, Sequence) or isinstance(listed, str):
         raise TypeError(f"{name} must be a sequence of numbers, got {described(values)}")
+
     table = tuple(real(f"{name}[{i}]", value) for i, value in enumerate(listed))
     if len(table) < 2:
         raise ValueError(f"{name} needs at least two entries, got {len(table)}")
@@ -126,7 +167,8 @@ class DiscreteVPSDE(VariancePreservingSDE):
 
     @cached_property
     def _B(self) -> _Interpolant:
-        return _Interpolant(np.concatenate([[0.0], -np.log1p(-np.array(self.betas)).cumsum()]))
+        log_alpha_bar = np.log1p(-np.array(self.betas)).cumsum()
+        return _Interpolant(np.concatenate([[0.0], -log_alpha_bar]))
 
     def beta(self, t: Time) -> Tensor:
         """Continuous rate beta(t), about N times the table's entry."""
@@ -176,10 +218,12 @@ class DiscreteVESDE(UnitScaleSDE):
 
     def __init__(self, sigmas: Sequence[float]) -> None:
         table = _table("sigmas", sigmas)
-        table = table[::-1] if table[0] > table[-1] else table
+        if table[0] > table[-1]:
+            table = table[::-1]
         for low, high in pairwise(table):
             if not 0 < low < high < float("inf"):
                 raise ValueError(f"sigmas must be positive and strictly monotone, got {low} beside {high}")
+
         object.__setattr__(self, "sigmas", table)
         object.__setattr__(self, "T", 1.0)
         object.__setattr__(self, "eps", 1 / len(table))
@@ -192,7 +236,8 @@ class DiscreteVESDE(UnitScaleSDE):
     @cached_property
     def _log_sigma(self) -> _Interpolant:
         log_sigma = np.log(self.sigmas)
-        return _Interpolant(np.concatenate([[2 * log_sigma[0] - log_sigma[1]], log_sigma]))
+        below = 2 * log_sigma[0] - log_sigma[1]  # at t = 0: one more step of the ladder's first ratio
+        return _Interpolant(np.concatenate([[below], log_sigma]))
 
     def sigma(self, t: Time) -> Tensor:
         """Noise scale; the ladder's level at the ladder's times."""

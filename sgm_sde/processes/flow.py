@@ -77,4 +77,6 @@ class RectifiedFlowSDE(LinearSDE):
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         """Scale (1-t)/(1-s) and standard deviation of x_t given x_s, s <= t."""
         s, t = _ordered(s, t)
-        return (1 - t) / (1 - s), ((t - s) * (t * (1 - s) + s * (1 - t))).sqrt() / (1 - s)
+        scale = (1 - t) / (1 - s)
+        std = ((t - s) * (t * (1 - s) + s * (1 - t))).sqrt() / (1 - s)
+        return scale, std

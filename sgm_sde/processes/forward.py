@@ -59,21 +59,33 @@ def simulate(
     require_sde(sde)
     require_floating("x0", x0)
     substeps = check_integer("substeps", substeps)
+    visited = _increasing(sde, times)
+    seeds = resolve_seeds(seed, generator, len(x0))
+    noise = NoiseStream(seeds, "forward", visited[0])
+
+    x = x0.to(torch.promote_types(x0.dtype, torch.float32))
+    states = [x]
+
+    for start, end in pairwise(visited):
+        h = (end - start) / substeps
+        for i in range(substeps):
+            z = noise.normal(tuple(x.shape), x.dtype, x.device)
+            x = _euler_maruyama(sde, x, start + i * h, h, z)
+        states.append(x)
+    return torch.stack(states)
+
+
+def _euler_maruyama(sde: SDE, x: Tensor, t: float, h: float, z: Tensor) -> Tensor:
+    """The state a step of length h later, with standard normal noise z."""
+    at = torch.tensor(t, dtype=torch.float64).to(x)
+    g = sde.g(at)
+    gz = apply(g, z) if g.ndim else g * z  # a matrix over the blocks of the state, or a number
+    return x + h * sde.f(x, at) + math.sqrt(h) * gz
+
+
+def _increasing(sde: SDE, times: Sequence[float] | Tensor) -> list[float]:
     visited = moments("times", times)
     increase = all(s < t for s, t in pairwise(visited))  # False for NaN, too
     if not visited or not increase or not (visited[0] >= 0 and visited[-1] <= sde.T * (1 + ROUNDING)):
         raise ValueError(f"times must increase within [0, T] = [0, {sde.T}], got {times!r}")
-
-    noise = NoiseStream(resolve_seeds(seed, generator, len(x0)), "forward", visited[0])
-    x = x0.to(torch.promote_types(x0.dtype, torch.float32))
-    states = [x]
-    for start, end in pairwise(visited):
-        h = (end - start) / substeps
-        for i in range(substeps):
-            t = torch.tensor(start + i * h, dtype=torch.float64).to(x)
-            z = noise.normal(tuple(x.shape), x.dtype, x.device)
-            g = sde.g(t)
-            diffused = apply(g, z) if g.ndim else g * z  # a matrix over the blocks of the state, or a number
-            x = x + h * sde.f(x, t) + math.sqrt(h) * diffused
-        states.append(x)
-    return torch.stack(states)
+    return visited

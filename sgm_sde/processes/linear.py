@@ -19,6 +19,9 @@ from sgm_sde.engine.times import at_ends
 from sgm_sde.processes.base import SDE, MarginalKind, ProcessNode
 from sgm_sde.processes.predictions import convert
 
+NO_SIGNAL = 1e-15  # alpha / sigma up to which alpha is the rounding of 0, as cos(pi/2) = 6e-17 is
+CUTS = 64  # parts into which a section cuts its interval
+
 
 class LinearNode(ProcessNode):
     """A time of a scalar linear process with its coefficients there, Python floats in double precision."""
@@ -33,9 +36,15 @@ class LinearNode(ProcessNode):
     def __init__(
         self, sde: LinearSDE, t: float, alpha: float, sigma: float, d_alpha: float, d_sigma: float, log_snr: float
     ) -> None:
-        self.sde, self.t, self.sigma, self.d_alpha, self.d_sigma = sde, t, sigma, d_alpha, d_sigma
-        # Below the rounding of sigma no signal is left: cos(pi/2) = 6e-17 is meant to be 0.
-        self.alpha, self.lam = (alpha, log_snr / 2) if alpha > 1e-15 * sigma else (0.0, -math.inf)
+        self.sde = sde
+        self.t = t
+        self.sigma = sigma
+        self.d_alpha = d_alpha
+        self.d_sigma = d_sigma
+
+        has_signal = alpha > NO_SIGNAL * sigma
+        self.alpha = alpha if has_signal else 0.0
+        self.lam = log_snr / 2 if has_signal else -math.inf
 
     def at_reduced_noise(self, noise_level: float) -> LinearNode:
         """A node with the same alpha and less noise: no time of the process, but one that its flow can aim at."""
@@ -74,7 +83,8 @@ class MarginalAt:
     """
 
     def __init__(self, sde: LinearSDE, t: Time) -> None:
-        self.sde, self.t = sde, t
+        self.sde = sde
+        self.t = t
 
     @cached_property
     def alpha(self) -> Tensor:
@@ -101,8 +111,9 @@ def converted(source: str, target: str, k: MarginalAt, x: Tensor, out: Tensor, e
     """A prediction at x (B, *) from a network's output there, with the coefficients at its times (B,)."""
     if source == target and target != "drift":
         return out
-    c_x, c_r = (as_time(c).to(device=x.device) for c in convert(source, target, k, eta))
-    return expand(c_x, x) * x + expand(c_r, x) * out
+    coefficients = convert(source, target, k, eta)
+    c_x, c_r = [expand(as_time(c).to(device=x.device), x) for c in coefficients]
+    return c_x * x + c_r * out
 
 
 class LinearSDE(SDE):
@@ -222,7 +233,9 @@ class LinearSDE(SDE):
         """
         s, t = _ordered(s, t)
         scale = self.alpha(t) / self.alpha(s)
-        return scale, self.sigma(t) * (-torch.expm1(self.log_snr(t) - self.log_snr(s))).sqrt()
+        change = self.log_snr(t) - self.log_snr(s)
+        std = self.sigma(t) * (-torch.expm1(change)).sqrt()
+        return scale, std
 
     @property
     def prior_std(self) -> float:
@@ -231,7 +244,8 @@ class LinearSDE(SDE):
 
     def prior_transform(self, z: Tensor, t: float | None = None) -> Tensor:
         """Turn standard normal noise (B, *) into samples of N(0, sigma(t)^2 I), t = T if not given."""
-        return float(self.sigma(self.T if t is None else at_ends(self, t))) * z
+        end = self.T if t is None else at_ends(self, t)
+        return float(self.sigma(end)) * z
 
     def nodes(self, times: Sequence[float]) -> Sequence[LinearNode]:
         """The host-side coefficients at each of the given times."""
@@ -251,19 +265,23 @@ class ScheduleSDE(LinearSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, function in (("alpha", self.alpha_fn), ("sigma", self.sigma_fn)):
-            require_function(name, function, "of t", 1)
+        require_function("alpha", self.alpha_fn, "of t", 1)
+        require_function("sigma", self.sigma_fn, "of t", 1)
+
         t = torch.linspace(self.eps, self.T, 257, dtype=torch.float64, device="cpu")
-        for name, value in (("alpha", self.alpha(t)), ("sigma", self.sigma(t))):
-            bad = ~(torch.isfinite(value) & (value > 0))
-            if bad.any():
-                raise ValueError(
-                    f"{name}(t) must be finite and positive on [eps, T] = [{self.eps}, {self.T}], "
-                    f"got {value[bad][0].item()} at t={t[bad][0].item():.6g}"
-                )
+        self._require_positive("alpha", t, self.alpha(t))
+        self._require_positive("sigma", t, self.sigma(t))
         rising = self.log_snr(t).diff() >= 0
         if rising.any():
             raise ValueError(f"alpha(t) / sigma(t) must decrease with t, it does not at t={t[1:][rising][0]:.6g}")
+
+    def _require_positive(self, name: str, t: Tensor, value: Tensor) -> None:
+        bad = ~(torch.isfinite(value) & (value > 0))
+        if bad.any():
+            raise ValueError(
+                f"{name}(t) must be finite and positive on [eps, T] = [{self.eps}, {self.T}], "
+                f"got {value[bad][0].item()} at t={t[bad][0].item():.6g}"
+            )
 
     def alpha(self, t: Time) -> Tensor:
         """Signal scale; returns the shape of `t`."""
@@ -292,14 +310,19 @@ class _LogSNR(Protocol):
 
 def invert_log_snr(sde: _LogSNR, target: Tensor) -> Tensor:
     """The times at which `sde.log_snr` takes the given values, by section; NaN outside of its range on [0, T]."""
-    low, high = torch.zeros_like(target), torch.full_like(target, sde.T)
+    low = torch.zeros_like(target)
+    high = torch.full_like(target, sde.T)
     outside = (target > sde.log_snr(low)) | (target < sde.log_snr(high))
-    # Cutting [0, T] into 64 to the last bit; down to 2^-120, which keeps the relative precision of very small times.
-    cuts = torch.arange(65, dtype=target.dtype, device=target.device) / 64
-    for _ in range(20 if target.dtype == torch.float64 else 10):
-        edges = torch.lerp(low[..., None], high[..., None], cuts)
-        k = (sde.log_snr(edges[..., 1:-1]) > target[..., None]).sum(-1, keepdim=True)
-        low, high = edges.gather(-1, k)[..., 0], edges.gather(-1, k + 1)[..., 0]
+
+    # 64^-20 = 2^-120 of [0, T] is left in float64, which keeps the relative precision of very small times.
+    rounds = 20 if target.dtype == torch.float64 else 10
+    fractions = torch.arange(CUTS + 1, dtype=target.dtype, device=target.device) / CUTS
+    for _ in range(rounds):
+        edges = torch.lerp(low[..., None], high[..., None], fractions)
+        inner = edges[..., 1:-1]
+        k = (sde.log_snr(inner) > target[..., None]).sum(-1, keepdim=True)
+        low = edges.gather(-1, k)[..., 0]
+        high = edges.gather(-1, k + 1)[..., 0]
     return torch.where(outside, torch.nan, (low + high) / 2)
 
 
@@ -316,7 +339,8 @@ def _derivative(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 def _ordered(s: Time, t: Time) -> tuple[Tensor, Tensor]:
-    s, t = as_time(s), as_time(t)
+    s = as_time(s)
+    t = as_time(t)
     if s.ndim and t.ndim and s.shape != t.shape:
         raise ValueError(f"s and t must have one shape, or one of them none, got {tuple(s.shape)} and {tuple(t.shape)}")
     if not s.is_meta and bool((s > t).any()):

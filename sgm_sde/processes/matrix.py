@@ -27,6 +27,8 @@ from sgm_sde.processes.vp import VPSDE
 
 MatrixOfTime = Callable[[float], npt.ArrayLike]
 EARLIEST = 1e-7  # of T: rotations of the noise are known from here on
+RTOL = 1e-11  # of ODEs for coefficients: orders of solvers are measured down to errors of 1e-9
+TAYLOR_TERMS = 20  # of exp(A) where |A| <= 1: the next is 1/21! = 2e-20
 
 
 def apply(matrix: Tensor | Coefficient, z: Tensor) -> Tensor:
@@ -39,7 +41,7 @@ def apply(matrix: Tensor | Coefficient, z: Tensor) -> Tensor:
     if isinstance(matrix, float):
         return matrix * z
     if isinstance(matrix, Matrix):
-        matrix = torch.tensor(matrix.rows, dtype=torch.float64, device="cpu")
+        matrix = cpu_float64(matrix.array)
     if matrix.ndim > 3:
         raise ValueError(f"a process with matrices has one time for each sample, got times of {matrix.ndim - 2} axes")
     wide = matrix.to(z).reshape(*matrix.shape[-3:], *[1] * (z.ndim - 2))
@@ -58,10 +60,12 @@ def require_covariance(name: str, matrix: Matrix | npt.ArrayLike, *, definite: b
         ValueError: unless it is finite, symmetric and positive definite (or semi-definite).
     """
     array = np.asarray(matrix.array if isinstance(matrix, Matrix) else matrix, dtype=np.float64)
-    if array.ndim != 2 or array.shape[0] != array.shape[1] or not np.isfinite(array).all():
+    square = array.ndim == 2 and array.shape[0] == array.shape[1]
+    if not square or not np.isfinite(array).all():
         raise ValueError(f"the {name} must be a finite square matrix, got {array.tolist()}")
     if not np.allclose(array, array.T):
         raise ValueError(f"the {name} must be symmetric, got {array.tolist()}")
+
     least = float(np.linalg.eigvalsh(array).min())
     if least < 0 or (definite and least <= 0):
         kind = "positive definite" if definite else "positive semi-definite"
@@ -88,7 +92,10 @@ class MatrixNode(ProcessNode):
 
     def __init__(self, sde: MatrixSDE, t: float, F: np.ndarray, G: np.ndarray, phi: np.ndarray, N: np.ndarray) -> None:
         super().__init__(sde, t, Matrix.of(G))
-        self.F, self.phi, self.N, self.mu = F, phi, N, phi[:, 0]
+        self.F = F
+        self.phi = phi
+        self.N = N
+        self.mu = phi[:, 0]
         self.cov = phi @ sde.initial_covariance.array @ phi.T + N
 
     @property
@@ -114,8 +121,10 @@ class MatrixNode(ProcessNode):
     def noise_until(self, to: float) -> Matrix:
         r"""The integral of $GG^\top$ between here and another time, positive."""
         points, weights = gauss_legendre(16)
-        G = self.sde.g(torch.from_numpy(to + points * (self.t - to))).numpy()
-        return Matrix.of(abs(self.t - to) * np.tensordot(weights, G @ G.swapaxes(-1, -2), 1))
+        times = to + points * (self.t - to)
+        G = self.sde.g(torch.from_numpy(times)).numpy()
+        mean = np.tensordot(weights, G @ G.swapaxes(-1, -2), 1)
+        return Matrix.of(abs(self.t - to) * mean)
 
     def convert(
         self, source: str, target: str, eta: float = 0.0, sigma_data: float = 1.0
@@ -137,42 +146,64 @@ class MatrixNode(ProcessNode):
 
     def converted(self, source: str, target: str, eta: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """`convert` as arrays (k, k), of two predictions that differ, or the drift."""
-        e_x, e_r = self._noise(source)
-        k = len(self.mu)
-        lift, plus = -np.linalg.inv(self.L).T, np.zeros((k, k))  # target = plus z + lift eps, the score at first
-        if target == "noise":
-            lift = np.eye(k)
-        elif target == "gddim-noise":
-            lift = -self.R.T @ lift
-        elif target == "drift":
-            lift, plus = -(1 + eta**2) / 2 * self.g.array @ self.g.array.T @ lift, self.F
-        elif target == "data":
-            back = np.linalg.inv(self.phi)
-            lift, plus = back @ self.N @ lift, back
-        elif target != "score":
-            raise ValueError(f"nothing needs {target!r} of a network that predicts {source}")
-        return plus + lift @ e_x, lift @ e_r
+        e_x, e_r = self._noise_from(source)
+        p_x, p_e = self._from_noise(target, eta)
+        return p_x + p_e @ e_x, p_e @ e_r
 
-    def _noise(self, source: str) -> tuple[np.ndarray, np.ndarray]:
-        """(e_x, e_r) with noise = e_x z + e_r r for an output r."""
+    def _from_noise(self, target: str, eta: float) -> tuple[np.ndarray, np.ndarray]:
+        """(p_x, p_e) with target = p_x z + p_e eps."""
         k = len(self.mu)
-        zero, last = np.zeros((k, k)), np.zeros((k, k))
-        last[-1, -1] = 1.0
+        zero = np.zeros((k, k))
+        if target == "noise":
+            return zero, np.eye(k)
+
+        score = -np.linalg.inv(self.L).T
+        if target == "score":
+            return zero, score
+        if target == "gddim-noise":
+            return zero, -self.R.T @ score
+        if target == "drift":
+            G = self.g.array
+            share = (1 + eta**2) / 2
+            return self.F, -share * G @ G.T @ score
+        if target == "data":
+            back = np.linalg.inv(self.phi)
+            return back, back @ self.N @ score
+        raise ValueError(f"no solver needs the prediction {target!r} on {self.sde!r}")
+
+    def _noise_from(self, source: str) -> tuple[np.ndarray, np.ndarray]:
+        """(e_x, e_r) with eps = e_x z + e_r r for an output r."""
+        k = len(self.mu)
+        zero = np.zeros((k, k))
         if source == "noise":
             return zero, np.eye(k)
         if source == "score":
             return zero, -self.L.T
+
         if source in ("data", "data_x"):
             inverse = np.linalg.inv(self.L)
             return inverse, np.outer(-inverse @ self.mu, np.eye(k)[0])
-        if source not in ("noise_v", "score_v"):
-            raise ValueError(f"a network cannot predict {source!r} on {self.sde!r}")
-        # The noise of the last block is known: z = mu D + L eps has k equations for D and the other noises.
-        unknown = np.linalg.inv(np.column_stack([self.mu, self.L[:, :-1]]))
-        e_x, e_r = np.roll(unknown, -1, 0), np.zeros((k, k))
-        e_r[:, -1] = np.roll(-unknown @ self.L[:, -1], -1)
-        e_x[-1], e_r[-1, -1] = 0.0, 1.0
-        return e_x, e_r @ (last * (-self.L[-1, -1] if source == "score_v" else 1.0))
+
+        if source == "noise_v":
+            return self._noise_from_last(1.0)
+        if source == "score_v":
+            return self._noise_from_last(-self.L[-1, -1])
+        raise ValueError(f"a network cannot predict {source!r} on {self.sde!r}")
+
+    def _noise_from_last(self, scale: float) -> tuple[np.ndarray, np.ndarray]:
+        """`_noise_from` an output whose last block is the last block's noise over `scale`."""
+        k = len(self.mu)
+        first = self.L[:, :-1]
+        last = self.L[:, -1]
+        e_x = np.zeros((k, k))
+        e_r = np.zeros((k, k))
+
+        # z = mu D + first eps_first + last eps_last are k equations for D and eps_first; D is not asked for.
+        solution = np.linalg.inv(np.column_stack([self.mu, first]))
+        e_x[:-1] = solution[1:]
+        e_r[:-1, -1] = scale * (-solution @ last)[1:]
+        e_r[-1, -1] = scale
+        return e_x, e_r
 
 
 def cholesky(covariance: np.ndarray, t: float) -> np.ndarray:
@@ -291,7 +322,8 @@ class MatrixSDE(SDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        k, t = self.blocks, cpu_float64(self.eps)
+        k = self.blocks
+        t = cpu_float64(self.eps)
         shapes = {
             "drift matrix": tuple(self.drift_matrix(t).shape),
             "diffusion matrix": tuple(self.g(t).shape),
@@ -331,8 +363,8 @@ class MatrixSDE(SDE):
             ValueError: for another number of blocks.
         """
         require_floating("the state", z, f"(B, {self.blocks}, *)")
-        if z.ndim < 2 or z.shape[1] != self.blocks:
-            k = self.blocks
+        k = self.blocks
+        if z.ndim < 2 or z.shape[1] != k:
             raise ValueError(f"a state of {self!r} has {k} blocks on axis 1, (B, {k}, *): got {tuple(z.shape)}")
         return z
 
@@ -359,10 +391,14 @@ class MatrixSDE(SDE):
             ValueError: if `s` is after `t` anywhere.
         """
         s, t = _ordered(s, t)
-        s, t = s + 0 * t, t + 0 * s
+        s = s + 0 * t  # each in the shape and dtype of both
+        t = t + 0 * s
         pairs = zip(s.reshape(-1).tolist(), t.reshape(-1).tolist(), strict=True)
-        both = np.stack([np.stack(self.propagate(a, b)) for a, b in pairs], 1)
-        phi, N = torch.from_numpy(both).to(t).reshape(2, *t.shape, self.blocks, self.blocks)
+        transitions = [np.stack(self.propagate(a, b)) for a, b in pairs]
+
+        k = self.blocks
+        both = torch.from_numpy(np.stack(transitions, 1)).to(t)
+        phi, N = both.reshape(2, *t.shape, k, k)
         return phi, N
 
     def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
@@ -376,7 +412,9 @@ class MatrixSDE(SDE):
         """Factors mu (*, k) on the data and covariance (*, k, k) of the state given the data."""
         t = as_time(t)
         phi, N = self.transition(torch.zeros_like(t), t)
-        return phi[..., 0], phi @ self.initial_covariance_like(phi) @ phi.mT + N
+        mu = phi[..., 0]
+        covariance = phi @ self.initial_covariance_like(phi) @ phi.mT + N
+        return mu, covariance
 
     def initial_covariance_like(self, x: Tensor) -> Tensor:
         """`initial_covariance` on the device and in the dtype of x."""
@@ -403,8 +441,10 @@ class MatrixSDE(SDE):
     def log_snr(self, t: Time) -> Tensor:
         """Log signal-to-noise ratio of `observation`, -2 log s; decreases with t."""
         t = as_time(t)
-        level = self.observation(double(torch.where(t > 0, t, self.T)))[1]
-        return torch.where(t > 0, (-2 * level.log()).to(t.dtype), math.inf)
+        known = t > 0  # at 0 the data is seen without noise
+        _, noise_level = self.observation(double(torch.where(known, t, self.T)))
+        log_snr = -2 * noise_level.log()
+        return torch.where(known, log_snr.to(t.dtype), math.inf)
 
     def time(self, log_snr: Time) -> Tensor:
         """The time at which the log-SNR is the given one, by bisection; NaN outside of its range."""
@@ -412,16 +452,22 @@ class MatrixSDE(SDE):
 
     def prior_transform(self, z: Tensor, t: float | None = None) -> Tensor:
         """Turn standard normal noise (B, k, *) into prior samples; at an earlier t, into what surrounds data at 0."""
-        end = t is None or t == self.T
-        covariance = self.prior_covariance.array if end or t is None else self.nodes([t])[0].cov
-        return apply(torch.from_numpy(np.linalg.cholesky(covariance)), self.require_state(z))
+        if t is None or t == self.T:
+            covariance = self.prior_covariance.array
+        else:
+            (node,) = self.nodes([t])
+            covariance = node.cov
+        L = np.linalg.cholesky(covariance)
+        return apply(torch.from_numpy(L), self.require_state(z))
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """Log-density of the prior in nats per sample: (B, k, *) to (B,)."""
         L = np.linalg.cholesky(self.prior_covariance.array)
-        y = flat(apply(torch.from_numpy(np.linalg.inv(L)), self.require_state(x)))
-        log_det = float(np.log(np.diag(L)).sum()) / self.blocks
-        return (-0.5 * y.square() - 0.5 * math.log(2 * math.pi) - log_det).sum(1)
+        inverse = torch.from_numpy(np.linalg.inv(L))
+        y = flat(apply(inverse, self.require_state(x)))
+        log_det = float(np.log(np.diag(L)).sum()) / self.blocks  # of L, per entry of the state
+        log_density = -0.5 * y.square() - 0.5 * math.log(2 * math.pi) - log_det
+        return log_density.sum(1)
 
     def rotation(self, times: npt.ArrayLike) -> np.ndarray:
         r"""R at times (n,), an array (n, k, k), with $RR^\top = \Sigma$ and $R' = (F + \tfrac12 GG^\top\Sigma^{-1})R$.
@@ -438,9 +484,14 @@ class MatrixSDE(SDE):
             raise ValueError(
                 f"the noise's rotation is known from {EARLIEST * self.T:g} to T={self.T}, not on [{t.min()}, {t.max()}]"
             )
-        R = _rotations(self)(np.log(t)).T.reshape(-1, self.blocks, self.blocks)
-        L = np.linalg.cholesky(self.kernel(torch.from_numpy(t))[1].numpy())
-        u, _, v = np.linalg.svd(np.linalg.solve(L, R))  # rounding has moved R off the root of Sigma
+
+        k = self.blocks
+        R = _rotations(self)(np.log(t)).T.reshape(-1, k, k)
+        _, covariance = self.kernel(torch.from_numpy(t))
+        L = np.linalg.cholesky(covariance.numpy())
+
+        # Rounding has moved R off the roots of Sigma, which are L times orthogonal matrices: the nearest of these.
+        u, _, v = np.linalg.svd(np.linalg.solve(L, R))
         return np.asarray(L @ u @ v)
 
     def carried(self, times: npt.ArrayLike, t: float) -> np.ndarray:
@@ -452,18 +503,22 @@ class MatrixSDE(SDE):
     def nodes(self, times: Sequence[float]) -> Sequence[MatrixNode]:
         """The host-side coefficients at each of the given times."""
         t = cpu_float64(times)
+        F = self.drift_matrix(t)
+        G = self.g(t)
         phi, N = self.transition(torch.zeros_like(t), t)
-        arrays = [v.numpy() for v in (self.drift_matrix(t), self.g(t), phi, N)]
-        return [MatrixNode(self, *values) for values in zip(times, *arrays, strict=True)]
+        arrays = [values.numpy() for values in (F, G, phi, N)]
+        return [MatrixNode(self, *row) for row in zip(times, *arrays, strict=True)]
 
     def convert(self, source: str, target: str, x: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
         """A prediction at x (B, k, *) and t (B,) from a network's output there; see `SDE.convert`."""
         self.require_predictions(source, target)
         if source == target and target != "drift":
             return out
+
         times, index = torch.unique(t, return_inverse=True)
-        pairs = [node.converted(source, target, eta) for node in self.nodes(times.tolist())]
-        c_x, c_r = (torch.from_numpy(np.stack(column)).to(x)[index] for column in zip(*pairs, strict=True))
+        nodes = self.nodes(times.tolist())
+        pairs = np.stack([node.converted(source, target, eta) for node in nodes], 1)
+        c_x, c_r = torch.from_numpy(pairs).to(x)[:, index]
         return apply(c_x, x) + apply(c_r, out)
 
     def require_predictions(self, *names: str) -> None:
@@ -509,11 +564,13 @@ class RateMatrixSDE(MatrixSDE):
 
     def propagate(self, s: float, t: float, pull: float = 0.0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """`MatrixSDE.propagate` in closed form, by matrix exponentials."""
-        Q = self.D.array @ self.D.array.T
+        D = self.D.array
+        Q = D @ D.T
         A = self.A.array + pull * Q @ np.linalg.inv(self.prior_covariance.array)
         dB = float(self.integrated_beta(t) - self.integrated_beta(s))
-        M, Q = torch.from_numpy(math.copysign(1, dB) * A), torch.from_numpy(noise**2 * Q)
-        phi, N = van_loan(M, Q, cpu_float64(abs(dB)))
+
+        forward = math.copysign(1, dB) * A  # back in time along A is forward along -A; noise is added either way
+        phi, N = van_loan(torch.from_numpy(forward), torch.from_numpy(noise**2 * Q), cpu_float64(abs(dB)))
         return phi.numpy(), N.numpy()
 
     def transition(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
@@ -525,7 +582,8 @@ class RateMatrixSDE(MatrixSDE):
 
     def transition_of_rate(self, dB: Tensor) -> tuple[Tensor, Tensor]:
         """Phi and covariance (*, k, k) over an integrated rate dB (*)."""
-        A, D = (torch.tensor(m.rows, dtype=dB.dtype, device=dB.device) for m in (self.A, self.D))
+        A = torch.tensor(self.A.rows, dtype=dB.dtype, device=dB.device)
+        D = torch.tensor(self.D.rows, dtype=dB.dtype, device=dB.device)
         return van_loan(A, D @ D.mT, dB)
 
 
@@ -543,18 +601,37 @@ def van_loan(A: Tensor, Q: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         (0.049787, 0.997521)
     """
     k = len(A)
-    reach = float(B.abs().max()) * float(A.abs().sum(1).max()) if B.numel() else 0.0
-    doublings = max(0, math.ceil(math.log2(reach))) if reach > 0 else 0
-    block = torch.cat([torch.cat([A, Q], 1), torch.cat([torch.zeros_like(A), -A.mT], 1)])
-    short = block * (B * 2.0**-doublings)[..., None, None]
-    V = eye = torch.eye(2 * k, dtype=B.dtype, device=B.device)
-    for j in range(20, 0, -1):
-        V = eye + short @ V / j
+    doublings = _doublings(A, B)
+    short = B * 2.0**-doublings
+    V = _taylor_exponential(_block_matrix(A, Q) * short[..., None, None])
     phi = V[..., :k, :k]
     N = V[..., :k, k:] @ phi.mT
+
+    # Over twice the span, the noise of the first half is carried on by phi and that of the second is added.
     for _ in range(doublings):
-        N, phi = N + phi @ N @ phi.mT, phi @ phi
+        N = N + phi @ N @ phi.mT
+        phi = phi @ phi
     return phi, (N + N.mT) / 2
+
+
+def _block_matrix(A: Tensor, Q: Tensor) -> Tensor:
+    top = torch.cat([A, Q], 1)
+    bottom = torch.cat([torch.zeros_like(A), -A.mT], 1)
+    return torch.cat([top, bottom])
+
+
+def _doublings(A: Tensor, B: Tensor) -> int:
+    """How often A B has to be halved until no row sums to more than 1."""
+    reach = float(B.abs().max()) * float(A.abs().sum(1).max()) if B.numel() else 0.0
+    return max(0, math.ceil(math.log2(reach))) if reach > 0 else 0
+
+
+def _taylor_exponential(M: Tensor) -> Tensor:
+    """exp(M) for M (*, k, k) with row sums up to 1, by Horner's rule."""
+    V = eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+    for j in range(TAYLOR_TERMS, 0, -1):
+        V = eye + M @ V / j
+    return V
 
 
 @dataclass(frozen=True)
@@ -592,8 +669,9 @@ class _IntegratedSDE(MatrixSDE):
     @staticmethod
     def _at(fn: MatrixOfTime, t: Time) -> Tensor:
         t = as_time(t)
-        values = np.stack([np.asarray(fn(s), dtype=np.float64) for s in t.reshape(-1).tolist()])
-        return torch.from_numpy(values).to(t).reshape(*t.shape, *values.shape[1:])
+        matrices = [np.asarray(fn(s), dtype=np.float64) for s in t.reshape(-1).tolist()]
+        values = torch.from_numpy(np.stack(matrices)).to(t)
+        return values.reshape(*t.shape, *values.shape[1:])
 
     def drift_matrix(self, t: Time) -> Tensor:
         """Drift matrix F(t)."""
@@ -609,18 +687,31 @@ def _integrated(sde: MatrixSDE, s: float, t: float, pull: float, noise: float) -
     from scipy.integrate import solve_ivp
 
     k = sde.blocks
-    toward, sign = pull * np.linalg.inv(sde.prior_covariance.array), math.copysign(1, t - s)
-
-    def slope(u: float, y: np.ndarray) -> np.ndarray:
-        phi, N = y.reshape(2, k, k)
-        F, G = sde.drift_matrix(u).numpy(), sde.g(u).numpy()
-        M = F + G @ G.T @ toward
-        return np.stack([M @ phi, M @ N + N @ M.T + sign * noise**2 * G @ G.T]).reshape(-1)
-
-    y0 = np.stack([np.eye(k), np.zeros((k, k))]).reshape(-1)
-    solution = solve_ivp(slope, (s, t), y0, method="DOP853", rtol=1e-11, atol=1e-15)
-    phi, N = solution.y[:, -1].reshape(2, k, k)
+    slope = _moment_equations(sde, pull, math.copysign(noise**2, t - s))  # noise is added, either way in time
+    start = np.stack([np.eye(k), np.zeros((k, k))])
+    solution = solve_ivp(slope, (s, t), start.reshape(-1), method="DOP853", rtol=RTOL, atol=1e-15)
+    end = solution.y[:, -1]
+    phi, N = end.reshape(2, k, k)
     return phi, (N + N.T) / 2
+
+
+def _moment_equations(
+    sde: MatrixSDE, pull: float, noise_rate: float
+) -> Callable[[float, npt.NDArray[np.float64]], np.ndarray]:
+    r"""Time derivative of (Phi, N), flattened, with $F + c\,GG^\top P^{-1}$ for a drift and so many times $GG^\top$."""
+    k = sde.blocks
+    toward = pull * np.linalg.inv(sde.prior_covariance.array)
+
+    def slope(u: float, y: npt.NDArray[np.float64]) -> np.ndarray:
+        phi, N = y.reshape(2, k, k)
+        F = sde.drift_matrix(u).numpy()
+        G = sde.g(u).numpy()
+        M = F + G @ G.T @ toward
+        d_phi = M @ phi
+        d_N = M @ N + N @ M.T + noise_rate * G @ G.T
+        return np.stack([d_phi, d_N]).reshape(-1)
+
+    return slope
 
 
 @kept(maxsize=16)
@@ -628,15 +719,23 @@ def _rotations(sde: MatrixSDE) -> Callable[[npt.NDArray[np.float64]], np.ndarray
     """R as a function of log t, from the Cholesky factor at T back to early times."""
     from scipy.integrate import solve_ivp
 
-    def slope(log_t: float, y: np.ndarray) -> np.ndarray:
+    slope = _rotation_equation(sde)
+    span = (math.log(sde.T), math.log(EARLIEST * sde.T))
+    (end,) = sde.nodes([sde.T])
+    solution = solve_ivp(slope, span, end.L.reshape(-1), method="DOP853", rtol=RTOL, atol=1e-16, dense_output=True)
+    function: Callable[[npt.NDArray[np.float64]], np.ndarray] = solution.sol
+    return function
+
+
+def _rotation_equation(sde: MatrixSDE) -> Callable[[float, npt.NDArray[np.float64]], np.ndarray]:
+    """Derivative of R, flattened, by log t."""
+
+    def slope(log_t: float, y: npt.NDArray[np.float64]) -> np.ndarray:
         t = math.exp(log_t)
         (node,) = sde.nodes([min(t, sde.T)])
         G = node.g.array
         M = node.F + 0.5 * G @ np.linalg.solve(node.cov, G).T
-        return t * (M @ y.reshape(sde.blocks, -1)).reshape(-1)
+        R = y.reshape(sde.blocks, -1)
+        return t * (M @ R).reshape(-1)
 
-    span = (math.log(sde.T), math.log(EARLIEST * sde.T))
-    (end,) = sde.nodes([sde.T])
-    solution = solve_ivp(slope, span, end.L.reshape(-1), method="DOP853", rtol=1e-11, atol=1e-16, dense_output=True)
-    function: Callable[[npt.NDArray[np.float64]], np.ndarray] = solution.sol
-    return function
+    return slope

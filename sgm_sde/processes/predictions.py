@@ -69,15 +69,20 @@ def weights(
         return 0.0, 1.0
     if prediction == "score":
         return 0.0, -1 / k.sigma
+
     if prediction == "v":
         return -k.sigma / sigma_data, k.alpha * sigma_data
     if prediction == "rectified":
         return -1.0, 1.0
-    if prediction == "flow" or (prediction == "drift" and eta == 0):
+
+    if prediction == "flow" or (prediction == "drift" and eta == 0):  # no rate: it is infinite where alpha = 0
         return k.d_alpha, k.d_sigma
     if prediction == "drift":
-        return k.d_alpha, (1 + eta**2) * k.d_sigma - eta**2 * (k.d_alpha / k.alpha) * k.sigma
-    raise ValueError(f"unknown prediction {prediction!r}; known: {', '.join(PREDICTIONS)}")
+        rate = k.d_alpha / k.alpha
+        return k.d_alpha, (1 + eta**2) * k.d_sigma - eta**2 * rate * k.sigma
+
+    known = ", ".join(PREDICTIONS)
+    raise ValueError(f"unknown prediction {prediction!r}; known: {known}")
 
 
 def convert(
@@ -100,4 +105,6 @@ def convert(
     a_r, b_r = weights(source, k)
     a_p, b_p = weights(target, k, eta, sigma_data)
     determinant = k.alpha * b_r - k.sigma * a_r
-    return (a_p * b_r - b_p * a_r) / determinant, (b_p * k.alpha - a_p * k.sigma) / determinant
+    c_x = (a_p * b_r - b_p * a_r) / determinant
+    c_r = (b_p * k.alpha - a_p * k.sigma) / determinant
+    return c_x, c_r

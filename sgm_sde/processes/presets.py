@@ -20,7 +20,9 @@ from sgm_sde.processes.vp import VPSDE, CosineVPSDE, SubVPSDE
 def ddpm(n: int = 1000) -> DiscreteVPSDE:
     """DDPM: betas linear from 1e-4 to 0.02 (Ho et al., 2020, arXiv:2006.11239, section 4)."""
     n = check_integer("n", n, 2)
-    return DiscreteVPSDE([1e-4 + (0.02 - 1e-4) * i / (n - 1) for i in range(n)])
+    first = 1e-4
+    last = 0.02
+    return DiscreteVPSDE([first + (last - first) * i / (n - 1) for i in range(n)])
 
 
 def iddpm_cosine(n: int = 1000) -> DiscreteVPSDE:
@@ -30,7 +32,8 @@ def iddpm_cosine(n: int = 1000) -> DiscreteVPSDE:
     def alpha_bar(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    return DiscreteVPSDE([min(1 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n)])
+    ratios = [alpha_bar((i + 1) / n) / alpha_bar(i / n) for i in range(n)]
+    return DiscreteVPSDE([min(1 - ratio, 0.999) for ratio in ratios])
 
 
 def cosine() -> CosineVPSDE:

@@ -74,7 +74,9 @@ class VariancePreservingSDE(BetaSDE):
         """Scale and standard deviation of x_t given x_s, s <= t."""
         s, t = _ordered(s, t)
         dB = self.integrated_beta(t) - self.integrated_beta(s)
-        return (-dB / 2).exp(), (-torch.expm1(-dB)).sqrt()
+        scale = (-dB / 2).exp()
+        std = (-torch.expm1(-dB)).sqrt()
+        return scale, std
 
 
 def _log_1p_exp(x: Tensor) -> Tensor:
@@ -116,7 +118,9 @@ class _LinearBetaSDE(BetaSDE):
 
     def time_of_integrated_beta(self, B: Tensor) -> Tensor:
         """The time at which the integrated rate is `B`."""
-        return 2 * B / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * B).sqrt())
+        slope = self.beta_max - self.beta_min
+        beta = (self.beta_min**2 + 2 * slope * B).sqrt()  # at that time
+        return 2 * B / (self.beta_min + beta)
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,8 @@ class SubVPSDE(_LinearBetaSDE):
 
     def time(self, log_snr: Time) -> Tensor:
         """Inverse of `log_snr`: B = 2 asinh(sigma / (2 alpha))."""
-        return self.time_of_integrated_beta(2 * torch.asinh((-as_time(log_snr) / 2).exp() / 2))
+        noise_level = (-as_time(log_snr) / 2).exp()
+        return self.time_of_integrated_beta(2 * torch.asinh(noise_level / 2))
 
     def g(self, t: Time) -> Tensor:
         """Diffusion coefficient sqrt(beta (1 - exp(-2B)))."""
@@ -235,21 +240,27 @@ class CosineVPSDE(VariancePreservingSDE):
     def beta(self, t: Time) -> Tensor:
         """Rate 2 phi' tan(phi), from the angle that keeps its digits."""
         t = as_time(t)
-        tan = torch.where(t < 0.5, (self._phi0 + self._slope * t).tan(), 1 / self._co_phi(t).tan())
-        return 2 * self._slope * tan
+        phi = self._phi0 + self._slope * t
+        tan_phi = torch.where(t < 0.5, phi.tan(), 1 / self._co_phi(t).tan())
+        return 2 * self._slope * tan_phi
 
     def integrated_beta(self, t: Time) -> Tensor:
         """B = -2 log(alpha), by cos(a+d)/cos(a) = 1 - 2 sin(d/2) sin(a+d/2)/cos(a) where alpha is near 1."""
         t = as_time(t)
+        cos0 = math.cos(self._phi0)
         half = self._slope * t / 2
-        near_data = -2 * torch.log1p(-2 * half.sin() * (self._phi0 + half).sin() / math.cos(self._phi0))
-        near_noise = -2 * (self._co_phi(t).sin() / math.cos(self._phi0)).log()
-        return torch.where(t < 0.5, near_data, near_noise)
+        alpha_less_1 = -2 * half.sin() * (self._phi0 + half).sin() / cos0
+        alpha = self._co_phi(t).sin() / cos0
+        return torch.where(t < 0.5, -2 * torch.log1p(alpha_less_1), -2 * alpha.log())
 
     def time_of_integrated_beta(self, B: Tensor) -> Tensor:
         """Inverse, through sine and cosine of d = phi - phi(0): neither cancels near t = 0."""
-        alpha, sigma2 = (-B / 2).exp(), -torch.expm1(-B)
-        sin0, cos0 = math.sin(self._phi0), math.cos(self._phi0)
+        alpha = (-B / 2).exp()
+        sigma2 = -torch.expm1(-B)
+        sin0 = math.sin(self._phi0)
+        cos0 = math.cos(self._phi0)
+
         sin_phi = (sin0**2 + sigma2 * cos0**2).sqrt()
         sin_d = cos0 * sigma2 / (sin_phi + alpha * sin0)
-        return torch.atan2(sin_d, alpha * cos0**2 + sin_phi * sin0) / self._slope
+        cos_d = alpha * cos0**2 + sin_phi * sin0
+        return torch.atan2(sin_d, cos_d) / self._slope
