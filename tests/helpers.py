@@ -53,7 +53,7 @@ VARIANTS: dict[str, sg.Solver] = {
     "velocity2": sg.schemes.ExponentialAdams(nodes=2, prediction="v"),
     "velocity2-sde": sg.schemes.Rosenbrock(2, sigma_data=1.0, eta=1.0),
     "velocity3-near-noise": sg.schemes.ExponentialAdams(
-        nodes=3, corrector=3, prediction="v", variable="log-snr", sigma_data=0.7, near_noise=7.0
+        nodes=3, corrector=3, prediction="v", variable="log-snr", sigma_data=0.7, no_signal_above=7.0
     ),
     "eta-of-t": sg.DPMSolverPP(2, eta=half_at_the_end),
 }

@@ -13,7 +13,7 @@ from sgm_sde.schemes import Rosenbrock, Solver, UniC, resolve
 
 FEW, MANY = 12, 24  # network calls
 SIGMA_DATA = 0.7  # between that of images, 0.5, and that of VP's velocity
-NEAR_NOISE = 7.0  # sigma / alpha: from here on a network sees next to no signal of data of unit scale
+NO_SIGNAL_ABOVE = 7.0  # sigma / alpha: from here on a network sees next to no signal of data of unit scale
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def adams_near_noise(nodes: int, corrector: int, data_std: float = 1.0) -> Solve
     """
     data_std = number("data_std", data_std, above=0)
     sigma_data = SIGMA_DATA * data_std
-    near_noise = NEAR_NOISE * data_std
+    level = NO_SIGNAL_ABOVE * data_std
     adams = Rosenbrock(
-        nodes, sigma_data=sigma_data, variable="log-snr", near_noise=near_noise, start="cold", lower_final=False
+        nodes, sigma_data=sigma_data, variable="log-snr", no_signal_above=level, start="cold", lower_final=False
     )
     return UniC(adams, nodes=corrector)
 

@@ -48,8 +48,8 @@ class Exponential(Solver):
         noise_scale: `"er"` for ER-SDE's noise scale, a function of sigma / alpha, instead of `eta`.
         window: noise levels sigma / alpha, low and high, outside of which `eta` is 0.
         sigma_data: standard deviation of the data, for v-prediction.
-        near_noise: noise level sigma / alpha from which on v in log-SNR is interpolated in units of it, so that what a
-            network is off by near pure noise is not multiplied by long steps; see `linear_part.VPart`.
+        no_signal_above: noise level sigma / alpha from which on v in log-SNR is interpolated in units of it, so that
+            what a network is off by near pure noise is not multiplied by long steps; see `linear_part.VPart`.
         name: what to call it.
         source: where it is from.
     """
@@ -61,7 +61,7 @@ class Exponential(Solver):
     noise_scale: str | None = None
     window: tuple[float, float] = (0.0, math.inf)
     sigma_data: float = 1.0
-    near_noise: float | None = None
+    no_signal_above: float | None = None
     name: str = "exponential"
     source: str = ""
 
@@ -99,10 +99,10 @@ class Exponential(Solver):
         settle(self, window=(low, high), sigma_data=number("sigma_data", self.sigma_data, above=0, most=FAR))
         if self.sigma_data != 1 and self.prediction != "v":
             raise ValueError(f"sigma_data acts on v-prediction, got it with {self.prediction}")
-        if self.near_noise is not None:
-            settle(self, near_noise=number("near_noise", self.near_noise, above=0, most=FAR))
+        if self.no_signal_above is not None:
+            settle(self, no_signal_above=number("no_signal_above", self.no_signal_above, above=0, most=FAR))
             if (self.prediction, variable) != ("v", "log-snr"):
-                raise ValueError(f"near_noise acts on v in log-SNR, got it with {self.prediction} in {variable}")
+                raise ValueError(f"no_signal_above acts on v in log-SNR, got it with {self.prediction} in {variable}")
 
     def __repr__(self) -> str:
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default and f.name not in ("name", "source")]
@@ -141,8 +141,8 @@ class Exponential(Solver):
         assert self.variable is not None
         if self.noise_scale is not None:
             return DataPart(self.variable, 0.0, self.variant, log_scale=LOG_SCALES[self.noise_scale])
-        near_noise = math.inf if self.near_noise is None else self.near_noise
-        return PARTS[self.prediction](self.variable, self.eta_on(s, t), self.variant, self.sigma_data, near_noise)
+        no_signal_above = math.inf if self.no_signal_above is None else self.no_signal_above
+        return PARTS[self.prediction](self.variable, self.eta_on(s, t), self.variant, self.sigma_data, no_signal_above)
 
 
 class _Predicted(NamedTuple):

@@ -397,7 +397,7 @@ def Rosenbrock(
     *,
     sigma_data: float = 0.5,
     variable: str = "angle",
-    near_noise: float | None = None,
+    no_signal_above: float | None = None,
     eta: Eta = 0.0,
     start: str | None = None,
     lower_final: bool | None = None,
@@ -415,21 +415,24 @@ def Rosenbrock(
     flow matching starts.
 
     In log-SNR, `variable="log-snr"`, the same flow lies between DPM-Solver (noise, for data of large scale) and
-    DPM-Solver++ (data, for data of small scale). With `near_noise` $s_0$ the polynomial goes through
+    DPM-Solver++ (data, for data of small scale). With `no_signal_above` $s_0$ the polynomial goes through
     $v/(\rho g)$, $g^2 = 1 + (\sigma/(\alpha s_0))^2$: what a network's noise estimate is off by near pure noise is then
     integrated over log-SNR, where other forms multiply it by the ratio of the noise levels at the ends of a step.
+
+    From $\alpha = 0$ on, the first steps of a grid that is even in time do not shrink in log-SNR, however many there
+    are: there the angle keeps its order, log-SNR is of order 2 and with `no_signal_above` of order 1.
 
     Args:
         order: number of evaluations used.
         sigma_data: standard deviation of the data; 0.5 for images in [-1, 1].
         variable: what v is a polynomial in: the `"angle"`, or `"log-snr"`.
-        near_noise: noise level sigma / alpha from which on the network sees next to no signal; None for nowhere.
+        no_signal_above: noise level sigma / alpha from which on the network sees next to no signal; None for nowhere.
         eta: stochasticity, a number or a function of time.
         start: `"cold"` or `"warm"`, the default from order 3 without noise.
         lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
 
     Raises:
-        ValueError: for another variable, or `near_noise` in the angle.
+        ValueError: for another variable, or `no_signal_above` in the angle.
 
     Source: Zheng et al., 2023, arXiv:2310.13268; Karras et al., 2022, arXiv:2206.00364 (the split).
 
@@ -443,7 +446,7 @@ def Rosenbrock(
         prediction="v",
         variable=variable,
         sigma_data=sigma_data,
-        near_noise=near_noise,
+        no_signal_above=no_signal_above,
         eta=eta,
         start=_warm_if(order, start, eta),
         lower_final=_lower(order, lower_final),

@@ -86,14 +86,14 @@ class LinearPart(ABC):
         eta: stochasticity, constant on a step.
         variant: how the moments are simplified; `weights` says how.
         sigma_data: standard deviation of the data, for v-prediction.
-        near_noise: noise level from which on v is interpolated in units of it; see `VPart`.
+        no_signal_above: noise level from which on v is interpolated in units of it; see `VPart`.
     """
 
     variable: str
     eta: float
     variant: str = "exact"
     sigma_data: float = 1.0
-    near_noise: float = math.inf
+    no_signal_above: float = math.inf
 
     @abstractmethod
     def factor(self, s: Node, t: Node) -> float:
@@ -284,16 +284,16 @@ class VPart(LinearPart):
     r"""v-prediction of data with the standard deviation `sigma_data`, in the angle or in log-SNR.
 
     Near pure noise v is $-\sigma D/\sigma_d$, and where a network's estimate of the noise is off by $\delta$, that of
-    the data is off by $\delta\,\sigma/\alpha$, without bound. So with `near_noise` $s_0$ what is interpolated is
+    the data is off by $\delta\,\sigma/\alpha$, without bound. So with `no_signal_above` $s_0$ what is interpolated is
     $v/(\rho g)$, $g^2 = 1 + (\sigma/(\alpha s_0))^2$, and g goes into the kernel: above $s_0$ that integrates $\delta$
     over the logarithm of the noise level, and no step multiplies it by more than its length there.
     """
 
     def _growth(self, lam: Values) -> Values:
         """The factor g where half the log-SNR is lam; 1 at infinity, where there is no other value to go with."""
-        if math.isinf(self.near_noise):
+        if math.isinf(self.no_signal_above):
             return np.ones_like(lam)
-        return np.where(np.isneginf(lam), 1.0, np.hypot(1.0, np.exp(-lam) / self.near_noise))
+        return np.where(np.isneginf(lam), 1.0, np.hypot(1.0, np.exp(-lam) / self.no_signal_above))
 
     def _cosine(self, node: Node) -> float:
         return math.cos(angle(self.sigma_data).of(node))

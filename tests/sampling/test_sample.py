@@ -117,7 +117,7 @@ def exponential(cls: Any) -> dict[str, list[tuple[sg.Solver, sg.Solver]]]:
         "noise_scale": [(cls(), cls(noise_scale="er"))],
         "window": [(cls(eta=1.0), cls(eta=1.0, window=(0.1, 2.0)))],
         "sigma_data": [(cls(prediction="v"), cls(prediction="v", sigma_data=0.5))],
-        "near_noise": [(cls(**v), cls(**v, near_noise=1.0))],
+        "no_signal_above": [(cls(**v), cls(**v, no_signal_above=1.0))],
         "name": [],
         "source": [],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -138,12 +139,38 @@ def test_what_a_network_is_off_by_near_noise_is_not_multiplied() -> None:
     score = sg.from_noise(lambda x, t: x / t[:, None] + 0.05, sde)
     grid = sg.Grid([1e6, 1e4])
     moved = {}
-    for near_noise in (1.0, None):
-        solver = sg.schemes.Rosenbrock(1, variable="log-snr", near_noise=near_noise)
+    for no_signal_above in (1.0, None):
+        solver = sg.schemes.Rosenbrock(1, variable="log-snr", no_signal_above=no_signal_above)
         res = sg.sample(score, sde, x_T=torch.zeros(1, 1, dtype=F64), solver=solver, grid=grid, final="none")
-        moved[near_noise] = float(res.x[0, 0]) / 1e4
+        moved[no_signal_above] = float(res.x[0, 0]) / 1e4
     assert moved[1.0] == pytest.approx(-0.05 * math.log(100), rel=1e-6)
     assert moved[None] == pytest.approx(-0.05 * 99, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "order"),
+    [
+        ({"variable": "angle"}, 3),
+        ({"variable": "log-snr"}, 2),
+        ({"variable": "log-snr", "no_signal_above": 7.0}, 1),
+    ],
+)
+def test_the_order_of_velocity_where_even_times_start_without_signal(options: dict[str, Any], order: int) -> None:
+    """As the docstring says: log-SNR has no fine steps near alpha = 0 on a grid that is even in time."""
+    sde = sg.RectifiedFlowSDE(T=1.0)
+    means = torch.tensor([[-1.0], [0.3], [1.2]], dtype=F64)
+    exact = sg.from_score(sg.oracles.GaussianMixture(means, 0.4).score(sde), sde)
+    score = sg.from_flow(lambda x, t: exact.predict("flow", x, t.clamp(max=1 - 1e-9)), sde)
+    x = torch.linspace(-2, 2, 9, dtype=F64)[:, None]
+
+    def end(solver: sg.Solver, n: int) -> Tensor:
+        grid = sg.Grid(torch.linspace(1, 0.05, n + 1, dtype=F64).tolist())
+        return sg.sample(score, sde, x_T=x, solver=solver, grid=grid, final="none").x
+
+    adams = sg.schemes.Rosenbrock(3, sigma_data=0.7, start="cold", lower_final=False, **options)
+    reference = end(sg.solvers()["rk4"], 256)
+    coarse, fine = (float((end(sg.schemes.UniC(adams, 3), n) - reference).abs().max()) for n in (128, 256))
+    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.2)
 
 
 def test_deis_in_vp_time_is_deis_on_vp() -> None:
