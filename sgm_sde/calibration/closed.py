@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde.calibration.flow import Flow, Trajectories
-from sgm_sde.calibration.rows import Rows
+from sgm_sde.calibration.rows import Rows, combined
 
 RIDGE = 1e-5  # of Gram matrices with a diagonal of ones
 
@@ -44,34 +44,73 @@ def levels(G: Tensor, log_levels: Tensor, scale: float, n: int) -> list[int]:
     n = min(n, K)
     s2 = (2 * log_levels).exp()
     weight = scale**2 / (scale**2 + s2)
-    state = torch.arange(K)
-    estimate, end, noise = state + K, 2 * K, 2 * K + 1
-
-    first = weight * residuals(G, state, torch.full((K, 1), noise))
-    i, j = torch.meshgrid(state, state, indexing="ij")
-    one = weight[j] * residuals(G, j, torch.stack([i, i + K], -1))  # after the first call
-    p, i, j = torch.meshgrid(state, state, state, indexing="ij")
-    two = weight[j] * residuals(G, j, torch.stack([i, i + K, p + K], -1))
-    later = torch.triu(torch.ones(K, K, dtype=torch.bool), 1)
-    one = one.masked_fill(~later, torch.inf)
-    two = two.masked_fill(~(later[:, :, None] & later[None]), torch.inf)
-
+    first = _first(G, weight)
     if n == 1:
-        ends = residuals(G, torch.full((K,), end), torch.stack([state, estimate], -1))
-        return [int((first + ends).argmin())]
-    best = first[:, None] + one  # (call before, last call)
+        return [int((first + _alone(G)).argmin())]
+
+    # The least sum by (call before, last call), and which call came before both.
+    best = first[:, None] + _second(G, weight)
+    third = _third(G, weight)
     back: list[Tensor] = []
     for _ in range(n - 2):
-        total = best[:, :, None] + two
+        total = best[:, :, None] + third
         best, before = total.min(0)
         back.append(before)
-    p, i = torch.meshgrid(state, state, indexing="ij")
-    ends = residuals(G, torch.full((K, K), end), torch.stack([i, i + K, p + K], -1))
-    where = int((best + ends).argmin())
+
+    where = int((best + _ends(G)).argmin())
     path = [where % K, where // K]
     for before in reversed(back):
         path.append(int(before[path[-1], path[-2]]))
     return path[::-1]
+
+
+# Costs of the calls. Of K levels, G has the states first, then the estimates, the end and the noise.
+
+
+def _first(G: Tensor, weight: Tensor) -> Tensor:
+    """Costs (K,) of a first call, at the noise, scaled."""
+    K = len(weight)
+    noise = torch.full((K, 1), 2 * K + 1)
+    return weight * residuals(G, torch.arange(K), noise)
+
+
+def _second(G: Tensor, weight: Tensor) -> Tensor:
+    """Costs (K, K) of a call at j after the first one at i; infinite unless i comes before j."""
+    K = len(weight)
+    state = torch.arange(K)
+    i, j = torch.meshgrid(state, state, indexing="ij")
+
+    known = torch.stack([i, i + K], -1)
+    cost = weight[j] * residuals(G, j, known)
+    return cost.masked_fill(i >= j, torch.inf)
+
+
+def _third(G: Tensor, weight: Tensor) -> Tensor:
+    """Costs (K, K, K) of a call at j after those at p and i; infinite unless p, i, j come in this order."""
+    K = len(weight)
+    state = torch.arange(K)
+    p, i, j = torch.meshgrid(state, state, state, indexing="ij")
+
+    known = torch.stack([i, i + K, p + K], -1)
+    cost = weight[j] * residuals(G, j, known)
+    return cost.masked_fill((p >= i) | (i >= j), torch.inf)
+
+
+def _alone(G: Tensor) -> Tensor:
+    """Costs (K,) of the sample after a single call."""
+    K = len(G) // 2 - 1
+    i = torch.arange(K)
+    known = torch.stack([i, i + K], -1)
+    return residuals(G, torch.full((K,), 2 * K), known)
+
+
+def _ends(G: Tensor) -> Tensor:
+    """Costs (K, K) of the sample after calls at p and i."""
+    K = len(G) // 2 - 1
+    state = torch.arange(K)
+    p, i = torch.meshgrid(state, state, indexing="ij")
+    known = torch.stack([i, i + K, p + K], -1)
+    return residuals(G, torch.full((K, K), 2 * K), known)
 
 
 def fit_rows(flow: Flow, exact: Trajectories, z: Tensor, chosen: list[int], samples: range, consistent: bool) -> Rows:
@@ -81,27 +120,41 @@ def fit_rows(flow: Flow, exact: Trajectories, z: Tensor, chosen: list[int], samp
     """
     n = len(chosen)
     t = exact.log_levels[chosen]
-    c, B = torch.zeros(n + 1, dtype=torch.float64), torch.zeros(n + 1, n, dtype=torch.float64)
+    targets = [*exact.y[chosen[1:]], exact.end]
+    c = torch.zeros(n + 1, dtype=torch.float64)
+    B = torch.zeros(n + 1, n, dtype=torch.float64)
+    D = torch.empty((n, *z.shape), dtype=z.dtype, device=z.device)
+
     c[0] = t[0].exp()
-    y, estimates = c[0].item() * z, torch.empty((n, *z.shape), dtype=z.dtype, device=z.device)
-    for k in range(1, n + 1):
-        estimates[k - 1] = flow.data(y[None], [float(t[k - 1])], samples)[0]
-        target = exact.y[chosen[k]] if k < n else exact.end
-        last = estimates[k - 1]
-        if consistent:
-            features = torch.cat([(z - flow.inverse * last)[None], estimates[: k - 1] - last])
-            found = _ridge(features, target - last)
-            c[k], B[k, : k - 1] = found[0], found[1:]
-            B[k, k - 1] = 1 - flow.inverse * c[k] - B[k, : k - 1].sum()
-        else:
-            found = _ridge(torch.cat([z[None], estimates[:k]]), target)
-            c[k], B[k, :k] = found[0], found[1:]
+    y = c[0].item() * z
+    for k, target in enumerate(targets, 1):
+        D[k - 1] = flow.data(y[None], [float(t[k - 1])], samples)[0]
+        c_k, b_k = _consistent_row(z, D[:k], target, flow.inverse) if consistent else _row(z, D[:k], target)
         if k < n:
-            c[k] = c[k].clamp(0.2 * t[k].exp(), 5 * t[k].exp())
-            if consistent:
-                B[k, k - 1] = 1 - flow.inverse * c[k] - B[k, : k - 1].sum()
-        y = c[k].item() * z + torch.tensordot(B[k, :k].to(z), estimates[:k], 1)
+            s_k = t[k].exp()
+            c_k = c_k.clamp(0.2 * s_k, 5 * s_k)  # a state stays one of about its level
+        if consistent:
+            b_k[-1] = 1 - flow.inverse * c_k - b_k[:-1].sum()
+
+        c[k] = c_k
+        B[k, :k] = b_k
+        y = combined(c_k, b_k, z, D[:k])
     return Rows(t, c, B)
+
+
+def _row(z: Tensor, D: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale of the noise and the weights of the estimates D (k, N, d) in a row."""
+    found = _ridge(torch.cat([z[None], D]), target)
+    return found[0], found[1:]
+
+
+def _consistent_row(z: Tensor, D: Tensor, target: Tensor, inverse: float) -> tuple[Tensor, Tensor]:
+    """The scale and weights of a consistent row, whose last weight, left at 0 here, is the rest."""
+    last = D[-1]
+    noise = z - inverse * last
+    earlier = D[:-1] - last
+    found = _ridge(torch.cat([noise[None], earlier]), target - last)
+    return found[0], torch.cat([found[1:], torch.zeros(1, dtype=found.dtype)])
 
 
 def _ridge(features: Tensor, target: Tensor) -> Tensor:

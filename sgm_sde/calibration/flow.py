@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import flat
 from sgm_sde.engine.executor import PreDrawnNoise, execute
+from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.times import same_time
 from sgm_sde.processes.linear import LinearSDE
@@ -22,6 +24,15 @@ from sgm_sde.scores.score import Score
 
 LARGEST = 10.0  # log of the noise level where a process has no bound
 ROOM = 1e-3  # between the last call and eps, in log s
+
+
+class _Place(NamedTuple):
+    """A time, alpha there, and the weights of state and output in the estimate of the data."""
+
+    t: float
+    alpha: float
+    c_x: float
+    c_r: float
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Flow:
         self.batch_size = batch_size
         self.model = BoundScore(self.score, sde, (sde.eps, sde.T), kwargs)
         self.network_evals = 0
-        self._at: dict[float, tuple[float, float, float, float]] = {}
+        self._at: dict[float, _Place] = {}  # by log s
 
         first, last = (node.noise_level for node in sde.nodes([sde.T, sde.eps]))
         self.high = min(math.log(first), LARGEST)
@@ -101,27 +112,36 @@ class Flow:
     def data(self, y: Tensor, log_levels: Sequence[float], samples: range) -> Tensor:
         """The data estimated at states y (P, n, d) of n samples, each of the P groups at its own level."""
         groups, n, d = y.shape
-        self.prepare(log_levels)
-        found = [self._at[level] for level in log_levels]
-        t = self.model.round_times([time for time, *_ in found], y)
-        alpha, c_x, c_r = torch.tensor([rest for _, *rest in found], dtype=torch.float64).to(y).unbind(1)
+        t, alpha, c_x, c_r = self._at_levels(log_levels, y)
 
-        rows = torch.arange(groups * n, device=y.device)
-        out = torch.empty_like(y).view(groups * n, d)
-        for some in torch.split(rows, self.batch_size):
-            group, sample = some // n, some % n
-            x = alpha[group, None] * y.view(groups * n, d)[some]
-            estimate = self.score.output(
-                x.view(-1, *self.event), t[group], **self.conditions(sample + samples.start)
-            )  # fmt: skip
-            self.network_evals += self.score.network_evals(t[group])
-            out[some] = c_x[group, None] * x + c_r[group, None] * flat(estimate).to(x.dtype)
+        # Groups and samples as one batch, cut into calls.
+        states = y.view(groups * n, d)
+        out = torch.empty_like(states)
+        for rows in torch.split(torch.arange(groups * n, device=y.device), self.batch_size):
+            group = rows // n
+            sample = samples.start + rows % n
+            x = alpha[group] * states[rows]
+            times = t[group]
+            output = self.score.output(x.view(-1, *self.event), times, **self.conditions(sample))
+            self.network_evals += self.score.network_evals(times)
+
+            r = flat(output).to(x.dtype)
+            out[rows] = c_x[group] * x + c_r[group] * r
         return out.view(y.shape)
+
+    def _at_levels(self, log_levels: Sequence[float], y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Times (P,), and alpha and the weights of state and output (P, 1), as the network and states y take them."""
+        self.prepare(log_levels)
+        places = [self._at[level] for level in log_levels]
+        t = self.model.round_times([place.t for place in places], y)
+        numbers = torch.tensor([place[1:] for place in places], dtype=torch.float64)
+        alpha, c_x, c_r = numbers.to(y)[..., None].unbind(1)
+        return t, alpha, c_x, c_r
 
     def snapped(self, level: float) -> float:
         """log s, or that of T where the time is T but for the rounding of single precision."""
         self.prepare([level])
-        return self.high if same_time(self._at[level][0], self.sde.T) else level
+        return self.high if same_time(self._at[level].t, self.sde.T) else level
 
     def prepare(self, levels: Sequence[float]) -> None:
         """Find what `data` needs to know of each log s, together: time, alpha, and the weights of state and output."""
@@ -130,11 +150,13 @@ class Flow:
         new = [level for level in dict.fromkeys(levels) if level not in self._at]
         if not new:
             return
+
         # A table knows no time beyond its ends, not even by the rounding of a level.
         log_snr = -2 * torch.tensor(new, dtype=torch.float64).clamp(max=self.high)
         times = self.sde.time(log_snr).clamp(self.sde.eps, self.sde.T).tolist()
         for level, time, node in zip(new, times, self.sde.nodes(times), strict=True):
-            self._at[level] = (time, node.alpha, *checked_conversion(self.score.prediction, "data", node))
+            c_x, c_r = checked_conversion(self.score.prediction, "data", node)
+            self._at[level] = _Place(time, node.alpha, c_x, c_r)
 
     def trajectories(self, samples: range, nfe: int, keep: int = 0) -> Trajectories:
         """Exact trajectories by a tight solution, at `keep` of its levels.
@@ -144,27 +166,43 @@ class Flow:
         _, grid, program = plan(self.sde, REFERENCE, nfe=nfe, t_end=self.sde.eps)
         assert program is not None
         times = grid.times
-        kept = torch.linspace(0, len(times) - 2, min(keep, len(times) - 1)).round().long().tolist() if keep else []
-        at = {times[i]: k for k, i in enumerate(kept)}
-        nodes = self.sde.nodes([times[i] for i in kept])
-        levels = torch.tensor([math.log(node.noise_level) for node in nodes], dtype=torch.float64)
         z = self.noise(samples)
-        y, D = (torch.empty((len(kept), *z.shape), dtype=self.dtype, device=self.device) for _ in range(2))
+        record = _Record(self.sde.nodes(_spread(times[:-1], keep)), z)
         end = torch.empty_like(z)
-        alphas = {node.t: node.alpha for node in self.sde.nodes(times)}
 
-        for part in torch.split(torch.arange(len(samples), device=self.device), self.batch_size):
-            kwargs = self.conditions(part + samples.start)
-            model = BoundScore(self.score, self.sde, (times[-1], times[0]), kwargs)
-            rows = slice(int(part[0]), int(part[-1]) + 1)
-
-            def on_output(x: Tensor, output: Tensor, t: float, model: BoundScore = model, rows: slice = rows) -> None:
-                if t in at:
-                    y[at[t], rows] = flat(x) / alphas[t]
-                    D[at[t], rows] = flat(model.predict("data", x, t, output))
-
+        for rows in torch.split(torch.arange(len(samples), device=self.device), self.batch_size):
+            model = BoundScore(self.score, self.sde, (times[-1], times[0]), self.conditions(rows + samples.start))
             x = self.sde.prior_transform(z[rows].view(-1, *self.event), times[0])
-            run = execute(program, x, model, PreDrawnNoise(()), on_output=on_output)
+            run = execute(program, x, model, PreDrawnNoise(()), on_output=record.of(model, rows))
             end[rows] = flat(model.predict("data", run.x, times[-1]))
             self.network_evals += model.network_evals
-        return Trajectories(levels, y, D, end)
+        return Trajectories(record.log_levels, record.y, record.D, end)
+
+
+class _Record:
+    """States y = x / alpha and estimates at some nodes (K, N, d) of runs from noises z (N, d)."""
+
+    def __init__(self, nodes: Sequence[Node], z: Tensor) -> None:
+        self.at = {node.t: (k, node.alpha) for k, node in enumerate(nodes)}
+        self.log_levels = torch.tensor([math.log(node.noise_level) for node in nodes], dtype=torch.float64)
+        self.y = torch.empty((len(nodes), *z.shape), dtype=z.dtype, device=z.device)
+        self.D = torch.empty_like(self.y)
+
+    def of(self, model: BoundScore, rows: Tensor) -> Callable[[Tensor, Tensor, float], None]:
+        """The callback of a run from some rows of the noises."""
+
+        def on_output(x: Tensor, output: Tensor, t: float) -> None:
+            if t in self.at:
+                k, alpha = self.at[t]
+                self.y[k, rows] = flat(x) / alpha
+                self.D[k, rows] = flat(model.predict("data", x, t, output))
+
+        return on_output
+
+
+def _spread(times: Sequence[float], keep: int) -> list[float]:
+    """`keep` of the times, evenly spread over their indices; all, if there are no more."""
+    if not keep:
+        return []
+    indices = torch.linspace(0, len(times) - 1, min(keep, len(times))).round().long()
+    return [times[i] for i in indices.tolist()]

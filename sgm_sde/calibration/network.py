@@ -1,15 +1,16 @@
-"""True if a table is used on the network that it was fitted to."""
+"""Identities of the network and the process that a table was fitted to."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 from sgm_sde._utils.warn import warn
-from sgm_sde.calibration.table import same
-from sgm_sde.identity import networks, spec, weights
+from sgm_sde.engine.node import Process
+from sgm_sde.identity import disagreement, networks, portable, spec, weights
+from sgm_sde.processes.base import SDE
 from sgm_sde.scores.score import Score
 
 OF_FUNCTIONS = ("net", "weights", "code", "function", "of", "given")  # keys of a specification
@@ -50,6 +51,33 @@ def check_network(fitted: str, score: Score, name: str) -> None:
         f"{name} is used on {what} than it was fitted to, where its error is not known: calibrate on this one",
         CalibrationWarning,
     )
+
+
+def process_of(sde: SDE) -> str:
+    """The identity of a process as JSON text."""
+    return json.dumps(portable(spec(sde)), sort_keys=True)
+
+
+def is_process(fitted: str, sde: Process) -> bool:
+    """True if the process is that of the identity `fitted`."""
+    return same(portable(json.loads(fitted)), portable(spec(sde)))
+
+
+def same(there: object, now: object) -> bool:
+    """True if two values of `spec` are the same but for what another machine rounds differently.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> same(spec(sg.VPSDE()), spec(sg.VPSDE())), same(spec(sg.VPSDE()), spec(sg.VPSDE(beta_max=10.0)))
+        (True, False)
+    """
+    if (found := disagreement(there, now)) is not None:
+        return found == 0
+    if isinstance(there, dict) and isinstance(now, dict):
+        return there.keys() == now.keys() and all(same(there[key], now[key]) for key in there)
+    if isinstance(there, Sequence) and isinstance(now, Sequence) and not isinstance(there, str):
+        return len(there) == len(now) and all(map(same, there, now))
+    return bool(there == now)
 
 
 def _weights(score: Score) -> str:

@@ -23,12 +23,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sgm_sde.calibration.flow import Flow
-from sgm_sde.calibration.rows import Rows
+from sgm_sde.calibration.rows import Rows, combined
 
 CHANGE = 0.01  # of a difference: of the state's size, and of log s
 GAP = 0.02  # between neighbouring log s
@@ -54,7 +56,7 @@ class Unknowns:
     consistent: bool
     inverse: float
 
-    @property
+    @cached_property
     def entries(self) -> list[tuple[str, int, int]]:
         """Kind, row and column of each: levels first, then scales, then weights row by row."""
         n = self.n
@@ -73,7 +75,10 @@ class Unknowns:
         """The table of a vector."""
         n = self.n
         t = theta[:n]
-        c = torch.cat([t[:1].exp(), (t[1:] + theta[n : 2 * n - 1]).exp(), theta[2 * n - 1 : 2 * n]])
+        g = theta[n : 2 * n - 1]
+        c_n = theta[2 * n - 1 : 2 * n]
+        c = torch.cat([t[:1].exp(), (t[1:] + g).exp(), c_n])
+
         B = torch.zeros(n + 1, n, dtype=theta.dtype)
         k, j = self._places
         B[k, j] = theta[2 * n :]
@@ -82,16 +87,60 @@ class Unknowns:
             B[last, last - 1] = 1 - self.inverse * c[1:] - B[1:].sum(1)
         return Rows(t, c, B)
 
-    @property
+    @cached_property
     def _places(self) -> tuple[list[int], list[int]]:
+        """Rows and columns of the weights among the unknowns."""
         found = [(k, j) for kind, k, j in self.entries if kind == "b"]
         return [k for k, _ in found], [j for _, j in found]
 
     def weights_of(self, theta: Tensor) -> Tensor:
-        """All weights, those that follow from others too, as a vector."""
+        """All weights, those that follow from others too, as a vector (W,)."""
         rows = self.rows(theta)
         k, j = torch.tril_indices(self.n, self.n)
         return rows.B[k + 1, j]
+
+    def slopes_of(self, theta: Tensor) -> Tensor:
+        """Derivatives (W, P) of all weights with respect to the unknowns."""
+        n, P = self.n, len(theta)
+        S = torch.zeros(n + 1, n, P, dtype=theta.dtype)
+        k, j = (torch.tensor(places, dtype=torch.long) for places in self._places)
+        p = torch.arange(2 * n, P)
+
+        S[k, j, p] = 1.0
+        if self.consistent:
+            # The last weight of a row is 1 - c_k / s_T - sum_j b_kj, with c_k = exp(t_k + g_k) before the end.
+            S[k, k - 1, p] = -1.0
+            row = torch.arange(1, n)
+            by_scale = -self.inverse * self.rows(theta).c[row]
+            S[row, row - 1, row] = by_scale
+            S[row, row - 1, n + row - 1] = by_scale
+            S[n, n - 1, 2 * n - 1] = -self.inverse
+        k, j = torch.tril_indices(n, n)
+        return S[k + 1, j]
+
+
+class _Point(NamedTuple):
+    """A table in the course of a fit, with what it makes of the noises.
+
+    Attributes:
+        theta: its unknowns (P,).
+        y: samples (N, d).
+        D: estimates (n, N, d) on the way.
+        each: mean square errors (N,).
+    """
+
+    theta: Tensor
+    y: Tensor
+    D: Tensor
+    each: Tensor
+
+
+class _Trial(NamedTuple):
+    """A step that lowers the loss, the loss after it, and the damping it was found with."""
+
+    point: _Point
+    loss: float
+    damping: float
 
 
 class Refinement:
@@ -132,36 +181,42 @@ class Refinement:
     def fit(self, start: Rows) -> Rows:
         """The table that a start leads to; the start itself where nothing is better."""
         unknowns = Unknowns(start.n, self.consistent, self.flow.inverse)
-        theta = self._apart(unknowns.of(start), unknowns.n)
-        y, D = unknowns.rows(theta).run(self.flow, self.z, self.samples)
-        each = self.errors(y)
-        if not bool(each.isfinite().all()):
+        at = self._point(unknowns, self._apart(unknowns.of(start), unknowns.n))
+        if not bool(at.each.isfinite().all()):
             return start
-        penalty, damping = math.inf, 0.01
 
+        penalty, damping = math.inf, 0.01
         for _ in range(JACOBIANS):
             if self.late():
                 break
-            J = self._jacobian(unknowns, theta, y, D)
-            w = self._weights(each, J)
-            squares = float(unknowns.weights_of(theta).square().sum())
-            penalty = min(penalty, PENALTY * float((w * each).mean()) / max(squares, 1e-300))
-            before = loss = self._loss(unknowns, theta, each, w, penalty)
+            J = self._jacobian(unknowns, at)
+            w = self._weights(at.each, J)
+            penalty = min(penalty, self._penalty(unknowns, at, w))
+            loss_of = partial(self._loss, unknowns, w=w, penalty=penalty)
+            before = loss = loss_of(at)
+
+            # Several steps with one Jacobian, which each of them corrects.
             for _ in range(1 + UPDATES):
-                A, g = self._normal(unknowns, theta, J, y, w, penalty)
-                found = self._step(unknowns, theta, A, g, loss, w, penalty, damping)
+                A, g = self._normal(unknowns, at, J, w, penalty)
+                found = self._step(unknowns, at, A, g, loss_of, damping)
                 if found is None:
                     break
-                new, new_y, new_D, new_each, new_loss, damping = found
-                self._update(J, A, new - theta, new_y - y)
-                gain = 1 - new_loss / loss
-                theta, y, D, each, loss = new, new_y, new_D, new_each, new_loss
+                new, damping = found.point, found.damping
+                self._update(J, A, new.theta - at.theta, new.y - at.y)
+                gain = 1 - found.loss / loss
+                at, loss = new, found.loss
                 if gain < GAIN or self.late():
                     break
             if loss > (1 - GAIN) * before:
                 break
+
+        theta = at.theta.clone()
         theta[0] = self.flow.snapped(float(theta[0]))
         return unknowns.rows(theta)
+
+    def _point(self, unknowns: Unknowns, theta: Tensor) -> _Point:
+        y, D = unknowns.rows(theta).run(self.flow, self.z, self.samples)
+        return _Point(theta, y, D, self.errors(y))
 
     def _weights(self, each: Tensor, J: Tensor) -> Tensor:
         """Weights (N,) of noises with mean square errors (N,) and derivatives (P, N, d)."""
@@ -175,33 +230,48 @@ class Refinement:
             w = w * (OUTLYING / h.clamp(min=1e-300)).clamp(max=1)
         return w
 
-    def _loss(self, unknowns: Unknowns, theta: Tensor, each: Tensor, w: Tensor, penalty: float) -> float:
-        return float((w * each).mean()) + penalty * float(unknowns.weights_of(theta).square().sum())
+    def _penalty(self, unknowns: Unknowns, at: _Point, w: Tensor) -> float:
+        """The factor with which the penalty is its part of the error."""
+        squares = float(unknowns.weights_of(at.theta).square().sum())
+        return PENALTY * float((w * at.each).mean()) / max(squares, 1e-300)
 
-    def _jacobian(self, unknowns: Unknowns, theta: Tensor, y: Tensor, D: Tensor) -> Tensor:
+    def _loss(self, unknowns: Unknowns, at: _Point, w: Tensor, penalty: float) -> float:
+        squares = float(unknowns.weights_of(at.theta).square().sum())
+        return float((w * at.each).mean()) + penalty * squares
+
+    # --- derivatives -------------------------------------------------------------------------------------------------
+
+    def _jacobian(self, unknowns: Unknowns, at: _Point) -> Tensor:
         """Derivatives of the samples (P, N, d) with respect to each unknown, by forward differences."""
-        n, base = unknowns.n, unknowns.rows(theta)
-        entries = unknowns.entries
-        J = torch.empty((len(entries), *y.shape), dtype=y.dtype, device=y.device)
-        sizes = D.double().square().mean((1, 2)).sqrt().tolist()
-        for row in range(n + 1):
-            here = [p for p, (_, k, _) in enumerate(entries) if k == row]
-            changes = [self._change(unknowns, base, entries[p], D, sizes) for p in here]
-            changed = []
-            for p, h in zip(here, changes, strict=True):
-                moved = theta.clone()
-                moved[p] += h
-                changed.append(unknowns.rows(moved))
-            c = torch.stack([rows.c[row] for rows in changed]).to(y)
-            state = c[:, None, None] * self.z
-            if row:
-                B = torch.stack([rows.B[row, :row] for rows in changed]).to(y)
-                state = state + torch.tensordot(B, D[:row], 1)
-            if row < n:
-                state = self._go_on(base, row, state, [float(rows.t[row]) for rows in changed], D)
-            steps = torch.tensor(changes, dtype=torch.float64).to(y)
-            J[here] = (state - y) / steps[:, None, None]
+        J = torch.empty((len(at.theta), *at.y.shape), dtype=at.y.dtype, device=at.y.device)
+        base = unknowns.rows(at.theta)
+        sizes = at.D.double().square().mean((1, 2)).sqrt().tolist()
+        for row in range(unknowns.n + 1):
+            here = [p for p, (_, k, _) in enumerate(unknowns.entries) if k == row]
+            changes = [self._change(unknowns, base, unknowns.entries[p], at.D, sizes) for p in here]
+            changed = [self._changed(unknowns, at.theta, p, h) for p, h in zip(here, changes, strict=True)]
+            ends = self._ends(base, row, changed, at.D)
+            h = torch.tensor(changes, dtype=torch.float64).to(ends)
+            J[here] = (ends - at.y) / h[:, None, None]
         return J
+
+    @staticmethod
+    def _changed(unknowns: Unknowns, theta: Tensor, p: int, h: float) -> Rows:
+        moved = theta.clone()
+        moved[p] += h
+        return unknowns.rows(moved)
+
+    def _ends(self, base: Rows, row: int, changed: list[Rows], D: Tensor) -> Tensor:
+        """The samples (P, N, d) of tables that differ from one, with estimates D, in a row alone."""
+        c = torch.stack([rows.c[row] for rows in changed]).to(D)
+        state = c[:, None, None] * self.z
+        if row:
+            B = torch.stack([rows.B[row, :row] for rows in changed]).to(D)
+            state = state + torch.tensordot(B, D[:row], 1)
+        if row == base.n:
+            return state
+        levels = [float(rows.t[row]) for rows in changed]
+        return self._go_on(base, row, state, levels, D)
 
     def _change(
         self, unknowns: Unknowns, rows: Rows, entry: tuple[str, int, int], D: Tensor, sizes: list[float]
@@ -216,6 +286,7 @@ class Refinement:
             return min(state / float(rows.c[k]), 0.1)
         if kind == "c":
             return state
+
         size = sizes[j]
         if unknowns.consistent:
             size = float((D[j] - D[k - 1]).double().square().mean().sqrt())
@@ -225,73 +296,59 @@ class Refinement:
         """The samples (P, N, d) of states (P, N, d) in the place of one row's."""
         later = [self.flow.data(state, levels, self.samples)]
         for m in range(row + 1, rows.n + 1):
-            B = rows.B[m].to(state)
-            state = rows.c[m].item() * self.z + torch.tensordot(B[:row], D[:row], 1)
-            state = state + sum(B[row + i] * D_i for i, D_i in enumerate(later))
+            state = combined(rows.c[m], rows.B[m, :row], self.z, D[:row])
+            changed = rows.B[m, row:].to(state)
+            state = state + sum(b * D_j for b, D_j in zip(changed, later, strict=False))
             if m < rows.n:
                 later.append(self.flow.data(state, [float(rows.t[m])] * len(state), self.samples))
         return state
 
-    def _normal(
-        self, unknowns: Unknowns, theta: Tensor, J: Tensor, y: Tensor, w: Tensor, penalty: float
-    ) -> tuple[Tensor, Tensor]:
-        """J'J (P, P) and J'r (P,) of the weighted loss, in double precision."""
-        P, N, d = J.shape
-        A, g = torch.zeros(P, P, dtype=torch.float64), torch.zeros(P, dtype=torch.float64)
-        root = w.sqrt()
-        for rows in torch.split(torch.arange(N), max(1, 2**22 // (d * P))):
-            part = (J[:, rows].double() * root[rows, None]).flatten(1)
-            r = ((y[rows] - self.exact[rows]).double() * root[rows, None]).flatten()
-            A += (part @ part.T).cpu()
-            g += (part @ r).cpu()
-        A, g = A / (N * d * self.scale**2), g / (N * d * self.scale**2)
+    # --- steps -------------------------------------------------------------------------------------------------------
 
-        weights = unknowns.weights_of(theta)
-        slopes = torch.autograd.functional.jacobian(unknowns.weights_of, theta)  # type: ignore[no-untyped-call]
-        return A + penalty * slopes.T @ slopes, g + penalty * slopes.T @ weights
+    def _normal(self, unknowns: Unknowns, at: _Point, J: Tensor, w: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+        """Matrix (P, P) and vector (P,) of the normal equations of the loss, in double precision."""
+        A, g = self._products(J, at.y - self.exact, w)
+        b = unknowns.weights_of(at.theta)
+        S = unknowns.slopes_of(at.theta)
+        return A + penalty * S.T @ S, g + penalty * S.T @ b
+
+    def _products(self, J: Tensor, r: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """J'WJ (P, P) and J'Wr (P,) in units of c^2, a part of the noises at a time."""
+        P, N, d = J.shape
+        A = torch.zeros(P, P, dtype=torch.float64)
+        g = torch.zeros(P, dtype=torch.float64)
+        root = w.sqrt()[:, None]
+        for some in torch.split(torch.arange(N), max(1, 2**22 // (d * P))):
+            J_w = (J[:, some].double() * root[some]).flatten(1)
+            r_w = (r[some].double() * root[some]).flatten()
+            A += (J_w @ J_w.T).cpu()
+            g += (J_w @ r_w).cpu()
+        size = N * d * self.scale**2
+        return A / size, g / size
 
     def _step(
-        self,
-        unknowns: Unknowns,
-        theta: Tensor,
-        A: Tensor,
-        g: Tensor,
-        loss: float,
-        w: Tensor,
-        penalty: float,
-        damping: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, float, float] | None:
-        """The best step found by varying the damping, with its run; None if none lowers the loss."""
+        self, unknowns: Unknowns, at: _Point, A: Tensor, g: Tensor, loss_of: Callable[[_Point], float], damping: float
+    ) -> _Trial | None:
+        """The best step found by varying the damping; None if none lowers the loss."""
+        loss = loss_of(at)
 
-        def attempt(damping: float) -> tuple[Tensor, Tensor, Tensor, Tensor, float, float] | None:
-            new = self._solve(unknowns, theta, A, g, damping)
-            if not bool(new.isfinite().all()):
+        def attempt(damping: float) -> _Trial | None:
+            theta = self._solve(unknowns, at.theta, A, g, damping)
+            if not bool(theta.isfinite().all()):
                 return None
-            y, D = unknowns.rows(new).run(self.flow, self.z, self.samples)
-            each = self.errors(y)
-            new_loss = self._loss(unknowns, new, each, w, penalty)
-            return (new, y, D, each, new_loss, damping) if new_loss < loss else None
+            new = self._point(unknowns, theta)
+            trial = _Trial(new, loss_of(new), damping)
+            return trial if trial.loss < loss else None
 
         best = attempt(damping)
-        if best is None:
-            for _ in range(5):
-                damping *= 8
-                if (best := attempt(damping)) is not None:
-                    return best
-            return None
-        while damping > 1e-8:
-            damping /= 8
-            found = attempt(damping)
-            if found is None or found[4] > best[4] * (1 - GAIN):
-                return best if found is None or found[4] > best[4] else found
-            best = found
-        return best
+        return _more_damped(attempt, damping) if best is None else _less_damped(attempt, best)
 
     def _solve(self, unknowns: Unknowns, theta: Tensor, A: Tensor, g: Tensor, damping: float) -> Tensor:
         """theta + d with (A + damping diag A) d = -g; levels that would leave their bounds are held there."""
         damped = A + torch.diag(damping * A.diagonal() + 1e-14 * A.diagonal().max())
         d = -_solved(damped, g)
         moved = self._apart(theta + d, unknowns.n)
+
         held = (moved - theta - d).abs() > 1e-12
         if held.any():
             fixed = (moved - theta)[held]
@@ -308,9 +365,12 @@ class Refinement:
         gap = min(GAP, (self.flow.high - self.flow.low) / n)
         t = theta[:n].tolist()
         for k in range(n):
-            t[k] = min(t[k], self.flow.high - k * gap, t[k - 1] - gap if k else math.inf)
+            before = t[k - 1] if k else math.inf
+            t[k] = min(t[k], self.flow.high - k * gap, before - gap)
         for k in reversed(range(n)):
-            t[k] = max(t[k], self.flow.low + (n - 1 - k) * gap, t[k + 1] + gap if k < n - 1 else -math.inf)
+            after = t[k + 1] if k < n - 1 else -math.inf
+            t[k] = max(t[k], self.flow.low + (n - 1 - k) * gap, after + gap)
+
         theta[:n] = torch.tensor(t, dtype=theta.dtype)
         theta[n : 2 * n - 1] = theta[n : 2 * n - 1].clamp(-SCALED, SCALED)
         return theta
@@ -322,6 +382,33 @@ class Refinement:
         short = change - torch.tensordot(d.to(J), J, 1)
         for p, factor in enumerate((Wd / (d @ Wd)).tolist()):
             J[p].add_(short, alpha=factor)
+
+
+Attempt = Callable[[float], _Trial | None]  # with a damping
+
+
+def _more_damped(attempt: Attempt, damping: float) -> _Trial | None:
+    """The first step down with more damping."""
+    for _ in range(5):
+        damping *= 8
+        found = attempt(damping)
+        if found is not None:
+            return found
+    return None
+
+
+def _less_damped(attempt: Attempt, best: _Trial) -> _Trial:
+    """The best step as long as less damping helps."""
+    damping = best.damping
+    while damping > 1e-8:
+        damping /= 8
+        found = attempt(damping)
+        if found is None or found.loss > best.loss:
+            return best
+        if found.loss > best.loss * (1 - GAIN):
+            return found
+        best = found
+    return best
 
 
 def _solved(A: Tensor, g: Tensor) -> Tensor:

@@ -46,10 +46,17 @@ class Rows:
 
     def run(self, flow: Flow, z: Tensor, samples: range) -> tuple[Tensor, Tensor]:
         """The samples (N, d) from noises z (N, d), and the estimates (n, N, d) on the way."""
-        estimates = torch.empty((self.n, *z.shape), dtype=z.dtype, device=z.device)
+        D = torch.empty((self.n, *z.shape), dtype=z.dtype, device=z.device)
+        levels = self.t.tolist()
+        flow.prepare(levels)
+
         y = self.c[0].item() * z
-        flow.prepare(self.t.tolist())
-        for k, level in enumerate(self.t.tolist(), 1):
-            estimates[k - 1] = flow.data(y[None], [level], samples)[0]
-            y = self.c[k].item() * z + torch.tensordot(self.B[k, :k].to(z), estimates[:k], 1)
-        return y, estimates
+        for k, level in enumerate(levels, 1):
+            D[k - 1] = flow.data(y[None], [level], samples)[0]
+            y = combined(self.c[k], self.B[k, :k], z, D[:k])
+        return y, D
+
+
+def combined(c: Tensor, b: Tensor, z: Tensor, D: Tensor) -> Tensor:
+    """The state (N, d) of a row: c times the noise z (N, d), and weights b (k,) of estimates D (k, N, d)."""
+    return c.item() * z + torch.tensordot(b.to(z), D, 1)

@@ -21,11 +21,11 @@ from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow, Trajectories
-from sgm_sde.calibration.network import CalibrationWarning, network_of
+from sgm_sde.calibration.network import CalibrationWarning, network_of, process_of
 from sgm_sde.calibration.refine import Refinement
 from sgm_sde.calibration.result import PILOT, Calibration, Calibrations, HeldOut, from_json, to_json
 from sgm_sde.calibration.rows import Rows
-from sgm_sde.calibration.table import Calibrated, process_of
+from sgm_sde.calibration.table import Calibrated
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.identity import spec
@@ -140,18 +140,12 @@ def calibrate(
         >>> sg.sample(score, sde, (4, 1), solver=solver, seed=1).nfe
         4
     """
-    require_sde(sde)
-    if not has_scalar_marginal(sde):
-        raise TypeError(f"calibration needs a LinearSDE, got {sde!r}")
-    for i, calls in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
-        check_integer(f"nfe[{i}]" if isinstance(nfe, Sequence) else "nfe", calls)
-    budgets = budgets_of(nfe)
+    budgets = _budgets(sde, nfe)
+    given = _noises(shape)
+    held_out = check_integer("held_out", held_out, 2)
+    batch_size = check_integer("batch_size", batch_size)
     if not isinstance(model_kwargs, Mapping | None):
         raise TypeError(f"model_kwargs must map names to arguments of the network, got {described(model_kwargs)}")
-    held_out = check_integer("held_out", held_out, 2)
-    given = sizes("shape", shape)
-    if not given or given[0] < 2:
-        raise ValueError(f"shape must be (B, *) with at least 2 noises to fit to, got {given}")
     if time_limit is not None:
         time_limit = number("time_limit", time_limit, above=0)
     if reference_nfe is not None:
@@ -161,26 +155,49 @@ def calibrate(
         instance_of("checkpoint", checkpoint, str | Path, "the path of a file")
     seed = secrets.randbits(63) if seed is None else seed
 
+    # Where and in what precision: the network says, where nothing is given.
     score = as_score(score_fn, sde)
     parameter = score.parameter
     device = parameter.device if device is None and parameter is not None else device
     place = torch.get_default_device() if device is None else usable_device("device", device)
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    flow = Flow(
-        score, sde, given[1:], resolve_seeds(seed, None, given[0] + held_out + CHECKED), given[0],
-        dict(model_kwargs or {}), check_integer("batch_size", batch_size), dtype, place,
-    )  # fmt: skip
-    search = _Search(flow, given[0], held_out, seed, dtype, reference_nfe, time_limit)
 
+    n, *event = given
+    seeds = resolve_seeds(seed, None, n + held_out + CHECKED)
+    kwargs = dict(model_kwargs or {})
+    flow = Flow(score, sde, event, seeds, n, kwargs, batch_size, dtype, place)
+    search = _Search(flow, n, held_out, seed, dtype, reference_nfe, time_limit)
+
+    found = {}
     with _Kept(checkpoint, search) as kept, _Bar(progress, len(budgets)) as bar:
-        found = {}
         for done, budget in enumerate(budgets):
             found[budget] = kept.budget(budget, len(budgets) - done)
             bar.update()
+
     for one in found.values():
-        if doubtful := [remark for remark in one.remarks if remark.startswith("exact samples")]:
+        doubtful = [remark for remark in one.remarks if remark.startswith("exact samples")]
+        if doubtful:
             warn(f"calibration at {one.nfe} calls: {doubtful[0]}", CalibrationWarning)
     return Calibrations(found) if isinstance(nfe, Sequence) else found[budgets[0]]
+
+
+def _budgets(sde: LinearSDE, nfe: int | Sequence[int]) -> list[int]:
+    """The budgets, of a process that there are tables for."""
+    require_sde(sde)
+    if not has_scalar_marginal(sde):
+        raise TypeError(f"calibration needs a LinearSDE, got {sde!r}")
+    several = isinstance(nfe, Sequence)
+    for i, calls in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
+        check_integer(f"nfe[{i}]" if several else "nfe", calls)
+    return list(budgets_of(nfe))
+
+
+def _noises(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of the noises to fit to."""
+    given = sizes("shape", shape)
+    if not given or given[0] < 2:
+        raise ValueError(f"shape must be (B, *) with at least 2 noises to fit to, got {given}")
+    return given
 
 
 @dataclass(frozen=True)
@@ -264,7 +281,8 @@ class _Search:
             finer = self.flow.trajectories(few, 2 * calls).end.double()
             spread = float(finer.std()) or 1.0
             each = (end - finer).square().mean(1).sqrt() / spread
-            doubt, median = float(each.square().mean().sqrt()), float(each.median())
+            doubt = float(each.square().mean().sqrt())
+            median = float(each.median())
             if doubt < KNOWN:
                 break
             end = finer
@@ -272,64 +290,76 @@ class _Search:
 
     def budget(self, n: int, exact: _Exact, left: int) -> Calibration:
         """The calibration for n calls, while `left` budgets, this one included, share what time there is."""
-        flow, started, before = self.flow, time.monotonic(), self.flow.network_evals
+        started, before = time.monotonic(), self.flow.network_evals
         share = started + max(0.0, self.end - started) / left
-        remarks = []
 
         shelf = self._off_the_shelf(n, exact)
         fitted = self._fits(n, exact, lambda: time.monotonic() > share)
         compared = [self._held_out(name, setting, exact, n) for name, setting in fitted]
         order = self._in_order([one for one in compared if math.isfinite(one.rmse)])
 
-        outside = []
-        for one in order:
-            if self._keeps_inside(one, shelf[0], exact, n):
-                break
-            outside.append(one)
+        # The first that stays inside; those before it go to the end.
+        inside = (i for i, one in enumerate(order) if self._keeps_inside(one, shelf[0], exact, n))
+        first = next(inside, len(order))
+        order, outside = order[first:], order[:first]
+        is_taken = bool(order) and self._is_better(order[0], shelf[0])
+        taken = order[0] if is_taken else shelf[0]
+        others = [one for one in (*order, *outside, *shelf) if one is not taken]
+        ranked = [taken, *sorted(others, key=lambda one: one.rmse)]
+
+        remarks = []
         if outside:
             names = ", ".join(one.name for one in outside)
             remarks.append(f"some of {CHECKED} further noises left the range of the exact samples with: {names}")
-        order = [*order[len(outside) :], *outside]
-
-        if not order or order[0] in outside or not self._is_better(order[0], shelf[0]):
+        if not is_taken:
             remarks.append("no fit is 10 % better than what is off the shelf, which is taken")
-            ranked = [shelf[0], *sorted([*order, *shelf[1:]], key=lambda one: one.rmse)]
-        else:
-            ranked = [order[0], *sorted([*order[1:], *shelf], key=lambda one: one.rmse)]
-        if not exact.doubt < ranked[0].rmse / 3:
+        if not exact.doubt < taken.rmse / 3:
             remarks.append(
-                f"exact samples are known to {exact.doubt:.1e} only, beside an error of {ranked[0].rmse:.1e}: "
+                f"exact samples are known to {exact.doubt:.1e} only, beside an error of {taken.rmse:.1e}: "
                 f"give a larger reference_nfe="
             )
         if time.monotonic() > share:
             remarks.append("the time limit ended the fit before it had settled")
-        protocol = {**self.protocol, "reference_nfe": exact.nfe}
         return Calibration(
-            ranked, n, reference_error=exact.doubt, network_evals=flow.network_evals - before,
-            shared_evals=exact.network_evals, seconds=time.monotonic() - started, protocol=protocol, remarks=remarks,
-        )  # fmt: skip
+            ranked,
+            n,
+            reference_error=exact.doubt,
+            network_evals=self.flow.network_evals - before,
+            shared_evals=exact.network_evals,
+            seconds=time.monotonic() - started,
+            protocol={**self.protocol, "reference_nfe": exact.nfe},
+            remarks=remarks,
+        )
 
     def _fits(self, n: int, exact: _Exact, late: Callable[[], bool]) -> list[tuple[str, Setting]]:
         """All fits, by name."""
         flow, fit, samples = self.flow, exact.fit, self.noises
-        z, scale = flow.noise(samples), exact.scale
-        chosen = closed.levels(closed.gram(fit, z), fit.log_levels, scale, n)
-        plain, consistent = (closed.fit_rows(flow, fit, z, chosen, samples, kind) for kind in (False, True))
+        z = flow.noise(samples)
+        G = closed.gram(fit, z)
+        chosen = closed.levels(G, fit.log_levels, exact.scale, n)
+        plain = closed.fit_rows(flow, fit, z, chosen, samples, consistent=False)
+        consistent = closed.fit_rows(flow, fit, z, chosen, samples, consistent=True)
 
         def refined(name: str, start: Rows, kind: bool, robust: bool = True, bounded: bool = False) -> Rows:
-            fitted = Refinement(flow, z, fit.end, scale, samples, kind, late, robust, bounded)
+            fitted = Refinement(flow, z, fit.end, exact.scale, samples, kind, late, robust, bounded)
             return self._once(f"budget-{n}-{name}", lambda: fitted.fit(start), late)
+
+        def best(*starts: Rows) -> Rows:
+            return min(starts, key=lambda rows: self._error(rows, z, fit.end))
 
         # What most noises say first, then all of them.
         most = refined("bounded", consistent, True, bounded=True)
         better = refined("robust", most, True)
-        starts = sorted((most, better, plain), key=lambda rows: self._error(rows, z, fit.end))
-        free = refined("free", starts[0], False, robust=False)
+        free = refined("free", best(most, better, plain), False, robust=False)
         found = {
-            "least squares": plain, "least squares, consistent": consistent,
-            "refined, consistent, of bounded influence": most, "refined, consistent": better, "refined": free,
-        }  # fmt: skip
-        process, network = process_of(flow.sde), network_of(flow.score)
+            "least squares": plain,
+            "least squares, consistent": consistent,
+            "refined, consistent, of bounded influence": most,
+            "refined, consistent": better,
+            "refined": free,
+        }
+        process = process_of(flow.sde)
+        network = network_of(flow.score)
         return [(name, Setting(Calibrated(rows.table(), process, network))) for name, rows in found.items()]
 
     def _once(self, name: str, make: Callable[[], Rows], late: Callable[[], bool]) -> Rows:
@@ -382,18 +412,20 @@ class _Search:
         flow = self.flow
         few = min(RACE, self.n)
         kwargs = flow.conditions(torch.arange(few))
+        seeds, ends = flow.seeds[:few], exact.fit.end[:few]
         options: RunOptions = {
             "t_end": None,
             "final": "denoise",
             "dtype": self.dtype,
             "execution": Execution(device=flow.device),
         }
-        seeds, ends = flow.seeds[:few], exact.fit.end[:few]
         race = Race(flow.score, flow.sde, flow.event, seeds, ends, exact.doubt, options, kwargs, kwargs)
         able = race.possible(default_candidates(), n)
         result = race.race(able, n, 1000 * few)
         flow.network_evals += race.network_evals
-        compared = [self._held_out(PILOT, setting, exact, n) for setting, _ in result.errors[:FINALISTS]]
+
+        finalists = [setting for setting, _ in result.errors[:FINALISTS]]
+        compared = [self._held_out(PILOT, setting, exact, n) for setting in finalists]
         return sorted(compared, key=lambda one: one.rmse)
 
     def _held_out(self, name: str, setting: Setting, exact: _Exact, nfe: int) -> HeldOut:

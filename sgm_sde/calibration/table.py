@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -15,13 +13,13 @@ from torch import Tensor
 from sgm_sde._utils.checks import numbers
 from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde._utils.value import Value
+from sgm_sde.calibration.network import check_network, is_process
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.node import Process
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.engine.times import same_time
 from sgm_sde.grids import Grid, GridRule
-from sgm_sde.identity import disagreement, portable, spec
 from sgm_sde.processes.base import SDE
 from sgm_sde.schemes.base import Solver
 from sgm_sde.scores.model import BoundScore
@@ -134,6 +132,7 @@ class Calibrated(Solver):
 
     Examples:
         >>> import sgm_sde as sg
+        >>> from sgm_sde.calibration.network import process_of
         >>> sde = sg.EDMSDE()
         >>> table = Table((10.0, 1.0), (10.0, 1.0, 0.0), ((0.9,), (0.0, 1.0)))
         >>> Calibrated(table, process_of(sde)).compile(sde, Calibrated(table).default_grid(sde)(sde, 2)).nfe
@@ -188,8 +187,6 @@ class Calibrated(Solver):
 
     def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """None; but this is where it meets a network, which it looks at."""
-        from sgm_sde.calibration.network import check_network
-
         check_network(self.network, model.score, self.name)
         return ()
 
@@ -200,27 +197,35 @@ class Calibrated(Solver):
 
     def step(self, k: Step) -> Form:
         """The next row."""
-        table, i = self.table, k.i
-        if i == 0:
+        if k.i == 0:
             self._require_process(k.start.sde, k.n)
-        if not same_time(k.start.t, float(k.start.sde.time(-2 * math.log(table.levels[i])))):
+        self._require_level(k)
+        k.evaluate(k.x, k.start)
+        D = [estimate for _, estimate in reversed(k.known(k.i + 1))]
+
+        kept, change = self._from_the_row_before(k.i)
+        y = (kept / k.start.alpha) * k.x + Form.combine(change, D)
+        return y if k.i == k.n - 1 else k.end.alpha * y
+
+    def _from_the_row_before(self, i: int) -> tuple[float, list[float]]:
+        """c_k / c_{k-1}, and what the row takes of the estimates beyond that part of the row before."""
+        c, b = self.table.scales, self.table.weights
+        kept = c[i + 1] / c[i]
+        before = (*b[i - 1], 0.0) if i else (0.0,)
+        return kept, [now - kept * then for now, then in zip(b[i], before, strict=True)]
+
+    def _require_level(self, k: Step) -> None:
+        level = self.table.levels[k.i]
+        if not same_time(k.start.t, float(k.start.sde.time(-2 * math.log(level)))):
             raise ValueError(
-                f"{self.name} makes call {i} at the noise level {table.levels[i]:.6g}, and the grid has "
+                f"{self.name} makes call {k.i} at the noise level {level:.6g}, and the grid has "
                 f"{k.start.noise_level:.6g} there: leave grid= out"
             )
-        k.evaluate(k.x, k.start)
-        estimates = [estimate for _, estimate in reversed(k.known(i + 1))]
-
-        kept = table.scales[i + 1] / table.scales[i]
-        before = (*table.weights[i - 1], 0.0) if i else (0.0,)
-        change = [b - kept * a for b, a in zip(table.weights[i], before, strict=True)]
-        y = (kept / k.start.alpha) * k.x + Form.combine(change, estimates)
-        return y if i == k.n - 1 else k.end.alpha * y
 
     def _require_process(self, sde: Process, steps: int) -> None:
         if steps != self.table.nfe:
             raise ValueError(f"{self.name} was fitted for {self.table.nfe} steps of one network call, got {steps}")
-        if self.process and not same(portable(json.loads(self.process)), portable(spec(sde))):
+        if self.process and not is_process(self.process, sde):
             raise ValueError(f"{self.name} was fitted for another process than {sde!r}: calibrate on this one")
 
     def __repr__(self) -> str:
@@ -231,25 +236,3 @@ class Calibrated(Solver):
     def largest(self) -> float:
         """The largest sum of absolute weights of a row: how much an error of an estimate may grow."""
         return max(sum(map(abs, row)) for row in self.table.weights)
-
-
-def process_of(sde: SDE) -> str:
-    """The identity of a process as JSON text."""
-    return json.dumps(portable(spec(sde)), sort_keys=True)
-
-
-def same(there: object, now: object) -> bool:
-    """True if two values of `spec` are the same but for what another machine rounds differently.
-
-    Examples:
-        >>> import sgm_sde as sg
-        >>> same(spec(sg.VPSDE()), spec(sg.VPSDE())), same(spec(sg.VPSDE()), spec(sg.VPSDE(beta_max=10.0)))
-        (True, False)
-    """
-    if (found := disagreement(there, now)) is not None:
-        return found == 0
-    if isinstance(there, dict) and isinstance(now, dict):
-        return there.keys() == now.keys() and all(same(there[key], now[key]) for key in there)
-    if isinstance(there, Sequence) and isinstance(now, Sequence) and not isinstance(there, str):
-        return len(there) == len(now) and all(map(same, there, now))
-    return bool(there == now)
