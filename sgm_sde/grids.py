@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import FrozenInstanceError, dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
@@ -122,12 +122,11 @@ class Grid(Value):
         return f"Grid({', '.join(shown)})"
 
 
-@dataclass(frozen=True, eq=False)
 class TokenGrid(Value):
     """Times for each token, frame or pixel, along common rows: none increases, and in every row some decrease.
 
     Where a token's time stands still it waits, as noise, as given data, or as what it has become; its steps are those
-    of its column without the pauses.
+    of its column without the pauses. A grid is a value: equal to its copies, and not to be changed.
 
     Args:
         times: (n + 1, *), of the rank of states (B, *), with ones where times are shared: (n + 1, frames, 1, 1, 1) for
@@ -145,14 +144,14 @@ class TokenGrid(Value):
         2
     """
 
-    times: Tensor
+    _shape: tuple[int, ...]
+    _numbers: bytes
 
-    def __post_init__(self) -> None:
-        t = self.times
-        require_floating("times", t, "(n + 1, *)")
-        if t.ndim < 2 or len(t) < 2:
-            raise ValueError(f"times must have two rows or more, (n + 1, *), got the shape {tuple(t.shape)}")
-        t = t.detach().to(device="cpu", dtype=torch.float64)
+    def __init__(self, times: Tensor) -> None:
+        require_floating("times", times, "(n + 1, *)")
+        if times.ndim < 2 or len(times) < 2:
+            raise ValueError(f"times must have two rows or more, (n + 1, *), got the shape {tuple(times.shape)}")
+        t = times.detach().to(device="cpu", dtype=torch.float64) + 0.0  # one zero, not two
         if not bool((t.isfinite() & (t >= 0)).all()):
             raise ValueError(f"times must be finite and not negative, got {float(t[~(t.isfinite() & (t >= 0))][0])}")
         fall = -t.diff(dim=0)
@@ -162,12 +161,33 @@ class TokenGrid(Value):
         still = (~(fall > 0).flatten(1).any(1)).nonzero().flatten().tolist()
         if still:
             raise ValueError(f"some token must move on in every row, and none does from row {still[0]} to the next")
-        object.__setattr__(self, "times", t)
+        object.__setattr__(self, "_shape", tuple(t.shape))
+        object.__setattr__(self, "_numbers", t.numpy().tobytes())
+
+    @property
+    def times(self) -> Tensor:
+        """The times (n + 1, *), in float64 on the CPU: a copy."""
+        return torch.frombuffer(bytearray(self._numbers), dtype=torch.float64).reshape(self._shape)
 
     @property
     def steps(self) -> int:
         """Number of rows after the first."""
-        return len(self.times) - 1
+        return self._shape[0] - 1
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise FrozenInstanceError(f"a TokenGrid is not to be changed: make another one, got {name}={value!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"a TokenGrid is not to be changed: {name} stays")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenGrid) and (self._shape, self._numbers) == (other._shape, other._numbers)
+
+    def __hash__(self) -> int:
+        return hash((self._shape, self._numbers))
+
+    def _held(self) -> dict[str, object]:
+        return {"times": self.times}
 
     @staticmethod
     def staggered(grid: Grid | Sequence[float], delays: Tensor | Sequence[int]) -> TokenGrid:
@@ -197,7 +217,7 @@ class TokenGrid(Value):
         return TokenGrid(times[(rows - late).clamp(0, len(times) - 1)])
 
     def __repr__(self) -> str:
-        return f"TokenGrid({self.steps} rows of {tuple(self.times.shape[1:])})"
+        return f"TokenGrid({self.steps} rows of {self._shape[1:]})"
 
 
 def _whole(values: object) -> bool:

@@ -270,7 +270,7 @@ VALUES: list[Any] = [
     sg.inverse.ChannelMix(torch.tensor([[0.5, 0.5]])),
     *sg.grids.RULES.values(), sg.schemes.Consistency(), sg.schemes.TCD(), sg.grids.Table((0.1, 0.2)),
     sg.grids.Shifted(3.0, sg.grids.Karras()),
-    sg.grids.FromLevels([2.0, 1.0, 0.1]),
+    sg.grids.FromLevels([2.0, 1.0, 0.1]), sg.grids.TokenGrid.staggered([1.0, 0.5, 0.1], [0, 1]),
     sg.grids.Grid([1.0, 0.5]), Stretched(),
     sg.tableaus.HEUN2, sg.tableaus.DOP853,
     sg.Setting("ddim", "karras"), sg.Setting("ddim"), sg.defaults.default_setting(sg.VPSDE()),
@@ -289,7 +289,8 @@ def alike(a: Any, b: Any) -> bool:
     if type(a) is not type(b) or not isinstance(a, Value):
         return bool(a == b)
     names = [f.name for f in fields(a)] if is_dataclass(a) else [n for n in vars(a) if n[0] != "_"]
-    return all(alike(getattr(a, n), getattr(b, n)) for n in names)
+    held = (tuple(value._held().values()) for value in (a, b))
+    return all(alike(getattr(a, n), getattr(b, n)) for n in names) and alike(*held)
 
 
 def text(value: object) -> str:

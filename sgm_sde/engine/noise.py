@@ -215,6 +215,13 @@ def _moved(z: np.ndarray, dtype: torch.dtype, device: torch.device | str | None)
     return made if dtype == torch.float32 and device == HOST else made.to(device, dtype, non_blocking=True)
 
 
+def _layout(d: int) -> tuple[int, int]:
+    """Rows that a sample of d numbers is made in, and the words of each."""
+    pairs = -(-d // 2)
+    parts = -(-pairs // LARGEST)
+    return parts, -(-pairs // parts)
+
+
 _of_thread = threading.local()
 
 
@@ -328,12 +335,80 @@ class NoiseStream:
             self._fill(z.reshape(len(z), -1), seeds, draw)
         return _moved(z, dtype, device)
 
+    def mixed(
+        self,
+        draws: np.ndarray,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Numbers of several draws, of shape (B, *): each element's from the draw in an array (*), 0 where that is -1.
+
+        Nothing is kept: what a draw has at an element is made without what it has between others.
+        """
+        of = np.broadcast_to(draws, shape[1:]).reshape(-1)
+        found = [int(draw) for draw in np.unique(draws) if draw >= 0]
+        if len(found) == 1 and bool((draws == found[0]).all()):
+            return self.at(found[0], shape, dtype, device)
+
+        z = np.zeros((shape[0], len(of)), dtype=np.float32)
+        for draw in found:
+            (inside,) = np.nonzero(of == draw)
+            first, last = int(inside[0]), int(inside[-1]) + 1
+            if len(inside) == last - first:
+                self._fill_span(z[:, first:last], draw, len(of), first)
+            else:
+                whole = np.empty_like(z)
+                self._fill(whole, self.seeds, draw)
+                z[:, inside] = whole[:, inside]
+        return _moved(z.reshape(shape), dtype, device)
+
+    def _fill_span(self, out: np.ndarray, draw: int, d: int, first: int) -> None:
+        """Fill (B, m) with the elements from the first on of each sample's draw of d numbers."""
+        parts, k = _layout(d)
+        places = self.seeds.divided(parts)
+        last = first + out.shape[1]
+        for part in range(first // (2 * k), -(-last // (2 * k))):
+            start = 2 * k * part
+            a, b = max(first - start, 0), min(last - start, 2 * k)  # in the part: cosines up to k, then sines
+            low, high = (a, b) if b <= k else (a - k, b - k) if a >= k else (0, k)
+            rows = places if parts == 1 else places.select(np.arange(len(out)) * parts + part)
+            target = out[:, start + a - first : start + b - first]
+            for at, words in self._columns(rows, k, draw, low, high):
+                pairs = np.empty((2, *words.shape), dtype=np.float32)
+                self._box_muller(words, pairs[0], pairs[1] if b > k else None)
+                if a < k:
+                    target[at, : min(b, k) - a] = pairs[0][:, a - low : min(b, k) - low]
+                if b > k:
+                    target[at, max(k - a, 0) :] = pairs[1][:, max(a - k, 0) - low : b - k - low]
+
+    def _columns(
+        self, places: SampleSeeds, k: int, draw: int, low: int, high: int
+    ) -> Iterator[tuple[slice | np.ndarray, Words]]:
+        """The words that the pairs from low to high of rows of k words are made of, as rows of high - low words."""
+        width = high - low
+        if k - width <= VISIT:  # passed over sooner than visited
+            for at, words in self._words(places, k, draw):
+                halves = words.view(np.uint32).reshape(len(words), 2, k)
+                yield at, np.ascontiguousarray(halves[:, :, low:high]).reshape(len(words), 2 * width).view(np.uint64)
+            return
+
+        seeds, index = places.arrays()
+        step = max(1, AT_A_TIME // width)
+        for i in range(0, len(places), step):
+            some = slice(i, min(i + step, len(places)))
+            halves = np.empty((some.stop - i, 2, width), dtype=np.uint32)
+            for row, seed, number in zip(halves, seeds[some].tolist(), index[some].tolist(), strict=True):
+                for j, begin in enumerate((low, k + low)):
+                    self._seek(seed, number * k + begin // 2, draw)
+                    words = self._run.words((begin % 2 + width + 1) // 2)
+                    row[j] = words.view(np.uint32)[begin % 2 : begin % 2 + width]
+            yield some, halves.reshape(len(halves), 2 * width).view(np.uint64)
+
     def _fill(self, out: np.ndarray, seeds: SampleSeeds, draw: int | np.ndarray) -> None:
         """Fill rows (B, D); those of many numbers as several shorter ones."""
         n, d = out.shape
-        pairs = -(-d // 2)
-        parts = -(-pairs // LARGEST)
-        k = -(-pairs // parts)
+        parts, k = _layout(d)
         places = seeds.divided(parts)
         if parts > 1 and not isinstance(draw, int):
             draw = np.repeat(draw, parts)

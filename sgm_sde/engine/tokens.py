@@ -4,6 +4,10 @@ Each token (frame, pixel) has a column of times along common rows, and waits whe
 compiled for every column without its pauses; then the columns' stages are put side by side. A token's state or
 evaluation at one of its nodes is that of the last row that it spends there, so that the network has seen the latest of
 the others.
+
+A token's noises are those of a run on its own column, in the order in which that draws them. A token that is late needs
+a draw later than others do. It is made again then, and not kept: noise is a function of the number of its draw. So the
+memory of a run does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import numpy as np
 from sgm_sde.engine.matrix import Diagonal
 from sgm_sde.engine.program import Program, Stage, Terms
 
-KINDS = ("states", "evals", "noises")
+NO_DRAW = -1
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,13 @@ class TokenProgram:
         program: the table, with a `Diagonal` wherever coefficients differ; the time of a stage is its largest.
         times: of each stage and token, (n, *).
         asked: whether the program uses the evaluation of each stage and token, (n, *).
+        draws: of each of the program's noises, in their order, the number of each token's draw (*), -1 for none.
     """
 
     program: Program
     times: np.ndarray
     asked: np.ndarray
+    draws: tuple[np.ndarray, ...]
 
 
 def align(times: np.ndarray, compile_on: Callable[[tuple[float, ...]], Program]) -> TokenProgram:
@@ -42,9 +48,6 @@ def align(times: np.ndarray, compile_on: Callable[[tuple[float, ...]], Program])
     Args:
         times: not increasing along the rows, (n + 1, *); in every row some token moves on.
         compile_on: the solver's program on a grid.
-
-    Raises:
-        ValueError: for a solver whose table depends on more than the grid, so that noises do not line up.
     """
     shape = times.shape[1:]
     distinct, column_of = np.unique(times.reshape(len(times), -1), axis=1, return_inverse=True)
@@ -61,18 +64,21 @@ def align(times: np.ndarray, compile_on: Callable[[tuple[float, ...]], Program])
     spread = column_of.reshape(-1)
     nodes = set(starts)
     stages = []
+    draws: list[np.ndarray] = []
     for k in range(starts[-1] + 1):
         terms: dict[str, Terms] = {
             kind: tuple((j, Diagonal.of(c[spread].reshape(shape))) for j, c in sorted(table.terms[k][kind].items()))
-            for kind in KINDS
+            for kind in ("states", "evals")
         }
+        drawn = table.noises[k]
+        numbers = range(len(draws), len(draws) + len(drawn))
+        terms["noises"] = tuple(zip(numbers, (Diagonal.of(c[spread].reshape(shape)) for _, c in drawn), strict=True))
+        draws += [draw[spread].reshape(shape) for draw, _ in drawn]
         t = float(table.times[k].max())
         stages.append(Stage(t, **terms, evaluate=bool(table.asked[k].any()), node=k in nodes))
-    drawn = list(dict.fromkeys(m for stage in stages for m, _ in stage.noises))
-    if drawn != sorted(drawn):
-        raise ValueError(f"{first.name} draws noises in another order on another grid, and has no table of tokens")
     program = Program(first.name, first.prediction, tuple(stages), first.eta, first.sigma_data)
-    return TokenProgram(program, table.times[:, spread].reshape(-1, *shape), table.asked[:, spread].reshape(-1, *shape))
+    at, asked = (values[:, spread].reshape(-1, *shape) for values in (table.times, table.asked))
+    return TokenProgram(program, at, asked, tuple(draws))
 
 
 class _Table:
@@ -80,9 +86,17 @@ class _Table:
 
     def __init__(self, stages: int, columns: int) -> None:
         self.columns = columns
-        self.terms: list[dict[str, dict[int, np.ndarray]]] = [{kind: {} for kind in KINDS} for _ in range(stages)]
+        self.terms: list[dict[str, dict[int, np.ndarray]]] = [{"states": {}, "evals": {}} for _ in range(stages)]
+        self.noises: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(stages)]  # numbers, coefficients
         self.times = np.zeros((stages, columns))
         self.asked = np.zeros((stages, columns), dtype=bool)
+
+    def draw(self, k: int, u: int, place: int, number: int, c: float) -> None:
+        """Add a noise at stage k for column u: which of its noises there, and the number of the draw."""
+        if place == len(self.noises[k]):
+            self.noises[k].append((np.full(self.columns, NO_DRAW), np.zeros(self.columns)))
+        numbers, coefficients = self.noises[k][place]
+        numbers[u], coefficients[u] = number, c
 
     def add(self, k: int, kind: str, j: int, u: int, c: float) -> None:
         self.terms[k][kind].setdefault(j, np.zeros(self.columns))[u] += c
@@ -148,8 +162,8 @@ class _Track:
             table.add(place[k], "states", place[j], u, c)
         for j, c in stage.evals:
             table.add(place[k], "evals", place[j], u, c)
-        for m, c in stage.noises:
-            table.add(place[k], "noises", self._draw[m], u, c)
+        for i, (m, c) in enumerate(stage.noises):
+            table.draw(place[k], u, i, self._draw[m], c)
 
     @property
     def _stages(self) -> tuple[Any, ...]:

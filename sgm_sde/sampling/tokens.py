@@ -47,7 +47,8 @@ def sample_tokens(
     """Samples of a solver on a grid with times for each token: `sample(grid=TokenGrid(...))`.
 
     The network is called with t of the rank of x, (B, *) with ones where times are shared. A token that never moves
-    stays as it was given. Each of the others has the noises of a run of all tokens on its own column.
+    stays as it was given, whatever the network says of it. Each of the others has the noises of a run of all tokens on
+    its own column.
     """
     if not has_scalar_marginal(sde):
         raise TypeError(f"times for each token need a LinearSDE, got {sde!r}")
@@ -71,8 +72,16 @@ def sample_tokens(
     ]
     at = [_times(model, t, x) for t in aligned.times]
     with torch.no_grad():
-        loop = Loop(lower(program, conversions), x, at, NoiseStream(seeds, "solver", highest))
-        end = loop.drive(model.evaluate).x
+        noise = _TokenNoise(NoiseStream(seeds, "solver", highest), aligned.draws)
+        loop = Loop(lower(program, conversions), x, at, noise)
+        asked = [None if of.all() else torch.from_numpy(of).to(x.device) for of in aligned.asked]
+
+        def evaluate(state: Tensor, t: Tensor) -> Tensor:
+            output, tokens = model.evaluate(state, t), asked[loop.stage]
+            # What a network says of a token that waits is not used, and need not be a number: data at time 0, say.
+            return output if tokens is None else torch.where(tokens, output, 0.0)
+
+        end = loop.drive(evaluate).x
         if final == "denoise" and not method.ends_in_data:
             moved = times_of[0] > times_of[-1]
             c_x, c_r = _conversion(sde, score, "data", times_of[-1], moved)
@@ -88,6 +97,16 @@ def sample_tokens(
         status = Status(False, message, lowest, bad)
     rows = tuple(grid.times.flatten(1).amax(1).tolist())
     return SampleResult(end.to(given), model.nfe, rows, status, seeds=seeds, network_evals=model.network_evals)
+
+
+class _TokenNoise:
+    """Noise of a run in which each token has draws of its own, in a stream that makes any of them at any time."""
+
+    def __init__(self, stream: NoiseStream, draws: Sequence[np.ndarray]) -> None:
+        self._stream, self._draws = stream, iter(draws)
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
+        return self._stream.mixed(next(self._draws), shape, dtype, device)
 
 
 def _start(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +127,29 @@ def test_draws_made_ahead_are_the_draws() -> None:
         assert torch.equal(source.normal((4, 3), F64), NoiseStream(seeds, "solver", 0.3).at(draw, (4, 3), F64))
     with pytest.raises(ValueError, match="noise for 3 samples"):
         source.normal((3, 3), F64)
+
+
+@pytest.mark.parametrize("seeds", [4, [4, 9, (2, 7)], [(3, 9), (3, 2), (3, 100)]])
+@pytest.mark.parametrize("d", [1, 2, 7, 130, 1283, 4000, 2 * LARGEST - 1, 2 * LARGEST + 2, 70001])
+def test_elements_of_several_draws(seeds: Any, d: int) -> None:
+    """Spans and scattered elements of different draws are what the whole draws have there; none is 0."""
+    stream = NoiseStream(resolve_seeds(seeds, None, 3), "solver", 0.5)
+    whole = [stream.at(draw, (3, d), F64) for draw in range(4)]
+    rng = np.random.default_rng(d)
+    for trial in range(8):
+        if trial % 2:
+            of = rng.integers(-1, 4, d)
+        else:
+            cuts = np.sort(rng.integers(0, d + 1, 3))
+            of = rng.permutation([-1, 0, 1, 2, 3])[np.searchsorted(cuts, np.arange(d), side="right")]
+        made = stream.mixed(of, (3, d), F64)
+        for draw, all_of_it in enumerate(whole):
+            at = of == draw
+            assert torch.equal(made[:, at], all_of_it[:, at])
+        assert not bool(made[:, of < 0].any())
+    frames = np.array([0, 2, -1]).reshape(3, 1)
+    made = stream.mixed(frames, (3, 3, d), torch.float32)
+    assert torch.equal(made[:, 1], stream.at(2, (3, 3, d), torch.float32)[:, 1])
 
 
 def test_large_samples_are_standard_normal() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import pickle
+from dataclasses import FrozenInstanceError
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +15,8 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
+from sgm_sde.engine.lowering import lower
+from sgm_sde.engine.tokens import align
 from sgm_sde.grids import Grid, TokenGrid
 from sgm_sde.schemes.base import ADAPTIVE, REGISTRY
 from tests.helpers import F64, LINEAR, sampler
@@ -260,6 +266,73 @@ def test_pixels_and_labels() -> None:
     assert labels[0].shape == (2, 2, 3)
     assert run.nfe == 3 + 3 + 1
     assert len(run.times) == 7
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
+@pytest.mark.parametrize("kind", ["network", "apg", "threshold"])
+@pytest.mark.parametrize("process", ["vp", "edm", "flow", "ddpm"])
+@pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "heun", "euler-maruyama", "sde-dpm++2m"])
+def test_a_token_that_stands_still_stays_whatever_is_said_of_it(solver: str, process: str, kind: str) -> None:
+    """Data at time 0, where predictions are not numbers: they stay to the last bit, and the others are as alone."""
+    sde = LINEAR[process]
+    times = torch.tensor(grid_of(sde, 4).times, dtype=F64)
+    grid = TokenGrid(torch.stack([torch.zeros_like(times), times], 1)[:, :, None])
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        t = t if t.ndim == x.ndim else t.reshape(-1, 1, 1)
+        return torch.tanh(x) + (0 / t if kind == "network" else 0)
+
+    score: Any = sg.from_noise(net, sde)
+    if kind == "threshold":
+        score = sg.guidance.Thresholded(score)
+    if kind == "apg":
+        score = sg.guidance.APG(sg.guidance.Auto(score, sg.from_noise(lambda x, t: 0.5 * net(x, t), sde), 2.0), eta=1.0)
+    x = sde.prior_std * X[:, :2]
+    run = sg.sample(score, sde, x_T=x, grid=grid, solver=solver, seed=3)
+    alone = sg.sample(score, sde, x_T=x, grid=times.tolist(), solver=solver, seed=3).x
+    assert run.status.ok
+    assert torch.equal(run.x[:, 0], x[:, 0])
+    torch.testing.assert_close(run.x[:, 1], alone[:, 1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", ["euler-maruyama", "sde-dpm++2m", "seeds2", "heun-churn"])
+def test_memory_does_not_grow_with_the_rows(solver: str) -> None:
+    """However late a token is, no noise waits for it."""
+    sde = sg.VPSDE()
+    method = sampler(solver, sde)
+
+    def slots(n: int) -> tuple[int, int]:
+        times = torch.tensor(grid_of(sde, n).times, dtype=F64)
+        grid = TokenGrid.staggered(times.tolist(), [0, 1, n // 2, n])
+        aligned = align(grid.times.numpy(), lambda column: method.compile(sde, Grid(column)))
+        plan = lower(aligned.program, [(0.0, 1.0)] * len(aligned.program.stages))
+        assert len(aligned.draws) == len({m for stage in aligned.program.stages for m, _ in stage.noises})
+        return plan.n_slots, plan.n_registers
+
+    assert slots(8) == slots(32)
+    assert max(slots(32)) <= 6
+
+
+def test_a_grid_is_a_value() -> None:
+    """Equal to its copies, of numbers of its own that nobody changes, and made again from its spec."""
+    times = torch.tensor([[1.0, 1.0], [0.5, 1.0], [0.5, 0.25]])
+    kept = times.clone()
+    grid = TokenGrid(times)
+    times[0] = 0.0
+    grid.times[0] = 0.0
+    assert torch.equal(grid.times, kept.double())
+    same = TokenGrid(kept.double())
+    text = json.dumps(grid.spec())
+    for other in (same, copy.deepcopy(grid), copy.copy(grid), pickle.loads(pickle.dumps(grid)), sg.from_spec(text)):
+        assert other == grid
+        assert hash(other) == hash(grid)
+        assert torch.equal(other.times, grid.times)
+    for another in (TokenGrid(0.5 * kept), TokenGrid(kept[:, :, None]), "grid"):
+        assert another != grid
+    assert TokenGrid(kept).spec() != TokenGrid(0.5 * kept).spec()
+    for change in (lambda: setattr(grid, "times", kept), lambda: delattr(grid, "_shape")):
+        with pytest.raises(FrozenInstanceError, match="not to be changed"):
+            change()
 
 
 # ------------------------------------------------------------------------------------------------------------ misuse
