@@ -7,6 +7,8 @@ its weights.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -57,10 +59,11 @@ def levels(G: Tensor, log_levels: Tensor, scale: float, n: int) -> list[int]:
         best, before = total.min(0)
         back.append(before)
 
-    where = int((best + _ends(G)).argmin())
-    path = [where % K, where // K]
+    last = int((best + _ends(G)).argmin())
+    path = [last % K, last // K]
     for before in reversed(back):
-        path.append(int(before[path[-1], path[-2]]))
+        earlier = before[path[-1], path[-2]]
+        path.append(int(earlier))
     return path[::-1]
 
 
@@ -121,40 +124,50 @@ def fit_rows(flow: Flow, exact: Trajectories, z: Tensor, chosen: list[int], samp
     n = len(chosen)
     t = exact.log_levels[chosen]
     targets = [*exact.y[chosen[1:]], exact.end]
+    fitted = partial(_consistent_row, inverse=flow.inverse) if consistent else _row
     c = torch.zeros(n + 1, dtype=torch.float64)
     B = torch.zeros(n + 1, n, dtype=torch.float64)
     D = torch.empty((n, *z.shape), dtype=z.dtype, device=z.device)
 
+    bounds = _bounds(t.exp())
     c[0] = t[0].exp()
     y = c[0].item() * z
     for k, target in enumerate(targets, 1):
-        D[k - 1] = flow.data(y[None], [float(t[k - 1])], samples)[0]
-        c_k, b_k = _consistent_row(z, D[:k], target, flow.inverse) if consistent else _row(z, D[:k], target)
-        if k < n:
-            s_k = t[k].exp()
-            c_k = c_k.clamp(0.2 * s_k, 5 * s_k)  # a state stays one of about its level
-        if consistent:
-            b_k[-1] = 1 - flow.inverse * c_k - b_k[:-1].sum()
+        level = float(t[k - 1])
+        D[k - 1] = flow.estimate(y, level, samples)
+        c_k, b_k = fitted(z, D[:k], target, bounds[k])
 
         c[k] = c_k
         B[k, :k] = b_k
-        y = combined(c_k, b_k, z, D[:k])
+        y = combined(c_k, B[k, :k], z, D[:k])
     return Rows(t, c, B)
 
 
-def _row(z: Tensor, D: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale of the noise and the weights of the estimates D (k, N, d) in a row."""
+Bounds = tuple[float, float]
+
+
+def _bounds(s: Tensor) -> list[Bounds]:
+    """Bounds of the scales: a state stays one of about its level, the sample need not."""
+    states = [(0.2 * s_k, 5 * s_k) for s_k in s.tolist()]
+    return [*states, (-torch.inf, torch.inf)]
+
+
+def _row(z: Tensor, D: Tensor, target: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
+    """The scale of the noise, within bounds, and the weights of the estimates D (k, N, d) in a row."""
     found = _ridge(torch.cat([z[None], D]), target)
-    return found[0], found[1:]
+    return found[0].clamp(*bounds), found[1:]
 
 
-def _consistent_row(z: Tensor, D: Tensor, target: Tensor, inverse: float) -> tuple[Tensor, Tensor]:
-    """The scale and weights of a consistent row, whose last weight, left at 0 here, is the rest."""
+def _consistent_row(z: Tensor, D: Tensor, target: Tensor, bounds: Bounds, inverse: float) -> tuple[Tensor, Tensor]:
+    """The scale and the weights of a consistent row, whose last weight is the rest."""
     last = D[-1]
     noise = z - inverse * last
     earlier = D[:-1] - last
     found = _ridge(torch.cat([noise[None], earlier]), target - last)
-    return found[0], torch.cat([found[1:], torch.zeros(1, dtype=found.dtype)])
+
+    c, b = found[0].clamp(*bounds), found[1:]
+    rest = 1 - inverse * c - b.sum()
+    return c, torch.cat([b, rest[None]])
 
 
 def _ridge(features: Tensor, target: Tensor) -> Tensor:

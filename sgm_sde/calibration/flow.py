@@ -121,13 +121,19 @@ class Flow:
             group = rows // n
             sample = samples.start + rows % n
             x = alpha[group] * states[rows]
-            times = t[group]
-            output = self.score.output(x.view(-1, *self.event), times, **self.conditions(sample))
-            self.network_evals += self.score.network_evals(times)
-
-            r = flat(output).to(x.dtype)
+            r = self._output(x, t[group], sample)
             out[rows] = c_x[group] * x + c_r[group] * r
         return out.view(y.shape)
+
+    def _output(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
+        """The network's output (m, d) at states x (m, d) of samples of given numbers."""
+        output = self.score.output(x.view(-1, *self.event), t, **self.conditions(samples))
+        self.network_evals += self.score.network_evals(t)
+        return flat(output).to(x.dtype)
+
+    def estimate(self, y: Tensor, log_level: float, samples: range) -> Tensor:
+        """The data estimated at states y (n, d) of n samples, all at one level."""
+        return self.data(y[None], [log_level], samples)[0]
 
     def _at_levels(self, log_levels: Sequence[float], y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Times (P,), and alpha and the weights of state and output (P, 1), as the network and states y take them."""

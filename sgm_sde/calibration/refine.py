@@ -104,19 +104,24 @@ class Unknowns:
         n, P = self.n, len(theta)
         S = torch.zeros(n + 1, n, P, dtype=theta.dtype)
         k, j = (torch.tensor(places, dtype=torch.long) for places in self._places)
-        p = torch.arange(2 * n, P)
-
-        S[k, j, p] = 1.0
+        b = torch.arange(2 * n, P)
+        S[k, j, b] = 1.0
         if self.consistent:
-            # The last weight of a row is 1 - c_k / s_T - sum_j b_kj, with c_k = exp(t_k + g_k) before the end.
-            S[k, k - 1, p] = -1.0
-            row = torch.arange(1, n)
-            by_scale = -self.inverse * self.rows(theta).c[row]
-            S[row, row - 1, row] = by_scale
-            S[row, row - 1, n + row - 1] = by_scale
-            S[n, n - 1, 2 * n - 1] = -self.inverse
-        k, j = torch.tril_indices(n, n)
-        return S[k + 1, j]
+            S[k, k - 1, b] = -1.0
+            self._add_slopes_of_scales(S, theta)
+
+        row, column = torch.tril_indices(n, n)
+        return S[row + 1, column]
+
+    def _add_slopes_of_scales(self, S: Tensor, theta: Tensor) -> None:
+        """Derivatives of the last weight of a consistent row, 1 - c_k / s_T - sum_j b_kj, by its scale."""
+        n = self.n
+        k = torch.arange(1, n)
+        slope = -self.inverse * self.rows(theta).c[k]  # of c_k = exp(t_k + g_k)
+        t, g = k, n + k - 1
+        S[k, k - 1, t] = slope
+        S[k, k - 1, g] = slope
+        S[n, n - 1, 2 * n - 1] = -self.inverse
 
 
 class _Point(NamedTuple):

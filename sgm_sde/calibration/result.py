@@ -205,23 +205,27 @@ def from_json(data: JsonMapping) -> Calibration:
         ValueError: for values that are none.
     """
     try:
-        errors = [
-            HeldOut(
-                str(one["name"]), Setting(_read(one["solver"]), _read(one["grid"])),
-                *(float(_read(one[key])) for key in NUMBERS),
-            )
-            for one in data["errors"]
-        ]  # fmt: skip
+        errors = [_held_out(one) for one in data["errors"]]
         if not errors:
             raise ValueError("it has no setting")
         return Calibration(
-            errors, int(data["nfe"]), reference_error=float(data["reference_error"]),
-            network_evals=int(data["network_evals"]), shared_evals=int(data["shared_evals"]),
-            seconds=float(data["seconds"]), protocol=dict(data["protocol"]),
+            errors,
+            int(data["nfe"]),
+            reference_error=float(data["reference_error"]),
+            network_evals=int(data["network_evals"]),
+            shared_evals=int(data["shared_evals"]),
+            seconds=float(data["seconds"]),
+            protocol=dict(data["protocol"]),
             remarks=[str(remark) for remark in data["remarks"]],
-        )  # fmt: skip
+        )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not the JSON of a calibration: {type(error).__name__} {error}") from error
+
+
+def _held_out(data: JsonMapping) -> HeldOut:
+    setting = Setting(_read(data["solver"]), _read(data["grid"]))
+    rmse, stderr, median, worst = (float(_read(data[key])) for key in NUMBERS)
+    return HeldOut(str(data["name"]), setting, rmse, stderr, median, worst)
 
 
 def load_calibration(path: Path | str) -> Calibration | Calibrations:

@@ -52,7 +52,7 @@ class Rows:
 
         y = self.c[0].item() * z
         for k, level in enumerate(levels, 1):
-            D[k - 1] = flow.data(y[None], [level], samples)[0]
+            D[k - 1] = flow.estimate(y, level, samples)
             y = combined(self.c[k], self.B[k, :k], z, D[:k])
         return y, D
 

@@ -49,7 +49,6 @@ FINALISTS = 3  # of it, compared on held-out noises
 CHECKED = 1000  # further noises, without exact samples
 OUTSIDE = 3.0  # times the largest number of exact samples: beyond, a fit has blown up
 ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
-CLOSE = 1.05  # of the least error: among those the consistent fit is taken
 
 
 @overload
@@ -278,6 +277,7 @@ class _Search:
         for calls in tried:
             if calls in LONGER and median < ROUGH:
                 return calls // 2, doubt
+
             finer = self.flow.trajectories(few, 2 * calls).end.double()
             spread = float(finer.std()) or 1.0
             each = (end - finer).square().mean(1).sqrt() / spread
@@ -347,20 +347,30 @@ class _Search:
         def best(*starts: Rows) -> Rows:
             return min(starts, key=lambda rows: self._error(rows, z, fit.end))
 
-        # What most noises say first, then all of them.
-        most = refined("bounded", consistent, True, bounded=True)
-        better = refined("robust", most, True)
-        free = refined("free", best(most, better, plain), False, robust=False)
+        # All noises at once; and what most of them say first, then all.
+        robust = refined("robust", consistent, True)
+        bounded = refined("bounded", consistent, True, bounded=True)
+        further = refined("further", bounded, True)
         found = {
             "least squares": plain,
             "least squares, consistent": consistent,
-            "refined, consistent, of bounded influence": most,
-            "refined, consistent": better,
-            "refined": free,
+            "refined, consistent": robust,
+            "refined, consistent, of bounded influence": bounded,
+            "refined, consistent, from bounded influence": further,
         }
-        process = process_of(flow.sde)
-        network = network_of(flow.score)
-        return [(name, Setting(Calibrated(rows.table(), process, network))) for name, rows in found.items()]
+
+        # Rows that need not be consistent, from the best start of each kind.
+        start, other = best(robust, plain), best(bounded, further, plain)
+        found["refined"] = refined("free", start, False, robust=False)
+        if other is not start:
+            found["refined, from bounded influence"] = refined("free-further", other, False, robust=False)
+
+        return [(name, self._setting(rows)) for name, rows in found.items()]
+
+    def _setting(self, rows: Rows) -> Setting:
+        process = process_of(self.flow.sde)
+        network = network_of(self.flow.score)
+        return Setting(Calibrated(rows.table(), process, network))
 
     def _once(self, name: str, make: Callable[[], Rows], late: Callable[[], bool]) -> Rows:
         """A fit, or what is stored of it; stored, unless it had no time to settle."""
@@ -377,20 +387,16 @@ class _Search:
         """Fits, the one to take first.
 
         Where single noises end in another mode, they make the root mean square, and which fit has them is chance. So
-        among the fits whose mean square is within a standard error of the least, that of the least median is taken;
-        the consistent one, if it is as good.
+        among the fits whose mean square is within a standard error of the least, the one with the least product of
+        root mean square and median is taken.
         """
         if not compared:
             return []
         best = min(compared, key=lambda one: one.rmse)
         able = [one for one in compared if self._within_an_error(one, best)]
-        least = min(one.median for one in able)
-        preferred = sorted(
-            (one for one in able if one.median <= CLOSE * least),
-            key=lambda one: ("consistent" not in one.name, one.rmse),
-        )
-        rest = sorted((one for one in compared if one is not preferred[0]), key=lambda one: one.rmse)
-        return [preferred[0], *rest]
+        first = min(able, key=lambda one: one.rmse * one.median)
+        rest = [one for one in compared if one is not first]
+        return [first, *sorted(rest, key=lambda one: one.rmse)]
 
     def _is_better(self, one: HeldOut, shelf: HeldOut) -> bool:
         """True if a fit is worth its trouble: by its root mean square, or its median where that is within chance."""
