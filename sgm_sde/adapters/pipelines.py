@@ -1,18 +1,39 @@
-"""diffusers: the folder that a pipeline was saved to becomes a model."""
+"""diffusers: the folder that a pipeline was saved to is read as a score on its process."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from sgm_sde._utils.files import parse_json, reading
 from sgm_sde.adapters.diffusers import from_diffusers
-from sgm_sde.zoo.models import Model
+from sgm_sde.processes import LinearSDE
+from sgm_sde.scores.score import Score
 
 EDGES = (-1 - 1 / 255, 1 + 1 / 255)  # level k stands at k / 127.5 - 1
 PARTS = {"unet", "transformer", "scheduler"}
+
+
+class Pipeline(NamedTuple):
+    """A network of images from a saved pipeline, with what is known of its data.
+
+    Attributes:
+        score: the network as a score.
+        sde: the process of its scheduler.
+        shape: of an image.
+        n_classes: number of class labels, or None.
+        data_range: edges of the lowest and the highest level.
+        n_levels: number of levels.
+    """
+
+    score: Score
+    sde: LinearSDE
+    shape: tuple[int, ...]
+    n_classes: int | None
+    data_range: tuple[float, float] = EDGES
+    n_levels: int = 256
 
 
 class _Labelled(nn.Module):
@@ -26,8 +47,8 @@ class _Labelled(nn.Module):
         return self.net(x, timestep, class_labels=y)
 
 
-def from_pipeline(folder: Path | str) -> Model:
-    """The model in the folder of a pipeline that diffusers saved: a network of images and its scheduler.
+def from_pipeline(folder: Path | str) -> Pipeline:
+    """The network and the process in the folder of a pipeline that diffusers saved.
 
     Images lie in [-1, 1], of 256 levels, as pipelines of diffusers have them; a network with `num_class_embeds` takes
     classes. Weights are read from safetensors, and nothing is downloaded.
@@ -68,4 +89,4 @@ def from_pipeline(folder: Path | str) -> Model:
     size = net.config.sample_size
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     shape = (int(net.config.in_channels), int(height), int(width))
-    return Model(folder.resolve().name, score, sde, shape, n_classes=classes, data_range=EDGES, n_levels=256)
+    return Pipeline(score, sde, shape, classes)

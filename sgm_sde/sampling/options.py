@@ -108,8 +108,10 @@ class Execution:
         parallel: a window: so many of a sample's network evaluations are made in one call, and repeated until they are
             those of the sequential run (Picard iteration, Shih et al., 2023, arXiv:2305.16317). `nfe` of the result
             counts calls one after the other, its `network_evals` all of the work; see docs/parallel.md.
-        tolerance: of a run in parallel: root mean square of a sample's change in a round up to which an evaluation
-            counts as converged, in units of sqrt(alpha^2 + sigma^2), default 1e-4. With 0 only what is exact counts.
+        tolerance: of a run in parallel: how much a state may still change in a round for its evaluation to count as
+            converged, as the root mean square over the sample's elements, divided by sqrt(alpha^2 + sigma^2); default
+            1e-4. That is the size of a state whose data has standard deviation 1: for data of another scale, multiply
+            the default by its standard deviation. With 0 only what is exact counts.
 
     Raises:
         ValueError: for a batch size or a window that is not an integer of at least 1, and for options that exclude each

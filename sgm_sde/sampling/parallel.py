@@ -46,7 +46,8 @@ def run_in_parallel(
         noise: where noise comes from.
         window: evaluations of a sample in a round, at most.
         tolerance: root mean square of a sample's change in a round up to which an evaluation counts as converged, in
-            units of $\sqrt{\alpha^2 + \sigma^2}$. With 0 only what is exact counts.
+            units of $\sqrt{\alpha^2 + \sigma^2}$, the size of a state of data with standard deviation 1. With 0 only
+            what is exact counts.
         on_node: called with each node's number and state.
         on_output: called with (x, output, t) of the first evaluation after each node.
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sgm_sde._utils.checks import check_integer, did_you_mean, instance_of, range_of, sizes, unknown
+from sgm_sde.adapters.pipelines import from_pipeline
 from sgm_sde.identity import networks, weights
 from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.likelihood.results import BitsPerDimResult
@@ -196,9 +197,7 @@ def load_model(name: str) -> Model:
     instance_of("name", name, str | Path, "a text")
     name = str(name)
     if os.path.isfile(os.path.join(name, "model_index.json")):  # noqa: PTH113, PTH118 - False for any text
-        from sgm_sde.adapters.pipelines import from_pipeline
-
-        return from_pipeline(name)
+        return Model(Path(name).resolve().name, **from_pipeline(name)._asdict())
     if ":" not in name:
         if name not in SHIPPED:
             more = " A model of your own is named MODULE:FACTORY, a saved pipeline by its folder"
