@@ -21,10 +21,10 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Widening
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.sampling.defaults import SETTINGS, Setting
+from sgm_sde.sampling.defaults import NO_SIGNAL_ABOVE, SETTINGS, Setting
 from sgm_sde.sampling.options import Execution
 from sgm_sde.sampling.sampler import plan, sample
-from sgm_sde.schemes import DEIS, DPMSolver, DPMSolverPP, RectifiedAdams, Solver, UniC, UniPC
+from sgm_sde.schemes import DEIS, DPMSolver, DPMSolverPP, RectifiedAdams, Rosenbrock, Solver, UniC, UniPC
 from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
 from sgm_sde.scores.score import Score, as_score
 
@@ -33,6 +33,7 @@ WHOLE = Widening(first=1e30, last=1e-30, largest=math.exp(10.0))
 REFERENCE = Setting("dpm3m", WHOLE)
 CHECK = Setting("lms4", WHOLE)  # a second opinion on the reference, on other nodes
 LARGE = 0.5  # of the samples' standard deviation: an error that makes another sample
+SOME, MANY = 8, 15  # network calls, from which on there are other candidates
 
 
 class PilotWarning(UserWarning):
@@ -47,7 +48,8 @@ class PilotResult(Setting):
         solver: the best solver.
         grid: its grid.
         errors: pairs (setting, root-mean-square error in units of the samples' standard deviation) of those tried on
-            all noises, the best first.
+            all noises, the best first: by the error without the tenth of the noises on which a setting is off most,
+            since single samples that change sides between modes outweigh all others.
         reference_error: the same distance between two references by different methods: errors of its size say
             nothing.
         nfe: the budget.
@@ -79,62 +81,72 @@ class PilotResult(Setting):
     __repr__ = __str__
 
 
-def default_candidates() -> tuple[Setting, ...]:
-    """Default candidates of `pilot`, the most useful first.
+def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
+    """Default candidates of `pilot` at a budget, those of all budgets if none is given.
 
-    Chosen on half of the test beds of `python -m benchmarks.defaults`, as those that are near the best on some of them:
-    solvers of several families and orders, on grids of several ranges of noise levels (`Widening`), of the whole
-    process with longer steps near pure noise (`Thinned`), even in log-SNR, Karras', and the process' own. The first are
-    the defaults of `sample` for few calls, some and many, each solver on each of their grids.
+    Chosen on half of the test beds of `python -m benchmarks.defaults`, as settings that are near the best on some of
+    them: Adams' methods on several linear parts, on grids of several ranges of noise levels (`Widening`) and of the
+    whole process with longer steps near pure noise (`Thinned`), with the defaults of `sample`; and methods of the
+    literature, even in log-SNR, on Karras' grid, and on their own. There are some forty for a budget: a race of more
+    of them, at the same cost, tells less of each.
+
+    Args:
+        nfe: the budget of network calls.
+
+    Examples:
+        >>> len(default_candidates(10)) < len(default_candidates())
+        True
     """
-    cubic, adams, quintic = (DPMSolver(nodes, singlestep=False, start="cold", lower_final=False) for nodes in (3, 4, 5))
-    straight = UniC(RectifiedAdams(3, start="cold", lower_final=False))
-    three, four = (DPMSolverPP(nodes, start="cold", lower_final=False) for nodes in (3, 4))
-    corrected, further = UniC(three, nodes=3), UniC(four)
+    if nfe is None:
+        return tuple(dict.fromkeys(setting for calls in (1, SOME, MANY) for setting in default_candidates(calls)))
+    nfe = check_integer("nfe", nfe)
 
-    narrow = [
-        Setting(solver, Widening(first=first, last=last))
-        for first, last in ((0.05, 5.0), (0.05, 2.5), (0.2, 5.0), (0.01, 10.0), (0.01, 2.5), (0.2, 1.0))
-        for solver in (adams, cubic, quintic, straight, UniPC(3, lower_final=False))
+    straight = {nodes: RectifiedAdams(nodes, start="cold", lower_final=False) for nodes in (2, 3, 4)}
+    corrected = {nodes: UniC(solver) for nodes, solver in straight.items()}
+    noise = {nodes: DPMSolver(nodes, singlestep=False, start="cold", lower_final=False) for nodes in (3, 4, 5)}
+    two, three, four = (one.solver for one in SETTINGS)
+    small = {nodes: UniC(_adams_on_small_data(nodes), nodes=nodes + 1) for nodes in (3, 4)}
+
+    near, far = Widening(), Widening(first=0.01, last=2.5)
+    early, late = Thinned(even=100.0, last=5.0), Thinned(even=100.0, last=2.0, clean=0.6)
+    of_few, of_some, of_many = (one.grid for one in SETTINGS)
+
+    crossed: list[tuple[Sequence[Solver | str], Sequence[GridRule | None]]]
+    if nfe < SOME:
+        crossed = [
+            ([corrected[2], corrected[3], straight[3], two, three, noise[3]], [near, far]),
+            ([corrected[3], noise[3]], [Widening(last=2.5), Widening(first=0.2, last=1.0), Widening(last=10.0)]),
+            ([two, small[3], corrected[2]], [of_few, of_many]),
+        ]
+    elif nfe < MANY:
+        crossed = [
+            ([corrected[2], corrected[3], corrected[4], two, three], [early, late, of_many]),
+            ([corrected[2], corrected[3], noise[4], noise[5]], [near, far]),
+            ([two], [of_few, of_some]),
+        ]
+    else:
+        crossed = [
+            ([corrected[3], corrected[4], three, four, small[3], small[4]], [early, late, of_many]),
+            ([three, corrected[4]], [Thinned(even=64.0)]),
+            ([three], [of_some]),
+            ([small[4], noise[4], noise[5]], [far]),
+            ([noise[4], noise[5]], [near]),
+        ]
+    crossed += [
+        ([UniPC(3, lower_final=True), DPMSolverPP(2, lower_final=True), "ipndm3"], [LogSNR()]),
+        ([UniPC(3, lower_final=True), noise[3], noise[4], "ipndm3", DEIS(2)], [Karras()]),
+        ([RectifiedAdams(3), "ddim", "midpoint"], [None]),
     ]
-    wide = [
-        Setting(solver, Thinned(even=even, last=last, near_noise=-8.0, clean=0.0))
-        for even, last in ((32.0, 5.0), (64.0, 5.0), (32.0, 1.0))
-        for solver in (corrected, further, straight, adams)
-    ]
-    near = [Setting(one.solver, other.grid) for one in SETTINGS for other in SETTINGS]
-    even: dict[GridRule | None, list[Solver | str]] = {
-        LogSNR(): [
-            corrected,
-            further,
-            DPMSolver(3, singlestep=False, start="warm", lower_final=True),
-            UniPC(3, lower_final=True),
-            UniPC(3, prediction="noise", lower_final=True),
-            UniPC(2, lower_final=True),
-            UniC(RectifiedAdams(2, lower_final=True)),
-            DPMSolver(2, singlestep=False),
-            DPMSolverPP(2, lower_final=True),
-            "ipndm3",
-            "ipndm-v4",
-            "midpoint",
-        ],
-        Karras(): [
-            adams,
-            cubic,
-            DPMSolver(3, singlestep=False, start="cold", lower_final=True),
-            DPMSolver(3, singlestep=False, start="warm", lower_final=True),
-            UniPC(3, lower_final=True),
-            UniPC(3, prediction="noise", lower_final=True),
-            UniC(RectifiedAdams(2, lower_final=True)),
-            DPMSolver(2, singlestep=False),
-            DEIS(2),
-            "ipndm2",
-            "ipndm3",
-            "ipndm-v4",
-        ],
-        None: [RectifiedAdams(3), UniC(RectifiedAdams(2, lower_final=True)), "ddim", "midpoint", "rk4"],
-    }
-    return (*near, *narrow, *wide, *(Setting(solver, rule) for rule, solvers in even.items() for solver in solvers))
+    if nfe >= MANY:
+        crossed += [(["unipc4", "lms4"], [LogSNR()]), (["rk4"], [None])]
+    return tuple(dict.fromkeys(Setting(one, rule) for solvers, rules in crossed for one in solvers for rule in rules))
+
+
+def _adams_on_small_data(nodes: int) -> Solver:
+    """`adams_near_noise` for data of less than unit scale, as images are."""
+    return Rosenbrock(
+        nodes, sigma_data=0.4, variable="log-snr", no_signal_above=NO_SIGNAL_ABOVE, start="cold", lower_final=False
+    )
 
 
 @overload
@@ -202,7 +214,8 @@ def pilot(
         sde: a linear process.
         shape: (B, *) of the trial; 32 samples tell more than 16.
         nfe: the budget of network calls that the choice is for, or several: one pair of references serves them all.
-        candidates: settings, or names of solvers on their default grid; `default_candidates()` if not given.
+        candidates: settings, or names of solvers on their default grid; `default_candidates` of the budget if not
+            given.
         reference_nfe: network calls of each of the two references.
         seed: of the noises; one int or one per sample.
         generator: instead of `seed`.
@@ -236,7 +249,7 @@ def pilot(
     if not has_scalar_marginal(sde):
         raise TypeError(f"a pilot needs a LinearSDE for its reference, got {sde!r}")
     budgets = budgets_of(nfe)
-    tried = _candidates(candidates)
+    given = None if candidates is None else _candidates(candidates)
     options: RunOptions = {"t_end": t_end, "final": final, "dtype": dtype, "execution": Execution(device=device)}
     trial = _trial(score_fn, sde, shape, seed, generator, reference_nfe, options, model_kwargs)
 
@@ -244,7 +257,7 @@ def pilot(
     runs = 2 * reference_nfe * trial.batch // sum(budgets)
     found = {}
     for budget in budgets:
-        able = tried if candidates is not None else trial.possible(tried, budget)
+        able = trial.possible(default_candidates(budget), budget) if given is None else given
         found[budget] = trial.race(able, budget, runs)
 
     for result in found.values():
@@ -264,10 +277,9 @@ def budgets_of(nfe: int | Sequence[int]) -> list[int]:
     return budgets
 
 
-def _candidates(candidates: Sequence[Setting | str] | None) -> list[Setting]:
+def _candidates(candidates: Sequence[Setting | str]) -> list[Setting]:
     """Settings from what the caller gave."""
-    given = default_candidates() if candidates is None else candidates
-    tried = [c if isinstance(c, Setting) else Setting(c) for c in given]
+    tried = [c if isinstance(c, Setting) else Setting(c) for c in candidates]
     if not tried:
         raise ValueError("a pilot needs at least one candidate, got none")
     for setting in tried:
@@ -287,23 +299,22 @@ class _Round:
 def _schedule(candidates: int, batch: int, runs: int) -> Iterator[_Round]:
     """Rounds of a race that takes at most `runs` runs of a sample, unless fewer than four candidates cost more.
 
-    The first round has a sixteenth of the noises, at least two; the next ones a quarter and all of them.
+    The first round has an eighth of the noises, at least two; the next ones a quarter and all of them.
     """
-    first, second = max(2, batch // 16), max(4, batch // 4)
+    first, second = max(2, batch // 8), max(4, batch // 4)
     if second >= batch or candidates <= 4:
         kept = min(candidates, max(4, runs // batch))
         yield _Round(kept, batch)
         return
 
-    finalists, middle = min(8, candidates), min(24, candidates)
+    finalists, middle = min(12, candidates), min(24, candidates)
 
     def cost() -> int:
         return candidates * first + middle * (second - first) + finalists * (batch - second)
 
     while cost() > runs and finalists > 4:
         finalists -= 1
-    while cost() > runs and middle > 2 * finalists:
-        middle -= 1
+        middle = min(middle, 2 * finalists + 2)
     while cost() > runs and candidates > middle:
         candidates -= 1
     yield _Round(candidates, first)
@@ -399,6 +410,16 @@ class Race:
         """Root mean square over samples."""
         return float(errors.mean().sqrt())
 
+    @staticmethod
+    def typical(errors: Tensor) -> float:
+        """Root mean square over samples but for the tenth of largest error, of four samples and more at least one.
+
+        A sample that starts near the boundary between two modes may change sides under any setting. Its error outweighs
+        all others, and does not tell which setting is good on other noises.
+        """
+        left_out = max(1, len(errors) // 10) if len(errors) >= 4 else 0
+        return float(errors.sort().values[: len(errors) - left_out].mean().sqrt())
+
     def race(self, candidates: Sequence[Setting], budget: int, runs: int) -> PilotResult:
         """The best of the candidates at a budget: all on a few noises, the better ones on more."""
         rounds = list(_schedule(len(candidates), self.batch, runs))
@@ -410,7 +431,7 @@ class Race:
         for heat in rounds:
             left = left[: heat.candidates]
             ranked = [(setting, self.errors(setting, budget, heat.noises)) for setting in left]
-            ranked.sort(key=lambda pair: self.rmse(pair[1]))
+            ranked.sort(key=lambda pair: self.typical(pair[1]))
             left = [setting for setting, _ in ranked]
         return PilotResult(
             [(setting, self.rmse(errors)) for setting, errors in ranked], self.doubt, budget, self._remarks(ranked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.engine.program import Program
+from sgm_sde.sampling.options import Execution
 from sgm_sde.testing import active_start, flow_reference, rough, smooth_end
 from tests.helpers import (
     ALL,
@@ -310,7 +312,7 @@ def bimodal(sde: sg.LinearSDE) -> sg.Score:
 
 @pytest.mark.parametrize("process", ["vp", "edm"])
 def test_a_pilot_finds_the_best(process: str) -> None:
-    """Its errors are those of runs against the exact flow, in order, and its best is taken by `sample` as it is."""
+    """Its errors are those of runs against the exact flow; the best but for one noise is taken by `sample` as it is."""
     sde = LINEAR[process]
     score = bimodal(sde)
     candidates = [sg.Setting(name, grid) for name in ("ddim", "dpm++2m", "unipc3") for grid in ("log-snr", "uniform")]
@@ -320,13 +322,15 @@ def test_a_pilot_finds_the_best(process: str) -> None:
     x = sde.prior_sample((16, 2), seed=3, dtype=F64)
     exact = flow_reference(MIXTURE_OF_TWO, sde, x, smooth_end(sde))
     assert result.reference_error < 1e-4
-    assert [error for _, error in result.errors] == sorted(error for _, error in result.errors)
+    typical = []
     for setting, error in result.errors:
         got = sg.sample(
             score, sde, x_T=x, solver=setting, nfe=12, final="none", seed=0, t_end=smooth_end(sde)
         ).x  # fmt: skip
-        expected = float((got - exact).square().mean().sqrt() / exact.std())
-        assert error == pytest.approx(expected, rel=1e-3, abs=2 * result.reference_error)
+        squares = (got - exact).square().mean(1) / exact.var()
+        assert error == pytest.approx(float(squares.mean().sqrt()), rel=1e-3, abs=2 * result.reference_error)
+        typical.append(float(squares.sort().values[:-1].mean().sqrt()))
+    assert all(one <= other + 4 * result.reference_error for one, other in pairwise(typical))
     best = result.errors[0][0]
     assert (result.solver, result.grid) == (best.solver, best.grid)
     one, other = (sg.sample(score, sde, (4, 2), solver=s, nfe=12, seed=0).x for s in (result, best))
@@ -392,12 +396,10 @@ def test_a_pilot_of_several_budgets() -> None:
     ends = {}
     for nfe, result in results.items():
         assert result.nfe == nfe
-        errors = [error for _, error in result.errors]
-        assert errors == sorted(errors)
-        ends[nfe] = errors[0]
+        ends[nfe] = result.errors[0][1]
         x = sg.sample(score, sde, (16, 2), solver=result, nfe=nfe, seed=0, dtype=F64).x
         exact = sg.sample(score, sde, (16, 2), solver="dpm3m", grid="log-snr", nfe=400, seed=0, dtype=F64).x
-        assert float((x - exact).square().mean().sqrt() / exact.std()) == pytest.approx(errors[0], rel=0.05)
+        assert float((x - exact).square().mean().sqrt() / exact.std()) == pytest.approx(ends[nfe], rel=0.05)
     assert ends[10] < ends[5]
 
 
@@ -427,11 +429,34 @@ def test_a_pilot_with_labels() -> None:
 
     y = torch.arange(32.0)
     marked = sg.pilot(labelled, sde, (32, 2), nfe=8, seed=0, model_kwargs={"y": sg.PerSample(y)})
-    assert batches == {2, 8, 32}
+    assert batches == {4, 8, 32}
     batches.clear()
     plain = sg.pilot(labelled, sde, (32, 2), nfe=8, seed=0, model_kwargs={"y": y})
     assert batches == {32}
     assert marked.errors[0][1] <= 1.2 * plain.errors[0][1]
+
+
+@pytest.mark.parametrize("nfe", [5, 10, 20, 35])
+@pytest.mark.parametrize("process", sorted(LINEAR))
+def test_what_a_pilot_tries(process: str, nfe: int) -> None:
+    """At each budget 24 settings or more, on log-SNR, Karras' and the solvers' own grids, with lower final orders."""
+    sde, tried = LINEAR[process], sg.trials.default_candidates(nfe)
+    assert {sg.grids.LogSNR(), sg.grids.Karras(), None} <= {setting.grid for setting in tried}
+    assert {True, False} <= {getattr(setting.solver, "lower_final", None) for setting in tried}
+    assert set(tried) < set(sg.trials.default_candidates())
+
+    options: sg.trials.RunOptions = {"t_end": None, "final": "denoise", "dtype": F64, "execution": Execution()}
+    race = sg.trials.Race(bimodal(sde), sde, (2,), (0,), torch.zeros(1, 2), 0.0, options, {}, {})
+    assert len(race.possible(tried, nfe)) >= 24
+
+
+def test_samples_that_change_sides_do_not_decide_a_pilot() -> None:
+    """Ranks are by the error without the tenth of largest error, one of four at least; errors are of all samples."""
+    typical = sg.trials.Race.typical
+    assert typical(torch.tensor([4.0, 4.0, 9e9, 4.0])) == 2.0
+    assert typical(torch.tensor([4.0] * 28 + [9e9, math.inf, 9e9])) == 2.0
+    assert typical(torch.tensor([4.0] * 28 + [9e9, math.inf, 9e9, 9e9])) > 1e4
+    assert typical(torch.tensor([1.0, 7.0])) == 2.0
 
 
 def test_settings_are_values() -> None:
