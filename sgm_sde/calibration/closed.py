@@ -59,8 +59,14 @@ def levels(G: Tensor, log_levels: Tensor, scale: float, n: int) -> list[int]:
         best, before = total.min(0)
         back.append(before)
 
-    last = int((best + _ends(G)).argmin())
-    path = [last % K, last // K]
+    return _path(best + _ends(G), back)
+
+
+def _path(total: Tensor, back: list[Tensor]) -> list[int]:
+    """The calls of the least of the sums (K, K), given which call came before each two."""
+    K = len(total)
+    least = int(total.argmin())
+    path = [least % K, least // K]
     for before in reversed(back):
         earlier = before[path[-1], path[-2]]
         path.append(int(earlier))
@@ -123,13 +129,14 @@ def fit_rows(flow: Flow, exact: Trajectories, z: Tensor, chosen: list[int], samp
     """
     n = len(chosen)
     t = exact.log_levels[chosen]
+    bounds = _bounds(t.exp())
     targets = [*exact.y[chosen[1:]], exact.end]
     fitted = partial(_consistent_row, inverse=flow.inverse) if consistent else _row
+
     c = torch.zeros(n + 1, dtype=torch.float64)
     B = torch.zeros(n + 1, n, dtype=torch.float64)
     D = torch.empty((n, *z.shape), dtype=z.dtype, device=z.device)
 
-    bounds = _bounds(t.exp())
     c[0] = t[0].exp()
     y = c[0].item() * z
     for k, target in enumerate(targets, 1):

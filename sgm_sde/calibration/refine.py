@@ -141,7 +141,7 @@ class _Point(NamedTuple):
 
 
 class _Trial(NamedTuple):
-    """A step that lowers the loss, the loss after it, and the damping it was found with."""
+    """Where a fit is, the loss there, and the damping that led to it."""
 
     point: _Point
     loss: float
@@ -197,27 +197,32 @@ class Refinement:
             J = self._jacobian(unknowns, at)
             w = self._weights(at.each, J)
             penalty = min(penalty, self._penalty(unknowns, at, w))
-            loss_of = partial(self._loss, unknowns, w=w, penalty=penalty)
-            before = loss = loss_of(at)
-
-            # Several steps with one Jacobian, which each of them corrects.
-            for _ in range(1 + UPDATES):
-                A, g = self._normal(unknowns, at, J, w, penalty)
-                found = self._step(unknowns, at, A, g, loss_of, damping)
-                if found is None:
-                    break
-                new, damping = found.point, found.damping
-                self._update(J, A, new.theta - at.theta, new.y - at.y)
-                gain = 1 - found.loss / loss
-                at, loss = new, found.loss
-                if gain < GAIN or self.late():
-                    break
+            before = self._loss(unknowns, at, w, penalty)
+            at, loss, damping = self._descend(unknowns, at, J, w, penalty, damping)
             if loss > (1 - GAIN) * before:
                 break
 
         theta = at.theta.clone()
         theta[0] = self.flow.snapped(float(theta[0]))
         return unknowns.rows(theta)
+
+    def _descend(self, unknowns: Unknowns, at: _Point, J: Tensor, w: Tensor, penalty: float, damping: float) -> _Trial:
+        """The end of several steps with one Jacobian, which each of them corrects."""
+        loss_of = partial(self._loss, unknowns, w=w, penalty=penalty)
+        best = _Trial(at, loss_of(at), damping)
+        for _ in range(1 + UPDATES):
+            A, g = self._normal(unknowns, best.point, J, w, penalty)
+            found = self._step(unknowns, best, A, g, loss_of)
+            if found is None:
+                break
+
+            before, after = best.point, found.point
+            self._update(J, A, after.theta - before.theta, after.y - before.y)
+            gain = 1 - found.loss / best.loss
+            best = found
+            if gain < GAIN or self.late():
+                break
+        return best
 
     def _point(self, unknowns: Unknowns, theta: Tensor) -> _Point:
         y, D = unknowns.rows(theta).run(self.flow, self.z, self.samples)
@@ -332,21 +337,21 @@ class Refinement:
         return A / size, g / size
 
     def _step(
-        self, unknowns: Unknowns, at: _Point, A: Tensor, g: Tensor, loss_of: Callable[[_Point], float], damping: float
+        self, unknowns: Unknowns, best: _Trial, A: Tensor, g: Tensor, loss_of: Callable[[_Point], float]
     ) -> _Trial | None:
         """The best step found by varying the damping; None if none lowers the loss."""
-        loss = loss_of(at)
+        here, loss, damping = best
 
         def attempt(damping: float) -> _Trial | None:
-            theta = self._solve(unknowns, at.theta, A, g, damping)
+            theta = self._solve(unknowns, here.theta, A, g, damping)
             if not bool(theta.isfinite().all()):
                 return None
             new = self._point(unknowns, theta)
             trial = _Trial(new, loss_of(new), damping)
             return trial if trial.loss < loss else None
 
-        best = attempt(damping)
-        return _more_damped(attempt, damping) if best is None else _less_damped(attempt, best)
+        found = attempt(damping)
+        return _more_damped(attempt, damping) if found is None else _less_damped(attempt, found)
 
     def _solve(self, unknowns: Unknowns, theta: Tensor, A: Tensor, g: Tensor, damping: float) -> Tensor:
         """theta + d with (A + damping diag A) d = -g; levels that would leave their bounds are held there."""

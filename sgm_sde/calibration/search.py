@@ -37,7 +37,7 @@ from sgm_sde.sampling.options import Execution
 from sgm_sde.sampling.sampler import sample
 from sgm_sde.sampling.trials import Race, RunOptions, budgets_of, default_candidates
 from sgm_sde.scores.conditions import bare
-from sgm_sde.scores.score import as_score
+from sgm_sde.scores.score import Score, as_score
 
 REFERENCES = (64, 128, 256)  # network calls of exact trajectories, as many as are needed
 KNOWN = 3e-4  # of the standard deviation: how well exact samples should be known
@@ -48,6 +48,7 @@ RACE = 64  # noises of the race of what is off the shelf
 FINALISTS = 3  # of it, compared on held-out noises
 CHECKED = 1000  # further noises, without exact samples
 OUTSIDE = 3.0  # times the largest number of exact samples: beyond, a fit has blown up
+DOUBT = "exact samples"  # what a remark on them begins with
 ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
 
 
@@ -154,15 +155,11 @@ def calibrate(
         instance_of("checkpoint", checkpoint, str | Path, "the path of a file")
     seed = secrets.randbits(63) if seed is None else seed
 
-    # Where and in what precision: the network says, where nothing is given.
-    score = as_score(score_fn, sde)
-    parameter = score.parameter
-    device = parameter.device if device is None and parameter is not None else device
-    place = torch.get_default_device() if device is None else usable_device("device", device)
-    dtype = torch.get_default_dtype() if dtype is None else dtype
-
     n, *event = given
     seeds = resolve_seeds(seed, None, n + held_out + CHECKED)
+    score = as_score(score_fn, sde)
+    place = _place(score, device)
+    dtype = torch.get_default_dtype() if dtype is None else dtype
     kwargs = dict(model_kwargs or {})
     flow = Flow(score, sde, event, seeds, n, kwargs, batch_size, dtype, place)
     search = _Search(flow, n, held_out, seed, dtype, reference_nfe, time_limit)
@@ -174,9 +171,7 @@ def calibrate(
             bar.update()
 
     for one in found.values():
-        doubtful = [remark for remark in one.remarks if remark.startswith("exact samples")]
-        if doubtful:
-            warn(f"calibration at {one.nfe} calls: {doubtful[0]}", CalibrationWarning)
+        _warn_of_doubt(one)
     return Calibrations(found) if isinstance(nfe, Sequence) else found[budgets[0]]
 
 
@@ -189,6 +184,20 @@ def _budgets(sde: LinearSDE, nfe: int | Sequence[int]) -> list[int]:
     for i, calls in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
         check_integer(f"nfe[{i}]" if several else "nfe", calls)
     return list(budgets_of(nfe))
+
+
+def _place(score: Score, device: torch.device | str | None) -> torch.device:
+    """The device that is named, the network's, or the default."""
+    if device is not None:
+        return usable_device("device", device)
+    parameter = score.parameter
+    return torch.get_default_device() if parameter is None else parameter.device
+
+
+def _warn_of_doubt(found: Calibration) -> None:
+    for remark in found.remarks:
+        if remark.startswith(DOUBT):
+            warn(f"calibration at {found.nfe} calls: {remark}", CalibrationWarning)
 
 
 def _noises(shape: Sequence[int]) -> tuple[int, ...]:
@@ -290,36 +299,18 @@ class _Search:
 
     def budget(self, n: int, exact: _Exact, left: int) -> Calibration:
         """The calibration for n calls, while `left` budgets, this one included, share what time there is."""
-        started, before = time.monotonic(), self.flow.network_evals
+        started = time.monotonic()
+        before = self.flow.network_evals
         share = started + max(0.0, self.end - started) / left
 
+        def late() -> bool:
+            return time.monotonic() > share
+
         shelf = self._off_the_shelf(n, exact)
-        fitted = self._fits(n, exact, lambda: time.monotonic() > share)
+        fitted = self._fits(n, exact, late)
         compared = [self._held_out(name, setting, exact, n) for name, setting in fitted]
-        order = self._in_order([one for one in compared if math.isfinite(one.rmse)])
-
-        # The first that stays inside; those before it go to the end.
-        inside = (i for i, one in enumerate(order) if self._keeps_inside(one, shelf[0], exact, n))
-        first = next(inside, len(order))
-        order, outside = order[first:], order[:first]
-        is_taken = bool(order) and self._is_better(order[0], shelf[0])
-        taken = order[0] if is_taken else shelf[0]
-        others = [one for one in (*order, *outside, *shelf) if one is not taken]
-        ranked = [taken, *sorted(others, key=lambda one: one.rmse)]
-
-        remarks = []
-        if outside:
-            names = ", ".join(one.name for one in outside)
-            remarks.append(f"some of {CHECKED} further noises left the range of the exact samples with: {names}")
-        if not is_taken:
-            remarks.append("no fit is 10 % better than what is off the shelf, which is taken")
-        if not exact.doubt < taken.rmse / 3:
-            remarks.append(
-                f"exact samples are known to {exact.doubt:.1e} only, beside an error of {taken.rmse:.1e}: "
-                f"give a larger reference_nfe="
-            )
-        if time.monotonic() > share:
-            remarks.append("the time limit ended the fit before it had settled")
+        able = [one for one in compared if math.isfinite(one.rmse)]
+        ranked, outside = self._ranked(self._in_order(able), shelf, exact, n)
         return Calibration(
             ranked,
             n,
@@ -328,8 +319,36 @@ class _Search:
             shared_evals=exact.network_evals,
             seconds=time.monotonic() - started,
             protocol={**self.protocol, "reference_nfe": exact.nfe},
-            remarks=remarks,
+            remarks=self._remarks(ranked[0], outside, exact, is_late=late()),
         )
+
+    def _ranked(
+        self, order: list[HeldOut], shelf: list[HeldOut], exact: _Exact, n: int
+    ) -> tuple[list[HeldOut], list[HeldOut]]:
+        """All that was compared, the one to take first; and the fits that left the range of the samples before it."""
+        stays = (i for i, one in enumerate(order) if self._keeps_inside(one, shelf[0], exact, n))
+        first = next(stays, len(order))
+        order, outside = order[first:], order[:first]
+
+        taken = order[0] if order and self._is_better(order[0], shelf[0]) else shelf[0]
+        others = [one for one in (*order, *outside, *shelf) if one is not taken]
+        return [taken, *sorted(others, key=lambda one: one.rmse)], outside
+
+    @staticmethod
+    def _remarks(taken: HeldOut, outside: list[HeldOut], exact: _Exact, is_late: bool) -> list[str]:
+        """Sentences on what to know about a budget."""
+        remarks = []
+        if outside:
+            names = ", ".join(one.name for one in outside)
+            remarks.append(f"some of {CHECKED} further noises left the range of the exact samples with: {names}")
+        if taken.name.startswith(PILOT):
+            remarks.append("no fit is 10 % better than what is off the shelf, which is taken")
+        if not exact.doubt < taken.rmse / 3:
+            known = f"{DOUBT} are known to {exact.doubt:.1e} only, beside an error of {taken.rmse:.1e}"
+            remarks.append(f"{known}: give a larger reference_nfe=")
+        if is_late:
+            remarks.append("the time limit ended the fit before it had settled")
+        return remarks
 
     def _fits(self, n: int, exact: _Exact, late: Callable[[], bool]) -> list[tuple[str, Setting]]:
         """All fits, by name."""
@@ -344,8 +363,8 @@ class _Search:
             fitted = Refinement(flow, z, fit.end, exact.scale, samples, kind, late, robust, bounded)
             return self._once(f"budget-{n}-{name}", lambda: fitted.fit(start), late)
 
-        def best(*starts: Rows) -> Rows:
-            return min(starts, key=lambda rows: self._error(rows, z, fit.end))
+        def error(rows: Rows) -> float:
+            return self._error(rows, z, fit.end)
 
         # All noises at once; and what most of them say first, then all.
         robust = refined("robust", consistent, True)
@@ -360,7 +379,8 @@ class _Search:
         }
 
         # Rows that need not be consistent, from the best start of each kind.
-        start, other = best(robust, plain), best(bounded, further, plain)
+        start = min(robust, plain, key=error)
+        other = min(bounded, further, plain, key=error)
         found["refined"] = refined("free", start, False, robust=False)
         if other is not start:
             found["refined, from bounded influence"] = refined("free-further", other, False, robust=False)

@@ -221,6 +221,30 @@ def test_exact_samples_of_a_rough_network_take_more_calls(monkeypatch: pytest.Mo
         assert calls == right and 0 < doubt < 0.5
 
 
+def test_the_fit_that_is_taken() -> None:
+    """The least product of root mean square and median, among those whose mean square is within chance of the least."""
+    found = search._Search(a_flow(sg.VPSDE(), 4), 2, 2, 0, torch.float32, None, None)
+    far = 0.3  # what a noise that ends in another mode is off by
+    errors = {
+        "one noise off": [far, 1e-4, 1e-4, 1e-4],
+        "another noise off": [1e-3, far, 1e-3, 1e-3],
+        "all off": [far, far, far, far],
+        "none off, but all coarse": [0.2, 0.2, 0.2, 0.2],
+    }
+    compared = []
+    for name, each in errors.items():
+        root = torch.tensor(each, dtype=torch.float64)
+        rmse, median = float(root.square().mean().sqrt()), float(root.median())
+        one = sg.calibration.HeldOut(name, sg.Setting("ddim"), rmse, 0.0, median, max(each))
+        found._squares[one] = root.square()
+        compared.append(one)
+
+    order = [one.name for one in found._in_order(compared)]
+    assert order[0] == "one noise off"
+    assert order[-1] == "all off"
+    assert found._in_order([]) == []
+
+
 def test_levels_are_those_of_the_least_sum() -> None:
     """Dynamic programming against all choices."""
     flow = a_flow(sg.EDMSDE(), 8)
