@@ -119,6 +119,11 @@ class SolverScheduler:
         self.solver = solver if solver is None or isinstance(solver, Setting) else resolve(solver)
         if isinstance(solver, Setting) and grid is not None:
             raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
+        if solver is None and "original_inference_steps" in config and "_class_name" not in config:
+            raise ValueError(
+                "the configuration has original_inference_steps, that of a network of few steps, and no class: name "
+                "the solver, such as 'lcm' or 'tcd'"
+            )
         self.grid, self.final, self.seed = grid, final, seed
         self.T, self.integer, self.unit_noise = T, flag("integer", integer), flag("unit_noise", unit_noise)
         self._keep_config(config)
