@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from sgm_sde._utils.checks import instance_of
 from sgm_sde.inverse.operators import Measurement
@@ -42,27 +43,48 @@ def posterior(oracle: Oracle, measurement: Measurement) -> Mixture:
     elif not isinstance(oracle, Mixture):
         raise TypeError(f"the posterior is known for Gaussians and their mixtures, got {oracle!r}")
     instance_of("measurement", measurement, Measurement, "a Measurement")
-    measurement.linear()
-    shape, d = oracle.event_shape, oracle.event_shape.numel()
-    predicted, y = measurement.of(torch.eye(d, dtype=torch.float64).reshape(d, *shape))
-    if y.shape != predicted.shape[1:]:
-        raise ValueError(f"y must be one measurement of shape {tuple(predicted.shape[1:])}, got {tuple(y.shape)}")
-    A, y = predicted.flatten(1).T, y.flatten()
-    measured = A.abs().amax(1) > 0  # a mask's other rows say nothing
-    A, y = A[measured], y[measured]
-    conditioned, log_weights = [], []
+
+    A, y = _matrix(measurement, oracle.event_shape)
+    conditioned = []
+    log_evidence = []
     for component in oracle.components:
-        mean, C = component.mean.flatten(), component.covariance
-        S = A @ C @ A.T + measurement.std**2 * torch.eye(len(A), dtype=torch.float64)
-        root, info = torch.linalg.cholesky_ex(S)
-        if int(info):
-            raise ValueError(
-                f"the data determine a part of the measurement, which std={measurement.std:g} does not allow for"
-            )
-        gain = torch.cholesky_solve(A @ C, root).T
-        left = C - gain @ A @ C
-        r = y - A @ mean
-        conditioned.append(Gaussian((mean + gain @ r).reshape(shape), (left + left.T) / 2))
-        white = torch.linalg.solve_triangular(root, r[:, None], upper=False)
-        log_weights.append(-0.5 * white.square().sum() - root.diagonal().log().sum())
-    return Mixture(conditioned, (oracle.weights.log() + torch.stack(log_weights)).softmax(0))
+        gaussian, log_p = _condition(component, A, y, measurement.std)
+        conditioned.append(gaussian)
+        log_evidence.append(log_p)
+    log_weights = oracle.weights.log() + torch.stack(log_evidence)
+    return Mixture(conditioned, log_weights.softmax(0))
+
+
+def _matrix(measurement: Measurement, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """The operator as a matrix (m, d) over data of a shape, and y (m,)."""
+    measurement.linear()
+    d = shape.numel()
+    columns, y = measurement.of(torch.eye(d, dtype=torch.float64).reshape(d, *shape))
+    if y.shape != columns.shape[1:]:
+        raise ValueError(f"y must be one measurement of shape {tuple(columns.shape[1:])}, got {tuple(y.shape)}")
+
+    A = columns.flatten(1).T
+    measured = A.abs().amax(1) > 0  # a mask's other rows say nothing
+    return A[measured], y.flatten()[measured]
+
+
+def _condition(component: Gaussian, A: Tensor, y: Tensor, std: float) -> tuple[Gaussian, Tensor]:
+    """A component given y = A x + std n, and the log-density of y under it but for a constant."""
+    m = component.mean.flatten()
+    C = component.covariance
+    S = A @ C @ A.T + std**2 * torch.eye(len(A), dtype=torch.float64)
+    L, info = torch.linalg.cholesky_ex(S)
+    if int(info):
+        raise ValueError(f"the data determine a part of the measurement, which std={std:g} does not allow for")
+
+    K = torch.cholesky_solve(A @ C, L).T
+    r = y - A @ m
+    mean = (m + K @ r).reshape(component.mean.shape)
+    covariance = C - K @ A @ C
+    return Gaussian(mean, (covariance + covariance.T) / 2), _log_density(L, r)
+
+
+def _log_density(L: Tensor, r: Tensor) -> Tensor:
+    """log N(r; 0, L L^T) but for a constant."""
+    white = torch.linalg.solve_triangular(L, r[:, None], upper=False)
+    return -0.5 * white.square().sum() - L.diagonal().log().sum()

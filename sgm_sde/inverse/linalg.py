@@ -45,9 +45,8 @@ class Linearised:
 
     def vjp(self, v: Tensor, output: Tensor | None = None) -> Tensor:
         """The product of v (B, *) with the Jacobian of the value, or of something made from it."""
-        (product,) = torch.autograd.grad(
-            self.output if output is None else output, self.x, v, retain_graph=True, create_graph=self._outer
-        )
+        output = self.output if output is None else output
+        (product,) = torch.autograd.grad(output, self.x, v, retain_graph=True, create_graph=self._outer)
         return product
 
 
@@ -78,11 +77,13 @@ def conjugate_gradient(apply: Products, b: Tensor, iterations: int) -> Tensor:
     negligible = torch.finfo(b.dtype).eps ** 2 * square
     solution = torch.zeros(())
     for _ in range(iterations):
-        image, part = apply(p)
-        a = _ratio(torch.where(square > negligible, square, 0), dot(p, image), b)
-        solution = solution + a * part
-        r = r - a * image
-        before, square = square, dot(r, r)
+        Mp, Lp = apply(p)
+        a = _ratio(torch.where(square > negligible, square, 0), dot(p, Mp), b)
+        solution = solution + a * Lp
+        r = r - a * Mp
+
+        before = square
+        square = dot(r, r)
         p = r + _ratio(square, before, b) * p
     return solution
 
@@ -105,23 +106,32 @@ def conjugate_residual(apply: Products, b: Tensor, iterations: int) -> Tensor:
         tensor([[-0.5000],
                 [-2.0000]])
     """
-    r, solution = b, torch.zeros(())
+    r = b
+    solution = torch.zeros(())
     negligible = torch.finfo(b.dtype).eps ** 2 * dot(b, b)
-    kept: list[tuple[Tensor, Tensor]] = []
+    directions: list[tuple[Tensor, Tensor]] = []
     for _ in range(iterations):
-        image, part = apply(r)
-        for other, its_part in kept:
-            along = _ratio(dot(image, other), dot(other, other), b)
-            image, part = image - along * other, part - along * its_part
+        Mp, Lp = _orthogonal(*apply(r), directions)
+        directions.append((Mp, Lp))
+
         moves = dot(r, r) > negligible
-        a = _ratio(torch.where(moves, dot(r, image), 0), dot(image, image), b)
-        solution = solution + a * part
-        r = r - a * image
-        kept.append((image, part))
+        a = _ratio(torch.where(moves, dot(r, Mp), 0), dot(Mp, Mp), b)
+        solution = solution + a * Lp
+        r = r - a * Mp
     return solution
+
+
+def _orthogonal(Mp: Tensor, Lp: Tensor, directions: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The products of the direction p made orthogonal to others, in the sense that M p is to theirs."""
+    for Mq, Lq in directions:
+        along = _ratio(dot(Mp, Mq), dot(Mq, Mq), Mp)
+        Mp = Mp - along * Mq
+        Lp = Lp - along * Lq
+    return Mp, Lp
 
 
 def _ratio(a: Tensor, c: Tensor, like: Tensor) -> Tensor:
     """a / c, per sample, to multiply `like`; 0 where c is not positive."""
-    fine = c > 0
-    return torch.where(fine, a / torch.where(fine, c, 1), 0).reshape(-1, *[1] * (like.ndim - 1))
+    positive = c > 0
+    ratio = torch.where(positive, a / torch.where(positive, c, 1), 0)
+    return ratio.reshape(-1, *[1] * (like.ndim - 1))

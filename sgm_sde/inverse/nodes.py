@@ -161,10 +161,13 @@ class Replacement(AtNodes):
                 known[:] = [operator.apply(noise.normal(tuple(x.shape), x.dtype, x.device))]
             elif not known:
                 known[:] = [operator.apply(fixed_noise(noise, x))]
-            predicted, y = self.measurement.of(x)
-            sigma = 0.0 if mean and i == grid.steps else nodes[i].sigma
-            alpha = 1.0 if mean and i == grid.steps else nodes[i].alpha
-            return x + operator.pseudo_inverse(alpha * y + sigma * known[0] - predicted)
+
+            (Az,) = known
+            Ax, y = self.measurement.of(x)
+            exact = mean and i == grid.steps
+            alpha = 1.0 if exact else nodes[i].alpha
+            sigma = 0.0 if exact else nodes[i].sigma
+            return x + operator.pseudo_inverse(alpha * y + sigma * Az - Ax)
 
         return put_in
 
@@ -206,7 +209,8 @@ class RePaint(Replacement):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, resamples=check_integer("resamples", self.resamples), jump=check_integer("jump", self.jump))
+        settle(self, resamples=check_integer("resamples", self.resamples))
+        settle(self, jump=check_integer("jump", self.jump))
         if self.noise != "fresh":
             raise ValueError(f"RePaint draws fresh noise, got noise={self.noise!r}")
 
@@ -221,7 +225,8 @@ class RePaint(Replacement):
 
     def nfe(self, steps: int) -> int:
         """Network calls for a number of steps of the main run."""
-        return self.solver.nfe(steps) + len(self._ends(steps)) * (self.resamples - 1) * self.solver.nfe(self.jump)
+        passes = len(self._ends(steps)) * (self.resamples - 1)
+        return self.solver.nfe(steps) + passes * self.solver.nfe(self.jump)
 
     def fit(self, nfe: int) -> tuple[Solver, int]:
         """The solver unchanged: its passes are those of the given solver."""
@@ -229,23 +234,29 @@ class RePaint(Replacement):
 
     def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """Everything at a node: the solver's own hooks, the replacement, and the way back."""
-        nodes, hooks = sde.nodes(grid.times), super().hooks(sde, grid, model, noise, mean=mean)
+        nodes = sde.nodes(grid.times)
+        hooks = super().hooks(sde, grid, model, noise, mean=mean)
 
         def pass_to(x: Tensor, end: int, final: bool) -> Tensor:
             first = end - self.jump
             a, b2 = forward_kernel(nodes[end], nodes[first])
-            x = a * x + math.sqrt(b2) * noise.normal(tuple(x.shape), x.dtype, x.device)
+            z = noise.normal(tuple(x.shape), x.dtype, x.device)
+            x = a * x + math.sqrt(b2) * z
+
             program = self.solver.compile(sde, Grid(grid.times[first : end + 1]))
-            program = self.solver.end_in_mean(program) if final else program
+            if final:
+                program = self.solver.end_in_mean(program)
             inside = [_from_node(hook, first) for hook in hooks]
             return execute(program, x, model, noise, hooks=inside, grad=torch.is_grad_enabled()).x
 
         def at_node(x: Tensor, i: int) -> Tensor:
             for hook in hooks:
                 x = hook(x, i)
-            if i in self._ends(grid.steps):
-                for n in range(1, self.resamples):
-                    x = pass_to(x, i, mean and i == grid.steps and n == self.resamples - 1)
+
+            passes = self.resamples - 1 if i in self._ends(grid.steps) else 0
+            for n in range(passes):
+                final = mean and i == grid.steps and n == passes - 1
+                x = pass_to(x, i, final)
             return x
 
         return (at_node,)
@@ -258,6 +269,13 @@ class RePaint(Replacement):
 def _from_node(hook: Hook, first: int) -> Hook:
     """The hook for a pass that starts at node `first`, whose state is left as it is."""
     return lambda x, i: hook(x, first + i) if i else x
+
+
+def _norm(r: Tensor) -> Tensor:
+    """Norm of each sample, to divide r (B, *) by; 1 where it is 0."""
+    square = dot(r, r)
+    norm = torch.where(square > 0, square, 1).sqrt()
+    return norm.reshape(-1, *[1] * (r.ndim - 1))
 
 
 class _Remembering(Score):
@@ -348,13 +366,15 @@ class DPS(AtNodes):
         def descend(x: Tensor, i: int) -> Tensor:
             if remembering.last is None:
                 return x
-            last, operator = remembering.last, self.measurement.operator
-            with torch.enable_grad():
-                D = model.predict("data", last.x, grid.times[i - 1], last.output)
-            r = self.measurement.residual(D if torch.is_grad_enabled() else D.detach())
-            square = dot(r, r)
-            norm = torch.where(square > 0, square, 1).sqrt().reshape(-1, *[1] * (r.ndim - 1))
-            step = self.zeta * rho[i - 1] * rho[i]
-            return x + step * last.vjp(operator.vjp(D if torch.is_grad_enabled() else D.detach(), r / norm), D)
+            descent = self._descent(model, remembering.last, grid.times[i - 1])
+            return x + self.zeta * rho[i - 1] * rho[i] * descent
 
         return (descend, *self.solver.hooks(sde, grid, model, noise, mean=mean))
+
+    def _descent(self, model: BoundScore, last: Linearised, t: float) -> Tensor:
+        """Minus the gradient of the misfit by the state at t, where the network was last evaluated."""
+        with torch.enable_grad():
+            D = model.predict("data", last.x, t, last.output)
+        at = D if torch.is_grad_enabled() else D.detach()
+        r = self.measurement.residual(at)
+        return last.vjp(self.measurement.operator.vjp(at, r / _norm(r)), D)

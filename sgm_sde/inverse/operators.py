@@ -28,6 +28,9 @@ from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
 from sgm_sde.inverse.linalg import Linearised, conjugate_gradient
 from sgm_sde.processes.base import CheckError
 
+LINEAR = 1e-4  # of the largest value: what a linear function in single precision may be off by
+AGREEMENT = 1e-6  # the same of an operator's identities, in double precision and by iterative solvers
+
 
 class Operator(Value, ABC):
     """A map from data x (B, *) to measurements y (B, *), which takes each sample by itself."""
@@ -131,8 +134,9 @@ class Mask(LinearOperator):
 
     def restrict(self, y: Tensor) -> Tensor:
         """Zeros where nothing is observed."""
-        one_for_all = y.shape == self.mask.shape
-        return torch.where(self.mask.to(y.device), y, 0) if one_for_all else self.apply(y)
+        if y.shape == self.mask.shape:  # one measurement of all samples
+            return torch.where(self.mask.to(y.device), y, 0)
+        return self.apply(y)
 
     def __repr__(self) -> str:
         return f"Mask({int(self.mask.sum())} of {self.mask.numel()} observed)"
@@ -167,9 +171,10 @@ class ChannelMix(LinearOperator):
         rank = int(torch.linalg.matrix_rank(matrix.double()))
         if rank < len(matrix):
             raise ValueError(f"the {len(matrix)} rows of the matrix must be independent, its rank is {rank}")
+
         self.matrix = matrix
-        values, self._basis = torch.linalg.eigh(matrix.double() @ matrix.double().T)
-        self._values = values
+        M = matrix.double()
+        self._values, self._basis = torch.linalg.eigh(M @ M.T)
 
     @staticmethod
     def grey(channels: int) -> ChannelMix:
@@ -219,7 +224,8 @@ class BlockAverage(LinearOperator):
     full_rank = True
 
     def __init__(self, factor: int, dims: int = 2) -> None:
-        self.factor, self.dims = check_integer("factor", factor), check_integer("dims", dims)
+        self.factor = check_integer("factor", factor)
+        self.dims = check_integer("dims", dims)
 
     def apply(self, x: Tensor) -> Tensor:
         """The blocks' means."""
@@ -234,7 +240,7 @@ class BlockAverage(LinearOperator):
         return x
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Each mean spread over its block."""
+        """Each mean in all of its block, over the number of pixels there."""
         for d in range(y.ndim - self.dims, y.ndim):
             y = y.repeat_interleave(self.factor, d)
         return y / self.factor**self.dims
@@ -272,7 +278,8 @@ class Blur(LinearOperator):
     def gaussian(std: float, size: int, dims: int = 2) -> Blur:
         """A Gaussian kernel of that standard deviation in pixels, of sum 1."""
         std = number("std", std, above=0)
-        size, dims = check_integer("size", size), check_integer("dims", dims)
+        size = check_integer("size", size)
+        dims = check_integer("dims", dims)
         offsets = torch.arange(size, dtype=torch.float64) - size // 2
         line = torch.exp(-0.5 * (offsets / std) ** 2)
         kernel = line / line.sum()
@@ -281,21 +288,26 @@ class Blur(LinearOperator):
         return Blur(kernel)
 
     def _response(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        sizes = x.shape[1:][-self.kernel.ndim :]
-        if len(sizes) < self.kernel.ndim or any(n < k for n, k in zip(sizes, self.kernel.shape, strict=True)):
+        """The kernel's Fourier transform over the last dimensions of x, and those dimensions."""
+        extent = self.kernel.shape
+        sizes = x.shape[1:][-len(extent) :]
+        if len(sizes) < len(extent) or any(n < k for n, k in zip(sizes, extent, strict=True)):
             raise ValueError(
-                f"the kernel of shape {tuple(self.kernel.shape)} is larger than the last dimensions of x, "
+                f"the kernel of shape {tuple(extent)} is larger than the last dimensions of x, "
                 f"of shape {tuple(x.shape)}"
             )
-        dims = tuple(range(-self.kernel.ndim, 0))
+
+        dims = tuple(range(-len(extent), 0))
         padded = torch.zeros(sizes, dtype=torch.float64, device=x.device)
-        padded[tuple(slice(k) for k in self.kernel.shape)] = self.kernel.to(padded)
-        centred = padded.roll([-(k // 2) for k in self.kernel.shape], dims)
-        return torch.fft.fftn(centred, dim=dims).to(torch.promote_types(x.dtype, torch.complex64)), dims
+        padded[tuple(slice(k) for k in extent)] = self.kernel.to(padded)
+        centred = padded.roll([-(k // 2) for k in extent], dims)
+        response = torch.fft.fftn(centred, dim=dims)
+        return response.to(torch.promote_types(x.dtype, torch.complex64)), dims
 
     def _multiply(self, x: Tensor, factor: Callable[[Tensor], Tensor]) -> Tensor:
         response, dims = self._response(x)
-        return torch.fft.ifftn(factor(response) * torch.fft.fftn(x, dim=dims), dim=dims).real
+        spectrum = torch.fft.fftn(x, dim=dims)
+        return torch.fft.ifftn(factor(response) * spectrum, dim=dims).real
 
     def apply(self, x: Tensor) -> Tensor:
         """The convolution."""
@@ -318,7 +330,8 @@ class _Function(Operator):
 
     def __init__(self, apply: Callable[[Tensor], Tensor], shape: Sequence[int]) -> None:
         require_function("apply", apply, "from x (B, *) to measurements (B, *)", 1)
-        self._apply, self.shape = apply, sizes("shape", shape)
+        self._apply = apply
+        self.shape = sizes("shape", shape)
 
     def apply(self, x: Tensor) -> Tensor:
         """The function's value."""
@@ -398,7 +411,9 @@ class LinearMap(_Function, LinearOperator):
         super().__init__(apply, shape)
         require_function("adjoint", adjoint, "from y (B, *) to x (B, *)", 1, optional=True)
         self._adjoint = adjoint
-        self.iterations, self.full_rank = check_integer("iterations", iterations), flag("full_rank", full_rank)
+        self.iterations = check_integer("iterations", iterations)
+        self.full_rank = flag("full_rank", full_rank)
+
         self._tried = False
         for dtype in (torch.float64, torch.float32):
             if not self._tried:
@@ -409,23 +424,36 @@ class LinearMap(_Function, LinearOperator):
 
     def _try(self, like: Tensor) -> None:
         """Raise ValueError unless the function is linear on random numbers like these."""
-        stream = NoiseStream([(0, i) for i in range(2 * len(like))], "probe")
-        draws = stream.normal((2 * len(like), *self.shape), torch.float64).to(like)
-        x, z = draws.chunk(2)
-        zero, at_x, at_z, at_both = (super(LinearMap, self).apply(v).detach() for v in (0 * x, x, z, 2 * x - 3 * z))
-        expected = 2 * at_x - 3 * at_z
-        tolerance = max(1e-4, 8 * torch.finfo(at_x.dtype).eps)
-        scale = float(torch.stack([at_x.abs().max(), at_z.abs().max()]).max()) if at_x.numel() else 0.0
-        for what, got, wanted in (("A(0) and 0", zero, 0 * zero), ("A(2x - 3z) and 2Ax - 3Az", at_both, expected)):
-            off = (got - wanted).abs().flatten()
-            if off.numel() and not bool((off <= tolerance * scale).all()):
-                i = int(off.nan_to_num(math.inf).argmax())
-                raise ValueError(
-                    f"the function {getattr(self._apply, '__name__', 'apply')!r} is not linear: {what} differ, "
-                    f"{got.flatten()[i].item():.6g} and {wanted.flatten()[i].item():.6g}. Take A(0) from an affine one "
-                    f"and from y; NonlinearMap with DPS takes any differentiable function"
-                )
+        apply = super().apply
+        x, z = self._random_pair(like)
+        Ax = apply(x).detach()
+        Az = apply(z).detach()
+        size = max(float(Ax.abs().max()), float(Az.abs().max())) if Ax.numel() else 0.0
+        tolerance = max(LINEAR, 8 * torch.finfo(Ax.dtype).eps) * size
+
+        zero = apply(0 * x).detach()
+        self._require_equal("A(0) and 0", zero, 0 * zero, tolerance)
+        combined = apply(2 * x - 3 * z).detach()
+        self._require_equal("A(2x - 3z) and 2Ax - 3Az", combined, 2 * Ax - 3 * Az, tolerance)
         self._tried = True
+
+    def _random_pair(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        n = len(like)
+        stream = NoiseStream([(0, i) for i in range(2 * n)], "probe")
+        x, z = stream.normal((2 * n, *self.shape), torch.float64).to(like).chunk(2)
+        return x, z
+
+    def _require_equal(self, values: str, got: Tensor, expected: Tensor, tolerance: float) -> None:
+        difference = (got - expected).abs().flatten()
+        if not difference.numel() or bool((difference <= tolerance).all()):
+            return
+
+        i = int(difference.nan_to_num(math.inf).argmax())
+        raise ValueError(
+            f"the function {getattr(self._apply, '__name__', 'apply')!r} is not linear: {values} differ, "
+            f"{got.flatten()[i].item():.6g} and {expected.flatten()[i].item():.6g}. Take A(0) from an affine one "
+            f"and from y; NonlinearMap with DPS takes any differentiable function"
+        )
 
     def apply(self, x: Tensor) -> Tensor:
         """The function's value."""
@@ -480,12 +508,15 @@ class Measurement(Value):
             )
         if not is_dense(self.y) or not self.y.is_floating_point():
             raise TypeError(f"y must be a floating-point tensor, got {described(self.y)}")
+
         settle(self, std=number("std", self.std, least=0))
         if self.std == 0 and isinstance(self.operator, LinearOperator) and not self.operator.full_rank:
             raise ValueError(f"std=0 takes an operator of full rank, which {self.operator!r} is not known to be")
+
         y = self.operator.restrict(self.y)
-        if not bool(torch.isfinite(y).all()):
-            raise ValueError(f"y has {int((~torch.isfinite(y)).sum())} measured values that are not finite")
+        bad = ~torch.isfinite(y)
+        if bool(bad.any()):
+            raise ValueError(f"y has {int(bad.sum())} measured values that are not finite")
         object.__setattr__(self, "y", y)
 
     def linear(self) -> LinearOperator:
@@ -508,7 +539,8 @@ class Measurement(Value):
         """
         y = operator.apply(x)
         stream = NoiseStream(resolve_seeds(seed, None, len(y)), "measurement")
-        return Measurement(operator, y + std * stream.normal(tuple(y.shape), y.dtype, y.device), std)
+        n = stream.normal(tuple(y.shape), y.dtype, y.device)
+        return Measurement(operator, y + std * n, std)
 
     def of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A x for x (B, *), and y in its dtype, on its device.
@@ -570,25 +602,51 @@ def check_operator(operator: LinearOperator, shape: Sequence[int], *, seed: int 
     def draw(event: Sequence[int]) -> Tensor:
         return stream.normal((4, *event), torch.float64)
 
-    def agree(what: str, got: Tensor, expected: Tensor) -> None:
-        if got.shape != expected.shape:
-            raise CheckError(f"{what}: shapes {tuple(got.shape)} and {tuple(expected.shape)}")
-        off = (got - expected).abs().max()
-        if not float(off) <= 1e-6 * float(expected.abs().max()):
-            i = int((got - expected).abs().flatten().argmax())
-            raise CheckError(f"{what}: {got.flatten()[i].item()} and {expected.flatten()[i].item()}")
+    x = draw(shape)
+    z = draw(shape)
+    done = [_check_linear(operator, x, z), _check_one_by_one(operator, x, z)]
 
-    x, other = draw(shape), draw(shape)
-    y = operator.apply(x)
-    agree("A(2x - 3z) and 2Ax - 3Az", operator.apply(2 * x - 3 * other), 2 * y - 3 * operator.apply(other))
-    agree("a sample among others", operator.apply(torch.cat([x[:1], other[1:]]))[:1], y[:1])
-    v = operator.restrict(draw(y.shape[1:]))
-    agree("<Ax, y> and <x, A^T y>", dot(y, v), dot(x, operator.adjoint(v)))
-    done = ["A is linear", "samples are measured one by one", "the adjoint is that of A"]
-    back = operator.solve(v, 0.5)
-    agree("(A A^T + shift) of the solution and v", operator.apply(operator.adjoint(back)) + 0.5 * back, v)
-    done.append("solve is the inverse of A A^T + shift")
+    y = operator.restrict(draw(operator.apply(x).shape[1:]))
+    done += [_check_adjoint(operator, x, y), _check_solve(operator, y)]
     if operator.full_rank:
-        agree("A A^+ y and y", operator.apply(operator.pseudo_inverse(v)), v)
-        done.append("A of the pseudo-inverse of y is y")
+        done.append(_check_pseudo_inverse(operator, y))
     return tuple(done)
+
+
+def _check_linear(operator: LinearOperator, x: Tensor, z: Tensor) -> str:
+    combined = operator.apply(2 * x - 3 * z)
+    _require_agreement("A(2x - 3z) and 2Ax - 3Az", combined, 2 * operator.apply(x) - 3 * operator.apply(z))
+    return "A is linear"
+
+
+def _check_one_by_one(operator: LinearOperator, x: Tensor, z: Tensor) -> str:
+    among_others = operator.apply(torch.cat([x[:1], z[1:]]))
+    _require_agreement("a sample among others", among_others[:1], operator.apply(x)[:1])
+    return "samples are measured one by one"
+
+
+def _check_adjoint(operator: LinearOperator, x: Tensor, y: Tensor) -> str:
+    _require_agreement("<Ax, y> and <x, A^T y>", dot(operator.apply(x), y), dot(x, operator.adjoint(y)))
+    return "the adjoint is that of A"
+
+
+def _check_solve(operator: LinearOperator, y: Tensor, shift: float = 0.5) -> str:
+    u = operator.solve(y, shift)
+    product = operator.apply(operator.adjoint(u)) + shift * u
+    _require_agreement("(A A^T + shift) of the solution and v", product, y)
+    return "solve is the inverse of A A^T + shift"
+
+
+def _check_pseudo_inverse(operator: LinearOperator, y: Tensor) -> str:
+    _require_agreement("A A^+ y and y", operator.apply(operator.pseudo_inverse(y)), y)
+    return "A of the pseudo-inverse of y is y"
+
+
+def _require_agreement(values: str, got: Tensor, expected: Tensor) -> None:
+    if got.shape != expected.shape:
+        raise CheckError(f"{values}: shapes {tuple(got.shape)} and {tuple(expected.shape)}")
+
+    difference = (got - expected).abs()
+    if not float(difference.max()) <= AGREEMENT * float(expected.abs().max()):
+        i = int(difference.flatten().argmax())
+        raise CheckError(f"{values}: {got.flatten()[i].item()} and {expected.flatten()[i].item()}")

@@ -64,7 +64,9 @@ class PosteriorScore(Score, ABC):
         require_score(score)
         require_measurement(measurement)
         super().__init__(score.net, score.sde, "data")
-        self.score, self.measurement, self.operator = score, measurement, measurement.linear()
+        self.score = score
+        self.measurement = measurement
+        self.operator = measurement.linear()
         self._as_it_is = False
 
     @property
@@ -101,7 +103,8 @@ class PosteriorScore(Score, ABC):
 
     def _around(self, score: Score) -> Score:
         other = copy.copy(self)
-        other.score, other.net = score, score.net
+        other.score = score
+        other.net = score.net
         return other
 
     @outside_inference_mode
@@ -109,7 +112,8 @@ class PosteriorScore(Score, ABC):
         """The posterior mean of the data at x (B, *) and t (B,)."""
         sde = self.score.sde
         assert has_scalar_marginal(sde)
-        alpha, sigma = (expand(c(t), x) for c in (sde.alpha, sde.sigma))
+        alpha = expand(sde.alpha(t), x)
+        sigma = expand(sde.sigma(t), x)
 
         def denoiser(x: Tensor) -> Tensor:
             out = self.score.output(x, t, **kwargs)
@@ -162,9 +166,10 @@ class DiffPIR(PosteriorScore):
 
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoised data, pulled towards the measurement."""
-        D, (operator, std) = denoiser(x), (self.operator, self.measurement.std)
-        shift = std**2 * self.strength * (alpha / sigma) ** 2
-        return D + operator.adjoint(operator.solve(self.measurement.residual(D), shift))
+        D = denoiser(x)
+        shift = self.measurement.std**2 * self.strength * (alpha / sigma) ** 2
+        solved = self.operator.solve(self.measurement.residual(D), shift)
+        return D + self.operator.adjoint(solved)
 
 
 class PiGDM(PosteriorScore):
@@ -206,10 +211,11 @@ class PiGDM(PosteriorScore):
 
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoised data, and the likelihood's gradient."""
-        D, (operator, std) = Linearised(denoiser, x), (self.operator, self.measurement.std)
-        variance = (sigma * self.data_std) ** 2 / (sigma**2 + (alpha * self.data_std) ** 2)
-        solved = operator.solve(self.measurement.residual(D.value), std**2 / variance) / variance
-        return D.value + sigma**2 / alpha * D.vjp(operator.adjoint(solved))
+        D = Linearised(denoiser, x)
+        r2 = (sigma * self.data_std) ** 2 / (sigma**2 + (alpha * self.data_std) ** 2)
+        shift = self.measurement.std**2 / r2
+        solved = self.operator.solve(self.measurement.residual(D.value), shift) / r2
+        return D.value + sigma**2 / alpha * D.vjp(self.operator.adjoint(solved))
 
 
 class MMPS(PosteriorScore):
@@ -257,11 +263,14 @@ class MMPS(PosteriorScore):
 
     def posterior_mean(self, denoiser: Callable[[Tensor], Tensor], x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The denoised data, and the gain of the measurement."""
-        D, (operator, std) = Linearised(denoiser, x), (self.operator, self.measurement.std)
+        D = Linearised(denoiser, x)
+        std = self.measurement.std
 
         def covariances(p: Tensor) -> tuple[Tensor, Tensor]:
-            with_data = sigma**2 / alpha * D.vjp(operator.adjoint(p))  # V A^T p
-            return operator.apply(with_data) + std**2 * p, with_data
+            """Covariances of the measurement with itself and with the data, times p."""
+            VAp = sigma**2 / alpha * D.vjp(self.operator.adjoint(p))
+            return self.operator.apply(VAp) + std**2 * p, VAp
 
         solve = conjugate_residual if self.linear_solver == "gcr" else conjugate_gradient
-        return D.value + solve(covariances, self.measurement.residual(D.value), self.iterations)
+        gain = solve(covariances, self.measurement.residual(D.value), self.iterations)
+        return D.value + gain

@@ -621,7 +621,7 @@ def _block_matrix(A: Tensor, Q: Tensor) -> Tensor:
 
 
 def _doublings(A: Tensor, B: Tensor) -> int:
-    """How often A B has to be halved until no row sums to more than 1."""
+    """Number of halvings after which no row of A B sums to more than 1."""
     reach = float(B.abs().max()) * float(A.abs().sum(1).max()) if B.numel() else 0.0
     return max(0, math.ceil(math.log2(reach))) if reach > 0 else 0
 

@@ -109,20 +109,34 @@ class ExponentialPair(Value):
     def weights(self, h: Tensor) -> Tensor:
         """The table for steps h (b,): (stages + 2, 1 + stages, b)."""
         zero = torch.zeros_like(h)
-        phi_1, phi_2 = h * phi_values(1, -h), h * phi_values(2, -h)
         c2 = self.c[1]
+        first = [zero + 1]
         second = [(-c2 * h).exp(), c2 * h * phi_values(1, -c2 * h)]
-        of_two = [(-h).exp(), phi_1 - phi_2 / c2, phi_2 / c2]
-        if self.order == 2:
-            active = [[zero + 1], second, of_two, [zero, -phi_2 / c2, phi_2 / c2]]
-        else:
-            c3 = self.c[2]
-            inner = c3 * h * phi_values(2, -c3 * h) * (c3 / c2)
-            third = [(-c3 * h).exp(), c3 * h * phi_values(1, -c3 * h) - inner, inner]
-            end = [(-h).exp(), phi_1 - phi_2 / c3, zero, phi_2 / c3]
-            error = [zero, phi_2 / c2 - phi_2 / c3, -phi_2 / c2, phi_2 / c3]
-            active = [[zero + 1], second, third, end, error]
-        return torch.stack([torch.stack(row + [zero] * (self.order + 1 - len(row))) for row in active])
+        end = self._end_of_two(h, zero) if self.order == 2 else self._end_of_three(h, zero)
+        rows = [first, second, *end]
+
+        padded = [row + [zero] * (self.order + 1 - len(row)) for row in rows]
+        return torch.stack([torch.stack(row) for row in padded])
+
+    def _end_of_two(self, h: Tensor, zero: Tensor) -> list[list[Tensor]]:
+        """Rows of the new state and of the error estimate, for order 2."""
+        w1 = h * phi_values(1, -h)
+        w2 = h * phi_values(2, -h) / self.c[1]
+        end = [(-h).exp(), w1 - w2, w2]
+        error = [zero, -w2, w2]
+        return [end, error]
+
+    def _end_of_three(self, h: Tensor, zero: Tensor) -> list[list[Tensor]]:
+        """Rows of the third stage, of the new state and of the error estimate, for order 3."""
+        _, c2, c3 = self.c
+        inner = c3 * h * phi_values(2, -c3 * h) * (c3 / c2)
+        third = [(-c3 * h).exp(), c3 * h * phi_values(1, -c3 * h) - inner, inner]
+
+        w1 = h * phi_values(1, -h)
+        w2 = h * phi_values(2, -h)
+        end = [(-h).exp(), w1 - w2 / c3, zero, w2 / c3]
+        error = [zero, w2 / c2 - w2 / c3, -w2 / c2, w2 / c3]
+        return [third, end, error]
 
     def error(self, norms: Sequence[Tensor]) -> Tensor:
         """The error (b,) from the norm of the estimate."""
@@ -150,15 +164,23 @@ class Flow:
     def __init__(
         self, model: BoundScore, variable: str, ends: tuple[float, float], batch: int, *, linear: bool = False
     ) -> None:
-        self.model, self.sde, self.variable, self.batch = model, model.sde, variable, batch
-        self.ends, self.linear = ends, linear
         one_of("variable", variable, VARIABLES)
-        if variable != "time" and not has_scalar_marginal(self.sde):
-            raise TypeError(f"variable={variable!r} needs a process with alpha(t) and sigma(t), got {self.sde!r}")
+        if variable != "time" and not has_scalar_marginal(model.sde):
+            raise TypeError(f"variable={variable!r} needs a process with alpha(t) and sigma(t), got {model.sde!r}")
+
+        self.model = model
+        self.sde = model.sde
+        self.variable = variable
+        self.ends = ends
+        self.batch = batch
+        self.linear = linear
         self.coordinate = COORDINATES[variable]
         assert self.coordinate.slope is not None
         self.target = self.coordinate.slope
-        self.start, self.end = (self.coordinate.of(node) for node in self.sde.nodes(ends))
+
+        start, end = self.sde.nodes(ends)
+        self.start = self.coordinate.of(start)
+        self.end = self.coordinate.of(end)
         if not (math.isfinite(self.start) and math.isfinite(self.end)):
             raise ValueError(
                 f"{variable} is {self.start} at t={ends[0]} and {self.end} at t={ends[1]}: both must be finite; "
@@ -289,22 +311,24 @@ class Adaptive(AdaptiveSolver):
 
     def run(self, problem: Problem) -> Integration:
         """Carry the states from start to end."""
-        pair, model = self.pair, problem.model
+        variable = self.variable or ("log-snr" if self.pair.linear else default_variable(problem.sde))
         ends = (problem.start, problem.end)
-        variable = self.variable or ("log-snr" if pair.linear else default_variable(problem.sde))
-        flow = Flow(model, variable, ends, len(problem.x), linear=bool(pair.linear))
-        max_steps = self.max_steps
-        if problem.calls is not None:
-            reused = int(pair.fsal)
-            calls = problem.calls - reused - (self.first_step is None)
-            max_steps = min(max_steps, calls // (len(pair.c) - reused))
+        flow = Flow(problem.model, variable, ends, len(problem.x), linear=bool(self.pair.linear))
         end = integrate(
-            flow.slope, flow.enter(problem.x), flow.start, flow.end, pair,
-            rtol=self.rtol, atol=self.atol, max_steps=max_steps, controller=self.controller,
+            flow.slope, flow.enter(problem.x), flow.start, flow.end, self.pair,
+            rtol=self.rtol, atol=self.atol, max_steps=self._attempts(problem.calls), controller=self.controller,
             first_step=self.first_step, batch_coupled=self.batch_coupled, on_leave=problem.on_leave,
         )  # fmt: skip
         x, t = flow.leave(end.y[0], end.t)
         return replace(end, y=(x,), t=t)
+
+    def _attempts(self, calls: int | None) -> int:
+        """The most attempts at steps that a budget of network calls covers."""
+        if calls is None:
+            return self.max_steps
+        reused = int(self.pair.fsal)
+        of_steps = calls - reused - (self.first_step is None)
+        return min(self.max_steps, of_steps // (len(self.pair.c) - reused))
 
 
 def require_one_noise_level(name: str, sde: SDE) -> None:
@@ -403,10 +427,14 @@ class _PathStepper(Counting):
     def __init__(self, solver: GGF, problem: Problem) -> None:
         n = len(problem.x)
         super().__init__(n)
-        self.solver, self.problem, self.order = solver, problem, 1 / solver.exponent
+        self.solver = solver
+        self.problem = problem
+        self.order = 1 / solver.exponent
         self.paths = self.tree(problem.seeds, problem.x.shape[1:], problem.start)
-        self.place, self.path = np.zeros(n), np.zeros((n, problem.x[0].numel()))  # where each sample is
-        self._next = self.place, self.path  # and would be after the step
+
+        self.place = np.zeros(n)  # where each sample is, and its path there
+        self.path = np.zeros((n, problem.x[0].numel()))
+        self._next = self.place, self.path  # after the step that is attempted
 
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
         """The reverse drift."""
@@ -418,32 +446,47 @@ class _PathStepper(Counting):
         return np.full(len(active.samples), self.solver.first_step)
 
     def attempt(self, active: Active) -> Attempt:
-        """One step of each row."""
-        (x,), (slope,) = active.y, self.first(active, active.carry[:1], active.last_accepted)
-        before = active.carry[1] if active.carry else x
-        dW = torch.from_numpy(self._increment(active)).view(x.shape).to(device=x.device, dtype=x.dtype)
-        h, g, g_end = (column(v, x) for v in (torch.from_numpy(active.h), self._g(active.u), self._g(active.u_next)))
+        """One step of each active sample."""
+        (x,) = active.y
+        (slope,) = self.first(active, active.carry[:1], active.last_accepted)
+        h = column(torch.from_numpy(active.h), x)
+        g = column(self._g(active.u), x)
+        g_end = column(self._g(active.u_next), x)
+        dW = self._increment(active, x)
+
         euler = x + h * slope + g * dW
         (end_slope,) = self.evaluate(active, (euler,), active.u_next)
         end = (euler + x + h * end_slope + g_end * dW) / 2
-        scale = (self.solver.rtol * torch.maximum(euler.abs(), before.abs())).clamp_min(self.solver.atol)
-        error = rms((end - euler) / scale) * self._shortness(euler - x, h * slope, h.abs() * g**2)
+
+        before = active.carry[1] if active.carry else x
+        error = self._scaled(end - euler, euler, before) * self._shortness(euler - x, h * slope, h.abs() * g**2)
         return Attempt((end,), error, (slope, euler), (slope, before))
+
+    def _scaled(self, difference: Tensor, euler: Tensor, before: Tensor) -> Tensor:
+        """Norm of a difference in units of the tolerances, for x' of this step and the step before."""
+        size = torch.maximum(euler.abs(), before.abs())
+        scale = (self.solver.rtol * size).clamp_min(self.solver.atol)
+        return rms(difference / scale)
 
     def _shortness(self, move: Tensor, drift: Tensor, variance: Tensor) -> Tensor:
         """The expected length of the move x' - x over its own, at least 1."""
-        expected, length = (rms(drift).square() + flat(variance)[:, 0]).sqrt(), rms(move)
+        expected = (rms(drift).square() + flat(variance)[:, 0]).sqrt()
+        length = rms(move)
         return torch.where(length > 0, expected / length, 1).clamp_min(1)
 
-    def _increment(self, active: Active) -> np.ndarray:
-        """Increment of the Brownian paths (b, D) over the step."""
+    def _increment(self, active: Active, x: Tensor) -> Tensor:
+        """Increment of the Brownian paths over the step, like the states x."""
         length = self.problem.end - self.problem.start
         share, exponent = np.frexp(active.h / length)
         digits = 2.0**DIGITS
-        there = self.place[active.samples] + np.ldexp(np.rint(share * digits) / digits, exponent)
-        there = np.where(active.u_next == self.problem.end, 1.0, np.minimum(there, 1.0))
-        self._next = there, self.paths.at(there, active.samples)
-        return (self._next[1] - self.path[active.samples]) * math.sqrt(abs(length))
+        step = np.ldexp(np.rint(share * digits) / digits, exponent)
+        place = self.place[active.samples] + step
+        place = np.where(active.u_next == self.problem.end, 1.0, np.minimum(place, 1.0))
+
+        path = self.paths.at(place, active.samples)
+        self._next = place, path
+        increment = (path - self.path[active.samples]) * math.sqrt(abs(length))
+        return torch.from_numpy(increment).view(x.shape).to(device=x.device, dtype=x.dtype)
 
     def _g(self, t: np.ndarray) -> Tensor:
         return self.problem.sde.g(torch.from_numpy(t))

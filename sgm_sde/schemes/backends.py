@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +30,8 @@ from sgm_sde.schemes.base import AdaptiveSolver, Problem
 from sgm_sde.scores.model import BoundScore
 
 Slope = Callable[[float | Tensor, Tensor], Tensor]
+ITO = ("euler", "milstein", "srk")  # methods of torchsde that solve the Ito equation
+STEP_ROUNDING = 1e-9  # by which even steps are longer, so that rounding leaves no rest of the run for one more
 
 
 class BatchCoupledWarning(UserWarning):
@@ -97,45 +99,54 @@ class Backend(AdaptiveSolver):
 
     def run(self, problem: Problem) -> Integration:
         """Carry the states from start to end."""
-        n, model = len(problem.x), problem.model
+        self._require_settings(problem)
+        n = len(problem.x)
+        start_calls = problem.model.nfe
+        ended = _Ended.of(problem)
+        for group in torch.chunk(torch.arange(n, device="cpu"), n if self.per_sample else 1):
+            self._run_group(problem, group, ended)
+            if problem.on_leave is not None:
+                problem.on_leave(len(group))
+
+        uncounted = torch.full((n,), -1, dtype=torch.int64, device="cpu")  # accepted and rejected steps
+        calls = problem.model.nfe - start_calls
+        outcome = tuple(ended.outcome)
+        return Integration((ended.x,), ended.t, outcome, uncounted, uncounted, ended.evaluations, calls, ended.lost)
+
+    def _run_group(self, problem: Problem, group: Tensor, ended: _Ended) -> None:
+        """Carry the samples of numbers `group` on together, and note how they ended."""
+        model = problem.model
+        before = model.nfe
+        index = group.to(problem.x.device)
+        seen = _Seen(math.inf if problem.calls is None else before + problem.calls, model, self.stops_at_nan)
+        try:
+            x = self._solve(problem, index, seen)
+        except (OutOfCalls, GaveUp, AssertionError) as error:  # torchdiffeq gives up by assertions
+            reason = seen.reason(error)
+            lost = set(seen.bad) if reason == NOT_FINITE else set()
+        else:
+            reason = COMPLETED
+            lost = seen.bad.keys() & not_finite(x)
+            ended.x = ended.x.index_copy(0, index, x.to(ended.x.dtype))
+            ended.t[group] = problem.end
+
+        ended.evaluations[group] = model.nfe - before
+        ended.note(group.tolist(), reason, {j: seen.bad[j] for j in lost})
+
+    def _require_settings(self, problem: Problem) -> None:
+        """Raise or warn where steps, budget and batch do not go with the method."""
         if self.method not in self.adaptive and problem.steps is None:
             raise ValueError(f"{self.name} takes even steps: say how many with steps=")
         if problem.steps is not None:
             check_integer("steps", problem.steps)
         if problem.calls is not None and self.per_sample:
             raise ValueError(f"nfe= is a budget of the whole run, and {self.name} runs sample by sample: leave it out")
-        if n > 1 and self._coupled(problem) and not self.per_sample:
+        if len(problem.x) > 1 and self._coupled(problem) and not self.per_sample:
             warn(
                 f"{self.name} takes one step size for the whole batch, so that a sample depends on its batch-mates; "
                 f"per_sample=True runs them one by one, and solver='dopri5' gives each its own steps",
                 BatchCoupledWarning,
             )
-        x, t = problem.x.clone(), torch.full((n,), problem.start, dtype=torch.float64, device="cpu")
-        evaluations, outcome = torch.zeros(n, dtype=torch.int64, device="cpu"), [COMPLETED] * n
-        start_calls, lost_at = model.nfe, dict[int, float]()
-        for group in torch.chunk(torch.arange(n, device="cpu"), n if self.per_sample else 1):
-            before, at = model.nfe, group.to(x.device)
-            limit = math.inf if problem.calls is None else before + problem.calls
-            seen = _Seen(limit, model, self.stops_at_nan)
-            try:
-                end = self._solve(problem, at, seen)
-                reason = COMPLETED
-                x = x.index_copy(0, at, end.to(x.dtype))
-                t[group] = problem.end
-                lost = seen.bad.keys() & not_finite(end)
-            except (OutOfCalls, GaveUp, AssertionError) as error:  # torchdiffeq gives up by assertions
-                reason = seen.reason(error)
-                lost = set(seen.bad) if reason == NOT_FINITE else set()
-            for j, i in enumerate(group.tolist()):
-                outcome[i] = NOT_FINITE if j in lost else GIVEN_UP if reason == NOT_FINITE else reason
-                if j in lost:
-                    lost_at[i] = seen.bad[j]
-            evaluations[group] = model.nfe - before
-            if problem.on_leave is not None:
-                problem.on_leave(len(group))
-        unknown = torch.full((n,), -1, dtype=torch.int64, device="cpu")
-        calls = model.nfe - start_calls
-        return Integration((x,), t, tuple(outcome), unknown, unknown, evaluations, calls, lost_at)
 
     @abstractmethod
     def _solve(self, problem: Problem, index: Tensor, seen: _Seen) -> Tensor:
@@ -146,12 +157,43 @@ class GaveUp(Exception):
     """The backend reports that it did not reach the end."""
 
 
+@dataclass
+class _Ended:
+    """States and times at which samples ended, network calls for each, how it ended, and when it was lost to NaN."""
+
+    x: Tensor
+    t: Tensor
+    evaluations: Tensor
+    outcome: list[str]
+    lost: dict[int, float]
+
+    @classmethod
+    def of(cls, problem: Problem) -> _Ended:
+        """All samples at the start."""
+        n = len(problem.x)
+        t = torch.full((n,), problem.start, dtype=torch.float64, device="cpu")
+        evaluations = torch.zeros(n, dtype=torch.int64, device="cpu")
+        return cls(problem.x.clone(), t, evaluations, [COMPLETED] * n, {})
+
+    def note(self, group: list[int], reason: str, lost: Mapping[int, float]) -> None:
+        """How a group ended; of its members, some were lost at times."""
+        for j, i in enumerate(group):
+            if j in lost:
+                self.outcome[i] = NOT_FINITE
+                self.lost[i] = lost[j]
+            else:
+                self.outcome[i] = GIVEN_UP if reason == NOT_FINITE else reason
+
+
 class _Seen:
     """Keeps an eye on what a backend evaluates, and on the budget: `bad` has the samples whose values were not finite
     and the time of the first of each."""
 
     def __init__(self, limit: float, model: BoundScore, stops_at_nan: bool = False) -> None:
-        self.limit, self.model, self.stops_at_nan, self.failed = limit, model, stops_at_nan, False
+        self.limit = limit
+        self.model = model
+        self.stops_at_nan = stops_at_nan
+        self.failed = False
         self.bad: dict[int, float] = {}
 
     def __call__(self, evaluate: Callable[[], Tensor], time: Callable[[], float]) -> Tensor:
@@ -162,6 +204,7 @@ class _Seen:
         except Exception:
             self.failed = True
             raise
+
         bad = not_finite(value)
         self.bad |= {j: time() for j in bad if j not in self.bad}
         if bad and self.stops_at_nan:
@@ -192,20 +235,23 @@ class FlowBackend(Backend):
         one_of("variable", self.variable, (None, *VARIABLES))
 
     def _solve(self, problem: Problem, index: Tensor, seen: _Seen) -> Tensor:
-        ends = (problem.start, problem.end)
-        flow = Flow(problem.model, self.variable or default_variable(problem.sde), ends, len(problem.x))
+        variable = self.variable or default_variable(problem.sde)
+        flow = Flow(problem.model, variable, (problem.start, problem.end), len(problem.x))
         span = flow.end - flow.start
 
-        def place(s: float) -> Tensor:
-            u = flow.end if s >= 1 else flow.start + s * span
+        def place(s: float | Tensor) -> Tensor:
+            at = float(s.detach()) if isinstance(s, Tensor) else s
+            u = flow.end if at >= 1 else flow.start + at * span
             return torch.full((len(index),), u, dtype=torch.float64, device="cpu")
 
         def slope(s: float | Tensor, z: Tensor) -> Tensor:
-            at = float(s.detach()) if isinstance(s, Tensor) else s
-            return span * seen(lambda: flow.slope(place(at), z, index), lambda: float(flow.time(place(at))[0]))
+            u = place(s)
+            dz_du = seen(lambda: flow.slope(u, z, index), lambda: float(flow.time(u)[0]))
+            return span * dz_du
 
         z = self._odeint(slope, flow.enter(problem.x[index]), problem.steps)
-        return flow.leave(z, place(1.0))[0]
+        x, _ = flow.leave(z, place(1.0))
+        return x
 
     @abstractmethod
     def _odeint(self, slope: Slope, z: Tensor, steps: int | None) -> Tensor:
@@ -272,15 +318,19 @@ class SciPy(FlowBackend):
         if torch.is_grad_enabled():
             raise ValueError(f"{self.name} leaves torch and has no gradients: leave out enable_grad=True")
 
-        def fun(s: float, flat: np.ndarray) -> np.ndarray:
-            return slope(s, torch.from_numpy(flat).to(z).view_as(z)).double().cpu().numpy().ravel()
+        def to_numpy(value: Tensor) -> np.ndarray:
+            return value.double().cpu().numpy().ravel()
 
-        solution = solve_ivp(
-            fun, (0.0, 1.0), z.double().cpu().numpy().ravel(), method=self.method, rtol=self.rtol, atol=self.atol
-        )
+        def to_torch(value: np.ndarray) -> Tensor:
+            return torch.from_numpy(value).to(z).view_as(z)
+
+        def fun(s: float, y: np.ndarray) -> np.ndarray:
+            return to_numpy(slope(s, to_torch(y)))
+
+        solution = solve_ivp(fun, (0.0, 1.0), to_numpy(z), method=self.method, rtol=self.rtol, atol=self.atol)
         if not solution.success:
             raise GaveUp(solution.message)
-        return torch.from_numpy(solution.y[:, -1]).to(z).view_as(z)
+        return to_torch(solution.y[:, -1])
 
 
 @dataclass(frozen=True)
@@ -313,40 +363,54 @@ class TorchSDE(Backend):
         import torchsde
 
         require_one_noise_level(self.name, problem.sde)
-        model, x = problem.model, problem.x[index]
-        start, end, ito = problem.start, problem.end, self.method in ("euler", "milstein", "srk")
-
-        class Reverse:
-            noise_type, sde_type = "diagonal", "ito" if ito else "stratonovich"
-
-            def time(self, s: Tensor | float) -> Tensor:
-                t = min(max(start - float(s), end), start)
-                return torch.full((len(x),), t, dtype=torch.float64, device="cpu")
-
-            def f(self, s: Tensor | float, y: Tensor) -> Tensor:
-                with model.only(index, len(problem.x)):
-                    value = seen(
-                        lambda: model.predict_at("drift", y.view_as(x), self.time(s), 1.0),
-                        lambda: float(self.time(s)[0]),
-                    )
-                return -value.reshape(y.shape)
-
-            def g(self, s: Tensor | float, y: Tensor) -> Tensor:
-                return torch.full_like(y, float(problem.sde.g(self.time(s)[:1])))
-
-        span = start - end
+        reverse = _Reverse(problem, index, seen, "ito" if self.method in ITO else "stratonovich")
+        x = problem.x[index]
         y = flat(x)
+        span = problem.start - problem.end
         ts = torch.tensor([0.0, span], dtype=y.dtype, device=y.device)
-        levy = "space-time" if self.method == "srk" else "none"
-        bm = _intervals([problem.seeds[i] for i in index.tolist()], y, ts, levy)
+
+        seeds = [problem.seeds[i] for i in index.tolist()]
+        bm = _intervals(seeds, y, ts, levy="space-time" if self.method == "srk" else "none")
         adaptive = problem.steps is None
-        dt = span / 100 if problem.steps is None else span / problem.steps * (1 + 1e-9)  # no step more for rounding
+        dt = span / 100 if problem.steps is None else span / problem.steps * (1 + STEP_ROUNDING)
         with warnings.catch_warnings():  # of noise that depends on the state, which this one does not
             warnings.filterwarnings("ignore", "Numerical solution is not guaranteed")
             _, y_end = torchsde.sdeint(
-                Reverse(), y, ts, bm=bm, method=self.method, dt=dt, adaptive=adaptive, rtol=self.rtol, atol=self.atol
+                reverse, y, ts, bm=bm, method=self.method, dt=dt, adaptive=adaptive, rtol=self.rtol, atol=self.atol
             )  # fmt: skip
         return y_end.view_as(x)
+
+
+class _Reverse:
+    """The reverse SDE as torchsde takes it: s runs upwards from the start, and states are flat, (b, D)."""
+
+    noise_type = "diagonal"
+
+    def __init__(self, problem: Problem, index: Tensor, seen: _Seen, sde_type: str) -> None:
+        self.problem = problem
+        self.index = index
+        self.seen = seen
+        self.sde_type = sde_type
+
+    def time(self, s: Tensor | float) -> Tensor:
+        """t of each sample."""
+        start = self.problem.start
+        t = min(max(start - float(s), self.problem.end), start)
+        return torch.full((len(self.index),), t, dtype=torch.float64, device="cpu")
+
+    def f(self, s: Tensor | float, y: Tensor) -> Tensor:
+        """Drift."""
+        model = self.problem.model
+        x = y.view(len(y), *self.problem.x.shape[1:])
+        t = self.time(s)
+        with model.only(self.index, len(self.problem.x)):
+            drift = self.seen(lambda: model.predict_at("drift", x, t, 1.0), lambda: float(t[0]))
+        return -drift.reshape(y.shape)
+
+    def g(self, s: Tensor | float, y: Tensor) -> Tensor:
+        """Diffusion."""
+        t = self.time(s)[:1]
+        return torch.full_like(y, float(self.problem.sde.g(t)))
 
 
 def _intervals(seeds: Sequence[tuple[int, int]], y: Tensor, ts: Tensor, levy: str) -> Any:

@@ -139,7 +139,8 @@ class Solver(Value, ABC):
             >>> sg.EulerMaruyama().default_grid(sg.VPSDE())
             Uniform()
         """
-        start, end = sde.T if t_start is None else t_start, sde.eps if t_end is None else t_end
+        start = sde.T if t_start is None else t_start
+        end = sde.eps if t_end is None else t_end
         own = rule(sde.default_grid)
         for name in self.grids:
             choice = own if name == "own" else rule(name)
@@ -199,7 +200,8 @@ class Solver(Value, ABC):
         A step takes a call or more, so that the cost grows with their number: no solver needs to say more about it than
         `nfe`, and the two cannot disagree.
         """
-        few, many = 0, max(nfe, 0) + 1
+        few = 0
+        many = max(nfe, 0) + 1
         while many - few > 1:
             middle = (few + many) // 2
             if self.nfe(middle) <= nfe:

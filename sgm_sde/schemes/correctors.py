@@ -60,7 +60,8 @@ class Corrector(Value, ABC):
                 begun = True
             for n in range(self.n_steps):
                 score = model.predict("score", x, grid.times[i])
-                x, added = self.update(x, score, noise.normal(tuple(x.shape), x.dtype, x.device), constants[i])
+                z = noise.normal(tuple(x.shape), x.dtype, x.device)
+                x, added = self.update(x, score, z, constants[i])
                 if not (mean and i == grid.steps and n == self.n_steps - 1):
                     x = x + added
             return x
@@ -184,14 +185,20 @@ class Langevin(Corrector):
         """One update: its mean, and what noise adds."""
         if self.norm == "expected":
             return x + constant * score, math.sqrt(2 * constant) * z
-        root = self.snr * self._ratio(z, score).reshape(-1, *[1] * (x.ndim - 1))  # sqrt(epsilon / (2 a))
-        return x + 2 * constant * root**2 * score, 2 * math.sqrt(constant) * root * z
+
+        ratio = self._ratio(z, score).reshape(-1, *[1] * (x.ndim - 1))
+        root = self.snr * ratio  # sqrt(epsilon / (2 a))
+        mean = x + 2 * constant * root**2 * score
+        return mean, 2 * math.sqrt(constant) * root * z
 
     def _ratio(self, z: Tensor, s: Tensor) -> Tensor:
         """|z| / |s|, one for each sample or one for all; 0 where the score vanishes, so that nothing moves."""
-        z_norm, s_norm = (flat(v).norm(dim=1) for v in (z, s))
+        z_norm = flat(z).norm(dim=1)
+        s_norm = flat(s).norm(dim=1)
         if self.norm == "batch":
-            z_norm, s_norm = z_norm.mean(), s_norm.mean()
+            z_norm = z_norm.mean()
+            s_norm = s_norm.mean()
+
         moves = s_norm > 0
         return torch.where(moves, z_norm / torch.where(moves, s_norm, 1), 0)  # finite in its derivative, too
 

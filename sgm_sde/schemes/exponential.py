@@ -29,6 +29,7 @@ from sgm_sde.schemes.base import Solver
 from sgm_sde.schemes.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart
 
 Eta = float | Callable[[float], float]
+EVERYWHERE = (0.0, math.inf)  # all noise levels
 FEW_STEPS = 15  # below them the literature's codes lower the order of the last steps
 NATIVE = {"data": "log-snr", "noise": "log-snr", "v": "angle", "rectified": "flow-time"}
 
@@ -59,50 +60,69 @@ class Exponential(Solver):
     variant: str = "exact"
     eta: Eta = 0.0  # type: ignore[assignment]
     noise_scale: str | None = None
-    window: tuple[float, float] = (0.0, math.inf)
+    window: tuple[float, float] = EVERYWHERE
     sigma_data: float = 1.0
     no_signal_above: float | None = None
     name: str = "exponential"
     source: str = ""
 
     def __post_init__(self) -> None:
+        self._settle_interpolation()
+        self._settle_stochasticity()
+        self._settle_v()
+
+    def _settle_interpolation(self) -> None:
+        """Prediction, variable and variant: allowed, and made for one another."""
         one_of("prediction", self.prediction, PARTS)
-        variable = NATIVE[self.prediction] if self.variable is None else self.variable
-        settle(self, variable=variable)
         native = NATIVE[self.prediction]
-        allowed = {"v": (native, "log-snr"), "rectified": (native,)}.get(self.prediction, VARIABLES[:4])
-        one_of(f"variable of {self.prediction}", variable, allowed)
+        variable = native if self.variable is None else self.variable
+        settle(self, variable=variable)
+
+        allowed = {"v": (native, "log-snr"), "rectified": (native,)}
+        one_of(f"variable of {self.prediction}", variable, allowed.get(self.prediction, VARIABLES[:4]))
         one_of("variant", self.variant, VARIANTS)
+
+        given = f"{self.prediction} in {variable}"
+        if self.variant == "bh1" and variable != "log-snr":
+            raise ValueError(f"variant='bh1' is made for data or noise in log-SNR, got {given}")
+        if self.variant in ("fixed", "ipndm-v") and (self.prediction, variable) != ("noise", "noise-level"):
+            raise ValueError(f"variant={self.variant!r} is made for noise in the noise level, got {given}")
+
+    def _settle_stochasticity(self) -> None:
+        """`eta`, `noise_scale` and `window`: in range, and none that acts on nothing."""
         if callable(self.eta):
             require_function("eta", self.eta, "of t, or a number", 1)
         else:
             settle(self, eta=stochasticity(self.eta))
         if self.prediction == "rectified" and self.stochastic:
             raise ValueError(f"prediction='rectified' is for the flow, got eta={self.eta!r}")
-        if self.variant == "bh1" and variable != "log-snr":
-            raise ValueError(f"variant='bh1' is made for data or noise in log-SNR, got {self.prediction} in {variable}")
-        if self.variant in ("fixed", "ipndm-v") and (self.prediction, variable) != ("noise", "noise-level"):
-            raise ValueError(
-                f"variant={self.variant!r} is made for noise in the noise level, got {self.prediction} in {variable}"
-            )
-        if self.noise_scale is not None:
-            one_of("noise_scale", self.noise_scale, LOG_SCALES)
-            if self.prediction != "data" or callable(self.eta) or self.eta or self.window != (0.0, math.inf):
-                raise ValueError(
-                    f"noise_scale goes with data prediction and without eta, got noise_scale={self.noise_scale!r}"
-                )
+
+        everywhere = self.window == EVERYWHERE
+        scale = self.noise_scale
+        if scale is not None:
+            one_of("noise_scale", scale, LOG_SCALES)
+            if self.prediction != "data" or callable(self.eta) or self.eta or not everywhere:
+                raise ValueError(f"noise_scale goes with data prediction and without eta, got noise_scale={scale!r}")
+
         low, high = ends_of("window", self.window)
         if not 0 <= low <= high:
             raise ValueError(f"window must be (low, high) with 0 <= low <= high, got {self.window}")
-        if self.window != (0.0, math.inf) and not self.stochastic:
+        if not everywhere and not self.stochastic:
             raise ValueError(f"window acts on eta, which is 0: got window={self.window}")
-        settle(self, window=(low, high), sigma_data=number("sigma_data", self.sigma_data, above=0, most=FAR))
+        settle(self, window=(low, high))
+
+    def _settle_v(self) -> None:
+        """Options of v-prediction."""
+        settle(self, sigma_data=number("sigma_data", self.sigma_data, above=0, most=FAR))
         if self.sigma_data != 1 and self.prediction != "v":
             raise ValueError(f"sigma_data acts on v-prediction, got it with {self.prediction}")
-        if self.no_signal_above is not None:
-            settle(self, no_signal_above=number("no_signal_above", self.no_signal_above, above=0, most=FAR))
-            if (self.prediction, variable) != ("v", "log-snr"):
-                raise ValueError(f"no_signal_above acts on v in log-SNR, got it with {self.prediction} in {variable}")
+        if self.no_signal_above is None:
+            return
+
+        settle(self, no_signal_above=number("no_signal_above", self.no_signal_above, above=0, most=FAR))
+        if (self.prediction, self.variable) != ("v", "log-snr"):
+            given = f"{self.prediction} in {self.variable}"
+            raise ValueError(f"no_signal_above acts on v in log-SNR, got it with {given}")
 
     def __repr__(self) -> str:
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default and f.name not in ("name", "source")]
@@ -166,20 +186,24 @@ def runge_kutta_step(part: LinearPart, k: Step, c: tuple[float, ...]) -> Form:
     Each stage interpolates the evaluation before it and the one at the start. Noise runs through the inner
     nodes: what a stage has drawn, the later ones have as well.
     """
-    s, t = k.start, k.end
+    s = k.start
+    t = k.end
     start = newest = (s, k.evaluate(k.x, s))
-    noisy, drawn = s, Form()
+    drawn = Form()  # noise of the step, as it is at the node `noisy`
+    noisy = s
 
     def advance(to: Node) -> Form:
         nonlocal noisy, drawn
         known: Known = [start] if newest is start else [newest, start]
         x = part.update(s, to, k.x, known)
-        if part.std(noisy, to):
-            drawn = part.factor(noisy, to) * drawn + part.std(noisy, to) * k.noise()
+        std = part.std(noisy, to)
+        if std:
+            drawn = part.factor(noisy, to) * drawn + std * k.noise()
             noisy = to
         return x + drawn
 
-    for fraction in c if math.isfinite(part.coordinate(s)) and math.isfinite(part.coordinate(t)) else ():
+    finite = math.isfinite(part.coordinate(s)) and math.isfinite(part.coordinate(t))
+    for fraction in c if finite else ():
         node = part.between(k, s, t, fraction)
         newest = (node, k.evaluate(advance(node), node))
     if len(c) == 2 and newest is not start:  # accurate enough for the steps to come
@@ -236,17 +260,16 @@ class ExponentialAdams(Exponential):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, nodes=check_integer("nodes", self.nodes), corrector=check_integer("corrector", self.corrector, 0))
+        settle(self, nodes=check_integer("nodes", self.nodes))
+        settle(self, corrector=check_integer("corrector", self.corrector, 0))
         if self.corrector > self.nodes + 1:
             raise ValueError(f"corrector must lie between 0 and nodes + 1 = {self.nodes + 1}, got {self.corrector}")
         one_of("lower_final", self.lower_final, (True, False, None))
         one_of("start", self.start, ("cold", "warm"))
-        if self.start == "warm" and (self.stochastic or not self._inner):
-            raise ValueError(
-                "start='warm' is for deterministic solvers"
-                if self.stochastic
-                else f"start='warm' changes nothing at order {self._potential}"
-            )
+        if self.start == "warm" and self.stochastic:
+            raise ValueError("start='warm' is for deterministic solvers")
+        if self.start == "warm" and not self._inner:
+            raise ValueError(f"start='warm' changes nothing at order {self._potential}")
 
     @property
     def _potential(self) -> int:
@@ -303,20 +326,30 @@ class ExponentialAdams(Exponential):
         nodes: Known = [(k.start, here), *used][: self.corrector]
         return k.x + part.integral(before, k.start, nodes) - part.integral(before, k.start, used)
 
+    def _nodes_at(self, k: Step) -> int:
+        """Number of evaluations that a step uses."""
+        lower = k.n < FEW_STEPS if self.lower_final is None else self.lower_final
+        return min(self.nodes, k.n - k.i) if lower else self.nodes
+
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
-        part, s, t = self.part(k.start, k.end), k.start, k.end
+        s = k.start
+        t = k.end
+        part = self.part(s, t)
+        finite = math.isfinite(part.coordinate(s))
         x = self.corrected(k)
-        if self.start == "warm" and "warm" not in k.memory and math.isfinite(part.coordinate(s)):
+        if self.start == "warm" and "warm" not in k.memory and finite:
             k.memory["warm"] = True
             return runge_kutta_step(replace(part, variant="exact"), k, self._inner)
-        lower = k.n < FEW_STEPS if self.lower_final is None else self.lower_final
-        nodes = min(self.nodes, k.n - k.i) if lower else self.nodes
+
+        nodes = self._nodes_at(k)
         known = part.usable(s, t, k.known(nodes + SPARE), nodes)
-        if self.corrector and math.isfinite(part.coordinate(s)):
+        if self.corrector and finite:
             k.memory["predicted"] = _Predicted(part, s, known)
+
         std = part.std(s, t)
-        return part.update(s, t, x, known) + (std * k.noise() if std else Form())
+        noise = std * k.noise() if std else Form()
+        return part.update(s, t, x, known) + noise
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -358,7 +391,8 @@ class ExponentialRungeKutta(Exponential):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, stages=check_integer("stages", self.stages), reduced=check_integer("reduced", self.reduced, 0))
+        settle(self, stages=check_integer("stages", self.stages))
+        settle(self, reduced=check_integer("reduced", self.reduced, 0))
         one_of("stages", self.stages, (1, 2, 3))
         one_of("variant of a single-step method", self.variant, ("exact", "midpoint"))
         if self.variant == "midpoint" and self.stages != 2:
@@ -433,15 +467,24 @@ class RES(Solver):
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
-        s, t = k.start, k.end
+        s = k.start
+        t = k.end
         h = t.lam - s.lam
         D1 = k.evaluate(k.x, s)
         if not math.isfinite(h):
             return t.sigma / s.sigma * k.x + t.alpha * D1
-        half = k.at(float(s.sde.time(s.lam + t.lam)))
+
         y = k.x / s.alpha
-        D2 = k.evaluate(half.alpha * (math.exp(-h / 2) * y + h / 2 * phi(1, -h / 2) * D1), half)
-        a = 2 * phi(2, -h / 2) + 2 * phi(2, -h)
-        D3 = k.evaluate(t.alpha * (math.exp(-h) * y + h * ((phi(1, -h) - a) * D1 + a * D2)), t)
-        b = phi(2, -h) / 3
-        return t.alpha * (math.exp(-h) * y + h * ((phi(1, -h) - 5 * b) * D1 + 4 * b * D2 + b * D3))
+        middle = k.at(float(s.sde.time(s.lam + t.lam)))
+        y2 = math.exp(-h / 2) * y + h / 2 * phi(1, -h / 2) * D1
+        D2 = k.evaluate(middle.alpha * y2, middle)
+
+        decayed = math.exp(-h) * y
+        phi_1 = phi(1, -h)
+        phi_2 = phi(2, -h)
+        a = 2 * phi(2, -h / 2) + 2 * phi_2
+        y3 = decayed + h * ((phi_1 - a) * D1 + a * D2)
+        D3 = k.evaluate(t.alpha * y3, t)
+
+        b = phi_2 / 3
+        return t.alpha * (decayed + h * ((phi_1 - 5 * b) * D1 + 4 * b * D2 + b * D3))

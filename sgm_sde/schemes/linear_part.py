@@ -125,7 +125,8 @@ class LinearPart(ABC):
 
     def between(self, k: Step, s: Node, t: Node, fraction: float) -> Node:
         """The node at a fraction of the way from s to t in `variable`."""
-        a, b = self.coordinate(s), self.coordinate(t)
+        a = self.coordinate(s)
+        b = self.coordinate(t)
         return k.at(self._along.time(s.sde, a + fraction * (b - a)))
 
     def moments(self, s: Node, t: Node, n: int) -> list[float]:
@@ -136,9 +137,12 @@ class LinearPart(ABC):
         whole = float(self.accumulated(s, t, t.lam))
         if n == 1:
             return [whole]
-        a, b = self.coordinate(s), self.coordinate(t)
+
+        a = self.coordinate(s)
+        b = self.coordinate(t)
         W = self.accumulated(s, t, self.lam(s.sde, a + POINTS * (b - a)))
-        return [whole, *(whole - k * float(np.sum(WEIGHTS * POINTS ** (k - 1) * W)) for k in range(1, n))]
+        less = [k * float(np.sum(WEIGHTS * POINTS ** (k - 1) * W)) for k in range(1, n)]
+        return [whole, *(whole - part for part in less)]
 
     def weights(self, s: Node, t: Node, nodes: Sequence[Node]) -> list[float]:
         r"""Weights of the evaluations at `nodes`: those that integrate polynomials exactly.
@@ -152,7 +156,8 @@ class LinearPart(ABC):
         - `"ipndm-v"`: $m_2 = \tfrac{m_0}{2}(r_1 r_2 + r_1 - \tfrac13)$ from three nodes on, with the third divided
           difference exact (`IPNDM` says why).
         """
-        a, b = self.coordinate(s), self.coordinate(t)
+        a = self.coordinate(s)
+        b = self.coordinate(t)
         n = len(nodes)
         r = [(self.coordinate(node) - a) / (b - a) for node in nodes] if n > 1 else [0.0]
         if self.variant == "fixed":
@@ -185,13 +190,16 @@ class LinearPart(ABC):
 
         Before infinity that is s alone; elsewhere those that `separated` keeps. Fixed weights do not depend on places.
         """
-        newest, n = known[:1], len(known) if n is None else n
+        n = len(known) if n is None else n
+        newest = known[:1]
         finite = [pair for pair in known if math.isfinite(self.coordinate(pair[0]))]
         if finite[:1] != newest or not math.isfinite(self.coordinate(t)):
             return newest
         if self.variant == "fixed":
             return finite[:n]
-        a, h = self.coordinate(s), self.coordinate(t) - self.coordinate(s)
+
+        a = self.coordinate(s)
+        h = self.coordinate(t) - a
         places = [(self.coordinate(node) - a) / h for node, _ in finite]
         return [finite[j] for j in separated(places, n, lambda m: self._simplified(s, t, places[:m]))]
 
@@ -233,7 +241,8 @@ class DataPart(LinearPart):
         """The kernel's integral from s to lam."""
         if not math.isfinite(t.lam - s.lam):
             return t.alpha
-        whole, part = (end - s.lam + self._added(s.lam, end) for end in (t.lam, lam))
+        whole = t.lam - s.lam + self._added(s.lam, t.lam)
+        part = lam - s.lam + self._added(s.lam, lam)
         return -t.alpha * np.exp(part - whole) * np.expm1(-part)
 
     def moments(self, s: Node, t: Node, n: int) -> list[float]:
@@ -318,17 +327,23 @@ class VPart(LinearPart):
 
     def moments(self, s: Node, t: Node, n: int) -> list[float]:
         """By quadrature in the variable itself; from or to infinity, in the angle."""
-        a, b = self.coordinate(s), self.coordinate(t)
+        a = self.coordinate(s)
+        b = self.coordinate(t)
         if not math.isfinite(b - a):
             growth = float(self._growth(np.float64(s.lam)))
             return [growth * m for m in replace(self, variable="angle").moments(s, t, n)]
-        place = a + POINTS * (b - a)
-        angles, slope = place, np.ones_like(place)
-        if self.variable == "log-snr":
-            angles = np.arctan(np.exp(-place) / self.sigma_data)
-            slope = -np.sin(2 * angles) / 2 * self._growth(place)  # of the angle in half the log-SNR, in units of p
-        K = (1 + self.eta**2) * slope * (np.cos(angles) / self._cosine(t)) ** self.eta**2
+
+        angles, slope = self._angles(a + POINTS * (b - a))
+        cosines = np.cos(angles) / self._cosine(t)
+        K = (1 + self.eta**2) * slope * cosines**self.eta**2
         return [self._rho(t) * (b - a) * float(np.sum(WEIGHTS * POINTS**k * K)) for k in range(n)]
+
+    def _angles(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Angles at places in `variable`, and their derivative by it times the growth g."""
+        if self.variable == "angle":
+            return place, np.ones_like(place)
+        angles = np.arctan(np.exp(-place) / self.sigma_data)
+        return angles, -np.sin(2 * angles) / 2 * self._growth(place)
 
     def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """Not needed: the moments are in closed form."""

@@ -59,16 +59,19 @@ class SSCS(EtaSolver):
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
         c = (1 + self.eta**2) / 2
-        start, end = matrix_node(k.start), matrix_node(k.end)
+        start = matrix_node(k.start)
+        end = matrix_node(k.end)
         middle = matrix_node(k.at((start.t + end.t) / 2))
 
         def exact(z: Form, s: MatrixNode, t: MatrixNode) -> Form:
             phi, N = s.transport(t.t, pull=c, noise=self.eta)
-            return phi * z + (root(N) * k.noise() if self.eta else Form())
+            noise = root(N) * k.noise() if self.eta else Form()
+            return phi * z + noise
 
         z = k.keep(exact(k.x, start, middle), middle)
-        push = c * start.noise_until(end.t)
-        z = z + push * k.evaluate(z, middle) + push * start.sde.prior_covariance.inverse * z
+        score = k.evaluate(z, middle)
+        kick = c * start.noise_until(end.t)
+        z = z + kick * score + kick * start.sde.prior_covariance.inverse * z
         return exact(z, middle, end)
 
 
@@ -139,19 +142,31 @@ class GDDIM(Solver):
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
-        s, t = matrix_node(k.start), matrix_node(k.end)
+        s = matrix_node(k.start)
+        t = matrix_node(k.end)
         k.evaluate(k.x, s)
-        (phi, _), known = s.transport(t.t), k.known(self.nodes + SPARE)
-        a, b = np.log(s.t), np.log(t.t)
-        r = [(np.log(node.t) - a) / (b - a) for node, _ in known]
-        kept = separated(r, self.nodes, lambda n: [1 / (j + 1) for j in range(n)])
-        r, known, n = [r[j] for j in kept], [known[j] for j in kept], len(kept)
-        moments = [t.R - phi.array @ s.R]
-        if n > 1:
-            W = s.sde.carried(np.exp(a + POINTS * (b - a)), t.t) - phi.array @ s.R
-            moments += [moments[0] - j * np.tensordot(WEIGHTS * POINTS ** (j - 1), W, 1) for j in range(1, n)]
-        weights = interpolatory_weights(r, np.stack(moments))
-        return Form.combine([phi, *(Matrix.of(C) for C in weights)], [k.x, *(e for _, e in known)])
+        phi, _ = s.transport(t.t)
+        known = k.known(self.nodes + SPARE)
+
+        a = np.log(s.t)
+        h = np.log(t.t) - a
+        r = [(np.log(node.t) - a) / h for node, _ in known]
+        used = separated(r, self.nodes, lambda n: [1 / (j + 1) for j in range(n)])
+        C = interpolatory_weights([r[j] for j in used], _moments(s, t, phi.array, len(used)))
+
+        evaluations = [known[j][1] for j in used]
+        return Form.combine([phi, *map(Matrix.of, C)], [k.x, *evaluations])
+
+
+def _moments(s: MatrixNode, t: MatrixNode, phi: np.ndarray, n: int) -> np.ndarray:
+    """Integrals of W' r^j for j < n, by parts, with r from 0 at s to 1 at t in log t: (n, k, k)."""
+    moments = [t.R - phi @ s.R]
+    if n > 1:
+        a = np.log(s.t)
+        h = np.log(t.t) - a
+        W = s.sde.carried(np.exp(a + POINTS * h), t.t) - phi @ s.R
+        moments += [moments[0] - j * np.tensordot(WEIGHTS * POINTS ** (j - 1), W, 1) for j in range(1, n)]
+    return np.stack(moments)
 
 
 @dataclass(frozen=True)
@@ -187,8 +202,12 @@ class VelocityLangevin(Langevin):
     def _variances(self, sde: SDE, grid: Grid) -> Sequence[float]:
         """The variance of the velocity given the rest, at each node."""
         nodes = [matrix_node(node, "cov") for node in sde.nodes(grid.times)]
-        spreads = [(node.t, node.cov + self.data_std**2 * np.outer(node.mu, node.mu)) for node in nodes]
-        return [float(cholesky(spread, t)[-1, -1]) ** 2 for t, spread in spreads]
+        return [self._variance(node) for node in nodes]
+
+    def _variance(self, node: MatrixNode) -> float:
+        covariance = node.cov + self.data_std**2 * np.outer(node.mu, node.mu)
+        L = cholesky(covariance, node.t)
+        return float(L[-1, -1]) ** 2
 
     def _moved(self, x: Tensor) -> Tensor:
         """The velocity block."""
@@ -197,4 +216,7 @@ class VelocityLangevin(Langevin):
     def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
         """One update: its mean, and what noise adds."""
         mean, added = super().update(x[:, -1], score[:, -1], z[:, -1], constant)
-        return torch.cat([x[:, :-1], mean[:, None]], 1), torch.cat([torch.zeros_like(x[:, :-1]), added[:, None]], 1)
+        others = x[:, :-1]
+        moved = torch.cat([others, mean[:, None]], 1)
+        noise = torch.cat([torch.zeros_like(others), added[:, None]], 1)
+        return moved, noise

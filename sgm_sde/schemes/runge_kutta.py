@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import described, instance_of, real, reals, rows_of, settle
 from sgm_sde._utils.value import Value
+from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.schemes import dop853
@@ -380,15 +381,24 @@ class Heun(Solver):
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
-        hat, x_hat = k.start, k.x
-        low, high = self.s_tmin * (1 - ROUNDING), self.s_tmax * (1 + ROUNDING)
-        if self.s_churn and low <= k.start.noise_level <= high:
-            gamma = min(self.s_churn / (k.n + 1), math.sqrt(2) - 1)
-            hat = k.at_noise_level((1 + gamma) * k.start.noise_level)
-            added = math.sqrt(hat.noise_level**2 - k.start.noise_level**2)
-            x_hat = hat.alpha * (k.x / k.start.alpha + added * self.s_noise * k.noise())
-        h = k.end.alpha * (k.end.noise_level - hat.noise_level)
-        y = k.end.alpha / hat.alpha * x_hat
+        hat, x_hat = self._churned(k)
+        t = k.end
+        h = t.alpha * (t.noise_level - hat.noise_level)
+        y = t.alpha / hat.alpha * x_hat
+
         eps = k.evaluate(x_hat, hat)
-        eps_end = k.evaluate(y + h * eps, k.end)
+        eps_end = k.evaluate(y + h * eps, t)
         return y + h / 2 * (eps + eps_end)
+
+    def _churned(self, k: Step) -> tuple[Node, Form]:
+        """The node of a raised noise level, and the state with noise added up to it."""
+        s = k.start
+        low = self.s_tmin * (1 - ROUNDING)
+        high = self.s_tmax * (1 + ROUNDING)
+        if not self.s_churn or not low <= s.noise_level <= high:
+            return s, k.x
+
+        gamma = min(self.s_churn / (k.n + 1), math.sqrt(2) - 1)
+        hat = k.at_noise_level((1 + gamma) * s.noise_level)
+        std = math.sqrt(hat.noise_level**2 - s.noise_level**2)
+        return hat, hat.alpha * (k.x / s.alpha + std * self.s_noise * k.noise())

@@ -33,7 +33,8 @@ class SolverTable(Mapping[str, Solver | AdaptiveSolver]):
     """
 
     def __init__(self, fixed: Mapping[str, Solver], adaptive: Mapping[str, AdaptiveSolver]) -> None:
-        self.fixed, self.adaptive = dict(fixed), dict(adaptive)
+        self.fixed = dict(fixed)
+        self.adaptive = dict(adaptive)
 
     def __getitem__(self, name: str) -> Solver | AdaptiveSolver:
         if not isinstance(name, str):
@@ -54,12 +55,17 @@ class SolverTable(Mapping[str, Solver | AdaptiveSolver]):
 
     def __str__(self) -> str:
         rows = self.rows()
-        widths = [max(map(len, column)) for column in zip(COLUMNS, *(row[:-1] for row in rows), strict=False)]
+        columns = zip(COLUMNS[:-1], *(row[:-1] for row in rows), strict=True)
+        widths = [max(map(len, column)) for column in columns]
         indent = sum(widths) + 2 * len(widths)
-        lines = [_line(COLUMNS, widths), "  ".join("-" * w for w in [*widths, WIDTH - indent])]
+        room = WIDTH - indent  # for the sources, which are wrapped
+
+        rule = "  ".join("-" * width for width in [*widths, room])
+        lines = [_line(COLUMNS, widths), rule]
         for row in rows:
-            first, *more = textwrap.wrap(row[-1], WIDTH - indent)
-            lines += [_line((*row[:-1], first), widths), *(" " * indent + text for text in more)]
+            first, *more = textwrap.wrap(row[-1], room)
+            lines.append(_line((*row[:-1], first), widths))
+            lines += [" " * indent + text for text in more]
         return "\n".join(lines)
 
     __repr__ = __str__

@@ -70,14 +70,18 @@ def compose_posteriors(
     single = as_density(score_fn, sde)
 
     def score(x: Tensor, t: Tensor) -> Tensor:
-        many, y = paired(x, observations)
-        each = single(many, t.repeat_interleave(n), **{argument: PerSample(y)})
+        theta, y = paired(x, observations)
+        posteriors = single(theta, t.repeat_interleave(n), **{argument: PerSample(y)})
+        posteriors = posteriors.view(len(x), n, *x.shape[1:])
         prior = prior_score(x)
         if prior.shape != x.shape:
             raise ValueError(f"prior_score must return {tuple(x.shape)}, got {tuple(prior.shape)}")
+        return posteriors.sum(1) + expand(prior_weight(t), x) * prior
+
+    def prior_weight(t: Tensor) -> Tensor:
         signal = sde.alpha(t).square()
-        left = expand((1 - n) * signal / (signal + sde.sigma(t).square()), x)
-        return each.view(len(x), n, *x.shape[1:]).sum(1) + left * prior
+        noise = sde.sigma(t).square()
+        return (1 - n) * signal / (signal + noise)
 
     return from_score(score, sde)
 

@@ -176,23 +176,28 @@ def nullified(kwargs: object, null: object, batch: int, path: Path = ()) -> obje
     parts = None if isinstance(kwargs, Tensor) else children(kwargs)
     if parts is not None and isinstance(null, Mapping | list | tuple):
         wanted = children(null) or {}
-        for name in wanted.keys() - parts.keys():
-            whole = (*path, name)
-            where = f" in {shown(path)!r}" if path else ""
-            raise ValueError(
-                f"guidance asks for the condition {shown(whole)!r}: pass model_kwargs={{{whole[0]!r}: ...}}, "
-                f"got {sorted(map(str, parts))}{where}"
-            )
-        changed = {
-            name: nullified(part, wanted[name], batch, (*path, name)) if name in wanted else part
-            for name, part in parts.items()
-        }
+        _require_parts(parts, wanted, path)
+        changed = dict(parts)
+        for name, part in parts.items():
+            if name in wanted:
+                changed[name] = nullified(part, wanted[name], batch, (*path, name))
         return with_parts(kwargs, changed)
 
     def in_place_of(inner: Path, leaf: object) -> object:
         return _null_row((*path, *inner), leaf, null, batch)
 
     return map_leaves(in_place_of, kwargs)
+
+
+def _require_parts(parts: Mapping[str | int, object], wanted: Mapping[str | int, object], path: Path) -> None:
+    """Raise ValueError for a condition that a null condition names and the arguments at the path lack."""
+    for name in wanted.keys() - parts.keys():
+        missing = (*path, name)
+        where = f" in {shown(path)!r}" if path else ""
+        raise ValueError(
+            f"guidance asks for the condition {shown(missing)!r}: pass model_kwargs={{{missing[0]!r}: ...}}, "
+            f"got {sorted(map(str, parts))}{where}"
+        )
 
 
 def _null_row(path: Path, condition: object, null: object, batch: int) -> Tensor:

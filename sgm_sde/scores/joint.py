@@ -56,12 +56,14 @@ class VelocityScore(Score):
     def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The network's output at x (B, k, *) and t (B,), zeros in the place of the other blocks."""
         out = super().output(self.sde.require_state(x), t, **kwargs).to(x.dtype)
-        if self.mixed is not None:
+        if self.mixed is not None:  # add the noise of Gaussian data
             mu, covariance = self.sde.kernel(double(t))
             variance = covariance[..., -1, -1] + self.mixed**2 * mu[..., -1].square()
-            share = torch.linalg.cholesky(covariance)[..., -1, -1] / variance
-            out = out + expand(share, out) * x[:, -1]
-        return torch.cat([torch.zeros_like(x[:, :-1]), out[:, None]], 1)
+            L = torch.linalg.cholesky(covariance)
+            out = out + expand(L[..., -1, -1] / variance, out) * x[:, -1]
+
+        zeros = torch.zeros_like(x[:, :-1])
+        return torch.cat([zeros, out[:, None]], 1)
 
     def _shape(self, x: Tensor) -> torch.Size:
         return x[:, 0].shape

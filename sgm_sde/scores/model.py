@@ -32,7 +32,8 @@ class _Times(Sequence[Tensor]):
     """Times (n,), each as a tensor (B,) of its own when it is asked for: a run of many samples holds one at a time."""
 
     def __init__(self, times: Tensor, batch: int) -> None:
-        self._times, self._batch = times, batch
+        self._times = times
+        self._batch = batch
 
     def __len__(self) -> int:
         return len(self._times)
@@ -70,7 +71,8 @@ class BoundScore:
         times: tuple[float, float],
         model_kwargs: Conditions | None = None,
     ) -> None:
-        self.score, self.sde = score, sde
+        self.score = score
+        self.sde = sde
         for part in getattr(score, "parts", (score,)):
             if (said := in_train_mode(part.net)) is not None:
                 warn(said, TrainModeWarning)
@@ -92,7 +94,8 @@ class BoundScore:
         Raises:
             ValueError: where the network's prediction does not determine what the program needs.
         """
-        self._target, self._eta = self.sde.evaluated(self.score.prediction, program.prediction), program.eta
+        self._target = self.sde.evaluated(self.score.prediction, program.prediction)
+        self._eta = program.eta
         return _plan(program, self._target, self.sde)
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
@@ -111,7 +114,8 @@ class BoundScore:
         if isinstance(c_x, Matrix):
             return apply(c_x, x) + apply(c_r, output.to(x.dtype))
         assert not isinstance(c_r, Matrix)
-        return c_r * output.to(x.dtype) if c_x == 0 else torch.add(c_r * output.to(x.dtype), x, alpha=c_x)
+        scaled = c_r * output.to(x.dtype)
+        return scaled if c_x == 0 else torch.add(scaled, x, alpha=c_x)
 
     @contextmanager
     def only(self, index: Tensor, batch: int) -> Iterator[None]:
@@ -121,11 +125,12 @@ class BoundScore:
         Raises:
             ValueError: for arguments of which nothing says what they are.
         """
-        kwargs, self.kwargs = self.kwargs, self.of_some(index, batch)
+        of_all = self.kwargs
+        self.kwargs = self.of_some(index, batch)
         try:
             yield
         finally:
-            self.kwargs = kwargs
+            self.kwargs = of_all
 
     def of_some(self, index: Tensor, batch: int) -> Arguments:
         """The network's arguments for the samples of numbers `index` (b,) alone.

@@ -91,7 +91,8 @@ class Oracle(ABC):
     def _require_event(self, x: Tensor) -> None:
         require_floating("x", x)
         if x.shape[1:] != self.event_shape:
-            shape, given = tuple(self.event_shape), tuple(x.shape)
+            shape = tuple(self.event_shape)
+            given = tuple(x.shape)
             raise ValueError(f"the oracle's data have the shape {shape}: x must be (B, *) with that, got {given}")
 
     @outside_autocast
@@ -109,6 +110,7 @@ class Oracle(ABC):
         require_kernel(sde)
         if has_matrix_marginal(sde):
             return self._joint_log_prob(x, sde, batch_time(t, x))
+
         self._require_event(x)
         alpha, sigma = self._kernel(x, sde, t)
         if self.is_singular and not x.is_meta and bool((sigma == 0).any()):
@@ -117,7 +119,7 @@ class Oracle(ABC):
 
     @property
     def is_singular(self) -> bool:
-        """True if some direction has no spread."""
+        """True if some direction has variance 0."""
         return bool((self.variances == 0).any())
 
     @staticmethod
@@ -130,16 +132,18 @@ class Oracle(ABC):
 
     def _joint_log_prob(self, z: Tensor, sde: MatrixSDE, t: Tensor) -> Tensor:
         # N(z; mu x_0, Sigma) is N(y; x_0, s^2) times a density of z - mu y, which does not depend on x_0.
-        weights, level = sde.observation(double(t))
-        mu, covariance = sde.kernel(double(t))
-        y = apply(weights[:, None], z)[:, 0]
+        w, s = sde.observation(double(t))
+        y = apply(w[:, None], z)[:, 0]
         self._require_event(y)
+        log_p = self._log_prob(y, torch.ones_like(t).to(y.dtype), s.to(y.dtype))
+
+        mu, covariance = sde.kernel(double(t))
         L = torch.linalg.cholesky(covariance)
         white = apply(torch.linalg.inv(L), z - apply(mu[..., None], y[:, None]))
-        log_det = torch.log(torch.diagonal(L, dim1=-2, dim2=-1)).sum(-1) - level.log()
+        log_det = torch.log(torch.diagonal(L, dim1=-2, dim2=-1)).sum(-1) - s.log()
         constant = y[0].numel() * (log_det + 0.5 * (sde.blocks - 1) * math.log(2 * math.pi))
-        rest = 0.5 * white.flatten(1).square().sum(1) + constant.to(y.dtype)
-        return self._log_prob(y, torch.ones_like(t).to(y.dtype), level.to(y.dtype)) - rest
+        square = white.flatten(1).square().sum(1)
+        return log_p - (0.5 * square + constant.to(y.dtype))
 
     @outside_autocast
     def sample(
@@ -162,9 +166,11 @@ class Oracle(ABC):
         """
         n = check_integer("n", n)
         require_kernel(sde)
-        stream = NoiseStream(resolve_seeds(seed, None, n), "prior")
         dtype = dtype or torch.get_default_dtype()
-        x = self._draw(stream.normal((n, 1 + self.event_shape.numel()), torch.float64)).to(dtype)
+        stream = NoiseStream(resolve_seeds(seed, None, n), "prior")
+
+        z = stream.normal((n, 1 + self.event_shape.numel()), torch.float64)
+        x = self._draw(z).to(dtype)
         x = x.reshape(n, *self.event_shape).to(self.device)
         if sde is None:
             return x
@@ -196,24 +202,16 @@ class Gaussian(Oracle):
 
     def __init__(self, mean: Tensor, covariance: Tensor | float) -> None:
         require_data("mean", mean)
-        self.mean, self.device = mean.detach().cpu().double(), mean.device
+        self.mean = mean.detach().cpu().double()
+        self.device = mean.device
         self.event_shape = mean.shape
-        d = mean.numel()
-        matrix = numbers("covariance", covariance)
-        matrix = matrix * torch.eye(d).to(matrix) if matrix.ndim == 0 else matrix
-        if matrix.shape != (d, d):
-            raise ValueError(f"covariance must be a number or a symmetric ({d}, {d}) matrix, got {tuple(matrix.shape)}")
-        largest = float(matrix.abs().max())
-        off = float((matrix - matrix.T).abs().max())
-        if off > ROUNDING * largest:
-            raise ValueError(
-                f"covariance must be a number or a symmetric ({d}, {d}) matrix, got entries that differ by {off:.3g} "
-                f"from those across the diagonal"
-            )
-        self.variances, self.basis = torch.linalg.eigh((matrix + matrix.T) / 2)
-        if float(self.variances.min()) < -ROUNDING * largest:
-            raise ValueError(f"covariance has the negative eigenvalue {self.variances.min().item()}")
-        self.variances = self.variances.clamp(min=0)
+
+        matrix = _symmetric(covariance, mean.numel())
+        variances, self.basis = torch.linalg.eigh(matrix)
+        least = float(variances.min())
+        if least < -ROUNDING * float(matrix.abs().max()):
+            raise ValueError(f"covariance has the negative eigenvalue {least}")
+        self.variances = variances.clamp(min=0)
 
     @property
     def covariance(self) -> Tensor:
@@ -251,11 +249,32 @@ class Gaussian(Oracle):
         $$ x_s = \alpha_s m + \left(\frac{\alpha_s^2 C + \sigma_s^2 I}{\alpha_t^2 C + \sigma_t^2 I}\right)^{1/2}
            (x_t - \alpha_t m) $$
         """
-        t, s = batch_time(t, x), batch_time(s, x)
-        before = self._marginal_variances(sde.alpha(t), sde.sigma(t))
-        after = self._marginal_variances(sde.alpha(s), sde.sigma(s))
-        moved = self._spectral(self._centred(x, sde.alpha(t)), (after / before).sqrt())
-        return moved + expand(sde.alpha(s), x) * self.mean.to(x)
+        t = batch_time(t, x)
+        s = batch_time(s, x)
+        alpha_t = sde.alpha(t)
+        alpha_s = sde.alpha(s)
+        variances_t = self._marginal_variances(alpha_t, sde.sigma(t))
+        variances_s = self._marginal_variances(alpha_s, sde.sigma(s))
+
+        centred = self._spectral(self._centred(x, alpha_t), (variances_s / variances_t).sqrt())
+        return centred + expand(alpha_s, x) * self.mean.to(x)
+
+
+def _symmetric(covariance: Tensor | float, d: int) -> Tensor:
+    """A covariance (d, d) in float64, from a variance or a matrix that is symmetric up to rounding."""
+    matrix = numbers("covariance", covariance)
+    if matrix.ndim == 0:
+        matrix = matrix * torch.eye(d).to(matrix)
+    if matrix.shape != (d, d):
+        raise ValueError(f"covariance must be a number or a symmetric ({d}, {d}) matrix, got {tuple(matrix.shape)}")
+
+    difference = float((matrix - matrix.T).abs().max())
+    if difference > ROUNDING * float(matrix.abs().max()):
+        raise ValueError(
+            f"covariance must be a number or a symmetric ({d}, {d}) matrix, got entries that differ by "
+            f"{difference:.3g} from those across the diagonal"
+        )
+    return (matrix + matrix.T) / 2
 
 
 class GaussianMixture(Oracle):
@@ -284,15 +303,12 @@ class GaussianMixture(Oracle):
         require_data("means", means)
         if means.ndim < 2:
             raise ValueError(f"means must have the shape (K, *event), got {tuple(means.shape)}")
-        n, self.event_shape = len(means), means.shape[1:]
-        self.means, self.device = means.detach().cpu().double().flatten(1), means.device
-        spread = numbers("stds", stds)
-        if spread.ndim and spread.shape not in (torch.Size([n]), means.shape):
-            raise ValueError(f"stds must be a number, ({n},) or {tuple(means.shape)}, got {tuple(spread.shape)}")
-        if not bool((spread >= 0).all()):
-            raise ValueError(f"stds must not be negative, got {spread.min().item()}")
-        # (K, 1) for isotropic components, (K, d) otherwise
-        self.variances = (spread.flatten(1) if spread.ndim > 1 else spread.expand(n)[:, None]) ** 2
+        n = len(means)
+        self.event_shape = means.shape[1:]
+        self.device = means.device
+        self.means = means.detach().cpu().double().flatten(1)
+        self.variances = _component_stds(stds, means.shape) ** 2
+
         w = numbers("weights", [1.0] * n if weights is None else weights)
         if w.shape != (n,) or not bool((w > 0).all()):
             raise ValueError(f"weights must be {n} positive numbers, got {w.tolist()}")
@@ -301,13 +317,17 @@ class GaussianMixture(Oracle):
     def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-densities (B, K) of the components at x, times their weights; residuals; marginal variances."""
         # Logarithms before the cast: a weight of 1e-60 is 0 in float32, its logarithm is not.
-        means, variances, log_weights = (v.to(x) for v in (self.means, self.variances, self.weights.log()))
-        marginal = (alpha**2)[:, None, None] * variances + (sigma**2)[:, None, None]
+        log_weights = self.weights.log().to(x)
+        means = self.means.to(x)
+        marginal = (alpha**2)[:, None, None] * self.variances.to(x) + (sigma**2)[:, None, None]
         residual = x.flatten(1)[:, None] - alpha[:, None, None] * means
+
         d = means.shape[1]
-        log_scale = marginal.log().expand(-1, -1, d).sum(2) if marginal.shape[2] == d else d * marginal.log()[..., 0]
+        log_variance = marginal.log()
+        log_det = log_variance.sum(2) if marginal.shape[2] == d else d * log_variance[..., 0]
         square = (residual**2 / marginal).sum(2)
-        return log_weights - 0.5 * (square + log_scale + d * math.log(2 * math.pi)), residual, marginal
+        log_density = -0.5 * (square + log_det + d * math.log(2 * math.pi))
+        return log_weights + log_density, residual, marginal
 
     @outside_autocast
     def responsibilities(self, x: Tensor, sde: LinearSDE | None = None, t: Time = 0.0) -> Tensor:
@@ -323,10 +343,9 @@ class GaussianMixture(Oracle):
 
     def as_mixture(self) -> Mixture:
         """The same law as a `Mixture`."""
-        shape, spread = self.event_shape, self.variances.expand_as(self.means)
-        gaussians = [
-            Gaussian(m.reshape(shape).to(self.device), v.diag()) for m, v in zip(self.means, spread, strict=True)
-        ]
+        means = self.means.reshape(-1, *self.event_shape).to(self.device)
+        variances = self.variances.expand_as(self.means)
+        gaussians = [Gaussian(m, v.diag()) for m, v in zip(means, variances, strict=True)]
         return Mixture(gaussians, self.weights)
 
     def _log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -336,6 +355,17 @@ class GaussianMixture(Oracle):
         uniform = torch.special.ndtr(z[:, :1])
         k = (uniform > self.weights.cumsum(0)[:-1]).sum(1)
         return self.means[k] + self.variances.sqrt()[k] * z[:, 1:]
+
+
+def _component_stds(stds: Tensor | float | Sequence[float], shape: torch.Size) -> Tensor:
+    """Standard deviations of the components of means (K, *event): (K, 1) where they are isotropic, else (K, d)."""
+    n = shape[0]
+    std = numbers("stds", stds)
+    if std.ndim and std.shape not in (torch.Size([n]), shape):
+        raise ValueError(f"stds must be a number, ({n},) or {tuple(shape)}, got {tuple(std.shape)}")
+    if not bool((std >= 0).all()):
+        raise ValueError(f"stds must not be negative, got {std.min().item()}")
+    return std.flatten(1) if std.ndim > 1 else std.expand(n)[:, None]
 
 
 class Mixture(Oracle):
@@ -359,24 +389,26 @@ class Mixture(Oracle):
     def __init__(self, components: Sequence[Gaussian], weights: Tensor | Sequence[float]) -> None:
         if not isinstance(components, Sequence):
             raise TypeError(f"components must be a sequence of Gaussian oracles, got {described(components)}")
-        self.components = tuple(components)
-        for component in self.components:
+        for component in components:
             if not isinstance(component, Gaussian):
                 raise TypeError(f"components must be Gaussian oracles, got {component!r}")
-        shapes = {component.event_shape for component in self.components}
+        shapes = {component.event_shape for component in components}
         if len(shapes) != 1:
             raise ValueError(f"components must have one event shape, got {[tuple(shape) for shape in shapes]}")
-        (self.event_shape,), self.device = shapes, self.components[0].device
+
+        self.components = tuple(components)
+        self.device = components[0].device
+        (self.event_shape,) = shapes
+
+        n = len(components)
         w = numbers("weights", weights)
-        if w.shape != (len(self.components),) or not bool((w >= 0).all()) or not float(w.sum()) > 0:
-            raise ValueError(
-                f"weights must be {len(self.components)} numbers that add up to more than 0, got {w.tolist()}"
-            )
+        if w.shape != (n,) or not bool((w >= 0).all()) or not float(w.sum()) > 0:
+            raise ValueError(f"weights must be {n} numbers that add up to more than 0, got {w.tolist()}")
         self.weights = w / w.sum()
 
     @property
     def is_singular(self) -> bool:
-        """True if some direction of a component has no spread."""
+        """True if some direction of a component has variance 0."""
         return any(component.is_singular for component in self.components)
 
     @property
@@ -387,15 +419,18 @@ class Mixture(Oracle):
     @property
     def covariance(self) -> Tensor:
         """The covariance matrix (d, d) over the flattened event, float64."""
-        total = torch.zeros(self.event_shape.numel(), self.event_shape.numel(), dtype=torch.float64)
+        mean = self.mean
+        d = self.event_shape.numel()
+        total = torch.zeros(d, d, dtype=torch.float64)
         for w, c in zip(self.weights, self.components, strict=True):
-            off = (c.mean - self.mean).flatten()
-            total += w * (c.covariance + off[:, None] * off)
+            offset = (c.mean - mean).flatten()
+            total += w * (c.covariance + offset[:, None] * offset)
         return total
 
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Log-densities (B, K) of the components at x, times their weights."""
-        return self.weights.log().to(x) + torch.stack([c._log_prob(x, alpha, sigma) for c in self.components], 1)
+        log_densities = [c._log_prob(x, alpha, sigma) for c in self.components]
+        return self.weights.log().to(x) + torch.stack(log_densities, 1)
 
     @outside_autocast
     def responsibilities(self, x: Tensor, sde: LinearSDE | None = None, t: Time = 0.0) -> Tensor:
@@ -404,8 +439,10 @@ class Mixture(Oracle):
 
     def denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x_0 | x_t = x] for x (B, *) and kernel coefficients of shape (B,)."""
-        each = torch.stack([c.denoised(x, alpha, sigma).flatten(1) for c in self.components], 1)
-        return (self._joint(x, alpha, sigma).softmax(1)[..., None] * each).sum(1).reshape(x.shape)
+        denoised = [c.denoised(x, alpha, sigma).flatten(1) for c in self.components]
+        responsibilities = self._joint(x, alpha, sigma).softmax(1)
+        mean = (responsibilities[..., None] * torch.stack(denoised, 1)).sum(1)
+        return mean.reshape(x.shape)
 
     def _log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return self._joint(x, alpha, sigma).logsumexp(1)

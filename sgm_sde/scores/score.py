@@ -74,10 +74,13 @@ class Score(Value):
             raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {sde!r}")
         require_function("time_label", time_label, "of t", 1, optional=True)
         require_function("input_scale", input_scale, "of t", 1, optional=True)
-        dtype = None if dtype is None else float_dtype("dtype", dtype)
-        self.net, self.sde, self.prediction = net, sde, prediction
-        self.time_label, self.input_scale = time_label, input_scale
-        self._dtype = dtype
+
+        self.net = net
+        self.sde = sde
+        self.prediction = prediction
+        self.time_label = time_label
+        self.input_scale = input_scale
+        self._dtype = None if dtype is None else float_dtype("dtype", dtype)
         plain = time_label is None and input_scale is None and dtype is None
         self._as_it_is = plain and not isinstance(net, nn.Module)  # x and t go to the network as they are
 
@@ -125,15 +128,9 @@ class Score(Value):
         """The network's own output at x (B, *) and t (B,), as it returns it; its type and shape are checked."""
         kwargs = bare(kwargs) if kwargs else kwargs
         version = None if x.is_inference() else x._version
-        if self._as_it_is:
-            out = self.net(x, t, **kwargs)
-        else:
-            label = t if self.time_label is None else _of_time("time_label", self.time_label, t)
-            net_dtype = self.dtype
-            if net_dtype is not None and label.is_floating_point():
-                label = label.to(torch.promote_types(net_dtype, torch.float32))  # bfloat16 merges neighbouring times
-            scaled = x if self.input_scale is None else expand(_of_time("input_scale", self.input_scale, t), x) * x
-            out = self.net(scaled if net_dtype is None else scaled.to(net_dtype), label, **kwargs)
+        inputs = (x, t) if self._as_it_is else self._inputs(x, t)
+        out = self.net(*inputs, **kwargs)
+
         if not isinstance(out, Tensor):
             raise ValueError(f"the network must return a tensor, got {type(out).__name__}")
         if out.shape != self._shape(x):
@@ -146,6 +143,18 @@ class Score(Value):
                 "give a first nn.ReLU no inplace=True"
             )
         return out
+
+    def _inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """State and time label as the network takes them."""
+        dtype = self.dtype
+        label = t if self.time_label is None else _of_time("time_label", self.time_label, t)
+        if dtype is not None and label.is_floating_point():
+            label = label.to(torch.promote_types(dtype, torch.float32))  # bfloat16 merges neighbouring times
+
+        if self.input_scale is not None:
+            scale = _of_time("input_scale", self.input_scale, t)
+            x = expand(scale, x) * x
+        return (x if dtype is None else x.to(dtype)), label
 
     def _shape(self, x: Tensor) -> torch.Size:
         """Shape of the network's output for an input x."""

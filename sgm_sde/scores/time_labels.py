@@ -98,27 +98,32 @@ def score_sde_ve_discrete(sde: LinearSDE, levels: int | None = None) -> TimeLabe
         >>> score_sde_ve_discrete(sde)(torch.tensor(sde.times))
         tensor([3, 2, 1, 0])
     """
-    if not (hasattr(sde, "sigmas") or hasattr(sde, "sigma_max")):
-        raise TypeError(
-            f"the label is looked up in the noise levels of DiscreteVESDE or VESDE, got {described(sde)}: "
-            f"score_sde_ve_discrete(sde, levels=...)"
-        )
+    table = _log_sigmas(sde, levels)
+
+    def label(t: Tensor) -> Tensor:
+        log_sigma = sde.sigma(t).double().log()
+        distance = (log_sigma[..., None] - table.to(log_sigma.device)).abs()
+        return distance.argmin(-1)
+
+    return label
+
+
+def _log_sigmas(sde: LinearSDE, levels: int | None) -> Tensor:
+    """Logarithms of a ladder's noise levels, the largest first."""
     process: Any = sde
     if hasattr(sde, "sigmas"):
         if levels is not None:
             raise ValueError(f"{sde!r} has its own table of {len(process.sigmas)} levels, got levels={levels}")
-        table = cpu_float64(sorted(process.sigmas, reverse=True)).log()
-    else:
-        n = check_integer("levels", 1000 if levels is None else levels, 2)
-        table = torch.linspace(
-            math.log(process.sigma_max), math.log(process.sigma_min), n, dtype=torch.float64, device="cpu"
+        return cpu_float64(sorted(process.sigmas, reverse=True)).log()
+
+    if not hasattr(sde, "sigma_max"):
+        raise TypeError(
+            f"the label is looked up in the noise levels of DiscreteVESDE or VESDE, got {described(sde)}: "
+            f"score_sde_ve_discrete(sde, levels=...)"
         )
-
-    def label(t: Tensor) -> Tensor:
-        level = sde.sigma(t).double().log()
-        return (level[..., None] - table.to(level.device)).abs().argmin(-1)
-
-    return label
+    n = check_integer("levels", 1000 if levels is None else levels, 2)
+    ends = math.log(process.sigma_max), math.log(process.sigma_min)
+    return torch.linspace(*ends, n, dtype=torch.float64, device="cpu")
 
 
 def noise_level(sde: LinearSDE) -> TimeLabel:
@@ -149,7 +154,8 @@ def flow_from_noise(scale: float = 1.0) -> TimeLabel:
 
 
 def _index(t: Tensor, size: int, integer: bool) -> Tensor:
-    return (size * t - 1).round().clamp(0, size - 1).long() if integer else size * t - 1
+    index = size * t - 1
+    return index.round().clamp(0, size - 1).long() if integer else index
 
 
 def _scaled(t: Tensor, scale: float) -> Tensor:

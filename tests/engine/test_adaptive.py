@@ -613,9 +613,10 @@ def test_rejection_does_not_bias_the_law(monkeypatch: pytest.MonkeyPatch) -> Non
 
     draws = np.random.default_rng(0)
 
-    def redrawn(stepper: _PathStepper, rows: Active) -> np.ndarray:
-        stepper._next = stepper.place[rows.samples], stepper.path[rows.samples]
-        return np.sqrt(np.abs(rows.h))[:, None] * draws.standard_normal((len(rows.samples), 1))
+    def redrawn(stepper: _PathStepper, active: Active, x: torch.Tensor) -> torch.Tensor:
+        stepper._next = stepper.place[active.samples], stepper.path[active.samples]
+        z = draws.standard_normal((len(active.samples), 1))
+        return torch.from_numpy(np.sqrt(np.abs(active.h))[:, None] * z).to(x)
 
     monkeypatch.setattr(_PathStepper, "_increment", redrawn)
     assert float(run().x.square().mean()) < VARIANCE - 5 * stderr
