@@ -80,8 +80,8 @@ class Controller(Value):
         if self.digits is None:
             return h
         fraction, exponent = np.frexp(h / length)
-        kept = 2.0**self.digits
-        return np.ldexp(np.trunc(fraction * kept) / kept, exponent) * length
+        scale = 2.0**self.digits
+        return np.ldexp(np.trunc(fraction * scale) / scale, exponent) * length
 
     def factor(self, error: np.ndarray, last_error: np.ndarray, order: float) -> np.ndarray:
         """The factor after an accepted step."""
@@ -132,10 +132,11 @@ class Active:
 
     def select(self, at: np.ndarray) -> Active:
         """The chosen samples."""
-        on_device = torch.from_numpy(at).to(self.y[0].device)
-        y, carry = (tuple(part[on_device] for part in parts) for parts in (self.y, self.carry))
-        hosts = (self.u, self.h, self.u_next, self.last_error, self.last_accepted, self.may_grow, self.nan_count)
-        return Active(self.samples[at], y, carry, *(column[at] for column in hosts))
+        rows = torch.from_numpy(at).to(self.y[0].device)
+        y = tuple(part[rows] for part in self.y)
+        carry = tuple(part[rows] for part in self.carry)
+        columns = (self.u, self.h, self.u_next, self.last_error, self.last_accepted, self.may_grow, self.nan_count)
+        return Active(self.samples[at], y, carry, *(column[at] for column in columns))
 
 
 @dataclass
@@ -145,15 +146,15 @@ class Attempt:
     Attributes:
         y: the states at its end.
         error: of each sample relative to the tolerance, (b,), accepted up to 1.
-        carry: what continues with a sample whose step is accepted.
-        kept: what goes on where it is rejected.
+        carry: what the next attempt of a sample may use where this one is accepted.
+        carry_rejected: the same where it is rejected.
         estimates: of the error of `y`, part by part, where the method has such.
     """
 
     y: State
     error: Tensor
     carry: State
-    kept: State
+    carry_rejected: State
     estimates: Sequence[State] = ()
 
 
@@ -177,7 +178,7 @@ class Stepper(Protocol):
         """One step of each sample."""
 
     def advance(self, samples: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
-        """Told where each of the samples is now, and whether its step was accepted."""
+        """Take note of where each of the samples is now, and whether its step was accepted."""
 
 
 @dataclass(frozen=True)
@@ -269,9 +270,13 @@ class _Running:
         batch_coupled: bool,
         on_leave: Callable[[int], None] | None,
     ) -> None:
-        self.stepper, self.controller = stepper, controller
-        self.end, self.length = end, abs(end - start)
-        self.max_steps, self.batch_coupled, self.on_leave = max_steps, batch_coupled, on_leave
+        self.stepper = stepper
+        self.controller = controller
+        self.end = end
+        self.length = abs(end - start)
+        self.max_steps = max_steps
+        self.batch_coupled = batch_coupled
+        self.on_leave = on_leave
         self.smallest = ROUNDINGS_A_STEP * np.finfo(np.float64).eps * max(abs(start), abs(end))
 
         n = len(y[0])
@@ -280,6 +285,7 @@ class _Running:
         self.accepted = np.zeros(n, dtype=np.int64)
         self.rejected = np.zeros(n, dtype=np.int64)
         self.outcome = np.full(n, ON_THE_WAY)
+
         self.active = Active(
             samples=np.arange(n),
             y=y,
@@ -296,11 +302,13 @@ class _Running:
     def choose_first_step(self, size: float | None) -> None:
         """The size of the first step, the stepper's guess if none is given."""
         active = self.active
-        if not len(active.samples):
+        n = len(active.samples)
+        if not n:
             return
-        sizes = self.stepper.first_step(active, self.end) if size is None else np.full(len(active.samples), size)
-        signed = np.copysign(np.fmin(sizes, self.length), self.end - active.u)
-        active.h = self.controller.rounded(signed, self.length)
+
+        guess = self.stepper.first_step(active, self.end) if size is None else np.full(n, size)
+        h = np.copysign(np.fmin(guess, self.length), self.end - active.u)
+        active.h = self.controller.rounded(h, self.length)
 
     def choose_step(self) -> np.ndarray:
         """End of each step, never beyond the run's end; True for the samples that arrive with it."""
@@ -313,22 +321,14 @@ class _Running:
 
     def decide(self, attempt: Attempt) -> np.ndarray:
         """Accept each sample's step or not (b,), and find the size of its next."""
-        active, order = self.active, self.stepper.order
-        error = attempt.error.detach().double().cpu().numpy()
-        known = np.isfinite(error)
-        if self.batch_coupled and known.any():
-            error = np.where(known, math.sqrt(np.mean(error[known] ** 2)), error)
+        active = self.active
+        error, known = self._errors(attempt)
         ok = error <= 1
-
-        # A step does not grow right after a rejection: what was too long there is likely to be so here.
-        growth = self.controller.factor(error, active.last_error, order)
-        growth = np.where(active.may_grow, growth, np.minimum(growth, 1.0))
-        size = active.h * np.where(ok, growth, self.controller.after_rejection(error, order))
-        active.h = self.controller.rounded(size, self.length)
+        active.h = self._next_step(error, ok)
 
         active.u = np.where(ok, active.u_next, active.u)
         active.y = _choose(ok, attempt.y, active.y)
-        active.carry = _choose(ok, attempt.carry, attempt.kept)
+        active.carry = _choose(ok, attempt.carry, attempt.carry_rejected)
         self.stepper.advance(active.samples, active.u, ok)
 
         active.last_error = np.where(ok, error, active.last_error)
@@ -339,11 +339,33 @@ class _Running:
         self.rejected[active.samples] += ~ok
         return ok
 
+    def _errors(self, attempt: Attempt) -> tuple[np.ndarray, np.ndarray]:
+        """The error that decides on each sample (b,), and whether its own is finite."""
+        error = attempt.error.detach().double().cpu().numpy()
+        known = np.isfinite(error)
+        if self.batch_coupled and known.any():
+            mean_square = np.mean(error[known] ** 2)
+            error = np.where(known, math.sqrt(mean_square), error)
+        return error, known
+
+    def _next_step(self, error: np.ndarray, ok: np.ndarray) -> np.ndarray:
+        """The signed size of each sample's next step, (b,)."""
+        active = self.active
+        order = self.stepper.order
+        growth = self.controller.factor(error, active.last_error, order)
+        shrinkage = self.controller.after_rejection(error, order)
+
+        # A step does not grow right after a rejection: what was too long there is likely to be so here.
+        growth = np.where(active.may_grow, growth, np.minimum(growth, 1.0))
+        return self.controller.rounded(active.h * np.where(ok, growth, shrinkage), self.length)
+
     def outcomes(self, ok: np.ndarray, arrives: np.ndarray) -> np.ndarray:
-        """Outcome of each sample (b,), as a number of `OUTCOMES`; 0 for those that go on. The last reason counts."""
+        """Outcome of each sample (b,), as a number of `OUTCOMES`; 0 for those that are still on their way."""
         active = self.active
         attempts = (self.accepted + self.rejected)[active.samples]
         tiny = np.abs(active.h) < self.smallest
+
+        # The last reason that holds counts.
         reasons = (
             (OUT_OF_STEPS, attempts >= self.max_steps),
             (STEP_TOO_SMALL, tiny),
@@ -359,21 +381,24 @@ class _Running:
     def retire(self, ended: np.ndarray) -> None:
         """Take the samples with an outcome out of the batch."""
         active = self.active
-        out = np.flatnonzero(ended)
-        if not len(out):
+        leaving = np.flatnonzero(ended)
+        if not len(leaving):
             return
 
-        samples = active.samples[out]
-        self.outcome[samples] = ended[out]
-        self.t[samples] = active.u[out]
+        samples = active.samples[leaving]
+        self.outcome[samples] = ended[leaving]
+        self.t[samples] = active.u[leaving]
+
         device = self.y[0].device
-        rows = torch.from_numpy(out).to(device)
+        rows = torch.from_numpy(leaving).to(device)
         index = torch.from_numpy(samples).to(device)
-        self.y = [whole.index_copy(0, index, part[rows]) for whole, part in zip(self.y, active.y, strict=True)]
+        for i, part in enumerate(active.y):
+            self.y[i] = self.y[i].index_copy(0, index, part[rows])
 
         if self.on_leave is not None:
-            self.on_leave(len(out))
-        self.active = active.select(np.flatnonzero(ended == ON_THE_WAY))
+            self.on_leave(len(leaving))
+        remaining = np.flatnonzero(ended == ON_THE_WAY)
+        self.active = active.select(remaining)
 
     def result(self) -> Integration:
         """The states, times and outcomes of all samples."""
@@ -388,14 +413,19 @@ class _Running:
         )
 
 
-def _choose(ok: np.ndarray, yes: State, no: State) -> State:
-    """Sample by sample one of two states."""
+def _choose(ok: np.ndarray, accepted: State, rejected: State) -> State:
+    """One of two states for each sample."""
     if ok.all():
-        return yes
+        return accepted
     if not ok.any():
-        return no
-    mask = torch.from_numpy(ok).to(yes[0].device)
-    return tuple(torch.where(mask.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(yes, no, strict=True))
+        return rejected
+
+    mask = torch.from_numpy(ok).to(accepted[0].device)
+    chosen = []
+    for a, b in zip(accepted, rejected, strict=True):
+        of_part = mask.reshape(-1, *[1] * (a.ndim - 1))
+        chosen.append(torch.where(of_part, a, b))
+    return tuple(chosen)
 
 
 class Pair(Protocol):
@@ -438,7 +468,8 @@ class Counting(ABC):
     """A stepper with a right-hand side whose evaluations are counted."""
 
     def __init__(self, batch: int) -> None:
-        self.calls, self.evaluations = 0, np.zeros(batch, dtype=np.int64)
+        self.calls = 0
+        self.evaluations = np.zeros(batch, dtype=np.int64)
 
     @abstractmethod
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
@@ -456,12 +487,15 @@ class Counting(ABC):
             return self.evaluate(active, active.y, active.u)
         if not stale.any():
             return known
-        some = active.select(np.flatnonzero(stale))
-        new, at = self.evaluate(some, some.y, some.u), torch.from_numpy(np.flatnonzero(stale)).to(active.y[0].device)
-        return tuple(old.index_copy(0, at, part) for old, part in zip(known, new, strict=True))
+
+        at = np.flatnonzero(stale)
+        some = active.select(at)
+        new = self.evaluate(some, some.y, some.u)
+        rows = torch.from_numpy(at).to(active.y[0].device)
+        return tuple(old.index_copy(0, rows, part) for old, part in zip(known, new, strict=True))
 
     def advance(self, samples: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
-        """Told where each of the samples is now, and whether its step was accepted."""
+        """Take note of where each of the samples is now, and whether its step was accepted."""
         return
 
 
@@ -474,10 +508,14 @@ class EmbeddedStepper(Counting):
 
     def __init__(self, rhs: Rhs, pair: Pair, rtol: float, atol: float, batch: int) -> None:
         super().__init__(batch)
-        self._rhs, self.pair, self.rtol, self.atol = rhs, pair, rtol, atol
+        self._rhs = rhs
+        self.pair = pair
+        self.rtol = rtol
+        self.atol = atol
         self.order = float(pair.error_order)
 
-        once, twice = pair.weights(torch.tensor([1.0, 2.0], dtype=torch.float64, device="cpu")).unbind(2)
+        steps = torch.tensor([1.0, 2.0], dtype=torch.float64, device="cpu")
+        once, twice = pair.weights(steps).unbind(2)
         self.rows: list[list[float]] = once.tolist()
         self.used = [[j for j, weight in enumerate(row) if weight] for row in self.rows]
         # Numbers times the step, but for the state's: what Runge-Kutta methods have, and exponential ones have not.
@@ -493,18 +531,22 @@ class EmbeddedStepper(Counting):
         first = self.evaluate(active, y, active.u)
         active.carry = first
         slope = self._slope(y, first)
-        size = self._norm(y, y, y).double().cpu().numpy()
-        speed = self._norm(slope, y, y).double().cpu().numpy()
+        size = self._norms(y, y, y)
+        speed = self._norms(slope, y, y)
+        remaining = end - active.u
 
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            unknown = (size < NEGLIGIBLE) | (speed < NEGLIGIBLE)
-            trial = np.where(unknown, LEAST_FIRST_STEP, TRIAL_SHARE * size / speed)
-            trial = np.fmin(np.abs(end - active.u), trial)
-            change = self._change(active, slope, np.copysign(trial, end - active.u))
+            negligible = (size < NEGLIGIBLE) | (speed < NEGLIGIBLE)
+            trial = np.where(negligible, LEAST_FIRST_STEP, TRIAL_SHARE * size / speed)
+            trial = np.fmin(np.abs(remaining), trial)
+
+            change = self._change(active, slope, np.copysign(trial, remaining))
             steepest = np.fmax(speed, change / trial)
             guess = (TRIAL_SHARE / steepest) ** (1 / self.order)
             guess = np.where(steepest <= FLAT, LEAST_FIRST_STEP, guess)
-        return np.fmin(MOST_GROWN * trial, guess)
+
+        longest = MOST_GROWN * trial
+        return np.fmin(longest, guess)
 
     def _change(self, active: Active, slope: State, step: np.ndarray) -> np.ndarray:
         """Norm of the slope's change over a step of Euler's method."""
@@ -513,7 +555,7 @@ class EmbeddedStepper(Counting):
         moved = tuple(a + column(h, a) * b for a, b in zip(y, slope, strict=True))
         after = self._slope(moved, self.evaluate(active, moved, active.u + step))
         change = tuple(a - b for a, b in zip(after, slope, strict=True))
-        return self._norm(change, y, y).double().cpu().numpy()
+        return self._norms(change, y, y)
 
     def _slope(self, y: State, value: State) -> State:
         linear = self.pair.linear
@@ -522,21 +564,24 @@ class EmbeddedStepper(Counting):
     def attempt(self, active: Active) -> Attempt:
         """One step of each sample."""
         pair = self.pair
-        stages = len(pair.c)
-        first = self.first(active, active.carry, active.last_accepted & (not pair.fsal))
+        n_stages = len(pair.c)
+        stale = active.last_accepted & (not pair.fsal)
+        first = self.first(active, active.carry, stale)
         step = self._step(active)
 
         values = [first]
         state = active.y
-        for i in range(1, stages):
+        for i in range(1, n_stages):
+            c = pair.c[i]
             state = step(i, values)
-            place = active.u_next if pair.c[i] == 1 else active.u + pair.c[i] * active.h
-            values.append(self.evaluate(active, state, place))
+            u = active.u_next if c == 1 else active.u + c * active.h
+            values.append(self.evaluate(active, state, u))
+        end = state if pair.fsal else step(n_stages, values)
 
-        end = state if pair.fsal else step(stages, values)
-        estimates = [step(i, values) for i in range(stages + 1, len(self.used))]
-        error = pair.error([self._norm(estimate, active.y, end) for estimate in estimates])
-        return Attempt(end, error, values[-1] if pair.fsal else first, first, estimates)
+        estimates = [step(i, values) for i in range(n_stages + 1, len(self.used))]
+        norms = [self._norm(estimate, active.y, end) for estimate in estimates]
+        carry = values[-1] if pair.fsal else first
+        return Attempt(end, pair.error(norms), carry, first, estimates)
 
     def _step(self, active: Active) -> Callable[[int, Sequence[State]], State]:
         """Row i of the table on the state and the evaluations, as a function of i and these.
@@ -588,6 +633,11 @@ class EmbeddedStepper(Counting):
             scale = torch.maximum(a.detach().abs(), b.detach().abs()).mul_(self.rtol).add_(self.atol)
             norms.append(rms(v.detach() / scale))
         return torch.stack(norms).amax(0)
+
+    def _norms(self, value: State, y: State, end: State) -> np.ndarray:
+        """The norm of each sample on the host, in float64."""
+        norms: np.ndarray = self._norm(value, y, end).double().cpu().numpy()
+        return norms
 
 
 def rms(x: Tensor) -> Tensor:
@@ -648,11 +698,13 @@ def integrate(
     check_tolerances(rtol, atol, max_steps)
     if not (math.isfinite(t0) and math.isfinite(t1) and t0 != t1):
         raise ValueError(f"the ends must be finite and different, got {t0} and {t1}")
+
     single = isinstance(y0, Tensor)
     y = (y0,) if isinstance(y0, Tensor) else tuple(y0)
     parts: Rhs = (lambda t, y, index: (rhs(t, y[0], index),)) if single else rhs
+    stepper = EmbeddedStepper(parts, pair, rtol, atol, len(y[0]))
     return integrate_adaptive(
-        EmbeddedStepper(parts, pair, rtol, atol, len(y[0])),
+        stepper,
         y,
         t0,
         t1,

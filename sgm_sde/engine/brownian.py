@@ -15,7 +15,7 @@ from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program
 
 NUMBERS = 8  # of one block of the generator
-KEPT = 2**22  # numbers that a tree keeps of what samples visited last: 16 MiB
+CACHED = 2**22  # numbers that a tree holds of what samples visited last: 16 MiB
 LEVELS = 8  # of a path that is shared by grids: 256 pieces
 
 
@@ -40,7 +40,7 @@ class BrownianTree:
     with whatever steps it is asked, and its law is exact. Places are binary fractions; n digits take n halvings.
 
     Nothing has to be stored. Since steps are small, the noises of the pieces above them are the same from one to the
-    next, and up to `KEPT` numbers of what was visited last are kept instead of made again.
+    next, and up to `CACHED` numbers of what was visited last are cached instead of drawn again.
 
     Args:
         seeds: the samples'.
@@ -57,7 +57,8 @@ class BrownianTree:
     """
 
     def __init__(self, seeds: SampleSeeds, shape: Sequence[int], start: float) -> None:
-        self._stream, self._size = NoiseStream(seeds, "path", start), math.prod(shape)
+        self._stream = NoiseStream(seeds, "path", start)
+        self._size = math.prod(shape)
         self._levels = max(1, (NUMBERS // max(1, self._size) + 1).bit_length() - 1)  # in one block of the generator
         self._places = 2**self._levels - 1  # of the tree, in one block
         self._visited: dict[int, _Visited] = {}  # by depth, in blocks
@@ -69,7 +70,8 @@ class BrownianTree:
 
         # The whole path's increment, for those at its end.
         increment = self._whole(rows).astype(np.float64)
-        path[places == 1] = increment[places == 1]
+        at_end = places == 1
+        path[at_end] = increment[at_end]
 
         below = np.where(places < 1, places, 0.0)  # what is left to go, in halves of the piece
         (alive,) = np.nonzero(below)
@@ -84,30 +86,36 @@ class BrownianTree:
             if depth == 0:
                 top = node
                 z = self._normals(level // self._levels, node, rows[alive])
-            local = (node - (top << np.uint64(depth))).astype(np.intp) + 2**depth - 1
+            first = top << np.uint64(depth)
+            local = (node - first).astype(np.intp) + 2**depth - 1
             bridge = scale * z[np.arange(len(z)), local]
 
             # Halve the piece, and go to the half that the place lies in.
             increment *= 0.5
             below *= 2
             beyond = below >= 1
-            path[alive] += np.where(beyond[:, None], increment + bridge, 0.0)
-            increment += np.where(beyond[:, None], -bridge, bridge)
+            right = beyond[:, None]
+            path[alive] += np.where(right, increment + bridge, 0.0)
+            increment += np.where(right, -bridge, bridge)
             below -= beyond
             node = 2 * node + beyond
             level += 1
             scale *= math.sqrt(0.5)
 
             if not below.all():
-                (kept,) = np.nonzero(below)
-                alive, increment, below = alive[kept], increment[kept], below[kept]
-                node, top, z = node[kept], top[kept], z[kept]
+                (remaining,) = np.nonzero(below)
+                alive = alive[remaining]
+                increment = increment[remaining]
+                below = below[remaining]
+                node = node[remaining]
+                top = top[remaining]
+                z = z[remaining]
         return path
 
     def _whole(self, rows: np.ndarray) -> np.ndarray:
         """The increments of the whole paths (b, D)."""
         n = len(self._stream.seeds)
-        if n * self._size > KEPT:
+        if n * self._size > CACHED:
             return self._stream.at(0, (len(rows), self._size), torch.float32, "cpu", rows=rows).numpy()
 
         if self._increments is None:
@@ -117,10 +125,12 @@ class BrownianTree:
     def _normals(self, depth: int, node: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The noises of a node and of those below, as many levels as one draw has (b, nodes, D), float64."""
         shape = (len(self._stream.seeds), self._places, self._size)
-        if (depth + 1) * math.prod(shape) > KEPT:
+        if (depth + 1) * math.prod(shape) > CACHED:
             return self._drawn(node, rows).astype(np.float64)
 
-        visited = self._visited.get(depth) or self._visited.setdefault(depth, _Visited(shape))
+        if depth not in self._visited:
+            self._visited[depth] = _Visited(shape)
+        visited = self._visited[depth]
         z = visited.z[rows]
         new = visited.nodes[rows] != node
         if new.any():
@@ -178,22 +188,27 @@ class PathNoise:
         levels: int = LEVELS,
     ) -> None:
         self._times = iter(noisy_steps(program))
-        self._ends = program.times[0], program.times[-1]
-        self._sign = math.copysign(1.0, self._ends[1] - self._ends[0])
-        self._stream, self._levels = NoiseStream(seeds, "path", self._ends[0]), levels
-        self._brownian_time, self._middle = brownian_time, middle
+        self._start = program.times[0]
+        self._end = program.times[-1]
+        self._sign = math.copysign(1.0, self._end - self._start)
+        self._stream = NoiseStream(seeds, "path", self._start)
+        self._levels = levels
+        self._brownian_time = brownian_time
+        self._middle = middle
         self._pieces: list[_Piece] = []  # the nearest last
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         """The next step's noise, (B, *)."""
         if not self._pieces:
-            whole = self._stream.at(0, shape, dtype, device) * math.sqrt(self._variance(*self._ends))
-            self._pieces = [_Piece(*self._ends, whole, 1, 0)]
+            z = self._stream.at(0, shape, dtype, device)
+            whole = z * math.sqrt(self._variance(self._start, self._end))
+            self._pieces = [_Piece(self._start, self._end, whole, 1, 0)]
+
         start, end = next(self._times)
         self._go_to(start)
-        z = self._go_to(end)
-        assert z is not None
-        return z / math.sqrt(self._variance(start, end))
+        increment = self._go_to(end)
+        assert increment is not None
+        return increment / math.sqrt(self._variance(start, end))
 
     def _go_to(self, place: float) -> Tensor | None:
         """The increment to a place ahead, behind which all is forgotten."""
@@ -211,11 +226,14 @@ class PathNoise:
         start, end, increment, node, cut = piece
         in_tree = node < 2**self._levels
         at = self._middle(start, end) if in_tree else place
-        before, after = self._variance(start, at), self._variance(at, end)
+        before = self._variance(start, at)
+        after = self._variance(at, end)
+
         near = self._stream.at(node + (cut << 32), tuple(increment.shape), increment.dtype, increment.device)
         near *= math.sqrt(before * after / (before + after))
         near.add_(increment, alpha=before / (before + after))
         far = increment.sub_(near)
+
         if in_tree:
             return [_Piece(at, end, far, 2 * node + 1, 0), _Piece(start, at, near, 2 * node, 0)]
         return [_Piece(at, end, far, node, cut + 1), _Piece(start, at, near, node, cut)]

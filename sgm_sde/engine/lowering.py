@@ -107,22 +107,26 @@ def lower(program: Program, conversions: Sequence[Conversion]) -> Plan:
     allocation = allocate(rows)
     instructions = emit(rows, allocation, conversions)
 
-    every = [c for stage in program.stages for _, c in (*stage.states, *stage.evals, *stage.noises)]
-    every += [c for pair in conversions for c in pair]
-    blocks = 0 if any(isinstance(c, Diagonal) for c in every) else max(map(_blocks, every), default=1)
+    blocks = _blocks(program.stages, conversions)
+    numbers_only = blocks == 1
     return Plan(
         program,
         instructions,
         allocation.n_slots,
         allocation.n_registers,
         blocks,
-        _weights(instructions, allocation.n_slots) if blocks == 1 else torch.zeros(0, device="cpu"),
+        _weights(instructions, allocation.n_slots) if numbers_only else torch.zeros(0, device="cpu"),
         tuple(_needed(place, conversions) for place in allocation.places),
     )
 
 
-def _blocks(c: Coefficient) -> int:
-    return len(c.rows) if isinstance(c, Matrix) else 1
+def _blocks(stages: Sequence[Stage], conversions: Sequence[Conversion]) -> int:
+    """Blocks of the state that coefficients act on: 1 where all are numbers, 0 where some are one for each token."""
+    coefficients = [c for stage in stages for c in stage.coefficients]
+    coefficients += [c for pair in conversions for c in pair]
+    if any(isinstance(c, Diagonal) for c in coefficients):
+        return 0
+    return max((len(c.rows) for c in coefficients if isinstance(c, Matrix)), default=1)
 
 
 def _weights(instructions: Sequence[Instruction], n_slots: int) -> Tensor:
@@ -136,10 +140,11 @@ def _weights(instructions: Sequence[Instruction], n_slots: int) -> Tensor:
 
 def _needed(place: Place, conversions: Sequence[Conversion]) -> tuple[Needed, ...]:
     """The values alive behind a stage, each evaluation with the scale that it is stored in."""
-    return tuple(
-        Needed(kind, number, at, _scaled(*conversions[number])[0] if kind == "eval" else 1.0)
-        for (kind, number), at in place.alive.items()
-    )
+    needed = []
+    for (kind, j), at in place.alive.items():
+        scale, _ = _scaled(*conversions[j]) if kind == "eval" else (1.0, None)
+        needed.append(Needed(kind, j, at, scale))
+    return tuple(needed)
 
 
 # First pass
@@ -224,9 +229,9 @@ def fold_conversions(stages: Sequence[Stage], conversions: Sequence[Conversion])
     at_once = {j for j, later in users.items() if later == [j + 1]}
     rows: list[Row] = []
     for k, stage in enumerate(stages):
-        evals = {j: b for j, b in stage.evals if j not in at_once}
         stored = k in users and k not in at_once
-        row = Row(dict(stage.states), evals, None, stage.noises, stored, stage.node)
+        row = Row(dict(stage.states), {}, None, stage.noises, stored, stage.node)
+        row.evals = {j: b for j, b in stage.evals if j not in at_once}
 
         for j, b in stage.evals:
             if j in at_once:
@@ -306,6 +311,10 @@ class _Pool:
     def release(self, keys: Sequence[Key]) -> None:
         self._free += [self.of.pop(key) for key in keys]
 
+    def hand_on(self, key: Key, to: Key) -> int:
+        self.of[to] = self.of.pop(key)
+        return self.of[to]
+
 
 def allocate(rows: Sequence[Row]) -> Allocation:
     """Register allocation: a slot for each value until its last use.
@@ -319,25 +328,31 @@ def allocate(rows: Sequence[Row]) -> Allocation:
     for k, row in enumerate(rows):
         drawn = _draw(k, row, slots, last)
         read = slots.of | registers.of
-
-        # Build on a state that is dropped here, if there is one, so that its memory serves again.
-        order = sorted(row.states, key=lambda j: last["state", j] == k)
-        base = order.pop() if order else None
-        if base is not None and last["state", base] == k:
-            registers.of["state", k] = registers.of.pop(("state", base))
-        else:
-            registers.claim(("state", k))
-        target = registers.of["state", k]
+        base, others, target = _target(k, row, registers, last)
 
         slots.release([key for key in slots.of if last[key] == k])
-        held = {key: at for key, at in registers.of.items() if key != ("state", k) and last[key] > k}
-        alive = slots.of | held
+        alive = dict(slots.of)
+        for key, register in registers.of.items():
+            if key != ("state", k) and last[key] > k:
+                alive[key] = register
 
         # The evaluation comes when the state is made, and may take the place of one that was read for it.
         store = slots.claim(("eval", k)) if row.stored else None
         registers.release([key for key in registers.of if last[key] == k])
-        places.append(Place(base, tuple(order), read, drawn, target, store, alive))
+        places.append(Place(base, others, read, drawn, target, store, alive))
     return Allocation(tuple(places), slots.n, registers.n)
+
+
+def _target(k: int, row: Row, registers: _Pool, last: Mapping[Key, int]) -> tuple[int | None, tuple[int, ...], int]:
+    """The state that a stage builds on, the others that it reads, and the register of the new one.
+
+    It builds on a state that is dropped here, if there is one, so that its memory serves again.
+    """
+    others = sorted(row.states, key=lambda j: last["state", j] == k)
+    base = others.pop() if others else None
+    if base is not None and last["state", base] == k:
+        return base, tuple(others), registers.hand_on(("state", base), ("state", k))
+    return base, tuple(others), registers.claim(("state", k))
 
 
 def _last_uses(rows: Sequence[Row]) -> dict[Key, int]:
@@ -366,25 +381,36 @@ def emit(rows: Sequence[Row], allocation: Allocation, conversions: Sequence[Conv
     A stored evaluation is x + (c_r / c_x) r or r + (c_x / c_r) x, the other factor going to the coefficients, so that
     storing is one pass. Where coefficients are matrices it is stored as it is.
     """
-    scaled = {k: _scaled(*conversions[k]) for k, row in enumerate(rows) if row.stored}
+    stored = {k: _scaled(*conversions[k]) for k, row in enumerate(rows) if row.stored}
+    scales = {k: scale for k, (scale, _) in stored.items()}
     instructions = []
     for k, (row, place) in enumerate(zip(rows, allocation.places, strict=True)):
-        slots = [(place.read["eval", j], b * scaled[j][0]) for j, b in row.evals.items()]
-        slots += [(place.read["noise", m], c) for m, c in row.noises if m not in place.drawn]
+        beta: Coefficient = 0.0
+        register = None
+        if place.base is not None:
+            beta = row.states[place.base]
+            register = place.read["state", place.base]
 
         instruction = Instruction(
-            place.target,
-            None if place.base is None else place.read["state", place.base],
-            0.0 if place.base is None else row.states[place.base],
-            tuple((place.read["state", j], row.states[j]) for j in place.others),
-            row.output,
-            tuple(slots),
-            tuple((c, place.drawn[m]) for m, c in row.noises if m in place.drawn),
-            place.store,
-            scaled[k][1] if row.stored else (0.0, 1.0),
+            target=place.target,
+            base=register,
+            beta=beta,
+            states=tuple((place.read["state", j], row.states[j]) for j in place.others),
+            output=row.output,
+            slots=_slots(row, place, scales),
+            noises=tuple((c, place.drawn[m]) for m, c in row.noises if m in place.drawn),
+            store=place.store,
+            mix=stored[k][1] if row.stored else (0.0, 1.0),
         )
         instructions.append(replace(instruction, kind=_kind(instruction)))
     return tuple(instructions)
+
+
+def _slots(row: Row, place: Place, scales: Mapping[int, float]) -> Terms:
+    """The terms that lie in the history: evaluations as they are scaled there, and the noises drawn before."""
+    evals = [(place.read["eval", j], b * scales[j]) for j, b in row.evals.items()]
+    noises = [(place.read["noise", m], c) for m, c in row.noises if m not in place.drawn]
+    return (*evals, *noises)
 
 
 def _kind(ins: Instruction) -> str:

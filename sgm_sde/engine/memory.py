@@ -53,6 +53,7 @@ class Buffers:
 
     def __init__(self, x: Tensor, plan: Plan, *, own: bool = False) -> None:
         # Zeros, not empty: slots out of use enter the product with coefficient 0, and 0 * NaN is NaN.
+        # Zeros, not empty: slots out of use enter the product with coefficient 0, and 0 * NaN is NaN.
         buffer = torch.zeros((plan.n_slots, x.numel()), dtype=x.dtype, device=x.device)
         self.slots = [row.view(x.shape) for row in buffer]
         self._history = buffer.t()
@@ -62,15 +63,7 @@ class Buffers:
             self.registers[plan.instructions[0].target] = x
         self._flat = [register.view(-1) for register in self.registers]
         self._ends = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in self._flat]
-
-        # Weights and factors as tensors: from a number torch would make one at each call.
-        wide = [k for k, ins in enumerate(plan.instructions) if ins.kind == "product"]
-        weights = plan.weights[wide].to(x)
-        self._weights = dict(zip(wide, weights.unbind(0), strict=True))
-
-        betas = {k: number(ins.beta) for k, ins in enumerate(plan.instructions) if ins.kind == "factor"}
-        factors = torch.tensor([*betas.values()], dtype=torch.float64, device="cpu").to(x)
-        self._factors = dict(zip(betas, factors.unbind(0), strict=True))
+        self._weights, self._factors = _constants(plan, x)
 
     def combine(self, k: int, ins: Instruction, terms: Summands) -> None:
         state = self.registers[ins.target]
@@ -105,7 +98,8 @@ class Buffers:
             self.registers[register].copy_(value)
 
     def store(self, slot: int, state: Tensor, output: Tensor, mix: Conversion) -> None:
-        c_x, c_r = number(mix[0]), number(mix[1])
+        c_x = number(mix[0])
+        c_r = number(mix[1])
         if c_x == 0:
             self.slots[slot].copy_(output)
         elif c_r == 1:
@@ -119,6 +113,16 @@ class Buffers:
     def holds(self, register: int, value: Tensor) -> bool:
         start, end = self._ends[register]
         return start <= value.data_ptr() < end
+
+
+def _constants(plan: Plan, x: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Weights of the products and factors of the bases, by stage: from a number torch would make a tensor each time."""
+    products = [k for k, ins in enumerate(plan.instructions) if ins.kind == "product"]
+    weights = plan.weights[products].to(x)
+
+    betas = {k: number(ins.beta) for k, ins in enumerate(plan.instructions) if ins.kind == "factor"}
+    factors = torch.tensor(list(betas.values()), dtype=torch.float64, device="cpu").to(x)
+    return dict(zip(products, weights.unbind(0), strict=True)), dict(zip(betas, factors.unbind(0), strict=True))
 
 
 def _add(base: Tensor, value: Tensor, c: Coefficient, state: Tensor) -> Tensor:

@@ -30,18 +30,26 @@ def phi(k: int, z: float) -> float:
     if k < 0:
         raise ValueError(f"phi_k needs k >= 0, got {k}")
     if abs(z) < 1:
-        term, total, j = 1 / math.factorial(k), 0.0, 0
-        while total + term != total:
-            total += term
-            j += 1
-            term *= z / (j + k)
-        return total
+        return _series(k, z)
+
     value = math.exp(z)
     if k > 0:
         value = math.expm1(z) / z
     for j in range(1, k):
         value = (value - 1 / math.factorial(j)) / z
     return value
+
+
+def _series(k: int, z: float) -> float:
+    """The sum of z^j / (j + k)! over j, until a term is below its rounding."""
+    term = 1 / math.factorial(k)
+    total = 0.0
+    j = 0
+    while total + term != total:
+        total += term
+        j += 1
+        term *= z / (j + k)
+    return total
 
 
 def phi_values(k: int, z: Tensor) -> Tensor:
@@ -58,14 +66,18 @@ def phi_values(k: int, z: Tensor) -> Tensor:
         raise ValueError(f"phi_k needs k >= 0, got {k}")
     if k == 0:
         return z.exp()
+
+    # Each formula is evaluated everywhere, with a harmless argument where the other one holds.
     near = z.abs() < 1
     small = torch.where(near, z, 0.0)
+    large = torch.where(near, 1.0, z)
+
     term = torch.full_like(z, 1 / math.factorial(k))
     total = torch.zeros_like(z)
     for j in range(1, 20):  # 1 / 20! is below the rounding of the sum
         total = total + term
         term = term * small / (j + k)
-    large = torch.where(near, 1.0, z)
+
     value = torch.expm1(large) / large
     for j in range(1, k):
         value = (value - 1 / math.factorial(j)) / large

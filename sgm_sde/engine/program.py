@@ -49,6 +49,11 @@ class Stage(Value):
     evaluate: bool = False
     node: bool = False
 
+    @property
+    def coefficients(self) -> tuple[Coefficient, ...]:
+        """Coefficients of all terms."""
+        return tuple(c for _, c in (*self.states, *self.evals, *self.noises))
+
 
 @dataclass(frozen=True)
 class Program(Value):
@@ -109,8 +114,8 @@ class Program(Value):
     @property
     def blocks(self) -> int:
         """Blocks of the state that coefficients act on: 1 where all of them are numbers."""
-        terms = (term for stage in self.stages for term in (*stage.states, *stage.evals, *stage.noises))
-        return max((len(c.rows) for _, c in terms if isinstance(c, Matrix)), default=1)
+        matrices = (c for stage in self.stages for c in stage.coefficients if isinstance(c, Matrix))
+        return max((len(matrix.rows) for matrix in matrices), default=1)
 
     @property
     def nfe(self) -> int:
@@ -138,8 +143,9 @@ class Program(Value):
         Noise that an earlier stage has added stays, since later evaluations depend on it.
         """
         *head, last = self.stages
-        drawn = {m for stage in head for m, _ in stage.noises}
-        return replace(self, stages=(*head, replace(last, noises=tuple(n for n in last.noises if n[0] in drawn))))
+        earlier = {m for stage in head for m, _ in stage.noises}
+        noises = tuple((m, c) for m, c in last.noises if m in earlier)
+        return replace(self, stages=(*head, replace(last, noises=noises)))
 
     def to_json(self) -> str:
         """The program as JSON; floats survive to the last bit."""
@@ -176,34 +182,43 @@ def _program(data: object) -> Program:
         ValueError: for anything else, with where it is.
     """
     given = _object("a program", data, _names(Program))
-    name, prediction = given["name"], given["prediction"]
+    name = given["name"]
+    prediction = given["prediction"]
     if not isinstance(name, str):
         raise ValueError(f"name must be a text, got {name!r}")
     if prediction not in (*PREDICTIONS, *MATRIX_PREDICTIONS):
         raise ValueError(f"unknown prediction {prediction!r}")
 
-    eta, sigma_data = _real("eta", given["eta"]), _real("sigma_data", given["sigma_data"])
+    eta = _real("eta", given["eta"])
+    sigma_data = _real("sigma_data", given["sigma_data"])
     if eta < 0 or sigma_data <= 0:
         raise ValueError(f"need eta of at least 0 and sigma_data above 0, got {eta} and {sigma_data}")
 
     stages = [_stage(k, stage) for k, stage in enumerate(_list("stages", given["stages"]))]
     program = Program(name, prediction, tuple(stages), eta, sigma_data)
+    _check_table(program)
+    return program
+
+
+def _check_table(program: Program) -> None:
+    """Refuse a table that no solver writes: its nodes, the numbers of its noises and the sizes of its matrices."""
+    stages = program.stages
     if stages[0].noises:
         raise ValueError("a program starts with the initial state, a stage without terms")
     for earlier, later in pairwise(program.times):
         if not later < earlier:
             raise ValueError(f"the nodes' times must strictly decrease, got {earlier} followed by {later}")
 
-    last = max((m for stage in stages for m, _ in stage.noises), default=0)
+    noises = [m for stage in stages for m, _ in stage.noises]
+    last = max(noises, default=0)
     if last >= NOISES_A_STAGE * len(stages):
         raise ValueError(
             f"noise {last} of {len(stages)} stages: noises are numbered in the order in which they are drawn"
         )
 
-    sizes = {len(c.rows) for s in stages for _, c in (*s.states, *s.evals, *s.noises) if isinstance(c, Matrix)}
-    if len(sizes) > 1 or (sizes and prediction not in MATRIX_PREDICTIONS):
-        raise ValueError(f"a program of the {prediction} has matrices of sizes {sorted(sizes)}")
-    return program
+    sizes = {len(c.rows) for stage in stages for c in stage.coefficients if isinstance(c, Matrix)}
+    if len(sizes) > 1 or (sizes and program.prediction not in MATRIX_PREDICTIONS):
+        raise ValueError(f"a program of the {program.prediction} has matrices of sizes {sorted(sizes)}")
 
 
 def _stage(k: int, data: object) -> Stage:
@@ -211,8 +226,9 @@ def _stage(k: int, data: object) -> Stage:
     t = _real(f"the time of stage {k}", given["t"])
     if t < 0:
         raise ValueError(f"the time of stage {k} is {t}, before 0")
-    evaluate, node = (_flag(f"{name} of stage {k}", given[name]) for name in ("evaluate", "node"))
+
     states, evals, noises = (_terms(f"{kind} of stage {k}", given[kind]) for kind in ("states", "evals", "noises"))
+    evaluate, node = (_flag(f"{name} of stage {k}", given[name]) for name in ("evaluate", "node"))
     return Stage(t, states, evals, noises, evaluate, node)
 
 
@@ -239,9 +255,11 @@ def _terms(what: str, data: object) -> Terms:
 def _coefficient(what: str, data: object) -> Coefficient:
     if not isinstance(data, dict):
         return _real(f"a coefficient of {what}", data)
-    rows = [_list(what, row) for row in _list(what, _object(f"a matrix of {what}", data, _names(Matrix))["rows"])]
-    if len(rows) < 2 or any(len(row) != len(rows) for row in rows):
-        lengths = [len(row) for row in rows]
+
+    given = _object(f"a matrix of {what}", data, _names(Matrix))
+    rows = [_list(what, row) for row in _list(what, given["rows"])]
+    lengths = [len(row) for row in rows]
+    if len(rows) < 2 or any(length != len(rows) for length in lengths):
         raise ValueError(f"a matrix of {what} must be square, of 2 rows or more, got rows of {lengths} numbers")
     return Matrix(tuple(tuple(_real(f"a matrix of {what}", value) for value in row) for row in rows))
 
@@ -400,11 +418,14 @@ class Step:
         memory: what the formula leaves for its next step on the same path.
     """
 
-    def __init__(self, tracer: ProgramBuilder, path: Path, i: int, end: Node | None = None) -> None:
-        self._tracer, self._path = tracer, path
-        self.i, self.n = i, len(path.nodes) - 1
-        self.start, self.end = path.nodes[i], path.nodes[i + 1] if end is None else end
-        self._x = len(tracer.stages) - 1
+    def __init__(self, builder: ProgramBuilder, path: Path, i: int, end: Node | None = None) -> None:
+        self._builder = builder
+        self._path = path
+        self.i = i
+        self.n = len(path.nodes) - 1
+        self.start = path.nodes[i]
+        self.end = path.nodes[i + 1] if end is None else end
+        self._x = len(builder.stages) - 1
         self.x = Form({("states", self._x): 1.0})
 
     @property
@@ -414,11 +435,12 @@ class Step:
 
     def evaluate(self, x: Form, node: Node) -> Form:
         """The model's prediction at state `x` and `node`'s time; asking again for the same costs nothing."""
-        tracer, stage = self._tracer, self._state(x, node)
+        builder = self._builder
+        stage = self._state(x, node)
         form = Form({("evals", stage): 1.0})
-        if stage == self._x and not tracer.stages[stage].evaluate:
+        if stage == self._x and not builder.stages[stage].evaluate:
             self.remember(node, form)
-        tracer.stages[stage] = replace(tracer.stages[stage], evaluate=True)
+        builder.stages[stage] = replace(builder.stages[stage], evaluate=True)
         return form
 
     def remember(self, node: Node, evaluation: Form) -> None:
@@ -438,37 +460,38 @@ class Step:
         return Form({("states", self._state(x, node)): 1.0})
 
     def _state(self, x: Form, node: Node) -> int:
-        stages = self._tracer.stages
+        stages = self._builder.stages
         if len(x.terms) == 1:
             (((kind, j), c),) = x.terms.items()
             if kind == "states" and c == 1.0 and stages[j].t == node.t:
                 return j
-        return self._tracer.add(x, node.t)
+        return self._builder.add(x, node.t)
 
     def noise(self) -> Form:
         """A fresh standard normal noise."""
-        self._tracer.n_noises += 1
-        return Form({("noises", self._tracer.n_noises - 1): 1.0})
+        self._builder.n_noises += 1
+        return Form({("noises", self._builder.n_noises - 1): 1.0})
 
     def below(self, t: float) -> Node:
         """The node at a time below the step's end, of which no state is asked; that of `eps` at the least."""
-        return self._tracer.node(max(t, min(self._tracer.sde.eps, self.end.t)))
+        return self._builder.node(max(t, min(self._builder.sde.eps, self.end.t)))
 
     def with_end(self, end: Node) -> Step:
         """The same step with another end, which need not be a time of the process."""
-        return Step(self._tracer, self._path, self.i, end)
+        return Step(self._builder, self._path, self.i, end)
 
     def subrun(self, solver: Formula, x: Form, times: Sequence[float]) -> Form:
         """The end of a run of another solver from `x` over other times.
 
         It starts with an empty history, and leaves its own to the next step.
         """
-        tracer = self._tracer
+        builder = self._builder
         path = Path([self.at(t) for t in times])
         x = self.keep(x, path.nodes[0])
         for i in range(len(times) - 1):
-            x = self.keep(solver.step(Step(tracer, path, i)), path.nodes[i + 1])
-        self._path.history, self._path.memory = path.history, path.memory
+            x = self.keep(solver.step(Step(builder, path, i)), path.nodes[i + 1])
+        self._path.history = path.history
+        self._path.memory = path.memory
         return x
 
     @property
@@ -478,31 +501,34 @@ class Step:
 
     def at_noise_level(self, s: float) -> Node:
         """The node where sigma / alpha is `s`; that of `T` where `s` lies beyond it."""
-        sde = self._tracer.sde
+        sde = self._builder.sde
         log_snr = -2 * math.log(s)
-        return self.at(sde.T if log_snr <= float(sde.log_snr(sde.T)) else float(sde.time(log_snr)))
+        beyond = log_snr <= float(sde.log_snr(sde.T))
+        return self.at(sde.T if beyond else float(sde.time(log_snr)))
 
     def at(self, t: float) -> Node:
         """The node at a time between `T` and the end of the grid."""
-        nodes = self._tracer.path.nodes
-        low, high = min(nodes[0].t, nodes[-1].t), max(nodes[0].t, self._tracer.sde.T)
-        if not low - 1e-9 * high <= t <= high * (1 + 1e-9):
+        nodes = self._builder.path.nodes
+        low = min(nodes[0].t, nodes[-1].t)
+        high = max(nodes[0].t, self._builder.sde.T)
+        rounding = 1e-9 * high
+        if not low - rounding <= t <= high + rounding:
             raise ValueError(f"a stage at t={t} lies outside [{low}, {high}]")
         for node in self._path.nodes[self.i : self.i + 2]:  # start.t + 1.0 * h is end.t but for rounding
             if math.isclose(t, node.t, rel_tol=1e-12):
                 return node
-        return self._tracer.node(min(max(t, low), high))
+        return self._builder.node(min(max(t, low), high))
 
 
 def compile_program(solver: Formula, sde: Process, times: tuple[float, ...]) -> Program:
     """Compile a solver: run its formula over the steps of a grid and write down what it computes."""
-    tracer = ProgramBuilder(sde, times)
+    builder = ProgramBuilder(sde, times)
     for i in range(len(times) - 1):
         try:
-            tracer.add(solver.step(Step(tracer, tracer.path, i)), times[i + 1], node=True)
+            builder.add(solver.step(Step(builder, builder.path, i)), times[i + 1], node=True)
         except ZeroDivisionError:
             raise ValueError(
                 f"{solver.name} divides by zero in the step from t={times[i]} to t={times[i + 1]}: alpha or sigma "
                 f"vanishes there; start below it (t_start=), end above it (t_end=), or use a solver that allows it"
             ) from None
-    return tracer.program(solver)
+    return builder.program(solver)

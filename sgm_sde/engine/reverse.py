@@ -60,7 +60,9 @@ class ReverseSDE:
 
     def __init__(self, sde: DriftDiffusion, score_fn: ScoreFn, eta: float = 1.0) -> None:
         require_function("score_fn", score_fn, "of (x, t)")
-        self.sde, self.score_fn, self.eta = sde, score_fn, stochasticity(eta)
+        self.sde = sde
+        self.score_fn = score_fn
+        self.eta = stochasticity(eta)
 
     def f(self, x: Tensor, t: Time, **kwargs: object) -> Tensor:
         """Drift of the reverse process at x (B, *) and t, () or (B,)."""

@@ -246,7 +246,8 @@ class Store:
             OSError: if it cannot be written, as when the disk is full; nothing is left of it then.
             ValueError: for a name that is no file name, or info that is no JSON.
         """
-        path, plain = self.path(name), _plain({} if info is None else info)
+        path = self.path(name)
+        plain = _plain({} if info is None else info)
         header = {"sha256": _UNSEALED, "run": self._run, "name": name, "info": plain}
         cpu_float64 = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         data: bytes = safetensors.torch.save(cpu_float64, {"sgm_sde": json.dumps(header)})

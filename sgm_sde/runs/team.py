@@ -154,8 +154,10 @@ class Team:
 
     def __init__(self, device: str | None = None, threads: int = 1) -> None:
         self.place = Place.of(os.environ)
-        self.rank, self.size = self.place.rank, self.place.size
-        self.device, self.threads = _device(device), check_integer("threads", threads, kind=Integral)
+        self.rank = self.place.rank
+        self.size = self.place.size
+        self.device = _device(device)
+        self.threads = check_integer("threads", threads, kind=Integral)
         self._threads_before = torch.get_num_threads()
         self._wire: Wire | None = None
         self._local: dict[int, str] = {}

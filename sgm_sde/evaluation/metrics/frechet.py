@@ -79,7 +79,8 @@ def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
 
 def _law(name: str, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (d,) and covariance (d, d) in float64 on the host."""
-    mean, cov = numbers(f"mean_{name}", mean), numbers(f"cov_{name}", cov)
+    mean = numbers(f"mean_{name}", mean)
+    cov = numbers(f"cov_{name}", cov)
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
         raise ValueError(
             f"mean_{name} and cov_{name} must be (d,) and (d, d), got {tuple(mean.shape)} and {tuple(cov.shape)}"

@@ -16,7 +16,8 @@ def pair(a: Vectors, b: Vectors, least: int = 2) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: for other shapes, unequal d, fewer than `least` rows, or values that are not finite.
     """
-    x, y = _samples(a, "a", least), _samples(b, "b", least)
+    x = _samples(a, "a", least)
+    y = _samples(b, "b", least)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"a and b must have the same number of features, got {x.shape[1]} and {y.shape[1]}")
     return x, y

@@ -49,21 +49,38 @@ def kernel_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> KernelR
         (124.667, (3, 3), 1, 'raw')
     """
     x, y = pair(a, b, LEAST)
-    n, m = len(x), len(y)
-    own_x, cross_x = _row_sums(x, x, skip=True), _row_sums(x, y)
-    own_y, cross_y = _row_sums(y, y, skip=True), _row_sums(y, x)
-    xx, yy, xy = own_x.sum() / (n * (n - 1)), own_y.sum() / (m * (m - 1)), cross_x.sum() / (n * m)
-    # MMD^2 without one row of x, for each of them; then of y.
-    less_x = (own_x.sum() - 2 * own_x) / ((n - 1) * (n - 2)) + yy - 2 * (cross_x.sum() - cross_x) / ((n - 1) * m)
-    less_y = (own_y.sum() - 2 * own_y) / ((m - 1) * (m - 2)) + xx - 2 * (cross_y.sum() - cross_y) / ((m - 1) * n)
-    variance = sum(float(less.var(correction=0)) * (len(less) - 1) for less in (less_x, less_y))
-    return KernelResult(float(xx + yy - 2 * xy), math.sqrt(variance), (n, m), x.shape[1], features)
+    n = len(x)
+    m = len(y)
+    own_x = _row_sums(x, x, skip=True)
+    cross_x = _row_sums(x, y)
+    own_y = _row_sums(y, y, skip=True)
+    cross_y = _row_sums(y, x)
+
+    # Means of the kernel over pairs of different rows of x, of y, and over pairs of x and y.
+    xx = own_x.sum() / (n * (n - 1))
+    yy = own_y.sum() / (m * (m - 1))
+    xy = cross_x.sum() / (n * m)
+
+    # The same without one row of x, for each of them; then of y.
+    xx_left = (own_x.sum() - 2 * own_x) / ((n - 1) * (n - 2))
+    xy_left = (cross_x.sum() - cross_x) / ((n - 1) * m)
+    without_x = xx_left + yy - 2 * xy_left
+
+    yy_left = (own_y.sum() - 2 * own_y) / ((m - 1) * (m - 2))
+    yx_left = (cross_y.sum() - cross_y) / ((m - 1) * n)
+    without_y = yy_left + xx - 2 * yx_left
+
+    jackknife = [float(left.var(correction=0)) * (len(left) - 1) for left in (without_x, without_y)]
+    return KernelResult(float(xx + yy - 2 * xy), math.sqrt(sum(jackknife)), (n, m), x.shape[1], features)
 
 
 def _row_sums(x: Tensor, y: Tensor, skip: bool = False) -> Tensor:
     """Return sum_j k(x_i, y_j) for each row of x; without j = i where `skip`."""
-    sums = torch.cat([_cubic(rows @ y.T, x.shape[1]).sum(1) for rows in torch.split(x, _ROWS)])
-    return sums - _cubic(x.square().sum(1), x.shape[1]) if skip else sums
+    dim = x.shape[1]
+    sums = torch.cat([_cubic(rows @ y.T, dim).sum(1) for rows in torch.split(x, _ROWS)])
+    if not skip:
+        return sums
+    return sums - _cubic(x.square().sum(1), dim)
 
 
 def _cubic(products: Tensor, dim: int) -> Tensor:

@@ -64,7 +64,8 @@ def sliced_wasserstein(
 
 def _squared_wasserstein(x: Tensor, y: Tensor) -> Tensor:
     """Return W_2^2 between each column of x (n, k) and the same column of y (m, k)."""
-    n, m = len(x), len(y)
+    n = len(x)
+    m = len(y)
     # Quantiles are steps: those of x change at i/n, those of y at j/m. In units of 1/(n m) both are integers.
     ends = torch.from_numpy(np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n))
     widths = ends.diff(prepend=ends.new_zeros(1)).double() / (n * m)
