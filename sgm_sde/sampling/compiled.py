@@ -71,16 +71,17 @@ def replay(program: Program, x: Tensor, model: BoundScore, noise: NoiseSource, k
     given = bare(dict(kwargs or {}))
     leaves = list(each_leaf(given))
     key = _key(program, x, model, leaves)
-    known = _held(model.score.net).recordings
-    if key not in known:
-        static = map_leaves(lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
-        recorded = model.with_kwargs(static)
-        known[key] = (recorded, Recording(program, x, recorded))
+    recordings = _held(model.score.net).recordings
+    if key not in recordings:
+        copies = map_leaves(lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
+        recorded = model.with_kwargs(copies)
+        recordings[key] = (recorded, Recording(program, x, recorded))
 
-    recorded, recording = known[key]
-    for (_, mine), (_, theirs) in zip(each_leaf(recorded.kwargs), leaves, strict=True):
-        if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
-            mine.copy_(theirs)
+    recorded, recording = recordings[key]
+    for (_, copy), (_, new) in zip(each_leaf(recorded.kwargs), leaves, strict=True):
+        if isinstance(copy, Tensor) and isinstance(new, Tensor):
+            copy.copy_(new)
+
     model.nfe += program.nfe
     model.network_evals += program.nfe * len(x) * model.score.branches
     return recording.replay(x, noise)

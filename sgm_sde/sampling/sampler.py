@@ -40,7 +40,7 @@ from sgm_sde.engine.adaptive import (
     Integration,
 )  # fmt: skip
 from sgm_sde.engine.brownian import PathNoise
-from sgm_sde.engine.executor import Hook, Position, execute, missing
+from sgm_sde.engine.executor import Hook, Position, Run, execute, missing
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.reverse import ScoreFn
@@ -66,6 +66,7 @@ from sgm_sde.scores.score import Score, as_score
 DEFAULT_NFE = 50
 FINALS = ("denoise", "mean", "none")
 NOISES = ("independent", "path")
+SHOWN_REASONS = 4  # of samples that stopped early, in the status' text
 
 
 class NonFiniteWarning(UserWarning):
@@ -222,7 +223,7 @@ def sample(
         nfe, final = along.solver_arguments(budget, nfe is None and not (by_rule and steps is None), final, others)
 
     if resume is None:
-        job = _begun(
+        job = _new_job(
             score, sde, shape, x_T, solver, nfe, steps, grid, t_start, t_end, seed, generator, noise, final, dtype,
             execution.device,
         )  # fmt: skip
@@ -231,7 +232,7 @@ def sample(
         for name, value in (given | {"device": execution.device}).items():
             if value is not None:
                 raise ValueError(f"resume= brings its states, time, seeds and dtype: leave out {name}={shown(value)}")
-        job = _gone_on(resume, sde, solver, nfe, steps, grid, t_end, noise, final)
+        job = _resumed_job(resume, sde, solver, nfe, steps, grid, t_end, noise, final)
     _require_applicable(job, record, execution, noise)
 
     if score.dtype is None and job.dtype != job.state_dtype:
@@ -308,11 +309,11 @@ def plan(
     t_start = None if t_start is None else moment("t_start", t_start)
     t_end = None if t_end is None else moment("t_end", t_end)
 
-    if isinstance(solver, Setting) and grid is not None:
-        raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
     if solver is None:
         budget = nfe if steps is None else check_integer("steps", steps) + 1
         solver = default_setting(sde, budget, t_start, t_end)
+    elif isinstance(solver, Setting) and grid is not None:
+        raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
     if isinstance(solver, Setting):
         grid = solver.grid if grid is None else grid
         solver = solver.solver
@@ -320,14 +321,19 @@ def plan(
         solver = resolve_any(solver)
 
     if isinstance(solver, AdaptiveSolver):
-        for option, value in {"grid": grid, "steps": None if solver.takes_steps else steps}.items():
-            if value is not None:
-                raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
+        unused = {"grid": grid, "steps": None if solver.takes_steps else steps}
+        _refuse_on_own_steps(solver, unused)
         return solver, grids.Uniform()(sde, 1, t_start, t_end), None
 
     solver, grid = _make_grid(sde, solver, final == "denoise", nfe, steps, grid, t_start, t_end)
-    program = solver.compile(sde, grid)
-    return solver, grid, solver.end_in_mean(program) if final == "mean" else program
+    return solver, grid, _table(solver, sde, grid, final)
+
+
+def _refuse_on_own_steps(solver: AdaptiveSolver, unused: Mapping[str, object]) -> None:
+    """Raise ValueError for an option that a solver without a grid would not use."""
+    for option, value in unused.items():
+        if value is not None:
+            raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
 
 
 def _final(sde: SDE, final: str | None) -> str:
@@ -427,10 +433,11 @@ class _Job:
         """For some of the samples, the noise of the steps, that of the correctors, and what runs at the nodes."""
         assert isinstance(self.solver, Solver) and self.program is not None
         seeds = self.seeds[at]
-        source: NoiseStream | PathNoise = NoiseStream(seeds, "solver", self.segment, self.draws[0])
+        of_solver, of_correctors = self.draws
+        source: NoiseStream | PathNoise = NoiseStream(seeds, "solver", self.segment, of_solver)
         if self.noise == "path":
             source = _path(self.solver, self.program, self.sde, seeds)
-        corrections = NoiseStream(seeds, "corrector", self.segment, self.draws[1])
+        corrections = NoiseStream(seeds, "corrector", self.segment, of_correctors)
         last_without_noise = self.final == "mean" or self.solver.ends_in_data
         hooks = self.solver.hooks(self.sde, self.grid, model, corrections, mean=last_without_noise)
         return source, corrections, hooks
@@ -455,12 +462,15 @@ def _option(name: str, value: object, kind: type[Option]) -> Option:
 def _require_applicable(job: _Job, record: Record, execution: Execution, noise: str | None) -> None:
     """Raise ValueError for an option that would do nothing."""
     if isinstance(job.solver, AdaptiveSolver):
-        given = {"callback": record.callback, "trajectory": record.trajectory, "until": execution.until}
-        given |= {"compile": execution.compile or None, "noise": None if noise == "independent" else noise}
-        given |= {"parallel": execution.parallel}
-        for option, value in given.items():
-            if value is not None:
-                raise ValueError(f"{option}= needs a solver on a grid, and {job.solver.name} finds its own steps")
+        unused = {
+            "callback": record.callback,
+            "trajectory": record.trajectory,
+            "until": execution.until,
+            "compile": execution.compile or None,
+            "noise": None if noise == "independent" else noise,
+            "parallel": execution.parallel,
+        }
+        _refuse_on_own_steps(job.solver, unused)
     if record.callback is not None and execution.batch_size is not None:
         raise ValueError("a callback sees all samples at each step: leave out batch_size=, which runs them in parts")
     if execution.parallel is not None:
@@ -489,7 +499,7 @@ def _require_parallel(job: _Job, record: Record) -> None:
         raise ValueError("resume= takes one step after the other: leave out parallel=")
 
 
-def _begun(
+def _new_job(
     score: Score,
     sde: SDE,
     shape: Sequence[int] | None,
@@ -512,7 +522,7 @@ def _begun(
     Where a rule has chosen the start, states given are those at T, and go there by the linear part of the flow.
     """
     final = _final(sde, final)
-    chosen = t_start is None and (grid is None or isinstance(grid, GridRule | str))  # the first time, by a rule
+    by_rule = t_start is None and (grid is None or isinstance(grid, GridRule | str))  # the rule chooses the start
     solver, grid, program = plan(
         sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, t_end=t_end, final=final
     )
@@ -522,19 +532,18 @@ def _begun(
         raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
     if x_T is None:
         shape = shape_of_samples("shape", shape)
-        parameter = score.parameter
-        device = parameter.device if device is None and parameter is not None else device
-        device = torch.get_default_device() if device is None else usable_device("device", device)
-        dtype = float_dtype("dtype", torch.get_default_dtype() if dtype is None else dtype)
+        dtype, device = _dtype_and_device(score, dtype, device)
     else:
         require_floating("x_T", x_T)
         if dtype is not None or device is not None:
             raise ValueError("dtype and device follow x_T; give them with shape= only")
-        shape, dtype, device = tuple(x_T.shape), x_T.dtype, x_T.device
+        shape = tuple(x_T.shape)
+        dtype = x_T.dtype
+        device = x_T.device
 
     seeds = resolve_seeds(seed, generator, shape[0])
     state_dtype = torch.promote_types(dtype, torch.float32)
-    if x_T is None and start < sde.T and not chosen:
+    if x_T is None and start < sde.T and not by_rule:
         warn(
             f"starting at t={start:g} < T={sde.T:g} from pure noise: the marginal there contains data; "
             f"pass noised data as x_T",
@@ -542,18 +551,32 @@ def _begun(
 
     def states(at: slice) -> Tensor:
         if x_T is None:
-            few = seeds[at]
-            z = NoiseStream(few, "prior").normal((len(few), *shape[1:]), state_dtype, device)
+            some = seeds[at]
+            z = NoiseStream(some, "prior").normal((len(some), *shape[1:]), state_dtype, device)
             return sde.prior_transform(z, start)
+
         x = x_T[at].to(state_dtype)
-        return sde.prior_transform(x / sde.prior_std, start) if chosen and start < sde.T else x
+        if by_rule and start < sde.T:
+            return sde.prior_transform(x / sde.prior_std, start)
+        return x
 
     return _Job(
         sde, solver, grid, program, seeds, dtype, states, noise or "independent", final, start, fresh=x_T is None
     )
 
 
-def _gone_on(
+def _dtype_and_device(
+    score: Score, dtype: torch.dtype | None, device: torch.device | str | None
+) -> tuple[torch.dtype, torch.device | str]:
+    """Of samples from the prior: those given, else torch's default dtype and the network's device."""
+    dtype = float_dtype("dtype", torch.get_default_dtype() if dtype is None else dtype)
+    if device is None and score.parameter is not None:
+        device = score.parameter.device
+    device = torch.get_default_device() if device is None else usable_device("device", device)
+    return dtype, device
+
+
+def _resumed_job(
     resume: SampleResult,
     sde: SDE,
     solver: Solver | AdaptiveSolver | Setting | str | None,
@@ -564,17 +587,21 @@ def _gone_on(
     noise: str | None,
     final: str | None,
 ) -> _Job:
-    """A run that goes on from another."""
+    """A run that resumes another."""
     known = _continuation(resume, sde)
     final = known.final if final is None else _final(sde, final)
     noise = known.noise if noise is None else noise
-    past, t = known.grid.times[: known.position.node + 1], known.t
-    chosen = known.solver if solver is None else solver
+    position = known.position
+    past = known.grid.times[: position.node + 1]
+    t = known.t
 
-    if isinstance(chosen, Setting) or not all(option is None for option in (nfe, steps, grid, t_end)):
+    chosen = known.solver if solver is None else solver
+    options = (nfe, steps, grid, t_end)
+    if isinstance(chosen, Setting) or any(option is not None for option in options):
         by_rule = grid is None or isinstance(grid, GridRule | str)
+        t_start = t if by_rule else None
         chosen, placed, _ = plan(
-            sde, chosen, nfe=nfe, steps=steps, grid=grid, t_start=t if by_rule else None, t_end=t_end, final=final
+            sde, chosen, nfe=nfe, steps=steps, grid=grid, t_start=t_start, t_end=t_end, final=final
         )
         whole_grid = _continued(past, placed)
     else:
@@ -591,18 +618,18 @@ def _gone_on(
             f"give it x_T=result.x and t_start={t:.6g}"
         )
 
-    held = known.position
     job = _Job(
-        sde, chosen, whole_grid, known.program, known.seeds, known.dtype, lambda at: held.x[at], noise, final,
-        known.segment, known.draws, held,
+        sde, chosen, whole_grid, known.program, known.seeds, known.dtype, lambda at: position.x[at], noise, final,
+        known.segment, known.draws, position,
     )  # fmt: skip
 
     # Another method, or another way here, has no use for the history.
+    future = whole_grid.times[len(past) :]
     if type(chosen) is not type(known.solver) or whole_grid.times[: len(past)] != past:
-        return replace(job, grid=Grid((*past, *whole_grid.times[len(past) :]))).without_history()
+        return replace(job, grid=Grid((*past, *future))).without_history()
     program = _table(chosen, sde, whole_grid, final)
     job = replace(job, program=program)
-    return job if _same_until(held.node, program, known.program) else job.without_history()
+    return job if _same_until(position.node, program, known.program) else job.without_history()
 
 
 def _continued(past: tuple[float, ...], placed: Grid) -> Grid:
@@ -709,7 +736,7 @@ class _Part:
             (3, b), None without values.
         nodes: number of nodes reached.
         first_bad: finds the first node at which a state was not finite.
-        kept: states on the way, and their times.
+        trajectory: states on the way, and their times.
         position: where the run was stopped, if it was.
         draws: how often the solver and its correctors have drawn.
         nfe: network calls.
@@ -719,7 +746,7 @@ class _Part:
     sound: np.ndarray | None
     nodes: int
     first_bad: Callable[[], int | None]
-    kept: tuple[list[Tensor], list[float]]
+    trajectory: tuple[list[Tensor], list[float]]
     position: Position | None
     draws: tuple[int, int]
     nfe: int
@@ -730,42 +757,58 @@ def _run_on_grid(
     job: _Job, model: BoundScore, record: Record, execution: Execution
 ) -> tuple[SampleResult, type[Warning] | None]:
     """The result of a run on a grid, and what to warn of."""
-    at = job.parts(execution.batch_size)
     assert isinstance(job.solver, Solver) and job.program is not None
-    wanted = _wanted(record.trajectory, job.grid, job.denoises)
+    slices = job.parts(execution.batch_size)
+    n_steps = (job.grid.steps - job.first) * len(slices)
+    nodes, keep_end = _wanted(record.trajectory, job.grid, job.denoises)
     stop = _node_of(execution.until, job)
+
     joined = _Joined(job.size)
-    with _bar(record.progress, (job.grid.steps - job.first) * len(at), job.solver.name, "step") as advance:
-        parts = []
-        for where, mine in zip(at, _models(model, at, job.size), strict=True):
-            monitor = _Monitor(job.grid, mine, record.callback, advance, *wanted, stop, record.progress)
-            parts.append(_run_part(job, mine, where, monitor, execution, joined))
+    parts: list[_Part] = []
+    with _bar(record.progress, n_steps, job.solver.name, "step") as advance:
+        for at, mine in zip(slices, _models(model, slices, job.size), strict=True):
+            monitor = _Monitor(job.grid, mine, record.callback, advance, nodes, keep_end, stop, record.progress)
+            parts.append(_run_part(job, mine, at, monitor, execution, joined))
 
     reached = parts[0].nodes - 1
-    stopped = reached < job.grid.steps
-    by = "by the callback" if stop is None or reached != stop else "as until= asks"
-    status = _status(parts, job.grid, f"stopped {by}" if stopped else "")
-    x = joined.whole
+    stopped = ""
+    if reached < job.grid.steps:
+        stopped = "stopped as until= asks" if reached == stop else "stopped by the callback"
+    status = _status(parts, job.grid, stopped)
 
-    position = _together([part.position for part in parts])
-    if position is None and not stopped and job.final == "none":
-        position = Position(job.grid.steps, x.to(job.state_dtype))
-    kept, times = zip(*(part.kept for part in parts), strict=True)
-    trajectory = torch.cat([torch.stack(states).to(job.dtype) for states in kept], 1) if kept[0] else None
+    trajectory, times = _trajectory(parts, job.dtype)
     result = SampleResult(
-        x.to(job.dtype),
+        joined.whole.to(job.dtype),
         max(part.nfe for part in parts),
         job.grid.times,
         status,
         trajectory,
-        tuple(times[0]),
+        times,
         job.seeds,
         sum(part.network_evals for part in parts),
-        continuation=None if position is None else job.continuation(position, parts[0].draws),
+        continuation=_resumable(job, parts, joined.whole),
     )
     if not status.samples:
         return result, None
     return result, ImplausibleWarning if status.time is None else NonFiniteWarning
+
+
+def _trajectory(parts: Sequence[_Part], dtype: torch.dtype) -> tuple[Tensor | None, tuple[float, ...]]:
+    """The states on the way of all samples (times, B, *), None if there are none, and their times."""
+    _, times = parts[0].trajectory
+    if not times:
+        return None, ()
+    stacks = [torch.stack(states).to(dtype) for states, _ in (part.trajectory for part in parts)]
+    return torch.cat(stacks, 1), tuple(times)
+
+
+def _resumable(job: _Job, parts: Sequence[_Part], x: Tensor) -> Continuation | None:
+    """The run where it was stopped, or at an end that is a state of the process; None if it cannot be resumed."""
+    position = _together([part.position for part in parts])
+    complete = parts[0].nodes > job.grid.steps
+    if position is None and complete and job.final == "none":
+        position = Position(job.grid.steps, x.to(job.state_dtype))
+    return None if position is None else job.continuation(position, parts[0].draws)
 
 
 def _run_part(
@@ -773,68 +816,20 @@ def _run_part(
 ) -> _Part:
     """The run of some of the samples, which go where all are gathered."""
     assert isinstance(job.solver, Solver) and job.program is not None
-    program, x = job.program, job.states(at)
-    shape = tuple(x.shape)
-    position = None if job.position is None else _some(job.position, at)
-
-    def noises(model: BoundScore) -> tuple[NoiseStream | PathNoise, NoiseStream, Sequence[Hook]]:
-        source, corrections, hooks = job.noises(at, model)
-        if isinstance(source, PathNoise) and position is not None:
-            for _ in range(_drawn(program, position.node)):  # a path is gone along from its start
-                source.normal(shape, x.dtype, x.device)
-        return source, corrections, hooks
-
-    def first_bad() -> int | None:
-        again = model.with_kwargs(model.kwargs)
-        source, _, hooks = noises(again)
-        start = job.states(at) if position is None else position.x
-        with torch.no_grad():
-            ran = execute(
-                program, start, again, source, hooks=hooks, on_node=lambda _, state: not finite(state).all(),
-                start=position,
-            )  # fmt: skip
-        return None if finite(ran.x).all() else ran.nodes - 1
-
-    source, corrections, hooks = noises(model)
     solver = job.solver
-    watch = Watch(
-        job.sde, job.grid.times[job.first :], model.score.prediction, x, guided=solver.guided, lags=solver.lags
-    )
+    x = job.states(at)
+    position = None if job.position is None else _some(job.position, at)
+    source, corrections, hooks = _noises(job, at, model, x, position)
+    times = job.grid.times[job.first :]
+    watch = Watch(job.sde, times, model.score.prediction, x, guided=solver.guided, lags=solver.lags)
 
     def on_output(x: Tensor, output: Tensor, t: float) -> None:
         watch.see(x, output, t)
         monitor.on_output(x, output, t)
 
-    seen = bool(hooks or monitor.looks_on or position)
-    if execution.parallel is not None:
-        ran = run_in_parallel(
-            program,
-            x,
-            model,
-            source,
-            window=execution.parallel,
-            tolerance=execution.tolerance or 0.0,
-            on_node=monitor.on_node if monitor.looks_on else None,
-            on_output=on_output,
-        )
-    elif execution.compile and x.is_cuda and model.score.recordable and not seen:
-        ran = replay(program, x, model, source, model.kwargs)
-    else:
-        ran = execute(
-            program,
-            x,
-            model,
-            source,
-            hooks=hooks,
-            on_node=monitor.on_node if monitor.looks_on else None,
-            on_output=on_output,
-            grad=execution.enable_grad,
-            start=position,
-            own=job.fresh,
-        )
-
-    end = ran.x
-    if ran.position is not None:
+    run = _run_program(job, model, x, source, hooks, position, monitor, on_output, execution)
+    end = run.x
+    if run.position is not None:
         end = end.clone()  # the other is what the run goes on from
     elif job.denoises:
         end = model.predict("data", end, job.grid.times[-1])
@@ -843,14 +838,92 @@ def _run_part(
 
     sound = None
     if not end.is_meta:
-        odd = watch.implausible(end, denoised=job.denoises or job.solver.ends_in_data)
+        odd = watch.implausible(end, denoised=job.denoises or solver.ends_in_data)
         # The one place where values come back from the device.
-        sound = torch.stack([finite(ran.x), finite(end), odd]).numpy(force=True)
-    kept = monitor.kept, monitor.kept_times
-    drawn = job.draws[0] if isinstance(source, PathNoise) else source.draw
+        sound = torch.stack([finite(run.x), finite(end), odd]).numpy(force=True)
+
     return _Part(
-        sound, ran.nodes, first_bad, kept, ran.position, (drawn, corrections.draw), model.nfe, model.network_evals
+        sound,
+        run.nodes,
+        partial(_first_bad, job, model, at, position),
+        (monitor.states, monitor.times),
+        run.position,
+        (job.draws[0] if isinstance(source, PathNoise) else source.draw, corrections.draw),
+        model.nfe,
+        model.network_evals,
     )
+
+
+def _noises(
+    job: _Job, at: slice, model: BoundScore, x: Tensor, position: Position | None
+) -> tuple[NoiseStream | PathNoise, NoiseStream, Sequence[Hook]]:
+    """The noise of the steps of states x from a position on, that of the correctors, and what runs at the nodes."""
+    assert job.program is not None
+    source, corrections, hooks = job.noises(at, model)
+    if isinstance(source, PathNoise) and position is not None:
+        for _ in range(_drawn(job.program, position.node)):  # a path is followed from its start
+            source.normal(tuple(x.shape), x.dtype, x.device)
+    return source, corrections, hooks
+
+
+def _run_program(
+    job: _Job,
+    model: BoundScore,
+    x: Tensor,
+    source: NoiseStream | PathNoise,
+    hooks: Sequence[Hook],
+    position: Position | None,
+    monitor: _Monitor,
+    on_output: Callable[[Tensor, Tensor, float], None],
+    execution: Execution,
+) -> Run:
+    """The run of a table: in parallel, as a recorded graph, or step after step."""
+    program = job.program
+    assert program is not None
+    on_node = monitor.on_node if monitor.looks_on else None
+    if execution.parallel is not None:
+        return run_in_parallel(
+            program,
+            x,
+            model,
+            source,
+            window=execution.parallel,
+            tolerance=execution.tolerance or 0.0,
+            on_node=on_node,
+            on_output=on_output,
+        )
+
+    observed = bool(hooks or on_node or position)
+    if execution.compile and x.is_cuda and model.score.recordable and not observed:
+        return replay(program, x, model, source, model.kwargs)
+
+    return execute(
+        program,
+        x,
+        model,
+        source,
+        hooks=hooks,
+        on_node=on_node,
+        on_output=on_output,
+        grad=execution.enable_grad,
+        start=position,
+        own=job.fresh,
+    )
+
+
+def _first_bad(job: _Job, model: BoundScore, at: slice, position: Position | None) -> int | None:
+    """The first node with a state that is not finite, found by a repetition of the run; None if that meets none."""
+    assert job.program is not None
+    again = model.with_kwargs(model.kwargs)
+    start = job.states(at) if position is None else position.x
+    source, _, hooks = _noises(job, at, again, start, position)
+
+    def stop(i: int, x: Tensor) -> bool:
+        return not finite(x).all()
+
+    with torch.no_grad():
+        run = execute(job.program, start, again, source, hooks=hooks, on_node=stop, start=position)
+    return None if finite(run.x).all() else run.nodes - 1
 
 
 def _some(position: Position, at: slice) -> Position:
@@ -864,11 +937,13 @@ def _together(positions: Sequence[Position | None]) -> Position | None:
     known = [position for position in positions if position is not None]
     if len(known) < 2:
         return known[0] if known else None
-    history = {
-        key: (scale, torch.cat([position.history[key][1] for position in known]))
-        for key, (scale, _) in known[0].history.items()
-    }
-    return Position(known[0].node, torch.cat([position.x for position in known]), history)
+
+    first = known[0]
+    history = {}
+    for key, (scale, _) in first.history.items():
+        values = [position.history[key][1] for position in known]
+        history[key] = scale, torch.cat(values)
+    return Position(first.node, torch.cat([position.x for position in known]), history)
 
 
 def _drawn(program: Program, node: int) -> int:
@@ -883,11 +958,10 @@ def _node_of(until: float | None, job: _Job) -> int | None:
     for i, t in enumerate(job.grid.times):
         if job.first < i < job.grid.steps and same_time(t, until):
             return i
+
     inside = job.grid.times[job.first + 1 : -1]
-    raise ValueError(
-        f"until must be a time of the grid between its ends, got {until}"
-        + (f"; the nearest is {min(inside, key=lambda t: abs(t - until))}" if inside else "")
-    )
+    nearest = f"; the nearest is {min(inside, key=lambda t: abs(t - until))}" if inside else ""
+    raise ValueError(f"until must be a time of the grid between its ends, got {until}{nearest}")
 
 
 def _run_adaptive(
@@ -895,40 +969,38 @@ def _run_adaptive(
 ) -> tuple[SampleResult, type[Warning] | None]:
     """The result of a solver that finds its own steps, and what to warn of."""
     calls = _calls_of_adaptive(job, model, nfe)
-    at, ends = job.parts(execution.batch_size), job.grid.times
+    slices = job.parts(execution.batch_size)
+    t_start, t_end = job.grid.times
     joined = _Joined(job.size)
-    found: list[Integration] = []
-    odd: list[np.ndarray] = []
     models: list[BoundScore] = []
+    integrations: list[Integration] = []
+    odd: list[np.ndarray] = []
+    not_finite: dict[int, float] = {}
     with _bar(record.progress, job.size, job.solver.name, "sample") as advance:
         on_leave = advance if record.progress else None
-        for where, mine in zip(at, _models(model, at, job.size), strict=True):
-            models.append(mine)
-            start = job.states(where)
-            watch = Watch(job.sde, ends, model.score.prediction, start)
-            problem = Problem(mine, job.sde, start, ends[0], ends[1], job.seeds[where], calls, steps, on_leave)
-            end, x = _integrate(job, problem)
-            found.append(end)
-            joined.put(where, x)
-            if not x.is_meta:
-                odd.append(watch.implausible(x, denoised=job.final == "denoise").cpu().numpy())
+        for at, mine in zip(slices, _models(model, slices, job.size), strict=True):
+            start = job.states(at)
+            watch = Watch(job.sde, job.grid.times, model.score.prediction, start)
+            problem = Problem(mine, job.sde, start, t_start, t_end, job.seeds[at], calls, steps, on_leave)
+            integration, x = _integrate(job, problem)
 
-    control = AdaptiveStats(
-        tuple(itertools.chain.from_iterable(end.outcome for end in found)),
-        torch.cat([end.t for end in found]),
-        torch.cat([end.accepted for end in found]),
-        torch.cat([end.rejected for end in found]),
-        torch.cat([end.evaluations for end in found]),
-    )
-    parts = zip(at, found, strict=True)
-    not_finite = {where.start + i: time for where, end in parts for i, time in end.not_finite.items()}
-    status = _adaptive_status(control.outcome, control.times, ends[1], not_finite)
+            models.append(mine)
+            integrations.append(integration)
+            joined.put(at, x)
+            for i, t in integration.not_finite.items():
+                not_finite[at.start + i] = t
+            if not x.is_meta:
+                implausible = watch.implausible(x, denoised=job.final == "denoise")
+                odd.append(implausible.cpu().numpy())
+
+    control = _adaptive_stats(integrations)
+    status = _adaptive_status(control.outcome, control.times, t_end, not_finite)
     if status.ok and odd:
         status = _plausible(np.concatenate(odd))
     result = SampleResult(
         joined.whole.to(job.dtype),
         max(mine.nfe for mine in models),
-        ends,
+        job.grid.times,
         status,
         seeds=job.seeds,
         network_evals=sum(mine.network_evals for mine in models),
@@ -939,6 +1011,17 @@ def _run_adaptive(
     if status.time is None:
         return result, ImplausibleWarning
     return result, NonFiniteWarning if NOT_FINITE in control.outcome else UnfinishedWarning
+
+
+def _adaptive_stats(parts: Sequence[Integration]) -> AdaptiveStats:
+    """Outcomes, times and steps of the samples of all parts."""
+    return AdaptiveStats(
+        tuple(itertools.chain.from_iterable(part.outcome for part in parts)),
+        torch.cat([part.t for part in parts]),
+        torch.cat([part.accepted for part in parts]),
+        torch.cat([part.rejected for part in parts]),
+        torch.cat([part.evaluations for part in parts]),
+    )
 
 
 def _calls_of_adaptive(job: _Job, model: BoundScore, nfe: int | None) -> int | None:
@@ -971,13 +1054,18 @@ def _integrate(job: _Job, problem: Problem) -> tuple[Integration, Tensor]:
         with problem.model.only(arrived, len(x)):
             data = problem.model.predict("data", x[arrived], problem.end)
         x = x.index_copy(0, arrived, data)
+    return replace(end, y=(), outcome=_checked(end.outcome, x)), x
 
-    known = finite(x)
-    outcome = end.outcome
-    if not known.all():
-        pairs = zip(outcome, known.tolist(), strict=True)
-        outcome = tuple(NOT_FINITE if o == COMPLETED and not ok else o for o, ok in pairs)
-    return replace(end, y=(), outcome=outcome), x
+
+def _checked(outcome: tuple[str, ...], x: Tensor) -> tuple[str, ...]:
+    """The outcomes, where a sample that arrived is not finite after the denoising as well."""
+    bad = ~finite(x)
+    if not bad.any():
+        return outcome
+    checked = list(outcome)
+    for i in bad.nonzero().flatten().tolist():
+        checked[i] = NOT_FINITE if outcome[i] == COMPLETED else outcome[i]
+    return tuple(checked)
 
 
 def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite: Mapping[int, float]) -> Status:
@@ -985,17 +1073,27 @@ def _adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite
     if outcome.count(COMPLETED) == len(outcome):
         return Status()
 
-    def text(i: int) -> str:
-        if i in not_finite:
-            return f"sample {i}: not finite at t={not_finite[i]:.6g}"
-        return f"sample {i} at t={float(t[i]):.6g}: {_REASONS[outcome[i]]}"
-
     # First those whose own values failed, in the order of their times; those given up with another last.
-    samples = tuple(i for i, o in enumerate(outcome) if o != COMPLETED)
-    first = sorted(samples, key=lambda i: (outcome[i] == GIVEN_UP, i not in not_finite, -not_finite.get(i, 0.0)))
-    some = "; ".join(map(text, first[:4])) + ("; ..." if len(samples) > 4 else "")
-    message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({some})"
-    return Status(False, message, not_finite.get(first[0], float(t[first[0]])), samples)
+    def rank(i: int) -> tuple[bool, bool, float]:
+        return outcome[i] == GIVEN_UP, i not in not_finite, -not_finite.get(i, 0.0)
+
+    samples = tuple(i for i, reason in enumerate(outcome) if reason != COMPLETED)
+    ranked = sorted(samples, key=rank)
+    first = ranked[0]
+    time = not_finite[first] if first in not_finite else float(t[first])
+
+    reasons = [_reason(i, outcome[i], float(t[i]), not_finite) for i in ranked[:SHOWN_REASONS]]
+    if len(samples) > SHOWN_REASONS:
+        reasons.append("...")
+    message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({'; '.join(reasons)})"
+    return Status(False, message, time, samples)
+
+
+def _reason(i: int, outcome: str, t: float, not_finite: Mapping[int, float]) -> str:
+    """Text of why a sample stopped."""
+    if i in not_finite:
+        return f"sample {i}: not finite at t={not_finite[i]:.6g}"
+    return f"sample {i} at t={t:.6g}: {_REASONS[outcome]}"
 
 
 _REASONS = {
@@ -1032,16 +1130,29 @@ def _make_grid(
         raise ValueError(f"give nfe= or steps=, not both (got {nfe} and {steps})")
     if t_end is None and not denoise:
         t_end = sde.eps  # the state there is what is asked for
-    if steps is not None:
-        steps = check_integer("steps", steps)
+    if steps is None:
+        solver, steps = _fit(solver, nfe, denoise)
     else:
-        budget = check_integer("nfe", (solver.budget or DEFAULT_NFE) if nfe is None else nfe)
-        solver, steps = solver.fit(budget - denoise)
-        if steps < 1 and not (denoise and budget == 1):
-            raise _too_small(budget, f"one step of {solver.name}", solver.nfe(1), denoise)
+        steps = check_integer("steps", steps)
 
-    placed = solver.default_grid(sde, steps, t_start, t_end) if grid is None else grid
-    return solver, placed(sde, steps, t_start, t_end)
+    if grid is None:
+        grid = solver.default_grid(sde, steps, t_start, t_end)
+    return solver, grid(sde, steps, t_start, t_end)
+
+
+def _fit(solver: Solver, nfe: int | None, denoise: bool) -> tuple[Solver, int]:
+    """The solver as it fits a budget of network calls, and the number of its steps.
+
+    Raises:
+        ValueError: for a budget of less than a step.
+    """
+    default = solver.budget or DEFAULT_NFE
+    budget = check_integer("nfe", default if nfe is None else nfe)
+    solver, steps = solver.fit(budget - denoise)
+    only_denoise = denoise and budget == 1
+    if steps < 1 and not only_denoise:
+        raise _too_small(budget, f"one step of {solver.name}", solver.nfe(1), denoise)
+    return solver, steps
 
 
 def _too_small(nfe: int | None, what: str, calls: int, denoise: bool) -> ValueError:
@@ -1075,12 +1186,17 @@ class _Monitor:
         stop: int | None,
         shows: bool,
     ) -> None:
-        self.grid, self.model, self.callback, self.advance, self.stop = grid, model, callback, advance, stop
+        self.grid = grid
+        self.model = model
+        self.callback = callback
+        self.advance = advance
+        self.stop = stop
         self.denoised: Tensor | None = None
         self.stopped = False
-        self.wanted, self.keep_end = wanted, keep_end
-        self.kept: list[Tensor] = []
-        self.kept_times: list[float] = []
+        self.wanted = wanted
+        self.keep_end = keep_end
+        self.states: list[Tensor] = []
+        self.times: list[float] = []
         self.looks_on = bool(callback is not None or shows or wanted or stop is not None)
 
     def on_output(self, x: Tensor, output: Tensor, t: float) -> None:
@@ -1089,30 +1205,35 @@ class _Monitor:
             self.denoised = self.model.predict("data", x, t, output)
 
     def on_node(self, i: int, x: Tensor) -> bool:
-        """Called with each node's state; tells whether to stop."""
+        """Observe a node's state; returns whether to stop."""
         if i in self.wanted:
             self._keep(self.grid.times[i], x)
         if i == 0:
             return False
+
         self.advance(1)
         if self.callback is not None:
-            t, t_next = self.grid.times[i - 1 : i + 1]
-            info = StepInfo(i - 1, self.grid.steps, t, t_next, x.clone(), self.denoised, self.model.nfe)
-            answer = self.callback(info)
-            if isinstance(answer, Tensor | np.ndarray) and math.prod(answer.shape) != 1:
-                raise ValueError(f"the callback must return True to stop, or nothing, got {shown(answer)}")
-            self.stopped = answer in (True,) and i < self.grid.steps  # equal to True: numpy's and torch's, too
+            self.stopped = self._ask(self.callback, i, x) and i < self.grid.steps
         self.stopped = self.stopped or i == self.stop
         return self.stopped
 
+    def _ask(self, callback: Callable[[StepInfo], bool | None], i: int, x: Tensor) -> bool:
+        """Show the callback the step to node i; returns whether it asks to stop."""
+        t, t_next = self.grid.times[i - 1 : i + 1]
+        info = StepInfo(i - 1, self.grid.steps, t, t_next, x.clone(), self.denoised, self.model.nfe)
+        answer = callback(info)
+        if isinstance(answer, Tensor | np.ndarray) and math.prod(answer.shape) != 1:
+            raise ValueError(f"the callback must return True to stop, or nothing, got {shown(answer)}")
+        return answer in (True,)  # equal to True: numpy's and torch's, too
+
     def finish(self, x: Tensor) -> None:
-        """Called with the result."""
+        """Observe the result."""
         if self.keep_end and not self.stopped:
             self._keep(0.0, x)
 
     def _keep(self, t: float, x: Tensor) -> None:
-        self.kept.append(x.clone())
-        self.kept_times.append(t)
+        self.states.append(x.clone())
+        self.times.append(t)
 
 
 def _wanted(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool) -> tuple[frozenset[int], bool]:
@@ -1136,22 +1257,21 @@ def _node_at(t: float, grid: Grid) -> int:
 
 def _status(parts: Sequence[_Part], grid: Grid, stopped: str) -> Status:
     """Status of a run from those of its parts; `stopped` says by whom, if it was."""
-    seen = [part.sound for part in parts if part.sound is not None]
-    if not seen:
+    checked = [part.sound for part in parts if part.sound is not None]
+    if not checked:
         return Status()
 
-    before_end, at_end, odd = np.concatenate(seen, 1)
-    samples = tuple(np.flatnonzero(~(before_end & at_end)).tolist())
-    node = parts[0].nodes - 1
-    if samples:
-        found = grid.steps + 1 if before_end.all() else _first_bad_node(parts)
-        at = node if found is None else min(found, grid.steps)
-        message = f"{_non_finite(found, at, grid)} in {len(samples)} of {len(odd)} samples ({_listed(samples)})"
-        return Status(False, message, grid.times[at], samples, bool(stopped))
+    before_end, at_end, odd = np.concatenate(checked, 1)
+    failed = np.flatnonzero(~(before_end & at_end))
+    reached = parts[0].nodes - 1
+    if not len(failed):
+        return Status(False, f"{stopped} at t={grid.times[reached]:.6g}", stopped=True) if stopped else _plausible(odd)
 
-    if stopped:
-        return Status(False, f"{stopped} at t={grid.times[node]:.6g}", stopped=True)
-    return _plausible(odd)
+    samples = tuple(failed.tolist())
+    node = grid.steps + 1 if before_end.all() else _first_bad_node(parts)
+    at = reached if node is None else min(node, grid.steps)
+    message = f"{_non_finite(node, at, grid)} in {len(samples)} of {len(odd)} samples ({_listed(samples)})"
+    return Status(False, message, grid.times[at], samples, bool(stopped))
 
 
 def _first_bad_node(parts: Sequence[_Part]) -> int | None:

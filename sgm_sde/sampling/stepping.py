@@ -102,8 +102,11 @@ class Stepper:
     def __init__(
         self, program: Program, sde: SDE, *, prediction: str, denoise: bool = False, seed: Seeds = None
     ) -> None:
-        self.program, self.sde, self.prediction = program, sde, prediction
-        self.denoise, self.seed = denoise, seed
+        self.program = program
+        self.sde = sde
+        self.prediction = prediction
+        self.denoise = denoise
+        self.seed = seed
         self._prepare()
         self._called = [k for k, stage in enumerate(program.stages) if stage.evaluate]
         times = [program.stages[k].t for k in self._called]
@@ -158,7 +161,7 @@ class Stepper:
         self._noise = NoiseStream(seeds, "solver", self.program.times[0])
         with torch.no_grad():
             state = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
-            self._set_off(state, None)
+            self._begin(state, None)
             if self.starts_at_x:
                 self._given = x, _version(x)
                 return x
@@ -175,17 +178,7 @@ class Stepper:
         Raises:
             ValueError: for another time, an output of another shape than x, or if the run has ended.
         """
-        if self.taken >= len(self.times):
-            raise ValueError(f"the run's {len(self.times)} network calls are made: call reset() for another one")
-        expected = self.times[self.taken]
-        on_device = isinstance(t, Tensor) and t.device.type != "cpu"  # reading it would wait for the device
-        if not on_device and not same_time(float(t), expected, 10 * ROUNDING):
-            raise ValueError(f"call {self.taken} of the run is at t={expected}, got t={float(t)}")
-        if not isinstance(output, Tensor) or output.shape != x.shape:
-            raise ValueError(
-                f"the network's output must be a tensor of shape {tuple(x.shape)}, got {described(output)}"
-            )
-
+        self._require_next(output, t, x)
         if self._stages is None:
             if not self.starts_at_x:
                 raise ValueError(
@@ -196,23 +189,38 @@ class Stepper:
             with torch.no_grad():
                 self._state.copy_(x)
 
+        output = output.detach()
         with torch.no_grad():
             self.taken += 1
             if self.denoise and self.taken == len(self.times):
-                end = self._model.predict("data", self._state, self.program.times[-1], output.detach())
-                return self._give(x, end)
-            self._go_on(output.detach())
+                data = self._model.predict("data", self._state, self.program.times[-1], output)
+                return self._give(x, data)
+            self._advance(output)
             return self._give(x, self._state)
 
-    def _set_off(self, x: Tensor, start: Position | None) -> None:
-        """To the first network call from x, or to the one at which a run stood."""
+    def _require_next(self, output: Tensor, t: Tensor | float | int, x: Tensor) -> None:
+        """Raise ValueError for what is not the network's output in the call that comes next."""
+        if self.taken >= len(self.times):
+            raise ValueError(f"the run's {len(self.times)} network calls are made: call reset() for another one")
+
+        expected = self.times[self.taken]
+        on_device = isinstance(t, Tensor) and t.device.type != "cpu"  # reading it would wait for the device
+        if not on_device and not same_time(float(t), expected, 10 * ROUNDING):
+            raise ValueError(f"call {self.taken} of the run is at t={expected}, got t={float(t)}")
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            raise ValueError(
+                f"the network's output must be a tensor of shape {tuple(x.shape)}, got {described(output)}"
+            )
+
+    def _begin(self, x: Tensor, start: Position | None) -> None:
+        """Advance to the first network call from x, or to the one at which a run stood."""
         assert self._noise is not None
         self._loop = prepare(self.program, x, self._model, self._noise, start=start)
         self._stages = self._loop.stages()
-        self._go_on(None)
+        self._advance(None)
 
-    def _go_on(self, output: Tensor | None) -> None:
-        """To the next network call, or to the end."""
+    def _advance(self, output: Tensor | None) -> None:
+        """Advance to the next network call, or to the end."""
         assert self._stages is not None
         try:
             # `send(None)` is what starts a generator.
@@ -223,7 +231,8 @@ class Stepper:
     def _give(self, x: Tensor, result: Tensor) -> Tensor:
         """A copy in the dtype of x: the state is memory of the run."""
         given = result.to(x.dtype, copy=True)
-        self._given, self._copied = (given, _version(given)), False
+        self._given = given, _version(given)
+        self._copied = False
         return given
 
     def _is_another(self, x: Tensor) -> bool:
@@ -234,29 +243,31 @@ class Stepper:
         return x is not given or _version(x) != version
 
     def __getstate__(self) -> dict[str, object]:
-        kept = {name: value for name, value in self.__dict__.items() if name not in _REMADE}
-        kept["_state"] = self._state.clone()
+        state = {name: value for name, value in self.__dict__.items() if name not in _REMADE}
+        state["_state"] = self._state.clone()
         # What the caller got, not what it may have written there since.
-        kept["_given"] = self._state.to(self._given[0].dtype, copy=True), 0
+        state["_given"] = self._state.to(self._given[0].dtype, copy=True), 0
 
         if self._loop is not None and self._noise is not None:
             waits = self.taken < len(self._called)
-            position = replace(self._loop.position(), x=kept["_state"]) if waits else None
-            kept["_saved"] = position, self._noise.seeds, self._noise.draw
-        return kept
+            position = replace(self._loop.position(), x=state["_state"]) if waits else None
+            state["_saved"] = position, self._noise.seeds, self._noise.draw
+        return state
 
-    def __setstate__(self, kept: dict[str, Any]) -> None:
-        position, seeds, draw = kept.pop("_saved", (None, None, 0))
-        self.__dict__.update(kept)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        position, seeds, draw = state.pop("_saved", (None, None, 0))
+        self.__dict__.update(state)
         self._prepare()
-        self._loop, self._stages, self._noise = None, None, None
+        self._loop = None
+        self._stages = None
+        self._noise = None
         self._copied = True
         if seeds is None:  # it has not started
             return
 
         self._noise = NoiseStream(seeds, "solver", self.program.times[0], draw)
         if position is not None:
-            self._set_off(self._state, position)
+            self._begin(self._state, position)
         else:
             self._stages = prepare(self.program, self._state, self._model, self._noise).stages()  # at its end
 
