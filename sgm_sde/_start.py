@@ -80,7 +80,8 @@ def _is_command(words: list[str]) -> bool:
 
 def _nobody_listens() -> bool:
     """True if the store that torchrun serves, from before it starts a process until it ends, refuses connections."""
-    host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    host = os.environ.get("MASTER_ADDR", "")
+    port = os.environ.get("MASTER_PORT", "")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not host or not port.isdecimal():
         return False
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sgm_sde import __version__
 from sgm_sde._utils.checks import check_integer, usable_device
-from sgm_sde._utils.files import JsonObject
+from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde.data.images import read_data
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.schemes import solvers
@@ -128,14 +128,17 @@ def _sample_options(parser: argparse.ArgumentParser) -> None:
         "--solvers",
         help="name of a solver, see `sgm-sde solvers`, or a file that calibrate made (by process and budget)",
     )
+
     parser.add_argument("--nfe", type=int, help="network calls per sample, never exceeded (50)")
     parser.add_argument("--steps", type=int, help="number of steps, instead of --nfe")
     parser.add_argument("--grid", help="rule that places the steps (that of the solver or the process)")
     parser.add_argument("--final", choices=("denoise", "mean", "none"), help="what to return at the end (denoise)")
+
     parser.add_argument(
         "--labels", default="all", help="classes to take in turn, as 3 or 0,1,2; all; none (%(default)s)"
     )
     parser.add_argument("--guidance", type=float, metavar="SCALE", help="scale of classifier-free guidance")
+
     parser.add_argument("--format", choices=("png", "npz"), help="write the samples as 8-bit images, too")
     parser.add_argument("--png", dest="format", action="store_const", const="png", help="the same as --format png")
 
@@ -155,19 +158,20 @@ def _sample(args: argparse.Namespace) -> int:
     solver: Calibration | str | None = args.solver
     if isinstance(solver, str) and solver.endswith(".json"):
         solver = at_budget(load_calibration(solver), args.nfe)
-    labels = args.labels if args.labels in ("all", "none") else [_whole_number(v) for v in args.labels.split(",")]
+
     report = distributed.sample(
         model, args.n, args.out, batch=args.batch, solver=solver, nfe=args.nfe, steps=args.steps,
-        grid=args.grid, final=args.final, seed=args.seed, labels=None if labels == "none" else labels,
-        guidance=args.guidance, part=args.part, device=args.device, threads=args.threads, progress=not args.quiet,
+        grid=args.grid, final=args.final, seed=args.seed, labels=_labels(args.labels), guidance=args.guidance,
+        part=args.part, device=args.device, threads=args.threads, progress=not args.quiet,
     )  # fmt: skip
     if not report.result:  # another process of the run speaks, or it is a part
         return 0
+
     failed = report.result["failed"]
     sys.stdout.write(f"{report}, at most {report.result['nfe']} network calls each\n")
     if failed:
-        shown = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
-        sys.stdout.write(f"{len(failed)} of them are not finite or did not reach the end: {shown}\n")
+        numbers = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
+        sys.stdout.write(f"{len(failed)} of them are not finite or did not reach the end: {numbers}\n")
     _pictures(args, model)
     sys.stdout.write(f'Load them: sgm_sde.runs.distributed.load({str(args.out)!r})["x"]\n')
     return 1 if failed else 0
@@ -188,17 +192,26 @@ def _pictures(args: argparse.Namespace, model: Model) -> None:
         sys.stdout.write(f"As images: {export(args.out, args.format, black_white(model))}\n")
 
 
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"--labels must be all, none, or classes such as 0,1,2, got {text!r}") from None
+def _labels(text: str) -> list[int] | str | None:
+    """The classes that --labels names: all, none, or numbers with commas between."""
+    if text == "all":
+        return text
+    if text == "none":
+        return None
+    labels = []
+    for number in text.split(","):
+        try:
+            labels.append(int(number))
+        except ValueError:
+            raise ValueError(f"--labels must be all, none, or classes such as 0,1,2, got {number!r}") from None
+    return labels
 
 
 def _likelihood_options(parser: argparse.ArgumentParser) -> None:
     _run_options(parser)
     parser.add_argument("--data", type=Path, required=True, help="images as integers: .npy, .npz or .safetensors")
     parser.add_argument("--with-labels", action="store_true", help="condition on the labels in the file, its array y")
+
     parser.add_argument("--n-levels", type=int, help="levels of the images, 256 for 8 bits (the model's)")
     parser.add_argument(
         "--data-range",
@@ -207,9 +220,11 @@ def _likelihood_options(parser: argparse.ArgumentParser) -> None:
         metavar=("LO", "HI"),
         help="edges of the levels to the network (the model's)",
     )
+
     parser.add_argument("--repeats", type=int, default=1, help="dequantisation draws for each image (%(default)s)")
     parser.add_argument("--importance", action="store_true", help="importance-weighted bound over the draws")
     parser.add_argument("--dequantize", choices=("uniform", "diffusion"), help="of the levels (the model's)")
+
     parser.add_argument("--eps", type=float, help="time at which the density is taken")
     parser.add_argument("--steps", type=int, help="of the fixed grid")
     parser.add_argument("--method", help="exponential, or rk45-scipy")
@@ -218,32 +233,44 @@ def _likelihood_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _likelihood(args: argparse.Namespace) -> int:
-    from sgm_sde.likelihood import FixedGrid, Hutchinson
     from sgm_sde.runs import distributed
 
     images, labels = read_data(args.data)
     if args.with_labels and labels is None:
         raise ValueError(f"--with-labels was given, and {args.data} has no array y")
-    chosen: JsonObject = {"eps": args.eps, "method": args.method, "trace": args.trace}
-    if args.steps is not None:
-        if args.method not in (None, "exponential"):
-            raise ValueError(f"--steps={args.steps} is for --method exponential, got --method {args.method}")
-        chosen["method"] = FixedGrid(args.steps)
-    if args.n_probes is not None:
-        if args.trace not in (None, "hutchinson"):
-            raise ValueError(f"--n-probes={args.n_probes} is for --trace hutchinson, got --trace {args.trace}")
-        chosen["trace"] = Hutchinson(args.n_probes)
+
     report = distributed.likelihood(
         args.model, images, args.out, labels=labels if args.with_labels else None, batch=args.batch,
         n_levels=args.n_levels, data_range=args.data_range, repeats=args.repeats, importance=args.importance,
         dequantize=args.dequantize, seed=args.seed, part=args.part, device=args.device, threads=args.threads,
-        progress=not args.quiet, **{name: value for name, value in chosen.items() if value is not None},
+        progress=not args.quiet, **_density_options(args),
     )  # fmt: skip
     if report.result:
         result = report.result
         error = "" if result["stderr"] is None else f" +- {result['stderr']:.4f}"
         sys.stdout.write(f"{report}\n{result['bits_per_dim']:.4f}{error} bits/dim ({result['protocol']})\n")
     return 0
+
+
+def _density_options(args: argparse.Namespace) -> JsonObject:
+    """The options of `log_prob` that were given."""
+    from sgm_sde.likelihood import FixedGrid, Hutchinson
+
+    options: JsonObject = {"eps": args.eps, "method": args.method, "trace": args.trace}
+    if args.steps is not None:
+        if args.method not in (None, "exponential"):
+            raise ValueError(f"--steps={args.steps} is for --method exponential, got --method {args.method}")
+        options["method"] = FixedGrid(args.steps)
+    if args.n_probes is not None:
+        if args.trace not in (None, "hutchinson"):
+            raise ValueError(f"--n-probes={args.n_probes} is for --trace hutchinson, got --trace {args.trace}")
+        options["trace"] = Hutchinson(args.n_probes)
+    return _given(options)
+
+
+def _given(options: JsonMapping) -> JsonObject:
+    """The options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _names(text: str) -> list[str]:
@@ -263,55 +290,69 @@ def _bench_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--solvers", type=_names, help='names, NAME@GRID, "default" or files of calibrate, with commas between')
     add("--grids", type=_names, default=[], help="run each solver on each of these grids, not on its default one")
+
     add("--nfe", type=_numbers, help="budgets of network calls (5,6,8,10,15,20,35,50)")
     add("-n", "--n", type=int, default=10000, help="samples of each solver, budget and seed (%(default)s)")
     add("--seeds", type=_numbers, default=[0], help="seeds, one a repetition (0)")
+
     add("--features", help="of a shipped model, efficientnet-lite0, inception, pixels, raw or MODULE:FUNCTION")
     add("--features-weights", type=Path, metavar="FILE", help="weights of inception; nothing is downloaded")
     add("--features-sha256", metavar="HEX", help="of that file, if it is not the FID's")
+
     add("--reference", help="real data: of a shipped model, or a file .npy, .npz or .safetensors (statistics)")
     add("--baseline", help="other real data to measure in the same way")
     add("--metrics", type=_names, help="of fid (frechet), kid (kernel), prdc, sw (sliced) (all that the data allow)")
+
     add("--beside", type=Path, nargs="+", default=[], metavar="FILE", help="results.json of others to show beside")
     add("--keep-samples", action="store_true", help="keep the samples in OUT/samples")
 
 
 def _bench(args: argparse.Namespace) -> int:
-    import torch
-
     from sgm_sde.evaluation.bench import SOLVERS, RunOptions, bench, on_grids
     from sgm_sde.evaluation.metrics.features import load_extractor
     from sgm_sde.zoo.models import load_model
 
-    model, features = load_model(args.model), args.features
+    model = load_model(args.model)
+    features = args.features
     if args.features_weights is not None or args.features_sha256 is not None:
-        device = str(usable_device("device", args.device or ("cuda" if torch.cuda.is_available() else "cpu")))
         file = {"weights": args.features_weights, "sha256": args.features_sha256}
-        features = load_extractor(features or "", model.shape, device=device, **file)
-    chosen = {name: getattr(args, name) for name in ("nfe", "metrics")}
+        features = load_extractor(features or "", model.shape, device=_device(args), **file)
+
+    solvers = on_grids(args.solvers or SOLVERS, args.grids)
+    options = RunOptions(args.batch, args.device, args.threads, args.keep_samples, not args.quiet)
     result = bench(
-        model, args.out, solvers=on_grids(args.solvers or SOLVERS, args.grids), n=args.n, seeds=args.seeds,
-        features=features, reference=args.reference, baseline=args.baseline, beside=args.beside,
-        run=RunOptions(args.batch, args.device, args.threads, args.keep_samples, not args.quiet),
-        **{name: value for name, value in chosen.items() if value is not None},
+        model, args.out, solvers=solvers, n=args.n, seeds=args.seeds, features=features, reference=args.reference,
+        baseline=args.baseline, beside=args.beside, run=options, **_given({"nfe": args.nfe, "metrics": args.metrics}),
     )  # fmt: skip
     sys.stdout.write(f"{result}\n\nWritten to {args.out}: results.json, table.md, curves.png\n")
     return 0
+
+
+def _device(args: argparse.Namespace) -> str:
+    """The device that was asked for, or CUDA where there is one."""
+    import torch
+
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return str(usable_device("device", args.device or default))
 
 
 def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help="a shipped model, MODULE:FACTORY, or a diffusers folder")
     add("--out", type=Path, required=True, help="file for the tables, such as table.json")
+
     add("--nfe", type=_numbers, required=True, help="budgets of network calls, such as 4,6,8,12")
     add("-n", "--n", type=int, default=128, help="noises to fit to (%(default)s)")
     add("--held-out", type=int, default=128, help="further noises to measure on (%(default)s)")
+
     add("--labels", default="all", help="classes to take in turn, as 3 or 0,1,2; all; none (%(default)s)")
     add("--guidance", type=float, metavar="SCALE", help="scale of classifier-free guidance, the largest in use")
+
     add("--batch", type=int, default=512, help="samples in a network call, at most (%(default)s)")
     add("--seed", type=int, default=0, help="seed (%(default)s)")
     add("--time-limit", type=float, metavar="SECONDS", help="end where the fit is by then")
     add("--checkpoint", type=Path, help="folder where an interrupted run is resumed")
+
     add("--device", choices=("cpu", "cuda", "mps"), help="where to compute (cuda where there is one)")
     add("--threads", type=int, default=1, help="threads on a CPU (%(default)s)")
     add("--quiet", action="store_true", help="no progress bar")
@@ -321,7 +362,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     import torch
 
     from sgm_sde.calibration import calibrate
-    from sgm_sde.runs.distributed import _classes
+    from sgm_sde.runs.distributed import _classes, _in_turn
     from sgm_sde.scores.conditions import PerSample
     from sgm_sde.scores.guidance import ClassifierFree
     from sgm_sde.zoo.models import load_model
@@ -329,22 +370,23 @@ def _calibrate(args: argparse.Namespace) -> int:
     if not args.out.parent.is_dir():
         raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}")
     check_integer("-n", args.n, 2)
+
     model = load_model(args.model)
-    labels = args.labels if args.labels in ("all", "none") else [_whole_number(v) for v in args.labels.split(",")]
-    classes = _classes(model, None if labels == "none" else labels)
-    device = str(usable_device("device", args.device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    classes = _classes(model, _labels(args.labels))
+    device = _device(args)
     torch.set_num_threads(args.threads)
     model.to(device)
+    sde = model.sde
+    if not has_scalar_marginal(sde):
+        raise TypeError(f"calibration needs a LinearSDE, got {sde!r}")
+
     score = model.score if args.guidance is None else ClassifierFree(model.score, args.guidance)
-    given = {}
+    conditions = {}
     if classes is not None:
-        given["y"] = PerSample(torch.tensor([classes[i % len(classes)] for i in range(args.n)], device=device))
-    process = model.sde
-    if not has_scalar_marginal(process):
-        raise TypeError(f"calibration needs a LinearSDE, got {process!r}")
+        conditions["y"] = PerSample(_in_turn(classes, 0, args.n).to(device))
     found = calibrate(
-        score, process, (args.n, *model.shape), nfe=args.nfe, held_out=args.held_out, seed=args.seed,
-        model_kwargs=given, batch_size=args.batch, time_limit=args.time_limit, checkpoint=args.checkpoint,
+        score, sde, (args.n, *model.shape), nfe=args.nfe, held_out=args.held_out, seed=args.seed,
+        model_kwargs=conditions, batch_size=args.batch, time_limit=args.time_limit, checkpoint=args.checkpoint,
         progress=not args.quiet, device=device,
     )  # fmt: skip
     found.save(args.out)

@@ -71,21 +71,25 @@ class Grid(Value):
         given = moments("times", times)
         if not given:
             raise ValueError("a grid needs at least one time")
-        kept: list[float] = []
         for i, t in enumerate(given):
             if not (math.isfinite(t) and t >= 0):
                 raise ValueError(f"times must be finite and not negative, got times[{i}] = {t}")
-            one = bool(kept) and t != given[i - 1] and same_time(t, kept[-1], CLOSEST)
-            last = i == len(given) - 1
-            if i and ((t >= given[i - 1] and not one) or (one and last and len(kept) == 1)):
+
+        distinct = [given[0]]
+        last = len(given) - 1
+        for i, (before, t) in enumerate(pairwise(given), start=1):
+            same = t != before and same_time(t, distinct[-1], CLOSEST)
+            if (t >= before and not same) or (same and i == last and len(distinct) == 1):
                 raise ValueError(
-                    f"times must strictly decrease, got times[{i - 1}] = {given[i - 1]} followed by times[{i}] = {t}"
+                    f"times must strictly decrease, got times[{i - 1}] = {before} followed by times[{i}] = {t}"
                 )
-            if one and last:
-                kept.pop()
-            if not one or last:
-                kept.append(t)
-        object.__setattr__(self, "times", tuple(kept))
+
+            # Of times that differ by rounding one stays: the first, but for the grid's end.
+            if same and i == last:
+                distinct[-1] = t
+            elif not same:
+                distinct.append(t)
+        object.__setattr__(self, "times", tuple(distinct))
 
     @property
     def steps(self) -> int:

@@ -34,7 +34,8 @@ def unknown(kind: str, name: str, known: Iterable[str], more: str = "", spelled:
 
     Near is what is near to `spelled`, the name in the table's spelling, if given.
     """
-    known, spelled = list(known), name if spelled is None else spelled
+    known = list(known)
+    spelled = name if spelled is None else spelled
     all_or_some = len(known) if len(known) < 9 else 4
     near = did_you_mean(spelled, known) or did_you_mean(spelled, known, cutoff=0.0, most=all_or_some)
     return ValueError(f"unknown {kind} {name!r}{near}{more}")

@@ -78,20 +78,32 @@ def load_npy(data: bytes) -> np.ndarray:
         ValueError: for a header that promises more or fewer bytes than there are, or Python objects.
     """
     file = io.BytesIO(data)
+    shape, fortran, dtype = _npy_header(file)
+    count = math.prod(shape)
+    start = file.tell()
+    size = len(data) - start
+    if count * dtype.itemsize != size:
+        raise ValueError(f"its header promises {count} values of {dtype.itemsize} bytes, and there are {size} bytes")
+
+    flat = np.frombuffer(data, dtype, count, start) if size else np.empty(0, dtype)
+    return np.array(flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape))
+
+
+def _npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the first index runs fastest, and dtype."""
     version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
         raise ValueError(f"its npy version is {version}, not (1, 0) or (2, 0)")
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(file)
+
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not read")
     if any(n < 0 for n in shape):
         raise ValueError(f"its header promises the shape {shape}")
-    count, there = math.prod(shape), len(data) - file.tell()
-    if count * dtype.itemsize != there:
-        raise ValueError(f"its header promises {count} values of {dtype.itemsize} bytes, and there are {there} bytes")
-    flat = np.frombuffer(data, dtype, count, file.tell()) if there else np.empty(0, dtype)
-    return np.array(flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape))
+    return shape, fortran, dtype
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
@@ -100,14 +112,16 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: for arrays that expand to more than a file of its size may hold, or are none.
     """
-    limit, arrays = most(path), {}
+    limit = most(path)
+    left = limit
+    arrays = {}
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as member:
-                data = member.read(limit + 1)
-            limit -= len(data)
-            if limit < 0:
-                raise ValueError(f"it expands to more than {most(path)} bytes")
+                data = member.read(left + 1)
+            left -= len(data)
+            if left < 0:
+                raise ValueError(f"it expands to more than {limit} bytes")
             arrays[entry.filename.removesuffix(".npy")] = load_npy(data)
     return arrays
 

@@ -34,7 +34,8 @@ class Lock:
         if path.is_symlink():
             raise OSError(f"{path} is a link, which a lock cannot be")
         self._path = path
-        self._file, self._held = os.open(path, flags, 0o666), False
+        self._file = os.open(path, flags, 0o666)
+        self._held = False
         try:
             self._take(shared)
             if not shared:

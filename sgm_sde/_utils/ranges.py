@@ -27,20 +27,29 @@ def grid_of(x: Tensor) -> tuple[float, float] | None:
         ((0.0, 255.0), (0.0, 1.0), (-1.0, 1.0), None)
     """
     values = x.detach().flatten()[:LOOKED_AT].double()
-    if len(values) < ENOUGH or not bool(torch.isfinite(values).all()):
+    if len(values) < ENOUGH or not bool(torch.isfinite(values).all()) or len(torch.unique(values)) < LEVELS:
         return None
-    least, most = float(values.min()), float(values.max())
-    if len(torch.unique(values)) < LEVELS:
-        return None
-    if least >= 0 and DARK <= most <= 255 and bool((values == values.round()).all()):
+
+    low = float(values.min())
+    high = float(values.max())
+    integers = bool((values == values.round()).all())
+    if integers and low >= 0 and DARK <= high <= 255:
         return 0.0, 255.0
-    scaled = values * 255
-    numbers = scaled.round()
-    if least < -1 - ROUNDING or most > 1 + ROUNDING or bool(((scaled - numbers).abs() > ROUNDING).any()):
+    if low < -1 - ROUNDING or high > 1 + ROUNDING:
         return None
-    if bool(((numbers % 2 == 1) | (numbers == 0)).all()):  # 0, where values were cut off
-        return (-1.0, 1.0) if least < 0 else None  # odd levels of [0, 1] lie on both
-    return (0.0, 1.0) if least >= 0 else None
+    return _scaled_grid_of(255 * values, low)
+
+
+def _scaled_grid_of(numbers: Tensor, low: float) -> tuple[float, float] | None:
+    """The range of 8-bit images within [-1, 1] and from `low` on, whose values times 255 are these."""
+    rounded = numbers.round()
+    if bool(((numbers - rounded).abs() > ROUNDING).any()):
+        return None
+
+    odd = (rounded % 2 == 1) | (rounded == 0)  # 0, where values were cut off
+    if bool(odd.all()):
+        return (-1.0, 1.0) if low < 0 else None  # odd levels of [0, 1] lie on both
+    return (0.0, 1.0) if low >= 0 else None
 
 
 def refuse_other_range(option: str, x: Tensor, data_range: tuple[float, float]) -> None:
@@ -92,7 +101,9 @@ def refuse_cast(option: str, images: Tensor, n_levels: int) -> None:
     """
     if n_levels < 8 or len(images) < 4 or images.numel() < ENOUGH or int(images.max()) != 1:
         return
-    if bool((images.flatten(1).amax(1) > images.flatten(1).amin(1)).all()):
+    levels = images.flatten(1)
+    several = levels.amax(1) > levels.amin(1)
+    if bool(several.all()):
         raise ValueError(
             f"{option} are 0 and 1 alone, of {n_levels} levels: cast from [0, 1] without scaling, or n_levels=2"
         )

@@ -7,9 +7,11 @@ classifier that ships too; it is no FID, and compares with nothing outside this 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,10 +48,10 @@ class Entry:
 
 def entries() -> tuple[Entry, ...]:
     """The samplers of the demo."""
-    edm, vp = EDMSDE(), VPSDE()
+    edm = EDMSDE()
     named = [Entry(name, resolve(name), edm) for name in ("ddim", "dpm++2m", "heun", "ancestral", "reverse-diffusion")]
     pc = PredictorCorrector(resolve("dpm++2m"), Langevin(snr=0.16))  # a multistep predictor takes a corrector too
-    return (*named, Entry("dpm++2m + Langevin", pc, edm), Entry("dpm++2m, on VP", resolve("dpm++2m"), vp))
+    return (*named, Entry("dpm++2m + Langevin", pc, edm), Entry("dpm++2m, on VP", resolve("dpm++2m"), VPSDE()))
 
 
 def run(out: Path, *, n: int = 1000, seed: int = 0, progress: bool = True) -> str:
@@ -74,57 +76,73 @@ def run(out: Path, *, n: int = 1000, seed: int = 0, progress: bool = True) -> st
     from tqdm.auto import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
-    classifier, extractor = load_digits_classifier(), load_extractor(FEATURES, (1, 8, 8))
-    real = torch.cat([digits_data("train")[0], digits_data("held_out")[0]])
-    held_out = _features(extractor, digits_data("held_out")[0])
-    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
-    halves = _features(extractor, real[order]).chunk(2)
-    floor = frechet_distance(halves[0], halves[1], features=FEATURES)
+    classifier = load_digits_classifier()
+    extractor = load_extractor(FEATURES, (1, 8, 8))
+
+    test_images, _ = digits_data("held_out")
+    held_out = _features(extractor, test_images)
+    real = torch.cat([digits_data("train")[0], test_images])
+    floor = _distance_of_halves(extractor, real)
     labels = torch.arange(n) % 10
 
     started = time.perf_counter()
     rows: list[JsonObject] = []
     pictures: dict[str, Tensor] = {}
-    with tqdm(total=len(entries()) * len(BUDGETS), desc="samplers", unit="run", disable=not progress) as bar:
-        for entry in entries():
-            for nfe in BUDGETS:
-                shape = (n, 1, 8, 8)
-                kwargs = {"y": labels}
-                res = sample(
-                    digits_score(entry.sde),
-                    entry.sde,
-                    shape,
-                    solver=entry.solver,
-                    nfe=nfe,
-                    seed=seed,
-                    model_kwargs=kwargs,
-                )
-                distance = frechet_distance(_features(extractor, res.x), held_out, features=FEATURES)
-                agree = float((classifier(res.x).argmax(1) == labels).float().mean())
-                rows.append(
-                    {
-                        "sampler": entry.name,
-                        "budget": nfe,
-                        "nfe": res.nfe,
-                        "distance": distance.value,
-                        "agreement": agree,
-                    }
-                )
-                pictures[f"{entry.name}, {nfe} NFE"] = res.x[:20]
-                bar.update()
+    runs = list(itertools.product(entries(), BUDGETS))
+    for entry, nfe in tqdm(runs, desc="samplers", unit="run", disable=not progress):
+        score = digits_score(entry.sde)
+        conditions = {"y": labels}
+        result = sample(
+            score, entry.sde, (n, 1, 8, 8), solver=entry.solver, nfe=nfe, seed=seed, model_kwargs=conditions
+        )
+
+        distance = frechet_distance(_features(extractor, result.x), held_out, features=FEATURES)
+        agreement = _agreement(classifier, result.x, labels)
+        rows.append(
+            {
+                "sampler": entry.name,
+                "budget": nfe,
+                "nfe": result.nfe,
+                "distance": distance.value,
+                "agreement": agreement,
+            }
+        )
+        pictures[f"{entry.name}, {nfe} NFE"] = result.x[:20]
     seconds = time.perf_counter() - started
-    bits, gaussian = digits_bits(seed), gaussian_bits(seed)
+
+    bits = digits_bits(seed)
+    gaussian = gaussian_bits(seed)
     table = _table(rows, floor, n, len(held_out), seconds) + "\n\n" + _bits_line(bits, gaussian)
-    (out / "table.md").write_text(table + "\n")
     protocol = {
-        "version": __version__, "torch": torch.__version__, "n": n, "seed": seed, "features": FEATURES,
-        "held_out": len(held_out), "halves": {"distance": floor.value, "n": floor.n}, "rows": rows,
+        "version": __version__,
+        "torch": torch.__version__,
+        "n": n,
+        "seed": seed,
+        "features": FEATURES,
+        "held_out": len(held_out),
+        "halves": {"distance": floor.value, "n": floor.n},
+        "rows": rows,
         "bits_per_dim": {"value": bits.value, "stderr": bits.stderr, "protocol": bits.protocol, "gaussian": gaussian},
-    }  # fmt: skip
+    }
+
+    (out / "table.md").write_text(table + "\n")
     (out / "results.json").write_text(json.dumps(protocol, indent=1) + "\n")
     _draw_samples(pictures, real[:20], out / "samples.png")
     _draw_curves(rows, floor, out / "curves.png")
     return f"{table}\n\nWritten to {out}: table.md, results.json, samples.png, curves.png"
+
+
+def _distance_of_halves(extractor: Extractor, real: Tensor) -> FrechetResult:
+    """Distance of one half of the real data to the other: what a perfect sampler would have."""
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))
+    first, second = _features(extractor, real[order]).chunk(2)
+    return frechet_distance(first, second, features=FEATURES)
+
+
+def _agreement(classifier: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> float:
+    """The share of images in which the classifier finds the class that was asked for."""
+    predicted = classifier(images).argmax(1)
+    return float((predicted == labels).float().mean())
 
 
 def run_fashion(out: Path, *, n: int = 64, seed: int = 0, nfe: int = 20) -> str:
@@ -147,24 +165,35 @@ def run_fashion(out: Path, *, n: int = 64, seed: int = 0, nfe: int = 20) -> str:
         raise ValueError(f"the grid has eight rows: n must be a multiple of 8, got n={n}")
     _require_matplotlib()
     out.mkdir(parents=True, exist_ok=True)
-    sde, columns = EDMSDE(), n // 8
+
+    sde = EDMSDE()
+    score = fashion_score(sde)
+    columns = n // 8
     labels = torch.tensor(FASHION_ROWS).repeat_interleave(columns)
+
     started = time.perf_counter()
-    res = sample(
-        fashion_score(sde), sde, (n, 1, 28, 28), solver=FASHION_SOLVER, nfe=nfe, seed=seed, model_kwargs={"y": labels}
-    )
+    conditions = {"y": labels}
+    result = sample(score, sde, (n, 1, 28, 28), solver=FASHION_SOLVER, nfe=nfe, seed=seed, model_kwargs=conditions)
     seconds = time.perf_counter() - started
-    agree = float((load_fashion_classifier()(res.x).argmax(1) == labels).float().mean())
+
+    agreement = _agreement(load_fashion_classifier(), result.x, labels)
     figures = {
-        "version": __version__, "torch": torch.__version__, "n": n, "seed": seed, "solver": FASHION_SOLVER,
-        "nfe": res.nfe, "agreement": agree,
-    }  # fmt: skip
+        "version": __version__,
+        "torch": torch.__version__,
+        "n": n,
+        "seed": seed,
+        "solver": FASHION_SOLVER,
+        "nfe": result.nfe,
+        "agreement": agreement,
+    }
+
     (out / "fashion.json").write_text(json.dumps(figures, indent=1) + "\n")
-    rows = {CLASSES[label]: x for label, x in zip(FASHION_ROWS, torch.split(res.x, columns), strict=True)}
+    names = [CLASSES[label] for label in FASHION_ROWS]
+    rows = dict(zip(names, torch.split(result.x, columns), strict=True))
     _draw_strips(rows, out / "fashion.png", (1 + columns, 8))
     return (
-        f"{n} images by {FASHION_SOLVER} in {res.nfe} network calls: {seconds:.1f} s. The classifier finds the asked "
-        f"class in {100 * agree:.1f} %.\n\nWritten to {out}: fashion.png, fashion.json"
+        f"{n} images by {FASHION_SOLVER} in {result.nfe} network calls: {seconds:.1f} s. The classifier finds the "
+        f"asked class in {100 * agreement:.1f} %.\n\nWritten to {out}: fashion.png, fashion.json"
     )
 
 
@@ -203,7 +232,8 @@ def gaussian_bits(seed: int = 0) -> tuple[float, float]:
         x = digits_data(split)[0].flatten(1).double()
         return x + (torch.rand(x.shape, generator=generator, dtype=x.dtype) - 0.5) / 8
 
-    train, held_out = dequantised("train"), dequantised("held_out")
+    train = dequantised("train")
+    held_out = dequantised("held_out")
     fitted = torch.distributions.MultivariateNormal(train.mean(0), torch.cov(train.T))
     d = train.shape[1]
     nats: Tensor = fitted.log_prob(held_out)  # type: ignore[no-untyped-call]
@@ -224,21 +254,24 @@ def _features(extractor: Extractor, images: Tensor) -> Tensor:
 
 
 def _table(rows: list[JsonObject], floor: FrechetResult, n: int, n_held_out: int, seconds: float) -> str:
+    budgets = [f"{nfe} NFE" for nfe in BUDGETS]
     lines = [
         f"Frechet distance of {n} samples to {n_held_out} held-out digits ({FEATURES}), by network calls (NFE)",
         "",
-        "| sampler | " + " | ".join(f"{nfe} NFE" for nfe in BUDGETS) + " | label agreement at 50 |",
+        f"| sampler | {' | '.join(budgets)} | label agreement at 50 |",
         "|---|" + "---:|" * (len(BUDGETS) + 1),
     ]
 
     for name in dict.fromkeys(row["sampler"] for row in rows):
         own = [row for row in rows if row["sampler"] == name]
         cells = [f"{row['distance']:.2f}" for row in own]
-        lines.append(f"| {name} | {' | '.join(cells)} | {100 * own[-1]['agreement']:.1f} % |")
+        agreement = 100 * own[-1]["agreement"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {agreement:.1f} % |")
 
+    n_first, n_second = floor.n
     lines += [
         "",
-        f"Two halves of the real data ({floor.n[0]} and {floor.n[1]} digits): {floor.value:.2f}. "
+        f"Two halves of the real data ({n_first} and {n_second} digits): {floor.value:.2f}. "
         f"Sampling took {seconds:.1f} s.",
     ]
     return "\n".join(lines)
@@ -267,13 +300,14 @@ def _draw_strips(rows: dict[str, Tensor], path: Path, size: tuple[float, float])
         # Images side by side, with a black border of a pixel.
         padded = torch.nn.functional.pad(x[:, 0], (1, 1, 1, 1), value=-1.0)
         height = padded.shape[1]
-        strip = padded.permute(1, 0, 2).reshape(height, -1).numpy()
+        strip = padded.permute(1, 0, 2).reshape(height, -1)
 
-        axis.imshow(strip, cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
+        axis.imshow(strip.numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_yticks([(height - 1) / 2], [name], fontsize=8)
         axis.set_xticks([])
         axis.tick_params(length=0)
         axis.set_frame_on(False)
+
     figure.tight_layout(h_pad=0.2)
     figure.savefig(path, dpi=120)
     plt.close(figure)
