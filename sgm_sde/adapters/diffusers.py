@@ -56,32 +56,40 @@ class Convention(NamedTuple):
 
 def convention(scheduler: Any, T: float | None = None, integer: bool = False) -> Convention:
     """Read a scheduler's configuration; arguments as those of `from_diffusers`."""
-    config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
-    if not isinstance(config, Mapping):
-        raise TypeError(f"scheduler must be one of diffusers' or its configuration as a dictionary, got {scheduler!r}")
-    name = config.get("_class_name") or ("the configuration" if config is scheduler else type(scheduler).__name__)
-    config = dict(config)
+    config, name = _configuration(scheduler)
     n = check_integer("num_train_timesteps", config.get("num_train_timesteps", 1000))
-    if name != "the configuration":
-        config["_class_name"] = name
     _refuse(name)
+
     flows = name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
-    flows = flows or ("shift" in config and "beta_schedule" not in config)
-    if flows:
+    if flows or ("shift" in config and "beta_schedule" not in config):
         if config.get("invert_sigmas"):
             raise ValueError("invert_sigmas=True, a time from noise to data, is not read here: use from_flow_matching")
         if integer:
             raise ValueError("integer=True goes with a table of times, and flow matching has none")
         sde = RectifiedFlowSDE(T=0.999 if T is None else T)
         return Convention(config, sde, "flow", flow(n), split=False, is_flow=True, n=n)
+
     if T is not None:
         raise ValueError(f"T={T} goes with flow matching; {name} starts at the end of its table")
     kind = config.get("prediction_type", "epsilon")
     one_of("prediction_type", kind, PREDICTION_TYPES)
+    prediction = PREDICTION_TYPES[kind]
     split = config.get("variance_type") in ("learned", "learned_range")
     process = DiscreteVPSDE(_betas(name, config, n))
-    label = ddpm(n, integer=integer)
-    return Convention(config, process, PREDICTION_TYPES[kind], label, split, is_flow=False, n=n)
+    return Convention(config, process, prediction, ddpm(n, integer=integer), split, is_flow=False, n=n)
+
+
+def _configuration(scheduler: Any) -> tuple[JsonObject, str]:
+    """A scheduler's configuration, with its class if that is known, and what to call it in messages."""
+    config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping):
+        raise TypeError(f"scheduler must be one of diffusers' or its configuration as a dictionary, got {scheduler!r}")
+
+    name = config.get("_class_name")
+    if not name and config is scheduler:
+        return dict(config), "the configuration"
+    name = name or type(scheduler).__name__
+    return {**config, "_class_name": name}, name
 
 
 INSTEAD = {
@@ -108,15 +116,22 @@ def _betas(name: str, config: JsonMapping, n: int) -> list[float]:
             "rescale_betas_zero_snr=True leaves no signal at the last entry (beta = 1), where noise says nothing about "
             "the data: give the table without it as trained_betas, its last entries left out, and start there"
         )
+
     if config.get("trained_betas") is not None:
-        betas = [float(b) for b in config["trained_betas"]]
+        betas = [float(beta) for beta in config["trained_betas"]]
         if len(betas) != n:
             raise ValueError(f"num_train_timesteps={n}, but trained_betas has {len(betas)} entries")
         return betas
     if "beta_schedule" not in config:
         raise ValueError(f"{name} has neither beta_schedule nor trained_betas, and is no flow matching: not supported")
-    start, end = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-    schedule = config["beta_schedule"]
+
+    start = float(config.get("beta_start", 1e-4))
+    end = float(config.get("beta_end", 0.02))
+    return _scheduled_betas(config["beta_schedule"], start, end, n)
+
+
+def _scheduled_betas(schedule: str, start: float, end: float, n: int) -> list[float]:
+    """The table of a schedule by name, as diffusers computes it."""
     if schedule == "squaredcos_cap_v2":
         return list(presets.iddpm_cosine(n).betas)
     if schedule == "linear":
@@ -150,7 +165,10 @@ class _EDMPreconditioned(nn.Module):
         self, model: Callable[..., object], sigma_data: float, sign: float, output: Callable[..., Tensor]
     ) -> None:
         super().__init__()
-        self.model, self.sigma_data, self.sign, self.output = model, sigma_data, sign, output
+        self.model = model
+        self.sigma_data = sigma_data
+        self.sign = sign
+        self.output = output
 
     def forward(self, x: Tensor, sigma: Tensor, **kwargs: object) -> Tensor:
         level = expand(sigma.to(x.dtype), x)
@@ -172,10 +190,13 @@ def _edm(model: Callable[..., object], name: str, config: JsonMapping) -> tuple[
     kind = config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction") or name.startswith("Cosine"):
         raise ValueError(f"{name} with prediction_type={kind!r}: give D(x, sigma) to from_edm")
-    sigma_min, sigma_max = float(config.get("sigma_min", 0.002)), float(config.get("sigma_max", 80.0))
-    sign = 1.0 if kind == "epsilon" else -1.0
+
+    sigma_min = float(config.get("sigma_min", 0.002))
+    sigma_max = float(config.get("sigma_max", 80.0))
+    sigma_data = float(config.get("sigma_data", 0.5))
     sde = EDMSDE(sigma_min, sigma_max)
-    net = _EDMPreconditioned(_by_keyword(model), float(config.get("sigma_data", 0.5)), sign, _plain_output)
+    sign = 1.0 if kind == "epsilon" else -1.0
+    net = _EDMPreconditioned(_by_keyword(model), sigma_data, sign, _plain_output)
     return from_denoiser(net, sde, time_label=noise_level(sde)), sde
 
 
@@ -236,23 +257,41 @@ def from_diffusers(
         SampleResult(x=(2, 3, 8, 8) torch.float32, nfe=10, completed)
     """
     config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
-    name = config.get("_class_name") if isinstance(config, Mapping) else None
-    if isinstance(config, Mapping) and (name or type(scheduler).__name__).startswith(("EDM", "CosineDPM")):
-        for option, value in {"T": T, "integer": integer or None, "time_scale": time_scale}.items():
-            if value is not None:
-                raise ValueError(f"{option}={value} does not go with EDM's schedulers, whose time is the noise level")
-        return _edm(model, name or type(scheduler).__name__, config)
+    if isinstance(config, Mapping):
+        name = config.get("_class_name") or type(scheduler).__name__
+        if name.startswith(("EDM", "CosineDPM")):
+            unused = {"T": T, "integer": integer or None, "time_scale": time_scale}
+            for option, value in unused.items():
+                if value is not None:
+                    raise ValueError(
+                        f"{option}={value} does not go with EDM's schedulers, whose time is the noise level"
+                    )
+            return _edm(model, name, config)
 
     says = convention(scheduler, T, integer)
-    if time_scale is not None and not says.is_flow:
-        raise ValueError(f"time_scale={time_scale} goes with flow matching; a table's entries have numbers")
     if says.is_flow:
-        own = type(model).__name__.startswith(("Flux", "Chroma", "LongCatImage", "OvisImage"))
-        scale = (1.0 if own else float(says.n)) if time_scale is None else number("time_scale", time_scale, above=0)
-        says = says._replace(time_label=flow(scale))
-    sizes = getattr(model, "config", None)
-    channels, out = (getattr(sizes, key, None) for key in ("in_channels", "out_channels"))
-    if not says.is_flow and channels and out == 2 * channels:
-        says = says._replace(split=True)
+        says = says._replace(time_label=flow(_time_scale(model, says.n, time_scale)))
+    else:
+        if time_scale is not None:
+            raise ValueError(f"time_scale={time_scale} goes with flow matching; a table's entries have numbers")
+        if _has_variance(model):
+            says = says._replace(split=True)
     net = with_output(_by_keyword(model), says.output)
     return Score(net, says.sde, says.prediction, time_label=says.time_label), says.sde
+
+
+def _time_scale(model: object, n: int, given: float | None) -> float:
+    """The network's time at t = 1 of flow matching: n timesteps, or 1 for networks that multiply it themselves."""
+    if given is not None:
+        return number("time_scale", given, above=0)
+    multiplies = type(model).__name__.startswith(("Flux", "Chroma", "LongCatImage", "OvisImage"))
+    return 1.0 if multiplies else float(n)
+
+
+def _has_variance(model: object) -> bool:
+    """True for a network with twice as many channels in its output as in its input: the others are a variance."""
+    sizes = getattr(model, "config", None)
+    channels = getattr(sizes, "in_channels", None)
+    if not channels:
+        return False
+    return bool(getattr(sizes, "out_channels", None) == 2 * channels)

@@ -131,9 +131,13 @@ def _run(
         raise ValueError(f"{solver.name} ends in the data: sigmas must end in 0, got {levels[-1]:g}")
     to_zero = levels[-1] == 0 and not solver.ends_in_data
     grid = Grid(levels[:-1] if to_zero else levels)
+    first = grid.times[0]
+    last = grid.times[-1]
+
     # Room above the first level, to which churn raises it, and below the last.
-    sde = EDMSDE(sigma_min=min(grid.times[-1] or levels[-2], grid.times[0] / 2), sigma_max=1.5 * grid.times[0])
-    # Churn is spread over the steps, that to 0 among them, which our solvers always count.
+    smallest = min(last or levels[-2], first / 2)
+    sde = EDMSDE(sigma_min=smallest, sigma_max=1.5 * first)
+    # Churn is divided among the steps, that to 0 among them, which our solvers always count.
     share = (grid.steps + 1) / (len(levels) - 1)
     solver, s_noise = _with_options(solver, options, share)
     program = solver.compile(sde, grid)
@@ -141,25 +145,11 @@ def _run(
     def denoiser(y: Tensor, sigma: Tensor) -> Tensor:
         return model(y.to(x.dtype), sigma.to(x.dtype), **extra_args)
 
-    bound = BoundScore(from_denoiser(denoiser, sde), sde, (grid.times[-1], sde.T))
-    noise: NoiseSource = NoiseStream(seeds, "solver", grid.times[0])
-    if noise_sampler is not None:
-        if not program.stochastic:
-            raise ValueError(f"noise_sampler= goes with a stochastic solver, and {solver.name} draws no noise")
-        noise = _Asked(noise_sampler, program, x)
-    if s_noise != 1:
-        noise = _Scaled(noise, s_noise)
-    hooks = solver.hooks(sde, grid, bound, NoiseStream(seeds, "corrector", grid.times[0]), mean=solver.ends_in_data)
-
-    given = torch.as_tensor(sigmas)
-    reported = iter(range(len(levels)))
-
-    def report(state: Tensor, denoised: Tensor, sigma_hat: float) -> None:
-        i = next(reported)
-        if callback is not None:
-            hat = torch.as_tensor(sigma_hat, dtype=given.dtype, device=given.device)
-            at = {"sigma": given[i], "sigma_hat": hat}
-            callback({"x": state.to(x.dtype, copy=True), "i": i, **at, "denoised": denoised.to(x.dtype)})
+    bound = BoundScore(from_denoiser(denoiser, sde), sde, (last, sde.T))
+    noise = _noise(solver, program, x, seeds, noise_sampler, s_noise)
+    corrections = NoiseStream(seeds, "corrector", first)
+    hooks = solver.hooks(sde, grid, bound, corrections, mean=solver.ends_in_data)
+    report = _Report(callback, sigmas, x.dtype)
 
     from tqdm.auto import tqdm
 
@@ -173,12 +163,55 @@ def _run(
         state = x.to(torch.promote_types(x.dtype, torch.float32))
         end = execute(program, state, bound, noise, hooks=hooks, on_node=on_node, on_output=report).x
         if to_zero:
-            last = grid.times[-1]
             denoised = bound.predict("data", end, last)
             report(end, denoised, last)
             bar.update()
             end = denoised
     return end.to(x.dtype, copy=True)
+
+
+def _noise(
+    solver: Solver,
+    program: Program,
+    x: Tensor,
+    seeds: SampleSeeds,
+    noise_sampler: NoiseSampler | None,
+    s_noise: float,
+) -> NoiseSource:
+    """The noise of a run: the client's, or by the samples' seeds, times a factor."""
+    noise: NoiseSource = NoiseStream(seeds, "solver", program.times[0])
+    if noise_sampler is not None:
+        if not program.stochastic:
+            raise ValueError(f"noise_sampler= goes with a stochastic solver, and {solver.name} draws no noise")
+        noise = _Asked(noise_sampler, program, x)
+    return noise if s_noise == 1 else _Scaled(noise, s_noise)
+
+
+class _Report:
+    """Calls of k-diffusion's callback, one for each evaluation of the network."""
+
+    def __init__(
+        self, callback: Callable[[dict[str, object]], object] | None, sigmas: Tensor, dtype: torch.dtype
+    ) -> None:
+        self.callback = callback
+        self.sigmas = torch.as_tensor(sigmas)
+        self.dtype = dtype
+        self.i = 0
+
+    def __call__(self, state: Tensor, denoised: Tensor, sigma_hat: float) -> None:
+        i = self.i
+        self.i += 1
+        if self.callback is None:
+            return
+        self.callback(
+            {
+                "x": state.to(self.dtype, copy=True),
+                "i": i,
+                "sigma": self.sigmas[i],
+                "sigma_hat": self.sigmas.new_tensor(sigma_hat),
+                "denoised": denoised.to(self.dtype),
+            }
+        )
 
 
 def _levels(sigmas: object) -> list[float]:
@@ -201,42 +234,65 @@ def _seed_of(arguments: JsonMapping) -> Seeds:
 def _with_options(solver: Solver, options: dict[str, object], share: float) -> tuple[Solver, float]:
     """The solver with k-diffusion's options, and the factor on its noise."""
     solver = solver.strict()
-    known: set[str] = (
-        {f.name for f in dataclasses.fields(solver) if f.init} if dataclasses.is_dataclass(solver) else set()
-    )
+    known = _option_names(solver)
     given = dict(options)
     s_noise = 1.0
     if "s_noise" in given and "s_noise" not in known and (solver.stochastic or given.get("eta")):
         s_noise = number("s_noise", given.pop("s_noise"), least=0)
+
     if solver.stochastic and given.get("eta") == 0 and isinstance(solver, AncestralNoise):
         del given["eta"]
         return solver.solver, s_noise
     if "eta" in given and isinstance(solver, ExponentialAdams | ExponentialRungeKutta):
-        # There, variance is added at the rate eta; here eta is the factor on the diffusion coefficient.
-        rate = number("eta", given["eta"], least=0)
-        if isinstance(solver, ExponentialRungeKutta) and rate not in (0, 1):
-            raise ValueError(f"{solver.name} takes eta=0 or eta=1 as k-diffusion means it, got {rate:g}")
-        given["eta"] = math.sqrt(rate)
-    variants = {"midpoint": "midpoint", "heun": "exact"}
-    if given.get("solver_type") in tuple(variants) and "variant" in known:
-        given["variant"] = variants[str(given.pop("solver_type"))]
+        given["eta"] = _eta(solver, given["eta"])
+    variant = {"midpoint": "midpoint", "heun": "exact"}.get(str(given.get("solver_type")))
+    if variant is not None and "variant" in known:
+        del given["solver_type"]
+        given["variant"] = variant
+
     unknown = sorted(given.keys() - known)
     if unknown:
         takes = ", ".join(sorted(known - {"name", "source", "solver", "predictor"})) or "none"
         raise ValueError(f"{solver.name} has no option {unknown[0]!r}; its options: {takes}")
+
     if "s_churn" in given:
-        given["s_churn"] = share * number("s_churn", given["s_churn"], least=0)
-        if not given["s_churn"]:  # bounds of no churn mean nothing
-            given = {name: value for name, value in given.items() if name not in ("s_tmin", "s_tmax", "s_noise")}
+        given = _with_churn(given, share)
     changed: Any = dataclasses.replace(solver, **given) if given else solver  # type: ignore[type-var]
     return changed, s_noise
+
+
+def _with_churn(given: dict[str, object], share: float) -> dict[str, object]:
+    """The options with their churn for as many steps as our solvers count; without bounds of no churn."""
+    churn = share * number("s_churn", given["s_churn"], least=0)
+    bounds = () if churn else ("s_tmin", "s_tmax", "s_noise")
+    used = {name: value for name, value in given.items() if name not in bounds}
+    return used | {"s_churn": churn}
+
+
+def _option_names(solver: Solver) -> set[str]:
+    """The names of a solver's options."""
+    if not dataclasses.is_dataclass(solver):
+        return set()
+    return {field.name for field in dataclasses.fields(solver) if field.init}
+
+
+def _eta(solver: Solver, given: object) -> float:
+    """The stochasticity for k-diffusion's eta.
+
+    There, variance is added at the rate eta; here eta is the factor on the diffusion coefficient.
+    """
+    rate = number("eta", given, least=0)
+    if isinstance(solver, ExponentialRungeKutta) and rate not in (0, 1):
+        raise ValueError(f"{solver.name} takes eta=0 or eta=1 as k-diffusion means it, got {rate:g}")
+    return math.sqrt(rate)
 
 
 class _Scaled:
     """Noise times a factor."""
 
     def __init__(self, noise: NoiseSource, factor: float) -> None:
-        self.noise, self.factor = noise, factor
+        self.noise = noise
+        self.factor = factor
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         return self.factor * self.noise.normal(shape, dtype, device)
@@ -246,7 +302,9 @@ class _Asked:
     """Noise asked of a function of two noise levels, in the order in which a program draws it."""
 
     def __init__(self, noise_sampler: NoiseSampler, program: Program, x: Tensor) -> None:
-        self._ask, self._pieces, self._like = noise_sampler, iter(_pieces(program)), x
+        self._ask = noise_sampler
+        self._pieces = iter(_pieces(program))
+        self._like = x
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         start, end = (self._like.new_tensor(level) for level in next(self._pieces))
@@ -267,11 +325,13 @@ def _pieces(program: Program) -> Iterator[tuple[float, float]]:
     reached = program.times[0]
     for stage in program.stages:
         new = [m for m, _ in stage.noises if m not in drawn]
-        if len(new) > 1 or (new and not stage.t < reached) or (new and same_time(stage.t, reached, CLOSEST)):
+        below = stage.t < reached and not same_time(stage.t, reached, CLOSEST)
+        if len(new) > 1 or (new and not below):
             raise ValueError(
                 f"noise_sampler= gives noise between two levels on the way down, and {program.name} draws noise at "
                 f"levels that it has reached already: leave it out, and give seed="
             )
+
         if new:
             found.append((reached, stage.t))
             drawn.update(new)

@@ -31,7 +31,8 @@ class _Changed(nn.Module, Generic[Output]):
 
     def __init__(self, model: nn.Module, change: Callable[[Output, Tensor], Tensor]) -> None:
         super().__init__()
-        self.model, self.change = model, change
+        self.model = model
+        self.change = change
 
     def forward(self, x: Tensor, label: Tensor, **kwargs: object) -> Tensor:
         return self.change(self.model(x, label, **kwargs), x)

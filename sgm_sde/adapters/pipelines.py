@@ -13,7 +13,7 @@ from sgm_sde.processes import LinearSDE
 from sgm_sde.scores.score import Score
 
 EDGES = (-1 - 1 / 255, 1 + 1 / 255)  # level k stands at k / 127.5 - 1
-PARTS = {"unet", "transformer", "scheduler"}
+NETWORKS = {"unet", "transformer"}
 
 
 class Pipeline(NamedTuple):
@@ -63,30 +63,50 @@ def from_pipeline(folder: Path | str) -> Pipeline:
         OSError: for weights that are not there.
     """
     folder = Path(folder)
-    with reading(folder / "model_index.json", "pipeline of diffusers"):
-        index = parse_json((folder / "model_index.json").read_bytes())
-        used = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
-    more = sorted(used.keys() - PARTS)
-    nets = sorted(used.keys() & (PARTS - {"scheduler"}))
-    if more or len(nets) != 1 or "scheduler" not in used:
-        raise ValueError(
-            f"{folder} is a pipeline of {', '.join(sorted(used))}; one of a unet or transformer and a scheduler is read"
-        )
+    part, class_name = _network_part(folder)
     try:
         import diffusers
     except ImportError as error:
         raise ImportError("a saved pipeline is read with diffusers: pip install diffusers") from error
 
-    kind: Any = getattr(diffusers, str(used[nets[0]][1]), None)
+    kind: Any = getattr(diffusers, class_name, None)
     if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
-        raise ValueError(f"{folder} has a {nets[0]} of the class {used[nets[0]][1]!r}, which diffusers does not have")
+        raise ValueError(f"{folder} has a {part} of the class {class_name!r}, which diffusers does not have")
     load = getattr(kind, "from_pretrained")  # noqa: B009, known to mypy where diffusers is installed only
-    net: Any = load(folder / nets[0], local_files_only=True, use_safetensors=True).eval()
-    with reading(folder / "scheduler" / "scheduler_config.json", "configuration of a scheduler"):
-        config = parse_json((folder / "scheduler" / "scheduler_config.json").read_bytes())
-    classes = getattr(net.config, "num_class_embeds", None)
-    score, sde = from_diffusers(net if classes is None else _Labelled(net), config)
-    size = net.config.sample_size
+    net: Any = load(folder / part, local_files_only=True, use_safetensors=True).eval()
+
+    file = folder / "scheduler" / "scheduler_config.json"
+    with reading(file, "configuration of a scheduler"):
+        config = parse_json(file.read_bytes())
+    n_classes = getattr(net.config, "num_class_embeds", None)
+    score, sde = from_diffusers(net if n_classes is None else _Labelled(net), config)
+
+    return Pipeline(score, sde, _image_shape(net.config), n_classes)
+
+
+def _image_shape(config: Any) -> tuple[int, int, int]:
+    """Channels, height and width of a network's images; a size that is one number is that of a square."""
+    size = config.sample_size
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    shape = (int(net.config.in_channels), int(height), int(width))
-    return Pipeline(score, sde, shape, classes)
+    return int(config.in_channels), int(height), int(width)
+
+
+def _network_part(folder: Path) -> tuple[str, str]:
+    """The network's part of a pipeline of a network and a scheduler, and its class.
+
+    Raises:
+        ValueError: for other pipelines.
+    """
+    file = folder / "model_index.json"
+    with reading(file, "pipeline of diffusers"):
+        index = parse_json(file.read_bytes())
+        used = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+
+    networks = sorted(used.keys() & NETWORKS)
+    others = used.keys() - NETWORKS - {"scheduler"}
+    if others or len(networks) != 1 or "scheduler" not in used:
+        raise ValueError(
+            f"{folder} is a pipeline of {', '.join(sorted(used))}; one of a unet or transformer and a scheduler is read"
+        )
+    part = networks[0]
+    return part, str(used[part][1])

@@ -113,20 +113,26 @@ class SolverScheduler:
         unit_noise: bool = False,
     ) -> None:
         one_of("final", final, FINALS)
+        if isinstance(solver, Setting) and grid is not None:
+            raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
+        self.solver = solver if solver is None or isinstance(solver, Setting) else resolve(solver)
+        self.grid = grid
+        self.final = final
+        self.seed = seed
+        self.T = T
+        self.integer = flag("integer", integer)
+        self.unit_noise = flag("unit_noise", unit_noise)
+
         self._says = convention(scheduler, T, integer)
         config = dict(self._says.config)
         config.setdefault("num_train_timesteps", 1000)
-        self.solver = solver if solver is None or isinstance(solver, Setting) else resolve(solver)
-        if isinstance(solver, Setting) and grid is not None:
-            raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
         if solver is None and "original_inference_steps" in config and "_class_name" not in config:
             raise ValueError(
                 "the configuration has original_inference_steps, that of a network of few steps, and no class: name "
                 "the solver, such as 'lcm' or 'tcd'"
             )
-        self.grid, self.final, self.seed = grid, final, seed
-        self.T, self.integer, self.unit_noise = T, flag("integer", integer), flag("unit_noise", unit_noise)
         self._keep_config(config)
+
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None
         self._start = self._says.sde.T  # the first time
@@ -158,12 +164,16 @@ class SolverScheduler:
         own = dict(known.pop(OWN, None) or {})
         if "trained_with" in own:
             known["_class_name"] = own.pop("trained_with")
-        options: JsonObject = {
-            name: from_spec(value) if isinstance(value, Mapping) else value for name, value in own.items()
-        }
-        options |= {name: kwargs.pop(name) for name in list(kwargs) if name in OPTIONS}
-        made = cls(known | kwargs, **options)
-        return (made, {}) if return_unused_kwargs else made
+
+        options: JsonObject = {}
+        for name, value in own.items():
+            options[name] = from_spec(value) if isinstance(value, Mapping) else value
+        for name in OPTIONS:
+            if name in kwargs:
+                options[name] = kwargs.pop(name)
+
+        scheduler = cls(known | kwargs, **options)
+        return (scheduler, {}) if return_unused_kwargs else scheduler
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: object) -> Any:
@@ -194,25 +204,27 @@ class SolverScheduler:
         begin_index = int(begin_index)
         if run.taken:
             raise ValueError(f"{run.taken} of the run's network calls are made: call set_timesteps() first")
+
         if begin_index != self._first:
             if self._first:
                 raise ValueError(f"the run begins at timestep {self._first} already: call set_timesteps() first")
             self._run = self._from(run, begin_index)
-        self._begin = self._first = begin_index
+        self._begin = begin_index
+        self._first = begin_index
 
     def _from(self, run: Stepper, index: int) -> Stepper:
         """The run on what is left of its grid from one of its calls on."""
         starts = run.begins
         if index in starts:
             rest = [t for t in run.program.times if t <= run.times[index]]
-            solver = self._solver.solver if isinstance(self._solver, Setting) else self._solver
-            later = self._stepper(solver, self._sde, rest)
+            later = self._stepper(_without_grid(self._solver), self._sde, rest)
             if later.times == run.times[index:]:
                 return later
+
+        some = ", ".join(map(str, starts[:6])) + (", ..." if len(starts) > 6 else "")
         raise ValueError(
             f"timestep {index} of {len(run.times)} lies within a step of {run.program.name}, whose steps begin at "
-            f"{', '.join(map(str, starts[:6]))}{', ...' if len(starts) > 6 else ''}: take another strength or number "
-            f"of steps, or a solver of one call per step"
+            f"{some}: take another strength or number of steps, or a solver of one call per step"
         )
 
     def scale_model_input(self, sample: Tensor, timestep: object = None) -> Tensor:
@@ -230,11 +242,12 @@ class SolverScheduler:
         Returns:
             the states (B, *).
         """
+        x0 = original_samples
         t = self._times_of(torch.as_tensor(timesteps).reshape(-1))
-        alpha, sigma = (f(t).to(original_samples.device) for f in (self._sde.alpha, self._sde.sigma))
-        like = original_samples
-        clean, noisy = (expand(c.expand(len(like)), like.double()) for c in (alpha, sigma))
-        return (clean * like.double() + noisy * noise.double()).to(like.dtype)
+        wide = x0.double()
+        alpha = expand(self._sde.alpha(t).to(x0.device).expand(len(x0)), wide)
+        sigma = expand(self._sde.sigma(t).to(x0.device).expand(len(x0)), wide)
+        return (alpha * wide + sigma * noise.double()).to(x0.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor | float, noise: Tensor | None = None) -> Tensor:
         """The same with the arguments as schedulers of flow matching take them."""
@@ -247,11 +260,13 @@ class SolverScheduler:
         times = self._says.time_of(labels)
         if self._run is None or not len(self.timesteps):
             return times
+
         known = self.timesteps.to(device="cpu", dtype=torch.float64)
         own = torch.tensor(self._all_times, dtype=torch.float64)
-        found = (labels.detach().to(known)[:, None] - known).abs()
-        nearest = found.argmin(1)
-        near = found.gather(1, nearest[:, None])[:, 0] <= 1e-6 * known.abs().max()
+        distance = (labels.detach().to(known)[:, None] - known).abs()
+        nearest = distance.argmin(1)
+        least = distance.gather(1, nearest[:, None])[:, 0]
+        near = least <= 1e-6 * known.abs().max()
         return torch.where(near, own[nearest], times)
 
     def set_timesteps(
@@ -283,53 +298,79 @@ class SolverScheduler:
             ValueError: for too few calls, another number than a grid of given times takes, or solvers that a pipeline
                 cannot run.
         """
-        if timesteps is not None and sigmas is not None:
-            raise ValueError("give timesteps= or sigmas=, not both")
+        self._check_arguments(timesteps, sigmas, mu)
         says = self._says
-        dynamic = bool(says.config.get("use_dynamic_shifting"))
-        if mu is not None and not says.is_flow:
-            raise ValueError(f"mu={mu} is a shift of flow matching's times, and this is {says.sde!r}")
-        if dynamic and mu is None and self.grid is None and timesteps is None:
-            raise ValueError("the configuration has use_dynamic_shifting=True: pass mu=, as a pipeline does")
         given = timesteps if timesteps is not None else sigmas
-        asked = num_inference_steps
+        n = num_inference_steps
         if given is not None:
-            num_inference_steps = len(given) - (sigmas is not None and len(given) > 1 and float(given[-1]) == 0)
+            ends_in_data = sigmas is not None and len(given) > 1 and float(given[-1]) == 0
+            n = len(given) - ends_in_data
 
-        grid: Any = self.grid
-        setting = self._method(num_inference_steps)
-        self._solver = setting
-        sde = says.sde
-        distilled = self._distilled(setting, original_inference_steps, given is not None)
+        self._solver = self._method(n)
+        distilled = self._distilled(self._solver, original_inference_steps, given is not None)
         t_start = self._first_time(strength, distilled, given is not None)
-        if grid == "scheduler" or (grid is None and given is not None):
+
+        sde = says.sde
+        if self.grid == "scheduler" or (self.grid is None and given is not None):
             # Times of a setting's own grid make room for those that are given.
-            self._solver = setting.solver if isinstance(setting, Setting) else setting
-            labels = timesteps
-            if given is None:
-                labels = _own_timesteps(says, num_inference_steps, mu)
+            self._solver = _without_grid(self._solver)
+            labels = timesteps if given is not None else _own_timesteps(says, n, mu)
             times = self._given_times(labels, sigmas, mu)
             run, sde = self._at_given(times)
         else:
-            shifted = self._shifted(mu) if grid is None and says.is_flow else None
-            if shifted is not None:
-                grid = shifted
-                self._solver = setting.solver if isinstance(setting, Setting) else setting
-            grid = distilled if grid is None else grid
-            rule = grid is None or isinstance(grid, GridRule | str)
-            run = self._stepper(self._solver, sde, grid, num_inference_steps if rule else None, t_start)
-            if not rule and asked not in (None, len(run.times)) and given is None:
-                raise ValueError(
-                    f"the given grid takes {len(run.times)} network calls, got num_inference_steps={asked}"
-                )
+            asked = num_inference_steps if given is None else None
+            run = self._on_grid(n, asked, distilled, mu, t_start)
         if not run.starts_at_x:
             raise ValueError(f"{run.program.name} calls the network first at a state of its own: use sample()")
-        self._run, self._sde, self._start = run, sde, run.program.times[0]
-        self._begin, self._first, self._all_times = None, 0, run.times
+        self._prepare(run, sde, device)
+
+    def _prepare(self, run: Stepper, sde: LinearSDE, device: torch.device | str | None) -> None:
+        """Make a run on a process the one that the pipeline drives."""
+        says = self._says
+        self._run = run
+        self._sde = sde
+        self._start = run.program.times[0]
+        self._begin = None
+        self._first = 0
+        self._all_times = run.times
+
         label = says.time_label(torch.tensor(run.times, dtype=torch.float64))
-        self.timesteps = label.to(device=device, dtype=torch.float32 if label.is_floating_point() else label.dtype)
+        dtype = torch.float32 if label.is_floating_point() else label.dtype
+        self.timesteps = label.to(device=device, dtype=dtype)
         self.num_inference_steps = len(run.times)
         self._to_data = [node.convert(says.prediction, "data") for node in sde.nodes(run.times)]
+
+    def _check_arguments(
+        self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
+    ) -> None:
+        if timesteps is not None and sigmas is not None:
+            raise ValueError("give timesteps= or sigmas=, not both")
+        says = self._says
+        if mu is not None and not says.is_flow:
+            raise ValueError(f"mu={mu} is a shift of flow matching's times, and this is {says.sde!r}")
+        dynamic = bool(says.config.get("use_dynamic_shifting"))
+        if dynamic and mu is None and self.grid is None and timesteps is None:
+            raise ValueError("the configuration has use_dynamic_shifting=True: pass mu=, as a pipeline does")
+
+    def _on_grid(
+        self, n: int | None, asked: int | None, distilled: Distilled | None, mu: float | None, t_start: float | None
+    ) -> Stepper:
+        """The run on a grid: the scheduler's own, else that of a distillation, a shift, or the solver."""
+        sde = self._says.sde
+        grid: Any = self.grid
+        if grid is None:
+            grid = distilled
+            shifted = self._shifted(mu) if self._says.is_flow else None
+            if shifted is not None:
+                grid = shifted
+                self._solver = _without_grid(self._solver)
+        if grid is None or isinstance(grid, GridRule | str):
+            return self._stepper(self._solver, sde, grid, n, t_start)
+
+        run = self._stepper(self._solver, sde, grid, None, t_start)
+        if asked not in (None, len(run.times)):
+            raise ValueError(f"the given grid takes {len(run.times)} network calls, got num_inference_steps={asked}")
+        return run
 
     def _method(self, nfe: int | None) -> Solver | Setting:
         """The solver, or the default of the scheduler that the network was trained with."""
@@ -358,18 +399,19 @@ class SolverScheduler:
             return None
         if self._says.is_flow or given or not isinstance(self.grid, GridRule | str | None):
             raise ValueError(f"strength={strength} goes with a table whose timesteps are left to the solver")
+
         n = self._says.n
-        kept = n if distilled is None else distilled.original_steps
-        entries = int(kept * strength) * (n // kept)
+        timesteps = n if distilled is None else distilled.original_steps
+        entries = int(timesteps * strength) * (n // timesteps)
         if not entries:
-            raise ValueError(f"strength={strength} leaves none of {kept} timesteps")
+            raise ValueError(f"strength={strength} leaves none of {timesteps} timesteps")
         return entries / n
 
     def _stepper(
         self,
         solver: Solver | Setting,
         sde: LinearSDE,
-        grid: Grid | Sequence[float],
+        grid: Grid | GridRule | str | Sequence[float] | None,
         nfe: int | None = None,
         t_start: float | None = None,
     ) -> Stepper:
@@ -402,33 +444,37 @@ class SolverScheduler:
         """Times of given timesteps or noise levels."""
         says = self._says
         if labels is not None:
-            return [float(t) for t in says.time_of(torch.as_tensor(labels, dtype=torch.float64).reshape(-1))]
+            t = says.time_of(torch.as_tensor(labels, dtype=torch.float64).reshape(-1))
+            return [float(value) for value in t]
+
         levels = torch.as_tensor(sigmas, dtype=torch.float64).reshape(-1)
         if len(levels) > 1 and float(levels[-1]) == 0:
             levels = levels[:-1]
-        if not says.is_flow:
-            sde = says.sde
-            lowest = float(sde.log_snr(sde.T))
-            return [float(sde.time(t)) for t in (-2 * levels.log()).clamp(min=lowest)]
+        return self._shifted_times(levels, mu) if says.is_flow else _times_of_levels(says.sde, levels)
+
+    def _shifted_times(self, t: Tensor, mu: float | None) -> list[float]:
+        """The times of a flow matching shifted as the configuration says."""
         shift = self._shifted(mu)
         factor = 1.0 if shift is None else shift.shift
         if shift is None and self.solver is None:
-            factor = float(says.config.get("shift") or 1.0)
-        return [float(t) for t in factor * levels / (1 + (factor - 1) * levels)]
+            factor = float(self._says.config.get("shift") or 1.0)
+        return [float(value) for value in factor * t / (1 + (factor - 1) * t)]
 
     def _at_given(self, times: list[float]) -> tuple[Stepper, LinearSDE]:
         """The run at given times, on flow matching from t = 1 where that can be."""
         sde = self._says.sde
         if self.final != "denoise" and times[-1] > sde.eps and not same_time(times[-1], sde.eps):
             times = [*times, sde.eps]  # the network is called at each of the given times, and the state is one behind
-        if self._says.is_flow and self.T is None and times[0] > sde.T:
+
+        first, *others = times
+        if self._says.is_flow and self.T is None and first > sde.T:
             pure = RectifiedFlowSDE(T=1.0, eps=min(1e-3, times[-1]))
             try:
-                return self._stepper(self._solver, pure, [min(times[0], 1.0), *times[1:]]), pure
+                return self._stepper(self._solver, pure, [min(first, 1.0), *others]), pure
             except ValueError:  # coefficients that are not finite at t = 1
                 pass
-        first = sde.T if times[0] > sde.T else at_ends(sde, times[0])
-        return self._stepper(self._solver, sde, [first, *times[1:]]), sde
+        start = sde.T if first > sde.T else at_ends(sde, first)
+        return self._stepper(self._solver, sde, [start, *others]), sde
 
     def step(
         self,
@@ -461,20 +507,29 @@ class SolverScheduler:
         if run is None or run.taken >= len(run.times):
             raise ValueError(f"the run's {len(self.timesteps)} network calls are made: call set_timesteps()")
         call = self._first + run.taken
-        on_device = isinstance(timestep, Tensor) and timestep.device.type != "cpu"  # reading it would wait for it
-        if not on_device and float(timestep) != float(expected := self.timesteps[call]):
-            raise ValueError(f"step {call} of the run is at timestep {float(expected)}, got {float(timestep)}")
+        self._require_timestep(call, timestep)
+
         if not run.taken:
             run.start(sample, generator)
         output = self._says.output(model_output, sample)
-        given = run.step(output, run.times[run.taken], sample)
+        state = run.step(output, run.times[run.taken], sample)
         if return_dict:
-            return SchedulerOutput(given)
+            return SchedulerOutput(state)
         if run.denoise and run.taken == len(run.times):
-            return given, given
+            return state, state
+
         c_x, c_r = self._to_data[call]
         wide = torch.promote_types(sample.dtype, torch.float32)
-        return given, (c_x * sample.to(wide) + c_r * output.to(wide)).to(sample.dtype)
+        data = c_x * sample.to(wide) + c_r * output.to(wide)
+        return state, data.to(sample.dtype)
+
+    def _require_timestep(self, call: int, timestep: Tensor | float) -> None:
+        """Raise ValueError unless a call of the run is at this timestep."""
+        if isinstance(timestep, Tensor) and timestep.device.type != "cpu":  # reading it would wait for the device
+            return
+        expected = float(self.timesteps[call])
+        if float(timestep) != expected:
+            raise ValueError(f"step {call} of the run is at timestep {expected}, got {float(timestep)}")
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
@@ -483,12 +538,26 @@ class SolverScheduler:
 OPTIONS = ("solver", "grid", "final", "seed", "T", "integer", "unit_noise")
 
 
+def _without_grid(solver: Solver | Setting) -> Solver:
+    """The solver alone of a setting."""
+    return solver.solver if isinstance(solver, Setting) else solver
+
+
+def _times_of_levels(sde: LinearSDE, levels: Tensor) -> list[float]:
+    """The times of noise levels sigma / alpha, that of T for those beyond it."""
+    lowest = float(sde.log_snr(sde.T))
+    log_snr = (-2 * levels.log()).clamp(min=lowest)
+    return [float(sde.time(value)) for value in log_snr]
+
+
 def options_as_json(scheduler: SolverScheduler) -> JsonObject:
     """Our options as JSON values, those that differ from the defaults."""
     from sgm_sde.identity import spec
 
-    defaults: JsonObject = {"solver": None, "grid": None, "final": "denoise", "seed": None, "T": None}
-    defaults |= {"integer": False, "unit_noise": False}
+    defaults: JsonObject = {
+        "solver": None, "grid": None, "final": "denoise", "seed": None, "T": None, "integer": False,
+        "unit_noise": False,
+    }  # fmt: skip
     values = {name: getattr(scheduler, name) for name in OPTIONS}
     return {name: spec(value) for name, value in values.items() if value is not defaults[name]}
 
