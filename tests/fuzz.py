@@ -357,6 +357,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Exponential()": (sg.grids.Exponential(), {"*sde": VP, "*steps": 4, "*t_start": None, "*t_end": None}),
     "Widening": (sg.grids.Widening, {"data_std": 1.0, "first": 0.05, "last": 5.0, "largest": 400.0}),
     "Widening()": (sg.grids.Widening(), {"*sde": VP, "*steps": 4, "*t_start": None, "*t_end": None}),
+    "Distilled": (sg.grids.Distilled, {"original_steps": 50}),
+    "Distilled()": (sg.grids.Distilled(), {"*sde": sg.presets.ddpm(), "*steps": 4, "*t_start": None, "*t_end": None}),
     "grids.Table": (sg.grids.Table, {"*times": (1.0, 0.5)}),
     "grids.rule_name": (sg.grids.rule_name, {"*rule": sg.grids.Karras()}),
     "from_classifier": (sg.guidance.from_classifier, {"*net": net, "time_label": None, "input_scale": None}),
