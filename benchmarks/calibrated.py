@@ -378,11 +378,12 @@ def store() -> None:
         return value
 
     found = json.loads(STORED.read_text()) if STORED.exists() else {}
-    found |= {
-        path.stem: short(json.loads(path.read_text()))
-        for path in sorted(CACHE.glob("*-*.json"))
-        if path.stem[:16].isalnum()
-    }
+    for path in sorted(CACHE.glob("*-*.json")):
+        if path.stem[:16].isalnum():
+            row = short(json.loads(path.read_text()))
+            before = found.get(path.stem, {"budgets": {}})["budgets"]
+            row["budgets"] = {n: cells | {"earlier": True} for n, cells in before.items()} | row["budgets"]
+            found[path.stem] = row
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(found.items()))
     STORED.write_text(f"{{\n{lines}\n}}\n")
 
@@ -403,14 +404,21 @@ def ratios(found: Sequence[dict[str, Any]], nfe: int, other: str) -> dict[str, f
     return result
 
 
+def further_ratios(found: Sequence[dict[str, Any]], nfe: int, other: str) -> dict[str, float]:
+    """The calibrated error over another on further noises, by bed, where they were run."""
+    cells = {row["bed"]: row["budgets"][nfe].get("further") for row in found if nfe in row["budgets"]}
+    return {bed: errors["ours"][0] / errors[other][0] for bed, errors in cells.items() if errors}
+
+
 def tables(half: str) -> str:
     """The tables of a half."""
     found = measured(half)
     lines = [f"## {half}: {len(found)} beds, fitted to {NOISES} noises", ""]
     lines += [
-        "| calls | calibrated / best | worst | at most .5 | at most .7 | / pilot | worse by 2 s.e. | / GITS-like |"
+        "| calls | beds | before the last change | calibrated / best | worst | at most .5 | at most .7 | / pilot | "
+        "worse by 2 s.e. | / GITS-like |"
     ]
-    lines += ["|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    lines += ["|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
     budgets = sorted({nfe for row in found for nfe in row["budgets"]})
     for nfe in budgets:
         best, pilot, gits = (ratios(found, nfe, other) for other in ("best", "pilot", "gits"))
@@ -418,18 +426,36 @@ def tables(half: str) -> str:
             row["bed"] for row in found if nfe in row["budgets"]
             and row["budgets"][nfe]["change"] > 2 * row["budgets"][nfe]["change_stderr"] > 0
         ]  # fmt: skip
-        shares = (f"{sum(r <= limit for r in best.values()) / len(best):.0%}" for limit in (0.5, 0.7))
-        lines.append(
-            f"| {nfe} | {geometric(list(best.values())):.3f} | {max(best.values()):.2f} | {' | '.join(shares)} | "
-            f"{geometric(list(pilot.values())):.3f} | {len(worse)} | {geometric(list(gits.values())):.3f} |"
-        )
+        earlier = sum(bool(row["budgets"].get(nfe, {}).get("earlier")) for row in found)
+        cells = [
+            str(nfe),
+            str(len(best)),
+            str(earlier),
+            *_spread(list(best.values())),
+            _mean(pilot),
+            str(len(worse)),
+            _mean(gits),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     beside = [(row["seconds"] or math.nan) - (row["network"] or math.nan) for row in found]
     beside = [seconds for seconds in beside if not math.isnan(seconds)] or [math.nan]
     lines += ["", f"CPU seconds beside the network's, all budgets: at most {max(beside):.0f}, on average "
               f"{sum(beside) / len(beside):.0f}.", ""]  # fmt: skip
-    earlier = [n for n in budgets if any(row["budgets"].get(n, {}).get("earlier") for row in found)]
-    if earlier:
-        lines += [f"At {', '.join(map(str, earlier))} calls: measured before the last change of the fit.", ""]
+    lines += [f"On {FURTHER} further noises of each bed:", ""]
+    lines += ["| calls | beds | calibrated / best | worst | at most .5 | at most .7 | / pilot | worst |"]
+    lines += ["|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    for nfe in budgets:
+        best, pilot = (further_ratios(found, nfe, other) for other in ("best", "pilot"))
+        if best:
+            cells = [
+                str(nfe),
+                str(len(best)),
+                *_spread(list(best.values())),
+                _mean(pilot),
+                f"{max(pilot.values()):.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += [""]
     lines += ["| bed | " + " | ".join(f"{n}: calibrated / pilot / best" for n in budgets) + " |"]
     lines += ["|---|" + "---|" * len(budgets)]
     for row in found:
@@ -439,6 +465,16 @@ def tables(half: str) -> str:
         ]  # fmt: skip
         lines.append(f"| {row['bed']} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
+
+
+def _mean(ratios: dict[str, float]) -> str:
+    return f"{geometric(list(ratios.values())):.3f}"
+
+
+def _spread(ratios: Sequence[float]) -> list[str]:
+    """Geometric mean, the worst, and the parts of at most a half and at most 0.7."""
+    shares = [sum(r <= limit for r in ratios) / len(ratios) for limit in (0.5, 0.7)]
+    return [f"{geometric(list(ratios)):.3f}", f"{max(ratios):.2f}", *(f"{share:.0%}" for share in shares)]
 
 
 def draw(found: Sequence[dict[str, Any]], path: Path) -> None:

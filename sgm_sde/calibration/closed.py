@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde.calibration.flow import Flow, Trajectories
-from sgm_sde.calibration.rows import Rows, combined
+from sgm_sde.calibration.rows import Rows
 
 RIDGE = 1e-5  # of Gram matrices with a diagonal of ones
 
@@ -44,8 +44,9 @@ def levels(G: Tensor, log_levels: Tensor, scale: float, n: int) -> list[int]:
     """The n of K levels with the least sum of unexplained parts, weighted by c^2 / (c^2 + s^2)."""
     K = len(log_levels)
     n = min(n, K)
+    c2 = scale**2
     s2 = (2 * log_levels).exp()
-    weight = scale**2 / (scale**2 + s2)
+    weight = c2 / (c2 + s2)
     first = _first(G, weight)
     if n == 1:
         return [int((first + _alone(G)).argmin())]
@@ -127,27 +128,18 @@ def fit_rows(flow: Flow, exact: Trajectories, z: Tensor, chosen: list[int], samp
 
     With `consistent`, each row is exact for a constant estimate of the data.
     """
-    n = len(chosen)
-    t = exact.log_levels[chosen]
-    bounds = _bounds(t.exp())
+    rows = Rows.first(exact.log_levels[chosen])
     targets = [*exact.y[chosen[1:]], exact.end]
+    bounds = _bounds(rows.t.exp())
     fitted = partial(_consistent_row, inverse=flow.inverse) if consistent else _row
 
-    c = torch.zeros(n + 1, dtype=torch.float64)
-    B = torch.zeros(n + 1, n, dtype=torch.float64)
-    D = torch.empty((n, *z.shape), dtype=z.dtype, device=z.device)
-
-    c[0] = t[0].exp()
-    y = c[0].item() * z
+    D = torch.empty((rows.n, *z.shape), dtype=z.dtype, device=z.device)
     for k, target in enumerate(targets, 1):
-        level = float(t[k - 1])
+        y = rows.state(k - 1, z, D)
+        level = float(rows.t[k - 1])
         D[k - 1] = flow.estimate(y, level, samples)
-        c_k, b_k = fitted(z, D[:k], target, bounds[k])
-
-        c[k] = c_k
-        B[k, :k] = b_k
-        y = combined(c_k, B[k, :k], z, D[:k])
-    return Rows(t, c, B)
+        rows.c[k], rows.B[k, :k] = fitted(z, D[:k], target, bounds[k])
+    return rows
 
 
 Bounds = tuple[float, float]

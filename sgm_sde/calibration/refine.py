@@ -186,7 +186,8 @@ class Refinement:
     def fit(self, start: Rows) -> Rows:
         """The table that a start leads to; the start itself where nothing is better."""
         unknowns = Unknowns(start.n, self.consistent, self.flow.inverse)
-        at = self._point(unknowns, self._apart(unknowns.of(start), unknowns.n))
+        theta = self._apart(unknowns.of(start), unknowns.n)
+        at = self._point(unknowns, theta)
         if not bool(at.each.isfinite().all()):
             return start
 

@@ -44,17 +44,26 @@ class Rows:
         levels, scales = (torch.tensor(v, dtype=torch.float64) for v in (table.levels, table.scales))
         return Rows(levels.log(), scales, B)
 
+    @staticmethod
+    def first(t: Tensor) -> Rows:
+        """The first row for calls at log s, and zeros after it."""
+        n = len(t)
+        c = torch.zeros(n + 1, dtype=torch.float64)
+        c[0] = t[0].exp()
+        return Rows(t, c, torch.zeros(n + 1, n, dtype=torch.float64))
+
+    def state(self, k: int, z: Tensor, D: Tensor) -> Tensor:
+        """The state (N, d) of row k from noises z (N, d) and the estimates D (>= k, N, d) before it."""
+        return combined(self.c[k], self.B[k, :k], z, D[:k])
+
     def run(self, flow: Flow, z: Tensor, samples: range) -> tuple[Tensor, Tensor]:
         """The samples (N, d) from noises z (N, d), and the estimates (n, N, d) on the way."""
         D = torch.empty((self.n, *z.shape), dtype=z.dtype, device=z.device)
         levels = self.t.tolist()
         flow.prepare(levels)
-
-        y = self.c[0].item() * z
-        for k, level in enumerate(levels, 1):
-            D[k - 1] = flow.estimate(y, level, samples)
-            y = combined(self.c[k], self.B[k, :k], z, D[:k])
-        return y, D
+        for k, level in enumerate(levels):
+            D[k] = flow.estimate(self.state(k, z, D), level, samples)
+        return self.state(self.n, z, D), D
 
 
 def combined(c: Tensor, b: Tensor, z: Tensor, D: Tensor) -> Tensor:

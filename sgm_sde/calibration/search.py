@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -156,12 +157,12 @@ def calibrate(
     seed = secrets.randbits(63) if seed is None else seed
 
     n, *event = given
-    seeds = resolve_seeds(seed, None, n + held_out + CHECKED)
+    total = n + held_out + CHECKED
+    seeds = resolve_seeds(seed, None, total)
     score = as_score(score_fn, sde)
     place = _place(score, device)
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    kwargs = dict(model_kwargs or {})
-    flow = Flow(score, sde, event, seeds, n, kwargs, batch_size, dtype, place)
+    flow = Flow(score, sde, event, seeds, n, dict(model_kwargs or {}), batch_size, dtype, place)
     search = _Search(flow, n, held_out, seed, dtype, reference_nfe, time_limit)
 
     found = {}
@@ -288,10 +289,7 @@ class _Search:
                 return calls // 2, doubt
 
             finer = self.flow.trajectories(few, 2 * calls).end.double()
-            spread = float(finer.std()) or 1.0
-            each = (end - finer).square().mean(1).sqrt() / spread
-            doubt = float(each.square().mean().sqrt())
-            median = float(each.median())
+            doubt, median = _distances(end, finer)
             if doubt < KNOWN:
                 break
             end = finer
@@ -356,8 +354,9 @@ class _Search:
         z = flow.noise(samples)
         G = closed.gram(fit, z)
         chosen = closed.levels(G, fit.log_levels, exact.scale, n)
-        plain = closed.fit_rows(flow, fit, z, chosen, samples, consistent=False)
-        consistent = closed.fit_rows(flow, fit, z, chosen, samples, consistent=True)
+        closed_form = partial(closed.fit_rows, flow, fit, z, chosen, samples)
+        plain = closed_form(consistent=False)
+        consistent = closed_form(consistent=True)
 
         def refined(name: str, start: Rows, kind: bool, robust: bool = True, bounded: bool = False) -> Rows:
             fitted = Refinement(flow, z, fit.end, exact.scale, samples, kind, late, robust, bounded)
@@ -450,8 +449,10 @@ class _Search:
         result = race.race(able, n, 1000 * few)
         flow.network_evals += race.network_evals
 
-        finalists = [setting for setting, _ in result.errors[:FINALISTS]]
-        compared = [self._held_out(PILOT, setting, exact, n) for setting in finalists]
+        compared = []
+        for setting, _ in result.errors[:FINALISTS]:
+            found = self._held_out(PILOT, setting, exact, n)
+            compared.append(found)
         return sorted(compared, key=lambda one: one.rmse)
 
     def _held_out(self, name: str, setting: Setting, exact: _Exact, nfe: int) -> HeldOut:
@@ -490,6 +491,13 @@ class _Search:
         if size > largest:
             largest = max(largest, OUTSIDE * float(self._run(shelf.setting, self.checked, n).abs().max()))
         return size <= largest  # false where one of them is not a number
+
+
+def _distances(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Root mean square and median of the distances of samples (N, d), in units of the standard deviation of y."""
+    spread = float(y.std()) or 1.0
+    each = (x - y).square().mean(1).sqrt() / spread
+    return float(each.square().mean().sqrt()), float(each.median())
 
 
 class _Kept:
