@@ -42,7 +42,7 @@ def main() -> None:
     for process, sde in tqdm(PROCESSES.items(), desc="processes"):
         score = oracle.score(sde)
         tight = sg.Adaptive(sg.tableaus.DOP853, 1e-10, 1e-10)
-        known = sg.sample(score, sde, shape, solver=tight, seed=0, dtype=torch.float64).x
+        known = sg.sample(score, sde, shape, solver=tight, seed=0, execution=sg.Execution(dtype=torch.float64)).x
         for name, solver in solvers.items():
             if not isinstance(solver, sg.Adaptive):
                 continue
@@ -53,7 +53,9 @@ def main() -> None:
                         cells.append("-")
                         continue
                     tried = replace(solver, rtol=tolerance, atol=tolerance, variable=variable)
-                    res = sg.sample(score, sde, shape, solver=tried, seed=0, dtype=torch.float64)
+                    res = sg.sample(
+                        score, sde, shape, solver=tried, seed=0, execution=sg.Execution(dtype=torch.float64)
+                    )
                     error = float((res.x - known).square().mean().sqrt())
                     cells.append(f"{error:.1e} ({float(res.control.evaluations.double().mean()):.0f})")
                 lines.append(f"| {process} | `{name}` | {tolerance:g} | {' | '.join(cells)} |")

@@ -56,7 +56,7 @@ import sgm_sde as sg
 from benchmarks import bed_networks
 from sgm_sde.engine.executor import PreDrawnNoise, Stages, prepare
 from sgm_sde.engine.program import Program
-from sgm_sde.sampling.sampler import plan
+from sgm_sde.sampling.planning import plan
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.testing import default_oracle
 from sgm_sde.zoo.shipped import digits_score, fashion_score

@@ -99,7 +99,7 @@ def kinds(folder: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
         "matrix program": (sg.CLD(), sg.schemes.GDDIM()),
     }
     for name, (sde, solver) in programs.items():
-        table = sg.sampling.sampler.plan(sde, solver, nfe=7)[2]
+        table = sg.sampling.planning.plan(sde, solver, nfe=7)[2]
         assert table is not None
         (folder / f"{name}.json").write_text(table.to_json())
     return {

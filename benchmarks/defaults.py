@@ -32,7 +32,7 @@ import sgm_sde as sg
 from benchmarks import beds
 from benchmarks.beds import BUDGETS, HERE, Bed
 from sgm_sde.engine.program import Program
-from sgm_sde.sampling.sampler import plan
+from sgm_sde.sampling.planning import plan
 
 BEST = HERE / "best.json"
 GRIDS = (None, "log-snr", "karras")

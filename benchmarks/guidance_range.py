@@ -17,7 +17,7 @@ import torch
 
 import sgm_sde as sg
 from benchmarks.guidance import MODELS, Task
-from sgm_sde.sampling.sampler import plan
+from sgm_sde.sampling.planning import plan
 from sgm_sde.scores.guidance import APG, ClassifierFree, Rescaled, Thresholded, cfg_plus_plus
 
 SCALES = (1.0, 2.0, 4.0, 7.0, 10.0)

@@ -96,7 +96,12 @@ def across_processes(name: str, forks: Any, choose: random.Random) -> dict[str, 
     """Largest differences to the samples alone of the folders that commands leave, 16 samples in batches of 4."""
     solver, adaptive = resolve_any(name), isinstance(resolve_any(name), sg.AdaptiveSolver)
     options: dict[str, Any] = {} if adaptive else {"steps": 20}
-    draws = [sg.sample(score, SDE, (1, 3), solver=solver, seed=[(0, i)], dtype=torch.float64, **options) for i in FEW]
+    draws = [
+        sg.sample(
+            score, SDE, (1, 3), solver=solver, seed=[(0, i)], execution=sg.Execution(dtype=torch.float64), **options
+        )
+        for i in FEW
+    ]
     alone = torch.cat([draw.x for draw in draws])
     argv = [
         "sample",
@@ -144,8 +149,15 @@ def compaction(name: str) -> dict[str, Any]:
     solver = resolve_any(name) if name == "ggf" else replace(resolve_any(name), rtol=1e-3, atol=1e-3)
     kwargs = {"label": sg.PerSample(label)}
     res = sg.sample(
-        stiff, SDE, (N, 3), solver=solver, seed=0, model_kwargs=kwargs, final="none", dtype=torch.float64
-    )  # fmt: skip
+        stiff,
+        SDE,
+        (N, 3),
+        solver=solver,
+        seed=0,
+        model_kwargs=kwargs,
+        final="none",
+        execution=sg.Execution(dtype=torch.float64),
+    )
     made = res.control.evaluations
     others = made[label != OUTLIER].double()
     return {

@@ -25,7 +25,7 @@ import torch
 
 import sgm_sde as sg
 from benchmarks import beds
-from sgm_sde.sampling.sampler import plan
+from sgm_sde.sampling.planning import plan
 
 KEPT = Path(__file__).parents[1] / "out" / "parallel.json"
 SOLVERS = ("dpm++2m", "ddim", "euler-ancestral", "heun")

@@ -495,10 +495,10 @@ class Thinned(LogSNR):
 
 
 def _last_time(sde: SDE, start: float, data_std: float, level: float) -> float:
-    """End of a grid: sigma / alpha = `level` in units of the data's scale, less from low levels."""
+    """End of a grid: sigma / alpha = `level` in units of the data's scale, less where the start is not far above it."""
     r = float(noise_level(sde, start)) / data_std
     share = 1.0 if math.isinf(r) else r / (1 + r)
-    return _time_of(sde, data_std * level * share)
+    return _time_of(sde, data_std * min(level * share, r / 2))
 
 
 def _time_of(sde: SDE, level: float) -> float:

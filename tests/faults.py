@@ -773,7 +773,7 @@ def _() -> tuple[str, bool]:
     ):
         for nfe in (12, 15, 20, 33):
             pc = sg.PredictorCorrector(predictor, sg.Langevin(n_steps=1))
-            if not refusal(lambda p=pc, n=nfe: sg.sampling.sampler.plan(VP, p, nfe=n)):
+            if not refusal(lambda p=pc, n=nfe: sg.sampling.planning.plan(VP, p, nfe=n)):
                 over += sg.sample(score, VP, (2, 2), solver=pc, nfe=nfe, seed=0).nfe > nfe
     return f"{over} exceeded", over == 0
 
@@ -802,7 +802,7 @@ def _() -> tuple[str, bool]:
 def _() -> tuple[str, bool]:
     import json
 
-    good = sg.sampling.sampler.plan(VP, "sde-dpm++2m", nfe=6)[2]
+    good = sg.sampling.planning.plan(VP, "sde-dpm++2m", nfe=6)[2]
     assert good is not None
     text, accepted = good.to_json(), []
     stage = json.loads(text)["stages"][1]

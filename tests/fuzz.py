@@ -132,7 +132,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "sample": (sg.sample, {
         "*score_fn": SCORE, "*sde": VP, "shape": (3, 2), "x_T": None, "solver": "dpm++2m", "nfe": 5, "steps": None,
         "grid": "log-snr", "t_start": None, "t_end": None, "seed": 0, "generator": None, "noise": "independent",
-        "final": "denoise", "model_kwargs": None, "dtype": None, "record": None, "execution": None, "resume": None,
+        "final": "denoise", "model_kwargs": None, "record": None, "execution": None, "resume": None,
     }),
     "sample adaptive": (sg.sample, {
         "*score_fn": SCORE, "*sde": VP, "shape": (3, 2), "solver": "bosh3", "nfe": 30, "seed": 0, "final": None,

@@ -19,6 +19,7 @@ from sgm_sde.scores.model import BoundScore
 from sgm_sde.testing import default_oracle
 
 F64 = torch.float64
+DOUBLE = sg.Execution(dtype=F64)
 
 LINEAR: dict[str, sg.LinearSDE] = {
     "vp": sg.VPSDE(),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream
-from tests.helpers import F64, FAMILIES, LINEAR, SOLVERS, bind, elementwise_score, sampler, stream
+from tests.helpers import DOUBLE, F64, FAMILIES, LINEAR, SOLVERS, bind, elementwise_score, sampler, stream
 
 # Four steps of a first-order method on VE end far out, and are told of: here they are only compared with one another.
 pytestmark = pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
@@ -39,7 +39,7 @@ def draw(
     solver = sampler(solver, sde) if isinstance(solver, str) else solver
     batch = len(seed) if isinstance(seed, list) else 4
     return sg.sample(
-        elementwise_score(sde), sde, (batch, *shape), solver=solver, steps=steps, seed=seed, dtype=F64
+        elementwise_score(sde), sde, (batch, *shape), solver=solver, steps=steps, seed=seed, execution=DOUBLE
     ).x  # fmt: skip
 
 
@@ -101,7 +101,15 @@ def test_one_seed_for_a_batch(name: str) -> None:
     """An int seeds sample i by (seed, i): small batches are the start of large ones, `[seed]` the first sample."""
     four = draw(name, seed=7)
     sde = LINEAR["vp"]
-    two = sg.sample(elementwise_score(sde), sde, (2, 3), solver=sampler(name, sde), steps=4, seed=7, dtype=F64).x
+    two = sg.sample(
+        elementwise_score(sde),
+        sde,
+        (2, 3),
+        solver=sampler(name, sde),
+        steps=4,
+        seed=7,
+        execution=DOUBLE,
+    ).x
     assert torch.equal(four[:2], two)
     assert torch.equal(four[:1], draw(name, seed=[7]))
     assert not torch.equal(four, draw(name, seed=8))
@@ -120,7 +128,7 @@ def test_every_draw_is_fresh(name: str) -> None:
             return drawn[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (sg.sampling.sampler, sg.processes.base):
+        for module in (sg.sampling.job, sg.processes.base):
             patch.setattr(module, "NoiseStream", Spy)
         draw(name, shape=(64,), steps=5)
     z = torch.stack(drawn).double().flatten(0, 1)
@@ -136,7 +144,15 @@ def test_precision_does_not_change_the_noise(name: str) -> None:
     """float32 and float64 runs of a seed are the same sample up to rounding."""
     sde = LINEAR["vp"]
     double, single = (
-        sg.sample(elementwise_score(sde), sde, (4, 33), solver=sampler(name, sde), steps=4, seed=1, dtype=dtype).x
+        sg.sample(
+            elementwise_score(sde),
+            sde,
+            (4, 33),
+            solver=sampler(name, sde),
+            steps=4,
+            seed=1,
+            execution=sg.Execution(dtype=dtype),
+        ).x
         for dtype in (F64, torch.float32)
     )
     assert single.dtype == torch.float32
@@ -490,7 +506,7 @@ def test_the_step_that_spoils_a_sample_is_found(name: str) -> None:
 
     def run() -> sg.SampleResult:
         score = sg.from_score(net, sde)
-        return sg.sample(score, sde, (4, 3), solver=solver, grid=grid, seed=5, final="none", dtype=F64)
+        return sg.sample(score, sde, (4, 3), solver=solver, grid=grid, seed=5, final="none", execution=DOUBLE)
 
     with pytest.warns(sg.sampling.NonFiniteWarning, match="1 of 4 samples"):
         res = run()

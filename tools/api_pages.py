@@ -36,6 +36,8 @@ SUBJECTS = (
         "From a score and a process to samples: the call, its result, and which solver and grid it uses.",
         (
             "sampling.sampler",
+            "sampling.planning",
+            "sampling.statuses",
             "sampling.options",
             "sampling.results",
             "engine.status",

@@ -19,7 +19,7 @@ from sgm_sde.engine.times import at_ends, same_time
 from sgm_sde.grids import Distilled, Grid, GridRule, Shifted
 from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
 from sgm_sde.sampling.defaults import Setting, default_setting
-from sgm_sde.sampling.sampler import FINALS
+from sgm_sde.sampling.planning import FINALS
 from sgm_sde.sampling.stepping import Stepper, stepper
 from sgm_sde.schemes import TCD, Consistency, Solver, resolve
 

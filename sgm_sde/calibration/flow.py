@@ -16,7 +16,7 @@ from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.times import same_time
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.sampling.sampler import plan
+from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.trials import REFERENCE
 from sgm_sde.scores.conditions import map_rows, resolve
 from sgm_sde.scores.model import BoundScore, checked_conversion

@@ -441,8 +441,7 @@ class _Search:
         options: RunOptions = {
             "t_end": None,
             "final": "denoise",
-            "dtype": self.dtype,
-            "execution": Execution(device=flow.device),
+            "execution": Execution(dtype=self.dtype, device=flow.device),
         }
         race = Race(flow.score, flow.sde, flow.event, seeds, ends, exact.doubt, options, kwargs, kwargs)
         able = race.possible(default_candidates(), n)
@@ -478,7 +477,7 @@ class _Search:
                 result = sample(
                     flow.score, flow.sde, (len(of), *flow.event), solver=setting, nfe=nfe,
                     seed=flow.seeds[of.start : of.stop], model_kwargs=flow.conditions(torch.arange(of.start, of.stop)),
-                    dtype=self.dtype, execution=Execution(device=flow.device),
+                    execution=Execution(dtype=self.dtype, device=flow.device),
                 )  # fmt: skip
             flow.network_evals += result.network_evals
             found.append(flat(result.x))

@@ -40,7 +40,7 @@ from sgm_sde.runs import distributed
 from sgm_sde.runs.store import Store, versions, write_atomically
 from sgm_sde.runs.team import Team
 from sgm_sde.sampling.defaults import Setting, default_final
-from sgm_sde.sampling.sampler import plan
+from sgm_sde.sampling.planning import plan
 from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.schemes.base import resolve_any
 from sgm_sde.zoo.models import Model, load_model

@@ -39,10 +39,12 @@ from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.processes.base import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.runs.store import Entry, Store, read_manifest, read_run, read_shard
 from sgm_sde.runs.team import Team
-from sgm_sde.sampling import sampler as sampling
 from sgm_sde.sampling.defaults import Setting
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.sampling.options import Execution
+from sgm_sde.sampling.planning import plan
+from sgm_sde.sampling.sampler import sample as draw
+from sgm_sde.sampling.statuses import NonFiniteWarning, UnfinishedWarning
 from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.scores import PerSample
 from sgm_sde.scores.guidance import ClassifierFree
@@ -149,7 +151,7 @@ def sample(
     if guidance is not None:
         model = replace(model, score=ClassifierFree(model.score, guidance), weights="")
 
-    chosen, _, program = sampling.plan(model.sde, solver, nfe=nfe, steps=steps, grid=grid, final=final)
+    chosen, _, program = plan(model.sde, solver, nfe=nfe, steps=steps, grid=grid, final=final)
     arguments: JsonObject = {"solver": solver, "nfe": nfe, "steps": steps, "grid": grid, "final": final}
     table = None if program is None else program.to_json()
     digest = None if table is None else hashlib.sha256(table.encode()).hexdigest()[:16]
@@ -179,7 +181,7 @@ def sample(
             seeds = SampleSeeds(seed, range(first, last))
             execution = Execution(device=team.device)
             with _reported_failures():
-                result = sampling.sample(
+                result = draw(
                     model.score, model.sde, shape, seed=seeds, model_kwargs=conditions, execution=execution, **arguments
                 )
 
@@ -200,7 +202,7 @@ def _in_turn(classes: Sequence[int], first: int, last: int) -> Tensor:
 def _reported_failures() -> Iterator[None]:
     """No warnings of samples that fail: the report has their numbers."""
     with warnings.catch_warnings():
-        for category in (sampling.NonFiniteWarning, ImplausibleWarning, sampling.UnfinishedWarning):
+        for category in (NonFiniteWarning, ImplausibleWarning, UnfinishedWarning):
             warnings.simplefilter("ignore", category)
         yield
 

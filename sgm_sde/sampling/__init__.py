@@ -4,7 +4,8 @@ from sgm_sde.engine.status import Status
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.sampling.options import Execution, Record, StepInfo
 from sgm_sde.sampling.results import AdaptiveStats, SampleResult
-from sgm_sde.sampling.sampler import NonFiniteWarning, UnfinishedWarning, sample
+from sgm_sde.sampling.sampler import sample
+from sgm_sde.sampling.statuses import NonFiniteWarning, UnfinishedWarning
 
 __all__ = [
     "AdaptiveStats",

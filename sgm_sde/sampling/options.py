@@ -12,6 +12,7 @@ from sgm_sde._utils.checks import (
     check_integer,
     described,
     flag,
+    float_dtype,
     moment,
     number,
     reals,
@@ -93,7 +94,9 @@ def _times(trajectory: object) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Execution:
-    """Execution of a run: device, batches, graph, compilation. But for `parallel`, none of it changes a sample.
+    """Execution of a run: device and precision, batches, graph, compilation.
+
+    But for `parallel`, and the rounding of a precision, none of it changes a sample.
 
     Args:
         batch_size: largest number of samples run at a time, which bounds the memory of a run. Samples do not depend on
@@ -104,6 +107,7 @@ class Execution:
             (callback, progress bar, trajectory, corrector, guidance, a stop), the whole run is one CUDA graph, recorded
             at the first call with the same network, solver, grid and shape. The first call takes the time of
             compilation.
+        dtype: of the samples if their shape is given; torch's default if not given.
         device: of the samples if their shape is given; the network's if it has parameters, torch's default if not.
         parallel: a window: so many of a sample's network evaluations are made in one call, and repeated until they are
             those of the sequential run (Picard iteration, Shih et al., 2023, arXiv:2305.16317). `nfe` of the result
@@ -132,6 +136,7 @@ class Execution:
     until: float | None = None
     enable_grad: bool = False
     compile: bool = False
+    dtype: torch.dtype | None = None
     device: torch.device | str | None = None
     parallel: int | None = None
     tolerance: float | None = None
@@ -141,6 +146,8 @@ class Execution:
             settle(self, batch_size=check_integer("batch_size", self.batch_size))
         for name in ("enable_grad", "compile"):
             settle(self, **{name: flag(name, getattr(self, name))})
+        if self.dtype is not None:
+            settle(self, dtype=float_dtype("dtype", self.dtype))
         if self.device is not None:
             settle(self, device=usable_device("device", self.device))
         if self.until is not None:

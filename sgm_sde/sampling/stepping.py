@@ -17,7 +17,7 @@ from sgm_sde.engine.times import ROUNDING, same_time
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.processes.base import SDE
 from sgm_sde.sampling.defaults import Setting
-from sgm_sde.sampling.sampler import _final, plan
+from sgm_sde.sampling.planning import final_update, plan
 from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
@@ -69,7 +69,7 @@ def stepper(
         >>> bool((x == res.x).all()), len(s.times) == res.nfe
         (True, True)
     """
-    final = _final(sde, final)
+    final = final_update(sde, final)
     chosen, placed, program = plan(sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, final=final)
     if program is None or isinstance(chosen, AdaptiveSolver):
         raise TypeError(f"{chosen.name} finds its own steps, and a solver on a grid is needed here")

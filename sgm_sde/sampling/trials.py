@@ -23,7 +23,8 @@ from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.defaults import NO_SIGNAL_ABOVE, SETTINGS, Setting
 from sgm_sde.sampling.options import Execution
-from sgm_sde.sampling.sampler import plan, sample
+from sgm_sde.sampling.planning import plan
+from sgm_sde.sampling.sampler import sample
 from sgm_sde.schemes import DEIS, DPMSolver, DPMSolverPP, RectifiedAdams, Rosenbrock, Solver, UniC, UniPC
 from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
 from sgm_sde.scores.score import Score, as_score
@@ -250,7 +251,7 @@ def pilot(
         raise TypeError(f"a pilot needs a LinearSDE for its reference, got {sde!r}")
     budgets = budgets_of(nfe)
     given = None if candidates is None else _candidates(candidates)
-    options: RunOptions = {"t_end": t_end, "final": final, "dtype": dtype, "execution": Execution(device=device)}
+    options: RunOptions = {"t_end": t_end, "final": final, "execution": Execution(dtype=dtype, device=device)}
     trial = _trial(score_fn, sde, shape, seed, generator, reference_nfe, options, model_kwargs)
 
     # As many runs of a sample for each budget as cost what the references do.
@@ -327,7 +328,6 @@ class RunOptions(TypedDict):
 
     t_end: float | None
     final: str
-    dtype: torch.dtype | None
     execution: Execution
 
 

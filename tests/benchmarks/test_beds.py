@@ -88,7 +88,7 @@ def test_errors_fall_to_nothing_and_count_calls() -> None:
     assert beds.error(bed, "unipc4", 200, "log-snr") < 1e-5
     few, more = (beds.errors(bed, "ddim", nfe, "log-snr") for nfe in (5, 10))
     assert more.rmse < 0.7 * few.rmse and few.median < 2 * few.rmse
-    assert beds.error(bed, None, 10) == beds.error(bed, sg.sampling.sampler.default_setting(sde, 10), 10)
+    assert beds.error(bed, None, 10) == beds.error(bed, sg.defaults.default_setting(sde, 10), 10)
     assert beds.compare(bed, torch.full((8, 2), torch.nan)) == beds.Error(math.inf, math.inf)
 
 
@@ -97,7 +97,7 @@ def test_programs_that_run_together_end_where_each_ends_alone() -> None:
     bed = made(sde, sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.3).score(sde), (8, 2))
     bed.reference = beds.Reference(torch.zeros(8, 2, dtype=torch.float64), 0.0)
     names = ("ddim", "dpm++2m", "heun", "ipndm3")
-    programs = [sg.sampling.sampler.plan(sde, name, nfe=8, grid="log-snr")[2] for name in names]
+    programs = [sg.sampling.planning.plan(sde, name, nfe=8, grid="log-snr")[2] for name in names]
     together = beds.errors_of(bed, programs, rows=16)  # type: ignore[arg-type]
     for name, error in zip(names, together, strict=True):
         alone = beds.errors(bed, name, 8, "log-snr")

@@ -24,6 +24,7 @@ from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.runs.distributed import load
 from sgm_sde.sampling.trials import default_candidates
+from tests.helpers import DOUBLE
 
 GAUSSIAN = sg.oracles.Gaussian(torch.full((2,), 0.5), 0.3)
 
@@ -109,7 +110,7 @@ def test_a_table_runs_as_it_was_fitted(process: str) -> None:
     solver = sg.calibration.Calibrated(table, process_of(sde))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sg.diagnosis.ImplausibleWarning)
-        res = sg.sample(flow.score, sde, (8, 2), solver=solver, seed=0, dtype=torch.float64)
+        res = sg.sample(flow.score, sde, (8, 2), solver=solver, seed=0, execution=DOUBLE)
     assert res.nfe == 4 and len(res.times) == 5
     torch.testing.assert_close(res.x, by_rows, rtol=1e-8, atol=1e-8)
 
@@ -135,8 +136,8 @@ def test_ddim_is_a_table() -> None:
         rows[k - 1][k - 1] = 1 - r
     table = Table(levels, (*levels, 0.0), tuple(map(tuple, rows)))
     score = MIXTURE.score(sde)
-    ours = sg.sample(score, sde, (8, 2), solver=sg.calibration.Calibrated(table), seed=0, dtype=torch.float64).x
-    ddim = sg.sample(score, sde, (8, 2), solver="ddim", grid=levels, seed=0, dtype=torch.float64).x
+    ours = sg.sample(score, sde, (8, 2), solver=sg.calibration.Calibrated(table), seed=0, execution=DOUBLE).x
+    ddim = sg.sample(score, sde, (8, 2), solver="ddim", grid=levels, seed=0, execution=DOUBLE).x
     torch.testing.assert_close(ours, ddim, rtol=1e-9, atol=1e-9)
 
 

@@ -23,7 +23,7 @@ from sgm_sde.schemes import ADAPTIVE, BOSH3, DOP853, DOPRI5, TSIT5, ExponentialP
 from sgm_sde.schemes.adaptive import VARIABLES, Flow, _PathStepper
 from sgm_sde.schemes.runge_kutta import order_of
 from sgm_sde.scores.model import BoundScore
-from tests.helpers import F64, LINEAR, MIXTURE, Recorder, elementwise_score
+from tests.helpers import DOUBLE, F64, LINEAR, MIXTURE, Recorder, elementwise_score
 
 ODE = [name for name in ADAPTIVE if name != "ggf"]
 PAIRS: list[Pair] = [BOSH3, DOPRI5, TSIT5, DOP853, ExponentialPair(2), ExponentialPair(3)]
@@ -139,11 +139,11 @@ def test_exponential_pairs_are_the_solvers_on_a_grid(order: int) -> None:
     grid = LogSNR()(sde, steps)
     known = sg.sample(
         MIXTURE.score(sde), sde, (4, 2), solver=sg.schemes.ExponentialRungeKutta(stages=order), grid=grid, seed=0,
-        dtype=F64, final="none",
+        execution=DOUBLE, final="none",
     )  # fmt: skip
     length = float(sde.log_snr(sde.eps) - sde.log_snr(sde.T)) / 2
     solver = sg.Adaptive(ExponentialPair(order), 0.0, 1e9, controller=EVEN, first_step=length / steps)
-    got = sg.sample(MIXTURE.score(sde), sde, (4, 2), solver=solver, seed=0, dtype=F64, final="none")
+    got = sg.sample(MIXTURE.score(sde), sde, (4, 2), solver=solver, seed=0, execution=DOUBLE, final="none")
     assert got.control.accepted.tolist() == [steps] * 4
     torch.testing.assert_close(got.x, known.x, rtol=1e-9, atol=1e-9)
 
@@ -166,8 +166,15 @@ def test_a_tableau_of_ones_own() -> None:
     pair = sg.tableaus.EmbeddedTableau([[], [1.0]], [0.5, 0.5], [[0.5, -0.5]], name="heun-euler")
     assert (pair.order, pair.error_order, pair.fsal, pair.nfe_per_step) == (2, 2, False, 2)
     sde = sg.VPSDE()
-    res = sg.sample(elementwise_score(sde), sde, (3, 2), solver=sg.Adaptive(pair), seed=0, dtype=F64)
-    known = sg.sample(elementwise_score(sde), sde, (3, 2), solver=sg.Adaptive(DOP853, 1e-9, 1e-9), seed=0, dtype=F64)
+    res = sg.sample(elementwise_score(sde), sde, (3, 2), solver=sg.Adaptive(pair), seed=0, execution=DOUBLE)
+    known = sg.sample(
+        elementwise_score(sde),
+        sde,
+        (3, 2),
+        solver=sg.Adaptive(DOP853, 1e-9, 1e-9),
+        seed=0,
+        execution=DOUBLE,
+    )
     assert float((res.x - known.x).abs().max()) < 1e-2
 
 
@@ -195,7 +202,7 @@ def test_every_variable_solves_the_same_flow(variable: str) -> None:
 
     def run(variable: str | None) -> Tensor:
         solver = sg.Adaptive(DOP853, 1e-9, 1e-9, variable=variable)
-        return sg.sample(MIXTURE.score(sde), sde, (3, 2), solver=solver, seed=0, dtype=F64).x
+        return sg.sample(MIXTURE.score(sde), sde, (3, 2), solver=solver, seed=0, execution=DOUBLE).x
 
     torch.testing.assert_close(run(variable), run(None), rtol=1e-6, atol=1e-6)
 
@@ -351,8 +358,15 @@ def test_finished_samples_leave_the_batch(name: str) -> None:
         return stiff(sde, 3)(x, t, label)
 
     res = sg.sample(
-        score, sde, (n, 2), solver=solver, seed=0, model_kwargs={"label": sg.PerSample(label)}, dtype=F64, final="none"
-    )  # fmt: skip
+        score,
+        sde,
+        (n, 2),
+        solver=solver,
+        seed=0,
+        model_kwargs={"label": sg.PerSample(label)},
+        execution=DOUBLE,
+        final="none",
+    )
     made = res.control.evaluations
     assert res.network_evals == int(made.sum()) == sum(len(rows) for rows in seen)
     assert torch.equal(torch.bincount(torch.cat(seen), minlength=n), made)
@@ -360,7 +374,7 @@ def test_finished_samples_leave_the_batch(name: str) -> None:
     assert int(made[3]) > 2 * int(made[:3].max())
     assert res.network_evals < 0.7 * n * int(made.max())
     easy = sg.sample(
-        elementwise_score(sde), sde, (n, 2), solver=solver, seed=0, dtype=F64, final="none"
+        elementwise_score(sde), sde, (n, 2), solver=solver, seed=0, execution=DOUBLE, final="none"
     )  # fmt: skip
     others = [i for i in range(n) if i != 3]
     torch.testing.assert_close(res.x[others], easy.x[others], rtol=0.0, atol=1e-12)
@@ -421,7 +435,7 @@ def test_no_call_outside_of_the_run(name: str, process: str, dtype: torch.dtype)
     sde = LINEAR[process]
     score = Recorder(sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sde))
     solver = replace(resolve_any(name), rtol=0.1, atol=0.1)
-    res = sg.sample(score, sde, (3, 2), solver=solver, seed=0, dtype=dtype)
+    res = sg.sample(score, sde, (3, 2), solver=solver, seed=0, execution=sg.Execution(dtype=dtype))
     t = torch.cat(score.labels).double()
     assert float(t.min()) >= sde.eps
     assert float(t.max()) <= sde.T
@@ -455,8 +469,8 @@ def test_parts_of_the_run() -> None:
     sde = sg.VPSDE()
     score = elementwise_score(sde)
     solver = sg.Adaptive(DOP853, 1e-10, 1e-10)
-    whole = sg.sample(score, sde, (2, 3), solver=solver, seed=0, dtype=F64)
-    half = sg.sample(score, sde, (2, 3), solver=solver, seed=0, dtype=F64, t_end=0.5, final="none")
+    whole = sg.sample(score, sde, (2, 3), solver=solver, seed=0, execution=DOUBLE)
+    half = sg.sample(score, sde, (2, 3), solver=solver, seed=0, execution=DOUBLE, t_end=0.5, final="none")
     assert half.times == (1.0, 0.5)
     rest = sg.sample(score, sde, x_T=half.x, solver=solver, t_start=0.5)
     torch.testing.assert_close(rest.x, whole.x, rtol=1e-7, atol=1e-7)
@@ -475,7 +489,7 @@ def test_a_limit_on_steps(name: str) -> None:
     with pytest.warns(
         sg.sampling.UnfinishedWarning, match=r"3 of 3 samples stopped before t=0.001 \(sample 0 at t=0\.\d+"
     ):
-        res = sg.sample(elementwise_score(sde), sde, (3, 2), solver=solver, seed=0, dtype=F64)
+        res = sg.sample(elementwise_score(sde), sde, (3, 2), solver=solver, seed=0, execution=DOUBLE)
     assert not res.status.ok
     assert res.status.samples == (0, 1, 2)
     assert res.control.outcome == ("out of steps",) * 3
@@ -499,7 +513,7 @@ def test_a_budget_is_never_exceeded(name: str, nfe: int) -> None:
     net = Recorder(elementwise_score(sde))
     solver = replace(resolve_any(name), rtol=1e-6, atol=1e-6)
     with pytest.warns(sg.sampling.UnfinishedWarning, match="out of steps"):
-        res = sg.sample(net, sde, (3, 2), solver=solver, seed=0, nfe=nfe, dtype=F64)
+        res = sg.sample(net, sde, (3, 2), solver=solver, seed=0, nfe=nfe, execution=DOUBLE)
     assert len(net.states) == res.nfe <= nfe
     enough = sg.sample(elementwise_score(sde), sde, (3, 2), solver=replace(solver, rtol=0.1, atol=0.1), seed=0, nfe=500)
     assert enough.status.ok
@@ -517,7 +531,7 @@ def test_a_budget_is_never_exceeded(name: str, nfe: int) -> None:
 def test_a_broken_sample_ends_alone(name: str) -> None:
     """NaN at the start, or in the score of one sample from some time on: the others do not move, the status tells."""
     sde = sg.VPSDE()
-    clean = sg.sample(elementwise_score(sde), sde, (4, 2), solver=name, seed=0, dtype=F64)
+    clean = sg.sample(elementwise_score(sde), sde, (4, 2), solver=name, seed=0, execution=DOUBLE)
     x = sde.prior_sample((4, 2), seed=0, dtype=F64)
     x[1, 0] = math.nan
     with pytest.warns(
@@ -535,8 +549,14 @@ def test_a_broken_sample_ends_alone(name: str) -> None:
 
     with pytest.warns(sg.sampling.NonFiniteWarning, match=r"sample 2 at t=0\.[56]"):
         res = sg.sample(
-            score, sde, (4, 2), solver=name, seed=0, dtype=F64, model_kwargs={"label": sg.PerSample(torch.arange(4))}
-        )  # fmt: skip
+            score,
+            sde,
+            (4, 2),
+            solver=name,
+            seed=0,
+            execution=DOUBLE,
+            model_kwargs={"label": sg.PerSample(torch.arange(4))},
+        )
     assert res.control.outcome[2] == "not finite"
     # Exponential pairs do not evaluate at a step's end, so that a step can end beyond what is still a number.
     lowest = 0.5 if name.startswith("exp") else 0.599
@@ -562,7 +582,7 @@ def test_errors_after_the_end_are_reported() -> None:
     sde = sg.VPSDE()
     base = elementwise_score(sde)
     calls = Recorder(base)
-    sg.sample(calls, sde, (2, 2), solver="dopri5", seed=0, dtype=F64)
+    sg.sample(calls, sde, (2, 2), solver="dopri5", seed=0, execution=DOUBLE)
 
     def score(x: Tensor, t: Tensor) -> Tensor:
         bad = (len(calls.states) == total) & (torch.arange(len(x)) == 0)
@@ -572,7 +592,7 @@ def test_errors_after_the_end_are_reported() -> None:
     total = len(calls.states) - 1
     calls.states.clear()
     with pytest.warns(sg.sampling.NonFiniteWarning, match="1 of 2 samples"):
-        res = sg.sample(score, sde, (2, 2), solver="dopri5", seed=0, dtype=F64)
+        res = sg.sample(score, sde, (2, 2), solver="dopri5", seed=0, execution=DOUBLE)
     assert res.status.samples == (0,)
 
 
@@ -627,8 +647,15 @@ def test_the_law_on_gaussian_data() -> None:
     sde, n = sg.VPSDE(), 500
     score = sg.oracles.Gaussian(torch.full((1,), 0.5), 0.25).score(sde)
     res = sg.sample(
-        score, sde, (n, 1), solver=sg.schemes.GGF(rtol=0.05, atol=0.02), seed=1, final="none", dtype=F64, t_end=0.01
-    )  # fmt: skip
+        score,
+        sde,
+        (n, 1),
+        solver=sg.schemes.GGF(rtol=0.05, atol=0.02),
+        seed=1,
+        final="none",
+        execution=DOUBLE,
+        t_end=0.01,
+    )
     alpha, sigma = float(sde.alpha(0.01)), float(sde.sigma(0.01))
     variance = (0.5 * alpha) ** 2 + sigma**2
     assert float(res.control.rejected.double().mean()) > 5

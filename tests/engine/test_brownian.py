@@ -17,7 +17,7 @@ from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.grids import Grid, LogSNR, Uniform
 from sgm_sde.schemes import resolve
-from tests.helpers import F64, elementwise_score
+from tests.helpers import DOUBLE, F64, elementwise_score
 
 Clock, Middle = Callable[[float], float], Callable[[float, float], float]
 PLACES = [1 / 8, 1 / 4, 5 / 16, 1 / 2, 341 / 512, 2 / 3, 1.0]
@@ -187,7 +187,7 @@ def test_which_step_a_noise_belongs_to() -> None:
 
 def run(name: str | sg.Solver, steps: int, sde: sg.LinearSDE, n: int = 12, **options: object) -> torch.Tensor:
     """Last states of a run on a log-SNR grid, with noise from paths."""
-    given = {"noise": "path", "seed": 0, "grid": LogSNR(), "final": "none", "dtype": F64} | options
+    given = {"noise": "path", "seed": 0, "grid": LogSNR(), "final": "none", "execution": DOUBLE} | options
     return sg.sample(elementwise_score(sde), sde, (n, 4), solver=name, steps=steps, **given).x
 
 
@@ -212,8 +212,16 @@ def test_all_mass_at_one_point_is_exact() -> None:
 
     def at(times: list[float]) -> torch.Tensor:
         return sg.sample(
-            score, sde, (4, 3), solver="euler-ancestral", grid=times, seed=0, noise="path", final="none", dtype=F64
-        ).x  # fmt: skip
+            score,
+            sde,
+            (4, 3),
+            solver="euler-ancestral",
+            grid=times,
+            seed=0,
+            noise="path",
+            final="none",
+            execution=DOUBLE,
+        ).x
 
     halves = [1.0]
     for _ in range(3):  # nodes of the tree between 1 and 0.1

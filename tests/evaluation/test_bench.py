@@ -365,7 +365,7 @@ def test_an_interrupted_benchmark_goes_on(
     digits: tuple[BenchResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped within a cell and started again: the files are the same to the byte, and nothing is drawn twice."""
-    sample, calls = distributed.sampling.sample, []
+    sample, calls = distributed.draw, []
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         calls.append(kwargs["seed"])
@@ -373,7 +373,7 @@ def test_an_interrupted_benchmark_goes_on(
             raise KeyboardInterrupt
         return sample(*args, **kwargs)
 
-    monkeypatch.setattr(distributed.sampling, "sample", counted)
+    monkeypatch.setattr(distributed, "draw", counted)
     with pytest.raises(KeyboardInterrupt):
         bench("digits", tmp_path, **DIGITS)
     assert not (tmp_path / "results.json").exists()

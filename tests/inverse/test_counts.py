@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde import inverse
 from sgm_sde.scores import Score
-from tests.helpers import F64, Recorder, elementwise_score
+from tests.helpers import DOUBLE, F64, Recorder, elementwise_score
 from tests.inverse.cases import (
     MODES,
     SCORES,
@@ -94,9 +94,9 @@ def test_a_network_without_gradient_is_refused(method: Any, prediction: str) -> 
     exact = sg.oracles.Gaussian(torch.zeros(2), 0.25).score(VP)
     score = Score(torch.no_grad()(lambda x, t: exact.predict(prediction, x, t)), VP, prediction)
     with pytest.raises(ValueError, match="the network gives no gradient with respect to x"):
-        sg.sample(method(score, seen(0.3)), VP, (3, 2), steps=4, seed=0, dtype=F64)
+        sg.sample(method(score, seen(0.3)), VP, (3, 2), steps=4, seed=0, execution=DOUBLE)
     free = inverse.DiffPIR(score, seen(0.3))
-    assert sg.sample(free, VP, (3, 2), steps=4, seed=0, dtype=F64).status.ok
+    assert sg.sample(free, VP, (3, 2), steps=4, seed=0, execution=DOUBLE).status.ok
 
 
 def runs(score: sg.Score) -> dict[str, tuple[sg.Score, sg.Solver]]:
@@ -148,7 +148,7 @@ def test_samples_do_not_depend_on_one_another(name: str, order: list[int], cut: 
     score, solver = runs(sg.from_score(elementwise_score(sde), sde))[name]
 
     def draw(seeds: list[int]) -> Tensor:
-        return sg.sample(score, sde, (len(seeds), 2), solver=solver, steps=5, seed=seeds, dtype=F64).x
+        return sg.sample(score, sde, (len(seeds), 2), solver=solver, steps=5, seed=seeds, execution=DOUBLE).x
 
     alone = torch.cat([draw([s]) for s in seeds])
     permuted = [seeds[i] for i in order]
@@ -206,7 +206,10 @@ def test_precision_arguments_and_branches(name: str) -> None:
     plain = SCORES[name](sg.from_denoiser(lambda x, t: x, VP), seen(0.3))
     other = plain.map_net(lambda net: lambda x, t: 0 * x)
     assert float(other.denoised(torch.ones(1, 2), 0.5).detach()[0, 1]) == 0
-    assert sg.sample(plain, VP, (2, 2), nfe=4, seed=0, dtype=torch.bfloat16).x.dtype == torch.bfloat16
+    assert (
+        sg.sample(plain, VP, (2, 2), nfe=4, seed=0, execution=sg.Execution(dtype=torch.bfloat16)).x.dtype
+        == torch.bfloat16
+    )
     base.branches = 2
     assert sg.sample(SCORES[name](base, seen(0.3)), VP, (3, 2), nfe=4, seed=0).network_evals == 24
     assert name[:4] in repr(score).lower() and "Mask" in repr(score)

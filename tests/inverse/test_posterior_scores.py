@@ -13,7 +13,7 @@ import sgm_sde as sg
 from sgm_sde import inverse
 from sgm_sde._utils.shapes import dot
 from sgm_sde.likelihood import FixedGrid
-from tests.helpers import F64, LINEAR
+from tests.helpers import DOUBLE, F64, LINEAR
 from tests.inverse.cases import (
     HALF,
     OPERATORS,
@@ -173,7 +173,7 @@ def test_mode_weights(y: float, std: float) -> None:
     score, off = data.score(VP), {}
     scores = {"exact": exact.score(VP), "mmps": inverse.MMPS(score, m, 1), "pigdm": inverse.PiGDM(score, m)}
     for name, score in scores.items():
-        x = sg.sample(score, VP, (n, 2), solver="dpm++2m", steps=40, grid="log-snr", seed=1, dtype=F64).x
+        x = sg.sample(score, VP, (n, 2), solver="dpm++2m", steps=40, grid="log-snr", seed=1, execution=DOUBLE).x
         off[name] = float((exact.responsibilities(x)[:, 0].mean() - weight) / math.sqrt(weight * (1 - weight) / n))
     assert abs(off["exact"]) < 4  # standard errors
     if std == 2.0:

@@ -12,7 +12,7 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde import inverse
 from sgm_sde.engine.executor import execute
-from tests.helpers import F64, Recorder, bind
+from tests.helpers import DOUBLE, F64, Recorder, bind
 from tests.inverse.cases import (
     MODES,
     TILTED,
@@ -42,7 +42,16 @@ def test_repaint_visits_the_published_times(steps: int, jump: int, resamples: in
     times = [0.1 + 0.9 * i / steps for i in range(steps, -1, -1)]
     net = Recorder(lambda x, t: 0.5 * x)
     solver = inverse.RePaint(sg.Ancestral(), seen(), resamples=resamples, jump=jump)
-    res = sg.sample(sg.from_denoiser(net, VP), VP, (2, 2), solver=solver, grid=times, seed=0, final="none", dtype=F64)
+    res = sg.sample(
+        sg.from_denoiser(net, VP),
+        VP,
+        (2, 2),
+        solver=solver,
+        grid=times,
+        seed=0,
+        final="none",
+        execution=DOUBLE,
+    )
     schedule = published_schedule(steps, jump, resamples)
     down = [t for t, after in pairwise(schedule) if after < t]
     assert net.times == pytest.approx([times[steps - t] for t in down])

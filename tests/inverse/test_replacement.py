@@ -12,7 +12,7 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde import inverse
 from sgm_sde.engine.executor import execute
-from tests.helpers import F64, bind
+from tests.helpers import DOUBLE, F64, bind
 from tests.inverse.cases import (
     MODES,
     TILTED,
@@ -30,7 +30,7 @@ APART = sg.oracles.Gaussian(torch.tensor([0.3, -0.7], dtype=F64), torch.diag(tor
 def test_replacement_leaves_the_independent_alone(name: str, final: str) -> None:
     """The unknown coordinate is the unguided sampler's, noise-free last step included; the known one is y."""
     solver = sg.solvers().fixed.get(name, sg.schemes.SEEDS(2))
-    options: dict[str, Any] = {"steps": 6, "seed": 0, "final": final, "dtype": F64}
+    options: dict[str, Any] = {"steps": 6, "seed": 0, "final": final, "execution": DOUBLE}
     free = sg.sample(APART.score(VP), VP, (4, 2), solver=solver, **options).x
     res = sg.sample(APART.score(VP), VP, (4, 2), solver=inverse.Replacement(solver, seen()), **options)
     torch.testing.assert_close(res.x[:, 1], free[:, 1], rtol=1e-12, atol=1e-12)
@@ -46,7 +46,7 @@ def test_colours_are_decoupled() -> None:
     grey = inverse.ChannelMix.grey(3)
     data = sg.oracles.Gaussian(torch.zeros(3, 2, dtype=F64), 0.5)
     y = torch.tensor([[0.4, -0.2]], dtype=F64)
-    options: dict[str, Any] = {"steps": 6, "seed": 0, "final": "mean", "dtype": F64}
+    options: dict[str, Any] = {"steps": 6, "seed": 0, "final": "mean", "execution": DOUBLE}
     free = sg.sample(data.score(VP), VP, (4, 3, 2), solver="ancestral", **options).x
     solver = inverse.Replacement(sg.Ancestral(), inverse.Measurement(grey, y))
     x = sg.sample(data.score(VP), VP, (4, 3, 2), solver=solver, **options).x
@@ -89,7 +89,7 @@ def test_fixed_noise_is_one_path() -> None:
         seed=0,
         record=sg.Record(trajectory="all"),
         final="none",
-        dtype=F64,
+        execution=DOUBLE,
     )
     assert res.trajectory is not None
     alpha, sigma = (f(torch.tensor(res.times, dtype=F64))[:, None] for f in (VP.alpha, VP.sigma))
@@ -106,7 +106,7 @@ def test_replacement_composes() -> None:
     for solver in (outside, between, inverse.Replacement(between, seen())):
         res = sg.sample(APART.score(VP), VP, (2, 2), solver=solver, nfe=21, seed=0)
         assert (res.nfe, bool(res.status)) == (21, True)
-    last = sg.sample(APART.score(VP), VP, (2, 2), solver=outside, steps=5, seed=0, final="mean", dtype=F64).x
+    last = sg.sample(APART.score(VP), VP, (2, 2), solver=outside, steps=5, seed=0, final="mean", execution=DOUBLE).x
     assert last[:, 0].tolist() == [1.0, 1.0]
     mixed = inverse.Replacement(sg.DPMSolver(3), seen())  # makes up for the odd call by a step of lower order
     assert sg.sample(APART.score(VP), VP, (2, 2), solver=mixed, nfe=12, seed=0).nfe == 12

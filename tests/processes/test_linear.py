@@ -16,7 +16,7 @@ import sgm_sde as sg
 from sgm_sde.processes.discrete import _Interpolant
 from sgm_sde.processes.linear import LinearNode
 from sgm_sde.testing import CheckError, check_sde
-from tests.helpers import F64, LINEAR
+from tests.helpers import DOUBLE, F64, LINEAR
 
 fractions = st.floats(0.0, 1.0)
 
@@ -282,7 +282,7 @@ def test_a_process_of_drift_and_diffusion_only() -> None:
             sg.sample(lambda x, t: -x, sde, (3, 2), solver="euler-maruyama", steps=2, grid=grid)
     score = lambda x, t: -x  # noqa: E731
     for solver in ("euler-maruyama", "rk4", "euler"):
-        res = sg.sample(score, sde, shape=(3, 2), solver=solver, steps=20, seed=0, dtype=F64)
+        res = sg.sample(score, sde, shape=(3, 2), solver=solver, steps=20, seed=0, execution=DOUBLE)
         assert res.status.ok
     by_hand = sde.prior_sample((3, 2), seed=0, dtype=F64)
     times = np.linspace(1, 1e-3, 21)

@@ -18,7 +18,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.likelihood import FixedGrid, Hutchinson
 from sgm_sde.processes.matrix import apply, van_loan
 from sgm_sde.testing import default_oracle, measure_order, measure_weak_order
-from tests.helpers import F64, Recorder, bind, stream
+from tests.helpers import DOUBLE, F64, Recorder, bind, stream
 from tests.processes.matrix_cases import CRITICAL, THIRD
 
 OVER = sg.CLD(beta_min=0.5, beta_max=8.0, friction=2.0)
@@ -302,7 +302,7 @@ def test_a_velocity_network_needs_no_more_than_the_velocity() -> None:
         sg.scores.from_joint_denoiser(lambda y, s: oracle.denoised(y, torch.ones_like(s), s), CRITICAL),
     ]
     for solver in (sg.schemes.SSCS(), sg.schemes.GDDIM(2)):
-        runs = [sg.sample(s, CRITICAL, (4, 2, 1), solver=solver, nfe=12, seed=0, dtype=F64).x for s in scores]
+        runs = [sg.sample(s, CRITICAL, (4, 2, 1), solver=solver, nfe=12, seed=0, execution=DOUBLE).x for s in scores]
         for run in runs[1:]:
             torch.testing.assert_close(run, runs[0], rtol=1e-6, atol=1e-6)
 

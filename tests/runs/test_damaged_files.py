@@ -68,7 +68,7 @@ def test_damaged_files(kind: str, files: dict[str, tuple[Path, Callable[[Path], 
 )
 def test_programs_that_do_not_run_are_refused(change: Callable[[Any], object], text: str) -> None:
     """With what is wrong, and where."""
-    program = sg.sampling.sampler.plan(sg.EDMSDE(), "ancestral", nfe=4)[2]
+    program = sg.sampling.planning.plan(sg.EDMSDE(), "ancestral", nfe=4)[2]
     assert program is not None
     data = json.loads(program.to_json())
     change(data)
@@ -83,7 +83,7 @@ def test_every_program_is_accepted() -> None:
         for solver in sg.solvers().fixed.values():
             for final in ("denoise", "mean"):
                 try:
-                    program = sg.sampling.sampler.plan(sde, solver, nfe=12, final=final)[2]
+                    program = sg.sampling.planning.plan(sde, solver, nfe=12, final=final)[2]
                 except (TypeError, ValueError):  # not on this process, or not for so few calls
                     continue
                 assert program is not None

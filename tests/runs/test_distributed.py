@@ -141,7 +141,7 @@ def test_the_manifest_tells_how(forks: Forks, tmp_path: Path) -> None:
     settings, result = manifest["settings"], manifest["result"]
     assert (settings["model"], settings["n"], settings["seed"], settings["nfe"]) == (MODEL, 8, 0, 4)
     program = sg.Program.from_json(result["program"])
-    assert program == sg.sampling.sampler.plan(sg.VPSDE(), "sde-dpm++2m", nfe=4)[2]
+    assert program == sg.sampling.planning.plan(sg.VPSDE(), "sde-dpm++2m", nfe=4)[2]
     assert (result["nfe"], result["rows"], result["failed"]) == (4, 32, [])
     assert list(manifest["shards"]) == [f"0000{k}.safetensors" for k in range(3)]
     with safetensors.safe_open(tmp_path / "run" / "00002.safetensors", "pt") as shard:

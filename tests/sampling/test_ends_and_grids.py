@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import scipy.integrate
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from sgm_sde.schemes import resolve
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
+    DOUBLE,
     F64,
     FAMILIES,
     LINEAR,
@@ -80,7 +81,7 @@ def test_denoising_leaves_no_noise(name: str, process: str) -> None:
     sde = LINEAR[process]
     for options in ({}, {"final": "denoise"}):
         solver = sampler(name, sde)
-        res = sg.sample(DELTA.score(sde), sde, (5, 3), solver=solver, steps=10, seed=0, dtype=F64, **options)
+        res = sg.sample(DELTA.score(sde), sde, (5, 3), solver=solver, steps=10, seed=0, execution=DOUBLE, **options)
         assert res.nfe == solver.nfe(10) + 1
         assert largest(res.x - TARGET) < 1e-6
 
@@ -115,7 +116,7 @@ def test_noise_left_by_a_corrector(process: str, order: str) -> None:
     solver = sg.PredictorCorrector(sg.DDIM(eta=1.0), sg.Langevin(snr=0.1), order=order)
 
     def run(final: str) -> Tensor:
-        res = sg.sample(score, sde, (8, 2048), solver=solver, steps=100, final=final, seed=0, dtype=F64)
+        res = sg.sample(score, sde, (8, 2048), solver=solver, steps=100, final=final, seed=0, execution=DOUBLE)
         return res.x - 3.0
 
     assert float(run("none").std()) == pytest.approx(float(sde.sigma(sde.eps)), rel=0.05)
@@ -165,7 +166,7 @@ def test_mean_with_a_corrector_spares_the_predictors_noise() -> None:
         solver = sg.PredictorCorrector(sg.ReverseDiffusion(), corrector, order=order)
         none, mean = (
             sg.sample(
-                elementwise_score(sde), sde, (2, 4), solver=solver, grid=grid, final=final, seed=0, dtype=F64
+                elementwise_score(sde), sde, (2, 4), solver=solver, grid=grid, final=final, seed=0, execution=DOUBLE
             ).x
             for final in ("none", "mean")
         )  # fmt: skip
@@ -247,7 +248,16 @@ def test_steps_are_the_grids(name: str, process: str, inner: list[float]) -> Non
         calls.append(len(net.labels))
 
     solver = sampler(name, sde, n_steps=1)
-    res = sg.sample(net, sde, (1, 2), solver=solver, grid=grid, record=sg.Record(callback=callback), seed=0, dtype=F64)
+    res = sg.sample(
+        net,
+        sde,
+        (1, 2),
+        solver=solver,
+        grid=grid,
+        record=sg.Record(callback=callback),
+        seed=0,
+        execution=DOUBLE,
+    )
     assert res.times == grid.times
     assert pairs == list(pairwise(grid.times))
     highest = sde.T if name in ("edm-sde", "dpm++3m-restart") else 0.0  # these raise the noise before they step down
@@ -376,6 +386,8 @@ def test_the_network_is_never_called_outside_the_run(process: str, dtype: torch.
     rule=st.sampled_from(list(RULES)),
     steps=st.one_of(st.integers(1, 200), st.sampled_from([1000, 4000])),
 )
+@example(process="ncsn", rule="thinned", steps=1)
+@example(process="ncsn", rule="widening", steps=1)
 @settings(max_examples=150)
 def test_rules_place_any_number_of_times(process: str, rule: str, steps: int) -> None:
     """Every rule places N steps on every process: decreasing, between its ends exactly, most often T and eps."""
@@ -520,7 +532,7 @@ def test_noise_says_nothing_about_data_at_zero_snr(
     sde = ZERO_SNR[process]
     score = make(lambda x, t: x if make is sg.from_noise else -x, sde)
     with pytest.raises(ValueError, match=r"t=1"):
-        sg.sample(score, sde, (2, 3), solver=solver, steps=10, seed=0, dtype=dtype)
+        sg.sample(score, sde, (2, 3), solver=solver, steps=10, seed=0, execution=sg.Execution(dtype=dtype))
 
 
 @pytest.mark.parametrize("make", [sg.from_denoiser, sg.from_v, sg.from_flow])
@@ -706,7 +718,7 @@ def test_a_run_on_a_widening_grid_starts_from_the_same_noise(process: str) -> No
     score = sg.oracles.Gaussian(torch.tensor([0.3, -0.2], dtype=F64), 0.5).score(sde)
     solver = sg.DPMSolver(4, singlestep=False, start="cold", lower_final=False)
     options = {"nfe": 10, "seed": 3, "solver": sg.Setting(solver, "widening")}
-    by_seed = sg.sample(score, sde, (5, 2), dtype=F64, **options)
+    by_seed = sg.sample(score, sde, (5, 2), execution=DOUBLE, **options)
     at_T = sg.sample(score, sde, x_T=sde.prior_sample((5, 2), seed=3, dtype=F64), **options)
     start = by_seed.times[0]
     there = sde.prior_sample((5, 2), t=start, seed=3, dtype=F64)

@@ -9,7 +9,7 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.likelihood import Hutchinson
-from tests.helpers import F64, LINEAR, MIXTURE
+from tests.helpers import DOUBLE, F64, LINEAR, MIXTURE
 
 VP = LINEAR["vp"]
 SCORE = MIXTURE.score(VP)
@@ -21,7 +21,7 @@ BELOW = [0.9, 0.7, 0.5, 0.3, 0.2, 0.1, 0.01]
 def test_samples_come_with_their_density(solver: str | None, process: str) -> None:
     """The closed form within the stated error, at the samples that are drawn without it too, within the budget."""
     sde = LINEAR[process]
-    options: dict[str, Any] = {"solver": solver, "seed": 0, "dtype": F64}
+    options: dict[str, Any] = {"solver": solver, "seed": 0, "execution": DOUBLE}
     found = sg.sample(MIXTURE.score(sde), sde, (16, 2), nfe=50, log_prob=True, **options)
     alone = sg.sample(MIXTURE.score(sde), sde, (16, 2), grid=found.times, final="none", **options)
     torch.testing.assert_close(found.x, alone.x, rtol=1e-12, atol=1e-12)
@@ -36,12 +36,12 @@ def test_samples_come_with_their_density(solver: str | None, process: str) -> No
 
 def test_the_density_is_log_prob_s() -> None:
     """What `log_prob` says of the same points, from other nodes; probes scatter about it as they say."""
-    found = sg.sample(SCORE, VP, (16, 2), nfe=80, seed=0, dtype=F64, log_prob="exact")
+    found = sg.sample(SCORE, VP, (16, 2), nfe=80, seed=0, execution=DOUBLE, log_prob="exact")
     assert found.log_prob is not None
     again = sg.log_prob(SCORE, VP, found.x, eps=found.times[-1], trace="exact")
     off = (found.log_prob.value - again.value).abs()
     assert bool((off <= found.log_prob.error + again.error).all()) and float(off.max()) < 2e-3
-    drawn = sg.sample(SCORE, VP, (16, 2), nfe=80, seed=0, dtype=F64, log_prob=Hutchinson(4)).log_prob
+    drawn = sg.sample(SCORE, VP, (16, 2), nfe=80, seed=0, execution=DOUBLE, log_prob=Hutchinson(4)).log_prob
     assert drawn is not None and "4 rademacher probes" in str(drawn.protocol)
     assert bool(((drawn.value - found.log_prob.value).abs() < 6 * drawn.stderr).all())
 
@@ -49,7 +49,7 @@ def test_the_density_is_log_prob_s() -> None:
 def test_a_grid_whose_rule_begins_below_the_noise() -> None:
     """The prior is that of the samples there."""
     solver = sg.DPMSolver(4, singlestep=False, start="cold", lower_final=False)
-    options: dict[str, Any] = {"nfe": 14, "solver": solver, "grid": sg.grids.Widening(), "seed": 0, "dtype": F64}
+    options: dict[str, Any] = {"nfe": 14, "solver": solver, "grid": sg.grids.Widening(), "seed": 0, "execution": DOUBLE}
     found = sg.sample(SCORE, VP, (16, 2), **options, log_prob=True)
     lp = found.log_prob
     assert lp is not None and found.times[0] < VP.T

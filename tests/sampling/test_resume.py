@@ -18,10 +18,10 @@ from sgm_sde import inverse
 from sgm_sde.engine.executor import Run
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.sampling import compiled
-from sgm_sde.sampling.sampler import plan
+from sgm_sde.sampling.planning import plan
 from sgm_sde.schemes import REGISTRY
 from sgm_sde.scores.model import BoundScore
-from tests.helpers import F64, elementwise_score
+from tests.helpers import DOUBLE, F64, elementwise_score
 
 VP, EDM, CLD, FLOW = sg.VPSDE(), sg.EDMSDE(), sg.CLD(), sg.RectifiedFlowSDE()
 MODES = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.3)
@@ -130,7 +130,13 @@ def test_along_brownian_paths(name: str) -> None:
 def test_stopped_by_the_callback() -> None:
     """After a stop by the callback, in lower precision than the run's own too."""
     for dtype in (torch.bfloat16, torch.float32, F64):
-        options: dict[str, Any] = {"shape": (3, 2), "solver": "unipc3", "nfe": 9, "seed": 2, "dtype": dtype}
+        options: dict[str, Any] = {
+            "shape": (3, 2),
+            "solver": "unipc3",
+            "nfe": 9,
+            "seed": 2,
+            "execution": sg.Execution(dtype=dtype),
+        }
         whole = sg.sample(elementwise_score(VP), VP, **options)
         stop = sg.Record(callback=lambda info: info.i == 3)
         run = sg.sample(elementwise_score(VP), VP, record=stop, **options)
@@ -179,9 +185,11 @@ def test_another_network_goes_on_with_the_history() -> None:
     def changing(x: Tensor, t: Tensor) -> Tensor:
         return (MODES if float(t[0]) > middle + 1e-4 else other).score(VP)(x, t)
 
-    options: dict[str, Any] = {"shape": (3, 2), "solver": "dpm++3m", "grid": grid, "seed": 0, "dtype": F64}
-    whole = sg.sample(changing, VP, **options).x
-    first = sg.sample(lambda x, t: MODES.score(VP)(x, t), VP, execution=until(middle), **options)
+    options: dict[str, Any] = {"shape": (3, 2), "solver": "dpm++3m", "grid": grid, "seed": 0}
+    whole = sg.sample(changing, VP, execution=DOUBLE, **options).x
+    first = sg.sample(
+        lambda x, t: MODES.score(VP)(x, t), VP, execution=sg.Execution(until=middle, dtype=F64), **options
+    )
     assert torch.equal(sg.sample(lambda x, t: other.score(VP)(x, t), VP, resume=first).x, whole)
 
     noise = sg.from_noise(lambda x, t: -VP.sigma(t)[:, None] * other.score(VP)(x, t), VP)
@@ -239,7 +247,7 @@ def test_a_run_that_ended_goes_on() -> None:
         ({"shape": (3, 2)}, r"leave out shape=\(3, 2\)"),
         ({"x_T": torch.zeros(3, 2)}, r"leave out x_T=a tensor of shape \(3, 2\)"),
         ({"t_start": 0.5}, "leave out t_start=0.5"),
-        ({"dtype": F64}, "leave out dtype"),
+        ({"execution": DOUBLE}, "leave out dtype"),
         ({"execution": sg.Execution(device="cpu")}, "leave out device"),
         ({"solver": "dopri5"}, "dopri5 finds its own steps"),
         ({"grid": [0.9, 0.1]}, "the run stands at t=.* got one from t=0.9"),
@@ -374,6 +382,8 @@ def test_memory_is_that_of_a_part() -> None:
 
 
 REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: sg.Execution(dtype="float32"), TypeError, "floating-point torch.dtype, got 'float32'"),  # type: ignore[arg-type]
+    (lambda: sg.Execution(dtype=torch.int64), TypeError, "int64"),
     (lambda: sg.Execution(batch_size=0), ValueError, "batch_size must be an integer of at least 1, got 0"),
     (lambda: sg.Execution(batch_size=2.5), ValueError, "2.5"),
     (lambda: sg.Execution(batch_size=2, enable_grad=True), ValueError, "batch_size= would save nothing"),

@@ -19,7 +19,7 @@ from sgm_sde.engine.lowering import lower
 from sgm_sde.engine.tokens import align
 from sgm_sde.grids import Grid, TokenGrid
 from sgm_sde.schemes.base import ADAPTIVE, REGISTRY
-from tests.helpers import F64, LINEAR, sampler
+from tests.helpers import DOUBLE, F64, LINEAR, sampler
 
 X = torch.randn(3, 4, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
 CORRECTED = {"pc"}
@@ -215,7 +215,7 @@ def test_one_token_after_the_other() -> None:
         return torch.tanh(x.cumsum(1))
 
     grid = TokenGrid.staggered([1.0, 0.5, 0.001], torch.tensor([[0], [2]]))
-    run = sg.sample(sg.from_denoiser(net, sde), sde, (3, 2, 2), grid=grid, solver="ddim", seed=0, dtype=F64)
+    run = sg.sample(sg.from_denoiser(net, sde), sde, (3, 2, 2), grid=grid, solver="ddim", seed=0, execution=DOUBLE)
     assert run.nfe == 5
     assert [t.shape for t in seen] == [(3, 2, 1)] * 5
     expected = [[1, 1], [0.5, 1], [1e-3, 1], [1e-3, 0.5], [1e-3, 1e-3]]

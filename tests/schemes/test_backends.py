@@ -21,7 +21,7 @@ import sgm_sde as sg
 from sgm_sde.engine.adaptive import Integration
 from sgm_sde.schemes.backends import OutOfCalls, _Seen
 from sgm_sde.schemes.base import Problem
-from tests.helpers import F64, LINEAR, MIXTURE, Recorder, bind, elementwise_score
+from tests.helpers import DOUBLE, F64, LINEAR, MIXTURE, Recorder, bind, elementwise_score
 
 FLOW = [f"torchdiffeq:{m}" for m in (*sg.schemes.TorchDiffEq.adaptive, *sg.schemes.TorchDiffEq.fixed)]
 FLOW += [f"scipy:{m}" for m in sg.schemes.SciPy.adaptive]
@@ -48,9 +48,14 @@ def test_backends_solve_the_flow(name: str) -> None:
     """The same samples as a tight run of our own."""
     sde = sg.VPSDE()
     known = sg.sample(
-        MIXTURE.score(sde), sde, (3, 2), solver=sg.Adaptive(sg.tableaus.DOP853, 1e-9, 1e-9), seed=0, dtype=F64
+        MIXTURE.score(sde),
+        sde,
+        (3, 2),
+        solver=sg.Adaptive(sg.tableaus.DOP853, 1e-9, 1e-9),
+        seed=0,
+        execution=DOUBLE,
     )
-    res = sg.sample(MIXTURE.score(sde), sde, (3, 2), solver=name, seed=0, dtype=F64, **steps_for(name, 40))
+    res = sg.sample(MIXTURE.score(sde), sde, (3, 2), solver=name, seed=0, execution=DOUBLE, **steps_for(name, 40))
     assert res.status.ok
     low = res.control.evaluations.tolist()
     assert low == [res.nfe - 1] * 3
@@ -70,7 +75,7 @@ def test_no_call_outside_of_the_run_and_every_call_counted(name: str, dtype: tor
             library
         ]
         solver = make(method, rtol=0.3, atol=0.3)
-        res = sg.sample(net, sde, (2, 1, 2), solver=solver, seed=0, dtype=dtype, **options)
+        res = sg.sample(net, sde, (2, 1, 2), solver=solver, seed=0, execution=sg.Execution(dtype=dtype), **options)
         t = torch.cat(net.labels).double()
         assert sde.eps <= float(t.min())
         assert float(t.max()) <= sde.T
@@ -126,7 +131,7 @@ def test_torchsde_samples_the_data() -> None:
     score = sg.oracles.Gaussian(torch.full((200,), 0.5), 0.25).score(sde)
     for method in ("euler", "heun"):
         res = sg.sample(score, sde, shape, solver=f"torchsde:{method}", steps=100, seed=0, final="none",
-                        t_end=0.01, dtype=F64)  # fmt: skip
+                        t_end=0.01, execution=DOUBLE)  # fmt: skip
         alpha, sigma = float(sde.alpha(0.01)), float(sde.sigma(0.01))
         variance = (0.5 * alpha) ** 2 + sigma**2
         assert abs(float(res.x.mean()) - 0.5 * alpha) < 5 * math.sqrt(variance / n)
@@ -140,7 +145,7 @@ def test_giving_up(name: str) -> None:
     options = steps_for(name, 20)
     net = Recorder(elementwise_score(sde))
     with pytest.warns(sg.sampling.UnfinishedWarning, match="out of steps"):
-        res = sg.sample(net, sde, (2, 2), solver=name, seed=0, nfe=12, dtype=F64, **options)
+        res = sg.sample(net, sde, (2, 2), solver=name, seed=0, nfe=12, execution=DOUBLE, **options)
     assert len(net.states) == res.nfe <= 12
     assert res.control.times.tolist() == [1.0, 1.0]
     assert torch.equal(res.x, sde.prior_sample((2, 2), seed=0, dtype=F64))
@@ -149,7 +154,7 @@ def test_giving_up(name: str) -> None:
         return elementwise_score(sde)(x, t).masked_fill((t < 0.5)[:, None], math.nan)
 
     with pytest.warns(sg.sampling.NonFiniteWarning, match="2 of 2 samples"):
-        res = sg.sample(broken, sde, (2, 2), solver=name, seed=0, nfe=200, dtype=F64, **options)
+        res = sg.sample(broken, sde, (2, 2), solver=name, seed=0, nfe=200, execution=DOUBLE, **options)
     assert not res.status.ok
     assert 0.2 < res.status.time < 0.5
 
@@ -168,7 +173,7 @@ def test_a_sample_that_is_not_finite_is_named(name: str) -> None:
         return out
 
     with pytest.warns(sg.sampling.NonFiniteWarning, match=r"\(sample 1: not finite at t=1"):
-        res = sg.sample(broken, sde, (3, 2), solver=name, seed=0, dtype=F64, **steps_for(name, 20))
+        res = sg.sample(broken, sde, (3, 2), solver=name, seed=0, execution=DOUBLE, **steps_for(name, 20))
     assert res.status.time == 1.0
     assert res.control.outcome[1] == "not finite"
     if steps_for(name, 20):  # even steps do not couple samples

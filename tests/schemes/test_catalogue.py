@@ -20,6 +20,7 @@ from sgm_sde.testing import active_start, flow_reference, rough, smooth_end
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
+    DOUBLE,
     F64,
     GAUSSIAN,
     LINEAR,
@@ -39,7 +40,7 @@ def end_state(solver: sg.Solver, process: str, steps: int = 12, seed: int = 0) -
     sde = LINEAR[process]
     grid = rough(seed=seed)(sde, steps)
     return sg.sample(
-        MIXTURE.score(sde), sde, (8, 2), solver=solver.strict(), grid=grid, final="none", seed=0, dtype=F64
+        MIXTURE.score(sde), sde, (8, 2), solver=solver.strict(), grid=grid, final="none", seed=0, execution=DOUBLE
     ).x  # fmt: skip
 
 
@@ -207,7 +208,7 @@ def test_rosenbrock_is_exact_for_data_of_its_spread(sigma_data: float, steps: in
     """One step crosses all noise levels where the data are Gaussian of the stated standard deviation around 0."""
     sde = LINEAR[process]
     oracle = sg.oracles.Gaussian(torch.zeros(2), sigma_data**2)
-    x = sde.prior_sample((4, 2), seed=0, dtype=F64)
+    x = sde.prior_sample((4, 2), seed=0, execution=DOUBLE)
     solver = sg.schemes.Rosenbrock(2, sigma_data=sigma_data)
     got = sg.sample(oracle.score(sde), sde, x_T=x, solver=solver, steps=steps, final="none", seed=0).x
     torch.testing.assert_close(got, flow_reference(oracle, sde, x, sde.eps), rtol=1e-8, atol=1e-10)
@@ -390,15 +391,15 @@ def test_a_pilot_of_several_budgets() -> None:
         calls.append(len(x))
         return score(x, t)
 
-    results = sg.pilot(counted, sde, (16, 2), nfe=[5, 10], reference_nfe=200, seed=0, dtype=F64)
+    results = sg.pilot(counted, sde, (16, 2), nfe=[5, 10], reference_nfe=200, seed=0, execution=DOUBLE)
     assert list(results) == [5, 10]
     assert sum(calls) <= 2 * 2 * 200 * 16
     ends = {}
     for nfe, result in results.items():
         assert result.nfe == nfe
         ends[nfe] = result.errors[0][1]
-        x = sg.sample(score, sde, (16, 2), solver=result, nfe=nfe, seed=0, dtype=F64).x
-        exact = sg.sample(score, sde, (16, 2), solver="dpm3m", grid="log-snr", nfe=400, seed=0, dtype=F64).x
+        x = sg.sample(score, sde, (16, 2), solver=result, nfe=nfe, seed=0, execution=DOUBLE).x
+        exact = sg.sample(score, sde, (16, 2), solver="dpm3m", grid="log-snr", nfe=400, seed=0, execution=DOUBLE).x
         assert float((x - exact).square().mean().sqrt() / exact.std()) == pytest.approx(ends[nfe], rel=0.05)
     assert ends[10] < ends[5]
 

@@ -9,7 +9,7 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
-from tests.helpers import F64, LINEAR
+from tests.helpers import DOUBLE, F64, LINEAR
 
 X = torch.randn(4, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
 
@@ -79,7 +79,14 @@ def test_a_perfect_consistency_function_samples_the_data() -> None:
     score = sg.from_denoiser(lambda x, t: x * std / (std**2 + t[:, None] ** 2).sqrt(), sde)
     for nfe in (1, 2, 4):
         x = sg.sample(
-            score, sde, (20000, 1), nfe=nfe, grid="karras", solver=sg.schemes.Consistency(), seed=0, dtype=F64
+            score,
+            sde,
+            (20000, 1),
+            nfe=nfe,
+            grid="karras",
+            solver=sg.schemes.Consistency(),
+            seed=0,
+            execution=DOUBLE,
         ).x
         assert float(x.std()) == pytest.approx(std, rel=0.02)
 

@@ -15,7 +15,7 @@ import sgm_sde as sg
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.nn import load_digits_classifier, load_digits_denoiser
 from sgm_sde.scores.guidance import Auto, Classifier, ClassifierFree, from_classifier
-from tests.helpers import ALL, F64, LINEAR, Recorder, sampler
+from tests.helpers import ALL, DOUBLE, F64, LINEAR, Recorder, sampler
 
 MEANS = torch.tensor([[-1.5, 0.0], [0.5, 1.0], [1.0, -1.0]], dtype=F64)
 STDS = torch.tensor([0.4, 0.3, 0.5], dtype=F64)
@@ -83,7 +83,15 @@ def test_class_proportions_and_laws() -> None:
     n, sde = 6000, sg.VPSDE()
     y = torch.arange(n) % 2
     score = Classifier(MIXTURE.score(sde), log_posterior(sde))
-    res = sg.sample(score, sde, (n, 2), nfe=30, seed=range(10_000, 10_000 + n), model_kwargs={"y": y}, dtype=F64)
+    res = sg.sample(
+        score,
+        sde,
+        (n, 2),
+        nfe=30,
+        seed=range(10_000, 10_000 + n),
+        model_kwargs={"y": y},
+        execution=DOUBLE,
+    )
     assert (res.nfe, res.network_evals) == (30, 30 * n)
     component = MIXTURE.responsibilities(res.x).argmax(1)
     assert float(((component > 0) == y).double().mean()) > 0.995  # the classes overlap this little
@@ -139,7 +147,13 @@ def test_every_solver_takes_a_guided_score(name: str) -> None:
         null = score(x, t, y=torch.full_like(y, NULL))
         return null + 2.0 * (score(x, t, y=y) - null)
 
-    options: dict[str, Any] = {"shape": (8, 2), "solver": sampler(name, sde), "steps": 8, "seed": 3, "dtype": F64}
+    options: dict[str, Any] = {
+        "shape": (8, 2),
+        "solver": sampler(name, sde),
+        "steps": 8,
+        "seed": 3,
+        "execution": DOUBLE,
+    }
     guided = ClassifierFree(score, 2.0, {"y": NULL})
     res = sg.sample(guided, sde, model_kwargs={"y": y}, **options)
     close(res.x, sg.sample(by_hand, sde, **options).x, 1e-7)
@@ -212,7 +226,7 @@ def test_autoguidance_and_nesting() -> None:
     gradient = class_score(sde)(x, t, y=y) - MIXTURE.score(sde)(x, t)
     close(both(x, t, y=y), outer(x, t, y=y) + 0.5 * gradient, 1e-7)
     for score, rows in ((inner, 2), (outer, 4), (both, 4)):
-        res = sg.sample(score, sde, (5, 2), nfe=3, seed=0, model_kwargs={"y": y[:5]}, dtype=F64)
+        res = sg.sample(score, sde, (5, 2), nfe=3, seed=0, model_kwargs={"y": y[:5]}, execution=DOUBLE)
         assert res.network_evals == rows * 5 * 3
 
 
@@ -247,7 +261,7 @@ def test_a_sample_is_its_own() -> None:
     sde = sg.VPSDE()
     score = ClassifierFree(class_score(sde), 2.0, {"y": NULL}, interval=(0.1, 5.0))
     y = torch.tensor([0, 1, 1, 0, 1])
-    options: dict[str, Any] = {"nfe": 6, "solver": "sde-dpm++2m", "dtype": F64}
+    options: dict[str, Any] = {"nfe": 6, "solver": "sde-dpm++2m", "execution": DOUBLE}
     all_of_them = sg.sample(score, sde, (5, 2), seed=range(5), model_kwargs={"y": y}, **options).x
     last = sg.sample(score, sde, (2, 2), seed=[3, 4], model_kwargs={"y": y[3:]}, **options).x
     close(last, all_of_them[3:], 1e-12)
@@ -258,7 +272,7 @@ def test_adaptive_solvers() -> None:
     sde = sg.VPSDE()
     score = class_score(sde, "noise")
     y = torch.tensor([0, 1, 1, 0])
-    options: dict[str, Any] = {"solver": "dopri5", "dtype": F64}
+    options: dict[str, Any] = {"solver": "dopri5", "execution": DOUBLE}
     guided = ClassifierFree(score, 2.0, {"y": NULL}, interval=(0.1, 5.0))
     res = sg.sample(guided, sde, (4, 2), seed=range(4), model_kwargs={"y": y}, **options)
     alone = sg.sample(guided, sde, (1, 2), seed=[2], model_kwargs={"y": y[2:3]}, **options)
@@ -293,7 +307,7 @@ def test_no_trace_of_the_gradient() -> None:
     frozen = Linear().requires_grad_(False)
     close(Classifier(MIXTURE.score(sde), from_classifier(frozen), 2.0)(x, t, y=y), out)
     assert not any(p.requires_grad for p in frozen.parameters())
-    res = sg.sample(score, sde, (12, 2), nfe=4, seed=0, model_kwargs={"y": y}, dtype=F64)
+    res = sg.sample(score, sde, (12, 2), nfe=4, seed=0, model_kwargs={"y": y}, execution=DOUBLE)
     assert not res.x.requires_grad
 
 
@@ -430,7 +444,7 @@ def test_bad_types() -> None:
 def test_bad_calls(score: sg.Score, kwargs: Mapping[str, Any], message: str) -> None:
     """Errors at the call, with the values."""
     with pytest.raises(ValueError, match=message):
-        sg.sample(score, VP, (4, 2), nfe=3, seed=0, model_kwargs=kwargs, dtype=F64)
+        sg.sample(score, VP, (4, 2), nfe=3, seed=0, model_kwargs=kwargs, execution=DOUBLE)
 
 
 def test_inference_mode() -> None:
@@ -448,7 +462,7 @@ def test_networks_are_compiled_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or (lambda *a, **k: net(*a, **k)))
     strong, weak = class_score(VP), class_score(VP)
     score = Auto(ClassifierFree(strong, 2.0, {"y": NULL}), weak, 1.5)
-    options: dict[str, Any] = {"nfe": 4, "seed": 0, "model_kwargs": {"y": torch.zeros(3).long()}, "dtype": F64}
+    options: dict[str, Any] = {"nfe": 4, "seed": 0, "model_kwargs": {"y": torch.zeros(3).long()}, "execution": DOUBLE}
     a, b = (sg.sample(score, VP, (3, 2), execution=sg.Execution(compile=flag), **options) for flag in (True, False))
     assert compiled == [strong.net, weak.net]
     close(a.x, b.x)

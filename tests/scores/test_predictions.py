@@ -14,7 +14,18 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde import time_labels
-from tests.helpers import ALL, F64, FAMILIES, LINEAR, SOLVERS, Recorder, marginal_std, noise_of_any_start, sampler
+from tests.helpers import (
+    ALL,
+    DOUBLE,
+    F64,
+    FAMILIES,
+    LINEAR,
+    SOLVERS,
+    Recorder,
+    marginal_std,
+    noise_of_any_start,
+    sampler,
+)
 
 MEAN, STD = torch.linspace(-1, 1, 48, dtype=F64), 0.5
 HALVES = [torch.bfloat16, torch.float16]
@@ -163,7 +174,9 @@ def test_time_labels(case: str, dtype: torch.dtype) -> None:
     net = Recorder(lambda x, t: torch.zeros_like(x))
     middle = 1.0 if sde == edm else 0.5
     score = sg.from_noise(net, sde, time_label=label)
-    sg.sample(score, sde, (2, 3), solver="ddim", grid=[sde.T, middle, sde.eps], seed=0, dtype=dtype)
+    sg.sample(
+        score, sde, (2, 3), solver="ddim", grid=[sde.T, middle, sde.eps], seed=0, execution=sg.Execution(dtype=dtype)
+    )
     assert net.times == pytest.approx(expected[::-1], rel=1e-5, abs=1e-4 if dtype == torch.float32 else 1e-9)
     integer = all(isinstance(value, int) for value in net.times)
     assert integer == ("integer" in case or "discrete" in case or case == "improved ddpm")
@@ -185,7 +198,7 @@ def test_a_full_table_is_visited_once(
     """As many calls as a network's table has entries call each index exactly once, from the last to the first."""
     net = Recorder(lambda x, t: torch.zeros_like(x))
     score = sg.from_noise(net, process, time_label=label)
-    sg.sample(score, process, (1, 2), solver="ddim", nfe=n, grid="table", seed=0, dtype=dtype)
+    sg.sample(score, process, (1, 2), solver="ddim", nfe=n, grid="table", seed=0, execution=sg.Execution(dtype=dtype))
     assert net.times == list(range(n - 1, -1, -1))
 
 
@@ -211,7 +224,7 @@ def test_initial_noise_has_the_scale_of_its_time(process: str, fraction: float) 
     assert float(x.std()) == pytest.approx(float(sde.sigma(t)), rel=5 / math.sqrt(2 * x.numel()))
     assert abs(float(x.mean())) < 5 * float(sde.sigma(t)) / math.sqrt(x.numel())
     net = Recorder(lambda x, t: torch.zeros_like(x))
-    options = {"shape": (64, 1000), "steps": 1, "solver": "ddim", "seed": 0, "dtype": F64}
+    options = {"shape": (64, 1000), "steps": 1, "solver": "ddim", "seed": 0, "execution": DOUBLE}
     if fraction == 1:
         sg.sample(sg.from_noise(net, sde), sde, **options)
     else:
@@ -301,7 +314,7 @@ def test_half_precision_samples_are_integrated_in_single(name: str, dtype: torch
     single = sg.sample(score, sde, x_T=x.float(), solver=name, steps=200, seed=0)
     assert half.x.dtype == half.trajectory.dtype == dtype
     assert torch.equal(half.x, single.x.to(dtype))
-    drawn = sg.sample(score, sde, (4, 48), solver=name, steps=5, seed=0, dtype=dtype)
+    drawn = sg.sample(score, sde, (4, 48), solver=name, steps=5, seed=0, execution=sg.Execution(dtype=dtype))
     assert drawn.x.dtype == dtype
 
 
@@ -322,7 +335,9 @@ def test_a_thousand_times_stay_a_thousand(dtype: torch.dtype, label: time_labels
     net = RoundingNet("noise", "ddpm" if label is None else "vp", dtype)
     net.exact = lambda x, t: torch.zeros_like(x)
     score = sg.from_noise(net, ddpm_1000, time_label=label)
-    sg.sample(score, ddpm_1000, (1, 2), solver="ddim", nfe=1000, grid="table", seed=0, dtype=dtype)
+    sg.sample(
+        score, ddpm_1000, (1, 2), solver="ddim", nfe=1000, grid="table", seed=0, execution=sg.Execution(dtype=dtype)
+    )
     times = [float(t[0]) for t in net.labels]
     assert len(set(times)) == 1000
     assert times == sorted(times, reverse=True)
@@ -336,7 +351,9 @@ def test_the_schedule_does_not_depend_on_the_dtype(process: str) -> None:
     for dtype in (*HALVES, torch.float32, F64):
         net = Recorder(lambda x, t: torch.zeros_like(x))
         score = sg.from_noise(net, sde, time_label=time_labels.noise_level(sde))
-        grids.add(sg.sample(score, sde, (1, 2), solver="heun", steps=20, seed=0, dtype=dtype).times)
+        grids.add(
+            sg.sample(score, sde, (1, 2), solver="heun", steps=20, seed=0, execution=sg.Execution(dtype=dtype)).times
+        )
         labels[dtype] = net.times
     assert len(grids) == 1
     assert labels[torch.bfloat16] == labels[torch.float16] == labels[torch.float32]
@@ -410,7 +427,7 @@ def test_scaled_data_give_scaled_samples(name: str, a: float) -> None:
         sde = sg.EDMSDE(0.01 * a, 20 * a)
         oracle = sg.oracles.GaussianMixture(a * torch.tensor([[-1.0, 0.5], [2.0, 0.0]], dtype=F64), [0.2 * a, 0.4 * a])
         solver = scaled(name, sde, a)
-        return sg.sample(oracle.score(sde), sde, (8, 2), solver=solver, steps=8, seed=0, dtype=F64).x
+        return sg.sample(oracle.score(sde), sde, (8, 2), solver=solver, steps=8, seed=0, execution=DOUBLE).x
 
     with noise_of_any_start():  # EDM's start is the largest noise level, which is a times as large
         torch.testing.assert_close(run(a) / a, run(1.0), rtol=1e-7, atol=1e-7)

@@ -1,0 +1,236 @@
+"""The run of a solver on a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgm_sde._utils.shapes import finite
+from sgm_sde.engine.brownian import PathNoise
+from sgm_sde.engine.executor import Hook, Position, Run, execute
+from sgm_sde.engine.noise import NoiseStream
+from sgm_sde.engine.program import Program
+from sgm_sde.sampling.compiled import replay
+from sgm_sde.sampling.diagnosis import ImplausibleWarning, Watch
+from sgm_sde.sampling.job import Job, until_node
+from sgm_sde.sampling.observers import Monitor, node_to_stop_at, observed_nodes, progress_bar
+from sgm_sde.sampling.options import Execution, Record
+from sgm_sde.sampling.parallel import run_in_parallel
+from sgm_sde.sampling.parts import Joined, Part, models_of
+from sgm_sde.sampling.results import SampleResult
+from sgm_sde.sampling.statuses import NonFiniteWarning, status_on_grid
+from sgm_sde.schemes import Solver
+from sgm_sde.scores.model import BoundScore
+
+
+def run_on_grid(
+    job: Job, model: BoundScore, record: Record, execution: Execution
+) -> tuple[SampleResult, type[Warning] | None]:
+    """The result of a run on a grid, and what to warn of."""
+    at = job.parts(execution.batch_size)
+    steps_in_all = (job.grid.steps - job.first) * len(at)
+    nodes, keep_end = observed_nodes(record.trajectory, job.grid, job.denoises)
+    stop = node_to_stop_at(execution.until, job.grid, job.first)
+
+    joined = Joined(job.size)
+    parts = []
+    with progress_bar(record.progress, steps_in_all, job.solver.name, "step") as advance:
+        for where, mine in zip(at, models_of(model, at, job.size), strict=True):
+            monitor = Monitor(job.grid, mine, record, advance, nodes, keep_end, stop)
+            part, x = _PartOfRun(job, mine, where, monitor, execution).run()
+            parts.append(part)
+            joined.put(where, x)
+
+    result = _result(job, parts, joined.whole, stop)
+    if not result.status.samples:
+        return result, None
+    return result, ImplausibleWarning if result.status.time is None else NonFiniteWarning
+
+
+def _result(job: Job, parts: Sequence[Part], x: Tensor, stop: int | None) -> SampleResult:
+    """The result of all parts, whose samples are x."""
+    reached = parts[0].nodes - 1
+    stopped = reached < job.grid.steps
+    by = "by the callback" if stop is None or reached != stop else "as until= asks"
+    status = status_on_grid(parts, job.grid, f"stopped {by}" if stopped else "")
+
+    position = _together([part.position for part in parts])
+    if position is None and not stopped and job.final == "none":
+        position = Position(job.grid.steps, x.to(job.state_dtype))
+
+    states, times = zip(*(part.kept for part in parts), strict=True)
+    trajectory = torch.cat([torch.stack(those).to(job.dtype) for those in states], 1) if states[0] else None
+    return SampleResult(
+        x.to(job.dtype),
+        max(part.nfe for part in parts),
+        job.grid.times,
+        status,
+        trajectory,
+        tuple(times[0]),
+        job.seeds,
+        sum(part.network_evals for part in parts),
+        continuation=None if position is None else job.continuation(position, parts[0].draws),
+    )
+
+
+@dataclass(frozen=True)
+class _PartOfRun:
+    """The run of some of the samples.
+
+    Attributes:
+        job: the run of all.
+        model: the network with the arguments of these.
+        at: which they are.
+        monitor: who looks on.
+        execution: how it is carried out.
+    """
+
+    job: Job
+    model: BoundScore
+    at: slice
+    monitor: Monitor
+    execution: Execution
+
+    @property
+    def program(self) -> Program:
+        """The table."""
+        assert self.job.program is not None
+        return self.job.program
+
+    @property
+    def position(self) -> Position | None:
+        """Position that the run goes on from, None at its start."""
+        return None if self.job.position is None else _some(self.job.position, self.at)
+
+    def run(self) -> tuple[Part, Tensor]:
+        """By-products of the run, and the samples."""
+        job = self.job
+        assert isinstance(job.solver, Solver)
+        x = job.states(self.at)
+        noise, corrections, hooks = self._noises(self.model, x)
+        watch = Watch(
+            job.sde,
+            job.grid.times[job.first :],
+            self.model.score.prediction,
+            x,
+            guided=job.solver.guided,
+            lags=job.solver.lags,
+        )
+
+        ran = self._executed(x, noise, hooks, watch)
+        end = ran.x
+        if ran.position is not None:
+            end = end.clone()  # the other is what the run goes on from
+        elif job.denoises:
+            end = self.model.predict("data", end, job.grid.times[-1])
+        self.monitor.finish(end)
+
+        sound = None
+        if not end.is_meta:
+            odd = watch.implausible(end, denoised=job.denoises or job.solver.ends_in_data)
+            # The one place where values come back from the device.
+            sound = torch.stack([finite(ran.x), finite(end), odd]).numpy(force=True)
+
+        drawn = job.draws[0] if isinstance(noise, PathNoise) else noise.draw
+        part = Part(
+            sound=sound,
+            nodes=ran.nodes,
+            first_bad=self._first_bad,
+            kept=(self.monitor.kept, self.monitor.kept_times),
+            position=ran.position,
+            draws=(drawn, corrections.draw),
+            nfe=self.model.nfe,
+            network_evals=self.model.network_evals,
+        )
+        return part, end
+
+    def _executed(self, x: Tensor, noise: NoiseStream | PathNoise, hooks: Sequence[Hook], watch: Watch) -> Run:
+        """The run of the table: in parallel in time, as a recorded graph, or step by step."""
+        execution = self.execution
+        monitor = self.monitor
+        on_node = monitor.on_node if monitor.looks_on else None
+
+        def on_output(x: Tensor, output: Tensor, t: float) -> None:
+            watch.see(x, output, t)
+            monitor.on_output(x, output, t)
+
+        if execution.parallel is not None:
+            return run_in_parallel(
+                self.program,
+                x,
+                self.model,
+                noise,
+                window=execution.parallel,
+                tolerance=execution.tolerance or 0.0,
+                on_node=on_node,
+                on_output=on_output,
+            )
+
+        alone = not (hooks or monitor.looks_on or self.position)  # nothing but the network is called on the way
+        if execution.compile and x.is_cuda and self.model.score.recordable and alone:
+            return replay(self.program, x, self.model, noise, self.model.kwargs)
+
+        return execute(
+            self.program,
+            x,
+            self.model,
+            noise,
+            hooks=hooks,
+            on_node=on_node,
+            on_output=on_output,
+            grad=execution.enable_grad,
+            start=self.position,
+            own=self.job.fresh,
+        )
+
+    def _noises(self, model: BoundScore, x: Tensor) -> tuple[NoiseStream | PathNoise, NoiseStream, Sequence[Hook]]:
+        """The noise of the steps, that of the correctors, and what runs at the nodes."""
+        noise, corrections, hooks = self.job.noises(self.at, model)
+        if isinstance(noise, PathNoise) and self.position is not None:
+            for _ in range(_drawn(self.program, self.position.node)):  # a path is gone along from its start
+                noise.normal(tuple(x.shape), x.dtype, x.device)
+        return noise, corrections, hooks
+
+    def _first_bad(self) -> int | None:
+        """The first node at which a state is not finite, by running again; None if there is none."""
+        model = self.model.with_kwargs(self.model.kwargs)
+        position = self.position
+        x = self.job.states(self.at) if position is None else position.x
+        noise, _, hooks = self._noises(model, x)
+        with torch.no_grad():
+            ran = execute(
+                self.program,
+                x,
+                model,
+                noise,
+                hooks=hooks,
+                on_node=lambda _, state: not finite(state).all(),
+                start=position,
+            )
+        return None if finite(ran.x).all() else ran.nodes - 1
+
+
+def _some(position: Position, at: slice) -> Position:
+    """The restriction to some of the samples."""
+    history = {key: (scale, value[at]) for key, (scale, value) in position.history.items()}
+    return Position(position.node, position.x[at], history)
+
+
+def _together(positions: Sequence[Position | None]) -> Position | None:
+    """One position of all samples from those of all parts; None if the run was not stopped."""
+    known = [position for position in positions if position is not None]
+    if len(known) < 2:
+        return known[0] if known else None
+    history = {
+        key: (scale, torch.cat([position.history[key][1] for position in known]))
+        for key, (scale, _) in known[0].history.items()
+    }
+    return Position(known[0].node, torch.cat([position.x for position in known]), history)
+
+
+def _drawn(program: Program, node: int) -> int:
+    """Number of noises that a table has drawn on reaching a node."""
+    return len({m for k in until_node(program, node) for m, _ in program.stages[k].noises})

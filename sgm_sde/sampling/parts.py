@@ -1,0 +1,75 @@
+"""The samples of a run in parts that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from sgm_sde.engine.executor import Position
+from sgm_sde.scores.conditions import map_rows
+from sgm_sde.scores.model import BoundScore
+
+
+@dataclass(frozen=True)
+class Part:
+    """By-products of the run of some samples.
+
+    Attributes:
+        sound: whether each sample was finite before the end, and at it, and whether nothing accounts for its size;
+            (3, b), None without values.
+        nodes: number of nodes reached.
+        first_bad: finds the first node at which a state was not finite.
+        kept: states on the way, and their times.
+        position: where the run was stopped, if it was.
+        draws: how often the solver and its correctors have drawn.
+        nfe: network calls.
+        network_evals: samples that the network saw in them.
+    """
+
+    sound: np.ndarray | None
+    nodes: int
+    first_bad: Callable[[], int | None]
+    kept: tuple[list[Tensor], list[float]]
+    position: Position | None
+    draws: tuple[int, int]
+    nfe: int
+    network_evals: int
+
+
+def models_of(model: BoundScore, parts: Sequence[slice], batch: int) -> Iterator[BoundScore]:
+    """The model for each part of a batch, with the arguments of its samples."""
+    if len(parts) == 1:
+        yield model
+        return
+    resolved = model.resolved(batch)
+    for at in parts:
+        yield model.with_kwargs(_of_part(resolved, at))
+
+
+def _of_part(resolved: Mapping[str, object], at: slice) -> dict[str, object]:
+    """The arguments of some of the samples."""
+    return map_rows(lambda _, rows: rows[at], resolved)
+
+
+class Joined:
+    """The samples of all parts in one tensor, which is made when the first of them comes; one part is its own."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.x: Tensor | None = None
+
+    def put(self, at: slice, x: Tensor) -> None:
+        if len(x) == self.batch:
+            self.x = x
+            return
+        if self.x is None:
+            self.x = x.new_empty((self.batch, *x.shape[1:]))
+        self.x[at] = x
+
+    @property
+    def whole(self) -> Tensor:
+        assert self.x is not None
+        return self.x

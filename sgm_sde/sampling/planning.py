@@ -1,0 +1,174 @@
+"""The solver, the grid and the table of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sgm_sde import grids
+from sgm_sde._utils.checks import check_integer, moment, one_of
+from sgm_sde.engine.program import Program
+from sgm_sde.grids import Grid, GridRule
+from sgm_sde.processes.base import SDE, require_sde
+from sgm_sde.sampling.defaults import Setting, default_final, default_setting
+from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
+
+DEFAULT_NFE = 50
+FINALS = ("denoise", "mean", "none")
+
+
+@dataclass(frozen=True)
+class StepArguments:
+    """Arguments of `sample` that settle the steps of a run, as they were given.
+
+    Attributes:
+        solver: see `sample`; so are the others.
+        nfe: the budget.
+        steps: number of steps.
+        grid: rule or times.
+        t_start: where to start.
+        t_end: where to end.
+        final: what to return at the end.
+    """
+
+    solver: Solver | AdaptiveSolver | Setting | str | None = None
+    nfe: int | None = None
+    steps: int | None = None
+    grid: Grid | GridRule | str | Sequence[float] | None = None
+    t_start: float | None = None
+    t_end: float | None = None
+    final: str | None = None
+
+    @property
+    def by_rule(self) -> bool:
+        """True if a rule places the steps, and not the caller."""
+        return self.grid is None or isinstance(self.grid, GridRule | str)
+
+    def plan(self, sde: SDE) -> tuple[Solver | AdaptiveSolver, Grid, Program | None]:
+        """The solver, the grid and the table, None for a solver that finds its own steps."""
+        final = final_update(sde, self.final)
+        t_start = None if self.t_start is None else moment("t_start", self.t_start)
+        t_end = None if self.t_end is None else moment("t_end", self.t_end)
+        solver, grid = self._solver(sde, t_start, t_end)
+
+        if isinstance(solver, AdaptiveSolver):
+            given = {"grid": grid, "steps": None if solver.takes_steps else self.steps}
+            for option, value in given.items():
+                if value is not None:
+                    raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
+
+            ends = grids.Uniform()(sde, 1, t_start, t_end)
+            return solver, ends, None
+
+        denoise = final == "denoise" and not solver.ends_in_data
+        if isinstance(grid, str):
+            grid = grids.rule(grid)
+        if isinstance(grid, GridRule | None):
+            solver, placed = self._placed(sde, solver, grid, denoise, t_start, t_end)
+        else:
+            placed = self._given(sde, grid, denoise)
+        return solver, placed, table_of(solver, sde, placed, final)
+
+    def _solver(
+        self, sde: SDE, t_start: float | None, t_end: float | None
+    ) -> tuple[Solver | AdaptiveSolver, Grid | GridRule | str | Sequence[float] | None]:
+        """The solver, and the grid as it was given, or as a setting brings it along."""
+        solver = self.solver
+        if isinstance(solver, Setting) and self.grid is not None:
+            raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
+
+        if solver is None:
+            budget = self.nfe if self.steps is None else check_integer("steps", self.steps) + 1
+            solver = default_setting(sde, budget, t_start, t_end)
+        if isinstance(solver, Setting):
+            return solver.solver, solver.grid if self.grid is None else self.grid
+        return resolve_any(solver), self.grid
+
+    def _given(self, sde: SDE, times: Grid | Sequence[float], denoise: bool) -> Grid:
+        """The grid of the times given."""
+        others = {"nfe": self.nfe, "steps": self.steps, "t_start": self.t_start, "t_end": self.t_end}
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(f"{name}={value} does not go with a grid of given times; give a grid rule instead")
+
+        grid = times if isinstance(times, Grid) else Grid(times)
+        return grid.on(sde, denoised=denoise)
+
+    def _placed(
+        self,
+        sde: SDE,
+        solver: Solver,
+        rule: GridRule | None,
+        denoise: bool,
+        t_start: float | None,
+        t_end: float | None,
+    ) -> tuple[Solver, Grid]:
+        """The solver as it fits the budget, and the grid that a rule places, by default the solver's."""
+        if self.nfe is not None and self.steps is not None:
+            raise ValueError(f"give nfe= or steps=, not both (got {self.nfe} and {self.steps})")
+
+        if t_end is None and not denoise:
+            t_end = sde.eps  # the state there is what is asked for
+        if self.steps is not None:
+            steps = check_integer("steps", self.steps)
+        else:
+            budget = check_integer("nfe", (solver.budget or DEFAULT_NFE) if self.nfe is None else self.nfe)
+            solver, steps = solver.fit(budget - denoise)
+            if steps < 1 and not (denoise and budget == 1):
+                raise too_small(budget, f"one step of {solver.name}", solver.nfe(1), denoise)
+
+        if rule is None:
+            rule = solver.default_grid(sde, steps, t_start, t_end)
+        return solver, rule(sde, steps, t_start, t_end)
+
+
+def plan(
+    sde: SDE,
+    solver: Solver | AdaptiveSolver | Setting | str | None = None,
+    *,
+    nfe: int | None = None,
+    steps: int | None = None,
+    grid: Grid | GridRule | str | Sequence[float] | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    final: str | None = None,
+) -> tuple[Solver | AdaptiveSolver, Grid, Program | None]:
+    """The solver, the grid and the table that `sample` runs for the same arguments.
+
+    A solver that finds its own steps has no table, and its grid is the two ends.
+
+    Raises:
+        ValueError: for arguments out of range or unknown names.
+        TypeError: for arguments of the wrong type, or a solver that the process does not allow.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> solver, grid, program = plan(sg.VPSDE(), "heun", nfe=20)
+        >>> solver.name, grid.steps, program.nfe
+        ('heun', 9, 18)
+    """
+    return StepArguments(solver, nfe, steps, grid, t_start, t_end, final).plan(sde)
+
+
+def final_update(sde: SDE, final: str | None) -> str:
+    """Final update of a run: the given one, or the process' default."""
+    require_sde(sde)
+    if final is None:
+        return default_final(sde)
+
+    one_of("final", final, FINALS)
+    if final == "denoise" and sde.marginal_kind == "unknown":
+        raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
+    return final
+
+
+def table_of(solver: Solver, sde: SDE, grid: Grid, final: str) -> Program:
+    """The solver's table, without noise in its last update if that is to be the mean."""
+    program = solver.compile(sde, grid)
+    return solver.end_in_mean(program) if final == "mean" else program
+
+
+def too_small(nfe: int | None, what: str, calls: int, denoise: bool) -> ValueError:
+    """The error of a budget that is too small for something that takes so many calls."""
+    more = " and final='denoise' one more" if denoise else ""
+    return ValueError(f"nfe={nfe} is too small: {what} takes {calls} network calls{more}")

@@ -1,0 +1,98 @@
+"""Status of a run, and what is warned of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from sgm_sde.engine.adaptive import (
+    COMPLETED,
+    GIVEN_UP,
+    NOT_FINITE,
+    OUT_OF_STEPS,
+    STEP_TOO_SMALL,
+)  # fmt: skip
+from sgm_sde.engine.status import Status
+from sgm_sde.grids import Grid
+from sgm_sde.sampling.diagnosis import described
+from sgm_sde.sampling.parts import Part
+
+_REASONS = {
+    OUT_OF_STEPS: "out of steps",
+    NOT_FINITE: "the score or the state is not finite beyond",
+    STEP_TOO_SMALL: "the step is too small to go on",
+    GIVEN_UP: "its batch was given up",
+}
+
+
+class NonFiniteWarning(UserWarning):
+    """A state became infinite or NaN; the result's status says when, and in which samples."""
+
+
+class UnfinishedWarning(UserWarning):
+    """Some samples stopped before the end; the result's status says which, where and why."""
+
+
+def status_on_grid(parts: Sequence[Part], grid: Grid, stopped: str) -> Status:
+    """Status of a run from those of its parts; `stopped` says by whom, if it was."""
+    seen = [part.sound for part in parts if part.sound is not None]
+    if not seen:
+        return Status()
+
+    before_end, at_end, odd = np.concatenate(seen, 1)
+    samples = tuple(np.flatnonzero(~(before_end & at_end)).tolist())
+    node = parts[0].nodes - 1
+    if samples:
+        found = grid.steps + 1 if before_end.all() else _first_bad_node(parts)
+        at = node if found is None else min(found, grid.steps)
+        message = f"{_non_finite(found, at, grid)} in {len(samples)} of {len(odd)} samples ({_listed(samples)})"
+        return Status(False, message, grid.times[at], samples, bool(stopped))
+
+    if stopped:
+        return Status(False, f"{stopped} at t={grid.times[node]:.6g}", stopped=True)
+    return plausibility(odd)
+
+
+def _first_bad_node(parts: Sequence[Part]) -> int | None:
+    """The first node at which a state of any part was not finite; None if a repetition meets none."""
+    failed = [part for part in parts if part.sound is not None and not part.sound[0].all()]
+    return min((at for part in failed if (at := part.first_bad()) is not None), default=None)
+
+
+def _non_finite(found: int | None, at: int, grid: Grid) -> str:
+    """Text of a state that was not finite at a node, or before it where `found` is None."""
+    text = f"non-finite state at t={grid.times[at]:.6g}"
+    if found is None:
+        return f"{text} or before it, where is not known since the network does not repeat itself,"
+    return f"{text}, after the step from t={grid.times[at - 1]:.6g}," if 0 < found == at else text
+
+
+def _listed(samples: Sequence[int], most: int = 8) -> str:
+    """Some of the samples' numbers as text."""
+    return ", ".join(map(str, samples[:most])) + (", ..." if len(samples) > most else "")
+
+
+def plausibility(odd: np.ndarray) -> Status:
+    """Status of a run with finite states, given the mask (B,) of implausible samples."""
+    samples = tuple(np.flatnonzero(odd).tolist())
+    return Status(False, described(samples, len(odd)), samples=samples) if samples else Status()
+
+
+def adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite: Mapping[int, float]) -> Status:
+    """Status of an adaptive run: samples that did not reach the end, with their times and reasons."""
+    if outcome.count(COMPLETED) == len(outcome):
+        return Status()
+
+    def text(i: int) -> str:
+        if i in not_finite:
+            return f"sample {i}: not finite at t={not_finite[i]:.6g}"
+        return f"sample {i} at t={float(t[i]):.6g}: {_REASONS[outcome[i]]}"
+
+    # First those whose own values failed, in the order of their times; those given up with another last.
+    samples = tuple(i for i, o in enumerate(outcome) if o != COMPLETED)
+    first = sorted(samples, key=lambda i: (outcome[i] == GIVEN_UP, i not in not_finite, -not_finite.get(i, 0.0)))
+    some = "; ".join(map(text, first[:4])) + ("; ..." if len(samples) > 4 else "")
+    message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({some})"
+    return Status(False, message, not_finite.get(first[0], float(t[first[0]])), samples)
