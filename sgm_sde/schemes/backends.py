@@ -176,7 +176,7 @@ class _Ended:
         return cls(problem.x.clone(), t, evaluations, [COMPLETED] * n, {})
 
     def note(self, group: list[int], reason: str, lost: Mapping[int, float]) -> None:
-        """How a group ended; of its members, some were lost at times."""
+        """Record of the end of a group; of its members, some were lost at times."""
         for j, i in enumerate(group):
             if j in lost:
                 self.outcome[i] = NOT_FINITE
