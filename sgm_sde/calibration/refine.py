@@ -141,7 +141,7 @@ class _Point(NamedTuple):
 
 
 class _Trial(NamedTuple):
-    """Where a fit is, the loss there, and the damping that led to it."""
+    """Point of a fit, the loss there, and the damping that led to it."""
 
     point: _Point
     loss: float
