@@ -56,6 +56,9 @@ VARIANTS: dict[str, sg.Solver] = {
     "velocity3-near-noise": sg.schemes.ExponentialAdams(
         nodes=3, corrector=3, prediction="v", variable="log-snr", sigma_data=0.7, no_signal_above=7.0
     ),
+    "velocity3-log-signal": sg.schemes.ExponentialAdams(
+        nodes=3, corrector=3, prediction="v", variable="log-signal", sigma_data=0.7, no_signal_above=7.0
+    ),
     "eta-of-t": sg.DPMSolverPP(2, eta=half_at_the_end),
 }
 ALL = {**SOLVERS, **VARIANTS}

@@ -41,16 +41,16 @@ class Exponential(Solver):
     Attributes:
         prediction: `"data"`, `"noise"`, `"v"` or `"rectified"`: what is interpolated.
         variable: what it is a polynomial in: `"log-snr"`, `"time"`, `"noise-level"` or `"vp-time"`, the time at which
-            the VP process of betas 0.1 to 20 has the noise level; v-prediction in the `"angle"` or in `"log-snr"`,
-            rectified flow in the `"flow-time"`.
+            the VP process of betas 0.1 to 20 has the noise level; v-prediction in the `"angle"`, in `"log-snr"` or in
+            `"log-signal"`, see `Rosenbrock`; rectified flow in the `"flow-time"`.
         variant: `"exact"`, or a published simplification; see `LinearPart.weights`.
         eta: stochasticity, a number or a function of the time at which a step starts; it stays constant on the
             step, which is a stochasticity like any other and costs no accuracy.
         noise_scale: `"er"` for ER-SDE's noise scale, a function of sigma / alpha, instead of `eta`.
         window: noise levels sigma / alpha, low and high, outside of which `eta` is 0.
         sigma_data: standard deviation of the data, for v-prediction.
-        no_signal_above: noise level sigma / alpha from which on v in log-SNR is interpolated in units of it, so that
-            what a network is off by near pure noise is not multiplied by long steps; see `linear_part.VPart`.
+        no_signal_above: noise level sigma / alpha from which on v is interpolated in units of it, so that what a
+            network is off by near pure noise is not multiplied by long steps; see `linear_part.VPart`.
         name: what to call it.
         source: where it is from.
     """
@@ -78,7 +78,7 @@ class Exponential(Solver):
         variable = native if self.variable is None else self.variable
         settle(self, variable=variable)
 
-        allowed = {"v": (native, "log-snr"), "rectified": (native,)}
+        allowed = {"v": (native, "log-signal", "log-snr"), "rectified": (native,)}
         one_of(f"variable of {self.prediction}", variable, allowed.get(self.prediction, VARIABLES[:4]))
         one_of("variant", self.variant, VARIANTS)
 
@@ -120,9 +120,9 @@ class Exponential(Solver):
             return
 
         settle(self, no_signal_above=number("no_signal_above", self.no_signal_above, above=0, most=FAR))
-        if (self.prediction, self.variable) != ("v", "log-snr"):
+        if self.prediction != "v" or self.variable == "angle":
             given = f"{self.prediction} in {self.variable}"
-            raise ValueError(f"no_signal_above acts on v in log-SNR, got it with {given}")
+            raise ValueError(f"no_signal_above acts on v in log-SNR or log-signal, got it with {given}")
 
     def __repr__(self) -> str:
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default and f.name not in ("name", "source")]

@@ -30,14 +30,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from sgm_sde.engine.coordinates import COORDINATES, Coordinate, Values, angle
+from sgm_sde.engine.coordinates import COORDINATES, Coordinate, Values, angle, log_signal
 from sgm_sde.engine.node import Node, Process
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.engine.quadrature import gauss_legendre, interpolatory_weights
 
 Known = Sequence[tuple[Node, Form]]  # pairs (node, evaluation there), newest first
-VARIABLES = ("log-snr", "time", "noise-level", "vp-time", "angle", "flow-time")  # see `engine.coordinates`
+VARIABLES = ("log-snr", "time", "noise-level", "vp-time", "angle", "log-signal", "flow-time")  # `engine.coordinates`
+SCALED = {"angle": angle, "log-signal": log_signal}  # those that depend on the scale of the data
 VARIANTS = ("exact", "midpoint", "bh1", "published", "fixed", "ipndm-v")
 LARGEST = 10.0  # sum of the sizes of a step's weights, relative to their sum
 SLACK = 0.05  # by which steps taken for even may grow
@@ -117,7 +118,8 @@ class LinearPart(ABC):
 
     @property
     def _along(self) -> Coordinate:
-        return angle(self.sigma_data) if self.variable == "angle" else COORDINATES[self.variable]
+        scaled = SCALED.get(self.variable)
+        return COORDINATES[self.variable] if scaled is None else scaled(self.sigma_data)
 
     def lam(self, sde: Process, coordinate: Values) -> Values:
         """Half the log-SNR where `variable` has the given values."""
@@ -290,7 +292,7 @@ class NoisePart(LinearPart):
 
 @dataclass(frozen=True)
 class VPart(LinearPart):
-    r"""v-prediction of data with the standard deviation `sigma_data`, in the angle or in log-SNR.
+    r"""v-prediction of data with the standard deviation `sigma_data`, in the angle, the signal's share or log-SNR.
 
     Near pure noise v is $-\sigma D/\sigma_d$, and where a network's estimate of the noise is off by $\delta$, that of
     the data is off by $\delta\,\sigma/\alpha$, without bound. So with `no_signal_above` $s_0$ what is interpolated is
@@ -342,8 +344,12 @@ class VPart(LinearPart):
         """Angles at places in `variable`, and their derivative by it times the growth g."""
         if self.variable == "angle":
             return place, np.ones_like(place)
-        angles = np.arctan(np.exp(-place) / self.sigma_data)
-        return angles, -np.sin(2 * angles) / 2 * self._growth(place)
+        if self.variable == "log-snr":
+            angles = np.arctan(np.exp(-place) / self.sigma_data)
+            return angles, -np.sin(2 * angles) / 2 * self._growth(place)
+
+        level = np.expm1(place)  # sigma / alpha in units of the data's scale
+        return np.arctan(level), np.exp(place) / (1 + level**2) * self._growth(-np.log(self.sigma_data * level))
 
     def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """Not needed: the moments are in closed form."""

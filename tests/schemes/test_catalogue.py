@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.engine.program import Program
+from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.sampling.options import Execution
 from sgm_sde.testing import active_start, flow_reference, rough, smooth_end
 from tests.helpers import (
@@ -155,7 +157,7 @@ def test_what_a_network_is_off_by_near_noise_is_not_multiplied() -> None:
     [
         ({"variable": "angle"}, 3),
         ({"variable": "log-snr"}, 2),
-        ({"variable": "log-snr", "no_signal_above": 7.0}, 1),
+        ({"variable": "log-signal", "no_signal_above": 7.0}, 1),
     ],
 )
 def test_the_order_of_velocity_where_even_times_start_without_signal(options: dict[str, Any], order: int) -> None:
@@ -174,6 +176,40 @@ def test_the_order_of_velocity_where_even_times_start_without_signal(options: di
     reference = end(sg.solvers()["rk4"], 256)
     coarse, fine = (float((end(sg.schemes.UniC(adams, 3), n) - reference).abs().max()) for n in (128, 256))
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("variable", "nodes", "corrector", "bound"),
+    [("log-snr", 3, 3, 0.47), ("log-snr", 4, 5, 0.25), ("log-signal", 3, 3, 0.9), ("log-signal", 4, 5, 0.9)],
+)
+def test_errors_on_narrow_modes_decay_on_steps_up_to_a_bound(
+    variable: str, nodes: int, corrector: int, bound: float
+) -> None:
+    """Data at one point, to which the exact flow contracts as the noise level does: the bounds in the docstring."""
+    sde = sg.EDMSDE(1e-9, 1.0)
+    score = sg.from_denoiser(lambda x, t: 0 * x, sde)
+    adams = sg.schemes.Rosenbrock(nodes, variable=variable, no_signal_above=7.0, start="cold", lower_final=False)
+    solver = sg.schemes.UniC(adams, corrector)
+
+    def growth(h: float) -> float:
+        """Of the state in a step, the mean of the last eight."""
+        times = [0.5 * math.exp(-h * i) for i in range(int(17 / h) + 1)]
+        record = sg.Record(trajectory=(times[-9], times[-1]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImplausibleWarning)
+            res = sg.sample(
+                score,
+                sde,
+                x_T=torch.ones(1, 1, dtype=F64),
+                solver=solver,
+                grid=sg.Grid(times),
+                final="none",
+                record=record,
+            )
+        assert res.trajectory is not None
+        return float((res.trajectory[-1] / res.trajectory[0]).abs() ** (1 / 8))
+
+    assert growth(0.9 * bound) < 1 < growth(1.15 * bound)
 
 
 def test_deis_in_vp_time_is_deis_on_vp() -> None:

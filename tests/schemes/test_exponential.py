@@ -411,7 +411,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     ),
     (
         lambda: sg.schemes.ExponentialAdams(prediction="v", variable="time"),
-        "of v must be one of 'angle', 'log-snr', got",
+        "of v must be one of 'angle', 'log-signal', 'log-snr', got",
     ),
     (
         lambda: sg.schemes.ExponentialAdams(prediction="rectified", variable="angle"),
