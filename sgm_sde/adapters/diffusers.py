@@ -268,16 +268,16 @@ def from_diffusers(
                     )
             return _edm(model, name, config)
 
-    says = convention(scheduler, T, integer)
-    if says.is_flow:
-        says = says._replace(time_label=flow(_time_scale(model, says.n, time_scale)))
+    conventions = convention(scheduler, T, integer)
+    if conventions.is_flow:
+        conventions = conventions._replace(time_label=flow(_time_scale(model, conventions.n, time_scale)))
     else:
         if time_scale is not None:
             raise ValueError(f"time_scale={time_scale} goes with flow matching; a table's entries have numbers")
         if _has_variance(model):
-            says = says._replace(split=True)
-    net = with_output(_by_keyword(model), says.output)
-    return Score(net, says.sde, says.prediction, time_label=says.time_label), says.sde
+            conventions = conventions._replace(split=True)
+    net = with_output(_by_keyword(model), conventions.output)
+    return Score(net, conventions.sde, conventions.prediction, time_label=conventions.time_label), conventions.sde
 
 
 def _time_scale(model: object, n: int, given: float | None) -> float:

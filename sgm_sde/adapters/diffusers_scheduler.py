@@ -33,4 +33,4 @@ class SolverScheduler(plain.SolverScheduler, SchedulerMixin, ConfigMixin):  # ty
     @property
     def compatibles(self) -> list[type]:
         """The schedulers of diffusers that read the same configuration."""
-        return [kind for kind in self._get_compatibles() if (kind.__name__ in FLOWS) == self._says.is_flow]
+        return [kind for kind in self._get_compatibles() if (kind.__name__ in FLOWS) == self._convention.is_flow]

@@ -123,8 +123,8 @@ class SolverScheduler:
         self.integer = flag("integer", integer)
         self.unit_noise = flag("unit_noise", unit_noise)
 
-        self._says = convention(scheduler, T, integer)
-        config = dict(self._says.config)
+        self._convention = convention(scheduler, T, integer)
+        config = dict(self._convention.config)
         config.setdefault("num_train_timesteps", 1000)
         if solver is None and "original_inference_steps" in config and "_class_name" not in config:
             raise ValueError(
@@ -135,8 +135,8 @@ class SolverScheduler:
 
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None
-        self._start = self._says.sde.T  # the first time
-        self._sde: LinearSDE = self._says.sde  # on which the run is
+        self._start = self._convention.sde.T  # the first time
+        self._sde: LinearSDE = self._convention.sde  # on which the run is
         self._run: Stepper | None = None
         self._begin: int | None = None
         self._first = 0  # number of the timestep that the run begins at
@@ -183,7 +183,7 @@ class SolverScheduler:
     @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the noise that sampling starts from, at the first time of a run that is prepared."""
-        if self.unit_noise or self._says.is_flow:  # pipelines of flow matching start from noise as it is
+        if self.unit_noise or self._convention.is_flow:  # pipelines of flow matching start from noise as it is
             return 1.0
         return float(self._sde.prior_transform(torch.ones(()), self._start))
 
@@ -257,7 +257,7 @@ class SolverScheduler:
 
     def _times_of(self, labels: Tensor) -> Tensor:
         """The times (B,) in float64 of timesteps (B,): the run's own where they are among them."""
-        times = self._says.time_of(labels)
+        times = self._convention.time_of(labels)
         if self._run is None or not len(self.timesteps):
             return times
 
@@ -299,7 +299,7 @@ class SolverScheduler:
                 cannot run.
         """
         self._check_arguments(timesteps, sigmas, mu)
-        says = self._says
+        convention = self._convention
         given = timesteps if timesteps is not None else sigmas
         n = num_inference_steps
         if given is not None:
@@ -310,11 +310,11 @@ class SolverScheduler:
         distilled = self._distilled(self._solver, original_inference_steps, given is not None)
         t_start = self._first_time(strength, distilled, given is not None)
 
-        sde = says.sde
+        sde = convention.sde
         if self.grid == "scheduler" or (self.grid is None and given is not None):
             # Times of a setting's own grid make room for those that are given.
             self._solver = _without_grid(self._solver)
-            labels = timesteps if given is not None else _own_timesteps(says, n, mu)
+            labels = timesteps if given is not None else _own_timesteps(convention, n, mu)
             times = self._given_times(labels, sigmas, mu)
             run, sde = self._at_given(times)
         else:
@@ -326,7 +326,7 @@ class SolverScheduler:
 
     def _prepare(self, run: Stepper, sde: LinearSDE, device: torch.device | str | None) -> None:
         """Make a run on a process the one that the pipeline drives."""
-        says = self._says
+        convention = self._convention
         self._run = run
         self._sde = sde
         self._start = run.program.times[0]
@@ -334,21 +334,21 @@ class SolverScheduler:
         self._first = 0
         self._all_times = run.times
 
-        label = says.time_label(torch.tensor(run.times, dtype=torch.float64))
+        label = convention.time_label(torch.tensor(run.times, dtype=torch.float64))
         dtype = torch.float32 if label.is_floating_point() else label.dtype
         self.timesteps = label.to(device=device, dtype=dtype)
         self.num_inference_steps = len(run.times)
-        self._to_data = [node.convert(says.prediction, "data") for node in sde.nodes(run.times)]
+        self._to_data = [node.convert(convention.prediction, "data") for node in sde.nodes(run.times)]
 
     def _check_arguments(
         self, timesteps: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
     ) -> None:
         if timesteps is not None and sigmas is not None:
             raise ValueError("give timesteps= or sigmas=, not both")
-        says = self._says
-        if mu is not None and not says.is_flow:
-            raise ValueError(f"mu={mu} is a shift of flow matching's times, and this is {says.sde!r}")
-        dynamic = bool(says.config.get("use_dynamic_shifting"))
+        convention = self._convention
+        if mu is not None and not convention.is_flow:
+            raise ValueError(f"mu={mu} is a shift of flow matching's times, and this is {convention.sde!r}")
+        dynamic = bool(convention.config.get("use_dynamic_shifting"))
         if dynamic and mu is None and self.grid is None and timesteps is None:
             raise ValueError("the configuration has use_dynamic_shifting=True: pass mu=, as a pipeline does")
 
@@ -356,11 +356,11 @@ class SolverScheduler:
         self, n: int | None, asked: int | None, distilled: Distilled | None, mu: float | None, t_start: float | None
     ) -> Stepper:
         """The run on a grid: the scheduler's own, else that of a distillation, a shift, or the solver."""
-        sde = self._says.sde
+        sde = self._convention.sde
         grid: Any = self.grid
         if grid is None:
             grid = distilled
-            shifted = self._shifted(mu) if self._says.is_flow else None
+            shifted = self._shifted(mu) if self._convention.is_flow else None
             if shifted is not None:
                 grid = shifted
                 self._solver = _without_grid(self._solver)
@@ -376,20 +376,21 @@ class SolverScheduler:
         """The solver, or the default of the scheduler that the network was trained with."""
         if self.solver is not None:
             return self.solver
-        trained_with = str(self._says.config.get("_class_name"))
-        return FEW_STEPS.get(trained_with) or default_setting(self._says.sde, nfe)
+        trained_with = str(self._convention.config.get("_class_name"))
+        return FEW_STEPS.get(trained_with) or default_setting(self._convention.sde, nfe)
 
     def _distilled(self, solver: Solver | Setting, asked: int | None, given: bool) -> Distilled | None:
         """The timesteps of a distillation, for solvers of few steps whose grid is left to them."""
-        few = isinstance(solver, Solver) and "distilled" in solver.grids and self.grid is None and not given
-        if asked is not None and not few:
+        by_solver = self.grid is None and not given
+        applies = isinstance(solver, Solver) and "distilled" in solver.grids and by_solver
+        if asked is not None and not applies:
             raise ValueError(
                 f"original_inference_steps={asked} goes with a solver of few steps on its own timesteps, such as "
                 f"'lcm', and this run has the solver {solver} and the grid {self.grid if self.grid else 'given'}"
             )
-        if not few or self._says.is_flow:
+        if not applies or self._convention.is_flow:
             return None
-        steps = self._says.config.get("original_inference_steps", 50) if asked is None else asked
+        steps = self._convention.config.get("original_inference_steps", 50) if asked is None else asked
         return Distilled(check_integer("original_inference_steps", steps, least=1))
 
     def _first_time(self, strength: float, distilled: Distilled | None, given: bool) -> float | None:
@@ -397,10 +398,10 @@ class SolverScheduler:
         strength = number("strength", strength, above=0, most=1)
         if strength == 1:
             return None
-        if self._says.is_flow or given or not isinstance(self.grid, GridRule | str | None):
+        if self._convention.is_flow or given or not isinstance(self.grid, GridRule | str | None):
             raise ValueError(f"strength={strength} goes with a table whose timesteps are left to the solver")
 
-        n = self._says.n
+        n = self._convention.n
         timesteps = n if distilled is None else distilled.original_steps
         entries = int(timesteps * strength) * (n // timesteps)
         if not entries:
@@ -415,12 +416,12 @@ class SolverScheduler:
         nfe: int | None = None,
         t_start: float | None = None,
     ) -> Stepper:
-        whole = isinstance(grid, GridRule | str | None) and self._says.is_flow
+        whole = isinstance(grid, GridRule | str | None) and self._convention.is_flow
         return stepper(
             solver,
             sde,
             grid,
-            prediction=self._says.prediction,
+            prediction=self._convention.prediction,
             nfe=nfe,
             # Pipelines of flow matching start from noise alone, whatever the grid.
             t_start=sde.T if whole else t_start,
@@ -430,7 +431,7 @@ class SolverScheduler:
 
     def _shifted(self, mu: float | None) -> Shifted | None:
         """The grid that the configuration of a flow matching asks for, if any."""
-        config = self._says.config
+        config = self._convention.config
         if mu is not None and config.get("use_dynamic_shifting"):
             if config.get("time_shift_type", "exponential") == "linear":
                 return Shifted(mu)
@@ -442,32 +443,32 @@ class SolverScheduler:
         self, labels: Sequence[float] | None, sigmas: Sequence[float] | None, mu: float | None
     ) -> list[float]:
         """Times of given timesteps or noise levels."""
-        says = self._says
+        convention = self._convention
         if labels is not None:
-            t = says.time_of(torch.as_tensor(labels, dtype=torch.float64).reshape(-1))
+            t = convention.time_of(torch.as_tensor(labels, dtype=torch.float64).reshape(-1))
             return [float(value) for value in t]
 
         levels = torch.as_tensor(sigmas, dtype=torch.float64).reshape(-1)
         if len(levels) > 1 and float(levels[-1]) == 0:
             levels = levels[:-1]
-        return self._shifted_times(levels, mu) if says.is_flow else _times_of_levels(says.sde, levels)
+        return self._shifted_times(levels, mu) if convention.is_flow else _times_of_levels(convention.sde, levels)
 
     def _shifted_times(self, t: Tensor, mu: float | None) -> list[float]:
         """The times of a flow matching shifted as the configuration says."""
         shift = self._shifted(mu)
         factor = 1.0 if shift is None else shift.shift
         if shift is None and self.solver is None:
-            factor = float(self._says.config.get("shift") or 1.0)
+            factor = float(self._convention.config.get("shift") or 1.0)
         return [float(value) for value in factor * t / (1 + (factor - 1) * t)]
 
     def _at_given(self, times: list[float]) -> tuple[Stepper, LinearSDE]:
         """The run at given times, on flow matching from t = 1 where that can be."""
-        sde = self._says.sde
+        sde = self._convention.sde
         if self.final != "denoise" and times[-1] > sde.eps and not same_time(times[-1], sde.eps):
             times = [*times, sde.eps]  # the network is called at each of the given times, and the state is one behind
 
         first, *others = times
-        if self._says.is_flow and self.T is None and first > sde.T:
+        if self._convention.is_flow and self.T is None and first > sde.T:
             pure = RectifiedFlowSDE(T=1.0, eps=min(1e-3, times[-1]))
             try:
                 return self._stepper(self._solver, pure, [min(first, 1.0), *others]), pure
@@ -511,7 +512,7 @@ class SolverScheduler:
 
         if not run.taken:
             run.start(sample, generator)
-        output = self._says.output(model_output, sample)
+        output = self._convention.output(model_output, sample)
         state = run.step(output, run.times[run.taken], sample)
         if return_dict:
             return SchedulerOutput(state)
@@ -562,21 +563,21 @@ def options_as_json(scheduler: SolverScheduler) -> JsonObject:
     return {name: spec(value) for name, value in values.items() if value is not defaults[name]}
 
 
-def _own_timesteps(says: Convention, n: int | None, mu: float | None) -> list[float]:
+def _own_timesteps(convention: Convention, n: int | None, mu: float | None) -> list[float]:
     """The timesteps that the scheduler of a configuration takes itself."""
     try:
         import diffusers
     except ImportError as error:
         raise ImportError('grid="scheduler" asks the scheduler itself: pip install diffusers') from error
 
-    name = says.config.get("_class_name")
+    name = convention.config.get("_class_name")
     kind: Any = getattr(diffusers, str(name), None)
     if kind is None:
         raise ValueError(f'grid="scheduler" needs one of diffusers\' schedulers, got a configuration of {name!r}')
-    theirs = kind.from_config({key: value for key, value in says.config.items() if key != OWN})
-    theirs.set_timesteps(n, **({} if mu is None else {"mu": mu}))
-    levels = dict.fromkeys(theirs.timesteps.double().tolist())  # schedulers of several stages name them twice
-    return sorted(levels, reverse=True)
+    scheduler = kind.from_config({key: value for key, value in convention.config.items() if key != OWN})
+    scheduler.set_timesteps(n, **({} if mu is None else {"mu": mu}))
+    timesteps = set(scheduler.timesteps.double().tolist())  # schedulers of several stages name them twice
+    return sorted(timesteps, reverse=True)
 
 
 def _of_diffusers() -> Any:

@@ -62,10 +62,10 @@ class Metric:
 
     Attributes:
         measure: the function.
-        labels: of its numbers, by name, for tables; what else it returns, such as a standard error, is in rows only.
-        fid_label: what the literature calls its one number with Inception features.
+        labels: table headings of its numbers by name; numbers without one, such as a standard error, are in rows only.
+        fid_label: heading of its only number where the features are those of Inception.
         statistics: whether the reference's mean and covariance are enough.
-        least: how few samples there can be.
+        least: smallest number of samples.
     """
 
     measure: Callable[[Tensor, Reference], dict[str, float]]
@@ -270,7 +270,8 @@ def bench(
         ([6, 6], ['sliced'])
     """
     _pyplot()  # what is missing is said before the work is done
-    model = load_model(model) if isinstance(model, str) else model
+    if isinstance(model, str):
+        model = load_model(model)
     options = RunOptions() if run is None else run
     if not isinstance(options, RunOptions):
         raise TypeError(f"run must be RunOptions, got {described(run)}")
@@ -287,7 +288,9 @@ def bench(
             raise ValueError(f"a benchmark runs in one process, not in {team.size}")
 
         task = _Task.of(model, team, features, reference, metrics, n, options.batch)
-        other_real = load_reference(baseline, task.extractor, model.shape, task.levels) if baseline else None
+        other_real = None
+        if baseline:
+            other_real = load_reference(baseline, task.extractor, model.shape, task.levels)
         protocol = task.protocol | {"device": team.device.type, "versions": versions()}
         for path, other in others.items():
             _require_comparable(protocol, other.protocol, path)
@@ -298,13 +301,12 @@ def bench(
         with Store(out / "cells", settings) as store:
             shards = _Shards(store)
             # The baseline comes first: data too few for a metric are refused before anything is drawn.
-            known = {} if other_real is None else task.baseline(other_real, shards)
+            known = {}
+            if other_real is not None:
+                known = task.baseline(other_real, shards)
 
-            rows = []
-            for cell in _bar(_cells(entries, budgets, repetitions), options.progress):
-                rows.append(task.row(cell, shards, out / "samples", team, options.keep_samples))
-            if not any(row["definition"] for row in rows):
-                raise ValueError(f"there is nothing to show: {rows[0]['note']}")
+            cells = _cells(entries, budgets, repetitions)
+            rows = _rows(task, cells, shards, out / "samples", team, options)
             store.finish(shards.names)
 
     if not options.keep_samples:
@@ -312,6 +314,18 @@ def bench(
     result = BenchResult(protocol, tuple(rows), known)
     _write(result, others, out)
     return result
+
+
+def _rows(
+    task: _Task, cells: Sequence[_Cell], shards: _Shards, samples: Path, team: Team, options: RunOptions
+) -> list[JsonObject]:
+    """Rows of all cells, of which at least one has numbers."""
+    rows = []
+    for cell in _bar(cells, options.progress):
+        rows.append(task.row(cell, shards, samples, team, options.keep_samples))
+    if not any(row["definition"] for row in rows):
+        raise ValueError(f"there is nothing to show: {rows[0]['note']}")
+    return rows
 
 
 def _sources(
@@ -404,10 +418,7 @@ class _Task:
 
         chosen = _metrics(metrics, real)
         n = check_integer("n", n, kind=Integral)
-        for name in chosen:
-            least = METRICS[name].least
-            if n < least:
-                raise ValueError(f"the metric {name!r} takes at least {least} samples, got n={n}")
+        _require_enough(chosen, n)
 
         model.to(team.device)
         classes = None if model.n_classes is None else list(range(model.n_classes))
@@ -563,11 +574,19 @@ def black_white(model: Model) -> tuple[float, float]:
     return lo + half, hi - half
 
 
-def _require_comparable(here: JsonMapping, there: JsonMapping, path: str) -> None:
+def _require_enough(metrics: Sequence[str], n: int) -> None:
+    """Refuse fewer samples than a metric takes."""
+    for name in metrics:
+        least = METRICS[name].least
+        if n < least:
+            raise ValueError(f"the metric {name!r} takes at least {least} samples, got n={n}")
+
+
+def _require_comparable(protocol: JsonMapping, other: JsonMapping, path: str) -> None:
     """Refuse to show numbers beside one another that are not of the same kind."""
     for key in ("n", "metrics", "features", "reference"):
-        if here[key] != there[key]:
-            raise ValueError(f"{path} does not compare: its {key} is {there[key]}, here it is {here[key]}")
+        if protocol[key] != other[key]:
+            raise ValueError(f"{path} does not compare: its {key} is {other[key]}, here it is {protocol[key]}")
 
 
 def _integers(name: str, values: Iterable[int], least: int) -> tuple[int, ...]:
@@ -656,10 +675,16 @@ def _table(name: str, results: Mapping[str, BenchResult]) -> Iterable[str]:
             cells = [_shown(result.values(solver, budget, name)) for budget in budgets]
             yield f"| {_legend(solver, source)} | {' | '.join(cells)} |"
 
-    if known := first.baseline:
-        value = _shown([known["metrics"][name]])
+    if first.baseline:
         yield ""
-        yield f"{known['name']}, {known['n']} real images: {value}."
+        yield _baseline(first, name)
+
+
+def _baseline(result: BenchResult, name: str) -> str:
+    """The same number of the baseline's real data."""
+    known = result.baseline
+    value = _shown([known["metrics"][name]])
+    return f"{known['name']}, {known['n']} real images: {value}."
 
 
 def _title(name: str, result: BenchResult) -> str:
@@ -718,7 +743,8 @@ def _draw(results: Mapping[str, BenchResult], path: Path) -> None:
 
     axes.flat[0].legend(fontsize=7, frameon=False, loc="upper right")
     about = first.protocol
-    figure.suptitle(f"{about['model']}, {about['n']} samples, features {about['features']['name']}", fontsize=10)
+    features = about["features"]["name"]
+    figure.suptitle(f"{about['model']}, {about['n']} samples, features {features}", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

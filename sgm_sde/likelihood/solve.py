@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.kept import kept
+from sgm_sde._utils.cache import cached
 from sgm_sde._utils.shapes import as_time, dot, expand
 from sgm_sde.engine.adaptive import Active, Attempt, Controller, EmbeddedStepper, integrate_adaptive
 from sgm_sde.engine.executor import Evaluator, execute
@@ -220,7 +220,7 @@ def fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
     return _fixed_grid(sde, *options)
 
 
-@kept(maxsize=64)
+@cached(maxsize=64)
 def _fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
     return GridFlow(sde, *options)
 

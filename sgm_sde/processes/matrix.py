@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import require_floating
-from sgm_sde._utils.kept import kept
 from sgm_sde._utils.shapes import Time, as_time, cpu_float64, expand, flat
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.node import Coefficient
@@ -682,7 +682,7 @@ class _IntegratedSDE(MatrixSDE):
         return self._at(self.G, t)
 
 
-@kept(maxsize=4096)
+@cached(maxsize=4096)
 def _integrated(sde: MatrixSDE, s: float, t: float, pull: float, noise: float) -> tuple[np.ndarray, np.ndarray]:
     from scipy.integrate import solve_ivp
 
@@ -714,7 +714,7 @@ def _moment_equations(
     return slope
 
 
-@kept(maxsize=16)
+@cached(maxsize=16)
 def _rotations(sde: MatrixSDE) -> Callable[[npt.NDArray[np.float64]], np.ndarray]:
     """R as a function of log t, from the Cholesky factor at T back to early times."""
     from scipy.integrate import solve_ivp

@@ -271,8 +271,8 @@ def likelihood(
     model = load_model(model) if isinstance(model, str) else model
     given = {"n_levels": n_levels, "data_range": data_range, "dequantize": dequantize, **options}
     given = {name: value for name, value in given.items() if value is not None}
-    settled: JsonObject = model.likelihood_options(None, given)
-    n_levels, data_range, dequantize = (settled.pop(name) for name in ("n_levels", "data_range", "dequantize"))
+    resolved: JsonObject = model.likelihood_options(None, given)
+    n_levels, data_range, dequantize = (resolved.pop(name) for name in ("n_levels", "data_range", "dequantize"))
     assert n_levels is not None and data_range is not None and dequantize is not None
 
     _check_images(model, images, n_levels)
@@ -300,7 +300,7 @@ def likelihood(
             "repeats": repeats,
             "importance": importance,
             "dequantize": portable(spec(dequantize)),
-            **{name: portable(spec(value)) for name, value in settled.items()},
+            **{name: portable(spec(value)) for name, value in resolved.items()},
         }
 
         def work(first: int, last: int) -> Shard:
@@ -312,7 +312,7 @@ def likelihood(
             seeds = SampleSeeds(seed, range(first, last))
             result = bits_per_dim(
                 model.score, sde, x, n_levels=n_levels, data_range=data_range, repeats=repeats, importance=importance,
-                dequantize=dequantize, model_kwargs=conditions, seed=seeds, **settled,
+                dequantize=dequantize, model_kwargs=conditions, seed=seeds, **resolved,
             )  # fmt: skip
             values = {"bits_per_dim": result.per_image, "draws": result.repeats.T}
             return values, {"nfe": result.nfe, "protocol": result.protocol}
@@ -525,14 +525,14 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
     started = time.perf_counter()
     cuts = _cuts(job.n, job.batch, job.sample_bytes)
     k, n_parts = _part(part)
-    mine = range(k, len(cuts), n_parts)
-    total = sum(cuts[k][1] - cuts[k][0] for k in mine)
+    shards = range(k, len(cuts), n_parts)
+    total = sum(cuts[k][1] - cuts[k][0] for k in shards)
 
     with _open(team, folder, job, apart=part is not None) as store, _progress(team, total, job, progress) as update:
 
         def do(piece: int) -> None:
-            cut = cuts[mine[piece]]
-            name = _name(mine[piece])
+            cut = cuts[shards[piece]]
+            name = _name(shards[piece])
             entry = store.find(name)
             if entry is None or not _holds(entry, cut):
                 tensors, info = job.shard(*cut, update)
@@ -542,15 +542,15 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
                 update(cut[1] - cut[0], True)
             team.report(piece, json.dumps([entry.sha256, entry.bytes, entry.info]))
 
-        for piece in team.take(len(mine)):
+        for piece in team.take(len(shards)):
             do(piece)
-        for piece in team.left_over(len(mine), update):
+        for piece in team.left_over(len(shards), update):
             do(piece)
         update()
 
         result: JsonObject = {}
         if team.rank == 0 and part is None:
-            result = _complete(store, job.command, _reported(team, mine))
+            result = _complete(store, job.command, _reported(team, shards))
         found = team.count("found")
 
         # The others wait here: none leaves before the manifest is written.
@@ -559,7 +559,7 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
         else:
             team.hear("complete")
 
-    n_batches = sum(_n_batches(cuts[k], job.batch) for k in mine)
+    n_batches = sum(_n_batches(cuts[k], job.batch) for k in shards)
     return Report(folder, total, n_batches, found, time.perf_counter() - started, result)
 
 

@@ -160,8 +160,8 @@ class Store:
     def _adopt(self, found: JsonObject) -> bool:
         """Continue with what is in the folder, with its own measurements; whether nothing of it changes."""
         _refuse_others(self.folder, found, self._contents, self._growing)
-        mine = self._contents["settings"]
-        grown = {name: mine[name] for name in self._growing}
+        settings = self._contents["settings"]
+        grown = {name: settings[name] for name in self._growing}
         same = all(found["settings"].get(name) == value for name, value in grown.items())
         if not same and "shards" in found:
             self._refuse_fewer(found["settings"], grown)

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.kept import kept
+from sgm_sde._utils.cache import cached
 from sgm_sde._utils.shapes import dot, flat
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.processes.linear import LinearNode, LinearSDE
@@ -81,7 +81,7 @@ def _converted(node: LinearNode, prediction: str, target: str) -> tuple[float, f
     return (c_x, c_r) if math.isfinite(c_x) and math.isfinite(c_r) else (math.inf, math.inf)
 
 
-@kept(maxsize=64)
+@cached(maxsize=64)
 def _looks(sde: LinearSDE, times: tuple[float, ...], prediction: str) -> Mapping[float, Look]:
     n = len(times) - 1
     at = sorted({0} | {n - 2**j for j in range(n.bit_length()) if 2**j <= n})

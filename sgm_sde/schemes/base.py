@@ -11,8 +11,8 @@ from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
+from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import FAR, describe_argument, settle, stochasticity, unknown
-from sgm_sde._utils.kept import kept
 from sgm_sde._utils.value import Value
 from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
@@ -374,7 +374,7 @@ class EtaSolver(Solver):
         return 1 if self.eta else None
 
 
-@kept(maxsize=64, holders=(0, 1))
+@cached(maxsize=64, holders=(0, 1))
 def _cached(solver: Solver, sde: SDE, grid: Grid) -> Program:
     return compile_program(solver, sde, grid.times)
 

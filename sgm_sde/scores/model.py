@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import arguments
-from sgm_sde._utils.kept import kept
 from sgm_sde._utils.tree import Arguments, Conditions
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.lowering import Plan, lower
@@ -231,7 +231,7 @@ def checked_conversion(
     return c_x, c_r
 
 
-@kept(maxsize=64, holders=(2,))
+@cached(maxsize=64, holders=(2,))
 def _plan(program: Program, source: str, sde: SDE) -> Plan:
     nodes = sde.nodes([stage.t for stage in program.stages])
     conversions = [

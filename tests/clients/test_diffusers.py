@@ -196,7 +196,7 @@ def test_a_saved_pipeline_loads(tmp_path: Path) -> None:
     assert diffusers.UniPCMultistepScheduler in scheduler.compatibles
     flow = SolverScheduler(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "ddim")
     assert flow.compatibles[0].__name__.startswith("FlowMatch")
-    assert SolverScheduler.from_config(flow.config)._says.is_flow
+    assert SolverScheduler.from_config(flow.config)._convention.is_flow
     assert diffusers.FlowMatchEulerDiscreteScheduler.from_config(flow.config).config.shift == 3.0
     diffusers.DDPMPipeline.from_pretrained(tmp_path, scheduler=scheduler)
 

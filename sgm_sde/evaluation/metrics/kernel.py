@@ -52,26 +52,40 @@ def kernel_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> KernelR
     n = len(x)
     m = len(y)
     own_x = _row_sums(x, x, skip=True)
-    cross_x = _row_sums(x, y)
     own_y = _row_sums(y, y, skip=True)
+    cross_x = _row_sums(x, y)
     cross_y = _row_sums(y, x)
 
     # Means of the kernel over pairs of different rows of x, of y, and over pairs of x and y.
     xx = own_x.sum() / (n * (n - 1))
     yy = own_y.sum() / (m * (m - 1))
     xy = cross_x.sum() / (n * m)
+    value = float(xx + yy - 2 * xy)
 
-    # The same without one row of x, for each of them; then of y.
-    xx_left = (own_x.sum() - 2 * own_x) / ((n - 1) * (n - 2))
-    xy_left = (cross_x.sum() - cross_x) / ((n - 1) * m)
-    without_x = xx_left + yy - 2 * xy_left
+    without_x = _without_each(own_x, cross_x, m, yy)
+    without_y = _without_each(own_y, cross_y, n, xx)
+    variance = _jackknife(without_x) + _jackknife(without_y)
+    return KernelResult(value, math.sqrt(variance), (n, m), x.shape[1], features)
 
-    yy_left = (own_y.sum() - 2 * own_y) / ((m - 1) * (m - 2))
-    yx_left = (cross_y.sum() - cross_y) / ((m - 1) * n)
-    without_y = yy_left + xx - 2 * yx_left
 
-    jackknife = [float(left.var(correction=0)) * (len(left) - 1) for left in (without_x, without_y)]
-    return KernelResult(float(xx + yy - 2 * xy), math.sqrt(sum(jackknife)), (n, m), x.shape[1], features)
+def _without_each(own: Tensor, cross: Tensor, m: int, other: Tensor) -> Tensor:
+    """MMD^2 without one of n rows, for each of them.
+
+    Args:
+        own: sums of the kernel of each row with the others of its set, (n,).
+        cross: its sums with the m rows of the other set, (n,).
+        m: number of these.
+        other: mean of the kernel over pairs of different rows of the other set.
+    """
+    n = len(own)
+    xx = (own.sum() - 2 * own) / ((n - 1) * (n - 2))
+    xy = (cross.sum() - cross) / ((n - 1) * m)
+    return xx + other - 2 * xy
+
+
+def _jackknife(values: Tensor) -> float:
+    """The jackknife's variance of an estimate, from its values without one row each."""
+    return float(values.var(correction=0)) * (len(values) - 1)
 
 
 def _row_sums(x: Tensor, y: Tensor, skip: bool = False) -> Tensor:

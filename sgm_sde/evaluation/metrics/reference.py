@@ -197,16 +197,24 @@ def _data(path: Path, extractor: Extractor, shape: tuple[int, ...]) -> Tensor:
         wanted = "8-bit images (uint8)" if extractor.images else "floating-point samples"
         raise ValueError(f"{path} must hold {wanted} for the features {extractor.name}, got {data.dtype}")
 
-    found = tuple(data.shape[1:])
-    if found == shape:
-        return data
     if extractor.images and len(shape) == 3:
-        channels, height, width = shape
-        if channels == 1 and found in ((height, width), (height, width, 1)):
-            return data.reshape(-1, *shape)
-        if found == (height, width, channels):
-            return data.permute(0, 3, 1, 2).contiguous()
-    raise ValueError(f"{path} holds samples of shape {found}, the model's have {shape}")
+        data = _channels_first(data, shape)
+    if data.shape[1:] != shape:
+        raise ValueError(f"{path} holds samples of shape {tuple(data.shape[1:])}, the model's have {shape}")
+    return data
+
+
+def _channels_first(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Images (n, H, W, C) or, of one channel, (n, H, W) as (n, C, H, W); others as they are."""
+    channels, height, width = shape
+    found = images.shape[1:]
+    if found == shape:
+        return images
+    if channels == 1 and found in ((height, width), (height, width, 1)):
+        return images.reshape(-1, *shape)
+    if found == (height, width, channels):
+        return images.permute(0, 3, 1, 2).contiguous()
+    return images
 
 
 # Data by name, in [-1, 1], and statistics by name, with the name of their extractor.

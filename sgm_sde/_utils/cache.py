@@ -1,4 +1,4 @@
-"""Results that are kept for the next call, without keeping anyone's network alive."""
+"""A cache of functions' results that keeps no network alive."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def kept(maxsize: int, holders: tuple[int, ...] = (0,)) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Keeps what a function returns, by its arguments, as `functools.lru_cache` does.
+def cached(maxsize: int, holders: tuple[int, ...] = (0,)) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A cache of a function's results by its arguments, like `functools.lru_cache`, that keeps no network alive.
 
-    A process or solver may hold a function, and with it a network: what is kept for such an argument is kept in it, and
-    goes with it. Arguments that cannot be told apart by their hash are computed anew.
+    A process or solver may hold a function, and with it a network: the results for such an argument are stored in the
+    argument itself, and are freed with it. Nothing is stored for arguments that are not hashable.
 
     Args:
         maxsize: number of results.
         holders: positions of the arguments that may hold a function.
 
     Examples:
-        >>> @kept(maxsize=2)
+        >>> @cached(maxsize=2)
         ... def double(x):
         ...     print("computed")
         ...     return 2 * x
@@ -42,7 +42,7 @@ def kept(maxsize: int, holders: tuple[int, ...] = (0,)) -> Callable[[Callable[P,
             if owner is None:
                 return shared(*args)
             try:
-                results = vars(owner).setdefault("_kept", {})
+                results = vars(owner).setdefault("_cached", {})
             except TypeError:  # slots
                 return function(*args, **kwargs)
             key = (function, *(value for value in args if value is not owner))

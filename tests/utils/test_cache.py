@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from sgm_sde._utils.kept import kept
+from sgm_sde._utils.cache import cached
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.schemes.base import _cached
 
@@ -69,7 +69,7 @@ def test_what_is_kept_has_a_limit() -> None:
     class Holder:
         pass
 
-    @kept(maxsize=2)
+    @cached(maxsize=2)
     def compute(holder: Any, k: int) -> int:
         calls.append(k)
         return k
