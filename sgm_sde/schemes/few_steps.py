@@ -85,7 +85,8 @@ class TCD(Solver):
        x' = \frac{\alpha'}{\alpha_s} x_s + \sqrt{\sigma'^2 - \Bigl(\frac{\alpha'\sigma_s}{\alpha_s}\Bigr)^2}\;z $$
 
     $\gamma = 0$ is DDIM and $\gamma = 1$ `Consistency()`. On a network's table s is the entry whose number, from 0, is
-    $1 - \gamma$ times that of $t'$, rounded down. One network call per step; no order is claimed.
+    $1 - \gamma$ times that of $t'$, rounded down, so that $\gamma = 1$ goes down to the first entry. One network call
+    per step; no order is claimed.
 
     Args:
         gamma: in [0, 1]; the paper takes 0.3.
@@ -117,10 +118,10 @@ class TCD(Solver):
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
-        if self.gamma in (0.0, 1.0):
-            return renoised(k, self.gamma)
-        below = k.below(self._below(k))
-        kept = below.noise_level / k.end.noise_level
+        if not self.gamma:
+            return renoised(k, 0.0)
+        s = self._below(k)
+        kept = k.below(s).noise_level / k.end.noise_level if s else 0.0
         return renoised(k, math.sqrt(1 - kept**2))
 
     def _below(self, k: Step) -> float:

@@ -385,6 +385,22 @@ def test_few_steps_on_their_own_timesteps(name: str, steps: int, prediction: str
         assert apart(res.x, expected) < 1e-5
 
 
+@pytest.mark.parametrize("steps", [2, 5, 12])
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_shares_of_noise_of_trajectory_consistency(gamma: float, steps: int, our_noise: Any) -> None:
+    """TCD's gamma is the `eta` of their step; s is the same entry of the table."""
+    theirs = diffusers.TCDScheduler(**BETAS)
+    net = lambda x, t: torch.tanh(x + t.reshape(-1, 1, 1, 1) / 1000)  # noqa: E731
+    theirs.set_timesteps(steps)
+    our_noise(7, 3, 1.0)
+    x = x_T = noise((3, 2, 4, 4), 0)
+    for t in theirs.timesteps:
+        x = theirs.step(net(x, t.expand(3)), t, x, eta=gamma, return_dict=False)[0]
+    score, sde = from_diffusers(net, theirs)
+    res = sg.sample(score, sde, x_T=x_T, nfe=steps, solver=sg.schemes.TCD(gamma), seed=7, final="none")
+    assert apart(res.x, x) < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["", "Img2Img"])
 def test_pipelines_of_latent_consistency(kind: str, our_noise: Any) -> None:
     """Four steps from noise, or from an image, through diffusers' own pipeline, whose result is the last data."""
