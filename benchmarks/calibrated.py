@@ -518,7 +518,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--names", default="", help="beds whose name contains this")
     parser.add_argument("--budgets", type=lambda text: [int(n) for n in text.split(",")], default=list(BUDGETS))
     parser.add_argument("--noises", type=int, default=NOISES)
-    parser.add_argument("--without", default="-", help="no beds whose name contains one of these words, with commas")
+    parser.add_argument("--without", default="", help="no beds whose name contains one of these words, with commas")
     parser.add_argument("--part", default="0/1", help="K/N: every N-th bed, from K")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no bed later than that")
     parser.add_argument("--shipped", action="store_true", help="distances of the tables that ship, without a fit")
@@ -531,7 +531,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         chosen = [
             bed
             for bed in beds.load(args.half, args.family, args.names)
-            if not any(word in bed.name for word in args.without.split(","))
+            if not any(word in bed.name for word in args.without.split(",") if word)
         ]
         # Families and processes mixed, so that what is measured first is like the rest.
         for bed in sorted(chosen, key=lambda bed: bed.hash)[k::parts]:
