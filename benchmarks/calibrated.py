@@ -57,6 +57,7 @@ from sgm_sde.sampling.trials import REFERENCE
 
 BUDGETS = (4, 5, 6, 8, 10, 12)
 NOISES = 64
+VARIED = (16, 64, 256)  # noises of the cost curve
 HELD_OUT = 128
 FURTHER = 256  # noises beside those of a bed, of which it has 2 to 128
 SEED = 1
@@ -140,7 +141,7 @@ def frozen_setting(bed: Bed, nfe: int) -> tuple[Any, Any]:
     """Solver and grid with the least error on the bed's noises, of the frozen registry."""
     name = frozen()[bed.name]["best"][str(nfe)]["by"]
     best = next(candidate for candidate in candidates() if str(candidate) == name)
-    return best.build(), best.grid
+    return best.build(), best.grid or bed.sde.default_grid
 
 
 def gits_levels(bed: Bed, budgets: Sequence[int]) -> dict[int, list[float]]:
@@ -509,6 +510,46 @@ def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def costs() -> dict[tuple[str, int], list[tuple[int, int, float]]]:
+    """By bed and budget: noises of the fit, samples the network evaluated for it, and the error; where N was varied."""
+    found: dict[tuple[str, int], list[tuple[int, int, float]]] = {}
+    for bed in beds.load("report"):
+        rows = {noises: rows_of(bed, noises) for noises in VARIED}
+        for noises, row in rows.items():
+            if row is None or sum(known is not None for known in rows.values()) < 2:
+                continue
+            for nfe, cells in row["budgets"].items():
+                evals = cells["network_evals"] + cells["shared_evals"]
+                found.setdefault((bed.name, int(nfe)), []).append((noises, evals, cells["error"]))
+    return {key: values for key, values in found.items() if len(values) > 1}
+
+
+def draw_costs(path: Path) -> None:
+    """Error against the samples that the network evaluated for the fit, one line a bed and budget."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = costs()
+    names = list(dict.fromkeys(name for name, _ in found))
+    figure, axes = plt.subplots(1, max(1, len(names)), figsize=(4.4 * max(1, len(names)), 3.6), squeeze=False)
+    for name, axis in zip(names, axes.flat, strict=False):
+        for style, (nfe, values) in zip(
+            ("-", "--", ":"), [(n, v) for (of, n), v in found.items() if of == name], strict=False
+        ):
+            _, evals, errors = zip(*values, strict=True)
+            axis.plot(evals, errors, style, marker="o", markersize=4, color="black", label=f"{nfe} calls")
+            for noises, x, y in values:
+                axis.annotate(f"N = {noises}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
+        axis.set(xscale="log", yscale="log", title=name, xlabel="samples evaluated for the fit")
+        axis.legend(frameon=False, fontsize=8)
+    axes.flat[0].set_ylabel("error / standard deviation of the data")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -555,7 +596,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = "\n".join(tables(half) for half in beds.HALVES if measured(half))
         (args.out / "calibrated.md").write_text(text)
         draw(measured("report") or measured("choose"), args.out / "calibrated.png")
-        sys.stdout.write(f"{text}\nWritten to {args.out}: calibrated.md, calibrated.png\n")
+        draw_costs(args.out / "calibrated_cost.png")
+        sys.stdout.write(f"{text}\nWritten to {args.out}: calibrated.md, calibrated.png, calibrated_cost.png\n")
 
 
 if __name__ == "__main__":
