@@ -209,6 +209,11 @@ def _checked(value: object, name: str = "a seed", bits: int = 64) -> int:
     return index
 
 
+def _joined(halves: np.ndarray) -> Words:
+    """Rows (n, k) of words from their halves (n, 2, k) of 32 bits."""
+    return halves.reshape(len(halves), -1).view(np.uint64)
+
+
 def _moved(z: np.ndarray, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
     """Numbers made on the host where and as they are wanted."""
     made = torch.from_numpy(z)
@@ -293,13 +298,17 @@ class NoiseStream:
     def _draw_ahead(self, shape: tuple[int, ...]) -> None:
         """The next few draws of few numbers together, one, then two, and so on: most of their time is starting."""
         self._ahead = []
-        seed, indices = self.seeds.seed, self.seeds.indices
-        n, d = len(indices), math.prod(shape[1:])
-        words_each = -(-d // 2)
-        most = AT_A_TIME // max(1, n * words_each)
-        if most < LEAST_AHEAD or shape[0] != n:
+        seed = self.seeds.seed
+        indices = self.seeds.indices
+        in_a_row = isinstance(indices, range) and indices.step == 1 and len(indices) > 0
+        if not (isinstance(seed, int) and in_a_row) or shape[0] != len(indices):
             return
-        if not (isinstance(seed, int) and isinstance(indices, range) and indices.step == 1 and n):
+
+        n = len(indices)
+        d = math.prod(shape[1:])
+        k = -(-d // 2)  # words of a sample
+        most = AT_A_TIME // max(1, n * k)
+        if most < LEAST_AHEAD:
             return
 
         count = min(self._many, most)
@@ -307,13 +316,13 @@ class NoiseStream:
         if count < 2:
             return
 
-        words = np.empty((count, n * words_each), dtype=np.uint64)
+        words = np.empty((count, n * k), dtype=np.uint64)
         for i, row in enumerate(words):
-            self._seek(seed, indices[0] * words_each, self.draw - 1 + i)
-            row[:] = self._run.words(n * words_each)
+            self._seek(seed, indices[0] * k, self.draw - 1 + i)
+            row[:] = self._run.words(n * k)
+
         z = np.empty((count * n, d), dtype=np.float32)
-        sines = z[:, words_each:] if d > words_each else None
-        self._box_muller(words.reshape(count * n, words_each), z[:, :words_each], sines)
+        self._box_muller(words.reshape(count * n, k), z[:, :k], z[:, k:] if d > k else None)
         self._ahead = list(z.reshape(count, *shape)[::-1])
         self._expected = self.draw
 
@@ -346,41 +355,58 @@ class NoiseStream:
 
         Nothing is kept: what a draw has at an element is made without what it has between others.
         """
-        of = np.broadcast_to(draws, shape[1:]).reshape(-1)
-        found = [int(draw) for draw in np.unique(draws) if draw >= 0]
-        if len(found) == 1 and bool((draws == found[0]).all()):
-            return self.at(found[0], shape, dtype, device)
+        different = [int(draw) for draw in np.unique(draws) if draw >= 0]
+        if len(different) == 1 and bool((draws == different[0]).all()):
+            return self.at(different[0], shape, dtype, device)
 
-        z = np.zeros((shape[0], len(of)), dtype=np.float32)
-        for draw in found:
-            (inside,) = np.nonzero(of == draw)
-            first, last = int(inside[0]), int(inside[-1]) + 1
-            if len(inside) == last - first:
-                self._fill_span(z[:, first:last], draw, len(of), first)
-            else:
-                whole = np.empty_like(z)
-                self._fill(whole, self.seeds, draw)
-                z[:, inside] = whole[:, inside]
+        draw_of = np.broadcast_to(draws, shape[1:]).reshape(-1)
+        d = len(draw_of)
+        z = np.zeros((shape[0], d), dtype=np.float32)
+        for draw in different:
+            (elements,) = np.nonzero(draw_of == draw)
+            first = int(elements[0])
+            last = int(elements[-1]) + 1
+            if len(elements) == last - first:
+                self._fill_span(z[:, first:last], draw, d, first)
+                continue
+
+            whole = np.empty_like(z)
+            self._fill(whole, self.seeds, draw)
+            z[:, elements] = whole[:, elements]
         return _moved(z.reshape(shape), dtype, device)
 
     def _fill_span(self, out: np.ndarray, draw: int, d: int, first: int) -> None:
         """Fill (B, m) with the elements from the first on of each sample's draw of d numbers."""
         parts, k = _layout(d)
+        size = 2 * k
         places = self.seeds.divided(parts)
+        samples = np.arange(len(out))
         last = first + out.shape[1]
-        for part in range(first // (2 * k), -(-last // (2 * k))):
-            start = 2 * k * part
-            a, b = max(first - start, 0), min(last - start, 2 * k)  # in the part: cosines up to k, then sines
-            low, high = (a, b) if b <= k else (a - k, b - k) if a >= k else (0, k)
-            rows = places if parts == 1 else places.select(np.arange(len(out)) * parts + part)
-            target = out[:, start + a - first : start + b - first]
-            for at, words in self._columns(rows, k, draw, low, high):
-                pairs = np.empty((2, *words.shape), dtype=np.float32)
-                self._box_muller(words, pairs[0], pairs[1] if b > k else None)
-                if a < k:
-                    target[at, : min(b, k) - a] = pairs[0][:, a - low : min(b, k) - low]
-                if b > k:
-                    target[at, max(k - a, 0) :] = pairs[1][:, max(a - k, 0) - low : b - k - low]
+        for part in range(first // size, -(-last // size)):
+            start = part * size
+            a = max(first - start, 0)
+            b = min(last - start, size)
+            rows = places if parts == 1 else places.select(samples * parts + part)
+            self._fill_part(out[:, start + a - first : start + b - first], rows, k, draw, a, b)
+
+    def _fill_part(self, out: np.ndarray, rows: SampleSeeds, k: int, draw: int, a: int, b: int) -> None:
+        """Fill (B, b - a) with the elements from a to b of rows of k cosines and then k sines."""
+        low, high = 0, k  # the pairs that are needed
+        if b <= k:
+            low, high = a, b
+        elif a >= k:
+            low, high = a - k, b - k
+
+        for at, words in self._columns(rows, k, draw, low, high):
+            cosines = np.empty(words.shape, dtype=np.float32)
+            sines = np.empty(words.shape, dtype=np.float32) if b > k else None
+            self._box_muller(words, cosines, sines)
+            if a < k:
+                end = min(b, k)
+                out[at, : end - a] = cosines[:, a - low : end - low]
+            if sines is not None:
+                begin = max(a, k)
+                out[at, begin - a :] = sines[:, begin - k - low : b - k - low]
 
     def _columns(
         self, places: SampleSeeds, k: int, draw: int, low: int, high: int
@@ -390,7 +416,7 @@ class NoiseStream:
         if k - width <= VISIT:  # passed over sooner than visited
             for at, words in self._words(places, k, draw):
                 halves = words.view(np.uint32).reshape(len(words), 2, k)
-                yield at, np.ascontiguousarray(halves[:, :, low:high]).reshape(len(words), 2 * width).view(np.uint64)
+                yield at, _joined(np.ascontiguousarray(halves[:, :, low:high]))
             return
 
         seeds, index = places.arrays()
@@ -399,11 +425,16 @@ class NoiseStream:
             some = slice(i, min(i + step, len(places)))
             halves = np.empty((some.stop - i, 2, width), dtype=np.uint32)
             for row, seed, number in zip(halves, seeds[some].tolist(), index[some].tolist(), strict=True):
-                for j, begin in enumerate((low, k + low)):
-                    self._seek(seed, number * k + begin // 2, draw)
-                    words = self._run.words((begin % 2 + width + 1) // 2)
-                    row[j] = words.view(np.uint32)[begin % 2 : begin % 2 + width]
-            yield some, halves.reshape(len(halves), 2 * width).view(np.uint64)
+                row[0] = self._halves(seed, number * k, low, width, draw)
+                row[1] = self._halves(seed, number * k, k + low, width, draw)
+            yield some, _joined(halves)
+
+    def _halves(self, seed: int, word: int, first: int, count: int, draw: int) -> np.ndarray:
+        """Some of the 32-bit halves of the words from one on."""
+        skip = first % 2
+        self._seek(seed, word + first // 2, draw)
+        words = self._run.words((skip + count + 1) // 2)
+        return words.view(np.uint32)[skip : skip + count]
 
     def _fill(self, out: np.ndarray, seeds: SampleSeeds, draw: int | np.ndarray) -> None:
         """Fill rows (B, D); those of many numbers as several shorter ones."""
@@ -466,18 +497,15 @@ class NoiseStream:
         blocks = -(-(WORDS - math.gcd(k, WORDS) + k) // WORDS)  # at most, wherever in one the words begin
         own = not isinstance(places.seed, int)
         step = max(1, min(AT_A_TIME // k, LANES // blocks))
+        ahead = np.arange(blocks, dtype=np.uint64)
         for i in range(0, len(places), step):
             at = slice(i, min(i + step, len(places)))
             block, skip = np.divmod(first[at], np.uint64(WORDS))
-            count = block + np.uint64(1)
-            draw_of = draws[at]
-            seed_of = seeds[at] if own else places.seed
-            if blocks > 1:
-                count = (count[:, None] + np.arange(blocks, dtype=np.uint64)).ravel()
-                draw_of = np.repeat(draw_of, blocks)
-                seed_of = np.repeat(seed_of, blocks) if own else seed_of
+            counter = (block[:, None] + np.uint64(1) + ahead).ravel()
+            draw_of = np.repeat(draws[at], blocks)
+            seed_of = np.repeat(seeds[at], blocks) if own else places.seed
 
-            words = philox((count, draw_of, self._segment, self._repeat), (seed_of, self._stream))
+            words = philox((counter, draw_of, self._segment, self._repeat), (seed_of, self._stream))
             words = words.reshape(len(block), -1)
             if k % WORDS:  # they may begin inside of a block
                 within = skip[:, None] + np.arange(k, dtype=np.uint64)
@@ -505,15 +533,16 @@ class NoiseStream:
     ) -> Iterator[tuple[np.ndarray, Words]]:
         """Words from one end of a run to the other, of which those at the places are kept."""
         assert isinstance(places.seed, int)
-        sorted_index, step = places.arrays()[1][order], max(1, AT_A_TIME // k)
+        sorted_index = places.arrays()[1][order]
+        step = max(1, AT_A_TIME // k)
         for a, b in pairwise([*runs.tolist(), len(order)]):
-            first, last = int(sorted_index[a]), int(sorted_index[b - 1])
+            first = int(sorted_index[a])
+            end = int(sorted_index[b - 1]) + 1
             self._seek(places.seed, first * k, draw)
-            for i in range(first, last + 1, step):
-                count = min(step, last + 1 - i)
+            for i in range(first, end, step):
+                count = min(step, end - i)
                 words = self._run.words(count * k).reshape(count, k)
-                lo, hi = a + np.searchsorted(sorted_index[a:b], [i, i + count])
-                if hi > lo:
-                    kept = sorted_index[lo:hi] - i
-                    for some in range(0, hi - lo, step):  # more than are there, where one occurs twice
-                        yield order[lo:hi][some : some + step], words[kept[some : some + step]]
+                low, high = a + np.searchsorted(sorted_index[a:b], [i, i + count])
+                for some in range(low, high, step):  # more than are there, where one occurs twice
+                    those = slice(some, min(some + step, high))
+                    yield order[those], words[sorted_index[those] - i]
