@@ -118,7 +118,7 @@ def velocity_loss(net: DigitsVelocity, x: Tensor, y: Tensor, t: Tensor, noise: T
     """Return the batch mean of the hybrid score matching loss / c^2, with the mixed parametrisation."""
     score = sg.scores.from_velocity_noise(net, net.sde, mixed=float(net.sigma_data))
     loss = sg.processes.hybrid_score_matching(lambda z, t: score.output(z, t, y=y)[:, 1], net.sde, x, t, noise)
-    return (loss / net.spread(t)[1].to(loss.dtype) ** 2).mean()
+    return (loss / net.scales(t)[1].to(loss.dtype) ** 2).mean()
 
 
 def train_velocity(steps: int, generator: torch.Generator) -> DigitsVelocity:

@@ -145,12 +145,15 @@ class _Writer:
         plain = _plain(value)
         if plain is not None:
             return plain
+
         if id(value) in above:
             return {"above": len(above) - above.index(id(value))}
         if len(above) > DEEPEST:
             return {"type": class_name(type(value))}
-        within = (*above, id(value))
+        return self.composite(value, (*above, id(value)))
 
+    def composite(self, value: object, within: tuple[int, ...]) -> Any:
+        """Spec of what is made of other values, which lie `within` the objects of these numbers."""
         if isinstance(value, np.ndarray):
             return self.array(value, within)
         if isinstance(value, Tensor):
@@ -160,36 +163,49 @@ class _Writer:
         if isinstance(value, list | tuple):
             return [self.write(item, within) for item in value]
         if isinstance(value, set | frozenset):
-            return {"set": sorted((self.write(item, within) for item in value), key=json.dumps)}
+            items = [self.write(item, within) for item in value]
+            return {"set": sorted(items, key=json.dumps)}
+
         if isinstance(value, Score):
             return self.score(value, within)
         if isinstance(value, nn.Module):
             return self.module(value, within)
+        if isinstance(value, type):
+            return {"type": class_name(value)}
+        if isinstance(value, ModuleType):
+            return {"type": value.__name__}
+        if callable(value):
+            known = self.callable(value, within)
+            if known is not None:
+                return known
+        return self.fields(value, within)
+
+    def callable(self, value: Callable[..., object], within: tuple[int, ...]) -> dict[str, object] | None:
+        """Spec of a function; None for an object that is called."""
         if isinstance(value, functools.partial):
             given = self.write([value.args, value.keywords], within)
             return {"function": "functools:partial", "of": self.write(value.func, within), "given": given}
         if isinstance(value, MethodType):
             return {"function": value.__func__.__qualname__, "of": self.write(value.__self__, within)}
-        if isinstance(value, type):
-            return {"type": class_name(value)}
         if isinstance(value, FunctionType | BuiltinFunctionType):
             return self.function(value, within)
-        if isinstance(value, ModuleType):
-            return {"type": value.__name__}
-        return self.fields(value, within)
+        return None
 
     def array(self, value: np.ndarray, above: tuple[int, ...]) -> dict[str, object]:
         about = {"shape": list(value.shape), "dtype": f"numpy.{value.dtype}"}
         if value.size <= WRITTEN_OUT or value.dtype.hasobject:
-            return {"tensor": about | {"items": [self.write(item, above) for item in value.reshape(-1).tolist()]}}
-        return {"tensor": about | {"sha256": hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}}
+            items = [self.write(item, above) for item in value.reshape(-1).tolist()]
+            return {"tensor": about | {"items": items}}
+        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes())
+        return {"tensor": about | {"sha256": digest.hexdigest()}}
 
     def tensor(self, value: Tensor) -> dict[str, object]:
         about: dict[str, object] = {"shape": list(value.shape), "dtype": str(value.dtype)}
         if value.is_meta:
             return {"tensor": about | {"device": "meta"}}
         if value.layout != torch.strided:
-            about, value = about | {"layout": str(value.layout)}, value.to_dense()
+            about["layout"] = str(value.layout)
+            value = value.to_dense()
         if value.numel() > WRITTEN_OUT or value.is_complex() or value.is_quantized:
             return {"tensor": about | {"sha256": fingerprint({"": value})}}
         numbers = value.detach().cpu().reshape(-1).tolist()
@@ -203,18 +219,22 @@ class _Writer:
     def fields(self, value: object, above: tuple[int, ...]) -> dict[str, object]:
         """The class with the fields; a process' functions are in its coefficients."""
         kind = type(value)
+        ours = _ours(kind)
+        process = isinstance(value, SDE)
         known: dict[str, object] = {"class": class_name(kind)}
-        code: list[object] = [] if _ours(kind) else [self.class_code(kind, above)]
+        code: list[object] = [] if ours else [self.class_code(kind, above)]
         for name, item in _fields(value).items():
-            if isinstance(value, SDE) and _is_function(item):
+            if process and _is_function(item):
                 code.append(self.write(item, above))
             elif name == "eta" and callable(item):
                 known[name] = self.function_of_time(item, above)
             else:
                 known[name] = self.write(item, above)
-        text = repr(value) if len(known) == 1 and not _ours(kind) else ""
+
+        text = repr(value) if len(known) == 1 and not ours else ""
         if text and " at 0x" not in text:
             known["text"] = text  # a date, a fraction, a range
+
         if isinstance(value, SDE) and code:
             known["coefficients"] = coefficients(value)
         if code:
@@ -225,21 +245,21 @@ class _Writer:
         """Spec of a score: prediction, time label, scales, and the network or scores inside."""
         kind = type(value)
         known: dict[str, object] = {"class": class_name(kind), "sde": self.write(value.sde, above)}
-        inner = [name for name, item in _fields(value).items() if _holds_score(item)]
+        parts = _fields(value)
+        inner = [name for name, item in parts.items() if _holds_score(item)]
         if not inner:
             known["net"] = self.network(value.net, above)
-        for name, item in _fields(value).items():
+
+        for name, item in parts.items():
             if name in ("net", "sde"):
                 continue
             if name in ("time_label", "input_scale") and callable(item):
                 known[name] = self.function_of_times(item, value.sde, above)
             else:
                 known[name] = self.write(item, above)
-        for name in inner:  # on the same process
-            held = known[name]
-            for part in held if isinstance(held, list) else [held]:
-                if isinstance(part, dict):
-                    part.pop("sde", None)
+        for name in inner:
+            _drop_process(known[name])
+
         known["dtype"] = self.write(value.dtype, above)
         if not _ours(kind):
             known["code"] = checksum(self.class_code(kind, above))
@@ -253,7 +273,8 @@ class _Writer:
     def module(self, net: nn.Module, above: tuple[int, ...]) -> dict[str, object]:
         parts = []
         for name, part in net.named_modules():
-            options = {k: v for k, v in vars(part).items() if k[0] != "_" and k != "training" and _is_option(v)}
+            public = {key: item for key, item in vars(part).items() if key[0] != "_" and key != "training"}
+            options = {key: item for key, item in public.items() if _is_option(item)}
             kind = type(part)
             parts.append([name, class_name(kind), self.write(options, above), self.class_code(kind, above)])
         return {"class": class_name(type(net)), "weights": weights(net), "code": checksum(parts)}
@@ -269,17 +290,13 @@ class _Writer:
 
     def code(self, function: FunctionType, above: tuple[int, ...]) -> list[object]:
         """Code of a function: bytecode, defaults, closure and globals."""
-        held = []
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            try:
-                held.append([name, self.write(cell.cell_contents, above)])
-            except ValueError:  # not set yet
-                held.append([name, None])
+        held = [[name, self.write(item, above)] for name, item in _closure(function)]
         for name in _globals(function.__code__):
             item = function.__globals__.get(name)
             own = isinstance(item, FunctionType) and item.__module__ == function.__module__
             if own or _is_option(item) or isinstance(item, Tensor | np.ndarray | nn.Module | Value):
                 held.append([name, self.write(item, above)])
+
         defaults = [function.__defaults__, function.__kwdefaults__]
         return [_bytecode(function.__code__), self.write(defaults, above), held]
 
@@ -311,11 +328,29 @@ class _Writer:
     def function_of_times(self, function: Callable[[Tensor], Tensor], sde: SDE, above: tuple[int, ...]) -> object:
         """A score's function of times (B,)."""
         known: dict[str, object] = self.write(function, above)
+        t = cpu_float64(times_of(sde, 9))
         try:
-            values = torch.as_tensor(function(cpu_float64(times_of(sde, 9)))).detach().double().reshape(-1).tolist()
+            values = torch.as_tensor(function(t)).detach().double().reshape(-1).tolist()
         except Exception:  # anyone's function, as above
             values = []
         return known | {"values": measured([values], COEFFICIENTS)}
+
+
+def _closure(function: FunctionType) -> Iterator[tuple[str, object]]:
+    """Names that a function closes over with what they hold; None for one that is not set yet."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            held = cell.cell_contents
+        except ValueError:
+            held = None
+        yield name, held
+
+
+def _drop_process(known: object) -> None:
+    """Take the process out of the spec of a score, or of a list of such, that is inside of one on the same process."""
+    for score in known if isinstance(known, list) else [known]:
+        if isinstance(score, dict):
+            score.pop("sde", None)
 
 
 def _number(value: float) -> float | dict[str, str]:
@@ -351,8 +386,9 @@ def _ours(kind: type) -> bool:
 
 
 def _qualified(function: object) -> str:
-    module, name = (getattr(function, attribute) for attribute in ("__module__", "__qualname__"))
-    return f"{'__main__' if module == '__mp_main__' else module}:{name}"
+    named: Any = function
+    module = "__main__" if named.__module__ == "__mp_main__" else named.__module__
+    return f"{module}:{named.__qualname__}"
 
 
 def _fields(value: object) -> dict[str, object]:
@@ -422,23 +458,36 @@ def _read(data: object, where: str) -> Any:
         return tuple(_read(item, f"{where}[{i}]") for i, item in enumerate(data))
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be made of JSON values, got {data!r}")
+
+    marks = [mark for mark in MARKS if mark in data]
+    if not marks:
+        return {key: _read(item, f"{where}.{key}") for key, item in data.items()}
     try:
-        if "class" in data:
-            return _object(data, where)
-        if "mapping" in data:
-            return {_read(key, where): _read(item, where) for key, item in data["mapping"]}
-        if "set" in data:
-            return frozenset(_read(item, where) for item in data["set"])
-        if "tensor" in data and "values" in data["tensor"]:
-            return _tensor(data["tensor"], where)
-        for mark, make in _MAKERS.items():
-            if mark in data:
-                return make(data[mark])
+        return _marked(data, where)
+    except _FingerprintOnly:
+        raise ValueError(f"{where} is {marks[0]} only by its fingerprint: give it anew") from None
     except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{where} is not the spec of a value: {error}") from error
-    if any(mark in data for mark in MARKS):
-        raise ValueError(f"{where} is {next(m for m in MARKS if m in data)} only by its fingerprint: give it anew")
-    return {key: _read(item, f"{where}.{key}") for key, item in data.items()}
+
+
+class _FingerprintOnly(Exception):
+    """A spec that tells a value from others and does not hold it."""
+
+
+def _marked(data: JsonMapping, where: str) -> Any:
+    """The value of a JSON object that says of what kind it is."""
+    if "class" in data:
+        return _object(data, where)
+    if "mapping" in data:
+        return {_read(key, where): _read(item, where) for key, item in data["mapping"]}
+    if "set" in data:
+        return frozenset(_read(item, where) for item in data["set"])
+    if "tensor" in data and "values" in data["tensor"]:
+        return _tensor(data["tensor"], where)
+    for mark, make in _MAKERS.items():
+        if mark in data:
+            return make(data[mark])
+    raise _FingerprintOnly
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -542,16 +591,20 @@ def disagreement(there: object, now: object) -> float | None:
         return None
     if there["within"] != now["within"] or [len(r) for r in there["values"]] != [len(r) for r in now["values"]]:
         return None
-    largest = 0.0
-    for a, b in zip(there["values"], now["values"], strict=True):
-        known = [(float(x), float(y)) for x, y in zip(a, b, strict=True)]
-        if any((math.isfinite(x) or math.isfinite(y)) and not math.isfinite(x - y) for x, y in known):
-            return math.inf  # finite in one of them only
-        pairs = [(x, y) for x, y in known if math.isfinite(x)]
-        size = max((max(abs(x), abs(y)) for x, y in pairs), default=0.0)
-        if size:
-            largest = max(largest, max(abs(x - y) for x, y in pairs) / size)
+
+    rows = zip(there["values"], now["values"], strict=True)
+    largest = max((_row_difference(a, b) for a, b in rows), default=0.0)
     return largest if not largest <= now["within"] else 0.0
+
+
+def _row_difference(there: Sequence[float | str], now: Sequence[float | str]) -> float:
+    """The largest difference of two rows as a share of their largest number; infinite where one alone is finite."""
+    known = [(float(x), float(y)) for x, y in zip(there, now, strict=True)]
+    if any((math.isfinite(x) or math.isfinite(y)) and not math.isfinite(x - y) for x, y in known):
+        return math.inf
+    pairs = [(x, y) for x, y in known if math.isfinite(x)]
+    size = max((max(abs(x), abs(y)) for x, y in pairs), default=0.0)
+    return max(abs(x - y) for x, y in pairs) / size if size else 0.0
 
 
 def _is_measurement(value: object) -> TypeGuard[JsonObject]:
@@ -599,22 +652,32 @@ def outputs(
         device: where the network is.
     """
     generator = torch.Generator("cpu").manual_seed(0)
-    size = (ROWS, *shape)
-    rows = []
+    rows: list[list[float]] = []
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(0)  # for networks that draw on it
         for k, t in enumerate(times_of(score.sde, TIMES)):
-            data, noise, *directions = torch.randn((5, *size), generator=generator).unbind(0)
-            x = _state(score.sde, data / 2, noise, t).to(device=device, dtype=torch.get_default_dtype())
-            time = torch.full((ROWS,), t, dtype=x.dtype, device=x.device)
-            kwargs = {}
-            if labels is not None:
-                kwargs["y"] = torch.tensor([labels[(ROWS * k + i) % len(labels)] for i in range(ROWS)], device=device)
-            out = score.output(x, time, **kwargs)
-            predicted = score.convert("score", x, time, out)
-            rows.append([v for direction in directions[:2] for v in _projections(out, direction)])
-            rows.append(_projections(predicted, directions[2]))
+            normals = torch.randn((5, ROWS, *shape), generator=generator)
+            kwargs = {} if labels is None else {"y": _labels(labels, k, device)}
+            rows += _outputs_at(score, t, normals, device, kwargs)
     return measured(rows, OUTPUTS.get(score.dtype or torch.float32, HALF))
+
+
+def _outputs_at(
+    score: Score, t: float, normals: Tensor, device: torch.device | str, kwargs: Mapping[str, Tensor]
+) -> list[list[float]]:
+    """Projections of the network's output on two random directions, and of the score on a third, at a time."""
+    data, noise, first, second, third = normals.unbind(0)
+    x = _state(score.sde, data / 2, noise, t).to(device=device, dtype=torch.get_default_dtype())
+    times = torch.full((ROWS,), t, dtype=x.dtype, device=x.device)
+    out = score.output(x, times, **kwargs)
+    predicted = score.convert("score", x, times, out)
+    return [[*_projections(out, first), *_projections(out, second)], _projections(predicted, third)]
+
+
+def _labels(labels: Sequence[int], k: int, device: torch.device | str) -> Tensor:
+    """Labels (ROWS,) of the states at the k-th time: all classes in turn."""
+    of_states = [labels[(ROWS * k + i) % len(labels)] for i in range(ROWS)]
+    return torch.tensor(of_states, device=device)
 
 
 def _state(sde: SDE, data: Tensor, noise: Tensor, t: float) -> Tensor:
@@ -690,6 +753,7 @@ def _parts(value: object) -> list[object]:
         return _named(value)
     if isinstance(value, BuiltinFunctionType):
         return []
+
     try:
         held = list(vars(value).values())
     except TypeError:  # slots, or an extension's object
@@ -700,12 +764,7 @@ def _parts(value: object) -> list[object]:
 
 def _named(function: FunctionType) -> list[object]:
     """Closure, defaults and globals of a function: data, and functions of the same module."""
-    found = []
-    for cell in function.__closure__ or ():
-        try:
-            found.append(cell.cell_contents)
-        except ValueError:  # not set yet
-            continue
+    found = [held for _, held in _closure(function)]
     found += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for name in _names(function.__code__):
         named = function.__globals__.get(name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.distributions import Distribution, Independent, Normal
 
 from sgm_sde._utils.checks import check_integer, instance_of, number, one_of, require_function, sizes
 from sgm_sde._utils.shapes import expand, flat
-from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import BoundResult, LogProbResult, elbo, log_prob
 from sgm_sde.likelihood.checks import check_points
@@ -32,7 +33,7 @@ from sgm_sde.sampling.sampler import sample
 from sgm_sde.scores.score import as_score
 from sgm_sde.scores.time_labels import TimeLabel
 
-METHODS = ("flow", "weighted")
+METHODS = {"flow": "cross-entropy by the probability flow", "weighted": "cross-entropy by the weighted loss"}
 N_TIMES = 64  # of the weighted loss
 
 
@@ -121,11 +122,13 @@ class LatentScoreModel:
         score_fn: ScoreFn,
         sde: LinearSDE,
     ) -> None:
-        for name, fn in (("encoder", encoder), ("decoder", decoder)):
-            require_function(f"the {name}", fn, "of a tensor (B, *)", 1)
+        require_function("the encoder", encoder, "of a tensor (B, *)", 1)
+        require_function("the decoder", decoder, "of a tensor (B, *)", 1)
         if not has_scalar_marginal(sde):
             raise TypeError(f"the score prior needs a LinearSDE, got {sde!r}")
-        self.encoder, self.decoder, self.sde = encoder, decoder, sde
+        self.encoder = encoder
+        self.decoder = decoder
+        self.sde = sde
         self.score = as_score(score_fn, sde)
 
     @staticmethod
@@ -150,8 +153,10 @@ class LatentScoreModel:
             raise TypeError(f"an autoencoder has encode, decode and config, got {type(autoencoder).__name__}")
         if decoder_std is not None and not (math.isfinite(decoder_std) and decoder_std > 0):
             raise ValueError(f"decoder_std must be positive and finite, got {decoder_std}")
-        scale = float(getattr(autoencoder.config, "scaling_factor", None) or 1.0)
-        shift = float(getattr(autoencoder.config, "shift_factor", None) or 0.0)
+
+        config = autoencoder.config
+        scale = float(getattr(config, "scaling_factor", None) or 1.0)
+        shift = float(getattr(config, "shift_factor", None) or 0.0)
 
         def encoder(x: Tensor) -> Normal:
             law = autoencoder.encode(x).latent_dist
@@ -170,17 +175,7 @@ class LatentScoreModel:
             TypeError: for an encoder that returns no Gaussian.
             ValueError: for a standard deviation that is not positive.
         """
-        law = self.encoder(x)
-        if isinstance(law, tuple) and len(law) == 2 and all(isinstance(v, Tensor) for v in law):
-            mean, std = law[0], law[1].exp()
-        else:
-            base = law.base_dist if isinstance(law, Independent) else law
-            if not isinstance(base, Normal):
-                raise TypeError(
-                    f"the encoder must return a Normal or a pair (mean, log_std) of tensors, got {type(law).__name__}"
-                )
-            mean, std = base.loc, base.scale
-        mean, std = torch.broadcast_tensors(mean, std)  # type: ignore[no-untyped-call]
+        mean, std = torch.broadcast_tensors(*_moments(self.encoder(x)))  # type: ignore[no-untyped-call]
         if len(mean) != len(x):
             raise ValueError(f"the encoder returned latents {tuple(mean.shape)} for {len(x)} samples")
         if not bool((std > 0).all()):
@@ -234,41 +229,55 @@ class LatentScoreModel:
         Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931, theorem 1.
         """
         if isinstance(method, Method):
-            options, method = {"method": method, **options}, "flow"
+            options = {"method": method, **options}
+            method = "flow"
         one_of("method", method, METHODS)
         n_draws = check_integer("n_draws", n_draws)
         if method == "flow" and n_times is not None:
             raise ValueError(f"n_times={n_times!r} is of method='weighted': the flow has steps=")
-        n_times = check_integer("n_times", N_TIMES if n_times is None else n_times)
         if method == "weighted" and options:
             raise ValueError(f"{', '.join(options)} are options of method='flow'")
+        if method == "weighted":
+            options = {"n_times": check_integer("n_times", N_TIMES if n_times is None else n_times)}
+
         x = check_points(x)
-        eps = self.sde.likelihood_eps if eps is None else eps
         seeds = resolve_seeds(seed, generator, len(x))
-        stream = NoiseStream(seeds, "dequantisation")
+        options["eps"] = self.sde.likelihood_eps if eps is None else eps
+        density: Callable[..., LogProbResult | BoundResult] = log_prob if method == "flow" else elbo
         with torch.no_grad():
-            mean, std = self.posterior(x)
-            entropy = flat(std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(1)
-            reconstructions, crosses, nfe = [], [], 0
-            for k in range(n_draws):
-                z = mean + std * stream.normal(tuple(mean.shape), mean.dtype, mean.device)
-                reconstructions.append(self._reconstruction(x, z))
-                own = seeds.repeated(k)
-                prior: LogProbResult | BoundResult
-                if method == "flow":
-                    prior = log_prob(self.score, self.sde, z, eps=eps, seed=own, **options)
-                else:
-                    prior = elbo(self.score, self.sde, z, eps=eps, seed=own, n_times=n_times)
-                crosses.append(-prior.value)
-                nfe += prior.nfe
-        reconstruction, cross_entropy = torch.stack(reconstructions), torch.stack(crosses)
-        spread = reconstruction - cross_entropy
-        stderr = spread.std(0) / math.sqrt(n_draws) if n_draws > 1 else torch.full_like(entropy, math.nan)
-        how = "cross-entropy by the " + {"flow": "probability flow", "weighted": "weighted loss"}[method]
+            return self._bound(x, n_draws, seeds, METHODS[method], partial(density, self.score, self.sde, **options))
+
+    def _bound(
+        self, x: Tensor, n_draws: int, seeds: SampleSeeds, how: str, density: Callable[..., LogProbResult | BoundResult]
+    ) -> LatentBound:
+        """The bound from the prior's density of latents, `density(z, seed=...)`."""
+        mean, std = self.posterior(x)
+        entropy = flat(std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(1)
+        stream = NoiseStream(seeds, "dequantisation")
+        reconstructions = []
+        cross_entropies = []
+        nfe = 0
+        for k in range(n_draws):
+            z = mean + std * stream.normal(tuple(mean.shape), mean.dtype, mean.device)
+            reconstructions.append(self._reconstruction(x, z))
+            prior = density(z, seed=seeds.repeated(k))
+            cross_entropies.append(-prior.value)
+            nfe += prior.nfe
+
+        reconstruction = torch.stack(reconstructions)
+        cross_entropy = torch.stack(cross_entropies)
+        difference = reconstruction - cross_entropy
+        stderr = difference.std(0) / math.sqrt(n_draws) if n_draws > 1 else torch.full_like(entropy, math.nan)
         return LatentBound(
-            spread.mean(0) + entropy, reconstruction.mean(0), entropy, cross_entropy.mean(0), stderr, nfe,
-            x[0].numel(), f"{how}, {n_draws} draw{'s' * (n_draws > 1)}",
-        )  # fmt: skip
+            value=difference.mean(0) + entropy,
+            reconstruction=reconstruction.mean(0),
+            entropy=entropy,
+            cross_entropy=cross_entropy.mean(0),
+            stderr=stderr,
+            nfe=nfe,
+            dimension=x[0].numel(),
+            method=f"{how}, {n_draws} draw{'s' * (n_draws > 1)}",
+        )
 
     def _reconstruction(self, x: Tensor, z: Tensor) -> Tensor:
         law = self.decoder(z)
@@ -276,6 +285,20 @@ class LatentScoreModel:
             raise TypeError(f"the bound needs a decoder that returns a distribution, got {type(law).__name__}")
         log_p: Tensor = law.log_prob(x)
         return flat(log_p).sum(1)
+
+
+def _moments(law: Distribution | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of what an encoder returns."""
+    if isinstance(law, tuple) and len(law) == 2 and all(isinstance(v, Tensor) for v in law):
+        mean, log_std = law
+        return mean, log_std.exp()
+
+    base = law.base_dist if isinstance(law, Independent) else law
+    if not isinstance(base, Normal):
+        raise TypeError(
+            f"the encoder must return a Normal or a pair (mean, log_std) of tensors, got {type(law).__name__}"
+        )
+    return base.loc, base.scale
 
 
 class MixedNoise(nn.Module):
@@ -320,14 +343,20 @@ class MixedNoise(nn.Module):
         require_function("net", net, "of (z, label)")
         instance_of("sde", sde, LinearSDE, "a LinearSDE")
         require_function("time_label", time_label, "of t", 1, optional=True)
-        initial, shape = number("initial", initial, above=0, below=1), sizes("shape", shape)
-        self.net, self.sde, self.time_label = net, sde, time_label
-        self.logit = nn.Parameter(torch.full(shape, math.log(initial / (1 - initial))))
+        initial = number("initial", initial, above=0, below=1)
+        logit = math.log(initial / (1 - initial))
+
+        self.net = net
+        self.sde = sde
+        self.time_label = time_label
+        self.logit = nn.Parameter(torch.full(sizes("shape", shape), logit))
 
     def forward(self, z: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The noise at latents z (B, *) and times t (B,)."""
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        alpha = self.sde.alpha(t)
+        sigma = self.sde.sigma(t)
         gaussian = expand(sigma / (alpha**2 + sigma**2), z) * z
-        share = torch.sigmoid(self.logit).to(z.dtype)
-        own = self.net(z, t if self.time_label is None else self.time_label(t), **kwargs)
-        return (1 - share) * gaussian + share * own
+
+        label = t if self.time_label is None else self.time_label(t)
+        m = torch.sigmoid(self.logit).to(z.dtype)
+        return (1 - m) * gaussian + m * self.net(z, label, **kwargs)

@@ -87,6 +87,7 @@ def works_of(part: object) -> Iterator[Work]:
     """The works that a part of a run, and what is inside of it, are from."""
     if isinstance(part, str):
         part = rule(part) if part in RULES else resolve_any(part)
+
     if isinstance(part, type):
         yield from _of_class(part)
     elif inspect.isroutine(part):
@@ -95,14 +96,19 @@ def works_of(part: object) -> Iterator[Work]:
         for inner in part.values() if isinstance(part, Mapping) else part:
             yield from works_of(inner)
     elif isinstance(part, Value | Score):
-        source = getattr(part, "source", "")
-        own = list(cited(source)) if isinstance(source, str) else []
-        yield from own or _of_class(type(part))
-        for inner in vars(part).values():
-            if isinstance(inner, Value | Score):
-                yield from works_of(inner)
+        yield from _of_value(part)
     else:
         raise TypeError(f"citation is of solvers, processes, scores and functions, got {described(part)}")
+
+
+def _of_value(part: Value | Score) -> Iterator[Work]:
+    """The works of a value's own source, or else of its class, then those of the values inside."""
+    source = getattr(part, "source", "")
+    own = list(cited(source)) if isinstance(source, str) else []
+    yield from own or _of_class(type(part))
+    for inner in vars(part).values():
+        if isinstance(inner, Value | Score):
+            yield from works_of(inner)
 
 
 def _of_class(kind: type) -> list[Work]:
@@ -126,13 +132,19 @@ def cited(source: str) -> Iterator[Work]:
     for text in re.sub(r"\s+", " ", source).split(";"):
         identifier = IDENTIFIER.search(text)
         named = AUTHORS_AND_YEAR.search(text)
-        known = works().get(_identifier(identifier)) if identifier else None
-        if known is None and named is not None:
-            of_year = (work for work in works().values() if work.year == named[2])
-            known = None if identifier else next((work for work in of_year if work.surname in named[1]), None)
-            known = known or _unlisted(named[1].strip(), named[2], identifier)
-        if known is not None:
-            yield known
+        work = works().get(_identifier(identifier)) if identifier else None
+        if work is None and named is not None:
+            authors, year = named[1], named[2]
+            work = None if identifier else _by_author(authors, year)
+            work = work or _unlisted(authors.strip(), year, identifier)
+        if work is not None:
+            yield work
+
+
+def _by_author(authors: str, year: str) -> Work | None:
+    """The first work of a year whose first author is among those named."""
+    of_year = (work for work in works().values() if work.year == year)
+    return next((work for work in of_year if work.surname in authors), None)
 
 
 def _identifier(found: re.Match[str]) -> str:
@@ -143,7 +155,9 @@ def _unlisted(authors: str, year: str, identifier: re.Match[str] | None) -> Work
     """The entry of a work that the list does not have: what the source says of it, without a title."""
     authors = authors.replace(" & ", " and ").replace(" et al.", " and others").replace(", ", " and ")
     first = authors.partition(" and ")[0].split()[-1]
-    number, doi, address = identifier.groups() if identifier else (None, None, None)
+    number = doi = address = None
+    if identifier:
+        number, doi, address = identifier.groups()
     fields = {
         "author": authors,
         "year": year,

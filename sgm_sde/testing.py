@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, instance_of, number, one_of, reals, sizes
-from sgm_sde._utils.shapes import flat
+from sgm_sde._utils.shapes import cpu_float64, flat
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.matrix import number as engine_number
 from sgm_sde.engine.node import Coefficient
@@ -31,6 +31,10 @@ from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Oracle
 from sgm_sde.scores.score import Score
 
 F64 = torch.float64
+
+# Gaussian data sets, side by side as coordinates: an error that changes its sign on one of them is seen on another.
+MEANS = (0.7, -1.2, 0.4, 0.9)
+STDS = (0.6, 0.2, 1.5, 0.4)
 
 
 def check_sde(sde: SDE, *, n: int = 4000, seed: int = 0) -> tuple[str, ...]:
@@ -58,8 +62,9 @@ def check_sde(sde: SDE, *, n: int = 4000, seed: int = 0) -> tuple[str, ...]:
         7
     """
     require_sde(sde)
-    n, seed = check_integer("n", n, 2), check_integer("seed", seed, 0)
-    times = torch.linspace(sde.eps + 1e-3 * (sde.T - sde.eps), sde.T, 64, dtype=F64)
+    n = check_integer("n", n, 2)
+    seed = check_integer("seed", seed, 0)
+    times = torch.linspace(_after_eps(sde), sde.T, 64, dtype=F64)
     checks: list[Callable[[], str]] = [lambda: _check_shapes(sde, times), lambda: _check_prior(sde, n, seed)]
     if has_scalar_marginal(sde):
         checks += [
@@ -72,38 +77,49 @@ def check_sde(sde: SDE, *, n: int = 4000, seed: int = 0) -> tuple[str, ...]:
     return tuple(check() for check in checks)
 
 
-def _agree(what: str, got: Tensor, expected: Tensor, times: Tensor, rtol: float) -> None:
-    off = ~torch.isclose(got, expected, rtol=rtol, atol=rtol * float(expected.abs().max()) * 1e-6)
-    if bool(off.any()):
-        i = int(off.nonzero()[0])
-        raise CheckError(f"{what} at t={times[i].item():.6g}: declared {got[i].item()}, expected {expected[i].item()}")
+def _after_eps(sde: SDE) -> float:
+    """A time near eps, where coefficients that are infinite at 0 are finite though eps be 0."""
+    return sde.eps + 1e-3 * (sde.T - sde.eps)
+
+
+def _agree(values: str, got: Tensor, expected: Tensor, times: Tensor, rtol: float) -> None:
+    atol = rtol * float(expected.abs().max()) * 1e-6
+    differ = ~torch.isclose(got, expected, rtol=rtol, atol=atol)
+    if bool(differ.any()):
+        i = int(differ.nonzero()[0])
+        declared = got[i].item()
+        raise CheckError(f"{values} at t={times[i].item():.6g}: declared {declared}, expected {expected[i].item()}")
 
 
 def _check_shapes(sde: SDE, times: Tensor) -> str:
     for shape in ((5,), (5, 3), (5, 2, 4, 4)):
         x = torch.linspace(-1, 1, math.prod(shape), dtype=F64).reshape(shape)
-        batch = times[:: len(times) // 5][:5]
-
-        together = sde.f(x, batch)
-        diffusion = sde.g(batch)
-        if together.shape != x.shape or diffusion.shape != batch.shape:
-            raise CheckError(
-                f"for x of shape {shape} and t of shape (5,): f has shape {tuple(together.shape)}, "
-                f"g has shape {tuple(diffusion.shape)}"
-            )
-
-        # One sample at a time at its own time: a drift that mixes the times of a batch differs.
-        apart = torch.stack([sde.f(x[i : i + 1], t)[0] for i, t in enumerate(batch)])
-        _agree("f with t of shape (B,)", flat(together).sum(1), flat(apart).sum(1), batch, 1e-9)
+        _check_batch(sde, x, times[:: len(times) // 5][:5])
 
     at_one = torch.ones(len(times), 1, dtype=F64)
-    for name, value in (("f", sde.f(at_one, times)[:, 0]), ("g", sde.g(times))):
-        bad = ~torch.isfinite(value)
-        if bool(bad.any()):
-            i = int(bad.nonzero()[0])
-            raise CheckError(f"{name} is {value[i].item()} at t={times[i].item():.6g}")
-
+    _require_finite("f", sde.f(at_one, times)[:, 0], times)
+    _require_finite("g", sde.g(times), times)
     return "f and g keep the shapes of x and t and are finite on (eps, T]"
+
+
+def _check_batch(sde: SDE, x: Tensor, t: Tensor) -> None:
+    """Raise where f and g of a batch have other shapes than x and t, or f mixes the times of samples."""
+    f = sde.f(x, t)
+    g = sde.g(t)
+    if f.shape != x.shape or g.shape != t.shape:
+        raise CheckError(
+            f"for x of shape {tuple(x.shape)} and t of shape (5,): f has shape {tuple(f.shape)}, "
+            f"g has shape {tuple(g.shape)}"
+        )
+    apart = torch.stack([sde.f(x[i : i + 1], t_i)[0] for i, t_i in enumerate(t)])
+    _agree("f with t of shape (B,)", flat(f).sum(1), flat(apart).sum(1), t, 1e-9)
+
+
+def _require_finite(name: str, value: Tensor, times: Tensor) -> None:
+    bad = ~torch.isfinite(value)
+    if bool(bad.any()):
+        i = int(bad.nonzero()[0])
+        raise CheckError(f"{name} is {value[i].item()} at t={times[i].item():.6g}")
 
 
 def _check_prior(sde: SDE, n: int, seed: int) -> str:
@@ -111,10 +127,12 @@ def _check_prior(sde: SDE, n: int, seed: int) -> str:
     log_p = sde.prior_log_prob(x)
     if log_p.shape != (n,):
         raise CheckError(f"prior_log_prob of {n} samples has shape {tuple(log_p.shape)}")
+
     # E[d log p(c x)/dc at c = 1] = -d for any density: the samples have the density's scale.
     c = torch.ones(n, dtype=F64, requires_grad=True)
     with torch.enable_grad():
-        (slope,) = torch.autograd.grad(sde.prior_log_prob(c[:, None] * x).sum(), c)
+        total = sde.prior_log_prob(c[:, None] * x).sum()
+        (slope,) = torch.autograd.grad(total, c)
     z = float((slope.mean() + 3) / (slope.std() / math.sqrt(n)))
     if not abs(z) < 4.5:
         raise CheckError(f"prior samples do not have the scale of prior_log_prob: {z:.1f} standard errors off")
@@ -125,12 +143,16 @@ def _gradient(fn: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     with torch.enable_grad():
         t = t.detach().requires_grad_()
         value = fn(t)
-        return torch.autograd.grad(value.sum(), t)[0] if value.requires_grad else torch.zeros_like(t)
+        if not value.requires_grad:  # constant
+            return torch.zeros_like(t)
+        (gradient,) = torch.autograd.grad(value.sum(), t)
+        return gradient
 
 
 def _check_drift(sde: LinearSDE, times: Tensor) -> str:
     expected = _gradient(lambda t: sde.alpha(t).log(), times)
-    _agree("f(x, t) / x", sde.f(torch.ones(len(times), 1, dtype=F64), times)[:, 0], expected, times, 1e-6)
+    one = torch.ones(len(times), 1, dtype=F64)
+    _agree("f(x, t) / x", sde.f(one, times)[:, 0], expected, times, 1e-6)
     _agree("d_alpha", sde.d_alpha(times), _gradient(sde.alpha, times), times, 1e-6)
     return "f is the derivative of log(alpha)"
 
@@ -144,13 +166,16 @@ def _check_diffusion(sde: LinearSDE, times: Tensor) -> str:
 
 
 def _check_semigroup(sde: LinearSDE, times: Tensor) -> str:
-    r, s, t = times[:-2], times[1:-1], times[2:]
-    (a1, b1), (a2, b2), (a, b) = sde.transition(r, s), sde.transition(s, t), sde.transition(r, t)
-    _agree("scale of r to t", a, a2 * a1, t, 1e-7)
-    _agree("variance of r to t", b**2, (a2 * b1) ** 2 + b2**2, t, 1e-7)
-    a, b = sde.transition(s, t)
-    _agree("alpha", sde.alpha(t), a * sde.alpha(s), t, 1e-7)
-    _agree("sigma^2", sde.sigma(t) ** 2, (a * sde.sigma(s)) ** 2 + b**2, t, 1e-7)
+    r = times[:-2]
+    s = times[1:-1]
+    t = times[2:]
+    a_sr, b_sr = sde.transition(r, s)
+    a_ts, b_ts = sde.transition(s, t)
+    a_tr, b_tr = sde.transition(r, t)
+    _agree("scale of r to t", a_tr, a_ts * a_sr, t, 1e-7)
+    _agree("variance of r to t", b_tr**2, (a_ts * b_sr) ** 2 + b_ts**2, t, 1e-7)
+    _agree("alpha", sde.alpha(t), a_ts * sde.alpha(s), t, 1e-7)
+    _agree("sigma^2", sde.sigma(t) ** 2, (a_ts * sde.sigma(s)) ** 2 + b_ts**2, t, 1e-7)
     return "transitions compose, and carry the marginal along"
 
 
@@ -165,7 +190,7 @@ def _check_time(sde: LinearSDE, times: Tensor) -> str:
 
 def _check_simulation(sde: LinearSDE, n: int, seed: int) -> str:
     # Midpoint steps, equal in log-SNR: the bias is far below the statistical error.
-    start = sde.eps + 1e-3 * (sde.T - sde.eps)
+    start = _after_eps(sde)
     grid = LogSNR()(sde, 1000, t_end=start).times[::-1]
     generator = torch.Generator().manual_seed(seed)
 
@@ -175,23 +200,30 @@ def _check_simulation(sde: LinearSDE, n: int, seed: int) -> str:
     x0 = 1.5
     x = sde.alpha(start) * x0 + sde.sigma(start) * draw()
     for i, (s, t) in enumerate(pairwise(grid), start=1):
-        h = t - s
-        before = torch.tensor(s, dtype=F64)
-        middle = torch.tensor((s + t) / 2, dtype=F64)
-        half = x + h / 2 * sde.f(x, before)
-        x = x + h * sde.f(half, middle) + sde.g(middle) * math.sqrt(h) * draw()
-
+        x = _midpoint_step(sde, x, s, t, draw())
         if i % 200 == 0:
-            alpha = float(sde.alpha(t))
-            sigma = float(sde.sigma(t))
-            z_mean = float((x.mean() - alpha * x0) / (sigma / math.sqrt(n)))
-            z_variance = float((x.var() / sigma**2 - 1) / math.sqrt(2 / n))
-            if not (abs(z_mean) < 4 and abs(z_variance) < 4):
-                raise CheckError(
-                    f"simulated forward to t={t:.6g}: mean {x.mean().item():.6g}, std {x.std().item():.6g}; declared "
-                    f"{alpha * x0:.6g} and {sigma:.6g} ({z_mean:.1f} and {z_variance:.1f} standard errors off)"
-                )
+            _require_moments(x, t, float(sde.alpha(t)) * x0, float(sde.sigma(t)))
     return "the simulated forward process has the declared moments at five times"
+
+
+def _midpoint_step(sde: SDE, x: Tensor, s: float, t: float, z: Tensor) -> Tensor:
+    h = t - s
+    start = torch.tensor(s, dtype=F64)
+    middle = torch.tensor((s + t) / 2, dtype=F64)
+    x_middle = x + h / 2 * sde.f(x, start)
+    return x + h * sde.f(x_middle, middle) + sde.g(middle) * math.sqrt(h) * z
+
+
+def _require_moments(x: Tensor, t: float, mean: float, std: float) -> None:
+    """Raise where samples (n, 1) have other moments than declared, by 4 standard errors."""
+    n = len(x)
+    z_mean = float((x.mean() - mean) / (std / math.sqrt(n)))
+    z_variance = float((x.var() / std**2 - 1) / math.sqrt(2 / n))
+    if not (abs(z_mean) < 4 and abs(z_variance) < 4):
+        raise CheckError(
+            f"simulated forward to t={t:.6g}: mean {x.mean().item():.6g}, std {x.std().item():.6g}; declared "
+            f"{mean:.6g} and {std:.6g} ({z_mean:.1f} and {z_variance:.1f} standard errors off)"
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -220,7 +252,10 @@ class OrderMeasurement:
     def order(self) -> float:
         """Slope over the last two refinements whose errors are above rounding and 5 standard errors."""
         ends = self._ends
-        return math.nan if ends is None else math.log(ends[0][1] / ends[1][1]) / math.log(ends[1][0] / ends[0][0])
+        if ends is None:
+            return math.nan
+        (n1, e1, _), (n2, e2, _) = ends
+        return math.log(e1 / e2) / math.log(n2 / n1)
 
     @property
     def order_stderr(self) -> float:
@@ -240,8 +275,8 @@ class OrderMeasurement:
         width = max(map(len, [*errors, "error"]))
         lines = [f"{'steps':>6}  {'error':>{width}}  order"]
         lines += [f"{n:6d}  {e:>{width}}  {o:>5}" for n, e, o in zip(self.steps, errors, orders, strict=True)]
-        spread = f" +- {self.order_stderr:.2f}" if self.stderrs else ""
-        return "\n".join([*map(str.rstrip, lines), f"order {self.order:.2f}{spread}"])
+        stderr = f" +- {self.order_stderr:.2f}" if self.stderrs else ""
+        return "\n".join([*map(str.rstrip, lines), f"order {self.order:.2f}{stderr}"])
 
     __repr__ = __str__
 
@@ -294,8 +329,8 @@ class _Warped(GridRule):
     warp: tuple[float, ...]
 
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
-        v = u + sum(w * torch.sin(math.pi * k * u) / (math.pi * k) for k, w in enumerate(self.warp, start=1))
-        return self.rule.place(sde, v, start, end)
+        waves = [w * torch.sin(math.pi * k * u) / (math.pi * k) for k, w in enumerate(self.warp, start=1)]
+        return self.rule.place(sde, u + sum(waves), start, end)
 
 
 def rough(rule: GridRule | None = None, jitter: float = 0.4, seed: int = 0, period: int = 16) -> GridRule:
@@ -308,7 +343,8 @@ def rough(rule: GridRule | None = None, jitter: float = 0.4, seed: int = 0, peri
         ValueError: for a jitter outside [0, 1), or a period that is not an integer of at least 2.
     """
     _require_rule(rule)
-    jitter, seed = number("jitter", jitter, least=0, below=1), check_integer("seed", seed, 0)
+    jitter = number("jitter", jitter, least=0, below=1)
+    seed = check_integer("seed", seed, 0)
     period = check_integer("period", period, 2)
     return _Rough(rule or LogSNR(), jitter, seed, period)
 
@@ -324,7 +360,8 @@ class _Rough(GridRule):
         # A random pattern that repeats: errors then fall without the scatter of fresh draws.
         pattern = np.random.default_rng(self.seed).uniform(-0.5, 0.5, self.period) * self.jitter
         moved = u + torch.from_numpy(np.resize(pattern, len(u))) / (len(u) - 1)
-        moved[0], moved[-1] = 0.0, 1.0
+        moved[0] = 0.0
+        moved[-1] = 1.0
         return self.rule.place(sde, moved, start, end)
 
 
@@ -340,35 +377,41 @@ def flow_reference(
         return _joint_flow(oracle, sde, x, t_end, t_start)
     if isinstance(oracle, Gaussian):
         return oracle.flow(x, sde, t_start, t_end)
+    return _flow_of_data(oracle, sde, x, t_end, t_start)
 
-    from scipy.integrate import solve_ivp
 
+def _flow_of_data(oracle: Oracle, sde: LinearSDE, x: Tensor, t_end: float, t_start: float) -> Tensor:
     score = oracle.score(sde)
 
-    def slope(lam: float, y: np.ndarray) -> np.ndarray:
+    def slope(lam: float, y: Tensor) -> Tensor:
         # In y = x / alpha and lam = log(alpha / sigma) the flow is dy/dlam = D - y on every process.
         t = sde.time(torch.tensor(2 * lam, dtype=F64)).clamp(t_end, t_start)
-        state = torch.from_numpy(y).reshape(x.shape)
-        return np.asarray((score.denoised(sde.alpha(t) * state, t) - state).flatten())
+        return score.denoised(sde.alpha(t) * y, t) - y
 
-    lams = [float(sde.log_snr(t)) / 2 for t in (t_start, t_end)]
-    y0 = (x / sde.alpha(t_start)).flatten().numpy()
-    solution = solve_ivp(slope, lams, y0, method="DOP853", rtol=1e-12, atol=1e-12)
-    return sde.alpha(t_end) * torch.from_numpy(solution.y[:, -1]).reshape(x.shape)
+    start = float(sde.log_snr(t_start)) / 2
+    end = float(sde.log_snr(t_end)) / 2
+    return sde.alpha(t_end) * _integrated(slope, (start, end), x / sde.alpha(t_start))
 
 
 def _joint_flow(oracle: Oracle, sde: MatrixSDE, z: Tensor, t_end: float, t_start: float) -> Tensor:
-    from scipy.integrate import solve_ivp
-
     flow = sde.reverse(oracle.score(sde), eta=0.0)
 
-    def slope(log_t: float, y: np.ndarray) -> np.ndarray:
+    def slope(log_t: float, z: Tensor) -> Tensor:
         t = math.exp(log_t)  # fields change as fast at small times as their logarithm does
-        return np.asarray(t * flow.f(torch.from_numpy(y).reshape(z.shape), min(t, sde.T)).flatten())
+        return t * flow.f(z, min(t, sde.T))
 
-    span, y0 = (math.log(t_start), math.log(t_end)), z.flatten().numpy()
-    solution = solve_ivp(slope, span, y0, method="DOP853", rtol=1e-12, atol=1e-12)
-    return torch.from_numpy(solution.y[:, -1]).reshape(z.shape)
+    return _integrated(slope, (math.log(t_start), math.log(t_end)), z)
+
+
+def _integrated(slope: Callable[[float, Tensor], Tensor], span: tuple[float, float], y: Tensor) -> Tensor:
+    """The solution at the end of the span, by SciPy's DOP853 at 1e-12."""
+    from scipy.integrate import solve_ivp
+
+    def flat_slope(u: float, values: np.ndarray) -> np.ndarray:
+        return np.asarray(slope(u, torch.from_numpy(values).reshape(y.shape)).flatten())
+
+    solution = solve_ivp(flat_slope, span, y.flatten().numpy(), method="DOP853", rtol=1e-12, atol=1e-12)
+    return torch.from_numpy(solution.y[:, -1]).reshape(y.shape)
 
 
 def measure_order(
@@ -403,16 +446,21 @@ def measure_order(
     if oracle is not None:
         instance_of("oracle", oracle, Oracle, "an oracle, such as oracles.Gaussian")
     steps = sizes("steps", steps)
-    solver, oracle, rule = resolve(solver).strict(), oracle or default_oracle(), rule or LogSNR()
+
+    solver = resolve(solver).strict()
+    oracle = oracle or default_oracle()
+    rule = rule or LogSNR()
     t_start = active_start(sde) if t_start is None else t_start
     t_end = smooth_end(sde) if t_end is None else t_end
     problem = _problem if isinstance(sde, Hashable) else _problem.__wrapped__
     x, exact = problem(oracle, sde, t_start, t_end)
+
     score = oracle.score(sde)
     errors = []
     for n in steps:
         grid = rule(sde, n, t_start, t_end)
-        errors.append(float((_run(solver, sde, score, x, _Silence(), grid=grid) - exact).norm()))
+        end = _run(solver, sde, score, x, _Silence(), grid=grid)
+        errors.append(float((end - exact).norm()))
     return OrderMeasurement(tuple(steps), tuple(errors))
 
 
@@ -456,36 +504,45 @@ def measure_weak_order(
         >>> round(measure_weak_order("ancestral", sg.VPSDE()).order, 1)
         1.0
     """
-    solver, rule = resolve(solver).strict(), rule or LogSNR()
+    solver = resolve(solver).strict()
+    rule = rule or LogSNR()
     t_start = active_start(sde) if t_start is None else t_start
     t_end = smooth_end(sde) if t_end is None else t_end
 
-    # Several data sets, side by side as coordinates: an error that changes its sign on one of them is seen on another.
-    mean = torch.tensor([0.7, -1.2, 0.4, 0.9], dtype=F64)
-    std = torch.tensor([0.6, 0.2, 1.5, 0.4], dtype=F64)
+    mean = cpu_float64(MEANS)
+    std = cpu_float64(STDS)
     score = Gaussian(mean, std.square().diag()).score(sde)
+    exact = _marginal(sde, mean, std, t_end)
     errors = []
     for n in steps:
-        grid = rule(sde, n, t_start, t_end)
-        exact_mean, exact_root = _marginal(sde, mean, std, t_end)
-        got_mean, impulses = _affine_map(partial(_run, solver, sde, score, grid=grid), sde, mean, std, t_start)
-        inverse = torch.linalg.inv(exact_root.movedim(-1, 0))
-        off_mean = torch.einsum("dij,jd->id", inverse, got_mean - exact_mean)
-        white = torch.einsum("dij,njd->nid", inverse, impulses)
-        got = torch.einsum("nid,njd->dij", white, white)
-        k = len(got_mean)
-        off = got.sqrt()[:, 0, 0, None] - 1 if k == 1 else (got - torch.eye(k)).flatten(1) / 2
-        errors.append(float(torch.cat([off_mean.flatten(), off.flatten()]).norm()))
+        run = partial(_run, solver, sde, score, grid=rule(sde, n, t_start, t_end))
+        output_mean, impulses = _affine_map(run, sde, mean, std, t_start)
+        errors.append(_law_error(output_mean, impulses, *exact))
     return OrderMeasurement(tuple(steps), tuple(errors))
+
+
+def _law_error(mean: Tensor, impulses: Tensor, exact_mean: Tensor, exact_root: Tensor) -> float:
+    """Error of means (k, d) and of the covariance of impulse responses (n, k, d), whitened by the exact law."""
+    inverse = torch.linalg.inv(exact_root.movedim(-1, 0))
+    mean_error = torch.einsum("dij,jd->id", inverse, mean - exact_mean)
+    white = torch.einsum("dij,njd->nid", inverse, impulses)
+    covariance = torch.einsum("nid,njd->dij", white, white)
+
+    k = len(mean)
+    std_error = covariance.sqrt()[:, 0, 0, None] - 1 if k == 1 else (covariance - torch.eye(k)).flatten(1) / 2
+    return float(torch.cat([mean_error.flatten(), std_error.flatten()]).norm())
 
 
 def _marginal(sde: LinearSDE | MatrixSDE, mean: Tensor, std: Tensor, t: float) -> tuple[Tensor, Tensor]:
     """Mean (k, d) of the state's k blocks on d Gaussian data sets, and a root (k, k, d) of their covariance."""
     if has_matrix_marginal(sde):
-        mu, covariance = sde.kernel(torch.tensor(t, dtype=F64))
-        spread = torch.outer(mu, mu) * std.square()[:, None, None] + covariance
-        return mu[:, None] * mean, torch.linalg.cholesky(spread).movedim(0, -1)
-    return (sde.alpha(t) * mean)[None], torch.hypot(sde.alpha(t) * std, sde.sigma(t))[None, None]
+        mu, N = sde.kernel(torch.tensor(t, dtype=F64))
+        covariance = torch.outer(mu, mu) * std.square()[:, None, None] + N
+        return mu[:, None] * mean, torch.linalg.cholesky(covariance).movedim(0, -1)
+
+    alpha = sde.alpha(t)
+    std_t = torch.hypot(alpha * std, sde.sigma(t))
+    return (alpha * mean)[None], std_t[None, None]
 
 
 def _affine_map(
@@ -545,23 +602,28 @@ def output_law(
     if final == "denoise" and has_matrix_marginal(sde):
         raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
 
-    solver = resolve(solver)
-    mean, std = mean.to(F64), std.to(F64)
-    start, end = grid.times[0], grid.times[-1]
+    mean = mean.to(F64)
+    std = std.to(F64)
     score = Gaussian(mean, std.square().diag()).score(sde)
+    run = partial(_run_to_final, resolve(solver), sde, score, grid, final)
+    output_mean, impulses = _affine_map(run, sde, mean, std, grid.times[0])
+    output_std = impulses.square().sum(0).sqrt()
+    return (output_mean, output_std) if has_matrix_marginal(sde) else (output_mean[0], output_std[0])
+
+
+def _run_to_final(
+    solver: Solver, sde: SDE, score: Score, grid: Grid, final: str, x: Tensor, noise: NoiseSource
+) -> Tensor:
+    """States at the grid's end, with correctors, and as `final` has them."""
+    start, *_, end = grid.times
+    model = BoundScore(score, sde, (end, start))
     program = solver.compile(sde, grid)
-    program = solver.end_in_mean(program) if final == "mean" else program
-
-    def run(x: Tensor, noise: NoiseSource) -> Tensor:
-        model = BoundScore(score, sde, (end, start))
-        hooks = solver.hooks(sde, grid, model, noise, mean=final == "mean")
-        with torch.no_grad():
-            x = execute(program, x, model, noise, hooks=hooks).x
-            return model.predict("data", x, end) if final == "denoise" else x
-
-    middle, impulses = _affine_map(run, sde, mean, std, start)
-    spread = impulses.square().sum(0).sqrt()
-    return (middle, spread) if has_matrix_marginal(sde) else (middle[0], spread[0])
+    if final == "mean":
+        program = solver.end_in_mean(program)
+    hooks = solver.hooks(sde, grid, model, noise, mean=final == "mean")
+    with torch.no_grad():
+        x = execute(program, x, model, noise, hooks=hooks).x
+        return model.predict("data", x, end) if final == "denoise" else x
 
 
 def measure_weak_order_on_mixture(
@@ -598,7 +660,7 @@ def measure_weak_order_on_mixture(
         rule: grid rule, log-SNR if not given.
         steps: numbers of steps.
         log2_points: logarithm of the number of points of a scrambling.
-        scrambles: independent scramblings, whose spread gives the standard errors; at least 2.
+        scrambles: independent scramblings, whose differences give the standard errors; at least 2.
         seed: of the scramblings.
 
     Returns:
@@ -616,7 +678,8 @@ def measure_weak_order_on_mixture(
         >>> round(measure_weak_order_on_mixture("ancestral", sg.VPSDE(), log2_points=8).order, 1)
         1.0
     """
-    solver, rule = resolve(solver).strict(), rule or LogSNR()
+    solver = resolve(solver).strict()
+    rule = rule or LogSNR()
     if not solver.stochastic:
         raise ValueError(f"{solver.name} adds no noise: measure_order measures it")
     data: Any = default_oracle("scalar") if oracle is None else oracle
@@ -628,16 +691,26 @@ def measure_weak_order_on_mixture(
 
     t_start = active_start(sde, 2.0) if t_start is None else t_start
     t_end = smooth_end(sde, 0.4) if t_end is None else t_end
-    exact = _expected_features(data, sde.nodes([t_end])[0].noise_level)
-    errors, stderrs = [], []
+    (end,) = sde.nodes([t_end])
+    exact = _expected_features(data, end.noise_level)
+
+    errors = []
+    stderrs = []
     for n in steps:
         program = solver.compile(sde, rule(sde, n, t_start, t_end))
         estimate = _ControlledMean(program, sde, data)
         paths = _sobol_paths(estimate.draws, log2_points, scrambles, seed)
-        means = np.stack([estimate(z) for z in paths])
-        errors.append(float(np.linalg.norm(means.mean(0) - exact)))
-        stderrs.append(float(np.linalg.norm(means.std(0, ddof=1))) / math.sqrt(scrambles))
+        error, stderr = _error_of(np.stack([estimate(z) for z in paths]), exact)
+        errors.append(error)
+        stderrs.append(stderr)
     return OrderMeasurement(tuple(steps), tuple(errors), tuple(stderrs))
+
+
+def _error_of(means: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
+    """Norm of the error of means (n, 4) of n scramblings, and its standard error."""
+    error = float(np.linalg.norm(means.mean(0) - exact))
+    std = float(np.linalg.norm(means.std(0, ddof=1)))
+    return error, std / math.sqrt(len(means))
 
 
 def _features(y: np.ndarray) -> np.ndarray:
@@ -650,8 +723,10 @@ def _expected_features(data: GaussianMixture, r: float) -> np.ndarray:
     w = data.weights.numpy()
     m = data.means[:, 0].numpy()
     v = data.variances[:, 0].numpy() + r**2
-    damped = np.exp(-2 * v)
-    return np.asarray([w @ m, w @ (m**2 + v), w @ (damped * np.cos(2 * m)), w @ (damped * np.sin(2 * m))])
+    damping = np.exp(-2 * v)
+    cosine = damping * np.cos(2 * m)
+    sine = damping * np.sin(2 * m)
+    return np.asarray([w @ m, w @ (m**2 + v), w @ cosine, w @ sine])
 
 
 def _sobol_paths(draws: int, log2_points: int, scrambles: int, seed: int) -> Iterator[np.ndarray]:
@@ -680,83 +755,129 @@ class _ControlledMean:
     """Mean of the observables at a program's end, less the martingale of DDIM's chain with the same noises."""
 
     def __init__(self, program: Program, sde: LinearSDE, data: GaussianMixture) -> None:
-        from scipy.interpolate import CubicSpline
-
-        self.program, self.sde, self.data, self.fresh = program, sde, data, _fresh(program)
+        self.program = program
+        self.sde = sde
+        self.data = data
+        self.fresh = _fresh(program)
         self.draws = sum(map(len, self.fresh))
         self.nodes = sde.nodes([stage.t for stage in program.stages])
-        points, weights = np.polynomial.hermite_e.hermegauss(24)  # expectations over the fresh noise
-        weights /= weights.sum()
-        reach = float(data.means.abs().max())
-        width = float(data.variances.max())
+        self.values = self._values()
 
-        # Of each stage with fresh noise: the value of its state, and that of the state without the noise.
-        self.values: dict[int, tuple[Any, Any]] = {}
+    def _values(self) -> dict[int, tuple[Any, Any]]:
+        """Of each stage with fresh noise: the value v of its state, and that of the state without the noise.
+
+        By backward recursion; of the first stage, v and its expectation.
+        """
+        from scipy.interpolate import CubicSpline
+
+        values: dict[int, tuple[Any, Any]] = {}
         value: Any = _features
-        r, std = self.nodes[-1].noise_level, 0.0  # of the next such stage
-        noisy = [k for k in range(len(self.nodes)) if self.fresh[k] or k == 0]
-
+        r = self.nodes[-1].noise_level  # of the next such stage,
+        std = 0.0  # and of the noise that is fresh there
+        noisy = [k for k, fresh in enumerate(self.fresh) if fresh and k]
         for k in reversed(noisy):
-            # DDIM's step from here to the next such stage, without the noise that is fresh there.
-            s = self.nodes[k].noise_level
-            y = np.linspace(-1, 1, 801) * (reach + 10 * math.sqrt(width + s**2))
-            D = self._denoised(y, s)
-            kept = math.sqrt(max(r**2 - std**2, 0.0)) / s
-            after = CubicSpline(y, value(D + kept * (y - D)))
+            y = self._places(k)
+            after = CubicSpline(y, value(self._ddim(k, y, r, std)))
+            r = self.nodes[k].noise_level
+            std = self._fresh_std(k)
+            value = CubicSpline(y, _smoothed(after, y, std))
+            values[k] = after, value
 
-            if k == 0:
-                x = self.nodes[0].alpha * torch.from_numpy(y)[:, None]
-                density = data.log_prob(x, sde, self.nodes[0].t).exp().numpy()
-                self.values[0] = after, density @ after(y) / density.sum()
-                break
+        y = self._places(0)
+        first = CubicSpline(y, value(self._ddim(0, y, r, std)))
+        values[0] = first, self._expected(first, y)
+        return values
 
-            r = s
-            std = math.hypot(*(engine_number(c) for _, c in self.fresh[k])) / self.nodes[k].alpha
-            noised = after(y[:, None] + std * points)
-            value = CubicSpline(y, np.einsum("ijf,j->if", noised, weights))
-            self.values[k] = after, value
+    def _fresh_std(self, k: int) -> float:
+        """Standard deviation of the fresh noise of stage k, in y = x / alpha."""
+        coefficients = [engine_number(c) for _, c in self.fresh[k]]
+        return math.hypot(*coefficients) / self.nodes[k].alpha
+
+    def _places(self, k: int) -> np.ndarray:
+        """Places y = x / alpha (n,) that cover the marginal of stage k."""
+        reach = float(self.data.means.abs().max())
+        variance = float(self.data.variances.max()) + self.nodes[k].noise_level ** 2
+        return np.linspace(-1, 1, 801) * (reach + 10 * math.sqrt(variance))
+
+    def _ddim(self, k: int, y: np.ndarray, r: float, std: float) -> np.ndarray:
+        """DDIM's step from y at stage k to the noise level r, less the noise of deviation std that is fresh there."""
+        s = self.nodes[k].noise_level
+        D = self._denoised(y, s)
+        ratio = math.sqrt(max(r**2 - std**2, 0.0)) / s
+        return D + ratio * (y - D)
+
+    def _expected(self, value: Callable[[np.ndarray], np.ndarray], y: np.ndarray) -> np.ndarray:
+        """Expectation of a function of y under the first stage's marginal, from places y."""
+        start = self.nodes[0]
+        x = start.alpha * torch.from_numpy(y)[:, None]
+        density = self.data.log_prob(x, self.sde, start.t).exp().numpy()
+        return np.asarray(density @ value(y) / density.sum())
 
     def _denoised(self, y: np.ndarray, r: float) -> np.ndarray:
         state = torch.from_numpy(y)
         D = self.data.denoised(state[:, None], torch.ones_like(state), torch.full_like(state, r))
         return np.asarray(D[:, 0].numpy())
 
-    def _start(self, z: np.ndarray) -> np.ndarray | float:
-        """The marginal's quantiles (B,) at the first time for standard normals (B,), by bisection."""
-        from scipy.special import ndtr
-
-        p = ndtr(z)
-        w, m = self.data.weights.numpy(), self.data.means[:, 0].numpy()
-        spread = np.sqrt(self.data.variances[:, 0].numpy() + self.nodes[0].noise_level ** 2)
-        low, high = (np.full_like(z, end) for end in ((m - 10 * spread).min(), (m + 10 * spread).max()))
-        for _ in range(60):
-            middle = (low + high) / 2
-            below = ndtr((middle[:, None] - m) / spread) @ w < p
-            low, high = np.where(below, middle, low), np.where(below, high, middle)
-        return (low + high) / 2
+    def _start(self, z: np.ndarray) -> np.ndarray:
+        """The marginal's quantiles (B,) at the first time for standard normals (B,)."""
+        w = self.data.weights.numpy()
+        m = self.data.means[:, 0].numpy()
+        v = self.data.variances[:, 0].numpy() + self.nodes[0].noise_level ** 2
+        return _mixture_quantiles(z, w, m, np.sqrt(v))
 
     def _increment(self, k: int, x: Tensor, z: np.ndarray) -> np.ndarray | float:
         """Increment of the martingale (B, 4) with the noise of stage k."""
         if not self.fresh[k]:
             return 0.0
         after, before = self.values[k]
+        alpha = self.nodes[k].alpha
+        state = x[:, 0].numpy()
         noise = sum(c * z[:, 1 + draw] for draw, c in self.fresh[k])
-        return after(x[:, 0].numpy() / self.nodes[k].alpha) - before((x[:, 0].numpy() - noise) / self.nodes[k].alpha)
+        return after(state / alpha) - before((state - noise) / alpha)
 
     def __call__(self, z: np.ndarray) -> np.ndarray | float:
         """Means (4,) over the starts z[:, 0] and the noises z[:, 1:]."""
         y = self._start(z[:, 0])
         value, expected = self.values[0]
-        x = self.nodes[0].alpha * torch.from_numpy(y)[:, None]
-        noise = PreDrawnNoise(list(torch.from_numpy(z.T[1:].copy())[..., None]))
+        increments = [value(y) - expected]
         called = iter([k for k, stage in enumerate(self.program.stages) if stage.evaluate])
-        gains = [value(y) - expected]
-        model = _Observed(self.data.score(self.sde), self.sde, (self.nodes[-1].t, self.nodes[0].t))
-        model.observe = lambda x: gains.append(self._increment(next(called), x, z))
+
+        x = self._run(y, z, lambda x: increments.append(self._increment(next(called), x, z)))
+        martingale = sum(increments) + self._increment(len(self.nodes) - 1, x, z)
+        controlled = _features(x[:, 0].numpy() / self.nodes[-1].alpha) - martingale
+        return np.asarray(controlled.mean(0))
+
+    def _run(self, y: np.ndarray, z: np.ndarray, observe: Callable[[Tensor], None]) -> Tensor:
+        """States (B, 1) at the end from y (B,) with the noises z[:, 1:]; each that is evaluated is shown on the way."""
+        start = self.nodes[0]
+        model = _Observed(self.data.score(self.sde), self.sde, (self.nodes[-1].t, start.t))
+        model.observe = observe
+        noise = PreDrawnNoise(list(torch.from_numpy(z.T[1:].copy())[..., None]))
+        x = start.alpha * torch.from_numpy(y)[:, None]
         with torch.no_grad():
-            x = execute(self.program, x, model, noise).x
-        martingale = sum(gains) + self._increment(len(self.nodes) - 1, x, z)
-        return np.asarray((_features(x[:, 0].numpy() / self.nodes[-1].alpha) - martingale).mean(0))
+            return execute(self.program, x, model, noise).x
+
+
+def _mixture_quantiles(z: np.ndarray, w: np.ndarray, m: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Quantiles (B,) of a mixture at the levels of standard normals z (B,), by bisection."""
+    from scipy.special import ndtr
+
+    p = ndtr(z)
+    low = np.full_like(z, (m - 10 * std).min())
+    high = np.full_like(z, (m + 10 * std).max())
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = ndtr((middle[:, None] - m) / std) @ w < p
+        low = np.where(below, middle, low)
+        high = np.where(below, high, middle)
+    return (low + high) / 2
+
+
+def _smoothed(value: Callable[[np.ndarray], np.ndarray], y: np.ndarray, std: float) -> np.ndarray:
+    """Expectation of a function (*, 4) at y plus noise of a standard deviation, (n, 4) for y (n,)."""
+    points, weights = np.polynomial.hermite_e.hermegauss(24)
+    weights /= weights.sum()
+    return np.einsum("ijf,j->if", value(y[:, None] + std * points), weights)
 
 
 def _fresh(program: Program) -> list[list[tuple[int, Coefficient]]]:
@@ -802,7 +923,8 @@ class _OneHot:
     """Block b of draw j is 1 in sample j k + b, of k blocks, and 0 elsewhere."""
 
     def __init__(self, blocks: int = 1) -> None:
-        self.draw, self.blocks = 0, blocks
+        self.draw = 0
+        self.blocks = blocks
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         z = torch.zeros(shape, dtype=dtype, device=device)

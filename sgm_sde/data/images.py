@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 _IDX_NAMES = {"train": "train", "test": "t10k"}
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
-_GREY, _COLOUR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA")  # Pillow's modes of at most 8 bits a channel
+
+# Pillow's modes of at most 8 bits a channel.
+_GREY = ("1", "L", "LA")
+_COLOUR = ("P", "PA", "RGB", "RGBA")
 
 
 class Images(NamedTuple):
@@ -44,14 +47,15 @@ def read_idx(path: Path) -> Tensor:
         raw = gunzip(path) if path.suffix == ".gz" else path.read_bytes()
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is no idx file of unsigned bytes: it begins with {raw[:4]!r}")
+
     rank = raw[3]
     shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
     values = raw[4 + 4 * rank :]
     if len(values) != math.prod(shape):
         raise ValueError(f"{path} promises {shape} values and holds {len(values)}")
-    return (
-        torch.frombuffer(bytearray(values), dtype=torch.uint8).reshape(shape) if values else torch.empty(shape).byte()
-    )
+    if not values:
+        return torch.empty(shape).byte()
+    return torch.frombuffer(bytearray(values), dtype=torch.uint8).reshape(shape)
 
 
 def load_images(path: str | Path, split: Literal["train", "test"] = "train") -> Images:
@@ -76,16 +80,21 @@ def load_images(path: str | Path, split: Literal["train", "test"] = "train") -> 
         raise FileNotFoundError(f"no such file or folder: {path}")
     if path.suffix == ".npz":
         return _from_npz(path, split)
+
     stem = _IDX_NAMES[split]
     for suffix in ("", ".gz"):
         images = path / f"{stem}-images-idx3-ubyte{suffix}"
         if images.exists():
-            labels = path / f"{stem}-labels-idx1-ubyte{suffix}"
-            pixels = read_idx(images)
-            if pixels.ndim != 3:
-                raise ValueError(f"{images} holds an array of shape {tuple(pixels.shape)}, not images (N, H, W)")
-            return _labelled(pixels[:, None], read_idx(labels) if labels.exists() else None, images)
-    return _from_pictures(path / split if (path / split).is_dir() else path)
+            return _from_idx(images, path / f"{stem}-labels-idx1-ubyte{suffix}")
+    of_split = path / split
+    return _from_pictures(of_split if of_split.is_dir() else path)
+
+
+def _from_idx(images: Path, labels: Path) -> Images:
+    pixels = read_idx(images)
+    if pixels.ndim != 3:
+        raise ValueError(f"{images} holds an array of shape {tuple(pixels.shape)}, not images (N, H, W)")
+    return _labelled(pixels[:, None], read_idx(labels) if labels.exists() else None, images)
 
 
 def _from_npz(path: Path, split: str) -> Images:
@@ -94,14 +103,22 @@ def _from_npz(path: Path, split: str) -> Images:
     names = ("images", "labels") if "images" in arrays else (f"x_{split}", f"y_{split}")
     if names[0] not in arrays:
         raise FileNotFoundError(f"{path} has neither 'images' nor {names[0]!r}, only {sorted(arrays)}")
-    array, labels = arrays[names[0]], arrays.get(names[1])
+
+    array = arrays[names[0]]
+    labels = arrays.get(names[1])
     if array.dtype != np.uint8 or array.ndim not in (3, 4):
         raise ValueError(f"{names[0]!r} must be uint8 (N, H, W) or (N, H, W, C), got {array.dtype} {array.shape}")
     if labels is not None and labels.dtype.kind not in "iu":
         raise ValueError(f"{names[1]!r} must be integers, got {labels.dtype} {labels.shape}")
+    return _labelled(
+        _channels_first(array), None if labels is None else torch.from_numpy(labels.astype(np.int64)), path
+    )
+
+
+def _channels_first(array: np.ndarray) -> Tensor:
+    """Images (N, C, H, W) from (N, H, W) or (N, H, W, C)."""
     pixels = torch.from_numpy(array)
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    return _labelled(pixels, None if labels is None else torch.from_numpy(labels.astype(np.int64)), path)
+    return pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
 
 
 def _labelled(pixels: Tensor, labels: Tensor | None, path: Path) -> Images:
@@ -133,34 +150,41 @@ def _eight_bits(picture: Image) -> Image:
 
 
 def _from_pictures(folder: Path) -> Images:
+    files: list[Path] = []
+    labels: list[int] = []
+    classes = sorted(sub for sub in folder.iterdir() if sub.is_dir())
+    for i, sub in enumerate(classes):
+        of_class = _pictures(sub)
+        files += of_class
+        labels += [i] * len(of_class)
+    files = files or _pictures(folder)
+    if not files:
+        raise FileNotFoundError(f"{folder} holds neither idx files nor pictures ({', '.join(sorted(_SUFFIXES))})")
+
+    arrays: list[np.ndarray] = []
+    for file in files:
+        array = _read_picture(file)
+        if arrays and array.shape != arrays[0].shape:
+            raise ValueError(f"pictures differ in size or colour: {files[0]} {arrays[0].shape}, {file} {array.shape}")
+        arrays.append(array)
+    return _images(_channels_first(np.stack(arrays)), torch.tensor(labels) if labels else None, folder)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+
+
+def _read_picture(file: Path) -> np.ndarray:
+    """A picture as an array (H, W) or (H, W, 3) of uint8."""
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError("reading pictures needs Pillow: pip install pillow") from error
 
-    def pictures(where: Path) -> list[Path]:
-        return sorted(file for file in where.iterdir() if file.suffix.lower() in _SUFFIXES)
-
-    classes = sorted(sub for sub in folder.iterdir() if sub.is_dir())
-    files = [(file, i) for i, sub in enumerate(classes) for file in pictures(sub)] or [
-        (file, -1) for file in pictures(folder)
-    ]
-    if not files:
-        raise FileNotFoundError(f"{folder} holds neither idx files nor pictures ({', '.join(sorted(_SUFFIXES))})")
-    arrays: list[np.ndarray] = []
-    for file, _ in files:
-        with reading(file, "picture"), warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as picture:
-                array = np.asarray(_eight_bits(picture))
-        if arrays and array.shape != arrays[0].shape:
-            raise ValueError(
-                f"pictures differ in size or colour: {files[0][0]} {arrays[0].shape}, {file} {array.shape}"
-            )
-        arrays.append(array)
-    pixels = torch.from_numpy(np.stack(arrays))
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-    return _images(pixels, torch.tensor([label for _, label in files]) if files[0][1] >= 0 else None, folder)
+    with reading(file, "picture"), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(file) as picture:
+            return np.asarray(_eight_bits(picture))
 
 
 def read_data(path: Path | str) -> tuple[Tensor, Tensor | None]:
@@ -179,11 +203,9 @@ def read_data(path: Path | str) -> tuple[Tensor, Tensor | None]:
         arrays = {"x": next(iter(arrays.values()))}
     if "x" not in arrays:
         raise ValueError(f"{path} has no array 'x' for the images, but {', '.join(map(repr, sorted(arrays)))}")
-    images, labels = (
-        None if array is None else _tensor(array, f"{name!r} of {path}")
-        for name, array in (("x", arrays["x"]), ("y", arrays.get("y")))
-    )
-    assert images is not None
+
+    images = _tensor(arrays["x"], f"'x' of {path}")
+    labels = _tensor(arrays["y"], f"'y' of {path}") if "y" in arrays else None
     return images, labels
 
 

@@ -39,6 +39,7 @@ def write_grid(folder: Path | str, black_white: tuple[float, float], columns: in
         rows += list(images)
         if len(rows) >= SHOWN:
             break
+
     path = Path(folder) / "samples.png"
     write_atomically(path, _png(pillow, _sheet(rows[:SHOWN], columns)))
     return path
@@ -72,11 +73,14 @@ def save_grid(x: Tensor, path: Path | str, data_range: tuple[float, float] = (-1
         raise ValueError(f"path must end in .png, got {str(path)!r}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+
     data_range = range_of("data_range", data_range)
     columns = check_integer("columns", columns)
     if not are_images(tuple(x.shape[1:])) or not x.numel():
         raise ValueError(f"x must be images (B, C, H, W) of one or three channels, got {tuple(x.shape)}")
-    write_atomically(path, _png(pillow, _sheet(list(_eight_bits(x.detach().cpu(), data_range)), columns)))
+
+    images = list(_eight_bits(x.detach().cpu(), data_range))
+    write_atomically(path, _png(pillow, _sheet(images, columns)))
     return path
 
 
@@ -84,8 +88,9 @@ def _sheet(images: list[np.ndarray], columns: int) -> np.ndarray:
     """Images (H, W, C) in rows, with white lines between them."""
     height, width, channels = images[0].shape
     columns = min(columns, len(images))
-    lines = math.ceil(len(images) / columns)
-    sheet = np.full((lines * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
+    rows = math.ceil(len(images) / columns)
+    shape = (rows * (height + 1) - 1, columns * (width + 1) - 1, channels)
+    sheet = np.full(shape, 255, np.uint8)
     for i, image in enumerate(images):
         top = i // columns * (height + 1)
         left = i % columns * (width + 1)
@@ -111,22 +116,33 @@ def export(folder: Path | str, kind: str, black_white: tuple[float, float]) -> P
     """
     folder = Path(folder)
     one_of("format", kind, FORMATS)
-    if kind == "npz":
-        arrays = {"arr_0": np.concatenate(list(_images(folder, black_white)))}
-        labels = [shard["y"].numpy() for shard, _ in read_run(folder)[1] if "y" in shard]
-        if labels:
-            arrays["arr_1"] = np.concatenate(labels)
-        packed = io.BytesIO()
-        np.savez(packed, **arrays)  # type: ignore[arg-type,unused-ignore]
-        write_atomically(folder / "samples.npz", packed.getvalue())
-        return folder / "samples.npz"
-    pillow, number = _pillow(), 0
-    (folder / "png").mkdir(exist_ok=True)
+    return _export_npz(folder, black_white) if kind == "npz" else _export_png(folder, black_white)
+
+
+def _export_npz(folder: Path, black_white: tuple[float, float]) -> Path:
+    arrays = {"arr_0": np.concatenate(list(_images(folder, black_white)))}
+    _, shards = read_run(folder)
+    labels = [shard["y"].numpy() for shard, _ in shards if "y" in shard]
+    if labels:
+        arrays["arr_1"] = np.concatenate(labels)
+
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)  # type: ignore[arg-type,unused-ignore]
+    path = folder / "samples.npz"
+    write_atomically(path, packed.getvalue())
+    return path
+
+
+def _export_png(folder: Path, black_white: tuple[float, float]) -> Path:
+    pillow = _pillow()
+    pictures = folder / "png"
+    pictures.mkdir(exist_ok=True)
+    number = 0
     for images in _images(folder, black_white):
         for image in images:
-            (folder / "png" / f"{number:06d}.png").write_bytes(_png(pillow, image))
+            (pictures / f"{number:06d}.png").write_bytes(_png(pillow, image))
             number += 1
-    return folder / "png"
+    return pictures
 
 
 def are_images(shape: tuple[int, ...]) -> bool:
@@ -150,7 +166,9 @@ def _eight_bits(x: Tensor, black_white: tuple[float, float]) -> np.ndarray:
 
 def _png(pillow: Any, image: np.ndarray) -> bytes:
     packed = io.BytesIO()
-    pillow.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(packed, "PNG")
+    if image.shape[2] == 1:
+        image = image[:, :, 0]
+    pillow.fromarray(image).save(packed, "PNG")
     return packed.getvalue()
 
 

@@ -95,17 +95,19 @@ class DigitsDenoiser(_DigitsMLP):
         the preconditioning and the result in that of x.
         """
         c = edm_preconditioning(sigma.to(x.dtype), self.sigma_data)
-        residual = self._run(c.c_in[..., None] * x.flatten(-3), c.c_noise, y).to(x.dtype).reshape(x.shape)
-        c_skip, c_out = (value[..., None, None, None] for value in (c.c_skip, c.c_out))
+        output = self._run(c.c_in[..., None] * x.flatten(-3), c.c_noise, y)
+        residual = output.to(x.dtype).reshape(x.shape)
+        c_skip = c.c_skip[..., None, None, None]
+        c_out = c.c_out[..., None, None, None]
         return c_skip * x + c_out * residual
 
 
 class DigitsVelocity(_DigitsMLP):
     r"""Class-conditional network of CLD on 8x8 digits: what is left of the velocity's noise after a Gaussian's.
 
-    c F(x / std(x_t), v / std(v_t), ln(s) / 4, y) with a residual MLP F on 128 numbers, the standard deviations of
-    data of the spread `sigma_data`, s the noise level that `CLD.observation` has, and c^2 = 1 - L_vv^2 / var(v_t),
-    the variance of what is left. A score is made of it by
+    c F(x / std(x_t), v / std(v_t), ln(s) / 4, y) with a residual MLP F on 128 numbers; the standard deviations are
+    those of the state for data of the deviation `sigma_data`, s is the noise level of `CLD.observation`, and
+    c^2 = 1 - L_vv^2 / var(v_t) the variance of what is left. A score is made of it by
     `from_velocity_noise(net, CLD(), mixed=float(net.sigma_data))`.
 
     Source: Dockhorn, Vahdat, Kreis (2022), "Score-based generative modeling with critically-damped Langevin
@@ -120,16 +122,19 @@ class DigitsVelocity(_DigitsMLP):
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return what is left of the noise (B, 1, 8, 8) at states z (B, 2, 1, 8, 8), times t (B,) and labels y."""
-        variance, left = self.spread(t)
+        variance, c = self.scales(t)
         c_noise = -self.sde.log_snr(t.double()) / 8
         pixels = z.flatten(2) * variance.rsqrt().to(z.dtype)[..., None]
-        return left.to(z.dtype)[:, None, None, None] * self._run(pixels.flatten(1), c_noise, y).reshape(z[:, 0].shape)
+        output = self._run(pixels.flatten(1), c_noise, y).reshape(z[:, 0].shape)
+        return c.to(z.dtype)[:, None, None, None] * output
 
-    def spread(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the variances (B, 2) of position and velocity at times t (B,), and c (B,), in double precision."""
         mu, covariance = self.sde.kernel(t.double())
         variance = torch.diagonal(covariance, dim1=-2, dim2=-1) + self.sigma_data.double() ** 2 * mu**2
-        return variance, (1 - torch.linalg.cholesky(covariance)[:, 1, 1] ** 2 / variance[:, 1]).sqrt()
+        L = torch.linalg.cholesky(covariance)
+        c = (1 - L[:, 1, 1] ** 2 / variance[:, 1]).sqrt()
+        return variance, c
 
 
 class DigitsClassifier(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -96,11 +97,17 @@ class _SelfAttention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         tokens = self.norm(h).flatten(-2).transpose(-1, -2)  # (B, H W, C)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in self.qkv(tokens).chunk(3, dim=-1))
+        q, k, v = [self._heads(part) for part in self.qkv(tokens).chunk(3, dim=-1)]
+
         # Written out: the fused kernels have no forward mode and no second derivative on the CPU.
         attention = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
         mixed = self.out((attention @ v).transpose(-2, -3).flatten(-2))
         return self.weight * (h + mixed.transpose(-1, -2).unflatten(-1, h.shape[-2:]))
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """(B, heads, H W, C / heads) of (B, H W, C)."""
+        split: Tensor = tokens.unflatten(-1, (self.heads, -1))  # type: ignore[no-untyped-call]
+        return split.transpose(-2, -3)
 
 
 class _Stage(nn.ModuleList):
@@ -193,9 +200,11 @@ class UNet(nn.Module):
         one_of("time", time, EMBEDDINGS)
         one_of("middle", middle, ("block", "attention"))
         scale = math.sqrt(0.5) if flag("rescale", rescale) else 1.0
-        channels, attention = sizes("channels", channels), sizes("attention", attention, least=0)
+        channels = sizes("channels", channels)
+        attention = sizes("attention", attention, least=0)
         if not channels:
             raise ValueError(f"channels must have a width for each level, got {channels}")
+
         in_channels = check_integer("in_channels", in_channels)
         blocks = check_integer("blocks", blocks)
         patch = check_integer("patch", patch)
@@ -204,15 +213,17 @@ class UNet(nn.Module):
         embed = check_integer("embed", embed, 2)
         classes = None if classes is None else check_integer("classes", classes)
 
+        lowest = len(channels) - 1
+        attends = set(attention) | ({lowest} if middle == "attention" else set())
         for level, width in enumerate(channels):
-            attends = level in attention or (middle == "attention" and level == len(channels) - 1)
-            if width % groups or (attends and width % heads):
+            if width % groups or (level in attends and width % heads):
                 raise ValueError(f"groups={groups} and heads={heads} must divide the channels, got {tuple(channels)}")
-        attention_levels = frozenset(attention)
-        if not attention_levels <= set(range(len(channels))):
+        if not set(attention) <= set(range(len(channels))):
             raise ValueError(f"attention={tuple(attention)} must be indices into channels={tuple(channels)}")
 
-        self.patch, self.classes, self.blocks = patch, classes, blocks
+        self.patch = patch
+        self.classes = classes
+        self.blocks = blocks
         self.reduction = patch * 2 ** (len(channels) - 1)
         self.register_buffer("frequencies", EMBEDDINGS[time](embed // 2))
         self.time = nn.Linear(embed, embed)
@@ -220,32 +231,33 @@ class UNet(nn.Module):
         self.label = nn.Embedding(classes + 1, embed) if classes is not None else None
 
         self.first = nn.Conv2d(in_channels * patch**2, channels[0], 3, padding=1)
+        block = partial(_ResidualBlock, embed=embed, groups=groups, weight=scale)
+        self_attention = partial(_SelfAttention, heads=heads, groups=groups, weight=scale)
 
         def stage(level: int, width: int) -> _Stage:
-            channels_out = channels[level]
-            attention = (
-                _SelfAttention(channels_out, heads, groups, scale) if level in attention_levels else nn.Identity()
-            )
-            return _Stage([_ResidualBlock(width, channels_out, embed, groups, scale), attention])
+            mixing = self_attention(channels[level]) if level in attention else nn.Identity()
+            return _Stage([block(width, channels[level]), mixing])
 
-        def centre(width: int) -> nn.Module:
-            first, second = (_ResidualBlock(width, width, embed, groups, scale) for _ in range(2))
-            return _Middle([first, _SelfAttention(width, heads, groups, scale), second])
+        def centre(width: int) -> _Middle:
+            first = block(width, width)
+            second = block(width, width)
+            return _Middle([first, self_attention(width), second])
 
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
         width = channels[0]
         skips: list[int] = []
-        for level in range(len(channels)):
+        for level, out in enumerate(channels):
             for _ in range(blocks):
                 self.down.append(stage(level, width))
-                width = channels[level]
+                width = out
                 skips.append(width)
 
-        self.middle = centre(width) if middle == "attention" else stage(len(channels) - 1, width)
-        for level in reversed(range(len(channels))):
+        self.middle = centre(width) if middle == "attention" else stage(lowest, width)
+        for level, out in reversed(list(enumerate(channels))):
             for _ in range(blocks):
                 self.up.append(stage(level, width + skips.pop()))
-                width = channels[level]
+                width = out
 
         self.norm = nn.GroupNorm(groups, channels[0])
         self.last = nn.Conv2d(channels[0], in_channels * patch**2, 3, padding=1)
@@ -274,7 +286,7 @@ class UNet(nn.Module):
 
         skips = []
         for i, stage in enumerate(self.down):
-            if i and i % self.blocks == 0:
+            if self._starts_level(i):
                 h = F.avg_pool2d(h, 2)
             h = stage(h, emb)
             skips.append(h)
@@ -282,11 +294,17 @@ class UNet(nn.Module):
         h = self.middle(h, emb)
 
         for i, stage in enumerate(self.up):
-            if i and i % self.blocks == 0:
+            if self._starts_level(i):
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
-            h = stage(torch.cat([h, skips.pop()], dim=-3), emb)
+            h = torch.cat([h, skips.pop()], dim=-3)
+            h = stage(h, emb)
 
-        return F.pixel_shuffle(self.last(F.silu(self.norm(h))), self.patch)
+        h = F.silu(self.norm(h))
+        return F.pixel_shuffle(self.last(h), self.patch)
+
+    def _starts_level(self, i: int) -> bool:
+        """True if a stage on the way down or up is the first of another resolution."""
+        return i > 0 and i % self.blocks == 0
 
     def _embedding(self, t: Tensor, y: Tensor | None) -> Tensor:
         angle = 2 * math.pi * t.to(self.frequencies.dtype)[..., None] * self.frequencies
@@ -339,7 +357,7 @@ class EDMPreconditioned(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Return the denoised data (B, *) of x (B, *) at noise levels sigma (B,)."""
         c = edm_preconditioning(sigma.to(x.dtype), self.sigma_data.to(x.dtype))
-        c_skip, c_out, c_in = (value.reshape(value.shape + (1,) * (x.ndim - value.ndim)) for value in c[:3])
+        c_skip, c_out, c_in = [value.reshape(value.shape + (1,) * (x.ndim - value.ndim)) for value in c[:3]]
         dtype = next(self.net.parameters()).dtype
         output: Tensor = self.net((c_in * x).to(dtype), c.c_noise, *args, **kwargs)
         return c_skip * x + c_out * output.to(x.dtype)

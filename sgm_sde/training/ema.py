@@ -33,14 +33,15 @@ class EMA:
 
     def __init__(self, net: nn.Module, decay: float = 0.9999) -> None:
         instance_of("net", net, nn.Module, "an nn.Module")
-        self.decay, self.updates = number("decay", decay, least=0, below=1), 0
+        self.decay = number("decay", decay, least=0, below=1)
+        self.updates = 0
         self._parameters = frozenset(name for name, _ in net.named_parameters(remove_duplicate=False))
         self.average = {
-            name: value.detach().to(self._kept_in(name, value), copy=True) for name, value in net.state_dict().items()
+            name: value.detach().to(self._dtype(name, value), copy=True) for name, value in net.state_dict().items()
         }
 
-    def _kept_in(self, name: str, value: Tensor) -> torch.dtype:
-        """The dtype that the average of a value is kept in."""
+    def _dtype(self, name: str, value: Tensor) -> torch.dtype:
+        """Dtype of the average of a value: that of a parameter is at least single precision."""
         averaged = name in self._parameters and value.is_floating_point()
         return torch.promote_types(value.dtype, torch.float32) if averaged else value.dtype
 
@@ -66,7 +67,7 @@ class EMA:
         return {**self.average, "updates": torch.tensor(self.updates)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` returned.
+        """Resume from what `state_dict` returned.
 
         Raises:
             ValueError: for the state of another network.

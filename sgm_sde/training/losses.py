@@ -153,12 +153,14 @@ class PosteriorMean:
         s = t - sde.T / n
         s = torch.where(s < 0.5 * sde.T / n, 0.0, s)  # the step that ends at the data, whatever the rounding
 
-        b2 = sde.transition(s, t)[1] ** 2
+        _, b = sde.transition(s, t)
+        b2 = b**2
         sigma2 = sde.sigma(t) ** 2
         c = sde.alpha(s) * b2 / sigma2
         if self.variance == "none":
             return c**2
-        return c**2 / (2 * (b2 if self.variance == "beta" else b2 * sde.sigma(s) ** 2 / sigma2))
+        variance = b2 if self.variance == "beta" else b2 * sde.sigma(s) ** 2 / sigma2
+        return c**2 / (2 * variance)
 
 
 _NETWORKS = ("noise", "data", "score", "v", "flow")
@@ -290,18 +292,26 @@ def score_matching(
         x = x.detach().requires_grad_()
         s = score(x, _label(t, x), **arguments("model_kwargs", model_kwargs))
 
-        def product(v: Tensor) -> Tensor:
-            (vjp,) = torch.autograd.grad(s, x, v.expand_as(s), create_graph=True)
-            return vjp * v
-
-        if trace == "exact":
-            basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, *x.shape[1:])
-            diagonal = sum((product(e) for e in basis), torch.zeros_like(x))
-        else:
-            signs = (_random(x, generator, torch.rand).round() * 2 - 1 for _ in range(n_probes))
-            diagonal = sum((product(v) for v in signs), torch.zeros_like(x)) / n_probes
-
+        diagonal = _exact_diagonal(s, x) if trace == "exact" else _sliced_diagonal(s, x, n_probes, generator)
         return _weighted(s.square() + 2 * diagonal, factor, weighting, "score", sde, t, reduction)
+
+
+def _exact_diagonal(s: Tensor, x: Tensor) -> Tensor:
+    """Diagonal (B, *) of the Jacobian of s at x, by one product for each dimension of a sample."""
+    d = x[0].numel()
+    basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(-1, *x.shape[1:])
+    return sum((_times_vjp(s, x, e) for e in basis), torch.zeros_like(x))
+
+
+def _sliced_diagonal(s: Tensor, x: Tensor, n_probes: int, generator: torch.Generator) -> Tensor:
+    """Estimate (B, *) of the same from random signs."""
+    signs = (_random(x, generator, torch.rand).round() * 2 - 1 for _ in range(n_probes))
+    return sum((_times_vjp(s, x, v) for v in signs), torch.zeros_like(x)) / n_probes
+
+
+def _times_vjp(s: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    (vjp,) = torch.autograd.grad(s, x, v.expand_as(s), create_graph=True)
+    return vjp * v
 
 
 def _prepare(
@@ -321,19 +331,25 @@ def _prepare(
 
     if times is not None:
         instance_of("times", times, Times, "a distribution of times, such as LogNormal()")
+        if t is not None:
+            raise ValueError("give times= or t=, not both")
     if t is None:
         t, factor = (Uniform() if times is None else times).draw(sde, len(x0), generator)
-    elif times is not None:
-        raise ValueError("give times= or t=, not both")
     else:
-        t = as_time(t).to(device="cpu", dtype=torch.float64)
-        require_times(t, x0)
-        t = t.expand(len(x0))
-        outside = ~((t >= 0) & (t <= sde.T * (1 + ROUNDING)))  # not NaN either; float32 may round T up
-        if outside.any():
-            raise ValueError(f"t must lie in [0, T] = [0, {sde.T}], got {t[outside][0].item():.6g}")
+        t = _given_times(sde, t, x0)
         factor = torch.ones_like(t)
     return sde, t, factor, x0.to(torch.promote_types(x0.dtype, torch.float32))
+
+
+def _given_times(sde: LinearSDE, t: Tensor, x0: Tensor) -> Tensor:
+    """The caller's times as (B,) in float64 on the CPU."""
+    t = as_time(t).to(device="cpu", dtype=torch.float64)
+    require_times(t, x0)
+    t = t.expand(len(x0))
+    outside = ~((t >= 0) & (t <= sde.T * (1 + ROUNDING)))  # not NaN either; float32 may round T up
+    if outside.any():
+        raise ValueError(f"t must lie in [0, T] = [0, {sde.T}], got {t[outside][0].item():.6g}")
+    return t
 
 
 def _noised(
@@ -345,7 +361,10 @@ def _noised(
         raise TypeError(f"noise must be a floating tensor of the shape of the data, got {described(noise)}")
     elif noise.shape != x0.shape:
         raise ValueError(f"noise must have the shape {tuple(x0.shape)} of the data, got {tuple(noise.shape)}")
-    return _on(sde.alpha(t), x0) * x0 + _on(sde.sigma(t), x0) * noise, noise
+
+    alpha = _on(sde.alpha(t), x0)
+    sigma = _on(sde.sigma(t), x0)
+    return alpha * x0 + sigma * noise, noise
 
 
 def _random(x: Tensor, generator: torch.Generator, draw: Callable[..., Tensor]) -> Tensor:

@@ -112,7 +112,8 @@ class Importance(Times):
     @staticmethod
     def _ends(sde: LinearSDE) -> tuple[Tensor, Tensor]:
         """Log-SNR at eps and at T."""
-        first, last = sde.log_snr(cpu_float64(sde.eps)), sde.log_snr(cpu_float64(sde.T))
+        first = sde.log_snr(cpu_float64(sde.eps))
+        last = sde.log_snr(cpu_float64(sde.T))
         if not (bool(torch.isfinite(first)) and bool(torch.isfinite(last))):
             raise ValueError(
                 f"importance sampling needs a finite log-SNR at both ends, and on {sde!r} it is {float(first)} at "
@@ -153,10 +154,13 @@ class LogNormal(Times):
             ValueError: where [eps, T] has no share at all.
         """
         sde = _linear(sde)
-        low, high = ((-sde.log_snr(cpu_float64(t)) / 2 - self.mean) / self.std for t in (sde.eps, sde.T))
+        low = (-sde.log_snr(cpu_float64(sde.eps)) / 2 - self.mean) / self.std
+        high = (-sde.log_snr(cpu_float64(sde.T)) / 2 - self.mean) / self.std
+
         # Shares above, where both ends lie above the mean: those below would be rounded to 1.
         sign = -1.0 if float(low) > 0 else 1.0
-        first, last = (torch.erfc(-sign * end / math.sqrt(2)) / 2 for end in (low, high))  # ndtr is 0 from -8 on
+        first = torch.erfc(-sign * low / math.sqrt(2)) / 2  # ndtr is 0 from -8 on
+        last = torch.erfc(-sign * high / math.sqrt(2)) / 2
         if not float((last - first).abs()) > 0:
             raise ValueError(
                 f"{self!r} has no share between eps={sde.eps} and T={sde.T}, where ln(sigma / alpha) is "
