@@ -10,7 +10,7 @@ Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from sgm_sde.scores.time_labels import TimeLabel
 
 METHODS = {"flow": "cross-entropy by the probability flow", "weighted": "cross-entropy by the weighted loss"}
 N_TIMES = 64  # of the weighted loss
+PriorDensity = Callable[..., LogProbResult | BoundResult]  # of latents z (B, *), called with a `seed`
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class LatentScoreModel:
             TypeError: for something that is no such autoencoder.
             ValueError: for a `decoder_std` that is not positive.
         """
-        if not (hasattr(autoencoder, "encode") and hasattr(autoencoder, "decode") and hasattr(autoencoder, "config")):
+        if not all(hasattr(autoencoder, name) for name in ("encode", "decode", "config")):
             raise TypeError(f"an autoencoder has encode, decode and config, got {type(autoencoder).__name__}")
         if decoder_std is not None and not (math.isfinite(decoder_std) and decoder_std > 0):
             raise ValueError(f"decoder_std must be positive and finite, got {decoder_std}")
@@ -233,26 +234,31 @@ class LatentScoreModel:
             method = "flow"
         one_of("method", method, METHODS)
         n_draws = check_integer("n_draws", n_draws)
-        if method == "flow" and n_times is not None:
-            raise ValueError(f"n_times={n_times!r} is of method='weighted': the flow has steps=")
-        if method == "weighted" and options:
-            raise ValueError(f"{', '.join(options)} are options of method='flow'")
-        if method == "weighted":
-            options = {"n_times": check_integer("n_times", N_TIMES if n_times is None else n_times)}
+        eps = self.sde.likelihood_eps if eps is None else eps
+        density = self._prior_density(method, n_times, eps, options)
 
         x = check_points(x)
         seeds = resolve_seeds(seed, generator, len(x))
-        options["eps"] = self.sde.likelihood_eps if eps is None else eps
-        density: Callable[..., LogProbResult | BoundResult] = log_prob if method == "flow" else elbo
         with torch.no_grad():
-            return self._bound(x, n_draws, seeds, METHODS[method], partial(density, self.score, self.sde, **options))
+            return self._bound(x, n_draws, seeds, METHODS[method], density)
 
-    def _bound(
-        self, x: Tensor, n_draws: int, seeds: SampleSeeds, how: str, density: Callable[..., LogProbResult | BoundResult]
-    ) -> LatentBound:
-        """The bound from the prior's density of latents, `density(z, seed=...)`."""
+    def _prior_density(self, method: str, n_times: int | None, eps: float, options: Mapping[str, Any]) -> PriorDensity:
+        """The log-density of latents under the prior, by a method with its own options."""
+        if method == "flow":
+            if n_times is not None:
+                raise ValueError(f"n_times={n_times!r} is of method='weighted': the flow has steps=")
+            return partial(log_prob, self.score, self.sde, eps=eps, **options)
+
+        if options:
+            raise ValueError(f"{', '.join(options)} are options of method='flow'")
+        n_times = check_integer("n_times", N_TIMES if n_times is None else n_times)
+        return partial(elbo, self.score, self.sde, eps=eps, n_times=n_times)
+
+    def _bound(self, x: Tensor, n_draws: int, seeds: SampleSeeds, how: str, density: PriorDensity) -> LatentBound:
+        """The bound from the prior's density of latents."""
         mean, std = self.posterior(x)
         entropy = flat(std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(1)
+
         stream = NoiseStream(seeds, "dequantisation")
         reconstructions = []
         cross_entropies = []

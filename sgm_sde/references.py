@@ -158,6 +158,7 @@ def _unlisted(authors: str, year: str, identifier: re.Match[str] | None) -> Work
     number = doi = address = None
     if identifier:
         number, doi, address = identifier.groups()
+
     fields = {
         "author": authors,
         "year": year,
@@ -168,7 +169,8 @@ def _unlisted(authors: str, year: str, identifier: re.Match[str] | None) -> Work
     }
     key = f"{first.lower()}{year}"
     lines = [f"  {name} = {{{value}}}," for name, value in fields.items() if value]
-    return Work(key, authors, year, "", "\n".join([f"@misc{{{key},", *lines, "}"]))
+    entry = "\n".join([f"@misc{{{key},", *lines, "}"])
+    return Work(key, authors, year, "", entry)
 
 
 @cache

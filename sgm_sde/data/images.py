@@ -100,19 +100,21 @@ def _from_idx(images: Path, labels: Path) -> Images:
 def _from_npz(path: Path, split: str) -> Images:
     with reading(path, "arrays"):
         arrays = load_npz(path)
-    names = ("images", "labels") if "images" in arrays else (f"x_{split}", f"y_{split}")
-    if names[0] not in arrays:
-        raise FileNotFoundError(f"{path} has neither 'images' nor {names[0]!r}, only {sorted(arrays)}")
+    image_name, label_name = ("images", "labels") if "images" in arrays else (f"x_{split}", f"y_{split}")
+    if image_name not in arrays:
+        raise FileNotFoundError(f"{path} has neither 'images' nor {image_name!r}, only {sorted(arrays)}")
 
-    array = arrays[names[0]]
-    labels = arrays.get(names[1])
-    if array.dtype != np.uint8 or array.ndim not in (3, 4):
-        raise ValueError(f"{names[0]!r} must be uint8 (N, H, W) or (N, H, W, C), got {array.dtype} {array.shape}")
-    if labels is not None and labels.dtype.kind not in "iu":
-        raise ValueError(f"{names[1]!r} must be integers, got {labels.dtype} {labels.shape}")
-    return _labelled(
-        _channels_first(array), None if labels is None else torch.from_numpy(labels.astype(np.int64)), path
-    )
+    images = arrays[image_name]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise ValueError(f"{image_name!r} must be uint8 (N, H, W) or (N, H, W, C), got {images.dtype} {images.shape}")
+    labels = _integers(arrays[label_name], label_name) if label_name in arrays else None
+    return _labelled(_channels_first(images), labels, path)
+
+
+def _integers(array: np.ndarray, name: str) -> Tensor:
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name!r} must be integers, got {array.dtype} {array.shape}")
+    return torch.from_numpy(array.astype(np.int64))
 
 
 def _channels_first(array: np.ndarray) -> Tensor:
@@ -167,7 +169,8 @@ def _from_pictures(folder: Path) -> Images:
         if arrays and array.shape != arrays[0].shape:
             raise ValueError(f"pictures differ in size or colour: {files[0]} {arrays[0].shape}, {file} {array.shape}")
         arrays.append(array)
-    return _images(_channels_first(np.stack(arrays)), torch.tensor(labels) if labels else None, folder)
+    pixels = _channels_first(np.stack(arrays))
+    return _images(pixels, torch.tensor(labels) if labels else None, folder)
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -234,29 +234,25 @@ class RePaint(Replacement):
 
     def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """Everything at a node: the solver's own hooks, the replacement, and the way back."""
-        nodes = sde.nodes(grid.times)
         hooks = super().hooks(sde, grid, model, noise, mean=mean)
-
-        def pass_to(x: Tensor, end: int, final: bool) -> Tensor:
-            first = end - self.jump
-            a, b2 = forward_kernel(nodes[end], nodes[first])
-            z = noise.normal(tuple(x.shape), x.dtype, x.device)
-            x = a * x + math.sqrt(b2) * z
-
-            program = self.solver.compile(sde, Grid(grid.times[first : end + 1]))
-            if final:
-                program = self.solver.end_in_mean(program)
-            inside = [_from_node(hook, first) for hook in hooks]
-            return execute(program, x, model, noise, hooks=inside, grad=torch.is_grad_enabled()).x
+        nodes = sde.nodes(grid.times)
 
         def at_node(x: Tensor, i: int) -> Tensor:
             for hook in hooks:
                 x = hook(x, i)
+            if i not in self._ends(grid.steps):
+                return x
 
-            passes = self.resamples - 1 if i in self._ends(grid.steps) else 0
-            for n in range(passes):
-                final = mean and i == grid.steps and n == passes - 1
-                x = pass_to(x, i, final)
+            first = i - self.jump
+            program = self.solver.compile(sde, Grid(grid.times[first : i + 1]))
+            inside = [_from_node(hook, first) for hook in hooks]
+            a, b2 = forward_kernel(nodes[i], nodes[first])
+            for n in range(1, self.resamples):
+                z = noise.normal(tuple(x.shape), x.dtype, x.device)
+                x = a * x + math.sqrt(b2) * z
+                if mean and i == grid.steps and n == self.resamples - 1:
+                    program = self.solver.end_in_mean(program)
+                x = execute(program, x, model, noise, hooks=inside, grad=torch.is_grad_enabled()).x
             return x
 
         return (at_node,)

@@ -7,7 +7,7 @@ feeds it ln(sigma) / 4.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -214,10 +214,8 @@ class UNet(nn.Module):
         classes = None if classes is None else check_integer("classes", classes)
 
         lowest = len(channels) - 1
-        attends = set(attention) | ({lowest} if middle == "attention" else set())
-        for level, width in enumerate(channels):
-            if width % groups or (level in attends and width % heads):
-                raise ValueError(f"groups={groups} and heads={heads} must divide the channels, got {tuple(channels)}")
+        attending = {*attention, lowest} if middle == "attention" else set(attention)
+        _require_divisible(channels, attending, groups, heads)
         if not set(attention) <= set(range(len(channels))):
             raise ValueError(f"attention={tuple(attention)} must be indices into channels={tuple(channels)}")
 
@@ -314,6 +312,13 @@ class UNet(nn.Module):
         elif y is not None:
             raise ValueError("labels were given to a network without classes")
         return F.silu(self.mix(F.silu(emb)))
+
+
+def _require_divisible(channels: Sequence[int], attending: Collection[int], groups: int, heads: int) -> None:
+    """Raise unless the groups divide the width of each level, and the heads that of each with attention."""
+    for level, width in enumerate(channels):
+        if width % groups or (level in attending and width % heads):
+            raise ValueError(f"groups={groups} and heads={heads} must divide the channels, got {tuple(channels)}")
 
 
 class EDMPreconditioned(nn.Module):

@@ -118,7 +118,8 @@ class Backend(AdaptiveSolver):
         model = problem.model
         before = model.nfe
         index = group.to(problem.x.device)
-        seen = _Seen(math.inf if problem.calls is None else before + problem.calls, model, self.stops_at_nan)
+        limit = math.inf if problem.calls is None else before + problem.calls
+        seen = _Seen(limit, model, self.stops_at_nan)
         try:
             x = self._solve(problem, index, seen)
         except (OutOfCalls, GaveUp, AssertionError) as error:  # torchdiffeq gives up by assertions
@@ -176,7 +177,7 @@ class _Ended:
         return cls(problem.x.clone(), t, evaluations, [COMPLETED] * n, {})
 
     def note(self, group: list[int], reason: str, lost: Mapping[int, float]) -> None:
-        """Record of the end of a group; of its members, some were lost at times."""
+        """Note why a group's samples ended, or when they were lost, by the place of a sample in the group."""
         for j, i in enumerate(group):
             if j in lost:
                 self.outcome[i] = NOT_FINITE

@@ -476,15 +476,17 @@ class RES(Solver):
 
         y = k.x / s.alpha
         middle = k.at(float(s.sde.time(s.lam + t.lam)))
-        y2 = math.exp(-h / 2) * y + h / 2 * phi(1, -h / 2) * D1
+        phi_12 = phi(1, -h / 2)
+        y2 = math.exp(-h / 2) * y + h / 2 * phi_12 * D1
         D2 = k.evaluate(middle.alpha * y2, middle)
 
         decayed = math.exp(-h) * y
         phi_1 = phi(1, -h)
         phi_2 = phi(2, -h)
         a = 2 * phi(2, -h / 2) + 2 * phi_2
-        y3 = decayed + h * ((phi_1 - a) * D1 + a * D2)
-        D3 = k.evaluate(t.alpha * y3, t)
+        slope = (phi_1 - a) * D1 + a * D2
+        D3 = k.evaluate(t.alpha * (decayed + h * slope), t)
 
         b = phi_2 / 3
-        return t.alpha * (decayed + h * ((phi_1 - 5 * b) * D1 + 4 * b * D2 + b * D3))
+        slope = (phi_1 - 5 * b) * D1 + 4 * b * D2 + b * D3
+        return t.alpha * (decayed + h * slope)

@@ -58,21 +58,25 @@ class SSCS(EtaSolver):
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
-        c = (1 + self.eta**2) / 2
         start = matrix_node(k.start)
         end = matrix_node(k.end)
         middle = matrix_node(k.at((start.t + end.t) / 2))
+        z = k.keep(self._exact(k, k.x, start, middle), middle)
 
-        def exact(z: Form, s: MatrixNode, t: MatrixNode) -> Form:
-            phi, N = s.transport(t.t, pull=c, noise=self.eta)
-            noise = root(N) * k.noise() if self.eta else Form()
-            return phi * z + noise
-
-        z = k.keep(exact(k.x, start, middle), middle)
         score = k.evaluate(z, middle)
-        kick = c * start.noise_until(end.t)
+        kick = self._c * start.noise_until(end.t)
         z = z + kick * score + kick * start.sde.prior_covariance.inverse * z
-        return exact(z, middle, end)
+        return self._exact(k, z, middle, end)
+
+    @property
+    def _c(self) -> float:
+        return (1 + self.eta**2) / 2
+
+    def _exact(self, k: Step, z: Form, s: MatrixNode, t: MatrixNode) -> Form:
+        """A from s to t, with its noise."""
+        phi, N = s.transport(t.t, pull=self._c, noise=self.eta)
+        noise = root(N) * k.noise() if self.eta else Form()
+        return phi * z + noise
 
 
 def matrix_node(node: Node, needed: str = "Phi") -> MatrixNode:

@@ -76,14 +76,16 @@ def compose_posteriors(
         prior = prior_score(x)
         if prior.shape != x.shape:
             raise ValueError(f"prior_score must return {tuple(x.shape)}, got {tuple(prior.shape)}")
-        return posteriors.sum(1) + expand(prior_weight(t), x) * prior
-
-    def prior_weight(t: Tensor) -> Tensor:
-        signal = sde.alpha(t).square()
-        noise = sde.sigma(t).square()
-        return (1 - n) * signal / (signal + noise)
+        return posteriors.sum(1) + expand(_prior_weight(sde, t, n), x) * prior
 
     return from_score(score, sde)
+
+
+def _prior_weight(sde: LinearSDE, t: Tensor, n: int) -> Tensor:
+    """(1 - n) w_t."""
+    signal = sde.alpha(t).square()
+    noise = sde.sigma(t).square()
+    return (1 - n) * signal / (signal + noise)
 
 
 def paired(x: Tensor, observations: Tensor) -> tuple[Tensor, Tensor]:

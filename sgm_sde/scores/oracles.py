@@ -387,18 +387,9 @@ class Mixture(Oracle):
     """
 
     def __init__(self, components: Sequence[Gaussian], weights: Tensor | Sequence[float]) -> None:
-        if not isinstance(components, Sequence):
-            raise TypeError(f"components must be a sequence of Gaussian oracles, got {described(components)}")
-        for component in components:
-            if not isinstance(component, Gaussian):
-                raise TypeError(f"components must be Gaussian oracles, got {component!r}")
-        shapes = {component.event_shape for component in components}
-        if len(shapes) != 1:
-            raise ValueError(f"components must have one event shape, got {[tuple(shape) for shape in shapes]}")
-
+        self.event_shape = _shared_shape(components)
         self.components = tuple(components)
         self.device = components[0].device
-        (self.event_shape,) = shapes
 
         n = len(components)
         w = numbers("weights", weights)
@@ -452,6 +443,20 @@ class Mixture(Oracle):
         k = torch.searchsorted(self.weights.cumsum(0)[:-1].contiguous(), uniform)
         drawn = torch.stack([c._draw(z) for c in self.components], 1)
         return drawn[torch.arange(len(z)), k]
+
+
+def _shared_shape(components: Sequence[Gaussian]) -> torch.Size:
+    """The one event shape of a mixture's components."""
+    if not isinstance(components, Sequence):
+        raise TypeError(f"components must be a sequence of Gaussian oracles, got {described(components)}")
+    for component in components:
+        if not isinstance(component, Gaussian):
+            raise TypeError(f"components must be Gaussian oracles, got {component!r}")
+
+    shapes = {component.event_shape for component in components}
+    if len(shapes) != 1:
+        raise ValueError(f"components must have one event shape, got {[tuple(shape) for shape in shapes]}")
+    return shapes.pop()
 
 
 class Empirical(GaussianMixture):

@@ -154,13 +154,13 @@ class LogNormal(Times):
             ValueError: where [eps, T] has no share at all.
         """
         sde = _linear(sde)
-        low = (-sde.log_snr(cpu_float64(sde.eps)) / 2 - self.mean) / self.std
-        high = (-sde.log_snr(cpu_float64(sde.T)) / 2 - self.mean) / self.std
+        low = self._deviations(sde, sde.eps)
+        high = self._deviations(sde, sde.T)
 
         # Shares above, where both ends lie above the mean: those below would be rounded to 1.
         sign = -1.0 if float(low) > 0 else 1.0
-        first = torch.erfc(-sign * low / math.sqrt(2)) / 2  # ndtr is 0 from -8 on
-        last = torch.erfc(-sign * high / math.sqrt(2)) / 2
+        first = _normal_share(sign * low)
+        last = _normal_share(sign * high)
         if not float((last - first).abs()) > 0:
             raise ValueError(
                 f"{self!r} has no share between eps={sde.eps} and T={sde.T}, where ln(sigma / alpha) is "
@@ -168,6 +168,15 @@ class LogNormal(Times):
             )
         z = sign * torch.special.ndtri(first + (last - first) * u)
         return sde.time(-2 * (self.mean + self.std * z)).clamp(sde.eps, sde.T)
+
+    def _deviations(self, sde: LinearSDE, t: float) -> Tensor:
+        """ln(sigma / alpha) at a time, in standard deviations from the mean."""
+        return (-sde.log_snr(cpu_float64(t)) / 2 - self.mean) / self.std
+
+
+def _normal_share(z: Tensor) -> Tensor:
+    """Share of N(0, 1) below z; torch's ndtr is 0 from -8 on."""
+    return torch.erfc(-z / math.sqrt(2)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
