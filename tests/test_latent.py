@@ -85,7 +85,9 @@ def test_draws_have_an_error_and_seeds_their_samples() -> None:
 
 def test_samples_have_the_law_of_the_model() -> None:
     """Decoded means of latents from the prior, by any solver."""
-    samples = linear().sample((2000, 2), solver="dpm++2m", grid="log-snr", nfe=20, seed=0, dtype=F64)
+    samples = linear().sample(
+        (2000, 2), solver="dpm++2m", grid="log-snr", nfe=20, seed=0, execution=sg.Execution(dtype=F64)
+    )
     assert samples.latent.nfe == 20 and isinstance(samples.decoded, Normal)
     assert float((samples.x.mean(0) - W @ MEAN).abs().max()) < 4 / math.sqrt(2000)
     assert float((torch.cov(samples.x.T) - W @ C @ W.T).abs().max()) < 0.1
