@@ -121,8 +121,9 @@ def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
         ]
     elif nfe < MANY:
         crossed = [
-            ([corrected[2], corrected[3], corrected[4], two, three], [early, late, of_many]),
-            ([corrected[2], corrected[3], noise[4], noise[5]], [near, far]),
+            ([corrected[2], corrected[3], two, three], [early, late, of_many]),
+            ([corrected[4], small[3]], [early, of_many]),
+            ([corrected[2], corrected[3], noise[4], small[3]], [near, far]),
             ([two], [of_few, of_some]),
         ]
     else:
@@ -130,7 +131,7 @@ def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
             ([corrected[3], corrected[4], three, four, small[3], small[4]], [early, late, of_many]),
             ([three, corrected[4]], [Thinned(even=64.0)]),
             ([three], [of_some]),
-            ([small[4], noise[4], noise[5]], [far]),
+            ([corrected[2], corrected[3], three, small[3], small[4], noise[3], noise[4]], [far]),
             ([noise[4], noise[5]], [near]),
         ]
     crossed += [
