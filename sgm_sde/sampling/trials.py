@@ -18,14 +18,14 @@ from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Widening
+from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Uniform, Widening
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.defaults import NO_SIGNAL_ABOVE, SETTINGS, Setting
 from sgm_sde.sampling.options import Execution
 from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.sampler import sample
-from sgm_sde.schemes import DEIS, DPMSolver, DPMSolverPP, RectifiedAdams, Rosenbrock, Solver, UniC, UniPC
+from sgm_sde.schemes import DEIS, DPMSolver, RectifiedAdams, Rosenbrock, Solver, UniC, UniPC
 from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
 from sgm_sde.scores.score import Score, as_score
 
@@ -105,6 +105,7 @@ def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
     straight = {nodes: RectifiedAdams(nodes, start="cold", lower_final=False) for nodes in (2, 3, 4)}
     corrected = {nodes: UniC(solver) for nodes, solver in straight.items()}
     noise = {nodes: DPMSolver(nodes, singlestep=False, start="cold", lower_final=False) for nodes in (3, 4, 5)}
+    warm = DPMSolver(3, singlestep=False, start="warm", lower_final=True)
     two, three, four = (one.solver for one in SETTINGS)
     small = {nodes: UniC(_adams_on_small_data(nodes), nodes=nodes + 1) for nodes in (3, 4)}
 
@@ -118,6 +119,10 @@ def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
             ([corrected[2], corrected[3], straight[3], two, three, noise[3]], [near, far]),
             ([corrected[3], noise[3]], [Widening(last=2.5), Widening(first=0.2, last=1.0), Widening(last=10.0)]),
             ([two, small[3], corrected[2]], [of_few, of_many]),
+            (["midpoint", "dpm++2s", "ipndm3"], [LogSNR()]),
+            (["ipndm2", "ipndm3"], [Karras()]),
+            (["ipndm3", DEIS(2), UniPC(2, lower_final=True)], [Uniform()]),
+            (["midpoint", "ddim", RectifiedAdams(2, lower_final=True)], [None]),
         ]
     elif nfe < MANY:
         crossed = [
@@ -125,6 +130,10 @@ def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
             ([corrected[4], small[3]], [early, of_many]),
             ([corrected[2], corrected[3], noise[4], small[3]], [near, far]),
             ([two], [of_few, of_some]),
+            ([UniPC(2, lower_final=True), warm, noise[4], "dpm++2s", "ralston"], [LogSNR()]),
+            ([DPMSolver(2, singlestep=False), "ipndm3"], [Karras()]),
+            (["ipndm3"], [Uniform()]),
+            (["midpoint", RectifiedAdams(2)], [None]),
         ]
     else:
         crossed = [
@@ -133,14 +142,10 @@ def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
             ([three], [of_some]),
             ([corrected[2], corrected[3], three, small[3], small[4], noise[3], noise[4]], [far]),
             ([noise[4], noise[5]], [near]),
+            ([UniPC(3, lower_final=True), warm, noise[4], noise[5], "unipc4", "lms4"], [LogSNR()]),
+            ([warm, noise[4], "ipndm3"], [Karras()]),
+            ([RectifiedAdams(2), RectifiedAdams(3), "rk4"], [None]),
         ]
-    crossed += [
-        ([UniPC(3, lower_final=True), DPMSolverPP(2, lower_final=True), "ipndm3"], [LogSNR()]),
-        ([UniPC(3, lower_final=True), noise[3], noise[4], "ipndm3", DEIS(2)], [Karras()]),
-        ([RectifiedAdams(3), "ddim", "midpoint"], [None]),
-    ]
-    if nfe >= MANY:
-        crossed += [(["unipc4", "lms4"], [LogSNR()]), (["rk4"], [None])]
     return tuple(dict.fromkeys(Setting(one, rule) for solvers, rules in crossed for one in solvers for rule in rules))
 
 
