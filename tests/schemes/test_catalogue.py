@@ -482,7 +482,7 @@ def test_what_a_pilot_tries(process: str, nfe: int) -> None:
     assert {True, False} <= {getattr(setting.solver, "lower_final", None) for setting in tried}
     assert set(tried) < set(sg.trials.default_candidates())
 
-    options: sg.trials.RunOptions = {"t_end": None, "final": "denoise", "dtype": F64, "execution": Execution()}
+    options: sg.trials.RunOptions = {"t_end": None, "final": "denoise", "execution": Execution(dtype=F64)}
     race = sg.trials.Race(bimodal(sde), sde, (2,), (0,), torch.zeros(1, 2), 0.0, options, {}, {})
     assert len(race.possible(tried, nfe)) >= 24
 
