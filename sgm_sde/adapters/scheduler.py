@@ -398,7 +398,8 @@ class SolverScheduler:
         strength = number("strength", strength, above=0, most=1)
         if strength == 1:
             return None
-        if self._convention.is_flow or given or not isinstance(self.grid, GridRule | str | None):
+        placed = isinstance(self.grid, GridRule | str | None) and self.grid != "scheduler" and not given
+        if self._convention.is_flow or not placed:
             raise ValueError(f"strength={strength} goes with a table whose timesteps are left to the solver")
 
         n = self._convention.n

@@ -438,6 +438,8 @@ def test_refused_of_few_steps() -> None:
         SolverScheduler(theirs).set_timesteps(1, strength=0.01)
     with pytest.raises(ValueError, match=r"strength=0.5 goes with a table whose timesteps are left"):
         SolverScheduler(theirs).set_timesteps(timesteps=[999, 499], strength=0.5)
+    with pytest.raises(ValueError, match=r"strength=0.5 goes with a table whose timesteps are left"):
+        SolverScheduler(theirs, grid="scheduler").set_timesteps(4, strength=0.5)
     with pytest.raises(ValueError, match="name the solver, such as 'lcm' or 'tcd'"):
         SolverScheduler.from_config(theirs.config)
     for other in (SolverScheduler(theirs), SolverScheduler.from_config(SolverScheduler(theirs).config)):
