@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import diffusers
 import torch
 from torch import Tensor, nn
+
+from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 
 CPU = torch.device("cpu")
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
@@ -164,4 +169,36 @@ def latents(family: str, kind: str, scheduler: Any, steps: int = 20, strength: f
         arguments |= {"height": PIXELS, "width": PIXELS}
     guidance = 3.5 if family == "Flux" else 4.0
     result: Tensor = pipe(**arguments | options, guidance_scale=guidance).images
+    return result
+
+
+@contextmanager
+def our_noise(seed: int, batch: int, start: float) -> Iterator[None]:
+    """The draws of diffusers' schedulers of few steps are those of our stream of a seed, for a run from a start."""
+    stream = NoiseStream(resolve_seeds(seed, None, batch), "solver", start)
+
+    def draw(shape: Any, generator: Any = None, device: Any = None, dtype: Any = None) -> Tensor:
+        return stream.normal(tuple(shape), dtype)
+
+    with ExitStack() as patches:
+        for module in ("lcm", "tcd"):
+            patches.enter_context(patch(f"diffusers.schedulers.scheduling_{module}.randn_tensor", draw))
+        yield
+
+
+def few_steps(kind: str, scheduler: Any, seed: int, steps: int = 4) -> Tensor:
+    """The latents of a pipeline of latent consistency, with our noise of a seed in diffusers' scheduler."""
+    pipe = getattr(diffusers, f"LatentConsistencyModel{kind}Pipeline")(
+        vae(), None, None, unet(time_cond_proj_dim=8), scheduler, None, None, requires_safety_checker=False
+    )
+    pipe.scheduler = scheduler
+    pipe.set_progress_bar_config(disable=True)
+    arguments: dict[str, Any] = {"height": PIXELS, "width": PIXELS}
+    if kind:
+        arguments = {"image": noise((2, 3, PIXELS, PIXELS), 6).clamp(-1, 1), "strength": 0.6}
+    with our_noise(seed, 2, 0.6 if kind else 1.0):
+        result: Tensor = pipe(
+            prompt_embeds=noise((2, 5, 8), 1), num_inference_steps=steps, output_type="latent",
+            generator=torch.Generator().manual_seed(5), **arguments,
+        ).images  # fmt: skip
     return result

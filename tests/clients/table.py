@@ -6,8 +6,15 @@ import argparse
 import warnings
 from pathlib import Path
 
+from torch import Tensor
+
 DOCS = Path(__file__).parents[2] / "docs" / "adapters.md"
 START, END = "<!-- tests/clients/table.py -->", "<!-- end -->"
+
+
+def difference(a: Tensor, b: Tensor) -> str:
+    """The largest difference, in units of the largest number."""
+    return f"{float((a - b).abs().max() / b.abs().max()):.0e}"
 
 
 def rows() -> list[str]:
@@ -15,7 +22,7 @@ def rows() -> list[str]:
     import diffusers
 
     from sgm_sde.adapters import SolverScheduler
-    from tests.clients.pipelines import FAMILIES, TASKS, latents, theirs_of
+    from tests.clients.pipelines import BETAS, FAMILIES, TASKS, few_steps, latents, theirs_of
 
     diffusers.logging.set_verbosity_error()
     lines = [f"| pipeline | {' | '.join(TASKS.values())} |", "|---" * (1 + len(TASKS)) + "|"]
@@ -26,9 +33,15 @@ def rows() -> list[str]:
                 cells.append("no pipeline")
                 continue
             ours = SolverScheduler(theirs_of(family), "ddim", grid="scheduler", unit_noise=True)
-            a, b = (latents(family, kind, scheduler) for scheduler in (ours, theirs_of(family)))
-            cells.append(f"{float((a - b).abs().max() / b.abs().max()):.0e}")
+            cells.append(difference(latents(family, kind, ours), latents(family, kind, theirs_of(family))))
         lines.append(f"| {family} | {' | '.join(cells)} |")
+
+    cells = []
+    for kind in ("", "Img2Img"):
+        theirs = diffusers.LCMScheduler(**BETAS)
+        ours = SolverScheduler(theirs, seed=7, unit_noise=True)
+        cells.append(difference(few_steps(kind, ours, 7), few_steps(kind, theirs, 7)))
+    lines.append(f"| Latent consistency, `lcm` | {' | '.join(cells)} | no pipeline |")
     return lines
 
 

@@ -14,20 +14,19 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.adapters import SolverScheduler, from_diffusers
-from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from tests.clients.pipelines import (
     BETAS,
     CASES,
     FAMILIES,
     FLOWS,
-    PIXELS,
+    few_steps,
     flux,
     latents,
     loud,
     noise,
+    our_noise,
     theirs_of,
     unet,
-    vae,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -319,19 +318,6 @@ def test_sigmoid_table() -> None:
 # ------------------------------------------------------------------------------------ latent and trajectory consistency
 
 
-@pytest.fixture
-def our_noise(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets the draws of diffusers' schedulers of few steps to those of our stream of a seed."""
-
-    def install(seed: int, batch: int, start: float) -> None:
-        stream = NoiseStream(resolve_seeds(seed, None, batch), "solver", start)
-        draw = lambda shape, generator=None, device=None, dtype=None: stream.normal(tuple(shape), dtype)  # noqa: E731
-        for module in ("lcm", "tcd"):
-            monkeypatch.setattr(f"diffusers.schedulers.scheduling_{module}.randn_tensor", draw)
-
-    return install
-
-
 SCHEDULERS = {"lcm": diffusers.LCMScheduler, "tcd": diffusers.TCDScheduler}
 
 
@@ -356,17 +342,17 @@ def test_timesteps_of_few_steps(name: str, original: int, strength: float) -> No
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 12])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_few_steps_on_their_own_timesteps(name: str, steps: int, prediction: str, our_noise: Any) -> None:
+def test_few_steps_on_their_own_timesteps(name: str, steps: int, prediction: str) -> None:
     """Their loop with our noise, as a scheduler and by `sample`; TCD ends at the table's first entry."""
     theirs = SCHEDULERS[name](**BETAS, prediction_type=prediction)
     net = lambda x, t: torch.tanh(x + t.reshape(-1, 1, 1, 1) / 1000)  # noqa: E731
     final = "denoise" if name == "lcm" else "none"
     x_T = noise((3, 2, 4, 4), 0)
     theirs.set_timesteps(steps)
-    our_noise(7, 3, 1.0)
     expected = x_T
-    for t in theirs.timesteps:
-        expected = theirs.step(net(expected, t.expand(3)), int(t), expected, return_dict=False)[0]
+    with our_noise(7, 3, 1.0):
+        for t in theirs.timesteps:
+            expected = theirs.step(net(expected, t.expand(3)), int(t), expected, return_dict=False)[0]
 
     ours = SolverScheduler(theirs, seed=7, final=final)
     ours.set_timesteps(steps)
@@ -387,44 +373,26 @@ def test_few_steps_on_their_own_timesteps(name: str, steps: int, prediction: str
 
 @pytest.mark.parametrize("steps", [2, 5, 12])
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_shares_of_noise_of_trajectory_consistency(gamma: float, steps: int, our_noise: Any) -> None:
+def test_shares_of_noise_of_trajectory_consistency(gamma: float, steps: int) -> None:
     """TCD's gamma is the `eta` of their step; s is the same entry of the table."""
     theirs = diffusers.TCDScheduler(**BETAS)
     net = lambda x, t: torch.tanh(x + t.reshape(-1, 1, 1, 1) / 1000)  # noqa: E731
     theirs.set_timesteps(steps)
-    our_noise(7, 3, 1.0)
     x = x_T = noise((3, 2, 4, 4), 0)
-    for t in theirs.timesteps:
-        x = theirs.step(net(x, t.expand(3)), t, x, eta=gamma, return_dict=False)[0]
+    with our_noise(7, 3, 1.0):
+        for t in theirs.timesteps:
+            x = theirs.step(net(x, t.expand(3)), t, x, eta=gamma, return_dict=False)[0]
     score, sde = from_diffusers(net, theirs)
     res = sg.sample(score, sde, x_T=x_T, nfe=steps, solver=sg.schemes.TCD(gamma), seed=7, final="none")
     assert apart(res.x, x) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["", "Img2Img"])
-def test_pipelines_of_latent_consistency(kind: str, our_noise: Any) -> None:
+def test_pipelines_of_latent_consistency(kind: str) -> None:
     """Four steps from noise, or from an image, through diffusers' own pipeline, whose result is the last data."""
-    found = []
-    for ours in (True, False):
-        theirs = diffusers.LCMScheduler(**BETAS)
-        scheduler = SolverScheduler(theirs, seed=7, unit_noise=True) if ours else theirs
-        pipe = getattr(diffusers, f"LatentConsistencyModel{kind}Pipeline")(
-            vae(), None, None, unet(time_cond_proj_dim=8), scheduler, None, None, requires_safety_checker=False
-        )
-        pipe.scheduler = scheduler
-        pipe.set_progress_bar_config(disable=True)
-        arguments: dict[str, Any] = {"height": PIXELS, "width": PIXELS}
-        if kind:
-            arguments = {"image": noise((2, 3, PIXELS, PIXELS), 6).clamp(-1, 1), "strength": 0.6}
-        first = 1.0 if not kind else 0.6
-        our_noise(7, 2, first)
-        found.append(
-            pipe(
-                prompt_embeds=noise((2, 5, 8), 1), num_inference_steps=4, output_type="latent",
-                generator=torch.Generator().manual_seed(5), **arguments,
-            ).images
-        )  # fmt: skip
-    assert apart(*found) < 1e-5
+    theirs = diffusers.LCMScheduler(**BETAS)
+    ours = SolverScheduler(theirs, seed=7, unit_noise=True)
+    assert apart(few_steps(kind, ours, 7), few_steps(kind, theirs, 7)) < 1e-5
 
 
 def test_refused_of_few_steps() -> None:
