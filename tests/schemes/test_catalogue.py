@@ -427,7 +427,7 @@ def test_a_pilot_of_several_budgets() -> None:
         calls.append(len(x))
         return score(x, t)
 
-    results = sg.pilot(counted, sde, (16, 2), nfe=[5, 10], reference_nfe=200, seed=0, execution=DOUBLE)
+    results = sg.pilot(counted, sde, (16, 2), nfe=[5, 10], reference_nfe=200, seed=0, dtype=F64)
     assert list(results) == [5, 10]
     assert sum(calls) <= 2 * 2 * 200 * 16
     ends = {}
