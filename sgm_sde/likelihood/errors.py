@@ -11,7 +11,8 @@ $Q_4$. The error is assumed to fall by the same factor from $Q_4$ to $Q_2$ and f
 
 $$ |Q - Q_\infty| \approx d_1\,\min(1, d_1/d_2), \qquad d_1 = |Q - Q_2|, \quad d_2 = |Q_2 - Q_4| $$
 
-each the root mean square over the choices of nodes. For a random trace the companion is integrated: the independent
+each the root mean square over the choices of nodes. Where steps are longer than what data look like at a noise level
+stays the same for, $d_1 < d_2$ is chance, and $d_1$ itself is taken. For a random trace the companion is integrated: the independent
 errors of fresh probes would count as roughness of the integrand.
 """
 
@@ -21,22 +22,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde.likelihood.multistep import Quadrature
+
 NEIGHBOURS = 7  # nodes over which a variance is averaged
 TAILS = 0.45  # of the degrees of freedom that squares of normal numbers have: products with probes have longer tails
 
 
-def quadrature_error(
-    values: Tensor, weights: np.ndarray, halves: np.ndarray, quarters: np.ndarray
-) -> tuple[Tensor, Tensor]:
-    """Error (B,) of the integral of what has values (nodes, B) at the nodes, with weights as in `Tables`, and the
-    factor (B,) by which it fell on twice the nodes, 1 at most."""
-    rows = torch.from_numpy(np.concatenate([weights[None], halves, quarters])).to(values)
-    whole, *parts = rows @ values
-    half, quarter = parts[:2], parts[2:]
-    first = torch.stack([part - whole for part in half]).square().mean(0).sqrt()
-    second = torch.stack([part - half[k % 2] for k, part in enumerate(quarter)]).square().mean(0).sqrt()
-    ratio = torch.where(second > first, first / second, torch.ones_like(first))
-    return first * ratio, ratio
+def quadrature_error(values: Tensor, table: Quadrature, coarse: bool = False) -> tuple[Tensor, Tensor]:
+    """Error (B,) of the integral of what has values (nodes, B) at the nodes, and the factor (B,) by which it fell on
+    twice the nodes, 1 at most.
+
+    Args:
+        values: at the nodes.
+        table: weights of the integral, and of those on parts of the nodes.
+        coarse: whether steps are so long that the factor is not taken to go on: it is that of chance.
+    """
+    rows = np.concatenate([table.weights[None], table.halves, table.quarters])
+    whole, *parts = torch.from_numpy(rows).to(values) @ values
+    halves, quarters = parts[:2], parts[2:]
+
+    off = [half - whole for half in halves]
+    d_1 = torch.stack(off).square().mean(0).sqrt()
+    off = [quarter - halves[k % 2] for k, quarter in enumerate(quarters)]
+    d_2 = torch.stack(off).square().mean(0).sqrt()
+
+    falls = torch.where(d_2 > d_1, d_1 / d_2, torch.ones_like(d_1))
+    return (d_1 if coarse else d_1 * falls), falls
 
 
 def probe_error(

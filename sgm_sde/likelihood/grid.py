@@ -1,9 +1,16 @@
-"""The grid on which likelihoods are computed."""
+r"""The grid on which likelihoods are computed.
+
+A long process, such as `VPSDE(T=10)` with $\lambda_T = -500$, is pure noise in nearly all of its log-SNR. There is
+nothing to integrate: the flow moves in the angle $\theta$ of $\cot\theta = \sigma_d\,e^\lambda$, which is $\pi/2$
+there but for what cannot be told from it. So the curve of the grid begins at $\sigma_d\,e^\lambda = 10^{-4}$, and is
+bent to end at T all the same, smoothly in $\theta$.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +19,49 @@ from torch import Tensor
 from sgm_sde._utils.checks import FAR, number, settle
 from sgm_sde.grids import GridRule
 from sgm_sde.processes.base import SDE
+
+
+PURE_NOISE = 1e-4  # signal over noise below which one interval is enough
+MOST = 700.0  # that exp takes
+
+
+class Curve(NamedTuple):
+    r"""$\lambda$ as a function of u in [0, 1], from the noise to the data.
+
+    $$ \tilde\lambda = c + b\,\sinh(a(u - u_0)), \qquad e^\lambda = e^{\tilde\lambda} + m $$
+
+    with $m = e^{\lambda(0)} - e^{\tilde\lambda(0)}$, which is 0 unless the process goes on far into pure noise.
+
+    Attributes:
+        c: where steps are shortest.
+        b: half of their length there, in units of a.
+        u_0: its place.
+        a: the stretch.
+        first: lambda at u = 0.
+        bent: whether m is not 0.
+    """
+
+    c: float
+    b: float
+    u_0: float
+    a: float
+    first: float
+    bent: bool
+
+    def __call__(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """lambda and d lambda / du."""
+        angle = self.a * (u - self.u_0)
+        lam = self.c + self.b * np.sinh(angle)
+        d_lam = self.a * self.b * np.cosh(angle)
+        if not self.bent:
+            return lam, d_lam
+
+        # e^lambda = (e^lam - e^start) + e^first, in logarithms: e^first may be 0 in floating point.
+        start = self.c + self.b * math.sinh(-self.a * self.u_0)
+        with np.errstate(divide="ignore"):
+            above = lam + np.log(-np.expm1(np.minimum(start - lam, 0.0)))
+        bent = np.logaddexp(above, self.first)
+        return bent, d_lam * np.exp(np.minimum(lam - bent, MOST))
 
 
 @dataclass(frozen=True)
@@ -40,26 +90,26 @@ class Stretched(GridRule):
         for option in ("stretch", "data_std"):
             settle(self, **{option: number(option, getattr(self, option), above=0, most=FAR)})
 
-    def curve(self, sde: SDE, start: float, end: float) -> tuple[float, float, float, float]:
-        """c, b, u_0 and a, with u from 0 at the start."""
+    def curve(self, sde: SDE, start: float, end: float) -> Curve:
+        """The curve from a start in the noise to an end."""
         first, last = (float(sde.log_snr(t)) / 2 for t in (start, end))
         if not (math.isfinite(first) and math.isfinite(last)):
             raise ValueError(f"log-SNR is {2 * first} at t={start} and {2 * last} at t={end}: both must be finite")
-        c = min(max(math.log(3) - math.log(self.data_std), first), last)
-        # sinh(a u_0) / sinh(a (1 - u_0)) is the ratio of the two ways from c to the ends.
-        ratio, a = (c - first) / max(last - c, 1e-300), self.stretch
-        u0 = math.atanh(ratio * math.sinh(a) / (1 + ratio * math.cosh(a))) / a if last > c else 1.0
-        b = (c - first) / math.sinh(a * u0) if u0 > 0 else (last - c) / math.sinh(a)
-        return c, b, u0, a
 
-    @staticmethod
-    def on(curve: tuple[float, float, float, float], u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """lambda and d lambda / du at u on a curve (c, b, u_0, a)."""
-        c, b, u0, a = curve
-        return c + b * np.sinh(a * (u - u0)), a * b * np.cosh(a * (u - u0))
+        noise = math.log(PURE_NOISE) - math.log(self.data_std)
+        bent = first < noise < last
+        begin = noise if bent else first
+        c = min(max(math.log(3) - math.log(self.data_std), begin), last)
+
+        # sinh(a u_0) / sinh(a (1 - u_0)) is the ratio of the two ways from c to the ends.
+        a = self.stretch
+        ratio = (c - begin) / max(last - c, 1e-300)
+        u_0 = math.atanh(ratio * math.sinh(a) / (1 + ratio * math.cosh(a))) / a if last > c else 1.0
+        b = (c - begin) / math.sinh(a * u_0) if u_0 > 0 else (last - c) / math.sinh(a)
+        return Curve(c, b, u_0, a, first, bent)
 
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
-        lam, _ = self.on(self.curve(sde, start, end), u.numpy())
+        lam, _ = self.curve(sde, start, end)(u.numpy())
         times: Tensor = sde.time(2 * torch.from_numpy(lam))
         return times

@@ -25,6 +25,7 @@ from sgm_sde.scores.score import Score
 
 STEPS = 48  # of the fixed grid by default
 LEAST_STEPS = 6
+TOO_COARSE = 1.0  # step of lambda where data take shape, beyond which a result says so
 PILOT = "pilot"
 FEW_DIMENSIONS = 16  # up to which the exact trace is the default: its products cost less than the noise of probes
 
@@ -71,7 +72,7 @@ class FixedGrid(Method):
     By default 48 steps; samples whose estimated error exceeds the tolerance are solved again with 96 and 192 steps, or
     by an adaptive solver where finer grids do not help: without the rest of the batch where the network is a module or
     its conditions are marked (`sg.PerSample`), else with it. Given `steps`, all samples use that grid, whatever the
-    error.
+    error; where these are too few for it to be known, the protocol of the result says so.
 
     Args:
         steps: of the grid, one network call each and one more.
@@ -109,6 +110,9 @@ class FixedGrid(Method):
     def solve(self, problem: Problem) -> Found:
         """From the data to the noise."""
         how = f"a multistep method of order 4 with {self.n_steps} fixed steps"
+        grid = solve.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std)
+        if grid.longest > TOO_COARSE:
+            how += ", too few for their error to be known"
         if self.steps is not None:
             return Found(solve.on_grid(problem, self.steps, self.data_std)[0], how)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.engine.quadrature import interpolatory_weights
-from sgm_sde.likelihood.grid import Stretched
+from sgm_sde.likelihood.grid import Curve
 from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.predictions import Marginal, Scalars
 from sgm_sde.schemes.linear_part import POINTS, WEIGHTS
@@ -117,14 +117,14 @@ def quadrature(at: np.ndarray, slope: Slope) -> Quadrature:
     )  # fmt: skip
 
 
-def tables(curve: tuple[float, float, float, float], s: float, n: int, to_noise: bool) -> Tables:
+def tables(curve: Curve, s: float, n: int, to_noise: bool) -> Tables:
     """The tables of n steps on the curve of a `Stretched` grid, with the data's standard deviation s."""
     direction = -1 if to_noise else 1
 
     def slope(k: np.ndarray) -> np.ndarray:
         """d theta / du, where u is the number of the node."""
         u = (n - k if to_noise else k) / n
-        lam, d_lam = Stretched.on(curve, u)
+        lam, d_lam = curve(u)
         return -0.5 / np.cosh(lam + math.log(s)) * d_lam * direction / n
 
     at = np.arange(n + 1.0)

@@ -43,6 +43,8 @@ DAMPED_BELOW = 0.2  # noise, as a fraction of the data
 REFINEMENTS = (2, 4)  # times the steps
 SAFETY = 2.0  # of the estimated error of a grid
 WRONG_SCORE = 0.01  # share of the score that may be wrong besides what the Jacobian's asymmetry shows
+FLAT = 20.0  # logarithm of signal over noise beyond which nothing varies
+COARSE = 0.7  # step of lambda beyond which the convergence over parts of the nodes is chance
 HOPELESS = 2.0**-8  # of the tolerance to the error: beyond, a grid of more steps is not tried
 SLOW = 1 / 16, 1 / 6  # factors of the error from a grid to the next, and of that of the divergence from half of its
 # nodes to all: where both are above these the next grid is not tried
@@ -172,6 +174,8 @@ class Nodes:
 
     Attributes:
         reach: for each interval the first and the last node of which something is needed to cross it.
+        longest: step of lambda, among those within 1 of where the noise is a third of the data.
+        coarse: whether it is so long that integrals over parts of the nodes do not tell how they converge.
     """
 
     def __init__(self, sde: LinearSDE, times: tuple[float, ...], table: Quadrature, s: float) -> None:
@@ -183,6 +187,8 @@ class Nodes:
             for i in range(len(times) - 1)
         ]
         self.reach = [(min(needed), max(needed)) for needed in needs]
+        self.longest = longest_step(np.array([node.lam for node in self.nodes]), s)
+        self.coarse = self.longest > COARSE
         self._rates: dict[str, list[Rates]] = {}
 
     def rates(self, prediction: str) -> list[Rates]:
@@ -190,6 +196,14 @@ class Nodes:
         if prediction not in self._rates:
             self._rates[prediction] = [Rates.at(node, prediction, self.s) for node in self.nodes]
         return self._rates[prediction]
+
+
+def longest_step(lam: np.ndarray, s: float) -> float:
+    """The longest step between nodes at lambda (n + 1,) within 1 of the middle of `Stretched` grids."""
+    low, high = np.sort(np.stack([lam[:-1], lam[1:]]), axis=0)
+    middle = math.log(3) - math.log(s)
+    near = (high > middle - 1) & (low < middle + 1)
+    return float((high - low)[near].max(initial=0.0))
 
 
 class GridFlow(Nodes):
@@ -362,7 +376,7 @@ class Integrals(NodeByNode):
         seen = seen.detach().double()
         volume = fresh.mean(2).sum(0) + latent[0].numel() * math.log(grid.spreads[-1] / grid.spreads[0])
         weights = torch.from_numpy(table.weights).to(seen)[:, None]
-        of_divergence, falls = quadrature_error(seen[:, :, -1] / weights, table.weights, table.halves, table.quarters)
+        of_divergence, falls = quadrature_error(seen[:, :, -1] / weights, table, grid.coarse)
         jumps = torch.stack(self._errors).double()
         skew, symmetric = torch.stack([trace[:, -2:] for trace in self._traces]).detach().double().sum(0).unbind(1)
         wrong = WRONG_SCORE + (skew / symmetric.clamp(min=torch.finfo(skew.dtype).tiny)).sqrt().clamp(max=1.0)
@@ -371,7 +385,8 @@ class Integrals(NodeByNode):
             stderr, freedom = torch.zeros_like(error), torch.full_like(error, torch.inf)
         else:
             # As slopes in lambda the terms vary slowly from node to node.
-            slowly = table.weights * np.array([2 * math.cosh(node.lam + math.log(grid.s)) for node in grid.nodes])
+            ratios = np.array([node.lam + math.log(grid.s) for node in grid.nodes])
+            slowly = table.weights * 2 * np.cosh(ratios.clip(-FLAT, FLAT))
             companion = seen[:, :, -1] if estimate.companion else None
             factors = torch.from_numpy(self._factors()[1]).to(seen)[:, None]
             variance = torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * factors.square()

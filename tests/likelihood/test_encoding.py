@@ -78,6 +78,6 @@ def test_stretched_grids(stretch: float, data_std: float, process: str, steps: i
     end = sde.likelihood_eps
     times = rule(sde, steps, t_end=end).times
     assert (times[0], times[-1]) == (sde.T, end)
-    _, slopes = Stretched.on(rule.curve(sde, sde.T, end), np.linspace(0, 1, 2001))
+    _, slopes = rule.curve(sde, sde.T, end)(np.linspace(0, 1, 2001))
     whole = float(sde.log_snr(end) - sde.log_snr(sde.T)) / 2
     assert float(((slopes[1:] + slopes[:-1]) / 2).mean()) == pytest.approx(whole, rel=1e-4)

@@ -32,7 +32,7 @@ def test_the_tables_integrate_polynomials(steps: int, to_noise: bool, data_std: 
     k = np.arange(steps + 1)
 
     def theta(u: np.ndarray) -> np.ndarray:
-        lam, _ = Stretched.on(curve, 1 - u / steps if to_noise else u / steps)
+        lam, _ = curve(1 - u / steps if to_noise else u / steps)
         return np.arctan(np.exp(-lam) / data_std)
 
     x, w = np.polynomial.legendre.leggauss(40)
@@ -50,6 +50,53 @@ def test_the_tables_integrate_polynomials(steps: int, to_noise: bool, data_std: 
             assert whole == pytest.approx(pieces.sum(), abs=1e-7 * scale)
         if power == 0:  # a constant slope is integrated exactly from the first step on
             np.testing.assert_allclose(table.steps[1:] @ np.ones(steps + 1), pieces, atol=1e-7 * scale)
+
+
+LONG = {
+    "long": sg.VPSDE(T=10.0),
+    "longer": sg.VPSDE(T=40.0),
+    "beta": sg.VPSDE(beta_max=1000.0),
+    "cosine": sg.CosineVPSDE(T=0.99999),
+    "edm": sg.EDMSDE(sigma_max=1e5),
+}
+
+
+@pytest.mark.parametrize("process", list(LONG))
+def test_pure_noise_takes_no_steps(process: str) -> None:
+    """However long a process is noise alone, a grid is as good as without that, and few steps state their error."""
+    sde = LONG[process]
+    x = MIXTURE.sample(12, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    known = MIXTURE.log_prob(x, sde, sde.likelihood_eps)
+    marginal: dict[str, Any] = {"prior": lambda z: MIXTURE.log_prob(z, sde, sde.T)}
+    d = x[0].numel()
+    for steps, largest in ((16, 0.5), (48, 2e-3)):
+        res = sg.log_prob(MIXTURE.score(sde), sde, x, method=FixedGrid(steps), trace="exact", **marginal)
+        off = (res.value - known).abs() / d
+        assert float(off.max()) < largest
+        assert bool((off <= res.error / d + 1e-6).all())
+
+    res = sg.log_prob(MIXTURE.score(sde), sde, x, method=FixedGrid(48), trace="hutchinson", seed=0, **marginal)
+    low, high = res.interval(0.9999)
+    assert bool(res.stderr.isfinite().all()) and float(res.stderr.max()) < 2
+    assert bool(((low <= known) & (known <= high)).all())
+
+
+def test_grids_end_at_the_process_own_ends() -> None:
+    """On processes that are mostly noise too, one interval of which they leave to that."""
+    for sde in LONG.values():
+        times = Stretched()(sde, 16, t_end=sde.likelihood_eps).times
+        assert (times[0], times[-1]) == (sde.T, sde.likelihood_eps)
+        assert all(before > after for before, after in zip(times, times[1:], strict=False))
+        assert float(sde.log_snr(times[1])) / 2 > -12
+
+
+def test_too_few_steps_say_so() -> None:
+    """In the protocol: of steps longer than what data take to take shape the error is not known."""
+    x = points(MIXTURE, "vp")
+    words = "too few for their error to be known"
+    for steps, said in ((8, True), (16, False)):
+        res = sg.log_prob(MIXTURE.score(LINEAR["vp"]), LINEAR["vp"], x, method=FixedGrid(steps))
+        assert (words in str(res.protocol)) is said
 
 
 def test_the_defect_makes_up_for_the_path() -> None:
