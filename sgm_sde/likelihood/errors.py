@@ -11,9 +11,9 @@ $Q_4$. The error is assumed to fall by the same factor from $Q_4$ to $Q_2$ and f
 
 $$ |Q - Q_\infty| \approx d_1\,\min(1, d_1/d_2), \qquad d_1 = |Q - Q_2|, \quad d_2 = |Q_2 - Q_4| $$
 
-each the root mean square over the choices of nodes. Where steps are longer than what data look like at a noise level
-stays the same for, $d_1 < d_2$ is chance, and $d_1$ itself is taken. For a random trace the companion is integrated: the independent
-errors of fresh probes would count as roughness of the integrand.
+each the root mean square over the choices of nodes. Where steps are so long that what data look like changes from one
+to the next, $d_1 < d_2$ is chance, and $d_1$ itself is taken. For a random trace the companion is integrated: the
+independent errors of fresh probes would count as roughness of the integrand.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def quadrature_error(values: Tensor, table: Quadrature, coarse: bool = False) ->
     Args:
         values: at the nodes.
         table: weights of the integral, and of those on parts of the nodes.
-        coarse: whether steps are so long that the factor is not taken to go on: it is that of chance.
+        coarse: whether steps are so long that the factor is chance, and not taken to go on.
     """
     rows = np.concatenate([table.weights[None], table.halves, table.quarters])
     whole, *parts = torch.from_numpy(rows).to(values) @ values
     halves, quarters = parts[:2], parts[2:]
 
-    off = [half - whole for half in halves]
-    d_1 = torch.stack(off).square().mean(0).sqrt()
-    off = [quarter - halves[k % 2] for k, quarter in enumerate(quarters)]
-    d_2 = torch.stack(off).square().mean(0).sqrt()
+    off_1 = torch.stack([half - whole for half in halves])
+    off_2 = torch.stack([quarter - halves[k % 2] for k, quarter in enumerate(quarters)])
+    d_1 = off_1.square().mean(0).sqrt()
+    d_2 = off_2.square().mean(0).sqrt()
 
     falls = torch.where(d_2 > d_1, d_1 / d_2, torch.ones_like(d_1))
     return (d_1 if coarse else d_1 * falls), falls

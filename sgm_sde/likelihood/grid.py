@@ -20,7 +20,6 @@ from sgm_sde._utils.checks import FAR, number, settle
 from sgm_sde.grids import GridRule
 from sgm_sde.processes.base import SDE
 
-
 PURE_NOISE = 1e-4  # signal over noise below which one interval is enough
 MOST = 700.0  # that exp takes
 

@@ -69,10 +69,14 @@ class Method(Value):
 class FixedGrid(Method):
     """A multistep method of order 4 on a grid that all samples share, one network call per node.
 
-    By default 48 steps; samples whose estimated error exceeds the tolerance are solved again with 96 and 192 steps, or
-    by an adaptive solver where finer grids do not help: without the rest of the batch where the network is a module or
-    its conditions are marked (`sg.PerSample`), else with it. Given `steps`, all samples use that grid, whatever the
-    error; where these are too few for it to be known, the protocol of the result says so.
+    By default 48 steps. Samples whose estimated error exceeds the tolerance go on, without the rest of the batch where
+    the network is a module or its conditions are marked (`sg.PerSample`), else with it. With the exact trace they go to
+    96 steps where the error is within 64 times the tolerance, to 192 where 96 are not enough but the error has fallen
+    as on a smooth score, and else to an adaptive solver, twice at most, at 0.03 and 0.003 of the tolerance. With random
+    probes they stay on grids up to 256 times the tolerance.
+
+    Given `steps`, all samples use that grid, whatever the error; where these are too few for it to be known, the
+    protocol of the result says so.
 
     Args:
         steps: of the grid, one network call each and one more.
@@ -298,7 +302,8 @@ class Hutchinson(Value):
     """Hutchinson's estimate of the trace, from products with random probes.
 
     On a fixed grid probes are drawn anew at each node. One further probe, the same at all nodes, separates the standard
-    error due to the probes from the numerical error of the quadrature.
+    error due to the probes from the numerical error of the quadrature. `stderr` is 0.96 to 1.04 of the spread over
+    seeds, on Jacobians in 2 to 64 dimensions with skew parts of up to twice the symmetric one.
 
     Args:
         n_probes: probes per node and sample.

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sgm_sde._utils.cache import cached
 from sgm_sde._utils.shapes import as_time, dot, expand
-from sgm_sde.engine.adaptive import Active, Attempt, Controller, EmbeddedStepper, integrate_adaptive
+from sgm_sde.engine.adaptive import Active, Attempt, Controller, EmbeddedStepper, State, integrate_adaptive
 from sgm_sde.engine.executor import Evaluator, execute
 from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.program import Program
@@ -43,13 +43,17 @@ DAMPED_BELOW = 0.2  # noise, as a fraction of the data
 REFINEMENTS = (2, 4)  # times the steps
 SAFETY = 2.0  # of the estimated error of a grid
 WRONG_SCORE = 0.01  # share of the score that may be wrong besides what the Jacobian's asymmetry shows
+WRONG_BY_ASYMMETRY = 2.0  # share for each unit of asymmetry
+UNSURE_BY_ASYMMETRY = 2.0  # share of what is not trusted whose sign is not known either
+SKEW = 0.2  # asymmetry from which probes tell their noise by their spread alone
 FLAT = 20.0  # logarithm of signal over noise beyond which nothing varies
 COARSE = 0.7  # step of lambda beyond which the convergence over parts of the nodes is chance
 HOPELESS = 2.0**-8  # of the tolerance to the error: beyond, a grid of more steps is not tried
+REACH = 64.0  # times the tolerance: errors that a grid of twice the steps is taken to remove
 SLOW = 1 / 16, 1 / 6  # factors of the error from a grid to the next, and of that of the divergence from half of its
 # nodes to all: where both are above these the next grid is not tried
-TOLERANCES = (0.1, 0.01)  # of an adaptive solver, in units of the error that is asked of the value
-ADAPTIVE_ERROR = 1.0  # share of the embedded errors' sum
+TOLERANCES = (0.03, 0.003)  # of an adaptive solver's steps, in units of the error that is asked of the value
+ADAPTIVE_ERROR = 2.0  # times the sum of the embedded errors, each raised where the Jacobian is large
 
 
 class Solution(NamedTuple):
@@ -368,32 +372,72 @@ class Integrals(NodeByNode):
 
     def solution(self, latent: Tensor) -> Solution:
         """Result of the run that ended in the latent (B, *)."""
-        grid, table, estimate = self.grid, self.grid.table, self.estimate
-        last = self._states[len(self._traces) - 1] - latent / grid.spreads[-1]
-        defect = self._defect + dot(self._scores[len(self._traces) - 1], last)
+        spreads, last = self.grid.spreads, len(self._traces) - 1
+
+        # The last correction moves the state as well.
+        jump = self._states[last] - latent / spreads[-1]
+        defect = self._defect + dot(self._scores[last], jump)
+
         terms = self.terms(latent)
-        fresh, seen = terms[:, :, : estimate.columns], terms[:, :, : estimate.columns + estimate.companion]
-        seen = seen.detach().double()
-        volume = fresh.mean(2).sum(0) + latent[0].numel() * math.log(grid.spreads[-1] / grid.spreads[0])
-        weights = torch.from_numpy(table.weights).to(seen)[:, None]
-        of_divergence, falls = quadrature_error(seen[:, :, -1] / weights, table, grid.coarse)
-        jumps = torch.stack(self._errors).double()
-        skew, symmetric = torch.stack([trace[:, -2:] for trace in self._traces]).detach().double().sum(0).unbind(1)
-        wrong = WRONG_SCORE + (skew / symmetric.clamp(min=torch.finfo(skew.dtype).tiny)).sqrt().clamp(max=1.0)
-        error = SAFETY * (of_divergence + jumps[:, :3].sum(0).abs().sum(0)) + wrong * jumps[:, 3].abs().sum(0)
+        divergence = terms[:, :, : self.estimate.columns].mean(2).sum(0)
+        scaling = latent[0].numel() * math.log(spreads[-1] / spreads[0])
+        volume = divergence + scaling
+
+        seen = terms.detach().double()
+        error, falls = self._numerical_error(seen)
+        stderr, freedom = self._probe_error(seen)
+        stated = [part.to(volume.dtype) for part in (stderr, freedom, error, defect, falls)]
+        return Solution(latent, volume + defect, *stated)
+
+    def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """The error (B,) from the terms (nodes, B, columns) of the divergence, and how that of the divergence falls."""
+        table = self.grid.table
+        weights = torch.from_numpy(table.weights).to(terms)[:, None]
+
+        # Of a probe that is the same at all nodes, where there is one: fresh ones would count as roughness.
+        same = terms[:, :, self.estimate.columns + self.estimate.companion - 1]
+        of_divergence, falls = quadrature_error(same / weights, table, self.grid.coarse)
+
+        of_slopes, of_mean, of_trust, added = torch.stack(self._errors, 1).double()
+        known = of_divergence + sum(part.sum(0).abs() for part in (of_slopes, of_mean, of_trust))
+
+        # What the score says of a jump is off as it is no gradient, and so is the sign of what is not trusted.
+        asymmetry = self._asymmetry()
+        wrong = (WRONG_SCORE + WRONG_BY_ASYMMETRY * asymmetry) * added.abs().sum(0)
+        unsure = UNSURE_BY_ASYMMETRY * asymmetry * of_trust.abs().sum(0)
+        return SAFETY * known + wrong + unsure, falls
+
+    def _asymmetry(self) -> Tensor:
+        """|J - J^T| / |J + J^T| of the Jacobian along the way (B,), 1 at most."""
+        squares = torch.stack([trace[:, -2:] for trace in self._traces]).detach().double().sum(0)
+        skew, symmetric = squares.unbind(1)
+        ratio = skew / symmetric.clamp(min=torch.finfo(skew.dtype).tiny)
+        return ratio.sqrt().clamp(max=1.0)
+
+    def _probe_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """Standard error (B,) by the probes from the terms (nodes, B, columns), and its degrees of freedom (B,)."""
+        estimate, grid = self.estimate, self.grid
+        probes = terms[:, :, : estimate.columns]
+        companion = terms[:, :, estimate.columns] if estimate.companion else None
         if estimate.fixed is None:
-            stderr, freedom = torch.zeros_like(error), torch.full_like(error, torch.inf)
-        else:
-            # As slopes in lambda the terms vary slowly from node to node.
-            ratios = np.array([node.lam + math.log(grid.s) for node in grid.nodes])
-            slowly = table.weights * 2 * np.cosh(ratios.clip(-FLAT, FLAT))
-            companion = seen[:, :, -1] if estimate.companion else None
-            factors = torch.from_numpy(self._factors()[1]).to(seen)[:, None]
-            variance = torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * factors.square()
-            known = None if bool(variance.isnan().any()) else variance
-            stderr, freedom = probe_error(seen[:, :, : estimate.columns], torch.from_numpy(slowly), companion, known)
-        stderr, freedom, error, falls = (v.to(volume.dtype) for v in (stderr, freedom, error, falls))
-        return Solution(latent, volume + defect, stderr, freedom, error, defect, falls)
+            nothing = torch.zeros_like(probes[0, :, 0])
+            return nothing, torch.full_like(nothing, torch.inf)
+
+        # As slopes in lambda the terms vary slowly from node to node.
+        ratios = np.array([node.lam + math.log(grid.s) for node in grid.nodes])
+        slowly = torch.from_numpy(grid.table.weights * 2 * np.cosh(ratios.clip(-FLAT, FLAT)))
+        by_spread = probe_error(probes, slowly, companion)
+
+        factors = torch.from_numpy(self._factors()[1]).to(terms)[:, None]
+        variance = torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * factors.square()
+        if bool(variance.isnan().any()):
+            return by_spread
+
+        # A skew part of the Jacobian leaves z^T J z alone, but not its products, whose noise it is.
+        by_products = probe_error(probes, slowly, companion, variance)
+        skew = self._asymmetry() > SKEW
+        stderr, freedom = (torch.where(skew, *pair) for pair in zip(by_spread, by_products, strict=True))
+        return stderr, freedom
 
 
 class Watched(NodeByNode):
@@ -435,11 +479,10 @@ def on_grid(
 
 
 class Refined(NamedTuple):
-    """A solution, and which samples (B,) ended within the tolerance, and which were handed to the adaptive solver."""
+    """A solution, and which samples (B,) ended within the tolerance."""
 
     solution: Solution
     resolved: Tensor
-    adaptive: Tensor
 
 
 def exponential(
@@ -452,8 +495,7 @@ def exponential(
     """On a fixed grid; samples of too large an error on finer ones, and where these do not help by an adaptive solver.
 
     They go there alone where the network can be asked about them, else in their batch. Errors of the network's are its
-    own and pass as they are. With the exact trace, a finer grid on which the divergence converges slowly is the
-    last: on a rough score the next one takes more calls than the adaptive solver.
+    own and pass as they are.
 
     Args:
         problem: the flow.
@@ -464,39 +506,57 @@ def exponential(
     """
     solution, first = on_grid(problem.run(0), steps, s)
     some = Some(problem, s, first)
+
+    solution, going = _on_finer_grids(solution, some, steps, tolerance)
+    if not some.grad:  # which an adaptive solver has not
+        solution, going = _adaptively(solution, some, going, tolerance, tightness)
+    return Refined(solution, ~going)
+
+
+def _on_finer_grids(
+    solution: Solution, some: Some, steps: int, tolerance: Callable[[Solution], Tensor]
+) -> tuple[Solution, Tensor]:
+    """The solution with samples of too large an error on finer grids, and those (B,) whose error still is.
+
+    A grid is tried where the one before says that it will arrive. With the exact trace an adaptive solver takes fewer
+    calls than the finest grid, so that it has to be within `REACH`, and either the error or that of the divergence has
+    to fall as on a smooth score. Random probes are still better off on grids, where their noise averages over the
+    nodes.
+    """
     excess = _excess(solution, tolerance)
-    handed = torch.zeros_like(excess, dtype=torch.bool)
     going = excess > 1
-    hopeless = going & (excess * HOPELESS > 1)
-    # The last grid takes more calls than the adaptive solver where that meets the tolerance at its first try; random
-    # probes are still better off there, since their noise averages over the nodes.
-    early = problem.trace.fixed is None and not some.grad
+    exact = some.problem.trace.fixed is None and not some.grad
+    hopeless = going & (excess > (REACH if exact else 1 / HOPELESS))
+
     for number, finer in enumerate(REFINEMENTS, 1):
-        can = going if some.grad else going & ~hopeless
-        if not bool(can.any()):
+        trying = going if some.grad else going & ~hopeless
+        if not bool(trying.any()):
             break
-        rows = can.nonzero().flatten()
+
+        rows = trying.nonzero().flatten()
         solution = solution.replaced(rows, some.on_grid(number, finer * steps, rows))
-        after = _excess(solution, tolerance)
-        going = going & (after > 1)
+        before, excess = excess, _excess(solution, tolerance)
+        going = going & (excess > 1)
+
         # The next grid divides the error by what this one did.
-        hopeless = going & (hopeless | (after.square() > excess) | (finer == REFINEMENTS[-1]))
-        if early:
-            hopeless = hopeless | (going & (after > SLOW[0] * excess) & (solution.falls > SLOW[1]))
-        excess = after
-    if bool(going.any()) and not some.grad:
-        handed = going
-        for number, share in enumerate(TOLERANCES, len(REFINEMENTS) + 1):
-            rows = going.nonzero().flatten()
-            solution = solution.replaced(rows, some.adaptive(number, share * tightness, rows))
-            going = going & (_excess(solution, tolerance) > 1)
-            if not bool(going.any()):
-                break
-        # The sum of embedded errors is short of a bound in some points: twice as much is stated, up to the tolerance.
-        safe = torch.minimum(SAFETY * solution.error, tolerance(solution).to(solution.error))
-        stated = torch.where(handed & ~going, torch.maximum(solution.error, safe), solution.error)
-        solution = solution._replace(error=stated)
-    return Refined(solution, ~going, handed)
+        hopeless = going & (hopeless | (excess.square() > before))
+        if exact:
+            hopeless = hopeless | (going & (excess > SLOW[0] * before) & (solution.falls > SLOW[1]))
+    return solution, going
+
+
+def _adaptively(
+    solution: Solution, some: Some, going: Tensor, tolerance: Callable[[Solution], Tensor], tightness: float
+) -> tuple[Solution, Tensor]:
+    """The solution with some samples (B,) by an adaptive solver, and those (B,) whose error is still too large."""
+    for run, share in enumerate(TOLERANCES, len(REFINEMENTS) + 1):
+        if not bool(going.any()):
+            break
+
+        rows = going.nonzero().flatten()
+        solution = solution.replaced(rows, some.adaptive(run, share * tightness, rows))
+        going = going & (_excess(solution, tolerance) > 1)
+    return solution, going
 
 
 def _excess(solution: Solution, tolerance: Callable[[Solution], Tensor]) -> Tensor:
@@ -609,21 +669,42 @@ class NormalisedFlow:
 
 
 class FlowStepper(EmbeddedStepper):
-    """Steps of the flow with its volume, with what their errors do to the log-density added up.
+    r"""Steps of the flow with its volume, with what their errors do to the log-density added up.
 
-    An error e of the state and e' of the volume change it by $\nabla_z\\log p\\cdot e - e'$.
+    An error e of the state and e' of the volume change it by $\nabla_z\log p\cdot e - e'$. The embedded e are those of
+    the lower order, larger than the step's own, unless the step is long beside the change of the slope: where the flow
+    leaves the ridge between two modes they are too small. The last two stages, $z_6$ and $z_7$, are at one time, and
+    their slopes f tell that change (Hairer & Wanner, 1996, section IV.2):
+
+    $$ \gamma = |h|\,\frac{|f_7 - f_6|}{|z_7 - z_6|} $$
+
+    Errors are taken $(1 + \gamma)^2$ times.
     """
 
     flow: NormalisedFlow
+    _last: tuple[State, ...] = ()
+
+    def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
+        """The right-hand side, whose last two states and slopes are kept."""
+        slopes = super().rhs(t, y, index)
+        self._last = (*self._last[-2:], y, slopes)
+        return slopes
 
     def attempt(self, rows: Active) -> Attempt:
         """One step of each row."""
         attempt = super().attempt(rows)
-        (estimate,), (z, volume, total) = attempt.estimates, attempt.y
-        lam = torch.from_numpy(rows.u_next)
-        score = self.flow.score(lam, z, attempt.carry[0])
-        off = (dot(score, estimate[0])[:, None] - estimate[1].mean(1, keepdim=True)).abs()
-        return replace(attempt, y=(z, volume, total + off))
+        z, volume, total = attempt.y
+        ((e, e_volume, _),) = attempt.estimates
+
+        score = self.flow.score(torch.from_numpy(rows.u_next), z, attempt.carry[0])
+        off = (dot(score, e) - e_volume.mean(1)).abs()
+
+        (z_6, *_), (f_6, *_), (z_7, *_), (f_7, *_) = self._last
+        moved, changed = z_7 - z_6, f_7 - f_6
+        ratio = dot(changed, changed) / dot(moved, moved).clamp(min=torch.finfo(z.dtype).tiny)
+        h = torch.from_numpy(abs(rows.u_next - rows.u)).to(off)
+        raised = off * (1 + h * ratio.sqrt()) ** 2
+        return replace(attempt, y=(z, volume, total + raised[:, None]))
 
 
 class Ends(NamedTuple):

@@ -11,6 +11,7 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.likelihood import (
+    AdaptiveFlow,
     Exact,
     FixedGrid,
     Hutchinson,
@@ -135,6 +136,43 @@ def test_the_variance_of_an_estimate_from_its_products(basis: str) -> None:
             torch.testing.assert_close(drawn[:, -3].mean(), truth, rtol=0.1, atol=1e-9)
             scatter = drawn[:, :n].mean(1).var()
             torch.testing.assert_close(drawn[:, -3].mean() / n, scatter, rtol=0.1, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_probes", [1, 2])
+def test_a_skew_jacobian_leaves_the_standard_error_alone(n_probes: int) -> None:
+    """It is the spread over seeds, whatever antisymmetric matrix a network's Jacobian has in it: z^T A z is 0."""
+    sde, d, n = LINEAR["vp"], 8, 200
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, d, d, generator=generator, dtype=F64) / d**0.5
+    symmetric = torch.eye(d, dtype=F64) + 0.15 * (one + one.T)
+    x = (0.5 * torch.randn(1, d, generator=generator, dtype=F64)).expand(n, d)
+
+    for size in (0.0, 0.5, 3.0):
+        matrix = symmetric + size / 2 * (other - other.T)
+
+        def noise(x: Tensor, t: Tensor, matrix: Tensor = matrix) -> Tensor:
+            alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+            return sigma / (0.25 * alpha**2 + sigma**2) * (x @ matrix)
+
+        score, method = sg.from_noise(noise, sde), FixedGrid(32)
+        exactly = sg.log_prob(score, sde, x[:1], trace="exact", method=method).value
+        res = sg.log_prob(score, sde, x, trace=Hutchinson(n_probes), method=method, seed=list(range(n)))
+        spread = (res.value - exactly).square().mean().sqrt()
+        stated = res.stderr.square().mean().sqrt()
+        assert 0.8 < float(stated / spread) < 1.2
+
+
+def test_steps_off_a_ridge_state_their_error() -> None:
+    """The embedded errors are too small where the flow leaves the ridge between two modes, and are raised there."""
+    modes = sg.oracles.GaussianMixture(torch.randn(4, 4, generator=torch.Generator().manual_seed(3), dtype=F64), 0.15)
+    sde = LINEAR["ve"]
+    x = modes.sample(24, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    x = x + 0.7 * torch.randn(x.shape, generator=torch.Generator().manual_seed(7), dtype=F64)
+    options: dict[str, Any] = {"prior": lambda z: modes.log_prob(z, sde, sde.T), "trace": "exact"}
+    res = sg.log_prob(modes.score(sde), sde, x, method=AdaptiveFlow(1e-5, 1e-5), **options)
+    off = (res.value - modes.log_prob(x, sde, sde.likelihood_eps)).abs()
+    assert float((off > 4e-4).double().mean()) > 0.1  # which 1e-5 a step leaves
+    assert float((off <= res.error + 4e-6).double().mean()) > 0.95
 
 
 @pytest.mark.parametrize("process", ["vp", "edm", "flow"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_grids_end_at_the_process_own_ends() -> None:
     for sde in LONG.values():
         times = Stretched()(sde, 16, t_end=sde.likelihood_eps).times
         assert (times[0], times[-1]) == (sde.T, sde.likelihood_eps)
-        assert all(before > after for before, after in zip(times, times[1:], strict=False))
+        assert all(before > after for before, after in itertools.pairwise(times))
         assert float(sde.log_snr(times[1])) / 2 > -12
 
 
