@@ -142,6 +142,7 @@ class _Writer:
             return _number(value)
         if isinstance(value, np.generic):
             return self.write(value.item(), above)
+
         plain = _plain(value)
         if plain is not None:
             return plain
@@ -158,6 +159,7 @@ class _Writer:
             return self.array(value, within)
         if isinstance(value, Tensor):
             return self.tensor(value)
+
         if isinstance(value, Mapping):
             return self.mapping(value, within)
         if isinstance(value, list | tuple):
@@ -174,6 +176,7 @@ class _Writer:
             return {"type": class_name(value)}
         if isinstance(value, ModuleType):
             return {"type": value.__name__}
+
         if callable(value):
             known = self.callable(value, within)
             if known is not None:
@@ -745,6 +748,7 @@ def _parts(value: object) -> list[object]:
         return list(value.values())
     if isinstance(value, list | tuple):
         return [item for item in value if not isinstance(item, float | int)]
+
     if isinstance(value, MethodType):
         return [value.__self__, value.__func__]
     if isinstance(value, functools.partial):

@@ -154,10 +154,7 @@ class LatentScoreModel:
             raise TypeError(f"an autoencoder has encode, decode and config, got {type(autoencoder).__name__}")
         if decoder_std is not None and not (math.isfinite(decoder_std) and decoder_std > 0):
             raise ValueError(f"decoder_std must be positive and finite, got {decoder_std}")
-
-        config = autoencoder.config
-        scale = float(getattr(config, "scaling_factor", None) or 1.0)
-        shift = float(getattr(config, "shift_factor", None) or 0.0)
+        scale, shift = _scale_and_shift(autoencoder.config)
 
         def encoder(x: Tensor) -> Normal:
             law = autoencoder.encode(x).latent_dist
@@ -291,6 +288,13 @@ class LatentScoreModel:
             raise TypeError(f"the bound needs a decoder that returns a distribution, got {type(law).__name__}")
         log_p: Tensor = law.log_prob(x)
         return flat(log_p).sum(1)
+
+
+def _scale_and_shift(config: Any) -> tuple[float, float]:
+    """Those of an autoencoder's latents; 1 and 0 where its configuration has none."""
+    scale = getattr(config, "scaling_factor", None) or 1.0
+    shift = getattr(config, "shift_factor", None) or 0.0
+    return float(scale), float(shift)
 
 
 def _moments(law: Distribution | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -450,8 +450,7 @@ def measure_order(
     solver = resolve(solver).strict()
     oracle = oracle or default_oracle()
     rule = rule or LogSNR()
-    t_start = active_start(sde) if t_start is None else t_start
-    t_end = smooth_end(sde) if t_end is None else t_end
+    t_start, t_end = _span(sde, t_start, t_end)
     problem = _problem if isinstance(sde, Hashable) else _problem.__wrapped__
     x, exact = problem(oracle, sde, t_start, t_end)
 
@@ -506,9 +505,7 @@ def measure_weak_order(
     """
     solver = resolve(solver).strict()
     rule = rule or LogSNR()
-    t_start = active_start(sde) if t_start is None else t_start
-    t_end = smooth_end(sde) if t_end is None else t_end
-
+    t_start, t_end = _span(sde, t_start, t_end)
     mean = cpu_float64(MEANS)
     std = cpu_float64(STDS)
     score = Gaussian(mean, std.square().diag()).score(sde)
@@ -689,8 +686,7 @@ def measure_weak_order_on_mixture(
     if scrambles < 2:
         raise ValueError(f"a standard error takes at least 2 scramblings, got {scrambles}")
 
-    t_start = active_start(sde, 2.0) if t_start is None else t_start
-    t_end = smooth_end(sde, 0.4) if t_end is None else t_end
+    t_start, t_end = _span(sde, t_start, t_end, levels=(2.0, 0.4))
     (end,) = sde.nodes([t_end])
     exact = _expected_features(data, end.noise_level)
 
@@ -900,6 +896,16 @@ def active_start(sde: LinearSDE | MatrixSDE, level: float = 3.0) -> float:
     """The time where sigma / alpha is `level`, or `sde.T` if that is earlier: the denoiser depends on x there."""
     log_snr = -2 * math.log(level)
     return min(float(sde.time(log_snr)), sde.T) if float(sde.log_snr(sde.T)) < log_snr else sde.T
+
+
+def _span(
+    sde: LinearSDE | MatrixSDE, t_start: float | None, t_end: float | None, levels: tuple[float, float] = (3.0, 0.2)
+) -> tuple[float, float]:
+    """Times where a measurement starts and ends: the given ones, or where sigma / alpha is at these levels."""
+    high, low = levels
+    start = active_start(sde, high) if t_start is None else t_start
+    end = smooth_end(sde, low) if t_end is None else t_end
+    return start, end
 
 
 def _run(solver: Solver, sde: SDE, score: Score, x: Tensor, noise: NoiseSource, *, grid: Grid) -> Tensor:

@@ -152,13 +152,7 @@ def _eight_bits(picture: Image) -> Image:
 
 
 def _from_pictures(folder: Path) -> Images:
-    files: list[Path] = []
-    labels: list[int] = []
-    classes = sorted(sub for sub in folder.iterdir() if sub.is_dir())
-    for i, sub in enumerate(classes):
-        of_class = _pictures(sub)
-        files += of_class
-        labels += [i] * len(of_class)
+    files, labels = _by_class(folder)
     files = files or _pictures(folder)
     if not files:
         raise FileNotFoundError(f"{folder} holds neither idx files nor pictures ({', '.join(sorted(_SUFFIXES))})")
@@ -171,6 +165,18 @@ def _from_pictures(folder: Path) -> Images:
         arrays.append(array)
     pixels = _channels_first(np.stack(arrays))
     return _images(pixels, torch.tensor(labels) if labels else None, folder)
+
+
+def _by_class(folder: Path) -> tuple[list[Path], list[int]]:
+    """Pictures in the folders of a folder, one for each class, and their labels."""
+    files: list[Path] = []
+    labels: list[int] = []
+    classes = sorted(sub for sub in folder.iterdir() if sub.is_dir())
+    for i, sub in enumerate(classes):
+        of_class = _pictures(sub)
+        files += of_class
+        labels += [i] * len(of_class)
+    return files, labels
 
 
 def _pictures(folder: Path) -> list[Path]:

@@ -152,17 +152,19 @@ class Replacement(AtNodes):
         return (*self.solver.hooks(sde, grid, model, noise, mean=mean), self._replacing(sde, grid, noise, mean))
 
     def _replacing(self, sde: SDE, grid: Grid, noise: NoiseSource, mean: bool) -> Hook:
-        nodes = list(sde.nodes(grid.times))
+        nodes = sde.nodes(grid.times)
         operator = self.measurement.linear()
-        known: list[Tensor] = []
+        fixed: list[Tensor] = []
+
+        def measured_noise(x: Tensor) -> Tensor:
+            if self.noise == "fresh":
+                return operator.apply(noise.normal(tuple(x.shape), x.dtype, x.device))
+            if not fixed:
+                fixed.append(operator.apply(fixed_noise(noise, x)))
+            return fixed[0]
 
         def put_in(x: Tensor, i: int) -> Tensor:
-            if self.noise == "fresh":
-                known[:] = [operator.apply(noise.normal(tuple(x.shape), x.dtype, x.device))]
-            elif not known:
-                known[:] = [operator.apply(fixed_noise(noise, x))]
-
-            (Az,) = known
+            Az = measured_noise(x)
             Ax, y = self.measurement.of(x)
             exact = mean and i == grid.steps
             alpha = 1.0 if exact else nodes[i].alpha

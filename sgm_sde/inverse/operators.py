@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -598,15 +599,13 @@ def check_operator(operator: LinearOperator, shape: Sequence[int], *, seed: int 
     instance_of("operator", operator, LinearOperator, "a LinearOperator, such as Mask or LinearMap")
     shape = sizes("shape", shape)
     stream = NoiseStream(resolve_seeds(seed, None, 4), "probe")
+    draw = partial(stream.normal, dtype=torch.float64)
 
-    def draw(event: Sequence[int]) -> Tensor:
-        return stream.normal((4, *event), torch.float64)
-
-    x = draw(shape)
-    z = draw(shape)
+    x = draw((4, *shape))
+    z = draw((4, *shape))
     done = [_check_linear(operator, x, z), _check_one_by_one(operator, x, z)]
 
-    y = operator.restrict(draw(operator.apply(x).shape[1:]))
+    y = operator.restrict(draw(tuple(operator.apply(x).shape)))
     done += [_check_adjoint(operator, x, y), _check_solve(operator, y)]
     if operator.full_rank:
         done.append(_check_pseudo_inverse(operator, y))

@@ -228,7 +228,8 @@ class UNet(nn.Module):
         self.mix = nn.Linear(embed, embed)
         self.label = nn.Embedding(classes + 1, embed) if classes is not None else None
 
-        self.first = nn.Conv2d(in_channels * patch**2, channels[0], 3, padding=1)
+        cut_channels = in_channels * patch**2
+        self.first = nn.Conv2d(cut_channels, channels[0], 3, padding=1)
         block = partial(_ResidualBlock, embed=embed, groups=groups, weight=scale)
         self_attention = partial(_SelfAttention, heads=heads, groups=groups, weight=scale)
 
@@ -258,7 +259,7 @@ class UNet(nn.Module):
                 width = out
 
         self.norm = nn.GroupNorm(groups, channels[0])
-        self.last = nn.Conv2d(channels[0], in_channels * patch**2, 3, padding=1)
+        self.last = nn.Conv2d(channels[0], cut_channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
 
     @property

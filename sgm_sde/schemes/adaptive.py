@@ -202,6 +202,11 @@ class Flow:
             return torch.where(torch.isnan(t), nearest, t)
         return t
 
+    def at_share(self, s: float, n: int) -> Tensor:
+        """u at a share of the way from start to end, for n samples (n,)."""
+        u = self.end if s >= 1 else self.start + s * (self.end - self.start)
+        return torch.full((n,), u, dtype=torch.float64, device="cpu")
+
     def scale(self, t: Tensor) -> Tensor:
         """x / z at the times t (b,)."""
         sde = self.sde

@@ -236,22 +236,17 @@ class FlowBackend(Backend):
         one_of("variable", self.variable, (None, *VARIABLES))
 
     def _solve(self, problem: Problem, index: Tensor, seen: _Seen) -> Tensor:
+        n = len(index)
         variable = self.variable or default_variable(problem.sde)
         flow = Flow(problem.model, variable, (problem.start, problem.end), len(problem.x))
-        span = flow.end - flow.start
-
-        def place(s: float | Tensor) -> Tensor:
-            at = float(s.detach()) if isinstance(s, Tensor) else s
-            u = flow.end if at >= 1 else flow.start + at * span
-            return torch.full((len(index),), u, dtype=torch.float64, device="cpu")
 
         def slope(s: float | Tensor, z: Tensor) -> Tensor:
-            u = place(s)
+            u = flow.at_share(float(s.detach()) if isinstance(s, Tensor) else s, n)
             dz_du = seen(lambda: flow.slope(u, z, index), lambda: float(flow.time(u)[0]))
-            return span * dz_du
+            return (flow.end - flow.start) * dz_du
 
         z = self._odeint(slope, flow.enter(problem.x[index]), problem.steps)
-        x, _ = flow.leave(z, place(1.0))
+        x, _ = flow.leave(z, flow.at_share(1.0, n))
         return x
 
     @abstractmethod

@@ -181,7 +181,7 @@ LOG_SCALES: dict[str, Callable[[Values], Values]] = {"er": _er_log_scale}
 
 
 def runge_kutta_step(part: LinearPart, k: Step, c: tuple[float, ...]) -> Form:
-    """One exponential Runge-Kutta step with its inner nodes at the fractions c, none, one or two.
+    """One exponential Runge-Kutta step with none, one or two inner nodes, at the fractions c.
 
     Each stage interpolates the evaluation before it and the one at the start. Noise runs through the inner
     nodes: what a stage has drawn, the later ones have as well.

@@ -80,15 +80,14 @@ class GuidedScore(Score):
                 )
             if part.sde != first.sde:
                 raise ValueError(f"the scores are on different processes: {first.sde!r} and {part.sde!r}")
+
         super().__init__(first.net, first.sde, first.prediction)
-        scale = _checked_scale(scale, first)
+        self.parts = tuple(parts)
+        self.scale = _checked_scale(scale, first)
+        self.interval = interval
+        self._neutral = neutral
         if interval is not None:
-            if not has_scalar_marginal(first.sde):
-                raise TypeError(f"an interval of noise levels needs a LinearSDE, got {first.sde!r}")
-            low, high = ends_of("interval", interval)
-            if not 0 <= low < high:
-                raise ValueError(f"interval must be (low, high) with 0 <= low < high, got {interval}")
-        self.parts, self.scale, self.interval, self._neutral = tuple(parts), scale, interval, neutral
+            _require_interval(interval, first)
 
     @property
     def parameter(self) -> Tensor | None:
@@ -115,34 +114,25 @@ class GuidedScore(Score):
 
     def _of(self, parts: Sequence[Score]) -> Score:
         other = copy.copy(self)
-        other.parts, other.net = tuple(parts), parts[0].net
+        other.parts = tuple(parts)
+        other.net = parts[0].net
         return other
 
     def _scale_at(self, t: Tensor) -> float | Tensor:
         """The scale at t (B,): one number, or one per sample (B,)."""
         given = self.scale
-        level: Tensor | None = None
-        if callable(given) or self.interval is not None:
-            assert has_scalar_marginal(self.sde)
-            level = noise_level(self.sde)(t)
+        if not callable(given) and self.interval is None:
+            return _given_scale(given, t)
 
-        scale: float | Tensor
-        if isinstance(given, PerSample):
-            assert isinstance(given.value, Tensor)
-            if len(given.value) != len(t):
-                raise ValueError(
-                    f"the scale has {len(given.value)} values, one per sample, and the score was asked about {len(t)}: "
-                    f"samples that leave a batch, and guidance around guidance, take a number or a function"
-                )
-            scale = given.value.to(t)
-        elif callable(given):
-            assert level is not None
-            scale = _of_level(given, level)
-        else:
-            scale = float(given)
-        if self.interval is None or level is None:
-            return scale
-        low, high = (end * (1 + ROUNDING) for end in self.interval)  # levels come from times in single precision
+        assert has_scalar_marginal(self.sde)
+        level = noise_level(self.sde)(t)
+        scale = _of_level(given, level) if callable(given) else _given_scale(given, t)
+        return scale if self.interval is None else self._within(self.interval, scale, level)
+
+    def _within(self, interval: Interval, scale: float | Tensor, level: Tensor) -> float | Tensor:
+        """The scale at noise levels (B,) inside of the interval, the neutral one outside."""
+        low = interval[0] * (1 + ROUNDING)  # levels come from times in single precision
+        high = interval[1] * (1 + ROUNDING)
         inside = (level > low) & (level <= high)
         guided = int(inside.sum())  # which networks are called hangs on it: on a GPU the one wait of a call
         if 0 < guided < inside.numel():
@@ -176,6 +166,29 @@ def _checked_scale(scale: object, score: Score) -> Scale:
             raise TypeError(f"a scale of the noise level needs a LinearSDE, got {score.sde!r}")
         return scale
     return number("scale", scale, least=-FAR, most=FAR)
+
+
+def _given_scale(scale: float | PerSample, t: Tensor) -> float | Tensor:
+    """A scale that does not depend on the noise level, at t (B,)."""
+    if not isinstance(scale, PerSample):
+        return float(scale)
+
+    assert isinstance(scale.value, Tensor)
+    if len(scale.value) != len(t):
+        raise ValueError(
+            f"the scale has {len(scale.value)} values, one per sample, and the score was asked about {len(t)}: "
+            f"samples that leave a batch, and guidance around guidance, take a number or a function"
+        )
+    return scale.value.to(t)
+
+
+def _require_interval(interval: Interval, score: Score) -> None:
+    """Raise unless it is one of noise levels, of which the score's process has any."""
+    if not has_scalar_marginal(score.sde):
+        raise TypeError(f"an interval of noise levels needs a LinearSDE, got {score.sde!r}")
+    low, high = ends_of("interval", interval)
+    if not 0 <= low < high:
+        raise ValueError(f"interval must be (low, high) with 0 <= low < high, got {interval}")
 
 
 def _of_level(scale: Callable[[Tensor], Tensor | float], level: Tensor) -> Tensor:
@@ -226,13 +239,13 @@ class Extrapolation(GuidedScore):
         wanted = self._predictions(x, t, kwargs, *asked)
         if len(wanted) == 1:
             return wanted[0]
-        main, reference = (value.to(x.dtype) for value in wanted)
-        return _extrapolated(main, reference, w, x)
+        main, reference = wanted
+        return _extrapolated(main.to(x.dtype), reference.to(x.dtype), w, x)
 
     def both(self, x: Tensor, t: Tensor, kwargs: Arguments) -> tuple[Tensor, Tensor, float | Tensor]:
         """The main and the reference prediction at x (B, *) and t (B,), and the scale there."""
-        main, reference = (value.to(x.dtype) for value in self._predictions(x, t, kwargs, True, True))
-        return main, reference, self._scale_at(t)
+        main, reference = self._predictions(x, t, kwargs, True, True)
+        return main.to(x.dtype), reference.to(x.dtype), self._scale_at(t)
 
 
 def _extrapolated(main: Tensor, reference: Tensor, w: float | Tensor, x: Tensor) -> Tensor:
@@ -300,11 +313,13 @@ class ClassifierFree(Extrapolation):
             if not isinstance(negative, Mapping) or not negative or not all(isinstance(key, str) for key in negative):
                 raise TypeError(f"negative must map names of arguments to values, got {described(negative)}")
         self.negative = None if negative is None else dict(negative)
-        no_label = null is None and negative is None
-        if no_label and (label := getattr(score.net, "NULL_LABEL", None)) is not None:
+
+        label = getattr(score.net, "NULL_LABEL", None)
+        if null is None and negative is None and label is not None:
             null = {"y": label}
         if null is not None and not isinstance(null, Mapping):
             raise TypeError(f"null must map names of conditions to what stands for none, got {described(null)}")
+
         self._named = named_in(null or {})
         if not self._named and negative is None:
             raise ValueError(
@@ -320,7 +335,8 @@ class ClassifierFree(Extrapolation):
         return super().conditions | self._named
 
     def _predictions(self, x: Tensor, t: Tensor, kwargs: Arguments, main: bool, reference: bool) -> list[Tensor]:
-        score, batch = self.parts[0], len(x)
+        score = self.parts[0]
+        batch = len(x)
         without = nullified(kwargs, self.null, batch) if self.negative is None else self._with_negative(kwargs, batch)
         if not (main and reference):
             return [score.output(x, t, **(kwargs if main else without))]
@@ -433,7 +449,8 @@ class Classifier(GuidedScore):
             raise TypeError(f"condition must be a sequence of names, got {described(condition)}")
         arguments = f"of (x, t, {', '.join(condition)})"
         require_function("the log-likelihood", log_likelihood, arguments, 2, named=condition)
-        self.log_likelihood, self.condition = log_likelihood, tuple(condition)
+        self.log_likelihood = log_likelihood
+        self.condition = tuple(condition)
         self.shared = flag("shared", shared)
         self.branches = score.branches
 
@@ -525,7 +542,7 @@ class _AroundGuidance(_Around):
 
 
 class Rescaled(_AroundGuidance):
-    r"""Guidance whose prediction has the spread of the conditional one, against over-exposure at large scales.
+    r"""Guidance whose prediction has the standard deviation of the conditional one, against over-exposure.
 
     $$ \hat v = v_\emptyset + w\,(v_c - v_\emptyset), \qquad
        v = \phi\,\frac{\text{std}(v_c)}{\text{std}(\hat v)}\,\hat v + (1 - \phi)\,\hat v $$
@@ -558,8 +575,9 @@ class Rescaled(_AroundGuidance):
         """The rescaled prediction at x (B, *) and t (B,)."""
         main, reference, w = self._both(x, t, kwargs)
         out = _extrapolated(main, reference, w, x)
-        spread, own = main.flatten(1).std(1), out.flatten(1).std(1)
-        factor = torch.where(own > 0, spread / own, 1.0)  # what has no spread is left as it is
+        std_c = main.flatten(1).std(1)
+        std = out.flatten(1).std(1)
+        factor = torch.where(std > 0, std_c / std, 1.0)  # a constant prediction is left as it is
         return expand(1 + self.strength * (factor - 1), x) * out
 
 
@@ -599,11 +617,12 @@ class APG(_AroundGuidance):
     def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The guided prediction at x (B, *) and t (B,)."""
         main, reference, w = self._both(x, t, kwargs)
-        D_c, D_0 = (self.convert("data", x, t, value) for value in (main, reference))
-        delta = D_c - D_0
+        D_c = self.convert("data", x, t, main)
+        delta = D_c - self.convert("data", x, t, reference)
         if self.norm is not None:
             length = delta.flatten(1).norm(dim=1).clamp(min=self.norm)
             delta = expand(self.norm / length, x) * delta
+
         unit = torch.nn.functional.normalize(D_c.flatten(1).double(), dim=1)
         along = (delta.flatten(1).double() * unit).sum(1, keepdim=True) * unit
         parallel = along.reshape(x.shape).to(x.dtype)
@@ -800,14 +819,21 @@ def from_classifier(
 
     def log_likelihood(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         label = t if time_label is None else time_label(t)
-        logits = net(x if input_scale is None else expand(input_scale(t), x) * x, label)
+        scaled = x if input_scale is None else expand(input_scale(t), x) * x
+        logits = net(scaled, label)
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(f"a classifier returns logits ({len(x)}, K), got {tuple(logits.shape)}")
-        whole = isinstance(y, Tensor) and not y.is_floating_point()
-        if not whole or y.shape != (len(x),):
-            raise ValueError(f"labels must be ({len(x)},) integers, got {y!r}")
-        if y.device.type == "cpu" and bool(((y < 0) | (y >= logits.shape[1])).any()):
-            raise ValueError(f"labels must lie in [0, {logits.shape[1]}), got {y.tolist()}")
+
+        _require_labels(y, *logits.shape)
         return logits.log_softmax(1).gather(1, y.long()[:, None])[:, 0]
 
     return log_likelihood
+
+
+def _require_labels(y: Tensor, batch: int, classes: int) -> None:
+    """Raise ValueError unless y holds integers (B,) from 0 to K - 1."""
+    integers = isinstance(y, Tensor) and not y.is_floating_point()
+    if not integers or y.shape != (batch,):
+        raise ValueError(f"labels must be ({batch},) integers, got {y!r}")
+    if y.device.type == "cpu" and bool(((y < 0) | (y >= classes)).any()):  # elsewhere a look would wait for the device
+        raise ValueError(f"labels must lie in [0, {classes}), got {y.tolist()}")

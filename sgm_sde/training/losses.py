@@ -333,6 +333,7 @@ def _prepare(
         instance_of("times", times, Times, "a distribution of times, such as LogNormal()")
         if t is not None:
             raise ValueError("give times= or t=, not both")
+
     if t is None:
         t, factor = (Uniform() if times is None else times).draw(sde, len(x0), generator)
     else:

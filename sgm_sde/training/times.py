@@ -154,10 +154,16 @@ class LogNormal(Times):
             ValueError: where [eps, T] has no share at all.
         """
         sde = _linear(sde)
+        sign, first, last = self._shares(sde)
+        z = sign * torch.special.ndtri(first + (last - first) * u)
+        return sde.time(-2 * (self.mean + self.std * z)).clamp(sde.eps, sde.T)
+
+    def _shares(self, sde: LinearSDE) -> tuple[float, Tensor, Tensor]:
+        """Normal shares below eps and below T, with the sign 1; or those above, with -1."""
         low = self._deviations(sde, sde.eps)
         high = self._deviations(sde, sde.T)
 
-        # Shares above, where both ends lie above the mean: those below would be rounded to 1.
+        # Where both ends lie above the mean, shares below would be rounded to 1.
         sign = -1.0 if float(low) > 0 else 1.0
         first = _normal_share(sign * low)
         last = _normal_share(sign * high)
@@ -166,8 +172,7 @@ class LogNormal(Times):
                 f"{self!r} has no share between eps={sde.eps} and T={sde.T}, where ln(sigma / alpha) is "
                 f"{float(low * self.std + self.mean):.4g} and {float(high * self.std + self.mean):.4g}"
             )
-        z = sign * torch.special.ndtri(first + (last - first) * u)
-        return sde.time(-2 * (self.mean + self.std * z)).clamp(sde.eps, sde.T)
+        return sign, first, last
 
     def _deviations(self, sde: LinearSDE, t: float) -> Tensor:
         """ln(sigma / alpha) at a time, in standard deviations from the mean."""
