@@ -462,8 +462,9 @@ def test_networks_are_compiled_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda net: compiled.append(net) or (lambda *a, **k: net(*a, **k)))
     strong, weak = class_score(VP), class_score(VP)
     score = Auto(ClassifierFree(strong, 2.0, {"y": NULL}), weak, 1.5)
-    options: dict[str, Any] = {"nfe": 4, "seed": 0, "model_kwargs": {"y": torch.zeros(3).long()}, "execution": DOUBLE}
-    a, b = (sg.sample(score, VP, (3, 2), execution=sg.Execution(compile=flag), **options) for flag in (True, False))
+    options: dict[str, Any] = {"nfe": 4, "seed": 0, "model_kwargs": {"y": torch.zeros(3).long()}}
+    executions = [sg.Execution(compile=flag, dtype=F64) for flag in (True, False)]
+    a, b = (sg.sample(score, VP, (3, 2), execution=execution, **options) for execution in executions)
     assert compiled == [strong.net, weak.net]
     close(a.x, b.x)
     assert (a.network_evals, b.network_evals) == (36, 36)
