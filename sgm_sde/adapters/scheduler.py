@@ -17,6 +17,7 @@ from sgm_sde.adapters.diffusers import Convention, convention
 from sgm_sde.engine.noise import Generators, Seeds
 from sgm_sde.engine.times import at_ends, same_time
 from sgm_sde.grids import Distilled, Grid, GridRule, Shifted
+from sgm_sde.identity import from_spec, spec
 from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
 from sgm_sde.sampling.defaults import Setting, default_setting
 from sgm_sde.sampling.planning import FINALS
@@ -156,8 +157,6 @@ class SolverScheduler:
         Raises:
             TypeError: for what is no configuration.
         """
-        from sgm_sde.identity import from_spec
-
         if not isinstance(config, Mapping):
             raise TypeError(f"config must be a configuration as a dictionary, got {described(config)}")
         known = dict(config)
@@ -554,8 +553,6 @@ def _times_of_levels(sde: LinearSDE, levels: Tensor) -> list[float]:
 
 def options_as_json(scheduler: SolverScheduler) -> JsonObject:
     """Our options as JSON values, those that differ from the defaults."""
-    from sgm_sde.identity import spec
-
     defaults: JsonObject = {
         "solver": None, "grid": None, "final": "denoise", "seed": None, "T": None, "integer": False,
         "unit_noise": False,
