@@ -48,7 +48,7 @@ LEVELS = 48  # of exact states, among which those of the first fit are chosen
 RACE = 64  # noises of the race of what is off the shelf
 FINALISTS = 3  # of it, compared on held-out noises
 CHECKED = 1000  # further noises, without exact samples
-OUTSIDE = 3.0  # times the largest number of exact samples: beyond, a fit has blown up
+OUTSIDE = 1.5  # times the distance of the farthest exact sample from their mean: beyond, a fit has blown up
 DOUBT = "exact samples"  # what a remark on them begins with
 ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
 
@@ -484,12 +484,18 @@ class _Search:
         return torch.cat(found)
 
     def _keeps_inside(self, one: HeldOut, shelf: HeldOut, exact: _Exact, n: int) -> bool:
-        """True if further noises end in the range of the exact samples, or of those from them off the shelf."""
-        largest = OUTSIDE * float(torch.maximum(exact.fit.end.abs().max(), exact.held.abs().max()))
-        size = float(self._run(one.setting, self.checked, n).abs().max())
-        if size > largest:
-            largest = max(largest, OUTSIDE * float(self._run(shelf.setting, self.checked, n).abs().max()))
-        return size <= largest  # false where one of them is not a number
+        """True if further noises end where the exact samples do, or those from these noises off the shelf."""
+        center = exact.fit.end.mean(0)
+        limit = OUTSIDE * max(_farthest(exact.fit.end, center), _farthest(exact.held, center))
+        farthest = _farthest(self._run(one.setting, self.checked, n), center)
+        if farthest > limit:
+            limit = max(limit, OUTSIDE * _farthest(self._run(shelf.setting, self.checked, n), center))
+        return farthest <= limit  # false where one of them is not a number
+
+
+def _farthest(x: Tensor, center: Tensor) -> float:
+    """The largest root mean square over coordinates of samples (N, d) around a center (d,)."""
+    return float((x - center).double().square().mean(1).sqrt().max())
 
 
 def _distances(x: Tensor, y: Tensor) -> tuple[float, float]:

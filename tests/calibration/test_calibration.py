@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde.calibration import HeldOut, Table, closed, search
-from sgm_sde.calibration.flow import Flow
+from sgm_sde.calibration.flow import Flow, Trajectories
 from sgm_sde.calibration.network import process_of
 from sgm_sde.calibration.refine import Refinement, Unknowns
 from sgm_sde.calibration.rows import Rows
@@ -604,3 +604,23 @@ def test_calibrated_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
 def test_wrong_places_and_flags_are_named(option: str, value: Any, error: type[Exception], shown: str) -> None:
     with pytest.raises(error, match=shown):
         sg.calibrate(lambda x, t: -x, sg.VPSDE(), (4, 2), nfe=4, seed=0, **{option: value})
+
+
+def test_a_fit_that_sends_noises_out_of_the_data_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    sde = sg.VPSDE()
+    found = search._Search(a_flow(sde, 8), 8, 8, 0, torch.float32, None, None)
+    ends = 1 + torch.tensor([[0.1, 0.0], [-0.1, 0.0], [0.0, 0.1], [0.0, -0.1]])  # at most 0.1 / sqrt(2) from (1, 1)
+    exact = search._Exact(Trajectories(torch.zeros(0), ends, ends, ends), ends, 64, 0.0, 0)
+    one, shelf = (sg.calibration.HeldOut(name, sg.Setting("ddim"), 0.1, 0.0, 0.1, 0.1) for name in ("fit", "shelf"))
+
+    def stays(fitted: float, off_the_shelf: float) -> bool:
+        """With a sample that far from (1, 1) in one coordinate."""
+        far = {id(one.setting): fitted, id(shelf.setting): off_the_shelf}
+        monkeypatch.setattr(found, "_run", lambda setting, samples, n: ends + torch.tensor([far[id(setting)], 0.0]))
+        return found._keeps_inside(one, shelf, exact, 4)
+
+    assert stays(0.0, 0.0)
+    assert stays(0.04, 0.0)
+    assert not stays(0.06, 0.0)
+    assert stays(0.06, 0.06)  # that is where these noises end
+    assert not stays(math.nan, 0.0)
