@@ -147,7 +147,7 @@ class LatentScoreModel:
             decoder_std: standard deviation of a Gaussian around the decoded image, which the bound needs.
 
         Raises:
-            TypeError: for something that is no such autoencoder.
+            TypeError: for an object without `encode`, `decode` or `config`.
             ValueError: for a `decoder_std` that is not positive.
         """
         if not all(hasattr(autoencoder, name) for name in ("encode", "decode", "config")):

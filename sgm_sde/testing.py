@@ -359,10 +359,10 @@ class _Rough(GridRule):
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         # A random pattern that repeats: errors then fall without the scatter of fresh draws.
         pattern = np.random.default_rng(self.seed).uniform(-0.5, 0.5, self.period) * self.jitter
-        moved = u + torch.from_numpy(np.resize(pattern, len(u))) / (len(u) - 1)
-        moved[0] = 0.0
-        moved[-1] = 1.0
-        return self.rule.place(sde, moved, start, end)
+        v = u + torch.from_numpy(np.resize(pattern, len(u))) / (len(u) - 1)
+        v[0] = 0.0
+        v[-1] = 1.0
+        return self.rule.place(sde, v, start, end)
 
 
 def flow_reference(
@@ -427,7 +427,7 @@ def measure_order(
     """Errors of a deterministic solver against the exact probability flow, in float64.
 
     Args:
-        solver: a solver or its name; one that is another at few steps is measured as it is at many (`Solver.strict`).
+        solver: a solver or its name; it is measured as the method that it is at many steps (`Solver.strict`).
         sde: a linear process, with numbers or with a matrix.
         oracle: data with an exact score; two-dimensional Gaussian data if not given.
         t_start: where to start; the default is where sigma / alpha is 3, since at T, where the denoiser hardly
@@ -915,7 +915,7 @@ def _run(solver: Solver, sde: SDE, score: Score, x: Tensor, noise: NoiseSource, 
 
 
 class _Silence:
-    """No noise, and how often it was asked for."""
+    """Noise of zeros that counts its draws."""
 
     def __init__(self) -> None:
         self.draws = 0

@@ -30,7 +30,7 @@ def write_grid(folder: Path | str, black_white: tuple[float, float], columns: in
         columns: of the picture.
 
     Raises:
-        ValueError: for samples that are no images of one or three channels, and a run that is not complete.
+        ValueError: for samples that are not images of one or three channels, and a run that is not complete.
         ImportError: without Pillow.
     """
     pillow = _pillow()
@@ -55,8 +55,8 @@ def save_grid(x: Tensor, path: Path | str, data_range: tuple[float, float] = (-1
         columns: of the picture.
 
     Raises:
-        ValueError: for samples that are no images of one or three channels, ranges or columns that are none, and a name
-            that does not end in .png.
+        ValueError: for samples that are not images of one or three channels, an invalid range or number of columns, and
+            a name that does not end in .png.
         OSError: if it cannot be written, FileNotFoundError where there is no such folder.
         ImportError: without Pillow.
 
@@ -110,7 +110,7 @@ def export(folder: Path | str, kind: str, black_white: tuple[float, float]) -> P
         black_white: the values of black and white in samples.
 
     Raises:
-        ValueError: for an unknown kind, samples that are no images of one or three channels, and a run that is not
+        ValueError: for an unknown kind, samples that are not images of one or three channels, and a run that is not
             complete.
         ImportError: for pictures, without Pillow.
     """

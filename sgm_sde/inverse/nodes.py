@@ -107,7 +107,7 @@ class Replacement(AtNodes):
         noise: `"fresh"` or `"fixed"`.
 
     Raises:
-        TypeError: for a solver or measurement that is none; in `sample`, for a process that is not linear.
+        TypeError: unless they are a `Solver` and a `Measurement`; in `sample`, for a process that is not linear.
         ValueError: for a measurement with noise, another `noise`; in `sample`, for a multistep solver with fresh noise.
 
     Source: Song et al., 2021, arXiv:2011.13456, appendix I.
@@ -321,7 +321,7 @@ class DPS(AtNodes):
         zeta: step size.
 
     Raises:
-        TypeError: for a solver or measurement that is none; in `sample`, for a process that is not linear.
+        TypeError: unless they are a `Solver` and a `Measurement`; in `sample`, for a process that is not linear.
         ValueError: for a zeta that is not positive; in `sample`, for a solver of more than one evaluation a step, or a
             network without gradient.
 

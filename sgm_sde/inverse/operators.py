@@ -92,7 +92,7 @@ class LinearOperator(Operator):
 class Mask(LinearOperator):
     """Inpainting: the data where the mask is true, and 0 elsewhere.
 
-    Measurements have the shape of the data; what they hold where the mask is false is not looked at.
+    Measurements have the shape of the data; what they hold where the mask is false is ignored.
 
     Args:
         mask: boolean, true where observed; of the shape of one sample, or (B, *) with a mask a sample.
@@ -362,8 +362,8 @@ class NonlinearMap(_Function):
         shape: of one sample of x.
 
     Raises:
-        TypeError: for an `apply` that is no function or returns no tensor.
-        ValueError: for a shape that is none; at a call, for x, or what the function returns, of another shape, and a
+        TypeError: for an `apply` that is not a function or does not return a tensor.
+        ValueError: for an invalid shape; at a call, for x, or what the function returns, of another shape, and a
             function without gradient.
 
     Examples:
@@ -380,7 +380,7 @@ class NonlinearMap(_Function):
 class LinearMap(_Function, LinearOperator):
     """An operator from a linear function; its adjoint by autograd, if none is given.
 
-    That it is linear is tried out once, on random numbers: when it is made, or at its first call where it does not take
+    Linearity is checked once, on random numbers: at construction, or at the first call where the function does not take
     float32 or float64 on the CPU. An affine function is made linear by taking A(0) from it and from y.
 
     Args:
@@ -388,10 +388,10 @@ class LinearMap(_Function, LinearOperator):
         shape: of one sample of x.
         adjoint: from y (B, *) to (B, *).
         iterations: steps of conjugate gradients where (A A^T + shift)^-1 is needed.
-        full_rank: your word that A A^T is invertible, so that measurements without noise are allowed.
+        full_rank: declares A A^T invertible, so that measurements without noise are allowed.
 
     Raises:
-        TypeError: for an `apply` that is no function or returns no tensor.
+        TypeError: for an `apply` that is not a function or does not return a tensor.
         ValueError: for a function that is not linear, and options out of range; at a call, for x, or what a function
             returns, of another shape.
 
@@ -488,7 +488,7 @@ class Measurement(Value):
         std: $\sigma_y$; 0 where y is exact, which takes an operator of full rank.
 
     Raises:
-        TypeError: for an operator that is none, or a y that is no floating-point tensor.
+        TypeError: unless the operator is an `Operator` and y a floating-point tensor.
         ValueError: for a negative std, std 0 with an operator of unknown rank, a y that is not finite where it was
             measured; at a call, if y does not have the shape of A x.
 

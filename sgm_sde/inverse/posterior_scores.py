@@ -53,7 +53,7 @@ class PosteriorScore(Score, ABC):
         vjps: vector-Jacobian products through the network in a call, beside the call itself.
 
     Raises:
-        TypeError: for a score on no linear process, or a measurement that is none.
+        TypeError: for a score on a process that is not linear, or anything but a `Measurement`.
         ValueError: at a call, if the measurement does not fit x, or the network gives no gradient where it is needed.
     """
 
@@ -146,7 +146,7 @@ class DiffPIR(PosteriorScore):
         strength: $\lambda$, how much the denoiser counts; the paper takes 1 to 25.
 
     Raises:
-        TypeError: for a score on no linear process, or a measurement that is none.
+        TypeError: for a score on a process that is not linear, or anything but a `Measurement`.
         ValueError: for a strength that is not positive.
 
     Source: Zhu et al., 2023, arXiv:2305.08995; Wang, Yu & Zhang, 2023, arXiv:2212.00490 (DDNM).
@@ -188,7 +188,7 @@ class PiGDM(PosteriorScore):
         data_std: s; the paper takes 1.
 
     Raises:
-        TypeError: for a score on no linear process, or a measurement that is none.
+        TypeError: for a score on a process that is not linear, or anything but a `Measurement`.
         ValueError: for a `data_std` that is not positive; at a call, for a network without gradient.
 
     Source: Song, Vahdat, Mardani & Kautz, 2023, openreview.net/forum?id=9_gsMA8MRKQ.
@@ -239,7 +239,7 @@ class MMPS(PosteriorScore):
         linear_solver: `"gcr"` or `"cg"`.
 
     Raises:
-        TypeError: for a score on no linear process, or a measurement that is none.
+        TypeError: for a score on a process that is not linear, or anything but a `Measurement`.
         ValueError: for `iterations` below 1 or another `linear_solver`; at a call, for a network without gradient.
 
     Source: Rozet et al., 2024, arXiv:2405.13712.

@@ -103,11 +103,11 @@ class DigitsDenoiser(_DigitsMLP):
 
 
 class DigitsVelocity(_DigitsMLP):
-    r"""Class-conditional network of CLD on 8x8 digits: what is left of the velocity's noise after a Gaussian's.
+    r"""Class-conditional network of CLD on 8x8 digits: the velocity's noise less that for Gaussian data.
 
     c F(x / std(x_t), v / std(v_t), ln(s) / 4, y) with a residual MLP F on 128 numbers; the standard deviations are
     those of the state for data of the deviation `sigma_data`, s is the noise level of `CLD.observation`, and
-    c^2 = 1 - L_vv^2 / var(v_t) the variance of what is left. A score is made of it by
+    c^2 = 1 - L_vv^2 / var(v_t) the variance of the difference (mixed score parametrisation). A score is made of it by
     `from_velocity_noise(net, CLD(), mixed=float(net.sigma_data))`.
 
     Source: Dockhorn, Vahdat, Kreis (2022), "Score-based generative modeling with critically-damped Langevin
@@ -121,7 +121,7 @@ class DigitsVelocity(_DigitsMLP):
         self.sde = CLD()
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return what is left of the noise (B, 1, 8, 8) at states z (B, 2, 1, 8, 8), times t (B,) and labels y."""
+        """Return the difference of noises (B, 1, 8, 8) at states z (B, 2, 1, 8, 8), times t (B,) and labels y."""
         variance, c = self.scales(t)
         c_noise = -self.sde.log_snr(t.double()) / 8
         pixels = z.flatten(2) * variance.rsqrt().to(z.dtype)[..., None]

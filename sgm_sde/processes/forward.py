@@ -46,7 +46,7 @@ def simulate(
 
     Raises:
         ValueError: for times that do not increase or are outside of [0, T], and fewer than one substep.
-        TypeError: for a process or states that are none.
+        TypeError: for an `sde` that is no process, or states that are not a floating-point tensor.
 
     Source: Maruyama, 1955, doi:10.1007/BF02846028.
 

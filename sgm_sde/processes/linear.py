@@ -47,7 +47,7 @@ class LinearNode(ProcessNode):
         self.lam = log_snr / 2 if has_signal else -math.inf
 
     def at_reduced_noise(self, noise_level: float) -> LinearNode:
-        """A node with the same alpha and less noise: no time of the process, but one that its flow can aim at."""
+        """A node of the same alpha and a smaller noise level: at no time of the process, but a step may end there."""
         sigma = self.alpha * noise_level
         return LinearNode(self.sde, math.nan, self.alpha, sigma, math.nan, math.nan, -2 * math.log(noise_level))
 

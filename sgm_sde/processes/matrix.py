@@ -88,7 +88,7 @@ class MatrixNode(ProcessNode):
 
     sde: MatrixSDE
     _g: Matrix
-    advice = "its kernel is made of matrices. Use EulerMaruyama, RungeKutta, SSCS or GDDIM, which do with what it has."
+    advice = "its kernel is made of matrices. Use EulerMaruyama, RungeKutta, SSCS or GDDIM, which need no more."
 
     def __init__(self, sde: MatrixSDE, t: float, F: np.ndarray, G: np.ndarray, phi: np.ndarray, N: np.ndarray) -> None:
         super().__init__(sde, t, Matrix.of(G))
@@ -428,10 +428,9 @@ class MatrixSDE(SDE):
         return mean + apply(torch.linalg.cholesky(covariance), z)
 
     def observation(self, t: Time) -> tuple[Tensor, Tensor]:
-        r"""The data as the state shows it: weights w (\*, k) and noise level s (\*).
+        r"""The sufficient statistic of the data in a state: its weights w (\*, k) and noise level s (\*).
 
-        $y = w^\top z \sim N(x_0, s^2)$ is all that the state says of the data:
-        $w = s^2\,\Sigma^{-1}\mu$, $s^{-2} = \mu^\top\Sigma^{-1}\mu$.
+        It is $y = w^\top z \sim N(x_0, s^2)$ with $w = s^2\,\Sigma^{-1}\mu$, $s^{-2} = \mu^\top\Sigma^{-1}\mu$.
         """
         mu, covariance = self.kernel(t)
         w = torch.linalg.solve(covariance, mu)

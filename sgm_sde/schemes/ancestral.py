@@ -14,10 +14,11 @@ from sgm_sde.schemes.euler import forward_kernel
 def posterior_mean(k: Step, std: float) -> Form:
     r"""DDIM's noise-free part: $\alpha_t D + \sqrt{\sigma_t^2 - \text{std}^2}\,\epsilon$, with
     $\epsilon = (x - \alpha_s D)/\sigma_s$."""
-    s, t = k.start, k.end
+    s = k.start
+    t = k.end
     D = k.evaluate(k.x, s)
-    kept = math.sqrt(max(t.sigma**2 - std**2, 0.0)) / s.sigma
-    return kept * k.x + (t.alpha - kept * s.alpha) * D
+    ratio = math.sqrt(max(t.sigma**2 - std**2, 0.0)) / s.sigma
+    return ratio * k.x + (t.alpha - ratio * s.alpha) * D
 
 
 def posterior_std(k: Step) -> float:
@@ -103,5 +104,6 @@ class Ancestral(Solver):
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
         std = posterior_std(k)
-        noise = std if self.variance == "posterior" else math.sqrt(forward_kernel(k.end, k.start)[1])
-        return posterior_mean(k, std) + noise * k.noise()
+        _, b2 = forward_kernel(k.end, k.start)
+        added = std if self.variance == "posterior" else math.sqrt(b2)
+        return posterior_mean(k, std) + added * k.noise()

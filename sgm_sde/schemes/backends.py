@@ -46,10 +46,9 @@ class OutOfCalls(Exception):
 class Backend(AdaptiveSolver):
     """A method of another library.
 
-    One call of the network is one evaluation, whoever asks for it, and none lies outside of the run's times. Adaptive
-    methods take one step size for all that they are given: a batch is then coupled, which a `BatchCoupledWarning` says;
-    `per_sample=True` runs the samples one by one instead. A run that the backend gives up returns the states that it
-    started from, with a status.
+    Every evaluation is one network call on the batch, at a time of the run. Adaptive methods take one step size for the
+    whole batch, which couples its samples, with a `BatchCoupledWarning`; `per_sample=True` runs the samples one by one
+    instead. A run that the library gives up returns its initial states, with a status.
 
     Args:
         method: its name in the library.

@@ -149,7 +149,7 @@ class Solver(Value, ABC):
         return own
 
     def strict(self) -> Solver:
-        """The method as it is at many steps, where it is another one at few: what its order is claimed for."""
+        """The method of many steps, whose order is claimed, for a solver that is another one at few steps."""
         return self
 
     @abstractmethod
@@ -253,7 +253,7 @@ class WrappedSolver(Solver):
 
     @property
     def ends_in_data(self) -> bool:
-        """Ends in data of the solver inside."""
+        """True if the last state of the solver inside is the sample itself."""
         return self.solver.ends_in_data
 
     @property
@@ -285,7 +285,7 @@ class WrappedSolver(Solver):
         return type(self).hooks is not WrappedSolver.hooks or self.solver.has_hooks
 
     def end_in_mean(self, program: Program) -> Program:
-        """Last update without noise of the solver inside."""
+        """The program as the solver inside ends it, without noise in the last update."""
         return self.solver.end_in_mean(program)
 
     def brownian_time(self, sde: SDE, t: float) -> float:

@@ -42,7 +42,7 @@ class Corrector(Value, ABC):
         return [1.0] * len(grid.times)
 
     def begin(self, x: Tensor) -> None:
-        """Told the state (B, *) before the first update of a run: the place to warn of what its shape does."""
+        """Hook before the first update of a run, with its state (B, *): for warnings that depend on the shape."""
 
     @abstractmethod
     def update(self, x: Tensor, score: Tensor, z: Tensor, constant: float) -> tuple[Tensor, Tensor]:
@@ -216,8 +216,8 @@ class AnnealedLangevin(Solver, Corrector):
     $q = \delta/\sigma_{\text{last}}^2$, 0.2 for its 2e-5 at 0.01.
 
     As a sampler it visits every level, the last one included: `n_steps * (steps + 1)` network calls. Its law has a bias
-    that depends on q and not on the grid, so it claims no order: what has no spread but the noise's variance
-    $\sigma_i^2$ ends with $\sigma_i^2 / (1 - q/4)$, 5 % more for the paper's.
+    that depends on q and not on the grid, so it claims no order: in a direction in which the data have variance 0, the
+    state ends with the variance $\sigma_i^2 / (1 - q/4)$ instead of $\sigma_i^2$, 5 % more for the paper's q.
 
     Args:
         step_ratio: q, the step size in units of the noise's variance; below 4, where updates are stable.
@@ -301,7 +301,7 @@ class PredictorCorrector(WrappedSolver):
         sequence: the same, by the name of the attribute; as an attribute `order` is that of convergence.
 
     Raises:
-        TypeError: for a predictor that is no solver or a corrector that is none.
+        TypeError: unless the predictor is a `Solver` and the corrector a `Corrector`.
         ValueError: for another order.
 
     Source: Song et al., 2021, arXiv:2011.13456, algorithms 1 to 3.

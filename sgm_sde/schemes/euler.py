@@ -18,7 +18,9 @@ def forward_kernel(end: Node, start: Node) -> tuple[float, float]:
 
     $a = \alpha_s/\alpha_t$ and $b^2 = \sigma_s^2 - a^2\sigma_t^2$, without cancellation.
     """
-    return start.alpha / end.alpha, -(start.sigma**2) * math.expm1(2 * (start.lam - end.lam))
+    a = start.alpha / end.alpha
+    b2 = -(start.sigma**2) * math.expm1(2 * (start.lam - end.lam))
+    return a, b2
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class EulerMaruyama(EtaSolver):
         """The state at the step's end, by the formula above."""
         h = k.start.t - k.end.t
         drift = k.evaluate(k.x, k.start)
-        noise = (
-            self.eta * k.start.g * math.sqrt(h) * k.noise() if self.eta else Form()
-        )  # g may be infinite at alpha = 0
+        noise = Form()
+        if self.eta:  # without, g may be infinite
+            noise = self.eta * k.start.g * math.sqrt(h) * k.noise()
         return k.x - h * drift + noise
 
     def brownian_time(self, sde: SDE, t: float) -> float:

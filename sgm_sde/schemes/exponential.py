@@ -318,12 +318,12 @@ class ExponentialAdams(Exponential):
 
     def corrected(self, k: Step) -> Form:
         """The state at the step's start, the step before done again with the evaluation there."""
-        here = k.evaluate(k.x, k.start)
+        newest = k.evaluate(k.x, k.start)
         predicted = k.memory.pop("predicted", None)
         if not isinstance(predicted, _Predicted):
             return k.x
         part, before, used = predicted
-        nodes: Known = [(k.start, here), *used][: self.corrector]
+        nodes: Known = [(k.start, newest), *used][: self.corrector]
         return k.x + part.integral(before, k.start, nodes) - part.integral(before, k.start, used)
 
     def _nodes_at(self, k: Step) -> int:

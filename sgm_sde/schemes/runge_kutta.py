@@ -75,7 +75,7 @@ class Tableau(Value):
 
     @property
     def order(self) -> int:
-        """Order from Butcher's order conditions, looked at up to 8."""
+        """Order from Butcher's order conditions, checked up to 8."""
         return order_of(self.a, self.b)
 
 

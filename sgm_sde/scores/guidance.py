@@ -66,7 +66,7 @@ class GuidedScore(Score):
 
     Raises:
         TypeError: for a part that is no `Score`, or an interval on a process without alpha and sigma.
-        ValueError: for parts on different processes, a scale that is not finite, an interval that is none.
+        ValueError: for parts on different processes, a scale that is not finite, an invalid interval.
     """
 
     recordable = False
@@ -134,7 +134,7 @@ class GuidedScore(Score):
         low = interval[0] * (1 + ROUNDING)  # levels come from times in single precision
         high = interval[1] * (1 + ROUNDING)
         inside = (level > low) & (level <= high)
-        guided = int(inside.sum())  # which networks are called hangs on it: on a GPU the one wait of a call
+        guided = int(inside.sum())  # decides which networks are called: the one wait for a GPU in a call
         if 0 < guided < inside.numel():
             scales = scale if isinstance(scale, Tensor) else torch.full_like(level, scale)
             if scales.ndim < level.ndim:  # a scale for each sample, a level for each of its tokens
@@ -282,7 +282,7 @@ class ClassifierFree(Extrapolation):
         ValueError: for a network without a null label when `null` is not given or empty; at a call, if a condition of
             `null` is missing, no tensor, not of one row per sample, or of a shape that the null condition does not
             expand to, or if nothing says whether another argument goes with the samples.
-        TypeError: for null conditions that are none.
+        TypeError: for a `null` or `negative` that does not map names to conditions.
 
     Source: Ho & Salimans, 2022, arXiv:2207.12598; Kynkaanniemi et al., 2024, arXiv:2404.07724 (interval); Liu et al.,
     2022, arXiv:2206.01714 (negative conditions).

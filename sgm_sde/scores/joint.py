@@ -108,8 +108,8 @@ def from_velocity_noise(
     Args:
         net: `net(z, label, **kwargs)` with the joint state z (B, 2, *); returns (B, *).
         sde: the process it was trained on, such as `CLD()`.
-        mixed: standard deviation of the data, for the mixed parametrisation: the network predicts what is left of
-            the noise after that of Gaussian data, $L_{vv}\,v/\operatorname{var}(v)$. None for the noise itself.
+        mixed: standard deviation of the data, for the mixed parametrisation: the network predicts the noise
+            less that for Gaussian data, $L_{vv}\,v/\operatorname{var}(v)$. None for the noise itself.
         options: `time_label`, `dtype`; see `Score`.
 
     Raises:

@@ -114,7 +114,7 @@ class Oracle(ABC):
         self._require_event(x)
         alpha, sigma = self._kernel(x, sde, t)
         if self.is_singular and not x.is_meta and bool((sigma == 0).any()):
-            raise ValueError(f"{type(self).__name__} with a direction of no spread has no density without noise")
+            raise ValueError(f"{type(self).__name__} with a direction of variance 0 has no density without noise")
         return self._log_prob(x, alpha, sigma)
 
     @property
@@ -377,7 +377,8 @@ class Mixture(Oracle):
 
     Raises:
         TypeError: for components that are not `Gaussian`.
-        ValueError: for none, for events of several shapes, or weights that are no K numbers, not negative, not all 0.
+        ValueError: for no components, components of several event shapes, or weights that are not K non-negative
+            numbers of positive sum.
 
     Examples:
         >>> tilted = Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]))

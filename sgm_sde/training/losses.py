@@ -210,7 +210,7 @@ def denoising_score_matching(
 
     Raises:
         ValueError: for an unknown weighting or reduction, both `times` and `t`, or a `noise` of another shape.
-        TypeError: for a score on a process without alpha(t) and sigma(t), or data that are no floating-point tensor.
+        TypeError: for a score on a process without alpha(t) and sigma(t), or data other than a floating-point tensor.
 
     Source: Vincent, 2011, doi:10.1162/NECO_a_00142; Song et al., 2021, arXiv:2011.13456.
 
@@ -270,7 +270,7 @@ def score_matching(
 
     Raises:
         ValueError: as `denoising_score_matching`, and for an unknown trace or n_probes below 1.
-        TypeError: for a score on a process without alpha(t) and sigma(t), or data that are no floating-point tensor.
+        TypeError: for a score on a process without alpha(t) and sigma(t), or data other than a floating-point tensor.
 
     Source: Hyvarinen, 2005, JMLR 6:695-709; sliced: Song, Garg, Shi and Ermon, 2019, arXiv:1905.07088.
 
