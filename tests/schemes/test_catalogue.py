@@ -512,15 +512,11 @@ def test_which_default() -> None:
     assert chosen[1] == chosen[11]
     assert chosen[12] == chosen[23]
     assert chosen[24] == chosen[500] == sg.defaults.default_setting(vp)
-    for budget, nodes, corrector in ((11, 2, 3), (23, 3, 3), (24, 4, 5)):
+    for budget, nodes in ((11, 4), (23, 4), (24, 5)):
         solver, grid = chosen[budget].solver, chosen[budget].grid
         assert isinstance(solver, sg.schemes.ExponentialAdams)
-        assert (solver.nodes, solver.corrector, solver.prediction, solver.variable) == (
-            nodes,
-            corrector,
-            "v",
-            "log-snr",
-        )
+        assert (solver.nodes, solver.corrector, solver.lower_final) == (nodes, nodes, True)
+        assert (solver.prediction, solver.variable) == ("v", "log-signal")
         assert isinstance(grid, sg.grids.Thinned)
         assert grid(vp, 10).times[0] == vp.T
     assert sg.defaults.default_setting(sg.RectifiedFlowSDE(T=1.0), 20) == sg.defaults.default_setting(vp, 20)
