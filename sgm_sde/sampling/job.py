@@ -1,4 +1,4 @@
-"""A run that is settled: from which states, with which noise, and how it goes on from another."""
+"""A run that is settled: from which states, with which noise, and how it resumes another."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Job:
         final: what to return at the end.
         segment: the time at which the streams of noise began.
         draws: how often the solver and its correctors have drawn.
-        position: where on the grid to go on from, None at its start.
+        position: where on the grid to resume, None at its start.
         fresh: whether the states are made anew whenever they are asked for, so that a run may overwrite them.
     """
 
@@ -115,10 +115,11 @@ class Job:
         """For some of the samples, the noise of the steps, that of the correctors, and what runs at the nodes."""
         assert isinstance(self.solver, Solver) and self.program is not None
         seeds = self.seeds[at]
-        source: NoiseStream | PathNoise = NoiseStream(seeds, "solver", self.segment, self.draws[0])
+        of_solver, of_correctors = self.draws
+        source: NoiseStream | PathNoise = NoiseStream(seeds, "solver", self.segment, of_solver)
         if self.noise == "path":
             source = brownian_path(self.solver, self.program, self.sde, seeds)
-        corrections = NoiseStream(seeds, "corrector", self.segment, self.draws[1])
+        corrections = NoiseStream(seeds, "corrector", self.segment, of_correctors)
         last_without_noise = self.final == "mean" or self.solver.ends_in_data
         hooks = self.solver.hooks(self.sde, self.grid, model, corrections, mean=last_without_noise)
         return source, corrections, hooks
@@ -174,13 +175,13 @@ def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, n
     final = final_update(sde, asked.final)
     solver, grid, program = asked.plan(sde)
     t_start = grid.times[0]
-    chosen = asked.t_start is None and asked.by_rule
+    by_rule = asked.t_start is None and asked.by_rule  # the rule chooses the first time
 
     shape, dtype, device = start.settled(score)
     x_T = start.x_T
     seeds = resolve_seeds(start.seed, start.generator, shape[0])
     state_dtype = torch.promote_types(dtype, torch.float32)
-    if x_T is None and t_start < sde.T and not chosen:
+    if x_T is None and t_start < sde.T and not by_rule:
         warn(
             f"starting at t={t_start:g} < T={sde.T:g} from pure noise: the marginal there contains data; "
             f"pass noised data as x_T",
@@ -188,12 +189,14 @@ def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, n
 
     def states(at: slice) -> Tensor:
         if x_T is None:
-            few = seeds[at]
-            z = NoiseStream(few, "prior").normal((len(few), *shape[1:]), state_dtype, device)
+            some = seeds[at]
+            z = NoiseStream(some, "prior").normal((len(some), *shape[1:]), state_dtype, device)
             return sde.prior_transform(z, t_start)
 
         x = x_T[at].to(state_dtype)
-        return sde.prior_transform(x / sde.prior_std, t_start) if chosen and t_start < sde.T else x
+        if by_rule and t_start < sde.T:
+            return sde.prior_transform(x / sde.prior_std, t_start)
+        return x
 
     return Job(
         sde=sde,
@@ -211,7 +214,7 @@ def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, n
 
 
 def go_on(resume: SampleResult, sde: SDE, start: StartArguments, asked: StepArguments, noise: str | None) -> Job:
-    """A run that goes on from another."""
+    """A run that resumes another."""
     brought = {name: getattr(start, name) for name in ("shape", "x_T", "seed", "generator", "dtype", "device")}
     for name, value in (brought | {"t_start": asked.t_start}).items():
         if value is not None:
@@ -227,7 +230,7 @@ def go_on(resume: SampleResult, sde: SDE, start: StartArguments, asked: StepArgu
             f"give it x_T=result.x and t_start={known.t:.6g}"
         )
 
-    held = known.position
+    position = known.position
     job = Job(
         sde=sde,
         solver=solver,
@@ -235,12 +238,12 @@ def go_on(resume: SampleResult, sde: SDE, start: StartArguments, asked: StepArgu
         program=known.program,
         seeds=known.seeds,
         dtype=known.dtype,
-        states=lambda at: held.x[at],
+        states=lambda at: position.x[at],
         noise=known.noise if noise is None else noise,
         final=final,
         segment=known.segment,
         draws=known.draws,
-        position=held,
+        position=position,
     )
 
     # Another method, or another way here, has no use for the history.
@@ -249,7 +252,7 @@ def go_on(resume: SampleResult, sde: SDE, start: StartArguments, asked: StepArgu
 
     program = table_of(solver, sde, grid, final)
     job = replace(job, program=program)
-    return job if _same_until(held.node, program, known.program) else job.without_history()
+    return job if _same_until(position.node, program, known.program) else job.without_history()
 
 
 def _rest(
@@ -320,7 +323,10 @@ def brownian_path(solver: Solver, program: Program, sde: SDE, seeds: SampleSeeds
     """Noise from one Brownian path per sample, halved evenly in log-SNR, where there is one."""
 
     def middle(a: float, b: float) -> float:
-        t = float(sde.time((sde.log_snr(a) + sde.log_snr(b)) / 2)) if has_scalar_marginal(sde) else math.nan
+        t = math.nan
+        if has_scalar_marginal(sde):
+            log_snr = (sde.log_snr(a) + sde.log_snr(b)) / 2
+            t = float(sde.time(log_snr))
         return t if min(a, b) < t < max(a, b) else (a + b) / 2
 
     for t in (program.times[0], program.times[-1]):

@@ -42,8 +42,8 @@ class Monitor:
 
     Attributes:
         looks_on: whether anything is to be done at a node.
-        kept: states of the trajectory.
-        kept_times: their times.
+        states: those of the trajectory.
+        times: theirs.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Monitor:
         self.stop = stop
         self.looks_on = bool(record.callback is not None or record.progress or nodes or stop is not None)
 
-        self.kept: list[Tensor] = []
-        self.kept_times: list[float] = []
+        self.states: list[Tensor] = []
+        self.times: list[float] = []
         self.denoised: Tensor | None = None
         self.stopped = False
 
@@ -76,7 +76,7 @@ class Monitor:
             self.denoised = self.model.predict("data", x, t, output)
 
     def on_node(self, i: int, x: Tensor) -> bool:
-        """Called with each node's state; tells whether to stop."""
+        """Observe a node's state; returns whether to stop."""
         if i in self.nodes:
             self._keep(self.grid.times[i], x)
         if i == 0:
@@ -97,13 +97,13 @@ class Monitor:
         return answer in (True,)  # equal to True: numpy's and torch's, too
 
     def finish(self, x: Tensor) -> None:
-        """Called with the result."""
+        """Observe the result."""
         if self.keep_end and not self.stopped:
             self._keep(0.0, x)
 
     def _keep(self, t: float, x: Tensor) -> None:
-        self.kept.append(x.clone())
-        self.kept_times.append(t)
+        self.states.append(x.clone())
+        self.times.append(t)
 
 
 def observed_nodes(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool) -> tuple[frozenset[int], bool]:

@@ -20,7 +20,7 @@ from sgm_sde.sampling.observers import Monitor, node_to_stop_at, observed_nodes,
 from sgm_sde.sampling.options import Execution, Record
 from sgm_sde.sampling.parallel import run_in_parallel
 from sgm_sde.sampling.parts import Joined, Part, models_of
-from sgm_sde.sampling.results import SampleResult
+from sgm_sde.sampling.results import Continuation, SampleResult
 from sgm_sde.sampling.statuses import NonFiniteWarning, status_on_grid
 from sgm_sde.schemes import Solver
 from sgm_sde.scores.model import BoundScore
@@ -30,19 +30,19 @@ def run_on_grid(
     job: Job, model: BoundScore, record: Record, execution: Execution
 ) -> tuple[SampleResult, type[Warning] | None]:
     """The result of a run on a grid, and what to warn of."""
-    at = job.parts(execution.batch_size)
-    steps_in_all = (job.grid.steps - job.first) * len(at)
+    slices = job.parts(execution.batch_size)
+    n_steps = (job.grid.steps - job.first) * len(slices)
     nodes, keep_end = observed_nodes(record.trajectory, job.grid, job.denoises)
     stop = node_to_stop_at(execution.until, job.grid, job.first)
 
     joined = Joined(job.size)
-    parts = []
-    with progress_bar(record.progress, steps_in_all, job.solver.name, "step") as advance:
-        for where, mine in zip(at, models_of(model, at, job.size), strict=True):
-            monitor = Monitor(job.grid, mine, record, advance, nodes, keep_end, stop)
-            part, x = _PartOfRun(job, mine, where, monitor, execution).run()
+    parts: list[Part] = []
+    with progress_bar(record.progress, n_steps, job.solver.name, "step") as advance:
+        for at, part_model in zip(slices, models_of(model, slices, job.size), strict=True):
+            monitor = Monitor(job.grid, part_model, record, advance, nodes, keep_end, stop)
+            part, x = _PartOfRun(job, part_model, at, monitor, execution).run()
             parts.append(part)
-            joined.put(where, x)
+            joined.put(at, x)
 
     result = _result(job, parts, joined.whole, stop)
     if not result.status.samples:
@@ -53,27 +53,41 @@ def run_on_grid(
 def _result(job: Job, parts: Sequence[Part], x: Tensor, stop: int | None) -> SampleResult:
     """The result of all parts, whose samples are x."""
     reached = parts[0].nodes - 1
-    stopped = reached < job.grid.steps
-    by = "by the callback" if stop is None or reached != stop else "as until= asks"
-    status = status_on_grid(parts, job.grid, f"stopped {by}" if stopped else "")
+    stopped = ""
+    if reached < job.grid.steps:
+        stopped = "stopped as until= asks" if reached == stop else "stopped by the callback"
 
-    position = _together([part.position for part in parts])
-    if position is None and not stopped and job.final == "none":
-        position = Position(job.grid.steps, x.to(job.state_dtype))
-
-    states, times = zip(*(part.kept for part in parts), strict=True)
-    trajectory = torch.cat([torch.stack(those).to(job.dtype) for those in states], 1) if states[0] else None
+    status = status_on_grid(parts, job.grid, stopped)
+    trajectory, times = _trajectory(parts, job.dtype)
     return SampleResult(
         x.to(job.dtype),
         max(part.nfe for part in parts),
         job.grid.times,
         status,
         trajectory,
-        tuple(times[0]),
+        times,
         job.seeds,
         sum(part.network_evals for part in parts),
-        continuation=None if position is None else job.continuation(position, parts[0].draws),
+        continuation=_continuation(job, parts, x),
     )
+
+
+def _trajectory(parts: Sequence[Part], dtype: torch.dtype) -> tuple[Tensor | None, tuple[float, ...]]:
+    """The states on the way of all samples, (times, B, *), or None, and their times."""
+    _, times = parts[0].trajectory
+    if not times:
+        return None, ()
+    of_parts = [torch.stack(part.trajectory[0]).to(dtype) for part in parts]
+    return torch.cat(of_parts, 1), tuple(times)
+
+
+def _continuation(job: Job, parts: Sequence[Part], x: Tensor) -> Continuation | None:
+    """The run where it was stopped, or at an end that is a state of the process; None if it cannot be resumed."""
+    position = _together([part.position for part in parts])
+    complete = parts[0].nodes > job.grid.steps
+    if position is None and complete and job.final == "none":
+        position = Position(job.grid.steps, x.to(job.state_dtype))
+    return None if position is None else job.continuation(position, parts[0].draws)
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,7 @@ class _PartOfRun:
 
     @property
     def position(self) -> Position | None:
-        """Position that the run goes on from, None at its start."""
+        """Position that the run continues from, None at its start."""
         return None if self.job.position is None else _some(self.job.position, self.at)
 
     def run(self) -> tuple[Part, Tensor]:
@@ -120,27 +134,27 @@ class _PartOfRun:
             lags=job.solver.lags,
         )
 
-        ran = self._executed(x, noise, hooks, watch)
-        end = ran.x
-        if ran.position is not None:
-            end = end.clone()  # the other is what the run goes on from
+        run = self._executed(x, noise, hooks, watch)
+        end = run.x
+        if run.position is not None:
+            end = end.clone()  # the other is what a later run continues from
         elif job.denoises:
             end = self.model.predict("data", end, job.grid.times[-1])
         self.monitor.finish(end)
 
         sound = None
         if not end.is_meta:
-            odd = watch.implausible(end, denoised=job.denoises or job.solver.ends_in_data)
+            implausible = watch.implausible(end, denoised=job.denoises or job.solver.ends_in_data)
             # The one place where values come back from the device.
-            sound = torch.stack([finite(ran.x), finite(end), odd]).numpy(force=True)
+            sound = torch.stack([finite(run.x), finite(end), implausible]).numpy(force=True)
 
         drawn = job.draws[0] if isinstance(noise, PathNoise) else noise.draw
         part = Part(
             sound=sound,
-            nodes=ran.nodes,
+            nodes=run.nodes,
             first_bad=self._first_bad,
-            kept=(self.monitor.kept, self.monitor.kept_times),
-            position=ran.position,
+            trajectory=(self.monitor.states, self.monitor.times),
+            position=run.position,
             draws=(drawn, corrections.draw),
             nfe=self.model.nfe,
             network_evals=self.model.network_evals,
@@ -190,7 +204,7 @@ class _PartOfRun:
         """The noise of the steps, that of the correctors, and what runs at the nodes."""
         noise, corrections, hooks = self.job.noises(self.at, model)
         if isinstance(noise, PathNoise) and self.position is not None:
-            for _ in range(_drawn(self.program, self.position.node)):  # a path is gone along from its start
+            for _ in range(_drawn(self.program, self.position.node)):  # a path is followed from its start
                 noise.normal(tuple(x.shape), x.dtype, x.device)
         return noise, corrections, hooks
 
@@ -200,17 +214,13 @@ class _PartOfRun:
         position = self.position
         x = self.job.states(self.at) if position is None else position.x
         noise, _, hooks = self._noises(model, x)
+
+        def is_bad(i: int, state: Tensor) -> bool:
+            return not finite(state).all()
+
         with torch.no_grad():
-            ran = execute(
-                self.program,
-                x,
-                model,
-                noise,
-                hooks=hooks,
-                on_node=lambda _, state: not finite(state).all(),
-                start=position,
-            )
-        return None if finite(ran.x).all() else ran.nodes - 1
+            run = execute(self.program, x, model, noise, hooks=hooks, on_node=is_bad, start=position)
+        return None if finite(run.x).all() else run.nodes - 1
 
 
 def _some(position: Position, at: slice) -> Position:
@@ -224,11 +234,13 @@ def _together(positions: Sequence[Position | None]) -> Position | None:
     known = [position for position in positions if position is not None]
     if len(known) < 2:
         return known[0] if known else None
-    history = {
-        key: (scale, torch.cat([position.history[key][1] for position in known]))
-        for key, (scale, _) in known[0].history.items()
-    }
-    return Position(known[0].node, torch.cat([position.x for position in known]), history)
+
+    first = known[0]
+    history = {}
+    for key, (scale, _) in first.history.items():
+        values = [position.history[key][1] for position in known]
+        history[key] = scale, torch.cat(values)
+    return Position(first.node, torch.cat([position.x for position in known]), history)
 
 
 def _drawn(program: Program, node: int) -> int:

@@ -32,41 +32,42 @@ def run_adaptive(
 ) -> tuple[SampleResult, type[Warning] | None]:
     """The result of a solver that finds its own steps, and what to warn of."""
     calls = _calls_of_adaptive(job, model, nfe)
-    at = job.parts(execution.batch_size)
+    slices = job.parts(execution.batch_size)
     t_start, t_end = job.grid.times
     joined = Joined(job.size)
-    found: list[Integration] = []
-    odd: list[np.ndarray] = []
     models: list[BoundScore] = []
+    parts: list[Integration] = []
+    implausible: list[np.ndarray] = []
+    not_finite: dict[int, float] = {}
 
     with progress_bar(record.progress, job.size, job.solver.name, "sample") as advance:
         on_leave = advance if record.progress else None
-        for where, mine in zip(at, models_of(model, at, job.size), strict=True):
-            start = job.states(where)
+        for at, part_model in zip(slices, models_of(model, slices, job.size), strict=True):
+            start = job.states(at)
             watch = Watch(job.sde, job.grid.times, model.score.prediction, start)
-            problem = Problem(mine, job.sde, start, t_start, t_end, job.seeds[where], calls, steps, on_leave)
-            end, x = _integrate(job, problem)
+            problem = Problem(part_model, job.sde, start, t_start, t_end, job.seeds[at], calls, steps, on_leave)
+            part, x = _integrate(job, problem)
 
-            models.append(mine)
-            found.append(end)
-            joined.put(where, x)
+            models.append(part_model)
+            parts.append(part)
+            joined.put(at, x)
+            for i, t in part.not_finite.items():
+                not_finite[at.start + i] = t
             if not x.is_meta:
-                odd.append(watch.implausible(x, denoised=job.final == "denoise").cpu().numpy())
+                mask = watch.implausible(x, denoised=job.final == "denoise")
+                implausible.append(mask.cpu().numpy())
 
-    control = _statistics(found)
-    not_finite = {
-        where.start + i: time for where, end in zip(at, found, strict=True) for i, time in end.not_finite.items()
-    }
+    control = _statistics(parts)
     status = adaptive_status(control.outcome, control.times, t_end, not_finite)
-    if status.ok and odd:
-        status = plausibility(np.concatenate(odd))
+    if status.ok and implausible:
+        status = plausibility(np.concatenate(implausible))
     result = SampleResult(
         joined.whole.to(job.dtype),
-        max(mine.nfe for mine in models),
+        max(part_model.nfe for part_model in models),
         job.grid.times,
         status,
         seeds=job.seeds,
-        network_evals=sum(mine.network_evals for mine in models),
+        network_evals=sum(part_model.network_evals for part_model in models),
         control=control,
     )
 
@@ -77,14 +78,14 @@ def run_adaptive(
     return result, NonFiniteWarning if NOT_FINITE in control.outcome else UnfinishedWarning
 
 
-def _statistics(found: Sequence[Integration]) -> AdaptiveStats:
+def _statistics(parts: Sequence[Integration]) -> AdaptiveStats:
     """Statistics of step control for each sample of all parts."""
     return AdaptiveStats(
-        tuple(itertools.chain.from_iterable(end.outcome for end in found)),
-        torch.cat([end.t for end in found]),
-        torch.cat([end.accepted for end in found]),
-        torch.cat([end.rejected for end in found]),
-        torch.cat([end.evaluations for end in found]),
+        tuple(itertools.chain.from_iterable(part.outcome for part in parts)),
+        torch.cat([part.t for part in parts]),
+        torch.cat([part.accepted for part in parts]),
+        torch.cat([part.rejected for part in parts]),
+        torch.cat([part.evaluations for part in parts]),
     )
 
 
@@ -118,11 +119,15 @@ def _integrate(job: Job, problem: Problem) -> tuple[Integration, Tensor]:
         with problem.model.only(arrived, len(x)):
             data = problem.model.predict("data", x[arrived], problem.end)
         x = x.index_copy(0, arrived, data)
+    return replace(end, y=(), outcome=_checked(end.outcome, x)), x
 
-    # A sample that arrived, but not as a number, did not complete.
-    known = finite(x)
-    outcome = end.outcome
-    if not known.all():
-        pairs = zip(outcome, known.tolist(), strict=True)
-        outcome = tuple(NOT_FINITE if o == COMPLETED and not ok else o for o, ok in pairs)
-    return replace(end, y=(), outcome=outcome), x
+
+def _checked(outcome: tuple[str, ...], x: Tensor) -> tuple[str, ...]:
+    """The outcomes, where a sample that arrived, but is not finite, did not complete."""
+    bad = ~finite(x)
+    if not bad.any():
+        return outcome
+    checked = list(outcome)
+    for i in bad.nonzero().flatten().tolist():
+        checked[i] = NOT_FINITE if outcome[i] == COMPLETED else outcome[i]
+    return tuple(checked)

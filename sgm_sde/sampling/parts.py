@@ -22,7 +22,7 @@ class Part:
             (3, b), None without values.
         nodes: number of nodes reached.
         first_bad: finds the first node at which a state was not finite.
-        kept: states on the way, and their times.
+        trajectory: states on the way, and their times.
         position: where the run was stopped, if it was.
         draws: how often the solver and its correctors have drawn.
         nfe: network calls.
@@ -32,7 +32,7 @@ class Part:
     sound: np.ndarray | None
     nodes: int
     first_bad: Callable[[], int | None]
-    kept: tuple[list[Tensor], list[float]]
+    trajectory: tuple[list[Tensor], list[float]]
     position: Position | None
     draws: tuple[int, int]
     nfe: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sgm_sde import grids
@@ -52,11 +52,7 @@ class StepArguments:
         solver, grid = self._solver(sde, t_start, t_end)
 
         if isinstance(solver, AdaptiveSolver):
-            given = {"grid": grid, "steps": None if solver.takes_steps else self.steps}
-            for option, value in given.items():
-                if value is not None:
-                    raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
-
+            require_unused(solver, {"grid": grid, "steps": None if solver.takes_steps else self.steps})
             ends = grids.Uniform()(sde, 1, t_start, t_end)
             return solver, ends, None
 
@@ -106,20 +102,38 @@ class StepArguments:
         """The solver as it fits the budget, and the grid that a rule places, by default the solver's."""
         if self.nfe is not None and self.steps is not None:
             raise ValueError(f"give nfe= or steps=, not both (got {self.nfe} and {self.steps})")
-
         if t_end is None and not denoise:
             t_end = sde.eps  # the state there is what is asked for
-        if self.steps is not None:
-            steps = check_integer("steps", self.steps)
-        else:
-            budget = check_integer("nfe", (solver.budget or DEFAULT_NFE) if self.nfe is None else self.nfe)
-            solver, steps = solver.fit(budget - denoise)
-            if steps < 1 and not (denoise and budget == 1):
-                raise too_small(budget, f"one step of {solver.name}", solver.nfe(1), denoise)
 
+        if self.steps is None:
+            solver, steps = _fit(solver, self.nfe, denoise)
+        else:
+            steps = check_integer("steps", self.steps)
         if rule is None:
             rule = solver.default_grid(sde, steps, t_start, t_end)
         return solver, rule(sde, steps, t_start, t_end)
+
+
+def _fit(solver: Solver, nfe: int | None, denoise: bool) -> tuple[Solver, int]:
+    """The solver as it fits a budget of network calls, and the number of its steps.
+
+    Raises:
+        ValueError: for a budget of less than a step.
+    """
+    default = solver.budget or DEFAULT_NFE
+    budget = check_integer("nfe", default if nfe is None else nfe)
+    solver, steps = solver.fit(budget - denoise)
+    only_denoises = denoise and budget == 1
+    if steps < 1 and not only_denoises:
+        raise too_small(budget, f"one step of {solver.name}", solver.nfe(1), denoise)
+    return solver, steps
+
+
+def require_unused(solver: AdaptiveSolver, options: Mapping[str, object]) -> None:
+    """Raise ValueError for an option that a solver without a grid would not use."""
+    for option, value in options.items():
+        if value is not None:
+            raise ValueError(f"{option}= needs a solver on a grid, and {solver.name} finds its own steps")
 
 
 def plan(

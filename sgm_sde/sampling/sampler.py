@@ -28,7 +28,7 @@ from sgm_sde.sampling.job import NOISES, Job, StartArguments, begin, go_on
 from sgm_sde.sampling.on_grid import run_on_grid
 from sgm_sde.sampling.options import Execution, Record
 from sgm_sde.sampling.own_steps import run_adaptive
-from sgm_sde.sampling.planning import DEFAULT_NFE, StepArguments, final_update, plan
+from sgm_sde.sampling.planning import DEFAULT_NFE, StepArguments, final_update, plan, require_unused
 from sgm_sde.sampling.results import SampleResult
 from sgm_sde.sampling.statuses import NonFiniteWarning
 from sgm_sde.sampling.tokens import sample_tokens
@@ -271,12 +271,15 @@ def _option(name: str, value: object, kind: type[Option]) -> Option:
 def _require_applicable(job: Job, record: Record, execution: Execution, noise: str | None) -> None:
     """Raise ValueError for an option that would do nothing."""
     if isinstance(job.solver, AdaptiveSolver):
-        given = {"callback": record.callback, "trajectory": record.trajectory, "until": execution.until}
-        given |= {"compile": execution.compile or None, "noise": None if noise == "independent" else noise}
-        given |= {"parallel": execution.parallel}
-        for option, value in given.items():
-            if value is not None:
-                raise ValueError(f"{option}= needs a solver on a grid, and {job.solver.name} finds its own steps")
+        options = {
+            "callback": record.callback,
+            "trajectory": record.trajectory,
+            "until": execution.until,
+            "compile": execution.compile or None,
+            "noise": None if noise == "independent" else noise,
+            "parallel": execution.parallel,
+        }
+        require_unused(job.solver, options)
     if record.callback is not None and execution.batch_size is not None:
         raise ValueError("a callback sees all samples at each step: leave out batch_size=, which runs them in parts")
     if execution.parallel is not None:

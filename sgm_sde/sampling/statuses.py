@@ -19,6 +19,7 @@ from sgm_sde.grids import Grid
 from sgm_sde.sampling.diagnosis import described
 from sgm_sde.sampling.parts import Part
 
+SHOWN_REASONS = 4  # of samples that stopped early
 _REASONS = {
     OUT_OF_STEPS: "out of steps",
     NOT_FINITE: "the score or the state is not finite beyond",
@@ -37,22 +38,24 @@ class UnfinishedWarning(UserWarning):
 
 def status_on_grid(parts: Sequence[Part], grid: Grid, stopped: str) -> Status:
     """Status of a run from those of its parts; `stopped` says by whom, if it was."""
-    seen = [part.sound for part in parts if part.sound is not None]
-    if not seen:
+    checked = [part.sound for part in parts if part.sound is not None]
+    if not checked:
         return Status()
 
-    before_end, at_end, odd = np.concatenate(seen, 1)
-    samples = tuple(np.flatnonzero(~(before_end & at_end)).tolist())
-    node = parts[0].nodes - 1
-    if samples:
-        found = grid.steps + 1 if before_end.all() else _first_bad_node(parts)
-        at = node if found is None else min(found, grid.steps)
-        message = f"{_non_finite(found, at, grid)} in {len(samples)} of {len(odd)} samples ({_listed(samples)})"
+    before_end, at_end, implausible = np.concatenate(checked, 1)
+    failed = np.flatnonzero(~(before_end & at_end))
+    reached = parts[0].nodes - 1
+    if len(failed):
+        node = grid.steps + 1 if before_end.all() else _first_bad_node(parts)
+        at = reached if node is None else min(node, grid.steps)
+        where = _non_finite(node, at, grid)
+        samples = tuple(failed.tolist())
+        message = f"{where} in {len(samples)} of {len(implausible)} samples ({_listed(samples)})"
         return Status(False, message, grid.times[at], samples, bool(stopped))
 
     if stopped:
-        return Status(False, f"{stopped} at t={grid.times[node]:.6g}", stopped=True)
-    return plausibility(odd)
+        return Status(False, f"{stopped} at t={grid.times[reached]:.6g}", stopped=True)
+    return plausibility(implausible)
 
 
 def _first_bad_node(parts: Sequence[Part]) -> int | None:
@@ -74,10 +77,10 @@ def _listed(samples: Sequence[int], most: int = 8) -> str:
     return ", ".join(map(str, samples[:most])) + (", ..." if len(samples) > most else "")
 
 
-def plausibility(odd: np.ndarray) -> Status:
+def plausibility(implausible: np.ndarray) -> Status:
     """Status of a run with finite states, given the mask (B,) of implausible samples."""
-    samples = tuple(np.flatnonzero(odd).tolist())
-    return Status(False, described(samples, len(odd)), samples=samples) if samples else Status()
+    samples = tuple(np.flatnonzero(implausible).tolist())
+    return Status(False, described(samples, len(implausible)), samples=samples) if samples else Status()
 
 
 def adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite: Mapping[int, float]) -> Status:
@@ -85,14 +88,24 @@ def adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite:
     if outcome.count(COMPLETED) == len(outcome):
         return Status()
 
-    def text(i: int) -> str:
-        if i in not_finite:
-            return f"sample {i}: not finite at t={not_finite[i]:.6g}"
-        return f"sample {i} at t={float(t[i]):.6g}: {_REASONS[outcome[i]]}"
-
     # First those whose own values failed, in the order of their times; those given up with another last.
-    samples = tuple(i for i, o in enumerate(outcome) if o != COMPLETED)
-    first = sorted(samples, key=lambda i: (outcome[i] == GIVEN_UP, i not in not_finite, -not_finite.get(i, 0.0)))
-    some = "; ".join(map(text, first[:4])) + ("; ..." if len(samples) > 4 else "")
-    message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({some})"
-    return Status(False, message, not_finite.get(first[0], float(t[first[0]])), samples)
+    def rank(i: int) -> tuple[bool, bool, float]:
+        return outcome[i] == GIVEN_UP, i not in not_finite, -not_finite.get(i, 0.0)
+
+    samples = tuple(i for i, reason in enumerate(outcome) if reason != COMPLETED)
+    ranked = sorted(samples, key=rank)
+    first = ranked[0]
+    time = not_finite[first] if first in not_finite else float(t[first])
+
+    reasons = [_reason(i, outcome[i], float(t[i]), not_finite) for i in ranked[:SHOWN_REASONS]]
+    if len(samples) > SHOWN_REASONS:
+        reasons.append("...")
+    message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({'; '.join(reasons)})"
+    return Status(False, message, time, samples)
+
+
+def _reason(i: int, outcome: str, t: float, not_finite: Mapping[int, float]) -> str:
+    """Text of why a sample stopped."""
+    if i in not_finite:
+        return f"sample {i}: not finite at t={not_finite[i]:.6g}"
+    return f"sample {i} at t={t:.6g}: {_REASONS[outcome]}"
