@@ -36,7 +36,7 @@ def outside_inference_mode(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def outside_autocast(function: Callable[P, T]) -> Callable[P, T]:
-    """The function in the precision of its own tensors, whatever is around it."""
+    """The function with autocast off, so that it computes in the precision of its tensors."""
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:

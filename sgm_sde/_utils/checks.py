@@ -1,4 +1,4 @@
-"""Arguments that a caller may get wrong anywhere."""
+"""Checks of arguments, with errors in the user's words."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def one_of(option: str, value: object, known: Iterable[object]) -> None:
 
 
 def unknown(kind: str, name: str, known: Iterable[str], more: str = "", spelled: str | None = None) -> ValueError:
-    """The error for a name that a table does not have, with the near ones; where none is, those of a short table.
+    """The error for a name that a table does not have, with similar names, or all names of a short table.
 
-    Near is what is near to `spelled`, the name in the table's spelling, if given.
+    Similarity is that to `spelled`, the name in the table's spelling, if given.
     """
     known = list(known)
     spelled = name if spelled is None else spelled
@@ -42,7 +42,7 @@ def unknown(kind: str, name: str, known: Iterable[str], more: str = "", spelled:
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.4, most: int = 4) -> str:
-    """The known names that are near, as the end of an error message; empty where none is."""
+    """The known names that are similar, as the end of an error message; empty where none is."""
     near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
     return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
 

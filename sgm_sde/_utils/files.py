@@ -1,4 +1,4 @@
-"""Files that come from elsewhere: what they hold, or one error in words, within a limit of memory."""
+"""Reading of untrusted files: their contents or one clear error, within a limit of memory."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ JsonMapping: TypeAlias = Mapping[str, Any]
 
 @contextlib.contextmanager
 def reading(path: Path | str, what: str) -> Iterator[None]:
-    """Whatever a parser makes of a file that it cannot read becomes a ValueError that names it.
+    """Turn any error of a parser into a ValueError that names the file.
 
     Parsers of damaged files raise nearly anything: zip's BadZipFile, zlib's error, NotImplementedError for a flag,
     TokenError for a header of numpy, SyntaxError for a picture, RecursionError for nested JSON, MemoryError for a size
-    that cannot be. All of it says the same of the file.
+    that cannot be. All of them mean that the file is damaged.
 
     Raises:
         OSError: if the file cannot be opened or read, with its name.
@@ -72,7 +72,7 @@ def gunzip(path: Path) -> bytes:
 
 
 def load_npy(data: bytes) -> np.ndarray:
-    """The array in the bytes of an npy file; nothing is allocated for what its header promises and it does not hold.
+    """The array in the bytes of an npy file, whose header is checked against its size before memory is allocated.
 
     Raises:
         ValueError: for a header that promises more or fewer bytes than there are, or Python objects.
@@ -165,7 +165,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def readable(path: Path | str) -> Path:
-    """A path as one; ValueError for a name that no file has."""
+    """A file name as a `Path`; ValueError for one that no file can have."""
     if "\0" in str(path):
         raise ValueError(f"no file or folder has a NUL character in its name, got {str(path)!r}")
     return Path(path)

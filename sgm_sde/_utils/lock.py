@@ -45,7 +45,7 @@ class Lock:
             raise
 
     def share(self) -> None:
-        """Let others share it; fails if another process took it in between."""
+        """Make the lock shared; fails if another process took it in between."""
         self._take(shared=True)
 
     def is_in_place(self) -> bool:
@@ -56,14 +56,14 @@ class Lock:
             return False
 
     def release(self) -> None:
-        """Let go of it, and forget who held it."""
+        """Release the lock, and erase the name of its holder."""
         if self._held and fcntl is None:
             self._at(_FAR)
             msvcrt.locking(self._file, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined,unused-ignore]
         os.close(self._file)
 
     def forget(self) -> None:
-        """Wipe who held it."""
+        """Erase the name of the holder."""
         self._write("")
 
     def _take(self, shared: bool) -> None:

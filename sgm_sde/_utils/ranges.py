@@ -1,7 +1,7 @@
-"""Values of images against the range that they are said to have: errors where the values belong to another one.
+"""Checks of the range of images: errors where values show another range than the one that was given.
 
-8-bit images lie on a grid, and their grids differ: integers up to 255; k / 255 in [0, 1]; (2k - 255) / 255 in
-[-1, 1], of which every number times 255 is odd. What a network draws lies on none of them.
+The values of 8-bit images lie on a grid that shows their range: integers up to 255; k / 255 in [0, 1]; (2k - 255) / 255
+in [-1, 1], where every value times 255 is odd. Samples of a network lie on none of these grids.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def grid_of(x: Tensor) -> tuple[float, float] | None:
 
 
 def _scaled_grid_of(numbers: Tensor, low: float) -> tuple[float, float] | None:
-    """The range of 8-bit images within [-1, 1] and from `low` on, whose values times 255 are these."""
+    """The same for values within [-1, 1], from `low` on, given times 255."""
     rounded = numbers.round()
     if bool(((numbers - rounded).abs() > ROUNDING).any()):
         return None
@@ -53,7 +53,7 @@ def _scaled_grid_of(numbers: Tensor, low: float) -> tuple[float, float] | None:
 
 
 def refuse_other_range(option: str, x: Tensor, data_range: tuple[float, float]) -> None:
-    """Raise ValueError for floating images x (B, *) on the 8-bit grid of one of `RANGES`, said to be in another.
+    """Raise ValueError for images x (B, *) that lie on the 8-bit grid of another of the `RANGES` than `data_range`.
 
     Examples:
         >>> refuse_other_range("samples", torch.arange(256.0) / 255, (-1, 1))
@@ -73,7 +73,7 @@ def refuse_other_range(option: str, x: Tensor, data_range: tuple[float, float]) 
 
 
 def refuse_unscaled(option: str, x: Tensor) -> None:
-    """Raise ValueError for floating-point images x (B, C, H, W) of the levels 0 to 255, not scaled; other counts pass.
+    """Raise ValueError for images x (B, C, H, W) with the levels 0 to 255 that have not been scaled.
 
     Examples:
         >>> refuse_unscaled("x0", torch.arange(256.0).view(4, 1, 8, 8))
@@ -89,9 +89,9 @@ def refuse_unscaled(option: str, x: Tensor) -> None:
 
 
 def refuse_cast(option: str, images: Tensor, n_levels: int) -> None:
-    """Raise ValueError for integers (B, *) that are 0 and 1 alone where there are many levels: cast from [0, 1].
+    """Raise ValueError for integers (B, *) of the levels 0 and 1 only, of many: images cast from [0, 1] unscaled.
 
-    One dark image may be of levels 0 and 1: it takes four, none of one level.
+    A dark image may have the levels 0 and 1 only, so it takes four images, each with both levels.
 
     Examples:
         >>> refuse_cast("images", torch.tensor([0, 1]).repeat(4, 8), 256)

@@ -1,4 +1,4 @@
-"""Times and coefficients as tensors that line up with a state of any rank."""
+"""Times and coefficients as tensors that broadcast with states of any rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nested arguments: the one walk through mappings, sequences and dataclasses."""
+"""Traversal of nested arguments: mappings, sequences and dataclasses."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def map_leaves(
     Containers keep their type, and where nothing in them changes they are the very same objects.
 
     Args:
-        change: told the path to a leaf, names and numbers, and the leaf.
+        change: called with the path to a leaf, a tuple of names and numbers, and the leaf.
         value: a leaf, or nested mappings, lists, tuples and dataclasses of leaves.
         leaves: types that are leaves though they may be containers.
         path: to the value.

@@ -1,8 +1,8 @@
 r"""The one adaptive loop: step size, error, acceptance and end of every sample its own.
 
 Each sample has its time, its step, its controller and its status. Samples that have arrived or given up leave the
-batch, so the right-hand side sees the sum over samples and not the batch times the slowest. Decisions are made on the
-host from one number per sample and attempt; nothing else is read back from the device.
+batch, so the cost is the sum of the samples' evaluations, not the batch size times those of the slowest. Decisions are
+made on the host from one number per sample and attempt; nothing else is read back from the device.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Active:
         samples: indices in the batch, (b,).
         y: their states, each part (b, *).
         carry: what the last attempt left for the next, each part (b, *); () at first.
-        u: where they are.
+        u: their times.
         h: the signed step to try.
         u_next: where the step ends.
         last_error: error of the last accepted step.
@@ -251,7 +251,7 @@ def integrate_adaptive(
 
 
 class _Running:
-    """The state of an adaptive run: the samples on their way, and what has become of all.
+    """The state of an adaptive run: the samples on their way, and the outcomes of all.
 
     Arguments are those of `integrate_adaptive`.
 
@@ -476,13 +476,13 @@ class Counting(ABC):
         """The right-hand side for the samples of numbers `index`."""
 
     def evaluate(self, active: Active, y: State, u: np.ndarray) -> State:
-        """The right-hand side at other states and places of the rows."""
+        """The right-hand side of the active samples at states y and times u."""
         self.calls += 1
         self.evaluations[active.samples] += 1
         return self.rhs(torch.from_numpy(u), y, active.index)
 
     def first(self, active: Active, known: State, stale: np.ndarray) -> State:
-        """The evaluation at the start of the step: what is known, made anew for the rows where that is stale."""
+        """The evaluation at the start of the step: the known one, computed anew for samples where it is stale."""
         if not known or stale.all():
             return self.evaluate(active, active.y, active.u)
         if not stale.any():
@@ -584,10 +584,10 @@ class EmbeddedStepper(Counting):
         return Attempt(end, pair.error(norms), carry, first, estimates)
 
     def _step(self, active: Active) -> Callable[[int, Sequence[State]], State]:
-        """Row i of the table on the state and the evaluations, as a function of i and these.
+        """The combination of the state and the evaluations by row i of the table, as a function of i and these.
 
-        Element by element, so that a sample is what it is alone. Where samples are small, a column with a number of
-        each is by far the slowest thing to multiply by: a classical pair needs one, the step.
+        It is computed elementwise, so that a sample does not depend on its batch. Where samples are small, products
+        with a column of one number per sample cost most by far: a classical pair needs a single one, the step.
         """
         y = active.y
         h = torch.from_numpy(active.h)
@@ -646,7 +646,7 @@ def rms(x: Tensor) -> Tensor:
 
 
 def column(weight: Tensor, x: Tensor) -> Tensor:
-    """A number for each sample (B,), wherever it is, to go with x (B, *)."""
+    """A number for each sample (B,), of any device and dtype, shaped to multiply x (B, *)."""
     return weight.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 

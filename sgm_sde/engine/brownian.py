@@ -1,4 +1,4 @@
-"""Brownian paths: noise that stays the same where a step is tried again, or where a grid has more steps."""
+"""Brownian paths: the same noise when a step is tried again, and on a finer grid."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ class BrownianTree:
 
     $$ W_m - W_a \mid D \sim N\big(\tfrac12 D,\ \tfrac14 (b - a)\, I\big) $$
 
-    with the noise of its place in the tree: the whole has draw 0, the piece that is halved first the number 1, and the
-    halves of k are 2k and 2k + 1; samples of one or two numbers have those of several levels in one draw. A place is
-    found by halving until it is the end of a piece, so that a path is the same however often, in whatever order and
-    with whatever steps it is asked, and its law is exact. Places are binary fractions; n digits take n halvings.
+    with the noise of its node in the tree: the whole path has draw 0, the piece that is halved first is node 1, and the
+    halves of node k are nodes 2k and 2k + 1; for samples of one or two numbers one draw has the noises of several
+    levels. A place is reached by halving until it is the end of a piece. So a path does not depend on how often, in
+    which order and with which steps it is evaluated, and its law is exact. Places are binary fractions; n digits take n
+    halvings.
 
-    Nothing has to be stored. Since steps are small, the noises of the pieces above them are the same from one to the
-    next, and up to `CACHED` numbers of what was visited last are cached instead of drawn again.
+    Nothing has to be stored. But neighbouring steps lie in the same large pieces, so the noises of the nodes that were
+    visited last are cached, up to `CACHED` numbers.
 
     Args:
         seeds: the samples'.
@@ -140,7 +141,7 @@ class BrownianTree:
         return z.astype(np.float64)
 
     def _drawn(self, node: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The same, made anew, in float32."""
+        """The same without the cache, in float32."""
         numbers = self._size if self._places == 1 else NUMBERS
         z = self._stream.at(node, (len(rows), numbers), torch.float32, "cpu", rows=rows).numpy()
         return z[:, : self._places * self._size].reshape(len(rows), self._places, self._size)
@@ -157,13 +158,13 @@ class _Piece(NamedTuple):
 class PathNoise:
     r"""The noises of a program as normalised increments of one Brownian path per sample, the same for any grid.
 
-    All samples are at the same places, which are asked in order. With variances $v_a, v_m, v_b$ of the Brownian time,
+    All samples are evaluated at the same places, in order. With variances $v_a, v_m, v_b$ of the Brownian time,
 
     $$ W_m - W_a \mid D \sim N\Big(\tfrac{v_m - v_a}{v_b - v_a} D,\ \tfrac{(v_m - v_a)(v_b - v_m)}{v_b - v_a} I\Big) $$
 
-    Down to `levels` halvings pieces are cut in the middle, as in a `BrownianTree`, and below at the places themselves.
-    So paths agree at the nodes of the tree whatever is asked of them, at other places where no two lie in one piece,
-    and in law exactly. Pieces ahead are kept, one a level.
+    Pieces are cut in the middle, as in a `BrownianTree`, down to `levels` halvings, and below that at the places
+    themselves. So any two grids see the same path at the nodes of the tree, and at other places as long as no two of
+    them lie in one piece; its law is exact everywhere. The pieces ahead are stored, one for each level.
 
     Args:
         program: a table that draws at most one noise per step.
@@ -211,7 +212,7 @@ class PathNoise:
         return increment / math.sqrt(self._variance(start, end))
 
     def _go_to(self, place: float) -> Tensor | None:
-        """The increment to a place ahead, behind which all is forgotten."""
+        """The increment up to a place ahead; the pieces before it are dropped."""
         total: Tensor | None = None
         while self._pieces and self._pieces[-1].start != place:
             piece = self._pieces.pop()

@@ -57,7 +57,7 @@ class Needed:
         kind: "eval", "noise" or "state".
         number: of the stage that evaluates or is the state; of the noise.
         place: slot of the history, or register of the state.
-        scale: what the row is multiplied by to give the evaluation.
+        scale: factor on the stored value that gives the evaluation.
     """
 
     kind: str
@@ -173,7 +173,7 @@ def _users(stages: Sequence[Stage]) -> dict[int, list[int]]:
 
 
 def _without(j: int, between: Stage, after: Stage) -> Stage:
-    """The stage after with evaluation j put in terms of the state between, where that state tells it."""
+    """The later stage with evaluation j expressed by the state between, where that state determines it."""
     evals = dict(after.evals)
     states = dict(after.states)
     c = evals.pop(j)

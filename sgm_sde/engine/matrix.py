@@ -1,4 +1,4 @@
-"""Linear maps as coefficients: what a number is to a state with one time, to one with several blocks or times."""
+"""Linear maps as coefficients, where a number is not enough: states of several blocks, or with a time per token."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Matrix(Operator):
 
     @staticmethod
     def of(values: npt.ArrayLike) -> Matrix:
-        """A matrix from anything that numpy takes for one."""
+        """A matrix from what `numpy.asarray` takes for one."""
         return Matrix(tuple(tuple(row) for row in np.asarray(values, dtype=np.float64).tolist()))
 
     @property
@@ -100,7 +100,7 @@ class Diagonal(Operator):
 
     @staticmethod
     def of(values: np.ndarray) -> Any:  # a `Coefficient`, which solvers' formulas know as a number or a matrix
-        """The array as a coefficient: the number where there is but one."""
+        """The array as a coefficient, a number if it has one entry only."""
         first = float(values.flat[0])
         return first if (values == first).all() else Diagonal(values)
 
@@ -152,7 +152,7 @@ def finite(coefficient: Operator | float) -> bool:
 
 
 def number(coefficient: Operator | float) -> float:
-    """A coefficient of a process whose state has no blocks, and one time."""
+    """A coefficient that must be a number: of a process without blocks, at one time for all of a sample."""
     assert not isinstance(coefficient, Operator)
     return coefficient
 

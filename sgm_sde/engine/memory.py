@@ -42,7 +42,7 @@ class Memory(Protocol):
 
 
 def allocate_memory(x: Tensor, plan: Plan, grad: bool = False, *, own: bool = False) -> Memory:
-    """The memory that a plan runs in, for states like x (B, *), which is part of it if it may be overwritten."""
+    """The memory that a plan runs in, for states like x (B, *); with `own` x is part of it and may be overwritten."""
     if plan.blocks != 1:
         return OperatorMemory(x, plan)
     return GraphMemory(x, plan) if grad else Buffers(x, plan, own=own)
@@ -116,7 +116,7 @@ class Buffers:
 
 
 def _constants(plan: Plan, x: Tensor) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Weights of the products and factors of the bases, by stage: from a number torch would make a tensor each time."""
+    """Weights of products and factors of bases by stage, as tensors: torch would convert numbers at every call."""
     products = [k for k, ins in enumerate(plan.instructions) if ins.kind == "product"]
     weights = plan.weights[products].to(x)
 

@@ -373,7 +373,7 @@ class Path:
 
 
 class ProgramBuilder:
-    """Writes down the stages that a solver's formula asks for, step after step.
+    """A recorder of the stages that a solver's formula asks for, step after step.
 
     Args:
         sde: the process, for coefficients at times inside a step.

@@ -2,14 +2,14 @@
 
     torchrun --standalone --nproc-per-node 4 -m sgm_sde sample --model digits -n 50000 --out samples
 
-The work is cut into batches by sample number; sample i of seed s is that of the pair (s, i), whoever draws it. Some
-batches in a row become one shard of a `Store`, by a rule that knows the size of a sample and nothing of n. So shards do
-not depend, to the last bit, on the number of processes, nor on interruptions: a run that was killed is started again
-with the same command, and does what is missing; with a larger n it adds samples. Another batch size gives the same
-noise and the same samples up to the rounding of the network's kernels, which differ with the batch.
+The samples are computed in batches, in the order of their numbers. Sample i of seed s draws its noise from the pair
+(s, i), whichever process computes it. Consecutive batches are saved together as one shard of a `Store`; how many
+follows from the size of a sample and the place in the run, not from n. So shards are the same to the last bit for any
+number of processes and after any interruption: the same command resumes a run that was killed, and a larger n extends a
+complete one. Another batch size gives the same noise, and the same samples up to the rounding of the network's kernels.
 
-Processes take shards as they are done with the last (`sgm_sde.runs.team`), and all write to one folder; where there is
-no shared disk, each writes a part to a folder of its own, and `merge` puts them together.
+Each process takes the next shard when it has finished its last (`sgm_sde.runs.team`), and all write to one folder.
+Without a shared disk each writes a part to a folder of its own, and `merge` combines them.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class Report:
         folder: where the results are.
         n: number of samples or images in it.
         batches: number of batches.
-        found: how many of them were there before.
-        seconds: that this run took.
-        result: what the manifest says of the whole; empty in all processes but the first.
+        found: how many of them an earlier run had finished.
+        seconds: wall-clock time of this run.
+        result: summary of the whole run, as in the manifest; empty in all processes but the first.
     """
 
     folder: Path
@@ -423,13 +423,13 @@ class _Job:
 
     Attributes:
         settings: what it depends on.
-        growing: names of settings that may be more in a later call.
-        notes: what the manifest says from the start.
+        growing: names of settings that may be larger in a later call.
+        notes: entries of the manifest from the start.
         n: number of samples.
         batch: samples in a batch.
-        sample_bytes: size of what is kept of one.
-        work: makes the batch of the samples from the first number up to the last.
-        command: what kind of run it is.
+        sample_bytes: bytes saved for one.
+        work: computes the batch of the samples from the first number up to the last.
+        command: kind of run, a key of `_SUMMARIES`.
     """
 
     settings: JsonMapping
@@ -521,7 +521,7 @@ def _part(part: tuple[int, int] | None) -> tuple[int, int]:
 
 
 def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, progress: bool) -> Report:
-    """Do what is missing, each process the next shard when it has done the last, and complete the manifest."""
+    """Compute the shards that are missing, each process one after the other, and complete the manifest."""
     started = time.perf_counter()
     cuts = _cuts(job.n, job.batch, job.sample_bytes)
     k, n_parts = _part(part)
@@ -573,7 +573,7 @@ def _reported(team: Team, shards: Sequence[int]) -> dict[str, Entry]:
 
 
 def _complete(store: Store, command: str, entries: Mapping[str, Entry]) -> JsonObject:
-    """Write the manifest of a run of which all shards are there; returns what it says of the whole."""
+    """Write the manifest of a run whose shards are complete; returns its summary."""
     infos = [entry.info for entry in entries.values()]
     shards = (read_shard(store.path(name)) for name in entries)
     _, summarize = _SUMMARIES[command]
@@ -603,7 +603,7 @@ def _open(team: Team, folder: Path, job: _Job, *, apart: bool) -> Iterator[Store
 
 @contextmanager
 def _progress(team: Team, total: int, job: _Job, progress: bool) -> Iterator[Callable[..., None]]:
-    """A bar over what all processes have done; without `progress`, or in another than the first, none."""
+    """A progress bar over the samples of all processes, in the first process and with `progress` only."""
     from tqdm.auto import tqdm
 
     shown = progress and team.rank == 0

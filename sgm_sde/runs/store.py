@@ -158,7 +158,7 @@ class Store:
             self._write(MANIFEST, _pretty(self._contents))
 
     def _adopt(self, found: JsonObject) -> bool:
-        """Continue with what is in the folder, with its own measurements; whether nothing of it changes."""
+        """Take over the folder's settings and measurements; returns True if its manifest stays as it is."""
         _refuse_others(self.folder, found, self._contents, self._growing)
         settings = self._contents["settings"]
         grown = {name: settings[name] for name in self._growing}
@@ -413,12 +413,12 @@ def read_run(folder: Path | str) -> tuple[JsonObject, Iterator[tuple[dict[str, T
 
 
 def in_order(name: str) -> tuple[int, str]:
-    """Sorts names that are numbers, of at least five digits, by number."""
+    """Key that sorts names that are numbers of at least five digits by number."""
     return len(name), name
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that at any moment it is there whole or not at all, also after the machine went down."""
+    """Write a file atomically: after a crash, too, it is complete or absent."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -432,7 +432,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 class _in_words:
-    """Turns what the system says on writing into what it means."""
+    """Errors of the file system in the user's words: which folder, and what to do."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

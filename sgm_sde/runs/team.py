@@ -1,4 +1,4 @@
-"""The processes of one run: who they are, what each does next, and whether the others are still there.
+"""The processes of one run: their places, the work that each takes next, and whether the others are still alive.
 
 They are started by `torchrun`, by Slurm's `srun`, or by anything that sets RANK, WORLD_SIZE, MASTER_ADDR and
 MASTER_PORT. They talk by a few short texts in torch's key-value store over TCP: who is there, who took which piece of
@@ -57,7 +57,7 @@ class Place:
 
     @staticmethod
     def of(environ: Mapping[str, str]) -> Place:
-        """The place that the variables of torchrun, or of Slurm, tell; alone without them.
+        """The place by the environment variables of torchrun or Slurm; without them, that of the only process.
 
         Raises:
             ValueError: for variables that do not go together, with what they are.
@@ -179,16 +179,16 @@ class Team:
             self._wire.leave(error)
 
     def tell(self, name: str, text: str) -> None:
-        """Leave a text for all processes."""
+        """Publish a text for all processes."""
         if self._wire is not None:
             self._wire.set(name, text)
 
     def hear(self, name: str) -> str:
-        """The text that the first process leaves, waited for as long as it is there; of a process alone, nothing."""
+        """The text that the first process publishes, waited for while it is alive; "" in a run of one process."""
         return "" if self._wire is None else self._wire.wait(name)
 
     def count(self, name: str, more: int = 0) -> int:
-        """A sum over all processes, after adding to it."""
+        """Add to a sum over all processes; returns the sum."""
         if self._wire is not None:
             return self._wire.add(name, more)
         self._counts[name] = self._counts.get(name, 0) + more
@@ -203,7 +203,7 @@ class Team:
             yield k
 
     def report(self, k: int, text: str) -> None:
-        """Say what became of a piece."""
+        """Publish the outcome of a piece."""
         if self._wire is None or self.rank == 0:
             self._local[k] = text
         if self._wire is not None:
@@ -225,7 +225,7 @@ class Team:
                     time.sleep(0.02)
 
     def reports(self, n: int) -> list[str]:
-        """In the first process, after `left_over`: what became of each piece."""
+        """In the first process, after `left_over`: the outcome of each piece."""
         return [self._local[k] for k in range(n)]
 
 
@@ -282,7 +282,7 @@ class Wire:
             return int(self._store.add(f"{self._prefix}/{name}", more))
 
     def wait(self, name: str) -> str:
-        """A text, waited for as long as the first process is there."""
+        """A text, waited for while the first process is alive."""
         pause = 0.005
         while (text := self.look(name)) is None:
             if self.silent(0):
@@ -313,7 +313,7 @@ class Wire:
         return False
 
     def silent(self, rank: int) -> bool:
-        """True if a process has given no sign of life for long."""
+        """True if a process has given no sign of life for `SILENCE` seconds."""
         return self._stands(rank, self.add(f"beat/{rank}", 0))
 
     def _stands(self, rank: int, value: int) -> bool:

@@ -1,8 +1,8 @@
-"""Feature extractors: what turns images into the vectors that distances are taken of.
+"""Feature extractors: maps from images to the vectors between which distances are taken.
 
-A distance between features is a number of its extractor, of the same weights and the same way from pixels to its
-input. So an `Extractor` carries its name and the hash of its weights, and takes nothing but 8-bit images, which one
-function makes of samples: `to_uint8`. Nothing is downloaded.
+Distances compare only under the same extractor: the same weights, and the same preprocessing of pixels. So an
+`Extractor` carries its name and the hash of its weights, and takes nothing but 8-bit images, which one function makes
+of samples: `to_uint8`. Nothing is downloaded.
 """
 
 from __future__ import annotations
