@@ -17,6 +17,7 @@ from torch import Tensor
 from sgm_sde._utils.shapes import finite
 
 LARGEST = 2.0**53  # integer, up to which floats know them all
+SHORT_TABLE = 8  # names, which an error lists where none is similar to the one given
 LONGEST = 200  # characters of a value in an error message
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FAR = 1e6  # for what is of order one (noise levels, guidance, tolerances): its fourth power fits single precision
@@ -36,7 +37,7 @@ def unknown(kind: str, name: str, known: Iterable[str], more: str = "", spelled:
     """
     known = list(known)
     spelled = name if spelled is None else spelled
-    all_or_some = len(known) if len(known) < 9 else 4
+    all_or_some = len(known) if len(known) <= SHORT_TABLE else 4
     near = did_you_mean(spelled, known) or did_you_mean(spelled, known, cutoff=0.0, most=all_or_some)
     return ValueError(f"unknown {kind} {name!r}{near}{more}")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sgm_sde._utils.checks import check_integer, described, number, one_of
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde._utils.shapes import expand
-from sgm_sde.adapters.networks import with_output
+from sgm_sde.adapters.networks import SIGMA_MAX, SIGMA_MIN, with_output
 from sgm_sde.processes import EDMSDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, presets
 from sgm_sde.scores.score import Score, from_denoiser
 from sgm_sde.scores.time_labels import TimeLabel, ddpm, flow, noise_level
@@ -20,6 +20,9 @@ from sgm_sde.scores.time_labels import TimeLabel, ddpm, flow, noise_level
 PREDICTION_TYPES = {
     "epsilon": "noise", "sample": "data", "v_prediction": "v", "flow_prediction": "flow",
 }  # fmt: skip
+
+
+N_TIMESTEPS = 1000  # of diffusers' schedulers, where the configuration does not say
 
 
 class Convention(NamedTuple):
@@ -57,7 +60,7 @@ class Convention(NamedTuple):
 def convention(scheduler: Any, T: float | None = None, integer: bool = False) -> Convention:
     """Read a scheduler's configuration; arguments as those of `from_diffusers`."""
     config, name = _configuration(scheduler)
-    n = check_integer("num_train_timesteps", config.get("num_train_timesteps", 1000))
+    n = check_integer("num_train_timesteps", config.get("num_train_timesteps", N_TIMESTEPS))
     _refuse(name)
 
     flows = name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction"
@@ -66,7 +69,7 @@ def convention(scheduler: Any, T: float | None = None, integer: bool = False) ->
             raise ValueError("invert_sigmas=True, a time from noise to data, is not read here: use from_flow_matching")
         if integer:
             raise ValueError("integer=True goes with a table of times, and flow matching has none")
-        sde = RectifiedFlowSDE(T=0.999 if T is None else T)
+        sde = RectifiedFlowSDE() if T is None else RectifiedFlowSDE(T=T)
         return Convention(config, sde, "flow", flow(n), split=False, is_flow=True, n=n)
 
     if T is not None:
@@ -191,8 +194,8 @@ def _edm(model: Callable[..., object], name: str, config: JsonMapping) -> tuple[
     if kind not in ("epsilon", "v_prediction") or name.startswith("Cosine"):
         raise ValueError(f"{name} with prediction_type={kind!r}: give D(x, sigma) to from_edm")
 
-    sigma_min = float(config.get("sigma_min", 0.002))
-    sigma_max = float(config.get("sigma_max", 80.0))
+    sigma_min = float(config.get("sigma_min", SIGMA_MIN))
+    sigma_max = float(config.get("sigma_max", SIGMA_MAX))
     sigma_data = float(config.get("sigma_data", 0.5))
     sde = EDMSDE(sigma_min, sigma_max)
     sign = 1.0 if kind == "epsilon" else -1.0

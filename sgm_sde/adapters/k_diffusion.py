@@ -30,6 +30,8 @@ from sgm_sde.scores.score import from_denoiser
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
+ROOM_FOR_CHURN = 1.5  # of the process above the first level: churn raises a level by at most sqrt(2)
+
 
 class SamplingFunction(Protocol):
     """A function of the form that k-diffusion's `sample_*` have."""
@@ -136,7 +138,7 @@ def _run(
 
     # Room above the first level, to which churn raises it, and below the last.
     smallest = min(last or levels[-2], first / 2)
-    sde = EDMSDE(sigma_min=smallest, sigma_max=1.5 * first)
+    sde = EDMSDE(sigma_min=smallest, sigma_max=ROOM_FOR_CHURN * first)
     # Churn is divided among the steps, that to 0 among them, which our solvers always count.
     share = (grid.steps + 1) / (len(levels) - 1)
     solver, s_noise = _with_options(solver, options, share)

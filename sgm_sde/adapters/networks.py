@@ -23,6 +23,10 @@ from sgm_sde.scores.time_labels import (
     score_sde_vp,
 )
 
+# EDM's range of noise levels.
+SIGMA_MIN = 0.002
+SIGMA_MAX = 80.0
+
 Output = TypeVar("Output")
 
 
@@ -74,8 +78,9 @@ def from_edm(denoiser: Callable[..., Tensor], sde: LinearSDE | None = None) -> t
         SampleResult(x=(4, 2) torch.float32, nfe=35, completed)
     """
     if sde is None:
-        low, high = (float(getattr(denoiser, name, v)) for name, v in (("sigma_min", 0.0), ("sigma_max", math.inf)))
-        sde = EDMSDE(sigma_min=max(0.002, low), sigma_max=min(80.0, high))
+        low = float(getattr(denoiser, "sigma_min", 0.0))
+        high = float(getattr(denoiser, "sigma_max", math.inf))
+        sde = EDMSDE(sigma_min=max(SIGMA_MIN, low), sigma_max=min(SIGMA_MAX, high))
     process = sde
     score = from_denoiser(
         denoiser, process, time_label=noise_level(process), input_scale=lambda t: 1 / process.alpha(t)

@@ -13,7 +13,7 @@ from torch import Tensor
 from sgm_sde._utils.checks import check_integer, described, flag, number, one_of
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde._utils.shapes import expand
-from sgm_sde.adapters.diffusers import Convention, convention
+from sgm_sde.adapters.diffusers import N_TIMESTEPS, Convention, convention
 from sgm_sde.engine.noise import Generators, Seeds
 from sgm_sde.engine.times import at_ends, same_time
 from sgm_sde.grids import Distilled, Grid, GridRule, Shifted
@@ -24,6 +24,7 @@ from sgm_sde.sampling.planning import FINALS
 from sgm_sde.sampling.stepping import Stepper, stepper
 from sgm_sde.schemes import TCD, Consistency, Solver, resolve
 
+SAME_TIMESTEP = 1e-6  # timesteps closer than this share of the largest are one, in single precision
 OWN = "_sgm_sde"  # our options in a saved configuration; other schedulers leave private entries alone
 
 # Networks that were distilled to a map to the data, which are not to be taken for the mean of the data.
@@ -126,7 +127,7 @@ class SolverScheduler:
 
         self._convention = convention(scheduler, T, integer)
         config = dict(self._convention.config)
-        config.setdefault("num_train_timesteps", 1000)
+        config.setdefault("num_train_timesteps", N_TIMESTEPS)
         if solver is None and "original_inference_steps" in config and "_class_name" not in config:
             raise ValueError(
                 "the configuration has original_inference_steps, that of a network of few steps, and no class: name "
@@ -265,7 +266,7 @@ class SolverScheduler:
         distance = (labels.detach().to(known)[:, None] - known).abs()
         nearest = distance.argmin(1)
         least = distance.gather(1, nearest[:, None])[:, 0]
-        near = least <= 1e-6 * known.abs().max()
+        near = least <= SAME_TIMESTEP * known.abs().max()
         return torch.where(near, own[nearest], times)
 
     def set_timesteps(

@@ -34,6 +34,9 @@ ON_THE_WAY = 0  # number of the first of them
 
 ATTEMPTS_AT_NAN = 8  # each with a tenth of the step before
 ROUNDINGS_A_STEP = 16  # a shorter step is made of rounding: the stages' places would coincide
+FACTOR_AT_NAN = 0.1  # of the step after an attempt whose error is no number
+LEAST_LAST_ERROR = 1e-4  # the last error from which the next step is predicted is at least so large
+LARGEST_TOLERANCE = 1e12  # accepts every step, and its square is finite
 SHORT_OF_THE_END = 1e-9  # a step that ends so close to the end, relative to its length, goes there
 
 # Hairer, Norsett & Wanner's guess of the first step
@@ -86,7 +89,7 @@ class Controller(Value):
     def factor(self, error: np.ndarray, last_error: np.ndarray, order: float) -> np.ndarray:
         """The factor after an accepted step."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            before = np.maximum(last_error, 1e-4)
+            before = np.maximum(last_error, LEAST_LAST_ERROR)
             raw = self.safety * error ** (-self.integral / order) * before ** (self.proportional / order)
         return np.clip(raw, self.smallest, self.largest)
 
@@ -94,7 +97,7 @@ class Controller(Value):
         """The factor after a rejected step; a tenth where the error is no number."""
         with np.errstate(divide="ignore", invalid="ignore"):
             raw = self.safety * error ** (-1 / order)
-            return np.where(np.isfinite(error), np.clip(raw, self.smallest, self.safety), 0.1)
+            return np.where(np.isfinite(error), np.clip(raw, self.smallest, self.safety), FACTOR_AT_NAN)
 
 
 @dataclass
@@ -719,7 +722,7 @@ def integrate(
 def check_tolerances(rtol: float, atol: float, max_steps: int) -> None:
     """Raise ValueError for values out of range."""
     for name, value in (("rtol", rtol), ("atol", atol)):
-        number(name, value, least=0, most=1e12)  # so large a tolerance accepts every step, and its square is finite
+        number(name, value, least=0, most=LARGEST_TOLERANCE)
     if rtol == atol == 0:
         raise ValueError("rtol and atol cannot both be 0")
     check_integer("max_steps", max_steps)

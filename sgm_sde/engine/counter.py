@@ -2,8 +2,8 @@ r"""Philox-4x64-10: 256 random bits as a function of a 256-bit counter and a 128
 
 Ten rounds of multiplications by constants, each product's halves crossed over and mixed with the key (Salmon, Moraes,
 Dror & Shaw, 2011, doi:10.1145/2063384.2063405). There is no state: any number is computed at any time, in any order.
-Two evaluations give the same bits: NumPy's, in C, along a run of consecutive counters, and one in array operations for
-counters and keys that have nothing to do with one another.
+Two implementations give the same bits: NumPy's, in C, for consecutive counters, and one in array operations for
+arbitrary counters and keys.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)  # what a round adds to the key
 ROUNDS = 10
 WORDS = 4  # of 64 bits in a block
 LANES = 4096  # blocks at a time, whose arrays stay in a core's cache
+VIEWS = 16  # shapes of which views are held: pieces and last pieces of some sizes of sample
 
 Words = np.ndarray  # uint64
 HALF, UNIT, MINUS_TWO, ANGLE = np.array([0.5, 2.0**-32, -2.0, math.pi * 2.0**-31], dtype=np.float32)[:, None, None]
-_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
 
 
 def philox(counter: tuple[Words | int, ...], key: tuple[Words | int, ...]) -> Words:
@@ -56,7 +58,8 @@ def _rounds(x: Words, key: list[Words], out: Words) -> None:
 
 def _multiply(a: Words, by: int, high: Words, low: Words, scratch: Words) -> None:
     """Both halves of the product of a and a number, by multiplications of 32 bits."""
-    b0, b1 = np.uint64(by & 0xFFFFFFFF), np.uint64(by >> 32)
+    b0 = np.uint64(by & 0xFFFFFFFF)
+    b1 = np.uint64(by >> 32)
     a1, t = scratch
 
     np.bitwise_and(a, _LOW, out=low)
@@ -102,12 +105,12 @@ class Run:
 
 
 class BoxMuller:
-    r"""Pairs of independent standard normal numbers from two words of 32 bits, in memory that is used again.
+    r"""Pairs of independent standard normal numbers from two words of 32 bits, in memory that is reused.
 
     $$ z_1 = \sqrt{-2\log u}\,\cos\phi, \qquad z_2 = \sqrt{-2\log u}\,\sin\phi $$
 
-    with u uniform in (0, 1], as fine as $2^{-32}$ near 0, and $\phi$ in $[0, 2\pi]$. So $|z| < 6.77$. Every number
-    is what it is alone: none of the functions depends on the place in the array.
+    with u uniform in (0, 1], as fine as $2^{-32}$ near 0, and $\phi$ in $[0, 2\pi]$. So $|z| < 6.77$. A number
+    does not depend on its place in the array.
 
     Args:
         size: the most pairs at a time.
@@ -122,14 +125,11 @@ class BoxMuller:
     def __call__(self, words: Words, cosines: np.ndarray, sines: np.ndarray | None) -> None:
         """Fill two arrays (r, k), the second cut short to as many columns as it has, from words (r, k) of 64 bits.
 
-        The first half of the 2 k words of 32 bits of a row tells the radii, the second half the angles.
+        The first half of the 2 k words of 32 bits of a row gives the radii, the second half the angles.
         """
         r, k = words.shape
         if (r, k) not in self._views:
-            if len(self._views) > 15:  # pieces and last ones of some sizes of sample
-                self._views.clear()
-            arrays = [memory[: r * k].reshape(r, k) for memory in self._memory]
-            self._views[r, k] = (*map(torch.from_numpy, arrays), *arrays)
+            self._add_views(r, k)
 
         # NumPy is quicker to start, and torch at logarithms and circular functions.
         radius, angle, cosine, u, phi, cos = self._views[r, k]
@@ -149,3 +149,10 @@ class BoxMuller:
             torch.sin(angle, out=angle)
             n = sines.shape[1]
             np.multiply(u[:, :n], phi[:, :n], out=sines)
+
+    def _add_views(self, r: int, k: int) -> None:
+        """Views of the memory as arrays (r, k), for torch and for NumPy."""
+        if len(self._views) >= VIEWS:
+            self._views.clear()
+        arrays = [memory[: r * k].reshape(r, k) for memory in self._memory]
+        self._views[r, k] = (*map(torch.from_numpy, arrays), *arrays)

@@ -97,7 +97,7 @@ class Loop:
         on_node: called with the node's number and its state (neither keep nor change it); True stops the run.
         on_output: called with (x, output, t) at the first evaluation after each node.
         grad: keep the graph for backpropagation, and with it every intermediate value.
-        start: where to go on from; its history must have what `missing` asks for.
+        start: where to resume another run; its history must have what `missing` asks for.
         own: x may be overwritten: it is the memory of the first state.
 
     Attributes:
@@ -120,18 +120,26 @@ class Loop:
         start: Position | None = None,
         own: bool = False,
     ) -> None:
-        self.plan, self.times, self.noise = plan, times, noise
-        self.hooks, self.on_node, self.on_output = hooks, on_node, on_output
+        self.plan = plan
+        self.times = times
+        self.noise = noise
+        self.hooks = hooks
+        self.on_node = on_node
+        self.on_output = on_output
         self.memory: Memory = allocate_memory(x, plan, grad, own=own)
         self.stage = 0
         self.run = Run(x)
-        self._x, self._start = x, start
-        self._shape, self._dtype, self._device = tuple(x.shape), x.dtype, x.device
+        self._x = x
+        self._start = start
+        self._shape = tuple(x.shape)
+        self._dtype = x.dtype
+        self._device = x.device
 
     def stages(self) -> Stages:
         """The run: yields a state and its time, is sent the network's output there, and returns the result."""
         first = self._begin()
-        memory, run = self.memory, self.run
+        memory = self.memory
+        run = self.run
         output: Tensor | None = None
         reported = run.nodes
         for k, stage in enumerate(self.plan.program.stages[first:], first):
@@ -188,27 +196,31 @@ class Loop:
         return Position(self.run.nodes - 1, self.state, history, self.stage if inside else None)
 
     def _begin(self) -> int:
-        """The first stage, with what it starts from in memory."""
+        """Fill the memory for the first stage; returns its number."""
         start = self._start
-        plan = self.plan
-        self.stage = 0 if start is None else start.stage_in(plan)
-        reached = sum(stage.node for stage in plan.program.stages[: self.stage])
+        stages = self.plan.program.stages
+        self.stage = 0 if start is None else start.stage_in(self.plan)
+        reached = sum(stage.node for stage in stages[: self.stage])
         self.run = Run(self._x, reached)
-        target = plan.instructions[self.stage].target
+
+        target = self.plan.instructions[self.stage].target
         if start is None:
             self.memory.replace(target, self._x)
             return 0
-
         self.memory.replace(target, start.x)
-        for need in plan.needed[self.stage]:
-            scale, value = start.history[need.kind, need.number]
+        self._load(start.history)
+        return self.stage
+
+    def _load(self, history: Mapping[Key, tuple[float, Tensor]]) -> None:
+        """Put what later stages need into memory."""
+        for need in self.plan.needed[self.stage]:
+            scale, value = history[need.kind, need.number]
             if need.kind == "state":
                 self.memory.replace(need.place, value)
                 continue
 
             # Another network's table may store the same evaluation in another scale.
             self.memory.load(need.place, value if scale == need.scale else scale / need.scale * value)
-        return self.stage
 
     def _terms(self, k: int, output: Tensor | None) -> Summands:
         """The network's last output and new noises, as far as stage k needs them, with their coefficients."""
@@ -272,7 +284,7 @@ def execute(
     start: Position | None = None,
     own: bool = False,
 ) -> Run:
-    """Run a program from the initial state x (B, *), or on from where another run of it was stopped.
+    """Run a program from the initial state x (B, *), or from where another run of it was stopped.
 
     Args:
         program: the table.
@@ -283,7 +295,7 @@ def execute(
         on_node: called at each node.
         on_output: called at the first evaluation after each node.
         grad: keep the graph.
-        start: where to go on from.
+        start: where to resume another run.
         own: x may be overwritten.
 
     Returns:
@@ -309,16 +321,18 @@ class Recording:
     def __init__(self, program: Program, x: Tensor, model: Evaluator) -> None:
         self.model = model
         self.x = x.detach().clone()
-        draws = len({m for stage in program.stages for m, _ in stage.noises})
-        self.z = [torch.zeros_like(self.x) for _ in range(draws)]
+        noises = {m for stage in program.stages for m, _ in stage.noises}
+        self.z = [torch.zeros_like(self.x) for _ in noises]
         self.loop = prepare(program, self.x, model, PreDrawnNoise(self.z))
 
+        # Graphs are warmed up on another stream than the one in use.
+        current = torch.cuda.current_stream(x.device)
         side = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(x.device))
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 self._run()
-        torch.cuda.current_stream(x.device).wait_stream(side)
+        current.wait_stream(side)
 
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):

@@ -39,7 +39,8 @@ HOST = torch.device("cpu")
 FIXED = 2**64 - 1  # a draw that no run arrives at
 LARGEST = 16384  # words of a row; of larger samples several rows are made
 AT_A_TIME = 16384  # words, whose memory stays in a core's cache
-LEAST_AHEAD, MOST_AHEAD = 4, 16  # draws
+LEAST_AHEAD = 4  # draws that have to fit in the cache, for draws ahead to be worth it
+MOST_AHEAD = 16  # draws
 SCATTERED = 64  # words of a sample up to which arrays are quicker than one visit per sample
 VISIT = 640  # words that take as long as setting the generator to another place
 
@@ -103,14 +104,16 @@ class SampleSeeds(Sequence[tuple[int, int]]):
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Seeds and indices, (B,) each."""
         seeds = np.broadcast_to(np.asarray(self.seed, dtype=np.uint64), len(self))
-        known = self.indices
-        return seeds, np.arange(known.start, known.stop, known.step) if isinstance(known, range) else known
+        if isinstance(self.indices, range):
+            return seeds, np.arange(self.indices.start, self.indices.stop, self.indices.step)
+        return seeds, self.indices
 
     def select(self, rows: np.ndarray) -> SampleSeeds:
         """Those of some samples."""
-        known = self.indices
-        indices = known.start + known.step * rows if isinstance(known, range) else known[rows]
-        return SampleSeeds(self.seed if isinstance(self.seed, int) else self.seed[rows], indices, self.repeat)
+        seed = self.seed if isinstance(self.seed, int) else self.seed[rows]
+        if isinstance(self.indices, range):
+            return SampleSeeds(seed, self.indices.start + self.indices.step * rows, self.repeat)
+        return SampleSeeds(seed, self.indices[rows], self.repeat)
 
     def divided(self, parts: int) -> SampleSeeds:
         """Seeds repeated for several rows per sample, each with its own index."""
@@ -118,9 +121,11 @@ class SampleSeeds(Sequence[tuple[int, int]]):
             return self
         if isinstance(self.seed, int) and isinstance(self.indices, range) and self.indices.step == 1:
             return replace(self, indices=range(self.indices.start * parts, self.indices.stop * parts))
+
         seeds, index = self.arrays()
         rows = (index[:, None] * parts + np.arange(parts)).ravel()
-        return replace(self, seed=self.seed if isinstance(self.seed, int) else np.repeat(seeds, parts), indices=rows)
+        seed = self.seed if isinstance(self.seed, int) else np.repeat(seeds, parts)
+        return replace(self, seed=seed, indices=rows)
 
     def repeated(self, k: int) -> SampleSeeds:
         """The same samples once more, the k-th time, with other noise than theirs and any other time's."""
@@ -128,8 +133,9 @@ class SampleSeeds(Sequence[tuple[int, int]]):
 
 
 def fixed_noise(noise: NoiseSource, like: Tensor) -> Tensor:
-    """Noise of the shape of `like` that stays the same through a run, stopped and resumed or not; of a source that
-    is no stream its next draw.
+    """Noise of the shape of `like` that is the same throughout a run, also after it was resumed.
+
+    Of a source that is no `NoiseStream` it is the next draw.
     """
     draw = noise.fixed if isinstance(noise, NoiseStream) else noise.normal
     return draw(tuple(like.shape), like.dtype, like.device)
@@ -155,28 +161,34 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> SampleSeeds
     if seed is not None and generator is not None:
         raise ValueError("give seed= or generator=, not both")
     if generator is not None:
-        if isinstance(generator, torch.Generator):
-            return SampleSeeds(_drawn_seed(generator), range(batch))
-
-        if not isinstance(generator, Sequence):
-            raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
-        if len(generator) != batch:
-            raise ValueError(f"got {len(generator)} generators for {batch} samples")
-        return _of_pairs([(_drawn_seed(g), 0) for g in generator])
-
+        return _from_generator(generator, batch)
     if seed is None:
         seed = secrets.randbits(63)
+
     one = isinstance(seed, str) or getattr(seed, "ndim", None) == 0  # a tensor of one number is iterable, too
-    if isinstance(seed, Iterable) and not one:
-        seeds = seed if isinstance(seed, SampleSeeds) else list(seed)
-        if len(seeds) != batch:
-            raise ValueError(f"got {len(seeds)} seeds for {batch} samples")
-        return seeds if isinstance(seeds, SampleSeeds) else _of_pairs([_pair(s) for s in seeds])
-    return SampleSeeds(_checked(seed), range(batch))
+    if one or not isinstance(seed, Iterable):
+        return SampleSeeds(_checked(seed), range(batch))
+
+    seeds = seed if isinstance(seed, SampleSeeds) else list(seed)
+    if len(seeds) != batch:
+        raise ValueError(f"got {len(seeds)} seeds for {batch} samples")
+    return seeds if isinstance(seeds, SampleSeeds) else _of_pairs([_pair(s) for s in seeds])
+
+
+def _from_generator(generator: object, batch: int) -> SampleSeeds:
+    """Seeds drawn from one generator for the batch, or from one for each sample."""
+    if isinstance(generator, torch.Generator):
+        return SampleSeeds(_drawn_seed(generator), range(batch))
+
+    if not isinstance(generator, Sequence):
+        raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
+    if len(generator) != batch:
+        raise ValueError(f"got {len(generator)} generators for {batch} samples")
+    return _of_pairs([(_drawn_seed(one), 0) for one in generator])
 
 
 def _of_pairs(pairs: Sequence[tuple[int, int]]) -> SampleSeeds:
-    """The same in as little memory as they take."""
+    """The pairs as `SampleSeeds`, with a range or one seed where they allow it."""
     seeds = np.array([seed for seed, _ in pairs], dtype=np.uint64)
     index = np.array([i for _, i in pairs], dtype=np.int64)
     one = len(seeds) > 0 and bool((seeds == seeds[0]).all())
@@ -215,7 +227,7 @@ def _joined(halves: np.ndarray) -> Words:
 
 
 def _moved(z: np.ndarray, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
-    """Numbers made on the host where and as they are wanted."""
+    """Numbers made on the host, on a device and of a dtype."""
     made = torch.from_numpy(z)
     return made if dtype == torch.float32 and device == HOST else made.to(device, dtype, non_blocking=True)
 
@@ -231,7 +243,7 @@ _of_thread = threading.local()
 
 
 def _tools() -> tuple[Run, BoxMuller]:
-    """A generator and its memory for the thread, which all streams use in turn: a draw begins by setting its place."""
+    """The thread's generator and memory, shared by all streams: each draw begins by setting the counter."""
     if not hasattr(_of_thread, "tools"):
         _of_thread.tools = Run(), BoxMuller(LARGEST)
     tools: tuple[Run, BoxMuller] = _of_thread.tools
@@ -274,12 +286,14 @@ class NoiseStream:
     def __init__(self, seeds: Sequence[tuple[int, int]], stream: str, start: float = 0.0, draw: int = 0) -> None:
         self.seeds = seeds if isinstance(seeds, SampleSeeds) else _of_pairs(seeds)
         self.draw = draw
-        self._stream, self._repeat = STREAMS[stream], self.seeds.repeat
+        self._stream = STREAMS[stream]
+        self._repeat = self.seeds.repeat
         (self._segment,) = struct.unpack("<Q", struct.pack("<d", start))
         self._order: tuple[tuple[int, int], np.ndarray, np.ndarray] = (0, 0), np.empty(0), np.empty(0)
         self._run, self._box_muller = _tools()
         self._ahead: list[np.ndarray] = []  # draws made before they are asked for, the next one last
-        self._expected, self._many = 0, 1
+        self._expected = 0
+        self._many = 1
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         """The next draw, of shape (B, *)."""
@@ -296,7 +310,7 @@ class NoiseStream:
         return self.at(FIXED, shape, dtype, device)
 
     def _draw_ahead(self, shape: tuple[int, ...]) -> None:
-        """The next few draws of few numbers together, one, then two, and so on: most of their time is starting."""
+        """Make the next draws of small samples together, 1, 2, 4, ...: most of their time is overhead."""
         self._ahead = []
         seed = self.seeds.seed
         indices = self.seeds.indices
@@ -305,8 +319,7 @@ class NoiseStream:
             return
 
         n = len(indices)
-        d = math.prod(shape[1:])
-        k = -(-d // 2)  # words of a sample
+        k = -(-math.prod(shape[1:]) // 2)  # words of a sample
         most = AT_A_TIME // max(1, n * k)
         if most < LEAST_AHEAD:
             return
@@ -320,11 +333,16 @@ class NoiseStream:
         for i, row in enumerate(words):
             self._seek(seed, indices[0] * k, self.draw - 1 + i)
             row[:] = self._run.words(n * k)
-
-        z = np.empty((count * n, d), dtype=np.float32)
-        self._box_muller(words.reshape(count * n, k), z[:, :k], z[:, k:] if d > k else None)
-        self._ahead = list(z.reshape(count, *shape)[::-1])
+        self._ahead = self._normals(words.reshape(count * n, k), (count, *shape))
         self._expected = self.draw
+
+    def _normals(self, words: Words, shape: tuple[int, ...]) -> list[np.ndarray]:
+        """Draws of shape (count, B, *) from words (count B, k), the last one first."""
+        rows, k = words.shape
+        d = math.prod(shape[2:])
+        z = np.empty((rows, d), dtype=np.float32)
+        self._box_muller(words, z[:, :k], z[:, k:] if d > k else None)
+        return list(z.reshape(shape)[::-1])
 
     def at(
         self,
@@ -360,20 +378,23 @@ class NoiseStream:
             return self.at(different[0], shape, dtype, device)
 
         draw_of = np.broadcast_to(draws, shape[1:]).reshape(-1)
-        d = len(draw_of)
-        z = np.zeros((shape[0], d), dtype=np.float32)
+        z = np.zeros((shape[0], len(draw_of)), dtype=np.float32)
         for draw in different:
             (elements,) = np.nonzero(draw_of == draw)
-            first = int(elements[0])
-            last = int(elements[-1]) + 1
-            if len(elements) == last - first:
-                self._fill_span(z[:, first:last], draw, d, first)
-                continue
-
-            whole = np.empty_like(z)
-            self._fill(whole, self.seeds, draw)
-            z[:, elements] = whole[:, elements]
+            self._fill_elements(z, draw, elements)
         return _moved(z.reshape(shape), dtype, device)
+
+    def _fill_elements(self, out: np.ndarray, draw: int, elements: np.ndarray) -> None:
+        """Fill some columns of (B, d) with these elements of each sample's draw."""
+        first = int(elements[0])
+        last = int(elements[-1]) + 1
+        if len(elements) == last - first:
+            self._fill_span(out[:, first:last], draw, out.shape[1], first)
+            return
+
+        whole = np.empty_like(out)
+        self._fill(whole, self.seeds, draw)
+        out[:, elements] = whole[:, elements]
 
     def _fill_span(self, out: np.ndarray, draw: int, d: int, first: int) -> None:
         """Fill (B, m) with the elements from the first on of each sample's draw of d numbers."""
@@ -391,11 +412,14 @@ class NoiseStream:
 
     def _fill_part(self, out: np.ndarray, rows: SampleSeeds, k: int, draw: int, a: int, b: int) -> None:
         """Fill (B, b - a) with the elements from a to b of rows of k cosines and then k sines."""
-        low, high = 0, k  # the pairs that are needed
+        low = 0  # the pairs that are needed
+        high = k
         if b <= k:
-            low, high = a, b
+            low = a
+            high = b
         elif a >= k:
-            low, high = a - k, b - k
+            low = a - k
+            high = b - k
 
         for at, words in self._columns(rows, k, draw, low, high):
             cosines = np.empty(words.shape, dtype=np.float32)
@@ -413,12 +437,19 @@ class NoiseStream:
     ) -> Iterator[tuple[slice | np.ndarray, Words]]:
         """The words that the pairs from low to high of rows of k words are made of, as rows of high - low words."""
         width = high - low
-        if k - width <= VISIT:  # passed over sooner than visited
-            for at, words in self._words(places, k, draw):
-                halves = words.view(np.uint32).reshape(len(words), 2, k)
-                yield at, _joined(np.ascontiguousarray(halves[:, :, low:high]))
+        if k - width > VISIT:
+            yield from self._visited_columns(places, k, draw, low, width)
             return
 
+        # The others are passed over sooner than visited.
+        for at, words in self._words(places, k, draw):
+            halves = words.view(np.uint32).reshape(len(words), 2, k)
+            yield at, _joined(np.ascontiguousarray(halves[:, :, low:high]))
+
+    def _visited_columns(
+        self, places: SampleSeeds, k: int, draw: int, low: int, width: int
+    ) -> Iterator[tuple[slice, Words]]:
+        """The same for rows of which most is passed over, one visit for the cosines and one for the sines of each."""
         seeds, index = places.arrays()
         step = max(1, AT_A_TIME // width)
         for i in range(0, len(places), step):
@@ -471,7 +502,7 @@ class NoiseStream:
         return self._visits(places, k, draws) if k > SCATTERED else self._scattered(places, k, draws)
 
     def _in_a_row(self, seed: int, indices: range, k: int, draw: int) -> Iterator[tuple[slice, Words]]:
-        """Words of neighbours, which lie one behind the other."""
+        """Words of consecutive indices, which are contiguous."""
         step = max(1, AT_A_TIME // k)
         self._seek(seed, indices[0] * k, draw)
         for i in range(0, len(indices), step):
@@ -491,36 +522,42 @@ class NoiseStream:
             yield slice(i, i + len(words)), words
 
     def _scattered(self, places: SampleSeeds, k: int, draws: np.ndarray) -> Iterator[tuple[slice, Words]]:
-        """Words of small samples that have nothing to do with one another, by array operations over their blocks."""
+        """Words of small samples with arbitrary seeds, indices and draws, by array operations over their blocks."""
         seeds, index = places.arrays()
         first = index.astype(np.uint64) * np.uint64(k)
         blocks = -(-(WORDS - math.gcd(k, WORDS) + k) // WORDS)  # at most, wherever in one the words begin
-        own = not isinstance(places.seed, int)
         step = max(1, min(AT_A_TIME // k, LANES // blocks))
-        ahead = np.arange(blocks, dtype=np.uint64)
         for i in range(0, len(places), step):
             at = slice(i, min(i + step, len(places)))
-            block, skip = np.divmod(first[at], np.uint64(WORDS))
-            counter = (block[:, None] + np.uint64(1) + ahead).ravel()
-            draw_of = np.repeat(draws[at], blocks)
-            seed_of = np.repeat(seeds[at], blocks) if own else places.seed
+            seed = places.seed if isinstance(places.seed, int) else np.repeat(seeds[at], blocks)
+            yield at, self._words_of_blocks(first[at], seed, draws[at], k, blocks)
 
-            words = philox((counter, draw_of, self._segment, self._repeat), (seed_of, self._stream))
-            words = words.reshape(len(block), -1)
-            if k % WORDS:  # they may begin inside of a block
-                within = skip[:, None] + np.arange(k, dtype=np.uint64)
-                words = np.take_along_axis(words, within.astype(np.int64), 1)
-            yield at, words
+    def _words_of_blocks(
+        self, first: np.ndarray, seed: int | np.ndarray, draws: np.ndarray, k: int, blocks: int
+    ) -> Words:
+        """The k words from each of the first ones on, (b, k), which lie in some blocks in a row."""
+        block, skip = np.divmod(first, np.uint64(WORDS))
+        ahead = np.arange(1, blocks + 1, dtype=np.uint64)  # counters begin at 1
+        number = (block[:, None] + ahead).ravel()
+        counter = (number, np.repeat(draws, blocks), self._segment, self._repeat)
+        words = philox(counter, (seed, self._stream)).reshape(len(block), -1)
+        if k % WORDS == 0:
+            return words
+
+        # They may begin inside of a block.
+        within = skip[:, None] + np.arange(k, dtype=np.uint64)
+        return np.take_along_axis(words, within.astype(np.int64), 1)
 
     def _seek(self, seed: int, word: int, draw: int) -> None:
         block, skip = divmod(word, WORDS)
-        self._run.seek((block + 1, draw, self._segment, self._repeat), (seed, self._stream), skip)
+        counter = (block + 1, draw, self._segment, self._repeat)
+        self._run.seek(counter, (seed, self._stream), skip)
 
     def _runs(self, places: SampleSeeds, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of the indices, and where in it runs begin whose gaps are passed over sooner than visited."""
         known, order, runs = self._order
         if known != (id(places), k):
-            index = places.arrays()[1]
+            _, index = places.arrays()
             order = np.argsort(index, kind="stable")
             (gaps,) = np.nonzero(np.diff(index[order]) * k > VISIT)
             runs = np.concatenate([[0], gaps + 1])

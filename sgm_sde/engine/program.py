@@ -26,6 +26,8 @@ from sgm_sde.engine.node import Coefficient, Node, Process
 Terms = tuple[tuple[int, Coefficient], ...]
 PREDICTIONS = ("data", "noise", "score", "v", "flow", "rectified", "drift")  # of an evaluation
 MATRIX_PREDICTIONS = ("data", "data_x", "noise", "score", "noise_v", "score_v", "drift", "gddim-noise")
+OUTSIDE = 1e-9  # share of the first time by which a stage may lie outside of the grid: rounding
+SAME_NODE = 1e-12  # relative difference of times of one node: start.t + 1.0 * h is end.t but for rounding
 NOISES_A_STAGE = 8  # drawn by a solver's formula, at most; those with coefficient 0 leave gaps
 
 
@@ -511,11 +513,11 @@ class Step:
         nodes = self._builder.path.nodes
         low = min(nodes[0].t, nodes[-1].t)
         high = max(nodes[0].t, self._builder.sde.T)
-        rounding = 1e-9 * high
+        rounding = OUTSIDE * high
         if not low - rounding <= t <= high + rounding:
             raise ValueError(f"a stage at t={t} lies outside [{low}, {high}]")
-        for node in self._path.nodes[self.i : self.i + 2]:  # start.t + 1.0 * h is end.t but for rounding
-            if math.isclose(t, node.t, rel_tol=1e-12):
+        for node in self._path.nodes[self.i : self.i + 2]:
+            if math.isclose(t, node.t, rel_tol=SAME_NODE):
                 return node
         return self._builder.node(min(max(t, low), high))
 

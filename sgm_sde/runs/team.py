@@ -33,6 +33,12 @@ ROLL_CALL = 120.0  # seconds in which all processes of a run have to be there
 PATIENCE = 10.0  # seconds after which those that are missing are named
 BEAT = 1.0  # seconds between the signs of life of a process
 SILENCE = 30.0  # seconds without one, after which a process' work is done by the first
+PARTING = 5.0  # seconds in which the others hear of an error
+
+# Seconds between two looks: at what takes its time, and at what may be there at once, less and less often.
+POLL = 0.02
+SOON = 0.005
+LATER = 0.2
 
 
 @dataclass(frozen=True)
@@ -222,7 +228,7 @@ class Team:
                     yield k
                 else:
                     update()
-                    time.sleep(0.02)
+                    time.sleep(POLL)
 
     def reports(self, n: int) -> list[str]:
         """In the first process, after `left_over`: the outcome of each piece."""
@@ -283,13 +289,13 @@ class Wire:
 
     def wait(self, name: str) -> str:
         """A text, waited for while the first process is alive."""
-        pause = 0.005
+        pause = SOON
         while (text := self.look(name)) is None:
             if self.silent(0):
                 raise ConnectionError(f"the first process of this run {_SILENT}")
             self._stop_if_told()
             time.sleep(pause)
-            pause = min(0.2, 1.5 * pause)
+            pause = min(LATER, 1.5 * pause)
         return text
 
     def take(self) -> int:
@@ -331,11 +337,11 @@ class Wire:
         """Say that this process is done; the first one waits until the others have heard what they need."""
         with contextlib.suppress(ConnectionError):
             self.set(f"left/{self.place.rank}", "" if error is None else f"{type(error).__name__}: {error}")
-            until = time.monotonic() + (SILENCE if error is None else 5.0)
+            until = time.monotonic() + (SILENCE if error is None else PARTING)
             waiting = set(range(1, self.place.size)) if self.place.rank == 0 else set()
             while waiting and time.monotonic() < until:
                 waiting = {rank for rank in waiting if self.look(f"left/{rank}") is None and not self.silent(rank)}
-                time.sleep(0.005)
+                time.sleep(SOON)
         self._over.set()
 
     def _roll_call(self) -> None:
@@ -359,7 +365,7 @@ class Wire:
             if waited > PATIENCE and not announced and rank == min(present):  # one of them says it for all
                 sys.stderr.write(f"waiting for process {names} of {size}\n")
                 announced = True
-            time.sleep(0.02)
+            time.sleep(POLL)
 
     def _beat(self) -> None:
         with contextlib.suppress(ConnectionError):
