@@ -70,12 +70,15 @@ def _is_command(words: list[str]) -> bool:
         >>> _is_command(["python", "-u", "train.py", "-m", "sgm_sde"])
         False
     """
-    options = 1
-    while options < len(words) and words[options].startswith("-") and not words[options].startswith("-m"):
-        options += 2 if words[options] in ("-W", "-X") else 1
-    asked = words[options : options + 2]
-    as_module = asked[:2] == ["-m", "sgm_sde"] or asked[:1] == ["-msgm_sde"]
-    return as_module or (bool(asked) and Path(asked[0]).name in ("sgm-sde", "sgm-sde.exe"))
+    at = 1
+    while at < len(words) and words[at].startswith("-") and not words[at].startswith("-m"):
+        has_value = words[at] in ("-W", "-X")
+        at += 2 if has_value else 1
+
+    asked = words[at : at + 2]
+    if asked == ["-m", "sgm_sde"] or asked[:1] == ["-msgm_sde"]:
+        return True
+    return bool(asked) and Path(asked[0]).name in ("sgm-sde", "sgm-sde.exe")
 
 
 def _nobody_listens() -> bool:

@@ -242,12 +242,13 @@ class SolverScheduler:
         Returns:
             the states (B, *).
         """
-        x0 = original_samples
         t = self._times_of(torch.as_tensor(timesteps).reshape(-1))
-        wide = x0.double()
-        alpha = expand(self._sde.alpha(t).to(x0.device).expand(len(x0)), wide)
-        sigma = expand(self._sde.sigma(t).to(x0.device).expand(len(x0)), wide)
-        return (alpha * wide + sigma * noise.double()).to(x0.dtype)
+        x0 = original_samples.double()
+        n = len(x0)
+        alpha = self._sde.alpha(t).to(x0.device).expand(n)
+        sigma = self._sde.sigma(t).to(x0.device).expand(n)
+        noisy = expand(alpha, x0) * x0 + expand(sigma, x0) * noise.double()
+        return noisy.to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor | float, noise: Tensor | None = None) -> Tensor:
         """The same with the arguments as schedulers of flow matching take them."""

@@ -556,7 +556,8 @@ class EmbeddedStepper(Counting):
         y = active.y
         h = torch.from_numpy(step)
         moved = tuple(a + column(h, a) * b for a, b in zip(y, slope, strict=True))
-        after = self._slope(moved, self.evaluate(active, moved, active.u + step))
+        value = self.evaluate(active, moved, active.u + step)
+        after = self._slope(moved, value)
         change = tuple(a - b for a, b in zip(after, slope, strict=True))
         return self._norms(change, y, y)
 

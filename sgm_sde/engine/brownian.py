@@ -230,7 +230,8 @@ class PathNoise:
         before = self._variance(start, at)
         after = self._variance(at, end)
 
-        near = self._stream.at(node + (cut << 32), tuple(increment.shape), increment.dtype, increment.device)
+        draw = node + (cut << 32)
+        near = self._stream.at(draw, tuple(increment.shape), increment.dtype, increment.device)
         near *= math.sqrt(before * after / (before + after))
         near.add_(increment, alpha=before / (before + after))
         far = increment.sub_(near)

@@ -38,9 +38,10 @@ def philox(counter: tuple[Words | int, ...], key: tuple[Words | int, ...]) -> Wo
     (n,) = np.broadcast_shapes((1,), *(word.shape for word in words))
     out = np.empty((n, WORDS), dtype=np.uint64)
     for i in range(0, n, LANES):
-        part = [word[i : i + LANES] if word.ndim else word for word in words]
         rows = out[i : i + LANES]
-        _rounds(np.array([np.broadcast_to(word, len(rows)) for word in part[:WORDS]]), part[WORDS:], rows)
+        part = [word[i : i + LANES] if word.ndim else word for word in words]
+        x = np.array([np.broadcast_to(word, len(rows)) for word in part[:WORDS]])
+        _rounds(x, part[WORDS:], rows)
     return out
 
 
@@ -50,9 +51,12 @@ def _rounds(x: Words, key: list[Words], out: Words) -> None:
         for j in (0, 1):
             _multiply(x[2 * j], MULTIPLIERS[j], high[j], low[j], scratch)
         for j in (0, 1):
-            np.bitwise_xor(high[1 - j], x[2 * j + 1], out=x[2 * j])
-            np.bitwise_xor(x[2 * j], key[j] + np.uint64(i * WEYL[j] % 2**64), out=x[2 * j])
-            x[2 * j + 1] = low[1 - j]
+            left = x[2 * j]
+            right = x[2 * j + 1]
+            round_key = key[j] + np.uint64(i * WEYL[j] % 2**64)
+            np.bitwise_xor(high[1 - j], right, out=left)
+            np.bitwise_xor(left, round_key, out=left)
+            right[:] = low[1 - j]
     out[:] = x.T
 
 

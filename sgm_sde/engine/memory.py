@@ -119,10 +119,12 @@ def _constants(plan: Plan, x: Tensor) -> tuple[dict[int, Tensor], dict[int, Tens
     """Weights of products and factors of bases by stage, as tensors: torch would convert numbers at every call."""
     products = [k for k, ins in enumerate(plan.instructions) if ins.kind == "product"]
     weights = plan.weights[products].to(x)
+    weights_of = dict(zip(products, weights.unbind(0), strict=True))
 
     betas = {k: number(ins.beta) for k, ins in enumerate(plan.instructions) if ins.kind == "factor"}
     factors = torch.tensor(list(betas.values()), dtype=torch.float64, device="cpu").to(x)
-    return dict(zip(products, weights.unbind(0), strict=True)), dict(zip(betas, factors.unbind(0), strict=True))
+    factor_of = dict(zip(betas, factors.unbind(0), strict=True))
+    return weights_of, factor_of
 
 
 def _add(base: Tensor, value: Tensor, c: Coefficient, state: Tensor) -> Tensor:
@@ -138,10 +140,13 @@ class GraphMemory:
         self.registers = [x] * plan.n_registers
 
     def combine(self, k: int, ins: Instruction, terms: Summands) -> None:
-        state = times(ins.beta, self.registers[ins.target if ins.base is None else ins.base])
-        history = [(self.slots[slot], c) for slot, c in ins.slots]
-        states = [(self.registers[register], c) for register, c in ins.states]
-        for value, c in history + states + terms:
+        base = self.registers[ins.target if ins.base is None else ins.base]
+        state = times(ins.beta, base)
+        for slot, c in ins.slots:
+            state = state + times(c, self.slots[slot])
+        for register, c in ins.states:
+            state = state + times(c, self.registers[register])
+        for value, c in terms:
             state = state + times(c, value)
         self.replace(ins.target, state)
 

@@ -190,11 +190,15 @@ def _from_generator(generator: object, batch: int) -> SampleSeeds:
 def _of_pairs(pairs: Sequence[tuple[int, int]]) -> SampleSeeds:
     """The pairs as `SampleSeeds`, with a range or one seed where they allow it."""
     seeds = np.array([seed for seed, _ in pairs], dtype=np.uint64)
-    index = np.array([i for _, i in pairs], dtype=np.int64)
-    one = len(seeds) > 0 and bool((seeds == seeds[0]).all())
-    if one and bool((np.diff(index) == 1).all()):
-        return SampleSeeds(int(seeds[0]), range(int(index[0]), int(index[0]) + len(index)))
-    return SampleSeeds(int(seeds[0]) if one else seeds, index)
+    indices = np.array([i for _, i in pairs], dtype=np.int64)
+    one_seed = len(seeds) > 0 and bool((seeds == seeds[0]).all())
+    if not one_seed:
+        return SampleSeeds(seeds, indices)
+
+    seed = int(seeds[0])
+    first = int(indices[0])
+    consecutive = bool((np.diff(indices) == 1).all())
+    return SampleSeeds(seed, range(first, first + len(indices)) if consecutive else indices)
 
 
 def _drawn_seed(generator: torch.Generator) -> int:
@@ -453,11 +457,13 @@ class NoiseStream:
         seeds, index = places.arrays()
         step = max(1, AT_A_TIME // width)
         for i in range(0, len(places), step):
-            some = slice(i, min(i + step, len(places)))
-            halves = np.empty((some.stop - i, 2, width), dtype=np.uint32)
+            count = min(step, len(places) - i)
+            some = slice(i, i + count)
+            halves = np.empty((count, 2, width), dtype=np.uint32)
             for row, seed, number in zip(halves, seeds[some].tolist(), index[some].tolist(), strict=True):
-                row[0] = self._halves(seed, number * k, low, width, draw)
-                row[1] = self._halves(seed, number * k, k + low, width, draw)
+                word = number * k
+                row[0] = self._halves(seed, word, low, width, draw)
+                row[1] = self._halves(seed, word, k + low, width, draw)
             yield some, _joined(halves)
 
     def _halves(self, seed: int, word: int, first: int, count: int, draw: int) -> np.ndarray:
@@ -483,9 +489,11 @@ class NoiseStream:
         """Fill rows of up to 2 k numbers from k words each, as many at a time as the cache holds."""
         d = out.shape[1]
         for at, words in self._words(places, k, draw):
-            rows = out[at] if isinstance(at, slice) else np.empty((len(at), d), dtype=np.float32)
-            self._box_muller(words, rows[:, :k], rows[:, k:] if d > k else None)
-            if not isinstance(at, slice):
+            in_place = isinstance(at, slice)
+            rows = out[at] if in_place else np.empty((len(words), d), dtype=np.float32)
+            sines = rows[:, k:] if d > k else None
+            self._box_muller(words, rows[:, :k], sines)
+            if not in_place:
                 out[at] = rows
 
     def _words(self, places: SampleSeeds, k: int, draw: int | np.ndarray) -> Iterator[tuple[slice | np.ndarray, Words]]:
@@ -515,11 +523,12 @@ class NoiseStream:
         first = index.astype(np.uint64) * np.uint64(k)
         step = max(1, AT_A_TIME // k)
         for i in range(0, len(places), step):
-            words = np.empty((min(step, len(places) - i), k), dtype=np.uint64)
+            count = min(step, len(places) - i)
+            words = np.empty((count, k), dtype=np.uint64)
             for j, row in enumerate(words, i):
                 self._seek(int(seeds[j]), int(first[j]), int(draws[j]))
                 row[:] = self._run.words(k)
-            yield slice(i, i + len(words)), words
+            yield slice(i, i + count), words
 
     def _scattered(self, places: SampleSeeds, k: int, draws: np.ndarray) -> Iterator[tuple[slice, Words]]:
         """Words of small samples with arbitrary seeds, indices and draws, by array operations over their blocks."""

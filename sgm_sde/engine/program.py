@@ -172,8 +172,10 @@ class Program(Value):
         lines = [f"{self.name}: {self.steps} steps, {self.nfe} evaluations of the {self.prediction}"]
         for k, stage in enumerate(self.stages):
             terms = combine("x", stage.states) + combine("e", stage.evals) + combine("z", stage.noises)
-            mark = ("*" if stage.node else " ") + ("e" if stage.evaluate else " ")
-            lines.append(f"{mark} x{k} (t={stage.t:.6g}) = {' '.join(terms) or 'initial state'}")
+            formula = " ".join(terms) or "initial state"
+            node = "*" if stage.node else " "
+            evaluated = "e" if stage.evaluate else " "
+            lines.append(f"{node}{evaluated} x{k} (t={stage.t:.6g}) = {formula}")
         return "\n".join(lines)
 
 
@@ -224,13 +226,15 @@ def _check_table(program: Program) -> None:
 
 
 def _stage(k: int, data: object) -> Stage:
-    given = _object(f"stage {k}", data, _names(Stage))
-    t = _real(f"the time of stage {k}", given["t"])
+    what = f"stage {k}"
+    given = _object(what, data, _names(Stage))
+    t = _real(f"the time of {what}", given["t"])
     if t < 0:
-        raise ValueError(f"the time of stage {k} is {t}, before 0")
+        raise ValueError(f"the time of {what} is {t}, before 0")
 
-    states, evals, noises = (_terms(f"{kind} of stage {k}", given[kind]) for kind in ("states", "evals", "noises"))
-    evaluate, node = (_flag(f"{name} of stage {k}", given[name]) for name in ("evaluate", "node"))
+    states, evals, noises = (_terms(f"{kind} of {what}", given[kind]) for kind in ("states", "evals", "noises"))
+    evaluate = _flag(f"evaluate of {what}", given["evaluate"])
+    node = _flag(f"node of {what}", given["node"])
     return Stage(t, states, evals, noises, evaluate, node)
 
 
@@ -258,12 +262,13 @@ def _coefficient(what: str, data: object) -> Coefficient:
     if not isinstance(data, dict):
         return _real(f"a coefficient of {what}", data)
 
-    given = _object(f"a matrix of {what}", data, _names(Matrix))
+    what = f"a matrix of {what}"
+    given = _object(what, data, _names(Matrix))
     rows = [_list(what, row) for row in _list(what, given["rows"])]
     lengths = [len(row) for row in rows]
     if len(rows) < 2 or any(length != len(rows) for length in lengths):
-        raise ValueError(f"a matrix of {what} must be square, of 2 rows or more, got rows of {lengths} numbers")
-    return Matrix(tuple(tuple(_real(f"a matrix of {what}", value) for value in row) for row in rows))
+        raise ValueError(f"{what} must be square, of 2 rows or more, got rows of {lengths} numbers")
+    return Matrix(tuple(tuple(_real(what, value) for value in row) for row in rows))
 
 
 def _names(kind: type[Program | Stage | Matrix]) -> list[str]:

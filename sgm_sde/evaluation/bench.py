@@ -378,9 +378,9 @@ class _Cell:
         solver, grid, program = plan(model.sde, self.setting, nfe=self.budget)
         definition = {"solver": portable(spec(solver)), "grid": portable(spec(grid))}
         table = "" if program is None else program.to_json()
-        identity = checksum([definition["solver"], table])[:16]
+        digest = checksum([definition["solver"], table])[:16]
         slug = re.sub(r"[^A-Za-z0-9_+.-]", "-", self.label)
-        return f"cell-{slug}-nfe{self.budget}-seed{self.seed}-{identity}", definition
+        return f"cell-{slug}-nfe{self.budget}-seed{self.seed}-{digest}", definition
 
 
 @dataclass(frozen=True)
@@ -773,7 +773,9 @@ def _curve(axis: Any, name: str, result: BenchResult, solver: str, source: str, 
     measured = {budget: values for budget in result.budgets if (values := result.values(solver, budget, name))}
     means = [statistics.fmean(values) for values in measured.values()]
     deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in measured.values()]
+    color = f"C{i % 10}"
+    marker = "os^v"[i // 10 % 4]  # another one after each ten colours
     axis.errorbar(
-        list(measured), means, yerr=deviations, capsize=2, marker="os^v"[i // 10 % 4], markersize=4, linewidth=1.2,
-        color=f"C{i % 10}", linestyle="--" if source else "-", label=_legend(solver, source),
+        list(measured), means, yerr=deviations, capsize=2, marker=marker, markersize=4, linewidth=1.2, color=color,
+        linestyle="--" if source else "-", label=_legend(solver, source),
     )  # fmt: skip

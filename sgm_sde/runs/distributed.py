@@ -693,6 +693,7 @@ def _check_labels(model: Model, images: Tensor, labels: Tensor) -> None:
         raise ValueError(f"labels were given, and the model {model.name!r} has no classes")
     if labels.is_floating_point() or labels.shape != images.shape[:1]:
         raise ValueError(f"labels must be {len(images)} integers, got {labels.dtype} {tuple(labels.shape)}")
+
     low, high = map(int, labels.aminmax())
     if low < 0 or high >= model.n_classes:
         raise ValueError(f"labels must lie in [0, {model.n_classes}), got {low} to {high}")

@@ -301,8 +301,12 @@ class Store:
             if entry is None or not path.is_file() or path.stat().st_size != entry.bytes:
                 raise ValueError(f"{path} is missing or damaged: run the same command again")
             shards[path.name] = {"sha256": entry.sha256, "bytes": entry.bytes}
-        contents = {key: value for key, value in self._contents.items() if key != "notes"} | {"shards": shards}
-        self._write(MANIFEST, _pretty(contents if result is None else {**contents, "result": _plain(result)}))
+
+        contents = {key: value for key, value in self._contents.items() if key != "notes"}
+        contents["shards"] = shards
+        if result is not None:
+            contents["result"] = _plain(result)
+        self._write(MANIFEST, _pretty(contents))
 
     def close(self) -> None:
         """Let other runs write to the folder; settings under which nothing was saved are forgotten."""

@@ -336,13 +336,19 @@ class Wire:
     def leave(self, error: BaseException | None) -> None:
         """Say that this process is done; the first one waits until the others have heard what they need."""
         with contextlib.suppress(ConnectionError):
-            self.set(f"left/{self.place.rank}", "" if error is None else f"{type(error).__name__}: {error}")
-            until = time.monotonic() + (SILENCE if error is None else PARTING)
-            waiting = set(range(1, self.place.size)) if self.place.rank == 0 else set()
-            while waiting and time.monotonic() < until:
-                waiting = {rank for rank in waiting if self.look(f"left/{rank}") is None and not self.silent(rank)}
-                time.sleep(SOON)
+            outcome = "" if error is None else f"{type(error).__name__}: {error}"
+            self.set(f"left/{self.place.rank}", outcome)
+            if self.place.rank == 0:
+                self._wait_for_others(SILENCE if error is None else PARTING)
         self._over.set()
+
+    def _wait_for_others(self, seconds: float) -> None:
+        """Wait until all other processes have left or fallen silent, at most so long."""
+        until = time.monotonic() + seconds
+        waiting = set(range(1, self.place.size))
+        while waiting and time.monotonic() < until:
+            waiting = {rank for rank in waiting if self.look(f"left/{rank}") is None and not self.silent(rank)}
+            time.sleep(SOON)
 
     def _roll_call(self) -> None:
         """Wait for all processes."""

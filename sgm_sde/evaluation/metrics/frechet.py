@@ -69,11 +69,14 @@ def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tenso
     mean_b, cov_b = _law("b", mean_b, cov_b)
     if mean_a.shape != mean_b.shape:
         raise ValueError(f"mean_a and mean_b must have one shape, got {tuple(mean_a.shape)} and {tuple(mean_b.shape)}")
+
     # The trace of the square root is the sum of the singular values of P = cov_b^{1/2} cov_a^{1/2}. The
     # eigenvalues of cov_a^{1/2} cov_b cov_a^{1/2} are their squares: a root taken of those would turn a rounding
     # error of 1e-16 into one of 1e-8.
-    cross = torch.linalg.svdvals(_sqrt(cov_b) @ _sqrt(cov_a)).sum()
-    squared = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
+    P = _sqrt(cov_b) @ _sqrt(cov_a)
+    cross = torch.linalg.svdvals(P).sum()
+    squared_means = (mean_a - mean_b).square().sum()
+    squared = squared_means + cov_a.trace() + cov_b.trace() - 2 * cross
     return max(float(squared), 0.0)  # rounding can leave a distance of zero slightly negative
 
 

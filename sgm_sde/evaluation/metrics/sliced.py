@@ -67,7 +67,11 @@ def _squared_wasserstein(x: Tensor, y: Tensor) -> Tensor:
     n = len(x)
     m = len(y)
     # Quantiles are steps: those of x change at i/n, those of y at j/m. In units of 1/(n m) both are integers.
-    ends = torch.from_numpy(np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n))
+    changes_x = np.arange(1, n + 1) * m
+    changes_y = np.arange(1, m + 1) * n
+    ends = torch.from_numpy(np.union1d(changes_x, changes_y))
     widths = ends.diff(prepend=ends.new_zeros(1)).double() / (n * m)
-    gap = x.sort(0).values[(ends - 1) // m] - y.sort(0).values[(ends - 1) // n]
-    return widths @ gap.square()
+
+    quantiles_x = x.sort(0).values[(ends - 1) // m]
+    quantiles_y = y.sort(0).values[(ends - 1) // n]
+    return widths @ (quantiles_x - quantiles_y).square()
