@@ -34,14 +34,15 @@ from sgm_sde._utils.checks import (
     unknown,
 )
 from sgm_sde._utils.shapes import cpu_float64
-from sgm_sde._utils.value import Value
 from sgm_sde.engine.coordinates import noise_level
 from sgm_sde.engine.times import CLOSEST, ROUNDING, at_ends, same_time
+from sgm_sde.identity import Value
 from sgm_sde.processes.base import has_scalar_marginal
 
 if TYPE_CHECKING:
     from sgm_sde.processes import SDE
 
+LAST_OF_FIRST = 0.75  # the largest share of its first level that the last of a grid has
 HALVINGS = 55  # of an interval, down to rounding
 MOST_ROWS = 100_000  # that a token waits
 
@@ -361,12 +362,12 @@ class Widening(LogSNR):
     $$ \frac\sigma\alpha = s \max\bigl(8,\ a\,(n+1)^3\bigr) \quad\text{and}\quad
        \frac\sigma\alpha = \frac{s\,b}{(n+1)^2}\,\frac{r}{1 + r}, $$
 
-    inside of the process' own [eps, T] and below `largest`, where $r$ is the first level in units of $s$. Few network
-    calls are spent where a sample takes shape. A run of `sample` goes from T to the first level by the linear part of
-    the flow, without a network call: the data estimate there is taken for 0, which moves a sample by about the
-    distance of the data's mean from 0 over the first level, in units of the data's standard deviation. Where `largest`
-    lies inside the process, that much remains at any number of steps, and so does what a network with a bias near pure
-    noise adds above it.
+    inside of the process' own [eps, T] and below `largest`, the last at most three quarters of the first, where $r$ is
+    the first level in units of $s$. So a small budget is spent where a sample takes shape. A run of `sample` goes from
+    T to the first level by the linear part of the flow, without a network call: the data estimate there is taken for
+    0, which moves a sample by about the distance of the data's mean from 0 over the first level, in units of the data's
+    standard deviation. Where `largest` lies inside the process, that much remains at any number of steps, and so does
+    what a network with a bias near pure noise adds above it.
 
     Args:
         data_std: the scale s, about the standard deviation of the data.
@@ -498,7 +499,7 @@ def _last_time(sde: SDE, start: float, data_std: float, level: float) -> float:
     """End of a grid: sigma / alpha = `level` in units of the data's scale, less where the start is not far above it."""
     r = float(noise_level(sde, start)) / data_std
     share = 1.0 if math.isinf(r) else r / (1 + r)
-    return _time_of(sde, data_std * min(level * share, r / 2))
+    return _time_of(sde, data_std * min(level * share, LAST_OF_FIRST * r))
 
 
 def _time_of(sde: SDE, level: float) -> float:

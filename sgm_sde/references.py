@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sgm_sde._utils.checks import described
-from sgm_sde._utils.value import Value
 from sgm_sde.grids import RULES, rule
+from sgm_sde.identity import Value
 from sgm_sde.schemes import resolve_any
 from sgm_sde.scores.score import Score
 

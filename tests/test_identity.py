@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from sgm_sde import distributed, identity
-from sgm_sde._utils.value import Value
+from sgm_sde import distributed
 from sgm_sde.calibration.result import HeldOut
 from sgm_sde.calibration.table import FittedLevels, Table
 from sgm_sde.engine.adaptive import Controller
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.evaluation.bench import RunOptions, bench
-from sgm_sde.identity import class_name, disagreement, from_spec, measured, portable, spec, weights
+from sgm_sde.identity import Value, class_name, disagreement, from_spec, measured, portable, spec, weights
 from sgm_sde.likelihood.grid import Stretched
+from sgm_sde.scores.outputs import outputs
 from sgm_sde.zoo.models import Model
 from tests.forks import ENV, ROOT
 
@@ -216,7 +216,7 @@ def test_measuring_leaves_no_trace() -> None:
     net = nn.Sequential(Net(0).first, nn.Dropout(0.5), Net(0).last)
     score = sg.from_noise(lambda x, t: net(x), SDE)
     state = torch.random.get_rng_state()
-    one, two = (identity.outputs(score, (3,)) for _ in range(2))
+    one, two = (outputs(score, (3,)) for _ in range(2))
     assert one == two
     assert torch.equal(torch.random.get_rng_state(), state)
     assert net.training

@@ -96,7 +96,17 @@ SUBJECTS = (
         "runs",
         "Runs and models",
         "Runs over many processes, their folders, and models that ship.",
-        ("runs.distributed", "runs.store", "identity", "zoo.models", "data.pictures"),
+        (
+            "runs.distributed",
+            "runs.store",
+            "identity.writing",
+            "identity.reading",
+            "identity.measured",
+            "identity.weights",
+            "scores.outputs",
+            "zoo.models",
+            "data.pictures",
+        ),
     ),
     Subject("testing", "Testing", "Checks for processes and solvers of your own.", ("testing",)),
 )

@@ -11,9 +11,9 @@ from typing import Any
 
 from sgm_sde import grids, schemes
 from sgm_sde._utils.files import JsonMapping, JsonObject, parse_json, reading
-from sgm_sde._utils.value import Value
 from sgm_sde.calibration.table import Calibrated, Table
 from sgm_sde.grids import GridRule
+from sgm_sde.identity import Value
 from sgm_sde.runs.store import write_atomically
 from sgm_sde.sampling.defaults import Setting
 from sgm_sde.schemes import Solver, Tableau

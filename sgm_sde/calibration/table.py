@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import numbers
 from sgm_sde._utils.shapes import cpu_float64
-from sgm_sde._utils.value import Value
 from sgm_sde.calibration.network import check_network, is_process
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.node import Process
@@ -20,6 +19,7 @@ from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.engine.times import same_time
 from sgm_sde.grids import Grid, GridRule
+from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE
 from sgm_sde.schemes.base import Solver
 from sgm_sde.scores.model import BoundScore

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, number
 from sgm_sde._utils.shapes import finite, flat
-from sgm_sde._utils.value import Value
+from sgm_sde.identity import Value
 
 State = tuple[Tensor, ...]
 Rhs = Callable[[Tensor, State, Tensor], State]

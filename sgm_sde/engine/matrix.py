@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.value import Value
+from sgm_sde.identity import Value
 
 
 class Operator(Value):

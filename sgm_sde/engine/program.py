@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import NoReturn, Protocol
 
-from sgm_sde._utils.files import parse_json
-from sgm_sde._utils.value import Value
+from sgm_sde._utils.files import JsonMapping, parse_json
 from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.node import Coefficient, Node, Process
+from sgm_sde.identity import Value
 
 Terms = tuple[tuple[int, Coefficient], ...]
 PREDICTIONS = ("data", "noise", "score", "v", "flow", "rectified", "drift")  # of an evaluation
@@ -152,6 +152,11 @@ class Program(Value):
     def to_json(self) -> str:
         """The program as JSON; floats survive to the last bit."""
         return json.dumps(asdict(self))
+
+    @classmethod
+    def _of_spec(cls, data: JsonMapping, read: Callable[[object, str], object]) -> Program:
+        """The program of a spec, whose checks are those of `from_json`."""
+        return Program.from_json(json.dumps(_without_classes(data, "engine.Stage", "engine.Program", "engine.Matrix")))
 
     @staticmethod
     def from_json(text: str) -> Program:
@@ -539,3 +544,11 @@ def compile_program(solver: Formula, sde: Process, times: tuple[float, ...]) -> 
                 f"vanishes there; start below it (t_start=), end above it (t_end=), or use a solver that allows it"
             ) from None
     return builder.program(solver)
+
+
+def _without_classes(data: object, *names: str) -> object:
+    if isinstance(data, list):
+        return [_without_classes(item, *names) for item in data]
+    if not isinstance(data, dict):
+        return data
+    return {k: _without_classes(v, *names) for k, v in data.items() if not (k == "class" and v in names)}

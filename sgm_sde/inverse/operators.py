@@ -24,8 +24,8 @@ from sgm_sde._utils.checks import (
     sizes,
 )
 from sgm_sde._utils.shapes import dot
-from sgm_sde._utils.value import Value
 from sgm_sde.engine.noise import NoiseStream, Seeds, resolve_seeds
+from sgm_sde.identity import Value
 from sgm_sde.inverse.linalg import Linearised, conjugate_gradient
 from sgm_sde.processes.base import CheckError
 

@@ -14,9 +14,9 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from sgm_sde._utils.checks import FAR, described, number, one_of, settle
-from sgm_sde._utils.value import Value
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import SampleSeeds
+from sgm_sde.identity import Value
 from sgm_sde.likelihood import solve
 from sgm_sde.likelihood.checks import OnOutput, require_count
 from sgm_sde.likelihood.solve import Problem

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn
 
 import torch
@@ -20,10 +20,10 @@ from sgm_sde._utils.checks import (
     usable_device,
 )
 from sgm_sde._utils.shapes import Time, cpu_float64, expand, flat
-from sgm_sde._utils.value import Value
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.engine.reverse import ReverseSDE, ScoreFn, reverse_drift
 from sgm_sde.engine.times import same_time
+from sgm_sde.identity import Value, is_function, measured
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sgm_sde.processes.matrix import MatrixSDE
 
 MarginalKind = Literal["scalar", "matrix", "unknown"]
+COEFFICIENTS = 1e-9  # within which the coefficients of a process agree, of their largest
 
 
 class CheckError(AssertionError):
@@ -258,7 +259,28 @@ class SDE(Value, ABC):
         r"""The reverse process with stochasticity `eta`; see `ReverseSDE`."""
         return ReverseSDE(self, score_fn, eta)
 
+    def _coefficients(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """Functions of time that tell the process: the diffusion, of a drift that may be anything."""
+        return [self.g]
+
+    def _is_computed(self, part: object) -> bool:
+        """True for a function: its values are in the coefficients."""
+        return is_function(part)
+
+    def _computed(self) -> dict[str, object]:
+        """The coefficients at nine times."""
+        t = cpu_float64(measuring_times(self, 9))
+        values = [function(t).detach().reshape(-1).tolist() for function in self._coefficients()]
+        return {"coefficients": measured(values, COEFFICIENTS)}
+
     def nodes(self, times: Sequence[float]) -> Sequence[ProcessNode]:
         """The host-side coefficients at each of the given times."""
         g = self.g(cpu_float64(times)).tolist()
         return [ProcessNode(self, t, g_t) for t, g_t in zip(times, g, strict=True)]
+
+
+def measuring_times(sde: SDE, n: int) -> list[float]:
+    """Times of a process at which it and its scores are measured: n of them, in equal ratios, from T down."""
+    first = max(sde.eps, 1e-4 * sde.T)
+    ratio = first / sde.T
+    return [sde.T * ratio ** (k / (n - 1)) for k in range(n - 1)] + [first]

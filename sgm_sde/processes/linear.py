@@ -205,6 +205,10 @@ class LinearSDE(SDE):
         """alpha, sigma and their time derivatives at `t`, each of its shape, computed when they are asked for."""
         return MarginalAt(self, t)
 
+    def _coefficients(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """Scale and standard deviation of the marginal."""
+        return [self.alpha, self.sigma]
+
     def convert(self, source: str, target: str, x: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
         """A prediction at x (B, *) and t (B,) from a network's output there; see `SDE.convert`."""
         return converted(source, target, self.values(t), x, out, eta)

@@ -508,6 +508,10 @@ class MatrixSDE(SDE):
         arrays = [values.numpy() for values in (F, G, phi, N)]
         return [MatrixNode(self, *row) for row in zip(times, *arrays, strict=True)]
 
+    def _coefficients(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """Matrices of the drift, and the diffusion."""
+        return [self.drift_matrix, self.g]
+
     def convert(self, source: str, target: str, x: Tensor, t: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
         """A prediction at x (B, k, *) and t (B,) from a network's output there; see `SDE.convert`."""
         self.require_predictions(source, target)

@@ -34,7 +34,7 @@ from sgm_sde._utils.checks import check_integer
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde.engine.noise import SampleSeeds, resolve_seeds
 from sgm_sde.grids import Grid, GridRule
-from sgm_sde.identity import fingerprint, outputs, portable, spec
+from sgm_sde.identity import fingerprint, portable, spec
 from sgm_sde.likelihood import bits_per_dim
 from sgm_sde.processes.base import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.runs.store import Entry, Store, read_manifest, read_run, read_shard
@@ -48,6 +48,7 @@ from sgm_sde.sampling.statuses import NonFiniteWarning, UnfinishedWarning
 from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.scores import PerSample
 from sgm_sde.scores.guidance import ClassifierFree
+from sgm_sde.scores.outputs import outputs
 from sgm_sde.zoo.models import Model, load_model
 
 SHARD_BYTES = 4 * 2**20  # in a shard, about, where a batch is less

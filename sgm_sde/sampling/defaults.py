@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from sgm_sde._utils.checks import check_integer, moment
-from sgm_sde._utils.value import Value
 from sgm_sde.grids import Grid, GridRule, Thinned, rule
+from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
 from sgm_sde.schemes import Rosenbrock, Solver, UniC, resolve
 

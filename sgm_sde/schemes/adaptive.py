@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, number, one_of, settle
 from sgm_sde._utils.shapes import cpu_float64, flat
-from sgm_sde._utils.value import Value
 from sgm_sde.engine.adaptive import (
     Active,
     Attempt,
@@ -30,6 +29,7 @@ from sgm_sde.engine.adaptive import (
 from sgm_sde.engine.brownian import BrownianTree
 from sgm_sde.engine.coordinates import COORDINATES
 from sgm_sde.engine.phi import phi_values
+from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import MarginalAt, converted
 from sgm_sde.schemes.base import AdaptiveSolver, Problem

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import FAR, describe_argument, settle, stochasticity, unknown
-from sgm_sde._utils.value import Value
 from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
 from sgm_sde.engine.program import Form, Program, Step, compile_program
 from sgm_sde.grids import Grid, GridRule, rule
+from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.scores.model import BoundScore
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import FAR, check_integer, number, one_of, settle
 from sgm_sde._utils.shapes import cpu_float64, flat
-from sgm_sde._utils.value import Value
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Form, Program, Step
 from sgm_sde.grids import Grid
+from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.schemes.base import Solver, WrappedSolver
 from sgm_sde.schemes.euler import SONG

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import described, instance_of, real, reals, rows_of, settle
-from sgm_sde._utils.value import Value
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.engine.times import ROUNDING
+from sgm_sde.identity import Value
 from sgm_sde.schemes import dop853
 from sgm_sde.schemes.base import Solver
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from sgm_sde._utils.checks import described, float_dtype, instance_of, require_function
 from sgm_sde._utils.shapes import Time, batch_time, expand
 from sgm_sde._utils.tree import Path
-from sgm_sde._utils.value import Value
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
+from sgm_sde.identity import ReachesNetwork, Value, Writer
+from sgm_sde.processes.base import SDE, has_scalar_marginal, measuring_times, require_sde
 from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.time_labels import TimeLabel
 
@@ -29,7 +29,7 @@ class ScoreOptions(TypedDict, total=False):
     dtype: torch.dtype | None
 
 
-class Score(Value):
+class Score(Value, ReachesNetwork):
     r"""A network with the knowledge of what it predicts: callable as the score $s(x, t)$.
 
     Made by `from_noise`, `from_denoiser`, `from_v`, `from_flow`, `from_score`. Solvers use the network's
@@ -102,6 +102,27 @@ class Score(Value):
         if self._dtype is not None or self.parameter is None:
             return self._dtype
         return self.parameter.dtype
+
+    def _written(self, writer: Writer, above: tuple[int, ...]) -> dict[str, object]:
+        """Prediction, time label, scales, and the network or scores inside."""
+        parts = writer.parts(self)
+        inner = [name for name, item in parts.items() if _holds_score(item)]
+        known = writer.head(self) | {"sde": writer.write(self.sde, above)}
+        if not inner:
+            known["net"] = writer.network(self.net, above)
+
+        for name, item in parts.items():
+            if name in ("net", "sde"):
+                continue
+            if name in ("time_label", "input_scale") and callable(item):
+                known[name] = writer.function_of_times(item, measuring_times(self.sde, 9), above)
+            else:
+                known[name] = writer.write(item, above)
+        for name in inner:
+            _drop_process(known[name])
+
+        known["dtype"] = writer.write(self.dtype, above)
+        return known | writer.code_elsewhere(self, above)
 
     def cast_to(self, dtype: torch.dtype) -> Score:
         """The same score with x cast to `dtype` for the call."""
@@ -321,3 +342,14 @@ def as_density(score_fn: ScoreFn, sde: SDE) -> Score:
             f"than 1 or in an interval is not: a likelihood under it would be that of nothing"
         )
     return score
+
+
+def _holds_score(value: object) -> bool:
+    return isinstance(value, Score) or (isinstance(value, tuple) and bool(value) and isinstance(value[0], Score))
+
+
+def _drop_process(known: object) -> None:
+    """Take the process out of the spec of a score, or of a list of such, that is inside of one on the same process."""
+    for score in known if isinstance(known, list) else [known]:
+        if isinstance(score, dict):
+            score.pop("sde", None)

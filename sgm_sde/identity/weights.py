@@ -1,0 +1,128 @@
+"""Checksums, and the networks and weights that a score or function reaches."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class ReachesNetwork:
+    """A marker of scores: what they reach belongs to a function that names them in its module."""
+
+
+def checksum(value: object) -> str:
+    """SHA-256 of JSON values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, dtypes and shapes; "" without any."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        data = value.detach().cpu().contiguous()
+        digest.update(f"{name} {data.dtype} {tuple(data.shape)}\n".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest() if tensors else ""
+
+
+def weights(value: object) -> str:
+    """SHA-256 of all parameters, buffers and tensors that a score or function reaches; "" without any."""
+    found = list(reached(value))
+    if len(found) == 1 and isinstance(found[0], nn.Module):
+        return fingerprint(_tensors(found[0]))
+    named = {}
+    for i, one in enumerate(found):
+        for name, tensor in _tensors(one).items():
+            named[f"{i}.{name}"] = tensor
+    return fingerprint(named)
+
+
+def networks(value: object) -> list[nn.Module]:
+    """The modules that a score or function reaches."""
+    return [one for one in reached(value) if isinstance(one, nn.Module)]
+
+
+def _tensors(value: object) -> dict[str, Tensor]:
+    if isinstance(value, nn.Module):
+        return {name: item for name, item in value.state_dict().items() if isinstance(item, Tensor)}
+    return {"": torch.as_tensor(value)}
+
+
+def reached(value: object) -> Iterator[nn.Module | Tensor | np.ndarray]:
+    """Modules, tensors and arrays behind a score: its parts, and what functions close over, hold or name."""
+    return _reached(value, set(), 0)
+
+
+def _reached(value: object, seen: set[int], depth: int) -> Iterator[nn.Module | Tensor | np.ndarray]:
+    if id(value) in seen or depth > 12 or isinstance(value, str | bytes | int | float | type | ModuleType):
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Module | Tensor):
+        yield value
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind in "fiub":
+            yield value
+    else:
+        for part in _parts(value):
+            yield from _reached(part, seen, depth + 1)
+
+
+def _parts(value: object) -> list[object]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, list | tuple):
+        return [item for item in value if not isinstance(item, float | int)]
+
+    if isinstance(value, MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, FunctionType):
+        return _named(value)
+    if isinstance(value, BuiltinFunctionType):
+        return []
+
+    try:
+        held = list(vars(value).values())
+    except TypeError:  # slots, or an extension's object
+        held = []
+    call = type(value).__dict__.get("__call__")
+    return [*held, *([call] if isinstance(call, FunctionType) else [])]
+
+
+def _named(function: FunctionType) -> list[object]:
+    """Closure, defaults and globals of a function: data, and functions of the same module."""
+    found = [held for _, held in closure(function)]
+    found += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for name in _names(function.__code__):
+        named = function.__globals__.get(name)
+        own = isinstance(named, FunctionType) and named.__module__ == function.__module__
+        if own or isinstance(named, nn.Module | Tensor | np.ndarray | ReachesNetwork):
+            found.append(named)
+    return found
+
+
+def _names(code: CodeType) -> list[str]:
+    names = list(code.co_names)
+    for constant in code.co_consts:
+        if inspect.iscode(constant):
+            names += _names(constant)
+    return names
+
+
+def closure(function: FunctionType) -> Iterator[tuple[str, object]]:
+    """Names that a function closes over with what they hold; None for one that is not set yet."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            held = cell.cell_contents
+        except ValueError:
+            held = None
+        yield name, held
