@@ -158,10 +158,12 @@ class LatentScoreModel:
 
         def encoder(x: Tensor) -> Normal:
             law = autoencoder.encode(x).latent_dist
-            return Normal((law.mean - shift) * scale, law.std * scale)
+            mean = (law.mean - shift) * scale
+            return Normal(mean, law.std * scale)
 
         def decoder(z: Tensor) -> Tensor | Normal:
-            mean = autoencoder.decode(z / scale + shift).sample
+            decoded = autoencoder.decode(z / scale + shift)
+            mean = decoded.sample
             return mean if decoder_std is None else Normal(mean, decoder_std)
 
         return LatentScoreModel(encoder, decoder, score_fn, sde)

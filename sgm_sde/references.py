@@ -134,7 +134,7 @@ def cited(source: str) -> Iterator[Work]:
         named = AUTHORS_AND_YEAR.search(text)
         work = works().get(_identifier(identifier)) if identifier else None
         if work is None and named is not None:
-            authors, year = named[1], named[2]
+            authors, year = named.groups()
             work = None if identifier else _by_author(authors, year)
             work = work or _unlisted(authors.strip(), year, identifier)
         if work is not None:
@@ -155,6 +155,7 @@ def _unlisted(authors: str, year: str, identifier: re.Match[str] | None) -> Work
     """The entry of a work that the list does not have: what the source says of it, without a title."""
     authors = authors.replace(" & ", " and ").replace(" et al.", " and others").replace(", ", " and ")
     first = authors.partition(" and ")[0].split()[-1]
+
     number = doi = address = None
     if identifier:
         number, doi, address = identifier.groups()

@@ -768,8 +768,8 @@ class _ControlledMean:
 
         values: dict[int, tuple[Any, Any]] = {}
         value: Any = _features
-        r = self.nodes[-1].noise_level  # of the next such stage,
-        std = 0.0  # and of the noise that is fresh there
+        r = self.nodes[-1].noise_level  # of the next stage with fresh noise,
+        std = 0.0  # and of that noise
         noisy = [k for k, fresh in enumerate(self.fresh) if fresh and k]
         for k in reversed(noisy):
             y = self._places(k)

@@ -100,7 +100,9 @@ def _from_idx(images: Path, labels: Path) -> Images:
 def _from_npz(path: Path, split: str) -> Images:
     with reading(path, "arrays"):
         arrays = load_npz(path)
-    image_name, label_name = ("images", "labels") if "images" in arrays else (f"x_{split}", f"y_{split}")
+    plain = "images" in arrays
+    image_name = "images" if plain else f"x_{split}"
+    label_name = "labels" if plain else f"y_{split}"
     if image_name not in arrays:
         raise FileNotFoundError(f"{path} has neither 'images' nor {image_name!r}, only {sorted(arrays)}")
 

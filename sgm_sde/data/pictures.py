@@ -67,13 +67,7 @@ def save_grid(x: Tensor, path: Path | str, data_range: tuple[float, float] = (-1
     """
     pillow = _pillow()
     require_floating("x", x, "(B, C, H, W)")
-    instance_of("path", path, str | Path, "the path of a picture")
-    path = readable(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"path must end in .png, got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
-
+    path = _new_picture(path)
     data_range = range_of("data_range", data_range)
     columns = check_integer("columns", columns)
     if not are_images(tuple(x.shape[1:])) or not x.numel():
@@ -81,6 +75,17 @@ def save_grid(x: Tensor, path: Path | str, data_range: tuple[float, float] = (-1
 
     images = list(_eight_bits(x.detach().cpu(), data_range))
     write_atomically(path, _png(pillow, _sheet(images, columns)))
+    return path
+
+
+def _new_picture(path: Path | str) -> Path:
+    """The path of a PNG file in a folder that exists."""
+    instance_of("path", path, str | Path, "the path of a picture")
+    path = readable(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"path must end in .png, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     return path
 
 

@@ -45,14 +45,10 @@ def from_spec(data: object) -> Value:
 
 
 def _read(data: object, where: str) -> Any:
-    if isinstance(data, float) and not math.isfinite(data):
-        raise ValueError(f"{where} must be made of JSON values, got {data!r}")
-    if data is None or isinstance(data, bool | int | float | str):
-        return data
     if isinstance(data, list):
         return tuple(_read(item, f"{where}[{i}]") for i, item in enumerate(data))
     if not isinstance(data, dict):
-        raise ValueError(f"{where} must be made of JSON values, got {data!r}")
+        return _read_scalar(data, where)
 
     marks = [mark for mark in MARKS if mark in data]
     if not marks:
@@ -63,6 +59,13 @@ def _read(data: object, where: str) -> Any:
         raise ValueError(f"{where} is {marks[0]} only by its fingerprint: give it anew") from None
     except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise ValueError(f"{where} is not the spec of a value: {error}") from error
+
+
+def _read_scalar(data: object, where: str) -> object:
+    finite = not isinstance(data, float) or math.isfinite(data)
+    if finite and (data is None or isinstance(data, bool | int | float | str)):
+        return data
+    raise ValueError(f"{where} must be made of JSON values, got {data!r}")
 
 
 class _FingerprintOnly(Exception):

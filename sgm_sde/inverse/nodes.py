@@ -15,6 +15,7 @@ from sgm_sde._utils.checks import check_integer, number, one_of, settle
 from sgm_sde._utils.shapes import dot
 from sgm_sde._utils.tree import Path
 from sgm_sde.engine.executor import Hook, execute
+from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseSource, fixed_noise
 from sgm_sde.engine.program import Form, Program, Step
 from sgm_sde.grids import Grid
@@ -248,10 +249,8 @@ class RePaint(Replacement):
             first = i - self.jump
             program = self.solver.compile(sde, Grid(grid.times[first : i + 1]))
             inside = [_from_node(hook, first) for hook in hooks]
-            a, b2 = forward_kernel(nodes[i], nodes[first])
             for n in range(1, self.resamples):
-                z = noise.normal(tuple(x.shape), x.dtype, x.device)
-                x = a * x + math.sqrt(b2) * z
+                x = _diffused(x, nodes[i], nodes[first], noise)
                 if mean and i == grid.steps and n == self.resamples - 1:
                     program = self.solver.end_in_mean(program)
                 x = execute(program, x, model, noise, hooks=inside, grad=torch.is_grad_enabled()).x
@@ -262,6 +261,13 @@ class RePaint(Replacement):
     def end_in_mean(self, program: Program) -> Program:
         """The solver's, unless passes follow the last node."""
         return program if self.resamples > 1 and self._ends(program.steps) else super().end_in_mean(program)
+
+
+def _diffused(x: Tensor, end: Node, start: Node, noise: NoiseSource) -> Tensor:
+    """The forward process' step from the cleaner node `end` back to the noisier `start`."""
+    a, b2 = forward_kernel(end, start)
+    z = noise.normal(tuple(x.shape), x.dtype, x.device)
+    return a * x + math.sqrt(b2) * z
 
 
 def _from_node(hook: Hook, first: int) -> Hook:

@@ -518,7 +518,7 @@ class Measurement(Value):
         bad = ~torch.isfinite(y)
         if bool(bad.any()):
             raise ValueError(f"y has {int(bad.sum())} measured values that are not finite")
-        object.__setattr__(self, "y", y)
+        settle(self, y=y)
 
     def linear(self) -> LinearOperator:
         """The operator, where it is linear.

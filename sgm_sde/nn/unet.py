@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -128,6 +127,30 @@ class _Middle(nn.ModuleList):
         return mixed
 
 
+class _Parts(NamedTuple):
+    """Maker of a U-Net's stages, which share the width of the embedding, groups, heads and weight."""
+
+    embed: int
+    groups: int
+    heads: int
+    weight: float
+
+    def stage(self, width: int, out: int, attends: bool) -> _Stage:
+        attention = self._attention(out) if attends else nn.Identity()
+        return _Stage([self._block(width, out), attention])
+
+    def middle(self, width: int) -> _Middle:
+        first = self._block(width, width)
+        second = self._block(width, width)
+        return _Middle([first, self._attention(width), second])
+
+    def _block(self, width: int, out: int) -> _ResidualBlock:
+        return _ResidualBlock(width, out, self.embed, self.groups, self.weight)
+
+    def _attention(self, width: int) -> _SelfAttention:
+        return _SelfAttention(width, self.heads, self.groups, self.weight)
+
+
 def _octaves(n: int) -> Tensor:
     """Frequencies of half a period to 16 periods in a unit of the feature."""
     return 2.0 ** torch.linspace(-1, 4, n)
@@ -216,8 +239,7 @@ class UNet(nn.Module):
         lowest = len(channels) - 1
         attending = {*attention, lowest} if middle == "attention" else set(attention)
         _require_divisible(channels, attending, groups, heads)
-        if not set(attention) <= set(range(len(channels))):
-            raise ValueError(f"attention={tuple(attention)} must be indices into channels={tuple(channels)}")
+        _require_levels(attention, channels)
 
         self.patch = patch
         self.classes = classes
@@ -226,36 +248,25 @@ class UNet(nn.Module):
         self.register_buffer("frequencies", EMBEDDINGS[time](embed // 2))
         self.time = nn.Linear(embed, embed)
         self.mix = nn.Linear(embed, embed)
-        self.label = nn.Embedding(classes + 1, embed) if classes is not None else None
+        self.label = None if classes is None else nn.Embedding(classes + 1, embed)
 
         cut_channels = in_channels * patch**2
         self.first = nn.Conv2d(cut_channels, channels[0], 3, padding=1)
-        block = partial(_ResidualBlock, embed=embed, groups=groups, weight=scale)
-        self_attention = partial(_SelfAttention, heads=heads, groups=groups, weight=scale)
-
-        def stage(level: int, width: int) -> _Stage:
-            mixing = self_attention(channels[level]) if level in attention else nn.Identity()
-            return _Stage([block(width, channels[level]), mixing])
-
-        def centre(width: int) -> _Middle:
-            first = block(width, width)
-            second = block(width, width)
-            return _Middle([first, self_attention(width), second])
-
+        parts = _Parts(embed, groups, heads, scale)
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
         width = channels[0]
         skips: list[int] = []
         for level, out in enumerate(channels):
             for _ in range(blocks):
-                self.down.append(stage(level, width))
+                self.down.append(parts.stage(width, out, level in attention))
                 width = out
                 skips.append(width)
 
-        self.middle = centre(width) if middle == "attention" else stage(lowest, width)
+        self.middle = parts.middle(width) if middle == "attention" else parts.stage(width, width, lowest in attention)
         for level, out in reversed(list(enumerate(channels))):
             for _ in range(blocks):
-                self.up.append(stage(level, width + skips.pop()))
+                self.up.append(parts.stage(width + skips.pop(), out, level in attention))
                 width = out
 
         self.norm = nn.GroupNorm(groups, channels[0])
@@ -281,7 +292,8 @@ class UNet(nn.Module):
             raise ValueError(f"image sides must be multiples of {self.reduction}, got {tuple(x.shape)}")
 
         emb = self._embedding(t, y)
-        h = self.first(F.pixel_unshuffle(x, self.patch))
+        cut = F.pixel_unshuffle(x, self.patch)
+        h = self.first(cut)
 
         skips = []
         for i, stage in enumerate(self.down):
@@ -320,6 +332,12 @@ def _require_divisible(channels: Sequence[int], attending: Collection[int], grou
     for level, width in enumerate(channels):
         if width % groups or (level in attending and width % heads):
             raise ValueError(f"groups={groups} and heads={heads} must divide the channels, got {tuple(channels)}")
+
+
+def _require_levels(attention: Sequence[int], channels: Sequence[int]) -> None:
+    """Raise for attention at a level that there is not."""
+    if not set(attention) <= set(range(len(channels))):
+        raise ValueError(f"attention={tuple(attention)} must be indices into channels={tuple(channels)}")
 
 
 class EDMPreconditioned(nn.Module):

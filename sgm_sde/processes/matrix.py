@@ -182,7 +182,8 @@ class MatrixNode(ProcessNode):
 
         if source in ("data", "data_x"):
             inverse = np.linalg.inv(self.L)
-            return inverse, np.outer(-inverse @ self.mu, np.eye(k)[0])
+            block_0 = np.eye(k)[0]
+            return inverse, np.outer(-inverse @ self.mu, block_0)
 
         if source == "noise_v":
             return self._noise_from_last(1.0)

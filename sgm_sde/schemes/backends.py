@@ -116,9 +116,10 @@ class Backend(AdaptiveSolver):
         """Carry the samples of numbers `group` on together, and note how they ended."""
         model = problem.model
         before = model.nfe
-        index = group.to(problem.x.device)
         limit = math.inf if problem.calls is None else before + problem.calls
         seen = _Seen(limit, model, self.stops_at_nan)
+        index = group.to(problem.x.device)
+
         try:
             x = self._solve(problem, index, seen)
         except (OutOfCalls, GaveUp, AssertionError) as error:  # torchdiffeq gives up by assertions
@@ -358,14 +359,16 @@ class TorchSDE(Backend):
         import torchsde
 
         require_one_noise_level(self.name, problem.sde)
-        reverse = _Reverse(problem, index, seen, "ito" if self.method in ITO else "stratonovich")
+        calculus = "ito" if self.method in ITO else "stratonovich"
+        reverse = _Reverse(problem, index, seen, calculus)
         x = problem.x[index]
         y = flat(x)
         span = problem.start - problem.end
         ts = torch.tensor([0.0, span], dtype=y.dtype, device=y.device)
 
         seeds = [problem.seeds[i] for i in index.tolist()]
-        bm = _intervals(seeds, y, ts, levy="space-time" if self.method == "srk" else "none")
+        levy = "space-time" if self.method == "srk" else "none"
+        bm = _intervals(seeds, y, ts, levy)
         adaptive = problem.steps is None
         dt = span / 100 if problem.steps is None else span / problem.steps * (1 + STEP_ROUNDING)
         with warnings.catch_warnings():  # of noise that depends on the state, which this one does not

@@ -338,7 +338,8 @@ class ExponentialAdams(Exponential):
         part = self.part(s, t)
         finite = math.isfinite(part.coordinate(s))
         x = self.corrected(k)
-        if self.start == "warm" and "warm" not in k.memory and finite:
+        first = finite and "warm" not in k.memory
+        if self.start == "warm" and first:
             k.memory["warm"] = True
             return runge_kutta_step(replace(part, variant="exact"), k, self._inner)
 
@@ -476,17 +477,21 @@ class RES(Solver):
 
         y = k.x / s.alpha
         middle = k.at(float(s.sde.time(s.lam + t.lam)))
-        phi_12 = phi(1, -h / 2)
-        y2 = math.exp(-h / 2) * y + h / 2 * phi_12 * D1
-        D2 = k.evaluate(middle.alpha * y2, middle)
+        D2 = k.evaluate(middle.alpha * self._y2(y, h, D1), middle)
+        D3 = k.evaluate(t.alpha * self._y3(y, h, D1, D2), t)
+        return t.alpha * self._y(y, h, D1, D2, D3)
 
-        decayed = math.exp(-h) * y
-        phi_1 = phi(1, -h)
-        phi_2 = phi(2, -h)
-        a = 2 * phi(2, -h / 2) + 2 * phi_2
-        slope = (phi_1 - a) * D1 + a * D2
-        D3 = k.evaluate(t.alpha * (decayed + h * slope), t)
+    @staticmethod
+    def _y2(y: Form, h: float, D1: Form) -> Form:
+        return math.exp(-h / 2) * y + h / 2 * phi(1, -h / 2) * D1
 
-        b = phi_2 / 3
-        slope = (phi_1 - 5 * b) * D1 + 4 * b * D2 + b * D3
-        return t.alpha * (decayed + h * slope)
+    @staticmethod
+    def _y3(y: Form, h: float, D1: Form, D2: Form) -> Form:
+        a = 2 * phi(2, -h / 2) + 2 * phi(2, -h)
+        return math.exp(-h) * y + h * ((phi(1, -h) - a) * D1 + a * D2)
+
+    @staticmethod
+    def _y(y: Form, h: float, D1: Form, D2: Form, D3: Form) -> Form:
+        b = phi(2, -h) / 3
+        slope = (phi(1, -h) - 5 * b) * D1 + 4 * b * D2 + b * D3
+        return math.exp(-h) * y + h * slope

@@ -62,11 +62,8 @@ def compose_posteriors(
         >>> round(float(score(torch.zeros(1, 1), torch.tensor([1e-5]))), 2)  # of N(1, 1 / 3) at 0
         3.0
     """
-    require_floating("observations", observations)
+    n = _number_of(observations)
     require_function("prior_score", prior_score, "from parameters (B, *) to scores (B, *)", 1)
-    n = len(observations) if observations.ndim else 0
-    if n == 0:
-        raise ValueError(f"observations must be (n, *) with n of at least 1, got shape {tuple(observations.shape)}")
     single = as_density(score_fn, sde)
 
     def score(x: Tensor, t: Tensor) -> Tensor:
@@ -79,6 +76,14 @@ def compose_posteriors(
         return posteriors.sum(1) + expand(_prior_weight(sde, t, n), x) * prior
 
     return from_score(score, sde)
+
+
+def _number_of(observations: Tensor) -> int:
+    require_floating("observations", observations)
+    n = len(observations) if observations.ndim else 0
+    if n == 0:
+        raise ValueError(f"observations must be (n, *) with n of at least 1, got shape {tuple(observations.shape)}")
+    return n
 
 
 def _prior_weight(sde: LinearSDE, t: Tensor, n: int) -> Tensor:

@@ -168,6 +168,13 @@ def _checked_scale(scale: object, score: Score) -> Scale:
     return number("scale", scale, least=-FAR, most=FAR)
 
 
+def _require_named(negative: object) -> None:
+    """Raise TypeError unless negative arguments are given by their names."""
+    named = isinstance(negative, Mapping) and all(isinstance(key, str) for key in negative)
+    if not named or not negative:
+        raise TypeError(f"negative must map names of arguments to values, got {described(negative)}")
+
+
 def _given_scale(scale: float | PerSample, t: Tensor) -> float | Tensor:
     """A scale that does not depend on the noise level, at t (B,)."""
     if not isinstance(scale, PerSample):
@@ -310,8 +317,7 @@ class ClassifierFree(Extrapolation):
         if negative is not None:
             if null is not None:
                 raise ValueError("give null= or negative=, not both")
-            if not isinstance(negative, Mapping) or not negative or not all(isinstance(key, str) for key in negative):
-                raise TypeError(f"negative must map names of arguments to values, got {described(negative)}")
+            _require_named(negative)
         self.negative = None if negative is None else dict(negative)
 
         label = getattr(score.net, "NULL_LABEL", None)

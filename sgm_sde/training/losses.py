@@ -323,11 +323,7 @@ def _prepare(
     sde = score.sde
     if not has_scalar_marginal(sde):
         raise TypeError(f"this loss needs the kernel of a LinearSDE, got {sde!r}")
-    if not is_dense(x0) or not x0.is_floating_point() or x0.ndim == 0:
-        given = f"dtype {x0.dtype}" if is_dense(x0) else described(x0)
-        raise TypeError(f"data must be floating point (B, *), scaled as the network expects, got {given}")
-    if x0.device.type == "cpu":  # elsewhere a look would wait for the device
-        refuse_unscaled("x0", x0)
+    _require_data(x0)
 
     if times is not None:
         instance_of("times", times, Times, "a distribution of times, such as LogNormal()")
@@ -340,6 +336,15 @@ def _prepare(
         t = _given_times(sde, t, x0)
         factor = torch.ones_like(t)
     return sde, t, factor, x0.to(torch.promote_types(x0.dtype, torch.float32))
+
+
+def _require_data(x0: Tensor) -> None:
+    """Raise for data that are not floating point, or not scaled as networks expect."""
+    if not is_dense(x0) or not x0.is_floating_point() or x0.ndim == 0:
+        given = f"dtype {x0.dtype}" if is_dense(x0) else described(x0)
+        raise TypeError(f"data must be floating point (B, *), scaled as the network expects, got {given}")
+    if x0.device.type == "cpu":  # elsewhere a look would wait for the device
+        refuse_unscaled("x0", x0)
 
 
 def _given_times(sde: LinearSDE, t: Tensor, x0: Tensor) -> Tensor:
