@@ -11,7 +11,8 @@ still. Behind the window F is that of the window's last evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,45 +84,63 @@ def picard(
     """
     run = _Iteration(program, x, frozen, noise)
     report = _Report(run, on_node, on_evaluation)
-    called, last = run.called, len(program.stages) - 1
+    called = run.called
     n = len(called)
-    low, begin = 0, np.zeros(len(x), dtype=np.int64)  # each sample's first evaluation that does not stand
+    last = len(program.stages) - 1
+    scale_of = np.array([scales[k] for k in called])
+
+    def stage(c: int) -> int:
+        """The stage of the c-th evaluation, the last one behind all of them."""
+        return called[c] if c < n else last
+
+    low = 0
+    begin = np.zeros(len(x), dtype=np.int64)  # each sample's first evaluation that does not stand
     ends = np.minimum(begin + 1, n)  # of each sample's window: nothing is known yet that states behind follow from
-    run.advance(called[0] if n else last)
+    run.advance(stage(0))
     while low < n:
         high = int(ends.max())
-        before = [run.states[called[c]] for c in range(low, high)]
+        numbers = range(low, high)
+        before = [run.states[called[c]] for c in numbers]
         run.evaluate(outputs, begin, ends, low, high)
         run.restart(called[low] + 1)
         run.advance(called[high - 1] if high < n else last)
 
-        changes = [run.states[called[c]] - old for c, old in zip(range(low, high), before, strict=True)]
-        sizes = torch.stack([change.flatten(1).double().square().mean(1).sqrt() for change in changes]).cpu().numpy()
-        limits = tolerance * np.array([scales[called[c]] for c in range(low, high)])
-        number = np.arange(low, high)[:, None]
         # The first of a window depends on nothing that has changed; the others follow as long as none has moved.
-        stands = (number <= begin) | (sizes <= limits[:, None]) & (number < ends)
+        sizes = _sizes([run.states[called[c]] - old for c, old in zip(numbers, before, strict=True)])
+        limits = tolerance * scale_of[low:high, None]
+        number = np.arange(low, high)[:, None]
+        stands = (number <= begin) | (sizes <= limits) & (number < ends)
         begin = np.maximum(begin, low + np.cumprod(stands, 0).sum(0))
 
-        ends = np.minimum(begin + window, n)
         low = int(begin.min())
+        ends = np.minimum(begin + window, n)
         if low < n:
             run.advance(called[max(high, int(ends.max())) - 1])
-        report.until(called[low] if low < n else last)
-        run.forget(called[low] if low < n else last)
+        report.until(stage(low))
+        run.forget(stage(low))
     return Run(run.states[last], report.nodes)
+
+
+def _sizes(changes: Sequence[Tensor]) -> np.ndarray:
+    """Root mean squares (c, B) of changes (B, *)."""
+    squares = [change.flatten(1).double().square() for change in changes]
+    return torch.stack([square.mean(1).sqrt() for square in squares]).cpu().numpy()
 
 
 class _Iteration:
     """States, noises and what is kept of evaluations, by stage."""
 
     def __init__(self, program: Program, x: Tensor, frozen: Sequence[Frozen], noise: NoiseSource) -> None:
-        self.stages, self.x, self.frozen, self.noise = program.stages, x, frozen, noise
+        self.stages = program.stages
+        self.x = x
+        self.frozen = frozen
+        self.noise = noise
         self.called = [k for k, stage in enumerate(program.stages) if stage.evaluate]
         self.states: dict[int, Tensor] = {}
         self.kept: dict[int, Tensor] = {}  # F
         self.noises: dict[int, Tensor] = {}
         self.held = torch.zeros_like(x)  # F of each sample's last evaluation, in the place of those behind
+
         self._last_state, self._last_eval, self._last_noise = _last_uses(program)
         self._next = 0  # the first stage without a state
         self._drawn = 0  # stages whose noises are there
@@ -130,25 +149,34 @@ class _Iteration:
         self, outputs: Callable[[Rows, Tensor], Tensor], begin: np.ndarray, ends: np.ndarray, low: int, high: int
     ) -> None:
         """Call the network at all states in the windows, and keep what it says."""
-        inside = [np.flatnonzero((begin <= c) & (c < ends)) for c in range(low, high)]
-        rows = [(self.called[c], torch.from_numpy(some).to(self.x.device)) for c, some in enumerate(inside, low)]
+        numbers = range(low, high)
+        inside = [np.flatnonzero((begin <= c) & (c < ends)) for c in numbers]
+        rows = [(self.called[c], self._index(some)) for c, some in zip(numbers, inside, strict=True)]
         parts = [self.states[k][some] for k, some in rows]
         stacked = torch.cat(parts)
         out = outputs([(k, some) for k, some in rows if len(some)], stacked).to(stacked.dtype)
+        each = torch.split(out, [len(some) for some in inside])
 
-        sizes = [len(some) for _, some in rows]
         fresh: list[Tensor] = []
-        for (k, _), x, r in zip(rows, parts, torch.split(out, sizes), strict=True):
-            fresh.append(times(self.frozen[k].f_x, x) + times(self.frozen[k].f_r, r))
+        for (k, _), x, r in zip(rows, parts, each, strict=True):
+            of = self.frozen[k]
+            fresh.append(times(of.f_x, x) + times(of.f_r, r))
+
+        # Behind its window a sample has what the window's last evaluation says.
         held = self.held.clone()
-        for c, (_, some), value in zip(range(low, high), rows, fresh, strict=True):
-            ending = torch.from_numpy(ends[inside[c - low]] == c + 1).to(some.device)
-            held[some[ending]] = value[ending]
+        for c, some, value in zip(numbers, inside, fresh, strict=True):
+            ending = ends[some] == c + 1
+            held[self._index(some[ending])] = value[self._index(np.flatnonzero(ending))]
         self.held = held
-        for c, (k, some), value in zip(range(low, high), rows, fresh, strict=True):
-            behind = torch.from_numpy(ends <= c).to(self.x.device).reshape(-1, *[1] * (self.x.ndim - 1))
+
+        for c, (k, called), value in zip(numbers, rows, fresh, strict=True):
+            behind = self._index(ends <= c).reshape(-1, *[1] * (self.x.ndim - 1))
             known = torch.where(behind, held, self.kept.get(k, held))
-            self.kept[k] = known.index_copy(0, some, value)
+            self.kept[k] = known.index_copy(0, called, value)
+
+    def _index(self, samples: np.ndarray) -> Tensor:
+        """Numbers or a mask of samples, on the state's device."""
+        return torch.from_numpy(samples).to(self.x.device)
 
     def restart(self, k: int) -> None:
         """Compute states anew from stage k on."""
@@ -185,10 +213,9 @@ class _Iteration:
 
     def forget(self, done: int) -> None:
         """Leave out what no stage after `done` needs."""
-        needed = ((self.states, self._last_state), (self.kept, self._last_eval), (self.noises, self._last_noise))
-        for values, last in needed:
-            for j in [j for j in values if last.get(j, -1) <= done and (values is not self.states or j < done)]:
-                del values[j]
+        _drop(self.kept, self._last_eval, done)
+        _drop(self.noises, self._last_noise, done)
+        _drop(self.states, self._last_state, done, those_before=done)
 
 
 class _Report:
@@ -200,7 +227,9 @@ class _Report:
         on_node: Callable[[int, Tensor], object] | None,
         on_evaluation: Callable[[int, Tensor, Tensor], None] | None,
     ) -> None:
-        self._run, self._on_node, self._on_evaluation = run, on_node, on_evaluation
+        self._run = run
+        self._on_node = on_node
+        self._on_evaluation = on_evaluation
         self.nodes = 0
         self._next = 0
         self._waits = False
@@ -213,6 +242,7 @@ class _Report:
                 self.nodes += 1
                 if self._on_node is not None:
                     self._on_node(self.nodes - 1, run.states[j])
+
         for j in range(max(self._next - 1, 0), k):
             self._waits = self._waits or run.stages[j].node
             if self._waits and run.stages[j].evaluate:
@@ -222,12 +252,20 @@ class _Report:
         self._next = k + 1
 
 
+def _drop(values: dict[int, Tensor], last: Mapping[int, int], done: int, those_before: float = math.inf) -> None:
+    """Leave out values whose last use is not after stage `done`, of stages before a number."""
+    unused = [j for j in values if last.get(j, -1) <= done and j < those_before]
+    for j in unused:
+        del values[j]
+
+
 def _last_uses(program: Program) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
     """The last stage that needs each state, evaluation and noise."""
-    uses: tuple[dict[int, int], ...] = ({}, {}, {})
+    states: dict[int, int] = {}
+    evals: dict[int, int] = {}
+    noises: dict[int, int] = {}
     for k, stage in enumerate(program.stages):
-        for use, terms in zip(uses, (stage.states, stage.evals, stage.noises), strict=True):
-            use.update((j, k) for j, _ in terms)
-        uses[0].update((j, k) for j, _ in stage.evals)  # an evaluation follows from its state, too
-    states, evals, noises = uses
+        states.update((j, k) for j, _ in (*stage.states, *stage.evals))  # an evaluation follows from its state, too
+        evals.update((j, k) for j, _ in stage.evals)
+        noises.update((m, k) for m, _ in stage.noises)
     return states, evals, noises

@@ -12,7 +12,7 @@ memory of a run does not grow with the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -60,25 +60,31 @@ def align(times: np.ndarray, compile_on: Callable[[tuple[float, ...]], Program])
     for u, track in enumerate(tracks):
         track.write(table, u, starts)
 
-    first = next(track.program for track in tracks if track.program is not None)
-    spread = column_of.reshape(-1)
+    tokens = column_of.reshape(-1)
+
+    def of_tokens(values: np.ndarray) -> np.ndarray:
+        """Values of the columns (..., u) as those of the tokens (..., *)."""
+        return values[..., tokens].reshape(*values.shape[:-1], *shape)
+
     nodes = set(starts)
     stages = []
     draws: list[np.ndarray] = []
     for k in range(starts[-1] + 1):
-        terms: dict[str, Terms] = {
-            kind: tuple((j, Diagonal.of(c[spread].reshape(shape))) for j, c in sorted(table.terms[k][kind].items()))
-            for kind in ("states", "evals")
-        }
-        drawn = table.noises[k]
-        numbers = range(len(draws), len(draws) + len(drawn))
-        terms["noises"] = tuple(zip(numbers, (Diagonal.of(c[spread].reshape(shape)) for _, c in drawn), strict=True))
-        draws += [draw[spread].reshape(shape) for draw, _ in drawn]
+        states, evals = (_diagonals(table.terms[k][kind], of_tokens) for kind in ("states", "evals"))
+        noises = dict(enumerate((c for _, c in table.noises[k]), len(draws)))
+        draws += [of_tokens(draw) for draw, _ in table.noises[k]]
         t = float(table.times[k].max())
-        stages.append(Stage(t, **terms, evaluate=bool(table.asked[k].any()), node=k in nodes))
+        asked = bool(table.asked[k].any())
+        stages.append(Stage(t, states, evals, _diagonals(noises, of_tokens), evaluate=asked, node=k in nodes))
+
+    first = next(track.program for track in tracks if track.program is not None)
     program = Program(first.name, first.prediction, tuple(stages), first.eta, first.sigma_data)
-    at, asked = (values[:, spread].reshape(-1, *shape) for values in (table.times, table.asked))
-    return TokenProgram(program, at, asked, tuple(draws))
+    return TokenProgram(program, of_tokens(table.times), of_tokens(table.asked), tuple(draws))
+
+
+def _diagonals(terms: Mapping[int, np.ndarray], of_tokens: Callable[[np.ndarray], np.ndarray]) -> Terms:
+    """Terms with a coefficient for each token, in the order of their numbers."""
+    return tuple((j, Diagonal.of(of_tokens(c))) for j, c in sorted(terms.items()))
 
 
 class _Table:
@@ -96,7 +102,8 @@ class _Table:
         if place == len(self.noises[k]):
             self.noises[k].append((np.full(self.columns, NO_DRAW), np.zeros(self.columns)))
         numbers, coefficients = self.noises[k][place]
-        numbers[u], coefficients[u] = number, c
+        numbers[u] = number
+        coefficients[u] = c
 
     def add(self, k: int, kind: str, j: int, u: int, c: float) -> None:
         self.terms[k][kind].setdefault(j, np.zeros(self.columns))[u] += c
@@ -132,22 +139,27 @@ class _Track:
         place: dict[int, int] = {}  # of its stages in the table
         table.times[0, u] = self.column[0]
         for m, (start, end) in enumerate(pairwise(starts)):
-            taken = start
-            if self.moves(m):
-                i = self._nodes[self._step[m]]
-                place[i] = start
-                for b in range(self.length(m)):
-                    place[i + b] = start + b
-                    self._write_stage(table, u, i + b, place)
-                taken = start + self.length(m) - 1
-                last = i + self.length(m)
-                place[last] = end
-                self._write_terms(table, u, last, place)
-                table.times[end, u] = self.column[m + 1]
-            waiting = range(taken + 1, end if self.moves(m) else end + 1)
-            for k in waiting:
-                table.add(k, "states", k - 1, u, 1.0)
-                table.times[k, u] = table.times[k - 1, u]
+            if not self.moves(m):
+                self._wait(table, u, range(start + 1, end + 1))
+                continue
+
+            first = self._nodes[self._step[m]]
+            length = self.length(m)
+            for b in range(length):
+                place[first + b] = start + b
+                self._write_stage(table, u, first + b, place)
+            self._wait(table, u, range(start + length, end))  # for tokens of more stages
+
+            last = first + length
+            place[last] = end
+            self._write_terms(table, u, last, place)
+            table.times[end, u] = self.column[m + 1]
+
+    def _wait(self, table: _Table, u: int, stages: range) -> None:
+        """Leave the state of column u as it is through some stages."""
+        for k in stages:
+            table.add(k, "states", k - 1, u, 1.0)
+            table.times[k, u] = table.times[k - 1, u]
 
     def _write_stage(self, table: _Table, u: int, k: int, place: dict[int, int]) -> None:
         stage = self._stages[k]
