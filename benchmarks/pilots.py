@@ -4,8 +4,8 @@
 
 On each test bed (`benchmarks/beds.py`) a pilot of 32 noises of its own chooses for several budgets at once. Its choice
 is run on the bed's noises; the ratio is to the least error of the frozen registry there (`benchmarks/beds/best.json`),
-which has seen them. Takes ten minutes on one core. Beds that `pilots.json` in the folder has already are not run again,
-unless with `--anew`.
+which has seen them. Takes ten minutes on a core that does nothing else. Beds that `pilots.json` in the folder has
+already are not run again, unless with `--anew`.
 """
 
 from __future__ import annotations

@@ -106,19 +106,20 @@ def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
     corrected = {nodes: UniC(solver) for nodes, solver in straight.items()}
     noise = {nodes: DPMSolver(nodes, singlestep=False, start="cold", lower_final=False) for nodes in (3, 4, 5)}
     warm = DPMSolver(3, singlestep=False, start="warm", lower_final=True)
-    two, three, four = (one.solver for one in SETTINGS)
-    small = {nodes: UniC(_adams_on_small_data(nodes), nodes=nodes + 1) for nodes in (3, 4)}
+    two, three, four = (UniC(_adams(nodes, 0.7), nodes=corrector) for nodes, corrector in ((2, 3), (3, 3), (4, 5)))
+    small = {nodes: UniC(_adams(nodes, 0.4), nodes=nodes + 1) for nodes in (3, 4)}
 
     near, far = Widening(), Widening(first=0.01, last=2.5)
     early, late = Thinned(even=100.0, last=5.0), Thinned(even=100.0, last=2.0, clean=0.6)
-    of_few, of_some, of_many = (one.grid for one in SETTINGS)
+    middle, long = Thinned(), Thinned(last=5.0, near_data=3.0, clean=0.1)
+    wide = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
 
     crossed: list[tuple[Sequence[Solver | str], Sequence[GridRule | None]]]
     if nfe < SOME:
         crossed = [
             ([corrected[2], corrected[3], straight[3], two, three, noise[3]], [near, far]),
             ([corrected[3], noise[3]], [Widening(last=2.5), Widening(first=0.2, last=1.0), Widening(last=10.0)]),
-            ([two, small[3], corrected[2]], [of_few, of_many]),
+            ([two, small[3], corrected[2]], [wide, long]),
             (["midpoint", "dpm++2s", "ipndm3"], [LogSNR()]),
             (["ipndm2", "ipndm3"], [Karras()]),
             (["ipndm3", DEIS(2), UniPC(2, lower_final=True)], [Uniform()]),
@@ -126,10 +127,10 @@ def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
         ]
     elif nfe < MANY:
         crossed = [
-            ([corrected[2], corrected[3], two, three], [early, late, of_many]),
-            ([corrected[4], small[3]], [early, of_many]),
+            ([corrected[2], corrected[3], two, three], [early, late, long]),
+            ([corrected[4], small[3]], [early, long]),
             ([corrected[2], corrected[3], noise[4], small[3]], [near, far]),
-            ([two], [of_few, of_some]),
+            ([two], [wide, middle]),
             ([UniPC(2, lower_final=True), warm, noise[4], "dpm++2s", "ralston"], [LogSNR()]),
             ([DPMSolver(2, singlestep=False), "ipndm3"], [Karras()]),
             (["ipndm3"], [Uniform()]),
@@ -137,22 +138,28 @@ def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
         ]
     else:
         crossed = [
-            ([corrected[3], corrected[4], three, four, small[3], small[4]], [early, late, of_many]),
+            ([corrected[3], corrected[4], three, four, small[3], small[4]], [early, late, long]),
             ([three, corrected[4]], [Thinned(even=64.0)]),
-            ([three], [of_some]),
+            ([three], [middle]),
             ([corrected[2], corrected[3], three, small[3], small[4], noise[3], noise[4]], [far]),
             ([noise[4], noise[5]], [near]),
             ([UniPC(3, lower_final=True), warm, noise[4], noise[5], "unipc4", "lms4"], [LogSNR()]),
             ([warm, noise[4], "ipndm3"], [Karras()]),
             ([RectifiedAdams(2), RectifiedAdams(3), "rk4"], [None]),
         ]
-    return tuple(dict.fromkeys(Setting(one, rule) for solvers, rules in crossed for one in solvers for rule in rules))
+    found = (Setting(one, rule) for solvers, rules in crossed for one in solvers for rule in rules)
+    return tuple(dict.fromkeys([*SETTINGS, *found]))
 
 
-def _adams_on_small_data(nodes: int) -> Solver:
-    """`adams_near_noise` for data of less than unit scale, as images are."""
+def _adams(nodes: int, sigma_data: float) -> Solver:
+    """Adams' method on v in log-SNR, for data of a scale."""
     return Rosenbrock(
-        nodes, sigma_data=0.4, variable="log-snr", no_signal_above=NO_SIGNAL_ABOVE, start="cold", lower_final=False
+        nodes,
+        sigma_data=sigma_data,
+        variable="log-snr",
+        no_signal_above=NO_SIGNAL_ABOVE,
+        start="cold",
+        lower_final=False,
     )
 
 
