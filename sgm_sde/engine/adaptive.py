@@ -567,25 +567,30 @@ class EmbeddedStepper(Counting):
 
     def attempt(self, active: Active) -> Attempt:
         """One step of each sample."""
-        pair = self.pair
-        n_stages = len(pair.c)
-        stale = active.last_accepted & (not pair.fsal)
+        fsal = self.pair.fsal
+        n_stages = len(self.pair.c)
+        stale = active.last_accepted & (not fsal)
         first = self.first(active, active.carry, stale)
         step = self._step(active)
 
+        values, last = self._evaluations(active, first, step)
+        end = last if fsal else step(n_stages, values)
+        estimates = [step(i, values) for i in range(n_stages + 1, len(self.used))]
+        norms = [self._norm(estimate, active.y, end) for estimate in estimates]
+        carry = values[-1] if fsal else first
+        return Attempt(end, self.pair.error(norms), carry, first, estimates)
+
+    def _evaluations(
+        self, active: Active, first: State, step: Callable[[int, Sequence[State]], State]
+    ) -> tuple[list[State], State]:
+        """The evaluations of all stages, and the last stage's state."""
         values = [first]
         state = active.y
-        for i in range(1, n_stages):
-            c = pair.c[i]
+        for i, c in enumerate(self.pair.c[1:], start=1):
             state = step(i, values)
             u = active.u_next if c == 1 else active.u + c * active.h
             values.append(self.evaluate(active, state, u))
-        end = state if pair.fsal else step(n_stages, values)
-
-        estimates = [step(i, values) for i in range(n_stages + 1, len(self.used))]
-        norms = [self._norm(estimate, active.y, end) for estimate in estimates]
-        carry = values[-1] if pair.fsal else first
-        return Attempt(end, pair.error(norms), carry, first, estimates)
+        return values, state
 
     def _step(self, active: Active) -> Callable[[int, Sequence[State]], State]:
         """The combination of the state and the evaluations by row i of the table, as a function of i and these.

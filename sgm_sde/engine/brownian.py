@@ -227,18 +227,20 @@ class PathNoise:
         start, end, increment, node, cut = piece
         in_tree = node < 2**self._levels
         at = self._middle(start, end) if in_tree else place
-        before = self._variance(start, at)
-        after = self._variance(at, end)
-
         draw = node + (cut << 32)
-        near = self._stream.at(draw, tuple(increment.shape), increment.dtype, increment.device)
-        near *= math.sqrt(before * after / (before + after))
-        near.add_(increment, alpha=before / (before + after))
-        far = increment.sub_(near)
-
+        near, far = self._bridge(increment, self._variance(start, at), self._variance(at, end), draw)
         if in_tree:
             return [_Piece(at, end, far, 2 * node + 1, 0), _Piece(start, at, near, 2 * node, 0)]
         return [_Piece(at, end, far, node, cut + 1), _Piece(start, at, near, node, cut)]
+
+    def _bridge(self, increment: Tensor, before: float, after: float, draw: int) -> tuple[Tensor, Tensor]:
+        """The increments of two parts with these variances, given that of the whole, which is used up."""
+        total = before + after
+        near = self._stream.at(draw, tuple(increment.shape), increment.dtype, increment.device)
+        near *= math.sqrt(before * after / total)
+        near.add_(increment, alpha=before / total)
+        far = increment.sub_(near)
+        return near, far
 
     def _variance(self, a: float, b: float) -> float:
         return abs(self._brownian_time(b) - self._brownian_time(a))

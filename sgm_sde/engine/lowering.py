@@ -229,9 +229,10 @@ def fold_conversions(stages: Sequence[Stage], conversions: Sequence[Conversion])
     at_once = {j for j, later in users.items() if later == [j + 1]}
     rows: list[Row] = []
     for k, stage in enumerate(stages):
-        stored = k in users and k not in at_once
-        row = Row(dict(stage.states), {}, None, stage.noises, stored, stage.node)
-        row.evals = {j: b for j, b in stage.evals if j not in at_once}
+        row = Row(dict(stage.states), {}, None, stage.noises, k in users and k not in at_once, stage.node)
+        for j, b in stage.evals:
+            if j not in at_once:
+                row.evals[j] = b
 
         for j, b in stage.evals:
             if j in at_once:

@@ -88,20 +88,25 @@ def adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite:
     if outcome.count(COMPLETED) == len(outcome):
         return Status()
 
-    # First those whose own values failed, in the order of their times; those given up with another last.
-    def rank(i: int) -> tuple[bool, bool, float]:
-        return outcome[i] == GIVEN_UP, i not in not_finite, -not_finite.get(i, 0.0)
-
     samples = tuple(i for i, reason in enumerate(outcome) if reason != COMPLETED)
-    ranked = sorted(samples, key=rank)
-    first = ranked[0]
-    time = not_finite[first] if first in not_finite else float(t[first])
-
+    ranked = _ranked(samples, outcome, not_finite)
     reasons = [_reason(i, outcome[i], float(t[i]), not_finite) for i in ranked[:SHOWN_REASONS]]
     if len(samples) > SHOWN_REASONS:
         reasons.append("...")
     message = f"{len(samples)} of {len(outcome)} samples stopped before t={t_end:.6g} ({'; '.join(reasons)})"
+
+    first = ranked[0]
+    time = not_finite[first] if first in not_finite else float(t[first])
     return Status(False, message, time, samples)
+
+
+def _ranked(samples: Sequence[int], outcome: Sequence[str], not_finite: Mapping[int, float]) -> list[int]:
+    """First the samples whose own values failed, in the order of their times; those given up with another last."""
+
+    def rank(i: int) -> tuple[bool, bool, float]:
+        return outcome[i] == GIVEN_UP, i not in not_finite, -not_finite.get(i, 0.0)
+
+    return sorted(samples, key=rank)
 
 
 def _reason(i: int, outcome: str, t: float, not_finite: Mapping[int, float]) -> str:
