@@ -61,9 +61,9 @@ class SolverScheduler:
 
     Between calls the state is kept in at least float32; where the pipeline changes it, its change counts.
 
-    With diffusers imported, what is made here is one of its schedulers, too: `save_pretrained`, `from_pretrained` and
+    Where diffusers is imported, instances are schedulers of diffusers, too: `save_pretrained`, `from_pretrained` and
     `from_config` keep solver and grid, `compatibles` names what it can be swapped for, and pipelines load with it.
-    Copies and pickles of it go on where it stands, also in the middle of a run.
+    Copies and pickles of it continue from where it stands, also in the middle of a run.
 
     On flow matching the grid of a named solver is shifted as the configuration says (`shift`, or `mu` with
     `use_dynamic_shifting`), unless another one is given. Solvers of few steps take the timesteps of the distillation,
@@ -80,8 +80,8 @@ class SolverScheduler:
         T: where sampling starts, for flow matching. If not given, timesteps of the pipeline's own may start at 1 where
             the solver's coefficients are finite there, and start at 0.999 else.
         integer: timesteps as int64, each the nearest of the table, for models that look them up in an `nn.Embedding`.
-        unit_noise: `init_noise_sigma` is 1, as in diffusers, and not the standard deviation of the process there, which
-            is less by what is left of the data: the same seed gives the same image as there.
+        unit_noise: `init_noise_sigma` is 1, as in diffusers, instead of the standard deviation of the noise at the
+            first time, which is a little less: the same seed then gives the same image as in diffusers.
 
     Raises:
         ValueError: for options out of range; at a step, if there is none left or its timestep is not the run's.
@@ -213,7 +213,7 @@ class SolverScheduler:
         self._first = begin_index
 
     def _from(self, run: Stepper, index: int) -> Stepper:
-        """The run on what is left of its grid from one of its calls on."""
+        """The run on the rest of its grid, from one of its calls on."""
         starts = run.begins
         if index in starts:
             rest = [t for t in run.program.times if t <= run.times[index]]

@@ -677,7 +677,7 @@ def integrate(
     r"""Solve $dy/dt = L\,y + N(t, y)$ with steps of their own for every sample, forwards or backwards in t.
 
     Nothing is evaluated outside of [t0, t1]. A sample that has arrived, run out of steps or met a value that is not
-    finite leaves the batch in its last accepted state, and the others go on.
+    finite leaves the batch in its last accepted state, and the others continue.
 
     Args:
         rhs: N, as `rhs(t, y, index)` with t (b,) in float64 on the host, y of the form of `y0` with the b samples that

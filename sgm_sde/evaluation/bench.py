@@ -4,7 +4,7 @@
 
 Every cell of the table, a solver at a budget of network calls with one seed, is n samples drawn with a seed each,
 turned into 8-bit images and features, and compared with a reference; it is kept in a `Store` once it is measured. So a
-run that was killed goes on where it was, with the same result, and solvers, budgets and seeds may be added later.
+run that was killed is resumed, with the same result, and solvers, budgets and seeds may be added later.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def go_on(resume: SampleResult, sde: SDE, start: StartArguments, asked: StepArgu
     solver, grid = _rest(known, sde, replace(asked, final=final), past)
     if isinstance(solver, AdaptiveSolver):
         raise ValueError(
-            f"resume= goes on along a grid, and {solver.name} finds its own steps: "
+            f"resume= continues along a grid, and {solver.name} finds its own steps: "
             f"give it x_T=result.x and t_start={known.t:.6g}"
         )
 
@@ -268,7 +268,7 @@ def _rest(
 
     if len(past) == len(known.grid.times):
         raise ValueError(
-            f"the run has reached the end of its grid at t={known.t:.6g}: give nfe=, steps=, grid= or t_end= to go on"
+            f"the run has reached the end of its grid at t={known.t:.6g}: give nfe=, steps=, grid= or t_end= for more"
         )
     return resolve_any(solver), known.grid
 
@@ -308,14 +308,14 @@ def _continuation(resume: object, sde: SDE) -> Continuation:
         raise TypeError(f"resume must be the result of sample(), got {described(resume)}")
     known = resume.continuation
     if resume.control is not None:
-        raise ValueError("a run whose solver found its own steps cannot be resumed: resume= goes on along a grid")
+        raise ValueError("a run whose solver found its own steps cannot be resumed: resume= continues along a grid")
     if known is None:
         raise ValueError(
-            "the run is complete, and what it returned is no state to go on from: stop it on the way, by "
+            "the run is complete, and what it returned is no state to continue from: stop it on the way, by "
             "execution=Execution(until=...) or a callback, or end it with final='none'"
         )
     if sde is not known.sde and sde.spec() != known.sde.spec():
-        raise ValueError(f"a run on {known.sde!r} cannot go on on another process, got {sde!r}")
+        raise ValueError(f"a run on {known.sde!r} cannot be resumed on another process, got {sde!r}")
     return known
 
 

@@ -94,7 +94,7 @@ class SampleResult:
         seeds: the (seed, index) pair of each sample, which `seed=` takes again; a range takes no memory.
         network_evals: samples that the network has seen in all its calls, a guided score's branches counted apart.
         control: statistics of step control for each sample; None on a grid.
-        continuation: what `resume=` needs to go on, of a run on a grid that was stopped, or that ended with
+        continuation: state that `resume=` continues from, of a run on a grid that was stopped, or that ended with
             `final="none"`; where no dtype is converted its state shares the memory of the latter's `x`.
         log_prob: the samples' log-density, if asked for.
     """

@@ -74,9 +74,9 @@ def sample(
     status also names samples of a size that the noise and the network's own estimates along the way do not account for.
 
     A run on a grid that was stopped, by `Execution(until=...)` or a callback, is resumed by `resume=`, to the bit as if
-    it had not been stopped, multistep methods and correctors included. Another network may go on, and `solver`, the
-    steps from there (`nfe`, `steps`, `grid`, `t_end`), `noise` and `final` may be given anew. The noise goes on where
-    it was. A multistep method keeps its history of evaluations, whichever network made them; another method
+    it had not been stopped, multistep methods and correctors included. Another network may continue it, and `solver`,
+    the steps from there (`nfe`, `steps`, `grid`, `t_end`), `noise` and `final` may be given anew. The noise continues
+    where it was. A multistep method keeps its history of evaluations, whichever network made them; another method
     starts without one, and so does a run that had reached its end. Solvers that find their own steps are refused.
 
     Args:
@@ -113,7 +113,7 @@ def sample(
         record: what is kept or shown on the way: `Record(trajectory=..., callback=..., progress=...)`.
         execution: how the run is carried out: `Execution(batch_size=..., until=..., compile=..., enable_grad=...,
             dtype=..., device=..., parallel=..., tolerance=...)`.
-        resume: a result to go on from, which brings its states, seeds and dtype.
+        resume: a result to continue from, which brings its states, seeds and dtype.
         log_prob: whether the samples' log-density under the probability flow at `t_end` is found in the same network
             calls and one more, for deterministic solvers on a grid and with `final="none"`; or its trace, as
             `sg.log_prob` takes it.

@@ -85,7 +85,7 @@ class Stepper:
     """A run of a program whose network calls are made outside; made by `stepper`.
 
     Between calls the state is kept in at least float32. What the caller does to a state before the next call counts. A
-    run can be copied and pickled at any of its calls; the copy goes on from there.
+    run can be copied and pickled at any of its calls; the copy continues from there.
 
     Args:
         program: the table of a solver on a grid.

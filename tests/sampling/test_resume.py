@@ -252,7 +252,7 @@ def test_a_run_that_ended_goes_on() -> None:
         ({"solver": "dopri5"}, "dopri5 finds its own steps"),
         ({"grid": [0.9, 0.1]}, "the run stands at t=.* got one from t=0.9"),
         ({"execution": sg.Execution(until=0.99)}, "until must be a time of the grid between its ends, got 0.99"),
-        ({"sde": sg.VPSDE(beta_max=10.0)}, "cannot go on on another process"),
+        ({"sde": sg.VPSDE(beta_max=10.0)}, "cannot be resumed on another process"),
     ],
 )
 def test_what_cannot_go_on_is_refused(options: dict[str, Any], shown: str) -> None:
