@@ -108,29 +108,56 @@ def draw_with_log_prob(
         trace: True for the default, or as `log_prob` takes it.
         model_kwargs: passed on to the network.
     """
-    times, s = program.times, FixedGrid().data_std
-    estimate = resolve_trace(None if isinstance(trace, bool) else trace, x_T).estimate(x_T, seeds, True)
+    times = program.times
+    exact_or_probes = resolve_trace(None if isinstance(trace, bool) else trace, x_T)
+    estimate = exact_or_probes.estimate(x_T, seeds, True)
     model = TraceScore(score, sde, (times[-1], times[0]), model_kwargs, len(x_T))
     problem = Problem(model, x_T, times[-1], estimate, to_noise=False)
-    lam = np.array([node.lam for node in sde.nodes(times)])
-    if not np.isfinite(lam).all():
-        raise ValueError(f"log_prob=True needs a finite log-SNR at all times, and that at t = {times[0]:g} is infinite")
-    integrals = _Along(problem, Nodes(sde, times, quadrature_on(lam, s), s))
+    integrals = _Along(problem, _nodes(sde, times))
     x = execute(program, x_T, integrals, NoNoise(), grad=torch.is_grad_enabled()).x
     integrals.evaluate(x, model.times([times[-1]], x)[0])
     found = integrals.solution(x)
 
     # Where a rule begins below T, states there are the prior's in the scale of the linear part of the flow.
-    scale = float(sde.prior_transform(torch.ones(1, dtype=torch.float64), times[0])) / sde.prior_std
+    one = torch.ones(1, dtype=torch.float64)
+    scale = float(sde.prior_transform(one, times[0])) / sde.prior_std
     at_T = sde.prior_log_prob(x_T / scale) - problem.d * math.log(scale)
     value = at_T - found.volume
     check_finite(value, "the log-likelihood")
+
     protocol = LikelihoodProtocol(
-        "point log p_eps", times[-1], f"{program.name} with {len(times) - 1} steps", str(estimate),
-        f"N(0, {scale * sde.prior_std:.4g}^2)",
-    )  # fmt: skip
+        estimator="point log p_eps",
+        eps=times[-1],
+        method=f"{program.name} with {len(times) - 1} steps",
+        trace=str(estimate),
+        prior=f"N(0, {scale * sde.prior_std:.4g}^2)",
+    )
     result = LogProbResult(
-        value, found.stderr, found.error, x_T, at_T, -found.volume, torch.zeros_like(value), found.defect,
-        found.freedom, (), model.nfe, model.vjps, protocol,
-    )  # fmt: skip
+        value=value,
+        stderr=found.stderr,
+        error=found.error,
+        latent=x_T,
+        prior=at_T,
+        divergence=-found.volume,
+        decoder=torch.zeros_like(value),
+        defect=found.defect,
+        freedom=found.freedom,
+        unresolved=(),
+        nfe=model.nfe,
+        vjps=model.vjps,
+        protocol=protocol,
+    )
     return x, result
+
+
+def _nodes(sde: LinearSDE, times: tuple[float, ...]) -> Nodes:
+    """The grid of a run, with the quadrature on it.
+
+    Raises:
+        ValueError: where it begins at an infinite log-SNR.
+    """
+    s = FixedGrid().data_std
+    lam = np.array([node.lam for node in sde.nodes(times)])
+    if not np.isfinite(lam).all():
+        raise ValueError(f"log_prob=True needs a finite log-SNR at all times, and that at t = {times[0]:g} is infinite")
+    return Nodes(sde, times, quadrature_on(lam, s), s)

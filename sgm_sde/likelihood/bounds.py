@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from sgm_sde.likelihood.results import BoundResult
 from sgm_sde.processes.discrete import DiscreteVPSDE
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 from sgm_sde.scores.model import BoundScore
-from sgm_sde.scores.score import as_density
+from sgm_sde.scores.score import Score, as_density
 
 TIMES = ("log-snr", "time")
 VARIANCES = ("fixed-small", "fixed-large", "learned")
@@ -111,44 +112,65 @@ def elbo(
     score = as_density(score_fn, sde)
     eps = check_process(sde, eps)
     one_of("times", times, TIMES)
-    n_times, n_decodings = require_count("n_times", n_times), require_count("n_decodings", n_decodings)
+    n_times = require_count("n_times", n_times)
+    n_decodings = require_count("n_decodings", n_decodings)
     decoder = decoder_of(x, n_levels, data_range, dtype)
-    draws = _Draws(decoder, resolve_seeds(seed, generator, len(x)), data_std if control_variate else None)
+    control = data_std if control_variate else None
+    draws = _Draws(decoder, resolve_seeds(seed, generator, len(x)), control)
     model = BoundScore(score, sde, (eps, sde.T), model_kwargs)
     start, end = sde.nodes([sde.T, eps])
-    errors, terms = [], []
+
+    errors = []
+    terms = []
     with torch.set_grad_enabled(enable_grad):
         for i in range(n_times):
             u = draws.uniform()
-            u = (i + u) / n_times if stratified else u
-            if times == "log-snr":
-                t = sde.time(2 * (start.lam + u * (end.lam - start.lam))).clamp(eps, sde.T)
-                weight = torch.full_like(u, end.lam - start.lam)
-            else:
-                t = sde.T + u * (eps - sde.T)
-                weight = (sde.d_sigma(t) / sde.sigma(t) - sde.rate(t)) * (sde.T - eps)  # -dlambda/dt of the whole
-            alpha, sigma = (c.to(decoder.x) for c in (sde.alpha(t), sde.sigma(t)))
-            noise, x_t = draws.noised(expand(alpha, decoder.x), expand(sigma, decoder.x))
-            error = flat((noise - model.predict_at("noise", x_t, t)).square()).sum(1)
+            if stratified:
+                u = (i + u) / n_times
+            t, weight = _time_with_weight(sde, u, times, start, end)
+            error, without_noise = draws.squared_error(model, sde, t)
             errors.append(error.detach())
-            terms.append(weight.to(error) / n_times * (error - draws.excess(noise, alpha, sigma)))
+            terms.append(weight.to(error) / n_times * without_noise)
+
         stacked = torch.stack(terms)
         reconstruction, variance = draws.decode(model, end, lambda: end.sigma / end.alpha, n_decodings)
         prior = _divergence_from_prior(start, decoder.x, sde.prior_std)
         value = -(prior + stacked.sum(0) + reconstruction)
     check_finite(value, "the bound")
-    if not stratified:
-        variance = variance + _variance_of_mean(n_times * stacked.T)
-    elif n_times < 3:
-        variance = torch.full_like(variance, math.nan)
-    else:
-        variance = variance + probe_error(stacked.detach()[:, :, None], torch.ones(n_times))[0].square()
+
     kind = "stratified" if stratified else "independent"
     protocol = (
         f"continuous-time variational bound under the prior N(0, {sde.prior_std:.4g}^2) with {n_times} {kind} times, "
         f"uniform in {times}, and {draws.decoder_words} at eps = {eps:g}"
     )
+    variance = variance + _variance_over_times(stacked, stratified)
     return draws.result(value, variance, prior, stacked, reconstruction, errors, model.nfe, protocol)
+
+
+def _time_with_weight(
+    sde: LinearSDE, u: Tensor, times: str, start: LinearNode, end: LinearNode
+) -> tuple[Tensor, Tensor]:
+    """Times (B,) at fractions u from the start to the end, and the weights of the squared error there."""
+    if times == "log-snr":
+        length = end.lam - start.lam
+        t = sde.time(2 * (start.lam + u * length)).clamp(end.t, sde.T)
+        return t, torch.full_like(u, length)
+
+    length = end.t - sde.T
+    t = sde.T + u * length
+    slope = sde.d_sigma(t) / sde.sigma(t) - sde.rate(t)  # -dlambda/dt
+    return t, slope * -length
+
+
+def _variance_over_times(terms: Tensor, stratified: bool) -> Tensor:
+    """Variance of the sum of terms (times, B) of drawn times, NaN where too few were drawn to tell."""
+    n = len(terms)
+    if not stratified:
+        return _variance_of_mean(n * terms.T)
+    if n < 3:
+        return torch.full_like(terms[0].detach(), math.nan)
+    stderr, _ = probe_error(terms.detach()[:, :, None], torch.ones(n))
+    return stderr.square()
 
 
 class LearnedVariance(nn.Module):
@@ -261,57 +283,139 @@ def ddpm_bound(
     if not isinstance(sde, DiscreteVPSDE):
         raise TypeError(f"DDPM's bound needs a DiscreteVPSDE, got {sde!r}: elbo is for any linear process")
     one_of("variance", variance, VARIANCES)
-    repeats, n_decodings = require_count("repeats", repeats), require_count("n_decodings", n_decodings)
+    repeats = require_count("repeats", repeats)
+    n_decodings = require_count("n_decodings", n_decodings)
     clip = None if clip is None else range_of("clip", clip)
+    plain = variance != "learned" and clip is None
+    decoder = decoder_of(x, n_levels, data_range, dtype)
+    seeds = resolve_seeds(seed, generator, len(x))
+    draws = _Draws(decoder, seeds, data_std if control_variate and plain else None)
+    first = sde.nodes(sde.times)[0]
+    model = BoundScore(score, sde, (first.t, sde.T), model_kwargs)
+    ladder = _Ladder(sde, model, draws, variance, _learned(score, variance), clip)
+
+    with torch.set_grad_enabled(enable_grad):
+        drawn = ladder.terms(repeats)
+        stacked = drawn.mean(2)
+        std_of_last = partial(ladder.std, 0)
+        reconstruction, spread = draws.decode(model, ladder.nodes[0], std_of_last, n_decodings, clip)
+        prior = _divergence_from_prior(ladder.nodes[-1], decoder.x, 1.0)
+        value = -(prior + stacked.sum(0) + reconstruction)
+    check_finite(value, "the bound")
+
+    spread = spread + _variance_of_mean(drawn).sum(0)
+    protocol = f"DDPM's variational bound over {ladder}, and {draws.decoder_words}"
+    return draws.result(value, spread, prior, stacked, reconstruction, ladder.errors, model.nfe, protocol)
+
+
+def _learned(score: Score, variance: str) -> LearnedVariance | None:
+    """The network that has the variance of the steps, if it has one.
+
+    Raises:
+        TypeError: where one is asked for and there is none.
+    """
     learned = score.net if isinstance(score.net, LearnedVariance) else None
     if variance == "learned" and learned is None:
         raise TypeError(f"variance='learned' needs a network wrapped in LearnedVariance, got {score!r}")
-    decoder = decoder_of(x, n_levels, data_range, dtype)
-    plain = variance != "learned" and clip is None
-    draws = _Draws(decoder, resolve_seeds(seed, generator, len(x)), data_std if control_variate and plain else None)
-    betas, nodes = sde.betas, sde.nodes(sde.times)
-    model = BoundScore(score, sde, (nodes[0].t, sde.T), model_kwargs)
-    small = [b * (s.sigma / t.sigma) ** 2 for b, s, t in zip(betas[1:], nodes[:-1], nodes[1:], strict=True)]
-    small = [small[0], *small]
+    return learned
 
-    def step_variance(i: int) -> Tensor | float:
+
+class _Ladder:
+    """DDPM's reverse steps, and the terms of its bound.
+
+    Args:
+        sde: the ladder of noise levels.
+        model: the network.
+        draws: of noises.
+        variance: of the steps, as `ddpm_bound` takes it.
+        learned: the network that has it, for `"learned"`.
+        clip: range to which the denoised data are clipped, if any.
+
+    Attributes:
+        errors: squared errors of the noise so far, each (B,).
+    """
+
+    def __init__(
+        self,
+        sde: DiscreteVPSDE,
+        model: BoundScore,
+        draws: _Draws,
+        variance: str,
+        learned: LearnedVariance | None,
+        clip: tuple[float, float] | None,
+    ) -> None:
+        self.model = model
+        self.draws = draws
+        self.kind = variance
+        self.learned = learned
+        self.clip = clip
+        self.betas = sde.betas
+        self.nodes = sde.nodes(sde.times)
+        self.errors: list[Tensor] = []
+
+        # beta-tilde, of which the first would be 0.
+        pairs = zip(self.betas[1:], self.nodes[:-1], self.nodes[1:], strict=True)
+        small = [beta * (s.sigma / t.sigma) ** 2 for beta, s, t in pairs]
+        self.small = [small[0], *small]
+
+    def variance(self, i: int) -> Tensor | float:
         """Of the step to node i - 1, a number or (B, *)."""
-        if variance == "learned":
-            assert learned is not None and learned.fraction is not None
-            return small[i] * (betas[i] / small[i]) ** learned.fraction.to(decoder.x.dtype)
-        return betas[i] if variance == "fixed-large" and i else small[i]
+        if self.kind == "learned":
+            assert self.learned is not None and self.learned.fraction is not None
+            v = self.learned.fraction.to(self.draws.x.dtype)
+            return self.small[i] * (self.betas[i] / self.small[i]) ** v
+        return self.betas[i] if self.kind == "fixed-large" and i else self.small[i]
 
-    def step(i: int) -> tuple[Tensor, Tensor]:
-        """A draw of the term of the step to node i - 1, and of the squared error of its noise, (B,)."""
-        s, t = nodes[i - 1], nodes[i]
-        noise, x_t = draws.noised(t.alpha, t.sigma)
-        D = model.predict("data", x_t, t.t)
-        error = flat((D - decoder.x).square()).sum(1) * (t.alpha / t.sigma) ** 2
-        v, per_data = step_variance(i), s.alpha * betas[i] / t.sigma**2
-        off = per_data * (decoder.x - (D if clip is None else D.clamp(*clip)))
-        log_ratio = (v / small[i]).log() if isinstance(v, Tensor) else math.log(v / small[i])
-        term = flat(0.5 * (log_ratio + small[i] / v - 1) + off.square() / (2 * v)).sum(1)
-        if plain:  # x - D is -sigma/alpha times the error of the noise
-            term = term - (per_data * t.sigma / t.alpha) ** 2 / (2 * v) * draws.excess(noise, t.alpha, t.sigma)
-        return term, error.detach()
+    def std(self, i: int) -> Tensor | float:
+        """Its root."""
+        return self.variance(i) ** 0.5
 
-    with torch.set_grad_enabled(enable_grad):
-        steps = [[step(i) for _ in range(repeats)] for i in range(len(nodes) - 1, 0, -1)]
-        all_terms = torch.stack([torch.stack([term for term, _ in drawn], 1) for drawn in steps])  # (steps, B, repeats)
-        stacked = all_terms.mean(2)
-        reconstruction, spread = draws.decode(model, nodes[0], lambda: step_variance(0) ** 0.5, n_decodings, clip)
-        prior = _divergence_from_prior(nodes[-1], decoder.x, 1.0)
-        value = -(prior + stacked.sum(0) + reconstruction)
-    check_finite(value, "the bound")
-    spread = spread + _variance_of_mean(all_terms).sum(0)
-    errors = [error for drawn in steps for _, error in drawn]
-    how = {"learned": "learned variance", "fixed-small": "variance beta-tilde", "fixed-large": "variance beta"}
-    clipped = "" if clip is None else f", data clipped to ({clip[0]:g}, {clip[1]:g})"
-    protocol = (
-        f"DDPM's variational bound over {len(nodes)} steps with {how[variance]} under the prior N(0, 1){clipped}, and "
-        f"{draws.decoder_words}"
-    )
-    return draws.result(value, spread, prior, stacked, reconstruction, errors, model.nfe, protocol)
+    def terms(self, repeats: int) -> Tensor:
+        """Draws of all terms, from the noise's end, (steps, B, repeats)."""
+        steps = range(len(self.nodes) - 1, 0, -1)
+        return torch.stack([torch.stack([self.term(i) for _ in range(repeats)], 1) for i in steps])
+
+    def term(self, i: int) -> Tensor:
+        """A draw of the term of the step to node i - 1, (B,)."""
+        t = self.nodes[i]
+        x = self.draws.x
+        noise, x_t = self.draws.noised(t.alpha, t.sigma)
+        D = self.model.predict("data", x_t, t.t)
+        error = flat((D - x).square()).sum(1) * (t.alpha / t.sigma) ** 2
+        self.errors.append(error.detach())
+
+        # The two means differ by `per_data` times what the denoiser is off.
+        v = self.variance(i)
+        per_data = self.nodes[i - 1].alpha * self.betas[i] / t.sigma**2
+        off = per_data * (x - _clipped(D, self.clip))
+        of_mean = off.square() / (2 * v)
+        term = flat(self._of_variance(i, v) + of_mean).sum(1)
+        return term - self._excess(i, noise, per_data, v)
+
+    def _excess(self, i: int, noise: Tensor, per_data: float, v: Tensor | float) -> Tensor | float:
+        """The control variate of the term, where its mean is known to be 0."""
+        if self.kind == "learned" or self.clip is not None:
+            return 0.0
+        t = self.nodes[i]
+        per_noise = per_data * t.sigma / t.alpha  # x - D is -sigma/alpha times the error of the noise
+        share = per_noise**2 / (2 * v)
+        return share * self.draws.excess(noise, t.alpha, t.sigma)
+
+    def _of_variance(self, i: int, v: Tensor | float) -> Tensor | float:
+        """Cost of the step to node i - 1, entry by entry, for a variance other than beta-tilde."""
+        ratio = v / self.small[i]
+        log_ratio = ratio.log() if isinstance(ratio, Tensor) else math.log(ratio)
+        return 0.5 * (log_ratio + self.small[i] / v - 1)
+
+    def __str__(self) -> str:
+        kinds = {"learned": "learned variance", "fixed-small": "variance beta-tilde", "fixed-large": "variance beta"}
+        clipped = "" if self.clip is None else f", data clipped to ({self.clip[0]:g}, {self.clip[1]:g})"
+        return f"{len(self.nodes)} steps with {kinds[self.kind]} under the prior N(0, 1){clipped}"
+
+
+def _clipped(D: Tensor, clip: tuple[float, float] | None) -> Tensor:
+    """Denoised data in a range, if there is one."""
+    return D if clip is None else D.clamp(*clip)
 
 
 def _divergence_from_prior(node: LinearNode, x: Tensor, std: float) -> Tensor:
@@ -360,6 +464,14 @@ class _Draws:
         g = 1 / (1 + (sigma / (alpha * self.s)) ** 2)
         return g**2 * (flat(noise.square()).sum(1) - self.d)
 
+    def squared_error(self, model: BoundScore, sde: LinearSDE, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared errors of the noise at times (B,), (B,), and the same without what Gaussian data would leave."""
+        alpha = sde.alpha(t).to(self.x)
+        sigma = sde.sigma(t).to(self.x)
+        noise, x_t = self.noised(expand(alpha, self.x), expand(sigma, self.x))
+        error = flat((noise - model.predict_at("noise", x_t, t)).square()).sum(1)
+        return error, error - self.excess(noise, alpha, sigma)
+
     def decode(
         self,
         model: BoundScore,
@@ -374,7 +486,7 @@ class _Draws:
             z = self.decodings.normal(self.shape, self.x.dtype, self.x.device)
             D = model.predict("data", node.alpha * self.x + node.sigma * z, node.t)
             s = std()
-            value = -self.decoder(D if clip is None else D.clamp(*clip), s)
+            value = -self.decoder(_clipped(D, clip), s)
             if self.points and not isinstance(s, Tensor):
                 value = value - 0.5 * (node.sigma / (node.alpha * s)) ** 2 * self.excess(z, node.alpha, node.sigma)
             values.append(value)
@@ -393,8 +505,16 @@ class _Draws:
         protocol: str,
     ) -> BoundResult:
         """The bound with its parts."""
-        simple = torch.stack(tuple(errors)).mean(0) / self.d
         return BoundResult(
-            value, variance.sqrt(), prior, terms.sum(0), reconstruction, terms, simple, nfe, self.d, protocol,
-            not self.points,
-        )  # fmt: skip
+            value=value,
+            stderr=variance.sqrt(),
+            prior=prior,
+            diffusion=terms.sum(0),
+            reconstruction=reconstruction,
+            terms=terms,
+            simple=torch.stack(tuple(errors)).mean(0) / self.d,
+            nfe=nfe,
+            dim=self.d,
+            protocol=protocol,
+            discrete=not self.points,
+        )

@@ -81,15 +81,11 @@ class Levels:
         n_levels = require_count("n_levels", n_levels, 2)
         low, high = range_of("data_range", data_range)
         dtype = torch.get_default_dtype() if dtype is None else float_dtype("dtype", dtype)
-        if images.ndim < 2 or images.numel() == 0:
-            raise ValueError(f"images must have the shape (B, *), got {tuple(images.shape)}")
-        least, most = int(images.min()), int(images.max())
-        if least < 0 or most >= n_levels:
-            raise ValueError(f"images must lie in [0, {n_levels}) for n_levels={n_levels}, got {least} to {most}")
-        refuse_cast("images", images, n_levels)
+        _check_levels(images, n_levels)
+
         width = (high - low) / n_levels
-        x = (low + width * (images.double() + 0.5)).to(dtype)
-        return Levels(images, n_levels, low, width, x)
+        middle = low + width * (images.double() + 0.5)
+        return Levels(images, n_levels, low, width, middle.to(dtype))
 
     def __call__(self, mean: Tensor, std: Tensor | float) -> Tensor:
         """Log of the mass (B,) that N(mean, std^2) has in the bins; the outermost go on for ever."""
@@ -101,6 +97,17 @@ class Levels:
         low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
         log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
         return flat(log_high + torch.log1p(-(log_low - log_high).exp())).sum(1)
+
+
+def _check_levels(images: Tensor, n_levels: int) -> None:
+    """Raise ValueError unless images are (B, *) in [0, n_levels), and not 0 and 1 alone of many levels."""
+    if images.ndim < 2 or images.numel() == 0:
+        raise ValueError(f"images must have the shape (B, *), got {tuple(images.shape)}")
+    least = int(images.min())
+    most = int(images.max())
+    if least < 0 or most >= n_levels:
+        raise ValueError(f"images must lie in [0, {n_levels}) for n_levels={n_levels}, got {least} to {most}")
+    refuse_cast("images", images, n_levels)
 
 
 def is_integer(x: object) -> bool:

@@ -12,19 +12,19 @@ from torch import Tensor
 from sgm_sde._utils.checks import described, flag, one_of, require_function
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.warn import warn
-from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_process, require_count
 from sgm_sde.likelihood.decoders import Levels, diffuse, normal_log_prob
 from sgm_sde.likelihood.flow import chosen_trace, log_prob
 from sgm_sde.likelihood.joint import velocity_bound
-from sgm_sde.likelihood.methods import Hutchinson, resolve_method
+from sgm_sde.likelihood.methods import Hutchinson, Trace, resolve_method
 from sgm_sde.likelihood.results import BitsPerDimResult, LogProbResult
 from sgm_sde.processes.base import has_matrix_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.scores.model import BoundScore
-from sgm_sde.scores.score import as_density
+from sgm_sde.scores.score import Score, as_density
 
 DEQUANTISATIONS = {
     "uniform": "uniform dequantisation",
@@ -124,7 +124,44 @@ def bits_per_dim(
         >>> sg.bits_per_dim(score, sde, images, n_levels=17, data_range=(-1, 1), seed=0)  # doctest: +SKIP
     """
     levels = Levels.of(images, n_levels, data_range, dtype)
-    repeats, importance = require_count("repeats", repeats), flag("importance", importance)
+    repeats = require_count("repeats", repeats)
+    importance = flag("importance", importance)
+    _check_options(dequantize, sde, options)
+    seeds = resolve_seeds(seed, generator, len(images))
+    asked = _Question(as_density(score_fn, sde), sde, levels, dequantize, NoiseStream(seeds, "dequantisation"), options)
+
+    nats = []
+    for draw in range(repeats):
+        result, log_prob_of_level = asked.draw(draw, seeds)
+        nats.append(-log_prob_of_level)
+    scale = images[0].numel() * math.log(2)
+    draws = torch.stack(nats) / scale
+    per_image = _bound(draws, images[0].numel()) if importance else draws.mean(0)
+
+    value = float(per_image.mean())
+    guess = math.log2(n_levels)
+    _judge(value, n_levels, data_range, dequantize, options)
+    _judge_negative(per_image, result, data_range)
+    plain = not has_matrix_marginal(sde) and options.get("prior") is None
+    if plain and value <= guess:
+        _judge_latents(result.latent / sde.prior_std, data_range)
+
+    estimator, how = _in_words(dequantize, repeats, importance)
+    stderr = float(per_image.std()) / math.sqrt(len(per_image)) if len(per_image) > 1 else math.nan
+    return BitsPerDimResult(
+        value=value,
+        stderr=stderr,
+        per_image=per_image,
+        repeats=draws,
+        nfe=asked.nfe,
+        estimator=estimator,
+        protocol=f"{estimator} {how}, {n_levels} levels; {result.protocol}",
+        guess=guess,
+    )
+
+
+def _check_options(dequantize: str | Dequantisation, sde: object, options: Mapping[str, object]) -> None:
+    """Raise for a dequantisation that is none or not for the process, and for options of `log_prob` alone."""
     if isinstance(dequantize, str):
         one_of("dequantize, where it is a name,", dequantize, DEQUANTISATIONS)
     else:
@@ -132,65 +169,101 @@ def bits_per_dim(
     for option in ("enable_grad", "decoder"):
         if options.get(option):
             raise ValueError(f"bits_per_dim has no {option}: use log_prob({option}=...)")
-    score = as_density(score_fn, sde)
-    density: Callable[..., LogProbResult] = log_prob
-    linear: LinearSDE | None = None
-    if has_matrix_marginal(sde):
-        if dequantize in ("diffusion", "truncated-normal"):
-            raise ValueError(f"dequantize={dequantize!r} needs a LinearSDE, got {sde!r}")
-        density = velocity_bound
-        given = options.get("eps")
-        options["eps"] = eps = sde.likelihood_eps if given is None else given
-    else:
-        options["eps"] = eps = check_process(sde, options.get("eps"))
-        linear = sde
-    seeds = resolve_seeds(seed, generator, len(images))
-    stream = NoiseStream(seeds, "dequantisation")
-    model = BoundScore(score, sde, (eps, sde.T), options.get("model_kwargs"))
-    d, values, nfe = images[0].numel(), [], 0
-    result: LogProbResult | None = None
-    for draw in range(repeats):
-        if dequantize == "diffusion":
+    if has_matrix_marginal(sde) and dequantize in ("diffusion", "truncated-normal"):
+        raise ValueError(f"dequantize={dequantize!r} needs a LinearSDE, got {sde!r}")
+
+
+class _Question:
+    """Checked arguments of a number of bits, of which each draw is one dequantisation.
+
+    Attributes:
+        nfe: network calls so far.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        sde: LinearSDE | MatrixSDE,
+        levels: Levels,
+        dequantize: str | Dequantisation,
+        stream: NoiseStream,
+        options: dict[str, Any],
+    ) -> None:
+        self.score = score
+        self.sde = sde
+        self.levels = levels
+        self.dequantize = dequantize
+        self.stream = stream
+        self.options = options
+        self.density: Callable[..., LogProbResult] = velocity_bound if has_matrix_marginal(sde) else log_prob
+        self.eps = _eps(sde, options.get("eps"))
+        self.model = BoundScore(score, sde, (self.eps, sde.T), options.get("model_kwargs"))
+        self._nfe = 0
+
+    @property
+    def nfe(self) -> int:
+        """Network calls so far."""
+        return self._nfe + self.model.nfe
+
+    def draw(self, number: int, seeds: SampleSeeds) -> tuple[LogProbResult, Tensor]:
+        """The result of one dequantisation, and the log-probabilities (B,) of the levels that it stands for."""
+        x, correction = self._dequantised(number)
+        options = self.options | {"eps": self.eps, "trace": self._trace(x)}
+        result = self.density(self.score, self.sde, x, seed=seeds.repeated(number), **options)
+        self._nfe += result.nfe
+        return result, result.value.double() + correction
+
+    def _dequantised(self, draw: int) -> tuple[Tensor, Tensor]:
+        """States at eps, and what is added to their log-density, (B,)."""
+        levels = self.levels
+        if self.dequantize == "diffusion":
             with torch.no_grad():
-                x, correction = diffuse(model, levels, eps, stream)
-        elif dequantize == "truncated-normal":
-            assert linear is not None
-            x, correction = _truncated_normal(levels, linear, eps, stream)
-        else:
-            noise, log_q = _bin_noise(images, draw, dequantize, stream)
-            x = (levels.low + levels.width * (images + noise.double())).to(levels.x.dtype)
-            correction = d * math.log(levels.width) - log_q.double()
-        if isinstance(options.get("trace"), Hutchinson) and linear is not None:
-            method = resolve_method(options.get("method", "exponential"))
-            options["trace"], pilot = chosen_trace(
-                options["trace"], score, linear, x, eps, method, options.get("model_kwargs")
-            )
-            nfe += 0 if pilot is None else pilot.nfe
-        result = density(score, sde, x, seed=seeds.repeated(draw), **options)
-        nfe += result.nfe
-        values.append(-(result.value.double() + correction) / (d * math.log(2)))
-    assert result is not None
-    draws = torch.stack(values)
-    if importance:
-        nats = draws * d * math.log(2)
-        per_image = (math.log(repeats) - torch.logsumexp(-nats, 0)) / (d * math.log(2))
-    else:
-        per_image = draws.mean(0)
-    _judge(float(per_image.mean()), n_levels, data_range, dequantize, options)
-    _judge_negative(per_image, result, data_range)
-    plain = not has_matrix_marginal(sde) and options.get("prior") is None
-    if plain and float(per_image.mean()) <= math.log2(n_levels):
-        _judge_latents(result.latent / sde.prior_std, data_range)
-    stderr = float(per_image.std()) / math.sqrt(len(per_image)) if len(per_image) > 1 else math.nan
+                return diffuse(self.model, levels, self.eps, self.stream)
+        if self.dequantize == "truncated-normal":
+            assert not has_matrix_marginal(self.sde)
+            return _truncated_normal(levels, self.sde, self.eps, self.stream)
+
+        noise, log_q = _bin_noise(levels.images, draw, self.dequantize, self.stream)
+        x = levels.low + levels.width * (levels.images + noise.double())
+        d = levels.x[0].numel()
+        return x.to(levels.x.dtype), d * math.log(levels.width) - log_q.double()
+
+    def _trace(self, x: Tensor) -> str | Trace | None:
+        """The trace, whose basis a pilot on the first draw chooses where that is asked for."""
+        trace = self.options.get("trace")
+        if not isinstance(trace, Hutchinson) or has_matrix_marginal(self.sde):
+            return trace
+
+        method = resolve_method(self.options.get("method", "exponential"))
+        kwargs = self.options.get("model_kwargs")
+        trace, pilot = chosen_trace(trace, self.score, self.sde, x, self.eps, method, kwargs)
+        self.options["trace"] = trace
+        self._nfe += 0 if pilot is None else pilot.nfe
+        return trace
+
+
+def _eps(sde: LinearSDE | MatrixSDE, eps: float | None) -> float:
+    """The time of the density."""
+    if has_matrix_marginal(sde):
+        return sde.likelihood_eps if eps is None else eps
+    return check_process(sde, eps)
+
+
+def _bound(draws: Tensor, d: int) -> Tensor:
+    """The importance-weighted bound (B,) of draws (K, B), in bits/dim of d dimensions."""
+    nats = draws * d * math.log(2)
+    log_mean = torch.logsumexp(-nats, 0) - math.log(len(draws))
+    return -log_mean / (d * math.log(2))
+
+
+def _in_words(dequantize: str | Dequantisation, repeats: int, importance: bool) -> tuple[str, str]:
+    """The estimator, and of what."""
     what = DEQUANTISATIONS[dequantize] if isinstance(dequantize, str) else "variational dequantisation"
+    draws = f"{repeats} draw{'s' * (repeats > 1)}"
     if importance:
-        estimator, how = f"importance-weighted bound of {repeats} draw{'s' * (repeats > 1)}", f"of {what}"
-    else:
-        estimator = "truncated-normal bound" if dequantize == "truncated-normal" else "Jensen bound"
-        how = f"as the mean of {repeats} draw{'s' * (repeats > 1)} of {what}"
-    protocol = f"{estimator} {how}, {n_levels} levels; {result.protocol}"
-    value, guess = float(per_image.mean()), math.log2(n_levels)
-    return BitsPerDimResult(value, stderr, per_image, draws, nfe + model.nfe, estimator, protocol, guess)
+        return f"importance-weighted bound of {draws}", f"of {what}"
+    estimator = "truncated-normal bound" if dequantize == "truncated-normal" else "Jensen bound"
+    return estimator, f"as the mean of {draws} of {what}"
 
 
 def _judge(
@@ -257,6 +330,13 @@ def _bin_noise(
         noise = torch.special.ndtr(z).clamp(0, 1 - 2.0**-24)
         return noise, torch.zeros(len(images), dtype=torch.float64, device=images.device)
     made = dequantize(images, draw)
+    _check_made(made, images)
+    noise, log_q = made
+    return noise, log_q
+
+
+def _check_made(made: object, images: Tensor) -> None:
+    """Raise unless a dequantisation has returned noise (B, *) in [0, 1) and log-densities (B,)."""
     if not (isinstance(made, tuple | list) and len(made) == 2 and all(isinstance(part, Tensor) for part in made)):
         raise TypeError(f"dequantize must return a pair of tensors (noise, log-densities), got {described(made)}")
     noise, log_q = made
@@ -267,7 +347,6 @@ def _bin_noise(
         )
     if bool(((noise < 0) | (noise >= 1)).any()):
         raise ValueError("dequantize must return noise in [0, 1)")
-    return noise, log_q
 
 
 def _truncated_normal(levels: Levels, sde: LinearSDE, eps: float, stream: NoiseStream) -> tuple[Tensor, Tensor]:

@@ -192,18 +192,36 @@ def slerp(a: Tensor, b: Tensor, weight: float | Tensor) -> Tensor:
         >>> slerp(a, b, 0.5)
         tensor([[1.4142, 1.4142]])
     """
+    _check_latents(a, b)
+    shape = (-1, *[1] * (a.ndim - 1))
+    w = _weights(weight, a).reshape(shape)
+    cosine = torch.nn.functional.cosine_similarity(flat(a), flat(b), dim=1)
+    theta = torch.arccos(cosine.clamp(-1, 1)).reshape(shape)
+
+    sine = theta.sin()
+    parallel = sine < 1e-6
+    safe = torch.where(parallel, 1.0, sine)
+    linear = (1 - w) * a + w * b
+    spherical = ((1 - w) * theta).sin() / safe * a + (w * theta).sin() / safe * b
+    return torch.where(parallel, linear, spherical)
+
+
+def _check_latents(a: Tensor, b: Tensor) -> None:
+    """Raise unless these are floating tensors of one shape."""
     for name, value in (("a", a), ("b", b)):
         require_floating(name, value)
     if a.shape != b.shape:
         raise ValueError(f"latents must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
+def _weights(weight: float | Tensor, a: Tensor) -> Tensor:
+    """Weights for latents a (B, *): a number or (B,).
+
+    Raises:
+        ValueError: for anything else.
+    """
     if not isinstance(weight, Tensor):
         weight = number("weight", weight)
     elif weight.shape not in ((), (len(a),)) or not weight.is_floating_point():
         raise ValueError(f"weight must be a number or ({len(a)},), got {described(weight)}")
-    w = torch.as_tensor(weight, dtype=a.dtype, device=a.device).reshape(-1, *[1] * (a.ndim - 1))
-    cosine = torch.nn.functional.cosine_similarity(flat(a), flat(b), dim=1).clamp(-1, 1)
-    theta = torch.arccos(cosine).reshape(-1, *[1] * (a.ndim - 1))
-    sine = theta.sin()
-    straight = sine < 1e-6
-    safe = torch.where(straight, 1.0, sine)
-    return torch.where(straight, (1 - w) * a + w * b, ((1 - w) * theta).sin() / safe * a + (w * theta).sin() / safe * b)
+    return torch.as_tensor(weight, dtype=a.dtype, device=a.device)

@@ -62,23 +62,38 @@ def probe_error(
         companion: terms (nodes, B) of the same probe at all nodes, for a single fresh one.
         variance: of the term of one probe, (nodes, B), where the probes' products with the Jacobian have told it.
     """
-    n, w = terms.shape[2], weights.to(terms)[:, None]
-    values = terms / w[:, :, None]
-    if variance is not None:
-        noise, freedom = variance / w.square() / n, n * TAILS
-    elif n > 1:
-        noise, freedom = values.var(2) / n, float(n - 1) * TAILS
-    else:
-        single = values[:, :, 0] if companion is None else values[:, :, 0] - companion / w
-        differences = (single[2:] - 2 * single[1:-1] + single[:-2]).square() / 6
-        noise = torch.cat([differences[:1], differences, differences[-1:]])
-        freedom = 36 / 70 * TAILS  # of second differences of independent numbers, each square in the mean over many
+    w = weights.to(terms)[:, None]
+    noise, freedom = _noise(terms, w, companion, variance)
+
     # The probes' spread changes slowly from node to node: the mean over neighbours tells it better than one square.
-    smooth, shares = _averaged(noise).clamp(min=0.0), _averaged(w.square())
+    smooth = _averaged(noise).clamp(min=0.0)
     total = (w.square() * smooth).sum(0)
+
     # Satterthwaite's degrees of freedom: the sum is also that of `shares` times each node's own estimate.
+    shares = _averaged(w.square())
     squares = (shares * smooth).square().sum(0) / freedom
     return total.sqrt(), torch.where(squares > 0, total.square() / squares, torch.inf)
+
+
+def _noise(terms: Tensor, w: Tensor, companion: Tensor | None, variance: Tensor | None) -> tuple[Tensor, float]:
+    """Variance (nodes, B) of the mean over probes without the weights (nodes, 1), and its degrees of freedom a node."""
+    n = terms.shape[2]
+    if variance is not None:
+        return variance / w.square() / n, n * TAILS
+    if n > 1:
+        values = terms / w[:, :, None]
+        return values.var(2) / n, (n - 1) * TAILS
+
+    same = 0.0 if companion is None else companion / w
+    freedom = 36 / 70 * TAILS  # of second differences of independent numbers, each square in the mean over many
+    return _roughness(terms[:, :, 0] / w - same), freedom
+
+
+def _roughness(values: Tensor) -> Tensor:
+    """Variance of each of independent numbers (nodes, B) about what varies slowly, from second differences."""
+    before, here, after = values[:-2], values[1:-1], values[2:]
+    differences = (after - 2 * here + before).square() / 6
+    return torch.cat([differences[:1], differences, differences[-1:]])
 
 
 def _averaged(values: Tensor) -> Tensor:

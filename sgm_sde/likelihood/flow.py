@@ -128,7 +128,10 @@ def log_prob(
     method = resolve_method(method)
     if has_matrix_marginal(sde):
         return _joint(score_fn, sde, x, eps, method, trace, prior, decoder, seed, generator, model_kwargs, enable_grad)
-    score, eps, state = as_density(score_fn, sde), check_process(sde, eps), check_points(x)
+
+    score = as_density(score_fn, sde)
+    eps = check_process(sde, eps)
+    state = check_points(x)
     seeds = resolve_seeds(seed, generator, len(x))
     _require_possible(method, prior, decoder, enable_grad)
 
@@ -168,7 +171,8 @@ class _Question:
         sde, eps = self.sde, self.eps
         estimate = self.trace.estimate(x, seeds, self.method.fresh)
         model = TraceScore(self.score, sde, (eps, sde.T), model_kwargs, len(x))
-        added, state = x.new_zeros(len(x)), x
+        state = x
+        added = x.new_zeros(len(x))
         if self.decoder is not None:
             state, added = diffuse(model, GaussianDecoder(x), eps, NoiseStream(seeds, "dequantisation"))
 
@@ -178,14 +182,28 @@ class _Question:
         at_T = sde.prior_log_prob(latent) if self.prior is None else given_log_prob(self.prior, latent)
         value = at_T + solution.volume + added
         check_finite(value, "the log-likelihood", partial(self.method.again, problem))
+        return LogProbResult(
+            value=value,
+            stderr=solution.stderr,
+            error=solution.error,
+            latent=latent,
+            prior=at_T,
+            divergence=solution.volume,
+            decoder=added,
+            defect=solution.defect,
+            freedom=solution.freedom,
+            unresolved=unresolved,
+            nfe=model.nfe,
+            vjps=model.vjps,
+            protocol=self._protocol(how, str(estimate)),
+        )
+
+    def _protocol(self, method: str, trace: str) -> LikelihoodProtocol:
+        """Protocol to quote, for a method and a trace in words."""
         bound = "Jensen bound by diffusion to eps and a Gaussian decoder back"
         estimator = "point log p_eps" if self.decoder is None else bound
-        prior = f"N(0, {sde.prior_std:.4g}^2)" if self.prior is None else "given"
-        protocol = LikelihoodProtocol(estimator, eps, how, str(estimate), prior)
-        return LogProbResult(
-            value, solution.stderr, solution.error, latent, at_T, solution.volume, added, solution.defect,
-            solution.freedom, unresolved, model.nfe, model.vjps, protocol,
-        )  # fmt: skip
+        prior = f"N(0, {self.sde.prior_std:.4g}^2)" if self.prior is None else "given"
+        return LikelihoodProtocol(estimator, self.eps, method, trace, prior)
 
 
 def _parts(

@@ -99,13 +99,20 @@ class Stretched(GridRule):
         bent = first < noise < last
         begin = noise if bent else first
         c = min(max(math.log(3) - math.log(self.data_std), begin), last)
+        u_0, b = self._shape(c - begin, last - c)
+        return Curve(c, b, u_0, self.stretch, first, bent)
 
-        # sinh(a u_0) / sinh(a (1 - u_0)) is the ratio of the two ways from c to the ends.
+    def _shape(self, before: float, after: float) -> tuple[float, float]:
+        """u_0 and b of ways of these lengths from c to the ends."""
         a = self.stretch
-        ratio = (c - begin) / max(last - c, 1e-300)
-        u_0 = math.atanh(ratio * math.sinh(a) / (1 + ratio * math.cosh(a))) / a if last > c else 1.0
-        b = (c - begin) / math.sinh(a * u_0) if u_0 > 0 else (last - c) / math.sinh(a)
-        return Curve(c, b, u_0, a, first, bent)
+        if after <= 0:
+            return 1.0, before / math.sinh(a)
+
+        # sinh(a u_0) / sinh(a (1 - u_0)) is the ratio of the two.
+        ratio = before / max(after, 1e-300)
+        u_0 = math.atanh(ratio * math.sinh(a) / (1 + ratio * math.cosh(a))) / a
+        b = before / math.sinh(a * u_0) if u_0 > 0 else after / math.sinh(a)
+        return u_0, b
 
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""

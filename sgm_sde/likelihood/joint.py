@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from sgm_sde.engine.times import at_ends
 from sgm_sde.grids import rule
 from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, require_count
 from sgm_sde.likelihood.errors import probe_error
-from sgm_sde.likelihood.methods import Exact, FixedGrid, Hutchinson, Method, Trace, resolve_method, resolve_trace
+from sgm_sde.likelihood.methods import FixedGrid, Hutchinson, Method, Trace, resolve_method, resolve_trace
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.solve import NodeByNode, NoNoise
 from sgm_sde.likelihood.trace import Estimate, TraceScore
@@ -116,56 +117,107 @@ def joint_log_prob(
     """
     instance_of("sde", sde, MatrixSDE, "a process with a matrix, such as CLD()")
     score = as_density(score_fn, sde)
-    method = resolve_method(method)
-    if not isinstance(method, FixedGrid) or method != FixedGrid(method.steps):
-        raise ValueError(f"likelihoods on {sde!r} take method=FixedGrid(steps) with nothing else, got {method!r}")
-    steps = method.n_steps
+    steps = _steps(method, sde)
     state = check_points(z).detach()
     if z.ndim < 2 or z.shape[1] != sde.blocks:
         raise ValueError(f"need states (B, {sde.blocks}, *), got {tuple(z.shape)}")
     eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps)
     if not 0 < eps < sde.T:
         raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
-
     trace = resolve_trace(trace, state)
     if isinstance(trace, Hutchinson) and trace.basis != "pixel":
         raise ValueError(f"likelihoods on {sde!r} take probes in the basis 'pixel', got {trace.basis!r}")
+
     estimate = trace.estimate(state, resolve_seeds(seed, generator, len(z)), True)
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(z))
-    flow = _JointFlow(model, estimate)
-    scheme = RungeKutta(RK4)
     times = rule(sde.default_grid)(sde, steps, t_end=eps).times[::-1]
-    program = compile_program(scheme, sde, times)
-    with torch.no_grad():
-        latent = execute(program, state, flow, NoNoise()).x
-    weights = np.outer(np.diff(times), scheme.tableau.b).reshape(-1)
-    terms = torch.stack([w * d.to(state.dtype) for w, d in zip(weights.tolist(), flow.divergences, strict=True)])
-    volume = terms[:, :, : estimate.columns].mean(2).sum(0)
-    if isinstance(trace, Exact):
-        stderr, freedom = torch.zeros_like(volume), torch.full_like(volume, math.inf)
-    else:
-        companion = terms[:, :, estimate.columns] if estimate.companion else None
-        stderr, freedom = probe_error(terms[:, :, : estimate.columns], torch.from_numpy(weights), companion)
+    run = _Run(model, estimate, times)
+    latent = run.carry(state)
+    volume, stderr, freedom = run.integral(latent)
+
     prior = sde.prior_log_prob(latent)
     value = prior + volume
+    check_finite(value, "the log-likelihood", partial(run.again, state))
+    unknown = torch.full_like(value, math.nan)
+    protocol = LikelihoodProtocol(
+        estimator="point log p_eps of the joint state",
+        eps=eps,
+        method=f"RK4 with {steps} steps",
+        trace=str(estimate),
+        prior=f"N(0, {sde.prior_covariance:.4g})",
+    )
+    return LogProbResult(
+        value=value,
+        stderr=stderr,
+        error=unknown,
+        latent=latent,
+        prior=prior,
+        divergence=volume,
+        decoder=torch.zeros_like(value),
+        defect=unknown,
+        freedom=freedom,
+        unresolved=(),
+        nfe=model.nfe,
+        vjps=model.vjps,
+        protocol=protocol,
+    )
 
-    def again(on_output: OnOutput) -> None:
-        flow = _JointFlow(model, estimate)
+
+def _steps(method: str | Method, sde: MatrixSDE) -> int:
+    """Steps of the grid that a method stands for.
+
+    Raises:
+        ValueError: for any other than a `FixedGrid`.
+    """
+    method = resolve_method(method)
+    if not isinstance(method, FixedGrid) or method != FixedGrid(method.steps):
+        raise ValueError(f"likelihoods on {sde!r} take method=FixedGrid(steps) with nothing else, got {method!r}")
+    return method.n_steps
+
+
+class _Run:
+    """A run of RK4 along the joint flow from the data's end.
+
+    Args:
+        model: the network.
+        estimate: of the divergence.
+        times: of the grid.
+    """
+
+    def __init__(self, model: TraceScore, estimate: Estimate, times: tuple[float, ...]) -> None:
+        self.estimate = estimate
+        self.flow = _JointFlow(model, estimate)
+        scheme = RungeKutta(RK4)
+        self.program = compile_program(scheme, model.sde, times)
+        self.weights = np.outer(np.diff(times), scheme.tableau.b).reshape(-1)
+
+    def carry(self, state: Tensor) -> Tensor:
+        """The state at the other end."""
+        with torch.no_grad():
+            return execute(self.program, state, self.flow, NoNoise()).x
+
+    def integral(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The integral (B,) of the divergence, its standard error by the probes, and the degrees of freedom of that."""
+        columns = self.estimate.columns
+        pairs = zip(self.weights.tolist(), self.flow.divergences, strict=True)
+        terms = torch.stack([w * divergence.to(latent.dtype) for w, divergence in pairs])
+        probes = terms[:, :, :columns]
+        volume = probes.mean(2).sum(0)
+        if self.estimate.fixed is None:
+            return volume, torch.zeros_like(volume), torch.full_like(volume, math.inf)
+
+        companion = terms[:, :, columns] if self.estimate.companion else None
+        stderr, freedom = probe_error(probes, torch.from_numpy(self.weights), companion)
+        return volume, stderr, freedom
+
+    def again(self, state: Tensor, on_output: OnOutput) -> None:
+        """Visit the nodes once more."""
+        flow = _JointFlow(self.flow.model, self.estimate)
 
         def at_node(x: Tensor, out: Tensor, t: float) -> None:
             on_output(x, out, t, flow.divergences[-1])
 
-        execute(program, state, flow, NoNoise(), on_output=at_node)
-
-    check_finite(value, "the log-likelihood", again)
-    protocol = LikelihoodProtocol(
-        "point log p_eps of the joint state", eps, f"RK4 with {steps} steps", str(estimate),
-        f"N(0, {sde.prior_covariance:.4g})",
-    )  # fmt: skip
-    nothing, unknown = torch.zeros_like(value), torch.full_like(value, math.nan)
-    return LogProbResult(
-        value, stderr, unknown, latent, prior, volume, nothing, unknown, freedom, (), model.nfe, model.vjps, protocol
-    )
+        execute(self.program, state, flow, NoNoise(), on_output=at_node)
 
 
 def velocity_bound(
@@ -211,23 +263,40 @@ def velocity_bound(
     if sign <= 0:
         raise ValueError(f"the other blocks have no density at t = 0: their covariance is {others.tolist()}")
     entropy = 0.5 * x[0].numel() * float(log_det)
+
     seeds = resolve_seeds(seed, options.pop("generator", None), len(x))
     stream = NoiseStream(seeds, "dequantisation")
+    results = []
+    for k in range(n_draws):
+        state = _with_velocities(sde, x, stream)
+        own = seeds.repeated(k)
+        results.append(joint_log_prob(score_fn, sde, state, seed=own, **options))
+
+    last = results[-1]
+    stderr = last.stderr
+    freedom = last.freedom
+    values = torch.stack([result.value for result in results]) + entropy
+    if n_draws > 1:
+        stderr = values.std(0) / math.sqrt(n_draws)
+        freedom = torch.full_like(stderr, n_draws - 1)
+    protocol = replace(last.protocol, estimator=f"lower bound with {n_draws} velocity draw{'s' * (n_draws > 1)}")
+    return replace(
+        last,
+        value=values.mean(0),
+        stderr=stderr,
+        freedom=freedom,
+        protocol=protocol,
+        nfe=sum(result.nfe for result in results),
+        vjps=sum(result.vjps for result in results),
+    )
+
+
+def _with_velocities(sde: MatrixSDE, x: Tensor, stream: NoiseStream) -> Tensor:
+    """Joint states (B, k, *) of data (B, *) with the other blocks drawn from their law at t = 0."""
+    others = sde.initial_covariance.array[1:, 1:]
     root = torch.zeros(sde.blocks, sde.blocks, dtype=torch.float64)
     root[1:, 1:] = cpu_float64(np.linalg.cholesky(others).tolist())
     dtype = torch.promote_types(x.dtype, torch.float32)
-    results = []
-    for k in range(n_draws):
-        noise = apply(root, stream.normal((len(x), sde.blocks, *x.shape[1:]), dtype, x.device))
-        state = torch.cat([x[:, None].to(dtype), noise[:, 1:]], 1)
-        own = seeds.repeated(k)
-        results.append(joint_log_prob(score_fn, sde, state, seed=own, **options))
-    values = torch.stack([r.value for r in results]) + entropy
-    stderr = values.std(0) / math.sqrt(n_draws) if n_draws > 1 else results[0].stderr
-    last = results[-1]
-    freedom = torch.full_like(stderr, n_draws - 1) if n_draws > 1 else last.freedom
-    protocol = replace(last.protocol, estimator=f"lower bound with {n_draws} velocity draw{'s' * (n_draws > 1)}")
-    return replace(
-        last, value=values.mean(0), stderr=stderr, freedom=freedom, protocol=protocol, nfe=sum(r.nfe for r in results),
-        vjps=sum(r.vjps for r in results),
-    )  # fmt: skip
+    shape = (len(x), sde.blocks, *x.shape[1:])
+    noise = apply(root, stream.normal(shape, dtype, x.device))
+    return torch.cat([x[:, None].to(dtype), noise[:, 1:]], 1)

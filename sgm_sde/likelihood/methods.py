@@ -72,8 +72,8 @@ class FixedGrid(Method):
     By default 48 steps. Samples whose estimated error exceeds the tolerance go on, without the rest of the batch where
     the network is a module or its conditions are marked (`sg.PerSample`), else with it. With the exact trace they go to
     96 steps where the error is within 64 times the tolerance, to 192 where 96 are not enough but the error has fallen
-    as on a smooth score, and else to an adaptive solver, twice at most, at 0.03 and 0.003 of the tolerance. With random
-    probes they stay on grids up to 256 times the tolerance.
+    as on a smooth score, and else to an adaptive solver, at 0.03, 0.003 and 0.0003 of the tolerance. With random probes
+    they stay on grids up to 256 times the tolerance.
 
     Given `steps`, all samples use that grid, whatever the error; where these are too few for it to be known, the
     protocol of the result says so.

@@ -95,26 +95,35 @@ def _integral(at: np.ndarray, slope: Slope, i: int, newest: int, points: int = S
 def quadrature(at: np.ndarray, slope: Slope) -> Quadrature:
     """Weights for nodes at increasing coordinates (n + 1,), with `slope` d theta / d coordinate."""
     n = len(at) - 1
-
-    def every(stride: int, offset: int) -> np.ndarray:
-        """Weights of the integral over the whole grid from some of the nodes and both ends."""
-        chosen = np.unique(np.concatenate([[0], np.arange(offset, n, stride), [n]]))
-        weights = np.zeros(n + 1)
-        for i in range(len(chosen) - 1):
-            weights[chosen] += _integral(at[chosen], slope, i, len(chosen) - 1, SLOPES_OF_INTEGRALS)
-        return weights
-
     known = np.array([_integral(at, slope, i, n, SLOPES_OF_INTEGRALS) for i in range(n)])
     better = np.array([_integral(at, slope, i, n, SLOPES_OF_ERRORS) for i in range(n)])
-    averages = []
-    for i in range(n):
-        near = _nearest(i, SCORES, n)
-        mean = interpolatory_weights((at[near] - at[i]) / (at[i + 1] - at[i]), 1 / np.arange(1, len(near) + 1))
-        averages.append(tuple(zip(near.tolist(), mean.tolist(), strict=True)))
     return Quadrature(
-        _terms(known), _terms(better - known), tuple(averages), known.sum(0),
-        np.array([every(2, k) for k in range(2)]), np.array([every(4, k) for k in range(4)]),
-    )  # fmt: skip
+        integrals=_terms(known),
+        corrections=_terms(better - known),
+        averages=tuple(_average(at, i) for i in range(n)),
+        weights=known.sum(0),
+        halves=np.array([_every(at, slope, 2, k) for k in range(2)]),
+        quarters=np.array([_every(at, slope, 4, k) for k in range(4)]),
+    )
+
+
+def _every(at: np.ndarray, slope: Slope, stride: int, offset: int) -> np.ndarray:
+    """Weights (n + 1,) of the integral over the whole grid from some of its nodes and both ends."""
+    n = len(at) - 1
+    chosen = np.unique(np.concatenate([[0], np.arange(offset, n, stride), [n]]))
+    last = len(chosen) - 1
+    weights = np.zeros(n + 1)
+    for i in range(last):
+        weights[chosen] += _integral(at[chosen], slope, i, last, SLOPES_OF_INTEGRALS)
+    return weights
+
+
+def _average(at: np.ndarray, i: int) -> Weights:
+    """Weights of the mean over interval i of what has values at the nodes."""
+    near = _nearest(i, SCORES, len(at) - 1)
+    places = (at[near] - at[i]) / (at[i + 1] - at[i])
+    mean = interpolatory_weights(places, 1 / np.arange(1, len(near) + 1))
+    return tuple(zip(near.tolist(), mean.tolist(), strict=True))
 
 
 def tables(curve: Curve, s: float, n: int, to_noise: bool) -> Tables:
@@ -128,18 +137,20 @@ def tables(curve: Curve, s: float, n: int, to_noise: bool) -> Tables:
         return -0.5 / np.cosh(lam + math.log(s)) * d_lam * direction / n
 
     at = np.arange(n + 1.0)
-
-    def change(k: int, before: int, now: int) -> np.ndarray:
-        """Weights of what the intervals up to node k add when the newest slope is not `before` but `now`."""
-        weights = np.zeros(n + 1)
-        for i in range(max(k - SLOPES, 0), k):
-            weights += _integral(at, slope, i, now) - (_integral(at, slope, i, before) if i <= before else 0)
-        return weights
-
     steps = np.zeros((n + 1, n + 1))
     for k in range(1, n + 1):
-        steps[k] = change(k, k - 2, k - 1)
-    return Tables(**vars(quadrature(at, slope)), steps=steps, correction=change(n, n - 1, n))
+        steps[k] = _change(at, slope, k, k - 2, k - 1)
+    correction = _change(at, slope, n, n - 1, n)
+    return Tables(**vars(quadrature(at, slope)), steps=steps, correction=correction)
+
+
+def _change(at: np.ndarray, slope: Slope, k: int, before: int, now: int) -> np.ndarray:
+    """Weights of what the intervals up to node k add when the newest slope is not `before` but `now`."""
+    weights = np.zeros(len(at))
+    for i in range(max(k - SLOPES, 0), k):
+        extrapolated = _integral(at, slope, i, before) if i <= before else 0
+        weights += _integral(at, slope, i, now) - extrapolated
+    return weights
 
 
 def quadrature_on(lam: np.ndarray, s: float) -> Quadrature:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -102,10 +103,16 @@ def log_posterior(
 
     many, y = paired(theta, observations)
     found = log_prob(score_fn, sde, many, model_kwargs={argument: PerSample(y)}, **options)
-    each, stderr, error = (part.view(len(theta), n) for part in (found.value, found.stderr, found.error))
+    each = found.value.view(len(theta), n)
+    stderr = found.stderr.view(len(theta), n)
+    error = found.error.view(len(theta), n)
     return PosteriorResult(
-        each.sum(1) + (1 - n) * prior, stderr.square().sum(1).sqrt(), error.sum(1), each, found.nfe
-    )  # fmt: skip
+        value=each.sum(1) + (1 - n) * prior,
+        stderr=stderr.square().sum(1).sqrt(),
+        error=error.sum(1),
+        each=each,
+        nfe=found.nfe,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,31 +171,47 @@ def find_modes(
     from scipy.optimize import minimize
 
     require_function("log_density", log_density, "from points (B, *) to log-densities (B,)", 1)
+    gtol = number("gtol", gtol, above=0)
+    options = {"gtol": gtol, "ftol": 0.0, "maxiter": check_integer("max_iterations", max_iterations)}
     start = check_points(x)
-    gtol, max_iterations = number("gtol", gtol, above=0), check_integer("max_iterations", max_iterations)
 
-    def with_gradient(points: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            points = points.detach().requires_grad_()
-            value = log_density(points)
-            check_per_sample_scalar("the log-density", value, len(start))
-            if not value.requires_grad:
-                raise TypeError("the log-density has no gradient: give log_prob enable_grad=True")
-            (gradient,) = torch.autograd.grad(value.sum(), points)
-        for what, part in (("log-density", value), ("gradient", flat(gradient).sum(1))):
-            for i in (~part.isfinite()).nonzero().flatten().tolist()[:1]:
-                raise ValueError(f"the {what} of sample {i} is {part[i].item()}")
-        return value.detach(), gradient
-
-    def negative(flat_points: np.ndarray) -> tuple[float, np.ndarray]:
-        value, gradient = with_gradient(torch.from_numpy(flat_points).to(start).view(start.shape))
-        return -float(value.double().sum()), -gradient.double().cpu().numpy().reshape(-1)
-
-    found = minimize(
-        negative, start.detach().double().cpu().numpy().reshape(-1), jac=True, method="L-BFGS-B",
-        options={"gtol": gtol, "ftol": 0.0, "maxiter": max_iterations},
-    )  # fmt: skip
+    negative = partial(_negative, log_density, start)
+    found = minimize(negative, _entries(start), jac=True, method="L-BFGS-B", options=options)
     best = torch.from_numpy(found.x).to(start).view(start.shape)
-    value, gradient = with_gradient(best)
+    value, gradient = _with_gradient(log_density, best)
     steepest = flat(gradient).abs().amax(1)
     return ModeResult(best.to(x.dtype), value, steepest, steepest <= gtol, int(found.nfev) + 1)
+
+
+def _entries(points: Tensor) -> np.ndarray:
+    """Points as one vector of float64, as SciPy takes them."""
+    entries: np.ndarray = points.detach().double().cpu().numpy().reshape(-1)
+    return entries
+
+
+def _negative(log_density: Callable[[Tensor], Tensor], start: Tensor, entries: np.ndarray) -> tuple[float, np.ndarray]:
+    """Minus the sum of log-densities at points like `start`, and its gradient, as SciPy takes them."""
+    points = torch.from_numpy(entries).to(start).view(start.shape)
+    value, gradient = _with_gradient(log_density, points)
+    return -float(value.double().sum()), -_entries(gradient)
+
+
+def _with_gradient(log_density: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-densities (B,) at points (B, *), and their gradients.
+
+    Raises:
+        TypeError: for a density without a gradient.
+        ValueError: where one of the two is not finite.
+    """
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        value = log_density(points)
+        check_per_sample_scalar("the log-density", value, len(points))
+        if not value.requires_grad:
+            raise TypeError("the log-density has no gradient: give log_prob enable_grad=True")
+        (gradient,) = torch.autograd.grad(value.sum(), points)
+
+    for what, part in (("log-density", value), ("gradient", flat(gradient).sum(1))):
+        for i in (~part.isfinite()).nonzero().flatten().tolist()[:1]:
+            raise ValueError(f"the {what} of sample {i} is {part[i].item()}")
+    return value.detach(), gradient

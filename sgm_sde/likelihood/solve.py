@@ -25,7 +25,15 @@ from torch import Tensor
 
 from sgm_sde._utils.cache import cached
 from sgm_sde._utils.shapes import as_time, dot, expand
-from sgm_sde.engine.adaptive import Active, Attempt, Controller, EmbeddedStepper, State, integrate_adaptive
+from sgm_sde.engine.adaptive import (
+    Active,
+    Attempt,
+    Controller,
+    EmbeddedStepper,
+    Integration,
+    State,
+    integrate_adaptive,
+)
 from sgm_sde.engine.executor import Evaluator, execute
 from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.program import Program
@@ -35,7 +43,7 @@ from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.multistep import Quadrature, program, spread, tables
 from sgm_sde.likelihood.trace import Estimate, TraceScore
 from sgm_sde.processes.base import has_scalar_marginal
-from sgm_sde.processes.linear import LinearNode, LinearSDE
+from sgm_sde.processes.linear import LinearNode, LinearSDE, MarginalAt
 from sgm_sde.processes.predictions import Marginal, Scalars, convert
 from sgm_sde.schemes.runge_kutta import DOPRI5
 
@@ -52,7 +60,7 @@ HOPELESS = 2.0**-8  # of the tolerance to the error: beyond, a grid of more step
 REACH = 64.0  # times the tolerance: errors that a grid of twice the steps is taken to remove
 SLOW = 1 / 16, 1 / 6  # factors of the error from a grid to the next, and of that of the divergence from half of its
 # nodes to all: where both are above these the next grid is not tried
-TOLERANCES = (0.03, 0.003)  # of an adaptive solver's steps, in units of the error that is asked of the value
+TOLERANCES = (0.03, 0.003, 0.0003)  # of an adaptive solver's steps, in units of the error that is asked of the value
 ADAPTIVE_ERROR = 2.0  # times the sum of the embedded errors, each raised where the Jacobian is large
 
 
@@ -186,11 +194,7 @@ class Nodes:
         self.times, self.table, self.s = times, table, s
         self.nodes = sde.nodes(times)
         self.spreads = [spread(node, s) for node in self.nodes]
-        needs = [
-            [i, i + 1, *(j for rows in (table.integrals, table.corrections, table.averages) for j, _ in rows[i])]
-            for i in range(len(times) - 1)
-        ]
-        self.reach = [(min(needed), max(needed)) for needed in needs]
+        self.reach = [_reach(table, i) for i in range(len(times) - 1)]
         self.longest = longest_step(np.array([node.lam for node in self.nodes]), s)
         self.coarse = self.longest > COARSE
         self._rates: dict[str, list[Rates]] = {}
@@ -200,6 +204,14 @@ class Nodes:
         if prediction not in self._rates:
             self._rates[prediction] = [Rates.at(node, prediction, self.s) for node in self.nodes]
         return self._rates[prediction]
+
+
+def _reach(table: Quadrature, i: int) -> tuple[int, int]:
+    """The first and the last node of which something is needed to cross interval i."""
+    needed = [i, i + 1]
+    for rows in (table.integrals, table.corrections, table.averages):
+        needed += [j for j, _ in rows[i]]
+    return min(needed), max(needed)
 
 
 def longest_step(lam: np.ndarray, s: float) -> float:
@@ -266,6 +278,12 @@ class NodeByNode:
         """The output at the state (B, *) of the next node, and its times (B,)."""
 
 
+def _combined(c: tuple[float, float], x: Tensor, r: Tensor) -> Tensor:
+    """c_x x + c_r r."""
+    c_x, c_r = c
+    return torch.add(c_x * x, r, alpha=c_r)
+
+
 class Integrals(NodeByNode):
     r"""Streaming quadrature along the probability flow: the network as the executor calls it, node by node, with its
     traces taken and the integrands accumulated.
@@ -322,38 +340,79 @@ class Integrals(NodeByNode):
     def _require_expected(self, out: Tensor) -> None:
         if self.expected is None:
             return
-        off, size = (dot(v, v) for v in ((out - self.expected).detach().double(), self.expected.double()))
-        if bool((off > 0.05**2 * size).any()):
+        expected = self.expected.double()
+        off = (out - self.expected).detach().double()
+        if bool((dot(off, off) > 0.05**2 * dot(expected, expected)).any()):
             raise OutputDependsOnBatch("for some samples the network's output is not what it was in their batch")
 
     def _add(self, x: Tensor, r: Tensor, trace: Tensor) -> None:
         """Take in the next node, with its state x, output r and traces."""
         k = len(self._traces)
+        rates = self.rates[k]
         self._traces.append(trace)
-        self._slopes[k], self._scores[k] = (torch.add(c_x * x, r, alpha=c_r) for c_x, c_r in self.rates[k][:2])
+        self._slopes[k] = _combined(rates.slope, x, r)
+        self._scores[k] = _combined(rates.score, x, r)
         self._states[k] = x / self.grid.spreads[k]
+
         while self._crossed < len(self.grid.reach) and self.grid.reach[self._crossed][1] <= k:
             self._cross(self._crossed)
+            self._crossed += 1
+            self._forget()
 
     def _cross(self, i: int) -> None:
         """Take the jump of interval i, when all that it needs is known."""
-        table, trust = self.grid.table, [rates.trusted for rates in self.rates]
-        jump = self._states[i] - self._states[i + 1]
-        for j, w in table.integrals[i]:
-            jump = torch.add(jump, self._slopes[j], alpha=w)
-        scores = {j: dot(self._scores[j], jump) for j, _ in table.averages[i]}
-        none = torch.zeros_like(scores[i])
-        added = sum(((w * trust[j]) * scores[j] for j, w in table.averages[i]), none)
+        averages = self.grid.table.averages[i]
+        jump = self._jump(i)
+        products = {j: dot(self._scores[j], jump) for j, _ in averages}
+
+        # The mean over the interval of the score that is trusted, times the jump.
+        added = torch.zeros_like(products[i])
+        for j, w in averages:
+            share = w * self.rates[j].trusted
+            added = added + share * products[j]
         self._defect = self._defect + added
+
         with torch.no_grad():
-            off = sum(w * self._slopes[j] for j, w in table.corrections[i])
-            ends = trust[i] * self._scores[i] + trust[i + 1] * self._scores[i + 1]
-            of_slopes = dot(ends, off) / 2 if isinstance(off, Tensor) else none
-            of_mean = (trust[i] * scores[i] + trust[i + 1] * scores[i + 1]) / 2 - added
-            of_trust = sum(((w * (1 - trust[j])) * scores[j] for j, w in table.averages[i]), none)
-            self._errors.append(torch.stack([of_slopes, of_mean, of_trust, added]).detach())
-        self._crossed = i + 1
-        needed = self.grid.reach[min(i + 1, len(self.grid.reach) - 1)][0]
+            errors = self._errors_of(i, products, added)
+        self._errors.append(torch.stack(errors).detach())
+
+    def _jump(self, i: int) -> Tensor:
+        """From the end of the path of the slopes over interval i to the next state."""
+        jump = self._states[i] - self._states[i + 1]
+        for j, w in self.grid.table.integrals[i]:
+            jump = torch.add(jump, self._slopes[j], alpha=w)
+        return jump
+
+    def _errors_of(self, i: int, products: dict[int, Tensor], added: Tensor) -> list[Tensor]:
+        """Errors of the jump of interval i by rules of another order: of the slopes, of the mean of the score, and of
+        the share of it that is not trusted; and what is added."""
+        here = self.rates[i].trusted
+        there = self.rates[i + 1].trusted
+        of_slopes = torch.zeros_like(added)
+        off = self._correction(i)
+        if off is not None:
+            ends = here * self._scores[i] + there * self._scores[i + 1]
+            of_slopes = dot(ends, off) / 2
+
+        linear = (here * products[i] + there * products[i + 1]) / 2
+        of_trust = torch.zeros_like(added)
+        for j, w in self.grid.table.averages[i]:
+            share = w * (1 - self.rates[j].trusted)
+            of_trust = of_trust + share * products[j]
+        return [of_slopes, linear - added, of_trust, added]
+
+    def _correction(self, i: int) -> Tensor | None:
+        """Correction by two more slopes of the integral over interval i, where there are as many."""
+        off: Tensor | None = None
+        for j, w in self.grid.table.corrections[i]:
+            term = w * self._slopes[j]
+            off = term if off is None else off + term
+        return off
+
+    def _forget(self) -> None:
+        """Let go of nodes that no interval needs any more."""
+        ahead = min(self._crossed, len(self.grid.reach) - 1)
+        needed = self.grid.reach[ahead][0]
         for held in (self._slopes, self._states, self._scores):
             for j in [j for j in held if j < needed]:
                 del held[j]
@@ -366,46 +425,56 @@ class Integrals(NodeByNode):
     def terms(self, latent: Tensor) -> Tensor:
         """The terms of the quadrature of div dtheta, (nodes, B, columns)."""
         constants, factors = self._factors()
+        a = torch.from_numpy(constants * latent[0].numel()).to(latent)
+        b = torch.from_numpy(factors).to(latent)
         traces = torch.stack(self._traces).to(latent.dtype)
-        a, b = (torch.from_numpy(c).to(latent)[:, None, None] for c in (constants * latent[0].numel(), factors))
-        return a + b * traces
+        return a[:, None, None] + b[:, None, None] * traces
 
     def solution(self, latent: Tensor) -> Solution:
         """Result of the run that ended in the latent (B, *)."""
-        spreads, last = self.grid.spreads, len(self._traces) - 1
-
-        # The last correction moves the state as well.
-        jump = self._states[last] - latent / spreads[-1]
-        defect = self._defect + dot(self._scores[last], jump)
-
+        columns = self.estimate.columns
         terms = self.terms(latent)
-        divergence = terms[:, :, : self.estimate.columns].mean(2).sum(0)
-        scaling = latent[0].numel() * math.log(spreads[-1] / spreads[0])
-        volume = divergence + scaling
-
         seen = terms.detach().double()
+        defect = self._whole_defect(latent)
+        volume = terms[:, :, :columns].mean(2).sum(0) + self._scaling(latent)
+
         error, falls = self._numerical_error(seen)
         stderr, freedom = self._probe_error(seen)
         stated = [part.to(volume.dtype) for part in (stderr, freedom, error, defect, falls)]
         return Solution(latent, volume + defect, *stated)
 
+    def _scaling(self, latent: Tensor) -> float:
+        """Change of the volume by that of the spread."""
+        first, last = self.grid.spreads[0], self.grid.spreads[-1]
+        return latent[0].numel() * math.log(last / first)
+
+    def _whole_defect(self, latent: Tensor) -> Tensor:
+        """The defect (B,) with that of the last correction, which moves the state as well."""
+        last = len(self._traces) - 1
+        jump = self._states[last] - latent / self.grid.spreads[-1]
+        return self._defect + dot(self._scores[last], jump)
+
     def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
         """The error (B,) from the terms (nodes, B, columns) of the divergence, and how that of the divergence falls."""
-        table = self.grid.table
-        weights = torch.from_numpy(table.weights).to(terms)[:, None]
-
-        # Of a probe that is the same at all nodes, where there is one: fresh ones would count as roughness.
-        same = terms[:, :, self.estimate.columns + self.estimate.companion - 1]
-        of_divergence, falls = quadrature_error(same / weights, table, self.grid.coarse)
-
+        of_divergence, falls = self._divergence_error(terms)
         of_slopes, of_mean, of_trust, added = torch.stack(self._errors, 1).double()
-        known = of_divergence + sum(part.sum(0).abs() for part in (of_slopes, of_mean, of_trust))
+        of_jumps = torch.zeros_like(of_divergence)
+        for part in (of_slopes, of_mean, of_trust):
+            of_jumps = of_jumps + part.sum(0).abs()
 
         # What the score says of a jump is off as it is no gradient, and so is the sign of what is not trusted.
         asymmetry = self._asymmetry()
-        wrong = (WRONG_SCORE + WRONG_BY_ASYMMETRY * asymmetry) * added.abs().sum(0)
+        share = WRONG_SCORE + WRONG_BY_ASYMMETRY * asymmetry
+        wrong = share * added.abs().sum(0)
         unsure = UNSURE_BY_ASYMMETRY * asymmetry * of_trust.abs().sum(0)
-        return SAFETY * known + wrong + unsure, falls
+        return SAFETY * (of_divergence + of_jumps) + wrong + unsure, falls
+
+    def _divergence_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """Error of the integral, of a probe that is the same at all nodes, where there is one: fresh ones are rough."""
+        table = self.grid.table
+        same = self.estimate.columns + self.estimate.companion - 1
+        weights = torch.from_numpy(table.weights).to(terms)[:, None]
+        return quadrature_error(terms[:, :, same] / weights, table, self.grid.coarse)
 
     def _asymmetry(self) -> Tensor:
         """|J - J^T| / |J + J^T| of the Jacobian along the way (B,), 1 at most."""
@@ -416,28 +485,37 @@ class Integrals(NodeByNode):
 
     def _probe_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
         """Standard error (B,) by the probes from the terms (nodes, B, columns), and its degrees of freedom (B,)."""
-        estimate, grid = self.estimate, self.grid
-        probes = terms[:, :, : estimate.columns]
-        companion = terms[:, :, estimate.columns] if estimate.companion else None
-        if estimate.fixed is None:
-            nothing = torch.zeros_like(probes[0, :, 0])
+        if self.estimate.fixed is None:
+            nothing = torch.zeros_like(terms[0, :, 0])
             return nothing, torch.full_like(nothing, torch.inf)
 
-        # As slopes in lambda the terms vary slowly from node to node.
-        ratios = np.array([node.lam + math.log(grid.s) for node in grid.nodes])
-        slowly = torch.from_numpy(grid.table.weights * 2 * np.cosh(ratios.clip(-FLAT, FLAT)))
-        by_spread = probe_error(probes, slowly, companion)
-
-        factors = torch.from_numpy(self._factors()[1]).to(terms)[:, None]
-        variance = torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * factors.square()
+        by_spread = self._probe_error_by(terms, None)
+        variance = self._variance(terms)
         if bool(variance.isnan().any()):
             return by_spread
 
         # A skew part of the Jacobian leaves z^T J z alone, but not its products, whose noise it is.
-        by_products = probe_error(probes, slowly, companion, variance)
+        by_products = self._probe_error_by(terms, variance)
         skew = self._asymmetry() > SKEW
         stderr, freedom = (torch.where(skew, *pair) for pair in zip(by_spread, by_products, strict=True))
         return stderr, freedom
+
+    def _probe_error_by(self, terms: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same by the probes' spread, or the variance (nodes, B) of a term where it is given."""
+        columns = self.estimate.columns
+        companion = terms[:, :, columns] if self.estimate.companion else None
+        return probe_error(terms[:, :, :columns], self._slow_weights(), companion, variance)
+
+    def _slow_weights(self) -> Tensor:
+        """Weights (nodes,) without which the terms are slopes in lambda, and vary slowly from node to node."""
+        ratios = np.array([node.lam + math.log(self.grid.s) for node in self.grid.nodes])
+        return torch.from_numpy(self.grid.table.weights * 2 * np.cosh(ratios.clip(-FLAT, FLAT)))
+
+    def _variance(self, terms: Tensor) -> Tensor:
+        """Variance of each term (nodes, B) of one probe, NaN where its products have not told it."""
+        _, factors = self._factors()
+        squares = torch.from_numpy(factors).to(terms)[:, None].square()
+        return torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * squares
 
 
 class Watched(NodeByNode):
@@ -526,7 +604,8 @@ def _on_finer_grids(
     excess = _excess(solution, tolerance)
     going = excess > 1
     exact = some.problem.trace.fixed is None and not some.grad
-    hopeless = going & (excess > (REACH if exact else 1 / HOPELESS))
+    reach = REACH if exact else 1 / HOPELESS
+    hopeless = going & (excess > reach)
 
     for number, finer in enumerate(REFINEMENTS, 1):
         trying = going if some.grad else going & ~hopeless
@@ -535,13 +614,16 @@ def _on_finer_grids(
 
         rows = trying.nonzero().flatten()
         solution = solution.replaced(rows, some.on_grid(number, finer * steps, rows))
-        before, excess = excess, _excess(solution, tolerance)
+        before = excess
+        excess = _excess(solution, tolerance)
         going = going & (excess > 1)
 
         # The next grid divides the error by what this one did.
-        hopeless = going & (hopeless | (excess.square() > before))
+        slow = excess.square() > before
         if exact:
-            hopeless = hopeless | (going & (excess > SLOW[0] * before) & (solution.falls > SLOW[1]))
+            least, least_of_divergence = SLOW
+            slow = slow | ((excess > least * before) & (solution.falls > least_of_divergence))
+        hopeless = going & (hopeless | slow)
     return solution, going
 
 
@@ -629,19 +711,25 @@ class NormalisedFlow:
 
         Besides the state and its volume a third part is passed on, which does not change.
         """
-        z, model = y[0], self.model
-        t = self.sde.time(2 * lam).clamp(self.problem.eps, self.sde.T)
-        k = self.sde.values(t)
-        rho, *a = (
-            as_time(v).expand(len(z)).to(z) for v in (spread(k, self.s), *rate(model.score.prediction, k, self.s))
-        )
+        z = y[0]
+        t, k = self._at(lam)
+        rates = rate(self.model.score.prediction, k, self.s)
+        rho, a_x, a_r = (_for_each(value, z) for value in (spread(k, self.s), *rates))
+
         x = expand(rho, z) * z
-        out, trace = self._ask(x, model.round_times(t.numpy(), x), self.rows[rows])
-        slope = expand(a[0], x) * x + expand(a[1], x) * out.to(x.dtype)
+        out, trace = self._ask(x, self.model.round_times(t.numpy(), x), self.rows[rows])
+        slope = expand(a_x, x) * x + expand(a_r, x) * out.to(x.dtype)
         if trace is None:
             return (slope,)
-        volume = rho[:, None] * (self.problem.d * a[0][:, None] + a[1][:, None] * trace.to(z.dtype))
+
+        divergence = self.problem.d * a_x[:, None] + a_r[:, None] * trace.to(z.dtype)
+        volume = rho[:, None] * divergence
         return slope, volume, *(torch.zeros_like(part) for part in y[2:])
+
+    def _at(self, lam: Tensor) -> tuple[Tensor, MarginalAt]:
+        """Times of lambda (b,), and the process there."""
+        t = self.sde.time(2 * lam).clamp(self.problem.eps, self.sde.T)
+        return t, self.sde.values(t)
 
     def _ask(self, x: Tensor, times: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """The network's output for the samples of these numbers in the batch, and its traces (B, columns) if any."""
@@ -659,13 +747,18 @@ class NormalisedFlow:
 
     def score(self, lam: Tensor, z: Tensor, slope: Tensor) -> Tensor:
         """The score in z that goes with slopes of z in lambda (b,)."""
-        t = self.sde.time(2 * lam).clamp(self.problem.eps, self.sde.T)
-        k = self.sde.values(t)
-        rho, alpha, sigma = (expand(as_time(v).expand(len(z)).to(z), z) for v in (spread(k, self.s), k.alpha, k.sigma))
+        _, k = self._at(lam)
+        rho, alpha, sigma = (expand(_for_each(value, z), z) for value in (spread(k, self.s), k.alpha, k.sigma))
+
         # slope = -(alpha sigma s / rho^3) v with v, which determines the noise together with the state.
         v = -slope * rho**3 / (alpha * sigma * self.s)
         noise = (alpha * self.s * v + sigma * rho * z) / rho**2
         return -rho * noise / sigma
+
+
+def _for_each(value: Scalars, z: Tensor) -> Tensor:
+    """A value for each sample (b,) of states z (b, *)."""
+    return as_time(value).expand(len(z)).to(z)
 
 
 class FlowStepper(EmbeddedStepper):
@@ -734,18 +827,32 @@ def adaptive(flow: NormalisedFlow, rtol: float, atol: float) -> Ends:
     if flow.alone:
         flow.model.resolved(len(problem.x))  # samples leave the batch
     start, end = (flow.data, flow.noise) if problem.to_noise else (flow.noise, flow.data)
-    y: tuple[Tensor, ...] = (x / flow.scale[start],)
-    if problem.estimate is not None:
-        y = (*y, x.new_zeros(len(x), problem.estimate.columns), x.new_zeros(len(x), 1))
-        stepper: EmbeddedStepper = FlowStepper(flow, DOPRI5, rtol, atol, len(x))
-        stepper.flow = flow  # type: ignore[attr-defined]
-    else:
-        stepper = EmbeddedStepper(flow, DOPRI5, rtol, atol, len(x))
+
+    stepper, volumes = _stepper(flow, x, rtol, atol)
+    y = (x / flow.scale[start], *volumes)
     run = integrate_adaptive(stepper, y, start.lam, end.lam, max_steps=10_000, controller=Controller())
+    _require_arrived(run, flow)
+    return Ends(flow, run.y[0] * flow.scale[end], *run.y[1:])
+
+
+def _stepper(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float) -> tuple[EmbeddedStepper, tuple[Tensor, ...]]:
+    """Steps of the flow from states x (B, *), and what is carried along: log-volumes and their errors, if any."""
+    estimate = flow.problem.estimate
+    if estimate is None:
+        return EmbeddedStepper(flow, DOPRI5, rtol, atol, len(x)), ()
+
+    stepper = FlowStepper(flow, DOPRI5, rtol, atol, len(x))
+    stepper.flow = flow
+    volumes = x.new_zeros(len(x), estimate.columns)
+    errors = x.new_zeros(len(x), 1)
+    return stepper, (volumes, errors)
+
+
+def _require_arrived(run: Integration, flow: NormalisedFlow) -> None:
+    """Raise ValueError, naming the first sample that has not come to the other end."""
     for i in (~run.completed).nonzero().flatten().tolist()[:1]:
         t = float(flow.sde.time(2 * float(run.t[i])))
         raise ValueError(f"the flow of sample {int(flow.rows[i])} stopped at t={t:.6g}: {run.outcome[i]}")
-    return Ends(flow, run.y[0] * flow.scale[end], *run.y[1:])
 
 
 def adjoint(flow: NormalisedFlow, rtol: float, atol: float, parameters: Sequence[Tensor]) -> Ends:
@@ -762,19 +869,38 @@ def adjoint(flow: NormalisedFlow, rtol: float, atol: float, parameters: Sequence
     rows = torch.arange(len(x), device=x.device)
 
     def slope(u: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(-part for part in flow(-u.detach().double().cpu().expand(len(x)), y, rows))
+        lam = -u.detach().double().cpu()
+        return tuple(-part for part in flow(lam.expand(len(x)), y, rows))
 
-    y0 = (x / flow.scale[flow.data], x.new_zeros(len(x), flow.problem.trace.columns))
-    # Without step_t it would step beyond the end and interpolate, and the network would be called outside of [eps, T].
+    z = x / flow.scale[flow.data]
+    volumes = x.new_zeros(len(x), flow.problem.trace.columns)
     u = torch.tensor([-flow.data.lam, -flow.noise.lam], dtype=torch.float64, device=x.device)
-    options: dict[str, object] = {"rtol": rtol, "atol": atol, "method": "dopri5", "options": {"step_t": u[1:]}}
+
+    integrate = odeint
+    options = _torchdiffeq_options(u, None)
     if torch.is_grad_enabled():
-        options |= {"adjoint_params": tuple(parameters), "adjoint_options": {"step_t": u[:1]}}
+        integrate = odeint_adjoint
+        options = _torchdiffeq_options(u, parameters)
+
     try:
-        z, volumes = (odeint_adjoint if torch.is_grad_enabled() else odeint)(slope, y0, u, **options)
+        z, volumes = integrate(slope, (z, volumes), u, rtol=rtol, atol=atol, **options)
     except AssertionError as error:  # of steps that get too small, and states that are not finite
         raise ValueError(f"torchdiffeq gave up: {error}") from error
-    return Ends(flow, z[-1] * flow.scale[flow.noise], volumes[-1])
+
+    latent = z[-1] * flow.scale[flow.noise]
+    return Ends(flow, latent, volumes[-1])
+
+
+def _torchdiffeq_options(u: Tensor, parameters: Sequence[Tensor] | None) -> dict[str, object]:
+    """Options of a solve from u[0] to u[1], and of its adjoint where there are parameters.
+
+    Without step_t it would step beyond the end and interpolate, and the network would be called outside of [eps, T].
+    """
+    options: dict[str, object] = {"method": "dopri5", "options": {"step_t": u[1:]}}
+    if parameters is not None:
+        options["adjoint_params"] = tuple(parameters)
+        options["adjoint_options"] = {"step_t": u[:1]}
+    return options
 
 
 def joint(ends: Ends) -> Solution:
@@ -796,28 +922,50 @@ def whole_flow(problem: Problem, latent: Tensor, volumes: Tensor, added: float =
     return Solution(latent, volume, stderr, freedom, unknown, unknown, unknown)
 
 
+class _JointSystem:
+    """The flow of a batch with its log-volumes in time, as SciPy asks for it: one vector of float64."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.x = problem, problem.x
+
+    def start(self) -> np.ndarray:
+        """The states, and volumes of 0."""
+        states = self.x.double().cpu().numpy().reshape(-1)
+        volumes = np.zeros(len(self.x) * self.problem.trace.columns)
+        return np.concatenate([states, volumes])
+
+    def split(self, y: np.ndarray) -> tuple[Tensor, Tensor]:
+        """States (B, *) and log-volumes (B, columns)."""
+        both = torch.from_numpy(y).to(self.x)
+        n = self.x.numel()
+        return both[:n].view(self.x.shape), both[n:].view(len(self.x), -1)
+
+    def slope(self, t: float, y: np.ndarray) -> np.ndarray:
+        """Its slope at time t."""
+        problem, model = self.problem, self.problem.model
+        x, _ = self.split(y)
+        (time,) = model.times([t], x)
+        out, trace = model.with_trace(x, time, problem.trace)
+        out = out.to(x.dtype)
+        trace = trace[:, : problem.trace.columns]
+        check_output(x, out, t, trace)  # SciPy's first step would be NaN, and it would try it for ever
+
+        (node,) = problem.sde.nodes([t])
+        c_x, c_r = convert(model.score.prediction, "flow", node)
+        states = c_x * x + c_r * out
+        volumes = c_x * problem.d + c_r * trace
+        parts = [part.reshape(-1).double().cpu() for part in (states, volumes)]
+        return torch.cat(parts).numpy()
+
+
 def scipy_rk45(problem: Problem, rtol: float, atol: float) -> Solution:
     """One solve of the joint system of the whole batch in time: Song et al.'s protocol."""
     from scipy.integrate import solve_ivp
 
-    model, sde, x, estimate = problem.model, problem.sde, problem.x, problem.trace
-    d, shape, columns, prediction = problem.d, x.shape, estimate.columns, model.score.prediction
-
-    def slope(t: float, y: np.ndarray) -> np.ndarray:
-        state = torch.from_numpy(y[: x.numel()]).to(x).view(shape)
-        (node,) = sde.nodes([t])
-        (time,) = model.times([t], state)
-        out, trace = model.with_trace(state, time, estimate)
-        out, trace = out.to(x.dtype), trace[:, :columns]
-        check_output(state, out, t, trace)  # SciPy's first step would be NaN, and it would try it for ever
-        c_x, c_r = convert(prediction, "flow", node)
-        traces = c_x * d + c_r * trace
-        parts = [(c_x * state + c_r * out).reshape(-1), traces.reshape(-1)]
-        return torch.cat([part.double().cpu() for part in parts]).numpy()
-
-    y0 = np.concatenate([x.double().cpu().numpy().reshape(-1), np.zeros(len(x) * columns)])
-    solution = solve_ivp(slope, (problem.eps, sde.T), y0, method="RK45", rtol=rtol, atol=atol)
-    if not solution.success:
-        raise ValueError(f"SciPy's RK45 gave up: {solution.message}")
-    end = torch.from_numpy(solution.y[:, -1]).to(x)
-    return whole_flow(problem, end[: x.numel()].view(shape), end[x.numel() :].view(len(x), columns))
+    system = _JointSystem(problem)
+    span = problem.eps, problem.sde.T
+    found = solve_ivp(system.slope, span, system.start(), method="RK45", rtol=rtol, atol=atol)
+    if not found.success:
+        raise ValueError(f"SciPy's RK45 gave up: {found.message}")
+    latent, volumes = system.split(found.y[:, -1])
+    return whole_flow(problem, latent, volumes)

@@ -147,23 +147,31 @@ class ExactTrace:
         return d
 
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
-        d, total = x[0].numel(), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        d = x[0].numel()
+        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
         seen: list[Tensor] = []  # of the first rows, (rows, B, columns)
         for i in range(0, d, self.chunk):
-            at = torch.arange(i, min(i + self.chunk, d), device=x.device)
-            v = torch.zeros(len(at), len(x), d, dtype=x.dtype, device=x.device)
-            v[torch.arange(len(at), device=x.device), :, at] = 1
-            if self.chunk == 1:
-                products = _vjp(out, x, v[0].view_as(out), keep)[None]
-            else:
-                products = _vjp(out, x, v.view(len(at), *out.shape), keep, batched=True)
-            products = products.reshape(len(at), len(x), d)
-            total = total + products[torch.arange(len(at), device=x.device), :, at].sum(0)
+            rows_of_J = torch.arange(i, min(i + self.chunk, d), device=x.device)
+            products = self._rows(out, x, rows_of_J, keep)
+            here = torch.arange(len(rows_of_J), device=x.device)
+            total = total + products[here, :, rows_of_J].sum(0)
             if i < BLOCK:
                 seen.append(products[: BLOCK - i, :, :BLOCK].detach())
+
         block = torch.cat(seen).transpose(0, 1)
-        sizes = [(block + sign * block.mT).flatten(1).square().sum(1) for sign in (-1, 1)]
-        return torch.stack([total, torch.zeros_like(total), *sizes], 1)
+        nothing = torch.zeros_like(total)
+        return torch.stack([total, nothing, _squares(block - block.mT), _squares(block + block.mT)], 1)
+
+    def _rows(self, out: Tensor, x: Tensor, at: Tensor, keep: bool) -> Tensor:
+        """Some rows (n,) of the Jacobian, (n, B, d)."""
+        n, d = len(at), x[0].numel()
+        v = torch.zeros(n, len(x), d, dtype=x.dtype, device=x.device)
+        v[torch.arange(n, device=x.device), :, at] = 1
+        if self.chunk == 1:
+            products = _vjp(out, x, v[0].view_as(out), keep)[None]
+        else:
+            products = _vjp(out, x, v.view(n, *out.shape), keep, batched=True)
+        return products.reshape(n, len(x), d)
 
     def __str__(self) -> str:
         return "its exact trace"
@@ -229,22 +237,41 @@ class RandomTrace:
         entries = [z if rows is None else z[rows] for z in (*self._probes, *self._kept)]
         probes = [self.transform(z) for z in entries]
         products = [_vjp(out, x, z, keep) for z in probes]
-        estimates = [dot(product, z) for product, z in zip(products, probes, strict=True)]
-        variance = torch.full_like(estimates[0].detach(), math.nan)
-        if len(probes) == 1:
-            return torch.stack([*estimates, variance, *2 * [torch.zeros_like(variance)]], 1)
-        # For two probes z and y the mean of (y J z - z J y)^2 is the norm of J - J^T.
-        one, other = (dot(products[i].detach(), probes[j]) for i, j in ((0, -1), (-1, 0)))
-        skew, symmetric = (one - other).square(), (one + other).square()
-        if self.probe == "rademacher":
-            terms = [z * self.back(v.detach()) for z, v in zip(entries, products, strict=True)]
-            variance = _variance(terms) - skew / 2
-        return torch.stack([*estimates, variance, skew, symmetric], 1)
+        estimates = [dot(v, z) for v, z in zip(products, probes, strict=True)]
+        known = self._known(entries, probes, [v.detach() for v in products])
+        return torch.stack([*estimates, *known], 1)
+
+    def _known(self, entries: list[Tensor], z: list[Tensor], v: list[Tensor]) -> list[Tensor]:
+        """The variance and the asymmetry, from probes z, their entries and their products v with the Jacobian."""
+        nothing = torch.zeros_like(dot(v[0], z[0]))
+        unknown = torch.full_like(nothing, math.nan)
+        if len(z) == 1:
+            return [unknown, nothing, nothing]
+
+        skew, symmetric = _asymmetry(z[0], z[-1], v[0], v[-1])
+        if self.probe != "rademacher":
+            return [unknown, skew, symmetric]
+
+        terms = [entry * self.back(product) for entry, product in zip(entries, v, strict=True)]
+        return [_variance(terms) - skew / 2, skew, symmetric]
 
     def __str__(self) -> str:
         basis = "" if self.basis == "pixel" else f" in the {self.basis} basis"
         count = f"{self.columns} {self.probe} probe{'s' * (self.columns > 1)}{basis}"
         return f"Hutchinson's estimate with {count}, {'fixed' if self.fixed else 'fresh'} at each evaluation"
+
+
+def _asymmetry(z: Tensor, y: Tensor, z_J: Tensor, y_J: Tensor) -> tuple[Tensor, Tensor]:
+    """Estimates (B,) of |J - J^T|^2 and |J + J^T|^2 from two probes and their products with J: the mean of
+    (z J y - y J z)^2 is the first."""
+    z_J_y = dot(z_J, y)
+    y_J_z = dot(y_J, z)
+    return (z_J_y - y_J_z).square(), (z_J_y + y_J_z).square()
+
+
+def _squares(matrices: Tensor) -> Tensor:
+    """Sum of the squares of the entries of matrices (B, n, n), (B,)."""
+    return matrices.flatten(1).square().sum(1)
 
 
 def _variance(terms: list[Tensor]) -> Tensor:

@@ -192,6 +192,19 @@ def test_samples_with_their_density_in_one_solve(process: str, trace: str) -> No
     assert bool((off < found.error + 6 * found.stderr + 1e-5).all())
 
 
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+@pytest.mark.parametrize(("solver", "nfe"), [("dpm++3m", 8), ("dpm++3m", 12), ("heun", 24), ("ddim", 16)])
+def test_few_calls_state_their_error(solver: str, nfe: int, process: str) -> None:
+    """Of samples with their density along a coarse grid, where how integrals converge is chance."""
+    sde = LINEAR[process]
+    z = sde.prior_sample((64, 2), seed=1, dtype=F64)
+    found = sg.sample(MIXTURE.score(sde), sde, x_T=z, solver=solver, nfe=nfe, seed=0, log_prob=True)
+    assert found.log_prob is not None
+    gap = MIXTURE.log_prob(z, sde, sde.T) - sde.prior_log_prob(z)
+    off = (found.log_prob.value + gap - MIXTURE.log_prob(found.x, sde, found.log_prob.protocol.eps)).abs()
+    assert float((off <= found.log_prob.error + 2e-6).double().mean()) > 0.95
+
+
 def test_densities_of_codes_need_to_be_asked_for() -> None:
     """Their options do nothing alone, and other methods have none."""
     z = torch.zeros(2, *MIXTURE.event_shape)
