@@ -256,7 +256,7 @@ class LatentScoreModel:
     def _bound(self, x: Tensor, n_draws: int, seeds: SampleSeeds, how: str, density: PriorDensity) -> LatentBound:
         """The bound from the prior's density of latents."""
         mean, std = self.posterior(x)
-        entropy = flat(std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(1)
+        entropy = _gaussian_entropy(std)
 
         stream = NoiseStream(seeds, "dequantisation")
         reconstructions = []
@@ -272,13 +272,12 @@ class LatentScoreModel:
         reconstruction = torch.stack(reconstructions)
         cross_entropy = torch.stack(cross_entropies)
         difference = reconstruction - cross_entropy
-        stderr = difference.std(0) / math.sqrt(n_draws) if n_draws > 1 else torch.full_like(entropy, math.nan)
         return LatentBound(
             value=difference.mean(0) + entropy,
             reconstruction=reconstruction.mean(0),
             entropy=entropy,
             cross_entropy=cross_entropy.mean(0),
-            stderr=stderr,
+            stderr=_standard_error(difference),
             nfe=nfe,
             dimension=x[0].numel(),
             method=f"{how}, {n_draws} draw{'s' * (n_draws > 1)}",
@@ -290,6 +289,17 @@ class LatentScoreModel:
             raise TypeError(f"the bound needs a decoder that returns a distribution, got {type(law).__name__}")
         log_p: Tensor = law.log_prob(x)
         return flat(log_p).sum(1)
+
+
+def _gaussian_entropy(std: Tensor) -> Tensor:
+    """Entropy in nats (B,) of normal laws of standard deviations (B, *)."""
+    return flat(std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(1)
+
+
+def _standard_error(values: Tensor) -> Tensor:
+    """Standard error (B,) of the mean over draws (n, B); NaN for one draw."""
+    n = len(values)
+    return values.std(0) / math.sqrt(n) if n > 1 else torch.full_like(values[0], math.nan)
 
 
 def _scale_and_shift(config: Any) -> tuple[float, float]:

@@ -679,9 +679,7 @@ def measure_weak_order_on_mixture(
     rule = rule or LogSNR()
     if not solver.stochastic:
         raise ValueError(f"{solver.name} adds no noise: measure_order measures it")
-    data: Any = default_oracle("scalar") if oracle is None else oracle
-    if data.event_shape != (1,):
-        raise ValueError(f"the data must be one-dimensional, of shape (1,), got {tuple(data.event_shape)}")
+    data = _one_dimensional(oracle)
     check_integer("log2_points", log2_points, 0)
     if scrambles < 2:
         raise ValueError(f"a standard error takes at least 2 scramblings, got {scrambles}")
@@ -700,6 +698,14 @@ def measure_weak_order_on_mixture(
         errors.append(error)
         stderrs.append(stderr)
     return OrderMeasurement(tuple(steps), tuple(errors), tuple(stderrs))
+
+
+def _one_dimensional(oracle: Any) -> Any:
+    """A mixture in one dimension: the given one, or that of `default_oracle("scalar")`."""
+    data = default_oracle("scalar") if oracle is None else oracle
+    if data.event_shape != (1,):
+        raise ValueError(f"the data must be one-dimensional, of shape (1,), got {tuple(data.event_shape)}")
+    return data
 
 
 def _error_of(means: np.ndarray, exact: np.ndarray) -> tuple[float, float]:

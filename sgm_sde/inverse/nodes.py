@@ -249,9 +249,10 @@ class RePaint(Replacement):
             first = i - self.jump
             program = self.solver.compile(sde, Grid(grid.times[first : i + 1]))
             inside = [_from_node(hook, first) for hook in hooks]
+            exact = mean and i == grid.steps
             for n in range(1, self.resamples):
                 x = _diffused(x, nodes[i], nodes[first], noise)
-                if mean and i == grid.steps and n == self.resamples - 1:
+                if exact and n == self.resamples - 1:
                     program = self.solver.end_in_mean(program)
                 x = execute(program, x, model, noise, hooks=inside, grad=torch.is_grad_enabled()).x
             return x

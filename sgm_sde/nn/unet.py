@@ -244,8 +244,9 @@ class UNet(nn.Module):
         self.patch = patch
         self.classes = classes
         self.blocks = blocks
-        self.reduction = patch * 2 ** (len(channels) - 1)
-        self.register_buffer("frequencies", EMBEDDINGS[time](embed // 2))
+        self.reduction = patch * 2**lowest
+        frequencies = EMBEDDINGS[time](embed // 2)
+        self.register_buffer("frequencies", frequencies)
         self.time = nn.Linear(embed, embed)
         self.mix = nn.Linear(embed, embed)
         self.label = None if classes is None else nn.Embedding(classes + 1, embed)
@@ -258,15 +259,18 @@ class UNet(nn.Module):
         width = channels[0]
         skips: list[int] = []
         for level, out in enumerate(channels):
+            attends = level in attention
             for _ in range(blocks):
-                self.down.append(parts.stage(width, out, level in attention))
+                self.down.append(parts.stage(width, out, attends))
                 width = out
                 skips.append(width)
 
         self.middle = parts.middle(width) if middle == "attention" else parts.stage(width, width, lowest in attention)
         for level, out in reversed(list(enumerate(channels))):
+            attends = level in attention
             for _ in range(blocks):
-                self.up.append(parts.stage(width + skips.pop(), out, level in attention))
+                width += skips.pop()
+                self.up.append(parts.stage(width, out, attends))
                 width = out
 
         self.norm = nn.GroupNorm(groups, channels[0])

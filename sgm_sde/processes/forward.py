@@ -63,13 +63,14 @@ def simulate(
     seeds = resolve_seeds(seed, generator, len(x0))
     noise = NoiseStream(seeds, "forward", visited[0])
 
-    x = x0.to(torch.promote_types(x0.dtype, torch.float32))
+    dtype = torch.promote_types(x0.dtype, torch.float32)
+    x = x0.to(dtype)
     states = [x]
 
     for start, end in pairwise(visited):
         h = (end - start) / substeps
         for i in range(substeps):
-            z = noise.normal(tuple(x.shape), x.dtype, x.device)
+            z = noise.normal(tuple(x.shape), dtype, x.device)
             x = _euler_maruyama(sde, x, start + i * h, h, z)
         states.append(x)
     return torch.stack(states)

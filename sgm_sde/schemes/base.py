@@ -23,7 +23,23 @@ from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.scores.model import BoundScore
 
 
-class Solver(Value, ABC):
+class _Method(Value, ABC):
+    """Facts that solvers on a grid and solvers that choose their steps declare alike."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def order(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def source(self) -> str: ...
+
+
+class Solver(_Method):
     """A method as a value: options, declared facts, and a formula for one step.
 
     A solver of your own is a frozen dataclass with `name`, `order`, `prediction` and `step`. The formula in
@@ -71,19 +87,7 @@ class Solver(Value, ABC):
 
     @property
     @abstractmethod
-    def name(self) -> str: ...
-
-    @property
-    @abstractmethod
-    def order(self) -> int: ...
-
-    @property
-    @abstractmethod
     def prediction(self) -> str: ...
-
-    @property
-    @abstractmethod
-    def source(self) -> str: ...
 
     @property
     def weak_order(self) -> int | None:
@@ -320,7 +324,7 @@ class Problem:
     on_leave: Callable[[int], None] | None = None
 
 
-class AdaptiveSolver(Value, ABC):
+class AdaptiveSolver(_Method):
     """A method that finds its own steps, and so has no program.
 
     Attributes:
@@ -336,18 +340,6 @@ class AdaptiveSolver(Value, ABC):
     ends_in_data: bool = False
     takes_steps: bool = False
     least_calls: int = 1
-
-    @property
-    @abstractmethod
-    def name(self) -> str: ...
-
-    @property
-    @abstractmethod
-    def order(self) -> int: ...
-
-    @property
-    @abstractmethod
-    def source(self) -> str: ...
 
     @abstractmethod
     def run(self, problem: Problem) -> Integration:
