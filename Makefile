@@ -77,7 +77,7 @@ bench-calibrated: $(STAMP)
 	$(PY) -m benchmarks.calibrated measure
 	$(PY) -m benchmarks.calibrated frechet
 	$(PY) -m benchmarks.calibrated report --out out/bench
-	cp out/bench/calibrated.png docs/calibrated.png
+	cp out/bench/calibrated.png out/bench/calibrated_cost.png docs/
 
 bench-cld: $(STAMP)
 	$(PY) benchmarks/cld.py --out out/bench

@@ -349,10 +349,14 @@ def frechet(name: str, n: int, found: sg.calibration.Calibrations) -> None:
 
 def rows_of(bed: Bed, noises: int) -> dict[str, Any] | None:
     """What was measured on a bed, here or for the repository's file."""
-    if file_of(bed, noises).exists():
-        return json.loads(file_of(bed, noises).read_text())  # type: ignore[no-any-return]
     stored = json.loads(STORED.read_text()) if STORED.exists() else {}
-    return stored.get(file_of(bed, noises).stem)  # type: ignore[no-any-return]
+    row: dict[str, Any] | None = stored.get(file_of(bed, noises).stem)
+    if not file_of(bed, noises).exists():
+        return row
+    found: dict[str, Any] = json.loads(file_of(bed, noises).read_text())
+    if row is not None:
+        found["budgets"] = row["budgets"] | found["budgets"]
+    return found
 
 
 def measured(half: str, noises: int = NOISES) -> list[dict[str, Any]]:
