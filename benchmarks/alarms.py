@@ -108,13 +108,19 @@ def faults(n: int = 32) -> Iterator[Case]:
     laws = {name: law for name, law in data(1.0).items() if name != "far modes"}
     for (law, (oracle, d)), (process, sde) in itertools.product(laws.items(), PROCESSES.items()):
         score = oracle.score(sde)
+        predicting = sg.from_score(score, sde)
 
         def noise(x: Tensor, t: Tensor, score: Any = score, sde: Any = sde) -> Tensor:
             return -sde.sigma(t).to(x)[:, None] * score(x, t)
 
+        def denoised(x: Tensor, t: Tensor, score: Any = predicting) -> Tensor:
+            return score.predict("data", x, t)  # type: ignore[no-any-return]
+
         for solver, nfe in (("ipndm3", 20), ("euler-maruyama", 50)):
-            name = f"noise taken for a score: {law}, {process}, {solver}"
-            yield Case(name, noise, sde, (n, d), {"solver": solver, "nfe": nfe})
+            run = {"solver": solver, "nfe": nfe}
+            where = f"{law}, {process}, {solver}"
+            yield Case(f"noise taken for a score: {where}", noise, sde, (n, d), run)
+            yield Case(f"a denoiser taken for noise: {where}", sg.from_noise(denoised, sde), sde, (n, d), run)
     oracle, d = laws["ten modes"]
     for process, sde in PROCESSES.items():
         score = oracle.score(sde)
@@ -172,9 +178,6 @@ def hard_faults(n: int = 32) -> Iterator[Case]:
         for name, (solver, nfe) in UNSTABLE.items():
             yield Case(f"{name}: {law}, {process}", score, sde, (n, d), {"solver": solver, "nfe": nfe})
 
-        def denoised(x: Tensor, t: Tensor, score: Any = score) -> Tensor:
-            return score.predict("data", x, t)  # type: ignore[no-any-return]
-
         def flow(x: Tensor, t: Tensor, score: Any = score) -> Tensor:
             return -score.predict("flow", x, t)  # type: ignore[no-any-return]
 
@@ -184,7 +187,6 @@ def hard_faults(n: int = 32) -> Iterator[Case]:
         for solver, nfe in (("ipndm3", 20), ("euler-maruyama", 50)):
             run = {"solver": solver, "nfe": nfe}
             where = f"{law}, {process}, {solver}"
-            yield Case(f"a denoiser taken for noise: {where}", sg.from_noise(denoised, sde), sde, (n, d), run)
             if d < 16:
                 yield Case(f"noise of unit size taken for a score: {where}", unit_noise, sde, (n, d), run)
             if process == "flow":

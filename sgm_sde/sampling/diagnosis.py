@@ -11,15 +11,25 @@ and the other way round, where a run has been thrown far out and drawn back,
 
 $$ \frac{|x_m|}{\alpha_m} \le \tfrac32 |x_0| + \kappa\,\frac{\sigma_{m-1}}{\alpha_{m-1}} $$
 
-for every m: from one time to the end a sample moves by what the noise allows. Of $\kappa$, 2 is for the noise and the
-error of a solver, 6 standard deviations for chance; the noise is that of the node before, since errors may be as large
-as the step, and the half is for errors in proportion to the state, as of a drift. What is larger has come out of the
-solver, or of a network that predicts something else, and not out of the data, whatever their scale. And where the noise
-estimated at the start points against the state, which is noise itself, the network's output is the noise, taken for the
-score, which has the other sign.
+for every m: from one time to the end a sample moves by what the noise allows. Nor are state and estimate, whose
+distance is the noise estimated there, further apart than twice that, with what they differ by at the start:
 
-What cannot be told, whatever looks at sizes: a run as a whole at another scale, as data of that scale would give it. In
-one and two dimensions a network's noise taken for the score on VP, and a denoiser taken for the noise, end there.
+$$ \Big|\frac{x_m}{\alpha_m} - D_m\Big| = \frac{\sigma_m}{\alpha_m}|\epsilon_m| \le
+   2\Big(\kappa + \tfrac32|\epsilon_0|\Big)\frac{\sigma_{m-1}}{\alpha_{m-1}}, \qquad m > 0 $$
+
+which a denoiser taken for the noise breaks near the data, whatever the size of its samples; runs as they should be stay
+below a third of the bound. Of networks that predict the data it is not asked: what they are off by is many times the
+noise near the data, and their samples may be right.
+
+Of $\kappa$, 2 is for the noise and the error of a solver, 6 standard deviations for chance; the noise is that of the
+node before, since errors may be as large as the step, and the half is for errors in proportion to the state, as of a
+drift. What is larger has come out of the solver, or of a network that predicts something else, and not out of the data,
+whatever their scale. And where the noise estimated at the start points against the state, which is noise itself, the
+network's output is the noise, taken for the score, which has the other sign.
+
+What cannot be told, whatever looks at one sample: a run as a whole at another scale, as data of that scale would give
+it. In one and two dimensions a noise of unit size, taken for the score, ends there: it is the score of a density of
+that scale.
 
 Sizes are kept on the device, at the start and at the nodes 1, 2, 4, 8, ... from the end, and looked at with the result.
 """
@@ -41,6 +51,7 @@ from sgm_sde.processes.linear import LinearNode, LinearSDE
 GROWTH = 1.5
 KAPPA = 2.0
 CHANCE = 6.0
+APART = 2.0
 UNSEEN = 48.0  # kappa where nothing of the run but its ends is known
 DIRECTION = 16  # dimensions from which on a direction is more than chance
 AGAINST = -0.9  # cosine of the noise estimated at the start with the state
@@ -64,12 +75,14 @@ class Look:
         reach: sigma / alpha at the node before.
         data: coefficients of state and output in the estimate of the data.
         noise: the same for the noise.
+        level: sigma / alpha.
     """
 
     alpha: float
     reach: float
     data: tuple[float, float]
     noise: tuple[float, float]
+    level: float
 
 
 def _converted(node: LinearNode, prediction: str, target: str) -> tuple[float, float]:
@@ -92,6 +105,7 @@ def _looks(sde: LinearSDE, times: tuple[float, ...], prediction: str) -> Mapping
             nodes[max(m - 1, 0)].sigma / nodes[max(m - 1, 0)].alpha if nodes[max(m - 1, 0)].alpha else math.inf,
             _converted(nodes[m], prediction, "data"),
             _converted(nodes[m], prediction, "noise"),
+            nodes[m].sigma / nodes[m].alpha if nodes[m].alpha else math.inf,
         )
         for m in at
     }
@@ -108,6 +122,14 @@ def root_mean_square(x: Tensor) -> Tensor:
             total.addcmul_(column, column)
         return total.sqrt_().div_(math.sqrt(rows.shape[1]))
     return torch.linalg.vector_norm(rows, dim=1, dtype=dtype).div_(math.sqrt(rows.shape[1]))
+
+
+def _size_of_noise(x: Tensor, output: Tensor, look: Look, of_output: Tensor) -> Tensor:
+    """The size (B,) of the noise estimated at a node, whose state and output are given, and the output's size."""
+    c_x, c_r = look.noise
+    if c_x == 0:
+        return of_output * abs(c_r)
+    return root_mean_square((c_x * x).add_(output.to(x.dtype), alpha=c_r))
 
 
 class Watch:
@@ -140,10 +162,13 @@ class Watch:
             self.alpha_end = float(sde.alpha(times[-1]))
         self.start, self.end = times[0], times[-1]
         self.sde, self.guided, self.lags = sde, guided, lags
+        self.predicts_noise = prediction != "data"  # also in part, as v does
         self._size = root_mean_square(x) if self.looks else None  # of the start, until a look has told more
         self._limit: Tensor | None = None  # of a sample's size, the least of those known so far
         self._least: Tensor | None = None  # the size of a sample that accounts for the states, the most so far
         self._against: Tensor | None = None
+        self._noise: Tensor | None = None  # the size of the noise estimated at the start
+        self._apart: Tensor | None = None  # where state and estimated data were further apart than the noise allows
 
     def see(self, x: Tensor, output: Tensor, t: float) -> None:
         """Keep the sizes of a node's state and of the network's output there."""
@@ -157,6 +182,15 @@ class Watch:
         of_output = root_mean_square(output)
         if t == self.start and d >= DIRECTION and math.isfinite(look.noise[0]):
             self._against = self._points_against(x.detach(), output.detach().to(x.dtype), look, size, of_output)
+
+        if self.predicts_noise and math.isfinite(look.noise[0]) and not self.lags:
+            of_noise = _size_of_noise(x.detach(), output.detach(), look, of_output)
+            if t == self.start:
+                self._noise = of_noise
+            elif self._noise is not None:
+                allowed = self._noise.mul(GROWTH).add_(KAPPA + CHANCE / math.sqrt(d)).mul_(APART * look.reach)
+                apart = of_noise.mul_(look.level) > allowed
+                self._apart = apart if self._apart is None else self._apart.logical_or_(apart)
 
         # In place: of a million samples of two numbers, a number each is half a state.
         c_x, c_r = map(abs, look.data)
@@ -196,6 +230,8 @@ class Watch:
         far = size > self._limit
         if not self.lags:
             far = far | (size < self._least)
+        if self._apart is not None:
+            far = far | self._apart
         return far if self._against is None else far | self._against
 
 

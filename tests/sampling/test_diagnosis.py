@@ -18,7 +18,7 @@ VP = sg.VPSDE()
 MODES, D = alarms.data(1.0)["ten modes"]
 
 
-@pytest.mark.parametrize("case", [case for i, case in enumerate(alarms.faults(4)) if i % 5 == 0], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [case for i, case in enumerate(alarms.faults(16)) if i % 5 == 0], ids=lambda c: c.name)
 def test_faults_are_named(case: alarms.Case) -> None:
     """Every listed fault names samples."""
     assert case.samples_named() > 0

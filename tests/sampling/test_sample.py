@@ -380,7 +380,7 @@ SAMPLE_CHANGES: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {
     ],
     "model_kwargs": [
         ({"score_fn": lambda x, t, k: -k * x, "model_kwargs": {"k": 1.0}},
-         {"score_fn": lambda x, t, k: -k * x, "model_kwargs": {"k": 2.0}}),
+         {"score_fn": lambda x, t, k: -k * x, "model_kwargs": {"k": 0.9}}),
     ],
     "noise": [({"solver": "ancestral"}, {"solver": "ancestral", "noise": "path"})],
 }  # fmt: skip
