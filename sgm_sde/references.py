@@ -22,6 +22,7 @@ from sgm_sde.scores.score import Score
 WORKS = Path(__file__).with_name("references.bib")
 ADDRESS = r"(?:openreview\.net|github\.com)/[\w./?=-]*[\w=-]"
 IDENTIFIER = re.compile(rf"arXiv:(\d{{4}}\.\d{{4,5}})|doi:(\S*[\w)])|({ADDRESS})")
+SEPARATORS = {" & ": " and ", " et al.": " and others", ", ": " and "}  # of authors, in sources and in BibTeX
 AUTHORS_AND_YEAR = re.compile(r"([^\d,;]+(?:, [^\d,;]+)*?),? \(?((?:17|18|19|20)\d\d)\b")
 
 
@@ -153,7 +154,8 @@ def _identifier(found: re.Match[str]) -> str:
 
 def _unlisted(authors: str, year: str, identifier: re.Match[str] | None) -> Work:
     """The entry of a work that the list does not have: what the source says of it, without a title."""
-    authors = authors.replace(" & ", " and ").replace(" et al.", " and others").replace(", ", " and ")
+    for separator, bibtex in SEPARATORS.items():
+        authors = authors.replace(separator, bibtex)
     first = authors.partition(" and ")[0].split()[-1]
 
     number = doi = address = None

@@ -680,7 +680,7 @@ def measure_weak_order_on_mixture(
     if not solver.stochastic:
         raise ValueError(f"{solver.name} adds no noise: measure_order measures it")
     data = _one_dimensional(oracle)
-    check_integer("log2_points", log2_points, 0)
+    log2_points = check_integer("log2_points", log2_points, 0)
     if scrambles < 2:
         raise ValueError(f"a standard error takes at least 2 scramblings, got {scrambles}")
 

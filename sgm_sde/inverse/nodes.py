@@ -250,11 +250,12 @@ class RePaint(Replacement):
             program = self.solver.compile(sde, Grid(grid.times[first : i + 1]))
             inside = [_from_node(hook, first) for hook in hooks]
             exact = mean and i == grid.steps
+            grad = torch.is_grad_enabled()
             for n in range(1, self.resamples):
                 x = _diffused(x, nodes[i], nodes[first], noise)
                 if exact and n == self.resamples - 1:
                     program = self.solver.end_in_mean(program)
-                x = execute(program, x, model, noise, hooks=inside, grad=torch.is_grad_enabled()).x
+                x = execute(program, x, model, noise, hooks=inside, grad=grad).x
             return x
 
         return (at_node,)

@@ -502,19 +502,16 @@ class Measurement(Value):
     std: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.operator, Operator):
-            raise TypeError(
-                f"operator must be a LinearOperator, such as Mask or LinearMap, or a NonlinearMap, got "
-                f"{described(self.operator)}"
-            )
+        operator = self.operator
+        instance_of("operator", operator, Operator, "a LinearOperator, such as Mask or LinearMap, or a NonlinearMap")
         if not is_dense(self.y) or not self.y.is_floating_point():
             raise TypeError(f"y must be a floating-point tensor, got {described(self.y)}")
 
         settle(self, std=number("std", self.std, least=0))
-        if self.std == 0 and isinstance(self.operator, LinearOperator) and not self.operator.full_rank:
-            raise ValueError(f"std=0 takes an operator of full rank, which {self.operator!r} is not known to be")
+        if self.std == 0 and isinstance(operator, LinearOperator) and not operator.full_rank:
+            raise ValueError(f"std=0 takes an operator of full rank, which {operator!r} is not known to be")
 
-        y = self.operator.restrict(self.y)
+        y = operator.restrict(self.y)
         bad = ~torch.isfinite(y)
         if bool(bad.any()):
             raise ValueError(f"y has {int(bad.sum())} measured values that are not finite")

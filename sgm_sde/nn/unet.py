@@ -166,6 +166,7 @@ def _of_positions(n: int) -> Tensor:
     return 1e4 ** -torch.linspace(0, 1, n) / (2 * math.pi)
 
 
+MIDDLES = ("block", "attention")
 EMBEDDINGS = {"octaves": _octaves, "fourier": _random_frequencies, "positional": _of_positions}
 
 
@@ -221,7 +222,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         one_of("time", time, EMBEDDINGS)
-        one_of("middle", middle, ("block", "attention"))
+        one_of("middle", middle, MIDDLES)
         scale = math.sqrt(0.5) if flag("rescale", rescale) else 1.0
         channels = sizes("channels", channels)
         attention = sizes("attention", attention, least=0)

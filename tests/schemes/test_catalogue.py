@@ -244,7 +244,7 @@ def test_rosenbrock_is_exact_for_data_of_its_spread(sigma_data: float, steps: in
     """One step crosses all noise levels where the data are Gaussian of the stated standard deviation around 0."""
     sde = LINEAR[process]
     oracle = sg.oracles.Gaussian(torch.zeros(2), sigma_data**2)
-    x = sde.prior_sample((4, 2), seed=0, execution=DOUBLE)
+    x = sde.prior_sample((4, 2), seed=0, dtype=F64)
     solver = sg.schemes.Rosenbrock(2, sigma_data=sigma_data)
     got = sg.sample(oracle.score(sde), sde, x_T=x, solver=solver, steps=steps, final="none", seed=0).x
     torch.testing.assert_close(got, flow_reference(oracle, sde, x, sde.eps), rtol=1e-8, atol=1e-10)
