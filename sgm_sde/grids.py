@@ -157,15 +157,21 @@ class TokenGrid(Value):
         if times.ndim < 2 or len(times) < 2:
             raise ValueError(f"times must have two rows or more, (n + 1, *), got the shape {tuple(times.shape)}")
         t = times.detach().to(device="cpu", dtype=torch.float64) + 0.0  # one zero, not two
-        if not bool((t.isfinite() & (t >= 0)).all()):
-            raise ValueError(f"times must be finite and not negative, got {float(t[~(t.isfinite() & (t >= 0))][0])}")
-        fall = -t.diff(dim=0)
-        if bool((fall < 0).any()):
-            m = int((fall < 0).nonzero()[0][0])
+        wrong = t[~(t.isfinite() & (t >= 0))]
+        if len(wrong):
+            raise ValueError(f"times must be finite and not negative, got {float(wrong[0])}")
+
+        steps = t.diff(dim=0)
+        rises = (steps > 0).nonzero()
+        if len(rises):
+            m = int(rises[0][0])
             raise ValueError(f"times must not increase, and some do from row {m} to row {m + 1}")
-        still = (~(fall > 0).flatten(1).any(1)).nonzero().flatten().tolist()
-        if still:
-            raise ValueError(f"some token must move on in every row, and none does from row {still[0]} to the next")
+
+        moves = (steps < 0).flatten(1).any(1)
+        if not bool(moves.all()):
+            m = moves.tolist().index(False)
+            raise ValueError(f"some token must move on in every row, and none does from row {m} to the next")
+
         object.__setattr__(self, "_shape", tuple(t.shape))
         object.__setattr__(self, "_numbers", t.numpy().tobytes())
 

@@ -81,25 +81,28 @@ def run_in_parallel(
 
 def _frozen(program: Program, model: BoundScore) -> tuple[Sequence[Frozen], Sequence[float]]:
     """By stage, what is kept of an evaluation, and the size of a state of standard data."""
-    stages = program.stages
-    sde, source = model.sde, model.sde.evaluated(model.score.prediction, program.prediction)
-    nodes = sde.nodes([stage.t for stage in stages])
+    sde = model.sde
+    source = sde.evaluated(model.score.prediction, program.prediction)
+    nodes = sde.nodes([stage.t for stage in program.stages])
 
-    def conversion(k: int, target: str, eta: float = 0.0, sigma_data: float = 1.0) -> tuple[Any, Any]:
-        if not stages[k].evaluate:
-            return 0.0, 1.0
-        return checked_conversion(source, target, nodes[k], eta, sigma_data)
+    def conversions(target: str, eta: float = 0.0, sigma_data: float = 1.0) -> list[tuple[Any, Any]]:
+        """Of each stage, the coefficients of state and output; those of the output itself where there is none."""
+        return [
+            checked_conversion(source, target, node, eta, sigma_data) if stage.evaluate else (0.0, 1.0)
+            for stage, node in zip(program.stages, nodes, strict=True)
+        ]
 
-    asked = [conversion(k, program.prediction, program.eta, program.sigma_data) for k in range(len(stages))]
+    asked = conversions(program.prediction, program.eta, program.sigma_data)
     itself = [Frozen.evaluation(*c) for c in asked]
     if not has_scalar_marginal(sde):
-        return itself, [1.0] * len(stages)
+        return itself, [1.0] * len(nodes)
 
     scales = [math.hypot(node.alpha, node.sigma) for node in nodes]
     try:
-        vs = [conversion(k, "v") for k in range(len(stages))]
+        vs = conversions("v")
     except ValueError:  # not determined at alpha = 0 by a network that predicts noise
         return itself, scales
+
     # v in units of the state's size, so that it may be held across stages whose sizes differ.
     scaled = [(f_x / s, f_r / s) for (f_x, f_r), s in zip(vs, scales, strict=True)]
     return [Frozen.prediction(*c, *f) for c, f in zip(asked, scaled, strict=True)], scales

@@ -201,20 +201,7 @@ def _on_tokens(
     model_kwargs: Conditions,
 ) -> SampleResult:
     """The result of a run with times for each token."""
-    result = sample_tokens(
-        score,
-        sde,
-        grid,
-        shape=start.shape,
-        x_T=start.x_T,
-        solver=solver,
-        seed=start.seed,
-        generator=start.generator,
-        final=final_update(sde, final),
-        model_kwargs=model_kwargs,
-        dtype=start.dtype,
-        device=start.device,
-    )
+    result = sample_tokens(score, sde, grid, start, solver, final_update(sde, final), model_kwargs)
     if not result.status:
         warn(result.status.message, NonFiniteWarning)
     return result

@@ -50,7 +50,7 @@ def status_on_grid(parts: Sequence[Part], grid: Grid, stopped: str) -> Status:
         at = reached if node is None else min(node, grid.steps)
         where = _non_finite(node, at, grid)
         samples = tuple(failed.tolist())
-        message = f"{where} in {len(samples)} of {len(implausible)} samples ({_listed(samples)})"
+        message = f"{where} in {len(samples)} of {len(implausible)} samples ({listed(samples)})"
         return Status(False, message, grid.times[at], samples, bool(stopped))
 
     if stopped:
@@ -72,7 +72,7 @@ def _non_finite(found: int | None, at: int, grid: Grid) -> str:
     return f"{text}, after the step from t={grid.times[at - 1]:.6g}," if 0 < found == at else text
 
 
-def _listed(samples: Sequence[int], most: int = 8) -> str:
+def listed(samples: Sequence[int], most: int = 8) -> str:
     """Some of the samples' numbers as text."""
     return ", ".join(map(str, samples[:most])) + (", ..." if len(samples) > most else "")
 

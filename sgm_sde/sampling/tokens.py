@@ -8,21 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import float_dtype, require_floating, shape_of_samples, usable_device
 from sgm_sde._utils.shapes import finite
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import Loop
 from sgm_sde.engine.lowering import Conversion, lower
 from sgm_sde.engine.matrix import Diagonal, times
-from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
+from sgm_sde.engine.noise import NoiseSource, NoiseStream, SampleSeeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.status import Status
-from sgm_sde.engine.tokens import align
+from sgm_sde.engine.tokens import TokenProgram, align
 from sgm_sde.grids import Grid, TokenGrid
 from sgm_sde.processes import LinearSDE
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.sampling.defaults import Setting, default_setting
+from sgm_sde.sampling.job import StartArguments
 from sgm_sde.sampling.results import SampleResult
+from sgm_sde.sampling.statuses import listed
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
 from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore, checked_conversion
@@ -33,16 +34,10 @@ def sample_tokens(
     score: Score,
     sde: SDE,
     grid: TokenGrid,
-    *,
-    shape: Sequence[int] | None = None,
-    x_T: Tensor | None = None,
-    solver: Solver | AdaptiveSolver | Setting | str | None = None,
-    seed: Seeds = None,
-    generator: Generators = None,
-    final: str = "denoise",
-    model_kwargs: Conditions | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    start: StartArguments,
+    solver: Solver | AdaptiveSolver | Setting | str | None,
+    final: str,
+    model_kwargs: Conditions,
 ) -> SampleResult:
     """Samples of a solver on a grid with times for each token: `sample(grid=TokenGrid(...))`.
 
@@ -52,95 +47,94 @@ def sample_tokens(
     """
     if not has_scalar_marginal(sde):
         raise TypeError(f"times for each token need a LinearSDE, got {sde!r}")
-    times_of = grid.times.numpy()
-    lowest, highest = float(times_of.min()), float(times_of.max())
+    t = grid.times.numpy()
+    lowest = float(t.min())
+    highest = float(t.max())
     if highest > sde.T:
         raise ValueError(f"the grid starts at t={highest}, beyond T={sde.T}")
+
     method = _method(sde, solver, grid)
-    x, seeds = _start(score, sde, grid, shape, x_T, seed, generator, dtype, device)
-    if score.dtype is None and x.dtype in (torch.float16, torch.bfloat16):
-        score = score.cast_to(x.dtype)
-    given, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
+    x, seeds = _start(score, sde, grid, start)
+    given = x.dtype
+    if score.dtype is None and given in (torch.float16, torch.bfloat16):
+        score = score.cast_to(given)
+    x = x.to(torch.promote_types(given, torch.float32))
     model = BoundScore(score, sde, (lowest, highest), model_kwargs)
     require_rows(model.kwargs, len(x))
 
-    aligned = align(times_of, lambda column: _compiled(method, sde, column, final))
+    aligned = align(t, lambda column: _compiled(method, sde, column, final))
+    noise = _TokenNoise(NoiseStream(seeds, "solver", highest), aligned.draws)
+    with torch.no_grad():
+        end = _driven(sde, model, aligned, x, noise)
+        if final == "denoise" and not method.ends_in_data:
+            end = _denoised(sde, model, end, t[-1], t[0] > t[-1])
+
+    rows = tuple(grid.times.flatten(1).amax(1).tolist())
+    status = _status(end, lowest)
+    return SampleResult(end.to(given), model.nfe, rows, status, seeds=seeds, network_evals=model.network_evals)
+
+
+def _driven(sde: LinearSDE, model: BoundScore, aligned: TokenProgram, x: Tensor, noise: NoiseSource) -> Tensor:
+    """The last state of a program of tokens."""
     program = aligned.program
     conversions = [
-        _conversion(sde, score, program.prediction, t, asked, program.eta, program.sigma_data)
+        _conversion(sde, model.score, program.prediction, t, asked, program.eta, program.sigma_data)
         for t, asked in zip(aligned.times, aligned.asked, strict=True)
     ]
-    at = [_times(model, t, x) for t in aligned.times]
-    with torch.no_grad():
-        noise = _TokenNoise(NoiseStream(seeds, "solver", highest), aligned.draws)
-        loop = Loop(lower(program, conversions), x, at, noise)
-        asked = [None if of.all() else torch.from_numpy(of).to(x.device) for of in aligned.asked]
+    times_of_stages = [_times(model, t, x) for t in aligned.times]
+    loop = Loop(lower(program, conversions), x, times_of_stages, noise)
+    asked = [None if of.all() else torch.from_numpy(of).to(x.device) for of in aligned.asked]
 
-        def evaluate(state: Tensor, t: Tensor) -> Tensor:
-            output, tokens = model.evaluate(state, t), asked[loop.stage]
-            # What a network says of a token that waits is not used, and need not be a number: data at time 0, say.
-            return output if tokens is None else torch.where(tokens, output, 0.0)
+    def evaluate(state: Tensor, t: Tensor) -> Tensor:
+        output = model.evaluate(state, t)
+        tokens = asked[loop.stage]
+        # What a network says of a token that waits is not used, and need not be a number: data at time 0, say.
+        return output if tokens is None else torch.where(tokens, output, 0.0)
 
-        end = loop.drive(evaluate).x
-        if final == "denoise" and not method.ends_in_data:
-            moved = times_of[0] > times_of[-1]
-            c_x, c_r = _conversion(sde, score, "data", times_of[-1], moved)
-            output = model.evaluate(end, _times(model, times_of[-1], x)).to(end.dtype)
-            data = times(c_x, end) + times(c_r, output)
-            end = torch.where(torch.from_numpy(moved).to(end.device), data, end)
+    return loop.drive(evaluate).x
 
-    status = Status()
-    if not end.is_meta and not (fine := finite(end)).all():
-        bad = tuple((~fine).nonzero().flatten().tolist())
-        listed = ", ".join(map(str, bad[:8]))
-        message = f"non-finite state at the end in {len(bad)} of {len(end)} samples ({listed})"
-        status = Status(False, message, lowest, bad)
-    rows = tuple(grid.times.flatten(1).amax(1).tolist())
-    return SampleResult(end.to(given), model.nfe, rows, status, seeds=seeds, network_evals=model.network_evals)
+
+def _denoised(sde: LinearSDE, model: BoundScore, x: Tensor, t: np.ndarray, moved: np.ndarray) -> Tensor:
+    """Estimates of the data of the tokens that have moved, from their states at the last times; others as they are."""
+    c_x, c_r = _conversion(sde, model.score, "data", t, moved)
+    output = model.evaluate(x, _times(model, t, x)).to(x.dtype)
+    data = times(c_x, x) + times(c_r, output)
+    return torch.where(torch.from_numpy(moved).to(x.device), data, x)
+
+
+def _status(end: Tensor, t: float) -> Status:
+    """Status of a run whose last states, at time t, are known."""
+    if end.is_meta or bool(finite(end).all()):
+        return Status()
+
+    bad = tuple((~finite(end)).nonzero().flatten().tolist())
+    message = f"non-finite state at the end in {len(bad)} of {len(end)} samples ({listed(bad)})"
+    return Status(False, message, t, bad)
 
 
 class _TokenNoise:
     """Noise of a run in which each token has draws of its own, in a stream that makes any of them at any time."""
 
     def __init__(self, stream: NoiseStream, draws: Sequence[np.ndarray]) -> None:
-        self._stream, self._draws = stream, iter(draws)
+        self._stream = stream
+        self._draws = iter(draws)
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
         return self._stream.mixed(next(self._draws), shape, dtype, device)
 
 
-def _start(
-    score: Score,
-    sde: LinearSDE,
-    grid: TokenGrid,
-    shape: Sequence[int] | None,
-    x_T: Tensor | None,
-    seed: Seeds,
-    generator: Generators,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-) -> tuple[Tensor, SampleSeeds]:
+def _start(score: Score, sde: LinearSDE, grid: TokenGrid, start: StartArguments) -> tuple[Tensor, SampleSeeds]:
     """The states to start from, and the seeds."""
-    if (shape is None) == (x_T is None):
-        raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
-    if x_T is not None:
-        require_floating("x_T", x_T)
-        if dtype is not None or device is not None:
-            raise ValueError("dtype and device follow x_T; give them with shape= only")
-        _require_fitting(grid, tuple(x_T.shape))
-        return x_T, resolve_seeds(seed, generator, len(x_T))
-    assert shape is not None
-    shape = shape_of_samples("shape", shape)
+    shape, dtype, device = start.settled(score)
     _require_fitting(grid, shape)
+    if start.x_T is not None:
+        return start.x_T, resolve_seeds(start.seed, start.generator, shape[0])
+
     if bool((grid.times[0] != sde.T).any()):
         raise ValueError(
             f"some tokens start below T={sde.T}, where states contain data: give x_T=, noised to their times"
         )
-    parameter = score.parameter
-    device = parameter.device if device is None and parameter is not None else device
-    device = torch.get_default_device() if device is None else usable_device("device", device)
-    dtype = float_dtype("dtype", torch.get_default_dtype() if dtype is None else dtype)
-    seeds = resolve_seeds(seed, generator, shape[0])
+    seeds = resolve_seeds(start.seed, start.generator, shape[0])
     z = NoiseStream(seeds, "prior").normal(shape, torch.promote_types(dtype, torch.float32), device)
     return sde.prior_transform(z).to(dtype), seeds
 
