@@ -479,24 +479,29 @@ class Thinned(LogSNR):
             t_end = _last_time(sde, t_start, self.data_std, self.last / (steps + 1) ** 2)
         return t_start, t_end
 
+    def _count(self, log_snr: Tensor, thin: float) -> Tensor:
+        """The integral of the density w, of which the share `thin` is left out near pure noise."""
+        scale = 2 * math.log(self.data_std)
+        noisy = softplus((self.near_noise - scale - log_snr) / self.width)
+        clean = softplus((log_snr - self.near_data + scale) / self.width)
+        return log_snr + self.width * (thin * noisy - self.clean * clean)
+
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
         thin = 1 - min(1.0, len(u) / self.even)
-        scale = 2 * math.log(self.data_std)
 
         def count(log_snr: Tensor) -> Tensor:
-            """The integral of w."""
-            noisy = softplus((self.near_noise - scale - log_snr) / self.width)
-            clean = softplus((log_snr - self.near_data + scale) / self.width)
-            return log_snr + self.width * (thin * noisy - self.clean * clean)
+            return self._count(log_snr, thin)
 
         first, last = torch.tensor(self.levels(sde, start, end), dtype=u.dtype, device=u.device)
         aim = count(first) + u * (count(last) - count(first))
-        low, high = first.expand_as(u), last.expand_as(u)
+        low = first.expand_as(u)
+        high = last.expand_as(u)
         for _ in range(HALVINGS):  # the integral increases
             middle = (low + high) / 2
             below = count(middle) < aim
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            low = torch.where(below, middle, low)
+            high = torch.where(below, high, middle)
         times: Tensor = sde.time((low + high) / 2)
         return times
 

@@ -151,16 +151,8 @@ class _Iteration:
         """Call the network at all states in the windows, and keep what it says."""
         numbers = range(low, high)
         inside = [np.flatnonzero((begin <= c) & (c < ends)) for c in numbers]
-        rows = [(self.called[c], self._index(some)) for c, some in zip(numbers, inside, strict=True)]
-        parts = [self.states[k][some] for k, some in rows]
-        stacked = torch.cat(parts)
-        out = outputs([(k, some) for k, some in rows if len(some)], stacked).to(stacked.dtype)
-        each = torch.split(out, [len(some) for some in inside])
-
-        fresh: list[Tensor] = []
-        for (k, _), x, r in zip(rows, parts, each, strict=True):
-            of = self.frozen[k]
-            fresh.append(times(of.f_x, x) + times(of.f_r, r))
+        samples = [self._index(some) for some in inside]
+        fresh = self._asked(outputs, [(self.called[c], some) for c, some in zip(numbers, samples, strict=True)])
 
         # Behind its window a sample has what the window's last evaluation says.
         held = self.held.clone()
@@ -169,10 +161,24 @@ class _Iteration:
             held[self._index(some[ending])] = value[self._index(np.flatnonzero(ending))]
         self.held = held
 
-        for c, (k, called), value in zip(numbers, rows, fresh, strict=True):
+        for c, called, value in zip(numbers, samples, fresh, strict=True):
+            k = self.called[c]
             behind = self._index(ends <= c).reshape(-1, *[1] * (self.x.ndim - 1))
             known = torch.where(behind, held, self.kept.get(k, held))
             self.kept[k] = known.index_copy(0, called, value)
+
+    def _asked(self, outputs: Callable[[Rows, Tensor], Tensor], rows: Rows) -> list[Tensor]:
+        """Values to keep of the evaluations of some samples at each of some stages, by one call."""
+        parts = [self.states[k][some] for k, some in rows]
+        stacked = torch.cat(parts)
+        out = outputs([(k, some) for k, some in rows if len(some)], stacked).to(stacked.dtype)
+        each = torch.split(out, [len(some) for _, some in rows])
+
+        fresh: list[Tensor] = []
+        for (k, _), x, r in zip(rows, parts, each, strict=True):
+            of = self.frozen[k]
+            fresh.append(times(of.f_x, x) + times(of.f_r, r))
+        return fresh
 
     def _index(self, samples: np.ndarray) -> Tensor:
         """Numbers or a mask of samples, on the state's device."""

@@ -51,16 +51,15 @@ def align(times: np.ndarray, compile_on: Callable[[tuple[float, ...]], Program])
     """
     shape = times.shape[1:]
     distinct, column_of = np.unique(times.reshape(len(times), -1), axis=1, return_inverse=True)
+    tokens = column_of.reshape(-1)
+
     tracks = [_Track(tuple(column), compile_on) for column in distinct.T.tolist()]
-    rows = range(len(times) - 1)
-    lengths = [max(track.length(m) for track in tracks) for m in rows]
+    lengths = [max(track.length(m) for track in tracks) for m in range(len(times) - 1)]
     starts = [0, *accumulate(lengths)]  # the stage of each row
 
     table = _Table(starts[-1] + 1, len(tracks))
     for u, track in enumerate(tracks):
         track.write(table, u, starts)
-
-    tokens = column_of.reshape(-1)
 
     def of_tokens(values: np.ndarray) -> np.ndarray:
         """Values of the columns (..., u) as those of the tokens (..., *)."""

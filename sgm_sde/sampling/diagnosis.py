@@ -183,21 +183,28 @@ class Watch:
         if t == self.start and d >= DIRECTION and math.isfinite(look.noise[0]):
             self._against = self._points_against(x.detach(), output.detach().to(x.dtype), look, size, of_output)
 
+        expected = KAPPA + CHANCE / math.sqrt(d)
         if self.predicts_noise and math.isfinite(look.noise[0]) and not self.lags:
             of_noise = _size_of_noise(x.detach(), output.detach(), look, of_output)
-            if t == self.start:
-                self._noise = of_noise
-            elif self._noise is not None:
-                allowed = self._noise.mul(GROWTH).add_(KAPPA + CHANCE / math.sqrt(d)).mul_(APART * look.reach)
-                apart = of_noise.mul_(look.level) > allowed
-                self._apart = apart if self._apart is None else self._apart.logical_or_(apart)
+            self._see_noise(of_noise, look, expected, first=t == self.start)
 
         # In place: of a million samples of two numbers, a number each is half a state.
         c_x, c_r = map(abs, look.data)
         estimate = of_output.to(size.dtype).mul_(c_r).add_(size, alpha=c_x)
-        state = size.div_(look.alpha)
-        kappa = UNSEEN if self.lags else KAPPA + CHANCE / math.sqrt(d)  # many updates at a level go far
-        noise = kappa * look.reach
+        kappa = UNSEEN if self.lags else expected  # many updates at a level go far
+        self._see_sizes(size.div_(look.alpha), estimate, kappa * look.reach)
+
+    def _see_noise(self, of_noise: Tensor, look: Look, expected: float, *, first: bool) -> None:
+        """Compare the size of the noise estimated with that of the first."""
+        if first:
+            self._noise = of_noise
+        elif self._noise is not None:
+            allowed = self._noise.mul(GROWTH).add_(expected).mul_(APART * look.reach)
+            apart = of_noise.mul_(look.level) > allowed
+            self._apart = apart if self._apart is None else self._apart.logical_or_(apart)
+
+    def _see_sizes(self, state: Tensor, estimate: Tensor, noise: float) -> None:
+        """Keep what the sizes of state and estimate, and the most that noise does, leave for a sample's size."""
         limit = torch.maximum(state, estimate, out=estimate).mul_(GROWTH).add_(noise)
         limit.masked_fill_(limit.isnan(), math.inf)
         unknown = ~(state < math.inf)

@@ -102,53 +102,87 @@ def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
         return tuple(dict.fromkeys(setting for calls in (1, SOME, MANY) for setting in default_candidates(calls)))
     nfe = check_integer("nfe", nfe)
 
-    straight = {nodes: RectifiedAdams(nodes, start="cold", lower_final=False) for nodes in (2, 3, 4)}
-    corrected = {nodes: UniC(solver) for nodes, solver in straight.items()}
-    noise = {nodes: DPMSolver(nodes, singlestep=False, start="cold", lower_final=False) for nodes in (3, 4, 5)}
-    warm = DPMSolver(3, singlestep=False, start="warm", lower_final=True)
-    two, three, four = (UniC(_adams(nodes, 0.7), nodes=corrector) for nodes, corrector in ((2, 3), (3, 3), (4, 5)))
-    small = {nodes: UniC(_adams(nodes, 0.4), nodes=nodes + 1) for nodes in (3, 4)}
-
-    near, far = Widening(), Widening(first=0.01, last=2.5)
-    early, late = Thinned(even=100.0, last=5.0), Thinned(even=100.0, last=2.0, clean=0.6)
-    middle, long = Thinned(), Thinned(last=5.0, near_data=3.0, clean=0.1)
-    wide = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
-
-    crossed: list[tuple[Sequence[Solver | str], Sequence[GridRule | None]]]
-    if nfe < SOME:
-        crossed = [
-            ([corrected[2], corrected[3], straight[3], two, three, noise[3]], [near, far]),
-            ([corrected[3], noise[3]], [Widening(last=2.5), Widening(first=0.2, last=1.0), Widening(last=10.0)]),
-            ([two, small[3], corrected[2]], [wide, long]),
-            (["midpoint", "dpm++2s", "ipndm3"], [LogSNR()]),
-            (["ipndm2", "ipndm3"], [Karras()]),
-            (["ipndm3", DEIS(2), UniPC(2, lower_final=True)], [Uniform()]),
-            (["midpoint", "ddim", RectifiedAdams(2, lower_final=True)], [None]),
-        ]
-    elif nfe < MANY:
-        crossed = [
-            ([corrected[2], corrected[3], two, three], [early, late, long]),
-            ([corrected[4], small[3]], [early, long]),
-            ([corrected[2], corrected[3], noise[4], small[3]], [near, far]),
-            ([two], [wide, middle]),
-            ([UniPC(2, lower_final=True), warm, noise[4], "dpm++2s", "ralston"], [LogSNR()]),
-            ([DPMSolver(2, singlestep=False), "ipndm3"], [Karras()]),
-            (["ipndm3"], [Uniform()]),
-            (["midpoint", RectifiedAdams(2)], [None]),
-        ]
-    else:
-        crossed = [
-            ([corrected[3], corrected[4], three, four, small[3], small[4]], [early, late, long]),
-            ([three, corrected[4]], [Thinned(even=64.0)]),
-            ([three], [middle]),
-            ([corrected[2], corrected[3], three, small[3], small[4], noise[3], noise[4]], [far]),
-            ([noise[4], noise[5]], [near]),
-            ([UniPC(3, lower_final=True), warm, noise[4], noise[5], "unipc4", "lms4"], [LogSNR()]),
-            ([warm, noise[4], "ipndm3"], [Karras()]),
-            ([RectifiedAdams(2), RectifiedAdams(3), "rk4"], [None]),
-        ]
-    found = (Setting(one, rule) for solvers, rules in crossed for one in solvers for rule in rules)
+    of_budget = _of_few_calls if nfe < SOME else _of_some_calls if nfe < MANY else _of_many_calls
+    found = (Setting(solver, rule) for solvers, rules in of_budget() for solver in solvers for rule in rules)
     return tuple(dict.fromkeys([*SETTINGS, *found]))
+
+
+Crossed = list[tuple[Sequence[Solver | str], Sequence[GridRule | None]]]  # solvers, each on all of the grids
+
+
+def _of_few_calls() -> Crossed:
+    straight = RectifiedAdams(3, start="cold", lower_final=False)
+    near = Widening()
+    far = Widening(first=0.01, last=2.5)
+    wide = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
+    return [
+        ([_corrected(2), _corrected(3), straight, _near_noise(2), _near_noise(3), _noise(3)], [near, far]),
+        ([_corrected(3), _noise(3)], [Widening(last=2.5), Widening(first=0.2, last=1.0), Widening(last=10.0)]),
+        ([_near_noise(2), _small(3), _corrected(2)], [wide, LONG]),
+        (["midpoint", "dpm++2s", "ipndm3"], [LogSNR()]),
+        (["ipndm2", "ipndm3"], [Karras()]),
+        (["ipndm3", DEIS(2), UniPC(2, lower_final=True)], [Uniform()]),
+        (["midpoint", "ddim", RectifiedAdams(2, lower_final=True)], [None]),
+    ]
+
+
+def _of_some_calls() -> Crossed:
+    near = Widening()
+    far = Widening(first=0.01, last=2.5)
+    wide = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
+    return [
+        ([_corrected(2), _corrected(3), _near_noise(2), _near_noise(3)], [EARLY, LATE, LONG]),
+        ([_corrected(4), _small(3)], [EARLY, LONG]),
+        ([_corrected(2), _corrected(3), _noise(4), _small(3)], [near, far]),
+        ([_near_noise(2)], [wide, Thinned()]),
+        ([UniPC(2, lower_final=True), WARM, _noise(4), "dpm++2s", "ralston"], [LogSNR()]),
+        ([DPMSolver(2, singlestep=False), "ipndm3"], [Karras()]),
+        (["ipndm3"], [Uniform()]),
+        (["midpoint", RectifiedAdams(2)], [None]),
+    ]
+
+
+def _of_many_calls() -> Crossed:
+    far = Widening(first=0.01, last=2.5)
+    three = _near_noise(3)
+    small = [_small(3), _small(4)]
+    return [
+        ([_corrected(3), _corrected(4), three, _near_noise(4), *small], [EARLY, LATE, LONG]),
+        ([three, _corrected(4)], [Thinned(even=64.0)]),
+        ([three], [Thinned()]),
+        ([_corrected(2), _corrected(3), three, *small, _noise(3), _noise(4)], [far]),
+        ([_noise(4), _noise(5)], [Widening()]),
+        ([UniPC(3, lower_final=True), WARM, _noise(4), _noise(5), "unipc4", "lms4"], [LogSNR()]),
+        ([WARM, _noise(4), "ipndm3"], [Karras()]),
+        ([RectifiedAdams(2), RectifiedAdams(3), "rk4"], [None]),
+    ]
+
+
+EARLY = Thinned(even=100.0, last=5.0)
+LATE = Thinned(even=100.0, last=2.0, clean=0.6)
+LONG = Thinned(last=5.0, near_data=3.0, clean=0.1)
+WARM = DPMSolver(3, singlestep=False, start="warm", lower_final=True)
+
+
+def _corrected(nodes: int) -> Solver:
+    """Adams' method in the coordinates of rectified flow, with a corrector."""
+    return UniC(RectifiedAdams(nodes, start="cold", lower_final=False))
+
+
+def _noise(nodes: int) -> Solver:
+    """Adams' method on the noise in log-SNR."""
+    return DPMSolver(nodes, singlestep=False, start="cold", lower_final=False)
+
+
+def _near_noise(nodes: int) -> Solver:
+    """Adams' method on v with a corrector, for data of about unit scale."""
+    corrector = {2: 3, 3: 3, 4: 5}[nodes]
+    return UniC(_adams(nodes, 0.7), nodes=corrector)
+
+
+def _small(nodes: int) -> Solver:
+    """The same for data of a smaller scale, which is often better."""
+    return UniC(_adams(nodes, 0.4), nodes=nodes + 1)
 
 
 def _adams(nodes: int, sigma_data: float) -> Solver:

@@ -564,22 +564,30 @@ class PNDM(Solver):
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
-        s, t = k.start, k.end
-
-        def transfer(to: Node, eps: Form) -> Form:
-            return to.alpha / s.alpha * k.x + to.alpha * (to.noise_level - s.noise_level) * eps
-
-        e1 = k.evaluate(k.x, s)
+        e1 = k.evaluate(k.x, k.start)
         known = [eps for _, eps in k.known(4)]
         if len(known) == 4 or (len(known) > 1 and not self.runge_kutta):
-            return transfer(t, Form.combine(ADAMS[len(known)], known))
-        if not self.runge_kutta:
-            return transfer(t, (e1 + k.evaluate(transfer(t, e1), t)) / 2)
-        half = k.at((s.t + t.t) / 2)
-        e2 = k.evaluate(transfer(half, e1), half)
-        e3 = k.evaluate(transfer(half, e2), half)
-        e4 = k.evaluate(transfer(t, e3), t)
-        return transfer(t, (e1 + 2 * e2 + 2 * e3 + e4) / 6)
+            return _transfer(k, k.end, Form.combine(ADAMS[len(known)], known))
+
+        if self.runge_kutta:
+            return self._runge_kutta(k, e1)
+
+        e2 = k.evaluate(_transfer(k, k.end, e1), k.end)
+        return _transfer(k, k.end, (e1 + e2) / 2)
+
+    def _runge_kutta(self, k: Step, e1: Form) -> Form:
+        """A step of four evaluations, the first of which is made."""
+        half = k.at((k.start.t + k.end.t) / 2)
+        e2 = k.evaluate(_transfer(k, half, e1), half)
+        e3 = k.evaluate(_transfer(k, half, e2), half)
+        e4 = k.evaluate(_transfer(k, k.end, e3), k.end)
+        return _transfer(k, k.end, (e1 + 2 * e2 + 2 * e3 + e4) / 6)
+
+
+def _transfer(k: Step, to: Node, eps: Form) -> Form:
+    """DDIM's update from the step's start to a node with a noise estimate."""
+    s = k.start
+    return to.alpha / s.alpha * k.x + to.alpha * (to.noise_level - s.noise_level) * eps
 
 
 # Adams-Bashforth weights for even steps, newest first.
@@ -709,7 +717,8 @@ class Restart(WrappedSolver):
 
     def step(self, k: Step) -> Form:
         """One step, and the passes if it is the one that reaches s_min."""
-        x, low = self.solver.step(k), k.end
+        x = self.solver.step(k)
+        low = k.end
         if k.i == 0 and not k.last.noise_level <= self.s_min < self.s_max <= k.start.noise_level:
             raise ValueError(
                 f"a restart between the noise levels {self.s_min:g} and {self.s_max:g} needs a grid that covers them; "
@@ -717,11 +726,14 @@ class Restart(WrappedSolver):
             )
         if not low.noise_level <= self.s_min < k.start.noise_level:
             return x
+
+        # Karras' levels of a pass down, which begins with noise that goes up to s_max.
         levels = np.linspace(self.s_max ** (1 / 7), low.noise_level ** (1 / 7), self.n_steps + 1) ** 7
         high = k.at_noise_level(self.s_max)
-        times = [high.t, *(k.at_noise_level(float(s)).t for s in levels[1:-1]), low.t]
+        inside = [k.at_noise_level(float(level)).t for level in levels[1:-1]]
+        added = math.sqrt(high.noise_level**2 - low.noise_level**2)
         for _ in range(self.rounds):
             x = k.keep(x, low)
-            added = math.sqrt(high.noise_level**2 - low.noise_level**2)
-            x = k.subrun(self.solver.strict(), high.alpha * (x / low.alpha + added * k.noise()), times)
+            x = high.alpha * (x / low.alpha + added * k.noise())
+            x = k.subrun(self.solver.strict(), x, [high.t, *inside, low.t])
         return x
