@@ -135,6 +135,7 @@ class _Iteration:
         self.x = x
         self.frozen = frozen
         self.noise = noise
+        self._column = (-1, *[1] * (x.ndim - 1))  # the shape of a value for each sample
         self.called = [k for k, stage in enumerate(program.stages) if stage.evaluate]
         self.states: dict[int, Tensor] = {}
         self.kept: dict[int, Tensor] = {}  # F
@@ -155,16 +156,15 @@ class _Iteration:
         fresh = self._asked(outputs, [(self.called[c], some) for c, some in zip(numbers, samples, strict=True)])
 
         # Behind its window a sample has what the window's last evaluation says.
-        held = self.held.clone()
+        self.held = self.held.clone()
         for c, some, value in zip(numbers, inside, fresh, strict=True):
-            ending = ends[some] == c + 1
-            held[self._index(some[ending])] = value[self._index(np.flatnonzero(ending))]
-        self.held = held
+            ending = np.flatnonzero(ends[some] == c + 1)
+            self.held[self._index(some[ending])] = value[self._index(ending)]
 
         for c, called, value in zip(numbers, samples, fresh, strict=True):
             k = self.called[c]
-            behind = self._index(ends <= c).reshape(-1, *[1] * (self.x.ndim - 1))
-            known = torch.where(behind, held, self.kept.get(k, held))
+            behind = self._index(ends <= c).reshape(self._column)
+            known = torch.where(behind, self.held, self.kept.get(k, self.held))
             self.kept[k] = known.index_copy(0, called, value)
 
     def _asked(self, outputs: Callable[[Rows, Tensor], Tensor], rows: Rows) -> list[Tensor]:

@@ -12,7 +12,7 @@ memory of a run does not grow with the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -65,20 +65,29 @@ def align(times: np.ndarray, compile_on: Callable[[tuple[float, ...]], Program])
         """Values of the columns (..., u) as those of the tokens (..., *)."""
         return values[..., tokens].reshape(*values.shape[:-1], *shape)
 
-    nodes = set(starts)
-    stages = []
-    draws: list[np.ndarray] = []
-    for k in range(starts[-1] + 1):
-        states, evals = (_diagonals(table.terms[k][kind], of_tokens) for kind in ("states", "evals"))
-        noises = dict(enumerate((c for _, c in table.noises[k]), len(draws)))
-        draws += [of_tokens(draw) for draw, _ in table.noises[k]]
-        t = float(table.times[k].max())
-        asked = bool(table.asked[k].any())
-        stages.append(Stage(t, states, evals, _diagonals(noises, of_tokens), evaluate=asked, node=k in nodes))
-
+    stages, draws = _stages(table, set(starts), of_tokens)
     first = next(track.program for track in tracks if track.program is not None)
     program = Program(first.name, first.prediction, tuple(stages), first.eta, first.sigma_data)
     return TokenProgram(program, of_tokens(table.times), of_tokens(table.asked), tuple(draws))
+
+
+def _stages(
+    table: _Table, nodes: Container[int], of_tokens: Callable[[np.ndarray], np.ndarray]
+) -> tuple[list[Stage], list[np.ndarray]]:
+    """The stages of a table, and the numbers of the tokens' draws for each of their noises."""
+    stages = []
+    draws: list[np.ndarray] = []
+    for k, terms in enumerate(table.terms):
+        states = _diagonals(terms["states"], of_tokens)
+        evals = _diagonals(terms["evals"], of_tokens)
+        coefficients = dict(enumerate((c for _, c in table.noises[k]), len(draws)))
+        noises = _diagonals(coefficients, of_tokens)
+        draws += [of_tokens(draw) for draw, _ in table.noises[k]]
+
+        t = float(table.times[k].max())
+        asked = bool(table.asked[k].any())
+        stages.append(Stage(t, states, evals, noises, evaluate=asked, node=k in nodes))
+    return stages, draws
 
 
 def _diagonals(terms: Mapping[int, np.ndarray], of_tokens: Callable[[np.ndarray], np.ndarray]) -> Terms:

@@ -718,15 +718,17 @@ class Restart(WrappedSolver):
     def step(self, k: Step) -> Form:
         """One step, and the passes if it is the one that reaches s_min."""
         x = self.solver.step(k)
-        low = k.end
         if k.i == 0 and not k.last.noise_level <= self.s_min < self.s_max <= k.start.noise_level:
             raise ValueError(
                 f"a restart between the noise levels {self.s_min:g} and {self.s_max:g} needs a grid that covers them; "
                 f"this one runs from {k.start.noise_level:.4g} to {k.last.noise_level:.4g}"
             )
-        if not low.noise_level <= self.s_min < k.start.noise_level:
-            return x
+        reached = k.end.noise_level <= self.s_min < k.start.noise_level
+        return self._passes(k, x) if reached else x
 
+    def _passes(self, k: Step, x: Form) -> Form:
+        """The state at the step's end after all passes from there up to s_max and down again."""
+        low = k.end
         # Karras' levels of a pass down, which begins with noise that goes up to s_max.
         levels = np.linspace(self.s_max ** (1 / 7), low.noise_level ** (1 / 7), self.n_steps + 1) ** 7
         high = k.at_noise_level(self.s_max)

@@ -818,7 +818,6 @@ def from_classifier(
         >>> log_p(torch.zeros(1, 1), torch.ones(1), y=torch.tensor([1]))
         tensor([-0.6931])
     """
-
     require_function("the classifier", net, "of (x, label)")
     require_function("time_label", time_label, "of t", 1, optional=True)
     require_function("input_scale", input_scale, "of t", 1, optional=True)
@@ -829,11 +828,16 @@ def from_classifier(
         logits = net(scaled, label)
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(f"a classifier returns logits ({len(x)}, K), got {tuple(logits.shape)}")
-
-        _require_labels(y, *logits.shape)
-        return logits.log_softmax(1).gather(1, y.long()[:, None])[:, 0]
+        return _log_probability(logits, y)
 
     return log_likelihood
+
+
+def _log_probability(logits: Tensor, y: Tensor) -> Tensor:
+    """Log-probabilities (B,) of labels y (B,) from logits (B, K)."""
+    _require_labels(y, *logits.shape)
+    chosen = logits.log_softmax(1).gather(1, y.long()[:, None])
+    return chosen[:, 0]
 
 
 def _require_labels(y: Tensor, batch: int, classes: int) -> None:
