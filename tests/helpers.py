@@ -13,7 +13,7 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.noise import NoiseStream
-from sgm_sde.sampling import sampler as sampling
+from sgm_sde.sampling import job
 from sgm_sde.schemes import REGISTRY
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.testing import default_oracle
@@ -106,7 +106,7 @@ def noise_of_any_start() -> Iterator[None]:
     def without_start(seeds: Sequence[tuple[int, int]], name: str, start: float = 0.0, draw: int = 0) -> NoiseStream:
         return NoiseStream(seeds, name, draw=draw)
 
-    with mock.patch.object(sampling, "NoiseStream", without_start):
+    with mock.patch.object(job, "NoiseStream", without_start):
         yield
 
 

@@ -33,7 +33,7 @@ INSIDE: Any = SimpleNamespace(at=node)  # stands for a step of EDM
 
 def test_names_of_the_linear_parts() -> None:
     """What a solver's options may be."""
-    assert VARIABLES == ("log-snr", "time", "noise-level", "vp-time", "angle", "flow-time")
+    assert VARIABLES == ("log-snr", "time", "noise-level", "vp-time", "angle", "log-signal", "flow-time")
     assert VARIANTS == ("exact", "midpoint", "bh1", "published", "fixed", "ipndm-v")
     parts = {"data": DataPart, "noise": NoisePart, "v": VPart, "rectified": RectifiedPart}
     assert parts == PARTS
