@@ -362,7 +362,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     import torch
 
     from sgm_sde.calibration import calibrate
-    from sgm_sde.runs.distributed import _classes, _in_turn
+    from sgm_sde.runs.distributed import classes_of, labels_in_turn
     from sgm_sde.scores.conditions import PerSample
     from sgm_sde.scores.guidance import ClassifierFree
     from sgm_sde.zoo.models import load_model
@@ -372,7 +372,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     check_integer("-n", args.n, 2)
 
     model = load_model(args.model)
-    classes = _classes(model, _labels(args.labels))
+    classes = classes_of(model, _labels(args.labels))
     device = _device(args)
     torch.set_num_threads(args.threads)
     model.to(device)
@@ -383,7 +383,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     score = model.score if args.guidance is None else ClassifierFree(model.score, args.guidance)
     conditions = {}
     if classes is not None:
-        conditions["y"] = PerSample(_in_turn(classes, 0, args.n).to(device))
+        conditions["y"] = PerSample(labels_in_turn(classes, 0, args.n).to(device))
     found = calibrate(
         score, sde, (args.n, *model.shape), nfe=args.nfe, held_out=args.held_out, seed=args.seed,
         model_kwargs=conditions, batch_size=args.batch, time_limit=args.time_limit, checkpoint=args.checkpoint,

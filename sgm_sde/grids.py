@@ -591,7 +591,8 @@ class Distilled(GridRule):
     Of a network's table of N entries, distillation to m timesteps has seen those numbered $ik - 1$ with
     $k = \lfloor N/m \rfloor$ and $i = 1, \dots, m$, from 0. Counted from noise to data, n network calls are made at
     those numbered $\lfloor jm/n \rfloor$, $j = 0, \dots, n - 1$, and the last of them is where the grid ends. With an
-    end of its own (`t_end=`, or that of `final="none"`), a grid has all of its steps start there, and that end besides.
+    end of its own (`t_end=`, or that of `final="none"`), every step starts at one of these, and the grid ends at that
+    end.
 
     A start below T leaves out the timesteps above it, as image-to-image pipelines do.
 

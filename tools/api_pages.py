@@ -36,10 +36,7 @@ SUBJECTS = (
         "From a score and a process to samples: the call, its result, and which solver and grid it uses.",
         (
             "sampling.sampler",
-            "sampling.planning",
-            "sampling.statuses",
-            "sampling.options",
-            "sampling.results",
+            "sampling",
             "engine.status",
             "sampling.defaults",
             "sampling.trials",

@@ -53,7 +53,6 @@ class Buffers:
 
     def __init__(self, x: Tensor, plan: Plan, *, own: bool = False) -> None:
         # Zeros, not empty: slots out of use enter the product with coefficient 0, and 0 * NaN is NaN.
-        # Zeros, not empty: slots out of use enter the product with coefficient 0, and 0 * NaN is NaN.
         buffer = torch.zeros((plan.n_slots, x.numel()), dtype=x.dtype, device=x.device)
         self.slots = [row.view(x.shape) for row in buffer]
         self._history = buffer.t()

@@ -3,7 +3,7 @@
 Whatever compares, stores or quotes settings does it by `spec`: stores of results, benchmarks, fitted solvers. `repr` is
 for people and may leave things out. A spec rests on what a value is made of and not on its address: on its fields, on
 the values of functions of time on a fixed grid, on the weights that a score reaches. Numbers that were measured are
-compared with a tolerance, so that a run goes on on another machine.
+compared with a tolerance, so that a run can be resumed on another machine.
 """
 
 from sgm_sde.identity.measured import disagreement, measured

@@ -117,9 +117,9 @@ def _class_of(name: object, where: str) -> type[Value]:
     """The class of values that has a name."""
     known = _classes()
     if isinstance(name, str) and name not in known:
-        room = f"sgm_sde.{name.partition('.')[0]}"
-        if room.replace(".", "").replace("_", "").isalnum() and find_spec(room) is not None:
-            import_module(room)
+        package = f"sgm_sde.{name.partition('.')[0]}"
+        if package.replace(".", "").replace("_", "").isalnum() and find_spec(package) is not None:
+            import_module(package)
         known = _classes()
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"{where} is of a class that is not known here: {name!r}")

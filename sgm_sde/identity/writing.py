@@ -336,9 +336,9 @@ def _plain(value: object) -> dict[str, str] | None:
 
 def class_name(kind: type) -> str:
     """The name of a class in a spec: that of its package here and its own, or module and name of someone else's."""
-    package, *rooms = kind.__module__.split(".")
-    if package == "sgm_sde":
-        return f"{rooms[0]}.{kind.__qualname__}" if rooms else kind.__qualname__
+    top, *inside = kind.__module__.split(".")
+    if top == "sgm_sde":
+        return f"{inside[0]}.{kind.__qualname__}" if inside else kind.__qualname__
     module = "__main__" if kind.__module__ == "__mp_main__" else kind.__module__
     return f"{module}:{kind.__qualname__}"
 

@@ -148,7 +148,7 @@ def sample(
     n = check_integer("n", n, kind=Integral)
     batch = check_integer("batch", batch, kind=Integral)
     resolve_seeds([(seed, n - 1)], None, 1)
-    classes = _classes(model, labels)
+    classes = classes_of(model, labels)
     if guidance is not None:
         model = replace(model, score=ClassifierFree(model.score, guidance), weights="")
 
@@ -175,7 +175,7 @@ def sample(
             tensors = {}
             conditions = {}
             if classes is not None:
-                tensors["y"] = _in_turn(classes, first, last)
+                tensors["y"] = labels_in_turn(classes, first, last)
                 conditions["y"] = PerSample(tensors["y"].to(team.device))
 
             shape = (last - first, *model.shape)
@@ -194,7 +194,7 @@ def sample(
         return _run(team, Path(folder), job, part, progress)
 
 
-def _in_turn(classes: Sequence[int], first: int, last: int) -> Tensor:
+def labels_in_turn(classes: Sequence[int], first: int, last: int) -> Tensor:
     """The classes of the samples from a first number up to a last: sample i has the class i modulo their number."""
     return torch.tensor([classes[i % len(classes)] for i in range(first, last)])
 
@@ -657,7 +657,7 @@ def identity(model: Model, team: Team, classes: Sequence[int] | None) -> JsonObj
     }
 
 
-def _classes(model: Model, labels: Sequence[int] | str | None) -> list[int] | None:
+def classes_of(model: Model, labels: Sequence[int] | str | None) -> list[int] | None:
     """The classes that samples take in turn."""
     if isinstance(labels, str):
         if labels != "all":

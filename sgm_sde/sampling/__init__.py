@@ -3,6 +3,7 @@
 from sgm_sde.engine.status import Status
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.sampling.options import Execution, Record, StepInfo
+from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.results import AdaptiveStats, SampleResult
 from sgm_sde.sampling.sampler import sample
 from sgm_sde.sampling.statuses import NonFiniteWarning, UnfinishedWarning
@@ -17,5 +18,6 @@ __all__ = [
     "Status",
     "StepInfo",
     "UnfinishedWarning",
+    "plan",
     "sample",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sgm_sde._utils.checks import check_integer, moment
+from sgm_sde._utils.checks import check_integer, moment, number
 from sgm_sde.grids import Grid, GridRule, Thinned, rule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
@@ -60,6 +60,7 @@ def adams_near_noise(nodes: int, corrector: int, data_std: float = 1.0) -> Solve
         >>> adams_near_noise(4, 4).name
         'rosenbrock4-unic'
     """
+    data_std = number("data_std", data_std, above=0)
     adams = Rosenbrock(
         nodes,
         sigma_data=SIGMA_DATA * data_std,

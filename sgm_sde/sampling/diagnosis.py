@@ -1,4 +1,4 @@
-r"""Diagnosis of a run: implausibly large samples.
+r"""Diagnosis of a run: samples that neither the noise nor the network's own estimates account for.
 
 Whatever the solver, the state at node m is $x_m = \alpha_m x_0 + \sigma_m\epsilon$ with the sample $x_0$ that it leads
 to and a noise of unit size, and the network estimates $x_0$ by $D_m$. So with $|x|$ the root mean square of the d
@@ -19,7 +19,8 @@ $$ \Big|\frac{x_m}{\alpha_m} - D_m\Big| = \frac{\sigma_m}{\alpha_m}|\epsilon_m| 
 
 which a denoiser taken for the noise breaks near the data, whatever the size of its samples; runs as they should be stay
 below a third of the bound. Of networks that predict the data it is not asked: what they are off by is many times the
-noise near the data, and their samples may be right.
+noise near the data, and their samples may be right. Nor of guided scores, which are of no density: what guidance adds
+may be several times the noise.
 
 Of $\kappa$, 2 is for the noise and the error of a solver, 6 standard deviations for chance; the noise is that of the
 node before, since errors may be as large as the step, and the half is for errors in proportion to the state, as of a
@@ -63,7 +64,7 @@ ADVICE = (
 
 
 class ImplausibleWarning(UserWarning):
-    """Samples are of a size that nothing in their run accounts for; the result's status says which."""
+    """Samples are larger, or further from the network's estimates, than their run accounts for."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ class Watch:
         x: the states (B, *) to start from.
         guided: whether the solver moves states by more than network and noise, so that sizes say nothing: DPS goes up
             to a unit a step in what was measured, however small the noise. The direction at the start still counts.
+        density: whether the score is that of the process' marginals, and not guided.
         lags: whether states may be far from the marginal of their time, as under few Langevin updates per level.
     """
 
@@ -153,6 +155,7 @@ class Watch:
         x: Tensor,
         *,
         guided: bool = False,
+        density: bool = True,
         lags: bool = False,
     ) -> None:
         self.looks: Mapping[float, Look] = {}
@@ -162,7 +165,7 @@ class Watch:
             self.alpha_end = float(sde.alpha(times[-1]))
         self.start, self.end = times[0], times[-1]
         self.sde, self.guided, self.lags = sde, guided, lags
-        self.predicts_noise = prediction != "data"  # also in part, as v does
+        self.estimates_noise = prediction != "data" and density  # also in part, as v does
         self._size = root_mean_square(x) if self.looks else None  # of the start, until a look has told more
         self._limit: Tensor | None = None  # of a sample's size, the least of those known so far
         self._least: Tensor | None = None  # the size of a sample that accounts for the states, the most so far
@@ -184,7 +187,7 @@ class Watch:
             self._against = self._points_against(x.detach(), output.detach().to(x.dtype), look, size, of_output)
 
         expected = KAPPA + CHANCE / math.sqrt(d)
-        if self.predicts_noise and math.isfinite(look.noise[0]) and not self.lags:
+        if self.estimates_noise and math.isfinite(look.noise[0]) and not self.lags:
             of_noise = _size_of_noise(x.detach(), output.detach(), look, of_output)
             self._see_noise(of_noise, look, expected, first=t == self.start)
 
@@ -221,7 +224,7 @@ class Watch:
         return (along < AGAINST * noise * size) & (noise * look.reach * look.alpha > 0.3 * size)
 
     def implausible(self, sample: Tensor, *, denoised: bool) -> Tensor:
-        """Mask (B,) of final states x (B, *), denoised or not, whose size the run cannot account for."""
+        """Mask (B,) of final states x (B, *), denoised or not, that the run cannot account for."""
         if not self.looks or self.guided:
             none = torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
             return none if self._against is None else self._against
@@ -245,4 +248,7 @@ class Watch:
 def described(samples: Sequence[int], n: int) -> str:
     """Status message for implausible samples."""
     shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
-    return f"{len(samples)} of {n} samples ({shown}) are of a size that nothing in their run accounts for"
+    return (
+        f"{len(samples)} of {n} samples ({shown}) are of a size that nothing in their run accounts for, or "
+        f"further from the network's estimates than the noise it estimates allows"
+    )

@@ -131,6 +131,7 @@ class _PartOfRun:
             self.model.score.prediction,
             x,
             guided=job.solver.guided,
+            density=self.model.score.is_density,
             lags=job.solver.lags,
         )
 

@@ -44,7 +44,8 @@ def run_adaptive(
         on_leave = advance if record.progress else None
         for at, part_model in zip(slices, models_of(model, slices, job.size), strict=True):
             start = job.states(at)
-            watch = Watch(job.sde, job.grid.times, model.score.prediction, start)
+            score = model.score
+            watch = Watch(job.sde, job.grid.times, score.prediction, start, density=score.is_density)
             problem = Problem(part_model, job.sde, start, t_start, t_end, job.seeds[at], calls, steps, on_leave)
             part, x = _integrate(job, problem)
 

@@ -127,7 +127,7 @@ def sample(
 
     Warns:
         NonFiniteWarning: if a state became infinite or NaN.
-        ImplausibleWarning: if samples are of a size that nothing in the run accounts for.
+        ImplausibleWarning: if samples are larger, or further from the network's estimates, than the run accounts for.
         UnfinishedWarning: if an adaptive solver ran out of steps or calls.
         BatchCoupledWarning: if a backend takes one step size for a batch.
         LangevinNormWarning: if Langevin's step comes from norms of few numbers.
@@ -184,7 +184,7 @@ def sample(
 
 
 def _check_log_prob(log_prob: object) -> None:
-    """Raise for what neither says whether there are densities nor names a trace."""
+    """Raise unless it is a bool, a trace or the name of one."""
     if isinstance(log_prob, str):
         one_of("log_prob", log_prob, tuple(TRACES))
     else:

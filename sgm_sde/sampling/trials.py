@@ -464,8 +464,7 @@ class Race:
         A sample that starts near the boundary between two modes may change sides under any setting. Its error outweighs
         all others, and does not tell which setting is good on other noises.
         """
-        left_out = max(1, len(errors) // 10) if len(errors) >= 4 else 0
-        return float(errors.sort().values[: len(errors) - left_out].mean().sqrt())
+        return float(errors[_usual(errors)].mean().sqrt())
 
     def race(self, candidates: Sequence[Setting], budget: int, runs: int) -> PilotResult:
         """The best of the candidates at a budget: all on a few noises, the better ones on more."""
@@ -500,11 +499,17 @@ class Race:
             )
         if others:
             second, its = others[0]
-            difference = its - best
+            difference = (its - best)[_usual(torch.maximum(its, best))]
             uncertain = 2 * float(difference.std()) / math.sqrt(len(difference))
-            if float(difference.mean()) <= max(uncertain, 0.01 * error**2):
-                remarks.append(f"cannot tell {setting} and {second} apart on {len(difference)} noises")
+            if float(difference.mean()) <= max(uncertain, 0.01 * self.typical(best) ** 2):
+                remarks.append(f"cannot tell {setting} and {second} apart on {len(best)} noises")
         return remarks
+
+
+def _usual(errors: Tensor) -> Tensor:
+    """Numbers of the noises but for the tenth of largest error, of four and more at least one."""
+    left_out = max(1, len(errors) // 10) if len(errors) >= 4 else 0
+    return errors.argsort()[: len(errors) - left_out]
 
 
 def _trial(

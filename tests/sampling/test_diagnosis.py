@@ -40,6 +40,24 @@ def test_many_samples_in_few_dimensions_are_not_named() -> None:
         assert res.status.ok
 
 
+@pytest.mark.parametrize("scale", [4.0, 7.5])
+def test_strong_guidance_towards_other_modes_is_not_named(scale: float) -> None:
+    """Guided noise may be several times the noise: in 64 dimensions, towards two modes of which the others are none."""
+    generator = torch.Generator().manual_seed(0)
+    anything, wanted = (
+        sg.oracles.GaussianMixture(2 * torch.randn(n, 64, generator=generator), 0.3).score(VP) for n in (5, 2)
+    )
+
+    def net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        score = torch.where((y == 1)[:, None], wanted(x, t), anything(x, t))
+        return -VP.sigma(t).to(x)[:, None] * score
+
+    guided = sg.guidance.ClassifierFree(sg.from_noise(net, VP), scale, {"y": torch.tensor(0)})
+    kwargs = {"y": torch.ones(8, dtype=torch.long)}
+    for options in ({"solver": "ddim", "nfe": 50}, {"solver": "dpm++2m", "nfe": 20}, {"nfe": 15}):
+        assert sg.sample(guided, VP, (8, 64), seed=0, model_kwargs=kwargs, **options).status.ok
+
+
 def noise(x: Tensor, t: Tensor) -> Tensor:
     """The noise where the score is wanted, in samples whose first number is positive."""
     score = MODES.score(VP)(x, t)

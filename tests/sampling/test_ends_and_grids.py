@@ -727,3 +727,11 @@ def test_a_run_on_a_widening_grid_starts_from_the_same_noise(process: str) -> No
     torch.testing.assert_close(at_T.x, by_seed.x, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(explicit.x, by_seed.x, rtol=1e-12, atol=1e-12)
     assert sg.sample(score, sde, (5, 2), final="none", **options).times[-1] == sde.eps
+
+
+@pytest.mark.parametrize("data_std", [-1.0, 0.0, math.nan, "a", None])
+def test_the_scale_of_data_is_a_positive_number(data_std: Any) -> None:
+    with pytest.raises(
+        TypeError if isinstance(data_std, str | None) else ValueError, match=f"data_std .* got '?{data_std}"
+    ):
+        sg.defaults.default_setting(sg.VPSDE(), 20, data_std=data_std)

@@ -417,3 +417,12 @@ def test_a_network_that_writes_into_its_state_leaves_the_caller_s() -> None:
             grid=TokenGrid(torch.tensor([[1.0, 1.0], [0.5, 0.7], [0.1, 0.1]], dtype=F64)),
         )  # fmt: skip
     assert torch.equal(x, before)
+
+
+def test_no_samples() -> None:
+    """A batch of none, also where tokens draw their noises at different times."""
+    for delays in ([0, 1, 0, 1], [0, 0, 1, 1]):
+        grid = TokenGrid.staggered([1.0, 0.5, 0.1], delays)
+        score = sg.from_noise(lambda x, t: x, sg.VPSDE())
+        res = sg.sample(score, sg.VPSDE(), x_T=torch.zeros(0, 4), grid=grid, solver="ancestral", seed=0)
+        assert (res.x.shape, res.status.ok) == ((0, 4), True)
