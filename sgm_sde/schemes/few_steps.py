@@ -85,7 +85,7 @@ class TCD(Solver):
        x' = \frac{\alpha'}{\alpha_s} x_s + \sqrt{\sigma'^2 - \Bigl(\frac{\alpha'\sigma_s}{\alpha_s}\Bigr)^2}\;z $$
 
     $\gamma = 0$ is DDIM and, without a table, $\gamma = 1$ is `Consistency()`. On a network's table s is the entry
-    whose number, from 0, is $1 - \gamma$ times that of $t'$, rounded down, so that $\gamma = 1$ goes down to the first entry.
+    whose number, from 0, is $1 - \gamma$ times that of $t'$, rounded down; so with $\gamma = 1$ it is the first entry.
     One network call per step; no order is claimed.
 
     Args:
