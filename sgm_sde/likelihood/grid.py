@@ -29,7 +29,8 @@ class Curve(NamedTuple):
 
     $$ \tilde\lambda = c + b\,\sinh(a(u - u_0)), \qquad e^\lambda = e^{\tilde\lambda} + m $$
 
-    with $m = e^{\lambda(0)} - e^{\tilde\lambda(0)}$, which is 0 unless the process goes on far into pure noise.
+    with $m = e^{\lambda(0)} - e^{\tilde\lambda(0)}$, which is 0 unless the process goes on far into pure noise. Both
+    ends of $\lambda$ are the process's own.
 
     Attributes:
         c: where steps are shortest.
@@ -98,6 +99,8 @@ class Stretched(GridRule):
         noise = math.log(PURE_NOISE) - math.log(self.data_std)
         bent = first < noise < last
         begin = noise if bent else first
+        if bent:  # m, which is added to all of e^lambda, must not move the end: there it is taken off beforehand
+            last += math.log1p(math.exp(noise - last) - math.exp(first - last))
         c = min(max(math.log(3) - math.log(self.data_std), begin), last)
         u_0, b = self._shape(c - begin, last - c)
         return Curve(c, b, u_0, self.stretch, first, bent)
