@@ -73,7 +73,8 @@ class FixedGrid(Method):
     the network is a module or its conditions are marked (`sg.PerSample`), else with it. With the exact trace they go to
     96 steps where the error is within 64 times the tolerance, to 192 where 96 are not enough but the error has fallen
     as on a smooth score, and else to an adaptive solver, at 0.03, 0.003 and 0.0003 of the tolerance. With random probes
-    they stay on grids up to 256 times the tolerance.
+    they stay on grids up to 256 times the tolerance. A sample that the adaptive solver cannot finish keeps the value
+    and the error that it had, and is named in `unresolved`.
 
     Given `steps`, all samples use that grid, whatever the error; where these are too few for it to be known, the
     protocol of the result says so.
@@ -114,7 +115,7 @@ class FixedGrid(Method):
     def solve(self, problem: Problem) -> Found:
         """From the data to the noise."""
         how = f"a multistep method of order 4 with {self.n_steps} fixed steps"
-        grid = solve.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std)
+        grid = solve.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
         if grid.longest > TOO_COARSE:
             how += ", too few for their error to be known"
         if self.steps is not None:

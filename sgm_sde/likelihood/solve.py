@@ -630,14 +630,22 @@ def _on_finer_grids(
 def _adaptively(
     solution: Solution, some: Some, going: Tensor, tolerance: Callable[[Solution], Tensor], tightness: float
 ) -> tuple[Solution, Tensor]:
-    """The solution with some samples (B,) by an adaptive solver, and those (B,) whose error is still too large."""
+    """The solution with some samples (B,) by an adaptive solver, and those (B,) whose error is still too large.
+
+    A sample that does not arrive keeps what it had, and is not tried again: smaller steps do not bring it further.
+    """
+    trying = going
     for run, share in enumerate(TOLERANCES, len(REFINEMENTS) + 1):
-        if not bool(going.any()):
+        rows = trying.nonzero().flatten()
+        if not len(rows):
             break
 
-        rows = going.nonzero().flatten()
-        solution = solution.replaced(rows, some.adaptive(run, share * tightness, rows))
+        found, arrived = some.adaptive(run, share * tightness, rows)
+        arrivals = arrived.nonzero().flatten()
+        solution = solution.replaced(rows[arrivals], found.among(arrivals))
+
         going = going & (_excess(solution, tolerance) > 1)
+        trying = going & trying.index_copy(0, rows, arrived)
     return solution, going
 
 
@@ -665,10 +673,12 @@ class Some:
                 self.alone = False
         return on_grid(self.problem.run(number), steps, self.s)[0].among(rows)
 
-    def adaptive(self, number: int, tolerance: float, rows: Tensor) -> Solution:
-        """By steps of each sample's own, by a run of this number."""
+    def adaptive(self, number: int, tolerance: float, rows: Tensor) -> tuple[Solution, Tensor]:
+        """By steps of each sample's own, by a run of this number, and which samples have arrived."""
         problem = self.problem.run(number, constant=True)
-        return joint(adaptive(NormalisedFlow(problem, self.s, rows=rows, alone=self.alone), tolerance, tolerance))
+        flow = NormalisedFlow(problem, self.s, rows=rows, alone=self.alone)
+        ends, run = _by_own_steps(flow, tolerance, tolerance)
+        return joint(ends), run.completed.to(rows.device)
 
 
 def revisit(problem: Problem, steps: int, s: float, refine: bool, on_output: OnOutput) -> None:
@@ -686,6 +696,9 @@ class NormalisedFlow:
         s: standard deviation of the data.
         rows: numbers of the samples that are solved for; all if not given.
         alone: whether the network is asked about those on their way alone; else about their whole batch.
+
+    Attributes:
+        lam: lambda at the end of the data, and at that of the noise or where nothing varies any more: beyond, z stays.
 
     Raises:
         ValueError: unless s is positive.
@@ -705,6 +718,8 @@ class NormalisedFlow:
         self.rows = torch.arange(len(problem.x), device=problem.x.device) if rows is None else rows
         self.data, self.noise = self.sde.nodes([problem.eps, self.sde.T])
         self.scale = {end: spread(end, s) for end in (self.data, self.noise)}
+        flat = -FLAT - math.log(s)
+        self.lam = {self.data: max(self.data.lam, flat), self.noise: max(self.noise.lam, flat - 1)}
 
     def __call__(self, lam: Tensor, y: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
         """Slopes at lambda (b,), float64 on the host, for the samples of these numbers among those solved for.
@@ -822,6 +837,13 @@ def adaptive(flow: NormalisedFlow, rtol: float, atol: float) -> Ends:
     Raises:
         ValueError: where a sample does not arrive.
     """
+    ends, run = _by_own_steps(flow, rtol, atol)
+    _require_arrived(run, flow)
+    return ends
+
+
+def _by_own_steps(flow: NormalisedFlow, rtol: float, atol: float) -> tuple[Ends, Integration]:
+    """The run of an adaptive solver and its last states, at the other end for samples that have arrived."""
     problem = flow.problem
     x = problem.x[flow.rows]
     if flow.alone:
@@ -830,9 +852,9 @@ def adaptive(flow: NormalisedFlow, rtol: float, atol: float) -> Ends:
 
     stepper, volumes = _stepper(flow, x, rtol, atol)
     y = (x / flow.scale[start], *volumes)
-    run = integrate_adaptive(stepper, y, start.lam, end.lam, max_steps=10_000, controller=Controller())
-    _require_arrived(run, flow)
-    return Ends(flow, run.y[0] * flow.scale[end], *run.y[1:])
+    span = flow.lam[start], flow.lam[end]
+    run = integrate_adaptive(stepper, y, *span, max_steps=10_000, controller=Controller())
+    return Ends(flow, run.y[0] * flow.scale[end], *run.y[1:]), run
 
 
 def _stepper(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float) -> tuple[EmbeddedStepper, tuple[Tensor, ...]]:
@@ -874,7 +896,7 @@ def adjoint(flow: NormalisedFlow, rtol: float, atol: float, parameters: Sequence
 
     z = x / flow.scale[flow.data]
     volumes = x.new_zeros(len(x), flow.problem.trace.columns)
-    u = torch.tensor([-flow.data.lam, -flow.noise.lam], dtype=torch.float64, device=x.device)
+    u = torch.tensor([-flow.lam[flow.data], -flow.lam[flow.noise]], dtype=torch.float64, device=x.device)
 
     integrate = odeint
     options = _torchdiffeq_options(u, None)

@@ -16,6 +16,7 @@ import sgm_sde as sg
 from sgm_sde.likelihood import (
     FixedGrid,
     Hutchinson,
+    LikelihoodWarning,
     Stretched,
 )
 from sgm_sde.likelihood.multistep import tables
@@ -89,6 +90,114 @@ def test_grids_end_at_the_process_own_ends() -> None:
         assert (times[0], times[-1]) == (sde.T, sde.likelihood_eps)
         assert all(before > after for before, after in itertools.pairwise(times))
         assert float(sde.log_snr(times[1])) / 2 > -12
+
+
+@pytest.mark.parametrize("process", list(LONG))
+@pytest.mark.parametrize("eps", [1e-5, 1e-3, 0.3, 0.9])
+@pytest.mark.parametrize("data_std", [0.1, 0.5, 2.0])
+def test_curves_end_at_the_process_own_ends(process: str, eps: float, data_std: float) -> None:
+    """As the grid does, whose nodes and whose tables are then of one curve."""
+    sde = LONG[process]
+    lam, _ = Stretched(data_std=data_std).curve(sde, sde.T, eps)(np.array([0.0, 1.0]))
+    first, last = (float(sde.log_snr(t)) / 2 for t in (sde.T, eps))
+    assert lam[1] == pytest.approx(last, rel=1e-12, abs=1e-12)
+    assert np.exp(lam[0]) == pytest.approx(np.exp(first), rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+@pytest.mark.parametrize("eps", [0.3, 0.7, 1.0])
+def test_large_eps_on_long_processes(eps: float, mean: float) -> None:
+    """The closed form within the stated error, although the flow begins close to pure noise."""
+    sde = sg.VPSDE(T=2.0)
+    means = torch.tensor([[-1.0, 0.0, 0.5], [1.0, 0.3, 0.0]], dtype=F64) + mean
+    mixture = sg.oracles.GaussianMixture(means, 0.3)
+    x = mixture.sample(16, sde, eps, seed=0, dtype=F64)
+    res = sg.log_prob(mixture.score(sde), sde, x, eps=eps, prior=lambda z: mixture.log_prob(z, sde, sde.T))
+    off = (res.value - mixture.log_prob(x, sde, eps)).abs()
+    assert bool((off <= res.error + 1e-9).all())
+    assert float(off.max()) < 1e-4
+
+
+@pytest.mark.parametrize("process", ["long", "beta"])
+@pytest.mark.parametrize("method", ["exponential", "adaptive"])
+def test_long_processes_by_steps_of_each_sample_s_own(process: str, method: str) -> None:
+    """The adaptive solver goes no further than something varies: log-SNR may be minus infinity at T."""
+    sde = LONG[process]
+    assert sde.nodes([sde.T])[0].lam == -np.inf
+    x = RIDGE.sample(64, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    x[:4, 0] = torch.tensor([0.05, -0.1, 0.15, 0.3], dtype=F64)
+    known = RIDGE.log_prob(x, sde, sde.likelihood_eps)
+    marginal: dict[str, Any] = {"prior": lambda z: RIDGE.log_prob(z, sde, sde.T)}
+
+    res = sg.log_prob(RIDGE.score(sde), sde, x, method=method, **marginal)
+    off = (res.value - known).abs()
+    assert bool((off <= res.error + 1e-9).all())
+    assert float(off.max()) < 1e-3 and res.unresolved == ()
+    if method == "exponential":  # samples on the ridge are handed over
+        assert float(off.max()) < 2e-4
+        assert res.nfe > 49 + 97 + 193
+
+
+@pytest.mark.parametrize("process", ["long", "beta"])
+def test_codes_of_long_processes(process: str) -> None:
+    """There and back by steps of each sample's own, with the grid's codes between, and the adjoint's density."""
+    sde = LONG[process]
+    score = MIXTURE.score(sde)
+    x = MIXTURE.sample(8, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    code = sg.encode(score, sde, x, method="adaptive")
+    back = sg.decode(score, sde, code.x, method="adaptive")
+    torch.testing.assert_close(back.x, x, rtol=0, atol=1e-5)
+    on_grid = sg.encode(score, sde, x, method=FixedGrid(192))
+    torch.testing.assert_close(code.x, on_grid.x, rtol=0, atol=1e-4)
+
+    res = sg.log_prob(score, sde, x, method="dopri5-adjoint", prior=lambda z: MIXTURE.log_prob(z, sde, sde.T))
+    torch.testing.assert_close(res.value, MIXTURE.log_prob(x, sde, sde.likelihood_eps), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["adaptive", "dopri5-adjoint"])
+def test_flows_that_begin_in_pure_noise(method: str) -> None:
+    """Where nothing is left to vary the density is the prior's."""
+    sde = LONG["beta"]
+    x = MIXTURE.sample(4, sde, 0.3, seed=0, dtype=F64)
+    res = sg.log_prob(MIXTURE.score(sde), sde, x, eps=0.3, method=method)
+    torch.testing.assert_close(res.value, MIXTURE.log_prob(x, sde, 0.3), rtol=0, atol=1e-6)
+
+
+def test_samples_that_cannot_be_finished_are_named() -> None:
+    """They keep the grid's value and its error, with a warning; others are as without them."""
+    sde = LINEAR["vp"]
+    score = RIDGE.score(sde)
+    grids = [Stretched()(sde, steps, t_end=sde.likelihood_eps).times for steps in (48, 96, 192)]
+    on_grids = torch.tensor([t for times in grids for t in times], dtype=F64)
+
+    def off_grids(x: Tensor, t: Tensor) -> Tensor:
+        """Of which samples, below the axis, the times are between nodes."""
+        between = (t.double()[:, None] - on_grids).abs().min(1).values > 1e-12
+        return between & (x[:, 1] < 0)
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        out = score.denoised(x, t)
+        return torch.where(off_grids(x, t)[:, None], torch.nan, out)
+
+    x = torch.tensor([[0.05, 0.02], [0.05, -0.02], [0.03, 0.01]], dtype=F64)
+    options: dict[str, Any] = {"trace": "exact", "prior": lambda z: RIDGE.log_prob(z, sde, sde.T)}
+    with pytest.warns(LikelihoodWarning, match=r"of 1 of 3 samples .* sample 1 is"):
+        res = sg.log_prob(sg.from_denoiser(net, sde), sde, x, **options)
+    assert res.unresolved == (1,)
+
+    coarse = sg.log_prob(score, sde, x, method=FixedGrid(48), **options)
+    torch.testing.assert_close(res.value[1], coarse.value[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(res.error[1], coarse.error[1], rtol=1e-6, atol=1e-9)
+    off = (res.value - exact(RIDGE, "vp", x)).abs()
+    assert bool((off[[0, 2]] <= res.error[[0, 2]]).all()) and float(res.error[[0, 2]].max()) < 2e-4
+
+    def raising(x: Tensor, t: Tensor) -> Tensor:
+        if bool(off_grids(x, t).any()):
+            raise RuntimeError("out of order")
+        return score.denoised(x, t)
+
+    with pytest.raises(RuntimeError, match="out of order"):
+        sg.log_prob(sg.from_denoiser(raising, sde), sde, x, **options)
 
 
 def test_too_few_steps_say_so() -> None:
