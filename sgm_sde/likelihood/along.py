@@ -76,7 +76,7 @@ def require_flow(
     if program.stochastic or not all(asked[:-1]) or isinstance(solver, PredictorCorrector):
         raise ValueError(
             f"log_prob=True needs a deterministic solver of the probability flow, such as 'dpm++3m' or 'heun', "
-            f"and {solver.name} is none: its samples have no density along the way"
+            f"and {solver!r} is none: its samples have no density along the way"
         )
     if times[0] != sde.T and not by_rule:
         raise ValueError(f"log_prob=True starts from the prior at T = {sde.T:g}, got a grid from t = {times[0]:g}")

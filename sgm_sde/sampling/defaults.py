@@ -11,7 +11,11 @@ from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
 from sgm_sde.schemes import Rosenbrock, Solver, UniC, resolve
 
-FEW, MANY = 12, 24  # network calls
+# Network calls from which on the default is another one. From six on, steps where a sample takes shape must be short
+# enough for guidance at scales up to 8; below 12 one evaluation less in a step, and below 30 five, are safer.
+SIX = 6
+SOME = 12
+MANY = 30
 SIGMA_DATA = 0.7  # between that of images, 0.5, and that of VP's velocity
 NO_SIGNAL_ABOVE = 7.0  # sigma / alpha: from here on a network sees next to no signal of data of unit scale
 
@@ -72,18 +76,21 @@ def adams_near_noise(nodes: int, corrector: int, data_std: float = 1.0) -> Solve
     return UniC(adams, nodes=corrector)
 
 
-def settings(data_std: float = 1.0) -> tuple[Setting, Setting, Setting]:
-    """The settings for few network calls, some and many, on data of a scale.
+def settings(data_std: float = 1.0) -> tuple[Setting, Setting, Setting, Setting]:
+    """The settings for up to five network calls, few, some and many, on data of a scale.
 
     Examples:
         >>> len(settings(0.1))
-        3
+        4
     """
-    four, five = adams_near_noise(4, 4, data_std), adams_near_noise(5, 5, data_std)
-    few = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2, data_std=data_std)
+    three = adams_near_noise(3, 3, data_std)
+    four = adams_near_noise(4, 4, data_std)
+    five = adams_near_noise(5, 5, data_std)
+    up_to_five = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2, data_std=data_std)
+    few = Thinned(last=6.5, data_std=data_std)
     some = Thinned(data_std=data_std)
     many = Thinned(last=3.0, near_data=3.0, data_std=data_std)
-    return Setting(four, few), Setting(four, some), Setting(five, many)
+    return Setting(three, up_to_five), Setting(three, few), Setting(four, some), Setting(five, many)
 
 
 SETTINGS = settings()
@@ -111,11 +118,11 @@ def default_setting(
 
     Adams' method on the velocity with a corrector (`UniC` of `Rosenbrock`), which near pure noise integrates what a
     network is off by instead of multiplying it and is stable where modes are narrower than the noise, on the grid
-    `grids.Thinned`, which spans the whole process with the longest steps near pure noise: through four evaluations,
-    from 24 calls on five, in the last steps ever fewer. All of it was chosen on half of the test beds of
-    `python -m benchmarks.defaults`, which prints what it reaches on the other half. Where a given time has no finite
-    log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates of rectified flow on the process'
-    own grid; for a nonlinear process it is Heun's method in time.
+    `grids.Thinned`, which spans the whole process with the longest steps near pure noise: through three evaluations,
+    from 12 calls on four, from 30 on five, in the last steps ever fewer. All of it was chosen on half of the test beds
+    of `python -m benchmarks.defaults`, which prints what it reaches on the other half, and on strong guidance. Where a
+    given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates of
+    rectified flow on the process' own grid; for a nonlinear process it is Heun's method in time.
 
     Args:
         sde: the process.
@@ -144,5 +151,7 @@ def default_setting(
 
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
-    few, some, many = SETTINGS if data_std == 1 else settings(data_std)
-    return few if budget < FEW else some if budget < MANY else many
+    up_to_five, few, some, many = SETTINGS if data_std == 1 else settings(data_std)
+    if budget < SOME:
+        return up_to_five if budget < SIX else few
+    return some if budget < MANY else many

@@ -71,7 +71,8 @@ class StepArguments:
         """The solver, and the grid as it was given, or as a setting brings it along."""
         solver = self.solver
         if isinstance(solver, Setting) and self.grid is not None:
-            raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
+            brought = Setting(solver.solver, solver.grid)  # of a pilot's result not the whole table of errors
+            raise ValueError(f"the setting {brought} brings its own grid: give no grid= besides, or its solver alone")
 
         if solver is None:
             budget = self.nfe if self.steps is None else check_integer("steps", self.steps) + 1
@@ -82,12 +83,11 @@ class StepArguments:
 
     def _given(self, sde: SDE, times: Grid | Sequence[float], denoise: bool) -> Grid:
         """The grid of the times given."""
+        grid = times if isinstance(times, Grid) else Grid(times)
         others = {"nfe": self.nfe, "steps": self.steps, "t_start": self.t_start, "t_end": self.t_end}
         for name, value in others.items():
             if value is not None:
                 raise ValueError(f"{name}={value} does not go with a grid of given times; give a grid rule instead")
-
-        grid = times if isinstance(times, Grid) else Grid(times)
         return grid.on(sde, denoised=denoise)
 
     def _placed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TypeVar
 
 import torch
@@ -150,8 +150,11 @@ def sample(
 
     start = StartArguments(shape, x_T, seed, generator, execution.dtype, execution.device)
     if isinstance(grid, TokenGrid):
-        others = {"nfe": nfe, "steps": steps, "t_start": t_start, "t_end": t_end, "noise": noise, "resume": resume}
-        _require_plain(others | {"log_prob": log_prob or None}, recorded, execution)
+        for name, value in {"noise": noise, "resume": resume, "log_prob": log_prob or None}.items():
+            if value is not None:
+                raise ValueError(f"{name}={described(value)} is not there on a TokenGrid: leave it out")
+        others = {"nfe": nfe, "steps": steps, "t_start": t_start, "t_end": t_end}
+        _require_plain(others, recorded, execution)
         return _on_tokens(score, sde, grid, start, solver, final, model_kwargs)
 
     asked = StepArguments(solver, nfe, steps, grid, t_start, t_end, final)
@@ -278,8 +281,16 @@ def _require_plain(given: Mapping[str, object], record: Record, execution: Execu
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name}={described(value)} does not go with a TokenGrid, which has all times")
-    if record != Record() or execution != Execution(dtype=execution.dtype, device=execution.device):
-        raise ValueError(f"a run on a TokenGrid keeps no record and runs in one piece, got {record} and {execution}")
+
+    allowed = Execution(dtype=execution.dtype, device=execution.device)
+    for options, plain in ((record, Record()), (execution, allowed)):
+        for field in fields(options):
+            value = getattr(options, field.name)
+            if value != getattr(plain, field.name):
+                raise ValueError(
+                    f"{field.name}={described(value)} does not go with a TokenGrid, whose runs keep no record and are "
+                    f"made in one piece"
+                )
 
 
 def _require_parallel(job: Job, record: Record) -> None:

@@ -12,7 +12,7 @@ from typing import TypedDict, overload
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import arguments, check_integer, shape_of_samples
+from sgm_sde._utils.checks import arguments, check_integer, described, shape_of_samples
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
@@ -327,6 +327,8 @@ def budgets_of(nfe: int | Sequence[int]) -> list[int]:
 
 def _candidates(candidates: Sequence[Setting | str]) -> list[Setting]:
     """Settings from what the caller gave."""
+    if isinstance(candidates, str | Setting):
+        raise TypeError(f"candidates must be a sequence of settings or names, got {described(candidates)}")
     tried = [c if isinstance(c, Setting) else Setting(c) for c in candidates]
     if not tried:
         raise ValueError("a pilot needs at least one candidate, got none")
