@@ -68,8 +68,8 @@ class Score(Value, ReachesNetwork):
         dtype: torch.dtype | None = None,
     ) -> None:
         require_function("the network", net, "of (x, label)")
-        if isinstance(net, Score):
-            raise TypeError(f"a network is needed, got a score already made of one: {described(net)}")
+        if isinstance(net, Score) and prediction != "score":
+            raise TypeError(f"a network that predicts {prediction} is needed, got the score {described(net)}")
         require_sde(sde)
         instance_of("prediction", prediction, str, "a name")
         if prediction != "score" and sde.marginal_kind == "unknown":

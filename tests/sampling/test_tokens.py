@@ -352,9 +352,9 @@ def test_misuse() -> None:
     grid = TokenGrid.staggered(grid_of(sde), torch.arange(4)[:, None])
     for options, match in (
         ({"x_T": X, "nfe": 5}, r"nfe=5 does not go with a TokenGrid"),
-        ({"x_T": X, "noise": "path"}, r"noise='path' does not go with a TokenGrid"),
-        ({"x_T": X, "execution": sg.Execution(parallel=4)}, "runs in one piece"),
-        ({"x_T": X, "record": sg.Record(trajectory="all")}, "keeps no record"),
+        ({"x_T": X, "noise": "path"}, r"noise='path' is not there on a TokenGrid"),
+        ({"x_T": X, "execution": sg.Execution(parallel=4)}, r"parallel=4 does not go .* in one piece"),
+        ({"x_T": X, "record": sg.Record(trajectory="all")}, "trajectory='all' does not go .* keep no record"),
         ({"x_T": X[:, :3]}, r"times \(n \+ 1, \*\) with a length of \(3, 2\) or 1 on each axis"),
         ({"x_T": X[:, 0]}, r"times \(n \+ 1, \*\)"),
         ({}, "give shape="),

@@ -508,11 +508,12 @@ def test_settings_are_values() -> None:
 def test_which_default() -> None:
     """By the budget, and by what the process allows at the times that are given."""
     vp = LINEAR["vp"]
-    chosen = {budget: sg.defaults.default_setting(vp, budget) for budget in (1, 11, 12, 23, 24, 500)}
-    assert chosen[1] == chosen[11]
-    assert chosen[12] == chosen[23]
-    assert chosen[24] == chosen[500] == sg.defaults.default_setting(vp)
-    for budget, nodes in ((11, 4), (23, 4), (24, 5)):
+    chosen = {budget: sg.defaults.default_setting(vp, budget) for budget in (1, 5, 6, 11, 12, 29, 30, 500)}
+    assert chosen[1] == chosen[5] != chosen[6]
+    assert chosen[6] == chosen[11]
+    assert chosen[12] == chosen[29]
+    assert chosen[30] == chosen[500] == sg.defaults.default_setting(vp)
+    for budget, nodes in ((5, 3), (11, 3), (29, 4), (30, 5)):
         solver, grid = chosen[budget].solver, chosen[budget].grid
         assert isinstance(solver, sg.schemes.ExponentialAdams)
         assert (solver.nodes, solver.corrector, solver.lower_final) == (nodes, nodes, True)

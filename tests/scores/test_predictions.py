@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -444,3 +445,12 @@ def test_shifted_data_give_shifted_samples(name: str) -> None:
         return sg.sample(oracle.score(sde), sde, x_T=x, solver=name, steps=20, seed=0).x
 
     torch.testing.assert_close(run(c) - c, run(0.0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [sg.from_noise, sg.from_denoiser, sg.from_v, sg.from_flow])
+def test_a_score_is_no_network(make: Any) -> None:
+    """What is a score already is not taken for a network's noise or data."""
+    score = sg.from_denoiser(lambda x, t: 0 * x, sg.VPSDE())
+    with pytest.raises(TypeError, match="is needed, got the score"):
+        make(score, sg.VPSDE())
+    assert torch.equal(sg.from_score(score, sg.VPSDE())(torch.ones(2, 1), 0.5), score(torch.ones(2, 1), 0.5))
