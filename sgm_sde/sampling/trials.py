@@ -77,9 +77,20 @@ class PilotResult(Setting):
 
     def __str__(self) -> str:
         title = f"at {self.nfe} calls, reference known to {self.reference_error:.0e}:"
-        return "\n".join([title, *(f"{error:.3e}  {setting}" for setting, error in self.errors), *self.remarks])
+        names = _names([setting for setting, _ in self.errors])
+        rows = [f"{error:.3e}  {name}" for name, (_, error) in zip(names, self.errors, strict=True)]
+        return "\n".join([title, *rows, *self.remarks])
 
     __repr__ = __str__
+
+
+def _names(settings: Sequence[Setting]) -> list[str]:
+    """Texts of settings, with all options of the solver where two would be alike."""
+    short = [str(Setting(setting.solver, setting.grid)) for setting in settings]
+    return [
+        f"{setting.solver!r} on {setting.grid!r}" if short.count(name) > 1 else name
+        for setting, name in zip(settings, short, strict=True)
+    ]
 
 
 def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
@@ -504,7 +515,8 @@ class Race:
             difference = (its - best)[_usual(torch.maximum(its, best))]
             uncertain = 2 * float(difference.std()) / math.sqrt(len(difference))
             if float(difference.mean()) <= max(uncertain, 0.01 * self.typical(best) ** 2):
-                remarks.append(f"cannot tell {setting} and {second} apart on {len(best)} noises")
+                one, other = _names([setting, second])
+                remarks.append(f"cannot tell {one} and {other} apart on {len(best)} noises")
         return remarks
 
 
