@@ -12,7 +12,7 @@ still. Behind the window F is that of the window's last evaluation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -155,17 +155,20 @@ class _Iteration:
         samples = [self._index(some) for some in inside]
         fresh = self._asked(outputs, [(self.called[c], some) for c, some in zip(numbers, samples, strict=True)])
 
-        # Behind its window a sample has what the window's last evaluation says.
-        self.held = self.held.clone()
-        for c, some, value in zip(numbers, inside, fresh, strict=True):
-            ending = np.flatnonzero(ends[some] == c + 1)
-            self.held[self._index(some[ending])] = value[self._index(ending)]
-
+        self.held = self._of_last(ends, zip(numbers, inside, fresh, strict=True))
         for c, called, value in zip(numbers, samples, fresh, strict=True):
             k = self.called[c]
             behind = self._index(ends <= c).reshape(self._column)
             known = torch.where(behind, self.held, self.kept.get(k, self.held))
             self.kept[k] = known.index_copy(0, called, value)
+
+    def _of_last(self, ends: np.ndarray, found: Iterable[tuple[int, np.ndarray, Tensor]]) -> Tensor:
+        """Values of each window's last evaluation, which stand behind it, too; what is held where there is none."""
+        held = self.held.clone()
+        for c, some, value in found:
+            ending = np.flatnonzero(ends[some] == c + 1)
+            held[self._index(some[ending])] = value[self._index(ending)]
+        return held
 
     def _asked(self, outputs: Callable[[Rows, Tensor], Tensor], rows: Rows) -> list[Tensor]:
         """Values to keep of the evaluations of some samples at each of some stages, by one call."""

@@ -150,11 +150,9 @@ def sample(
 
     start = StartArguments(shape, x_T, seed, generator, execution.dtype, execution.device)
     if isinstance(grid, TokenGrid):
-        for name, value in {"noise": noise, "resume": resume, "log_prob": log_prob or None}.items():
-            if value is not None:
-                raise ValueError(f"{name}={described(value)} is not there on a TokenGrid: leave it out")
-        others = {"nfe": nfe, "steps": steps, "t_start": t_start, "t_end": t_end}
-        _require_plain(others, recorded, execution)
+        absent = {"noise": noise, "resume": resume, "log_prob": log_prob or None}
+        timed = {"nfe": nfe, "steps": steps, "t_start": t_start, "t_end": t_end}
+        _require_plain(absent, timed, recorded, execution)
         return _on_tokens(score, sde, grid, start, solver, final, model_kwargs)
 
     asked = StepArguments(solver, nfe, steps, grid, t_start, t_end, final)
@@ -276,21 +274,29 @@ def _require_applicable(job: Job, record: Record, execution: Execution, noise: s
         _require_parallel(job, record)
 
 
-def _require_plain(given: Mapping[str, object], record: Record, execution: Execution) -> None:
+def _require_plain(
+    absent: Mapping[str, object], timed: Mapping[str, object], record: Record, execution: Execution
+) -> None:
     """Raise ValueError for an option that a run with times for each token does not have."""
-    for name, value in given.items():
+    for name, value in absent.items():
+        if value is not None:
+            raise ValueError(f"{name}={described(value)} is not there on a TokenGrid: leave it out")
+    for name, value in timed.items():
         if value is not None:
             raise ValueError(f"{name}={described(value)} does not go with a TokenGrid, which has all times")
+    _require_defaults(record, Record())
+    _require_defaults(execution, Execution(dtype=execution.dtype, device=execution.device))
 
-    allowed = Execution(dtype=execution.dtype, device=execution.device)
-    for options, plain in ((record, Record()), (execution, allowed)):
-        for field in fields(options):
-            value = getattr(options, field.name)
-            if value != getattr(plain, field.name):
-                raise ValueError(
-                    f"{field.name}={described(value)} does not go with a TokenGrid, whose runs keep no record and are "
-                    f"made in one piece"
-                )
+
+def _require_defaults(options: Record | Execution, plain: Record | Execution) -> None:
+    """Raise ValueError for an option that is not what it is in a plain run."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value != getattr(plain, field.name):
+            raise ValueError(
+                f"{field.name}={described(value)} does not go with a TokenGrid, whose runs keep no record and are made "
+                f"in one piece"
+            )
 
 
 def _require_parallel(job: Job, record: Record) -> None:
