@@ -2,11 +2,13 @@
 
     python -m benchmarks.likelihood_error --out out/bench                # all beds, some minutes on one core
     python -m benchmarks.likelihood_error --only moons --out out/bench   # those whose name contains a word
+    python -m benchmarks.likelihood_error --along                        # `sample(log_prob=True)` instead
 
 Points are drawn from beds whose log-density is known: in closed form (Gaussians of standard deviation 0.001, 0.5 and
 30, of two scales and of condition 1e6, mixtures at points of the data and off them, points with a bandwidth), or by
 Dormand and Prince's pair at a tolerance of 1e-10 with the exact trace in float64 (exact scores with a wave in x and
-log-SNR added, 0.003 to 0.03 in size and of three and eight waves a unit; multilayer perceptrons trained on two moons).
+log-SNR added, 0.003 to 0.03 in size and of three and eight waves a unit, or with a wave in x alone, a bias that is the
+same at all times; multilayer perceptrons trained on two moons).
 The prior's gap is taken out of the first.
 
 For each bed: quantiles of the error that is left in the default's value, in nats/dim; network calls; the share of the
@@ -58,6 +60,9 @@ CHOSEN_ON = (
     "moons-*-0",
 )
 WAVES = ((0.003, 3), (0.01, 3), (0.003, 8), (0.03, 8))  # size, and waves a unit of log-SNR
+BIASES = (0.005, 0.02, 0.05)  # size of a wave in x alone
+ALONG = {"dpm++3m": (8, 12, 24, 48), "heun": (16, 24, 48), "ddim": (8, 12, 24, 48)}  # solvers, and their network calls
+SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -114,13 +119,14 @@ def oracles() -> dict[str, tuple[sg.oracles.Oracle, float]]:
     return found
 
 
-def wave(modes: sg.oracles.GaussianMixture, sde: Any, size: float, frequency: float) -> sg.Score:
-    """The exact score of a mixture whose noise estimate is off by a wave in log-SNR and in x."""
+def wave(modes: sg.oracles.GaussianMixture, sde: Any, size: float, frequency: float | None) -> sg.Score:
+    """The exact score of a mixture whose noise estimate is off by a wave in x and, with a frequency, in log-SNR."""
 
     def noise(x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = (k(t).to(x.dtype)[:, None] for k in (sde.alpha, sde.sigma))
         exact = (x - alpha * modes.denoised(x, alpha[:, 0], sigma[:, 0])) / sigma
-        return exact + size * (frequency * sde.log_snr(t)).sin()[:, None] * (3 * x / (0.5 * alpha + sigma)).sin()
+        in_time = 1.0 if frequency is None else (frequency * sde.log_snr(t)).sin()[:, None]
+        return exact + size * in_time * (3 * x / (0.5 * alpha + sigma)).sin()
 
     return sg.from_noise(noise, sde)
 
@@ -141,13 +147,13 @@ def beds(n: int) -> Iterator[Bed]:
             yield Bed(f"{name}/{process}", "smooth", sde, oracle.score(sde), x, exactly, prior)
     modes = known["mixture-2"][0]
     assert isinstance(modes, sg.oracles.GaussianMixture)
-    for size, frequency in WAVES:
+    rough: dict[str, tuple[float, float | None]] = {f"wave-{size}-{k}": (size, k) for size, k in WAVES}
+    rough |= {f"bias-{size}": (size, None) for size in BIASES}
+    for name, (size, frequency) in rough.items():
         for process in ("vp", "edm", "flow"):
             sde = PROCESSES[process]()
             x = modes.sample(n, sde, sde.likelihood_eps, seed=0, dtype=F64)
-            yield Bed(
-                f"wave-{size}-{frequency}/{process}", "rough", sde, wave(modes, sde, size, frequency), x, None, None
-            )
+            yield Bed(f"{name}/{process}", "rough", sde, wave(modes, sde, size, frequency), x, None, None)
     for name in NETWORKS:
         score = bed_networks.score(name, bed_networks.trained(name).double())
         x = bed_networks.moons(n, _generator(11)).double()
@@ -183,6 +189,27 @@ def measure(bed: Bed, seeds: int) -> dict[str, Any]:
     return row
 
 
+def along() -> Iterator[dict[str, Any]]:
+    """Rows of the error that `sample(log_prob=True)` states: by score, process, solver and network calls."""
+    modes = oracles()["mixture-2"][0]
+    assert isinstance(modes, sg.oracles.GaussianMixture)
+    for name, size in {"exact": 0.0, **{f"bias-{size}": size for size in BIASES}}.items():
+        for process in ("vp", "ve", "edm", "flow"):
+            sde = PROCESSES[process]()
+            score = wave(modes, sde, size, None)
+            for solver, budgets in ALONG.items():
+                for nfe in budgets:
+                    run = sg.sample(
+                        score, sde, (SAMPLES, 2), solver=solver, nfe=nfe, seed=0, log_prob="exact",
+                        execution=sg.Execution(dtype=F64),
+                    )  # fmt: skip
+                    found = run.log_prob
+                    assert found is not None
+                    known = sg.log_prob(score, sde, run.x, eps=run.times[-1], method=AdaptiveFlow(1e-10, 1e-10))
+                    row = quantities(found.value - known.value, found.error, 2)
+                    yield {"bed": f"{name}/{process}, {solver}, {nfe} calls", **row}
+
+
 def _by_probes(result: sg.LogProbResult) -> tuple[Tensor, Tensor]:
     """The interval that probes alone leave, with as much room as rounding needs."""
     from dataclasses import replace
@@ -212,9 +239,15 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=32, help="points")
     parser.add_argument("--seeds", type=int, default=20, help="of the probes")
     parser.add_argument("--only", default="", help="part of a bed's name")
+    parser.add_argument("--along", action="store_true", help="of samples drawn with their density")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    if args.along:
+        warnings.simplefilter("ignore", LikelihoodWarning)
+        sys.stdout.write(table([row for row in tqdm(along(), desc="runs") if args.only in row["bed"]]) + "\n")
+        return
+
     chosen = [bed for bed in beds(args.n) if args.only in bed.name]
     rows = []
     for bed in tqdm(chosen, desc="beds"):

@@ -579,9 +579,15 @@ class Table(GridRule):
 
     def _inside(self, sde: SDE, start: float, end: float) -> list[float] | None:
         """The table's times between the ends, decreasing; None without a table."""
-        table = self.times if self.times is not None else getattr(sde, "times", None)
+        table = _table_of(sde) if self.times is None else self.times
         low, high = end * (1 - ROUNDING), start * (1 + ROUNDING)
         return None if table is None else sorted((float(t) for t in table if low <= t <= high), reverse=True)
+
+
+def _table_of(sde: SDE) -> Sequence[float] | None:
+    """Times of a process's own table; None for one without."""
+    times: Sequence[float] | None = getattr(sde, "times", None)
+    return times
 
 
 @dataclass(frozen=True)
@@ -641,7 +647,7 @@ class Distilled(GridRule):
 
     def fits(self, sde: SDE, steps: int | None, start: float, end: float) -> bool:
         """True if the table has the timesteps, one for each step and one to end with."""
-        table = getattr(sde, "times", None)
+        table = _table_of(sde)
         if table is None or len(table) < self.original_steps:
             return False
         known = self._known(sde, start)
@@ -649,7 +655,7 @@ class Distilled(GridRule):
 
     def _known(self, sde: SDE, start: float) -> list[float]:
         """The timesteps of the distillation from a start on, decreasing."""
-        table = getattr(sde, "times", None)
+        table = _table_of(sde)
         if table is None:
             raise ValueError(f"{sde!r} has no table of times, and timesteps of a distillation are some of a table")
         if len(table) < self.original_steps:

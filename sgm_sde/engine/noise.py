@@ -383,7 +383,10 @@ class NoiseStream:
 
         draw_of = np.broadcast_to(draws, shape[1:]).reshape(-1)
         z = np.zeros((shape[0], len(draw_of)), dtype=np.float32)
-        for draw in different if z.size else ():
+        if not z.size:
+            return _moved(z.reshape(shape), dtype, device)
+
+        for draw in different:
             (elements,) = np.nonzero(draw_of == draw)
             self._fill_elements(z, draw, elements)
         return _moved(z.reshape(shape), dtype, device)

@@ -9,7 +9,7 @@ compared with a tolerance, so that a run can be resumed on another machine.
 from sgm_sde.identity.measured import disagreement, measured
 from sgm_sde.identity.reading import from_spec
 from sgm_sde.identity.weights import ReachesNetwork, checksum, fingerprint, networks, weights
-from sgm_sde.identity.writing import Value, Writer, class_name, is_function, portable, spec
+from sgm_sde.identity.writing import Value, Writer, class_name, fields_of, is_function, portable, spec
 
 __all__ = [
     "ReachesNetwork",
@@ -18,6 +18,7 @@ __all__ = [
     "checksum",
     "class_name",
     "disagreement",
+    "fields_of",
     "fingerprint",
     "from_spec",
     "is_function",

@@ -230,14 +230,6 @@ class Writer:
             known["code"] = checksum(code)
         return known
 
-    def parts(self, value: object) -> dict[str, object]:
-        """Fields or public attributes by name."""
-        return fields_of(value)
-
-    def head(self, value: object) -> dict[str, object]:
-        """The class."""
-        return {"class": class_name(type(value))}
-
     def code_elsewhere(self, value: object, above: tuple[int, ...]) -> dict[str, object]:
         """The checksum of the code of a class that is written outside of this package; nothing for one of ours."""
         kind = type(value)

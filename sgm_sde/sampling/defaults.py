@@ -11,9 +11,9 @@ from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
 from sgm_sde.schemes import Rosenbrock, Solver, UniC, resolve
 
-# Network calls from which on the default is another one. From six on, steps where a sample takes shape must be short
-# enough for guidance at scales up to 8; below 12 one evaluation less in a step, and below 30 five, are safer.
-SIX = 6
+# Network calls from which on the default is another setting. From FEW on steps where a sample takes shape are short
+# enough for strong guidance, under which three evaluations below SOME calls and four below MANY are safer than more.
+FEW = 6
 SOME = 12
 MANY = 30
 SIGMA_DATA = 0.7  # between that of images, 0.5, and that of VP's velocity
@@ -77,7 +77,7 @@ def adams_near_noise(nodes: int, corrector: int, data_std: float = 1.0) -> Solve
 
 
 def settings(data_std: float = 1.0) -> tuple[Setting, Setting, Setting, Setting]:
-    """The settings for up to five network calls, few, some and many, on data of a scale.
+    """The settings for the fewest network calls, few, some and many, on data of a scale.
 
     Examples:
         >>> len(settings(0.1))
@@ -86,11 +86,11 @@ def settings(data_std: float = 1.0) -> tuple[Setting, Setting, Setting, Setting]
     three = adams_near_noise(3, 3, data_std)
     four = adams_near_noise(4, 4, data_std)
     five = adams_near_noise(5, 5, data_std)
-    up_to_five = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2, data_std=data_std)
+    fewest = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2, data_std=data_std)
     few = Thinned(last=6.5, data_std=data_std)
     some = Thinned(data_std=data_std)
     many = Thinned(last=3.0, near_data=3.0, data_std=data_std)
-    return Setting(three, up_to_five), Setting(three, few), Setting(four, some), Setting(five, many)
+    return Setting(three, fewest), Setting(three, few), Setting(four, some), Setting(five, many)
 
 
 SETTINGS = settings()
@@ -151,7 +151,7 @@ def default_setting(
 
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
-    up_to_five, few, some, many = SETTINGS if data_std == 1 else settings(data_std)
+    fewest, few, some, many = SETTINGS if data_std == 1 else settings(data_std)
     if budget < SOME:
-        return up_to_five if budget < SIX else few
+        return fewest if budget < FEW else few
     return some if budget < MANY else many

@@ -12,7 +12,7 @@ from sgm_sde._utils.checks import described, float_dtype, instance_of, require_f
 from sgm_sde._utils.shapes import Time, batch_time, expand
 from sgm_sde._utils.tree import Path
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.identity import ReachesNetwork, Value, Writer
+from sgm_sde.identity import ReachesNetwork, Value, Writer, class_name, fields_of
 from sgm_sde.processes.base import SDE, has_scalar_marginal, measuring_times, require_sde
 from sgm_sde.scores.conditions import bare
 from sgm_sde.scores.time_labels import TimeLabel
@@ -107,9 +107,9 @@ class Score(Value, ReachesNetwork):
 
     def _written(self, writer: Writer, above: tuple[int, ...]) -> dict[str, object]:
         """Prediction, time label, scales, and the network or scores inside."""
-        parts = writer.parts(self)
+        parts = fields_of(self)
         inner = [name for name, item in parts.items() if _holds_score(item)]
-        known = writer.head(self) | {"sde": writer.write(self.sde, above)}
+        known: dict[str, object] = {"class": class_name(type(self)), "sde": writer.write(self.sde, above)}
         if not inner:
             known["net"] = writer.network(self.net, above)
 
