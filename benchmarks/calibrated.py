@@ -549,6 +549,7 @@ def draw_costs(path: Path) -> None:
             for noises, x, y in values:
                 axis.annotate(f"N = {noises}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
         axis.set(xscale="log", yscale="log", title=name, xlabel="samples evaluated for the fit")
+        axis.margins(x=0.2, y=0.12)  # for the labels
         axis.legend(frameon=False, fontsize=8)
     axes.flat[0].set_ylabel("error / standard deviation of the data")
     figure.tight_layout()

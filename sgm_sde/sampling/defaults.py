@@ -64,6 +64,8 @@ def adams_near_noise(nodes: int, corrector: int, data_std: float = 1.0) -> Solve
         >>> adams_near_noise(4, 4).name
         'rosenbrock4-unic'
     """
+    nodes = check_integer("nodes", nodes)
+    corrector = check_integer("corrector", corrector)
     data_std = number("data_std", data_std, above=0)
     adams = Rosenbrock(
         nodes,

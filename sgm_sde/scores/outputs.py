@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.checks import sizes
 from sgm_sde.identity import measured
 from sgm_sde.processes.base import SDE, has_scalar_marginal, measuring_times
 from sgm_sde.scores.score import Score
@@ -35,6 +36,7 @@ def outputs(
         labels: classes that samples take in turn, passed on as `y`.
         device: where the network is.
     """
+    shape = sizes("shape", shape)
     generator = torch.Generator("cpu").manual_seed(0)
     rows: list[list[float]] = []
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
