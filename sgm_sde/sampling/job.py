@@ -213,7 +213,7 @@ def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, n
     )
 
 
-def go_on(resume: SampleResult, sde: SDE, start: StartArguments, asked: StepArguments, noise: str | None) -> Job:
+def resumed(resume: SampleResult, sde: SDE, start: StartArguments, asked: StepArguments, noise: str | None) -> Job:
     """A run that resumes another."""
     brought = {name: getattr(start, name) for name in ("shape", "x_T", "seed", "generator", "dtype", "device")}
     for name, value in (brought | {"t_start": asked.t_start}).items():

@@ -24,7 +24,7 @@ from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.sampling.compiled import compile_network
 from sgm_sde.sampling.defaults import Setting
 from sgm_sde.sampling.diagnosis import ADVICE, ImplausibleWarning
-from sgm_sde.sampling.job import NOISES, Job, StartArguments, begin, go_on
+from sgm_sde.sampling.job import NOISES, Job, StartArguments, begin, resumed
 from sgm_sde.sampling.on_grid import run_on_grid
 from sgm_sde.sampling.options import Execution, Record
 from sgm_sde.sampling.own_steps import run_adaptive
@@ -159,7 +159,7 @@ def sample(
     if log_prob is not False:
         asked = _along_flow(asked, {"resume": resume, "t_start": t_start, "noise": noise, "record": record}, execution)
 
-    job = begin(score, sde, start, asked, noise) if resume is None else go_on(resume, sde, start, asked, noise)
+    job = begin(score, sde, start, asked, noise) if resume is None else resumed(resume, sde, start, asked, noise)
     _require_applicable(job, recorded, execution, noise)
     if score.dtype is None and job.dtype != job.state_dtype:
         score = score.cast_to(job.dtype)

@@ -120,16 +120,22 @@ def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
 
 Crossed = list[tuple[Sequence[Solver | str], Sequence[GridRule | None]]]  # solvers, each on all of the grids
 
+# Grids of the candidates: of a narrow range of noise levels, of a wide one, and of the whole process.
+NEAR = Widening()
+FAR = Widening(first=0.01, last=2.5)
+WIDE = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
+EARLY = Thinned(even=100.0, last=5.0)
+LATE = Thinned(even=100.0, last=2.0, clean=0.6)
+LONG = Thinned(last=5.0, near_data=3.0, clean=0.1)
+WARM = DPMSolver(3, singlestep=False, start="warm", lower_final=True)
+
 
 def _of_few_calls() -> Crossed:
     straight = RectifiedAdams(3, start="cold", lower_final=False)
-    near = Widening()
-    far = Widening(first=0.01, last=2.5)
-    wide = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
     return [
-        ([_corrected(2), _corrected(3), straight, _near_noise(2), _near_noise(3), _noise(3)], [near, far]),
+        ([_corrected(2), _corrected(3), straight, _near_noise(2), _near_noise(3), _noise(3)], [NEAR, FAR]),
         ([_corrected(3), _noise(3)], [Widening(last=2.5), Widening(first=0.2, last=1.0), Widening(last=10.0)]),
-        ([_near_noise(2), _small(3), _corrected(2)], [wide, LONG]),
+        ([_near_noise(2), _small(3), _corrected(2)], [WIDE, LONG]),
         (["midpoint", "dpm++2s", "ipndm3"], [LogSNR()]),
         (["ipndm2", "ipndm3"], [Karras()]),
         (["ipndm3", DEIS(2), UniPC(2, lower_final=True)], [Uniform()]),
@@ -138,14 +144,11 @@ def _of_few_calls() -> Crossed:
 
 
 def _of_some_calls() -> Crossed:
-    near = Widening()
-    far = Widening(first=0.01, last=2.5)
-    wide = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
     return [
         ([_corrected(2), _corrected(3), _near_noise(2), _near_noise(3)], [EARLY, LATE, LONG]),
         ([_corrected(4), _small(3)], [EARLY, LONG]),
-        ([_corrected(2), _corrected(3), _noise(4), _small(3)], [near, far]),
-        ([_near_noise(2)], [wide, Thinned()]),
+        ([_corrected(2), _corrected(3), _noise(4), _small(3)], [NEAR, FAR]),
+        ([_near_noise(2)], [WIDE, Thinned()]),
         ([UniPC(2, lower_final=True), WARM, _noise(4), "dpm++2s", "ralston"], [LogSNR()]),
         ([DPMSolver(2, singlestep=False), "ipndm3"], [Karras()]),
         (["ipndm3"], [Uniform()]),
@@ -154,25 +157,18 @@ def _of_some_calls() -> Crossed:
 
 
 def _of_many_calls() -> Crossed:
-    far = Widening(first=0.01, last=2.5)
     three = _near_noise(3)
     small = [_small(3), _small(4)]
     return [
         ([_corrected(3), _corrected(4), three, _near_noise(4), *small], [EARLY, LATE, LONG]),
         ([three, _corrected(4)], [Thinned(even=64.0)]),
         ([three], [Thinned()]),
-        ([_corrected(2), _corrected(3), three, *small, _noise(3), _noise(4)], [far]),
-        ([_noise(4), _noise(5)], [Widening()]),
+        ([_corrected(2), _corrected(3), three, *small, _noise(3), _noise(4)], [FAR]),
+        ([_noise(4), _noise(5)], [NEAR]),
         ([UniPC(3, lower_final=True), WARM, _noise(4), _noise(5), "unipc4", "lms4"], [LogSNR()]),
         ([WARM, _noise(4), "ipndm3"], [Karras()]),
         ([RectifiedAdams(2), RectifiedAdams(3), "rk4"], [None]),
     ]
-
-
-EARLY = Thinned(even=100.0, last=5.0)
-LATE = Thinned(even=100.0, last=2.0, clean=0.6)
-LONG = Thinned(last=5.0, near_data=3.0, clean=0.1)
-WARM = DPMSolver(3, singlestep=False, start="warm", lower_final=True)
 
 
 def _corrected(nodes: int) -> Solver:
