@@ -580,7 +580,8 @@ class Table(GridRule):
     def _inside(self, sde: SDE, start: float, end: float) -> list[float] | None:
         """The table's times between the ends, decreasing; None without a table."""
         table = _table_of(sde) if self.times is None else self.times
-        low, high = end * (1 - ROUNDING), start * (1 + ROUNDING)
+        low = end * (1 - ROUNDING)
+        high = start * (1 + ROUNDING)
         return None if table is None else sorted((float(t) for t in table if low <= t <= high), reverse=True)
 
 
@@ -635,7 +636,8 @@ class Distilled(GridRule):
 
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
-        known, calls = self._known(sde, start), len(u)
+        known = self._known(sde, start)
+        calls = len(u)
         ends_with_call = calls <= len(known) and same_time(self._spread(known, calls)[-1], end)
         times = self._spread(known, calls) if ends_with_call else [*self._spread(known, calls - 1), end]
         if times[-2] <= end:

@@ -164,14 +164,16 @@ def _consistent_row(z: Tensor, D: Tensor, target: Tensor, bounds: Bounds, invers
     earlier = D[:-1] - last
     found = _ridge(torch.cat([noise[None], earlier]), target - last)
 
-    c, b = found[0].clamp(*bounds), found[1:]
+    c = found[0].clamp(*bounds)
+    b = found[1:]
     rest = 1 - inverse * c - b.sum()
     return c, torch.cat([b, rest[None]])
 
 
 def _ridge(features: Tensor, target: Tensor) -> Tensor:
     """Weights of features (m, N, d) for a target (N, d)."""
-    m, d = len(features), target.shape[1]
+    m = len(features)
+    d = target.shape[1]
     G = torch.zeros(m + 1, m + 1, dtype=torch.float64)
     for rows in torch.split(torch.arange(len(target)), max(1, 2**22 // (d * (m + 1)))):
         flat = torch.cat([features[:, rows], target[None, rows]]).flatten(1).double()

@@ -83,8 +83,12 @@ class Flow:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.sde, self.event, self.seeds, self.given = sde, tuple(event), seeds, given
-        self.dtype, self.device = torch.promote_types(dtype, torch.float32), device
+        self.sde = sde
+        self.event = tuple(event)
+        self.seeds = seeds
+        self.given = given
+        self.dtype = torch.promote_types(dtype, torch.float32)
+        self.device = device
         self.score = score.cast_to(dtype) if score.dtype is None and dtype != self.dtype else score
         self.resolved = resolve(kwargs, given, score.conditions) if given > 1 else dict(kwargs)
         self.batch_size = batch_size

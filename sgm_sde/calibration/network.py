@@ -42,7 +42,8 @@ def check_network(fitted: str, score: Score, name: str) -> None:
     now = network_of(score)
     if not now:
         return
-    there, here = json.loads(fitted), json.loads(now)
+    there = json.loads(fitted)
+    here = json.loads(now)
     other = there["weights"] != here["weights"]
     if not other and same(*(_without_nets(known["score"]) for known in (there, here))):
         return

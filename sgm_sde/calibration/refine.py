@@ -101,7 +101,8 @@ class Unknowns:
 
     def slopes_of(self, theta: Tensor) -> Tensor:
         """Derivatives (W, P) of all weights with respect to the unknowns."""
-        n, P = self.n, len(theta)
+        n = self.n
+        P = len(theta)
         S = torch.zeros(n + 1, n, P, dtype=theta.dtype)
         k, j = (torch.tensor(places, dtype=torch.long) for places in self._places)
         b = torch.arange(2 * n, P)
@@ -118,7 +119,8 @@ class Unknowns:
         n = self.n
         k = torch.arange(1, n)
         slope = -self.inverse * self.rows(theta).c[k]  # of c_k = exp(t_k + g_k)
-        t, g = k, n + k - 1
+        t = k
+        g = n + k - 1
         S[k, k - 1, t] = slope
         S[k, k - 1, g] = slope
         S[n, n - 1, 2 * n - 1] = -self.inverse
@@ -175,8 +177,15 @@ class Refinement:
         robust: bool = True,
         bounded: bool = False,
     ) -> None:
-        self.flow, self.z, self.exact, self.scale, self.samples = flow, z, exact, scale, samples
-        self.consistent, self.late, self.robust, self.bounded = consistent, late, robust, bounded
+        self.flow = flow
+        self.z = z
+        self.exact = exact
+        self.scale = scale
+        self.samples = samples
+        self.consistent = consistent
+        self.late = late
+        self.robust = robust
+        self.bounded = bounded
 
     def errors(self, y: Tensor) -> Tensor:
         """Mean square error of each noise (N,), in units of c^2, float64; inf where it is not finite."""
@@ -191,7 +200,8 @@ class Refinement:
         if not bool(at.each.isfinite().all()):
             return start
 
-        penalty, damping = math.inf, 0.01
+        penalty = math.inf
+        damping = 0.01
         for _ in range(JACOBIANS):
             if self.late():
                 break
@@ -217,7 +227,8 @@ class Refinement:
             if found is None:
                 break
 
-            before, after = best.point, found.point
+            before = best.point
+            after = found.point
             self._update(J, A, after.theta - before.theta, after.y - before.y)
             gain = 1 - found.loss / best.loss
             best = found

@@ -114,7 +114,8 @@ class Calibration(Setting):
         return isinstance(self.solver, Calibrated)
 
     def __str__(self) -> str:
-        first, shelf = self.errors[0], self.off_the_shelf
+        first = self.errors[0]
+        shelf = self.off_the_shelf
         lines = [
             f"at {self.nfe} calls: error {first.rmse:.3e} +- {first.stderr:.0e} of the samples' standard deviation, "
             f"{self._beside(first, shelf)} ({shelf.rmse:.3e}: {shelf.setting})",

@@ -256,8 +256,12 @@ class _Search:
         reference_nfe: int | None,
         time_limit: float | None,
     ) -> None:
-        self.flow, self.n, self.dtype, self.reference_nfe = flow, n, dtype, reference_nfe
-        self.noises, self.held = range(n), range(n, n + held_out)
+        self.flow = flow
+        self.n = n
+        self.dtype = dtype
+        self.reference_nfe = reference_nfe
+        self.noises = range(n)
+        self.held = range(n, n + held_out)
         self.checked = range(n + held_out, n + held_out + CHECKED)
         self._squares: dict[HeldOut, Tensor] = {}  # mean square error of each held-out noise
         self.store: Store | None = None  # where finished parts of a budget are kept
@@ -270,7 +274,8 @@ class _Search:
 
     def exact(self) -> _Exact:
         """Exact trajectories, by as many calls as they need."""
-        flow, before = self.flow, self.flow.network_evals
+        flow = self.flow
+        before = self.flow.network_evals
         few = range(min(16, self.n))
         calls, doubt = self._calls(few)
         fit = flow.trajectories(self.noises, calls, LEVELS)
@@ -350,7 +355,9 @@ class _Search:
 
     def _fits(self, n: int, exact: _Exact, late: Callable[[], bool]) -> list[tuple[str, Setting]]:
         """All fits, by name."""
-        flow, fit, samples = self.flow, exact.fit, self.noises
+        flow = self.flow
+        fit = exact.fit
+        samples = self.noises
         z = flow.noise(samples)
         G = closed.gram(fit, z)
         chosen = closed.levels(G, fit.log_levels, exact.scale, n)
@@ -437,7 +444,8 @@ class _Search:
         flow = self.flow
         few = min(RACE, self.n)
         kwargs = flow.conditions(torch.arange(few))
-        seeds, ends = flow.seeds[:few], exact.fit.end[:few]
+        seeds = flow.seeds[:few]
+        ends = exact.fit.end[:few]
         options: RunOptions = {
             "t_end": None,
             "final": "denoise",
@@ -469,7 +477,8 @@ class _Search:
 
     def _run(self, setting: Setting, samples: range, nfe: int) -> Tensor:
         """Samples (n, d) of a setting."""
-        flow, found = self.flow, []
+        flow = self.flow
+        found = []
         for part in torch.split(torch.arange(len(samples)), flow.batch_size):
             of = range(samples.start + int(part[0]), samples.start + int(part[-1]) + 1)
             with warnings.catch_warnings():
@@ -536,7 +545,8 @@ class _Kept:
         """Data shared by all budgets."""
         if self._exact is None:
             if self.store is not None and self.store.has("exact"):
-                tensors, info = self.store.load("exact"), self.store.info("exact")
+                tensors = self.store.load("exact")
+                info = self.store.info("exact")
                 held, *parts = (tensors[name].to(self.search.flow.device) for name in ("held", "y", "D", "end"))
                 self._exact = _Exact(Trajectories(tensors["log_levels"], *parts), held, **info)
             else:
@@ -551,7 +561,8 @@ class _Bar:
     """A progress bar over budgets, if it is asked for."""
 
     def __init__(self, shown: bool, total: int) -> None:
-        self._shown, self._total = shown, total
+        self._shown = shown
+        self._total = total
 
     def __enter__(self) -> Any:
         from tqdm.auto import tqdm

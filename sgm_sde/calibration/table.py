@@ -209,7 +209,8 @@ class Calibrated(Solver):
 
     def _from_the_row_before(self, i: int) -> tuple[float, list[float]]:
         """c_k / c_{k-1}, and what the row takes of the estimates beyond that part of the row before."""
-        c, b = self.table.scales, self.table.weights
+        c = self.table.scales
+        b = self.table.weights
         kept = c[i + 1] / c[i]
         before = (*b[i - 1], 0.0) if i else (0.0,)
         return kept, [now - kept * then for now, then in zip(b[i], before, strict=True)]

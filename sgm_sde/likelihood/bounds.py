@@ -420,7 +420,8 @@ def _clipped(D: Tensor, clip: tuple[float, float] | None) -> Tensor:
 
 def _divergence_from_prior(node: LinearNode, x: Tensor, std: float) -> Tensor:
     """KL(N(alpha x, sigma^2) || N(0, std^2)), (B,)."""
-    d, ratio = x[0].numel(), (node.sigma / std) ** 2
+    d = x[0].numel()
+    ratio = (node.sigma / std) ** 2
     return 0.5 * (node.alpha / std) ** 2 * flat(x.square()).sum(1) + 0.5 * d * (ratio - 1 - math.log(ratio))
 
 
@@ -442,9 +443,13 @@ class _Draws:
     def __init__(self, decoder: Decoder, seeds: Sequence[tuple[int, int]], data_std: float | None) -> None:
         if data_std is not None:
             data_std = number("data_std", data_std, least=1 / FAR, most=FAR)
-        self.decoder, self.x, self.s = decoder, decoder.x, data_std
-        self.shape, self.d = tuple(decoder.x.shape), decoder.x[0].numel()
-        self.noises, self.decodings = NoiseStream(seeds, "probe"), NoiseStream(seeds, "dequantisation")
+        self.decoder = decoder
+        self.x = decoder.x
+        self.s = data_std
+        self.shape = tuple(decoder.x.shape)
+        self.d = decoder.x[0].numel()
+        self.noises = NoiseStream(seeds, "probe")
+        self.decodings = NoiseStream(seeds, "dequantisation")
         self.points = isinstance(decoder, GaussianDecoder)
         self.decoder_words = "a Gaussian decoder" if self.points else "a Gaussian decoder over the levels' bins"
 

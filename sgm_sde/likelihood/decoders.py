@@ -94,8 +94,10 @@ class Levels:
         upper = torch.where(self.images == self.n - 1, math.inf, lower + self.width / std)
         lower = torch.where(self.images == 0, -math.inf, lower)
         flip = lower > 0  # so that both edges lie in the tail that keeps its digits
-        low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-        log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+        low = torch.where(flip, -upper, lower)
+        high = torch.where(flip, -lower, upper)
+        log_low = torch.special.log_ndtr(low)
+        log_high = torch.special.log_ndtr(high)
         return flat(log_high + torch.log1p(-(log_low - log_high).exp())).sum(1)
 
 

@@ -298,7 +298,8 @@ def _judge_negative(bits: Tensor, result: LogProbResult, data_range: tuple[float
         doubt = float(bits.std()) / math.sqrt(len(bits))
     else:
         doubt = float(result.stderr.double().nan_to_num()) / scale
-    mean, error = float(bits.mean()), float(result.error.double().mean()) / scale
+    mean = float(bits.mean())
+    error = float(result.error.double().mean()) / scale
     if mean < -0.01 - 3 * doubt:
         raise ValueError(
             f"{mean:.4g} bits/dim are less than none, with a numerical error of {error:.2g}: data_range={data_range!r} "
@@ -311,7 +312,8 @@ def _judge_latents(z: Tensor, data_range: tuple[float, float]) -> None:
 
     A `data_range` that is too narrow gives fewer bits/dim than the right one, and no other sign of the mistake.
     """
-    size, doubt = float(z.double().square().mean()), 6 * math.sqrt(2 / z.numel())
+    size = float(z.double().square().mean())
+    doubt = 6 * math.sqrt(2 / z.numel())
     if 1 / LATENT_SIZE - doubt < size < LATENT_SIZE + doubt:
         return
     warn(

@@ -39,7 +39,8 @@ def quadrature_error(values: Tensor, table: Quadrature, coarse: bool = False) ->
     """
     rows = np.concatenate([table.weights[None], table.halves, table.quarters])
     whole, *parts = torch.from_numpy(rows).to(values) @ values
-    halves, quarters = parts[:2], parts[2:]
+    halves = parts[:2]
+    quarters = parts[2:]
 
     off_1 = torch.stack([half - whole for half in halves])
     off_2 = torch.stack([quarter - halves[k % 2] for k, quarter in enumerate(quarters)])
@@ -91,7 +92,9 @@ def _noise(terms: Tensor, w: Tensor, companion: Tensor | None, variance: Tensor 
 
 def _roughness(values: Tensor) -> Tensor:
     """Variance of each of independent numbers (nodes, B) about what varies slowly, from second differences."""
-    before, here, after = values[:-2], values[1:-1], values[2:]
+    before = values[:-2]
+    here = values[1:-1]
+    after = values[2:]
     differences = (after - 2 * here + before).square() / 6
     return torch.cat([differences[:1], differences, differences[-1:]])
 

@@ -168,7 +168,8 @@ class _Question:
 
     def solved(self, x: Tensor, seeds: SampleSeeds, model_kwargs: Conditions | None) -> LogProbResult:
         """The result for states x (B, *), and arguments of the network that are for these."""
-        sde, eps = self.sde, self.eps
+        sde = self.sde
+        eps = self.eps
         estimate = self.trace.estimate(x, seeds, self.method.fresh)
         model = TraceScore(self.score, sde, (eps, sde.T), model_kwargs, len(x))
         state = x

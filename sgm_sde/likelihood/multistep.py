@@ -85,7 +85,8 @@ Slope = Callable[[np.ndarray], np.ndarray]
 def _integral(at: np.ndarray, slope: Slope, i: int, newest: int, points: int = SLOPES) -> np.ndarray:
     """Weights (n + 1,) of the slopes over interval i between nodes at some coordinates, when that of the newest is
     known; `slope` is d theta / d coordinate."""
-    near, h = _nearest(i, points, newest), at[i + 1] - at[i]
+    near = _nearest(i, points, newest)
+    h = at[i + 1] - at[i]
     moments = h * WEIGHTS * slope(at[i] + h * POINTS) @ np.vander(POINTS, len(near), increasing=True)
     weights = np.zeros(len(at))
     weights[near] = interpolatory_weights((at[near] - at[i]) / h, moments)

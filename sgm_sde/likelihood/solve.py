@@ -191,7 +191,9 @@ class Nodes:
     """
 
     def __init__(self, sde: LinearSDE, times: tuple[float, ...], table: Quadrature, s: float) -> None:
-        self.times, self.table, self.s = times, table, s
+        self.times = times
+        self.table = table
+        self.s = s
         self.nodes = sde.nodes(times)
         self.spreads = [spread(node, s) for node in self.nodes]
         self.reach = [_reach(table, i) for i in range(len(times) - 1)]
@@ -314,8 +316,11 @@ class Integrals(NodeByNode):
         self, problem: Problem, grid: Nodes, rows: Tensor | None = None, expected: Tensor | None = None
     ) -> None:
         super().__init__(problem.model)
-        self.estimate, self.grid = problem.trace, grid
-        self.rows, self.expected, self.rates = rows, expected, grid.rates(problem.model.score.prediction)
+        self.estimate = problem.trace
+        self.grid = grid
+        self.rows = rows
+        self.expected = expected
+        self.rates = grid.rates(problem.model.score.prediction)
         self._traces: list[Tensor] = []
         self._slopes: dict[int, Tensor] = {}  # dz/dtheta of the flow
         self._states: dict[int, Tensor] = {}  # z
@@ -445,7 +450,8 @@ class Integrals(NodeByNode):
 
     def _scaling(self, latent: Tensor) -> float:
         """Change of the volume by that of the spread."""
-        first, last = self.grid.spreads[0], self.grid.spreads[-1]
+        first = self.grid.spreads[0]
+        last = self.grid.spreads[-1]
         return latent[0].numel() * math.log(last / first)
 
     def _whole_defect(self, latent: Tensor) -> Tensor:
@@ -529,7 +535,9 @@ class Watched(NodeByNode):
 
     def __init__(self, problem: Problem, times: Sequence[float], on_output: OnOutput) -> None:
         super().__init__(problem.model)
-        self.estimate, self.on_output, self.grid = problem.estimate, on_output, iter(times)
+        self.estimate = problem.estimate
+        self.on_output = on_output
+        self.grid = iter(times)
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at the state of the next node."""
@@ -661,8 +669,11 @@ class Some:
     """Solves for some samples of a batch, and for these alone where the network allows that."""
 
     def __init__(self, problem: Problem, s: float, first: Tensor) -> None:
-        self.problem, self.s, self.first = problem, s, first
-        self.alone, self.grad = problem.model.takes_some(len(problem.x)), torch.is_grad_enabled()
+        self.problem = problem
+        self.s = s
+        self.first = first
+        self.alone = problem.model.takes_some(len(problem.x))
+        self.grad = torch.is_grad_enabled()
 
     def on_grid(self, number: int, steps: int, rows: Tensor) -> Solution:
         """On one fixed grid, by a run of this number."""
@@ -714,7 +725,11 @@ class NormalisedFlow:
     ) -> None:
         if not s > 0:
             raise ValueError(f"data_std must be positive, got {s}")
-        self.problem, self.model, self.sde, self.s, self.alone = problem, problem.model, problem.sde, s, alone
+        self.problem = problem
+        self.model = problem.model
+        self.sde = problem.sde
+        self.s = s
+        self.alone = alone
         self.rows = torch.arange(len(problem.x), device=problem.x.device) if rows is None else rows
         self.data, self.noise = self.sde.nodes([problem.eps, self.sde.T])
         self.scale = {end: spread(end, s) for end in (self.data, self.noise)}
@@ -748,7 +763,9 @@ class NormalisedFlow:
 
     def _ask(self, x: Tensor, times: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """The network's output for the samples of these numbers in the batch, and its traces (B, columns) if any."""
-        model, estimate, n = self.model, self.problem.estimate, len(self.problem.x)
+        model = self.model
+        estimate = self.problem.estimate
+        n = len(self.problem.x)
         whole = len(index) == n
         if not (whole or self.alone):  # all are asked about, these where they are and the others where they began
             x = self.problem.x.detach().index_copy(0, index, x)
@@ -808,7 +825,8 @@ class FlowStepper(EmbeddedStepper):
         off = (dot(score, e) - e_volume.mean(1)).abs()
 
         (z_6, *_), (f_6, *_), (z_7, *_), (f_7, *_) = self._last
-        moved, changed = z_7 - z_6, f_7 - f_6
+        moved = z_7 - z_6
+        changed = f_7 - f_6
         ratio = dot(changed, changed) / dot(moved, moved).clamp(min=torch.finfo(z.dtype).tiny)
         h = torch.from_numpy(abs(rows.u_next - rows.u)).to(off)
         raised = off * (1 + h * ratio.sqrt()) ** 2
@@ -927,7 +945,8 @@ def _torchdiffeq_options(u: Tensor, parameters: Sequence[Tensor] | None) -> dict
 
 def joint(ends: Ends) -> Solution:
     """The solution from the noise's end of a flow that was solved with its volume."""
-    flow, volumes = ends.flow, ends.volumes
+    flow = ends.flow
+    volumes = ends.volumes
     assert volumes is not None
     added = flow.problem.d * math.log(flow.scale[flow.noise] / flow.scale[flow.data])
     solution = whole_flow(flow.problem, ends.x, volumes, added)
@@ -948,7 +967,8 @@ class _JointSystem:
     """The flow of a batch with its log-volumes in time, as SciPy asks for it: one vector of float64."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.x = problem, problem.x
+        self.problem = problem
+        self.x = problem.x
 
     def start(self) -> np.ndarray:
         """The states, and volumes of 0."""
@@ -964,7 +984,8 @@ class _JointSystem:
 
     def slope(self, t: float, y: np.ndarray) -> np.ndarray:
         """Its slope at time t."""
-        problem, model = self.problem, self.problem.model
+        problem = self.problem
+        model = self.problem.model
         x, _ = self.split(y)
         (time,) = model.times([t], x)
         out, trace = model.with_trace(x, time, problem.trace)

@@ -89,7 +89,8 @@ class TraceScore(BoundScore):
         self, score: Score, sde: SDE, times: tuple[float, float], kwargs: Conditions | None, batch: int
     ) -> None:
         super().__init__(score, sde, times, kwargs)
-        self.batch, self.vjps = batch, 0
+        self.batch = batch
+        self.vjps = 0
 
     def output(self, x: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
         """The network's output at x (B, *) and t (B,), of all samples or of those of the numbers `rows`."""
@@ -164,7 +165,8 @@ class ExactTrace:
 
     def _rows(self, out: Tensor, x: Tensor, at: Tensor, keep: bool) -> Tensor:
         """Some rows (n,) of the Jacobian, (n, B, d)."""
-        n, d = len(at), x[0].numel()
+        n = len(at)
+        d = x[0].numel()
         v = torch.zeros(n, len(x), d, dtype=x.dtype, device=x.device)
         v[torch.arange(n, device=x.device), :, at] = 1
         if self.chunk == 1:
@@ -201,7 +203,10 @@ class RandomTrace:
         number: int = 0,
     ) -> None:
         self._made_of = seeds, shape, n_probes, probe, basis
-        self.shape, self.columns, self.probe, self.basis = shape, n_probes, probe, basis
+        self.shape = shape
+        self.columns = n_probes
+        self.probe = probe
+        self.basis = basis
         self.fixed: bool | None = fixed
         self.companion = not fixed
         self.number = number
@@ -295,7 +300,8 @@ def _vjp(out: Tensor, x: Tensor, v: Tensor, keep: bool, *, batched: bool = False
 @lru_cache(maxsize=64)
 def _cosines(n: int) -> Tensor:
     """The orthonormal cosine transform (DCT-II), (n, n), a row for each frequency."""
-    k, j = np.arange(n)[:, None], np.arange(n)
+    k = np.arange(n)[:, None]
+    j = np.arange(n)
     matrix = math.sqrt(2 / n) * np.cos(math.pi * k * (2 * j + 1) / (2 * n))
     matrix[0] /= math.sqrt(2)
     return torch.from_numpy(matrix)

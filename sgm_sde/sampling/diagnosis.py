@@ -163,8 +163,11 @@ class Watch:
         if has_scalar_marginal(sde) and not x.is_meta:
             self.looks = _looks(sde, times, prediction)
             self.alpha_end = float(sde.alpha(times[-1]))
-        self.start, self.end = times[0], times[-1]
-        self.sde, self.guided, self.lags = sde, guided, lags
+        self.start = times[0]
+        self.end = times[-1]
+        self.sde = sde
+        self.guided = guided
+        self.lags = lags
         self.estimates_noise = prediction != "data" and density  # also in part, as v does
         self._size = root_mean_square(x) if self.looks else None  # of the start, until a look has told more
         self._limit: Tensor | None = None  # of a sample's size, the least of those known so far

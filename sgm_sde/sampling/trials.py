@@ -358,13 +358,15 @@ def _schedule(candidates: int, batch: int, runs: int) -> Iterator[_Round]:
 
     The first round has an eighth of the noises, at least two; the next ones a quarter and all of them.
     """
-    first, second = max(2, batch // 8), max(4, batch // 4)
+    first = max(2, batch // 8)
+    second = max(4, batch // 4)
     if second >= batch or candidates <= 4:
         kept = min(candidates, max(4, runs // batch))
         yield _Round(kept, batch)
         return
 
-    finalists, middle = min(12, candidates), min(24, candidates)
+    finalists = min(12, candidates)
+    middle = min(24, candidates)
 
     def cost() -> int:
         return candidates * first + middle * (second - first) + finalists * (batch - second)
@@ -417,9 +419,15 @@ class Race:
         kwargs: Mapping[str, object],
         resolved: Mapping[str, object] | None,
     ) -> None:
-        self.score, self.sde, self.event, self.seeds = score, sde, tuple(event), seeds
-        self.exact, self.doubt, self.options = exact.double(), doubt, options
-        self.kwargs, self.resolved = kwargs, resolved
+        self.score = score
+        self.sde = sde
+        self.event = tuple(event)
+        self.seeds = seeds
+        self.exact = exact.double()
+        self.doubt = doubt
+        self.options = options
+        self.kwargs = kwargs
+        self.resolved = resolved
         self.batch = len(exact)
         self.network_evals = 0
 

@@ -647,7 +647,8 @@ class AncestralNoise(WrappedSolver):
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
-        t, kept = k.end.noise_level, math.exp(2 * (k.start.lam - k.end.lam))
+        t = k.end.noise_level
+        kept = math.exp(2 * (k.start.lam - k.end.lam))
         up = self.eta * t * math.sqrt(1 - kept)
         down = k.end.at_reduced_noise(t * math.sqrt(1 - self.eta**2 + self.eta**2 * kept))
         return self.solver.step(k.with_end(down)) + k.end.alpha * up * k.noise()

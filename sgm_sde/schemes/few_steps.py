@@ -14,7 +14,8 @@ from sgm_sde.schemes.base import Solver
 
 def renoised(k: Step, eta: float) -> Form:
     r"""$\alpha' D + \sigma'\,(\sqrt{1 - \eta^2}\,\epsilon + \eta\,z)$ with $\epsilon = (x - \alpha D)/\sigma$."""
-    s, t = k.start, k.end
+    s = k.start
+    t = k.end
     D = k.evaluate(k.x, s)
     kept = t.sigma * math.sqrt(1 - eta**2) / s.sigma
     state = kept * k.x + (t.alpha - kept * s.alpha) * D
