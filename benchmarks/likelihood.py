@@ -38,7 +38,7 @@ from tqdm import tqdm
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.likelihood import AdaptiveFlow, AdjointFlow, Exact, FixedGrid, Hutchinson, ScipyRK45
-from sgm_sde.likelihood.solve import Problem
+from sgm_sde.likelihood.problem import Problem
 from sgm_sde.likelihood.trace import RandomTrace, TraceScore
 from sgm_sde.nn.digits import digits_data, load_digits_denoiser
 from sgm_sde.nn.fashion import load_fashion_denoiser

@@ -16,10 +16,11 @@ from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import check_finite
+from sgm_sde.likelihood.integrals import Integrals, Nodes
 from sgm_sde.likelihood.methods import FixedGrid, Trace, resolve_trace
 from sgm_sde.likelihood.multistep import quadrature_on
+from sgm_sde.likelihood.problem import NoNoise, Problem
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
-from sgm_sde.likelihood.solve import Integrals, Nodes, NoNoise, Problem
 from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE

@@ -13,9 +13,10 @@ from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.likelihood import solve
 from sgm_sde.likelihood.checks import check_finite, check_points, check_process
+from sgm_sde.likelihood.integrals import fixed_grid, on_grid
 from sgm_sde.likelihood.methods import FixedGrid, Method, Trace, resolve_method, resolve_trace
+from sgm_sde.likelihood.problem import Problem
 from sgm_sde.likelihood.results import FlowResult
 from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.linear import LinearSDE
@@ -133,13 +134,13 @@ def _with_density(
         raise ValueError(f"log_prob=True needs method=FixedGrid(...), got {method!r}")
     estimate = resolve_trace(trace, state).estimate(state, resolve_seeds(seed, None, len(z)), True)
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(z))
-    problem = solve.Problem(model, state, eps, estimate, to_noise=False)
+    problem = Problem(model, state, eps, estimate, to_noise=False)
     with torch.set_grad_enabled(grad):
-        found, _ = solve.on_grid(problem, method.n_steps, method.data_std)
+        found, _ = on_grid(problem, method.n_steps, method.data_std)
         value = sde.prior_log_prob(state) - found.volume
     check_finite(value, "the log-likelihood")
     check_finite(found.latent, "the other end")
-    times = solve.fixed_grid(sde, eps, method.n_steps, method.data_std, False).times
+    times = fixed_grid(sde, eps, method.n_steps, method.data_std, False).times
     return FlowResult(found.latent.to(z.dtype), model.nfe, times, value, found.stderr, found.error)
 
 
@@ -159,7 +160,7 @@ def _carry(
     if grad and not (method.differentiable and isinstance(method, FixedGrid)):
         raise ValueError(f"{method!r} has no gradients: use FixedGrid")
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(x))
-    problem = solve.Problem(model, state, eps, to_noise=to_noise)
+    problem = Problem(model, state, eps, to_noise=to_noise)
 
     with torch.set_grad_enabled(grad):
         end, times = method.carry(problem)

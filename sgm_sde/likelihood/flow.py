@@ -45,8 +45,8 @@ from sgm_sde.likelihood.methods import (
     resolve_method,
     resolve_trace,
 )
+from sgm_sde.likelihood.problem import Problem
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult, joined
-from sgm_sde.likelihood.solve import Problem
 from sgm_sde.likelihood.trace import BASES, TraceScore
 from sgm_sde.processes.base import has_matrix_marginal
 from sgm_sde.processes.linear import LinearSDE

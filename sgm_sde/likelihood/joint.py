@@ -33,9 +33,10 @@ from sgm_sde.engine.times import at_ends
 from sgm_sde.grids import rule
 from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, require_count
 from sgm_sde.likelihood.errors import probe_error
+from sgm_sde.likelihood.integrals import NodeByNode
 from sgm_sde.likelihood.methods import FixedGrid, Hutchinson, Method, Trace, resolve_method, resolve_trace
+from sgm_sde.likelihood.problem import NoNoise
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
-from sgm_sde.likelihood.solve import NodeByNode, NoNoise
 from sgm_sde.likelihood.trace import Estimate, TraceScore
 from sgm_sde.processes.matrix import MatrixSDE, apply
 from sgm_sde.schemes import RK4, RungeKutta

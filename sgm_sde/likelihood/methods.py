@@ -17,9 +17,9 @@ from sgm_sde._utils.checks import FAR, described, number, one_of, settle
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.identity import Value
-from sgm_sde.likelihood import solve
+from sgm_sde.likelihood import integrals, own_steps, refinement
 from sgm_sde.likelihood.checks import OnOutput, require_count
-from sgm_sde.likelihood.solve import Problem
+from sgm_sde.likelihood.problem import Problem, Solution
 from sgm_sde.likelihood.trace import BASES, PROBES, Estimate, ExactTrace, RandomTrace
 from sgm_sde.scores.score import Score
 
@@ -33,7 +33,7 @@ FEW_DIMENSIONS = 16  # up to which the exact trace is the default: its products 
 class Found(NamedTuple):
     """A solution, how it was found in words, and the samples whose error did not come down to the tolerance."""
 
-    solution: solve.Solution
+    solution: Solution
     how: str
     unresolved: tuple[int, ...] = ()
 
@@ -115,29 +115,31 @@ class FixedGrid(Method):
     def solve(self, problem: Problem) -> Found:
         """From the data to the noise."""
         how = f"a multistep method of order 4 with {self.n_steps} fixed steps"
-        grid = solve.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
+        grid = integrals.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
         if grid.longest > TOO_COARSE:
             how += ", too few for their error to be known"
         if self.steps is not None:
-            return Found(solve.on_grid(problem, self.steps, self.data_std)[0], how)
+            return Found(integrals.on_grid(problem, self.steps, self.data_std)[0], how)
 
-        def tolerance(solution: solve.Solution) -> Tensor:
+        def tolerance(solution: Solution) -> Tensor:
             return self.atol * problem.d + self.rtol * solution.volume.detach().abs()
 
-        refined = solve.exponential(problem, STEPS, self.data_std, tolerance, self.atol or self.rtol)
-        how += f", up to {solve.REFINEMENTS[-1] * STEPS} or an adaptive method where the error exceeds {self.atol:g}"
+        refined = refinement.exponential(problem, STEPS, self.data_std, tolerance, self.atol or self.rtol)
+        how += (
+            f", up to {refinement.REFINEMENTS[-1] * STEPS} or an adaptive method where the error exceeds {self.atol:g}"
+        )
         how += " nats/dim" + (f" + {self.rtol:g} of the value" if self.rtol else "")
         return Found(refined.solution, how, tuple((~refined.resolved).nonzero().flatten().tolist()))
 
     def carry(self, problem: Problem) -> tuple[Tensor, tuple[float, ...]]:
         """States alone (B, *) from one end to the other, and the times of the grid."""
-        grid = solve.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
+        grid = integrals.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
         return grid.carry(problem.model, problem.x), grid.times
 
     def again(self, problem: Problem, on_output: OnOutput) -> None:
         """Visit the nodes of all grids once more."""
         refined = self.steps is None and problem.estimate is not None
-        solve.revisit(problem, self.n_steps, self.data_std, refined, on_output)
+        refinement.revisit(problem, self.n_steps, self.data_std, refined, on_output)
 
 
 @dataclass(frozen=True)
@@ -170,12 +172,12 @@ class AdaptiveFlow(Method):
     def solve(self, problem: Problem) -> Found:
         """From the data to the noise."""
         rtol, atol = self.tolerances(1e-5)
-        solution = solve.joint(solve.adaptive(solve.NormalisedFlow(problem, self.data_std), rtol, atol))
+        solution = own_steps.joint(own_steps.adaptive(own_steps.NormalisedFlow(problem, self.data_std), rtol, atol))
         return Found(solution, f"Dormand and Prince's method with steps of each sample's own {_words(rtol, atol)}")
 
     def carry(self, problem: Problem) -> tuple[Tensor, tuple[float, ...]]:
         """States alone (B, *) from one end to the other, and the two ends."""
-        ends = solve.adaptive(solve.NormalisedFlow(problem, self.data_std), *self.tolerances(1e-8))
+        ends = own_steps.adaptive(own_steps.NormalisedFlow(problem, self.data_std), *self.tolerances(1e-8))
         times = problem.eps, problem.sde.T
         return ends.x, times if problem.to_noise else times[::-1]
 
@@ -215,9 +217,9 @@ class AdjointFlow(Method):
 
     def solve(self, problem: Problem) -> Found:
         """From the data to the noise."""
-        flow = solve.NormalisedFlow(problem, self.data_std)
-        ends = solve.adjoint(flow, self.rtol, self.atol, self._parameters(problem.model.score))
-        return Found(solve.joint(ends), f"torchdiffeq's dopri5 on the batch {_words(self.rtol, self.atol)}")
+        flow = own_steps.NormalisedFlow(problem, self.data_std)
+        ends = own_steps.adjoint(flow, self.rtol, self.atol, self._parameters(problem.model.score))
+        return Found(own_steps.joint(ends), f"torchdiffeq's dopri5 on the batch {_words(self.rtol, self.atol)}")
 
     def _parameters(self, score: Score) -> tuple[Tensor, ...]:
         if self.parameters is not None:
@@ -247,7 +249,7 @@ class ScipyRK45(Method):
 
     def solve(self, problem: Problem) -> Found:
         """From the data to the noise."""
-        solution = solve.scipy_rk45(problem, self.rtol, self.atol)
+        solution = own_steps.scipy_rk45(problem, self.rtol, self.atol)
         return Found(solution, f"SciPy's RK45 on the batch {_words(self.rtol, self.atol)}")
 
 

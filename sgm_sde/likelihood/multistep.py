@@ -1,7 +1,7 @@
 r"""The multistep method and the quadrature of the fixed grid.
 
 In the angle $\theta = \arctan(\sigma/(\alpha s))$ the flow of $z = x/\rho$ is $dz/d\theta = v/\rho$ (see
-`sgm_sde.likelihood.solve`). Over each interval between nodes the slope is the cubic $P_i$ through the four nearest
+`sgm_sde.likelihood.problem`). Over each interval between nodes the slope is the cubic $P_i$ through the four nearest
 nodes, in the variable u in which the grid is uniform, and its integral in theta is exact:
 
 $$ z_k = z_0 + \sum_{i<k} \int_{\theta_i}^{\theta_{i+1}} P_i\,d\theta $$

@@ -1,0 +1,453 @@
+r"""The flow and its change of volume on one fixed grid, by quadrature along the nodes.
+
+In the angle $\theta = \arctan(\sigma/(\alpha s))$ the flow of $z = x/\rho$ is $dz/d\theta = v/\rho$, and the
+log-density changes along it by the divergence. States on a grid lie on no single trajectory; the score says what their
+jumps from one to another do to the log-density.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sgm_sde._utils.cache import cached
+from sgm_sde._utils.shapes import dot
+from sgm_sde.engine.executor import Evaluator, execute
+from sgm_sde.engine.lowering import Plan
+from sgm_sde.engine.program import Program
+from sgm_sde.likelihood.checks import OnOutput
+from sgm_sde.likelihood.errors import probe_error, quadrature_error
+from sgm_sde.likelihood.grid import Stretched
+from sgm_sde.likelihood.multistep import Quadrature, program, spread, tables
+from sgm_sde.likelihood.problem import FLAT, NoNoise, Problem, Solution
+from sgm_sde.likelihood.trace import TraceScore
+from sgm_sde.processes.linear import LinearNode, LinearSDE
+from sgm_sde.processes.predictions import convert
+
+DAMPED_BELOW = 0.2  # noise, as a fraction of the data
+SAFETY = 2.0  # of the estimated error of a grid
+WRONG_SCORE = 0.01  # share of the score that may be wrong besides what the Jacobian's asymmetry shows
+WRONG_BY_ASYMMETRY = 2.0  # share for each unit of asymmetry
+UNSURE_BY_ASYMMETRY = 2.0  # share of what is not trusted whose sign is not known either
+SKEW = 0.2  # asymmetry from which probes tell their noise by their spread alone
+COARSE = 0.7  # step of lambda beyond which the convergence over parts of the nodes is chance
+
+
+class Rates(NamedTuple):
+    """Coefficients (c_x, c_r) at a node of what is c_x x + c_r r, for a network's output r.
+
+    Attributes:
+        slope: of dz/dtheta.
+        score: of the score in z.
+        divergence: of the divergence of dz/dtheta, for each dimension, and of the trace of r's Jacobian in it.
+        trusted: share of the score that corrections use. At low noise a learned score is unreliable while the error of
+            the trajectory is already negligible, so that it is damped there.
+    """
+
+    slope: tuple[float, float]
+    score: tuple[float, float]
+    divergence: tuple[float, float]
+    trusted: float
+
+    @classmethod
+    def at(cls, node: LinearNode, prediction: str, s: float) -> Rates:
+        """Those at a node."""
+        rho = spread(node, s)
+        trusted = 1 / (1 + (DAMPED_BELOW * node.alpha * s / node.sigma) ** 2)
+        (s_x, s_r), (v_x, v_r) = (convert(prediction, target, node, sigma_data=s) for target in ("score", "v"))
+        return cls((v_x / rho, v_r / rho), (rho * s_x, rho * s_r), (v_x, v_r), trusted)
+
+
+class Nodes:
+    """A grid along which the flow and the trace are integrated.
+
+    Args:
+        sde: the process.
+        times: of the nodes, from one end to the other.
+        table: their quadrature.
+        s: standard deviation of the data.
+
+    Attributes:
+        reach: for each interval the first and the last node of which something is needed to cross it.
+        longest: step of lambda, among those within 1 of where the noise is a third of the data.
+        coarse: whether it is so long that integrals over parts of the nodes do not tell how they converge.
+    """
+
+    def __init__(self, sde: LinearSDE, times: tuple[float, ...], table: Quadrature, s: float) -> None:
+        self.times = times
+        self.table = table
+        self.s = s
+        self.nodes = sde.nodes(times)
+        self.spreads = [spread(node, s) for node in self.nodes]
+        self.reach = [_reach(table, i) for i in range(len(times) - 1)]
+        self.longest = longest_step(np.array([node.lam for node in self.nodes]), s)
+        self.coarse = self.longest > COARSE
+        self._rates: dict[str, list[Rates]] = {}
+
+    def rates(self, prediction: str) -> list[Rates]:
+        """Conversion of the network's output at each node."""
+        if prediction not in self._rates:
+            self._rates[prediction] = [Rates.at(node, prediction, self.s) for node in self.nodes]
+        return self._rates[prediction]
+
+
+def _reach(table: Quadrature, i: int) -> tuple[int, int]:
+    """The first and the last node of which something is needed to cross interval i."""
+    needed = [i, i + 1]
+    for rows in (table.integrals, table.corrections, table.averages):
+        needed += [j for j, _ in rows[i]]
+    return min(needed), max(needed)
+
+
+def longest_step(lam: np.ndarray, s: float) -> float:
+    """The longest step between nodes at lambda (n + 1,) within 1 of the middle of `Stretched` grids."""
+    low, high = np.sort(np.stack([lam[:-1], lam[1:]]), axis=0)
+    middle = math.log(3) - math.log(s)
+    near = (high > middle - 1) & (low < middle + 1)
+    return float((high - low)[near].max(initial=0.0))
+
+
+class GridFlow(Nodes):
+    """The flow on a fixed grid, from the data to the noise or back; see `multistep`.
+
+    Args:
+        sde: the process.
+        eps: where the flow ends, with the data.
+        steps: of the grid.
+        s: standard deviation of the data.
+        to_noise: the direction.
+    """
+
+    def __init__(self, sde: LinearSDE, eps: float, steps: int, s: float, to_noise: bool = True) -> None:
+        rule = Stretched(data_std=s)
+        times = rule(sde, steps, t_end=eps).times
+        table = tables(rule.curve(sde, sde.T, eps), s, steps, to_noise)
+        super().__init__(sde, times[::-1] if to_noise else times, table, s)
+        self.program = program(self.nodes, table, s)
+
+    def carry(self, model: Evaluator, x: Tensor) -> Tensor:
+        """The state at the last of the times; order 4."""
+        return execute(self.program, x, model, NoNoise(), grad=torch.is_grad_enabled()).x
+
+
+def fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
+    """A `GridFlow`, kept where processes can be told apart."""
+    return _fixed_grid(sde, *options)
+
+
+@cached(maxsize=64)
+def _fixed_grid(sde: LinearSDE, *options: Any) -> GridFlow:
+    return GridFlow(sde, *options)
+
+
+class OutputDependsOnBatch(ValueError):
+    """The network says something else of some samples alone than of them in their batch."""
+
+
+class NodeByNode:
+    """A network as the executor calls it along a grid."""
+
+    def __init__(self, model: TraceScore) -> None:
+        self.model = model
+
+    def plan(self, program: Program) -> Plan:
+        """The program made ready for what the network predicts."""
+        return self.model.plan(program)
+
+    def times(self, ts: Sequence[float], x: Tensor) -> Sequence[Tensor]:
+        """Times as tensors (B,)."""
+        return self.model.times(ts, x)
+
+    @abstractmethod
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """The output at the state (B, *) of the next node, and its times (B,)."""
+
+
+def _combined(c: tuple[float, float], x: Tensor, r: Tensor) -> Tensor:
+    """c_x x + c_r r."""
+    c_x, c_r = c
+    return torch.add(c_x * x, r, alpha=c_r)
+
+
+class Integrals(NodeByNode):
+    r"""Streaming quadrature along the probability flow: the network as the executor calls it, node by node, with its
+    traces taken and the integrands accumulated.
+
+    Along any path z(u), $d\log p = -\operatorname{div}\,d\theta + \nabla_z\log p\cdot(dz - v/\rho\,d\theta)$ where the
+    score is exact. The computed states do not lie on one trajectory of the ODE: between two nodes the path follows the
+    interpolated slopes, plus a jump to the next computed state, spread over the interval. The score times the jumps is
+    the defect, the first-order change of the log-density.
+
+    The remaining error has four parts, each estimated by a rule of another order on the same nodes: the quadrature of
+    the divergence (`quadrature_error`), that of the slopes, the mean of the score over an interval, and the share of
+    the score that is not trusted.
+
+    Args:
+        problem: whose network is asked.
+        grid: the grid.
+        rows: numbers of the samples, where these are some of the problem's.
+        expected: the network's output (B, *) at the first node, from which it may differ by rounding, be it that of
+            bfloat16.
+
+    Attributes:
+        first: the network's output at the first node.
+    """
+
+    first: Tensor
+
+    def __init__(
+        self, problem: Problem, grid: Nodes, rows: Tensor | None = None, expected: Tensor | None = None
+    ) -> None:
+        super().__init__(problem.model)
+        self.estimate = problem.trace
+        self.grid = grid
+        self.rows = rows
+        self.expected = expected
+        self.rates = grid.rates(problem.model.score.prediction)
+        self._traces: list[Tensor] = []
+        self._slopes: dict[int, Tensor] = {}  # dz/dtheta of the flow
+        self._states: dict[int, Tensor] = {}  # z
+        self._scores: dict[int, Tensor] = {}  # in z
+        self._crossed = 0
+        self._defect: Tensor | float = 0.0
+        self._errors: list[Tensor] = []  # each (4, B): of slopes, mean score and trust; what is added
+
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output at the state of the next node.
+
+        Raises:
+            OutputDependsOnBatch: where the first is not what is expected.
+        """
+        out, trace = self.model.with_trace(x, t, self.estimate, self.rows)
+        if not self._traces:
+            self._require_expected(out)
+            self.first = out.detach().clone()
+        self._add(x, out.to(x.dtype), trace)
+        return out
+
+    def _require_expected(self, out: Tensor) -> None:
+        if self.expected is None:
+            return
+        expected = self.expected.double()
+        off = (out - self.expected).detach().double()
+        if bool((dot(off, off) > 0.05**2 * dot(expected, expected)).any()):
+            raise OutputDependsOnBatch("for some samples the network's output is not what it was in their batch")
+
+    def _add(self, x: Tensor, r: Tensor, trace: Tensor) -> None:
+        """Take in the next node, with its state x, output r and traces."""
+        k = len(self._traces)
+        rates = self.rates[k]
+        self._traces.append(trace)
+        self._slopes[k] = _combined(rates.slope, x, r)
+        self._scores[k] = _combined(rates.score, x, r)
+        self._states[k] = x / self.grid.spreads[k]
+
+        while self._crossed < len(self.grid.reach) and self.grid.reach[self._crossed][1] <= k:
+            self._cross(self._crossed)
+            self._crossed += 1
+            self._forget()
+
+    def _cross(self, i: int) -> None:
+        """Take the jump of interval i, when all that it needs is known."""
+        averages = self.grid.table.averages[i]
+        jump = self._jump(i)
+        products = {j: dot(self._scores[j], jump) for j, _ in averages}
+
+        # The mean over the interval of the score that is trusted, times the jump.
+        added = torch.zeros_like(products[i])
+        for j, w in averages:
+            share = w * self.rates[j].trusted
+            added = added + share * products[j]
+        self._defect = self._defect + added
+
+        with torch.no_grad():
+            errors = self._errors_of(i, products, added)
+        self._errors.append(torch.stack(errors).detach())
+
+    def _jump(self, i: int) -> Tensor:
+        """From the end of the path of the slopes over interval i to the next state."""
+        jump = self._states[i] - self._states[i + 1]
+        for j, w in self.grid.table.integrals[i]:
+            jump = torch.add(jump, self._slopes[j], alpha=w)
+        return jump
+
+    def _errors_of(self, i: int, products: dict[int, Tensor], added: Tensor) -> list[Tensor]:
+        """Errors of the jump of interval i by rules of another order: of the slopes, of the mean of the score, and of
+        the share of it that is not trusted; and what is added."""
+        here = self.rates[i].trusted
+        there = self.rates[i + 1].trusted
+        of_slopes = torch.zeros_like(added)
+        off = self._correction(i)
+        if off is not None:
+            ends = here * self._scores[i] + there * self._scores[i + 1]
+            of_slopes = dot(ends, off) / 2
+
+        linear = (here * products[i] + there * products[i + 1]) / 2
+        of_trust = torch.zeros_like(added)
+        for j, w in self.grid.table.averages[i]:
+            share = w * (1 - self.rates[j].trusted)
+            of_trust = of_trust + share * products[j]
+        return [of_slopes, linear - added, of_trust, added]
+
+    def _correction(self, i: int) -> Tensor | None:
+        """Correction by two more slopes of the integral over interval i, where there are as many."""
+        off: Tensor | None = None
+        for j, w in self.grid.table.corrections[i]:
+            term = w * self._slopes[j]
+            off = term if off is None else off + term
+        return off
+
+    def _forget(self) -> None:
+        """Let go of nodes that no interval needs any more."""
+        ahead = min(self._crossed, len(self.grid.reach) - 1)
+        needed = self.grid.reach[ahead][0]
+        for held in (self._slopes, self._states, self._scores):
+            for j in [j for j in held if j < needed]:
+                del held[j]
+
+    def _factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights of each node in the integral of the divergence: for each dimension, and of the trace."""
+        constants, factors = np.array([rates.divergence for rates in self.rates]).T * self.grid.table.weights
+        return constants, factors
+
+    def terms(self, latent: Tensor) -> Tensor:
+        """The terms of the quadrature of div dtheta, (nodes, B, columns)."""
+        constants, factors = self._factors()
+        a = torch.from_numpy(constants * latent[0].numel()).to(latent)
+        b = torch.from_numpy(factors).to(latent)
+        traces = torch.stack(self._traces).to(latent.dtype)
+        return a[:, None, None] + b[:, None, None] * traces
+
+    def solution(self, latent: Tensor) -> Solution:
+        """Result of the run that ended in the latent (B, *)."""
+        columns = self.estimate.columns
+        terms = self.terms(latent)
+        seen = terms.detach().double()
+        defect = self._whole_defect(latent)
+        volume = terms[:, :, :columns].mean(2).sum(0) + self._scaling(latent)
+
+        error, falls = self._numerical_error(seen)
+        stderr, freedom = self._probe_error(seen)
+        stated = [part.to(volume.dtype) for part in (stderr, freedom, error, defect, falls)]
+        return Solution(latent, volume + defect, *stated)
+
+    def _scaling(self, latent: Tensor) -> float:
+        """Change of the volume by that of the spread."""
+        first = self.grid.spreads[0]
+        last = self.grid.spreads[-1]
+        return latent[0].numel() * math.log(last / first)
+
+    def _whole_defect(self, latent: Tensor) -> Tensor:
+        """The defect (B,) with that of the last correction, which moves the state as well."""
+        last = len(self._traces) - 1
+        jump = self._states[last] - latent / self.grid.spreads[-1]
+        return self._defect + dot(self._scores[last], jump)
+
+    def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """The error (B,) from the terms (nodes, B, columns) of the divergence, and how that of the divergence falls."""
+        of_divergence, falls = self._divergence_error(terms)
+        of_slopes, of_mean, of_trust, added = torch.stack(self._errors, 1).double()
+        of_jumps = torch.zeros_like(of_divergence)
+        for part in (of_slopes, of_mean, of_trust):
+            of_jumps = of_jumps + part.sum(0).abs()
+
+        # What the score says of a jump is off as it is no gradient, and so is the sign of what is not trusted.
+        asymmetry = self._asymmetry()
+        share = WRONG_SCORE + WRONG_BY_ASYMMETRY * asymmetry
+        wrong = share * added.abs().sum(0)
+        unsure = UNSURE_BY_ASYMMETRY * asymmetry * of_trust.abs().sum(0)
+        return SAFETY * (of_divergence + of_jumps) + wrong + unsure, falls
+
+    def _divergence_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """Error of the integral, of a probe that is the same at all nodes, where there is one: fresh ones are rough."""
+        table = self.grid.table
+        same = self.estimate.columns + self.estimate.companion - 1
+        weights = torch.from_numpy(table.weights).to(terms)[:, None]
+        return quadrature_error(terms[:, :, same] / weights, table, self.grid.coarse)
+
+    def _asymmetry(self) -> Tensor:
+        """|J - J^T| / |J + J^T| of the Jacobian along the way (B,), 1 at most."""
+        squares = torch.stack([trace[:, -2:] for trace in self._traces]).detach().double().sum(0)
+        skew, symmetric = squares.unbind(1)
+        ratio = skew / symmetric.clamp(min=torch.finfo(skew.dtype).tiny)
+        return ratio.sqrt().clamp(max=1.0)
+
+    def _probe_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """Standard error (B,) by the probes from the terms (nodes, B, columns), and its degrees of freedom (B,)."""
+        if self.estimate.fixed is None:
+            nothing = torch.zeros_like(terms[0, :, 0])
+            return nothing, torch.full_like(nothing, torch.inf)
+
+        by_spread = self._probe_error_by(terms, None)
+        variance = self._variance(terms)
+        if bool(variance.isnan().any()):
+            return by_spread
+
+        # A skew part of the Jacobian leaves z^T J z alone, but not its products, whose noise it is.
+        by_products = self._probe_error_by(terms, variance)
+        skew = self._asymmetry() > SKEW
+        stderr, freedom = (torch.where(skew, *pair) for pair in zip(by_spread, by_products, strict=True))
+        return stderr, freedom
+
+    def _probe_error_by(self, terms: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same by the probes' spread, or the variance (nodes, B) of a term where it is given."""
+        columns = self.estimate.columns
+        companion = terms[:, :, columns] if self.estimate.companion else None
+        return probe_error(terms[:, :, :columns], self._slow_weights(), companion, variance)
+
+    def _slow_weights(self) -> Tensor:
+        """Weights (nodes,) without which the terms are slopes in lambda, and vary slowly from node to node."""
+        ratios = np.array([node.lam + math.log(self.grid.s) for node in self.grid.nodes])
+        return torch.from_numpy(self.grid.table.weights * 2 * np.cosh(ratios.clip(-FLAT, FLAT)))
+
+    def _variance(self, terms: Tensor) -> Tensor:
+        """Variance of each term (nodes, B) of one probe, NaN where its products have not told it."""
+        _, factors = self._factors()
+        squares = torch.from_numpy(factors).to(terms)[:, None].square()
+        return torch.stack([trace[:, -3] for trace in self._traces]).detach().double() * squares
+
+
+class Watched(NodeByNode):
+    """Evaluations that are shown to a function, node by node.
+
+    Args:
+        problem: whose network is asked, for its traces too if it has an estimate of them.
+        times: the grid.
+        on_output: called with state, output, time and trace.
+    """
+
+    def __init__(self, problem: Problem, times: Sequence[float], on_output: OnOutput) -> None:
+        super().__init__(problem.model)
+        self.estimate = problem.estimate
+        self.on_output = on_output
+        self.grid = iter(times)
+
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output at the state of the next node."""
+        trace: Tensor | None = None
+        if self.estimate is None:
+            out = self.model.output(x, t)
+        else:
+            out, trace = self.model.with_trace(x, t, self.estimate)
+        self.on_output(x, out, next(self.grid), trace)
+        return out
+
+
+def on_grid(
+    problem: Problem, steps: int, s: float, rows: Tensor | None = None, expected: Tensor | None = None
+) -> tuple[Solution, Tensor]:
+    """On one fixed grid, where the trace is a quadrature over the nodes of the trajectory; and the first output.
+
+    From the noise to the data the volume has the other sign: it is what the density loses. `rows` and `expected` are
+    as in `Integrals`.
+    """
+    grid = fixed_grid(problem.sde, problem.eps, steps, s, problem.to_noise)
+    integrals = Integrals(problem, grid, rows, expected)
+    latent = grid.carry(integrals, problem.x if rows is None else problem.x[rows])
+    return integrals.solution(latent), integrals.first

@@ -1,0 +1,156 @@
+"""The flow on a fixed grid, and on finer ones or by an adaptive solver for the samples whose error is too large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sgm_sde.likelihood.checks import OnOutput
+from sgm_sde.likelihood.integrals import OutputDependsOnBatch, Watched, fixed_grid, on_grid
+from sgm_sde.likelihood.own_steps import NormalisedFlow, by_own_steps, joint
+from sgm_sde.likelihood.problem import Problem, Solution
+
+REFINEMENTS = (2, 4)  # times the steps
+HOPELESS = 2.0**-8  # of the tolerance to the error: beyond, a grid of more steps is not tried
+REACH = 64.0  # times the tolerance: errors that a grid of twice the steps is taken to remove
+SLOW = 1 / 16, 1 / 6  # factors of the error from a grid to the next, and of that of the divergence from half of its
+# nodes to all: where both are above these the next grid is not tried
+TOLERANCES = (0.03, 0.003, 0.0003)  # of an adaptive solver's steps, in units of the error that is asked of the value
+
+
+class Refined(NamedTuple):
+    """A solution, and which samples (B,) ended within the tolerance."""
+
+    solution: Solution
+    resolved: Tensor
+
+
+def exponential(
+    problem: Problem,
+    steps: int,
+    s: float,
+    tolerance: Callable[[Solution], Tensor],
+    tightness: float,
+) -> Refined:
+    """On a fixed grid; samples of too large an error on finer ones, and where these do not help by an adaptive solver.
+
+    They go there alone where the network can be asked about them, else in their batch. Errors of the network's are its
+    own and pass as they are.
+
+    Args:
+        problem: the flow.
+        steps: of the first grid.
+        s: standard deviation of the data.
+        tolerance: from a solution to the largest error (B,) of its samples.
+        tightness: the tolerance that the adaptive solver's steps are to meet, in nats/dim.
+    """
+    solution, first = on_grid(problem.run(0), steps, s)
+    some = Some(problem, s, first)
+
+    solution, going = _on_finer_grids(solution, some, steps, tolerance)
+    if not some.grad:  # which an adaptive solver has not
+        solution, going = _adaptively(solution, some, going, tolerance, tightness)
+    return Refined(solution, ~going)
+
+
+def _on_finer_grids(
+    solution: Solution, some: Some, steps: int, tolerance: Callable[[Solution], Tensor]
+) -> tuple[Solution, Tensor]:
+    """The solution with samples of too large an error on finer grids, and those (B,) whose error still is.
+
+    A grid is tried where the one before says that it will arrive. With the exact trace an adaptive solver takes fewer
+    calls than the finest grid, so that it has to be within `REACH`, and either the error or that of the divergence has
+    to fall as on a smooth score. Random probes are still better off on grids, where their noise averages over the
+    nodes.
+    """
+    excess = _excess(solution, tolerance)
+    going = excess > 1
+    exact = some.problem.trace.fixed is None and not some.grad
+    reach = REACH if exact else 1 / HOPELESS
+    hopeless = going & (excess > reach)
+
+    for number, finer in enumerate(REFINEMENTS, 1):
+        trying = going if some.grad else going & ~hopeless
+        if not bool(trying.any()):
+            break
+
+        rows = trying.nonzero().flatten()
+        solution = solution.replaced(rows, some.on_grid(number, finer * steps, rows))
+        before = excess
+        excess = _excess(solution, tolerance)
+        going = going & (excess > 1)
+
+        # The next grid divides the error by what this one did.
+        slow = excess.square() > before
+        if exact:
+            least, least_of_divergence = SLOW
+            slow = slow | ((excess > least * before) & (solution.falls > least_of_divergence))
+        hopeless = going & (hopeless | slow)
+    return solution, going
+
+
+def _adaptively(
+    solution: Solution, some: Some, going: Tensor, tolerance: Callable[[Solution], Tensor], tightness: float
+) -> tuple[Solution, Tensor]:
+    """The solution with some samples (B,) by an adaptive solver, and those (B,) whose error is still too large.
+
+    A sample that does not arrive keeps what it had, and is not tried again: smaller steps do not bring it further.
+    """
+    trying = going
+    for run, share in enumerate(TOLERANCES, len(REFINEMENTS) + 1):
+        rows = trying.nonzero().flatten()
+        if not len(rows):
+            break
+
+        found, arrived = some.adaptive(run, share * tightness, rows)
+        arrivals = arrived.nonzero().flatten()
+        solution = solution.replaced(rows[arrivals], found.among(arrivals))
+
+        going = going & (_excess(solution, tolerance) > 1)
+        trying = going & trying.index_copy(0, rows, arrived)
+    return solution, going
+
+
+def _excess(solution: Solution, tolerance: Callable[[Solution], Tensor]) -> Tensor:
+    """The errors (B,) in units of the tolerance; infinite where they are not known, and 0 where a volume is not finite:
+    no other method makes up for a network's failure, which is reported."""
+    excess: Tensor = (solution.error / tolerance(solution)).detach()
+    known = excess.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    return torch.where(solution.volume.detach().isfinite(), known, 0.0)
+
+
+class Some:
+    """Solves for some samples of a batch, and for these alone where the network allows that."""
+
+    def __init__(self, problem: Problem, s: float, first: Tensor) -> None:
+        self.problem = problem
+        self.s = s
+        self.first = first
+        self.alone = problem.model.takes_some(len(problem.x))
+        self.grad = torch.is_grad_enabled()
+
+    def on_grid(self, number: int, steps: int, rows: Tensor) -> Solution:
+        """On one fixed grid, by a run of this number."""
+        if self.alone:
+            try:
+                return on_grid(self.problem.run(number), steps, self.s, rows, self.first[rows])[0]
+            except OutputDependsOnBatch:
+                self.alone = False
+        return on_grid(self.problem.run(number), steps, self.s)[0].among(rows)
+
+    def adaptive(self, number: int, tolerance: float, rows: Tensor) -> tuple[Solution, Tensor]:
+        """By steps of each sample's own, by a run of this number, and which samples have arrived."""
+        problem = self.problem.run(number, constant=True)
+        flow = NormalisedFlow(problem, self.s, rows=rows, alone=self.alone)
+        ends, run = by_own_steps(flow, tolerance, tolerance)
+        return joint(ends), run.completed.to(rows.device)
+
+
+def revisit(problem: Problem, steps: int, s: float, refine: bool, on_output: OnOutput) -> None:
+    """Walk along the grids of `exponential` again."""
+    for finer in (1, *(REFINEMENTS if refine else ())):
+        grid = fixed_grid(problem.sde, problem.eps, finer * steps, s, problem.to_noise)
+        grid.carry(Watched(problem, grid.times, on_output), problem.x)
