@@ -42,14 +42,25 @@ def printed_covariance(sde: sg.CLD, B: Tensor) -> Tensor:
     return torch.stack([xx, xv, xv, vv]).reshape(2, 2) / e
 
 
-def exact_covariance(sde: sg.CLD, B: float) -> np.ndarray:
-    """By the exponential of one block matrix, over a part of B small enough for it, doubled."""
+def kernel_by_scipy(sde: sg.CLD, B: float) -> tuple[np.ndarray, np.ndarray]:
+    """Transition matrix and covariance over the integrated rate B, by SciPy's exponential of one block matrix.
+
+    Taken over a part of B that keeps its entries tame, and doubled.
+
+    Source: Van Loan, 1978, doi:10.1109/TAC.1978.1101743.
+    """
     A, Q = sde.A.array, sde.D.array @ sde.D.array.T
     n = max(0, math.ceil(math.log2(B * np.abs(A).sum(1).max())))
     V = scipy.linalg.expm(np.block([[A, Q], [np.zeros((2, 2)), -A.T]]) * B / 2**n)
     phi, N = V[:2, :2], V[:2, 2:] @ V[:2, :2].T
     for _ in range(n):
         N, phi = N + phi @ N @ phi.T, phi @ phi
+    return phi, N
+
+
+def exact_covariance(sde: sg.CLD, B: float) -> np.ndarray:
+    """Covariance of the state given the data, whose velocity starts with a variance of its own."""
+    phi, N = kernel_by_scipy(sde, B)
     return np.asarray(phi @ sde.initial_covariance.array @ phi.T + N)
 
 

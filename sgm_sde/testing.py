@@ -251,20 +251,12 @@ class OrderMeasurement:
     @property
     def order(self) -> float:
         """Slope over the last two refinements whose errors are above rounding and 5 standard errors."""
-        ends = self._ends
-        if ends is None:
-            return math.nan
-        (n1, e1, _), (n2, e2, _) = ends
-        return math.log(e1 / e2) / math.log(n2 / n1)
+        return self._fitted[0]
 
     @property
     def order_stderr(self) -> float:
         """Standard error of `order`."""
-        ends = self._ends
-        if ends is None:
-            return math.nan
-        (n1, e1, s1), (n2, e2, s2) = ends
-        return math.hypot(s1 / e1, s2 / e2) / math.log(n2 / n1)
+        return self._fitted[1]
 
     def __str__(self) -> str:
         """Steps, error and order between neighbours, a line each."""
@@ -281,10 +273,16 @@ class OrderMeasurement:
     __repr__ = __str__
 
     @property
-    def _ends(self) -> tuple[tuple[int, float, float], tuple[int, float, float]] | None:
+    def _fitted(self) -> tuple[float, float]:
+        """The order and its standard error; NaN where fewer than two errors stand out."""
         rows = zip(self.steps, self.errors, self.stderrs or [0.0] * len(self.steps), strict=True)
         clean = [row for row in rows if row[1] > max(1e-12, 5 * row[2])][-3:]
-        return (clean[0], clean[-1]) if len(clean) > 1 else None
+        if len(clean) < 2:
+            return math.nan, math.nan
+
+        (n1, e1, s1), (n2, e2, s2) = clean[0], clean[-1]
+        finer = math.log(n2 / n1)
+        return math.log(e1 / e2) / finer, math.hypot(s1 / e1, s2 / e2) / finer
 
 
 def default_oracle(kind: str = "gaussian") -> Oracle:

@@ -64,22 +64,9 @@ VARIANTS: dict[str, sg.Solver] = {
 ALL = {**SOLVERS, **VARIANTS}
 # One of each structure: what differs between their siblings is coefficients.
 FAMILIES = [
-    *(
-        "euler",
-        "rk4",
-        "heun",
-        "ddim",
-        "dpm++2m",
-        "dpm++3m",
-        "dpm++2s",
-        "dpm3",
-        "res3",
-        "unipc3",
-        "deis3",
-        "lms4",
-        "pndm",
-    ),
-    *("ipndm4", "rosenbrock3", "euler-maruyama", "reverse-diffusion", "ancestral", "dpm2-ancestral", "sde-dpm++2m"),
+    *("euler", "rk4", "heun", "ddim", "dpm++2m", "dpm++3m", "dpm++2s", "dpm3", "res3", "unipc3"),
+    *("deis3", "lms4", "pndm", "ipndm4", "rosenbrock3"),
+    *("euler-maruyama", "reverse-diffusion", "ancestral", "dpm2-ancestral", "sde-dpm++2m"),
     *("seeds2", "sa-solver", "er-sde3", "dpm++3m-restart", "edm-sde", "annealed-langevin", "pc"),
 ]
 DETERMINISTIC = [name for name, solver in ALL.items() if not solver.stochastic]

@@ -32,14 +32,21 @@ STOCHASTIC = [name for name in FAMILIES if SOLVERS[name].stochastic]
 
 
 def draw(
-    solver: sg.Solver | str, process: str = "vp", shape: Sequence[int] = (3,), seed: object = 0, steps: int = 4
+    solver: sg.Solver | str,
+    process: str = "vp",
+    shape: Sequence[int] = (3,),
+    seed: object = 0,
+    steps: int = 4,
+    n: int = 4,
+    dtype: torch.dtype = F64,
 ) -> Tensor:
-    """Samples of an event shape in double precision, from an elementwise score; as many as there are seeds."""
+    """Samples of an event shape from an elementwise score; n of one seed, or as many as there are seeds."""
     sde = LINEAR[process]
     solver = sampler(solver, sde) if isinstance(solver, str) else solver
-    batch = len(seed) if isinstance(seed, list) else 4
+    batch = len(seed) if isinstance(seed, list) else n
+    execution = sg.Execution(dtype=dtype)
     return sg.sample(
-        elementwise_score(sde), sde, (batch, *shape), solver=solver, steps=steps, seed=seed, execution=DOUBLE
+        elementwise_score(sde), sde, (batch, *shape), solver=solver, steps=steps, seed=seed, execution=execution
     ).x  # fmt: skip
 
 
@@ -100,17 +107,7 @@ def test_batch_size_with_a_convolutional_network(name: str) -> None:
 def test_one_seed_for_a_batch(name: str) -> None:
     """An int seeds sample i by (seed, i): small batches are the start of large ones, `[seed]` the first sample."""
     four = draw(name, seed=7)
-    sde = LINEAR["vp"]
-    two = sg.sample(
-        elementwise_score(sde),
-        sde,
-        (2, 3),
-        solver=sampler(name, sde),
-        steps=4,
-        seed=7,
-        execution=DOUBLE,
-    ).x
-    assert torch.equal(four[:2], two)
+    assert torch.equal(four[:2], draw(name, seed=7, n=2))
     assert torch.equal(four[:1], draw(name, seed=[7]))
     assert not torch.equal(four, draw(name, seed=8))
     twins = draw(name, seed=[5, 5])
@@ -142,19 +139,7 @@ def test_every_draw_is_fresh(name: str) -> None:
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_precision_does_not_change_the_noise(name: str) -> None:
     """float32 and float64 runs of a seed are the same sample up to rounding."""
-    sde = LINEAR["vp"]
-    double, single = (
-        sg.sample(
-            elementwise_score(sde),
-            sde,
-            (4, 33),
-            solver=sampler(name, sde),
-            steps=4,
-            seed=1,
-            execution=sg.Execution(dtype=dtype),
-        ).x
-        for dtype in (F64, torch.float32)
-    )
+    double, single = (draw(name, shape=(33,), seed=1, dtype=dtype) for dtype in (F64, torch.float32))
     assert single.dtype == torch.float32
     assert float((double - single).abs().max() / double.abs().max()) < 1e-4
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import json
 import sys
 from itertools import chain
 from pathlib import Path
@@ -29,84 +30,7 @@ class Subject(NamedTuple):
     modules: tuple[str, ...]
 
 
-SUBJECTS = (
-    Subject(
-        "sampling",
-        "Sampling",
-        "From a score and a process to samples: the call, its result, and which solver and grid it uses.",
-        (
-            "sampling.sampler",
-            "sampling",
-            "engine.status",
-            "sampling.defaults",
-            "sampling.trials",
-            "calibration",
-            "sampling.diagnosis",
-        ),
-    ),
-    Subject(
-        "processes",
-        "Processes",
-        "Forward SDEs with their marginal kernels, and the reverse-time SDE.",
-        ("processes", "processes.presets", "engine.reverse"),
-    ),
-    Subject(
-        "scores",
-        "Scores",
-        "What makes a score of a network, and the exact scores of known data.",
-        ("scores", "scores.oracles", "scores.time_labels"),
-    ),
-    Subject("guidance", "Guidance", "Scores that wrap scores.", ("scores.guidance",)),
-    Subject(
-        "solvers",
-        "Solvers",
-        "Solvers, correctors and wrappers; every one compiles into a program.",
-        ("schemes", "engine.program", "references"),
-    ),
-    Subject("grids", "Grids", "Where a solver evaluates the network.", ("grids",)),
-    Subject(
-        "likelihood",
-        "Likelihoods",
-        "Densities, bits/dim, bounds and codes.",
-        ("likelihood", "likelihood.joint", "latent"),
-    ),
-    Subject("inverse", "Inverse problems", "Operators, and scores of posteriors.", ("inverse",)),
-    Subject(
-        "adapters",
-        "Adapters",
-        "Networks and pipelines of other libraries, and our solvers in theirs.",
-        ("adapters", "sampling.stepping"),
-    ),
-    Subject(
-        "training",
-        "Training",
-        "Losses, distributions of the training time, averages, and small networks.",
-        ("training", "data.images", "nn"),
-    ),
-    Subject(
-        "evaluation",
-        "Evaluation",
-        "Distances between samples and data, and quality against network calls.",
-        ("evaluation.metrics", "evaluation.bench"),
-    ),
-    Subject(
-        "runs",
-        "Runs and models",
-        "Runs over many processes, their folders, and models that ship.",
-        (
-            "runs.distributed",
-            "runs.store",
-            "identity.writing",
-            "identity.reading",
-            "identity.measured",
-            "identity.weights",
-            "scores.outputs",
-            "zoo.models",
-            "data.pictures",
-        ),
-    ),
-    Subject("testing", "Testing", "Checks for processes and solvers of your own.", ("testing",)),
-)
+SUBJECTS = [Subject(**entry) for entry in json.loads(Path(__file__).with_suffix(".json").read_text())]
 
 
 def public(module: ModuleType) -> list[str]:

@@ -27,7 +27,7 @@ from sgm_sde.likelihood.multistep import spread
 from sgm_sde.likelihood.problem import FLAT, Problem, Solution
 from sgm_sde.processes.linear import MarginalAt
 from sgm_sde.processes.predictions import Marginal, Scalars, convert
-from sgm_sde.schemes.runge_kutta import DOPRI5
+from sgm_sde.schemes.tableaus import DOPRI5
 
 ADAPTIVE_ERROR = 2.0  # times the sum of the embedded errors, each raised where the Jacobian is large
 

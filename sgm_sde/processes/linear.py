@@ -38,13 +38,14 @@ class LinearNode(ProcessNode):
     ) -> None:
         self.sde = sde
         self.t = t
-        self.sigma = sigma
-        self.d_alpha = d_alpha
-        self.d_sigma = d_sigma
 
         has_signal = alpha > NO_SIGNAL * sigma
         self.alpha = alpha if has_signal else 0.0
         self.lam = log_snr / 2 if has_signal else -math.inf
+
+        self.sigma = sigma
+        self.d_alpha = d_alpha
+        self.d_sigma = d_sigma
 
     def at_reduced_noise(self, noise_level: float) -> LinearNode:
         """A node of the same alpha and a smaller noise level: at no time of the process, but a step may end there."""

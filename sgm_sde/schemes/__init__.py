@@ -37,7 +37,9 @@ from sgm_sde.schemes.families import (
 )
 from sgm_sde.schemes.few_steps import TCD, Consistency
 from sgm_sde.schemes.matrix import GDDIM, SSCS, VelocityLangevin
-from sgm_sde.schemes.runge_kutta import (
+from sgm_sde.schemes.runge_kutta import Heun, RungeKutta
+from sgm_sde.schemes.table import SolverTable, solvers
+from sgm_sde.schemes.tableaus import (
     BOSH3,
     DOP853,
     DOPRI5,
@@ -49,11 +51,8 @@ from sgm_sde.schemes.runge_kutta import (
     RK4,
     TSIT5,
     EmbeddedTableau,
-    Heun,
-    RungeKutta,
     Tableau,
 )
-from sgm_sde.schemes.table import SolverTable, solvers
 
 REGISTRY.update(
     {

@@ -33,7 +33,7 @@ from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import MarginalAt, converted
 from sgm_sde.schemes.base import AdaptiveSolver, Problem
-from sgm_sde.schemes.runge_kutta import DOPRI5
+from sgm_sde.schemes.tableaus import DOPRI5
 from sgm_sde.scores.model import BoundScore
 
 PI = Controller()

@@ -660,8 +660,10 @@ class Weakened(_Around):
     Examples:
         >>> import sgm_sde as sg
         >>> sde = sg.EDMSDE()
-        >>> good, weak = (sg.oracles.Gaussian(torch.zeros(1), v).score(sde) for v in (1.0, 2.0))
-        >>> Weakened(good, weak, scale=1.0).denoised(torch.ones(1, 1), 1.0)
+        >>> score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
+        >>> weak = sg.oracles.Gaussian(torch.zeros(1), 2.0).score(sde)
+        >>> guided = Weakened(score, weak, scale=lambda noise_level: 1.0 if noise_level > 0.5 else 0.0)
+        >>> guided.denoised(torch.ones(1, 1), 1.0)
         tensor([[0.3333]])
     """
 

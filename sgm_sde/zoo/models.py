@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import ModuleType
@@ -153,31 +154,30 @@ class Model:
         return self
 
 
-def _digits() -> Model:
+def _shipped(name: str, shape: tuple[int, ...], n_levels: int, eps: float) -> Model:
     from sgm_sde.processes import EDMSDE
-    from sgm_sde.zoo.shipped import digits_score
+    from sgm_sde.zoo import shipped
 
     sde = EDMSDE()
-    edges = (-1 - 1 / 16, 1 + 1 / 16)  # level k stands at k / 8 - 1
+    score = {"digits": shipped.digits_score, "fashion": shipped.fashion_score}[name](sde)
+    half = 1 / (n_levels - 1)  # of the distance between two levels: the first stands at -1, the last at 1
     return Model(
-        "digits", digits_score(sde), sde, (1, 8, 8), n_classes=10, data_range=edges, n_levels=17,
-        dequantize="diffusion", eps=0.1,
-    )  # fmt: skip
+        name,
+        score,
+        sde,
+        shape,
+        n_classes=10,
+        data_range=(-1 - half, 1 + half),
+        n_levels=n_levels,
+        dequantize="diffusion",
+        eps=eps,
+    )
 
 
-def _fashion() -> Model:
-    from sgm_sde.processes import EDMSDE
-    from sgm_sde.zoo.shipped import fashion_score
-
-    sde = EDMSDE()
-    edges = (-1 - 1 / 255, 1 + 1 / 255)  # level k stands at k / 127.5 - 1
-    return Model(
-        "fashion", fashion_score(sde), sde, (1, 28, 28), n_classes=10, data_range=edges, n_levels=256,
-        dequantize="diffusion", eps=0.01,
-    )  # fmt: skip
-
-
-SHIPPED: dict[str, Callable[[], Model]] = {"digits": _digits, "fashion": _fashion}
+SHIPPED: dict[str, Callable[[], Model]] = {
+    "digits": partial(_shipped, "digits", (1, 8, 8), n_levels=17, eps=0.1),
+    "fashion": partial(_shipped, "fashion", (1, 28, 28), n_levels=256, eps=0.01),
+}
 
 
 def load_model(name: str) -> Model:

@@ -28,8 +28,8 @@ def fashion_score(sde: LinearSDE) -> Score:
     Examples:
         >>> import torch
         >>> import sgm_sde as sg
-        >>> sde = sg.VPSDE()
-        >>> sg.sample(fashion_score(sde), sde, (2, 1, 28, 28), nfe=5, seed=0, model_kwargs={"y": torch.tensor([0, 9])})
-        SampleResult(x=(2, 1, 28, 28) torch.float32, nfe=5, completed)
+        >>> boot = fashion_score(sg.VPSDE()).denoised(torch.zeros(1, 1, 28, 28), 1.0, y=torch.tensor([9]))
+        >>> boot.shape
+        torch.Size([1, 1, 28, 28])
     """
     return from_edm(load_fashion_denoiser(), sde)[0]

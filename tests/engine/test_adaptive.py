@@ -21,7 +21,7 @@ from sgm_sde.engine.phi import phi, phi_values
 from sgm_sde.grids import LogSNR
 from sgm_sde.schemes import ADAPTIVE, BOSH3, DOP853, DOPRI5, TSIT5, ExponentialPair, resolve_any
 from sgm_sde.schemes.adaptive import VARIABLES, Flow, _PathStepper
-from sgm_sde.schemes.runge_kutta import order_of
+from sgm_sde.schemes.tableaus import order_of
 from sgm_sde.scores.model import BoundScore
 from tests.helpers import DOUBLE, F64, LINEAR, MIXTURE, Recorder, elementwise_score
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from torch import Tensor
 
 import sgm_sde as sg
+from benchmarks.cld import kernel_by_scipy
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.program import Program
@@ -33,17 +33,6 @@ PROCESSES = {"critical": CRITICAL, "over": OVER, "under": UNDER}
 QUADRATIC = sg.grids.Quadratic()
 
 
-def reference_kernel(sde: sg.CLD, B: float) -> tuple[np.ndarray, np.ndarray]:
-    """Phi and covariance by Van Loan's exponential of one block matrix, by SciPy, halved until its entries are tame."""
-    A, Q = sde.A.array, sde.D.array @ sde.D.array.T
-    n = max(0, math.ceil(math.log2(B * np.abs(A).sum(1).max())))
-    V = scipy.linalg.expm(np.block([[A, Q], [np.zeros((2, 2)), -A.T]]) * B / 2**n)
-    phi, N = V[:2, :2], V[:2, 2:] @ V[:2, :2].T
-    for _ in range(n):
-        N, phi = N + phi @ N @ phi.T, phi @ phi
-    return phi, N
-
-
 @pytest.mark.parametrize("friction", [None, 0.2, 0.999999, 1.000001, 3.0, 20.0])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 2e-11), (torch.float32, 3e-7)])
 def test_the_covariance_keeps_its_digits(friction: Any, dtype: torch.dtype, tolerance: float) -> None:
@@ -52,7 +41,7 @@ def test_the_covariance_keeps_its_digits(friction: Any, dtype: torch.dtype, tole
     for B in np.geomspace(1e-5, 10, 19):
         rate = torch.tensor(B, dtype=dtype)
         phi, N = (v.double().numpy() for v in sde.transition_of_rate(rate))
-        exact_phi, exact_N = reference_kernel(sde, float(rate))
+        exact_phi, exact_N = kernel_by_scipy(sde, float(rate))
         scale = np.sqrt(np.diag(exact_N))
         assert np.abs((N - exact_N) / np.outer(scale, scale)).max() < tolerance
         assert np.abs(phi - exact_phi).max() < tolerance

@@ -40,6 +40,20 @@ def grid_of(sde: Any, steps: int = 5, start: float | None = None) -> Grid:
 # ----------------------------------------------------------------------------------------------- processes and scores
 
 
+def values_at(sde: Any, score: sg.Score, x: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """Everything of a process and a score that takes times, by name, each with the shape of x."""
+    return {
+        "f": sde.f(x, t),
+        "mean": sde.marginal(x, t)[0],
+        "std": sde.marginal(x, t)[1].expand_as(x),
+        "diffusion": sde.diffusion(x, t),
+        "score": score(x, t),
+        "noise": score.predict("noise", x, t),
+        "drift": sde.reverse(score).f(x, t),
+        "up": sde.transition(0.5 * t, t)[0].expand_as(x),
+    }
+
+
 @pytest.mark.parametrize("process", sorted(LINEAR))
 def test_processes_at_times_of_tokens(process: str) -> None:
     """Everything that takes (B,) takes the rank of x, and gives each token what it gives at its own time."""
@@ -47,28 +61,9 @@ def test_processes_at_times_of_tokens(process: str) -> None:
     t = torch.tensor([0.9, 0.5, 0.2, 0.05], dtype=F64)
     rank = t.reshape(1, 4, 1)
     score = sg.from_denoiser(apart, sde)
-    whole = {
-        "f": sde.f(X, rank),
-        "mean": sde.marginal(X, rank)[0],
-        "std": sde.marginal(X, rank)[1].expand_as(X),
-        "diffusion": sde.diffusion(X, rank),
-        "score": score(X, rank),
-        "noise": score.predict("noise", X, rank),
-        "drift": sde.reverse(score).f(X, rank),
-        "up": sde.transition(0.5 * rank, rank)[0].expand_as(X),
-    }
+    whole = values_at(sde, score, X, rank)
     for j, s in enumerate(t):
-        x = X[:, j : j + 1]
-        alone = {
-            "f": sde.f(x, s),
-            "mean": sde.marginal(x, s)[0],
-            "std": sde.marginal(x, s)[1].expand_as(x),
-            "diffusion": sde.diffusion(x, s),
-            "score": score(x, s),
-            "noise": score.predict("noise", x, s),
-            "drift": sde.reverse(score).f(x, s),
-            "up": sde.transition(0.5 * s, s)[0].expand_as(x),
-        }
+        alone = values_at(sde, score, X[:, j : j + 1], s)
         for name, value in alone.items():
             torch.testing.assert_close(whole[name][:, j : j + 1], value, rtol=1e-12, atol=1e-12, msg=name)
 

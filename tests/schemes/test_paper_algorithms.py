@@ -15,6 +15,7 @@ from tests.helpers import F64, MIXTURE, stream
 
 SHAPE = (5, 2)
 BETAS = [0.01 * 1.3**i for i in range(12)]
+A_BAR = torch.tensor([1 - b for b in BETAS], dtype=F64).cumprod(0).tolist()
 SIGMAS = [0.05 * 1.5**i for i in range(12)]
 
 
@@ -95,8 +96,7 @@ def test_the_order_of_the_published_algorithms_is_the_default() -> None:
 @pytest.mark.parametrize("variance", ["posterior", "transition"])
 def test_ancestral_sampling_on_ddpm_s_table(variance: str) -> None:
     """Ho et al. 2020, algorithm 2, with both of its variances."""
-    sde = sg.DiscreteVPSDE(BETAS)
-    a_bar = torch.tensor([1 - b for b in BETAS], dtype=F64).cumprod(0).tolist()
+    sde, a_bar = sg.DiscreteVPSDE(BETAS), A_BAR
     x = x_T = start(1.0)
     z = draws("solver")
     for i in reversed(range(1, len(BETAS))):
@@ -131,8 +131,7 @@ def test_ancestral_sampling_on_the_ve_ladder() -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
 def test_ddim(eta: float) -> None:
     """Song, Meng & Ermon 2021, equations 12 and 16."""
-    sde = sg.DiscreteVPSDE(BETAS)
-    a_bar = torch.tensor([1 - b for b in BETAS], dtype=F64).cumprod(0).tolist()
+    sde, a_bar = sg.DiscreteVPSDE(BETAS), A_BAR
     x = x_T = start(1.0)
     z = draws("solver")
     for i in reversed(range(1, len(BETAS))):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 import sgm_sde as sg
-from sgm_sde.schemes.runge_kutta import order_of
+from sgm_sde.schemes.tableaus import order_of
 from tests.by_hand import EDM, node, same, table
 
 
