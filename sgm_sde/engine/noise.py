@@ -7,10 +7,10 @@ import operator
 import secrets
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol, SupportsIndex, overload
+from typing import Protocol, SupportsIndex, TypeGuard, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sgm_sde.engine.counter import LANES, WORDS, BoxMuller, Run, Words, philox
 
-Seeds = SupportsIndex | Iterable[SupportsIndex | tuple[SupportsIndex, SupportsIndex]] | None
+SeedList = Iterable[SupportsIndex | tuple[SupportsIndex, SupportsIndex]]
+Seeds = SupportsIndex | SeedList | None
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 VERSION = "philox-4x64-10"  # what the numbers of a seed depend on; in protocols and folders of results
@@ -165,14 +166,40 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> SampleSeeds
     if seed is None:
         seed = secrets.randbits(63)
 
-    one = isinstance(seed, str) or getattr(seed, "ndim", None) == 0  # a tensor of one number is iterable, too
-    if one or not isinstance(seed, Iterable):
+    if not _is_list(seed):
         return SampleSeeds(_checked(seed), range(batch))
 
     seeds = seed if isinstance(seed, SampleSeeds) else list(seed)
     if len(seeds) != batch:
         raise ValueError(f"got {len(seeds)} seeds for {batch} samples")
     return seeds if isinstance(seeds, SampleSeeds) else _of_pairs([_pair(s) for s in seeds])
+
+
+def check_seeds(seed: Seeds) -> None:
+    """Raise for a seed, or a list of them, that is none, before the number of samples is known.
+
+    Raises:
+        ValueError: as `resolve_seeds`.
+        TypeError: as `resolve_seeds`.
+
+    Examples:
+        >>> check_seeds([7, -1])
+        Traceback (most recent call last):
+        ...
+        ValueError: a seed must lie in [0, 2**64), got -1
+    """
+    if seed is None:
+        return
+    if not _is_list(seed):
+        _checked(seed)
+    elif isinstance(seed, Sized):
+        resolve_seeds(seed, None, len(seed))
+
+
+def _is_list(seed: object) -> TypeGuard[SeedList]:
+    """True for seeds of several samples; a tensor of one number can be iterated over, too, and is one seed."""
+    one = isinstance(seed, str) or getattr(seed, "ndim", None) == 0
+    return not one and isinstance(seed, Iterable)
 
 
 def _from_generator(generator: object, batch: int) -> SampleSeeds:

@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.checks import LONGEST
 from sgm_sde._utils.files import JsonMapping, JsonObject, readable
 from sgm_sde._utils.lock import Lock
 from sgm_sde._version import __version__
@@ -542,9 +543,15 @@ def _difference(name: str, before: JsonMapping, now: JsonMapping) -> str:
 
     distance = disagreement(before.get(name), now.get(name))
     if distance is None:  # these are no measurements
-        there, here = (json.dumps(values[name]) if name in values else "absent" for values in (before, now))
+        there, here = (_shown(values[name]) if name in values else "absent" for values in (before, now))
         return f"{name} = {there} there, {here} now"
     return f"{name} differ by {distance:.2g} of their size" if distance else ""
+
+
+def _shown(value: object) -> str:
+    """The JSON of a value, of a long one its beginning."""
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 
 def _flat(values: JsonMapping, prefix: str = "") -> JsonObject:

@@ -268,6 +268,10 @@ def _require_applicable(job: Job, record: Record, execution: Execution, noise: s
             "parallel": execution.parallel,
         }
         require_unused(job.solver, options)
+    elif noise == "path" and job.program is not None and not job.program.stochastic:
+        raise ValueError(
+            f"noise='path' would change nothing: {job.solver.name} draws no noise in its steps; leave it out"
+        )
     if record.callback is not None and execution.batch_size is not None:
         raise ValueError("a callback sees all samples at each step: leave out batch_size=, which runs them in parts")
     if execution.parallel is not None:

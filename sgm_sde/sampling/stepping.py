@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import described
 from sgm_sde.engine.executor import Loop, Position, Stages, prepare
-from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
+from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, check_seeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.times import ROUNDING, same_time
 from sgm_sde.grids import Grid, GridRule
@@ -102,6 +102,7 @@ class Stepper:
     def __init__(
         self, program: Program, sde: SDE, *, prediction: str, denoise: bool = False, seed: Seeds = None
     ) -> None:
+        check_seeds(seed)
         self.program = program
         self.sde = sde
         self.prediction = prediction

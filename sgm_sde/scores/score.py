@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._utils.checks import described, float_dtype, instance_of, require_function
+from sgm_sde._utils.checks import described, float_dtype, instance_of, one_of, require_function
 from sgm_sde._utils.shapes import Time, batch_time, expand
 from sgm_sde._utils.tree import Path
+from sgm_sde.engine.program import MATRIX_PREDICTIONS, PREDICTIONS
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.identity import ReachesNetwork, Value, Writer, class_name, fields_of
 from sgm_sde.processes.base import SDE, has_scalar_marginal, measuring_times, require_sde
@@ -50,7 +51,8 @@ class Score(Value, ReachesNetwork):
         recordable: whether a call does the same at every time, so that a run can be one CUDA graph.
 
     Raises:
-        ValueError: at a call, if the output is not floating-point of the shape of x, or x was changed in place.
+        ValueError: for a prediction of another name; at a call, if the output is not floating-point of the shape of x,
+            or x was changed in place.
         TypeError: if the prediction needs a process with alpha(t) and sigma(t) and there is none.
     """
 
@@ -72,6 +74,9 @@ class Score(Value, ReachesNetwork):
             raise TypeError(f"a network that predicts {prediction} is needed, got the score {described(net)}")
         require_sde(sde)
         instance_of("prediction", prediction, str, "a name")
+        one_of(
+            "prediction", prediction, PREDICTIONS if has_scalar_marginal(sde) else (*PREDICTIONS, *MATRIX_PREDICTIONS)
+        )
         if prediction != "score" and sde.marginal_kind == "unknown":
             raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {sde!r}")
         require_function("time_label", time_label, "of t", 1, optional=True)

@@ -129,6 +129,16 @@ def test_other_settings_are_refused_with_the_difference(store: Store, monkeypatc
         assert again.has("a")
 
 
+def test_long_settings_are_shortened_where_they_differ(tmp_path: Path) -> None:
+    """A refusal holds the beginning of a long table, and its length."""
+    table = [0.001 * i for i in range(1000)]
+    with Store(tmp_path / "run", {"betas": table}) as made:
+        made.save("a", X)
+    with pytest.raises(ValueError, match=r"betas = \[0.0, 0.001, .*\.\.\. \(\d+ characters\) there") as refused:
+        Store(tmp_path / "run", {"betas": table[::-1]})
+    assert len(str(refused.value)) < 800 + len(str(tmp_path))
+
+
 def test_one_run_at_a_time(store: Store) -> None:
     """A second run is refused while the first has the folder open, and reading is not."""
     store.save("a", X)

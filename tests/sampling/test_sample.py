@@ -439,6 +439,7 @@ def test_every_argument_of_sample_matters() -> None:
         ({"x_T": X_T, "execution": sg.Execution(device="cpu")}, ValueError, "device"),
         ({"x_T": X_T.long()}, TypeError, "int64"),
         ({"x_T": [[1.0, 2.0]]}, TypeError, "tensor"),
+        ({"solver": "ddim", "noise": "path"}, ValueError, "noise='path' would change nothing: ddim draws no noise"),
         ({"score_fn": 3}, TypeError, "must be a function"),
         ({"score_fn": sg.from_noise(SCORE, LINEAR["ve"])}, ValueError, "VESDE.*VPSDE"),
     ],

@@ -454,3 +454,9 @@ def test_a_score_is_no_network(make: Any) -> None:
     with pytest.raises(TypeError, match="is needed, got the score"):
         make(score, sg.VPSDE())
     assert torch.equal(sg.from_score(score, sg.VPSDE())(torch.ones(2, 1), 0.5), score(torch.ones(2, 1), 0.5))
+
+
+@pytest.mark.parametrize("name", ["x0", "epsilon", "noise_v"])
+def test_a_prediction_of_another_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"prediction must be one of 'data', 'noise', .*, got '{name}'"):
+        sg.Score(lambda x, t: x, LINEAR["vp"], name)
