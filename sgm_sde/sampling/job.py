@@ -106,11 +106,6 @@ class Job:
         assert isinstance(self.solver, Solver)
         return replace(self, grid=rest, program=table_of(self.solver, self.sde, rest, self.final), position=None)
 
-    def parts(self, batch_size: int | None) -> list[slice]:
-        """The samples in as few parts as may be."""
-        size = self.size if batch_size is None else batch_size
-        return [slice(i, min(i + size, self.size)) for i in range(0, self.size, size)]
-
     def noises(self, at: slice, model: BoundScore) -> tuple[NoiseStream | PathNoise, NoiseStream, Sequence[Hook]]:
         """For some of the samples, the noise of the steps, that of the correctors, and what runs at the nodes."""
         assert isinstance(self.solver, Solver) and self.program is not None

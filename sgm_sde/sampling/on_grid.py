@@ -19,7 +19,7 @@ from sgm_sde.sampling.job import Job, until_node
 from sgm_sde.sampling.observers import Monitor, node_to_stop_at, observed_nodes, progress_bar
 from sgm_sde.sampling.options import Execution, Record
 from sgm_sde.sampling.parallel import run_in_parallel
-from sgm_sde.sampling.parts import Joined, Part, models_of
+from sgm_sde.sampling.parts import Joined, Part, models_of, slices_of
 from sgm_sde.sampling.results import Continuation, SampleResult
 from sgm_sde.sampling.statuses import NonFiniteWarning, status_on_grid
 from sgm_sde.schemes import Solver
@@ -30,7 +30,7 @@ def run_on_grid(
     job: Job, model: BoundScore, record: Record, execution: Execution
 ) -> tuple[SampleResult, type[Warning] | None]:
     """The result of a run on a grid, and what to warn of."""
-    slices = job.parts(execution.batch_size)
+    slices = slices_of(job.size, execution.batch_size)
     n_steps = (job.grid.steps - job.first) * len(slices)
     nodes, keep_end = observed_nodes(record.trajectory, job.grid, job.denoises)
     stop = node_to_stop_at(execution.until, job.grid, job.first)

@@ -18,7 +18,7 @@ from sgm_sde.sampling.diagnosis import ImplausibleWarning, Watch
 from sgm_sde.sampling.job import Job
 from sgm_sde.sampling.observers import progress_bar
 from sgm_sde.sampling.options import Execution, Record
-from sgm_sde.sampling.parts import Joined, models_of
+from sgm_sde.sampling.parts import Joined, models_of, slices_of
 from sgm_sde.sampling.planning import too_small
 from sgm_sde.sampling.results import AdaptiveStats, SampleResult
 from sgm_sde.sampling.statuses import NonFiniteWarning, UnfinishedWarning, adaptive_status, plausibility
@@ -32,7 +32,7 @@ def run_adaptive(
 ) -> tuple[SampleResult, type[Warning] | None]:
     """The result of a solver that finds its own steps, and what to warn of."""
     calls = _calls_of_adaptive(job, model, nfe)
-    slices = job.parts(execution.batch_size)
+    slices = slices_of(job.size, execution.batch_size)
     t_start, t_end = job.grid.times
     joined = Joined(job.size)
     models: list[BoundScore] = []

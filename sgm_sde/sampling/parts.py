@@ -39,6 +39,12 @@ class Part:
     network_evals: int
 
 
+def slices_of(size: int, batch_size: int | None) -> list[slice]:
+    """The samples of a run in as few parts as may be, none in one part."""
+    most = batch_size or max(size, 1)
+    return [slice(i, min(i + most, size)) for i in range(0, max(size, 1), most)]
+
+
 def models_of(model: BoundScore, parts: Sequence[slice], batch: int) -> Iterator[BoundScore]:
     """The model for each part of a batch, with the arguments of its samples."""
     if len(parts) == 1:

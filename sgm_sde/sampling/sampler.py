@@ -153,7 +153,7 @@ def sample(
         absent = {"noise": noise, "resume": resume, "log_prob": log_prob or None}
         timed = {"nfe": nfe, "steps": steps, "t_start": t_start, "t_end": t_end}
         _require_plain(absent, timed, recorded, execution)
-        return _on_tokens(score, sde, grid, start, solver, final, model_kwargs)
+        return _on_tokens(score, sde, grid, start, solver, final, model_kwargs, execution.batch_size)
 
     asked = StepArguments(solver, nfe, steps, grid, t_start, t_end, final)
     if log_prob is not False:
@@ -200,9 +200,10 @@ def _on_tokens(
     solver: Solver | AdaptiveSolver | Setting | str | None,
     final: str | None,
     model_kwargs: Conditions,
+    batch_size: int | None,
 ) -> SampleResult:
     """The result of a run with times for each token."""
-    result = sample_tokens(score, sde, grid, start, solver, final_update(sde, final), model_kwargs)
+    result = sample_tokens(score, sde, grid, start, solver, final_update(sde, final), model_kwargs, batch_size)
     if not result.status:
         warn(result.status.message, NonFiniteWarning)
     return result
@@ -289,7 +290,9 @@ def _require_plain(
         if value is not None:
             raise ValueError(f"{name}={described(value)} does not go with a TokenGrid, which has all times")
     _require_defaults(record, Record())
-    _require_defaults(execution, Execution(dtype=execution.dtype, device=execution.device))
+    _require_defaults(
+        execution, Execution(batch_size=execution.batch_size, dtype=execution.dtype, device=execution.device)
+    )
 
 
 def _require_defaults(options: Record | Execution, plain: Record | Execution) -> None:
@@ -298,8 +301,8 @@ def _require_defaults(options: Record | Execution, plain: Record | Execution) ->
         value = getattr(options, field.name)
         if value != getattr(plain, field.name):
             raise ValueError(
-                f"{field.name}={described(value)} does not go with a TokenGrid, whose runs keep no record and are made "
-                f"in one piece"
+                f"{field.name}={described(value)} does not go with a TokenGrid, whose runs keep no record, and take of "
+                f"Execution batch_size, dtype and device"
             )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from sgm_sde.processes import LinearSDE
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.sampling.defaults import Setting, default_setting
 from sgm_sde.sampling.job import StartArguments
+from sgm_sde.sampling.parts import Joined, models_of, slices_of
 from sgm_sde.sampling.results import SampleResult
 from sgm_sde.sampling.statuses import listed
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
@@ -38,6 +39,7 @@ def sample_tokens(
     solver: Solver | AdaptiveSolver | Setting | str | None,
     final: str,
     model_kwargs: Conditions,
+    batch_size: int | None,
 ) -> SampleResult:
     """Samples of a solver on a grid with times for each token: `sample(grid=TokenGrid(...))`.
 
@@ -54,24 +56,35 @@ def sample_tokens(
         raise ValueError(f"the grid starts at t={highest}, beyond T={sde.T}")
 
     method = _method(sde, solver, grid)
-    x, seeds = _start(score, sde, grid, start)
-    given = x.dtype
-    if score.dtype is None and given in (torch.float16, torch.bfloat16):
-        score = score.cast_to(given)
-    x = x.to(torch.promote_types(given, torch.float32))
+    dtype, seeds, states = _start(score, sde, grid, start)
+    if score.dtype is None and dtype in (torch.float16, torch.bfloat16):
+        score = score.cast_to(dtype)
+    batch = len(seeds)
     model = BoundScore(score, sde, (lowest, highest), model_kwargs)
-    require_rows(model.kwargs, len(x))
+    require_rows(model.kwargs, batch)
 
     aligned = align(t, lambda column: _compiled(method, sde, column, final))
-    noise = _TokenNoise(NoiseStream(seeds, "solver", highest), aligned.draws)
+    denoises = final == "denoise" and not method.ends_in_data
+    slices = slices_of(batch, batch_size)
+    models = list(models_of(model, slices, batch))
+    joined = Joined(batch)
     with torch.no_grad():
-        end = _driven(sde, model, aligned, x, noise)
-        if final == "denoise" and not method.ends_in_data:
-            end = _denoised(sde, model, end, t[-1], t[0] > t[-1])
+        for at, of_part in zip(slices, models, strict=True):
+            noise = _TokenNoise(NoiseStream(seeds[at], "solver", highest), aligned.draws)
+            end = _driven(sde, of_part, aligned, states(at), noise)
+            if denoises:
+                end = _denoised(sde, of_part, end, t[-1], t[0] > t[-1])
+            joined.put(at, end)
 
     rows = tuple(grid.times.flatten(1).amax(1).tolist())
-    status = _status(end, lowest)
-    return SampleResult(end.to(given), model.nfe, rows, status, seeds=seeds, network_evals=model.network_evals)
+    return SampleResult(
+        joined.whole.to(dtype),
+        max(of_part.nfe for of_part in models),
+        rows,
+        _status(joined.whole, lowest),
+        seeds=seeds,
+        network_evals=sum(of_part.network_evals for of_part in models),
+    )
 
 
 def _driven(sde: LinearSDE, model: BoundScore, aligned: TokenProgram, x: Tensor, noise: NoiseSource) -> Tensor:
@@ -123,20 +136,28 @@ class _TokenNoise:
         return self._stream.mixed(next(self._draws), shape, dtype, device)
 
 
-def _start(score: Score, sde: LinearSDE, grid: TokenGrid, start: StartArguments) -> tuple[Tensor, SampleSeeds]:
-    """The states to start from, and the seeds."""
+def _start(
+    score: Score, sde: LinearSDE, grid: TokenGrid, start: StartArguments
+) -> tuple[torch.dtype, SampleSeeds, Callable[[slice], Tensor]]:
+    """The samples' dtype, their seeds, and the states that some of them start from, at least in float32."""
     shape, dtype, device = start.settled(score)
     _require_fitting(grid, shape)
-    if start.x_T is not None:
-        return start.x_T, resolve_seeds(start.seed, start.generator, shape[0])
-
-    if bool((grid.times[0] != sde.T).any()):
+    seeds = resolve_seeds(start.seed, start.generator, shape[0])
+    precision = torch.promote_types(dtype, torch.float32)
+    x_T = start.x_T
+    if x_T is None and bool((grid.times[0] != sde.T).any()):
         raise ValueError(
             f"some tokens start below T={sde.T}, where states contain data: give x_T=, noised to their times"
         )
-    seeds = resolve_seeds(start.seed, start.generator, shape[0])
-    z = NoiseStream(seeds, "prior").normal(shape, torch.promote_types(dtype, torch.float32), device)
-    return sde.prior_transform(z).to(dtype), seeds
+
+    def states(at: slice) -> Tensor:
+        if x_T is not None:
+            return x_T[at].to(precision)
+        some = seeds[at]
+        z = NoiseStream(some, "prior").normal((len(some), *shape[1:]), precision, device)
+        return sde.prior_transform(z)
+
+    return dtype, seeds, states
 
 
 def _require_fitting(grid: TokenGrid, shape: tuple[int, ...]) -> None:

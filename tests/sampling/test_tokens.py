@@ -179,6 +179,37 @@ def test_samples_are_independent(solver: str) -> None:
     torch.testing.assert_close(alone.x, run.x[1:2], rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("x_T", [X, None], ids=["states", "prior"])
+def test_parts_of_a_batch_are_the_batch(x_T: Tensor | None, size: int) -> None:
+    """`batch_size=` bounds the samples that the network sees at a time, and changes none; their conditions follow."""
+    sde = sg.VPSDE()
+    seen: list[int] = []
+
+    def net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        seen.append(len(x))
+        return apart(x, t) * y.reshape(-1, 1, 1)
+
+    score = sg.from_denoiser(net, sde)
+    grid = TokenGrid.staggered(grid_of(sde), torch.arange(4)[:, None])
+    start = {"shape": X.shape} if x_T is None else {"x_T": x_T}
+    dtype = None if x_T is not None else F64
+
+    def run(batch_size: int | None) -> sg.SampleResult:
+        labels = {"y": sg.PerSample(torch.tensor([1.0, 0.5, 0.2], dtype=F64))}
+        execution = sg.Execution(batch_size=batch_size, dtype=dtype)
+        return sg.sample(
+            score, sde, grid=grid, solver="ancestral", seed=3, model_kwargs=labels, execution=execution, **start
+        )
+
+    whole = run(None)
+    seen.clear()
+    got = run(size)
+    torch.testing.assert_close(got.x, whole.x, rtol=1e-14, atol=1e-14)
+    assert max(seen) == size
+    assert (got.nfe, got.network_evals) == (whole.nfe, whole.network_evals)
+
+
 @pytest.mark.parametrize(
     ("solver", "rule", "order"),
     [("ddim", "log-snr", 1), ("dpm++2m", "log-snr", 2), ("dpm++3m", "log-snr", 3), ("dpm++3s", "log-snr", 3),
@@ -348,7 +379,7 @@ def test_misuse() -> None:
     for options, match in (
         ({"x_T": X, "nfe": 5}, r"nfe=5 does not go with a TokenGrid"),
         ({"x_T": X, "noise": "path"}, r"noise='path' is not there on a TokenGrid"),
-        ({"x_T": X, "execution": sg.Execution(parallel=4)}, r"parallel=4 does not go .* in one piece"),
+        ({"x_T": X, "execution": sg.Execution(parallel=4)}, r"parallel=4 does not go .* batch_size, dtype and device"),
         ({"x_T": X, "record": sg.Record(trajectory="all")}, "trajectory='all' does not go .* keep no record"),
         ({"x_T": X[:, :3]}, r"times \(n \+ 1, \*\) with a length of \(3, 2\) or 1 on each axis"),
         ({"x_T": X[:, 0]}, r"times \(n \+ 1, \*\)"),
