@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from sgm_sde._utils.checks import check_integer, instance_of, number, one_of, require_function, sizes
-from sgm_sde._utils.shapes import expand, flat
+from sgm_sde._utils.shapes import dimension, expand, flat
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood import BoundResult, LogProbResult, elbo, log_prob
@@ -279,7 +279,7 @@ class LatentScoreModel:
             cross_entropy=cross_entropy.mean(0),
             stderr=_standard_error(difference),
             nfe=nfe,
-            dimension=x[0].numel(),
+            dimension=dimension(x),
             method=f"{how}, {n_draws} draw{'s' * (n_draws > 1)}",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 
@@ -67,6 +68,11 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     if coefficient.ndim == 0 or coefficient.ndim == x.ndim:
         return coefficient.to(x.dtype)
     return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def dimension(x: Tensor) -> int:
+    """Numbers of each sample of x (B, *), of which there may be none."""
+    return math.prod(x.shape[1:])
 
 
 def flat(x: Tensor) -> Tensor:

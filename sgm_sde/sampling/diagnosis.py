@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.cache import cached
-from sgm_sde._utils.shapes import dot, flat
+from sgm_sde._utils.shapes import dimension, dot, flat
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 
@@ -183,7 +183,7 @@ class Watch:
             return
 
         self._size = None
-        d = x[0].numel()
+        d = dimension(x)
         size = root_mean_square(x)
         of_output = root_mean_square(output)
         if t == self.start and d >= DIRECTION and math.isfinite(look.noise[0]):
@@ -220,7 +220,7 @@ class Watch:
         self._least = least if self._least is None else torch.maximum(self._least, least, out=least)
 
     def _points_against(self, x: Tensor, output: Tensor, look: Look, size: Tensor, of_output: Tensor) -> Tensor:
-        d, (c_x, c_r) = x[0].numel(), look.noise
+        d, (c_x, c_r) = dimension(x), look.noise
         across = dot(x, output) / d
         noise = (c_x**2 * size**2 + 2 * c_x * c_r * across + c_r**2 * of_output**2).clamp(min=0).sqrt()
         along = c_x * size**2 + c_r * across

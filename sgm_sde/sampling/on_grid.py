@@ -172,7 +172,7 @@ class _PartOfRun:
             watch.see(x, output, t)
             monitor.on_output(x, output, t)
 
-        if execution.parallel is not None:
+        if execution.parallel is not None and len(x):
             return run_in_parallel(
                 self.program,
                 x,

@@ -234,6 +234,8 @@ def _with_log_prob(
     by_rule: bool,
 ) -> SampleResult:
     """The result of a run along the flow, with the samples' log-density."""
+    if job.size == 0:
+        raise ValueError("log_prob= needs at least one sample, and x_T holds none")
     along.require_flow(job.sde, job.solver, job.program, job.grid.times, by_rule)
     sde = job.sde
     assert job.program is not None and has_scalar_marginal(sde)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, number, one_of, settle
-from sgm_sde._utils.shapes import cpu_float64, flat
+from sgm_sde._utils.shapes import cpu_float64, dimension, flat
 from sgm_sde.engine.adaptive import (
     Active,
     Attempt,
@@ -438,7 +438,7 @@ class _PathStepper(Counting):
         self.paths = self.tree(problem.seeds, problem.x.shape[1:], problem.start)
 
         self.place = np.zeros(n)  # where each sample is, and its path there
-        self.path = np.zeros((n, problem.x[0].numel()))
+        self.path = np.zeros((n, dimension(problem.x)))
         self._next = self.place, self.path  # after the step that is attempted
 
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:

@@ -42,7 +42,7 @@ from sgm_sde._utils.checks import (
     settle,
 )
 from sgm_sde._utils.ranges import refuse_unscaled
-from sgm_sde._utils.shapes import as_time, expand, flat, require_times
+from sgm_sde._utils.shapes import as_time, dimension, expand, flat, require_times
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.processes import LinearSDE
@@ -298,7 +298,7 @@ def score_matching(
 
 def _exact_diagonal(s: Tensor, x: Tensor) -> Tensor:
     """Diagonal (B, *) of the Jacobian of s at x, by one product for each dimension of a sample."""
-    d = x[0].numel()
+    d = dimension(x)
     basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(-1, *x.shape[1:])
     return sum((_times_vjp(s, x, e) for e in basis), torch.zeros_like(x))
 

@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 import sgm_sde as sg
 from sgm_sde.engine.executor import execute
+from sgm_sde.schemes.base import ADAPTIVE
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
@@ -454,6 +455,28 @@ def test_the_seed_of_a_deterministic_run_from_a_given_state_does_not_matter() ->
     """With x_T given a deterministic solver draws nothing."""
     for name in DETERMINISTIC:
         assert torch.equal(run(ALL[name], x_T=X_T, seed=0).x, run(ALL[name], x_T=X_T, seed=1).x)
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, *ADAPTIVE, None])
+def test_no_samples(name: str | None) -> None:
+    """A batch of none, the last of a loader, say, is sampled as any other."""
+    solver = SAMPLERS.get(name, name) if name else None
+    got = sg.sample(SCORE, VP, x_T=torch.zeros(0, 3), solver=solver)
+    assert got.x.shape == (0, 3)
+    assert bool(got.status)
+
+
+def test_no_samples_in_records_parts_and_in_parallel() -> None:
+    options: tuple[dict[str, Any], ...] = (
+        {"record": sg.Record(trajectory="all")},
+        {"execution": sg.Execution(batch_size=4)},
+        {"execution": sg.Execution(parallel=4)},
+    )
+    for option in options:
+        got = sg.sample(SCORE, VP, x_T=torch.zeros(0, 3), nfe=6, **option)
+        assert got.x.shape == (0, 3)
+    with pytest.raises(ValueError, match="log_prob= needs at least one sample"):
+        sg.sample(SCORE, VP, x_T=torch.zeros(0, 3), nfe=6, log_prob=True)
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
