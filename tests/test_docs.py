@@ -9,10 +9,12 @@ import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sgm_sde as sg
+from tests.conventions import case_id
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
@@ -50,12 +52,12 @@ def test_the_readme_is_read_anywhere() -> None:
     assert all(REPOSITORY in line for line in with_urls.strip().splitlines())
 
 
-def test_every_solver_is_in_the_table_of_orders() -> None:
+@pytest.mark.parametrize(("name", "solver"), sg.solvers().fixed.items(), ids=case_id)
+def test_every_solver_is_in_the_table_of_orders(name: str, solver: Any) -> None:
     """docs/orders.md lists the registry with the claims the code makes."""
     text = (ROOT / "docs" / "orders.md").read_text()
-    for name, solver in sg.solvers().fixed.items():
-        row = f"| `{name}` | {solver.nfe_per_step} | {solver.order or '-'} | {solver.weak_order or '-'} |"
-        assert row in text, f"run python benchmarks/orders.py: {row}"
+    row = f"| `{name}` | {solver.nfe_per_step} | {solver.order or '-'} | {solver.weak_order or '-'} |"
+    assert row in text, f"run python benchmarks/orders.py: {row}"
 
 
 # Matplotlib asks tensors for arrays in a way that numpy is about to change.

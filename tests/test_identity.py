@@ -30,6 +30,7 @@ from sgm_sde.identity import Value, class_name, disagreement, from_spec, measure
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.scores.outputs import outputs
 from sgm_sde.zoo.models import Model
+from tests.conventions import case_id
 from tests.forks import ENV, ROOT
 
 SDE = sg.VPSDE()
@@ -482,15 +483,19 @@ def test_two_names_one_text_is_not_one_value() -> None:
     assert len({text(value) for value in values}) == len(values)
 
 
-def test_whole_numbers_in_the_place_of_floats() -> None:
-    """Equal values have one spec, however their numbers were written."""
-    for a, b in (
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
         (sg.DDIM(eta=1), sg.DDIM(eta=1.0)),
         (sg.grids.Karras(7), sg.grids.Karras()),
         (sg.VESDE(1, 50), sg.VESDE(1.0)),
-    ):
-        assert a == b
-        assert text(a) == text(b)
+    ],
+    ids=case_id,
+)
+def test_whole_numbers_in_the_place_of_floats(a: Any, b: Any) -> None:
+    """Equal values have one spec, however their numbers were written."""
+    assert a == b
+    assert text(a) == text(b)
 
 
 class Mine(sg.Solver):

@@ -321,20 +321,21 @@ def test_langevin_scale_between_two_nodes() -> None:
             torch.testing.assert_close(move(x, i), eps + math.sqrt(2 * eps) * z, rtol=1e-12, atol=1e-14)
 
 
+# As many updates as forget three quarters of any other variance.
+@pytest.mark.parametrize(("r", "updates"), [(0.1, 50), (0.4, 10)])
 @pytest.mark.parametrize("norm", ["sample", "expected", "batch"])
 @pytest.mark.parametrize(("process", "t"), [("ve", 0.5), ("vp", 0.2)])
-def test_langevin_is_stationary_at_the_marginal(process: str, t: float, norm: str) -> None:
+def test_langevin_is_stationary_at_the_marginal(process: str, t: float, norm: str, r: float, updates: int) -> None:
     """On N(0, v) the corrector's own variance is v / (1 - r^2), with published norms v (1 + a r^2)."""
     sde = LINEAR[process]
     v = float(sde.alpha(t) * 0.5) ** 2 + float(sde.sigma(t)) ** 2
     a = float(sde.alpha(t) / sde.alpha(0.0)) ** 2
     x = math.sqrt(v) * stream(64, "prior").normal((64, 2048), F64)
     data_std = 0.5 if norm == "expected" else 0.0
-    for r, updates in ((0.1, 50), (0.4, 10)):  # enough to forget three quarters of any other variance
-        updates = math.ceil(updates / a)
-        got = correct(sg.Langevin(snr=r, norm=norm, data_std=data_std), sde, lambda x, t: -x / v, x, t, updates)
-        known = 1 / (1 - r**2) if norm == "expected" else 1 + a * r**2
-        assert float(got.var()) / v == pytest.approx(known, rel=0.02)
+    updates = math.ceil(updates / a)
+    got = correct(sg.Langevin(snr=r, norm=norm, data_std=data_std), sde, lambda x, t: -x / v, x, t, updates)
+    known = 1 / (1 - r**2) if norm == "expected" else 1 + a * r**2
+    assert float(got.var()) / v == pytest.approx(known, rel=0.02)
 
 
 def test_langevin_is_stationary_on_unequal_scales() -> None:
@@ -408,14 +409,14 @@ def test_norms_of_few_numbers_warn(norm: str, shape: tuple[int, int], warns: boo
 # --- a solver is a value ---------------------------------------------------------------------------------------------
 
 
-def test_a_solver_can_be_used_again() -> None:
+@pytest.mark.parametrize("name", [*FAMILIES, "cp"])
+def test_a_solver_can_be_used_again(name: str) -> None:
     """The same object gives the same samples after runs on other grids, processes and batch sizes."""
-    for name in [*FAMILIES, "cp"]:
-        solver = CP if name == "cp" else sampler(name, LINEAR["vp"])
-        first = draw(solver, "vp", seed=[1, 2])
-        draw(solver, "ve", seed=[1, 2, 3], steps=7)
-        draw(solver, "vp", shape=(5,), seed=[9], steps=2)
-        assert torch.equal(first, draw(solver, "vp", seed=[1, 2])), name
+    solver = CP if name == "cp" else sampler(name, LINEAR["vp"])
+    first = draw(solver, "vp", seed=[1, 2])
+    draw(solver, "ve", seed=[1, 2, 3], steps=7)
+    draw(solver, "vp", shape=(5,), seed=[9], steps=2)
+    assert torch.equal(first, draw(solver, "vp", seed=[1, 2])), name
 
 
 def test_a_solver_can_be_shared_by_threads() -> None:

@@ -19,6 +19,7 @@ from sgm_sde.schemes.linear_part import (
     VPart,
 )
 from tests.by_hand import EDM
+from tests.conventions import case_id
 
 FROZEN: list[Any] = [
     sg.VPSDE(),
@@ -56,14 +57,14 @@ FROZEN: list[Any] = [
 ]
 
 
-def test_values_do_not_change() -> None:
+@pytest.mark.parametrize("value", FROZEN, ids=case_id)
+def test_values_do_not_change(value: Any) -> None:
     """Processes, solvers and tables are hashable, equal to their copies, and refuse to be changed."""
-    for value in FROZEN:
-        name = next((field.name for field in dataclasses.fields(value)), "name")
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(value, name, None)
-        assert hash(value) == hash(value)
-        assert value == dataclasses.replace(value)
+    name = next((field.name for field in dataclasses.fields(value)), "name")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, name, None)
+    assert hash(value) == hash(value)
+    assert value == dataclasses.replace(value)
 
 
 def test_plans_do_not_change() -> None:

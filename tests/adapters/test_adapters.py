@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from benchmarks import peers
 from sgm_sde.adapters import SolverScheduler, from_azula, from_diffusers, from_edm, from_flow_matching, from_score_sde
+from tests.conventions import case_id
 from tests.helpers import F64, FAMILIES, Recorder, sampler
 
 SHAPE = (2, 3, 8, 8)
@@ -477,8 +478,9 @@ def test_shifted(sde: Any, shift: float) -> None:
     torch.testing.assert_close(steps, steps[:1].expand(6), rtol=1e-6, atol=1e-9)
 
 
-def test_misuse_of_shifts_and_tables() -> None:
-    for make, match in (
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
         (lambda: sg.grids.Shifted(0.0), "shift must be positive and finite, got 0"),
         (lambda: sg.grids.Shifted(2.0, "uniform"), "base must be a grid rule"),
         (lambda: sg.grids.FromLevels([1.0, 2.0]), r"got levels\[0\] = 1.0 followed by 2.0"),
@@ -488,9 +490,12 @@ def test_misuse_of_shifts_and_tables() -> None:
         (lambda: SolverScheduler(DDPM).set_timesteps(5, mu=1.0), "mu=1.0 is a shift of flow matching's times"),
         (lambda: SolverScheduler(DDPM).set_begin_index(1), "there is no run to begin"),
         (lambda: from_diffusers(network, DDPM, time_scale=1.0), "time_scale=1.0 goes with flow matching"),
-    ):
-        with pytest.raises((ValueError, TypeError), match=match):
-            make()
+    ],
+    ids=case_id,
+)
+def test_misuse_of_shifts_and_tables(make: Callable[..., Any], match: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=match):
+        make()
 
 
 def test_a_table_of_levels() -> None:

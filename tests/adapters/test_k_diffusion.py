@@ -6,6 +6,7 @@ import copy
 import itertools
 import pickle
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ import sgm_sde as sg
 from examples import comfyui
 from sgm_sde.adapters.k_diffusion import sampler
 from sgm_sde.schemes import ADAPTIVE, REGISTRY
+from tests.conventions import case_id
 from tests.helpers import ALL, F64, FAMILIES
 from tests.helpers import sampler as solver_of
 
@@ -73,10 +75,14 @@ def test_names_as_others_spell_them(spelled: str, name: str) -> None:
     assert sg.Setting(spelled).solver == REGISTRY[name]()
 
 
-def test_the_nearest_name_comes_first() -> None:
-    for wrong, right in {"dpmpp_2mm": "dpm++2m", "eulr": "euler", "DPM++2S_ancestrl": "dpm++2s-ancestral"}.items():
-        with pytest.raises(ValueError, match=f"did you mean '{right.replace('+', '[+]')}'"):
-            sg.Setting(wrong)
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    {"dpmpp_2mm": "dpm++2m", "eulr": "euler", "DPM++2S_ancestrl": "dpm++2s-ancestral"}.items(),
+    ids=case_id,
+)
+def test_the_nearest_name_comes_first(wrong: Any, right: Any) -> None:
+    with pytest.raises(ValueError, match=f"did you mean '{right.replace('+', '[+]')}'"):
+        sg.Setting(wrong)
 
 
 def test_noise_comes_from_where_it_is_said_to() -> None:
@@ -209,16 +215,22 @@ def test_the_nodes_of_comfyui(nodes: dict[str, Any]) -> None:
         assert torch.equal(a, direct)
 
 
-def test_flow_matching_in_comfyui(nodes: dict[str, Any]) -> None:
-    """Deterministic solvers run, stochastic ones refuse: their noise is that of another process."""
-    sigmas = torch.tensor([1.0, 0.7, 0.3, 0.0])
-    for name, solver in REGISTRY.items():
-        (sampling,) = nodes["SgmSdeSolver"].get_sampler(name)
-        if solver().stochastic:
-            with pytest.raises(ValueError, match="this is a model of flow matching"):
-                sampling.sample(Wrapped(CONST()), sigmas, X.float(), 0, lambda *_: None)
-        elif name in ("euler", "dpm++2m"):
-            assert sampling.sample(Wrapped(CONST()), sigmas, X.float(), 0, lambda *_: None).isfinite().all()
+FLOW_SIGMAS = torch.tensor([1.0, 0.7, 0.3, 0.0])
+
+
+@pytest.mark.parametrize("name", ["euler", "dpm++2m"])
+def test_deterministic_solvers_on_flow_matching_in_comfyui(nodes: dict[str, Any], name: str) -> None:
+    """They run: their equation is that of flow matching too."""
+    (sampling,) = nodes["SgmSdeSolver"].get_sampler(name)
+    assert sampling.sample(Wrapped(CONST()), FLOW_SIGMAS, X.float(), 0, lambda *_: None).isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name, solver in REGISTRY.items() if solver().stochastic])
+def test_stochastic_solvers_refuse_flow_matching_in_comfyui(nodes: dict[str, Any], name: str) -> None:
+    """Their noise is that of another process."""
+    (sampling,) = nodes["SgmSdeSolver"].get_sampler(name)
+    with pytest.raises(ValueError, match="this is a model of flow matching"):
+        sampling.sample(Wrapped(CONST()), FLOW_SIGMAS, X.float(), 0, lambda *_: None)
 
 
 # ------------------------------------------------------------------------------------------ the loop from outside
@@ -270,20 +282,20 @@ def test_a_copy_is_a_run_of_its_own() -> None:
     assert torch.equal(*ends)
 
 
-def test_what_the_caller_changes_counts() -> None:
+@pytest.mark.parametrize("change", [lambda x: 0.9 * x, lambda x: x.mul_(0.9)], ids=case_id)
+def test_what_the_caller_changes_counts(change: Callable[..., Any]) -> None:
     grid = [8.0, 4.0, 2.0, 1.0]
     expected = X
     score = sg.from_denoiser(model, SDE)
     for start, end in itertools.pairwise(grid):
         expected = 0.9 * sg.sample(score, SDE, x_T=expected, grid=[start, end], solver="ddim", final="none").x
-    for change in (lambda x: 0.9 * x, lambda x: x.mul_(0.9)):
-        for duplicate in (lambda run: run, copy.deepcopy):
-            s = sg.stepping.stepper("ddim", SDE, grid, prediction="data", final="none")
-            x = X
-            for t in s.times:
-                s = duplicate(s)
-                x = change(s.step(model(x, torch.full((3,), t, dtype=F64)), t, x))
-            torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
+    for duplicate in (lambda run: run, copy.deepcopy):
+        s = sg.stepping.stepper("ddim", SDE, grid, prediction="data", final="none")
+        x = X
+        for t in s.times:
+            s = duplicate(s)
+            x = change(s.step(model(x, torch.full((3,), t, dtype=F64)), t, x))
+        torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_misuse_of_the_loop() -> None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from sgm_sde.schemes import ADAPTIVE, BOSH3, DOP853, DOPRI5, TSIT5, ExponentialP
 from sgm_sde.schemes.adaptive import VARIABLES, Flow, _PathStepper
 from sgm_sde.schemes.tableaus import order_of
 from sgm_sde.scores.model import BoundScore
+from tests.conventions import case_id
 from tests.helpers import DOUBLE, F64, LINEAR, MIXTURE, Recorder, elementwise_score
 
 ODE = [name for name in ADAPTIVE if name != "ggf"]
@@ -79,22 +81,22 @@ def test_order_conditions_tell_quadrature_apart(steps: int) -> None:
     assert order_of(tuple(map(tuple, rows)), tuple(weights)) == n
 
 
+@pytest.mark.parametrize(("t0", "t1"), [(0.0, 1.5), (1.5, 0.0)])
 @pytest.mark.parametrize("pair", PAIRS, ids=names)
-def test_order_of_convergence(pair: Pair) -> None:
+def test_order_of_convergence(pair: Pair, t0: float, t1: float) -> None:
     """Even steps on y' = L y + N(t, y) with a known solution reach the order of the pair, in both directions."""
     # y = 1 / (1 + sin t) solves y' = -y^2 cos t.
     known = lambda t: 1 / (1 + math.sin(t))  # noqa: E731
-    for t0, t1 in ((0.0, 1.5), (1.5, 0.0)):
-        y0 = torch.full((1, 1), known(t0), dtype=F64)
-        counts = {8: (4, 8), 5: (8, 16)}.get(pair.order, (24, 48))
-        errors = []
-        for steps in counts:
-            end = even_steps(
-                lambda t, y, i: -(y**2) * t.cos()[:, None] - pair.linear * y, y0, t0, t1, pair, steps
-            )  # fmt: skip
-            assert int(end.accepted) == steps
-            errors.append(abs(float(end.y[0]) - known(t1)))
-        assert math.log2(errors[0] / errors[1]) > pair.order - 0.25, errors
+    y0 = torch.full((1, 1), known(t0), dtype=F64)
+    counts = {8: (4, 8), 5: (8, 16)}.get(pair.order, (24, 48))
+    errors = []
+    for steps in counts:
+        end = even_steps(
+            lambda t, y, i: -(y**2) * t.cos()[:, None] - pair.linear * y, y0, t0, t1, pair, steps
+        )  # fmt: skip
+        assert int(end.accepted) == steps
+        errors.append(abs(float(end.y[0]) - known(t1)))
+    assert math.log2(errors[0] / errors[1]) > pair.order - 0.25, errors
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=names)
@@ -181,18 +183,18 @@ def test_a_tableau_of_ones_own() -> None:
 # --- tolerances ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tol", [1e-2, 1e-4])
 @pytest.mark.parametrize(("name", "process"), [(n, p) for n in ODE for p in LINEAR if n == "dopri5" or p == "vp"])
-def test_the_error_follows_the_tolerance(name: str, process: str) -> None:
+def test_the_error_follows_the_tolerance(name: str, process: str, tol: float) -> None:
     """On Gaussian data the flow is a known scaling: the error is within 50 tolerances on every process."""
     sde, std = LINEAR[process], 0.5
     score = sg.oracles.Gaussian(torch.zeros(3), std**2).score(sde)
     ends = [math.hypot(float(sde.alpha(t)) * std, float(sde.sigma(t))) for t in (sde.T, sde.eps)]
     x = sde.prior_sample((2, 3), seed=1, dtype=F64)
-    for tol in (1e-2, 1e-4):
-        solver = replace(resolve_any(name), rtol=tol, atol=tol)
-        res = sg.sample(score, sde, x_T=x, solver=solver, final="none")
-        assert res.status.ok
-        assert float((res.x - x * ends[1] / ends[0]).abs().max()) < 50 * tol, res.control
+    solver = replace(resolve_any(name), rtol=tol, atol=tol)
+    res = sg.sample(score, sde, x_T=x, solver=solver, final="none")
+    assert res.status.ok
+    assert float((res.x - x * ends[1] / ends[0]).abs().max()) < 50 * tol, res.control
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
@@ -263,17 +265,17 @@ def test_a_log_density_beside_the_state() -> None:
     assert bool(there.completed.all())
 
 
-def test_gradients() -> None:
+@pytest.mark.parametrize("name", ["dopri5", "exp-rk32"])
+def test_gradients(name: str) -> None:
     """Backpropagation through the accepted steps: the flow of a Gaussian is linear in its start."""
     sde, std = sg.VPSDE(), 0.5
     score = sg.oracles.Gaussian(torch.zeros(2), std**2).score(sde)
     x = sde.prior_sample((3, 2), seed=0, dtype=F64).requires_grad_()
-    for name in ("dopri5", "exp-rk32"):
-        solver = replace(resolve_any(name), rtol=1e-7, atol=1e-7)
-        res = sg.sample(score, sde, x_T=x, solver=solver, execution=sg.Execution(enable_grad=True), final="none")
-        (slope,) = torch.autograd.grad(res.x.sum(), x)
-        ratio = [math.hypot(float(sde.alpha(t)) * std, float(sde.sigma(t))) for t in (sde.T, sde.eps)]
-        torch.testing.assert_close(slope, torch.full_like(slope, ratio[1] / ratio[0]), rtol=1e-4, atol=0)
+    solver = replace(resolve_any(name), rtol=1e-7, atol=1e-7)
+    res = sg.sample(score, sde, x_T=x, solver=solver, execution=sg.Execution(enable_grad=True), final="none")
+    (slope,) = torch.autograd.grad(res.x.sum(), x)
+    ratio = [math.hypot(float(sde.alpha(t)) * std, float(sde.sigma(t))) for t in (sde.T, sde.eps)]
+    torch.testing.assert_close(slope, torch.full_like(slope, ratio[1] / ratio[0]), rtol=1e-4, atol=0)
 
 
 def test_second_derivatives() -> None:
@@ -331,17 +333,17 @@ def test_a_sample_is_what_it_is_alone(name: str) -> None:
         assert int(alone.control.evaluations[0]) == int(everyone.control.evaluations[i])
 
 
-def test_with_a_network_of_other_rounding() -> None:
+@pytest.mark.parametrize("solver", ["dopri5", sg.schemes.GGF(rtol=0.1, atol=0.02)], ids=case_id)
+def test_with_a_network_of_other_rounding(solver: Any) -> None:
     """A convolutional network in float32 rounds by batch size: samples agree to that rounding, not to the tolerance."""
     # For the SDE this takes rounded steps: on a Brownian path a step longer by 1e-7 sees noise that differs by 3e-4.
     from tests.test_independence import conv_net
 
     sde = sg.VPSDE()
     score = sg.from_noise(conv_net(), sde)
-    for solver in ("dopri5", sg.schemes.GGF(rtol=0.1, atol=0.02)):
-        together = sg.sample(score, sde, (5, 2, 6, 6), solver=solver, seed=[7, 8, 9, 10, 11]).x
-        alone = sg.sample(score, sde, (1, 2, 6, 6), solver=solver, seed=[9]).x
-        assert float((together[2] - alone[0]).norm() / alone.norm()) < 1e-5
+    together = sg.sample(score, sde, (5, 2, 6, 6), solver=solver, seed=[7, 8, 9, 10, 11]).x
+    alone = sg.sample(score, sde, (1, 2, 6, 6), solver=solver, seed=[9]).x
+    assert float((together[2] - alone[0]).norm() / alone.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -697,14 +699,14 @@ def test_two_calls_a_step_and_one_where_it_is_tried_again() -> None:
     assert torch.equal(control.evaluations, 2 * control.accepted + control.rejected)
 
 
-def test_calls_a_step_of_pairs() -> None:
+@pytest.mark.parametrize("pair", PAIRS, ids=case_id)
+def test_calls_a_step_of_pairs(pair: Any) -> None:
     """Stages, less the one that the step before has made, or that a rejected step knows; two for the first step."""
     sde = sg.VPSDE()
-    for pair in PAIRS:
-        res = sg.sample(MIXTURE.score(sde), sde, (5, 2), solver=sg.Adaptive(pair, 1e-4, 1e-4), seed=0, final="none")
-        tried, stages = res.control.accepted + res.control.rejected, len(pair.c)
-        more = 0 if pair.fsal else res.control.accepted - 1
-        assert torch.equal(res.control.evaluations, 2 + tried * (stages - 1) + more), pair.name
+    res = sg.sample(MIXTURE.score(sde), sde, (5, 2), solver=sg.Adaptive(pair, 1e-4, 1e-4), seed=0, final="none")
+    tried, stages = res.control.accepted + res.control.rejected, len(pair.c)
+    more = 0 if pair.fsal else res.control.accepted - 1
+    assert torch.equal(res.control.evaluations, 2 + tried * (stages - 1) + more), pair.name
 
 
 # --- the interface ---------------------------------------------------------------------------------------------------

@@ -230,19 +230,19 @@ def test_all_mass_at_one_point_is_exact() -> None:
     torch.testing.assert_close(at([1.0, 0.1]), at([*halves, 0.1]), rtol=1e-9, atol=1e-9)
 
 
-def test_noises_have_the_right_law() -> None:
+@pytest.mark.parametrize("name", ["euler-maruyama", "sde-dpm++2m", "sde-dpm2m", "dpm2-ancestral"])
+def test_noises_have_the_right_law(name: str) -> None:
     """Whatever the solver's Brownian time, the noises of a program are standard normal and independent."""
     sde, n = sg.VPSDE(), 60
-    for name in ("euler-maruyama", "sde-dpm++2m", "sde-dpm2m", "dpm2-ancestral"):
-        solver = resolve(name)
-        program = solver.compile(sde, Uniform()(sde, 6))
-        source = PathNoise(
-            program, [(0, i) for i in range(n)], brownian_time=lambda t, s=solver: s.brownian_time(sde, t),
-            middle=lambda a, b: (a + b) / 2, levels=5,
-        )  # fmt: skip
-        draws = len(noisy_steps(program))
-        z = torch.stack([source.normal((n, 250), F64).reshape(-1) for _ in range(draws)])
-        assert float((torch.cov(z) - torch.eye(draws, dtype=F64)).abs().max()) < 5 * math.sqrt(2 / z.shape[1]), name
+    solver = resolve(name)
+    program = solver.compile(sde, Uniform()(sde, 6))
+    source = PathNoise(
+        program, [(0, i) for i in range(n)], brownian_time=lambda t, s=solver: s.brownian_time(sde, t),
+        middle=lambda a, b: (a + b) / 2, levels=5,
+    )  # fmt: skip
+    draws = len(noisy_steps(program))
+    z = torch.stack([source.normal((n, 250), F64).reshape(-1) for _ in range(draws)])
+    assert float((torch.cov(z) - torch.eye(draws, dtype=F64)).abs().max()) < 5 * math.sqrt(2 / z.shape[1]), name
 
 
 def test_a_sample_is_what_it_is_alone() -> None:

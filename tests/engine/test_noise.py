@@ -181,28 +181,28 @@ def test_large_samples_are_standard_normal() -> None:
         assert float(correlation.abs().max()) < 5.5 / math.sqrt(n)
 
 
+@pytest.mark.parametrize(("n", "d", "draws"), [(10**6, 2, 25), (400, 12288, 10)])
 @pytest.mark.slow
-def test_a_hundred_million_numbers() -> None:
+def test_a_hundred_million_numbers(n: int, d: int, draws: int) -> None:
     """Moments and distribution of 1e8 numbers, of crowds and of images, to their statistical errors."""
-    for n, d, draws in ((10**6, 2, 25), (400, 12288, 10)):
-        stream = NoiseStream(SampleSeeds(11, range(n)), "solver", 1.0)
-        count, moments, largest = 0, torch.zeros(4, dtype=F64), 0.0
-        bins = torch.zeros(1000, dtype=F64)
-        for _ in range(draws):
-            z = stream.normal((n, d), torch.float32).flatten()
-            count += len(z)
-            largest = max(largest, float(z.abs().max()))
-            powers = z.double()
-            for k in range(4):
-                moments[k] += powers.sum()
-                powers *= z
-            bins += torch.histc(torch.special.ndtr(z), 1000, 0.0, 1.0).double()
-        moments /= count
-        for got, exact, variance in zip(moments.tolist(), (0, 1, 0, 3), (1, 2, 15, 96), strict=True):
-            assert abs(got - exact) < 4.5 * math.sqrt(variance / count)
-        chi2 = float(((bins - count / 1000) ** 2).sum() / (count / 1000))
-        assert abs(chi2 - 999) < 5 * math.sqrt(2 * 999)
-        assert 5.0 < largest < 6.8
+    stream = NoiseStream(SampleSeeds(11, range(n)), "solver", 1.0)
+    count, moments, largest = 0, torch.zeros(4, dtype=F64), 0.0
+    bins = torch.zeros(1000, dtype=F64)
+    for _ in range(draws):
+        z = stream.normal((n, d), torch.float32).flatten()
+        count += len(z)
+        largest = max(largest, float(z.abs().max()))
+        powers = z.double()
+        for k in range(4):
+            moments[k] += powers.sum()
+            powers *= z
+        bins += torch.histc(torch.special.ndtr(z), 1000, 0.0, 1.0).double()
+    moments /= count
+    for got, exact, variance in zip(moments.tolist(), (0, 1, 0, 3), (1, 2, 15, 96), strict=True):
+        assert abs(got - exact) < 4.5 * math.sqrt(variance / count)
+    chi2 = float(((bins - count / 1000) ** 2).sum() / (count / 1000))
+    assert abs(chi2 - 999) < 5 * math.sqrt(2 * 999)
+    assert 5.0 < largest < 6.8
 
 
 def test_seeds_are_compact() -> None:

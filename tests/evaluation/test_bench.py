@@ -200,18 +200,18 @@ def test_inception_needs_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (official.name, official.fid) == ("inception-2048", True)
 
 
-def test_a_number_is_called_fid_with_the_fid_s_network_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fid", "title"), [(False, "Frechet distance (pixels), lower is better"), (True, "FID, lower is better")]
+)
+def test_a_number_is_called_fid_with_the_fid_s_network_only(tmp_path: Path, fid: bool, title: str) -> None:
     """And carries a caution with fewer samples than features."""
     pixels = load_extractor("pixels", (1, 8, 8))
-    for fid, title in ((False, "Frechet distance (pixels), lower is better"), (True, "FID, lower is better")):
-        extractor = replace(pixels, fid=fid)
-        with pytest.warns(UserWarning, match="20 samples and 355 images for 64 features"):
-            result = bench(
-                "digits", tmp_path / title, solvers=["ddim"], nfe=[5], n=20, features=extractor, metrics=["fid"]
-            )
-        assert title in str(result)
-        assert ("FID" in str(result)) == fid
-        assert "Caution: 20 samples and 355 images for 64 features" in str(result)
+    extractor = replace(pixels, fid=fid)
+    with pytest.warns(UserWarning, match="20 samples and 355 images for 64 features"):
+        result = bench("digits", tmp_path / title, solvers=["ddim"], nfe=[5], n=20, features=extractor, metrics=["fid"])
+    assert title in str(result)
+    assert ("FID" in str(result)) == fid
+    assert "Caution: 20 samples and 355 images for 64 features" in str(result)
 
 
 @pytest.mark.parametrize(

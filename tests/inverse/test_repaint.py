@@ -59,14 +59,14 @@ def test_repaint_visits_the_published_times(steps: int, jump: int, resamples: in
     assert solver.steps(solver.nfe(steps)) == steps and solver.steps(solver.nfe(steps) - 1) < steps
 
 
-def test_repaint_once_is_replacement() -> None:
+@pytest.mark.parametrize("final", ["mean", "none", "denoise"])
+def test_repaint_once_is_replacement(final: str) -> None:
     """Without resampling nothing is added, at any end."""
-    for final in ("mean", "none", "denoise"):
-        options: dict[str, Any] = {"steps": 6, "seed": 0, "final": final}
-        once = inverse.RePaint(sg.Ancestral(), seen(), resamples=1, jump=2)
-        plain = inverse.Replacement(sg.Ancestral(), seen())
-        a, b = (sg.sample(MODES.score(VP), VP, (3, 2), solver=s, **options).x for s in (once, plain))
-        assert torch.equal(a, b)
+    options: dict[str, Any] = {"steps": 6, "seed": 0, "final": final}
+    once = inverse.RePaint(sg.Ancestral(), seen(), resamples=1, jump=2)
+    plain = inverse.Replacement(sg.Ancestral(), seen())
+    a, b = (sg.sample(MODES.score(VP), VP, (3, 2), solver=s, **options).x for s in (once, plain))
+    assert torch.equal(a, b)
 
 
 class Columns:

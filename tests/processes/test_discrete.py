@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 import sgm_sde as sg
 from sgm_sde.processes.discrete import _Interpolant
 from tests.by_hand import LOG2, column
+from tests.conventions import case_id
 from tests.helpers import F64
 
 
@@ -134,11 +135,11 @@ def test_inversion_is_quick() -> None:
     assert worst < 40 * one_step
 
 
-def test_meta_tensors_have_shapes() -> None:
+@pytest.mark.parametrize("sde", [sg.presets.ddpm(10), sg.presets.ncsn_cifar10()], ids=case_id)
+def test_meta_tensors_have_shapes(sde: Any) -> None:
     """Times on the meta device give shapes, which need no values."""
-    for sde in (sg.presets.ddpm(10), sg.presets.ncsn_cifar10()):
-        assert sde.time(torch.zeros(3, device="meta")).shape == (3,)
-        assert sde.transition(torch.zeros(3, device="meta"), torch.zeros(3, device="meta"))[0].shape == (3,)
+    assert sde.time(torch.zeros(3, device="meta")).shape == (3,)
+    assert sde.transition(torch.zeros(3, device="meta"), torch.zeros(3, device="meta"))[0].shape == (3,)
 
 
 def test_discrete_processes_between_their_times() -> None:

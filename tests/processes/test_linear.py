@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import sgm_sde as sg
 from sgm_sde.processes.discrete import _Interpolant
 from sgm_sde.processes.linear import LinearNode
 from sgm_sde.testing import CheckError, check_sde
+from tests.conventions import case_id
 from tests.helpers import DOUBLE, F64, LINEAR
 
 fractions = st.floats(0.0, 1.0)
@@ -80,26 +82,22 @@ def test_derivatives_and_coefficients(process: str, u: float) -> None:
         assert got == pytest.approx(float(expected), rel=1e-8, abs=1e-12)
 
 
-def test_closed_forms_from_the_literature() -> None:
+@pytest.mark.parametrize("t", [1e-3, 0.1, 0.5, 0.99])
+def test_closed_forms_from_the_literature(t: float) -> None:
     """alpha and sigma against formulas typed in again from the papers."""
-    for t in (1e-3, 0.1, 0.5, 0.99):
-        B = 0.1 * t + 0.5 * 19.9 * t**2
-        assert float(sg.VPSDE().alpha(t)) == pytest.approx(math.exp(-B / 2), rel=1e-12)
-        assert float(sg.VPSDE().sigma(t)) == pytest.approx(math.sqrt(1 - math.exp(-B)), rel=1e-9)
-        assert float(sg.SubVPSDE().sigma(t)) == pytest.approx(1 - math.exp(-B), rel=1e-9)
-        assert float(sg.SubVPSDE().g(t)) == pytest.approx(
-            math.sqrt((0.1 + 19.9 * t) * (1 - math.exp(-2 * B))), rel=1e-9
-        )
-        assert float(sg.VESDE(0.01, 50.0).sigma(t)) == pytest.approx(0.01 * 5000**t, rel=1e-12)
-        assert float(sg.VESDE(0.01, 50.0).g(t)) == pytest.approx(
-            0.01 * 5000**t * math.sqrt(2 * math.log(5000)), rel=1e-12
-        )
-        phi = (t + 0.008) / 1.008 * math.pi / 2
-        assert float(sg.CosineVPSDE().alpha(t)) == pytest.approx(
-            math.cos(phi) / math.cos(0.008 / 1.008 * math.pi / 2), rel=1e-12
-        )
-        assert float(sg.EDMSDE().g(t)) == pytest.approx(math.sqrt(2 * t), rel=1e-12)
-        assert float(sg.RectifiedFlowSDE().g(t)) == pytest.approx(math.sqrt(2 * t / (1 - t)), rel=1e-12)
+    B = 0.1 * t + 0.5 * 19.9 * t**2
+    assert float(sg.VPSDE().alpha(t)) == pytest.approx(math.exp(-B / 2), rel=1e-12)
+    assert float(sg.VPSDE().sigma(t)) == pytest.approx(math.sqrt(1 - math.exp(-B)), rel=1e-9)
+    assert float(sg.SubVPSDE().sigma(t)) == pytest.approx(1 - math.exp(-B), rel=1e-9)
+    assert float(sg.SubVPSDE().g(t)) == pytest.approx(math.sqrt((0.1 + 19.9 * t) * (1 - math.exp(-2 * B))), rel=1e-9)
+    assert float(sg.VESDE(0.01, 50.0).sigma(t)) == pytest.approx(0.01 * 5000**t, rel=1e-12)
+    assert float(sg.VESDE(0.01, 50.0).g(t)) == pytest.approx(0.01 * 5000**t * math.sqrt(2 * math.log(5000)), rel=1e-12)
+    phi = (t + 0.008) / 1.008 * math.pi / 2
+    assert float(sg.CosineVPSDE().alpha(t)) == pytest.approx(
+        math.cos(phi) / math.cos(0.008 / 1.008 * math.pi / 2), rel=1e-12
+    )
+    assert float(sg.EDMSDE().g(t)) == pytest.approx(math.sqrt(2 * t), rel=1e-12)
+    assert float(sg.RectifiedFlowSDE().g(t)) == pytest.approx(math.sqrt(2 * t / (1 - t)), rel=1e-12)
 
 
 @given(betas=st.lists(st.floats(1e-4, 0.9), min_size=2, max_size=30))
@@ -338,13 +336,15 @@ def test_ladders_go_one_way_and_on_below_their_first_level() -> None:
     assert float(sde.sigma(0.0)) == pytest.approx(1.5, rel=1e-12)
 
 
-def test_tables_are_inverted_up_to_rounding_beyond_their_range() -> None:
+@pytest.mark.parametrize(
+    ("knots", "end", "way"), [([-1.0, 0.0, 1.0, 2.0], 2.0, 1), ([-2.0, -1.0, 0.0, 1.0], -2.0, -1)], ids=case_id
+)
+def test_tables_are_inverted_up_to_rounding_beyond_their_range(knots: Any, end: float, way: int) -> None:
     """By 8 roundings of the largest value, included; what lies further outside is NaN."""
     eps = torch.finfo(F64).eps
-    for knots, end, way in (([-1.0, 0.0, 1.0, 2.0], 2.0, 1), ([-2.0, -1.0, 0.0, 1.0], -2.0, -1)):
-        table = _Interpolant(np.array(knots))
-        values = torch.tensor([end, end + way * 16 * eps, end + way * 18 * eps, end + way * 24 * eps], dtype=F64)
-        assert table.inverse(values).isnan().tolist() == [False, False, True, True]
+    table = _Interpolant(np.array(knots))
+    values = torch.tensor([end, end + way * 16 * eps, end + way * 18 * eps, end + way * 24 * eps], dtype=F64)
+    assert table.inverse(values).isnan().tolist() == [False, False, True, True]
 
 
 def test_conversions_at_a_node_without_options() -> None:

@@ -18,6 +18,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.likelihood import FixedGrid, Hutchinson
 from sgm_sde.processes.matrix import apply, van_loan
 from sgm_sde.testing import default_oracle, measure_order, measure_weak_order
+from tests.conventions import case_id
 from tests.helpers import DOUBLE, F64, Recorder, bind, stream
 from tests.processes.matrix_cases import CRITICAL, THIRD
 
@@ -169,20 +170,20 @@ def test_predictions_turn_into_one_another(sde: sg.processes.MatrixSDE, t: float
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
 
 
-def test_rotated_noise_is_carried_by_the_flow() -> None:
+@pytest.mark.parametrize("grid", [sg.Grid([1.0, 0.05]), sg.Grid([1.0, 0.9, 0.4, 0.1, 0.05])], ids=case_id)
+def test_rotated_noise_is_carried_by_the_flow(grid: Any) -> None:
     """R is a root of the covariance, and mu x_0 + R eps moves along the flow of one data point."""
     times = np.array([0.05, 0.4, 1.0])
     for t, R in zip(times, CRITICAL.rotation(times), strict=True):
         np.testing.assert_allclose(R @ R.T, CRITICAL.nodes([t])[0].cov, rtol=1e-10, atol=1e-14)  # type: ignore[attr-defined]
     point = sg.oracles.GaussianMixture(torch.tensor([[0.7]], dtype=F64), 0.0)
     z = torch.tensor([[[0.3], [0.2]]], dtype=F64)
-    for grid in (sg.Grid([1.0, 0.05]), sg.Grid([1.0, 0.9, 0.4, 0.1, 0.05])):
-        program = sg.schemes.GDDIM(nodes=1).compile(CRITICAL, grid)
-        end = execute(program, z, bind(point.score(CRITICAL), CRITICAL, grid.times), stream(1)).x
-        nodes = CRITICAL.nodes([1.0, 0.05])
-        start, last = (n.R for n in nodes)
-        eps = np.linalg.solve(start, z[0, :, 0].numpy() - 0.7 * nodes[0].mu)
-        np.testing.assert_allclose(end[0, :, 0].numpy(), 0.7 * nodes[1].mu + last @ eps, rtol=1e-8, atol=1e-9)
+    program = sg.schemes.GDDIM(nodes=1).compile(CRITICAL, grid)
+    end = execute(program, z, bind(point.score(CRITICAL), CRITICAL, grid.times), stream(1)).x
+    nodes = CRITICAL.nodes([1.0, 0.05])
+    start, last = (n.R for n in nodes)
+    eps = np.linalg.solve(start, z[0, :, 0].numpy() - 0.7 * nodes[0].mu)
+    np.testing.assert_allclose(end[0, :, 0].numpy(), 0.7 * nodes[1].mu + last @ eps, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "mixture"])
@@ -213,30 +214,30 @@ def test_weak_orders(solver: sg.Solver) -> None:
     assert 0.85 < measured.order < 1.2
 
 
-def test_sscs_is_exact_where_the_data_are_the_prior() -> None:
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_sscs_is_exact_where_the_data_are_the_prior(eta: float) -> None:
     """The kick vanishes, and two exact halves of a time-dependent rate leave N(0, P) alone, in one step of any size."""
 
     def score(z: Tensor, t: Tensor) -> Tensor:
         return -apply(OVER.prior_covariance.inverse, z)
 
     grid = sg.Grid([1.0, 0.1])
-    for eta in (0.0, 1.0):
-        program = sg.schemes.SSCS(eta=eta).compile(OVER, grid)
-        draws = sum(len(stage.noises) for stage in program.stages)
-        x = torch.zeros(2 + 2 * draws, 2, 1, dtype=F64)
-        x[:2] = torch.from_numpy(np.linalg.cholesky(OVER.prior_covariance.array)).mT[..., None]
+    program = sg.schemes.SSCS(eta=eta).compile(OVER, grid)
+    draws = sum(len(stage.noises) for stage in program.stages)
+    x = torch.zeros(2 + 2 * draws, 2, 1, dtype=F64)
+    x[:2] = torch.from_numpy(np.linalg.cholesky(OVER.prior_covariance.array)).mT[..., None]
 
-        class Impulses:
-            row = 2
+    class Impulses:
+        row = 2
 
-            def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
-                z = torch.zeros(shape, dtype=dtype)
-                z[self.row, 0] = z[self.row + 1, 1] = 1
-                self.row += 2
-                return z
+        def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
+            z = torch.zeros(shape, dtype=dtype)
+            z[self.row, 0] = z[self.row + 1, 1] = 1
+            self.row += 2
+            return z
 
-        y = execute(program, x, bind(sg.from_score(score, OVER), OVER, grid.times), Impulses()).x[..., 0]
-        np.testing.assert_allclose((y.T @ y).numpy(), OVER.prior_covariance.array, rtol=1e-12, atol=1e-13)
+    y = execute(program, x, bind(sg.from_score(score, OVER), OVER, grid.times), Impulses()).x[..., 0]
+    np.testing.assert_allclose((y.T @ y).numpy(), OVER.prior_covariance.array, rtol=1e-12, atol=1e-13)
 
 
 SAMPLERS = {
@@ -268,7 +269,8 @@ def test_the_velocity_corrector_moves_velocities_alone() -> None:
     assert torch.equal(mean[:, 1], other[0]) and torch.equal(added[:, 1], other[1])
 
 
-def test_a_velocity_network_needs_no_more_than_the_velocity() -> None:
+@pytest.mark.parametrize("solver", [sg.schemes.SSCS(), sg.schemes.GDDIM(2)], ids=case_id)
+def test_a_velocity_network_needs_no_more_than_the_velocity(solver: Any) -> None:
     """A network of s_v or of its noise, and one that denoises, draw the samples of the exact joint score."""
     oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3)
     exact = oracle.score(CRITICAL)
@@ -290,10 +292,9 @@ def test_a_velocity_network_needs_no_more_than_the_velocity() -> None:
         sg.scores.from_velocity_score(lambda z, t: exact(z, t)[:, 1], CRITICAL),
         sg.scores.from_joint_denoiser(lambda y, s: oracle.denoised(y, torch.ones_like(s), s), CRITICAL),
     ]
-    for solver in (sg.schemes.SSCS(), sg.schemes.GDDIM(2)):
-        runs = [sg.sample(s, CRITICAL, (4, 2, 1), solver=solver, nfe=12, seed=0, execution=DOUBLE).x for s in scores]
-        for run in runs[1:]:
-            torch.testing.assert_close(run, runs[0], rtol=1e-6, atol=1e-6)
+    runs = [sg.sample(s, CRITICAL, (4, 2, 1), solver=solver, nfe=12, seed=0, execution=DOUBLE).x for s in scores]
+    for run in runs[1:]:
+        torch.testing.assert_close(run, runs[0], rtol=1e-6, atol=1e-6)
 
 
 def test_a_sample_depends_on_its_own_seed_alone() -> None:
@@ -334,13 +335,13 @@ def test_matrix_algebra() -> None:
     assert torch.equal(apply(A, z), torch.einsum("ij,bjn->bin", torch.tensor(A.rows), z))
 
 
-def test_the_network_is_called_inside_the_times_and_counted() -> None:
+@pytest.mark.parametrize(("solver", "first"), [(sg.schemes.SSCS(), None), (sg.schemes.GDDIM(2), 1.0)], ids=case_id)
+def test_the_network_is_called_inside_the_times_and_counted(solver: Any, first: Any) -> None:
     """SSCS in the middle of its steps, GDDIM at their starts, and once more for the denoised end."""
-    for solver, first in ((sg.schemes.SSCS(), None), (sg.schemes.GDDIM(2), 1.0)):
-        net = Recorder(lambda z, t: -z[:, 1])
-        res = sg.sample(sg.scores.from_velocity_score(net, CRITICAL), CRITICAL, (2, 2, 3), solver=solver, nfe=6, seed=0)
-        assert res.nfe == len(net.times) == 6 and max(net.times) <= 1.0 and min(net.times) >= 0.000999
-        assert first is None or net.times[0] == first
+    net = Recorder(lambda z, t: -z[:, 1])
+    res = sg.sample(sg.scores.from_velocity_score(net, CRITICAL), CRITICAL, (2, 2, 3), solver=solver, nfe=6, seed=0)
+    assert res.nfe == len(net.times) == 6 and max(net.times) <= 1.0 and min(net.times) >= 0.000999
+    assert first is None or net.times[0] == first
 
 
 def test_hybrid_score_matching() -> None:

@@ -17,6 +17,7 @@ import sgm_sde as sg
 from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.processes.matrix import MatrixNode, apply, require_covariance, van_loan
 from sgm_sde.schemes.matrix import root
+from tests.conventions import case_id
 from tests.helpers import F64
 from tests.processes.matrix_cases import CRITICAL, SIGMA_0, THIRD, A, D, P, law, moved, rate_between
 
@@ -479,24 +480,28 @@ def test_matrices_beside_numbers() -> None:
     assert torch.equal(apply(many, z), torch.einsum("bij,bjk->bik", many, z))
 
 
-def test_matrix_processes_and_their_solvers_do_not_change() -> None:
+@pytest.mark.parametrize(
+    "value",
+    [CRITICAL, COUPLED, INTEGRATED, sg.schemes.SSCS(), sg.schemes.GDDIM(), sg.schemes.VelocityLangevin()],
+    ids=case_id,
+)
+def test_matrix_processes_and_their_solvers_do_not_change(value: Any) -> None:
     """They are values."""
-    for value in (CRITICAL, COUPLED, INTEGRATED, sg.schemes.SSCS(), sg.schemes.GDDIM(), sg.schemes.VelocityLangevin()):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(value, dataclasses.fields(value)[0].name, None)
-        assert hash(value) == hash(dataclasses.replace(value))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, dataclasses.fields(value)[0].name, None)
+    assert hash(value) == hash(dataclasses.replace(value))
 
 
-def test_noise_between_times_of_a_rate_that_is_no_line() -> None:
+@pytest.mark.parametrize(("s", "t"), [(0.5, 1.5), (1.5, 0.5)])
+def test_noise_between_times_of_a_rate_that_is_no_line(s: float, t: float) -> None:
     """GG^T = t^4 DD^T: from 0.5 to 1.5 its integral is (1.5^5 - 0.5^5) / 5."""
     flat = np.diag([0.0, 0.1])
     sde = sg.processes.MatrixSDE.from_functions(
         lambda t: A, lambda t: t * t * D, prior_covariance=P, initial_covariance=flat, T=2.0
     )
-    for s, t in ((0.5, 1.5), (1.5, 0.5)):
-        (node,) = sde.nodes([s])
-        assert isinstance(node, MatrixNode)
-        np.testing.assert_allclose(node.noise_until(t).array, (1.5**5 - 0.5**5) / 5 * D @ D.T, rtol=1e-12)
+    (node,) = sde.nodes([s])
+    assert isinstance(node, MatrixNode)
+    np.testing.assert_allclose(node.noise_until(t).array, (1.5**5 - 0.5**5) / 5 * D @ D.T, rtol=1e-12)
 
 
 @pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])

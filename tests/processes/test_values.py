@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from sgm_sde.engine.reverse import ReverseSDE
 from sgm_sde.processes.base import ProcessNode, require_sde
 from sgm_sde.processes.linear import LinearNode, ScheduleSDE
 from tests.by_hand import EDM, LOG2, DoubleWell, column
+from tests.conventions import case_id
 from tests.helpers import F64
 
 
@@ -118,12 +120,16 @@ def test_a_process_that_is_not_linear() -> None:
     assert type(node) is ProcessNode
 
 
-def test_what_is_no_process_is_named() -> None:
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [(sg.VPSDE, "got the class VPSDE: call it"), ("vp", "such as VPSDE\\(\\), got 'vp'")],
+    ids=case_id,
+)
+def test_what_is_no_process_is_named(given: Any, text: str) -> None:
     """A class that was not called, and anything else."""
     require_sde(EDM)
-    for given, text in ((sg.VPSDE, "got the class VPSDE: call it"), ("vp", "such as VPSDE\\(\\), got 'vp'")):
-        with pytest.raises(TypeError, match=text):
-            require_sde(given)
+    with pytest.raises(TypeError, match=text):
+        require_sde(given)
 
 
 def test_the_reverse_process() -> None:

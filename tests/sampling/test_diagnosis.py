@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import sgm_sde as sg
 from benchmarks import alarms
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.sampling import diagnosis
+from tests.conventions import case_id
 from tests.helpers import LINEAR
 
 VP = sg.VPSDE()
@@ -33,15 +35,20 @@ def test_what_went_well_is_not_named(case: alarms.Case) -> None:
     assert case.samples_named() == 0
 
 
-def test_many_samples_in_few_dimensions_are_not_named() -> None:
+@pytest.mark.parametrize(
+    "options", [{"solver": "dpm++2m", "grid": "log-snr"}, {"solver": "sde-dpm++2m", "grid": "log-snr"}], ids=case_id
+)
+def test_many_samples_in_few_dimensions_are_not_named(options: Any) -> None:
     """Chance alone names none of 20000 samples in one dimension."""
-    for options in ({"solver": "dpm++2m", "grid": "log-snr"}, {"solver": "sde-dpm++2m", "grid": "log-snr"}):
-        res = sg.sample(sg.oracles.Gaussian(torch.zeros(1), 1.0).score(VP), VP, (20_000, 1), nfe=12, seed=0, **options)
-        assert res.status.ok
+    res = sg.sample(sg.oracles.Gaussian(torch.zeros(1), 1.0).score(VP), VP, (20_000, 1), nfe=12, seed=0, **options)
+    assert res.status.ok
 
 
+@pytest.mark.parametrize(
+    "options", [{"solver": "ddim", "nfe": 50}, {"solver": "dpm++2m", "nfe": 20}, {"nfe": 15}], ids=case_id
+)
 @pytest.mark.parametrize("scale", [4.0, 7.5])
-def test_strong_guidance_towards_other_modes_is_not_named(scale: float) -> None:
+def test_strong_guidance_towards_other_modes_is_not_named(scale: float, options: Any) -> None:
     """Guided noise may be several times the noise: in 64 dimensions, towards two modes of which the others are none."""
     generator = torch.Generator().manual_seed(0)
     anything, wanted = (
@@ -54,8 +61,7 @@ def test_strong_guidance_towards_other_modes_is_not_named(scale: float) -> None:
 
     guided = sg.guidance.ClassifierFree(sg.from_noise(net, VP), scale, {"y": torch.tensor(0)})
     kwargs = {"y": torch.ones(8, dtype=torch.long)}
-    for options in ({"solver": "ddim", "nfe": 50}, {"solver": "dpm++2m", "nfe": 20}, {"nfe": 15}):
-        assert sg.sample(guided, VP, (8, 64), seed=0, model_kwargs=kwargs, **options).status.ok
+    assert sg.sample(guided, VP, (8, 64), seed=0, model_kwargs=kwargs, **options).status.ok
 
 
 def noise(x: Tensor, t: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.grids import RULES, rule_name
 from sgm_sde.schemes import resolve
+from tests.conventions import case_id
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
@@ -73,17 +74,17 @@ def steps_of(sde: sg.LinearSDE, process: str, steps: int) -> int:
 # --- the last step ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("options", [{}, {"final": "denoise"}], ids=case_id)
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # ten even steps of Euler-Maruyama
 @pytest.mark.parametrize("process", LINEAR)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_denoising_leaves_no_noise(name: str, process: str) -> None:
+def test_denoising_leaves_no_noise(name: str, process: str, options: Any) -> None:
     """Data at one point come back to 1e-6 after ten steps of any solver, by default and with final="denoise"."""
     sde = LINEAR[process]
-    for options in ({}, {"final": "denoise"}):
-        solver = sampler(name, sde)
-        res = sg.sample(DELTA.score(sde), sde, (5, 3), solver=solver, steps=10, seed=0, execution=DOUBLE, **options)
-        assert res.nfe == solver.nfe(10) + 1
-        assert largest(res.x - TARGET) < 1e-6
+    solver = sampler(name, sde)
+    res = sg.sample(DELTA.score(sde), sde, (5, 3), solver=solver, steps=10, seed=0, execution=DOUBLE, **options)
+    assert res.nfe == solver.nfe(10) + 1
+    assert largest(res.x - TARGET) < 1e-6
 
 
 @pytest.mark.parametrize("process", ["vp", "sub-vp", "ve", "edm", "flow"])
@@ -123,34 +124,34 @@ def test_noise_left_by_a_corrector(process: str, order: str) -> None:
     assert largest(run("denoise")) < 1e-6
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
 @pytest.mark.parametrize("name", [name for name in STOCHASTIC if name not in NOISE_FIRST])
-def test_mean_is_the_last_state_without_its_last_noise(name: str, process: str) -> None:
+def test_mean_is_the_last_state_without_its_last_noise(name: str, process: str, steps: int) -> None:
     """final="mean" is what final="none" would be, had the last step's last draw been zero, in every solver that
     adds its noise last. Churned noise has been through the network by then: without it the last call would be at a
     noise level that the state does not have."""
     sde = LINEAR[process]
     solver = sampler(name, sde)
-    for steps in (1, 2, 5):
-        grid = sg.grids.LogSNR()(sde, steps)
-        expected = impulse_response(solver, sde, grid, std=0.5)
-        stages = solver.compile(sde, grid).stages
-        last_node = max(k for k, stage in enumerate(stages[:-1]) if stage.node)
-        for m in [m for stage in stages[last_node + 1 :] for m, _ in stage.noises][-1:]:
-            expected[m] = 0.0
-        mean = impulse_response(solver, sde, grid, std=0.5, mean=True)
-        torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-12)
+    grid = sg.grids.LogSNR()(sde, steps)
+    expected = impulse_response(solver, sde, grid, std=0.5)
+    stages = solver.compile(sde, grid).stages
+    last_node = max(k for k, stage in enumerate(stages[:-1]) if stage.node)
+    for m in [m for stage in stages[last_node + 1 :] for m, _ in stage.noises][-1:]:
+        expected[m] = 0.0
+    mean = impulse_response(solver, sde, grid, std=0.5, mean=True)
+    torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
 @pytest.mark.parametrize("name", [name for name in STOCHASTIC if name != "pc"])
-def test_mean_is_no_noisier_than_the_last_state(name: str, process: str) -> None:
+def test_mean_is_no_noisier_than_the_last_state(name: str, process: str, steps: int) -> None:
     """Leaving noise out adds none: on data at a point final="mean" ends no farther from it than final="none"."""
     sde = LINEAR[process]
-    for steps in (1, 2, 5):
-        grid = sg.grids.LogSNR()(sde, steps)
-        none, mean = (impulse_response(sampler(name, sde), sde, grid, std=0.0, mean=mean) for mean in (False, True))
-        assert float(mean.norm()) <= float(none.norm()) * (1 + 1e-9)
+    grid = sg.grids.LogSNR()(sde, steps)
+    none, mean = (impulse_response(sampler(name, sde), sde, grid, std=0.0, mean=mean) for mean in (False, True))
+    assert float(mean.norm()) <= float(none.norm()) * (1 + 1e-9)
 
 
 def test_mean_with_a_corrector_spares_the_predictors_noise() -> None:
@@ -669,27 +670,27 @@ def test_a_widening_grid_keeps_times_that_are_given() -> None:
             sg.grids.Widening(**options)
 
 
+@pytest.mark.parametrize("steps", [4, 15, 31, 99])
 @pytest.mark.parametrize("process", LINEAR)
-def test_a_thinned_grid_has_the_density_of_its_formula(process: str) -> None:
+def test_a_thinned_grid_has_the_density_of_its_formula(process: str, steps: int) -> None:
     """From T, or log-SNR -20, to 8 / (n + 1)^2; between neighbours the density's integral is the same."""
     sde = LINEAR[process]
-    for steps in (4, 15, 31, 99):
-        times = sg.grids.Thinned()(sde, steps).times
-        levels = [float(sde.log_snr(t)) for t in times]
-        assert levels[0] == pytest.approx(max(-20.0, float(sde.log_snr(sde.T))), abs=1e-6)
-        first, smallest = (math.exp(-level / 2) for level in (levels[0], float(sde.log_snr(sde.eps))))
-        assert math.exp(-levels[-1] / 2) == pytest.approx(max(smallest, 8 / (steps + 1) ** 2 * first / (1 + first)))
-        thin = 1 - min(1.0, (steps + 1) / 45)
+    times = sg.grids.Thinned()(sde, steps).times
+    levels = [float(sde.log_snr(t)) for t in times]
+    assert levels[0] == pytest.approx(max(-20.0, float(sde.log_snr(sde.T))), abs=1e-6)
+    first, smallest = (math.exp(-level / 2) for level in (levels[0], float(sde.log_snr(sde.eps))))
+    assert math.exp(-levels[-1] / 2) == pytest.approx(max(smallest, 8 / (steps + 1) ** 2 * first / (1 + first)))
+    thin = 1 - min(1.0, (steps + 1) / 45)
 
-        def density(level: float, thin: float = thin) -> float:
-            return 1 - thin / (1 + math.exp((level + 5) / 1.5)) - 0.4 / (1 + math.exp((2 - level) / 1.5))
+    def density(level: float, thin: float = thin) -> float:
+        return 1 - thin / (1 + math.exp((level + 5) / 1.5)) - 0.4 / (1 + math.exp((2 - level) / 1.5))
 
-        counts = [scipy.integrate.quad(density, a, b)[0] for a, b in pairwise(levels)]
-        assert max(counts) == pytest.approx(min(counts), rel=1e-5)
-        if steps + 1 >= 45:
-            even = [float(sde.log_snr(t)) for t in sg.grids.Thinned(clean=0.0)(sde, steps).times]
-            gaps = [b - a for a, b in pairwise(even)]
-            assert max(gaps) == pytest.approx(min(gaps), rel=1e-5)
+    counts = [scipy.integrate.quad(density, a, b)[0] for a, b in pairwise(levels)]
+    assert max(counts) == pytest.approx(min(counts), rel=1e-5)
+    if steps + 1 >= 45:
+        even = [float(sde.log_snr(t)) for t in sg.grids.Thinned(clean=0.0)(sde, steps).times]
+        gaps = [b - a for a, b in pairwise(even)]
+        assert max(gaps) == pytest.approx(min(gaps), rel=1e-5)
 
 
 def test_a_thinned_grid_keeps_what_it_is_given() -> None:

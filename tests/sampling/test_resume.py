@@ -21,6 +21,7 @@ from sgm_sde.sampling import compiled
 from sgm_sde.sampling.planning import plan
 from sgm_sde.schemes import REGISTRY
 from sgm_sde.scores.model import BoundScore
+from tests.conventions import case_id
 from tests.helpers import DOUBLE, F64, elementwise_score
 
 VP, EDM, CLD, FLOW = sg.VPSDE(), sg.EDMSDE(), sg.CLD(), sg.RectifiedFlowSDE()
@@ -62,40 +63,41 @@ def pieces(score: Any, sde: sg.SDE, nodes: list[int], execution: sg.Execution | 
 # --- stopped and resumed ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("sde", [VP, EDM], ids=case_id)
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # five steps are too few for some
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_run_in_two_pieces_is_the_run(name: str) -> None:
+def test_a_run_in_two_pieces_is_the_run(name: str, sde: Any) -> None:
     """Split at every node, for every solver: the same bits, trajectory and calls as in one call."""
-    for sde in (VP, EDM):
-        score, options = MODES.score(sde), {"shape": (3, 2), "solver": SAMPLERS[name], "seed": 5}
-        grid = plan(sde, SAMPLERS[name], steps=5)[1]
-        whole = sg.sample(score, sde, grid=grid, record=sg.Record("all"), **options)
-        for i in range(1, 5):
-            first = sg.sample(score, sde, grid=grid, execution=until(grid.times[i]), **options)
-            assert first.status.stopped
-            assert f"t={grid.times[i]:.6g}" in first.status.message
-            rest = sg.sample(score, sde, resume=first, record=sg.Record("all"))
-            assert torch.equal(rest.x, whole.x)
-            assert rest.trajectory is not None
-            assert whole.trajectory is not None
-            assert torch.equal(rest.trajectory, whole.trajectory[i + 1 :])
-            assert first.nfe + rest.nfe == whole.nfe
-            assert rest.seeds == whole.seeds
+    score, options = MODES.score(sde), {"shape": (3, 2), "solver": SAMPLERS[name], "seed": 5}
+    grid = plan(sde, SAMPLERS[name], steps=5)[1]
+    whole = sg.sample(score, sde, grid=grid, record=sg.Record("all"), **options)
+    for i in range(1, 5):
+        first = sg.sample(score, sde, grid=grid, execution=until(grid.times[i]), **options)
+        assert first.status.stopped
+        assert f"t={grid.times[i]:.6g}" in first.status.message
+        rest = sg.sample(score, sde, resume=first, record=sg.Record("all"))
+        assert torch.equal(rest.x, whole.x)
+        assert rest.trajectory is not None
+        assert whole.trajectory is not None
+        assert torch.equal(rest.trajectory, whole.trajectory[i + 1 :])
+        assert first.nfe + rest.nfe == whole.nfe
+        assert rest.seeds == whole.seeds
 
 
+@pytest.mark.parametrize("nodes", [[1], [3], [1, 2, 4]], ids=case_id)
 @pytest.mark.parametrize("name", ["euler", "heun2", "euler-maruyama", "ddim", "lms3", "sscs"])
-def test_on_a_process_with_a_matrix(name: str) -> None:
+def test_on_a_process_with_a_matrix(name: str, nodes: Any) -> None:
     """The same where coefficients are matrices."""
     oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3)
     solver: Any = {"ddim": sg.schemes.GDDIM(), "lms3": sg.schemes.GDDIM(nodes=3), "sscs": sg.schemes.SSCS()}.get(
         name, name
     )
-    for nodes in ([1], [3], [1, 2, 4]):
-        got, whole = pieces(oracle.score(CLD), CLD, nodes, shape=(3, 2, 1), solver=solver, steps=5, seed=1)
-        assert torch.equal(got.x, whole.x)
+    got, whole = pieces(oracle.score(CLD), CLD, nodes, shape=(3, 2, 1), solver=solver, steps=5, seed=1)
+    assert torch.equal(got.x, whole.x)
 
 
-def test_on_a_process_that_is_not_linear() -> None:
+@pytest.mark.parametrize("solver", ["heun2", "euler-maruyama"])
+def test_on_a_process_that_is_not_linear(solver: str) -> None:
     """And where there is no table but that of the drift."""
 
     class Cubic(sg.SDE):
@@ -112,38 +114,37 @@ def test_on_a_process_that_is_not_linear() -> None:
             return 1.0
 
     sde = Cubic()
-    for solver in ("heun2", "euler-maruyama"):
-        got, whole = pieces(lambda x, t: -x, sde, [2, 3], shape=(3, 2), solver=solver, steps=5, seed=1)
-        assert torch.equal(got.x, whole.x)
+    got, whole = pieces(lambda x, t: -x, sde, [2, 3], shape=(3, 2), solver=solver, steps=5, seed=1)
+    assert torch.equal(got.x, whole.x)
 
 
+@pytest.mark.parametrize("nodes", [[1], [4], [2, 3, 7]], ids=case_id)
 @pytest.mark.parametrize("name", ["euler-maruyama", "sde-dpm++2m", "ancestral"])
-def test_along_brownian_paths(name: str) -> None:
+def test_along_brownian_paths(name: str, nodes: Any) -> None:
     """noise="path": the path goes on, between the nodes of its tree too."""
-    for nodes in ([1], [4], [2, 3, 7]):
-        got, whole = pieces(
-            MODES.score(VP), VP, nodes, shape=(3, 2), solver=name, grid="log-snr", steps=9, seed=1, noise="path"
-        )
-        assert torch.equal(got.x, whole.x)
+    got, whole = pieces(
+        MODES.score(VP), VP, nodes, shape=(3, 2), solver=name, grid="log-snr", steps=9, seed=1, noise="path"
+    )
+    assert torch.equal(got.x, whole.x)
 
 
-def test_stopped_by_the_callback() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, F64])
+def test_stopped_by_the_callback(dtype: torch.dtype) -> None:
     """After a stop by the callback, in lower precision than the run's own too."""
-    for dtype in (torch.bfloat16, torch.float32, F64):
-        options: dict[str, Any] = {
-            "shape": (3, 2),
-            "solver": "unipc3",
-            "nfe": 9,
-            "seed": 2,
-            "execution": sg.Execution(dtype=dtype),
-        }
-        whole = sg.sample(elementwise_score(VP), VP, **options)
-        stop = sg.Record(callback=lambda info: info.i == 3)
-        run = sg.sample(elementwise_score(VP), VP, record=stop, **options)
-        run.x.zero_()  # what was returned is the caller's
-        rest = sg.sample(elementwise_score(VP), VP, resume=run)
-        assert torch.equal(rest.x, whole.x)
-        assert rest.x.dtype == dtype
+    options: dict[str, Any] = {
+        "shape": (3, 2),
+        "solver": "unipc3",
+        "nfe": 9,
+        "seed": 2,
+        "execution": sg.Execution(dtype=dtype),
+    }
+    whole = sg.sample(elementwise_score(VP), VP, **options)
+    stop = sg.Record(callback=lambda info: info.i == 3)
+    run = sg.sample(elementwise_score(VP), VP, record=stop, **options)
+    run.x.zero_()  # what was returned is the caller's
+    rest = sg.sample(elementwise_score(VP), VP, resume=run)
+    assert torch.equal(rest.x, whole.x)
+    assert rest.x.dtype == dtype
 
 
 def test_a_callback_sees_the_steps_of_the_whole_run() -> None:
@@ -196,15 +197,15 @@ def test_another_network_goes_on_with_the_history() -> None:
     torch.testing.assert_close(sg.sample(noise, VP, resume=first).x, whole, rtol=1e-9, atol=1e-9)
 
 
-def test_another_solver_starts_there() -> None:
+@pytest.mark.parametrize("solver", ["lms3", "unipc2", "heun"])
+def test_another_solver_starts_there(solver: str) -> None:
     """It has no history: a run of its own from the state, whose noise is none that was seen before."""
     grid = plan(VP, "dpm++3m", steps=6)[1]
     first = sg.sample(MODES.score(VP), VP, (3, 2), solver="dpm++3m", grid=grid, seed=0, execution=until(grid.times[3]))
-    for solver in ("lms3", "unipc2", "heun"):
-        got = sg.sample(MODES.score(VP), VP, resume=first, solver=solver)
-        alone = sg.sample(MODES.score(VP), VP, x_T=first.x, solver=solver, grid=grid.times[3:])
-        assert torch.equal(got.x, alone.x)
-        assert got.times == grid.times[3:]
+    got = sg.sample(MODES.score(VP), VP, resume=first, solver=solver)
+    alone = sg.sample(MODES.score(VP), VP, x_T=first.x, solver=solver, grid=grid.times[3:])
+    assert torch.equal(got.x, alone.x)
+    assert got.times == grid.times[3:]
 
 
 def test_another_grid_from_there_on() -> None:
@@ -282,23 +283,23 @@ def test_what_is_no_run_in_pieces_is_refused() -> None:
 PARTS = ("ddim", "unipc3", "heun", "euler-maruyama", "sde-dpm++3m", "sa-solver", "pc", "dpm++3m-restart")
 
 
+@pytest.mark.parametrize("seed", [3, [9, (9, 4), 2, (1, 2**32 - 1), 7, 7, 0]], ids=case_id)
 @pytest.mark.parametrize("name", PARTS)
-def test_a_batch_in_parts_is_the_batch(name: str) -> None:
+def test_a_batch_in_parts_is_the_batch(name: str, seed: Any) -> None:
     """Samples and trajectories are the same bits whatever the size of the parts."""
     options: dict[str, Any] = {"shape": (7, 3), "solver": name, "steps": 4, "record": sg.Record("all")}
-    for seed in (3, [9, (9, 4), 2, (1, 2**32 - 1), 7, 7, 0]):
-        whole = sg.sample(elementwise_score(VP), VP, seed=seed, **options)
-        for size in (1, 2, 7, 100):
-            got = sg.sample(elementwise_score(VP), VP, seed=seed, execution=sg.Execution(batch_size=size), **options)
-            assert torch.equal(got.x, whole.x)
-            assert got.trajectory is not None
-            assert torch.equal(got.trajectory, whole.trajectory)
-            assert (got.nfe, got.network_evals, got.times, got.seeds) == (
-                whole.nfe,
-                whole.network_evals,
-                whole.times,
-                whole.seeds,
-            )
+    whole = sg.sample(elementwise_score(VP), VP, seed=seed, **options)
+    for size in (1, 2, 7, 100):
+        got = sg.sample(elementwise_score(VP), VP, seed=seed, execution=sg.Execution(batch_size=size), **options)
+        assert torch.equal(got.x, whole.x)
+        assert got.trajectory is not None
+        assert torch.equal(got.trajectory, whole.trajectory)
+        assert (got.nfe, got.network_evals, got.times, got.seeds) == (
+            whole.nfe,
+            whole.network_evals,
+            whole.times,
+            whole.seeds,
+        )
 
 
 def test_states_given_and_conditions_go_with_their_samples() -> None:
@@ -321,17 +322,17 @@ def test_states_given_and_conditions_go_with_their_samples() -> None:
                   execution=sg.Execution(batch_size=2))  # fmt: skip
 
 
-def test_solvers_that_find_their_own_steps_in_parts() -> None:
+@pytest.mark.parametrize("solver", ["bosh3", sg.schemes.GGF(rtol=0.2)], ids=case_id)
+def test_solvers_that_find_their_own_steps_in_parts(solver: Any) -> None:
     """Every sample has its own steps, whatever the parts; the record of them is of all samples."""
-    for solver in ("bosh3", sg.schemes.GGF(rtol=0.2)):
-        options: dict[str, Any] = {"shape": (5, 2), "solver": solver, "seed": 1}
-        whole = sg.sample(elementwise_score(VP), VP, **options)
-        got = sg.sample(elementwise_score(VP), VP, execution=sg.Execution(batch_size=2), **options)
-        assert torch.equal(got.x, whole.x)
-        assert whole.control is not None
-        assert got.control is not None
-        assert torch.equal(got.control.evaluations, whole.control.evaluations)
-        assert got.control.outcome == whole.control.outcome
+    options: dict[str, Any] = {"shape": (5, 2), "solver": solver, "seed": 1}
+    whole = sg.sample(elementwise_score(VP), VP, **options)
+    got = sg.sample(elementwise_score(VP), VP, execution=sg.Execution(batch_size=2), **options)
+    assert torch.equal(got.x, whole.x)
+    assert whole.control is not None
+    assert got.control is not None
+    assert torch.equal(got.control.evaluations, whole.control.evaluations)
+    assert got.control.outcome == whole.control.outcome
 
 
 @pytest.mark.parametrize("solver", ["ddim", "pc", "bosh3"])
@@ -357,14 +358,14 @@ def test_the_status_is_of_all_parts(solver: str) -> None:
     assert messages[0] == messages[1]
 
 
-def test_pieces_of_parts() -> None:
+@pytest.mark.parametrize("solver", ["dpm++3m", "ancestral"])
+def test_pieces_of_parts(solver: str) -> None:
     """A batch in parts that is stopped goes on in parts, of any size."""
-    for solver in ("dpm++3m", "ancestral"):
-        got, whole = pieces(
-            elementwise_score(VP), VP, [2, 4], sg.Execution(batch_size=2), shape=(5, 2), solver=solver, steps=6, seed=0
-        )
-        assert torch.equal(got.x, whole.x)
-        assert torch.equal(sg.sample(elementwise_score(VP), VP, (5, 2), solver=solver, steps=6, seed=0).x, whole.x)
+    got, whole = pieces(
+        elementwise_score(VP), VP, [2, 4], sg.Execution(batch_size=2), shape=(5, 2), solver=solver, steps=6, seed=0
+    )
+    assert torch.equal(got.x, whole.x)
+    assert torch.equal(sg.sample(elementwise_score(VP), VP, (5, 2), solver=solver, steps=6, seed=0).x, whole.x)
 
 
 def test_memory_is_that_of_a_part() -> None:

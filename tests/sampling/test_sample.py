@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 import sgm_sde as sg
 from sgm_sde.engine.executor import execute
 from sgm_sde.schemes.base import ADAPTIVE
+from tests.conventions import case_id
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
@@ -451,10 +452,10 @@ def test_arguments_that_cannot_be_meant_are_errors(options: dict[str, Any], erro
         run(**options)
 
 
-def test_the_seed_of_a_deterministic_run_from_a_given_state_does_not_matter() -> None:
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_the_seed_of_a_deterministic_run_from_a_given_state_does_not_matter(name: str) -> None:
     """With x_T given a deterministic solver draws nothing."""
-    for name in DETERMINISTIC:
-        assert torch.equal(run(ALL[name], x_T=X_T, seed=0).x, run(ALL[name], x_T=X_T, seed=1).x)
+    assert torch.equal(run(ALL[name], x_T=X_T, seed=0).x, run(ALL[name], x_T=X_T, seed=1).x)
 
 
 @pytest.mark.parametrize("name", [*SAMPLERS, *ADAPTIVE, None])
@@ -550,15 +551,15 @@ def test_a_time_per_sample_is_many_scalar_times(process: str, shape: tuple[int, 
 # --- counting --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 17, 50])
 @pytest.mark.parametrize("final", ["denoise", "mean", "none"])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_calls_are_counted(name: str, final: str) -> None:
+def test_calls_are_counted(name: str, final: str, steps: int) -> None:
     """The reported nfe is the number of calls the network got, and the number that the solver announces."""
-    for steps in (1, 2, 3, 17, 50):
-        net = Recorder(SCORE)
-        res = run(SAMPLERS[name], score_fn=net, steps=steps, final=final)
-        assert res.nfe == len(net.labels) == SAMPLERS[name].nfe(steps) + (final == "denoise")
-        assert all(x.shape == (3, 2) for x in net.states)
+    net = Recorder(SCORE)
+    res = run(SAMPLERS[name], score_fn=net, steps=steps, final=final)
+    assert res.nfe == len(net.labels) == SAMPLERS[name].nfe(steps) + (final == "denoise")
+    assert all(x.shape == (3, 2) for x in net.states)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -696,36 +697,36 @@ def plain(x: Tensor, t: Tensor) -> Tensor:
     return -x / (1 + t.reshape(-1, *[1] * (x.ndim - 1)))
 
 
+@pytest.mark.parametrize("process", ["vp", "edm", "ddpm", "schedule"])
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_samples_live_where_they_are_asked_for(name: str, device: str) -> None:
+def test_samples_live_where_they_are_asked_for(name: str, device: str, process: str) -> None:
     """On another device everything follows x, without a `.to` by the user, and no float64 tensor goes there."""
-    for process in ("vp", "edm", "ddpm", "schedule"):
-        sde = LINEAR[process]
-        solver = sampler(name, sde) if name in ALL else SAMPLERS[name]
-        with NoDoublesOnDevices():
-            x_T = sde.prior_sample((2, 3), seed=0, device=device)
-            runs = [
-                sg.sample(
-                    plain,
-                    sde,
-                    (2, 3),
-                    solver=solver,
-                    steps=3,
-                    seed=0,
-                    execution=sg.Execution(device=device),
-                    record=sg.Record(trajectory="all"),
-                ),
-                sg.sample(
-                    plain, sde, x_T=x_T, solver=solver, steps=3, seed=0, record=sg.Record(callback=lambda info: None)
-                ),
-            ]
-            with torch.device(device):
-                runs.append(sg.sample(plain, sde, (2, 3), solver=solver, steps=3, seed=0))
-        for res in runs:
-            assert res.x.device.type == device
-            assert res.x.is_meta or bool(torch.isfinite(res.x).all())
+    sde = LINEAR[process]
+    solver = sampler(name, sde) if name in ALL else SAMPLERS[name]
+    with NoDoublesOnDevices():
+        x_T = sde.prior_sample((2, 3), seed=0, device=device)
+        runs = [
+            sg.sample(
+                plain,
+                sde,
+                (2, 3),
+                solver=solver,
+                steps=3,
+                seed=0,
+                execution=sg.Execution(device=device),
+                record=sg.Record(trajectory="all"),
+            ),
+            sg.sample(
+                plain, sde, x_T=x_T, solver=solver, steps=3, seed=0, record=sg.Record(callback=lambda info: None)
+            ),
+        ]
+        with torch.device(device):
+            runs.append(sg.sample(plain, sde, (2, 3), solver=solver, steps=3, seed=0))
+    for res in runs:
+        assert res.x.device.type == device
+        assert res.x.is_meta or bool(torch.isfinite(res.x).all())
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -938,7 +939,8 @@ def test_no_graph_unless_asked_for(name: str) -> None:
     assert not res.x.is_inference()  # the samples can take part in a loss later
 
 
-def test_a_network_may_take_gradients_of_its_own() -> None:
+@pytest.mark.parametrize("solver", ["dpm++2m", "pc"])
+def test_a_network_may_take_gradients_of_its_own(solver: str) -> None:
     """A guided score that calls autograd inside works without enable_grad."""
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
@@ -947,8 +949,7 @@ def test_a_network_may_take_gradients_of_its_own() -> None:
             (gradient,) = torch.autograd.grad(-(y**2).sum() / 2, y)
         return gradient
 
-    for solver in ("dpm++2m", "pc"):
-        assert torch.equal(run(solver, score_fn=guided).x, run(solver, score_fn=lambda x, t: -x).x)
+    assert torch.equal(run(solver, score_fn=guided).x, run(solver, score_fn=lambda x, t: -x).x)
 
 
 def test_gradients_through_a_vanishing_score() -> None:
@@ -960,18 +961,18 @@ def test_gradients_through_a_vanishing_score() -> None:
     assert bool(torch.isfinite(gradient))
 
 
-def test_a_network_that_returns_its_input_is_no_trap() -> None:
+@pytest.mark.parametrize(("name", "solver"), SAMPLERS.items(), ids=case_id)
+def test_a_network_that_returns_its_input_is_no_trap(name: str, solver: Any) -> None:
     """A network whose output shares memory with x, or is overwritten at its next call, changes nothing."""
     buffer = torch.empty(3, 2)
 
     def reuses(x: Tensor, t: Tensor) -> Tensor:
         return torch.tanh(x, out=buffer)
 
-    for name, solver in SAMPLERS.items():
-        same, copied = (run(solver, score_fn=sg.from_noise(net, VP)).x for net in (lambda x, t: x, lambda x, t: x + 0))
-        assert torch.equal(same, copied), name
-        fresh = run(solver, score_fn=sg.from_noise(lambda x, t: torch.tanh(x), VP)).x
-        assert torch.equal(run(solver, score_fn=sg.from_noise(reuses, VP)).x, fresh), name
+    same, copied = (run(solver, score_fn=sg.from_noise(net, VP)).x for net in (lambda x, t: x, lambda x, t: x + 0))
+    assert torch.equal(same, copied), name
+    fresh = run(solver, score_fn=sg.from_noise(lambda x, t: torch.tanh(x), VP)).x
+    assert torch.equal(run(solver, score_fn=sg.from_noise(reuses, VP)).x, fresh), name
 
 
 # --- watching a run --------------------------------------------------------------------------------------------------
@@ -1024,9 +1025,10 @@ def test_a_callback_sees_an_estimate_of_the_data(name: str) -> None:
         assert before <= value < after
 
 
+@pytest.mark.parametrize("make", [sg.from_score, sg.from_denoiser], ids=case_id)
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_what_a_callback_gets_is_its_own(name: str) -> None:
+def test_what_a_callback_gets_is_its_own(name: str, make: Any) -> None:
     """Overwriting the state or the estimate in a callback does not reach the run."""
 
     def vandal(info: sg.options.StepInfo) -> None:
@@ -1034,10 +1036,9 @@ def test_what_a_callback_gets_is_its_own(name: str) -> None:
         if info.denoised is not None:
             info.denoised.fill_(math.nan)
 
-    for make in (sg.from_score, sg.from_denoiser):
-        score = make(SCORE, VP)
-        clean = run(SAMPLERS[name], score_fn=score).x
-        assert torch.equal(run(SAMPLERS[name], score_fn=score, record=sg.Record(callback=vandal)).x, clean)
+    score = make(SCORE, VP)
+    clean = run(SAMPLERS[name], score_fn=score).x
+    assert torch.equal(run(SAMPLERS[name], score_fn=score, record=sg.Record(callback=vandal)).x, clean)
 
 
 @pytest.mark.parametrize("answer", [True, np.True_, torch.tensor(True)])
@@ -1194,10 +1195,10 @@ def test_a_network_may_not_change_its_input(solver: str | None) -> None:
     assert torch.equal(a, b)
 
 
-def test_networks_return_floating_point_numbers() -> None:
-    for dtype in (torch.int64, torch.bool, torch.complex64):
-        with pytest.raises(ValueError, match=f"floating-point numbers, got dtype {dtype}"):
-            sg.sample(lambda x, t, dtype=dtype: x.to(dtype), VP, (2, 2), nfe=3, seed=0)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_networks_return_floating_point_numbers(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"floating-point numbers, got dtype {dtype}"):
+        sg.sample(lambda x, t, dtype=dtype: x.to(dtype), VP, (2, 2), nfe=3, seed=0)
 
 
 def test_gradients_asked_for_in_inference_mode() -> None:
@@ -1230,11 +1231,11 @@ def test_warnings_point_at_the_call(solver: str) -> None:
     assert {w.filename for w in caught} == {__file__}
 
 
-def test_times_go_with_samples() -> None:
+@pytest.mark.parametrize("t", [torch.full((2,), 0.5), torch.full((3, 1, 1), 0.5)], ids=case_id)
+def test_times_go_with_samples(t: Any) -> None:
     """One, one per sample, or as many axes as x."""
-    for t in (torch.full((2,), 0.5), torch.full((3, 1, 1), 0.5)):
-        with pytest.raises(ValueError, match=r"t has shape .*, expected \(\) or \(3,\), .* x of shape \(3, 2\)"):
-            sg.from_noise(lambda x, t: x, VP)(torch.ones(3, 2), t)
+    with pytest.raises(ValueError, match=r"t has shape .*, expected \(\) or \(3,\), .* x of shape \(3, 2\)"):
+        sg.from_noise(lambda x, t: x, VP)(torch.ones(3, 2), t)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from sgm_sde.engine.lowering import lower
 from sgm_sde.engine.tokens import align
 from sgm_sde.grids import Grid, TokenGrid
 from sgm_sde.schemes.base import ADAPTIVE, REGISTRY
+from tests.conventions import case_id
 from tests.helpers import DOUBLE, F64, LINEAR, sampler
 
 X = torch.randn(3, 4, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
@@ -445,10 +446,10 @@ def test_a_network_that_writes_into_its_state_leaves_the_caller_s() -> None:
     assert torch.equal(x, before)
 
 
-def test_no_samples() -> None:
+@pytest.mark.parametrize("delays", [[0, 1, 0, 1], [0, 0, 1, 1]], ids=case_id)
+def test_no_samples(delays: Any) -> None:
     """A batch of none, also where tokens draw their noises at different times."""
-    for delays in ([0, 1, 0, 1], [0, 0, 1, 1]):
-        grid = TokenGrid.staggered([1.0, 0.5, 0.1], delays)
-        score = sg.from_noise(lambda x, t: x, sg.VPSDE())
-        res = sg.sample(score, sg.VPSDE(), x_T=torch.zeros(0, 4), grid=grid, solver="ancestral", seed=0)
-        assert (res.x.shape, res.status.ok) == ((0, 4), True)
+    grid = TokenGrid.staggered([1.0, 0.5, 0.1], delays)
+    score = sg.from_noise(lambda x, t: x, sg.VPSDE())
+    res = sg.sample(score, sg.VPSDE(), x_T=torch.zeros(0, 4), grid=grid, solver="ancestral", seed=0)
+    assert (res.x.shape, res.status.ok) == ((0, 4), True)

@@ -34,6 +34,7 @@ from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.phi import phi
 from sgm_sde.schemes.adaptive import PI, Flow, default_variable
 from sgm_sde.schemes.base import ADAPTIVE, AdaptiveSolver, EtaSolver, Problem, resolve, resolve_any
+from tests.conventions import case_id
 from tests.helpers import F64, bind, elementwise_score
 
 VP = sg.VPSDE()
@@ -257,18 +258,21 @@ def test_a_limit_on_attempts() -> None:
     assert (end.outcome, end.t.tolist(), end.y[0].tolist()) == (("out of steps",), [12.0], [[12.0]])
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0.0, 2.0), (2.0, 0.0), (0.0, -2.0), (-2.0, 0.0)])
-def test_the_smallest_step(start: float, stop: float) -> None:
-    """Below 16 rounding errors of the larger end a sample stops, as not finite if the error was no number."""
-    unit = 2 * float(np.finfo(np.float64).eps)
-    for factor, error, attempts, outcome in (
+@pytest.mark.parametrize(
+    ("factor", "error", "attempts", "outcome"),
+    [
         (32.0, 2.0, 2, "step too small"),  # 16 is tried, 8 is not
         (31.0, 2.0, 1, "step too small"),
         (159.0, math.nan, 1, "not finite"),  # a tenth of it
         (160.0, math.nan, 2, "not finite"),
-    ):
-        end = carry_on(Script([[]], rest=error), stop, start, first_step=factor * unit)
-        assert (end.outcome, int(end.rejected), end.t.tolist()) == ((outcome,), attempts, [start]), factor
+    ],
+)
+@pytest.mark.parametrize(("start", "stop"), [(0.0, 2.0), (2.0, 0.0), (0.0, -2.0), (-2.0, 0.0)])
+def test_the_smallest_step(start: float, stop: float, factor: float, error: float, attempts: int, outcome: str) -> None:
+    """Below 16 rounding errors of the larger end a sample stops, as not finite if the error was no number."""
+    unit = 2 * float(np.finfo(np.float64).eps)
+    end = carry_on(Script([[]], rest=error), stop, start, first_step=factor * unit)
+    assert (end.outcome, int(end.rejected), end.t.tolist()) == ((outcome,), attempts, [start]), factor
 
 
 def test_errors_that_are_no_numbers() -> None:
@@ -377,19 +381,22 @@ def test_the_first_step(pair: Any, end: float) -> None:
     assert float(asked[1][0]) == 1.0 + sign * 1e-3  # and not beyond the run, where 5e-3 would lead
 
 
-def test_the_first_step_of_what_stands_still() -> None:
-    """From a state of size below 1e-5, or with so small a slope, h0 = 1e-6; h1 = 1e-6 for slopes of up to 1e-15."""
-    for size, slope, h0, h1 in (
+@pytest.mark.parametrize(
+    ("size", "slope", "h0", "h1"),
+    [
         (1e-5, 1e-5, 0.01, math.inf),
         (0.5e-5, 1.0, 1e-6, 0.01**0.2),
         (1.0, 0.5e-5, 1e-6, math.inf),
         (1.0, 1.5e-15, 1e-6, math.inf),
         (1.0, 1e-15, 1e-6, 1e-6),
         (1.0, 0.0, 1e-6, 1e-6),
-    ):
-        constant = EmbeddedStepper(lambda t, y, i, s=slope: (0 * y[0] + s,), sg.tableaus.DOPRI5, 0.0, 1.0, 1)
-        got = constant.first_step(rows_of(torch.full((1, 1), size, dtype=F64), 0.0), 1e9)
-        assert got[0] == pytest.approx(min(100 * h0, h1), rel=1e-9)
+    ],
+)
+def test_the_first_step_of_what_stands_still(size: float, slope: float, h0: float, h1: float) -> None:
+    """From a state of size below 1e-5, or with so small a slope, h0 = 1e-6; h1 = 1e-6 for slopes of up to 1e-15."""
+    constant = EmbeddedStepper(lambda t, y, i, s=slope: (0 * y[0] + s,), sg.tableaus.DOPRI5, 0.0, 1.0, 1)
+    got = constant.first_step(rows_of(torch.full((1, 1), size, dtype=F64), 0.0), 1e9)
+    assert got[0] == pytest.approx(min(100 * h0, h1), rel=1e-9)
 
 
 def test_a_step_ends_where_it_is_to_end() -> None:
@@ -574,13 +581,13 @@ def test_variables_of_the_flow() -> None:
     assert (default_variable(VP), default_variable(DoubleWell())) == ("flow-time", "time")
 
 
-def test_where_a_place_has_no_time() -> None:
+@pytest.mark.parametrize("ends", [(1.0, 0.0), (0.0, 1.0)], ids=case_id)
+def test_where_a_place_has_no_time(ends: Any) -> None:
     """Beyond the ends of a run between pure data and pure noise there is none, and the nearer end is taken."""
     sde = sg.RectifiedFlowSDE(T=1.0, eps=0.0)
-    for ends in ((1.0, 0.0), (0.0, 1.0)):
-        flow = Flow(bind(sg.from_flow(lambda x, t: x, sde), sde, (1.0, 0.0)), "flow-time", ends, 1)
-        places = torch.tensor([1 + 1e-9, 1.4, -1e-9, -0.4, 0.25], dtype=F64)
-        assert flow.time(places).tolist() == pytest.approx([1.0, 1.0, 0.0, 0.0, 0.25], abs=1e-15)
+    flow = Flow(bind(sg.from_flow(lambda x, t: x, sde), sde, (1.0, 0.0)), "flow-time", ends, 1)
+    places = torch.tensor([1 + 1e-9, 1.4, -1e-9, -0.4, 0.25], dtype=F64)
+    assert flow.time(places).tolist() == pytest.approx([1.0, 1.0, 0.0, 0.0, 0.25], abs=1e-15)
 
 
 def test_a_bad_variable() -> None:
@@ -749,8 +756,8 @@ def test_noises_are_increments_on_the_clock(solver: sg.schemes.ExponentialAdams)
     assert passed == pytest.approx([passed[0]] * 3)
 
 
-def test_clocks_where_the_noise_level_is_not_one_number() -> None:
+@pytest.mark.parametrize("solver", [sg.DPMSolverPP(2, eta=lambda t: t), sg.schemes.ERSDE(2)], ids=case_id)
+def test_clocks_where_the_noise_level_is_not_one_number(solver: Any) -> None:
     """The signal-to-noise ratio again."""
     ratio = math.exp(float(VP.log_snr(0.3)))
-    for solver in (sg.DPMSolverPP(2, eta=lambda t: t), sg.schemes.ERSDE(2)):
-        assert solver.brownian_time(VP, 0.3) == pytest.approx(ratio)
+    assert solver.brownian_time(VP, 0.3) == pytest.approx(ratio)

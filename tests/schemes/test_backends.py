@@ -21,6 +21,7 @@ import sgm_sde as sg
 from sgm_sde.engine.adaptive import Integration
 from sgm_sde.schemes.backends import OutOfCalls, _Seen
 from sgm_sde.schemes.base import Problem
+from tests.conventions import case_id
 from tests.helpers import DOUBLE, F64, LINEAR, MIXTURE, Recorder, bind, elementwise_score
 
 FLOW = [f"torchdiffeq:{m}" for m in (*sg.schemes.TorchDiffEq.adaptive, *sg.schemes.TorchDiffEq.fixed)]
@@ -125,17 +126,17 @@ def test_torchsde_draws_each_samples_own_noise() -> None:
     assert not torch.equal(run([5]), run([7]))
 
 
-def test_torchsde_samples_the_data() -> None:
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_torchsde_samples_the_data(method: str) -> None:
     """Mean and variance of Gaussian data, by its Itô and a Stratonovich method."""
     sde, shape, n = sg.VPSDE(), (20, 200), 4000
     score = sg.oracles.Gaussian(torch.full((200,), 0.5), 0.25).score(sde)
-    for method in ("euler", "heun"):
-        res = sg.sample(score, sde, shape, solver=f"torchsde:{method}", steps=100, seed=0, final="none",
-                        t_end=0.01, execution=DOUBLE)  # fmt: skip
-        alpha, sigma = float(sde.alpha(0.01)), float(sde.sigma(0.01))
-        variance = (0.5 * alpha) ** 2 + sigma**2
-        assert abs(float(res.x.mean()) - 0.5 * alpha) < 5 * math.sqrt(variance / n)
-        assert abs(float(res.x.var()) / variance - 1) < 5 * math.sqrt(2 / n)
+    res = sg.sample(score, sde, shape, solver=f"torchsde:{method}", steps=100, seed=0, final="none",
+                    t_end=0.01, execution=DOUBLE)  # fmt: skip
+    alpha, sigma = float(sde.alpha(0.01)), float(sde.sigma(0.01))
+    variance = (0.5 * alpha) ** 2 + sigma**2
+    assert abs(float(res.x.mean()) - 0.5 * alpha) < 5 * math.sqrt(variance / n)
+    assert abs(float(res.x.var()) / variance - 1) < 5 * math.sqrt(2 / n)
 
 
 @pytest.mark.parametrize("name", ["torchdiffeq:dopri5", "scipy:RK45", "torchdiffeq:rk4"])
@@ -189,15 +190,15 @@ def test_a_single_sample_that_is_not_finite(name: str) -> None:
         sg.sample(lambda x, t: x * math.nan, sg.VPSDE(), (1, 2), solver=name, seed=0, **steps_for(name, 20))
 
 
-def test_errors_of_the_network_are_its_own() -> None:
+@pytest.mark.parametrize("name", ["torchdiffeq:dopri5", "scipy:RK45", "dopri5"])
+def test_errors_of_the_network_are_its_own(name: str) -> None:
     """An exception in the network comes out as it is."""
 
     def score(x: Tensor, t: Tensor) -> Tensor:
         raise AssertionError("out of coffee")
 
-    for name in ("torchdiffeq:dopri5", "scipy:RK45", "dopri5"):
-        with pytest.raises(AssertionError, match="out of coffee"):
-            sg.sample(score, sg.VPSDE(), (2, 2), solver=name, seed=0)
+    with pytest.raises(AssertionError, match="out of coffee"):
+        sg.sample(score, sg.VPSDE(), (2, 2), solver=name, seed=0)
 
 
 def test_gradients_through_torchdiffeq() -> None:
@@ -491,7 +492,8 @@ def test_why_a_backend_gave_up() -> None:
         other.reason(error)
 
 
-def test_a_step_too_small() -> None:
+@pytest.mark.parametrize("solver", [sg.schemes.SciPy("RK45"), sg.schemes.TorchDiffEq("bosh3")], ids=case_id)
+def test_a_step_too_small(solver: Any) -> None:
     """A score that is drawn anew at each call, and huge, no step can follow: SciPy and torchdiffeq report it."""
     draws = torch.Generator().manual_seed(0)
 
@@ -499,9 +501,8 @@ def test_a_step_too_small() -> None:
         size = torch.where(t < 0.5, 1e30, 0.0)[:, None, None]
         return elementwise_score(VP)(x, t) + size * torch.randn(x.shape, generator=draws, dtype=F64)
 
-    for solver in (sg.schemes.SciPy("RK45"), sg.schemes.TorchDiffEq("bosh3")):
-        end = run_alone(solver, score=jumps, n=1)
-        assert (end.outcome, end.t.tolist()) == (("step too small",), [VP.T])
+    end = run_alone(solver, score=jumps, n=1)
+    assert (end.outcome, end.t.tolist()) == (("step too small",), [VP.T])
 
 
 def test_budgets_and_numbers_of_steps() -> None:

@@ -19,6 +19,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.sampling.options import Execution
 from sgm_sde.testing import active_start, flow_reference, rough, smooth_end
+from tests.conventions import case_id
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
@@ -128,14 +129,18 @@ def test_methods_that_coincide(case: str, process: str) -> None:
     torch.testing.assert_close(end_state(one, process), end_state(other, process), rtol=1e-9, atol=1e-9)
 
 
-def test_velocity_in_log_snr_lies_between_noise_and_data() -> None:
-    """For data of large scale it is DPM-Solver, for data of small scale DPM-Solver++."""
-    for sigma_data, other in (
+@pytest.mark.parametrize(
+    ("sigma_data", "other"),
+    [
         (1e5, sg.DPMSolver(2, singlestep=False, variant="exact")),
         (1e-5, sg.DPMSolverPP(2, variant="exact")),
-    ):
-        velocity = sg.schemes.Rosenbrock(2, sigma_data=sigma_data, variable="log-snr")
-        torch.testing.assert_close(end_state(velocity, "vp"), end_state(other, "vp"), rtol=1e-4, atol=1e-4)
+    ],
+    ids=case_id,
+)
+def test_velocity_in_log_snr_lies_between_noise_and_data(sigma_data: float, other: Any) -> None:
+    """For data of large scale it is DPM-Solver, for data of small scale DPM-Solver++."""
+    velocity = sg.schemes.Rosenbrock(2, sigma_data=sigma_data, variable="log-snr")
+    torch.testing.assert_close(end_state(velocity, "vp"), end_state(other, "vp"), rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_network_is_off_by_near_noise_is_not_multiplied() -> None:
@@ -317,26 +322,30 @@ def test_float32_errors_do_not_rise_again(name: str) -> None:
     assert errors[3000] < limit + rounding, errors
 
 
-def test_weights_keep_their_digits() -> None:
+@pytest.mark.parametrize(
+    "solver", [sg.DPMSolverPP(4, start="cold"), sg.DEIS(4, start="cold"), sg.schemes.LMS(4, start="cold")], ids=case_id
+)
+def test_weights_keep_their_digits(solver: Any) -> None:
     """Weights of short steps come from moments that do not cancel: polynomials are integrated to 1e-12."""
     sde = LINEAR["vp"]
-    for solver in (sg.DPMSolverPP(4, start="cold"), sg.DEIS(4, start="cold"), sg.schemes.LMS(4, start="cold")):
-        grid = sg.grids.LogSNR()(sde, 3000)
-        program: Program = solver.compile(sde, grid)
-        model = bind(sg.from_denoiser(lambda x, t: torch.ones_like(x), sde), sde, grid.times)
-        assert model.plan(program).n_slots <= 5
-        nodes = sde.nodes([grid.times[2000], grid.times[2001]])
-        part = solver.part(*nodes)
-        history = sde.nodes(grid.times[2000:1996:-1])
-        total = sum(part.weights(*nodes, history))
-        assert total == pytest.approx(part.moments(*nodes, 1)[0], rel=1e-11)
+    grid = sg.grids.LogSNR()(sde, 3000)
+    program: Program = solver.compile(sde, grid)
+    model = bind(sg.from_denoiser(lambda x, t: torch.ones_like(x), sde), sde, grid.times)
+    assert model.plan(program).n_slots <= 5
+    nodes = sde.nodes([grid.times[2000], grid.times[2001]])
+    part = solver.part(*nodes)
+    history = sde.nodes(grid.times[2000:1996:-1])
+    total = sum(part.weights(*nodes, history))
+    assert total == pytest.approx(part.moments(*nodes, 1)[0], rel=1e-11)
 
 
+@pytest.mark.parametrize(
+    "solver", [*SOLVERS.values(), sg.Restart(sg.DPMSolver(2)), sg.Restart(sg.schemes.PNDM())], ids=case_id
+)
 @given(budget=st.integers(0, 8))
-def test_no_budget_gives_negative_steps(budget: int) -> None:
+def test_no_budget_gives_negative_steps(budget: int, solver: Any) -> None:
     """Too few calls for a step are no steps."""
-    for solver in (*SOLVERS.values(), sg.Restart(sg.DPMSolver(2)), sg.Restart(sg.schemes.PNDM())):
-        assert solver.steps(budget) >= 0
+    assert solver.steps(budget) >= 0
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------
@@ -621,25 +630,25 @@ def test_restart_starts_afresh(name: str) -> None:
             assert all(j >= first for j, _ in (*stage.states, *stage.evals))
 
 
-def test_restart_keeps_the_law() -> None:
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_restart_keeps_the_law(rounds: int) -> None:
     """On Gaussian data the spread after the passes is that of the data: noise up and flow down are in balance."""
     sde = LINEAR["edm"]
-    for rounds in (1, 3):
-        solver = sg.Restart(sg.RungeKutta(sg.tableaus.RK4), s_min=0.1, s_max=2.0, rounds=rounds, n_steps=40)
-        grid = sg.grids.Karras()(sde, 100)
-        response = impulse_response(solver, sde, grid, std=0.5)
-        assert float(response.norm()) == pytest.approx(math.hypot(0.5, sde.eps), rel=1e-4)
-        assert len(response) == rounds + 1
+    solver = sg.Restart(sg.RungeKutta(sg.tableaus.RK4), s_min=0.1, s_max=2.0, rounds=rounds, n_steps=40)
+    grid = sg.grids.Karras()(sde, 100)
+    response = impulse_response(solver, sde, grid, std=0.5)
+    assert float(response.norm()) == pytest.approx(math.hypot(0.5, sde.eps), rel=1e-4)
+    assert len(response) == rounds + 1
 
 
-def test_ancestral_noise_is_the_forward_kernel() -> None:
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_ancestral_noise_is_the_forward_kernel(eta: float) -> None:
     """What is added and what is taken make the marginal's variance: exact for data at a point."""
-    for eta in (0.3, 1.0):
-        for solver in (sg.DPMSolver(1), sg.DPMSolverPP(1, singlestep=True)):
-            sde = LINEAR["vp"]
-            grid = rough()(sde, 5)
-            response = impulse_response(sg.schemes.AncestralNoise(solver, eta=eta), sde, grid, std=0.0)
-            assert float(response.norm()) == pytest.approx(float(sde.sigma(sde.eps)), rel=1e-9)
+    for solver in (sg.DPMSolver(1), sg.DPMSolverPP(1, singlestep=True)):
+        sde = LINEAR["vp"]
+        grid = rough()(sde, 5)
+        response = impulse_response(sg.schemes.AncestralNoise(solver, eta=eta), sde, grid, std=0.0)
+        assert float(response.norm()) == pytest.approx(float(sde.sigma(sde.eps)), rel=1e-9)
 
 
 def test_restart_takes_no_corrector_inside() -> None:
@@ -650,12 +659,12 @@ def test_restart_takes_no_corrector_inside() -> None:
     assert sg.PredictorCorrector(sg.Restart(sg.DDIM()), sg.Langevin()).nfe(5) > 10
 
 
+@pytest.mark.parametrize(("steps", "off"), [(10, 0.15), (20, 0.12), (40, 0.05)])
 @pytest.mark.parametrize("process", ["vp", "flow", "edm"])
 @pytest.mark.parametrize("name", ["seeds2", "seeds3", "sa-solver"])
-def test_stochastic_solvers_are_stable_at_few_steps(name: str, process: str) -> None:
+def test_stochastic_solvers_are_stable_at_few_steps(name: str, process: str, steps: int, off: float) -> None:
     """The exact spread of their samples on their own grids: within 15 % at 10 steps and 5 % at 40."""
     sde, solver = LINEAR[process], SOLVERS[name]
-    for steps, off in ((10, 0.15), (20, 0.12), (40, 0.05)):
-        grid = solver.default_grid(sde, steps)(sde, steps)
-        spread = float(impulse_response(solver, sde, grid, std=0.3).norm()) / marginal_std(sde, 0.3, sde.eps)
-        assert abs(spread - 1) < off, (steps, spread)
+    grid = solver.default_grid(sde, steps)(sde, steps)
+    spread = float(impulse_response(solver, sde, grid, std=0.3).norm()) / marginal_std(sde, 0.3, sde.eps)
+    assert abs(spread - 1) < off, (steps, spread)

@@ -20,6 +20,7 @@ from sgm_sde.schemes.linear_part import (
     VPart,
 )
 from tests.by_hand import EDM, LOG2, node, same, single, table
+from tests.conventions import case_id
 
 R2, R3 = math.sqrt(2), math.sqrt(3)
 
@@ -205,10 +206,10 @@ for _row in (TABLES["res3"][1][1], TABLES["res3"][1][4]):
         _row[_key] = LOG2 * A_RES if _key in ("e1", "e4") else 1 / 2 - LOG2 * A_RES
 
 
-def test_tables_by_hand() -> None:
+@pytest.mark.parametrize(("solver", "expected"), TABLES.values(), ids=list(TABLES))
+def test_tables_by_hand(solver: Any, expected: Any) -> None:
     """EDM's process from noise level 4 over 2 to 1: h = log 2 a step, e^-h = 1/2."""
-    for solver, expected in TABLES.values():
-        same(table(solver.strict()), expected)
+    same(table(solver.strict()), expected)
 
 
 def test_steps_from_no_signal_and_to_no_noise() -> None:
@@ -516,11 +517,11 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
 ]
 
 
-def test_options_out_of_range_are_refused() -> None:
+@pytest.mark.parametrize(("make", "text"), REFUSED, ids=case_id)
+def test_options_out_of_range_are_refused(make: Any, text: Any) -> None:
     """The message names the option and the value."""
-    for make, text in REFUSED:
-        with pytest.raises(ValueError, match=text):
-            make()
+    with pytest.raises(ValueError, match=text):
+        make()
 
 
 def test_options_at_their_limits_are_taken() -> None:
@@ -621,13 +622,13 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
 ]
 
 
-def test_families_are_cases_of_the_exponential_integrators() -> None:
+@pytest.mark.parametrize(("solver", "name", "case"), CASES, ids=case_id)
+def test_families_are_cases_of_the_exponential_integrators(solver: Any, name: Any, case: Any) -> None:
     """Each paper's solver is the exponential integrator with these options, and calls itself by its own name."""
-    for solver, name, case in CASES:
-        assert isinstance(case, sg.schemes.ExponentialAdams | sg.schemes.ExponentialRungeKutta)
-        assert solver.name == name
-        assert solver == dataclasses.replace(case, name=solver.name, source=solver.source)
-        assert repr(solver) == repr(case)
+    assert isinstance(case, sg.schemes.ExponentialAdams | sg.schemes.ExponentialRungeKutta)
+    assert solver.name == name
+    assert solver == dataclasses.replace(case, name=solver.name, source=solver.source)
+    assert repr(solver) == repr(case)
 
 
 def test_exponential_integrators_show_what_is_not_default() -> None:

@@ -27,6 +27,7 @@ from sgm_sde.schemes.linear_part import (
     VPart,
 )
 from tests.by_hand import EDM, LOG2, node, place
+from tests.conventions import case_id
 
 INSIDE: Any = SimpleNamespace(at=node)  # stands for a step of EDM
 
@@ -61,10 +62,10 @@ FACTORS: list[tuple[LinearPart, float, float]] = [  # from noise level 2 to 1: L
 ]
 
 
-def test_factor_and_noise() -> None:
+@pytest.mark.parametrize(("part", "factor", "std"), FACTORS, ids=case_id)
+def test_factor_and_noise(part: Any, factor: Any, std: Any) -> None:
     """L and std between the noise levels 2 and 1; no noise, and L = 1, over no distance."""
-    for part, factor, std in FACTORS:
-        check_factor_and_noise(part, factor, std)
+    check_factor_and_noise(part, factor, std)
 
 
 def check_factor_and_noise(part: LinearPart, factor: float, std: float) -> None:

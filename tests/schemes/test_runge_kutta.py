@@ -46,11 +46,11 @@ def test_orders_of_tableaus(a: list[list[float]], b: list[float], order: int) ->
     assert sg.Tableau(a, b).order == order
 
 
-def test_order_conditions_have_a_tolerance() -> None:
+@pytest.mark.parametrize(("error", "order"), [(0.5e-10, 4), (1.5e-10, 3)])
+def test_order_conditions_have_a_tolerance(error: float, order: int) -> None:
     """RK4 with b A A c = 1/24 off by half of 1e-10 is of order 4, by one and a half times of order 3."""
-    for error, order in ((0.5e-10, 4), (1.5e-10, 3)):
-        change = 24 * error  # which leaves the other conditions as they are, since c2 = c3
-        assert sg.Tableau([[], [1 / 2], [0, 1 / 2], [0, -change, 1 + change]], sg.tableaus.RK4.b).order == order
+    change = 24 * error  # which leaves the other conditions as they are, since c2 = c3
+    assert sg.Tableau([[], [1 / 2], [0, 1 / 2], [0, -change, 1 + change]], sg.tableaus.RK4.b).order == order
 
 
 def test_orders_from_0_to_8() -> None:

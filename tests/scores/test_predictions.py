@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde import time_labels
+from tests.conventions import case_id
 from tests.helpers import (
     ALL,
     DOUBLE,
@@ -75,9 +76,12 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("process", ["vp", "sub-vp", "ve", "edm", "flow"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_the_network_predicts_does_not_matter(name: str, process: str) -> None:
+def test_what_the_network_predicts_does_not_matter(
+    name: str, process: str, dtype: torch.dtype, tolerance: float
+) -> None:
     """The same exact network given as data, noise, v, flow or score: samples agree to 1e-10, in float32 to 1e-5."""
     sde = LINEAR[process]
     # The score (alpha D - x) / sigma^2 of a denoiser loses the digits of D that sigma^2 lies below, whoever computes
@@ -88,15 +92,14 @@ def test_what_the_network_predicts_does_not_matter(name: str, process: str) -> N
         "grid": "log-snr",
         "t_end": float(sde.time(-2 * math.log(0.02))),
     }
-    for dtype, tolerance in ((F64, 1e-10), (torch.float32, 1e-5)):
-        x = sde.prior_sample((8, 48), seed=0, dtype=dtype)
-        runs = {
-            kind: sg.sample(make(network(kind, process), sde), sde, x_T=x, seed=0, **options).x
-            for kind, make in KINDS.items()
-        }
-        scale = float(runs["data"].abs().max())
-        for kind, got in runs.items():
-            assert float((got - runs["data"]).abs().max()) / scale < tolerance, (kind, dtype)
+    x = sde.prior_sample((8, 48), seed=0, dtype=dtype)
+    runs = {
+        kind: sg.sample(make(network(kind, process), sde), sde, x_T=x, seed=0, **options).x
+        for kind, make in KINDS.items()
+    }
+    scale = float(runs["data"].abs().max())
+    for kind, got in runs.items():
+        assert float((got - runs["data"]).abs().max()) / scale < tolerance, (kind, dtype)
 
 
 @pytest.mark.parametrize("process", ["vp", "sub-vp", "ve", "edm", "flow"])
@@ -319,14 +322,14 @@ def test_half_precision_samples_are_integrated_in_single(name: str, dtype: torch
     assert drawn.x.dtype == dtype
 
 
-def test_the_network_gets_the_samples_dtype() -> None:
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32, F64], ids=case_id)
+def test_the_network_gets_the_samples_dtype(dtype: Any) -> None:
     """A plain function gets x in the dtype of x_T, the time in float32 at least."""
     sde = LINEAR["vp"]
-    for dtype in (*HALVES, torch.float32, F64):
-        net = Recorder(network("noise", "vp"))
-        sg.sample(sg.from_noise(net, sde), sde, x_T=torch.ones(2, 48, dtype=dtype), solver="pc", steps=3, seed=0)
-        assert {x.dtype for x in net.states} == {dtype}
-        assert {t.dtype for t in net.labels} == {torch.promote_types(dtype, torch.float32)}
+    net = Recorder(network("noise", "vp"))
+    sg.sample(sg.from_noise(net, sde), sde, x_T=torch.ones(2, 48, dtype=dtype), solver="pc", steps=3, seed=0)
+    assert {x.dtype for x in net.states} == {dtype}
+    assert {t.dtype for t in net.labels} == {torch.promote_types(dtype, torch.float32)}
 
 
 @pytest.mark.parametrize("label", [None, time_labels.ddpm(1000), time_labels.score_sde_vp()])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
 from sgm_sde.scores import time_labels
-from tests.conventions import F64
+from tests.conventions import F64, case_id
 
 
 @pytest.mark.parametrize("n", [2, 4, 10, 232, 1000])
@@ -30,16 +32,16 @@ def test_labels_of_ladders_are_their_entries(n: int) -> None:
         time_labels.score_sde_ve_discrete(ladder, 7)
 
 
-def test_ncsn_ladder_and_ddpm_table() -> None:
+@pytest.mark.parametrize("sde", [sg.presets.ncsn_cifar10(), sg.presets.ddpm()], ids=case_id)
+def test_ncsn_ladder_and_ddpm_table(sde: Any) -> None:
     """The published tables, entry by entry."""
-    for sde in (sg.presets.ncsn_cifar10(), sg.presets.ddpm()):
-        n = len(sde.times)
-        times = torch.tensor(sde.times)
-        if isinstance(sde, sg.DiscreteVESDE):
-            assert torch.equal(time_labels.score_sde_ve_discrete(sde)(times), torch.arange(n - 1, -1, -1))
-        else:
-            assert torch.equal(time_labels.ddpm(sde, integer=True)(times), torch.arange(n))
-            assert torch.equal(time_labels.ddpm(sde, integer=True)(times), time_labels.ddpm(n, integer=True)(times))
+    n = len(sde.times)
+    times = torch.tensor(sde.times)
+    if isinstance(sde, sg.DiscreteVESDE):
+        assert torch.equal(time_labels.score_sde_ve_discrete(sde)(times), torch.arange(n - 1, -1, -1))
+    else:
+        assert torch.equal(time_labels.ddpm(sde, integer=True)(times), torch.arange(n))
+        assert torch.equal(time_labels.ddpm(sde, integer=True)(times), time_labels.ddpm(n, integer=True)(times))
 
 
 def test_an_index_is_never_out_of_its_table() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from sgm_sde.training import (
     denoising_score_matching,
     score_matching,
 )
+from tests.conventions import case_id
 from tests.helpers import F64, LINEAR
 
 NETWORKS = ("noise", "data", "v", "flow", "score")
@@ -91,19 +93,20 @@ def gradient(loss: Callable[..., Tensor], sde: sg.LinearSDE, prediction: str, t:
     return slope / value.abs()
 
 
+@pytest.mark.parametrize(("name", "sde"), LINEAR.items(), ids=case_id)
 @pytest.mark.parametrize("prediction", NETWORKS)
 @pytest.mark.parametrize("weighting", ALL_WEIGHTINGS)
-def test_the_exact_score_is_stationary_for_every_process(weighting: str, prediction: str) -> None:
+def test_the_exact_score_is_stationary_for_every_process(weighting: str, prediction: str, name: str, sde: Any) -> None:
     """The gradient's expectation at the exact score is 0 to rounding, at an early and a late time."""
-    for name, sde in LINEAR.items():
-        for share in (0.02, 0.6):
-            t = sde.eps + share * (sde.T - sde.eps)
-            slope = gradient(denoising_score_matching, sde, prediction, t, weighting=ALL_WEIGHTINGS[weighting])
-            assert slope.abs().max() < 1e-9, (name, share)
+    for share in (0.02, 0.6):
+        t = sde.eps + share * (sde.T - sde.eps)
+        slope = gradient(denoising_score_matching, sde, prediction, t, weighting=ALL_WEIGHTINGS[weighting])
+        assert slope.abs().max() < 1e-9, (name, share)
 
 
+@pytest.mark.parametrize(("name", "weighting"), ALL_WEIGHTINGS.items(), ids=case_id)
 @pytest.mark.parametrize("prediction", NETWORKS)
-def test_other_scores_cost_what_the_weighting_says(prediction: str) -> None:
+def test_other_scores_cost_what_the_weighting_says(prediction: str, name: str, weighting: Any) -> None:
     """The excess of a perturbed network is the weight times its squared error, for every weighting."""
     sde, t = sg.VPSDE(), 0.3
     time = torch.tensor([t], dtype=F64)
@@ -111,30 +114,31 @@ def test_other_scores_cost_what_the_weighting_says(prediction: str) -> None:
     z0, noise, w = gauss_hermite()
     x = sde.alpha(time) * (MEAN + STD * z0) + sde.sigma(time) * noise
     times = time.expand(len(x))
-    for name, weighting in ALL_WEIGHTINGS.items():
-        exact, other = (Perturbed(sde, prediction, v) for v in (torch.zeros(2, dtype=F64), theta))
-        values = [expected(denoising_score_matching, net, t, weighting=weighting) for net in (exact, other)]
-        rule = WEIGHTINGS[weighting] if isinstance(weighting, str) else weighting
-        _, c_r = convert(prediction, rule.error_of, kernel(sde, time))
-        error = c_r * (other(x, times) - exact(x, times))[:, 0]
-        excess = (w * rule.weight(sde, times) * error**2).sum()
-        assert torch.allclose(values[1] - values[0], excess, rtol=1e-9), name
-        assert excess > 0
+    exact, other = (Perturbed(sde, prediction, v) for v in (torch.zeros(2, dtype=F64), theta))
+    values = [expected(denoising_score_matching, net, t, weighting=weighting) for net in (exact, other)]
+    rule = WEIGHTINGS[weighting] if isinstance(weighting, str) else weighting
+    _, c_r = convert(prediction, rule.error_of, kernel(sde, time))
+    error = c_r * (other(x, times) - exact(x, times))[:, 0]
+    excess = (w * rule.weight(sde, times) * error**2).sum()
+    assert torch.allclose(values[1] - values[0], excess, rtol=1e-9), name
+    assert excess > 0
 
 
+@pytest.mark.parametrize(("name", "sde"), LINEAR.items(), ids=case_id)
 @pytest.mark.parametrize("trace", ["exact", "sliced"])
 @pytest.mark.parametrize("prediction", NETWORKS)
-def test_implicit_score_matching_is_denoising_minus_a_constant(prediction: str, trace: str) -> None:
+def test_implicit_score_matching_is_denoising_minus_a_constant(
+    prediction: str, trace: str, name: str, sde: Any
+) -> None:
     """Over data and noise the two losses differ by the same number whatever the network, and share the minimum."""
-    for name, sde in LINEAR.items():
-        t = sde.eps + 0.4 * (sde.T - sde.eps)
-        assert gradient(score_matching, sde, prediction, t, trace=trace).abs().max() < 1e-9, name
-        offsets = []
-        for theta in ((0.0, 0.0), (0.3, 0.0), (-0.2, 0.5)):
-            net = Perturbed(sde, prediction, torch.tensor(theta, dtype=F64))
-            denoising = expected(denoising_score_matching, net, t, weighting="sigma^2")
-            offsets.append(denoising - expected(score_matching, net, t, trace=trace))
-        assert torch.allclose(torch.stack(offsets), torch.ones(3, dtype=F64), atol=1e-9), name  # E|noise|^2 = 1
+    t = sde.eps + 0.4 * (sde.T - sde.eps)
+    assert gradient(score_matching, sde, prediction, t, trace=trace).abs().max() < 1e-9, name
+    offsets = []
+    for theta in ((0.0, 0.0), (0.3, 0.0), (-0.2, 0.5)):
+        net = Perturbed(sde, prediction, torch.tensor(theta, dtype=F64))
+        denoising = expected(denoising_score_matching, net, t, weighting="sigma^2")
+        offsets.append(denoising - expected(score_matching, net, t, trace=trace))
+    assert torch.allclose(torch.stack(offsets), torch.ones(3, dtype=F64), atol=1e-9), name  # E|noise|^2 = 1
 
 
 def test_hyvarinen_s_objective_on_the_data_themselves() -> None:
@@ -157,33 +161,33 @@ def test_hyvarinen_s_objective_on_the_data_themselves() -> None:
     assert mean_square == pytest.approx(1 / 16, rel=4 * math.sqrt(2 / 10000))
 
 
-def test_implicit_losses_train_the_network() -> None:
+@pytest.mark.parametrize("trace", ["exact", "sliced"])
+def test_implicit_losses_train_the_network(trace: str) -> None:
     """Gradients reach the parameters of a module, in the caller's grad mode and dtype."""
     net = nn.Linear(2, 2)
     score = sg.from_score(lambda x, t: net(x), sg.VPSDE())
     x = torch.randn(2000, 2, generator=generator())
-    for trace in ("exact", "sliced"):
-        loss = score_matching(score, x, trace=trace, generator=generator(1))  # type: ignore[arg-type]
-        assert (loss.shape, loss.dtype) == ((2000,), torch.float32)
-        net.zero_grad()
-        loss.mean().backward()
-        assert net.weight.grad is not None
-        assert net.weight.grad.abs().min() > 0
+    loss = score_matching(score, x, trace=trace, generator=generator(1))  # type: ignore[arg-type]
+    assert (loss.shape, loss.dtype) == ((2000,), torch.float32)
+    net.zero_grad()
+    loss.mean().backward()
+    assert net.weight.grad is not None
+    assert net.weight.grad.abs().min() > 0
 
 
-def test_sampled_gradients_agree_with_their_standard_errors() -> None:
+@pytest.mark.parametrize("times", [Uniform(), Uniform(stratified=False), Importance(), LogNormal()], ids=case_id)
+def test_sampled_gradients_agree_with_their_standard_errors(times: Any) -> None:
     """With drawn times and noise the exact score's gradient is 0 within its standard error, another's is not."""
-    for times in (Uniform(), Uniform(stratified=False), Importance(), LogNormal()):
-        for sde in (sg.VPSDE(), sg.EDMSDE(), sg.RectifiedFlowSDE()):
-            for theta_0, stationary in ((0.0, True), (0.3, False)):
-                n = 4000
-                theta = torch.tensor([theta_0, 0.0], dtype=F64).expand(n, 2).clone().requires_grad_()
-                net = Perturbed(sde, "noise", theta.T[..., None])
-                x0 = MEAN + STD * torch.randn(n, 1, dtype=F64, generator=generator(1))
-                options = {"times": times, "weighting": "noise", "generator": generator(2)}
-                (slopes,) = torch.autograd.grad(denoising_score_matching(net.score(), x0, **options).sum(), theta)
-                z = slopes[:, 0].mean() / (slopes[:, 0].std() / math.sqrt(n))
-                assert (abs(z) < 4) == stationary, (times, sde, float(z))
+    for sde in (sg.VPSDE(), sg.EDMSDE(), sg.RectifiedFlowSDE()):
+        for theta_0, stationary in ((0.0, True), (0.3, False)):
+            n = 4000
+            theta = torch.tensor([theta_0, 0.0], dtype=F64).expand(n, 2).clone().requires_grad_()
+            net = Perturbed(sde, "noise", theta.T[..., None])
+            x0 = MEAN + STD * torch.randn(n, 1, dtype=F64, generator=generator(1))
+            options = {"times": times, "weighting": "noise", "generator": generator(2)}
+            (slopes,) = torch.autograd.grad(denoising_score_matching(net.score(), x0, **options).sum(), theta)
+            z = slopes[:, 0].mean() / (slopes[:, 0].std() / math.sqrt(n))
+            assert (abs(z) < 4) == stationary, (times, sde, float(z))
 
 
 # Published losses, written as their papers print them.
@@ -314,13 +318,13 @@ def test_importance_weights_keep_the_uniform_average(name: str) -> None:
     assert torch.allclose(likelihood, likelihood[0].expand_as(likelihood), rtol=1e-6)
 
 
-def test_the_log_normal_s_moments() -> None:
+@pytest.mark.parametrize("sde", [sg.EDMSDE(), sg.VPSDE(eps=1e-5), sg.RectifiedFlowSDE(T=0.9999, eps=1e-4)], ids=case_id)
+def test_the_log_normal_s_moments(sde: Any) -> None:
     """ln(sigma / alpha) has the normal's mean and deviation on every process whose range is wide."""
-    for sde in (sg.EDMSDE(), sg.VPSDE(eps=1e-5), sg.RectifiedFlowSDE(T=0.9999, eps=1e-4)):
-        t, _ = LogNormal(mean=-1.0, std=0.8).draw(sde, 20000, generator())
-        log_level = -sde.log_snr(t) / 2
-        assert float(log_level.mean()) == pytest.approx(-1.0, abs=2e-3)
-        assert float(log_level.std()) == pytest.approx(0.8, abs=2e-3)
+    t, _ = LogNormal(mean=-1.0, std=0.8).draw(sde, 20000, generator())
+    log_level = -sde.log_snr(t) / 2
+    assert float(log_level.mean()) == pytest.approx(-1.0, abs=2e-3)
+    assert float(log_level.std()) == pytest.approx(0.8, abs=2e-3)
 
 
 def test_tables_are_uniform() -> None:
