@@ -30,7 +30,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ import sgm_sde as sg
 from benchmarks import beds
 from benchmarks import peers as others
 from benchmarks.beds import Bed
-from benchmarks.defaults import candidates, frozen, geometric
-from benchmarks.pilots import kwargs_for
+from benchmarks.defaults import frozen, geometric
+from benchmarks.pilots import frozen_setting, kwargs_for, with_noises
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow
 from sgm_sde.calibration.result import as_calibrations
@@ -127,22 +127,7 @@ def further(bed: Bed, calls: int) -> Bed | None:
     """The bed with noises of its own seed, and their exact ends by a tight run; None for the large networks."""
     if bed.noise[0].numel() > 256 and bed.weights:
         return None
-    kwargs = {
-        name: value.repeat(math.ceil(FURTHER / len(value)))[:FURTHER] if isinstance(value, Tensor) else value
-        for name, value in bed.model_kwargs.items()
-    }
-    more = replace(bed, shape=(FURTHER, *bed.shape[1:]), model_kwargs=kwargs)
-    z = torch.randn(more.shape, generator=torch.Generator().manual_seed(SEED)).to(bed.dtype)
-    vars(more)["noise"] = z
-    vars(more)["reference"] = beds.Reference(beds.run(more, REFERENCE, calls).double(), math.nan)
-    return more
-
-
-def frozen_setting(bed: Bed, nfe: int) -> tuple[Any, Any]:
-    """Solver and grid with the least error on the bed's noises, of the frozen registry."""
-    name = frozen()[bed.name]["best"][str(nfe)]["by"]
-    best = next(candidate for candidate in candidates() if str(candidate) == name)
-    return best.build(), best.grid or bed.sde.default_grid
+    return with_noises(bed, FURTHER, SEED, calls)
 
 
 def gits_levels(bed: Bed, budgets: Sequence[int]) -> dict[int, list[float]]:

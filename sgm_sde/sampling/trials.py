@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import secrets
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TypedDict, overload
 
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import arguments, check_integer, described, shape_of_samples
+from sgm_sde._utils.checks import arguments, check_integer, described, moment, shape_of_samples
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
@@ -21,10 +22,12 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Uniform, Widening
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.sampling.defaults import NO_SIGNAL_ABOVE, SETTINGS, Setting
+from sgm_sde.sampling.defaults import NO_SIGNAL_ABOVE, SETTINGS, Setting, adams_near_noise
+from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.sampling.options import Execution
 from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.sampler import sample
+from sgm_sde.sampling.statuses import NonFiniteWarning
 from sgm_sde.schemes import DEIS, DPMSolver, RectifiedAdams, Rosenbrock, Solver, UniC, UniPC
 from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
 from sgm_sde.scores.score import Score, as_score
@@ -34,7 +37,13 @@ WHOLE = Widening(first=1e30, last=1e-30, largest=math.exp(10.0))
 REFERENCE = Setting("dpm3m", WHOLE)
 CHECK = Setting("lms4", WHOLE)  # a second opinion on the reference, on other nodes
 LARGE = 0.5  # of the samples' standard deviation: an error that makes another sample
+REFERENCE_NFE = 256  # network calls of a reference, and how many times those of a run it has at least, and by default
+TIGHT = 2
+TIGHTER = 4
+FEWEST_OF_REFERENCE = 16  # with less, both references are all start and end
+FEW_NOISES = 8  # below which a ranking says little about other noises
 SOME, MANY = 8, 15  # network calls, from which on there are other candidates
+ASIDE = "cannot "  # how remarks begin that are no warning
 
 
 class PilotWarning(UserWarning):
@@ -49,8 +58,11 @@ class PilotResult(Setting):
         solver: the best solver.
         grid: its grid.
         errors: pairs (setting, root-mean-square error in units of the samples' standard deviation) of those tried on
-            all noises, the best first: by the error without the tenth of the noises on which a setting is off most,
-            since single samples that change sides between modes outweigh all others.
+            all noises, the best first: by the geometric mean of that error and of `typical`, since single samples that
+            change sides between modes outweigh all others.
+        typical: their errors without the tenth of the noises on which each is off most.
+        network_evals: what the network saw in the trials of this budget, counted in samples.
+        shared_evals: the same of the two references, which serve all budgets.
         reference_error: the same distance between two references by different methods: errors of its size say
             nothing.
         nfe: the budget.
@@ -61,6 +73,9 @@ class PilotResult(Setting):
     reference_error: float = field(default=0.0, compare=False)
     nfe: int = 0
     remarks: tuple[str, ...] = field(default=(), compare=False)
+    typical: tuple[float, ...] = field(default=(), compare=False)
+    network_evals: int = field(default=0, compare=False)
+    shared_evals: int = field(default=0, compare=False)
 
     def __init__(
         self,
@@ -68,20 +83,34 @@ class PilotResult(Setting):
         reference_error: float,
         nfe: int,
         remarks: Sequence[str] = (),
+        typical: Sequence[float] = (),
+        network_evals: int = 0,
+        shared_evals: int = 0,
     ) -> None:
         super().__init__(errors[0][0].solver, errors[0][0].grid)
         object.__setattr__(self, "errors", tuple(errors))
         object.__setattr__(self, "reference_error", reference_error)
         object.__setattr__(self, "nfe", nfe)
         object.__setattr__(self, "remarks", tuple(remarks))
+        object.__setattr__(self, "typical", tuple(typical))
+        object.__setattr__(self, "network_evals", network_evals)
+        object.__setattr__(self, "shared_evals", shared_evals)
 
     def __str__(self) -> str:
-        title = f"at {self.nfe} calls, reference known to {self.reference_error:.0e}:"
+        title = f"at {_calls(self.nfe)}, reference known to {self.reference_error:.0e}"
         names = _names([setting for setting, _ in self.errors])
         rows = [f"{error:.3e}  {name}" for name, (_, error) in zip(names, self.errors, strict=True)]
-        return "\n".join([title, *rows, *self.remarks])
+        if self.typical:
+            title = f"{title}; errors on all noises, and but for the tenth that is off most"
+            rows = [f"{row[:9]}  {typical:.3e}{row[9:]}" for row, typical in zip(rows, self.typical, strict=True)]
+        return "\n".join([f"{title}:", *rows, *self.remarks])
 
     __repr__ = __str__
+
+
+def _calls(nfe: int) -> str:
+    """A number of network calls in words."""
+    return "1 call" if nfe == 1 else f"{nfe} calls"
 
 
 def _names(settings: Sequence[Setting]) -> list[str]:
@@ -134,7 +163,8 @@ def _of_few_calls() -> Crossed:
     straight = RectifiedAdams(3, start="cold", lower_final=False)
     return [
         ([_corrected(2), _corrected(3), straight, _near_noise(2), _near_noise(3), _noise(3)], [NEAR, FAR]),
-        ([_corrected(3), _noise(3)], [Widening(last=2.5), Widening(first=0.2, last=1.0), Widening(last=10.0)]),
+        ([_corrected(3), _noise(3)], [Widening(last=2.5), Widening(first=0.2, last=1.0)]),
+        ([adams_near_noise(3, 3)], [NEAR, FAR, EARLY]),
         ([_near_noise(2), _small(3), _corrected(2)], [WIDE, LONG]),
         (["midpoint", "dpm++2s", "ipndm3"], [LogSNR()]),
         (["ipndm2", "ipndm3"], [Karras()]),
@@ -149,6 +179,8 @@ def _of_some_calls() -> Crossed:
         ([_corrected(4), _small(3)], [EARLY, LONG]),
         ([_corrected(2), _corrected(3), _noise(4), _small(3)], [NEAR, FAR]),
         ([_near_noise(2)], [WIDE, Thinned()]),
+        ([adams_near_noise(3, 3)], [LONG]),
+        ([adams_near_noise(4, 4)], [EARLY]),
         ([UniPC(2, lower_final=True), WARM, _noise(4), "dpm++2s", "ralston"], [LogSNR()]),
         ([DPMSolver(2, singlestep=False), "ipndm3"], [Karras()]),
         (["ipndm3"], [Uniform()]),
@@ -162,7 +194,9 @@ def _of_many_calls() -> Crossed:
     return [
         ([_corrected(3), _corrected(4), three, _near_noise(4), *small], [EARLY, LATE, LONG]),
         ([three, _corrected(4)], [Thinned(even=64.0)]),
-        ([three], [Thinned()]),
+        ([three, adams_near_noise(3, 3), adams_near_noise(5, 5)], [Thinned()]),
+        ([adams_near_noise(4, 4)], [LATE]),
+        ([adams_near_noise(5, 5)], [EARLY, LATE]),
         ([_corrected(2), _corrected(3), three, *small, _noise(3), _noise(4)], [FAR]),
         ([_noise(4), _noise(5)], [NEAR]),
         ([UniPC(3, lower_final=True), WARM, _noise(4), _noise(5), "unipc4", "lms4"], [LogSNR()]),
@@ -212,7 +246,7 @@ def pilot(
     *,
     nfe: int,
     candidates: Sequence[Setting | str] | None = ...,
-    reference_nfe: int = ...,
+    reference_nfe: int | None = ...,
     seed: Seeds = ...,
     generator: Generators = ...,
     final: str = ...,
@@ -231,7 +265,7 @@ def pilot(
     *,
     nfe: Sequence[int],
     candidates: Sequence[Setting | str] | None = ...,
-    reference_nfe: int = ...,
+    reference_nfe: int | None = ...,
     seed: Seeds = ...,
     generator: Generators = ...,
     final: str = ...,
@@ -249,7 +283,7 @@ def pilot(
     *,
     nfe: int | Sequence[int],
     candidates: Sequence[Setting | str] | None = None,
-    reference_nfe: int = 256,
+    reference_nfe: int | None = None,
     seed: Seeds = None,
     generator: Generators = None,
     final: str = "denoise",
@@ -271,11 +305,12 @@ def pilot(
         nfe: the budget of network calls that the choice is for, or several: one pair of references serves them all.
         candidates: settings, or names of solvers on their default grid; `default_candidates` of the budget if not
             given.
-        reference_nfe: network calls of each of the two references.
+        reference_nfe: network calls of each of the two references, at least twice the largest budget; by default 256,
+            or four times the largest budget if that is more.
         seed: of the noises; one int or one per sample.
         generator: instead of `seed`.
         final: what to compare: `"denoise"`, the samples, or `"none"`, the states at the end.
-        t_end: where to end, if not where each grid does.
+        t_end: where to end, if not where each grid does; log-SNR must be finite there.
         model_kwargs: passed on to the network. With an argument that may have one row per sample or not
             (`sg.PerSample`), all trials run on all noises, and there are fewer of them.
         dtype: of the samples; torch's default if not given.
@@ -285,12 +320,13 @@ def pilot(
         the best setting, with the errors of those tried on all noises; for several budgets a dictionary of them.
 
     Raises:
-        ValueError: for an empty list, a budget that a given candidate cannot keep, random candidates, or a reference
-            that is not finite.
+        ValueError: for an empty list, a budget that a given candidate cannot keep, random candidates, too few calls of
+            the references, or a reference that is not finite.
         TypeError: for a process without alpha and sigma.
 
     Warns:
-        PilotWarning: if the reference is not known well enough to rank the best, or the best is a poor one.
+        PilotWarning: if the reference is not known well enough to rank the best, the best is a poor one, or all of it
+            rests on one noise.
 
     Examples:
         >>> import sgm_sde as sg
@@ -305,6 +341,12 @@ def pilot(
         raise TypeError(f"a pilot needs a LinearSDE for its reference, got {sde!r}")
     budgets = budgets_of(nfe)
     given = None if candidates is None else _candidates(candidates)
+    for setting in given or ():
+        for budget in budgets:
+            plan(sde, setting, nfe=budget, final=final, t_end=t_end)  # refused before the references are paid for
+    if t_end is not None:
+        _require_log_snr(sde, t_end)
+    reference_nfe = _calls_of_reference(reference_nfe, max(budgets))
     options: RunOptions = {"t_end": t_end, "final": final, "execution": Execution(dtype=dtype, device=device)}
     trial = _trial(score_fn, sde, shape, seed, generator, reference_nfe, options, model_kwargs)
 
@@ -316,27 +358,60 @@ def pilot(
         found[budget] = trial.race(able, budget, runs)
 
     for result in found.values():
-        if result.remarks:
-            serious = [remark for remark in result.remarks if not remark.startswith("cannot tell")]
-            if serious:
-                warn(f"pilot at {result.nfe} calls: {'; '.join(serious)}", PilotWarning)
+        serious = [remark for remark in result.remarks if not remark.startswith(ASIDE)]
+        if serious:
+            warn(f"pilot at {_calls(result.nfe)}: {'; '.join(serious)}", PilotWarning)
     return found if isinstance(nfe, Sequence) else found[budgets[0]]
 
 
 def budgets_of(nfe: int | Sequence[int]) -> list[int]:
     """The budgets, in the order given and each once."""
-    given = nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]
-    budgets = list(dict.fromkeys([check_integer("nfe", budget) for budget in given]))
+    if isinstance(nfe, Sequence) and not isinstance(nfe, str):
+        budgets = [check_integer(f"nfe[{i}]", budget) for i, budget in enumerate(nfe)]
+    elif isinstance(nfe, Real):
+        budgets = [check_integer("nfe", nfe)]
+    else:
+        raise ValueError(f"nfe must be an integer of at least 1, or a list of such, got {described(nfe)}")
     if not budgets:
         raise ValueError("nfe must be a number of network calls or a sequence of them, got an empty one")
-    return budgets
+    return list(dict.fromkeys(budgets))
+
+
+def _calls_of_reference(given: int | None, budget: int) -> int:
+    """Network calls of each reference, beside the largest budget."""
+    if given is None:
+        return max(REFERENCE_NFE, TIGHTER * budget)
+    least = max(FEWEST_OF_REFERENCE, TIGHT * budget)
+    calls = check_integer("reference_nfe", given)
+    if calls < least:
+        raise ValueError(
+            f"reference_nfe={calls} is no tight solution beside runs of {_calls(budget)}: give {least} at least"
+        )
+    return calls
+
+
+def _require_log_snr(sde: LinearSDE, t_end: float) -> None:
+    """Raise ValueError for an end where no reference can go."""
+    end = moment("t_end", t_end)
+    if 0 <= end <= sde.T and not math.isfinite(float(sde.log_snr(end))):
+        raise ValueError(
+            f"the references of a pilot end where log-SNR is finite, and it is {float(sde.log_snr(end)):g} at "
+            f"t_end={end:g}: give a later one, such as sde.eps = {sde.eps:g}"
+        )
 
 
 def _candidates(candidates: Sequence[Setting | str]) -> list[Setting]:
     """Settings from what the caller gave."""
-    if isinstance(candidates, str | Setting):
+    if isinstance(candidates, str | Setting | Solver) or not isinstance(candidates, Iterable):
         raise TypeError(f"candidates must be a sequence of settings or names, got {described(candidates)}")
-    tried = [c if isinstance(c, Setting) else Setting(c) for c in candidates]
+    tried = []
+    for i, candidate in enumerate(candidates):
+        if not isinstance(candidate, Setting | Solver | str):
+            raise TypeError(
+                f"candidates[{i}] must be a name, a solver, or a solver with its grid, sg.Setting(solver, grid), got "
+                f"{described(candidate)}"
+            )
+        tried.append(candidate if isinstance(candidate, Setting) else Setting(candidate))
     if not tried:
         raise ValueError("a pilot needs at least one candidate, got none")
     for setting in tried:
@@ -405,6 +480,7 @@ class Race:
 
     Attributes:
         network_evals: what the network saw in all runs, counted in samples.
+        shared_evals: the part of it that was not in races.
     """
 
     def __init__(
@@ -430,11 +506,12 @@ class Race:
         self.resolved = resolved
         self.batch = len(exact)
         self.network_evals = 0
+        self.shared_evals = 0
 
     @property
     def spread(self) -> float:
-        """Standard deviation of the samples' numbers."""
-        return float(self.exact.std()) or 1.0
+        """Standard deviation of the samples' numbers, 1 if they are all the same."""
+        return float(self.exact.std(correction=min(1, self.exact.numel() - 1))) or 1.0
 
     def options_to(self, t_end: float | None) -> RunOptions:
         """The options of a run that ends at a time, or where all runs do."""
@@ -445,28 +522,39 @@ class Race:
         found: dict[Hashable, Setting] = {}
         for setting in settings:
             try:
-                solver, grid, _ = plan(
+                solver, grid, program = plan(
                     self.sde, setting, nfe=budget, final=self.options["final"], t_end=self.options["t_end"]
                 )
             except (ValueError, TypeError):  # refused, in words that say why
                 continue
-            found.setdefault((solver, grid), setting)
+            found.setdefault((solver, grid) if program is None else program, setting)
         return list(found.values())
 
-    def errors(self, setting: Setting, budget: int, noises: int, t_end: float | None = None) -> Tensor:
-        """Mean square error of each of the first noises, in units of the samples' variance; inf if not finite."""
+    def errors(
+        self,
+        setting: Setting,
+        budget: int,
+        noises: int,
+        t_end: float | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        """Mean square error of the noises from `first` on to a number, in units of the samples' variance.
+
+        It is infinite for those that do not stay finite.
+        """
+        some = slice(first, noises)
         kwargs = self.kwargs
-        if noises < self.batch:
+        if noises - first < self.batch:
             assert self.resolved is not None
-            kwargs = map_rows(lambda _, rows: rows[:noises], self.resolved)
+            kwargs = map_rows(lambda _, rows: rows[some], self.resolved)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a candidate that fails has an infinite error
             run = sample(
-                self.score, self.sde, (noises, *self.event), solver=setting, nfe=budget, seed=self.seeds[:noises],
+                self.score, self.sde, (noises - first, *self.event), solver=setting, nfe=budget, seed=self.seeds[some],
                 model_kwargs=kwargs, **self.options_to(t_end),
             )  # fmt: skip
         self.network_evals += run.network_evals
-        square = (flat(run.x.double()) - self.exact[:noises]).square().mean(1) / self.spread**2
+        square = (flat(run.x.double()) - self.exact[some]).square().mean(1) / self.spread**2
         return square.nan_to_num(nan=math.inf)
 
     @staticmethod
@@ -479,9 +567,18 @@ class Race:
         """Root mean square over samples but for the tenth of largest error, of four samples and more at least one.
 
         A sample that starts near the boundary between two modes may change sides under any setting. Its error outweighs
-        all others, and does not tell which setting is good on other noises.
+        all others, and tells little of which setting is good on other noises.
         """
         return float(errors[_usual(errors)].mean().sqrt())
+
+    @staticmethod
+    def rank(errors: Tensor) -> float:
+        """The measure of the ranking: the geometric mean of the errors on all samples and on those but for a tenth.
+
+        By the former alone a single sample decides, by the latter alone a setting whose samples often change sides is
+        as good as one whose do not.
+        """
+        return math.sqrt(Race.rmse(errors) * Race.typical(errors))
 
     def race(self, candidates: Sequence[Setting], budget: int, runs: int) -> PilotResult:
         """The best of the candidates at a budget: all on a few noises, the better ones on more."""
@@ -489,39 +586,66 @@ class Race:
         if self.resolved is None:
             rounds = [_Round(min(len(candidates), max(4, runs // self.batch)), self.batch)]
 
-        left = list(candidates)
-        ranked: list[tuple[Setting, Tensor]] = []
+        before = self.network_evals
+        ranked = [(setting, self.exact.new_zeros(0)) for setting in candidates]
+        failed: set[Setting] = set()
         for heat in rounds:
-            left = left[: heat.candidates]
-            ranked = [(setting, self.errors(setting, budget, heat.noises)) for setting in left]
-            ranked.sort(key=lambda pair: self.typical(pair[1]))
-            left = [setting for setting, _ in ranked]
+            done = len(ranked[0][1])
+            for k, (setting, known) in enumerate(ranked[: heat.candidates]):
+                errors = torch.cat([known, self.errors(setting, budget, heat.noises, first=done)])
+                ranked[k] = setting, errors
+                if not bool(errors.isfinite().all()):
+                    failed.add(setting)
+            ranked = sorted(ranked[: heat.candidates], key=lambda pair: self.rank(pair[1]))
+
+        remarks = self._remarks(ranked)
+        if failed:
+            remarks.append(f"cannot use {len(failed)} of {len(candidates)} candidates, which did not stay finite")
         return PilotResult(
-            [(setting, self.rmse(errors)) for setting, errors in ranked], self.doubt, budget, self._remarks(ranked)
+            [(setting, self.rmse(errors)) for setting, errors in ranked],
+            self.doubt,
+            budget,
+            remarks,
+            [self.typical(errors) for _, errors in ranked],
+            self.network_evals - before,
+            self.shared_evals,
         )
 
     def _remarks(self, ranked: Sequence[tuple[Setting, Tensor]]) -> list[str]:
-        """Remarks on questions that the race left open."""
-        (setting, best), *others = ranked
+        """Remarks on questions that the race left open, those that are worth a warning first."""
+        setting, best = ranked[0]
         error = self.rmse(best)
         remarks = []
-        if not self.doubt < error / 3:
+        if self.doubt > 0 and not self.doubt < error / 3:
             remarks.append(
                 f"the reference is known to {self.doubt:.1e} only, which does not rank errors of {error:.1e}: "
                 f"give a larger reference_nfe="
             )
-        if not error < LARGE:
+        if not math.isfinite(error):
+            remarks.append(
+                f"even the best, {setting}, does not stay finite: the network returns infinite or NaN values at times "
+                f"or states that the reference does not meet"
+            )
+        elif not error < LARGE:
             remarks.append(
                 f"even the best, {setting}, is off by {error:.2g} standard deviations of the samples: give more calls"
             )
-        if others:
-            second, its = others[0]
-            difference = (its - best)[_usual(torch.maximum(its, best))]
-            uncertain = 2 * float(difference.std()) / math.sqrt(len(difference))
-            if float(difference.mean()) <= max(uncertain, 0.01 * self.typical(best) ** 2):
-                one, other = _names([setting, second])
-                remarks.append(f"cannot tell {one} and {other} apart on {len(best)} noises")
+        if self.batch == 1:
+            remarks.append("one noise does not tell which setting is good on others: give a shape of 32 samples")
+        elif self.batch < FEW_NOISES:
+            remarks.append(f"cannot tell much about other noises from {self.batch}: give a shape of 32 samples")
+        if len(ranked) > 1 and self._alike(best, ranked[1][1]):
+            one, other = _names([setting, ranked[1][0]])
+            remarks.append(f"cannot tell {one} and {other} apart on {len(best)} noises")
         return remarks
+
+    def _alike(self, best: Tensor, second: Tensor) -> bool:
+        """True if the difference of two settings' errors is less than two standard errors, or a hundredth of them."""
+        difference = (second - best)[_usual(torch.maximum(second, best))]
+        if len(difference) < 2:
+            return False
+        uncertain = 2 * float(difference.std()) / math.sqrt(len(difference))
+        return float(difference.mean()) <= max(uncertain, 0.01 * self.typical(best) ** 2)
 
 
 def _usual(errors: Tensor) -> Tensor:
@@ -552,12 +676,20 @@ def _trial(
         resolved = None  # no trial on some of the noises
 
     t_end = sde.eps if options["t_end"] is None else options["t_end"]  # a reference goes on to eps
-    reference = sample(
-        score_fn, sde, shape, solver=REFERENCE, nfe=check_integer("reference_nfe", reference_nfe), seed=seeds,
-        model_kwargs=model_kwargs, **options | {"t_end": t_end},
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        for category in (ImplausibleWarning, NonFiniteWarning):
+            warnings.simplefilter("ignore", category)  # the error says it
+        reference = sample(
+            score_fn, sde, shape, solver=REFERENCE, nfe=reference_nfe, seed=seeds, model_kwargs=model_kwargs,
+            **options | {"t_end": t_end},
+        )  # fmt: skip
     if not reference.status.ok:
-        raise ValueError(f"there is no reference to compare with: {reference.status.message}")
+        raise ValueError(
+            f"there is no reference to compare with: {reference.status.message}; if no larger reference_nfe= helps, "
+            f"the network does not predict what it was taken for: see from_noise, from_denoiser, from_v and from_flow"
+        )
     race = Race(score, sde, event, seeds, flat(reference.x), 0.0, options, kwargs, resolved)
     race.doubt = race.rmse(race.errors(CHECK, reference_nfe, batch, t_end))
+    race.network_evals += reference.network_evals
+    race.shared_evals = race.network_evals
     return race

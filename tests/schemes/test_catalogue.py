@@ -388,10 +388,7 @@ def test_a_pilot_of_a_broken_network() -> None:
     """Without a reference there is no ranking."""
     sde = LINEAR["vp"]
     score = bimodal(sde)
-    with (
-        pytest.warns(sg.sampling.NonFiniteWarning),
-        pytest.raises(ValueError, match="no reference to compare with: non-finite"),
-    ):
+    with pytest.raises(ValueError, match="no reference to compare with: non-finite"):
         sg.pilot(lambda x, t: score(x, t).masked_fill((t < 0.5)[:, None], math.nan), sde, (4, 2), nfe=8, seed=1)
 
 
@@ -450,14 +447,11 @@ def test_a_pilot_of_several_budgets() -> None:
 
 
 def test_what_a_pilot_says_of_itself() -> None:
-    """A reference that is not known, a best that is poor, two candidates that are one."""
+    """A best that is poor, two candidates that are one."""
     sde = LINEAR["vp"]
     with pytest.warns(sg.trials.PilotWarning, match="even the best"):
         poor = sg.pilot(bimodal(sde), sde, (4, 2), nfe=2, candidates=["ddim"], seed=1)
     assert any("give more calls" in remark for remark in poor.remarks)
-    with pytest.warns(sg.trials.PilotWarning, match="larger reference_nfe"):
-        unknown = sg.pilot(bimodal(sde), sde, (4, 2), nfe=40, reference_nfe=20, candidates=["dpm3m"], seed=1)
-    assert "reference_nfe" in str(unknown)
     twins = [sg.Setting("dpm++1m", "log-snr"), sg.Setting("ddim", "log-snr")]
     result = sg.pilot(bimodal(sde), sde, (16, 2), nfe=20, candidates=twins, seed=1)
     assert any(remark.startswith("cannot tell") for remark in result.remarks)
@@ -475,7 +469,7 @@ def test_a_pilot_with_labels() -> None:
 
     y = torch.arange(32.0)
     marked = sg.pilot(labelled, sde, (32, 2), nfe=8, seed=0, model_kwargs={"y": sg.PerSample(y)})
-    assert batches == {4, 8, 32}
+    assert batches == {4, 24, 32}  # of each round those that are new
     batches.clear()
     plain = sg.pilot(labelled, sde, (32, 2), nfe=8, seed=0, model_kwargs={"y": y})
     assert batches == {32}

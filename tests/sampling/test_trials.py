@@ -1,0 +1,311 @@
+"""A pilot in a newcomer's hands: what it refuses, at once and in whose words, and what it says of itself."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sgm_sde as sg
+from tests.helpers import F64
+
+VP = sg.VPSDE()
+ORACLE = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.3], [1.0, -0.5]]), 0.2)
+SCORE = ORACLE.score(VP)
+QUICK = {"reference_nfe": 64, "seed": 0}
+
+
+class Counted:
+    """A score that counts its calls."""
+
+    def __init__(self, score: Callable[[Tensor, Tensor], Tensor] = SCORE) -> None:
+        self.score = score
+        self.calls = 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The score."""
+        self.calls += 1
+        return self.score(x, t)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "shown"),
+    [
+        ({"nfe": {5, 8}}, ValueError, r"integer of at least 1, or a list of such, got \{"),
+        ({"nfe": torch.tensor([5, 8])}, ValueError, "or a list of such, got a tensor"),
+        ({"nfe": [5, 0]}, ValueError, r"nfe\[1\] must be an integer of at least 1, got 0"),
+        ({"nfe": []}, ValueError, "an empty one"),
+        ({"nfe": "5"}, ValueError, "got '5'"),
+        ({"nfe": None}, ValueError, "got None"),
+        ({"candidates": "ddim"}, TypeError, "sequence of settings or names, got 'ddim'"),
+        ({"candidates": sg.DDIM()}, TypeError, "sequence of settings or names"),
+        ({"candidates": 3}, TypeError, "sequence of settings or names, got 3"),
+        (
+            {"candidates": [("dpm++2m", "karras")]},
+            TypeError,
+            r"candidates\[0\].*sg.Setting\(solver, grid\), got \('dpm",
+        ),
+        ({"candidates": ["ddim", None]}, TypeError, r"candidates\[1\].*got None"),
+        ({"candidates": ["dopri5"]}, TypeError, "finds its own steps"),
+        ({"candidates": ["ddim", "rk4"], "nfe": [8, 3]}, ValueError, "nfe=3 is too small: one step of rk4"),
+        ({"reference_nfe": 0}, ValueError, "0"),
+        ({"reference_nfe": 3, "nfe": 1}, ValueError, "reference_nfe=3 .* 1 call: give 16 at least"),
+        ({"reference_nfe": 64, "nfe": [5, 100]}, ValueError, "reference_nfe=64 .* 100 calls: give 200 at least"),
+        ({"t_end": 0.0}, ValueError, "log-SNR is finite, and it is inf at t_end=0: give a later one.*0.001"),
+        ({"t_end": 1.0}, ValueError, "t_end=1.0"),
+        ({"final": "clean"}, ValueError, "clean"),
+    ],
+)
+def test_it_refuses_before_the_network_is_called(options: dict[str, object], error: type, shown: str) -> None:
+    """A run of 512 calls a sample is not begun for what cannot end well."""
+    score = Counted()
+    with pytest.raises(error, match=shown):
+        sg.pilot(score, VP, (8, 2), **{"nfe": 8, **QUICK, **options})
+    assert score.calls == 0
+
+
+def test_the_references_are_tight_beside_large_budgets() -> None:
+    """By default they have 256 calls, and four times those of the largest budget if that is more."""
+    for nfe, calls in ((10, 256), ([8, 100], 400)):
+        score = Counted()
+        sg.pilot(score, VP, (8, 2), nfe=nfe, candidates=["dpm++2m"], seed=0)
+        assert score.calls == 2 * calls + int(np.sum(nfe))
+
+
+def test_what_a_pilot_costs() -> None:
+    """No noise runs twice with a setting, and all trials together take no more than the two references."""
+    rows = 0
+
+    def counted(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal rows
+        rows += len(x)
+        return SCORE(x, t)
+
+    found = sg.pilot(counted, VP, (32, 2), nfe=[5, 10, 20], seed=0)
+    trials = sum(result.network_evals for result in found.values())
+    assert {result.shared_evals for result in found.values()} == {2 * 256 * 32}
+    assert trials + 2 * 256 * 32 == rows
+    assert 0.8 * 2 * 256 * 32 < trials <= 2 * 256 * 32
+
+    best = found[10].errors[0]
+    x, exact = (
+        sg.sample(SCORE, VP, (32, 2), solver=solver, nfe=nfe, t_end=t_end, seed=0).x
+        for solver, nfe, t_end in ((found[10], 10, None), (sg.trials.REFERENCE, 256, VP.eps))
+    )
+    assert float((x - exact).double().square().mean().sqrt() / exact.std()) == pytest.approx(best[1], rel=1e-4)
+
+
+def test_solvers_by_object_and_several_spellings() -> None:
+    """Names, solvers, settings and earlier results are candidates, in any iterable; each runs once."""
+    first = sg.pilot(SCORE, VP, (8, 2), nfe=8, candidates=["ddim", sg.DDIM(), sg.Setting("ddim")], **QUICK)
+    assert len(first.errors) == 1
+    found = sg.pilot(SCORE, VP, (8, 2), nfe=8, candidates=(c for c in [first, "dpm++2m", sg.DPMSolver(2)]), **QUICK)
+    assert len(found.errors) == 3
+    assert found.nfe == 8
+
+
+def test_budgets_are_given_once_or_in_any_sequence() -> None:
+    """One number gives a result, a sequence a dictionary, each budget once."""
+    options = {"candidates": ["ipndm3", "dpm++2m"], **QUICK}
+    one = sg.pilot(SCORE, VP, (8, 2), nfe=np.int64(5), **options)
+    assert one.nfe == 5
+    for nfe in ([5, 5], (5,), range(5, 6)):
+        found = sg.pilot(SCORE, VP, (8, 2), nfe=nfe, **options)
+        assert list(found) == [5]
+        assert found[5].errors == one.errors
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 3])
+def test_smallest_budgets(nfe: int) -> None:
+    """There are candidates for one call, and each of them runs once."""
+    with pytest.warns(sg.trials.PilotWarning, match="even the best") if nfe == 1 else _silent():
+        found = sg.pilot(SCORE, VP, (8, 2), nfe=nfe, **QUICK)
+    assert found.nfe == nfe
+    assert sg.sample(SCORE, VP, (3, 2), solver=found, nfe=nfe, seed=1).nfe <= nfe
+    assert str(found).startswith("at 1 call," if nfe == 1 else f"at {nfe} calls,")
+    programs = [sg.sampling.plan(VP, setting, nfe=nfe, final="denoise")[2] for setting, _ in found.errors]
+    assert len(set(programs)) == len(programs)
+
+
+def _silent() -> contextlib.nullcontext[None]:
+    return contextlib.nullcontext()
+
+
+def test_one_noise_is_no_trial() -> None:
+    """Of one noise it warns, of a few it remarks; no error is undefined."""
+    with pytest.warns(sg.trials.PilotWarning, match="one noise does not tell which setting is good on others"):
+        one = sg.pilot(SCORE, VP, (1, 2), nfe=8, **QUICK)
+    assert all(math.isfinite(error) for _, error in one.errors)
+    assert not any(remark.startswith("cannot tell") for remark in one.remarks)
+
+    number = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(VP)
+    with pytest.warns(sg.trials.PilotWarning, match="one noise"):  # a single number, which has no spread
+        alone = sg.pilot(number, VP, (1, 1), nfe=8, candidates=["ddim", "heun"], **QUICK)
+    assert all(math.isfinite(error) for _, error in alone.errors)
+
+    few = sg.pilot(SCORE, VP, (3, 2), nfe=8, **QUICK)
+    assert "cannot tell much about other noises from 3: give a shape of 32 samples" in few.remarks
+    assert not any("much" in remark for remark in sg.pilot(SCORE, VP, (8, 2), nfe=8, **QUICK).remarks)
+
+
+def test_what_is_exact_is_known_exactly() -> None:
+    """Where all candidates and both references agree to the bit, the reference is not called unknown."""
+    origin = sg.from_denoiser(lambda x, t: torch.zeros_like(x), VP)
+    found = sg.pilot(origin, VP, (8, 2), nfe=8, candidates=["ddim", "dpm++2m"], **QUICK)
+    assert [error for _, error in found.errors] == [0.0, 0.0]
+    assert found.reference_error == 0
+    assert len(found.remarks) == 1
+    assert found.remarks[0].startswith("cannot tell ddim")
+
+
+def test_a_reference_that_is_not_known_is_said() -> None:
+    """A network that looks its time up jumps from one entry to the next, and a solution of few calls skips most."""
+    generator = torch.Generator().manual_seed(0)
+    table = 0.3 * torch.randn(1000, 1, 2, generator=generator)
+
+    def looked_up(x: Tensor, t: Tensor) -> Tensor:
+        return SCORE(x, t) + table[(1000 * t - 1).round().long().clamp(0, 999), 0] / VP.sigma(t)[:, None]
+
+    with pytest.warns(sg.trials.PilotWarning, match=r"reference is known to .* give a larger reference_nfe="):
+        rough = sg.pilot(looked_up, VP, (16, 2), nfe=20, **QUICK)
+    smooth = sg.pilot(SCORE, VP, (16, 2), nfe=8, **QUICK)
+    assert rough.reference_error > 10 * smooth.reference_error
+    assert not any("reference" in remark for remark in smooth.remarks)
+
+
+def test_the_error_is_what_the_poor_best_has() -> None:
+    """It is said to be off by more than half a standard deviation if and only if it is."""
+    for nfe, poor in ((2, True), (12, False)):
+        with pytest.warns(sg.trials.PilotWarning) if poor else _silent():
+            found = sg.pilot(SCORE, VP, (16, 2), nfe=nfe, candidates=["ddim", "euler"], **QUICK)
+        error = found.errors[0][1]
+        said = [remark for remark in found.remarks if remark.startswith("even the best")]
+        assert (error >= 0.5) == bool(said) == poor
+        assert all(f"is off by {error:.2g} standard deviations" in remark for remark in said)
+
+
+def test_candidates_that_do_not_stay_finite_lose() -> None:
+    """Where a network returns NaN at times that the reference does not meet, the others are ranked, and it is said."""
+    times = Counted()
+    met: set[float] = set()
+
+    def recorded(x: Tensor, t: Tensor) -> Tensor:
+        met.add(float(t[0]))
+        return times(x, t)
+
+    sg.pilot(recorded, VP, (8, 2), nfe=8, candidates=["dpm++2m"], **QUICK)
+
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        known = t.double()[:, None].sub(torch.tensor(sorted(met), dtype=F64)).abs().amin(1) < 1e-7
+        return torch.where(known[:, None], SCORE(x, t), math.nan)
+
+    candidates = ["dpm++2m", sg.Setting("ddim", "log-snr"), sg.Setting("ddim", "uniform")]
+    found = sg.pilot(broken, VP, (8, 2), nfe=8, candidates=candidates, **QUICK)
+    assert found.remarks[-1] == "cannot use 1 of 3 candidates, which did not stay finite"
+    assert found.errors[-1][1] == math.inf
+    with pytest.warns(sg.trials.PilotWarning, match=r"even the best, ddim on .* does not stay finite"):
+        none = sg.pilot(broken, VP, (8, 2), nfe=8, candidates=[sg.Setting("ddim", "uniform")], **QUICK)
+    assert not any("standard deviations" in remark for remark in none.remarks)
+
+
+def test_a_network_that_is_not_what_it_was_taken_for() -> None:
+    """The error names what to look at; the warnings of the reference's run do not come on top."""
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        return -SCORE(x, t) * VP.sigma(t)[:, None]
+
+    with pytest.raises(ValueError, match=r"no reference to compare with: 8 of 8 .* from_noise"):
+        sg.pilot(noise, VP, (8, 2), nfe=8, **QUICK)
+
+
+def test_ranks_are_of_two_errors() -> None:
+    """One sample that changes sides does not decide alone, a setting whose samples often do loses all the same."""
+    quiet, loud = torch.full((32,), 1e-4), torch.full((32,), 4e-4)
+    once, often = quiet.clone(), quiet.clone()
+    once[0] = 1e-2
+    often[:3] = 4.0
+    rank = sg.trials.Race.rank
+    assert rank(quiet) == pytest.approx(1e-2)
+    assert rank(quiet) < rank(once) < rank(loud) < rank(often)
+    assert rank(often) == pytest.approx(math.sqrt(math.sqrt((3 * 4.0 + 29e-4) / 32) * 1e-2))
+    broken = quiet.clone()
+    broken[5] = math.inf
+    assert rank(broken) == math.inf
+
+
+def test_what_a_pilot_prints() -> None:
+    """Both errors of each setting, the best first, then what it could not find out."""
+    found = sg.pilot(SCORE, VP, (16, 2), nfe=8, **QUICK)
+    title, *rows = str(found).split("\n")
+    assert title.startswith("at 8 calls, reference known to ")
+    for row, (setting, error), typical in zip(rows, found.errors, found.typical, strict=False):
+        assert row == f"{error:.3e}  {typical:.3e}  {setting}"
+        assert typical <= error
+    ranks = [error * typical for (_, error), typical in zip(found.errors, found.typical, strict=True)]
+    assert ranks == sorted(ranks)
+    assert rows[len(found.errors) :] == list(found.remarks)
+
+
+def test_an_interrupted_pilot_leaves_nothing_behind() -> None:
+    """After an interruption the same call gives what it would have given, the global random state untouched."""
+    options = {"candidates": ["ipndm3", "dpm++2m"], **QUICK}
+    expected = sg.pilot(SCORE, VP, (8, 2), nfe=8, **options)
+    state = torch.get_rng_state()
+
+    def interrupted(x: Tensor, t: Tensor) -> Tensor:
+        if counted.calls == 140:
+            raise KeyboardInterrupt
+        return counted(x, t)
+
+    counted = Counted()
+    with pytest.raises(KeyboardInterrupt):
+        sg.pilot(interrupted, VP, (8, 2), nfe=8, **options)
+    again = sg.pilot(SCORE, VP, (8, 2), nfe=8, **options)
+    assert again.errors == expected.errors
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_dtypes(dtype: torch.dtype) -> None:
+    """The network sees states of the dtype asked for, or of single precision at least."""
+    seen = set()
+
+    def typed(x: Tensor, t: Tensor) -> Tensor:
+        seen.add(x.dtype)
+        return SCORE(x, t)
+
+    found = sg.pilot(typed, VP, (8, 2), nfe=8, candidates=["ddim", "dpm++2m"], dtype=dtype, **QUICK)
+    assert len(seen) == 1
+    assert found.errors[0][0].solver.name == "dpm++2m"
+
+
+def test_guided_and_latent_scores() -> None:
+    """A guided score goes with its conditions, marked or not; a prior of latents is a score like another."""
+
+    def noise(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        assert len(y) == len(x)
+        return -SCORE(x, t) * VP.sigma(t)[:, None] + 0.1 * (y >= 0)[:, None]
+
+    guided = sg.guidance.ClassifierFree(sg.from_noise(noise, VP), 3.0, null={"y": -1})
+    labels = torch.arange(16)
+    plain, marked = (
+        sg.pilot(guided, VP, (16, 2), nfe=8, model_kwargs={"y": y}, **QUICK) for y in (labels, sg.PerSample(labels))
+    )
+    assert plain.errors == marked.errors
+
+    mixed = sg.latent.MixedNoise(lambda x, t: VP.sigma(t)[:, None] * x, VP, (2,), initial=0.1)
+    prior = sg.from_noise(mixed, VP)
+    found = sg.pilot(prior, VP, (8, 2), nfe=5, candidates=["ddim", "dpm++2m"], **QUICK)
+    assert math.isfinite(found.errors[0][1])
+
+
+def test_a_process_of_a_table() -> None:
+    """Candidates run on the times of a discrete process, whose table the reference passes over."""
+    sde = sg.presets.ddpm()
+    found = sg.pilot(ORACLE.score(sde), sde, (8, 2), nfe=[5, 10], **QUICK)
+    assert found[10].errors[0][1] < found[5].errors[0][1] < 0.2
