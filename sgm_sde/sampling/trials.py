@@ -108,6 +108,27 @@ class PilotResult(Setting):
     __repr__ = __str__
 
 
+class PilotResults(dict[int, PilotResult]):
+    """The best settings of a trial by their budget of network calls, which prints as they do one by one.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> sde = sg.VPSDE()
+        >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.2).score(sde)
+        >>> found = sg.pilot(score, sde, (16, 1), nfe=[4, 6], candidates=["dpm++2m", "ddim"], seed=0)
+        >>> {nfe: best.solver.name for nfe, best in found.items()}
+        {4: 'dpm++2m', 6: 'dpm++2m'}
+    """
+
+    def __missing__(self, nfe: int) -> PilotResult:
+        raise KeyError(f"no trial at {nfe!r} network calls; there are trials at {', '.join(map(str, self))}")
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.values()))
+
+    __repr__ = __str__
+
+
 def _calls(nfe: int) -> str:
     """A number of network calls in words."""
     return "1 call" if nfe == 1 else f"{nfe} calls"
@@ -273,7 +294,7 @@ def pilot(
     model_kwargs: Conditions | None = ...,
     dtype: torch.dtype | None = ...,
     device: torch.device | str | None = ...,
-) -> dict[int, PilotResult]: ...
+) -> PilotResults: ...
 
 
 def pilot(
@@ -291,7 +312,7 @@ def pilot(
     model_kwargs: Conditions | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
-) -> PilotResult | dict[int, PilotResult]:
+) -> PilotResult | PilotResults:
     """Trial of solvers and grids on a small batch, against a tight solution of the flow from the same noises.
 
     No single method is best everywhere: the order of the candidates differs between networks, tenfold at times. All
@@ -317,7 +338,8 @@ def pilot(
         device: of the samples; the network's if it has parameters.
 
     Returns:
-        the best setting, with the errors of those tried on all noises; for several budgets a dictionary of them.
+        the best setting, with the errors of those tried on all noises; for several budgets `PilotResults`, a dictionary
+        of them.
 
     Raises:
         ValueError: for an empty list, a budget that a given candidate cannot keep, random candidates, too few calls of
@@ -352,7 +374,7 @@ def pilot(
 
     # As many runs of a sample for each budget as cost what the references do.
     runs = 2 * reference_nfe * trial.batch // sum(budgets)
-    found = {}
+    found = PilotResults()
     for budget in budgets:
         able = trial.possible(default_candidates(budget), budget) if given is None else given
         found[budget] = trial.race(able, budget, runs)
@@ -636,7 +658,7 @@ class Race:
             remarks.append(f"cannot tell much about other noises from {self.batch}: give a shape of 32 samples")
         if len(ranked) > 1 and self._alike(best, ranked[1][1]):
             one, other = _names([setting, ranked[1][0]])
-            remarks.append(f"cannot tell {one} and {other} apart on {len(best)} noises")
+            remarks.append(f"cannot tell {one} and {other} apart on {len(best)} noises: either will do")
         return remarks
 
     def _alike(self, best: Tensor, second: Tensor) -> bool:

@@ -118,6 +118,9 @@ def test_budgets_are_given_once_or_in_any_sequence() -> None:
         found = sg.pilot(SCORE, VP, (8, 2), nfe=nfe, **options)
         assert list(found) == [5]
         assert found[5].errors == one.errors
+    with pytest.raises(KeyError, match="no trial at 8 network calls; there are trials at 5"):
+        found[8]
+    assert str(found) == repr(found) == str(one)
 
 
 @pytest.mark.parametrize("nfe", [1, 2, 3])
