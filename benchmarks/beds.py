@@ -680,10 +680,16 @@ def errors_of(bed: Bed, programs: Sequence[Program], rows: int = 1024) -> list[E
     return [e for e in found if e is not None]
 
 
+def by_sample(bed: Bed, x: Tensor) -> Tensor:
+    """The errors (B,) of the samples of an end state."""
+    off = (x.to(F64) - bed.reference.x).flatten(1)
+    return off.square().mean(1).sqrt() / bed.data_std
+
+
 def compare(bed: Bed, x: Tensor) -> Error:
     """The error of an end state."""
-    each = (x.to(F64) - bed.reference.x).flatten(1).square().mean(1) / bed.data_std**2
-    values = (float(each.mean().sqrt()), float(each.sqrt().median()))
+    each = by_sample(bed, x)
+    values = (float(each.square().mean().sqrt()), float(each.median()))
     return Error(*(value if math.isfinite(value) else math.inf for value in values))
 
 
