@@ -466,7 +466,7 @@ SAMPLERS: tuple[PeerSampler, ...] = (
     _hf("DPMSolverMultistep sde++2", "sde-dpm++2m", _dpm(**SDE), **NOISY),
     _hf("DPMSolverMultistep sde++2 heun", "sde-dpm++2m", _dpm(solver_type="heun", **SDE), variant="exact", **NOISY),
     _hf("DPMSolverMultistep sde++3", "sde-dpm++3m", _dpm(solver_order=3, **SDE), **NOISY, **WORSE),
-    _hf("DPMSolverMultistep sde 2", "sde-dpm2m", _dpm(algorithm_type="sde-dpmsolver"), **NOISY),
+    _hf("DPMSolverMultistep sde 2", "sde-dpm2m-published", _dpm(algorithm_type="sde-dpmsolver"), **NOISY),
     _hf("EDMDPMSolverMultistep ++2", "dpm++2m", _edm()),
     _hf("EDMDPMSolverMultistep sde++2", "sde-dpm++2m", _edm(**SDE), **NOISY),
     _hf("DPMSolverSinglestep ++2", "dpm++2s", _single(2), nfe_per_step=2),

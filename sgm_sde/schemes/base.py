@@ -385,6 +385,9 @@ ALIASES = {
     "ipndm-v": "ipndm-v4",
     "lms": "lms4",
     "deis": "deis3",
+    "sde-dpm1": "sde-dpm++1m",  # the form that does not diverge in few steps
+    "sde-dpm2m": "sde-dpm++2m",
+    "sde-dpm3m": "sde-dpm++3m",
     "uni-pc": "unipc3",
     "unipc": "unipc3",
 }

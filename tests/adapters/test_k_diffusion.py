@@ -34,7 +34,7 @@ def model(x: Tensor, sigma: Tensor) -> Tensor:
 SDE = sg.EDMSDE(0.05, 1.5 * 14.6)
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # sde-dpm2m and sde-dpm3m diverge
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # sde-dpm2m-published diverges
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_every_solver_has_the_form(name: str) -> None:
     """What the function returns is what `sample` returns on the same grid, and the callback sees every level."""
@@ -65,6 +65,7 @@ def test_adaptive_solvers_are_refused(name: str) -> None:
         ("dpmpp_sde", "sde-dpm++2s"), ("dpmpp_sde_gpu", "sde-dpm++2s"), ("dpmpp_2m_sde", "sde-dpm++2m"),
         ("dpmpp_3m_sde_gpu", "sde-dpm++3m"), ("uni_pc", "unipc3"), ("deis", "deis3"), ("ipndm_v", "ipndm-v4"),
         ("er_sde", "er-sde3"), ("seeds_2", "seeds2"), ("sa_solver", "sa-solver"), ("HEUN", "heun"),
+        ("sde_dpm2m", "sde-dpm++2m"), ("sde-dpm3m", "sde-dpm++3m"),
     ],
 )  # fmt: skip
 def test_names_as_others_spell_them(spelled: str, name: str) -> None:

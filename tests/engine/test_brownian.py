@@ -230,7 +230,7 @@ def test_all_mass_at_one_point_is_exact() -> None:
     torch.testing.assert_close(at([1.0, 0.1]), at([*halves, 0.1]), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["euler-maruyama", "sde-dpm++2m", "sde-dpm2m", "dpm2-ancestral"])
+@pytest.mark.parametrize("name", ["euler-maruyama", "sde-dpm++2m", "sde-dpm2m-published", "dpm2-ancestral"])
 def test_noises_have_the_right_law(name: str) -> None:
     """Whatever the solver's Brownian time, the noises of a program are standard normal and independent."""
     sde, n = sg.VPSDE(), 60

@@ -584,7 +584,7 @@ def test_the_default_is_a_budget_of_fifty() -> None:
     assert sg.sample(SCORE, VP, (1, 2), seed=0).nfe == 50
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # sde-dpm2m and sde-dpm3m diverge
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # sde-dpm2m-published diverges
 def test_the_registry_tells_what_a_step_costs() -> None:
     """The table's network calls per step are those that a run makes."""
     for name, solver in sg.solvers().fixed.items():

@@ -75,7 +75,7 @@ SAME = {
         sg.schemes.SEEDS(2),
         sg.DPMSolverPP(2, eta=1.0, singlestep=True, variant="exact"),
     ),
-    "published seeds1 = sde-dpm1": (sg.schemes.SEEDS(1, prediction="noise"), sg.DPMSolver(1, eta=1.0)),
+    "published seeds1 = sde-dpm1-published": (sg.schemes.SEEDS(1, prediction="noise"), sg.DPMSolver(1, eta=1.0)),
     "published seeds2 = sde-dpm-solver 2s": (sg.schemes.SEEDS(2, prediction="noise"), sg.DPMSolver(2, eta=1.0)),
     "er-sde1 in log-snr": (sg.schemes.ERSDE(1), sg.schemes.ExponentialAdams(nodes=1, noise_scale="er")),
     "a constant eta(t)": (sg.DPMSolverPP(2, eta=0.7), sg.DPMSolverPP(2, eta=lambda t: 0.7)),
@@ -575,7 +575,7 @@ def test_the_default_keeps_every_budget(process: str, budget: int) -> None:
 
 # --- compositions ----------------------------------------------------------------------------------------------------
 
-DIVERGING = ("sde-dpm2m", "sde-dpm3m")  # in few steps
+DIVERGING = ("sde-dpm2m-published", "sde-dpm3m-published")  # in few steps
 PREDICTORS = [name for name in SOLVERS if name not in ("pc", "annealed-langevin")]
 
 

@@ -39,7 +39,7 @@ TABLES: dict[str, tuple[sg.Solver, list[dict[str, float]]]] = {
         sg.DPMSolver(2, singlestep=False),
         [{"x0": 1, "e0": -2}, {"x1": 1, "e0": 1 / 2, "e1": -3 / 2}],
     ),
-    "sde-dpm2m": (
+    "sde-dpm2m-published": (
         sg.DPMSolver(2, singlestep=False, eta=1.0),
         [{"x0": 1, "e0": -4, "z0": 2 * R3}, {"x1": 1, "e0": 1, "e1": -3, "z1": R3}],
     ),
@@ -585,7 +585,7 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
     (sg.DPMSolverPP(2, singlestep=True), "dpm++2s", single(variant="midpoint")),
     (sg.DPMSolver(), "dpm2", single(**NOISE, variant="midpoint")),
     (sg.DPMSolver(3), "dpm3", single(**NOISE, stages=3)),
-    (sg.DPMSolver(1, eta=1.0), "sde-dpm1", single(**NOISE, stages=1, eta=1.0)),
+    (sg.DPMSolver(1, eta=1.0), "sde-dpm1-published", single(**NOISE, stages=1, eta=1.0)),
     (sg.DPMSolver(2, singlestep=False), "dpm2m", lowering(**NOISE, variant="midpoint")),
     (sg.DPMSolver(3, singlestep=False), "dpm3m", lowering(**NOISE, nodes=3, start="warm")),
     (sg.DEIS(), "deis3", lowering(**NOISE, variable="time", nodes=3, start="warm")),
