@@ -17,11 +17,12 @@ on a core that does nothing else. Beds that `pilots.json` in the folder has alre
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,32 +140,39 @@ def _run_of(bed: Bed, nfe: int) -> tuple[Any, int, Any]:
 
 
 def table(rows: dict[str, dict[int, Cell]]) -> str:
-    """Ratios by budget: geometric mean, shares within 1.1 and 1.3, the worst; medians over noises; further noises."""
-    three = ["geometric mean", "at most 1.1", "worst"]
-    head = ["NFE", *three[:2], "at most 1.3", "worst", "at", *[f"medians: {name}" for name in three]]
-    head += [f"further noises: {name}" for name in (*three[:2], "at most 1.3", "worst", "at")]
-    lines = [f"| {' | '.join(head)} |", "|--:|" + "--:|" * (len(head) - 1)]
+    """Ratios by budget, as docs/choosing.md has them: of errors, of medians over noises, on further noises."""
+    columns = ["geometric mean", "at most 1.1", "at most 1.3", "worst"]
+    titles = [*columns, *[f"{of}: {name}" for of in ("medians", "further noises") for name in columns]]
+    lines = [f"| network calls | {' | '.join(titles)} |", "|--:|" + "--:|" * len(titles)]
     for nfe in BUDGETS:
-        ratios = {name: row[nfe].ratio for name, row in rows.items()}
-        medians = [row[nfe].median for row in rows.values()]
-        wide = {name: found for name, row in rows.items() if (found := row[nfe].further) is not None}
-        middle = [f"{geometric(medians):.2f}", f"{share(medians, 1.1):.0%}", f"{max(medians):.2f}"]
-        lines.append(f"| {' | '.join([str(nfe), *_summary(ratios), *middle, *_summary(wide)])} |")
-    costs = [row[nfe].cost for row in rows.values() for nfe in BUDGETS[:1]]
-    cost = f"Cost over the two references: {sum(costs) / len(costs):.2f} in the mean, {max(costs):.2f} at most."
-    return "\n".join([*lines, "", cost])
+        cells = [row[nfe] for row in rows.values()]
+        wide = [cell.further for cell in cells if cell.further is not None]
+        summaries = [summary([cell.ratio for cell in cells]), summary([cell.median for cell in cells]), summary(wide)]
+        lines.append(f"| {nfe} | {' | '.join(itertools.chain(*summaries))} |")
+
+    wider = sum(row[BUDGETS[0]].further is not None for row in rows.values())
+    costs = [row[BUDGETS[0]].cost for row in rows.values()]
+    notes = [
+        f"{len(rows)} beds, {wider} of them with further noises. Cost over that of the two references: "
+        f"{sum(costs) / len(costs):.2f} in the mean, {max(costs):.2f} at most."
+    ]
+    return "\n".join([*lines, "", *notes])
 
 
-def _summary(ratios: dict[str, float]) -> list[str]:
-    """Geometric mean, shares within 1.1 and 1.3, the worst and where; none of an empty one."""
+def summary(ratios: Sequence[float]) -> list[str]:
+    """Geometric mean, shares within 1.1 and 1.3, the worst."""
     if not ratios:
-        return ["", "", "", "", ""]
-    worst = max(ratios, key=lambda name: ratios[name])
-    shares = [f"{share(ratios.values(), bound):.0%}" for bound in (1.1, 1.3)]
-    return [f"{geometric(list(ratios.values())):.2f}", *shares, f"{ratios[worst]:.2f}", worst]
+        return [""] * 4
+    shares = [f"{100 * share(ratios, bound):.0f} %" for bound in (1.1, 1.3)]
+    return [short(geometric(ratios)), *shares, short(max(ratios))]
 
 
-def share(ratios: Iterable[float], bound: float) -> float:
+def short(ratio: float) -> str:
+    """Two digits of a ratio."""
+    return f"{ratio:.2g}" if ratio >= 1 else f"{ratio:.2f}".removeprefix("0")
+
+
+def share(ratios: Sequence[float], bound: float) -> float:
     """The share of ratios that are at most a bound."""
     held = [ratio <= bound for ratio in ratios]
     return sum(held) / len(held)
@@ -212,7 +220,9 @@ def main(argv: list[str] | None = None) -> int:
             path.write_text(json.dumps(written, indent=1) + "\n")
 
     rows = {bed.name: known[bed.name] for bed in chosen}
-    print(f"{len(rows)} beds: {', '.join(rows)}\n\n{table(rows)}\n\nAbove 1.1:\n{missed(rows)}")
+    text = f"{table(rows)}\n\nAbove 1.1:\n{missed(rows)}\n"
+    (args.out / f"pilots-{args.half}.md").write_text(text)
+    sys.stdout.write(text)
     return 0
 
 
