@@ -40,6 +40,7 @@ docs: $(STAMP)
 
 # What is written down of the solvers and the public names, after adding one: orders measured, reference, registry.
 tables: $(STAMP)
+	$(VENV)/bin/ruff check --quiet --fix sgm_sde/schemes/__init__.py
 	$(PY) benchmarks/orders.py --missing --check
 	$(PY) tools/api_pages.py
 	$(PY) -m tests.golden
