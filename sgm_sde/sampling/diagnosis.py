@@ -26,7 +26,9 @@ Of $\kappa$, 2 is for the noise and the error of a solver, 6 standard deviations
 node before, since errors may be as large as the step, and the half is for errors in proportion to the state, as of a
 drift. What is larger has come out of the solver, or of a network that predicts something else, and not out of the data,
 whatever their scale. And where the noise estimated at the start points against the state, which is noise itself, the
-network's output is the noise, taken for the score, which has the other sign.
+network's output is the noise, taken for the score, which has the other sign. A flow $\epsilon - D$ that runs against
+the noise there is one of data of the scale s, $D = \tfrac{\alpha s^2}{\sigma^2} x$ up to their mean; where samples are
+8 times smaller than this s, it is a flow in the wrong direction.
 
 What cannot be told, whatever looks at one sample: a run as a whole at another scale, as data of that scale would give
 it. In one and two dimensions a noise of unit size, taken for the score, ends there: it is the score of a density of
@@ -55,7 +57,8 @@ CHANCE = 6.0
 APART = 2.0
 UNSEEN = 48.0  # kappa where nothing of the run but its ends is known
 DIRECTION = 16  # dimensions from which on a direction is more than chance
-AGAINST = -0.9  # cosine of the noise estimated at the start with the state
+AGAINST = -0.9  # cosine of the noise estimated at the start with the state, or of the flow with it
+SPARSE = 8.0  # how much smaller than the scale of all data a sample may be
 
 ADVICE = (
     "try what `pilot` finds, more calls, or, if the network does not predict what it was taken for, `from_noise`, "
@@ -169,6 +172,7 @@ class Watch:
         self.guided = guided
         self.lags = lags
         self.estimates_noise = prediction != "data" and density  # also in part, as v does
+        self.flow = prediction == "flow"
         self._size = root_mean_square(x) if self.looks else None  # of the start, until a look has told more
         self._limit: Tensor | None = None  # of a sample's size, the least of those known so far
         self._least: Tensor | None = None  # the size of a sample that accounts for the states, the most so far
@@ -187,7 +191,10 @@ class Watch:
         size = root_mean_square(x)
         of_output = root_mean_square(output)
         if t == self.start and d >= DIRECTION and math.isfinite(look.noise[0]):
-            self._against = self._points_against(x.detach(), output.detach().to(x.dtype), look, size, of_output)
+            across = dot(x.detach(), output.detach().to(x.dtype)) / d
+            self._against = self._points_against(across, look, size, of_output)
+            if self.flow:
+                self._least = self._of_reversed_flow(across, look, size, of_output)
 
         expected = KAPPA + CHANCE / math.sqrt(d)
         if self.estimates_noise and math.isfinite(look.noise[0]) and not self.lags:
@@ -219,12 +226,25 @@ class Watch:
         self._limit = limit if self._limit is None else torch.minimum(self._limit, limit, out=limit)
         self._least = least if self._least is None else torch.maximum(self._least, least, out=least)
 
-    def _points_against(self, x: Tensor, output: Tensor, look: Look, size: Tensor, of_output: Tensor) -> Tensor:
-        d, (c_x, c_r) = dimension(x), look.noise
-        across = dot(x, output) / d
+    @staticmethod
+    def _points_against(across: Tensor, look: Look, size: Tensor, of_output: Tensor) -> Tensor:
+        """Mask (B,) of states that the noise estimated there points against; `across` is <x, output> / d."""
+        c_x, c_r = look.noise
         noise = (c_x**2 * size**2 + 2 * c_x * c_r * across + c_r**2 * of_output**2).clamp(min=0).sqrt()
         along = c_x * size**2 + c_r * across
         return (along < AGAINST * noise * size) & (noise * look.reach * look.alpha > 0.3 * size)
+
+    @staticmethod
+    def _of_reversed_flow(across: Tensor, look: Look, size: Tensor, of_output: Tensor) -> Tensor:
+        """The least size (B,) of samples where the flow runs against the noise at the start, -inf elsewhere."""
+        against = across < AGAINST * size * of_output
+        if not look.alpha:
+            return torch.where(against, math.inf, -math.inf)
+
+        c_x, c_r = look.data
+        data_per_state = c_x + c_r * across / size**2  # s^2 alpha / sigma^2 of data of the scale s
+        scale = data_per_state.clamp(min=0).mul_(look.alpha).sqrt_().mul_(look.level)
+        return scale.div_(SPARSE).masked_fill_(~against, -math.inf)
 
     def implausible(self, sample: Tensor, *, denoised: bool) -> Tensor:
         """Mask (B,) of final states x (B, *), denoised or not, that the run cannot account for."""
