@@ -6,7 +6,7 @@ import math
 import secrets
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Real
 from typing import TypedDict, overload
 
@@ -135,12 +135,29 @@ def _calls(nfe: int) -> str:
 
 
 def _names(settings: Sequence[Setting]) -> list[str]:
-    """Texts of settings, with all options of the solver where two would be alike."""
+    """Texts of settings, with the options in which solvers differ where two would be alike."""
     short = [str(Setting(setting.solver, setting.grid)) for setting in settings]
-    return [
-        f"{setting.solver!r} on {setting.grid!r}" if short.count(name) > 1 else name
-        for setting, name in zip(settings, short, strict=True)
+    alike: dict[str, list[Solver]] = {}
+    for name, setting in zip(short, settings, strict=True):
+        alike.setdefault(name, []).append(setting.solver)
+    return [_named(setting, alike[name]) for name, setting in zip(short, settings, strict=True)]
+
+
+def _named(setting: Setting, solvers: Sequence[Solver]) -> str:
+    """The text of a setting, with the options in which its solver differs from others of its name."""
+    solver = setting.solver
+    plain = str(Setting(solver, setting.grid))
+    if len(set(solvers)) < 2:
+        return plain
+    if not is_dataclass(solver):
+        return plain.replace(solver.name, repr(solver), 1)
+
+    options = [
+        f"{option.name}={getattr(solver, option.name)!r}"
+        for option in fields(solver)
+        if len({repr(getattr(other, option.name, None)) for other in solvers}) > 1
     ]
+    return plain.replace(solver.name, f"{solver.name}({', '.join(options)})", 1)
 
 
 def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:

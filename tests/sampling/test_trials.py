@@ -254,6 +254,20 @@ def test_what_a_pilot_prints() -> None:
     assert rows[len(found.errors) :] == list(found.remarks)
 
 
+def test_settings_of_one_name_are_told_apart() -> None:
+    """By the options in which they differ, and no others."""
+    strict, lowered = sg.UniPC(2, lower_final=False), sg.UniPC(2, lower_final=True)
+    assert strict.name == lowered.name
+    candidates = [sg.Setting(strict, "log-snr"), sg.Setting(lowered, "log-snr"), "ddim"]
+    found = sg.pilot(SCORE, VP, (8, 2), nfe=8, candidates=candidates, **QUICK)
+    names = {row.split("  ")[-1] for row in str(found).split("\n")[1:4]}
+    assert names == {
+        "unipc2(lower_final=False) on LogSNR()",
+        "unipc2(lower_final=True) on LogSNR()",
+        "ddim on its default grid",
+    }
+
+
 def test_an_interrupted_pilot_leaves_nothing_behind() -> None:
     """After an interruption the same call gives what it would have given, the global random state untouched."""
     options = {"candidates": ["ipndm3", "dpm++2m"], **QUICK}
