@@ -57,10 +57,11 @@ CHOSEN_ON = (
     "condition-1e6",
     "wave-0.003-3",
     "wave-0.03-8",
+    "bias-2-*",
     "moons-*-0",
 )
 WAVES = ((0.003, 3), (0.01, 3), (0.003, 8), (0.03, 8))  # size, and waves a unit of log-SNR
-BIASES = (0.005, 0.02, 0.05)  # size of a wave in x alone
+BIASES = ((2, 0.005), (2, 0.02), (2, 0.05), (4, 0.03))  # dimensions of a mixture, and size of a wave in x alone
 ALONG = {"dpm++3m": (8, 12, 24, 48), "heun": (16, 24, 48), "ddim": (8, 12, 24, 48)}  # solvers, and their network calls
 SAMPLES = 64
 
@@ -145,13 +146,13 @@ def beds(n: int) -> Iterator[Bed]:
                 return oracle.log_prob(z, sde, sde.T)
 
             yield Bed(f"{name}/{process}", "smooth", sde, oracle.score(sde), x, exactly, prior)
-    modes = known["mixture-2"][0]
-    assert isinstance(modes, sg.oracles.GaussianMixture)
-    rough: dict[str, tuple[float, float | None]] = {f"wave-{size}-{k}": (size, k) for size, k in WAVES}
-    rough |= {f"bias-{size}": (size, None) for size in BIASES}
-    for name, (size, frequency) in rough.items():
+    rough: dict[str, tuple[int, float, float | None]] = {f"wave-{size}-{k}": (2, size, k) for size, k in WAVES}
+    rough |= {f"bias-{d}-{size}": (d, size, None) for d, size in BIASES}
+    for name, (d, size, frequency) in rough.items():
         for process in ("vp", "edm", "flow"):
             sde = PROCESSES[process]()
+            modes = known[f"mixture-{d}"][0]
+            assert isinstance(modes, sg.oracles.GaussianMixture)
             x = modes.sample(n, sde, sde.likelihood_eps, seed=0, dtype=F64)
             yield Bed(f"{name}/{process}", "rough", sde, wave(modes, sde, size, frequency), x, None, None)
     for name in NETWORKS:
@@ -193,7 +194,7 @@ def along() -> Iterator[dict[str, Any]]:
     """Rows of the error that `sample(log_prob=True)` states: by score, process, solver and network calls."""
     modes = oracles()["mixture-2"][0]
     assert isinstance(modes, sg.oracles.GaussianMixture)
-    for name, size in {"exact": 0.0, **{f"bias-{size}": size for size in BIASES}}.items():
+    for name, size in {"exact": 0.0, **{f"bias-{size}": size for d, size in BIASES if d == 2}}.items():
         for process in ("vp", "ve", "edm", "flow"):
             sde = PROCESSES[process]()
             score = wave(modes, sde, size, None)

@@ -113,15 +113,16 @@ def draw_with_log_prob(
     exact_or_probes = resolve_trace(None if isinstance(trace, bool) else trace, x_T)
     estimate = exact_or_probes.estimate(x_T, seeds, True)
     model = TraceScore(score, sde, (times[-1], times[0]), model_kwargs, len(x_T))
-    problem = Problem(model, x_T, times[-1], estimate, to_noise=False)
+
+    # Where a rule begins below T, states there are the prior's in the scale of the linear part of the flow.
+    one = torch.ones(1, dtype=torch.float64)
+    scale = float(sde.prior_transform(one, times[0])) / sde.prior_std
+    problem = Problem(model, x_T, times[-1], estimate, to_noise=False, prior_std=scale * sde.prior_std)
     integrals = _Along(problem, _nodes(sde, times))
     x = execute(program, x_T, integrals, NoNoise(), grad=torch.is_grad_enabled()).x
     integrals.evaluate(x, model.times([times[-1]], x)[0])
     found = integrals.solution(x)
 
-    # Where a rule begins below T, states there are the prior's in the scale of the linear part of the flow.
-    one = torch.ones(1, dtype=torch.float64)
-    scale = float(sde.prior_transform(one, times[0])) / sde.prior_std
     at_T = sde.prior_log_prob(x_T / scale) - problem.d * math.log(scale)
     value = at_T - found.volume
     check_finite(value, "the log-likelihood")

@@ -134,7 +134,7 @@ def _with_density(
         raise ValueError(f"log_prob=True needs method=FixedGrid(...), got {method!r}")
     estimate = resolve_trace(trace, state).estimate(state, resolve_seeds(seed, None, len(z)), True)
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(z))
-    problem = Problem(model, state, eps, estimate, to_noise=False)
+    problem = Problem(model, state, eps, estimate, to_noise=False, prior_std=sde.prior_std)
     with torch.set_grad_enabled(grad):
         found, _ = on_grid(problem, method.n_steps, method.data_std)
         value = sde.prior_log_prob(state) - found.volume

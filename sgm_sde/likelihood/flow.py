@@ -177,7 +177,8 @@ class _Question:
         if self.decoder is not None:
             state, added = diffuse(model, GaussianDecoder(x), eps, NoiseStream(seeds, "dequantisation"))
 
-        problem = Problem(model, state, eps, estimate)
+        prior_std = sde.prior_std if self.prior is None else None
+        problem = Problem(model, state, eps, estimate, prior_std=prior_std)
         solution, how, unresolved = self.method.solve(problem)
         latent = solution.latent
         at_T = sde.prior_log_prob(latent) if self.prior is None else given_log_prob(self.prior, latent)

@@ -24,7 +24,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import OnOutput
 from sgm_sde.likelihood.errors import probe_error, quadrature_error
 from sgm_sde.likelihood.grid import Stretched
-from sgm_sde.likelihood.multistep import Quadrature, program, spread, tables
+from sgm_sde.likelihood.multistep import Quadrature, Weights, program, spread, tables
 from sgm_sde.likelihood.problem import FLAT, NoNoise, Problem, Solution
 from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.linear import LinearNode, LinearSDE
@@ -32,9 +32,8 @@ from sgm_sde.processes.predictions import convert
 
 DAMPED_BELOW = 0.2  # noise, as a fraction of the data
 SAFETY = 2.0  # of the estimated error of a grid
-WRONG_SCORE = 0.01  # share of the score that may be wrong besides what the Jacobian's asymmetry shows
-WRONG_BY_ASYMMETRY = 2.0  # share for each unit of asymmetry
-UNSURE_BY_ASYMMETRY = 2.0  # share of what is not trusted whose sign is not known either
+WRONG_SCORE = 2.0  # share of the score that may be wrong, for each unit of what is seen of that
+UNSEEN = 0.0025  # units where nothing is
 SKEW = 0.2  # asymmetry from which probes tell their noise by their spread alone
 COARSE = 0.7  # step of lambda beyond which the convergence over parts of the nodes is chance
 
@@ -75,6 +74,8 @@ class Nodes:
 
     Attributes:
         reach: for each interval the first and the last node of which something is needed to cross it.
+        first: for each node the first jump that it has a share of.
+        last: the last one.
         longest: step of lambda, among those within 1 of where the noise is a third of the data.
         coarse: whether it is so long that integrals over parts of the nodes do not tell how they converge.
     """
@@ -86,6 +87,9 @@ class Nodes:
         self.nodes = sde.nodes(times)
         self.spreads = [spread(node, s) for node in self.nodes]
         self.reach = [_reach(table, i) for i in range(len(times) - 1)]
+        around = [[i for row in rows for i, _ in row] for rows in zip(table.shares, table.coarse_shares, strict=True)]
+        self.first = [min(jumps) for jumps in around]
+        self.last = [max(jumps) for jumps in around]
         self.longest = longest_step(np.array([node.lam for node in self.nodes]), s)
         self.coarse = self.longest > COARSE
         self._rates: dict[str, list[Rates]] = {}
@@ -100,7 +104,7 @@ class Nodes:
 def _reach(table: Quadrature, i: int) -> tuple[int, int]:
     """The first and the last node of which something is needed to cross interval i."""
     needed = [i, i + 1]
-    for rows in (table.integrals, table.corrections, table.averages):
+    for rows in (table.integrals, table.corrections):
         needed += [j for j, _ in rows[i]]
     return min(needed), max(needed)
 
@@ -169,6 +173,14 @@ class NodeByNode:
         """The output at the state (B, *) of the next node, and its times (B,)."""
 
 
+def _weighted(weights: Weights, values: dict[int, Tensor]) -> Tensor | None:
+    """The sum of weights times values, where there are any."""
+    total: Tensor | None = None
+    for j, w in weights:
+        total = w * values[j] if total is None else torch.add(total, values[j], alpha=w)
+    return total
+
+
 def _combined(c: tuple[float, float], x: Tensor, r: Tensor) -> Tensor:
     """c_x x + c_r r."""
     c_x, c_r = c
@@ -181,12 +193,12 @@ class Integrals(NodeByNode):
 
     Along any path z(u), $d\log p = -\operatorname{div}\,d\theta + \nabla_z\log p\cdot(dz - v/\rho\,d\theta)$ where the
     score is exact. The computed states do not lie on one trajectory of the ODE: between two nodes the path follows the
-    interpolated slopes, plus a jump to the next computed state, spread over the interval. The score times the jumps is
-    the defect, the first-order change of the log-density.
+    interpolated slopes, plus what it has to jump to the next computed state. The jumps so far are interpolated through
+    the nodes as well; the integral of the score along them is the defect, the first-order change of the log-density.
 
     The remaining error has four parts, each estimated by a rule of another order on the same nodes: the quadrature of
-    the divergence (`quadrature_error`), that of the slopes, the mean of the score over an interval, and the share of
-    the score that is not trusted.
+    the divergence (`quadrature_error`), that of the slopes, that of the score along the jumps, and the share of the
+    score that is not trusted.
 
     Args:
         problem: whose network is asked.
@@ -200,12 +212,14 @@ class Integrals(NodeByNode):
     """
 
     first: Tensor
+    _off_prior: Tensor
 
     def __init__(
         self, problem: Problem, grid: Nodes, rows: Tensor | None = None, expected: Tensor | None = None
     ) -> None:
         super().__init__(problem.model)
         self.estimate = problem.trace
+        self.prior_std = problem.prior_std
         self.grid = grid
         self.rows = rows
         self.expected = expected
@@ -214,9 +228,13 @@ class Integrals(NodeByNode):
         self._slopes: dict[int, Tensor] = {}  # dz/dtheta of the flow
         self._states: dict[int, Tensor] = {}  # z
         self._scores: dict[int, Tensor] = {}  # in z
+        self._jumps: dict[int, Tensor] = {}  # of the path in z
+        self._noise = len(grid.times) - 1 if problem.to_noise else 0
         self._crossed = 0
+        self._summed = 0  # nodes
         self._defect: Tensor | float = 0.0
-        self._errors: list[Tensor] = []  # each (4, B): of slopes, mean score and trust; what is added
+        self._of_slopes: list[Tensor] = []  # errors (B,), an interval each
+        self._of_nodes: list[Tensor] = []  # (3, B) each: of the rule and of trust, and what is added
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at the state of the next node.
@@ -247,67 +265,69 @@ class Integrals(NodeByNode):
         self._slopes[k] = _combined(rates.slope, x, r)
         self._scores[k] = _combined(rates.score, x, r)
         self._states[k] = x / self.grid.spreads[k]
+        if k == self._noise:
+            self._off_prior = self._off_prior_at(x.detach(), self._scores[k].detach() / self.grid.spreads[k])
 
         while self._crossed < len(self.grid.reach) and self.grid.reach[self._crossed][1] <= k:
             self._cross(self._crossed)
             self._crossed += 1
+            while self._summed < len(self.grid.last) and self.grid.last[self._summed] < self._crossed:
+                self._sum(self._summed)
+                self._summed += 1
             self._forget()
 
+    def _off_prior_at(self, x: Tensor, score: Tensor) -> Tensor:
+        """|s - g| / |s| (B,) of the score s at states x of the noise's end, and that of the prior g; 1 at most, and 0
+        where the prior is another."""
+        square = dot(score, score).double()
+        if self.prior_std is None:
+            return torch.zeros_like(square)
+        off = score + x / self.prior_std**2
+        ratio = dot(off, off).double() / square.clamp(min=torch.finfo(score.dtype).tiny)
+        return ratio.sqrt().clamp(max=1.0)
+
     def _cross(self, i: int) -> None:
-        """Take the jump of interval i, when all that it needs is known."""
-        averages = self.grid.table.averages[i]
-        jump = self._jump(i)
-        products = {j: dot(self._scores[j], jump) for j, _ in averages}
-
-        # The mean over the interval of the score that is trusted, times the jump.
-        added = torch.zeros_like(products[i])
-        for j, w in averages:
-            share = w * self.rates[j].trusted
-            added = added + share * products[j]
-        self._defect = self._defect + added
-
-        with torch.no_grad():
-            errors = self._errors_of(i, products, added)
-        self._errors.append(torch.stack(errors).detach())
-
-    def _jump(self, i: int) -> Tensor:
-        """From the end of the path of the slopes over interval i to the next state."""
+        """Take the jump of interval i, when all that it needs is known: from the end of the path of the slopes to the
+        next state."""
         jump = self._states[i] - self._states[i + 1]
         for j, w in self.grid.table.integrals[i]:
             jump = torch.add(jump, self._slopes[j], alpha=w)
-        return jump
+        self._jumps[i] = jump
 
-    def _errors_of(self, i: int, products: dict[int, Tensor], added: Tensor) -> list[Tensor]:
-        """Errors of the jump of interval i by rules of another order: of the slopes, of the mean of the score, and of
-        the share of it that is not trusted; and what is added."""
-        here = self.rates[i].trusted
-        there = self.rates[i + 1].trusted
-        of_slopes = torch.zeros_like(added)
-        off = self._correction(i)
-        if off is not None:
-            ends = here * self._scores[i] + there * self._scores[i + 1]
-            of_slopes = dot(ends, off) / 2
+        with torch.no_grad():
+            ends = self.rates[i].trusted * self._scores[i] + self.rates[i + 1].trusted * self._scores[i + 1]
+            off = _weighted(self.grid.table.corrections[i], self._slopes)
+            of_slopes = torch.zeros_like(dot(jump, jump)) if off is None else dot(ends, off) / 2
+        self._of_slopes.append(of_slopes)
 
-        linear = (here * products[i] + there * products[i + 1]) / 2
-        of_trust = torch.zeros_like(added)
-        for j, w in self.grid.table.averages[i]:
-            share = w * (1 - self.rates[j].trusted)
-            of_trust = of_trust + share * products[j]
-        return [of_slopes, linear - added, of_trust, added]
+    def _sum(self, k: int) -> None:
+        """Add what the score at node k says of the jumps around it, as far as it is trusted."""
+        trusted = self.rates[k].trusted
+        product = self._share(k, self.grid.table.shares)
+        added = trusted * product
+        self._defect = self._defect + added
 
-    def _correction(self, i: int) -> Tensor | None:
-        """Correction by two more slopes of the integral over interval i, where there are as many."""
-        off: Tensor | None = None
-        for j, w in self.grid.table.corrections[i]:
-            term = w * self._slopes[j]
-            off = term if off is None else off + term
-        return off
+        with torch.no_grad():
+            of_rule = trusted * (self._share(k, self.grid.table.coarse_shares) - product)
+            of_trust = (1 - trusted) * product
+            self._of_nodes.append(torch.stack([of_rule, of_trust, added]).detach())
+
+    def _share(self, k: int, shares: tuple[Weights, ...]) -> Tensor:
+        """The score at node k times its share of the jumps."""
+        moved = _weighted(shares[k], self._jumps)
+        assert moved is not None
+        return dot(self._scores[k], moved)
 
     def _forget(self) -> None:
-        """Let go of nodes that no interval needs any more."""
-        ahead = min(self._crossed, len(self.grid.reach) - 1)
-        needed = self.grid.reach[ahead][0]
-        for held in (self._slopes, self._states, self._scores):
+        """Let go of what no interval and no node needs any more."""
+        reach = self.grid.reach[min(self._crossed, len(self.grid.reach) - 1)][0]
+        first = self.grid.first[min(self._summed, len(self.grid.first) - 1)]
+        for held, needed in (
+            (self._slopes, reach),
+            (self._states, reach),
+            (self._scores, min(reach, self._summed)),
+            (self._jumps, first),
+        ):
             for j in [j for j in held if j < needed]:
                 del held[j]
 
@@ -352,17 +372,16 @@ class Integrals(NodeByNode):
     def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
         """The error (B,) from the terms (nodes, B, columns) of the divergence, and how that of the divergence falls."""
         of_divergence, falls = self._divergence_error(terms)
-        of_slopes, of_mean, of_trust, added = torch.stack(self._errors, 1).double()
+        of_slopes = torch.stack(self._of_slopes).double()
+        of_rule, of_trust, added = torch.stack(self._of_nodes, 1).double()
         of_jumps = torch.zeros_like(of_divergence)
-        for part in (of_slopes, of_mean, of_trust):
+        for part in (of_slopes, of_rule, of_trust):
             of_jumps = of_jumps + part.sum(0).abs()
 
-        # What the score says of a jump is off as it is no gradient, and so is the sign of what is not trusted.
-        asymmetry = self._asymmetry()
-        share = WRONG_SCORE + WRONG_BY_ASYMMETRY * asymmetry
-        wrong = share * added.abs().sum(0)
-        unsure = UNSURE_BY_ASYMMETRY * asymmetry * of_trust.abs().sum(0)
-        return SAFETY * (of_divergence + of_jumps) + wrong + unsure, falls
+        # What the score says of a jump is off as it is no gradient, and not the prior's where that is known.
+        seen = (self._asymmetry().square() + self._off_prior.square() + UNSEEN**2).sqrt()
+        wrong = WRONG_SCORE * seen * added.abs().sum(0)
+        return SAFETY * (of_divergence + of_jumps) + wrong, falls
 
     def _divergence_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
         """Error of the integral, of a probe that is the same at all nodes, where there is one: fresh ones are rough."""

@@ -1,13 +1,13 @@
 r"""The multistep method and the quadrature of the fixed grid.
 
 In the angle $\theta = \arctan(\sigma/(\alpha s))$ the flow of $z = x/\rho$ is $dz/d\theta = v/\rho$ (see
-`sgm_sde.likelihood.problem`). Over each interval between nodes the slope is the cubic $P_i$ through the four nearest
+`sgm_sde.likelihood.problem`). Over each interval between nodes the slope is the quartic $P_i$ through the five nearest
 nodes, in the variable u in which the grid is uniform, and its integral in theta is exact:
 
 $$ z_k = z_0 + \sum_{i<k} \int_{\theta_i}^{\theta_{i+1}} P_i\,d\theta $$
 
 At every node all intervals are integrated again: those that were first integrated by extrapolation, such as the initial
-ones, are interpolated by centred cubics once there are nodes on both sides. A step changes the last few intervals only.
+ones, are interpolated from both sides once there are nodes on both sides. A step changes the last few intervals only.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.predictions import Marginal, Scalars
 from sgm_sde.schemes.linear_part import POINTS, WEIGHTS
 
-SLOPES = 4  # that a polynomial goes through
+SLOPES = 5  # that a polynomial of a step goes through
 SLOPES_OF_INTEGRALS = 6  # where all of them are known
 SLOPES_OF_ERRORS = 8  # of the rule that tells the error of the one with six
-SCORES = 4  # that a polynomial goes through
+JUMPS = 6, 4  # nodes whose scores, and the jumps between them, a polynomial goes through; and for the error of that
+JUMPS_OF_OTHERS = 4, 2  # of solvers whose jumps are less smooth
 
 
 Weights = tuple[tuple[int, float], ...]  # pairs (node, weight)
@@ -41,7 +42,9 @@ class Quadrature:
     Attributes:
         integrals: for each interval pairs (j, w): the integral in theta over it is the sum of w times slope j.
         corrections: the same for what a rule of two more slopes adds to it.
-        averages: for each interval pairs (j, w): the mean over it of what has known values at the nodes.
+        shares: for each node pairs (i, w): of jump i, that from interval i to the next state, w goes with what is known
+            at this node.
+        coarse_shares: the same by polynomials of lower degree.
         weights: of the integral over the whole grid, (n + 1,).
         halves: the same of every other node, with two choices of these, (2, n + 1).
         quarters: of every fourth, with four, (4, n + 1); number k lies within number k mod 2 of the halves.
@@ -49,7 +52,8 @@ class Quadrature:
 
     integrals: tuple[Weights, ...]
     corrections: tuple[Weights, ...]
-    averages: tuple[Weights, ...]
+    shares: tuple[Weights, ...]
+    coarse_shares: tuple[Weights, ...]
     weights: np.ndarray
     halves: np.ndarray
     quarters: np.ndarray
@@ -93,15 +97,18 @@ def _integral(at: np.ndarray, slope: Slope, i: int, newest: int, points: int = S
     return weights
 
 
-def quadrature(at: np.ndarray, slope: Slope) -> Quadrature:
-    """Weights for nodes at increasing coordinates (n + 1,), with `slope` d theta / d coordinate."""
+def quadrature(at: np.ndarray, slope: Slope, jumps: tuple[int, int] = JUMPS) -> Quadrature:
+    """Weights for nodes at increasing coordinates (n + 1,), with `slope` d theta / d coordinate, and for the `jumps` as
+    many nodes as polynomials go through."""
     n = len(at) - 1
+    fine, coarse = jumps
     known = np.array([_integral(at, slope, i, n, SLOPES_OF_INTEGRALS) for i in range(n)])
     better = np.array([_integral(at, slope, i, n, SLOPES_OF_ERRORS) for i in range(n)])
     return Quadrature(
         integrals=_terms(known),
         corrections=_terms(better - known),
-        averages=tuple(_average(at, i) for i in range(n)),
+        shares=_terms(_shares(at, fine)),
+        coarse_shares=_terms(_shares(at, coarse)),
         weights=known.sum(0),
         halves=np.array([_every(at, slope, 2, k) for k in range(2)]),
         quarters=np.array([_every(at, slope, 4, k) for k in range(4)]),
@@ -119,12 +126,27 @@ def _every(at: np.ndarray, slope: Slope, stride: int, offset: int) -> np.ndarray
     return weights
 
 
-def _average(at: np.ndarray, i: int) -> Weights:
-    """Weights of the mean over interval i of what has values at the nodes."""
-    near = _nearest(i, SCORES, len(at) - 1)
-    places = (at[near] - at[i]) / (at[i + 1] - at[i])
-    mean = interpolatory_weights(places, 1 / np.arange(1, len(near) + 1))
-    return tuple(zip(near.tolist(), mean.tolist(), strict=True))
+def _shares(at: np.ndarray, points: int) -> np.ndarray:
+    r"""Weights (n + 1, n) of the score at a node and the jump of an interval in the integral of one along the other.
+
+    The path of the slopes is left by the sum of the jumps so far, which goes through the nodes as a polynomial. With
+    the basis $L_k$ of Lagrange it is $c = \sum_l c_l L_l$, $c_l = \sum_{i<l} J_i$, so that
+
+    $$ \int s\cdot dc = \sum_k s_k \cdot \sum_i J_i \sum_{l>i} \int L_k L_l' $$
+    """
+    n = len(at) - 1
+    weights = np.zeros((n + 1, n))
+    for i in range(n):
+        near = _nearest(i, points, n)
+        powers = np.arange(len(near))
+        basis = np.linalg.inv(np.vander((at[near] - at[i]) / (at[i + 1] - at[i]), increasing=True))
+
+        values = np.power.outer(POINTS, powers) @ basis
+        slopes = (powers[1:] * np.power.outer(POINTS, powers[:-1])) @ basis[1:]
+        products = (WEIGHTS[:, None] * values).T @ slopes
+        later = np.cumsum(products[:, ::-1], axis=1)[:, ::-1]
+        weights[np.ix_(near, near[:-1])] += later[:, 1:]
+    return weights
 
 
 def tables(curve: Curve, s: float, n: int, to_noise: bool) -> Tables:
@@ -156,7 +178,7 @@ def _change(at: np.ndarray, slope: Slope, k: int, before: int, now: int) -> np.n
 
 def quadrature_on(lam: np.ndarray, s: float) -> Quadrature:
     """The quadrature of nodes at any increasing lambda (n + 1,), by polynomials in it."""
-    return quadrature(lam, lambda x: -0.5 / np.cosh(x + math.log(s)))
+    return quadrature(lam, lambda x: -0.5 / np.cosh(x + math.log(s)), JUMPS_OF_OTHERS)
 
 
 def _terms(rows: np.ndarray) -> tuple[Weights, ...]:

@@ -65,6 +65,7 @@ class Problem:
         eps: the time of the data's end.
         estimate: of the trace; none where states alone are wanted.
         to_noise: the direction.
+        prior_std: standard deviation of the Gaussian at the noise's end, where that is the density there.
     """
 
     model: TraceScore
@@ -72,6 +73,7 @@ class Problem:
     eps: float
     estimate: Estimate | None = None
     to_noise: bool = True
+    prior_std: float | None = None
 
     @property
     def sde(self) -> LinearSDE:

@@ -99,7 +99,7 @@ def test_a_failure_on_a_finer_grid_alone() -> None:
     oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=F64), 0.2)
     rule, ends = Stretched(data_std=0.5), {"t_end": VP.likelihood_eps}
     t_bad = next(t for t in rule(VP, 96, **ends).times[48:] if t not in rule(VP, 48, **ends).times)
-    score, x = oracle.score(VP), torch.tensor([[1.0, 0.0], [0.65, 0.0]], dtype=F64)
+    score, x = oracle.score(VP), torch.tensor([[1.0, 0.0], [0.75, 0.0]], dtype=F64)
 
     def fails(x: Tensor, t: Tensor) -> Tensor:
         return torch.where(((t - t_bad).abs() < 1e-9)[:, None], math.nan, score(x, t))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -47,6 +48,49 @@ def test_the_error_is_the_stated_one(name: str, process: str) -> None:
     res = sg.log_prob(oracle.score(sde), sde, x, **options)
     assert float((res.value - known).abs().max()) / d < 2e-4
     assert bool((res.error <= 1e-4 * d).all()) and res.unresolved == ()
+
+
+@pytest.mark.parametrize("steps", [24, 48])
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+def test_a_score_off_by_a_factor(process: str, steps: int) -> None:
+    """That of no density of the flow's: for Gaussian data the flow is a scaling still, and its value known."""
+    sde, s, factor = LINEAR[process], 0.3, 1.1
+    eps = sde.likelihood_eps
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        return factor * sigma / (s**2 * alpha**2 + sigma**2) * x
+
+    # d log(x / alpha) / d lambda = -factor sigma^2 / (alpha^2 s^2 + sigma^2), whose integral is elementary.
+    (low, high) = (float(sde.log_snr(t)) / 2 for t in (sde.T, eps))
+    below, above = (math.log(s**2 + math.exp(-2 * lam)) for lam in (low, high))
+    grown = factor / 2 * (below - above)
+    scale = math.log(float(sde.alpha(torch.tensor(sde.T))) / float(sde.alpha(torch.tensor(eps)))) + grown
+    x = s * torch.randn(16, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    known = sde.prior_log_prob(math.exp(scale) * x) + 2 * scale
+
+    res = sg.log_prob(sg.from_noise(noise, sde), sde, x, method=FixedGrid(steps))
+    off = (res.value - known).abs()
+    assert bool((off <= res.error + 2e-6).all())
+    assert float((res.error / off).median()) < 5
+
+
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+def test_a_bias_that_is_the_same_at_all_times(process: str) -> None:
+    """Of a noise estimate, as networks have it: the score is that of no flow, and the error the stated one."""
+    sde = LINEAR[process]
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        width = 0.5 * sde.alpha(t)[:, None] + sde.sigma(t)[:, None]
+        return MIXTURE.score(sde).predict("noise", x, t) + 0.05 * (3 * x / width).sin()
+
+    score = sg.from_noise(noise, sde)
+    x = MIXTURE.sample(24, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    known = sg.log_prob(score, sde, x, method=AdaptiveFlow(1e-9, 1e-9)).value
+    res = sg.log_prob(score, sde, x)
+    off = (res.value - known).abs() / x[0].numel()
+    assert float((off <= res.error / x[0].numel() + 1e-6).double().mean()) > 0.9
+    assert float(off.quantile(0.95)) < 1e-4
 
 
 def test_a_rough_score_meets_one_finer_grid() -> None:

@@ -19,7 +19,7 @@ from sgm_sde.likelihood import (
     LikelihoodWarning,
     Stretched,
 )
-from sgm_sde.likelihood.multistep import tables
+from sgm_sde.likelihood.multistep import quadrature, tables
 from tests.helpers import F64, LINEAR, MIXTURE
 from tests.likelihood.cases import PROCESSES, RIDGE, exact, points
 
@@ -27,7 +27,7 @@ from tests.likelihood.cases import PROCESSES, RIDGE, exact, points
 @given(steps=st.integers(6, 40), to_noise=st.booleans(), data_std=st.floats(0.1, 2), process=st.sampled_from(PROCESSES))
 @settings(max_examples=30)
 def test_the_tables_integrate_polynomials(steps: int, to_noise: bool, data_std: float, process: str) -> None:
-    """In the number of the node, over theta: the method cubics, and the fifth power where all slopes are known."""
+    """In the number of the node, over theta: the method the fourth power, and the fifth where all slopes are known."""
     sde = LINEAR[process]
     curve = Stretched(data_std=data_std).curve(sde, sde.T, sde.likelihood_eps)
     table = tables(curve, data_std, steps, to_noise)
@@ -47,11 +47,32 @@ def test_the_tables_integrate_polynomials(steps: int, to_noise: bool, data_std: 
         assert table.weights @ values == pytest.approx(pieces.sum(), abs=1e-7 * scale)
         found = [sum(c * values[j] for j, c in row) for row in table.integrals]
         np.testing.assert_allclose(found, pieces, atol=1e-7 * scale)
-        if power < 4:
+        if power < 5:
             whole = (table.steps.sum(0) + table.correction) @ values
             assert whole == pytest.approx(pieces.sum(), abs=1e-7 * scale)
         if power == 0:  # a constant slope is integrated exactly from the first step on
             np.testing.assert_allclose(table.steps[1:] @ np.ones(steps + 1), pieces, atol=1e-7 * scale)
+
+
+@given(
+    steps=st.integers(6, 30),
+    degree=st.integers(0, 5),
+    of_jumps=st.integers(1, 5),
+    stretch=st.floats(0.0, 0.4),
+)
+@settings(max_examples=30)
+def test_shares_of_jumps_integrate_polynomials(steps: int, degree: int, of_jumps: int, stretch: float) -> None:
+    """Of what has known values at the nodes, along what has jumped so far: exactly up to the fifth power of each."""
+    at = np.arange(steps + 1) / steps
+    at = at + stretch * at * (1 - at)
+    table = quadrature(at, np.ones_like)
+    jumps = np.diff(at**of_jumps)
+    moved = np.array([sum(w * jumps[i] for i, w in row) for row in table.shares])
+    power = degree + of_jumps
+    assert moved @ at**degree == pytest.approx(of_jumps / power, rel=1e-9)
+    if max(degree, of_jumps) < 4:
+        coarse = np.array([sum(w * jumps[i] for i, w in row) for row in table.coarse_shares])
+        assert coarse @ at**degree == pytest.approx(of_jumps / power, rel=1e-9)
 
 
 LONG = {
