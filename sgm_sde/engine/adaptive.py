@@ -473,16 +473,19 @@ class Counting(ABC):
     def __init__(self, batch: int) -> None:
         self.calls = 0
         self.evaluations = np.zeros(batch, dtype=np.int64)
+        self._places: tuple[np.ndarray, Tensor] | None = None  # of the last evaluation
 
     @abstractmethod
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
-        """The right-hand side for the samples of numbers `index`."""
+        """The right-hand side for the samples of numbers `index`; t is the same tensor at the same places."""
 
     def evaluate(self, active: Active, y: State, u: np.ndarray) -> State:
         """The right-hand side of the active samples at states y and times u."""
         self.calls += 1
         self.evaluations[active.samples] += 1
-        return self.rhs(torch.from_numpy(u), y, active.index)
+        if self._places is None or u is not self._places[0]:
+            self._places = u, torch.from_numpy(u)
+        return self.rhs(self._places[1], y, active.index)
 
     def first(self, active: Active, known: State, stale: np.ndarray) -> State:
         """The evaluation at the start of the step: the known one, computed anew for samples where it is stale."""

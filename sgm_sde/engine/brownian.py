@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -16,15 +18,31 @@ from sgm_sde.engine.program import Program
 
 NUMBERS = 8  # of one block of the generator
 CACHED = 2**22  # numbers that a tree holds of what samples visited last: 16 MiB
+FEW = 64  # numbers of a sample below which arrays are quicker with the samples next to one another
+SCALES = 0.5 * np.cumprod([1.0, *[math.sqrt(0.5)] * 1100])  # of a bridge's noise, level by level
+EXACT = 52  # binary digits of a place that are counted without rounding
+TWO = np.uint64(2)
 LEVELS = 8  # of a path that is shared by grids: 256 pieces
 
 
 class _Visited:
-    """The noises of the place in the tree that each sample visited last, at one depth."""
+    """The place in the tree that each sample visited last at one depth.
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.nodes = np.zeros(shape[0], dtype=np.uint64)  # no place has the number 0
-        self.z = np.empty(shape, dtype=np.float32)
+    Args:
+        samples: how many.
+        numbers: of the noises of a sample.
+        size: numbers of a state, of which the path's are kept; 0 if they are not.
+
+    Attributes:
+        nodes: of the pieces (B,).
+        z: their noises (B, numbers).
+        pieces: where their paths begin, and the increments over them (B, 2 size).
+    """
+
+    def __init__(self, samples: int, numbers: int, size: int) -> None:
+        self.nodes = np.zeros(samples, dtype=np.uint64)  # no place has the number 0
+        self.z = np.empty((samples, numbers), dtype=np.float32)
+        self.pieces = np.empty((samples, 2 * size))
 
 
 class BrownianTree:
@@ -41,7 +59,8 @@ class BrownianTree:
     halvings.
 
     Nothing has to be stored. But neighbouring steps lie in the same large pieces, so the noises of the nodes that were
-    visited last are cached, up to `CACHED` numbers.
+    visited last are cached, up to `CACHED` numbers; for samples of few numbers also the path at the pieces' start, from
+    where the next place is reached.
 
     Args:
         seeds: the samples'.
@@ -62,89 +81,148 @@ class BrownianTree:
         self._size = math.prod(shape)
         self._levels = max(1, (NUMBERS // max(1, self._size) + 1).bit_length() - 1)  # in one block of the generator
         self._places = 2**self._levels - 1  # of the tree, in one block
+        self._few = self._size < FEW
+        self._kept = (self._places + 4 * self._few) * self._size  # numbers of a sample and depth, in float32
         self._visited: dict[int, _Visited] = {}  # by depth, in blocks
         self._increments: np.ndarray | None = None  # of the whole paths
 
     def at(self, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """W (b, D) in float64 at a place (b,) for each of the samples of numbers `rows` (b,)."""
-        path = np.zeros((len(rows), self._size))
+        whole = self._whole(rows).astype(np.float64)
+        path = np.where((places == 1)[:, None], whole, 0.0)
+        pieces = np.concatenate([path, whole], axis=1)
+        first, node, below = self._nearest_known(places, rows)
 
-        # The whole path's increment, for those at its end.
-        increment = self._whole(rows).astype(np.float64)
-        at_end = places == 1
-        path[at_end] = increment[at_end]
+        for depth in itertools.count():
+            if depth:
+                joining = np.flatnonzero(first == depth)
+                pieces[joining] = self._visited[depth].pieces.take(rows[joining], axis=0) if len(joining) else 0
 
-        below = np.where(places < 1, places, 0.0)  # what is left to go, in halves of the piece
-        (alive,) = np.nonzero(below)
-        increment = increment[alive]
-        below = below[alive]
-        node = np.ones(len(alive), dtype=np.uint64)
-        level = 0
-        scale = 0.5
-        while len(alive):
-            # One draw has the noises of several levels.
-            depth = level % self._levels
-            if depth == 0:
-                top = node
-                z = self._normals(level // self._levels, node, rows[alive])
-            first = top << np.uint64(depth)
-            local = (node - first).astype(np.intp) + 2**depth - 1
-            bridge = scale * z[np.arange(len(z)), local]
+            alive = np.flatnonzero((first <= depth) & (below > 0))
+            if len(alive):
+                some = pieces.take(alive, axis=0)
+                z = self._normals(depth, node[alive], rows[alive], some)
+                pieces[alive], below[alive], node[alive] = self._halve(some, below[alive], node[alive], z, depth)
+            elif not (first > depth).any():
+                break
+        return pieces[:, : self._size]
 
-            # Halve the piece, and go to the half that the place lies in.
+    def _nearest_known(self, places: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The depth from which each place is reached, the node there, and what is left to go in its piece; (b,) each.
+
+        That is the smallest piece around the place that the sample has been in before, if its path is known.
+        """
+        first = np.zeros(len(rows), dtype=np.int64)
+        node = np.ones(len(rows), dtype=np.uint64)
+        below = np.where(places < 1, places, 0.0)
+        if not self._few:
+            return first, node, below
+
+        for depth, visited in self._visited.items():
+            level = depth * self._levels
+            if not 0 < level <= EXACT:
+                continue
+            scaled = places * 2.0**level
+            there = scaled.astype(np.uint64)
+            known = np.flatnonzero(visited.nodes.take(rows) == there + np.uint64(2**level))
+            first[known] = depth
+            node[known] = there[known] + np.uint64(2**level)
+            below[known] = scaled[known] - there[known]
+        return first, node, below
+
+    def _halve(
+        self, pieces: np.ndarray, below: np.ndarray, node: np.ndarray, z: np.ndarray, depth: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pieces that places lie in after as many halvings as one draw has noises for.
+
+        A piece that begins at its place stays there, and the path as it is.
+
+        Args:
+            pieces: where the paths are at the start of each piece, and the increments over it (b, 2 D).
+            below: how far the place is from the piece's start, in units of its length (b,).
+            node: number of the piece (b,).
+            z: noises of the node and of those below, as a binary heap (b, nodes D).
+            depth: of the draw.
+        """
+        d = self._size
+        # A column for each sample: next to one another in memory where each has few numbers.
+        columns, noises = pieces.T, z.T
+        if self._few:
+            columns, noises = np.ascontiguousarray(columns), np.ascontiguousarray(noises)
+        path, increment = columns[:d], columns[d:]
+        heap = noises.reshape(self._places, d, -1)
+
+        for level in range(depth * self._levels, (depth + 1) * self._levels):
+            bridge = np.multiply(heap[0], SCALES[level], dtype=np.float64)
             increment *= 0.5
-            below *= 2
-            beyond = below >= 1
-            right = beyond[:, None]
-            path[alive] += np.where(right, increment + bridge, 0.0)
-            increment += np.where(right, -bridge, bridge)
-            below -= beyond
-            node = 2 * node + beyond
-            level += 1
-            scale *= math.sqrt(0.5)
+            below = 2 * below
+            right = below >= 1
+            below -= right
+            node = TWO * node + right
 
-            if not below.all():
-                (remaining,) = np.nonzero(below)
-                alive = alive[remaining]
-                increment = increment[remaining]
-                below = below[remaining]
-                node = node[remaining]
-                top = top[remaining]
-                z = z[remaining]
-        return path
+            near = increment + bridge
+            increment -= bridge
+            path += near * right
+            np.copyto(increment, near, where=~right)
+            if len(heap) > 1:
+                left_half, right_half = _halves_of_heap(len(heap))
+                heap = np.where(right, heap[right_half], heap[left_half])
+        return columns.T, below, node
 
     def _whole(self, rows: np.ndarray) -> np.ndarray:
-        """The increments of the whole paths (b, D)."""
+        """The increments of the whole paths (b, D), float32."""
         n = len(self._stream.seeds)
         if n * self._size > CACHED:
             return self._stream.at(0, (len(rows), self._size), torch.float32, "cpu", rows=rows).numpy()
 
         if self._increments is None:
             self._increments = self._stream.at(0, (n, self._size), torch.float32, "cpu").numpy()
-        return self._increments[rows]
+        return self._increments.take(rows, axis=0)
 
-    def _normals(self, depth: int, node: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The noises of a node and of those below, as many levels as one draw has (b, nodes, D), float64."""
-        shape = (len(self._stream.seeds), self._places, self._size)
-        if (depth + 1) * math.prod(shape) > CACHED:
-            return self._drawn(node, rows).astype(np.float64)
+    def _normals(self, depth: int, node: np.ndarray, rows: np.ndarray, pieces: np.ndarray) -> np.ndarray:
+        """The noises of a node and of those below, as many levels as one draw has (b, nodes D), float32.
+
+        They are drawn only for samples that were elsewhere at this depth before, whose pieces are noted.
+        """
+        n = len(self._stream.seeds)
+        if (depth + 1) * n * self._kept > CACHED:
+            return self._drawn(node, rows)
 
         if depth not in self._visited:
-            self._visited[depth] = _Visited(shape)
+            self._visited[depth] = _Visited(n, self._places * self._size, self._size * self._few)
         visited = self._visited[depth]
-        z = visited.z[rows]
-        new = visited.nodes[rows] != node
-        if new.any():
-            z[new] = self._drawn(node[new], rows[new])
-            visited.z[rows] = z
-            visited.nodes[rows] = node
-        return z.astype(np.float64)
+        z = visited.z.take(rows, axis=0)
+        new = np.flatnonzero(visited.nodes.take(rows) != node)
+        if len(new):
+            those = rows[new]
+            z[new] = visited.z[those] = self._drawn(node[new], those)
+            visited.nodes[those] = node[new]
+            if self._few:
+                visited.pieces[those] = pieces.take(new, axis=0)
+        return z
 
     def _drawn(self, node: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """The same without the cache, in float32."""
+        """The same without the cache."""
         numbers = self._size if self._places == 1 else NUMBERS
         z = self._stream.at(node, (len(rows), numbers), torch.float32, "cpu", rows=rows).numpy()
-        return z[:, : self._places * self._size].reshape(len(rows), self._places, self._size)
+        return z[:, : self._places * self._size]
+
+
+@functools.cache
+def _halves_of_heap(nodes: int) -> tuple[list[int], list[int]]:
+    """The places of the left and of the right half of a binary heap, each a heap itself.
+
+    Examples:
+        >>> _halves_of_heap(7)
+        ([1, 3, 4], [2, 5, 6])
+    """
+    halves: tuple[list[int], list[int]] = ([], [])
+    for place in range(1, nodes):
+        above = place
+        while above > 2:
+            above = (above - 1) // 2
+        halves[above - 1].append(place)
+    return halves
 
 
 class _Piece(NamedTuple):

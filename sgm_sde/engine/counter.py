@@ -25,6 +25,10 @@ Words = np.ndarray  # uint64
 HALF, UNIT, MINUS_TWO, ANGLE = np.array([0.5, 2.0**-32, -2.0, math.pi * 2.0**-31], dtype=np.float32)[:, None, None]
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+_FACTOR = np.array(MULTIPLIERS, dtype=np.uint64)[:, None]
+_FACTOR_LOW = _FACTOR & _LOW
+_FACTOR_HIGH = _FACTOR >> _HALF
+_WEYL = np.array(WEYL, dtype=np.uint64)[:, None]
 
 
 def philox(counter: tuple[Words | int, ...], key: tuple[Words | int, ...]) -> Words:
@@ -39,50 +43,53 @@ def philox(counter: tuple[Words | int, ...], key: tuple[Words | int, ...]) -> Wo
     out = np.empty((n, WORDS), dtype=np.uint64)
     for i in range(0, n, LANES):
         rows = out[i : i + LANES]
-        part = [word[i : i + LANES] if word.ndim else word for word in words]
-        x = np.array([np.broadcast_to(word, len(rows)) for word in part[:WORDS]])
-        _rounds(x, part[WORDS:], rows)
+        _rounds([word[i : i + LANES] if word.ndim else word for word in words], rows)
     return out
 
 
-def _rounds(x: Words, key: list[Words], out: Words) -> None:
-    high, low, scratch = (np.empty((2, x.shape[1]), dtype=np.uint64) for _ in range(3))
-    for i in range(ROUNDS):
-        for j in (0, 1):
-            _multiply(x[2 * j], MULTIPLIERS[j], high[j], low[j], scratch)
-        for j in (0, 1):
-            left = x[2 * j]
-            right = x[2 * j + 1]
-            round_key = key[j] + np.uint64(i * WEYL[j] % 2**64)
-            np.bitwise_xor(high[1 - j], right, out=left)
-            np.bitwise_xor(left, round_key, out=left)
-            right[:] = low[1 - j]
-    out[:] = x.T
+def _rounds(words: list[Words], out: Words) -> None:
+    """Blocks (n, 4) from the four words of their counters and the two of their keys.
+
+    Both halves of a block take a round together: most of the time of few blocks is that of starting an operation.
+    """
+    n = len(out)
+    x0, x1, x2, x3, key0, key1 = words
+    x, y, high, low, *scratch = np.empty((6, 2, n), dtype=np.uint64)  # x multiplied, y crossed over
+    x[0], x[1] = x0, x2
+    y[0], y[1] = x1, x3
+    keys = np.stack(np.broadcast_arrays(np.atleast_1d(key0), key1))
+
+    for _ in range(ROUNDS):
+        _multiply(x, high, low, scratch)
+        np.bitwise_xor(high[::-1], y, out=x)
+        np.bitwise_xor(x, keys, out=x)
+        keys = keys + _WEYL
+        y, low = low[::-1], y
+    out[:, 0::2] = x.T
+    out[:, 1::2] = y.T
 
 
-def _multiply(a: Words, by: int, high: Words, low: Words, scratch: Words) -> None:
-    """Both halves of the product of a and a number, by multiplications of 32 bits."""
-    b0 = np.uint64(by & 0xFFFFFFFF)
-    b1 = np.uint64(by >> 32)
+def _multiply(a: Words, high: Words, low: Words, scratch: list[Words]) -> None:
+    """Both halves of the products of a (2, n) and the multipliers, by multiplications of 32 bits."""
     a1, t = scratch
 
     np.bitwise_and(a, _LOW, out=low)
     np.right_shift(a, _HALF, out=a1)
-    np.multiply(low, b0, out=t)
+    np.multiply(low, _FACTOR_LOW, out=t)
     np.right_shift(t, _HALF, out=t)
-    np.multiply(a1, b0, out=high)
+    np.multiply(a1, _FACTOR_LOW, out=high)
     np.add(t, high, out=t)  # a1 b0 + (a0 b0 >> 32)
 
     np.right_shift(t, _HALF, out=high)
     np.bitwise_and(t, _LOW, out=t)
-    np.multiply(low, b1, out=low)
+    np.multiply(low, _FACTOR_HIGH, out=low)
     np.add(t, low, out=t)  # a0 b1 + the lower half of what there was
 
     np.right_shift(t, _HALF, out=t)
     np.add(high, t, out=high)
-    np.multiply(a1, b1, out=a1)
+    np.multiply(a1, _FACTOR_HIGH, out=a1)
     np.add(high, a1, out=high)
-    np.multiply(a, np.uint64(by), out=low)
+    np.multiply(a, _FACTOR, out=low)
 
 
 class Run:

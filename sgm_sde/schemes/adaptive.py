@@ -181,6 +181,8 @@ class Flow:
         start, end = self.sde.nodes(ends)
         self.start = self.coordinate.of(start)
         self.end = self.coordinate.of(end)
+        self._last_place: Tensor | None = None
+        self._last_values: MarginalAt
         if not (math.isfinite(self.start) and math.isfinite(self.end)):
             raise ValueError(
                 f"{variable} is {self.start} at t={ends[0]} and {self.end} at t={ends[1]}: both must be finite; "
@@ -214,6 +216,13 @@ class Flow:
             return torch.ones_like(t)
         return self._scale(sde.values(t))
 
+    def _values(self, u: Tensor) -> MarginalAt:
+        """The coefficients at the places u (b,), kept for the next evaluation, which may be at the same ones."""
+        if u is not self._last_place:
+            self._last_place = u
+            self._last_values = self.sde.values(self.time(u))
+        return self._last_values
+
     def _scale(self, k: MarginalAt) -> Tensor:
         return k.alpha + k.sigma if self.variable == "flow-time" else k.alpha
 
@@ -228,15 +237,14 @@ class Flow:
 
     def slope(self, u: Tensor, z: Tensor, index: Tensor) -> Tensor:
         """dz/du, or its part besides -z, for the samples of numbers `index`."""
-        t = self.time(u)
         sde = self.sde
         with self.model.only(index, self.batch):
             if self.variable == "time" or not has_scalar_marginal(sde):
-                return self.model.predict_at(self.target, z, t)
+                return self.model.predict_at(self.target, z, self.time(u))
 
-            k = sde.values(t)
+            k = self._values(u)
             x = column(self._scale(k), z) * z
-            output = self.model.output_at(x, t)
+            output = self.model.output_at(x, k.t)
         value = converted(self.model.score.prediction, self.target, k, x, output)
         return value - z if self.variable == "log-snr" and not self.linear else value
 
