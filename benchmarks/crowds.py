@@ -9,9 +9,10 @@ crowds.json as they are measured, so that they can be measured one at a time.
   libraries' and a loop over `torch.randn`. Runs of more than two million numbers are left out.
 - `fixed`: a call of one step; what is left beside the step is the call.
 - `memory`: peak of all tensors of a run of a million samples, in states.
-- `adaptive`: a run beside what its network calls take of it, and `ggf` also beside a loop of as many attempts that takes
-  its noise from `torch.randn`, on as many samples as are on their way on average. `network` says on what: a mixture of two
-  Gaussians is about the least that a score can cost, and a perceptron on two moons what people have in two dimensions.
+- `adaptive`: a run beside what its network calls take of it, and `ggf` beside a loop of as many attempts that takes its
+  noise from `torch.randn`, on as many samples as are on their way on average. `network` says on what: a mixture of two
+  Gaussians is about the least that a score can cost, and a perceptron on two moons what people have in two
+  dimensions.
 - `path`: noise="path" beside independent noise.
 """
 
@@ -164,7 +165,6 @@ def adaptive(n: int = 10_000, d: int = 2) -> list[dict[str, Any]]:
     sde = sg.VPSDE()
     rows = []
     for (network, score), name in itertools.product(scores(sde, d).items(), ("bosh3", "dopri5", "tsit5", "ggf")):
-
         clock = _Clock(score)
 
         def ours(name: str = name, clock: _Clock = clock) -> sg.SampleResult:

@@ -31,7 +31,7 @@ from sgm_sde.engine.coordinates import COORDINATES
 from sgm_sde.engine.phi import phi_values
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
-from sgm_sde.processes.linear import MarginalAt, converted
+from sgm_sde.processes.linear import LinearSDE, MarginalAt, converted
 from sgm_sde.schemes.base import AdaptiveSolver, Problem
 from sgm_sde.schemes.tableaus import DOPRI5
 from sgm_sde.scores.model import BoundScore
@@ -181,8 +181,7 @@ class Flow:
         start, end = self.sde.nodes(ends)
         self.start = self.coordinate.of(start)
         self.end = self.coordinate.of(end)
-        self._last_place: Tensor | None = None
-        self._last_values: MarginalAt
+        self._last: tuple[Tensor, Tensor, MarginalAt] | None = None  # place, time and coefficients
         if not (math.isfinite(self.start) and math.isfinite(self.end)):
             raise ValueError(
                 f"{variable} is {self.start} at t={ends[0]} and {self.end} at t={ends[1]}: both must be finite; "
@@ -216,12 +215,13 @@ class Flow:
             return torch.ones_like(t)
         return self._scale(sde.values(t))
 
-    def _values(self, u: Tensor) -> MarginalAt:
-        """The coefficients at the places u (b,), kept for the next evaluation, which may be at the same ones."""
-        if u is not self._last_place:
-            self._last_place = u
-            self._last_values = self.sde.values(self.time(u))
-        return self._last_values
+    def _at(self, u: Tensor, sde: LinearSDE) -> tuple[Tensor, MarginalAt]:
+        """Times and coefficients at the places u (b,), kept for the next evaluation, which may be at the same ones."""
+        if self._last is None or u is not self._last[0]:
+            t = self.time(u)
+            self._last = u, t, sde.values(t)
+        _, t, k = self._last
+        return t, k
 
     def _scale(self, k: MarginalAt) -> Tensor:
         return k.alpha + k.sigma if self.variable == "flow-time" else k.alpha
@@ -242,9 +242,9 @@ class Flow:
             if self.variable == "time" or not has_scalar_marginal(sde):
                 return self.model.predict_at(self.target, z, self.time(u))
 
-            k = self._values(u)
+            t, k = self._at(u, sde)
             x = column(self._scale(k), z) * z
-            output = self.model.output_at(x, k.t)
+            output = self.model.output_at(x, t)
         value = converted(self.model.score.prediction, self.target, k, x, output)
         return value - z if self.variable == "log-snr" and not self.linear else value
 
