@@ -62,6 +62,7 @@ VARIED = (16, 64, 256)  # noises of the cost curve
 HELD_OUT = 128
 FURTHER = 256  # noises beside those of a bed, of which it has 2 to 128
 SEED = 1
+FIT = 2  # of the method's present form: numbers of an earlier one are told apart
 DPMPP2M = sg.Setting("dpm++2m", "karras")
 MULTISTEP = ("ipndm3", "dpm++2m", "unipc3")
 LARGEST = 80.0
@@ -199,6 +200,7 @@ def measure(bed: Bed, budgets: Sequence[int], noises: int = NOISES, peers: bool 
             "change_stderr": float(change.std()) / math.sqrt(len(change)), "taken": one.errors[0].name,
             "held_out": {e.name: [e.rmse, e.stderr, e.median, e.worst] for e in reversed(one.errors)},
             "network_evals": one.network_evals, "shared_evals": one.shared_evals, "remarks": list(one.remarks),
+            "fit": FIT,
         }  # fmt: skip
     return {"bed": bed.name, "half": bed.half, "seconds": total, "network": network, "budgets": rows}
 
@@ -244,11 +246,27 @@ def file_of(bed: Bed, noises: int = NOISES) -> Path:
     return CACHE / f"{bed.hash}-{noises}.json"
 
 
+def keep_peers(bed: Bed, budgets: Sequence[int]) -> None:
+    """Measure other libraries on a bed, at the budgets that they were not measured at."""
+    path = file_of(bed)
+    known = json.loads(path.read_text()) if path.exists() else {"bed": bed.name, "half": bed.half, "budgets": {}}
+    stored = json.loads(STORED.read_text()).get(path.stem, {}) if STORED.exists() else {}
+    peers = stored.get("peers", {}) | known.get("peers", {})
+    for nfe in budgets:
+        if str(nfe) not in peers:
+            peers[str(nfe)] = peers_best(bed, nfe)
+        error, who = peers[str(nfe)]
+        sys.stdout.write(f"{bed.name} at {nfe} calls: {error:.4f}, {who}\n")
+        sys.stdout.flush()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(known | {"peers": peers}) + "\n")
+
+
 def keep(bed: Bed, noises: int, budgets: Sequence[int], peers: bool = True) -> None:
     """Measure a bed at the budgets that it was not measured at."""
     path = file_of(bed, noises)
     known = json.loads(path.read_text()) if path.exists() else {"budgets": {}}
-    missing = [n for n in budgets if str(n) not in known["budgets"]]
+    missing = [n for n in budgets if known["budgets"].get(str(n), {}).get("fit") != FIT]
     if not missing:
         return
     running = path.with_suffix(".running")
@@ -258,8 +276,10 @@ def keep(bed: Bed, noises: int, budgets: Sequence[int], peers: bool = True) -> N
     found = measure(bed, missing, noises, peers)
     shown = {n: f"{row['error']:.3g}/{row['pilot']:.3g}" for n, row in found["budgets"].items()}
     found["budgets"] = known["budgets"] | {str(n): row for n, row in found["budgets"].items()}
-    for name in ("seconds", "network"):  # in all; of an interrupted run they are not known
-        found[name] = math.nan if interrupted else found[name] + known.get(name, 0.0)
+    spent = [found.pop(name) for name in ("seconds", "network")]
+    if not interrupted:  # else it is not known
+        found["spent"] = {",".join(map(str, missing)): spent}
+    found["spent"] = known.get("spent", {}) | found.get("spent", {})
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(found) + "\n")
     partial.replace(path)
@@ -338,10 +358,15 @@ def rows_of(bed: Bed, noises: int) -> dict[str, Any] | None:
     row: dict[str, Any] | None = stored.get(file_of(bed, noises).stem)
     if not file_of(bed, noises).exists():
         return row
-    found: dict[str, Any] = json.loads(file_of(bed, noises).read_text())
-    if row is not None:
-        found["budgets"] = row["budgets"] | found["budgets"]
-    return found
+    return joined(row, json.loads(file_of(bed, noises).read_text()))
+
+
+def joined(stored: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, Any]:
+    """What was measured of a bed before and now, by budget; CPU seconds, in all and in the network, by run."""
+    if stored is None:
+        return found
+    both = {name: stored.get(name, {}) | found.get(name, {}) for name in ("budgets", "spent", "peers")}
+    return stored | found | both
 
 
 def measured(half: str, noises: int = NOISES) -> list[dict[str, Any]]:
@@ -367,21 +392,18 @@ def store() -> None:
             return float(f"{value:.4g}") if math.isfinite(value) else None
         if isinstance(value, dict):
             return {name: short(each) for name, each in value.items() if name not in ("held_out", "remarks")}
-        return value
+        return [short(each) for each in value] if isinstance(value, list) else value
 
     found = json.loads(STORED.read_text()) if STORED.exists() else {}
     for path in sorted(CACHE.glob("*-*.json")):
         if path.stem[:16].isalnum():
-            row = short(json.loads(path.read_text()))
-            before = found.get(path.stem, {"budgets": {}})["budgets"]
-            row["budgets"] = {n: cells | {"earlier": True} for n, cells in before.items()} | row["budgets"]
-            found[path.stem] = row
+            found[path.stem] = joined(found.get(path.stem), short(json.loads(path.read_text())))
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in sorted(found.items()))
     STORED.write_text(f"{{\n{lines}\n}}\n")
 
 
 def ratios(found: Sequence[dict[str, Any]], nfe: int, other: str) -> dict[str, float]:
-    """The calibrated error over another, by bed, neither below what the reference is known to."""
+    """The calibrated error over another, by bed, neither below what the reference is known to; where both are."""
     result = {}
     for row in found:
         cells = row["budgets"].get(nfe)
@@ -391,7 +413,10 @@ def ratios(found: Sequence[dict[str, Any]], nfe: int, other: str) -> dict[str, f
             "best": row["best"][nfe],
             "pilot": cells["pilot"],
             "gits": min(cells["gits"].values(), default=math.inf),
+            "peers": row.get("peers", {}).get(str(nfe), [math.nan])[0],
         }
+        if errors[other] is None or math.isnan(errors[other]):
+            continue
         result[row["bed"]] = max(cells["error"], row["doubt"]) / max(errors[other], row["doubt"])
     return result
 
@@ -418,7 +443,7 @@ def tables(half: str) -> str:
             row["bed"] for row in found if nfe in row["budgets"]
             and row["budgets"][nfe]["change"] > 2 * row["budgets"][nfe]["change_stderr"] > 0
         ]  # fmt: skip
-        earlier = sum(bool(row["budgets"].get(nfe, {}).get("earlier")) for row in found)
+        earlier = sum(row["budgets"].get(nfe, {}).get("fit", FIT) != FIT for row in found)
         cells = [
             str(nfe),
             str(len(best)),
@@ -429,8 +454,8 @@ def tables(half: str) -> str:
             _mean(gits),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    beside = [(row["seconds"] or math.nan) - (row["network"] or math.nan) for row in found]
-    beside = [seconds for seconds in beside if not math.isnan(seconds)] or [math.nan]
+    spent = [[total - network for total, network in row["spent"].values() if total is not None] for row in found]
+    beside = [sum(runs) for runs in spent if runs] or [math.nan]
     lines += ["", f"CPU seconds beside the network's, all budgets: at most {max(beside):.0f}, on average "
               f"{sum(beside) / len(beside):.0f}.", ""]  # fmt: skip
     lines += [f"On {FURTHER} further noises of each bed:", ""]
@@ -447,6 +472,13 @@ def tables(half: str) -> str:
                 f"{max(pilot.values()):.2f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Over the best deterministic sampler of diffusers, k-diffusion and azula:", ""]
+    lines += ["| calls | beds | calibrated / best of the libraries | worst | at most .5 | at most .7 |"]
+    lines += ["|---:|---:|---:|---:|---:|---:|"]
+    for nfe in budgets:
+        peers = ratios(found, nfe, "peers")
+        if peers:
+            lines.append(f"| {' | '.join([str(nfe), str(len(peers)), *_spread(list(peers.values()))])} |")
     lines += [""]
     lines += ["| bed | " + " | ".join(f"{n}: calibrated / pilot / best" for n in budgets) + " |"]
     lines += ["|---|" + "---|" * len(budgets)]
@@ -559,25 +591,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     start = time.monotonic()
+    k, parts = map(int, args.part.split("/"))
+    chosen = [
+        bed
+        for bed in beds.load(args.half, args.family, args.names)
+        if not any(word in bed.name for word in args.without.split(",") if word)
+    ]
+    # Families and processes mixed, so that what is measured first is like the rest.
+    chosen = sorted(chosen, key=lambda bed: bed.hash)[k::parts]
     if args.what == "measure":
-        k, parts = map(int, args.part.split("/"))
-        chosen = [
-            bed
-            for bed in beds.load(args.half, args.family, args.names)
-            if not any(word in bed.name for word in args.without.split(",") if word)
-        ]
-        # Families and processes mixed, so that what is measured first is like the rest.
-        for bed in sorted(chosen, key=lambda bed: bed.hash)[k::parts]:
+        for bed in chosen:
             if time.monotonic() - start < args.seconds:
                 keep(bed, args.noises, args.budgets)
     elif args.what == "store":
         store()
     elif args.what == "peers":
-        for bed in beds.load(args.half, args.family, args.names):
-            for nfe in args.budgets:
-                error, who = peers_best(bed, nfe)
-                sys.stdout.write(f"{bed.name} at {nfe} calls: {error:.4f}, {who}\n")
-                sys.stdout.flush()
+        for bed in chosen:
+            if time.monotonic() - start < args.seconds:
+                keep_peers(bed, args.budgets)
     elif args.what == "frechet":
         CACHE.mkdir(parents=True, exist_ok=True)
         for name, n, noises, budgets in (("digits", 3000, 128, BUDGETS), ("fashion", 800, 64, (4, 5, 6, 8))):

@@ -350,6 +350,7 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
 
     add("--batch", type=int, default=512, help="samples in a network call, at most (%(default)s)")
     add("--seed", type=int, default=0, help="seed (%(default)s)")
+    add("--reference-nfe", type=int, metavar="CALLS", help="calls of an exact sample (64 to 1024, as many as needed)")
     add("--time-limit", type=float, metavar="SECONDS", help="end where the fit is by then")
     add("--checkpoint", type=Path, help="folder where an interrupted run is resumed")
 
@@ -387,10 +388,12 @@ def _calibrate(args: argparse.Namespace) -> int:
     found = calibrate(
         score, sde, (args.n, *model.shape), nfe=args.nfe, held_out=args.held_out, seed=args.seed,
         model_kwargs=conditions, batch_size=args.batch, time_limit=args.time_limit, checkpoint=args.checkpoint,
-        progress=not args.quiet, device=device,
+        reference_nfe=args.reference_nfe, progress=not args.quiet, device=device,
     )  # fmt: skip
     found.save(args.out)
-    sys.stdout.write(f"{found}\n\nWritten to {args.out}. Sample with it: sgm-sde sample --solver {args.out}\n")
+    guided = "" if args.guidance is None else f" --guidance {args.guidance:g}"
+    use = f"sgm-sde sample --model {args.model}{guided} --solver {args.out} --nfe {args.nfe[0]} -n 64 --out run"
+    sys.stdout.write(f"{found}\n\nWritten to {args.out}. Sample with it: {use}\n")
     return 0
 
 

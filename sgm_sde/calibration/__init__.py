@@ -1,7 +1,7 @@
 """Solvers fitted to a network: `calibrate` and what it finds.
 
 table.py has the solver, flow.py the network's own flow, closed.py the fit in closed form, refine.py that of all numbers
-together, search.py what compares them, result.py what is told and kept.
+together, rough.py levels by trial, search.py what compares them, result.py what is told and kept.
 """
 
 from sgm_sde.calibration.network import CalibrationWarning

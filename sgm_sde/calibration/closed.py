@@ -153,7 +153,7 @@ def _bounds(s: Tensor) -> list[Bounds]:
 
 def _row(z: Tensor, D: Tensor, target: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:
     """The scale of the noise, within bounds, and the weights of the estimates D (k, N, d) in a row."""
-    found = _ridge(torch.cat([z[None], D]), target)
+    found = ridge(torch.cat([z[None], D]), target)
     return found[0].clamp(*bounds), found[1:]
 
 
@@ -162,7 +162,7 @@ def _consistent_row(z: Tensor, D: Tensor, target: Tensor, bounds: Bounds, invers
     last = D[-1]
     noise = z - inverse * last
     earlier = D[:-1] - last
-    found = _ridge(torch.cat([noise[None], earlier]), target - last)
+    found = ridge(torch.cat([noise[None], earlier]), target - last)
 
     c = found[0].clamp(*bounds)
     b = found[1:]
@@ -170,8 +170,8 @@ def _consistent_row(z: Tensor, D: Tensor, target: Tensor, bounds: Bounds, invers
     return c, torch.cat([b, rest[None]])
 
 
-def _ridge(features: Tensor, target: Tensor) -> Tensor:
-    """Weights of features (m, N, d) for a target (N, d)."""
+def ridge(features: Tensor, target: Tensor, share: float = RIDGE) -> Tensor:
+    """Weights of features (m, N, d) for a target (N, d), with a share of the diagonal added to it."""
     m = len(features)
     d = target.shape[1]
     G = torch.zeros(m + 1, m + 1, dtype=torch.float64)
@@ -179,5 +179,5 @@ def _ridge(features: Tensor, target: Tensor) -> Tensor:
         flat = torch.cat([features[:, rows], target[None, rows]]).flatten(1).double()
         G = G + (flat @ flat.T).cpu()
     scale = G.diagonal()[:m].clamp(min=1e-300).rsqrt()
-    inner = G[:m, :m] * scale[:, None] * scale + RIDGE * torch.eye(m, dtype=torch.float64)
+    inner = G[:m, :m] * scale[:, None] * scale + share * torch.eye(m, dtype=torch.float64)
     return torch.linalg.solve(inner, G[:m, m] * scale) * scale

@@ -163,6 +163,7 @@ class Refinement:
         late: whether there is no time left.
         robust: whether noises of large errors weigh less.
         bounded: whether noises of large derivatives weigh less.
+        held: whether levels stay where they are.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class Refinement:
         late: Callable[[], bool] = lambda: False,
         robust: bool = True,
         bounded: bool = False,
+        held: bool = False,
     ) -> None:
         self.flow = flow
         self.z = z
@@ -186,6 +188,7 @@ class Refinement:
         self.late = late
         self.robust = robust
         self.bounded = bounded
+        self.held = held
 
     def errors(self, y: Tensor) -> Tensor:
         """Mean square error of each noise (N,), in units of c^2, float64; inf where it is not finite."""
@@ -244,8 +247,7 @@ class Refinement:
         """Weights (N,) of noises with mean square errors (N,) and derivatives (P, N, d)."""
         w = torch.ones_like(each)
         if self.robust:
-            e = each.sqrt()
-            w = w * (OUTLYING * e.median() / e.clamp(min=1e-300)).clamp(max=1)
+            w = w * huber_weights(each, OUTLYING * float(each.sqrt().median()))
         if self.bounded:
             squares = torch.stack([of_one.double().square().mean(1) for of_one in J])
             h = (squares / squares.median(1, keepdim=True).values.clamp(min=1e-300)).mean(0)
@@ -265,17 +267,23 @@ class Refinement:
 
     def _jacobian(self, unknowns: Unknowns, at: _Point) -> Tensor:
         """Derivatives of the samples (P, N, d) with respect to each unknown, by forward differences."""
-        J = torch.empty((len(at.theta), *at.y.shape), dtype=at.y.dtype, device=at.y.device)
+        J = torch.zeros((len(at.theta), *at.y.shape), dtype=at.y.dtype, device=at.y.device)
         base = unknowns.rows(at.theta)
         sizes = at.D.double().square().mean((1, 2)).sqrt().tolist()
         for row in range(unknowns.n + 1):
-            here = [p for p, (_, k, _) in enumerate(unknowns.entries) if k == row]
+            here = [p for p, (kind, k, _) in enumerate(unknowns.entries) if k == row and self._moves(kind)]
+            if not here:
+                continue
             changes = [self._change(unknowns, base, unknowns.entries[p], at.D, sizes) for p in here]
             changed = [self._changed(unknowns, at.theta, p, h) for p, h in zip(here, changes, strict=True)]
             ends = self._ends(base, row, changed, at.D)
             h = torch.tensor(changes, dtype=torch.float64).to(ends)
             J[here] = (ends - at.y) / h[:, None, None]
         return J
+
+    def _moves(self, kind: str) -> bool:
+        """True if unknowns of a kind are fitted."""
+        return not (self.held and kind == "t")
 
     @staticmethod
     def _changed(unknowns: Unknowns, theta: Tensor, p: int, h: float) -> Rows:
@@ -368,13 +376,15 @@ class Refinement:
     def _solve(self, unknowns: Unknowns, theta: Tensor, A: Tensor, g: Tensor, damping: float) -> Tensor:
         """theta + d with (A + damping diag A) d = -g; levels that would leave their bounds are held there."""
         damped = A + torch.diag(damping * A.diagonal() + 1e-14 * A.diagonal().max())
-        d = -_solved(damped, g)
+        moves = torch.tensor([self._moves(kind) for kind, _, _ in unknowns.entries])
+        d = torch.zeros_like(theta)
+        d[moves] = -_solved(damped[moves][:, moves], g[moves])
         moved = self._apart(theta + d, unknowns.n)
 
         held = (moved - theta - d).abs() > 1e-12
         if held.any():
             fixed = (moved - theta)[held]
-            free = ~held
+            free = ~held & moves
             d = d.clone()
             d[held] = fixed
             d[free] = -_solved(damped[free][:, free], g[free] + A[free][:, held] @ fixed)
@@ -404,6 +414,11 @@ class Refinement:
         short = change - torch.tensordot(d.to(J), J, 1)
         for p, factor in enumerate((Wd / (d @ Wd)).tolist()):
             J[p].add_(short, alpha=factor)
+
+
+def huber_weights(each: Tensor, limit: float) -> Tensor:
+    """Huber's weights (N,) of noises with mean square errors (N,), whose roots count up to a limit."""
+    return (limit / each.sqrt().clamp(min=1e-300)).clamp(max=1)
 
 
 Attempt = Callable[[float], _Trial | None]  # with a damping

@@ -120,7 +120,7 @@ class Calibration(Setting):
             f"at {self.nfe} calls: error {first.rmse:.3e} +- {first.stderr:.0e} of the samples' standard deviation, "
             f"{self._beside(first, shelf)} ({shelf.rmse:.3e}: {shelf.setting})",
             f"on {self.protocol.get('held_out', '?')} held-out noises, exact samples known to "
-            f"{self.reference_error:.0e}:",
+            f"{self.reference_error:.0e}; the first is taken:",
             *(f"  {found}" for found in self.errors),
             f"{self.network_evals} network evaluations in {self.seconds:.1f} s, and {self.shared_evals} for exact "
             f"samples",
@@ -173,9 +173,19 @@ class Calibrations(Mapping[int, Calibration]):
         return len(self._found)
 
     def __str__(self) -> str:
-        return "\n\n".join(map(str, self._found.values()))
+        return "\n\n".join([*map(str, self.values()), self.summary])
 
     __repr__ = __str__
+
+    @property
+    def summary(self) -> str:
+        """The errors by budget, beside those off the shelf, as a table."""
+        lines = ["calls  error    off the shelf  ratio"]
+        for nfe, one in self.items():
+            shelf = one.off_the_shelf.rmse
+            ratio = one.error / shelf if shelf else 1.0
+            lines.append(f"{nfe:5}  {one.error:.1e}  {shelf:13.1e}  {ratio:5.2f}")
+        return "\n".join(lines)
 
     def save(self, path: Path | str) -> None:
         """Write them as JSON, which `load_calibration` reads."""

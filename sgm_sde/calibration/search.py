@@ -25,6 +25,7 @@ from sgm_sde.calibration.flow import Flow, Trajectories
 from sgm_sde.calibration.network import CalibrationWarning, network_of, process_of
 from sgm_sde.calibration.refine import Refinement
 from sgm_sde.calibration.result import PILOT, Calibration, Calibrations, HeldOut, from_json, to_json
+from sgm_sde.calibration.rough import searched
 from sgm_sde.calibration.rows import Rows
 from sgm_sde.calibration.table import Calibrated
 from sgm_sde.engine.noise import resolve_seeds
@@ -167,6 +168,7 @@ def calibrate(
 
     found = {}
     with _Kept(checkpoint, search) as kept, _Bar(progress, len(budgets)) as bar:
+        search.tell = bar.set_description_str
         for done, budget in enumerate(budgets):
             found[budget] = kept.budget(budget, len(budgets) - done)
             bar.update()
@@ -196,7 +198,8 @@ def _place(score: Score, device: torch.device | str | None) -> torch.device:
 
 
 def _warn_of_doubt(found: Calibration) -> None:
-    for remark in found.remarks:
+    """Warn of exact samples that are not known as well as they should be; what is below that, a remark says."""
+    for remark in found.remarks if found.reference_error >= KNOWN else ():
         if remark.startswith(DOUBT):
             warn(f"calibration at {found.nfe} calls: {remark}", CalibrationWarning)
 
@@ -226,6 +229,11 @@ class _Exact:
     nfe: int
     doubt: float
     network_evals: int
+
+    @property
+    def rough(self) -> bool:
+        """True where trajectories need so many calls that the network must change abruptly with time."""
+        return self.nfe > REFERENCES[-1]
 
     @property
     def scale(self) -> float:
@@ -265,6 +273,7 @@ class _Search:
         self.checked = range(n + held_out, n + held_out + CHECKED)
         self._squares: dict[HeldOut, Tensor] = {}  # mean square error of each held-out noise
         self.store: Store | None = None  # where finished parts of a budget are kept
+        self.tell: Callable[[str], object] = lambda words: None  # what is done now
         self.end = math.inf if time_limit is None else time.monotonic() + time_limit
         self.protocol = {
             "noises": n, "held_out": held_out, "seed": seed, "shape": list(flow.event), "dtype": str(flow.dtype),
@@ -276,6 +285,7 @@ class _Search:
         """Exact trajectories, by as many calls as they need."""
         flow = self.flow
         before = self.flow.network_evals
+        self.tell("exact samples")
         few = range(min(16, self.n))
         calls, doubt = self._calls(few)
         fit = flow.trajectories(self.noises, calls, LEVELS)
@@ -309,8 +319,10 @@ class _Search:
         def late() -> bool:
             return time.monotonic() > share
 
+        self.tell(f"{n} calls: settings off the shelf")
         shelf = self._off_the_shelf(n, exact)
         fitted = self._fits(n, exact, late)
+        self.tell(f"{n} calls: held-out noises")
         compared = [self._held_out(name, setting, exact, n) for name, setting in fitted]
         able = [one for one in compared if math.isfinite(one.rmse)]
         ranked, outside = self._ranked(self._in_order(able), shelf, exact, n)
@@ -348,7 +360,7 @@ class _Search:
             remarks.append("no fit is 10 % better than what is off the shelf, which is taken")
         if not exact.doubt < taken.rmse / 3:
             known = f"{DOUBT} are known to {exact.doubt:.1e} only, beside an error of {taken.rmse:.1e}"
-            remarks.append(f"{known}: give a larger reference_nfe=")
+            remarks.append(f"{known}: a larger reference_nfe= tells it better")
         if is_late:
             remarks.append("the time limit ended the fit before it had settled")
         return remarks
@@ -365,9 +377,17 @@ class _Search:
         plain = closed_form(consistent=False)
         consistent = closed_form(consistent=True)
 
+        def refinement(kind: bool, robust: bool = True, bounded: bool = False, held: bool = False) -> Refinement:
+            return Refinement(flow, z, fit.end, exact.scale, samples, kind, late, robust, bounded, held)
+
         def refined(name: str, start: Rows, kind: bool, robust: bool = True, bounded: bool = False) -> Rows:
-            fitted = Refinement(flow, z, fit.end, exact.scale, samples, kind, late, robust, bounded)
-            return self._once(f"budget-{n}-{name}", lambda: fitted.fit(start), late)
+            self.tell(f"{n} calls: {name} fit")
+            return self._once(f"budget-{n}-{name}", lambda: refinement(kind, robust, bounded).fit(start), late)
+
+        def tried(name: str, start: Rows) -> Rows:
+            self.tell(f"{n} calls: {name} levels")
+            held = refinement(False, held=True)
+            return self._once(f"budget-{n}-{name}", lambda: held.fit(searched(held, start)), late)
 
         def error(rows: Rows) -> float:
             return self._error(rows, z, fit.end)
@@ -390,6 +410,11 @@ class _Search:
         found["refined"] = refined("free", start, False, robust=False)
         if other is not start:
             found["refined, from bounded influence"] = refined("free-further", other, False, robust=False)
+
+        # Derivatives with respect to levels say nothing of a rough network.
+        if exact.rough:
+            found["levels searched"] = tried("searched", plain)
+            found["levels searched, from refined"] = tried("searched-further", min(found.values(), key=error))
 
         return [(name, self._setting(rows)) for name, rows in found.items()]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from sgm_sde.calibration import HeldOut, Table, closed, search
+from sgm_sde.calibration import HeldOut, Table, closed, rough, search
 from sgm_sde.calibration.flow import Flow, Trajectories
 from sgm_sde.calibration.network import process_of
 from sgm_sde.calibration.refine import Refinement, Unknowns
@@ -205,21 +205,61 @@ def test_noises_of_large_errors_or_derivatives_weigh_less() -> None:
         torch.testing.assert_close(fit._weights(each, J), torch.tensor(right, dtype=torch.float64))
 
 
-def test_exact_samples_of_a_rough_network_take_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    sde, seeds = sg.VPSDE(), resolve_seeds(0, None, 8)
+def in_a_table(sde: sg.LinearSDE) -> sg.Score:
+    """A network with an error of its own at each of 50 times."""
     off = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
 
     def noise(x: Tensor, t: Tensor) -> Tensor:
         smooth = -sde.sigma(t)[:, None] * MIXTURE.score(sde)(x, t)
         return smooth + 0.2 * off[(50 * t).long().clamp(max=49)]
 
+    return sg.from_noise(noise, sde)
+
+
+def test_exact_samples_of_a_rough_network_take_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    sde, seeds = sg.VPSDE(), resolve_seeds(0, None, 8)
     monkeypatch.setattr(search, "REFERENCES", (16, 32))
     monkeypatch.setattr(search, "LONGER", (64,))
     monkeypatch.setattr(search, "KNOWN", 1e-6)  # which none of them reaches
-    for score, right in ((MIXTURE.score(sde), 32), (sg.from_noise(noise, sde), 64)):
+    for score, right in ((MIXTURE.score(sde), 32), (in_a_table(sde), 64)):
         flow = Flow(score, sde, (2,), seeds, 8, {}, 64, torch.float32, torch.device("cpu"))
         calls, doubt = search._Search(flow, 6, 2, 0, torch.float32, None, None)._calls(range(6))
         assert calls == right and 0 < doubt < 0.5
+
+
+def test_levels_of_a_rough_network_are_searched() -> None:
+    """A search lowers the error of the noises, the same way each time; weights are fitted then, and levels stay."""
+    sde = sg.VPSDE()
+    samples = range(24)
+    flow = a_flow(sde, 24, in_a_table(sde))
+    z = flow.noise(samples)
+    exact = flow.trajectories(samples, 256, 24)
+    scale = float(exact.end.std())
+    chosen = closed.levels(closed.gram(exact, z), exact.log_levels, scale, 4)
+    start = closed.fit_rows(flow, exact, z, chosen, samples, False)
+    fit = Refinement(flow, z, exact.end, scale, samples, False, held=True)
+
+    def error(rows: Rows) -> float:
+        return float(fit.errors(rows.run(flow, z, samples)[0]).sqrt().median())
+
+    found = rough.searched(fit, start)
+    assert error(found) < 0.8 * error(start)
+    assert torch.equal(found.t, rough.searched(fit, start).t)
+    assert bool((found.t[:-1] - found.t[1:] > 0.02).all())
+
+    refined = fit.fit(found)
+    assert torch.equal(refined.t, found.t)
+    assert not torch.equal(refined.B, found.B)
+    assert error(refined) < error(found)
+
+
+def test_rough_networks_have_their_levels_searched() -> None:
+    sde = sg.VPSDE()
+    for reference_nfe, right in ((64, False), (512, True)):
+        found = sg.calibrate(
+            in_a_table(sde), sde, (16, 2), nfe=3, held_out=16, seed=0, reference_nfe=reference_nfe
+        )  # fmt: skip
+        assert any("levels searched" in one.name for one in found.errors) == right
 
 
 def test_the_fit_that_is_taken() -> None:
