@@ -253,12 +253,12 @@ def test_levels_of_a_rough_network_are_searched() -> None:
     assert error(refined) < error(found)
 
 
+@pytest.mark.filterwarnings("ignore:calibration at 3 calls. exact samples are known")
 def test_rough_networks_have_their_levels_searched() -> None:
     sde = sg.VPSDE()
     for reference_nfe, right in ((64, False), (512, True)):
-        found = sg.calibrate(
-            in_a_table(sde), sde, (16, 2), nfe=3, held_out=16, seed=0, reference_nfe=reference_nfe
-        )  # fmt: skip
+        noises = {"nfe": 3, "held_out": 16, "seed": 0}
+        found = sg.calibrate(in_a_table(sde), sde, (16, 2), reference_nfe=reference_nfe, **noises)
         assert any("levels searched" in one.name for one in found.errors) == right
 
 
