@@ -454,8 +454,10 @@ def tables(half: str) -> str:
             _mean(gits),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    spent = [[total - network for total, network in row["spent"].values() if total is not None] for row in found]
-    beside = [sum(runs) for runs in spent if runs] or [math.nan]
+    spent = [
+        [total - network for total, network in row["spent"].values() if None not in (total, network)] for row in found
+    ]
+    beside = [sum(runs) for runs in spent if runs and not math.isnan(sum(runs))] or [math.nan]
     lines += ["", f"CPU seconds beside the network's, all budgets: at most {max(beside):.0f}, on average "
               f"{sum(beside) / len(beside):.0f}.", ""]  # fmt: skip
     lines += [f"On {FURTHER} further noises of each bed:", ""]
