@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgm_sde import __version__
-from sgm_sde._utils.checks import check_integer, usable_device
+from sgm_sde._utils.checks import check_integer, described, usable_device
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde.data.images import read_data
 from sgm_sde.processes.base import has_scalar_marginal
@@ -101,7 +101,7 @@ def _part(text: str) -> tuple[int, int]:
     try:
         return int(k), int(parts)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"a part is K/N, such as 0/4, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"a part is K/N, such as 0/4, got {described(text)}") from None
 
 
 def _merge_options(parser: argparse.ArgumentParser) -> None:
@@ -203,7 +203,7 @@ def _labels(text: str) -> list[int] | str | None:
         try:
             labels.append(int(number))
         except ValueError:
-            raise ValueError(f"--labels must be all, none, or classes such as 0,1,2, got {number!r}") from None
+            raise ValueError(f"--labels must be all, none, or classes such as 0,1,2, got {described(number)}") from None
     return labels
 
 
@@ -281,7 +281,7 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(name) for name in _names(text)]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"integers such as 5,10,20, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"integers such as 5,10,20, got {described(text)}") from None
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
@@ -379,7 +379,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     model.to(device)
     sde = model.sde
     if not has_scalar_marginal(sde):
-        raise TypeError(f"calibration needs a LinearSDE, got {sde!r}")
+        raise TypeError(f"calibration needs a LinearSDE, got {described(sde)}")
 
     score = model.score if args.guidance is None else ClassifierFree(model.score, args.guidance)
     conditions = {}

@@ -696,7 +696,7 @@ RULES: dict[str, GridRule] = {
 
 def _require_linear(rule: GridRule, sde: SDE) -> None:
     if not has_scalar_marginal(sde):
-        raise TypeError(f"{rule!r} needs a process with alpha(t) and sigma(t), got {sde!r}")
+        raise TypeError(f"{rule!r} needs a process with alpha(t) and sigma(t), got {described(sde)}")
 
 
 def rule(name: str) -> GridRule:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from sgm_sde._utils.checks import check_integer, instance_of, number, one_of, require_function, sizes
+from sgm_sde._utils.checks import check_integer, described, instance_of, number, one_of, require_function, sizes
 from sgm_sde._utils.shapes import dimension, expand, flat
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -126,7 +126,7 @@ class LatentScoreModel:
         require_function("the encoder", encoder, "of a tensor (B, *)", 1)
         require_function("the decoder", decoder, "of a tensor (B, *)", 1)
         if not has_scalar_marginal(sde):
-            raise TypeError(f"the score prior needs a LinearSDE, got {sde!r}")
+            raise TypeError(f"the score prior needs a LinearSDE, got {described(sde)}")
         self.encoder = encoder
         self.decoder = decoder
         self.sde = sde

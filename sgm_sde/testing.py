@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, instance_of, number, one_of, reals, sizes
+from sgm_sde._utils.checks import check_integer, described, instance_of, number, one_of, reals, sizes
 from sgm_sde._utils.shapes import cpu_float64, flat
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.matrix import number as engine_number
@@ -593,9 +593,9 @@ def output_law(
     if mean.shape != std.shape or mean.ndim != 1:
         raise ValueError(f"mean and std must have one shape (k,), got {tuple(mean.shape)} and {tuple(std.shape)}")
     if final not in ("none", "mean", "denoise"):
-        raise ValueError(f"final must be 'none', 'mean' or 'denoise', got {final!r}")
+        raise ValueError(f"final must be 'none', 'mean' or 'denoise', got {described(final)}")
     if final == "denoise" and has_matrix_marginal(sde):
-        raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
+        raise ValueError(f"final='denoise' needs a LinearSDE, got {described(sde)}; use 'mean' or 'none'")
 
     mean = mean.to(F64)
     std = std.to(F64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from types import UnionType
@@ -92,7 +93,9 @@ def usable_device(option: str, value: object) -> torch.device:
     try:
         device = torch.device(value)
     except RuntimeError as error:
-        raise ValueError(f"{option} must be a device such as 'cpu', 'cuda:1' or 'mps', got {value!r}") from error
+        raise ValueError(
+            f"{option} must be a device such as 'cpu', 'cuda:1' or 'mps', got {described(value)}"
+        ) from error
     there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if (device.index or 0) >= there.get(device.type, math.inf):
         found = there[device.type]
@@ -191,12 +194,14 @@ def shape_of_samples(option: str, value: object) -> tuple[int, ...]:
 
 
 def described(value: object) -> str:
-    """A value in an error message: tensors by their shape, a class by what to do with it, the rest as written, cut."""
+    """A value in an error message: tensors by their shape, a class by what to do with it, the rest on one line, cut."""
     if isinstance(value, Tensor) and value.layout != torch.strided:
         return f"a tensor of layout {value.layout}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}" if value.numel() != 1 else f"tensor({value.tolist()})"
-    text = describe_argument(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}: call it"
+    text = re.sub(r"\s*\n\s*", " ", repr(value))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
@@ -369,11 +374,6 @@ def float_of(value: Real | float | np.number) -> float:
         return float(value)
     except OverflowError:
         return -math.inf if value < 0 else math.inf
-
-
-def describe_argument(value: object) -> str:
-    """Description of an argument of the wrong kind; of a class, with the hint to call it."""
-    return f"the class {value.__name__}: call it" if isinstance(value, type) else repr(value)
 
 
 def check_per_sample_scalar(what: str, value: object, n: int) -> None:

@@ -27,7 +27,7 @@ def as_time(t: Time) -> Tensor:
             raise TypeError(f"times must be floating point, got a tensor of dtype {t.dtype} and layout {t.layout}")
         return t
     if not isinstance(t, Real):
-        raise TypeError(f"a time must be one number or a tensor, got {t!r}")
+        raise TypeError(f"a time must be one number or a tensor, got a {type(t).__name__}")
     if not abs(t) < LARGEST:
         raise ValueError(f"a time must be finite, got {t!r}")
     return cpu_float64(float(t))

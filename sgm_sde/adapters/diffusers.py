@@ -86,7 +86,9 @@ def _configuration(scheduler: Any) -> tuple[JsonObject, str]:
     """A scheduler's configuration, with its class if that is known, and what to call it in messages."""
     config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
-        raise TypeError(f"scheduler must be one of diffusers' or its configuration as a dictionary, got {scheduler!r}")
+        raise TypeError(
+            f"scheduler must be one of diffusers' or its configuration as a dictionary, got {described(scheduler)}"
+        )
 
     name = config.get("_class_name")
     if not name and config is scheduler:
@@ -211,7 +213,7 @@ def _first_tensor(out: object) -> Tensor:
     if not isinstance(out, Tensor):
         out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
     if not isinstance(out, Tensor):
-        raise TypeError(f"the model must return a tensor, a tuple or something with .sample, got {out!r}")
+        raise TypeError(f"the model must return a tensor, a tuple or something with .sample, got {described(out)}")
     return out
 
 

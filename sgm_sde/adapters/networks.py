@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from sgm_sde._utils.checks import flag, require_function
+from sgm_sde._utils.checks import described, flag, require_function
 from sgm_sde.processes import EDMSDE, VESDE, VPSDE, DiscreteVESDE, DiscreteVPSDE, LinearSDE, RectifiedFlowSDE, SubVPSDE
 from sgm_sde.scores.score import Score, from_denoiser, from_flow, from_noise, from_score
 from sgm_sde.scores.time_labels import (
@@ -117,14 +117,14 @@ def from_score_sde(net: Callable[..., Tensor], sde: LinearSDE, *, levels: int | 
         ('noise', 499.5)
     """
     if levels is not None and _score_sde.dispatch(type(sde)) is not _on_ve:
-        raise TypeError(f"levels={levels} goes with VESDE, the process of SMLD's ladder, got {sde!r}")
+        raise TypeError(f"levels={levels} goes with VESDE, the process of SMLD's ladder, got {described(sde)}")
     return _score_sde(sde, net, levels), sde
 
 
 @singledispatch
 def _score_sde(sde: object, net: Callable[..., Tensor], levels: int | None) -> Score:
     """The score of a network of score_sde on a process: one function for each that it has networks on."""
-    raise TypeError(f"score_sde has networks on VP, sub-VP and VE and their tables, got {sde!r}")
+    raise TypeError(f"score_sde has networks on VP, sub-VP and VE and their tables, got {described(sde)}")
 
 
 @_score_sde.register(VPSDE)
@@ -206,6 +206,6 @@ def from_azula(denoiser: Callable[..., _Posterior]) -> tuple[Score, LinearSDE]:
     """
     schedule = getattr(denoiser, "schedule", None)
     if not callable(schedule):
-        raise TypeError(f"a denoiser of azula has a schedule, got {denoiser!r}")
+        raise TypeError(f"a denoiser of azula has a schedule, got {described(denoiser)}")
     sde = LinearSDE.from_schedule(lambda t: schedule(t)[0], lambda t: schedule(t)[1], T=1.0, eps=0.0)
     return from_denoiser(with_output(denoiser, lambda out, x: out.mean), sde), sde

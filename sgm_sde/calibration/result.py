@@ -99,6 +99,11 @@ class Calibration(Setting):
             object.__setattr__(self, name, value)
 
     @property
+    def budget(self) -> int:
+        """The number of network calls that it was fitted for."""
+        return self.nfe
+
+    @property
     def error(self) -> float:
         """Root-mean-square error on held-out noises, in units of the samples' standard deviation."""
         return self.errors[0].rmse

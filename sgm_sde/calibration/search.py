@@ -182,7 +182,7 @@ def _budgets(sde: LinearSDE, nfe: int | Sequence[int]) -> list[int]:
     """The budgets, of a process that there are tables for."""
     require_sde(sde)
     if not has_scalar_marginal(sde):
-        raise TypeError(f"calibration needs a LinearSDE, got {sde!r}")
+        raise TypeError(f"calibration needs a LinearSDE, got {described(sde)}")
     several = isinstance(nfe, Sequence)
     for i, calls in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
         check_integer(f"nfe[{i}]" if several else "nfe", calls)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.checks import described
 from sgm_sde.engine.counter import LANES, WORDS, BoxMuller, Run, Words, philox
 
 SeedList = Iterable[SupportsIndex | tuple[SupportsIndex, SupportsIndex]]
@@ -208,7 +209,7 @@ def _from_generator(generator: object, batch: int) -> SampleSeeds:
         return SampleSeeds(_drawn_seed(generator), range(batch))
 
     if not isinstance(generator, Sequence):
-        raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
+        raise TypeError(f"generator must be a torch.Generator or a list of them, got {described(generator)}")
     if len(generator) != batch:
         raise ValueError(f"got {len(generator)} generators for {batch} samples")
     return _of_pairs([(_drawn_seed(one), 0) for one in generator])
@@ -238,7 +239,7 @@ def _pair(seed: object) -> tuple[int, int]:
     if not isinstance(seed, tuple):
         return _checked(seed), 0
     if len(seed) != 2:
-        raise ValueError(f"a seed in a list must be an int or a pair (seed, index), got {seed!r}")
+        raise ValueError(f"a seed in a list must be an int or a pair (seed, index), got {described(seed)}")
     return _checked(seed[0]), _checked(seed[1], "the index of a seed", 32)
 
 
@@ -246,7 +247,7 @@ def _checked(value: object, name: str = "a seed", bits: int = 64) -> int:
     try:
         index = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} must be an int, got {value!r}") from None
+        raise TypeError(f"{name} must be an int, got {described(value)}") from None
     if not 0 <= index < 2**bits:
         raise ValueError(f"{name} must lie in [0, 2**{bits}), got {index}")
     return index

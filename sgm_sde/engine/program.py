@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import NoReturn, Protocol
 
+from sgm_sde._utils.checks import described
 from sgm_sde._utils.files import JsonMapping, parse_json
 from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.node import Coefficient, Node, Process
@@ -194,7 +195,7 @@ def _program(data: object) -> Program:
     name = given["name"]
     prediction = given["prediction"]
     if not isinstance(name, str):
-        raise ValueError(f"name must be a text, got {name!r}")
+        raise ValueError(f"name must be a text, got {described(name)}")
     if prediction not in (*PREDICTIONS, *MATRIX_PREDICTIONS):
         raise ValueError(f"unknown prediction {prediction!r}")
 
@@ -245,7 +246,7 @@ def _stage(k: int, data: object) -> Stage:
 
 def _flag(what: str, data: object) -> bool:
     if not isinstance(data, bool):
-        raise ValueError(f"{what} must be true or false, got {data!r}")
+        raise ValueError(f"{what} must be true or false, got {described(data)}")
     return data
 
 
@@ -253,10 +254,10 @@ def _terms(what: str, data: object) -> Terms:
     terms = []
     for pair in _list(what, data):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError(f"{what} are pairs (index, coefficient), got {pair!r}")
+            raise ValueError(f"{what} are pairs (index, coefficient), got {described(pair)}")
         index, coefficient = pair
         if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-            raise ValueError(f"{what} have integers for indices, got {index!r}")
+            raise ValueError(f"{what} have integers for indices, got {described(index)}")
         terms.append((index, _coefficient(what, coefficient)))
     if len({index for index, _ in terms}) < len(terms):
         raise ValueError(f"{what} name an index twice: {[index for index, _ in terms]}")
@@ -289,13 +290,13 @@ def _object(what: str, data: object, names: Sequence[str]) -> dict[str, object]:
 
 def _list(what: str, data: object) -> list[object]:
     if not isinstance(data, list):
-        raise ValueError(f"{what} must be a list, got {data!r}")
+        raise ValueError(f"{what} must be a list, got {described(data)}")
     return data
 
 
 def _real(what: str, data: object) -> float:
     if not isinstance(data, float | int) or isinstance(data, bool) or not math.isfinite(data):
-        raise ValueError(f"{what} must be a finite number, got {data!r}")
+        raise ValueError(f"{what} must be a finite number, got {described(data)}")
     return float(data)
 
 

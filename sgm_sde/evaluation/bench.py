@@ -595,7 +595,7 @@ def _integers(name: str, values: Iterable[int], least: int) -> tuple[int, ...]:
     for value in values:
         number = None if isinstance(value, bool) else operator.index(value)
         if number is None or number < least:
-            raise ValueError(f"{name} must be integers of at least {least}, got {value!r}")
+            raise ValueError(f"{name} must be integers of at least {least}, got {described(value)}")
         numbers.append(number)
 
     if not numbers:

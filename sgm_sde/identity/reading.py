@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.checks import described
 from sgm_sde._utils.files import JsonMapping, parse_json
 from sgm_sde.identity.writing import MARKS, Value, class_name, spec
 
@@ -65,7 +66,7 @@ def _read_scalar(data: object, where: str) -> object:
     finite = not isinstance(data, float) or math.isfinite(data)
     if finite and (data is None or isinstance(data, bool | int | float | str)):
         return data
-    raise ValueError(f"{where} must be made of JSON values, got {data!r}")
+    raise ValueError(f"{where} must be made of JSON values, got {described(data)}")
 
 
 class _FingerprintOnly(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import instance_of
+from sgm_sde._utils.checks import described, instance_of
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Mixture, Oracle
 
@@ -41,7 +41,7 @@ def posterior(oracle: Oracle, measurement: Measurement) -> Mixture:
     elif isinstance(oracle, GaussianMixture):
         oracle = oracle.as_mixture()
     elif not isinstance(oracle, Mixture):
-        raise TypeError(f"the posterior is known for Gaussians and their mixtures, got {oracle!r}")
+        raise TypeError(f"the posterior is known for Gaussians and their mixtures, got {described(oracle)}")
     instance_of("measurement", measurement, Measurement, "a Measurement")
 
     A, y = _matrix(measurement, oracle.event_shape)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
-from sgm_sde._utils.checks import check_integer, number, one_of, settle
+from sgm_sde._utils.checks import check_integer, described, number, one_of, settle
 from sgm_sde._utils.shapes import dot
 from sgm_sde._utils.tree import Path
 from sgm_sde.engine.executor import Hook, execute
@@ -51,7 +51,7 @@ class AtNodes(WrappedSolver):
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
-            raise TypeError(f"solver must be a Solver, got {self.solver!r}")
+            raise TypeError(f"solver must be a Solver, got {described(self.solver)}")
         require_measurement(self.measurement)
 
     order = 0
@@ -72,7 +72,7 @@ class AtNodes(WrappedSolver):
     def compile(self, sde: SDE, grid: Grid) -> Program:
         """The solver's table, if this method can go with it."""
         if not has_scalar_marginal(sde):
-            raise TypeError(f"{self.name} needs a LinearSDE, got {sde!r}")
+            raise TypeError(f"{self.name} needs a LinearSDE, got {described(sde)}")
         program = self.solver.compile(sde, grid)
         self.check(program)
         return program

@@ -168,7 +168,7 @@ class ChannelMix(LinearOperator):
         if matrix.ndim != 2:
             raise ValueError(f"matrix must have the shape (m, C), got {tuple(matrix.shape)}")
         if not matrix.isfinite().all():
-            raise ValueError(f"the entries of the matrix must be finite, got {matrix!r}")
+            raise ValueError(f"the entries of the matrix must be finite, got {described(matrix)}")
         rank = int(torch.linalg.matrix_rank(matrix.double()))
         if rank < len(matrix):
             raise ValueError(f"the {len(matrix)} rows of the matrix must be independent, its rank is {rank}")
@@ -524,7 +524,9 @@ class Measurement(Value):
             TypeError: where it is not.
         """
         if not isinstance(self.operator, LinearOperator):
-            raise TypeError(f"a linear operator is needed, got {self.operator!r}: DPS takes any differentiable one")
+            raise TypeError(
+                f"a linear operator is needed, got {described(self.operator)}: DPS takes any differentiable one"
+            )
         return self.operator
 
     @staticmethod

@@ -31,9 +31,9 @@ from sgm_sde.scores.score import Score
 def require_score(score: object) -> None:
     """Raise TypeError unless `score` is a `Score` on a linear process."""
     if not isinstance(score, Score):
-        raise TypeError(f"score must be a Score (from_noise, from_denoiser, from_score, ...), got {score!r}")
+        raise TypeError(f"score must be a Score (from_noise, from_denoiser, from_score, ...), got {described(score)}")
     if not has_scalar_marginal(score.sde):
-        raise TypeError(f"a posterior needs the denoiser, and so a LinearSDE, got {score.sde!r}")
+        raise TypeError(f"a posterior needs the denoiser, and so a LinearSDE, got {described(score.sde)}")
 
 
 def require_measurement(measurement: object) -> None:

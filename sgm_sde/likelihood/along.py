@@ -70,7 +70,7 @@ def require_flow(
         TypeError: for a process without alpha and sigma.
     """
     if not has_scalar_marginal(sde):
-        raise TypeError(f"log_prob=True needs a LinearSDE, got {sde!r}")
+        raise TypeError(f"log_prob=True needs a LinearSDE, got {described(sde)}")
     if program is None:
         raise ValueError(f"log_prob=True needs a solver on a grid, and {solver.name} finds its own steps")
     asked = [stage.evaluate for stage in program.stages if stage.node]

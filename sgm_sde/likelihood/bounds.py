@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._utils.checks import FAR, number, one_of, range_of
+from sgm_sde._utils.checks import FAR, described, number, one_of, range_of
 from sgm_sde._utils.shapes import expand, flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
@@ -281,7 +281,7 @@ def ddpm_bound(
     """
     score = as_density(score_fn, sde)
     if not isinstance(sde, DiscreteVPSDE):
-        raise TypeError(f"DDPM's bound needs a DiscreteVPSDE, got {sde!r}: elbo is for any linear process")
+        raise TypeError(f"DDPM's bound needs a DiscreteVPSDE, got {described(sde)}: elbo is for any linear process")
     one_of("variance", variance, VARIANCES)
     repeats = require_count("repeats", repeats)
     n_decodings = require_count("n_decodings", n_decodings)
@@ -316,7 +316,7 @@ def _learned(score: Score, variance: str) -> LearnedVariance | None:
     """
     learned = score.net if isinstance(score.net, LearnedVariance) else None
     if variance == "learned" and learned is None:
-        raise TypeError(f"variance='learned' needs a network wrapped in LearnedVariance, got {score!r}")
+        raise TypeError(f"variance='learned' needs a network wrapped in LearnedVariance, got {described(score)}")
     return learned
 
 

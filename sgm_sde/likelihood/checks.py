@@ -9,7 +9,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, check_per_sample_scalar, is_dense, not_finite
+from sgm_sde._utils.checks import check_integer, check_per_sample_scalar, described, is_dense, not_finite
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.times import at_ends
 from sgm_sde.likelihood.results import LogProbResult
@@ -30,7 +30,7 @@ def check_process(sde: LinearSDE, eps: float | None) -> float:
     """
     require_sde(sde)
     if not has_scalar_marginal(sde):
-        raise TypeError(f"likelihoods need a LinearSDE, got {sde!r}")
+        raise TypeError(f"likelihoods need a LinearSDE, got {described(sde)}")
     eps = sde.likelihood_eps if eps is None else at_ends(sde, eps, sde.likelihood_eps)
     if not 0 < eps < sde.T:
         raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")

@@ -170,7 +170,7 @@ def _check_options(dequantize: str | Dequantisation, sde: object, options: Mappi
         if options.get(option):
             raise ValueError(f"bits_per_dim has no {option}: use log_prob({option}=...)")
     if has_matrix_marginal(sde) and dequantize in ("diffusion", "truncated-normal"):
-        raise ValueError(f"dequantize={dequantize!r} needs a LinearSDE, got {sde!r}")
+        raise ValueError(f"dequantize={dequantize!r} needs a LinearSDE, got {described(sde)}")
 
 
 class _Question:

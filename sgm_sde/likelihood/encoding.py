@@ -131,7 +131,7 @@ def _with_density(
     score, method = as_density(score_fn, sde), resolve_method(method)
     eps, state = check_process(sde, eps), check_points(z)
     if not isinstance(method, FixedGrid):
-        raise ValueError(f"log_prob=True needs method=FixedGrid(...), got {method!r}")
+        raise ValueError(f"log_prob=True needs method=FixedGrid(...), got {described(method)}")
     estimate = resolve_trace(trace, state).estimate(state, resolve_seeds(seed, None, len(z)), True)
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(z))
     problem = Problem(model, state, eps, estimate, to_noise=False, prior_std=sde.prior_std)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
-from sgm_sde._utils.checks import one_of, require_function
+from sgm_sde._utils.checks import described, one_of, require_function
 from sgm_sde._utils.tree import Conditions, Path
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -260,7 +260,7 @@ def _joint(
 
     for option, given in {"prior": prior, "decoder": decoder, "enable_grad": enable_grad or None}.items():
         if given is not None:
-            raise ValueError(f"log_prob on {sde!r} takes no {option}=, got {given!r}")
+            raise ValueError(f"log_prob on {sde!r} takes no {option}=, got {described(given)}")
     return joint_log_prob(
         score_fn, sde, x, eps=eps, method=method, trace=trace, seed=seed, generator=generator, model_kwargs=model_kwargs
     )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
-from sgm_sde._utils.checks import instance_of
+from sgm_sde._utils.checks import described, instance_of
 from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import execute
@@ -127,7 +127,7 @@ def joint_log_prob(
         raise ValueError(f"eps must lie in (0, T) = (0, {sde.T}), got {eps}")
     trace = resolve_trace(trace, state)
     if isinstance(trace, Hutchinson) and trace.basis != "pixel":
-        raise ValueError(f"likelihoods on {sde!r} take probes in the basis 'pixel', got {trace.basis!r}")
+        raise ValueError(f"likelihoods on {sde!r} take probes in the basis 'pixel', got {described(trace.basis)}")
 
     estimate = trace.estimate(state, resolve_seeds(seed, generator, len(z)), True)
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(z))
@@ -172,7 +172,9 @@ def _steps(method: str | Method, sde: MatrixSDE) -> int:
     """
     method = resolve_method(method)
     if not isinstance(method, FixedGrid) or method != FixedGrid(method.steps):
-        raise ValueError(f"likelihoods on {sde!r} take method=FixedGrid(steps) with nothing else, got {method!r}")
+        raise ValueError(
+            f"likelihoods on {sde!r} take method=FixedGrid(steps) with nothing else, got {described(method)}"
+        )
     return method.n_steps
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import (
-    describe_argument,
+    described,
     float_dtype,
     real,
     require_floating,
@@ -44,7 +44,7 @@ class CheckError(AssertionError):
 def require_sde(sde: object) -> None:
     """Raise TypeError unless `sde` is a forward process."""
     if _marginal_kind(sde) is None:
-        raise TypeError(f"sde must be a forward process such as VPSDE(), got {describe_argument(sde)}")
+        raise TypeError(f"sde must be a forward process such as VPSDE(), got {described(sde)}")
 
 
 def _marginal_kind(sde: object) -> MarginalKind | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import (
     FAR,
-    describe_argument,
+    described,
     instance_of,
     number,
     require_floating,
@@ -231,7 +231,7 @@ def hybrid_score_matching(
         tensor([1., 1., 1.])
     """
     if not has_matrix_marginal(sde):
-        raise TypeError(f"this loss is for a process with a matrix, such as CLD(), got {describe_argument(sde)}")
+        raise TypeError(f"this loss is for a process with a matrix, such as CLD(), got {described(sde)}")
     require_function("predict", predict, "of (z, t)")
     require_floating("x0", x0)
     earliest = EARLIEST * sde.T

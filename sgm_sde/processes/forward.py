@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, moments, require_floating
+from sgm_sde._utils.checks import check_integer, described, moments, require_floating
 from sgm_sde.engine.noise import Generators, NoiseStream, Seeds, resolve_seeds
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.processes.base import SDE, require_sde
@@ -88,5 +88,5 @@ def _increasing(sde: SDE, times: Sequence[float] | Tensor) -> list[float]:
     visited = moments("times", times)
     increase = all(s < t for s, t in pairwise(visited))  # False for NaN, too
     if not visited or not increase or not (visited[0] >= 0 and visited[-1] <= sde.T * (1 + ROUNDING)):
-        raise ValueError(f"times must increase within [0, T] = [0, {sde.T}], got {times!r}")
+        raise ValueError(f"times must increase within [0, T] = [0, {sde.T}], got {described(times)}")
     return visited

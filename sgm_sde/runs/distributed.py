@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer
+from sgm_sde._utils.checks import check_integer, described
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde.engine.noise import SampleSeeds, resolve_seeds
 from sgm_sde.grids import Grid, GridRule
@@ -281,7 +281,7 @@ def likelihood(
         _check_labels(model, images, labels)
     sde = model.sde
     if not (has_scalar_marginal(sde) or has_matrix_marginal(sde)):
-        raise TypeError(f"likelihoods need a LinearSDE, got {sde!r}")
+        raise TypeError(f"likelihoods need a LinearSDE, got {described(sde)}")
 
     n = len(images)
     batch = check_integer("batch", batch, kind=Integral)
@@ -514,7 +514,7 @@ def _part(part: tuple[int, int] | None) -> tuple[int, int]:
     if part is None:
         return 0, 1
     if not isinstance(part, tuple | list) or len(part) != 2:
-        raise ValueError(f"part must be (k, K), part k of K from 0, got {part!r}")
+        raise ValueError(f"part must be (k, K), part k of K from 0, got {described(part)}")
     k, parts = (check_integer("part", value, 0, kind=Integral) for value in part)
     if not k < parts:
         raise ValueError(f"part must be (k, K) with k from 0 to K - 1, got {(k, parts)}")
@@ -661,7 +661,7 @@ def classes_of(model: Model, labels: Sequence[int] | str | None) -> list[int] | 
     """The classes that samples take in turn."""
     if isinstance(labels, str):
         if labels != "all":
-            raise ValueError(f"labels must be 'all', a list of classes or None, got {labels!r}")
+            raise ValueError(f"labels must be 'all', a list of classes or None, got {described(labels)}")
         return None if model.n_classes is None else list(range(model.n_classes))
     if labels is None:
         return None

@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import LONGEST
+from sgm_sde._utils.checks import LONGEST, described
 from sgm_sde._utils.files import JsonMapping, JsonObject, readable
 from sgm_sde._utils.lock import Lock
 from sgm_sde._version import __version__
@@ -217,7 +217,7 @@ class Store:
             ValueError: for a name that is no file name.
         """
         if not _NAME.fullmatch(name):
-            raise ValueError(f"a shard's name is made of letters, digits and . _ + -, got {name!r}")
+            raise ValueError(f"a shard's name is made of letters, digits and . _ + -, got {described(name)}")
         return self.folder / f"{name}{SUFFIX}"
 
     def find(self, name: str) -> Entry | None:

@@ -27,7 +27,7 @@ import torch
 import torch.distributed
 
 from sgm_sde._start import GONE, end, end_with_launcher
-from sgm_sde._utils.checks import check_integer
+from sgm_sde._utils.checks import check_integer, described
 
 ROLL_CALL = 120.0  # seconds in which all processes of a run have to be there
 PATIENCE = 10.0  # seconds after which those that are missing are named
@@ -137,7 +137,7 @@ def _number(environ: Mapping[str, str], name: str, otherwise: int | None = None)
     try:
         return int(value or "")
     except ValueError:
-        raise ValueError(f"{name} in the environment must be an integer, got {value!r}") from None
+        raise ValueError(f"{name} in the environment must be an integer, got {described(value)}") from None
 
 
 class Team:
@@ -240,7 +240,7 @@ def _device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name not in there:
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'mps', got {name!r}")
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'mps', got {described(name)}")
     if not there[name]:
         raise ValueError(f"device={name!r} was asked for, and there is no {name.upper()} device")
     return torch.device(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sgm_sde._utils.checks import check_integer, moment, number
+from sgm_sde._utils.checks import check_integer, described, moment, number
 from sgm_sde.grids import Grid, GridRule, Thinned, rule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
@@ -42,9 +42,14 @@ class Setting(Value):
 
     def __init__(self, solver: Solver | str, grid: GridRule | str | None = None) -> None:
         if isinstance(grid, Grid) or not (grid is None or isinstance(grid, GridRule | str)):
-            raise TypeError(f"the grid of a setting must be a rule or its name, got {grid!r}")
+            raise TypeError(f"the grid of a setting must be a rule or its name, got {described(grid)}")
         object.__setattr__(self, "solver", resolve(solver))
         object.__setattr__(self, "grid", rule(grid) if isinstance(grid, str) else grid)
+
+    @property
+    def budget(self) -> int | None:
+        """The number of network calls that it was chosen for; None for any."""
+        return self.solver.budget
 
     def __str__(self) -> str:
         return f"{self.solver.name} on {'its default grid' if self.grid is None else repr(self.grid)}"

@@ -310,7 +310,7 @@ def _continuation(resume: object, sde: SDE) -> Continuation:
             "execution=Execution(until=...) or a callback, or end it with final='none'"
         )
     if sde is not known.sde and sde.spec() != known.sde.spec():
-        raise ValueError(f"a run on {known.sde!r} cannot be resumed on another process, got {sde!r}")
+        raise ValueError(f"a run on {known.sde!r} cannot be resumed on another process, got {described(sde)}")
     return known
 
 

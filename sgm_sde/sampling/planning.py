@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sgm_sde import grids
-from sgm_sde._utils.checks import check_integer, moment, one_of
+from sgm_sde._utils.checks import check_integer, described, moment, one_of
 from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.processes.base import SDE, require_sde
@@ -23,7 +23,7 @@ class StepArguments:
 
     Attributes:
         solver: see `sample`; so are the others.
-        nfe: the budget.
+        nfe: the budget; that of a setting, if it was chosen for one and the caller says nothing else.
         steps: number of steps.
         grid: rule or times.
         t_start: where to start.
@@ -38,6 +38,10 @@ class StepArguments:
     t_start: float | None = None
     t_end: float | None = None
     final: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.solver, Setting) and self.nfe is None and self.steps is None:
+            object.__setattr__(self, "nfe", self.solver.budget)
 
     @property
     def by_rule(self) -> bool:
@@ -172,7 +176,7 @@ def final_update(sde: SDE, final: str | None) -> str:
 
     one_of("final", final, FINALS)
     if final == "denoise" and sde.marginal_kind == "unknown":
-        raise ValueError(f"final='denoise' needs a LinearSDE, got {sde!r}; use 'mean' or 'none'")
+        raise ValueError(f"final='denoise' needs a LinearSDE, got {described(sde)}; use 'mean' or 'none'")
     return final
 
 

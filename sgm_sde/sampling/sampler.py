@@ -89,8 +89,9 @@ def sample(
         solver: a name from `solvers()`, a `Solver`, or a `Setting`, which brings its grid along, such as `pilot` finds;
             an adaptive solver, or `"library:method"` for torchdiffeq, torchsde and SciPy: they find their own steps. By
             default that of `default_setting`, which depends on the process and the budget.
-        nfe: budget of network calls, final one included, never exceeded. Default 50; none for adaptive solvers, whose
-            samples stop where they are when it is spent, and the status says so.
+        nfe: budget of network calls, final one included, never exceeded. Default 50, or that for which the setting
+            was chosen; none for adaptive solvers, whose samples stop where they are when it is spent, and the status
+            says so.
         steps: number of steps, instead of `nfe`.
         grid: a rule (`grids.Karras()`, or a name such as "log-snr") that places the steps, or the times
             themselves (then neither `nfe` nor `steps`), or a `grids.TokenGrid` of times for each token, frame or pixel.

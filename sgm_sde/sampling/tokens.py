@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.checks import described
 from sgm_sde._utils.shapes import finite
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import Loop
@@ -48,7 +49,7 @@ def sample_tokens(
     its own column.
     """
     if not has_scalar_marginal(sde):
-        raise TypeError(f"times for each token need a LinearSDE, got {sde!r}")
+        raise TypeError(f"times for each token need a LinearSDE, got {described(sde)}")
     t = grid.times.numpy()
     lowest = float(t.min())
     highest = float(t.max())

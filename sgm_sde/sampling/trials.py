@@ -96,6 +96,11 @@ class PilotResult(Setting):
         object.__setattr__(self, "network_evals", network_evals)
         object.__setattr__(self, "shared_evals", shared_evals)
 
+    @property
+    def budget(self) -> int:
+        """The number of network calls that it was chosen for."""
+        return self.nfe
+
     def __str__(self) -> str:
         title = f"at {_calls(self.nfe)}, reference known to {self.reference_error:.0e}"
         names = _names([setting for setting, _ in self.errors])
@@ -372,12 +377,12 @@ def pilot(
         >>> sde = sg.VPSDE()
         >>> score = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.2).score(sde)
         >>> best = sg.pilot(score, sde, (16, 1), nfe=10, seed=0)
-        >>> sg.sample(score, sde, (4, 1), solver=best, nfe=10, seed=1).nfe
+        >>> sg.sample(score, sde, (4, 1), solver=best, seed=1).nfe
         10
     """
     require_sde(sde)
     if not has_scalar_marginal(sde):
-        raise TypeError(f"a pilot needs a LinearSDE for its reference, got {sde!r}")
+        raise TypeError(f"a pilot needs a LinearSDE for its reference, got {described(sde)}")
     budgets = budgets_of(nfe)
     given = None if candidates is None else _candidates(candidates)
     for setting in given or ():

@@ -166,7 +166,9 @@ class Flow:
     ) -> None:
         one_of("variable", variable, VARIABLES)
         if variable != "time" and not has_scalar_marginal(model.sde):
-            raise TypeError(f"variable={variable!r} needs a process with alpha(t) and sigma(t), got {model.sde!r}")
+            raise TypeError(
+                f"variable={variable!r} needs a process with alpha(t) and sigma(t), got {described(model.sde)}"
+            )
 
         self.model = model
         self.sde = model.sde
@@ -347,7 +349,9 @@ class Adaptive(AdaptiveSolver):
 def require_one_noise_level(name: str, sde: SDE) -> None:
     """Raise TypeError for a process whose noise is a matrix."""
     if has_matrix_marginal(sde):
-        raise TypeError(f"{name} needs one diffusion coefficient for the whole state, got {sde!r}: take SSCS()")
+        raise TypeError(
+            f"{name} needs one diffusion coefficient for the whole state, got {described(sde)}: take SSCS()"
+        )
 
 
 def default_variable(sde: SDE) -> str:

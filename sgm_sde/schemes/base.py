@@ -12,7 +12,7 @@ from typing import ClassVar, TypeVar
 from torch import Tensor
 
 from sgm_sde._utils.cache import cached
-from sgm_sde._utils.checks import FAR, describe_argument, settle, stochasticity, unknown
+from sgm_sde._utils.checks import FAR, described, settle, stochasticity, unknown
 from sgm_sde.engine.adaptive import Integration
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
@@ -438,12 +438,21 @@ def resolve_any(solver: Solver | AdaptiveSolver | str) -> Solver | AdaptiveSolve
 Found = TypeVar("Found")
 
 
+def _no_solver(given: object) -> str:
+    """Words for what was given as a solver and is none, with what to give in its place."""
+    if hasattr(given, "predict"):
+        return f"{described(given)}: a score, posterior or guided ones too, goes first in sample()"
+    if isinstance(given, Mapping) and given:
+        first = next(iter(given))
+        return f"a {type(given).__name__} of {', '.join(map(str, given))}: give one of them, such as found[{first!r}]"
+    return described(given)
+
+
 def _resolve(solver: object, known: Mapping[str, Callable[[], Found]]) -> Solver | Found:
     if isinstance(solver, Solver):
         return solver
     if not isinstance(solver, str):
-        hint = ": a score, posterior or guided ones too, goes first in sample()" if hasattr(solver, "predict") else ""
-        raise TypeError(f"solver must be a name or a Solver, got {describe_argument(solver)}{hint}")
+        raise TypeError(f"solver must be a name or a Solver, got {_no_solver(solver)}")
     name = canonical(solver)
     if name not in known:
         raise unknown("solver", solver, known, " solvers() has all of them", spelled=name)

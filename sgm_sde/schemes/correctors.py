@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import FAR, check_integer, number, one_of, settle
+from sgm_sde._utils.checks import FAR, check_integer, described, number, one_of, settle
 from sgm_sde._utils.shapes import cpu_float64, flat
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.executor import Hook
@@ -322,9 +322,9 @@ class PredictorCorrector(WrappedSolver):
     ) -> None:
         order = order if sequence is None else sequence
         if not isinstance(predictor, Solver):
-            raise TypeError(f"predictor must be a Solver, got {predictor!r}")
+            raise TypeError(f"predictor must be a Solver, got {described(predictor)}")
         if not isinstance(corrector, Corrector):
-            raise TypeError(f"corrector must be a Corrector, got {corrector!r}")
+            raise TypeError(f"corrector must be a Corrector, got {described(corrector)}")
         one_of("order", order, ("PC", "CP"))
         settle(self, predictor=predictor, corrector=corrector, sequence=order)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sgm_sde._utils.checks import check_integer, flag, number, one_of, real, settle, stochasticity
+from sgm_sde._utils.checks import check_integer, described, flag, number, one_of, real, settle, stochasticity
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.processes.base import SDE
@@ -272,7 +272,7 @@ def UniC(predictor: Solver, nodes: int | None = None) -> ExponentialAdams:
         3
     """
     if not isinstance(predictor, ExponentialAdams):
-        raise TypeError(f"UniC corrects multistep solvers (ExponentialAdams), got {predictor!r}")
+        raise TypeError(f"UniC corrects multistep solvers (ExponentialAdams), got {described(predictor)}")
     nodes = predictor.nodes + 1 if nodes is None else check_integer("nodes", nodes)
     corrected = replace(predictor, corrector=nodes, start="cold", name=f"{predictor.name}-unic")
     warm = predictor.start == "warm" and bool(corrected._inner)
@@ -631,7 +631,7 @@ class AncestralNoise(WrappedSolver):
     def __post_init__(self) -> None:
         if not isinstance(self.solver, ExponentialRungeKutta) or self.solver.stochastic or self.solver.stages > 2:
             raise TypeError(
-                f"solver must be a deterministic ExponentialRungeKutta of 1 or 2 stages, got {self.solver!r}"
+                f"solver must be a deterministic ExponentialRungeKutta of 1 or 2 stages, got {described(self.solver)}"
             )
         settle(self, eta=number("eta", self.eta, above=0, most=1))
 
@@ -701,7 +701,7 @@ class Restart(WrappedSolver):
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
-            raise TypeError(f"solver must be a Solver, got {self.solver!r}")
+            raise TypeError(f"solver must be a Solver, got {described(self.solver)}")
         if self.solver.has_hooks:
             raise TypeError(
                 f"{self.solver!r} works at the grid's nodes, which restarts leave: wrap it outside of Restart"

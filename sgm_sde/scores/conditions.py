@@ -47,7 +47,8 @@ class Mark:
             raise TypeError(f"{type(self).__name__} takes what is to be marked, got another mark: {self.value!r}")
         if not any(isinstance(leaf, Tensor) for _, leaf in each_leaf(self.value)):
             raise TypeError(
-                f"{type(self).__name__} takes a tensor, or a mapping or sequence of tensors, got {self.value!r}"
+                f"{type(self).__name__} takes a tensor, or a mapping or sequence of tensors, got "
+                f"{described(self.value)}"
             )
 
 

@@ -76,7 +76,7 @@ class GuidedScore(Score):
         for part in parts:
             if not isinstance(part, Score):
                 raise TypeError(
-                    f"guidance wraps what from_denoiser and its siblings make, got {part!r}: use from_score"
+                    f"guidance wraps what from_denoiser and its siblings make, got {described(part)}: use from_score"
                 )
             if part.sde != first.sde:
                 raise ValueError(f"the scores are on different processes: {first.sde!r} and {part.sde!r}")
@@ -163,7 +163,7 @@ def _checked_scale(scale: object, score: Score) -> Scale:
     if callable(scale):
         require_function("scale", scale, "of the noise level, or a number", 1)
         if not has_scalar_marginal(score.sde):
-            raise TypeError(f"a scale of the noise level needs a LinearSDE, got {score.sde!r}")
+            raise TypeError(f"a scale of the noise level needs a LinearSDE, got {described(score.sde)}")
         return scale
     return number("scale", scale, least=-FAR, most=FAR)
 
@@ -192,7 +192,7 @@ def _given_scale(scale: float | PerSample, t: Tensor) -> float | Tensor:
 def _require_interval(interval: Interval, score: Score) -> None:
     """Raise unless it is one of noise levels, of which the score's process has any."""
     if not has_scalar_marginal(score.sde):
-        raise TypeError(f"an interval of noise levels needs a LinearSDE, got {score.sde!r}")
+        raise TypeError(f"an interval of noise levels needs a LinearSDE, got {described(score.sde)}")
     low, high = ends_of("interval", interval)
     if not 0 <= low < high:
         raise ValueError(f"interval must be (low, high) with 0 <= low < high, got {interval}")
@@ -450,7 +450,9 @@ class Classifier(GuidedScore):
     ) -> None:
         super().__init__([score], scale, interval, neutral=0.0)
         if isinstance(condition, str):
-            raise TypeError(f"condition must be a sequence of names, such as ({condition!r},), got {condition!r}")
+            raise TypeError(
+                f"condition must be a sequence of names, such as ({condition!r},), got {described(condition)}"
+            )
         if not isinstance(condition, Sequence) or not all(isinstance(name, str) for name in condition):
             raise TypeError(f"condition must be a sequence of names, got {described(condition)}")
         arguments = f"of (x, t, {', '.join(condition)})"
@@ -532,7 +534,7 @@ class _AroundGuidance(_Around):
 
     def __init__(self, guided: Extrapolation, *more: Score) -> None:
         if not isinstance(guided, Extrapolation):
-            raise TypeError(f"this changes what ClassifierFree or Auto guidance makes, got {guided!r}")
+            raise TypeError(f"this changes what ClassifierFree or Auto guidance makes, got {described(guided)}")
         super().__init__(guided, *more)
 
     def network_evals(self, t: Tensor) -> int:
@@ -730,7 +732,7 @@ class Thresholded(_Around):
     def __init__(self, score: Score, limit: float = 1.0, percentile: float | None = None) -> None:
         super().__init__(score)
         if not has_scalar_marginal(score.sde):
-            raise TypeError(f"the data estimate that is clipped needs a LinearSDE, got {score.sde!r}")
+            raise TypeError(f"the data estimate that is clipped needs a LinearSDE, got {described(score.sde)}")
         self.limit = number("limit", limit, above=0, most=FAR)
         self.percentile = None if percentile is None else number("percentile", percentile, above=0, below=1)
 
@@ -846,6 +848,6 @@ def _require_labels(y: Tensor, batch: int, classes: int) -> None:
     """Raise ValueError unless y holds integers (B,) from 0 to K - 1."""
     integers = isinstance(y, Tensor) and not y.is_floating_point()
     if not integers or y.shape != (batch,):
-        raise ValueError(f"labels must be ({batch},) integers, got {y!r}")
+        raise ValueError(f"labels must be ({batch},) integers, got {described(y)}")
     if y.device.type == "cpu" and bool(((y < 0) | (y >= classes)).any()):  # elsewhere a look would wait for the device
         raise ValueError(f"labels must lie in [0, {classes}), got {y.tolist()}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import FAR, number
+from sgm_sde._utils.checks import FAR, described, number
 from sgm_sde._utils.shapes import expand
 from sgm_sde.processes.base import SDE, has_matrix_marginal
 from sgm_sde.processes.matrix import MatrixSDE, apply, double
@@ -45,7 +45,9 @@ class VelocityScore(Score):
         dtype: torch.dtype | None = None,
     ) -> None:
         if not has_matrix_marginal(sde):
-            raise TypeError(f"the network of one block of the state needs a process such as CLD(), got {sde!r}")
+            raise TypeError(
+                f"the network of one block of the state needs a process such as CLD(), got {described(sde)}"
+            )
         mixed = None if mixed is None else number("mixed", mixed, least=0, most=FAR)
         super().__init__(net, sde, prediction, time_label=time_label, dtype=dtype)
         self.mixed = mixed
@@ -83,7 +85,7 @@ class DenoiserScore(Score):
         dtype: torch.dtype | None = None,
     ) -> None:
         if not has_matrix_marginal(sde):
-            raise TypeError(f"a denoiser of a part of the state needs a process such as CLD(), got {sde!r}")
+            raise TypeError(f"a denoiser of a part of the state needs a process such as CLD(), got {described(sde)}")
         super().__init__(net, sde, "data_x", time_label=time_label, dtype=dtype)
 
     def _with(self, net: Callable[..., Tensor], dtype: torch.dtype | None) -> Score:

@@ -452,7 +452,7 @@ def _shared_shape(components: Sequence[Gaussian]) -> torch.Size:
         raise TypeError(f"components must be a sequence of Gaussian oracles, got {described(components)}")
     for component in components:
         if not isinstance(component, Gaussian):
-            raise TypeError(f"components must be Gaussian oracles, got {component!r}")
+            raise TypeError(f"components must be Gaussian oracles, got {described(component)}")
 
     shapes = {component.event_shape for component in components}
     if len(shapes) != 1:

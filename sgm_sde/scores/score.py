@@ -78,7 +78,7 @@ class Score(Value, ReachesNetwork):
             "prediction", prediction, PREDICTIONS if has_scalar_marginal(sde) else (*PREDICTIONS, *MATRIX_PREDICTIONS)
         )
         if prediction != "score" and sde.marginal_kind == "unknown":
-            raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {sde!r}")
+            raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {described(sde)}")
         require_function("time_label", time_label, "of t", 1, optional=True)
         require_function("input_scale", input_scale, "of t", 1, optional=True)
 

@@ -319,10 +319,12 @@ def _prepare(
 ) -> tuple[LinearSDE, Tensor, Tensor, Tensor]:
     """The process, times (B,) and the factors on them in float64 on the CPU, and the data in at least float32."""
     if not isinstance(score, Score):
-        raise TypeError(f"the score must say what its network predicts: from_noise(net, sde) etc., got {score!r}")
+        raise TypeError(
+            f"the score must say what its network predicts: from_noise(net, sde) etc., got {described(score)}"
+        )
     sde = score.sde
     if not has_scalar_marginal(sde):
-        raise TypeError(f"this loss needs the kernel of a LinearSDE, got {sde!r}")
+        raise TypeError(f"this loss needs the kernel of a LinearSDE, got {described(sde)}")
     _require_data(x0)
 
     if times is not None:

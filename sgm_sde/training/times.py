@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, flag, instance_of, number, reals, settle
+from sgm_sde._utils.checks import check_integer, described, flag, instance_of, number, reals, settle
 from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.engine.times import at_ends
 from sgm_sde.processes import SDE, LinearSDE
@@ -210,5 +210,5 @@ class Table(Times):
 
 def _linear(sde: SDE) -> LinearSDE:
     if not has_scalar_marginal(sde):
-        raise TypeError(f"times by noise level need a LinearSDE, got {sde!r}")
+        raise TypeError(f"times by noise level need a LinearSDE, got {described(sde)}")
     return sde

@@ -254,6 +254,26 @@ def test_what_a_pilot_prints() -> None:
     assert rows[len(found.errors) :] == list(found.remarks)
 
 
+def test_the_budget_of_a_setting_is_that_of_its_trial() -> None:
+    """Unless the caller names another, in calls or in steps."""
+    best = sg.pilot(SCORE, VP, (8, 2), nfe=8, candidates=["ddim"], **QUICK)
+    shape = (4, 2)
+    assert best.budget == 8
+    assert sg.Setting("ddim").budget is None
+    assert sg.sample(SCORE, VP, shape, solver=best, seed=0).nfe == 8
+    assert sg.sample(SCORE, VP, shape, solver=best, nfe=10, seed=0).nfe == 10
+    assert sg.sample(SCORE, VP, shape, solver=best, steps=3, seed=0).nfe == 4
+    assert sg.sample(SCORE, VP, shape, solver=best, log_prob=True, seed=0).nfe == 8
+    assert len(sg.stepping.stepper(best, VP, prediction="score", seed=0).times) == 8
+
+
+def test_settings_of_several_budgets_are_no_solver() -> None:
+    """The error names the budgets, and what to give."""
+    results = sg.pilot(SCORE, VP, (8, 2), nfe=[12, 16], candidates=["dpm++2m"], **QUICK)
+    with pytest.raises(TypeError, match=r"a PilotResults of 12, 16: give one of them, such as found\[12\]$"):
+        sg.sample(SCORE, VP, (4, 2), solver=results, seed=0)
+
+
 def test_settings_of_one_name_are_told_apart() -> None:
     """By the options in which they differ, and no others."""
     strict, lowered = sg.UniPC(2, lower_final=False), sg.UniPC(2, lower_final=True)
