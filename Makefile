@@ -41,7 +41,7 @@ docs: $(STAMP)
 # What is written down of the solvers and the public names, after adding one: orders measured, reference, registry.
 tables: $(STAMP)
 	$(VENV)/bin/ruff check --quiet --fix sgm_sde/schemes/__init__.py
-	$(PY) benchmarks/orders.py --missing --check
+	$(PY) -m benchmarks.orders --missing --check
 	$(PY) tools/api_pages.py
 	$(PY) -m tests.golden
 
@@ -57,21 +57,18 @@ bench-accuracy: $(STAMP)
 	cp out/bench/defaults.png docs/accuracy.png
 
 bench-peers: $(STAMP)
-	$(PY) benchmarks/accuracy.py --out out/bench
+	$(PY) -m benchmarks.accuracy --out out/bench
 
 # The test beds of bench-accuracy anew: networks, references, and what the registry can do on them.
 beds: $(STAMP)
 	$(PY) -m benchmarks.bed_networks
 	$(PY) -m benchmarks.beds references
 
-bench-overhead: $(STAMP)
-	$(PY) benchmarks/overhead.py --out out/bench
-
 bench-quality: $(STAMP)
-	$(PY) benchmarks/peers_quality.py --out out/bench
+	$(PY) -m benchmarks.peers_quality --out out/bench
 
-bench-likelihood: $(STAMP)
-	$(PY) benchmarks/likelihood.py --out out/bench
+bench-cld bench-independence bench-inverse bench-law bench-likelihood bench-overhead: bench-%: $(STAMP)
+	$(PY) -m benchmarks.$* --out out/bench
 
 # Fits to every test bed, kept as they are done; an hour on one core for all of them.
 bench-calibrated: $(STAMP)
@@ -79,18 +76,6 @@ bench-calibrated: $(STAMP)
 	$(PY) -m benchmarks.calibrated frechet
 	$(PY) -m benchmarks.calibrated report --out out/bench
 	cp out/bench/calibrated.png out/bench/calibrated_cost.png docs/
-
-bench-cld: $(STAMP)
-	$(PY) benchmarks/cld.py --out out/bench
-
-bench-independence: $(STAMP)
-	$(PY) benchmarks/independence.py --out out/bench
-
-bench-law: $(STAMP)
-	$(PY) benchmarks/law.py --out out/bench
-
-bench-inverse: $(STAMP)
-	$(PY) benchmarks/inverse.py --out out/bench
 
 fuzz: $(STAMP)
 	$(PY) -m tests.fuzz --calls 40000 --seed 2

@@ -1,6 +1,6 @@
 """Accuracy for the same number of network calls: ours on every grid, other libraries' on the same grids.
 
-    python benchmarks/accuracy.py --out out/bench [--quick]
+    python -m benchmarks.accuracy --out out/bench [--quick]
 
 The error of a run is that of its end state against the exact probability flow from the same initial noise: root mean
 square over samples and coordinates, relative to the standard deviation of the data. Four test beds: exact denoisers of
@@ -19,7 +19,6 @@ ten minutes on one core with all peers, six without, one with --quick: EDMSDE, f
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -29,12 +28,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import peers
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command, peers
 from sgm_sde.nn.digits import digits_data, load_digits_denoiser
 from sgm_sde.schemes import resolve
 from sgm_sde.testing import default_oracle
@@ -451,12 +450,9 @@ def draw(by_place: dict[Place, dict[Entry, float]], path: Path) -> None:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--quick", action="store_true", help="about a minute: EDMSDE, fewer samples and budgets")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    args = command.begin(parser)
     processes, budgets, n = (["EDM"], QUICK, 16) if args.quick else (list(PROCESSES), BUDGETS, 64)
     with torch.no_grad():
         todo = list(itertools.product(processes, beds(n)))

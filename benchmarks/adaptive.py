@@ -1,6 +1,6 @@
 """In which variable should an adaptive pair solve the flow? Print error and evaluations for each.
 
-    python benchmarks/adaptive.py [--out out/bench]
+    python -m benchmarks.adaptive [--out out/bench]
 
 64 samples of a three-mode mixture in float64 on VP, VE and rectified flow, at the tolerances 1e-2, 1e-3 and 1e-5: root
 mean square error against DOP853 at 1e-10, and evaluations of the score, mean over samples.
@@ -8,15 +8,14 @@ mean square error against DOP853 at 1e-10, and evaluations of the score, mean ov
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command
 from sgm_sde.schemes import ADAPTIVE
 from sgm_sde.schemes.adaptive import VARIABLES
 from sgm_sde.testing import default_oracle
@@ -27,11 +26,8 @@ TOLERANCES = (1e-2, 1e-3, 1e-5)
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    parser = command.parser(__doc__, out="out/bench")
+    args = command.begin(parser)
     oracle = default_oracle("mixture")
     shape = (64, oracle.means.shape[1])
     lines = [

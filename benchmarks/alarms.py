@@ -1,6 +1,6 @@
 """Which runs `sample` says went wrong: none of those that did not, and every listed fault.
 
-    python benchmarks/alarms.py --out out/alarms
+    python -m benchmarks.alarms --out out/alarms
 
 Runs that are as they should be: exact scores of Gaussians and mixtures in 1, 2 and 64 dimensions at the scales 1e-3, 1
 and 1e3, and the networks of digits and clothes, on every process, each with solvers of every kind at budgets at which
@@ -13,20 +13,19 @@ minutes.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
+from benchmarks import command
 
 PROCESSES: dict[str, sg.LinearSDE] = {
     "VP": sg.VPSDE(),
@@ -314,11 +313,8 @@ def report_guided(cases: Iterator[Case]) -> list[str]:
 
 def main() -> None:
     """Run, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/alarms"))
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    parser = command.parser(__doc__, out="out/alarms")
+    args = command.begin(parser)
     lines = report("runs as they should be, by solver", itertools.chain(right_runs(), network_runs()), False)
     lines += report_guided(guided_runs())
     lines += report("faults", faults(), True)

@@ -23,7 +23,6 @@ The flows are torchcfm's: t runs from noise to data, and the network predicts da
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -41,6 +40,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command
 from sgm_sde.nn._weights import store
 from sgm_sde.nn.digits import digits_data
 from sgm_sde.nn.unet import UNet
@@ -259,10 +259,9 @@ def train(name: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the named networks, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("names", nargs="*", help="networks; all if not given")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    args = command.begin(parser, argv)
     for name in args.names or names():
         train(name)
     sys.stdout.write(f"written to {WEIGHTS}\n")

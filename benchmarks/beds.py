@@ -34,7 +34,6 @@ computed again, and kept in out/beds.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -53,7 +52,7 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from benchmarks import bed_networks
+from benchmarks import bed_networks, command
 from sgm_sde.engine.executor import PreDrawnNoise, Stages, prepare
 from sgm_sde.engine.program import Program
 from sgm_sde.sampling.planning import plan
@@ -168,43 +167,24 @@ def _list() -> list[Recipe]:
 
     # Networks; which of two trainings (0 or 1) goes to which half goes round as well.
     networks = {
-        "choose": [
-            ("digits-linear-0", "ddpm", "labels"),
-            ("digits-linear-0", "ddpm", "guided"),
-            ("digits-capped-1", "capped", "labels"),
-            ("digits-capped-1", "capped", "bfloat16"),
-            ("digits-lookup-0", "ddpm", "labels"),
-            ("digits-v-1", "cosine", "labels"),
-            ("digits-flow-0", "flow", "labels"),
-            ("digits-flow-0", "flow", "guided"),
-            ("moons-vp-1", "vp", "plain"),
-            ("moons-ve-0", "ve", "plain"),
-            ("moons-flow-1", "flow", "plain"),
-            ("digits", "edm", "labels"),
-            ("digits", "vp", "guided"),
-            ("fashion", "vp", "labels"),
-        ],
-        "report": [
-            ("digits-linear-1", "ddpm", "labels"),
-            ("digits-linear-1", "ddpm", "bfloat16"),
-            ("digits-capped-0", "capped", "labels"),
-            ("digits-capped-0", "capped", "guided"),
-            ("digits-lookup-1", "ddpm", "labels"),
-            ("digits-v-0", "cosine", "labels"),
-            ("digits-v-0", "cosine", "guided"),
-            ("digits-flow-1", "flow", "labels"),
-            ("digits-flow-1", "flow", "bfloat16"),
-            ("moons-vp-0", "vp", "plain"),
-            ("moons-ve-1", "ve", "plain"),
-            ("moons-flow-0", "flow", "plain"),
-            ("digits", "vp", "labels"),
-            ("digits", "edm", "guided"),
-            ("fashion", "edm", "labels"),
-        ],
-    }
+        "choose": {
+            "digits-linear-0 ddpm": "labels guided", "digits-capped-1 capped": "labels bfloat16",
+            "digits-lookup-0 ddpm": "labels", "digits-v-1 cosine": "labels", "digits-flow-0 flow": "labels guided",
+            "moons-vp-1 vp": "plain", "moons-ve-0 ve": "plain", "moons-flow-1 flow": "plain", "digits edm": "labels",
+            "digits vp": "guided", "fashion vp": "labels",
+        },
+        "report": {
+            "digits-linear-1 ddpm": "labels bfloat16", "digits-capped-0 capped": "labels guided",
+            "digits-lookup-1 ddpm": "labels", "digits-v-0 cosine": "labels guided",
+            "digits-flow-1 flow": "labels bfloat16", "moons-vp-0 vp": "plain", "moons-ve-1 ve": "plain",
+            "moons-flow-0 flow": "plain", "digits vp": "labels", "digits edm": "guided", "fashion edm": "labels",
+        },
+    }  # fmt: skip
     for half, entries in networks.items():
-        for source, process, mode in entries:
-            add(half, "network", process, source, mode=mode)
+        for names, modes in entries.items():
+            source, process = names.split()
+            for mode in modes.split():
+                add(half, "network", process, source, mode=mode)
     return found
 
 
@@ -698,10 +678,9 @@ RECIPES = tuple(_list())
 
 def main(argv: Sequence[str] | None = None) -> None:
     """List the beds, or compute their references."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("what", nargs="?", choices=["list", "references"], default="list")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    args = command.begin(parser, argv)
     if args.what == "references":
         store_references(load())
     for half in HALVES:

@@ -22,7 +22,6 @@ No constant of the method was chosen on the report half.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import math
@@ -39,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from benchmarks import beds
+from benchmarks import beds, command, pictures
 from benchmarks import peers as others
 from benchmarks.beds import Bed
 from benchmarks.defaults import frozen, geometric
@@ -505,15 +504,10 @@ def _spread(ratios: Sequence[float]) -> list[str]:
 
 def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
     """Error against calls, geometric means by family: calibrated, pilot, the best of the registry, a GITS-like grid."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     found = [row for row in found if set(BUDGETS) <= set(row["budgets"])] or found
     families = [family for family in beds.FAMILIES if any(row["bed"].startswith(family) for row in found)]
-    figure, axes = plt.subplots(1, len(families), figsize=(4.4 * len(families), 3.9), sharey=True, squeeze=False)
-    for family, axis in zip(families, axes.flat, strict=True):
+    figure, axes = pictures.panels(len(families), 4.4, 3.9, sharey=True)
+    for family, axis in zip(families, axes, strict=True):
         here = [row for row in found if row["bed"].startswith(family)]
         budgets = sorted(set.intersection(*(set(row["budgets"]) for row in here)))
         curves = {
@@ -528,11 +522,7 @@ def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
             axis.plot(budgets, means, style, marker="o", markersize=4, color="black", linewidth=width, label=label)
         axis.set(yscale="log", title=f"{family}: {len(here)} of the beds", xlabel="network calls (NFE)")
         axis.set_xticks(budgets, [str(n) for n in budgets])
-    axes.flat[0].set_ylabel("error / standard deviation of the data")
-    axes.flat[-1].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    pictures.save(figure, path, pictures.ERROR, legend=-1)
 
 
 def costs() -> dict[tuple[str, int], list[tuple[int, int, float]]]:
@@ -551,15 +541,10 @@ def costs() -> dict[tuple[str, int], list[tuple[int, int, float]]]:
 
 def draw_costs(path: Path) -> None:
     """Error against the samples that the network evaluated for the fit, one line a bed and budget."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     found = costs()
     names = list(dict.fromkeys(name for name, _ in found))
-    figure, axes = plt.subplots(1, max(1, len(names)), figsize=(4.4 * max(1, len(names)), 3.6), squeeze=False)
-    for name, axis in zip(names, axes.flat, strict=False):
+    figure, axes = pictures.panels(max(1, len(names)), 4.4, 3.6)
+    for name, axis in zip(names, axes, strict=False):
         for style, (nfe, values) in zip(
             ("-", "--", ":"), [(n, v) for (of, n), v in found.items() if of == name], strict=False
         ):
@@ -570,15 +555,12 @@ def draw_costs(path: Path) -> None:
         axis.set(xscale="log", yscale="log", title=name, xlabel="samples evaluated for the fit")
         axis.margins(x=0.2, y=0.12)  # for the labels
         axis.legend(frameon=False, fontsize=8)
-    axes.flat[0].set_ylabel("error / standard deviation of the data")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    pictures.save(figure, path, pictures.ERROR)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, or print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("what", choices=["measure", "report", "store", "frechet", "peers"])
     parser.add_argument("--half", choices=beds.HALVES)
     parser.add_argument("--family", choices=beds.FAMILIES)
@@ -589,9 +571,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", default="0/1", help="K/N: every N-th bed, from K")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin no bed later than that")
     parser.add_argument("--shipped", action="store_true", help="distances of the tables that ship, without a fit")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    args = command.begin(parser, argv)
     start = time.monotonic()
     k, parts = map(int, args.part.split("/"))
     chosen = [

@@ -1,6 +1,6 @@
 """Critically damped Langevin diffusion: the covariance's digits, and digits sampled beside VP and VE.
 
-    python benchmarks/cld.py [--n 1000] [--seed 0] [--out out/bench]
+    python -m benchmarks.cld [--n 1000] [--seed 0] [--out out/bench]
 
 The first table has, over the integrated rate B, the largest error of the kernel's covariance in float32, entry by entry
 in units of its own standard deviations, against Van Loan's matrix exponential in float64: of the form that `CLD` uses,
@@ -11,10 +11,8 @@ network calls, with labels: the shipped denoiser on VP and VE, the same denoiser
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
-from pathlib import Path
 
 import numpy as np
 import scipy.linalg
@@ -23,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command
 from sgm_sde.evaluation.metrics.frechet import frechet_distance
 from sgm_sde.nn.digits import digits_data, load_digits_classifier, load_digits_denoiser, load_digits_velocity
 from sgm_sde.zoo.demo import FEATURES
@@ -126,13 +125,10 @@ def digits_table(n: int, seed: int) -> list[str]:
 
 def main() -> int:
     """Print both tables and write them to cld.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--n", type=int, default=1000, help="samples for each entry")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
+    args = command.begin(parser)
     text = "\n".join(
         ["Largest error of the covariance in float32", "", *covariance_table(), "",
          f"Frechet distance of {args.n} digits to the held-out ones ({FEATURES})", "", *digits_table(args.n, args.seed)]

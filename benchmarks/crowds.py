@@ -1,6 +1,6 @@
 """What many small samples cost: against the batch size beside other libraries, by call, memory and attempt.
 
-    python benchmarks/crowds.py --out out/bench [--only curve fixed memory adaptive path] [--draw docs/crowds.png]
+    python -m benchmarks.crowds --out out/bench [--only curve fixed memory adaptive path] [--draw docs/crowds.png]
 
 One thread and its CPU time, float32, a network that halves its input, the least of some turns. Parts are kept in
 crowds.json as they are measured, so that they can be measured one at a time.
@@ -18,7 +18,6 @@ crowds.json as they are measured, so that they can be measured one at a time.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import json
@@ -29,12 +28,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import bed_networks
-import overhead
 import torch
 from torch import Tensor
 
 import sgm_sde as sg
+from benchmarks import bed_networks, command, overhead
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.schemes import GGF
 
@@ -245,14 +243,11 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 def main() -> None:
     """Measure, print, write and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="these parts alone")
     parser.add_argument("--dimensions", nargs="*", type=int, help="of the curve, these alone")
     parser.add_argument("--draw", type=Path, help="the curve as a picture")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    args = command.begin(parser)
     warnings.simplefilter("ignore", ImplausibleWarning)  # what a network that halves its input gives is no sample
     kept = args.out / "crowds.json"
     known = json.loads(kept.read_text()) if kept.exists() else {}

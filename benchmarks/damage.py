@@ -1,6 +1,6 @@
 """Damaged and hostile files: what reading them ends in.
 
-    python benchmarks/damage.py --mutants 400 --out out/bench
+    python -m benchmarks.damage --mutants 400 --out out/bench
 
 Files of every kind that a command reads are damaged at random: bits flipped, cut off, bytes put in or taken out,
 numbers in their text changed. Each has to be read, or refused with a ValueError or OSError of one line; anything else

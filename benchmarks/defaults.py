@@ -15,7 +15,6 @@ checkout of that commit, with this one's benchmarks:
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -25,11 +24,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 import sgm_sde as sg
-from benchmarks import beds
+from benchmarks import beds, command, pictures
 from benchmarks.beds import BUDGETS, HERE, Bed
 from sgm_sde.engine.program import Program
 from sgm_sde.sampling.planning import plan
@@ -268,14 +266,9 @@ def cells(found: Sequence[Row], above: float, title: str) -> list[str]:
 
 def draw(found: Sequence[Row], path: Path) -> None:
     """The error of the default, the best and DDIM against the budget: geometric means by process and family."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     families = [family for family in beds.FAMILIES if any(row.bed.family == family for row in found)]
-    figure, axes = plt.subplots(1, len(families), figsize=(4.6 * len(families), 4.2), sharey=True, squeeze=False)
-    for family, axis in zip(families, axes.flat, strict=True):
+    figure, axes = pictures.panels(len(families), 4.6, 4.2, sharey=True)
+    for family, axis in zip(families, axes, strict=True):
         here = [row for row in found if row.bed.family == family]
         for name, style in (("errors", "-"), ("best", ":"), ("ddim", "--")):
             label = {"errors": "default", "best": "best of the registry, bed by bed", "ddim": "DDIM on log-SNR"}[name]
@@ -284,13 +277,8 @@ def draw(found: Sequence[Row], path: Path) -> None:
         for row in here:
             axis.plot(BUDGETS, [row.errors[nfe] for nfe in BUDGETS], linewidth=0.7, alpha=0.5)
         axis.set(xscale="log", yscale="log", title=f"{family}, {len(here)} beds", xlabel="network calls (NFE)")
-        axis.set_xticks(BUDGETS, [str(b) for b in BUDGETS])
-        axis.minorticks_off()
-    axes.flat[0].set_ylabel("error / standard deviation of the data")
-    axes.flat[0].legend(frameon=False, fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+        pictures.ticks(axis, BUDGETS)
+    pictures.save(figure, path, pictures.ERROR, legend=0, size=9)
 
 
 def report(chosen: Sequence[Bed], out: Path, above: float = 3.0) -> None:
@@ -319,16 +307,14 @@ def report(chosen: Sequence[Bed], out: Path, above: float = 3.0) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Freeze the best, or print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("what", choices=["report", "measure", "freeze"], nargs="?", default="report")
     parser.add_argument("--family", choices=beds.FAMILIES)
     parser.add_argument("--half", choices=beds.HALVES)
     parser.add_argument("--process", choices=list(beds.PROCESSES), nargs="+")
     parser.add_argument("--names", default="", help="beds whose name contains this")
     parser.add_argument("--above", type=float, default=3.0, help="ratio from which on a cell is taken apart")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    args = command.begin(parser, argv)
     chosen = beds.load(args.half, args.family, args.names)
     chosen = [bed for bed in chosen if args.process is None or bed.process in args.process]
     if args.what == "measure":

@@ -1,6 +1,6 @@
 """How often a classifier finds the class that was asked for, by guidance scale.
 
-    python benchmarks/guidance.py [--model digits] [--n 2000] [--nfe 20] [--solver dpm++2m] [--seed 0]
+    python -m benchmarks.guidance [--model digits] [--n 2000] [--nfe 20] [--solver dpm++2m] [--seed 0]
 
 Samples of the shipped class-conditional network, labels in turn. `free` is classifier-free guidance at every noise
 level, `interval` the same at noise levels from 0.2 to 3 only, where the guided score jumps in time: once by the solver
@@ -10,7 +10,6 @@ images; rows are what the network saw for one sample.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
+from benchmarks import command
 from sgm_sde.evaluation.metrics.frechet import gaussian_frechet, moments
 from sgm_sde.nn.digits import digits_data, load_digits_classifier
 from sgm_sde.nn.fashion import load_fashion_classifier, load_fashion_statistics
@@ -94,14 +94,13 @@ def measure(task: Task, scale: float, interval: Interval | None, n: int, solver:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="digits")
     parser.add_argument("--n", type=int, default=2000, help="number of samples")
     parser.add_argument("--nfe", type=int, default=20, help="network calls")
     parser.add_argument("--solver", default="dpm++2m")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = command.begin(parser)
     task = MODELS[args.model]()
     columns = ("guidance", "solver", "scale", "asked label found", "Frechet distance", "NFE", "rows per sample")
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")

@@ -9,13 +9,13 @@ rows that begin with one of these.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable
 
 import torch
 
 import sgm_sde as sg
+from benchmarks import command
 from benchmarks.guidance import MODELS, Task
 from sgm_sde.sampling.planning import plan
 from sgm_sde.scores.guidance import APG, ClassifierFree, Rescaled, Thresholded, cfg_plus_plus
@@ -47,14 +47,13 @@ def measure(task: Task, data_range: tuple[float, float], score: sg.Score, grid: 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--model", choices=sorted(MODELS), default="digits")
     parser.add_argument("--n", type=int, default=200, help="number of samples")
     parser.add_argument("--nfe", type=int, default=20, help="network calls")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default="", help="rows that begin with one of these, separated by semicolons")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = command.begin(parser)
     warnings.simplefilter("ignore", sg.diagnosis.ImplausibleWarning)  # samples of large scales are named as such
     task = MODELS[args.model]()
     _, grid, _ = plan(task.score.sde, "ddim", nfe=args.nfe)

@@ -1,6 +1,6 @@
 """The default of `sample` beside DDIM on exact conditional scores under strong guidance, at few network calls.
 
-    python benchmarks/guided_modes.py
+    python -m benchmarks.guided_modes
 
 Modes of equal weight, a class each, with classifier-free guidance towards the sample's own; 16 noises, the error over
 the standard deviation of the samples against a tight solution of the guided flow, in geometric mean and worst over

@@ -1,6 +1,6 @@
 """Does a sample depend on its batch? Print how far it moves, solver by solver, and what leaving the batch saves.
 
-    python benchmarks/independence.py [--out out/bench] [--solvers dopri5 ggf ...]
+    python -m benchmarks.independence [--out out/bench] [--solvers dopri5 ggf ...]
 
 Each column of the first table runs the same 64 seeds another way and shows the largest difference to every sample run
 alone, in float64 with a score of elementwise arithmetic: `batch` all at once, `permuted` in another order, `outlier`
@@ -11,7 +11,6 @@ what the network has seen, and what it would have seen had all stayed until the 
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import signal
@@ -28,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command
 from sgm_sde.runs import distributed
 from sgm_sde.schemes import ADAPTIVE, resolve_any
 
@@ -148,16 +148,10 @@ def compaction(name: str) -> dict[str, Any]:
     label = torch.arange(N)
     solver = resolve_any(name) if name == "ggf" else replace(resolve_any(name), rtol=1e-3, atol=1e-3)
     kwargs = {"label": sg.PerSample(label)}
+    execution = sg.Execution(dtype=torch.float64)
     res = sg.sample(
-        stiff,
-        SDE,
-        (N, 3),
-        solver=solver,
-        seed=0,
-        model_kwargs=kwargs,
-        final="none",
-        execution=sg.Execution(dtype=torch.float64),
-    )
+        stiff, SDE, (N, 3), solver=solver, seed=0, model_kwargs=kwargs, final="none", execution=execution
+    )  # fmt: skip
     made = res.control.evaluations
     others = made[label != OUTLIER].double()
     return {
@@ -169,12 +163,9 @@ def compaction(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--solvers", nargs="*", help="only these")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    args = command.begin(parser)
     warnings.simplefilter("ignore", sg.schemes.BatchCoupledWarning)
     chosen = args.solvers or [*ON_GRIDS, *ADAPTIVE, *BACKENDS]
     sys.path.append(str(ROOT))

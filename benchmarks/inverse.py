@@ -1,6 +1,6 @@
 """Bias of the methods for inverse problems against exact posteriors, and pictures on digits.
 
-    python benchmarks/inverse.py --out out/bench
+    python -m benchmarks.inverse --out out/bench
 
 Two-dimensional data, a Gaussian of correlation 0.8 and a mixture of three modes; the first coordinate is measured as
 1, with noise of std 0.3 and exactly. Printed for each method: error of the mean and ratio of the standard deviation, of
@@ -14,7 +14,6 @@ noise of std 0.1. One thread.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -28,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command, pictures
 from sgm_sde import inverse
 from sgm_sde.nn.digits import digits_data, load_digits_classifier
 from sgm_sde.zoo.shipped import digits_score
@@ -165,10 +165,10 @@ def digits(n: int) -> tuple[list[dict[str, Any]], dict[str, dict[str, Tensor]]]:
         "inpainting": inverse.Measurement.simulate(inverse.Mask(upper), images),
         "super-resolution": inverse.Measurement.simulate(inverse.BlockAverage(2), images, 0.1, seed=1),
     }
-    rows, pictures = [], {}
+    rows, drawn = [], {}
     for task, m in tasks.items():
         shown = m.y if task == "inpainting" else m.y.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        pictures[task] = {"measured": torch.where(upper, shown, -1.0) if task == "inpainting" else shown}
+        drawn[task] = {"measured": torch.where(upper, shown, -1.0) if task == "inpainting" else shown}
         cg = {"MMPS, 5 it., CG": by_score(lambda s, m: inverse.MMPS(s, m, 5, "cg"))}
         for name, method in tqdm({**cg, **methods(5)}.items(), desc=task):
             if (m.std and not method.noisy) or (not m.std and name == "DiffPIR, strength 7"):
@@ -185,38 +185,25 @@ def digits(n: int) -> tuple[list[dict[str, Any]], dict[str, dict[str, Tensor]]]:
                     "agreement": float((classifier(x).argmax(1) == labels).float().mean()), "nfe": nfe, "vjps": vjps,
                 }
             )  # fmt: skip
-            pictures[task][name] = x
-        pictures[task]["truth"] = images
-    return rows, pictures
+            drawn[task][name] = x
+        drawn[task]["truth"] = images
+    return rows, drawn
 
 
-def draw(pictures: dict[str, dict[str, Tensor]], path: Path) -> None:
+def draw(shown: dict[str, dict[str, Tensor]], path: Path) -> None:
     """A row a method, a column a digit."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, columns = plt.subplots(1, len(pictures), figsize=(13, 4.6))
-    for axis, (task, rows) in zip(columns, pictures.items(), strict=True):
-        padded = [torch.nn.functional.pad(x[:12, 0], (1, 1, 1, 1), value=-1.0) for x in rows.values()]
-        sheet = torch.cat([strip.permute(1, 0, 2).reshape(10, -1) for strip in padded])
-        axis.imshow(sheet.numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-        axis.set_yticks([10 * i + 4.5 for i in range(len(rows))], list(rows), fontsize=8)
-        axis.set_xticks([])
+    figure, columns = pictures.panels(len(shown), 13 / len(shown), 4.6)
+    for axis, (task, rows) in zip(columns, shown.items(), strict=True):
+        pictures.sheet(axis, rows, 12)
         axis.set_title(task, fontsize=9)
-        axis.tick_params(length=0)
-        axis.set_frame_on(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    pictures.save(figure, path, dpi=120)
 
 
 def table(
     rows: list[dict[str, Any]],
     far: list[dict[str, Any]],
     steps: list[dict[str, Any]],
-    pictures: list[dict[str, Any]],
+    on_digits: list[dict[str, Any]],
     n: int,
 ) -> str:
     """Everything as markdown."""
@@ -254,22 +241,19 @@ def table(
     lines += [
         f"| {r['task']} | {r['method']} | {r['misfit']:.3f} | {r['rmse']:.2f} | {100 * r['agreement']:.0f} % "
         f"| {r['nfe']} | {r['vjps']} |"
-        for r in pictures
+        for r in on_digits
     ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--n", type=int, default=1000, help="samples of each method on two-dimensional data")
     parser.add_argument("--digits", type=int, default=50, help="held-out digits")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    args = command.begin(parser)
     rows, far, steps = biases(args.n), far_modes(args.n), iterations(args.n)
-    measured, pictures = digits(args.digits)
+    measured, drawn = digits(args.digits)
     text = table(rows, far, steps, measured, args.n)
     (args.out / "inverse.md").write_text(text)
     protocol = {
@@ -281,7 +265,7 @@ def main() -> None:
         "digits": measured,
     }
     (args.out / "inverse.json").write_text(json.dumps(protocol, indent=1) + "\n")
-    draw(pictures, args.out / "inverse.png")
+    draw(drawn, args.out / "inverse.png")
     sys.stdout.write(text + f"\nWritten to {args.out}\n")
 
 

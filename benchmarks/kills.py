@@ -1,7 +1,7 @@
 """Kills of runs at random times, start-up included: what is left behind, and what the same command makes of it.
 
-    python benchmarks/kills.py --kills 24 --out out/bench
-    python benchmarks/kills.py --kills 8 --ways "one of two" --seed 3 --out out/bench     # 8 more of one kind
+    python -m benchmarks.kills --kills 24 --out out/bench
+    python -m benchmarks.kills --kills 8 --ways "one of two" --seed 3 --out out/bench     # 8 more of one kind
 
 Each run is started, killed with SIGKILL and started again until it is complete, in three ways: one process; two under
 torchrun of which one is killed; the launcher of two, which leaves it no time to end them. After each kill every shard

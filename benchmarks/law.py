@@ -1,6 +1,6 @@
 """The variance of what samplers with noise return, over the right one: by dimension, and by scale of the data.
 
-    python benchmarks/law.py [--out out/bench] [--before] [--numbers 2000]
+    python -m benchmarks.law [--out out/bench] [--before] [--numbers 2000]
 
 Runs start from the exact marginal at T, on N(0.3, 0.25 I) with its exact score, and end at eps without denoising. The
 first table is Monte Carlo through `sample`; the second is the bias of Langevin's published norms at one time; the
@@ -10,12 +10,10 @@ alone, which also runs on versions before `Langevin`'s step came from the proces
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command
 
 DIMENSIONS = (1, 2, 4, 16, 64)
 NUMBERS = 2000  # of all samples of a cell together: a standard error of 3 %
@@ -135,14 +134,11 @@ def by_scale() -> list[str]:
 
 def main() -> int:
     """Print the tables and write them to law.md and law.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--before", action="store_true", help="the first table alone, of what has changed")
     parser.add_argument("--numbers", type=int, default=NUMBERS, help="numbers of all samples of a cell together")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = command.begin(parser)
     warnings.simplefilter("ignore")  # of norms of few numbers, and of samples that did not stay finite
-    args.out.mkdir(parents=True, exist_ok=True)
     rows = by_dimension(args.numbers, CHANGED if args.before else ("",))
     lines = ["| sampler | " + " | ".join(f"D = {d}" for d in DIMENSIONS) + " |", "|---|" + "---:|" * len(DIMENSIONS)]
     lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]

@@ -1,9 +1,9 @@
 """Error and cost of log-likelihoods: the fixed grid beside Song et al.'s protocol (SciPy's RK45), torchdiffeq's dopri5
 and k-diffusion's.
 
-    python benchmarks/likelihood.py --out out/bench                       # all test beds
-    python benchmarks/likelihood.py --only digits --out out/bench         # some, beside those that are there
-    python benchmarks/likelihood.py --picture docs/likelihood.png --out out/bench   # of what is there
+    python -m benchmarks.likelihood --out out/bench                       # all test beds
+    python -m benchmarks.likelihood --only digits --out out/bench         # some, beside those that are there
+    python -m benchmarks.likelihood --picture docs/likelihood.png --out out/bench   # of what is there
 
 On a 2-D mixture, on VP as well, with a wave in log-SNR on its score, as rough networks have; on an empirical density of
 digits, on the shipped network of digits and on that of clothes; all but one in EDM's coordinates: error in bits/dim,
@@ -18,7 +18,6 @@ are in float32, as they were trained.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -30,12 +29,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import peers
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command, peers, pictures
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.likelihood import AdaptiveFlow, AdjointFlow, Exact, FixedGrid, Hutchinson, ScipyRK45
 from sgm_sde.likelihood.problem import Problem
@@ -53,13 +52,9 @@ METHODS: dict[str, dict[str, Any]] = {
     **{f"torchdiffeq, {tol:g}": {"method": AdjointFlow(tol, tol)} for tol in TOLERANCES},
 }
 STYLES = {  # of the families of methods in the picture
-    "default": ("black", "*"),
-    "fixed grid": ("black", "o"),
-    "adaptive": ("tab:green", "s"),
-    "RK45 (SciPy)": ("tab:red", "^"),
-    "torchdiffeq": ("tab:blue", "v"),
-    "k-diffusion": ("tab:orange", "D"),
-}
+    "default": ("black", "*"), "fixed grid": ("black", "o"), "adaptive": ("tab:green", "s"),
+    "RK45 (SciPy)": ("tab:red", "^"), "torchdiffeq": ("tab:blue", "v"), "k-diffusion": ("tab:orange", "D"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -254,14 +249,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Error that 95 % of the points stay below against mean network calls a sample, a panel a test bed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     names = list(dict.fromkeys(row["bed"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.7), squeeze=False)
-    for name, axis in zip(names, axes.flat, strict=True):
+    figure, axes = pictures.panels(len(names), 3.6, 3.7)
+    for name, axis in zip(names, axes, strict=True):
         for family, (colour, marker) in STYLES.items():
             here = [row for row in rows if row["bed"] == name and row["method"].split(",")[0] == family]
             calls, errors = ([row[key] for row in here] for key in ("nfe a sample", "95 %"))
@@ -269,31 +259,22 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             axis.plot(calls, errors, marker=marker, markersize=size, color=colour, linewidth=1.2, label=family)
         axis.axhline(1e-4 / math.log(2), color="grey", linewidth=0.8, linestyle=":")
         axis.set(xscale="log", yscale="log", title=name, xlabel="network calls a sample")
-        ticks = [25, 50, 100, 200, 400]
-        axis.set_xticks(ticks, [str(n) for n in ticks])
-        axis.minorticks_off()
-    axes.flat[0].set_ylabel("error of 95 % of the points, bits/dim")
-    axes.flat[0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+        pictures.ticks(axis, [25, 50, 100, 200, 400])
+    pictures.save(figure, path, "error of 95 % of the points, bits/dim", legend=0)
 
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--n", type=int, default=24, help="points")
     parser.add_argument("--only", default="", help="part of a test bed's name")
     parser.add_argument("--repeats", type=int, default=3, help="timings of each, in turns")
     parser.add_argument("--picture", type=Path, help="draw what is in --out, and measure nothing")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args = command.begin(parser)
     kept = args.out / "likelihood.json"
     if args.picture is not None:
         draw(json.loads(kept.read_text())["rows"], args.picture)
         return
-    torch.set_num_threads(1)
     protocol = {"n": args.n, "repeats": args.repeats, "torch": torch.__version__}
     rows: list[dict[str, Any]] = []
     if args.only and kept.exists():

@@ -19,14 +19,12 @@ share of seeds in which the interval of 95 % holds the truth, with one probe.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
-from benchmarks import bed_networks
+from benchmarks import bed_networks, command
 from sgm_sde.likelihood import AdaptiveFlow, FixedGrid, Hutchinson, LikelihoodWarning
 
 F64 = torch.float64
@@ -235,15 +233,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--n", type=int, default=32, help="points")
     parser.add_argument("--seeds", type=int, default=20, help="of the probes")
     parser.add_argument("--only", default="", help="part of a bed's name")
     parser.add_argument("--along", action="store_true", help="of samples drawn with their density")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    args = command.begin(parser)
     if args.along:
         warnings.simplefilter("ignore", LikelihoodWarning)
         sys.stdout.write(table([row for row in tqdm(along(), desc="runs") if args.only in row["bed"]]) + "\n")

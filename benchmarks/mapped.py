@@ -1,7 +1,7 @@
 """A run mapped over the workers of Dask or Ray by the same call, beside the run of one process.
 
     pip install "sgm_sde[dask]"        # or [ray]
-    python benchmarks/mapped.py --engine dask --parts 4 --out out/dask
+    python -m benchmarks.mapped --engine dask --parts 4 --out out/dask
 
 Each task draws a part of the samples into one folder, which all workers reach; the last call checks all of them and
 writes the manifest. The files have to be those of a run in one process, to the last byte.

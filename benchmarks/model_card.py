@@ -1,7 +1,7 @@
 """Print the figures of the model card in sgm_sde/zoo/assets/README.md, for the weights that ship.
 
-    python benchmarks/model_card.py digits [--n 5000]
-    python benchmarks/model_card.py fashion [--n 2000] [--data /usr/share/datasets/fashion-mnist]
+    python -m benchmarks.model_card digits [--n 5000]
+    python -m benchmarks.model_card fashion [--n 2000] [--data /usr/share/datasets/fashion-mnist]
 
 Samples are those of Heun's method in 18 steps of EDM's grid (35 network calls). Distances are Frechet distances of
 the classifier's penultimate features to the images that were held out.
@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from train_digits import SIGMA_BINS, loss_by_sigma
 
 import sgm_sde as sg
+from benchmarks import command
+from benchmarks.train_digits import SIGMA_BINS, loss_by_sigma
 from sgm_sde.evaluation.metrics.frechet import frechet_distance
 from sgm_sde.likelihood import BitsPerDimResult
 from sgm_sde.nn.digits import digits_data, load_digits_classifier, load_digits_denoiser
@@ -68,15 +69,14 @@ def fashion(options: argparse.Namespace) -> Card:
 @torch.no_grad()
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("model", choices=["digits", "fashion"])
     parser.add_argument("--n", type=int, help="number of samples (5000 digits, 2000 clothes)")
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument(
         "--bits-images", type=int, default=256, help="test images of clothes for bits/dim (%(default)s)"
     )
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = command.begin(parser)
     card = {"digits": digits, "fashion": fashion}[options.model](options)
     n = options.n or {"digits": 5000, "fashion": 2000}[options.model]
     (train, _), (held, _) = card.train, card.held_out

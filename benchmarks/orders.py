@@ -1,7 +1,7 @@
 """Measure the order of every registered solver and write the table to docs/orders.md.
 
-    python benchmarks/orders.py [--out docs/orders.md] [--check]     # all of it, some ten minutes
-    python benchmarks/orders.py --only seeds2 seeds3                 # these rows anew, the others as they stand
+    python -m benchmarks.orders [--out docs/orders.md] [--check]     # all of it, some ten minutes
+    python -m benchmarks.orders --only seeds2 seeds3                 # these rows anew, the others as they stand
 
 Deterministic solvers: slope of the error on the probability flow, against the closed form on Gaussian data and
 against SciPy's DOP853 on a three-mode mixture. Stochastic solvers: slope of the error of the output law on Gaussian
@@ -11,24 +11,17 @@ the smallest of the slopes counts.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command
+from sgm_sde import testing
 from sgm_sde.grids import LogSNR
-from sgm_sde.testing import (
-    OrderMeasurement,
-    default_oracle,
-    measure_order,
-    measure_weak_order,
-    measure_weak_order_on_mixture,
-    rough,
-)
+from sgm_sde.testing import OrderMeasurement, default_oracle, rough
 
 PROCESSES: dict[str, sg.LinearSDE] = {
     "VP": sg.VPSDE(),
@@ -49,7 +42,7 @@ MORE_STEPS = {"ipndm-v4": (640, 1280)}
 
 HEAD = """# Claimed and measured orders
 
-Made by `python benchmarks/orders.py`; the tests assert the claims on more processes. An entry is the smallest slope of
+Made by `python -m benchmarks.orders`; the tests assert the claims on more processes. An entry is the smallest slope of
 the error between {steps} steps on a log-SNR grid and a random one, in float64, on Gaussian data, on VP and EDM also on
 a mixture; from the noise level 3 on, where the denoiser depends on the state and a first step of low order shows.
 *Order* is that of the error on the probability-flow ODE, *weak order* that of the mean and standard deviation of the
@@ -67,16 +60,20 @@ def measured(solver: sg.Solver, process: str, steps: tuple[int, ...]) -> float:
     """The smallest slope over grids, and over data for deterministic solvers."""
     sde = PROCESSES[process]
     if solver.stochastic:
-        return min(measure_weak_order(solver, sde, rule=rule, steps=steps).order for rule in RULES)
+        return min(testing.measure_weak_order(solver, sde, rule=rule, steps=steps).order for rule in RULES)
     kinds = ("gaussian", "mixture") if process in MIXTURE_ON else ("gaussian",)
     oracles = [default_oracle(kind) for kind in kinds]
-    return min(measure_order(solver, sde, oracle=o, rule=rule, steps=steps).order for o in oracles for rule in RULES)
+    return min(
+        testing.measure_order(solver, sde, oracle=o, rule=rule, steps=steps).order for o in oracles for rule in RULES
+    )
 
 
 def measured_on_mixture(solver: sg.Solver, points: int) -> OrderMeasurement:
     """The weak order on a mixture: the measurement of the smallest slope."""
     cases = [
-        measure_weak_order_on_mixture(solver, PROCESSES[process], rule=rule, steps=WEAK_STEPS, log2_points=points)
+        testing.measure_weak_order_on_mixture(
+            solver, PROCESSES[process], rule=rule, steps=WEAK_STEPS, log2_points=points
+        )
         for process, rule in WEAK_MIXTURE_ON
     ]
     return min(cases, key=lambda case: -math.inf if math.isnan(case.order) else case.order)
@@ -112,14 +109,13 @@ def standing(path: Path) -> dict[str, str]:
 def main() -> int:
     """Write the table; with --check, fail if a claim is not reached."""
     solvers = sg.solvers().fixed
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/orders.md"))
     parser.add_argument("--check", action="store_true", help="exit with 1 if a measured order is below its claim")
     parser.add_argument("--only", nargs="+", choices=list(solvers), metavar="SOLVER", help="measure these rows only")
     parser.add_argument("--missing", action="store_true", help="measure the rows only that the table does not have")
     parser.add_argument("--points", type=int, default=15, help="logarithm to base 2 of the points on the mixture")
-    args = parser.parse_args()
-    torch.set_num_threads(1)  # the tensors are small: threads only cost
+    args = command.begin(parser)
 
     kept = standing(args.out) if args.only or args.missing else {}
     wanted = [name for name in solvers if name not in kept] if args.missing else args.only

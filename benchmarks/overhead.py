@@ -1,6 +1,6 @@
 """What a sampler costs beside its network: microseconds a step, ours, other libraries' and the least possible.
 
-    python benchmarks/overhead.py --out out/bench [--repeats 15] [--only rows memory noise crowds] [--methods ddim]
+    python -m benchmarks.overhead --out out/bench [--repeats 15] [--only rows memory noise crowds] [--methods ddim]
 
 One thread and its CPU time, float32, a network that halves its input. Every run is timed at two lengths; the slope is
 the cost of a step, and what is left at length 0 the fixed cost of a call (ours: of `sg.sample`, the program being
@@ -22,7 +22,6 @@ Takes five minutes with all peers, two without.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import itertools
 import json
@@ -39,7 +38,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import peers
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,6 +45,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command, peers
 from sgm_sde.engine.brownian import PathNoise
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
@@ -390,14 +389,11 @@ PARTS = ("rows", "memory", "noise", "crowds")
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--methods", nargs="*", help="only these")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), help="these parts alone")
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    args = command.begin(parser)
     warnings.simplefilter("ignore", ImplausibleWarning)  # what a network that halves its input gives is no sample
 
     # Parts are kept as they are measured, so that a long measurement can be made in pieces.

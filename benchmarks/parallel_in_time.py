@@ -11,7 +11,6 @@ What is measured is kept in out/parallel.json, so that `measure` may be ended an
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import statistics
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 
 import sgm_sde as sg
-from benchmarks import beds
+from benchmarks import beds, command
 from sgm_sde.sampling.planning import plan
 
 KEPT = Path(__file__).parents[1] / "out" / "parallel.json"
@@ -130,14 +129,13 @@ def report() -> None:
 
 def main() -> None:
     """Measure, or print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("what", choices=["measure", "report"])
     parser.add_argument("--beds", default="", help="those whose name contains this")
     parser.add_argument("--half", choices=beds.HALVES)
     parser.add_argument("--solvers", default=",".join(SOLVERS))
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no bed after so long")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = command.begin(parser)
     warnings.simplefilter("ignore")
     if args.what == "measure":
         measure(beds.load(args.half, names=args.beds), args.solvers.split(","), args.seconds)

@@ -1,6 +1,6 @@
 """One network through our samplers and other libraries': quality, agreement, and time in and beside the network.
 
-    python benchmarks/peers_quality.py --out out/bench [--model digits] [--n 2000] [--nfe 6,10,20]
+    python -m benchmarks.peers_quality --out out/bench [--model digits] [--n 2000] [--nfe 6,10,20]
 
 Everyone gets the same network, noise levels (Karras'), initial noises, labels and, where a method draws noise, the same
 noise. Runs stop at the last noise level, without a final denoising; a budget of network calls (NFE) is never exceeded.
@@ -16,20 +16,18 @@ Peers are optional (`pip install ".[peers]"`). Takes three minutes on one core w
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-import peers
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command, peers
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.evaluation.bench import METRICS, SHIPPED, black_white
 from sgm_sde.evaluation.metrics.features import load_extractor, to_uint8
@@ -136,8 +134,7 @@ def table(rows: list[dict[str, Any]], budgets: Sequence[int]) -> list[str]:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--model", default="digits", help="a model in EDM's coordinates")
     parser.add_argument("--features", help="those of a shipped model if not given")
     parser.add_argument("--reference", help="that of a shipped model if not given")
@@ -145,8 +142,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=500)
     parser.add_argument("--nfe", default="6,10,20")
     parser.add_argument("--methods", nargs="*", help="only these")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = command.begin(parser)
     model = sg.load_model(args.model)
     if model.sde != SDE:
         parser.error(f"the peers run in EDM's coordinates: the model must have the process {SDE}, not {model.sde}")
@@ -181,7 +177,6 @@ def main() -> None:
         "features": [extractor.name, extractor.hash], "reference": [real.name, real.hash], "sgm_sde": sg.__version__,
         "torch": torch.__version__, "peers": peers.available(), "rows": rows,
     }  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "peers_quality.md").write_text("\n".join(lines) + "\n")
     (args.out / "peers_quality.json").write_text(json.dumps(protocol, indent=1) + "\n")
     sys.stdout.write("\n".join(lines) + f"\n\nPeers: {peers.available() or 'none installed'}. Written to {args.out}\n")

@@ -1,6 +1,6 @@
 """Phase retrieval of held-out digits: the picture from the magnitudes of its Fourier transform alone.
 
-    python benchmarks/phase_retrieval.py --out out/bench
+    python -m benchmarks.phase_retrieval --out out/bench
 
 Digits of 8x8 pixels in [0, 1] are padded to 16x16 with zeros, and the magnitudes of the transform are measured with
 noise of std 0.05. A picture and the same turned by half a turn have the same magnitudes, and so has one that is moved,
@@ -13,7 +13,6 @@ half, and shows the same denoiser on four processes. Without a measurement, samp
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command, pictures
 from sgm_sde import inverse
 from sgm_sde.nn.digits import digits_data, load_digits_classifier
 from sgm_sde.zoo.shipped import digits_score
@@ -59,32 +59,17 @@ def errors(x: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 def draw(rows: dict[str, Tensor], path: Path) -> None:
     """A row a process, a column a digit."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 0.66 * len(rows)))
-    padded = [torch.nn.functional.pad(x[:16, 0], (1, 1, 1, 1), value=-1.0) for x in rows.values()]
-    sheet = torch.cat([strip.permute(1, 0, 2).reshape(10, -1) for strip in padded])
-    axis.imshow(sheet.numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-    axis.set_yticks([10 * i + 4.5 for i in range(len(rows))], list(rows), fontsize=8)
-    axis.set_xticks([])
-    axis.tick_params(length=0)
-    axis.set_frame_on(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figure, (axis,) = pictures.panels(1, 8, 0.66 * len(rows))
+    pictures.sheet(axis, rows, 16)
+    pictures.save(figure, path, dpi=120)
 
 
 def main() -> int:
     """Choose a step size, measure, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder for results")
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--n", type=int, default=32, help="held-out digits, half of them to choose on")
     parser.add_argument("--steps", type=int, default=400, help="of each run")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = command.begin(parser)
 
     images, labels = (part[: args.n] for part in digits_data("held_out"))
     operator = inverse.NonlinearMap(magnitudes, (1, 8, 8))
@@ -126,7 +111,6 @@ def main() -> int:
         f"| nothing measured | {float(misfit.mean()):.3f} | {float(plain.mean()):.2f} | {float(turned.mean()):.2f} | "
         f"{agree:.0%} |"
     )
-    args.out.mkdir(parents=True, exist_ok=True)
     result = {"zeta": zeta, "chosen on": tried, "processes": measured}
     (args.out / "phase_retrieval.json").write_text(json.dumps(result, indent=1))
     draw(rows, args.out / "phase_retrieval.png")

@@ -17,7 +17,6 @@ on a core that does nothing else. Beds that `pilots.json` in the folder has alre
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import itertools
 import json
@@ -34,7 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
-from benchmarks import beds
+from benchmarks import beds, command
 from benchmarks.beds import Bed
 from benchmarks.defaults import candidates, frozen, geometric
 from sgm_sde.sampling.planning import plan
@@ -218,16 +217,13 @@ def stored(path: Path) -> dict[str, dict[int, Cell]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the pilots and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--half", choices=beds.HALVES, default="report")
     parser.add_argument("--family", choices=beds.FAMILIES)
     parser.add_argument("--names", default="", help="beds whose name contains this")
     parser.add_argument("--anew", action="store_true", help="run the beds again that the file has already")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    args = parser.parse_args(argv)
+    args = command.begin(parser, argv)
 
-    torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "pilots.json"
     known = {} if args.anew else stored(path)
     chosen = beds.load(half=args.half, family=args.family, names=args.names)

@@ -1,6 +1,6 @@
 """Four evaluations a step and five, on exact scores that are off by a random network of state and log-SNR.
 
-    python benchmarks/rough_maps.py
+    python -m benchmarks.rough_maps
 
 Three modes; the noise is off by `size` times a fixed random network of two layers, of values within 1, whose first
 layer has the given frequency in the state and in the logarithm of the noise level. The geometric mean, over processes

@@ -1,7 +1,7 @@
 """What a run costs beside its network: seconds a sample against the number of samples, with the progress bar shown.
 
-    python benchmarks/run_costs.py --n 10000 100000 1000000 --out out/bench
-    python benchmarks/run_costs.py --n 10000 100000 1000000 10000000 --shape 2 --batch 1024 --out out/bench
+    python -m benchmarks.run_costs --n 10000 100000 1000000 --out out/bench
+    python -m benchmarks.run_costs --n 10000 100000 1000000 10000000 --shape 2 --batch 1024 --out out/bench
 
 The network is one multiplication, of 8x8 samples in batches of 64 if not told otherwise, so that what is measured is
 the loop, the noise, the writing and the bookkeeping. The same command is then started again, which checks all that is

@@ -1,6 +1,6 @@
 """The default of `sample` on exact scores whose data are not of unit scale, and on narrow modes.
 
-    python benchmarks/scales.py
+    python -m benchmarks.scales
 
 First table: error over the standard deviation of the data against the probability flow, three modes in one dimension,
 256 noises; the default, and `defaults.default_setting(..., data_std=)` for the scale at hand. Second: the largest

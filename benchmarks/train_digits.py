@@ -1,17 +1,15 @@
 """Train the digits denoiser and classifier whose weights ship in sgm_sde/zoo/assets.
 
-    python benchmarks/train_digits.py --seed 0 --out sgm_sde/zoo/assets
+    python -m benchmarks.train_digits --seed 0 --out sgm_sde/zoo/assets
 
 Denoising score matching with the EDM loss (Karras et al. 2022, arXiv:2206.00364) for the denoiser,
 cross-entropy for the classifier; together about eight minutes of CPU time on one core. With --cld, hybrid score
 matching for the network on critically damped Langevin diffusion (Dockhorn et al. 2022, arXiv:2112.07068).
 """
 
-import argparse
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import sgm_sde as sg
+from benchmarks import command
 from sgm_sde.nn import DigitsClassifier, DigitsDenoiser, DigitsVelocity, digits_data
 from sgm_sde.nn._weights import store
 from sgm_sde.training import EDM, denoising_score_matching
@@ -164,15 +163,12 @@ def train_classifier(steps: int, generator: torch.Generator) -> DigitsClassifier
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__, out="out/digits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=12000, help="denoiser steps; the classifier takes 1/8 of them")
     parser.add_argument("--cld", action="store_true", help="the network on CLD instead: 256 images a step")
-    parser.add_argument("--out", type=Path, default=Path("out/digits"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = command.begin(parser)
 
-    torch.set_num_threads(1)  # as fast as more for networks this small, and it makes the sums reproducible
     torch.manual_seed(options.seed)  # initial weights and dropout; everything else draws from `generator`
     generator = torch.Generator().manual_seed(options.seed)
     if options.cld:

@@ -1,8 +1,8 @@
 """Train the class-conditional U-Net and the classifier that ship in sgm_sde/zoo/assets, or on images of your own.
 
-    python benchmarks/train_images.py denoiser   --out out/fashion [--data FOLDER_OR_NPZ] [--resume]
-    python benchmarks/train_images.py classifier --out out/fashion
-    python benchmarks/train_images.py statistics --out out/fashion
+    python -m benchmarks.train_images denoiser   --out out/fashion [--data FOLDER_OR_NPZ] [--resume]
+    python -m benchmarks.train_images classifier --out out/fashion
+    python -m benchmarks.train_images statistics --out out/fashion
 
 The default data is Fashion-MNIST where Debian puts it (apt install dataset-fashion-mnist). The denoiser is trained with
 EDM's loss (Karras et al. 2022, arXiv:2206.00364), the classifier with cross-entropy; `statistics` stores mean and

@@ -107,7 +107,7 @@ def test_a_new_solver_is_two_files(copy: Path) -> None:
     assert "\ndamped " in listed
     assert listed.splitlines()[-1] == "Damped(ramp=1.0)"
 
-    run(copy, "benchmarks/orders.py", "--missing", "--check")
+    run(copy, "-m", "benchmarks.orders", "--missing", "--check")
     run(copy, "tools/api_pages.py")
     run(copy, "-m", "tests.golden")
     row = next(line for line in (copy / "docs" / "orders.md").read_text().splitlines() if "`damped`" in line)

@@ -57,7 +57,7 @@ def test_every_solver_is_in_the_table_of_orders(name: str, solver: Any) -> None:
     """docs/orders.md lists the registry with the claims the code makes."""
     text = (ROOT / "docs" / "orders.md").read_text()
     row = f"| `{name}` | {solver.nfe_per_step} | {solver.order or '-'} | {solver.weak_order or '-'} |"
-    assert row in text, f"run python benchmarks/orders.py: {row}"
+    assert row in text, f"run python -m benchmarks.orders: {row}"
 
 
 # Matplotlib asks tensors for arrays in a way that numpy is about to change.

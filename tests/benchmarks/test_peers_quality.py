@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import runpy
 import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "peers_quality.py"
+from benchmarks import peers_quality
 
 
 def test_ours_beside_theirs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whoever is installed has a row for each method and budget, with the network calls asked for."""
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     argv = ["--out", str(tmp_path), "--n", "40", "--batch", "24", "--nfe", "4,7", "--methods", "heun", "ancestral"]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *argv])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["peers_quality", *argv])
+    peers_quality.main()
     printed = capsys.readouterr().out
     result = json.loads((tmp_path / "peers_quality.json").read_text())
     for method in ("heun", "ancestral"):
