@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,11 +48,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.options(commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False))
     args = parser.parse_args(argv)
     try:
-        return COMMANDS[args.command].run(args)
+        with _warnings_as_lines():
+            return COMMANDS[args.command].run(args)
     except (ImportError, OSError, TypeError, ValueError) as error:
         parser.exit(2, f"sgm-sde: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "sgm-sde: interrupted\n")
+
+
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Warnings for people: each text once, on a line of its own, without the place in the code."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in shown:
+            shown.add(str(message))
+            sys.stderr.write(f"sgm-sde: warning: {message}\n")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _solvers(args: argparse.Namespace) -> int:
@@ -339,7 +358,7 @@ def _device(args: argparse.Namespace) -> str:
 def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help="a shipped model, MODULE:FACTORY, or a diffusers folder")
-    add("--out", type=Path, required=True, help="file for the tables, such as table.json")
+    add("--out", type=Path, required=True, help="file for the tables, .json; an interrupted run goes on from OUT.parts")
 
     add("--nfe", type=_numbers, required=True, help="budgets of network calls, such as 4,6,8,12")
     add("-n", "--n", type=int, default=128, help="noises to fit to (%(default)s)")
@@ -352,7 +371,7 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed (%(default)s)")
     add("--reference-nfe", type=int, metavar="CALLS", help="calls of an exact sample (64 to 1024, as many as needed)")
     add("--time-limit", type=float, metavar="SECONDS", help="end where the fit is by then")
-    add("--checkpoint", type=Path, help="folder where an interrupted run is resumed")
+    add("--checkpoint", type=Path, help="folder that keeps the parts of a run, instead of OUT.parts, which goes")
 
     add("--device", choices=("cpu", "cuda", "mps"), help="where to compute (cuda where there is one)")
     add("--threads", type=int, default=1, help="threads on a CPU (%(default)s)")
@@ -368,9 +387,14 @@ def _calibrate(args: argparse.Namespace) -> int:
     from sgm_sde.scores.guidance import ClassifierFree
     from sgm_sde.zoo.models import load_model
 
+    if args.out.suffix != ".json":
+        raise ValueError(f"--out must end in .json, by which sample and bench know a file of solvers, got {args.out}")
+    if args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a folder: name a file")
     if not args.out.parent.is_dir():
         raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}")
     check_integer("-n", args.n, 2)
+    parts = args.out.with_suffix(".parts") if args.checkpoint is None else args.checkpoint
 
     model = load_model(args.model)
     classes = classes_of(model, _labels(args.labels))
@@ -385,12 +409,18 @@ def _calibrate(args: argparse.Namespace) -> int:
     conditions = {}
     if classes is not None:
         conditions["y"] = PerSample(labels_in_turn(classes, 0, args.n).to(device))
-    found = calibrate(
-        score, sde, (args.n, *model.shape), nfe=args.nfe, held_out=args.held_out, seed=args.seed,
-        model_kwargs=conditions, batch_size=args.batch, time_limit=args.time_limit, checkpoint=args.checkpoint,
-        reference_nfe=args.reference_nfe, progress=not args.quiet, device=device,
-    )  # fmt: skip
+    try:
+        found = calibrate(
+            score, sde, (args.n, *model.shape), nfe=args.nfe, held_out=args.held_out, seed=args.seed,
+            model_kwargs=conditions, batch_size=args.batch, time_limit=args.time_limit, checkpoint=parts,
+            reference_nfe=args.reference_nfe, progress=not args.quiet, device=device,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        sys.stderr.write(f"sgm-sde: what is finished is kept in {parts}: the same command goes on from there\n")
+        raise
     found.save(args.out)
+    if args.checkpoint is None:
+        shutil.rmtree(parts)
     guided = "" if args.guidance is None else f" --guidance {args.guidance:g}"
     use = f"sgm-sde sample --model {args.model}{guided} --solver {args.out} --nfe {args.nfe[0]} -n 64 --out run"
     sys.stdout.write(f"{found}\n\nWritten to {args.out}. Sample with it: {use}\n")

@@ -16,6 +16,7 @@ from sgm_sde.grids import GridRule
 from sgm_sde.identity import Value
 from sgm_sde.runs.store import write_atomically
 from sgm_sde.sampling.defaults import Setting
+from sgm_sde.sampling.trials import texts_of
 from sgm_sde.schemes import Solver, Tableau
 
 FORMAT = "sgm_sde calibration 1"
@@ -45,8 +46,8 @@ class HeldOut(Value):
 
     def __str__(self) -> str:
         return (
-            f"{self.rmse:.3e} +- {self.stderr:.0e}  median {self.median:.1e}  worst {self.worst:.1e}  "
-            f"{self.name}: {self.setting}"
+            f"{self.rmse:.3e} +- {self.stderr:.0e}, median {self.median:.1e}, worst {self.worst:.1e}: "
+            f"{self.name}, {self.setting}"
         )
 
 
@@ -121,17 +122,31 @@ class Calibration(Setting):
     def __str__(self) -> str:
         first = self.errors[0]
         shelf = self.off_the_shelf
+        calls = "1 call" if self.nfe == 1 else f"{self.nfe} calls"
         lines = [
-            f"at {self.nfe} calls: error {first.rmse:.3e} +- {first.stderr:.0e} of the samples' standard deviation, "
-            f"{self._beside(first, shelf)} ({shelf.rmse:.3e}: {shelf.setting})",
-            f"on {self.protocol.get('held_out', '?')} held-out noises, exact samples known to "
+            f"at {calls}: error {first.rmse:.3e} +- {first.stderr:.0e} of the samples' standard deviation, "
+            f"{self._beside(first, shelf)}",
+            f"on {self.protocol.get('held_out', '?')} held-out noises, whose exact samples are known to "
             f"{self.reference_error:.0e}; the first is taken:",
-            *(f"  {found}" for found in self.errors),
-            f"{self.network_evals} network evaluations in {self.seconds:.1f} s, and {self.shared_evals} for exact "
-            f"samples",
+            "  error      +-     median   worst",
+            *(f"  {line}" for line in self._lines()),
+            f"in {self.seconds:.1f} s the network evaluated {self.network_evals} samples, and {self.shared_evals} for "
+            f"the exact ones",
             *self.remarks,
         ]
         return "\n".join(lines)
+
+    def _lines(self) -> list[str]:
+        """The settings compared, one a line: fits by how they came about, others by solver and grid."""
+        texts = texts_of([one.setting for one in self.errors])
+        names = [
+            one.name if isinstance(one.setting.solver, Calibrated) else f"{one.name}: {text}"
+            for one, text in zip(self.errors, texts, strict=True)
+        ]
+        return [
+            f"{one.rmse:.3e}  {one.stderr:.0e}  {one.median:.1e}  {one.worst:.1e}  {name}"
+            for one, name in zip(self.errors, names, strict=True)
+        ]
 
     __repr__ = __str__
 
@@ -141,7 +156,7 @@ class Calibration(Setting):
             return "the best setting off the shelf"
         ratio = shelf.rmse / first.rmse if first.rmse else math.inf
         if ratio >= 1.1:
-            return f"{ratio:.2g} times less than off the shelf"
+            return f"{ratio:.2g} times less than the best setting off the shelf ({shelf.rmse:.3e})"
         median = shelf.median / first.median if first.median else math.inf
         return f"as off the shelf but for chance, with a median {median:.2g} times less"
 
@@ -286,9 +301,20 @@ def at_budget(found: Calibration | Calibrations, nfe: int | None) -> Calibration
     if nfe is None and len(known) == 1:
         return next(iter(known.values()))
     if nfe is None or nfe not in known:
-        which = "say which one, nfe=" if nfe is None else f"got {nfe}"
-        raise ValueError(f"there are calibrations for nfe={', '.join(map(str, known))}: {which}")
+        wanted = "name one of them as nfe" if nfe is None else f"got nfe={nfe}"
+        raise ValueError(f"there are calibrated solvers for {_budgets(known)} network calls: {wanted}")
     return known[nfe]
+
+
+def _budgets(known: Calibrations) -> str:
+    """The budgets in words.
+
+    Examples:
+        >>> _budgets(Calibrations({nfe: None for nfe in (4, 6, 8)}))
+        '4, 6 and 8'
+    """
+    *most, last = map(str, known)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 # --- solvers and grids off the shelf as JSON -------------------------------------------------------------------------

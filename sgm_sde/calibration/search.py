@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
 import time
@@ -52,6 +53,16 @@ CHECKED = 1000  # further noises, without exact samples
 OUTSIDE = 1.5  # times the distance of the farthest exact sample from their mean: beyond, a fit has blown up
 DOUBT = "exact samples"  # what a remark on them begins with
 ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
+
+FITS = {  # what is stored of a budget, and what results call it
+    "robust": "refined, consistent",
+    "bounded": "refined, consistent, of bounded influence",
+    "further": "refined, consistent, from bounded influence",
+    "free": "refined",
+    "free-further": "refined, from bounded influence",
+    "searched": "levels searched",
+    "searched-further": "levels searched, from refined",
+}
 
 
 @overload
@@ -277,7 +288,7 @@ class _Search:
         self.end = math.inf if time_limit is None else time.monotonic() + time_limit
         self.protocol = {
             "noises": n, "held_out": held_out, "seed": seed, "shape": list(flow.event), "dtype": str(flow.dtype),
-            "process": spec(flow.sde), "network": network_of(flow.score), "final": "denoise",
+            "process": spec(flow.sde), "network": json.loads(network_of(flow.score) or "null"), "final": "denoise",
             "model_kwargs": spec(bare(flow.resolved)),
         }  # fmt: skip
 
@@ -381,11 +392,11 @@ class _Search:
             return Refinement(flow, z, fit.end, exact.scale, samples, kind, late, robust, bounded, held)
 
         def refined(name: str, start: Rows, kind: bool, robust: bool = True, bounded: bool = False) -> Rows:
-            self.tell(f"{n} calls: {name} fit")
+            self.tell(f"{n} calls: {FITS[name]}")
             return self._once(f"budget-{n}-{name}", lambda: refinement(kind, robust, bounded).fit(start), late)
 
         def tried(name: str, start: Rows) -> Rows:
-            self.tell(f"{n} calls: {name} levels")
+            self.tell(f"{n} calls: {FITS[name]}")
             held = refinement(False, held=True)
             return self._once(f"budget-{n}-{name}", lambda: held.fit(searched(held, start)), late)
 
@@ -399,22 +410,22 @@ class _Search:
         found = {
             "least squares": plain,
             "least squares, consistent": consistent,
-            "refined, consistent": robust,
-            "refined, consistent, of bounded influence": bounded,
-            "refined, consistent, from bounded influence": further,
+            FITS["robust"]: robust,
+            FITS["bounded"]: bounded,
+            FITS["further"]: further,
         }
 
         # Rows that need not be consistent, from the best start of each kind.
         start = min(robust, plain, key=error)
         other = min(bounded, further, plain, key=error)
-        found["refined"] = refined("free", start, False, robust=False)
+        found[FITS["free"]] = refined("free", start, False, robust=False)
         if other is not start:
-            found["refined, from bounded influence"] = refined("free-further", other, False, robust=False)
+            found[FITS["free-further"]] = refined("free-further", other, False, robust=False)
 
         # Derivatives with respect to levels say nothing of a rough network.
         if exact.rough:
-            found["levels searched"] = tried("searched", plain)
-            found["levels searched, from refined"] = tried("searched-further", min(found.values(), key=error))
+            found[FITS["searched"]] = tried("searched", plain)
+            found[FITS["searched-further"]] = tried("searched-further", min(found.values(), key=error))
 
         return [(name, self._setting(rows)) for name, rows in found.items()]
 

@@ -525,6 +525,8 @@ def _named(label: str) -> Setting | Solver | AdaptiveSolver | None:
     if label == "default":
         return None
     solver, _, grid = label.partition("@")
+    if solver.endswith(".json"):
+        raise ValueError(f"calibrated solvers bring their own grids, got {label!r}: leave @{grid} out")
     return Setting(solver, grid) if grid else resolve_any(solver)
 
 

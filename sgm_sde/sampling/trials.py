@@ -103,7 +103,7 @@ class PilotResult(Setting):
 
     def __str__(self) -> str:
         title = f"at {_calls(self.nfe)}, reference known to {self.reference_error:.0e}"
-        names = _names([setting for setting, _ in self.errors])
+        names = texts_of([setting for setting, _ in self.errors])
         rows = [f"{error:.3e}  {name}" for name, (_, error) in zip(names, self.errors, strict=True)]
         if self.typical:
             title = f"{title}; errors on all noises, and but for the tenth that is off most"
@@ -139,7 +139,7 @@ def _calls(nfe: int) -> str:
     return "1 call" if nfe == 1 else f"{nfe} calls"
 
 
-def _names(settings: Sequence[Setting]) -> list[str]:
+def texts_of(settings: Sequence[Setting]) -> list[str]:
     """Texts of settings, with the options in which solvers differ where two would be alike."""
     short = [str(Setting(setting.solver, setting.grid)) for setting in settings]
     alike: dict[str, list[Solver]] = {}
@@ -679,7 +679,7 @@ class Race:
         elif self.batch < FEW_NOISES:
             remarks.append(f"cannot tell much about other noises from {self.batch}: give a shape of 32 samples")
         if len(ranked) > 1 and self._alike(best, ranked[1][1]):
-            one, other = _names([setting, ranked[1][0]])
+            one, other = texts_of([setting, ranked[1][0]])
             remarks.append(f"cannot tell {one} and {other} apart on {len(best)} noises: either will do")
         return remarks
 

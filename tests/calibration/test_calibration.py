@@ -22,6 +22,7 @@ from sgm_sde.calibration.rows import Rows
 from sgm_sde.cli import main
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.program import Form, Step
+from sgm_sde.evaluation.bench import bench
 from sgm_sde.runs.distributed import load
 from sgm_sde.sampling.trials import default_candidates
 from tests.helpers import DOUBLE
@@ -505,7 +506,7 @@ def test_solvers_that_ship() -> None:
             for s in (found, found.off_the_shelf.setting)
         ]  # fmt: skip
         assert found.is_fitted and errors[0] < 0.8 * errors[1]
-    with pytest.raises(ValueError, match="calibrations for nfe=4, 5, 6, 8"):
+    with pytest.raises(ValueError, match="calibrated solvers for 4, 5, 6, 8"):
         model.solver(7)
     with pytest.raises(ValueError, match="find one with calibrate"):
         sg.models.Model("mine", model.score, model.sde, (1, 8, 8)).solver(4)
@@ -609,6 +610,7 @@ def test_calibrated_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     argv = ["calibrate", "--model", "digits", "--nfe", "3,4", "-n", "24", "--held-out", "24", "--device", "cpu"]
     assert main([*argv, "--out", str(table), "--quiet"]) == 0
     assert "at 4 calls: error" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
     found = sg.calibration.load_calibration(table)
     assert isinstance(found, sg.calibration.Calibrations) and found[4].error < found[4].off_the_shelf.rmse
 
@@ -623,14 +625,103 @@ def test_calibrated_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     for nfe in (["--nfe", "9"], []):
         with pytest.raises(SystemExit):
             main([*argv, *nfe, "--out", str(tmp_path / "other")])
-        assert "calibrations for nfe=3, 4" in capsys.readouterr().err
+        assert "calibrated solvers for 3 and 4 network calls" in capsys.readouterr().err
 
     argv = ["bench", "--model", "digits", "--solvers", f"ddim,{table}", "--nfe", "4,5", "-n", "20", "--metrics", "sw"]
     assert main([*argv, "--out", str(tmp_path / "bench"), "--device", "cpu", "--quiet"]) == 0
     rows = json.loads((tmp_path / "bench" / "results.json").read_text())["rows"]
     by = {(row["solver"], row["budget"]): row for row in rows}
     assert by["table", 4]["nfe"] == 4 and by["table", 4]["metrics"] and by["ddim", 5]["metrics"]
-    assert "calibrations for nfe=3, 4" in by["table", 5]["note"]
+    assert "calibrated solvers for 3 and 4 network calls" in by["table", 5]["note"]
+
+
+@pytest.mark.parametrize(
+    ("out", "shown"),
+    [("table", "must end in .json"), ("folder.json", "is a folder"), ("nowhere/table.json", "there is no folder")],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, shown: str
+) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(SystemExit):
+        main(["calibrate", "--model", "digits", "--nfe", "4", "--out", str(tmp_path / out)])
+    assert shown in capsys.readouterr().err
+
+
+def test_an_interrupted_command_goes_on_from_its_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [
+        "calibrate",
+        "--model",
+        "digits",
+        "--nfe",
+        "2,3",
+        "-n",
+        "8",
+        "--held-out",
+        "8",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
+    argv = [*argv, "--out", str(tmp_path / "table.json")]
+    budget = search._Search.budget
+
+    def interrupted(self: search._Search, n: int, *rest: Any) -> sg.Calibration:
+        if n == 3:
+            raise KeyboardInterrupt
+        return budget(self, n, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(search._Search, "budget", interrupted)
+        main(argv)
+    assert f"kept in {tmp_path / 'table.parts'}" in capsys.readouterr().err
+
+    done: list[int] = []
+    monkeypatch.setattr(search._Search, "budget", lambda self, n, *rest: done.append(n) or budget(self, n, *rest))
+    assert main(argv) == 0
+    assert done == [3] and not (tmp_path / "table.parts").exists()
+
+
+def test_the_command_says_once_that_a_table_is_for_another_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "table.json"
+    argv = ["--model", "digits", "-n", "8", "--device", "cpu", "--quiet"]
+    assert main(["calibrate", *argv, "--nfe", "3", "--held-out", "8", "--guidance", "2", "--out", str(table)]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        argv = ["sample", *argv, "--batch", "2", "--nfe", "3", "--solver", str(table), "--out", str(tmp_path / "run")]
+        assert main(argv) == 0
+    err = capsys.readouterr().err
+    assert err.count("sgm-sde: warning: calibrated3 is used on another guidance") == 1 and "sys.exit" not in err
+
+
+def test_a_grid_beside_a_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"bring their own grids.*leave @karras out"):
+        bench("digits", tmp_path, solvers=["table.json@karras"], nfe=[4], n=20)
+
+
+class Linear(nn.Module):
+    """A network that knows no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """The output."""
+        out: Tensor = self.linear(x)
+        return out
+
+
+def test_the_network_of_a_stored_fit_is_named_by_what_differs(tmp_path: Path) -> None:
+    sde = sg.VPSDE()
+    scores = [sg.from_noise(Linear(), sde) for _ in range(2)]
+    sg.calibrate(scores[0], sde, (8, 2), nfe=2, held_out=8, seed=0, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=r"network\.weights = \"[0-9a-f]+\" there, \"[0-9a-f]+\" now"):
+        sg.calibrate(scores[1], sde, (8, 2), nfe=2, held_out=8, seed=0, checkpoint=tmp_path)
 
 
 @pytest.mark.parametrize(
