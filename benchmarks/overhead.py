@@ -16,7 +16,7 @@ of ours. Peers get the network in their own coordinates (`native`), so that none
 Crowds, many small samples in a call, are timed beside what one writes without a library: the same formula in a loop
 over `torch.randn`, least of some turns.
 
-Peak memory is that of all tensors a run allocates, network outputs included, as a multiple of the state's size.
+Peak memory is that of all tensors and arrays a run allocates, network outputs included, in sizes of the state.
 Takes five minutes with all peers, two without.
 """
 
@@ -31,7 +31,6 @@ import statistics
 import sys
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -39,9 +38,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import peak_bytes
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import sgm_sde as sg
@@ -213,48 +211,16 @@ def row_of(method: Method, shape: tuple[int, ...], repeats: int) -> dict[str, An
     return row
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors made inside it that are alive, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.live = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in known and storage._cdata not in self.sizes:
-                    self.sizes[storage._cdata] = storage.nbytes()
-                    self.live += storage.nbytes()
-                    self.peak = max(self.peak, self.live)
-                    weakref.finalize(storage, self.forget, storage._cdata)
-        return result
-
-    def forget(self, storage: int) -> None:
-        """A storage is gone."""
-        self.live -= self.sizes.pop(storage)
-
-
-def peak_bytes(run: Run, steps: int) -> int:
-    """Most bytes that tensors of a run hold at a time, those from before it not counted."""
-    gc.collect()
-    with LiveBytes() as count:
-        run(steps)
-    return count.peak
-
-
 def memory(methods: tuple[Method, ...]) -> list[dict[str, Any]]:
     """Peak memory of our methods, for a short and a long run."""
     x = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     size = x.numel() * x.element_size()
-    return [
-        {"method": m.name} | {f"states_at_{n}_steps": peak_bytes(our_run(m.name, x), n) / size for n in (10, 100)}
-        for m in methods
-    ]
+    rows = []
+    for m in methods:
+        run = our_run(m.name, x)
+        peaks = {f"states_at_{n}_steps": peak_bytes(lambda run=run, n=n: run(n)) / size for n in (10, 100)}
+        rows.append({"method": m.name} | peaks)
+    return rows
 
 
 def noise(shape: tuple[int, ...] = (64, 3, 32, 32), repeats: int = 50) -> dict[str, Any]:

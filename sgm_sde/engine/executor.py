@@ -130,6 +130,7 @@ class Loop:
         self.stage = 0
         self.run = Run(x)
         self._x = x
+        self._output: Tensor | None = None  # on its way from `drive` to `stages`
         self._start = start
         self._shape = tuple(x.shape)
         self._dtype = x.dtype
@@ -147,12 +148,14 @@ class Loop:
             new = k > first or self._start is None  # not seen by hooks and callback before
             if k > first:
                 memory.combine(k, self.plan.instructions[k], self._terms(k, output))
+            output = None  # free it before hooks and the network make others
             if stage.node and self._stops_at_node(new):
                 break
 
             if stage.evaluate:
-                output = None  # free the last output before the network makes another
                 output = yield self.state, self.times[k]
+                if output is None:
+                    output, self._output = self._output, None
                 assert output is not None
                 if self.on_output is not None and run.nodes > reported:
                     self.on_output(self.state, output, stage.t)
@@ -163,10 +166,9 @@ class Loop:
     def drive(self, evaluate: Callable[[Tensor, Tensor], Tensor]) -> Run:
         """The result, with outputs from a function of state and time."""
         loop = self.stages()
-        output: Tensor | None = None
         while True:
             try:
-                asked = loop.send(output)
+                asked = next(loop)
             except StopIteration as end:
                 run: Run = end.value
                 return run
@@ -175,10 +177,9 @@ class Loop:
                     raise error.__cause__ from None
                 raise
 
-            # Outside of the generator: a StopIteration of the network's is no end of the run. The last output is freed
-            # before there is another, and the times with it.
-            output = None
-            output = evaluate(*asked)
+            # Outside of the generator: a StopIteration of the network's is no end of the run. Left here and not sent,
+            # since what is sent lives on until the next state is there.
+            self._output = evaluate(*asked)
             del asked
 
     @property
@@ -250,14 +251,15 @@ class Loop:
         run.position = self.position()
         return True
 
-    def _take(self, output: Tensor) -> Tensor:
-        """The output in the run's dtype, stored if later stages need it."""
+    def _take(self, output: Tensor) -> Tensor | None:
+        """The output in the run's dtype; None if it is stored, from where the next stage takes it, too."""
         ins = self.plan.instructions[self.stage]
         if output.dtype is not self._dtype:
             output = output.to(self._dtype)
         if ins.store is not None:
             self.memory.store(ins.store, self.state, output, ins.mix)
-        elif self.memory.holds(ins.target, output):
+            return None
+        if self.memory.holds(ins.target, output):
             return output.clone()  # a network that returns its input, which is about to be overwritten
         return output
 

@@ -57,9 +57,11 @@ class Buffers:
         self.slots = [row.view(x.shape) for row in buffer]
         self._history = buffer.t()
 
-        self.registers = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(plan.n_registers)]
-        if own and x.is_contiguous():
-            self.registers[plan.instructions[0].target] = x
+        first = plan.instructions[0].target if own and x.is_contiguous() else None
+        self.registers = [
+            x if register == first else torch.empty_like(x, memory_format=torch.contiguous_format)
+            for register in range(plan.n_registers)
+        ]
         self._flat = [register.view(-1) for register in self.registers]
         self._ends = [(flat.data_ptr(), flat.data_ptr() + flat.nbytes) for flat in self._flat]
         self._weights, self._factors = _constants(plan, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from sgm_sde.sampling.job import Job, until_node
 from sgm_sde.sampling.observers import Monitor, node_to_stop_at, observed_nodes, progress_bar
 from sgm_sde.sampling.options import Execution, Record
 from sgm_sde.sampling.parallel import run_in_parallel
-from sgm_sde.sampling.parts import Joined, Part, models_of, slices_of
+from sgm_sde.sampling.parts import Joined, Part, WatchInBlocks, models_of, slices_of
 from sgm_sde.sampling.results import Continuation, SampleResult
 from sgm_sde.sampling.statuses import NonFiniteWarning, status_on_grid
 from sgm_sde.schemes import Solver
@@ -125,15 +126,16 @@ class _PartOfRun:
         assert isinstance(job.solver, Solver)
         x = job.states(self.at)
         noise, corrections, hooks = self._noises(self.model, x)
-        watch = Watch(
+        watched = partial(
+            Watch,
             job.sde,
             job.grid.times[job.first :],
             self.model.score.prediction,
-            x,
             guided=job.solver.guided,
             density=self.model.score.is_density,
             lags=job.solver.lags,
         )
+        watch = WatchInBlocks(watched, x)
 
         run = self._executed(x, noise, hooks, watch)
         end = run.x
@@ -147,7 +149,9 @@ class _PartOfRun:
         if not end.is_meta:
             implausible = watch.implausible(end, denoised=job.denoises or job.solver.ends_in_data)
             # The one place where values come back from the device.
-            sound = torch.stack([finite(run.x), finite(end), implausible]).numpy(force=True)
+            whole = finite(end)
+            before = whole if end is run.x else finite(run.x)
+            sound = torch.stack([before, whole, implausible]).numpy(force=True)
 
         drawn = job.draws[0] if isinstance(noise, PathNoise) else noise.draw
         part = Part(
@@ -162,7 +166,7 @@ class _PartOfRun:
         )
         return part, end
 
-    def _executed(self, x: Tensor, noise: NoiseStream | PathNoise, hooks: Sequence[Hook], watch: Watch) -> Run:
+    def _executed(self, x: Tensor, noise: NoiseStream | PathNoise, hooks: Sequence[Hook], watch: WatchInBlocks) -> Run:
         """The run of the table: in parallel in time, as a recorded graph, or step by step."""
         execution = self.execution
         monitor = self.monitor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from sgm_sde.sampling.diagnosis import ImplausibleWarning, Watch
 from sgm_sde.sampling.job import Job
 from sgm_sde.sampling.observers import progress_bar
 from sgm_sde.sampling.options import Execution, Record
-from sgm_sde.sampling.parts import Joined, models_of, slices_of
+from sgm_sde.sampling.parts import Joined, WatchInBlocks, models_of, slices_of
 from sgm_sde.sampling.planning import too_small
 from sgm_sde.sampling.results import AdaptiveStats, SampleResult
 from sgm_sde.sampling.statuses import NonFiniteWarning, UnfinishedWarning, adaptive_status, plausibility
@@ -45,7 +46,8 @@ def run_adaptive(
         for at, part_model in zip(slices, models_of(model, slices, job.size), strict=True):
             start = job.states(at)
             score = model.score
-            watch = Watch(job.sde, job.grid.times, score.prediction, start, density=score.is_density)
+            watched = partial(Watch, job.sde, job.grid.times, score.prediction, density=score.is_density)
+            watch = WatchInBlocks(watched, start)
             problem = Problem(part_model, job.sde, start, t_start, t_end, job.seeds[at], calls, steps, on_leave)
             part, x = _integrate(job, problem)
 

@@ -6,11 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sgm_sde.engine.executor import Position
+from sgm_sde.sampling.diagnosis import Watch
 from sgm_sde.scores.conditions import map_rows
 from sgm_sde.scores.model import BoundScore
+
+WATCHED = 2**15  # samples that are looked at together
 
 
 @dataclass(frozen=True)
@@ -79,3 +83,25 @@ class Joined:
     def whole(self) -> Tensor:
         assert self.x is not None
         return self.x
+
+
+class WatchInBlocks:
+    """A `Watch` over many samples, some of them at a time: with one number per sample, each intermediate value would be
+    half a state where samples have two numbers.
+
+    Args:
+        watch: makes the watch over states (b, *) to start from.
+        x: those of all samples (B, *).
+    """
+
+    def __init__(self, watch: Callable[[Tensor], Watch], x: Tensor) -> None:
+        self._blocks = [(at, watch(x[at])) for at in slices_of(len(x), WATCHED)]
+
+    def see(self, x: Tensor, output: Tensor, t: float) -> None:
+        """Keep the sizes of a node's state and of the network's output there."""
+        for at, watch in self._blocks:
+            watch.see(x[at], output[at], t)
+
+    def implausible(self, sample: Tensor, *, denoised: bool) -> Tensor:
+        """Mask (B,) of final states x (B, *), denoised or not, that the run cannot account for."""
+        return torch.cat([watch.implausible(sample[at], denoised=denoised) for at, watch in self._blocks])

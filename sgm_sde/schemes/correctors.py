@@ -62,6 +62,7 @@ class Corrector(Value, ABC):
                 score = model.predict("score", x, grid.times[i])
                 z = noise.normal(tuple(x.shape), x.dtype, x.device)
                 x, added = self.update(x, score, z, constants[i])
+                del score, z
                 if not (mean and i == grid.steps and n == self.n_steps - 1):
                     x = x + added
             return x

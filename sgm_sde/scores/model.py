@@ -115,7 +115,7 @@ class BoundScore:
             return apply(c_x, x) + apply(c_r, output.to(x.dtype))
         assert not isinstance(c_r, Matrix)
         scaled = c_r * output.to(x.dtype)
-        return scaled if c_x == 0 else torch.add(scaled, x, alpha=c_x)
+        return scaled if c_x == 0 else scaled.add_(x, alpha=c_x)
 
     @contextmanager
     def only(self, index: Tensor, batch: int) -> Iterator[None]:

@@ -1,0 +1,81 @@
+"""What a run of many small samples holds at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import sgm_sde as sg
+from benchmarks.peak_memory import peak_bytes
+from sgm_sde._utils import shapes
+from sgm_sde.sampling import parts
+from sgm_sde.scores.model import BoundScore
+from tests.helpers import ALL
+
+SDE = sg.EDMSDE()
+N = 400_000
+
+
+def network(x: Tensor, sigma: Tensor) -> Tensor:
+    """The estimate for normal data, in one piece of memory."""
+    return x / (1 + float(sigma[0]) ** 2)
+
+
+SCORE = sg.from_denoiser(network, SDE)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "dpm++2m", "dpm++3m", "ancestral", "sde-dpm++2m"])
+def test_state_history_and_one_scratch(solver: str) -> None:
+    """Besides what the network is given and returns, and the two numbers of a sample that its size is judged by."""
+    grid = sg.grids.Karras()(SDE, 8)
+    program = ALL[solver].compile(SDE, grid)
+    plan = BoundScore(SCORE, SDE, (grid.times[-1], grid.times[0])).plan(program)
+    states = plan.n_registers + plan.n_slots  # history and scratch among them
+    noise = float(program.stochastic)
+    output = 1.0
+    sizes = 1.0
+    times = 0.5 * (not program.stochastic)  # which are gone when noise is drawn
+
+    def run() -> sg.SampleResult:
+        return sg.sample(SCORE, SDE, (N, 2), solver=solver, grid=grid, seed=0, final="none")
+
+    peak = peak_bytes(run) / (N * 2 * 4)
+    assert peak < states + output + noise + sizes + times + 0.25
+
+
+def test_a_corrector_runs_without_the_last_output() -> None:
+    """State, score, noise, the mean and what noise adds, and the sizes."""
+    grid = sg.grids.Karras()(SDE, 8)
+
+    def run() -> sg.SampleResult:
+        return sg.sample(SCORE, SDE, (N, 2), solver="pc", grid=grid, seed=0, final="none")
+
+    assert peak_bytes(run) / (N * 2 * 4) < 6.25
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ancestral"])
+def test_sizes_are_judged_in_blocks(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same samples are named, however many are looked at together."""
+
+    def thrown(x: Tensor, sigma: Tensor) -> Tensor:
+        far = (torch.arange(len(x)) % 7 == 3) & (x.shape == (40, 2))
+        return torch.where(far[:, None] & (sigma < 0.1)[:, None], x + 1e4, network(x, sigma))
+
+    score = sg.from_denoiser(thrown, SDE)
+
+    def named(block: int) -> tuple[int, ...]:
+        monkeypatch.setattr(parts, "WATCHED", block)
+        with pytest.warns(sg.diagnosis.ImplausibleWarning):
+            return sg.sample(score, SDE, (40, 2), solver=solver, nfe=20, seed=0).status.samples
+
+    assert named(2**15) == named(16) != ()
+
+
+def test_a_sample_that_is_not_finite_is_found_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each of several blocks, and across rows of many numbers."""
+    x = torch.zeros(10, 3)
+    x[0, 0], x[4, 2], x[9, 1] = torch.nan, torch.inf, -torch.inf
+    for numbers in (1, 7, 100):
+        monkeypatch.setattr(shapes, "AT_A_TIME", numbers)
+        assert (~shapes.finite(x)).nonzero().flatten().tolist() == [0, 4, 9]
