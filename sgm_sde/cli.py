@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 import warnings
@@ -361,7 +362,7 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help="file for the tables, .json; an interrupted run goes on from OUT.parts")
 
     add("--nfe", type=_numbers, required=True, help="budgets of network calls, such as 4,6,8,12")
-    add("-n", "--n", type=int, default=128, help="noises to fit to (%(default)s)")
+    add("-n", "--n", type=int, help="noises to fit to (128; more below 8 dimensions, 512 in two)")
     add("--held-out", type=int, default=128, help="further noises to measure on (%(default)s)")
 
     add("--labels", default="all", help="classes to take in turn, as 3 or 0,1,2; all; none (%(default)s)")
@@ -393,10 +394,10 @@ def _calibrate(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {args.out} is a folder: name a file")
     if not args.out.parent.is_dir():
         raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}")
-    check_integer("-n", args.n, 2)
     parts = args.out.with_suffix(".parts") if args.checkpoint is None else args.checkpoint
 
     model = load_model(args.model)
+    n = max(128, 1024 // math.prod(model.shape)) if args.n is None else check_integer("-n", args.n, 2)
     classes = classes_of(model, _labels(args.labels))
     device = _device(args)
     torch.set_num_threads(args.threads)
@@ -408,10 +409,10 @@ def _calibrate(args: argparse.Namespace) -> int:
     score = model.score if args.guidance is None else ClassifierFree(model.score, args.guidance)
     conditions = {}
     if classes is not None:
-        conditions["y"] = PerSample(labels_in_turn(classes, 0, args.n).to(device))
+        conditions["y"] = PerSample(labels_in_turn(classes, 0, n).to(device))
     try:
         found = calibrate(
-            score, sde, (args.n, *model.shape), nfe=args.nfe, held_out=args.held_out, seed=args.seed,
+            score, sde, (n, *model.shape), nfe=args.nfe, held_out=args.held_out, seed=args.seed,
             model_kwargs=conditions, batch_size=args.batch, time_limit=args.time_limit, checkpoint=parts,
             reference_nfe=args.reference_nfe, progress=not args.quiet, device=device,
         )  # fmt: skip

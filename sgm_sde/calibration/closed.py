@@ -7,6 +7,7 @@ its weights.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -72,6 +73,20 @@ def _path(total: Tensor, back: list[Tensor]) -> list[int]:
         earlier = before[path[-1], path[-2]]
         path.append(int(earlier))
     return path[::-1]
+
+
+def nearest(log_levels: Tensor, wanted: Sequence[float]) -> list[int] | None:
+    """The numbers of the levels nearest to those wanted, in turn the next one where one is taken; None if they end.
+
+    Examples:
+        >>> nearest(torch.tensor([3.0, 2.0, 1.0, 0.0]), [2.1, 1.9, 0.2])
+        [1, 2, 3]
+    """
+    found: list[int] = []
+    for level in wanted:
+        k = int((log_levels - level).abs().argmin())
+        found.append(max(k, found[-1] + 1) if found else k)
+    return found if not found or found[-1] < len(log_levels) else None
 
 
 # Costs of the calls. Of K levels, G has the states first, then the estimates, the end and the noise.

@@ -37,6 +37,7 @@ from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.runs.store import Store
 from sgm_sde.sampling.defaults import Setting
 from sgm_sde.sampling.options import Execution
+from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.sampler import sample
 from sgm_sde.sampling.trials import Race, RunOptions, budgets_of, default_candidates
 from sgm_sde.scores.conditions import bare
@@ -52,6 +53,7 @@ FINALISTS = 3  # of it, compared on held-out noises
 CHECKED = 1000  # further noises, without exact samples
 OUTSIDE = 1.5  # times the distance of the farthest exact sample from their mean: beyond, a fit has blown up
 DOUBT = "exact samples"  # what a remark on them begins with
+FEW = 2.0  # times the error on the noises of the fit: beyond, there were too few of them
 ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
 
 FITS = {  # what is stored of a budget, and what results call it
@@ -60,6 +62,8 @@ FITS = {  # what is stored of a budget, and what results call it
     "further": "refined, consistent, from bounded influence",
     "free": "refined",
     "free-further": "refined, from bounded influence",
+    "shelf": "refined, consistent, from levels off the shelf",
+    "free-shelf": "refined, from levels off the shelf",
     "searched": "levels searched",
     "searched-further": "levels searched, from refined",
 }
@@ -117,7 +121,8 @@ def calibrate(
     Args:
         score_fn: the score, as `sample` takes it; a guided score at the scale that it is for.
         sde: a linear process.
-        shape: (B, *): B noises to fit to. 128 are good, 64 are enough for up to 6 calls.
+        shape: (B, *): B noises to fit to. 128 are good, 64 are enough for up to 6 calls; in few dimensions take more,
+            512 in two.
         nfe: the budget of network calls, or several, which share the exact trajectories.
         held_out: further noises, on which the error is measured.
         seed: of all noises; drawn anew if not given.
@@ -332,11 +337,12 @@ class _Search:
 
         self.tell(f"{n} calls: settings off the shelf")
         shelf = self._off_the_shelf(n, exact)
-        fitted = self._fits(n, exact, late)
+        fitted = self._fits(n, exact, [one.setting for one in shelf], late)
         self.tell(f"{n} calls: held-out noises")
         compared = [self._held_out(name, setting, exact, n) for name, setting in fitted]
         able = [one for one in compared if math.isfinite(one.rmse)]
         ranked, outside = self._ranked(self._in_order(able), shelf, exact, n)
+        fitted_error = self._fitted_error(ranked[0], exact, n)
         return Calibration(
             ranked,
             n,
@@ -345,7 +351,7 @@ class _Search:
             shared_evals=exact.network_evals,
             seconds=time.monotonic() - started,
             protocol={**self.protocol, "reference_nfe": exact.nfe},
-            remarks=self._remarks(ranked[0], outside, exact, is_late=late()),
+            remarks=self._remarks(ranked[0], outside, exact, fitted_error, is_late=late()),
         )
 
     def _ranked(
@@ -361,7 +367,9 @@ class _Search:
         return [taken, *sorted(others, key=lambda one: one.rmse)], outside
 
     @staticmethod
-    def _remarks(taken: HeldOut, outside: list[HeldOut], exact: _Exact, is_late: bool) -> list[str]:
+    def _remarks(
+        taken: HeldOut, outside: list[HeldOut], exact: _Exact, fitted_error: float, is_late: bool
+    ) -> list[str]:
         """Sentences on what to know about a budget."""
         remarks = []
         if outside:
@@ -369,6 +377,8 @@ class _Search:
             remarks.append(f"some of {CHECKED} further noises left the range of the exact samples with: {names}")
         if taken.name.startswith(PILOT):
             remarks.append("no fit is 10 % better than what is off the shelf, which is taken")
+        elif taken.rmse > FEW * fitted_error:
+            remarks.append(f"on the noises of the fit the error is {fitted_error:.1e}: more of them would help")
         if not exact.doubt < taken.rmse / 3:
             known = f"{DOUBT} are known to {exact.doubt:.1e} only, beside an error of {taken.rmse:.1e}"
             remarks.append(f"{known}: a larger reference_nfe= tells it better")
@@ -376,17 +386,19 @@ class _Search:
             remarks.append("the time limit ended the fit before it had settled")
         return remarks
 
-    def _fits(self, n: int, exact: _Exact, late: Callable[[], bool]) -> list[tuple[str, Setting]]:
-        """All fits, by name."""
+    def _fits(
+        self, n: int, exact: _Exact, shelf: Sequence[Setting], late: Callable[[], bool]
+    ) -> list[tuple[str, Setting]]:
+        """All fits, by name; some start from the levels of settings off the shelf."""
         flow = self.flow
         fit = exact.fit
         samples = self.noises
         z = flow.noise(samples)
         G = closed.gram(fit, z)
+        closed_form = partial(closed.fit_rows, flow, fit, z, samples=samples)
         chosen = closed.levels(G, fit.log_levels, exact.scale, n)
-        closed_form = partial(closed.fit_rows, flow, fit, z, chosen, samples)
-        plain = closed_form(consistent=False)
-        consistent = closed_form(consistent=True)
+        plain = closed_form(chosen, consistent=False)
+        consistent = closed_form(chosen, consistent=True)
 
         def refinement(kind: bool, robust: bool = True, bounded: bool = False, held: bool = False) -> Refinement:
             return Refinement(flow, z, fit.end, exact.scale, samples, kind, late, robust, bounded, held)
@@ -422,12 +434,34 @@ class _Search:
         if other is not start:
             found[FITS["free-further"]] = refined("free-further", other, False, robust=False)
 
+        # From the levels of what is off the shelf: dynamic programming looks at single steps.
+        others = [levels for levels in self._levels_of(shelf, n, fit.log_levels) if levels != chosen]
+        if others:
+            levels = min(others, key=lambda levels: error(closed_form(levels, consistent=False)))
+            placed = refined("shelf", closed_form(levels, consistent=True), True)
+            found[FITS["shelf"]] = placed
+            found[FITS["free-shelf"]] = refined("free-shelf", placed, False, robust=False)
+
         # Derivatives with respect to levels say nothing of a rough network.
         if exact.rough:
             found[FITS["searched"]] = tried("searched", plain)
             found[FITS["searched-further"]] = tried("searched-further", min(found.values(), key=error))
 
         return [(name, self._setting(rows)) for name, rows in found.items()]
+
+    def _levels_of(self, settings: Sequence[Setting], n: int, log_levels: Tensor) -> list[list[int]]:
+        """The levels nearest to those of the n calls of settings, as indices; of settings with fewer levels none."""
+        sde = self.flow.sde
+        found = []
+        for setting in settings:
+            _, grid, program = plan(sde, setting, nfe=n)
+            times = [] if program is None else [stage.t for stage in program.stages if stage.evaluate]
+            times = sorted({*times, grid.times[-1]}, reverse=True)[:n]
+            wanted = [math.log(node.noise_level) for node in sde.nodes(times) if node.noise_level > 0]
+            levels = closed.nearest(log_levels, wanted)
+            if levels is not None and len(levels) == n:
+                found.append(levels)
+        return found
 
     def _setting(self, rows: Rows) -> Setting:
         process = process_of(self.flow.sde)
@@ -527,6 +561,11 @@ class _Search:
             flow.network_evals += result.network_evals
             found.append(flat(result.x))
         return torch.cat(found)
+
+    def _fitted_error(self, one: HeldOut, exact: _Exact, n: int) -> float:
+        """The error of a setting on the noises of the fit."""
+        x = self._run(one.setting, self.noises, n)
+        return math.sqrt(float((x - exact.fit.end).double().square().mean())) / exact.scale
 
     def _keeps_inside(self, one: HeldOut, shelf: HeldOut, exact: _Exact, n: int) -> bool:
         """True if further noises end where the exact samples do, or those from these noises off the shelf."""

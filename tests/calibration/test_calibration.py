@@ -703,6 +703,33 @@ def test_a_grid_beside_a_table_is_refused(tmp_path: Path) -> None:
         bench("digits", tmp_path, solvers=["table.json@karras"], nfe=[4], n=20)
 
 
+def test_levels_of_what_is_off_the_shelf() -> None:
+    sde = sg.VPSDE()
+    found = search._Search(a_flow(sde, 8), 8, 8, 0, torch.float32, None, None)
+    t = torch.linspace(found.flow.high, found.flow.low, 48, dtype=torch.float64)
+    for setting, times in (
+        (sg.Setting("dpm++2m", "log-snr"), sg.grids.rule("log-snr")(sde, 4).times),  # four steps, and a call to denoise
+        (sg.Setting("heun", "log-snr"), None),  # two calls at the same level
+    ):
+        levels = found._levels_of([setting], 5, t)
+        if times is None:
+            assert levels == []
+            continue
+        exact = [-float(sde.log_snr(torch.tensor(time, dtype=torch.float64))) / 2 for time in times]
+        assert [float(t[k]) for k in levels[0]] == pytest.approx(exact, abs=float(t[0] - t[1]) / 2 + 1e-9)
+
+
+def test_fits_from_the_levels_of_what_is_off_the_shelf(calibrated: sg.calibration.Calibrations) -> None:
+    names = {one.name for found in calibrated.values() for one in found.errors}
+    assert {search.FITS["shelf"], search.FITS["free-shelf"]} <= names
+
+
+def test_too_few_noises_are_said_to_be() -> None:
+    sde = sg.VPSDE()
+    found = sg.calibrate(MIXTURE.score(sde), sde, (4, 2), nfe=4, held_out=64, seed=0)
+    assert found.is_fitted and any("more of them would help" in remark for remark in found.remarks)
+
+
 class Linear(nn.Module):
     """A network that knows no time."""
 
