@@ -37,7 +37,7 @@ from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.engine.coordinates import noise_level
 from sgm_sde.engine.times import CLOSEST, ROUNDING, at_ends, same_time
 from sgm_sde.identity import Value
-from sgm_sde.processes.base import has_scalar_marginal
+from sgm_sde.processes.base import has_scalar_marginal, require_sde
 
 if TYPE_CHECKING:
     from sgm_sde.processes import SDE
@@ -263,8 +263,7 @@ class GridRule(Value, ABC):
         Raises:
             ValueError: for a negative number of steps or times outside [0, T].
         """
-        if not hasattr(sde, "eps") or isinstance(sde, type):
-            raise TypeError(f"sde must be a process, got {described(sde)}")
+        require_sde(sde)
         steps = check_integer("the number of steps", steps, 0)
         t_start = None if t_start is None else moment("t_start", t_start)
         t_end = None if t_end is None else moment("t_end", t_end)
@@ -579,16 +578,10 @@ class Table(GridRule):
 
     def _inside(self, sde: SDE, start: float, end: float) -> list[float] | None:
         """The table's times between the ends, decreasing; None without a table."""
-        table = _table_of(sde) if self.times is None else self.times
+        table = sde.table_times if self.times is None else self.times
         low = end * (1 - ROUNDING)
         high = start * (1 + ROUNDING)
         return None if table is None else sorted((float(t) for t in table if low <= t <= high), reverse=True)
-
-
-def _table_of(sde: SDE) -> Sequence[float] | None:
-    """Times of a process's own table; None for one without."""
-    times: Sequence[float] | None = getattr(sde, "times", None)
-    return times
 
 
 @dataclass(frozen=True)
@@ -649,7 +642,7 @@ class Distilled(GridRule):
 
     def fits(self, sde: SDE, steps: int | None, start: float, end: float) -> bool:
         """True if the table has the timesteps, one for each step and one to end with."""
-        table = _table_of(sde)
+        table = sde.table_times
         if table is None or len(table) < self.original_steps:
             return False
         known = self._known(sde, start)
@@ -657,14 +650,14 @@ class Distilled(GridRule):
 
     def _known(self, sde: SDE, start: float) -> list[float]:
         """The timesteps of the distillation from a start on, decreasing."""
-        table = _table_of(sde)
+        table = sde.table_times
         if table is None:
             raise ValueError(f"{sde!r} has no table of times, and timesteps of a distillation are some of a table")
         if len(table) < self.original_steps:
             raise ValueError(
                 f"original_steps={self.original_steps} timesteps of a distillation from a table that has {len(table)}"
             )
-        table, k = sorted(table), len(table) // self.original_steps
+        k = len(table) // self.original_steps
         seen = [float(table[i * k - 1]) for i in range(1, self.original_steps + 1)]
         known = [t for t in reversed(seen) if t <= start * (1 + ROUNDING)]
         if not known:

@@ -69,10 +69,10 @@ class LatentBound:
     """
 
     value: Tensor
-    reconstruction: Tensor = field(repr=False)
-    entropy: Tensor = field(repr=False)
-    cross_entropy: Tensor = field(repr=False)
-    stderr: Tensor = field(repr=False)
+    reconstruction: Tensor
+    entropy: Tensor
+    cross_entropy: Tensor
+    stderr: Tensor
     nfe: int
     dimension: int
     method: str
@@ -86,6 +86,8 @@ class LatentBound:
         terms = ("value", "reconstruction", "entropy", "cross_entropy")
         means = ", ".join(f"{name} {getattr(self, name).mean().item():.4f}" for name in terms)
         return f"{means} nats; {self.bits_per_dim.mean().item():.4f} bits/dim ({self.method})"
+
+    __repr__ = __str__
 
 
 class LatentScoreModel:

@@ -6,13 +6,14 @@ both for *SamplerCustom*: one makes a SAMPLER of any solver on a grid, the other
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 import sgm_sde as sg
-from sgm_sde.adapters.k_diffusion import SamplingFunction, sampler
+from sgm_sde.adapters.k_diffusion import sampler
 from sgm_sde.schemes.base import REGISTRY, resolve
 
 SOLVERS = sorted(REGISTRY)
@@ -26,7 +27,7 @@ def is_flow(model: Any) -> bool:
     return any(kind.__name__ == "CONST" for kind in type(model).__mro__)
 
 
-def function_of(solver: str) -> SamplingFunction:
+def function_of(solver: str) -> Callable[..., Tensor]:
     """A sampling function as ComfyUI calls it; stochastic solvers refuse flow matching, whose noise is another."""
     sample = sampler(solver)
 
@@ -41,39 +42,44 @@ def function_of(solver: str) -> SamplingFunction:
     return checked
 
 
-class SolverNode:
-    """SAMPLER: a solver by its name."""
+class Node:
+    """What ComfyUI asks of a node: `make` is called with values for `ASKED`, and returns one thing.
 
-    RETURN_TYPES = ("SAMPLER",)
-    FUNCTION = "get_sampler"
-    CATEGORY = "sampling/custom_sampling/samplers"
+    Attributes:
+        ASKED: kinds of the arguments by their names.
+    """
+
+    FUNCTION = "make"
+    ASKED: ClassVar[dict[str, tuple[Any, ...]]]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """What the node asks for."""
-        return {"required": {"solver": (SOLVERS, {"default": "dpm++3m"})}}
+        return {"required": cls.ASKED}
 
-    def get_sampler(self, solver: str) -> tuple[Any]:
+
+class SolverNode(Node):
+    """SAMPLER: a solver by its name."""
+
+    CATEGORY = "sampling/custom_sampling/samplers"
+    ASKED: ClassVar = {"solver": (SOLVERS, {"default": "dpm++3m"})}
+    RETURN_TYPES = ("SAMPLER",)
+
+    def make(self, solver: str) -> tuple[Any]:
         """What ComfyUI's samplers are made of: a function and no options."""
         from comfy.samplers import KSAMPLER
 
         return (KSAMPLER(function_of(solver)),)
 
 
-class GridNode:
+class GridNode(Node):
     """SIGMAS: a grid rule between the noise levels of a model."""
 
-    RETURN_TYPES = ("SIGMAS",)
-    FUNCTION = "get_sigmas"
     CATEGORY = "sampling/custom_sampling/schedulers"
+    ASKED: ClassVar = {"model": ("MODEL",), "rule": (RULES,), "steps": ("INT", {"default": 20, "min": 2, "max": 10000})}
+    RETURN_TYPES = ("SIGMAS",)
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        """What the node asks for."""
-        steps = ("INT", {"default": 20, "min": 2, "max": 10000})
-        return {"required": {"model": ("MODEL",), "rule": (RULES,), "steps": steps}}
-
-    def get_sigmas(self, model: Any, rule: str, steps: int) -> tuple[Tensor]:
+    def make(self, model: Any, rule: str, steps: int) -> tuple[Tensor]:
         """The noise levels of as many network calls, and 0."""
         levels = model.get_model_object("model_sampling")
         sde = sg.EDMSDE(float(levels.sigma_min), float(levels.sigma_max))

@@ -131,10 +131,29 @@ def settle_positive(owner: object, *names: str) -> None:
         settle(owner, **{name: number(name, getattr(owner, name), above=0)})
 
 
+def settle_range(owner: object, low: str, high: str, *, equal: bool = False) -> None:
+    """Give a frozen dataclass two fields of positive numbers as floats, of which the first is the smaller.
+
+    Raises:
+        TypeError: for anything but one real number.
+        ValueError: for one that is not positive and finite, and for the wrong order; equal ones where they may be.
+    """
+    settle_positive(owner, low, high)
+    a = getattr(owner, low)
+    b = getattr(owner, high)
+    if a > b or (a == b and not equal):
+        raise ValueError(f"need {low} {'<=' if equal else '<'} {high}, got {a} and {b}")
+
+
 def settle(owner: object, **values: object) -> None:
     """Give a frozen dataclass its checked fields."""
     for name, value in values.items():
         object.__setattr__(owner, name, value)
+
+
+def function_name(function: object, otherwise: str = "function") -> str:
+    """The name of a function, for messages; of a callable without one what is given."""
+    return str(getattr(function, "__name__", otherwise))
 
 
 def check_integer(option: str, value: object, least: int = 1, kind: type = Real) -> int:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,29 +26,90 @@ from sgm_sde.grids import Grid
 from sgm_sde.processes import EDMSDE
 from sgm_sde.schemes import AncestralNoise, ExponentialAdams, ExponentialRungeKutta, Solver, resolve
 from sgm_sde.scores.model import BoundScore
-from sgm_sde.scores.score import from_denoiser
+from sgm_sde.scores.score import Network, from_denoiser
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+Callback = Callable[[dict[str, object]], object]
 
 ROOM_FOR_CHURN = 1.5  # of the process above the first level: churn raises a level by at most sqrt(2)
 
 
-class SamplingFunction(Protocol):
-    """A function of the form that k-diffusion's `sample_*` have."""
+class SamplingFunction:
+    """A solver as a function of the form that k-diffusion's `sample_*` have; made by `sampler`.
 
+    Attributes:
+        solver: the solver.
+        seed: of the noise, where a call gives none.
+    """
+
+    def __init__(self, solver: Solver, seed: Seeds) -> None:
+        self.solver = solver
+        self.seed = seed
+        name = solver.name.replace("++", "pp").replace("-", "_")
+        self.__name__ = self.__qualname__ = f"sample_{name}"
+        self.__doc__ = f"{solver!r} as a function of k-diffusion's form; see `sgm_sde.adapters.k_diffusion.sampler`."
+
+    @torch.no_grad()
     def __call__(
         self,
-        model: Callable[..., Tensor],
+        model: Network,
         x: Tensor,
         sigmas: Tensor,
         extra_args: Conditions | None = None,
-        callback: Callable[[dict[str, object]], object] | None = None,
+        callback: Callback | None = None,
         disable: bool | None = None,
         *,
         noise_sampler: NoiseSampler | None = None,
         seed: Seeds = None,
         **options: object,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """The samples; arguments as `sampler` describes them."""
+        arguments = dict(extra_args or {})
+        chosen = self.seed if seed is None else seed
+        seeds = resolve_seeds(_seed_of(arguments) if chosen is None else chosen, None, len(x))
+
+        levels = _levels(sigmas)
+        if self.solver.ends_in_data and levels[-1]:
+            raise ValueError(f"{self.solver.name} ends in the data: sigmas must end in 0, got {levels[-1]:g}")
+        to_zero = levels[-1] == 0 and not self.solver.ends_in_data
+        grid = Grid(levels[:-1] if to_zero else levels)
+        first = grid.times[0]
+        last = grid.times[-1]
+
+        # Room above the first level, to which churn raises it, and below the last.
+        smallest = min(last or levels[-2], first / 2)
+        sde = EDMSDE(sigma_min=smallest, sigma_max=ROOM_FOR_CHURN * first)
+        # Churn is divided among the steps, that to 0 among them, which our solvers always count.
+        share = (grid.steps + 1) / (len(levels) - 1)
+        solver, s_noise = _with_options(self.solver, options, share)
+        program = solver.compile(sde, grid)
+
+        def denoiser(y: Tensor, sigma: Tensor) -> Tensor:
+            return model(y.to(x.dtype), sigma.to(x.dtype), **arguments)
+
+        bound = BoundScore(from_denoiser(denoiser, sde), sde, (last, sde.T))
+        noise = _noise(solver, program, x, seeds, noise_sampler, s_noise)
+        corrections = NoiseStream(seeds, "corrector", first)
+        hooks = solver.hooks(sde, grid, bound, corrections, mean=self.solver.ends_in_data)
+        report = _Report(callback, sigmas, x.dtype)
+
+        from tqdm.auto import tqdm
+
+        with tqdm(total=len(levels) - 1, disable=disable) as bar:
+
+            def on_node(i: int, state: Tensor) -> bool:
+                if i:
+                    bar.update()
+                return False
+
+            state = x.to(torch.promote_types(x.dtype, torch.float32))
+            end = execute(program, state, bound, noise, hooks=hooks, on_node=on_node, on_output=report).x
+            if to_zero:
+                denoised = bound.predict("data", end, last)
+                report(end, denoised, last)
+                bar.update()
+                end = denoised
+        return end.to(x.dtype, copy=True)
 
 
 def sampler(solver: Solver | str, *, seed: Seeds = None) -> SamplingFunction:
@@ -91,85 +152,7 @@ def sampler(solver: Solver | str, *, seed: Seeds = None) -> SamplingFunction:
         >>> sampler("euler_a", seed=0)(model, 14.6 * torch.ones(2, 1), sigmas, disable=True).shape
         torch.Size([2, 1])
     """
-    chosen = resolve(solver)
-
-    @torch.no_grad()
-    def sample(
-        model: Callable[..., Tensor],
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: Conditions | None = None,
-        callback: Callable[[dict[str, object]], object] | None = None,
-        disable: bool | None = None,
-        *,
-        noise_sampler: NoiseSampler | None = None,
-        seed: Seeds = seed,
-        **options: object,
-    ) -> Tensor:
-        arguments = dict(extra_args or {})
-        seeds = resolve_seeds(_seed_of(arguments) if seed is None else seed, None, len(x))
-        return _run(chosen, model, x, sigmas, arguments, callback, disable, noise_sampler, seeds, options)
-
-    name = chosen.name.replace("++", "pp").replace("-", "_")
-    sample.__name__ = sample.__qualname__ = f"sample_{name}"
-    sample.__doc__ = f"{chosen!r} as a function of k-diffusion's form; see `sgm_sde.adapters.k_diffusion.sampler`."
-    return sample
-
-
-def _run(
-    solver: Solver,
-    model: Callable[..., Tensor],
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict[str, object],
-    callback: Callable[[dict[str, object]], object] | None,
-    disable: bool | None,
-    noise_sampler: NoiseSampler | None,
-    seeds: SampleSeeds,
-    options: dict[str, object],
-) -> Tensor:
-    levels = _levels(sigmas)
-    if solver.ends_in_data and levels[-1]:
-        raise ValueError(f"{solver.name} ends in the data: sigmas must end in 0, got {levels[-1]:g}")
-    to_zero = levels[-1] == 0 and not solver.ends_in_data
-    grid = Grid(levels[:-1] if to_zero else levels)
-    first = grid.times[0]
-    last = grid.times[-1]
-
-    # Room above the first level, to which churn raises it, and below the last.
-    smallest = min(last or levels[-2], first / 2)
-    sde = EDMSDE(sigma_min=smallest, sigma_max=ROOM_FOR_CHURN * first)
-    # Churn is divided among the steps, that to 0 among them, which our solvers always count.
-    share = (grid.steps + 1) / (len(levels) - 1)
-    solver, s_noise = _with_options(solver, options, share)
-    program = solver.compile(sde, grid)
-
-    def denoiser(y: Tensor, sigma: Tensor) -> Tensor:
-        return model(y.to(x.dtype), sigma.to(x.dtype), **extra_args)
-
-    bound = BoundScore(from_denoiser(denoiser, sde), sde, (last, sde.T))
-    noise = _noise(solver, program, x, seeds, noise_sampler, s_noise)
-    corrections = NoiseStream(seeds, "corrector", first)
-    hooks = solver.hooks(sde, grid, bound, corrections, mean=solver.ends_in_data)
-    report = _Report(callback, sigmas, x.dtype)
-
-    from tqdm.auto import tqdm
-
-    with tqdm(total=len(levels) - 1, disable=disable) as bar:
-
-        def on_node(i: int, state: Tensor) -> bool:
-            if i:
-                bar.update()
-            return False
-
-        state = x.to(torch.promote_types(x.dtype, torch.float32))
-        end = execute(program, state, bound, noise, hooks=hooks, on_node=on_node, on_output=report).x
-        if to_zero:
-            denoised = bound.predict("data", end, last)
-            report(end, denoised, last)
-            bar.update()
-            end = denoised
-    return end.to(x.dtype, copy=True)
+    return SamplingFunction(resolve(solver), seed)
 
 
 def _noise(
@@ -192,9 +175,7 @@ def _noise(
 class _Report:
     """Calls of k-diffusion's callback, one for each evaluation of the network."""
 
-    def __init__(
-        self, callback: Callable[[dict[str, object]], object] | None, sigmas: Tensor, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, callback: Callback | None, sigmas: Tensor, dtype: torch.dtype) -> None:
         self.callback = callback
         self.sigmas = torch.as_tensor(sigmas)
         self.dtype = dtype

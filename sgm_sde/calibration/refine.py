@@ -150,6 +150,7 @@ class _Trial(NamedTuple):
     damping: float
 
 
+@dataclass(eq=False)
 class Refinement:
     """A fit on some noises.
 
@@ -166,29 +167,16 @@ class Refinement:
         held: whether levels stay where they are.
     """
 
-    def __init__(
-        self,
-        flow: Flow,
-        z: Tensor,
-        exact: Tensor,
-        scale: float,
-        samples: range,
-        consistent: bool,
-        late: Callable[[], bool] = lambda: False,
-        robust: bool = True,
-        bounded: bool = False,
-        held: bool = False,
-    ) -> None:
-        self.flow = flow
-        self.z = z
-        self.exact = exact
-        self.scale = scale
-        self.samples = samples
-        self.consistent = consistent
-        self.late = late
-        self.robust = robust
-        self.bounded = bounded
-        self.held = held
+    flow: Flow
+    z: Tensor
+    exact: Tensor
+    scale: float
+    samples: range
+    consistent: bool
+    late: Callable[[], bool] = lambda: False
+    robust: bool = True
+    bounded: bool = False
+    held: bool = False
 
     def errors(self, y: Tensor) -> Tensor:
         """Mean square error of each noise (N,), in units of c^2, float64; inf where it is not finite."""

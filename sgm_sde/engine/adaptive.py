@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -241,7 +241,7 @@ def integrate_adaptive(
         batch_coupled: one step for all samples, from the root mean square of their errors.
         on_leave: called with the number of samples that have just left the batch.
     """
-    running = _Running(stepper, y, start, end, max_steps, controller, batch_coupled, on_leave)
+    running = _Running(stepper, controller, y, (start, end), max_steps, batch_coupled, on_leave)
     known = torch.stack([finite(part) for part in y]).all(0).cpu().numpy()
     running.retire(np.where(known, ON_THE_WAY, OUTCOMES.index(NOT_FINITE)))
     running.choose_first_step(first_step)
@@ -256,7 +256,7 @@ def integrate_adaptive(
 class _Running:
     """The state of an adaptive run: the samples on their way, and the outcomes of all.
 
-    Arguments are those of `integrate_adaptive`.
+    Arguments are those of `integrate_adaptive`, with the start and the end as a pair.
 
     Attributes:
         active: the samples that are still on their way.
@@ -265,14 +265,14 @@ class _Running:
     def __init__(
         self,
         stepper: Stepper,
-        y: State,
-        start: float,
-        end: float,
-        max_steps: int,
         controller: Controller,
+        y: State,
+        ends: tuple[float, float],
+        max_steps: int,
         batch_coupled: bool,
         on_leave: Callable[[int], None] | None,
     ) -> None:
+        start, end = ends
         self.stepper = stepper
         self.controller = controller
         self.end = end
@@ -431,6 +431,7 @@ def _choose(ok: np.ndarray, accepted: State, rejected: State) -> State:
     return tuple(chosen)
 
 
+@runtime_checkable
 class Pair(Protocol):
     r"""Two Runge-Kutta methods of different orders on the same evaluations, for $dy/du = L\,y + N(u, y)$.
 
@@ -441,10 +442,13 @@ class Pair(Protocol):
         linear: L, which the method integrates exactly; 0 for classical methods.
         c: the stages' places in the step.
         fsal: whether the last stage is the end of the step, and its evaluation the first of the next.
+        source: authors and year.
     """
 
     @property
     def name(self) -> str: ...
+    @property
+    def source(self) -> str: ...
     @property
     def order(self) -> int: ...
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from sgm_sde.engine.lowering import Key, Needed, Plan
 from sgm_sde.engine.memory import Memory, Summands, allocate_memory
 from sgm_sde.engine.noise import NoiseSource
 from sgm_sde.engine.program import Program
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 AS_IT_IS = (0.0, 1.0)  # what is stored of (state, value): the value
 WARM_UPS = 2  # runs before a graph is recorded: what a network does at its first calls does not belong into it
@@ -80,6 +83,17 @@ class Run:
 
 
 Stages = Generator[tuple[Tensor, Tensor], Tensor | None, Run]
+
+
+class LoopOptions(TypedDict, total=False):
+    """Options of a `Loop`, which `execute` passes on."""
+
+    hooks: Sequence[Hook]
+    on_node: Callable[[int, Tensor], bool] | None
+    on_output: Callable[[Tensor, Tensor, float], None] | None
+    grad: bool
+    start: Position | None
+    own: bool
 
 
 class Loop:
@@ -264,7 +278,7 @@ class Loop:
         return output
 
 
-def prepare(program: Program, x: Tensor, model: Evaluator, noise: NoiseSource, **options: Any) -> Loop:
+def prepare(program: Program, x: Tensor, model: Evaluator, noise: NoiseSource, **options: Unpack[LoopOptions]) -> Loop:
     """The run of a program from x (B, *) on a model, with options as `Loop` takes them.
 
     For callers who evaluate the network themselves: `prepare(...).stages()` yields each state and is sent the output.
@@ -278,13 +292,7 @@ def execute(
     x: Tensor,
     model: Evaluator,
     noise: NoiseSource,
-    *,
-    hooks: Sequence[Hook] = (),
-    on_node: Callable[[int, Tensor], bool] | None = None,
-    on_output: Callable[[Tensor, Tensor, float], None] | None = None,
-    grad: bool = False,
-    start: Position | None = None,
-    own: bool = False,
+    **options: Unpack[LoopOptions],
 ) -> Run:
     """Run a program from the initial state x (B, *), or from where another run of it was stopped.
 
@@ -293,20 +301,12 @@ def execute(
         x: initial state, at least float32; not changed, unless it is the run's own.
         model: what to evaluate.
         noise: where noise comes from.
-        hooks: called in order at each node, as `Loop` says; so are the other options.
-        on_node: called at each node.
-        on_output: called at the first evaluation after each node.
-        grad: keep the graph.
-        start: where to resume another run.
-        own: x may be overwritten.
+        options: `hooks`, `on_node`, `on_output`, `grad`, `start` and `own`, as `Loop` takes them.
 
     Returns:
         the last state, how many nodes were reached and, if `on_node` stopped the run, where it stands.
     """
-    loop = prepare(
-        program, x, model, noise, hooks=hooks, on_node=on_node, on_output=on_output, grad=grad, start=start, own=own
-    )  # fmt: skip
-    return loop.drive(model.evaluate)
+    return prepare(program, x, model, noise, **options).drive(model.evaluate)
 
 
 class Recording:

@@ -18,12 +18,15 @@ class Process(Protocol):
     Attributes:
         T: end of the forward time.
         eps: default end of sampling.
+        table_times: times of the table that networks are trained at, None where time is continuous.
     """
 
     @property
     def T(self) -> float: ...
     @property
     def eps(self) -> float: ...
+    @property
+    def table_times(self) -> tuple[float, ...] | None: ...
 
     def nodes(self, times: Sequence[float], /) -> Sequence[Node]:
         """The coefficients at each of the given times."""

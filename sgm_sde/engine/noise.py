@@ -271,15 +271,20 @@ def _layout(d: int) -> tuple[int, int]:
     return parts, -(-pairs // parts)
 
 
-_of_thread = threading.local()
+class _OfThread(threading.local):
+    """A thread's generator and memory, shared by all streams: each draw begins by setting the counter."""
+
+    tools: tuple[Run, BoxMuller] | None = None
+
+
+_of_thread = _OfThread()
 
 
 def _tools() -> tuple[Run, BoxMuller]:
-    """The thread's generator and memory, shared by all streams: each draw begins by setting the counter."""
-    if not hasattr(_of_thread, "tools"):
+    """Those of this thread, made when they are first asked for."""
+    if _of_thread.tools is None:
         _of_thread.tools = Run(), BoxMuller(LARGEST)
-    tools: tuple[Run, BoxMuller] = _of_thread.tools
-    return tools
+    return _of_thread.tools
 
 
 class NoiseStream:

@@ -56,9 +56,9 @@ def picard(
     program: Program,
     x: Tensor,
     outputs: Callable[[Rows, Tensor], Tensor],
+    noise: NoiseSource,
     frozen: Sequence[Frozen],
     scales: Sequence[float],
-    noise: NoiseSource,
     *,
     window: int,
     tolerance: float,
@@ -74,9 +74,9 @@ def picard(
         program: the table.
         x: initial state; not changed.
         outputs: the network's outputs (R, *) at states (R, *) of some samples at some stages, by one call.
+        noise: where noise comes from; drawn in the order of a sequential run.
         frozen: what is kept of each stage's evaluation.
         scales: the size of a state by stage, in units of which it may still change.
-        noise: where noise comes from; drawn in the order of a sequential run.
         window: evaluations of a sample in a round, at most.
         tolerance: largest root mean square of a sample's change, in units of the scale, for an evaluation to stand.
         on_node: called with the number of each node and its state, in their order, once it stands for all samples.

@@ -15,6 +15,7 @@ from sgm_sde._utils.checks import (
     check_integer,
     described,
     flag,
+    function_name,
     instance_of,
     is_dense,
     number,
@@ -329,6 +330,8 @@ class Blur(LinearOperator):
 class _Function(Operator):
     """An operator from a function of samples of one shape."""
 
+    _adjoint: Callable[[Tensor], Tensor] | None = None
+
     def __init__(self, apply: Callable[[Tensor], Tensor], shape: Sequence[int]) -> None:
         require_function("apply", apply, "from x (B, *) to measurements (B, *)", 1)
         self._apply = apply
@@ -346,10 +349,10 @@ class _Function(Operator):
         return y
 
     def _held(self) -> dict[str, object]:
-        return {"apply": self._apply, "adjoint": getattr(self, "_adjoint", None)}
+        return {"apply": self._apply, "adjoint": self._adjoint}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({getattr(self._apply, '__name__', 'function')}, shape={self.shape})"
+        return f"{type(self).__name__}({function_name(self._apply)}, shape={self.shape})"
 
 
 class NonlinearMap(_Function):
@@ -451,7 +454,7 @@ class LinearMap(_Function, LinearOperator):
 
         i = int(difference.nan_to_num(math.inf).argmax())
         raise ValueError(
-            f"the function {getattr(self._apply, '__name__', 'apply')!r} is not linear: {values} differ, "
+            f"the function {function_name(self._apply)!r} is not linear: {values} differ, "
             f"{got.flatten()[i].item():.6g} and {expected.flatten()[i].item():.6g}. Take A(0) from an affine one "
             f"and from y; NonlinearMap with DPS takes any differentiable function"
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -320,6 +321,7 @@ def _learned(score: Score, variance: str) -> LearnedVariance | None:
     return learned
 
 
+@dataclass(eq=False)
 class _Ladder:
     """DDPM's reverse steps, and the terms of its bound.
 
@@ -327,7 +329,7 @@ class _Ladder:
         sde: the ladder of noise levels.
         model: the network.
         draws: of noises.
-        variance: of the steps, as `ddpm_bound` takes it.
+        kind: of the steps' variance, as `ddpm_bound` takes it.
         learned: the network that has it, for `"learned"`.
         clip: range to which the denoised data are clipped, if any.
 
@@ -335,22 +337,16 @@ class _Ladder:
         errors: squared errors of the noise so far, each (B,).
     """
 
-    def __init__(
-        self,
-        sde: DiscreteVPSDE,
-        model: BoundScore,
-        draws: _Draws,
-        variance: str,
-        learned: LearnedVariance | None,
-        clip: tuple[float, float] | None,
-    ) -> None:
-        self.model = model
-        self.draws = draws
-        self.kind = variance
-        self.learned = learned
-        self.clip = clip
-        self.betas = sde.betas
-        self.nodes = sde.nodes(sde.times)
+    sde: DiscreteVPSDE
+    model: BoundScore
+    draws: _Draws
+    kind: str
+    learned: LearnedVariance | None
+    clip: tuple[float, float] | None
+
+    def __post_init__(self) -> None:
+        self.betas = self.sde.betas
+        self.nodes = self.sde.nodes(self.sde.times)
         self.errors: list[Tensor] = []
 
         # beta-tilde, of which the first would be 0.

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import float_dtype, range_of
+from sgm_sde._utils.checks import described, float_dtype, range_of
 from sgm_sde._utils.ranges import refuse_cast
 from sgm_sde._utils.shapes import flat
 from sgm_sde.engine.noise import NoiseStream
@@ -130,7 +130,8 @@ def decoder_of(
             raise ValueError("integers need n_levels= and data_range=")
         return Levels.of(x, n_levels, data_range, dtype)
     if n_levels is not None or data_range is not None:
-        raise ValueError(f"n_levels and data_range are for integers, got them with {getattr(x, 'dtype', x)}")
+        given = x.dtype if isinstance(x, Tensor) else described(x)
+        raise ValueError(f"n_levels and data_range are for integers, got them with {given}")
     points = check_points(x)
     return GaussianDecoder(points if dtype is None else points.to(float_dtype("dtype", dtype)))
 

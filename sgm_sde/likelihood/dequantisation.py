@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -173,6 +174,7 @@ def _check_options(dequantize: str | Dequantisation, sde: object, options: Mappi
         raise ValueError(f"dequantize={dequantize!r} needs a LinearSDE, got {described(sde)}")
 
 
+@dataclass(eq=False)
 class _Question:
     """Checked arguments of a number of bits, of which each draw is one dequantisation.
 
@@ -180,24 +182,18 @@ class _Question:
         nfe: network calls so far.
     """
 
-    def __init__(
-        self,
-        score: Score,
-        sde: LinearSDE | MatrixSDE,
-        levels: Levels,
-        dequantize: str | Dequantisation,
-        stream: NoiseStream,
-        options: dict[str, Any],
-    ) -> None:
-        self.score = score
-        self.sde = sde
-        self.levels = levels
-        self.dequantize = dequantize
-        self.stream = stream
-        self.options = options
+    score: Score
+    sde: LinearSDE | MatrixSDE
+    levels: Levels
+    dequantize: str | Dequantisation
+    stream: NoiseStream
+    options: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        sde = self.sde
         self.density: Callable[..., LogProbResult] = velocity_bound if has_matrix_marginal(sde) else log_prob
-        self.eps = _eps(sde, options.get("eps"))
-        self.model = BoundScore(score, sde, (self.eps, sde.T), options.get("model_kwargs"))
+        self.eps = _eps(sde, self.options.get("eps"))
+        self.model = BoundScore(self.score, sde, (self.eps, sde.T), self.options.get("model_kwargs"))
         self._nfe = 0
 
     @property

@@ -280,9 +280,8 @@ def chosen_trace(
         return trace, None
     if isinstance(trace.basis, ProbeTrial):
         return trace, None
-    data_std = getattr(method, "data_std", FixedGrid().data_std)
     pilot = choose_probe_basis(
-        score, sde, x, eps=eps, method=FixedGrid(16, data_std), probe=trace.probe, seed=SEED_OF_PILOTS,
+        score, sde, x, eps=eps, method=FixedGrid(16, method.data_std), probe=trace.probe, seed=SEED_OF_PILOTS,
         model_kwargs=model_kwargs,
     )  # fmt: skip
     return replace(trace, basis=pilot.basis), pilot

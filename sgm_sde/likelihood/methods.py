@@ -44,8 +44,10 @@ class Method(Value):
     Attributes:
         fresh: whether the probes of a trace may be drawn anew at each evaluation.
         differentiable: whether gradients pass through.
+        data_std: standard deviation of the data that a grid is made for.
     """
 
+    data_std: float = 0.5
     fresh: ClassVar[bool] = False
     differentiable: ClassVar[bool] = False
 

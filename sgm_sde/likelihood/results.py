@@ -70,12 +70,12 @@ class LogProbResult:
     value: Tensor
     stderr: Tensor
     error: Tensor
-    latent: Tensor = field(repr=False)
-    prior: Tensor = field(repr=False)
-    divergence: Tensor = field(repr=False)
-    decoder: Tensor = field(repr=False)
-    defect: Tensor = field(repr=False)
-    freedom: Tensor = field(repr=False)
+    latent: Tensor
+    prior: Tensor
+    divergence: Tensor
+    decoder: Tensor
+    defect: Tensor
+    freedom: Tensor
     unresolved: tuple[int, ...]
     nfe: int
     vjps: int

@@ -156,6 +156,11 @@ class SDE(Value, ABC):
         """Default end of likelihoods: 1e-5 as in the literature, or `eps` if that is smaller."""
         return min(self.eps, 1e-5)
 
+    @property
+    def table_times(self) -> tuple[float, ...] | None:
+        """Times of the table that networks on the process are trained at, increasing; None where time is continuous."""
+        return None
+
     def diffusion(self, v: Tensor, t: Time) -> Tensor:
         """g(t)^2 times v (B, *): what the reverse process does to a score."""
         return expand(self.g(t) ** 2, v) * v

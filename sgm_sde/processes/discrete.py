@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import described, real
-from sgm_sde._utils.shapes import Time, as_time
+from sgm_sde._utils.shapes import Time, as_time, cpu_float64
+from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.ve import UnitScaleSDE
 from sgm_sde.processes.vp import VariancePreservingSDE
 
@@ -125,8 +127,26 @@ def _table(name: str, values: Sequence[float]) -> tuple[float, ...]:
     return table
 
 
+class _TableSDE(LinearSDE):
+    """A process from a table, whose entry i stands at the time (i + 1) / N."""
+
+    @property
+    @abstractmethod
+    def _entries(self) -> int: ...
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The table's times, increasing."""
+        return tuple((i + 1) / self._entries for i in range(self._entries))
+
+    @property
+    def table_times(self) -> tuple[float, ...]:
+        """`times`: networks are trained at these alone."""
+        return self.times
+
+
 @dataclass(frozen=True)
-class DiscreteVPSDE(VariancePreservingSDE):
+class DiscreteVPSDE(_TableSDE, VariancePreservingSDE):
     r"""DDPM's ladder of noise levels as a variance-preserving process.
 
     Entry i of the table (from 0) sits at the time $t_i = (i + 1)/N$, where the process has DDPM's kernel,
@@ -161,9 +181,8 @@ class DiscreteVPSDE(VariancePreservingSDE):
                 raise ValueError(f"betas must lie in (0, 1), got betas[{i}] = {beta}")
 
     @property
-    def times(self) -> tuple[float, ...]:
-        """The table's times, increasing."""
-        return tuple((i + 1) / len(self.betas) for i in range(len(self.betas)))
+    def _entries(self) -> int:
+        return len(self.betas)
 
     @cached_property
     def _B(self) -> _Interpolant:
@@ -192,7 +211,7 @@ class DiscreteVPSDE(VariancePreservingSDE):
 
 
 @dataclass(frozen=True)
-class DiscreteVESDE(UnitScaleSDE):
+class DiscreteVESDE(_TableSDE, UnitScaleSDE):
     r"""NCSN's ladder of noise levels as a variance-exploding process.
 
     The levels, sorted upwards, sit at the times $t_i = (i + 1)/N$; in between $\log\sigma$ is a monotone cubic,
@@ -229,9 +248,14 @@ class DiscreteVESDE(UnitScaleSDE):
         object.__setattr__(self, "eps", 1 / len(table))
 
     @property
-    def times(self) -> tuple[float, ...]:
-        """The ladder's times, increasing."""
-        return tuple((i + 1) / len(self.sigmas) for i in range(len(self.sigmas)))
+    def _entries(self) -> int:
+        return len(self.sigmas)
+
+    def ladder(self, levels: int | None = None) -> Tensor:
+        """The table, the largest level first."""
+        if levels is not None:
+            raise ValueError(f"{self!r} has its own table of {len(self.sigmas)} levels, got levels={levels}")
+        return cpu_float64(self.sigmas[::-1])
 
     @cached_property
     def _log_sigma(self) -> _Interpolant:

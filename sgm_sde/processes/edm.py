@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import settle_positive
+from sgm_sde._utils.checks import settle_range
 from sgm_sde._utils.shapes import Time, as_time
 from sgm_sde.processes.linear import _ordered
-from sgm_sde.processes.ve import UnitScaleSDE
+from sgm_sde.processes.ve import UnitScaleSDE, geometric_ladder
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ class EDMSDE(UnitScaleSDE):
     time_is_noise_level: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        settle_positive(self, "sigma_min", "sigma_max")
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"need sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+        settle_range(self, "sigma_min", "sigma_max")
         object.__setattr__(self, "T", self.sigma_max)
         object.__setattr__(self, "eps", self.sigma_min)
 
@@ -59,6 +57,10 @@ class EDMSDE(UnitScaleSDE):
     def likelihood_eps(self) -> float:
         """`eps`: the network has seen nothing below."""
         return self.eps
+
+    def ladder(self, levels: int | None = None) -> Tensor:
+        """Levels even in log sigma between `sigma_max` and `sigma_min`, 1000 if not given."""
+        return geometric_ladder(self.sigma_min, self.sigma_max, levels)
 
     def time(self, log_snr: Time) -> Tensor:
         """Inverse of `log_snr`."""

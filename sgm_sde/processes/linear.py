@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
-from sgm_sde._utils.checks import require_function
+from sgm_sde._utils.checks import described, require_function
 from sgm_sde._utils.shapes import Time, as_time, cpu_float64, expand
 from sgm_sde.engine.times import at_ends
 from sgm_sde.processes.base import SDE, MarginalKind, ProcessNode
@@ -81,31 +81,22 @@ class MarginalAt:
     """The coefficients of a linear process at times t, each computed once, and only if it is asked for.
 
     Most conversions need no derivatives, which cost more than the rest.
+
+    Attributes:
+        alpha: signal scale.
+        sigma: noise scale.
+        d_alpha: time derivative of alpha.
+        d_sigma: time derivative of sigma.
     """
 
     def __init__(self, sde: LinearSDE, t: Time) -> None:
         self.sde = sde
         self.t = t
 
-    @cached_property
-    def alpha(self) -> Tensor:
-        """Signal scale."""
-        return self.sde.alpha(self.t)
-
-    @cached_property
-    def sigma(self) -> Tensor:
-        """Noise scale."""
-        return self.sde.sigma(self.t)
-
-    @cached_property
-    def d_alpha(self) -> Tensor:
-        """Time derivative of alpha."""
-        return self.sde.d_alpha(self.t)
-
-    @cached_property
-    def d_sigma(self) -> Tensor:
-        """Time derivative of sigma."""
-        return self.sde.d_sigma(self.t)
+    alpha: cached_property[Tensor] = cached_property(lambda at: at.sde.alpha(at.t))
+    sigma: cached_property[Tensor] = cached_property(lambda at: at.sde.sigma(at.t))
+    d_alpha: cached_property[Tensor] = cached_property(lambda at: at.sde.d_alpha(at.t))
+    d_sigma: cached_property[Tensor] = cached_property(lambda at: at.sde.d_sigma(at.t))
 
 
 def converted(source: str, target: str, k: MarginalAt, x: Tensor, out: Tensor, eta: float = 0.0) -> Tensor:
@@ -115,6 +106,14 @@ def converted(source: str, target: str, k: MarginalAt, x: Tensor, out: Tensor, e
     coefficients = convert(source, target, k, eta)
     c_x, c_r = [expand(as_time(c).to(device=x.device), x) for c in coefficients]
     return c_x * x + c_r * out
+
+
+def no_ladder(sde: object) -> TypeError:
+    """The error for what has no smallest and largest noise level."""
+    return TypeError(
+        f"the label is looked up in the noise levels of DiscreteVESDE or VESDE, got {described(sde)}: "
+        f"score_sde_ve_discrete(sde, levels=...)"
+    )
 
 
 class LinearSDE(SDE):
@@ -205,6 +204,18 @@ class LinearSDE(SDE):
     def values(self, t: Time) -> MarginalAt:
         """alpha, sigma and their time derivatives at `t`, each of its shape, computed when they are asked for."""
         return MarginalAt(self, t)
+
+    def ladder(self, levels: int | None = None) -> Tensor:
+        """Noise levels of NCSN's ladder (levels,), the largest first, in float64.
+
+        Args:
+            levels: how many, 1000 if not given, for a process without a ladder of its own.
+
+        Raises:
+            TypeError: for a process without a smallest and a largest level.
+            ValueError: for `levels` of a process that has its own.
+        """
+        raise no_ladder(self)
 
     def _coefficients(self) -> Sequence[Callable[[Tensor], Tensor]]:
         """Scale and standard deviation of the marginal."""

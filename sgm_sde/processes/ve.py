@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import settle_positive
+from sgm_sde._utils.checks import check_integer, settle_range
 from sgm_sde._utils.shapes import Time, as_time
 from sgm_sde.processes.linear import LinearSDE, _ordered
 
@@ -31,6 +31,12 @@ class UnitScaleSDE(LinearSDE):
     def g(self, t: Time) -> Tensor:
         """Diffusion coefficient sqrt(2 sigma sigma')."""
         return (2 * self.sigma(t) * self.d_sigma(t)).sqrt()
+
+
+def geometric_ladder(sigma_min: float, sigma_max: float, levels: int | None) -> Tensor:
+    """Noise levels even in log sigma, the largest first."""
+    n = check_integer("levels", 1000 if levels is None else levels, 2)
+    return torch.linspace(math.log(sigma_max), math.log(sigma_min), n, dtype=torch.float64, device="cpu").exp()
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,7 @@ class VESDE(UnitScaleSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle_positive(self, "sigma_min", "sigma_max")
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"need sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}")
+        settle_range(self, "sigma_min", "sigma_max")
 
     @property
     def _log_ratio(self) -> float:
@@ -85,6 +89,10 @@ class VESDE(UnitScaleSDE):
     def d_sigma(self, t: Time) -> Tensor:
         """Time derivative of `sigma`."""
         return self._log_ratio * self.sigma(t)
+
+    def ladder(self, levels: int | None = None) -> Tensor:
+        """Levels even in log sigma between `sigma_max` and `sigma_min`, 1000 if not given."""
+        return geometric_ladder(self.sigma_min, self.sigma_max, levels)
 
     def log_snr(self, t: Time) -> Tensor:
         """Log signal-to-noise ratio, linear in t."""

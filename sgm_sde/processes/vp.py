@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import settle_positive
+from sgm_sde._utils.checks import settle_positive, settle_range
 from sgm_sde._utils.shapes import Time, as_time
 from sgm_sde.processes.linear import LinearSDE, _ordered
 
@@ -102,10 +102,8 @@ class _LinearBetaSDE(BetaSDE):
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
+        settle_range(self, "beta_min", "beta_max", equal=True)
         super().__post_init__()
-        settle_positive(self, "beta_min", "beta_max")
-        if self.beta_max < self.beta_min:
-            raise ValueError(f"need beta_min <= beta_max, got {self.beta_min} and {self.beta_max}")
 
     def beta(self, t: Time) -> Tensor:
         """Rate beta(t); returns the shape of `t`."""
@@ -155,13 +153,13 @@ class SubVPSDE(_LinearBetaSDE):
     $$ \log\alpha = -B/2, \qquad \sigma = 1 - e^{-B}, \qquad g^2 = \beta\,(1 - e^{-2B}) $$
 
     Args:
-        beta_min: rate at t = 0.
-        beta_max: rate at t = 1.
+        beta_min: rate at t = 0, as for `VPSDE`.
+        beta_max: rate at t = 1, at least as large.
         T: end of the forward time.
-        eps: default end of sampling.
+        eps: default end of sampling, below it.
 
     Raises:
-        ValueError: unless 0 < beta_min <= beta_max and 0 <= eps < T.
+        ValueError: for arguments out of range.
 
     Source: Song et al., 2021, arXiv:2011.13456.
 

@@ -227,9 +227,7 @@ def likelihood(
     progress: bool = False,
     **options: Any,
 ) -> Report:
-    """Bits/dim of a data set into a folder; an interrupted run is resumed.
-
-    Under `torchrun` or Slurm all processes call this together and share the work. Image i has the seed (seed, i).
+    """Bits/dim of a data set into a folder, resumed and shared among processes as `sample` is.
 
     Args:
         model: a `Model` or its name, as `load_model` takes it.
@@ -242,7 +240,7 @@ def likelihood(
         repeats: as `bits_per_dim` takes it.
         importance: as `bits_per_dim` takes it.
         dequantize: as `bits_per_dim` takes it, by name.
-        seed: of dequantisation and probes.
+        seed: of dequantisation and probes; image i has (seed, i).
         part: as `sample` takes it.
         device: "cpu", "cuda" or "mps"; CUDA where there is one if not given.
         threads: of each process on a CPU; kernels may round differently with another number.

@@ -194,18 +194,9 @@ def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, n
         return x
 
     return Job(
-        sde=sde,
-        solver=solver,
-        grid=grid,
-        program=program,
-        seeds=seeds,
-        dtype=dtype,
-        states=states,
-        noise=noise or "independent",
-        final=final,
-        segment=t_start,
-        fresh=x_T is None,
-    )
+        sde, solver, grid, program, seeds, dtype, states,
+        noise=noise or "independent", final=final, segment=t_start, fresh=x_T is None,
+    )  # fmt: skip
 
 
 def resumed(resume: SampleResult, sde: SDE, start: StartArguments, asked: StepArguments, noise: str | None) -> Job:

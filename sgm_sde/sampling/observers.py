@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -28,6 +29,7 @@ def progress_bar(progress: bool, total: int, name: str, unit: str) -> Iterator[C
         yield bar.update
 
 
+@dataclass(eq=False)
 class Monitor:
     """Observers of the run of some samples, called at its nodes.
 
@@ -46,25 +48,18 @@ class Monitor:
         times: theirs.
     """
 
-    def __init__(
-        self,
-        grid: Grid,
-        model: BoundScore,
-        record: Record,
-        advance: Callable[[int], None],
-        nodes: frozenset[int],
-        keep_end: bool,
-        stop: int | None,
-    ) -> None:
-        self.grid = grid
-        self.model = model
-        self.callback = record.callback
-        self.advance = advance
-        self.nodes = nodes
-        self.keep_end = keep_end
-        self.stop = stop
-        self.looks_on = bool(record.callback is not None or record.progress or nodes or stop is not None)
+    grid: Grid
+    model: BoundScore
+    record: Record
+    advance: Callable[[int], None]
+    nodes: frozenset[int]
+    keep_end: bool
+    stop: int | None
 
+    def __post_init__(self) -> None:
+        watched = bool(self.nodes) or self.stop is not None
+        self.callback = self.record.callback
+        self.looks_on = self.callback is not None or self.record.progress or watched
         self.states: list[Tensor] = []
         self.times: list[float] = []
         self.denoised: Tensor | None = None

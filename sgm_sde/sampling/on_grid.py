@@ -93,15 +93,7 @@ def _continuation(job: Job, parts: Sequence[Part], x: Tensor) -> Continuation | 
 
 @dataclass(frozen=True)
 class _PartOfRun:
-    """The run of some of the samples.
-
-    Attributes:
-        job: the run of all.
-        model: the network with the arguments of these.
-        at: which they are.
-        monitor: who looks on.
-        execution: how it is carried out.
-    """
+    """The run of some of the samples: its part `at` of the run of all, with their arguments in the network's model."""
 
     job: Job
     model: BoundScore

@@ -72,7 +72,7 @@ def run_in_parallel(
     given = model.kwargs
     try:
         return picard(
-            program, x, outputs, frozen, scales, noise,
+            program, x, outputs, noise, frozen, scales,
             window=min(window, max(len(called), 1)), tolerance=tolerance, on_node=on_node, on_evaluation=on_evaluation,
         )  # fmt: skip
     finally:

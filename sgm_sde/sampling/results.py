@@ -50,11 +50,11 @@ class Continuation:
         sde: the process.
         solver: the solver.
         grid: the times of the whole run.
-        position: the node reached, the state there, and the evaluations, states and noises that later steps build on.
-        program: the solver's table on the whole grid.
         seeds: the (seed, index) pair of each sample.
         segment: the time at which the streams of noise began.
         draws: number of noises that the solver and its correctors have drawn.
+        position: the node reached, the state there, and the evaluations, states and noises that later steps build on.
+        program: the solver's table on the whole grid.
         noise: "independent" or "path".
         final: what the run is to return at its end.
         dtype: of the samples.
@@ -63,11 +63,11 @@ class Continuation:
     sde: SDE
     solver: Solver
     grid: Grid
-    position: Position = field(repr=False)
-    program: Program = field(repr=False)
     seeds: SampleSeeds
     segment: float
     draws: tuple[int, int]
+    position: Position = field(repr=False)
+    program: Program = field(repr=False)
     noise: str
     final: str
     dtype: torch.dtype

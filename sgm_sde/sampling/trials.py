@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Real
-from typing import TypedDict, overload
+from typing import TYPE_CHECKING, TypedDict, overload
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ from sgm_sde.sampling.statuses import NonFiniteWarning
 from sgm_sde.schemes import DEIS, DPMSolver, RectifiedAdams, Rosenbrock, Solver, UniC, UniPC
 from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
 from sgm_sde.scores.score import Score, as_score
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # The whole flow, even where log-SNR has no bound: many steps in log-SNR, from sigma / alpha = e^10 at most down to eps.
 WHOLE = Widening(first=1e30, last=1e-30, largest=math.exp(10.0))
@@ -160,7 +163,7 @@ def _named(setting: Setting, solvers: Sequence[Solver]) -> str:
     options = [
         f"{option.name}={getattr(solver, option.name)!r}"
         for option in fields(solver)
-        if len({repr(getattr(other, option.name, None)) for other in solvers}) > 1
+        if len({repr(vars(other).get(option.name)) for other in solvers}) > 1
     ]
     return plain.replace(solver.name, f"{solver.name}({', '.join(options)})", 1)
 
@@ -281,6 +284,20 @@ def _adams(nodes: int, sigma_data: float) -> Solver:
     )
 
 
+class PilotOptions(TypedDict, total=False):
+    """Options of `pilot`."""
+
+    candidates: Sequence[Setting | str] | None
+    reference_nfe: int | None
+    seed: Seeds
+    generator: Generators
+    final: str
+    t_end: float | None
+    model_kwargs: Conditions | None
+    dtype: torch.dtype | None
+    device: torch.device | str | None
+
+
 @overload
 def pilot(
     score_fn: ScoreFn,
@@ -288,15 +305,7 @@ def pilot(
     shape: Sequence[int],
     *,
     nfe: int,
-    candidates: Sequence[Setting | str] | None = ...,
-    reference_nfe: int | None = ...,
-    seed: Seeds = ...,
-    generator: Generators = ...,
-    final: str = ...,
-    t_end: float | None = ...,
-    model_kwargs: Conditions | None = ...,
-    dtype: torch.dtype | None = ...,
-    device: torch.device | str | None = ...,
+    **options: Unpack[PilotOptions],
 ) -> PilotResult: ...
 
 
@@ -307,15 +316,7 @@ def pilot(
     shape: Sequence[int],
     *,
     nfe: Sequence[int],
-    candidates: Sequence[Setting | str] | None = ...,
-    reference_nfe: int | None = ...,
-    seed: Seeds = ...,
-    generator: Generators = ...,
-    final: str = ...,
-    t_end: float | None = ...,
-    model_kwargs: Conditions | None = ...,
-    dtype: torch.dtype | None = ...,
-    device: torch.device | str | None = ...,
+    **options: Unpack[PilotOptions],
 ) -> PilotResults: ...
 
 
@@ -508,6 +509,7 @@ class RunOptions(TypedDict):
     execution: Execution
 
 
+@dataclass(eq=False)
 class Race:
     """Runs of settings from the noises of a trial, compared with exact samples.
 
@@ -527,30 +529,21 @@ class Race:
         shared_evals: the part of it that was not in races.
     """
 
-    def __init__(
-        self,
-        score: Score,
-        sde: LinearSDE,
-        event: Sequence[int],
-        seeds: SampleSeeds,
-        exact: Tensor,
-        doubt: float,
-        options: RunOptions,
-        kwargs: Mapping[str, object],
-        resolved: Mapping[str, object] | None,
-    ) -> None:
-        self.score = score
-        self.sde = sde
-        self.event = tuple(event)
-        self.seeds = seeds
-        self.exact = exact.double()
-        self.doubt = doubt
-        self.options = options
-        self.kwargs = kwargs
-        self.resolved = resolved
-        self.batch = len(exact)
-        self.network_evals = 0
-        self.shared_evals = 0
+    score: Score
+    sde: LinearSDE
+    event: Sequence[int]
+    seeds: SampleSeeds
+    exact: Tensor
+    doubt: float
+    options: RunOptions
+    kwargs: Mapping[str, object]
+    resolved: Mapping[str, object] | None
+    network_evals: int = field(default=0, init=False)
+    shared_evals: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.exact = self.exact.double()
+        self.batch = len(self.exact)
 
     @property
     def spread(self) -> float:

@@ -32,7 +32,7 @@ from sgm_sde.engine.phi import phi_values
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE, MarginalAt, converted
-from sgm_sde.schemes.base import AdaptiveSolver, Problem
+from sgm_sde.schemes.base import AdaptiveSolver, Problem, TableauMethod
 from sgm_sde.schemes.tableaus import DOPRI5
 from sgm_sde.scores.model import BoundScore
 
@@ -252,7 +252,7 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Adaptive(AdaptiveSolver):
+class Adaptive(TableauMethod, AdaptiveSolver):
     r"""An embedded pair on the probability-flow ODE, with steps of their own for every sample.
 
     Step size, error norm, acceptance and end are a sample's own, so it is what it is alone. Samples that have
@@ -296,7 +296,7 @@ class Adaptive(AdaptiveSolver):
 
     def __post_init__(self) -> None:
         check_tolerances(self.rtol, self.atol, self.max_steps)
-        if not hasattr(self.pair, "weights"):
+        if not isinstance(self.pair, Pair):
             raise TypeError(f"pair must be an embedded pair, such as DOPRI5, got {described(self.pair)}")
         if self.first_step is not None:
             settle(self, first_step=number("first_step", self.first_step, above=0))
@@ -305,19 +305,8 @@ class Adaptive(AdaptiveSolver):
             raise ValueError(f"{self.pair.name} is a method in log-snr, got variable={self.variable!r}")
 
     @property
-    def name(self) -> str:
-        """The pair's name."""
-        return self.pair.name
-
-    @property
-    def order(self) -> int:
-        """Order of the method that is carried on."""
-        return self.pair.order
-
-    @property
-    def source(self) -> str:
-        """The pair's source."""
-        return getattr(self.pair, "source", "user")
+    def _facts(self) -> Pair:
+        return self.pair
 
     @property
     def least_calls(self) -> int:  # type: ignore[override]

@@ -92,9 +92,9 @@ class Ancestral(Solver):
 
     variance: str = "posterior"
     name = "ancestral"
+    prediction = "data"
     order = 1
     weak_order = 1
-    prediction = "data"
     grids = ("table",)
     source = "Ho et al., 2020, arXiv:2006.11239"
 

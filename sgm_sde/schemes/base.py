@@ -13,14 +13,16 @@ from torch import Tensor
 
 from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import FAR, described, settle, stochasticity, unknown
-from sgm_sde.engine.adaptive import Integration
+from sgm_sde.engine.adaptive import Integration, Pair
 from sgm_sde.engine.executor import Hook
 from sgm_sde.engine.noise import NoiseSource, SampleSeeds
 from sgm_sde.engine.program import Form, Program, Step, compile_program
 from sgm_sde.grids import Grid, GridRule, rule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.schemes.tableaus import Tableau
 from sgm_sde.scores.model import BoundScore
+from sgm_sde.scores.score import Score
 
 
 class _Method(Value, ABC):
@@ -37,6 +39,29 @@ class _Method(Value, ABC):
     @property
     @abstractmethod
     def source(self) -> str: ...
+
+
+class TableauMethod(_Method):
+    """Name, order and source of a method that are those of its tableau."""
+
+    @property
+    @abstractmethod
+    def _facts(self) -> Tableau | Pair: ...
+
+    @property
+    def name(self) -> str:
+        """The tableau's name."""
+        return self._facts.name
+
+    @property
+    def order(self) -> int:
+        """The tableau's order: of two methods, that of the one that is carried on."""
+        return self._facts.order
+
+    @property
+    def source(self) -> str:
+        """The tableau's source."""
+        return self._facts.source
 
 
 class Solver(_Method):
@@ -440,7 +465,7 @@ Found = TypeVar("Found")
 
 def _no_solver(given: object) -> str:
     """Words for what was given as a solver and is none, with what to give in its place."""
-    if hasattr(given, "predict"):
+    if isinstance(given, Score | BoundScore):
         return f"{described(given)}: a score, posterior or guided ones too, goes first in sample()"
     if isinstance(given, Mapping) and given:
         first = next(iter(given))

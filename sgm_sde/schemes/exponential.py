@@ -260,8 +260,7 @@ class ExponentialAdams(Exponential):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        settle(self, nodes=check_integer("nodes", self.nodes))
-        settle(self, corrector=check_integer("corrector", self.corrector, 0))
+        settle(self, nodes=check_integer("nodes", self.nodes), corrector=check_integer("corrector", self.corrector, 0))
         if self.corrector > self.nodes + 1:
             raise ValueError(f"corrector must lie between 0 and nodes + 1 = {self.nodes + 1}, got {self.corrector}")
         one_of("lower_final", self.lower_final, (True, False, None))

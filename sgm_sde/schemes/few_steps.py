@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import ClassVar
 
-from sgm_sde._utils.checks import number
+from sgm_sde._utils.checks import number, settle
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.engine.times import ROUNDING
 from sgm_sde.schemes.base import Solver
@@ -23,7 +24,29 @@ def renoised(k: Step, eta: float) -> Form:
 
 
 @dataclass(frozen=True)
-class Consistency(Solver):
+class FewStepSolver(Solver):
+    """A sampler for networks that map any state to the data in one call, on the timesteps of their distillation.
+
+    Attributes:
+        share: name of the option in [0, 1] without which no noise is drawn.
+    """
+
+    share: ClassVar[str]
+    order = 0
+    prediction = "data"
+    grids = ("distilled", "table")
+
+    def __post_init__(self) -> None:
+        settle(self, **{self.share: number(self.share, getattr(self, self.share), least=0, most=1)})
+
+    @property
+    def stochastic(self) -> bool:
+        """True if noise is drawn."""
+        return bool(getattr(self, self.share) > 0)
+
+
+@dataclass(frozen=True)
+class Consistency(FewStepSolver):
     r"""Multistep consistency sampling: to the data in one call, and back to the next noise level.
 
     $$ x' = \alpha' D + \sigma'\,\bigl(\sqrt{1 - \eta^2}\,\epsilon + \eta\,z\bigr), \qquad
@@ -60,18 +83,8 @@ class Consistency(Solver):
 
     eta: float = 1.0
     name = "consistency"
-    order = 0
-    prediction = "data"
-    grids = ("distilled", "table")
     source = "Song et al., 2023, arXiv:2303.01469"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "eta", number("eta", self.eta, least=0, most=1))
-
-    @property
-    def stochastic(self) -> bool:
-        """True if noise is drawn."""
-        return self.eta > 0
+    share = "eta"
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
@@ -79,7 +92,7 @@ class Consistency(Solver):
 
 
 @dataclass(frozen=True)
-class TCD(Solver):
+class TCD(FewStepSolver):
     r"""Strategic stochastic sampling of trajectory consistency: by DDIM below the next time, and noise back up to it.
 
     $$ x_s = \alpha_s D + \sigma_s \epsilon, \quad s = (1 - \gamma)\,t', \qquad
@@ -104,18 +117,8 @@ class TCD(Solver):
 
     gamma: float = 0.3
     name = "tcd"
-    order = 0
-    prediction = "data"
-    grids = ("distilled", "table")
     source = "Zheng et al., 2024, arXiv:2402.19159"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "gamma", number("gamma", self.gamma, least=0, most=1))
-
-    @property
-    def stochastic(self) -> bool:
-        """True if noise is drawn."""
-        return self.gamma > 0
+    share = "gamma"
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
@@ -127,7 +130,7 @@ class TCD(Solver):
 
     def _below(self, k: Step) -> float:
         """The time s."""
-        table = getattr(k.end.sde, "times", None)
+        table = k.end.sde.table_times
         if table is None:
             return (1 - self.gamma) * k.end.t
 

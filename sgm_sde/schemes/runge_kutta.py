@@ -9,12 +9,12 @@ from sgm_sde._utils.checks import described, real, settle
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.engine.times import ROUNDING
-from sgm_sde.schemes.base import Solver
+from sgm_sde.schemes.base import Solver, TableauMethod
 from sgm_sde.schemes.tableaus import RK4, Tableau
 
 
 @dataclass(frozen=True)
-class RungeKutta(Solver):
+class RungeKutta(TableauMethod, Solver):
     r"""An explicit Runge-Kutta method in time on the probability-flow ODE, for every process.
 
     $$ \frac{dx}{dt} = f(x, t) - \tfrac12 g(t)^2\,\text{score}(x, t) $$
@@ -40,19 +40,8 @@ class RungeKutta(Solver):
             raise TypeError(f"tableau must be a Tableau, such as RK4, got {described(self.tableau)}")
 
     @property
-    def name(self) -> str:
-        """The tableau's name."""
-        return self.tableau.name
-
-    @property
-    def order(self) -> int:
-        """The tableau's order."""
-        return self.tableau.order
-
-    @property
-    def source(self) -> str:
-        """The tableau's source."""
-        return self.tableau.source
+    def _facts(self) -> Tableau:
+        return self.tableau
 
     @property
     def nfe_per_step(self) -> int:

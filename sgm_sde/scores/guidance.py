@@ -47,7 +47,7 @@ from sgm_sde.grids import Grid
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.conditions import PerSample, bare, map_rows, named_in, nullified, resolve
-from sgm_sde.scores.score import Score
+from sgm_sde.scores.score import Network, Score
 from sgm_sde.scores.time_labels import TimeLabel, noise_level
 
 Interval = tuple[float, float]
@@ -108,7 +108,7 @@ class GuidedScore(Score):
         """The same with x cast to `dtype` for each network's call."""
         return self._of([part.cast_to(dtype) for part in self.parts])
 
-    def map_net(self, change: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> Score:
+    def map_net(self, change: Callable[[Network], Network]) -> Score:
         """The same with each network replaced by what `change` makes of it."""
         return self._of([part.map_net(change) for part in self.parts])
 
@@ -320,9 +320,8 @@ class ClassifierFree(Extrapolation):
             _require_named(negative)
         self.negative = None if negative is None else dict(negative)
 
-        label = getattr(score.net, "NULL_LABEL", None)
-        if null is None and negative is None and label is not None:
-            null = {"y": label}
+        if null is None and negative is None and score.null_label is not None:
+            null = {"y": score.null_label}
         if null is not None and not isinstance(null, Mapping):
             raise TypeError(f"null must map names of conditions to what stands for none, got {described(null)}")
 
@@ -802,11 +801,11 @@ def _condition(name: str, kwargs: Conditions) -> object:
 
 
 def from_classifier(
-    net: Callable[..., Tensor],
+    net: Network,
     *,
     time_label: TimeLabel | None = None,
     input_scale: Callable[[Tensor], Tensor] | None = None,
-) -> Callable[..., Tensor]:
+) -> Network:
     r"""The log-likelihood $\log p(y \mid x, t)$ of a classifier of noisy data.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,7 @@ from sgm_sde._utils.checks import FAR, described, number
 from sgm_sde._utils.shapes import expand
 from sgm_sde.processes.base import SDE, has_matrix_marginal
 from sgm_sde.processes.matrix import MatrixSDE, apply, double
-from sgm_sde.scores.score import Score
+from sgm_sde.scores.score import Network, Score
 from sgm_sde.scores.time_labels import TimeLabel
 
 if TYPE_CHECKING:
@@ -35,24 +34,17 @@ class VelocityScore(Score):
     sde: MatrixSDE
 
     def __init__(
-        self,
-        net: Callable[..., Tensor],
-        sde: SDE,
-        prediction: str,
-        *,
-        mixed: float | None = None,
-        time_label: TimeLabel | None = None,
-        dtype: torch.dtype | None = None,
+        self, net: Network, sde: SDE, prediction: str, mixed: float | None = None, **options: Unpack[JointOptions]
     ) -> None:
         if not has_matrix_marginal(sde):
             raise TypeError(
                 f"the network of one block of the state needs a process such as CLD(), got {described(sde)}"
             )
         mixed = None if mixed is None else number("mixed", mixed, least=0, most=FAR)
-        super().__init__(net, sde, prediction, time_label=time_label, dtype=dtype)
+        super().__init__(net, sde, prediction, **options)
         self.mixed = mixed
 
-    def _with(self, net: Callable[..., Tensor], dtype: torch.dtype | None) -> Score:
+    def _with(self, net: Network, dtype: torch.dtype | None) -> Score:
         return VelocityScore(net, self.sde, self.prediction, mixed=self.mixed, time_label=self.time_label, dtype=dtype)
 
     def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
@@ -76,19 +68,12 @@ class DenoiserScore(Score):
 
     sde: MatrixSDE
 
-    def __init__(
-        self,
-        net: Callable[..., Tensor],
-        sde: SDE,
-        *,
-        time_label: TimeLabel | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, net: Network, sde: SDE, **options: Unpack[JointOptions]) -> None:
         if not has_matrix_marginal(sde):
             raise TypeError(f"a denoiser of a part of the state needs a process such as CLD(), got {described(sde)}")
-        super().__init__(net, sde, "data_x", time_label=time_label, dtype=dtype)
+        super().__init__(net, sde, "data_x", **options)
 
-    def _with(self, net: Callable[..., Tensor], dtype: torch.dtype | None) -> Score:
+    def _with(self, net: Network, dtype: torch.dtype | None) -> Score:
         return DenoiserScore(net, self.sde, time_label=self.time_label, dtype=dtype)
 
     def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
@@ -100,7 +85,7 @@ class DenoiserScore(Score):
 
 
 def from_velocity_noise(
-    net: Callable[..., Tensor], sde: SDE, *, mixed: float | None = None, **options: Unpack[JointOptions]
+    net: Network, sde: SDE, *, mixed: float | None = None, **options: Unpack[JointOptions]
 ) -> VelocityScore:
     r"""A joint score from a network that predicts the velocity's noise: $s_v = -\epsilon_v / L_{vv}$.
 
@@ -131,7 +116,7 @@ def from_velocity_noise(
     return VelocityScore(net, sde, "noise_v", mixed=mixed, **options)
 
 
-def from_velocity_score(net: Callable[..., Tensor], sde: SDE, **options: Unpack[JointOptions]) -> VelocityScore:
+def from_velocity_score(net: Network, sde: SDE, **options: Unpack[JointOptions]) -> VelocityScore:
     """A joint score from a network that predicts the score of the velocity, $s_v(x, v, t)$.
 
     Args:
@@ -140,8 +125,8 @@ def from_velocity_score(net: Callable[..., Tensor], sde: SDE, **options: Unpack[
         options: `time_label`, `dtype`; see `Score`.
 
     Raises:
-        TypeError: for a process without a matrix.
-        ValueError: at a call, if the output does not have the shape of one block.
+        TypeError: for a process without a matrix, such as VP.
+        ValueError: at a call, for an output of the whole state's shape.
 
     Source: Dockhorn et al., 2022, arXiv:2112.07068.
 
@@ -153,7 +138,7 @@ def from_velocity_score(net: Callable[..., Tensor], sde: SDE, **options: Unpack[
     return VelocityScore(net, sde, "score_v", **options)
 
 
-def from_joint_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Unpack[JointOptions]) -> DenoiserScore:
+def from_joint_denoiser(net: Network, sde: SDE, **options: Unpack[JointOptions]) -> DenoiserScore:
     r"""A joint score from an ordinary denoiser, trained on $y = x_0 + s z$: no velocity in it.
 
     All that a state says of the data is one noisy look at it, $y = w^\top z \sim N(x_0, s^2)$ with $w$ and s from

@@ -73,7 +73,7 @@ class BoundScore:
     ) -> None:
         self.score = score
         self.sde = sde
-        for part in getattr(score, "parts", (score,)):
+        for part in score.parts or (score,):
             if (said := in_train_mode(part.net)) is not None:
                 warn(said, TrainModeWarning)
         self._low, self._high = times

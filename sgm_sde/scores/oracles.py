@@ -63,9 +63,12 @@ class Oracle(ABC):
     def _draw(self, z: Tensor) -> Tensor:
         """Data samples from standard normal noise z of shape (n, 1 + event size)."""
 
+    def _size(self) -> str:
+        """Number of components, in words."""
+        return "one component"
+
     def __repr__(self) -> str:
-        parts = f"{len(self.weights)} components" if hasattr(self, "weights") else "one component"
-        return f"{type(self).__name__}({parts} of shape {tuple(self.event_shape)})"
+        return f"{type(self).__name__}({self._size()} of shape {tuple(self.event_shape)})"
 
     def score(self, sde: LinearSDE | MatrixSDE) -> Score:
         """The exact score on `sde`, as if from a perfect network; of the joint state on a process with a matrix."""
@@ -313,6 +316,9 @@ class GaussianMixture(Oracle):
         if w.shape != (n,) or not bool((w > 0).all()):
             raise ValueError(f"weights must be {n} positive numbers, got {w.tolist()}")
         self.weights = w / w.sum()
+
+    def _size(self) -> str:
+        return f"{len(self.weights)} components"
 
     def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-densities (B, K) of the components at x, times their weights; residuals; marginal variances."""

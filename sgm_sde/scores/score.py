@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._utils.checks import described, float_dtype, instance_of, one_of, require_function
+from sgm_sde._utils.checks import described, float_dtype, function_name, instance_of, one_of, require_function
 from sgm_sde._utils.shapes import Time, batch_time, expand
 from sgm_sde._utils.tree import Path
 from sgm_sde.engine.program import MATRIX_PREDICTIONS, PREDICTIONS
@@ -20,6 +20,9 @@ from sgm_sde.scores.time_labels import TimeLabel
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+Network = Callable[..., Tensor]  # net(x, label, **kwargs): its output (B, *) at states (B, *) and labels (B,)
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -49,6 +52,7 @@ class Score(Value, ReachesNetwork):
     Attributes:
         branches: rows of the network that one sample takes in a call, at most: more than 1 for guided scores.
         recordable: whether a call does the same at every time, so that a run can be one CUDA graph.
+        parts: scores that it is made of, none for that of a network.
 
     Raises:
         ValueError: for a prediction of another name; at a call, if the output is not floating-point of the shape of x,
@@ -58,10 +62,11 @@ class Score(Value, ReachesNetwork):
 
     branches: int = 1
     recordable: bool = True
+    parts: tuple[Score, ...] = ()
 
     def __init__(
         self,
-        net: Callable[..., Tensor],
+        net: Network,
         sde: SDE,
         prediction: str,
         *,
@@ -99,9 +104,14 @@ class Score(Value, ReachesNetwork):
         return next((p for p in self.net.parameters() if p.is_floating_point()), None)
 
     @property
+    def null_label(self) -> object:
+        """The label that stands for none, as the network declares it by `NULL_LABEL`; None where it does not."""
+        return getattr(self.net, "NULL_LABEL", None)
+
+    @property
     def conditions(self) -> frozenset[Path]:
         """Arguments known to have one row per sample, by their paths: `y` of a network that declares a `NULL_LABEL`."""
-        return frozenset({("y",)} if getattr(self.net, "NULL_LABEL", None) is not None else ())
+        return frozenset({("y",)} if self.null_label is not None else ())
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -135,11 +145,11 @@ class Score(Value, ReachesNetwork):
         """The same score with x cast to `dtype` for the call."""
         return self._with(self.net, dtype)
 
-    def map_net(self, change: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> Score:
+    def map_net(self, change: Callable[[Network], Network]) -> Score:
         """The same score from what `change` makes of its network."""
         return self._with(change(self.net), self._dtype)
 
-    def _with(self, net: Callable[..., Tensor], dtype: torch.dtype | None) -> Score:
+    def _with(self, net: Network, dtype: torch.dtype | None) -> Score:
         options = {"time_label": self.time_label, "input_scale": self.input_scale}
         return Score(net, self.sde, self.prediction, dtype=dtype, **options)
 
@@ -211,7 +221,7 @@ class Score(Value, ReachesNetwork):
         return self.predict("data", x, t, **kwargs)
 
     def __repr__(self) -> str:
-        name = type(self.net).__name__ if isinstance(self.net, nn.Module) else getattr(self.net, "__name__", "net")
+        name = type(self.net).__name__ if isinstance(self.net, nn.Module) else function_name(self.net, "net")
         return f"Score({name} predicts {self.prediction}, {self.sde!r})"
 
 
@@ -223,7 +233,7 @@ def _of_time(option: str, function: Callable[[Tensor], Tensor], t: Tensor) -> Te
     return value
 
 
-def from_noise(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
+def from_noise(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
     r"""A score from a network that predicts the noise: $s = -\epsilon/\sigma$.
 
     Args:
@@ -242,7 +252,7 @@ def from_noise(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOpti
     return Score(net, sde, "noise", **options)
 
 
-def from_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
+def from_denoiser(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
     r"""A score from a network that predicts the data: $s = (\alpha D - x)/\sigma^2$.
 
     Args:
@@ -262,7 +272,7 @@ def from_denoiser(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreO
     return Score(net, sde, "data", **options)
 
 
-def from_v(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
+def from_v(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
     r"""A score from a network that predicts $v = \alpha\epsilon - \sigma x_0$ (v-prediction).
 
     Args:
@@ -280,7 +290,7 @@ def from_v(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOptions]
     return Score(net, sde, "v", **options)
 
 
-def from_flow(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
+def from_flow(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
     r"""A score from a network that predicts the time derivative of the path, $\alpha' x_0 + \sigma'\epsilon$.
 
     For rectified flow that is noise minus data. A network whose time runs from noise to data predicts the
@@ -301,7 +311,7 @@ def from_flow(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOptio
     return Score(net, sde, "flow", **options)
 
 
-def from_score(net: Callable[..., Tensor], sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
+def from_score(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
     """A score from a network that predicts the score itself; for its time label, input scale and dtype.
 
     Args:

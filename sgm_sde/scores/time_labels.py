@@ -21,18 +21,16 @@ Examples:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, flag, number
-from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.engine import coordinates
 from sgm_sde.processes.base import has_scalar_marginal
+from sgm_sde.processes.linear import no_ladder
 
 if TYPE_CHECKING:
     from sgm_sde.processes import DiscreteVPSDE, LinearSDE
@@ -60,7 +58,7 @@ def ddpm(n: int | DiscreteVPSDE = 1000, *, integer: bool = False) -> TimeLabel:
         >>> ddpm(1000, integer=True)(torch.tensor([1e-5, 0.0106, 1.0]))
         tensor([  0,  10, 999])
     """
-    size = check_integer("n", len(n.betas) if hasattr(n, "betas") else n)
+    size = check_integer("n", len(n.table_times or ()) if has_scalar_marginal(n) else n)
     integer = flag("integer", integer)
     return partial(_index, size=size, integer=integer)
 
@@ -98,7 +96,9 @@ def score_sde_ve_discrete(sde: LinearSDE, levels: int | None = None) -> TimeLabe
         >>> score_sde_ve_discrete(sde)(torch.tensor(sde.times))
         tensor([3, 2, 1, 0])
     """
-    table = _log_sigmas(sde, levels)
+    if not has_scalar_marginal(sde):
+        raise no_ladder(sde)
+    table = sde.ladder(levels).log()
 
     def label(t: Tensor) -> Tensor:
         log_sigma = sde.sigma(t).double().log()
@@ -106,24 +106,6 @@ def score_sde_ve_discrete(sde: LinearSDE, levels: int | None = None) -> TimeLabe
         return distance.argmin(-1)
 
     return label
-
-
-def _log_sigmas(sde: LinearSDE, levels: int | None) -> Tensor:
-    """Logarithms of a ladder's noise levels, the largest first."""
-    process: Any = sde
-    if hasattr(sde, "sigmas"):
-        if levels is not None:
-            raise ValueError(f"{sde!r} has its own table of {len(process.sigmas)} levels, got levels={levels}")
-        return cpu_float64(sorted(process.sigmas, reverse=True)).log()
-
-    if not hasattr(sde, "sigma_max"):
-        raise TypeError(
-            f"the label is looked up in the noise levels of DiscreteVESDE or VESDE, got {described(sde)}: "
-            f"score_sde_ve_discrete(sde, levels=...)"
-        )
-    n = check_integer("levels", 1000 if levels is None else levels, 2)
-    ends = math.log(process.sigma_max), math.log(process.sigma_min)
-    return torch.linspace(*ends, n, dtype=torch.float64, device="cpu")
 
 
 def noise_level(sde: LinearSDE) -> TimeLabel:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -54,6 +54,7 @@ from sgm_sde.training.times import Times, Uniform
 Reduction = Literal["mean", "sum"]
 
 
+@runtime_checkable
 class Weighting(Protocol):
     """A weight on the squared error of one prediction."""
 
@@ -147,7 +148,7 @@ class PosteriorMean:
 
     def weight(self, sde: LinearSDE, t: Tensor) -> Tensor:
         """c^2 / (2 v), or c^2."""
-        n = len(getattr(sde, "times", ())) if self.n is None else self.n
+        n = len(sde.table_times or ()) if self.n is None else self.n
         if n < 1:
             raise ValueError(f"{sde!r} has no table of times: give PosteriorMean(n=...)")
         s = t - sde.T / n
@@ -401,7 +402,7 @@ def _weighted(
     if isinstance(weighting, str):
         one_of("weighting", weighting, WEIGHTINGS)
         weighting = WEIGHTINGS[weighting]
-    elif not hasattr(weighting, "error_of") or isinstance(weighting, type):
+    elif not isinstance(weighting, Weighting) or isinstance(weighting, type):
         raise TypeError(f"weighting must be a name or a Weighting, such as MinSNR(), got {described(weighting)}")
     one_of("reduction", reduction, ("mean", "sum"))
     _, c_r = convert(prediction, weighting.error_of, sde.values(t))

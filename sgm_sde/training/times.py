@@ -202,7 +202,7 @@ class Table(Times):
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
         """Entry floor(u N) of the N times."""
-        times = getattr(sde, "times", None) if self.times is None else self.times
+        times = sde.table_times if self.times is None else self.times
         if not times:
             raise ValueError(f"{sde!r} has no table of times: give Table(times=...)")
         return cpu_float64(times)[(u * len(times)).long()]

@@ -222,14 +222,14 @@ FLOW_SIGMAS = torch.tensor([1.0, 0.7, 0.3, 0.0])
 @pytest.mark.parametrize("name", ["euler", "dpm++2m"])
 def test_deterministic_solvers_on_flow_matching_in_comfyui(nodes: dict[str, Any], name: str) -> None:
     """They run: their equation is that of flow matching too."""
-    (sampling,) = nodes["SgmSdeSolver"].get_sampler(name)
+    (sampling,) = nodes["SgmSdeSolver"].make(name)
     assert sampling.sample(Wrapped(CONST()), FLOW_SIGMAS, X.float(), 0, lambda *_: None).isfinite().all()
 
 
 @pytest.mark.parametrize("name", [name for name, solver in REGISTRY.items() if solver().stochastic])
 def test_stochastic_solvers_refuse_flow_matching_in_comfyui(nodes: dict[str, Any], name: str) -> None:
     """Their noise is that of another process."""
-    (sampling,) = nodes["SgmSdeSolver"].get_sampler(name)
+    (sampling,) = nodes["SgmSdeSolver"].make(name)
     with pytest.raises(ValueError, match="this is a model of flow matching"):
         sampling.sample(Wrapped(CONST()), FLOW_SIGMAS, X.float(), 0, lambda *_: None)
 
