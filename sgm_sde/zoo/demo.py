@@ -113,9 +113,7 @@ def run(out: Path, *, n: int = 1000, seed: int = 0, progress: bool = True) -> st
     bits = digits_bits(seed)
     gaussian = gaussian_bits(seed)
     table = _table(rows, floor, n, len(held_out), seconds) + "\n\n" + _bits_line(bits, gaussian)
-    protocol = {
-        "version": __version__,
-        "torch": torch.__version__,
+    figures = {
         "n": n,
         "seed": seed,
         "features": FEATURES,
@@ -126,7 +124,7 @@ def run(out: Path, *, n: int = 1000, seed: int = 0, progress: bool = True) -> st
     }
 
     (out / "table.md").write_text(table + "\n")
-    (out / "results.json").write_text(json.dumps(protocol, indent=1) + "\n")
+    _write(out / "results.json", figures)
     _draw_samples(pictures, real[:20], out / "samples.png")
     _draw_curves(rows, floor, out / "curves.png")
     return f"{table}\n\nWritten to {out}: table.md, results.json, samples.png, curves.png"
@@ -177,17 +175,8 @@ def run_fashion(out: Path, *, n: int = 64, seed: int = 0, nfe: int = 20) -> str:
     seconds = time.perf_counter() - started
 
     agreement = _agreement(load_fashion_classifier(), result.x, labels)
-    figures = {
-        "version": __version__,
-        "torch": torch.__version__,
-        "n": n,
-        "seed": seed,
-        "solver": FASHION_SOLVER,
-        "nfe": result.nfe,
-        "agreement": agreement,
-    }
-
-    (out / "fashion.json").write_text(json.dumps(figures, indent=1) + "\n")
+    figures = {"n": n, "seed": seed, "solver": FASHION_SOLVER, "nfe": result.nfe, "agreement": agreement}
+    _write(out / "fashion.json", figures)
     names = [CLASSES[label] for label in FASHION_ROWS]
     rows = dict(zip(names, torch.split(result.x, columns), strict=True))
     _draw_strips(rows, out / "fashion.png", (1 + columns, 8))
@@ -195,6 +184,12 @@ def run_fashion(out: Path, *, n: int = 64, seed: int = 0, nfe: int = 20) -> str:
         f"{n} images by {FASHION_SOLVER} in {result.nfe} network calls: {seconds:.1f} s. The classifier finds the "
         f"asked class in {100 * agreement:.1f} %.\n\nWritten to {out}: fashion.png, fashion.json"
     )
+
+
+def _write(path: Path, figures: dict[str, object]) -> None:
+    """Figures as JSON, with the versions that made them."""
+    versions = {"version": __version__, "torch": torch.__version__}
+    path.write_text(json.dumps(versions | figures, indent=1) + "\n")
 
 
 def digits_bits(seed: int = 0) -> BitsPerDimResult:
