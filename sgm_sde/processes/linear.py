@@ -188,6 +188,10 @@ class LinearSDE(SDE):
         """
         return invert_log_snr(self, as_time(log_snr))
 
+    def time_of_noise_level(self, noise_level: Tensor) -> Tensor:
+        """The time at which sigma / alpha is the given one."""
+        return self.time(-2 * noise_level.log())
+
     def rate(self, t: Time) -> Tensor:
         """The linear drift's coefficient f(x, t) / x = d log(alpha) / dt."""
         return self.d_alpha(t) / self.alpha(t)
@@ -201,8 +205,11 @@ class LinearSDE(SDE):
         sigma = self.sigma(t)
         return (2 * sigma * (self.d_sigma(t) - self.rate(t) * sigma)).sqrt()
 
-    def values(self, t: Time) -> MarginalAt:
-        """alpha, sigma and their time derivatives at `t`, each of its shape, computed when they are asked for."""
+    def values(self, t: Time, noise_level: Tensor | None = None) -> MarginalAt:
+        """alpha, sigma and their time derivatives at `t`, each of its shape, computed when they are asked for.
+
+        Where sigma / alpha is known at `t`, some processes need no more to have alpha and sigma.
+        """
         return MarginalAt(self, t)
 
     def ladder(self, levels: int | None = None) -> Tensor:

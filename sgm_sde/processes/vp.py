@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgm_sde._utils.checks import settle_positive, settle_range
 from sgm_sde._utils.shapes import Time, as_time
-from sgm_sde.processes.linear import LinearSDE, _ordered
+from sgm_sde.processes.linear import LinearSDE, MarginalAt, _ordered
 
 
 class BetaSDE(LinearSDE):
@@ -66,6 +66,18 @@ class VariancePreservingSDE(BetaSDE):
         """Inverse of `log_snr`."""
         return self.time_of_integrated_beta(_log_1p_exp(-as_time(log_snr)))
 
+    def time_of_noise_level(self, noise_level: Tensor) -> Tensor:
+        """The time at which sigma / alpha is the given one."""
+        return self.time_of_integrated_beta(_log_1p(noise_level**2))
+
+    def values(self, t: Time, noise_level: Tensor | None = None) -> MarginalAt:
+        """alpha, sigma and their time derivatives at `t`; the first two follow from sigma / alpha where it is known."""
+        k = super().values(t)
+        if noise_level is not None:
+            k.alpha = 1 / (1 + noise_level**2).sqrt()
+            k.sigma = noise_level * k.alpha
+        return k
+
     def g(self, t: Time) -> Tensor:
         """Diffusion coefficient sqrt(beta)."""
         return self.beta(t).sqrt()
@@ -80,12 +92,16 @@ class VariancePreservingSDE(BetaSDE):
 
 
 def _log_1p_exp(x: Tensor) -> Tensor:
-    """log(1 + exp(x)) to a few roundings, relative; by functions that torch has in vectorised form, a fifth of the time
-    of its `logaddexp` or `log1p`.
+    """log(1 + exp(x)) to a few roundings, relative."""
+    return x.clamp_min(0) + _log_1p((-x.abs()).exp())
+
+
+def _log_1p(x: Tensor) -> Tensor:
+    """log(1 + x) to a few roundings, relative, for x of at least 0; by functions that torch has in vectorised form, a
+    fifth of the time of its `logaddexp` or `log1p`.
     """
-    small = (-x.abs()).exp()
-    rounded = 1 + small
-    return x.clamp_min(0) + (rounded.log() - (rounded - 1 - small) / rounded)
+    rounded = 1 + x
+    return rounded.log() - (rounded - 1 - x) / rounded
 
 
 def _vp_log_snr(B: Tensor) -> Tensor:

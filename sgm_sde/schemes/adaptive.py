@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, number, one_of, settle
-from sgm_sde._utils.shapes import cpu_float64, dimension, flat
+from sgm_sde._utils.shapes import dimension, flat
 from sgm_sde.engine.adaptive import (
     Active,
     Attempt,
@@ -192,12 +192,12 @@ class Flow:
 
     def time(self, u: Tensor) -> Tensor:
         """t at the places u (b,), in float64 on the host: that of the run's ends exactly, and none outside of them."""
-        if self.variable == "time":
+        sde = self.sde
+        if self.variable == "time" or not has_scalar_marginal(sde):
             return u.clamp(min(self.ends), max(self.ends))
 
-        with np.errstate(divide="ignore", invalid="ignore"):  # places beyond the ends have no log-SNR
-            lam = torch.as_tensor(self.coordinate.half_log_snr(self.sde, u.numpy()))
-        t = self.sde.time(2 * lam).clamp_(min(self.ends), max(self.ends))
+        u = u.clamp(min(self.start, self.end), max(self.start, self.end))
+        t = sde.time_of_noise_level(self._noise_level(u)).clamp_(min(self.ends), max(self.ends))
         t.masked_fill_(u == self.start, self.ends[0]).masked_fill_(u == self.end, self.ends[1])
 
         if math.isnan(float(t.sum())):  # beyond the range of a schedule without a closed form
@@ -205,23 +205,29 @@ class Flow:
             return torch.where(torch.isnan(t), nearest, t)
         return t
 
+    def _noise_level(self, u: Tensor) -> Tensor:
+        """sigma / alpha at the places u (b,)."""
+        assert self.coordinate.noise_level is not None
+        return self.coordinate.noise_level(u)
+
     def at_share(self, s: float, n: int) -> Tensor:
         """u at a share of the way from start to end, for n samples (n,)."""
         u = self.end if s >= 1 else self.start + s * (self.end - self.start)
         return torch.full((n,), u, dtype=torch.float64, device="cpu")
 
-    def scale(self, t: Tensor) -> Tensor:
-        """x / z at the times t (b,)."""
+    def scale(self, u: Tensor) -> Tensor:
+        """x / z at the places u (b,)."""
         sde = self.sde
         if self.variable == "time" or not has_scalar_marginal(sde):
-            return torch.ones_like(t)
-        return self._scale(sde.values(t))
+            return torch.ones_like(u)
+        _, k = self._at(u, sde)
+        return self._scale(k)
 
     def _at(self, u: Tensor, sde: LinearSDE) -> tuple[Tensor, MarginalAt]:
         """Times and coefficients at the places u (b,), kept for the next evaluation, which may be at the same ones."""
         if self._last is None or u is not self._last[0]:
             t = self.time(u)
-            self._last = u, t, sde.values(t)
+            self._last = u, t, sde.values(t, self._noise_level(u))
         _, t, k = self._last
         return t, k
 
@@ -230,12 +236,11 @@ class Flow:
 
     def enter(self, x: Tensor) -> Tensor:
         """z at the start."""
-        return x / float(self.scale(cpu_float64([self.ends[0]]))[0])
+        return x / float(self.scale(self.at_share(0.0, 1))[0])
 
     def leave(self, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """States x (B, *) and times (B,) at the places u (B,)."""
-        t = self.time(u)
-        return column(self.scale(t), z) * z, t
+        return column(self.scale(u), z) * z, self.time(u)
 
     def slope(self, u: Tensor, z: Tensor, index: Tensor) -> Tensor:
         """dz/du, or its part besides -z, for the samples of numbers `index`."""

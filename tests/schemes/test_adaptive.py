@@ -35,7 +35,7 @@ from sgm_sde.engine.phi import phi
 from sgm_sde.schemes.adaptive import PI, Flow, default_variable
 from sgm_sde.schemes.base import ADAPTIVE, AdaptiveSolver, EtaSolver, Problem, resolve, resolve_any
 from tests.conventions import case_id
-from tests.helpers import F64, bind, elementwise_score
+from tests.helpers import F64, LINEAR, bind, elementwise_score
 
 VP = sg.VPSDE()
 
@@ -562,6 +562,8 @@ def test_variables_of_the_flow() -> None:
         "flow-time": (s / (a + s), a + s, noise - data),
         "time": (t, 1.0, drift),
     }
+    a0, s0 = float(VP.alpha(t0)), float(VP.sigma(t0))
+    first = {"log-snr": a0, "noise-level": a0, "flow-time": a0 + s0, "time": 1.0}
     index = torch.arange(1)
     for variable, (u, scale, slope) in known.items():
         flow = Flow(model, variable, (t0, t1), 1)
@@ -570,8 +572,7 @@ def test_variables_of_the_flow() -> None:
         assert COORDINATES[variable].of(VP.nodes([t])[0]) == pytest.approx(u, rel=1e-12)
         assert float(flow.slope(at, x / scale, index)) == pytest.approx(slope, rel=1e-8)
         assert float(flow.leave(x / scale, at)[0]) == pytest.approx(1.5, rel=1e-9)
-        first = 1.0 if variable == "time" else float(flow.scale(torch.tensor([t0], dtype=F64)))
-        assert float(flow.enter(x)) == pytest.approx(1.5 / first)
+        assert float(flow.enter(x)) == pytest.approx(1.5 / first[variable], rel=1e-12)
         ends = torch.tensor([flow.start, flow.end], dtype=F64)
         assert flow.time(ends).tolist() == [t0, t1]
         beyond = flow.time(ends + torch.tensor([-1e-3, 1e-3]) * (flow.end - flow.start))
@@ -588,6 +589,30 @@ def test_where_a_place_has_no_time(ends: Any) -> None:
     flow = Flow(bind(sg.from_flow(lambda x, t: x, sde), sde, (1.0, 0.0)), "flow-time", ends, 1)
     places = torch.tensor([1 + 1e-9, 1.4, -1e-9, -0.4, 0.25], dtype=F64)
     assert flow.time(places).tolist() == pytest.approx([1.0, 1.0, 0.0, 0.0, 0.25], abs=1e-15)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_times_and_coefficients_of_noise_levels(name: str) -> None:
+    """They are those of the times: inverse of sigma / alpha, and alpha and sigma there to a few roundings."""
+    sde = LINEAR[name]
+    t = torch.linspace(sde.eps, 0.98 * sde.T, 50, dtype=F64)[1:]
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    level = sigma / alpha
+    torch.testing.assert_close(sde.time_of_noise_level(level), t, rtol=1e-10, atol=0)
+
+    k = sde.values(t, level)
+    torch.testing.assert_close(k.alpha, alpha, rtol=1e-13, atol=0)
+    torch.testing.assert_close(k.sigma, sigma, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("name", ["log-snr", "noise-level", "flow-time"])
+def test_noise_levels_of_places(name: str) -> None:
+    """sigma / alpha at a place is that of its log-SNR."""
+    coordinate = COORDINATES[name]
+    assert coordinate.noise_level is not None
+    u = torch.tensor([0.01, 0.3, 0.5, 0.9], dtype=F64)
+    expected = np.exp(-np.asarray(coordinate.half_log_snr(VP, u.numpy())))
+    np.testing.assert_allclose(coordinate.noise_level(u).numpy(), expected, rtol=1e-13)
 
 
 def test_a_bad_variable() -> None:
