@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import secrets
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
-from sgm_sde._utils.checks import check_integer, described, flag, instance_of, number, sizes, usable_device
+from sgm_sde._utils.checks import check_integer, described, flag, float_dtype, instance_of, number, sizes, usable_device
 from sgm_sde._utils.shapes import finite, flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
@@ -46,14 +47,16 @@ from sgm_sde.scores.score import Score, as_score
 REFERENCES = (64, 128, 256)  # network calls of exact trajectories, as many as are needed
 KNOWN = 3e-4  # of the standard deviation: how well exact samples should be known
 LONGER = (512, 1024)  # for rough networks, such as those with an entry of its own for each of 1000 times
-ROUGH = 5e-3  # of the standard deviation: a network is rough where half of the samples are not known to that
-LEVELS = 48  # of exact states, among which those of the first fit are chosen
+ROUGH = 5e-3  # of the standard deviation: a network is rough where half of the samples are not known to that by 256
+LEVELS = 48  # of exact states, among which those of the first fit are chosen: no budget can be larger
 RACE = 64  # noises of the race of what is off the shelf
 FINALISTS = 3  # of it, compared on held-out noises
 CHECKED = 1000  # further noises, without exact samples
 OUTSIDE = 1.5  # times the distance of the farthest exact sample from their mean: beyond, a fit has blown up
 DOUBT = "exact samples"  # what a remark on them begins with
 FEW = 2.0  # times the error on the noises of the fit: beyond, there were too few of them
+EXACT = "exact-trajectories"  # in a checkpoint
+MEASURED = ("nfe", "doubt", "median", "network_evals")  # of them
 ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
 
 FITS = {  # what is stored of a budget, and what results call it
@@ -114,16 +117,18 @@ def calibrate(
 
     $$ \frac1N\sum_i \Bigl|\frac{y_n^i - x^i}{c}\Bigr|^2 $$
 
-    with the samples $y_n$, the exact samples x from the same noises, and their standard deviation c. On noises that
-    nothing was fitted to, what came out is compared with the best setting off the shelf, which is returned where a fit
-    is not at least 10 % better.
+    with the samples $y_n$, the exact samples x from the same noises, and their standard deviation c. For a rough
+    network, where half of the samples by 256 calls are off those by 512 by more than 5e-3 of the standard deviation,
+    derivatives with respect to levels say nothing, and levels are also searched at random. On noises that nothing was
+    fitted to, what came out is compared with the best setting off the shelf, which is returned where a fit is not at
+    least 10 % better.
 
     Args:
         score_fn: the score, as `sample` takes it; a guided score at the scale that it is for.
         sde: a linear process.
         shape: (B, *): B noises to fit to. 128 are good, 64 are enough for up to 6 calls; in few dimensions take more,
             512 in two.
-        nfe: the budget of network calls, or several, which share the exact trajectories.
+        nfe: the budget of network calls, 48 at most, or several, which share the exact trajectories.
         held_out: further noises, on which the error is measured.
         seed: of all noises; drawn anew if not given.
         model_kwargs: passed on to the network. Arguments of one row per sample (`sg.PerSample`) have B rows, and other
@@ -132,7 +137,8 @@ def calibrate(
         reference_nfe: network calls of an exact trajectory; by default 64, 128 or 256, the first that is known to 3e-4
             of the standard deviation, and for rough networks up to 1024.
         time_limit: in seconds; when it is over a fit ends where it is.
-        checkpoint: a folder in which exact trajectories and finished fits are kept: an interrupted call goes on there.
+        checkpoint: a folder, made in one that is there, in which exact trajectories and finished fits are kept: an
+            interrupted call resumes with them.
         progress: show a progress bar.
         dtype: of the samples; torch's default if not given.
         device: of the samples; the network's if it has parameters.
@@ -143,6 +149,7 @@ def calibrate(
     Raises:
         ValueError: for arguments out of range, exact trajectories that are not finite, or a checkpoint of another call.
         TypeError: for a process without alpha and sigma.
+        FileNotFoundError: for a checkpoint in a folder that is not there.
 
     Warns:
         CalibrationWarning: if exact samples are not known well enough for what was found.
@@ -170,7 +177,11 @@ def calibrate(
         reference_nfe = check_integer("reference_nfe", reference_nfe, 8)
     progress = flag("progress", progress)
     if checkpoint is not None:
-        instance_of("checkpoint", checkpoint, str | Path, "the path of a file")
+        instance_of("checkpoint", checkpoint, str | Path, "the path of a folder")
+        if not Path(checkpoint).absolute().parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {Path(checkpoint).parent} to make the checkpoint in")
+    if dtype is not None:
+        float_dtype("dtype", dtype)
     seed = secrets.randbits(63) if seed is None else seed
 
     n, *event = given
@@ -202,7 +213,10 @@ def _budgets(sde: LinearSDE, nfe: int | Sequence[int]) -> list[int]:
     several = isinstance(nfe, Sequence)
     for i, calls in enumerate(nfe if isinstance(nfe, Sequence) and not isinstance(nfe, str) else [nfe]):
         check_integer(f"nfe[{i}]" if several else "nfe", calls)
-    return list(budgets_of(nfe))
+    budgets = list(budgets_of(nfe))
+    if max(budgets) > LEVELS:
+        raise ValueError(f"nfe must be {LEVELS} at most, the levels among which those of calls are chosen, got {nfe}")
+    return budgets
 
 
 def _place(score: Score, device: torch.device | str | None) -> torch.device:
@@ -237,6 +251,8 @@ class _Exact:
         held: exact samples (H, d) of held-out noises.
         nfe: calls of a trajectory.
         doubt: how well they are known, in units of their standard deviation.
+        median: how far half of the samples are at most from those by twice as many calls, at 256 calls or at fewer that
+            are enough; in the same units.
         network_evals: samples that the network saw for them.
     """
 
@@ -244,12 +260,13 @@ class _Exact:
     held: Tensor
     nfe: int
     doubt: float
+    median: float
     network_evals: int
 
     @property
     def rough(self) -> bool:
-        """True where trajectories need so many calls that the network must change abruptly with time."""
-        return self.nfe > REFERENCES[-1]
+        """True where so many calls leave such a distance that the network must change abruptly with time."""
+        return self.median >= ROUGH
 
     @property
     def scale(self) -> float:
@@ -303,28 +320,42 @@ class _Search:
         before = self.flow.network_evals
         self.tell("exact samples")
         few = range(min(16, self.n))
-        calls, doubt = self._calls(few)
+        calls, doubt, median = self._calls(few)
         fit = flow.trajectories(self.noises, calls, LEVELS)
         held = flow.trajectories(self.held, calls).end
         if not bool(finite(fit.end).all() and finite(held).all() and finite(fit.y.flatten(1)).all()):
             raise ValueError(f"exact trajectories by {calls} network calls are not finite: give a larger reference_nfe")
-        return _Exact(fit, held, calls, doubt, flow.network_evals - before)
+        return _Exact(fit, held, calls, doubt, median, flow.network_evals - before)
 
-    def _calls(self, few: range) -> tuple[int, float]:
-        """Calls of a trajectory, and how far the samples of a few noises are from those by twice as many."""
-        tried = (*REFERENCES, *LONGER) if self.reference_nfe is None else (self.reference_nfe,)
-        end = self.flow.trajectories(few, tried[0]).end.double()
-        doubt = median = math.inf
-        for calls in tried:
-            if calls in LONGER and median < ROUGH:
-                return calls // 2, doubt
+    def _calls(self, few: range) -> tuple[int, float, float]:
+        """Calls of a trajectory, how far samples of a few noises are from those by twice as many, and what tells rough.
 
-            finer = self.flow.trajectories(few, 2 * calls).end.double()
-            doubt, median = _distances(end, finer)
+        That is half of the samples' distance at 256 calls, or at fewer that are enough, whatever the caller takes.
+        """
+
+        @functools.cache
+        def end(calls: int) -> Tensor:
+            return self.flow.trajectories(few, calls).end.double()
+
+        def distances(calls: int) -> tuple[float, float]:
+            return _distances(end(calls), end(2 * calls))
+
+        if self.reference_nfe is not None:
+            calls = self.reference_nfe
+            doubt, median = distances(calls)
+            enough = doubt < KNOWN and calls <= REFERENCES[-1]
+            return calls, doubt, median if enough else distances(REFERENCES[-1])[1]
+
+        for calls in REFERENCES:
+            doubt, median = distances(calls)
+            if doubt < KNOWN:
+                return calls, doubt, median
+
+        for calls in LONGER if median >= ROUGH else ():
+            doubt, _ = distances(calls)
             if doubt < KNOWN:
                 break
-            end = finer
-        return calls, doubt
+        return calls, doubt, median
 
     def budget(self, n: int, exact: _Exact, left: int) -> Calibration:
         """The calibration for n calls, while `left` budgets, this one included, share what time there is."""
@@ -619,16 +650,16 @@ class _Kept:
     def exact(self) -> _Exact:
         """Data shared by all budgets."""
         if self._exact is None:
-            if self.store is not None and self.store.has("exact"):
-                tensors = self.store.load("exact")
-                info = self.store.info("exact")
+            if self.store is not None and self.store.has(EXACT):
+                tensors = self.store.load(EXACT)
+                info = self.store.info(EXACT)
                 held, *parts = (tensors[name].to(self.search.flow.device) for name in ("held", "y", "D", "end"))
                 self._exact = _Exact(Trajectories(tensors["log_levels"], *parts), held, **info)
             else:
                 self._exact = exact = self.search.exact()
                 if self.store is not None:
-                    info = {"nfe": exact.nfe, "doubt": exact.doubt, "network_evals": exact.network_evals}
-                    self.store.save("exact", {"held": exact.held, **vars(exact.fit)}, info)
+                    info = {key: getattr(exact, key) for key in MEASURED}
+                    self.store.save(EXACT, {"held": exact.held, **vars(exact.fit)}, info)
         return self._exact
 
 

@@ -22,6 +22,9 @@ FEW = 64  # numbers of a sample below which arrays are quicker with the samples 
 SCALES = 0.5 * np.cumprod([1.0, *[math.sqrt(0.5)] * 1100])  # of a bridge's noise, level by level
 EXACT = 52  # binary digits of a place that are counted without rounding
 TWO = np.uint64(2)
+DEEPEST = 63  # level of the tree down to which 64 bits count the nodes: 2^63 and on
+WITHIN = np.uint64(2**53 - 1)  # a level, the place of a piece: floats that need so many halvings have 53 digits at most
+NEXT_LEVEL = np.uint64(2**53)  # between the numbers of nodes on levels beyond
 LEVELS = 8  # of a path that is shared by grids: 256 pieces
 
 
@@ -53,10 +56,10 @@ class BrownianTree:
     $$ W_m - W_a \mid D \sim N\big(\tfrac12 D,\ \tfrac14 (b - a)\, I\big) $$
 
     with the noise of its node in the tree: the whole path has draw 0, the piece that is halved first is node 1, and the
-    halves of node k are nodes 2k and 2k + 1; for samples of one or two numbers one draw has the noises of several
-    levels. A place is reached by halving until it is the end of a piece. So a path does not depend on how often, in
-    which order and with which steps it is evaluated, and its law is exact. Places are binary fractions; n digits take n
-    halvings.
+    halves of node k are nodes 2k and 2k + 1, as far as 64 bits count them; for samples of one or two numbers one draw
+    has the noises of several levels. A place is reached by halving until it is the end of a piece. So a path does not
+    depend on how often, in which order and with which steps it is evaluated, and its law is exact. Places are binary
+    fractions; n digits take n halvings.
 
     Nothing has to be stored. But neighbouring steps lie in the same large pieces, so the noises of the nodes that were
     visited last are cached, up to `CACHED` numbers; for samples of few numbers also the path at the pieces' start, from
@@ -91,19 +94,20 @@ class BrownianTree:
         whole = self._whole(rows).astype(np.float64)
         path = np.where((places == 1)[:, None], whole, 0.0)
         pieces = np.concatenate([path, whole], axis=1)
-        first, node, below = self._nearest_known(places, rows)
+        joins_at, node, below = self._nearest_known(places, rows)
 
         for depth in itertools.count():
             if depth:
-                joining = np.flatnonzero(first == depth)
-                pieces[joining] = self._visited[depth].pieces.take(rows[joining], axis=0) if len(joining) else 0
+                joining = np.flatnonzero(joins_at == depth)
+                if len(joining):
+                    pieces[joining] = self._visited[depth].pieces.take(rows[joining], axis=0)
 
-            alive = np.flatnonzero((first <= depth) & (below > 0))
+            alive = np.flatnonzero((joins_at <= depth) & (below > 0))
             if len(alive):
-                some = pieces.take(alive, axis=0)
-                z = self._normals(depth, node[alive], rows[alive], some)
-                pieces[alive], below[alive], node[alive] = self._halve(some, below[alive], node[alive], z, depth)
-            elif not (first > depth).any():
+                at_start = pieces.take(alive, axis=0)
+                z = self._normals(depth, node[alive], rows[alive], at_start)
+                pieces[alive], below[alive], node[alive] = self._halve(at_start, below[alive], node[alive], z, depth)
+            elif not (joins_at > depth).any():
                 break
         return pieces[:, : self._size]
 
@@ -112,11 +116,11 @@ class BrownianTree:
 
         That is the smallest piece around the place that the sample has been in before, if its path is known.
         """
-        first = np.zeros(len(rows), dtype=np.int64)
+        joins_at = np.zeros(len(rows), dtype=np.int64)
         node = np.ones(len(rows), dtype=np.uint64)
         below = np.where(places < 1, places, 0.0)
         if not self._few:
-            return first, node, below
+            return joins_at, node, below
 
         for depth, visited in self._visited.items():
             level = depth * self._levels
@@ -125,10 +129,10 @@ class BrownianTree:
             scaled = places * 2.0**level
             there = scaled.astype(np.uint64)
             known = np.flatnonzero(visited.nodes.take(rows) == there + np.uint64(2**level))
-            first[known] = depth
+            joins_at[known] = depth
             node[known] = there[known] + np.uint64(2**level)
             below[known] = scaled[known] - there[known]
-        return first, node, below
+        return joins_at, node, below
 
     def _halve(
         self, pieces: np.ndarray, below: np.ndarray, node: np.ndarray, z: np.ndarray, depth: int
@@ -158,7 +162,7 @@ class BrownianTree:
             below = 2 * below
             right = below >= 1
             below -= right
-            node = TWO * node + right
+            node = _half_of(node, right, level)
 
             near = increment + bridge
             increment -= bridge
@@ -206,6 +210,18 @@ class BrownianTree:
         numbers = self._size if self._places == 1 else NUMBERS
         z = self._stream.at(node, (len(rows), numbers), torch.float32, "cpu", rows=rows).numpy()
         return z[:, : self._places * self._size]
+
+
+def _half_of(node: np.ndarray, right: np.ndarray, level: int) -> np.ndarray:
+    """The numbers of the halves, right or left, of nodes on a level; where 2k + 1 does not fit, those nothing else has.
+
+    On level 63 the nodes are 2^63 and the place of the piece, below 2^53, since only places near 0 take so many
+    halvings. So the nodes of the levels beyond, which are fewer than 2^10, are 2^53 apart.
+    """
+    if level < DEEPEST:
+        return TWO * node + right
+    level_of_half = (node & ~WITHIN) + NEXT_LEVEL
+    return level_of_half | (TWO * (node & WITHIN) + right) & WITHIN
 
 
 @functools.cache

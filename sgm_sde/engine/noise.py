@@ -7,7 +7,7 @@ import operator
 import secrets
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol, SupportsIndex, TypeGuard, overload
@@ -198,8 +198,8 @@ def check_seeds(seed: Seeds) -> None:
 
 
 def _is_list(seed: object) -> TypeGuard[SeedList]:
-    """True for seeds of several samples; a tensor of one number can be iterated over, too, and is one seed."""
-    one = isinstance(seed, str) or getattr(seed, "ndim", None) == 0
+    """True for seeds of several samples, in order; a tensor of no dimension can be iterated over, and is one seed."""
+    one = isinstance(seed, str | bytes | bytearray | Mapping | Set) or getattr(seed, "ndim", None) == 0
     return not one and isinstance(seed, Iterable)
 
 
@@ -245,7 +245,8 @@ def _pair(seed: object) -> tuple[int, int]:
 
 def _checked(value: object, name: str = "a seed", bits: int = 64) -> int:
     try:
-        index = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
+        no_number = isinstance(value, bool) or (isinstance(value, Tensor) and (value.ndim or value.dtype == torch.bool))
+        index = operator.index(None if no_number else value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be an int, got {described(value)}") from None
     if not 0 <= index < 2**bits:

@@ -224,7 +224,7 @@ def test_exact_samples_of_a_rough_network_take_more_calls(monkeypatch: pytest.Mo
     monkeypatch.setattr(search, "KNOWN", 1e-6)  # which none of them reaches
     for score, right in ((MIXTURE.score(sde), 32), (in_a_table(sde), 64)):
         flow = Flow(score, sde, (2,), seeds, 8, {}, 64, torch.float32, torch.device("cpu"))
-        calls, doubt = search._Search(flow, 6, 2, 0, torch.float32, None, None)._calls(range(6))
+        calls, doubt, _ = search._Search(flow, 6, 2, 0, torch.float32, None, None)._calls(range(6))
         assert calls == right and 0 < doubt < 0.5
 
 
@@ -256,11 +256,22 @@ def test_levels_of_a_rough_network_are_searched() -> None:
 
 @pytest.mark.filterwarnings("ignore:calibration at 3 calls. exact samples are known")
 def test_rough_networks_have_their_levels_searched() -> None:
+    """Whatever the calls of exact samples: a network is rough by what is measured."""
     sde = sg.VPSDE()
-    for reference_nfe, right in ((64, False), (512, True)):
-        noises = {"nfe": 3, "held_out": 16, "seed": 0}
-        found = sg.calibrate(in_a_table(sde), sde, (16, 2), reference_nfe=reference_nfe, **noises)
+    noises = {"nfe": 3, "held_out": 16, "seed": 0}
+    for score, reference_nfe, right in (
+        (in_a_table(sde), 64, True), (in_a_table(sde), 512, True), (MIXTURE.score(sde), 512, False),
+        (MIXTURE.score(sde), 16, False),
+    ):  # fmt: skip
+        found = sg.calibrate(score, sde, (16, 2), reference_nfe=reference_nfe, **noises)
         assert any("levels searched" in one.name for one in found.errors) == right
+
+
+def test_a_checkpoint_is_made_in_a_folder_that_is_there(tmp_path: Path) -> None:
+    sde = sg.VPSDE()
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*missing to make the checkpoint in"):
+        sg.calibrate(MIXTURE.score(sde), sde, (8, 2), nfe=2, seed=0, checkpoint=tmp_path / "missing" / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_fit_that_is_taken() -> None:
@@ -434,6 +445,9 @@ def test_other_uses_are_refused(calibrated: sg.calibration.Calibrations) -> None
     for shape, options, error, words in (
         ((1, 2), {}, ValueError, "at least 2 noises"), ((8, 2), {"held_out": 1}, ValueError, "held_out"),
         ((8, 2), {"nfe": 0}, ValueError, "nfe"), ((8, 2), {"time_limit": -1.0}, ValueError, "time_limit"),
+        ((8, 2), {"nfe": 49}, ValueError, "nfe must be 48 at most, .* got 49"),
+        ((8, 2), {"nfe": (4, 60)}, ValueError, r"nfe must be 48 at most, .* got \(4, 60\)"),
+        ((8, 2), {"dtype": "float32"}, TypeError, "dtype must be a floating-point torch.dtype, got 'float32'"),
         ((8, 2), {"reference_nfe": 2}, ValueError, "reference_nfe"), ((8, 2), {"batch_size": 0}, ValueError, "batch"),
     ):  # fmt: skip
         with pytest.raises(error, match=words):
@@ -756,7 +770,7 @@ def test_the_network_of_a_stored_fit_is_named_by_what_differs(tmp_path: Path) ->
     [
         ("device", "foo", ValueError, "device .*foo"),
         ("progress", 3, TypeError, "progress .*3"),
-        ("checkpoint", 3, TypeError, "checkpoint must be the path of a file, got 3"),
+        ("checkpoint", 3, TypeError, "checkpoint must be the path of a folder, got 3"),
     ],
 )
 def test_wrong_places_and_flags_are_named(option: str, value: Any, error: type[Exception], shown: str) -> None:
@@ -768,7 +782,7 @@ def test_a_fit_that_sends_noises_out_of_the_data_is_not_taken(monkeypatch: pytes
     sde = sg.VPSDE()
     found = search._Search(a_flow(sde, 8), 8, 8, 0, torch.float32, None, None)
     ends = 1 + torch.tensor([[0.1, 0.0], [-0.1, 0.0], [0.0, 0.1], [0.0, -0.1]])  # at most 0.1 / sqrt(2) from (1, 1)
-    exact = search._Exact(Trajectories(torch.zeros(0), ends, ends, ends), ends, 64, 0.0, 0)
+    exact = search._Exact(Trajectories(torch.zeros(0), ends, ends, ends), ends, 64, 0.0, 0.0, 0)
     one, shelf = (sg.calibration.HeldOut(name, sg.Setting("ddim"), 0.1, 0.0, 0.1, 0.1) for name in ("fit", "shelf"))
 
     def stays(fitted: float, off_the_shelf: float) -> bool:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sgm_sde as sg
-from sgm_sde.engine.brownian import BrownianTree, PathNoise, noisy_steps
+from sgm_sde.engine.brownian import BrownianTree, PathNoise, _half_of, noisy_steps
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.grids import Grid, LogSNR, Uniform
@@ -64,6 +64,45 @@ def test_increments_are_independent_and_of_the_right_size(d: int) -> None:
     assert np.abs(covariance - np.eye(len(PLACES))).max() < 5 * math.sqrt(2 / 20000)
     squares = np.stack(z) ** 2 - 1
     assert np.abs(np.corrcoef(squares) - np.eye(len(PLACES))).max() < 5 / math.sqrt(20000)
+
+
+TINY = [2.0**-80, 1.7 * 2.0**-70, 2.0**-64, (1 + 2.0**-52) * 2.0**-63]
+
+
+@pytest.mark.parametrize("d", [1, 3])
+def test_increments_between_places_next_to_nothing(d: int) -> None:
+    """Deeper than 64 bits count nodes, in any order, by whatever way the places are reached."""
+    n = 1500 // d
+    places = [*TINY, *PLACES]
+    paths = tree(n, d)
+    known = {place: at(paths, place, n) for place in places}
+    backwards = tree(n, d)
+    for place in reversed(places):
+        assert np.array_equal(at(backwards, place, n), known[place])
+
+    z = []
+    before, place_before = np.zeros((n, d)), 0.0
+    for place in places:
+        z.append((known[place] - before).ravel() / math.sqrt(place - place_before))
+        before, place_before = known[place], place
+    covariance = np.cov(np.stack(z))
+    assert np.abs(covariance - np.eye(len(places))).max() < 5 * math.sqrt(2 / (n * d))
+    smallest = 2.0**-1074
+    assert 0 < np.abs(at(tree(2, d), smallest, 2)).max() < 7 * math.sqrt(smallest)
+
+
+def test_nodes_of_the_path_have_numbers_of_their_own() -> None:
+    """Those on the ways to places of 53 digits, wherever their first digit is."""
+    numbers: dict[int, tuple[int, int]] = {}
+    rng = np.random.default_rng(0)
+    for place in rng.random(300) * 2.0 ** -rng.integers(0, 1021, 300):
+        node, below, k, level = np.ones(1, dtype=np.uint64), place, 0, 0
+        while below > 0:
+            assert numbers.setdefault(int(node[0]), (level, k)) == (level, k)
+            right = 2 * below >= 1
+            below = 2 * below - right
+            node, k, level = _half_of(node, np.array([right]), level), 2 * k + right, level + 1
+    assert 0 not in numbers
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.engine.counter import LANES, Run, philox
-from sgm_sde.engine.noise import LARGEST, NoiseStream, SampleSeeds, resolve_seeds
+from sgm_sde.engine.noise import LARGEST, NoiseStream, SampleSeeds, check_seeds, resolve_seeds
 from sgm_sde.engine.phi import phi, phi_values
 from tests.by_hand import column
 from tests.helpers import F64
@@ -273,7 +273,10 @@ def test_seeds_from_numbers() -> None:
     assert resolve_seeds([(7, 2**32 - 1)], None, 1) == ((7, 2**32 - 1),)
     with pytest.raises(ValueError, match=r"the index of a seed must lie in \[0, 2\*\*32\), got 4294967296"):
         resolve_seeds([(7, 2**32)], None, 1)
-    for bad in (True, "7", 1.5):
+    flags = torch.tensor([True])
+    for bad in (True, "7", 1.5, flags, torch.tensor([[5]]), [flags[0]], {5: 6}, {5}, b"7"):
+        with pytest.raises(TypeError, match="a seed must be an int"):
+            check_seeds(bad)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="a seed must be an int"):
             resolve_seeds(bad, None, 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got 1 seeds for 2 samples"):
