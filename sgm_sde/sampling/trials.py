@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, TypedDict, overload
@@ -46,6 +46,8 @@ TIGHTER = 4
 FEWEST_OF_REFERENCE = 16  # with less, both references are all start and end
 FEW_NOISES = 8  # below which a ranking says little about other noises
 SOME, MANY = 8, 15  # network calls, from which on there are other candidates
+MOST_FINALISTS, LEAST_FINALISTS = 12, 4  # candidates that run on all noises
+SECOND = 24  # candidates of the second round, at most
 ASIDE = "cannot "  # how remarks begin that are no warning
 
 
@@ -340,7 +342,8 @@ def pilot(
 
     No single method is best everywhere: the order of the candidates differs between networks, tenfold at times. All
     candidates run on a few of the noises, the better ones on more, the best on all. The trials of all budgets take no
-    more evaluations of the network than the two references, `2 * reference_nfe` a sample.
+    more evaluations of the network than the two references, `2 * reference_nfe` a sample, unless even a race on two
+    noises with four finalists does, as for many budgets at once.
 
     Args:
         score_fn: the score, as `sample` takes it.
@@ -356,7 +359,7 @@ def pilot(
         final: what to compare: `"denoise"`, the samples, or `"none"`, the states at the end.
         t_end: where to end, if not where each grid does; log-SNR must be finite there.
         model_kwargs: passed on to the network. With an argument that may have one row per sample or not
-            (`sg.PerSample`), all trials run on all noises, and there are fewer of them.
+            (`sg.PerSample`), all trials run on all noises, and fewer of the default candidates do.
         dtype: of the samples; torch's default if not given.
         device: of the samples; the network's if it has parameters.
 
@@ -399,8 +402,10 @@ def pilot(
     runs = 2 * reference_nfe * trial.batch // sum(budgets)
     found = PilotResults()
     for budget in budgets:
-        able = trial.possible(default_candidates(budget), budget) if given is None else given
-        found[budget] = trial.race(able, budget, runs)
+        if given is None:
+            found[budget] = trial.race(trial.possible(default_candidates(budget), budget), budget, runs)
+        else:
+            found[budget] = trial.race(given, budget, runs, least=len(given))
 
     for result in found.values():
         serious = [remark for remark in result.remarks if not remark.startswith(ASIDE)]
@@ -473,32 +478,28 @@ class _Round:
     noises: int
 
 
-def _schedule(candidates: int, batch: int, runs: int) -> Iterator[_Round]:
-    """Rounds of a race that takes at most `runs` runs of a sample, unless fewer than four candidates cost more.
+def _schedule(candidates: int, batch: int, runs: int) -> list[_Round]:
+    """Rounds of a race of all candidates, of at most `runs` runs of a sample if a race of so many can be so short.
 
-    The first round has an eighth of the noises, at least two; the next ones a quarter and all of them.
+    The first round has an eighth of the noises, at least two; the next ones a quarter and all of them. What a race must
+    save, it saves on the later rounds, down to four finalists, and then on the noises of the first.
     """
-    first = max(2, batch // 8)
-    second = max(4, batch // 4)
-    if second >= batch or candidates <= 4:
-        kept = min(candidates, max(4, runs // batch))
-        yield _Round(kept, batch)
-        return
+    some = max(4, batch // 4)
+    if some >= batch or candidates <= LEAST_FINALISTS:
+        return [_Round(candidates, batch)]
 
-    finalists = min(12, candidates)
-    middle = min(24, candidates)
+    races = [
+        [_Round(candidates, few), _Round(min(SECOND, candidates, 2 * finalists + 2), some), _Round(finalists, batch)]
+        for few in (max(2, batch // 8), max(2, batch // 16), 2)
+        for finalists in range(min(MOST_FINALISTS, candidates), LEAST_FINALISTS - 1, -1)
+    ]
+    return next((race for race in races if _runs(race) <= runs), races[-1])
 
-    def cost() -> int:
-        return candidates * first + middle * (second - first) + finalists * (batch - second)
 
-    while cost() > runs and finalists > 4:
-        finalists -= 1
-        middle = min(middle, 2 * finalists + 2)
-    while cost() > runs and candidates > middle:
-        candidates -= 1
-    yield _Round(candidates, first)
-    yield _Round(middle, second)
-    yield _Round(finalists, batch)
+def _runs(race: Sequence[_Round]) -> int:
+    """Runs of a sample that a race takes: in a later round only its further noises are new."""
+    done = [0, *(heat.noises for heat in race)]
+    return sum(heat.candidates * (heat.noises - before) for heat, before in zip(race, done, strict=False))
 
 
 class RunOptions(TypedDict):
@@ -615,13 +616,21 @@ class Race:
         By the former alone a single sample decides, by the latter alone a setting whose samples often change sides is
         as good as one whose do not.
         """
-        return math.sqrt(Race.rmse(errors) * Race.typical(errors))
+        rmse = Race.rmse(errors)
+        return math.sqrt(rmse * Race.typical(errors)) if math.isfinite(rmse) else math.inf
 
-    def race(self, candidates: Sequence[Setting], budget: int, runs: int) -> PilotResult:
-        """The best of the candidates at a budget: all on a few noises, the better ones on more."""
-        rounds = list(_schedule(len(candidates), self.batch, runs))
+    def race(self, candidates: Sequence[Setting], budget: int, runs: int, least: int = LEAST_FINALISTS) -> PilotResult:
+        """The best of the candidates at a budget: all on a few noises, the better ones on more.
+
+        Where no trial can run on a part of the noises, only as many candidates run as `runs` runs of a sample cover,
+        but not less than `least`.
+        """
+        rounds = _schedule(len(candidates), self.batch, runs)
+        left_out = 0
         if self.resolved is None:
-            rounds = [_Round(min(len(candidates), max(4, runs // self.batch)), self.batch)]
+            tried = min(len(candidates), max(least, runs // self.batch))
+            left_out = len(candidates) - tried
+            rounds = [_Round(tried, self.batch)]
 
         before = self.network_evals
         ranked = [(setting, self.exact.new_zeros(0)) for setting in candidates]
@@ -636,6 +645,11 @@ class Race:
             ranked = sorted(ranked[: heat.candidates], key=lambda pair: self.rank(pair[1]))
 
         remarks = self._remarks(ranked)
+        if left_out:
+            remarks.append(
+                f"cannot run {left_out} of {len(candidates)} candidates at this cost on the whole batch: mark the "
+                f"arguments that have one row per sample, sg.PerSample(...)"
+            )
         if failed:
             remarks.append(f"cannot use {len(failed)} of {len(candidates)} candidates, which did not stay finite")
         return PilotResult(

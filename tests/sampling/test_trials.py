@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -226,6 +227,71 @@ def test_a_network_that_is_not_what_it_was_taken_for() -> None:
         sg.pilot(noise, VP, (8, 2), nfe=8, **QUICK)
 
 
+GIVEN = [
+    sg.Setting(solver, grid)
+    for solver in ("euler", "ddim", "heun", "midpoint", "ipndm2", "dpm++2m", "dpm3m", "deis3")
+    for grid in ("log-snr", "karras", "uniform", None)
+]
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((16, 2), {"nfe": [4, 8, 24], "reference_nfe": 64}),
+        ((4, 2), {"nfe": 8, "reference_nfe": 16}),
+        ((16, 2), {"nfe": 10, "reference_nfe": 20}),
+    ],
+    ids=["many budgets", "few noises", "a short reference"],
+)
+def test_all_given_candidates_run_in_any_order(
+    shape: tuple[int, ...], options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is to be saved is saved on noises and finalists."""
+    met: set[sg.Setting] = set()
+    errors = sg.trials.Race.errors
+
+    def watched(race: sg.trials.Race, setting: sg.Setting, *args: object, **kwargs: object) -> Tensor:
+        met.add(setting)
+        return errors(race, setting, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sg.trials.Race, "errors", watched)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sg.trials.PilotWarning)
+        one, other = (
+            sg.pilot(SCORE, VP, shape, candidates=given, seed=0, **options)  # type: ignore[call-overload]
+            for given in (GIVEN, GIVEN[::-1])
+        )
+    assert met > set(GIVEN)
+    results = zip(one.values(), other.values(), strict=True) if isinstance(one, dict) else [(one, other)]
+    for here, there in results:
+        assert here.errors[0][1] == there.errors[0][1]
+
+
+def test_a_race_costs_what_it_may() -> None:
+    """Within the runs that are allowed where a race can be so short; else the shortest."""
+    for candidates in range(1, 60, 3):
+        for batch in (1, 2, 4, 8, 16, 32, 128):
+            lengths = []
+            for runs in (1, 100, 300, 500, 10000):
+                race = sg.trials._schedule(candidates, batch, runs)
+                assert race[0].candidates == candidates
+                assert race[-1].noises == batch
+                lengths.append(sg.trials._runs(race))
+                assert lengths[-1] <= max(runs, lengths[0])
+            assert lengths == sorted(lengths)
+
+
+def test_fewer_defaults_run_where_all_noises_must() -> None:
+    """The result says how many did not, and what to mark."""
+    labels = torch.arange(16)
+    score = sg.from_noise(lambda x, t, y: VP.sigma(t[:, None]) * -SCORE(x, t), VP)
+    best = sg.pilot(score, VP, (16, 2), nfe=20, model_kwargs={"y": labels}, **QUICK)
+    (remark,) = [remark for remark in best.remarks if "candidates at this cost" in remark]
+    assert remark.endswith("sg.PerSample(...)")
+    marked = sg.pilot(score, VP, (16, 2), nfe=20, model_kwargs={"y": sg.PerSample(labels)}, **QUICK)
+    assert not [remark for remark in marked.remarks if "candidates at this cost" in remark]
+
+
 def test_ranks_are_of_two_errors() -> None:
     """One sample that changes sides does not decide alone, a setting whose samples often do loses all the same."""
     quiet, loud = torch.full((32,), 1e-4), torch.full((32,), 4e-4)
@@ -239,6 +305,7 @@ def test_ranks_are_of_two_errors() -> None:
     broken = quiet.clone()
     broken[5] = math.inf
     assert rank(broken) == math.inf
+    assert rank(torch.tensor([0.0, 0.0, 0.0, math.inf])) == math.inf
 
 
 def test_what_a_pilot_prints() -> None:
