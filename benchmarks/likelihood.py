@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 import sgm_sde as sg
 from benchmarks import command, peers, pictures
+from benchmarks.likelihood_error import counted
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
 from sgm_sde.likelihood import AdaptiveFlow, AdjointFlow, Exact, FixedGrid, Hutchinson, ScipyRK45
 from sgm_sde.likelihood.problem import Problem
@@ -77,19 +78,6 @@ class Bed:
     def in_single_precision(self) -> Bed:
         """The same in float32, where there is a network."""
         return self if self.single is None else replace(self, score=self.single(), x=self.x.float())
-
-    def counted(self) -> tuple[Bed, list[int]]:
-        """The same, and a list to which each network call adds its number of samples."""
-        rows: list[int] = []
-
-        def counting(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
-            def call(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
-                rows.append(len(x))
-                return net(x, t, **kwargs)
-
-            return call
-
-        return replace(self, score=self.score.map_net(counting)), rows
 
     def log_prob(self, **options: Any) -> sg.LogProbResult:
         """Ours."""
@@ -200,8 +188,8 @@ def measure(bed: Bed, repeats: int) -> tuple[list[dict[str, Any]], float]:
     }
     errors: dict[str, tuple[Tensor, int, float]] = {}
     for name, options in METHODS.items():
-        counted, rows = bed.counted()
-        value, nfe = counted.without_noise(**options)
+        score, rows = counted(bed.score)
+        value, nfe = replace(bed, score=score).without_noise(**options)
         errors[name] = (value - reference) * to_bits, nfe, sum(rows) / len(bed.x)
     if "k-diffusion" in peers.available() and isinstance(bed.sde, sg.EDMSDE):  # whose coordinates it is written in
         same_probe = bed.log_prob(method=ScipyRK45(rtol=1e-7, atol=1e-7), trace=Hutchinson(), seed=0).value

@@ -1,7 +1,8 @@
 """True if log-likelihoods have the error that they state: coverage and factor of `error`, coverage of `stderr`.
 
     python -m benchmarks.likelihood_error --out out/bench                # all beds, some minutes on one core
-    python -m benchmarks.likelihood_error --only moons --out out/bench   # those whose name contains a word
+    python -m benchmarks.likelihood_error --only moons --out out/bench   # with a word in their name, beside the rest
+    python -m benchmarks.likelihood_error --summary --out out/bench      # of what is there, a line for each kind of bed
     python -m benchmarks.likelihood_error --along                        # `sample(log_prob=True)` instead
 
 Points are drawn from beds whose log-density is known: in closed form (Gaussians of standard deviation 0.001, 0.5 and
@@ -23,8 +24,9 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -64,6 +66,26 @@ ALONG = {"dpm++3m": (8, 12, 24, 48), "heun": (16, 24, 48), "ddim": (8, 12, 24, 4
 SAMPLES = 64
 
 
+def counted(score: sg.Score) -> tuple[sg.Score, list[int]]:
+    """The score, and a list to which each call of its network adds its number of samples."""
+    asked: list[int] = []
+
+    def counting(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+            asked.append(len(x))
+            return net(x, t, **kwargs)
+
+        return call
+
+    return score.map_net(counting), asked
+
+
+def half(name: str) -> str:
+    """The half of the beds that one of this name belongs to, `"chosen on"` or `"reported"`."""
+    kind = name.split("/")[0]
+    return "chosen on" if any(fnmatchcase(kind, part) for part in CHOSEN_ON) else "reported"
+
+
 @dataclass(frozen=True)
 class Bed:
     """A score, points at `eps`, and their log-densities where they are known in closed form."""
@@ -85,8 +107,7 @@ class Bed:
     @property
     def half(self) -> str:
         """`"chosen on"` or `"reported"`."""
-        name = self.name.split("/")[0]
-        return "chosen on" if any(fnmatchcase(name, part) for part in CHOSEN_ON) else "reported"
+        return half(self.name)
 
     def truth(self) -> Tensor:
         """The log-densities (B,)."""
@@ -174,11 +195,13 @@ def quantities(error: Tensor, stated: Tensor, d: int) -> dict[str, float]:
 def measure(bed: Bed, seeds: int) -> dict[str, Any]:
     """A row of the table."""
     truth, d = bed.truth(), bed.x[0].numel()
-    result, first = bed.log_prob(trace="exact"), bed.log_prob(trace="exact", method=FixedGrid(48))
+    score, asked = counted(bed.score)
+    result = replace(bed, score=score).log_prob(trace="exact")
+    first = bed.log_prob(trace="exact", method=FixedGrid(48))
     row: dict[str, Any] = {"bed": bed.name, "kind": bed.kind, **quantities(result.value - truth, result.error, d)}
     grid = quantities(first.value - truth, first.error, d)
     row |= {f"first grid: {name}": value for name, value in grid.items()}
-    row |= {"calls": result.nfe, "unresolved": len(result.unresolved)}
+    row |= {"calls": result.nfe, "calls a sample": sum(asked) / len(bed.x), "unresolved": len(result.unresolved)}
     if seeds and d > 1:
         # Of each seed the truth is the value with the exact trace and the error stated with probes.
         runs = [bed.log_prob(trace=Hutchinson(), method=FixedGrid(48), seed=k) for k in range(seeds)]
@@ -211,14 +234,12 @@ def along() -> Iterator[dict[str, Any]]:
 
 def _by_probes(result: sg.LogProbResult) -> tuple[Tensor, Tensor]:
     """The interval that probes alone leave, with as much room as rounding needs."""
-    from dataclasses import replace
-
     return replace(result, error=torch.full_like(result.error, 1e-9 * result.latent[0].numel())).interval()
 
 
 COLUMNS = (
     "median", "95 %", "bounded", "factor", "first grid: 95 %", "first grid: bounded", "first grid: factor", "calls",
-    "unresolved", "interval",
+    "calls a sample", "unresolved", "interval",
 )  # fmt: skip
 
 
@@ -231,12 +252,53 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _kind(name: str) -> str:
+    """The bed without its process."""
+    return name.split("/")[0] if "/" in name else f"moons networks, seed {name[-1]}"
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line for the processes of each bed, of which errors and shares are the worst and factors the median;
+    and in how many beds what is promised holds."""
+    lines = [
+        "| bed | half | processes | error, 95 % of points | bounded | factor | calls "
+        "| one grid: error, 95 % | bounded | factor |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for kind in dict.fromkeys(_kind(row["bed"]) for row in rows):
+        here = [row for row in rows if _kind(row["bed"]) == kind]
+        cells = []
+        for grid in ("", "first grid: "):
+            worst, share = max(row[f"{grid}95 %"] for row in here), min(row[f"{grid}bounded"] for row in here)
+            cells += [f"{worst:.0e}", f"{share:.2f}", f"{median(row[f'{grid}factor'] for row in here):.1f}"]
+            if not grid:
+                cells.append(f"{median(row['calls a sample'] for row in here):.0f}")
+        lines.append(f"| {kind} | {half(here[0]['bed'])} | {len(here)} | " + " | ".join(cells) + " |")
+
+    lines += ["", "| half | beds | 95 % of points within 1e-4 | bounded in 95 % | factor at most 5 | both | calls |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|")
+    for part in ("chosen on", "reported"):
+        here = [row for row in rows if half(row["bed"]) == part]
+        if here:
+            good = [(row["95 %"] <= 1e-4, row["bounded"] >= 0.95, row["factor"] <= 5) for row in here]
+            counts = [sum(column) for column in zip(*good, strict=True)] + [sum(b and c for _, b, c in good)]
+            calls = mean(row["calls a sample"] for row in here)
+            lines.append(f"| {part} | {len(here)} | " + " | ".join(map(str, counts)) + f" | {calls:.0f} |")
+    short = [
+        f"{row['bed']}: bounded {row['bounded']:.2f}, factor {row['factor']:.1f}"
+        for row in rows
+        if row["bounded"] < 0.95 or row["factor"] > 5
+    ]
+    return "\n".join([*lines, "", "Short of it: " + "; ".join(short)])
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = command.parser(__doc__, out="out/bench")
     parser.add_argument("--n", type=int, default=32, help="points")
     parser.add_argument("--seeds", type=int, default=20, help="of the probes")
     parser.add_argument("--only", default="", help="part of a bed's name")
+    parser.add_argument("--summary", action="store_true", help="of what is in --out, measuring nothing")
     parser.add_argument("--along", action="store_true", help="of samples drawn with their density")
     args = command.begin(parser)
     if args.along:
@@ -244,13 +306,23 @@ def main() -> None:
         sys.stdout.write(table([row for row in tqdm(along(), desc="runs") if args.only in row["bed"]]) + "\n")
         return
 
-    chosen = [bed for bed in beds(args.n) if args.only in bed.name]
-    rows = []
-    for bed in tqdm(chosen, desc="beds"):
-        rows.append(measure(bed, args.seeds))
-        # What a killed run leaves is a table of the beds before.
-        (args.out / "likelihood_error.json").write_text(json.dumps(rows, indent=1) + "\n")
-    text = table(rows)
+    kept = args.out / "likelihood_error.json"
+    protocol = {"n": args.n, "seeds": args.seeds}
+    rows: dict[str, dict[str, Any]] = {}
+    if (args.only or args.summary) and kept.exists():
+        before = json.loads(kept.read_text())
+        rows = {row["bed"]: row for row in before.pop("rows")}
+        if args.only and before != protocol:
+            raise SystemExit(f"{kept} holds a run of {before}, and this one is of {protocol}: give another --out")
+    known = list(beds(args.n))
+    if not args.summary:
+        for bed in tqdm([bed for bed in known if args.only in bed.name], desc="beds"):
+            rows[bed.name] = measure(bed, args.seeds)
+            # What a killed run leaves is a table of the beds before.
+            kept.write_text(json.dumps(protocol | {"rows": list(rows.values())}, indent=1) + "\n")
+
+    found = [rows[bed.name] for bed in known if bed.name in rows]
+    text = summary(found) if args.summary else table(found)
     (args.out / "likelihood_error.md").write_text(text + "\n")
     sys.stdout.write(text + f"\n\nWritten to {args.out}\n")
 

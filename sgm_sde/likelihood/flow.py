@@ -178,10 +178,11 @@ class _Question:
             state, added = diffuse(model, GaussianDecoder(x), eps, NoiseStream(seeds, "dequantisation"))
 
         prior_std = sde.prior_std if self.prior is None else None
-        problem = Problem(model, state, eps, estimate, prior_std=prior_std)
+        prior = None if self.prior is None else partial(given_log_prob, self.prior)
+        problem = Problem(model, state, eps, estimate, prior_std=prior_std, prior=prior)
         solution, how, unresolved = self.method.solve(problem)
         latent = solution.latent
-        at_T = sde.prior_log_prob(latent) if self.prior is None else given_log_prob(self.prior, latent)
+        at_T = problem.at_noise(latent)
         value = at_T + solution.volume + added
         check_finite(value, "the log-likelihood", partial(self.method.again, problem))
         return LogProbResult(

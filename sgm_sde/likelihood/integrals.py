@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.cache import cached
-from sgm_sde._utils.shapes import dot
+from sgm_sde._utils.shapes import dot, expand
 from sgm_sde.engine.executor import Evaluator, execute
 from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.program import Program
@@ -31,10 +31,14 @@ from sgm_sde.processes.linear import LinearNode, LinearSDE
 from sgm_sde.processes.predictions import convert
 
 DAMPED_BELOW = 0.2  # noise, as a fraction of the data
-SAFETY = 2.0  # of the estimated error of a grid
-WRONG_SCORE = 2.0  # share of the score that may be wrong, for each unit of what is seen of that
-UNSEEN = 0.0025  # units where nothing is
+SAFETY = 1.75  # of the estimated error of a grid
+ROUGH_SLOPES = 2.0  # of what a rule of more slopes adds to each interval, in the root of the squares
+MORE_SLOPES = 4.0  # of what a rule of more slopes adds to the integral of the divergence
+WRONG_SCORE = 5.0  # share of the score that may be wrong, for each unit of what is seen of that
+OFF_PRIOR = 0.8  # units for each that the score is off the prior's
+UNSEEN = 0.0025  # units where nothing is seen
 SKEW = 0.2  # asymmetry from which probes tell their noise by their spread alone
+COARSELY = 1.5  # times the error of a grid that is coarse
 COARSE = 0.7  # step of lambda beyond which the convergence over parts of the nodes is chance
 
 
@@ -196,9 +200,11 @@ class Integrals(NodeByNode):
     interpolated slopes, plus what it has to jump to the next computed state. The jumps so far are interpolated through
     the nodes as well; the integral of the score along them is the defect, the first-order change of the log-density.
 
-    The remaining error has four parts, each estimated by a rule of another order on the same nodes: the quadrature of
-    the divergence (`quadrature_error`), that of the slopes, that of the score along the jumps, and the share of the
-    score that is not trusted.
+    The remaining error has several parts, each estimated on the same nodes, whose squares are added: the quadrature of
+    the divergence (`quadrature_error`, and a rule of more slopes), that of the slopes, that of the score along the
+    jumps, the share of the score that is not trusted, and what may be wrong with the rest. A score's error changes
+    slowly from node to node, while the jumps alternate: what it does with them is bounded by the longest of their
+    partial sums, each jump times the size of the score there (Abel's summation by parts).
 
     Args:
         problem: whose network is asked.
@@ -234,7 +240,9 @@ class Integrals(NodeByNode):
         self._summed = 0  # nodes
         self._defect: Tensor | float = 0.0
         self._of_slopes: list[Tensor] = []  # errors (B,), an interval each
-        self._of_nodes: list[Tensor] = []  # (3, B) each: of the rule and of trust, and what is added
+        self._of_nodes: list[Tensor] = []  # (2, B) each: of the rule and of trust
+        self._moved = torch.zeros_like(problem.x if rows is None else problem.x[rows]).detach()
+        self._farthest = self._moved.new_zeros(len(self._moved))  # square of the largest size of the sum that is moved
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at the state of the next node.
@@ -303,20 +311,25 @@ class Integrals(NodeByNode):
     def _sum(self, k: int) -> None:
         """Add what the score at node k says of the jumps around it, as far as it is trusted."""
         trusted = self.rates[k].trusted
-        product = self._share(k, self.grid.table.shares)
-        added = trusted * product
-        self._defect = self._defect + added
+        score = self._scores[k]
+        moved = self._moved_at(k, self.grid.table.shares)
+        product = dot(score, moved)
+        self._defect = self._defect + trusted * product
 
         with torch.no_grad():
-            of_rule = trusted * (self._share(k, self.grid.table.coarse_shares) - product)
+            of_rule = trusted * (dot(score, self._moved_at(k, self.grid.table.coarse_shares)) - product)
             of_trust = (1 - trusted) * product
-            self._of_nodes.append(torch.stack([of_rule, of_trust, added]).detach())
+            self._of_nodes.append(torch.stack([of_rule, of_trust]).detach())
 
-    def _share(self, k: int, shares: tuple[Weights, ...]) -> Tensor:
-        """The score at node k times its share of the jumps."""
+            size = expand(dot(score, score).sqrt(), moved)
+            self._moved.addcmul_(size, moved, value=trusted)
+            self._farthest = torch.maximum(self._farthest, dot(self._moved, self._moved))
+
+    def _moved_at(self, k: int, shares: tuple[Weights, ...]) -> Tensor:
+        """Share of the jumps that goes with the score at node k."""
         moved = _weighted(shares[k], self._jumps)
         assert moved is not None
-        return dot(self._scores[k], moved)
+        return moved
 
     def _forget(self) -> None:
         """Let go of what no interval and no node needs any more."""
@@ -352,9 +365,9 @@ class Integrals(NodeByNode):
         defect = self._whole_defect(latent)
         volume = terms[:, :, :columns].mean(2).sum(0) + self._scaling(latent)
 
-        error, falls = self._numerical_error(seen)
+        error, falls, roughness = self._numerical_error(seen)
         stderr, freedom = self._probe_error(seen)
-        stated = [part.to(volume.dtype) for part in (stderr, freedom, error, defect, falls)]
+        stated = [part.to(volume.dtype) for part in (stderr, freedom, error, defect, falls, roughness)]
         return Solution(latent, volume + defect, *stated)
 
     def _scaling(self, latent: Tensor) -> float:
@@ -369,26 +382,40 @@ class Integrals(NodeByNode):
         jump = self._states[last] - latent / self.grid.spreads[-1]
         return self._defect + dot(self._scores[last], jump)
 
-    def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
-        """The error (B,) from the terms (nodes, B, columns) of the divergence, and how that of the divergence falls."""
-        of_divergence, falls = self._divergence_error(terms)
+    def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The error (B,) from the terms (nodes, B, columns) of the divergence, how that of the divergence falls, and
+        its roughness."""
+        values = self._divergence(terms)
+        of_parts, falls = quadrature_error(values, self.grid.table, self.grid.coarse)
+        of_more_slopes = torch.from_numpy(self.grid.table.remainder).to(values) @ values
         of_slopes = torch.stack(self._of_slopes).double()
-        of_rule, of_trust, added = torch.stack(self._of_nodes, 1).double()
-        of_jumps = torch.zeros_like(of_divergence)
-        for part in (of_slopes, of_rule, of_trust):
-            of_jumps = of_jumps + part.sum(0).abs()
+        of_rule, of_trust = torch.stack(self._of_nodes, 1).double().sum(1)
+        roughness = of_more_slopes.square().sum(0).sqrt()
 
-        # What the score says of a jump is off as it is no gradient, and not the prior's where that is known.
-        seen = (self._asymmetry().square() + self._off_prior.square() + UNSEEN**2).sqrt()
-        wrong = WRONG_SCORE * seen * added.abs().sum(0)
-        return SAFETY * (of_divergence + of_jumps) + wrong, falls
+        # The sum of the slopes' errors may be small by chance where they are rough: their sizes count as well.
+        errors = [
+            SAFETY * of_parts,
+            SAFETY * of_slopes.sum(0),
+            SAFETY * of_rule,
+            SAFETY * of_trust,
+            ROUGH_SLOPES * of_slopes.square().sum(0).sqrt(),
+            MORE_SLOPES * of_more_slopes.sum(0),
+            WRONG_SCORE * self._wrong() * self._farthest.double().sqrt(),
+        ]
+        error = torch.stack(errors).square().sum(0).sqrt()
+        return (COARSELY * error if self.grid.coarse else error), falls, roughness
 
-    def _divergence_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
-        """Error of the integral, of a probe that is the same at all nodes, where there is one: fresh ones are rough."""
-        table = self.grid.table
+    def _divergence(self, terms: Tensor) -> Tensor:
+        """Its values (nodes, B) from the terms (nodes, B, columns) of its integral, of a probe that is the same at all
+        nodes, where there is one: fresh ones are rough."""
         same = self.estimate.columns + self.estimate.companion - 1
-        weights = torch.from_numpy(table.weights).to(terms)[:, None]
-        return quadrature_error(terms[:, :, same] / weights, table, self.grid.coarse)
+        return terms[:, :, same] / torch.from_numpy(self.grid.table.weights).to(terms)[:, None]
+
+    def _wrong(self) -> Tensor:
+        """Size of the error that the score seems to have (B,): as it is no gradient, and not the prior's where that is
+        known."""
+        off = OFF_PRIOR * self._off_prior
+        return (self._asymmetry().square() + off.square() + UNSEEN**2).sqrt()
 
     def _asymmetry(self) -> Tensor:
         """|J - J^T| / |J + J^T| of the Jacobian along the way (B,), 1 at most."""

@@ -46,6 +46,7 @@ class Quadrature:
             at this node.
         coarse_shares: the same by polynomials of lower degree.
         weights: of the integral over the whole grid, (n + 1,).
+        remainder: of what the rule of two more slopes adds to each interval, (n, n + 1).
         halves: the same of every other node, with two choices of these, (2, n + 1).
         quarters: of every fourth, with four, (4, n + 1); number k lies within number k mod 2 of the halves.
     """
@@ -55,6 +56,7 @@ class Quadrature:
     shares: tuple[Weights, ...]
     coarse_shares: tuple[Weights, ...]
     weights: np.ndarray
+    remainder: np.ndarray
     halves: np.ndarray
     quarters: np.ndarray
 
@@ -110,6 +112,7 @@ def quadrature(at: np.ndarray, slope: Slope, jumps: tuple[int, int] = JUMPS) -> 
         shares=_terms(_shares(at, fine)),
         coarse_shares=_terms(_shares(at, coarse)),
         weights=known.sum(0),
+        remainder=better - known,
         halves=np.array([_every(at, slope, 2, k) for k in range(2)]),
         quarters=np.array([_every(at, slope, 4, k) for k in range(4)]),
     )

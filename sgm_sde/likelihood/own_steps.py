@@ -29,7 +29,9 @@ from sgm_sde.processes.linear import MarginalAt
 from sgm_sde.processes.predictions import Marginal, Scalars, convert
 from sgm_sde.schemes.tableaus import DOPRI5
 
-ADAPTIVE_ERROR = 2.0  # times the sum of the embedded errors, each raised where the Jacobian is large
+ADAPTIVE_ERROR = 1.5  # times the sum of the embedded errors, at the tolerance of
+CALIBRATED_AT = 3e-6  # a step
+COARSER = 1 / 4  # power of the tolerance: coarser steps are further off, in units of the embedded errors
 
 
 def rate(prediction: str, k: Marginal[Scalars], s: float) -> tuple[Scalars, Scalars]:
@@ -136,14 +138,18 @@ def _for_each(value: Scalars, z: Tensor) -> Tensor:
 class FlowStepper(EmbeddedStepper):
     r"""Steps of the flow with its volume, with what their errors do to the log-density added up.
 
-    An error e of the state and e' of the volume change it by $\nabla_z\log p\cdot e - e'$. The embedded e are those of
-    the lower order, larger than the step's own, unless the step is long beside the change of the slope: where the flow
-    leaves the ridge between two modes they are too small. The last two stages, $z_6$ and $z_7$, are at one time, and
-    their slopes f tell that change (Hairer & Wanner, 1996, section IV.2):
+    An error e of the state and e' of the volume change it by $\nabla_z\log p\cdot e - e'$. The embedded errors are
+    those of the lower order: of the size of the step's own, but of other directions and signs. So neither of the two
+    terms is taken to cancel the other, and the first is the root of the squares of what it is and of its mean over
+    directions:
+
+    $$ \Big((s\cdot e)^2 + \frac{|s|^2|e|^2}{d}\Big)^{1/2} + |e'|, \qquad s = \nabla_z\log p $$
+
+    Where a step is long beside the change of the slope, as where the flow leaves the ridge between two modes, they are
+    too small. The last two stages, $z_6$ and $z_7$, are at one time, and their slopes f tell that change (Hairer &
+    Wanner, 1996, section IV.2); errors are taken $1 + \gamma$ times:
 
     $$ \gamma = |h|\,\frac{|f_7 - f_6|}{|z_7 - z_6|} $$
-
-    Errors are taken $(1 + \gamma)^2$ times.
     """
 
     flow: NormalisedFlow
@@ -162,15 +168,22 @@ class FlowStepper(EmbeddedStepper):
         ((e, e_volume, _),) = attempt.estimates
 
         score = self.flow.score(torch.from_numpy(rows.u_next), z, attempt.carry[0])
-        off = (dot(score, e) - e_volume.mean(1)).abs()
+        along = dot(score, e).square()
+        mean = dot(score, score) * dot(e, e) / self.flow.problem.d
+        off = (along + mean).sqrt() + e_volume.mean(1).abs()
 
         (z_6, *_), (f_6, *_), (z_7, *_), (f_7, *_) = self._last
         moved = z_7 - z_6
         changed = f_7 - f_6
         ratio = dot(changed, changed) / dot(moved, moved).clamp(min=torch.finfo(z.dtype).tiny)
         h = torch.from_numpy(abs(rows.u_next - rows.u)).to(off)
-        raised = off * (1 + h * ratio.sqrt()) ** 2
+        raised = off * (1 + h * ratio.sqrt())
         return replace(attempt, y=(z, volume, total + raised[:, None]))
+
+    @property
+    def safety(self) -> float:
+        """Factor of the errors' sum at these tolerances."""
+        return float(ADAPTIVE_ERROR * (max(self.rtol, self.atol) / CALIBRATED_AT) ** COARSER)
 
 
 class Ends(NamedTuple):
@@ -180,7 +193,7 @@ class Ends(NamedTuple):
         flow: the flow.
         x: the states there, (B, *).
         volumes: log-volumes (B, columns) that were solved with them, if any.
-        errors: the sizes (B, 1) of the errors of all steps, where these are known.
+        errors: of the log-density (B,), where they are known.
     """
 
     flow: NormalisedFlow
@@ -212,7 +225,12 @@ def by_own_steps(flow: NormalisedFlow, rtol: float, atol: float) -> tuple[Ends, 
     y = (x / flow.scale[start], *volumes)
     span = flow.lam[start], flow.lam[end]
     run = integrate_adaptive(stepper, y, *span, max_steps=10_000, controller=Controller())
-    return Ends(flow, run.y[0] * flow.scale[end], *run.y[1:]), run
+    x = run.y[0] * flow.scale[end]
+    if not isinstance(stepper, FlowStepper):
+        return Ends(flow, x), run
+
+    _, volume, errors = run.y
+    return Ends(flow, x, volume, stepper.safety * errors[:, 0]), run
 
 
 def _stepper(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float) -> tuple[EmbeddedStepper, tuple[Tensor, ...]]:
@@ -290,7 +308,7 @@ def joint(ends: Ends) -> Solution:
     assert volumes is not None
     added = flow.problem.d * math.log(flow.scale[flow.noise] / flow.scale[flow.data])
     solution = whole_flow(flow.problem, ends.x, volumes, added)
-    return solution if ends.errors is None else solution._replace(error=ADAPTIVE_ERROR * ends.errors[:, 0].detach())
+    return solution if ends.errors is None else solution._replace(error=ends.errors.detach())
 
 
 def whole_flow(problem: Problem, latent: Tensor, volumes: Tensor, added: float = 0.0) -> Solution:
@@ -300,7 +318,7 @@ def whole_flow(problem: Problem, latent: Tensor, volumes: Tensor, added: float =
     stderr, freedom = fixed_probe_error(volumes.detach())
     if problem.trace.fixed is None:
         stderr, freedom = torch.zeros_like(stderr), torch.full_like(stderr, math.inf)
-    return Solution(latent, volume, stderr, freedom, unknown, unknown, unknown)
+    return Solution(latent, volume, stderr, freedom, unknown, unknown, unknown, unknown)
 
 
 class _JointSystem:

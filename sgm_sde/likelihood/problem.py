@@ -12,6 +12,7 @@ $$ \log p_\epsilon(x_\epsilon) = \log p_T(x_T) + d\log\frac{\rho_T}{\rho_\epsilo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -36,6 +37,8 @@ class Solution(NamedTuple):
         error: its numerical error, NaN where nothing tells.
         defect: what of it makes up for states that lie on no single trajectory, NaN for other methods.
         falls: factor of the error of the divergence on twice the nodes, NaN for other methods.
+        roughness: what a rule of more slopes adds to the integrals of the divergence over the intervals of a grid, the
+            root of the sum of squares; NaN for other methods.
     """
 
     latent: Tensor
@@ -45,10 +48,15 @@ class Solution(NamedTuple):
     error: Tensor
     defect: Tensor
     falls: Tensor
+    roughness: Tensor
 
     def replaced(self, rows: Tensor, by: Solution) -> Solution:
         """The same with other values at some rows."""
         return Solution(*(a.index_copy(0, rows, b.to(a.dtype)) for a, b in zip(self, by, strict=True)))
+
+    def with_errors(self, rows: Tensor, errors: Tensor) -> Solution:
+        """The same with other errors at some rows."""
+        return self._replace(error=self.error.index_copy(0, rows, errors))
 
     def among(self, rows: Tensor) -> Solution:
         """Those of some rows."""
@@ -66,6 +74,7 @@ class Problem:
         estimate: of the trace; none where states alone are wanted.
         to_noise: the direction.
         prior_std: standard deviation of the Gaussian at the noise's end, where that is the density there.
+        prior: log-density (B,) of states (B, *) at the noise's end; the process's own if not given.
     """
 
     model: TraceScore
@@ -74,6 +83,7 @@ class Problem:
     estimate: Estimate | None = None
     to_noise: bool = True
     prior_std: float | None = None
+    prior: Callable[[Tensor], Tensor] | None = None
 
     @property
     def sde(self) -> LinearSDE:
@@ -91,6 +101,10 @@ class Problem:
         """The estimate of the trace, where there is one."""
         assert self.estimate is not None
         return self.estimate
+
+    def at_noise(self, latent: Tensor) -> Tensor:
+        """Log-density (B,) of latents (B, *)."""
+        return self.sde.prior_log_prob(latent) if self.prior is None else self.prior(latent)
 
     def run(self, number: int, *, constant: bool = False) -> Problem:
         """The problem with the probes of run `number`; with `constant`, the same probes at each evaluation."""

@@ -18,6 +18,10 @@ HOPELESS = 2.0**-8  # of the tolerance to the error: beyond, a grid of more step
 REACH = 64.0  # times the tolerance: errors that a grid of twice the steps is taken to remove
 SLOW = 1 / 16, 1 / 6  # factors of the error from a grid to the next, and of that of the divergence from half of its
 # nodes to all: where both are above these the next grid is not tried
+OF_CHANGE = {"grids": 0.35, "steps": 0.25}  # share of the last change of a value that its error is at most
+BY_CHANCE = 1 / 16  # of an error that it is at least: a change may be small by chance
+CONVERGES = 1 / 4, 1 / 8  # factors of the error and of the roughness on twice the nodes, where a change tells that
+ROUGH = 2.0  # times the roughness, which is of the size of the error where it does not fall
 TOLERANCES = (0.03, 0.003, 0.0003)  # of an adaptive solver's steps, in units of the error that is asked of the value
 
 
@@ -78,7 +82,9 @@ def _on_finer_grids(
             break
 
         rows = trying.nonzero().flatten()
+        coarser = solution
         solution = solution.replaced(rows, some.on_grid(number, finer * steps, rows))
+        solution = some.compared_grids(coarser, solution, rows)
         before = excess
         excess = _excess(solution, tolerance)
         going = going & (excess > 1)
@@ -107,7 +113,10 @@ def _adaptively(
 
         found, arrived = some.adaptive(run, share * tightness, rows)
         arrivals = arrived.nonzero().flatten()
+        coarser = solution
         solution = solution.replaced(rows[arrivals], found.among(arrivals))
+        if share < TOLERANCES[0]:
+            solution = some.compared_steps(coarser, solution, rows[arrivals])
 
         going = going & (_excess(solution, tolerance) > 1)
         trying = going & trying.index_copy(0, rows, arrived)
@@ -147,6 +156,44 @@ class Some:
         flow = NormalisedFlow(problem, self.s, rows=rows, alone=self.alone)
         ends, run = by_own_steps(flow, tolerance, tolerance)
         return joint(ends), run.completed.to(rows.device)
+
+    def compared_grids(self, before: Solution, after: Solution, rows: Tensor) -> Solution:
+        """The solution with the errors of some rows in the light of those on the grid of half as many steps.
+
+        Where the integrand is resolved on neither, the rules that tell the error agree by chance. Its roughness, which
+        falls by 30 and more where it is resolved, hardly does, and is of the size of the error. Where it falls, and the
+        error too, the value's change is the error of the grid before, and leaves little on this.
+        """
+        if self.problem.trace.fixed is not None:
+            return after
+
+        error, roughness = after.error[rows], after.roughness[rows]
+        of_error, of_roughness = CONVERGES
+        least = torch.finfo(roughness.dtype).tiny
+        rough = (roughness / before.roughness[rows].clamp(min=least) / of_roughness).clamp(max=1.0)
+        error = (error.square() + (ROUGH * roughness * rough.square()).square()).sqrt()
+
+        change = self._change(before, after)[rows]
+        converges = (rough < 1) & (error < of_error * before.error[rows])
+        return after.with_errors(rows, torch.where(converges, _at_most(error, OF_CHANGE["grids"] * change), error))
+
+    def compared_steps(self, before: Solution, after: Solution, rows: Tensor) -> Solution:
+        """The solution with the errors of some rows in the light of an adaptive solver's at ten times the tolerance."""
+        if self.problem.trace.fixed is not None:
+            return after
+        change = self._change(before, after)[rows]
+        return after.with_errors(rows, _at_most(after.error[rows], OF_CHANGE["steps"] * change))
+
+    def _change(self, before: Solution, after: Solution) -> Tensor:
+        """Sizes (B,) of the change of the log-densities, which random probes would bury in their noise."""
+        with torch.no_grad():
+            first, second = (self.problem.at_noise(one.latent) + one.volume for one in (before, after))
+            return (second - first).abs().to(after.error.dtype)
+
+
+def _at_most(error: Tensor, most: Tensor) -> Tensor:
+    """Errors (B,) brought down to what they are at most, but for what that may be too small by chance."""
+    return error.minimum(most).maximum(BY_CHANCE * error)
 
 
 def revisit(problem: Problem, steps: int, s: float, refine: bool, on_output: OnOutput) -> None:
