@@ -20,14 +20,13 @@ from sgm_sde.identity import Value
 from sgm_sde.likelihood import integrals, own_steps, refinement
 from sgm_sde.likelihood.checks import OnOutput, require_count
 from sgm_sde.likelihood.problem import Problem, Solution
-from sgm_sde.likelihood.trace import BASES, PROBES, Estimate, ExactTrace, RandomTrace
+from sgm_sde.likelihood.trace import BASES, FEW_DIMENSIONS, PROBES, Estimate, ExactTrace, RandomTrace
 from sgm_sde.scores.score import Score
 
 STEPS = 48  # of the fixed grid by default
 LEAST_STEPS = 6
 TOO_COARSE = 1.0  # step of lambda where data take shape, beyond which a result says so
 PILOT = "pilot"
-FEW_DIMENSIONS = 16  # up to which the exact trace is the default: its products cost less than the noise of probes
 
 
 class Found(NamedTuple):
@@ -75,7 +74,8 @@ class FixedGrid(Method):
     the network is a module or its conditions are marked (`sg.PerSample`), else with it. With the exact trace they go to
     96 steps where the error is within 64 times the tolerance, to 192 where 96 are not enough but the error has fallen
     as on a smooth score, and else to an adaptive solver, at 0.03, 0.003 and 0.0003 of the tolerance. With random probes
-    they stay on grids up to 256 times the tolerance. A sample that the adaptive solver cannot finish keeps the value
+    they stay on grids up to 256 times the tolerance, and beyond have the exact trace in up to 16 dimensions, in more
+    probes that stay the same, at least four. A sample that the adaptive solver cannot finish keeps the value
     and the error that it had, and is named in `unresolved`.
 
     Given `steps`, all samples use that grid, whatever the error; where these are too few for it to be known, the

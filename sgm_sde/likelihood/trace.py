@@ -30,7 +30,8 @@ PROBES = ("rademacher", "gaussian")
 BASES = ("pixel", "colour", "dct")
 BLOCK = 16  # rows and columns of the Jacobian in which an exact trace looks at its symmetry
 DRAWS = 2**24  # that a run has to itself
-FIXED_PROBES = 4  # of samples that leave a grid, where probes cannot be fresh
+FEW_DIMENSIONS = 16  # up to which the exact trace is the default: its products cost less than the noise of probes
+FIXED_PROBES = 4  # of samples that leave a grid, at least, where probes cannot be fresh
 
 
 class Estimate(Protocol):
@@ -221,9 +222,14 @@ class RandomTrace:
         """One with draws of its own, but for the companion."""
         return RandomTrace(*self._made_of, not self.companion, number)
 
-    def constant(self) -> RandomTrace:
-        """One with probes that stay: enough of them that their spread tells their error."""
+    def constant(self) -> Estimate:
+        """The exact trace in few dimensions; else probes that stay, enough of them that their spread tells their error.
+
+        In few dimensions the few products of such probes are often equal, and their spread says nothing.
+        """
         seeds, shape, columns, probe, basis = self._made_of
+        if math.prod(shape[1:]) <= FEW_DIMENSIONS:
+            return ExactTrace(1)
         return RandomTrace(seeds, shape, max(columns, FIXED_PROBES), probe, basis, True, self.number)
 
     def products(self, d: int) -> int:

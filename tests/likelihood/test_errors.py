@@ -146,6 +146,27 @@ def test_parts_of_a_batch(trace: str) -> None:
         torch.testing.assert_close(parts.stderr, whole.stderr, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize(("probe", "n_probes"), [("rademacher", 1), ("gaussian", 4)])
+def test_what_leaves_the_grid_has_an_exact_trace_in_few_dimensions(probe: str, n_probes: int) -> None:
+    """The spread of a few probes that stay the same says nothing there: four of two entries are all alike at times."""
+    sde = LINEAR["vp"]
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        wave = (3 * sde.log_snr(t)).sin()[:, None] * (3 * x).sin()
+        return MIXTURE.score(sde).predict("noise", x, t) + 0.05 * wave
+
+    method = FixedGrid(atol=1e-3)
+    score = sg.from_noise(noise, sde)
+    x = MIXTURE.sample(3, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    res = sg.log_prob(score, sde, x, trace=Hutchinson(n_probes, probe), method=method, seed=0)
+    exactly = sg.log_prob(score, sde, x, trace="exact", method=method)
+    left = res.defect.isnan()
+    assert bool(left.any())
+    assert bool((res.stderr[left] == 0).all())
+    assert bool((res.freedom[left] == math.inf).all())
+    torch.testing.assert_close(res.value[left], exactly.value[left], rtol=0, atol=2e-3)
+
+
 def test_the_trace_is_exact_in_few_dimensions() -> None:
     """By default; the protocol says which it was."""
     for d, said in ((16, "by its exact trace"), (17, "Hutchinson's estimate with 1 rademacher probe, fresh")):
