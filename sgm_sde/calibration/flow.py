@@ -101,6 +101,13 @@ class Flow:
         self.low = max(math.log(last) if last > 0 else -math.inf, -LARGEST) + ROOM
         self.inverse = 0.0 if math.isinf(first) else 1 / first
 
+    @property
+    def rounding(self) -> float:
+        """The relative rounding of the network's numbers."""
+        parameter = self.score.parameter
+        dtype = self.score.dtype or (self.dtype if parameter is None else parameter.dtype)
+        return float(torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
+
     def noise(self, samples: range) -> Tensor:
         """The noises of some samples (n, d)."""
         seeds = self.seeds[samples.start : samples.stop]

@@ -33,6 +33,7 @@ from sgm_sde.calibration.flow import Flow
 from sgm_sde.calibration.rows import Rows, combined
 
 CHANGE = 0.01  # of a difference: of the state's size, and of log s
+ROUNDINGS = 13  # a difference is at least that many, of a network in reduced precision
 GAP = 0.02  # between neighbouring log s
 SCALED = 2.0  # of log(c / s), at most
 PENALTY = 0.01  # of the error
@@ -178,6 +179,11 @@ class Refinement:
     bounded: bool = False
     held: bool = False
 
+    @cached_property
+    def change(self) -> float:
+        """The size of a difference, relative to that of a state, and of log s."""
+        return max(CHANGE, ROUNDINGS * self.flow.rounding)
+
     def errors(self, y: Tensor) -> Tensor:
         """Mean square error of each noise (N,), in units of c^2, float64; inf where it is not finite."""
         each = (y - self.exact).double().square().mean(1) / self.scale**2
@@ -297,9 +303,9 @@ class Refinement:
         """The step of a difference."""
         kind, k, j = entry
         if kind == "t":
-            return CHANGE if float(rows.t[k]) + CHANGE <= self.flow.high else -CHANGE
+            return self.change if float(rows.t[k]) + self.change <= self.flow.high else -self.change
         level = float(rows.t[k].exp()) if k < unknowns.n else 0.0
-        state = CHANGE * math.hypot(self.scale, level)
+        state = self.change * math.hypot(self.scale, level)
         if kind == "g":
             return min(state / float(rows.c[k]), 0.1)
         if kind == "c":

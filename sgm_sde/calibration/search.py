@@ -63,10 +63,11 @@ FITS = {  # what is stored of a budget, and what results call it
     "robust": "refined, consistent",
     "bounded": "refined, consistent, of bounded influence",
     "further": "refined, consistent, from bounded influence",
-    "free": "refined",
-    "free-further": "refined, from bounded influence",
+    "free": "refined, from consistent",
+    "direct": "refined",
     "shelf": "refined, consistent, from levels off the shelf",
-    "free-shelf": "refined, from levels off the shelf",
+    "free-shelf": "refined, from consistent from levels off the shelf",
+    "direct-shelf": "refined, robust, from levels off the shelf",
     "searched": "levels searched",
     "searched-further": "levels searched, from refined",
 }
@@ -458,20 +459,20 @@ class _Search:
             FITS["further"]: further,
         }
 
-        # Rows that need not be consistent, from the best start of each kind.
-        start = min(robust, plain, key=error)
-        other = min(bounded, further, plain, key=error)
+        # Rows that need not be consistent, from the best of these and from the closed form.
+        start = min(robust, bounded, further, key=error)
         found[FITS["free"]] = refined("free", start, False, robust=False)
-        if other is not start:
-            found[FITS["free-further"]] = refined("free-further", other, False, robust=False)
+        found[FITS["direct"]] = refined("direct", plain, False, robust=False)
 
         # From the levels of what is off the shelf: dynamic programming looks at single steps.
         others = [levels for levels in self._levels_of(shelf, n, fit.log_levels) if levels != chosen]
         if others:
-            levels = min(others, key=lambda levels: error(closed_form(levels, consistent=False)))
+            starts = [closed_form(levels, consistent=False) for levels in others]
+            levels, start = min(zip(others, starts, strict=True), key=lambda pair: error(pair[1]))
             placed = refined("shelf", closed_form(levels, consistent=True), True)
             found[FITS["shelf"]] = placed
             found[FITS["free-shelf"]] = refined("free-shelf", placed, False, robust=False)
+            found[FITS["direct-shelf"]] = refined("direct-shelf", start, False)
 
         # Derivatives with respect to levels say nothing of a rough network.
         if exact.rough:

@@ -735,7 +735,18 @@ def test_levels_of_what_is_off_the_shelf() -> None:
 
 def test_fits_from_the_levels_of_what_is_off_the_shelf(calibrated: sg.calibration.Calibrations) -> None:
     names = {one.name for found in calibrated.values() for one in found.errors}
-    assert {search.FITS["shelf"], search.FITS["free-shelf"]} <= names
+    assert {search.FITS["shelf"], search.FITS["free-shelf"], search.FITS["direct-shelf"]} <= names
+
+
+def test_differences_are_larger_than_the_rounding_of_the_network() -> None:
+    sde = sg.VPSDE()
+    for dtype, change in ((torch.float32, 0.01), (torch.bfloat16, 13 / 128)):
+        net = Linear().to(dtype)
+        seeds = resolve_seeds(0, None, 4)
+        score = sg.from_noise(net, sde, dtype=dtype)
+        flow = Flow(score, sde, (2,), seeds, 4, {}, 4, torch.float32, torch.device("cpu"))
+        z = flow.noise(range(4))
+        assert Refinement(flow, z, z, 1.0, range(4), True).change == pytest.approx(change)
 
 
 def test_too_few_noises_are_said_to_be() -> None:
