@@ -110,14 +110,14 @@ def main() -> int:
     """Write the table; with --check, fail if a claim is not reached."""
     solvers = sg.solvers().fixed
     parser = command.parser(__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/orders.md"))
+    parser.add_argument("--out", dest="table", type=Path, default=Path("docs/orders.md"), help="file (%(default)s)")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a measured order is below its claim")
     parser.add_argument("--only", nargs="+", choices=list(solvers), metavar="SOLVER", help="measure these rows only")
     parser.add_argument("--missing", action="store_true", help="measure the rows only that the table does not have")
     parser.add_argument("--points", type=int, default=15, help="logarithm to base 2 of the points on the mixture")
     args = command.begin(parser)
 
-    kept = standing(args.out) if args.only or args.missing else {}
+    kept = standing(args.table) if args.only or args.missing else {}
     wanted = [name for name in solvers if name not in kept] if args.missing else args.only
     lines, failures = [], []
     for name, solver in tqdm(solvers.items(), desc="solvers"):
@@ -134,7 +134,7 @@ def main() -> int:
     ]
     listed, few = (", ".join(map(str, n)) for n in (STEPS, WEAK_STEPS))
     head = HEAD.format(steps=listed, weak_steps=few, points=args.points)
-    args.out.write_text(head + "\n".join([*title, *lines]) + "\n")
+    args.table.write_text(head + "\n".join([*title, *lines]) + "\n")
     sys.stdout.write("\n".join([*title, *lines, *failures]) + "\n")
     return 1 if failures and args.check else 0
 

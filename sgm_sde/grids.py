@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
@@ -31,6 +31,7 @@ from sgm_sde._utils.checks import (
     number,
     reals,
     require_floating,
+    settle,
     unknown,
 )
 from sgm_sde._utils.shapes import cpu_float64
@@ -157,23 +158,8 @@ class TokenGrid(Value):
         if times.ndim < 2 or len(times) < 2:
             raise ValueError(f"times must have two rows or more, (n + 1, *), got the shape {tuple(times.shape)}")
         t = times.detach().to(device="cpu", dtype=torch.float64) + 0.0  # one zero, not two
-        wrong = t[~(t.isfinite() & (t >= 0))]
-        if len(wrong):
-            raise ValueError(f"times must be finite and not negative, got {float(wrong[0])}")
-
-        steps = t.diff(dim=0)
-        rises = (steps > 0).nonzero()
-        if len(rises):
-            m = int(rises[0][0])
-            raise ValueError(f"times must not increase, and some do from row {m} to row {m + 1}")
-
-        moves = (steps < 0).flatten(1).any(1)
-        if not bool(moves.all()):
-            m = moves.tolist().index(False)
-            raise ValueError(f"some token must move on in every row, and none does from row {m} to the next")
-
-        object.__setattr__(self, "_shape", tuple(t.shape))
-        object.__setattr__(self, "_numbers", t.numpy().tobytes())
+        _check_tokens(t)
+        settle(self, _shape=tuple(t.shape), _numbers=t.numpy().tobytes())
 
     @property
     def times(self) -> Tensor:
@@ -229,6 +215,25 @@ class TokenGrid(Value):
 
     def __repr__(self) -> str:
         return f"TokenGrid({self.steps} rows of {self._shape[1:]})"
+
+
+def _check_tokens(t: Tensor) -> None:
+    """Raise ValueError unless times (n + 1, *) are finite, none rises, and some token moves on in every row."""
+    wrong = t[~(t.isfinite() & (t >= 0))]
+    if len(wrong):
+        raise ValueError(f"times must be finite and not negative, got {float(wrong[0])}")
+
+    steps = t.diff(dim=0).flatten(1)
+    rises = (steps > 0).any(1).tolist()
+    if any(rises):
+        m = rises.index(True)
+        raise ValueError(f"times must not increase, and some do from row {m} to row {m + 1}")
+
+    moves = (steps < 0).any(1).tolist()
+    if not all(moves):
+        raise ValueError(
+            f"some token must move on in every row, and none does from row {moves.index(False)} to the next"
+        )
 
 
 def _whole(values: object) -> bool:
@@ -494,15 +499,20 @@ class Thinned(LogSNR):
 
         first, last = torch.tensor(self.levels(sde, start, end), dtype=u.dtype, device=u.device)
         aim = count(first) + u * (count(last) - count(first))
-        low = first.expand_as(u)
-        high = last.expand_as(u)
-        for _ in range(HALVINGS):  # the integral increases
-            middle = (low + high) / 2
-            below = count(middle) < aim
-            low = torch.where(below, middle, low)
-            high = torch.where(below, high, middle)
-        times: Tensor = sde.time((low + high) / 2)
+        times: Tensor = sde.time(_inverse(count, aim, first, last))
         return times
+
+
+def _inverse(increasing: Callable[[Tensor], Tensor], aim: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The places between two at which an increasing function has the values `aim`, by bisection."""
+    low = low.expand_as(aim)
+    high = high.expand_as(aim)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        below = increasing(middle) < aim
+        low = torch.where(below, middle, low)
+        high = torch.where(below, high, middle)
+    return (low + high) / 2
 
 
 def _last_time(sde: SDE, start: float, data_std: float, level: float) -> float:

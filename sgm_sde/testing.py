@@ -686,16 +686,16 @@ def measure_weak_order_on_mixture(
     (end,) = sde.nodes([t_end])
     exact = _expected_features(data, end.noise_level)
 
-    errors = []
-    stderrs = []
+    measured = []
     for n in steps:
         program = solver.compile(sde, rule(sde, n, t_start, t_end))
         estimate = _ControlledMean(program, sde, data)
         paths = _sobol_paths(estimate.draws, log2_points, scrambles, seed)
-        error, stderr = _error_of(np.stack([estimate(z) for z in paths]), exact)
-        errors.append(error)
-        stderrs.append(stderr)
-    return OrderMeasurement(tuple(steps), tuple(errors), tuple(stderrs))
+        means = [estimate(z) for z in paths]
+        measured.append(_error_of(np.stack(means), exact))
+
+    errors, stderrs = zip(*measured, strict=True)
+    return OrderMeasurement(tuple(steps), errors, stderrs)
 
 
 def _one_dimensional(oracle: Any) -> Any:
@@ -751,6 +751,12 @@ class _Observed(BoundScore):
         return super().evaluate(x, t)
 
 
+def _spline(y: np.ndarray, values: np.ndarray) -> Any:
+    from scipy.interpolate import CubicSpline
+
+    return CubicSpline(y, values)
+
+
 class _ControlledMean:
     """Mean of the observables at a program's end, less the martingale of DDIM's chain with the same noises."""
 
@@ -768,25 +774,29 @@ class _ControlledMean:
 
         By backward recursion; of the first stage, v and its expectation.
         """
-        from scipy.interpolate import CubicSpline
-
         values: dict[int, tuple[Any, Any]] = {}
         value: Any = _features
         r = self.nodes[-1].noise_level  # of the next stage with fresh noise,
         std = 0.0  # and of that noise
-        noisy = [k for k, fresh in enumerate(self.fresh) if fresh and k]
-        for k in reversed(noisy):
-            y = self._places(k)
-            after = CubicSpline(y, value(self._ddim(k, y, r, std)))
+        for k in reversed(self._noisy):
+            after, y = self._before(k, value, r, std)
             r = self.nodes[k].noise_level
             std = self._fresh_std(k)
-            value = CubicSpline(y, _smoothed(after, y, std))
+            value = _spline(y, _smoothed(after, y, std))
             values[k] = after, value
 
-        y = self._places(0)
-        first = CubicSpline(y, value(self._ddim(0, y, r, std)))
-        values[0] = first, self._expected(first, y)
-        return values
+        first, y = self._before(0, value, r, std)
+        return values | {0: (first, self._expected(first, y))}
+
+    def _before(self, k: int, value: Any, r: float, std: float) -> tuple[Any, np.ndarray]:
+        """The value of the state of stage k from that at the next stage with fresh noise, and the places it is from."""
+        y = self._places(k)
+        return _spline(y, value(self._ddim(k, y, r, std))), y
+
+    @property
+    def _noisy(self) -> list[int]:
+        """The stages with fresh noise, but for the first."""
+        return [k for k, fresh in enumerate(self.fresh) if fresh and k]
 
     def _fresh_std(self, k: int) -> float:
         """Standard deviation of the fresh noise of stage k, in y = x / alpha."""

@@ -96,7 +96,11 @@ class Flow:
         self.network_evals = 0
         self._at: dict[float, _Place] = {}  # by log s
 
-        first, last = (node.noise_level for node in sde.nodes([sde.T, sde.eps]))
+        self._set_bounds()
+
+    def _set_bounds(self) -> None:
+        """Bounds of log s, and the inverse of the first level."""
+        first, last = (node.noise_level for node in self.sde.nodes([self.sde.T, self.sde.eps]))
         self.high = min(math.log(first), LARGEST)
         self.low = max(math.log(last) if last > 0 else -math.inf, -LARGEST) + ROOM
         self.inverse = 0.0 if math.isinf(first) else 1 / first

@@ -376,14 +376,10 @@ class Refinement:
         moved = self._apart(theta + d, unknowns.n)
 
         held = (moved - theta - d).abs() > 1e-12
-        if held.any():
-            fixed = (moved - theta)[held]
-            free = ~held & moves
-            d = d.clone()
-            d[held] = fixed
-            d[free] = -_solved(damped[free][:, free], g[free] + A[free][:, held] @ fixed)
-            moved = self._apart(theta + d, unknowns.n)
-        return moved
+        if not held.any():
+            return moved
+        d = _step_beside(moved - theta, held, moves, damped, A, g)
+        return self._apart(theta + d, unknowns.n)
 
     def _apart(self, theta: Tensor, n: int) -> Tensor:
         """The unknowns with levels inside of the process, a gap between neighbours, and scales near their levels."""
@@ -440,6 +436,15 @@ def _less_damped(attempt: Attempt, best: _Trial) -> _Trial:
             return found
         best = found
     return best
+
+
+def _step_beside(fixed: Tensor, held: Tensor, moves: Tensor, damped: Tensor, A: Tensor, g: Tensor) -> Tensor:
+    """The step (P,) whose entries `held` are those of `fixed`, in which the others among `moves` are best."""
+    free = ~held & moves
+    d = torch.zeros_like(fixed)
+    d[held] = fixed[held]
+    d[free] = -_solved(damped[free][:, free], g[free] + A[free][:, held] @ fixed[held])
+    return d
 
 
 def _solved(A: Tensor, g: Tensor) -> Tensor:

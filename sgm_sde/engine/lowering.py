@@ -332,10 +332,8 @@ def allocate(rows: Sequence[Row]) -> Allocation:
         base, others, target = _target(k, row, registers, last)
 
         slots.release([key for key in slots.of if last[key] == k])
-        alive = dict(slots.of)
-        for key, register in registers.of.items():
-            if key != ("state", k) and last[key] > k:
-                alive[key] = register
+        later = {key: place for key, place in registers.of.items() if key != ("state", k) and last[key] > k}
+        alive = slots.of | later
 
         # The evaluation comes when the state is made, and may take the place of one that was read for it.
         store = slots.claim(("eval", k)) if row.stored else None

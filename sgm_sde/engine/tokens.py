@@ -12,7 +12,7 @@ memory of a run does not grow with the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -52,14 +52,8 @@ def align(times: np.ndarray, compile_on: Callable[[tuple[float, ...]], Program])
     shape = times.shape[1:]
     distinct, column_of = np.unique(times.reshape(len(times), -1), axis=1, return_inverse=True)
     tokens = column_of.reshape(-1)
-
     tracks = [_Track(tuple(column), compile_on) for column in distinct.T.tolist()]
-    lengths = [max(track.length(m) for track in tracks) for m in range(len(times) - 1)]
-    starts = [0, *accumulate(lengths)]  # the stage of each row
-
-    table = _Table(starts[-1] + 1, len(tracks))
-    for u, track in enumerate(tracks):
-        track.write(table, u, starts)
+    table, starts = _together(tracks, len(times) - 1)
 
     def of_tokens(values: np.ndarray) -> np.ndarray:
         """Values of the columns (..., u) as those of the tokens (..., *)."""
@@ -69,6 +63,16 @@ def align(times: np.ndarray, compile_on: Callable[[tuple[float, ...]], Program])
     first = next(track.program for track in tracks if track.program is not None)
     program = Program(first.name, first.prediction, tuple(stages), first.eta, first.sigma_data)
     return TokenProgram(program, of_tokens(table.times), of_tokens(table.asked), tuple(draws))
+
+
+def _together(tracks: Sequence[_Track], n_rows: int) -> tuple[_Table, list[int]]:
+    """The table of all columns, and the stage that each row of times starts at."""
+    lengths = [max(track.length(m) for track in tracks) for m in range(n_rows)]
+    starts = [0, *accumulate(lengths)]
+    table = _Table(starts[-1] + 1, len(tracks))
+    for u, track in enumerate(tracks):
+        track.write(table, u, starts)
+    return table, starts
 
 
 def _stages(

@@ -276,10 +276,15 @@ class Integrals(NodeByNode):
         if k == self._noise:
             self._off_prior = self._off_prior_at(x.detach(), self._scores[k].detach() / self.grid.spreads[k])
 
-        while self._crossed < len(self.grid.reach) and self.grid.reach[self._crossed][1] <= k:
+        self._go_on_to(k)
+
+    def _go_on_to(self, k: int) -> None:
+        """Take the jumps and sums of all intervals for which nodes up to k are enough."""
+        grid = self.grid
+        while self._crossed < len(grid.reach) and grid.reach[self._crossed][1] <= k:
             self._cross(self._crossed)
             self._crossed += 1
-            while self._summed < len(self.grid.last) and self.grid.last[self._summed] < self._crossed:
+            while self._summed < len(grid.last) and grid.last[self._summed] < self._crossed:
                 self._sum(self._summed)
                 self._summed += 1
             self._forget()

@@ -127,11 +127,14 @@ class FixedGrid(Method):
             return self.atol * problem.d + self.rtol * solution.volume.detach().abs()
 
         refined = refinement.exponential(problem, STEPS, self.data_std, tolerance, self.atol or self.rtol)
-        how += (
-            f", up to {refinement.REFINEMENTS[-1] * STEPS} or an adaptive method where the error exceeds {self.atol:g}"
-        )
-        how += " nats/dim" + (f" + {self.rtol:g} of the value" if self.rtol else "")
-        return Found(refined.solution, how, tuple((~refined.resolved).nonzero().flatten().tolist()))
+        unresolved = (~refined.resolved).nonzero().flatten()
+        return Found(refined.solution, how + self._refined(), tuple(unresolved.tolist()))
+
+    def _refined(self) -> str:
+        """Words for how far steps are refined."""
+        most = refinement.REFINEMENTS[-1] * STEPS
+        of_value = f" + {self.rtol:g} of the value" if self.rtol else ""
+        return f", up to {most} or an adaptive method where the error exceeds {self.atol:g} nats/dim{of_value}"
 
     def carry(self, problem: Problem) -> tuple[Tensor, tuple[float, ...]]:
         """States alone (B, *) from one end to the other, and the times of the grid."""

@@ -172,13 +172,17 @@ class FlowStepper(EmbeddedStepper):
         mean = dot(score, score) * dot(e, e) / self.flow.problem.d
         off = (along + mean).sqrt() + e_volume.mean(1).abs()
 
+        h = torch.from_numpy(abs(rows.u_next - rows.u)).to(off)
+        raised = off * (1 + h * self._steepness())
+        return replace(attempt, y=(z, volume, total + raised[:, None]))
+
+    def _steepness(self) -> Tensor:
+        """|f_7 - f_6| / |z_7 - z_6| of each row (b,), of the last two evaluations."""
         (z_6, *_), (f_6, *_), (z_7, *_), (f_7, *_) = self._last
         moved = z_7 - z_6
         changed = f_7 - f_6
-        ratio = dot(changed, changed) / dot(moved, moved).clamp(min=torch.finfo(z.dtype).tiny)
-        h = torch.from_numpy(abs(rows.u_next - rows.u)).to(off)
-        raised = off * (1 + h * ratio.sqrt())
-        return replace(attempt, y=(z, volume, total + raised[:, None]))
+        ratio = dot(changed, changed) / dot(moved, moved).clamp(min=torch.finfo(moved.dtype).tiny)
+        return ratio.sqrt()
 
     @property
     def safety(self) -> float:
@@ -225,12 +229,16 @@ def by_own_steps(flow: NormalisedFlow, rtol: float, atol: float) -> tuple[Ends, 
     y = (x / flow.scale[start], *volumes)
     span = flow.lam[start], flow.lam[end]
     run = integrate_adaptive(stepper, y, *span, max_steps=10_000, controller=Controller())
-    x = run.y[0] * flow.scale[end]
-    if not isinstance(stepper, FlowStepper):
-        return Ends(flow, x), run
+    return _ends(flow, stepper, run.y, flow.scale[end]), run
 
-    _, volume, errors = run.y
-    return Ends(flow, x, volume, stepper.safety * errors[:, 0]), run
+
+def _ends(flow: NormalisedFlow, stepper: EmbeddedStepper, y: State, scale: float) -> Ends:
+    """The ends, from the parts of the last states, of which the first is x over a scale."""
+    x = scale * y[0]
+    if not isinstance(stepper, FlowStepper):
+        return Ends(flow, x)
+    _, volume, errors = y
+    return Ends(flow, x, volume, stepper.safety * errors[:, 0])
 
 
 def _stepper(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float) -> tuple[EmbeddedStepper, tuple[Tensor, ...]]:
@@ -345,18 +353,23 @@ class _JointSystem:
         problem = self.problem
         model = self.problem.model
         x, _ = self.split(y)
-        (time,) = model.times([t], x)
-        out, trace = model.with_trace(x, time, problem.trace)
-        out = out.to(x.dtype)
-        trace = trace[:, : problem.trace.columns]
-        check_output(x, out, t, trace)  # SciPy's first step would be NaN, and it would try it for ever
-
+        out, trace = self._with_trace(x, t)
         (node,) = problem.sde.nodes([t])
         c_x, c_r = convert(model.score.prediction, "flow", node)
         states = c_x * x + c_r * out
         volumes = c_x * problem.d + c_r * trace
         parts = [part.reshape(-1).double().cpu() for part in (states, volumes)]
         return torch.cat(parts).numpy()
+
+    def _with_trace(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """The network's output at states x (B, *) and time t, and its trace (B, columns)."""
+        model = self.problem.model
+        (time,) = model.times([t], x)
+        out, trace = model.with_trace(x, time, self.problem.trace)
+        out = out.to(x.dtype)
+        trace = trace[:, : self.problem.trace.columns]
+        check_output(x, out, t, trace)  # SciPy's first step would be NaN, and it would try it for ever
+        return out, trace
 
 
 def scipy_rk45(problem: Problem, rtol: float, atol: float) -> Solution:

@@ -530,15 +530,7 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
     with _open(team, folder, job, apart=part is not None) as store, _progress(team, total, job, progress) as update:
 
         def do(piece: int) -> None:
-            cut = cuts[shards[piece]]
-            name = _name(shards[piece])
-            entry = store.find(name)
-            if entry is None or not _holds(entry, cut):
-                tensors, info = job.shard(*cut, update)
-                entry = store.save(name, tensors, info)
-            else:
-                team.count("found", _n_batches(cut, job.batch))
-                update(cut[1] - cut[0], True)
+            entry = _shard(team, store, job, _name(shards[piece]), cuts[shards[piece]], update)
             team.report(piece, json.dumps([entry.sha256, entry.bytes, entry.info]))
 
         for piece in team.take(len(shards)):
@@ -560,6 +552,18 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
 
     n_batches = sum(_n_batches(cuts[k], job.batch) for k in shards)
     return Report(folder, total, n_batches, found, time.perf_counter() - started, result)
+
+
+def _shard(team: Team, store: Store, job: _Job, name: str, cut: tuple[int, int], update: Callable[..., None]) -> Entry:
+    """The entry of a shard, which is computed unless an earlier run has left it."""
+    entry = store.find(name)
+    if entry is None or not _holds(entry, cut):
+        tensors, info = job.shard(*cut, update)
+        return store.save(name, tensors, info)
+
+    team.count("found", _n_batches(cut, job.batch))
+    update(cut[1] - cut[0], True)
+    return entry
 
 
 def _reported(team: Team, shards: Sequence[int]) -> dict[str, Entry]:

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from types import TracebackType
@@ -360,7 +360,7 @@ class Wire:
 
         while missing := [other for other in range(size) if self.look(f"here/{other}") is None]:
             waited = time.monotonic() - started
-            names = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+            names = _first_of(missing)
             if waited > ROLL_CALL:
                 raise ConnectionError(
                     f"{size - len(missing)} of the {size} processes of this run are here after {waited:.0f} s, without "
@@ -390,6 +390,11 @@ class Wire:
 
 
 _SILENT = "has ended or does not answer; the same command goes on from here"
+
+
+def _first_of(ranks: Sequence[int]) -> str:
+    """The first of some processes, in words."""
+    return ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
 
 
 def _connect(place: Place) -> Any:

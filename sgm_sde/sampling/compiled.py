@@ -73,8 +73,7 @@ def replay(program: Program, x: Tensor, model: BoundScore, noise: NoiseSource, k
     key = _key(program, x, model, leaves)
     recordings = _held(model.score.net).recordings
     if key not in recordings:
-        copies = map_leaves(lambda _, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
-        recorded = model.with_kwargs(copies)
+        recorded = model.with_kwargs(map_leaves(_copied, given))
         recordings[key] = (recorded, Recording(program, x, recorded))
 
     recorded, recording = recordings[key]
@@ -85,6 +84,10 @@ def replay(program: Program, x: Tensor, model: BoundScore, noise: NoiseSource, k
     model.nfe += program.nfe
     model.network_evals += program.nfe * len(x) * model.score.branches
     return recording.replay(x, noise)
+
+
+def _copied(_: Path, leaf: object) -> object:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _key(program: Program, x: Tensor, model: BoundScore, leaves: Iterable[tuple[Path, object]]) -> Hashable:

@@ -48,14 +48,17 @@ def status_on_grid(parts: Sequence[Part], grid: Grid, stopped: str) -> Status:
     if len(failed):
         node = grid.steps + 1 if before_end.all() else _first_bad_node(parts)
         at = reached if node is None else min(node, grid.steps)
-        where = _non_finite(node, at, grid)
-        samples = tuple(failed.tolist())
-        message = f"{where} in {len(samples)} of {len(implausible)} samples ({listed(samples)})"
-        return Status(False, message, grid.times[at], samples, bool(stopped))
+        message = f"{_non_finite(node, at, grid)} in {len(failed)} of {len(implausible)} samples"
+        return _failed(message, failed, grid.times[at], stopped)
 
     if stopped:
         return Status(False, f"{stopped} at t={grid.times[reached]:.6g}", stopped=True)
     return plausibility(implausible)
+
+
+def _failed(message: str, failed: np.ndarray, t: float, stopped: str) -> Status:
+    samples = tuple(failed.tolist())
+    return Status(False, f"{message} ({listed(samples)})", t, samples, bool(stopped))
 
 
 def _first_bad_node(parts: Sequence[Part]) -> int | None:

@@ -292,13 +292,9 @@ def _draw_strips(rows: dict[str, Tensor], path: Path, size: tuple[float, float])
 
     figure, axes = plt.subplots(len(rows), 1, figsize=size)
     for axis, (name, x) in zip(axes, rows.items(), strict=True):
-        # Images side by side, with a black border of a pixel.
-        padded = torch.nn.functional.pad(x[:, 0], (1, 1, 1, 1), value=-1.0)
-        height = padded.shape[1]
-        strip = padded.permute(1, 0, 2).reshape(height, -1)
-
+        strip = _strip(x)
         axis.imshow(strip.numpy(), cmap="gray", vmin=-1, vmax=1, interpolation="nearest")
-        axis.set_yticks([(height - 1) / 2], [name], fontsize=8)
+        axis.set_yticks([(len(strip) - 1) / 2], [name], fontsize=8)
         axis.set_xticks([])
         axis.tick_params(length=0)
         axis.set_frame_on(False)
@@ -306,6 +302,12 @@ def _draw_strips(rows: dict[str, Tensor], path: Path, size: tuple[float, float])
     figure.tight_layout(h_pad=0.2)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _strip(x: Tensor) -> Tensor:
+    """Images (n, 1, H, W) side by side, with a black border of a pixel."""
+    padded = torch.nn.functional.pad(x[:, 0], (1, 1, 1, 1), value=-1.0)
+    return padded.permute(1, 0, 2).reshape(padded.shape[1], -1)
 
 
 def _draw_curves(rows: list[JsonObject], floor: FrechetResult, path: Path) -> None:
