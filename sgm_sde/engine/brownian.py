@@ -26,6 +26,7 @@ DEEPEST = 63  # level of the tree down to which 64 bits count the nodes: 2^63 an
 WITHIN = np.uint64(2**53 - 1)  # a level, the place of a piece: floats that need so many halvings have 53 digits at most
 NEXT_LEVEL = np.uint64(2**53)  # between the numbers of nodes on levels beyond
 LEVELS = 8  # of a path that is shared by grids: 256 pieces
+KEPT = 8  # pieces before a place
 
 
 class _Visited:
@@ -355,3 +356,122 @@ def noisy_steps(program: Program) -> list[tuple[float, float]]:
             f"leave noise= at 'independent'"
         )
     return [steps[k] for k in found.values()]
+
+
+class _Interval(NamedTuple):
+    start: float
+    end: float
+    increment: Tensor
+    area: Tensor | None
+
+
+class PathWithArea:
+    r"""Brownian paths of a batch with the areas below them, at places that are asked for one after the other.
+
+    For another library's solver, which goes from place to place, and back to where a step is tried again. The area over
+    [a, b] of length h depends on the increment W and on H, normal with variance h / 12 and independent of W:
+
+    $$ \int_a^b (W_t - W_a)\,dt = h\,(\tfrac12 W + H) $$
+
+    A piece is cut at a place into the near part of length l and the far one of length r by two standard normal numbers
+    x and y, with $v^2 = lr / (4 (l^3 + r^3))$:
+
+    $$ W_l = \tfrac lh W + \tfrac{6 l r}{h^2} H + \tfrac{2 v (l^3 + r^3)}{h^2}\,x, \qquad
+       H_l = \tfrac{l^2}{h^2} H - \tfrac{v l^2}{h} x + \tfrac{v r}{\sqrt 3} y, \qquad
+       H_r = \tfrac{r^2}{h^2} H - \tfrac{v r^2}{h} x - \tfrac{v l}{\sqrt 3} y $$
+
+    All samples are cut at the same places, with noise of their own. The last few pieces before a place are kept, and
+    all of those ahead.
+
+    Args:
+        seeds: the samples'.
+        shape: of all of them (B, *).
+        length: of the paths, from 0.
+        start: the time at which the run starts, as for a `NoiseStream`.
+        dtype: of the paths.
+        device: of the paths.
+        with_area: whether areas are asked for.
+
+    Source: Foster, 2020, thesis, University of Oxford, theorem 6.1.4 (the cut); Lévy, 1948 (without area).
+
+    Examples:
+        >>> paths = PathWithArea(SampleSeeds(7, range(2)), (2, 1000), 1.0, 1.0, torch.float64, with_area=True)
+        >>> w, area = paths.between(0.0, 0.5)
+        >>> bool(abs(w.var() - 0.5) < 0.05), bool(abs(area.var() - 0.5**3 / 3) < 0.005)
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        seeds: SampleSeeds,
+        shape: tuple[int, ...],
+        length: float,
+        start: float,
+        dtype: torch.dtype,
+        device: torch.device | str | None = None,
+        *,
+        with_area: bool = False,
+    ) -> None:
+        self._stream = NoiseStream(seeds, "path", start)
+        self._like = shape, dtype, device
+        whole = self._noise().mul_(math.sqrt(length))
+        area = self._noise().mul_(math.sqrt(length / 12)) if with_area else None
+        self._intervals = [_Interval(0.0, length, whole, area)]
+
+    def between(self, a: float, b: float) -> tuple[Tensor, Tensor | None]:
+        """The increment over [a, b], and the area below it.
+
+        Raises:
+            ValueError: for places outside of the paths, or long before those asked for last.
+        """
+        first = self._intervals[0].start
+        last = self._intervals[-1].end
+        if not first <= a < b <= last:
+            raise ValueError(f"the paths are known from {first} to {last}, and [{a}, {b}] is asked for")
+
+        self._cut_at(a)
+        self._cut_at(b)
+        before = sum(interval.end <= a for interval in self._intervals)
+        del self._intervals[: max(0, before - KEPT)]
+
+        increment: Tensor | None = None
+        area: Tensor | None = None
+        for start, end, w, h in self._intervals:
+            if not (a <= start and end <= b):
+                continue
+            length = end - start
+            if h is not None:
+                own = (w / 2 + h) * length
+                area = own if area is None or increment is None else area + own + length * increment
+            increment = w if increment is None else increment + w
+        assert increment is not None
+        return increment, area
+
+    def _cut_at(self, place: float) -> None:
+        """Cut the piece that the place lies in."""
+        for i, interval in enumerate(self._intervals):
+            if interval.start < place < interval.end:
+                self._intervals[i : i + 1] = self._parts(interval, place)
+                return
+
+    def _parts(self, interval: _Interval, place: float) -> list[_Interval]:
+        """The near and the far part of a piece."""
+        start, end, whole, area = interval
+        left = place - start
+        right = end - place
+        h = end - start
+        x = self._noise()
+        if area is None:
+            near = left / h * whole + math.sqrt(left * right / h) * x
+            return [_Interval(start, place, near, None), _Interval(place, end, whole - near, None)]
+
+        y = self._noise()
+        cubes = left**3 + right**3
+        v = math.sqrt(left * right / cubes) / 2
+        near = left / h * whole + 6 * left * right / h**2 * area + 2 * v * cubes / h**2 * x
+        area_near = (left / h) ** 2 * area - v * left**2 / h * x + v * right / math.sqrt(3) * y
+        area_far = (right / h) ** 2 * area - v * right**2 / h * x - v * left / math.sqrt(3) * y
+        return [_Interval(start, place, near, area_near), _Interval(place, end, whole - near, area_far)]
+
+    def _noise(self) -> Tensor:
+        return self._stream.normal(*self._like)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from sgm_sde.engine.adaptive import (
     Integration,
     check_tolerances,
 )
+from sgm_sde.engine.brownian import PathWithArea
 from sgm_sde.schemes.adaptive import VARIABLES, Flow, default_variable, require_one_noise_level
 from sgm_sde.schemes.base import AdaptiveSolver, Problem
 from sgm_sde.scores.model import BoundScore
@@ -333,7 +334,7 @@ class SciPy(FlowBackend):
 class TorchSDE(Backend):
     """torchsde on the reverse SDE, its time turned round and its states flattened for it: `"torchsde:srk"`.
 
-    Each sample has a Brownian interval of its own, seeded by the sample's seed, in the place of one for the batch. With
+    Each sample has a Brownian path of its own, from the sample's seed, in the place of one for the batch. With
     `steps=` the steps are even and samples are independent; without, the library chooses them for the whole batch.
     Since the noise does not depend on the state, Itô and Stratonovich methods solve the same equation.
 
@@ -366,9 +367,10 @@ class TorchSDE(Backend):
         span = problem.start - problem.end
         ts = torch.tensor([0.0, span], dtype=y.dtype, device=y.device)
 
-        seeds = [problem.seeds[i] for i in index.tolist()]
-        levy = "space-time" if self.method == "srk" else "none"
-        bm = _intervals(seeds, y, ts, levy)
+        seeds = problem.seeds.select(index.numpy(force=True))
+        with_area = self.method == "srk"
+        paths = PathWithArea(seeds, tuple(y.shape), float(ts[1]), problem.start, y.dtype, y.device, with_area=with_area)
+        bm = _brownian(paths, y, "space-time" if with_area else "none")
         adaptive = problem.steps is None
         dt = span / 100 if problem.steps is None else span / problem.steps * (1 + STEP_ROUNDING)
         with warnings.catch_warnings():  # of noise that depends on the state, which this one does not
@@ -411,33 +413,21 @@ class _Reverse:
         return torch.full_like(y, float(self.problem.sde.g(t)))
 
 
-def _intervals(seeds: Sequence[tuple[int, int]], y: Tensor, ts: Tensor, levy: str) -> Any:
-    """A Brownian interval for each sample, as one."""
+def _brownian(paths: PathWithArea, y: Tensor, levy: str) -> Any:
+    """Paths of a batch like y (b, D) as torchsde takes them."""
     import torchsde
 
-    class Intervals(torchsde.BaseBrownian):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.each = [
-                torchsde.BrownianInterval(
-                    *ts, size=(1, y.shape[1]), dtype=y.dtype, device=y.device,
-                    entropy=seed << 64 | index, levy_area_approximation=levy,
-                )
-                for seed, index in seeds
-            ]  # fmt: skip
-
-        def __call__(self, *place: Any, **wanted: bool) -> Any:
-            parts = [w(*place, **wanted) for w in self.each]
-            if isinstance(parts[0], tuple):
-                return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-            return torch.cat(parts)
+    class Paths(torchsde.BaseBrownian):  # type: ignore[misc]
+        def __call__(self, ta: Any, tb: Any, return_U: bool = False, return_A: bool = False) -> Any:
+            increment, area = paths.between(float(ta), float(tb))
+            return (increment, area) if return_U else increment
 
         def __repr__(self) -> str:
-            return f"Intervals({len(self.each)})"
+            return f"Paths({len(y)})"
 
         dtype = property(lambda self: y.dtype)
         device = property(lambda self: y.device)
         shape = property(lambda self: y.shape)
         levy_area_approximation = property(lambda self: levy)
 
-    return Intervals()
+    return Paths()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sgm_sde as sg
-from sgm_sde.engine.brownian import BrownianTree, PathNoise, _half_of, noisy_steps
+from sgm_sde.engine.brownian import KEPT, BrownianTree, PathNoise, PathWithArea, _half_of, noisy_steps
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.grids import Grid, LogSNR, Uniform
@@ -308,3 +308,68 @@ def test_what_has_no_path() -> None:
         sg.sample(lambda x, t: -x, sg.VPSDE(), (2, 2), solver="euler-ancestral", grid=[1.0, 0.5, 0.0], noise="path")
     with pytest.raises(ValueError, match="noise='path' would change nothing: ddim draws no noise in its steps"):
         run("ddim", 5, sg.VPSDE())
+
+
+# --- Paths with the area below them ----------------------------------------------------------------------------------
+
+
+def with_area(n: int = 3, d: int = 4, seed: int = 7) -> PathWithArea:
+    """Paths on [0, 2]."""
+    return PathWithArea(SampleSeeds(seed, range(n)), (n, d), 2.0, 1.0, F64, with_area=True)
+
+
+def test_areas_add_up() -> None:
+    """The increment and the area of a piece are those of its parts, wherever it is cut."""
+    paths = with_area()
+    w, area = paths.between(0.0, 1.3)
+    parts = [paths.between(a, b) for a, b in pairwise((0.0, 0.7, 0.9, 1.3))]
+    torch.testing.assert_close(w, sum(part[0] for part in parts))
+
+    total = torch.zeros_like(w)
+    below = torch.zeros_like(w)
+    for (part, own), length in zip(parts, (0.7, 0.2, 0.4), strict=True):
+        assert own is not None
+        total = total + own + below * length
+        below = below + part
+    torch.testing.assert_close(area, total)
+
+
+def test_the_law_of_increments_and_areas() -> None:
+    """Normal, independent between pieces, with the covariance of a path and its integral, also where a step is tried
+    again with two halves, and where pieces of different lengths meet."""
+    paths = with_area(1, 40_000)
+    paths.between(0.0, 1.5)
+    places = (0.0, 0.3, 0.45, 1.1, 2.0)
+    rows = torch.cat([torch.cat([w, area]) for w, area in (paths.between(a, b) for a, b in pairwise(places))])
+    expected = torch.block_diag(
+        *(torch.tensor([[h, h**2 / 2], [h**2 / 2, h**3 / 3]], dtype=F64) for h in (b - a for a, b in pairwise(places)))
+    )
+    size = expected.diag().sqrt()
+    normed = (torch.cov(rows) - expected) / torch.outer(size, size)
+    assert float(normed.abs().max()) < 0.03  # six standard deviations
+    kurtosis = (rows / size[:, None]).pow(4).mean(1)
+    assert float((kurtosis - 3).abs().max()) < 0.3
+
+
+def test_paths_of_a_sample_are_its_own() -> None:
+    """Alone and in a batch, with area and without."""
+    for area in (False, True):
+        seeds = SampleSeeds(3, range(4))
+        all_of_them = PathWithArea(seeds, (4, 5), 2.0, 1.0, F64, with_area=area)
+        alone = PathWithArea(seeds[2:3], (1, 5), 2.0, 1.0, F64, with_area=area)
+        for a, b in ((0.0, 0.5), (0.0, 0.25), (0.25, 0.5), (0.5, 2.0)):
+            for one, other in zip(all_of_them.between(a, b), alone.between(a, b), strict=True):
+                assert one is other is None or torch.equal(one[2:3], other)
+
+
+def test_what_lies_behind_is_dropped() -> None:
+    """All but a few pieces; to ask for it is an error, and so is a place outside."""
+    paths = with_area()
+    places = torch.linspace(0, 2, 41, dtype=F64).tolist()
+    for a, b in pairwise(places):
+        paths.between(a, b)
+        assert len(paths._intervals) <= KEPT + 2
+    paths.between(places[-6], places[-5])
+    for a, b in ((0.0, 0.1), (1.9, 2.1), (2.0, 2.0)):
+        with pytest.raises(ValueError, match="the paths are known from"):
+            paths.between(a, b)

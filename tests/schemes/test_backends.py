@@ -19,6 +19,8 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.engine.adaptive import Integration
+from sgm_sde.engine.brownian import PathWithArea
+from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.schemes.backends import OutOfCalls, _Seen
 from sgm_sde.schemes.base import Problem
 from tests.conventions import case_id
@@ -244,7 +246,7 @@ def test_a_budget_sample_by_sample_is_refused() -> None:
 
 VP = sg.VPSDE()
 SHAPE = (3, 2, 2)
-SEEDS = ((5, 0), (6, 0), (7, 3))
+SEEDS = resolve_seeds([(5, 0), (6, 0), (7, 3)], None, 3)
 
 
 def run_alone(solver: Any, *, score: Any = None, sde: sg.SDE = VP, n: int = 3, **options: Any) -> Integration:
@@ -330,11 +332,29 @@ def test_scipy_is_scipy(method: str) -> None:
     assert end.calls == len(calls)
 
 
-def brownian(seed: int, index: int, levy: str = "none") -> torchsde.BrownianInterval:
-    """The path of a sample."""
-    return torchsde.BrownianInterval(
-        0.0, VP.T - VP.eps, size=(1, 4), dtype=F64, entropy=seed << 64 | index, levy_area_approximation=levy
-    )  # fmt: skip
+def paths(n: int, *, with_area: bool = False) -> PathWithArea:
+    """The paths of the first n samples, that of each from its seed alone."""
+    return PathWithArea(SEEDS[:n], (n, 4), VP.T - VP.eps, VP.T, F64, with_area=with_area)
+
+
+class Brownian(torchsde.BaseBrownian):  # type: ignore[misc]
+    """Those of one sample as the library takes them."""
+
+    dtype, device, shape = F64, torch.device("cpu"), torch.Size((1, 4))
+    levy_area_approximation = "none"
+
+    def __init__(self, levy: str) -> None:
+        super().__init__()
+        self.levy_area_approximation = levy
+        self.paths = paths(1, with_area=levy != "none")
+
+    def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False) -> Any:
+        """The increment, and the area."""
+        found = self.paths.between(float(ta), float(tb))
+        return found if return_U else found[0]
+
+    def __repr__(self) -> str:
+        return "Brownian()"
 
 
 @pytest.mark.parametrize("method", ["euler", "heun"])
@@ -343,11 +363,11 @@ def test_sde_steps_by_hand(method: str) -> None:
     steps, x = 3, VP.prior_sample(SHAPE, seed=0, dtype=F64)
     rev = VP.reverse(elementwise_score(VP), eta=1.0)
     dt = (VP.T - VP.eps) / steps * (1 + 1e-9)
-    paths = [brownian(*seed) for seed in SEEDS]
+    path = paths(3)
     for k in range(steps):
         s, s_next = k * dt, min((k + 1) * dt, VP.T - VP.eps)
         t, t_next = (torch.full((3,), VP.T - place, dtype=F64) for place in (s, s_next))
-        dW = torch.cat([path(s, s_next) for path in paths]).reshape(SHAPE)
+        dW = path.between(s, s_next)[0].reshape(SHAPE)
         slope, g = -rev.f(x, t), float(rev.g(t[:1]))
         there = x + slope * (s_next - s) + g * dW
         if method == "euler":
@@ -383,7 +403,7 @@ def test_torchsde_is_torchsde(method: str, steps: int | None) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Numerical solution is not guaranteed")
         known = torchsde.sdeint(
-            Sde(), y, ts, bm=brownian(*SEEDS[0], "space-time" if method == "srk" else "none"), method=method,
+            Sde(), y, ts, bm=Brownian("space-time" if method == "srk" else "none"), method=method,
             dt=span / 100 if steps is None else span / steps * (1 + 1e-9), adaptive=steps is None, rtol=0.3, atol=0.2,
         )[-1]  # fmt: skip
     net = Recorder(elementwise_score(VP))
