@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -127,29 +128,47 @@ def _dpm_solver(
     one_of("variant", variant, VARIANTS)
     if flag("singlestep", singlestep) and order > 3:
         raise ValueError(f"order must be 1, 2 or 3, multistep also more, got {order}")
-    sde = "sde-" if callable(eta) or eta else ""
-    diverging = bool(sde) and prediction == "noise"  # in few steps
+    noisy = callable(eta) or eta != 0
+    diverging = noisy and prediction == "noise"  # in few steps
+    usual = "midpoint" if order == 2 else "exact"
+    parts = [
+        "published" if diverging else None,
+        None if variant == usual else "published-weights" if diverging and variant == "published" else variant,
+    ]
     if singlestep:
         if start is not None:
             raise ValueError(f"a single-step solver needs no start, got start={start!r}")
         if lower_final is not None:
             raise ValueError(f"a single-step solver has no history to leave out, got lower_final={lower_final!r}")
-        suffix = "s" if family == "dpm++" else ""  # the first paper's solvers are single-step, and go without
-        name = f"{sde}{family}{order}{suffix}{'-published' if diverging else ''}"
+        kind = "s" if family == "dpm++" else ""  # the first paper's solvers are single-step, and go without
         return ExponentialRungeKutta(
-            stages=order, name=name, prediction=prediction, variant=variant, eta=eta, source=source
-        )
+            stages=order, name=_dpm_name(family, order, kind, parts, eta), prediction=prediction, variant=variant,
+            eta=eta, source=source,
+        )  # fmt: skip
     if order == 1 and variant != "exact":
         raise ValueError(f"order 1 has no variants, got variant={variant!r}")
     least = 4 if variant == "published" else 3
-    start = _warm_if(order, start, eta, least)
-    cold = order >= least and start == "cold" and not sde
-    kind = "-published" if diverging or variant == "published" else "-cold" if cold else ""
-    name = f"{sde}{family}{order}m{kind}"
+    start_usual = _warm_if(order, None, eta, least)
+    start = start_usual if start is None else start
+    lower_final = _lower(order, lower_final)
+    lowered = None if lower_final is None or order == 1 else "lowered" if lower_final else "unlowered"
+    parts += [None if start == start_usual else start, lowered]
     return ExponentialAdams(
-        nodes=order, start=start, lower_final=_lower(order, lower_final), name=name,
+        nodes=order, start=start, lower_final=lower_final, name=_dpm_name(family, order, "m", parts, eta),
         prediction=prediction, variant=variant, eta=eta, source=source,
     )  # fmt: skip
+
+
+def _dpm_name(family: str, order: int, kind: str, parts: Sequence[str | None], eta: Eta) -> str:
+    """The registry's name, or with what differs from the solver there; functions eta of time share one.
+
+    Examples:
+        >>> DPMSolver(2, eta=1.0, singlestep=False).name, DPMSolverPP(2, eta=0.5, variant="exact").name
+        ('sde-dpm2m-published', 'sde-dpm++2m-exact-eta0.5')
+    """
+    sde = "sde-" if callable(eta) or eta else ""
+    of_eta = "eta-of-t" if callable(eta) else None if eta in (0, 1) else f"eta{eta!r}"
+    return "-".join([f"{sde}{family}{order}{kind}", *(str(part) for part in (*parts, of_eta) if part)])
 
 
 def DEIS(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -578,8 +580,8 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
     (sg.DPMSolverPP(3, start="cold"), "dpm++3m-cold", lowering(nodes=3)),
     (sg.DPMSolverPP(2, start="cold"), "dpm++2m", lowering(variant="midpoint")),
     (sg.DPMSolverPP(3, eta=1.0), "sde-dpm++3m", lowering(nodes=3, eta=1.0)),
-    (sg.DPMSolverPP(2, eta=abs), "sde-dpm++2m", lowering(variant="midpoint", eta=abs)),
-    (sg.DPMSolverPP(3, eta=abs), "sde-dpm++3m", lowering(nodes=3, eta=abs)),
+    (sg.DPMSolverPP(2, eta=abs), "sde-dpm++2m-eta-of-t", lowering(variant="midpoint", eta=abs)),
+    (sg.DPMSolverPP(3, eta=abs), "sde-dpm++3m-eta-of-t", lowering(nodes=3, eta=abs)),
     (sg.DPMSolverPP(3, variant="published"), "dpm++3m-published", lowering(nodes=3, variant="published")),
     (sg.DPMSolverPP(4, variant="published"), "dpm++4m-published", lowering(nodes=4, variant="published", start="warm")),
     (sg.DPMSolverPP(2, singlestep=True), "dpm++2s", single(variant="midpoint")),
@@ -606,7 +608,7 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
     (sg.UniPC(1), "unipc1", adams(variant="midpoint", nodes=1, corrector=2)),
     (sg.UniPC(lower_final=True), "unipc3", adams(variant="midpoint", nodes=3, corrector=4, lower_final=True)),
     (sg.DEIS(lower_final=False), "deis3", adams(**NOISE, variable="time", nodes=3, start="warm")),
-    (sg.DPMSolverPP(lower_final=False), "dpm++2m", adams(variant="midpoint")),
+    (sg.DPMSolverPP(lower_final=False), "dpm++2m-unlowered", adams(variant="midpoint")),
     (sg.SASolver(2, corrector=0), "sa-solver", lowering(nodes=2, eta=1.0, window=(0.05, 1.0))),
     (sg.schemes.SEEDS(), "seeds2", single(eta=1.0)),
     (sg.schemes.SEEDS(3), "seeds3", single(stages=3, eta=1.0)),
@@ -629,6 +631,27 @@ def test_families_are_cases_of_the_exponential_integrators(solver: Any, name: An
     assert solver.name == name
     assert solver == dataclasses.replace(case, name=solver.name, source=solver.source)
     assert repr(solver) == repr(case)
+
+
+def test_names_of_dpm_solvers_are_their_own() -> None:
+    """Each setting has one, and those of the registry are names of equal solvers."""
+    known: dict[str, sg.Solver] = {}
+    equal_to = {name: sg.schemes.resolve_any(name) for name in sg.solvers()}
+    options = itertools.product(
+        (sg.DPMSolver, sg.DPMSolverPP), (1, 2, 3, 4), ("exact", "midpoint", "published"), (None, "cold", "warm"),
+        (0.0, 0.5, 1.0, abs), (True, False), (None, True, False),
+    )  # fmt: skip
+    for family, order, variant, start, eta, singlestep, lower_final in options:
+        try:
+            solver = family(
+                order, variant=variant, start=start, eta=eta, singlestep=singlestep, lower_final=lower_final
+            )
+        except ValueError:
+            continue
+        assert known.setdefault(solver.name, solver) == solver
+        assert equal_to.get(solver.name, solver) == solver
+    named = {name for name in equal_to if re.fullmatch(r"(sde-)?dpm(\+\+)?\d.*", name) and "-ancestral" not in name}
+    assert named - known.keys() == {"dpm5m-cold", "dpm++3m-restart"}
 
 
 def test_exponential_integrators_show_what_is_not_default() -> None:
