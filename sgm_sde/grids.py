@@ -276,7 +276,12 @@ class GridRule(Value, ABC):
             raise ValueError(f"t_start must be positive and finite, got {t_start}")
         start, end = self.ends(sde, steps, t_start, t_end)
         if not 0 <= end < start <= sde.T:
-            raise ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got t_start={start} and t_end={end}")
+            ends = (("t_start", t_start, start), ("t_end", t_end, end))
+            got = [f"{name}={asked}" for name, asked, _ in ends if asked is not None]
+            own = [f"; {name} is {placed} if not given" for name, asked, placed in ends if asked is None]
+            raise ValueError(
+                f"need 0 <= t_end < t_start <= T = {sde.T}, got {' and '.join(got) or 'neither'}{''.join(own)}"
+            )
         if steps == 0:
             return Grid([start])
         inner = self.place(sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu"), start, end)

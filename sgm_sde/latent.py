@@ -19,7 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from sgm_sde._utils.checks import check_integer, described, instance_of, number, one_of, require_function, sizes
+from sgm_sde._utils.checks import (
+    check_integer,
+    described,
+    instance_of,
+    keywords,
+    known_arguments,
+    number,
+    one_of,
+    require_function,
+    sizes,
+)
 from sgm_sde._utils.shapes import dimension, expand, flat
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -230,6 +240,7 @@ class LatentScoreModel:
 
         Source: Vahdat, Kreis & Kautz, 2021, arXiv:2106.05931, theorem 1.
         """
+        known_arguments("bound", options, (*keywords(log_prob), *keywords(LatentScoreModel.bound)))
         if isinstance(method, Method):
             options = {"method": method, **options}
             method = "flow"

@@ -49,6 +49,20 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.4, most: int
     return f"; did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
+def known_arguments(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise TypeError, in the name of the function that was called, for arguments that it does not pass on."""
+    known = list(dict.fromkeys(known))
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{function}() got an unexpected argument {name!r}{did_you_mean(name, known)}")
+
+
+def keywords(*functions: Callable[..., object]) -> list[str]:
+    """The names of the arguments that functions take by name only."""
+    parameters = [each for function in functions for each in inspect.signature(function).parameters.values()]
+    return [each.name for each in parameters if each.kind == inspect.Parameter.KEYWORD_ONLY]
+
+
 def flag(option: str, value: object) -> bool:
     """True or False as a bool.
 
@@ -213,11 +227,13 @@ def shape_of_samples(option: str, value: object) -> tuple[int, ...]:
 
 
 def described(value: object) -> str:
-    """A value in an error message: tensors by their shape, a class by what to do with it, the rest on one line, cut."""
+    """A value in an error message: arrays by their shape, a class by what to do with it, the rest on one line, cut."""
     if isinstance(value, Tensor) and value.layout != torch.strided:
         return f"a tensor of layout {value.layout}"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}" if value.numel() != 1 else f"tensor({value.tolist()})"
+    if isinstance(value, np.ndarray):
+        return f"a NumPy array of shape {value.shape} and dtype {value.dtype}"
     if isinstance(value, type):
         return f"the class {value.__name__}: call it"
     text = re.sub(r"\s*\n\s*", " ", repr(value))

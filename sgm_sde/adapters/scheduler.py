@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from sgm_sde.identity import from_spec, spec
 from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
 from sgm_sde.sampling.defaults import Setting, default_setting
 from sgm_sde.sampling.planning import FINALS
-from sgm_sde.sampling.stepping import Stepper, stepper
+from sgm_sde.sampling.stepping import Stepper, require_steppable, stepper
 from sgm_sde.schemes import TCD, Consistency, Solver, resolve
 
 SAME_TIMESTEP = 1e-6  # timesteps closer than this share of the largest are one, in single precision
@@ -118,6 +119,8 @@ class SolverScheduler:
         if isinstance(solver, Setting) and grid is not None:
             raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
         self.solver = solver if solver is None or isinstance(solver, Setting) else resolve(solver)
+        if self.solver is not None:
+            require_steppable(_without_grid(self.solver))
         self.grid = grid
         self.final = final
         self.seed = seed
@@ -507,7 +510,9 @@ class SolverScheduler:
                 f"solver, such as DDIM(eta=1.0), and nothing is clipped"
             )
         run = self._run
-        if run is None or run.taken >= len(run.times):
+        if run is None:
+            raise ValueError("there is no run to step on: call set_timesteps() first")
+        if run.taken >= len(run.times):
             raise ValueError(f"the run's {len(self.timesteps)} network calls are made: call set_timesteps()")
         call = self._first + run.taken
         self._require_timestep(call, timestep)
@@ -536,6 +541,10 @@ class SolverScheduler:
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
+
+
+_own, *_arguments = inspect.signature(SolverScheduler.__init__).parameters.values()
+SolverScheduler.__signature__ = inspect.Signature(_arguments)  # type: ignore[attr-defined]  # not that of __new__
 
 
 OPTIONS = ("solver", "grid", "final", "seed", "T", "integer", "unit_noise")

@@ -23,7 +23,7 @@ from sgm_sde.inverse.linalg import Linearised
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.inverse.posterior_scores import require_measurement
 from sgm_sde.processes.base import SDE, has_scalar_marginal
-from sgm_sde.schemes.base import Solver, WrappedSolver
+from sgm_sde.schemes.base import Solver, WrappedSolver, resolve
 from sgm_sde.schemes.euler import SONG, forward_kernel
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
@@ -50,8 +50,7 @@ class AtNodes(WrappedSolver):
     measurement: Measurement
 
     def __post_init__(self) -> None:
-        if not isinstance(self.solver, Solver):
-            raise TypeError(f"solver must be a Solver, got {described(self.solver)}")
+        settle(self, solver=resolve(self.solver))
         require_measurement(self.measurement)
 
     order = 0

@@ -111,7 +111,7 @@ class Mask(LinearOperator):
 
     def __init__(self, mask: Tensor) -> None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            given = f"dtype {mask.dtype}" if isinstance(mask, Tensor) else repr(mask)
+            given = f"dtype {mask.dtype}" if isinstance(mask, Tensor) else described(mask)
             raise TypeError(f"the mask must be a boolean tensor, true where observed, got {given}")
         if not bool(mask.any()):
             raise ValueError(f"the mask of shape {tuple(mask.shape)} observes nothing")
@@ -138,6 +138,10 @@ class Mask(LinearOperator):
         """Zeros where nothing is observed."""
         if y.shape == self.mask.shape:  # one measurement of all samples
             return torch.where(self.mask.to(y.device), y, 0)
+        if y.shape[1:] != self.mask.shape:
+            raise ValueError(
+                f"y has shape {tuple(y.shape)}, which does not go with the mask's, {tuple(self.mask.shape)}"
+            )
         return self.apply(y)
 
     def __repr__(self) -> str:

@@ -47,7 +47,7 @@ def check_points(x: Tensor) -> Tensor:
         ValueError: for no samples, and values that are not finite.
     """
     if not is_dense(x) or not x.is_floating_point() or x.ndim == 0:
-        given = f"dtype {x.dtype}" if isinstance(x, Tensor) else repr(x)
+        given = f"dtype {x.dtype}" if isinstance(x, Tensor) else described(x)
         raise TypeError(f"x must be a floating tensor (B, *), got {given}; for images of integers use bits_per_dim")
     if len(x) == 0:
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")

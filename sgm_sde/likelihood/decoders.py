@@ -75,8 +75,8 @@ class Levels:
             ValueError: for levels outside of the range, and 0 and 1 alone where there are many levels.
         """
         if not is_integer(images):
-            given = f"dtype {images.dtype}" if isinstance(images, Tensor) else repr(images)
-            raise TypeError(f"images must be of an integer dtype, got {given}: for points use log_prob")
+            given = f"dtype {images.dtype}" if isinstance(images, Tensor) else described(images)
+            raise TypeError(f"images must be a tensor of an integer dtype, got {given}: for points use log_prob")
         images = images.long()  # few operations know the wider unsigned ones
         n_levels = require_count("n_levels", n_levels, 2)
         low, high = range_of("data_range", data_range)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import described, flag, one_of, require_function
+from sgm_sde._utils.checks import described, flag, keywords, known_arguments, one_of, require_function
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
@@ -18,7 +18,7 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.likelihood.checks import check_process, require_count
 from sgm_sde.likelihood.decoders import Levels, diffuse, normal_log_prob
 from sgm_sde.likelihood.flow import chosen_trace, log_prob
-from sgm_sde.likelihood.joint import velocity_bound
+from sgm_sde.likelihood.joint import joint_log_prob, velocity_bound
 from sgm_sde.likelihood.methods import Hutchinson, Trace, resolve_method
 from sgm_sde.likelihood.results import BitsPerDimResult, LogProbResult
 from sgm_sde.processes.base import has_matrix_marginal
@@ -124,6 +124,8 @@ def bits_per_dim(
         >>> images = torch.tensor(load_digits().images[:8]).long()[:, None]  # doctest: +SKIP
         >>> sg.bits_per_dim(score, sde, images, n_levels=17, data_range=(-1, 1), seed=0)  # doctest: +SKIP
     """
+    known = keywords(velocity_bound, joint_log_prob) if has_matrix_marginal(sde) else keywords(log_prob)
+    known_arguments("bits_per_dim", options, (*known, *keywords(bits_per_dim)))
     levels = Levels.of(images, n_levels, data_range, dtype)
     repeats = require_count("repeats", repeats)
     importance = flag("importance", importance)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
-from sgm_sde._utils.checks import described, one_of, require_function
+from sgm_sde._utils.checks import described, keywords, known_arguments, one_of, require_function
 from sgm_sde._utils.tree import Conditions, Path
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -328,6 +328,7 @@ def choose_probe_basis(
         >>> choose_probe_basis(oracle.score(sde), sde, oracle.sample(8, seed=0), seed=0).basis
         'dct'
     """
+    known_arguments("choose_probe_basis", options, (*keywords(log_prob), *keywords(choose_probe_basis)))
     fixed = {"trace", "enable_grad"} & options.keys()
     if fixed:
         raise ValueError(f"a pilot sets {', '.join(sorted(fixed))} itself")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
-from sgm_sde._utils.checks import described, instance_of
+from sgm_sde._utils.checks import described, instance_of, keywords, known_arguments
 from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import execute
@@ -258,6 +258,7 @@ def velocity_bound(
         >>> bound.value.shape
         torch.Size([3])
     """
+    known_arguments("velocity_bound", options, (*keywords(joint_log_prob), "n_draws"))
     n_draws = require_count("n_draws", n_draws)
     instance_of("sde", sde, MatrixSDE, "a process with a matrix, such as CLD()")
     x = check_points(x)

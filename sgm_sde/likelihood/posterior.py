@@ -16,6 +16,8 @@ from sgm_sde._utils.checks import (
     check_integer,
     check_per_sample_scalar,
     instance_of,
+    keywords,
+    known_arguments,
     number,
     require_floating,
     require_function,
@@ -102,6 +104,7 @@ def log_posterior(
     check_per_sample_scalar("log_prior", prior, len(theta))
 
     many, y = paired(theta, observations)
+    known_arguments("log_posterior", options, (*keywords(log_prob), "argument"))
     found = log_prob(score_fn, sde, many, model_kwargs={argument: PerSample(y)}, **options)
     each = found.value.view(len(theta), n)
     stderr = found.stderr.view(len(theta), n)

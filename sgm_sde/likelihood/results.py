@@ -82,6 +82,11 @@ class LogProbResult:
     protocol: LikelihoodProtocol
 
     @property
+    def eps(self) -> float:
+        """The time at which the density is taken, the protocol's."""
+        return self.protocol.eps
+
+    @property
     def status(self) -> Status:
         """Status of a finite likelihood; others raise."""
         return Status()

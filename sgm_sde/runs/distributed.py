@@ -679,8 +679,8 @@ def classes_of(model: Model, labels: Sequence[int] | str | None) -> list[int] | 
 
 def _check_images(model: Model, images: Tensor, n_levels: int) -> None:
     if not isinstance(images, Tensor) or images.is_floating_point() or images.dtype == torch.bool:
-        given = f"dtype {images.dtype}" if isinstance(images, Tensor) else repr(images)
-        raise TypeError(f"images must be of an integer dtype, got {given}")
+        given = f"dtype {images.dtype}" if isinstance(images, Tensor) else described(images)
+        raise TypeError(f"images must be a tensor of an integer dtype, got {given}")
 
     if tuple(images.shape[1:]) != model.shape or not len(images):
         shape = ", ".join(map(str, model.shape))

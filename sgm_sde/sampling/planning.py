@@ -129,7 +129,10 @@ def _fit(solver: Solver, nfe: int | None, denoise: bool) -> tuple[Solver, int]:
     solver, steps = solver.fit(budget - denoise)
     only_denoises = denoise and budget == 1
     if steps < 1 and not only_denoises:
-        raise too_small(budget, f"one step of {solver.name}", solver.nfe(1), denoise)
+        calls = solver.nfe(1)
+        a_step = solver.nfe_per_step
+        once = f" ({a_step} a step, {calls - a_step} once a run)" if calls > a_step else ""
+        raise too_small(budget, f"one step of {solver.name}", calls, denoise, once)
     return solver, steps
 
 
@@ -186,7 +189,7 @@ def table_of(solver: Solver, sde: SDE, grid: Grid, final: str) -> Program:
     return solver.end_in_mean(program) if final == "mean" else program
 
 
-def too_small(nfe: int | None, what: str, calls: int, denoise: bool) -> ValueError:
-    """The error of a budget that is too small for something that takes so many calls."""
+def too_small(nfe: int | None, what: str, calls: int, denoise: bool, of_which: str = "") -> ValueError:
+    """The error of a budget that is too small for something that takes so many calls, and what they are for."""
     more = " and final='denoise' one more" if denoise else ""
-    return ValueError(f"nfe={nfe} is too small: {what} takes {calls} network calls{more}")
+    return ValueError(f"nfe={nfe} is too small: {what} takes {calls} network calls{of_which}{more}")

@@ -161,7 +161,7 @@ def sample(
         asked = _along_flow(asked, {"resume": resume, "t_start": t_start, "noise": noise, "record": record}, execution)
 
     job = begin(score, sde, start, asked, noise) if resume is None else resumed(resume, sde, start, asked, noise)
-    _require_applicable(job, recorded, execution, noise)
+    _require_applicable(job, recorded, execution, noise, is_default=solver is None and resume is None)
     if score.dtype is None and job.dtype != job.state_dtype:
         score = score.cast_to(job.dtype)
     if execution.compile:
@@ -260,7 +260,7 @@ def _option(name: str, value: object, kind: type[Option]) -> Option:
     return kind() if value is None else value
 
 
-def _require_applicable(job: Job, record: Record, execution: Execution, noise: str | None) -> None:
+def _require_applicable(job: Job, record: Record, execution: Execution, noise: str | None, is_default: bool) -> None:
     """Raise ValueError for an option that would do nothing."""
     if isinstance(job.solver, AdaptiveSolver):
         options = {
@@ -273,9 +273,8 @@ def _require_applicable(job: Job, record: Record, execution: Execution, noise: s
         }
         require_unused(job.solver, options)
     elif noise == "path" and job.program is not None and not job.program.stochastic:
-        raise ValueError(
-            f"noise='path' would change nothing: {job.solver.name} draws no noise in its steps; leave it out"
-        )
+        named = f"the default solver ({job.solver.name})" if is_default else job.solver.name
+        raise ValueError(f"noise='path' would change nothing: {named} draws no noise in its steps; leave it out")
     if record.callback is not None and execution.batch_size is not None:
         raise ValueError("a callback sees all samples at each step: leave out batch_size=, which runs them in parts")
     if execution.parallel is not None:

@@ -70,15 +70,19 @@ def stepper(
         (True, True)
     """
     final = final_update(sde, final)
-    chosen, placed, program = plan(sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, final=final)
+    chosen, _, program = plan(sde, solver, nfe=nfe, steps=steps, grid=grid, t_start=t_start, final=final)
     if program is None or isinstance(chosen, AdaptiveSolver):
         raise TypeError(f"{chosen.name} finds its own steps, and a solver on a grid is needed here")
 
+    require_steppable(chosen)
     denoise = final == "denoise" and not chosen.ends_in_data
-    run = Stepper(program, sde, prediction=prediction, denoise=denoise, seed=seed)
-    if chosen.hooks(sde, placed, run._model, NoiseStream((), "corrector"), mean=final == "mean"):
-        raise ValueError(f"{chosen.name} calls the network between timesteps: use sample(), which calls it itself")
-    return run
+    return Stepper(program, sde, prediction=prediction, denoise=denoise, seed=seed)
+
+
+def require_steppable(solver: Solver) -> None:
+    """Raise ValueError for a solver that calls the network itself, between those calls that the caller makes."""
+    if solver.has_hooks:
+        raise ValueError(f"{solver.name} calls the network between timesteps: use sample(), which calls it itself")
 
 
 class Stepper:

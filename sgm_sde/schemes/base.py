@@ -428,8 +428,8 @@ def canonical(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def resolve(solver: Solver | str) -> Solver:
-    """A solver on a grid from its name.
+def resolve(solver: Solver | str, option: str = "solver") -> Solver:
+    """A solver on a grid from its name, given as an option.
 
     Raises:
         ValueError: for an unknown name; the message lists the near ones.
@@ -439,7 +439,7 @@ def resolve(solver: Solver | str) -> Solver:
         isinstance(solver, str) and (canonical(solver) in ADAPTIVE or ":" in solver)
     ):
         raise TypeError(f"{solver!r} finds its own steps, and a solver on a grid is needed here")
-    found: Solver = _resolve(solver, {**REGISTRY, **FEW_STEPS})
+    found: Solver = _resolve(solver, {**REGISTRY, **FEW_STEPS}, option)
     return found
 
 
@@ -473,11 +473,11 @@ def _no_solver(given: object) -> str:
     return described(given)
 
 
-def _resolve(solver: object, known: Mapping[str, Callable[[], Found]]) -> Solver | Found:
+def _resolve(solver: object, known: Mapping[str, Callable[[], Found]], option: str = "solver") -> Solver | Found:
     if isinstance(solver, Solver):
         return solver
     if not isinstance(solver, str):
-        raise TypeError(f"solver must be a name or a Solver, got {_no_solver(solver)}")
+        raise TypeError(f"{option} must be a name or a Solver, got {_no_solver(solver)}")
     name = canonical(solver)
     if name not in known:
         raise unknown("solver", solver, known, " solvers() has all of them", spelled=name)

@@ -21,7 +21,7 @@ from sgm_sde.engine.program import Form, Program, Step
 from sgm_sde.grids import Grid
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_scalar_marginal
-from sgm_sde.schemes.base import Solver, WrappedSolver
+from sgm_sde.schemes.base import Solver, WrappedSolver, resolve
 from sgm_sde.schemes.euler import SONG
 from sgm_sde.scores.model import BoundScore
 
@@ -296,7 +296,7 @@ class PredictorCorrector(WrappedSolver):
     Network calls per step: the predictor's plus `corrector.n_steps`.
 
     Args:
-        predictor: any solver, stochastic or not, multistep too.
+        predictor: any solver or its name, stochastic or not, multistep too.
         corrector: `Langevin`, `AnnealedLangevin` or your own.
         order: `"PC"` or `"CP"`.
         sequence: the same, by the name of the attribute; as an attribute `order` is that of convergence.
@@ -319,11 +319,10 @@ class PredictorCorrector(WrappedSolver):
     sequence: str
 
     def __init__(
-        self, predictor: Solver, corrector: Corrector, order: str = "PC", *, sequence: str | None = None
+        self, predictor: Solver | str, corrector: Corrector, order: str = "PC", *, sequence: str | None = None
     ) -> None:
         order = order if sequence is None else sequence
-        if not isinstance(predictor, Solver):
-            raise TypeError(f"predictor must be a Solver, got {described(predictor)}")
+        predictor = resolve(predictor, "predictor")
         if not isinstance(corrector, Corrector):
             raise TypeError(f"corrector must be a Corrector, got {described(corrector)}")
         one_of("order", order, ("PC", "CP"))

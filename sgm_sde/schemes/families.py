@@ -12,7 +12,7 @@ from sgm_sde._utils.checks import check_integer, described, flag, number, one_of
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.processes.base import SDE
-from sgm_sde.schemes.base import Solver, WrappedSolver
+from sgm_sde.schemes.base import Solver, WrappedSolver, resolve
 from sgm_sde.schemes.exponential import Eta, ExponentialAdams, ExponentialRungeKutta
 from sgm_sde.schemes.linear_part import VARIANTS
 
@@ -273,11 +273,12 @@ def IPNDM(order: int = 4, *, variable_steps: bool = False) -> ExponentialAdams:
     )
 
 
-def UniC(predictor: Solver, nodes: int | None = None) -> ExponentialAdams:
+def UniC(predictor: Solver | str, nodes: int | None = None) -> ExponentialAdams:
     """UniC: corrects each step of a multistep predictor with the network call that the next step makes anyway.
 
     Args:
-        predictor: any `ExponentialAdams`: DPM-Solver(++) multistep, DEIS, LMS, iPNDM, with noise or without.
+        predictor: any `ExponentialAdams` or its name: DPM-Solver(++) multistep, DEIS, LMS, iPNDM, with noise or
+            without.
         nodes: evaluations the corrector uses, that at the step's end included; one more than the predictor
             by default.
 
@@ -290,6 +291,8 @@ def UniC(predictor: Solver, nodes: int | None = None) -> ExponentialAdams:
         >>> UniC(DEIS(2)).order
         3
     """
+    if isinstance(predictor, str):
+        predictor = resolve(predictor)
     if not isinstance(predictor, ExponentialAdams):
         raise TypeError(f"UniC corrects multistep solvers (ExponentialAdams), got {described(predictor)}")
     nodes = predictor.nodes + 1 if nodes is None else check_integer("nodes", nodes)
@@ -630,7 +633,7 @@ class AncestralNoise(WrappedSolver):
     Order that of the solver, weak order too, up to 2; as many network calls per step.
 
     Args:
-        solver: a deterministic solver of one step, whose inner nodes lie within the step.
+        solver: a deterministic solver of one step or its name, whose inner nodes lie within the step.
         eta: stochasticity in (0, 1].
 
     Raises:
@@ -647,12 +650,14 @@ class AncestralNoise(WrappedSolver):
     solver: Solver
     eta: float = 1.0
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.solver, ExponentialRungeKutta) or self.solver.stochastic or self.solver.stages > 2:
+    def __init__(self, solver: Solver | str, eta: float = 1.0) -> None:
+        if isinstance(solver, str):
+            solver = resolve(solver)
+        if not isinstance(solver, ExponentialRungeKutta) or solver.stochastic or solver.stages > 2:
             raise TypeError(
-                f"solver must be a deterministic ExponentialRungeKutta of 1 or 2 stages, got {described(self.solver)}"
+                f"solver must be a deterministic ExponentialRungeKutta of 1 or 2 stages, got {described(solver)}"
             )
-        settle(self, eta=number("eta", self.eta, above=0, most=1))
+        settle(self, solver=solver, eta=number("eta", eta, above=0, most=1))
 
     @property
     def name(self) -> str:
@@ -695,7 +700,7 @@ class Restart(WrappedSolver):
     Order that of the solver; network calls: the solver's, and those of `rounds` passes.
 
     Args:
-        solver: any solver, multistep too.
+        solver: any solver or its name, multistep too.
         s_min: lower end of the stretch.
         s_max: upper end.
         rounds: how often, K.
@@ -718,16 +723,22 @@ class Restart(WrappedSolver):
     rounds: int = 1
     n_steps: int = 3
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.solver, Solver):
-            raise TypeError(f"solver must be a Solver, got {described(self.solver)}")
-        if self.solver.has_hooks:
-            raise TypeError(
-                f"{self.solver!r} works at the grid's nodes, which restarts leave: wrap it outside of Restart"
-            )
-        if not 0 < real("s_min", self.s_min) < real("s_max", self.s_max) < math.inf:
-            raise ValueError(f"need 0 < s_min < s_max, got {self.s_min} and {self.s_max}")
-        settle(self, rounds=check_integer("rounds", self.rounds), n_steps=check_integer("n_steps", self.n_steps))
+    def __init__(
+        self, solver: Solver | str, s_min: float = 0.14, s_max: float = 0.3, rounds: int = 1, n_steps: int = 3
+    ) -> None:
+        solver = resolve(solver)
+        if solver.has_hooks:
+            raise TypeError(f"{solver!r} works at the grid's nodes, which restarts leave: wrap it outside of Restart")
+        if not 0 < real("s_min", s_min) < real("s_max", s_max) < math.inf:
+            raise ValueError(f"need 0 < s_min < s_max, got {s_min} and {s_max}")
+        settle(
+            self,
+            solver=solver,
+            s_min=s_min,
+            s_max=s_max,
+            rounds=check_integer("rounds", rounds),
+            n_steps=check_integer("n_steps", n_steps),
+        )
 
     stochastic = True
     source = "Xu et al., 2023, arXiv:2306.14878"

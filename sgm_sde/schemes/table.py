@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import TypeVar
 
 from sgm_sde.grids import rule_name
@@ -48,6 +48,18 @@ class SolverTable(Mapping[str, Solver | AdaptiveSolver]):
 
     def __len__(self) -> int:
         return len(self.fixed) + len(self.adaptive)
+
+    def keys(self) -> KeysView[str]:
+        """The names."""
+        return dict.fromkeys(self).keys()
+
+    def values(self) -> ValuesView[Solver | AdaptiveSolver]:
+        """The solvers."""
+        return dict(super().items()).values()
+
+    def items(self) -> ItemsView[str, Solver | AdaptiveSolver]:
+        """Names and solvers."""
+        return dict(super().items()).items()
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table's cells as text: name, order, weak order, NFE per step, grid, source."""

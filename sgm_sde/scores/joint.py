@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import FAR, described, number
+from sgm_sde._utils.checks import FAR, described, known_arguments, number
 from sgm_sde._utils.shapes import expand
 from sgm_sde.processes.base import SDE, has_matrix_marginal
 from sgm_sde.processes.matrix import MatrixSDE, apply, double
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
         time_label: TimeLabel | None
         dtype: torch.dtype | None
+
+
+OPTIONS = ("time_label", "dtype")  # of `JointOptions`
 
 
 class VelocityScore(Score):
@@ -113,6 +116,7 @@ def from_velocity_noise(
         >>> sde.position(res.x).shape
         torch.Size([4, 3])
     """
+    known_arguments("from_velocity_noise", options, ("mixed", *OPTIONS))
     return VelocityScore(net, sde, "noise_v", mixed=mixed, **options)
 
 
@@ -135,6 +139,7 @@ def from_velocity_score(net: Network, sde: SDE, **options: Unpack[JointOptions])
         >>> from_velocity_score(lambda z, t: -4 * z[:, 1], sg.CLD())(torch.ones(1, 2, 1), 1.0)[:, 1]
         tensor([[-4.]])
     """
+    known_arguments("from_velocity_score", options, OPTIONS)
     return VelocityScore(net, sde, "score_v", **options)
 
 

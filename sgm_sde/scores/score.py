@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor, nn
 
-from sgm_sde._utils.checks import described, float_dtype, function_name, instance_of, one_of, require_function
+from sgm_sde._utils.checks import (
+    described,
+    float_dtype,
+    function_name,
+    instance_of,
+    known_arguments,
+    one_of,
+    require_function,
+)
 from sgm_sde._utils.shapes import Time, batch_time, expand
 from sgm_sde._utils.tree import Path
 from sgm_sde.engine.program import MATRIX_PREDICTIONS, PREDICTIONS
@@ -249,6 +257,7 @@ def from_noise(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score
         >>> score(torch.ones(1, 2), 1.0)
         tensor([[-1.0000, -1.0000]])
     """
+    known_arguments("from_noise", options, ScoreOptions.__annotations__)
     return Score(net, sde, "noise", **options)
 
 
@@ -269,6 +278,7 @@ def from_denoiser(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Sc
         >>> score(torch.ones(1, 2), 2.0)
         tensor([[-0.2000, -0.2000]])
     """
+    known_arguments("from_denoiser", options, ScoreOptions.__annotations__)
     return Score(net, sde, "data", **options)
 
 
@@ -287,6 +297,7 @@ def from_v(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
         >>> sg.from_v(lambda x, t: 0 * x, sg.VPSDE()).denoised(torch.ones(1, 1), 1.0)
         tensor([[0.0066]])
     """
+    known_arguments("from_v", options, ScoreOptions.__annotations__)
     return Score(net, sde, "v", **options)
 
 
@@ -308,6 +319,7 @@ def from_flow(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
         >>> sg.from_flow(lambda x, t: x, sg.RectifiedFlowSDE()).denoised(torch.ones(1, 1), 0.25)
         tensor([[0.7500]])
     """
+    known_arguments("from_flow", options, ScoreOptions.__annotations__)
     return Score(net, sde, "flow", **options)
 
 
@@ -326,6 +338,7 @@ def from_score(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score
         >>> sg.from_score(lambda x, t: -x, sg.VPSDE())(torch.ones(1, 1), 0.5)
         tensor([[-1.]])
     """
+    known_arguments("from_score", options, ScoreOptions.__annotations__)
     return Score(net, sde, "score", **options)
 
 

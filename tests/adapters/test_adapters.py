@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import itertools
 import subprocess
 import sys
@@ -447,7 +448,10 @@ def test_misuse_of_the_scheduler() -> None:
     with pytest.raises(ValueError, match="2 network calls are made"):
         scheduler.step(x, second, x)
     with pytest.raises(ValueError, match="calls the network between timesteps"):
-        SolverScheduler(DDPM, "pc").set_timesteps(20)
+        SolverScheduler(DDPM, "pc")
+    with pytest.raises(ValueError, match=r"there is no run .*: call set_timesteps\(\) first"):
+        SolverScheduler(DDPM, "ddim").step(x, first, x)
+    assert str(inspect.signature(SolverScheduler)).startswith("(scheduler: 'Any', solver:")
     with pytest.raises(ValueError, match="takes 3 network calls, got num_inference_steps=5"):
         SolverScheduler(DDPM, "ddim", grid=[1.0, 0.5, 0.1]).set_timesteps(5)
     with pytest.raises(ValueError, match="final must be one of"):

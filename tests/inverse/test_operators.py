@@ -155,6 +155,9 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         r"\(3,\).*\(5, 4\).*\(5, 2\)",
     ),
+    "y that the mask does not fit": (
+        lambda: inverse.Measurement(HALF, torch.zeros(5)), ValueError, r"y has shape \(5,\).*the mask's, \(2,\)",
+    ),
     "y for another batch": (
         lambda: inverse.Measurement(HALF, torch.zeros(3, 2)).residual(torch.zeros(5, 2)), ValueError, r"\(3, 2\)",
     ),
@@ -167,7 +170,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "data_std": (lambda: inverse.PiGDM(TILTED.score(VP), seen(0.1), data_std=-1.0), ValueError, "-1.0"),
     "strength": (lambda: inverse.DiffPIR(TILTED.score(VP), seen(0.1), strength=0.0), ValueError, "0.0"),
     "replacement with noise": (lambda: inverse.Replacement(sg.DDIM(), seen(0.1)), ValueError, "std=0.1.*MMPS"),
-    "replacement of no solver": (lambda: inverse.Replacement("ddim", seen()), TypeError, "'ddim'"),  # type: ignore[arg-type]
+    "replacement of no solver": (lambda: inverse.Replacement(3, seen()), TypeError, "a Solver, got 3"),  # type: ignore[arg-type]
     "replacement's noise": (lambda: inverse.Replacement(sg.DDIM(), seen(), "new"), ValueError, "'new'"),
     "repaint's noise": (lambda: inverse.RePaint(sg.DDIM(), seen(), "fixed"), ValueError, "fixed"),
     "resamples": (lambda: inverse.RePaint(sg.DDIM(), seen(), resamples=0), ValueError, "resamples.*0"),

@@ -60,6 +60,7 @@ def test_adaptive_methods(process: str, method: type[AdaptiveFlow] | type[Adjoin
         res = sg.log_prob(sg.from_denoiser(net, sde), sde, x, method=method(tol, tol), **options)
         errors.append(float((res.value - exact(MIXTURE, process, x)).abs().max()))
         assert f"rtol = {tol:g}" in str(res.protocol)
+        assert res.eps == res.protocol.eps
     assert errors[0] < 5e-2
     assert errors[1] < 2e-6
     called = torch.cat(times)

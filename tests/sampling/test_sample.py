@@ -418,6 +418,21 @@ def test_every_argument_of_sample_matters() -> None:
         ({"nfe": 0}, ValueError, "0"),
         ({"nfe": 4.5}, ValueError, "4.5"),
         ({"nfe": 2, "solver": "rk4"}, ValueError, "nfe=2 is too small"),
+        (
+            {"nfe": 100, "solver": "annealed-langevin"},
+            ValueError,
+            r"takes 200 network calls \(100 a step, 100 once a run",
+        ),
+        (
+            {"t_start": 5.0},
+            ValueError,
+            r"need 0 <= t_end < t_start <= T = .*, got t_start=5.0; t_end is .* if not given",
+        ),
+        (
+            {"noise": "path", "solver": None, "nfe": 8},
+            ValueError,
+            r"the default solver \(rosenbrock3-unic\) draws no noise",
+        ),
         ({"nfe": "6"}, ValueError, "nfe must be an integer of at least 1, got '6'"),
         ({"nfe": math.inf}, ValueError, "nfe must be .* got inf"),
         ({"nfe": math.nan, "solver": "dopri5"}, ValueError, "nfe must be .* got nan"),

@@ -545,12 +545,13 @@ def test_options_at_their_limits_are_taken() -> None:
         lambda: sg.schemes.AncestralNoise(sg.DPMSolver(3)),
         lambda: sg.schemes.AncestralNoise(sg.DPMSolver(2, eta=1.0)),
         lambda: sg.schemes.AncestralNoise(sg.DDIM()),
-        lambda: sg.Restart("ddim"),  # type: ignore[arg-type]
+        lambda: sg.Restart(3),  # type: ignore[arg-type]
+        lambda: sg.Restart("dopri5"),
         lambda: sg.schemes.UniC(sg.DDIM()),
         lambda: sg.schemes.ExponentialAdams(3),  # type: ignore[call-arg, arg-type]
         lambda: sg.schemes.ExponentialRungeKutta(3),  # type: ignore[call-arg, arg-type]
         lambda: Exponential("data"),  # type: ignore[abstract, call-arg]
-        lambda: sg.PredictorCorrector("ddim", sg.Langevin()),  # type: ignore[arg-type]
+        lambda: sg.PredictorCorrector("dopri5", sg.Langevin()),
         lambda: sg.PredictorCorrector(sg.DDIM(), sg.DDIM()),  # type: ignore[arg-type]
     ):
         with pytest.raises(TypeError):
@@ -631,6 +632,22 @@ def test_families_are_cases_of_the_exponential_integrators(solver: Any, name: An
     assert solver.name == name
     assert solver == dataclasses.replace(case, name=solver.name, source=solver.source)
     assert repr(solver) == repr(case)
+
+
+def test_wrappers_take_solvers_by_name() -> None:
+    """As `sample` does; a class in the place of a solver is told apart from its instances."""
+    assert sg.Restart("dpmpp_2m") == sg.Restart(sg.DPMSolverPP(2))
+    assert sg.schemes.UniC("deis2") == sg.schemes.UniC(sg.DEIS(2))
+    assert sg.schemes.AncestralNoise("dpm2") == sg.schemes.AncestralNoise(sg.DPMSolver(2))
+    assert sg.PredictorCorrector("ddim", sg.Langevin()) == sg.PredictorCorrector(sg.DDIM(), sg.Langevin())
+    seen = sg.inverse.Measurement(sg.inverse.Mask(torch.tensor([True, False])), torch.zeros(2))
+    assert sg.inverse.Replacement("ddim", seen) == sg.inverse.Replacement(sg.DDIM(), seen)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"unknown solver 'dimm'.* did you mean"):
+        sg.Restart("dimm")
+    with pytest.raises(TypeError, match="predictor must be a name or a Solver, got the class DDIM: call it"):
+        sg.PredictorCorrector(sg.DDIM, sg.Langevin())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="corrector must be a Corrector, got the class Langevin: call it"):
+        sg.PredictorCorrector("ddim", sg.Langevin)  # type: ignore[arg-type]
 
 
 def test_names_of_dpm_solvers_are_their_own() -> None:

@@ -29,6 +29,8 @@ def test_the_registry_has_no_other_names() -> None:
     assert list(table.fixed) == list(REGISTRY)
     assert [row[0] for row in table.rows()] == list(table)
     assert len(table) == len(REGISTRY) + len(ADAPTIVE)
+    assert repr(table.keys()) == f"dict_keys({list(table)})"
+    assert list(table.items()) == list(zip(table.keys(), table.values(), strict=True))
 
 
 def test_the_registry_as_text() -> None:
