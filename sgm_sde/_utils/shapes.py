@@ -22,7 +22,7 @@ def cpu_float64(values: float | Sequence[float] | npt.NDArray[np.float64]) -> Te
 
 
 def as_time(t: Time) -> Tensor:
-    """Return `t` as a floating-point tensor; Python numbers become float64 scalars."""
+    """The time `t` as a floating-point tensor; Python numbers become float64 scalars."""
     if isinstance(t, Tensor):
         if not t.is_floating_point() or t.layout != torch.strided:
             raise TypeError(f"times must be floating point, got a tensor of dtype {t.dtype} and layout {t.layout}")

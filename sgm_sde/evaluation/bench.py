@@ -568,7 +568,11 @@ def _metrics(names: Sequence[str] | None, real: Reference) -> tuple[str, ...]:
 
 
 def black_white(model: Model) -> tuple[float, float]:
-    """The values of black and white: the middles of the lowest and the highest level."""
+    """The values of black and white: the middles of the lowest and the highest level.
+
+    Raises:
+        ValueError: for a model that does not tell its `data_range`.
+    """
     if model.data_range is None:
         raise ValueError(f"the model {model.name!r} must tell its data_range to make images of its samples")
     lo, hi = model.data_range

@@ -88,7 +88,7 @@ class DigitsDenoiser(_DigitsMLP):
         super().__init__(sigma_data, _PIXELS, hidden, depth, embed, dropout)
 
     def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the denoised images (B, 1, 8, 8) of x (B, 1, 8, 8) at noise levels sigma (B,).
+        """The denoised images (B, 1, 8, 8) of x (B, 1, 8, 8) at noise levels sigma (B,).
 
         y (B,) holds class labels 0..9 (int64), or NULL_LABEL where the image is to be denoised without a
         class; None means NULL_LABEL throughout. The network itself runs in the precision of its weights,
@@ -121,7 +121,7 @@ class DigitsVelocity(_DigitsMLP):
         self.sde = CLD()
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the difference of noises (B, 1, 8, 8) at states z (B, 2, 1, 8, 8), times t (B,) and labels y."""
+        """The difference of noises (B, 1, 8, 8) at states z (B, 2, 1, 8, 8), times t (B,) and labels y."""
         variance, c = self.scales(t)
         c_noise = -self.sde.log_snr(t.double()) / 8
         pixels = z.flatten(2) * variance.rsqrt().to(z.dtype)[..., None]
@@ -129,7 +129,7 @@ class DigitsVelocity(_DigitsMLP):
         return c.to(z.dtype)[:, None, None, None] * output
 
     def scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the variances (B, 2) of position and velocity at times t (B,), and c (B,), in double precision."""
+        """The variances (B, 2) of position and velocity at times t (B,), and c (B,), in double precision."""
         mu, covariance = self.sde.kernel(t.double())
         variance = torch.diagonal(covariance, dim1=-2, dim2=-1) + self.sigma_data.double() ** 2 * mu**2
         L = torch.linalg.cholesky(covariance)
@@ -149,44 +149,71 @@ class DigitsClassifier(nn.Module):
         self.head = nn.Linear(dim, _CLASSES)
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the penultimate activations (B, 32) of images x (B, 1, 8, 8)."""
+        """The penultimate activations (B, 32) of images x (B, 1, 8, 8)."""
         h = F.silu(self.conv2(F.silu(self.conv1(x))))
         return F.silu(self.hidden(self.dropout(h.flatten(-3))))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the class logits (B, 10) of images x (B, 1, 8, 8)."""
+        """The class logits (B, 10) of images x (B, 1, 8, 8)."""
         logits: Tensor = self.head(self.features(x))
         return logits
 
 
 def load_digits_denoiser() -> DigitsDenoiser:
-    """Return the trained denoiser, in eval mode and frozen; the global random state is left alone."""
+    """The trained denoiser, in eval mode and frozen; the global random state is left alone.
+
+    Examples:
+        >>> load_digits_denoiser()(torch.zeros(2, 1, 8, 8), torch.ones(2)).shape
+        torch.Size([2, 1, 8, 8])
+    """
     with torch.device("meta"):
         net = DigitsDenoiser()
     return with_weights(net, "digits_denoiser.safetensors")
 
 
 def load_digits_velocity() -> DigitsVelocity:
-    """Return the trained network of `CLD()`, in eval mode and frozen; the global random state is left alone."""
+    """The trained network of `CLD()`, in eval mode and frozen; the global random state is left alone.
+
+    Examples:
+        >>> load_digits_velocity()(torch.zeros(3, 2, 1, 8, 8), torch.ones(3), torch.arange(3)).shape
+        torch.Size([3, 1, 8, 8])
+    """
     with torch.device("meta"):
         net = DigitsVelocity()
     return with_weights(net, "digits_velocity.safetensors")
 
 
 def load_digits_classifier() -> DigitsClassifier:
-    """Return the trained classifier, in eval mode and frozen; the global random state is left alone."""
+    """The trained classifier, in eval mode and frozen; the global random state is left alone.
+
+    Examples:
+        >>> load_digits_classifier()(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
     with torch.device("meta"):
         net = DigitsClassifier()
     return with_weights(net, "digits_classifier.safetensors")
 
 
 def digits_data(split: Literal["train", "held_out"]) -> tuple[Tensor, Tensor]:
-    """Return the images (N, 1, 8, 8) in [-1, 1] and the labels (N,) of one part of scikit-learn's digits.
+    """The images (N, 1, 8, 8) in [-1, 1] and the labels (N,) of one part of scikit-learn's digits.
 
     Every fifth image of each class is held out: a fixed, stratified split of about 80 to 20.
 
+    Args:
+        split: `"train"` or `"held_out"`.
+
+    Raises:
+        ValueError: for another part.
+        ImportError: without scikit-learn.
+
     Source: Alpaydin and Kaynak (1998), "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, doi:10.24432/C50P49.
+
+    Examples:
+        >>> images, labels = digits_data("held_out")
+        >>> images.shape, len(labels)
+        (torch.Size([355, 1, 8, 8]), 355)
     """
     one_of("split", split, ("train", "held_out"))
     try:

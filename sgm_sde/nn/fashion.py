@@ -35,13 +35,13 @@ class FashionClassifier(nn.Module):
         self.head = nn.Linear(dim, len(CLASSES))
 
     def features(self, x: Tensor) -> Tensor:
-        """Return the penultimate activations (B, 64) of images x (B, 1, 28, 28)."""
+        """The penultimate activations (B, 64) of images x (B, 1, 28, 28)."""
         h = F.silu(self.conv2(F.silu(self.conv1(x))))
         h = F.silu(self.conv3(h))
         return F.silu(self.hidden(self.dropout(h.flatten(-3))))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the class logits (B, 10) of images x (B, 1, 28, 28)."""
+        """The class logits (B, 10) of images x (B, 1, 28, 28)."""
         logits: Tensor = self.head(self.features(x))
         return logits
 
@@ -52,9 +52,13 @@ def fashion_unet(classes: int | None = len(CLASSES), in_channels: int = 1) -> UN
 
 
 def load_fashion_denoiser() -> EDMPreconditioned:
-    """Return the trained denoiser D(x, sigma, y), in eval mode and frozen; the global random state is left alone.
+    """The trained denoiser D(x, sigma, y), in eval mode and frozen; the global random state is left alone.
 
     Labels y (B,) are indices into `CLASSES`, or 10 where none is given; y=None means that none is given throughout.
+
+    Examples:
+        >>> load_fashion_denoiser()(torch.zeros(1, 1, 28, 28), torch.ones(1)).shape
+        torch.Size([1, 1, 28, 28])
     """
     with torch.device("meta"):
         net = EDMPreconditioned(fashion_unet(), sigma_data=1.0)
@@ -63,7 +67,12 @@ def load_fashion_denoiser() -> EDMPreconditioned:
 
 
 def load_fashion_classifier() -> FashionClassifier:
-    """Return the trained classifier, in eval mode and frozen; the global random state is left alone."""
+    """The trained classifier, in eval mode and frozen; the global random state is left alone.
+
+    Examples:
+        >>> load_fashion_classifier()(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
     with torch.device("meta"):
         net = FashionClassifier()
     return with_weights(net, "fashion_classifier.safetensors")

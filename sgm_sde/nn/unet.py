@@ -34,6 +34,14 @@ def edm_preconditioning(sigma: Tensor, sigma_data: Tensor | float) -> Preconditi
         c_skip = s^2 / (sigma^2 + s^2),  c_out = sigma s / sqrt(sigma^2 + s^2),
         c_in = 1 / sqrt(sigma^2 + s^2),  c_noise = ln(sigma) / 4.
 
+    Args:
+        sigma: noise levels, a floating tensor.
+        sigma_data: standard deviation of the data, a number or a tensor of sigma's shape.
+
+    Raises:
+        TypeError: for a sigma that is not floating.
+        ValueError: for a `sigma_data` of another shape.
+
     Source: Karras, Aittala, Aila, Laine (2022), "Elucidating the design space of diffusion-based generative
     models", arXiv:2206.00364, table 1.
 
@@ -286,7 +294,7 @@ class UNet(nn.Module):
         return self.classes
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return an image (B, C, H, W) for images x (B, C, H, W), time features t (B,) and labels y (B,).
+        """An image (B, C, H, W) for images x (B, C, H, W), time features t (B,) and labels y (B,).
 
         Labels are int64 in 0..classes, where `classes` means "none given"; None means none for the whole batch.
 
@@ -384,7 +392,7 @@ class EDMPreconditioned(nn.Module):
         return null
 
     def forward(self, x: Tensor, sigma: Tensor, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        """Return the denoised data (B, *) of x (B, *) at noise levels sigma (B,)."""
+        """The denoised data (B, *) of x (B, *) at noise levels sigma (B,)."""
         c = edm_preconditioning(sigma.to(x.dtype), self.sigma_data.to(x.dtype))
         c_skip, c_out, c_in = [value.reshape(value.shape + (1,) * (x.ndim - value.ndim)) for value in c[:3]]
         dtype = next(self.net.parameters()).dtype

@@ -45,7 +45,7 @@ class Times(ABC):
         return torch.ones_like(t)
 
     def draw(self, sde: SDE, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return n times and their weights, float64 on the CPU.
+        """N times and their weights, float64 on the CPU.
 
         Examples:
             >>> import sgm_sde as sg

@@ -24,12 +24,20 @@ class FrechetResult:
 
 
 def frechet_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> FrechetResult:
-    r"""Return the squared Frechet distance between Gaussians fitted to a (n, d) and b (m, d).
+    r"""The squared Frechet distance between Gaussians fitted to a (n, d) and b (m, d).
 
         |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a^{1/2} C_b C_a^{1/2})^{1/2}),
 
-    with the sample means mu and the unbiased sample covariances C, all in float64. `features` names the
-    extractor that made the vectors; it is only recorded.
+    with the sample means mu and the unbiased sample covariances C, all in float64. With fewer vectors than d it is
+    biased upwards, and warns.
+
+    Args:
+        a: vectors (n, d) of samples or of their features.
+        b: others (m, d).
+        features: name of the extractor that made them; it is only recorded.
+
+    Raises:
+        ValueError: for vectors of other shapes, unequal d, too few of them, or values that are not finite.
 
     Source: Dowson and Landau (1982), "The Frechet distance between multivariate normal distributions",
     J. Multivariate Anal. 12, 450-455; Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter (2017),
@@ -52,11 +60,20 @@ def frechet_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> Freche
 
 
 def gaussian_frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
-    r"""Return the squared Frechet (2-Wasserstein) distance of N(mean_a, cov_a) and N(mean_b, cov_b).
+    r"""The squared Frechet (2-Wasserstein) distance of N(mean_a, cov_a) and N(mean_b, cov_b).
 
         |mean_a - mean_b|^2 + tr(cov_a + cov_b - 2 (cov_a^{1/2} cov_b cov_a^{1/2})^{1/2}),
 
-    with means of shape (d,) and symmetric positive semi-definite covariances (d, d), in float64.
+    in float64.
+
+    Args:
+        mean_a: mean (d,) of the one.
+        cov_a: its covariance (d, d), symmetric and positive semi-definite.
+        mean_b: mean of the other.
+        cov_b: its covariance.
+
+    Raises:
+        ValueError: for other shapes.
 
     Source: Dowson and Landau (1982), J. Multivariate Anal. 12, 450-455.
 
@@ -92,13 +109,13 @@ def _law(name: str, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean (d,) and the unbiased covariance (d, d) of the rows of x (n, d)."""
+    """The mean (d,) and the unbiased covariance (d, d) of the rows of x (n, d)."""
     mean = x.mean(0)
     centred = x - mean
     return mean, centred.T @ centred / (len(x) - 1)
 
 
 def _sqrt(cov: Tensor) -> Tensor:
-    """Return the symmetric square root of a symmetric positive semi-definite matrix."""
+    """The symmetric square root of a symmetric positive semi-definite matrix."""
     values, vectors = torch.linalg.eigh(cov)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T

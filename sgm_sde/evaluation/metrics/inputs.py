@@ -24,7 +24,7 @@ def pair(a: Vectors, b: Vectors, least: int = 2) -> tuple[Tensor, Tensor]:
 
 
 def _samples(values: Vectors, name: str, least: int) -> Tensor:
-    """Return `values` as a float64 tensor (n, d) on the CPU, or say what is wrong with it."""
+    """The values as a float64 tensor (n, d) on the CPU; a ValueError says what is wrong with them."""
     x = _as_tensor(values, name)
     if x.ndim != 2:
         raise ValueError(f"{name} must have shape (samples, features), got {tuple(x.shape)}")

@@ -27,7 +27,7 @@ class KernelResult:
 
 
 def kernel_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> KernelResult:
-    r"""Return the unbiased squared maximum mean discrepancy of a (n, d) and b (m, d) under the kernel of KID.
+    r"""The unbiased squared maximum mean discrepancy of a (n, d) and b (m, d) under the kernel of KID.
 
         MMD^2 = sum_{i != j} k(a_i, a_j) / (n (n - 1)) + sum_{i != j} k(b_i, b_j) / (m (m - 1))
                 - 2 sum_{i, j} k(a_i, b_j) / (n m),    k(x, y) = (x . y / d + 1)^3,
@@ -35,8 +35,15 @@ def kernel_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> KernelR
     over all pairs, in float64. Unlike a Frechet distance its expectation does not depend on n and m; it may be
     negative. The literature averages it over random subsets of 1000 vectors, which has the same expectation and
     a larger error. The standard error is that of the jackknife over both samples; it errs upwards where the two
-    laws are equal. With Inception features `value` is the kernel Inception distance. `features` names the
-    extractor that made the vectors; it is only recorded.
+    laws are equal. With Inception features `value` is the kernel Inception distance.
+
+    Args:
+        a: vectors (n, d) of samples or of their features.
+        b: others (m, d).
+        features: name of the extractor that made them; it is only recorded.
+
+    Raises:
+        ValueError: for vectors of other shapes, unequal d, too few of them, or values that are not finite.
 
     Source: Binkowski, Sutherland, Arbel, Gretton (2018), "Demystifying MMD GANs", arXiv:1801.01401; Gretton,
     Borgwardt, Rasch, Scholkopf, Smola (2012), "A kernel two-sample test", JMLR 13, 723-773; Arvesen (1969),
@@ -89,7 +96,7 @@ def _jackknife(values: Tensor) -> float:
 
 
 def _row_sums(x: Tensor, y: Tensor, skip: bool = False) -> Tensor:
-    """Return sum_j k(x_i, y_j) for each row of x; without j = i where `skip`."""
+    """Sums over j of k(x_i, y_j) for each row of x; without j = i where `skip`."""
     dim = x.shape[1]
     sums = torch.cat([_cubic(rows @ y.T, dim).sum(1) for rows in torch.split(x, _ROWS)])
     if not skip:

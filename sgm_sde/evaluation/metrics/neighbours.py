@@ -31,7 +31,7 @@ class PRDCResult:
 
 
 def prdc(samples: Vectors, reference: Vectors, *, k: int = NEIGHBOURS, features: str = "raw") -> PRDCResult:
-    r"""Return precision, recall, density and coverage of samples (n, d) against reference data (m, d).
+    r"""Precision, recall, density and coverage of samples (n, d) against reference data (m, d).
 
     With B(v) the closed ball around v whose radius is the distance to v's k-th nearest neighbour in its own set,
     a sample and r a vector of the reference,
@@ -41,7 +41,17 @@ def prdc(samples: Vectors, reference: Vectors, *, k: int = NEIGHBOURS, features:
 
     Precision and density say how real the samples look, recall and coverage how much of the data they reach;
     density may exceed 1. Equal laws do not give 1: compare with what a second set of data gives, at the same n
-    and m. `features` names the extractor that made the vectors; it is only recorded.
+    and m.
+
+    Args:
+        samples: vectors (n, d) of samples or of their features.
+        reference: others (m, d).
+        k: number of neighbours; 3 or 5 in the literature.
+        features: name of the extractor that made them; it is only recorded.
+
+    Raises:
+        ValueError: for vectors of other shapes, unequal d, too few of them, or values that are not finite;
+            for k below 1.
 
     Source: Kynkaanniemi, Karras, Laine, Lehtinen, Aila (2019), "Improved precision and recall metric for
     assessing generative models", arXiv:1904.06991 (k = 3); Naeem, Oh, Uh, Choi, Yoo (2020), "Reliable fidelity
@@ -93,5 +103,5 @@ def prdc(samples: Vectors, reference: Vectors, *, k: int = NEIGHBOURS, features:
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
-    """Return the distance of each row of x to its k-th nearest neighbour among the others."""
+    """The distance of each row of x to its k-th nearest neighbour among the others."""
     return torch.cat([torch.cdist(rows, x).kthvalue(k + 1).values for rows in torch.split(x, _ROWS)])

@@ -140,6 +140,14 @@ def _shipped_statistics(name: str, extractor: Extractor) -> Reference:
 def measure(name: str, data: Tensor, extractor: Extractor) -> Reference:
     """The reference that data make: 8-bit images (n, C, H, W), or what else the extractor takes.
 
+    Args:
+        name: of the reference, for reports.
+        data: the images, at least two.
+        extractor: of their features.
+
+    Raises:
+        ValueError: for fewer than two.
+
     Examples:
         >>> from sgm_sde.evaluation.metrics.features import load_extractor
         >>> images = torch.arange(8, dtype=torch.uint8).reshape(2, 1, 2, 2)

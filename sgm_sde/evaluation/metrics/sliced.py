@@ -30,14 +30,24 @@ class SlicedResult:
 def sliced_wasserstein(
     a: Vectors, b: Vectors, *, n_directions: int = 512, seed: int = 0, features: str = "raw"
 ) -> SlicedResult:
-    r"""Return the sliced 2-Wasserstein distance of a (n, d) and b (m, d).
+    r"""The sliced 2-Wasserstein distance of a (n, d) and b (m, d).
 
         SW = sqrt(mean over theta of W_2(theta . a, theta . b)^2),
 
     with the exact W_2 of the two empirical laws on each line, theta unit vectors, in float64. The directions are
     drawn from the seed in orthogonal blocks of d, which leaves each of them uniform and lowers the error; with
-    whole blocks a shift by v is measured exactly, as |v| / sqrt(d). `features` names the extractor that made
-    the vectors; it is only recorded.
+    whole blocks a shift by v is measured exactly, as |v| / sqrt(d).
+
+    Args:
+        a: vectors (n, d) of samples or of their features.
+        b: others (m, d).
+        n_directions: number of directions.
+        seed: of the directions.
+        features: name of the extractor that made them; it is only recorded.
+
+    Raises:
+        ValueError: for vectors of other shapes, unequal d, too few of them, or values that are not finite;
+            for a number of directions below 1.
 
     Source: Bonneel, Rabin, Peyre, Pfister (2015), "Sliced and Radon Wasserstein barycenters of measures", J. Math.
     Imaging Vis. 51, 22-45; orthogonal directions: Rowland, Hron, Tang, Choromanski, Sarlos, Weller (2019),
@@ -63,7 +73,7 @@ def sliced_wasserstein(
 
 
 def _squared_wasserstein(x: Tensor, y: Tensor) -> Tensor:
-    """Return W_2^2 between each column of x (n, k) and the same column of y (m, k)."""
+    """Squares W_2^2 between each column of x (n, k) and the same column of y (m, k)."""
     n = len(x)
     m = len(y)
     # Quantiles are steps: those of x change at i/n, those of y at j/m. In units of 1/(n m) both are integers.
