@@ -12,9 +12,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(PY) -m pytest -m "not slow" -n auto
 
-# The inner loop: values, processes, engine and the interface.
+# The inner loop: values, processes, engine and the interface, without statistics of paths and what starts processes.
+FAST := tests/processes tests/engine tests/sampling/test_sample.py --ignore=tests/engine/test_brownian.py
 test-fast: $(STAMP)
-	$(PY) -m pytest -m "not slow" -n auto tests/processes tests/engine tests/sampling/test_sample.py
+	$(PY) -m pytest -m "not slow" -n auto $(FAST) -k "not without_tqdm and not ends_alone"
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow -n auto
