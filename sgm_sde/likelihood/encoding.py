@@ -35,7 +35,7 @@ def encode(
 ) -> FlowResult:
     """Latents of x: the probability flow from eps to T. `decode` integrates back with the same method.
 
-    The error of the round trip is that of the method: of order 4 in the steps on a fixed grid, and set by the
+    The error of the round trip is that of the method: of order 5 in the steps on a fixed grid, and set by the
     tolerances for adaptive methods.
 
     Args:

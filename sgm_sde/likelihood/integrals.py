@@ -140,7 +140,7 @@ class GridFlow(Nodes):
         self.program = program(self.nodes, table, s)
 
     def carry(self, model: Evaluator, x: Tensor) -> Tensor:
-        """The state at the last of the times; order 4."""
+        """The state at the last of the times; order 5."""
         return execute(self.program, x, model, NoNoise(), grad=torch.is_grad_enabled()).x
 
 

@@ -68,7 +68,7 @@ class Method(Value):
 
 @dataclass(frozen=True)
 class FixedGrid(Method):
-    """A multistep method of order 4 on a grid that all samples share, one network call per node.
+    """A multistep method of order 5 on a grid that all samples share, one network call per node.
 
     By default 48 steps. Samples whose estimated error exceeds the tolerance go on, without the rest of the batch where
     the network is a module or its conditions are marked (`sg.PerSample`), else with it. With the exact trace they go to
@@ -116,7 +116,7 @@ class FixedGrid(Method):
 
     def solve(self, problem: Problem) -> Found:
         """From the data to the noise."""
-        how = f"a multistep method of order 4 with {self.n_steps} fixed steps"
+        how = f"a multistep method of order 5 with {self.n_steps} fixed steps"
         grid = integrals.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
         if grid.longest > TOO_COARSE:
             how += ", too few for their error to be known"

@@ -35,6 +35,16 @@ def test_encoding_is_the_exact_flow(process: str) -> None:
     assert trips[1] < max(trips[0] / 5, 1e-8)
 
 
+@pytest.mark.parametrize("process", ["vp", "edm", "flow"])
+def test_the_order_of_fixed_grids(process: str) -> None:
+    """That which the protocol states, at least: 5, from some hundred steps on a mixture."""
+    sde = LINEAR[process]
+    x = points(MIXTURE, process, 8)
+    exact, *coarse = (sg.encode(MIXTURE.score(sde), sde, x, method=FixedGrid(steps)).x for steps in (448, 112, 224))
+    before, after = (float((z - exact).abs().max()) for z in coarse)
+    assert np.log2(before / after) > 5
+
+
 def test_many_steps_return_to_a_millionth() -> None:
     """The round trip on a mixture comes back to 1e-6 and below."""
     sde = LINEAR["vp"]
