@@ -96,9 +96,12 @@ class WatchInBlocks:
 
     def __init__(self, watch: Callable[[Tensor], Watch], x: Tensor) -> None:
         self._blocks = [(at, watch(x[at])) for at in slices_of(len(x), WATCHED)]
+        self._looks = self._blocks[0][1].looks
 
     def see(self, x: Tensor, output: Tensor, t: float) -> None:
         """Keep the sizes of a node's state and of the network's output there."""
+        if t not in self._looks:  # most nodes, where a slice would be a large part of a small step
+            return
         for at, watch in self._blocks:
             watch.see(x[at], output[at], t)
 
