@@ -30,7 +30,7 @@ from statistics import mean, median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import sgm_sde as sg
@@ -66,18 +66,28 @@ ALONG = {"dpm++3m": (8, 12, 24, 48), "heun": (16, 24, 48), "ddim": (8, 12, 24, 4
 SAMPLES = 64
 
 
+class Counting(nn.Module):
+    """A network that counts the samples that it is asked about.
+
+    It is a module, as networks are, so that it may be asked about some of a batch alone.
+    """
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = net
+        self.asked: list[int] = []
+
+    def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
+        """The output (B, *) for states x (B, *) and what is passed as their times."""
+        self.asked.append(len(x))
+        out: Tensor = self.net(x, t, **kwargs)
+        return out
+
+
 def counted(score: sg.Score) -> tuple[sg.Score, list[int]]:
     """The score, and a list to which each call of its network adds its number of samples."""
-    asked: list[int] = []
-
-    def counting(net: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(x: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
-            asked.append(len(x))
-            return net(x, t, **kwargs)
-
-        return call
-
-    return score.map_net(counting), asked
+    counting = Counting(score.net)
+    return score.map_net(lambda _: counting), counting.asked
 
 
 def half(name: str) -> str:
@@ -227,7 +237,7 @@ def along() -> Iterator[dict[str, Any]]:
                     )  # fmt: skip
                     found = run.log_prob
                     assert found is not None
-                    known = sg.log_prob(score, sde, run.x, eps=run.times[-1], method=AdaptiveFlow(1e-10, 1e-10))
+                    known = sg.log_prob(score, sde, run.x, eps=run.times[-1], method=AdaptiveFlow(1e-8, 1e-8))
                     row = quantities(found.value - known.value, found.error, 2)
                     yield {"bed": f"{name}/{process}, {solver}, {nfe} calls", **row}
 
