@@ -66,7 +66,8 @@ class Case:
         """The run, without its warnings."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return sg.sample(self.score, self.sde, self.shape, seed=0, **self.options)
+            shape = None if "x_T" in self.options else self.shape
+            return sg.sample(self.score, self.sde, shape, seed=0, **self.options)
 
     def samples_named(self) -> int:
         """How many samples the status names."""
@@ -102,6 +103,28 @@ def network_runs(n: int = 8) -> Iterator[Case]:
         for options in settings:
             shape = (n, *model.shape)
             yield Case(f"{name}, {options.get('solver', 'default')}", model.score, model.sde, shape, options | labels)
+
+
+STARTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "half the temperature": lambda z: z / 2,
+    "twice the temperature": lambda z: 2 * z,
+    "the mean of two": lambda z: (z + z.flip(0)) / 2,
+    "half the numbers 0": lambda z: torch.cat([z[:, :32], 0 * z[:, 32:]], 1),
+    "zeros": lambda z: 0 * z,
+}
+
+
+def runs_from_given_states(n: int = 16) -> Iterator[Case]:
+    """Runs from states that the caller gives, of the prior's size more or less, or noised data."""
+    for scale, (process, sde) in itertools.product((1.0, 1e3), PROCESSES.items()):
+        oracle, d = data(scale)["ten modes"]
+        noise = torch.randn(n, d, generator=torch.Generator().manual_seed(4))
+        starts = {name: sde.prior_std * start(noise) for name, start in STARTS.items()}
+        starts["noised data"] = float(sde.alpha(sde.T)) * oracle.sample(n, seed=5) + float(sde.sigma(sde.T)) * noise
+        for (start, x_T), solver in itertools.product(starts.items(), ("default", "dpm++2m", "dopri5")):
+            run: dict[str, Any] = {"x_T": x_T, "solver": None if solver == "default" else solver}
+            run |= {} if solver == "dopri5" else {"nfe": 20}
+            yield Case(f"{start} x {scale:g}, {process}, {solver} from x_T", oracle.score(sde), sde, (n, d), run)
 
 
 GUIDED_SETTINGS: tuple[dict[str, Any], ...] = (
@@ -180,6 +203,13 @@ def faults(n: int = 32) -> Iterator[Case]:
             run = {"solver": solver, "nfe": nfe}
             name = f"a flow in the wrong direction: ten modes x {scale:g}, {solver or 'default'}"
             yield Case(name, reversed_flow(score, sde), sde, (n, d), run)
+    oracle, d = laws["ten modes"]
+    noise = torch.randn(n, d, generator=torch.Generator().manual_seed(4))
+    for (process, sde), solver in itertools.product(PROCESSES.items(), (None, "dpm++2m", "dopri5")):
+        wide = sde.prior_std > 10
+        run = {"x_T": noise if wide else 80 * noise, "solver": solver} | ({} if solver == "dopri5" else {"nfe": 20})
+        what = "unit noise in the place of the prior's" if wide else "noise of the size 80 in the place of the prior's"
+        yield Case(f"{what}: ten modes, {process}, {solver or 'default'}", oracle.score(sde), sde, (n, d), run)
     model = sg.load_model("digits")
     net, options = model.score.net, {"time_label": model.score.time_label}
     labels = {"model_kwargs": {"y": torch.arange(n) % 10}}
@@ -315,7 +345,8 @@ def main() -> None:
     """Run, print and write."""
     parser = command.parser(__doc__, out="out/alarms")
     args = command.begin(parser)
-    lines = report("runs as they should be, by solver", itertools.chain(right_runs(), network_runs()), False)
+    right = itertools.chain(right_runs(), network_runs(), runs_from_given_states())
+    lines = report("runs as they should be, by solver", right, False)
     lines += report_guided(guided_runs())
     lines += report("faults", faults(), True)
     lines += partly(hard_faults())

@@ -34,6 +34,9 @@ What cannot be told, whatever looks at one sample: a run as a whole at another s
 it. In one and two dimensions a noise of unit size, taken for the score, ends there: it is the score of a density of
 that scale.
 
+States that a caller gives at T are noise of the prior, within a factor of 5 whatever was done to them, or noised data,
+which the samples account for. Others are noise of another process' scale, unless they are zero.
+
 Sizes are kept on the device, at the start and at the nodes 1, 2, 4, 8, ... from the end, and looked at with the result.
 """
 
@@ -48,7 +51,7 @@ from torch import Tensor
 
 from sgm_sde._utils.cache import cached
 from sgm_sde._utils.shapes import dimension, dot, flat
-from sgm_sde.processes.base import SDE, has_scalar_marginal
+from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 
 GROWTH = 1.5
@@ -58,6 +61,7 @@ APART = 2.0
 UNSEEN = 48.0  # kappa where nothing of the run but its ends is known
 DIRECTION = 16  # dimensions from which on a direction is more than chance
 AGAINST = -0.9  # cosine of the noise estimated at the start with the state, or of the flow with it
+START = 5.0  # factor between the size of a state at T and the prior's from which on it is not one of the prior's
 SPARSE = 8.0  # how much smaller than the scale of all data a sample may be
 
 ADVICE = (
@@ -68,6 +72,10 @@ ADVICE = (
 
 class ImplausibleWarning(UserWarning):
     """Samples are larger, or further from the network's estimates, than their run accounts for."""
+
+
+class StartWarning(ImplausibleWarning):
+    """Samples start from states at T that are not of the prior's size."""
 
 
 @dataclass(frozen=True)
@@ -266,6 +274,45 @@ class Watch:
         if self._apart is not None:
             far = far | self._apart
         return far if self._against is None else far | self._against
+
+
+def size_of_start(x: Tensor, sde: SDE) -> Tensor:
+    """The root mean square (b,) of states (b, *) given at T, of their first block on a process with a matrix."""
+    return root_mean_square(x[:, 0] if has_matrix_marginal(sde) and x.ndim > 1 else x)
+
+
+def strange_starts(start: Tensor, sample: Tensor, sde: SDE) -> Tensor:
+    """The sizes (b,) of states at T that are neither of the prior nor noised data, NaN of others.
+
+    Args:
+        start: sizes (b,) of the states.
+        sample: the samples (b, *) that they led to.
+        sde: the process; on a nonlinear one nothing is known of states at T.
+    """
+    d = dimension(sample)
+    signal = math.inf
+    if has_matrix_marginal(sde):
+        d //= sde.blocks
+        mu, _ = sde.kernel(sde.T)
+        signal = abs(float(mu[0]))
+    elif has_scalar_marginal(sde):
+        signal = float(sde.alpha(sde.T))
+    if d < DIRECTION or signal == math.inf:
+        return torch.full_like(start, math.nan)
+
+    most = size_of_start(sample, sde).mul(GROWTH * signal).add_(START * sde.prior_std)
+    strange = (start > most) | ((start > 0) & (start < sde.prior_std / START))
+    return start.masked_fill(~strange, math.nan)
+
+
+def described_starts(sizes: Sequence[float], samples: Sequence[int], n: int, sde: SDE) -> str:
+    """Status message for samples from states at T that are not of the prior's size."""
+    shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
+    right = "sde.prior_transform(noise)" if has_matrix_marginal(sde) else "sde.prior_std * noise"
+    return (
+        f"{len(samples)} of {n} samples ({shown}) start from x_T of root mean square {sizes[0]:.3g}, where the prior "
+        f"has the standard deviation {sde.prior_std:.3g}: write x_T = {right}"
+    )
 
 
 def described(samples: Sequence[int], n: int) -> str:

@@ -20,6 +20,7 @@ from sgm_sde.engine.times import same_time
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.sampling.defaults import Setting
+from sgm_sde.sampling.diagnosis import size_of_start
 from sgm_sde.sampling.planning import StepArguments, final_update, table_of
 from sgm_sde.sampling.results import Continuation, SampleResult
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
@@ -46,6 +47,7 @@ class Job:
         segment: the time at which the streams of noise began.
         draws: how often the solver and its correctors have drawn.
         position: where on the grid to resume, None at its start.
+        start: the sizes (b,) of some of the states that are given at T, None where they are not given there.
         fresh: whether the states are made anew whenever they are asked for, so that a run may overwrite them.
     """
 
@@ -61,6 +63,7 @@ class Job:
     segment: float
     draws: tuple[int, int] = (0, 0)
     position: Position | None = None
+    start: Callable[[slice], Tensor] | None = None
     fresh: bool = False
 
     @property
@@ -193,9 +196,15 @@ def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, n
             return sde.prior_transform(x / sde.prior_std, t_start)
         return x
 
+    def size(at: slice) -> Tensor:
+        assert x_T is not None
+        return size_of_start(x_T[at], sde)
+
+    given_at_T = x_T is not None and (by_rule or t_start == sde.T)
     return Job(
         sde, solver, grid, program, seeds, dtype, states,
-        noise=noise or "independent", final=final, segment=t_start, fresh=x_T is None,
+        noise=noise or "independent", final=final, segment=t_start, start=size if given_at_T else None,
+        fresh=x_T is None,
     )  # fmt: skip
 
 

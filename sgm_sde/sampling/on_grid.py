@@ -15,14 +15,14 @@ from sgm_sde.engine.executor import Hook, Position, Run, execute
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.engine.program import Program
 from sgm_sde.sampling.compiled import replay
-from sgm_sde.sampling.diagnosis import ImplausibleWarning, Watch
+from sgm_sde.sampling.diagnosis import Watch, strange_starts
 from sgm_sde.sampling.job import Job, until_node
 from sgm_sde.sampling.observers import Monitor, node_to_stop_at, observed_nodes, progress_bar
 from sgm_sde.sampling.options import Execution, Record
 from sgm_sde.sampling.parallel import run_in_parallel
 from sgm_sde.sampling.parts import Joined, Part, WatchInBlocks, models_of, slices_of
 from sgm_sde.sampling.results import Continuation, SampleResult
-from sgm_sde.sampling.statuses import NonFiniteWarning, status_on_grid
+from sgm_sde.sampling.statuses import status_on_grid
 from sgm_sde.schemes import Solver
 from sgm_sde.scores.model import BoundScore
 
@@ -45,22 +45,19 @@ def run_on_grid(
             parts.append(part)
             joined.put(at, x)
 
-    result = _result(job, parts, joined.whole, stop)
-    if not result.status.samples:
-        return result, None
-    return result, ImplausibleWarning if result.status.time is None else NonFiniteWarning
+    return _result(job, parts, joined.whole, stop)
 
 
-def _result(job: Job, parts: Sequence[Part], x: Tensor, stop: int | None) -> SampleResult:
-    """The result of all parts, whose samples are x."""
+def _result(job: Job, parts: Sequence[Part], x: Tensor, stop: int | None) -> tuple[SampleResult, type[Warning] | None]:
+    """The result of all parts, whose samples are x, and what to warn of."""
     reached = parts[0].nodes - 1
     stopped = ""
     if reached < job.grid.steps:
         stopped = "stopped as until= asks" if reached == stop else "stopped by the callback"
 
-    status = status_on_grid(parts, job.grid, stopped)
+    status, category = status_on_grid(parts, job.grid, stopped, job.sde)
     trajectory, times = _trajectory(parts, job.dtype)
-    return SampleResult(
+    result = SampleResult(
         x.to(job.dtype),
         max(part.nfe for part in parts),
         job.grid.times,
@@ -71,6 +68,7 @@ def _result(job: Job, parts: Sequence[Part], x: Tensor, stop: int | None) -> Sam
         sum(part.network_evals for part in parts),
         continuation=_continuation(job, parts, x),
     )
+    return result, category
 
 
 def _trajectory(parts: Sequence[Part], dtype: torch.dtype) -> tuple[Tensor | None, tuple[float, ...]]:
@@ -137,17 +135,24 @@ class _PartOfRun:
             end = self.model.predict("data", end, job.grid.times[-1])
         self.monitor.finish(end)
 
-        sound = None
+        sound = starts = None
         if not end.is_meta:
             implausible = watch.implausible(end, denoised=job.denoises or job.solver.ends_in_data)
             # The one place where values come back from the device.
             whole = finite(end)
             before = whole if end is run.x else finite(run.x)
-            sound = torch.stack([before, whole, implausible]).numpy(force=True)
+            seen = [before, whole, implausible]
+            if job.start is not None:
+                sizes = strange_starts(job.start(self.at), end, job.sde)
+                seen = [*(mask.to(sizes.dtype) for mask in seen), sizes]
+            values = torch.stack(seen).numpy(force=True)
+            sound = values[:3].astype(bool)
+            starts = values[3] if job.start is not None else None
 
         drawn = job.draws[0] if isinstance(noise, PathNoise) else noise.draw
         part = Part(
             sound=sound,
+            starts=starts,
             nodes=run.nodes,
             first_bad=self._first_bad,
             trajectory=(self.monitor.states, self.monitor.times),

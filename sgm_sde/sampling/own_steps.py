@@ -15,7 +15,7 @@ from sgm_sde._utils.checks import check_integer
 from sgm_sde._utils.shapes import finite
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, Integration
-from sgm_sde.sampling.diagnosis import ImplausibleWarning, Watch
+from sgm_sde.sampling.diagnosis import Watch, strange_starts
 from sgm_sde.sampling.job import Job
 from sgm_sde.sampling.observers import progress_bar
 from sgm_sde.sampling.options import Execution, Record
@@ -39,6 +39,7 @@ def run_adaptive(
     models: list[BoundScore] = []
     parts: list[Integration] = []
     implausible: list[np.ndarray] = []
+    starts: list[np.ndarray] = []
     not_finite: dict[int, float] = {}
 
     with progress_bar(record.progress, job.size, job.solver.name, "sample") as advance:
@@ -59,11 +60,18 @@ def run_adaptive(
             if not x.is_meta:
                 mask = watch.implausible(x, denoised=job.final == "denoise")
                 implausible.append(mask.cpu().numpy())
+                if job.start is not None:
+                    starts.append(strange_starts(job.start(at), x, job.sde).numpy(force=True))
 
     control = _statistics(parts)
     status = adaptive_status(control.outcome, control.times, t_end, not_finite)
-    if status.ok and implausible:
-        status = plausibility(np.concatenate(implausible))
+    category: type[Warning] | None = None
+    if not status.ok:
+        category = NonFiniteWarning if NOT_FINITE in control.outcome else UnfinishedWarning
+    elif implausible:
+        status, category = plausibility(
+            np.concatenate(implausible), np.concatenate(starts) if starts else None, job.sde
+        )
     result = SampleResult(
         joined.whole.to(job.dtype),
         max(part_model.nfe for part_model in models),
@@ -73,12 +81,7 @@ def run_adaptive(
         network_evals=sum(part_model.network_evals for part_model in models),
         control=control,
     )
-
-    if status.ok:
-        return result, None
-    if status.time is None:
-        return result, ImplausibleWarning
-    return result, NonFiniteWarning if NOT_FINITE in control.outcome else UnfinishedWarning
+    return result, category
 
 
 def _statistics(parts: Sequence[Integration]) -> AdaptiveStats:

@@ -24,6 +24,8 @@ class Part:
     Attributes:
         sound: whether each sample was finite before the end, and at it, and whether nothing accounts for its size;
             (3, b), None without values.
+        starts: the sizes (b,) of states given at T that are not of the prior's size, NaN of others; None where no
+            states are given there.
         nodes: number of nodes reached.
         first_bad: finds the first node at which a state was not finite.
         trajectory: states on the way, and their times.
@@ -34,6 +36,7 @@ class Part:
     """
 
     sound: np.ndarray | None
+    starts: np.ndarray | None
     nodes: int
     first_bad: Callable[[], int | None]
     trajectory: tuple[list[Tensor], list[float]]

@@ -16,7 +16,8 @@ from sgm_sde.engine.adaptive import (
 )  # fmt: skip
 from sgm_sde.engine.status import Status
 from sgm_sde.grids import Grid
-from sgm_sde.sampling.diagnosis import described
+from sgm_sde.processes.base import SDE
+from sgm_sde.sampling.diagnosis import ImplausibleWarning, StartWarning, described, described_starts
 from sgm_sde.sampling.parts import Part
 
 SHOWN_REASONS = 4  # of samples that stopped early
@@ -36,11 +37,11 @@ class UnfinishedWarning(UserWarning):
     """Some samples stopped before the end; the result's status says which, where and why."""
 
 
-def status_on_grid(parts: Sequence[Part], grid: Grid, stopped: str) -> Status:
-    """Status of a run from those of its parts; `stopped` says by whom, if it was."""
+def status_on_grid(parts: Sequence[Part], grid: Grid, stopped: str, sde: SDE) -> tuple[Status, type[Warning] | None]:
+    """Status of a run on a process from those of its parts, and what to warn of; `stopped` says by whom, if it was."""
     checked = [part.sound for part in parts if part.sound is not None]
     if not checked:
-        return Status()
+        return Status(), None
 
     before_end, at_end, implausible = np.concatenate(checked, 1)
     failed = np.flatnonzero(~(before_end & at_end))
@@ -49,11 +50,12 @@ def status_on_grid(parts: Sequence[Part], grid: Grid, stopped: str) -> Status:
         node = grid.steps + 1 if before_end.all() else _first_bad_node(parts)
         at = reached if node is None else min(node, grid.steps)
         message = f"{_non_finite(node, at, grid)} in {len(failed)} of {len(implausible)} samples"
-        return _failed(message, failed, grid.times[at], stopped)
+        return _failed(message, failed, grid.times[at], stopped), NonFiniteWarning
 
     if stopped:
-        return Status(False, f"{stopped} at t={grid.times[reached]:.6g}", stopped=True)
-    return plausibility(implausible)
+        return Status(False, f"{stopped} at t={grid.times[reached]:.6g}", stopped=True), None
+    starts = [part.starts for part in parts if part.starts is not None]
+    return plausibility(implausible, np.concatenate(starts) if starts else None, sde)
 
 
 def _failed(message: str, failed: np.ndarray, t: float, stopped: str) -> Status:
@@ -80,10 +82,24 @@ def listed(samples: Sequence[int], most: int = 8) -> str:
     return ", ".join(map(str, samples[:most])) + (", ..." if len(samples) > most else "")
 
 
-def plausibility(implausible: np.ndarray) -> Status:
-    """Status of a run with finite states, given the mask (B,) of implausible samples."""
-    samples = tuple(np.flatnonzero(implausible).tolist())
-    return Status(False, described(samples, len(implausible)), samples=samples) if samples else Status()
+def plausibility(implausible: np.ndarray, starts: np.ndarray | None, sde: SDE) -> tuple[Status, type[Warning] | None]:
+    """Status of a run with finite states, and what to warn of.
+
+    Args:
+        implausible: mask (B,) of implausible samples.
+        starts: the sizes (B,) of states given at T that are not of the prior's size, NaN of others; None without.
+        sde: the process.
+    """
+    strange = np.zeros_like(implausible) if starts is None else ~np.isnan(starts)
+    samples = tuple(np.flatnonzero(implausible | strange).tolist())
+    if not samples:
+        return Status(), None
+
+    if starts is None or not strange.any():
+        return Status(False, described(samples, len(implausible)), samples=samples), ImplausibleWarning
+    at = np.flatnonzero(strange).tolist()
+    message = described_starts(starts[at].tolist(), at, len(implausible), sde)
+    return Status(False, message, samples=samples), StartWarning
 
 
 def adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite: Mapping[int, float]) -> Status:

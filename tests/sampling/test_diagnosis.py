@@ -26,10 +26,11 @@ def test_faults_are_named(case: alarms.Case) -> None:
     assert case.samples_named() > 0
 
 
+GIVEN = [case for i, case in enumerate(alarms.runs_from_given_states()) if i % 7 == 0]
 FEW = [case for i, case in enumerate(alarms.right_runs(n=64)) if i % 61 == 0]
 
 
-@pytest.mark.parametrize("case", FEW, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [*FEW, *GIVEN], ids=lambda c: c.name)
 def test_what_went_well_is_not_named(case: alarms.Case) -> None:
     """A part of the runs of `benchmarks/alarms.py`, at every scale and on every process."""
     assert case.samples_named() == 0
@@ -62,6 +63,42 @@ def test_strong_guidance_towards_other_modes_is_not_named(scale: float, options:
     guided = sg.guidance.ClassifierFree(sg.from_noise(net, VP), scale, {"y": torch.tensor(0)})
     kwargs = {"y": torch.ones(8, dtype=torch.long)}
     assert sg.sample(guided, VP, (8, 64), seed=0, model_kwargs=kwargs, **options).status.ok
+
+
+@pytest.mark.parametrize("solver", [None, "euler-maruyama", "dopri5"])
+@pytest.mark.parametrize(
+    ("sde", "scale", "shown"),
+    [(sg.EDMSDE(), 1.0, "80: write x_T = sde.prior_std"), (VP, 80.0, "1: write x_T = sde.prior_std")],
+    ids=["EDM", "VP"],
+)
+def test_states_of_another_process_scale_are_named(sde: Any, scale: float, shown: str, solver: str | None) -> None:
+    """Sample by sample: those beside them are of the prior, or zero."""
+    noise = torch.randn(4, D, generator=torch.Generator().manual_seed(0))
+    x_T = noise * torch.tensor([[scale], [float(sde.prior_std)], [0.0], [scale]])
+    options: dict[str, Any] = {} if solver == "dopri5" else {"nfe": 20}
+    with pytest.warns(sg.diagnosis.StartWarning, match=r"2 of 4 samples \(0, 3\) start from x_T of root mean square"):
+        res = sg.sample(MODES.score(sde), sde, x_T=x_T, solver=solver, seed=0, **options)
+    assert res.status.samples == (0, 3) and shown in res.status.message
+
+    with pytest.warns(sg.diagnosis.StartWarning, match=r"1 of 1 samples"):
+        alone = sg.sample(MODES.score(sde), sde, x_T=x_T[3:], solver=solver, seed=0, **options)
+    assert alone.status.samples == (0,)
+
+
+def test_states_on_a_process_with_a_matrix_are_compared_in_their_first_block() -> None:
+    sde = sg.CLD()
+    x_T = sde.prior_sample((2, 2, D), seed=0)
+    score = MODES.score(sde)
+    assert sg.sample(score, sde, x_T=x_T, solver=sg.schemes.GDDIM(2), nfe=20).status.ok
+    with pytest.warns(sg.diagnosis.StartWarning, match=r"write x_T = sde.prior_transform\(noise\)"):
+        sg.sample(score, sde, x_T=80 * x_T, solver=sg.schemes.GDDIM(2), nfe=20)
+
+
+def test_states_at_an_earlier_time_and_in_few_dimensions_are_taken_as_they_are() -> None:
+    sde = sg.EDMSDE()
+    assert sg.sample(MODES.score(sde), sde, x_T=torch.randn(2, D), t_start=1.0, nfe=10).status.ok
+    few = sg.oracles.Gaussian(torch.zeros(8), 1.0).score(sde)
+    assert sg.sample(few, sde, x_T=torch.randn(2, 8), solver="dpm++2m", nfe=10).status.ok
 
 
 @pytest.mark.parametrize("solver", [None, "ipndm3", "euler"])
