@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from sgm_sde._utils.checks import check_integer, described, moment, number
 from sgm_sde.grids import Grid, GridRule, Thinned, rule
 from sgm_sde.identity import Value
-from sgm_sde.processes.base import SDE, has_scalar_marginal, require_sde
-from sgm_sde.schemes import Rosenbrock, Solver, UniC, resolve
+from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
+from sgm_sde.processes.matrix import EARLIEST
+from sgm_sde.schemes import GDDIM, Rosenbrock, Solver, UniC, resolve
 
 # Network calls from which on the default is another setting. From FEW on steps where a sample takes shape are short
 # enough for strong guidance, under which three evaluations below SOME calls and four below MANY are safer than more.
@@ -101,6 +102,7 @@ def settings(data_std: float = 1.0) -> tuple[Setting, Setting, Setting, Setting]
 
 
 SETTINGS = settings()
+WITH_A_MATRIX = Setting(GDDIM(4), "quadratic")
 
 
 def default_final(sde: SDE) -> str:
@@ -129,7 +131,9 @@ def default_setting(
     from 12 calls on four, from 30 on five, in the last steps ever fewer. All of it was chosen on half of the test beds
     of `python -m benchmarks.defaults`, which prints what it reaches on the other half, and on strong guidance. Where a
     given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates of
-    rectified flow on the process' own grid; for a nonlinear process it is Heun's method in time.
+    rectified flow on the process' own grid. For a process with a matrix it is gDDIM through four evaluations, which
+    `python -m benchmarks.cld_defaults` measures beside others; to the end at t = 0, and for a nonlinear process, it is
+    Heun's method in time.
 
     Args:
         sde: the process.
@@ -153,6 +157,8 @@ def default_setting(
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)
     times = [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
+    if has_matrix_marginal(sde) and all(t >= EARLIEST * sde.T for t in [sde.eps, *times]):
+        return WITH_A_MATRIX
     if not has_scalar_marginal(sde):
         return Setting("heun2")
 

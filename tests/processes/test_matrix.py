@@ -374,12 +374,75 @@ def test_joint_likelihood(kind: str) -> None:
     result = sg.log_prob(oracle.score(CRITICAL), CRITICAL, z, trace="exact", eps=eps, method=FixedGrid(40))
     at_T = oracle.log_prob(result.latent, CRITICAL, 1.0)
     assert float((result.divergence + at_T - exact).abs().max()) < 2e-3
-    assert result.nfe == 160 and torch.equal(result.prior, CRITICAL.prior_log_prob(result.latent))
+    assert result.nfe == 4 * (40 + 20) + 2 and torch.equal(result.prior, CRITICAL.prior_log_prob(result.latent))
     fuzzy = sg.likelihood.joint_log_prob(
         oracle.score(CRITICAL), CRITICAL, z, eps=eps, method=FixedGrid(40), trace=Hutchinson(4), seed=0
     )
     assert float(((fuzzy.value - result.value) / fuzzy.stderr).abs().max()) < 5
     assert bool((fuzzy.stderr > 0).all())
+
+
+UNEQUAL = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.1, [0.3, 0.7])
+
+
+@pytest.mark.parametrize(
+    ("sde", "dtype"),
+    [(CRITICAL, torch.float32), (CRITICAL, F64), (UNDER, F64), (THIRD, F64)],
+    ids=["critical-float32", "critical", "under", "third"],
+)
+@pytest.mark.parametrize(
+    "oracle", [sg.oracles.Gaussian(torch.tensor([0.3]), 0.25), UNEQUAL], ids=["gaussian", "mixture"]
+)
+def test_the_error_of_a_joint_density_bounds_it(oracle: Any, sde: sg.processes.MatrixSDE, dtype: torch.dtype) -> None:
+    """Against the process' own law, from which the prior is some way off, in 95 % of points; and not by far."""
+    eps = 1e-3
+    z = oracle.sample(40, sde, eps, seed=0, dtype=dtype)
+    result = sg.log_prob(oracle.score(sde), sde, z, eps=eps, method=FixedGrid(48))
+    off = (result.value - oracle.log_prob(z.double(), sde, eps)).abs()
+    assert float((off <= result.error).double().mean()) >= 0.95
+    assert float(result.error.median()) < 30 * float(off.median())
+
+    low, high = result.interval(0.95)
+    assert bool((low < result.value).all()) and bool((result.value < high).all())
+    assert result.unresolved == () and not result.error.requires_grad
+
+
+def test_joint_densities_go_on_until_the_tolerance() -> None:
+    """Samples within it keep their value, whatever the others; what does not arrive is named, with a warning."""
+    oracle, eps = UNEQUAL, 1e-2
+    z = oracle.sample(6, CRITICAL, eps, seed=0, dtype=F64)
+    score = oracle.score(CRITICAL)
+    loose = sg.log_prob(score, CRITICAL, z, eps=eps, method=FixedGrid(atol=1.0))
+    assert loose.nfe == 4 * (48 + 24) + 2 and loose.unresolved == ()
+    assert torch.equal(loose.value, sg.log_prob(score, CRITICAL, z, eps=eps, method=FixedGrid(48)).value)
+
+    alone = sg.log_prob(score, CRITICAL, z[2:3], eps=eps)
+    among = sg.log_prob(score, CRITICAL, z, eps=eps)
+    assert among.nfe > loose.nfe and bool((among.error <= loose.error).all())
+    torch.testing.assert_close(among.value[2:3], alone.value, rtol=0, atol=1e-12)
+    with pytest.warns(sg.likelihood.LikelihoodWarning, match="did not come down to the tolerance"):
+        beyond = sg.log_prob(score, CRITICAL, z[:1], eps=eps, method=FixedGrid(atol=1e-13))
+    assert beyond.unresolved == (0,)
+
+
+@pytest.mark.parametrize(
+    ("sde", "nfe", "off"), [(CRITICAL, 10, 0.15), (CRITICAL, 20, 0.03), (CRITICAL, 50, 0.02), (THIRD, 20, 0.15)]
+)
+def test_the_default_has_the_law_of_the_data(sde: sg.processes.MatrixSDE, nfe: int, off: float) -> None:
+    """Mean, variance and the share of each mode, of positions of two modes."""
+    oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3, [0.4, 0.6])
+    res = sg.sample(oracle.score(sde), sde, (4000, sde.blocks, 1), nfe=nfe, seed=0)
+    assert res.nfe == nfe and res.status.ok
+    x = sde.position(res.x)
+    assert abs(float(x.var()) - 1.05) < off * 1.05 + 4 * 0.02
+    assert abs(float(x.mean()) - 0.2) < off + 4 * 1.03 / 4000**0.5
+    assert abs(float((x > 0).double().mean()) - 0.6) < off + 4 * 0.49 / 4000**0.5
+
+
+def test_which_default_on_a_process_with_a_matrix() -> None:
+    """gDDIM, where its rotation is known; at t = 0 it is not."""
+    assert sg.defaults.default_setting(CRITICAL, 7) == sg.Setting(sg.schemes.GDDIM(4), "quadratic")
+    assert sg.defaults.default_setting(CRITICAL, 20, t_end=0.0) == sg.Setting("heun2")
 
 
 def test_the_velocity_bound_is_below_the_density_and_not_far() -> None:
