@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peak_memory import peak_bytes
 from torch import Tensor
 
 import sgm_sde as sg
 from benchmarks import bed_networks, command, overhead
+from benchmarks.peak_memory import peak_bytes
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.schemes import GGF
 

@@ -38,12 +38,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peak_memory import peak_bytes
 from torch import Tensor
 from tqdm import tqdm
 
 import sgm_sde as sg
 from benchmarks import command, peers
+from benchmarks.peak_memory import peak_bytes
 from sgm_sde.engine.brownian import PathNoise
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
