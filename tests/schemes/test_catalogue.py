@@ -511,12 +511,14 @@ def test_settings_are_values() -> None:
 def test_which_default() -> None:
     """By the budget, and by what the process allows at the times that are given."""
     vp = LINEAR["vp"]
-    chosen = {budget: sg.defaults.default_setting(vp, budget) for budget in (1, 5, 6, 11, 12, 29, 30, 500)}
+    budgets = (1, 5, 6, 9, 10, 15, 16, 29, 30, 500)
+    chosen = {budget: sg.defaults.default_setting(vp, budget) for budget in budgets}
     assert chosen[1] == chosen[5] != chosen[6]
-    assert chosen[6] == chosen[11]
-    assert chosen[12] == chosen[29]
+    assert chosen[6] == chosen[9] != chosen[10]
+    assert chosen[10] == chosen[15] != chosen[16]
+    assert chosen[16] == chosen[29] != chosen[30]
     assert chosen[30] == chosen[500] == sg.defaults.default_setting(vp)
-    for budget, nodes in ((5, 3), (11, 3), (29, 4), (30, 5)):
+    for budget, nodes in ((5, 3), (15, 3), (16, 4), (29, 4), (30, 5)):
         solver, grid = chosen[budget].solver, chosen[budget].grid
         assert isinstance(solver, sg.schemes.ExponentialAdams)
         assert (solver.nodes, solver.corrector, solver.lower_final) == (nodes, nodes, True)
