@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import FrozenInstanceError, dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
@@ -217,6 +217,14 @@ class TokenGrid(Value):
         return f"TokenGrid({self.steps} rows of {self._shape[1:]})"
 
 
+def _of_ends(ends: Iterable[tuple[str, float | None, float]]) -> str:
+    """Words for ends of a grid: name, what was given, and where it is placed."""
+    ends = list(ends)
+    got = [f"{name}={asked}" for name, asked, _ in ends if asked is not None]
+    own = [f"; {name} is {placed} if not given" for name, asked, placed in ends if asked is None]
+    return f"{' and '.join(got) or 'neither'}{''.join(own)}"
+
+
 def _check_tokens(t: Tensor) -> None:
     """Raise ValueError unless times (n + 1, *) are finite, none rises, and some token moves on in every row."""
     wrong = t[~(t.isfinite() & (t >= 0))]
@@ -277,11 +285,7 @@ class GridRule(Value, ABC):
         start, end = self.ends(sde, steps, t_start, t_end)
         if not 0 <= end < start <= sde.T:
             ends = (("t_start", t_start, start), ("t_end", t_end, end))
-            got = [f"{name}={asked}" for name, asked, _ in ends if asked is not None]
-            own = [f"; {name} is {placed} if not given" for name, asked, placed in ends if asked is None]
-            raise ValueError(
-                f"need 0 <= t_end < t_start <= T = {sde.T}, got {' and '.join(got) or 'neither'}{''.join(own)}"
-            )
+            raise ValueError(f"need 0 <= t_end < t_start <= T = {sde.T}, got {_of_ends(ends)}")
         if steps == 0:
             return Grid([start])
         inner = self.place(sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu"), start, end)

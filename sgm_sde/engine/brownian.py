@@ -465,13 +465,20 @@ class PathWithArea:
             near = left / h * whole + math.sqrt(left * right / h) * x
             return [_Interval(start, place, near, None), _Interval(place, end, whole - near, None)]
 
-        y = self._noise()
-        cubes = left**3 + right**3
-        v = math.sqrt(left * right / cubes) / 2
-        near = left / h * whole + 6 * left * right / h**2 * area + 2 * v * cubes / h**2 * x
-        area_near = (left / h) ** 2 * area - v * left**2 / h * x + v * right / math.sqrt(3) * y
-        area_far = (right / h) ** 2 * area - v * right**2 / h * x - v * left / math.sqrt(3) * y
+        near, area_near, area_far = _with_area(left, right, h, whole, area, x, self._noise())
         return [_Interval(start, place, near, area_near), _Interval(place, end, whole - near, area_far)]
 
     def _noise(self) -> Tensor:
         return self._stream.normal(*self._like)
+
+
+def _with_area(
+    left: float, right: float, h: float, whole: Tensor, area: Tensor, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The near increment and the areas of both parts of a piece, of lengths left, right and h in all."""
+    cubes = left**3 + right**3
+    v = math.sqrt(left * right / cubes) / 2
+    near = left / h * whole + 6 * left * right / h**2 * area + 2 * v * cubes / h**2 * x
+    area_near = (left / h) ** 2 * area - v * left**2 / h * x + v * right / math.sqrt(3) * y
+    area_far = (right / h) ** 2 * area - v * right**2 / h * x - v * left / math.sqrt(3) * y
+    return near, area_near, area_far

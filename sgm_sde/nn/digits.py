@@ -166,9 +166,7 @@ def load_digits_denoiser() -> DigitsDenoiser:
         >>> load_digits_denoiser()(torch.zeros(2, 1, 8, 8), torch.ones(2)).shape
         torch.Size([2, 1, 8, 8])
     """
-    with torch.device("meta"):
-        net = DigitsDenoiser()
-    return with_weights(net, "digits_denoiser.safetensors")
+    return with_weights(DigitsDenoiser, "digits_denoiser.safetensors")
 
 
 def load_digits_velocity() -> DigitsVelocity:
@@ -178,9 +176,7 @@ def load_digits_velocity() -> DigitsVelocity:
         >>> load_digits_velocity()(torch.zeros(3, 2, 1, 8, 8), torch.ones(3), torch.arange(3)).shape
         torch.Size([3, 1, 8, 8])
     """
-    with torch.device("meta"):
-        net = DigitsVelocity()
-    return with_weights(net, "digits_velocity.safetensors")
+    return with_weights(DigitsVelocity, "digits_velocity.safetensors")
 
 
 def load_digits_classifier() -> DigitsClassifier:
@@ -190,9 +186,7 @@ def load_digits_classifier() -> DigitsClassifier:
         >>> load_digits_classifier()(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
-    with torch.device("meta"):
-        net = DigitsClassifier()
-    return with_weights(net, "digits_classifier.safetensors")
+    return with_weights(DigitsClassifier, "digits_classifier.safetensors")
 
 
 def digits_data(split: Literal["train", "held_out"]) -> tuple[Tensor, Tensor]:

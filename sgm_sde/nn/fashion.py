@@ -60,10 +60,9 @@ def load_fashion_denoiser() -> EDMPreconditioned:
         >>> load_fashion_denoiser()(torch.zeros(1, 1, 28, 28), torch.ones(1)).shape
         torch.Size([1, 1, 28, 28])
     """
-    with torch.device("meta"):
-        net = EDMPreconditioned(fashion_unet(), sigma_data=1.0)
+    net = with_weights(lambda: EDMPreconditioned(fashion_unet(), sigma_data=1.0), "fashion_denoiser.safetensors")
     # Convolutions on a CPU are fastest with the channels last, and pass the layout on.
-    return with_weights(net, "fashion_denoiser.safetensors").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def load_fashion_classifier() -> FashionClassifier:
@@ -73,9 +72,7 @@ def load_fashion_classifier() -> FashionClassifier:
         >>> load_fashion_classifier()(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """
-    with torch.device("meta"):
-        net = FashionClassifier()
-    return with_weights(net, "fashion_classifier.safetensors")
+    return with_weights(FashionClassifier, "fashion_classifier.safetensors")
 
 
 class FeatureStatistics(NamedTuple):

@@ -40,10 +40,10 @@ def kernel_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> KernelR
     Args:
         a: vectors (n, d) of samples or of their features.
         b: others (m, d).
-        features: name of the extractor that made them; it is only recorded.
+        features: name of their extractor, as `frechet_distance` takes it.
 
     Raises:
-        ValueError: for vectors of other shapes, unequal d, too few of them, or values that are not finite.
+        ValueError: for vectors that `frechet_distance` refuses, and fewer than three.
 
     Source: Binkowski, Sutherland, Arbel, Gretton (2018), "Demystifying MMD GANs", arXiv:1801.01401; Gretton,
     Borgwardt, Rasch, Scholkopf, Smola (2012), "A kernel two-sample test", JMLR 13, 723-773; Arvesen (1969),
