@@ -3,9 +3,9 @@
     python tools/repeats.py [PATH ...] [--least 6]
 
 Compared are the lines of bodies of different functions, without their docstrings, blank lines and comments, with
-names, numbers and texts replaced by what they are. Signatures, fields of dataclasses and bodies of one statement do not
-count: they say what there is, and types are written out where they hold. Prints the pairs, longest first, and exits
-with 1 if there are any.
+names, numbers and texts replaced by what they are. Signatures, fields of dataclasses and their values, and bodies of
+one statement do not count: they say what there is, and types are written out where they hold. Prints the pairs, longest
+first, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ PATHS = ("sgm_sde", "benchmarks", "tools", "examples")
 LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.COMMENT, tokenize.ENDMARKER}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+FIELDS = ("name = name ,", "name = name . name ,")  # fields that are given by their names, one a line
 COMPOUND = (ast.For, ast.While, ast.If, ast.With, ast.Try)
 
 
@@ -72,7 +73,10 @@ def repeats(paths: Sequence[Path], least: int = LEAST) -> list[tuple[int, Line, 
         for n, first in enumerate(several):
             for second in several[n + 1 :]:
                 if first[0] != second[0] and not _goes_on(known, first, second):
-                    found.append((_length(known, first, second), *(known[b][i] for b, i in (first, second))))
+                    n_lines = _length(known, first, second)
+                    b, i = first
+                    if sum(line.shape not in FIELDS for line in known[b][i : i + n_lines]) >= least:
+                        found.append((n_lines, known[b][i], known[second[0]][second[1]]))
     return sorted(found, key=lambda pair: (-pair[0], str(pair[1].path), pair[1].number))
 
 
