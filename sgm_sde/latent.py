@@ -162,7 +162,8 @@ class LatentScoreModel:
             TypeError: for an object without `encode`, `decode` or `config`.
             ValueError: for a `decoder_std` that is not positive.
         """
-        if not all(hasattr(autoencoder, name) for name in ("encode", "decode", "config")):
+        needed = ("encode", "decode", "config")
+        if not all(hasattr(autoencoder, name) for name in needed):
             raise TypeError(f"an autoencoder has encode, decode and config, got {type(autoencoder).__name__}")
         if decoder_std is not None and not (math.isfinite(decoder_std) and decoder_std > 0):
             raise ValueError(f"decoder_std must be positive and finite, got {decoder_std}")
@@ -174,9 +175,11 @@ class LatentScoreModel:
             return Normal(mean, law.std * scale)
 
         def decoder(z: Tensor) -> Tensor | Normal:
-            decoded = autoencoder.decode(z / scale + shift)
-            mean = decoded.sample
-            return mean if decoder_std is None else Normal(mean, decoder_std)
+            unscaled = z / scale + shift
+            mean = autoencoder.decode(unscaled).sample
+            if decoder_std is None:
+                return mean
+            return Normal(mean, decoder_std)
 
         return LatentScoreModel(encoder, decoder, score_fn, sde)
 

@@ -66,7 +66,9 @@ class SamplingFunction:
         """The samples; arguments as `sampler` describes them."""
         arguments = dict(extra_args or {})
         chosen = self.seed if seed is None else seed
-        seeds = resolve_seeds(_seed_of(arguments) if chosen is None else chosen, None, len(x))
+        if chosen is None:
+            chosen = _seed_of(arguments)
+        seeds = resolve_seeds(chosen, None, len(x))
 
         levels = _levels(sigmas)
         if self.solver.ends_in_data and levels[-1]:

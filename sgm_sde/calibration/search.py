@@ -304,16 +304,23 @@ class _Search:
         self.reference_nfe = reference_nfe
         self.noises = range(n)
         self.held = range(n, n + held_out)
-        self.checked = range(n + held_out, n + held_out + CHECKED)
+        self.checked = range(self.held.stop, self.held.stop + CHECKED)
         self._squares: dict[HeldOut, Tensor] = {}  # mean square error of each held-out noise
         self.store: Store | None = None  # where finished parts of a budget are kept
         self.tell: Callable[[str], object] = lambda words: None  # what is done now
         self.end = math.inf if time_limit is None else time.monotonic() + time_limit
+        network = network_of(flow.score)
         self.protocol = {
-            "noises": n, "held_out": held_out, "seed": seed, "shape": list(flow.event), "dtype": str(flow.dtype),
-            "process": spec(flow.sde), "network": json.loads(network_of(flow.score) or "null"), "final": "denoise",
+            "noises": n,
+            "held_out": held_out,
+            "seed": seed,
+            "shape": list(flow.event),
+            "dtype": str(flow.dtype),
+            "process": spec(flow.sde),
+            "network": json.loads(network or "null"),
+            "final": "denoise",
             "model_kwargs": spec(bare(flow.resolved)),
-        }  # fmt: skip
+        }
 
     def exact(self) -> _Exact:
         """Exact trajectories, by as many calls as they need."""
@@ -468,8 +475,10 @@ class _Search:
         others = [levels for levels in self._levels_of(shelf, n, fit.log_levels) if levels != chosen]
         if others:
             starts = [closed_form(levels, consistent=False) for levels in others]
-            levels, start = min(zip(others, starts, strict=True), key=lambda pair: error(pair[1]))
-            placed = refined("shelf", closed_form(levels, consistent=True), True)
+            pairs = zip(others, starts, strict=True)
+            levels, start = min(pairs, key=lambda pair: error(pair[1]))
+            on_shelf = closed_form(levels, consistent=True)
+            placed = refined("shelf", on_shelf, True)
             found[FITS["shelf"]] = placed
             found[FITS["free-shelf"]] = refined("free-shelf", placed, False, robust=False)
             found[FITS["direct-shelf"]] = refined("direct-shelf", start, False)
@@ -477,7 +486,8 @@ class _Search:
         # Derivatives with respect to levels say nothing of a rough network.
         if exact.rough:
             found[FITS["searched"]] = tried("searched", plain)
-            found[FITS["searched-further"]] = tried("searched-further", min(found.values(), key=error))
+            best = min(found.values(), key=error)
+            found[FITS["searched-further"]] = tried("searched-further", best)
 
         return [(name, self._setting(rows)) for name, rows in found.items()]
 

@@ -93,7 +93,8 @@ class BrownianTree:
     def at(self, places: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """W (b, D) in float64 at a place (b,) for each of the samples of numbers `rows` (b,)."""
         whole = self._whole(rows).astype(np.float64)
-        path = np.where((places == 1)[:, None], whole, 0.0)
+        at_end = (places == 1)[:, None]
+        path = np.where(at_end, whole, 0.0)
         pieces = np.concatenate([path, whole], axis=1)
         joins_at, node, below = self._nearest_known(places, rows)
 
@@ -101,9 +102,11 @@ class BrownianTree:
             if depth:
                 joining = np.flatnonzero(joins_at == depth)
                 if len(joining):
-                    pieces[joining] = self._visited[depth].pieces.take(rows[joining], axis=0)
+                    visited = self._visited[depth]
+                    pieces[joining] = visited.pieces.take(rows[joining], axis=0)
 
-            alive = np.flatnonzero((joins_at <= depth) & (below > 0))
+            joined = joins_at <= depth
+            alive = np.flatnonzero(joined & (below > 0))
             if len(alive):
                 at_start = pieces.take(alive, axis=0)
                 z = self._normals(depth, node[alive], rows[alive], at_start)
@@ -129,9 +132,10 @@ class BrownianTree:
                 continue
             scaled = places * 2.0**level
             there = scaled.astype(np.uint64)
-            known = np.flatnonzero(visited.nodes.take(rows) == there + np.uint64(2**level))
+            nodes = there + np.uint64(2**level)
+            known = np.flatnonzero(visited.nodes.take(rows) == nodes)
             joins_at[known] = depth
-            node[known] = there[known] + np.uint64(2**level)
+            node[known] = nodes[known]
             below[known] = scaled[known] - there[known]
         return joins_at, node, below
 
@@ -195,13 +199,18 @@ class BrownianTree:
 
         if depth not in self._visited:
             self._visited[depth] = _Visited(n, self._places * self._size, self._size * self._few)
+
         visited = self._visited[depth]
         z = visited.z.take(rows, axis=0)
-        new = np.flatnonzero(visited.nodes.take(rows) != node)
+        known = visited.nodes.take(rows)
+        new = np.flatnonzero(known != node)
         if len(new):
             those = rows[new]
-            z[new] = visited.z[those] = self._drawn(node[new], those)
-            visited.nodes[those] = node[new]
+            nodes = node[new]
+            drawn = self._drawn(nodes, those)
+            z[new] = drawn
+            visited.z[those] = drawn
+            visited.nodes[those] = nodes
             if self._few:
                 visited.pieces[those] = pieces.take(new, axis=0)
         return z
@@ -441,7 +450,8 @@ class PathWithArea:
                 continue
             length = end - start
             if h is not None:
-                own = (w / 2 + h) * length
+                mean = w / 2 + h
+                own = mean * length
                 area = own if area is None or increment is None else area + own + length * increment
             increment = w if increment is None else increment + w
         assert increment is not None

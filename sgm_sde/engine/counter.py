@@ -55,9 +55,12 @@ def _rounds(words: list[Words], out: Words) -> None:
     n = len(out)
     x0, x1, x2, x3, key0, key1 = words
     x, y, high, low, *scratch = np.empty((6, 2, n), dtype=np.uint64)  # x multiplied, y crossed over
-    x[0], x[1] = x0, x2
-    y[0], y[1] = x1, x3
-    keys = np.stack(np.broadcast_arrays(np.atleast_1d(key0), key1))
+    x[0] = x0
+    x[1] = x2
+    y[0] = x1
+    y[1] = x3
+    both = np.broadcast_arrays(np.atleast_1d(key0), key1)
+    keys = np.stack(both)
 
     for _ in range(ROUNDS):
         _multiply(x, high, low, scratch)
@@ -65,6 +68,7 @@ def _rounds(words: list[Words], out: Words) -> None:
         np.bitwise_xor(x, keys, out=x)
         keys = keys + _WEYL
         y, low = low[::-1], y
+
     out[:, 0::2] = x.T
     out[:, 1::2] = y.T
 
@@ -145,14 +149,16 @@ class BoxMuller:
         # NumPy is quicker to start, and torch at logarithms and circular functions.
         radius, angle, cosine, u, phi, cos = self._views[r, k]
         halves = words.view(np.uint32).reshape(r, 2, k)
+        first = halves[:, 0]
+        second = halves[:, 1]
 
-        np.add(halves[:, 0], HALF, out=u, dtype=np.float32, casting="unsafe")
+        np.add(first, HALF, out=u, dtype=np.float32, casting="unsafe")
         np.multiply(u, UNIT, out=u)
         torch.log(radius, out=radius)
         np.multiply(u, MINUS_TWO, out=u)
         np.sqrt(u, out=u)
 
-        np.multiply(halves[:, 1], ANGLE, out=phi, dtype=np.float32, casting="unsafe")
+        np.multiply(second, ANGLE, out=phi, dtype=np.float32, casting="unsafe")
         torch.cos(angle, out=cosine)
         np.multiply(u, cos, out=cosines)
 

@@ -331,14 +331,19 @@ def allocate(rows: Sequence[Row]) -> Allocation:
         read = slots.of | registers.of
         base, others, target = _target(k, row, registers, last)
 
-        slots.release([key for key in slots.of if last[key] == k])
-        later = {key: place for key, place in registers.of.items() if key != ("state", k) and last[key] > k}
+        finished = [key for key in slots.of if last[key] == k]
+        slots.release(finished)
+        own = ("state", k)
+        later = {key: place for key, place in registers.of.items() if key != own and last[key] > k}
         alive = slots.of | later
 
         # The evaluation comes when the state is made, and may take the place of one that was read for it.
         store = slots.claim(("eval", k)) if row.stored else None
-        registers.release([key for key in registers.of if last[key] == k])
-        places.append(Place(base, others, read, drawn, target, store, alive))
+        finished = [key for key in registers.of if last[key] == k]
+        registers.release(finished)
+        place = Place(base, others, read, drawn, target, store, alive)
+        places.append(place)
+
     return Allocation(tuple(places), slots.n, registers.n)
 
 

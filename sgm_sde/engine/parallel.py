@@ -87,7 +87,8 @@ def picard(
     called = run.called
     n = len(called)
     last = len(program.stages) - 1
-    scale_of = np.array([scales[k] for k in called])
+    scales_called = [scales[k] for k in called]
+    scale_of = np.array(scales_called)
 
     def stage(c: int) -> int:
         """The stage of the c-th evaluation, the last one behind all of them."""
@@ -99,23 +100,27 @@ def picard(
     run.advance(stage(0))
     while low < n:
         high = int(ends.max())
-        numbers = range(low, high)
-        before = [run.states[called[c]] for c in numbers]
+        stages = called[low:high]
+        before = [run.states[k] for k in stages]
         run.evaluate(outputs, begin, ends, low, high)
         run.restart(called[low] + 1)
         run.advance(called[high - 1] if high < n else last)
 
         # The first of a window depends on nothing that has changed; the others follow as long as none has moved.
-        sizes = _sizes([run.states[called[c]] - old for c, old in zip(numbers, before, strict=True)])
+        changes = [run.states[k] - old for k, old in zip(stages, before, strict=True)]
+        sizes = _sizes(changes)
         limits = tolerance * scale_of[low:high, None]
         number = np.arange(low, high)[:, None]
-        stands = (number <= begin) | (sizes <= limits) & (number < ends)
-        begin = np.maximum(begin, low + np.cumprod(stands, 0).sum(0))
+        follows = (sizes <= limits) & (number < ends)
+        stands = (number <= begin) | follows
+        standing = np.cumprod(stands, 0).sum(0)
+        begin = np.maximum(begin, low + standing)
 
         low = int(begin.min())
         ends = np.minimum(begin + window, n)
         if low < n:
-            run.advance(called[max(high, int(ends.max())) - 1])
+            furthest = max(high, int(ends.max()))
+            run.advance(called[furthest - 1])
         report.until(stage(low))
         run.forget(stage(low))
     return Run(run.states[last], report.nodes)

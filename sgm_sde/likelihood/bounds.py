@@ -290,10 +290,13 @@ def ddpm_bound(
     plain = variance != "learned" and clip is None
     decoder = decoder_of(x, n_levels, data_range, dtype)
     seeds = resolve_seeds(seed, generator, len(x))
-    draws = _Draws(decoder, seeds, data_std if control_variate and plain else None)
-    first = sde.nodes(sde.times)[0]
-    model = BoundScore(score, sde, (first.t, sde.T), model_kwargs)
-    ladder = _Ladder(sde, model, draws, variance, _learned(score, variance), clip)
+    std_of_control = data_std if control_variate and plain else None
+    draws = _Draws(decoder, seeds, std_of_control)
+    first, *_ = sde.nodes(sde.times)
+    span = (first.t, sde.T)
+    model = BoundScore(score, sde, span, model_kwargs)
+    learned = _learned(score, variance)
+    ladder = _Ladder(sde, model, draws, variance, learned, clip)
 
     with torch.set_grad_enabled(enable_grad):
         drawn = ladder.terms(repeats)
@@ -301,10 +304,12 @@ def ddpm_bound(
         std_of_last = partial(ladder.std, 0)
         reconstruction, spread = draws.decode(model, ladder.nodes[0], std_of_last, n_decodings, clip)
         prior = _divergence_from_prior(ladder.nodes[-1], decoder.x, 1.0)
-        value = -(prior + stacked.sum(0) + reconstruction)
+        loss = prior + stacked.sum(0) + reconstruction
+        value = -loss
     check_finite(value, "the bound")
 
-    spread = spread + _variance_of_mean(drawn).sum(0)
+    of_terms = _variance_of_mean(drawn)
+    spread = spread + of_terms.sum(0)
     protocol = f"DDPM's variational bound over {ladder}, and {draws.decoder_words}"
     return draws.result(value, spread, prior, stacked, reconstruction, ladder.errors, model.nfe, protocol)
 

@@ -336,10 +336,10 @@ def choose_probe_basis(
     for basis in BASES:
         trace = Hutchinson(2, probe, basis)
         found[basis] = log_prob(score_fn, sde, x, method=method, trace=trace, seed=seed, generator=generator, **options)
+
     variances = {basis: 2 * float(res.stderr.square().mean()) for basis, res in found.items()}
-    return ProbeTrial(
-        min(variances, key=lambda basis: variances[basis]),
-        variances,
-        sum(res.nfe for res in found.values()),
-        sum(res.vjps for res in found.values()),
-    )
+    best = min(variances, key=lambda basis: variances[basis])
+    results = found.values()
+    nfe = sum(res.nfe for res in results)
+    vjps = sum(res.vjps for res in results)
+    return ProbeTrial(best, variances, nfe, vjps)

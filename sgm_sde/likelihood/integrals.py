@@ -392,9 +392,13 @@ class Integrals(NodeByNode):
         its roughness."""
         values = self._divergence(terms)
         of_parts, falls = quadrature_error(values, self.grid.table, self.grid.coarse)
-        of_more_slopes = torch.from_numpy(self.grid.table.remainder).to(values) @ values
+        remainder = torch.from_numpy(self.grid.table.remainder)
+        of_more_slopes = remainder.to(values) @ values
         of_slopes = torch.stack(self._of_slopes).double()
-        of_rule, of_trust = torch.stack(self._of_nodes, 1).double().sum(1)
+        of_nodes = torch.stack(self._of_nodes, 1).double()
+        of_rule, of_trust = of_nodes.sum(1)
+        rough_slopes = of_slopes.square().sum(0).sqrt()
+        farthest = self._farthest.double().sqrt()
         roughness = of_more_slopes.square().sum(0).sqrt()
 
         # The sum of the slopes' errors may be small by chance where they are rough: their sizes count as well.
@@ -403,12 +407,14 @@ class Integrals(NodeByNode):
             SAFETY * of_slopes.sum(0),
             SAFETY * of_rule,
             SAFETY * of_trust,
-            ROUGH_SLOPES * of_slopes.square().sum(0).sqrt(),
+            ROUGH_SLOPES * rough_slopes,
             MORE_SLOPES * of_more_slopes.sum(0),
-            WRONG_SCORE * self._wrong() * self._farthest.double().sqrt(),
+            WRONG_SCORE * self._wrong() * farthest,
         ]
         error = torch.stack(errors).square().sum(0).sqrt()
-        return (COARSELY * error if self.grid.coarse else error), falls, roughness
+        if self.grid.coarse:
+            error = COARSELY * error
+        return error, falls, roughness
 
     def _divergence(self, terms: Tensor) -> Tensor:
         """Its values (nodes, B) from the terms (nodes, B, columns) of its integral, of a probe that is the same at all

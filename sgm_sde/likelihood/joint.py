@@ -215,10 +215,12 @@ def _distance_from_prior(model: TraceScore, estimate: Estimate, latent: Tensor) 
     (node,) = sde.nodes([sde.T])
     c_x, c_r = checked_conversion(model.score.prediction, "score", node)
     P = sde.prior_covariance
-    t = torch.full((len(latent),), sde.T, dtype=torch.float64, device=latent.device)
+    batch = (len(latent),)
+    t = torch.full(batch, sde.T, dtype=torch.float64, device=latent.device)
 
     def times_P(z: Tensor, out: Tensor) -> Tensor:
-        score = apply(c_x, z) + apply(c_r, out.to(z.dtype))
+        r = out.to(z.dtype)
+        score = apply(c_x, z) + apply(c_r, r)
         return apply(P, score) + z
 
     with torch.no_grad():
@@ -226,12 +228,14 @@ def _distance_from_prior(model: TraceScore, estimate: Estimate, latent: Tensor) 
         P_r_opposite, _ = model.with_trace(-latent, t, estimate, of=times_P)
     P_b = (P_r + P_r_opposite) / 2
     P_A_z = (P_r - P_r_opposite) / 2
-    trace = traces[:, : estimate.columns].mean(1)
+    probes = traces[:, : estimate.columns]
+    trace = probes.mean(1)
 
     y = apply(P.inverse, latent)
+    b = apply(P.inverse, P_b)
     linear = dot(P_b, y)
     quadratic = dot(P_A_z, y) - trace.to(latent.dtype)
-    constant = dot(P_b, apply(P.inverse, P_b))
+    constant = dot(P_b, b)
     return 2 * linear.abs() + quadratic.abs() + constant
 
 
@@ -311,15 +315,19 @@ class _Ladder:
     def climbed(self, grid: FixedGrid) -> tuple[_Found, Tensor]:
         """The solution, and the samples (B,) whose numerical error did not come down to the tolerance."""
         steps = grid.n_steps
+        n = len(self.state)
         run, found = self._run(steps)
         check_finite(found.value, "the log-likelihood", partial(run.again, self.state))
-        found = found.against(self._run(steps // 2)[1])
+        _, coarse = self._run(steps // 2)
+        found = found.against(coarse)
         if grid.steps is not None:
-            return found, torch.zeros(len(self.state), dtype=torch.bool)
+            settled = torch.zeros(n, dtype=torch.bool)
+            return found, settled
 
-        d = self.state[0].numel()
-        alone = self.model.takes_some(len(self.state))
-        going = found.error > grid.atol * d + grid.rtol * found.volume.abs()
+        atol = grid.atol * self.state[0].numel()
+        alone = self.model.takes_some(n)
+        allowed = atol + grid.rtol * found.volume.abs()
+        going = found.error > allowed
         for finer in FINER:
             rows = going.nonzero().flatten()
             if not len(rows):
@@ -327,10 +335,13 @@ class _Ladder:
             _, other = self._run(finer * steps, rows if alone else None)
             if not alone:
                 other = other.among(rows)
-            other = other.against(found.among(rows))
+
+            coarse = found.among(rows)
+            other = other.against(coarse)
             sound = other.value.isfinite()
             found = found.replaced(rows[sound], other.among(sound))
-            going = found.error > grid.atol * d + grid.rtol * found.volume.abs()
+            allowed = atol + grid.rtol * found.volume.abs()
+            going = found.error > allowed
         return found, going
 
     def _run(self, steps: int, rows: Tensor | None = None) -> tuple[_Run, _Found]:
@@ -366,26 +377,39 @@ class _Run:
         sde = self.flow.model.sde
         assert isinstance(sde, MatrixSDE)
         with torch.no_grad():
-            latent = execute(self.program, state, self.flow, NoNoise()).x
+            run = execute(self.program, state, self.flow, NoNoise())
+        latent = run.x
         prior = sde.prior_log_prob(latent)
 
         columns = self.estimate.columns
-        pairs = zip(self.weights.tolist(), self.flow.divergences, strict=True)
-        terms = torch.stack([w * divergence.to(latent.dtype) for w, divergence in pairs])
+        divergences = [divergence.to(latent.dtype) for divergence in self.flow.divergences]
+        weighted = [w * divergence for w, divergence in zip(self.weights.tolist(), divergences, strict=True)]
+        terms = torch.stack(weighted)
         probes = terms[:, :, :columns]
-        volume = probes.mean(2).sum(0)
+        means = probes.mean(2)
+        volume = means.sum(0)
         stderr = torch.zeros_like(volume)
         freedom = torch.full_like(volume, math.inf)
         told = volume
         if self.estimate.fixed is not None:
+            weights = torch.from_numpy(self.weights)
             companion = terms[:, :, columns] if self.estimate.companion else None
-            stderr, freedom = probe_error(probes, torch.from_numpy(self.weights), companion)
+            stderr, freedom = probe_error(probes, weights, companion)
             told = volume if companion is None else companion.sum(0)
 
         moved = torch.as_tensor(self.flow.sensitivity).to(latent).sqrt()
-        rounding = torch.finfo(latent.dtype).eps * (probes.mean(2).abs().sum(0) + prior.abs() + ROUNDED * moved)
-        unknown = torch.full_like(volume, math.inf)
-        return _Found(latent, prior, volume, stderr, freedom, prior + told, rounding, unknown)
+        eps = torch.finfo(latent.dtype).eps
+        sizes = means.abs().sum(0) + prior.abs() + ROUNDED * moved
+        return _Found(
+            latent=latent,
+            prior=prior,
+            volume=volume,
+            stderr=stderr,
+            freedom=freedom,
+            told=prior + told,
+            rounding=eps * sizes,
+            off=torch.full_like(volume, math.inf),
+        )
 
     def again(self, state: Tensor, on_output: OnOutput) -> None:
         """Visit the nodes once more."""

@@ -280,7 +280,9 @@ def adjoint(flow: NormalisedFlow, rtol: float, atol: float, parameters: Sequence
 
     z = x / flow.scale[flow.data]
     volumes = x.new_zeros(len(x), flow.problem.trace.columns)
-    u = torch.tensor([-flow.lam[flow.data], -flow.lam[flow.noise]], dtype=torch.float64, device=x.device)
+    start = -flow.lam[flow.data]
+    end = -flow.lam[flow.noise]
+    u = torch.tensor([start, end], dtype=torch.float64, device=x.device)
 
     integrate = odeint
     options = _torchdiffeq_options(u, None)

@@ -525,13 +525,16 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
     cuts = _cuts(job.n, job.batch, job.sample_bytes)
     k, n_parts = _part(part)
     shards = range(k, len(cuts), n_parts)
-    total = sum(cuts[k][1] - cuts[k][0] for k in shards)
+    own = [cuts[k] for k in shards]
+    total = sum(end - start for start, end in own)
 
     with _open(team, folder, job, apart=part is not None) as store, _progress(team, total, job, progress) as update:
 
         def do(piece: int) -> None:
-            entry = _shard(team, store, job, _name(shards[piece]), cuts[shards[piece]], update)
-            team.report(piece, json.dumps([entry.sha256, entry.bytes, entry.info]))
+            name = _name(shards[piece])
+            entry = _shard(team, store, job, name, own[piece], update)
+            written = [entry.sha256, entry.bytes, entry.info]
+            team.report(piece, json.dumps(written))
 
         for piece in team.take(len(shards)):
             do(piece)
@@ -541,7 +544,8 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
 
         result: JsonObject = {}
         if team.rank == 0 and part is None:
-            result = _complete(store, job.command, _reported(team, shards))
+            entries = _reported(team, shards)
+            result = _complete(store, job.command, entries)
         found = team.count("found")
 
         # The others wait here: none leaves before the manifest is written.
@@ -550,8 +554,9 @@ def _run(team: Team, folder: Path, job: _Job, part: tuple[int, int] | None, prog
         else:
             team.hear("complete")
 
-    n_batches = sum(_n_batches(cuts[k], job.batch) for k in shards)
-    return Report(folder, total, n_batches, found, time.perf_counter() - started, result)
+    n_batches = sum(_n_batches(cut, job.batch) for cut in own)
+    seconds = time.perf_counter() - started
+    return Report(folder, total, n_batches, found, seconds, result)
 
 
 def _shard(team: Team, store: Store, job: _Job, name: str, cut: tuple[int, int], update: Callable[..., None]) -> Entry:

@@ -71,9 +71,11 @@ def replay(program: Program, x: Tensor, model: BoundScore, noise: NoiseSource, k
     given = bare(dict(kwargs or {}))
     leaves = list(each_leaf(given))
     key = _key(program, x, model, leaves)
-    recordings = _held(model.score.net).recordings
+    held = _held(model.score.net)
+    recordings = held.recordings
     if key not in recordings:
-        recorded = model.with_kwargs(map_leaves(_copied, given))
+        kept = map_leaves(_copied, given)
+        recorded = model.with_kwargs(kept)
         recordings[key] = (recorded, Recording(program, x, recorded))
 
     recorded, recording = recordings[key]

@@ -32,16 +32,18 @@ def run_on_grid(
 ) -> tuple[SampleResult, type[Warning] | None]:
     """The result of a run on a grid, and what to warn of."""
     slices = slices_of(job.size, execution.batch_size)
-    n_steps = (job.grid.steps - job.first) * len(slices)
+    models = models_of(model, slices, job.size)
+    steps = job.grid.steps - job.first
     nodes, keep_end = observed_nodes(record.trajectory, job.grid, job.denoises)
     stop = node_to_stop_at(execution.until, job.grid, job.first)
 
     joined = Joined(job.size)
     parts: list[Part] = []
-    with progress_bar(record.progress, n_steps, job.solver.name, "step") as advance:
-        for at, part_model in zip(slices, models_of(model, slices, job.size), strict=True):
+    with progress_bar(record.progress, steps * len(slices), job.solver.name, "step") as advance:
+        for at, part_model in zip(slices, models, strict=True):
             monitor = Monitor(job.grid, part_model, record, advance, nodes, keep_end, stop)
-            part, x = _PartOfRun(job, part_model, at, monitor, execution).run()
+            part_of_run = _PartOfRun(job, part_model, at, monitor, execution)
+            part, x = part_of_run.run()
             parts.append(part)
             joined.put(at, x)
 

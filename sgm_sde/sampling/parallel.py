@@ -70,11 +70,20 @@ def run_in_parallel(
             on_output(state, frozen[k].output(state, kept), ts[k])
 
     given = model.kwargs
+    most = max(len(called), 1)
     try:
         return picard(
-            program, x, outputs, noise, frozen, scales,
-            window=min(window, max(len(called), 1)), tolerance=tolerance, on_node=on_node, on_evaluation=on_evaluation,
-        )  # fmt: skip
+            program,
+            x,
+            outputs,
+            noise,
+            frozen,
+            scales,
+            window=min(window, most),
+            tolerance=tolerance,
+            on_node=on_node,
+            on_evaluation=on_evaluation,
+        )
     finally:
         model.kwargs = given
 
@@ -105,4 +114,5 @@ def _frozen(program: Program, model: BoundScore) -> tuple[Sequence[Frozen], Sequ
 
     # v in units of the state's size, so that it may be held across stages whose sizes differ.
     scaled = [(f_x / s, f_r / s) for (f_x, f_r), s in zip(vs, scales, strict=True)]
-    return [Frozen.prediction(*c, *f) for c, f in zip(asked, scaled, strict=True)], scales
+    predictions = [Frozen.prediction(*c, *f) for c, f in zip(asked, scaled, strict=True)]
+    return predictions, scales

@@ -56,7 +56,8 @@ class StepArguments:
         solver, grid = self._solver(sde, t_start, t_end)
 
         if isinstance(solver, AdaptiveSolver):
-            require_unused(solver, {"grid": grid, "steps": None if solver.takes_steps else self.steps})
+            steps = None if solver.takes_steps else self.steps
+            require_unused(solver, {"grid": grid, "steps": steps})
             ends = grids.Uniform()(sde, 1, t_start, t_end)
             return solver, ends, None
 
@@ -67,7 +68,9 @@ class StepArguments:
             solver, placed = self._placed(sde, solver, grid, denoise, t_start, t_end)
         else:
             placed = self._given(sde, grid, denoise)
-        return solver, placed, table_of(solver, sde, placed, final)
+
+        program = table_of(solver, sde, placed, final)
+        return solver, placed, program
 
     def _solver(
         self, sde: SDE, t_start: float | None, t_end: float | None

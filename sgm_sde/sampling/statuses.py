@@ -44,18 +44,23 @@ def status_on_grid(parts: Sequence[Part], grid: Grid, stopped: str, sde: SDE) ->
         return Status(), None
 
     before_end, at_end, implausible = np.concatenate(checked, 1)
-    failed = np.flatnonzero(~(before_end & at_end))
+    finite = before_end & at_end
+    failed = np.flatnonzero(~finite)
     reached = parts[0].nodes - 1
     if len(failed):
         node = grid.steps + 1 if before_end.all() else _first_bad_node(parts)
         at = reached if node is None else min(node, grid.steps)
-        message = f"{_non_finite(node, at, grid)} in {len(failed)} of {len(implausible)} samples"
+        what = _non_finite(node, at, grid)
+        message = f"{what} in {len(failed)} of {len(implausible)} samples"
         return _failed(message, failed, grid.times[at], stopped), NonFiniteWarning
 
     if stopped:
-        return Status(False, f"{stopped} at t={grid.times[reached]:.6g}", stopped=True), None
-    starts = [part.starts for part in parts if part.starts is not None]
-    return plausibility(implausible, np.concatenate(starts) if starts else None, sde)
+        t = grid.times[reached]
+        return Status(False, f"{stopped} at t={t:.6g}", stopped=True), None
+
+    known = [part.starts for part in parts if part.starts is not None]
+    starts = np.concatenate(known) if known else None
+    return plausibility(implausible, starts, sde)
 
 
 def _failed(message: str, failed: np.ndarray, t: float, stopped: str) -> Status:

@@ -96,14 +96,17 @@ def _driven(sde: LinearSDE, model: BoundScore, aligned: TokenProgram, x: Tensor,
         for t, asked in zip(aligned.times, aligned.asked, strict=True)
     ]
     times_of_stages = [_times(model, t, x) for t in aligned.times]
-    loop = Loop(lower(program, conversions), x, times_of_stages, noise)
+    table = lower(program, conversions)
+    loop = Loop(table, x, times_of_stages, noise)
     asked = [None if of.all() else torch.from_numpy(of).to(x.device) for of in aligned.asked]
 
     def evaluate(state: Tensor, t: Tensor) -> Tensor:
         output = model.evaluate(state, t)
         tokens = asked[loop.stage]
+        if tokens is None:
+            return output
         # What a network says of a token that waits is not used, and need not be a number: data at time 0, say.
-        return output if tokens is None else torch.where(tokens, output, 0.0)
+        return torch.where(tokens, output, 0.0)
 
     return loop.drive(evaluate).x
 

@@ -372,7 +372,9 @@ class TorchSDE(Backend):
         paths = PathWithArea(seeds, tuple(y.shape), float(ts[1]), problem.start, y.dtype, y.device, with_area=with_area)
         bm = _brownian(paths, y, "space-time" if with_area else "none")
         adaptive = problem.steps is None
-        dt = span / 100 if problem.steps is None else span / problem.steps * (1 + STEP_ROUNDING)
+        dt = span / 100
+        if problem.steps is not None:
+            dt = span / problem.steps * (1 + STEP_ROUNDING)
         with warnings.catch_warnings():  # of noise that depends on the state, which this one does not
             warnings.filterwarnings("ignore", "Numerical solution is not guaranteed")
             _, y_end = torchsde.sdeint(

@@ -64,15 +64,18 @@ def kernel_distance(a: Vectors, b: Vectors, *, features: str = "raw") -> KernelR
     cross_y = _row_sums(y, x)
 
     # Means of the kernel over pairs of different rows of x, of y, and over pairs of x and y.
-    xx = own_x.sum() / (n * (n - 1))
-    yy = own_y.sum() / (m * (m - 1))
+    pairs_x = n * (n - 1)
+    pairs_y = m * (m - 1)
+    xx = own_x.sum() / pairs_x
+    yy = own_y.sum() / pairs_y
     xy = cross_x.sum() / (n * m)
     value = float(xx + yy - 2 * xy)
 
     without_x = _without_each(own_x, cross_x, m, yy)
     without_y = _without_each(own_y, cross_y, n, xx)
     variance = _jackknife(without_x) + _jackknife(without_y)
-    return KernelResult(value, math.sqrt(variance), (n, m), x.shape[1], features)
+    stderr = math.sqrt(variance)
+    return KernelResult(value, stderr, (n, m), x.shape[1], features)
 
 
 def _without_each(own: Tensor, cross: Tensor, m: int, other: Tensor) -> Tensor:
