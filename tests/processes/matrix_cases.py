@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import scipy.linalg
 from scipy.integrate import quad_vec
@@ -11,15 +9,6 @@ from scipy.integrate import quad_vec
 import sgm_sde as sg
 
 CRITICAL = sg.CLD()
-
-
-THIRD = sg.processes.MatrixSDE.from_rate(
-    [[0, 1, 0], [-1, 0, 2], [0, -2, -3]],
-    np.diag([0, 0, math.sqrt(6)]),
-    prior_covariance=np.eye(3),
-    initial_covariance=np.diag([0, 0.04, 0.04]),
-    beta_min=5.0,
-)
 
 
 A, D = np.array([[-0.5, 0.8], [-1.2, -0.7]]), np.array([[0.6, 0.2], [0.1, 0.9]])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from benchmarks.cld import kernel_by_scipy
+from benchmarks.cld_defaults import THIRD
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.program import Program
@@ -20,7 +21,7 @@ from sgm_sde.processes.matrix import apply, van_loan
 from sgm_sde.testing import default_oracle, measure_order, measure_weak_order
 from tests.conventions import case_id
 from tests.helpers import DOUBLE, F64, Recorder, bind, stream
-from tests.processes.matrix_cases import CRITICAL, THIRD
+from tests.processes.matrix_cases import CRITICAL
 
 OVER = sg.CLD(beta_min=0.5, beta_max=8.0, friction=2.0)
 

@@ -14,12 +14,13 @@ from scipy.integrate import quad_vec
 from torch import Tensor
 
 import sgm_sde as sg
+from benchmarks.cld_defaults import THIRD
 from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.processes.matrix import MatrixNode, apply, require_covariance, van_loan
 from sgm_sde.schemes.matrix import root
 from tests.conventions import case_id
 from tests.helpers import F64
-from tests.processes.matrix_cases import CRITICAL, SIGMA_0, THIRD, A, D, P, law, moved, rate_between
+from tests.processes.matrix_cases import CRITICAL, SIGMA_0, A, D, P, law, moved, rate_between
 
 COUPLED = sg.processes.MatrixSDE.from_rate(
     A, D, prior_covariance=P, initial_covariance=SIGMA_0, beta_min=0.5, beta_max=2.0, T=2.0, eps=0.01
