@@ -486,13 +486,23 @@ class MatrixSDE(SDE):
             )
 
         k = self.blocks
-        R = _rotations(self)(np.log(t)).T.reshape(-1, k, k)
+        R = _rotations(self, self._earlier(float(t.min())))(np.log(t)).T.reshape(-1, k, k)
         _, covariance = self.kernel(torch.from_numpy(t))
         L = np.linalg.cholesky(covariance.numpy())
 
         # Rounding has moved R off the roots of Sigma, which are L times orthogonal matrices: the nearest of these.
         u, _, v = np.linalg.svd(np.linalg.solve(L, R))
         return np.asarray(L @ u @ v)
+
+    def _earlier(self, t: float) -> float:
+        """A time not later than t: eps, or at earlier ones that over a power of two, down to the earliest.
+
+        The covariance may be so near to singular at earlier times that its inverse is known to few digits.
+        """
+        earliest = EARLIEST * self.T
+        eps = max(self.eps, earliest)
+        halvings = max(0, math.ceil(math.log2(eps / t)))
+        return max(eps * 2.0**-halvings, earliest)
 
     def carried(self, times: npt.ArrayLike, t: float) -> np.ndarray:
         """Phi(t, u) R(u) at times u from t on, (n, k, k)."""
@@ -719,12 +729,12 @@ def _moment_equations(
 
 
 @cached(maxsize=16)
-def _rotations(sde: MatrixSDE) -> Callable[[npt.NDArray[np.float64]], np.ndarray]:
-    """R as a function of log t, from the Cholesky factor at T back to early times."""
+def _rotations(sde: MatrixSDE, earliest: float) -> Callable[[npt.NDArray[np.float64]], np.ndarray]:
+    """R as a function of log t, from the Cholesky factor at T back to the earliest time."""
     from scipy.integrate import solve_ivp
 
     slope = _rotation_equation(sde)
-    span = (math.log(sde.T), math.log(EARLIEST * sde.T))
+    span = (math.log(sde.T), math.log(earliest))
     (end,) = sde.nodes([sde.T])
     solution = solve_ivp(slope, span, end.L.reshape(-1), method="DOP853", rtol=RTOL, atol=1e-16, dense_output=True)
     function: Callable[[npt.NDArray[np.float64]], np.ndarray] = solution.sol
