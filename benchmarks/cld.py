@@ -98,10 +98,10 @@ def entries() -> list[tuple[str, sg.Score, sg.SDE, sg.Solver | str, str]]:
         ("CLD, trained: Euler-Maruyama, quadratic steps", trained, cld, em, "quadratic"),
         ("CLD, trained: SSCS", trained, cld, sg.schemes.SSCS(), "quadratic"),
         ("CLD, trained: Heun in time", trained, cld, rk, "quadratic"),
-        ("CLD, trained: gDDIM, 2 evaluations", trained, cld, sg.schemes.GDDIM(2), "log-snr"),
-        ("CLD, trained: gDDIM, 3 evaluations", trained, cld, sg.schemes.GDDIM(3), "log-snr"),
+        ("CLD, trained: gDDIM, 2 evaluations", trained, cld, sg.schemes.GDDIM(2), "quadratic"),
+        ("CLD, trained: gDDIM, 3 evaluations", trained, cld, sg.schemes.GDDIM(3), "quadratic"),
         ("CLD, the denoiser: SSCS", joint, cld, sg.schemes.SSCS(), "quadratic"),
-        ("CLD, the denoiser: gDDIM, 3 evaluations", joint, cld, sg.schemes.GDDIM(3), "log-snr"),
+        ("CLD, the denoiser: gDDIM, 3 evaluations", joint, cld, sg.schemes.GDDIM(3), "quadratic"),
     ]
 
 
