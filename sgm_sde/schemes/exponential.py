@@ -29,6 +29,7 @@ from sgm_sde.schemes.base import Solver
 from sgm_sde.schemes.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart
 
 Eta = float | Callable[[float], float]
+STARTS = ("cold", "warm")
 EVERYWHERE = (0.0, math.inf)  # all noise levels
 FEW_STEPS = 15  # below them the literature's codes lower the order of the last steps
 NATIVE = {"data": "log-snr", "noise": "log-snr", "v": "angle", "rectified": "flow-time"}
@@ -264,7 +265,7 @@ class ExponentialAdams(Exponential):
         if self.corrector > self.nodes + 1:
             raise ValueError(f"corrector must lie between 0 and nodes + 1 = {self.nodes + 1}, got {self.corrector}")
         one_of("lower_final", self.lower_final, (True, False, None))
-        one_of("start", self.start, ("cold", "warm"))
+        one_of("start", self.start, STARTS)
         if self.start == "warm" and self.stochastic:
             raise ValueError("start='warm' is for deterministic solvers")
         if self.start == "warm" and not self._inner:

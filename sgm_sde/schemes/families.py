@@ -13,7 +13,7 @@ from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.processes.base import SDE
 from sgm_sde.schemes.base import Solver, WrappedSolver, resolve
-from sgm_sde.schemes.exponential import Eta, ExponentialAdams, ExponentialRungeKutta
+from sgm_sde.schemes.exponential import STARTS, Eta, ExponentialAdams, ExponentialRungeKutta
 from sgm_sde.schemes.linear_part import VARIANTS
 
 LU_PP = "Lu et al., 2022, arXiv:2211.01095"
@@ -145,6 +145,8 @@ def _dpm_solver(
             stages=order, name=_dpm_name(family, order, kind, parts, eta), prediction=prediction, variant=variant,
             eta=eta, source=source,
         )  # fmt: skip
+    if start is not None:
+        one_of("start", start, STARTS)
     if order == 1 and variant != "exact":
         raise ValueError(f"order 1 has no variants, got variant={variant!r}")
     least = 4 if variant == "published" else 3

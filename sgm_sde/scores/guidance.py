@@ -627,8 +627,8 @@ class APG(_AroundGuidance):
         D_c = self.convert("data", x, t, main)
         delta = D_c - self.convert("data", x, t, reference)
         if self.norm is not None:
-            length = delta.flatten(1).norm(dim=1).clamp(min=self.norm)
-            delta = expand(self.norm / length, x) * delta
+            length = delta.flatten(1).double().norm(dim=1).clamp(min=self.norm)
+            delta = expand((self.norm / length).to(delta.dtype), x) * delta
 
         unit = torch.nn.functional.normalize(D_c.flatten(1).double(), dim=1)
         along = (delta.flatten(1).double() * unit).sum(1, keepdim=True) * unit

@@ -300,7 +300,7 @@ def score_matching(
 def _exact_diagonal(s: Tensor, x: Tensor) -> Tensor:
     """Diagonal (B, *) of the Jacobian of s at x, by one product for each dimension of a sample."""
     d = dimension(x)
-    basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(-1, *x.shape[1:])
+    basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, *x.shape[1:])
     return sum((_times_vjp(s, x, e) for e in basis), torch.zeros_like(x))
 
 
