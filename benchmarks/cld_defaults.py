@@ -5,7 +5,7 @@
 Each bed is a law with its exact score, or a network of digits, on CLD or another process with a matrix. The error of a
 run is the root mean square distance of its positions to those of a tight solution (RK4, 100 steps) from the same states
 at T, in units of the data's spread; a row has the geometric mean over beds, and the largest. Settings are compared on
-one half of the beds, and are reported on the other. Takes two minutes a half.
+one half of the beds, and are reported on the other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import sgm_sde as sg
 from benchmarks import command
 from sgm_sde.nn.digits import load_digits_denoiser, load_digits_velocity
 
-BUDGETS = (4, 6, 10, 20, 50)
+BUDGETS = (4, 6, 8, 10, 20, 50)
 GDDIM, SSCS = sg.schemes.GDDIM, sg.schemes.SSCS
 GRIDS = {"quadratic": (1, 2, 3, 4), "uniform": (3,), "exponential": (3,)}  # and nodes
 CORRECTED = sg.PredictorCorrector(GDDIM(3), sg.schemes.VelocityLangevin(snr=0.1))

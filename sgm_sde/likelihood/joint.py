@@ -35,9 +35,10 @@ from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, requ
 from sgm_sde.likelihood.errors import probe_error
 from sgm_sde.likelihood.integrals import NodeByNode
 from sgm_sde.likelihood.methods import FixedGrid, Hutchinson, Method, Trace, resolve_method, resolve_trace
-from sgm_sde.likelihood.problem import NoNoise
+from sgm_sde.likelihood.problem import NoNoise, among, replaced
 from sgm_sde.likelihood.results import LikelihoodProtocol, LogProbResult
 from sgm_sde.likelihood.trace import Estimate, TraceScore
+from sgm_sde.processes.base import has_matrix_marginal
 from sgm_sde.processes.matrix import MatrixSDE, apply
 from sgm_sde.schemes import RK4, RungeKutta
 from sgm_sde.scores.model import checked_conversion
@@ -211,7 +212,7 @@ def _grid(method: str | Method, sde: MatrixSDE) -> FixedGrid:
 def _distance_from_prior(model: TraceScore, estimate: Estimate, latent: Tensor) -> Tensor:
     """Twice the sum (B,) of the sizes of the terms of log p_T - log N(0, P) at latents (B, k, *) to second order."""
     sde = model.sde
-    assert isinstance(sde, MatrixSDE)
+    assert has_matrix_marginal(sde)
     (node,) = sde.nodes([sde.T])
     c_x, c_r = checked_conversion(model.score.prediction, "score", node)
     P = sde.prior_covariance
@@ -285,11 +286,11 @@ class _Found(NamedTuple):
 
     def among(self, rows: Tensor) -> _Found:
         """Those of some rows."""
-        return _Found(*(part[rows] for part in self))
+        return _Found(*among(self, rows))
 
     def replaced(self, rows: Tensor, by: _Found) -> _Found:
         """The same with other values at some rows."""
-        return _Found(*(a.index_copy(0, rows, b) for a, b in zip(self, by, strict=True)))
+        return _Found(*replaced(self, rows, by))
 
 
 class _Ladder:
@@ -375,7 +376,7 @@ class _Run:
     def found(self, state: Tensor) -> _Found:
         """The other end of the flow from a state, and the log-density there, whose numerical error is not known yet."""
         sde = self.flow.model.sde
-        assert isinstance(sde, MatrixSDE)
+        assert has_matrix_marginal(sde)
         with torch.no_grad():
             run = execute(self.program, state, self.flow, NoNoise())
         latent = run.x

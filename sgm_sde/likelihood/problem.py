@@ -12,7 +12,7 @@ $$ \log p_\epsilon(x_\epsilon) = \log p_T(x_T) + d\log\frac{\rho_T}{\rho_\epsilo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -24,6 +24,16 @@ from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 
 FLAT = 20.0  # logarithm of signal over noise beyond which nothing varies
+
+
+def among(parts: Iterable[Tensor], rows: Tensor) -> list[Tensor]:
+    """Those of some samples, of tensors with a row for each."""
+    return [part[rows] for part in parts]
+
+
+def replaced(parts: Iterable[Tensor], rows: Tensor, by: Iterable[Tensor]) -> list[Tensor]:
+    """The same tensors with the rows of others at some samples."""
+    return [a.index_copy(0, rows, b.to(a.dtype)) for a, b in zip(parts, by, strict=True)]
 
 
 class Solution(NamedTuple):
@@ -52,7 +62,7 @@ class Solution(NamedTuple):
 
     def replaced(self, rows: Tensor, by: Solution) -> Solution:
         """The same with other values at some rows."""
-        return Solution(*(a.index_copy(0, rows, b.to(a.dtype)) for a, b in zip(self, by, strict=True)))
+        return Solution(*replaced(self, rows, by))
 
     def with_errors(self, rows: Tensor, errors: Tensor) -> Solution:
         """The same with other errors at some rows."""
@@ -60,7 +70,7 @@ class Solution(NamedTuple):
 
     def among(self, rows: Tensor) -> Solution:
         """Those of some rows."""
-        return Solution(*(part[rows] for part in self))
+        return Solution(*among(self, rows))
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,10 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
 
 SETTINGS = settings()
 BOUNDS = (FEW, SEVERAL, SOME, MANY)
-WITH_A_MATRIX = Setting(GDDIM(4), "quadratic")
+
+# For processes with a matrix: below OF_HISTORY calls, steps are too long for evaluations before them to tell more.
+OF_HISTORY = 8
+WITH_A_MATRIX = Setting(GDDIM(1), "quadratic"), Setting(GDDIM(3), "quadratic")
 
 
 def default_final(sde: SDE) -> str:
@@ -142,9 +145,9 @@ def default_setting(
     from 16 calls on four, from 30 on five, in the last steps ever fewer. All of it was chosen on half of the test beds
     of `python -m benchmarks.defaults`, which prints what it reaches on the other half, and on strong guidance. Where a
     given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates of
-    rectified flow on the process' own grid. For a process with a matrix it is gDDIM through four evaluations, which
-    `python -m benchmarks.cld_defaults` measures beside others; to the end at t = 0, and for a nonlinear process, it is
-    Heun's method in time.
+    rectified flow on the process' own grid. For a process with a matrix it is gDDIM, through three evaluations from 8
+    calls on, chosen on one half of the beds of `python -m benchmarks.cld_defaults`; to the end at t = 0, and for a
+    nonlinear process, it is Heun's method in time.
 
     Args:
         sde: the process.
@@ -169,7 +172,8 @@ def default_setting(
     budget = 50 if nfe is None else check_integer("nfe", nfe)
     times = [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
     if has_matrix_marginal(sde) and all(t >= EARLIEST * sde.T for t in [sde.eps, *times]):
-        return WITH_A_MATRIX
+        few, more = WITH_A_MATRIX
+        return few if budget < OF_HISTORY else more
     if not has_scalar_marginal(sde):
         return Setting("heun2")
 

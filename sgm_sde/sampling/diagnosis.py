@@ -305,20 +305,23 @@ def strange_starts(start: Tensor, sample: Tensor, sde: SDE) -> Tensor:
     return start.masked_fill(~strange, math.nan)
 
 
-def described_starts(sizes: Sequence[float], samples: Sequence[int], n: int, sde: SDE) -> str:
+def words_of_starts(sizes: Sequence[float], samples: Sequence[int], n: int, sde: SDE) -> str:
     """Status message for samples from states at T that are not of the prior's size."""
-    shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
     right = "sde.prior_transform(noise)" if has_matrix_marginal(sde) else "sde.prior_std * noise"
     return (
-        f"{len(samples)} of {n} samples ({shown}) start from x_T of root mean square {sizes[0]:.3g}, where the prior "
-        f"has the standard deviation {sde.prior_std:.3g}: write x_T = {right}"
+        f"{len(samples)} of {n} samples ({listed(samples)}) start from x_T of root mean square {sizes[0]:.3g}, where "
+        f"the prior has the standard deviation {sde.prior_std:.3g}: write x_T = {right}"
     )
 
 
-def described(samples: Sequence[int], n: int) -> str:
+def words_of_sizes(samples: Sequence[int], n: int) -> str:
     """Status message for implausible samples."""
-    shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
     return (
-        f"{len(samples)} of {n} samples ({shown}) are of a size that nothing in their run accounts for, or "
+        f"{len(samples)} of {n} samples ({listed(samples)}) are of a size that nothing in their run accounts for, or "
         f"further from the network's estimates than the noise it estimates allows"
     )
+
+
+def listed(samples: Sequence[int], most: int = 8) -> str:
+    """Some of the samples' numbers as text."""
+    return ", ".join(map(str, samples[:most])) + (", ..." if len(samples) > most else "")

@@ -17,7 +17,7 @@ from sgm_sde.engine.adaptive import (
 from sgm_sde.engine.status import Status
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE
-from sgm_sde.sampling.diagnosis import ImplausibleWarning, StartWarning, described, described_starts
+from sgm_sde.sampling.diagnosis import ImplausibleWarning, StartWarning, listed, words_of_sizes, words_of_starts
 from sgm_sde.sampling.parts import Part
 
 SHOWN_REASONS = 4  # of samples that stopped early
@@ -82,11 +82,6 @@ def _non_finite(found: int | None, at: int, grid: Grid) -> str:
     return f"{text}, after the step from t={grid.times[at - 1]:.6g}," if 0 < found == at else text
 
 
-def listed(samples: Sequence[int], most: int = 8) -> str:
-    """Some of the samples' numbers as text."""
-    return ", ".join(map(str, samples[:most])) + (", ..." if len(samples) > most else "")
-
-
 def plausibility(implausible: np.ndarray, starts: np.ndarray | None, sde: SDE) -> tuple[Status, type[Warning] | None]:
     """Status of a run with finite states, and what to warn of.
 
@@ -101,9 +96,9 @@ def plausibility(implausible: np.ndarray, starts: np.ndarray | None, sde: SDE) -
         return Status(), None
 
     if starts is None or not strange.any():
-        return Status(False, described(samples, len(implausible)), samples=samples), ImplausibleWarning
+        return Status(False, words_of_sizes(samples, len(implausible)), samples=samples), ImplausibleWarning
     at = np.flatnonzero(strange).tolist()
-    message = described_starts(starts[at].tolist(), at, len(implausible), sde)
+    message = words_of_starts(starts[at].tolist(), at, len(implausible), sde)
     return Status(False, message, samples=samples), StartWarning
 
 

@@ -22,10 +22,10 @@ from sgm_sde.grids import Grid, TokenGrid
 from sgm_sde.processes import LinearSDE
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.sampling.defaults import Setting, default_setting
+from sgm_sde.sampling.diagnosis import listed
 from sgm_sde.sampling.job import StartArguments
 from sgm_sde.sampling.parts import Joined, models_of, slices_of
 from sgm_sde.sampling.results import SampleResult
-from sgm_sde.sampling.statuses import listed
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
 from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore, checked_conversion
