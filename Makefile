@@ -13,7 +13,7 @@ test: $(STAMP)
 	$(PY) -m pytest -m "not slow" -n auto
 
 # The inner loop: values, processes, engine and the interface, without statistics of paths and what starts processes.
-FAST := tests/processes tests/engine tests/sampling/test_sample.py --ignore=tests/engine/test_brownian.py
+FAST := tests/processes tests/engine tests/sampling/test_sampler.py --ignore=tests/engine/test_brownian.py
 test-fast: $(STAMP)
 	$(PY) -m pytest -m "not slow" -n auto $(FAST) -k "not without_tqdm and not ends_alone"
 

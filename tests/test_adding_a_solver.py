@@ -62,10 +62,10 @@ REGISTERED = (  # in schemes/__init__.py: the import, the name, and the export o
 )
 # What watches solvers without knowing them: orders, options, identity, registry, tables of the documentation.
 WATCHED = (
-    "schemes/test_orders.py",
-    "sampling/test_sample.py",
+    "test_orders.py",
+    "sampling/test_sampler.py",
     "test_identity.py",
-    "schemes/test_registry.py",
+    "schemes/test_base.py",
     "test_docs.py",
     "test_face.py",
     "adapters/test_k_diffusion.py",
