@@ -264,6 +264,13 @@ class GridRule(Value, ABC):
 
     Attributes:
         of_noise_levels: whether the noise levels sigma / alpha that it visits are the same on every linear process.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> class Late(GridRule):
+        ...     def place(self, sde, u, start, end): return start + u**2 * (end - start)
+        >>> [round(t, 3) for t in Late()(sg.VPSDE(), 3).times]
+        [1.0, 0.889, 0.556, 0.001]
     """
 
     of_noise_levels: ClassVar[bool] = False
@@ -312,7 +319,13 @@ def _power(u: Tensor, start: float, end: float, rho: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Uniform(GridRule):
-    """Equal steps of time (Song et al., 2021, arXiv:2011.13456)."""
+    """Equal steps of time (Song et al., 2021, arXiv:2011.13456).
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> [round(t, 3) for t in Uniform()(sg.VPSDE(), 3).times]
+        [1.0, 0.667, 0.334, 0.001]
+    """
 
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
@@ -321,7 +334,13 @@ class Uniform(GridRule):
 
 @dataclass(frozen=True)
 class Quadratic(GridRule):
-    """Equal steps of the square root of time (Song, Meng & Ermon, 2021, arXiv:2010.02502)."""
+    """Equal steps of the square root of time (Song, Meng & Ermon, 2021, arXiv:2010.02502).
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> [round(t, 3) for t in Quadratic()(sg.VPSDE(), 3).times]
+        [1.0, 0.459, 0.126, 0.001]
+    """
 
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
@@ -330,7 +349,13 @@ class Quadratic(GridRule):
 
 @dataclass(frozen=True)
 class Exponential(GridRule):
-    """Equal steps of the logarithm of time; needs an end above 0."""
+    """Equal steps of the logarithm of time; needs an end above 0.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> [round(t, 3) for t in Exponential()(sg.VPSDE(), 3).times]
+        [1.0, 0.1, 0.01, 0.001]
+    """
 
     def place(self, sde: SDE, u: Tensor, start: float, end: float) -> Tensor:
         """Times at the fractions u."""
@@ -345,7 +370,14 @@ class Exponential(GridRule):
 
 @dataclass(frozen=True)
 class LogSNR(GridRule):
-    """Equal steps of log-SNR (Lu et al., 2022, arXiv:2206.00927)."""
+    """Equal steps of log-SNR (Lu et al., 2022, arXiv:2206.00927).
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> times = LogSNR()(sg.VPSDE(), 3).times
+        >>> [round(float(sg.VPSDE().log_snr(t)), 2) for t in times]
+        [-10.05, -3.66, 2.73, 9.12]
+    """
 
     of_noise_levels: ClassVar[bool] = True
 
@@ -547,6 +579,14 @@ class Karras(GridRule):
 
     Args:
         rho: how strongly steps shorten towards the data.
+
+    Raises:
+        ValueError: for a rho that is not at least 0.01.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> [round(t, 3) for t in Karras()(sg.EDMSDE(), 3).times]
+        [80.0, 9.723, 0.47, 0.002]
     """
 
     rho: float = 7.0
@@ -574,6 +614,14 @@ class Table(GridRule):
 
     Args:
         times: the table; by default that of the process (`DiscreteVPSDE`, `DiscreteVESDE`).
+
+    Raises:
+        ValueError: for a table that is not one of numbers.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> Table()(sg.presets.ddpm(), 3).times
+        (1.0, 0.667, 0.334, 0.001)
     """
 
     times: tuple[float, ...] | None = None
@@ -716,6 +764,10 @@ def rule(name: str) -> GridRule:
 
     Raises:
         ValueError: for an unknown name; the message lists the near ones.
+
+    Examples:
+        >>> rule("karras")
+        Karras(rho=7.0)
     """
     if not isinstance(name, str):
         raise TypeError(f"a grid's rule has a name, got {described(name)}")
@@ -725,7 +777,15 @@ def rule(name: str) -> GridRule:
 
 
 def rule_name(rule: GridRule) -> str:
-    """The name of a rule, or how it is made where it has none."""
+    """The name of a rule, or how it is made where it has none.
+
+    Raises:
+        TypeError: for anything but a rule.
+
+    Examples:
+        >>> rule_name(LogSNR()), rule_name(Karras(rho=5.0))
+        ('log-snr', 'Karras(rho=5.0)')
+    """
     instance_of("rule", rule, GridRule, "a grid rule, such as LogSNR()")
     return next((name for name, known in RULES.items() if known == rule), repr(rule))
 

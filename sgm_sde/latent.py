@@ -56,6 +56,13 @@ class LatentSamples:
         x: decoded samples (B, *): the decoder's mean.
         latent: the run that drew their latents.
         decoded: what the decoder returned, a distribution or a tensor.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> prior = sg.from_denoiser(lambda z, t: 0.5 * z, sg.VPSDE())
+        >>> run = sg.sample(prior, prior.sde, (2, 3), nfe=3, seed=0)
+        >>> LatentSamples(run.x.repeat(1, 2), run, run.x).x.shape
+        torch.Size([2, 6])
     """
 
     x: Tensor
@@ -76,6 +83,12 @@ class LatentBound:
         nfe: network calls of the score prior, each on the whole batch.
         dimension: numbers in one sample of the data.
         method: how the cross-entropy was computed.
+
+    Examples:
+        >>> one = torch.ones(2)
+        >>> bound = LatentBound(-one, 0 * one, 0 * one, one, 0 * one, nfe=1, dimension=4, method="")
+        >>> bound.bits_per_dim
+        tensor([0.3607, 0.3607])
     """
 
     value: Tensor

@@ -19,6 +19,8 @@ from sgm_sde.identity import Value
 from sgm_sde.schemes import resolve_any
 from sgm_sde.scores.score import Score
 
+__all__ = ["Work", "citation", "works"]
+
 WORKS = Path(__file__).with_name("references.bib")
 ADDRESS = r"(?:openreview\.net|github\.com)/[\w./?=-]*[\w=-]"
 IDENTIFIER = re.compile(rf"arXiv:(\d{{4}}\.\d{{4,5}})|doi:(\S*[\w)])|({ADDRESS})")
@@ -35,6 +37,11 @@ class Work(NamedTuple):
         year: of publication.
         identifier: arXiv number, doi or address, without "https://"; empty for old works.
         entry: its BibTeX entry.
+
+    Examples:
+        >>> work = works()["2010.02502"]
+        >>> work.surname, work.year
+        ('Song', '2021')
     """
 
     key: str

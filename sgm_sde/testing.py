@@ -234,6 +234,10 @@ class OrderMeasurement:
         steps: numbers of steps.
         errors: the error at each.
         stderrs: the standard error of each, where errors are estimated; empty where they are exact.
+
+    Examples:
+        >>> OrderMeasurement((10, 20, 40), (1e-2, 2.5e-3, 6.25e-4)).order
+        2.0
     """
 
     steps: tuple[int, ...]
@@ -288,6 +292,13 @@ class OrderMeasurement:
 def default_oracle(kind: str = "gaussian") -> Oracle:
     """The data that orders are measured on, two-dimensional, `"gaussian"` or a three-mode `"mixture"`, or a `"scalar"`
     mixture of two modes.
+
+    Raises:
+        ValueError: for another name.
+
+    Examples:
+        >>> default_oracle("mixture")
+        GaussianMixture(3 components of shape (2,))
     """
     one_of("kind", kind, ("gaussian", "mixture", "scalar"))
     return _oracle(kind)
@@ -313,6 +324,12 @@ def warped(rule: GridRule | None = None, warp: Sequence[float] = (0.4, -0.3, 0.2
 
     Raises:
         ValueError: if the weights' absolute values add up to 1 or more, where the grid would turn back.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> times = warped(sg.grids.Uniform())(sg.VPSDE(), 4).times
+        >>> [round(t, 2) for t in times]
+        [1.0, 0.69, 0.39, 0.1, 0.0]
     """
     warp = reals("warp", warp)
     _require_rule(rule)
@@ -339,6 +356,12 @@ def rough(rule: GridRule | None = None, jitter: float = 0.4, seed: int = 0, peri
 
     Raises:
         ValueError: for a jitter outside [0, 1), or a period that is not an integer of at least 2.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> even, uneven = (rule(sg.VPSDE(), 16).times for rule in (sg.grids.Uniform(), rough(sg.grids.Uniform())))
+        >>> even[0] == uneven[0], even[5] == uneven[5], even[16] == uneven[16]
+        (True, False, True)
     """
     _require_rule(rule)
     jitter = number("jitter", jitter, least=0, below=1)
@@ -369,6 +392,12 @@ def flow_reference(
     """The probability flow from `t_start` (default T) to `t_end`.
 
     In closed form for a Gaussian on a scalar process, else by SciPy's DOP853 at 1e-12.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> oracle = sg.oracles.Gaussian(torch.zeros(1, dtype=torch.float64), 1.0)
+        >>> flow_reference(oracle, sg.EDMSDE(), torch.ones(1, 1, dtype=torch.float64), 1.0, 7.0)  # (1 + 1) / (1 + 7^2)
+        tensor([[0.2000]], dtype=torch.float64)
     """
     t_start = sde.T if t_start is None else t_start
     if has_matrix_marginal(sde):
@@ -433,6 +462,10 @@ def measure_order(
         t_end: where to stop; the default leaves the fields smooth.
         rule: grid rule, log-SNR if not given.
         steps: numbers of steps.
+
+    Raises:
+        TypeError: for a solver that finds its own steps, data that are no oracle, a rule that is none.
+        ValueError: for an unknown name, or numbers of steps that are none.
 
     Examples:
         >>> import sgm_sde as sg
@@ -902,12 +935,24 @@ def _fresh(program: Program) -> list[list[tuple[int, Coefficient]]]:
 
 
 def smooth_end(sde: LinearSDE | MatrixSDE, level: float = 0.2) -> float:
-    """The time where sigma / alpha is `level`, or `sde.eps` if that is later: fields are still smooth there."""
+    """The time where sigma / alpha is `level`, or `sde.eps` if that is later: fields are still smooth there.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> round(smooth_end(sg.EDMSDE()), 6)
+        0.2
+    """
     return max(float(sde.time(-2 * math.log(level))), sde.eps)
 
 
 def active_start(sde: LinearSDE | MatrixSDE, level: float = 3.0) -> float:
-    """The time where sigma / alpha is `level`, or `sde.T` if that is earlier: the denoiser depends on x there."""
+    """The time where sigma / alpha is `level`, or `sde.T` if that is earlier: the denoiser depends on x there.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> round(active_start(sg.EDMSDE()), 6)
+        3.0
+    """
     log_snr = -2 * math.log(level)
     return min(float(sde.time(log_snr)), sde.T) if float(sde.log_snr(sde.T)) < log_snr else sde.T
 

@@ -164,6 +164,10 @@ def from_flow_matching(
         scale: factor on the network's time, such as 1000 for diffusers' timesteps.
         T: where sampling starts; 1.0 is allowed for deterministic solvers whose coefficients stay finite there.
 
+    Raises:
+        TypeError: for a `from_noise` that is no bool.
+        ValueError: for a scale or T out of range.
+
     Source: Lipman et al., 2022, arXiv:2210.02747; Liu et al., 2022, arXiv:2209.03003.
 
     Examples:

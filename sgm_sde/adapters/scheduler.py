@@ -254,7 +254,11 @@ class SolverScheduler:
         return noisy.to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor | float, noise: Tensor | None = None) -> Tensor:
-        """The same with the arguments as schedulers of flow matching take them."""
+        """The same with the arguments as schedulers of flow matching take them.
+
+        Raises:
+            ValueError: without the noise.
+        """
         if noise is None:
             raise ValueError("scale_noise needs the noise: scale_noise(sample, timestep, noise)")
         return self.add_noise(sample, noise, torch.as_tensor(timestep))
@@ -503,6 +507,10 @@ class SolverScheduler:
             generator: where the seeds of the solver's noise are drawn from at the first step, without `seed=`.
             return_dict: whether to return an object with `prev_sample`, or a pair of it and the estimate of the data,
                 as pipelines of latent consistency models take it.
+
+        Raises:
+            ValueError: before `set_timesteps`, after the last call, at another timestep than the run's, and for an
+                option that would do nothing.
         """
         if eta or use_clipped_model_output:
             raise ValueError(

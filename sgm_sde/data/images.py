@@ -27,7 +27,13 @@ _COLOUR = ("P", "PA", "RGB", "RGBA")
 
 
 class Images(NamedTuple):
-    """Images (N, C, H, W) as uint8 and their labels (N,) as int64, or None."""
+    """Images (N, C, H, W) as uint8 and their labels (N,) as int64, or None.
+
+    Examples:
+        >>> images = Images(torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2), None)
+        >>> images.scaled().flatten().tolist()
+        [-1.0, 1.0]
+    """
 
     pixels: Tensor
     labels: Tensor | None
@@ -42,6 +48,13 @@ def read_idx(path: Path) -> Tensor:
 
     Raises:
         ValueError: for a file that is not idx of unsigned bytes, or is shorter than its header says.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "idx"
+        >>> count = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9]))  # bytes, of rank 1, 3 of them
+        >>> read_idx(path)
+        tensor([7, 8, 9], dtype=torch.uint8)
     """
     with reading(path, "idx data"):
         raw = gunzip(path) if path.suffix == ".gz" else path.read_bytes()
@@ -73,6 +86,14 @@ def load_images(path: str | Path, split: Literal["train", "test"] = "train") -> 
             not one a image, pictures of several sizes, of more than 8 bits a channel or not opaque, and files that are
             damaged.
         ImportError: for pictures without Pillow.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "two.npz"
+        >>> np.savez(path, images=np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4), labels=np.array([3, 1]))
+        >>> images = load_images(path)
+        >>> images.pixels.shape, images.labels
+        (torch.Size([2, 1, 4, 4]), tensor([3, 1]))
     """
     instance_of("path", path, str | Path, "a path")
     path = Path(path)
@@ -207,6 +228,14 @@ def read_data(path: Path | str) -> tuple[Tensor, Tensor | None]:
     Raises:
         ValueError: for a file of another kind, or without images.
         OSError: if it cannot be read.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "two.npz"
+        >>> np.savez(path, x=np.zeros((2, 1, 4, 4), dtype=np.uint8), y=np.array([3, 1]))
+        >>> x, y = read_data(path)
+        >>> x.shape, y
+        (torch.Size([2, 1, 4, 4]), tensor([3, 1]))
     """
     path = readable(path)
     arrays = load_arrays(path)

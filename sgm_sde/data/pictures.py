@@ -17,6 +17,8 @@ from sgm_sde._utils.files import readable
 from sgm_sde.evaluation.metrics.features import to_uint8 as to_uint8
 from sgm_sde.runs.store import read_run, write_atomically
 
+__all__ = ["export", "save_grid", "write_grid"]
+
 FORMATS = ("png", "npz")
 SHOWN = 64  # samples in a grid
 
@@ -32,6 +34,13 @@ def write_grid(folder: Path | str, black_white: tuple[float, float], columns: in
     Raises:
         ValueError: for samples that are not images of one or three channels, and a run that is not complete.
         ImportError: without Pillow.
+
+    Examples:
+        >>> import tempfile
+        >>> from sgm_sde.runs.distributed import sample
+        >>> report = sample("digits", 3, tempfile.mkdtemp(), batch=3, nfe=3, device="cpu")
+        >>> write_grid(report.folder, (-1.0, 1.0)).name
+        'samples.png'
     """
     pillow = _pillow()
     rows: list[np.ndarray] = []
@@ -118,6 +127,14 @@ def export(folder: Path | str, kind: str, black_white: tuple[float, float]) -> P
         ValueError: for an unknown kind, samples that are not images of one or three channels, and a run that is not
             complete.
         ImportError: for pictures, without Pillow.
+
+    Examples:
+        >>> import tempfile
+        >>> from sgm_sde.runs.distributed import sample
+        >>> report = sample("digits", 3, tempfile.mkdtemp(), batch=3, nfe=3, device="cpu")
+        >>> path = export(report.folder, "npz", (-1.0, 1.0))
+        >>> path.name, np.load(path)["arr_0"].shape
+        ('samples.npz', (3, 8, 8, 1))
     """
     folder = Path(folder)
     one_of("format", kind, FORMATS)

@@ -24,6 +24,8 @@ from sgm_sde.engine.matrix import Matrix, finite
 from sgm_sde.engine.node import Coefficient, Node, Process
 from sgm_sde.identity import Value
 
+__all__ = ["Form", "Formula", "Program", "Stage", "Step", "compile_program"]
+
 Terms = tuple[tuple[int, Coefficient], ...]
 PREDICTIONS = ("data", "noise", "score", "v", "flow", "rectified", "drift")  # of an evaluation
 MATRIX_PREDICTIONS = ("data", "data_x", "noise", "score", "noise_v", "score_v", "drift", "gddim-noise")
@@ -43,6 +45,10 @@ class Stage(Value):
         noises: pairs (m, C) of noises.
         evaluate: whether the model is called at this state.
         node: whether the state is one of the grid's: callbacks, correctors and trajectories see it.
+
+    Examples:
+        >>> Stage(t=0.5, states=((0, 0.9),), evals=((0, 0.1),)).coefficients
+        (0.9, 0.1)
     """
 
     t: float
@@ -429,6 +435,16 @@ class Step:
         end: the node it reaches.
         x: the state at `start`.
         memory: what the formula leaves for its next step on the same path.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> class Euler(sg.Solver):
+        ...     name, order, prediction, source = "my-euler", 1, "drift", ""
+        ...     def step(self, k: Step) -> Form:
+        ...         return k.x + (k.end.t - k.start.t) * k.evaluate(k.x, k.start)
+        >>> stage = Euler().compile(sg.VPSDE(), sg.Grid([1.0, 0.75])).stages[-1]
+        >>> stage.states, stage.evals
+        (((0, 1.0),), ((0, -0.25),))
     """
 
     def __init__(self, builder: ProgramBuilder, path: Path, i: int, end: Node | None = None) -> None:
@@ -520,7 +536,11 @@ class Step:
         return self.at(sde.T if beyond else float(sde.time(log_snr)))
 
     def at(self, t: float) -> Node:
-        """The node at a time between `T` and the end of the grid."""
+        """The node at a time between `T` and the end of the grid.
+
+        Raises:
+            ValueError: for a time outside these.
+        """
         nodes = self._builder.path.nodes
         low = min(nodes[0].t, nodes[-1].t)
         high = max(nodes[0].t, self._builder.sde.T)
@@ -534,7 +554,17 @@ class Step:
 
 
 def compile_program(solver: Formula, sde: Process, times: tuple[float, ...]) -> Program:
-    """Compile a solver: run its formula over the steps of a grid and write down what it computes."""
+    """Compile a solver: run its formula over the steps of a grid and write down what it computes.
+
+    Raises:
+        ValueError: where the formula divides by zero, with the step; a table that does not run.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> program = compile_program(sg.DDIM(), sg.EDMSDE(), (80.0, 1.0, 0.002))
+        >>> len(program.stages), program.nfe
+        (3, 2)
+    """
     builder = ProgramBuilder(sde, times)
     for i in range(len(times) - 1):
         try:

@@ -10,6 +10,8 @@ from torch import Tensor
 from sgm_sde._utils.checks import require_function, stochasticity
 from sgm_sde._utils.shapes import Time, as_time, batch_time
 
+__all__ = ["ReverseSDE"]
+
 ScoreFn = Callable[..., Tensor]
 
 

@@ -15,6 +15,10 @@ class Status:
         time: the first grid time at which a state was not finite, if any.
         samples: numbers of the samples concerned.
         stopped: whether the run was stopped before its end, by the callback or by `until=`.
+
+    Examples:
+        >>> str(Status()), bool(Status(ok=False, message="not finite", samples=(3,)))
+        ('completed', False)
     """
 
     ok: bool = True

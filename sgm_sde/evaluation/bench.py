@@ -45,6 +45,8 @@ from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.schemes.base import resolve_any
 from sgm_sde.zoo.models import Model, load_model
 
+__all__ = ["BenchResult", "Metric", "RunOptions", "bench", "load_result", "on_grids"]
+
 # What `sample(solver=...)` takes, None for its default; or calibrations, each at its budget.
 Entry = Setting | Solver | AdaptiveSolver | Calibrations | None
 FORMAT = "sgm_sde bench 3"
@@ -66,6 +68,10 @@ class Metric:
         fid_label: heading of its only number where the features are those of Inception.
         statistics: whether the reference's mean and covariance are enough.
         least: smallest number of samples.
+
+    Examples:
+        >>> METRICS["sliced"].labels["sliced"], METRICS["frechet"].fid_label
+        ('Sliced Wasserstein distance', 'FID')
     """
 
     measure: Callable[[Tensor, Reference], dict[str, float]]
@@ -114,6 +120,12 @@ class BenchResult:
             `nfe` (calls for a batch), `rows` (samples that the network has seen in all), `seed`, `images` (their
             SHA-256), `metrics` by name, and `note`, which says why where there are none.
         baseline: the same metrics of other real data, with their `name`, `hash` and `n`; empty without any.
+
+    Examples:
+        >>> row = {"solver": "ddim", "budget": 5, "metrics": {"fd": 1.5}}
+        >>> result = BenchResult({}, (row, {**row, "budget": 10, "metrics": {"fd": 0.5}}))
+        >>> result.budgets, result.values("ddim", 10, "fd")
+        ((5, 10), [0.5])
     """
 
     protocol: JsonMapping
@@ -170,6 +182,14 @@ def load_result(path: Path | str) -> BenchResult:
     Raises:
         ValueError: for a file with other things in it.
         OSError: if it cannot be read.
+
+    Examples:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "result.json"
+        >>> result = BenchResult({key: kind() for key, kind in PROTOCOL.items()}, rows=())
+        >>> result.save(path)
+        >>> load_result(path) == result
+        True
     """
     with reading(path, "result of a benchmark"):
         contents = parse_json(Path(path).read_bytes())
@@ -202,6 +222,10 @@ class RunOptions:
 
     Raises:
         ValueError: for a batch or a number of threads that is no integer of at least 1.
+
+    Examples:
+        >>> RunOptions(batch=100).threads
+        1
     """
 
     batch: int = 500

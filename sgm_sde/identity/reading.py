@@ -16,6 +16,8 @@ from sgm_sde._utils.checks import described
 from sgm_sde._utils.files import JsonMapping, parse_json
 from sgm_sde.identity.writing import MARKS, Value, class_name, spec
 
+__all__ = ["from_spec"]
+
 
 def from_spec(data: object) -> Value:
     """The value of a spec: a process, solver, corrector, grid, setting, tableau or program.

@@ -23,6 +23,8 @@ from sgm_sde._utils.shapes import cpu_float64
 from sgm_sde.identity.measured import measured
 from sgm_sde.identity.weights import checksum, closure, fingerprint, weights
 
+__all__ = ["Value", "portable", "spec"]
+
 LONGEST = 32  # numbers of a sequence that a store's settings spell out; longer ones are told apart by their checksum
 WRITTEN_OUT = 4096  # numbers of a tensor that a spec holds, and not only their checksum
 DEEPEST = 24  # objects within objects
@@ -48,7 +50,16 @@ MARKS = (
 
 
 class Value:
-    """The base of everything that is a value: two that differ have different specs."""
+    """The base of everything that is a value: two that differ have different specs.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Scale(Value):
+        ...     factor: float = 2.0
+        >>> Scale(3.0).spec()["factor"]
+        3.0
+    """
 
     def spec(self) -> dict[str, object]:
         """The value's identity as JSON values; see `sgm_sde.spec`."""

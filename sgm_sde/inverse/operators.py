@@ -35,7 +35,16 @@ AGREEMENT = 1e-6  # the same of an operator's identities, in double precision an
 
 
 class Operator(Value, ABC):
-    """A map from data x (B, *) to measurements y (B, *), which takes each sample by itself."""
+    """A map from data x (B, *) to measurements y (B, *), which takes each sample by itself.
+
+    Examples:
+        >>> import torch
+        >>> class Square(Operator):
+        ...     def apply(self, x): return x**2
+        ...     def vjp(self, x, v): return 2 * x * v
+        >>> Square().vjp(torch.tensor([[3.0]]), torch.tensor([[1.0]]))
+        tensor([[6.]])
+    """
 
     @abstractmethod
     def apply(self, x: Tensor) -> Tensor:
@@ -62,6 +71,15 @@ class LinearOperator(Operator):
     Attributes:
         full_rank: whether $AA^T$ is known to be invertible, which measurements without noise need.
         iterations: steps of conjugate gradients that `solve` takes where no closed form is given.
+
+    Examples:
+        >>> import torch
+        >>> class Sum(LinearOperator):
+        ...     full_rank = True
+        ...     def apply(self, x): return x.sum(1, keepdim=True)
+        ...     def adjoint(self, y): return y.expand(-1, 2)
+        >>> Sum().pseudo_inverse(torch.tensor([[3.0]]))
+        tensor([[1.5000, 1.5000]])
     """
 
     full_rank: bool = False

@@ -55,6 +55,14 @@ class PosteriorScore(Score, ABC):
     Raises:
         TypeError: for a score on a process that is not linear, or anything but a `Measurement`.
         ValueError: at a call, if the measurement does not fit x, or the network gives no gradient where it is needed.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> from sgm_sde.inverse.operators import Mask, Measurement
+        >>> score = sg.from_denoiser(lambda x, t: 0.5 * x, sg.VPSDE())
+        >>> seen = Measurement(Mask(torch.tensor([True, False])), torch.tensor([1.0, 0.0]), 0.1)
+        >>> isinstance(PiGDM(score, seen), PosteriorScore), PiGDM(score, seen).vjps
+        (True, 1)
     """
 
     vjps: int = 0

@@ -91,7 +91,11 @@ class Stretched(GridRule):
             settle(self, **{option: number(option, getattr(self, option), above=0, most=FAR)})
 
     def curve(self, sde: SDE, start: float, end: float) -> Curve:
-        """The curve from a start in the noise to an end."""
+        """The curve from a start in the noise to an end.
+
+        Raises:
+            ValueError: where log-SNR is not finite at an end.
+        """
         first, last = (float(sde.log_snr(t)) / 2 for t in (start, end))
         if not (math.isfinite(first) and math.isfinite(last)):
             raise ValueError(f"log-SNR is {2 * first} at t={start} and {2 * last} at t={end}: both must be finite")

@@ -41,6 +41,12 @@ class PosteriorResult:
         error: bound on its numerical error, (B,): the sum over observations.
         each: log-density given each observation alone, (B, n).
         nfe: network calls, each on B times n samples.
+
+    Examples:
+        >>> one = torch.ones(2)
+        >>> result = PosteriorResult(one, 0 * one, 0 * one, torch.ones(2, 3), nfe=40)
+        >>> result.value.shape, result.each.shape
+        (torch.Size([2]), torch.Size([2, 3]))
     """
 
     value: Tensor
@@ -128,6 +134,11 @@ class ModeResult:
         gradient: largest entry of the gradient there, (B,).
         converged: whether each gradient is below the tolerance, (B,).
         evaluations: of the density, each on all samples.
+
+    Examples:
+        >>> found = find_modes(lambda x: -(x - 1).square().sum(1), torch.zeros(1, 2))
+        >>> found.x.round(decimals=3), found.converged
+        (tensor([[1., 1.]]), tensor([True]))
     """
 
     x: Tensor

@@ -75,6 +75,11 @@ class DigitsDenoiser(_DigitsMLP):
 
     Source: Karras, Aittala, Aila, Laine (2022), "Elucidating the design space of diffusion-based generative
     models", arXiv:2206.00364, table 1.
+
+    Examples:
+        >>> net = DigitsDenoiser()
+        >>> net(torch.zeros(2, 1, 8, 8), torch.ones(2), torch.tensor([3, 7])).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(
@@ -112,6 +117,11 @@ class DigitsVelocity(_DigitsMLP):
 
     Source: Dockhorn, Vahdat, Kreis (2022), "Score-based generative modeling with critically-damped Langevin
     diffusion", arXiv:2112.07068.
+
+    Examples:
+        >>> net = DigitsVelocity()
+        >>> net(torch.zeros(2, 2, 1, 8, 8), torch.full((2,), 0.5)).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(
@@ -138,7 +148,14 @@ class DigitsVelocity(_DigitsMLP):
 
 
 class DigitsClassifier(nn.Module):
-    """Convolutional classifier of 8x8 digits; its 32 penultimate activations are the Frechet features."""
+    """Convolutional classifier of 8x8 digits; its 32 penultimate activations are the Frechet features.
+
+    Examples:
+        >>> net = DigitsClassifier()
+        >>> x = torch.zeros(2, 1, 8, 8)
+        >>> net(x).shape, net.features(x).shape
+        (torch.Size([2, 10]), torch.Size([2, 32]))
+    """
 
     def __init__(self, channels: int = 24, dim: int = 32, dropout: float = 0.0) -> None:
         super().__init__()

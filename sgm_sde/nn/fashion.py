@@ -23,7 +23,14 @@ FEATURES: Final = "fashion-classifier-64"  # the name that goes with every numbe
 
 
 class FashionClassifier(nn.Module):
-    """Convolutional classifier of 28x28 clothes; its 64 penultimate activations are the Frechet features."""
+    """Convolutional classifier of 28x28 clothes; its 64 penultimate activations are the Frechet features.
+
+    Examples:
+        >>> net = FashionClassifier()
+        >>> x = torch.zeros(2, 1, 28, 28)
+        >>> net(x).shape, net.features(x).shape
+        (torch.Size([2, 10]), torch.Size([2, 64]))
+    """
 
     def __init__(self, channels: int = 32, dim: int = 64, dropout: float = 0.0) -> None:
         super().__init__()
@@ -76,7 +83,12 @@ def load_fashion_classifier() -> FashionClassifier:
 
 
 class FeatureStatistics(NamedTuple):
-    """Mean (d,) and unbiased covariance (d, d) of n feature vectors, float64."""
+    """Mean (d,) and unbiased covariance (d, d) of n feature vectors, float64.
+
+    Examples:
+        >>> FeatureStatistics(torch.zeros(2), torch.eye(2), n=100).n
+        100
+    """
 
     mean: Tensor
     cov: Tensor

@@ -113,6 +113,9 @@ class SDE(Value, ABC):
         default_grid: name of the grid rule that goes with the process' time.
         time_is_noise_level: whether t is sigma / alpha, so that t = 0 is clean data, where no network is trained.
 
+    Raises:
+        ValueError: unless 0 <= eps < T.
+
     Source: Song et al., 2021, arXiv:2011.13456.
 
     Examples:
@@ -195,7 +198,11 @@ class SDE(Value, ABC):
         return target
 
     def refuse_conversion(self, target: str) -> NoReturn:
-        """Raise TypeError: `target` takes a marginal, which this process does not have."""
+        """Raise TypeError: `target` takes a marginal, which this process does not have.
+
+        Raises:
+            TypeError: always.
+        """
         raise TypeError(f"the {target} cannot be computed on {self!r}: it needs a process with alpha(t) and sigma(t)")
 
     def log_snr(self, t: Time) -> Tensor:
@@ -215,7 +222,11 @@ class SDE(Value, ABC):
         self.refuse_conversion("log-SNR")
 
     def prior_transform(self, z: Tensor, t: float | None = None) -> Tensor:
-        """Turn standard normal noise (B, *) into prior samples (B, *); at an earlier time `t`, where it can."""
+        """Turn standard normal noise (B, *) into prior samples (B, *); at an earlier time `t`, where it can.
+
+        Raises:
+            ValueError: for another time than T, where there is no marginal.
+        """
         if t is not None and not same_time(t, self.T):
             raise ValueError(f"{self!r} has a prior at T={self.T} only, not at t={t}: start from x_T")
         return self.prior_std * z
@@ -240,6 +251,9 @@ class SDE(Value, ABC):
             dtype: of the result; torch's default if not given.
             device: of the result.
 
+        Raises:
+            ValueError: for a shape, time, dtype or device that cannot be, and seeds that are not one per sample.
+
         Examples:
             >>> from sgm_sde import VESDE
             >>> a = VESDE().prior_sample((4, 2), seed=0)
@@ -254,7 +268,11 @@ class SDE(Value, ABC):
         return self.prior_transform(z, t)
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of the prior in nats per sample: (B, *) to (B,)."""
+        """Log-density of the prior in nats per sample: (B, *) to (B,).
+
+        Raises:
+            TypeError: for x that is no floating-point tensor.
+        """
         require_floating("x", x)
         square = flat(x / self.prior_std).square()
         log_density = -0.5 * square - 0.5 * math.log(2 * math.pi) - math.log(self.prior_std)

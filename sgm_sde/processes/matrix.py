@@ -238,7 +238,18 @@ class MatrixSDE(SDE):
         prior_covariance: (k, k) of the prior at T.
         initial_covariance: (k, k) of the state at t = 0 given the data.
 
+    Raises:
+        ValueError: unless 0 <= eps < T, and for covariances that are none.
+
     Source: Dockhorn et al., 2022, arXiv:2112.07068; Zhang et al., 2022, arXiv:2206.05564.
+
+    Examples:
+        >>> sde = MatrixSDE.from_functions(
+        ...     lambda t: [[0, 4], [-4, -8]], lambda t: [[0, 0], [0, 4**0.5]],
+        ...     prior_covariance=np.diag([1, 0.25]), initial_covariance=np.diag([0, 0.01]))
+        >>> mean, covariance = sde.marginal(torch.ones(3, 5), 0.5)
+        >>> mean.shape, covariance.shape
+        (torch.Size([3, 2, 5]), torch.Size([2, 2]))
     """
 
     marginal_kind: ClassVar[MarginalKind] = "matrix"
@@ -403,7 +414,11 @@ class MatrixSDE(SDE):
         return phi, N
 
     def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        """Mean (B, k, *) and covariance (k, k) or (B, k, k) of the state given the data x0 (B, *)."""
+        """Mean (B, k, *) and covariance (k, k) or (B, k, k) of the state given the data x0 (B, *).
+
+        Raises:
+            TypeError: for data that are no floating-point tensor.
+        """
         require_floating("x0", x0)
         mu, covariance = self.kernel(t)
         mean = torch.stack([expand(m, x0) * x0 for m in mu.unbind(-1)], 1)
@@ -422,7 +437,11 @@ class MatrixSDE(SDE):
         return torch.tensor(self.initial_covariance.rows, dtype=x.dtype, device=x.device)
 
     def perturb(self, x0: Tensor, t: Time, z: Tensor) -> Tensor:
-        """The state (B, k, *) at t for data x0 (B, *) and standard normal noise z (B, k, *)."""
+        """The state (B, k, *) at t for data x0 (B, *) and standard normal noise z (B, k, *).
+
+        Raises:
+            ValueError: for noise of another shape than the state's.
+        """
         mean, covariance = self.marginal(x0, t)
         if self.require_state(z).shape != mean.shape:
             raise ValueError(f"noise must have the shape {tuple(mean.shape)} of the state, got {tuple(z.shape)}")
@@ -536,7 +555,11 @@ class MatrixSDE(SDE):
         return apply(c_x, x) + apply(c_r, out)
 
     def require_predictions(self, *names: str) -> None:
-        """Raise ValueError for a name that is no prediction on a process with blocks."""
+        """Raise ValueError for a name that is no prediction on a process with blocks.
+
+        Raises:
+            ValueError: for such a name.
+        """
         for name in names:
             if name not in MATRIX_PREDICTIONS:
                 raise ValueError(f"{name!r} is no prediction on {self!r}: {', '.join(MATRIX_PREDICTIONS)} are")

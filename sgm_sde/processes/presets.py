@@ -18,7 +18,16 @@ from sgm_sde.processes.vp import VPSDE, CosineVPSDE, SubVPSDE
 
 
 def ddpm(n: int = 1000) -> DiscreteVPSDE:
-    """DDPM: betas linear from 1e-4 to 0.02 (Ho et al., 2020, arXiv:2006.11239, section 4)."""
+    """DDPM: betas linear from 1e-4 to 0.02 (Ho et al., 2020, arXiv:2006.11239, section 4).
+
+    Raises:
+        ValueError: for less than two steps.
+
+    Examples:
+        >>> betas = ddpm().betas
+        >>> len(betas), betas[0], round(betas[-1], 4)
+        (1000, 0.0001, 0.02)
+    """
     n = check_integer("n", n, 2)
     first = 1e-4
     last = 0.02
@@ -26,7 +35,16 @@ def ddpm(n: int = 1000) -> DiscreteVPSDE:
 
 
 def iddpm_cosine(n: int = 1000) -> DiscreteVPSDE:
-    """Improved DDPM: cosine table with betas at most 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672)."""
+    """Improved DDPM: cosine table with betas at most 0.999 (Nichol & Dhariwal, 2021, arXiv:2102.09672).
+
+    Raises:
+        ValueError: for less than one step.
+
+    Examples:
+        >>> betas = iddpm_cosine().betas
+        >>> len(betas), betas[-1]
+        (1000, 0.999)
+    """
     n = check_integer("n", n)
 
     def alpha_bar(t: float) -> float:
@@ -37,30 +55,61 @@ def iddpm_cosine(n: int = 1000) -> DiscreteVPSDE:
 
 
 def cosine() -> CosineVPSDE:
-    """Cosine schedule in continuous time, T = 0.9946 (Lu et al., 2022, arXiv:2206.00927)."""
+    """Cosine schedule in continuous time, T = 0.9946 (Lu et al., 2022, arXiv:2206.00927).
+
+    Examples:
+        >>> cosine().T
+        0.9946
+    """
     return CosineVPSDE(s=0.008, T=0.9946)
 
 
 def score_sde_vp() -> VPSDE:
-    """VP at CIFAR-10: beta from 0.1 to 20, sampling to 1e-3 (Song et al., 2021, arXiv:2011.13456)."""
+    """VP at CIFAR-10: beta from 0.1 to 20, sampling to 1e-3 (Song et al., 2021, arXiv:2011.13456).
+
+    Examples:
+        >>> score_sde_vp().beta_max, score_sde_vp().eps
+        (20.0, 0.001)
+    """
     return VPSDE(beta_min=0.1, beta_max=20.0, T=1.0, eps=1e-3)
 
 
 def score_sde_subvp() -> SubVPSDE:
-    """Sub-VP at CIFAR-10: beta from 0.1 to 20, sampling to 1e-3 (Song et al., 2021, arXiv:2011.13456)."""
+    """Sub-VP at CIFAR-10: beta from 0.1 to 20, sampling to 1e-3 (Song et al., 2021, arXiv:2011.13456).
+
+    Examples:
+        >>> score_sde_subvp().beta_max, score_sde_subvp().eps
+        (20.0, 0.001)
+    """
     return SubVPSDE(beta_min=0.1, beta_max=20.0, T=1.0, eps=1e-3)
 
 
 def score_sde_ve_cifar10() -> VESDE:
-    """VE at CIFAR-10: sigma from 0.01 to 50, sampling to 1e-5 (Song et al., 2021, arXiv:2011.13456)."""
+    """VE at CIFAR-10: sigma from 0.01 to 50, sampling to 1e-5 (Song et al., 2021, arXiv:2011.13456).
+
+    Examples:
+        >>> score_sde_ve_cifar10().sigma_max, score_sde_ve_cifar10().eps
+        (50.0, 1e-05)
+    """
     return VESDE(sigma_min=0.01, sigma_max=50.0, T=1.0, eps=1e-5)
 
 
 def ncsn_cifar10() -> DiscreteVESDE:
-    """NCSN: ten levels, geometric from 1 to 0.01 (Song & Ermon, 2019, arXiv:1907.05600, section 5)."""
+    """NCSN: ten levels, geometric from 1 to 0.01 (Song & Ermon, 2019, arXiv:1907.05600, section 5).
+
+    Examples:
+        >>> sigmas = ncsn_cifar10().sigmas
+        >>> len(sigmas), round(sigmas[0], 4), sigmas[-1]
+        (10, 0.01, 1.0)
+    """
     return DiscreteVESDE([10 ** (-2 * i / 9) for i in range(10)])
 
 
 def edm() -> EDMSDE:
-    """EDM: sigma from 80 to 0.002 (Karras et al., 2022, arXiv:2206.00364, table 1)."""
+    """EDM: sigma from 80 to 0.002 (Karras et al., 2022, arXiv:2206.00364, table 1).
+
+    Examples:
+        >>> edm().T, edm().eps
+        (80.0, 0.002)
+    """
     return EDMSDE(sigma_min=0.002, sigma_max=80.0)

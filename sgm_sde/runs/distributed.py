@@ -51,6 +51,8 @@ from sgm_sde.scores.guidance import ClassifierFree
 from sgm_sde.scores.outputs import outputs
 from sgm_sde.zoo.models import Model, load_model
 
+__all__ = ["RefusedError", "Report", "likelihood", "load", "merge", "sample"]
+
 SHARD_BYTES = 4 * 2**20  # in a shard, about, where a batch is less
 SHARD_BATCHES = 256  # in a shard, at most
 SHARD_SHARE = 64  # a shard holds at most this part of what is before it
@@ -73,6 +75,10 @@ class Report:
         found: how many of them an earlier run had finished.
         seconds: wall-clock time of this run.
         result: summary of the whole run, as in the manifest; empty in all processes but the first.
+
+    Examples:
+        >>> print(Report(Path("out"), n=6, batches=2, found=1, seconds=1.25, result={}))
+        out: 6 in 2 batches, 1 of them there before; 1.2 s
     """
 
     folder: Path
@@ -327,6 +333,12 @@ def load(folder: Path | str) -> dict[str, Tensor]:
 
     Raises:
         ValueError: if the run is not complete, or a shard is missing, damaged, or not the one that the manifest names.
+
+    Examples:
+        >>> import tempfile
+        >>> report = sample("digits", 3, tempfile.mkdtemp(), batch=2, nfe=3, device="cpu")
+        >>> load(report.folder)["x"].shape
+        torch.Size([3, 1, 8, 8])
     """
     _, shards = read_run(folder)
     tensors = [shard for shard, _ in shards]

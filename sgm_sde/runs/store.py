@@ -32,6 +32,8 @@ from sgm_sde._version import __version__
 from sgm_sde.engine.noise import VERSION as NOISE
 from sgm_sde.identity import checksum, disagreement
 
+__all__ = ["Entry", "Store", "read_manifest", "read_run", "read_shard"]
+
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 SUFFIX = ".safetensors"
@@ -50,6 +52,13 @@ class Entry:
         sha256: of its file.
         bytes: size of its file.
         info: what else was saved with it.
+
+    Examples:
+        >>> import tempfile
+        >>> with Store(tempfile.mkdtemp(), {"seed": 0}) as store:
+        ...     entry = store.save("a", {"x": torch.zeros(2)}, {"nfe": 5})
+        >>> len(entry.sha256), entry.info
+        (64, {'nfe': 5})
     """
 
     sha256: str
@@ -200,11 +209,19 @@ class Store:
         return notes
 
     def require_same(self, folder: Path | str, manifest: JsonMapping) -> None:
-        """Raise ValueError, with the difference, unless another folder's manifest is of the same run."""
+        """Raise ValueError, with the difference, unless another folder's manifest is of the same run.
+
+        Raises:
+            ValueError: for another run, with the difference.
+        """
         _refuse_others(readable(folder), manifest, self._contents, self._growing)
 
     def take_over(self, folder: Path | str, manifest: JsonMapping, name: str) -> Entry | None:
-        """A shard from another folder of the same run, copied here; None where it is not there, or damaged."""
+        """A shard from another folder of the same run, copied here; None where it is not there, or damaged.
+
+        Raises:
+            OSError: for a file that is there and cannot be read.
+        """
         path = readable(folder) / self.path(name).name
         if _verified(path, _run_digest(manifest)) is None:
             return None
@@ -221,7 +238,11 @@ class Store:
         return self.folder / f"{name}{SUFFIX}"
 
     def find(self, name: str) -> Entry | None:
-        """Metadata of a shard; None unless it is there, complete, undamaged, under its own name and of this run."""
+        """Metadata of a shard; None unless it is there, complete, undamaged, under its own name and of this run.
+
+        Raises:
+            OSError: for a file that is there and cannot be read.
+        """
         verified = _verified(self.path(name), self._run)
         if verified is None:
             return None
@@ -352,6 +373,16 @@ def read_manifest(folder: Path | str) -> JsonObject:
 
     Raises:
         ValueError: if there is none, it is damaged, or of another version of the format.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with Store(folder, {"seed": 0}) as store:
+        ...     entry = store.save("a", {"x": torch.zeros(2)})
+        ...     store.finish({"a": entry}, {"mean": 0.0})
+        >>> manifest = read_manifest(folder)
+        >>> manifest["settings"], manifest["result"], list(manifest["shards"])
+        ({'seed': 0}, {'mean': 0.0}, ['a.safetensors'])
     """
     folder = readable(folder)
     found = _manifest(folder / MANIFEST)
@@ -371,6 +402,14 @@ def read_shard(path: Path | str, run: str | None = None) -> tuple[dict[str, Tens
     Raises:
         ValueError: if it is not there, does not agree with its checksum, or was made under another name or in another
             run.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with Store(folder, {"seed": 0}) as store:
+        ...     entry = store.save("a", {"x": torch.zeros(2)}, {"nfe": 5})
+        >>> read_shard(Path(folder) / "a.safetensors")
+        ({'x': tensor([0., 0.])}, {'nfe': 5})
     """
     tensors, info, _ = _read(readable(path), run)
     return tensors, info
@@ -394,6 +433,14 @@ def read_run(folder: Path | str) -> tuple[JsonObject, Iterator[tuple[dict[str, T
     Raises:
         ValueError: if the run is not complete; while reading, for a shard that is missing, damaged, another's, or not
             what the manifest says.
+
+    Examples:
+        >>> import tempfile
+        >>> from sgm_sde.runs.distributed import sample
+        >>> report = sample("digits", 3, tempfile.mkdtemp(), batch=2, nfe=3, device="cpu")
+        >>> manifest, shards = read_run(report.folder)
+        >>> [tensors["x"].shape[0] for tensors, info in shards]
+        [2, 1]
     """
     folder = readable(folder)
     manifest = read_manifest(folder)

@@ -69,6 +69,9 @@ def adams_near_noise(nodes: int, corrector: int, data_std: float = 1.0) -> Solve
         corrector: evaluations that the corrector uses.
         data_std: scale of the data, in whose units both levels of noise are.
 
+    Raises:
+        ValueError: for numbers of evaluations below 1, or a scale that is not positive.
+
     Examples:
         >>> adams_near_noise(4, 4).name
         'rosenbrock4-unic'

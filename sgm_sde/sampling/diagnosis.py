@@ -54,6 +54,8 @@ from sgm_sde._utils.shapes import dimension, dot, flat
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 
+__all__ = ["ImplausibleWarning", "StartWarning"]
+
 GROWTH = 1.5
 KAPPA = 2.0
 CHANCE = 6.0

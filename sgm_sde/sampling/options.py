@@ -36,6 +36,11 @@ class StepInfo:
         x: a copy of the state at `t_next`, (B, *).
         denoised: estimate of the data from the step's first network call, (B, *); None for a nonlinear process.
         nfe: network calls so far.
+
+    Examples:
+        >>> import torch
+        >>> StepInfo(0, 10, 1.0, 0.9, torch.zeros(2, 3), None, nfe=1)
+        StepInfo(step 1 of 10, t=1 -> 0.9, x=(2, 3), nfe=1)
     """
 
     i: int

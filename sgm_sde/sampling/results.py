@@ -33,6 +33,14 @@ class AdaptiveStats:
         accepted: accepted steps of each, (B,).
         rejected: rejected steps of each, (B,).
         evaluations: evaluations of the score at each, (B,), that of `final="denoise"` not counted.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> import torch
+        >>> score = sg.oracles.Gaussian(torch.zeros(2), 0.5).score(sg.VPSDE())
+        >>> control = sg.sample(score, sg.VPSDE(), (2, 2), solver="dopri5", seed=0).control
+        >>> control.outcome, control.accepted.shape
+        (('completed', 'completed'), torch.Size([2]))
     """
 
     outcome: tuple[str, ...]
@@ -97,6 +105,14 @@ class SampleResult:
         continuation: state that `resume=` continues from, of a run on a grid that was stopped, or that ended with
             `final="none"`; where no dtype is converted its state shares the memory of the latter's `x`.
         log_prob: the samples' log-density, if asked for.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> import torch
+        >>> score = sg.oracles.Gaussian(torch.zeros(2), 0.5).score(sg.VPSDE())
+        >>> res = sg.sample(score, sg.VPSDE(), (4, 2), nfe=10, seed=0)
+        >>> res.x.shape, res.nfe, res.status.ok, res.seeds[3]
+        (torch.Size([4, 2]), 10, True, (0, 3))
     """
 
     x: Tensor

@@ -22,6 +22,8 @@ from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
 
+__all__ = ["Stepper", "stepper"]
+
 
 def stepper(
     solver: Solver | Setting | str | None,
@@ -101,6 +103,15 @@ class Stepper:
     Attributes:
         times: where the network is called, in this order; a solver of several stages calls it more than once a step.
         taken: how many of the calls have been made.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> s = stepper("ddim", sg.EDMSDE(), steps=2, prediction="data", final="none")
+        >>> x = torch.ones(1, 2)
+        >>> for t in s.times:
+        ...     x = s.step(x / (1 + t**2), t, x)
+        >>> s.taken, x.shape
+        (2, torch.Size([1, 2]))
     """
 
     def __init__(

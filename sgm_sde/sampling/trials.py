@@ -35,6 +35,8 @@ from sgm_sde.scores.score import Score, as_score
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+__all__ = ["PilotOptions", "PilotResult", "PilotResults", "PilotWarning", "default_candidates", "pilot"]
+
 # The whole flow, even where log-SNR has no bound: many steps in log-SNR, from sigma / alpha = e^10 at most down to eps.
 WHOLE = Widening(first=1e30, last=1e-30, largest=math.exp(10.0))
 REFERENCE = Setting("dpm3m", WHOLE)
@@ -72,6 +74,12 @@ class PilotResult(Setting):
             nothing.
         nfe: the budget.
         remarks: sentences about what the trial could not find out.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> found = PilotResult([(Setting(sg.DDIM()), 0.05), (Setting(sg.Heun()), 0.07)], 0.001, nfe=8)
+        >>> found.solver, found.budget
+        (DDIM(eta=0.0), 8)
     """
 
     errors: tuple[tuple[Setting, float], ...] = field(default=(), compare=False)
@@ -181,6 +189,9 @@ def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
 
     Args:
         nfe: the budget of network calls.
+
+    Raises:
+        ValueError: for a budget below 1.
 
     Examples:
         >>> len(default_candidates(10)) < len(default_candidates())

@@ -359,6 +359,12 @@ class AdaptiveSolver(_Method):
         takes_steps: whether its number of steps can be given.
         least_calls: network calls up to the end of the first step.
         source: authors, year, arXiv number.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> solver = sg.Adaptive()
+        >>> isinstance(solver, AdaptiveSolver), solver.stochastic, solver.takes_steps
+        (True, False, False)
     """
 
     stochastic: bool = False
@@ -434,6 +440,10 @@ def resolve(solver: Solver | str, option: str = "solver") -> Solver:
     Raises:
         ValueError: for an unknown name; the message lists the near ones.
         TypeError: for anything that is neither a name nor such a solver.
+
+    Examples:
+        >>> resolve("ddim")
+        DDIM(eta=0.0)
     """
     if isinstance(solver, AdaptiveSolver) or (
         isinstance(solver, str) and (canonical(solver) in ADAPTIVE or ":" in solver)
@@ -449,6 +459,10 @@ def resolve_any(solver: Solver | AdaptiveSolver | str) -> Solver | AdaptiveSolve
     Raises:
         ValueError: for an unknown name; the message lists the near ones.
         TypeError: for anything that is neither a name nor a solver.
+
+    Examples:
+        >>> resolve_any("dopri5").name, resolve_any("ddim").name
+        ('dopri5', 'ddim')
     """
     if isinstance(solver, AdaptiveSolver):
         return solver

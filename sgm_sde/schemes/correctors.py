@@ -33,6 +33,14 @@ class Corrector(Value, ABC):
 
     Attributes:
         n_steps: updates at each node, one network call each.
+
+    Examples:
+        >>> class Drift(Corrector):
+        ...     n_steps = 1
+        ...     def update(self, x, score, z, constant): return x + 0.1 * score, 0.2**0.5 * z
+        >>> mean, noise = Drift().update(torch.ones(1), -torch.ones(1), torch.zeros(1), 1.0)
+        >>> mean + noise
+        tensor([0.9000])
     """
 
     n_steps: int

@@ -224,6 +224,9 @@ def LMS(order: int = 4, *, start: str | None = None) -> ExponentialAdams:
         order: number of evaluations used.
         start: `"cold"` as in the literature or `"warm"`, the default from order 3.
 
+    Raises:
+        ValueError: for an order below 1, or a start of another name.
+
     Source: Katherine Crowson, 2022, k-diffusion; Zhang & Chen, 2023, arXiv:2204.13902.
 
     Examples:
@@ -256,6 +259,10 @@ def IPNDM(order: int = 4, *, variable_steps: bool = False) -> ExponentialAdams:
     Args:
         order: number of evaluations used.
         variable_steps: iPNDM_v's weights.
+
+    Raises:
+        TypeError: for a `variable_steps` that is no bool.
+        ValueError: for an order below 1.
 
     Source: Liu et al., 2022, arXiv:2202.09778; Zhang & Chen, 2023, arXiv:2204.13902; Zhou et al., 2024,
     arXiv:2312.00094 (iPNDM_v, in its code).
@@ -504,6 +511,9 @@ def RectifiedAdams(order: int = 2, *, start: str | None = None, lower_final: boo
         start: `"cold"` or `"warm"`, the default from order 3.
         lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
 
+    Raises:
+        ValueError: for an order below 1, or a start of another name.
+
     Source: Lipman et al., 2023, arXiv:2210.02747 (the path); Liu et al., 2023, arXiv:2209.03003.
 
     Examples:
@@ -533,6 +543,9 @@ def ERSDE(order: int = 3) -> ExponentialAdams:
 
     Args:
         order: number of evaluations used.
+
+    Raises:
+        ValueError: for an order below 1.
 
     Source: Cui et al., 2023, arXiv:2309.06169.
 
@@ -565,6 +578,9 @@ class PNDM(Solver):
 
     Args:
         runge_kutta: whether to start with three Runge-Kutta steps, as published.
+
+    Raises:
+        TypeError: for a `runge_kutta` that is no bool.
 
     Source: Liu et al., 2022, arXiv:2202.09778.
 

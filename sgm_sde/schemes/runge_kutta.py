@@ -24,6 +24,9 @@ class RungeKutta(TableauMethod, Solver):
     Args:
         tableau: one of `EULER`, `MIDPOINT`, `HEUN2`, `RALSTON`, `RK3`, `RK4`, or your own `Tableau`.
 
+    Raises:
+        TypeError: for anything but a `Tableau`.
+
     Source: Butcher, 2016; Song et al., 2021, arXiv:2011.13456 (probability flow).
 
     Examples:

@@ -30,6 +30,12 @@ class SolverTable(Mapping[str, Solver | AdaptiveSolver]):
     Attributes:
         fixed: the solvers on a grid, by name.
         adaptive: the solvers that choose their own steps, by name.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> table = sg.solvers()
+        >>> table["ddim"], "dpmpp_2m" in table, "dopri5" in table.adaptive
+        (DDIM(eta=0.0), True, True)
     """
 
     def __init__(self, fixed: Mapping[str, Solver], adaptive: Mapping[str, AdaptiveSolver]) -> None:

@@ -67,6 +67,13 @@ class GuidedScore(Score):
     Raises:
         TypeError: for a part that is no `Score`, or an interval on a process without alpha and sigma.
         ValueError: for parts on different processes, a scale that is not finite, an invalid interval.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> main, weak = (sg.from_noise(lambda x, t, c=c: c * x, sg.VPSDE()) for c in (1.0, 0.8))
+        >>> guided = Auto(main, weak, 2.0)
+        >>> isinstance(guided, GuidedScore), guided.branches, len(guided.parts)
+        (True, 2, 2)
     """
 
     recordable = False
@@ -212,6 +219,13 @@ class Extrapolation(GuidedScore):
 
     Only what is needed is called: the main prediction alone at w = 1 and out of the interval, the reference alone at
     w = 0.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> main, weak = (sg.from_noise(lambda x, t, c=c: c * x, sg.VPSDE()) for c in (1.0, 0.8))
+        >>> score = Auto(main, weak, 2.0)
+        >>> isinstance(score, Extrapolation), score.output(torch.ones(1, 1), torch.ones(1))  # 0.8 + 2 (1 - 0.8)
+        (True, tensor([[1.2000]]))
     """
 
     def __init__(self, parts: Sequence[Score], scale: Scale, interval: Interval | None) -> None:

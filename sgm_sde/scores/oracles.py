@@ -23,6 +23,8 @@ from sgm_sde.processes.matrix import MatrixSDE, apply, double
 from sgm_sde.scores.joint import DenoiserScore
 from sgm_sde.scores.score import Score
 
+__all__ = ["Empirical", "Gaussian", "GaussianMixture", "Mixture", "Oracle"]
+
 ROUNDING = 1e-10  # of a covariance, relative to its largest entry
 
 
@@ -46,7 +48,15 @@ def _require_none(kwargs: Mapping[str, object]) -> None:
 
 
 class Oracle(ABC):
-    """A data distribution over tensors of shape `event_shape` with closed-form marginals under any linear process."""
+    """A data distribution over tensors of shape `event_shape` with closed-form marginals under any linear process.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> oracle = GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.1)
+        >>> x = oracle.sample(4, sg.VPSDE(), 0.5, seed=0)
+        >>> x.shape, oracle.log_prob(x, sg.VPSDE(), 0.5).shape, oracle.score(sg.VPSDE())(x, 0.5).shape
+        (torch.Size([4, 1]), torch.Size([4]), torch.Size([4, 1]))
+    """
 
     event_shape: torch.Size
     device: torch.device
@@ -71,7 +81,12 @@ class Oracle(ABC):
         return f"{type(self).__name__}({self._size()} of shape {tuple(self.event_shape)})"
 
     def score(self, sde: LinearSDE | MatrixSDE) -> Score:
-        """The exact score on `sde`, as if from a perfect network; of the joint state on a process with a matrix."""
+        """The exact score on `sde`, as if from a perfect network; of the joint state on a process with a matrix.
+
+        Raises:
+            TypeError: at a call, for arguments of the network, which an oracle does not have.
+            ValueError: at a call, for x of another shape than the data's.
+        """
         if has_matrix_marginal(sde):
 
             @outside_autocast
@@ -166,6 +181,10 @@ class Oracle(ABC):
             t: time, () or (n,).
             seed: one int, or one per sample; without it, fresh entropy.
             dtype: of the result.
+
+        Raises:
+            TypeError: for an n that is no integer, or a process without a marginal.
+            ValueError: for an n below 1.
         """
         n = check_integer("n", n)
         require_kernel(sde)

@@ -66,6 +66,12 @@ class Score(Value, ReachesNetwork):
         ValueError: for a prediction of another name; at a call, if the output is not floating-point of the shape of x,
             or x was changed in place.
         TypeError: if the prediction needs a process with alpha(t) and sigma(t) and there is none.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> score = Score(lambda x, t: x, sg.VPSDE(), "noise")
+        >>> score.prediction, score(torch.ones(1, 2), 1.0)
+        ('noise', tensor([[-1.0000, -1.0000]]))
     """
 
     branches: int = 1
@@ -171,7 +177,12 @@ class Score(Value, ReachesNetwork):
         return t.shape[0] * self.branches
 
     def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
-        """The network's own output at x (B, *) and t (B,), as it returns it; its type and shape are checked."""
+        """The network's own output at x (B, *) and t (B,), as it returns it; its type and shape are checked.
+
+        Raises:
+            ValueError: for an output that is no floating-point tensor of the shape of x, and a network that changes x
+                in place.
+        """
         kwargs = bare(kwargs) if kwargs else kwargs
         version = None if x.is_inference() else x._version
         inputs = (x, t) if self._as_it_is else self._inputs(x, t)
@@ -249,6 +260,9 @@ def from_noise(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score
         sde: the process it was trained on.
         options: `time_label`, `input_scale`, `dtype`; see `Score`.
 
+    Raises:
+        TypeError, ValueError: as `Score` does.
+
     Source: Ho et al., 2020, arXiv:2006.11239.
 
     Examples:
@@ -270,6 +284,9 @@ def from_denoiser(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Sc
             `time_label=time_labels.noise_level(sde)` and `input_scale=lambda t: 1 / sde.alpha(t)`.
         options: `time_label`, `input_scale`, `dtype`; see `Score`.
 
+    Raises:
+        TypeError, ValueError: as `Score` does.
+
     Source: Karras et al., 2022, arXiv:2206.00364.
 
     Examples:
@@ -289,6 +306,9 @@ def from_v(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
         net: `net(x, label, **kwargs)`.
         sde: the process it was trained on.
         options: `time_label`, `input_scale`, `dtype`; see `Score`.
+
+    Raises:
+        TypeError, ValueError: as `Score` does.
 
     Source: Salimans & Ho, 2022, arXiv:2202.00512.
 
@@ -312,6 +332,9 @@ def from_flow(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
         sde: the process it was trained on.
         options: `time_label`, `input_scale`, `dtype`; see `Score`.
 
+    Raises:
+        TypeError, ValueError: as `Score` does.
+
     Source: Lipman et al., 2022, arXiv:2210.02747; Liu et al., 2022, arXiv:2209.03003.
 
     Examples:
@@ -330,6 +353,9 @@ def from_score(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score
         net: `net(x, label, **kwargs)`.
         sde: the process it was trained on, linear or not.
         options: `time_label`, `input_scale`, `dtype`; see `Score`.
+
+    Raises:
+        TypeError, ValueError: as `Score` does.
 
     Source: Song & Ermon, 2019, arXiv:1907.05600.
 

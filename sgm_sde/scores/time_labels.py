@@ -64,12 +64,26 @@ def ddpm(n: int | DiscreteVPSDE = 1000, *, integer: bool = False) -> TimeLabel:
 
 
 def score_sde_vp() -> TimeLabel:
-    """999 t (Song et al., 2021, arXiv:2011.13456; VP and sub-VP)."""
+    """999 t (Song et al., 2021, arXiv:2011.13456; VP and sub-VP).
+
+    Examples:
+        >>> score_sde_vp()(0.5)
+        499.5
+    """
     return partial(_scaled, scale=999)
 
 
 def score_sde_ve(sde: LinearSDE) -> TimeLabel:
-    """sigma(t), of which the network takes the logarithm (Song et al., 2021, arXiv:2011.13456)."""
+    """sigma(t), of which the network takes the logarithm (Song et al., 2021, arXiv:2011.13456).
+
+    Raises:
+        TypeError: for a process without alpha(t) and sigma(t).
+
+    Examples:
+        >>> import sgm_sde as sg, torch
+        >>> round(float(score_sde_ve(sg.VESDE())(torch.tensor(1.0))), 3)
+        50.0
+    """
     _require_linear(sde)
     return sde.sigma
 
@@ -109,25 +123,59 @@ def score_sde_ve_discrete(sde: LinearSDE, levels: int | None = None) -> TimeLabe
 
 
 def noise_level(sde: LinearSDE) -> TimeLabel:
-    """sigma / alpha, which EDM's preconditioned networks take (Karras et al., 2022, arXiv:2206.00364)."""
+    """sigma / alpha, which EDM's preconditioned networks take (Karras et al., 2022, arXiv:2206.00364).
+
+    Raises:
+        TypeError: for a process without alpha(t) and sigma(t).
+
+    Examples:
+        >>> import sgm_sde as sg, torch
+        >>> round(float(noise_level(sg.VPSDE())(torch.tensor(1.0))), 1)
+        152.2
+    """
     _require_linear(sde)
     return partial(_level, sde=sde)
 
 
 def edm_c_noise(sde: LinearSDE) -> TimeLabel:
-    """log(sigma / alpha) / 4, what the network inside EDM's preconditioning sees."""
+    """log(sigma / alpha) / 4, what the network inside EDM's preconditioning sees.
+
+    Raises:
+        TypeError: for a process without alpha(t) and sigma(t).
+
+    Examples:
+        >>> import sgm_sde as sg, torch
+        >>> edm_c_noise(sg.EDMSDE())(torch.tensor(1.0))
+        tensor(0.)
+    """
     _require_linear(sde)
     return partial(_c_noise, sde=sde)
 
 
 def flow(scale: float = 1.0) -> TimeLabel:
-    """scale * t, with t = 0 the data (Liu et al., 2022, arXiv:2209.03003)."""
+    """scale * t, with t = 0 the data (Liu et al., 2022, arXiv:2209.03003).
+
+    Raises:
+        TypeError, ValueError: for a scale that is no finite number.
+
+    Examples:
+        >>> flow(1000)(0.25)
+        250.0
+    """
     scale = number("scale", scale)
     return partial(_scaled, scale=scale)
 
 
 def flow_from_noise(scale: float = 1.0) -> TimeLabel:
-    """scale * (1 - t), for networks whose time runs from noise to data (Lipman et al., 2022, arXiv:2210.02747)."""
+    """scale * (1 - t), for networks whose time runs from noise to data (Lipman et al., 2022, arXiv:2210.02747).
+
+    Raises:
+        TypeError, ValueError: for a scale that is no finite number.
+
+    Examples:
+        >>> flow_from_noise()(0.25)
+        0.75
+    """
     scale = number("scale", scale)
     return partial(_scaled_from_noise, scale=scale)
 

@@ -47,7 +47,11 @@ class EMA:
 
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
-        """Take in the network's present weights."""
+        """Take in the network's present weights.
+
+        Raises:
+            TypeError: for anything but an `nn.Module`.
+        """
         instance_of("net", net, nn.Module, "an nn.Module")
         d = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
@@ -58,7 +62,11 @@ class EMA:
                 self.average[name].copy_(value)
 
     def copy_to(self, net: nn.Module) -> None:
-        """Give a network the averaged weights, in its own dtype."""
+        """Give a network the averaged weights, in its own dtype.
+
+        Raises:
+            TypeError: for anything but an `nn.Module`.
+        """
         instance_of("net", net, nn.Module, "an nn.Module")
         net.load_state_dict(self.average)
 

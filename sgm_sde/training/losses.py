@@ -85,7 +85,15 @@ class EDM:
     Args:
         sigma_data: standard deviation of the data.
 
+    Raises:
+        ValueError: for a `sigma_data` that is not positive.
+
     Source: Karras et al., 2022, arXiv:2206.00364, table 1.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> EDM(0.5).weight(sg.EDMSDE(), torch.tensor(0.5))
+        tensor(8.)
     """
 
     sigma_data: float
@@ -106,7 +114,15 @@ class MinSNR:
     Args:
         gamma: the largest weight.
 
+    Raises:
+        ValueError: for a gamma that is not positive.
+
     Source: Hang et al., 2023, arXiv:2303.09556.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> MinSNR().weight(sg.EDMSDE(), torch.tensor([0.1, 1.0]))
+        tensor([5., 1.])
     """
 
     gamma: float = 5.0
@@ -136,6 +152,12 @@ class PosteriorMean:
         ValueError: for another variance, or without n on a process that has no table.
 
     Source: Ho et al., 2020, arXiv:2006.11239, equations 7 to 12.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> sde = sg.presets.ddpm()
+        >>> round(float(PosteriorMean().weight(sde, torch.tensor(0.5).double())), 4)
+        0.0005
     """
 
     variance: Literal["beta", "posterior", "none"] = "beta"
@@ -147,7 +169,11 @@ class PosteriorMean:
         settle(self, n=None if self.n is None else check_integer("n", self.n))
 
     def weight(self, sde: LinearSDE, t: Tensor) -> Tensor:
-        """c^2 / (2 v), or c^2."""
+        """c^2 / (2 v), or c^2.
+
+        Raises:
+            ValueError: without n on a process that has no table.
+        """
         n = len(sde.table_times or ()) if self.n is None else self.n
         if n < 1:
             raise ValueError(f"{sde!r} has no table of times: give PosteriorMean(n=...)")

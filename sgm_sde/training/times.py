@@ -29,6 +29,16 @@ class Times(ABC):
     Args:
         stratified: one draw in each of B equal parts of (0, 1), in random order, instead of B independent ones: the
             same expectation with less variance.
+
+    Raises:
+        TypeError: for a `stratified` that is no bool.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> class Late(Times):
+        ...     def quantile(self, sde, u): return sde.T * u.sqrt()
+        >>> Late().quantile(sg.VPSDE(), torch.tensor([0.25]))
+        tensor([0.5000])
     """
 
     stratified: bool = True
@@ -46,6 +56,10 @@ class Times(ABC):
 
     def draw(self, sde: SDE, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """N times and their weights, float64 on the CPU.
+
+        Raises:
+            TypeError: for a generator that is none, or an n that is no integer.
+            ValueError: for an n below 1.
 
         Examples:
             >>> import sgm_sde as sg
@@ -72,7 +86,15 @@ class Uniform(Times):
         low: earliest time; the process' `eps` if not given.
         high: latest time; the process' `T` if not given.
 
+    Raises:
+        ValueError: at a draw, unless 0 <= low < high <= T.
+
     Source: Song et al., 2021, arXiv:2011.13456; stratified: Kingma et al., 2021, arXiv:2107.00630, appendix I.1.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> Uniform(low=0.5).quantile(sg.VPSDE(), torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0.5000, 0.7500, 1.0000])
     """
 
     low: float | None = None
@@ -100,7 +122,17 @@ class Importance(Times):
     The density in $t$ is proportional to $g^2/\sigma^2 = -d\,\text{log-SNR}/dt$, which is the likelihood weighting of
     the squared error of the noise: under it that loss has the same weight at every draw.
 
+    Raises:
+        ValueError: at a draw, where log-SNR is infinite at an end.
+        TypeError: at a draw, for a process without alpha(t) and sigma(t).
+
     Source: Song, Durkan, Murray and Ermon, 2021, arXiv:2101.09258, section 4.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> t = Importance().quantile(sg.VPSDE(), torch.tensor([0.0, 0.5, 1.0]).double())
+        >>> [round(float(s), 3) for s in t]
+        [0.001, 0.305, 1.0]
     """
 
     def quantile(self, sde: SDE, u: Tensor) -> Tensor:
@@ -137,7 +169,16 @@ class LogNormal(Times):
         mean: P_mean.
         std: P_std, positive.
 
+    Raises:
+        ValueError: for a std that is not positive; at a draw, where [eps, T] has no share at all.
+
     Source: Karras et al., 2022, arXiv:2206.00364, table 1.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> median = LogNormal().quantile(sg.EDMSDE(), torch.tensor([0.5]).double())
+        >>> round(float(median), 3)  # exp(-1.2)
+        0.301
     """
 
     mean: float = -1.2
@@ -191,7 +232,15 @@ class Table(Times):
     Args:
         times: the table; the process' own `times` if not given.
 
+    Raises:
+        ValueError: at a draw, where neither the process nor the option has a table.
+
     Source: Ho et al., 2020, arXiv:2006.11239; Song and Ermon, 2019, arXiv:1907.05600.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> Table().quantile(sg.presets.ddpm(), torch.tensor([0.0, 0.999]).double())
+        tensor([0.0010, 1.0000], dtype=torch.float64)
     """
 
     times: tuple[float, ...] | None = None

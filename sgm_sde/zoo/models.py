@@ -31,6 +31,8 @@ from sgm_sde.scores.score import Score, as_score
 if TYPE_CHECKING:
     from sgm_sde.calibration.result import Calibration
 
+__all__ = ["Model", "find_function", "load_model"]
+
 
 @dataclass(frozen=True)
 class Model:
@@ -109,7 +111,11 @@ class Model:
         return bits_per_dim(self.score, self.sde, images, **self.likelihood_options(y, options))  # type: ignore[arg-type]
 
     def likelihood_options(self, y: Tensor | None, given: Mapping[str, object]) -> dict[str, object]:
-        """Arguments of `bits_per_dim`: those given, and the model's own for the rest."""
+        """Arguments of `bits_per_dim`: those given, and the model's own for the rest.
+
+        Raises:
+            ValueError: for levels or a range that neither the caller nor the model tells.
+        """
         own: dict[str, object] = {
             "n_levels": self.n_levels,
             "data_range": self.data_range,

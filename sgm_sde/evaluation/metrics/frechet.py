@@ -15,6 +15,13 @@ class FrechetResult:
     """Squared Frechet distance `value`, with what it was computed from.
 
     n holds the two sample counts, dim the number of features, features the name of their extractor.
+
+    Examples:
+        >>> import torch
+        >>> x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+        >>> result = frechet_distance(x, x + 1)
+        >>> round(result.value, 3), result.n, result.dim
+        (2.0, (64, 64), 2)
     """
 
     value: float

@@ -17,6 +17,13 @@ class KernelResult:
     """Squared maximum mean discrepancy `value` with its standard error, and what it was computed from.
 
     n holds the two sample counts, dim the number of features, features the name of their extractor.
+
+    Examples:
+        >>> import torch
+        >>> x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+        >>> result = kernel_distance(x, x + 3)
+        >>> result.value > 3 * result.stderr, result.n
+        (True, (64, 64))
     """
 
     value: float

@@ -18,6 +18,13 @@ class PRDCResult:
 
     k is the number of neighbours, n holds the two sample counts, dim the number of features, features the name
     of their extractor.
+
+    Examples:
+        >>> import torch
+        >>> x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+        >>> result = prdc(x, x)
+        >>> result.precision, result.recall, result.k
+        (1.0, 1.0, 3)
     """
 
     precision: float
