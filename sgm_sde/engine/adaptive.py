@@ -136,10 +136,10 @@ class Active:
     def select(self, at: np.ndarray) -> Active:
         """The chosen samples."""
         rows = torch.from_numpy(at).to(self.y[0].device)
-        y = tuple(part[rows] for part in self.y)
-        carry = tuple(part[rows] for part in self.carry)
+        y = tuple(part.index_select(0, rows) for part in self.y)
+        carry = tuple(part.index_select(0, rows) for part in self.carry)
         columns = (self.u, self.h, self.u_next, self.last_error, self.last_accepted, self.may_grow, self.nan_count)
-        return Active(self.samples[at], y, carry, *(column[at] for column in columns))
+        return Active(self.samples[at], y, carry, *(column.take(at) for column in columns))
 
 
 @dataclass
@@ -167,12 +167,14 @@ class Stepper(Protocol):
     Attributes:
         order: power of the step with which its error vanishes.
         calls: evaluations of the right-hand side so far, each on all samples given.
-        evaluations: the same, counted for each sample of the batch.
     """
 
     order: float
     calls: int
-    evaluations: np.ndarray
+
+    @property
+    def evaluations(self) -> np.ndarray:
+        """Evaluations of each sample of the batch."""
 
     def first_step(self, active: Active, end: float) -> np.ndarray:
         """Positive sizes (b,) of the first step."""
@@ -289,6 +291,10 @@ class _Running:
         self.rejected = np.zeros(n, dtype=np.int64)
         self.outcome = np.full(n, ON_THE_WAY)
 
+        # Of the samples on their way alone: they are written down when a sample leaves.
+        self.accepted_so_far = np.zeros(n, dtype=np.int64)
+        self.rejected_so_far = np.zeros(n, dtype=np.int64)
+
         self.active = Active(
             samples=np.arange(n),
             y=y,
@@ -338,8 +344,8 @@ class _Running:
         active.nan_count = np.where(known, 0, active.nan_count + 1)
         active.last_accepted = ok
         active.may_grow = ok
-        self.accepted[active.samples] += ok
-        self.rejected[active.samples] += ~ok
+        self.accepted_so_far += ok
+        self.rejected_so_far += ~ok
         return ok
 
     def _errors(self, attempt: Attempt) -> tuple[np.ndarray, np.ndarray]:
@@ -355,17 +361,20 @@ class _Running:
         """The signed size of each sample's next step, (b,)."""
         active = self.active
         order = self.stepper.order
-        growth = self.controller.factor(error, active.last_error, order)
-        shrinkage = self.controller.after_rejection(error, order)
+        factor = self.controller.factor(error, active.last_error, order)
 
         # A step does not grow right after a rejection: what was too long there is likely to be so here.
-        growth = np.where(active.may_grow, growth, np.minimum(growth, 1.0))
-        return self.controller.rounded(active.h * np.where(ok, growth, shrinkage), self.length)
+        if not active.may_grow.all():
+            factor = np.where(active.may_grow, factor, np.minimum(factor, 1.0))
+        if not ok.all():
+            failed = np.flatnonzero(~ok)
+            factor[failed] = self.controller.after_rejection(error[failed], order)
+        return self.controller.rounded(active.h * factor, self.length)
 
     def outcomes(self, ok: np.ndarray, arrives: np.ndarray) -> np.ndarray:
         """Outcome of each sample (b,), as a number of `OUTCOMES`; 0 for those that are still on their way."""
         active = self.active
-        attempts = (self.accepted + self.rejected)[active.samples]
+        attempts = self.accepted_so_far + self.rejected_so_far
         tiny = np.abs(active.h) < self.smallest
 
         # The last reason that holds counts.
@@ -391,17 +400,21 @@ class _Running:
         samples = active.samples[leaving]
         self.outcome[samples] = ended[leaving]
         self.t[samples] = active.u[leaving]
+        self.accepted[samples] = self.accepted_so_far[leaving]
+        self.rejected[samples] = self.rejected_so_far[leaving]
 
         device = self.y[0].device
         rows = torch.from_numpy(leaving).to(device)
         index = torch.from_numpy(samples).to(device)
         for i, part in enumerate(active.y):
-            self.y[i] = self.y[i].index_copy(0, index, part[rows])
+            self.y[i] = self.y[i].index_copy(0, index, part.index_select(0, rows))
 
         if self.on_leave is not None:
             self.on_leave(len(leaving))
         remaining = np.flatnonzero(ended == ON_THE_WAY)
         self.active = active.select(remaining)
+        self.accepted_so_far = self.accepted_so_far[remaining]
+        self.rejected_so_far = self.rejected_so_far[remaining]
 
     def result(self) -> Integration:
         """The states, times and outcomes of all samples."""
@@ -476,20 +489,44 @@ class Counting(ABC):
 
     def __init__(self, batch: int) -> None:
         self.calls = 0
-        self.evaluations = np.zeros(batch, dtype=np.int64)
+        self._made = np.zeros(batch, dtype=np.int64)
+        self._latest: tuple[np.ndarray, Tensor, int] | None = None  # the samples of the last ones, and how many
         self._places: tuple[np.ndarray, Tensor] | None = None  # of the last evaluation
+
+    @property
+    def evaluations(self) -> np.ndarray:
+        """Evaluations of each sample of the batch."""
+        if self._latest is not None:
+            samples, _, n = self._latest
+            self._made[samples] += n
+            self._latest = None
+        return self._made
+
+    def _count(self, active: Active) -> Tensor:
+        """Count an evaluation of the active samples, and return their numbers.
+
+        As long as no sample leaves, one number is raised: a step has several evaluations.
+        """
+        self.calls += 1
+        if self._latest is None or self._latest[0] is not active.samples:
+            self._made = self.evaluations
+            self._latest = active.samples, active.index, 0
+        samples, index, n = self._latest
+        self._latest = samples, index, n + 1
+        return index
 
     @abstractmethod
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
         """The right-hand side for the samples of numbers `index`; t is the same tensor at the same places."""
 
-    def evaluate(self, active: Active, y: State, u: np.ndarray) -> State:
+    def evaluate(self, active: Active, y: State, u: np.ndarray | Tensor) -> State:
         """The right-hand side of the active samples at states y and times u."""
-        self.calls += 1
-        self.evaluations[active.samples] += 1
+        index = self._count(active)
+        if isinstance(u, Tensor):
+            return self.rhs(u, y, index)
         if self._places is None or u is not self._places[0]:
             self._places = u, torch.from_numpy(u)
-        return self.rhs(self._places[1], y, active.index)
+        return self.rhs(self._places[1], y, index)
 
     def first(self, active: Active, known: State, stale: np.ndarray) -> State:
         """The evaluation at the start of the step: the known one, computed anew for samples where it is stale."""
@@ -514,11 +551,28 @@ class EmbeddedStepper(Counting):
 
     The error of a part is the root mean square over its components, each over atol + rtol max(|y|, |y_next|); that of a
     sample is the largest of its parts'.
+
+    Args:
+        rhs: the right-hand side; see `integrate`, of the others as well.
+        pair: the method.
+        rtol: relative tolerance of a step.
+        atol: absolute tolerance of a step.
+        batch: number of samples.
+        on_places: called with the places of a step's stages before they are evaluated.
     """
 
-    def __init__(self, rhs: Rhs, pair: Pair, rtol: float, atol: float, batch: int) -> None:
+    def __init__(
+        self,
+        rhs: Rhs,
+        pair: Pair,
+        rtol: float,
+        atol: float,
+        batch: int,
+        on_places: Callable[[Tensor], None] | None = None,
+    ) -> None:
         super().__init__(batch)
         self._rhs = rhs
+        self._on_places = on_places
         self.pair = pair
         self.rtol = rtol
         self.atol = atol
@@ -593,11 +647,27 @@ class EmbeddedStepper(Counting):
         """The evaluations of all stages, and the last stage's state."""
         values = [first]
         state = active.y
-        for i, c in enumerate(self.pair.c[1:], start=1):
+        for i, u in enumerate(self._places_of(active), start=1):
             state = step(i, values)
-            u = active.u_next if c == 1 else active.u + c * active.h
             values.append(self.evaluate(active, state, u))
         return values, state
+
+    def _places_of(self, active: Active) -> list[Tensor]:
+        """The places (b,) of the stages but for the first; the same tensor where two of them have the same."""
+        shares = list(dict.fromkeys(self.pair.c[1:]))
+        table = np.empty((len(shares), len(active.u)))
+        for row, c in zip(table, shares, strict=True):
+            if c == 1:
+                row[:] = active.u_next
+            else:
+                np.multiply(active.h, c, out=row)
+                row += active.u
+
+        places = torch.from_numpy(table)
+        if self._on_places is not None:
+            self._on_places(places)
+        of_share = dict(zip(shares, places.unbind(0), strict=True))
+        return [of_share[c] for c in self.pair.c[1:]]
 
     def _step(self, active: Active) -> Callable[[int, Sequence[State]], State]:
         """The combination of the state and the evaluations by row i of the table, as a function of i and these.
@@ -680,6 +750,7 @@ def integrate(
     first_step: float | None = None,
     batch_coupled: bool = False,
     on_leave: Callable[[int], None] | None = None,
+    on_places: Callable[[Tensor], None] | None = None,
 ) -> Integration:
     r"""Solve $dy/dt = L\,y + N(t, y)$ with steps of their own for every sample, forwards or backwards in t.
 
@@ -700,6 +771,8 @@ def integrate(
         first_step: its size; from the slope if not given, which takes one evaluation more.
         batch_coupled: one step for all samples, from the root mean square of their errors.
         on_leave: called with the number of samples that have just left the batch.
+        on_places: called before the stages of a step are evaluated with the places t (n, b) of all but the first,
+            whose rows `rhs` will be given.
 
     Raises:
         ValueError: for tolerances or limits out of range.
@@ -718,7 +791,7 @@ def integrate(
     single = isinstance(y0, Tensor)
     y = (y0,) if isinstance(y0, Tensor) else tuple(y0)
     parts: Rhs = (lambda t, y, index: (rhs(t, y[0], index),)) if single else rhs
-    stepper = EmbeddedStepper(parts, pair, rtol, atol, len(y[0]))
+    stepper = EmbeddedStepper(parts, pair, rtol, atol, len(y[0]), on_places)
     return integrate_adaptive(
         stepper,
         y,

@@ -104,7 +104,14 @@ def convert(
         return 0.0, 1.0
     a_r, b_r = weights(source, k)
     a_p, b_p = weights(target, k, eta, sigma_data)
-    determinant = k.alpha * b_r - k.sigma * a_r
+    determinant = _times(k.alpha, b_r) - _times(k.sigma, a_r)
     c_x = (a_p * b_r - b_p * a_r) / determinant
-    c_r = (b_p * k.alpha - a_p * k.sigma) / determinant
+    c_r = (_times(k.alpha, b_p) - _times(k.sigma, a_p)) / determinant
     return c_x, c_r
+
+
+def _times(value: Scalars, weight: Scalars | float) -> Scalars | float:
+    """value * weight, without a pass over values of which nothing or all is taken."""
+    if isinstance(weight, float) and isinstance(value, Tensor) and weight in (0.0, 1.0):
+        return value if weight else 0.0
+    return value * weight

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, number, one_of, settle
-from sgm_sde._utils.shapes import dimension, flat
+from sgm_sde._utils.shapes import as_time, dimension, flat
 from sgm_sde.engine.adaptive import (
     Active,
     Attempt,
@@ -31,13 +32,15 @@ from sgm_sde.engine.coordinates import COORDINATES
 from sgm_sde.engine.phi import phi_values
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
-from sgm_sde.processes.linear import LinearSDE, MarginalAt, converted
+from sgm_sde.processes.linear import LinearSDE, MarginalAt
+from sgm_sde.processes.predictions import convert
 from sgm_sde.schemes.base import AdaptiveSolver, Problem, TableauMethod
 from sgm_sde.schemes.tableaus import DOPRI5
 from sgm_sde.scores.model import BoundScore
 
 PI = Controller()
 DIGITS = 3  # of the steps of an SDE, binary
+AT_A_TIME = 2**14  # places, whose values stay in a core's cache
 VARIABLES = tuple(name for name, coordinate in COORDINATES.items() if coordinate.slope)
 
 
@@ -183,7 +186,9 @@ class Flow:
         start, end = self.sde.nodes(ends)
         self.start = self.coordinate.of(start)
         self.end = self.coordinate.of(end)
-        self._last: tuple[Tensor, Tensor, MarginalAt] | None = None  # place, time and coefficients
+        self._like: Tensor | None = None  # the states, none of them
+        self._known: dict[int, _Coefficients] = {}  # by where the places lie in memory
+        self._places: Tensor | None = None  # those of `_known`, which stay where they are as long as they are held
         if not (math.isfinite(self.start) and math.isfinite(self.end)):
             raise ValueError(
                 f"{variable} is {self.start} at t={ends[0]} and {self.end} at t={ends[1]}: both must be finite; "
@@ -191,13 +196,19 @@ class Flow:
             )
 
     def time(self, u: Tensor) -> Tensor:
-        """t at the places u (b,), in float64 on the host: that of the run's ends exactly, and none outside of them."""
+        """t at the places u, in float64 on the host: that of the run's ends exactly, and none outside of them."""
         sde = self.sde
         if self.variable == "time" or not has_scalar_marginal(sde):
             return u.clamp(min(self.ends), max(self.ends))
+        u = self._within(u)
+        return self._time_of(u, self._noise_level(u), sde)
 
-        u = u.clamp(min(self.start, self.end), max(self.start, self.end))
-        t = sde.time_of_noise_level(self._noise_level(u)).clamp_(min(self.ends), max(self.ends))
+    def _within(self, u: Tensor) -> Tensor:
+        return u.clamp(min(self.start, self.end), max(self.start, self.end))
+
+    def _time_of(self, u: Tensor, noise_level: Tensor, sde: LinearSDE) -> Tensor:
+        """t at the places u, where sigma / alpha is known."""
+        t = sde.time_of_noise_level(noise_level).clamp_(min(self.ends), max(self.ends))
         t.masked_fill_(u == self.start, self.ends[0]).masked_fill_(u == self.end, self.ends[1])
 
         if math.isnan(float(t.sum())):  # beyond the range of a schedule without a closed form
@@ -206,7 +217,7 @@ class Flow:
         return t
 
     def _noise_level(self, u: Tensor) -> Tensor:
-        """sigma / alpha at the places u (b,)."""
+        """sigma / alpha at the places u."""
         assert self.coordinate.noise_level is not None
         return self.coordinate.noise_level(u)
 
@@ -220,23 +231,64 @@ class Flow:
         sde = self.sde
         if self.variable == "time" or not has_scalar_marginal(sde):
             return torch.ones_like(u)
-        _, k = self._at(u, sde)
+        _, k = self._marginal(u, sde)
         return self._scale(k)
 
-    def _at(self, u: Tensor, sde: LinearSDE) -> tuple[Tensor, MarginalAt]:
-        """Times and coefficients at the places u (b,), kept for the next evaluation, which may be at the same ones."""
-        if self._last is None or u is not self._last[0]:
-            t = self.time(u)
-            self._last = u, t, sde.values(t, self._noise_level(u))
-        _, t, k = self._last
-        return t, k
+    def _marginal(self, u: Tensor, sde: LinearSDE) -> tuple[Tensor, MarginalAt]:
+        """Times and the process' coefficients at the places u."""
+        u = self._within(u)
+        noise_level = self._noise_level(u)
+        t = self._time_of(u, noise_level, sde)
+        return t, sde.values(t, noise_level)
 
     def _scale(self, k: MarginalAt) -> Tensor:
         return k.alpha + k.sigma if self.variable == "flow-time" else k.alpha
 
+    def prepare(self, places: Tensor) -> None:
+        """Compute the coefficients at the rows of a table of places u (n, b) together, before they are asked for.
+
+        Where samples have few numbers, most of the time of an operation is that of starting it.
+        """
+        sde = self.sde
+        if self.variable == "time" or not has_scalar_marginal(sde) or self._like is None:
+            return
+        rows = self._coefficients(places, self._like, sde)
+        self._known = {u.data_ptr(): at for u, at in zip(places.unbind(0), rows, strict=True)}
+        self._places = places
+
+    def _at(self, u: Tensor, like: Tensor, sde: LinearSDE) -> _Coefficients:
+        """Coefficients at the places u (b,), kept for the next evaluation, which may be at the same ones."""
+        place = u.data_ptr()
+        if place not in self._known:
+            (at,) = self._coefficients(u[None], like, sde)
+            self._known = {place: at}
+            self._places = u
+        return self._known[place]
+
+    def _coefficients(self, places: Tensor, like: Tensor, sde: LinearSDE) -> list[_Coefficients]:
+        """Coefficients at each row of places u (n, b), for states of a kind.
+
+        They are computed for some places at a time, whose values stay in a core's cache.
+        """
+        of_all = torch.empty((4, places.numel()), dtype=like.dtype, device="cpu")
+        blocks = zip(torch.split(places.reshape(-1), AT_A_TIME), torch.split(of_all, AT_A_TIME, 1), strict=True)
+        for u, (times, scale, of_x, of_r) in blocks:
+            t, k = self._marginal(u, sde)
+            c_x, c_r = convert(self.model.score.prediction, self.target, k)
+            times.copy_(self.model.round_times(t.numpy(), of_all))
+            scale.copy_(self._scale(k))
+            of_x.copy_(as_time(c_x))
+            of_r.copy_(as_time(c_r))
+
+        times, *columns = of_all.to(like.device).view(4, *places.shape)
+        shaped = (value.view(*places.shape, *[1] * (like.ndim - 1)) for value in columns)
+        return [_Coefficients(*row) for row in zip(times, *shaped, strict=True)]
+
     def enter(self, x: Tensor) -> Tensor:
         """z at the start."""
-        return x / float(self.scale(self.at_share(0.0, 1))[0])
+        z = x / float(self.scale(self.at_share(0.0, 1))[0])
+        self._like = z[:0]
+        return z
 
     def leave(self, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """States x (B, *) and times (B,) at the places u (B,)."""
@@ -249,11 +301,30 @@ class Flow:
             if self.variable == "time" or not has_scalar_marginal(sde):
                 return self.model.predict_at(self.target, z, self.time(u))
 
-            t, k = self._at(u, sde)
-            x = column(self._scale(k), z) * z
-            output = self.model.output_at(x, t)
-        value = converted(self.model.score.prediction, self.target, k, x, output)
+            at = self._at(u, z, sde)
+            x = at.scale * z
+            output = self.model.evaluate(x, at.t).to(x.dtype)
+
+        value = output
+        if self.model.score.prediction != self.target:
+            value = (at.c_x * x).add_(at.c_r * output)
         return value - z if self.variable == "log-snr" and not self.linear else value
+
+
+class _Coefficients(NamedTuple):
+    """Time, and coefficients of state and output, at some places.
+
+    Attributes:
+        t: times, as the network is given them.
+        scale: x / z.
+        c_x: coefficient of the state in the slope's prediction.
+        c_r: that of the network's output.
+    """
+
+    t: Tensor
+    scale: Tensor
+    c_x: Tensor
+    c_r: Tensor
 
 
 @dataclass(frozen=True)
@@ -327,6 +398,7 @@ class Adaptive(TableauMethod, AdaptiveSolver):
             flow.slope, flow.enter(problem.x), flow.start, flow.end, self.pair,
             rtol=self.rtol, atol=self.atol, max_steps=self._attempts(problem.calls), controller=self.controller,
             first_step=self.first_step, batch_coupled=self.batch_coupled, on_leave=problem.on_leave,
+            on_places=flow.prepare,
         )  # fmt: skip
         x, t = flow.leave(end.y[0], end.t)
         return replace(end, y=(x,), t=t)

@@ -82,7 +82,13 @@ def test_defaults() -> None:
     assert sg.schemes.ExponentialPair() == sg.schemes.ExponentialPair(3)
     given = {name: p.default for name, p in signature(integrate).parameters.items() if p.kind == p.KEYWORD_ONLY}
     limits = {"rtol": 1e-5, "atol": 1e-5, "max_steps": 10_000}
-    assert given == limits | {"controller": None, "first_step": None, "batch_coupled": False, "on_leave": None}
+    assert given == limits | {
+        "controller": None,
+        "first_step": None,
+        "batch_coupled": False,
+        "on_leave": None,
+        "on_places": None,
+    }
     assert EtaSolver.__dataclass_fields__["eta"].default == 1.0
     assert (
         sg.schemes.TorchDiffEq("rk4").rtol,
@@ -350,6 +356,25 @@ def test_what_is_known_is_not_evaluated_again() -> None:
         assert stepper.calls == len(asked)
         assert [i for i in range(5) if stepper.evaluations[i]] == sorted(i for who, _ in asked for i in who)
     assert Squares(5).first(rows, (), np.array([False] * 3))[0].flatten().tolist() == [1.0, 4.0, 9.0]
+
+
+@pytest.mark.parametrize("sde", LINEAR.values(), ids=LINEAR)
+@pytest.mark.parametrize("prediction", ["data", "noise", "v", "rectified"])
+def test_places_may_be_known_before(sde: sg.LinearSDE, prediction: str) -> None:
+    """Slopes at places that were made ready for together are those at the same places one by one, to the bit."""
+    score = sg.Score(lambda x, t: torch.tanh(x + t[:, None]), sde, prediction)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    index = torch.arange(5)
+    ends = (0.9 * sde.T, 0.1 * sde.T)
+    for variable in ("log-snr", "noise-level", "flow-time", "time"):
+        one, together = (Flow(bind(score, sde, ends), variable, ends, 5) for _ in range(2))
+        z = one.enter(x)
+        assert torch.equal(z, together.enter(x))
+        shares = torch.linspace(0, 1, 20, dtype=F64).view(4, 5)
+        places = one.start + (one.end - one.start) * shares
+        together.prepare(places)
+        for u in places.unbind(0):
+            assert torch.equal(together.slope(u, z, index), one.slope(u.clone(), z, index)), variable
 
 
 @pytest.mark.parametrize("end", [5.0, -3.0])
