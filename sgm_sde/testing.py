@@ -1,4 +1,4 @@
-"""Checks to run on a process or a solver of your own: the ones this library runs on its own."""
+"""Checks to run on a process, a network or a solver of your own: the ones this library runs on its own."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from sgm_sde.processes.base import CheckError as CheckError
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.schemes import Solver, resolve
+from sgm_sde.scores.check import ScoreCheck as ScoreCheck
+from sgm_sde.scores.check import check_score as check_score
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Oracle
 from sgm_sde.scores.score import Score

@@ -30,6 +30,14 @@ network's output is the noise, taken for the score, which has the other sign. A 
 the noise there is one of data of the scale s, $D = \tfrac{\alpha s^2}{\sigma^2} x$ up to their mean; where samples are
 8 times smaller than this s, it is a flow in the wrong direction.
 
+Where a run starts from noise, the network sees that it does: with $\epsilon_T$ and $D_T$ what it estimates there,
+
+$$ \Big|\epsilon_T - \frac{x_T}{\sigma_T}\Big| = \frac{\alpha_T}{\sigma_T}|D_T| \le
+   \tfrac12\max\Big(1, \frac{|x_T|}{\sigma_T}\Big) \quad\text{or}\quad |D_T| \le 8|x_0| . $$
+
+A network that is given another time than it was trained with finds little of the noise. What it leaves would be data,
+whose samples would be of that size. Where they are not, the network has not understood what it was asked.
+
 What cannot be told, whatever looks at one sample: a run as a whole at another scale, as data of that scale would give
 it. In one and two dimensions a noise of unit size, taken for the score, ends there: it is the score of a density of
 that scale.
@@ -64,11 +72,13 @@ UNSEEN = 48.0  # kappa where nothing of the run but its ends is known
 DIRECTION = 16  # dimensions from which on a direction is more than chance
 AGAINST = -0.9  # cosine of the noise estimated at the start with the state, or of the flow with it
 START = 5.0  # factor between the size of a state at T and the prior's from which on it is not one of the prior's
+NOISE = 10.0  # sigma / alpha from which on a start is noise
+LEFT = 0.5  # of the noise at the start, by a network that does not see it
 SPARSE = 8.0  # how much smaller than the scale of all data a sample may be
 
 ADVICE = (
     "try what `pilot` finds, more calls, or, if the network does not predict what it was taken for, `from_noise`, "
-    "`from_denoiser`, `from_v` or `from_flow`"
+    "`from_denoiser`, `from_v` or `from_flow`; if it was trained with other times, `time_label=`"
 )
 
 
@@ -138,9 +148,9 @@ def root_mean_square(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=1, dtype=dtype).div_(math.sqrt(rows.shape[1]))
 
 
-def _size_of_noise(x: Tensor, output: Tensor, look: Look, of_output: Tensor) -> Tensor:
-    """The size (B,) of the noise estimated at a node, whose state and output are given, and the output's size."""
-    c_x, c_r = look.noise
+def _size_of_estimate(x: Tensor, output: Tensor, convert: tuple[float, float], of_output: Tensor) -> Tensor:
+    """The size (B,) of what state and output say together, with their coefficients and the output's size."""
+    c_x, c_r = convert
     if c_x == 0:
         return of_output * abs(c_r)
     return root_mean_square((c_x * x).add_(output.to(x.dtype), alpha=c_r))
@@ -187,6 +197,7 @@ class Watch:
         self._limit: Tensor | None = None  # of a sample's size, the least of those known so far
         self._least: Tensor | None = None  # the size of a sample that accounts for the states, the most so far
         self._against: Tensor | None = None
+        self._blind_below: Tensor | None = None  # the size of a sample of which the network saw little at the start
         self._noise: Tensor | None = None  # the size of the noise estimated at the start
         self._apart: Tensor | None = None  # where state and estimated data were further apart than the noise allows
 
@@ -206,9 +217,14 @@ class Watch:
             if self.flow:
                 self._least = self._of_reversed_flow(across, look, size, of_output)
 
+        if t == self.start and self.estimates_noise and NOISE <= look.level < math.inf:
+            of_data = _size_of_estimate(x.detach(), output.detach(), look.data, of_output)
+            accounted = (size / look.alpha).clamp_(min=look.level).mul_(LEFT)
+            self._blind_below = of_data.masked_fill(of_data <= accounted, 0.0).div_(SPARSE)
+
         expected = KAPPA + CHANCE / math.sqrt(d)
         if self.estimates_noise and math.isfinite(look.noise[0]) and not self.lags:
-            of_noise = _size_of_noise(x.detach(), output.detach(), look, of_output)
+            of_noise = _size_of_estimate(x.detach(), output.detach(), look.noise, of_output)
             self._see_noise(of_noise, look, expected, first=t == self.start)
 
         # In place: of a million samples of two numbers, a number each is half a state.
@@ -275,6 +291,8 @@ class Watch:
             far = far | (size < self._least)
         if self._apart is not None:
             far = far | self._apart
+        if self._blind_below is not None:
+            far = far | (size < self._blind_below)
         return far if self._against is None else far | self._against
 
 
@@ -319,8 +337,9 @@ def words_of_starts(sizes: Sequence[float], samples: Sequence[int], n: int, sde:
 def words_of_sizes(samples: Sequence[int], n: int) -> str:
     """Status message for implausible samples."""
     return (
-        f"{len(samples)} of {n} samples ({listed(samples)}) are of a size that nothing in their run accounts for, or "
-        f"further from the network's estimates than the noise it estimates allows"
+        f"{len(samples)} of {n} samples ({listed(samples)}) are of a size that nothing in their run accounts for, "
+        f"further from the network's estimates than the noise it estimates allows, or from a start whose noise the "
+        f"network does not see"
     )
 
 

@@ -215,6 +215,75 @@ def test_a_run_that_was_thrown_out_and_drawn_back_is_named() -> None:
         assert watch.implausible(torch.tensor([[1.0]]), denoised=True).tolist() == [odd]
 
 
+class _TimeOfTheTable(nn.Module):
+    """A noise network of two numbers that knows times as indices from 0 to 999."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(34, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        angles = index.to(x)[:, None] * torch.logspace(0, -3, 16)
+        return self.layers(torch.cat([x, angles.sin(), angles.cos()], 1))
+
+
+@pytest.fixture(scope="module")
+def noise_by_index() -> _TimeOfTheTable:
+    """The network, trained for a second by the usual recipe."""
+    sde, generator = sg.presets.ddpm(), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    net = _TimeOfTheTable()
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    modes = torch.tensor([[-2.0, -2.0], [1.0, 1.0]])
+    for _ in range(400):
+        which = (torch.rand(128, generator=generator) < 0.7).long()
+        x0 = modes[which] + 0.2 * torch.randn(128, 2, generator=generator)
+        index = torch.randint(0, 1000, (128,), generator=generator)
+        t = torch.tensor(sde.table_times)[index]
+        noise = torch.randn(128, 2, generator=generator)
+        x = sde.alpha(t)[:, None] * x0 + sde.sigma(t)[:, None] * noise
+        loss = (net(x.float(), index) - noise).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return net.eval()
+
+
+@pytest.mark.parametrize("options", [{"nfe": 20}, {"solver": "ddim", "nfe": 50}, {"solver": "ancestral", "nfe": 50}])
+@pytest.mark.parametrize("label", ["the time itself", "a table of a tenth of the size", "reversed", "right"])
+def test_a_network_that_is_given_other_times_is_named(
+    noise_by_index: _TimeOfTheTable, label: str, options: Any
+) -> None:
+    """It finds no noise where there is nothing else; with the times that it knows, no sample is named."""
+    sde = sg.presets.ddpm()
+    labels: dict[str, Any] = {
+        "the time itself": None,
+        "a table of a tenth of the size": sg.time_labels.ddpm(100),
+        "reversed": lambda t: 999 - sg.time_labels.ddpm(1000)(t),
+        "right": sg.time_labels.ddpm(1000),
+    }
+    score = sg.from_noise(noise_by_index, sde, time_label=labels[label])
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        res = sg.sample(score, sde, (256, 2), seed=0, **options)
+
+    assert len(res.status.samples) > 200 if label != "right" else res.status.ok
+    assert [("`time_label=`" in str(warning.message)) for warning in shown] == ([] if res.status.ok else [True])
+
+
+def test_the_noise_left_at_the_start_is_that_of_the_formula() -> None:
+    """By hand on EDM at sigma = 80 in one dimension: of a noise of 1, .45 leaves 44 = .55 x 80, for samples of 5.5.
+
+    Of a noise of 4, it must leave more than half of that.
+    """
+    x = torch.tensor([[80.0], [80.0], [80.0], [320.0], [320.0]])
+    noise = torch.tensor([[0.45], [0.45], [0.55], [2.1], [1.9]])
+    watch = diagnosis.Watch(sg.EDMSDE(), (80.0, 79.0, 78.0), "noise", x)
+    watch.see(x, noise, 80.0)
+    blind = watch.implausible(torch.tensor([[5.49], [5.51], [0.0], [5.0], [5.0]]), denoised=True)
+    assert blind.tolist() == [True, False, False, False, True]
+
+
 @pytest.mark.parametrize("solver", ["sde-dpm2m-published", "seeds3-published"])
 def test_a_solver_that_diverges_is_named(solver: str) -> None:
     """At so few steps they are not stable, and end far from data of unit size."""
