@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
@@ -186,7 +187,12 @@ class Score(Value, ReachesNetwork):
         kwargs = bare(kwargs) if kwargs else kwargs
         version = None if x.is_inference() else x._version
         inputs = (x, t) if self._as_it_is else self._inputs(x, t)
-        out = self.net(*inputs, **kwargs)
+        try:
+            out = self.net(*inputs, **kwargs)
+        except Exception as error:
+            if sys.version_info >= (3, 11):
+                error.add_note(_call_in_words(*inputs, kwargs))
+            raise
 
         if not isinstance(out, Tensor):
             raise ValueError(f"the network must return a tensor, got {type(out).__name__}")
@@ -242,6 +248,20 @@ class Score(Value, ReachesNetwork):
     def __repr__(self) -> str:
         name = type(self.net).__name__ if isinstance(self.net, nn.Module) else function_name(self.net, "net")
         return f"Score({name} predicts {self.prediction}, {self.sde!r})"
+
+
+def _call_in_words(x: Tensor, label: Tensor, kwargs: Mapping[str, object]) -> str:
+    """What a network was called with when it raised, and where its time label is chosen."""
+    given = ", ".join([f"x {_kind(x)}", f"time label {_kind(label)}", *(f"{k} {_kind(v)}" for k, v in kwargs.items())])
+    where = "`time_label=` says what it gets as time: indices of a table by sgm_sde.time_labels.ddpm(n, integer=True)"
+    return f"sgm_sde called the network with {given}; {where}"
+
+
+def _kind(value: object) -> str:
+    """Shape and dtype of a tensor, the type of anything else."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
 
 
 def _of_time(option: str, function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

@@ -805,6 +805,7 @@ def test_the_loop_reads_nothing_back(name: str, grad: bool) -> None:
     assert model.nfe == solver.nfe(4)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
 @pytest.mark.parametrize("name", ["dpm++3m", "ancestral", "pc"])
 def test_compiling_changes_rounding_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """compile=True is the same run. Compiled here by the tracer alone: the machine may lack a compiler."""
@@ -870,6 +871,7 @@ def test_no_synchronisation_on_a_gpu() -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
 def test_one_read_at_the_end() -> None:
     """A whole run asks once whether all states were finite, however many steps it takes."""
 
@@ -897,6 +899,7 @@ class TinyNet(nn.Module):
         return torch.tanh(a * x + b * t[:, None]) + c
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_gradients_match_finite_differences(name: str) -> None:
     """With enable_grad=True the samples' derivatives by the parameters and by x_T are right to 1e-4."""
@@ -929,6 +932,7 @@ def test_gradients_match_finite_differences(name: str) -> None:
     assert float((by_x * step).sum()) == pytest.approx(float(along), rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_no_graph_unless_asked_for(name: str) -> None:
     """By default no step leaves anything behind for a backward pass, and the network stays as it was."""
@@ -985,6 +989,7 @@ def test_gradients_through_a_vanishing_score() -> None:
     assert bool(torch.isfinite(gradient))
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
 @pytest.mark.parametrize(("name", "solver"), SAMPLERS.items(), ids=case_id)
 def test_a_network_that_returns_its_input_is_no_trap(name: str, solver: Any) -> None:
     """A network whose output shares memory with x, or is overwritten at its next call, changes nothing."""
@@ -1286,6 +1291,7 @@ def test_the_default_for_data_of_another_scale(process: str) -> None:
     assert errors[1] < 0.1 * errors[0] and errors[1] < 0.03 * s
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
 def test_results_are_compared_by_identity() -> None:
     """Tensors have no truth value, so that two results are equal when they are one."""
     one, other = (sg.sample(plain, VP, (2, 2), nfe=10, seed=0) for _ in range(2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -364,6 +365,7 @@ def test_the_schedule_does_not_depend_on_the_dtype(process: str) -> None:
     assert labels[torch.float32] == pytest.approx(labels[F64], rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
 @pytest.mark.parametrize("enable_grad", [False, True])
 @pytest.mark.parametrize("name", ["ddim", "dpm++2m", "rk4", "pc", "heun-churn"])
 def test_autocast_reaches_the_network_alone(name: str, enable_grad: bool) -> None:
@@ -463,3 +465,19 @@ def test_a_score_is_no_network(make: Any) -> None:
 def test_a_prediction_of_another_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"prediction must be one of 'data', 'noise', .*, got '{name}'"):
         sg.Score(lambda x, t: x, LINEAR["vp"], name)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+def test_what_a_network_raises_stays_and_says_with_what_it_was_called() -> None:
+    """A table of times that is given times themselves: the network's own exception, and where the label is chosen."""
+    table = nn.Embedding(1000, 2)
+
+    def net(x: Tensor, index: Tensor, y: Tensor) -> Tensor:
+        return x + table(index)
+
+    score = sg.from_noise(net, sg.presets.ddpm())
+    with pytest.raises(RuntimeError, match="indices") as error:
+        sg.sample(score, score.sde, (3, 2), nfe=2, seed=0, model_kwargs={"y": torch.arange(3)})
+    (note,) = error.value.__notes__
+    assert "x (3, 2) of float32, time label (3,) of float32, y (3,) of int64" in note
+    assert "time_labels.ddpm(n, integer=True)" in note
