@@ -1,4 +1,4 @@
-r"""What a network says of noised data, against what was noised: whether it predicts what it was taken for.
+r"""Comparison of a network with data: whether it predicts what it was taken for.
 
 Of data $x_0$ with the means m and variances v of their coordinates, $x = \alpha x_0 + \sigma\epsilon$ at a few noise
 levels about the size of the data. The best estimate that is linear in each coordinate is a Gaussian's,

@@ -251,7 +251,7 @@ class Score(Value, ReachesNetwork):
 
 
 def _call_in_words(x: Tensor, label: Tensor, kwargs: Mapping[str, object]) -> str:
-    """What a network was called with when it raised, and where its time label is chosen."""
+    """Description of the call in which a network raised, and of where its time label is chosen."""
     given = ", ".join([f"x {_kind(x)}", f"time label {_kind(label)}", *(f"{k} {_kind(v)}" for k, v in kwargs.items())])
     where = "`time_label=` says what it gets as time: indices of a table by sgm_sde.time_labels.ddpm(n, integer=True)"
     return f"sgm_sde called the network with {given}; {where}"
