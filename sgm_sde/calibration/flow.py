@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.shapes import flat
+from sgm_sde._utils.shapes import finite, flat
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
@@ -21,6 +22,8 @@ from sgm_sde.sampling.trials import REFERENCE
 from sgm_sde.scores.conditions import map_rows, resolve
 from sgm_sde.scores.model import BoundScore, checked_conversion
 from sgm_sde.scores.score import Score
+
+Samples = range | Tensor  # places of noises
 
 LARGEST = 10.0  # log of the noise level where a process has no bound
 ROOM = 1e-3  # between the last call and eps, in log s
@@ -51,6 +54,23 @@ class Trajectories:
     D: Tensor
     end: Tensor
 
+    def __getitem__(self, rows: slice | Tensor) -> Trajectories:
+        """Those of some noises."""
+        return Trajectories(self.log_levels, self.y[:, rows], self.D[:, rows], self.end[rows])
+
+    def joined(self, other: Trajectories) -> Trajectories:
+        """These and others, at the same levels."""
+        y = torch.cat([self.y, other.y], 1)
+        D = torch.cat([self.D, other.D], 1)
+        return Trajectories(self.log_levels, y, D, torch.cat([self.end, other.end]))
+
+    @property
+    def finite(self) -> Tensor:
+        """The noises of which all numbers are finite, as truth values (N,)."""
+        states = self.y.isfinite().all(2).all(0) if len(self.y) else True
+        found: Tensor = finite(self.end) & states
+        return found
+
 
 class Flow:
     """Evaluations of a score in batches of rows, each row at the noise level and with the condition of its own.
@@ -60,7 +80,7 @@ class Flow:
         sde: its process.
         event: shape of one sample.
         seeds: of all noises.
-        given: number of samples that `kwargs` has rows for; noise i goes with row i modulo that.
+        given: number of samples that `kwargs` has rows for; noise i goes with row i modulo that, whatever its place.
         kwargs: arguments of the network.
         batch_size: rows of a network call, at most.
         dtype: of states.
@@ -94,6 +114,7 @@ class Flow:
         self.batch_size = batch_size
         self.model = BoundScore(self.score, sde, (sde.eps, sde.T), kwargs)
         self.network_evals = 0
+        self.numbers = torch.arange(len(seeds), device=device)
         self._at: dict[float, _Place] = {}  # by log s
 
         self._set_bounds()
@@ -112,16 +133,26 @@ class Flow:
         dtype = self.score.dtype or (self.dtype if parameter is None else parameter.dtype)
         return float(torch.finfo(dtype).eps) if dtype.is_floating_point else 0.0
 
-    def noise(self, samples: range) -> Tensor:
+    def arranged(self, places: Tensor) -> Flow:
+        """The same network with some of the noises, in the order of their places (n,)."""
+        other = copy.copy(self)
+        other.seeds = self.seeds.select(places.numpy())
+        other.numbers = self.numbers[places.to(self.device)]
+        return other
+
+    def noise(self, samples: Samples) -> Tensor:
         """The noises of some samples (n, d)."""
-        seeds = self.seeds[samples.start : samples.stop]
+        if isinstance(samples, range):
+            seeds = self.seeds[samples.start : samples.stop]
+        else:
+            seeds = self.seeds.select(samples.numpy())
         return flat(NoiseStream(seeds, "prior").normal((len(samples), *self.event), self.dtype, self.device))
 
     def conditions(self, samples: Tensor) -> dict[str, object]:
         """Arguments of the network for samples of given numbers."""
         if not self.resolved:
             return {}
-        index = samples % self.given
+        index = self.numbers[samples] % self.given
         return map_rows(lambda _, rows: rows[index.to(rows.device)], self.resolved)
 
     def data(self, y: Tensor, log_levels: Sequence[float], samples: range) -> Tensor:
@@ -179,7 +210,7 @@ class Flow:
             c_x, c_r = checked_conversion(self.score.prediction, "data", node)
             self._at[level] = _Place(time, node.alpha, c_x, c_r)
 
-    def trajectories(self, samples: range, nfe: int, keep: int = 0) -> Trajectories:
+    def trajectories(self, samples: Samples, nfe: int, keep: int = 0) -> Trajectories:
         """Exact trajectories by a tight solution, at `keep` of its levels.
 
         A warning for a network in train mode is the caller's: it comes with the first of these calls.
@@ -191,8 +222,9 @@ class Flow:
         record = _Record(self.sde.nodes(_spread(times[:-1], keep)), z)
         end = torch.empty_like(z)
 
+        places = torch.as_tensor(samples if isinstance(samples, Tensor) else list(samples), device=self.device)
         for rows in torch.split(torch.arange(len(samples), device=self.device), self.batch_size):
-            model = BoundScore(self.score, self.sde, (times[-1], times[0]), self.conditions(rows + samples.start))
+            model = BoundScore(self.score, self.sde, (times[-1], times[0]), self.conditions(places[rows]))
             x = self.sde.prior_transform(z[rows].view(-1, *self.event), times[0])
             run = execute(program, x, model, PreDrawnNoise(()), on_output=record.of(model, rows))
             end[rows] = flat(model.predict("data", run.x, times[-1]))

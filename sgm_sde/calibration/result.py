@@ -139,8 +139,7 @@ class Calibration(Setting):
         lines = [
             f"at {calls}: error {first.rmse:.3e} +- {first.stderr:.0e} of the samples' standard deviation, "
             f"{self._beside(first, shelf)}",
-            f"on {self.protocol.get('held_out', '?')} held-out noises, whose exact samples are known to "
-            f"{self.reference_error:.0e}; the first is taken:",
+            f"on {self._noises()}, whose exact samples are known to {self.reference_error:.0e}; the first is taken:",
             "  error      +-     median   worst",
             *(f"  {line}" for line in self._lines()),
             f"in {self.seconds:.1f} s the network evaluated {self.network_evals} samples, and {self.shared_evals} for "
@@ -148,6 +147,12 @@ class Calibration(Setting):
             *self.remarks,
         ]
         return "\n".join(lines)
+
+    def _noises(self) -> str:
+        """The held-out noises in words."""
+        hard = self.protocol.get("hard_held_out", 0)
+        further = f" and the {hard} hardest of {self.protocol['screened_held_out']} more" if hard else ""
+        return f"{self.protocol.get('held_out', '?')} held-out noises{further}"
 
     def _lines(self) -> list[str]:
         """The settings compared, one a line: fits by how they came about, others by solver and grid."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde.calibration.closed import ridge
-from sgm_sde.calibration.refine import GAP, OUTLYING, Refinement, huber_weights
+from sgm_sde.calibration.refine import GAP, Refinement, huber_weights
 from sgm_sde.calibration.rows import Rows
 
 TRIALS = 300
@@ -33,16 +33,16 @@ def searched(fit: Refinement, start: Rows) -> Rows:
         return start
 
     best = start
-    limit = OUTLYING * float(each.sqrt().median())
-    loss = _huber(each, limit)
+    limit = fit.limit(each)
+    loss = _huber(each, limit, fit.alike)
     for _ in range(TRIALS):
         if fit.late():
             break
         moved = _moved(fit, best, generator)
         if moved is None:
             continue
-        rows, errors = _with_last_row(fit, moved, huber_weights(each, limit))
-        found = _huber(errors, limit)
+        rows, errors = _with_last_row(fit, moved, fit.alike * huber_weights(each, limit))
+        found = _huber(errors, limit, fit.alike)
         if found < loss:
             best = rows
             each = errors
@@ -81,7 +81,7 @@ def _with_last_row(fit: Refinement, rows: Rows, w: Tensor) -> tuple[Rows, Tensor
     return Rows(rows.t, c, B), fit.errors(y)
 
 
-def _huber(each: Tensor, limit: float) -> float:
+def _huber(each: Tensor, limit: float, counts: Tensor) -> float:
     """Huber's loss of mean square errors (N,): squares up to a limit of their root, linear beyond."""
     e = each.sqrt()
-    return float(torch.where(e < limit, each, 2 * limit * e - limit**2).mean())
+    return float((counts * torch.where(e < limit, each, 2 * limit * e - limit**2)).mean())

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.checks import check_integer, described, flag, float_dtype, instance_of, number, sizes, usable_device
-from sgm_sde._utils.shapes import finite, flat
+from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
 from sgm_sde.calibration import closed
@@ -29,6 +29,7 @@ from sgm_sde.calibration.refine import Refinement
 from sgm_sde.calibration.result import PILOT, Calibration, Calibrations, HeldOut, from_json, to_json
 from sgm_sde.calibration.rough import searched
 from sgm_sde.calibration.rows import Rows
+from sgm_sde.calibration.strata import FEW_DIMENSIONS, HARD, SCREENED, SCREENED_IN_FEW, Strata, hardest
 from sgm_sde.calibration.table import Calibrated
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -52,11 +53,13 @@ LEVELS = 48  # of exact states, among which those of the first fit are chosen: n
 RACE = 64  # noises of the race of what is off the shelf
 FINALISTS = 3  # of it, compared on held-out noises
 CHECKED = 1000  # further noises, without exact samples
+FEW_CALLS = (6, 12)  # of the runs whose distance tells how hard a noise is
 OUTSIDE = 1.5  # times the distance of the farthest exact sample from their mean: beyond, a fit has blown up
 DOUBT = "exact samples"  # what a remark on them begins with
 FEW = 2.0  # times the error on the noises of the fit: beyond, there were too few of them
 EXACT = "exact-trajectories"  # in a checkpoint
 MEASURED = ("nfe", "doubt", "median", "network_evals")  # of them
+STRATA = ("fit", "held")  # what noises are for
 ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
 
 FITS = {  # what is stored of a budget, and what results call it
@@ -122,7 +125,8 @@ def calibrate(
     network, where half of the samples by 256 calls are off those by 512 by more than 5e-3 of the standard deviation,
     derivatives with respect to levels say nothing, and levels are also searched at random. On noises that nothing was
     fitted to, what came out is compared with the best setting off the shelf, which is returned where a fit is not at
-    least 10 % better.
+    least 10 % better. Where single noises make the error, 128 at random know little of it: so many more are screened by
+    18 calls each, and the hardest of them count for as many as they are, in the fit and on held-out noises.
 
     Args:
         score_fn: the score, as `sample` takes it; a guided score at the scale that it is for.
@@ -186,13 +190,14 @@ def calibrate(
     seed = secrets.randbits(63) if seed is None else seed
 
     n, *event = given
-    total = n + held_out + CHECKED
+    screened = _screened(event, n), _screened(event, held_out)
+    total = n + held_out + CHECKED + sum(screened)
     seeds = resolve_seeds(seed, None, total)
     score = as_score(score_fn, sde)
     place = _place(score, device)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     flow = Flow(score, sde, event, seeds, n, dict(model_kwargs or {}), batch_size, dtype, place)
-    search = _Search(flow, n, held_out, seed, dtype, reference_nfe, time_limit)
+    search = _Search(flow, n, held_out, seed, dtype, reference_nfe, time_limit, screened)
 
     found = {}
     with _Kept(checkpoint, search) as kept, _Bar(progress, len(budgets)) as bar:
@@ -218,6 +223,11 @@ def _budgets(sde: LinearSDE, nfe: int | Sequence[int]) -> list[int]:
     if max(budgets) > LEVELS:
         raise ValueError(f"nfe must be {LEVELS} at most, the levels among which those of calls are chosen, got {nfe}")
     return budgets
+
+
+def _screened(event: Sequence[int], n: int) -> int:
+    """The number of noises that are screened beside n at random."""
+    return n * (SCREENED_IN_FEW if math.prod(event) <= FEW_DIMENSIONS else SCREENED)
 
 
 def _place(score: Score, device: torch.device | str | None) -> torch.device:
@@ -248,8 +258,9 @@ class _Exact:
     """Data shared by all budgets.
 
     Attributes:
-        fit: trajectories of the noises to fit to.
-        held: exact samples (H, d) of held-out noises.
+        fit: trajectories of the noises to fit to, the hardest of those screened after those at random.
+        held: exact samples (H, d) of held-out noises, likewise.
+        of_fit, of_held: their noises, and how much each counts.
         nfe: calls of a trajectory.
         doubt: how well they are known, in units of their standard deviation.
         median: how far half of the samples are at most from those by twice as many calls, at 256 calls or at fewer that
@@ -259,10 +270,21 @@ class _Exact:
 
     fit: Trajectories
     held: Tensor
+    of_fit: Strata
+    of_held: Strata
     nfe: int
     doubt: float
     median: float
     network_evals: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Hard noises beside those at random, and how many were screened for them, as parts of a protocol."""
+        found = {}
+        for name, strata in (("noises", self.of_fit), ("held_out", self.of_held)):
+            found[f"hard_{name}"] = len(strata) - strata.at_random
+            found[f"screened_{name}"] = strata.drawn - strata.at_random
+        return found
 
     @property
     def rough(self) -> bool:
@@ -272,7 +294,12 @@ class _Exact:
     @property
     def scale(self) -> float:
         """Standard deviation of the samples' numbers, as the pilot takes it."""
-        return float(self.fit.end.double().std()) or 1.0
+        return float(self.at_random.end.double().std()) or 1.0
+
+    @cached_property
+    def at_random(self) -> Trajectories:
+        """Trajectories of the noises at random."""
+        return self.fit[: self.of_fit.at_random]
 
 
 class _Search:
@@ -286,6 +313,7 @@ class _Search:
         dtype: of samples.
         reference_nfe: calls of an exact trajectory, if given.
         time_limit: in seconds, for all.
+        screened: further noises, of which the hardest are fitted to and compared on.
     """
 
     def __init__(
@@ -297,6 +325,7 @@ class _Search:
         dtype: torch.dtype,
         reference_nfe: int | None,
         time_limit: float | None,
+        screened: tuple[int, int] = (0, 0),
     ) -> None:
         self.flow = flow
         self.n = n
@@ -305,7 +334,13 @@ class _Search:
         self.noises = range(n)
         self.held = range(n, n + held_out)
         self.checked = range(self.held.stop, self.held.stop + CHECKED)
+        self.screened: list[range] = []
+        end = self.checked.stop
+        for count in screened:
+            self.screened.append(range(end, end + count))
+            end += count
         self._squares: dict[HeldOut, Tensor] = {}  # mean square error of each held-out noise
+        self.of_held = Strata.even(self.held)
         self.store: Store | None = None  # where finished parts of a budget are kept
         self.tell: Callable[[str], object] = lambda words: None  # what is done now
         self.end = math.inf if time_limit is None else time.monotonic() + time_limit
@@ -329,11 +364,44 @@ class _Search:
         self.tell("exact samples")
         few = range(min(16, self.n))
         calls, doubt, median = self._calls(few)
-        fit = flow.trajectories(self.noises, calls, LEVELS)
-        held = flow.trajectories(self.held, calls).end
-        if not bool(finite(fit.end).all() and finite(held).all() and finite(fit.y.flatten(1)).all()):
+        fit, of_fit = self._with_hardest(self.noises, self.screened[0], calls, LEVELS)
+        held, of_held = self._with_hardest(self.held, self.screened[1], calls)
+        return _Exact(fit, held.end, of_fit, of_held, calls, doubt, median, flow.network_evals - before)
+
+    def _with_hardest(self, noises: range, screened: range, calls: int, keep: int = 0) -> tuple[Trajectories, Strata]:
+        """Exact trajectories of noises at random, and of the hardest of further ones whose trajectories are finite."""
+        flow = self.flow
+        exact = flow.trajectories(noises, calls, keep)
+        if not bool(exact.finite.all()):
             raise ValueError(f"exact trajectories by {calls} network calls are not finite: give a larger reference_nfe")
-        return _Exact(fit, held, calls, doubt, median, flow.network_evals - before)
+        if not screened:
+            return exact, Strata.even(noises)
+
+        self.tell("the hardest of further noises")
+        chosen, as_hard = hardest(self._hardness(noises), self._hardness(screened), -(-len(noises) // HARD))
+        places = chosen + screened.start
+        further = flow.trajectories(places, calls, keep)
+        known = further.finite
+        numbers = torch.cat([torch.arange(noises.start, noises.stop), places[known.cpu()]])
+        hard = torch.cat([as_hard, torch.ones(int(known.sum()), dtype=torch.bool)])
+        strata = Strata(numbers, hard, len(noises), len(noises) + len(screened))
+        return exact.joined(further[known]), strata
+
+    def _hardness(self, noises: range) -> Tensor:
+        """The distances of the ends by a few calls from those by twice as many (n,)."""
+        few, more = (self.flow.trajectories(noises, calls).end for calls in FEW_CALLS)
+        distance = (few - more).double().square().mean(1)
+        return distance.nan_to_num(nan=math.inf).cpu()
+
+    def arrange(self, exact: _Exact) -> None:
+        """Put the noises that are fitted to first, then those to compare on, and those to check."""
+        flow = self.flow
+        self.flow = flow.arranged(torch.cat([exact.of_fit.numbers, exact.of_held.numbers, torch.tensor(self.checked)]))
+        n, h = len(exact.of_fit), len(exact.of_held)
+        self.noises = range(n)
+        self.held = range(n, n + h)
+        self.of_held = exact.of_held
+        self.checked = range(n + h, n + h + len(self.checked))
 
     def _calls(self, few: range) -> tuple[int, float, float]:
         """Calls of a trajectory, how far samples of a few noises are from those by twice as many, and what tells rough.
@@ -389,7 +457,7 @@ class _Search:
             network_evals=self.flow.network_evals - before,
             shared_evals=exact.network_evals,
             seconds=time.monotonic() - started,
-            protocol={**self.protocol, "reference_nfe": exact.nfe},
+            protocol={**self.protocol, "reference_nfe": exact.nfe, **exact.counts},
             remarks=self._remarks(ranked[0], outside, exact, fitted_error, is_late=late()),
         )
 
@@ -433,14 +501,17 @@ class _Search:
         fit = exact.fit
         samples = self.noises
         z = flow.noise(samples)
-        G = closed.gram(fit, z)
-        closed_form = partial(closed.fit_rows, flow, fit, z, samples=samples)
+        counts = exact.of_fit.weights
+        n_random = exact.of_fit.at_random
+        at_random = exact.at_random
+        G = closed.gram(at_random, z[:n_random])
+        closed_form = partial(closed.fit_rows, flow, at_random, z[:n_random], samples=samples[:n_random])
         chosen = closed.levels(G, fit.log_levels, exact.scale, n)
         plain = closed_form(chosen, consistent=False)
         consistent = closed_form(chosen, consistent=True)
 
         def refinement(kind: bool, robust: bool = True, bounded: bool = False, held: bool = False) -> Refinement:
-            return Refinement(flow, z, fit.end, exact.scale, samples, kind, late, robust, bounded, held)
+            return Refinement(flow, z, fit.end, exact.scale, samples, kind, late, robust, bounded, held, counts)
 
         def refined(name: str, start: Rows, kind: bool, robust: bool = True, bounded: bool = False) -> Rows:
             self.tell(f"{n} calls: {FITS[name]}")
@@ -452,7 +523,7 @@ class _Search:
             return self._once(f"budget-{n}-{name}", lambda: held.fit(searched(held, start)), late)
 
         def error(rows: Rows) -> float:
-            return self._error(rows, z, fit.end)
+            return self._error(rows, z, exact)
 
         # All noises at once; and what most of them say first, then all.
         robust = refined("robust", consistent, True)
@@ -545,10 +616,13 @@ class _Search:
     def _within_an_error(self, one: HeldOut, other: HeldOut) -> bool:
         """True if the mean square is larger by no more than a standard error of the difference, noise by noise."""
         difference = self._squares[one] - self._squares[other]
-        return float(difference.mean()) <= float(difference.std()) / math.sqrt(len(difference))
+        if not bool(difference.isfinite().all()):
+            return False
+        return self.of_held.mean(difference) <= self.of_held.stderr(difference)
 
-    def _error(self, rows: Rows, z: Tensor, end: Tensor) -> float:
-        error = float((rows.run(self.flow, z, self.noises)[0] - end).double().square().mean())
+    def _error(self, rows: Rows, z: Tensor, exact: _Exact) -> float:
+        each = (rows.run(self.flow, z, self.noises)[0] - exact.fit.end).double().square().mean(1)
+        error = exact.of_fit.mean(each)
         return error if math.isfinite(error) else math.inf
 
     def _off_the_shelf(self, n: int, exact: _Exact) -> list[HeldOut]:
@@ -578,12 +652,13 @@ class _Search:
         """The error of a setting at a budget on held-out noises."""
         x = self._run(setting, self.held, nfe)
         each = ((x - exact.held).double().square().mean(1) / exact.scale**2).nan_to_num(nan=math.inf)
-        mse = float(each.mean())
+        strata = exact.of_held
+        mse = strata.mean(each)
         rmse = math.sqrt(mse)
-        spread = float(each.std()) / math.sqrt(len(each)) if math.isfinite(mse) else math.inf
+        spread = strata.stderr(each) if math.isfinite(mse) else math.inf
         stderr = spread / (2 * rmse) if rmse and math.isfinite(rmse) else 0.0
         root = each.sqrt()
-        found = HeldOut(name, setting, rmse, stderr, float(root.median()), float(root.max()))
+        found = HeldOut(name, setting, rmse, stderr, strata.median(root), float(root.max()))
         self._squares[found] = each
         return found
 
@@ -607,11 +682,12 @@ class _Search:
     def _fitted_error(self, one: HeldOut, exact: _Exact, n: int) -> float:
         """The error of a setting on the noises of the fit."""
         x = self._run(one.setting, self.noises, n)
-        return math.sqrt(float((x - exact.fit.end).double().square().mean())) / exact.scale
+        each = (x - exact.fit.end).double().square().mean(1)
+        return math.sqrt(exact.of_fit.mean(each)) / exact.scale
 
     def _keeps_inside(self, one: HeldOut, shelf: HeldOut, exact: _Exact, n: int) -> bool:
         """True if further noises end where the exact samples do, or those from these noises off the shelf."""
-        center = exact.fit.end.mean(0)
+        center = exact.at_random.end.mean(0)
         limit = OUTSIDE * max(_farthest(exact.fit.end, center), _farthest(exact.held, center))
         farthest = _farthest(self._run(one.setting, self.checked, n), center)
         if farthest > limit:
@@ -636,7 +712,8 @@ class _Kept:
 
     def __init__(self, folder: Path | str | None, search: _Search) -> None:
         self.search = search
-        settings = {**search.protocol, "reference_nfe": search.reference_nfe}
+        screened = [len(noises) for noises in search.screened]
+        settings = {**search.protocol, "reference_nfe": search.reference_nfe, "screened": screened}
         self.store = None if folder is None else Store(folder, settings)
         search.store = self.store
         self._exact: _Exact | None = None
@@ -662,16 +739,31 @@ class _Kept:
         """Data shared by all budgets."""
         if self._exact is None:
             if self.store is not None and self.store.has(EXACT):
-                tensors = self.store.load(EXACT)
-                info = self.store.info(EXACT)
-                held, *parts = (tensors[name].to(self.search.flow.device) for name in ("held", "y", "D", "end"))
-                self._exact = _Exact(Trajectories(tensors["log_levels"], *parts), held, **info)
+                self._exact = self._loaded(self.store)
             else:
-                self._exact = exact = self.search.exact()
+                self._exact = self.search.exact()
                 if self.store is not None:
-                    info = {key: getattr(exact, key) for key in MEASURED}
-                    self.store.save(EXACT, {"held": exact.held, **vars(exact.fit)}, info)
+                    self._save(self.store, self._exact)
+            self.search.arrange(self._exact)
         return self._exact
+
+    @staticmethod
+    def _save(store: Store, exact: _Exact) -> None:
+        tensors = {"held": exact.held, **vars(exact.fit)}
+        info: dict[str, object] = {key: getattr(exact, key) for key in MEASURED}
+        for name, strata in zip(STRATA, (exact.of_fit, exact.of_held), strict=True):
+            tensors |= {f"numbers_{name}": strata.numbers, f"hard_{name}": strata.hard}
+            info[name] = [strata.at_random, strata.drawn]
+        store.save(EXACT, tensors, info)
+
+    def _loaded(self, store: Store) -> _Exact:
+        tensors = store.load(EXACT)
+        info = store.info(EXACT)
+        held, *parts = (tensors[name].to(self.search.flow.device) for name in ("held", "y", "D", "end"))
+        of_fit, of_held = (
+            Strata(tensors[f"numbers_{name}"], tensors[f"hard_{name}"], *info.pop(name)) for name in STRATA
+        )
+        return _Exact(Trajectories(tensors["log_levels"], *parts), held, of_fit, of_held, **info)
 
 
 class _Bar:

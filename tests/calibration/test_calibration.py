@@ -19,6 +19,7 @@ from sgm_sde.calibration.flow import Flow, Trajectories
 from sgm_sde.calibration.network import process_of
 from sgm_sde.calibration.refine import Refinement, Unknowns
 from sgm_sde.calibration.rows import Rows
+from sgm_sde.calibration.strata import Strata, hardest, weighted_median
 from sgm_sde.cli import main
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.engine.program import Form, Step
@@ -206,6 +207,46 @@ def test_noises_of_large_errors_or_derivatives_weigh_less() -> None:
         torch.testing.assert_close(fit._weights(each, J), torch.tensor(right, dtype=torch.float64))
 
 
+def test_a_noise_counts_for_as_many_as_it_stands_for() -> None:
+    """Hard noises and others make an estimate of the mean over all that is right on average, and tells its error."""
+    generator = torch.Generator().manual_seed(0)
+    estimates, errors, plain = [], [], []
+    for _ in range(400):
+        values = torch.rand(40 + 360, generator=generator, dtype=torch.float64)
+        values = 1 / (1.002 - values)  # with a tail, up to 500
+        chosen, as_hard = hardest(values[:40], values[40:], 10)
+        numbers = torch.cat([torch.arange(40), 40 + chosen])
+        strata = Strata(numbers, torch.cat([as_hard, torch.ones(10, dtype=torch.bool)]), 40, 400)
+        assert float(strata.weights.mean()) == pytest.approx(1.0)
+        estimates.append(strata.mean(values[numbers]))
+        errors.append(strata.stderr(values[numbers]))
+        plain.append(float(values[:40].mean()))
+    mean = math.log(1.002 / 0.002)
+    spread = float(torch.tensor(estimates).std())
+    assert float(torch.tensor(estimates).mean()) == pytest.approx(mean, abs=4 * spread / 20)
+    assert spread < 0.5 * float(torch.tensor(plain).std())
+    assert float(torch.tensor(errors).mean()) == pytest.approx(spread, rel=0.15)
+
+
+def test_medians_over_all_noises() -> None:
+    values = torch.tensor([5.0, 1.0, 2.0, 4.0, 3.0])
+    assert Strata.even(range(5)).median(values) == 3.0
+    rare = Strata(torch.arange(5), torch.tensor([True, False, False, True, False]), 3, 100)
+    assert rare.median(values) == 2.0  # of 1, 2 and 3, for which 98 of 100 stand
+    several = torch.stack([values, -values])
+    torch.testing.assert_close(weighted_median(several, rare.weights), torch.tensor([2.0, -2.0]))
+
+
+def test_hard_noises_count_in_a_fit_for_as_many_as_they_are() -> None:
+    flow = a_flow(sg.VPSDE(), 5)
+    z = flow.noise(range(5))
+    counts = torch.tensor([1.5, 1.5, 1.5, 0.25, 0.25], dtype=torch.float64)
+    each = torch.tensor([1.0, 4.0, 1.0, 1.0, 100.0], dtype=torch.float64)  # a median of 1
+    fit = Refinement(flow, z, z, 1.0, range(5), True, counts=counts)
+    right = counts * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(fit._weights(each, torch.ones(3, 5, 2)), right)
+
+
 def in_a_table(sde: sg.LinearSDE) -> sg.Score:
     """A network with an error of its own at each of 50 times."""
     off = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
@@ -276,7 +317,7 @@ def test_a_checkpoint_is_made_in_a_folder_that_is_there(tmp_path: Path) -> None:
 
 def test_the_fit_that_is_taken() -> None:
     """The least product of root mean square and median, among those whose mean square is within chance of the least."""
-    found = search._Search(a_flow(sg.VPSDE(), 4), 2, 2, 0, torch.float32, None, None)
+    found = search._Search(a_flow(sg.VPSDE(), 8), 4, 4, 0, torch.float32, None, None)
     far = 0.3  # what a noise that ends in another mode is off by
     errors = {
         "one noise off": [far, 1e-4, 1e-4, 1e-4],
@@ -347,6 +388,24 @@ def test_the_error_is_that_of_samples(calibrated: sg.calibration.Calibrations) -
         shelf = sg.sample(score, sde, (400, 2), solver=found.off_the_shelf.setting, nfe=nfe, seed=77).x
         assert error < 0.7 * float((shelf - exact).square().mean().sqrt() / exact.std())
         assert f"at {nfe} calls" in str(found) and found.network_evals > 0
+
+
+def test_rare_noises_that_make_the_error_are_found() -> None:
+    """One sample in 200 lies far out and is most of the error: it is in what is fitted to, and in what is measured."""
+    sde = sg.VPSDE()
+    means = torch.tensor([[0.0, 0.0, 0.0], [6.0, 0.0, 0.0]])
+    score = sg.oracles.GaussianMixture(means, 1.0, [0.995, 0.005]).score(sde)
+    found = sg.calibrate(score, sde, (48, 3), nfe=5, held_out=48, seed=0)
+    assert (found.protocol["hard_noises"], found.protocol["screened_held_out"]) == (12, 48 * 32)
+    assert "48 held-out noises and the 12 hardest of 1536 more" in str(found)
+
+    exact = sg.sample(score, sde, (4000, 3), solver="unipc3", grid="log-snr", steps=200, seed=77, t_end=sde.eps).x
+    errors = [
+        float((sg.sample(score, sde, (4000, 3), solver=setting, nfe=5, seed=77).x - exact).square().mean().sqrt())
+        for setting in (found, found.off_the_shelf.setting)
+    ]
+    assert errors[0] < 0.3 * errors[1]
+    assert errors[0] / float(exact.std()) == pytest.approx(found.error, rel=0.5)
 
 
 @pytest.mark.parametrize("process", ["ddpm", "flow", "edm", "ve"])
@@ -793,7 +852,8 @@ def test_a_fit_that_sends_noises_out_of_the_data_is_not_taken(monkeypatch: pytes
     sde = sg.VPSDE()
     found = search._Search(a_flow(sde, 8), 8, 8, 0, torch.float32, None, None)
     ends = 1 + torch.tensor([[0.1, 0.0], [-0.1, 0.0], [0.0, 0.1], [0.0, -0.1]])  # at most 0.1 / sqrt(2) from (1, 1)
-    exact = search._Exact(Trajectories(torch.zeros(0), ends, ends, ends), ends, 64, 0.0, 0.0, 0)
+    strata = Strata.even(range(4))
+    exact = search._Exact(Trajectories(torch.zeros(0), ends, ends, ends), ends, strata, strata, 64, 0.0, 0.0, 0)
     one, shelf = (sg.calibration.HeldOut(name, sg.Setting("ddim"), 0.1, 0.0, 0.1, 0.1) for name in ("fit", "shelf"))
 
     def stays(fitted: float, off_the_shelf: float) -> bool:
