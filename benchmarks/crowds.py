@@ -2,8 +2,8 @@
 
     python -m benchmarks.crowds --out out/bench [--only curve fixed memory adaptive path] [--draw docs/crowds.png]
 
-One thread and its CPU time, float32, a network that halves its input, the least of some turns. Parts are kept in
-crowds.json as they are measured, so that they can be measured one at a time.
+One thread and its CPU time, float32, a network that is right for normal data, the least of some turns. Parts are kept
+in crowds.json as they are measured, so that they can be measured one at a time.
 
 - `curve`: a call of 20 steps of ancestral sampling against the number of samples, at 1 to 256 dimensions: ours, other
   libraries' and a loop over `torch.randn`. Runs of more than two million numbers are left out.
@@ -64,11 +64,11 @@ def curve(dimensions: Sequence[int] = DIMENSIONS) -> list[dict[str, Any]]:
     for d, n in itertools.product(dimensions, SIZES):
         if n * d > LARGEST:
             continue
-        x = torch.randn((n, d), generator=torch.Generator().manual_seed(0))
-        ours = overhead.our_run(METHOD, x)
+        x = SDE.prior_std * torch.randn((n, d), generator=torch.Generator().manual_seed(0))
+        ours = overhead.our_run(METHOD, x, overhead.denoiser)
         runs: dict[str, Callable[[], Any]] = {"ours": lambda run=ours: run(STEPS)}
         for peer in overhead.PEERS:
-            if (found := overhead.peer_run(peer, METHOD, x)) is not None:
+            if (found := overhead.peer_run(peer, METHOD, x, overhead.denoiser)) is not None:
                 runs[peer] = lambda run=found[1]: run(STEPS)
         runs["plain loop"] = overhead.plain_loop(METHOD, (n, d), STEPS)
         rows.append({"n": n, "d": d} | least(runs, 2 if n * d > 100_000 else 9))
@@ -79,8 +79,8 @@ def fixed() -> list[dict[str, Any]]:
     """A call of one step, and what the samples add to it."""
     rows = []
     for name, n in itertools.product(("ddim", "dpm++2m", METHOD), (1, 1_000, 100_000, 1_000_000)):
-        x = torch.randn(n, 1)
-        one, more = overhead.our_run(name, x), overhead.our_run(name, x)
+        x = SDE.prior_std * torch.randn(n, 1)
+        one, more = (overhead.our_run(name, x, overhead.denoiser) for _ in range(2))
         found = least({"one": lambda run=one: run(1), "eleven": lambda run=more: run(11)}, 30 if n < 10_000 else 5)
         step = (found["eleven"] - found["one"]) / 10
         rows.append({"method": name, "n": n, "call_us": 1e6 * (found["one"] - step), "step_us": 1e6 * step})
@@ -90,8 +90,7 @@ def fixed() -> list[dict[str, Any]]:
 def memory() -> list[dict[str, Any]]:
     """Peak of the tensors of a run, in states, whole and in parts."""
     rows = []
-    # Right for normal data, since a list of a million samples that are not would count as well.
-    score = sg.from_denoiser(lambda x, sigma: x / (1 + float(sigma[0]) ** 2), SDE)
+    score = sg.from_denoiser(overhead.denoiser, SDE)
     for name, parts in itertools.product(("ddim", "dpm++3m", METHOD, "sde-dpm++2m", "pc"), (None, 50_000)):
         execution = sg.Execution(batch_size=parts)
 
@@ -193,7 +192,7 @@ def adaptive(n: int = 10_000, d: int = 2) -> list[dict[str, Any]]:
 def path() -> list[dict[str, Any]]:
     """noise="path" beside independent noise, on a grid."""
     rows = []
-    score = sg.from_denoiser(overhead.network, SDE)
+    score = sg.from_denoiser(overhead.denoiser, SDE)
     for shape in ((10_000, 2), (100_000, 2), (4, 3, 32, 32), (64, 3, 32, 32)):
 
         def run(noise: str, shape: tuple[int, ...] = shape) -> Any:

@@ -87,11 +87,21 @@ SHAPES: dict[tuple[int, ...], tuple[int, int, int]] = {
 PEERS = ("diffusers", "k-diffusion", "azula")
 SDE = sg.EDMSDE()
 Run = Callable[[int], Any]
+Network = Callable[[Tensor, Any], Tensor]
 
 
 def network(x: Tensor, sigma: Any) -> Tensor:
     """The trivial network."""
     return x * 0.5
+
+
+def denoiser(x: Tensor, sigma: Any) -> Tensor:
+    """The network that is right for normal data, on levels of noise that all samples share.
+
+    What the trivial one makes of many samples is no sample, and the status of a run lists them one by one.
+    """
+    s = float(sigma if isinstance(sigma, float) else sigma.reshape(-1)[0])
+    return x * (1 / (1 + s * s))
 
 
 @cache
@@ -100,13 +110,13 @@ def grid(steps: int) -> sg.Grid:
     return sg.grids.Karras()(SDE, steps)
 
 
-def our_run(name: str, x: Tensor) -> Run:
+def our_run(name: str, x: Tensor, net: Network = network) -> Run:
     """`sample` along a given grid."""
-    score = sg.from_denoiser(network, SDE)
+    score = sg.from_denoiser(net, SDE)
     return lambda steps: sg.sample(score, SDE, x_T=x, solver=name, grid=grid(steps), seed=0, final="none")
 
 
-def peer_run(peer: str, name: str, x: Tensor) -> tuple[str, Run] | None:
+def peer_run(peer: str, name: str, x: Tensor, net: Network = network) -> tuple[str, Run] | None:
     """The library's method and a run of it; None if it has none or is not installed."""
     if peer not in peers.available():
         return None
@@ -121,7 +131,7 @@ def peer_run(peer: str, name: str, x: Tensor) -> tuple[str, Run] | None:
 
     # k-diffusion's own noise for SDE solvers is a Brownian tree, which would be most of its time.
     noise = noises() if sampler.stochastic else None
-    return sampler.method, lambda steps: sampler.run(network, grid(steps).times, x, noise, native=True)
+    return sampler.method, lambda steps: sampler.run(net, grid(steps).times, x, noise, native=True)
 
 
 def network_run(method: Method, x: Tensor) -> Run:
@@ -249,7 +259,7 @@ def plain_loop(name: str, shape: tuple[int, ...], steps: int = CROWD_STEPS) -> C
     def run() -> Tensor:
         x, last, before = times[0] * torch.randn(shape), None, 0.0
         for t, u in itertools.pairwise(times):
-            data = network(x, t)
+            data = denoiser(x, t)
             if name == "ddim":
                 x = x + (u - t) * (x - data) / t
             elif name == "euler-maruyama":
@@ -266,7 +276,7 @@ def plain_loop(name: str, shape: tuple[int, ...], steps: int = CROWD_STEPS) -> C
             else:
                 x = x - (1 - (u / t) ** 2) * (x - data) + math.sqrt(t * t - u * u) * torch.randn(shape)
                 size = 2 * (0.16 * u) ** 2
-                score = (network(x, u) - x) / (u * u)
+                score = (denoiser(x, u) - x) / (u * u)
                 x = x + size * score + math.sqrt(2 * size) * torch.randn(shape)
         return x
 
@@ -276,7 +286,7 @@ def plain_loop(name: str, shape: tuple[int, ...], steps: int = CROWD_STEPS) -> C
 def crowds(repeats: int) -> list[dict[str, Any]]:
     """Milliseconds of `sample` and of a plain loop for many small samples, the least of some turns."""
     rows = []
-    score = sg.from_denoiser(network, SDE)
+    score = sg.from_denoiser(denoiser, SDE)
     for shape, name in itertools.product(CROWDS, ("ddim", "euler-maruyama", "ancestral", "sde-dpm++2m", "pc")):
 
         def ours(shape: tuple[int, ...] = shape, name: str = name, **options: Any) -> Any:

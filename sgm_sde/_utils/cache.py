@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_NOTHING: Any = object()
 
 
 def cached(maxsize: int, holders: tuple[int, ...] = (0,)) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -32,30 +33,46 @@ def cached(maxsize: int, holders: tuple[int, ...] = (0,)) -> Callable[[Callable[
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        shared = functools.lru_cache(maxsize)(function)
+        shared: dict[tuple[object, ...], R] = {}  # for plain arguments, and so for all that equal them
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if kwargs or not all(isinstance(value, Hashable) for value in args):
+            if kwargs or not _hashable(args):
                 return function(*args, **kwargs)
+            if (found := shared.get(args, _NOTHING)) is not _NOTHING:
+                return found
+
             owner = next((args[i] for i in holders if not _is_plain(args[i])), None)
             if owner is None:
-                return shared(*args)
+                return _result(shared, args, maxsize, lambda: function(*args, **kwargs))
             try:
                 results = vars(owner).setdefault("_cached", {})
             except TypeError:  # slots
                 return function(*args, **kwargs)
             key = (function, *(value for value in args if value is not owner))
-            if key not in results:
-                while len(results) >= maxsize:
-                    results.pop(next(iter(results)), None)
-                results[key] = function(*args, **kwargs)
-            found: R = results[key]
-            return found
+            return _result(results, key, maxsize, lambda: function(*args, **kwargs))
 
         return call
 
     return decorate
+
+
+def _result(results: dict[tuple[object, ...], R], key: tuple[object, ...], most: int, compute: Callable[[], R]) -> R:
+    """A result that is stored, or is from now on, in the place of the oldest if there are too many."""
+    if (found := results.get(key, _NOTHING)) is _NOTHING:
+        found = compute()
+        while len(results) >= most:
+            results.pop(next(iter(results)), None)
+        results[key] = found
+    return found
+
+
+def _hashable(args: tuple[object, ...]) -> bool:
+    try:
+        hash(args)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_plain(value: object) -> bool:

@@ -245,9 +245,9 @@ class Watch:
     def _see_sizes(self, state: Tensor, estimate: Tensor, noise: float) -> None:
         """Keep what the sizes of state and estimate, and the most that noise does, leave for a sample's size."""
         limit = torch.maximum(state, estimate, out=estimate).mul_(GROWTH).add_(noise)
-        limit.masked_fill_(limit.isnan(), math.inf)
-        unknown = ~(state < math.inf)
-        least = state.sub_(noise).div_(GROWTH).masked_fill_(unknown, -math.inf)
+        limit.nan_to_num_(nan=math.inf, posinf=math.inf)  # where nothing is known, in a third of the time of a mask
+        least = state.sub_(noise).div_(GROWTH)
+        least.nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
         self._limit = limit if self._limit is None else torch.minimum(self._limit, limit, out=limit)
         self._least = least if self._least is None else torch.maximum(self._least, least, out=least)
@@ -310,19 +310,27 @@ def strange_starts(start: Tensor, sample: Tensor, sde: SDE) -> Tensor:
         sde: the process; on a nonlinear one nothing is known of states at T.
     """
     d = dimension(sample)
-    signal = math.inf
     if has_matrix_marginal(sde):
         d //= sde.blocks
+    signal, prior_std = _scales_at_T(sde)
+    if d < DIRECTION or signal == math.inf:
+        return torch.full_like(start, math.nan)
+
+    most = size_of_start(sample, sde).mul(GROWTH * signal).add_(START * prior_std)
+    strange = (start > most) | ((start > 0) & (start < prior_std / START))
+    return start.masked_fill(~strange, math.nan)
+
+
+@cached(maxsize=64)
+def _scales_at_T(sde: SDE) -> tuple[float, float]:
+    """Scales of the data, infinite on a nonlinear process, and of the prior at T."""
+    signal = math.inf
+    if has_matrix_marginal(sde):
         mu, _ = sde.kernel(sde.T)
         signal = abs(float(mu[0]))
     elif has_scalar_marginal(sde):
         signal = float(sde.alpha(sde.T))
-    if d < DIRECTION or signal == math.inf:
-        return torch.full_like(start, math.nan)
-
-    most = size_of_start(sample, sde).mul(GROWTH * signal).add_(START * sde.prior_std)
-    strange = (start > most) | ((start > 0) & (start < sde.prior_std / START))
-    return start.masked_fill(~strange, math.nan)
+    return signal, sde.prior_std
 
 
 def words_of_starts(sizes: Sequence[float], samples: Sequence[int], n: int, sde: SDE) -> str:
