@@ -4,6 +4,9 @@
     python -m benchmarks.likelihood_error --only moons --out out/bench   # with a word in their name, beside the rest
     python -m benchmarks.likelihood_error --summary --out out/bench      # of what is there, a line for each kind of bed
     python -m benchmarks.likelihood_error --along                        # `sample(log_prob=True)` instead
+    python -m benchmarks.likelihood_error --methods                      # the methods that find their own steps instead
+    python -m benchmarks.likelihood_error --precision                    # float32 beside float64 instead
+    python -m benchmarks.likelihood_error --coverage                     # intervals of 95 % with probes instead
 
 Points are drawn from beds whose log-density is known: in closed form (Gaussians of standard deviation 0.001, 0.5 and
 30, of two scales and of condition 1e6, mixtures at points of the data and off them, points with a bandwidth), or by
@@ -23,9 +26,10 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -64,6 +68,7 @@ WAVES = ((0.003, 3), (0.01, 3), (0.003, 8), (0.03, 8))  # size, and waves a unit
 BIASES = ((2, 0.005), (2, 0.02), (2, 0.05), (4, 0.03))  # dimensions of a mixture, and size of a wave in x alone
 ALONG = {"dpm++3m": (8, 12, 24, 48), "heun": (16, 24, 48), "ddim": (8, 12, 24, 48)}  # solvers, and their network calls
 SAMPLES = 64
+POINTS, SEEDS = 4, 400  # of the coverage of intervals by probes
 
 
 class Counting(nn.Module):
@@ -242,6 +247,62 @@ def along() -> Iterator[dict[str, Any]]:
                     yield {"bed": f"{name}/{process}, {solver}, {nfe} calls", **row}
 
 
+def methods(chosen: Iterable[Bed]) -> Iterator[dict[str, Any]]:
+    """Rows of the error that methods with steps of their own state, by bed and method at their default tolerances."""
+    for bed in chosen:
+        truth = bed.truth()
+        for name in ("adaptive", "dopri5-adjoint", "rk45-scipy"):
+            found = bed.log_prob(trace="exact", method=name)
+            row = quantities(found.value - truth, found.error, bed.x[0].numel())
+            yield {"bed": f"{bed.name}, {name}", "method": name, "half": bed.half, **row, "calls": found.nfe}
+
+
+def precision(chosen: Iterable[Bed]) -> Iterator[dict[str, Any]]:
+    """Rows of the error that runs in float32 state, by bed and method, and the change from the same run in float64."""
+    for bed in chosen:
+        single, double = in_single_precision(bed), replace(bed, x=bed.x.float().double(), known=None)
+        truth, d = double.truth(), bed.x[0].numel()
+        for name, method in {"default": FixedGrid(), "one grid": FixedGrid(48), "adaptive": AdaptiveFlow()}.items():
+            found, same = (one.log_prob(trace="exact", method=method) for one in (single, double))
+            row = quantities(found.value.double() - truth, found.error.double(), d)
+            change = float((found.value.double() - same.value).abs().quantile(0.95)) / d
+            alone = quantities(same.value - truth, same.error, d)["bounded"]
+            names = {"bed": f"{bed.name}, {name}", "method": name, "half": bed.half}
+            yield {**names, **row, "float64: bounded": alone, "change": change}
+
+
+def in_single_precision(bed: Bed) -> Bed:
+    """The same in float32."""
+    score = bed.score
+    if bed.kind == "network":
+        score = bed_networks.score(bed.name, bed_networks.trained(bed.name))
+    return replace(bed, x=bed.x.float(), score=score, known=None)
+
+
+def coverage(chosen: Iterable[Bed], seeds: int) -> Iterator[dict[str, Any]]:
+    """Rows of how often the interval of 95 % by Rademacher probes holds the value of the exact trace, and the spread of
+    the values over seeds in units of `stderr`, by bed of the reported half and number of probes."""
+    for bed in chosen:
+        process = bed.name.split("/")[-1]
+        if bed.half != "reported" or not (process in ("vp", "edm", "flow") or bed.kind == "network"):
+            continue
+        if bed.kind != "network" and bed.name.split("/")[0] not in ("mixture-2-off", "mixture-4", "points"):
+            continue
+        exact = bed.log_prob(trace="exact", method=FixedGrid(48)).value.repeat_interleave(seeds)
+        many = replace(bed, x=bed.x.repeat_interleave(seeds, 0))
+        for n in (1, 2, 4):
+            found = many.log_prob(method=FixedGrid(48), trace=Hutchinson(n), seed=[*range(seeds)] * len(bed.x))
+            low, high = _by_probes(found)
+            spread = (found.value - exact).square().mean().sqrt() / found.stderr.square().mean().sqrt()
+            inside = float(((low <= exact) & (exact <= high)).double().mean())
+            yield {"bed": f"{bed.name}, {n} probes", "interval": inside, "spread / stderr": float(spread)}
+
+
+def _only(word: str, n: int) -> Iterator[Bed]:
+    """Beds with a word in their name, with n points each."""
+    return (bed for bed in beds(n) if word in bed.name)
+
+
 def _by_probes(result: sg.LogProbResult) -> tuple[Tensor, Tensor]:
     """The interval that probes alone leave, with as much room as rounding needs."""
     return replace(result, error=torch.full_like(result.error, 1e-9 * result.latent[0].numel())).interval()
@@ -253,11 +314,11 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
     """Markdown."""
-    lines = ["| bed | " + " | ".join(COLUMNS) + " |", "|---" + "|--:" * len(COLUMNS) + "|"]
+    lines = ["| bed | " + " | ".join(columns) + " |", "|---" + "|--:" * len(columns) + "|"]
     for row in rows:
-        cells = [f"{row[name]:.2g}" if name in row else "" for name in COLUMNS]
+        cells = [f"{row[name]:.3g}" if name in row else "" for name in columns]
         lines.append(f"| {row['bed']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -302,6 +363,27 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", "Short of it: " + "; ".join(short)])
 
 
+def others_table(kept: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Print and keep what one of the other questions finds, with a line for each method where there are several."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        found.append(row)
+        kept.write_text(json.dumps(found, indent=1) + "\n")
+    columns = [name for name in found[0] if name not in ("bed", "method", "half")]
+    lines = [table(found, columns), ""]
+    for part in ("chosen on", "reported"):
+        for method in dict.fromkeys(row.get("method", "") for row in found):
+            here = [row for row in found if (row.get("half"), row.get("method", "")) == (part, method)]
+            if here:
+                good = sum(row["bounded"] >= 0.95 for row in here), sum(row["factor"] <= 5 for row in here)
+                share = mean(row["bounded"] for row in here)
+                lines.append(
+                    f"{part}, {method}: {len(here)} beds, bounded in 95 % of points on {good[0]} and in {share:.2f} of "
+                    f"all, factor at most 5 on {good[1]}, {median(row['factor'] for row in here):.1f} in the median"
+                )
+    sys.stdout.write("\n".join(lines) + f"\n\nWritten to {kept}\n")
+
+
 def main() -> None:
     """Measure, print and write."""
     parser = command.parser(__doc__, out="out/bench")
@@ -310,11 +392,21 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of a bed's name")
     parser.add_argument("--summary", action="store_true", help="of what is in --out, measuring nothing")
     parser.add_argument("--along", action="store_true", help="of samples drawn with their density")
+    parser.add_argument("--methods", action="store_true", help="of methods that find their own steps")
+    parser.add_argument("--precision", action="store_true", help="of runs in float32")
+    parser.add_argument("--coverage", action="store_true", help="of intervals by probes")
     args = command.begin(parser)
-    if args.along:
-        warnings.simplefilter("ignore", LikelihoodWarning)
-        sys.stdout.write(table([row for row in tqdm(along(), desc="runs") if args.only in row["bed"]]) + "\n")
-        return
+    others: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
+        "along": lambda: (row for row in along() if args.only in row["bed"]),
+        "methods": lambda: methods(_only(args.only, args.n)),
+        "precision": lambda: precision(_only(args.only, args.n)),
+        "coverage": lambda: coverage(_only(args.only, POINTS), SEEDS),
+    }
+    for name, rows_of in others.items():
+        if getattr(args, name):
+            warnings.simplefilter("ignore", LikelihoodWarning)
+            others_table(args.out / f"likelihood_{name}.json", tqdm(rows_of(), desc="runs"))
+            return
 
     kept = args.out / "likelihood_error.json"
     protocol = {"n": args.n, "seeds": args.seeds}

@@ -137,7 +137,7 @@ def draw_with_log_prob(
     result = LogProbResult(
         value=value,
         stderr=found.stderr,
-        error=found.error,
+        error=found.stated,
         latent=x_T,
         prior=at_T,
         divergence=-found.volume,

@@ -141,7 +141,7 @@ def _with_density(
     check_finite(value, "the log-likelihood")
     check_finite(found.latent, "the other end")
     times = fixed_grid(sde, eps, method.n_steps, method.data_std, False).times
-    return FlowResult(found.latent.to(z.dtype), model.nfe, times, value, found.stderr, found.error)
+    return FlowResult(found.latent.to(z.dtype), model.nfe, times, value, found.stderr, found.stated)
 
 
 @outside_inference_mode

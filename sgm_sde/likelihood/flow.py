@@ -188,7 +188,7 @@ class _Question:
         return LogProbResult(
             value=value,
             stderr=solution.stderr,
-            error=solution.error,
+            error=solution.stated,
             latent=latent,
             prior=at_T,
             divergence=solution.volume,

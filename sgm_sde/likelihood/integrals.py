@@ -17,20 +17,19 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.cache import cached
-from sgm_sde._utils.shapes import dot, expand
+from sgm_sde._utils.shapes import dot, expand, flat
 from sgm_sde.engine.executor import Evaluator, execute
 from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import OnOutput
 from sgm_sde.likelihood.errors import probe_error, quadrature_error
 from sgm_sde.likelihood.grid import Stretched
-from sgm_sde.likelihood.multistep import Quadrature, Weights, program, spread, tables
+from sgm_sde.likelihood.multistep import ROUNDED, Quadrature, Weights, program, spread, tables, trust
 from sgm_sde.likelihood.problem import FLAT, NoNoise, Problem, Solution
 from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 from sgm_sde.processes.predictions import convert
 
-DAMPED_BELOW = 0.2  # noise, as a fraction of the data
 SAFETY = 1.75  # of the estimated error of a grid
 ROUGH_SLOPES = 2.0  # of what a rule of more slopes adds to each interval, in the root of the squares
 MORE_SLOPES = 4.0  # of what a rule of more slopes adds to the integral of the divergence
@@ -62,7 +61,7 @@ class Rates(NamedTuple):
     def at(cls, node: LinearNode, prediction: str, s: float) -> Rates:
         """Those at a node."""
         rho = spread(node, s)
-        trusted = 1 / (1 + (DAMPED_BELOW * node.alpha * s / node.sigma) ** 2)
+        trusted = trust(node, s)
         (s_x, s_r), (v_x, v_r) = (convert(prediction, target, node, sigma_data=s) for target in ("score", "v"))
         return cls((v_x / rho, v_r / rho), (rho * s_x, rho * s_r), (v_x, v_r), trusted)
 
@@ -204,7 +203,8 @@ class Integrals(NodeByNode):
     the divergence (`quadrature_error`, and a rule of more slopes), that of the slopes, that of the score along the
     jumps, the share of the score that is not trusted, and what may be wrong with the rest. A score's error changes
     slowly from node to node, while the jumps alternate: what it does with them is bounded by the longest of their
-    partial sums, each jump times the size of the score there (Abel's summation by parts).
+    partial sums, each jump times the size of the score there (Abel's summation by parts). What rounding may do is told
+    apart.
 
     Args:
         problem: whose network is asked.
@@ -243,6 +243,7 @@ class Integrals(NodeByNode):
         self._of_nodes: list[Tensor] = []  # (2, B) each: of the rule and of trust
         self._moved = torch.zeros_like(problem.x if rows is None else problem.x[rows]).detach()
         self._farthest = self._moved.new_zeros(len(self._moved))  # square of the largest size of the sum that is moved
+        self._sensitivity = torch.zeros(2, len(self._moved), dtype=torch.float64, device=self._moved.device)
 
     def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output at the state of the next node.
@@ -273,6 +274,10 @@ class Integrals(NodeByNode):
         self._slopes[k] = _combined(rates.slope, x, r)
         self._scores[k] = _combined(rates.score, x, r)
         self._states[k] = x / self.grid.spreads[k]
+        with torch.no_grad():
+            square = flat(self._states[k] * self._scores[k]).square().sum(1)
+            shares = self.rates[k].trusted, 1 - self.rates[k].trusted
+            self._sensitivity += torch.stack([square * share**2 for share in shares]).detach()
         if k == self._noise:
             self._off_prior = self._off_prior_at(x.detach(), self._scores[k].detach() / self.grid.spreads[k])
 
@@ -371,8 +376,9 @@ class Integrals(NodeByNode):
         volume = terms[:, :, :columns].mean(2).sum(0) + self._scaling(latent)
 
         error, falls, roughness = self._numerical_error(seen)
+        rounding = self._rounding(seen, volume.detach())
         stderr, freedom = self._probe_error(seen)
-        stated = [part.to(volume.dtype) for part in (stderr, freedom, error, defect, falls, roughness)]
+        stated = [part.to(volume.dtype) for part in (stderr, freedom, error, rounding, defect, falls, roughness)]
         return Solution(latent, volume + defect, *stated)
 
     def _scaling(self, latent: Tensor) -> float:
@@ -415,6 +421,20 @@ class Integrals(NodeByNode):
         if self.grid.coarse:
             error = COARSELY * error
         return error, falls, roughness
+
+    def _rounding(self, terms: Tensor, volume: Tensor) -> Tensor:
+        """Error (B,) by rounding of states, of the terms (nodes, B, columns) and of the volume (B,).
+
+        It moves a state off its path, by a jump that the score makes up for as far as it is trusted. As far as it is
+        not, what it says of the jumps of all sizes is an error already; a sum of rounded ones may be small by chance,
+        and their sizes count as well.
+        """
+        unit = ROUNDED * torch.finfo(volume.dtype).eps
+        moved, untrusted = self._sensitivity.sqrt()
+        of_trust = torch.stack(self._of_nodes, 1)[1].double().square().sum(0).sqrt()
+        of_terms = terms.mean(2).square().sum(0).sqrt()
+        parts = [unit * moved, torch.minimum(unit * untrusted, of_trust), unit * of_terms, unit * volume.double().abs()]
+        return torch.stack(parts).square().sum(0).sqrt()
 
     def _divergence(self, terms: Tensor) -> Tensor:
         """Its values (nodes, B) from the terms (nodes, B, columns) of its integral, of a probe that is the same at all

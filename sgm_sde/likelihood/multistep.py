@@ -30,6 +30,8 @@ SLOPES_OF_INTEGRALS = 6  # where all of them are known
 SLOPES_OF_ERRORS = 8  # of the rule that tells the error of the one with six
 JUMPS = 6, 4  # nodes whose scores, and the jumps between them, a polynomial goes through; and for the error of that
 JUMPS_OF_OTHERS = 4, 2  # of solvers whose jumps are less smooth
+ROUNDED = 2.0  # units in the last place of each number of a state, and of a trace, that rounding is taken for
+DAMPED_BELOW = 0.2  # noise, as a fraction of the data
 
 
 Weights = tuple[tuple[int, float], ...]  # pairs (node, weight)
@@ -77,6 +79,11 @@ class Tables(Quadrature):
 def spread(k: Marginal[Scalars], s: float) -> Scalars:
     """Scale rho of the v-prediction."""
     return (k.alpha**2 * s**2 + k.sigma**2) ** 0.5
+
+
+def trust(k: Marginal[Scalars], s: float) -> Scalars:
+    """Share of a score that is taken for right: networks know it badly where the noise is small beside the data."""
+    return 1 / (1 + (DAMPED_BELOW * k.alpha * s / k.sigma) ** 2)
 
 
 def _nearest(i: int, points: int, newest: int) -> np.ndarray:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.shapes import as_time, dot, expand
+from sgm_sde._utils.shapes import as_time, dot, expand, flat
 from sgm_sde.engine.adaptive import (
     Active,
     Attempt,
@@ -23,15 +23,20 @@ from sgm_sde.engine.adaptive import (
 )
 from sgm_sde.likelihood.checks import check_output
 from sgm_sde.likelihood.errors import fixed_probe_error
-from sgm_sde.likelihood.multistep import spread
+from sgm_sde.likelihood.multistep import ROUNDED, spread, trust
 from sgm_sde.likelihood.problem import FLAT, Problem, Solution
 from sgm_sde.processes.linear import MarginalAt
 from sgm_sde.processes.predictions import Marginal, Scalars, convert
 from sgm_sde.schemes.tableaus import DOPRI5
 
+if TYPE_CHECKING:
+    from scipy.integrate import RK45
+
 ADAPTIVE_ERROR = 1.5  # times the sum of the embedded errors, at the tolerance of
 CALIBRATED_AT = 3e-6  # a step
 COARSER = 1 / 4  # power of the tolerance: coarser steps are further off, in units of the embedded errors
+LONG = 3  # power of a step's length in lambda, beyond 1, for a solver in time: near the data what a step in time goes
+# over is no polynomial in time, and the embedded error is chance
 
 
 def rate(prediction: str, k: Marginal[Scalars], s: float) -> tuple[Scalars, Scalars]:
@@ -129,28 +134,59 @@ class NormalisedFlow:
         noise = (alpha * self.s * v + sigma * rho * z) / rho**2
         return -rho * noise / sigma
 
+    def sensitivity(self, lam: Tensor, z: Tensor, score: Tensor) -> Tensor:
+        """Square (b,) of what a relative change by 1 of each number of z does to log p, as far as the score in z is
+        trusted at lambda (b,)."""
+        _, k = self._at(lam)
+        return (_for_each(trust(k, self.s), z) * flat(z * score).square().sum(1).sqrt()).square()
+
 
 def _for_each(value: Scalars, z: Tensor) -> Tensor:
     """A value for each sample (b,) of states z (b, *)."""
     return as_time(value).expand(len(z)).to(z)
 
 
-class FlowStepper(EmbeddedStepper):
-    r"""Steps of the flow with its volume, with what their errors do to the log-density added up.
+def error_of_step(score: Tensor, e: Tensor, e_volume: Tensor, steepness: Tensor) -> Tensor:
+    r"""The change of log p (b,) by embedded errors of a step, e (b, *) of the state and (b, columns) of the volume.
 
-    An error e of the state and e' of the volume change it by $\nabla_z\log p\cdot e - e'$. The embedded errors are
-    those of the lower order: of the size of the step's own, but of other directions and signs. So neither of the two
-    terms is taken to cancel the other, and the first is the root of the squares of what it is and of its mean over
-    directions:
+    An error e of the state and e' of the volume change it by $\nabla\log p\cdot e - e'$. The embedded errors are those
+    of the lower order: of the size of the step's own, but of other directions and signs. So neither of the two terms is
+    taken to cancel the other, and the first is the root of the squares of what it is and of its mean over directions:
 
-    $$ \Big((s\cdot e)^2 + \frac{|s|^2|e|^2}{d}\Big)^{1/2} + |e'|, \qquad s = \nabla_z\log p $$
+    $$ \Big(\Big((s\cdot e)^2 + \frac{|s|^2|e|^2}{d}\Big)^{1/2} + |e'|\Big)(1 + \gamma), \qquad s = \nabla\log p $$
 
-    Where a step is long beside the change of the slope, as where the flow leaves the ridge between two modes, they are
-    too small. The last two stages, $z_6$ and $z_7$, are at one time, and their slopes f tell that change (Hairer &
-    Wanner, 1996, section IV.2); errors are taken $1 + \gamma$ times:
-
-    $$ \gamma = |h|\,\frac{|f_7 - f_6|}{|z_7 - z_6|} $$
+    with the `steepness` $\gamma$.
     """
+    along = dot(score, e).square()
+    mean = dot(score, score) * dot(e, e) / e[0].numel()
+    off = (along + mean).sqrt() + e_volume.mean(1).abs()
+    return off * (1 + steepness)
+
+
+def steepness_of_step(h: Tensor, moved: Tensor, changed: Tensor) -> Tensor:
+    r"""Length of a step h (b,) beside the change of the slope, $\gamma = |h|\,|f_7 - f_6|/|z_7 - z_6|$, (b,).
+
+    Long ones, as where the flow leaves the ridge between two modes, have embedded errors that are too small. The last
+    two stages of Dormand and Prince's pair, $z_6$ and $z_7$, are at one time, and their slopes f tell that change
+    (Hairer & Wanner, 1996, section IV.2).
+
+    Args:
+        h: the step.
+        moved: z_7 - z_6, (b, *).
+        changed: f_7 - f_6.
+    """
+    ratio = dot(changed, changed) / dot(moved, moved).clamp(min=torch.finfo(moved.dtype).tiny)
+    return h.abs().to(moved) * ratio.sqrt()
+
+
+def safety(rtol: float, atol: float) -> float:
+    """Factor of the sum of the errors of steps at these tolerances."""
+    return float(ADAPTIVE_ERROR * (max(rtol, atol) / CALIBRATED_AT) ** COARSER)
+
+
+class FlowStepper(EmbeddedStepper):
+    """Steps of the flow with its volume, with what their errors do to the log-density added up, and the squares of what
+    rounding does."""
 
     flow: NormalisedFlow
     _last: tuple[State, ...] = ()
@@ -168,26 +204,11 @@ class FlowStepper(EmbeddedStepper):
         ((e, e_volume, _),) = attempt.estimates
 
         score = self.flow.score(torch.from_numpy(rows.u_next), z, attempt.carry[0])
-        along = dot(score, e).square()
-        mean = dot(score, score) * dot(e, e) / self.flow.problem.d
-        off = (along + mean).sqrt() + e_volume.mean(1).abs()
-
-        h = torch.from_numpy(abs(rows.u_next - rows.u)).to(off)
-        raised = off * (1 + h * self._steepness())
-        return replace(attempt, y=(z, volume, total + raised[:, None]))
-
-    def _steepness(self) -> Tensor:
-        """|f_7 - f_6| / |z_7 - z_6| of each row (b,), of the last two evaluations."""
         (z_6, *_), (f_6, *_), (z_7, *_), (f_7, *_) = self._last
-        moved = z_7 - z_6
-        changed = f_7 - f_6
-        ratio = dot(changed, changed) / dot(moved, moved).clamp(min=torch.finfo(moved.dtype).tiny)
-        return ratio.sqrt()
-
-    @property
-    def safety(self) -> float:
-        """Factor of the errors' sum at these tolerances."""
-        return float(ADAPTIVE_ERROR * (max(self.rtol, self.atol) / CALIBRATED_AT) ** COARSER)
+        h = torch.from_numpy(rows.u_next - rows.u)
+        off = error_of_step(score, e, e_volume, steepness_of_step(h, z_7 - z_6, f_7 - f_6))
+        rounding = self.flow.sensitivity(torch.from_numpy(rows.u_next), z, score)
+        return replace(attempt, y=(z, volume, total + torch.stack([off, rounding], 1)))
 
 
 class Ends(NamedTuple):
@@ -197,13 +218,15 @@ class Ends(NamedTuple):
         flow: the flow.
         x: the states there, (B, *).
         volumes: log-volumes (B, columns) that were solved with them, if any.
-        errors: of the log-density (B,), where they are known.
+        errors: of the log-density (B,), with volumes.
+        moved: what a relative change by 1 of the states does to it on the way (B,), where it is known.
     """
 
     flow: NormalisedFlow
     x: Tensor
     volumes: Tensor | None = None
     errors: Tensor | None = None
+    moved: Tensor | None = None
 
 
 def adaptive(flow: NormalisedFlow, rtol: float, atol: float) -> Ends:
@@ -238,7 +261,7 @@ def _ends(flow: NormalisedFlow, stepper: EmbeddedStepper, y: State, scale: float
     if not isinstance(stepper, FlowStepper):
         return Ends(flow, x)
     _, volume, errors = y
-    return Ends(flow, x, volume, stepper.safety * errors[:, 0])
+    return Ends(flow, x, volume, safety(stepper.rtol, stepper.atol) * errors[:, 0], errors[:, 1].sqrt())
 
 
 def _stepper(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float) -> tuple[EmbeddedStepper, tuple[Tensor, ...]]:
@@ -250,7 +273,7 @@ def _stepper(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float) -> tuple
     stepper = FlowStepper(flow, DOPRI5, rtol, atol, len(x))
     stepper.flow = flow
     volumes = x.new_zeros(len(x), estimate.columns)
-    errors = x.new_zeros(len(x), 1)
+    errors = x.new_zeros(len(x), 2)
     return stepper, (volumes, errors)
 
 
@@ -259,6 +282,62 @@ def _require_arrived(run: Integration, flow: NormalisedFlow) -> None:
     for i in (~run.completed).nonzero().flatten().tolist()[:1]:
         t = float(flow.sde.time(2 * float(run.t[i])))
         raise ValueError(f"the flow of sample {int(flow.rows[i])} stopped at t={t:.6g}: {run.outcome[i]}")
+
+
+class _Batch:
+    """The flow of a whole batch with its volume in u = -lambda, as torchdiffeq asks for it, and its steps' errors.
+
+    The embedded errors are not handed out: they follow from the slopes, which are asked for here.
+
+    Attributes:
+        error: sum of what the errors of the steps so far may do to log p, (B,).
+        seen: whether errors are added up; not while gradients are found.
+    """
+
+    def __init__(self, flow: NormalisedFlow) -> None:
+        self.flow = flow
+        n = len(flow.problem.x)
+        self.rows = torch.arange(n, device=flow.problem.x.device)
+        self.error = torch.zeros(n, dtype=flow.problem.x.dtype, device=flow.problem.x.device)
+        self.seen = True
+        self._first: State = ()  # slopes at the start of a step
+        self._stages: list[tuple[State, State]] = []  # states and slopes of the others
+
+    def __call__(self, u: Tensor, y: State) -> State:
+        """The slopes of all samples."""
+        lam = -u.detach().double().cpu()
+        slopes = tuple(-part for part in self.flow(lam.expand(len(self.rows)), y, self.rows))
+        if self.seen:
+            state, slope = (tuple(part.detach() for part in parts) for parts in (y, slopes))
+            self._first = self._first or slope
+            self._stages.append((state, slope))
+        return slopes
+
+    def callback_step(self, u: Tensor, y: State, h: Tensor) -> None:
+        """A step is going to be tried."""
+        self._stages.clear()
+
+    def callback_accept_step(self, u: Tensor, y: State, h: Tensor) -> None:
+        """It is taken, with length h."""
+        step = h.detach().to(self.error)
+        slopes = [self._first, *(slope for _, slope in self._stages)]
+        e, e_volume = (_embedded(step, part) for part in zip(*slopes, strict=True))
+
+        (z_6, _), (f_6, _) = self._stages[-2]
+        (z_7, _), (f_7, _) = self._stages[-1]
+        lam = -(u + h).detach().double().cpu().expand(len(self.rows))
+        score = self.flow.score(lam, z_7, -f_7)
+        self.error += error_of_step(score, e, e_volume, steepness_of_step(step, z_7 - z_6, f_7 - f_6))
+        self._first = self._stages[-1][1]
+
+
+def _embedded(h: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+    """The difference of the two methods of Dormand and Prince's pair over a step h, from the slopes of its stages."""
+    (weights,) = DOPRI5.e
+    total = torch.zeros_like(slopes[0])
+    for weight, slope in zip(weights, slopes, strict=True):
+        total = total.add(slope, alpha=weight)
+    return h * total
 
 
 def adjoint(flow: NormalisedFlow, rtol: float, atol: float, parameters: Sequence[Tensor]) -> Ends:
@@ -272,12 +351,7 @@ def adjoint(flow: NormalisedFlow, rtol: float, atol: float, parameters: Sequence
     from torchdiffeq import odeint, odeint_adjoint
 
     x = flow.problem.x
-    rows = torch.arange(len(x), device=x.device)
-
-    def slope(u: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        lam = -u.detach().double().cpu()
-        return tuple(-part for part in flow(lam.expand(len(x)), y, rows))
-
+    batch = _Batch(flow)
     z = x / flow.scale[flow.data]
     volumes = x.new_zeros(len(x), flow.problem.trace.columns)
     start = -flow.lam[flow.data]
@@ -291,12 +365,14 @@ def adjoint(flow: NormalisedFlow, rtol: float, atol: float, parameters: Sequence
         options = _torchdiffeq_options(u, parameters)
 
     try:
-        z, volumes = integrate(slope, (z, volumes), u, rtol=rtol, atol=atol, **options)
+        z, volumes = integrate(batch, (z, volumes), u, rtol=rtol, atol=atol, **options)
     except AssertionError as error:  # of steps that get too small, and states that are not finite
         raise ValueError(f"torchdiffeq gave up: {error}") from error
+    finally:
+        batch.seen = False
 
     latent = z[-1] * flow.scale[flow.noise]
-    return Ends(flow, latent, volumes[-1])
+    return Ends(flow, latent, volumes[-1], safety(rtol, atol) * batch.error)
 
 
 def _torchdiffeq_options(u: Tensor, parameters: Sequence[Tensor] | None) -> dict[str, object]:
@@ -317,18 +393,25 @@ def joint(ends: Ends) -> Solution:
     volumes = ends.volumes
     assert volumes is not None
     added = flow.problem.d * math.log(flow.scale[flow.noise] / flow.scale[flow.data])
-    solution = whole_flow(flow.problem, ends.x, volumes, added)
-    return solution if ends.errors is None else solution._replace(error=ends.errors.detach())
+    assert ends.errors is not None
+    return whole_flow(flow.problem, ends.x, volumes, ends.errors, ends.moved, added)
 
 
-def whole_flow(problem: Problem, latent: Tensor, volumes: Tensor, added: float = 0.0) -> Solution:
-    """The solution of a method without a defect, from log-volumes (B, columns) of whole flows."""
+def whole_flow(
+    problem: Problem, latent: Tensor, volumes: Tensor, error: Tensor, moved: Tensor | None = None, added: float = 0.0
+) -> Solution:
+    """The solution of a method without a defect, from log-volumes (B, columns) of whole flows, its error (B,), and what
+    a relative change by 1 of its states does on the way."""
     volume = volumes.mean(1) + added
     unknown = torch.full_like(volume.detach(), math.nan)
     stderr, freedom = fixed_probe_error(volumes.detach())
     if problem.trace.fixed is None:
         stderr, freedom = torch.zeros_like(stderr), torch.full_like(stderr, math.inf)
-    return Solution(latent, volume, stderr, freedom, unknown, unknown, unknown, unknown)
+    size = volume.detach()
+    rounding = (
+        ROUNDED * torch.finfo(size.dtype).eps * torch.hypot(size, torch.zeros_like(size) if moved is None else moved)
+    )
+    return Solution(latent, volume, stderr, freedom, error.detach(), rounding, unknown, unknown, unknown)
 
 
 class _JointSystem:
@@ -363,6 +446,22 @@ class _JointSystem:
         parts = [part.reshape(-1).double().cpu() for part in (states, volumes)]
         return torch.cat(parts).numpy()
 
+    def error_of(self, solver: RK45) -> Tensor:
+        """The change of log p (B,) by the error of the step that was just taken."""
+        h = solver.t - solver.t_old
+        slopes = solver.K
+        x, _ = self.split(solver.y)
+        e, e_volume = self.split(h * (slopes.T @ solver.E))
+        x_6, _ = self.split(solver.y_old + h * (slopes[:5].T @ solver.A[5]))
+        (f_6, _), (f_7, _) = self.split(slopes[5]), self.split(slopes[6])
+
+        before, after = self.problem.sde.nodes([solver.t_old, solver.t])
+        c_x, c_v = convert("flow", "score", after)
+        score = c_x * x + c_v * f_7
+        step = torch.full((len(x),), h, dtype=x.dtype, device=x.device)
+        error = error_of_step(score, e, e_volume, steepness_of_step(step, x - x_6, f_7 - f_6))
+        return max(1.0, abs(after.lam - before.lam)) ** LONG * error
+
     def _with_trace(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         """The network's output at states x (B, *) and time t, and its trace (B, columns)."""
         model = self.problem.model
@@ -376,12 +475,16 @@ class _JointSystem:
 
 def scipy_rk45(problem: Problem, rtol: float, atol: float) -> Solution:
     """One solve of the joint system of the whole batch in time: Song et al.'s protocol."""
-    from scipy.integrate import solve_ivp
+    from scipy.integrate import RK45
 
     system = _JointSystem(problem)
-    span = problem.eps, problem.sde.T
-    found = solve_ivp(system.slope, span, system.start(), method="RK45", rtol=rtol, atol=atol)
-    if not found.success:
-        raise ValueError(f"SciPy's RK45 gave up: {found.message}")
-    latent, volumes = system.split(found.y[:, -1])
-    return whole_flow(problem, latent, volumes)
+    solver = RK45(system.slope, problem.eps, system.start(), problem.sde.T, rtol=rtol, atol=atol)
+    error = torch.zeros(len(problem.x), dtype=problem.x.dtype, device=problem.x.device)
+    while solver.status == "running":
+        message = solver.step()
+        if solver.status == "failed":
+            raise ValueError(f"SciPy's RK45 gave up: {message}")
+        error += system.error_of(solver)
+
+    latent, volumes = system.split(solver.y)
+    return whole_flow(problem, latent, volumes, safety(rtol, atol) * error)

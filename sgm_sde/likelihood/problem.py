@@ -44,7 +44,8 @@ class Solution(NamedTuple):
         volume: what its change of volume adds to the log-density.
         stderr: standard error of that by the probes.
         freedom: degrees of freedom of `stderr`.
-        error: its numerical error, NaN where nothing tells.
+        error: its numerical error, of steps and nodes.
+        rounding: what rounding may add to that.
         defect: what of it makes up for states that lie on no single trajectory, NaN for other methods.
         falls: factor of the error of the divergence on twice the nodes, NaN for other methods.
         roughness: what a rule of more slopes adds to the integrals of the divergence over the intervals of a grid, the
@@ -56,9 +57,15 @@ class Solution(NamedTuple):
     stderr: Tensor
     freedom: Tensor
     error: Tensor
+    rounding: Tensor
     defect: Tensor
     falls: Tensor
     roughness: Tensor
+
+    @property
+    def stated(self) -> Tensor:
+        """The error with that of rounding, (B,)."""
+        return torch.hypot(self.error, self.rounding)
 
     def replaced(self, rows: Tensor, by: Solution) -> Solution:
         """The same with other values at some rows."""

@@ -126,7 +126,7 @@ def _adaptively(
 def _excess(solution: Solution, tolerance: Callable[[Solution], Tensor]) -> Tensor:
     """The errors (B,) in units of the tolerance; infinite where they are not known, and 0 where a volume is not finite:
     no other method makes up for a network's failure, which is reported."""
-    excess: Tensor = (solution.error / tolerance(solution)).detach()
+    excess: Tensor = (solution.stated / tolerance(solution)).detach()
     known = excess.nan_to_num(nan=torch.inf, posinf=torch.inf)
     return torch.where(solution.volume.detach().isfinite(), known, 0.0)
 

@@ -57,7 +57,7 @@ class LogProbResult:
         stderr: standard error of `value` that the probes of the trace leave, (B,); 0 for an exact trace, NaN where one
             fixed probe says nothing about it.
         error: numerical error of `value` in nats, (B,): of the trajectory and of the integral of the trace, estimated
-            from the same network calls, and meant as a bound; NaN for a method that tells none.
+            from the same network calls, and meant as a bound.
         latent: where the flow ends at T, (B, *).
         prior: log-density of the latent under the prior, in nats (B,).
         divergence: what the flow's change of volume adds, in nats (B,).
@@ -118,7 +118,7 @@ class LogProbResult:
         from scipy.stats import t as student  # here: it takes a while to import
 
         quantile = torch.from_numpy(np.asarray(student.ppf(0.5 + level / 2, freedom))).to(self.stderr)
-        half = torch.hypot(torch.where(self.stderr > 0, quantile, 0.0) * self.stderr, self.error.nan_to_num(0.0))
+        half = torch.hypot(torch.where(self.stderr > 0, quantile, 0.0) * self.stderr, self.error)
         return self.value - half, self.value + half
 
     def __str__(self) -> str:

@@ -13,6 +13,7 @@ import sgm_sde as sg
 from sgm_sde.engine.noise import resolve_seeds
 from sgm_sde.likelihood import (
     AdaptiveFlow,
+    AdjointFlow,
     Exact,
     FixedGrid,
     Hutchinson,
@@ -261,6 +262,61 @@ def test_steps_off_a_ridge_state_their_error() -> None:
     off = (res.value - modes.log_prob(x, sde, sde.likelihood_eps)).abs()
     assert float((off > 4e-4).double().mean()) > 0.1  # which 1e-5 a step leaves
     assert float((off <= res.error + 4e-6).double().mean()) > 0.95
+
+
+@pytest.mark.parametrize("method", ["rk45-scipy", "dopri5-adjoint"])
+@pytest.mark.parametrize("process", ["vp", "ve", "flow"])
+def test_solvers_of_a_whole_batch_state_their_error(process: str, method: str) -> None:
+    """From the embedded errors of their steps, which the interval contains."""
+    sde = LINEAR[process]
+    x = MIXTURE.sample(24, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    options: dict[str, Any] = {"prior": lambda z: MIXTURE.log_prob(z, sde, sde.T), "trace": "exact"}
+    res = sg.log_prob(MIXTURE.score(sde), sde, x, method=method, **options)
+    known = MIXTURE.log_prob(x, sde, sde.likelihood_eps)
+    assert float(((res.value - known).abs() <= res.error + 2e-6).double().mean()) > 0.95
+    assert float(res.error.max()) < 2e-2
+    low, high = res.interval()
+    torch.testing.assert_close(high - low, 2 * res.error)
+
+
+@pytest.mark.parametrize("method", [FixedGrid(), FixedGrid(192), AdaptiveFlow()])
+@pytest.mark.parametrize("process", ["vp", "ve", "edm"])
+def test_rounding_is_in_the_error(process: str, method: FixedGrid | AdaptiveFlow) -> None:
+    """In float32, of what is exact in float64 but for a hundredth of it: data of the grid's own spread."""
+    sde, oracle = LINEAR[process], sg.oracles.Gaussian(torch.zeros(16), 0.25)
+    x = oracle.sample(64, sde, sde.likelihood_eps, seed=0)
+    options: dict[str, Any] = {"prior": lambda z: oracle.log_prob(z, sde, sde.T), "method": method, "trace": "exact"}
+    known = oracle.log_prob(x.double(), sde, sde.likelihood_eps)
+    res = sg.log_prob(oracle.score(sde), sde, x, **options)
+    off = (res.value.double() - known).abs()
+    assert res.value.dtype == res.error.dtype == torch.float32
+    assert float((off <= res.error).double().mean()) > 0.95
+    assert float((res.error / off.clamp(min=1e-7)).median()) < 30
+    fine = sg.log_prob(oracle.score(sde), sde, x.double(), **options)
+    assert float(fine.error.max()) < 0.1 * float(res.error.min())
+
+
+def test_the_error_of_a_batch_s_steps_with_gradients() -> None:
+    """Is what it is without: the adjoint's way back adds nothing to it."""
+    sde = LINEAR["vp"]
+    x = MIXTURE.sample(4, sde, sde.likelihood_eps, seed=0, dtype=F64).requires_grad_()
+    options: dict[str, Any] = {"method": "dopri5-adjoint", "trace": "exact"}
+    plain = sg.log_prob(MIXTURE.score(sde), sde, x, **options)
+    res = sg.log_prob(MIXTURE.score(sde), sde, x, enable_grad=True, **options)
+    res.value.sum().backward()
+    assert not res.error.requires_grad and x.grad is not None
+    torch.testing.assert_close(res.error, plain.error)
+
+
+def test_errors_of_torchdiffeq_s_steps_are_those_of_the_pair() -> None:
+    """What is made of the slopes it asks for is Dormand and Prince's own embedded error."""
+    sde = LINEAR["vp"]
+    x = MIXTURE.sample(1, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    by_batch, alone = (
+        sg.log_prob(MIXTURE.score(sde), sde, x, method=method, trace="exact").error
+        for method in (AdjointFlow(1e-7, 1e-7), AdaptiveFlow(1e-7, 1e-7))
+    )
+    assert 1 / 3 < float(by_batch / alone) < 3  # the two choose their steps by other rules
 
 
 @pytest.mark.parametrize("process", ["vp", "edm", "flow"])
