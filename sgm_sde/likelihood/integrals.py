@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ SAFETY = 1.75  # of the estimated error of a grid
 ROUGH_SLOPES = 2.0  # of what a rule of more slopes adds to each interval, in the root of the squares
 MORE_SLOPES = 4.0  # of what a rule of more slopes adds to the integral of the divergence
 WRONG_SCORE = 5.0  # share of the score that may be wrong, for each unit of what is seen of that
-OFF_PRIOR = 0.8  # units for each that the score is off the prior's
 UNSEEN = 0.0025  # units where nothing is seen
 SKEW = 0.2  # asymmetry from which probes tell their noise by their spread alone
 COARSELY = 1.5  # times the error of a grid that is coarse
@@ -214,9 +213,11 @@ class Integrals(NodeByNode):
             bfloat16.
 
     Attributes:
+        off_prior: units of what is seen of a wrong score for each that it is off the prior's at the noise's end.
         first: the network's output at the first node.
     """
 
+    off_prior: ClassVar[float] = 0.8
     first: Tensor
     _off_prior: Tensor
 
@@ -445,7 +446,7 @@ class Integrals(NodeByNode):
     def _wrong(self) -> Tensor:
         """Size of the error that the score seems to have (B,): as it is no gradient, and not the prior's where that is
         known."""
-        off = OFF_PRIOR * self._off_prior
+        off = self.off_prior * self._off_prior
         return (self._asymmetry().square() + off.square() + UNSEEN**2).sqrt()
 
     def _asymmetry(self) -> Tensor:

@@ -349,6 +349,26 @@ def test_few_calls_state_their_error(solver: str, nfe: int, process: str) -> Non
     assert float((off <= found.log_prob.error + 2e-6).double().mean()) > 0.95
 
 
+@pytest.mark.parametrize(("process", "solver", "nfe"), [("edm", "ddim", 48), ("ve", "ddim", 24), ("ve", "ddim", 48)])
+def test_samples_of_a_biased_score_state_their_error(process: str, solver: str, nfe: int) -> None:
+    """The bias shows where the prior is known, but for samples at which it is zero there."""
+    sde = LINEAR[process]
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        width = 0.5 * sde.alpha(t)[:, None] + sde.sigma(t)[:, None]
+        return MIXTURE.score(sde).predict("noise", x, t) + 0.02 * (3 * x / width).sin()
+
+    score = sg.from_noise(noise, sde)
+    z = sde.prior_sample((32, *MIXTURE.event_shape), seed=1, dtype=F64)
+    found = sg.sample(score, sde, x_T=z, solver=solver, nfe=nfe, seed=0, log_prob="exact")
+    assert found.log_prob is not None
+    eps = found.log_prob.protocol.eps
+    known = sg.log_prob(score, sde, found.x, eps=eps, method=AdaptiveFlow(1e-6, 1e-6)).value
+    off = (found.log_prob.value - known).abs()
+    assert float((off <= found.log_prob.error + 1e-5).double().mean()) > 0.9
+    assert float((found.log_prob.error / off).median()) < 6
+
+
 def test_densities_of_codes_need_to_be_asked_for() -> None:
     """Their options do nothing alone, and other methods have none."""
     z = torch.zeros(2, *MIXTURE.event_shape)
