@@ -27,7 +27,13 @@ def main() -> int:
     for name in names:
         path = FOLDER / f"{name}.ipynb"
         notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": FOLDER}}).execute()
+        NotebookClient(
+            notebook,
+            timeout=1800,
+            kernel_name="python3",
+            coalesce_streams=True,
+            resources={"metadata": {"path": FOLDER}},
+        ).execute()
         for k, cell in enumerate(notebook.cells):
             cell["id"] = f"cell-{k}"
             cell.metadata.pop("execution", None)  # when it ran, which changes every time

@@ -49,9 +49,9 @@ class AtNodes(WrappedSolver):
     solver: Solver
     measurement: Measurement
 
-    def __post_init__(self) -> None:
-        settle(self, solver=resolve(self.solver))
-        require_measurement(self.measurement)
+    def __init__(self, solver: Solver | str, measurement: Measurement) -> None:
+        require_measurement(measurement)
+        settle(self, solver=resolve(solver), measurement=measurement)
 
     order = 0
     stochastic = True
@@ -102,7 +102,7 @@ class Replacement(AtNodes):
     between.
 
     Args:
-        solver: any single-step solver; any solver with fixed noise.
+        solver: any single-step solver or its name; any solver with fixed noise.
         measurement: with std 0.
         noise: `"fresh"` or `"fixed"`.
 
@@ -124,13 +124,14 @@ class Replacement(AtNodes):
     noise: str = "fresh"
     source = SONG
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("noise", self.noise, ("fresh", "fixed"))
-        self.measurement.linear()
-        if self.measurement.std != 0:
+    def __init__(self, solver: Solver | str, measurement: Measurement, noise: str = "fresh") -> None:
+        super().__init__(solver, measurement)
+        one_of("noise", noise, ("fresh", "fixed"))
+        settle(self, noise=noise)
+        measurement.linear()
+        if measurement.std != 0:
             raise ValueError(
-                f"{self.name} takes y as exact, got std={self.measurement.std:g}: "
+                f"{self.name} takes y as exact, got std={measurement.std:g}: "
                 f"MMPS, PiGDM and DiffPIR take noise into account"
             )
 
@@ -187,7 +188,7 @@ class RePaint(Replacement):
     such node; the first of them, next to pure noise, is left out, as published.
 
     Args:
-        solver: a single-step solver; `Ancestral` in the paper.
+        solver: a single-step solver or its name; `Ancestral` in the paper.
         measurement: with std 0.
         resamples: visits of each stretch, r; 10 in the paper, on 250 steps.
         jump: steps of a stretch, j; 10 in the paper.
@@ -209,12 +210,18 @@ class RePaint(Replacement):
     jump: int = 10
     source = "Lugmayr et al., 2022, arXiv:2201.09865"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        settle(self, resamples=check_integer("resamples", self.resamples))
-        settle(self, jump=check_integer("jump", self.jump))
-        if self.noise != "fresh":
-            raise ValueError(f"RePaint draws fresh noise, got noise={self.noise!r}")
+    def __init__(
+        self,
+        solver: Solver | str,
+        measurement: Measurement,
+        noise: str = "fresh",
+        resamples: int = 10,
+        jump: int = 10,
+    ) -> None:
+        super().__init__(solver, measurement, noise)
+        settle(self, resamples=check_integer("resamples", resamples), jump=check_integer("jump", jump))
+        if noise != "fresh":
+            raise ValueError(f"RePaint draws fresh noise, got noise={noise!r}")
 
     @property
     def name(self) -> str:
@@ -323,7 +330,7 @@ class DPS(AtNodes):
     one vector-Jacobian product each.
 
     Args:
-        solver: `Ancestral`, `DDIM` or another of one evaluation a step.
+        solver: `Ancestral`, `DDIM` or another of one evaluation a step, or its name.
         measurement: what was measured; its std is not used.
         zeta: step size.
 
@@ -345,9 +352,9 @@ class DPS(AtNodes):
     zeta: float = 1.0
     source = "Chung et al., 2023, arXiv:2209.14687"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        settle(self, zeta=number("zeta", self.zeta, above=0))
+    def __init__(self, solver: Solver | str, measurement: Measurement, zeta: float = 1.0) -> None:
+        super().__init__(solver, measurement)
+        settle(self, zeta=number("zeta", zeta, above=0))
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sgm_sde._utils.checks import check_integer, described, flag, number, one_of, real, settle, stochasticity
+from sgm_sde._utils.checks import check_integer, described, ends_of, flag, number, one_of, real, settle, stochasticity
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.program import Form, Step
 from sgm_sde.processes.base import SDE
@@ -32,6 +32,26 @@ def _lower(order: int, lower_final: bool | None) -> bool | None:
     if order == 1 and lower_final:
         raise ValueError(f"order 1 has no lower one to end with, got lower_final={lower_final!r}")
     return lower_final if order > 1 else False
+
+
+def _named(name: str, *parts: str | None) -> str:
+    """A solver's name, with what differs from the solver that has it alone."""
+    return "-".join([name, *(part for part in parts if part)])
+
+
+def _starting(start: str, usual: str) -> str | None:
+    """Part of a name for a start that is not the usual one."""
+    return None if start == usual else start
+
+
+def _lowered(order: int, lower_final: bool | None) -> str | None:
+    """Part of a name for the option `lower_final`, where it is given and does something."""
+    return None if lower_final is None or order == 1 else "lowered" if lower_final else "unlowered"
+
+
+def _noisy(eta: Eta, usual: tuple[float, ...]) -> str | None:
+    """Part of a name for a stochasticity that is none of the usual ones; functions of time share one."""
+    return "eta-of-t" if callable(eta) else None if eta in usual else f"eta{eta!r}"
 
 
 def DPMSolverPP(
@@ -153,8 +173,7 @@ def _dpm_solver(
     start_usual = _warm_if(order, None, eta, least)
     start = start_usual if start is None else start
     lower_final = _lower(order, lower_final)
-    lowered = None if lower_final is None or order == 1 else "lowered" if lower_final else "unlowered"
-    parts += [None if start == start_usual else start, lowered]
+    parts += [_starting(start, start_usual), _lowered(order, lower_final)]
     return ExponentialAdams(
         nodes=order, start=start, lower_final=lower_final, name=_dpm_name(family, order, "m", parts, eta),
         prediction=prediction, variant=variant, eta=eta, source=source,
@@ -169,8 +188,7 @@ def _dpm_name(family: str, order: int, kind: str, parts: Sequence[str | None], e
         ('sde-dpm2m-published', 'sde-dpm++2m-exact-eta0.5')
     """
     sde = "sde-" if callable(eta) or eta else ""
-    of_eta = "eta-of-t" if callable(eta) else None if eta in (0, 1) else f"eta{eta!r}"
-    return "-".join([f"{sde}{family}{order}{kind}", *(str(part) for part in (*parts, of_eta) if part)])
+    return _named(f"{sde}{family}{order}{kind}", *parts, _noisy(eta, (0, 1)))
 
 
 def DEIS(
@@ -204,13 +222,16 @@ def DEIS(
     """
     order = check_integer("order", order)
     one_of("variable", variable, ("time", "vp-time"))
+    usual = _warm_if(order, None, 0.0)
+    start = _warm_if(order, start, 0.0)
+    time = "vp" if variable == "vp-time" else None
     return ExponentialAdams(
         nodes=order,
         prediction="noise",
         variable=variable,
-        start=_warm_if(order, start, 0.0),
+        start=start,
         lower_final=_lower(order, lower_final),
-        name=f"deis{order}{'-vp' if variable == 'vp-time' else ''}",
+        name=_named(f"deis{order}", time, _starting(start, usual), _lowered(order, lower_final)),
         source="Zhang & Chen, 2023, arXiv:2204.13902",
     )
 
@@ -234,12 +255,14 @@ def LMS(order: int = 4, *, start: str | None = None) -> ExponentialAdams:
         4
     """
     order = check_integer("order", order)
+    usual = _warm_if(order, None, 0.0)
+    start = _warm_if(order, start, 0.0)
     return ExponentialAdams(
         nodes=order,
         prediction="noise",
         variable="noise-level",
-        start=_warm_if(order, start, 0.0),
-        name=f"lms{order}",
+        start=start,
+        name=_named(f"lms{order}", _starting(start, usual)),
         source="Zhang & Chen, 2023, arXiv:2204.13902",
     )
 
@@ -343,14 +366,21 @@ def UniPC(
     order = check_integer("order", order)
     variants = {"bh1": "bh1", "bh2": "midpoint", "exact": "exact"}
     one_of("variant", variant, variants)
+    corrected = flag("corrector", corrector)
+    parts = [
+        None if prediction == "data" else prediction,
+        None if variant == "bh2" else variant,
+        _starting(start, "cold" if corrected else _warm_if(order, None, 0.0)),
+        _lowered(order, lower_final),
+    ]
     return ExponentialAdams(
         nodes=order,
-        corrector=order + 1 if flag("corrector", corrector) else 0,
+        corrector=order + 1 if corrected else 0,
         prediction=prediction,
         variant=variants[variant],
         start=start,
         lower_final=_lower(order, lower_final),
-        name=f"uni{'pc' if corrector else 'p'}{order}",
+        name=_named(f"uni{'pc' if corrected else 'p'}{order}", *parts),
         source="Zhao et al., 2023, arXiv:2302.04867",
     )
 
@@ -386,13 +416,22 @@ def SASolver(
         2
     """
     order = check_integer("order", order)
+    eta = eta if callable(eta) else stochasticity(eta)
+    corrector = order + 1 if corrector is None else check_integer("corrector", corrector, 0)
+    low, high = ends_of("window", window)
+    parts = [
+        None if corrector == order + 1 else f"corrector{corrector}",
+        _noisy(eta, (1,)),
+        None if (low, high) == (0.05, 1.0) else f"window{low:g}to{high:g}",
+        _lowered(order, lower_final),
+    ]
     return ExponentialAdams(
         nodes=order,
-        corrector=order + 1 if corrector is None else corrector,
+        corrector=corrector,
         eta=eta,
         window=window,
         lower_final=_lower(order, lower_final),
-        name="sa-solver",
+        name=_named("sa-solver" if order == 2 else f"sa-solver{order}", *parts),
         source="Xue et al., 2023, arXiv:2309.05019",
     )
 
@@ -521,12 +560,14 @@ def RectifiedAdams(order: int = 2, *, start: str | None = None, lower_final: boo
         2
     """
     order = check_integer("order", order)
+    usual = _warm_if(order, None, 0.0)
+    start = _warm_if(order, start, 0.0)
     return ExponentialAdams(
         nodes=order,
         prediction="rectified",
-        start=_warm_if(order, start, 0.0),
+        start=start,
         lower_final=_lower(order, lower_final),
-        name=f"rectified{order}",
+        name=_named(f"rectified{order}", _starting(start, usual), _lowered(order, lower_final)),
         source="Liu et al., 2023, arXiv:2209.03003",
     )
 

@@ -600,17 +600,21 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
     (sg.schemes.UniC(sg.schemes.LMS(4), 2), "lms4-unic", adams(**LEVEL, nodes=4, corrector=2)),
     (sg.schemes.UniC(sg.schemes.LMS(4)), "lms4-unic", adams(**LEVEL, nodes=4, corrector=5, start="warm")),
     (sg.UniPC(), "unipc3", lowering(variant="midpoint", nodes=3, corrector=4)),
-    (sg.UniPC(2, variant="bh1", prediction="noise"), "unipc2", lowering(**NOISE, variant="bh1", corrector=3)),
-    (sg.UniPC(3, variant="exact", start="warm"), "unipc3", lowering(nodes=3, corrector=4, start="warm")),
+    (sg.UniPC(2, variant="bh1", prediction="noise"), "unipc2-noise-bh1", lowering(**NOISE, variant="bh1", corrector=3)),
+    (sg.UniPC(3, variant="exact", start="warm"), "unipc3-exact-warm", lowering(nodes=3, corrector=4, start="warm")),
     (sg.UniPC(2, corrector=False), "unip2", lowering(variant="midpoint")),
     (sg.SASolver(), "sa-solver", lowering(nodes=2, corrector=3, eta=1.0, window=(0.05, 1.0))),
-    (sg.SASolver(3), "sa-solver", lowering(nodes=3, corrector=4, eta=1.0, window=(0.05, 1.0))),
-    (sg.SASolver(3, lower_final=False), "sa-solver", adams(nodes=3, corrector=4, eta=1.0, window=(0.05, 1.0))),
+    (sg.SASolver(3), "sa-solver3", lowering(nodes=3, corrector=4, eta=1.0, window=(0.05, 1.0))),
+    (
+        sg.SASolver(3, lower_final=False),
+        "sa-solver3-unlowered",
+        adams(nodes=3, corrector=4, eta=1.0, window=(0.05, 1.0)),
+    ),
     (sg.UniPC(1), "unipc1", adams(variant="midpoint", nodes=1, corrector=2)),
-    (sg.UniPC(lower_final=True), "unipc3", adams(variant="midpoint", nodes=3, corrector=4, lower_final=True)),
-    (sg.DEIS(lower_final=False), "deis3", adams(**NOISE, variable="time", nodes=3, start="warm")),
+    (sg.UniPC(lower_final=True), "unipc3-lowered", adams(variant="midpoint", nodes=3, corrector=4, lower_final=True)),
+    (sg.DEIS(lower_final=False), "deis3-unlowered", adams(**NOISE, variable="time", nodes=3, start="warm")),
     (sg.DPMSolverPP(lower_final=False), "dpm++2m-unlowered", adams(variant="midpoint")),
-    (sg.SASolver(2, corrector=0), "sa-solver", lowering(nodes=2, eta=1.0, window=(0.05, 1.0))),
+    (sg.SASolver(2, corrector=0), "sa-solver-corrector0", lowering(nodes=2, eta=1.0, window=(0.05, 1.0))),
     (sg.schemes.SEEDS(), "seeds2", single(eta=1.0)),
     (sg.schemes.SEEDS(3), "seeds3", single(stages=3, eta=1.0)),
     (sg.schemes.SEEDS(prediction="noise"), "seeds2-published", single(**NOISE, variant="midpoint", eta=1.0)),
@@ -620,7 +624,7 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
     (sg.schemes.Rosenbrock(3, eta=1.0), "rosenbrock3", lowering(prediction="v", sigma_data=0.5, nodes=3, eta=1.0)),
     (sg.schemes.RectifiedAdams(), "rectified2", lowering(prediction="rectified")),
     (sg.schemes.RectifiedAdams(3), "rectified3", lowering(prediction="rectified", nodes=3, start="warm")),
-    (sg.schemes.RectifiedAdams(3, start="cold"), "rectified3", lowering(prediction="rectified", nodes=3)),
+    (sg.schemes.RectifiedAdams(3, start="cold"), "rectified3-cold", lowering(prediction="rectified", nodes=3)),
     (sg.schemes.ERSDE(), "er-sde3", adams(variable="noise-level", noise_scale="er", nodes=3)),
 ]
 
@@ -641,7 +645,7 @@ def test_wrappers_take_solvers_by_name() -> None:
     assert sg.schemes.AncestralNoise("dpm2") == sg.schemes.AncestralNoise(sg.DPMSolver(2))
     assert sg.PredictorCorrector("ddim", sg.Langevin()) == sg.PredictorCorrector(sg.DDIM(), sg.Langevin())
     seen = sg.inverse.Measurement(sg.inverse.Mask(torch.tensor([True, False])), torch.zeros(2))
-    assert sg.inverse.Replacement("ddim", seen) == sg.inverse.Replacement(sg.DDIM(), seen)  # type: ignore[arg-type]
+    assert sg.inverse.Replacement("ddim", seen) == sg.inverse.Replacement(sg.DDIM(), seen)
     with pytest.raises(ValueError, match=r"unknown solver 'dimm'.* did you mean"):
         sg.Restart("dimm")
     with pytest.raises(TypeError, match="predictor must be a name or a Solver, got the class DDIM: call it"):
@@ -669,6 +673,44 @@ def test_names_of_dpm_solvers_are_their_own() -> None:
         assert equal_to.get(solver.name, solver) == solver
     named = {name for name in equal_to if re.fullmatch(r"(sde-)?dpm(\+\+)?\d.*", name) and "-ancestral" not in name}
     assert named - known.keys() == {"dpm5m-cold", "dpm++3m-restart"}
+
+
+STARTED: dict[str, list[Any]] = {"order": [1, 2, 3, 4], "start": ["cold", "warm"], "lower_final": [None, True, False]}
+FAMILIES: dict[str, tuple[Callable[..., sg.Solver], dict[str, list[Any]]]] = {
+    "deis": (sg.DEIS, {**STARTED, "variable": ["time", "vp-time"]}),
+    "rectified": (sg.schemes.RectifiedAdams, STARTED),
+    "lms": (sg.schemes.LMS, {"order": [1, 2, 3, 4], "start": ["cold", "warm"]}),
+    "unip": (
+        sg.UniPC,
+        {
+            **STARTED, "prediction": ["data", "noise"], "variant": ["bh1", "bh2", "exact"], "corrector": [True, False],
+        },
+    ),
+    "sa-solver": (
+        sg.SASolver,
+        {
+            "order": [1, 2, 3], "corrector": [None, 0, 2], "eta": [0.5, 1.0, abs],
+            "window": [(0.05, 1.0), (0.0, math.inf)], "lower_final": [None, True, False],
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_option_of_a_family_has_a_name(family: str) -> None:
+    """Solvers of one name are equal, and those of the registry are among them."""
+    make, options = FAMILIES[family]
+    known: dict[str, sg.Solver] = {}
+    for values in itertools.product(*options.values()):
+        try:
+            solver = make(**dict(zip(options, values, strict=True)))
+        except ValueError:
+            continue
+        assert known.setdefault(solver.name, solver) == solver
+    assert len(known) > 5
+    named = {name: solver for name, solver in sg.solvers().fixed.items() if re.match(rf"{family}(c?\d|$)", name)}
+    for name in named.keys() - {"unipc4"}:
+        assert known[name] == named[name]
 
 
 def test_exponential_integrators_show_what_is_not_default() -> None:
