@@ -1,4 +1,4 @@
-"""Networks, gradients, counts."""
+"""What the methods promise together: counts of calls and gradients, independent samples, any scaling of the state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde import inverse
 from sgm_sde.scores import Score
-from tests.helpers import DOUBLE, F64, Recorder, elementwise_score
+from tests.helpers import DOUBLE, F64, LINEAR, Recorder, elementwise_score
 from tests.inverse.cases import (
     MODES,
     SCORES,
@@ -213,3 +213,74 @@ def test_precision_arguments_and_branches(name: str) -> None:
     base.branches = 2
     assert sg.sample(SCORES[name](base, seen(0.3)), VP, (3, 2), nfe=4, seed=0).network_evals == 24
     assert name[:4] in repr(score).lower() and "Mask" in repr(score)
+
+
+RESCALED: dict[str, Callable[[Tensor], Tensor]] = {
+    "to alpha = 1": lambda t: LINEAR["vp"].alpha(t),
+    "growing": lambda t: torch.exp(-0.7 * t),
+    "shrinking": lambda t: 0.5 * torch.exp(0.4 * t),
+}
+
+
+METHODS: dict[str, Callable[[sg.Score, inverse.Measurement], tuple[sg.Score, sg.Solver]]] = {
+    "langevin": lambda score, seen: (score, sg.PredictorCorrector(sg.DDIM(), sg.Langevin(0.3))),
+    "langevin, spread": lambda score, seen: (
+        score,
+        sg.PredictorCorrector(sg.DDIM(), sg.Langevin(0.3, 2, data_std=0.4), "CP"),
+    ),
+    "annealed langevin": lambda score, seen: (score, sg.schemes.AnnealedLangevin(0.2, 3)),
+    "langevin and diffpir": lambda score, seen: (
+        sg.inverse.DiffPIR(score, seen, 2.0),
+        sg.PredictorCorrector(sg.DPMSolverPP(2), sg.Langevin(0.2)),
+    ),
+    "dps": lambda score, seen: (score, sg.inverse.DPS(sg.Ancestral(), seen)),
+    "dps, ddim": lambda score, seen: (score, sg.inverse.DPS(sg.DDIM(eta=0.5), seen, zeta=0.3)),
+    "replacement": lambda score, seen: (score, sg.inverse.Replacement(sg.Ancestral(), seen)),
+    "replacement, fixed": lambda score, seen: (score, sg.inverse.Replacement(sg.DPMSolverPP(2), seen, "fixed")),
+    "repaint": lambda score, seen: (score, sg.inverse.RePaint(sg.Ancestral(), seen, resamples=2, jump=3)),
+    "diffpir": lambda score, seen: (sg.inverse.DiffPIR(score, seen, 2.0), sg.DPMSolverPP(2)),
+    "pigdm": lambda score, seen: (sg.inverse.PiGDM(score, seen), sg.DPMSolverPP(2)),
+    "mmps": lambda score, seen: (sg.inverse.MMPS(score, seen), sg.DPMSolverPP(2, eta=1.0)),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("scaling", RESCALED)
+def test_methods_do_not_depend_on_the_scaling_of_the_state(name: str, scaling: str) -> None:
+    """With x / c(t) in the place of x and the same denoiser, noise and times, samples are the same."""
+    vp, c = LINEAR["vp"], RESCALED[scaling]
+    other = sg.LinearSDE.from_schedule(lambda t: vp.alpha(t) / c(t), lambda t: vp.sigma(t) / c(t), eps=vp.eps)
+    data = sg.oracles.GaussianMixture(torch.tensor([[1.0, -0.5, 0.2], [-0.6, 0.4, 0.9]], dtype=F64), 0.4)
+    denoiser = data.score(vp).denoised
+    operator = sg.inverse.Mask(torch.tensor([True, False, True]))
+    std = 0.0 if name.startswith("rep") else 0.2
+    seen = inverse.Measurement(operator, torch.tensor([0.8, 0.0, -0.1], dtype=F64), std)
+    x_T = torch.randn(5, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
+    grid = sg.grids.LogSNR()(vp, 12)
+
+    def run(sde: sg.LinearSDE, score: sg.Score, x_T: Tensor) -> Tensor:
+        score, solver = METHODS[name](score, seen)
+        return sg.sample(score, sde, x_T=x_T, solver=solver, grid=grid, seed=3).x
+
+    mine = run(vp, sg.from_denoiser(denoiser, vp), x_T)
+    rescaled = sg.from_denoiser(denoiser, other, input_scale=c)
+    theirs = run(other, rescaled, x_T / float(c(torch.tensor(1.0, dtype=F64))))
+    torch.testing.assert_close(theirs, mine, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("norm", ["sample", "batch", "expected"])
+def test_langevins_published_norms_depend_on_a_scaling_that_changes(norm: str) -> None:
+    """Their factor (alpha_i / alpha_{i+1})^2 does: the same samples in a constant scaling, others in one that grows."""
+    vp, denoiser = LINEAR["vp"], sg.oracles.Gaussian(torch.zeros(300, dtype=F64), 0.3).score(LINEAR["vp"]).denoised
+    x_T, grid = torch.randn(2, 300, dtype=F64, generator=torch.Generator().manual_seed(0)), sg.grids.LogSNR()(vp, 8)
+    corrector = sg.PredictorCorrector(sg.DDIM(), sg.Langevin(0.3, norm=norm))
+
+    def run(c: Callable[[Tensor], Tensor]) -> Tensor:
+        sde = sg.LinearSDE.from_schedule(lambda t: vp.alpha(t) / c(t), lambda t: vp.sigma(t) / c(t), eps=vp.eps)
+        score, start = sg.from_denoiser(denoiser, sde, input_scale=c), x_T / float(c(torch.tensor(1.0, dtype=F64)))
+        return sg.sample(score, sde, x_T=start, solver=corrector, grid=grid, seed=3).x
+
+    as_it_is, halved, growing = run(torch.ones_like), run(lambda t: torch.full_like(t, 2.0)), run(RESCALED["growing"])
+    torch.testing.assert_close(halved, as_it_is, rtol=1e-7, atol=1e-7)
+    apart = float((growing - as_it_is).abs().max())
+    assert (apart < 1e-7) == (norm == "expected"), apart

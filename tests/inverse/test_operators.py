@@ -235,3 +235,26 @@ def test_nonlinear_processes_are_refused() -> None:
         inverse.MMPS(sg.from_score(lambda x, t: -x, Drift()), seen(0.1))
     with pytest.raises(TypeError, match="LinearSDE"):
         sg.sample(lambda x, t: -x, Drift(), (2, 2), solver=inverse.Replacement(sg.EulerMaruyama(), seen()), steps=3)
+
+
+def test_a_function_that_is_not_linear_is_no_linear_map() -> None:
+    """Affine, rounding and squares are told when the operator is made; what is linear up to rounding is taken."""
+    functions: list[tuple[Callable[[Tensor], Tensor], str]] = [
+        (lambda x: (x + 1) / 2, r"A\(0\) and 0 differ, 0.5 and 0"),
+        (lambda x: x**2, r"A\(2x - 3z\) and 2Ax - 3Az differ"),
+        (lambda x: torch.fft.fft(x).abs(), r"not linear"),
+        (lambda x: (8 * x).round() / 8, r"not linear"),
+        (lambda x: x / 0, r"not linear"),
+    ]
+    for function, message in functions:
+        with pytest.raises(ValueError, match=message):
+            sg.inverse.LinearMap(function, (2,))
+    single = torch.tensor([[0.1, 3e4], [1e-3, -7.0]])
+    for matrix in (single, single.double(), single.bfloat16()):
+        operator = sg.inverse.LinearMap(lambda x, matrix=matrix: x @ matrix, (2,))
+        assert operator.apply(torch.ones(3, 2, dtype=matrix.dtype)).shape == (3, 2)
+    late = sg.inverse.LinearMap(lambda x: (x @ single.bfloat16()) ** 2, (2,))  # float32 numbers do not go into it
+    with pytest.raises(ValueError, match="not linear"):
+        late.apply(torch.ones(1, 2, dtype=torch.bfloat16))
+    with pytest.raises(TypeError, match="apply must be a function"):
+        sg.inverse.LinearMap(single, (2,))  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from sgm_sde.likelihood import FixedGrid
 from tests.helpers import DOUBLE, F64, LINEAR
 from tests.inverse.cases import (
     HALF,
+    MODES,
     OPERATORS,
     SCORES,
     TILTED,
@@ -180,3 +181,36 @@ def test_mode_weights(y: float, std: float) -> None:
         assert abs(off["mmps"]) < 4 < abs(off["pigdm"])
     else:
         assert off["mmps"] > 50
+
+
+@pytest.mark.parametrize("name", ["cg", "gcr", "diffpir"])
+def test_beside_azula(name: str) -> None:
+    """The same posterior means as azula's, on a mixture."""
+    guidance = pytest.importorskip("azula.guidance")
+    denoise, noise = pytest.importorskip("azula.denoise"), pytest.importorskip("azula.noise")
+    score = MODES.score(sg.EDMSDE())
+
+    class Theirs(denoise.Denoiser):  # type: ignore[misc, name-defined]
+        schedule = noise.VESchedule()
+
+        def forward(self, x: Tensor, t: Tensor, **kwargs: Any) -> Any:
+            sigma = self.schedule(t)[1].expand(len(x))
+            return denoise.DiracPosterior(mean=score.denoised(x, sigma))
+
+    A = torch.tensor([[1.0, 0.5], [0.2, -1.0]], dtype=F64)
+    y, x = torch.tensor([0.7, 0.1], dtype=F64), normal(3, 2)
+    m = inverse.Measurement(inverse.ChannelMix(A), y, 0.3)
+    t = torch.tensor(0.4, dtype=F64)
+    sigma = float(Theirs.schedule(t)[1])
+
+    def apply(v: Tensor) -> Tensor:
+        return v @ A.T
+
+    if name != "diffpir":
+        cov = pytest.importorskip("azula.linalg.covariance").IsotropicCovariance(torch.tensor(0.09, dtype=F64))
+        theirs = guidance.MMPSDenoiser(Theirs(), y, apply, cov, solver={"gcr": "gmres"}.get(name, name), iterations=1)
+        ours: sg.Score = inverse.MMPS(score, m, 1, name)
+    else:
+        theirs = guidance.DiffPIRDenoiser(Theirs(), y, apply, 0.09, lmbda=4.0, solver="cg", iterations=4)
+        ours = inverse.DiffPIR(score, m, strength=4.0)
+    torch.testing.assert_close(ours.denoised(x, sigma).detach(), theirs(x, t).mean.detach(), rtol=1e-6, atol=1e-8)
