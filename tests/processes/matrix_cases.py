@@ -9,12 +9,20 @@ from scipy.integrate import quad_vec
 import sgm_sde as sg
 
 CRITICAL = sg.CLD()
+UNDER = sg.CLD(mass=1.0, friction=0.5, beta_min=6.0)
+OVER = sg.CLD(beta_min=0.5, beta_max=8.0, friction=2.0)
+QUADRATIC = sg.grids.Quadratic()
 
 
 A, D = np.array([[-0.5, 0.8], [-1.2, -0.7]]), np.array([[0.6, 0.2], [0.1, 0.9]])
 
 
 P, SIGMA_0 = np.array([[1.0, 0.3], [0.3, 0.5]]), np.array([[0.3, 0.1], [0.1, 0.2]])
+
+
+COUPLED = sg.processes.MatrixSDE.from_rate(
+    A, D, prior_covariance=P, initial_covariance=SIGMA_0, beta_min=0.5, beta_max=2.0, T=2.0, eps=0.01
+)  # everything couples with everything: whatever is transposed or left out shows
 
 
 def rate_between(s: float, t: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.processes.discrete import _Interpolant
-from sgm_sde.processes.linear import LinearNode
+from sgm_sde.processes.linear import LinearNode, ScheduleSDE
 from sgm_sde.testing import CheckError, check_sde
+from tests.by_hand import EDM, LOG2, column
 from tests.conventions import case_id
 from tests.helpers import DOUBLE, F64, LINEAR
 
@@ -318,9 +320,6 @@ def test_far_log_snr_in_float32() -> None:
     torch.testing.assert_close(sg.VPSDE().time(log_snr).double(), sg.VPSDE().time(log_snr.double()), rtol=1e-6, atol=0)
 
 
-# --- Limits and defaults ---------------------------------------------------------------------------------------------
-
-
 def test_the_flow_ends_at_one() -> None:
     """T may be 1, where the data are gone, and nothing beyond."""
     assert sg.RectifiedFlowSDE(T=1.0).T == 1.0
@@ -420,3 +419,136 @@ def test_every_process_converts_predictions_as_its_marginal_allows():
     vp = sg.VPSDE()
     alpha, sigma = (c(t)[:, None] for c in (vp.alpha, vp.sigma))
     torch.testing.assert_close(vp.convert("noise", "data", x, t, out), (x - sigma * out) / alpha)
+
+
+def test_closed_forms_at_a_time() -> None:
+    """Everything a process knows at t = 0.2, written out."""
+    t, e = 0.2, math.exp
+    B, beta = 0.1 * t + 19.9 * t**2 / 2, 0.1 + 19.9 * t
+    vp = [e(-B / 2), math.sqrt(1 - e(-B)), -beta / 2 * e(-B / 2), beta * e(-B) / 2 / math.sqrt(1 - e(-B))]
+    sub = [e(-B / 2), 1 - e(-B), -beta / 2 * e(-B / 2), beta * e(-B)]
+    ve = 0.01 * 5000**t
+    phi0, slope = math.pi / 2 * 0.008 / 1.008, math.pi / 2 / 1.008
+    a = math.cos(phi0 + slope * t) / math.cos(phi0)
+    da = -slope * math.sin(phi0 + slope * t) / math.cos(phi0)
+    cosine = [a, math.sqrt(1 - a * a), da, -a * da / math.sqrt(1 - a * a)]
+    expected: list[tuple[sg.LinearSDE, list[float], float]] = [
+        (sg.VPSDE(), vp, math.sqrt(beta)),
+        (sg.SubVPSDE(), sub, math.sqrt(beta * (1 - e(-2 * B)))),
+        (sg.VESDE(), [1.0, ve, 0.0, math.log(5000) * ve], ve * math.sqrt(2 * math.log(5000))),
+        (sg.CosineVPSDE(), cosine, math.sqrt(-2 * da / a)),
+        (EDM, [1.0, t, 0.0, 1.0], math.sqrt(2 * t)),
+        (sg.RectifiedFlowSDE(), [0.8, 0.2, -1.0, 1.0], math.sqrt(2 * 0.2 / 0.8)),
+    ]
+    for sde, (alpha, sigma, d_alpha, d_sigma), g in expected:
+        got = [float(f(t)) for f in (sde.alpha, sde.sigma, sde.d_alpha, sde.d_sigma, sde.g, sde.log_snr, sde.rate)]
+        log_snr = 2 * math.log(alpha / sigma)
+        assert got == pytest.approx([alpha, sigma, d_alpha, d_sigma, g, log_snr, d_alpha / alpha], rel=1e-12)
+        assert float(sde.time(log_snr)) == pytest.approx(t, rel=1e-12)
+        mean, std = sde.marginal(torch.full((1, 1), 3.0, dtype=F64), t)
+        assert (float(mean), float(std)) == pytest.approx((3 * alpha, sigma), rel=1e-12)
+        scale, width = sde.transition(0.1, t)
+        ratio = alpha / float(sde.alpha(0.1))
+        assert float(scale) == pytest.approx(ratio, rel=1e-12)
+        assert float(width) == pytest.approx(math.sqrt(sigma**2 - ratio**2 * float(sde.sigma(0.1)) ** 2), rel=1e-12)
+        assert sde.prior_std == float(sde.sigma(sde.T))
+        assert float(sde.prior_transform(torch.ones(1), 0.2)) == pytest.approx(sigma, rel=1e-6)
+
+
+def test_closed_forms_in_single_precision_near_the_ends() -> None:
+    """Small times keep their digits: B = 0.1 t, sigma = sqrt(B) and so on, to float32's rounding."""
+    t = torch.tensor(1e-6)
+    assert float(sg.VPSDE().sigma(t)) == pytest.approx(math.sqrt(1e-7 + 9.95e-12), rel=1e-6)
+    assert float(sg.SubVPSDE().sigma(t)) == pytest.approx(1e-7 + 9.95e-12, rel=1e-6)
+    assert float(sg.VESDE().sigma(t)) == pytest.approx(0.01 * 5000**1e-6, rel=1e-6)
+    assert float(sg.VESDE().sigma(torch.tensor(1.0))) == 50.0
+    assert float(sg.VESDE().sigma(torch.tensor(0.0))) == pytest.approx(0.01, rel=1e-7)
+    times = torch.linspace(0.8, 1, 200)
+    exact = 0.01 * 5000 ** times.double()
+    assert float((sg.VESDE().sigma(times) / exact - 1).abs().max()) < 2.5e-7  # exponents of at most 1.7, not 8.5
+    slope, phi0 = math.pi / 2 / 1.008, math.pi / 2 * 0.008 / 1.008
+    late = torch.tensor(0.99)
+    assert float(sg.CosineVPSDE().alpha(late)) == pytest.approx(
+        math.sin(slope * (1 - float(late))) / math.cos(phi0), rel=1e-6
+    )
+
+
+def test_low_snr_in_single_precision() -> None:
+    """At log-SNR -150, where e^150 is infinite in float32, B = 150: t (0.1 + 9.95 t) = 150."""
+    t = (-0.1 + math.sqrt(0.01 + 4 * 9.95 * 150)) / (2 * 9.95)
+    assert float(sg.VPSDE().time(torch.tensor(-150.0))) == pytest.approx(t, rel=1e-6)
+
+
+def test_transitions_run_forward() -> None:
+    """One pair of times out of order in a batch is an error; equal times are not."""
+    sde = sg.VPSDE()
+    with pytest.raises(ValueError, match="need s <= t"):
+        sde.transition(column(0.1, 0.5), column(0.2, 0.4))
+    scale, std = sde.transition(column(0.1, 0.5), column(0.1, 0.5))
+    assert (scale.tolist(), std.tolist()) == ([1.0, 1.0], [0.0, 0.0])
+
+
+def test_nodes_without_signal() -> None:
+    """An alpha of at most 1e-15 sigma is rounding of 0: no signal, half the log-SNR minus infinity."""
+    linear = LinearNode(EDM, 1.0, 0.5, 2.0, -0.25, 3.0, -2.5)
+    assert (linear.alpha, linear.lam, linear.noise_level, linear.rate) == (0.5, -1.25, 4.0, -0.5)
+    assert linear.g == math.sqrt(2 * 2 * (3 + 0.5 * 2))
+    assert LinearNode(EDM, 1.0, 1.5e-15, 1.0, -1.0, 1.0, -68.0).lam == -34.0
+    for alpha, sigma in ((1e-15, 1.0), (1.5e-15, 2.0), (0.0, 1.0)):
+        node = LinearNode(EDM, 1.0, alpha, sigma, -1.0, 1.0, -80.0)
+        assert (node.alpha, node.lam, node.noise_level, node.rate) == (0.0, -math.inf, math.inf, -math.inf)
+    assert LinearNode(EDM, 1.0, 1.0, 1.0, 2.0, 1.0, 0.0).g == 0.0  # 2 (1 - 2) < 0
+    less = linear.at_reduced_noise(0.5)
+    assert (less.alpha, less.sigma, less.lam) == (0.5, 0.25, pytest.approx(math.log(2)))
+    assert math.isnan(less.t)
+
+
+class Counted(sg.LinearSDE):
+    """alpha = 1 - t/2 and sigma = t + floor, whose log-SNR is counted."""
+
+    T, eps = 1.0, 0.0
+
+    def __init__(self, floor: float = 0.125) -> None:
+        self.floor, self.calls = floor, 0
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        return 1 - torch.as_tensor(t) / 2
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        return torch.as_tensor(t) + self.floor
+
+    def log_snr(self, t: float | Tensor) -> Tensor:
+        self.calls += 1
+        return super().log_snr(t)
+
+
+def test_log_snr_of_a_schedule() -> None:
+    """2 log(alpha / sigma), where no closed form is given."""
+    assert float(Counted().log_snr(column(0.5))) == pytest.approx(2 * math.log(0.75 / 0.625), rel=1e-14)
+
+
+def test_bisection() -> None:
+    """The inverse of any log-SNR: to the last bit, at both ends of the span too, and no more halvings than that."""
+    sde = Counted()
+    ends = sde.time(sde.log_snr(column(0.0, 1.0)))
+    assert ends.tolist() == pytest.approx([0.0, 1.0], rel=1e-15, abs=1e-30)
+    beyond = sde.time(column(2 * math.log(8) + 1e-9, 2 * math.log(0.5 / 1.125) - 1e-9))
+    assert bool(beyond.isnan().all())
+    for dtype, halvings in ((F64, 120), (torch.float32, 60)):
+        sde.calls = 0
+        sde.time(torch.zeros((), dtype=dtype))
+        assert sde.calls <= halvings + 2
+    tiny = Counted(floor=0.0)  # log-SNR -2 log(t) but for t/2
+    assert float(tiny.time(column(2 * 60 * LOG2))) == pytest.approx(2.0**-60, rel=1e-12)
+
+
+def test_schedules_are_checked() -> None:
+    """On 257 even times; the message has the first of them that is wrong."""
+    with pytest.raises(ValueError, match=re.escape("got 0.0 at t=0.503906")):  # 129/256
+        ScheduleSDE(lambda t: torch.where(t > 0.5, 0.0, 1.0), torch.exp, eps=0.0)
+    with pytest.raises(ValueError, match=re.escape("it does not at t=0.503906")):
+        ScheduleSDE(lambda t: 1 + 9 * (t - 0.5).clamp(min=0), lambda t: 1 + t, eps=0.0)
+    with pytest.raises(ValueError, match="must decrease"):
+        ScheduleSDE(torch.ones_like, torch.ones_like)
+    with pytest.raises(ValueError, match=r"sigma\(t\) must be finite and positive"):
+        ScheduleSDE(torch.ones_like, lambda t: t, eps=0.0)

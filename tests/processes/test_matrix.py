@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -15,24 +17,26 @@ from benchmarks.cld import kernel_by_scipy
 from benchmarks.cld_defaults import THIRD
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.matrix import Matrix
-from sgm_sde.engine.program import Program
-from sgm_sde.likelihood import FixedGrid, Hutchinson
-from sgm_sde.processes.matrix import apply, van_loan
-from sgm_sde.testing import default_oracle, measure_order, measure_weak_order
+from sgm_sde.processes.matrix import MatrixNode, apply, require_covariance, van_loan
+from sgm_sde.testing import default_oracle
 from tests.conventions import case_id
-from tests.helpers import DOUBLE, F64, Recorder, bind, stream
-from tests.processes.matrix_cases import CRITICAL
-
-OVER = sg.CLD(beta_min=0.5, beta_max=8.0, friction=2.0)
-
-
-UNDER = sg.CLD(mass=1.0, friction=0.5, beta_min=6.0)
-
+from tests.helpers import F64, bind, stream
+from tests.processes.matrix_cases import (
+    COUPLED,
+    CRITICAL,
+    OVER,
+    QUADRATIC,
+    SIGMA_0,
+    UNDER,
+    A,
+    D,
+    P,
+    law,
+    moved,
+    rate_between,
+)
 
 PROCESSES = {"critical": CRITICAL, "over": OVER, "under": UNDER}
-
-
-QUADRATIC = sg.grids.Quadratic()
 
 
 @pytest.mark.parametrize("friction", [None, 0.2, 0.999999, 1.000001, 3.0, 20.0])
@@ -187,117 +191,6 @@ def test_rotated_noise_is_carried_by_the_flow(grid: Any) -> None:
     np.testing.assert_allclose(end[0, :, 0].numpy(), 0.7 * nodes[1].mu + last @ eps, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "mixture"])
-@pytest.mark.parametrize(
-    "solver",
-    [
-        sg.EulerMaruyama(eta=0.0),
-        sg.RungeKutta(sg.tableaus.HEUN2),
-        sg.schemes.SSCS(eta=0.0),
-        sg.schemes.GDDIM(1),
-        sg.schemes.GDDIM(2),
-        sg.schemes.GDDIM(3),
-    ],
-    ids=["euler", "heun2", "sscs", "gddim1", "gddim2", "gddim3"],
-)
-def test_orders_on_the_flow(solver: sg.Solver, kind: str) -> None:
-    """The claimed order is measured on Gaussian and mixture data extended by the velocity."""
-    measured = measure_order(
-        solver, CRITICAL, oracle=default_oracle(kind), rule=QUADRATIC, t_start=0.35, t_end=0.06, steps=(40, 80)
-    )
-    assert measured.order > solver.order - 0.15
-
-
-@pytest.mark.parametrize("solver", [sg.EulerMaruyama(), sg.schemes.SSCS(), sg.schemes.SSCS(eta=0.5)], ids=repr)
-def test_weak_orders(solver: sg.Solver) -> None:
-    """The law of the joint state errs by the first power of the step, on a rate that depends on time."""
-    measured = measure_weak_order(solver, OVER, rule=QUADRATIC, t_start=0.7, t_end=0.2, steps=(40, 80))
-    assert 0.85 < measured.order < 1.2
-
-
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_sscs_is_exact_where_the_data_are_the_prior(eta: float) -> None:
-    """The kick vanishes, and two exact halves of a time-dependent rate leave N(0, P) alone, in one step of any size."""
-
-    def score(z: Tensor, t: Tensor) -> Tensor:
-        return -apply(OVER.prior_covariance.inverse, z)
-
-    grid = sg.Grid([1.0, 0.1])
-    program = sg.schemes.SSCS(eta=eta).compile(OVER, grid)
-    draws = sum(len(stage.noises) for stage in program.stages)
-    x = torch.zeros(2 + 2 * draws, 2, 1, dtype=F64)
-    x[:2] = torch.from_numpy(np.linalg.cholesky(OVER.prior_covariance.array)).mT[..., None]
-
-    class Impulses:
-        row = 2
-
-        def normal(self, shape: tuple[int, ...], dtype: torch.dtype, device: Any = None) -> Tensor:
-            z = torch.zeros(shape, dtype=dtype)
-            z[self.row, 0] = z[self.row + 1, 1] = 1
-            self.row += 2
-            return z
-
-    y = execute(program, x, bind(sg.from_score(score, OVER), OVER, grid.times), Impulses()).x[..., 0]
-    np.testing.assert_allclose((y.T @ y).numpy(), OVER.prior_covariance.array, rtol=1e-12, atol=1e-13)
-
-
-SAMPLERS = {
-    "em": sg.EulerMaruyama(),
-    "sscs": sg.schemes.SSCS(),
-    "gddim": sg.schemes.GDDIM(3),
-    "rk4": sg.RungeKutta(),
-    "pc": sg.PredictorCorrector(sg.schemes.SSCS(), sg.schemes.VelocityLangevin(snr=0.01)),
-}
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_samplers_reach_the_data(name: str) -> None:
-    """From the prior to Gaussian data: mean and covariance within the sampling error and a bias of the steps."""
-    oracle, n = default_oracle(), 800
-    res = sg.sample(oracle.score(CRITICAL), CRITICAL, (n, 2, 2), solver=SAMPLERS[name], steps=80, seed=0)
-    x = CRITICAL.position(res.x).double()
-    assert res.status.ok and CRITICAL.velocity(res.x).shape == x.shape
-    assert float((x.mean(0) - torch.tensor([0.3, -0.7])).abs().max()) < 0.1
-    assert float((torch.cov(x.T) - torch.tensor([[0.5, 0.2], [0.2, 0.3]])).abs().max()) < 0.1
-
-
-def test_the_velocity_corrector_moves_velocities_alone() -> None:
-    """The first block stays to the last bit, and the step does not depend on it."""
-    z = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
-    mean, added = sg.schemes.VelocityLangevin(snr=0.3).update(z, torch.ones_like(z), torch.ones_like(z), 1.0)
-    assert torch.equal(mean[:, 0], z[:, 0]) and not bool(added[:, 0].any())
-    other = sg.Langevin(snr=0.3).update(z[:, 1], torch.ones(3, 4), torch.ones(3, 4), 1.0)
-    assert torch.equal(mean[:, 1], other[0]) and torch.equal(added[:, 1], other[1])
-
-
-@pytest.mark.parametrize("solver", [sg.schemes.SSCS(), sg.schemes.GDDIM(2)], ids=case_id)
-def test_a_velocity_network_needs_no_more_than_the_velocity(solver: Any) -> None:
-    """A network of s_v or of its noise, and one that denoises, draw the samples of the exact joint score."""
-    oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.3)
-    exact = oracle.score(CRITICAL)
-
-    def noise_v(z: Tensor, t: Tensor) -> Tensor:
-        return exact.predict("noise", z, t)[:, 1]
-
-    variance_of_v = 0.3
-
-    def left(z: Tensor, t: Tensor) -> Tensor:
-        mu, covariance = CRITICAL.kernel(t)
-        share = torch.linalg.cholesky(covariance)[:, 1, 1] / (covariance[:, 1, 1] + variance_of_v**2 * mu[:, 1] ** 2)
-        return noise_v(z, t) - share[:, None] * z[:, 1]
-
-    scores = [
-        exact,
-        sg.scores.from_velocity_noise(noise_v, CRITICAL),
-        sg.scores.from_velocity_noise(left, CRITICAL, mixed=variance_of_v),
-        sg.scores.from_velocity_score(lambda z, t: exact(z, t)[:, 1], CRITICAL),
-        sg.scores.from_joint_denoiser(lambda y, s: oracle.denoised(y, torch.ones_like(s), s), CRITICAL),
-    ]
-    runs = [sg.sample(s, CRITICAL, (4, 2, 1), solver=solver, nfe=12, seed=0, execution=DOUBLE).x for s in scores]
-    for run in runs[1:]:
-        torch.testing.assert_close(run, runs[0], rtol=1e-6, atol=1e-6)
-
-
 def test_a_sample_depends_on_its_own_seed_alone() -> None:
     """In any batch, and with a gradient, to the last bit."""
 
@@ -311,119 +204,6 @@ def test_a_sample_depends_on_its_own_seed_alone() -> None:
         sg.sample(score, CRITICAL, (5, 2, 3, 2), seed=0, execution=sg.Execution(enable_grad=True), **options).x,
         together,
     )
-
-
-def test_tables_with_matrices_are_values() -> None:
-    """They go through JSON to the last bit, print, and hash."""
-    grid = QUADRATIC(CRITICAL, 4)
-    for solver in (sg.schemes.SSCS(), sg.schemes.GDDIM(2), sg.EulerMaruyama()):
-        program = solver.compile(CRITICAL, grid)
-        assert Program.from_json(program.to_json()) == program
-        assert program.blocks == 2 and hash(program) == hash(Program.from_json(program.to_json()))
-        assert "[" in str(program)
-    assert sg.DDIM().compile(sg.VPSDE(), QUADRATIC(sg.VPSDE(), 4)).blocks == 1
-    assert sg.EulerMaruyama(eta=0.0).compile(CRITICAL, grid).blocks == 1
-
-
-def test_matrix_algebra() -> None:
-    """Products are matrix products, and numbers stand for multiples of the identity."""
-    A, B = Matrix.of([[1, 2], [3, 4]]), Matrix.of([[0, 1], [1, 0]])
-    assert (A * B).array.tolist() == [[2, 1], [4, 3]] and (B * A).array.tolist() == [[3, 4], [1, 2]]
-    assert (A + 1).rows == (1 + A).rows == ((2.0, 2.0), (3.0, 5.0))
-    assert (A - B).rows == (A + -B).rows and (2.0 * A).rows == (A * 2.0).rows
-    assert not Matrix.of(np.zeros((2, 2))) and (A.inverse * A + 0.0) == Matrix.of(A.inverse.array @ A.array)
-    z = torch.arange(4.0).reshape(1, 2, 2)
-    assert torch.equal(apply(A, z), torch.einsum("ij,bjn->bin", torch.tensor(A.rows), z))
-
-
-@pytest.mark.parametrize(("solver", "first"), [(sg.schemes.SSCS(), None), (sg.schemes.GDDIM(2), 1.0)], ids=case_id)
-def test_the_network_is_called_inside_the_times_and_counted(solver: Any, first: Any) -> None:
-    """SSCS in the middle of its steps, GDDIM at their starts, and once more for the denoised end."""
-    net = Recorder(lambda z, t: -z[:, 1])
-    res = sg.sample(sg.scores.from_velocity_score(net, CRITICAL), CRITICAL, (2, 2, 3), solver=solver, nfe=6, seed=0)
-    assert res.nfe == len(net.times) == 6 and max(net.times) <= 1.0 and min(net.times) >= 0.000999
-    assert first is None or net.times[0] == first
-
-
-def test_hybrid_score_matching() -> None:
-    """On Gaussian data the exact noise has the least loss, the noise's variance given the state."""
-    sde, generator = CRITICAL, torch.Generator().manual_seed(0)
-    oracle = sg.oracles.Gaussian(torch.zeros(1), 0.25)
-    x0 = 0.5 * torch.randn(20000, 1, dtype=F64, generator=generator)
-    t, noise = torch.full((20000,), 0.3, dtype=F64), torch.randn(20000, 2, 1, dtype=F64, generator=generator)
-    score = oracle.score(sde)
-
-    def exact(z: Tensor, t: Tensor) -> Tensor:
-        return apply(torch.from_numpy(-node.L.T), score(z, 0.3))[:, 1]
-
-    (node,) = sde.nodes([0.3])
-    loss = sg.processes.hybrid_score_matching(exact, sde, x0, t, noise)
-    joint = 0.25 * np.outer(node.mu, node.mu) + node.cov  # type: ignore[attr-defined]
-    least = 1 - (node.L.T @ np.linalg.solve(joint, node.L))[1, 1]
-    assert abs(float(loss.mean()) - least) < 4 * float(loss.std()) / math.sqrt(20000)
-    assert float(sg.processes.hybrid_score_matching(lambda z, t: 1.1 * exact(z, t), sde, x0, t, noise).mean()) > least
-    with pytest.raises(ValueError, match=r"shape \(4, 2, 1\) for data of shape \(4, 1\)"):
-        sg.processes.hybrid_score_matching(lambda z, t: z, sde, x0[:4], t[:4], noise[:4])
-
-
-@pytest.mark.parametrize("kind", ["gaussian", "mixture"])
-def test_joint_likelihood(kind: str) -> None:
-    """With the latent's own density in the place of the prior's the value is the oracle's; probes have their error."""
-    oracle, eps = default_oracle(kind), 0.01
-    z = oracle.sample(6, CRITICAL, eps, seed=0, dtype=F64)
-    exact = oracle.log_prob(z, CRITICAL, eps)
-    result = sg.log_prob(oracle.score(CRITICAL), CRITICAL, z, trace="exact", eps=eps, method=FixedGrid(40))
-    at_T = oracle.log_prob(result.latent, CRITICAL, 1.0)
-    assert float((result.divergence + at_T - exact).abs().max()) < 2e-3
-    assert result.nfe == 4 * (40 + 20) + 2 and torch.equal(result.prior, CRITICAL.prior_log_prob(result.latent))
-    fuzzy = sg.likelihood.joint_log_prob(
-        oracle.score(CRITICAL), CRITICAL, z, eps=eps, method=FixedGrid(40), trace=Hutchinson(4), seed=0
-    )
-    assert float(((fuzzy.value - result.value) / fuzzy.stderr).abs().max()) < 5
-    assert bool((fuzzy.stderr > 0).all())
-
-
-UNEQUAL = sg.oracles.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.1, [0.3, 0.7])
-
-
-@pytest.mark.parametrize(
-    ("sde", "dtype"),
-    [(CRITICAL, torch.float32), (CRITICAL, F64), (UNDER, F64), (THIRD, F64)],
-    ids=["critical-float32", "critical", "under", "third"],
-)
-@pytest.mark.parametrize(
-    "oracle", [sg.oracles.Gaussian(torch.tensor([0.3]), 0.25), UNEQUAL], ids=["gaussian", "mixture"]
-)
-def test_the_error_of_a_joint_density_bounds_it(oracle: Any, sde: sg.processes.MatrixSDE, dtype: torch.dtype) -> None:
-    """Against the process' own law, from which the prior is some way off, in 95 % of points; and not by far."""
-    eps = 1e-3
-    z = oracle.sample(40, sde, eps, seed=0, dtype=dtype)
-    result = sg.log_prob(oracle.score(sde), sde, z, eps=eps, method=FixedGrid(48))
-    off = (result.value - oracle.log_prob(z.double(), sde, eps)).abs()
-    assert float((off <= result.error).double().mean()) >= 0.95
-    assert float(result.error.median()) < 30 * float(off.median())
-
-    low, high = result.interval(0.95)
-    assert bool((low < result.value).all()) and bool((result.value < high).all())
-    assert result.unresolved == () and not result.error.requires_grad
-
-
-def test_joint_densities_go_on_until_the_tolerance() -> None:
-    """Samples within it keep their value, whatever the others; what does not arrive is named, with a warning."""
-    oracle, eps = UNEQUAL, 1e-2
-    z = oracle.sample(6, CRITICAL, eps, seed=0, dtype=F64)
-    score = oracle.score(CRITICAL)
-    loose = sg.log_prob(score, CRITICAL, z, eps=eps, method=FixedGrid(atol=1.0))
-    assert loose.nfe == 4 * (48 + 24) + 2 and loose.unresolved == ()
-    assert torch.equal(loose.value, sg.log_prob(score, CRITICAL, z, eps=eps, method=FixedGrid(48)).value)
-
-    alone = sg.log_prob(score, CRITICAL, z[2:3], eps=eps)
-    among = sg.log_prob(score, CRITICAL, z, eps=eps)
-    assert among.nfe > loose.nfe and bool((among.error <= loose.error).all())
-    torch.testing.assert_close(among.value[2:3], alone.value, rtol=0, atol=1e-12)
-    with pytest.warns(sg.likelihood.LikelihoodWarning, match="did not come down to the tolerance"):
-        beyond = sg.log_prob(score, CRITICAL, z[:1], eps=eps, method=FixedGrid(atol=1e-13))
-    assert beyond.unresolved == (0,)
 
 
 @pytest.mark.parametrize(
@@ -445,31 +225,6 @@ def test_which_default_on_a_process_with_a_matrix() -> None:
     assert sg.defaults.default_setting(CRITICAL, 7) == sg.Setting(sg.schemes.GDDIM(1), "quadratic")
     assert sg.defaults.default_setting(CRITICAL, 8) == sg.Setting(sg.schemes.GDDIM(3), "quadratic")
     assert sg.defaults.default_setting(CRITICAL, 20, t_end=0.0) == sg.Setting("heun2")
-
-
-def test_the_velocity_bound_is_below_the_density_and_not_far() -> None:
-    """The mean gap is the divergence from the velocity's law at t = 0 to its law given the data: 0 at eps -> 0."""
-    oracle, eps = sg.oracles.Gaussian(torch.zeros(3), 0.25), 1e-3
-    x = oracle.sample(400, seed=3, dtype=F64)
-    bound = sg.likelihood.velocity_bound(
-        oracle.score(CRITICAL), CRITICAL, x, seed=0, trace="exact", eps=eps, method=FixedGrid(24)
-    )
-    # The joint law at eps is a Gaussian: the bound's mean over q(x) q(v) is known.
-    mu, covariance = (v.numpy() for v in CRITICAL.kernel(torch.tensor(eps, dtype=F64)))
-    joint = 0.25 * np.outer(mu, mu) + covariance
-    moments = np.diag([0.25, CRITICAL.gamma * CRITICAL.mass])
-    cross = 0.5 * (np.trace(np.linalg.solve(joint, moments)) + np.linalg.slogdet(2 * math.pi * joint)[1])
-    entropy = 0.5 * math.log(2 * math.pi * math.e * CRITICAL.gamma * CRITICAL.mass)
-    expected = 3 * (entropy - cross)
-    error = float(bound.value.std()) / math.sqrt(len(x))
-    assert abs(float(bound.value.mean()) - expected) < 4 * error + 0.03  # steps and the prior's mismatch
-    assert expected < 3 * (-0.5 * math.log(2 * math.pi * math.e * 0.25)) + 1e-3
-    levels = ((x + 2) * 4).long().clamp(0, 15)  # of this density: fewer bits than the 4 of a uniform guess
-    options: dict[str, Any] = {"seed": 0, "trace": "exact", "eps": eps, "method": FixedGrid(24)}
-    bits = sg.bits_per_dim(oracle.score(CRITICAL), CRITICAL, levels, n_levels=16, data_range=(-2.0, 2.0), **options)
-    of_the_density = math.log2(16 / 4) - float(bound.value.mean()) / (3 * math.log(2))
-    assert abs(bits.value - of_the_density) < 4 * bits.stderr and bits.value < 4
-    assert "velocity draw" in bits.protocol
 
 
 BAD: list[tuple[Any, str]] = [
@@ -557,3 +312,348 @@ def test_a_network_that_writes_into_its_state_leaves_the_caller_s() -> None:
     with pytest.raises(ValueError):
         sg.sample(score, CRITICAL, x_T=x, solver="euler", steps=4, seed=0)
     assert torch.equal(x, before)
+
+
+INTEGRATED = sg.processes.MatrixSDE.from_functions(
+    lambda t: (0.5 + 1.5 * t) * A,
+    lambda t: math.sqrt(0.5 + 1.5 * t) * D,
+    prior_covariance=P,
+    initial_covariance=SIGMA_0,
+    T=2.0,
+    eps=0.01,
+)
+
+
+CHAIN = np.array([[0.0, 1, 0], [-1, 0, 2], [0, -2, -3]])
+
+
+@pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
+def test_propagators(sde: sg.processes.MatrixSDE) -> None:
+    """Forward and backward in time, with and without a pull to the prior; the noise's covariance is positive."""
+    Q = D @ D.T
+    for s, t in ((0.2, 1.5), (1.5, 0.2), (0.7, 0.7)):
+        B, back = rate_between(s, t), -1.0 if t < s else 1.0
+        for pull, noise in ((0.0, 1.0), (0.75, 0.5), (-2.0, 0.0)):
+            M = A + pull * Q @ np.linalg.inv(P)
+            phi, N = sde.propagate(s, t, pull, noise)
+            expected = moved(back * M, noise**2 * Q, abs(B))
+            np.testing.assert_allclose(phi, expected[0], rtol=1e-8, atol=1e-10)
+            np.testing.assert_allclose(N, expected[1], rtol=1e-8, atol=1e-10)
+    for got, expected_ in zip(sde.propagate(0.2, 0.9), moved(A, Q, rate_between(0.2, 0.9)), strict=True):
+        np.testing.assert_allclose(got, expected_, rtol=1e-8)
+
+
+@pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
+def test_nodes_hold_the_process_at_a_time(sde: sg.processes.MatrixSDE) -> None:
+    """Drift, diffusion, transition, law given the data, its Cholesky factor, and what leads to other times."""
+    t, beta = 0.6, 0.5 + 1.5 * 0.6
+    early, node = sde.nodes([0.1, t])
+    assert isinstance(node, MatrixNode)
+    assert (early.t, node.t, node.sde) == (0.1, t, sde)
+    phi, N = moved(A, D @ D.T, rate_between(0, t))
+    mu, cov = law(sde, t)
+    np.testing.assert_allclose(node.F, beta * A, rtol=1e-12)
+    np.testing.assert_allclose(node.g.array, math.sqrt(beta) * D, rtol=1e-12)
+    for got, expected in ((node.phi, phi), (node.N, N), (node.mu, mu), (node.cov, cov), (node.L @ node.L.T, cov)):
+        np.testing.assert_allclose(got, expected, rtol=1e-9)
+    assert node.L[0, 1] == 0.0
+    for to in (0.1, 1.7):
+        B = rate_between(t, to)
+        np.testing.assert_allclose(node.noise_until(to).array, abs(B) * D @ D.T, rtol=1e-12)
+        step, none = node.transport(to)
+        np.testing.assert_allclose(step.array, scipy.linalg.expm(A * B), rtol=1e-8)
+        assert not none.any()
+        for got, expected in zip(node.transport(to, 0.5, 2.0), sde.propagate(t, to, 0.5, 2.0), strict=True):
+            np.testing.assert_array_equal(getattr(got, "array", got), expected)
+
+
+def test_conversions_by_hand() -> None:
+    """Through the noise: z = mu D + L eps; for each pair (from, to) the coefficients on state and output."""
+    (node,) = COUPLED.nodes([0.6])
+    assert isinstance(node, MatrixNode)
+    mu, L, phi, N, R, F, GG = node.mu, node.L, node.phi, node.N, node.R, node.F, node.g.array @ node.g.array.T
+    eps, x0 = np.array([0.7, -0.4]), 1.3
+    z = mu * x0 + L @ eps
+    score = -np.linalg.solve(L.T, eps)
+    truth = {
+        "noise": eps,
+        "score": score,
+        "gddim-noise": -R.T @ score,
+        "drift": F @ z - (1 + 0.5**2) / 2 * GG @ score,
+        "data": np.linalg.solve(phi, z + N @ score),  # Tweedie: E[z_0 | z]
+    }
+    outputs = {
+        "noise": eps,
+        "score": score,
+        "data_x": np.array([x0, 99.0]),
+        "noise_v": np.array([99.0, eps[1]]),
+        "score_v": np.array([99.0, -eps[1] / L[1, 1]]),
+    }
+    for source, output in outputs.items():
+        for target, expected in truth.items():
+            if source == target:
+                assert node.convert(source, target) == (0.0, 1.0)
+                continue
+            c_z, c_r = node.convert(source, target, 0.5)
+            np.testing.assert_allclose(c_z.array @ z + c_r.array @ output, expected, rtol=1e-9, atol=1e-12)
+    c_z, c_r = node.convert("noise", "drift")  # eta is 0
+    np.testing.assert_allclose(c_z.array @ z + c_r.array @ eps, F @ z - GG @ score / 2, rtol=1e-9)
+
+
+@pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
+def test_kernels_over_batches_of_times(sde: sg.processes.MatrixSDE) -> None:
+    """Shapes follow the times', a scalar beside a batch too; values are those of each time alone."""
+    t = torch.tensor([0.3, 1.1], dtype=F64)
+    for s_, t_ in ((0.1, t), (t, 1.8), (t / 2, t)):
+        phi, N = sde.transition(s_, t_)
+        assert phi.shape == N.shape == (2, 2, 2)
+        for i in range(2):
+            a, b = (float(v[i]) if isinstance(v, Tensor) else v for v in (s_, t_))
+            expected = moved(A, D @ D.T, rate_between(a, b))
+            np.testing.assert_allclose(phi[i], expected[0], rtol=1e-8)
+            np.testing.assert_allclose(N[i], expected[1], rtol=1e-8)
+    assert sde.transition(0.1, 0.2)[0].shape == (2, 2)
+    assert sde.transition(0.1, torch.tensor([0.5]))[0].dtype == torch.float32
+    assert sde.drift_matrix(t).shape == sde.g(t).shape == (2, 2, 2)
+    assert sde.drift_matrix(t.reshape(1, 2)).shape == (1, 2, 2, 2)
+    beta = 0.5 + 1.5 * t.numpy()
+    np.testing.assert_allclose(sde.drift_matrix(t), beta[:, None, None] * A, rtol=1e-12)
+    np.testing.assert_allclose(sde.g(t), np.sqrt(beta)[:, None, None] * D, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
+def test_the_law_given_the_data(sde: sg.processes.MatrixSDE) -> None:
+    """Kernel, marginal, perturbed data, observation, log-SNR and its inverse, drift and diffusion of a state."""
+    t = torch.tensor([0.3, 1.1], dtype=F64)
+    x0 = torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.0, 4.0]], dtype=F64)
+    z = torch.arange(12.0, dtype=F64).reshape(2, 2, 3) - 5
+    mean, covariance = sde.marginal(x0, t)
+    noisy = sde.perturb(x0, t, z)
+    w, level = sde.observation(t)
+    log_snr = sde.log_snr(t)
+    drift, diffusion = sde.f(z, t), sde.diffusion(z, t)
+    for i, t_i in enumerate(t.tolist()):
+        mu, cov = law(sde, t_i)
+        beta = 0.5 + 1.5 * t_i
+        np.testing.assert_allclose(sde.kernel(t_i)[0], mu, rtol=1e-8)
+        np.testing.assert_allclose(sde.kernel(t_i)[1], cov, rtol=1e-8)
+        np.testing.assert_allclose(mean[i], np.outer(mu, x0[i]), rtol=1e-8)
+        np.testing.assert_allclose(covariance[i], cov, rtol=1e-8)
+        np.testing.assert_allclose(noisy[i], mean[i].numpy() + np.linalg.cholesky(cov) @ z[i].numpy(), rtol=1e-8)
+        precision = mu @ np.linalg.solve(cov, mu)
+        np.testing.assert_allclose(w[i], np.linalg.solve(cov, mu) / precision, rtol=1e-8)
+        assert float(level[i]) == pytest.approx(precision**-0.5)
+        assert float(log_snr[i]) == pytest.approx(math.log(precision))
+        np.testing.assert_allclose(drift[i], beta * A @ z[i].numpy(), rtol=1e-9)
+        np.testing.assert_allclose(diffusion[i], beta * D @ D.T @ z[i].numpy(), rtol=1e-9)
+    assert sde.marginal(x0, 0.3)[1].shape == (2, 2)
+    assert sde.log_snr(t.float()).dtype == torch.float32
+
+
+def test_log_snr_at_both_ends() -> None:
+    """Infinite at 0, even beside other times; its inverse is the time."""
+    t = torch.tensor([0.0, 0.2, 2.0], dtype=F64)
+    assert COUPLED.log_snr(t)[0] == math.inf
+    assert COUPLED.log_snr(0.0) == math.inf
+    assert torch.isfinite(COUPLED.log_snr(t)[1:]).all()
+    torch.testing.assert_close(CRITICAL.time(CRITICAL.log_snr(t[1:2])), t[1:2], rtol=1e-9, atol=0)
+    assert float(CRITICAL.time(float(CRITICAL.log_snr(0.4)))) == pytest.approx(0.4, rel=1e-9)
+
+
+def test_the_prior_by_hand() -> None:
+    """N(0, P), at an earlier time N(0, Sigma); its density per sample is PyTorch's."""
+    z = torch.arange(12.0, dtype=F64).reshape(2, 2, 3) / 5 - 1
+    for t, cov in ((None, P), (2.0, P), (0.6, law(COUPLED, 0.6)[1])):
+        expected = np.einsum("ij,bjn->bin", np.linalg.cholesky(cov), z.numpy())
+        np.testing.assert_allclose(COUPLED.prior_transform(z, t), expected, rtol=1e-9)
+    prior = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=F64), torch.from_numpy(P))
+    torch.testing.assert_close(COUPLED.prior_log_prob(z), prior.log_prob(z.mT).sum(1))
+    assert (COUPLED.blocks, COUPLED.marginal_kind, THIRD.blocks, CRITICAL.prior_std) == (2, "matrix", 3, 1.0)
+    wide = sg.processes.MatrixSDE.from_rate(
+        CHAIN, CHAIN, prior_covariance=4 * np.eye(3), initial_covariance=np.zeros((3, 3))
+    )
+    assert wide.prior_std == 2.0
+    assert COUPLED.position(z).tolist() == z[:, 0].tolist()
+    assert CRITICAL.velocity(z).tolist() == z[:, 1].tolist()
+
+
+def test_what_a_matrix_process_is_without_options() -> None:
+    """Rate 1, T = 1, eps = 1e-3, and a rate that stays what it is at 0."""
+    options = {"prior_covariance": P, "initial_covariance": SIGMA_0}
+    plain, other = (
+        sg.processes.MatrixSDE.from_rate(A, D, **options),
+        sg.processes.MatrixSDE.from_functions(lambda t: A, lambda t: D, **options),
+    )
+    for sde in (plain, other):
+        assert (sde.T, sde.eps, sde.default_grid) == (1.0, 1e-3, "quadratic")
+        np.testing.assert_allclose(sde.drift_matrix(0.0), A)
+        np.testing.assert_allclose(sde.drift_matrix(0.9), A)
+        assert (sde.prior_covariance, sde.initial_covariance) == (Matrix.of(P), Matrix.of(SIGMA_0))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            sde.T = 2.0
+    assert (COUPLED.T, COUPLED.eps, INTEGRATED.T, INTEGRATED.eps) == (2.0, 0.01, 2.0, 0.01)
+    sloped = sg.processes.MatrixSDE.from_rate(A, D, **options, beta_min=0.5, beta_max=2.0)
+    np.testing.assert_allclose(sloped.drift_matrix(1.0), 2 * A)
+    np.testing.assert_allclose(sloped.drift_matrix(0.0), A / 2)
+    text = "CLD(mass=0.25, friction=1.0, beta_min=4.0, beta_max=4.0, gamma=0.04, T=1.0, eps=0.001)"
+    assert repr(sg.CLD()) == text
+
+
+def test_limits_of_covariances() -> None:
+    """A prior is definite, an initial covariance may be singular; neither is ragged, infinite or asymmetric."""
+    assert require_covariance("prior", P).array.tolist() == P.tolist()
+    assert require_covariance("prior", Matrix.of(P)) == Matrix.of(P)
+    flat = [[1.0, 0.0], [0.0, 0.0]]
+    assert require_covariance("start", flat, definite=False) == Matrix.of(flat)
+    with pytest.raises(ValueError, match="positive definite"):
+        require_covariance("prior", flat)
+    wrong: list[tuple[Any, bool, str]] = [
+        ([[1.0, math.inf], [math.inf, 1.0]], True, "finite square matrix"),
+        (flat, True, "positive definite, got .* with the eigenvalue 0"),
+        ([[-1.0]], False, "positive semi-definite, got .* with the eigenvalue -1"),
+        ([1.0, 2.0], True, "finite square matrix"),
+        ([[[1.0]]], True, "finite square matrix"),
+        ([[1.0, 2.0]], True, "finite square matrix"),
+        ([[math.inf]], True, "finite square matrix"),
+        ([[1.0, 0.1], [0.0, 1.0]], True, "symmetric"),
+    ]
+    for matrix, definite, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            require_covariance("prior", matrix, definite=definite)
+
+
+def test_van_loan_by_hand() -> None:
+    """Any length of time, none at all, and no times at all; the result is symmetric."""
+    A_, Q = torch.from_numpy(A), torch.from_numpy(D @ D.T)
+    B = torch.tensor([0.0, 1e-4, 0.3, 1.0, 5.0], dtype=F64)
+    phi, N = van_loan(A_, Q, B)
+    for i, b in enumerate(B.tolist()):
+        expected = moved(A, D @ D.T, b)
+        np.testing.assert_allclose(phi[i], expected[0], rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(N[i], expected[1], rtol=1e-11, atol=0)
+    assert torch.equal(N, N.mT)
+    assert torch.equal(van_loan(A_, Q, torch.zeros(2, dtype=F64))[0], torch.eye(2, dtype=F64).expand(2, 2, 2))
+    assert van_loan(A_, Q, torch.zeros(0, dtype=F64))[1].shape == (0, 2, 2)
+    far, _ = van_loan(torch.tensor([[-1.0, 0.0], [0.0, -2.0]], dtype=F64), Q, torch.tensor(700.0, dtype=F64))
+    assert float(far[0, 0]) == pytest.approx(math.exp(-700), rel=1e-10)
+    uneven, _ = van_loan(torch.tensor([[-0.1, 0.0], [0.0, -40.0]], dtype=F64), Q, torch.tensor(1.0, dtype=F64))
+    np.testing.assert_allclose(uneven, np.diag(np.exp([-0.1, -40.0])), rtol=1e-12)
+
+
+def test_rotations_by_hand() -> None:
+    """The Cholesky factor at T; before, R' = (F + GG^T Sigma^-1 / 2) R, by differences; down to 1e-7 T, no further."""
+    t = np.array([2.0, 1.2, 0.05])
+    R = COUPLED.rotation(t)
+    np.testing.assert_allclose(R[0], np.linalg.cholesky(law(COUPLED, 2.0)[1]), rtol=1e-8, atol=1e-12)
+    for t_i, R_i in zip(t[1:], R[1:], strict=True):
+        cov, beta, h = law(COUPLED, t_i)[1], 0.5 + 1.5 * t_i, 1e-4 * t_i
+        ahead, back = COUPLED.rotation([t_i + h, t_i - h])
+        slope = (beta * A + beta * D @ D.T @ np.linalg.inv(cov) / 2) @ R_i
+        np.testing.assert_allclose((ahead - back) / (2 * h), slope, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(R_i @ R_i.T, cov, rtol=1e-12)
+    (node,) = COUPLED.nodes([1.2])
+    np.testing.assert_allclose(node.R, R[1], rtol=1e-12)
+    u = [1.3, 2.0]
+    for got, u_i in zip(COUPLED.carried(u, 1.2), u, strict=True):
+        back_ = scipy.linalg.expm(-A * rate_between(1.2, u_i))
+        np.testing.assert_allclose(got, back_ @ COUPLED.rotation([u_i])[0], rtol=1e-9)
+    early = CRITICAL.rotation([1e-7])[0]
+    np.testing.assert_allclose(early @ early.T, CRITICAL.nodes([1e-7])[0].cov, rtol=1e-9, atol=1e-20)
+    CRITICAL.rotation([1 + 1e-9])
+    for wrong in (0.99e-7, 1 + 1.5e-9):
+        with pytest.raises(ValueError, match=r"rotation is known from 1e-07 to T=1\.0"):
+            CRITICAL.rotation([0.5, wrong])
+    with pytest.raises(ValueError, match=r"is known from 2e-07 to T=2\.0"):
+        COUPLED.rotation([1.5e-7])
+
+
+def test_rotations_of_a_short_process() -> None:
+    """They are a longer one's, turned: the flow is the same, down to 1e-7 of its own end."""
+    short, long = sg.CLD(T=0.01, eps=1e-4), sg.CLD()
+    turn = np.linalg.solve(long.rotation([0.01])[0], short.rotation([0.01])[0])
+    for got, expected in zip(short.rotation([1e-3, 2e-7]), long.rotation([1e-3, 2e-7]), strict=True):
+        np.testing.assert_allclose(got, expected @ turn, rtol=1e-8, atol=1e-8 * abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [CRITICAL, COUPLED, INTEGRATED, sg.schemes.SSCS(), sg.schemes.GDDIM(), sg.schemes.VelocityLangevin()],
+    ids=case_id,
+)
+def test_matrix_processes_and_their_solvers_do_not_change(value: Any) -> None:
+    """They are values."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, dataclasses.fields(value)[0].name, None)
+    assert hash(value) == hash(dataclasses.replace(value))
+
+
+@pytest.mark.parametrize(("s", "t"), [(0.5, 1.5), (1.5, 0.5)])
+def test_noise_between_times_of_a_rate_that_is_no_line(s: float, t: float) -> None:
+    """GG^T = t^4 DD^T: from 0.5 to 1.5 its integral is (1.5^5 - 0.5^5) / 5."""
+    flat = np.diag([0.0, 0.1])
+    sde = sg.processes.MatrixSDE.from_functions(
+        lambda t: A, lambda t: t * t * D, prior_covariance=P, initial_covariance=flat, T=2.0
+    )
+    (node,) = sde.nodes([s])
+    assert isinstance(node, MatrixNode)
+    np.testing.assert_allclose(node.noise_until(t).array, (1.5**5 - 0.5**5) / 5 * D @ D.T, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
+def test_the_kernel_at_time_zero(sde: sg.processes.MatrixSDE) -> None:
+    """The data, and around it the initial covariance."""
+    mu, covariance = sde.kernel(0.0)
+    assert mu.tolist() == [1.0, 0.0]
+    assert covariance.tolist() == SIGMA_0.tolist()
+    times = torch.tensor([0.0, 0.5], dtype=F64)
+    assert sde.kernel(times)[0][0].tolist() == [1.0, 0.0]
+    assert torch.equal(sde.transition(times, 0.5)[0][1], torch.eye(2, dtype=F64))
+
+
+def test_three_blocks_by_hand() -> None:
+    """Where the last block is not the second: noise and score of the last block alone give the whole noise."""
+    (node,) = THIRD.nodes([0.5])
+    assert isinstance(node, MatrixNode)
+    eps, x0 = np.array([0.7, -0.4, 1.1]), 1.3
+    z = node.mu * x0 + node.L @ eps
+    score = -np.linalg.solve(node.L.T, eps)
+    for source, last in (("noise_v", eps[2]), ("score_v", score[2])):
+        c_z, c_r = node.convert(source, "noise")
+        np.testing.assert_allclose(c_z.array @ z + c_r.array @ [99.0, 77.0, last], eps, rtol=1e-7)
+
+
+def test_conversions_over_a_batch() -> None:
+    """Each sample at its own time; eta is 0 by default, and what is asked for already is left alone."""
+    t = torch.tensor([0.9, 0.3, 0.9], dtype=F64)
+    z, out = (torch.randn(3, 2, 2, dtype=F64, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    drift = COUPLED.convert("score", "drift", z, t, out)
+    noisy = COUPLED.convert("score", "drift", z, t, out, eta=1.0)
+    for i, t_i in enumerate(t.tolist()):
+        beta = 0.5 + 1.5 * t_i
+        flow = beta * A @ z[i].numpy() - beta / 2 * D @ D.T @ out[i].numpy()
+        np.testing.assert_allclose(drift[i], flow, rtol=1e-9)
+        np.testing.assert_allclose(noisy[i], flow - beta / 2 * D @ D.T @ out[i].numpy(), rtol=1e-9)
+    assert COUPLED.convert("score", "score", z, t, out) is out
+    assert COUPLED.convert("score", "score", z[:1], t[:1], out[:1]).shape == (1, 2, 2)
+    torch.testing.assert_close(COUPLED.convert("score", "drift", z[:1], t[:1], out[:1]), drift[:1])
+
+
+def test_states_have_a_batch_and_blocks() -> None:
+    """(B, k) is a state of nothing but blocks; (k,) and another number of blocks are none."""
+    assert COUPLED.position(torch.tensor([[1.0, 2.0]])).tolist() == [1.0]
+    for shape in ((2,), (2, 3), (3, 3, 2)):
+        with pytest.raises(ValueError, match=r"has 2 blocks on axis 1"):
+            COUPLED.position(torch.zeros(shape))
+
+
+def test_single_precision_is_double_precision_rounded() -> None:
+    """Kernels are computed in float64, whatever the times' dtype."""
+    t = torch.tensor([1e-5, 1e-3, 0.3], dtype=torch.float32)
+    for sde in (CRITICAL, COUPLED):
+        exact = sde.transition_of_rate(sde.integrated_beta(t).double())  # type: ignore[attr-defined]
+        for got, expected in zip(sde.transition(0.0, t), exact, strict=True):
+            assert torch.equal(got, expected.float())
+        torch.testing.assert_close(sde.log_snr(t), sde.log_snr(t.double()).float(), rtol=1e-6, atol=0)
+    B = torch.tensor([1e-4, 0.3], dtype=torch.float32)
+    for got, expected in zip(CRITICAL.transition_of_rate(B), CRITICAL.transition_of_rate(B.double()), strict=True):
+        assert torch.equal(got, expected.float())

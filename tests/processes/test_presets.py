@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde import presets
+from sgm_sde.processes.linear import ScheduleSDE
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
@@ -25,8 +27,6 @@ from tests.helpers import (
     marginal_std,
     noise_of_any_start,
 )
-
-# --- presets against the papers' formulas ----------------------------------------------------------------------------
 
 
 def running_product(factors: Sequence[float]) -> list[float]:
@@ -67,7 +67,11 @@ def lu_cosine(t: float) -> tuple[float, float]:
 
 
 Kernel = Callable[[float], tuple[float, float]]
+
+
 TIMES = (0.001, 0.1, 0.4, 0.75, 1.0)  # each an entry of the tables of a thousand
+
+
 PRESETS: dict[str, tuple[sg.LinearSDE, Sequence[float], Kernel]] = {
     "ddpm": (presets.ddpm(), TIMES, lambda t: from_alpha_bar(ddpm_table()[round(1000 * t) - 1])),
     "ddpm, 50": (
@@ -82,6 +86,8 @@ PRESETS: dict[str, tuple[sg.LinearSDE, Sequence[float], Kernel]] = {
     "edm": (presets.edm(), (0.002, 0.1, 1.0, 25.0, 80.0), lambda t: (1.0, t)),
     "flow": (sg.RectifiedFlowSDE(), (0.001, 0.1, 0.4, 0.75, 0.999), lambda t: (1 - t, t)),
 }  # fmt: skip
+
+
 ENDS = {
     "ddpm": (1.0, 1 / 1000), "ddpm, 50": (1.0, 1 / 50), "iddpm": (1.0, 1 / 1000), "cosine": (0.9946, 1e-3),
     "vp": (1.0, 1e-3), "sub-vp": (1.0, 1e-3), "ve": (1.0, 1e-5), "ncsn": (1.0, 1 / 10), "edm": (80.0, 0.002),
@@ -137,9 +143,6 @@ def test_drift_and_diffusion_of_the_literature(name: str) -> None:
         assert float(sde.g(got)) ** 2 == pytest.approx(g2, rel=1e-6)
 
 
-# --- one noise level on many processes -------------------------------------------------------------------------------
-
-
 @given(level=st.floats(0.002, 80.0))
 def test_noise_levels_go_from_vp_to_edm_and_back(level: float) -> None:
     """VP's time of an EDM noise level has that level, in formula and in label, to 1e-10."""
@@ -183,9 +186,9 @@ def test_solvers_in_the_noise_level_are_the_same_on_all_processes(name: str, pro
         torch.testing.assert_close(run(sde, grid), run(edm, sg.Grid(levels)), rtol=1e-8, atol=1e-8)
 
 
-# --- every solver reaches the data on every process ------------------------------------------------------------------
-
 PROCESSES = ["vp", "ve", "sub-vp", "edm", "cosine", "flow"]
+
+
 MEAN, STD = 0.3, 0.5
 
 
@@ -248,3 +251,55 @@ def test_predictor_corrector_comes_close(order: str, process: str) -> None:
     x = sg.sample(score, sde, (16, 1024), solver=solver, grid=grid, final="none", seed=0).x
     assert float(x.mean()) == pytest.approx(float(sde.alpha(end)) * MEAN, abs=0.04)
     assert float(x.std()) == pytest.approx(marginal_std(sde, STD, end), rel=0.05)
+
+
+def test_presets_have_the_constants_of_their_papers() -> None:
+    """Constants as printed in the papers."""
+    assert sg.presets.score_sde_vp() == sg.VPSDE(beta_min=0.1, beta_max=20.0, T=1.0, eps=1e-3)
+    assert sg.presets.score_sde_subvp() == sg.SubVPSDE(beta_min=0.1, beta_max=20.0, T=1.0, eps=1e-3)
+    assert sg.presets.score_sde_ve_cifar10() == sg.VESDE(sigma_min=0.01, sigma_max=50.0, T=1.0, eps=1e-5)
+    assert sg.presets.cosine() == sg.CosineVPSDE(s=0.008, T=0.9946, eps=1e-3)
+    assert sg.presets.edm() == sg.EDMSDE(sigma_min=0.002, sigma_max=80.0)
+    assert (sg.presets.edm().T, sg.presets.edm().eps) == (80.0, 0.002)
+
+
+def test_defaults_are_the_papers_too() -> None:
+    """Without arguments a process is the one of its paper."""
+    described = {
+        sg.VPSDE: "VPSDE(beta_min=0.1, beta_max=20.0, T=1.0, eps=0.001)",
+        sg.SubVPSDE: "SubVPSDE(beta_min=0.1, beta_max=20.0, T=1.0, eps=0.001)",
+        sg.CosineVPSDE: "CosineVPSDE(s=0.008, T=0.9946, eps=0.001)",
+        sg.VESDE: "VESDE(sigma_min=0.01, sigma_max=50.0, T=1.0, eps=1e-05)",
+        sg.EDMSDE: "EDMSDE(sigma_min=0.002, sigma_max=80.0)",
+        sg.RectifiedFlowSDE: "RectifiedFlowSDE(T=0.999, eps=0.001)",
+    }
+    for process, text in described.items():
+        assert repr(process()) == text
+    for schedule in (sg.LinearSDE.from_schedule(torch.ones_like, torch.exp), ScheduleSDE(torch.ones_like, torch.exp)):
+        assert (schedule.T, schedule.eps) == (1.0, 1e-3)
+    assert [p.default_grid for p in (sg.VPSDE, sg.VESDE, sg.EDMSDE)] == ["uniform", "uniform", "karras"]
+
+
+def test_ddpm_s_table() -> None:
+    """A thousand betas, linear from 1e-4 to 0.02 (Ho et al., section 4)."""
+    betas = sg.presets.ddpm().betas
+    assert len(betas) == 1000
+    assert betas == pytest.approx(np.linspace(1e-4, 0.02, 1000), rel=1e-12)
+    assert sg.presets.ddpm(3).betas == pytest.approx([1e-4, 0.01005, 0.02])
+
+
+def test_improved_ddpm_s_table() -> None:
+    """A thousand betas from cos^2((t + 0.008)/1.008 pi/2), none above 0.999 (Nichol & Dhariwal, equation 17)."""
+    betas = sg.presets.iddpm_cosine().betas
+    assert len(betas) == 1000
+    assert (betas[0], betas[-1]) == (pytest.approx(4.128422482e-5, rel=1e-9), 0.999)  # as their code prints them
+    f = np.cos((np.linspace(0, 1, 6) + 0.008) / 1.008 * np.pi / 2) ** 2
+    small = sg.presets.iddpm_cosine(5).betas
+    assert np.cumprod(1 - np.array(small))[:4] == pytest.approx(f[1:5] / f[0], rel=1e-12)
+    assert small[4] == 0.999
+
+
+def test_ncsn_s_ladder() -> None:
+    """Ten levels from 1 to 0.01, each 10^(-2/9) times the one before (Song & Ermon, section 5)."""
+    sigmas = sg.presets.ncsn_cifar10().sigmas
+    assert sigmas == pytest.approx(np.geomspace(0.01, 1, 10), rel=1e-12)
