@@ -1,9 +1,11 @@
-"""Grids that cannot be right: times that nearly coincide, and times that single precision has rounded."""
+"""Grids: shifted, from a table of levels, and those that cannot be right: times that nearly coincide or are rounded."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -11,15 +13,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sgm_sde as sg
+from sgm_sde.adapters import SolverScheduler, from_diffusers
 from sgm_sde.engine.program import Program
 from sgm_sde.schemes.exponential import ExponentialAdams
-from tests.helpers import impulse_response
+from tests.adapters.cases import DDPM, network
+from tests.conventions import case_id
+from tests.helpers import F64, impulse_response
 
 VP = sg.VPSDE()
+
+
 GAUSSIAN = sg.oracles.Gaussian(torch.tensor([0.3]), 0.25)
+
+
 MULTISTEP = {name: solver for name, solver in sg.solvers().fixed.items() if isinstance(solver, ExponentialAdams)}
+
+
 PROCESSES = {"vp": VP, "edm": sg.EDMSDE(), "flow": sg.RectifiedFlowSDE(), "cosine": sg.CosineVPSDE()}
+
+
 LOG_SNR = sg.grids.LogSNR()(VP, 60).times
+
+
 DISTANCES = [1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-12]
 
 
@@ -39,9 +54,6 @@ def joined() -> tuple[list[float], list[float]]:
     upper, lower = torch.linspace(1, 0.3, 32), torch.linspace(0.3, 0.001, 32)
     lower[0] = torch.nextafter(lower[0], torch.tensor(0.0))
     return torch.cat([upper, lower]).tolist(), torch.cat([upper, lower[1:]]).tolist()
-
-
-# --- times that are one ----------------------------------------------------------------------------------------------
 
 
 def test_times_that_single_precision_cannot_tell_apart_are_one() -> None:
@@ -69,9 +81,6 @@ def test_steps_of_a_millionth_are_steps() -> None:
     """Steps of a millionth of the time, as a grid of a million even steps has them, are not taken for rounding."""
     step = (80.0 - 0.002) / 1e6
     assert sg.Grid([80.0, 80.0 - step, 80.0 - 2 * step]).steps == 2
-
-
-# --- what solvers make of times close together -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name, solver in MULTISTEP.items() if solver.stochastic])
@@ -179,9 +188,6 @@ def test_gddim_passes_over_times_close_together(distance: float) -> None:
     torch.testing.assert_close(end(with_time(times, times[8] * (1 - distance))), plain, rtol=0, atol=2e-3)
 
 
-# --- ends in single precision ----------------------------------------------------------------------------------------
-
-
 def karras_in_float32(sigma_min: float, sigma_max: float, n: int, rho: float = 7.0) -> torch.Tensor:
     """k-diffusion's `get_sigmas_karras` without its trailing 0."""
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
@@ -258,3 +264,52 @@ def test_windows_end_at_rounded_levels() -> None:
     grid = sg.Grid([14.6146, float(torch.tensor(0.7)), 0.0292])
     churned = sg.Heun(s_churn=0.5, s_tmin=0.0, s_tmax=0.7).compile(sde, grid)
     assert sum(bool(stage.noises) for stage in churned.stages) >= 1
+
+
+@pytest.mark.parametrize("sde", [sg.RectifiedFlowSDE(), sg.RectifiedFlowSDE(T=1.0, eps=0.0), sg.VPSDE(), sg.EDMSDE()])
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_shifted(sde: Any, shift: float) -> None:
+    """Noise levels of the base times the shift; the ends stay."""
+    grid = sg.grids.Shifted(shift)(sde, 8)
+    assert (grid.times[0], grid.times[-1]) == (sde.T, sde.eps)
+    levels = (-sde.log_snr(torch.tensor(grid.times[1:-1], dtype=F64)) / 2).exp() / shift
+    base = sde.time(-2 * levels.log())
+    steps = base.diff()
+    torch.testing.assert_close(steps, steps[:1].expand(6), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: sg.grids.Shifted(0.0), "shift must be positive and finite, got 0"),
+        (lambda: sg.grids.Shifted(2.0, "uniform"), "base must be a grid rule"),
+        (lambda: sg.grids.FromLevels([1.0, 2.0]), r"got levels\[0\] = 1.0 followed by 2.0"),
+        (lambda: sg.grids.FromLevels([1.0]), "two noise levels or more, got 1"),
+        (lambda: sg.grids.FromLevels("ays"), "levels must be a sequence of numbers"),
+        (lambda: SolverScheduler(DDPM).set_timesteps(timesteps=[1], sigmas=[1]), "not both"),
+        (lambda: SolverScheduler(DDPM).set_timesteps(5, mu=1.0), "mu=1.0 is a shift of flow matching's times"),
+        (lambda: SolverScheduler(DDPM).set_begin_index(1), "there is no run to begin"),
+        (lambda: from_diffusers(network, DDPM, time_scale=1.0), "time_scale=1.0 goes with flow matching"),
+    ],
+    ids=case_id,
+)
+def test_misuse_of_shifts_and_tables(make: Callable[..., Any], match: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=match):
+        make()
+
+
+def test_a_table_of_levels() -> None:
+    """Its entries at its own number of steps, log-linear between, and between the ends that are given."""
+    levels = [14.0, 6.0, 2.0, 0.5, 0.1]
+    rule = sg.grids.FromLevels([*levels, 0.0])
+    sde = sg.EDMSDE(0.01, 20.0)
+    torch.testing.assert_close(torch.tensor(rule(sde, 4).times), torch.tensor(levels))
+    halves = torch.tensor(rule(sde, 8).times, dtype=F64)
+    exact = torch.tensor(levels, dtype=F64)
+    torch.testing.assert_close(halves[1::2], (exact[1:] * exact[:-1]).sqrt())
+    inner = rule(sde, 3, t_start=6.0, t_end=0.5)
+    assert inner.times[0] == 6.0
+    assert inner.times[1] > 2.0 > inner.times[2] > inner.times[3] == 0.5
+    vp = sg.VPSDE()
+    at = torch.tensor(rule(vp, 4).times, dtype=F64)
+    torch.testing.assert_close((-vp.log_snr(at) / 2).exp(), exact, rtol=1e-6, atol=1e-9)

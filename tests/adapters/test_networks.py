@@ -1,15 +1,14 @@
-"""Networks of other libraries, built from the libraries' own classes, and our solvers in a pipeline of diffusers."""
+"""Networks of other libraries, built from the classes of those libraries."""
 
 from __future__ import annotations
 
 import copy
 import importlib
-import inspect
 import itertools
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,43 +18,15 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from benchmarks import peers
-from sgm_sde.adapters import SolverScheduler, from_azula, from_diffusers, from_edm, from_flow_matching, from_score_sde
-from tests.conventions import case_id
-from tests.helpers import F64, FAMILIES, Recorder, sampler
-
-SHAPE = (2, 3, 8, 8)
-DDPM = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
-
-
-def noise(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
+from sgm_sde.adapters import from_azula, from_diffusers, from_edm, from_flow_matching, from_score_sde
+from tests.adapters.cases import DDPM, noise
+from tests.helpers import F64, Recorder
 
 
 def distance(a: Tensor, b: Tensor) -> float:
     assert a.dtype == b.dtype
     return float((a - b).norm() / b.norm())
 
-
-@pytest.fixture(scope="module")
-def diffusers() -> Iterator[Any]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield pytest.importorskip("diffusers")
-
-
-@pytest.fixture(scope="module")
-def unet(diffusers: Any) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = diffusers.UNet2DModel(
-            sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(8, 16),
-            norm_num_groups=4, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"), attention_head_dim=8, num_class_embeds=3,
-        )  # fmt: skip
-    return net.double().eval().requires_grad_(False)
-
-
-# ----------------------------------------------------------------------------------------------- from diffusers
 
 TABLES: list[dict[str, Any]] = [
     {"beta_schedule": "linear"},
@@ -153,9 +124,6 @@ def test_what_is_not_understood() -> None:
         from_score_sde(lambda x, t: x, sg.VPSDE(), levels=5)
     with pytest.raises(TypeError, match="got EDMSDE"):
         from_score_sde(lambda x, t: x, sg.EDMSDE())
-
-
-# ------------------------------------------------------------------------- k-diffusion, EDM, score_sde, azula
 
 
 class Backbone(nn.Module):
@@ -317,238 +285,3 @@ def test_the_libraries_are_not_needed() -> None:
         "sys.exit(bool({'diffusers', 'k_diffusion', 'azula', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stderr == b""
-
-
-# ----------------------------------------------------------------------------------------- solvers in a pipeline
-
-
-def network(x: Tensor, label: Tensor) -> Tensor:
-    """A network of noise whose label is in float32, as a pipeline's timesteps are."""
-    return torch.tanh(x + 0.001 * label.float().reshape(-1, *[1] * (x.ndim - 1)))
-
-
-def called_back(scheduler: SolverScheduler, n: int | None, x: Tensor, **options: Any) -> Tensor:
-    """The loop of a pipeline."""
-    scheduler.set_timesteps(n)
-    for t in scheduler.timesteps:
-        x = scheduler.step(network(x, t[None]), t, x, **options).prev_sample
-    return x
-
-
-@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n not in ("pc", "annealed-langevin")])
-@pytest.mark.parametrize("final", ["denoise", "mean", "none"])
-def test_every_solver_can_be_called_back(name: str, final: str) -> None:
-    """A pipeline's loop gives what `sample` gives, with as many network calls, for every structure of solver."""
-    x_T = noise(1, (3, 4))
-    score, sde = from_diffusers(network, DDPM)
-    solver = sampler(name, sde)
-    n = 20
-    res = sg.sample(score, sde, x_T=x_T, solver=solver, grid="log-snr", nfe=n, seed=5, final=final)
-    scheduler = SolverScheduler(DDPM, solver, grid="log-snr", final=final, seed=5)
-    for _ in range(2):  # set_timesteps starts anew
-        x = called_back(scheduler, n, x_T)
-        assert len(scheduler.timesteps) == res.nfe <= n
-        torch.testing.assert_close(x, res.x, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
-def test_defaults_of_the_scheduler() -> None:
-    """Without a solver, grid and seed: those of `sample`, seeds from the pipeline's generator."""
-    x_T = noise(1, (3, 4))
-    score, sde = from_diffusers(network, DDPM)
-    for n in (9, 12):  # on both sides of where the default changes its solver
-        scheduler = SolverScheduler(DDPM)
-        scheduler.set_timesteps(n)
-        res = sg.sample(score, sde, x_T=x_T, nfe=n)
-        assert res.times[0] == sde.T
-        assert scheduler.init_noise_sigma == float(sde.prior_transform(torch.ones(()), res.times[0]))
-        x = x_T / sde.prior_std * scheduler.init_noise_sigma
-        torch.testing.assert_close(called_back(scheduler, n, x), res.x, rtol=1e-6, atol=1e-6)
-    setting = sg.Setting(sg.DPMSolverPP(2, eta=1.0), sg.grids.LogSNR())
-    a = called_back(SolverScheduler(DDPM, setting), 9, x_T, generator=torch.Generator().manual_seed(2))
-    res = sg.sample(score, sde, x_T=x_T, nfe=9, solver=setting, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(a, res.x, rtol=1e-6, atol=1e-6)
-    grid = [1.0, 0.5, 0.1, 0.01]
-    b = called_back(SolverScheduler(DDPM, "ddim", grid=grid), None, x_T)
-    res = sg.sample(score, sde, x_T=x_T, grid=grid, solver="ddim")
-    torch.testing.assert_close(b, res.x, rtol=1e-6, atol=1e-6)
-    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
-    score, sde = from_diffusers(network, flow)
-    c = called_back(SolverScheduler(flow, "heun"), 9, x_T)
-    torch.testing.assert_close(c, sg.sample(score, sde, x_T=x_T, nfe=9, solver="heun").x, rtol=1e-6, atol=1e-6)
-
-
-def test_the_pipelines_changes_count() -> None:
-    """A state that the pipeline replaces or writes to between calls is the one the run continues with."""
-    x_T = noise(1, (3, 4))
-    score, sde = from_diffusers(network, DDPM)
-    grid = [1.0, 0.7, 0.4, 0.1]
-    expected = x_T
-    for t, s in itertools.pairwise(grid):
-        expected = 0.9 * sg.sample(score, sde, x_T=expected, grid=[t, s], solver="ddim", final="none").x
-    scheduler = SolverScheduler(DDPM, "ddim", grid=grid, final="none")
-    for change in (lambda x: 0.9 * x, lambda x: x.mul_(0.9)):
-        x = x_T
-        scheduler.set_timesteps(3)
-        for t in scheduler.timesteps:
-            x = change(scheduler.step(network(x, t[None]), t, x, return_dict=False)[0])
-        torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_states_in_half_precision_stay_in_single() -> None:
-    """What a pipeline sees in bfloat16 is kept in float32 between calls."""
-    x_T = noise(1, (3, 4)).to(torch.bfloat16)
-    seen: list[Tensor] = []
-    scheduler = SolverScheduler(DDPM, "ddim", final="none")
-    scheduler.set_timesteps(40)
-    x = x_T
-    for t in scheduler.timesteps:
-        x = scheduler.step(torch.zeros_like(x), t, x).prev_sample
-        seen.append(x)
-    assert {v.dtype for v in seen} == {torch.bfloat16}
-    _, sde = from_diffusers(network, DDPM)
-    exact = float(sde.alpha(sde.eps) / sde.alpha(sde.T)) * x_T.float()  # no noise in it, says the network
-    torch.testing.assert_close(x, exact.to(torch.bfloat16), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("name", ["ddim", "dpm++3m", "heun", "ancestral", "unipc3"])
-def test_pipelines(diffusers: Any, unet: Any, name: str) -> None:
-    """DDPMPipeline and DDIMPipeline with our scheduler: `sample` from the same noise with the same seed."""
-    net = diffusers.UNet2DModel.from_config({**unet.config, "num_class_embeds": None}).double().eval()
-    config = diffusers.DDPMScheduler(prediction_type="sample").config
-    x_T = torch.randn(SHAPE, dtype=F64, generator=torch.Generator().manual_seed(3))
-    score, sde = from_diffusers(net, dict(config))
-    res = sg.sample(score, sde, x_T=x_T, solver=name, nfe=8, seed=7)
-    expected = (res.x / 2 + 0.5).clamp(0, 1)
-    assert float(((expected > 0) & (expected < 1)).double().mean()) > 0.2  # there is something to compare
-    ddpm = diffusers.DDPMPipeline(net, SolverScheduler(config, name, seed=7))
-    ddim = diffusers.DDIMPipeline(net, diffusers.DDIMScheduler.from_config(config))
-    ddim.scheduler = SolverScheduler(config, name, seed=7)  # its __init__ makes a DDIMScheduler of any scheduler
-    for pipeline in (ddpm, ddim):
-        pipeline.set_progress_bar_config(disable=True)
-        image = pipeline(
-            batch_size=2, num_inference_steps=8, generator=torch.Generator().manual_seed(3), output_type="pt"
-        ).images
-        torch.testing.assert_close(image, expected, rtol=1e-7, atol=1e-7)
-        assert len(pipeline.scheduler.timesteps) == res.nfe
-
-
-def test_misuse_of_the_scheduler() -> None:
-    """Errors that say what is wrong."""
-    x = torch.ones(2, 3)
-    scheduler = SolverScheduler(DDPM, "ddim")
-    scheduler.set_timesteps(2)
-    first, second = scheduler.timesteps
-    assert float(first) == 999
-    with pytest.raises(ValueError, match=r"at timestep 999\.0, got 0\.0"):
-        scheduler.step(x, second, x)
-    with pytest.raises(ValueError, match=r"option of the solver, such as DDIM\(eta=1\.0\)"):
-        scheduler.step(x, first, x, eta=0.5)
-    x = scheduler.step(x, 999, x).prev_sample
-    scheduler.step(x, second, x)
-    with pytest.raises(ValueError, match="2 network calls are made"):
-        scheduler.step(x, second, x)
-    with pytest.raises(ValueError, match="calls the network between timesteps"):
-        SolverScheduler(DDPM, "pc")
-    with pytest.raises(ValueError, match=r"there is no run .*: call set_timesteps\(\) first"):
-        SolverScheduler(DDPM, "ddim").step(x, first, x)
-    assert str(inspect.signature(SolverScheduler)).startswith("(scheduler: 'Any', solver:")
-    with pytest.raises(ValueError, match="takes 3 network calls, got num_inference_steps=5"):
-        SolverScheduler(DDPM, "ddim", grid=[1.0, 0.5, 0.1]).set_timesteps(5)
-    with pytest.raises(ValueError, match="final must be one of"):
-        SolverScheduler(DDPM, final="x")
-    with pytest.raises(ValueError, match="unknown solver"):
-        SolverScheduler(DDPM, "ddimm")
-    with pytest.raises(ValueError, match="too small"):
-        SolverScheduler(DDPM, "heun").set_timesteps(2)
-    with pytest.raises(AttributeError):
-        _ = scheduler.config.nothing
-    assert scheduler.config.num_train_timesteps == len(scheduler) == 1000
-    assert scheduler.init_noise_sigma == pytest.approx(1, abs=1e-4)
-    assert scheduler.scale_model_input(x, first) is x
-
-
-# ------------------------------------------------------------------------------------------------ grids of pipelines
-
-
-@pytest.mark.parametrize("sde", [sg.RectifiedFlowSDE(), sg.RectifiedFlowSDE(T=1.0, eps=0.0), sg.VPSDE(), sg.EDMSDE()])
-@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
-def test_shifted(sde: Any, shift: float) -> None:
-    """Noise levels of the base times the shift; the ends stay."""
-    grid = sg.grids.Shifted(shift)(sde, 8)
-    assert (grid.times[0], grid.times[-1]) == (sde.T, sde.eps)
-    levels = (-sde.log_snr(torch.tensor(grid.times[1:-1], dtype=F64)) / 2).exp() / shift
-    base = sde.time(-2 * levels.log())
-    steps = base.diff()
-    torch.testing.assert_close(steps, steps[:1].expand(6), rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("make", "match"),
-    [
-        (lambda: sg.grids.Shifted(0.0), "shift must be positive and finite, got 0"),
-        (lambda: sg.grids.Shifted(2.0, "uniform"), "base must be a grid rule"),
-        (lambda: sg.grids.FromLevels([1.0, 2.0]), r"got levels\[0\] = 1.0 followed by 2.0"),
-        (lambda: sg.grids.FromLevels([1.0]), "two noise levels or more, got 1"),
-        (lambda: sg.grids.FromLevels("ays"), "levels must be a sequence of numbers"),
-        (lambda: SolverScheduler(DDPM).set_timesteps(timesteps=[1], sigmas=[1]), "not both"),
-        (lambda: SolverScheduler(DDPM).set_timesteps(5, mu=1.0), "mu=1.0 is a shift of flow matching's times"),
-        (lambda: SolverScheduler(DDPM).set_begin_index(1), "there is no run to begin"),
-        (lambda: from_diffusers(network, DDPM, time_scale=1.0), "time_scale=1.0 goes with flow matching"),
-    ],
-    ids=case_id,
-)
-def test_misuse_of_shifts_and_tables(make: Callable[..., Any], match: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=match):
-        make()
-
-
-def test_a_table_of_levels() -> None:
-    """Its entries at its own number of steps, log-linear between, and between the ends that are given."""
-    levels = [14.0, 6.0, 2.0, 0.5, 0.1]
-    rule = sg.grids.FromLevels([*levels, 0.0])
-    sde = sg.EDMSDE(0.01, 20.0)
-    torch.testing.assert_close(torch.tensor(rule(sde, 4).times), torch.tensor(levels))
-    halves = torch.tensor(rule(sde, 8).times, dtype=F64)
-    exact = torch.tensor(levels, dtype=F64)
-    torch.testing.assert_close(halves[1::2], (exact[1:] * exact[:-1]).sqrt())
-    inner = rule(sde, 3, t_start=6.0, t_end=0.5)
-    assert inner.times[0] == 6.0
-    assert inner.times[1] > 2.0 > inner.times[2] > inner.times[3] == 0.5
-    vp = sg.VPSDE()
-    at = torch.tensor(rule(vp, 4).times, dtype=F64)
-    torch.testing.assert_close((-vp.log_snr(at) / 2).exp(), exact, rtol=1e-6, atol=1e-9)
-
-
-def test_begin_later() -> None:
-    """A run from a later timestep is the run of the rest of its grid from data noised to there."""
-    score, sde = from_diffusers(network, DDPM)
-    scheduler = SolverScheduler(DDPM, "dpm++2m", grid="log-snr", seed=1)
-    scheduler.set_timesteps(8)
-    scheduler.set_begin_index(3)
-    assert scheduler.begin_index == 3
-    clean, z = noise(1, (3, 4)), noise(2, (3, 4))
-    x = x_t = scheduler.add_noise(clean, z, scheduler.timesteps[3:4].expand(3))
-    for t in scheduler.timesteps[3:]:
-        x = scheduler.step(network(x, t[None]), t, x).prev_sample
-    times = sg.grids.LogSNR()(sde, 7).times[3:]
-    expected = sg.sample(score, sde, x_T=x_t, solver="dpm++2m", grid=times).x
-    torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6)
-    alpha, sigma = (float(f(times[0])) for f in (sde.alpha, sde.sigma))
-    torch.testing.assert_close(x_t, alpha * clean + sigma * z, rtol=1e-12, atol=1e-12)
-    heun = SolverScheduler(DDPM, "heun")
-    heun.set_timesteps(9)
-    with pytest.raises(ValueError, match="whose steps begin at 0, 2, 4, 6, 8: take another strength"):
-        heun.set_begin_index(3)
-
-
-def test_scheduler_without_diffusers_is_plain() -> None:
-    """Pickled and copied as it is, made of a configuration; unit noise where asked."""
-    import pickle
-
-    scheduler = SolverScheduler(DDPM, "dpm++2m", unit_noise=True)
-    assert scheduler.init_noise_sigma == 1.0
-    for other in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler)), type(scheduler).from_config(DDPM)):
-        other.set_timesteps(5)
-        assert len(other.timesteps) == 5

@@ -1,4 +1,4 @@
-"""Gradients."""
+"""Methods: gradients with respect to data and parameters."""
 
 from __future__ import annotations
 

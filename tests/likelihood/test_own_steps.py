@@ -1,4 +1,4 @@
-"""Protocols."""
+"""Likelihoods by solvers that find their own steps, and Song et al.'s protocol."""
 
 from __future__ import annotations
 
