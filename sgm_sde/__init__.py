@@ -13,7 +13,6 @@ Examples:
 """
 
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from sgm_sde import _start as _start  # before all others
@@ -79,7 +78,7 @@ from sgm_sde.scores import oracles as oracles
 from sgm_sde.scores import time_labels as time_labels
 from sgm_sde.zoo.models import load_model
 
-# Modules that are imported when they are asked for: they need more than sampling does, or are slow to import.
+# Modules and functions that are imported when asked for: they need more than sampling does, or are slow to import.
 _LATER = {
     "bench": "evaluation.bench",
     "calibration": "calibration",
@@ -110,6 +109,8 @@ _LATER = {
     "zoo": "zoo",
 }
 
+_FUNCTIONS_LATER = {"save_grid": "data.pictures"}
+
 if TYPE_CHECKING:
     from sgm_sde import calibration as calibration
     from sgm_sde import cli as cli
@@ -125,6 +126,7 @@ if TYPE_CHECKING:
     from sgm_sde import training as training
     from sgm_sde import zoo as zoo
     from sgm_sde.data import pictures as pictures
+    from sgm_sde.data.pictures import save_grid
     from sgm_sde.evaluation import bench as bench
     from sgm_sde.evaluation import metrics as metrics
     from sgm_sde.runs import distributed as distributed
@@ -140,14 +142,16 @@ if TYPE_CHECKING:
     from sgm_sde.zoo import models as models
 else:
 
-    def __getattr__(name: str) -> ModuleType:
+    def __getattr__(name: str) -> object:
         if name in _LATER:
             return import_module(f"sgm_sde.{_LATER[name]}")
+        if name in _FUNCTIONS_LATER:
+            return getattr(import_module(f"sgm_sde.{_FUNCTIONS_LATER[name]}"), name)
         raise AttributeError(f"module 'sgm_sde' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER} - {"ModuleType", "TYPE_CHECKING", "import_module"})
+    return sorted({*globals(), *_LATER, *_FUNCTIONS_LATER} - {"TYPE_CHECKING", "import_module"})
 
 
 __all__ = [
@@ -209,6 +213,7 @@ __all__ = [
     "log_prob",
     "pilot",
     "sample",
+    "save_grid",
     "solvers",
     "spec",
 ]

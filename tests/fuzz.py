@@ -15,6 +15,7 @@ import ast
 import math
 import random
 import sys
+import tempfile
 import traceback
 import warnings
 from collections import Counter
@@ -73,6 +74,12 @@ class Azula:
 def recorded(**options: Any) -> sg.SampleResult:
     """A run of which something is kept."""
     return sg.sample(SCORE, VP, (3, 2), nfe=5, seed=0, record=sg.Record(**options))
+
+
+def saved(x: torch.Tensor, **options: Any) -> Path:
+    """A picture in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        return sg.save_grid(x, Path(folder) / "grid.png", **options)
 
 
 def executed(**options: Any) -> sg.SampleResult:
@@ -253,6 +260,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "batch_size": 2, "until": None, "enable_grad": False, "compile": False, "device": None,
     }),
     "simulate": (sg.processes.simulate, {"*sde": VP, "*x0": X, "*times": [0.0, 0.5], "substeps": 3, "seed": 0}),
+    "save_grid": (saved, {"*x": torch.zeros(2, 1, 4, 4), "data_range": (-1.0, 1.0), "columns": 2}),
     "citation": (sg.citation, {"*part": "ddim"}),
     "spec": (sg.spec, {"*value": VP}),
     "from_spec": (sg.from_spec, {"*data": sg.DDIM().spec()}),
@@ -422,6 +430,7 @@ NOT_CALLED = {
     "LinearOperator", "LinearSDE", "LogProbResult", "MatrixSDE", "Operator", "Oracle", "PRDCResult", "ModeResult", "PilotResult", "PosteriorResult",
     "PosteriorScore", "ProbeTrial", "Program", "SDE", "SampleResult", "SlicedResult", "load_calibration", "load_images", "Solver", "Status",
     "AdaptiveStats", "StepInfo", "Stepper", "Times", "Weighting", "solvers",
+    "save_grid",  # by `saved`, whose path is not odd: what is written stays in a folder of its own
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ LU = "Lu et al., 2022, arXiv:2206.00927"
 def _warm_if(order: int, start: str | None, eta: Eta, least: int = 3) -> str:
     """The start that the order needs, if none is given."""
     if start is not None:
+        one_of("start", start, STARTS)
         return start
     return "warm" if order >= least and not callable(eta) and eta == 0 else "cold"
 
@@ -165,13 +166,11 @@ def _dpm_solver(
             stages=order, name=_dpm_name(family, order, kind, parts, eta), prediction=prediction, variant=variant,
             eta=eta, source=source,
         )  # fmt: skip
-    if start is not None:
-        one_of("start", start, STARTS)
     if order == 1 and variant != "exact":
         raise ValueError(f"order 1 has no variants, got variant={variant!r}")
     least = 4 if variant == "published" else 3
     start_usual = _warm_if(order, None, eta, least)
-    start = start_usual if start is None else start
+    start = _warm_if(order, start, eta, least)
     lower_final = _lower(order, lower_final)
     parts += [_starting(start, start_usual), _lowered(order, lower_final)]
     return ExponentialAdams(
@@ -366,6 +365,8 @@ def UniPC(
     order = check_integer("order", order)
     variants = {"bh1": "bh1", "bh2": "midpoint", "exact": "exact"}
     one_of("variant", variant, variants)
+    one_of("prediction", prediction, ("data", "noise"))
+    one_of("start", start, STARTS)
     corrected = flag("corrector", corrector)
     parts = [
         None if prediction == "data" else prediction,

@@ -21,7 +21,6 @@ from sgm_sde.likelihood import (
     Stretched,
 )
 from sgm_sde.likelihood.trace import probe_transform
-from tests.conventions import VP
 from tests.helpers import F64, GAUSSIAN
 from tests.likelihood.cases import VP
 
