@@ -56,6 +56,10 @@ class ScoreCheck:
         levels: noise levels, sigma / alpha.
         errors: of the network, root mean square over the standard deviation of the data.
         gaussian: of the Gaussian, the same.
+
+    Examples:
+        >>> ScoreCheck(levels=(0.5, 2.0), errors=(0.1, 0.4), gaussian=(0.2, 0.8)).ratio
+        0.5
     """
 
     levels: tuple[float, ...]
