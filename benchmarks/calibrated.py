@@ -68,7 +68,7 @@ LARGEST = 80.0
 SAMPLES = {"digits": 3000, "fashion": 800}  # of a Frechet distance
 SHIPPED_NOISES = {  # by budget, of the tables that ship
     "digits": dict.fromkeys(BUDGETS, 128),
-    "fashion": {4: 128, 5: 128, 6: 128, 8: 64, 10: 64, 12: 64},
+    "fashion": dict.fromkeys(BUDGETS, 64),
 }
 CACHE = beds.CACHE / "calibrated"
 STORED = beds.HERE / "calibrated.json"  # of the last full run

@@ -128,6 +128,9 @@ class Unknowns:
         S[n, n - 1, 2 * n - 1] = -self.inverse
 
 
+Products = tuple[Tensor, Tensor]  # matrix (P, P) and vector (P,)
+
+
 class _Point(NamedTuple):
     """A table in the course of a fit, with what it makes of the noises.
 
@@ -228,15 +231,14 @@ class Refinement:
         """The end of several steps with one Jacobian, which each of them corrects."""
         loss_of = partial(self._loss, unknowns, w=w, penalty=penalty)
         best = _Trial(at, loss_of(at), damping)
+        products = self._products(J, at.y - self.exact, w)
         for _ in range(1 + UPDATES):
-            A, g = self._normal(unknowns, best.point, J, w, penalty)
+            A, g = self._normal(unknowns, best.point, products, penalty)
             found = self._step(unknowns, best, A, g, loss_of)
             if found is None:
                 break
 
-            before = best.point
-            after = found.point
-            self._update(J, A, after.theta - before.theta, after.y - before.y)
+            products = self._updated(J, products, A.diagonal(), best.point, found.point, w)
             gain = 1 - found.loss / best.loss
             best = found
             if gain < GAIN or self.late():
@@ -343,26 +345,60 @@ class Refinement:
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
-    def _normal(self, unknowns: Unknowns, at: _Point, J: Tensor, w: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _normal(unknowns: Unknowns, at: _Point, products: Products, penalty: float) -> Products:
         """Matrix (P, P) and vector (P,) of the normal equations of the loss, in double precision."""
-        A, g = self._products(J, at.y - self.exact, w)
+        A, g = products
         b = unknowns.weights_of(at.theta)
         S = unknowns.slopes_of(at.theta)
         return A + penalty * S.T @ S, g + penalty * S.T @ b
 
-    def _products(self, J: Tensor, r: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    def _products(self, J: Tensor, r: Tensor, w: Tensor) -> Products:
         """J'WJ (P, P) and J'Wr (P,) in units of c^2, a part of the noises at a time."""
-        P, N, d = J.shape
+        P = len(J)
         A = torch.zeros(P, P, dtype=torch.float64)
         g = torch.zeros(P, dtype=torch.float64)
         root = w.sqrt()[:, None]
-        for some in torch.split(torch.arange(N), max(1, 2**22 // (d * P))):
+        for some in self._parts(J):
             J_w = (J[:, some].double() * root[some]).flatten(1)
             r_w = (r[some].double() * root[some]).flatten()
             A += (J_w @ J_w.T).cpu()
             g += (J_w @ r_w).cpu()
-        size = N * d * self.scale**2
+        size = r.numel() * self.scale**2
         return A / size, g / size
+
+    def _updated(self, J: Tensor, products: Products, W: Tensor, before: _Point, after: _Point, w: Tensor) -> Products:
+        """Broyden's formula J + v u', with v = change - J d and u = W d / d'W d, put into J and into its products.
+
+        That the change has rank one spares the product of J with itself.
+        """
+        A, _ = products
+        d = after.theta - before.theta
+        Wd = W * d
+        u = Wd / (d @ Wd)
+        v = after.y - before.y - torch.tensordot(d.to(J), J, 1)
+        columns = torch.stack([v, after.y - self.exact])
+
+        P = len(J)
+        of_J = torch.zeros(P, 2, dtype=torch.float64)
+        of_v = torch.zeros(2, dtype=torch.float64)
+        for some in self._parts(J):
+            c_w = (columns[:, some].double() * w[some, None]).flatten(1)
+            of_J += (J[:, some].double().flatten(1) @ c_w.T).cpu()
+            of_v += (c_w @ v[some].double().flatten()).cpu()
+        size = v.numel() * self.scale**2
+        (Jv, Jr), (vv, vr) = (of_J / size).unbind(1), (of_v / size).unbind()
+
+        for p, factor in enumerate(u.tolist()):
+            J[p].add_(v, alpha=factor)
+        A = A + torch.outer(Jv, u) + torch.outer(u, Jv) + vv * torch.outer(u, u)
+        return A, Jr + vr * u
+
+    @staticmethod
+    def _parts(J: Tensor) -> tuple[Tensor, ...]:
+        """The numbers of the noises in parts, for which the derivatives (P, N, d) fit into memory twice."""
+        P, N, d = J.shape
+        return torch.split(torch.arange(N), max(1, 2**22 // (d * P)))
 
     def _step(
         self, unknowns: Unknowns, best: _Trial, A: Tensor, g: Tensor, loss_of: Callable[[_Point], float]
@@ -410,14 +446,6 @@ class Refinement:
         theta[:n] = torch.tensor(t, dtype=theta.dtype)
         theta[n : 2 * n - 1] = theta[n : 2 * n - 1].clamp(-SCALED, SCALED)
         return theta
-
-    @staticmethod
-    def _update(J: Tensor, A: Tensor, d: Tensor, change: Tensor) -> None:
-        """Broyden's formula, J += (change - J d) (W d)' / d'W d with W the diagonal of J'J."""
-        Wd = A.diagonal() * d
-        short = change - torch.tensordot(d.to(J), J, 1)
-        for p, factor in enumerate((Wd / (d @ Wd)).tolist()):
-            J[p].add_(short, alpha=factor)
 
 
 def huber_weights(each: Tensor, limit: float) -> Tensor:

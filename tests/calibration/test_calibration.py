@@ -17,7 +17,7 @@ import sgm_sde as sg
 from sgm_sde.calibration import HeldOut, Table, closed, rough, search
 from sgm_sde.calibration.flow import Flow, Trajectories
 from sgm_sde.calibration.network import process_of
-from sgm_sde.calibration.refine import Refinement, Unknowns
+from sgm_sde.calibration.refine import Refinement, Unknowns, _Point
 from sgm_sde.calibration.rows import Rows
 from sgm_sde.calibration.strata import Strata, hardest, weighted_median
 from sgm_sde.cli import main
@@ -189,6 +189,25 @@ def test_unknowns_name_a_table_and_differences_are_its_derivatives() -> None:
             slope = (ends[0] - ends[1]) / 2e-5
             size = max(float(slope.square().mean().sqrt()), 1e-3)
             assert float((J[p] - slope).square().mean().sqrt()) < 0.1 * size, unknowns.entries[p]
+
+
+def test_products_of_derivatives_are_kept_up_to_date() -> None:
+    """By Broyden's formula, whose derivatives give the change that was seen, and products without a new one of all."""
+    flow = a_flow(sg.VPSDE(), 6)
+    z = flow.noise(range(6))
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    fit = Refinement(flow, z, draw(6, 2), 0.7, range(6), True)
+    before, after = (_Point(draw(3), draw(6, 2), draw(2, 6, 2), draw(6)) for _ in range(2))
+    w = torch.rand(6, generator=generator, dtype=torch.float64)
+    J = draw(3, 6, 2)
+    first = fit._products(J, before.y - fit.exact, w)
+    A, g = fit._updated(J, first, first[0].diagonal(), before, after, w)
+    torch.testing.assert_close(torch.tensordot(after.theta - before.theta, J, 1), after.y - before.y)
+    torch.testing.assert_close((A, g), fit._products(J, after.y - fit.exact, w))
 
 
 def test_noises_of_large_errors_or_derivatives_weigh_less() -> None:
@@ -579,10 +598,28 @@ def test_solvers_that_ship() -> None:
             for s in (found, found.off_the_shelf.setting)
         ]  # fmt: skip
         assert found.is_fitted and errors[0] < 0.8 * errors[1]
-    with pytest.raises(ValueError, match="calibrated solvers for 4, 5, 6, 8"):
+    with pytest.raises(ValueError, match="calibrated solvers for 4, 5, 6, 8, 10 and 12"):
         model.solver(7)
     with pytest.raises(ValueError, match="find one with calibrate"):
         sg.models.Model("mine", model.score, model.sde, (1, 8, 8)).solver(4)
+
+
+def test_solvers_that_ship_for_clothes() -> None:
+    """Nothing is warned of: they are for the network and the process that ship, at every budget."""
+    model = sg.load_model("fashion")
+    kwargs = {"y": torch.arange(4)}
+
+    def run(setting: sg.Setting | str, nfe: int) -> Tensor:
+        return sg.sample(model.score, model.sde, (4, 1, 28, 28), solver=setting, nfe=nfe, seed=5, model_kwargs=kwargs).x
+
+    exact = run("unipc3", 32)
+    for nfe in (4, 5, 6, 8, 10, 12):
+        found = model.solver(nfe)
+        assert found.is_fitted and found.nfe == nfe
+        assert found.error < 0.75 * found.off_the_shelf.rmse  # on its held-out noises
+    six = model.solver(6)
+    errors = [float((run(setting, 6) - exact).square().mean()) for setting in (six, six.off_the_shelf.setting)]
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
