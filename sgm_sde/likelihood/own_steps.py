@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 ADAPTIVE_ERROR = 1.5  # times the sum of the embedded errors, at the tolerance of
 CALIBRATED_AT = 3e-6  # a step
+SHARE_OF_SIGNED = 0.5, 0.7  # of the embedded errors' sum with signs in that of their sizes, from which they are smooth
+ONE_SIGN = 1 / 7  # times the error where they are
 COARSER = 1 / 4  # power of the tolerance: coarser steps are further off, in units of the embedded errors
 LONG = 3  # power of a step's length in lambda, beyond 1, for a solver in time: near the data what a step in time goes
 # over is no polynomial in time, and the embedded error is chance
@@ -146,21 +148,30 @@ def _for_each(value: Scalars, z: Tensor) -> Tensor:
     return as_time(value).expand(len(z)).to(z)
 
 
-def error_of_step(score: Tensor, e: Tensor, e_volume: Tensor, steepness: Tensor) -> Tensor:
+def error_of_step(score: Tensor, e: Tensor, e_volume: Tensor) -> Tensor:
     r"""The change of log p (b,) by embedded errors of a step, e (b, *) of the state and (b, columns) of the volume.
 
     An error e of the state and e' of the volume change it by $\nabla\log p\cdot e - e'$. The embedded errors are those
     of the lower order: of the size of the step's own, but of other directions and signs. So neither of the two terms is
     taken to cancel the other, and the first is the root of the squares of what it is and of its mean over directions:
 
-    $$ \Big(\Big((s\cdot e)^2 + \frac{|s|^2|e|^2}{d}\Big)^{1/2} + |e'|\Big)(1 + \gamma), \qquad s = \nabla\log p $$
-
-    with the `steepness` $\gamma$.
+    $$ \Big((s\cdot e)^2 + \frac{|s|^2|e|^2}{d}\Big)^{1/2} + |e'|, \qquad s = \nabla\log p $$
     """
     along = dot(score, e).square()
     mean = dot(score, score) * dot(e, e) / e[0].numel()
-    off = (along + mean).sqrt() + e_volume.mean(1).abs()
-    return off * (1 + steepness)
+    return (along + mean).sqrt() + e_volume.mean(1).abs()
+
+
+def smoothness(signed: Tensor, size: Tensor) -> Tensor:
+    """Factor (B,) of the error, from the sums (B,) of what embedded errors do to log p with their signs, and of its
+    sizes.
+
+    Where nearly all have one sign, as on Gaussian data, steps are short beside all that varies; then those of the lower
+    order are that much larger than the step's own.
+    """
+    least, most = SHARE_OF_SIGNED
+    share = signed.abs() / size.clamp(min=torch.finfo(size.dtype).tiny)
+    return ONE_SIGN ** ((share - least) / (most - least)).clamp(0.0, 1.0)
 
 
 def steepness_of_step(h: Tensor, moved: Tensor, changed: Tensor) -> Tensor:
@@ -185,8 +196,8 @@ def safety(rtol: float, atol: float) -> float:
 
 
 class FlowStepper(EmbeddedStepper):
-    """Steps of the flow with its volume, with what their errors do to the log-density added up, and the squares of what
-    rounding does."""
+    """Steps of the flow with its volume, with what their errors do to the log-density added up: raised where steps are
+    long, as sizes, with signs, and the squares of what rounding does."""
 
     flow: NormalisedFlow
     _last: tuple[State, ...] = ()
@@ -206,9 +217,11 @@ class FlowStepper(EmbeddedStepper):
         score = self.flow.score(torch.from_numpy(rows.u_next), z, attempt.carry[0])
         (z_6, *_), (f_6, *_), (z_7, *_), (f_7, *_) = self._last
         h = torch.from_numpy(rows.u_next - rows.u)
-        off = error_of_step(score, e, e_volume, steepness_of_step(h, z_7 - z_6, f_7 - f_6))
+        size = error_of_step(score, e, e_volume)
+        raised = size * (1 + steepness_of_step(h, z_7 - z_6, f_7 - f_6))
+        signed = dot(score, e) - e_volume.mean(1)
         rounding = self.flow.sensitivity(torch.from_numpy(rows.u_next), z, score)
-        return replace(attempt, y=(z, volume, total + torch.stack([off, rounding], 1)))
+        return replace(attempt, y=(z, volume, total + torch.stack([raised, size, signed, rounding], 1)))
 
 
 class Ends(NamedTuple):
@@ -261,7 +274,9 @@ def _ends(flow: NormalisedFlow, stepper: EmbeddedStepper, y: State, scale: float
     if not isinstance(stepper, FlowStepper):
         return Ends(flow, x)
     _, volume, errors = y
-    return Ends(flow, x, volume, safety(stepper.rtol, stepper.atol) * errors[:, 0], errors[:, 1].sqrt())
+    raised, size, signed, moved = errors.unbind(1)
+    error = safety(stepper.rtol, stepper.atol) * smoothness(signed, size) * raised
+    return Ends(flow, x, volume, error, moved.sqrt())
 
 
 def _stepper(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float) -> tuple[EmbeddedStepper, tuple[Tensor, ...]]:
@@ -273,7 +288,7 @@ def _stepper(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float) -> tuple
     stepper = FlowStepper(flow, DOPRI5, rtol, atol, len(x))
     stepper.flow = flow
     volumes = x.new_zeros(len(x), estimate.columns)
-    errors = x.new_zeros(len(x), 2)
+    errors = x.new_zeros(len(x), 4)
     return stepper, (volumes, errors)
 
 
@@ -327,7 +342,7 @@ class _Batch:
         (z_7, _), (f_7, _) = self._stages[-1]
         lam = -(u + h).detach().double().cpu().expand(len(self.rows))
         score = self.flow.score(lam, z_7, -f_7)
-        self.error += error_of_step(score, e, e_volume, steepness_of_step(step, z_7 - z_6, f_7 - f_6))
+        self.error += error_of_step(score, e, e_volume) * (1 + steepness_of_step(step, z_7 - z_6, f_7 - f_6))
         self._first = self._stages[-1][1]
 
 
@@ -459,7 +474,7 @@ class _JointSystem:
         c_x, c_v = convert("flow", "score", after)
         score = c_x * x + c_v * f_7
         step = torch.full((len(x),), h, dtype=x.dtype, device=x.device)
-        error = error_of_step(score, e, e_volume, steepness_of_step(step, x - x_6, f_7 - f_6))
+        error = error_of_step(score, e, e_volume) * (1 + steepness_of_step(step, x - x_6, f_7 - f_6))
         return max(1.0, abs(after.lam - before.lam)) ** LONG * error
 
     def _with_trace(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:

@@ -319,6 +319,19 @@ def test_errors_of_torchdiffeq_s_steps_are_those_of_the_pair() -> None:
     assert 1 / 3 < float(by_batch / alone) < 3  # the two choose their steps by other rules
 
 
+@pytest.mark.parametrize("tol", [1e-5, 1e-6])
+@pytest.mark.parametrize("process", ["vp", "edm"])
+def test_steps_whose_errors_have_one_sign(process: str, tol: float) -> None:
+    """On narrow Gaussian data all errors of an adaptive solver's steps do: it states a seventh, and still a bound."""
+    sde, oracle = LINEAR[process], STATED["narrow"][0]
+    x = oracle.sample(12, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    options: dict[str, Any] = {"prior": lambda z: oracle.log_prob(z, sde, sde.T), "trace": "exact"}
+    res = sg.log_prob(oracle.score(sde), sde, x, method=AdaptiveFlow(tol, tol), **options)
+    off = (res.value - oracle.log_prob(x, sde, sde.likelihood_eps)).abs()
+    assert bool((off <= res.error).all())
+    assert float((res.error / off).median()) < 6
+
+
 @pytest.mark.parametrize("process", ["vp", "edm", "flow"])
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 def test_samples_with_their_density_in_one_solve(process: str, trace: str) -> None:
