@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,15 @@ def test_a_test_file_is_named_after_a_module(path: Path) -> None:
 def test_the_promises_are_there() -> None:
     """The list names no file that is gone."""
     assert {path.stem.removeprefix("test_") for path in FILES if len(path.parts) == 1} >= PROMISES
+
+
+def test_the_files_of_the_package_are_installed_with_it() -> None:
+    """Networks, BibTeX and the mark of types are in wheels and in the source distribution."""
+    tomllib = pytest.importorskip("tomllib")
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    kept = [f"{package.replace('.', '/')}/{pattern}" for package, some in patterns.items() for pattern in some]
+    for path in (ROOT / "sgm_sde").rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc") and path.name != ".DS_Store":
+            assert any(fnmatch(str(path.relative_to(ROOT)), pattern) for pattern in kept), path
+    for package in patterns:
+        assert (ROOT / package.replace(".", "/") / "__init__.py").exists()
