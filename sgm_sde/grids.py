@@ -25,6 +25,7 @@ from sgm_sde._utils.checks import (
     FAR,
     check_integer,
     described,
+    flag,
     instance_of,
     moment,
     moments,
@@ -444,8 +445,9 @@ class Widening(LogSNR):
     least: ClassVar[float] = 8.0  # with fewer calls the first of them would still see data in the noise
 
     def __repr__(self) -> str:
-        changed = [f for f in fields(self) if getattr(self, f.name) != f.default]
-        return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name):.6g}' for f in changed)})"
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        shown = [f"{name}={value if isinstance(value, bool) else f'{value:.6g}'}" for name, value in changed.items()]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def __post_init__(self) -> None:
         for name in ("data_std", "first", "last", "largest"):
@@ -485,9 +487,12 @@ class Thinned(LogSNR):
         near_noise: the log-SNR $\ell_0$ below which steps are longer.
         near_data: the log-SNR $\ell_1$ above which they are, not below the other.
         clean: the share c of the density that is left out there, below 1.
+        to_data: whether the last step leads from the last level to eps, for solvers that end in the data, which need no
+            call there; not where the end is given.
 
     Raises:
         ValueError: for a number that is not finite or out of range.
+        TypeError: for a `to_data` that is not True or False.
 
     Examples:
         >>> import sgm_sde as sg
@@ -503,6 +508,7 @@ class Thinned(LogSNR):
     near_noise: float = -5.0
     near_data: float = 2.0
     clean: float = 0.4
+    to_data: bool = False
 
     width: ClassVar[float] = 1.5  # of the changes, over which steps stay close to their neighbours in length
 
@@ -514,6 +520,17 @@ class Thinned(LogSNR):
         object.__setattr__(self, "near_noise", number("near_noise", self.near_noise, least=-FAR, most=FAR))
         object.__setattr__(self, "near_data", number("near_data", self.near_data, least=self.near_noise, most=FAR))
         object.__setattr__(self, "clean", number("clean", self.clean, least=0, below=1))
+        object.__setattr__(self, "to_data", flag("to_data", self.to_data))
+
+    def __call__(self, sde: SDE, steps: int, t_start: float | None = None, t_end: float | None = None) -> Grid:
+        """The grid; see `GridRule`."""
+        if not self.to_data or t_end is not None or check_integer("the number of steps", steps, 0) == 0:
+            return super().__call__(sde, steps, t_start, t_end)
+
+        levels = super().__call__(sde, steps - 1, t_start).times
+        if levels[-1] > sde.eps:
+            return Grid([*levels, sde.eps])
+        return super().__call__(sde, steps, t_start)
 
     def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
         """First and last time of a grid of `steps` steps; a time given is kept."""

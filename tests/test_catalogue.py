@@ -183,6 +183,73 @@ def test_the_order_of_velocity_where_even_times_start_without_signal(options: di
     assert math.log2(coarse / fine) == pytest.approx(order, abs=0.2)
 
 
+POINT = lambda x, t: torch.full_like(x, 0.3)  # noqa: E731
+
+
+@pytest.mark.parametrize("prediction", ["data", "noise", "v", "rectified"])
+@pytest.mark.parametrize("process", ["vp", "edm"])
+def test_a_sample_from_one_evaluation_is_the_estimate_at_the_last_call(process: str, prediction: str) -> None:
+    """Which is also what a call at the end of the grid before the last step gives."""
+    sde = LINEAR[process]
+    score = bimodal(sde)
+    x = sde.prior_sample((4, 2), seed=0, dtype=F64)
+    times = sg.grids.LogSNR()(sde, 9).times
+    adams = sg.schemes.ExponentialAdams(nodes=2, prediction=prediction)
+    one = sg.sample(score, sde, x_T=x, solver=replace(adams, final_nodes=1), grid=times)
+    before = sg.sample(score, sde, x_T=x, solver=adams, grid=times[:-1])
+    assert one.nfe == before.nfe == 9
+    assert torch.allclose(one.x, before.x, atol=1e-12)
+
+
+@pytest.mark.parametrize("prediction", ["data", "noise", "rectified"])
+@pytest.mark.parametrize("process", ["vp", "edm"])
+def test_a_sample_from_several_evaluations_is_exact_where_their_polynomial_is(process: str, prediction: str) -> None:
+    """Data at a point, whose estimates are constant along the flow."""
+    sde = LINEAR[process]
+    x = sde.prior_sample((4, 2), seed=0, dtype=F64)
+    adams = sg.schemes.ExponentialAdams(nodes=3, corrector=3, prediction=prediction, final_nodes=3)
+    got = sg.sample(sg.from_denoiser(POINT, sde), sde, x_T=x, solver=adams, nfe=6)
+    assert got.nfe == 6
+    assert torch.allclose(got.x, torch.full_like(x, 0.3), atol=1e-9)
+
+
+@pytest.mark.parametrize("process", ["vp", "edm"])
+def test_a_sample_from_several_evaluations_goes_on_along_the_polynomial(process: str) -> None:
+    """A noise estimate that is a parabola in the noise level, and v of Gaussian data, which is 0."""
+    sde = LINEAR[process]
+    x = sde.prior_sample((4, 2), seed=0, dtype=F64)
+    alpha, sigma = float(sde.alpha(sde.eps)), float(sde.sigma(sde.eps))
+    times = sg.grids.LogSNR()(sde, 9).times
+
+    def parabola(x: Tensor, t: Tensor) -> Tensor:
+        level = (sde.sigma(t) / sde.alpha(t)).to(x)[:, None]
+        return (0.3 - 0.2 * level + 0.1 * level**2).expand_as(x)
+
+    def both(solver: sg.schemes.ExponentialAdams, score: sg.Score) -> tuple[Tensor, Tensor]:
+        made = sg.sample(score, sde, x_T=x, solver=replace(solver, final_nodes=3), grid=times).x
+        return made, sg.sample(score, sde, x_T=x, solver=solver, grid=times, final="none").x
+
+    noise = sg.schemes.ExponentialAdams(nodes=3, prediction="noise", variable="noise-level")
+    made, state = both(noise, sg.from_noise(parabola, sde))
+    left = parabola(state, torch.full((4,), sde.eps, dtype=F64))
+    assert torch.allclose(made, (state - sigma * left) / alpha, atol=1e-9)
+
+    v = sg.schemes.Rosenbrock(3, sigma_data=0.5, variable="log-signal", start="cold", lower_final=False)
+    made, state = both(v, sg.from_score(sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sde), sde))
+    assert torch.allclose(made, 0.25 * alpha / (0.25 * alpha**2 + sigma**2) * state, atol=1e-9)
+
+
+@pytest.mark.parametrize("process", sorted(LINEAR))
+def test_a_grid_to_the_data_has_a_step_more(process: str) -> None:
+    """From the last level to eps, unless the end is given; where eps is above the level, it ends there all the same."""
+    sde = LINEAR[process]
+    rule = sg.grids.Thinned(to_data=True)
+    assert rule(sde, 8).times == (*sg.grids.Thinned()(sde, 7).times, sde.eps)
+    assert rule(sde, 8, t_end=0.2 * sde.T) == sg.grids.Thinned()(sde, 8, t_end=0.2 * sde.T)
+    many = rule(sde, 400)
+    assert (many.steps, many.times[-1]) == (400, sde.eps)
+
+
 @pytest.mark.parametrize(
     ("variable", "nodes", "corrector", "bound"),
     [("log-snr", 3, 3, 0.47), ("log-snr", 4, 5, 0.25), ("log-signal", 3, 3, 0.9), ("log-signal", 4, 5, 0.9)],
@@ -514,14 +581,16 @@ def test_which_default() -> None:
     budgets = (1, 5, 6, 9, 10, 15, 16, 29, 30, 500)
     chosen = {budget: sg.defaults.default_setting(vp, budget) for budget in budgets}
     assert chosen[1] == chosen[5] != chosen[6]
-    assert chosen[6] == chosen[9] != chosen[10]
-    assert chosen[10] == chosen[15] != chosen[16]
+    assert chosen[6] == chosen[9] == chosen[10] == chosen[15] != chosen[16]
     assert chosen[16] == chosen[29] != chosen[30]
     assert chosen[30] == chosen[500] == sg.defaults.default_setting(vp)
-    for budget, nodes in ((5, 3), (15, 3), (16, 4), (29, 4), (30, 5)):
+    for budget, nodes in ((5, 3), (15, 3), (16, 5), (29, 5), (30, 5)):
         solver, grid = chosen[budget].solver, chosen[budget].grid
         assert isinstance(solver, sg.schemes.ExponentialAdams)
-        assert (solver.nodes, solver.corrector, solver.lower_final) == (nodes, nodes, True)
+        assert (solver.nodes, solver.corrector, solver.lower_final) == (nodes, nodes, budget < 30)
+        assert solver.final_nodes == (3 if budget < 30 else 0)
+        to_an_end = sg.defaults.default_setting(vp, budget, t_end=0.1).solver
+        assert to_an_end == replace(solver, final_nodes=0)
         assert (solver.prediction, solver.variable) == ("v", "log-signal")
         assert isinstance(grid, sg.grids.Thinned)
         assert grid(vp, 10).times[0] == vp.T

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
 from sgm_sde.sampling.defaults import Setting, default_setting
 from sgm_sde.sampling.planning import FINALS
 from sgm_sde.sampling.stepping import Stepper, require_steppable, stepper
-from sgm_sde.schemes import TCD, Consistency, Solver, resolve
+from sgm_sde.schemes import TCD, Consistency, ExponentialAdams, Solver, resolve
 
 SAME_TIMESTEP = 1e-6  # timesteps closer than this share of the largest are one, in single precision
 OWN = "_sgm_sde"  # our options in a saved configuration; other schedulers leave private entries alone
@@ -559,8 +559,9 @@ OPTIONS = ("solver", "grid", "final", "seed", "T", "integer", "unit_noise")
 
 
 def _without_grid(solver: Solver | Setting) -> Solver:
-    """The solver alone of a setting."""
-    return solver.solver if isinstance(solver, Setting) else solver
+    """The solver alone of a setting, which calls the network at the last of the times that are given, too."""
+    alone = solver.solver if isinstance(solver, Setting) else solver
+    return replace(alone, final_nodes=0) if isinstance(alone, ExponentialAdams) else alone
 
 
 def _times_of_levels(sde: LinearSDE, levels: Tensor) -> list[float]:

@@ -8,7 +8,7 @@ r"""Coordinates along a path: the variables in which predictions are interpolate
 | `time` | $t$ | $x$ | $f - \tfrac12 g^2 s$ |
 | `vp-time` | time at which VP has the noise level | | |
 | `angle` | $\arctan(\sigma/(\alpha\sigma_d))$ | | |
-| `log-signal` | $\log(1 + \sigma/(\alpha\sigma_d))$ | | |
+| `log-signal` | $\log(1 + \sigma/(\alpha c))$ | | |
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def angle(sigma_data: float) -> Coordinate:
 
 
 @lru_cache(maxsize=64)
-def log_signal(sigma_data: float) -> Coordinate:
-    """Minus the logarithm of the signal's share: even near the data in the noise level, near noise in its logarithm."""
+def log_signal(scale: float) -> Coordinate:
+    """Minus the logarithm of the signal's share: even in the noise level below a scale, in its logarithm above it."""
     return Coordinate(
         "log-signal",
-        lambda k: math.log1p(k.noise_level / sigma_data),
-        lambda _, u: -np.log(sigma_data * np.expm1(u)),
+        lambda k: math.log1p(k.noise_level / scale),
+        lambda _, u: -np.log(scale * np.expm1(u)),
     )

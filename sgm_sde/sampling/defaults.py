@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sgm_sde._utils.checks import check_integer, described, moment, number
+from sgm_sde._utils.checks import check_integer, described, flag, moment, number
 from sgm_sde.grids import Grid, GridRule, Thinned, rule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
 from sgm_sde.processes.matrix import EARLIEST
-from sgm_sde.schemes import GDDIM, Rosenbrock, Solver, UniC, resolve
+from sgm_sde.schemes import GDDIM, ExponentialAdams, Rosenbrock, Solver, UniC, resolve
 
-# Network calls from which on the default is another setting. From FEW on steps where a sample takes shape are short
-# enough for strong guidance, under which three evaluations below SOME calls and four below MANY are safer than more.
-# Between SEVERAL and SOME calls a lower last level pays; at fewer it throws guided samples out.
+# Network calls from which on the default is another setting.
 FEW = 6
-SEVERAL = 10
 SOME = 16
 MANY = 30
 SIGMA_DATA = 0.7  # between that of images, 0.5, and that of VP's velocity
-NO_SIGNAL_ABOVE = 7.0  # sigma / alpha: from here on a network sees next to no signal of data of unit scale
+# Levels sigma / alpha of noise, for data of unit scale. Above the first a network sees next to no signal; up to the
+# second, noises that it takes far out of the data are still on their way, and follow polynomials in the noise level.
+NO_SIGNAL_ABOVE = 40.0
+LINEAR_BELOW = 5.0
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,26 @@ class Setting(Value):
         return f"{self.solver.name} on {'its default grid' if self.grid is None else repr(self.grid)}"
 
 
-def adams_near_noise(nodes: int, corrector: int, data_std: float = 1.0) -> Solver:
+def adams_near_noise(
+    nodes: int,
+    corrector: int,
+    data_std: float = 1.0,
+    *,
+    no_signal_above: float = NO_SIGNAL_ABOVE,
+    linear_below: float = LINEAR_BELOW,
+    lower_final: bool = True,
+    final_nodes: int = 0,
+) -> ExponentialAdams:
     """Adams' method on v with a corrector, which does not multiply what networks are off by near pure noise.
-
-    The last steps use ever fewer evaluations.
 
     Args:
         nodes: evaluations that a step uses.
         corrector: evaluations that the corrector uses.
-        data_std: scale of the data, in whose units both levels of noise are.
+        data_std: scale of the data, in whose units all levels of noise are.
+        no_signal_above: see `schemes.Rosenbrock`; so is the next.
+        linear_below: noise level below which polynomials are in about the noise level.
+        lower_final: whether the last steps use ever fewer evaluations.
+        final_nodes: evaluations that the sample is made from at the end; 0 to end in a state.
 
     Raises:
         ValueError: for numbers of evaluations below 1, or a scale that is not positive.
@@ -83,39 +94,41 @@ def adams_near_noise(nodes: int, corrector: int, data_std: float = 1.0) -> Solve
         nodes,
         sigma_data=SIGMA_DATA * data_std,
         variable="log-signal",
-        no_signal_above=NO_SIGNAL_ABOVE * data_std,
+        no_signal_above=number("no_signal_above", no_signal_above, above=0) * data_std,
+        linear_below=number("linear_below", linear_below, above=0) * data_std,
         start="cold",
-        lower_final=True,
+        lower_final=flag("lower_final", lower_final),
     )
-    return UniC(adams, nodes=corrector)
+    return replace(UniC(adams, nodes=corrector), final_nodes=final_nodes)
 
 
-def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
-    """The settings for the fewest network calls, few, several, some and many, on data of a scale.
+def settings(data_std: float = 1.0, *, to_data: bool = True) -> tuple[Setting, ...]:
+    """The settings for the fewest network calls, few, some and many, on data of a scale.
+
+    Args:
+        data_std: the scale.
+        to_data: whether those for less than many calls make the sample from their last three evaluations at once, and
+            not from a call at the end.
 
     Examples:
         >>> len(settings(0.1))
-        5
+        4
     """
-    three = adams_near_noise(3, 3, data_std)
-    four = adams_near_noise(4, 4, data_std)
-    five = adams_near_noise(5, 5, data_std)
-    fewest = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2, data_std=data_std)
-    few = Thinned(last=6.5, data_std=data_std)
-    several = Thinned(last=5.0, data_std=data_std)
-    some = Thinned(data_std=data_std)
-    many = Thinned(last=3.0, near_data=3.0, data_std=data_std)
-    return (
-        Setting(three, fewest),
-        Setting(three, few),
-        Setting(three, several),
-        Setting(four, some),
-        Setting(five, many),
-    )
+    final_nodes = 3 if flag("to_data", to_data) else 0
+    three = adams_near_noise(3, 3, data_std, final_nodes=final_nodes)
+    five = adams_near_noise(5, 5, data_std, final_nodes=final_nodes)
+    many = adams_near_noise(5, 5, data_std, lower_final=False)
+
+    of_few = Thinned(even=16.0, near_noise=-3.0, data_std=data_std, to_data=to_data)
+    of_fewest = replace(of_few, even=45.0, last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
+    of_some = replace(of_few, even=30.0, last=5.0, clean=0.6)
+    of_many = Thinned(last=3.0, near_data=3.0, data_std=data_std)
+    return Setting(three, of_fewest), Setting(three, of_few), Setting(five, of_some), Setting(many, of_many)
 
 
 SETTINGS = settings()
-BOUNDS = (FEW, SEVERAL, SOME, MANY)
+TO_A_GIVEN_END = settings(to_data=False)
+BOUNDS = (FEW, SOME, MANY)
 
 # For processes with a matrix: below OF_HISTORY calls, steps are too long for evaluations before them to tell more.
 OF_HISTORY = 8
@@ -145,8 +158,9 @@ def default_setting(
     Adams' method on the velocity with a corrector (`UniC` of `Rosenbrock`), which near pure noise integrates what a
     network is off by instead of multiplying it and is stable where modes are narrower than the noise, on the grid
     `grids.Thinned`, which spans the whole process with the longest steps near pure noise: through three evaluations,
-    from 16 calls on four, from 30 on five, in the last steps ever fewer. All of it was chosen on half of the test beds
-    of `python -m benchmarks.defaults`, which prints what it reaches on the other half, and on strong guidance. Where a
+    from 16 calls on five. Below 30 calls the last steps use ever fewer, and the sample is made from the last three at
+    once, unless the end is given. All of it was chosen on half of the test beds of `python -m benchmarks.defaults`,
+    which prints what it reaches on the other half, on networks of other recipes and on strong guidance. Where a
     given time has no finite log-SNR (alpha = 0 or sigma = 0), the default is Adams' method in the coordinates of
     rectified flow on the process' own grid. For a process with a matrix it is gDDIM, through three evaluations from 8
     calls on, chosen on one half of the beds of `python -m benchmarks.cld_defaults`; to the end at t = 0, and for a
@@ -166,8 +180,8 @@ def default_setting(
 
     Examples:
         >>> import sgm_sde as sg
-        >>> print(default_setting(sg.VPSDE(), 16))
-        rosenbrock4-unic on Thinned()
+        >>> print(default_setting(sg.VPSDE(), 12))
+        rosenbrock3-unic on Thinned(even=16, near_noise=-3, to_data=True)
         >>> print(default_setting(sg.VPSDE()))
         rosenbrock5-unic on Thinned(last=3, near_data=3)
     """
@@ -182,5 +196,7 @@ def default_setting(
 
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
-    by_budget = SETTINGS if data_std == 1 else settings(data_std)
+    by_budget = SETTINGS if t_end is None else TO_A_GIVEN_END
+    if data_std != 1:
+        by_budget = settings(data_std, to_data=t_end is None)
     return by_budget[bisect_right(BOUNDS, budget)]

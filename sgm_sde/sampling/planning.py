@@ -53,7 +53,8 @@ class StepArguments:
         final = final_update(sde, self.final)
         t_start = None if self.t_start is None else moment("t_start", self.t_start)
         t_end = None if self.t_end is None else moment("t_end", self.t_end)
-        solver, grid = self._solver(sde, t_start, t_end)
+        to = sde.eps if t_end is None and final != "denoise" else t_end
+        solver, grid = self._solver(sde, t_start, to)
 
         if isinstance(solver, AdaptiveSolver):
             steps = None if solver.takes_steps else self.steps
@@ -109,7 +110,7 @@ class StepArguments:
         """The solver as it fits the budget, and the grid that a rule places, by default the solver's."""
         if self.nfe is not None and self.steps is not None:
             raise ValueError(f"give nfe= or steps=, not both (got {self.nfe} and {self.steps})")
-        if t_end is None and not denoise:
+        if t_end is None and not denoise and not solver.ends_in_data:
             t_end = sde.eps  # the state there is what is asked for
 
         if self.steps is None:

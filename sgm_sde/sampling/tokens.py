@@ -178,7 +178,7 @@ def _method(sde: LinearSDE, solver: Solver | AdaptiveSolver | Setting | str | No
     """The solver, one whose table is all that it does."""
     if isinstance(solver, Setting):
         raise ValueError(f"the setting {solver} brings its own grid: give its solver alone")
-    found = default_setting(sde, grid.steps + 1).solver if solver is None else resolve_any(solver)
+    found = default_setting(sde, grid.steps + 1, t_end=sde.eps).solver if solver is None else resolve_any(solver)
     if isinstance(found, AdaptiveSolver):
         raise ValueError(f"{found.name} finds its own steps, and a TokenGrid gives them")
     if found.has_hooks:

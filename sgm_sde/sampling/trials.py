@@ -22,7 +22,7 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Uniform, Widening
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.sampling.defaults import NO_SIGNAL_ABOVE, SETTINGS, Setting, adams_near_noise
+from sgm_sde.sampling.defaults import SETTINGS, Setting, adams_near_noise
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.sampling.options import Execution
 from sgm_sde.sampling.planning import plan
@@ -215,6 +215,7 @@ WIDE = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
 EARLY = Thinned(even=100.0, last=5.0)
 LATE = Thinned(even=100.0, last=2.0, clean=0.6)
 LONG = Thinned(last=5.0, near_data=3.0, clean=0.1)
+NO_SIGNAL_ABOVE = 7.0  # sigma / alpha, for data of unit scale
 WARM = DPMSolver(3, singlestep=False, start="warm", lower_final=True)
 
 
@@ -223,7 +224,7 @@ def _of_few_calls() -> Crossed:
     return [
         ([_corrected(2), _corrected(3), straight, _near_noise(2), _near_noise(3), _noise(3)], [NEAR, FAR]),
         ([_corrected(3), _noise(3)], [Widening(last=2.5), Widening(first=0.2, last=1.0)]),
-        ([adams_near_noise(3, 3)], [NEAR, FAR, EARLY]),
+        ([_log_signal(3)], [NEAR, FAR, EARLY]),
         ([_near_noise(2), _small(3), _corrected(2)], [WIDE, LONG]),
         (["midpoint", "dpm++2s", "ipndm3"], [LogSNR()]),
         (["ipndm2", "ipndm3"], [Karras()]),
@@ -238,8 +239,8 @@ def _of_some_calls() -> Crossed:
         ([_corrected(4), _small(3)], [EARLY, LONG]),
         ([_corrected(2), _corrected(3), _noise(4), _small(3)], [NEAR, FAR]),
         ([_near_noise(2)], [WIDE, Thinned()]),
-        ([adams_near_noise(3, 3)], [LONG]),
-        ([adams_near_noise(4, 4)], [EARLY]),
+        ([_log_signal(3)], [LONG]),
+        ([_log_signal(4)], [EARLY]),
         ([UniPC(2, lower_final=True), WARM, _noise(4), "dpm++2s", "ralston"], [LogSNR()]),
         ([DPMSolver(2, singlestep=False), "ipndm3"], [Karras()]),
         (["ipndm3"], [Uniform()]),
@@ -253,9 +254,9 @@ def _of_many_calls() -> Crossed:
     return [
         ([_corrected(3), _corrected(4), three, _near_noise(4), *small], [EARLY, LATE, LONG]),
         ([three, _corrected(4)], [Thinned(even=64.0)]),
-        ([three, adams_near_noise(3, 3), adams_near_noise(5, 5)], [Thinned()]),
-        ([adams_near_noise(4, 4)], [LATE]),
-        ([adams_near_noise(5, 5)], [EARLY, LATE]),
+        ([three, _log_signal(3), _log_signal(5)], [Thinned()]),
+        ([_log_signal(4)], [LATE]),
+        ([_log_signal(5)], [EARLY, LATE]),
         ([_corrected(2), _corrected(3), three, *small, _noise(3), _noise(4)], [FAR]),
         ([_noise(4), _noise(5)], [NEAR]),
         ([UniPC(3, lower_final=True), WARM, _noise(4), _noise(5), "unipc4", "lms4"], [LogSNR()]),
@@ -283,6 +284,11 @@ def _near_noise(nodes: int) -> Solver:
 def _small(nodes: int) -> Solver:
     """The same for data of a smaller scale, which is often better."""
     return UniC(_adams(nodes, 0.4), nodes=nodes + 1)
+
+
+def _log_signal(nodes: int) -> Solver:
+    """Adams' method on v in log-signal, with a corrector, for data of about unit scale."""
+    return adams_near_noise(nodes, nodes, no_signal_above=NO_SIGNAL_ABOVE, linear_below=0.7)
 
 
 def _adams(nodes: int, sigma_data: float) -> Solver:

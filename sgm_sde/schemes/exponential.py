@@ -52,6 +52,8 @@ class Exponential(Solver):
         sigma_data: standard deviation of the data, for v-prediction.
         no_signal_above: noise level sigma / alpha from which on v is interpolated in units of it, so that what a
             network is off by near pure noise is not multiplied by long steps; see `linear_part.VPart`.
+        linear_below: noise level c of log-signal, log(1 + sigma / (alpha c)): below it about the noise level, above
+            it about its logarithm; None for `sigma_data`.
         name: what to call it.
         source: where it is from.
     """
@@ -64,6 +66,7 @@ class Exponential(Solver):
     window: tuple[float, float] = EVERYWHERE
     sigma_data: float = 1.0
     no_signal_above: float | None = None
+    linear_below: float | None = None
     name: str = "exponential"
     source: str = ""
 
@@ -117,6 +120,10 @@ class Exponential(Solver):
         settle(self, sigma_data=number("sigma_data", self.sigma_data, above=0, most=FAR))
         if self.sigma_data != 1 and self.prediction != "v":
             raise ValueError(f"sigma_data acts on v-prediction, got it with {self.prediction}")
+        if self.linear_below is not None:
+            settle(self, linear_below=number("linear_below", self.linear_below, above=0, most=FAR))
+            if self.variable != "log-signal":
+                raise ValueError(f"linear_below acts on the variable log-signal, got it with {self.variable}")
         if self.no_signal_above is None:
             return
 
@@ -163,7 +170,9 @@ class Exponential(Solver):
         if self.noise_scale is not None:
             return DataPart(self.variable, 0.0, self.variant, log_scale=LOG_SCALES[self.noise_scale])
         no_signal_above = math.inf if self.no_signal_above is None else self.no_signal_above
-        return PARTS[self.prediction](self.variable, self.eta_on(s, t), self.variant, self.sigma_data, no_signal_above)
+        return PARTS[self.prediction](
+            self.variable, self.eta_on(s, t), self.variant, self.sigma_data, no_signal_above, self.linear_below
+        )
 
 
 class _Predicted(NamedTuple):
@@ -229,6 +238,10 @@ class ExponentialAdams(Exponential):
     `start="warm"` makes the first step a single-step one of the order needed, for one or two network calls more in
     all, and reaches order n (n + 1 with a corrector) up to 4.
 
+    `final_nodes=m` ends in the sample, without a call for it: the last step goes on from the last evaluation by the
+    polynomial through m of them, and the data estimate at its end is made from the state and the polynomial's value
+    there. With one evaluation, it is the estimate at the step's start.
+
     One network call per step.
 
     Args:
@@ -238,6 +251,7 @@ class ExponentialAdams(Exponential):
         lower_final: whether the last steps use ever fewer evaluations, the very last one its own only, which limits the
             order to 2; None: on grids of less than 15 steps, as the literature's codes do, since there a network's
             roughness costs more than the order gains.
+        final_nodes: evaluations that the sample is made from at the end; 0 to end in a state.
 
     Raises:
         ValueError: for options out of range, or a warm start where it changes nothing or where there is noise.
@@ -256,6 +270,7 @@ class ExponentialAdams(Exponential):
     corrector: int = 0
     start: str = "cold"
     lower_final: bool | None = False
+    final_nodes: int = 0
     name: str = "exponential-adams"
     source: str = "Zhang & Chen, 2023, arXiv:2204.13902"
 
@@ -264,8 +279,11 @@ class ExponentialAdams(Exponential):
         settle(self, nodes=check_integer("nodes", self.nodes), corrector=check_integer("corrector", self.corrector, 0))
         if self.corrector > self.nodes + 1:
             raise ValueError(f"corrector must lie between 0 and nodes + 1 = {self.nodes + 1}, got {self.corrector}")
+        settle(self, final_nodes=check_integer("final_nodes", self.final_nodes, 0))
         one_of("lower_final", self.lower_final, (True, False, None))
         one_of("start", self.start, STARTS)
+        if self.final_nodes and (self.stochastic or self.variant != "exact"):
+            raise ValueError("final_nodes is for deterministic solvers of the variant 'exact'")
         if self.start == "warm" and self.stochastic:
             raise ValueError("start='warm' is for deterministic solvers")
         if self.start == "warm" and not self._inner:
@@ -291,7 +309,12 @@ class ExponentialAdams(Exponential):
     def order(self) -> int:
         """Order of the global error without noise, cold or warm start taken into account."""
         limit = 2 if self.lower_final else 4 if self.start == "warm" else 3 if self.corrector else 2
-        return min(self._potential, limit)
+        return min(self._potential, limit, self.final_nodes or limit)
+
+    @property
+    def ends_in_data(self) -> bool:
+        """True if the last step makes the sample."""
+        return self.final_nodes > 0
 
     @property
     def weak_order(self) -> int | None:
@@ -328,11 +351,29 @@ class ExponentialAdams(Exponential):
 
     def _nodes_at(self, k: Step) -> int:
         """Number of evaluations that a step uses."""
-        lower = k.n < FEW_STEPS if self.lower_final is None else self.lower_final
-        return min(self.nodes, k.n - k.i) if lower else self.nodes
+        n = k.n - self.ends_in_data
+        lower = n < FEW_STEPS if self.lower_final is None else self.lower_final
+        return min(self.nodes, n - k.i) if lower else self.nodes
+
+    def _sample(self, k: Step) -> Form:
+        """The data estimate at the last step's end, without a call there.
+
+        The state is not corrected: the estimate would follow in full, and data of modes narrower than the noise do not.
+        """
+        s = k.start
+        t = k.end
+        part = self.part(s, t)
+        k.evaluate(k.x, s)
+        known = part.usable(s, t, k.known(self.final_nodes + SPARE), self.final_nodes)
+        if len(known) == 1:
+            return part.data(s, k.x, known[0][1])
+        return part.data(t, part.update(s, t, k.x, known), part.value(s, t, known))
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
+        if self.ends_in_data and k.i == k.n - 1:
+            return self._sample(k)
+
         s = k.start
         t = k.end
         part = self.part(s, t)

@@ -475,6 +475,7 @@ def Rosenbrock(
     sigma_data: float = 0.5,
     variable: str = "angle",
     no_signal_above: float | None = None,
+    linear_below: float | None = None,
     eta: Eta = 0.0,
     start: str | None = None,
     lower_final: bool | None = None,
@@ -498,7 +499,7 @@ def Rosenbrock(
 
     Where modes are narrower than the noise, a corrector (`UniC`) in log-SNR amplifies errors on steps longer than 0.47
     of half the log-SNR with three evaluations, with four on steps longer than 0.25. `variable="log-signal"`,
-    $u = \log(1 + \sigma/(\alpha\sigma_d))$, is log-SNR near pure noise and the noise level near the data. There steps
+    $u = \log(1 + \sigma/(\alpha c))$, is log-SNR near pure noise and the noise level near the data. There steps
     shorten in it, so that one extrapolates over less than it rests on, and errors decay on steps up to 0.9.
 
     From $\alpha = 0$ on, the first steps of a grid that is even in time do not shrink in these two, however many there
@@ -509,6 +510,7 @@ def Rosenbrock(
         sigma_data: standard deviation of the data; 0.5 for images in [-1, 1].
         variable: what v is a polynomial in: the `"angle"`, `"log-snr"` or `"log-signal"`.
         no_signal_above: noise level sigma / alpha from which on the network sees next to no signal; None for nowhere.
+        linear_below: the noise level c of log-signal; None for `sigma_data`.
         eta: stochasticity, a number or a function of time.
         start: `"cold"` or `"warm"`, the default from order 3 without noise.
         lower_final: whether the last steps use ever fewer evaluations; None: on grids of less than 15 steps.
@@ -529,6 +531,7 @@ def Rosenbrock(
         variable=variable,
         sigma_data=sigma_data,
         no_signal_above=no_signal_above,
+        linear_below=linear_below,
         eta=eta,
         start=_warm_if(order, start, eta),
         lower_final=_lower(order, lower_final),

@@ -38,7 +38,6 @@ from sgm_sde.engine.quadrature import gauss_legendre, interpolatory_weights
 
 Known = Sequence[tuple[Node, Form]]  # pairs (node, evaluation there), newest first
 VARIABLES = ("log-snr", "time", "noise-level", "vp-time", "angle", "log-signal", "flow-time")  # `engine.coordinates`
-SCALED = {"angle": angle, "log-signal": log_signal}  # those that depend on the scale of the data
 VARIANTS = ("exact", "midpoint", "bh1", "published", "fixed", "ipndm-v")
 LARGEST = 10.0  # sum of the sizes of a step's weights, relative to their sum
 SLACK = 0.05  # by which steps taken for even may grow
@@ -88,6 +87,7 @@ class LinearPart(ABC):
         variant: how the moments are simplified; `weights` says how.
         sigma_data: standard deviation of the data, for v-prediction.
         no_signal_above: noise level from which on v is interpolated in units of it; see `VPart`.
+        linear_below: noise level below which log-signal is even in it; None for `sigma_data`.
     """
 
     variable: str
@@ -95,6 +95,7 @@ class LinearPart(ABC):
     variant: str = "exact"
     sigma_data: float = 1.0
     no_signal_above: float = math.inf
+    linear_below: float | None = None
 
     @abstractmethod
     def factor(self, s: Node, t: Node) -> float:
@@ -108,6 +109,10 @@ class LinearPart(ABC):
     def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """The kernel's integral from s to where the half log-SNR is lam."""
 
+    @abstractmethod
+    def data(self, node: Node, x: Form, p: Form) -> Form:
+        """The data estimate where the state is x and the prediction p."""
+
     def scale(self, node: Node) -> float:
         """Factor on a prediction before it is interpolated."""
         return 1.0
@@ -118,8 +123,16 @@ class LinearPart(ABC):
 
     @property
     def _along(self) -> Coordinate:
-        scaled = SCALED.get(self.variable)
-        return COORDINATES[self.variable] if scaled is None else scaled(self.sigma_data)
+        if self.variable == "angle":
+            return angle(self.sigma_data)
+        if self.variable == "log-signal":
+            return log_signal(self._linear_below)
+        return COORDINATES[self.variable]
+
+    @property
+    def _linear_below(self) -> float:
+        """The level c of log-signal, log(1 + sigma / (alpha c))."""
+        return self.sigma_data if self.linear_below is None else self.linear_below
 
     def lam(self, sde: Process, coordinate: Values) -> Values:
         """Half the log-SNR where `variable` has the given values."""
@@ -213,6 +226,15 @@ class LinearPart(ABC):
         """The step without its noise."""
         return self.factor(s, t) * x + self.integral(s, t, known)
 
+    def value(self, s: Node, t: Node, known: Known) -> Form:
+        """The polynomial's value at the step's end: what the network is expected to predict there."""
+        a = self.coordinate(s)
+        h = self.coordinate(t) - a
+        places = [(self.coordinate(node) - a) / h for node, _ in known]
+        weights = interpolatory_weights(places, [1.0] * len(places))
+        scales = [self.scale(node) / self.scale(t) for node, _ in known]
+        return Form.combine([float(w) * c for w, c in zip(weights, scales, strict=True)], [e for _, e in known])
+
 
 @dataclass(frozen=True)
 class DataPart(LinearPart):
@@ -254,6 +276,10 @@ class DataPart(LinearPart):
         c = (1 + self.eta**2) * (t.lam - s.lam)
         return [t.alpha * c * math.factorial(k) * phi(k + 1, -c) for k in range(n)]
 
+    def data(self, node: Node, x: Form, p: Form) -> Form:
+        """The prediction itself."""
+        return p
+
     def _bh1(self, s: Node, t: Node) -> float:
         c = (1 + self.eta**2) * (t.lam - s.lam)
         return 1 / phi(1, -c)
@@ -285,6 +311,10 @@ class NoisePart(LinearPart):
         if self.variable != "log-snr" or not math.isfinite(h):
             return super().moments(s, t, n)
         return [-(1 + self.eta**2) * t.sigma * h * math.factorial(k) * phi(k + 1, h) for k in range(n)]
+
+    def data(self, node: Node, x: Form, p: Form) -> Form:
+        """The state without the noise."""
+        return (x - node.sigma * p) / node.alpha
 
     def _bh1(self, s: Node, t: Node) -> float:
         return 1 / phi(1, t.lam - s.lam)
@@ -348,8 +378,14 @@ class VPart(LinearPart):
             angles = np.arctan(np.exp(-place) / self.sigma_data)
             return angles, -np.sin(2 * angles) / 2 * self._growth(place)
 
-        level = np.expm1(place)  # sigma / alpha in units of the data's scale
-        return np.arctan(level), np.exp(place) / (1 + level**2) * self._growth(-np.log(self.sigma_data * level))
+        level = self._linear_below * np.expm1(place)  # sigma / alpha
+        slope = self.sigma_data * (self._linear_below + level) / (self.sigma_data**2 + level**2)
+        return np.arctan(level / self.sigma_data), slope * self._growth(-np.log(level))
+
+    def data(self, node: Node, x: Form, p: Form) -> Form:
+        """What is left of the state without v, by the angle."""
+        angle_ = math.atan2(node.sigma, node.alpha * self.sigma_data)
+        return self.sigma_data / self._rho(node) * (math.cos(angle_) * x - math.sin(angle_) * p)
 
     def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """Not needed: the moments are in closed form."""
@@ -372,6 +408,10 @@ class RectifiedPart(LinearPart):
         """In closed form: the kernel is constant in w."""
         whole = (t.alpha + t.sigma) * (self.coordinate(t) - self.coordinate(s))
         return [whole / (k + 1) for k in range(n)]
+
+    def data(self, node: Node, x: Form, p: Form) -> Form:
+        """The state on the path, taken back by its slope."""
+        return (x - node.sigma * p) / (node.alpha + node.sigma)
 
     def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """Not needed: the moments are in closed form."""

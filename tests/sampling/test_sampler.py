@@ -109,6 +109,7 @@ def exponential(cls: Any) -> dict[str, list[tuple[sg.Solver, sg.Solver]]]:
     """The options that exponential integrators share."""
     noise = {"prediction": "noise"}
     v = {"prediction": "v", "variable": "log-snr"}
+    log_signal = {"prediction": "v", "variable": "log-signal"}
     return {
         "prediction": [(cls(), cls(prediction=other)) for other in ("noise", "v", "rectified")],
         "variable": [
@@ -121,6 +122,7 @@ def exponential(cls: Any) -> dict[str, list[tuple[sg.Solver, sg.Solver]]]:
         "window": [(cls(eta=1.0), cls(eta=1.0, window=(0.1, 2.0)))],
         "sigma_data": [(cls(prediction="v"), cls(prediction="v", sigma_data=0.5))],
         "no_signal_above": [(cls(**v), cls(**v, no_signal_above=1.0))],
+        "linear_below": [(cls(**log_signal), cls(**log_signal, linear_below=5.0))],
         "name": [],
         "source": [],
     }
