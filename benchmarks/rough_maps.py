@@ -1,12 +1,11 @@
-"""Four evaluations a step and five, on exact scores that are off by a random network of state and log-SNR.
+"""The default of many calls and that of some, on exact scores off by a random network of state and log-SNR.
 
     python -m benchmarks.rough_maps
 
 Three modes; the noise is off by `size` times a fixed random network of two layers, of values within 1, whose first
 layer has the given frequency in the state and in the logarithm of the noise level. The geometric mean, over processes
-and dimensions, of the error of the last setting of `sgm_sde.defaults.SETTINGS`, of five evaluations, over that of the
-one before, of four; each without the tenth of the noises where it is largest. From `MANY` calls on the default is the
-former. The first table has the networks on which that number was chosen, the second others.
+and dimensions, of the error of the last setting of `sgm_sde.defaults.SETTINGS` over that of the one before; each
+without the tenth of the noises where it is largest. From `MANY` calls on the default is the former.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ BUDGETS = (20, 24, 30, 35, 50)
 NOISES = 32
 WIDTH = 64
 TIGHT = 400  # network calls of the reference
-HALVES = {"chosen on": (0, (2, 16), (2.0, 6.0)), "reported": (1, (1, 64), (1.0, 4.0))}  # seed, dimensions, frequencies
+HALVES = {"first": (0, (2, 16), (2.0, 6.0)), "second": (1, (1, 64), (1.0, 4.0))}  # seed, dimensions, frequencies
 
 
 def rough_score(sde: sg.LinearSDE, dimension: int, size: float, frequency: float, seed: int) -> sg.Score:
@@ -52,7 +51,7 @@ def rough_score(sde: sg.LinearSDE, dimension: int, size: float, frequency: float
 
 
 def ratio(sde: sg.LinearSDE, dimension: int, size: float, frequency: float, seed: int) -> dict[int, float]:
-    """Errors of five evaluations over those of four, by budget."""
+    """Errors of the setting of many calls over those of the setting of some, by budget."""
     score = rough_score(sde, dimension, size, frequency, seed)
     x = sde.prior_sample((NOISES, dimension), seed=3, dtype=F64)
     exact = sg.sample(score, sde, x_T=x, solver="dpm++3m", grid="log-snr", nfe=TIGHT).x
@@ -61,8 +60,8 @@ def ratio(sde: sg.LinearSDE, dimension: int, size: float, frequency: float, seed
         squares = (sg.sample(score, sde, x_T=x, nfe=nfe, solver=setting).x - exact).square().mean(1)
         return float(squares.sort().values[: NOISES - NOISES // 10].mean().sqrt())
 
-    *_, four, five = sg.defaults.SETTINGS
-    return {nfe: error(nfe, five) / error(nfe, four) for nfe in BUDGETS}
+    *_, some, many = sg.defaults.SETTINGS
+    return {nfe: error(nfe, many) / error(nfe, some) for nfe in BUDGETS}
 
 
 def main() -> int:
