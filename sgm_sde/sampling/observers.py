@@ -101,15 +101,18 @@ class Monitor:
         self.times.append(t)
 
 
-def observed_nodes(trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool) -> tuple[frozenset[int], bool]:
-    """The nodes whose states to keep, and whether to keep the denoised end, which stands at t = 0."""
+def observed_nodes(
+    trajectory: str | Sequence[float] | None, grid: Grid, denoise: bool, ends_in_data: bool = False
+) -> tuple[frozenset[int], bool]:
+    """The nodes whose states to keep, and whether to keep the denoised end, or one in data, which stands at t = 0."""
     if trajectory is None:
         return frozenset(), False
     if isinstance(trajectory, str):
         return frozenset(range(len(grid.times))), denoise
 
-    end = denoise and any(t == 0 for t in trajectory)
-    return frozenset(_node_at(t, grid) for t in trajectory if not (denoise and t == 0)), end
+    to_data = denoise or ends_in_data
+    end = to_data and any(t == 0 for t in trajectory)
+    return frozenset(_node_at(t, grid) for t in trajectory if not (to_data and t == 0)), end
 
 
 def _node_at(t: float, grid: Grid) -> int:

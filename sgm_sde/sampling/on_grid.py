@@ -34,7 +34,7 @@ def run_on_grid(
     slices = slices_of(job.size, execution.batch_size)
     models = models_of(model, slices, job.size)
     steps = job.grid.steps - job.first
-    nodes, keep_end = observed_nodes(record.trajectory, job.grid, job.denoises)
+    nodes, keep_end = observed_nodes(record.trajectory, job.grid, job.denoises, job.solver.ends_in_data)
     stop = node_to_stop_at(execution.until, job.grid, job.first)
 
     joined = Joined(job.size)

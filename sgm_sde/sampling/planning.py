@@ -53,7 +53,8 @@ class StepArguments:
         final = final_update(sde, self.final)
         t_start = None if self.t_start is None else moment("t_start", self.t_start)
         t_end = None if self.t_end is None else moment("t_end", self.t_end)
-        to = sde.eps if t_end is None and final != "denoise" else t_end
+        # Where states are asked for, or so many steps to one, the last call is at the last of them.
+        to = sde.eps if t_end is None and (final != "denoise" or self.steps is not None) else t_end
         solver, grid = self._solver(sde, t_start, to)
 
         if isinstance(solver, AdaptiveSolver):

@@ -383,7 +383,7 @@ class VPart(LinearPart):
         return np.arctan(level / self.sigma_data), slope * self._growth(-np.log(level))
 
     def data(self, node: Node, x: Form, p: Form) -> Form:
-        """What is left of the state without v, by the angle."""
+        """State without its v, by the angle."""
         angle_ = math.atan2(node.sigma, node.alpha * self.sigma_data)
         return self.sigma_data / self._rho(node) * (math.cos(angle_) * x - math.sin(angle_) * p)
 

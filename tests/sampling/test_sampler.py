@@ -144,6 +144,9 @@ CHANGES: dict[type, dict[str, list[tuple[sg.Solver, sg.Solver]]]] = {
         ],
         "start": [(sg.schemes.ExponentialAdams(nodes=3), sg.schemes.ExponentialAdams(nodes=3, start="warm"))],
         "lower_final": [(sg.schemes.ExponentialAdams(nodes=3), sg.schemes.ExponentialAdams(nodes=3, lower_final=True))],
+        "final_nodes": [
+            (sg.schemes.ExponentialAdams(final_nodes=1), sg.schemes.ExponentialAdams(final_nodes=2)),
+        ],
     },
     sg.schemes.ExponentialRungeKutta: {
         **exponential(sg.schemes.ExponentialRungeKutta),
@@ -202,7 +205,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "DPMSolver": {**WARM, "singlestep": False},
     "DPMSolverPP": WARM,
     "RectifiedAdams": WARM,
-    "Rosenbrock": {**WARM, "variable": "log-snr"},
+    "Rosenbrock": {**WARM, "variable": "log-signal"},
     "UniC": {"predictor": sg.DEIS(2)},
     "UniPC": {**WARM, "lower_final": False},
 }
@@ -1290,7 +1293,7 @@ def test_the_default_for_data_of_another_scale(process: str) -> None:
         float((sg.sample(oracle.score(sde), sde, x_T=x, nfe=16, solver=setting).x - exact).square().mean().sqrt())
         for setting in (None, sg.defaults.default_setting(sde, 16, data_std=s))
     ]
-    assert errors[1] < 0.1 * errors[0] and errors[1] < 0.03 * s
+    assert errors[1] < 0.5 * errors[0] and errors[1] < 0.06 * s
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
