@@ -369,11 +369,16 @@ def rows_of(bed: Bed, noises: int) -> dict[str, Any] | None:
 
 
 def joined(stored: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, Any]:
-    """What was measured of a bed before and now, by budget; CPU seconds, in all and in the network, by run."""
+    """What was measured of a bed before and now, by budget; CPU seconds, in all and in the network, by run.
+
+    Runs whose budgets were all measured again are forgotten.
+    """
     if stored is None:
         return found
-    both = {name: stored.get(name, {}) | found.get(name, {}) for name in ("budgets", "spent", "peers")}
-    return stored | found | both
+    both = {name: stored.get(name, {}) | found.get(name, {}) for name in ("budgets", "peers")}
+    again = set(found.get("budgets", {}))
+    earlier = {run: spent for run, spent in stored.get("spent", {}).items() if not set(run.split(",")) <= again}
+    return stored | found | both | {"spent": earlier | found.get("spent", {})}
 
 
 def measured(half: str, noises: int = NOISES) -> list[dict[str, Any]]:
