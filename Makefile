@@ -12,10 +12,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(PY) -m pytest -m "not slow" -n auto
 
-# The inner loop: values, processes, engine and the interface, without statistics of paths and what starts processes.
-FAST := tests/processes tests/engine tests/sampling/test_sampler.py --ignore=tests/engine/test_brownian.py
+# The inner loop: values, processes, engine and the interface, without statistics, memory, compilation and own steps.
+FAST := tests/processes tests/engine tests/sampling/test_sampler.py $(addprefix --ignore=tests/engine/test_,adaptive.py brownian.py memory.py)
+LONG := without_tqdm or ends_alone or without_an_order or law_of_the_data or rotations or compiling
 test-fast: $(STAMP)
-	$(PY) -m pytest -m "not slow" -n auto $(FAST) -k "not without_tqdm and not ends_alone"
+	$(PY) -m pytest -m "not slow" -n auto $(FAST) -k "not ($(LONG))"
 
 test-slow: $(STAMP)
 	$(PY) -m pytest -m slow -n auto

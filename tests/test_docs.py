@@ -77,6 +77,19 @@ def test_notebooks_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 exec("".join(cell["source"]), namespace)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_pages_of_notebooks_are_what_was_run(path: Path) -> None:
+    """Cells were run from first to last, and the page has their code and what they printed."""
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    page = "\n".join(line.strip() for line in path.with_suffix(".md").read_text().splitlines())
+    for cell in cells:
+        printed = [output["text"] for output in cell["outputs"] if output["output_type"] == "stream"]
+        for text in (cell["source"], *printed):
+            lines = [line.strip() for line in "".join(text).strip().splitlines()]
+            assert "\n".join(lines) in page
+
+
 def test_every_public_name_is_in_the_reference() -> None:
     """docs/api is what tools/api_pages.py writes, and has every name of the face."""
     tool = runpy.run_path(str(ROOT / "tools" / "api_pages.py"))
