@@ -226,8 +226,9 @@ def measure(bed: Bed, seeds: int) -> dict[str, Any]:
     return row
 
 
-def along() -> Iterator[dict[str, Any]]:
-    """Rows of the error that `sample(log_prob=True)` states: by score, process, solver and network calls."""
+def along(word: str) -> Iterator[dict[str, Any]]:
+    """Rows of the error that `sample(log_prob=True)` states, of those with a word in their name: by score, process,
+    solver and network calls."""
     modes = oracles()["mixture-2"][0]
     assert isinstance(modes, sg.oracles.GaussianMixture)
     for name, size in {"exact": 0.0, **{f"bias-{size}": size for d, size in BIASES if d == 2}}.items():
@@ -236,6 +237,9 @@ def along() -> Iterator[dict[str, Any]]:
             score = wave(modes, sde, size, None)
             for solver, budgets in ALONG.items():
                 for nfe in budgets:
+                    run_name = f"{name}/{process}, {solver}, {nfe} calls"
+                    if word not in run_name:
+                        continue
                     run = sg.sample(
                         score, sde, (SAMPLES, 2), solver=solver, nfe=nfe, seed=0, log_prob="exact",
                         execution=sg.Execution(dtype=F64),
@@ -244,7 +248,7 @@ def along() -> Iterator[dict[str, Any]]:
                     assert found is not None
                     known = sg.log_prob(score, sde, run.x, eps=run.times[-1], method=AdaptiveFlow(1e-8, 1e-8))
                     row = quantities(found.value - known.value, found.error, 2)
-                    yield {"bed": f"{name}/{process}, {solver}, {nfe} calls", **row}
+                    yield {"bed": run_name, **row}
 
 
 def methods(chosen: Iterable[Bed]) -> Iterator[dict[str, Any]]:
@@ -397,7 +401,7 @@ def main() -> None:
     parser.add_argument("--coverage", action="store_true", help="of intervals by probes")
     args = command.begin(parser)
     others: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
-        "along": lambda: (row for row in along() if args.only in row["bed"]),
+        "along": lambda: along(args.only),
         "methods": lambda: methods(_only(args.only, args.n)),
         "precision": lambda: precision(_only(args.only, args.n)),
         "coverage": lambda: coverage(_only(args.only, POINTS), SEEDS),
