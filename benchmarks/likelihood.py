@@ -137,7 +137,7 @@ def beds(n: int) -> dict[str, Bed]:
         return images.double() + eps * sde.prior_sample(tuple(images.shape), seed=1, dtype=f64) / sde.prior_std
 
     few = min(n, 8)
-    clothes = {"y": torch.arange(few) % 10}
+    clothes = {"y": sg.PerSample(torch.arange(few) % 10)}
     drawn = sg.sample(
         network(load_fashion_denoiser), sde, shape=(few, 1, 28, 28), steps=25, seed=0, model_kwargs=clothes
     ).x.clamp(-1, 1)
@@ -152,7 +152,7 @@ def beds(n: int) -> dict[str, Bed]:
         "digits network, 64-D": Bed(
             network(load_digits_denoiser, f64),
             noisy(held, sde.eps),
-            {"y": asked},
+            {"y": sg.PerSample(asked)},
             sde.eps,
             partial(network, load_digits_denoiser),
         ),
