@@ -110,6 +110,10 @@ def settings(data_std: float = 1.0, *, to_data: bool = True) -> tuple[Setting, .
         to_data: whether those for less than many calls make the sample from their last three evaluations at once, and
             not from a call at the end.
 
+    Raises:
+        TypeError: for a `to_data` that is no bool.
+        ValueError: for a scale that is not positive.
+
     Examples:
         >>> len(settings(0.1))
         4
