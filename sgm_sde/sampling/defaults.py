@@ -22,6 +22,9 @@ SIGMA_DATA = 0.7  # between that of images, 0.5, and that of VP's velocity
 # second, noises that it takes far out of the data are still on their way, and follow polynomials in the noise level.
 NO_SIGNAL_ABOVE = 40.0
 LINEAR_BELOW = 5.0
+# The same for the long steps of 6 to 29 calls, where strong guidance throws samples far out.
+NO_SIGNAL_GUIDED = 60.0
+LINEAR_GUIDED = 20.0
 
 
 @dataclass(frozen=True)
@@ -119,15 +122,25 @@ def settings(data_std: float = 1.0, *, to_data: bool = True) -> tuple[Setting, .
         4
     """
     final_nodes = 3 if flag("to_data", to_data) else 0
-    three = adams_near_noise(3, 3, data_std, final_nodes=final_nodes)
-    five = adams_near_noise(5, 5, data_std, final_nodes=final_nodes)
+    fewest = adams_near_noise(3, 3, data_std, final_nodes=final_nodes)
+    few, some = (
+        adams_near_noise(
+            nodes,
+            nodes,
+            data_std,
+            no_signal_above=NO_SIGNAL_GUIDED,
+            linear_below=LINEAR_GUIDED,
+            final_nodes=final_nodes,
+        )
+        for nodes in (3, 5)
+    )
     many = adams_near_noise(5, 5, data_std, lower_final=False)
 
-    of_few = Thinned(even=16.0, near_noise=-3.0, data_std=data_std, to_data=to_data)
+    of_few = Thinned(even=16.0, data_std=data_std, to_data=to_data)
     of_fewest = replace(of_few, even=45.0, last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
-    of_some = replace(of_few, even=30.0, last=5.0, clean=0.6)
+    of_some = replace(of_few, even=30.0, last=5.0, near_noise=-3.0, clean=0.6)
     of_many = Thinned(last=3.0, near_data=3.0, data_std=data_std)
-    return Setting(three, of_fewest), Setting(three, of_few), Setting(five, of_some), Setting(many, of_many)
+    return Setting(fewest, of_fewest), Setting(few, of_few), Setting(some, of_some), Setting(many, of_many)
 
 
 SETTINGS = settings()
@@ -185,7 +198,7 @@ def default_setting(
     Examples:
         >>> import sgm_sde as sg
         >>> print(default_setting(sg.VPSDE(), 12))
-        rosenbrock3-unic on Thinned(even=16, near_noise=-3, to_data=True)
+        rosenbrock3-unic on Thinned(even=16, to_data=True)
         >>> print(default_setting(sg.VPSDE()))
         rosenbrock5-unic on Thinned(last=3, near_data=3)
     """
