@@ -217,7 +217,7 @@ class Watch:
             if self.flow:
                 self._least = self._of_reversed_flow(across, look, size, of_output)
 
-        if t == self.start and self.estimates_noise and NOISE <= look.level < math.inf:
+        if t == self.start and self.estimates_noise and not self.lags and NOISE <= look.level < math.inf:
             of_data = _size_of_estimate(x.detach(), output.detach(), look.data, of_output)
             accounted = (size / look.alpha).clamp_(min=look.level).mul_(LEFT)
             self._blind_below = of_data.masked_fill(of_data <= accounted, 0.0).div_(SPARSE)

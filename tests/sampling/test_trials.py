@@ -343,14 +343,14 @@ def test_settings_of_several_budgets_are_no_solver() -> None:
 
 def test_settings_of_one_name_are_told_apart() -> None:
     """By the options in which they differ, and no others."""
-    strict, lowered = sg.UniPC(2, lower_final=False), sg.UniPC(2, lower_final=True)
-    assert strict.name == lowered.name
-    candidates = [sg.Setting(strict, "log-snr"), sg.Setting(lowered, "log-snr"), "ddim"]
+    one, other = sg.schemes.Rosenbrock(2, sigma_data=0.4), sg.schemes.Rosenbrock(2, sigma_data=0.8)
+    assert one.name == other.name
+    candidates = [sg.Setting(one, "log-snr"), sg.Setting(other, "log-snr"), "ddim"]
     found = sg.pilot(SCORE, VP, (8, 2), nfe=8, candidates=candidates, **QUICK)
     names = {row.split("  ")[-1] for row in str(found).split("\n")[1:4]}
     assert names == {
-        "unipc2(lower_final=False) on LogSNR()",
-        "unipc2(lower_final=True) on LogSNR()",
+        "rosenbrock2(sigma_data=0.4) on LogSNR()",
+        "rosenbrock2(sigma_data=0.8) on LogSNR()",
         "ddim on its default grid",
     }
 
