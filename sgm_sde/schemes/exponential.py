@@ -24,9 +24,10 @@ from sgm_sde.engine.coordinates import Values
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
+from sgm_sde.engine.quadrature import interpolatory_weights
 from sgm_sde.processes.base import SDE
 from sgm_sde.schemes.base import Solver
-from sgm_sde.schemes.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart
+from sgm_sde.schemes.linear_part import PARTS, SPARE, VARIABLES, VARIANTS, DataPart, Known, LinearPart, separated
 
 Eta = float | Callable[[float], float]
 STARTS = ("cold", "warm")
@@ -238,9 +239,10 @@ class ExponentialAdams(Exponential):
     `start="warm"` makes the first step a single-step one of the order needed, for one or two network calls more in
     all, and reaches order n (n + 1 with a corrector) up to 4.
 
-    `final_nodes=m` ends in the sample, without a call for it: the last step goes on from the last evaluation by the
-    polynomial through m of them, and the data estimate at its end is made from the state and the polynomial's value
-    there. With one evaluation, it is the estimate at the step's start.
+    `final_nodes=m` ends in the sample, without a call for it: it is the value at the last step's end of the polynomial
+    through the last m data estimates, in the square of the noise level $s = \sigma/\alpha$. Along the flow
+    $y(s) = x/\alpha$ the estimate $D = y - s\,y'$ has no term linear in s. Estimates that are all the same are met
+    exactly; with m = 1 it is the estimate at the step's start.
 
     One network call per step.
 
@@ -356,23 +358,32 @@ class ExponentialAdams(Exponential):
         return min(self.nodes, n - k.i) if lower else self.nodes
 
     def _sample(self, k: Step) -> Form:
-        """The data estimate at the last step's end, without a call there.
+        """The polynomial through the last data estimates at the last step's end, without a call there."""
+        estimates = self._estimates(k)
+        squares = [node.noise_level**2 for node, _ in estimates]
+        if not math.isfinite(squares[0]):
+            return estimates[0][1]
 
-        The state is not corrected: the estimate would follow in full, and data of modes narrower than the noise do not.
-        """
-        s = k.start
-        t = k.end
-        part = self.part(s, t)
-        k.evaluate(k.x, s)
-        known = part.usable(s, t, k.known(self.final_nodes + SPARE), self.final_nodes)
-        if len(known) == 1:
-            return part.data(s, k.x, known[0][1])
-        return part.data(t, part.update(s, t, k.x, known), part.value(s, t, known))
+        h = k.end.noise_level**2 - squares[0]
+        finite = [u for u in squares if math.isfinite(u)]
+        places = [(u - squares[0]) / h for u in finite]
+        kept = separated(places, self.final_nodes, lambda m: [1.0] * m)
+        weights = interpolatory_weights([places[j] for j in kept], [1.0] * len(kept))
+        return Form.combine([float(w) for w in weights], [estimates[j][1] for j in kept])
+
+    def _estimates(self, k: Step) -> list[tuple[Node, Form]]:
+        """The last steps' data estimates with their nodes, newest first, from the states that the network was given."""
+        before = k.memory.pop("estimates", [])
+        assert isinstance(before, list)
+        data = self.part(k.start, k.end).data(k.start, k.x, k.evaluate(k.x, k.start))
+        return [(k.start, data), *before][: self.final_nodes]
 
     def step(self, k: Step) -> Form:
         """The state at the step's end, by the formula above."""
         if self.ends_in_data and k.i == k.n - 1:
             return self._sample(k)
+        if k.i >= k.n - self.final_nodes:
+            k.memory["estimates"] = self._estimates(k)
 
         s = k.start
         t = k.end

@@ -226,15 +226,6 @@ class LinearPart(ABC):
         """The step without its noise."""
         return self.factor(s, t) * x + self.integral(s, t, known)
 
-    def value(self, s: Node, t: Node, known: Known) -> Form:
-        """The polynomial's value at the step's end: what the network is expected to predict there."""
-        a = self.coordinate(s)
-        h = self.coordinate(t) - a
-        places = [(self.coordinate(node) - a) / h for node, _ in known]
-        weights = interpolatory_weights(places, [1.0] * len(places))
-        scales = [self.scale(node) / self.scale(t) for node, _ in known]
-        return Form.combine([float(w) * c for w, c in zip(weights, scales, strict=True)], [e for _, e in known])
-
 
 @dataclass(frozen=True)
 class DataPart(LinearPart):
