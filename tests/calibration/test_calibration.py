@@ -314,6 +314,7 @@ def test_levels_of_a_rough_network_are_searched() -> None:
     assert error(refined) < error(found)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:calibration at 3 calls. exact samples are known")
 def test_rough_networks_have_their_levels_searched() -> None:
     """Whatever the calls of exact samples: a network is rough by what is measured."""
@@ -427,7 +428,9 @@ def test_rare_noises_that_make_the_error_are_found() -> None:
     assert errors[0] / float(exact.std()) == pytest.approx(found.error, rel=0.5)
 
 
-@pytest.mark.parametrize("process", ["ddpm", "flow", "edm", "ve"])
+@pytest.mark.parametrize(
+    "process", ["ddpm", "flow", *(pytest.param(one, marks=pytest.mark.slow) for one in ("edm", "ve"))]
+)
 def test_every_linear_process(process: str) -> None:
     sde = PROCESSES[process]
     found = sg.calibrate(MIXTURE.score(sde), sde, (32, 2), nfe=5, held_out=32, seed=1)

@@ -184,6 +184,7 @@ def test_networks_without_gradient() -> None:
     assert sg.sample(inverse.DiffPIR(blind, seen(0.3)), VP, (2, 2), nfe=5, seed=0).status
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # networks of no data
 @pytest.mark.parametrize("name", SCORES)
 def test_precision_arguments_and_branches(name: str) -> None:
     """Half-precision networks and states, keyword arguments, other networks, guided bases."""

@@ -59,6 +59,7 @@ def test_the_error_of_a_joint_density_bounds_it(oracle: Any, sde: sg.processes.M
     assert result.unresolved == () and not result.error.requires_grad
 
 
+@pytest.mark.slow
 def test_joint_densities_go_on_until_the_tolerance() -> None:
     """Samples within it keep their value, whatever the others; what does not arrive is named, with a warning."""
     oracle, eps = UNEQUAL, 1e-2

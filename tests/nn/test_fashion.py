@@ -114,6 +114,7 @@ def test_one_network_on_every_process() -> None:
         assert (other - x[0]).square().mean().sqrt() < 0.1
 
 
+@pytest.mark.slow
 def test_bits_of_images() -> None:
     """Samples, rounded to 8 bits, take far fewer bits than noise does; the protocol says how they were counted."""
     sde = sg.EDMSDE()
