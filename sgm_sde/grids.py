@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from sgm_sde.processes import SDE
 
 LAST_OF_FIRST = 0.75  # the largest share of its first level that the last of a grid has
+FAR_ABOVE = 2.0  # times the level where the last call is wanted: beyond, data estimates still change at eps
+NEXT_TO_EPS = 1.02  # times the noise level at eps, where the last call is then
 HALVINGS = 55  # of an interval, down to rounding
 MOST_ROWS = 100_000  # that a token waits
 
@@ -488,7 +490,8 @@ class Thinned(LogSNR):
         near_data: the log-SNR $\ell_1$ above which they are, not below the other.
         clean: the share c of the density that is left out there, below 1.
         to_data: whether the last step leads from the last level to eps, for solvers that end in the data, which need no
-            call there; not where the end is given.
+            call there; not where the end is given. Where eps is more than twice that level, the step before leads next
+            to eps.
 
     Raises:
         ValueError: for a number that is not finite or out of range.
@@ -527,9 +530,15 @@ class Thinned(LogSNR):
         if not self.to_data or t_end is not None or check_integer("the number of steps", steps, 0) == 0:
             return super().__call__(sde, steps, t_start, t_end)
 
-        levels = super().__call__(sde, steps - 1, t_start).times
-        if levels[-1] > sde.eps:
-            return Grid([*levels, sde.eps])
+        times = super().__call__(sde, steps - 1, t_start).times
+        if times[-1] > sde.eps:
+            return Grid([*times, sde.eps])
+
+        at_eps = float(noise_level(sde, sde.eps))
+        wanted = self.data_std * self.last / steps**2
+        if at_eps > FAR_ABOVE * wanted:
+            times = super().__call__(sde, steps - 1, t_start, _time_of(sde, NEXT_TO_EPS * at_eps)).times
+            return Grid([*times, sde.eps])
         return super().__call__(sde, steps, t_start)
 
     def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:

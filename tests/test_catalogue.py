@@ -237,6 +237,8 @@ def test_a_grid_to_the_data_has_a_step_more(process: str) -> None:
     rule = sg.grids.Thinned(to_data=True)
     assert rule(sde, 8).times == (*sg.grids.Thinned()(sde, 7).times, sde.eps)
     assert rule(sde, 8, t_end=0.2 * sde.T) == sg.grids.Thinned()(sde, 8, t_end=0.2 * sde.T)
+    far = replace(rule, data_std=0.01)(sde, 8)  # the call belongs where estimates no longer change, as far as there is
+    assert (far.steps, far.times[-1]) == (8, sde.eps)
     many = rule(sde, 400)
     assert (many.steps, many.times[-1]) == (400, sde.eps)
 
