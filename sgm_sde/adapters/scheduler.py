@@ -220,7 +220,7 @@ class SolverScheduler:
         starts = run.begins
         if index in starts:
             rest = [t for t in run.program.times if t <= run.times[index]]
-            later = self._stepper(_without_grid(self._solver), self._sde, rest)
+            later = self._stepper(_alone(self._solver), self._sde, rest)
             if later.times == run.times[index:]:
                 return later
 
@@ -558,9 +558,14 @@ SolverScheduler.__signature__ = inspect.Signature(_arguments)  # type: ignore[at
 OPTIONS = ("solver", "grid", "final", "seed", "T", "integer", "unit_noise")
 
 
+def _alone(solver: Solver | Setting) -> Solver:
+    """The solver of a setting, or the solver itself."""
+    return solver.solver if isinstance(solver, Setting) else solver
+
+
 def _without_grid(solver: Solver | Setting) -> Solver:
-    """The solver alone of a setting, which calls the network at the last of the times that are given, too."""
-    alone = solver.solver if isinstance(solver, Setting) else solver
+    """The solver alone, which calls the network at the last of the times that are given, too."""
+    alone = _alone(solver)
     return replace(alone, final_nodes=0) if isinstance(alone, ExponentialAdams) else alone
 
 

@@ -159,6 +159,19 @@ def test_misuse_of_the_scheduler() -> None:
     assert scheduler.scale_model_input(x, first) is x
 
 
+@pytest.mark.parametrize("n", [4, 8, 12, 20, 35])
+def test_the_default_begins_at_any_timestep(n: int) -> None:
+    """As image-to-image pipelines ask for it, and with as many calls as timesteps are left."""
+    for index in range(1, n):
+        scheduler = SolverScheduler(DDPM, seed=1)
+        scheduler.set_timesteps(n)
+        scheduler.set_begin_index(index)
+        x = scheduler.add_noise(noise(1, (3, 4)), noise(2, (3, 4)), scheduler.timesteps[index : index + 1].expand(3))
+        for t in scheduler.timesteps[index:]:
+            x = scheduler.step(0.5 * x, t, x).prev_sample
+        assert bool(x.isfinite().all())
+
+
 def test_begin_later() -> None:
     """A run from a later timestep is the run of the rest of its grid from data noised to there."""
     score, sde = from_diffusers(network, DDPM)
