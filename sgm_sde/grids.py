@@ -530,16 +530,11 @@ class Thinned(LogSNR):
         if not self.to_data or t_end is not None or check_integer("the number of steps", steps, 0) == 0:
             return super().__call__(sde, steps, t_start, t_end)
 
-        times = super().__call__(sde, steps - 1, t_start).times
-        if times[-1] > sde.eps:
-            return Grid([*times, sde.eps])
-
         at_eps = float(noise_level(sde, sde.eps))
         wanted = self.data_std * self.last / steps**2
-        if at_eps > FAR_ABOVE * wanted:
-            times = super().__call__(sde, steps - 1, t_start, _time_of(sde, NEXT_TO_EPS * at_eps)).times
-            return Grid([*times, sde.eps])
-        return super().__call__(sde, steps, t_start)
+        last = _time_of(sde, NEXT_TO_EPS * at_eps) if at_eps > FAR_ABOVE * wanted else None
+        times = super().__call__(sde, steps - 1, t_start, last).times
+        return Grid([*times, sde.eps]) if times[-1] > sde.eps else super().__call__(sde, steps, t_start)
 
     def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
         """First and last time of a grid of `steps` steps; a time given is kept."""

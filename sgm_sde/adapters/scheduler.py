@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from sgm_sde.processes import LinearSDE, RectifiedFlowSDE
 from sgm_sde.sampling.defaults import Setting, default_setting
 from sgm_sde.sampling.planning import FINALS
 from sgm_sde.sampling.stepping import Stepper, require_steppable, stepper
-from sgm_sde.schemes import TCD, Consistency, ExponentialAdams, Solver, resolve
+from sgm_sde.schemes import TCD, Consistency, Solver, resolve
 
 SAME_TIMESTEP = 1e-6  # timesteps closer than this share of the largest are one, in single precision
 OWN = "_sgm_sde"  # our options in a saved configuration; other schedulers leave private entries alone
@@ -565,8 +565,7 @@ def _alone(solver: Solver | Setting) -> Solver:
 
 def _without_grid(solver: Solver | Setting) -> Solver:
     """The solver alone, which calls the network at the last of the times that are given, too."""
-    alone = _alone(solver)
-    return replace(alone, final_nodes=0) if isinstance(alone, ExponentialAdams) else alone
+    return _alone(solver).ending_in_a_state()
 
 
 def _times_of_levels(sde: LinearSDE, levels: Tensor) -> list[float]:

@@ -25,6 +25,7 @@ LINEAR_BELOW = 5.0
 # The same for the long steps of 6 to 29 calls, where strong guidance throws samples far out.
 NO_SIGNAL_GUIDED = 60.0
 LINEAR_GUIDED = 20.0
+FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
 
 
 @dataclass(frozen=True)
@@ -105,24 +106,20 @@ def adams_near_noise(
     return replace(UniC(adams, nodes=corrector), final_nodes=final_nodes)
 
 
-def settings(data_std: float = 1.0, *, to_data: bool = True) -> tuple[Setting, ...]:
+def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
     """The settings for the fewest network calls, few, some and many, on data of a scale.
 
     Args:
         data_std: the scale.
-        to_data: whether those for less than many calls make the sample from their last three evaluations at once, and
-            not from a call at the end.
 
     Raises:
-        TypeError: for a `to_data` that is no bool.
         ValueError: for a scale that is not positive.
 
     Examples:
         >>> len(settings(0.1))
         4
     """
-    final_nodes = 3 if flag("to_data", to_data) else 0
-    fewest = adams_near_noise(3, 3, data_std, final_nodes=final_nodes)
+    fewest = adams_near_noise(3, 3, data_std, final_nodes=FINAL_NODES)
     few, some = (
         adams_near_noise(
             nodes,
@@ -130,13 +127,13 @@ def settings(data_std: float = 1.0, *, to_data: bool = True) -> tuple[Setting, .
             data_std,
             no_signal_above=NO_SIGNAL_GUIDED,
             linear_below=LINEAR_GUIDED,
-            final_nodes=final_nodes,
+            final_nodes=FINAL_NODES,
         )
         for nodes in (3, 5)
     )
     many = adams_near_noise(5, 5, data_std, lower_final=False)
 
-    of_few = Thinned(even=16.0, data_std=data_std, to_data=to_data)
+    of_few = Thinned(even=16.0, data_std=data_std, to_data=True)
     of_fewest = replace(of_few, even=45.0, last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
     of_some = replace(of_few, even=30.0, last=5.0, near_noise=-3.0, clean=0.6)
     of_many = Thinned(last=3.0, near_data=3.0, data_std=data_std)
@@ -144,7 +141,6 @@ def settings(data_std: float = 1.0, *, to_data: bool = True) -> tuple[Setting, .
 
 
 SETTINGS = settings()
-TO_A_GIVEN_END = settings(to_data=False)
 BOUNDS = (FEW, SOME, MANY)
 
 # For processes with a matrix: below OF_HISTORY calls, steps are too long for evaluations before them to tell more.
@@ -213,7 +209,12 @@ def default_setting(
 
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
-    by_budget = SETTINGS if t_end is None else TO_A_GIVEN_END
-    if data_std != 1:
-        by_budget = settings(data_std, to_data=t_end is None)
-    return by_budget[bisect_right(BOUNDS, budget)]
+    by_budget = SETTINGS if data_std == 1 else settings(data_std)
+    chosen = by_budget[bisect_right(BOUNDS, budget)]
+    return chosen if t_end is None else _to_a_given_end(chosen)
+
+
+def _to_a_given_end(setting: Setting) -> Setting:
+    """A default whose last call is at the end, and not before it."""
+    assert isinstance(setting.grid, Thinned)
+    return Setting(setting.solver.ending_in_a_state(), replace(setting.grid, to_data=False))

@@ -105,6 +105,10 @@ class Solver(_Method):
         """True if the last state is the sample itself, so that nothing is left to denoise."""
         return False
 
+    def ending_in_a_state(self) -> Solver:
+        """The solver where a time to end at is given; the same for those whose last state is no choice of theirs."""
+        return self
+
     @property
     def budget(self) -> int | None:
         """The one number of network calls that it is made for; None for any."""

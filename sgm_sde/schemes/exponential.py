@@ -21,6 +21,7 @@ from sgm_sde._utils.checks import (
     stochasticity,
 )
 from sgm_sde.engine.coordinates import Values
+from sgm_sde.engine.matrix import number as engine_number
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Step
@@ -318,6 +319,10 @@ class ExponentialAdams(Exponential):
         """True if the last step makes the sample."""
         return self.final_nodes > 0
 
+    def ending_in_a_state(self) -> Solver:
+        """Without `final_nodes`."""
+        return replace(self, final_nodes=0)
+
     @property
     def weak_order(self) -> int | None:
         """At most 2."""
@@ -375,7 +380,8 @@ class ExponentialAdams(Exponential):
         """The last steps' data estimates with their nodes, newest first, from the states that the network was given."""
         before = k.memory.pop("estimates", [])
         assert isinstance(before, list)
-        data = self.part(k.start, k.end).data(k.start, k.x, k.evaluate(k.x, k.start))
+        c_x, c_r = map(engine_number, k.start.convert("data", self.prediction, sigma_data=self.sigma_data))
+        data = (k.evaluate(k.x, k.start) - c_x * k.x) / c_r
         return [(k.start, data), *before][: self.final_nodes]
 
     def step(self, k: Step) -> Form:

@@ -109,10 +109,6 @@ class LinearPart(ABC):
     def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """The kernel's integral from s to where the half log-SNR is lam."""
 
-    @abstractmethod
-    def data(self, node: Node, x: Form, p: Form) -> Form:
-        """The data estimate where the state is x and the prediction p."""
-
     def scale(self, node: Node) -> float:
         """Factor on a prediction before it is interpolated."""
         return 1.0
@@ -267,10 +263,6 @@ class DataPart(LinearPart):
         c = (1 + self.eta**2) * (t.lam - s.lam)
         return [t.alpha * c * math.factorial(k) * phi(k + 1, -c) for k in range(n)]
 
-    def data(self, node: Node, x: Form, p: Form) -> Form:
-        """The prediction itself."""
-        return p
-
     def _bh1(self, s: Node, t: Node) -> float:
         c = (1 + self.eta**2) * (t.lam - s.lam)
         return 1 / phi(1, -c)
@@ -302,10 +294,6 @@ class NoisePart(LinearPart):
         if self.variable != "log-snr" or not math.isfinite(h):
             return super().moments(s, t, n)
         return [-(1 + self.eta**2) * t.sigma * h * math.factorial(k) * phi(k + 1, h) for k in range(n)]
-
-    def data(self, node: Node, x: Form, p: Form) -> Form:
-        """The state without the noise."""
-        return (x - node.sigma * p) / node.alpha
 
     def _bh1(self, s: Node, t: Node) -> float:
         return 1 / phi(1, t.lam - s.lam)
@@ -373,11 +361,6 @@ class VPart(LinearPart):
         slope = self.sigma_data * (self._linear_below + level) / (self.sigma_data**2 + level**2)
         return np.arctan(level / self.sigma_data), slope * self._growth(-np.log(level))
 
-    def data(self, node: Node, x: Form, p: Form) -> Form:
-        """State without its v, by the angle."""
-        angle_ = math.atan2(node.sigma, node.alpha * self.sigma_data)
-        return self.sigma_data / self._rho(node) * (math.cos(angle_) * x - math.sin(angle_) * p)
-
     def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """Not needed: the moments are in closed form."""
         raise NotImplementedError
@@ -399,10 +382,6 @@ class RectifiedPart(LinearPart):
         """In closed form: the kernel is constant in w."""
         whole = (t.alpha + t.sigma) * (self.coordinate(t) - self.coordinate(s))
         return [whole / (k + 1) for k in range(n)]
-
-    def data(self, node: Node, x: Form, p: Form) -> Form:
-        """The state on the path, taken back by its slope."""
-        return (x - node.sigma * p) / (node.alpha + node.sigma)
 
     def accumulated(self, s: Node, t: Node, lam: Values) -> Values:
         """Not needed: the moments are in closed form."""
