@@ -40,7 +40,8 @@ from sgm_sde.schemes import AdaptiveSolver
 PACKAGE = Path(sg.__file__).parent
 MODULE = torch.nn.modules.module.__file__
 VP = sg.VPSDE()
-SCORE = sg.oracles.GaussianMixture(torch.tensor([[-0.5, 0.2], [0.4, -0.1]]), 0.3).score(VP)
+LAW = sg.oracles.GaussianMixture(torch.tensor([[-0.5, 0.2], [0.4, -0.1]]), 0.3)
+SCORE = LAW.score(VP)
 X = torch.tensor([[0.1, -0.2], [0.3, 0.4], [0.0, 0.5]])
 LEVELS = torch.tensor([[3, 7], [1, 2]])
 MASK = sg.inverse.Mask(torch.tensor([True, False]))
@@ -185,7 +186,7 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "*score_fn": SCORE, "*sde": VP, "*shape": (4, 2), "nfe": 2, "held_out": 4, "seed": 0, "model_kwargs": None,
         "batch_size": 64, "reference_nfe": 8, "time_limit": None,
     }),
-    "default_setting": (sg.defaults.default_setting, {"*sde": VP, "nfe": 10, "t_start": None, "t_end": None}),
+    "default_setting": (sg.defaults.default_setting, {"*sde": VP, "nfe": 10, "t_start": None, "t_end": None, "data_std": 1.0}),
     "VPSDE": (sg.VPSDE, {"beta_min": 0.1, "beta_max": 20.0, "T": 1.0, "eps": 1e-3}),
     "SubVPSDE": (sg.SubVPSDE, {"beta_min": 0.1, "beta_max": 20.0, "T": 1.0, "eps": 1e-3}),
     "CosineVPSDE": (sg.CosineVPSDE, {"T": 0.99, "eps": 1e-3}),
@@ -416,6 +417,8 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "edm_preconditioning": (nn.edm_preconditioning, {"*sigma": torch.tensor(0.75), "*sigma_data": 0.5}),
     "LearnedVariance": (likelihood.LearnedVariance, {"*net": net}),
     "check_sde": (testing.check_sde, {"*sde": VP, "n": 64, "seed": 0}),
+    "check_score": (testing.check_score, {"*score": SCORE, "*data": LAW.sample(24, seed=0), "seed": 0, "model_kwargs": {}}),
+    "ScoreCheck": (testing.ScoreCheck, {"*levels": (0.5, 2.0), "*errors": (0.1, 0.4), "*gaussian": (0.2, 0.8)}),
     "measure_order": (testing.measure_order, {"*solver": sg.DDIM(), "*sde": VP, "steps": (2, 4)}),
     "warped": (testing.warped, {"*rule": sg.grids.LogSNR(), "*warp": (0.4, -0.3, 0.2)}),
     "rough": (testing.rough, {"*rule": sg.grids.LogSNR(), "*jitter": 0.4, "*seed": 0, "*period": 16}),

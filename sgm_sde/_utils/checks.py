@@ -213,6 +213,13 @@ def require_floating(option: str, value: object, shape: str = "(B, *)") -> None:
         raise TypeError(f"{option} must be a floating tensor {shape}, got {given}")
 
 
+def require_values(option: str, value: object, shape: str = "(B, *)") -> None:
+    """The same for a tensor whose numbers are looked at: one on the device meta has none."""
+    require_floating(option, value, shape)
+    if isinstance(value, Tensor) and value.is_meta:
+        raise TypeError(f"{option} must be a floating tensor {shape}, got one on the device meta, which has no numbers")
+
+
 def shape_of_samples(option: str, value: object) -> tuple[int, ...]:
     """A shape (B, *) as a tuple of ints.
 
@@ -421,3 +428,14 @@ def check_per_sample_scalar(what: str, value: object, n: int) -> None:
 def not_finite(value: Tensor) -> list[int]:
     """The samples with values (B, *) that are not finite."""
     return (~finite(value)).nonzero().flatten().tolist()
+
+
+def check_output(
+    x: Tensor, output: Tensor, t: float, trace: Tensor | None = None, *, among: Sequence[int] | None = None
+) -> None:
+    """Raise ValueError, naming time and sample, unless states, the network's output and its trace (B, *) are finite."""
+    values = {"state": x, "network's output": output, "trace of the network's Jacobian": trace}
+    for what, value in values.items():
+        bad = [] if value is None else not_finite(value)
+        for i in [i for i in bad if among is None or i in among][:1]:
+            raise ValueError(f"the {what} is not finite at t={t:.6g} in sample {i}")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, instance_of, one_of, range_of, require_floating
+from sgm_sde._utils.checks import check_integer, instance_of, one_of, range_of, require_values
 from sgm_sde._utils.files import readable
 from sgm_sde.evaluation.metrics.features import to_uint8 as to_uint8
 from sgm_sde.runs.store import read_run, write_atomically
@@ -75,7 +75,7 @@ def save_grid(x: Tensor, path: Path | str, data_range: tuple[float, float] = (-1
         'grey.png'
     """
     pillow = _pillow()
-    require_floating("x", x, "(B, C, H, W)")
+    require_values("x", x, "(B, C, H, W)")
     path = _new_picture(path)
     data_range = range_of("data_range", data_range)
     columns = check_integer("columns", columns)

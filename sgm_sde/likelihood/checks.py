@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from numbers import Integral
 
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, check_per_sample_scalar, described, is_dense, not_finite
+from sgm_sde._utils.checks import (
+    check_integer,
+    check_output,
+    check_per_sample_scalar,
+    described,
+    is_dense,
+    not_finite,
+)
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.times import at_ends
 from sgm_sde.likelihood.results import LogProbResult
@@ -47,7 +54,7 @@ def check_points(x: Tensor) -> Tensor:
         ValueError: for no samples, and values that are not finite.
     """
     if not is_dense(x) or not x.is_floating_point() or x.ndim == 0:
-        given = f"dtype {x.dtype}" if isinstance(x, Tensor) else described(x)
+        given = f"dtype {x.dtype}" if is_dense(x) and x.ndim else described(x)
         raise TypeError(f"x must be a floating tensor (B, *), got {given}; for images of integers use bits_per_dim")
     if len(x) == 0:
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
@@ -105,14 +112,3 @@ def check_finite(value: Tensor, what: str, run: Callable[[OnOutput], object] | N
             run(partial(check_output, among=bad))
     shown = f"{what} of sample {bad[0]} is {value[bad[0]].item() if value.ndim == 1 else 'not finite'}"
     raise ValueError(f"{shown}: the score is not finite")
-
-
-def check_output(
-    x: Tensor, output: Tensor, t: float, trace: Tensor | None = None, *, among: Sequence[int] | None = None
-) -> None:
-    """Raise ValueError, naming time and sample, unless states, the network's output and its trace (B, *) are finite."""
-    values = {"state": x, "network's output": output, "trace of the network's Jacobian": trace}
-    for what, value in values.items():
-        bad = [] if value is None else not_finite(value)
-        for i in [i for i in bad if among is None or i in among][:1]:
-            raise ValueError(f"the {what} is not finite at t={t:.6g} in sample {i}")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.checks import check_output
 from sgm_sde._utils.shapes import as_time, dot, expand, flat
 from sgm_sde.engine.adaptive import (
     Active,
@@ -21,7 +22,6 @@ from sgm_sde.engine.adaptive import (
     State,
     integrate_adaptive,
 )
-from sgm_sde.likelihood.checks import check_output
 from sgm_sde.likelihood.errors import fixed_probe_error
 from sgm_sde.likelihood.multistep import ROUNDED, spread, trust
 from sgm_sde.likelihood.problem import FLAT, Problem, Solution

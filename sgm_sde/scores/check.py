@@ -22,10 +22,21 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, described, instance_of
+from sgm_sde._utils.checks import (
+    check_integer,
+    check_output,
+    described,
+    instance_of,
+    not_finite,
+    reals,
+    require_values,
+    settle,
+)
 from sgm_sde.processes.base import CheckError, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores import time_labels
+from sgm_sde.scores.conditions import require_rows
+from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
 from sgm_sde.scores.time_labels import TimeLabel
 
@@ -57,6 +68,10 @@ class ScoreCheck:
         errors: of the network, root mean square over the standard deviation of the data.
         gaussian: of the Gaussian, the same.
 
+    Raises:
+        TypeError: for anything but numbers.
+        ValueError: for none, or another number of errors than of levels.
+
     Examples:
         >>> ScoreCheck(levels=(0.5, 2.0), errors=(0.1, 0.4), gaussian=(0.2, 0.8)).ratio
         0.5
@@ -65,6 +80,13 @@ class ScoreCheck:
     levels: tuple[float, ...]
     errors: tuple[float, ...]
     gaussian: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        given = {name: reals(name, value) for name, value in vars(self).items()}
+        settle(self, **given)
+        if not self.levels or len(set(map(len, given.values()))) > 1:
+            lengths = ", ".join(f"{len(values)} in {name}" for name, values in given.items())
+            raise ValueError(f"a ScoreCheck has as many errors as levels, at least one, got {lengths}")
 
     @property
     def ratio(self) -> float:
@@ -100,8 +122,10 @@ def check_score(
     Raises:
         CheckError: if the network is worse than a Gaussian fitted to the data by half, or another reading is better
             than the given one by a fifth; with the errors and the best reading.
-        TypeError: for a process without alpha(t) and sigma(t), and a function in place of a score.
-        ValueError: for fewer data, or data that are not finite.
+        TypeError: for a process without alpha(t) and sigma(t), a function in place of a score, data of integers, and
+            arguments that are no mapping.
+        ValueError: for fewer data, data that are not finite or all the same, a seed below 0, another number of rows
+            than of data in `sg.PerSample`, and a network that returns what is not finite.
 
     Examples:
         >>> import torch
@@ -115,19 +139,21 @@ def check_score(
     sde = score.sde
     if not has_scalar_marginal(sde):
         raise TypeError(f"check_score needs a LinearSDE, got {described(sde)}")
-    if not isinstance(data, Tensor) or data.ndim < 2 or len(data) < FEWEST:
+    require_values("data", data, "(n, *)")
+    if data.ndim < 2 or len(data) < FEWEST or not data.numel():
         raise ValueError(f"data must be a tensor (n, *) of at least {FEWEST} data, got {described(data)}")
-    if not bool(data.isfinite().all()):
-        raise ValueError("data must be finite")
+    for i in not_finite(data)[:1]:
+        raise ValueError(f"data must be finite, sample {i} is not")
 
-    kwargs = dict(model_kwargs or {})
+    model = BoundScore(score, sde, (sde.eps, sde.T), model_kwargs)
+    require_rows(model.kwargs, len(data))
     generator = torch.Generator().manual_seed(check_integer("seed", seed, 0))
     x0 = data.detach().to(torch.promote_types(data.dtype, torch.float32))
     noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(x0.device)
     noised = _Noised(sde, x0, noise)
     with torch.no_grad():
-        found = noised.check([noised.error(score.predict("data", x, t, **kwargs)) for x, t in noised.states])
-        better = _best_reading(score, noised, kwargs) if type(score) is Score else None
+        found = noised.check([noised.error_of(model, k) for k in range(len(noised.nodes))])
+        better = _best_reading(score, noised, model.kwargs, found) if type(score) is Score else None
 
     if better is not None and better[1] < min(BETTER * found.ratio, 1.0):
         raise CheckError(f"the network is better read as {better[0]}, with {better[1]:.2f} of a Gaussian's:\n{found}")
@@ -152,11 +178,11 @@ class _Noised:
 
     def __init__(self, sde: LinearSDE, x0: Tensor, noise: Tensor) -> None:
         self.x0 = x0
-        self.mean = x0.mean(0)
+        self.mean = x0.double().mean(0)
         self.variance = (x0 - self.mean).square().mean(0)
-        self.std = float(self.variance.double().mean().sqrt())
+        self.std = float(self.variance.mean().sqrt())
         if not self.std > 0:
-            raise ValueError("data must differ from one another")
+            raise ValueError(f"data must differ from one another, got a standard deviation of {self.std:g}")
 
         levels = torch.tensor(_levels(sde, self.std), dtype=torch.float64)
         times = sde.time_of_noise_level(levels).tolist()
@@ -169,6 +195,13 @@ class _Noised:
     def error(self, estimate: Tensor) -> float:
         """The root mean square of what an estimate (n, *) of the data is off by, in standard deviations of the data."""
         return float((estimate - self.x0).double().square().mean().sqrt()) / self.std
+
+    def error_of(self, model: BoundScore, k: int) -> float:
+        """The error of the data that a score finds in the k-th state, which must be finite."""
+        x, _ = self.states[k]
+        estimate = model.predict("data", x, self.nodes[k].t)
+        check_output(x, estimate, self.nodes[k].t)
+        return self.error(estimate)
 
     def check(self, errors: Sequence[float]) -> ScoreCheck:
         """Errors at the nodes beside those of the Gaussian."""
@@ -190,9 +223,12 @@ def _levels(sde: LinearSDE, std: float) -> list[float]:
     return sorted({min(max(level * std, 1.01 * least), 0.99 * most) for level in LEVELS})
 
 
-def _best_reading(score: Score, noised: _Noised, kwargs: Mapping[str, object]) -> tuple[str, float] | None:
+def _best_reading(
+    score: Score, noised: _Noised, kwargs: Mapping[str, object], found: ScoreCheck
+) -> tuple[str, float] | None:
     """The reading of a network with the least error, in the user's words, and its rho; None if it is the given one."""
-    ratios: dict[tuple[str, str, str], float] = {}
+    given = (score.prediction, _GIVEN, _GIVEN)
+    ratios = {given: found.ratio}
     for (label, of_time), (scale, of_x) in itertools.product(_labels(score).items(), _scales(score).items()):
         read = Score(score.net, score.sde, score.prediction, time_label=of_time, input_scale=of_x, dtype=score.dtype)
         try:
@@ -201,10 +237,9 @@ def _best_reading(score: Score, noised: _Noised, kwargs: Mapping[str, object]) -
             continue
         for name in CONSTRUCTORS:
             errors = _errors_as(name, outputs, noised)
-            if errors:
+            if errors and all(map(math.isfinite, errors)):
                 ratios[name, label, scale] = noised.check(errors).ratio
 
-    given = (score.prediction, _GIVEN, _GIVEN)
     least = min(ratios.values())
     best = next(reading for reading in (given, *ratios) if ratios[reading] <= ALIKE * least)
     return None if best == given else (_written(best, score), ratios[best])

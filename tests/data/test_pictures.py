@@ -74,6 +74,12 @@ def test_grids_of_what_is_none(x: torch.Tensor, options: dict[str, object], text
     assert not (tmp_path / "grid.png").exists()
 
 
+def test_a_grid_needs_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image")
+    with pytest.raises(TypeError, match=r"x must be a floating tensor .* got one on the device meta"):
+        save_grid(torch.zeros(4, 1, 8, 8, device="meta"), tmp_path / "grid.png")
+
+
 def test_images_of_what_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Refused before the work is done."""
     argv = [

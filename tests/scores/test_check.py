@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
-from sgm_sde.testing import CheckError, check_score
+from sgm_sde.testing import CheckError, ScoreCheck, check_score
 from tests.helpers import LINEAR
 
 LAW = sg.oracles.GaussianMixture(torch.tensor([[-2.0, -2.0], [1.0, 1.0]]), 0.2)
@@ -102,17 +102,67 @@ def test_arguments_of_the_network_are_passed_on() -> None:
         check_score(score, DATA, model_kwargs={"y": y + 5})
 
 
+@pytest.mark.parametrize("prediction", ["rectified", "drift"])
+def test_predictions_that_no_constructor_has(prediction: str) -> None:
+    """Are among the readings, and stay where they are right."""
+    score = sg.Score(lambda x, t: EXACT.predict(prediction, x, t), SDE, prediction)
+    assert check_score(score, DATA).ratio < 1
+
+
+def test_readings_that_are_not_finite_are_passed_over() -> None:
+    """Such as those of a network whose output is infinite at times that are no indices."""
+
+    def net(x: Tensor, index: Tensor) -> Tensor:
+        return by_index("noise")(x, index) / (index[:, None] > 1)
+
+    assert check_score(sg.from_noise(net, SDE, time_label=LABEL), DATA).ratio < 1
+
+
+def test_a_network_in_train_mode_is_told() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return EXACT.predict("noise", x, t) + 0 * self.dropout(x)
+
+    with pytest.warns(sg.scores.TrainModeWarning, match="Dropout"):
+        check_score(sg.from_noise(Net(), SDE), DATA)
+
+
 @pytest.mark.parametrize(
-    ("score", "data", "error", "match"),
+    ("changes", "error", "match"),
     [
-        (lambda x, t: x, DATA, TypeError, "from_noise"),
-        (EXACT, DATA[:8], ValueError, r"at least 16 data, got a tensor of shape \(8, 2\)"),
-        (EXACT, DATA * float("nan"), ValueError, "finite"),
-        (EXACT, torch.zeros(32, 2), ValueError, "differ"),
+        ({"score": lambda x, t: x}, TypeError, "from_noise"),
+        ({"score": sg.from_score(lambda x, t: x, sg.CLD())}, TypeError, r"needs a LinearSDE, got CLD\("),
+        (
+            {"score": sg.from_noise(lambda x, t: x / 0, SDE)},
+            ValueError,
+            r"not finite at t=0\.\d+ in sample 0",
+        ),
+        ({"data": DATA[:8]}, ValueError, r"at least 16 data, got a tensor of shape \(8, 2\)"),
+        ({"data": DATA[:, :0]}, ValueError, r"got a tensor of shape \(48, 0\)"),
+        ({"data": DATA * float("nan")}, ValueError, "data must be finite, sample 0 is not"),
+        ({"data": torch.zeros(32, 2)}, ValueError, "differ from one another, got a standard deviation of 0"),
+        ({"data": DATA.int()}, TypeError, r"floating tensor \(n, \*\), got dtype torch.int32"),
+        ({"data": DATA.tolist()}, TypeError, r"floating tensor \(n, \*\), got \[\["),
+        ({"data": DATA.to("meta")}, TypeError, "got one on the device meta, which has no numbers"),
+        ({"seed": -1}, ValueError, "seed must be an integer of at least 0, got -1"),
+        ({"model_kwargs": [1]}, TypeError, r"model_kwargs must map names to arguments of the network, got \[1\]"),
+        ({"model_kwargs": {"y": sg.PerSample(torch.zeros(8))}}, ValueError, r"shape \(8,\): expected one row .* 48"),
     ],
-    ids=["function", "few", "nan", "constant"],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_refused(score: Any, data: Tensor, error: type[Exception], match: str) -> None:
+def test_refused(changes: dict[str, Any], error: type[Exception], match: str) -> None:
     """In the user's words."""
+    given = {"score": EXACT, "data": DATA} | changes
     with pytest.raises(error, match=match):
-        check_score(score, data)
+        check_score(**given)
+
+
+def test_a_result_has_as_many_errors_as_levels() -> None:
+    with pytest.raises(ValueError, match="got 1 in levels, 2 in errors, 1 in gaussian"):
+        ScoreCheck((1.0,), (1.0, 2.0), (1.0,))
+    with pytest.raises(TypeError, match="errors must be a sequence of numbers, got 1"):
+        ScoreCheck((1.0,), 1.0, (1.0,))  # type: ignore[arg-type]
