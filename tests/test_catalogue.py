@@ -587,6 +587,11 @@ def test_which_default() -> None:
         assert (solver.prediction, solver.variable) == ("v", "log-signal")
         assert isinstance(grid, sg.grids.Thinned)
         assert grid(vp, 10).times[0] == vp.T
+    for sde in (vp, sg.CLD()):
+        with pytest.raises(TypeError, match="data_std must be one number, got True"):
+            sg.defaults.default_setting(sde, data_std=True)
+        with pytest.raises(ValueError, match=r"data_std must be finite, above 0 and at most 16666\.7, got 1e\+300"):
+            sg.defaults.default_setting(sde, data_std=1e300)
     assert sg.defaults.default_setting(sg.RectifiedFlowSDE(T=1.0), 20) == sg.defaults.default_setting(vp, 20)
     assert sg.defaults.default_setting(sg.RectifiedFlowSDE(T=1.0), t_start=1.0) == sg.Setting("rectified2")
     assert sg.defaults.default_setting(vp, t_end=0.0) == sg.Setting("rectified2")

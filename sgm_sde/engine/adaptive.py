@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, number
+from sgm_sde._utils.checks import check_integer, number, real, require_function
 from sgm_sde._utils.shapes import finite, flat
 from sgm_sde.identity import Value
 
@@ -775,6 +775,7 @@ def integrate(
             whose rows `rhs` will be given.
 
     Raises:
+        TypeError: for a function that takes other arguments, or an end that is no number.
         ValueError: for tolerances or limits out of range.
 
     Examples:
@@ -784,7 +785,12 @@ def integrate(
         >>> bool((end.y[0] - math.exp(-1)).abs().max() < 1e-9), end.outcome
         (True, ('completed', 'completed'))
     """
+    require_function("rhs", rhs, "of (t, y, index)", 3)
+    require_function("on_leave", on_leave, "of a number of samples", 1, optional=True)
+    require_function("on_places", on_places, "of places t (n, b)", 1, optional=True)
     check_tolerances(rtol, atol, max_steps)
+    t0 = real("t0", t0)
+    t1 = real("t1", t1)
     if not (math.isfinite(t0) and math.isfinite(t1) and t0 != t1):
         raise ValueError(f"the ends must be finite and different, got {t0} and {t1}")
 

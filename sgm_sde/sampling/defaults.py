@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
-from sgm_sde._utils.checks import check_integer, described, flag, moment, number
+from sgm_sde._utils.checks import FAR, check_integer, described, flag, moment, number
 from sgm_sde.grids import Grid, GridRule, Thinned, rule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
@@ -26,6 +26,7 @@ LINEAR_BELOW = 5.0
 NO_SIGNAL_GUIDED = 60.0
 LINEAR_GUIDED = 20.0
 FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
+WIDEST = FAR / NO_SIGNAL_GUIDED  # scale of data whose levels of noise solvers take
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def adams_near_noise(
         final_nodes: evaluations that the sample is made from at the end; 0 to end in a state.
 
     Raises:
-        ValueError: for numbers of evaluations below 1, or a scale that is not positive.
+        ValueError: for numbers of evaluations below 1, or a scale that is not positive or above 16 666.
 
     Examples:
         >>> adams_near_noise(4, 4).name
@@ -93,7 +94,7 @@ def adams_near_noise(
     """
     nodes = check_integer("nodes", nodes)
     corrector = check_integer("corrector", corrector)
-    data_std = number("data_std", data_std, above=0)
+    data_std = number("data_std", data_std, above=0, most=WIDEST)
     adams = Rosenbrock(
         nodes,
         sigma_data=SIGMA_DATA * data_std,
@@ -113,7 +114,7 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
         data_std: the scale.
 
     Raises:
-        ValueError: for a scale that is not positive.
+        ValueError: for a scale that is not positive, or above 16 666.
 
     Examples:
         >>> len(settings(0.1))
@@ -188,8 +189,8 @@ def default_setting(
             is returned for the scale at hand errs several times less.
 
     Raises:
-        TypeError: for something that is no process, or a time that is no number.
-        ValueError: for a budget that is not an integer of at least 1, or a scale that is not above 0.
+        TypeError: for something that is no process, or a time or scale that is no number.
+        ValueError: for a budget that is not an integer of at least 1, or a scale that is not above 0 or above 16 666.
 
     Examples:
         >>> import sgm_sde as sg
@@ -200,6 +201,7 @@ def default_setting(
     """
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)
+    data_std = number("data_std", data_std, above=0, most=WIDEST)
     times = [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
     if has_matrix_marginal(sde) and all(t >= EARLIEST * sde.T for t in [sde.eps, *times]):
         few, more = WITH_A_MATRIX

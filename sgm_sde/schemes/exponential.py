@@ -286,7 +286,10 @@ class ExponentialAdams(Exponential):
         one_of("lower_final", self.lower_final, (True, False, None))
         one_of("start", self.start, STARTS)
         if self.final_nodes and (self.stochastic or self.variant != "exact"):
-            raise ValueError("final_nodes is for deterministic solvers of the variant 'exact'")
+            raise ValueError(
+                f"final_nodes={self.final_nodes} is for deterministic solvers of the variant 'exact', "
+                f"got eta={self.eta!r} and variant={self.variant!r}"
+            )
         if self.start == "warm" and self.stochastic:
             raise ValueError("start='warm' is for deterministic solvers")
         if self.start == "warm" and not self._inner:

@@ -198,6 +198,13 @@ def test_bad_input_is_named() -> None:
             call()
     with pytest.raises(TypeError, match="int64"):
         sg.VPSDE().alpha(torch.tensor(1))
+
+
+def test_transitions_have_shapes_on_the_device_meta() -> None:
+    """Wherever one of the two times has no number."""
+    without = torch.zeros(3, device="meta")
+    for s, t in ((without, 0.5), (0.5, without), (without, without)):
+        assert [part.shape for part in sg.VESDE().transition(s, t)] == [(3,), (3,)]
     with pytest.raises(TypeError):
         sg.VPSDE(beta=3.0)  # type: ignore[call-arg]
 

@@ -459,7 +459,7 @@ def test_which_samples_arrived() -> None:
 
 
 def test_options_at_their_limits() -> None:
-    """One tolerance may be 0, one attempt is enough; both 0, and a bool for a number, are refused."""
+    """One tolerance may be 0, one attempt is enough; both 0, a bool for a number, and no function, are refused."""
 
     def decay(t: Tensor, y: Tensor, index: Tensor) -> Tensor:
         return -y
@@ -473,6 +473,14 @@ def test_options_at_their_limits() -> None:
     for options in ({"rtol": math.inf}, {"atol": -1.0}):
         with pytest.raises(ValueError, match=r"must be finite, at least 0 and at most 1e\+12"):
             integrate(decay, y0, 0.0, 1.0, sg.tableaus.DOPRI5, **options)  # type: ignore[arg-type]
+    for name in ("on_leave", "on_places"):
+        for value, shown in ((3, "3"), (lambda: None, "<function")):
+            with pytest.raises(TypeError, match=f"{name} must be a function of .*, got {shown}"):
+                integrate(decay, y0, 0.0, 1.0, sg.tableaus.DOPRI5, **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"rhs must be a function of \(t, y, index\), got"):
+        integrate(lambda t, y: y, y0, 0.0, 1.0, sg.tableaus.DOPRI5)  # type: ignore[arg-type, misc]
+    with pytest.raises(TypeError, match="t1 must be one number, got '1'"):
+        integrate(decay, y0, 0.0, "1", sg.tableaus.DOPRI5)  # type: ignore[arg-type]
     assert sg.Adaptive(max_steps=1, first_step=0.5).first_step == 0.5
     for first_step in (0.0, math.inf, -1.0):
         with pytest.raises(ValueError, match="first_step must be positive"):
