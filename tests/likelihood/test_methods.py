@@ -17,6 +17,17 @@ from tests.helpers import F64, GAUSSIAN, LINEAR
 from tests.likelihood.cases import points
 
 
+class Small(nn.Module):
+    """A network of two parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, 0.2], dtype=F64))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(self.w[0] * x) + self.w[1] * x * t[:, None]
+
+
 def test_gradients_with_respect_to_the_data() -> None:
     """That of the log-density is the score."""
     sde = LINEAR["vp"]
@@ -34,15 +45,7 @@ def test_gradients_with_respect_to_parameters() -> None:
     """Against finite differences, and nothing is left behind in the parameters."""
     sde = LINEAR["vp"]
 
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.w = nn.Parameter(torch.tensor([0.5, 0.2], dtype=F64))
-
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            return torch.tanh(self.w[0] * x) + self.w[1] * x * t[:, None]
-
-    net = Net()
+    net = Small()
     score = sg.from_noise(net, sde)
     x = torch.tensor([[0.3, -0.4]], dtype=F64)
 
@@ -61,17 +64,6 @@ def test_gradients_with_respect_to_parameters() -> None:
     assert net.w.grad is None
     assert net.w.requires_grad
     assert not sg.log_prob(score, sde, x, seed=0, method=FixedGrid(6)).value.requires_grad
-
-
-class Small(nn.Module):
-    """A network of two parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor([0.5, 0.2], dtype=F64))
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return torch.tanh(self.w[0] * x) + self.w[1] * x * t[:, None]
 
 
 class Held:

@@ -1,0 +1,30 @@
+"""The shipped networks, as they load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from sgm_sde.nn import digits, fashion
+
+LOADERS = [
+    digits.load_digits_denoiser,
+    digits.load_digits_velocity,
+    digits.load_digits_classifier,
+    fashion.load_fashion_denoiser,
+    fashion.load_fashion_classifier,
+]
+
+
+@pytest.mark.parametrize("load", LOADERS)
+def test_loaders_are_frozen_float32_and_leave_the_global_rng_alone(load: Callable[[], nn.Module]) -> None:
+    before = torch.get_rng_state()
+    net = load()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not net.training
+    tensors = list(net.state_dict().values())
+    assert all(t.dtype == torch.float32 and t.device.type == "cpu" and t.isfinite().all() for t in tensors)
+    assert not any(p.requires_grad for p in net.parameters())
