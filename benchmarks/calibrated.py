@@ -66,10 +66,7 @@ DPMPP2M = sg.Setting("dpm++2m", "karras")
 MULTISTEP = ("ipndm3", "dpm++2m", "unipc3")
 LARGEST = 80.0
 SAMPLES = {"digits": 3000, "fashion": 800}  # of a Frechet distance
-SHIPPED_NOISES = {  # by budget, of the tables that ship
-    "digits": dict.fromkeys(BUDGETS, 128),
-    "fashion": dict.fromkeys(BUDGETS, 64),
-}
+SHIPPED_NOISES = {"digits": 128, "fashion": 64}  # of the tables that ship
 CACHE = beds.CACHE / "calibrated"
 STORED = beds.HERE / "calibrated.json"  # of the last full run
 
@@ -295,13 +292,11 @@ def keep(bed: Bed, noises: int, budgets: Sequence[int], peers: bool = True) -> N
 def fitted(name: str) -> sg.calibration.Calibrations:
     """Tables for a shipped network, with labels in turn; interrupted, it continues with what is in the folders."""
     model = sg.load_model(name)
-    found: dict[int, sg.Calibration] = {}
-    for noises, group in itertools.groupby(BUDGETS, SHIPPED_NOISES[name].get):
-        assert noises is not None
-        found |= sg.calibrate(
-            model.score, model.sde, (noises, *model.shape), nfe=list(group), held_out=HELD_OUT, seed=SEED,
-            model_kwargs={"y": sg.PerSample(torch.arange(noises) % 10)}, checkpoint=CACHE / f"{name}-{noises}",
-        )  # fmt: skip
+    noises = SHIPPED_NOISES[name]
+    found = sg.calibrate(
+        model.score, model.sde, (noises, *model.shape), nfe=BUDGETS, held_out=HELD_OUT, seed=SEED,
+        model_kwargs={"y": sg.PerSample(torch.arange(noises) % 10)}, checkpoint=CACHE / f"{name}-{noises}",
+    )  # fmt: skip
     # What ships with the network: the solver taken, and what it is compared with.
     short = {
         n: sg.Calibration(
@@ -312,7 +307,7 @@ def fitted(name: str) -> sg.calibration.Calibrations:
         for n, one in found.items()
     }  # fmt: skip
     sg.calibration.Calibrations(short).save(CACHE / f"{name}_solvers.json")
-    return sg.calibration.Calibrations(found)
+    return found
 
 
 def shipped(name: str) -> sg.calibration.Calibrations:
@@ -321,8 +316,11 @@ def shipped(name: str) -> sg.calibration.Calibrations:
     return as_calibrations(sg.calibration.load_calibration(str(file)))
 
 
-def frechet(name: str, n: int, found: sg.calibration.Calibrations) -> None:
-    """Frechet distances of a shipped network's samples to data, and to the samples of its exact flow."""
+def frechet(name: str, n: int, found: sg.calibration.Calibrations, of: str) -> None:
+    """Frechet distances of a shipped network's samples to data, and to the samples of its exact flow.
+
+    They are kept by number of samples, and by what calibrated solvers they are `of`.
+    """
     model = sg.load_model(name)
     extractor = load_extractor(SHIPPED[name][0], model.shape, device="cpu")
     levels = black_white(model)
@@ -338,9 +336,9 @@ def frechet(name: str, n: int, found: sg.calibration.Calibrations) -> None:
             parts.append(extractor(to_uint8(x, levels) if levels is not None else x))
         return torch.cat(parts)
 
-    path = CACHE / f"{name}-frechet.json"
+    path = CACHE / f"{name}-frechet-{n}-{of}.json"
     rows = json.loads(path.read_text()) if path.exists() else {}
-    kept = path.with_suffix(".pt")
+    kept = CACHE / f"{name}-frechet-{n}.pt"
     if not kept.exists():
         torch.save(samples(REFERENCE, 48), kept)
     mean, cov = moments(torch.load(kept))
@@ -608,7 +606,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         CACHE.mkdir(parents=True, exist_ok=True)
         for name, n in SAMPLES.items():
             if args.names in name:
-                frechet(name, n, shipped(name) if args.shipped else fitted(name))
+                found, of = (shipped(name), "shipped") if args.shipped else (fitted(name), "fitted")
+                frechet(name, n, found, of)
     else:
         args.out.mkdir(parents=True, exist_ok=True)
         text = "\n".join(tables(half) for half in beds.HALVES if measured(half))

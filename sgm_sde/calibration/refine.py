@@ -170,7 +170,7 @@ class Refinement:
         robust: whether noises of large errors weigh less.
         bounded: whether noises of large derivatives weigh less.
         held: whether levels stay where they are.
-        counts: how much each noise counts (N,), 1 on average; alike if not given.
+        weights: sampling weight of each noise (N,), 1 on average; 1 for all if not given.
     """
 
     flow: Flow
@@ -183,14 +183,14 @@ class Refinement:
     robust: bool = True
     bounded: bool = False
     held: bool = False
-    counts: Tensor | None = None
+    weights: Tensor | None = None
 
     @cached_property
-    def alike(self) -> Tensor:
+    def sampling_weights(self) -> Tensor:
         """The weight of each noise before any is lowered (N,), float64."""
-        if self.counts is None:
+        if self.weights is None:
             return torch.ones(len(self.z), dtype=torch.float64, device=self.z.device)
-        return self.counts.to(self.z.device)
+        return self.weights.to(self.z.device)
 
     @cached_property
     def change(self) -> float:
@@ -251,18 +251,18 @@ class Refinement:
 
     def _weights(self, each: Tensor, J: Tensor) -> Tensor:
         """Weights (N,) of noises with mean square errors (N,) and derivatives (P, N, d)."""
-        w = self.alike
+        w = self.sampling_weights
         if self.robust:
             w = w * huber_weights(each, self.limit(each))
         if self.bounded:
             squares = torch.stack([of_one.double().square().mean(1) for of_one in J])
-            h = (squares / weighted_median(squares, self.alike)[:, None].clamp(min=1e-300)).mean(0)
+            h = (squares / weighted_median(squares, self.sampling_weights)[:, None].clamp(min=1e-300)).mean(0)
             w = w * (OUTLYING / h.clamp(min=1e-300)).clamp(max=1)
         return w
 
     def limit(self, each: Tensor) -> float:
         """The root of a mean square error (N,) from which on a noise weighs less."""
-        return OUTLYING * float(weighted_median(each.sqrt(), self.alike))
+        return OUTLYING * float(weighted_median(each.sqrt(), self.sampling_weights))
 
     def _penalty(self, unknowns: Unknowns, at: _Point, w: Tensor) -> float:
         """The factor with which the penalty is its part of the error."""

@@ -34,15 +34,15 @@ def searched(fit: Refinement, start: Rows) -> Rows:
 
     best = start
     limit = fit.limit(each)
-    loss = _huber(each, limit, fit.alike)
+    loss = _huber(each, limit, fit.sampling_weights)
     for _ in range(TRIALS):
         if fit.late():
             break
         moved = _moved(fit, best, generator)
         if moved is None:
             continue
-        rows, errors = _with_last_row(fit, moved, fit.alike * huber_weights(each, limit))
-        found = _huber(errors, limit, fit.alike)
+        rows, errors = _with_last_row(fit, moved, fit.sampling_weights * huber_weights(each, limit))
+        found = _huber(errors, limit, fit.sampling_weights)
         if found < loss:
             best = rows
             each = errors
@@ -81,7 +81,7 @@ def _with_last_row(fit: Refinement, rows: Rows, w: Tensor) -> tuple[Rows, Tensor
     return Rows(rows.t, c, B), fit.errors(y)
 
 
-def _huber(each: Tensor, limit: float, counts: Tensor) -> float:
-    """Huber's loss of mean square errors (N,): squares up to a limit of their root, linear beyond."""
+def _huber(each: Tensor, limit: float, w: Tensor) -> float:
+    """Huber's loss of mean square errors (N,) with weights (N,): squares up to a limit of their root, linear beyond."""
     e = each.sqrt()
-    return float((counts * torch.where(e < limit, each, 2 * limit * e - limit**2)).mean())
+    return float((w * torch.where(e < limit, each, 2 * limit * e - limit**2)).mean())

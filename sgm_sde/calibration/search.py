@@ -8,7 +8,7 @@ import math
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,17 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
-from sgm_sde._utils.checks import check_integer, described, flag, float_dtype, instance_of, number, sizes, usable_device
+from sgm_sde._utils.checks import (
+    arguments,
+    check_integer,
+    described,
+    flag,
+    float_dtype,
+    instance_of,
+    number,
+    sizes,
+    usable_device,
+)
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
@@ -175,8 +185,7 @@ def calibrate(
     given = _noises(shape)
     held_out = check_integer("held_out", held_out, 2)
     batch_size = check_integer("batch_size", batch_size)
-    if not isinstance(model_kwargs, Mapping | None):
-        raise TypeError(f"model_kwargs must map names to arguments of the network, got {described(model_kwargs)}")
+    kwargs = arguments("model_kwargs", model_kwargs)
     if time_limit is not None:
         time_limit = number("time_limit", time_limit, above=0)
     if reference_nfe is not None:
@@ -197,7 +206,7 @@ def calibrate(
     score = as_score(score_fn, sde)
     place = _place(score, device)
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    flow = Flow(score, sde, event, seeds, n, dict(model_kwargs or {}), batch_size, dtype, place)
+    flow = Flow(score, sde, event, seeds, n, kwargs, batch_size, dtype, place)
     search = _Search(flow, n, held_out, seed, dtype, reference_nfe, time_limit, screened)
 
     found = {}
@@ -261,7 +270,7 @@ class _Exact:
     Attributes:
         fit: trajectories of the noises to fit to, the hardest of those screened after those at random.
         held: exact samples (H, d) of held-out noises, likewise.
-        of_fit, of_held: their noises, and how much each counts.
+        of_fit, of_held: their noises, with sampling weights.
         nfe: calls of a trajectory.
         doubt: how well they are known, in units of their standard deviation.
         median: how far half of the samples are at most from those by twice as many calls, at 256 calls or at fewer that
@@ -279,7 +288,7 @@ class _Exact:
     network_evals: int
 
     @property
-    def counts(self) -> dict[str, int]:
+    def screening(self) -> dict[str, int]:
         """Hard noises beside those at random, and how many were screened for them, as parts of a protocol."""
         found = {}
         for name, strata in (("noises", self.of_fit), ("held_out", self.of_held)):
@@ -391,8 +400,7 @@ class _Search:
     def _hardness(self, noises: range) -> Tensor:
         """The distances of the ends by a few calls from those by twice as many (n,)."""
         few, more = (self.flow.trajectories(noises, calls).end for calls in FEW_CALLS)
-        distance = (few - more).double().square().mean(1)
-        return distance.nan_to_num(nan=math.inf).cpu()
+        return _mean_squares(few, more).nan_to_num(nan=math.inf).cpu()
 
     def arrange(self, exact: _Exact) -> None:
         """Put the noises that are fitted to first, then those to compare on, and those to check."""
@@ -458,7 +466,7 @@ class _Search:
             network_evals=self.flow.network_evals - before,
             shared_evals=exact.network_evals,
             seconds=time.monotonic() - started,
-            protocol={**self.protocol, "reference_nfe": exact.nfe, **exact.counts},
+            protocol={**self.protocol, "reference_nfe": exact.nfe, **exact.screening},
             remarks=self._remarks(ranked[0], outside, exact, fitted_error, is_late=late()),
         )
 
@@ -502,7 +510,7 @@ class _Search:
         fit = exact.fit
         samples = self.noises
         z = flow.noise(samples)
-        counts = exact.of_fit.weights
+        weights = exact.of_fit.weights
         n_random = exact.of_fit.at_random
         at_random = exact.at_random
         G = closed.gram(at_random, z[:n_random])
@@ -512,7 +520,7 @@ class _Search:
         consistent = closed_form(chosen, consistent=True)
 
         def refinement(kind: bool, robust: bool = True, bounded: bool = False, held: bool = False) -> Refinement:
-            return Refinement(flow, z, fit.end, exact.scale, samples, kind, late, robust, bounded, held, counts)
+            return Refinement(flow, z, fit.end, exact.scale, samples, kind, late, robust, bounded, held, weights)
 
         def refined(name: str, start: Rows, kind: bool, robust: bool = True, bounded: bool = False) -> Rows:
             self.tell(f"{n} calls: {FITS[name]}")
@@ -622,7 +630,7 @@ class _Search:
         return self.of_held.mean(difference) <= self.of_held.stderr(difference)
 
     def _error(self, rows: Rows, z: Tensor, exact: _Exact) -> float:
-        each = (rows.run(self.flow, z, self.noises)[0] - exact.fit.end).double().square().mean(1)
+        each = _mean_squares(rows.run(self.flow, z, self.noises)[0], exact.fit.end)
         error = exact.of_fit.mean(each)
         return error if math.isfinite(error) else math.inf
 
@@ -652,7 +660,7 @@ class _Search:
     def _held_out(self, name: str, setting: Setting, exact: _Exact, nfe: int) -> HeldOut:
         """The error of a setting at a budget on held-out noises."""
         x = self._run(setting, self.held, nfe)
-        each = ((x - exact.held).double().square().mean(1) / exact.scale**2).nan_to_num(nan=math.inf)
+        each = (_mean_squares(x, exact.held) / exact.scale**2).nan_to_num(nan=math.inf)
         strata = exact.of_held
         mse = strata.mean(each)
         rmse = math.sqrt(mse)
@@ -683,7 +691,7 @@ class _Search:
     def _fitted_error(self, one: HeldOut, exact: _Exact, n: int) -> float:
         """The error of a setting on the noises of the fit."""
         x = self._run(one.setting, self.noises, n)
-        each = (x - exact.fit.end).double().square().mean(1)
+        each = _mean_squares(x, exact.fit.end)
         return math.sqrt(exact.of_fit.mean(each)) / exact.scale
 
     def _keeps_inside(self, one: HeldOut, shelf: HeldOut, exact: _Exact, n: int) -> bool:
@@ -696,9 +704,14 @@ class _Search:
         return farthest <= limit  # false where one of them is not a number
 
 
+def _mean_squares(x: Tensor, y: Tensor) -> Tensor:
+    """Mean square over coordinates of the differences of samples (N, d), in double precision (N,)."""
+    return (x - y).double().square().mean(1)
+
+
 def _farthest(x: Tensor, center: Tensor) -> float:
     """The largest root mean square over coordinates of samples (N, d) around a center (d,)."""
-    return float((x - center).double().square().mean(1).sqrt().max())
+    return float(_mean_squares(x, center).sqrt().max())
 
 
 def _distances(x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -259,10 +259,10 @@ def test_medians_over_all_noises() -> None:
 def test_hard_noises_count_in_a_fit_for_as_many_as_they_are() -> None:
     flow = a_flow(sg.VPSDE(), 5)
     z = flow.noise(range(5))
-    counts = torch.tensor([1.5, 1.5, 1.5, 0.25, 0.25], dtype=torch.float64)
+    weights = torch.tensor([1.5, 1.5, 1.5, 0.25, 0.25], dtype=torch.float64)
     each = torch.tensor([1.0, 4.0, 1.0, 1.0, 100.0], dtype=torch.float64)  # a median of 1
-    fit = Refinement(flow, z, z, 1.0, range(5), True, counts=counts)
-    right = counts * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.2], dtype=torch.float64)
+    fit = Refinement(flow, z, z, 1.0, range(5), True, weights=weights)
+    right = weights * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.2], dtype=torch.float64)
     torch.testing.assert_close(fit._weights(each, torch.ones(3, 5, 2)), right)
 
 
