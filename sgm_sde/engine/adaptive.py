@@ -115,6 +115,8 @@ class Active:
         last_accepted: whether the previous attempt was accepted, so that `carry` belongs to the current state.
         may_grow: whether the next step may be longer.
         nan_count: consecutive attempts with a NaN error.
+        accepted: accepted steps so far.
+        rejected: rejected ones.
     """
 
     samples: np.ndarray
@@ -127,6 +129,8 @@ class Active:
     last_accepted: np.ndarray
     may_grow: np.ndarray
     nan_count: np.ndarray
+    accepted: np.ndarray
+    rejected: np.ndarray
 
     @property
     def index(self) -> Tensor:
@@ -138,7 +142,10 @@ class Active:
         rows = torch.from_numpy(at).to(self.y[0].device)
         y = tuple(part.index_select(0, rows) for part in self.y)
         carry = tuple(part.index_select(0, rows) for part in self.carry)
-        columns = (self.u, self.h, self.u_next, self.last_error, self.last_accepted, self.may_grow, self.nan_count)
+        columns = (
+            self.u, self.h, self.u_next, self.last_error, self.last_accepted, self.may_grow, self.nan_count,
+            self.accepted, self.rejected,
+        )  # fmt: skip
         return Active(self.samples[at], y, carry, *(column.take(at) for column in columns))
 
 
@@ -291,10 +298,6 @@ class _Running:
         self.rejected = np.zeros(n, dtype=np.int64)
         self.outcome = np.full(n, ON_THE_WAY)
 
-        # Of the samples on their way alone: they are written down when a sample leaves.
-        self.accepted_so_far = np.zeros(n, dtype=np.int64)
-        self.rejected_so_far = np.zeros(n, dtype=np.int64)
-
         self.active = Active(
             samples=np.arange(n),
             y=y,
@@ -306,6 +309,8 @@ class _Running:
             last_accepted=np.zeros(n, dtype=bool),
             may_grow=np.ones(n, dtype=bool),
             nan_count=np.zeros(n, dtype=np.int64),
+            accepted=np.zeros(n, dtype=np.int64),
+            rejected=np.zeros(n, dtype=np.int64),
         )
 
     def choose_first_step(self, size: float | None) -> None:
@@ -344,8 +349,8 @@ class _Running:
         active.nan_count = np.where(known, 0, active.nan_count + 1)
         active.last_accepted = ok
         active.may_grow = ok
-        self.accepted_so_far += ok
-        self.rejected_so_far += ~ok
+        active.accepted += ok
+        active.rejected += ~ok
         return ok
 
     def _errors(self, attempt: Attempt) -> tuple[np.ndarray, np.ndarray]:
@@ -374,7 +379,7 @@ class _Running:
     def outcomes(self, ok: np.ndarray, arrives: np.ndarray) -> np.ndarray:
         """Outcome of each sample (b,), as a number of `OUTCOMES`; 0 for those that are still on their way."""
         active = self.active
-        attempts = self.accepted_so_far + self.rejected_so_far
+        attempts = active.accepted + active.rejected
         tiny = np.abs(active.h) < self.smallest
 
         # The last reason that holds counts.
@@ -400,8 +405,8 @@ class _Running:
         samples = active.samples[leaving]
         self.outcome[samples] = ended[leaving]
         self.t[samples] = active.u[leaving]
-        self.accepted[samples] = self.accepted_so_far[leaving]
-        self.rejected[samples] = self.rejected_so_far[leaving]
+        self.accepted[samples] = active.accepted[leaving]
+        self.rejected[samples] = active.rejected[leaving]
 
         device = self.y[0].device
         rows = torch.from_numpy(leaving).to(device)
@@ -413,8 +418,6 @@ class _Running:
             self.on_leave(len(leaving))
         remaining = np.flatnonzero(ended == ON_THE_WAY)
         self.active = active.select(remaining)
-        self.accepted_so_far = self.accepted_so_far[remaining]
-        self.rejected_so_far = self.rejected_so_far[remaining]
 
     def result(self) -> Integration:
         """The states, times and outcomes of all samples."""
@@ -491,7 +494,6 @@ class Counting(ABC):
         self.calls = 0
         self._made = np.zeros(batch, dtype=np.int64)
         self._latest: tuple[np.ndarray, Tensor, int] | None = None  # the samples of the last ones, and how many
-        self._places: tuple[np.ndarray, Tensor] | None = None  # of the last evaluation
 
     @property
     def evaluations(self) -> np.ndarray:
@@ -521,12 +523,8 @@ class Counting(ABC):
 
     def evaluate(self, active: Active, y: State, u: np.ndarray | Tensor) -> State:
         """The right-hand side of the active samples at states y and times u."""
-        index = self._count(active)
-        if isinstance(u, Tensor):
-            return self.rhs(u, y, index)
-        if self._places is None or u is not self._places[0]:
-            self._places = u, torch.from_numpy(u)
-        return self.rhs(self._places[1], y, index)
+        places = u if isinstance(u, Tensor) else torch.from_numpy(u)
+        return self.rhs(places, y, self._count(active))
 
     def first(self, active: Active, known: State, stale: np.ndarray) -> State:
         """The evaluation at the start of the step: the known one, computed anew for samples where it is stale."""

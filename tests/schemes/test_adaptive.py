@@ -133,7 +133,8 @@ def rows_of(y: Tensor, u: float) -> Active:
     """Samples at the start of a run."""
     n = len(y)
     at, no = np.full(n, u), np.zeros(n, dtype=bool)
-    return Active(np.arange(n), (y,), (), at, np.zeros(n), at, np.ones(n), no, ~no, np.zeros(n, dtype=np.int64))
+    counts = (np.zeros(n, dtype=np.int64) for _ in range(3))
+    return Active(np.arange(n), (y,), (), at, np.zeros(n), at, np.ones(n), no, ~no, *counts)
 
 
 class Script:
