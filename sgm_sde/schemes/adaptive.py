@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, number, one_of, settle
-from sgm_sde._utils.shapes import as_time, dimension, flat
+from sgm_sde._utils.shapes import dimension, flat
 from sgm_sde.engine.adaptive import (
     Active,
     Attempt,
@@ -30,6 +30,7 @@ from sgm_sde.engine.adaptive import (
 from sgm_sde.engine.brownian import BrownianTree
 from sgm_sde.engine.coordinates import COORDINATES
 from sgm_sde.engine.phi import phi_values
+from sgm_sde.engine.places import AtPlaces
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE, MarginalAt
@@ -40,7 +41,6 @@ from sgm_sde.scores.model import BoundScore
 
 PI = Controller()
 DIGITS = 3  # of the steps of an SDE, binary
-AT_A_TIME = 2**14  # places, whose values stay in a core's cache
 VARIABLES = tuple(name for name, coordinate in COORDINATES.items() if coordinate.slope)
 
 
@@ -186,9 +186,7 @@ class Flow:
         start, end = self.sde.nodes(ends)
         self.start = self.coordinate.of(start)
         self.end = self.coordinate.of(end)
-        self._like: Tensor | None = None  # the states, none of them
-        self._known: dict[int, _Coefficients] = {}  # by where the places lie in memory
-        self._places: Tensor | None = None  # those of `_known`, which stay where they are as long as they are held
+        self._coefficients = AtPlaces(_Coefficients, len(_Coefficients._fields), self._values)
         if not (math.isfinite(self.start) and math.isfinite(self.end)):
             raise ValueError(
                 f"{variable} is {self.start} at t={ends[0]} and {self.end} at t={ends[1]}: both must be finite; "
@@ -245,49 +243,21 @@ class Flow:
         return k.alpha + k.sigma if self.variable == "flow-time" else k.alpha
 
     def prepare(self, places: Tensor) -> None:
-        """Compute the coefficients at the rows of a table of places u (n, b) together, before they are asked for.
+        """Compute the coefficients at the rows of a table of places u (n, b) together, before they are asked for."""
+        if self.variable != "time" and has_scalar_marginal(self.sde):
+            self._coefficients.prepare(places)
 
-        Where samples have few numbers, most of the time of an operation is that of starting it.
-        """
-        sde = self.sde
-        if self.variable == "time" or not has_scalar_marginal(sde) or self._like is None:
-            return
-        rows = self._coefficients(places, self._like, sde)
-        self._known = {u.data_ptr(): at for u, at in zip(places.unbind(0), rows, strict=True)}
-        self._places = places
-
-    def _at(self, u: Tensor, like: Tensor, sde: LinearSDE) -> _Coefficients:
-        """Coefficients at the places u (b,), kept for the next evaluation, which may be at the same ones."""
-        place = u.data_ptr()
-        if place not in self._known:
-            (at,) = self._coefficients(u[None], like, sde)
-            self._known = {place: at}
-            self._places = u
-        return self._known[place]
-
-    def _coefficients(self, places: Tensor, like: Tensor, sde: LinearSDE) -> list[_Coefficients]:
-        """Coefficients at each row of places u (n, b), for states of a kind.
-
-        They are computed for some places at a time, whose values stay in a core's cache.
-        """
-        of_all = torch.empty((4, places.numel()), dtype=like.dtype, device="cpu")
-        blocks = zip(torch.split(places.reshape(-1), AT_A_TIME), torch.split(of_all, AT_A_TIME, 1), strict=True)
-        for u, (times, scale, of_x, of_r) in blocks:
-            t, k = self._marginal(u, sde)
-            c_x, c_r = convert(self.model.score.prediction, self.target, k)
-            times.copy_(self.model.round_times(t.numpy(), of_all))
-            scale.copy_(self._scale(k))
-            of_x.copy_(as_time(c_x))
-            of_r.copy_(as_time(c_r))
-
-        times, *columns = of_all.to(like.device).view(4, *places.shape)
-        shaped = (value.view(*places.shape, *[1] * (like.ndim - 1)) for value in columns)
-        return [_Coefficients(*row) for row in zip(times, *shaped, strict=True)]
+    def _values(self, u: Tensor, like: Tensor) -> tuple[Tensor | float, ...]:
+        """The fields of `_Coefficients` at the places u (m,)."""
+        assert has_scalar_marginal(self.sde)
+        t, k = self._marginal(u, self.sde)
+        coefficients = convert(self.model.score.prediction, self.target, k)
+        return self.model.round_times(t.numpy(), like), self._scale(k), *coefficients
 
     def enter(self, x: Tensor) -> Tensor:
         """z at the start."""
         z = x / float(self.scale(self.at_share(0.0, 1))[0])
-        self._like = z[:0]
+        self._coefficients.like = z[:0]
         return z
 
     def leave(self, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -301,7 +271,7 @@ class Flow:
             if self.variable == "time" or not has_scalar_marginal(sde):
                 return self.model.predict_at(self.target, z, self.time(u))
 
-            at = self._at(u, z, sde)
+            at = self._coefficients.at(u, z)
             x = at.scale * z
             output = self.model.evaluate(x, at.t).to(x.dtype)
 

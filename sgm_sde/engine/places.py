@@ -1,0 +1,77 @@
+"""Times and coefficients at the places of an adaptive solver's stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from sgm_sde._utils.shapes import as_time
+
+Kept = TypeVar("Kept")
+AT_A_TIME = 2**14  # places, whose values stay in a core's cache
+
+
+class AtPlaces(Generic[Kept]):
+    """Times and coefficients at places of a run, kept for the next evaluation, which may be at the same ones.
+
+    Where samples have few numbers, most of the time of an operation is that of starting it: the places of all stages of
+    a step can be made ready together.
+
+    Args:
+        kind: makes what is kept of times (b,) and of coefficients, shaped to multiply states (b, *).
+        n: how many these are.
+        values: the times, as the network is given them, and the coefficients at places (m,) in float64 on the host;
+            with a tensor on the host of the states' dtype.
+
+    Attributes:
+        like: the states, none of them, once they are known.
+    """
+
+    def __init__(
+        self,
+        kind: Callable[..., Kept],
+        n: int,
+        values: Callable[[Tensor, Tensor], Iterable[Tensor | float]],
+    ) -> None:
+        self.like: Tensor | None = None
+        self._kind = kind
+        self._n = n
+        self._values = values
+        self._known: dict[int, Kept] = {}  # by where the places lie in memory
+        self._places: Tensor | None = None  # those of `_known`, which stay where they are as long as they are held
+
+    def at(self, u: Tensor, like: Tensor) -> Kept:
+        """Those at the places u (b,), for states of a kind."""
+        if self.like is None:
+            self.like = like.detach()[:0]
+        if u.data_ptr() not in self._known:
+            self._keep(u[None], self.like)
+        return self._known[u.data_ptr()]
+
+    def prepare(self, places: Tensor) -> None:
+        """Compute those at the rows of a table of places u (n, b) together, before they are asked for."""
+        if self.like is not None:
+            self._keep(places, self.like)
+
+    def _keep(self, places: Tensor, like: Tensor) -> None:
+        rows = self._computed(places, like)
+        self._known = {u.data_ptr(): at for u, at in zip(places.unbind(0), rows, strict=True)}
+        self._places = places
+
+    def _computed(self, places: Tensor, like: Tensor) -> list[Kept]:
+        """What is kept of each row of places u (n, b).
+
+        It is computed for some places at a time, whose values stay in a core's cache.
+        """
+        table = torch.empty((self._n, places.numel()), dtype=like.dtype, device="cpu")
+        blocks = zip(torch.split(places.reshape(-1), AT_A_TIME), torch.split(table, AT_A_TIME, 1), strict=True)
+        for u, block in blocks:
+            for row, value in zip(block, self._values(u, table), strict=True):
+                row.copy_(as_time(value))
+
+        times, *coefficients = table.to(like.device).view(self._n, *places.shape)
+        shaped = (value.view(*places.shape, *[1] * (like.ndim - 1)) for value in coefficients)
+        return [self._kind(*row) for row in zip(times, *shaped, strict=True)]
