@@ -14,6 +14,9 @@ $$ |Q - Q_\infty| \approx d_1\,\min(1, d_1/d_2), \qquad d_1 = |Q - Q_2|, \quad d
 each the root mean square over the choices of nodes. Where steps are so long that what data look like changes from one
 to the next, $d_1 < d_2$ is chance, and $d_1$ itself is taken. For a random trace the companion is integrated: the
 independent errors of fresh probes would count as roughness of the integrand.
+
+**Steps.** What the embedded errors of the steps of Dormand and Prince's pair do to the log-density is added up, each
+step's as the factor of its `stiffness` says, the sum as `smoothness` and the tolerance do.
 """
 
 from __future__ import annotations
@@ -22,10 +25,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde._utils.shapes import dot, flat
 from sgm_sde.likelihood.multistep import Quadrature
 
 NEIGHBOURS = 7  # nodes over which a variance is averaged
 TAILS = 0.45  # of the degrees of freedom that squares of normal numbers have: products with probes have longer tails
+ROUNDED = 2.0  # units in the last place of each number of a state, and of a trace, that rounding is taken for
+ADAPTIVE_ERROR = 1.5  # times the sum of the embedded errors, at the tolerance of
+CALIBRATED_AT = 3e-6  # a step
+SHARE_OF_SIGNED = 0.5, 0.7  # of the embedded errors' sum with signs in that of their sizes, from which they are smooth
+ONE_SIGN = 1 / 7  # times the error where they are
+COARSER = 1 / 4  # power of the tolerance: coarser steps are further off, in units of the embedded errors
 
 
 def quadrature_error(values: Tensor, table: Quadrature, coarse: bool = False) -> tuple[Tensor, Tensor]:
@@ -114,3 +124,60 @@ def fixed_probe_error(volumes: Tensor) -> tuple[Tensor, Tensor]:
     if n == 1:
         return torch.full_like(volumes[:, 0], torch.nan), freedom
     return volumes.std(1) / n**0.5, freedom
+
+
+def error_of_step(score: Tensor, e: Tensor, e_volume: Tensor) -> Tensor:
+    r"""The change of log p (b,) by embedded errors of a step, e (b, *) of the state and (b, columns) of the volume.
+
+    An error e of the state and e' of the volume change it by $\nabla\log p\cdot e - e'$. The embedded errors are those
+    of the lower order: of the size of the step's own, but of other directions and signs. So neither of the two terms is
+    taken to cancel the other, and the first is the root of the squares of what it is and of its mean over directions:
+
+    $$ \Big((s\cdot e)^2 + \frac{|s|^2|e|^2}{d}\Big)^{1/2} + |e'|, \qquad s = \nabla\log p $$
+    """
+    along = dot(score, e).square()
+    mean = dot(score, score) * dot(e, e) / e[0].numel()
+    return (along + mean).sqrt() + e_volume.mean(1).abs()
+
+
+def smoothness(signed: Tensor, size: Tensor) -> Tensor:
+    """Factor (B,) of the error, from the sums (B,) of what embedded errors do to log p with their signs, and of its
+    sizes.
+
+    Where nearly all have one sign, as on Gaussian data, steps are short beside all that varies; then those of the lower
+    order are that much larger than the step's own.
+    """
+    least, most = SHARE_OF_SIGNED
+    share = signed.abs() / size.clamp(min=torch.finfo(size.dtype).tiny)
+    return ONE_SIGN ** ((share - least) / (most - least)).clamp(0.0, 1.0)
+
+
+def stiffness(h: Tensor, moved: Tensor, changed: Tensor) -> Tensor:
+    r"""Factor $1 + \gamma$ (b,) of the error of a step h (b,), with $\gamma = |h|\,|f_7 - f_6|/|z_7 - z_6|$.
+
+    Steps that are long beside the change of the slope, as where the flow leaves the ridge between two modes, have
+    embedded errors that are too small. The last two stages of Dormand and Prince's pair, $z_6$ and $z_7$, are at one
+    time, and their slopes f tell that change (Hairer & Wanner, 1996, section IV.2).
+
+    Args:
+        h: the step.
+        moved: z_7 - z_6, (b, *).
+        changed: f_7 - f_6.
+    """
+    ratio = dot(changed, changed) / dot(moved, moved).clamp(min=torch.finfo(moved.dtype).tiny)
+    return 1 + h.abs().to(moved) * ratio.sqrt()
+
+
+def safety_of_steps(rtol: float, atol: float) -> float:
+    """Factor of the sum of the errors of steps at these tolerances."""
+    return float(ADAPTIVE_ERROR * (max(rtol, atol) / CALIBRATED_AT) ** COARSER)
+
+
+def sensitivity(z: Tensor, score: Tensor) -> Tensor:
+    """Sum (B,) over the numbers of states z (B, *) of the square of what a relative change by 1 of it does to log p."""
+    return flat(z * score).square().sum(1)
+
+
+def rounded(dtype: torch.dtype) -> float:
+    """The relative change that rounding is taken for."""
+    return ROUNDED * torch.finfo(dtype).eps

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.cache import cached
-from sgm_sde._utils.shapes import dot, expand, flat
+from sgm_sde._utils.shapes import dot, expand
 from sgm_sde.engine.executor import Evaluator, execute
 from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import OnOutput
-from sgm_sde.likelihood.errors import probe_error, quadrature_error
+from sgm_sde.likelihood.errors import probe_error, quadrature_error, rounded, sensitivity
 from sgm_sde.likelihood.grid import Stretched
-from sgm_sde.likelihood.multistep import ROUNDED, Quadrature, Weights, program, spread, tables, trust
+from sgm_sde.likelihood.multistep import Quadrature, Weights, program, spread, tables, trust
 from sgm_sde.likelihood.problem import FLAT, NoNoise, Problem, Solution
 from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.linear import LinearNode, LinearSDE
@@ -276,9 +276,9 @@ class Integrals(NodeByNode):
         self._scores[k] = _combined(rates.score, x, r)
         self._states[k] = x / self.grid.spreads[k]
         with torch.no_grad():
-            square = flat(self._states[k] * self._scores[k]).square().sum(1)
-            shares = self.rates[k].trusted, 1 - self.rates[k].trusted
-            self._sensitivity += torch.stack([square * share**2 for share in shares]).detach()
+            square = sensitivity(self._states[k], self._scores[k])
+            shares = rates.trusted, 1 - rates.trusted
+            self._sensitivity += torch.stack([square * share**2 for share in shares])
         if k == self._noise:
             self._off_prior = self._off_prior_at(x.detach(), self._scores[k].detach() / self.grid.spreads[k])
 
@@ -330,7 +330,7 @@ class Integrals(NodeByNode):
         with torch.no_grad():
             of_rule = trusted * (dot(score, self._moved_at(k, self.grid.table.coarse_shares)) - product)
             of_trust = (1 - trusted) * product
-            self._of_nodes.append(torch.stack([of_rule, of_trust]).detach())
+            self._of_nodes.append(torch.stack([of_rule, of_trust]))
 
             size = expand(dot(score, score).sqrt(), moved)
             self._moved.addcmul_(size, moved, value=trusted)
@@ -430,7 +430,7 @@ class Integrals(NodeByNode):
         not, what it says of the jumps of all sizes is an error already; a sum of rounded ones may be small by chance,
         and their sizes count as well.
         """
-        unit = ROUNDED * torch.finfo(volume.dtype).eps
+        unit = rounded(volume.dtype)
         moved, untrusted = self._sensitivity.sqrt()
         of_trust = torch.stack(self._of_nodes, 1)[1].double().square().sum(0).sqrt()
         of_terms = terms.mean(2).square().sum(0).sqrt()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sgm_sde._utils.autograd import outside_inference_mode
 from sgm_sde._utils.checks import described, instance_of, keywords, known_arguments
-from sgm_sde._utils.shapes import cpu_float64, dot, flat
+from sgm_sde._utils.shapes import cpu_float64, dot
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import execute
 from sgm_sde.engine.lowering import Plan, lower
@@ -32,7 +32,7 @@ from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.engine.times import at_ends
 from sgm_sde.grids import rule
 from sgm_sde.likelihood.checks import OnOutput, check_finite, check_points, require_count, warn_unresolved
-from sgm_sde.likelihood.errors import probe_error
+from sgm_sde.likelihood.errors import probe_error, sensitivity
 from sgm_sde.likelihood.integrals import NodeByNode
 from sgm_sde.likelihood.methods import FixedGrid, Hutchinson, Method, Trace, resolve_method, resolve_trace
 from sgm_sde.likelihood.problem import NoNoise, among, replaced
@@ -85,7 +85,7 @@ class _JointFlow(NodeByNode):
 
         def drift(x: Tensor, out: Tensor) -> Tensor:
             score = apply(s_x, x.detach()) + apply(s_r, out.detach().to(x.dtype))
-            self.sensitivity = self.sensitivity + flat(x.detach() * score).square().sum(1)
+            self.sensitivity = self.sensitivity + sensitivity(x.detach(), score)
             return apply(c_x, x) + apply(c_r, out.to(x.dtype))
 
         value, divergence = self.model.with_trace(x, t, self.estimate, self.rows, of=drift)

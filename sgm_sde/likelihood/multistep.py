@@ -30,7 +30,6 @@ SLOPES_OF_INTEGRALS = 6  # where all of them are known
 SLOPES_OF_ERRORS = 8  # of the rule that tells the error of the one with six
 JUMPS = 6, 4  # nodes whose scores, and the jumps between them, a polynomial goes through; and for the error of that
 JUMPS_OF_OTHERS = 4, 2  # of solvers whose jumps are less smooth
-ROUNDED = 2.0  # units in the last place of each number of a state, and of a trace, that rounding is taken for
 DAMPED_BELOW = 0.2  # noise, as a fraction of the data
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_output
-from sgm_sde._utils.shapes import as_time, dot, expand, flat
+from sgm_sde._utils.shapes import dot, flat
 from sgm_sde.engine.adaptive import (
     Active,
     Attempt,
@@ -22,21 +21,24 @@ from sgm_sde.engine.adaptive import (
     State,
     integrate_adaptive,
 )
-from sgm_sde.likelihood.errors import fixed_probe_error
-from sgm_sde.likelihood.multistep import ROUNDED, spread, trust
+from sgm_sde.engine.places import AtPlaces
+from sgm_sde.likelihood.errors import (
+    error_of_step,
+    fixed_probe_error,
+    rounded,
+    safety_of_steps,
+    sensitivity,
+    smoothness,
+    stiffness,
+)
+from sgm_sde.likelihood.multistep import spread, trust
 from sgm_sde.likelihood.problem import FLAT, Problem, Solution
-from sgm_sde.processes.linear import MarginalAt
 from sgm_sde.processes.predictions import Marginal, Scalars, convert
 from sgm_sde.schemes.tableaus import DOPRI5
 
 if TYPE_CHECKING:
     from scipy.integrate import RK45
 
-ADAPTIVE_ERROR = 1.5  # times the sum of the embedded errors, at the tolerance of
-CALIBRATED_AT = 3e-6  # a step
-SHARE_OF_SIGNED = 0.5, 0.7  # of the embedded errors' sum with signs in that of their sizes, from which they are smooth
-ONE_SIGN = 1 / 7  # times the error where they are
-COARSER = 1 / 4  # power of the tolerance: coarser steps are further off, in units of the embedded errors
 LONG = 3  # power of a step's length in lambda, beyond 1, for a solver in time: near the data what a step in time goes
 # over is no polynomial in time, and the embedded error is chance
 
@@ -59,6 +61,7 @@ class NormalisedFlow:
 
     Attributes:
         lam: lambda at the end of the data, and at that of the noise or where nothing varies any more: beyond, z stays.
+        coefficients: of the flow, at each sample's lambda.
 
     Raises:
         ValueError: unless s is positive.
@@ -82,33 +85,31 @@ class NormalisedFlow:
         self.rows = torch.arange(len(problem.x), device=problem.x.device) if rows is None else rows
         self.data, self.noise = self.sde.nodes([problem.eps, self.sde.T])
         self.scale = {end: spread(end, s) for end in (self.data, self.noise)}
-        flat = -FLAT - math.log(s)
-        self.lam = {self.data: max(self.data.lam, flat), self.noise: max(self.noise.lam, flat - 1)}
+        still = -FLAT - math.log(s)
+        self.lam = {self.data: max(self.data.lam, still), self.noise: max(self.noise.lam, still - 1)}
+        self.coefficients = AtPlaces(_Coefficients, len(_Coefficients._fields), self._values)
 
-    def __call__(self, lam: Tensor, y: tuple[Tensor, ...], rows: Tensor) -> tuple[Tensor, ...]:
-        """Slopes at lambda (b,), float64 on the host, for the samples of these numbers among those solved for.
-
-        Besides the state and its volume a third part is passed on, which does not change.
-        """
+    def __call__(self, lam: Tensor, y: State, rows: Tensor) -> State:
+        """Slopes at lambda, (b,) or (1,) of all, float64 on the host, for samples of these numbers among those solved
+        for."""
         z = y[0]
-        t, k = self._at(lam)
-        rates = rate(self.model.score.prediction, k, self.s)
-        rho, a_x, a_r = (_for_each(value, z) for value in (spread(k, self.s), *rates))
-
-        x = expand(rho, z) * z
-        out, trace = self._ask(x, self.model.round_times(t.numpy(), x), self.rows[rows])
-        slope = expand(a_x, x) * x + expand(a_r, x) * out.to(x.dtype)
+        k = self.coefficients.at(lam, z)
+        x = k.rho * z
+        out, trace = self._ask(x, k.t.expand(len(x)).contiguous(), self.rows[rows])
+        slope = k.a_x * x + k.a_r * out.to(x.dtype)
         if trace is None:
             return (slope,)
 
-        divergence = self.problem.d * a_x[:, None] + a_r[:, None] * trace.to(z.dtype)
-        volume = rho[:, None] * divergence
-        return slope, volume, *(torch.zeros_like(part) for part in y[2:])
+        divergence = self.problem.d * flat(k.a_x) + flat(k.a_r) * trace.to(z.dtype)
+        return slope, flat(k.rho) * divergence
 
-    def _at(self, lam: Tensor) -> tuple[Tensor, MarginalAt]:
-        """Times of lambda (b,), and the process there."""
+    def _values(self, lam: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+        """The fields of `_Coefficients` at lambda (m,)."""
         t = self.sde.time(2 * lam).clamp(self.problem.eps, self.sde.T)
-        return t, self.sde.values(t)
+        k = self.sde.values(t)
+        rho = spread(k, self.s)
+        a_x, a_r = rate(self.model.score.prediction, k, self.s)
+        return self.model.round_times(t.numpy(), like), rho, a_x, a_r, (rho / k.sigma) ** 2, trust(k, self.s)
 
     def _ask(self, x: Tensor, times: Tensor, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """The network's output for the samples of these numbers in the batch, and its traces (B, columns) if any."""
@@ -127,101 +128,78 @@ class NormalisedFlow:
         return out[at], trace[at][:, : estimate.columns]
 
     def score(self, lam: Tensor, z: Tensor, slope: Tensor) -> Tensor:
-        """The score in z that goes with slopes of z in lambda (b,)."""
-        _, k = self._at(lam)
-        rho, alpha, sigma = (expand(_for_each(value, z), z) for value in (spread(k, self.s), k.alpha, k.sigma))
+        r"""The score in z that goes with slopes of z in lambda (b,): $(\rho/\sigma)^2\,dz/d\lambda - z$."""
+        return self.coefficients.at(lam, z).score * slope - z
 
-        # slope = -(alpha sigma s / rho^3) v with v, which determines the noise together with the state.
-        v = -slope * rho**3 / (alpha * sigma * self.s)
-        noise = (alpha * self.s * v + sigma * rho * z) / rho**2
-        return -rho * noise / sigma
-
-    def sensitivity(self, lam: Tensor, z: Tensor, score: Tensor) -> Tensor:
-        """Square (b,) of what a relative change by 1 of each number of z does to log p, as far as the score in z is
-        trusted at lambda (b,)."""
-        _, k = self._at(lam)
-        return (_for_each(trust(k, self.s), z) * flat(z * score).square().sum(1).sqrt()).square()
+    def trusted(self, lam: Tensor, z: Tensor) -> Tensor:
+        """Share (b,) of the score that is trusted at lambda (b,)."""
+        return flat(self.coefficients.at(lam, z).trusted)[:, 0]
 
 
-def _for_each(value: Scalars, z: Tensor) -> Tensor:
-    """A value for each sample (b,) of states z (b, *)."""
-    return as_time(value).expand(len(z)).to(z)
+class _Coefficients(NamedTuple):
+    """Time, and coefficients of the flow, at some lambda.
 
-
-def error_of_step(score: Tensor, e: Tensor, e_volume: Tensor) -> Tensor:
-    r"""The change of log p (b,) by embedded errors of a step, e (b, *) of the state and (b, columns) of the volume.
-
-    An error e of the state and e' of the volume change it by $\nabla\log p\cdot e - e'$. The embedded errors are those
-    of the lower order: of the size of the step's own, but of other directions and signs. So neither of the two terms is
-    taken to cancel the other, and the first is the root of the squares of what it is and of its mean over directions:
-
-    $$ \Big((s\cdot e)^2 + \frac{|s|^2|e|^2}{d}\Big)^{1/2} + |e'|, \qquad s = \nabla\log p $$
+    Attributes:
+        t: times, as the network is given them.
+        rho: x / z.
+        a_x: coefficient of the state in dz/dlambda.
+        a_r: that of the network's output.
+        score: that of dz/dlambda in the score in z.
+        trusted: share of the score that is trusted.
     """
-    along = dot(score, e).square()
-    mean = dot(score, score) * dot(e, e) / e[0].numel()
-    return (along + mean).sqrt() + e_volume.mean(1).abs()
 
-
-def smoothness(signed: Tensor, size: Tensor) -> Tensor:
-    """Factor (B,) of the error, from the sums (B,) of what embedded errors do to log p with their signs, and of its
-    sizes.
-
-    Where nearly all have one sign, as on Gaussian data, steps are short beside all that varies; then those of the lower
-    order are that much larger than the step's own.
-    """
-    least, most = SHARE_OF_SIGNED
-    share = signed.abs() / size.clamp(min=torch.finfo(size.dtype).tiny)
-    return ONE_SIGN ** ((share - least) / (most - least)).clamp(0.0, 1.0)
-
-
-def steepness_of_step(h: Tensor, moved: Tensor, changed: Tensor) -> Tensor:
-    r"""Length of a step h (b,) beside the change of the slope, $\gamma = |h|\,|f_7 - f_6|/|z_7 - z_6|$, (b,).
-
-    Long ones, as where the flow leaves the ridge between two modes, have embedded errors that are too small. The last
-    two stages of Dormand and Prince's pair, $z_6$ and $z_7$, are at one time, and their slopes f tell that change
-    (Hairer & Wanner, 1996, section IV.2).
-
-    Args:
-        h: the step.
-        moved: z_7 - z_6, (b, *).
-        changed: f_7 - f_6.
-    """
-    ratio = dot(changed, changed) / dot(moved, moved).clamp(min=torch.finfo(moved.dtype).tiny)
-    return h.abs().to(moved) * ratio.sqrt()
-
-
-def safety(rtol: float, atol: float) -> float:
-    """Factor of the sum of the errors of steps at these tolerances."""
-    return float(ADAPTIVE_ERROR * (max(rtol, atol) / CALIBRATED_AT) ** COARSER)
+    t: Tensor
+    rho: Tensor
+    a_x: Tensor
+    a_r: Tensor
+    score: Tensor
+    trusted: Tensor
 
 
 class FlowStepper(EmbeddedStepper):
     """Steps of the flow with its volume, with what their errors do to the log-density added up: raised where steps are
     long, as sizes, with signs, and the squares of what rounding does."""
 
-    flow: NormalisedFlow
-    _last: tuple[State, ...] = ()
+    _lam: Tensor  # of the last stage
+    _of_step: Tensor  # what the errors of the step that is tried do, (b, 4)
+
+    def __init__(self, flow: NormalisedFlow, rtol: float, atol: float, z: Tensor) -> None:
+        super().__init__(flow, DOPRI5, rtol, atol, len(z), flow.coefficients.prepare)
+        self.flow = flow
+        self._stages: tuple[tuple[State, State], ...] = ()  # states and slopes of the last two
+        self._sums = z.new_zeros(len(z), 4)
 
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
         """The right-hand side, whose last two states and slopes are kept."""
         slopes = super().rhs(t, y, index)
-        self._last = (*self._last[-2:], y, slopes)
+        self._stages = (*self._stages[-1:], (y, slopes))
+        self._lam = t
         return slopes
 
-    def attempt(self, rows: Active) -> Attempt:
-        """One step of each row."""
-        attempt = super().attempt(rows)
-        z, volume, total = attempt.y
-        ((e, e_volume, _),) = attempt.estimates
+    def attempt(self, active: Active) -> Attempt:
+        """One step of each sample."""
+        attempt = super().attempt(active)
+        ((e, e_volume),) = attempt.estimates
+        ((z_6, _), (f_6, _)), ((z_7, _), (f_7, _)) = self._stages
 
-        score = self.flow.score(torch.from_numpy(rows.u_next), z, attempt.carry[0])
-        (z_6, *_), (f_6, *_), (z_7, *_), (f_7, *_) = self._last
-        h = torch.from_numpy(rows.u_next - rows.u)
+        score = self.flow.score(self._lam, z_7, f_7)
         size = error_of_step(score, e, e_volume)
-        raised = size * (1 + steepness_of_step(h, z_7 - z_6, f_7 - f_6))
+        raised = size * stiffness(torch.from_numpy(active.h), z_7 - z_6, f_7 - f_6)
         signed = dot(score, e) - e_volume.mean(1)
-        rounding = self.flow.sensitivity(torch.from_numpy(rows.u_next), z, score)
-        return replace(attempt, y=(z, volume, total + torch.stack([raised, size, signed, rounding], 1)))
+        rounding = self.flow.trusted(self._lam, z_7).square() * sensitivity(z_7, score)
+        self._of_step = torch.stack([raised, size, signed, rounding], 1)
+        return attempt
+
+    def advance(self, samples: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
+        """Add what the accepted steps' errors do."""
+        rows = torch.from_numpy(np.flatnonzero(ok)).to(self._sums.device)
+        index = torch.from_numpy(samples[ok]).to(self._sums.device)
+        self._sums.index_add_(0, index, self._of_step.index_select(0, rows))
+
+    def errors(self) -> tuple[Tensor, Tensor]:
+        """The error of the log-density (B,), and what a relative change by 1 of the states does to it on the way."""
+        raised, size, signed, rounding = self._sums.unbind(1)
+        return safety_of_steps(self.rtol, self.atol) * smoothness(signed, size) * raised, rounding.sqrt()
 
 
 class Ends(NamedTuple):
@@ -261,35 +239,18 @@ def by_own_steps(flow: NormalisedFlow, rtol: float, atol: float) -> tuple[Ends, 
         flow.model.resolved(len(problem.x))  # samples leave the batch
     start, end = (flow.data, flow.noise) if problem.to_noise else (flow.noise, flow.data)
 
-    stepper, volumes = _stepper(flow, x, rtol, atol)
-    y = (x / flow.scale[start], *volumes)
+    z = x / flow.scale[start]
+    y: State = (z,)
+    stepper = EmbeddedStepper(flow, DOPRI5, rtol, atol, len(x), flow.coefficients.prepare)
+    if problem.estimate is not None:
+        y = z, x.new_zeros(len(x), problem.trace.columns)
+        stepper = FlowStepper(flow, rtol, atol, z)
+
     span = flow.lam[start], flow.lam[end]
     run = integrate_adaptive(stepper, y, *span, max_steps=10_000, controller=Controller())
-    return _ends(flow, stepper, run.y, flow.scale[end]), run
-
-
-def _ends(flow: NormalisedFlow, stepper: EmbeddedStepper, y: State, scale: float) -> Ends:
-    """The ends, from the parts of the last states, of which the first is x over a scale."""
-    x = scale * y[0]
-    if not isinstance(stepper, FlowStepper):
-        return Ends(flow, x)
-    _, volume, errors = y
-    raised, size, signed, moved = errors.unbind(1)
-    error = safety(stepper.rtol, stepper.atol) * smoothness(signed, size) * raised
-    return Ends(flow, x, volume, error, moved.sqrt())
-
-
-def _stepper(flow: NormalisedFlow, x: Tensor, rtol: float, atol: float) -> tuple[EmbeddedStepper, tuple[Tensor, ...]]:
-    """Steps of the flow from states x (B, *), and what is carried along: log-volumes and their errors, if any."""
-    estimate = flow.problem.estimate
-    if estimate is None:
-        return EmbeddedStepper(flow, DOPRI5, rtol, atol, len(x)), ()
-
-    stepper = FlowStepper(flow, DOPRI5, rtol, atol, len(x))
-    stepper.flow = flow
-    volumes = x.new_zeros(len(x), estimate.columns)
-    errors = x.new_zeros(len(x), 4)
-    return stepper, (volumes, errors)
+    z, *volumes = run.y
+    errors = stepper.errors() if isinstance(stepper, FlowStepper) else ()
+    return Ends(flow, flow.scale[end] * z, *volumes, *errors), run
 
 
 def _require_arrived(run: Integration, flow: NormalisedFlow) -> None:
@@ -320,8 +281,7 @@ class _Batch:
 
     def __call__(self, u: Tensor, y: State) -> State:
         """The slopes of all samples."""
-        lam = -u.detach().double().cpu()
-        slopes = tuple(-part for part in self.flow(lam.expand(len(self.rows)), y, self.rows))
+        slopes = tuple(-part for part in self.flow(_lam(u), y, self.rows))
         if self.seen:
             state, slope = (tuple(part.detach() for part in parts) for parts in (y, slopes))
             self._first = self._first or slope
@@ -340,10 +300,14 @@ class _Batch:
 
         (z_6, _), (f_6, _) = self._stages[-2]
         (z_7, _), (f_7, _) = self._stages[-1]
-        lam = -(u + h).detach().double().cpu().expand(len(self.rows))
-        score = self.flow.score(lam, z_7, -f_7)
-        self.error += error_of_step(score, e, e_volume) * (1 + steepness_of_step(step, z_7 - z_6, f_7 - f_6))
+        score = self.flow.score(_lam(u + h), z_7, -f_7)
+        self.error += error_of_step(score, e, e_volume) * stiffness(step, z_7 - z_6, f_7 - f_6)
         self._first = self._stages[-1][1]
+
+
+def _lam(u: Tensor) -> Tensor:
+    """Lambda (1,) of the whole batch at a place u of torchdiffeq's."""
+    return -u.detach().double().cpu().reshape(1)
 
 
 def _embedded(h: Tensor, slopes: Sequence[Tensor]) -> Tensor:
@@ -387,7 +351,7 @@ def adjoint(flow: NormalisedFlow, rtol: float, atol: float, parameters: Sequence
         batch.seen = False
 
     latent = z[-1] * flow.scale[flow.noise]
-    return Ends(flow, latent, volumes[-1], safety(rtol, atol) * batch.error)
+    return Ends(flow, latent, volumes[-1], safety_of_steps(rtol, atol) * batch.error)
 
 
 def _torchdiffeq_options(u: Tensor, parameters: Sequence[Tensor] | None) -> dict[str, object]:
@@ -423,9 +387,7 @@ def whole_flow(
     if problem.trace.fixed is None:
         stderr, freedom = torch.zeros_like(stderr), torch.full_like(stderr, math.inf)
     size = volume.detach()
-    rounding = (
-        ROUNDED * torch.finfo(size.dtype).eps * torch.hypot(size, torch.zeros_like(size) if moved is None else moved)
-    )
+    rounding = rounded(size.dtype) * (size.abs() if moved is None else torch.hypot(size, moved))
     return Solution(latent, volume, stderr, freedom, error.detach(), rounding, unknown, unknown, unknown)
 
 
@@ -451,7 +413,7 @@ class _JointSystem:
     def slope(self, t: float, y: np.ndarray) -> np.ndarray:
         """Its slope at time t."""
         problem = self.problem
-        model = self.problem.model
+        model = problem.model
         x, _ = self.split(y)
         out, trace = self._with_trace(x, t)
         (node,) = problem.sde.nodes([t])
@@ -474,7 +436,7 @@ class _JointSystem:
         c_x, c_v = convert("flow", "score", after)
         score = c_x * x + c_v * f_7
         step = torch.full((len(x),), h, dtype=x.dtype, device=x.device)
-        error = error_of_step(score, e, e_volume) * (1 + steepness_of_step(step, x - x_6, f_7 - f_6))
+        error = error_of_step(score, e, e_volume) * stiffness(step, x - x_6, f_7 - f_6)
         return max(1.0, abs(after.lam - before.lam)) ** LONG * error
 
     def _with_trace(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -502,4 +464,4 @@ def scipy_rk45(problem: Problem, rtol: float, atol: float) -> Solution:
         error += system.error_of(solver)
 
     latent, volumes = system.split(solver.y)
-    return whole_flow(problem, latent, volumes, safety(rtol, atol) * error)
+    return whole_flow(problem, latent, volumes, safety_of_steps(rtol, atol) * error)
