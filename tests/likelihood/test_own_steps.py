@@ -15,6 +15,10 @@ from sgm_sde.likelihood import (
     FixedGrid,
     Hutchinson,
 )
+from sgm_sde.likelihood.multistep import spread
+from sgm_sde.likelihood.own_steps import NormalisedFlow
+from sgm_sde.likelihood.problem import Problem
+from sgm_sde.likelihood.trace import TraceScore
 from tests.helpers import GAUSSIAN, LINEAR, MIXTURE
 from tests.likelihood.cases import COUPLED_2D, exact, points
 
@@ -96,3 +100,26 @@ def test_a_forward_pass_serves_drift_and_divergence() -> None:
             GAUSSIAN.score(sde), sde, points(GAUSSIAN, "vp", 2), method=FixedGrid(10), trace=Hutchinson(probes), seed=0
         )
         assert (res.nfe, res.vjps) == (11, 11 * (probes + 1))  # one more that is the same at all nodes
+
+
+@pytest.mark.parametrize("process", LINEAR)
+def test_scores_of_slopes(process: str) -> None:
+    """A slope tells the score in z, whatever the network predicts; places that were made ready for together give the
+    same slopes as one by one, but for the last digits of a process's functions."""
+    sde, s = LINEAR[process], 0.5
+    rows = torch.arange(5)
+    for score in (MIXTURE.score(sde), sg.from_noise(lambda x, t: torch.tanh(x + t[:, None]), sde)):
+        model = TraceScore(score, sde, (sde.likelihood_eps, sde.T), None, 5)
+        problem = Problem(model, points(MIXTURE, process, 5), sde.likelihood_eps)
+        one, together = (NormalisedFlow(problem, s) for _ in range(2))
+        low, high = one.lam[one.noise], one.lam[one.data]
+        lam = low + (high - low) * torch.linspace(0.1, 0.9, 20, dtype=torch.float64).view(4, 5)
+        z = torch.randn(problem.x.shape, generator=torch.Generator().manual_seed(0), dtype=problem.x.dtype)
+        together(lam[0].clone(), (z,), rows)
+        together.coefficients.prepare(lam)
+        for u in lam.unbind(0):
+            (slope,) = one(u.clone(), (z,), rows)
+            torch.testing.assert_close(together(u, (z,), rows)[0], slope, rtol=1e-12, atol=1e-14)
+            t = sde.time(2 * u)
+            rho = spread(sde.values(t), s)[:, None].to(z)
+            torch.testing.assert_close(one.score(u, z, slope), rho * score(rho * z, t), rtol=1e-5, atol=1e-6)
