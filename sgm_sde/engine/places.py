@@ -62,9 +62,9 @@ class AtPlaces(Generic[Kept]):
         self._places = places
 
     def _computed(self, places: Tensor, like: Tensor) -> list[Kept]:
-        """What is kept of each row of places u (n, b).
+        """The values that are kept, of each row of places u (n, b).
 
-        It is computed for some places at a time, whose values stay in a core's cache.
+        They are computed for some places at a time, whose values stay in a core's cache.
         """
         table = torch.empty((self._n, places.numel()), dtype=like.dtype, device="cpu")
         blocks = zip(torch.split(places.reshape(-1), AT_A_TIME), torch.split(table, AT_A_TIME, 1), strict=True)
