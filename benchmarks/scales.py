@@ -50,7 +50,7 @@ def narrow(sde: sg.LinearSDE) -> list[list[str]]:
         cells = []
         for nfe in MORE:
             setting = sg.defaults.default_setting(sde, nfe)
-            log_snr = sg.Setting(replace(setting.solver, variable="log-snr"), setting.grid)
+            log_snr = sg.Setting(replace(setting.solver, variable="log-snr", linear_below=None), setting.grid)
             solver = {"default": setting, "in log-SNR": log_snr}.get(name, name)
             found = sg.sample(score, sde, x_T=x, nfe=nfe, solver=solver).x
             cells.append(f"{float(torch.cdist(found, modes).amin(1).max()):.0e}")
