@@ -1,0 +1,23 @@
+"""The table of other scales follows the default, whatever it is made of."""
+
+from __future__ import annotations
+
+import pytest
+
+import sgm_sde as sg
+from benchmarks import scales
+
+
+def test_the_tables_are_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two scales, one process, one budget for each table; for unit scale both settings are one."""
+    monkeypatch.setattr(scales, "PROCESSES", {"VP": sg.VPSDE()})
+    monkeypatch.setattr(scales, "SCALES", (1.0, 0.02))
+    monkeypatch.setattr(scales, "BUDGETS", (8,))
+    monkeypatch.setattr(scales, "MORE", (16,))
+    assert scales.main() == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    unit, small = (line.strip("| ").split(" | ") for line in lines[2:4])
+    assert unit[:2] == ["VP", "1"] and unit[2] == unit[3]
+    assert small[:2] == ["VP", "0.02"] and float(small[3]) < 0.2 * float(small[2])
+    assert [line.split(" | ")[1] for line in lines[-3:]] == ["default", "in log-SNR", "dpm++2m"]
