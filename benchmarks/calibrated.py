@@ -5,6 +5,7 @@
     python -m benchmarks.calibrated store                     # what was measured into benchmarks/beds/calibrated.json
     python -m benchmarks.calibrated frechet                   # digits and clothes: distances to data and to the flow
     python -m benchmarks.calibrated peers --names moons-vp    # other libraries' samplers on the same noises
+    python -m benchmarks.calibrated cpu                       # CPU seconds beside the network's, by dimensions
 
 On each bed (`benchmarks/beds.py`) `calibrate` fits to noises of its own and compares on further ones of its own. What
 it returns is run on the bed's noises, against the bed's reference, an RK4 solution in double precision. Beside it
@@ -67,6 +68,7 @@ MULTISTEP = ("ipndm3", "dpm++2m", "unipc3")
 LARGEST = 80.0
 SAMPLES = {"digits": 3000, "fashion": 800}  # of a Frechet distance
 SHIPPED_NOISES = {"digits": 128, "fashion": 64}  # of the tables that ship
+DIMENSIONS = (64, 3072)  # of the networks that CPU seconds are measured on
 CACHE = beds.CACHE / "calibrated"
 STORED = beds.HERE / "calibrated.json"  # of the last full run
 
@@ -354,6 +356,31 @@ def frechet(name: str, n: int, found: sg.calibration.Calibrations, of: str) -> N
     sys.stdout.write(f"{name}: {n} samples against {real.name}: {json.dumps(rows, indent=1)}\n")
 
 
+def spend(dimensions: int, budgets: Sequence[int]) -> None:
+    """CPU seconds of a fit beside those of its network: a Gaussian's denoiser and two layers of random weights."""
+    generator = torch.Generator().manual_seed(0)
+    variance = torch.logspace(-4, 0, dimensions)
+    first = torch.randn(dimensions, 64, generator=generator) / dimensions**0.5
+    last = torch.randn(64, dimensions, generator=generator) / 64**0.5
+
+    def denoised(x: Tensor, s: Tensor) -> Tensor:
+        s2 = s[:, None].square()
+        found: Tensor = x * variance / (variance + s2)
+        return found + s2 / (1 + s2) * variance.sqrt() * ((x / (1 + s2).sqrt() @ first).tanh() @ last)
+
+    for nfe in budgets:
+        clock = Clock()
+        score = sg.from_denoiser(clock.around(denoised), sg.EDMSDE())
+        start = time.process_time()
+        found = sg.calibrate(score, sg.EDMSDE(), (NOISES, dimensions), nfe=nfe, held_out=HELD_OUT, seed=SEED)
+        total = time.process_time() - start
+        sys.stdout.write(
+            f"{dimensions} dimensions at {nfe} calls: {total - clock.seconds:.1f} CPU s beside {clock.seconds:.1f} of "
+            f"the network; error {found.error:.2g}, off the shelf {found.off_the_shelf.rmse:.2g}\n"
+        )
+        sys.stdout.flush()
+
+
 # --------------------------------------------------------------------------------------------------------------- report
 
 
@@ -572,7 +599,7 @@ def draw_costs(path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, or print the tables."""
     parser = command.parser(__doc__, out="out/bench")
-    parser.add_argument("what", choices=["measure", "report", "store", "frechet", "peers"])
+    parser.add_argument("what", choices=["measure", "report", "store", "frechet", "peers", "cpu"])
     parser.add_argument("--half", choices=beds.HALVES)
     parser.add_argument("--family", choices=beds.FAMILIES)
     parser.add_argument("--names", default="", help="beds whose name contains this")
@@ -598,6 +625,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 keep(bed, args.noises, args.budgets)
     elif args.what == "store":
         store()
+    elif args.what == "cpu":
+        for dimensions in DIMENSIONS:
+            spend(dimensions, args.budgets)
     elif args.what == "peers":
         for bed in chosen:
             if time.monotonic() - start < args.seconds:

@@ -163,12 +163,14 @@ class Flow:
         # Groups and samples as one batch, cut into calls.
         states = y.view(groups * n, d)
         out = torch.empty_like(states)
-        for rows in torch.split(torch.arange(groups * n, device=y.device), self.batch_size):
-            group = rows // n
-            sample = samples.start + rows % n
-            x = alpha[group] * states[rows]
+        numbers = torch.arange(groups * n, device=y.device)
+        for first in range(0, groups * n, self.batch_size):
+            part = slice(first, first + self.batch_size)
+            group = numbers[part] // n
+            sample = samples.start + numbers[part] % n
+            x = alpha[group] * states[part]
             r = self._output(x, t[group], sample)
-            out[rows] = c_x[group] * x + c_r[group] * r
+            torch.addcmul(c_x[group] * x, c_r[group], r, out=out[part])
         return out.view(y.shape)
 
     def _output(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:

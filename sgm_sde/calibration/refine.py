@@ -334,13 +334,14 @@ class Refinement:
 
     def _go_on(self, rows: Rows, row: int, state: Tensor, levels: list[float], D: Tensor) -> Tensor:
         """The samples (P, N, d) of states (P, N, d) in the place of one row's."""
-        later = [self.flow.data(state, levels, self.samples)]
+        later = state.new_empty((rows.n - row, *state.shape))  # one buffer: each state is one product with it
+        later[0] = self.flow.data(state, levels, self.samples)
         for m in range(row + 1, rows.n + 1):
-            state = combined(rows.c[m], rows.B[m, :row], self.z, D[:row])
-            changed = rows.B[m, row:].to(state)
-            state = state + sum(b * D_j for b, D_j in zip(changed, later, strict=False))
+            changed = rows.B[m, row:m].to(state)
+            same = combined(rows.c[m], rows.B[m, :row], self.z, D[:row])
+            state = same + torch.tensordot(changed, later[: m - row], 1)
             if m < rows.n:
-                later.append(self.flow.data(state, [float(rows.t[m])] * len(state), self.samples))
+                later[m - row] = self.flow.data(state, [float(rows.t[m])] * len(state), self.samples)
         return state
 
     # --- steps -------------------------------------------------------------------------------------------------------
@@ -358,12 +359,12 @@ class Refinement:
         P = len(J)
         A = torch.zeros(P, P, dtype=torch.float64)
         g = torch.zeros(P, dtype=torch.float64)
-        root = w.sqrt()[:, None]
+        root = w.sqrt().to(J)[:, None]
         for some in self._parts(J):
-            J_w = (J[:, some].double() * root[some]).flatten(1)
-            r_w = (r[some].double() * root[some]).flatten()
-            A += (J_w @ J_w.T).cpu()
-            g += (J_w @ r_w).cpu()
+            J_w = (J[:, some] * root[some]).flatten(1)
+            r_w = (r[some] * root[some]).flatten()
+            A += (J_w @ J_w.T).double().cpu()
+            g += (J_w @ r_w).double().cpu()
         size = r.numel() * self.scale**2
         return A / size, g / size
 
@@ -383,9 +384,9 @@ class Refinement:
         of_J = torch.zeros(P, 2, dtype=torch.float64)
         of_v = torch.zeros(2, dtype=torch.float64)
         for some in self._parts(J):
-            c_w = (columns[:, some].double() * w[some, None]).flatten(1)
-            of_J += (J[:, some].double().flatten(1) @ c_w.T).cpu()
-            of_v += (c_w @ v[some].double().flatten()).cpu()
+            c_w = (columns[:, some] * w.to(J)[some, None]).flatten(1)
+            of_J += (J[:, some].flatten(1) @ c_w.T).double().cpu()
+            of_v += (c_w @ v[some].flatten()).double().cpu()
         size = v.numel() * self.scale**2
         (Jv, Jr), (vv, vr) = (of_J / size).unbind(1), (of_v / size).unbind()
 
