@@ -400,7 +400,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     n = max(128, 1024 // math.prod(model.shape)) if args.n is None else check_integer("-n", args.n, 2)
     classes = classes_of(model, _labels(args.labels))
     device = _device(args)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(check_integer("threads", args.threads))
     model.to(device)
     sde = model.sde
     if not has_scalar_marginal(sde):

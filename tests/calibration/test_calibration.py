@@ -761,6 +761,24 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_fit(
     assert shown in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "shown"),
+    [
+        ("--threads", "0", "threads must be an integer of at least 1, got 0"),
+        ("-n", "1", "-n must be an integer of at least 2, got 1"),
+        ("--batch", "0", "batch_size must be an integer of at least 1, got 0"),
+        ("--labels", "12", "the classes 0 to 9, got label 12"),
+    ],
+)
+def test_a_wrong_option_is_named_before_the_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, shown: str
+) -> None:
+    argv = ["calibrate", "--model", "digits", "--nfe", "4", "--out", str(tmp_path / "table.json"), option, value]
+    with pytest.raises(SystemExit):
+        main(argv)
+    assert shown in capsys.readouterr().err
+
+
 def test_an_interrupted_command_goes_on_from_its_parts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
