@@ -72,17 +72,29 @@ MEASURED = ("nfe", "doubt", "median", "network_evals")  # of them
 STRATA = ("fit", "held")  # what noises are for
 ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
 
-FITS = {  # what is stored of a budget, and what results call it
-    "robust": "refined, consistent",
-    "bounded": "refined, consistent, of bounded influence",
-    "further": "refined, consistent, from bounded influence",
-    "free": "refined, from consistent",
-    "direct": "refined",
-    "shelf": "refined, consistent, from levels off the shelf",
-    "free-shelf": "refined, from consistent from levels off the shelf",
-    "direct-shelf": "refined, robust, from levels off the shelf",
-    "searched": "levels searched",
-    "searched-further": "levels searched, from refined",
+
+@dataclass(frozen=True)
+class _Fit:
+    """How a refinement goes, and what results call it; see `Refinement` for the flags."""
+
+    words: str
+    consistent: bool = False
+    robust: bool = True
+    bounded: bool = False
+    held: bool = False
+
+
+FITS = {  # by what is stored of a budget
+    "robust": _Fit("refined, consistent", consistent=True),
+    "bounded": _Fit("refined, consistent, of bounded influence", consistent=True, bounded=True),
+    "further": _Fit("refined, consistent, from bounded influence", consistent=True),
+    "free": _Fit("refined, from consistent", robust=False),
+    "direct": _Fit("refined", robust=False),
+    "shelf": _Fit("refined, consistent, from levels off the shelf", consistent=True),
+    "free-shelf": _Fit("refined, from consistent from levels off the shelf", robust=False),
+    "direct-shelf": _Fit("refined, robust, from levels off the shelf"),
+    "searched": _Fit("levels searched", held=True),
+    "searched-further": _Fit("levels searched, from refined", held=True),
 }
 
 
@@ -507,67 +519,56 @@ class _Search:
     ) -> list[tuple[str, Setting]]:
         """All fits, by name; some start from the levels of settings off the shelf."""
         flow = self.flow
-        fit = exact.fit
         samples = self.noises
         z = flow.noise(samples)
-        weights = exact.of_fit.weights
-        n_random = exact.of_fit.at_random
         at_random = exact.at_random
-        G = closed.gram(at_random, z[:n_random])
-        closed_form = partial(closed.fit_rows, flow, at_random, z[:n_random], samples=samples[:n_random])
-        chosen = closed.levels(G, fit.log_levels, exact.scale, n)
+        some = slice(exact.of_fit.at_random)
+        closed_form = partial(closed.fit_rows, flow, at_random, z[some], samples=samples[some])
+        log_levels = at_random.log_levels
+        chosen = closed.levels(closed.gram(at_random, z[some]), log_levels, exact.scale, n)
         plain = closed_form(chosen, consistent=False)
         consistent = closed_form(chosen, consistent=True)
+        found = {"least squares": plain, "least squares, consistent": consistent}
 
-        def refinement(kind: bool, robust: bool = True, bounded: bool = False, held: bool = False) -> Refinement:
-            return Refinement(flow, z, fit.end, exact.scale, samples, kind, late, robust, bounded, held, weights)
+        def refined(name: str, start: Rows) -> Rows:
+            kind = FITS[name]
+            self.tell(f"{n} calls: {kind.words}")
+            fit = Refinement(
+                flow, z, exact.fit.end, exact.scale, samples, kind.consistent, late, kind.robust, kind.bounded,
+                kind.held, exact.of_fit.weights,
+            )  # fmt: skip
 
-        def refined(name: str, start: Rows, kind: bool, robust: bool = True, bounded: bool = False) -> Rows:
-            self.tell(f"{n} calls: {FITS[name]}")
-            return self._once(f"budget-{n}-{name}", lambda: refinement(kind, robust, bounded).fit(start), late)
+            def make() -> Rows:
+                return fit.fit(searched(fit, start) if kind.held else start)
 
-        def tried(name: str, start: Rows) -> Rows:
-            self.tell(f"{n} calls: {FITS[name]}")
-            held = refinement(False, held=True)
-            return self._once(f"budget-{n}-{name}", lambda: held.fit(searched(held, start)), late)
+            found[kind.words] = self._once(f"budget-{n}-{name}", make, late)
+            return found[kind.words]
 
         def error(rows: Rows) -> float:
             return self._error(rows, z, exact)
 
         # All noises at once; and what most of them say first, then all.
-        robust = refined("robust", consistent, True)
-        bounded = refined("bounded", consistent, True, bounded=True)
-        further = refined("further", bounded, True)
-        found = {
-            "least squares": plain,
-            "least squares, consistent": consistent,
-            FITS["robust"]: robust,
-            FITS["bounded"]: bounded,
-            FITS["further"]: further,
-        }
+        robust = refined("robust", consistent)
+        bounded = refined("bounded", consistent)
+        further = refined("further", bounded)
 
         # Rows that need not be consistent, from the best of these and from the closed form.
-        start = min(robust, bounded, further, key=error)
-        found[FITS["free"]] = refined("free", start, False, robust=False)
-        found[FITS["direct"]] = refined("direct", plain, False, robust=False)
+        refined("free", min(robust, bounded, further, key=error))
+        refined("direct", plain)
 
         # From the levels of what is off the shelf: dynamic programming looks at single steps.
-        others = [levels for levels in self._levels_of(shelf, n, fit.log_levels) if levels != chosen]
+        others = [levels for levels in self._levels_of(shelf, n, log_levels) if levels != chosen]
         if others:
             starts = [closed_form(levels, consistent=False) for levels in others]
-            pairs = zip(others, starts, strict=True)
-            levels, start = min(pairs, key=lambda pair: error(pair[1]))
-            on_shelf = closed_form(levels, consistent=True)
-            placed = refined("shelf", on_shelf, True)
-            found[FITS["shelf"]] = placed
-            found[FITS["free-shelf"]] = refined("free-shelf", placed, False, robust=False)
-            found[FITS["direct-shelf"]] = refined("direct-shelf", start, False)
+            levels, start = min(zip(others, starts, strict=True), key=lambda pair: error(pair[1]))
+            placed = refined("shelf", closed_form(levels, consistent=True))
+            refined("free-shelf", placed)
+            refined("direct-shelf", start)
 
         # Derivatives with respect to levels say nothing of a rough network.
         if exact.rough:
-            found[FITS["searched"]] = tried("searched", plain)
-            best = min(found.values(), key=error)
-            found[FITS["searched-further"]] = tried("searched-further", best)
+            refined("searched", plain)
+            refined("searched-further", min(found.values(), key=error))
 
         return [(name, self._setting(rows)) for name, rows in found.items()]
 
