@@ -63,6 +63,8 @@ HELD_OUT = 128
 FURTHER = 256  # noises beside those of a bed, of which it has 2 to 128
 SEED = 1
 FIT = 5  # of the method's present form: numbers of an earlier one are told apart
+HALF, MOST = 0.5, 0.7  # of the best off the shelf: what is asked of a fit
+FEWER = 8  # calls up to which it is half
 DPMPP2M = sg.Setting("dpm++2m", "karras")
 MULTISTEP = ("ipndm3", "dpm++2m", "unipc3")
 LARGEST = 80.0
@@ -458,76 +460,101 @@ def ratios(found: Sequence[dict[str, Any]], nfe: int, other: str) -> dict[str, f
     return result
 
 
-def further_ratios(found: Sequence[dict[str, Any]], nfe: int, other: str) -> dict[str, float]:
-    """The calibrated error over another on further noises, by bed, where they were run."""
+def further_ratios(found: Sequence[dict[str, Any]], nfe: int, other: str, of: int = 0) -> dict[str, float]:
+    """The calibrated error over another on further noises, or the median `of` noises, by bed, where they were run."""
     cells = {row["bed"]: row["budgets"][nfe].get("further") for row in found if nfe in row["budgets"]}
-    return {bed: errors["ours"][0] / errors[other][0] for bed, errors in cells.items() if errors}
+    return {bed: errors["ours"][of] / errors[other][of] for bed, errors in cells.items() if errors}
 
 
 def tables(half: str) -> str:
     """The tables of a half."""
     found = measured(half)
-    lines = [f"## {half}: {len(found)} beds, fitted to {NOISES} noises", ""]
-    lines += [
-        "| calls | beds | before the last change | calibrated / best | worst | at most .5 | at most .7 | / pilot | "
-        "worse by 2 s.e. | / GITS-like |"
-    ]
-    lines += ["|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
     budgets = sorted({nfe for row in found for nfe in row["budgets"]})
-    for nfe in budgets:
-        best, pilot, gits = (ratios(found, nfe, other) for other in ("best", "pilot", "gits"))
-        worse = [
-            row["bed"] for row in found if nfe in row["budgets"]
-            and row["budgets"][nfe]["change"] > 2 * row["budgets"][nfe]["change_stderr"] > 0
-        ]  # fmt: skip
-        earlier = sum(row["budgets"].get(nfe, {}).get("fit", FIT) != FIT for row in found)
-        cells = [
-            str(nfe),
-            str(len(best)),
-            str(earlier),
-            *_spread(list(best.values())),
-            _mean(pilot),
-            str(len(worse)),
-            _mean(gits),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
     spent = [
         [total - network for total, network in row["spent"].values() if None not in (total, network)] for row in found
     ]
     beside = [sum(runs) for runs in spent if runs and not math.isnan(sum(runs))] or [math.nan]
-    lines += ["", f"CPU seconds beside the network's, all budgets: at most {max(beside):.0f}, on average "
-              f"{sum(beside) / len(beside):.0f}.", ""]  # fmt: skip
-    lines += [f"On {FURTHER} further noises of each bed:", ""]
-    lines += ["| calls | beds | calibrated / best | worst | at most .5 | at most .7 | / pilot | worst |"]
-    lines += ["|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        f"## {half}: {len(found)} beds, fitted to {NOISES} noises", "",
+        *_on_own_noises(found, budgets), "",
+        f"CPU seconds beside the network's, all budgets: at most {max(beside):.0f}, on average "
+        f"{sum(beside) / len(beside):.0f}.", "",
+        f"Cells above {HALF} at up to {FEWER} calls, or above {MOST} beyond:", "", *_above(found, budgets), "",
+        f"On {FURTHER} further noises of each bed:", "", *_on_further_noises(found, budgets), "",
+        "Over the best deterministic sampler of diffusers, k-diffusion and azula:", "",
+        *_over_peers(found, budgets), "",
+        *_bed_by_bed(found, budgets), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+Found = Sequence[dict[str, Any]]
+
+
+def _table(head: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in markdown; its first column is left where the cells are names."""
+    columns = head.count(",") + 1
+    first = "---:" if rows and rows[0][0].isdigit() else "---"
+    lines = ["| " + head.replace(", ", " | ") + " |", "|" + "|".join([first, *["---:"] * (columns - 1)]) + "|"]
+    return [*lines, *(f"| {' | '.join(cells)} |" for cells in rows)]
+
+
+def _on_own_noises(found: Found, budgets: Sequence[int]) -> list[str]:
+    """Ratios on the noises of the beds."""
+    rows = []
+    for nfe in budgets:
+        best, pilot, gits = (ratios(found, nfe, other) for other in ("best", "pilot", "gits"))
+        cells = [row["budgets"][nfe] for row in found if nfe in row["budgets"]]
+        earlier = sum(cell.get("fit") != FIT for cell in cells)
+        worse = sum(cell["change"] > 2 * cell["change_stderr"] > 0 for cell in cells)
+        rows.append([
+            str(nfe), str(len(best)), str(earlier), *_spread(list(best.values())), _mean(pilot), str(worse),
+            _mean(gits),
+        ])  # fmt: skip
+    head = "calls, beds, before the last change, calibrated / best, worst, at most .5, at most .7, / pilot"
+    return _table(f"{head}, worse by 2 s.e., / GITS-like", rows)
+
+
+def _above(found: Found, budgets: Sequence[int]) -> list[str]:
+    """The beds where the ratio to the best is above what is asked for."""
+    cells: dict[str, list[str]] = {}
+    for nfe in budgets:
+        for bed, ratio in ratios(found, nfe, "best").items():
+            if ratio > (HALF if nfe <= FEWER else MOST):
+                cells.setdefault(bed, []).append(f"{ratio:.2f} at {nfe}")
+    return [f"- {bed}: {', '.join(those)}" for bed, those in cells.items()]
+
+
+def _on_further_noises(found: Found, budgets: Sequence[int]) -> list[str]:
+    """Ratios on further noises, and those of the medians over noises."""
+    rows = []
     for nfe in budgets:
         best, pilot = (further_ratios(found, nfe, other) for other in ("best", "pilot"))
         if best:
-            cells = [
-                str(nfe),
-                str(len(best)),
-                *_spread(list(best.values())),
-                _mean(pilot),
+            medians = further_ratios(found, nfe, "best", of=1)
+            rows.append([
+                str(nfe), str(len(best)), *_spread(list(best.values())), _mean(medians), _mean(pilot),
                 f"{max(pilot.values()):.2f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Over the best deterministic sampler of diffusers, k-diffusion and azula:", ""]
-    lines += ["| calls | beds | calibrated / best of the libraries | worst | at most .5 | at most .7 |"]
-    lines += ["|---:|---:|---:|---:|---:|---:|"]
-    for nfe in budgets:
-        peers = ratios(found, nfe, "peers")
-        if peers:
-            lines.append(f"| {' | '.join([str(nfe), str(len(peers)), *_spread(list(peers.values()))])} |")
-    lines += [""]
-    lines += ["| bed | " + " | ".join(f"{n}: calibrated / pilot / best" for n in budgets) + " |"]
-    lines += ["|---|" + "---|" * len(budgets)]
-    for row in found:
-        cells = [
-            f"{row['budgets'][n]['error']:.2g} / {row['budgets'][n]['pilot']:.2g} / {row['best'][n]:.2g}"
-            if n in row["budgets"] else "-" for n in budgets
-        ]  # fmt: skip
-        lines.append(f"| {row['bed']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+            ])  # fmt: skip
+    return _table("calls, beds, calibrated / best, worst, at most .5, at most .7, of medians, / pilot, worst", rows)
+
+
+def _over_peers(found: Found, budgets: Sequence[int]) -> list[str]:
+    """Ratios to other libraries, where they were run."""
+    peers = {nfe: list(ratios(found, nfe, "peers").values()) for nfe in budgets}
+    rows = [[str(nfe), str(len(those)), *_spread(those)] for nfe, those in peers.items() if those]
+    return _table("calls, beds, calibrated / best of the libraries, worst, at most .5, at most .7", rows)
+
+
+def _bed_by_bed(found: Found, budgets: Sequence[int]) -> list[str]:
+    """The errors themselves."""
+
+    def cell(row: dict[str, Any], n: int) -> str:
+        here = row["budgets"].get(n)
+        return "-" if here is None else f"{here['error']:.2g} / {here['pilot']:.2g} / {row['best'][n]:.2g}"
+
+    rows = [[row["bed"], *(cell(row, n) for n in budgets)] for row in found]
+    return _table(", ".join(["bed", *(f"{n}: calibrated / pilot / best" for n in budgets)]), rows)
 
 
 def _mean(ratios: dict[str, float]) -> str:
