@@ -75,7 +75,7 @@ ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
 
 @dataclass(frozen=True)
 class _Fit:
-    """How a refinement goes, and what results call it; see `Refinement` for the flags."""
+    """Kind of a refinement, with what results call it; see `Refinement` for the flags."""
 
     words: str
     consistent: bool = False
