@@ -583,7 +583,7 @@ def test_which_default() -> None:
         assert (solver.nodes, solver.corrector, solver.lower_final) == (nodes, nodes, budget < 30)
         assert solver.final_nodes == (3 if budget < 30 else 0)
         to_an_end = sg.defaults.default_setting(vp, budget, t_end=0.1).solver
-        assert to_an_end == replace(solver, final_nodes=0)
+        assert to_an_end == solver.ending_in_a_state()
         assert (solver.prediction, solver.variable) == ("v", "log-signal")
         assert isinstance(grid, sg.grids.Thinned)
         assert grid(vp, 10).times[0] == vp.T
@@ -705,13 +705,13 @@ def test_restart_keeps_the_law(rounds: int) -> None:
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_ancestral_noise_is_the_forward_kernel(eta: float) -> None:
+@pytest.mark.parametrize("solver", [sg.DPMSolver(1), sg.DPMSolverPP(1, singlestep=True)], ids=case_id)
+def test_ancestral_noise_is_the_forward_kernel(eta: float, solver: sg.Solver) -> None:
     """What is added and what is taken make the marginal's variance: exact for data at a point."""
-    for solver in (sg.DPMSolver(1), sg.DPMSolverPP(1, singlestep=True)):
-        sde = LINEAR["vp"]
-        grid = rough()(sde, 5)
-        response = impulse_response(sg.schemes.AncestralNoise(solver, eta=eta), sde, grid, std=0.0)
-        assert float(response.norm()) == pytest.approx(float(sde.sigma(sde.eps)), rel=1e-9)
+    sde = LINEAR["vp"]
+    grid = rough()(sde, 5)
+    response = impulse_response(sg.schemes.AncestralNoise(solver, eta=eta), sde, grid, std=0.0)
+    assert float(response.norm()) == pytest.approx(float(sde.sigma(sde.eps)), rel=1e-9)
 
 
 def test_restart_takes_no_corrector_inside() -> None:

@@ -648,20 +648,21 @@ def test_reverse_diffusion_converges_to_the_continuous_process(eta: float, name:
 
 
 @pytest.mark.parametrize("process", LINEAR)
-def test_a_widening_grid_has_the_levels_of_its_formula(process: str) -> None:
+@pytest.mark.parametrize("steps", [1, 4, 9, 19, 49, 99])
+def test_a_widening_grid_has_the_levels_of_its_formula(process: str, steps: int) -> None:
     """From 0.05 (n + 1)^3, at least 8 and at most e^6, to 5 / (n + 1)^2 r / (1 + r), inside of the process' range."""
     sde = LINEAR[process]
     largest, smallest = (math.exp(-float(sde.log_snr(t)) / 2) for t in (sde.T, sde.eps))
-    for steps in (1, 4, 9, 19, 49, 99):
-        grid = sg.grids.Widening()(sde, steps)
-        levels = [math.exp(-float(sde.log_snr(t)) / 2) for t in grid.times]
-        first = min(largest, math.exp(6), max(8.0, 0.05 * (steps + 1) ** 3))
-        last = max(smallest, 5 / (steps + 1) ** 2 * first / (1 + first))
-        assert levels[0] == pytest.approx(first, rel=1e-6)
-        assert levels[-1] == pytest.approx(last, rel=1e-6)
-        if steps > 1:
-            ratios = [a / b for a, b in pairwise(levels)]
-            assert max(ratios) == pytest.approx(min(ratios), rel=1e-5)
+
+    grid = sg.grids.Widening()(sde, steps)
+    levels = [math.exp(-float(sde.log_snr(t)) / 2) for t in grid.times]
+    first = min(largest, math.exp(6), max(8.0, 0.05 * (steps + 1) ** 3))
+    last = max(smallest, 5 / (steps + 1) ** 2 * first / (1 + first))
+    assert levels[0] == pytest.approx(first, rel=1e-6)
+    assert levels[-1] == pytest.approx(last, rel=1e-6)
+    if steps > 1:
+        ratios = [a / b for a, b in pairwise(levels)]
+        assert max(ratios) == pytest.approx(min(ratios), rel=1e-5)
 
 
 def test_a_widening_grid_keeps_times_that_are_given() -> None:
@@ -674,9 +675,14 @@ def test_a_widening_grid_keeps_times_that_are_given() -> None:
     scaled = sg.grids.Widening(data_std=0.1, first=0.1, last=8.0)(sde, 9)
     assert scaled.times[0] == pytest.approx(10.0)
     assert scaled.times[-1] == pytest.approx(0.1 * 0.08 * 100 / 101)
-    for options in ({"data_std": 0.0}, {"first": -1.0}, {"last": math.nan}, {"largest": math.inf}):
-        with pytest.raises(ValueError, match="positive and finite"):
-            sg.grids.Widening(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"data_std": 0.0}, {"first": -1.0}, {"last": math.nan}, {"largest": math.inf}], ids=case_id
+)
+def test_options_of_a_widening_grid_are_positive(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="positive and finite"):
+        sg.grids.Widening(**options)
 
 
 @pytest.mark.parametrize("steps", [4, 15, 31, 99])
@@ -713,12 +719,17 @@ def test_a_thinned_grid_keeps_what_it_is_given() -> None:
     assert float(flow.log_snr(sg.grids.Thinned()(flow, 20).times[0])) == pytest.approx(-20.0)
     with pytest.raises(ValueError, match="finite ends"):
         sg.grids.Thinned()(flow, 20, t_start=1.0)
-    for options in ({"data_std": 0.0}, {"even": -1.0}, {"last": math.nan}, {"largest": math.inf}):
-        with pytest.raises(ValueError, match="positive and finite"):
-            sg.grids.Thinned(**options)
     for options in ({"clean": 1.0}, {"clean": -0.1}, {"near_data": -6.0}, {"near_noise": math.nan}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} must be"):
             sg.grids.Thinned(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"data_std": 0.0}, {"even": -1.0}, {"last": math.nan}, {"largest": math.inf}], ids=case_id
+)
+def test_options_of_a_thinned_grid_are_positive(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="positive and finite"):
+        sg.grids.Thinned(**options)
 
 
 @pytest.mark.parametrize("process", ["vp", "edm", "flow", "cosine", "ddpm"])

@@ -84,18 +84,29 @@ def test_steps_of_a_millionth_are_steps() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, solver in MULTISTEP.items() if solver.stochastic])
-def test_the_law_does_not_see_a_time_twice(name: str) -> None:
-    """A time close to another changes the exact variance of stochastic solvers by no more than a step more would."""
+def test_the_law_does_not_see_a_joint(name: str) -> None:
+    """Of two grids in one."""
 
     def variance(grid: list[float]) -> float:
         return float(impulse_response(MULTISTEP[name], VP, sg.Grid(grid), 0.5).square().sum())
 
     plain = variance(list(LOG_SNR))
     assert plain == pytest.approx(0.25, rel=0.3)
-    for grid in near_duplicates():
-        assert variance(grid) == pytest.approx(plain, rel=0.01)
     pieces, once = joined()
     assert variance(pieces) == variance(once)
+
+
+@pytest.mark.parametrize("name", [name for name, solver in MULTISTEP.items() if solver.stochastic])
+@pytest.mark.parametrize("grid", near_duplicates(), ids=case_id)
+def test_the_law_does_not_see_a_time_twice(name: str, grid: object) -> None:
+    """A time close to another changes the exact variance of stochastic solvers by no more than a step more would."""
+
+    def variance(grid: list[float]) -> float:
+        return float(impulse_response(MULTISTEP[name], VP, sg.Grid(grid), 0.5).square().sum())
+
+    plain = variance(list(LOG_SNR))
+
+    assert variance(grid) == pytest.approx(plain, rel=0.01)
 
 
 @pytest.mark.parametrize("name", [n for n, s in MULTISTEP.items() if not s.stochastic and s.variant != "fixed"])
@@ -196,17 +207,30 @@ def karras_in_float32(sigma_min: float, sigma_max: float, n: int, rho: float = 7
 
 @pytest.mark.parametrize("zero", [False, True], ids=["without 0", "with 0"])
 @pytest.mark.parametrize(("sigma_min", "sigma_max"), [(0.0292, 14.6146), (0.002, 80.0), (0.01, 1000.1), (0.03, 157.4)])
-def test_noise_levels_in_single_precision_are_the_grid(sigma_min: float, sigma_max: float, zero: bool) -> None:
+def test_a_final_noise_level_of_zero_is_kept(sigma_min: float, sigma_max: float, zero: bool) -> None:
+    """Where nothing is to be denoised."""
+    sde = sg.EDMSDE(sigma_min, sigma_max)
+    sigmas = karras_in_float32(sigma_min, sigma_max, 10)
+    score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
+    grid = torch.cat([sigmas, torch.zeros(1)]) if zero else sigmas
+    last = sg.sample(score, sde, (2, 1), solver="euler", grid=grid, seed=0, final="none").times[-1]
+    assert last == (0.0 if zero else sigma_min)
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["without 0", "with 0"])
+@pytest.mark.parametrize(("sigma_min", "sigma_max"), [(0.0292, 14.6146), (0.002, 80.0), (0.01, 1000.1), (0.03, 157.4)])
+@pytest.mark.parametrize("solver", ["heun", "dpm++2m", "euler", "lms4"])
+def test_noise_levels_in_single_precision_are_the_grid(
+    sigma_min: float, sigma_max: float, zero: bool, solver: str
+) -> None:
     """k-diffusion's levels run from sigma_max to sigma_min exactly; their final 0 is the denoising call."""
     sde = sg.EDMSDE(sigma_min, sigma_max)
     sigmas = karras_in_float32(sigma_min, sigma_max, 10)
     score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
     grid = torch.cat([sigmas, torch.zeros(1)]) if zero else sigmas
-    for solver in ("heun", "dpm++2m", "euler", "lms4"):
-        res = sg.sample(score, sde, (2, 1), solver=solver, grid=grid, seed=0)
-        assert res.times == (sigma_max, *sigmas[1:-1].tolist(), sigma_min)
-    last = sg.sample(score, sde, (2, 1), solver="euler", grid=grid, seed=0, final="none").times[-1]
-    assert last == (0.0 if zero else sigma_min)
+
+    res = sg.sample(score, sde, (2, 1), solver=solver, grid=grid, seed=0)
+    assert res.times == (sigma_max, *sigmas[1:-1].tolist(), sigma_min)
 
 
 def test_random_ends_in_single_precision() -> None:
@@ -219,14 +243,10 @@ def test_random_ends_in_single_precision() -> None:
 
 
 @pytest.mark.parametrize("sde", [sg.EDMSDE(0.0292, 14.6146), sg.RectifiedFlowSDE(), sg.VESDE(T=0.7), sg.VPSDE(T=0.9)])
-def test_ends_of_a_run_in_single_precision(sde: sg.LinearSDE) -> None:
-    """t_start, t_end, given grids and adaptive solvers take the float32 images of T and eps for T and eps."""
-    start, end = (float(torch.tensor(t)) for t in (sde.T, sde.eps))
+def test_ends_of_priors_and_records_in_single_precision(sde: sg.LinearSDE) -> None:
+    """So do they; beyond that there is nothing."""
+    start = float(torch.tensor(sde.T))
     score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
-    for options in ({"solver": "ddim", "steps": 3, "grid": "uniform"}, {"solver": "dopri5"}):
-        res = sg.sample(score, sde, (2, 1), seed=0, t_start=start, t_end=end, **options)
-        assert (res.times[0], res.times[-1]) == (sde.T, sde.eps)
-        assert torch.equal(res.x, sg.sample(score, sde, (2, 1), seed=0, **options).x)
     assert torch.equal(sde.prior_sample((3, 2), t=start, seed=0), sde.prior_sample((3, 2), t=sde.T, seed=0))
     kept = sg.sample(
         score, sde, (2, 1), solver="ddim", steps=3, seed=0, record=sg.Record(trajectory=[start, 0.0])
@@ -234,6 +254,20 @@ def test_ends_of_a_run_in_single_precision(sde: sg.LinearSDE) -> None:
     assert kept == (sde.T, 0.0)
     with pytest.raises(ValueError, match="beyond T"):
         sg.sample(score, sde, (2, 1), grid=[sde.T * 1.001, sde.eps])
+
+
+@pytest.mark.parametrize("sde", [sg.EDMSDE(0.0292, 14.6146), sg.RectifiedFlowSDE(), sg.VESDE(T=0.7), sg.VPSDE(T=0.9)])
+@pytest.mark.parametrize(
+    "options", [{"solver": "ddim", "steps": 3, "grid": "uniform"}, {"solver": "dopri5"}], ids=case_id
+)
+def test_ends_of_a_run_in_single_precision(sde: sg.LinearSDE, options: dict[str, object]) -> None:
+    """t_start, t_end and adaptive solvers take the float32 images of T and eps for T and eps."""
+    start, end = (float(torch.tensor(t)) for t in (sde.T, sde.eps))
+    score = sg.oracles.Gaussian(torch.zeros(1), 1.0).score(sde)
+
+    res = sg.sample(score, sde, (2, 1), seed=0, t_start=start, t_end=end, **options)
+    assert (res.times[0], res.times[-1]) == (sde.T, sde.eps)
+    assert torch.equal(res.x, sg.sample(score, sde, (2, 1), seed=0, **options).x)
 
 
 def test_times_on_the_grid_are_found_in_single_precision() -> None:

@@ -137,36 +137,41 @@ def test_a_benchmark_of_another_network_is_refused(tmp_path: Path) -> None:
         bench(lambda_of(1), tmp_path / "out", **options)  # type: ignore[arg-type]
 
 
-def test_processes_from_functions_and_tables(tmp_path: Path) -> None:
+def of_power(power: float) -> Model:
+    """A model on a schedule from functions."""
+    return of(Net(0), sg.LinearSDE.from_schedule(lambda t: 1 - t**power, lambda t: t**power, T=0.9))
+
+
+def of_table(bend: float) -> Model:
+    """A model on a table with the ends of DDPM's."""
+    betas = torch.linspace(1e-4**bend, 0.02**bend, 100, dtype=torch.float64) ** (1 / bend)
+    betas[0], betas[-1] = 1e-4, 0.02
+    return of(Net(0), sg.DiscreteVPSDE(betas.tolist()))
+
+
+@pytest.mark.parametrize("make, values", [(of_power, (1.0, 1.1)), (of_table, (1.0, 0.5))], ids=["schedule", "table"])
+def test_processes_from_functions_and_tables(
+    tmp_path: Path, make: Callable[[float], Model], values: tuple[float, float]
+) -> None:
     """A schedule from functions goes on, another of the same ends does not; nor does another table with equal ends."""
-
-    def schedule(power: float) -> Model:
-        sde = sg.LinearSDE.from_schedule(lambda t: 1 - t**power, lambda t: t**power, T=0.9)
-        return of(Net(0), sde)
-
-    def table(bend: float) -> Model:
-        betas = torch.linspace(1e-4**bend, 0.02**bend, 100, dtype=torch.float64) ** (1 / bend)
-        betas[0], betas[-1] = 1e-4, 0.02
-        return of(Net(0), sg.DiscreteVPSDE(betas.tolist()))
-
-    for name, make, values in (("schedule", schedule, (1.0, 1.1)), ("table", table, (1.0, 0.5))):
-        assert repr(make(values[0]).sde) == repr(make(values[1]).sde) or name == "schedule"
-        for found in (0, 1):
-            report = distributed.sample(make(values[0]), 4, tmp_path / name, nfe=3, device="cpu")
-            assert report.found == found
-        with pytest.raises(ValueError, match=r"sde\.(coefficients differ|betas)"):
-            distributed.sample(make(values[1]), 4, tmp_path / name, nfe=3, device="cpu")
+    one, other = map(make, values)
+    assert repr(one.sde) == repr(other.sde) or make is of_power
+    reports = [distributed.sample(make(values[0]), 4, tmp_path / "run", nfe=3, device="cpu") for _ in range(2)]
+    assert [report.found for report in reports] == [0, 1]
+    with pytest.raises(ValueError, match=r"sde\.(coefficients differ|betas)"):
+        distributed.sample(other, 4, tmp_path / "run", nfe=3, device="cpu")
 
 
 def test_solvers_with_functions(tmp_path: Path) -> None:
     """A noise level that is a function has a name and no address; what it does is in the table."""
-    for found in (0, 1):
-        solver = sg.SASolver(eta=lambda t: 0.5)  # type: ignore[arg-type]
-        report = distributed.sample(of(Net(0)), 4, tmp_path / "run", solver=solver, steps=3, device="cpu")
-        assert report.found == found
+
+    def drawn(eta: float) -> distributed.Report:
+        solver = sg.SASolver(eta=lambda t: eta)  # type: ignore[arg-type]
+        return distributed.sample(of(Net(0)), 4, tmp_path / "run", solver=solver, steps=3, device="cpu")
+
+    assert [drawn(0.5).found for _ in range(2)] == [0, 1]
     with pytest.raises(ValueError, match="program = "):
-        solver = sg.SASolver(eta=lambda t: 0.6)  # type: ignore[arg-type]
-        distributed.sample(of(Net(0)), 4, tmp_path / "run", solver=solver, steps=3, device="cpu")
+        drawn(0.6)
 
 
 def test_specs_survive_a_new_process() -> None:
@@ -202,14 +207,21 @@ def spec_text(value: object) -> str:
 
 
 def test_measurements_agree_within_their_tolerance() -> None:
-    """Row by row, of the largest number there; NaN agrees with NaN, and measurements of other kinds with nothing."""
+    """Row by row, of the largest number there; NaN agrees with NaN."""
     base = measured([[1.0, -2.0], [1e-6, 0.0]], 1e-3)
     assert disagreement(base, measured([[1.001, -2.0], [1e-6, 1e-10]], 1e-3)) == 0
     assert disagreement(base, measured([[1.0, -2.0], [1e-6, 1e-8]], 1e-3)) == pytest.approx(1e-2)
     assert disagreement(base, measured([[float("nan"), -2.0], [1e-6, 0.0]], 1e-3)) == float("inf")
     assert disagreement(*[measured([[float("nan"), float("inf"), 1.0]], 1e-3)] * 2) == 0
-    for other in (measured([[1.0, -2.0]], 1e-3), measured([[1.0, -2.0], [1e-6, 0.0]], 1e-2), None, {}, 3):
-        assert disagreement(base, other) is None
+
+
+@pytest.mark.parametrize(
+    "other", [measured([[1.0, -2.0]], 1e-3), measured([[1.0, -2.0], [1e-6, 0.0]], 1e-2), None, {}, 3], ids=case_id
+)
+def test_measurements_of_other_kinds_do_not_compare(other: object) -> None:
+    base = measured([[1.0, -2.0], [1e-6, 0.0]], 1e-3)
+
+    assert disagreement(base, other) is None
 
 
 def test_measuring_leaves_no_trace() -> None:

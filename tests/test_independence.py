@@ -306,19 +306,19 @@ def test_langevin_update_is_the_papers(process: str, t: float, norm: str) -> Non
     torch.testing.assert_close(got, x + eps * score + (2 * eps).sqrt() * z, rtol=1e-12, atol=1e-12)
 
 
-def test_langevin_scale_between_two_nodes() -> None:
+@pytest.mark.parametrize("i, noisy, clean", [(0, 0.9, 0.6), (1, 0.6, 0.1), (2, 0.1, 0.0)])
+def test_langevin_scale_between_two_nodes(i: int, noisy: float, clean: float) -> None:
     """With norms of the state the factor a compares the node with the next cleaner one; the own step has none."""
     sde, grid = LINEAR["vp"], sg.Grid([0.9, 0.6, 0.1])
     model = bind(sg.from_score(lambda x, t: torch.ones_like(x), sde), sde, grid.times)
     x, z = torch.zeros(1, 64, dtype=F64), stream(1, "corrector").normal((1, 64), F64)
-    for i, (noisy, clean) in enumerate([(0.9, 0.6), (0.6, 0.1), (0.1, 0.0)]):
-        a = float(sde.alpha(noisy) / sde.alpha(clean)) ** 2
-        of_state = 2 * a * (0.2 * float(z.norm()) / 8) ** 2
-        own = 2 * (0.2 * float(sde.sigma(noisy))) ** 2
-        for norm, eps in (("sample", of_state), ("expected", own)):
-            corrector = sg.Langevin(snr=0.2, norm=norm)
-            move = corrector.corrector(sde, grid, model, stream(1, "corrector"), mean=False)
-            torch.testing.assert_close(move(x, i), eps + math.sqrt(2 * eps) * z, rtol=1e-12, atol=1e-14)
+    a = float(sde.alpha(noisy) / sde.alpha(clean)) ** 2
+    of_state = 2 * a * (0.2 * float(z.norm()) / 8) ** 2
+    own = 2 * (0.2 * float(sde.sigma(noisy))) ** 2
+    for norm, eps in (("sample", of_state), ("expected", own)):
+        corrector = sg.Langevin(snr=0.2, norm=norm)
+        move = corrector.corrector(sde, grid, model, stream(1, "corrector"), mean=False)
+        torch.testing.assert_close(move(x, i), eps + math.sqrt(2 * eps) * z, rtol=1e-12, atol=1e-14)
 
 
 # As many updates as forget three quarters of any other variance.
@@ -338,7 +338,8 @@ def test_langevin_is_stationary_at_the_marginal(process: str, t: float, norm: st
     assert float(got.var()) / v == pytest.approx(known, rel=0.02)
 
 
-def test_langevin_is_stationary_on_unequal_scales() -> None:
+@pytest.mark.parametrize("component", [0, 1])
+def test_langevin_is_stationary_on_unequal_scales(component: int) -> None:
     """One step size for two scales: each variance v becomes v / (1 - eps / 2v), with eps of the shared norm."""
     sde, r = LINEAR["ve"], 0.1
     v = torch.tensor([1.0, 4.0], dtype=F64)
@@ -348,8 +349,8 @@ def test_langevin_is_stationary_on_unequal_scales() -> None:
         known = v / (1 - eps / (2 * v))
     x = v.sqrt().repeat(1024) * stream(64, "prior").normal((64, 2048), F64)
     got = correct(sg.Langevin(snr=r, norm="sample"), sde, lambda x, t: -x / v.repeat(1024), x, 0.5, 150)
-    for component in (0, 1):
-        assert float(got[:, component::2].var() / known[component]) == pytest.approx(1, rel=0.02)
+
+    assert float(got[:, component::2].var() / known[component]) == pytest.approx(1, rel=0.02)
 
 
 @FEW

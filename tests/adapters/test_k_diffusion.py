@@ -111,25 +111,44 @@ def test_noise_comes_from_where_it_is_said_to() -> None:
     assert asked[0][0] == 14.6
     assert asked[-1][1] == 0.05
     assert all(a == b for (_, a), (b, _) in itertools.pairwise(asked))
-    for name in ("dpm++3m-restart", "edm-sde", "annealed-langevin"):
-        with pytest.raises(ValueError, match=r"draws noise at levels that it has reached already"):
-            sampler(solver_of(name, SDE))(model, X, SIGMAS, disable=True, noise_sampler=zero)
     with pytest.raises(ValueError, match="euler draws no noise"):
         sampler("euler")(model, X, SIGMAS, disable=True, noise_sampler=zero)
     with pytest.raises(ValueError, match=r"must return noise of shape \(3, 2\)"):
         sampler("euler_a")(model, X, SIGMAS, disable=True, noise_sampler=lambda a, b: torch.zeros(2))
 
 
-def test_misuse() -> None:
-    for levels, match in (
+@pytest.mark.parametrize("name", ["dpm++3m-restart", "edm-sde", "annealed-langevin"])
+def test_noise_of_a_sampler_is_drawn_once_a_level(name: str) -> None:
+    """Solvers that go back up have none there."""
+    asked: list[tuple[float, float]] = []
+
+    def zero(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        asked.append((float(sigma), float(sigma_next)))
+        return torch.zeros_like(X)
+
+    sampler("dpmpp_sde")(model, X, SIGMAS, disable=True, noise_sampler=zero)
+
+    with pytest.raises(ValueError, match=r"draws noise at levels that it has reached already"):
+        sampler(solver_of(name, SDE))(model, X, SIGMAS, disable=True, noise_sampler=zero)
+
+
+def test_options_of_the_solver_are_named() -> None:
+    with pytest.raises(ValueError, match=r"euler-ancestral|ddim has no option 'rho'; its options: eta"):
+        sampler("euler_a")(model, X, SIGMAS, disable=True, rho=7)
+
+
+@pytest.mark.parametrize(
+    "levels, match",
+    [
         (torch.tensor([1.0, 2.0, 0.0]), r"sigmas must decrease, got sigmas\[0\] = 1 followed by 2"),
         (torch.tensor([1.0]), "two noise levels or more"),
         (torch.tensor([1.0, -1.0]), "must not be negative"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            sampler("euler")(model, X, levels, disable=True)
-    with pytest.raises(ValueError, match=r"euler-ancestral|ddim has no option 'rho'; its options: eta"):
-        sampler("euler_a")(model, X, SIGMAS, disable=True, rho=7)
+    ],
+    ids=case_id,
+)
+def test_levels_are_checked(levels: Tensor, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        sampler("euler")(model, X, levels, disable=True)
 
 
 def test_one_level_is_one_call() -> None:
@@ -284,19 +303,20 @@ def test_a_copy_is_a_run_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("change", [lambda x: 0.9 * x, lambda x: x.mul_(0.9)], ids=case_id)
-def test_what_the_caller_changes_counts(change: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("duplicate", [lambda run: run, copy.deepcopy], ids=case_id)
+def test_what_the_caller_changes_counts(change: Callable[..., Any], duplicate: object) -> None:
     grid = [8.0, 4.0, 2.0, 1.0]
     expected = X
     score = sg.from_denoiser(model, SDE)
     for start, end in itertools.pairwise(grid):
         expected = 0.9 * sg.sample(score, SDE, x_T=expected, grid=[start, end], solver="ddim", final="none").x
-    for duplicate in (lambda run: run, copy.deepcopy):
-        s = sg.stepping.stepper("ddim", SDE, grid, prediction="data", final="none")
-        x = X
-        for t in s.times:
-            s = duplicate(s)
-            x = change(s.step(model(x, torch.full((3,), t, dtype=F64)), t, x))
-        torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
+
+    s = sg.stepping.stepper("ddim", SDE, grid, prediction="data", final="none")
+    x = X
+    for t in s.times:
+        s = duplicate(s)
+        x = change(s.step(model(x, torch.full((3,), t, dtype=F64)), t, x))
+    torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_misuse_of_the_loop() -> None:

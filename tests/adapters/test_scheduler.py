@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde.adapters import SolverScheduler, from_diffusers
 from tests.adapters.cases import DDPM, SHAPE, network, noise
+from tests.conventions import case_id
 from tests.helpers import F64, FAMILIES, sampler
 
 
@@ -43,18 +45,10 @@ def test_every_solver_can_be_called_back(name: str, final: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
-def test_defaults_of_the_scheduler() -> None:
-    """Without a solver, grid and seed: those of `sample`, seeds from the pipeline's generator."""
+def test_settings_of_the_scheduler() -> None:
+    """Those of `sample`, seeds from the pipeline's generator."""
     x_T = noise(1, (3, 4))
     score, sde = from_diffusers(network, DDPM)
-    for n in (9, 12):  # on both sides of where the default changes its solver
-        scheduler = SolverScheduler(DDPM)
-        scheduler.set_timesteps(n)
-        res = sg.sample(score, sde, x_T=x_T, nfe=n)
-        assert res.times[0] == sde.T
-        assert scheduler.init_noise_sigma == float(sde.prior_transform(torch.ones(()), res.times[0]))
-        x = x_T / sde.prior_std * scheduler.init_noise_sigma
-        torch.testing.assert_close(called_back(scheduler, n, x), res.x, rtol=1e-6, atol=1e-6)
     setting = sg.Setting(sg.DPMSolverPP(2, eta=1.0), sg.grids.LogSNR())
     a = called_back(SolverScheduler(DDPM, setting), 9, x_T, generator=torch.Generator().manual_seed(2))
     res = sg.sample(score, sde, x_T=x_T, nfe=9, solver=setting, generator=torch.Generator().manual_seed(2))
@@ -69,7 +63,24 @@ def test_defaults_of_the_scheduler() -> None:
     torch.testing.assert_close(c, sg.sample(score, sde, x_T=x_T, nfe=9, solver="heun").x, rtol=1e-6, atol=1e-6)
 
 
-def test_the_pipelines_changes_count() -> None:
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a network of no data
+@pytest.mark.parametrize("n", [9, 12])
+def test_defaults_of_the_scheduler(n: int) -> None:
+    """Without a solver, grid and seed: those of `sample`, on both sides of where the default changes its solver."""
+    x_T = noise(1, (3, 4))
+    score, sde = from_diffusers(network, DDPM)
+
+    scheduler = SolverScheduler(DDPM)
+    scheduler.set_timesteps(n)
+    res = sg.sample(score, sde, x_T=x_T, nfe=n)
+    assert res.times[0] == sde.T
+    assert scheduler.init_noise_sigma == float(sde.prior_transform(torch.ones(()), res.times[0]))
+    x = x_T / sde.prior_std * scheduler.init_noise_sigma
+    torch.testing.assert_close(called_back(scheduler, n, x), res.x, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [lambda x: 0.9 * x, lambda x: x.mul_(0.9)], ids=case_id)
+def test_the_pipelines_changes_count(change: Callable[..., object]) -> None:
     """A state that the pipeline replaces or writes to between calls is the one the run continues with."""
     x_T = noise(1, (3, 4))
     score, sde = from_diffusers(network, DDPM)
@@ -78,12 +89,12 @@ def test_the_pipelines_changes_count() -> None:
     for t, s in itertools.pairwise(grid):
         expected = 0.9 * sg.sample(score, sde, x_T=expected, grid=[t, s], solver="ddim", final="none").x
     scheduler = SolverScheduler(DDPM, "ddim", grid=grid, final="none")
-    for change in (lambda x: 0.9 * x, lambda x: x.mul_(0.9)):
-        x = x_T
-        scheduler.set_timesteps(3)
-        for t in scheduler.timesteps:
-            x = change(scheduler.step(network(x, t[None]), t, x, return_dict=False)[0])
-        torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6)
+
+    x = x_T
+    scheduler.set_timesteps(3)
+    for t in scheduler.timesteps:
+        x = change(scheduler.step(network(x, t[None]), t, x, return_dict=False)[0])
+    torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_states_in_half_precision_stay_in_single() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 
 import sgm_sde as sg
 from benchmarks import beds, defaults
+from tests.conventions import case_id
 
 GAUSSIAN = sg.oracles.Gaussian(torch.tensor([0.3, -0.2]), 0.25)
 
@@ -20,18 +22,21 @@ def made(sde: sg.LinearSDE, score: sg.Score, shape: tuple[int, ...], **options: 
     return beds.Bed(beds.Recipe("choose", "exact", "vp", "made"), sde, score, shape, 0.5, **options)  # type: ignore[arg-type]
 
 
-def test_each_half_has_every_family_process_and_roughness() -> None:
+def test_halves_are_equally_large() -> None:
     assert len({r.name for r in beds.RECIPES}) == len(beds.RECIPES)
-    for half in beds.HALVES:
-        here = [r for r in beds.RECIPES if r.half == half]
-        assert {(r.family, r.process) for r in here} == {(f, p) for f in beds.FAMILIES for p in beds.PROCESSES}
-        assert {r.rough[0] for r in here if r.rough} == {"sin", "table", "bias"}
-        assert {r.rough[1:] for r in here if r.rough[:1] == ("sin",)} == {
-            (a, w) for a in (0.003, 0.01, 0.03) for w in (1, 3, 8)
-        }
-        assert {r.mode for r in here if r.mode} == {"labels", "guided", "bfloat16", "plain"}
     counts = Counter((r.half, r.family) for r in beds.RECIPES)
     assert all(abs(counts["choose", f] - counts["report", f]) <= 1 for f in beds.FAMILIES)
+
+
+@pytest.mark.parametrize("half", beds.HALVES, ids=case_id)
+def test_each_half_has_every_family_process_and_roughness(half: object) -> None:
+    here = [r for r in beds.RECIPES if r.half == half]
+    assert {(r.family, r.process) for r in here} == {(f, p) for f in beds.FAMILIES for p in beds.PROCESSES}
+    assert {r.rough[0] for r in here if r.rough} == {"sin", "table", "bias"}
+    assert {r.rough[1:] for r in here if r.rough[:1] == ("sin",)} == {
+        (a, w) for a in (0.003, 0.01, 0.03) for w in (1, 3, 8)
+    }
+    assert {r.mode for r in here if r.mode} == {"labels", "guided", "bfloat16", "plain"}
 
 
 def test_a_name_tells_the_bed_but_not_its_half() -> None:
@@ -46,17 +51,24 @@ def test_a_name_tells_the_bed_but_not_its_half() -> None:
 
 
 @pytest.mark.parametrize("name", ["mixture-1", "mixture-64"])
-def test_mixtures_by_matrix_products_are_the_oracles(name: str) -> None:
+def test_the_scale_of_mixtures(name: str) -> None:
+    data = beds.data(name)
+    oracle = sg.oracles.GaussianMixture(data.means, data.variances.sqrt(), data.weights)  # type: ignore[attr-defined]
+    assert math.isclose(data.std, float(beds.spread(oracle.sample(4000, seed=0))), rel_tol=0.03)
+
+
+@pytest.mark.parametrize("name", ["mixture-1", "mixture-64"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_mixtures_by_matrix_products_are_the_oracles(name: str, groups: int) -> None:
     data = beds.data(name)
     oracle = sg.oracles.GaussianMixture(data.means, data.variances.sqrt(), data.weights)  # type: ignore[attr-defined]
     generator = torch.Generator().manual_seed(0)
-    for groups in (1, 3):
-        level = torch.rand(groups, generator=generator, dtype=torch.float64).repeat_interleave(data.n)
-        x = 2 * torch.randn(len(level), *data.shape, generator=generator, dtype=torch.float64)
-        for alpha, sigma in ((level, 3 * level), (level.flip(0), torch.rand(len(level), generator=generator) + 0.01)):
-            exact = oracle.denoised(x, alpha, sigma.double())
-            torch.testing.assert_close(data.denoised(x, alpha, sigma.double()), exact, rtol=1e-9, atol=1e-9)
-    assert math.isclose(data.std, float(beds.spread(oracle.sample(4000, seed=0))), rel_tol=0.03)
+
+    level = torch.rand(groups, generator=generator, dtype=torch.float64).repeat_interleave(data.n)
+    x = 2 * torch.randn(len(level), *data.shape, generator=generator, dtype=torch.float64)
+    for alpha, sigma in ((level, 3 * level), (level.flip(0), torch.rand(len(level), generator=generator) + 0.01)):
+        exact = oracle.denoised(x, alpha, sigma.double())
+        torch.testing.assert_close(data.denoised(x, alpha, sigma.double()), exact, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("sde", [sg.VPSDE(), sg.presets.iddpm_cosine(), sg.RectifiedFlowSDE(), sg.EDMSDE(), sg.VESDE()])
@@ -146,13 +158,22 @@ def test_references_are_kept_with_the_hash_of_their_bed(tmp_path, monkeypatch) -
         beds.reference(made(sde, GAUSSIAN.score(sde), (8, 2), steps=(60, 0)))
 
 
-def test_what_is_committed_goes_with_the_list() -> None:
-    """Weights, references and the best of the registry are those of the recipes that the list has now."""
-    known, frozen = beds._read_index(), defaults.frozen()
+@functools.cache
+def committed() -> tuple[dict[str, dict[str, object]], dict[str, dict[str, object]]]:
+    """What is kept of the beds, and of the best of the registry on them."""
+    return beds._read_index(), defaults.frozen()
+
+
+def test_what_is_committed_is_in_the_list() -> None:
+    known, _ = committed()
     assert set(known) <= {recipe.name for recipe in beds.RECIPES}
-    for recipe in beds.RECIPES:
-        if recipe.source != "points":  # whose data are not in the package
-            bed = beds.bed(recipe.name)
-            assert known[bed.name]["hash"] == frozen[bed.name]["hash"] == bed.hash, f"make beds: {bed.name}"
-            assert known[bed.name]["doubt"] < 0.01
-            assert set(frozen[bed.name]["best"]) == set(map(str, beds.BUDGETS))
+
+
+@pytest.mark.parametrize("name", [r.name for r in beds.RECIPES if r.source != "points"])  # those data are elsewhere
+def test_what_is_committed_goes_with_the_list(name: str) -> None:
+    """Weights, references and the best of the registry are those of the recipes that the list has now."""
+    known, frozen = committed()
+    bed = beds.bed(name)
+    assert known[bed.name]["hash"] == frozen[bed.name]["hash"] == bed.hash, f"make beds: {bed.name}"
+    assert known[bed.name]["doubt"] < 0.01
+    assert set(frozen[bed.name]["best"]) == set(map(str, beds.BUDGETS))

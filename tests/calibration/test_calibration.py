@@ -26,6 +26,7 @@ from sgm_sde.engine.program import Form, Step
 from sgm_sde.evaluation.bench import bench
 from sgm_sde.runs.distributed import load
 from sgm_sde.sampling.trials import default_candidates
+from tests.conventions import case_id
 from tests.helpers import DOUBLE
 
 GAUSSIAN = sg.oracles.Gaussian(torch.full((2,), 0.5), 0.3)
@@ -65,8 +66,17 @@ def test_a_solver_that_ends_in_data_takes_no_call_to_denoise() -> None:
     assert kept.trajectory is not None and kept.trajectory_times == res.times
     torch.testing.assert_close(kept.trajectory[-1], res.x)
 
-    for final in ("none", "mean"):
-        torch.testing.assert_close(sg.sample(score, sde, (4, 2), solver=OneJump(), seed=0, final=final).x, res.x)
+
+@pytest.mark.parametrize("final", ["none", "mean"])
+def test_a_solver_that_ends_in_data_ends_in_one_way(final: str) -> None:
+    sde = sg.VPSDE()
+    score = GAUSSIAN.score(sde)
+    seen: list[float] = []
+    res = sg.sample(
+        score, sde, (4, 2), solver=OneJump(), seed=0, record=sg.Record(callback=lambda info: seen.append(info.t_next))
+    )
+
+    torch.testing.assert_close(sg.sample(score, sde, (4, 2), solver=OneJump(), seed=0, final=final).x, res.x)
 
 
 def test_correctors_leave_a_sample_without_noise() -> None:
@@ -163,32 +173,33 @@ def test_consistent_rows_are_exact_for_constant_data(process: str) -> None:
     torch.testing.assert_close(x - fitted.c[-1].item() * z, (point + start_mean).expand_as(x))
 
 
-def test_unknowns_name_a_table_and_differences_are_its_derivatives() -> None:
+@pytest.mark.parametrize("consistent", [False, True])
+def test_unknowns_name_a_table_and_differences_are_its_derivatives(consistent: bool) -> None:
     flow = a_flow(sg.VPSDE(), 8)
     samples, z = range(8), a_flow(sg.VPSDE(), 8).noise(range(8))
     exact = flow.trajectories(samples, 48, 24)
     chosen = closed.levels(closed.gram(exact, z), exact.log_levels, 1.0, 3)
-    for consistent in (False, True):
-        rows = closed.fit_rows(flow, exact, z, chosen, samples, consistent)
-        unknowns = Unknowns(3, consistent, flow.inverse)
-        theta = unknowns.of(rows)
-        again = unknowns.rows(theta)
-        for a, b in ((rows.t, again.t), (rows.c, again.c), (rows.B, again.B)):
-            torch.testing.assert_close(a, b)
 
-        fit = Refinement(flow, z, exact.end, 1.0, samples, consistent)
-        J = fit._jacobian(unknowns, fit._point(unknowns, theta))
-        slopes = torch.autograd.functional.jacobian(unknowns.weights_of, theta)  # type: ignore[no-untyped-call]
-        torch.testing.assert_close(unknowns.slopes_of(theta), slopes)
-        for p in range(len(theta)):
-            ends = []
-            for h in (1e-5, -1e-5):
-                moved = theta.clone()
-                moved[p] += h
-                ends.append(unknowns.rows(moved).run(flow, z, samples)[0])
-            slope = (ends[0] - ends[1]) / 2e-5
-            size = max(float(slope.square().mean().sqrt()), 1e-3)
-            assert float((J[p] - slope).square().mean().sqrt()) < 0.1 * size, unknowns.entries[p]
+    rows = closed.fit_rows(flow, exact, z, chosen, samples, consistent)
+    unknowns = Unknowns(3, consistent, flow.inverse)
+    theta = unknowns.of(rows)
+    again = unknowns.rows(theta)
+    for a, b in ((rows.t, again.t), (rows.c, again.c), (rows.B, again.B)):
+        torch.testing.assert_close(a, b)
+
+    fit = Refinement(flow, z, exact.end, 1.0, samples, consistent)
+    J = fit._jacobian(unknowns, fit._point(unknowns, theta))
+    slopes = torch.autograd.functional.jacobian(unknowns.weights_of, theta)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(unknowns.slopes_of(theta), slopes)
+    for p in range(len(theta)):
+        ends = []
+        for h in (1e-5, -1e-5):
+            moved = theta.clone()
+            moved[p] += h
+            ends.append(unknowns.rows(moved).run(flow, z, samples)[0])
+        slope = (ends[0] - ends[1]) / 2e-5
+        size = max(float(slope.square().mean().sqrt()), 1e-3)
+        assert float((J[p] - slope).square().mean().sqrt()) < 0.1 * size, unknowns.entries[p]
 
 
 def test_products_of_derivatives_are_kept_up_to_date() -> None:
@@ -210,20 +221,25 @@ def test_products_of_derivatives_are_kept_up_to_date() -> None:
     torch.testing.assert_close((A, g), fit._products(J, after.y - fit.exact, w))
 
 
-def test_noises_of_large_errors_or_derivatives_weigh_less() -> None:
+@pytest.mark.parametrize(
+    "robust, bounded, right",
+    [
+        (False, False, [1.0, 1.0, 1.0, 1.0, 1.0]),
+        (True, False, [1.0, 1.0, 1.0, 1.0, 0.2]),
+        (False, True, [0.125, 1.0, 1.0, 1.0, 1.0]),
+        (True, True, [0.125, 1.0, 1.0, 1.0, 0.2]),
+    ],
+    ids=case_id,
+)
+def test_noises_of_large_errors_or_derivatives_weigh_less(robust: bool, bounded: bool, right: list[float]) -> None:
     flow = a_flow(sg.VPSDE(), 5)
     z = flow.noise(range(5))
     each = torch.tensor([1.0, 1.0, 1.0, 0.25, 100.0], dtype=torch.float64)  # errors 1, 1, 1, 1/2, 10
     J = torch.ones(3, 5, z.shape[1])
     J[:, 0] = 4.0  # squares of 16 beside a median of 1
-    for robust, bounded, right in (
-        (False, False, [1.0, 1.0, 1.0, 1.0, 1.0]),
-        (True, False, [1.0, 1.0, 1.0, 1.0, 0.2]),
-        (False, True, [0.125, 1.0, 1.0, 1.0, 1.0]),
-        (True, True, [0.125, 1.0, 1.0, 1.0, 0.2]),
-    ):
-        fit = Refinement(flow, z, z, 1.0, range(5), True, robust=robust, bounded=bounded)
-        torch.testing.assert_close(fit._weights(each, J), torch.tensor(right, dtype=torch.float64))
+
+    fit = Refinement(flow, z, z, 1.0, range(5), True, robust=robust, bounded=bounded)
+    torch.testing.assert_close(fit._weights(each, J), torch.tensor(right, dtype=torch.float64))
 
 
 def test_a_noise_counts_for_as_many_as_it_stands_for() -> None:
@@ -359,7 +375,8 @@ def test_the_fit_that_is_taken() -> None:
     assert found._in_order([]) == []
 
 
-def test_levels_are_those_of_the_least_sum() -> None:
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_levels_are_those_of_the_least_sum(n: int) -> None:
     """Dynamic programming against all choices."""
     flow = a_flow(sg.EDMSDE(), 8)
     exact, z = flow.trajectories(range(8), 16, 7), flow.noise(range(8))
@@ -378,10 +395,9 @@ def test_levels_are_those_of_the_least_sum() -> None:
         before = [path[-2] + K] if len(path) > 1 else []
         return total + left(2 * K, path[-1], path[-1] + K, *before)
 
-    for n in (1, 2, 3):
-        paths = [tuple(p.tolist()) for p in torch.combinations(torch.arange(K), n)]
-        best = min(map(cost, paths))
-        assert cost(tuple(closed.levels(G, exact.log_levels, 1.0, n))) == pytest.approx(best, rel=1e-6)
+    paths = [tuple(p.tolist()) for p in torch.combinations(torch.arange(K), n)]
+    best = min(map(cost, paths))
+    assert cost(tuple(closed.levels(G, exact.log_levels, 1.0, n))) == pytest.approx(best, rel=1e-6)
 
 
 # --- calibrate -------------------------------------------------------------------------------------------------------
@@ -509,32 +525,63 @@ def test_files_that_are_none(calibrated: sg.calibration.Calibrations, tmp_path: 
 def test_other_uses_are_refused(calibrated: sg.calibration.Calibrations) -> None:
     sde, found = sg.VPSDE(), calibrated[4]
     score = MIXTURE.score(sde)
-    for options, words in (
-        ({"nfe": 5}, "fitted for nfe=4"), ({"steps": 3}, "fitted for 4 steps"), ({"t_end": 0.1}, "end at eps"),
-        ({"t_start": 0.5}, "noise at T"), ({"grid": "karras"}, "its own grid"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=words):
-            sg.sample(score, sde, (4, 2), solver=found, seed=0, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="leave grid= out"):
         sg.sample(score, sde, (4, 2), solver=found.solver, grid="karras", nfe=4, seed=0)
 
-    for other in (sg.VPSDE(beta_max=10.0), sg.EDMSDE()):
-        with pytest.raises(ValueError, match="another process"):
-            sg.sample(MIXTURE.score(other), other, (4, 2), solver=found, seed=0)
     assert sg.sample(score, sg.VPSDE(), (4, 2), solver=found, seed=0, nfe=4).nfe == 4
 
-    for shape, options, error, words in (
-        ((1, 2), {}, ValueError, "at least 2 noises"), ((8, 2), {"held_out": 1}, ValueError, "held_out"),
-        ((8, 2), {"nfe": 0}, ValueError, "nfe"), ((8, 2), {"time_limit": -1.0}, ValueError, "time_limit"),
+    with pytest.raises(TypeError, match="LinearSDE"):
+        sg.calibrate(score, sg.CLD(), (8, 2), nfe=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"nfe": 5}, "fitted for nfe=4"),
+        ({"steps": 3}, "fitted for 4 steps"),
+        ({"t_end": 0.1}, "end at eps"),
+        ({"t_start": 0.5}, "noise at T"),
+        ({"grid": "karras"}, "its own grid"),
+    ],
+    ids=case_id,
+)
+def test_other_runs_are_refused(
+    calibrated: sg.calibration.Calibrations, options: dict[str, object], words: str
+) -> None:
+    sde, found = sg.VPSDE(), calibrated[4]
+    score = MIXTURE.score(sde)
+
+    with pytest.raises(ValueError, match=words):
+        sg.sample(score, sde, (4, 2), solver=found, seed=0, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("other", [sg.VPSDE(beta_max=10.0), sg.EDMSDE()], ids=case_id)
+def test_other_processes_are_refused(calibrated: sg.calibration.Calibrations, other: sg.SDE) -> None:
+    with pytest.raises(ValueError, match="another process"):
+        sg.sample(MIXTURE.score(other), other, (4, 2), solver=calibrated[4], seed=0)
+
+
+@pytest.mark.parametrize(
+    "shape, options, error, words",
+    [
+        ((1, 2), {}, ValueError, "at least 2 noises"),
+        ((8, 2), {"held_out": 1}, ValueError, "held_out"),
+        ((8, 2), {"nfe": 0}, ValueError, "nfe"),
+        ((8, 2), {"time_limit": -1.0}, ValueError, "time_limit"),
         ((8, 2), {"nfe": 49}, ValueError, "nfe must be 48 at most, .* got 49"),
         ((8, 2), {"nfe": (4, 60)}, ValueError, r"nfe must be 48 at most, .* got \(4, 60\)"),
         ((8, 2), {"dtype": "float32"}, TypeError, "dtype must be a floating-point torch.dtype, got 'float32'"),
-        ((8, 2), {"reference_nfe": 2}, ValueError, "reference_nfe"), ((8, 2), {"batch_size": 0}, ValueError, "batch"),
-    ):  # fmt: skip
-        with pytest.raises(error, match=words):
-            sg.calibrate(score, sde, shape, **{"nfe": 4, "seed": 0, **options})  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="LinearSDE"):
-        sg.calibrate(score, sg.CLD(), (8, 2), nfe=4)  # type: ignore[arg-type]
+        ((8, 2), {"reference_nfe": 2}, ValueError, "reference_nfe"),
+        ((8, 2), {"batch_size": 0}, ValueError, "batch"),
+    ],
+    ids=case_id,
+)
+def test_arguments_of_calibrate_are_checked(
+    shape: tuple[int, ...], options: dict[str, object], error: type[Exception], words: str
+) -> None:
+    sde = sg.VPSDE()
+    with pytest.raises(error, match=words):
+        sg.calibrate(MIXTURE.score(sde), sde, shape, **{"nfe": 4, "seed": 0, **options})  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize(
@@ -588,26 +635,36 @@ def test_a_network_with_labels_guided_and_another_network() -> None:
         sg.sample(again, sde, (2, 2), solver=found, seed=0, model_kwargs=kwargs)
 
 
-def test_solvers_that_ship() -> None:
-    """They fit their network, and are better than what is off the shelf on noises of another seed."""
+def of_digits(solver: sg.Setting | str, **options: int) -> Tensor:
+    """Digits of sixty noises."""
     model = sg.load_model("digits")
     kwargs = {"y": torch.arange(60) % 10}
-    exact = sg.sample(model.score, model.sde, (60, 1, 8, 8), solver="unipc3", steps=60, seed=5, model_kwargs=kwargs).x
-    for nfe in (4, 6, 8):
-        found = model.solver(nfe)
-        errors = [
-            float((sg.sample(model.score, model.sde, (60, 1, 8, 8), solver=s, nfe=nfe, seed=5, model_kwargs=kwargs).x
-                   - exact).square().mean().sqrt())
-            for s in (found, found.off_the_shelf.setting)
-        ]  # fmt: skip
-        assert found.is_fitted and errors[0] < 0.8 * errors[1]
+    return sg.sample(model.score, model.sde, (60, 1, 8, 8), solver=solver, seed=5, model_kwargs=kwargs, **options).x
+
+
+@pytest.fixture(scope="module")
+def exact_digits() -> Tensor:
+    return of_digits("unipc3", steps=60)
+
+
+@pytest.mark.parametrize("nfe", [4, 6, 8])
+def test_solvers_that_ship(exact_digits: Tensor, nfe: int) -> None:
+    """They fit their network, and are better than what is off the shelf on noises of another seed."""
+    found = sg.load_model("digits").solver(nfe)
+    settings = (found, found.off_the_shelf.setting)
+    ours, off_the_shelf = (float((of_digits(s, nfe=nfe) - exact_digits).square().mean().sqrt()) for s in settings)
+    assert found.is_fitted and ours < 0.8 * off_the_shelf
+
+
+def test_budgets_without_a_solver_that_ships() -> None:
+    model = sg.load_model("digits")
     with pytest.raises(ValueError, match="calibrated solvers for 4, 5, 6, 8, 10 and 12"):
         model.solver(7)
     with pytest.raises(ValueError, match="find one with calibrate"):
         sg.models.Model("mine", model.score, model.sde, (1, 8, 8)).solver(4)
 
 
-def test_solvers_that_ship_for_clothes() -> None:
+def test_a_solver_that_ships_for_clothes_on_other_noises() -> None:
     """Nothing is warned of: they are for the network and the process that ship, at every budget."""
     model = sg.load_model("fashion")
     kwargs = {"y": torch.arange(4)}
@@ -616,13 +673,19 @@ def test_solvers_that_ship_for_clothes() -> None:
         return sg.sample(model.score, model.sde, (4, 1, 28, 28), solver=setting, nfe=nfe, seed=5, model_kwargs=kwargs).x
 
     exact = run("unipc3", 32)
-    for nfe in (4, 5, 6, 8, 10, 12):
-        found = model.solver(nfe)
-        assert found.is_fitted and found.nfe == nfe
-        assert found.error < 0.75 * found.off_the_shelf.rmse  # on its held-out noises
     six = model.solver(6)
     errors = [float((run(setting, 6) - exact).square().mean()) for setting in (six, six.off_the_shelf.setting)]
     assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize("nfe", [4, 5, 6, 8, 10, 12])
+def test_solvers_that_ship_for_clothes(nfe: int) -> None:
+    """Nothing is warned of: they are for the network and the process that ship, at every budget."""
+    model = sg.load_model("fashion")
+
+    found = model.solver(nfe)
+    assert found.is_fitted and found.nfe == nfe
+    assert found.error < 0.75 * found.off_the_shelf.rmse  # on its held-out noises
 
 
 def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
@@ -735,10 +798,12 @@ def test_calibrated_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     pairs = [(0, i) for i in range(4)]
     there = sg.sample(model.score, model.sde, (4, 1, 8, 8), solver=found[4], seed=pairs, model_kwargs=labels).x
     torch.testing.assert_close(drawn, there)
-    for nfe in (["--nfe", "9"], []):
-        with pytest.raises(SystemExit):
-            main([*argv, *nfe, "--out", str(tmp_path / "other")])
-        assert "calibrated solvers for 3 and 4 network calls" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*argv, "--out", str(tmp_path / "other")])
+    assert "calibrated solvers for 3 and 4 network calls" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*argv, "--nfe", "9", "--out", str(tmp_path / "other")])
+    assert "calibrated solvers for 3 and 4 network calls" in capsys.readouterr().err
 
     argv = ["bench", "--model", "digits", "--solvers", f"ddim,{table}", "--nfe", "4,5", "-n", "20", "--metrics", "sw"]
     assert main([*argv, "--out", str(tmp_path / "bench"), "--device", "cpu", "--quiet"]) == 0
@@ -855,15 +920,15 @@ def test_fits_from_the_levels_of_what_is_off_the_shelf(calibrated: sg.calibratio
     assert {search.FITS[name].words for name in ("shelf", "free-shelf", "direct-shelf")} <= names
 
 
-def test_differences_are_larger_than_the_rounding_of_the_network() -> None:
+@pytest.mark.parametrize("dtype, change", [(torch.float32, 0.01), (torch.bfloat16, 13 / 128)], ids=case_id)
+def test_differences_are_larger_than_the_rounding_of_the_network(dtype: torch.dtype, change: float) -> None:
     sde = sg.VPSDE()
-    for dtype, change in ((torch.float32, 0.01), (torch.bfloat16, 13 / 128)):
-        net = Linear().to(dtype)
-        seeds = resolve_seeds(0, None, 4)
-        score = sg.from_noise(net, sde, dtype=dtype)
-        flow = Flow(score, sde, (2,), seeds, 4, {}, 4, torch.float32, torch.device("cpu"))
-        z = flow.noise(range(4))
-        assert Refinement(flow, z, z, 1.0, range(4), True).change == pytest.approx(change)
+    net = Linear().to(dtype)
+    seeds = resolve_seeds(0, None, 4)
+    score = sg.from_noise(net, sde, dtype=dtype)
+    flow = Flow(score, sde, (2,), seeds, 4, {}, 4, torch.float32, torch.device("cpu"))
+    z = flow.noise(range(4))
+    assert Refinement(flow, z, z, 1.0, range(4), True).change == pytest.approx(change)
 
 
 def test_too_few_noises_are_said_to_be() -> None:

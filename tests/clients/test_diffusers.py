@@ -28,6 +28,7 @@ from tests.clients.pipelines import (
     theirs_of,
     unet,
 )
+from tests.conventions import case_id
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 diffusers.logging.set_verbosity_error()
@@ -186,18 +187,23 @@ def test_a_saved_pipeline_loads(tmp_path: Path) -> None:
 
     loaded = SolverScheduler.from_pretrained(tmp_path, subfolder="scheduler", solver="heun")
     assert (loaded.solver.name, loaded.grid) == ("heun", scheduler.grid)
-    for kind in (diffusers.DPMSolverMultistepScheduler, diffusers.DDIMScheduler):
-        other = kind.from_config(scheduler.config)
-        assert (other.config.prediction_type, other.config.beta_schedule) == ("sample", "linear")
-        back = SolverScheduler.from_config(other.config, solver="unipc3")
-        assert back.solver.name == "unipc3"
-        back.set_timesteps(5)
     assert diffusers.UniPCMultistepScheduler in scheduler.compatibles
     flow = SolverScheduler(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), "ddim")
     assert flow.compatibles[0].__name__.startswith("FlowMatch")
     assert SolverScheduler.from_config(flow.config)._convention.is_flow
     assert diffusers.FlowMatchEulerDiscreteScheduler.from_config(flow.config).config.shift == 3.0
     diffusers.DDPMPipeline.from_pretrained(tmp_path, scheduler=scheduler)
+
+
+@pytest.mark.parametrize("kind", [diffusers.DPMSolverMultistepScheduler, diffusers.DDIMScheduler])
+def test_schedulers_are_made_of_one_another_s_configuration(kind: Any) -> None:
+    theirs = diffusers.DDPMScheduler(beta_schedule="linear", prediction_type="sample")
+    scheduler = SolverScheduler(theirs, sg.DPMSolverPP(3), grid=sg.grids.Karras(rho=5.0), seed=4, unit_noise=True)
+    other = kind.from_config(scheduler.config)
+    assert (other.config.prediction_type, other.config.beta_schedule) == ("sample", "linear")
+    back = SolverScheduler.from_config(other.config, solver="unipc3")
+    assert back.solver.name == "unipc3"
+    back.set_timesteps(5)
 
 
 def test_copies_go_on_in_mid_run() -> None:
@@ -238,17 +244,24 @@ def test_interrupted_and_run_again() -> None:
     assert torch.equal(latents("Stable Diffusion", "", scheduler, 12), expected)
 
 
-def test_noise_is_added_as_theirs_does() -> None:
+def test_noise_is_scaled_as_theirs_is() -> None:
     x, z = noise((3, 4, 8, 8), 0), noise((3, 4, 8, 8), 1)
     theirs = theirs_of("Stable Diffusion")
     ours = SolverScheduler(theirs)
-    for at in (torch.tensor([999, 500, 0]), torch.tensor([250])):
-        torch.testing.assert_close(ours.add_noise(x, z, at), theirs.add_noise(x, z, at), rtol=1e-4, atol=1e-5)
     flow = theirs_of("Flux")
     flow.set_timesteps(10)
     ours = SolverScheduler(flow)
     at = flow.timesteps[4:5]
     torch.testing.assert_close(ours.scale_noise(x, at, z), flow.scale_noise(x, at, z), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("at", [torch.tensor([999, 500, 0]), torch.tensor([250])], ids=case_id)
+def test_noise_is_added_as_theirs_does(at: Tensor) -> None:
+    x, z = noise((3, 4, 8, 8), 0), noise((3, 4, 8, 8), 1)
+    theirs = theirs_of("Stable Diffusion")
+    ours = SolverScheduler(theirs)
+
+    torch.testing.assert_close(ours.add_noise(x, z, at), theirs.add_noise(x, z, at), rtol=1e-4, atol=1e-5)
 
 
 # --------------------------------------------------------------------------------------- networks of theirs in ours

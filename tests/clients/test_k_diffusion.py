@@ -99,20 +99,23 @@ def test_parity(theirs: str, ours: Any, options: dict[str, Any], to_zero: bool) 
             torch.testing.assert_close(b[key], a[key], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sample_heun", "sample_euler", "sample_dpm_2"])
-def test_churn(name: str) -> None:
-    """Heun with churn is theirs, whatever the number of steps that it is spread over; the others have none."""
-    options = {"s_churn": 3.0, "s_tmin": 0.1, "s_tmax": 10.0, "s_noise": 1.003}
-    if name != "sample_heun":
-        with pytest.raises(ValueError, match="has no option 's_churn'"):
-            sampler(name)(model, X, sigmas(), {"cond": torch.zeros((), dtype=F64)}, None, True, **options)
-        return
+CHURN = {"s_churn": 3.0, "s_tmin": 0.1, "s_tmax": 10.0, "s_noise": 1.003}
+
+
+@pytest.mark.parametrize("name", ["sample_euler", "sample_dpm_2"])
+def test_only_heun_has_churn(name: str) -> None:
+    with pytest.raises(ValueError, match="has no option 's_churn'"):
+        sampler(name)(model, X, sigmas(), {"cond": torch.zeros((), dtype=F64)}, None, True, **CHURN)
+
+
+@pytest.mark.parametrize("to_zero", [True, False])
+def test_churn(to_zero: bool) -> None:
+    """Heun with churn is theirs, whatever the number of steps that it is spread over."""
     # Their noise is global, one draw a step whether it is used or not: compared where nothing is random, at s_noise 0.
-    options["s_noise"] = 0.0
-    for to_zero in (True, False):
-        arguments = {"cond": torch.zeros((), dtype=F64)}
-        theirs, ours = (
-            f(model, X, sigmas(to_zero), arguments, None, True, **options)
-            for f in (getattr(_k_diffusion(), name), sampler(name, seed=0))
-        )
-        assert float((theirs - ours).abs().max()) < 1e-5
+    options = {**CHURN, "s_noise": 0.0}
+    arguments = {"cond": torch.zeros((), dtype=F64)}
+    theirs, ours = (
+        f(model, X, sigmas(to_zero), arguments, None, True, **options)
+        for f in (_k_diffusion().sample_heun, sampler("sample_heun", seed=0))
+    )
+    assert float((theirs - ours).abs().max()) < 1e-5

@@ -225,27 +225,34 @@ def test_where_alpha_or_sigma_vanish() -> None:
         sg.sample(score, sde, x_T=x, solver="exp-rk32", final="none")
 
 
+@dataclass(frozen=True)
+class Well(sg.SDE):
+    """The flow of a double well, without noise."""
+
+    T, eps, prior_std = 1.0, 1e-3, 1.0
+
+    def f(self, x: Tensor, t: Tensor) -> Tensor:
+        return x - x**3
+
+    def g(self, t: Tensor) -> Tensor:
+        return 0 * t
+
+
 def test_a_nonlinear_process() -> None:
-    """Time is the variable where there is neither alpha nor sigma; exponential pairs have no linear part to solve."""
-
-    @dataclass(frozen=True)
-    class DoubleWell(sg.SDE):
-        T, eps, prior_std = 1.0, 1e-3, 1.0
-
-        def f(self, x: Tensor, t: Tensor) -> Tensor:
-            return x - x**3
-
-        def g(self, t: Tensor) -> Tensor:
-            return 0 * t
-
+    """Time is the variable where there is neither alpha nor sigma."""
     x = torch.tensor([[0.5], [-0.2]], dtype=F64)
-    res = sg.sample(lambda x, t: 0 * x, DoubleWell(), x_T=x, solver=sg.Adaptive(rtol=1e-9, atol=1e-9))
+    res = sg.sample(lambda x, t: 0 * x, Well(), x_T=x, solver=sg.Adaptive(rtol=1e-9, atol=1e-9))
     s = 1.0 - 1e-3  # backwards along x' = x - x^3: x(T) = x0 e^s / sqrt(1 + x0^2 (e^2s - 1))
     known = x * math.exp(-s) / (1 + x**2 * (math.exp(-2 * s) - 1)).sqrt()
     torch.testing.assert_close(res.x, known, rtol=1e-7, atol=1e-7)
-    for solver in ("exp-rk32", sg.Adaptive(variable="flow-time")):
-        with pytest.raises(TypeError, match="needs a process with alpha"):
-            sg.sample(lambda x, t: 0 * x, DoubleWell(), x_T=x, solver=solver)
+
+
+@pytest.mark.parametrize("solver", ["exp-rk32", sg.Adaptive(variable="flow-time")], ids=case_id)
+def test_a_nonlinear_process_has_no_log_snr(solver: str | sg.Solver) -> None:
+    """Nor a linear part for exponential pairs to solve."""
+
+    with pytest.raises(TypeError, match="needs a process with alpha"):
+        sg.sample(lambda x, t: 0 * x, Well(), (2, 1), solver=solver)
 
 
 def test_a_log_density_beside_the_state() -> None:
@@ -520,13 +527,22 @@ def test_a_budget_is_never_exceeded(name: str, nfe: int) -> None:
     enough = sg.sample(elementwise_score(sde), sde, (3, 2), solver=replace(solver, rtol=0.1, atol=0.1), seed=0, nfe=500)
     assert enough.status.ok
     assert enough.nfe <= 500
-    for final, extra, more in (("denoise", 1, " and final='denoise' one more"), ("none", 0, "")):
-        least = solver.least_calls + extra
-        shown = f"nfe={least - 1} is too small: the first step of {name} takes {least - extra} network calls{more}"
-        with pytest.raises(ValueError, match=f"^{re.escape(shown)}$"):
-            sg.sample(net, sde, (3, 2), solver=solver, seed=0, nfe=least - 1, final=final)
-        with pytest.warns(sg.sampling.UnfinishedWarning):
-            assert sg.sample(net, sde, (3, 2), solver=solver, seed=0, nfe=least, final=final).nfe == least - extra
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize("final, extra, more", [("denoise", 1, " and final='denoise' one more"), ("none", 0, "")])
+def test_a_budget_of_less_than_a_step_is_refused(name: str, final: str, extra: int, more: str) -> None:
+    """With what the first step takes, and the final call."""
+    sde = sg.VPSDE()
+    net = Recorder(elementwise_score(sde))
+    solver = replace(resolve_any(name), rtol=1e-6, atol=1e-6)
+
+    least = solver.least_calls + extra
+    shown = f"nfe={least - 1} is too small: the first step of {name} takes {least - extra} network calls{more}"
+    with pytest.raises(ValueError, match=f"^{re.escape(shown)}$"):
+        sg.sample(net, sde, (3, 2), solver=solver, seed=0, nfe=least - 1, final=final)
+    with pytest.warns(sg.sampling.UnfinishedWarning):
+        assert sg.sample(net, sde, (3, 2), solver=solver, seed=0, nfe=least, final=final).nfe == least - extra
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)

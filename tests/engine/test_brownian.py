@@ -17,6 +17,7 @@ from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.engine.program import Program, Stage
 from sgm_sde.grids import Grid, LogSNR, Uniform
 from sgm_sde.schemes import resolve
+from tests.conventions import case_id
 from tests.helpers import DOUBLE, F64, elementwise_score
 
 Clock, Middle = Callable[[float], float], Callable[[float, float], float]
@@ -165,27 +166,38 @@ def bridges(
     return found
 
 
-def test_noises_of_a_program_by_hand() -> None:
+GRID = [0.9, 0.5, 0.3, 0.299, 0.298, 0.1]
+SEEDS = [(3, 1), (3, 2)]
+
+
+def falling(t: float) -> float:
+    """A Brownian time of one's own."""
+    return math.exp(-t)
+
+
+def third(a: float, b: float) -> float:
+    """A middle of one's own."""
+    return (2 * a + b) / 3
+
+
+def noises_by_hand(levels: int) -> np.ndarray:
+    """Increments over their standard deviations."""
+    steps = np.stack(bridges(SEEDS, 4, GRID, falling, third, levels))
+    return steps / np.sqrt(np.diff([falling(t) for t in GRID]))[:, None, None]
+
+
+@pytest.mark.parametrize("options, levels", [({}, 8), ({"levels": 3}, 3), ({"levels": 0}, 0)], ids=case_id)
+def test_noises_of_a_program_by_hand(options: dict[str, int], levels: int) -> None:
     """Each is the increment over its step over its standard deviation, for every sample; 8 halvings unless told."""
-    grid = [0.9, 0.5, 0.3, 0.299, 0.298, 0.1]
-    program = sg.DDIM(eta=1.0).compile(sg.VPSDE(), Grid(grid))
-    seeds = [(3, 1), (3, 2)]
+    program = sg.DDIM(eta=1.0).compile(sg.VPSDE(), Grid(GRID))
+    noise = PathNoise(program, SEEDS, brownian_time=falling, middle=third, **options)
+    z = torch.stack([noise.normal((2, 4), F64) for _ in range(5)])
+    np.testing.assert_allclose(z.numpy(), noises_by_hand(levels), rtol=1e-3, atol=1e-4)
 
-    def brownian_time(t: float) -> float:
-        return math.exp(-t)
 
-    def middle(a: float, b: float) -> float:
-        return (2 * a + b) / 3
-
-    def by_hand(levels: int) -> np.ndarray:
-        steps = np.stack(bridges(seeds, 4, grid, brownian_time, middle, levels))
-        return steps / np.sqrt(np.diff([brownian_time(t) for t in grid]))[:, None, None]
-
-    for options, levels in (({}, 8), ({"levels": 3}, 3), ({"levels": 0}, 0)):
-        noise = PathNoise(program, seeds, brownian_time=brownian_time, middle=middle, **options)
-        z = torch.stack([noise.normal((2, 4), F64) for _ in range(5)])
-        np.testing.assert_allclose(z.numpy(), by_hand(levels), rtol=1e-3, atol=1e-4)
-    assert np.abs(by_hand(8) - by_hand(7)).max() > 1e-3
+def test_a_halving_more_is_another_noise() -> None:
+    """By more than the tolerance of the comparison by hand."""
+    assert np.abs(noises_by_hand(8) - noises_by_hand(7)).max() > 1e-3
 
 
 def test_grids_share_their_path() -> None:
@@ -351,25 +363,36 @@ def test_the_law_of_increments_and_areas() -> None:
     assert float((kurtosis - 3).abs().max()) < 0.3
 
 
-def test_paths_of_a_sample_are_its_own() -> None:
+@pytest.mark.parametrize("area", [False, True])
+def test_paths_of_a_sample_are_its_own(area: bool) -> None:
     """Alone and in a batch, with area and without."""
-    for area in (False, True):
-        seeds = SampleSeeds(3, range(4))
-        all_of_them = PathWithArea(seeds, (4, 5), 2.0, 1.0, F64, with_area=area)
-        alone = PathWithArea(seeds[2:3], (1, 5), 2.0, 1.0, F64, with_area=area)
-        for a, b in ((0.0, 0.5), (0.0, 0.25), (0.25, 0.5), (0.5, 2.0)):
-            for one, other in zip(all_of_them.between(a, b), alone.between(a, b), strict=True):
-                assert one is other is None or torch.equal(one[2:3], other)
+    seeds = SampleSeeds(3, range(4))
+    all_of_them = PathWithArea(seeds, (4, 5), 2.0, 1.0, F64, with_area=area)
+    alone = PathWithArea(seeds[2:3], (1, 5), 2.0, 1.0, F64, with_area=area)
+    pieces = [(0.0, 0.5), (0.0, 0.25), (0.25, 0.5), (0.5, 2.0)]  # each after the one before
+    in_batch = [value for a, b in pieces for value in all_of_them.between(a, b)]
+    by_itself = [value for a, b in pieces for value in alone.between(a, b)]
+    for one, other in zip(in_batch, by_itself, strict=True):
+        assert one is other is None or torch.equal(one[2:3], other)
+
+
+PLACES_ON_THE_WAY = torch.linspace(0, 2, 41, dtype=F64).tolist()
 
 
 def test_what_lies_behind_is_dropped() -> None:
-    """All but a few pieces; to ask for it is an error, and so is a place outside."""
+    """All but a few pieces."""
     paths = with_area()
-    places = torch.linspace(0, 2, 41, dtype=F64).tolist()
-    for a, b in pairwise(places):
+    for a, b in pairwise(PLACES_ON_THE_WAY):
         paths.between(a, b)
         assert len(paths._intervals) <= KEPT + 2
-    paths.between(places[-6], places[-5])
-    for a, b in ((0.0, 0.1), (1.9, 2.1), (2.0, 2.0)):
-        with pytest.raises(ValueError, match="the paths are known from"):
-            paths.between(a, b)
+    paths.between(PLACES_ON_THE_WAY[-6], PLACES_ON_THE_WAY[-5])
+
+
+@pytest.mark.parametrize("a, b", [(0.0, 0.1), (1.9, 2.1), (2.0, 2.0)])
+def test_what_is_not_known_is_refused(a: float, b: float) -> None:
+    """What was dropped, a place outside, and no piece at all."""
+    paths = with_area()
+    for start, end in pairwise(PLACES_ON_THE_WAY):
+        paths.between(start, end)
+    with pytest.raises(ValueError, match="the paths are known from"):
+        paths.between(a, b)

@@ -22,6 +22,7 @@ from sgm_sde.engine.matrix import Matrix
 from sgm_sde.engine.memory import Buffers, GraphMemory, allocate_memory
 from sgm_sde.engine.phi import phi
 from sgm_sde.engine.program import Form, Program, Stage, Terms
+from tests.conventions import case_id
 from tests.helpers import ALL, F64, GAUSSIAN, LINEAR, MIXTURE, bind, stream
 
 
@@ -179,8 +180,9 @@ M = Matrix.of([[1.0, 2.0], [-3.0, 0.5]])
     ("a", "b", "c"), [(0.5, 0.5, 1.0), (M, 0.5, 1.0), (M, 2.0, 1.0), (M, M, 1.0), (1.0, 2.0, M), (M, M, M)]
 )
 @pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4)])
+@pytest.mark.parametrize("c_x, c_r", [(M, 0.5), (0.5, M), (M, M)], ids=case_id)
 def test_matrices_act_on_blocks(
-    shape: tuple[int, ...], a: float | Matrix, b: float | Matrix, c: float | Matrix
+    shape: tuple[int, ...], a: float | Matrix, b: float | Matrix, c: float | Matrix, c_x: object, c_r: object
 ) -> None:
     """In the table and in a conversion, on either side of it, on states of nothing but blocks too."""
     stages = (Stage(1.0, evaluate=True, node=True), Stage(0.5, ((0, 1.0),), ((0, b),)))
@@ -191,13 +193,18 @@ def test_matrices_act_on_blocks(
     def times(k: float | Matrix, x: Tensor) -> Tensor:
         return torch.einsum("ij,bj...->bi...", torch.tensor(k.rows, dtype=F64), x) if isinstance(k, Matrix) else k * x
 
-    for c_x, c_r in ((M, 0.5), (0.5, M), (M, M)):
-        e = times(c_x, x) + times(c_r, r)
-        run = execute(program, x, Affine([(c_x, c_r)] * 3), Recorded())  # type: ignore[list-item]
-        torch.testing.assert_close(run.x, times(a, x + times(b, e)) + times(c, e))
-    for wrong in ((2,), (2, 3), (1, 3, 2)):
-        with pytest.raises(ValueError, match=re.escape(f"a state of 2 blocks, (B, 2, *): got {wrong}")):
-            execute(program, torch.zeros(wrong), Affine([(M, 1.0)] * 3), Recorded())  # type: ignore[list-item]
+    e = times(c_x, x) + times(c_r, r)
+    run = execute(program, x, Affine([(c_x, c_r)] * 3), Recorded())  # type: ignore[list-item]
+    torch.testing.assert_close(run.x, times(a, x + times(b, e)) + times(c, e))
+
+
+@pytest.mark.parametrize("wrong", [(2,), (2, 3), (1, 3, 2)], ids=case_id)
+def test_states_of_other_blocks_are_refused(wrong: tuple[int, ...]) -> None:
+    """Where the table has matrices."""
+    last = Stage(0.5, ((0, M),), ((0, M),), node=True)
+    program = Program("p", "data", (Stage(1.0, evaluate=True, node=True), last))
+    with pytest.raises(ValueError, match=re.escape(f"a state of 2 blocks, (B, 2, *): got {wrong}")):
+        execute(program, torch.zeros(wrong), Affine([(M, 1.0)] * 3), Recorded())  # type: ignore[list-item]
 
 
 class Passes(TorchFunctionMode):
@@ -454,24 +461,37 @@ def test_a_network_may_return_its_input() -> None:
 
 
 def test_programs_that_make_no_sense_are_refused() -> None:
-    """Coefficients that are not finite and references to what is not there, by name."""
+    """References to what is not evaluated, no stages, an end between nodes."""
     first = Stage(1.0, evaluate=True, node=True)
-    for stage, text in (
-        (Stage(0.5, states=((0, math.nan),)), "nan on state 0 in stage 1"),
-        (Stage(0.5, states=((1, 1.0),)), "state 1"),
-        (Stage(0.5, evals=((3, 1.0),)), "eval 3"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            Program("p", "data", (first, dataclasses.replace(stage, node=True)))
     with pytest.raises(ValueError, match="not evaluated"):
         Program("p", "data", (Stage(1.0, node=True), Stage(0.5, evals=((0, 1.0),), node=True)))
     with pytest.raises(ValueError, match="initial state"):
         Program("p", "data", ())
     with pytest.raises(ValueError, match="ends at a node"):
         Program("p", "data", (first, Stage(0.5)))
-    for text in ("{}", "[]", '{"stages": [{}]}', "nonsense"):
-        with pytest.raises(ValueError):
-            Program.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "stage, text",
+    [
+        (Stage(0.5, states=((0, math.nan),)), "nan on state 0 in stage 1"),
+        (Stage(0.5, states=((1, 1.0),)), "state 1"),
+        (Stage(0.5, evals=((3, 1.0),)), "eval 3"),
+    ],
+    ids=case_id,
+)
+def test_coefficients_that_make_no_sense_are_refused(stage: object, text: str) -> None:
+    """Not finite, or of what is not there, by name."""
+    first = Stage(1.0, evaluate=True, node=True)
+
+    with pytest.raises(ValueError, match=text):
+        Program("p", "data", (first, dataclasses.replace(stage, node=True)))
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"stages": [{}]}', "nonsense"])
+def test_what_is_no_program_s_json_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        Program.from_json(text)
 
 
 def test_forms_compute_as_linear_forms() -> None:

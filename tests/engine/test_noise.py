@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +17,7 @@ from sgm_sde.engine.counter import LANES, Run, philox
 from sgm_sde.engine.noise import LARGEST, NoiseStream, SampleSeeds, check_seeds, resolve_seeds
 from sgm_sde.engine.phi import phi, phi_values
 from tests.by_hand import column
+from tests.conventions import case_id
 from tests.helpers import F64
 
 # Random123's published vectors of philox4x64 with 10 rounds: counter, key, block. The last are digits of pi.
@@ -122,11 +124,17 @@ def test_draws_made_ahead_are_the_draws() -> None:
     for k, shape in enumerate(shapes):
         known = NoiseStream(seeds, "solver", 0.3).at(k, shape, torch.float32)
         assert torch.equal(source.normal(shape, torch.float32), known), k
-    for draw in (2, 50, 3, 4):
-        source.draw = draw
-        assert torch.equal(source.normal((4, 3), F64), NoiseStream(seeds, "solver", 0.3).at(draw, (4, 3), F64))
     with pytest.raises(ValueError, match="noise for 3 samples"):
         source.normal((3, 3), F64)
+
+
+@pytest.mark.parametrize("draw", [2, 50, 3, 4])
+def test_a_draw_is_had_by_its_number(draw: int) -> None:
+    """Whatever was drawn before."""
+    source, seeds = NoiseStream(SampleSeeds(5, range(3, 7)), "solver", 0.3), SampleSeeds(5, range(3, 7))
+
+    source.draw = draw
+    assert torch.equal(source.normal((4, 3), F64), NoiseStream(seeds, "solver", 0.3).at(draw, (4, 3), F64))
 
 
 @pytest.mark.parametrize("seeds", [4, [4, 9, (2, 7)], [(3, 9), (3, 2), (3, 100)]])
@@ -267,9 +275,6 @@ def test_seeds_from_numbers() -> None:
     assert resolve_seeds(torch.tensor(5), None, 2) == ((5, 0), (5, 1))
     assert resolve_seeds(torch.tensor([5, 6]), None, 2) == ((5, 0), (6, 0))
     assert resolve_seeds([2**64 - 1], None, 1) == ((2**64 - 1, 0),)
-    for seed in (-1, 2**64):
-        with pytest.raises(ValueError, match=str(seed)):
-            resolve_seeds(seed, None, 1)
     assert resolve_seeds([(7, 2**32 - 1)], None, 1) == ((7, 2**32 - 1),)
     with pytest.raises(ValueError, match=r"the index of a seed must lie in \[0, 2\*\*32\), got 4294967296"):
         resolve_seeds([(7, 2**32)], None, 1)
@@ -287,13 +292,19 @@ def test_seeds_from_numbers() -> None:
     assert max(seed for seed, _ in fresh) >= 2**40
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seeds_have_64_bits(seed: int) -> None:
+    with pytest.raises(ValueError, match=str(seed)):
+        resolve_seeds(seed, None, 1)
+
+
 @pytest.mark.parametrize("z", [0.25, -0.25, 0.99, -0.99, 1.0, -1.0, 1.01, -1.01, 1.75, -1.75, -1.99, 6.0, -6.0, -40.0])
-def test_phi_functions_on_both_sides_of_the_switch(z: float) -> None:
+@pytest.mark.parametrize("k", range(5))
+def test_phi_functions_on_both_sides_of_the_switch(z: float, k: int) -> None:
     """phi_k(z) = sum of z^j / (j + k)!, in exact arithmetic; from |z| = 1 on the recurrence takes over."""
-    for k in range(5):
-        exact = sum((Fraction(z) ** j / math.factorial(j + k) for j in range(40 if abs(z) < 2 else 180)), Fraction(0))
-        assert phi(k, z) == pytest.approx(float(exact), rel=2e-13, abs=0)
-        assert float(phi_values(k, column(z))) == pytest.approx(float(exact), rel=2e-13, abs=0)
+    exact = sum((Fraction(z) ** j / math.factorial(j + k) for j in range(40 if abs(z) < 2 else 180)), Fraction(0))
+    assert phi(k, z) == pytest.approx(float(exact), rel=2e-13, abs=0)
+    assert float(phi_values(k, column(z))) == pytest.approx(float(exact), rel=2e-13, abs=0)
 
 
 def test_phi_functions_at_zero_and_far_away() -> None:
@@ -301,9 +312,16 @@ def test_phi_functions_at_zero_and_far_away() -> None:
     assert [phi(k, 0.0) for k in range(4)] == [1, 1, 0.5, 1 / 6]
     assert phi(0, 2.0) == math.exp(2.0)
     assert [1e9 * phi(k, -1e9) for k in (1, 2, 3)] == pytest.approx([1, 1, 0.5], rel=1e-8)
-    for k in range(4):
-        several = phi_values(k, column(0.0, -1e9, 2.0, 0.5))  # near and far beside one another
-        assert several.tolist() == pytest.approx([phi(k, z) for z in (0.0, -1e9, 2.0, 0.5)], rel=1e-14, abs=0)
-    for call in (lambda: phi(-1, 1.0), lambda: phi_values(-1, column(1.0))):
-        with pytest.raises(ValueError, match="got -1"):
-            call()
+
+
+@pytest.mark.parametrize("k", range(4))
+def test_phi_functions_of_several_numbers(k: int) -> None:
+    """Near and far beside one another."""
+    several = phi_values(k, column(0.0, -1e9, 2.0, 0.5))  # near and far beside one another
+    assert several.tolist() == pytest.approx([phi(k, z) for z in (0.0, -1e9, 2.0, 0.5)], rel=1e-14, abs=0)
+
+
+@pytest.mark.parametrize("call", [lambda: phi(-1, 1.0), lambda: phi_values(-1, column(1.0))], ids=case_id)
+def test_phi_functions_are_counted_from_zero(call: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match="got -1"):
+        call()

@@ -21,6 +21,10 @@ def test_the_reverse_process() -> None:
     assert float(sde.reverse(lambda x, t: x, eta=2.0).f(x, 0.5)) == -6 - 5 / 2 * 9 * 2
     assert float(sde.reverse(lambda x, t: x, eta=2.0).g(0.5)) == 6.0
     assert float(sde.reverse(lambda x, t: x, eta=0.0).f(x, 0.5)) == -6 - 1 / 2 * 9 * 2
-    for eta in (-0.1, math.inf):
-        with pytest.raises(ValueError, match=f"got {eta}"):
-            sde.reverse(lambda x, t: x, eta)
+
+
+@pytest.mark.parametrize("eta", [-0.1, math.inf])
+def test_the_reverse_process_has_finite_noise(eta: float) -> None:
+    """Not negative, either."""
+    with pytest.raises(ValueError, match=f"got {eta}"):
+        DoubleWell().reverse(lambda x, t: x, eta)

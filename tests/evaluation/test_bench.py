@@ -28,6 +28,7 @@ from sgm_sde.evaluation.metrics.reference import load_reference, measure
 from sgm_sde.nn.digits import digits_data
 from sgm_sde.runs import distributed
 from sgm_sde.zoo.models import Model
+from tests.conventions import case_id
 
 DIGITS: dict[str, Any] = {
     "solvers": ["ddim", "dpm++2m@log-snr"], "nfe": [5, 10], "n": 40, "seeds": [0, 1], "run": RunOptions(16, "cpu"),
@@ -61,12 +62,9 @@ def points(tmp_path: Path) -> Path:
 
 
 def test_samples_become_images_in_one_way() -> None:
-    """-1, 0 and 1 are 0, 128 and 255; beyond is clipped; levels come back as they were; NaN is an error."""
+    """-1, 0 and 1 are 0, 128 and 255; beyond is clipped; NaN is an error."""
     x = torch.tensor([[-1.0, 0.0, 1.0, -7.0, 1.01, float("inf")]])
     assert to_uint8(x).tolist() == [[0, 128, 255, 0, 255, 255]]
-    levels = torch.arange(256)
-    for lo, hi in ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)):
-        assert torch.equal(to_uint8(lo + levels * ((hi - lo) / 255), (lo, hi)), levels.to(torch.uint8))
     narrow = 0.01 * x[:, :3]
     assert to_uint8(narrow).tolist() == [[126, 128, 129]]  # an image's own minimum and maximum play no role
     with pytest.raises(ValueError, match="must not be NaN, got some in 1 of 2 samples"):
@@ -75,6 +73,14 @@ def test_samples_become_images_in_one_way() -> None:
         to_uint8(torch.zeros(2, 2, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"lo < hi, got \(1, 0\)"):
         to_uint8(x, (1, 0))
+
+
+@pytest.mark.parametrize("lo, hi", [(-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)])
+def test_levels_come_back_as_they_were(lo: float, hi: float) -> None:
+    """From any range."""
+    levels = torch.arange(256)
+
+    assert torch.equal(to_uint8(lo + levels * ((hi - lo) / 255), (lo, hi)), levels.to(torch.uint8))
 
 
 def test_features_are_those_of_8_bit_images() -> None:
@@ -353,12 +359,22 @@ def test_a_result_is_a_file_with_known_fields(digits: tuple[BenchResult, Path], 
     contents = json.loads((out / "results.json").read_text())
     assert contents["protocol"].keys() == PROTOCOL.keys()
     assert all(row.keys() == ROW.keys() for row in contents["rows"])
-    for key, value, message in (("n", "40", "n of the protocol must be a int, got '40'"), ("extra", 1, "must have")):
-        (tmp_path / "bad.json").write_text(json.dumps({**contents, "protocol": {**contents["protocol"], key: value}}))
-        with pytest.raises(ValueError, match=message):
-            load_result(tmp_path / "bad.json")
     with pytest.raises(ValueError, match="holds no result of a benchmark"):
         load_result(out / "curves.png")
+
+
+@pytest.mark.parametrize(
+    "key, value, message", [("n", "40", "n of the protocol must be a int, got '40'"), ("extra", 1, "must have")]
+)
+def test_a_result_with_other_fields_is_refused(
+    digits: tuple[BenchResult, Path], tmp_path: Path, key: str, value: str | int, message: str
+) -> None:
+    _, out = digits
+    contents = json.loads((out / "results.json").read_text())
+
+    (tmp_path / "bad.json").write_text(json.dumps({**contents, "protocol": {**contents["protocol"], key: value}}))
+    with pytest.raises(ValueError, match=message):
+        load_result(tmp_path / "bad.json")
 
 
 def test_an_interrupted_benchmark_goes_on(
@@ -379,8 +395,8 @@ def test_an_interrupted_benchmark_goes_on(
     assert not (tmp_path / "results.json").exists()
     assert bench("digits", tmp_path, **DIGITS) == digits[0]
     assert len(calls) == 8 * 3 + 1
-    for name in ("results.json", "table.md"):
-        assert (tmp_path / name).read_bytes() == (digits[1] / name).read_bytes()
+    assert (tmp_path / "results.json").read_bytes() == (digits[1] / "results.json").read_bytes()
+    assert (tmp_path / "table.md").read_bytes() == (digits[1] / "table.md").read_bytes()
     more = bench("digits", tmp_path, **DIGITS | {"solvers": ["euler", "ddim"], "nfe": [5, 7]})
     assert len(calls) == 8 * 3 + 1 + 2 * 2 * 3 + 2 * 3  # euler at both budgets and ddim at the new one, with two seeds
     assert more.values("ddim", 5, "sliced") == digits[0].values("ddim", 5, "sliced")
@@ -474,12 +490,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "| ddim@karras | " in printed
     assert "| default | " in printed
     assert "| solver | 5 |" in printed
-    for extra, text in (
+
+
+@pytest.mark.parametrize(
+    "extra, text",
+    [
         (["--nfe", "five"], "integers such as 5,10,20, got 'five'"),
         (["--features", "inception"], "nothing is downloaded"),
         (["--seed", "3"], "unrecognized arguments: --seed"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            main([*argv, *extra])
-        assert stop.value.code == 2
-        assert text in capsys.readouterr().err
+    ],
+    ids=case_id,
+)
+def test_the_command_s_arguments_are_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], extra: list[str], text: str
+) -> None:
+    argv = ["bench", "--model", "digits", "--solvers", "ddim,default", "--grids", "karras", "--nfe", "5", "--n", "30"]
+    argv += ["--metrics", "sw", "--out", str(tmp_path / "out"), "--device", "cpu", "--quiet"]
+
+    with pytest.raises(SystemExit) as stop:
+        main([*argv, *extra])
+    assert stop.value.code == 2
+    assert text in capsys.readouterr().err

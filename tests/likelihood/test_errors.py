@@ -157,15 +157,16 @@ def test_samples_that_do_not_reach_the_tolerance_are_named() -> None:
 
 
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
-def test_parts_of_a_batch(trace: str) -> None:
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_parts_of_a_batch(trace: str, batch_size: int) -> None:
     """Values do not depend on how many samples are run at once, refined ones neither."""
     sde = LINEAR["vp"]
     x = torch.tensor([[1.0, 0.0], [0.1, 0.1], [-1.0, 0.2], [0.4, 0.3], [0.9, -0.2]], dtype=F64)
     whole = sg.log_prob(RIDGE.score(sde), sde, x, trace=trace, seed=0)
-    for batch_size in (1, 2, 5):
-        parts = sg.log_prob(RIDGE.score(sde), sde, x, trace=trace, seed=0, batch_size=batch_size)
-        torch.testing.assert_close(parts.value, whole.value, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(parts.stderr, whole.stderr, rtol=1e-6, atol=1e-9)
+
+    parts = sg.log_prob(RIDGE.score(sde), sde, x, trace=trace, seed=0, batch_size=batch_size)
+    torch.testing.assert_close(parts.value, whole.value, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(parts.stderr, whole.stderr, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(("probe", "n_probes"), [("rademacher", 1), ("gaussian", 4)])
@@ -189,12 +190,12 @@ def test_what_leaves_the_grid_has_an_exact_trace_in_few_dimensions(probe: str, n
     torch.testing.assert_close(res.value[left], exactly.value[left], rtol=0, atol=4e-3)  # twice the tolerance
 
 
-def test_the_trace_is_exact_in_few_dimensions() -> None:
+@pytest.mark.parametrize("d, said", [(16, "by its exact trace"), (17, "Hutchinson's estimate with 1 rademacher probe, fresh")])
+def test_the_trace_is_exact_in_few_dimensions(d: int, said: str) -> None:
     """By default; the protocol says which it was."""
-    for d, said in ((16, "by its exact trace"), (17, "Hutchinson's estimate with 1 rademacher probe, fresh")):
-        oracle = sg.oracles.Gaussian(torch.zeros(d), 0.25)
-        res = sg.log_prob(oracle.score(VP), VP, torch.zeros(2, d), method=FixedGrid(8), seed=0)
-        assert said in str(res.protocol)
+    oracle = sg.oracles.Gaussian(torch.zeros(d), 0.25)
+    res = sg.log_prob(oracle.score(VP), VP, torch.zeros(2, d), method=FixedGrid(8), seed=0)
+    assert said in str(res.protocol)
 
 
 def test_the_asymmetry_of_a_jacobian() -> None:
@@ -227,7 +228,8 @@ def test_the_variance_of_an_estimate_from_its_products(basis: str) -> None:
 
 
 @pytest.mark.parametrize("n_probes", [1, 2])
-def test_a_skew_jacobian_leaves_the_standard_error_alone(n_probes: int) -> None:
+@pytest.mark.parametrize("size", [0.0, 0.5, 3.0])
+def test_a_skew_jacobian_leaves_the_standard_error_alone(n_probes: int, size: float) -> None:
     """It is the spread over seeds, whatever antisymmetric matrix a network's Jacobian has in it: z^T A z is 0."""
     sde, d, n = LINEAR["vp"], 8, 200
     generator = torch.Generator().manual_seed(0)
@@ -235,19 +237,18 @@ def test_a_skew_jacobian_leaves_the_standard_error_alone(n_probes: int) -> None:
     symmetric = torch.eye(d, dtype=F64) + 0.15 * (one + one.T)
     x = (0.5 * torch.randn(1, d, generator=generator, dtype=F64)).expand(n, d)
 
-    for size in (0.0, 0.5, 3.0):
-        matrix = symmetric + size / 2 * (other - other.T)
+    matrix = symmetric + size / 2 * (other - other.T)
 
-        def noise(x: Tensor, t: Tensor, matrix: Tensor = matrix) -> Tensor:
-            alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
-            return sigma / (0.25 * alpha**2 + sigma**2) * (x @ matrix)
+    def noise(x: Tensor, t: Tensor, matrix: Tensor = matrix) -> Tensor:
+        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        return sigma / (0.25 * alpha**2 + sigma**2) * (x @ matrix)
 
-        score, method = sg.from_noise(noise, sde), FixedGrid(32)
-        exactly = sg.log_prob(score, sde, x[:1], trace="exact", method=method).value
-        res = sg.log_prob(score, sde, x, trace=Hutchinson(n_probes), method=method, seed=list(range(n)))
-        spread = (res.value - exactly).square().mean().sqrt()
-        stated = res.stderr.square().mean().sqrt()
-        assert 0.8 < float(stated / spread) < 1.2
+    score, method = sg.from_noise(noise, sde), FixedGrid(32)
+    exactly = sg.log_prob(score, sde, x[:1], trace="exact", method=method).value
+    res = sg.log_prob(score, sde, x, trace=Hutchinson(n_probes), method=method, seed=list(range(n)))
+    spread = (res.value - exactly).square().mean().sqrt()
+    stated = res.stderr.square().mean().sqrt()
+    assert 0.8 < float(stated / spread) < 1.2
 
 
 def test_steps_off_a_ridge_state_their_error() -> None:

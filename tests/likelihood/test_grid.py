@@ -26,7 +26,10 @@ from tests.likelihood.cases import PROCESSES, RIDGE, exact, points
 
 @given(steps=st.integers(6, 40), to_noise=st.booleans(), data_std=st.floats(0.1, 2), process=st.sampled_from(PROCESSES))
 @settings(max_examples=30)
-def test_the_tables_integrate_polynomials(steps: int, to_noise: bool, data_std: float, process: str) -> None:
+@pytest.mark.parametrize("power", range(6))
+def test_the_tables_integrate_polynomials(
+    steps: int, to_noise: bool, data_std: float, process: str, power: int
+) -> None:
     """In the number of the node, over theta: the method the fourth power, and the fifth where all slopes are known."""
     sde = LINEAR[process]
     curve = Stretched(data_std=data_std).curve(sde, sde.T, sde.likelihood_eps)
@@ -41,17 +44,17 @@ def test_the_tables_integrate_polynomials(steps: int, to_noise: bool, data_std: 
     u = (k[:-1, None] + (x + 1) / 2).ravel()
     h = 1e-5
     slopes = (theta(u + h) - theta(u - h)) / (2 * h)
-    for power in range(6):
-        pieces = (w / 2 * (slopes * (u / steps) ** power).reshape(steps, -1)).sum(1)
-        scale, values = np.abs(pieces).sum(), (k / steps) ** power
-        assert table.weights @ values == pytest.approx(pieces.sum(), abs=1e-7 * scale)
-        found = [sum(c * values[j] for j, c in row) for row in table.integrals]
-        np.testing.assert_allclose(found, pieces, atol=1e-7 * scale)
-        if power < 5:
-            whole = (table.steps.sum(0) + table.correction) @ values
-            assert whole == pytest.approx(pieces.sum(), abs=1e-7 * scale)
-        if power == 0:  # a constant slope is integrated exactly from the first step on
-            np.testing.assert_allclose(table.steps[1:] @ np.ones(steps + 1), pieces, atol=1e-7 * scale)
+
+    pieces = (w / 2 * (slopes * (u / steps) ** power).reshape(steps, -1)).sum(1)
+    scale, values = np.abs(pieces).sum(), (k / steps) ** power
+    assert table.weights @ values == pytest.approx(pieces.sum(), abs=1e-7 * scale)
+    found = [sum(c * values[j] for j, c in row) for row in table.integrals]
+    np.testing.assert_allclose(found, pieces, atol=1e-7 * scale)
+    if power < 5:
+        whole = (table.steps.sum(0) + table.correction) @ values
+        assert whole == pytest.approx(pieces.sum(), abs=1e-7 * scale)
+    if power == 0:  # a constant slope is integrated exactly from the first step on
+        np.testing.assert_allclose(table.steps[1:] @ np.ones(steps + 1), pieces, atol=1e-7 * scale)
 
 
 @given(
@@ -85,18 +88,12 @@ LONG = {
 
 
 @pytest.mark.parametrize("process", list(LONG))
-def test_pure_noise_takes_no_steps(process: str) -> None:
-    """However long a process is noise alone, a grid is as good as without that, and few steps state their error."""
+def test_pure_noise_leaves_the_standard_error_finite(process: str) -> None:
+    """And true."""
     sde = LONG[process]
     x = MIXTURE.sample(12, sde, sde.likelihood_eps, seed=0, dtype=F64)
     known = MIXTURE.log_prob(x, sde, sde.likelihood_eps)
     marginal: dict[str, Any] = {"prior": lambda z: MIXTURE.log_prob(z, sde, sde.T)}
-    d = x[0].numel()
-    for steps, largest in ((16, 0.5), (48, 2e-3)):
-        res = sg.log_prob(MIXTURE.score(sde), sde, x, method=FixedGrid(steps), trace="exact", **marginal)
-        off = (res.value - known).abs() / d
-        assert float(off.max()) < largest
-        assert int((off > res.error / d + 1e-6).sum()) <= 1
 
     res = sg.log_prob(MIXTURE.score(sde), sde, x, method=FixedGrid(48), trace="hutchinson", seed=0, **marginal)
     low, high = res.interval(0.9999)
@@ -104,13 +101,29 @@ def test_pure_noise_takes_no_steps(process: str) -> None:
     assert bool(((low <= known) & (known <= high)).all())
 
 
-def test_grids_end_at_the_process_own_ends() -> None:
+@pytest.mark.parametrize("process", list(LONG))
+@pytest.mark.parametrize("steps, largest", [(16, 0.5), (48, 2e-3)])
+def test_pure_noise_takes_no_steps(process: str, steps: int, largest: float) -> None:
+    """However long a process is noise alone, a grid is as good as without that, and few steps state their error."""
+    sde = LONG[process]
+    x = MIXTURE.sample(12, sde, sde.likelihood_eps, seed=0, dtype=F64)
+    known = MIXTURE.log_prob(x, sde, sde.likelihood_eps)
+    marginal: dict[str, Any] = {"prior": lambda z: MIXTURE.log_prob(z, sde, sde.T)}
+    d = x[0].numel()
+
+    res = sg.log_prob(MIXTURE.score(sde), sde, x, method=FixedGrid(steps), trace="exact", **marginal)
+    off = (res.value - known).abs() / d
+    assert float(off.max()) < largest
+    assert int((off > res.error / d + 1e-6).sum()) <= 1
+
+
+@pytest.mark.parametrize("sde", LONG.values(), ids=LONG)
+def test_grids_end_at_the_process_own_ends(sde: object) -> None:
     """On processes that are mostly noise too, one interval of which they leave to that."""
-    for sde in LONG.values():
-        times = Stretched()(sde, 16, t_end=sde.likelihood_eps).times
-        assert (times[0], times[-1]) == (sde.T, sde.likelihood_eps)
-        assert all(before > after for before, after in itertools.pairwise(times))
-        assert float(sde.log_snr(times[1])) / 2 > -12
+    times = Stretched()(sde, 16, t_end=sde.likelihood_eps).times
+    assert (times[0], times[-1]) == (sde.T, sde.likelihood_eps)
+    assert all(before > after for before, after in itertools.pairwise(times))
+    assert float(sde.log_snr(times[1])) / 2 > -12
 
 
 @pytest.mark.parametrize("process", list(LONG))
@@ -221,13 +234,14 @@ def test_samples_that_cannot_be_finished_are_named() -> None:
         sg.log_prob(sg.from_denoiser(raising, sde), sde, x, **options)
 
 
-def test_too_few_steps_say_so() -> None:
+@pytest.mark.parametrize("steps, said", [(8, True), (16, False)])
+def test_too_few_steps_say_so(steps: int, said: bool) -> None:
     """In the protocol: of steps longer than what data take to take shape the error is not known."""
     x = points(MIXTURE, "vp")
     words = "too few for their error to be known"
-    for steps, said in ((8, True), (16, False)):
-        res = sg.log_prob(MIXTURE.score(LINEAR["vp"]), LINEAR["vp"], x, method=FixedGrid(steps))
-        assert (words in str(res.protocol)) is said
+
+    res = sg.log_prob(MIXTURE.score(LINEAR["vp"]), LINEAR["vp"], x, method=FixedGrid(steps))
+    assert (words in str(res.protocol)) is said
 
 
 def test_the_defect_makes_up_for_the_path() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -42,19 +41,6 @@ def clothes() -> tuple[Tensor, Tensor]:
         fashion_score(sde), sde, (60, 1, 28, 28), solver="dpm++2m", nfe=15, seed=1, model_kwargs={"y": labels}
     )
     return res.x, labels
-
-
-def test_the_files_are_small() -> None:
-    sizes = {
-        p.name: len(p.read_bytes())
-        for p in (resources.files("sgm_sde") / "zoo" / "assets").iterdir()
-        if "fashion" in p.name
-    }
-    assert sizes.keys() == {
-        *(f"fashion_{part}.safetensors" for part in ("denoiser", "classifier", "statistics")),
-        "fashion_solvers.json",
-    }
-    assert max(sizes.values()) <= 4_000_000
 
 
 def test_samples_are_of_their_class(clothes: tuple[Tensor, Tensor], classifier: FashionClassifier) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import resources
 
 import pytest
 import torch
@@ -17,6 +18,24 @@ LOADERS = [
     fashion.load_fashion_denoiser,
     fashion.load_fashion_classifier,
 ]
+
+
+SIZES = {  # bytes that a file of weights may have
+    "digits_denoiser": 1_000_000,
+    "digits_velocity": 1_100_000,
+    "digits_classifier": 300_000,
+    "fashion_denoiser": 4_000_000,
+    "fashion_classifier": 4_000_000,
+    "fashion_statistics": 4_000_000,
+}
+
+
+def test_the_files_of_weights() -> None:
+    """All of them, and none is large."""
+    assets = (resources.files("sgm_sde") / "zoo" / "assets").iterdir()
+    sizes = {p.name.removesuffix(".safetensors"): len(p.read_bytes()) for p in assets if p.name.endswith("safetensors")}
+    assert sizes.keys() == SIZES.keys()
+    assert [name for name, size in sizes.items() if size > SIZES[name]] == []
 
 
 @pytest.mark.parametrize("load", LOADERS)

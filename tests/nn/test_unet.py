@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde.likelihood import Exact, FixedGrid
 from sgm_sde.nn.unet import EDMPreconditioned, UNet, edm_preconditioning
+from tests.conventions import case_id
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -68,14 +69,18 @@ def test_options_of_the_literature() -> None:
     assert torch.allclose(angles[[0, -1]], torch.tensor([1.0, 1e-4]))
     assert torch.equal(unet().frequencies, 2.0 ** torch.linspace(-1, 4, 8))
 
-    x, t, y = noise(2, 1, 8, 8), torch.tensor([0.1, 0.4]), torch.tensor([0, 1])
-    for option in ({"time": "fourier"}, {"time": "positional"}, {"rescale": True}):
-        assert not torch.allclose(unet(**option)(x, t, y), unet()(x, t, y), atol=1e-3), option
     named = {name for name, _ in unet(middle="attention").named_parameters()}
     assert {"middle.1.qkv.weight", "middle.2.conv1.weight"} <= named
     plain, rescaled = unet().down[0], unet(rescale=True).down[0]  # a block without attention
     h, emb = noise(4, 8, 4, 4), noise(4, 16)
     assert torch.allclose(rescaled(h, emb), plain(h, emb) / 2**0.5)
+
+
+@pytest.mark.parametrize("option", [{"time": "fourier"}, {"time": "positional"}, {"rescale": True}], ids=case_id)
+def test_options_of_the_literature_are_used(option: dict[str, object]) -> None:
+    x, t, y = noise(2, 1, 8, 8), torch.tensor([0.1, 0.4]), torch.tensor([0, 1])
+
+    assert not torch.allclose(unet(**option)(x, t, y), unet()(x, t, y), atol=1e-3), option
 
 
 def test_inference_leaves_the_global_random_state_alone() -> None:

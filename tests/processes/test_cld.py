@@ -26,15 +26,22 @@ def test_cld_by_hand(friction: float) -> None:
     assert sde.prior_covariance.rows == ((1.0, 0.0), (0.0, 0.25))
     assert sde.initial_covariance.rows == ((0.0, 0.0), (0.0, 0.125))
     assert (float(sde.beta(0.0)), float(sde.beta(1.0)), float(sde.integrated_beta(1.0))) == (2.0, 6.0, 4.0)
-    A_, D_ = sde.A.array, sde.D.array
-    for B in (1e-3, 0.1, 1.0, 2.5, 6.0, 20.0):
-        phi, N = sde.transition_of_rate(torch.tensor(B, dtype=F64))
-        expected = moved(A_, D_ @ D_.T, B)
-        np.testing.assert_allclose(phi, expected[0], rtol=1e-9, atol=1e-15)
-        np.testing.assert_allclose(N, expected[1], rtol=1e-9, atol=1e-13)
     many = torch.tensor([[0.1, 1.0, 6.0]], dtype=F64)
     assert sde.transition_of_rate(many)[1].shape == (1, 3, 2, 2)
     assert sde.transition_of_rate(many.float())[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("friction", [0.2, 1.0, 3.0])
+@pytest.mark.parametrize("B", [1e-3, 0.1, 1.0, 2.5, 6.0, 20.0])
+def test_transitions_of_cld_by_hand(friction: float, B: float) -> None:
+    """By the matrix exponential, over short times and long ones."""
+    sde = sg.CLD(mass=0.25, friction=friction, beta_min=2.0, beta_max=6.0, gamma=0.5)
+    A_, D_ = sde.A.array, sde.D.array
+
+    phi, N = sde.transition_of_rate(torch.tensor(B, dtype=F64))
+    expected = moved(A_, D_ @ D_.T, B)
+    np.testing.assert_allclose(phi, expected[0], rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(N, expected[1], rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -167,9 +168,15 @@ def test_prior_density_is_torch_s(process: str) -> None:
     torch.testing.assert_close(sde.prior_log_prob(x), normal.log_prob(x).sum((1, 2)))
 
 
-def test_bad_input_is_named() -> None:
-    """Each wrong argument raises, and the message holds the offending value."""
-    cases = [
+def test_integer_times_are_named() -> None:
+    """By their dtype."""
+    with pytest.raises(TypeError, match="int64"):
+        sg.VPSDE().alpha(torch.tensor(1))
+
+
+@pytest.mark.parametrize(
+    "call, text",
+    [
         (lambda: sg.VPSDE(beta_min=-1.0), "-1.0"),
         (lambda: sg.VPSDE(beta_min=30.0), "30.0"),
         (lambda: sg.VPSDE(eps=2.0), "eps=2.0"),
@@ -189,15 +196,22 @@ def test_bad_input_is_named() -> None:
         (lambda: sg.VPSDE().transition(0.5, 0.4), "0.5"),
         (lambda: sg.VPSDE().f(torch.zeros(3, 2), torch.zeros(2)), r"\(2,\)"),
         (lambda: sg.VPSDE().reverse(lambda x, t: x, eta=-1.0), "-1.0"),
-    ]
-    for call, text in cases:
-        with pytest.raises(ValueError, match=text):
-            call()
-    for call in (lambda: check_sde("vp"), lambda: sg.from_noise(lambda x, t: x, sg.VPSDE)):  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="sde must be a forward process"):
-            call()
-    with pytest.raises(TypeError, match="int64"):
-        sg.VPSDE().alpha(torch.tensor(1))
+    ],
+    ids=case_id,
+)
+def test_bad_input_is_named(call: Callable[..., object], text: str) -> None:
+    """Each wrong argument raises, and the message holds the offending value."""
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: check_sde("vp"), lambda: sg.from_noise(lambda x, t: x, sg.VPSDE)], ids=case_id
+)
+def test_what_is_no_process_is_refused(call: Callable[..., object]) -> None:
+    """A name and a class are none."""
+    with pytest.raises(TypeError, match="sde must be a forward process"):
+        call()
 
 
 def test_transitions_have_shapes_on_the_device_meta() -> None:
@@ -221,15 +235,23 @@ def test_slopes_of_a_schedule_in_inference_mode() -> None:
     assert torch.equal(f, copies[0]) and torch.equal(g, copies[1])
 
 
-def test_schedules_of_the_user() -> None:
+def test_schedules_of_the_user_are_inverted() -> None:
+    """From log-SNR to the time; beyond the ends there is none."""
+    vp = sg.VPSDE()
+    own = sg.LinearSDE.from_schedule(vp.alpha, vp.sigma, T=1.0, eps=1e-3)
+    t = torch.linspace(1e-3, 1, 50, dtype=F64)
+    torch.testing.assert_close(own.time(vp.log_snr(t)), t, rtol=1e-9, atol=0)
+    assert math.isnan(float(own.time(torch.tensor(-50.0, dtype=F64))))
+
+
+@pytest.mark.parametrize("method", ["alpha", "sigma", "d_alpha", "d_sigma", "g", "log_snr"])
+def test_schedules_of_the_user(method: str) -> None:
     """from_schedule gives the built-in process back when given its alpha and sigma."""
     vp = sg.VPSDE()
     own = sg.LinearSDE.from_schedule(vp.alpha, vp.sigma, T=1.0, eps=1e-3)
     t = torch.linspace(1e-3, 1, 50, dtype=F64)
-    for method in ("alpha", "sigma", "d_alpha", "d_sigma", "g", "log_snr"):
-        torch.testing.assert_close(getattr(own, method)(t), getattr(vp, method)(t), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(own.time(vp.log_snr(t)), t, rtol=1e-9, atol=0)
-    assert math.isnan(float(own.time(torch.tensor(-50.0, dtype=F64))))
+
+    torch.testing.assert_close(getattr(own, method)(t), getattr(vp, method)(t), rtol=1e-9, atol=1e-12)
 
 
 class Wrong(sg.VPSDE):
@@ -284,9 +306,6 @@ def test_a_process_of_drift_and_diffusion_only() -> None:
     """A nonlinear process samples with solvers of the reverse drift; others say what they lack."""
     sde = Pendulum()
     assert len(check_sde(sde)) == 2
-    for grid in ("log-snr", "karras"):
-        with pytest.raises(TypeError, match=r"needs a process with alpha\(t\) and sigma\(t\)"):
-            sg.sample(lambda x, t: -x, sde, (3, 2), solver="euler-maruyama", steps=2, grid=grid)
     score = lambda x, t: -x  # noqa: E731
     for solver in ("euler-maruyama", "rk4", "euler"):
         res = sg.sample(score, sde, shape=(3, 2), solver=solver, steps=20, seed=0, execution=DOUBLE)
@@ -296,9 +315,6 @@ def test_a_process_of_drift_and_diffusion_only() -> None:
     for t, s in itertools.pairwise(times):
         by_hand = by_hand - (t - s) * (by_hand.sin() - by_hand + by_hand / 2)
     torch.testing.assert_close(res.x, by_hand, rtol=1e-10, atol=1e-10)
-    for solver in ("ddim", "heun", "dpm++2m", "reverse-diffusion"):
-        with pytest.raises(TypeError, match="Pendulum"):
-            sg.sample(score, sde, shape=(3, 2), solver=solver, steps=5, seed=0)
     with pytest.raises(ValueError, match="denoise"):
         sg.sample(score, sde, shape=(3, 2), solver="euler", steps=5, final="denoise")
     with pytest.raises(TypeError, match="LinearSDE"):
@@ -309,15 +325,34 @@ def test_a_process_of_drift_and_diffusion_only() -> None:
         sg.sample(score, sde, shape=(3, 2), solver=sg.PredictorCorrector(sg.EulerMaruyama(), sg.Langevin()), steps=5)
 
 
+@pytest.mark.parametrize("grid", ["log-snr", "karras"])
+def test_grids_that_drift_and_diffusion_do_not_have(grid: str) -> None:
+    sde = Pendulum()
+
+    with pytest.raises(TypeError, match=r"needs a process with alpha\(t\) and sigma\(t\)"):
+        sg.sample(lambda x, t: -x, sde, (3, 2), solver="euler-maruyama", steps=2, grid=grid)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun", "dpm++2m", "reverse-diffusion"])
+def test_solvers_that_drift_and_diffusion_do_not_have(solver: str) -> None:
+    sde = Pendulum()
+    score = lambda x, t: -x  # noqa: E731
+
+    with pytest.raises(TypeError, match="Pendulum"):
+        sg.sample(score, sde, shape=(3, 2), solver=solver, steps=5, seed=0)
+
+
+TABLES = [sg.DiscreteVPSDE([0.1, 0.1]), sg.DiscreteVESDE([1.0, 2.0, 7.0])]
+TABLES += [sg.presets.ddpm(n) for n in (50, 100)] + [sg.presets.iddpm_cosine(n) for n in (20, 100)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_last_time_of_a_table_is_its_own(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("sde", TABLES, ids=lambda sde: f"{type(sde).__name__}-{len(sde.times)}")
+def test_the_last_time_of_a_table_is_its_own(sde: sg.LinearSDE, dtype: torch.dtype) -> None:
     """time(log_snr(T)) is T on tables of any length, rounding on the way included; beyond the table it is NaN."""
-    tables = [sg.DiscreteVPSDE([0.1, 0.1]), sg.DiscreteVESDE([1.0, 2.0, 7.0])]
-    tables += [sg.presets.ddpm(n) for n in (50, 100)] + [sg.presets.iddpm_cosine(n) for n in (20, 100)]
-    for sde in tables:
-        end = torch.ones((), dtype=dtype)
-        assert float(sde.time(sde.log_snr(end))) == pytest.approx(1, abs=1e-4)
-        assert bool(sde.time(sde.log_snr(end) - 0.1).isnan())
+    end = torch.ones((), dtype=dtype)
+    assert float(sde.time(sde.log_snr(end))) == pytest.approx(1, abs=1e-4)
+    assert bool(sde.time(sde.log_snr(end) - 0.1).isnan())
 
 
 def test_far_log_snr_in_float32() -> None:
@@ -364,13 +399,19 @@ def test_conversions_at_a_node_without_options() -> None:
     assert node.convert("data", "v") != node.convert("data", "v", 0.0, 2.0)
 
 
-def test_schedules_return_tensors_of_the_times_shape() -> None:
-    """A number and another shape are named; one value for all times is taken."""
-    for wrong, shown in ((lambda t: 1.0, "got float"), (lambda t: torch.ones(3, dtype=F64), r"got \(3,\)")):
-        with pytest.raises(ValueError, match=rf"alpha\(t\) must return a tensor of the shape \(257,\) of t, {shown}"):
-            sg.LinearSDE.from_schedule(wrong, torch.exp)  # type: ignore[arg-type]
+def test_schedules_may_return_one_value() -> None:
+    """For all times."""
     sde = sg.LinearSDE.from_schedule(lambda t: torch.ones((), dtype=t.dtype), torch.exp)
     assert sde.alpha(torch.tensor([0.1, 0.2], dtype=F64)).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "wrong, shown", [(lambda t: 1.0, "got float"), (lambda t: torch.ones(3, dtype=F64), r"got \(3,\)")], ids=case_id
+)
+def test_schedules_return_tensors_of_the_times_shape(wrong: Callable[..., object], shown: str) -> None:
+    """A number and another shape are named."""
+    with pytest.raises(ValueError, match=rf"alpha\(t\) must return a tensor of the shape \(257,\) of t, {shown}"):
+        sg.LinearSDE.from_schedule(wrong, torch.exp)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("dtype", "sections"), [(F64, 20), (torch.float32, 10)])
@@ -495,19 +536,23 @@ def test_transitions_run_forward() -> None:
     assert (scale.tolist(), std.tolist()) == ([1.0, 1.0], [0.0, 0.0])
 
 
-def test_nodes_without_signal() -> None:
-    """An alpha of at most 1e-15 sigma is rounding of 0: no signal, half the log-SNR minus infinity."""
+def test_nodes_by_hand() -> None:
+    """With little signal, with drift that rounding makes negative, with less noise."""
     linear = LinearNode(EDM, 1.0, 0.5, 2.0, -0.25, 3.0, -2.5)
     assert (linear.alpha, linear.lam, linear.noise_level, linear.rate) == (0.5, -1.25, 4.0, -0.5)
     assert linear.g == math.sqrt(2 * 2 * (3 + 0.5 * 2))
     assert LinearNode(EDM, 1.0, 1.5e-15, 1.0, -1.0, 1.0, -68.0).lam == -34.0
-    for alpha, sigma in ((1e-15, 1.0), (1.5e-15, 2.0), (0.0, 1.0)):
-        node = LinearNode(EDM, 1.0, alpha, sigma, -1.0, 1.0, -80.0)
-        assert (node.alpha, node.lam, node.noise_level, node.rate) == (0.0, -math.inf, math.inf, -math.inf)
     assert LinearNode(EDM, 1.0, 1.0, 1.0, 2.0, 1.0, 0.0).g == 0.0  # 2 (1 - 2) < 0
     less = linear.at_reduced_noise(0.5)
     assert (less.alpha, less.sigma, less.lam) == (0.5, 0.25, pytest.approx(math.log(2)))
     assert math.isnan(less.t)
+
+
+@pytest.mark.parametrize("alpha, sigma", [(1e-15, 1.0), (1.5e-15, 2.0), (0.0, 1.0)])
+def test_nodes_without_signal(alpha: float, sigma: float) -> None:
+    """An alpha of at most 1e-15 sigma is rounding of 0: no signal, half the log-SNR minus infinity."""
+    node = LinearNode(EDM, 1.0, alpha, sigma, -1.0, 1.0, -80.0)
+    assert (node.alpha, node.lam, node.noise_level, node.rate) == (0.0, -math.inf, math.inf, -math.inf)
 
 
 class Counted(sg.LinearSDE):
@@ -535,18 +580,23 @@ def test_log_snr_of_a_schedule() -> None:
 
 
 def test_bisection() -> None:
-    """The inverse of any log-SNR: to the last bit, at both ends of the span too, and no more halvings than that."""
+    """The inverse of any log-SNR: to the last bit, at both ends of the span too."""
     sde = Counted()
     ends = sde.time(sde.log_snr(column(0.0, 1.0)))
     assert ends.tolist() == pytest.approx([0.0, 1.0], rel=1e-15, abs=1e-30)
     beyond = sde.time(column(2 * math.log(8) + 1e-9, 2 * math.log(0.5 / 1.125) - 1e-9))
     assert bool(beyond.isnan().all())
-    for dtype, halvings in ((F64, 120), (torch.float32, 60)):
-        sde.calls = 0
-        sde.time(torch.zeros((), dtype=dtype))
-        assert sde.calls <= halvings + 2
     tiny = Counted(floor=0.0)  # log-SNR -2 log(t) but for t/2
     assert float(tiny.time(column(2 * 60 * LOG2))) == pytest.approx(2.0**-60, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype, halvings", [(F64, 120), (torch.float32, 60)], ids=case_id)
+def test_bisection_takes_no_more_halvings_than_bits(dtype: torch.dtype, halvings: int) -> None:
+    sde = Counted()
+    sde.time(torch.zeros((), dtype=dtype))  # the span is found once
+    sde.calls = 0
+    sde.time(torch.zeros((), dtype=dtype))
+    assert sde.calls <= halvings + 2
 
 
 def test_schedules_are_checked() -> None:

@@ -72,9 +72,6 @@ def test_integrated_matrices_are_those_of_the_rate() -> None:
     numeric = sg.processes.MatrixSDE.from_functions(
         lambda t: OVER.drift_matrix(t).numpy(), lambda t: OVER.g(t).numpy(), **kwargs
     )
-    for s, t in ((0.0, 0.01), (0.2, 0.9)):
-        for got, expected in zip(numeric.transition(s, t), OVER.transition(s, t), strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-12)
     for got, expected in zip(numeric.propagate(0.9, 0.2, 1.0), OVER.propagate(0.9, 0.2, 1.0), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-10)
     grid = QUADRATIC(OVER, 1, t_end=0.4)
@@ -82,6 +79,21 @@ def test_integrated_matrices_are_those_of_the_rate() -> None:
     x, score = OVER.prior_sample((4, 2, 2), seed=0, dtype=F64), default_oracle().score(OVER)
     runs = [execute(table, x, bind(score, OVER, grid.times), stream(4)).x for table in tables]
     torch.testing.assert_close(*runs, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("s, t", [(0.0, 0.01), (0.2, 0.9)])
+def test_transitions_of_integrated_matrices_are_those_of_the_rate(s: float, t: float) -> None:
+    """By SciPy against the closed form."""
+    kwargs: dict[str, Any] = {
+        "prior_covariance": OVER.prior_covariance.array,
+        "initial_covariance": OVER.initial_covariance.array,
+    }
+    numeric = sg.processes.MatrixSDE.from_functions(
+        lambda t: OVER.drift_matrix(t).numpy(), lambda t: OVER.g(t).numpy(), **kwargs
+    )
+
+    for got, expected in zip(numeric.transition(s, t), OVER.transition(s, t), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-7, atol=1e-12)
 
 
 @pytest.mark.parametrize("sde", [*PROCESSES.values(), THIRD], ids=[*PROCESSES, "third"])
@@ -291,17 +303,26 @@ def test_bad_input_is_named(call: Any, message: str) -> None:
         call()
 
 
-def test_solvers_that_need_numbers_say_so() -> None:
-    """And those that need a matrix, on a scalar process."""
-    score = default_oracle().score(CRITICAL)
-    for solver in ("dpm++2m", "reverse-diffusion", "heun"):
-        with pytest.raises(TypeError, match="CLD does not have: its kernel is made of matrices"):
-            sg.sample(score, CRITICAL, (2, 2, 2), solver=solver, nfe=5)
-    for solver in (sg.schemes.SSCS(), sg.schemes.GDDIM()):
-        with pytest.raises(TypeError, match="VPSDE does not have: its kernel is made of numbers"):
-            sg.sample(default_oracle().score(sg.VPSDE()), sg.VPSDE(), (2, 2), solver=solver, nfe=5)
+def test_velocities_need_a_process_with_matrices() -> None:
+    """They have none on a scalar process."""
     with pytest.raises(TypeError, match="needs a process such as CLD"):
         sg.scores.from_velocity_noise(lambda z, t: z, sg.VPSDE())
+
+
+@pytest.mark.parametrize("solver", ["dpm++2m", "reverse-diffusion", "heun"])
+def test_solvers_that_need_numbers_say_so(solver: str) -> None:
+    """On a process with matrices."""
+    score = default_oracle().score(CRITICAL)
+
+    with pytest.raises(TypeError, match="CLD does not have: its kernel is made of matrices"):
+        sg.sample(score, CRITICAL, (2, 2, 2), solver=solver, nfe=5)
+
+
+@pytest.mark.parametrize("solver", [sg.schemes.SSCS(), sg.schemes.GDDIM()], ids=case_id)
+def test_solvers_that_need_matrices_say_so(solver: sg.Solver) -> None:
+    """On a scalar process."""
+    with pytest.raises(TypeError, match="VPSDE does not have: its kernel is made of numbers"):
+        sg.sample(default_oracle().score(sg.VPSDE()), sg.VPSDE(), (2, 2), solver=solver, nfe=5)
 
 
 def test_a_network_that_writes_into_its_state_leaves_the_caller_s() -> None:
@@ -328,24 +349,28 @@ CHAIN = np.array([[0.0, 1, 0], [-1, 0, 2], [0, -2, -3]])
 
 
 @pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
-def test_propagators(sde: sg.processes.MatrixSDE) -> None:
+def test_propagators_are_transitions_by_default(sde: sg.processes.MatrixSDE) -> None:
+    """Without a pull, and with the process' own noise."""
+    for got, expected in zip(sde.propagate(0.2, 0.9), moved(A, D @ D.T, rate_between(0.2, 0.9)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
+@pytest.mark.parametrize("s, t", [(0.2, 1.5), (1.5, 0.2), (0.7, 0.7)])
+@pytest.mark.parametrize("pull, noise", [(0.0, 1.0), (0.75, 0.5), (-2.0, 0.0)])
+def test_propagators(sde: sg.processes.MatrixSDE, s: float, t: float, pull: float, noise: float) -> None:
     """Forward and backward in time, with and without a pull to the prior; the noise's covariance is positive."""
-    Q = D @ D.T
-    for s, t in ((0.2, 1.5), (1.5, 0.2), (0.7, 0.7)):
-        B, back = rate_between(s, t), -1.0 if t < s else 1.0
-        for pull, noise in ((0.0, 1.0), (0.75, 0.5), (-2.0, 0.0)):
-            M = A + pull * Q @ np.linalg.inv(P)
-            phi, N = sde.propagate(s, t, pull, noise)
-            expected = moved(back * M, noise**2 * Q, abs(B))
-            np.testing.assert_allclose(phi, expected[0], rtol=1e-8, atol=1e-10)
-            np.testing.assert_allclose(N, expected[1], rtol=1e-8, atol=1e-10)
-    for got, expected_ in zip(sde.propagate(0.2, 0.9), moved(A, Q, rate_between(0.2, 0.9)), strict=True):
-        np.testing.assert_allclose(got, expected_, rtol=1e-8)
+    Q, back = D @ D.T, -1.0 if t < s else 1.0
+    M = A + pull * Q @ np.linalg.inv(P)
+    phi, N = sde.propagate(s, t, pull, noise)
+    expected = moved(back * M, noise**2 * Q, abs(rate_between(s, t)))
+    np.testing.assert_allclose(phi, expected[0], rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(N, expected[1], rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
 def test_nodes_hold_the_process_at_a_time(sde: sg.processes.MatrixSDE) -> None:
-    """Drift, diffusion, transition, law given the data, its Cholesky factor, and what leads to other times."""
+    """Drift, diffusion, transition, law given the data and its Cholesky factor."""
     t, beta = 0.6, 0.5 + 1.5 * 0.6
     early, node = sde.nodes([0.1, t])
     assert isinstance(node, MatrixNode)
@@ -357,14 +382,22 @@ def test_nodes_hold_the_process_at_a_time(sde: sg.processes.MatrixSDE) -> None:
     for got, expected in ((node.phi, phi), (node.N, N), (node.mu, mu), (node.cov, cov), (node.L @ node.L.T, cov)):
         np.testing.assert_allclose(got, expected, rtol=1e-9)
     assert node.L[0, 1] == 0.0
-    for to in (0.1, 1.7):
-        B = rate_between(t, to)
-        np.testing.assert_allclose(node.noise_until(to).array, abs(B) * D @ D.T, rtol=1e-12)
-        step, none = node.transport(to)
-        np.testing.assert_allclose(step.array, scipy.linalg.expm(A * B), rtol=1e-8)
-        assert not none.any()
-        for got, expected in zip(node.transport(to, 0.5, 2.0), sde.propagate(t, to, 0.5, 2.0), strict=True):
-            np.testing.assert_array_equal(getattr(got, "array", got), expected)
+
+
+@pytest.mark.parametrize("sde", [COUPLED, INTEGRATED], ids=["rate", "functions"])
+@pytest.mark.parametrize("to", [0.1, 1.7])
+def test_nodes_lead_to_other_times(sde: sg.processes.MatrixSDE, to: float) -> None:
+    """By the noise on the way, the process without noise, and a propagator."""
+    t = 0.6
+    (node,) = sde.nodes([t])
+
+    B = rate_between(t, to)
+    np.testing.assert_allclose(node.noise_until(to).array, abs(B) * D @ D.T, rtol=1e-12)
+    step, none = node.transport(to)
+    np.testing.assert_allclose(step.array, scipy.linalg.expm(A * B), rtol=1e-8)
+    assert not none.any()
+    for got, expected in zip(node.transport(to, 0.5, 2.0), sde.propagate(t, to, 0.5, 2.0), strict=True):
+        np.testing.assert_array_equal(getattr(got, "array", got), expected)
 
 
 def test_conversions_by_hand() -> None:
@@ -460,12 +493,9 @@ def test_log_snr_at_both_ends() -> None:
     assert float(CRITICAL.time(float(CRITICAL.log_snr(0.4)))) == pytest.approx(0.4, rel=1e-9)
 
 
-def test_the_prior_by_hand() -> None:
-    """N(0, P), at an earlier time N(0, Sigma); its density per sample is PyTorch's."""
+def test_the_prior_s_density_by_hand() -> None:
+    """PyTorch's, per sample; its largest scale, blocks, positions and velocities."""
     z = torch.arange(12.0, dtype=F64).reshape(2, 2, 3) / 5 - 1
-    for t, cov in ((None, P), (2.0, P), (0.6, law(COUPLED, 0.6)[1])):
-        expected = np.einsum("ij,bjn->bin", np.linalg.cholesky(cov), z.numpy())
-        np.testing.assert_allclose(COUPLED.prior_transform(z, t), expected, rtol=1e-9)
     prior = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=F64), torch.from_numpy(P))
     torch.testing.assert_close(COUPLED.prior_log_prob(z), prior.log_prob(z.mT).sum(1))
     assert (COUPLED.blocks, COUPLED.marginal_kind, THIRD.blocks, CRITICAL.prior_std) == (2, "matrix", 3, 1.0)
@@ -475,6 +505,15 @@ def test_the_prior_by_hand() -> None:
     assert wide.prior_std == 2.0
     assert COUPLED.position(z).tolist() == z[:, 0].tolist()
     assert CRITICAL.velocity(z).tolist() == z[:, 1].tolist()
+
+
+@pytest.mark.parametrize("t, cov", [(None, P), (2.0, P), (0.6, law(COUPLED, 0.6)[1])], ids=case_id)
+def test_the_prior_by_hand(t: float | None, cov: object) -> None:
+    """N(0, P), at an earlier time N(0, Sigma)."""
+    z = torch.arange(12.0, dtype=F64).reshape(2, 2, 3) / 5 - 1
+
+    expected = np.einsum("ij,bjn->bin", np.linalg.cholesky(cov), z.numpy())
+    np.testing.assert_allclose(COUPLED.prior_transform(z, t), expected, rtol=1e-9)
 
 
 def test_what_a_matrix_process_is_without_options() -> None:
@@ -541,7 +580,7 @@ def test_van_loan_by_hand() -> None:
 
 
 def test_rotations_by_hand() -> None:
-    """The Cholesky factor at T; before, R' = (F + GG^T Sigma^-1 / 2) R, by differences; down to 1e-7 T, no further."""
+    """The Cholesky factor at T; before, R' = (F + GG^T Sigma^-1 / 2) R, by differences; down to 1e-7 T."""
     t = np.array([2.0, 1.2, 0.05])
     R = COUPLED.rotation(t)
     np.testing.assert_allclose(R[0], np.linalg.cholesky(law(COUPLED, 2.0)[1]), rtol=1e-8, atol=1e-12)
@@ -560,11 +599,17 @@ def test_rotations_by_hand() -> None:
     early = CRITICAL.rotation([1e-7])[0]
     np.testing.assert_allclose(early @ early.T, CRITICAL.nodes([1e-7])[0].cov, rtol=1e-9, atol=1e-20)
     CRITICAL.rotation([1 + 1e-9])
-    for wrong in (0.99e-7, 1 + 1.5e-9):
-        with pytest.raises(ValueError, match=r"rotation is known from 1e-07 to T=1\.0"):
-            CRITICAL.rotation([0.5, wrong])
     with pytest.raises(ValueError, match=r"is known from 2e-07 to T=2\.0"):
         COUPLED.rotation([1.5e-7])
+
+
+@pytest.mark.parametrize("wrong", [0.99e-7, 1 + 1.5e-9])
+def test_rotations_are_known_within_the_process(wrong: float) -> None:
+    """Down to 1e-7 T, no further, and up to T but for rounding."""
+    CRITICAL.rotation([1 + 1e-9])
+
+    with pytest.raises(ValueError, match=r"rotation is known from 1e-07 to T=1\.0"):
+        CRITICAL.rotation([0.5, wrong])
 
 
 def test_rotations_of_a_short_process() -> None:
@@ -639,21 +684,30 @@ def test_conversions_over_a_batch() -> None:
 
 
 def test_states_have_a_batch_and_blocks() -> None:
-    """(B, k) is a state of nothing but blocks; (k,) and another number of blocks are none."""
+    """(B, k) is a state of nothing but blocks."""
     assert COUPLED.position(torch.tensor([[1.0, 2.0]])).tolist() == [1.0]
-    for shape in ((2,), (2, 3), (3, 3, 2)):
-        with pytest.raises(ValueError, match=r"has 2 blocks on axis 1"):
-            COUPLED.position(torch.zeros(shape))
 
 
-def test_single_precision_is_double_precision_rounded() -> None:
-    """Kernels are computed in float64, whatever the times' dtype."""
-    t = torch.tensor([1e-5, 1e-3, 0.3], dtype=torch.float32)
-    for sde in (CRITICAL, COUPLED):
-        exact = sde.transition_of_rate(sde.integrated_beta(t).double())  # type: ignore[attr-defined]
-        for got, expected in zip(sde.transition(0.0, t), exact, strict=True):
-            assert torch.equal(got, expected.float())
-        torch.testing.assert_close(sde.log_snr(t), sde.log_snr(t.double()).float(), rtol=1e-6, atol=0)
+@pytest.mark.parametrize("shape", [(2,), (2, 3), (3, 3, 2)], ids=case_id)
+def test_states_of_other_blocks_are_refused(shape: tuple[int, ...]) -> None:
+    """(k,) and another number of blocks are none."""
+    with pytest.raises(ValueError, match=r"has 2 blocks on axis 1"):
+        COUPLED.position(torch.zeros(shape))
+
+
+def test_transitions_of_a_rate_in_single_precision() -> None:
+    """They are those of double precision, rounded."""
     B = torch.tensor([1e-4, 0.3], dtype=torch.float32)
     for got, expected in zip(CRITICAL.transition_of_rate(B), CRITICAL.transition_of_rate(B.double()), strict=True):
         assert torch.equal(got, expected.float())
+
+
+@pytest.mark.parametrize("sde", [CRITICAL, COUPLED], ids=case_id)
+def test_single_precision_is_double_precision_rounded(sde: object) -> None:
+    """Kernels are computed in float64, whatever the times' dtype."""
+    t = torch.tensor([1e-5, 1e-3, 0.3], dtype=torch.float32)
+
+    exact = sde.transition_of_rate(sde.integrated_beta(t).double())  # type: ignore[attr-defined]
+    for got, expected in zip(sde.transition(0.0, t), exact, strict=True):
+        assert torch.equal(got, expected.float())
+    torch.testing.assert_close(sde.log_snr(t), sde.log_snr(t.double()).float(), rtol=1e-6, atol=0)

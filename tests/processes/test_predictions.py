@@ -24,33 +24,38 @@ PAIRS: dict[tuple[str, float, float], tuple[float, float]] = {  # (prediction, e
 }
 
 
-def test_predictions_are_combinations_of_data_and_noise() -> None:
+@pytest.mark.parametrize("target", PAIRS, ids=str)
+def test_predictions_are_combinations_of_data_and_noise(target: tuple[str, float, float]) -> None:
     """The table of `sgm_sde.processes.predictions` with numbers put in."""
-    for (prediction, eta, sigma_data), pair in PAIRS.items():
-        assert weights(prediction, KERNEL, eta, sigma_data) == pytest.approx(pair, rel=1e-14), prediction
-    for prediction in ("flow", "drift"):  # eta = 0 by default
-        assert weights(prediction, KERNEL) == (-1, 0.75)
-    assert weights("v", KERNEL) == (-0.8, 0.6)
+    prediction, eta, sigma_data = target
+    assert weights(prediction, KERNEL, eta, sigma_data) == pytest.approx(PAIRS[target], rel=1e-14)
 
 
+@pytest.mark.parametrize("prediction, pair", [("flow", (-1, 0.75)), ("drift", (-1, 0.75)), ("v", (-0.8, 0.6))])
+def test_predictions_are_without_noise_and_of_unit_scale_by_default(prediction: str, pair: tuple[float, float]) -> None:
+    assert weights(prediction, KERNEL) == pair
+
+
+@pytest.mark.parametrize("target", PAIRS, ids=str)
 @pytest.mark.parametrize("source", ["data", "noise", "score", "v", "flow", "rectified", "drift"])
-def test_any_prediction_gives_any_other(source: str) -> None:
+def test_any_prediction_gives_any_other(source: str, target: tuple[str, float, float]) -> None:
     """From the output a D + b e at x = alpha D + sigma e, for two choices of (D, e)."""
-    a_r, b_r = PAIRS[source, 0.0, 1.0]
-    for target, (a_p, b_p) in PAIRS.items():
-        c_x, c_r = convert(source, target[0], KERNEL, *target[1:])
-        for D, e in ((1.0, 0.0), (0.0, 1.0)):
-            got = c_x * (0.6 * D + 0.8 * e) + c_r * (a_r * D + b_r * e)
-            assert got == pytest.approx(a_p * D + b_p * e, abs=1e-13), target
+    (a_r, b_r), (a_p, b_p) = PAIRS[source, 0.0, 1.0], PAIRS[target]
+    prediction, eta, sigma_data = target
+    c_x, c_r = convert(source, prediction, KERNEL, eta, sigma_data)
+    on_data, on_noise = c_x * 0.6 + c_r * a_r, c_x * 0.8 + c_r * b_r
+    assert (on_data, on_noise) == pytest.approx((a_p, b_p), abs=1e-13)
 
 
-def test_the_same_prediction_is_left_alone() -> None:
-    """Where it would divide by zero, too; a velocity in other units and a drift with noise are not the same."""
+@pytest.mark.parametrize("prediction", ["data", "noise", "score", "v", "flow", "rectified", "drift"])
+def test_the_same_prediction_is_left_alone(prediction: str) -> None:
+    assert convert(prediction, prediction, KERNEL) == (0.0, 1.0)
+
+
+def test_the_same_prediction_in_other_units_is_another() -> None:
+    """A velocity and a drift with noise; the same is left alone where it would divide by zero, too."""
     silent = MarginalValues(alpha=0.0, sigma=1.0, d_alpha=-1.0, d_sigma=0.0)
     assert convert("noise", "noise", silent) == (0.0, 1.0)
-    for prediction in ("data", "noise", "score", "v", "flow", "rectified"):
-        assert convert(prediction, prediction, KERNEL) == (0.0, 1.0)
-    assert convert("drift", "drift", KERNEL) == (0.0, 1.0)
     assert convert("drift", "drift", KERNEL, 1.0) != (0.0, 1.0)
     assert convert("v", "v", KERNEL, 0.0, 0.5) != (0.0, 1.0)
     with pytest.raises(ZeroDivisionError):

@@ -16,6 +16,7 @@ from torch import Tensor
 import sgm_sde as sg
 from sgm_sde import presets
 from sgm_sde.processes.linear import ScheduleSDE
+from tests.conventions import case_id
 from tests.helpers import (
     ALL,
     DETERMINISTIC,
@@ -275,9 +276,16 @@ def test_defaults_are_the_papers_too() -> None:
     }
     for process, text in described.items():
         assert repr(process()) == text
-    for schedule in (sg.LinearSDE.from_schedule(torch.ones_like, torch.exp), ScheduleSDE(torch.ones_like, torch.exp)):
-        assert (schedule.T, schedule.eps) == (1.0, 1e-3)
     assert [p.default_grid for p in (sg.VPSDE, sg.VESDE, sg.EDMSDE)] == ["uniform", "uniform", "karras"]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [sg.LinearSDE.from_schedule(torch.ones_like, torch.exp), ScheduleSDE(torch.ones_like, torch.exp)],
+    ids=case_id,
+)
+def test_schedules_run_from_one_to_a_thousandth_by_default(schedule: object) -> None:
+    assert (schedule.T, schedule.eps) == (1.0, 1e-3)
 
 
 def test_ddpm_s_table() -> None:

@@ -28,6 +28,7 @@ from sgm_sde.likelihood import FixedGrid
 from sgm_sde.runs import distributed
 from sgm_sde.runs.store import read_manifest, read_shard
 from sgm_sde.runs.team import Place
+from tests.conventions import case_id
 from tests.forks import ENV, PATIENCE, ROOT, Forks, mixture
 
 MODEL = "tests.forks:mixture"
@@ -79,31 +80,36 @@ def test_a_pair_is_a_sample_of_a_batch() -> None:
     some = sg.sample(model.score, model.sde, (3, 3), seed=[(7, 4), (7, 0), 7], **options)
     assert torch.equal(some.x, batch.x[[4, 0, 0]])
     assert torch.equal(sg.sample(model.score, model.sde, (2, 3), seed=batch.seeds[1:3], **options).x, batch.x[1:3])
-    for bad, text in (
+    with pytest.raises(TypeError, match="must be an int"):
+        resolve_seeds([(1, 0.5)], None, 1)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "bad, text",
+    [
         ((1, 2, 3), "a pair"),
         ((1, -1), "the index of a seed"),
         ((1, 2**32), "the index"),
         ((-1, 0), "-1"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            resolve_seeds([bad], None, 1)
-    with pytest.raises(TypeError, match="must be an int"):
-        resolve_seeds([(1, 0.5)], None, 1)  # type: ignore[list-item]
+    ],
+    ids=case_id,
+)
+def test_what_is_no_pair_is_refused(bad: tuple[int, ...], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        resolve_seeds([bad], None, 1)
 
 
 # --- many processes --------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_what_sample_returns(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch, batches", [(1, 10), (4, 3), (10, 1), (64, 1)])
+def test_a_folder_is_what_sample_returns(tmp_path: Path, batch: int, batches: int) -> None:
     """Exactly n samples, in order, equal to one call of `sample` bit for bit for an elementwise score."""
     model = mixture()
-    report = distributed.sample(model, 10, tmp_path / "run", batch=4, solver="seeds2", nfe=6, seed=5, device="cpu")
-    x = distributed.load(tmp_path / "run")["x"]
-    assert (report.n, report.batches, report.found) == (10, 3, 0)
-    assert torch.equal(x, sg.sample(model.score, model.sde, (10, 3), solver="seeds2", nfe=6, seed=5).x)
-    for batch in (1, 10, 64):
-        distributed.sample(model, 10, tmp_path / str(batch), batch=batch, solver="seeds2", nfe=6, seed=5, device="cpu")
-        assert torch.equal(distributed.load(tmp_path / str(batch))["x"], x)
+    report = distributed.sample(model, 10, tmp_path, batch=batch, solver="seeds2", nfe=6, seed=5, device="cpu")
+    assert (report.n, report.batches, report.found) == (10, batches, 0)
+    expected = sg.sample(model.score, model.sde, (10, 3), solver="seeds2", nfe=6, seed=5).x
+    assert torch.equal(distributed.load(tmp_path)["x"], expected)
 
 
 def test_batch_sizes_with_a_network(tmp_path: Path) -> None:
@@ -238,10 +244,16 @@ def test_slurms_variables(forks: Forks, complete: Complete, free_port: int, tmp_
     alone = forks.run(*SMALL, tmp_path / "alone", more=task | {"SLURM_PROCID": "0", "SLURM_JOB_ID": "7"})
     assert alone.status == 0
     assert contents(tmp_path / "alone") == complete[SMALL]
-    for nodes, host in (("gpu[07-09,12],node3", "gpu07"), ("a,b", "a"), ("n[3,5]-ib", "n3-ib"), ("one", "one")):
-        job = {"SLURM_JOB_NODELIST": nodes, "SLURM_JOB_ID": "20003", "SLURM_STEP_ID": "0"}
-        place = Place.of({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", **job})
-        assert (place.host, place.port, place.rank, place.size) == (host, 20003, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "nodes, host", [("gpu[07-09,12],node3", "gpu07"), ("a,b", "a"), ("n[3,5]-ib", "n3-ib"), ("one", "one")]
+)
+def test_the_host_of_slurms_tasks(nodes: str, host: str) -> None:
+    """The first of the list, in whatever form that is."""
+    job = {"SLURM_JOB_NODELIST": nodes, "SLURM_JOB_ID": "20003", "SLURM_STEP_ID": "0"}
+    place = Place.of({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", **job})
+    assert (place.host, place.port, place.rank, place.size) == (host, 20003, 1, 2)
 
 
 def assert_gone(pid: int) -> None:
@@ -394,16 +406,17 @@ def test_damage_is_redone(forks: Forks, complete: Complete, tmp_path: Path) -> N
     assert contents(folder) == complete[LARGE]
 
 
-def test_another_setting_is_refused(forks: Forks, complete: Complete, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1, 2])
+def test_another_setting_is_refused(forks: Forks, complete: Complete, tmp_path: Path, size: int) -> None:
     """With the difference, by all processes, and nothing is mixed in."""
     folder = tmp_path / "run"
     assert forks.run(*SMALL, folder).status == 0
-    for size in (1, 2):
-        ended = forks.together((*SMALL, folder, "--seed", 1, "--final", "none"), size)
-        assert [done.status for done in ended] == [2] * size
-        for part in ("was made with other settings", "seed = 0 there, 1 now", 'final = null there, "none" now'):
-            assert part in ended[0].err
-        assert ended[0].err.count("\n") == 1
+    ended = forks.together((*SMALL, folder, "--seed", 1, "--final", "none"), size)
+    assert [done.status for done in ended] == [2] * size
+    assert "was made with other settings" in ended[0].err
+    assert "seed = 0 there, 1 now" in ended[0].err
+    assert 'final = null there, "none" now' in ended[0].err
+    assert ended[0].err.count("\n") == 1
     assert contents(folder) == complete[SMALL]
 
 
@@ -543,8 +556,9 @@ def test_labels_condition_the_likelihood(tmp_path: Path) -> None:
     assert bits[0] < bits[1]
 
 
-def test_data_files(images: torch.Tensor, tmp_path: Path) -> None:
-    """The three kinds of file, with labels and without; what they do not hold is said."""
+@pytest.fixture
+def data_files(images: torch.Tensor, tmp_path: Path) -> Path:
+    """Data of each kind, and what is none."""
     x, y = images.numpy(), np.arange(10)
     np.save(tmp_path / "a.npy", x.astype(np.uint16))
     np.savez(tmp_path / "b.npz", x=x.astype(np.uint8), y=y)
@@ -555,20 +569,34 @@ def test_data_files(images: torch.Tensor, tmp_path: Path) -> None:
     (tmp_path / "g.npy").write_text("no array")
     (tmp_path / "h.safetensors").write_text("no tensors")
     (tmp_path / "i.png").write_text("")
-    for name, labels in (("a.npy", None), ("b.npz", y.tolist()), ("c.npz", None)):
-        found, classes = read_data(tmp_path / name)
-        assert torch.equal(found.long(), images)
-        assert (None if classes is None else classes.tolist()) == labels
-    for name, text in (
+    return tmp_path
+
+
+@pytest.mark.parametrize("name, labels", [("a.npy", None), ("b.npz", list(range(10))), ("c.npz", None)], ids=case_id)
+def test_data_files(images: torch.Tensor, data_files: Path, name: str, labels: list[int] | None) -> None:
+    """The three kinds of file, with labels and without."""
+    found, classes = read_data(data_files / name)
+    assert torch.equal(found.long(), images)
+    assert (None if classes is None else classes.tolist()) == labels
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
         ("d.npz", "no array 'x' for the images, but 'labels', 'pictures'"),
         ("e.npy", "must hold numbers"),
         ("f.npy", "holds no images"),
         ("g.npy", "holds no images"),
         ("h.safetensors", "holds no images"),
         ("i.png", "must end in .npy, .npz or .safetensors"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            read_data(tmp_path / name)
+    ],
+)
+def test_what_data_files_do_not_hold_is_said(data_files: Path, name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        read_data(data_files / name)
+
+
+def test_a_data_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot read .*: no such file"):
         read_data(tmp_path / "j.npy")
 

@@ -22,6 +22,7 @@ from sgm_sde._utils import lock as lock_module
 from sgm_sde.identity import measured
 from sgm_sde.runs import store as module
 from sgm_sde.runs.store import Store, read_manifest, read_run, read_shard
+from tests.conventions import case_id
 from tests.forks import ENV
 
 SETTINGS = {"solver": "heun", "grid": {"name": "karras", "rho": 7.0}, "shape": (3, 8), "nfe": 20}
@@ -117,8 +118,9 @@ def test_other_settings_are_refused_with_the_difference(store: Store, monkeypatc
     other = {"solver": "heun", "grid": {"name": "karras", "rho": 5.0}, "nfe": 20, "seed": 0}
     with pytest.raises(ValueError, match="was made with other settings") as refused:
         Store(store.folder, other)
-    for part in ("grid.rho = 7.0 there, 5.0 now", "seed = absent there, 0 now", "shape = [3, 8] there, absent now"):
-        assert part in str(refused.value)
+    assert "grid.rho = 7.0 there, 5.0 now" in str(refused.value)
+    assert "seed = absent there, 0 now" in str(refused.value)
+    assert "shape = [3, 8] there, absent now" in str(refused.value)
     assert "solver" not in str(refused.value)
     monkeypatch.setattr(module, "__version__", "99")
     with pytest.raises(ValueError, match=r'version of sgm_sde = ".*" there, "99" now'):
@@ -194,11 +196,11 @@ def test_a_damaged_manifest_is_written_anew(store: Store, damage: object) -> Non
     assert path.read_bytes() == data
 
 
-def test_settings_are_json(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bad", [{"x": torch.zeros(1)}, {"eps": float("nan")}], ids=case_id)
+def test_settings_are_json(tmp_path: Path, bad: dict[str, object]) -> None:
     """Anything else is refused before the folder is made."""
-    for bad in ({"x": torch.zeros(1)}, {"eps": float("nan")}):
-        with pytest.raises(ValueError, match="JSON"):
-            Store(tmp_path / "run", bad)
+    with pytest.raises(ValueError, match="JSON"):
+        Store(tmp_path / "run", bad)
     assert not (tmp_path / "run").exists()
 
 
@@ -342,9 +344,12 @@ def test_other_peoples_files_stay(store: Store, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="is a link, which a lock cannot be"):
         Store(store.folder, SETTINGS)
     assert victim.read_text() == "mine"
-    for call in (lambda path: Store(path, SETTINGS), read_manifest, read_shard):
-        with pytest.raises(ValueError, match="no file or folder has a NUL character"):
-            call(f"{tmp_path}/a\0b")
+
+
+@pytest.mark.parametrize("call", [lambda path: Store(path, SETTINGS), read_manifest, read_shard], ids=case_id)
+def test_names_with_a_nul_character_are_refused(tmp_path: Path, call: object) -> None:
+    with pytest.raises(ValueError, match="no file or folder has a NUL character"):
+        call(f"{tmp_path}/a\0b")
 
 
 def test_a_folder_that_is_deleted(store: Store) -> None:
@@ -478,20 +483,30 @@ def test_weights_tell_networks_apart() -> None:
     assert sg.models.Model("m", sg.from_score(lambda x, t: -x, sde), sde, (2,)).weights == ""
 
 
-def test_a_model_is_checked() -> None:
-    """Wrong shapes, counts and ranges are refused."""
+def test_a_network_of_several_processes_is_refused() -> None:
+    """Its module is what makes a model."""
     sde = sg.VPSDE()
-    score = sg.from_score(lambda x, t: -x, sde)
-    for options, text in (
+    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(wrapped)
+    with pytest.raises(ValueError, match=r"pass net.module"):
+        sg.models.Model("m", sg.from_noise(wrapped, sde), sde, (3,))
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
         ({"shape": (3, 0)}, r"shape\[1\] must be an integer of at least 1, got 0"),
         ({"n_classes": 0}, "n_classes .* got 0"),
         ({"n_levels": 1}, "n_levels .* got 1"),
         ({"data_range": (1.0, -1.0)}, "low < high"),
         ({"sde": sg.VESDE()}, "the score was made for"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            sg.models.Model(**({"name": "m", "score": score, "sde": sde, "shape": (3,)} | options))  # type: ignore[arg-type]
-    wrapped = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
-    nn.Module.__init__(wrapped)
-    with pytest.raises(ValueError, match=r"pass net.module"):
-        sg.models.Model("m", sg.from_noise(wrapped, sde), sde, (3,))
+    ],
+    ids=case_id,
+)
+def test_a_model_is_checked(options: dict[str, object], text: str) -> None:
+    """Wrong shapes, counts and ranges are refused."""
+    sde = sg.VPSDE()
+    score = sg.from_score(lambda x, t: -x, sde)
+
+    with pytest.raises(ValueError, match=text):
+        sg.models.Model(**({"name": "m", "score": score, "sde": sde, "shape": (3,)} | options))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.schemes.base import ADAPTIVE, REGISTRY
+from tests.conventions import case_id
 from tests.helpers import F64, LINEAR, sampler
 
 CORRECTED = {"pc"}
@@ -136,16 +137,6 @@ def test_refused_by_name(name: str) -> None:
 
 def test_misuse() -> None:
     score = sg.from_denoiser(net, sg.VPSDE())
-    for options, match in (
-        ({"parallel": 0}, "parallel must be an integer of at least 1"),
-        ({"parallel": 4, "tolerance": -1.0}, "tolerance must be"),
-        ({"tolerance": 1e-3}, "give parallel="),
-        ({"parallel": 4, "until": 0.5}, r"until=0.5 does not go with a run in parallel"),
-        ({"parallel": 4, "compile": True}, "compile=True does not go with"),
-        ({"parallel": 4, "enable_grad": True}, "enable_grad=True does not go with"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            sg.Execution(**options)
     parallel = sg.Execution(parallel=4)
     with pytest.raises(ValueError, match="a callback may stop a run"):
         sg.sample(score, sg.VPSDE(), (2, 2), nfe=5, execution=parallel, record=sg.Record(callback=lambda info: None))
@@ -156,3 +147,20 @@ def test_misuse() -> None:
     broken = sg.from_denoiser(lambda x, t: x / 0, sg.VPSDE())
     with pytest.warns(sg.sampling.NonFiniteWarning, match="2 of 2 samples"):
         assert not sg.sample(broken, sg.VPSDE(), (2, 2), nfe=5, seed=0, execution=parallel).status
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"parallel": 0}, "parallel must be an integer of at least 1"),
+        ({"parallel": 4, "tolerance": -1.0}, "tolerance must be"),
+        ({"tolerance": 1e-3}, "give parallel="),
+        ({"parallel": 4, "until": 0.5}, r"until=0.5 does not go with a run in parallel"),
+        ({"parallel": 4, "compile": True}, "compile=True does not go with"),
+        ({"parallel": 4, "enable_grad": True}, "enable_grad=True does not go with"),
+    ],
+    ids=case_id,
+)
+def test_options_of_a_parallel_run_are_checked(options: dict[str, object], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        sg.Execution(**options)

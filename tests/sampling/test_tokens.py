@@ -70,25 +70,40 @@ def test_processes_at_times_of_tokens(process: str) -> None:
 
 
 def test_times_are_never_guessed() -> None:
-    """(B,) is one a sample, whatever else has that length; other shapes are errors."""
+    """(B,) is one a sample, whatever else has that length."""
     sde, square = sg.VPSDE(), torch.ones(3, 3)
     t = torch.tensor([0.1, 0.5, 0.9])
     assert torch.equal(sde.f(square, t)[:, 0], sde.f(square, t[:, None])[:, 0])
     assert torch.equal(sde.f(square, t[None])[0], sde.f(square, t)[:, 0])
-    for shape in ((3, 1, 1), (4,), (2, 3), (3, 2)):
-        with pytest.raises(ValueError, match="or the rank of x with ones where times are shared,"):
-            sde.f(square, torch.full(shape, 0.5))
 
 
-def test_one_time_a_sample() -> None:
-    """What takes no times of tokens says so: densities, and processes with matrices."""
+@pytest.mark.parametrize("shape", [(3, 1, 1), (4,), (2, 3), (3, 2)], ids=case_id)
+def test_times_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    sde, square = sg.VPSDE(), torch.ones(3, 3)
+
+    with pytest.raises(ValueError, match="or the rank of x with ones where times are shared,"):
+        sde.f(square, torch.full(shape, 0.5))
+
+
+def test_processes_with_matrices_take_one_time_a_sample() -> None:
+    """And say so."""
     t = torch.full((1, 4, 1), 0.5, dtype=F64)
-    for oracle in (sg.oracles.Gaussian(torch.zeros(4, 2), 0.5), sg.oracles.GaussianMixture(torch.randn(3, 4, 2), 0.5)):
-        for function in (oracle.score(sg.VPSDE()), lambda x, t, o=oracle: o.log_prob(x, sg.VPSDE(), t)):
-            with pytest.raises(ValueError, match=r"t has shape \((1|3), 4, 1\), expected \(\) or \(3,\) to go with x"):
-                function(X, t)
     with pytest.raises(ValueError, match="one time for each sample"):
         sg.CLD().f(X[:, :2], t[:, :2])
+
+
+@pytest.mark.parametrize(
+    "oracle",
+    [sg.oracles.Gaussian(torch.zeros(4, 2), 0.5), sg.oracles.GaussianMixture(torch.randn(3, 4, 2), 0.5)],
+    ids=case_id,
+)
+def test_densities_take_one_time_a_sample(oracle: object) -> None:
+    """And say so."""
+    t = torch.full((1, 4, 1), 0.5, dtype=F64)
+
+    for function in (oracle.score(sg.VPSDE()), lambda x, t, o=oracle: o.log_prob(x, sg.VPSDE(), t)):
+        with pytest.raises(ValueError, match=r"t has shape \((1|3), 4, 1\), expected \(\) or \(3,\) to go with x"):
+            function(X, t)
 
 
 @pytest.mark.parametrize("kind", ["plain", "interval", "function", "rescaled", "apg", "threshold"])
@@ -377,17 +392,6 @@ def test_misuse() -> None:
     sde = sg.VPSDE()
     score = sg.from_denoiser(apart, sde)
     grid = TokenGrid.staggered(grid_of(sde), torch.arange(4)[:, None])
-    for options, match in (
-        ({"x_T": X, "nfe": 5}, r"nfe=5 does not go with a TokenGrid"),
-        ({"x_T": X, "noise": "path"}, r"noise='path' is not there on a TokenGrid"),
-        ({"x_T": X, "execution": sg.Execution(parallel=4)}, r"parallel=4 does not go .* batch_size, dtype and device"),
-        ({"x_T": X, "record": sg.Record(trajectory="all")}, "trajectory='all' does not go .* keep no record"),
-        ({"x_T": X[:, :3]}, r"times \(n \+ 1, \*\) with a length of \(3, 2\) or 1 on each axis"),
-        ({"x_T": X[:, 0]}, r"times \(n \+ 1, \*\)"),
-        ({}, "give shape="),
-    ):
-        with pytest.raises(ValueError, match=match):
-            sg.sample(score, sde, grid=grid, **options)
     with pytest.raises(ValueError, match="some tokens start below T=1"):
         sg.sample(score, sde, (3, 4, 2), grid=TokenGrid(0.5 * grid.times), solver="ddim")
     with pytest.raises(TypeError, match="need a LinearSDE"):
@@ -409,6 +413,28 @@ def test_misuse() -> None:
     broken = sg.from_denoiser(lambda x, t: x / 0, sde)
     with pytest.warns(sg.sampling.NonFiniteWarning, match="3 of 3 samples"):
         assert not sg.sample(broken, sde, x_T=X, grid=grid, solver="ddim").status
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"x_T": X, "nfe": 5}, r"nfe=5 does not go with a TokenGrid"),
+        ({"x_T": X, "noise": "path"}, r"noise='path' is not there on a TokenGrid"),
+        ({"x_T": X, "execution": sg.Execution(parallel=4)}, r"parallel=4 does not go .* batch_size, dtype and device"),
+        ({"x_T": X, "record": sg.Record(trajectory="all")}, "trajectory='all' does not go .* keep no record"),
+        ({"x_T": X[:, :3]}, r"times \(n \+ 1, \*\) with a length of \(3, 2\) or 1 on each axis"),
+        ({"x_T": X[:, 0]}, r"times \(n \+ 1, \*\)"),
+        ({}, "give shape="),
+    ],
+    ids=case_id,
+)
+def test_options_that_do_not_go_with_times_of_tokens(options: dict[str, object], match: str) -> None:
+    sde = sg.VPSDE()
+    score = sg.from_denoiser(apart, sde)
+    grid = TokenGrid.staggered(grid_of(sde), torch.arange(4)[:, None])
+
+    with pytest.raises(ValueError, match=match):
+        sg.sample(score, sde, grid=grid, **options)
 
 
 def test_a_scale_per_sample_within_an_interval() -> None:

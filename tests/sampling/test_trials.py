@@ -6,6 +6,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
+from tests.conventions import case_id
 from tests.helpers import F64
 
 VP = sg.VPSDE()
@@ -70,12 +72,12 @@ def test_it_refuses_before_the_network_is_called(options: dict[str, object], err
     assert score.calls == 0
 
 
-def test_the_references_are_tight_beside_large_budgets() -> None:
+@pytest.mark.parametrize("nfe, calls", [(10, 256), ([8, 100], 400)], ids=case_id)
+def test_the_references_are_tight_beside_large_budgets(nfe: int | list[int], calls: int) -> None:
     """By default they have 256 calls, and four times those of the largest budget if that is more."""
-    for nfe, calls in ((10, 256), ([8, 100], 400)):
-        score = Counted()
-        sg.pilot(score, VP, (8, 2), nfe=nfe, candidates=["dpm++2m"], seed=0)
-        assert score.calls == 2 * calls + int(np.sum(nfe))
+    score = Counted()
+    sg.pilot(score, VP, (8, 2), nfe=nfe, candidates=["dpm++2m"], seed=0)
+    assert score.calls == 2 * calls + int(np.sum(nfe))
 
 
 def test_what_a_pilot_costs() -> None:
@@ -182,15 +184,15 @@ def test_a_reference_that_is_not_known_is_said() -> None:
     assert not any("reference" in remark for remark in smooth.remarks)
 
 
-def test_the_error_is_what_the_poor_best_has() -> None:
+@pytest.mark.parametrize("nfe, poor", [(2, True), (12, False)])
+def test_the_error_is_what_the_poor_best_has(nfe: int, poor: bool) -> None:
     """It is said to be off by more than half a standard deviation if and only if it is."""
-    for nfe, poor in ((2, True), (12, False)):
-        with pytest.warns(sg.trials.PilotWarning) if poor else _silent():
-            found = sg.pilot(SCORE, VP, (16, 2), nfe=nfe, candidates=["ddim", "euler"], **QUICK)
-        error = found.errors[0][1]
-        said = [remark for remark in found.remarks if remark.startswith("even the best")]
-        assert (error >= 0.5) == bool(said) == poor
-        assert all(f"is off by {error:.2g} standard deviations" in remark for remark in said)
+    with pytest.warns(sg.trials.PilotWarning) if poor else _silent():
+        found = sg.pilot(SCORE, VP, (16, 2), nfe=nfe, candidates=["ddim", "euler"], **QUICK)
+    error = found.errors[0][1]
+    said = [remark for remark in found.remarks if remark.startswith("even the best")]
+    assert (error >= 0.5) == bool(said) == poor
+    assert all(f"is off by {error:.2g} standard deviations" in remark for remark in said)
 
 
 def test_candidates_that_do_not_stay_finite_lose() -> None:
@@ -267,18 +269,18 @@ def test_all_given_candidates_run_in_any_order(
         assert here.errors[0][1] == there.errors[0][1]
 
 
-def test_a_race_costs_what_it_may() -> None:
+@pytest.mark.parametrize("candidates", range(1, 60, 3))
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 16, 32, 128])
+def test_a_race_costs_what_it_may(candidates: int, batch: int) -> None:
     """Within the runs that are allowed where a race can be so short; else the shortest."""
-    for candidates in range(1, 60, 3):
-        for batch in (1, 2, 4, 8, 16, 32, 128):
-            lengths = []
-            for runs in (1, 100, 300, 500, 10000):
-                race = sg.trials._schedule(candidates, batch, runs)
-                assert race[0].candidates == candidates
-                assert race[-1].noises == batch
-                lengths.append(sg.trials._runs(race))
-                assert lengths[-1] <= max(runs, lengths[0])
-            assert lengths == sorted(lengths)
+    lengths = []
+    for runs in (1, 100, 300, 500, 10000):
+        race = sg.trials._schedule(candidates, batch, runs)
+        assert race[0].candidates == candidates
+        assert race[-1].noises == batch
+        lengths.append(sg.trials._runs(race))
+        assert lengths[-1] <= max(runs, lengths[0])
+    assert lengths == sorted(lengths)
 
 
 def test_fewer_defaults_run_where_all_noises_must() -> None:
@@ -343,14 +345,13 @@ def test_settings_of_several_budgets_are_no_solver() -> None:
 
 def test_settings_of_one_name_are_told_apart() -> None:
     """By the options in which they differ, and no others."""
-    one, other = sg.schemes.Rosenbrock(2, sigma_data=0.4), sg.schemes.Rosenbrock(2, sigma_data=0.8)
-    assert one.name == other.name
+    one, other = (replace(sg.schemes.Rosenbrock(2, sigma_data=s), name="mine") for s in (0.4, 0.8))
     candidates = [sg.Setting(one, "log-snr"), sg.Setting(other, "log-snr"), "ddim"]
     found = sg.pilot(SCORE, VP, (8, 2), nfe=8, candidates=candidates, **QUICK)
     names = {row.split("  ")[-1] for row in str(found).split("\n")[1:4]}
     assert names == {
-        "rosenbrock2(sigma_data=0.4) on LogSNR()",
-        "rosenbrock2(sigma_data=0.8) on LogSNR()",
+        "mine(sigma_data=0.4) on LogSNR()",
+        "mine(sigma_data=0.8) on LogSNR()",
         "ddim on its default grid",
     }
 

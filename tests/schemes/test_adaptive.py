@@ -52,15 +52,27 @@ class DoubleWell(sg.SDE):
         return torch.ones_like(torch.as_tensor(t))
 
 
-def test_values_do_not_change() -> None:
+@pytest.mark.parametrize(
+    "value",
+    [
+        Controller(),
+        sg.Adaptive(),
+        sg.schemes.GGF(),
+        sg.schemes.ExponentialPair(2),
+        sg.tableaus.BOSH3,
+        sg.schemes.TorchDiffEq("rk4"),
+        sg.schemes.SciPy("RK45"),
+        sg.schemes.TorchSDE("srk"),
+        resolve("euler-maruyama"),
+        Problem(None, VP, torch.zeros(1, 1), 1.0, 0.1, ((0, 0),)),
+    ],
+    ids=case_id,
+)
+def test_values_do_not_change(value: object) -> None:
     """Options are values: equal to their copies, hashable, and not to be changed."""
-    values = [Controller(), sg.Adaptive(), sg.schemes.GGF(), sg.schemes.ExponentialPair(2), sg.tableaus.BOSH3,
-              sg.schemes.TorchDiffEq("rk4"), sg.schemes.SciPy("RK45"), sg.schemes.TorchSDE("srk"),
-              resolve("euler-maruyama"), Problem(None, VP, torch.zeros(1, 1), 1.0, 0.1, ((0, 0),))]  # fmt: skip
-    for value in values:
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(value, dataclasses.fields(value)[0].name, None)  # type: ignore[arg-type]
-        assert hash(value) == hash(value)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, dataclasses.fields(value)[0].name, None)  # type: ignore[arg-type]
+    assert hash(value) == hash(value)
 
 
 def test_defaults() -> None:
@@ -245,16 +257,22 @@ def test_a_step_that_almost_arrives_arrives(short: float, steps: int) -> None:
     assert script.column("u_next") == ([1.0] if steps == 1 else [1 - short, 1.0])
 
 
-def test_the_first_step_of_a_run() -> None:
-    """Given, or the stepper's; not longer than the run, and the run's length where it is no number; rounded."""
-    for first, given, h in ((0.5, None, 0.5), (0.5, 2.0, 2.0), (99.0, None, 16.0), (math.nan, None, 16.0)):
-        script = Script([[]], first=first)
-        carry_on(script, -8.0, 8.0, first_step=given)
-        assert script.column("h")[0] == -h
+def test_a_first_step_is_rounded() -> None:
+    """To a few binary digits of the share of the run."""
     script = Script([[0.75]])
     carry_on(script, 18.0, 2.0, first_step=3.0, controller=dataclasses.replace(FREE, digits=1))
     # one binary digit of the share of 16: 2 instead of 3; 2 / 0.75 = 2.67 is 2 again
     assert script.column("h")[:2] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "first, given, h", [(0.5, None, 0.5), (0.5, 2.0, 2.0), (99.0, None, 16.0), (math.nan, None, 16.0)]
+)
+def test_a_first_step_is_no_longer_than_the_run(first: float, given: float | None, h: float) -> None:
+    """Given, or the stepper's; the run's length where it is no number."""
+    script = Script([[]], first=first)
+    carry_on(script, -8.0, 8.0, first_step=given)
+    assert script.column("h")[0] == -h
 
 
 def test_a_limit_on_attempts() -> None:
@@ -340,42 +358,54 @@ class Squares(Counting):
         return (y[0] ** 2,)
 
 
-def test_what_is_known_is_not_evaluated_again() -> None:
-    """The slope at the start of a step: only the rows whose slope is stale are evaluated, each where it is."""
+def test_where_nothing_is_known_all_is_evaluated() -> None:
+    """The slopes of all rows, however stale."""
     rows = rows_of(torch.tensor([[1.0], [2.0], [3.0]], dtype=F64), 0.0)
     rows.samples, rows.u = np.array([4, 1, 2]), np.array([0.1, 0.2, 0.3])
-    known = (torch.tensor([[-1.0], [-2.0], [-3.0]], dtype=F64),)
-    for stale, expected, asked in (
+    assert Squares(5).first(rows, (), np.array([False] * 3))[0].flatten().tolist() == [1.0, 4.0, 9.0]
+
+
+@pytest.mark.parametrize(
+    "stale, expected, asked",
+    [
         ([False, False, False], [-1.0, -2.0, -3.0], []),
         ([False, True, False], [-1.0, 4.0, -3.0], [([1], [0.2])]),
         ([True, False, True], [1.0, -2.0, 9.0], [([4, 2], [0.1, 0.3])]),
         ([True, True, True], [1.0, 4.0, 9.0], [([4, 1, 2], [0.1, 0.2, 0.3])]),
-    ):
-        stepper = Squares(5)
-        (value,) = stepper.first(rows, known, np.array(stale))
-        assert (value.flatten().tolist(), stepper.asked) == (expected, asked)
-        assert stepper.calls == len(asked)
-        assert [i for i in range(5) if stepper.evaluations[i]] == sorted(i for who, _ in asked for i in who)
-    assert Squares(5).first(rows, (), np.array([False] * 3))[0].flatten().tolist() == [1.0, 4.0, 9.0]
+    ],
+    ids=case_id,
+)
+def test_what_is_known_is_not_evaluated_again(stale: list[bool], expected: list[float], asked: object) -> None:
+    """The slope at the start of a step: only the rows whose slope is stale are evaluated, each where it is."""
+    rows = rows_of(torch.tensor([[1.0], [2.0], [3.0]], dtype=F64), 0.0)
+    rows.samples, rows.u = np.array([4, 1, 2]), np.array([0.1, 0.2, 0.3])
+    known = (torch.tensor([[-1.0], [-2.0], [-3.0]], dtype=F64),)
+
+    stepper = Squares(5)
+    (value,) = stepper.first(rows, known, np.array(stale))
+    assert (value.flatten().tolist(), stepper.asked) == (expected, asked)
+    assert stepper.calls == len(asked)
+    assert [i for i in range(5) if stepper.evaluations[i]] == sorted(i for who, _ in asked for i in who)
 
 
 @pytest.mark.parametrize("sde", LINEAR.values(), ids=LINEAR)
 @pytest.mark.parametrize("prediction", ["data", "noise", "v", "rectified"])
-def test_places_may_be_known_before(sde: sg.LinearSDE, prediction: str) -> None:
+@pytest.mark.parametrize("variable", ["log-snr", "noise-level", "flow-time", "time"])
+def test_places_may_be_known_before(sde: sg.LinearSDE, prediction: str, variable: str) -> None:
     """Slopes at places that were made ready for together are those at the same places one by one, to the bit."""
     score = sg.Score(lambda x, t: torch.tanh(x + t[:, None]), sde, prediction)
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     index = torch.arange(5)
     ends = (0.9 * sde.T, 0.1 * sde.T)
-    for variable in ("log-snr", "noise-level", "flow-time", "time"):
-        one, together = (Flow(bind(score, sde, ends), variable, ends, 5) for _ in range(2))
-        z = one.enter(x)
-        assert torch.equal(z, together.enter(x))
-        shares = torch.linspace(0, 1, 20, dtype=F64).view(4, 5)
-        places = one.start + (one.end - one.start) * shares
-        together.prepare(places)
-        for u in places.unbind(0):
-            assert torch.equal(together.slope(u, z, index), one.slope(u.clone(), z, index)), variable
+
+    one, together = (Flow(bind(score, sde, ends), variable, ends, 5) for _ in range(2))
+    z = one.enter(x)
+    assert torch.equal(z, together.enter(x))
+    shares = torch.linspace(0, 1, 20, dtype=F64).view(4, 5)
+    places = one.start + (one.end - one.start) * shares
+    together.prepare(places)
+    for u in places.unbind(0):
+        assert torch.equal(together.slope(u, z, index), one.slope(u.clone(), z, index)), variable
 
 
 @pytest.mark.parametrize("end", [5.0, -3.0])
@@ -459,34 +489,53 @@ def test_which_samples_arrived() -> None:
         run.calls = 1  # type: ignore[misc]
 
 
+Y0 = torch.ones(1, 1, dtype=F64)
+
+
+def decay(t: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    """The slope of exp(-t)."""
+    return -y
+
+
 def test_options_at_their_limits() -> None:
-    """One tolerance may be 0, one attempt is enough; both 0, a bool for a number, and no function, are refused."""
-
-    def decay(t: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        return -y
-
-    y0 = torch.ones(1, 1, dtype=F64)
-    for options in ({"rtol": 0.0}, {"atol": 0.0}, {"max_steps": 1}):
-        assert integrate(decay, y0, 0.0, 1e-3, sg.tableaus.DOPRI5, first_step=1e-3, **options).outcome == ("completed",)
-    for max_steps in (True, 1.5, 0):
-        with pytest.raises(ValueError, match=f"max_steps must be an integer of at least 1, got {max_steps}"):
-            integrate(decay, y0, 0.0, 1.0, sg.tableaus.DOPRI5, max_steps=max_steps)  # type: ignore[arg-type]
-    for options in ({"rtol": math.inf}, {"atol": -1.0}):
-        with pytest.raises(ValueError, match=r"must be finite, at least 0 and at most 1e\+12"):
-            integrate(decay, y0, 0.0, 1.0, sg.tableaus.DOPRI5, **options)  # type: ignore[arg-type]
-    for name in ("on_leave", "on_places"):
-        for value, shown in ((3, "3"), (lambda: None, "<function")):
-            with pytest.raises(TypeError, match=f"{name} must be a function of .*, got {shown}"):
-                integrate(decay, y0, 0.0, 1.0, sg.tableaus.DOPRI5, **{name: value})  # type: ignore[arg-type]
+    """One attempt is enough, shares may be halves; no function and no number are refused."""
     with pytest.raises(TypeError, match=r"rhs must be a function of \(t, y, index\), got"):
-        integrate(lambda t, y: y, y0, 0.0, 1.0, sg.tableaus.DOPRI5)  # type: ignore[arg-type, misc]
+        integrate(lambda t, y: y, Y0, 0.0, 1.0, sg.tableaus.DOPRI5)  # type: ignore[arg-type, misc]
     with pytest.raises(TypeError, match="t1 must be one number, got '1'"):
-        integrate(decay, y0, 0.0, "1", sg.tableaus.DOPRI5)  # type: ignore[arg-type]
+        integrate(decay, Y0, 0.0, "1", sg.tableaus.DOPRI5)  # type: ignore[arg-type]
     assert sg.Adaptive(max_steps=1, first_step=0.5).first_step == 0.5
-    for first_step in (0.0, math.inf, -1.0):
-        with pytest.raises(ValueError, match="first_step must be positive"):
-            sg.Adaptive(first_step=first_step)
     assert sg.schemes.GGF(first_step=0.5, safety=0.5, exponent=0.5).exponent == 0.5
+
+
+@pytest.mark.parametrize("options", [{"rtol": 0.0}, {"atol": 0.0}, {"max_steps": 1}], ids=case_id)
+def test_one_tolerance_may_be_zero_and_one_attempt_is_enough(options: dict[str, object]) -> None:
+    assert integrate(decay, Y0, 0.0, 1e-3, sg.tableaus.DOPRI5, first_step=1e-3, **options).outcome == ("completed",)
+
+
+@pytest.mark.parametrize("max_steps", [True, 1.5, 0])
+def test_the_number_of_attempts_is_an_integer(max_steps: float) -> None:
+    """A bool is none."""
+    with pytest.raises(ValueError, match=f"max_steps must be an integer of at least 1, got {max_steps}"):
+        integrate(decay, Y0, 0.0, 1.0, sg.tableaus.DOPRI5, max_steps=max_steps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"rtol": math.inf}, {"atol": -1.0}], ids=case_id)
+def test_tolerances_are_finite_and_not_negative(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"must be finite, at least 0 and at most 1e\+12"):
+        integrate(decay, Y0, 0.0, 1.0, sg.tableaus.DOPRI5, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["on_leave", "on_places"])
+@pytest.mark.parametrize("value, shown", [(3, "3"), (lambda: None, "<function")], ids=["number", "too few arguments"])
+def test_observers_are_functions(name: str, value: object, shown: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a function of .*, got {shown}"):
+        integrate(decay, Y0, 0.0, 1.0, sg.tableaus.DOPRI5, **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("first_step", [0.0, math.inf, -1.0])
+def test_a_first_step_is_positive(first_step: float) -> None:
+    with pytest.raises(ValueError, match="first_step must be positive"):
+        sg.Adaptive(first_step=first_step)
 
 
 # --- Tableaus --------------------------------------------------------------------------------------------------------
@@ -530,11 +579,15 @@ def test_facts_of_embedded_tableaus() -> None:
     assert sg.tableaus.EmbeddedTableau(a, [1.0, 0.0], e).fsal
     two = sg.tableaus.EmbeddedTableau(a, [0.5, 0.5], [[0.5, -0.5], [-0.5, 0.5]])
     assert (two.embedded_order, two.error_order) == (1, 2)
-    for weights in ([0.5, -0.4], [0.5, -0.25, -0.25], [0.5, -0.5 + 1.5e-12]):
-        with pytest.raises(ValueError, match="2 weights that sum to 0"):
-            sg.tableaus.EmbeddedTableau(a, [0.5, 0.5], [weights])
     with pytest.raises(ValueError, match=re.escape("must lie in [0, 1]")):
         sg.Tableau([[], [1.5]], [0.5, 0.5])
+
+
+@pytest.mark.parametrize("weights", [[0.5, -0.4], [0.5, -0.25, -0.25], [0.5, -0.5 + 1.5e-12]], ids=case_id)
+def test_weights_of_an_error_sum_to_zero(weights: list[float]) -> None:
+    """And are as many as the stages."""
+    with pytest.raises(ValueError, match="2 weights that sum to 0"):
+        sg.tableaus.EmbeddedTableau([[], [1.0]], [0.5, 0.5], [weights])
 
 
 def test_weights_for_steps() -> None:
@@ -576,9 +629,12 @@ def test_exponential_pairs_by_hand(h: float) -> None:
         torch.testing.assert_close(got, torch.tensor(known, dtype=F64), rtol=1e-12, atol=1e-14)
         assert (pair.c, pair.linear, pair.fsal, pair.error_order) == (c, -1.0, False, order)
         assert pair.name == ("exp-rk21", "exp-rk32")[order - 2]
-    for order in (1, 4, 6):
-        with pytest.raises(ValueError, match=f"got {order}"):
-            sg.schemes.ExponentialPair(order)
+
+
+@pytest.mark.parametrize("order", [1, 4, 6])
+def test_exponential_pairs_are_of_second_or_third_order(order: int) -> None:
+    with pytest.raises(ValueError, match=f"got {order}"):
+        sg.schemes.ExponentialPair(order)
 
 
 def test_variables_of_the_flow() -> None:
@@ -650,13 +706,18 @@ def test_noise_levels_of_places(name: str) -> None:
 
 
 def test_a_bad_variable() -> None:
-    """One of four, and the first only where log-SNR is finite."""
+    """One of four."""
     model = bind(sg.from_flow(lambda x, t: x, sg.RectifiedFlowSDE(T=1.0)), sg.RectifiedFlowSDE(T=1.0), (1.0, 1e-3))
     with pytest.raises(ValueError, match=r"variable must be one of 'log-snr', .* got 'sigma'"):
         Flow(model, "sigma", (1.0, 0.5), 1)
-    for ends in ((1.0, 0.5), (0.5, 1.0)):
-        with pytest.raises(ValueError, match="both must be finite; take variable='flow-time' or 'time'"):
-            Flow(model, "log-snr", ends, 1)
+
+
+@pytest.mark.parametrize("ends", [(1.0, 0.5), (0.5, 1.0)], ids=case_id)
+def test_the_log_snr_is_a_variable_between_finite_ends(ends: tuple[float, ...]) -> None:
+    model = bind(sg.from_flow(lambda x, t: x, sg.RectifiedFlowSDE(T=1.0)), sg.RectifiedFlowSDE(T=1.0), (1.0, 1e-3))
+
+    with pytest.raises(ValueError, match="both must be finite; take variable='flow-time' or 'time'"):
+        Flow(model, "log-snr", ends, 1)
 
 
 # --- Budgets ---------------------------------------------------------------------------------------------------------
@@ -697,14 +758,20 @@ def test_a_budget_is_used_up(pair: Any, first_step: float | None, attempts: int)
         assert solver.least_calls == calls
 
 
-def test_a_budget_of_the_sde() -> None:
-    """Two calls a step."""
+def test_attempts_of_the_sde() -> None:
+    """No more than allowed, whatever the budget; the first takes two calls."""
     solver = sg.schemes.GGF(atol=1e3)
-    for calls in (2, 3, 4, 5):
-        end = run_for(solver, calls)
-        assert (end.accepted.tolist(), end.calls) == ([calls // 2] * 3, calls // 2 * 2)
     assert run_for(dataclasses.replace(solver, max_steps=1), 100).accepted.tolist() == [1] * 3
     assert solver.least_calls == 2
+
+
+@pytest.mark.parametrize("calls", [2, 3, 4, 5])
+def test_a_budget_of_the_sde(calls: int) -> None:
+    """Two calls a step."""
+    solver = sg.schemes.GGF(atol=1e3)
+
+    end = run_for(solver, calls)
+    assert (end.accepted.tolist(), end.calls) == ([calls // 2] * 3, calls // 2 * 2)
 
 
 @pytest.mark.parametrize(
@@ -764,8 +831,6 @@ def test_the_sde_solver_by_hand(solver: sg.schemes.GGF) -> None:
 
 def test_names_of_what_adapts() -> None:
     """Names, libraries with their methods, and what is refused."""
-    for order, name in ((2, "exp-rk21"), (3, "exp-rk32")):
-        assert resolve_any(name) == sg.Adaptive(sg.schemes.ExponentialPair(order))
     assert resolve_any("scipy:RK45") == sg.schemes.SciPy("RK45")
     assert resolve_any(sg.schemes.GGF()) == sg.schemes.GGF()
     assert resolve_any("ddim") == resolve_any(sg.DDIM()) == sg.DDIM()
@@ -773,13 +838,21 @@ def test_names_of_what_adapts() -> None:
         resolve_any("jax:a:b")
     with pytest.raises(ValueError, match="unknown method of scipy 'RK45:x'"):
         resolve_any("scipy:RK45:x")
-    for given in (sg.schemes.GGF(), "ggf", "scipy:RK45"):
-        with pytest.raises(TypeError, match="finds its own steps"):
-            resolve(given)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="got the class GGF: call it"):
         resolve_any(sg.schemes.GGF)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="got 3"):
         resolve_any(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("order, name", [(2, "exp-rk21"), (3, "exp-rk32")])
+def test_names_of_exponential_pairs(order: int, name: str) -> None:
+    assert resolve_any(name) == sg.Adaptive(sg.schemes.ExponentialPair(order))
+
+
+@pytest.mark.parametrize("given", [sg.schemes.GGF(), "ggf", "scipy:RK45"], ids=case_id)
+def test_what_finds_its_own_steps_is_no_solver_of_a_grid(given: sg.Solver | str) -> None:
+    with pytest.raises(TypeError, match="finds its own steps"):
+        resolve(given)  # type: ignore[arg-type]
 
 
 def test_rows_of_what_adapts() -> None:

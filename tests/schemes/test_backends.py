@@ -416,24 +416,31 @@ def test_torchsde_is_torchsde(method: str, steps: int | None) -> None:
 
 
 def test_orders_are_those_that_the_libraries_state() -> None:
-    """torchdiffeq and SciPy say them in their classes; of a method of several orders it is the highest one's, and
-    torchsde's is the weak one, rounded down."""
+    """torchdiffeq and SciPy say them in their classes; of a method of several orders it is the highest one's."""
     theirs = import_module("torchdiffeq._impl.odeint").SOLVERS
     known = {**sg.schemes.TorchDiffEq.adaptive, **sg.schemes.TorchDiffEq.fixed}
     assert known == {name: theirs[name].order for name in known}
-    for name in ("RK23", "RK45", "DOP853"):
-        assert sg.schemes.SciPy(name).order == getattr(scipy.integrate, name).order
     assert sg.schemes.SciPy("Radau").order == 2 * len(import_module("scipy.integrate._ivp.radau").C) - 1
     assert (
         sg.schemes.SciPy("BDF").order
         == sg.schemes.SciPy("LSODA").order
         == import_module("scipy.integrate._ivp.bdf").MAX_ORDER
     )
-    select = import_module("torchsde._core.methods").select
-    for name in sg.schemes.TorchSDE.fixed:
-        kind = "ito" if name in ("euler", "milstein", "srk") else "stratonovich"
-        assert sg.schemes.TorchSDE(name).order == int(select(name, kind).weak_order)
     assert (sg.schemes.TorchSDE("srk").stochastic, sg.schemes.SciPy("RK45").stochastic) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["RK23", "RK45", "DOP853"])
+def test_orders_of_scipy_s_runge_kutta_methods(name: str) -> None:
+    assert sg.schemes.SciPy(name).order == getattr(scipy.integrate, name).order
+
+
+@pytest.mark.parametrize("name", sg.schemes.TorchSDE.fixed, ids=case_id)
+def test_orders_of_torchsde(name: object) -> None:
+    """The weak one, rounded down."""
+    select = import_module("torchsde._core.methods").select
+
+    kind = "ito" if name in ("euler", "milstein", "srk") else "stratonovich"
+    assert sg.schemes.TorchSDE(name).order == int(select(name, kind).weak_order)
 
 
 def test_near_names() -> None:
@@ -453,15 +460,19 @@ def test_near_names() -> None:
 
 
 def test_who_arrives() -> None:
-    """All at once, or one by one: how many have left, what each has evaluated, and what failed alone."""
+    """All at once, or one by one: how many have left, and what each has evaluated."""
     for per_sample, groups in ((False, [3]), (True, [1, 1, 1])):
         left: list[int] = []
         solver = sg.schemes.TorchDiffEq("rk4", per_sample=per_sample)
         end = run_alone(solver, steps=2, on_leave=left.append)
         assert (left, end.evaluations.tolist(), end.calls) == (groups, [8] * 3, 8 * len(groups))
         assert end.outcome == ("completed",) * 3
-    x = VP.prior_sample(SHAPE, seed=0, dtype=F64)
     run_alone(solver, steps=2)  # without anyone to tell
+
+
+@pytest.mark.parametrize("name", ["dopri5", "adaptive_heun"])
+def test_a_sample_that_fails_alone_ends_where_it_failed(name: str) -> None:
+    x = VP.prior_sample(SHAPE, seed=0, dtype=F64)
 
     def broken(x: Tensor, t: Tensor) -> Tensor:
         """Where the second sample starts there is no score."""
@@ -469,11 +480,11 @@ def test_who_arrives() -> None:
         return elementwise_score(VP)(x, t) * (math.nan if here else 1.0)
 
     start = x[1]
-    for name in ("dopri5", "adaptive_heun"):
-        end = run_alone(sg.schemes.TorchDiffEq(name, per_sample=True), score=broken)
-        assert end.outcome == ("completed", "not finite", "completed")
-        assert end.t.tolist() == [VP.eps, VP.T, VP.eps]
-        assert torch.equal(end.y[0][1], start)
+
+    end = run_alone(sg.schemes.TorchDiffEq(name, per_sample=True), score=broken)
+    assert end.outcome == ("completed", "not finite", "completed")
+    assert end.t.tolist() == [VP.eps, VP.T, VP.eps]
+    assert torch.equal(end.y[0][1], start)
 
 
 def test_why_a_backend_gave_up() -> None:
@@ -526,24 +537,35 @@ def test_a_step_too_small(solver: Any) -> None:
 
 
 def test_budgets_and_numbers_of_steps() -> None:
-    """A budget is met to the call; steps are integers, and are needed for even steps only."""
+    """A budget is met to the call; steps are needed for even steps only."""
     solver = sg.schemes.TorchDiffEq("rk4")
     assert run_alone(solver, steps=2, calls=8).outcome == ("completed",) * 3
     end = run_alone(solver, steps=2, calls=7)
     assert (end.outcome, end.calls, end.evaluations.tolist()) == (("out of steps",) * 3, 7, [7] * 3)
-    for steps in (0, -1, 2.5):
-        with pytest.raises(ValueError, match=f"steps must be an integer of at least 1, got {steps}"):
-            run_alone(solver, steps=steps)
     with pytest.raises(ValueError, match="torchdiffeq:rk4 takes even steps: say how many with steps="):
         run_alone(solver)
     with pytest.raises(ValueError, match="runs sample by sample: leave it out"):
         run_alone(sg.schemes.TorchDiffEq("rk4", per_sample=True), steps=2, calls=99)
-    for method, takes in (("rk4", True), ("dopri5", False)):
-        assert sg.schemes.TorchDiffEq(method).takes_steps is takes
     assert sg.schemes.TorchSDE("srk").takes_steps
-    for options in ({"rtol": -1.0}, {"rtol": 0.0, "atol": 0.0}):
-        with pytest.raises(ValueError, match="rtol"):
-            sg.schemes.SciPy("RK45", **options)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5])
+def test_numbers_of_steps_are_integers_of_at_least_one(steps: float) -> None:
+    solver = sg.schemes.TorchDiffEq("rk4")
+
+    with pytest.raises(ValueError, match=f"steps must be an integer of at least 1, got {steps}"):
+        run_alone(solver, steps=steps)
+
+
+@pytest.mark.parametrize("method, takes", [("rk4", True), ("dopri5", False)])
+def test_fixed_methods_take_steps(method: str, takes: bool) -> None:
+    assert sg.schemes.TorchDiffEq(method).takes_steps is takes
+
+
+@pytest.mark.parametrize("options", [{"rtol": -1.0}, {"rtol": 0.0, "atol": 0.0}], ids=case_id)
+def test_tolerances_are_not_negative_nor_both_zero(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="rtol"):
+        sg.schemes.SciPy("RK45", **options)
 
 
 def test_two_samples_are_a_batch() -> None:

@@ -92,19 +92,25 @@ def test_the_registry_as_a_mapping() -> None:
     assert "Zhang &amp; Chen" in shown
 
 
-def test_unknown_names_are_met_with_near_ones() -> None:
-    """The four nearest, the best first."""
-    for name, nearest in (("dpm++9", "dpm++"), ("eulr-xx", "euler"), ("unipc33", "unipc3"), ("zzzzzz", "")):
-        with pytest.raises(ValueError, match="unknown solver") as error:
-            resolve(name)
-        shown = re.findall(r"'([^']+)'", str(error.value).split("did you mean")[1])
-        assert set(shown) <= set(REGISTRY)
-        assert len(shown) == 4
-        assert shown[0].startswith(nearest)
+def test_names_and_solvers_are_resolved() -> None:
+    """The class itself is neither."""
     assert resolve("ddim") == sg.DDIM()
     assert resolve(sg.DDIM()) == sg.DDIM()
     with pytest.raises(TypeError, match="the class DDIM: call it"):
         resolve(sg.DDIM)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name, nearest", [("dpm++9", "dpm++"), ("eulr-xx", "euler"), ("unipc33", "unipc3"), ("zzzzzz", "")]
+)
+def test_unknown_names_are_met_with_near_ones(name: str, nearest: str) -> None:
+    """The four nearest, the best first."""
+    with pytest.raises(ValueError, match="unknown solver") as error:
+        resolve(name)
+    shown = re.findall(r"'([^']+)'", str(error.value).split("did you mean")[1])
+    assert set(shown) <= set(REGISTRY)
+    assert len(shown) == 4
+    assert shown[0].startswith(nearest)
 
 
 @pytest.mark.parametrize(

@@ -214,9 +214,8 @@ def test_tables_by_hand(solver: Any, expected: Any) -> None:
     same(table(solver.strict()), expected)
 
 
-def test_steps_from_no_signal_and_to_no_noise() -> None:
-    """Where half the log-SNR is infinite single-step solvers do without their inner nodes: sigma_t/sigma_s and
-    alpha_t from alpha = 0, all of the data to sigma = 0."""
+def test_multisteps_from_no_signal() -> None:
+    """sigma_t/sigma_s and alpha_t from alpha = 0."""
 
     class Doubled(sg.LinearSDE):
         T, eps = 1.0, 0.0
@@ -227,15 +226,33 @@ def test_steps_from_no_signal_and_to_no_noise() -> None:
         def sigma(self, t: float | Tensor) -> Tensor:
             return 2 * torch.as_tensor(t)
 
-    for solver in (
+    same(table(sg.DPMSolverPP(3), (1.0, 0.25), Doubled()), [{"x0": 1 / 4, "e0": 3 / 4}])
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
         sg.schemes.ExponentialRungeKutta(),
         sg.schemes.ExponentialRungeKutta(stages=3),
         sg.schemes.RES(),
         sg.DDIM(),
-    ):
-        same(table(solver, (1.0, 0.25), Doubled()), [{"x0": 1 / 4, "e0": 3 / 4}])
-        same(table(solver, (1.0, 0.0)), [{"e0": 1.0}])
-    same(table(sg.DPMSolverPP(3), (1.0, 0.25), Doubled()), [{"x0": 1 / 4, "e0": 3 / 4}])
+    ],
+    ids=case_id,
+)
+def test_single_steps_from_no_signal_and_to_no_noise(solver: sg.Solver) -> None:
+    """Where half the log-SNR is infinite single-step solvers do without their inner nodes."""
+
+    class Doubled(sg.LinearSDE):
+        T, eps = 1.0, 0.0
+
+        def alpha(self, t: float | Tensor) -> Tensor:
+            return 1 - torch.as_tensor(t)
+
+        def sigma(self, t: float | Tensor) -> Tensor:
+            return 2 * torch.as_tensor(t)
+
+    same(table(solver, (1.0, 0.25), Doubled()), [{"x0": 1 / 4, "e0": 3 / 4}])
+    same(table(solver, (1.0, 0.0)), [{"e0": 1.0}])
 
 
 def test_res_with_signal_that_fades() -> None:
@@ -353,31 +370,40 @@ NUMBERS: list[tuple[Any, ...]] = [  # solver, order, weak order, network calls f
 ]
 
 
-def test_orders_and_budgets() -> None:
+@pytest.mark.parametrize("numbers", NUMBERS, ids=lambda numbers: repr(numbers[0]))
+def test_orders_and_budgets(numbers: tuple[Any, ...]) -> None:
     """Orders as documented, the cost of 10 steps, and the steps that 10, 3 and 0 network calls allow."""
-    for solver, order, weak, nfe, *steps in NUMBERS:
-        assert (solver.order, solver.weak_order, solver.nfe(10)) == (order, weak, nfe), solver
-        assert [max(solver.steps(n), 0) for n in (10, 3, 0)] == steps, solver
+    solver, order, weak, nfe, *steps = numbers
+    assert (solver.order, solver.weak_order, solver.nfe(10)) == (order, weak, nfe)
+    assert [max(solver.steps(n), 0) for n in (10, 3, 0)] == steps
 
 
-def test_budgets_are_used_in_full() -> None:
-    """`steps` is the largest number whose cost the budget covers; `fit` of single-step solvers spends all of it."""
-    for solver, *_ in NUMBERS:
-        for budget in range(40):
-            steps = solver.steps(budget)
-            if steps:
-                assert solver.nfe(steps) <= budget
-            assert solver.nfe(steps + 1) > budget
-    for stages in (1, 2, 3):
-        for budget in range(1, 13):
-            fitted, steps = sg.schemes.ExponentialRungeKutta(stages=stages, c2=0.4 if stages > 1 else None).fit(budget)
-            assert fitted.nfe(steps) == budget
-            assert fitted.compile(EDM, sg.grids.Karras()(EDM, steps)).nfe == budget
+@pytest.mark.parametrize("solver", [solver for solver, *_ in NUMBERS], ids=repr)
+def test_budgets_are_used_in_full(solver: sg.Solver) -> None:
+    """`steps` is the largest number whose cost the budget covers."""
+    for budget in range(40):
+        steps = solver.steps(budget)
+        if steps:
+            assert solver.nfe(steps) <= budget
+        assert solver.nfe(steps + 1) > budget
+
+
+def test_single_steps_spend_the_whole_budget() -> None:
+    """By a last step of fewer stages."""
     solver = sg.schemes.ExponentialRungeKutta(stages=3, c2=0.4)
     assert solver.fit(7) == (dataclasses.replace(solver, reduced=2), 3)
     assert solver.fit(2) == (dataclasses.replace(solver, reduced=1), 1)
     assert solver.fit(1) == (sg.schemes.ExponentialRungeKutta(stages=2, reduced=1), 1)
     assert sg.DDIM().fit(7) == (sg.DDIM(), 7)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_single_steps_are_fitted_to_the_budget(stages: int) -> None:
+    """All of it is spent."""
+    for budget in range(1, 13):
+        fitted, steps = sg.schemes.ExponentialRungeKutta(stages=stages, c2=0.4 if stages > 1 else None).fit(budget)
+        assert fitted.nfe(steps) == budget
+        assert fitted.compile(EDM, sg.grids.Karras()(EDM, steps)).nfe == budget
 
 
 def test_noise_levels_and_their_window() -> None:
@@ -531,7 +557,24 @@ def test_options_out_of_range_are_refused(make: Any, text: Any) -> None:
         make()
 
 
-def test_options_at_their_limits_are_taken() -> None:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sg.schemes.AncestralNoise(sg.DPMSolver(3)),
+        lambda: sg.schemes.AncestralNoise(sg.DPMSolver(2, eta=1.0)),
+        lambda: sg.schemes.AncestralNoise(sg.DDIM()),
+        lambda: sg.Restart(3),  # type: ignore[arg-type]
+        lambda: sg.Restart("dopri5"),
+        lambda: sg.schemes.UniC(sg.DDIM()),
+        lambda: sg.schemes.ExponentialAdams(3),  # type: ignore[call-arg, arg-type]
+        lambda: sg.schemes.ExponentialRungeKutta(3),  # type: ignore[call-arg, arg-type]
+        lambda: Exponential("data"),  # type: ignore[abstract, call-arg]
+        lambda: sg.PredictorCorrector("dopri5", sg.Langevin()),
+        lambda: sg.PredictorCorrector(sg.DDIM(), sg.DDIM()),  # type: ignore[arg-type]
+    ],
+    ids=case_id,
+)
+def test_options_at_their_limits_are_taken(make: Callable[..., object]) -> None:
     """The last value inside each limit, and combinations that are allowed."""
     sg.schemes.ExponentialAdams(eta=1.0, window=(0.5, 0.5))
     sg.schemes.ExponentialAdams(eta=1.0, window=(0.0, 0.5))
@@ -546,21 +589,9 @@ def test_options_at_their_limits_are_taken() -> None:
     sg.Heun(s_churn=1.0, s_tmin=1.0, s_tmax=1.0)
     sg.DDIM(eta=1.0)
     sg.EulerMaruyama(eta=1e6)
-    for make in (
-        lambda: sg.schemes.AncestralNoise(sg.DPMSolver(3)),
-        lambda: sg.schemes.AncestralNoise(sg.DPMSolver(2, eta=1.0)),
-        lambda: sg.schemes.AncestralNoise(sg.DDIM()),
-        lambda: sg.Restart(3),  # type: ignore[arg-type]
-        lambda: sg.Restart("dopri5"),
-        lambda: sg.schemes.UniC(sg.DDIM()),
-        lambda: sg.schemes.ExponentialAdams(3),  # type: ignore[call-arg, arg-type]
-        lambda: sg.schemes.ExponentialRungeKutta(3),  # type: ignore[call-arg, arg-type]
-        lambda: Exponential("data"),  # type: ignore[abstract, call-arg]
-        lambda: sg.PredictorCorrector("dopri5", sg.Langevin()),
-        lambda: sg.PredictorCorrector(sg.DDIM(), sg.DDIM()),  # type: ignore[arg-type]
-    ):
-        with pytest.raises(TypeError):
-            make()
+
+    with pytest.raises(TypeError):
+        make()
 
 
 def adams(**options: Any) -> sg.schemes.ExponentialAdams:
@@ -602,7 +633,7 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
     (sg.schemes.LMS(2), "lms2", adams(**LEVEL)),
     (sg.schemes.IPNDM(), "ipndm4", adams(**LEVEL, variant="fixed", nodes=4)),
     (sg.schemes.UniC(sg.DEIS(2)), "deis2-unic", lowering(**NOISE, variable="time", corrector=3)),
-    (sg.schemes.UniC(sg.schemes.LMS(4), 2), "lms4-unic", adams(**LEVEL, nodes=4, corrector=2)),
+    (sg.schemes.UniC(sg.schemes.LMS(4), 2), "lms4-unic2", adams(**LEVEL, nodes=4, corrector=2)),
     (sg.schemes.UniC(sg.schemes.LMS(4)), "lms4-unic", adams(**LEVEL, nodes=4, corrector=5, start="warm")),
     (sg.UniPC(), "unipc3", lowering(variant="midpoint", nodes=3, corrector=4)),
     (sg.UniPC(2, variant="bh1", prediction="noise"), "unipc2-noise-bh1", lowering(**NOISE, variant="bh1", corrector=3)),
@@ -626,7 +657,11 @@ CASES: list[tuple[sg.Solver, str, sg.Solver]] = [  # what a paper's name stands 
     (sg.schemes.SEEDS(3, prediction="noise"), "seeds3-published", single(**NOISE, stages=3, eta=1.0)),
     (sg.schemes.Rosenbrock(), "rosenbrock2", lowering(prediction="v", sigma_data=0.5)),
     (sg.schemes.Rosenbrock(3), "rosenbrock3", lowering(prediction="v", sigma_data=0.5, nodes=3, start="warm")),
-    (sg.schemes.Rosenbrock(3, eta=1.0), "rosenbrock3", lowering(prediction="v", sigma_data=0.5, nodes=3, eta=1.0)),
+    (
+        sg.schemes.Rosenbrock(3, eta=1.0),
+        "rosenbrock3-eta1.0",
+        lowering(prediction="v", sigma_data=0.5, nodes=3, eta=1.0),
+    ),
     (sg.schemes.RectifiedAdams(), "rectified2", lowering(prediction="rectified")),
     (sg.schemes.RectifiedAdams(3), "rectified3", lowering(prediction="rectified", nodes=3, start="warm")),
     (sg.schemes.RectifiedAdams(3, start="cold"), "rectified3-cold", lowering(prediction="rectified", nodes=3)),
@@ -698,6 +733,17 @@ FAMILIES: dict[str, tuple[Callable[..., sg.Solver], dict[str, list[Any]]]] = {
             "window": [(0.05, 1.0), (0.0, math.inf)], "lower_final": [None, True, False],
         },
     ),
+    "rosenbrock": (
+        sg.schemes.Rosenbrock,
+        {
+            **STARTED, "variable": ["angle", "log-snr", "log-signal"], "sigma_data": [0.5, 0.7, 1.0],
+            "no_signal_above": [None, 7.0, 40.0], "linear_below": [None, 0.7, 5.0], "eta": [0.0, 0.5, 1.0, abs],
+        },
+    ),
+    "unic": (
+        lambda order, nodes: sg.schemes.UniC(sg.DEIS(order), nodes),
+        {"order": [1, 2, 3, 4], "nodes": [None, 1, 2, 3, 4, 5]},
+    ),
 }  # fmt: skip
 
 
@@ -734,7 +780,7 @@ def test_exponential_integrators_show_what_is_not_default() -> None:
 
 
 def test_ipndm_with_variable_steps() -> None:
-    """The published code's weights of three evaluations, by a loop in its symbols; the exact ones on even steps."""
+    """The published code's weights of three evaluations, by a loop in its symbols; those of two are exact."""
     times = (7.0, 4.0, 2.5, 1.0, 0.7)
     rows = table(sg.schemes.IPNDM(3, variable_steps=True), times)
     for i in (2, 3):
@@ -743,12 +789,14 @@ def test_ipndm_with_variable_steps() -> None:
         c = ((2 + h / h1) / 2 + temp, -(h / h1) / 2 - (1 + h1 / h2) * temp, temp * h1 / h2)
         same([rows[i]], [{f"x{i}": 1, f"e{i - 2}": h * c[2], f"e{i - 1}": h * c[1], f"e{i}": h * c[0]}])
         assert sum(c) == pytest.approx(1)
-    even = (6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
-    for order in (2, 3, 4):
-        same(
-            table(sg.schemes.IPNDM(order, variable_steps=True), even), table(sg.schemes.LMS(order, start="cold"), even)
-        )
     assert table(sg.schemes.IPNDM(2, variable_steps=True), times) == table(sg.schemes.LMS(2), times)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_ipndm_s_weights_on_even_steps_are_those_of_lms(order: int) -> None:
+    even = (6.0, 5.0, 4.0, 3.0, 2.0, 1.0)
+
+    same(table(sg.schemes.IPNDM(order, variable_steps=True), even), table(sg.schemes.LMS(order, start="cold"), even))
 
 
 def test_pndm() -> None:
@@ -825,14 +873,17 @@ def test_restarts_scale_with_alpha() -> None:
 
 
 def test_restarts_need_a_grid_that_covers_them() -> None:
-    """Ends included, and asked for before the first step alone; the history of the last pass goes on."""
+    """Ends included; the history of the last pass goes on."""
     edges = sg.Restart(sg.DDIM(), s_min=1.0, s_max=4.0, n_steps=1)
     assert edges.compile(EDM, sg.Grid([4.0, 1.0])).nfe == 2
-    for s_min, s_max in ((0.9, 4.0), (1.0, 4.1)):
-        with pytest.raises(ValueError, match=r"this one runs from 4 to 1"):
-            sg.Restart(sg.DDIM(), s_min=s_min, s_max=s_max).compile(EDM, sg.Grid([4.0, 1.0]))
     rows = table(sg.Restart(sg.schemes.LMS(2), s_min=1.0, s_max=3.0, n_steps=2), (4.0, 2.0, 1.0, 0.5))
     assert list(rows[-1]) == ["x6", "e4", "e6"]
+
+
+@pytest.mark.parametrize("s_min, s_max", [(0.9, 4.0), (1.0, 4.1)])
+def test_restarts_outside_the_grid_are_refused(s_min: float, s_max: float) -> None:
+    with pytest.raises(ValueError, match=r"this one runs from 4 to 1"):
+        sg.Restart(sg.DDIM(), s_min=s_min, s_max=s_max).compile(EDM, sg.Grid([4.0, 1.0]))
 
 
 def test_ancestral_noise_names_itself() -> None:

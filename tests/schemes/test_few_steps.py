@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.engine.noise import NoiseStream, resolve_seeds
+from tests.conventions import case_id
 from tests.helpers import DOUBLE, F64, LINEAR
 
 X = torch.randn(4, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
@@ -154,7 +156,11 @@ def test_few_timesteps_and_no_table() -> None:
     assert solver.default_grid(TABLE, 50) == sg.grids.Table()
     assert solver.default_grid(sg.VPSDE(), 4) == sg.grids.Uniform()
     assert solver.default_grid(TABLE, 3, 1.0, 0.3) == sg.grids.Table()
-    for call, match in (
+
+
+@pytest.mark.parametrize(
+    "call, match",
+    [
         (lambda: sg.grids.Distilled(50)(TABLE, 50), "51 network calls asked of 50 timesteps"),
         (lambda: sg.grids.Distilled(50)(sg.VPSDE(), 4), "has no table of times"),
         (
@@ -165,9 +171,13 @@ def test_few_timesteps_and_no_table() -> None:
         (lambda: sg.grids.Distilled(50)(TABLE, 51, t_end=0.0), "51 network calls asked of 50 timesteps"),
         (lambda: sg.grids.Distilled(50)(TABLE, 1, t_start=0.01), r"they begin at t=0.02"),
         (lambda: sg.grids.Distilled(0), "original_steps must be an integer of at least 1"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            call()
+    ],
+    ids=case_id,
+)
+def test_what_a_distillation_does_not_know(call: Callable[..., object], match: str) -> None:
+    """By the call, with what was asked for and what is there."""
+    with pytest.raises(ValueError, match=match):
+        call()
 
 
 def test_tcd_goes_below_to_an_entry_of_the_table() -> None:

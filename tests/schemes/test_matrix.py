@@ -108,21 +108,27 @@ def test_the_velocity_corrector_on_more_blocks() -> None:
     torch.testing.assert_close(added, torch.cat([torch.zeros(2, 2, 4), torch.full((2, 1, 4), math.sqrt(2 * e) * 2)], 1))
 
 
-def test_the_velocity_corrector_s_step() -> None:
-    """epsilon = 2 r^2 times the velocity's variance given the position: what regression on it leaves."""
+def test_correctors_name_one_another() -> None:
+    """Of states with velocities, and of those without."""
     grid = sg.Grid([0.8, 0.3, 0.05])
-    for s in (0.0, 0.7):
-        known = []
-        for t in grid.times:
-            mu, cov = CRITICAL.kernel(torch.tensor(t, dtype=torch.float64))
-            (xx, xv), (_, vv) = (cov + s**2 * torch.outer(mu, mu)).tolist()
-            known.append(2 * 0.3**2 * (vv - xv**2 / xx))
-        corrector = sg.schemes.VelocityLangevin(snr=0.3, data_std=s)
-        assert corrector.constants(CRITICAL, grid) == pytest.approx(known, rel=1e-9)
     with pytest.raises(TypeError, match=r"Langevin.*CLD.*VelocityLangevin"):
         sg.Langevin().constants(sg.CLD(), grid)
     with pytest.raises(TypeError, match="cov"):
         sg.schemes.VelocityLangevin().constants(sg.VPSDE(), grid)
+
+
+@pytest.mark.parametrize("s", [0.0, 0.7])
+def test_the_velocity_corrector_s_step(s: float) -> None:
+    """epsilon = 2 r^2 times the velocity's variance given the position: what regression on it leaves."""
+    grid = sg.Grid([0.8, 0.3, 0.05])
+
+    known = []
+    for t in grid.times:
+        mu, cov = CRITICAL.kernel(torch.tensor(t, dtype=torch.float64))
+        (xx, xv), (_, vv) = (cov + s**2 * torch.outer(mu, mu)).tolist()
+        known.append(2 * 0.3**2 * (vv - xv**2 / xx))
+    corrector = sg.schemes.VelocityLangevin(snr=0.3, data_std=s)
+    assert corrector.constants(CRITICAL, grid) == pytest.approx(known, rel=1e-9)
 
 
 @pytest.mark.parametrize("solver", ["ggf", "torchsde:euler"])
@@ -243,16 +249,22 @@ def test_a_velocity_network_needs_no_more_than_the_velocity(solver: Any) -> None
         torch.testing.assert_close(run, runs[0], rtol=1e-6, atol=1e-6)
 
 
-def test_tables_with_matrices_are_values() -> None:
-    """They go through JSON to the last bit, print, and hash."""
+def test_tables_of_numbers_have_one_block() -> None:
+    """On a process with matrices, too."""
     grid = QUADRATIC(CRITICAL, 4)
-    for solver in (sg.schemes.SSCS(), sg.schemes.GDDIM(2), sg.EulerMaruyama()):
-        program = solver.compile(CRITICAL, grid)
-        assert Program.from_json(program.to_json()) == program
-        assert program.blocks == 2 and hash(program) == hash(Program.from_json(program.to_json()))
-        assert "[" in str(program)
     assert sg.DDIM().compile(sg.VPSDE(), QUADRATIC(sg.VPSDE(), 4)).blocks == 1
     assert sg.EulerMaruyama(eta=0.0).compile(CRITICAL, grid).blocks == 1
+
+
+@pytest.mark.parametrize("solver", [sg.schemes.SSCS(), sg.schemes.GDDIM(2), sg.EulerMaruyama()], ids=case_id)
+def test_tables_with_matrices_are_values(solver: sg.Solver) -> None:
+    """They go through JSON to the last bit, print, and hash."""
+    grid = QUADRATIC(CRITICAL, 4)
+
+    program = solver.compile(CRITICAL, grid)
+    assert Program.from_json(program.to_json()) == program
+    assert program.blocks == 2 and hash(program) == hash(Program.from_json(program.to_json()))
+    assert "[" in str(program)
 
 
 @pytest.mark.parametrize(("solver", "first"), [(sg.schemes.SSCS(), None), (sg.schemes.GDDIM(2), 1.0)], ids=case_id)

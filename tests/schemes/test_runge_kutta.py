@@ -9,6 +9,7 @@ import pytest
 import sgm_sde as sg
 from sgm_sde.schemes.tableaus import order_of
 from tests.by_hand import EDM, node, same, table
+from tests.conventions import case_id
 
 
 def test_tableaus_of_the_literature() -> None:
@@ -60,24 +61,34 @@ def test_orders_from_0_to_8() -> None:
     assert order_of(((),), (1.0,), tolerance=0.5) == 8  # b c misses 1/2 by 1/2, and no condition is missed by more
 
 
-def test_tableaus_are_checked() -> None:
-    """Rows, weights and nodes; rounding near 0 and 1 is removed, and no more than rounding."""
-    for a, b, text in (
-        ([[], [1, 2]], [0, 1], r"rows of lengths 0..1, got \[0, 2\]"),
-        ([[]], [0.9], "must sum to 1, got 0.9"),
-        ([[]], [1 + 1e-8], "must sum to 1"),
-        ([[], [1.5]], [0, 1], r"must lie in \[0, 1\], got \(0.0, 1.5\)"),
-        ([[], [-0.5]], [0, 1], r"must lie in \[0, 1\]"),
-        ([[], [1 + 1.5e-12]], [0, 1], r"must lie in \[0, 1\]"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            sg.Tableau(a, b)  # type: ignore[arg-type]
+def test_rounding_of_nodes_is_removed() -> None:
+    """Near 0 and 1, and no more than rounding."""
     assert sg.Tableau([[], [1 + 0.5e-12]], [0, 1]).c == (0.0, 1.0)
     assert sg.Tableau([[], [1 - 1.5e-12]], [0, 1]).c == (0.0, 1 - 1.5e-12)
     assert sg.Tableau([[], [0.75]], [0, 1]).c == (0.0, 0.75)
     assert sg.Tableau([[], [1e-12]], [0, 1]).c == (0.0, 1e-12)
     with pytest.raises(ValueError, match="must sum to 1"):
         sg.Tableau([[], [0.5]], [0, 1 + 2e-9])
+
+
+@pytest.mark.parametrize(
+    "a, b, text",
+    [
+        ([[], [1, 2]], [0, 1], r"rows of lengths 0..1, got \[0, 2\]"),
+        ([[]], [0.9], "must sum to 1, got 0.9"),
+        ([[]], [1 + 1e-8], "must sum to 1"),
+        ([[], [1.5]], [0, 1], r"must lie in \[0, 1\], got \(0.0, 1.5\)"),
+        ([[], [-0.5]], [0, 1], r"must lie in \[0, 1\]"),
+        ([[], [1 + 1.5e-12]], [0, 1], r"must lie in \[0, 1\]"),
+    ],
+    ids=case_id,
+)
+def test_what_is_no_tableau_is_refused(
+    a: list[object] | list[list[object]], b: list[int] | list[float], text: str
+) -> None:
+    """Rows, weights and nodes."""
+    with pytest.raises(ValueError, match=text):
+        sg.Tableau(a, b)  # type: ignore[arg-type]
 
 
 def test_runge_kutta_s_steps() -> None:

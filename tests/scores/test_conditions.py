@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde._utils.tree import each_leaf, map_leaves, shown
 from sgm_sde.scores.conditions import bare, resolve
+from tests.conventions import case_id
 
 EDM = sg.EDMSDE()
 VP = sg.VPSDE()
@@ -192,35 +193,40 @@ def test_what_names_a_condition_names_it_everywhere() -> None:
     assert sg.inverse.DiffPIR(score, seen).conditions == {("y",)}
 
 
-def test_errors_of_the_network_pass_a_refinement() -> None:
+RIDGES = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=F64), 0.2).score(VP)
+ON_RIDGES = torch.tensor([[1.0, 0.0], [0.1, 0.0]], dtype=F64)
+
+
+class Failing(nn.Module):
+    """A network whose call of a number raises an error."""
+
+    def __init__(self, at: int, error: BaseException) -> None:
+        super().__init__()
+        self.calls, self.at, self.error = 0, at, error
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            raise self.error
+        return RIDGES(x, t)
+
+
+@pytest.mark.parametrize("at", [1, 20, 50, 60, 100, 147])
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("full"), RuntimeError("shape"), ValueError("bad"), IndexError("far"), StopIteration()],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_of_the_network_pass_a_refinement(at: int, error: BaseException) -> None:
     """A sample that goes on to finer grids does so with every error of the network's, running out of memory too."""
-    oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=F64), 0.2)
-    inner, x = oracle.score(VP), torch.tensor([[1.0, 0.0], [0.1, 0.0]], dtype=F64)
-    assert sg.log_prob(inner, VP, x, seed=0).nfe > 49
+    with pytest.raises(type(error)) as raised:
+        sg.log_prob(sg.from_score(Failing(at, error), VP), VP, ON_RIDGES, seed=0)
+    assert raised.value is error
 
-    class Failing(nn.Module):
-        def __init__(self, at: int, error: BaseException) -> None:
-            super().__init__()
-            self.calls, self.at, self.error = 0, at, error
 
-        def forward(self, x: Tensor, t: Tensor) -> Tensor:
-            self.calls += 1
-            if self.calls == self.at:
-                raise self.error
-            return inner(x, t)
-
-    errors = (
-        torch.OutOfMemoryError("full"),
-        RuntimeError("shape"),
-        ValueError("bad"),
-        IndexError("far"),
-        StopIteration(),
-    )
-    for error in errors:
-        for at in (1, 20, 50, 60, 100, 147):
-            with pytest.raises(type(error)) as raised:
-                sg.log_prob(sg.from_score(Failing(at, error), VP), VP, x, seed=0)
-            assert raised.value is error
+def test_samples_between_ridges_are_refined() -> None:
+    """By more calls than the first grid has."""
+    assert sg.log_prob(RIDGES, VP, ON_RIDGES, seed=0).nfe > 49
 
 
 @dataclass
@@ -232,7 +238,8 @@ class Inputs:
     names: list[str] = field(default_factory=list)
 
 
-def test_samples_keep_their_conditions_in_a_likelihood() -> None:
+@pytest.mark.parametrize("marked, options", [(True, {}), (False, {}), (True, {"method": "adaptive"})], ids=case_id)
+def test_samples_keep_their_conditions_in_a_likelihood(marked: bool, options: dict[str, object]) -> None:
     """Alone as in their batch, where the condition lies in a dataclass and the samples go on to finer grids."""
     oracle = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]], dtype=F64), 0.2)
     score = oracle.score(VP)
@@ -248,7 +255,6 @@ def test_samples_keep_their_conditions_in_a_likelihood() -> None:
         kwargs = {"cond": sg.PerSample(cond) if marked else cond}
         return sg.log_prob(moved, VP, x[rows], trace="exact", model_kwargs=kwargs, **options).value
 
-    for marked, options in ((True, {}), (False, {}), (True, {"method": "adaptive"})):
-        together = value(slice(None), marked, **options)
-        for i in range(3):
-            torch.testing.assert_close(together[i : i + 1], value(slice(i, i + 1), marked, **options))
+    together = value(slice(None), marked, **options)
+    for i in range(3):
+        torch.testing.assert_close(together[i : i + 1], value(slice(i, i + 1), marked, **options))

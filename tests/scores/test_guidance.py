@@ -25,6 +25,7 @@ from sgm_sde.scores.guidance import (
     cfg_plus_plus,
     from_classifier,
 )
+from tests.conventions import case_id
 from tests.helpers import ALL, DOUBLE, F64, LINEAR, Recorder, sampler
 
 MEANS = torch.tensor([[-1.5, 0.0], [0.5, 1.0], [1.0, -1.0]], dtype=F64)
@@ -589,18 +590,26 @@ def test_a_scale_for_each_sample_and_of_the_noise_level() -> None:
 
 
 def test_misuse_of_scales() -> None:
-    for scale, match in (
-        (sg.PerSample(torch.ones(2, 2)), r"one number per sample, \(B,\), got shape \(2, 2\)"),
-        (sg.PerSample(torch.tensor([1.0, float("nan")])), "scale must be finite"),
-        (float("inf"), "scale must be"),
-        ("3", "scale must be one number"),
-    ):
-        with pytest.raises((TypeError, ValueError), match=match):
-            guided(scale)
     with pytest.raises(ValueError, match="the scale has 2 values, one per sample, and the score was asked about 3"):
         guided(sg.PerSample(torch.ones(2))).output(X, T, **KW)
     with pytest.raises(ValueError, match=r"scale\(level\) must return \(3,\) numbers, got shape \(2,\)"):
         guided(lambda level: level[:2]).output(X, T, **KW)
+
+
+@pytest.mark.parametrize(
+    "scale, match",
+    [
+        (sg.PerSample(torch.ones(2, 2)), r"one number per sample, \(B,\), got shape \(2, 2\)"),
+        (sg.PerSample(torch.tensor([1.0, float("nan")])), "scale must be finite"),
+        (float("inf"), "scale must be"),
+        ("3", "scale must be one number"),
+    ],
+    ids=case_id,
+)
+def test_scales_are_finite_numbers(scale: object, match: str) -> None:
+    """One, or one per sample."""
+    with pytest.raises((TypeError, ValueError), match=match):
+        guided(scale)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
@@ -708,14 +717,21 @@ def test_a_negative_condition_of_another_length() -> None:
 
 
 @pytest.mark.parametrize("wrap", [Rescaled, APG, Thresholded, lambda s: Weakened(s, WEAK, 1.0)])
-def test_they_are_scores_for_every_solver(wrap: Any) -> None:
-    """Seeds, several solvers, one that finds its own steps, half precision of a network."""
+def test_they_are_scores_for_own_steps_and_half_precision(wrap: Any) -> None:
+    """Of a network; what is none is refused."""
     score = wrap(guided(2.0))
-    for solver in ("dpm++2m", "euler-ancestral", "heun"):
-        a, b = (sg.sample(score, SDE, x_T=X, nfe=8, solver=solver, seed=0, model_kwargs=KW).x for _ in range(2))
-        assert torch.equal(a, b)
-        assert bool(a.isfinite().all())
     assert bool(sg.sample(score, SDE, x_T=X, solver="dopri5", model_kwargs=KW).x.isfinite().all())
     assert score.cast_to(torch.float32).output(X, T, **KW).dtype is F64
     with pytest.raises(TypeError, match=r"guidance wraps what from_denoiser|this changes what ClassifierFree"):
         wrap(net)
+
+
+@pytest.mark.parametrize("wrap", [Rescaled, APG, Thresholded, lambda s: Weakened(s, WEAK, 1.0)])
+@pytest.mark.parametrize("solver", ["dpm++2m", "euler-ancestral", "heun"])
+def test_they_are_scores_for_every_solver(wrap: Any, solver: str) -> None:
+    """Seeds and several solvers."""
+    score = wrap(guided(2.0))
+
+    a, b = (sg.sample(score, SDE, x_T=X, nfe=8, solver=solver, seed=0, model_kwargs=KW).x for _ in range(2))
+    assert torch.equal(a, b)
+    assert bool(a.isfinite().all())

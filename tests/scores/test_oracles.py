@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 import sgm_sde as sg
 from sgm_sde.testing import flow_reference
-from tests.conventions import VP
+from tests.conventions import VP, case_id
 from tests.helpers import F64, GAUSSIAN, LINEAR, MIXTURE
 
 EMPIRICAL = sg.oracles.Empirical(torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.2, -1.5]], dtype=F64), bandwidth=0.3)
@@ -66,19 +67,26 @@ def test_density_and_score(name: str, process: str) -> None:
 
 
 @pytest.mark.parametrize("name", ORACLES)
-def test_samples_follow_the_marginal(name: str) -> None:
-    """Mean, covariance and log-density of samples at several times, within four standard errors."""
-    oracle, n = ORACLES[name], 20000
-    for sde, t in ((None, 0.0), (LINEAR["vp"], 0.3), (LINEAR["ve"], 0.6)):
-        x = oracle.sample(n, sde, t, seed=0, dtype=F64)
-        alpha, sigma = (1.0, 0.0) if sde is None else (float(sde.alpha(t)), float(sde.sigma(t)))
-        expected = marginal(oracle, alpha, sigma)
-        z = (x.mean(0) - expected.mean) / (expected.variance / n).sqrt()
-        assert z.abs().max() < 4
-        torch.testing.assert_close(x.var(0), expected.variance, rtol=0.05, atol=0)
-        assert math.isfinite(float(oracle.log_prob(x, sde, t).mean()))
+def test_samples_of_one_seed_begin_alike(name: str) -> None:
+    """However many they are."""
+    oracle = ORACLES[name]
     again = oracle.sample(10, LINEAR["vp"], 0.3, seed=0, dtype=F64)
     assert torch.equal(again, oracle.sample(20, LINEAR["vp"], 0.3, seed=0, dtype=F64)[:10])
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize("sde, t", [(None, 0.0), (LINEAR["vp"], 0.3), (LINEAR["ve"], 0.6)], ids=case_id)
+def test_samples_follow_the_marginal(name: str, sde: object, t: float) -> None:
+    """Mean, covariance and log-density of samples at several times, within four standard errors."""
+    oracle, n = ORACLES[name], 20000
+
+    x = oracle.sample(n, sde, t, seed=0, dtype=F64)
+    alpha, sigma = (1.0, 0.0) if sde is None else (float(sde.alpha(t)), float(sde.sigma(t)))
+    expected = marginal(oracle, alpha, sigma)
+    z = (x.mean(0) - expected.mean) / (expected.variance / n).sqrt()
+    assert z.abs().max() < 4
+    torch.testing.assert_close(x.var(0), expected.variance, rtol=0.05, atol=0)
+    assert math.isfinite(float(oracle.log_prob(x, sde, t).mean()))
 
 
 @pytest.mark.parametrize("process", LINEAR)
@@ -112,19 +120,22 @@ def test_a_perfect_memoriser() -> None:
     torch.testing.assert_close(oracle.score(sde).denoised(x, 0.5), (w[:, None] * data).sum(0)[None])
 
 
-def test_bad_parameters_are_named() -> None:
-    """Shapes and signs, with the offending value."""
-    cases = [
+@pytest.mark.parametrize(
+    "call, text",
+    [
         (lambda: sg.oracles.Gaussian(torch.zeros(2), torch.eye(3)), r"\(3, 3\)"),
         (lambda: sg.oracles.Gaussian(torch.zeros(2), torch.tensor([[1.0, 2.0], [2.0, 1.0]])), "-1"),
         (lambda: sg.oracles.GaussianMixture(torch.zeros(3), 1.0), r"\(3,\)"),
         (lambda: sg.oracles.GaussianMixture(torch.zeros(3, 2), [1.0, 1.0]), r"\(2,\)"),
         (lambda: sg.oracles.GaussianMixture(torch.zeros(3, 2), -1.0), "-1"),
         (lambda: sg.oracles.GaussianMixture(torch.zeros(2, 2), 1.0, [0.0, 1.0]), "0.0"),
-    ]
-    for call, text in cases:
-        with pytest.raises(ValueError, match=text):
-            call()
+    ],
+    ids=case_id,
+)
+def test_bad_parameters_are_named(call: Callable[..., object], text: str) -> None:
+    """Shapes and signs, with the offending value."""
+    with pytest.raises(ValueError, match=text):
+        call()
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 3), (3, 2, 1)])
@@ -137,39 +148,57 @@ def test_points_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
         oracle.score(sg.VPSDE())(torch.zeros(shape), 0.5)
 
 
-def test_what_is_no_covariance_is_refused_at_any_scale() -> None:
-    """Not symmetric, not positive, not finite: relative to the largest entry."""
-    bad = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=F64), torch.tensor([[1.0, 0.9], [0.0, 1.0]], dtype=F64)
-    for scale in (1e-30, 1e-11, 1.0, 1e20):
-        with pytest.raises(ValueError, match="negative eigenvalue"):
-            sg.oracles.Gaussian(torch.zeros(2), scale * bad[0])
-        with pytest.raises(ValueError, match=r"symmetric \(2, 2\) matrix, got entries that differ"):
-            sg.oracles.Gaussian(torch.zeros(2), scale * bad[1])
-        root = torch.tensor([[1.0, 0.3], [0.5, 1.0]], dtype=F64)
-        covariance = scale * (root @ root.T)
-        torch.testing.assert_close(
-            sg.oracles.Gaussian(torch.zeros(2), covariance).covariance, covariance, atol=0.0, rtol=1e-12
-        )
+def test_no_covariance_is_one() -> None:
+    """All mass at one point."""
     assert float(sg.oracles.Gaussian(torch.zeros(2), 0.0).covariance.abs().max()) == 0.0
-    nan, inf = math.nan, math.inf
-    for make in (
-        lambda: sg.oracles.Gaussian(torch.tensor([nan, 0.0]), 1.0),
-        lambda: sg.oracles.Gaussian(torch.zeros(2), inf),
-        lambda: sg.oracles.GaussianMixture(torch.tensor([[nan], [1.0]]), 1.0),
-        lambda: sg.oracles.GaussianMixture(torch.zeros(2, 1), nan),
-        lambda: sg.oracles.GaussianMixture(torch.zeros(2, 1), 1.0, [1.0, inf]),
-        lambda: sg.oracles.Mixture([sg.oracles.Gaussian(torch.zeros(1), 1.0)], [nan]),
-        lambda: sg.oracles.Empirical(torch.tensor([[inf]])),
-    ):
-        with pytest.raises(ValueError, match="must be finite"):
-            make()
-    for make in (
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sg.oracles.Gaussian(torch.tensor([math.nan, 0.0]), 1.0),
+        lambda: sg.oracles.Gaussian(torch.zeros(2), math.inf),
+        lambda: sg.oracles.GaussianMixture(torch.tensor([[math.nan], [1.0]]), 1.0),
+        lambda: sg.oracles.GaussianMixture(torch.zeros(2, 1), math.nan),
+        lambda: sg.oracles.GaussianMixture(torch.zeros(2, 1), 1.0, [1.0, math.inf]),
+        lambda: sg.oracles.Mixture([sg.oracles.Gaussian(torch.zeros(1), 1.0)], [math.nan]),
+        lambda: sg.oracles.Empirical(torch.tensor([[math.inf]])),
+    ],
+    ids=["mean", "variance", "means", "stds", "weights", "shares", "data"],
+)
+def test_parameters_are_finite(make: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="must be finite"):
+        make()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-11, 1.0, 1e20])
+def test_what_is_no_covariance_is_refused_at_any_scale(scale: float) -> None:
+    """Not symmetric, not positive: relative to the largest entry."""
+    bad = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=F64), torch.tensor([[1.0, 0.9], [0.0, 1.0]], dtype=F64)
+
+    with pytest.raises(ValueError, match="negative eigenvalue"):
+        sg.oracles.Gaussian(torch.zeros(2), scale * bad[0])
+    with pytest.raises(ValueError, match=r"symmetric \(2, 2\) matrix, got entries that differ"):
+        sg.oracles.Gaussian(torch.zeros(2), scale * bad[1])
+    root = torch.tensor([[1.0, 0.3], [0.5, 1.0]], dtype=F64)
+    covariance = scale * (root @ root.T)
+    torch.testing.assert_close(
+        sg.oracles.Gaussian(torch.zeros(2), covariance).covariance, covariance, atol=0.0, rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
         lambda: sg.oracles.Gaussian([0.0], 1.0),  # type: ignore[arg-type]
         lambda: sg.oracles.Gaussian(torch.zeros(1), "wide"),  # type: ignore[arg-type]
         lambda: sg.oracles.GaussianMixture(torch.zeros(2, 1), [1.0, [2.0]]),  # type: ignore[list-item]
-    ):
-        with pytest.raises(TypeError, match="must be a tensor"):
-            make()
+    ],
+    ids=case_id,
+)
+def test_parameters_are_tensors(make: Callable[..., object]) -> None:
+    with pytest.raises(TypeError, match="must be a tensor"):
+        make()
 
 
 def test_small_weights_keep_their_logarithm() -> None:

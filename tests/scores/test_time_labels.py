@@ -14,22 +14,30 @@ from tests.conventions import F64, case_id
 
 
 @pytest.mark.parametrize("n", [2, 4, 10, 232, 1000])
-def test_labels_of_ladders_are_their_entries(n: int) -> None:
-    """Every entry of a ladder has its own number from the noise, on tables and on the continuous process."""
+def test_labels_of_ladders_have_one_table(n: int) -> None:
+    """The ladder's own."""
     sigmas = torch.logspace(1, -2, n, dtype=F64).tolist()
     ladder = sg.DiscreteVESDE(sigmas)
-    expected = torch.arange(n - 1, -1, -1)
-    for dtype in (torch.float32, F64):
-        assert torch.equal(time_labels.score_sde_ve_discrete(ladder)(torch.tensor(ladder.times, dtype=dtype)), expected)
-        continuous = sg.VESDE(sigma_min=0.01, sigma_max=10.0)
-        times = torch.linspace(0, 1, n, dtype=dtype)
-        assert torch.equal(time_labels.score_sde_ve_discrete(continuous, n)(times), expected)
-        _, sde = sg.adapters.from_score_sde(lambda x, label: x, ladder)
-        assert sde is ladder
     with pytest.raises(TypeError, match="noise levels of DiscreteVESDE or VESDE, got 1000"):
         time_labels.score_sde_ve_discrete(1000)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=rf"has its own table of {n} levels, got levels=7"):
         time_labels.score_sde_ve_discrete(ladder, 7)
+
+
+@pytest.mark.parametrize("n", [2, 4, 10, 232, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=case_id)
+def test_labels_of_ladders_are_their_entries(n: int, dtype: torch.dtype) -> None:
+    """Every entry of a ladder has its own number from the noise, on tables and on the continuous process."""
+    sigmas = torch.logspace(1, -2, n, dtype=F64).tolist()
+    ladder = sg.DiscreteVESDE(sigmas)
+    expected = torch.arange(n - 1, -1, -1)
+
+    assert torch.equal(time_labels.score_sde_ve_discrete(ladder)(torch.tensor(ladder.times, dtype=dtype)), expected)
+    continuous = sg.VESDE(sigma_min=0.01, sigma_max=10.0)
+    times = torch.linspace(0, 1, n, dtype=dtype)
+    assert torch.equal(time_labels.score_sde_ve_discrete(continuous, n)(times), expected)
+    _, sde = sg.adapters.from_score_sde(lambda x, label: x, ladder)
+    assert sde is ladder
 
 
 @pytest.mark.parametrize("sde", [sg.presets.ncsn_cifar10(), sg.presets.ddpm()], ids=case_id)

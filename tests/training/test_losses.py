@@ -96,12 +96,14 @@ def gradient(loss: Callable[..., Tensor], sde: sg.LinearSDE, prediction: str, t:
 @pytest.mark.parametrize(("name", "sde"), LINEAR.items(), ids=case_id)
 @pytest.mark.parametrize("prediction", NETWORKS)
 @pytest.mark.parametrize("weighting", ALL_WEIGHTINGS)
-def test_the_exact_score_is_stationary_for_every_process(weighting: str, prediction: str, name: str, sde: Any) -> None:
+@pytest.mark.parametrize("share", [0.02, 0.6])
+def test_the_exact_score_is_stationary_for_every_process(
+    weighting: str, prediction: str, name: str, sde: Any, share: float
+) -> None:
     """The gradient's expectation at the exact score is 0 to rounding, at an early and a late time."""
-    for share in (0.02, 0.6):
-        t = sde.eps + share * (sde.T - sde.eps)
-        slope = gradient(denoising_score_matching, sde, prediction, t, weighting=ALL_WEIGHTINGS[weighting])
-        assert slope.abs().max() < 1e-9, (name, share)
+    t = sde.eps + share * (sde.T - sde.eps)
+    slope = gradient(denoising_score_matching, sde, prediction, t, weighting=ALL_WEIGHTINGS[weighting])
+    assert slope.abs().max() < 1e-9, (name, share)
 
 
 @pytest.mark.parametrize(("name", "weighting"), ALL_WEIGHTINGS.items(), ids=case_id)
@@ -176,18 +178,20 @@ def test_implicit_losses_train_the_network(trace: str) -> None:
 
 
 @pytest.mark.parametrize("times", [Uniform(), Uniform(stratified=False), Importance(), LogNormal()], ids=case_id)
-def test_sampled_gradients_agree_with_their_standard_errors(times: Any) -> None:
+@pytest.mark.parametrize("sde", [sg.VPSDE(), sg.EDMSDE(), sg.RectifiedFlowSDE()], ids=case_id)
+@pytest.mark.parametrize("theta_0, stationary", [(0.0, True), (0.3, False)])
+def test_sampled_gradients_agree_with_their_standard_errors(
+    times: Any, sde: sg.SDE, theta_0: float, stationary: bool
+) -> None:
     """With drawn times and noise the exact score's gradient is 0 within its standard error, another's is not."""
-    for sde in (sg.VPSDE(), sg.EDMSDE(), sg.RectifiedFlowSDE()):
-        for theta_0, stationary in ((0.0, True), (0.3, False)):
-            n = 4000
-            theta = torch.tensor([theta_0, 0.0], dtype=F64).expand(n, 2).clone().requires_grad_()
-            net = Perturbed(sde, "noise", theta.T[..., None])
-            x0 = MEAN + STD * torch.randn(n, 1, dtype=F64, generator=generator(1))
-            options = {"times": times, "weighting": "noise", "generator": generator(2)}
-            (slopes,) = torch.autograd.grad(denoising_score_matching(net.score(), x0, **options).sum(), theta)
-            z = slopes[:, 0].mean() / (slopes[:, 0].std() / math.sqrt(n))
-            assert (abs(z) < 4) == stationary, (times, sde, float(z))
+    n = 4000
+    theta = torch.tensor([theta_0, 0.0], dtype=F64).expand(n, 2).clone().requires_grad_()
+    net = Perturbed(sde, "noise", theta.T[..., None])
+    x0 = MEAN + STD * torch.randn(n, 1, dtype=F64, generator=generator(1))
+    options = {"times": times, "weighting": "noise", "generator": generator(2)}
+    (slopes,) = torch.autograd.grad(denoising_score_matching(net.score(), x0, **options).sum(), theta)
+    z = slopes[:, 0].mean() / (slopes[:, 0].std() / math.sqrt(n))
+    assert (abs(z) < 4) == stationary, (times, sde, float(z))
 
 
 # Published losses, written as their papers print them.
@@ -335,16 +339,16 @@ def test_tables_are_uniform() -> None:
 # What callers rely on.
 
 
-def test_losses_depend_on_their_generator_alone() -> None:
+@pytest.mark.parametrize("loss", [denoising_score_matching, score_matching])
+def test_losses_depend_on_their_generator_alone(loss: Callable[..., Tensor]) -> None:
     """The same generator state gives the same bits; the global random state and grad modes are left alone."""
     net = nn.Linear(2, 2)
     score = sg.from_noise(lambda x, t: net(x), sg.VPSDE())
     x0 = torch.randn(8, 2, generator=generator())
     state = torch.get_rng_state()
-    for loss in (denoising_score_matching, score_matching):
-        first, second = (loss(score, x0, generator=generator(5)) for _ in range(2))
-        assert torch.equal(first, second)
-        assert not torch.equal(first, loss(score, x0, generator=generator(6)))
+    first, second = (loss(score, x0, generator=generator(5)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, loss(score, x0, generator=generator(6)))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -380,38 +384,52 @@ def test_without_a_generator_each_call_has_noise_of_its_own(loss: Callable[..., 
     assert torch.equal(*(loss(score, x0, generator=torch.Generator().manual_seed(3)) for _ in range(2)))
 
 
-def test_wrong_arguments_are_named() -> None:
-    sde = sg.VPSDE()
-    score, x0 = sg.from_noise(lambda x, t: x, sde), torch.zeros(4, 2)
-    bad: list[tuple[type[Exception], str, Callable[[], object]]] = []
+SOME_SCORE = sg.from_noise(lambda x, t: x, sg.VPSDE())
+SOME_DATA = torch.zeros(4, 2)
+OUTSIDE = r"t must lie in \[0, T\] = \[0, 1.0\], got"
 
-    def refuse(error: type[Exception], text: str, **options: object) -> None:
-        for loss in (denoising_score_matching, score_matching):
-            bad.append((error, text, lambda loss=loss: loss(score, x0, **{"generator": generator(), **options})))
 
-    refuse(ValueError, "weighting must be one of .* got 'snr'", weighting="snr")
-    refuse(ValueError, "'median'", reduction="median")
-    refuse(ValueError, "times= or t=", times=Uniform(), t=torch.ones(4))
-    for t, shown in ((500.0, 500), (-1.0, -1), (torch.tensor([0.5, 2.0, 1, 1]), 2)):
-        refuse(ValueError, rf"t must lie in \[0, T\] = \[0, 1.0\], got {shown}", t=t)
-    refuse(ValueError, "a time must be finite, got nan", t=math.nan)
-    refuse(ValueError, r"t has shape \(3,\), expected \(\) or \(4,\)", t=torch.ones(3))
-    refuse(ValueError, r"\(4, 2\) of the data, got \(4, 3\)", noise=torch.zeros(4, 3))
-    refuse(ValueError, "no table of times", times=Table())
-    refuse(ValueError, "no table of times", weighting=PosteriorMean())
-    refuse(ValueError, "low=0.9 and high=0.5", times=Uniform(low=0.9, high=0.5))
-    bad += [
-        (ValueError, "'traced'", lambda: score_matching(score, x0, trace="traced", generator=generator())),  # type: ignore[arg-type]
-        (ValueError, "got 0", lambda: score_matching(score, x0, n_probes=0, generator=generator())),
-        (TypeError, "from_noise", lambda: denoising_score_matching(lambda x, t: x, x0, generator=generator())),  # type: ignore[arg-type]
-        (TypeError, "int64", lambda: denoising_score_matching(score, x0.long(), generator=generator())),
+@pytest.mark.parametrize("loss", [denoising_score_matching, score_matching])
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"weighting": "snr"}, "weighting must be one of .* got 'snr'"),
+        ({"reduction": "median"}, "'median'"),
+        ({"times": Uniform(), "t": torch.ones(4)}, "times= or t="),
+        ({"t": 500.0}, f"{OUTSIDE} 500"),
+        ({"t": -1.0}, f"{OUTSIDE} -1"),
+        ({"t": torch.tensor([0.5, 2.0, 1, 1])}, f"{OUTSIDE} 2"),
+        ({"t": math.nan}, "a time must be finite, got nan"),
+        ({"t": torch.ones(3)}, r"t has shape \(3,\), expected \(\) or \(4,\)"),
+        ({"noise": torch.zeros(4, 3)}, r"\(4, 2\) of the data, got \(4, 3\)"),
+        ({"times": Table()}, "no table of times"),
+        ({"weighting": PosteriorMean()}, "no table of times"),
+        ({"times": Uniform(low=0.9, high=0.5)}, "low=0.9 and high=0.5"),
+    ],
+    ids=case_id,
+)
+def test_wrong_options_are_named(loss: Callable[..., Tensor], options: dict[str, object], text: str) -> None:
+    """Those of both losses."""
+    with pytest.raises(ValueError, match=text):
+        loss(SOME_SCORE, SOME_DATA, **{"generator": generator(), **options})
+
+
+@pytest.mark.parametrize(
+    "error, text, call",
+    [
+        (ValueError, "'traced'", lambda: score_matching(SOME_SCORE, SOME_DATA, trace="traced", generator=generator())),  # type: ignore[arg-type]
+        (ValueError, "got 0", lambda: score_matching(SOME_SCORE, SOME_DATA, n_probes=0, generator=generator())),
+        (TypeError, "from_noise", lambda: denoising_score_matching(lambda x, t: x, SOME_DATA, generator=generator())),  # type: ignore[arg-type]
+        (TypeError, "int64", lambda: denoising_score_matching(SOME_SCORE, SOME_DATA.long(), generator=generator())),
         (ValueError, "'gamma'", lambda: PosteriorMean("gamma")),  # type: ignore[arg-type]
         (ValueError, "got 0", lambda: LogNormal(std=0)),
         (ValueError, "got 1.0", lambda: EMA(nn.Linear(1, 1), decay=1.0)),
-    ]
-    for error, text, call in bad:
-        with pytest.raises(error, match=text):
-            call()
+    ],
+    ids=["trace", "n_probes", "score", "dtype", "posterior mean", "log-normal", "average"],
+)
+def test_wrong_arguments_are_named(error: type[Exception], text: str, call: Callable[[], object]) -> None:
+    with pytest.raises(error, match=text):
+        call()
 
 
 # The moving average.

@@ -15,6 +15,7 @@ from sgm_sde.cli import main
 from sgm_sde.nn.digits import load_digits_classifier
 from sgm_sde.zoo import demo
 from sgm_sde.zoo.shipped import digits_score
+from tests.conventions import case_id
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +85,12 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
             main(argv)
         assert stop.value.code == 2
         assert text in capsys.readouterr().err
-    for argv in ([], ["sing"], ["demo", "--colour"]):
-        with pytest.raises(SystemExit):
-            main(argv)
+
+
+@pytest.mark.parametrize("argv", [[], ["sing"], ["demo", "--colour"]], ids=case_id)
+def test_what_is_no_command(argv: object) -> None:
+    with pytest.raises(SystemExit):
+        main(argv)
 
 
 def test_import_is_light() -> None:
