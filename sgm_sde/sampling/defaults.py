@@ -90,7 +90,7 @@ def adams_near_noise(
 
     Examples:
         >>> adams_near_noise(4, 4).name
-        'rosenbrock4-unic'
+        'rosenbrock4-log-signal-sigma0.7-above40-below5-cold-lowered-unic4'
     """
     nodes = check_integer("nodes", nodes)
     corrector = check_integer("corrector", corrector)
@@ -104,7 +104,9 @@ def adams_near_noise(
         start="cold",
         lower_final=flag("lower_final", lower_final),
     )
-    return replace(UniC(adams, nodes=corrector), final_nodes=final_nodes)
+    corrected = UniC(adams, nodes=corrector)
+    ending = f"-final{final_nodes}" if final_nodes else ""
+    return replace(corrected, final_nodes=final_nodes, name=corrected.name + ending)
 
 
 def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
@@ -194,10 +196,10 @@ def default_setting(
 
     Examples:
         >>> import sgm_sde as sg
-        >>> print(default_setting(sg.VPSDE(), 12))
-        rosenbrock3-unic on Thinned(even=16, to_data=True)
+        >>> print(default_setting(sg.VPSDE(), 12).grid)
+        Thinned(even=16, to_data=True)
         >>> print(default_setting(sg.VPSDE()))
-        rosenbrock5-unic on Thinned(last=3, near_data=3)
+        rosenbrock5-log-signal-sigma0.7-above40-below5-cold-unlowered-unic5 on Thinned(last=3, near_data=3)
     """
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)

@@ -323,8 +323,8 @@ class ExponentialAdams(Exponential):
         return self.final_nodes > 0
 
     def ending_in_a_state(self) -> Solver:
-        """Without `final_nodes`."""
-        return replace(self, final_nodes=0)
+        """Without `final_nodes`, in the name neither."""
+        return replace(self, final_nodes=0, name=self.name.removesuffix(f"-final{self.final_nodes}"))
 
     @property
     def weak_order(self) -> int | None:

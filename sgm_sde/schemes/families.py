@@ -55,6 +55,11 @@ def _noisy(eta: Eta, usual: tuple[float, ...]) -> str | None:
     return "eta-of-t" if callable(eta) else None if eta in usual else f"eta{eta!r}"
 
 
+def _level(what: str, level: float | None, usual: float | None = None) -> str | None:
+    """Part of a name for a level of noise or a scale that is not the usual one."""
+    return None if level is None or level == usual else f"{what}{level:g}"
+
+
 def DPMSolverPP(
     order: int = 2,
     *,
@@ -326,8 +331,10 @@ def UniC(predictor: Solver | str, nodes: int | None = None) -> ExponentialAdams:
         predictor = resolve(predictor)
     if not isinstance(predictor, ExponentialAdams):
         raise TypeError(f"UniC corrects multistep solvers (ExponentialAdams), got {described(predictor)}")
-    nodes = predictor.nodes + 1 if nodes is None else check_integer("nodes", nodes)
-    corrected = replace(predictor, corrector=nodes, start="cold", name=f"{predictor.name}-unic")
+    usual = predictor.nodes + 1
+    nodes = usual if nodes is None else check_integer("nodes", nodes)
+    name = _named(predictor.name, "unic" if nodes == usual else f"unic{nodes}")
+    corrected = replace(predictor, corrector=nodes, start="cold", name=name)
     warm = predictor.start == "warm" and bool(corrected._inner)
     return replace(corrected, start="warm") if warm else corrected
 
@@ -525,7 +532,8 @@ def Rosenbrock(
         3
     """
     order = check_integer("order", order)
-    return ExponentialAdams(
+    usual = _warm_if(order, None, eta)
+    solver = ExponentialAdams(
         nodes=order,
         prediction="v",
         variable=variable,
@@ -535,9 +543,18 @@ def Rosenbrock(
         eta=eta,
         start=_warm_if(order, start, eta),
         lower_final=_lower(order, lower_final),
-        name=f"rosenbrock{order}",
         source="Zheng et al., 2023, arXiv:2310.13268",
     )
+    parts = (
+        None if variable == "angle" else variable,
+        _level("sigma", solver.sigma_data, 0.5),
+        _level("above", solver.no_signal_above),
+        _level("below", solver.linear_below),
+        _noisy(eta, (0,)),
+        _starting(solver.start, usual),
+        _lowered(order, lower_final),
+    )
+    return replace(solver, name=_named(f"rosenbrock{order}", *parts))
 
 
 def RectifiedAdams(order: int = 2, *, start: str | None = None, lower_final: bool | None = None) -> ExponentialAdams:
