@@ -190,7 +190,9 @@ def test_what_leaves_the_grid_has_an_exact_trace_in_few_dimensions(probe: str, n
     torch.testing.assert_close(res.value[left], exactly.value[left], rtol=0, atol=4e-3)  # twice the tolerance
 
 
-@pytest.mark.parametrize("d, said", [(16, "by its exact trace"), (17, "Hutchinson's estimate with 1 rademacher probe, fresh")])
+@pytest.mark.parametrize(
+    "d, said", [(16, "by its exact trace"), (17, "Hutchinson's estimate with 1 rademacher probe, fresh")]
+)
 def test_the_trace_is_exact_in_few_dimensions(d: int, said: str) -> None:
     """By default; the protocol says which it was."""
     oracle = sg.oracles.Gaussian(torch.zeros(d), 0.25)
