@@ -7,6 +7,7 @@ made on the host from one number per sample and attempt; nothing else is read ba
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, number, real, require_function
-from sgm_sde._utils.shapes import finite, flat
+from sgm_sde._utils.shapes import column, dimension, finite, row_sums
 from sgm_sde.identity import Value
 
 State = tuple[Tensor, ...]
@@ -439,12 +440,8 @@ def _choose(ok: np.ndarray, accepted: State, rejected: State) -> State:
     if not ok.any():
         return rejected
 
-    mask = torch.from_numpy(ok).to(accepted[0].device)
-    chosen = []
-    for a, b in zip(accepted, rejected, strict=True):
-        of_part = mask.reshape(-1, *[1] * (a.ndim - 1))
-        chosen.append(torch.where(of_part, a, b))
-    return tuple(chosen)
+    failed = torch.from_numpy(np.flatnonzero(~ok)).to(accepted[0].device)
+    return tuple(a.index_copy(0, failed, b.index_select(0, failed)) for a, b in zip(accepted, rejected, strict=True))
 
 
 @runtime_checkable
@@ -575,6 +572,7 @@ class EmbeddedStepper(Counting):
         self.rtol = rtol
         self.atol = atol
         self.order = float(pair.error_order)
+        self._c = pair.c
 
         steps = torch.tensor([1.0, 2.0], dtype=torch.float64, device="cpu")
         once, twice = pair.weights(steps).unbind(2)
@@ -627,7 +625,7 @@ class EmbeddedStepper(Counting):
     def attempt(self, active: Active) -> Attempt:
         """One step of each sample."""
         fsal = self.pair.fsal
-        n_stages = len(self.pair.c)
+        n_stages = len(self._c)
         stale = active.last_accepted & (not fsal)
         first = self.first(active, active.carry, stale)
         step = self._step(active)
@@ -652,7 +650,7 @@ class EmbeddedStepper(Counting):
 
     def _places_of(self, active: Active) -> list[Tensor]:
         """The places (b,) of the stages but for the first; the same tensor where two of them have the same."""
-        shares = list(dict.fromkeys(self.pair.c[1:]))
+        shares = list(dict.fromkeys(self._c[1:]))
         table = np.empty((len(shares), len(active.u)))
         for row, c in zip(table, shares, strict=True):
             if c == 1:
@@ -665,7 +663,7 @@ class EmbeddedStepper(Counting):
         if self._on_places is not None:
             self._on_places(places)
         of_share = dict(zip(shares, places.unbind(0), strict=True))
-        return [of_share[c] for c in self.pair.c[1:]]
+        return [of_share[c] for c in self._c[1:]]
 
     def _step(self, active: Active) -> Callable[[int, Sequence[State]], State]:
         """The combination of the state and the evaluations by row i of the table, as a function of i and these.
@@ -716,7 +714,7 @@ class EmbeddedStepper(Counting):
         for v, a, b in zip(value, y, end, strict=True):
             scale = torch.maximum(a.detach().abs(), b.detach().abs()).mul_(self.rtol).add_(self.atol)
             norms.append(rms(v.detach() / scale))
-        return torch.stack(norms).amax(0)
+        return functools.reduce(torch.maximum, norms)
 
     def _norms(self, value: State, y: State, end: State) -> np.ndarray:
         """The norm of each sample on the host, in float64."""
@@ -726,12 +724,7 @@ class EmbeddedStepper(Counting):
 
 def rms(x: Tensor) -> Tensor:
     """Root mean square of each sample, (B, *) to (B,)."""
-    return flat(x).square().mean(1).sqrt()
-
-
-def column(weight: Tensor, x: Tensor) -> Tensor:
-    """A number for each sample (B,), of any device and dtype, shaped to multiply x (B, *)."""
-    return weight.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return (row_sums(x.square()) / dimension(x)).sqrt()
 
 
 def integrate(

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.shapes import as_time
+from sgm_sde._utils.shapes import as_time, column
 
 Kept = TypeVar("Kept")
 AT_A_TIME = 2**14  # places, whose values stay in a core's cache
@@ -73,5 +73,5 @@ class AtPlaces(Generic[Kept]):
                 row.copy_(as_time(value))
 
         times, *coefficients = table.to(like.device).view(self._n, *places.shape)
-        shaped = (value.view(*places.shape, *[1] * (like.ndim - 1)) for value in coefficients)
+        shaped = (column(value, like) for value in coefficients)
         return [self._kind(*row) for row in zip(times, *shaped, strict=True)]

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.shapes import dot, flat
+from sgm_sde._utils.shapes import dot, row_sums
 from sgm_sde.likelihood.multistep import Quadrature
 
 NEIGHBOURS = 7  # nodes over which a variance is averaged
@@ -175,7 +175,7 @@ def safety_of_steps(rtol: float, atol: float) -> float:
 
 def sensitivity(z: Tensor, score: Tensor) -> Tensor:
     """Sum (B,) over the numbers of states z (B, *) of the square of what a relative change by 1 of it does to log p."""
-    return flat(z * score).square().sum(1)
+    return row_sums((z * score).square())
 
 
 def rounded(dtype: torch.dtype) -> float:

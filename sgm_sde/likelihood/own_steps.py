@@ -100,8 +100,8 @@ class NormalisedFlow:
         if trace is None:
             return (slope,)
 
-        divergence = self.problem.d * flat(k.a_x) + flat(k.a_r) * trace.to(z.dtype)
-        return slope, flat(k.rho) * divergence
+        a_x, a_r, rho = (flat(weight)[:, :1] for weight in (k.a_x, k.a_r, k.rho))
+        return slope, rho * (self.problem.d * a_x + a_r * trace.to(z.dtype))
 
     def _values(self, lam: Tensor, like: Tensor) -> tuple[Tensor, ...]:
         """The fields of `_Coefficients` at lambda (m,)."""

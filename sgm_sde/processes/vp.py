@@ -74,7 +74,7 @@ class VariancePreservingSDE(BetaSDE):
         """alpha, sigma and their time derivatives at `t`; the first two follow from sigma / alpha where it is known."""
         k = super().values(t)
         if noise_level is not None:
-            k.alpha = 1 / (1 + noise_level**2).sqrt()
+            k.alpha = (1 + noise_level**2).rsqrt()
             k.sigma = noise_level * k.alpha
         return k
 
@@ -101,7 +101,7 @@ def _log_1p(x: Tensor) -> Tensor:
     fifth of the time of its `logaddexp` or `log1p`.
     """
     rounded = 1 + x
-    return rounded.log() - (rounded - 1 - x) / rounded
+    return rounded.log() - (rounded - 1).sub_(x).div_(rounded)
 
 
 def _vp_log_snr(B: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_integer, described, number, one_of, settle
-from sgm_sde._utils.shapes import dimension, flat
+from sgm_sde._utils.shapes import column, dimension, flat
 from sgm_sde.engine.adaptive import (
     Active,
     Attempt,
@@ -22,7 +22,6 @@ from sgm_sde.engine.adaptive import (
     Pair,
     State,
     check_tolerances,
-    column,
     integrate,
     integrate_adaptive,
     rms,
@@ -207,7 +206,10 @@ class Flow:
     def _time_of(self, u: Tensor, noise_level: Tensor, sde: LinearSDE) -> Tensor:
         """t at the places u, where sigma / alpha is known."""
         t = sde.time_of_noise_level(noise_level).clamp_(min(self.ends), max(self.ends))
-        t.masked_fill_(u == self.start, self.ends[0]).masked_fill_(u == self.end, self.ends[1])
+        for end, t_end in zip((self.start, self.end), self.ends, strict=True):
+            there = u == end
+            if there.any():
+                t.masked_fill_(there, t_end)
 
         if math.isnan(float(t.sum())):  # beyond the range of a schedule without a closed form
             nearest = torch.where((u - self.start).abs() < (u - self.end).abs(), *self.ends)
@@ -262,7 +264,11 @@ class Flow:
 
     def leave(self, z: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """States x (B, *) and times (B,) at the places u (B,)."""
-        return column(self.scale(u), z) * z, self.time(u)
+        sde = self.sde
+        if self.variable == "time" or not has_scalar_marginal(sde):
+            return z, self.time(u)
+        t, k = self._marginal(u, sde)
+        return column(self._scale(k), z) * z, t
 
     def slope(self, u: Tensor, z: Tensor, index: Tensor) -> Tensor:
         """dz/du, or its part besides -z, for the samples of numbers `index`."""
