@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.cache import cached
-from sgm_sde._utils.shapes import dot, expand
+from sgm_sde._utils.shapes import column, dot
 from sgm_sde.engine.executor import Evaluator, execute
 from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.program import Program
@@ -179,14 +179,14 @@ def _weighted(weights: Weights, values: dict[int, Tensor]) -> Tensor | None:
     """The sum of weights times values, where there are any."""
     total: Tensor | None = None
     for j, w in weights:
-        total = w * values[j] if total is None else torch.add(total, values[j], alpha=w)
+        total = w * values[j] if total is None else total.add_(values[j], alpha=w)
     return total
 
 
 def _combined(c: tuple[float, float], x: Tensor, r: Tensor) -> Tensor:
     """c_x x + c_r r."""
     c_x, c_r = c
-    return torch.add(c_x * x, r, alpha=c_r)
+    return (c_x * x).add_(r, alpha=c_r)
 
 
 class Integrals(NodeByNode):
@@ -310,7 +310,7 @@ class Integrals(NodeByNode):
         next state."""
         jump = self._states[i] - self._states[i + 1]
         for j, w in self.grid.table.integrals[i]:
-            jump = torch.add(jump, self._slopes[j], alpha=w)
+            jump.add_(self._slopes[j], alpha=w)
         self._jumps[i] = jump
 
         with torch.no_grad():
@@ -332,7 +332,7 @@ class Integrals(NodeByNode):
             of_trust = (1 - trusted) * product
             self._of_nodes.append(torch.stack([of_rule, of_trust]))
 
-            size = expand(dot(score, score).sqrt(), moved)
+            size = column(dot(score, score).sqrt(), moved)
             self._moved.addcmul_(size, moved, value=trusted)
             self._farthest = torch.maximum(self._farthest, dot(self._moved, self._moved))
 
@@ -361,11 +361,12 @@ class Integrals(NodeByNode):
         return constants, factors
 
     def terms(self, latent: Tensor) -> Tensor:
-        """The terms of the quadrature of div dtheta, (nodes, B, columns)."""
+        """The terms of the quadrature of div dtheta, (nodes, B, columns), that of the companion the last."""
+        columns = self.estimate.columns + self.estimate.companion
         constants, factors = self._factors()
         a = torch.from_numpy(constants * latent[0].numel()).to(latent)
         b = torch.from_numpy(factors).to(latent)
-        traces = torch.stack(self._traces).to(latent.dtype)
+        traces = torch.stack([trace.mT[:columns] for trace in self._traces]).mT.to(latent.dtype)
         return a[:, None, None] + b[:, None, None] * traces
 
     def solution(self, latent: Tensor) -> Solution:
@@ -433,7 +434,7 @@ class Integrals(NodeByNode):
         unit = rounded(volume.dtype)
         moved, untrusted = self._sensitivity.sqrt()
         of_trust = torch.stack(self._of_nodes, 1)[1].double().square().sum(0).sqrt()
-        of_terms = terms.mean(2).square().sum(0).sqrt()
+        of_terms = terms[:, :, : self.estimate.columns].mean(2).square().sum(0).sqrt()
         parts = [unit * moved, torch.minimum(unit * untrusted, of_trust), unit * of_terms, unit * volume.double().abs()]
         return torch.stack(parts).square().sum(0).sqrt()
 
@@ -451,8 +452,8 @@ class Integrals(NodeByNode):
 
     def _asymmetry(self) -> Tensor:
         """|J - J^T| / |J + J^T| of the Jacobian along the way (B,), 1 at most."""
-        squares = torch.stack([trace[:, -2:] for trace in self._traces]).detach().double().sum(0)
-        skew, symmetric = squares.unbind(1)
+        squares = torch.stack([trace.mT[-2:] for trace in self._traces]).detach().double().sum(0)
+        skew, symmetric = squares
         ratio = skew / symmetric.clamp(min=torch.finfo(skew.dtype).tiny)
         return ratio.sqrt().clamp(max=1.0)
 

@@ -151,18 +151,19 @@ class ExactTrace:
     def __call__(self, out: Tensor, x: Tensor, rows: Tensor | None, keep: bool) -> Tensor:
         d = x[0].numel()
         total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        seen: list[Tensor] = []  # of the first rows, (rows, B, columns)
+        seen: list[Tensor] = []  # of the first rows, (rows, columns, B): samples last, along which sums are taken
         for i in range(0, d, self.chunk):
             rows_of_J = torch.arange(i, min(i + self.chunk, d), device=x.device)
             products = self._rows(out, x, rows_of_J, keep)
             here = torch.arange(len(rows_of_J), device=x.device)
             total = total + products[here, :, rows_of_J].sum(0)
             if i < BLOCK:
-                seen.append(products[: BLOCK - i, :, :BLOCK].detach())
+                seen.append(products[: BLOCK - i, :, :BLOCK].detach().mT)
 
-        block = torch.cat(seen).transpose(0, 1)
+        block = torch.cat(seen)
+        transposed = block.transpose(0, 1)
         nothing = torch.zeros_like(total)
-        return torch.stack([total, nothing, _squares(block - block.mT), _squares(block + block.mT)], 1)
+        return torch.stack([total, nothing, _squares(block - transposed), _squares(block + transposed)]).mT
 
     def _rows(self, out: Tensor, x: Tensor, at: Tensor, keep: bool) -> Tensor:
         """Some rows (n,) of the Jacobian, (n, B, d)."""
@@ -250,7 +251,7 @@ class RandomTrace:
         products = [_vjp(out, x, z, keep) for z in probes]
         estimates = [dot(v, z) for v, z in zip(products, probes, strict=True)]
         known = self._known(entries, probes, [v.detach() for v in products])
-        return torch.stack([*estimates, *known], 1)
+        return torch.stack([*estimates, *known]).mT
 
     def _known(self, entries: list[Tensor], z: list[Tensor], v: list[Tensor]) -> list[Tensor]:
         """The variance and the asymmetry, from probes z, their entries and their products v with the Jacobian."""
@@ -281,8 +282,8 @@ def _asymmetry(z: Tensor, y: Tensor, z_J: Tensor, y_J: Tensor) -> tuple[Tensor, 
 
 
 def _squares(matrices: Tensor) -> Tensor:
-    """Sum of the squares of the entries of matrices (B, n, n), (B,)."""
-    return matrices.flatten(1).square().sum(1)
+    """Sum of the squares of the entries of matrices (n, n, B), (B,)."""
+    return matrices.square().sum((0, 1))
 
 
 def _variance(terms: list[Tensor]) -> Tensor:
