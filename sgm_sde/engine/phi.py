@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+TERMS = 19  # of the series: 1 / 19! is below the rounding of the sum
+
 
 def phi(k: int, z: float) -> float:
     r"""$\phi_k(z)$ in double precision, for real z including minus infinity.
@@ -72,11 +74,9 @@ def phi_values(k: int, z: Tensor) -> Tensor:
     small = torch.where(near, z, 0.0)
     large = torch.where(near, 1.0, z)
 
-    term = torch.full_like(z, 1 / math.factorial(k))
     total = torch.zeros_like(z)
-    for j in range(1, 20):  # 1 / 20! is below the rounding of the sum
-        total = total + term
-        term = term * small / (j + k)
+    for j in reversed(range(TERMS)):
+        total.mul_(small).add_(1 / math.factorial(j + k))
 
     value = torch.expm1(large) / large
     for j in range(1, k):
