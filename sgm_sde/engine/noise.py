@@ -170,10 +170,17 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> SampleSeeds
     if not _is_list(seed):
         return SampleSeeds(_checked(seed), range(batch))
 
-    seeds = seed if isinstance(seed, SampleSeeds) else list(seed)
+    seeds = seed if isinstance(seed, SampleSeeds) else list(_numbers(seed))
     if len(seeds) != batch:
         raise ValueError(f"got {len(seeds)} seeds for {batch} samples")
-    return seeds if isinstance(seeds, SampleSeeds) else _of_pairs([_pair(s) for s in seeds])
+    if isinstance(seeds, SampleSeeds):
+        return seeds
+
+    # Many are plain integers, which are checked together; what is wrong with others is said one by one.
+    plain = [one for one in seeds if type(one) is int]
+    if 0 < len(plain) == batch and 0 <= min(plain) <= max(plain) < 2**64:
+        return _of_arrays(np.array(plain, dtype=np.uint64), np.zeros(batch, dtype=np.int64))
+    return _of_pairs([_pair(s) for s in seeds])
 
 
 def check_seeds(seed: Seeds) -> None:
@@ -203,6 +210,11 @@ def _is_list(seed: object) -> TypeGuard[SeedList]:
     return not one and isinstance(seed, Iterable)
 
 
+def _numbers(seeds: SeedList) -> SeedList:
+    """The same seeds, those of an array or a tensor as Python's numbers."""
+    return seeds.tolist() if isinstance(seeds, Tensor | np.ndarray) else seeds
+
+
 def _from_generator(generator: object, batch: int) -> SampleSeeds:
     """Seeds drawn from one generator for the batch, or from one for each sample."""
     if isinstance(generator, torch.Generator):
@@ -216,9 +228,13 @@ def _from_generator(generator: object, batch: int) -> SampleSeeds:
 
 
 def _of_pairs(pairs: Sequence[tuple[int, int]]) -> SampleSeeds:
-    """The pairs as `SampleSeeds`, with a range or one seed where they allow it."""
+    """The pairs as `SampleSeeds`."""
     seeds = np.array([seed for seed, _ in pairs], dtype=np.uint64)
-    indices = np.array([i for _, i in pairs], dtype=np.int64)
+    return _of_arrays(seeds, np.array([i for _, i in pairs], dtype=np.int64))
+
+
+def _of_arrays(seeds: np.ndarray, indices: np.ndarray) -> SampleSeeds:
+    """Seeds and indices (B,) as `SampleSeeds`, with a range or one seed where they allow it."""
     one_seed = len(seeds) > 0 and bool((seeds == seeds[0]).all())
     if not one_seed:
         return SampleSeeds(seeds, indices)
