@@ -9,11 +9,12 @@ in crowds.json as they are measured, so that they can be measured one at a time.
   libraries' and a loop over `torch.randn`. Runs of more than two million numbers are left out.
 - `fixed`: a call of one step; what is left beside the step is the call.
 - `memory`: peak of all tensors and arrays of a run of a million samples, in states.
-- `adaptive`: a run beside what its network calls take of it, and `ggf` beside a loop of as many attempts that takes its
-  noise from `torch.randn`, on as many samples as are on their way on average. `network` says on what: a mixture of two
-  Gaussians is about the least that a score can cost, and a perceptron on two moons what people have in two
-  dimensions.
-- `path`: noise="path" beside independent noise.
+- `adaptive`: a run of an embedded pair, and `log_prob` of samples, beside what network calls and vector-Jacobian
+  products take of it, and `ggf` beside a loop of as many attempts that takes its noise from `torch.randn`, on as many
+  samples as are on their way on average. `network` says on what: a mixture of two Gaussians is about the least that a
+  score can cost, and a perceptron on two moons what people have in two dimensions.
+- `path`: noise="path" beside independent noise, in runs on a grid; and draws alone beside as many increments of paths
+  at places of each sample's own, as `ggf` asks for them, and at the same places for all, as torchsde does.
 """
 
 from __future__ import annotations
@@ -21,19 +22,24 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import math
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import sgm_sde as sg
 from benchmarks import bed_networks, command, overhead
 from benchmarks.peak_memory import peak_bytes
+from sgm_sde.engine.brownian import BrownianTree, PathWithArea
+from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.schemes import GGF
 
@@ -111,19 +117,31 @@ def scores(sde: sg.VPSDE, d: int) -> dict[str, sg.Score]:
 
 
 class _Clock:
-    """A score whose network's CPU time is counted in `seconds`."""
+    """A score whose network's CPU time, and that of vector-Jacobian products, is counted in `seconds`."""
 
     def __init__(self, score: sg.Score) -> None:
         self.seconds = 0.0
-        self._net = score.net
         self.score = copy.copy(score)
-        self.score.net = self._timed
+        self.score.net = self._timed(score.net)
 
-    def _timed(self, *args: Any, **kwargs: Any) -> Any:
-        start = time.thread_time()
-        output = self._net(*args, **kwargs)
-        self.seconds += time.thread_time() - start
-        return output
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.thread_time()
+            output = function(*args, **kwargs)
+            self.seconds += time.thread_time() - start
+            return output
+
+        return call
+
+    def least(self, run: Callable[[], Any], turns: int) -> tuple[float, float]:
+        """Seconds of the shortest of some runs, and of the calls and products in it."""
+        found = []
+        with mock.patch.object(torch.autograd, "grad", self._timed(torch.autograd.grad)), torch.no_grad():
+            for _ in range(turns):
+                self.seconds = 0.0
+                whole = overhead.seconds(lambda _: run(), 1)
+                found.append((whole, self.seconds))
+        return min(found)
 
 
 def ggf_loop(score: sg.Score, sde: sg.VPSDE, b: int, d: int, attempts: int) -> Callable[[], Tensor]:
@@ -159,38 +177,34 @@ def ggf_loop(score: sg.Score, sde: sg.VPSDE, b: int, d: int, attempts: int) -> C
 
 
 def adaptive(n: int = 10_000, d: int = 2) -> list[dict[str, Any]]:
-    """Solvers that find their own steps beside their attempts."""
+    """What finds its own steps beside its calls, or its attempts."""
     sde = sg.VPSDE()
     rows = []
-    for (network, score), name in itertools.product(scores(sde, d).items(), ("bosh3", "dopri5", "tsit5", "ggf")):
+    names = ("bosh3", "dopri5", "tsit5", "ggf", "log_prob")
+    for (network, score), name in itertools.product(scores(sde, d).items(), names):
         clock = _Clock(score)
+        x = sg.sample(score, sde, (n, d), solver="dopri5", seed=0).x
 
-        def ours(name: str = name, clock: _Clock = clock) -> sg.SampleResult:
-            return sg.sample(clock.score, sde, (n, d), solver=name, seed=0, final="none")
+        def ours(name: str = name, score: sg.Score = clock.score, x: Tensor = x) -> Any:
+            if name == "log_prob":
+                return sg.log_prob(score, sde, x)
+            return sg.sample(score, sde, (n, d), solver=name, seed=0, final="none")
 
-        with torch.no_grad():
-            res = ours()
-        row = {"network": network, "solver": name, "nfe": res.nfe, "rows": res.network_evals}
+        res = ours()
+        row = {"network": network, "solver": name, "nfe": res.nfe}
         if name == "ggf":
             on_the_way = round(res.network_evals / res.nfe)
             runs = {"ours": ours, "loop": ggf_loop(score, sde, on_the_way, d, res.nfe // 2)}
             found = least(runs, 2)
             rows.append(row | found | {"of the loop": found["ours"] / found["loop"]})
-            continue
-
-        turns = []
-        for _ in range(6):
-            clock.seconds = 0.0
-            with torch.no_grad():
-                whole = overhead.seconds(lambda _, run=ours: run(), 1)
-            turns.append((whole, clock.seconds))
-        whole, calls = min(turns)
-        rows.append(row | {"ours": whole, "calls": calls, "of the calls": whole / calls})
+        else:
+            whole, calls = clock.least(ours, 2 if name == "log_prob" else 6)
+            rows.append(row | {"ours": whole, "calls": calls, "of the calls": whole / calls})
     return rows
 
 
 def path() -> list[dict[str, Any]]:
-    """noise="path" beside independent noise, on a grid."""
+    """noise="path" beside independent noise, on a grid, and increments at other places beside as many draws."""
     rows = []
     score = sg.from_denoiser(overhead.denoiser, SDE)
     for shape in ((10_000, 2), (100_000, 2), (4, 3, 32, 32), (64, 3, 32, 32)):
@@ -198,9 +212,45 @@ def path() -> list[dict[str, Any]]:
         def run(noise: str, shape: tuple[int, ...] = shape) -> Any:
             return sg.sample(score, SDE, shape, solver="euler-maruyama", grid=overhead.grid(STEPS), seed=0, noise=noise)
 
-        runs = {"independent": lambda run=run: run("independent"), "path": lambda run=run: run("path")}
-        rows.append({"shape": list(shape)} | least(runs, 3))
+        on_grid = {"independent": lambda run=run: run("independent"), "path": lambda run=run: run("path")}
+        found = least(on_grid | increments(shape), 3)
+        row = {"shape": list(shape)} | found
+        row["on a grid"] = found["path"] / found["independent"]
+        rows.append(row | {f"at {kind}": found[kind] / found["draws"] for kind in ("own places", "common places")})
     return rows
+
+
+def increments(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
+    """As many independent draws, and increments of Brownian paths at places not known before, as a run has steps.
+
+    The places are those of steps of three binary digits, 1/8 to 1/512 of the path.
+    """
+    n = shape[0]
+    seeds = SampleSeeds(0, range(n))
+    rng = np.random.default_rng(0)
+    steps = np.ldexp(rng.integers(4, 8, (STEPS, n)) / 8, -rng.integers(3, 9, (STEPS, n)))
+    places = np.minimum(steps.cumsum(0), 1.0)
+    common = np.minimum(steps[:, 0].cumsum(), 0.9).tolist()
+
+    def draws() -> None:
+        stream = NoiseStream(seeds, "solver")
+        for _ in range(STEPS):
+            stream.normal(shape, torch.float32)
+
+    def own() -> None:
+        tree = BrownianTree(seeds, shape[1:], 1.0)
+        before = np.zeros((n, math.prod(shape[1:])))
+        for place in places:
+            path = tree.at(place, np.arange(n))
+            np.subtract(path, before, out=before)
+            before = path
+
+    def shared() -> None:
+        paths = PathWithArea(seeds, shape, 1.0, 1.0, torch.float32)
+        for a, b in itertools.pairwise(sorted({0.0, *common})):
+            paths.between(a, b)
+
+    return {"draws": draws, "own places": own, "common places": shared}
 
 
 PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
