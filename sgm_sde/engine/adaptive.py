@@ -409,16 +409,19 @@ class _Running:
         self.accepted[samples] = active.accepted[leaving]
         self.rejected[samples] = active.rejected[leaving]
 
-        device = self.y[0].device
-        rows = torch.from_numpy(leaving).to(device)
-        index = torch.from_numpy(samples).to(device)
-        for i, part in enumerate(active.y):
-            self.y[i] = self.y[i].index_copy(0, index, part.index_select(0, rows))
-
+        self._keep_states(leaving, samples)
         if self.on_leave is not None:
             self.on_leave(len(leaving))
         remaining = np.flatnonzero(ended == ON_THE_WAY)
         self.active = active.select(remaining)
+
+    def _keep_states(self, leaving: np.ndarray, samples: np.ndarray) -> None:
+        """Put the states of these rows of the active samples where those of samples of these numbers belong."""
+        device = self.y[0].device
+        rows = torch.from_numpy(leaving).to(device)
+        index = torch.from_numpy(samples).to(device)
+        for i, part in enumerate(self.active.y):
+            self.y[i] = self.y[i].index_copy(0, index, part.index_select(0, rows))
 
     def result(self) -> Integration:
         """The states, times and outcomes of all samples."""
@@ -574,12 +577,8 @@ class EmbeddedStepper(Counting):
         self.order = float(pair.error_order)
         self._c = pair.c
 
-        steps = torch.tensor([1.0, 2.0], dtype=torch.float64, device="cpu")
-        once, twice = pair.weights(steps).unbind(2)
-        self.rows: list[list[float]] = once.tolist()
+        self.rows, self.classical = _rows_of(pair)
         self.used = [[j for j, weight in enumerate(row) if weight] for row in self.rows]
-        # Numbers times the step, but for the state's: what Runge-Kutta methods have, and exponential ones have not.
-        self.classical = bool((twice[:, 0] == once[:, 0]).all() and (twice[:, 1:] == 2 * once[:, 1:]).all())
 
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
         """The right-hand side."""
@@ -720,6 +719,17 @@ class EmbeddedStepper(Counting):
         """The norm of each sample on the host, in float64."""
         norms: np.ndarray = self._norm(value, y, end).double().cpu().numpy()
         return norms
+
+
+def _rows_of(pair: Pair) -> tuple[list[list[float]], bool]:
+    """The weights of a step of 1, and whether those of any other are the step times these, but for the state's: what
+    Runge-Kutta methods have, and exponential ones have not."""
+    steps = torch.tensor([1.0, 2.0], dtype=torch.float64, device="cpu")
+    once, twice = pair.weights(steps).unbind(2)
+    rows: list[list[float]] = once.tolist()
+    of_state = twice[:, 0] == once[:, 0]
+    of_slopes = twice[:, 1:] == 2 * once[:, 1:]
+    return rows, bool(of_state.all() and of_slopes.all())
 
 
 def rms(x: Tensor) -> Tensor:

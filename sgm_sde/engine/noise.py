@@ -173,14 +173,7 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> SampleSeeds
     seeds = seed if isinstance(seed, SampleSeeds) else list(_numbers(seed))
     if len(seeds) != batch:
         raise ValueError(f"got {len(seeds)} seeds for {batch} samples")
-    if isinstance(seeds, SampleSeeds):
-        return seeds
-
-    # Many are plain integers, which are checked together; what is wrong with others is said one by one.
-    plain = [one for one in seeds if type(one) is int]
-    if 0 < len(plain) == batch and 0 <= min(plain) <= max(plain) < 2**64:
-        return _of_arrays(np.array(plain, dtype=np.uint64), np.zeros(batch, dtype=np.int64))
-    return _of_pairs([_pair(s) for s in seeds])
+    return seeds if isinstance(seeds, SampleSeeds) else _of_list(seeds)
 
 
 def check_seeds(seed: Seeds) -> None:
@@ -213,6 +206,14 @@ def _is_list(seed: object) -> TypeGuard[SeedList]:
 def _numbers(seeds: SeedList) -> SeedList:
     """The same seeds, those of an array or a tensor as Python's numbers."""
     return seeds.tolist() if isinstance(seeds, Tensor | np.ndarray) else seeds
+
+
+def _of_list(seeds: Sequence[object]) -> SampleSeeds:
+    """Seeds of a list: plain integers are checked together, and what is wrong with others is said one by one."""
+    plain = [seed for seed in seeds if isinstance(seed, int) and not isinstance(seed, bool)]
+    if 0 < len(plain) == len(seeds) and 0 <= min(plain) <= max(plain) < 2**64:
+        return _of_arrays(np.array(plain, dtype=np.uint64), np.zeros(len(plain), dtype=np.int64))
+    return _of_pairs([_pair(seed) for seed in seeds])
 
 
 def _from_generator(generator: object, batch: int) -> SampleSeeds:
@@ -383,12 +384,17 @@ class NoiseStream:
         if count < 2:
             return
 
-        words = np.empty((count, n * k), dtype=np.uint64)
-        for i, row in enumerate(words):
-            self._seek(seed, indices[0] * k, self.draw - 1 + i)
-            row[:] = self._run.words(n * k)
+        words = self._next_draws(seed, indices[0] * k, count, n * k)
         self._ahead = self._normals(words.reshape(count * n, k), (count, *shape))
         self._expected = self.draw
+
+    def _next_draws(self, seed: int, first: int, count: int, n: int) -> Words:
+        """The n words from the first on of this draw and those after it, (count, n)."""
+        words = np.empty((count, n), dtype=np.uint64)
+        for draw, row in enumerate(words, self.draw - 1):
+            self._seek(seed, first, draw)
+            row[:] = self._run.words(n)
+        return words
 
     def _normals(self, words: Words, shape: tuple[int, ...]) -> list[np.ndarray]:
         """Draws of shape (count, B, *) from words (count B, k), the last one first."""

@@ -160,10 +160,7 @@ class ExactTrace:
             if i < BLOCK:
                 seen.append(products[: BLOCK - i, :, :BLOCK].detach().mT)
 
-        block = torch.cat(seen)
-        transposed = block.transpose(0, 1)
-        nothing = torch.zeros_like(total)
-        return torch.stack([total, nothing, _squares(block - transposed), _squares(block + transposed)]).mT
+        return torch.stack([total, torch.zeros_like(total), *_skew_and_symmetric(torch.cat(seen))]).mT
 
     def _rows(self, out: Tensor, x: Tensor, at: Tensor, keep: bool) -> Tensor:
         """Some rows (n,) of the Jacobian, (n, B, d)."""
@@ -281,9 +278,12 @@ def _asymmetry(z: Tensor, y: Tensor, z_J: Tensor, y_J: Tensor) -> tuple[Tensor, 
     return (z_J_y - y_J_z).square(), (z_J_y + y_J_z).square()
 
 
-def _squares(matrices: Tensor) -> Tensor:
-    """Sum of the squares of the entries of matrices (n, n, B), (B,)."""
-    return matrices.square().sum((0, 1))
+def _skew_and_symmetric(J: Tensor) -> tuple[Tensor, Tensor]:
+    """|J - J^T|^2 and |J + J^T|^2 (B,) of matrices (n, n, B)."""
+    transposed = J.transpose(0, 1)
+    skew = (J - transposed).square().sum((0, 1))
+    symmetric = (J + transposed).square().sum((0, 1))
+    return skew, symmetric
 
 
 def _variance(terms: list[Tensor]) -> Tensor:
