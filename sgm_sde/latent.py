@@ -30,6 +30,7 @@ from sgm_sde._utils.checks import (
     require_function,
     sizes,
 )
+from sgm_sde._utils.inputs import network_inputs
 from sgm_sde._utils.shapes import dimension, expand, flat
 from sgm_sde.engine.noise import Generators, NoiseStream, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -408,6 +409,6 @@ class MixedNoise(nn.Module):
         sigma = self.sde.sigma(t)
         gaussian = expand(sigma / (alpha**2 + sigma**2), z) * z
 
-        label = t if self.time_label is None else self.time_label(t)
+        z, label = network_inputs(z, t, self.time_label)
         m = torch.sigmoid(self.logit).to(z.dtype)
         return (1 - m) * gaussian + m * self.net(z, label, **kwargs)

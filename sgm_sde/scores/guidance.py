@@ -40,6 +40,7 @@ from sgm_sde._utils.checks import (
     real,
     require_function,
 )
+from sgm_sde._utils.inputs import network_inputs
 from sgm_sde._utils.shapes import expand
 from sgm_sde._utils.tree import Arguments, Conditions, Path, each_leaf
 from sgm_sde.engine.times import ROUNDING
@@ -840,9 +841,7 @@ def from_classifier(
     require_function("input_scale", input_scale, "of t", 1, optional=True)
 
     def log_likelihood(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        label = t if time_label is None else time_label(t)
-        scaled = x if input_scale is None else expand(input_scale(t), x) * x
-        logits = net(scaled, label)
+        logits = net(*network_inputs(x, t, time_label, input_scale))
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(f"a classifier returns logits ({len(x)}, K), got {tuple(logits.shape)}")
         return _log_probability(logits, y)

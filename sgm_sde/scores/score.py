@@ -18,7 +18,8 @@ from sgm_sde._utils.checks import (
     one_of,
     require_function,
 )
-from sgm_sde._utils.shapes import Time, batch_time, expand
+from sgm_sde._utils.inputs import network_inputs
+from sgm_sde._utils.shapes import Time, batch_time
 from sgm_sde._utils.tree import Path
 from sgm_sde.engine.program import MATRIX_PREDICTIONS, PREDICTIONS
 from sgm_sde.engine.reverse import ScoreFn
@@ -209,15 +210,14 @@ class Score(Value, ReachesNetwork):
 
     def _inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """State and time label as the network takes them."""
+        x, label = network_inputs(x, t, self.time_label, self.input_scale)
         dtype = self.dtype
-        label = t if self.time_label is None else _of_time("time_label", self.time_label, t)
-        if dtype is not None and label.is_floating_point():
-            label = label.to(torch.promote_types(dtype, torch.float32))  # bfloat16 merges neighbouring times
+        if dtype is None:
+            return x, label
 
-        if self.input_scale is not None:
-            scale = _of_time("input_scale", self.input_scale, t)
-            x = expand(scale, x) * x
-        return (x if dtype is None else x.to(dtype)), label
+        if label.is_floating_point():
+            label = label.to(torch.promote_types(dtype, torch.float32))  # bfloat16 merges neighbouring times
+        return x.to(dtype), label
 
     def _shape(self, x: Tensor) -> torch.Size:
         """Shape of the network's output for an input x."""
@@ -262,14 +262,6 @@ def _kind(value: object) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
-
-
-def _of_time(option: str, function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """Values of a function of time at t (B,)."""
-    value = function(t)
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{option} must return a tensor, got {described(value)}")
-    return value
 
 
 def from_noise(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
