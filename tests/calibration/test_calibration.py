@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,15 +294,17 @@ def in_a_table(sde: sg.LinearSDE) -> sg.Score:
     return sg.from_noise(noise, sde)
 
 
-def test_exact_samples_of_a_rough_network_take_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make, right", [(MIXTURE.score, 32), (in_a_table, 64)], ids=["smooth", "rough"])
+def test_exact_samples_of_a_rough_network_take_more_calls(
+    make: Callable[[sg.LinearSDE], sg.Score], right: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sde, seeds = sg.VPSDE(), resolve_seeds(0, None, 8)
     monkeypatch.setattr(search, "REFERENCES", (16, 32))
     monkeypatch.setattr(search, "LONGER", (64,))
     monkeypatch.setattr(search, "KNOWN", 1e-6)  # which none of them reaches
-    for score, right in ((MIXTURE.score(sde), 32), (in_a_table(sde), 64)):
-        flow = Flow(score, sde, (2,), seeds, 8, {}, 64, torch.float32, torch.device("cpu"))
-        calls, doubt, _ = search._Search(flow, 6, 2, 0, torch.float32, None, None)._calls(range(6))
-        assert calls == right and 0 < doubt < 0.5
+    flow = Flow(make(sde), sde, (2,), seeds, 8, {}, 64, torch.float32, torch.device("cpu"))
+    calls, doubt, _ = search._Search(flow, 6, 2, 0, torch.float32, None, None)._calls(range(6))
+    assert calls == right and 0 < doubt < 0.5
 
 
 def test_levels_of_a_rough_network_are_searched() -> None:
@@ -332,16 +335,18 @@ def test_levels_of_a_rough_network_are_searched() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:calibration at 3 calls. exact samples are known")
-def test_rough_networks_have_their_levels_searched() -> None:
+@pytest.mark.parametrize(
+    "make, reference_nfe, right",
+    [(in_a_table, 64, True), (in_a_table, 512, True), (MIXTURE.score, 512, False), (MIXTURE.score, 16, False)],
+    ids=["rough-64", "rough-512", "smooth-512", "smooth-16"],
+)
+def test_rough_networks_have_their_levels_searched(
+    make: Callable[[sg.LinearSDE], sg.Score], reference_nfe: int, right: bool
+) -> None:
     """Whatever the calls of exact samples: a network is rough by what is measured."""
     sde = sg.VPSDE()
-    noises = {"nfe": 3, "held_out": 16, "seed": 0}
-    for score, reference_nfe, right in (
-        (in_a_table(sde), 64, True), (in_a_table(sde), 512, True), (MIXTURE.score(sde), 512, False),
-        (MIXTURE.score(sde), 16, False),
-    ):  # fmt: skip
-        found = sg.calibrate(score, sde, (16, 2), reference_nfe=reference_nfe, **noises)
-        assert any("levels searched" in one.name for one in found.errors) == right
+    found = sg.calibrate(make(sde), sde, (16, 2), reference_nfe=reference_nfe, nfe=3, held_out=16, seed=0)
+    assert any("levels searched" in one.name for one in found.errors) == right
 
 
 def test_a_checkpoint_is_made_in_a_folder_that_is_there(tmp_path: Path) -> None:

@@ -107,20 +107,24 @@ def test_pictures_lose_nothing(tmp_path: Path) -> None:
             load_images(tmp_path / name)
 
 
-def test_labels_go_with_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("few.npz", r"6 images need as many labels, got the shape \(3,\)"),
+        (".", r"6 images need as many labels, got the shape \(3,\)"),
+        ("real.npz", "must be integers, got float64"),
+    ],
+    ids=["file", "folder", "dtype"],
+)
+def test_labels_go_with_images(tmp_path: Path, name: str, text: str) -> None:
     """One a image, integers."""
     images = pixels(6, 4, 4)
     np.savez(tmp_path / "few.npz", images=images, labels=np.arange(3))
     np.savez(tmp_path / "real.npz", images=images, labels=np.linspace(0, 1, 6))
     for stem, array in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", np.arange(3, dtype=np.uint8))):
         (tmp_path / stem).write_bytes(idx(array))
-    for path, text in (
-        (tmp_path / "few.npz", r"6 images need as many labels, got the shape \(3,\)"),
-        (tmp_path, r"6 images need as many labels, got the shape \(3,\)"),
-        (tmp_path / "real.npz", "must be integers, got float64"),
-    ):
-        with pytest.raises(ValueError, match=text):
-            load_images(path)
+    with pytest.raises(ValueError, match=text):
+        load_images(tmp_path / name)
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:

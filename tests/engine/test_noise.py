@@ -269,6 +269,19 @@ def test_seeds_from_generators() -> None:
         resolve_seeds(1, g, 3)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [True, "7", 1.5, torch.tensor([True]), torch.tensor([[5]]), [torch.tensor(True)], {5: 6}, {5}, b"7"],
+    ids=["bool", "text", "float", "flags", "matrix", "flag", "mapping", "set", "bytes"],
+)
+def test_what_is_no_seed(bad: Any) -> None:
+    """By what checks seeds, and by what has them."""
+    with pytest.raises(TypeError, match="a seed must be an int"):
+        check_seeds(bad)
+    with pytest.raises(TypeError, match="a seed must be an int"):
+        resolve_seeds(bad, None, 1)
+
+
 def test_seeds_from_numbers() -> None:
     """Any integer of 64 bits; a tensor of no dimension is one seed, of one dimension a list; none is fresh entropy."""
     assert resolve_seeds(0, None, 2) == ((0, 0), (0, 1))
@@ -278,12 +291,6 @@ def test_seeds_from_numbers() -> None:
     assert resolve_seeds([(7, 2**32 - 1)], None, 1) == ((7, 2**32 - 1),)
     with pytest.raises(ValueError, match=r"the index of a seed must lie in \[0, 2\*\*32\), got 4294967296"):
         resolve_seeds([(7, 2**32)], None, 1)
-    flags = torch.tensor([True])
-    for bad in (True, "7", 1.5, flags, torch.tensor([[5]]), [flags[0]], {5: 6}, {5}, b"7"):
-        with pytest.raises(TypeError, match="a seed must be an int"):
-            check_seeds(bad)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="a seed must be an int"):
-            resolve_seeds(bad, None, 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="got 1 seeds for 2 samples"):
         resolve_seeds([7], None, 2)
     fresh = {resolve_seeds(None, None, 1)[0] for _ in range(8)}

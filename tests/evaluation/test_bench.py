@@ -288,23 +288,32 @@ def test_shipped_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
         load_reference("mine", load_extractor("pixels", (1, 8, 8)), (1, 8, 8))
 
 
-def test_wrong_references_are_named(tmp_path: Path) -> None:
-    extractor, raw = load_extractor("pixels", (1, 8, 8)), load_extractor("raw", (2,))
+@pytest.mark.parametrize(
+    "name, extractor, shape, message",
+    [
+        ("digits-heldout", "pixels", (1, 8, 8), "did you mean 'digits-held-out'"),
+        ("digits-train", "pixels", (1, 9, 9), r"of shape \(1, 8, 8\), the samples have"),
+        ("floats.npy", "pixels", (1, 8, 8), r"must hold 8-bit images \(uint8\).*got torch.float64"),
+        ("large.npy", "pixels", (1, 8, 8), r"of shape \(9, 9\), the model's have \(1, 8, 8\)"),
+        ("large.npy", "raw", (2,), r"must hold floating-point samples.*got torch.uint8"),
+        ("one.npy", "pixels", (1, 8, 8), "at least 2 samples, one.npy has 1"),
+    ],
+    ids=case_id,
+)
+def test_wrong_references_are_named(
+    tmp_path: Path, name: str, extractor: str, shape: tuple[int, ...], message: str
+) -> None:
     np.save(tmp_path / "floats.npy", np.zeros((4, 8, 8)))
     np.save(tmp_path / "large.npy", np.zeros((4, 9, 9), dtype=np.uint8))
     np.save(tmp_path / "one.npy", np.zeros((1, 8, 8), dtype=np.uint8))
-    for name, made, shape, message in (
-        ("digits-heldout", extractor, (1, 8, 8), "did you mean 'digits-held-out'"),
-        ("digits-train", load_extractor("pixels", (1, 9, 9)), (1, 9, 9), r"of shape \(1, 8, 8\), the samples have"),
-        (tmp_path / "floats.npy", extractor, (1, 8, 8), r"must hold 8-bit images \(uint8\).*got torch.float64"),
-        (tmp_path / "large.npy", extractor, (1, 8, 8), r"of shape \(9, 9\), the model's have \(1, 8, 8\)"),
-        (tmp_path / "large.npy", raw, (2,), r"must hold floating-point samples.*got torch.uint8"),
-        (tmp_path / "one.npy", extractor, (1, 8, 8), "at least 2 samples, one.npy has 1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            load_reference(name, made, shape)
+    reference = tmp_path / name if name.endswith(".npy") else name
+    with pytest.raises(ValueError, match=message):
+        load_reference(reference, load_extractor(extractor, shape), shape)
+
+
+def test_a_reference_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no reference at .*absent.npy"):
-        load_reference(tmp_path / "absent.npy", extractor, (1, 8, 8))
+        load_reference(tmp_path / "absent.npy", load_extractor("pixels", (1, 8, 8)), (1, 8, 8))
 
 
 # ---------------------------------------------------------------------------------------------------- the benchmark

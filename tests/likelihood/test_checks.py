@@ -244,18 +244,26 @@ def test_bad_options(make: Callable[[], object], error: type[Exception], shown: 
         make()
 
 
-def test_options_that_would_do_nothing() -> None:
+CLD = sg.CLD()
+UNIT = sg.oracles.Gaussian(torch.zeros(2), 1.0)
+TWO = torch.zeros(2, 2)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: sg.log_prob(UNIT.score(CLD), CLD, TWO[:, None].expand(2, 2, 2), method=FixedGrid(data_std=0.7)),  # type: ignore[arg-type]
+        lambda: sg.encode(UNIT.score(VP), VP, TWO, method="rk45-scipy"),
+        lambda: sg.decode(UNIT.score(VP), VP, TWO, method=AdjointFlow()),
+    ],
+    ids=["log_prob", "encode", "decode"],
+)
+def test_options_that_would_do_nothing(call: Callable[[], object]) -> None:
     """An error, whichever of them it is."""
-    x = torch.zeros(2, 2)
-    gaussian = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(VP)
-    cld = sg.CLD()
-    joint = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(cld)
-    for call in (
-        lambda: sg.log_prob(joint, cld, torch.zeros(2, 2, 2), method=FixedGrid(data_std=0.7)),  # type: ignore[arg-type]
-        lambda: sg.encode(gaussian, VP, x, method="rk45-scipy"),
-        lambda: sg.decode(gaussian, VP, x, method=AdjointFlow()),
-    ):
-        with pytest.raises(ValueError, match=r"data_std=|goes from data to noise only"):
-            call()
+    with pytest.raises(ValueError, match=r"data_std=|goes from data to noise only"):
+        call()
+
+
+def test_the_scale_of_the_data_is_positive() -> None:
     with pytest.raises(ValueError, match=r"data_std must be finite, at least 1e-06 .* got -7"):
-        sg.log_prob(gaussian, VP, x, method=FixedGrid(data_std=-7))
+        sg.log_prob(UNIT.score(VP), VP, TWO, method=FixedGrid(data_std=-7))

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -619,49 +619,70 @@ def test_a_device_that_is_not_there(
         sg.VPSDE().prior_sample((2, 2), device="mps")
 
 
-def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+DIGITS = ("sample", "--model", "digits", "--n", 5)
+
+
+def refused(argv: Sequence[object], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command says that ends with exit status 2, and leaves nothing."""
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, argv), "--quiet", "--out", str(folder)])
+    assert stop.value.code == 2
+    assert not folder.exists() or not contents(folder)
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv, text",
+    [
+        (("sample", "--model", "digit", "--n", 5), "did you mean 'digits'"),
+        (("sample", "--model", "nowhere:make", "--n", 5), "no module 'nowhere'"),
+        (("sample", "--model", "digits", "--n", 0), "n must be an integer of at least 1, got 0"),
+        ((*DIGITS, "--batch", 0), "batch must be an integer of at least 1, got 0"),
+        ((*DIGITS, "--solver", "dpm+2m"), "did you mean 'dpm++2m'"),
+        ((*DIGITS, "--nfe", 0), "got 0"),
+        ((*DIGITS, "--nfe", 9, "--steps", 9), "not both"),
+        ((*DIGITS, "--grid", "karas"), "did you mean 'karras'"),
+        ((*DIGITS, "--labels", "10"), "classes 0 to 9, got label 10"),
+        ((*DIGITS, "--labels", "a"), "got 'a'"),
+        ((*DIGITS, "--seed", -1), "-1"),
+        ((*DIGITS, "--threads", 0), "threads must be an integer of at least 1, got 0"),
+        (("sample", "--model", MODEL, "--n", 5, "--labels", "0"), "has no classes"),
+        (("likelihood", "--model", MODEL, "--data", "none.npy"), "no such file"),
+        (("likelihood", "--model", MODEL, "--data", "float.npy"), "integer dtype, got dtype torch.float64"),
+        (("likelihood", "--model", MODEL, "--data", "shape.npy"), "(n, 3), got (4, 2)"),
+        (("likelihood", "--model", MODEL, "--data", "high.npy"), "[0, 8) for n_levels=8, got 8 to 8"),
+        (("likelihood", "--model", MODEL, "--data", "good.npy", "--with-labels"), "no array y"),
+        (("likelihood", "--model", MODEL, "--data", "good.npy", "--data-range", 1, -1), "low < high"),
+        (("likelihood", "--model", MODEL, "--data", "good.npy", "--trace", "exat"), "got 'exat'"),
+        (("likelihood", "--model", MODEL, "--data", "good.npy", "--repeats", 0), "repeats"),
+    ],
+    ids=case_id,
+)
+def test_bad_arguments_are_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    argv: tuple[object, ...],
+    text: str,
+) -> None:
     """Exit status 2, the offending value, and nothing left that would stand in a better command's way."""
-    np.save(tmp_path / "float.npy", np.zeros((4, 3)))
-    np.save(tmp_path / "shape.npy", np.zeros((4, 2), dtype=int))
-    np.save(tmp_path / "high.npy", np.full((4, 3), 8))
-    np.save(tmp_path / "good.npy", np.zeros((4, 3), dtype=int))
-    sample = ("sample", "--quiet", "--out", tmp_path / "run")
-    likelihood = ("likelihood", "--quiet", "--out", tmp_path / "run", "--model", MODEL, "--data")
-    digits = (*sample, "--model", "digits", "--n", 5)
-    for argv, text in (
-        ((*sample, "--model", "digit", "--n", 5), "did you mean 'digits'"),
-        ((*sample, "--model", "nowhere:make", "--n", 5), "no module 'nowhere'"),
-        ((*sample, "--model", "digits", "--n", 0), "n must be an integer of at least 1, got 0"),
-        ((*digits, "--batch", 0), "batch must be an integer of at least 1, got 0"),
-        ((*digits, "--solver", "dpm+2m"), "did you mean 'dpm++2m'"),
-        ((*digits, "--nfe", 0), "got 0"),
-        ((*digits, "--nfe", 9, "--steps", 9), "not both"),
-        ((*digits, "--grid", "karas"), "did you mean 'karras'"),
-        ((*digits, "--labels", "10"), "classes 0 to 9, got label 10"),
-        ((*digits, "--labels", "a"), "got 'a'"),
-        ((*digits, "--seed", -1), "-1"),
-        ((*digits, "--threads", 0), "threads must be an integer of at least 1, got 0"),
-        ((*sample, "--model", MODEL, "--n", 5, "--labels", "0"), "has no classes"),
-        ((*likelihood, tmp_path / "none.npy"), "no such file"),
-        ((*likelihood, tmp_path / "float.npy"), "integer dtype, got dtype torch.float64"),
-        ((*likelihood, tmp_path / "shape.npy"), "(n, 3), got (4, 2)"),
-        ((*likelihood, tmp_path / "high.npy"), "[0, 8) for n_levels=8, got 8 to 8"),
-        ((*likelihood, tmp_path / "good.npy", "--with-labels"), "no array y"),
-        ((*likelihood, tmp_path / "good.npy", "--data-range", 1, -1), "low < high"),
-        ((*likelihood, tmp_path / "good.npy", "--trace", "exat"), "got 'exat'"),
-        ((*likelihood, tmp_path / "good.npy", "--repeats", 0), "repeats"),
-    ):
-        with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in argv])
-        assert stop.value.code == 2
-        error = capsys.readouterr().err
-        assert text in error, error
-        assert error.count("\n") == 1
-        assert not (tmp_path / "run").exists() or not contents(tmp_path / "run")
-    for argv in (digits[:-2], (*digits, "--nef", 5), (*digits, "--see", 5), (*digits, "--device", "tpu")):
-        with pytest.raises(SystemExit) as stop:
-            main([str(word) for word in argv])
-        assert stop.value.code == 2
+    monkeypatch.chdir(tmp_path)
+    np.save("float.npy", np.zeros((4, 3)))
+    np.save("shape.npy", np.zeros((4, 2), dtype=int))
+    np.save("high.npy", np.full((4, 3), 8))
+    np.save("good.npy", np.zeros((4, 3), dtype=int))
+    error = refused(argv, tmp_path / "run", capsys)
+    assert text in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv", [DIGITS[:-2], (*DIGITS, "--nef", 5), (*DIGITS, "--see", 5), (*DIGITS, "--device", "tpu")], ids=case_id
+)
+def test_what_is_no_option_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: tuple[object, ...]
+) -> None:
+    refused(argv, tmp_path / "run", capsys)
 
 
 def test_samples_that_fail_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -204,12 +204,12 @@ def test_settings_are_json(tmp_path: Path, bad: dict[str, object]) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["file", "file/run"])
+def test_a_folder_that_cannot_be_made(tmp_path: Path, name: str) -> None:
     """A file in the way is named."""
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(OSError, match=f"cannot write {path}: (file exists|not a directory)"):
-            Store(path, SETTINGS)
+    with pytest.raises(OSError, match=f"cannot write {tmp_path / name}: (file exists|not a directory)"):
+        Store(tmp_path / name, SETTINGS)
 
 
 @pytest.fixture
@@ -428,18 +428,22 @@ def test_models_of_ones_own(mine: str, tmp_path: Path) -> None:
     assert sg.load_model(f"{mine}:model").n_classes == 4
 
 
-def test_names_that_are_none(mine: str) -> None:
-    """Errors say what was meant, with near names."""
-    for name, kind, text in (
+@pytest.mark.parametrize(
+    "name, kind, text",
+    [
         ("digit", ValueError, "unknown model 'digit'; did you mean 'digits'"),
-        (f"{mine}:tripel", ValueError, "has no function 'tripel'; did you mean 'triple'"),
-        (f"{mine}:constant", ValueError, "has no function 'constant'"),
-        (f"{mine}:number", ValueError, "must return a Model or \\(score, sde, shape\\), got int"),
-        (f"{mine}s:triple", ImportError, f"no module '{mine}s'.*did you mean '{mine}'"),
+        ("{mine}:tripel", ValueError, "has no function 'tripel'; did you mean 'triple'"),
+        ("{mine}:constant", ValueError, "has no function 'constant'"),
+        ("{mine}:number", ValueError, "must return a Model or \\(score, sde, shape\\), got int"),
+        ("{mine}s:triple", ImportError, "no module '{mine}s'.*did you mean '{mine}'"),
         (":triple", ValueError, "no name of a module"),
-    ):
-        with pytest.raises(kind, match=text):
-            sg.load_model(name)
+    ],
+    ids=case_id,
+)
+def test_names_that_are_none(mine: str, name: str, kind: type[Exception], text: str) -> None:
+    """Errors say what was meant, with near names."""
+    with pytest.raises(kind, match=text.format(mine=mine)):
+        sg.load_model(name.format(mine=mine))
 
 
 def test_files_of_the_current_folder_take_no_librarys_place(tmp_path: Path) -> None:

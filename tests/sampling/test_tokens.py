@@ -388,6 +388,25 @@ def test_refused_by_name(name: str) -> None:
         sg.sample(sg.from_denoiser(apart, sde), sde, x_T=X, grid=grid, solver=name)
 
 
+DOWN = torch.tensor([[1.0, 1.0], [0.5, 0.5]])
+
+
+@pytest.mark.parametrize(
+    "times, error, match",
+    [
+        ([1.0, 0.5], TypeError, "times must be"),
+        (torch.ones(3), ValueError, "two rows or more"),
+        (DOWN.flip(0), ValueError, "from row 0 to row 1"),
+        (torch.cat([DOWN, DOWN[1:]]), ValueError, "none does from row 1 to the next"),
+        (-DOWN, ValueError, "not negative"),
+    ],
+    ids=["list", "one row", "rising", "no step", "negative"],
+)
+def test_times_of_tokens_are_checked(times: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        TokenGrid(times)
+
+
 def test_misuse() -> None:
     sde = sg.VPSDE()
     score = sg.from_denoiser(apart, sde)
@@ -398,16 +417,6 @@ def test_misuse() -> None:
         sg.sample(lambda x, t: x, sg.CLD(), x_T=X[:, :2], grid=grid)
     with pytest.raises(ValueError, match="beyond T=1"):
         sg.sample(score, sde, x_T=X, grid=TokenGrid(2 * grid.times))
-    down = torch.tensor([[1.0, 1.0], [0.5, 0.5]])
-    for times, error, match in (
-        ([1.0, 0.5], TypeError, "times must be"),
-        (torch.ones(3), ValueError, "two rows or more"),
-        (down.flip(0), ValueError, "from row 0 to row 1"),
-        (torch.cat([down, down[1:]]), ValueError, "none does from row 1 to the next"),
-        (-down, ValueError, "not negative"),
-    ):
-        with pytest.raises(error, match=match):
-            TokenGrid(times)
     with pytest.raises(ValueError, match="delays must be integers"):
         TokenGrid.staggered([1.0, 0.5], torch.tensor([0.5]))
     broken = sg.from_denoiser(lambda x, t: x / 0, sde)
