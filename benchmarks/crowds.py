@@ -6,7 +6,8 @@ One thread and its CPU time, float32, a network that is right for normal data, t
 in crowds.json as they are measured, so that they can be measured one at a time.
 
 - `curve`: a call of 20 steps of ancestral sampling against the number of samples, at 1 to 256 dimensions: ours, other
-  libraries' and a loop over `torch.randn`. Runs of more than two million numbers are left out.
+  libraries' and a loop over `torch.randn`. Runs of more than two million numbers are left out. Beside it the straight
+  lines through them: what a call and its steps cost whatever the samples, and what each number adds.
 - `fixed`: a call of one step; what is left beside the step is the call.
 - `memory`: peak of all tensors and arrays of a run of a million samples, in states.
 - `adaptive`: a run of an embedded pair, and `log_prob` of samples, beside what network calls and vector-Jacobian
@@ -79,6 +80,24 @@ def curve(dimensions: Sequence[int] = DIMENSIONS) -> list[dict[str, Any]]:
         runs["plain loop"] = overhead.plain_loop(METHOD, (n, d), STEPS)
         rows.append({"n": n, "d": d} | least(runs, 2 if n * d > 100_000 else 9))
     return rows
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The straight lines a + b n nearest to the seconds of n samples, by relative squares, and how far off they are."""
+    found = []
+    for d in sorted({row["d"] for row in rows}):
+        mine = [row for row in rows if row["d"] == d]
+        for name in ("ours", *overhead.PEERS, "plain loop"):
+            points = np.array([(row["n"], row[name]) for row in mine if name in row]).reshape(-1, 2)
+            if not len(points):
+                continue
+            n, seconds = points.T
+            terms = np.stack([np.ones_like(n), n], 1) / seconds[:, None]
+            (a, b), *_ = np.linalg.lstsq(terms, np.ones_like(n), rcond=None)
+            off = np.abs(a + b * n - seconds) / seconds
+            line = {"fixed ms": 1e3 * a, "ns a number and step": 1e9 * b / (d * STEPS), "off at most": off.max()}
+            found.append({"d": d, "run": name} | line)
+    return found
 
 
 def fixed() -> list[dict[str, Any]]:
@@ -309,6 +328,8 @@ def main() -> None:
             known[part] = PARTS[part]()
         kept.write_text(json.dumps(known, indent=1) + "\n")
         sys.stdout.write("\n".join([f"\n{part}\n", *table(known[part])]) + "\n")
+        if part == "curve":
+            sys.stdout.write("\n".join(["", *table(lines(known[part]))]) + "\n")
     if args.draw is not None:
         draw(known["curve"], args.draw)
 

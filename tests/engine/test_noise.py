@@ -287,6 +287,7 @@ def test_seeds_from_numbers() -> None:
     assert resolve_seeds(0, None, 2) == ((0, 0), (0, 1))
     assert resolve_seeds(torch.tensor(5), None, 2) == ((5, 0), (5, 1))
     assert resolve_seeds(torch.tensor([5, 6]), None, 2) == ((5, 0), (6, 0))
+    assert resolve_seeds(np.array([5, 2**64 - 1], dtype=np.uint64), None, 2) == ((5, 0), (2**64 - 1, 0))
     assert resolve_seeds([2**64 - 1], None, 1) == ((2**64 - 1, 0),)
     assert resolve_seeds([(7, 2**32 - 1)], None, 1) == ((7, 2**32 - 1),)
     with pytest.raises(ValueError, match=r"the index of a seed must lie in \[0, 2\*\*32\), got 4294967296"):
