@@ -18,7 +18,7 @@ MULTIPLIERS = (0xD2E7470EE14C6C93, 0xCA5A826395121157)
 WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)  # what a round adds to the key
 ROUNDS = 10
 WORDS = 4  # of 64 bits in a block
-LANES = 4096  # blocks at a time, whose arrays stay in a core's cache
+LANES = 16384  # blocks at a time: of fewer, most of the time is that of starting operations
 VIEWS = 16  # shapes of which views are held: pieces and last pieces of some sizes of sample
 
 Words = np.ndarray  # uint64

@@ -594,11 +594,15 @@ class NoiseStream:
         seeds, index = places.arrays()
         first = index.astype(np.uint64) * np.uint64(k)
         blocks = -(-(WORDS - math.gcd(k, WORDS) + k) // WORDS)  # at most, wherever in one the words begin
-        step = max(1, min(AT_A_TIME // k, LANES // blocks))
+        step = max(1, LANES // blocks)
+        rows = max(1, AT_A_TIME // k)
         for i in range(0, len(places), step):
             at = slice(i, min(i + step, len(places)))
             seed = places.seed if isinstance(places.seed, int) else np.repeat(seeds[at], blocks)
-            yield at, self._words_of_blocks(first[at], seed, draws[at], k, blocks)
+            words = self._words_of_blocks(first[at], seed, draws[at], k, blocks)
+            for j in range(0, len(words), rows):
+                some = words[j : j + rows]
+                yield slice(i + j, i + j + len(some)), some
 
     def _words_of_blocks(
         self, first: np.ndarray, seed: int | np.ndarray, draws: np.ndarray, k: int, blocks: int
