@@ -38,6 +38,7 @@ class _Along(Integrals):
     solver's do not.
     """
 
+    off_gradient = 4.0
     off_prior = 12.0
 
     def plan(self, program: Program) -> Plan:

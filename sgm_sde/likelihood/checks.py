@@ -89,8 +89,8 @@ def warn_unresolved(result: LogProbResult, method: object) -> None:
     first = result.unresolved[0]
     per_dim = float(result.error[first]) / result.latent[0].numel()
     warn(
-        f"the numerical error of {len(result.unresolved)} of {len(result.value)} samples did not come down to the "
-        f"tolerance of {method!r}: that of sample {first} is {per_dim:.2g} nats/dim; result.unresolved names them",
+        f"{result.status} of {method!r}: that of sample {first} is {per_dim:.2g} nats/dim; "
+        "result.unresolved names them",
         LikelihoodWarning,
     )
 

@@ -6,14 +6,23 @@ variance of several probes per node; with one, a second probe that stays the sam
 evaluated as well: in the difference of the two the trace cancels, and since the companion's error varies slowly from
 node to node, second differences isolate the error of the fresh probe.
 
-**Quadrature.** The integral Q over all nodes is compared with those over every other node, $Q_2$, and every fourth,
-$Q_4$. The error is assumed to fall by the same factor from $Q_4$ to $Q_2$ and from $Q_2$ to Q:
+**Quadrature.** Over each interval the integral is by six slopes; $r_i$ is what a rule of eight adds to it, and $r'_i$
+what one of ten adds to that. Where the integrand is resolved they cancel from interval to interval, and their sums tell
+the error. A wave between the nodes leaves rules of more slopes no better, $R' \not< R = (\sum_i r_i^2)^{1/2}$, and is
+of their size:
 
-$$ |Q - Q_\infty| \approx d_1\,\min(1, d_1/d_2), \qquad d_1 = |Q - Q_2|, \quad d_2 = |Q_2 - Q_4| $$
+$$ \Big(\Big(\sum_i r_i\Big)^2 + \Big(\sum_i r'_i\Big)^2 + (1.3\max(R, R'))^2\min(1, R'/R)^8 + e^2\Big)^{1/2} $$
+
+Besides, the integral Q over all nodes is compared with those over every other node, $Q_2$, and every fourth, $Q_4$, as
+if the error fell by the same factor from each to the next:
+
+$$ e = d_1\,\min(1, d_1/d_2), \qquad d_1 = |Q - Q_2|, \quad d_2 = |Q_2 - Q_4| $$
 
 each the root mean square over the choices of nodes. Where steps are so long that what data look like changes from one
-to the next, $d_1 < d_2$ is chance, and $d_1$ itself is taken. For a random trace the companion is integrated: the
-independent errors of fresh probes would count as roughness of the integrand.
+to the next, $d_1 < d_2$ is chance, and $d_1$ itself is taken. Where they are short, and
+$d_1 < 0.3\,d_2$, e is $\max(R, R')$ at most: a wave that is resolved now and was not on half of the nodes converges
+faster than it did. For a random trace the companion is
+integrated: the independent errors of fresh probes would count as roughness of the integrand.
 
 **Steps.** What the embedded errors of the steps of Dormand and Prince's pair do to the log-density is added up, each
 step's as the factor of its `stiffness` says, the sum as `smoothness` and the tolerance do.
@@ -28,6 +37,11 @@ from torch import Tensor
 from sgm_sde._utils.shapes import dot, row_sums
 from sgm_sde.likelihood.multistep import Quadrature
 
+COARSE = 0.7  # step of lambda beyond which the convergence over parts of the nodes is chance
+FINE = 0.12  # step below which an integrand may be resolved that was not on half of the nodes, where the error falls by
+CONVERGES = 0.3  # at least from these to a quarter of them
+ROUGH = 1.3  # times what rules of more slopes add, of the size of a wave between the nodes, by the power
+UNRESOLVED = 4  # of how little they gain
 NEIGHBOURS = 7  # nodes over which a variance is averaged
 TAILS = 0.45  # of the degrees of freedom that squares of normal numbers have: products with probes have longer tails
 ROUNDED = 2.0  # units in the last place of each number of a state, and of a trace, that rounding is taken for
@@ -38,15 +52,32 @@ ONE_SIGN = 1 / 7  # times the error where they are
 COARSER = 1 / 4  # power of the tolerance: coarser steps are further off, in units of the embedded errors
 
 
-def quadrature_error(values: Tensor, table: Quadrature, coarse: bool = False) -> tuple[Tensor, Tensor]:
-    """Error (B,) of the integral of what has values (nodes, B) at the nodes, and the factor (B,) by which it fell on
-    twice the nodes, 1 at most.
+def quadrature_error(values: Tensor, table: Quadrature, longest: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Error (B,) of the integral of what has values (nodes, B) at the nodes, and the size (B,) of what rules of more
+    slopes add to its intervals.
 
     Args:
         values: at the nodes.
-        table: weights of the integral, and of those on parts of the nodes.
-        coarse: whether steps are so long that the factor is chance, and not taken to go on.
+        table: weights of the integral, and of what tells its error.
+        longest: step of lambda around where data take shape.
     """
+    r, r_of_more = torch.from_numpy(table.remainders).to(values) @ values
+    R = r.square().sum(0).sqrt()
+    R_of_more = r_of_more.square().sum(0).sqrt()
+    size = torch.maximum(R, R_of_more)
+    unresolved = (R_of_more / R.clamp(min=torch.finfo(R.dtype).tiny)).clamp(max=1.0)
+
+    d_1, d_2 = _distances(values, table)
+    falls = torch.where(d_2 > d_1, d_1 / d_2, torch.ones_like(d_1))
+    e = d_1 if longest > COARSE else d_1 * falls
+    if longest < FINE:
+        e = torch.where(falls < CONVERGES, torch.minimum(e, size), e)
+    parts = [r.sum(0), r_of_more.sum(0), ROUGH * size * unresolved**UNRESOLVED, e]
+    return torch.stack(parts).square().sum(0).sqrt(), size
+
+
+def _distances(values: Tensor, table: Quadrature) -> tuple[Tensor, Tensor]:
+    """|Q - Q_2| and |Q_2 - Q_4| (B,) of the integrals of values (nodes, B)."""
     rows = np.concatenate([table.weights[None], table.halves, table.quarters])
     whole, *parts = torch.from_numpy(rows).to(values) @ values
     halves = parts[:2]
@@ -54,11 +85,7 @@ def quadrature_error(values: Tensor, table: Quadrature, coarse: bool = False) ->
 
     off_1 = torch.stack([half - whole for half in halves])
     off_2 = torch.stack([quarter - halves[k % 2] for k, quarter in enumerate(quarters)])
-    d_1 = off_1.square().mean(0).sqrt()
-    d_2 = off_2.square().mean(0).sqrt()
-
-    falls = torch.where(d_2 > d_1, d_1 / d_2, torch.ones_like(d_1))
-    return (d_1 if coarse else d_1 * falls), falls
+    return off_1.square().mean(0).sqrt(), off_2.square().mean(0).sqrt()
 
 
 def probe_error(

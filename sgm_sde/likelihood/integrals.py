@@ -22,7 +22,7 @@ from sgm_sde.engine.executor import Evaluator, execute
 from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import OnOutput
-from sgm_sde.likelihood.errors import probe_error, quadrature_error, rounded, sensitivity
+from sgm_sde.likelihood.errors import COARSE, probe_error, quadrature_error, rounded, sensitivity
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.multistep import Quadrature, Weights, program, spread, tables, trust
 from sgm_sde.likelihood.problem import FLAT, NoNoise, Problem, Solution
@@ -30,14 +30,12 @@ from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 from sgm_sde.processes.predictions import convert
 
-SAFETY = 1.75  # of the estimated error of a grid
+SAFETY = 1.5  # of the estimated error of a grid
 ROUGH_SLOPES = 2.0  # of what a rule of more slopes adds to each interval, in the root of the squares
-MORE_SLOPES = 4.0  # of what a rule of more slopes adds to the integral of the divergence
 WRONG_SCORE = 5.0  # share of the score that may be wrong, for each unit of what is seen of that
 UNSEEN = 0.0025  # units where nothing is seen
 SKEW = 0.2  # asymmetry from which probes tell their noise by their spread alone
 COARSELY = 1.5  # times the error of a grid that is coarse
-COARSE = 0.7  # step of lambda beyond which the convergence over parts of the nodes is chance
 
 
 class Rates(NamedTuple):
@@ -79,7 +77,6 @@ class Nodes:
         first: for each node the first jump that it has a share of.
         last: the last one.
         longest: step of lambda, among those within 1 of where the noise is a third of the data.
-        coarse: whether it is so long that integrals over parts of the nodes do not tell how they converge.
     """
 
     def __init__(self, sde: LinearSDE, times: tuple[float, ...], table: Quadrature, s: float) -> None:
@@ -93,7 +90,6 @@ class Nodes:
         self.first = [min(jumps) for jumps in around]
         self.last = [max(jumps) for jumps in around]
         self.longest = longest_step(np.array([node.lam for node in self.nodes]), s)
-        self.coarse = self.longest > COARSE
         self._rates: dict[str, list[Rates]] = {}
 
     def rates(self, prediction: str) -> list[Rates]:
@@ -199,7 +195,7 @@ class Integrals(NodeByNode):
     the nodes as well; the integral of the score along them is the defect, the first-order change of the log-density.
 
     The remaining error has several parts, each estimated on the same nodes, whose squares are added: the quadrature of
-    the divergence (`quadrature_error`, and a rule of more slopes), that of the slopes, that of the score along the
+    the divergence (`quadrature_error`), that of the slopes, that of the score along the
     jumps, the share of the score that is not trusted, and what may be wrong with the rest. A score's error changes
     slowly from node to node, while the jumps alternate: what it does with them is bounded by the longest of their
     partial sums, each jump times the size of the score there (Abel's summation by parts). What rounding may do is told
@@ -213,10 +209,12 @@ class Integrals(NodeByNode):
             bfloat16.
 
     Attributes:
-        off_prior: units of what is seen of a wrong score for each that it is off the prior's at the noise's end.
+        off_gradient: units of what is seen of a wrong score for each that its Jacobian is off a symmetric one.
+        off_prior: the same for each that it is off the prior's at the noise's end.
         first: the network's output at the first node.
     """
 
+    off_gradient: ClassVar[float] = 1.0
     off_prior: ClassVar[float] = 0.8
     first: Tensor
     _off_prior: Tensor
@@ -377,10 +375,10 @@ class Integrals(NodeByNode):
         defect = self._whole_defect(latent)
         volume = terms[:, :, :columns].mean(2).sum(0) + self._scaling(latent)
 
-        error, falls, roughness = self._numerical_error(seen)
+        error, roughness = self._numerical_error(seen)
         rounding = self._rounding(seen, volume.detach())
         stderr, freedom = self._probe_error(seen)
-        stated = [part.to(volume.dtype) for part in (stderr, freedom, error, rounding, defect, falls, roughness)]
+        stated = [part.to(volume.dtype) for part in (stderr, freedom, error, rounding, defect, roughness)]
         return Solution(latent, volume + defect, *stated)
 
     def _scaling(self, latent: Tensor) -> float:
@@ -395,34 +393,28 @@ class Integrals(NodeByNode):
         jump = self._states[last] - latent / self.grid.spreads[-1]
         return self._defect + dot(self._scores[last], jump)
 
-    def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The error (B,) from the terms (nodes, B, columns) of the divergence, how that of the divergence falls, and
-        its roughness."""
-        values = self._divergence(terms)
-        of_parts, falls = quadrature_error(values, self.grid.table, self.grid.coarse)
-        remainder = torch.from_numpy(self.grid.table.remainder)
-        of_more_slopes = remainder.to(values) @ values
+    def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
+        """The error (B,) from the terms (nodes, B, columns) of the divergence, and the roughness of that."""
+        of_divergence, roughness = quadrature_error(self._divergence(terms), self.grid.table, self.grid.longest)
         of_slopes = torch.stack(self._of_slopes).double()
         of_nodes = torch.stack(self._of_nodes, 1).double()
         of_rule, of_trust = of_nodes.sum(1)
         rough_slopes = of_slopes.square().sum(0).sqrt()
         farthest = self._farthest.double().sqrt()
-        roughness = of_more_slopes.square().sum(0).sqrt()
 
         # The sum of the slopes' errors may be small by chance where they are rough: their sizes count as well.
         errors = [
-            SAFETY * of_parts,
+            SAFETY * of_divergence,
             SAFETY * of_slopes.sum(0),
             SAFETY * of_rule,
             SAFETY * of_trust,
             ROUGH_SLOPES * rough_slopes,
-            MORE_SLOPES * of_more_slopes.sum(0),
             WRONG_SCORE * self._wrong() * farthest,
         ]
         error = torch.stack(errors).square().sum(0).sqrt()
-        if self.grid.coarse:
+        if self.grid.longest > COARSE:
             error = COARSELY * error
-        return error, falls, roughness
+        return error, roughness
 
     def _rounding(self, terms: Tensor, volume: Tensor) -> Tensor:
         """Error (B,) by rounding of states, of the terms (nodes, B, columns) and of the volume (B,).
@@ -447,8 +439,9 @@ class Integrals(NodeByNode):
     def _wrong(self) -> Tensor:
         """Size of the error that the score seems to have (B,): as it is no gradient, and not the prior's where that is
         known."""
+        skew = self.off_gradient * self._asymmetry()
         off = self.off_prior * self._off_prior
-        return (self._asymmetry().square() + off.square() + UNSEEN**2).sqrt()
+        return (skew.square() + off.square() + UNSEEN**2).sqrt()
 
     def _asymmetry(self) -> Tensor:
         """|J - J^T| / |J + J^T| of the Jacobian along the way (B,), 1 at most."""

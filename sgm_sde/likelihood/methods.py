@@ -72,11 +72,11 @@ class FixedGrid(Method):
 
     By default 48 steps. Samples whose estimated error exceeds the tolerance go on, without the rest of the batch where
     the network is a module or its conditions are marked (`sg.PerSample`), else with it. With the exact trace they go to
-    96 steps where the error is within 64 times the tolerance, to 192 where 96 are not enough but the error has fallen
-    as on a smooth score, and else to an adaptive solver, at 0.03, 0.003 and 0.0003 of the tolerance. With random probes
-    they stay on grids up to 256 times the tolerance, and beyond have the exact trace in up to 16 dimensions, in more
-    probes that stay the same, at least four. A sample that the adaptive solver cannot finish keeps the value
-    and the error that it had, and is named in `unresolved`.
+    96 steps where the error is within 64 times the tolerance, and else, and from there, to an adaptive solver, at 0.03,
+    0.003 and 0.0003 of the tolerance. With random probes they go to 96 and 192 steps where the error is within 256
+    times the tolerance and falls, and beyond have the exact trace in up to 16 dimensions, in more probes that stay the
+    same, at least four. A sample that the adaptive solver cannot finish keeps the value and the error that it had, and
+    is named in `unresolved`.
 
     Given `steps`, all samples use that grid, whatever the error; where these are too few for it to be known, the
     protocol of the result says so.
@@ -132,7 +132,7 @@ class FixedGrid(Method):
 
     def _refined(self) -> str:
         """Words for how far steps are refined."""
-        most = refinement.REFINEMENTS[-1] * STEPS
+        most = max(refinement.REFINEMENTS) * STEPS
         of_value = f" + {self.rtol:g} of the value" if self.rtol else ""
         return f", up to {most} or an adaptive method where the error exceeds {self.atol:g} nats/dim{of_value}"
 

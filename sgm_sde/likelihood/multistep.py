@@ -26,9 +26,9 @@ from sgm_sde.processes.predictions import Marginal, Scalars
 from sgm_sde.schemes.linear_part import POINTS, WEIGHTS
 
 SLOPES = 5  # that a polynomial of a step goes through
-SLOPES_OF_INTEGRALS = 6  # where all of them are known
-SLOPES_OF_ERRORS = 8  # of the rule that tells the error of the one with six
+RULES = 6, 8, 10  # slopes of integrals where all are known; of what tells their error; and of what tells its own
 JUMPS = 6, 4  # nodes whose scores, and the jumps between them, a polynomial goes through; and for the error of that
+RULES_OF_OTHERS = 4, 5, 6  # on the grids of other solvers, where polynomials of a higher degree oscillate
 JUMPS_OF_OTHERS = 4, 2  # of solvers whose jumps are less smooth
 DAMPED_BELOW = 0.2  # noise, as a fraction of the data
 
@@ -42,14 +42,14 @@ class Quadrature:
 
     Attributes:
         integrals: for each interval pairs (j, w): the integral in theta over it is the sum of w times slope j.
-        corrections: the same for what a rule of two more slopes adds to it.
+        corrections: the same for what a rule of more slopes adds to it.
         shares: for each node pairs (i, w): of jump i, that from interval i to the next state, w goes with what is known
             at this node.
         coarse_shares: the same by polynomials of lower degree.
         weights: of the integral over the whole grid, (n + 1,).
-        remainder: of what the rule of two more slopes adds to each interval, (n, n + 1).
-        halves: the same of every other node, with two choices of these, (2, n + 1).
-        quarters: of every fourth, with four, (4, n + 1); number k lies within number k mod 2 of the halves.
+        remainders: of what a rule of more slopes adds to each interval, and one of still more to that, (2, n, n + 1).
+        halves: of the integral by every other node, with two choices of these, (2, n + 1).
+        quarters: by every fourth, with four, (4, n + 1); number k lies within number k mod 2 of the halves.
     """
 
     integrals: tuple[Weights, ...]
@@ -57,7 +57,7 @@ class Quadrature:
     shares: tuple[Weights, ...]
     coarse_shares: tuple[Weights, ...]
     weights: np.ndarray
-    remainder: np.ndarray
+    remainders: np.ndarray
     halves: np.ndarray
     quarters: np.ndarray
 
@@ -105,33 +105,34 @@ def _integral(at: np.ndarray, slope: Slope, i: int, newest: int, points: int = S
     return weights
 
 
-def quadrature(at: np.ndarray, slope: Slope, jumps: tuple[int, int] = JUMPS) -> Quadrature:
-    """Weights for nodes at increasing coordinates (n + 1,), with `slope` d theta / d coordinate, and for the `jumps` as
-    many nodes as polynomials go through."""
+def quadrature(
+    at: np.ndarray, slope: Slope, rules: tuple[int, ...] = RULES, jumps: tuple[int, int] = JUMPS
+) -> Quadrature:
+    """Weights for nodes at increasing coordinates (n + 1,), with `slope` d theta / d coordinate, and for `rules` and
+    `jumps` as many nodes as polynomials go through."""
     n = len(at) - 1
     fine, coarse = jumps
-    known = np.array([_integral(at, slope, i, n, SLOPES_OF_INTEGRALS) for i in range(n)])
-    better = np.array([_integral(at, slope, i, n, SLOPES_OF_ERRORS) for i in range(n)])
+    known, better, best = (np.array([_integral(at, slope, i, n, rule) for i in range(n)]) for rule in rules)
     return Quadrature(
         integrals=_terms(known),
         corrections=_terms(better - known),
         shares=_terms(_shares(at, fine)),
         coarse_shares=_terms(_shares(at, coarse)),
         weights=known.sum(0),
-        remainder=better - known,
-        halves=np.array([_every(at, slope, 2, k) for k in range(2)]),
-        quarters=np.array([_every(at, slope, 4, k) for k in range(4)]),
+        remainders=np.stack([better - known, best - better]),
+        halves=np.array([_every(at, slope, rules[0], 2, k) for k in range(2)]),
+        quarters=np.array([_every(at, slope, rules[0], 4, k) for k in range(4)]),
     )
 
 
-def _every(at: np.ndarray, slope: Slope, stride: int, offset: int) -> np.ndarray:
-    """Weights (n + 1,) of the integral over the whole grid from some of its nodes and both ends."""
+def _every(at: np.ndarray, slope: Slope, points: int, stride: int, offset: int) -> np.ndarray:
+    """Weights (n + 1,) of the integral over the whole grid from some of its nodes and both ends, by so many slopes."""
     n = len(at) - 1
     chosen = np.unique(np.concatenate([[0], np.arange(offset, n, stride), [n]]))
     last = len(chosen) - 1
     weights = np.zeros(n + 1)
     for i in range(last):
-        weights[chosen] += _integral(at[chosen], slope, i, last, SLOPES_OF_INTEGRALS)
+        weights[chosen] += _integral(at[chosen], slope, i, last, points)
     return weights
 
 
@@ -187,7 +188,7 @@ def _change(at: np.ndarray, slope: Slope, k: int, before: int, now: int) -> np.n
 
 def quadrature_on(lam: np.ndarray, s: float) -> Quadrature:
     """The quadrature of nodes at any increasing lambda (n + 1,), by polynomials in it."""
-    return quadrature(lam, lambda x: -0.5 / np.cosh(x + math.log(s)), JUMPS_OF_OTHERS)
+    return quadrature(lam, lambda x: -0.5 / np.cosh(x + math.log(s)), RULES_OF_OTHERS, JUMPS_OF_OTHERS)
 
 
 def _terms(rows: np.ndarray) -> tuple[Weights, ...]:

@@ -47,8 +47,7 @@ class Solution(NamedTuple):
         error: its numerical error, of steps and nodes.
         rounding: what rounding may add to that.
         defect: what of it makes up for states that lie on no single trajectory, NaN for other methods.
-        falls: factor of the error of the divergence on twice the nodes, NaN for other methods.
-        roughness: what a rule of more slopes adds to the integrals of the divergence over the intervals of a grid, the
+        roughness: what rules of more slopes add to the integrals of the divergence over the intervals of a grid, the
             root of the sum of squares; NaN for other methods.
     """
 
@@ -59,7 +58,6 @@ class Solution(NamedTuple):
     error: Tensor
     rounding: Tensor
     defect: Tensor
-    falls: Tensor
     roughness: Tensor
 
     @property

@@ -16,12 +16,11 @@ from sgm_sde.likelihood.problem import Problem, Solution
 REFINEMENTS = (2, 4)  # times the steps
 HOPELESS = 2.0**-8  # of the tolerance to the error: beyond, a grid of more steps is not tried
 REACH = 64.0  # times the tolerance: errors that a grid of twice the steps is taken to remove
-SLOW = 1 / 16, 1 / 6  # factors of the error from a grid to the next, and of that of the divergence from half of its
-# nodes to all: where both are above these the next grid is not tried
-OF_CHANGE = {"grids": 0.35, "steps": 0.25}  # share of the last change of a value that its error is at most
-BY_CHANCE = 1 / 16  # of an error that it is at least: a change may be small by chance
-CONVERGES = 1 / 4, 1 / 8  # factors of the error and of the roughness on twice the nodes, where a change tells that
-ROUGH = 2.0  # times the roughness, which is of the size of the error where it does not fall
+OF_CHANGE = {"grids": 0.5, "steps": 0.25}  # share of the last change of a value that its error is at most
+BY_CHANCE = {"grids": 1 / 6, "steps": 1 / 16}  # of an error that it is at least: a change may be small by chance
+CONVERGES = 1 / 16  # factor of the error on twice the nodes, less than what the order promises, where a change tells it
+SMOOTHER = 1 / 5  # factor of the roughness on twice the nodes, below which it is resolved; else
+ROUGH = 2.0  # times the roughness is the size of the error
 TOLERANCES = (0.03, 0.003, 0.0003)  # of an adaptive solver's steps, in units of the error that is asked of the value
 
 
@@ -66,17 +65,15 @@ def _on_finer_grids(
     """The solution with samples of too large an error on finer grids, and those (B,) whose error still is.
 
     A grid is tried where the one before says that it will arrive. With the exact trace an adaptive solver takes fewer
-    calls than the finest grid, so that it has to be within `REACH`, and either the error or that of the divergence has
-    to fall as on a smooth score. Random probes are still better off on grids, where their noise averages over the
-    nodes.
+    calls than the second, so that the first alone is tried, on errors within `REACH`. Random probes are still better
+    off on grids, where their noise averages over the nodes.
     """
     excess = _excess(solution, tolerance)
     going = excess > 1
-    exact = some.problem.trace.fixed is None and not some.grad
-    reach = REACH if exact else 1 / HOPELESS
-    hopeless = going & (excess > reach)
+    alone = some.one_finer_grid
+    hopeless = going & (excess > (REACH if alone else 1 / HOPELESS))
 
-    for number, finer in enumerate(REFINEMENTS, 1):
+    for number, finer in enumerate(REFINEMENTS[: 1 if alone else None], 1):
         trying = going if some.grad else going & ~hopeless
         if not bool(trying.any()):
             break
@@ -87,14 +84,10 @@ def _on_finer_grids(
         solution = some.compared_grids(coarser, solution, rows)
         before = excess
         excess = _excess(solution, tolerance)
-        going = going & (excess > 1)
 
         # The next grid divides the error by what this one did.
-        slow = excess.square() > before
-        if exact:
-            least, least_of_divergence = SLOW
-            slow = slow | ((excess > least * before) & (solution.falls > least_of_divergence))
-        hopeless = going & (hopeless | slow)
+        going = going & (excess > 1)
+        hopeless = going & (hopeless | (excess.square() > before))
     return solution, going
 
 
@@ -140,6 +133,7 @@ class Some:
         self.first = first
         self.alone = problem.model.takes_some(len(problem.x))
         self.grad = torch.is_grad_enabled()
+        self.one_finer_grid = problem.trace.fixed is None and not self.grad
 
     def on_grid(self, number: int, steps: int, rows: Tensor) -> Solution:
         """On one fixed grid, by a run of this number."""
@@ -161,28 +155,26 @@ class Some:
         """The solution with the errors of some rows in the light of those on the grid of half as many steps.
 
         Where the integrand is resolved on neither, the rules that tell the error agree by chance. Its roughness, which
-        falls by 30 and more where it is resolved, hardly does, and is of the size of the error. Where it falls, and the
-        error too, the value's change is the error of the grid before, and leaves little on this.
+        falls by ten and more where it is resolved, hardly does, and is of the size of the error. Where it falls, and
+        the error as the order promises, the value's change is the error of the grid before, and leaves little on this.
         """
         if self.problem.trace.fixed is not None:
             return after
 
         error, roughness = after.error[rows], after.roughness[rows]
-        of_error, of_roughness = CONVERGES
-        least = torch.finfo(roughness.dtype).tiny
-        rough = (roughness / before.roughness[rows].clamp(min=least) / of_roughness).clamp(max=1.0)
-        error = (error.square() + (ROUGH * roughness * rough.square()).square()).sqrt()
+        rough = roughness > SMOOTHER * before.roughness[rows]
+        error = torch.where(rough, torch.hypot(error, ROUGH * roughness), error)
 
         change = self._change(before, after)[rows]
-        converges = (rough < 1) & (error < of_error * before.error[rows])
-        return after.with_errors(rows, torch.where(converges, _at_most(error, OF_CHANGE["grids"] * change), error))
+        converges = ~rough & (error < CONVERGES * before.error[rows])
+        return after.with_errors(rows, torch.where(converges, _at_most(error, change, "grids"), error))
 
     def compared_steps(self, before: Solution, after: Solution, rows: Tensor) -> Solution:
         """The solution with the errors of some rows in the light of an adaptive solver's at ten times the tolerance."""
         if self.problem.trace.fixed is not None:
             return after
         change = self._change(before, after)[rows]
-        return after.with_errors(rows, _at_most(after.error[rows], OF_CHANGE["steps"] * change))
+        return after.with_errors(rows, _at_most(after.error[rows], change, "steps"))
 
     def _change(self, before: Solution, after: Solution) -> Tensor:
         """Sizes (B,) of the change of the log-densities, which random probes would bury in their noise."""
@@ -191,9 +183,9 @@ class Some:
             return (second - first).abs().to(after.error.dtype)
 
 
-def _at_most(error: Tensor, most: Tensor) -> Tensor:
-    """Errors (B,) brought down to what they are at most, but for what that may be too small by chance."""
-    return error.minimum(most).maximum(BY_CHANCE * error)
+def _at_most(error: Tensor, change: Tensor, of: str) -> Tensor:
+    """Errors (B,) brought down to their share of a change (B,), but for what that may be too small by chance."""
+    return error.minimum(OF_CHANGE[of] * change).maximum(BY_CHANCE[of] * error)
 
 
 def revisit(problem: Problem, steps: int, s: float, refine: bool, on_output: OnOutput) -> None:

@@ -101,8 +101,12 @@ class LogProbResult:
 
     @property
     def status(self) -> Status:
-        """Status of a finite likelihood; others raise."""
-        return Status()
+        """Status of a finite likelihood, which names the samples whose error is above the tolerance; others raise."""
+        if not self.unresolved:
+            return Status()
+        few = f"{len(self.unresolved)} of {len(self.value)} samples"
+        message = f"the numerical error of {few} did not come down to the tolerance"
+        return Status(ok=False, message=message, samples=self.unresolved)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Lower and upper ends (B,) of an interval for the log-density at a level of confidence.
@@ -158,7 +162,7 @@ def joined(results: Sequence[LogProbResult]) -> LogProbResult:
     return replace(results[0], **tensors, unresolved=unresolved, nfe=nfe, vjps=vjps)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FlowResult:
     """States carried along the probability flow.
 
@@ -175,16 +179,27 @@ class FlowResult:
         >>> sde = sg.VPSDE()
         >>> score = sg.oracles.Gaussian(torch.zeros(2), 0.5).score(sde)
         >>> z = sg.encode(score, sde, torch.ones(1, 2))
-        >>> z.x.shape, z.log_prob is None
-        (torch.Size([1, 2]), True)
+        >>> z
+        FlowResult(x=(1, 2) torch.float32, nfe=49)
+        >>> z.log_prob is None
+        True
     """
 
     x: Tensor
     nfe: int
-    times: tuple[float, ...] = field(repr=False)
+    times: tuple[float, ...]
     log_prob: Tensor | None = None
     stderr: Tensor | None = None
     error: Tensor | None = None
+
+    def __repr__(self) -> str:
+        """The states' shape, and the mean of their log-densities over the batch with the largest numerical error."""
+        known = ""
+        if self.log_prob is not None and self.error is not None:
+            mean, spread = mean_and_error(self.log_prob)
+            worst = float(self.error.detach().max()) / self.x[0].numel()
+            known = f", log_prob: mean {mean:.3f} +- {spread:.2g} nats, numerical error up to {worst:.1g} nats/dim"
+        return f"FlowResult(x={tuple(self.x.shape)} {self.x.dtype}, nfe={self.nfe}{known})"
 
 
 @dataclass(frozen=True, eq=False)

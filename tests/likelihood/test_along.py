@@ -46,6 +46,19 @@ def test_the_density_is_log_prob_s() -> None:
     assert bool(((drawn.value - found.log_prob.value).abs() < 6 * drawn.stderr).all())
 
 
+@pytest.mark.parametrize("process", ["vp", "flow"])
+def test_uneven_steps(process: str) -> None:
+    """Those of DDIM's grid are long in log-SNR at its ends, where polynomials through many slopes oscillate."""
+    sde = LINEAR[process]
+    found = sg.sample(MIXTURE.score(sde), sde, (32, 2), solver="ddim", nfe=24, seed=0, execution=DOUBLE, log_prob=True)
+    lp = found.log_prob
+    assert lp is not None
+    gap = MIXTURE.log_prob(lp.latent, sde, sde.T) - sde.prior_log_prob(lp.latent)
+    off = (lp.value + gap - MIXTURE.log_prob(found.x, sde, found.times[-1])).abs()
+    assert float((off <= lp.error).double().mean()) > 0.9
+    assert float(off.median()) < 0.3 and float((lp.error / off).median()) < 50
+
+
 def test_a_grid_whose_rule_begins_below_the_noise() -> None:
     """The prior is that of the samples there."""
     solver = sg.DPMSolver(4, singlestep=False, start="cold", lower_final=False)

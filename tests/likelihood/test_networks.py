@@ -1,0 +1,99 @@
+"""The stated error on a small network that is trained here, as people train them."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sgm_sde as sg
+from sgm_sde.likelihood import AdaptiveFlow, ScipyRK45
+from tests.helpers import F64
+
+SDE = sg.CosineVPSDE()
+DOUBLE = sg.Execution(dtype=F64)
+
+
+def moons(n: int, seed: int) -> Tensor:
+    """Points (n, 2) on two half circles, with noise, standardised."""
+    generator = torch.Generator().manual_seed(seed)
+    angle = math.pi * torch.rand(n, generator=generator)
+    upper = torch.rand(n, generator=generator) < 0.5
+    x = torch.where(upper, angle.cos(), 1 - angle.cos())
+    y = torch.where(upper, angle.sin(), 0.5 - angle.sin())
+    points = torch.stack([x - 0.5, y - 0.25], 1) + 0.06 * torch.randn(n, 2, generator=generator)
+    return points / 0.75
+
+
+class Net(nn.Module):
+    """v from x and sines and cosines of t."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Linear(8, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 2)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        angles = t[:, None] * torch.tensor([2.0, 5.0, 11.0], dtype=x.dtype)
+        return self.layers(torch.cat([x, angles.sin(), angles.cos()], 1))
+
+
+@lru_cache(maxsize=1)
+def score() -> sg.Score:
+    """That of a network after 800 iterations."""
+    data = moons(4000, seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Net()
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(800):
+        x0 = data[torch.randint(len(data), (256,), generator=generator)]
+        t = SDE.eps + (SDE.T - SDE.eps) * torch.rand(256, generator=generator)
+        noise = torch.randn(256, 2, generator=generator)
+        alpha, sigma = (k(t)[:, None] for k in (SDE.alpha, SDE.sigma))
+        loss = (net(alpha * x0 + sigma * noise, t) - (alpha * noise - sigma * x0)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return sg.from_v(net.double(), SDE)
+
+
+def test_the_error_against_rk45_at_a_tight_tolerance() -> None:
+    """Bounded in nearly all points, and within the tolerance; the methods that find their own steps say theirs."""
+    x = moons(64, seed=2).double()
+    known = sg.log_prob(score(), SDE, x, method=ScipyRK45(1e-9, 1e-9)).value
+    for method in ("exponential", "adaptive", "rk45-scipy"):
+        found = sg.log_prob(score(), SDE, x, method=method)
+        off = (found.value - known).abs() / 2
+        assert float((off <= found.error / 2 + 1e-6).double().mean()) > 0.9, method
+        assert found.status.ok
+        if method == "exponential":
+            assert float(off.quantile(0.95)) < 1e-4
+
+
+@pytest.mark.parametrize(("solver", "nfe"), [("dpm++3m", 24), ("dpm++3m", 48), ("heun", 48), ("ddim", 24)])
+def test_the_error_along_a_solver(solver: str, nfe: int) -> None:
+    """A network's score is not that of its own flow's density, which a solver's jumps are accounted for with."""
+    options: dict[str, Any] = {"solver": solver, "nfe": nfe, "seed": 0, "execution": DOUBLE}
+    found = sg.sample(score(), SDE, (64, 2), log_prob=True, **options)
+    assert found.log_prob is not None
+    known = sg.log_prob(score(), SDE, found.x, eps=found.times[-1], method=AdaptiveFlow(1e-8, 1e-8)).value
+    off = (found.log_prob.value - known).abs()
+    assert float((off <= found.log_prob.error).double().mean()) > 0.9
+
+
+def test_decoded_states_and_their_density() -> None:
+    """In one solve: those that were encoded, with the density that they have; printed in a line."""
+    x = moons(32, seed=3).double()
+    found = sg.decode(score(), SDE, sg.encode(score(), SDE, x).x, log_prob=True)
+    assert float((found.x - x).abs().max()) < 5e-3
+    assert found.log_prob is not None and found.error is not None
+    known = sg.log_prob(score(), SDE, found.x, method=AdaptiveFlow(1e-8, 1e-8)).value
+    assert float(((found.log_prob - known).abs() <= found.error).double().mean()) > 0.9
+    assert str(found).startswith("FlowResult(x=(32, 2) torch.float64, nfe=49, log_prob: mean -")
+    assert "nats, numerical error up to" in str(found) and "tensor" not in str(found)
