@@ -77,8 +77,9 @@ CHOSEN = "damped or Damped or round_trip or every_class or table_of_orders or in
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project with the solver in it: one file more, and one file changed."""
     folder = tmp_path_factory.mktemp("project")
+    ignored = shutil.ignore_patterns("weights", "*.pyc.*")  # what is compiled goes along, but not what is being written
     for part in ("sgm_sde", "tests", "benchmarks", "examples", "tools", "docs"):
-        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "weights"))
+        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", folder)
     shutil.copy(ROOT / "README.md", folder)
     (folder / "sgm_sde" / "schemes" / "damped.py").write_text(SOLVER)
