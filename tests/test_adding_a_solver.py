@@ -70,6 +70,26 @@ WATCHED = (
     "test_face.py",
     "adapters/test_k_diffusion.py",
 )
+# The solver in the list, and the commands of `make tables`, in one process, since each takes seconds to begin.
+TABLES = """
+import runpy, sys
+import sgm_sde as sg
+
+print(sg.solvers())
+print(sg.from_spec(sg.solvers()["damped"].spec()))
+print("Tables")
+
+def command(run, name, *options):
+    sys.argv = [name, *options]
+    try:
+        run(name, run_name="__main__")
+    except SystemExit as done:
+        assert not done.code, (name, done.code)
+
+command(runpy.run_module, "benchmarks.orders", "--missing", "--check")
+command(runpy.run_path, "tools/api_pages.py")
+command(runpy.run_module, "tests.golden")
+"""
 CHOSEN = "damped or Damped or round_trip or every_class or table_of_orders or in_the_reference or no_other_names"
 
 
@@ -77,9 +97,8 @@ CHOSEN = "damped or Damped or round_trip or every_class or table_of_orders or in
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project with the solver in it: one file more, and one file changed."""
     folder = tmp_path_factory.mktemp("project")
-    ignored = shutil.ignore_patterns("weights", "*.pyc.*")  # what is compiled goes along, but not what is being written
     for part in ("sgm_sde", "tests", "benchmarks", "examples", "tools", "docs"):
-        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "weights"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     shutil.copy(ROOT / "README.md", folder)
     (folder / "sgm_sde" / "schemes" / "damped.py").write_text(SOLVER)
@@ -102,15 +121,10 @@ def run(folder: Path, *command: str) -> str:
 
 def test_a_new_solver_is_two_files(copy: Path) -> None:
     """It is listed by its name, and after the commands of `make tables` all tests that watch solvers accept it."""
-    listed = run(
-        copy, "-c", "import sgm_sde as sg; print(sg.solvers()); print(sg.from_spec(sg.solvers()['damped'].spec()))"
-    )
+    listed, _, _ = run(copy, "-c", TABLES).partition("\nTables")
     assert "\ndamped " in listed
     assert listed.splitlines()[-1] == "Damped(ramp=1.0)"
 
-    run(copy, "-m", "benchmarks.orders", "--missing", "--check")
-    run(copy, "tools/api_pages.py")
-    run(copy, "-m", "tests.golden")
     row = next(line for line in (copy / "docs" / "orders.md").read_text().splitlines() if "`damped`" in line)
     measured = [float(cell) for cell in row.split("|")[5:-2]]
     assert min(measured) > 1.85
