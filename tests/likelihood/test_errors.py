@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -158,15 +159,18 @@ def test_samples_that_do_not_reach_the_tolerance_are_named() -> None:
     assert str(res.status) == "the numerical error of 2 of 2 samples did not come down to the tolerance"
 
 
+@functools.cache
+def on_the_ridge(trace: str, **options: int) -> sg.likelihood.LogProbResult:
+    """Five points, of which some are refined."""
+    x = torch.tensor([[1.0, 0.0], [0.1, 0.1], [-1.0, 0.2], [0.4, 0.3], [0.9, -0.2]], dtype=F64)
+    return sg.log_prob(RIDGE.score(LINEAR["vp"]), LINEAR["vp"], x, trace=trace, seed=0, **options)
+
+
 @pytest.mark.parametrize("trace", ["exact", "hutchinson"])
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_parts_of_a_batch(trace: str, batch_size: int) -> None:
     """Values do not depend on how many samples are run at once, refined ones neither."""
-    sde = LINEAR["vp"]
-    x = torch.tensor([[1.0, 0.0], [0.1, 0.1], [-1.0, 0.2], [0.4, 0.3], [0.9, -0.2]], dtype=F64)
-    whole = sg.log_prob(RIDGE.score(sde), sde, x, trace=trace, seed=0)
-
-    parts = sg.log_prob(RIDGE.score(sde), sde, x, trace=trace, seed=0, batch_size=batch_size)
+    whole, parts = on_the_ridge(trace), on_the_ridge(trace, batch_size=batch_size)
     torch.testing.assert_close(parts.value, whole.value, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(parts.stderr, whole.stderr, rtol=1e-6, atol=1e-9)
 

@@ -24,28 +24,37 @@ from tests.helpers import F64, LINEAR, MIXTURE
 from tests.likelihood.cases import PROCESSES, RIDGE, exact, points
 
 
-@given(steps=st.integers(6, 40), to_noise=st.booleans(), data_std=st.floats(0.1, 2), process=st.sampled_from(PROCESSES))
-@settings(max_examples=30)
-@pytest.mark.parametrize("power", range(6))
-def test_the_tables_integrate_polynomials(
-    steps: int, to_noise: bool, data_std: float, process: str, power: int
-) -> None:
-    """In the number of the node, over theta: the method the fourth power, and the fifth where all slopes are known."""
+def rules_and_slopes(steps: int, to_noise: bool, data_std: float, process: str) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Rules of a grid, and the slopes of theta at the nodes of quadratures between its nodes, with their weights."""
     sde = LINEAR[process]
     curve = Stretched(data_std=data_std).curve(sde, sde.T, sde.likelihood_eps)
-    table = tables(curve, data_std, steps, to_noise)
-    k = np.arange(steps + 1)
 
     def theta(u: np.ndarray) -> np.ndarray:
         lam, _ = curve(1 - u / steps if to_noise else u / steps)
         return np.arctan(np.exp(-lam) / data_std)
 
     x, w = np.polynomial.legendre.leggauss(40)
-    u = (k[:-1, None] + (x + 1) / 2).ravel()
+    u = np.arange(steps)[:, None] + (x + 1) / 2
     h = 1e-5
     slopes = (theta(u + h) - theta(u - h)) / (2 * h)
+    return tables(curve, data_std, steps, to_noise), u, w / 2 * slopes
 
-    pieces = (w / 2 * (slopes * (u / steps) ** power).reshape(steps, -1)).sum(1)
+
+@given(
+    steps=st.integers(6, 40),
+    to_noise=st.booleans(),
+    data_std=st.floats(0.1, 2),
+    process=st.sampled_from(PROCESSES),
+    power=st.integers(0, 5),
+)
+@settings(max_examples=90)
+def test_the_tables_integrate_polynomials(
+    steps: int, to_noise: bool, data_std: float, process: str, power: int
+) -> None:
+    """In the number of the node, over theta: the method the fourth power, and the fifth where all slopes are known."""
+    table, u, slopes = rules_and_slopes(steps, to_noise, data_std, process)
+    k = np.arange(steps + 1)
+    pieces = (slopes * (u / steps) ** power).sum(1)
     scale, values = np.abs(pieces).sum(), (k / steps) ** power
     assert table.weights @ values == pytest.approx(pieces.sum(), abs=1e-7 * scale)
     found = [sum(c * values[j] for j, c in row) for row in table.integrals]

@@ -241,7 +241,7 @@ def test_orders(solver: str, rule: str, order: int) -> None:
         grid = TokenGrid(torch.tensor(columns, dtype=F64).T[:, :, None])
         return sg.sample(score, sde, x_T=X[:, :2], grid=grid, solver=solver, final="none").x
 
-    exact = end(1024)
+    exact = end(512)
     errors = [float((end(n) - exact).abs().max()) for n in (16, 32, 64)]
     slopes = [math.log2(a / b) for a, b in pairwise(errors)]
     assert max(slopes) > order - 0.35, (errors, slopes)
