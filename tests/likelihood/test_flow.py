@@ -19,7 +19,7 @@ from tests.likelihood.cases import PROCESSES, exact, points
 
 @pytest.mark.parametrize("data", ["gaussian", "mixture"])
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("steps, tolerance", [(48, 1e-4), (400, 1e-7)])
+@pytest.mark.parametrize("steps, tolerance", [(48, 1e-4), (200, 1e-7)])
 def test_log_density_of_the_marginal(process: str, data: str, steps: int, tolerance: float) -> None:
     """Under the exact marginal as a prior: 1e-4 nats/dim at the defaults, 1e-7 with small steps, in float64."""
     oracle, sde = {"gaussian": GAUSSIAN, "mixture": MIXTURE}[data], LINEAR[process]
