@@ -62,7 +62,7 @@ from sgm_sde._utils.shapes import dimension, dot, flat
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 
-__all__ = ["ImplausibleWarning", "StartWarning"]
+__all__ = ["ImplausibleWarning", "StartWarning", "UnsuitedWarning"]
 
 GROWTH = 1.5
 KAPPA = 2.0
@@ -88,6 +88,10 @@ class ImplausibleWarning(UserWarning):
 
 class StartWarning(ImplausibleWarning):
     """Samples start from states at T that are not of the prior's size."""
+
+
+class UnsuitedWarning(ImplausibleWarning):
+    """The solver misses Gaussian data of any scale on its grid, and so all data."""
 
 
 @dataclass(frozen=True)
@@ -348,6 +352,14 @@ def words_of_sizes(samples: Sequence[int], n: int) -> str:
         f"{len(samples)} of {n} samples ({listed(samples)}) are of a size that nothing in their run accounts for, "
         f"further from the network's estimates than the noise it estimates allows, or from a start whose noise the "
         f"network does not see"
+    )
+
+
+def words_of_misses(solver: str, n: int) -> str:
+    """Status message for all samples of a table that misses Gaussian data."""
+    return (
+        f"all {n} samples: in so few calls on this grid {solver} ends at least twice as large as it should even on "
+        f"Gaussian data, of any scale, whatever the network; take more calls, another solver, or what `pilot` finds"
     )
 
 

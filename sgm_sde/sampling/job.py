@@ -21,6 +21,7 @@ from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.sampling.defaults import Setting
 from sgm_sde.sampling.diagnosis import size_of_start
+from sgm_sde.sampling.on_gaussians import misses_gaussians
 from sgm_sde.sampling.planning import StepArguments, final_update, table_of
 from sgm_sde.sampling.results import Continuation, SampleResult
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
@@ -80,6 +81,14 @@ class Job:
     def denoises(self) -> bool:
         """True if a last network call makes the sample of the last state."""
         return self.final == "denoise" and not self.solver.ends_in_data
+
+    @property
+    def misses_gaussians(self) -> bool:
+        """True if the table alone makes all of the samples, and ends too large on Gaussian data of any scale."""
+        if self.program is None or self.position is not None or not has_scalar_marginal(self.sde):
+            return False
+        assert isinstance(self.solver, Solver)
+        return not self.solver.has_hooks and misses_gaussians(self.program, self.sde)
 
     @property
     def state_dtype(self) -> torch.dtype:

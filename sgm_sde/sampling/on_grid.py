@@ -57,7 +57,8 @@ def _result(job: Job, parts: Sequence[Part], x: Tensor, stop: int | None) -> tup
     if reached < job.grid.steps:
         stopped = "stopped as until= asks" if reached == stop else "stopped by the callback"
 
-    status, category = status_on_grid(parts, job.grid, stopped, job.sde)
+    misses = job.solver.name if job.misses_gaussians else ""
+    status, category = status_on_grid(parts, job.grid, stopped, job.sde, misses)
     trajectory, times = _trajectory(parts, job.dtype)
     result = SampleResult(
         x.to(job.dtype),

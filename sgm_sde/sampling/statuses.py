@@ -17,7 +17,15 @@ from sgm_sde.engine.adaptive import (
 from sgm_sde.engine.status import Status
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE
-from sgm_sde.sampling.diagnosis import ImplausibleWarning, StartWarning, listed, words_of_sizes, words_of_starts
+from sgm_sde.sampling.diagnosis import (
+    ImplausibleWarning,
+    StartWarning,
+    UnsuitedWarning,
+    listed,
+    words_of_misses,
+    words_of_sizes,
+    words_of_starts,
+)
 from sgm_sde.sampling.parts import Part
 
 SHOWN_REASONS = 4  # of samples that stopped early
@@ -37,8 +45,18 @@ class UnfinishedWarning(UserWarning):
     """Some samples stopped before the end; the result's status says which, where and why."""
 
 
-def status_on_grid(parts: Sequence[Part], grid: Grid, stopped: str, sde: SDE) -> tuple[Status, type[Warning] | None]:
-    """Status of a run on a process from those of its parts, and what to warn of; `stopped` says by whom, if it was."""
+def status_on_grid(
+    parts: Sequence[Part], grid: Grid, stopped: str, sde: SDE, misses: str
+) -> tuple[Status, type[Warning] | None]:
+    """Status of a run on a process from those of its parts, and what to warn of.
+
+    Args:
+        parts: of the run.
+        grid: its times.
+        stopped: by whom it was stopped, "" if it was not.
+        sde: the process.
+        misses: the solver, if on this grid it misses Gaussian data of any scale, else "".
+    """
     checked = [part.sound for part in parts if part.sound is not None]
     if not checked:
         return Status(), None
@@ -60,7 +78,11 @@ def status_on_grid(parts: Sequence[Part], grid: Grid, stopped: str, sde: SDE) ->
 
     known = [part.starts for part in parts if part.starts is not None]
     starts = np.concatenate(known) if known else None
-    return plausibility(implausible, starts, sde)
+    status, category = plausibility(implausible, starts, sde)
+    if misses and len(status.samples) < len(implausible):
+        samples = tuple(range(len(implausible)))
+        return Status(False, words_of_misses(misses, len(samples)), samples=samples), UnsuitedWarning
+    return status, category
 
 
 def _failed(message: str, failed: np.ndarray, t: float, stopped: str) -> Status:

@@ -1,0 +1,103 @@
+"""What a table makes of Gaussian data, beside what it makes of them when it is run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+import sgm_sde as sg
+from sgm_sde.sampling import on_gaussians
+from sgm_sde.sampling.diagnosis import UnsuitedWarning
+from tests.helpers import LINEAR
+
+F64 = torch.float64
+MODES = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.2)
+
+
+def of_a_run(sde: sg.LinearSDE, solver: str, nfe: int, scale: float, n: int) -> float:
+    """The standard deviation at the end of a run from the marginal of Gaussian data, over what it should be."""
+    found, grid, _ = sg.sampling.plan(sde, solver, nfe=nfe, final="none")
+    first, last = (
+        math.hypot(float(sde.alpha(t)) * scale, float(sde.sigma(t))) for t in (grid.times[0], grid.times[-1])
+    )
+    x = first * torch.randn(n, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+    score = sg.oracles.Gaussian(torch.zeros(1, dtype=F64), scale**2).score(sde)
+    end = sg.sample(score, sde, x_T=x, solver=found, grid=grid, final="none", seed=0).x
+    return float(end.square().mean().sqrt() / x.square().mean().sqrt() * first / last)
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
+@pytest.mark.parametrize("process", ["vp", "edm", "flow", "ddpm"])
+@pytest.mark.parametrize(("solver", "nfe"), [("heun", 4), ("dpm++2m", 8), ("rk4", 8)])
+def test_the_ratio_of_a_deterministic_table_is_that_of_its_run(process: str, solver: str, nfe: int) -> None:
+    """The least over the scales looked at, run one by one."""
+    sde = LINEAR[process]
+    _, _, program = sg.sampling.plan(sde, solver, nfe=nfe, final="none")
+    assert program is not None
+    runs = [of_a_run(sde, solver, nfe, float(S), 2) for S in on_gaussians.scales(sde, program)]
+    assert on_gaussians.spread_on_gaussians(program, sde) == pytest.approx(min(runs), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
+@pytest.mark.parametrize(("solver", "nfe"), [("ancestral", 12), ("seeds2-published", 12), ("euler-maruyama", 8)])
+def test_noises_add_their_squares(solver: str, nfe: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At one scale, beside 40000 samples of a run, whose standard deviation is known to a third of a percent."""
+    sde = LINEAR["vp"]
+    monkeypatch.setattr(on_gaussians, "scales", lambda sde, program: on_gaussians.np.array([0.5]))
+    _, _, program = sg.sampling.plan(sde, solver, nfe=nfe, final="none")
+    assert program is not None
+    ratio = on_gaussians.spread_on_gaussians.__wrapped__(program, sde)
+    assert of_a_run(sde, solver, nfe, 0.5, 40_000) == pytest.approx(ratio, rel=0.02)
+
+
+@pytest.mark.parametrize("process", ["vp", "edm", "flow", "ddpm", "cosine"])
+def test_a_solver_with_too_few_calls_names_all_samples(process: str) -> None:
+    """Heun's method with four calls throws two modes to many times their size."""
+    with pytest.warns(UnsuitedWarning, match="heun ends at least twice as large as it should even on Gaussian data"):
+        res = sg.sample(MODES.score(LINEAR[process]), LINEAR[process], (8, 2), solver="heun", nfe=4, seed=0)
+    assert not res.status.ok
+    assert res.status.samples == tuple(range(8))
+    assert float(res.x.square().mean().sqrt()) > 5
+
+
+USUAL: list[tuple[str | None, int]] = [
+    (None, 2), (None, 4), (None, 8), (None, 50), ("ddim", 2), ("dpm++2m", 5), ("unipc3", 5), ("deis3", 6),
+    ("ipndm4", 6), ("heun", 20), ("ancestral", 5), ("euler-maruyama", 30), ("sde-dpm++2m", 5), ("edm-sde", 30),
+    ("pc", 40),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("process", list(LINEAR))
+@pytest.mark.parametrize(("solver", "nfe"), USUAL)
+def test_budgets_that_are_usual_are_not_named(process: str, solver: str | None, nfe: int) -> None:
+    """On no process."""
+    found, _, program = sg.sampling.plan(LINEAR[process], solver, nfe=nfe)
+    assert isinstance(found, sg.Solver) and program is not None
+    assert not on_gaussians.misses_gaussians(program, LINEAR[process])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": sg.PredictorCorrector("heun", sg.Langevin(snr=0.16)), "steps": 2},
+        {"solver": "heun", "steps": 2, "t_start": 0.02, "x_T": torch.ones(4, 2)},
+        {"solver": "heun", "steps": 60},
+    ],
+    ids=["corrector", "little noise", "many calls"],
+)
+def test_runs_that_the_table_does_not_tell_of_are_not_judged_by_it(options: dict[str, Any]) -> None:
+    """A corrector repairs, from little noise there is little to do, and many calls are enough."""
+    shape = None if "x_T" in options else (4, 2)
+    res = sg.sample(MODES.score(LINEAR["vp"]), LINEAR["vp"], shape, seed=0, **options)
+    assert "Gaussian" not in res.status.message
+
+
+def test_a_start_at_alpha_0_and_tables_of_noises_alone_have_no_ratio() -> None:
+    """Where a prediction does not exist at the start, nothing is said."""
+    sde = sg.RectifiedFlowSDE()
+    _, _, program = sg.sampling.plan(sde, "euler", steps=3, t_start=sde.T)
+    assert program is not None
+    assert on_gaussians.spread_on_gaussians(program, sde) >= 0
