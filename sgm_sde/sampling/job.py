@@ -88,7 +88,8 @@ class Job:
         if self.program is None or self.position is not None or not has_scalar_marginal(self.sde):
             return False
         assert isinstance(self.solver, Solver)
-        return not self.solver.has_hooks and misses_gaussians(self.program, self.sde)
+        judged_by_table = not (self.solver.has_hooks or self.solver.lags)
+        return judged_by_table and misses_gaussians(self.program, self.sde)
 
     @property
     def state_dtype(self) -> torch.dtype:

@@ -590,6 +590,7 @@ def test_a_time_per_sample_is_many_scalar_times(process: str, shape: tuple[int, 
 # --- counting --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.UnsuitedWarning")
 @pytest.mark.parametrize("steps", [1, 2, 3, 17, 50])
 @pytest.mark.parametrize("final", ["denoise", "mean", "none"])
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -601,6 +602,7 @@ def test_calls_are_counted(name: str, final: str, steps: int) -> None:
     assert all(x.shape == (3, 2) for x in net.states)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.UnsuitedWarning")
 @pytest.mark.parametrize("name", SAMPLERS)
 @settings(max_examples=8)
 @given(nfe=st.integers(1, 40), final=st.sampled_from(["denoise", "none"]))
