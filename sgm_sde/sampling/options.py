@@ -92,8 +92,9 @@ class Record:
 
 def _times(trajectory: object) -> tuple[float, ...]:
     """The times of a trajectory, as floats."""
-    if isinstance(trajectory, str):
-        raise ValueError(f"trajectory must be 'all' or a sequence of times, got {described(trajectory)}")
+    if isinstance(trajectory, str | bool):
+        error = TypeError if isinstance(trajectory, bool) else ValueError
+        raise error(f"trajectory must be 'all' or a sequence of times, got {described(trajectory)}")
     return tuple(number(f"trajectory[{i}]", t, least=0) for i, t in enumerate(reals("trajectory", trajectory)))
 
 

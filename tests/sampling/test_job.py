@@ -401,6 +401,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: sg.likelihood.Hutchinson(basis=sg.likelihood.Hutchinson()), ValueError, "basis must be one of 'pixel'"),
     (lambda: sg.Record("some"), ValueError, "trajectory must be 'all' or a sequence of times, got 'some'"),
     (lambda: sg.Record(5), TypeError, "trajectory must be a sequence of numbers, got 5"),
+    (lambda: sg.Record(True), TypeError, "trajectory must be 'all' or a sequence of times, got True"),
     (lambda: sg.Record([0.5, "a"]), TypeError, r"trajectory\[1\] must be one number, got 'a'"),
     (lambda: sg.Record([0.5, math.inf]), ValueError, r"trajectory\[1\] must be finite, at least 0, got inf"),
     (lambda: sg.Record(progress=1), TypeError, "progress must be True or False, got 1"),
