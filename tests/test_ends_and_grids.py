@@ -34,6 +34,9 @@ from tests.helpers import (
     sampler,
 )
 
+# Any number of steps on any grid, here also where they are too few for other data than a point.
+pytestmark = pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.UnsuitedWarning")
+
 TARGET = torch.tensor([0.7, -1.3, 12.0], dtype=F64)
 DELTA = sg.oracles.Gaussian(TARGET, 0.0)
 STOCHASTIC = [name for name in ALL if name not in DETERMINISTIC]

@@ -359,7 +359,7 @@ def words_of_misses(solver: str, n: int) -> str:
     """Status message for all samples of a table that misses Gaussian data."""
     return (
         f"all {n} samples: in so few calls on this grid {solver} ends at least twice as large as it should even on "
-        f"Gaussian data, of any scale, whatever the network; take more calls, another solver, or what `pilot` finds"
+        f"Gaussian data, of any scale; take more calls, another solver, or what `pilot` finds"
     )
 
 
