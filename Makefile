@@ -12,9 +12,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(PY) -m pytest -m "not slow" -n auto
 
-# The inner loop: values, processes, engine and the interface, without statistics, memory, compilation and own steps.
+# The inner loop: values, processes, engine and the interface, without orders, statistics, memory, compilation and own steps.
 FAST := tests/processes tests/engine tests/sampling/test_sampler.py $(addprefix --ignore=tests/engine/test_,adaptive.py brownian.py memory.py)
-LONG := without_tqdm or ends_alone or without_an_order or law_of_the_data or rotations or compiling
+LONG := without_tqdm or ends_alone or without_an_order or stated_order or stated_weak_order or law_of_the_data or rotations or compiling
 test-fast: $(STAMP)
 	$(PY) -m pytest -m "not slow" -n auto $(FAST) -k "not ($(LONG))"
 
