@@ -277,7 +277,7 @@ class Refinement:
 
     def _jacobian(self, unknowns: Unknowns, at: _Point) -> Tensor:
         """Derivatives of the samples (P, N, d) with respect to each unknown, by forward differences."""
-        J = torch.zeros((len(at.theta), *at.y.shape), dtype=at.y.dtype, device=at.y.device)
+        J = at.y.new_zeros((len(at.theta), *at.y.shape))
         base = unknowns.rows(at.theta)
         sizes = at.D.double().square().mean((1, 2)).sqrt().tolist()
         for row in range(unknowns.n + 1):
@@ -380,20 +380,15 @@ class Refinement:
         v = after.y - before.y - torch.tensordot(d.to(J), J, 1)
         columns = torch.stack([v, after.y - self.exact])
 
-        P = len(J)
-        of_J = torch.zeros(P, 2, dtype=torch.float64)
-        of_v = torch.zeros(2, dtype=torch.float64)
-        for some in self._parts(J):
-            c_w = (columns[:, some] * w.to(J)[some, None]).flatten(1)
-            of_J += (J[:, some].flatten(1) @ c_w.T).double().cpu()
-            of_v += (c_w @ v[some].flatten()).double().cpu()
+        rows = J.flatten(1)
+        c_w = (columns * w.to(J)[:, None]).flatten(1)
         size = v.numel() * self.scale**2
-        (Jv, Jr), (vv, vr) = (of_J / size).unbind(1), (of_v / size).unbind()
+        Jv, Jr = (rows @ c_w.T).double().cpu().unbind(1)
+        vv, vr = (c_w @ v.flatten()).double().cpu().unbind()
 
-        for p, factor in enumerate(u.tolist()):
-            J[p].add_(v, alpha=factor)
-        A = A + torch.outer(Jv, u) + torch.outer(u, Jv) + vv * torch.outer(u, u)
-        return A, Jr + vr * u
+        rows.addr_(u.to(J), v.flatten())
+        A = A + (torch.outer(Jv, u) + torch.outer(u, Jv) + vv * torch.outer(u, u)) / size
+        return A, (Jr + vr * u) / size
 
     @staticmethod
     def _parts(J: Tensor) -> tuple[Tensor, ...]:
