@@ -469,6 +469,7 @@ def further_ratios(found: Sequence[dict[str, Any]], nfe: int, other: str, of: in
 def tables(half: str) -> str:
     """The tables of a half."""
     found = measured(half)
+    now = _as_it_is(found)
     budgets = sorted({nfe for row in found for nfe in row["budgets"]})
     spent = [
         [total - network for total, network in row["spent"].values() if None not in (total, network)] for row in found
@@ -477,10 +478,12 @@ def tables(half: str) -> str:
     lines = [
         f"## {half}: {len(found)} beds, fitted to {NOISES} noises", "",
         *_on_own_noises(found, budgets), "",
+        "Where the method as it is was measured:", "", *_on_own_noises(now, budgets), "",
         f"CPU seconds beside the network's, all budgets: at most {max(beside):.0f}, on average "
         f"{sum(beside) / len(beside):.0f}.", "",
         f"Cells above {HALF} at up to {FEWER} calls, or above {MOST} beyond:", "", *_above(found, budgets), "",
         f"On {FURTHER} further noises of each bed:", "", *_on_further_noises(found, budgets), "",
+        "Where the method as it is was measured:", "", *_on_further_noises(now, budgets), "",
         "Over the best deterministic sampler of diffusers, k-diffusion and azula:", "",
         *_over_peers(found, budgets), "",
         *_bed_by_bed(found, budgets), "",
@@ -489,6 +492,13 @@ def tables(half: str) -> str:
 
 
 Found = Sequence[dict[str, Any]]
+
+
+def _as_it_is(found: Found) -> list[dict[str, Any]]:
+    """What was measured with the method's present form."""
+    return [
+        row | {"budgets": {n: cell for n, cell in row["budgets"].items() if cell.get("fit") == FIT}} for row in found
+    ]
 
 
 def _table(head: str, rows: Sequence[Sequence[str]]) -> list[str]:
@@ -505,6 +515,8 @@ def _on_own_noises(found: Found, budgets: Sequence[int]) -> list[str]:
     for nfe in budgets:
         best, pilot, gits = (ratios(found, nfe, other) for other in ("best", "pilot", "gits"))
         cells = [row["budgets"][nfe] for row in found if nfe in row["budgets"]]
+        if not cells:
+            continue
         earlier = sum(cell.get("fit") != FIT for cell in cells)
         worse = sum(cell["change"] > 2 * cell["change_stderr"] > 0 for cell in cells)
         rows.append([
