@@ -364,6 +364,7 @@ class _Search:
         self._squares: dict[HeldOut, Tensor] = {}  # mean square error of each held-out noise
         self.of_held = Strata.even(self.held)
         self.store: Store | None = None  # where finished parts of a budget are kept
+        self.seconds_before = 0.0  # of the parts of a budget that an earlier call had finished
         self.tell: Callable[[str], object] = lambda words: None  # what is done now
         self.end = math.inf if time_limit is None else time.monotonic() + time_limit
         network = network_of(flow.score)
@@ -457,6 +458,7 @@ class _Search:
     def budget(self, n: int, exact: _Exact, left: int) -> Calibration:
         """The calibration for n calls, while `left` budgets, this one included, share what time there is."""
         started = time.monotonic()
+        self.seconds_before = 0.0
         before = self.flow.network_evals
         share = started + max(0.0, self.end - started) / left
 
@@ -477,7 +479,7 @@ class _Search:
             reference_error=exact.doubt,
             network_evals=self.flow.network_evals - before,
             shared_evals=exact.network_evals,
-            seconds=time.monotonic() - started,
+            seconds=self.seconds_before + time.monotonic() - started,
             protocol={**self.protocol, "reference_nfe": exact.nfe, **exact.screening},
             remarks=self._remarks(ranked[0], outside, exact, fitted_error, is_late=late()),
         )
@@ -594,12 +596,17 @@ class _Search:
     def _once(self, name: str, make: Callable[[], Rows], late: Callable[[], bool]) -> Rows:
         """A fit, or what is stored of it; stored, unless it had no time to settle."""
         if self.store is not None and self.store.has(name):
-            self.flow.network_evals += int(self.store.info(name)["network_evals"])
+            info = self.store.info(name)
+            self.flow.network_evals += int(info["network_evals"])
+            self.seconds_before += float(info["seconds"])
             return Rows(**self.store.load(name))
+
         before = self.flow.network_evals
+        started = time.monotonic()
         rows = make()
         if self.store is not None and not late():
-            self.store.save(name, vars(rows), {"network_evals": self.flow.network_evals - before})
+            spent = {"network_evals": self.flow.network_evals - before, "seconds": time.monotonic() - started}
+            self.store.save(name, vars(rows), spent)
         return rows
 
     def _in_order(self, compared: list[HeldOut]) -> list[HeldOut]:

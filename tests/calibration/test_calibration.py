@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
@@ -721,7 +722,7 @@ class Ended(Exception):
     """What ends a call in the middle."""
 
 
-def test_a_fit_ended_in_the_middle_goes_on_with_what_is_done(tmp_path: Path) -> None:
+def test_a_fit_ended_in_the_middle_goes_on_with_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sde = sg.VPSDE()
     calls, ends = 0, False
 
@@ -736,12 +737,14 @@ def test_a_fit_ended_in_the_middle_goes_on_with_what_is_done(tmp_path: Path) -> 
     options: dict[str, Any] = {"nfe": 2, "held_out": 32, "seed": 0}
     whole, needed = sg.calibrate(score, sde, (32, 2), **options), calls
     ends = True
-    with pytest.raises(Ended):
+    with pytest.raises(Ended), monkeypatch.context() as patch:
+        patch.setattr(search.time, "monotonic", itertools.count(step=1000.0).__next__)  # each part takes a while
         sg.calibrate(score, sde, (32, 2), checkpoint=tmp_path, **options)
 
     calls, ends = 0, False
     resumed = sg.calibrate(score, sde, (32, 2), checkpoint=tmp_path, **options)
     assert calls < needed and resumed.network_evals == whole.network_evals
+    assert resumed.seconds > 1000 > whole.seconds  # what was done before counts
     assert isinstance(resumed.solver, sg.calibration.Calibrated) and isinstance(whole.solver, sg.calibration.Calibrated)
     assert resumed.solver.table.levels == pytest.approx(whole.solver.table.levels, rel=1e-6)
     assert resumed.error == pytest.approx(whole.error, rel=1e-6)
