@@ -11,6 +11,7 @@ import pytest
 from benchmarks import peers_quality
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.UnsuitedWarning")  # Heun with 4 calls, as theirs
 @pytest.mark.parametrize("method", ["heun", "ancestral"])
 def test_ours_beside_theirs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], method: str
