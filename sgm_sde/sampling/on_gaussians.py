@@ -23,6 +23,7 @@ MOST_CALLS = 100  # of tables that are looked at: with more, no solver in the re
 SCALES = 12
 LARGEST = 1e3  # scale, where the process starts from alpha = 0
 AMONG_NOISE = 20.0  # noise level at the start over the largest scale, so that the start says little of the data
+FROM_NOISE = 0.1  # share of the process' first noise level, from which on a table starts from noise
 ABOVE_END = 3.0  # smallest scale over the noise level at the end
 MISSED = 2.0  # times as large as it should be
 
@@ -51,11 +52,15 @@ def spread_on_gaussians(program: Program, sde: LinearSDE) -> float:
 
 
 def scales(sde: LinearSDE, program: Program) -> np.ndarray:
-    """The scales of data that are looked at: between the noise levels of the table's ends, none if they are close."""
-    start, end = sde.nodes((program.times[0], program.times[-1]))
+    """The scales of data that are looked at: between the noise levels of the table's ends.
+
+    None if these are close, or if the table starts in the middle of the process, where data may be as large as noise.
+    """
+    first, start, end = sde.nodes((sde.T, program.times[0], program.times[-1]))
     smallest = max(ABOVE_END * end.noise_level, 1 / LARGEST)
     largest = min(start.noise_level / AMONG_NOISE, LARGEST)
-    return np.geomspace(smallest, largest, SCALES if smallest < largest else 0)
+    from_noise = start.noise_level >= FROM_NOISE * min(first.noise_level, LARGEST)
+    return np.geomspace(smallest, largest, SCALES if from_noise and smallest < largest else 0)
 
 
 def misses_gaussians(program: Program, sde: LinearSDE) -> bool:
