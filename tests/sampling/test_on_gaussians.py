@@ -79,18 +79,25 @@ def test_budgets_that_are_usual_are_not_named(process: str, solver: str | None, 
     assert not on_gaussians.misses_gaussians(program, LINEAR[process])
 
 
+class Fitted(sg.schemes.Heun):
+    """Heun's method, as if it were made for one number of calls."""
+
+    budget = 4
+
+
 @pytest.mark.parametrize(
     "options",
     [
+        {"solver": Fitted(), "nfe": 4},
         {"solver": sg.PredictorCorrector("heun", sg.Langevin(snr=0.16)), "steps": 2},
         {"solver": "heun", "steps": 2, "t_start": 0.02, "x_T": torch.ones(4, 2)},
         {"solver": "heun", "steps": 2, "t_start": 0.6, "x_T": 5 * torch.ones(4, 2)},
         {"solver": "heun", "steps": 60},
     ],
-    ids=["corrector", "little noise", "the middle", "many calls"],
+    ids=["fitted", "corrector", "little noise", "the middle", "many calls"],
 )
 def test_runs_that_the_table_does_not_tell_of_are_not_judged_by_it(options: dict[str, Any]) -> None:
-    """A corrector repairs, data may be as large as the noise in the middle, and many calls are enough."""
+    """Fits are to other data, correctors repair, data may be as large as noise in the middle, many calls are enough."""
     shape = None if "x_T" in options else (4, 2)
     res = sg.sample(MODES.score(LINEAR["vp"]), LINEAR["vp"], shape, seed=0, **options)
     assert "Gaussian" not in res.status.message
