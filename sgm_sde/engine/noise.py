@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import described
+from sgm_sde._utils.checks import described, is_dense
 from sgm_sde.engine.counter import LANES, WORDS, BoxMuller, Run, Words, philox
 
 SeedList = Iterable[SupportsIndex | tuple[SupportsIndex, SupportsIndex]]
@@ -205,6 +205,9 @@ def _is_list(seed: object) -> TypeGuard[SeedList]:
 
 def _numbers(seeds: SeedList) -> SeedList:
     """The same seeds, those of an array or a tensor as Python's numbers."""
+    if isinstance(seeds, Tensor) and (not is_dense(seeds) or seeds.is_meta):
+        given = "one on the device meta, which has no numbers" if is_dense(seeds) else described(seeds)
+        raise TypeError(f"seeds must be integers, a tensor of them dense, got {given}")
     return seeds.tolist() if isinstance(seeds, Tensor | np.ndarray) else seeds
 
 

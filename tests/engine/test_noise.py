@@ -282,6 +282,15 @@ def test_what_is_no_seed(bad: Any) -> None:
         resolve_seeds(bad, None, 1)
 
 
+@pytest.mark.parametrize("bad", [torch.eye(3).long().to_sparse(), torch.ones(3, dtype=torch.long, device="meta")])
+def test_seeds_without_numbers_in_memory(bad: Tensor) -> None:
+    """Sparse tensors and those of the device meta are no list of seeds."""
+    with pytest.raises(TypeError, match="seeds must be integers, a tensor of them dense, got"):
+        check_seeds(bad)
+    with pytest.raises(TypeError, match="seeds must be integers, a tensor of them dense, got"):
+        resolve_seeds(bad, None, 3)
+
+
 def test_seeds_from_numbers() -> None:
     """Any integer of 64 bits; a tensor of no dimension is one seed, of one dimension a list; none is fresh entropy."""
     assert resolve_seeds(0, None, 2) == ((0, 0), (0, 1))
