@@ -191,7 +191,7 @@ def _sample(args: argparse.Namespace) -> int:
     sys.stdout.write(f"{report}, at most {report.result['nfe']} network calls each\n")
     if failed:
         numbers = ", ".join(map(str, failed[:8])) + (", ..." if len(failed) > 8 else "")
-        sys.stdout.write(f"{len(failed)} of them are not finite or did not reach the end: {numbers}\n")
+        sys.stdout.write(f"{len(failed)} of them are not finite, did not reach the end or cannot be right: {numbers}\n")
     _pictures(args, model)
     sys.stdout.write(f'Load them: sgm_sde.runs.distributed.load({str(args.out)!r})["x"]\n')
     return 1 if failed else 0

@@ -137,8 +137,8 @@ def sample(
 
     Returns:
         what was done; `result` has the network calls of a batch (`nfe`), the `rows` of the network in all, the
-        numbers of the samples that `failed` (not finite, or short of the end), and the `program` as JSON. `load` reads
-        the samples.
+        numbers of the samples that `failed` (not finite, short of the end, or implausible, as the status of
+        `sgm_sde.sample` has them), and the `program` as JSON. `load` reads the samples.
 
     Raises:
         ValueError: for arguments out of range, and a folder that was made with other settings, with the difference.
