@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from benchmarks import beds, command
+from sgm_sde.sampling.on_gaussians import misses_gaussians
 from sgm_sde.sampling.planning import plan
 
 PROCESSES: dict[str, sg.LinearSDE] = {
@@ -302,6 +303,7 @@ def partly(cases: Iterator[Case]) -> list[str]:
 
 
 FEW_CALLS = (4, 8)
+TOO_FEW = (4, 6, 8, 10, 12, 16, 20, 30, 50)
 
 
 def few_calls(chosen: Sequence[beds.Bed]) -> list[str]:
@@ -379,6 +381,30 @@ def report_guided(cases: Iterator[Case]) -> list[str]:
     return [*lines, *(f"| {kind} | {c['runs']} | {c['named']} | {c['false']} |" for kind, c in counts.items()), ""]
 
 
+def too_few() -> list[str]:
+    """By solver, the most calls of some budgets with which it misses Gaussian data on every process, and on any."""
+    lines = ["| named as it misses Gaussian data | up to, on every process | up to, on any |", "|---|--:|--:|"]
+    for name, solver in sg.solvers().fixed.items():
+        on_every, on_any = 0, 0
+        for nfe in () if solver.has_hooks or solver.lags else TOO_FEW:
+            misses = [_misses(name, nfe, sde) for sde in PROCESSES.values()]
+            on_every = nfe if all(misses) else on_every
+            on_any = nfe if any(misses) else on_any
+        if on_any:
+            lines.append(f"| `{name}` | {on_every or '-'} | {on_any} |")
+    return [*lines, ""]
+
+
+def _misses(name: str, nfe: int, sde: sg.LinearSDE) -> bool:
+    """True if the table of a solver misses Gaussian data; false if the budget is less than a step."""
+    try:
+        program = plan(sde, name, nfe=nfe)[2]
+    except ValueError:
+        return False
+    assert program is not None
+    return misses_gaussians(program, sde)
+
+
 def main() -> None:
     """Run, print and write."""
     parser = command.parser(__doc__, out="out/alarms")
@@ -390,6 +416,7 @@ def main() -> None:
     lines += partly(hard_faults())
     oracles = [bed for bed in beds.load("report") if bed.family != "network"]
     lines += few_calls(oracles)
+    lines += too_few()
     (args.out / "alarms.md").write_text("\n".join(lines) + "\n")
     sys.stdout.write("\n".join(lines) + "\n")
 

@@ -409,6 +409,5 @@ class MixedNoise(nn.Module):
         sigma = self.sde.sigma(t)
         gaussian = expand(sigma / (alpha**2 + sigma**2), z) * z
 
-        z, label = network_inputs(z, t, self.time_label)
         m = torch.sigmoid(self.logit).to(z.dtype)
-        return (1 - m) * gaussian + m * self.net(z, label, **kwargs)
+        return (1 - m) * gaussian + m * self.net(*network_inputs(z, t, self.time_label), **kwargs)

@@ -91,7 +91,7 @@ class StartWarning(ImplausibleWarning):
 
 
 class UnsuitedWarning(ImplausibleWarning):
-    """The solver misses Gaussian data of any scale on its grid, and so all data."""
+    """In so few calls the solver misses even Gaussian data on its grid, of any scale."""
 
 
 @dataclass(frozen=True)

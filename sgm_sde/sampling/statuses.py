@@ -79,7 +79,7 @@ def status_on_grid(
     known = [part.starts for part in parts if part.starts is not None]
     starts = np.concatenate(known) if known else None
     status, category = plausibility(implausible, starts, sde)
-    if misses and len(status.samples) < len(implausible):
+    if misses and category is not StartWarning:
         samples = tuple(range(len(implausible)))
         return Status(False, words_of_misses(misses, len(samples)), samples=samples), UnsuitedWarning
     return status, category

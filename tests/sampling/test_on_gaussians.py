@@ -38,7 +38,7 @@ def test_the_ratio_of_a_deterministic_table_is_that_of_its_run(process: str, sol
     _, _, program = sg.sampling.plan(sde, solver, nfe=nfe, final="none")
     assert program is not None
     runs = [of_a_run(sde, solver, nfe, float(S), 2) for S in on_gaussians.scales(sde, program)]
-    assert on_gaussians.spread_on_gaussians(program, sde) == pytest.approx(min(runs), rel=1e-6)
+    assert on_gaussians.std_ratio(program, sde) == pytest.approx(min(runs), rel=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
@@ -49,7 +49,7 @@ def test_noises_add_their_squares(solver: str, nfe: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(on_gaussians, "scales", lambda sde, program: on_gaussians.np.array([0.5]))
     _, _, program = sg.sampling.plan(sde, solver, nfe=nfe, final="none")
     assert program is not None
-    ratio = on_gaussians.spread_on_gaussians.__wrapped__(program, sde)
+    ratio = on_gaussians.std_ratio.__wrapped__(program, sde)
     assert of_a_run(sde, solver, nfe, 0.5, 40_000) == pytest.approx(ratio, rel=0.02)
 
 
@@ -103,9 +103,17 @@ def test_runs_that_the_table_does_not_tell_of_are_not_judged_by_it(options: dict
     assert "Gaussian" not in res.status.message
 
 
-def test_a_start_at_alpha_0_and_tables_of_noises_alone_have_no_ratio() -> None:
-    """Where a prediction does not exist at the start, nothing is said."""
-    sde = sg.RectifiedFlowSDE()
-    _, _, program = sg.sampling.plan(sde, "euler", steps=3, t_start=sde.T)
+def test_a_start_at_alpha_0() -> None:
+    """The least over the scales, up to 50 where all of the start is noise, run one by one."""
+    sde = sg.RectifiedFlowSDE(T=1.0)
+    _, grid, program = sg.sampling.plan(sde, "euler", nfe=4, final="none")
+    assert program is not None and grid.times[0] == 1.0
+    runs = [of_a_run(sde, "euler", 4, float(S), 2) for S in on_gaussians.scales(sde, program)]
+    assert on_gaussians.std_ratio(program, sde) == pytest.approx(min(runs), rel=1e-6)
+
+
+def test_nothing_is_said_where_a_prediction_does_not_exist() -> None:
+    """Heun's method ends in an evaluation, and there is no noise to be estimated at sigma = 0."""
+    _, _, program = sg.sampling.plan(LINEAR["vp"], "heun", steps=2, t_end=0.0, final="none")
     assert program is not None
-    assert on_gaussians.spread_on_gaussians(program, sde) >= 0
+    assert on_gaussians.std_ratio(program, LINEAR["vp"]) == 1.0
