@@ -29,7 +29,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -44,6 +44,7 @@ from benchmarks import peers as others
 from benchmarks.beds import Bed
 from benchmarks.defaults import frozen, geometric
 from benchmarks.pilots import frozen_setting, kwargs_for, with_noises
+from benchmarks.stopwatch import Stopwatch
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.flow import Flow
 from sgm_sde.calibration.result import as_calibrations
@@ -75,35 +76,22 @@ CACHE = beds.CACHE / "calibrated"
 STORED = beds.HERE / "calibrated.json"  # of the last full run
 
 
-class Clock:
-    """CPU seconds spent in a network."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def around(self, net: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The network, timed."""
-
-        def timed(*args: Any, **kwargs: Any) -> Tensor:
-            start = time.process_time()
-            out = net(*args, **kwargs)
-            self.seconds += time.process_time() - start
-            return out
-
-        return Timed(net, timed) if isinstance(net, nn.Module) else timed
+Found = Sequence[dict[str, Any]]  # what was measured, bed by bed
 
 
 class Timed(nn.Module):
     """A module whose calls are timed; its parameters tell dtype and device."""
 
-    def __init__(self, net: nn.Module, timed: Callable[..., Tensor]) -> None:
+    def __init__(self, net: nn.Module, watch: Stopwatch) -> None:
         super().__init__()
-        self.net, self.timed = net, timed
+        self.net = net
+        self.timed = watch.around(net)
         self.train(net.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The network's output."""
-        return self.timed(*args, **kwargs)
+        output: Tensor = self.timed(*args, **kwargs)
+        return output
 
 
 @dataclass(frozen=True)
@@ -169,9 +157,9 @@ def gits_levels(bed: Bed, budgets: Sequence[int]) -> dict[int, list[float]]:
 
 def measure(bed: Bed, budgets: Sequence[int], noises: int = NOISES, peers: bool = True) -> dict[str, Any]:
     """All numbers of a bed, by budget; interrupted, it continues with the budgets that are missing."""
-    clock = Clock()
+    watch = Stopwatch(time.process_time)
     folder = CACHE / f"{bed.hash}-{noises}"
-    score = bed.score.map_net(clock.around)
+    score = bed.score.map_net(lambda net: Timed(net, watch) if isinstance(net, nn.Module) else watch.around(net))
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a calibration says of itself is in its remarks
@@ -179,7 +167,7 @@ def measure(bed: Bed, budgets: Sequence[int], noises: int = NOISES, peers: bool 
             score, bed.sde, (noises, *bed.shape[1:]), nfe=budgets, held_out=HELD_OUT, seed=SEED, dtype=bed.dtype,
             model_kwargs=kwargs_for(bed, noises), checkpoint=folder,
         )  # fmt: skip
-    total, network = time.process_time() - start, clock.seconds
+    total, network = time.process_time() - start, watch.seconds
     levels = gits_levels(bed, budgets) if peers else {}
     more = further(bed, max(one.protocol["reference_nfe"] for one in found.values()))
     rows: dict[int, dict[str, Any]] = {}
@@ -371,13 +359,13 @@ def spend(dimensions: int, budgets: Sequence[int]) -> None:
         return found + s2 / (1 + s2) * variance.sqrt() * ((x / (1 + s2).sqrt() @ first).tanh() @ last)
 
     for nfe in budgets:
-        clock = Clock()
-        score = sg.from_denoiser(clock.around(denoised), sg.EDMSDE())
+        watch = Stopwatch(time.process_time)
+        score = sg.from_denoiser(watch.around(denoised), sg.EDMSDE())
         start = time.process_time()
         found = sg.calibrate(score, sg.EDMSDE(), (NOISES, dimensions), nfe=nfe, held_out=HELD_OUT, seed=SEED)
         total = time.process_time() - start
         sys.stdout.write(
-            f"{dimensions} dimensions at {nfe} calls: {total - clock.seconds:.1f} CPU s beside {clock.seconds:.1f} of "
+            f"{dimensions} dimensions at {nfe} calls: {total - watch.seconds:.1f} CPU s beside {watch.seconds:.1f} of "
             f"the network; error {found.error:.2g}, off the shelf {found.off_the_shelf.rmse:.2g}\n"
         )
         sys.stdout.flush()
@@ -441,7 +429,7 @@ def store() -> None:
     STORED.write_text(f"{{\n{lines}\n}}\n")
 
 
-def ratios(found: Sequence[dict[str, Any]], nfe: int, other: str) -> dict[str, float]:
+def ratios(found: Found, nfe: int, other: str) -> dict[str, float]:
     """The calibrated error over another, by bed, neither below what the reference is known to; where both are."""
     result = {}
     for row in found:
@@ -460,10 +448,11 @@ def ratios(found: Sequence[dict[str, Any]], nfe: int, other: str) -> dict[str, f
     return result
 
 
-def further_ratios(found: Sequence[dict[str, Any]], nfe: int, other: str, of: int = 0) -> dict[str, float]:
-    """The calibrated error over another on further noises, or the median `of` noises, by bed, where they were run."""
+def further_ratios(found: Found, nfe: int, other: str, medians: bool = False) -> dict[str, float]:
+    """The calibrated error over another on further noises, or that of medians over them, by bed."""
     cells = {row["bed"]: row["budgets"][nfe].get("further") for row in found if nfe in row["budgets"]}
-    return {bed: errors["ours"][of] / errors[other][of] for bed, errors in cells.items() if errors}
+    i = 1 if medians else 0  # of (error, median)
+    return {bed: errors["ours"][i] / errors[other][i] for bed, errors in cells.items() if errors}
 
 
 def tables(half: str) -> str:
@@ -491,9 +480,6 @@ def tables(half: str) -> str:
     return "\n".join(lines)
 
 
-Found = Sequence[dict[str, Any]]
-
-
 def _as_it_is(found: Found) -> list[dict[str, Any]]:
     """What was measured with the method's present form."""
     return [
@@ -513,10 +499,11 @@ def _on_own_noises(found: Found, budgets: Sequence[int]) -> list[str]:
     """Ratios on the noises of the beds."""
     rows = []
     for nfe in budgets:
-        best, pilot, gits = (ratios(found, nfe, other) for other in ("best", "pilot", "gits"))
         cells = [row["budgets"][nfe] for row in found if nfe in row["budgets"]]
         if not cells:
             continue
+
+        best, pilot, gits = (ratios(found, nfe, other) for other in ("best", "pilot", "gits"))
         earlier = sum(cell.get("fit") != FIT for cell in cells)
         worse = sum(cell["change"] > 2 * cell["change_stderr"] > 0 for cell in cells)
         rows.append([
@@ -543,7 +530,7 @@ def _on_further_noises(found: Found, budgets: Sequence[int]) -> list[str]:
     for nfe in budgets:
         best, pilot = (further_ratios(found, nfe, other) for other in ("best", "pilot"))
         if best:
-            medians = further_ratios(found, nfe, "best", of=1)
+            medians = further_ratios(found, nfe, "best", medians=True)
             rows.append([
                 str(nfe), str(len(best)), *_spread(list(best.values())), _mean(medians), _mean(pilot),
                 f"{max(pilot.values()):.2f}",

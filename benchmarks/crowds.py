@@ -25,7 +25,6 @@ import itertools
 import json
 import math
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,6 +38,7 @@ from torch import Tensor
 import sgm_sde as sg
 from benchmarks import bed_networks, command, overhead
 from benchmarks.peak_memory import peak_bytes
+from benchmarks.stopwatch import Stopwatch
 from sgm_sde.engine.brownian import BrownianTree, PathWithArea
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
@@ -82,7 +82,7 @@ def curve(dimensions: Sequence[int] = DIMENSIONS) -> list[dict[str, Any]]:
     return rows
 
 
-def lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def straight_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The straight lines a + b n nearest to the seconds of n samples, by relative squares, and how far off they are."""
     found = []
     for d in sorted({row["d"] for row in rows}):
@@ -94,9 +94,11 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             n, seconds = points.T
             terms = np.stack([np.ones_like(n), n], 1) / seconds[:, None]
             (a, b), *_ = np.linalg.lstsq(terms, np.ones_like(n), rcond=None)
-            off = np.abs(a + b * n - seconds) / seconds
-            line = {"fixed ms": 1e3 * a, "ns a number and step": 1e9 * b / (d * STEPS), "off at most": off.max()}
-            found.append({"d": d, "run": name} | line)
+            relative = np.abs(a + b * n - seconds) / seconds
+            found.append({
+                "d": d, "run": name, "fixed ms": 1e3 * a, "ns a number and step": 1e9 * b / (d * STEPS),
+                "off at most": relative.max(),
+            })  # fmt: skip
     return found
 
 
@@ -135,32 +137,18 @@ def scores(sde: sg.VPSDE, d: int) -> dict[str, sg.Score]:
     return {"mixture": mixture} | ({MOONS: moons} if d == 2 else {})
 
 
-class _Clock:
-    """A score whose network's CPU time, and that of vector-Jacobian products, is counted in `seconds`."""
+def least_and_calls(run: Callable[[], Any], watch: Stopwatch, turns: int) -> tuple[float, float]:
+    """Seconds of the shortest of some runs, and of the network calls and vector-Jacobian products in it.
 
-    def __init__(self, score: sg.Score) -> None:
-        self.seconds = 0.0
-        self.score = copy.copy(score)
-        self.score.net = self._timed(score.net)
-
-    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            start = time.thread_time()
-            output = function(*args, **kwargs)
-            self.seconds += time.thread_time() - start
-            return output
-
-        return call
-
-    def least(self, run: Callable[[], Any], turns: int) -> tuple[float, float]:
-        """Seconds of the shortest of some runs, and of the calls and products in it."""
-        found = []
-        with mock.patch.object(torch.autograd, "grad", self._timed(torch.autograd.grad)), torch.no_grad():
-            for _ in range(turns):
-                self.seconds = 0.0
-                whole = overhead.seconds(lambda _: run(), 1)
-                found.append((whole, self.seconds))
-        return min(found)
+    The watch is around the network already.
+    """
+    found = []
+    with mock.patch.object(torch.autograd, "grad", watch.around(torch.autograd.grad)), torch.no_grad():
+        for _ in range(turns):
+            watch.seconds = 0.0
+            whole = overhead.seconds(lambda _: run(), 1)
+            found.append((whole, watch.seconds))
+    return min(found)
 
 
 def ggf_loop(score: sg.Score, sde: sg.VPSDE, b: int, d: int, attempts: int) -> Callable[[], Tensor]:
@@ -201,10 +189,12 @@ def adaptive(n: int = 10_000, d: int = 2) -> list[dict[str, Any]]:
     rows = []
     names = ("bosh3", "dopri5", "tsit5", "ggf", "log_prob")
     for (network, score), name in itertools.product(scores(sde, d).items(), names):
-        clock = _Clock(score)
+        watch = Stopwatch()
+        timed = copy.copy(score)
+        timed.net = watch.around(score.net)
         x = sg.sample(score, sde, (n, d), solver="dopri5", seed=0).x
 
-        def ours(name: str = name, score: sg.Score = clock.score, x: Tensor = x) -> Any:
+        def ours(name: str = name, score: sg.Score = timed, x: Tensor = x) -> Any:
             if name == "log_prob":
                 return sg.log_prob(score, sde, x)
             return sg.sample(score, sde, (n, d), solver=name, seed=0, final="none")
@@ -217,7 +207,7 @@ def adaptive(n: int = 10_000, d: int = 2) -> list[dict[str, Any]]:
             found = least(runs, 2)
             rows.append(row | found | {"of the loop": found["ours"] / found["loop"]})
         else:
-            whole, calls = clock.least(ours, 2 if name == "log_prob" else 6)
+            whole, calls = least_and_calls(ours, watch, turns=2 if name == "log_prob" else 6)
             rows.append(row | {"ours": whole, "calls": calls, "of the calls": whole / calls})
     return rows
 
@@ -233,9 +223,12 @@ def path() -> list[dict[str, Any]]:
 
         on_grid = {"independent": lambda run=run: run("independent"), "path": lambda run=run: run("path")}
         found = least(on_grid | increments(shape), 3)
-        row = {"shape": list(shape)} | found
-        row["on a grid"] = found["path"] / found["independent"]
-        rows.append(row | {f"at {kind}": found[kind] / found["draws"] for kind in ("own places", "common places")})
+        of_independent = {
+            "on a grid": found["path"] / found["independent"],
+            "at own places": found["own places"] / found["draws"],
+            "at common places": found["common places"] / found["draws"],
+        }
+        rows.append({"shape": list(shape)} | found | of_independent)
     return rows
 
 
@@ -329,7 +322,7 @@ def main() -> None:
         kept.write_text(json.dumps(known, indent=1) + "\n")
         sys.stdout.write("\n".join([f"\n{part}\n", *table(known[part])]) + "\n")
         if part == "curve":
-            sys.stdout.write("\n".join(["", *table(lines(known[part]))]) + "\n")
+            sys.stdout.write("\n".join(["", *table(straight_lines(known[part]))]) + "\n")
     if args.draw is not None:
         draw(known["curve"], args.draw)
 

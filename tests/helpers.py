@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import runpy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -32,6 +35,14 @@ LINEAR: dict[str, sg.LinearSDE] = {
     "ncsn": sg.presets.ncsn_cifar10(),
     "schedule": sg.LinearSDE.from_schedule(lambda t: torch.exp(-2 * t), lambda t: 0.01 + 2 * t),
 }
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def tool(name: str) -> dict[str, Any]:
+    """What a script in tools/ defines."""
+    return runpy.run_path(str(ROOT / "tools" / f"{name}.py"))
 
 
 def half_at_the_end(t: float) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-TOOL = runpy.run_path(str(ROOT / "tools" / "density.py"))
+from tests.helpers import ROOT, tool
+
+TOOL = tool("density")
 
 
 def test_longer_functions_have_air() -> None:

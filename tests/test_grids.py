@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -83,30 +83,25 @@ def test_steps_of_a_millionth_are_steps() -> None:
     assert sg.Grid([80.0, 80.0 - step, 80.0 - 2 * step]).steps == 2
 
 
+def variance(name: str, grid: Sequence[float]) -> float:
+    """That of a solver's output, exactly, on Gaussian data."""
+    return float(impulse_response(MULTISTEP[name], VP, sg.Grid(grid), 0.5).square().sum())
+
+
 @pytest.mark.parametrize("name", [name for name, solver in MULTISTEP.items() if solver.stochastic])
 def test_the_law_does_not_see_a_joint(name: str) -> None:
     """Of two grids in one."""
-
-    def variance(grid: list[float]) -> float:
-        return float(impulse_response(MULTISTEP[name], VP, sg.Grid(grid), 0.5).square().sum())
-
-    plain = variance(list(LOG_SNR))
+    plain = variance(name, LOG_SNR)
     assert plain == pytest.approx(0.25, rel=0.3)
     pieces, once = joined()
-    assert variance(pieces) == variance(once)
+    assert variance(name, pieces) == variance(name, once)
 
 
 @pytest.mark.parametrize("name", [name for name, solver in MULTISTEP.items() if solver.stochastic])
 @pytest.mark.parametrize("grid", near_duplicates(), ids=case_id)
-def test_the_law_does_not_see_a_time_twice(name: str, grid: object) -> None:
+def test_the_law_does_not_see_a_time_twice(name: str, grid: list[float]) -> None:
     """A time close to another changes the exact variance of stochastic solvers by no more than a step more would."""
-
-    def variance(grid: list[float]) -> float:
-        return float(impulse_response(MULTISTEP[name], VP, sg.Grid(grid), 0.5).square().sum())
-
-    plain = variance(list(LOG_SNR))
-
-    assert variance(grid) == pytest.approx(plain, rel=0.01)
+    assert variance(name, grid) == pytest.approx(variance(name, LOG_SNR), rel=0.01)
 
 
 @pytest.mark.parametrize("name", [n for n, s in MULTISTEP.items() if not s.stochastic and s.variant != "fixed"])

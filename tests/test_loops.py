@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-TOOL = runpy.run_path(str(ROOT / "tools" / "loops.py"))
+from tests.helpers import ROOT, tool
+
+TOOL = tool("loops")
 
 TEMPLATE = """
 TABLE = {{"a": 1, "b": 2}}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-TOOL = runpy.run_path(str(ROOT / "tools" / "repeats.py"))
+from tests.helpers import ROOT, tool
+
+TOOL = tool("repeats")
 
 COPIED = '''
 def one(x, y):

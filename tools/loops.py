@@ -77,21 +77,26 @@ def _is_table(node: ast.stmt) -> bool:
     return is_name and isinstance(node.value, ast.Tuple | ast.List | ast.Dict)  # type: ignore[attr-defined]
 
 
+def _nodes(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """All nodes of some statements."""
+    return (node for statement in body for node in ast.walk(statement))
+
+
 def _names(body: Iterable[ast.AST], context: type[ast.expr_context]) -> set[str]:
-    nodes = (node for statement in body for node in ast.walk(statement))
-    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
+    """Names that are loaded or stored."""
+    return {node.id for node in _nodes(body) if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
 
 
-def _bound(body: Iterable[ast.AST]) -> set[str]:
-    body = list(body)
-    nodes = (node for statement in body for node in ast.walk(statement))
-    return _names(body, ast.Store) | {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+def _bound(body: Sequence[ast.AST]) -> set[str]:
+    """Names that get a value, a function or a class."""
+    defined = {node.name for node in _nodes(body) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return _names(body, ast.Store) | defined
 
 
 def _read(body: Sequence[ast.AST]) -> set[str]:
     """Names that are read, but for those of lambdas and comprehensions themselves."""
     inner: set[str] = set()
-    for node in (node for statement in body for node in ast.walk(statement)):
+    for node in _nodes(body):
         if isinstance(node, ast.Lambda):
             inner |= {argument.arg for argument in node.args.args}
         elif isinstance(node, ast.comprehension):
@@ -100,12 +105,14 @@ def _read(body: Sequence[ast.AST]) -> set[str]:
 
 
 def _called(node: ast.AST) -> str:
+    """The last name of what is called, if it is a call."""
     if not isinstance(node, ast.Call):
         return ""
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
 def _checks(loop: ast.For) -> bool:
+    """True if there is an assertion, or a call of what checks."""
     return any(isinstance(node, ast.Assert) or CHECKS.search(_called(node)) for node in ast.walk(loop))
 
 
@@ -118,56 +125,80 @@ def _known(cases: ast.expr, functions: set[str]) -> bool:
     if isinstance(cases, ast.Dict):
         return len(cases.keys) > 1
     if isinstance(cases, ast.Call):
-        called = _called(cases)
-        if called in ("items", "keys", "values"):
-            assert isinstance(cases.func, ast.Attribute)
-            return _known(cases.func.value, functions)
-        if called in OF_ITERABLES - {"range"}:
-            return all(_known(argument, functions) for argument in cases.args)
-        if called == "range":
-            ends = [argument.value for argument in cases.args if isinstance(argument, ast.Constant)]
-            return len(ends) == len(cases.args) and len(range(*ends)) <= SWEEP
-        return called in functions
+        return _known_call(cases, functions)
     return isinstance(cases, ast.Name | ast.Attribute | ast.Subscript | ast.ListComp | ast.GeneratorExp)
 
 
+def _known_call(cases: ast.Call, functions: set[str]) -> bool:
+    """True for entries of known cases, what combines them, a short range, and a function of the file."""
+    called = _called(cases)
+    if called in ("items", "keys", "values"):
+        assert isinstance(cases.func, ast.Attribute)
+        return _known(cases.func.value, functions)
+    if called == "range":
+        ends = [argument.value for argument in cases.args if isinstance(argument, ast.Constant)]
+        return len(ends) == len(cases.args) and len(range(*ends)) <= SWEEP
+    if called in OF_ITERABLES:
+        return all(_known(argument, functions) for argument in cases.args)
+    return called in functions
+
+
 def _alone(loop: ast.For, after: Sequence[ast.stmt], local: set[str]) -> bool:
-    """True if a pass neither needs another one nor is needed behind the loop."""
+    """True if a pass neither needs another one nor is needed behind the loop, and is about its target's own value."""
     bound = _bound([loop])
-    target = _bound([loop.target])
-    if bound & _read(after) - _bound(after) or not target & _read(loop.body):
+    needed = bound & (_read(after) - _bound(after))
+    is_used = _bound([loop.target]) & _read(loop.body)
+    if needed or not is_used:
         return False
 
-    seen = set(target)
-    for statement in loop.body:
-        value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else statement
-        own = _bound([statement]) if value is statement and not isinstance(value, ast.AugAssign) else set()
-        if value is not None and _read([value]) & bound - seen - own:
-            return False
-        if isinstance(statement, ast.AugAssign) and not _bound([statement.target]) <= seen:
-            return False
-        seen |= _bound([statement])
-
     outside = local - bound
-    of_target = set(target)
-    for statement in loop.body:
-        if isinstance(statement, ast.Assign) and _read([statement.value]) & of_target:
-            of_target |= _bound(statement.targets)
+    goes_on = _goes_on(loop, bound) or _changes(loop, outside)
+    return not goes_on and not _is_index(loop, outside)
 
-    indices = 0
-    for node in (node for statement in loop.body for node in ast.walk(statement)):
+
+def _goes_on(loop: ast.For, bound: set[str]) -> bool:
+    """True if a pass reads a name that the loop binds before this pass has bound it."""
+    seen = _bound([loop.target])
+    for statement in loop.body:
+        new = _bound([statement])
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            read = _read([statement.value]) if statement.value is not None else set()
+        elif isinstance(statement, ast.AugAssign):
+            read = _read([statement]) | _bound([statement.target])
+        else:
+            read = _read([statement]) - new
+        if read & (bound - seen):
+            return True
+        seen |= new
+    return False
+
+
+def _changes(loop: ast.For, outside: set[str]) -> bool:
+    """True if the loop may end early, or a pass changes something from outside of it."""
+    for node in _nodes(loop.body):
         if isinstance(node, ast.Break) or _called(node) == "next":
-            return False
-        if _called(node) in CHANGES and _root(node.func) in outside:  # type: ignore[attr-defined]
-            return False
-        if isinstance(node, ast.Subscript):
-            if isinstance(node.ctx, ast.Store) and _root(node) in outside:
-                return False
-            indices += _root(node) in outside and bool(_names([node.slice], ast.Load) & of_target)
+            return True
+        if isinstance(node, ast.Call) and _called(node) in CHANGES and _root(node.func) in outside:
+            return True
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and _root(node) in outside:
+            return True
+    return False
+
+
+def _is_index(loop: ast.For, outside: set[str]) -> bool:
+    """True if items of what the test made are taken by an integer, which is the target or made of it."""
+    made_of_target = _bound([loop.target])
+    for statement in loop.body:
+        if isinstance(statement, ast.Assign) and _read([statement.value]) & made_of_target:
+            made_of_target |= _bound(statement.targets)
+
+    items = (node for node in _nodes(loop.body) if isinstance(node, ast.Subscript) and _root(node) in outside)
+    if not any(_names([item.slice], ast.Load) & made_of_target for item in items):
+        return False
     if _called(loop.iter) == "enumerate":
-        return not indices
+        return True
     entries = (node for case in getattr(loop.iter, "elts", []) for node in getattr(case, "elts", [case]))
-    return not (indices and all(isinstance(node, ast.Constant) and isinstance(node.value, int) for node in entries))
+    return all(isinstance(node, ast.Constant) and isinstance(node.value, int) for node in entries)
 
 
 def _root(node: ast.AST) -> str:
@@ -182,7 +213,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", default=["tests"])
     args = parser.parse_args()
-    files = sorted(f for path in map(Path, args.paths) for f in ([path] if path.is_file() else path.rglob("test_*.py")))
+    paths = map(Path, args.paths)
+    files = sorted(file for path in paths for file in ([path] if path.is_file() else path.rglob("test_*.py")))
     found = [loop for path in files for loop in loops(path)]
     for loop in found:
         sys.stdout.write(f"{loop.path}:{loop.number} {loop.test}: {loop.text}\n")

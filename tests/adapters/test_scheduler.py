@@ -80,7 +80,7 @@ def test_defaults_of_the_scheduler(n: int) -> None:
 
 
 @pytest.mark.parametrize("change", [lambda x: 0.9 * x, lambda x: x.mul_(0.9)], ids=case_id)
-def test_the_pipelines_changes_count(change: Callable[..., object]) -> None:
+def test_the_pipelines_changes_count(change: Callable[[Tensor], Tensor]) -> None:
     """A state that the pipeline replaces or writes to between calls is the one the run continues with."""
     x_T = noise(1, (3, 4))
     score, sde = from_diffusers(network, DDPM)

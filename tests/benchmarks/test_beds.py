@@ -29,7 +29,7 @@ def test_halves_are_equally_large() -> None:
 
 
 @pytest.mark.parametrize("half", beds.HALVES, ids=case_id)
-def test_each_half_has_every_family_process_and_roughness(half: object) -> None:
+def test_each_half_has_every_family_process_and_roughness(half: str) -> None:
     here = [r for r in beds.RECIPES if r.half == half]
     assert {(r.family, r.process) for r in here} == {(f, p) for f in beds.FAMILIES for p in beds.PROCESSES}
     assert {r.rough[0] for r in here if r.rough} == {"sin", "table", "bias"}

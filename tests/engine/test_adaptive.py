@@ -250,7 +250,6 @@ def test_a_nonlinear_process() -> None:
 @pytest.mark.parametrize("solver", ["exp-rk32", sg.Adaptive(variable="flow-time")], ids=case_id)
 def test_a_nonlinear_process_has_no_log_snr(solver: str | sg.Solver) -> None:
     """Nor a linear part for exponential pairs to solve."""
-
     with pytest.raises(TypeError, match="needs a process with alpha"):
         sg.sample(lambda x, t: 0 * x, Well(), (2, 1), solver=solver)
 

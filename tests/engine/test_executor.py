@@ -182,7 +182,12 @@ M = Matrix.of([[1.0, 2.0], [-3.0, 0.5]])
 @pytest.mark.parametrize("shape", [(3, 2), (3, 2, 4)])
 @pytest.mark.parametrize("c_x, c_r", [(M, 0.5), (0.5, M), (M, M)], ids=case_id)
 def test_matrices_act_on_blocks(
-    shape: tuple[int, ...], a: float | Matrix, b: float | Matrix, c: float | Matrix, c_x: object, c_r: object
+    shape: tuple[int, ...],
+    a: float | Matrix,
+    b: float | Matrix,
+    c: float | Matrix,
+    c_x: float | Matrix,
+    c_r: float | Matrix,
 ) -> None:
     """In the table and in a conversion, on either side of it, on states of nothing but blocks too."""
     stages = (Stage(1.0, evaluate=True, node=True), Stage(0.5, ((0, 1.0),), ((0, b),)))
@@ -480,7 +485,7 @@ def test_programs_that_make_no_sense_are_refused() -> None:
     ],
     ids=case_id,
 )
-def test_coefficients_that_make_no_sense_are_refused(stage: object, text: str) -> None:
+def test_coefficients_that_make_no_sense_are_refused(stage: Stage, text: str) -> None:
     """Not finite, or of what is not there, by name."""
     first = Stage(1.0, evaluate=True, node=True)
 

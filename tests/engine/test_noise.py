@@ -334,7 +334,7 @@ def test_phi_functions_at_zero_and_far_away() -> None:
 @pytest.mark.parametrize("k", range(4))
 def test_phi_functions_of_several_numbers(k: int) -> None:
     """Near and far beside one another."""
-    several = phi_values(k, column(0.0, -1e9, 2.0, 0.5))  # near and far beside one another
+    several = phi_values(k, column(0.0, -1e9, 2.0, 0.5))
     assert several.tolist() == pytest.approx([phi(k, z) for z in (0.0, -1e9, 2.0, 0.5)], rel=1e-14, abs=0)
 
 

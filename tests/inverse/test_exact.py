@@ -73,7 +73,7 @@ def test_mixtures_of_full_covariance() -> None:
 
 
 @pytest.mark.parametrize("s", [None, VP], ids=case_id)
-def test_mixtures_of_full_covariance_are_diagonal_ones_too(s: object) -> None:
+def test_mixtures_of_full_covariance_are_diagonal_ones_too(s: sg.LinearSDE | None) -> None:
     same, x, t = MODES.as_mixture(), 2 * normal(5, 2), torch.linspace(0.1, 0.9, 5, dtype=F64)
 
     torch.testing.assert_close(same.log_prob(x, s, t), MODES.log_prob(x, s, t))

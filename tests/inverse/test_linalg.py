@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -35,9 +36,8 @@ def test_measurements() -> None:
     assert inverse.Measurement.simulate(blocks, data[:5]).y.eq(1).all()
 
 
-@pytest.mark.parametrize("solve", [conjugate_gradient, conjugate_residual])
-def test_linear_solvers_treat_each_sample_by_itself(solve: Any) -> None:
-    """Zero and huge right-hand sides among them."""
+def systems(solve: Any) -> tuple[Callable[..., tuple[Tensor, Tensor]], Tensor, Tensor]:
+    """Three systems M x = b as a solver takes them, zero and huge b among them, and what L x is exactly."""
     root = normal(3, 4, 4)
     M = root @ root.mT + 0.1 * torch.eye(4, dtype=F64)
     if solve is conjugate_residual:  # any matrix with a positive symmetric part
@@ -48,6 +48,13 @@ def test_linear_solvers_treat_each_sample_by_itself(solve: Any) -> None:
         return (M[rows] @ p[..., None])[..., 0], (L[rows] @ p[..., None])[..., 0]
 
     b = normal(3, 4, seed=2) * torch.tensor([[1.0], [1e12], [0.0]], dtype=F64)
+    return apply, b, (L @ torch.linalg.solve(M, b[..., None]))[..., 0]
+
+
+@pytest.mark.parametrize("solve", [conjugate_gradient, conjugate_residual])
+def test_linear_solvers_treat_each_sample_by_itself(solve: Any) -> None:
+    """Zero and huge right-hand sides among them."""
+    apply, b, _ = systems(solve)
     few = solve(apply, b, 2)
     alone = torch.cat([solve(lambda p, i=i: apply(p, slice(i, i + 1)), b[i : i + 1], 2) for i in range(3)])
     torch.testing.assert_close(few, alone, rtol=1e-13, atol=0)
@@ -56,18 +63,7 @@ def test_linear_solvers_treat_each_sample_by_itself(solve: Any) -> None:
 @pytest.mark.parametrize("solve", [conjugate_gradient, conjugate_residual])
 @pytest.mark.parametrize("iterations", [4, 40])
 def test_linear_solvers_are_exact_after_as_many_steps_as_dimensions(solve: Any, iterations: int) -> None:
-    root = normal(3, 4, 4)
-    M = root @ root.mT + 0.1 * torch.eye(4, dtype=F64)
-    if solve is conjugate_residual:  # any matrix with a positive symmetric part
-        M = M + 0.5 * (root - root.mT)
-    L = normal(3, 5, 4, seed=1)
-
-    def apply(p: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        return (M[rows] @ p[..., None])[..., 0], (L[rows] @ p[..., None])[..., 0]
-
-    b = normal(3, 4, seed=2) * torch.tensor([[1.0], [1e12], [0.0]], dtype=F64)
-    exact = (L @ torch.linalg.solve(M, b[..., None]))[..., 0]
-
+    apply, b, exact = systems(solve)
     torch.testing.assert_close(solve(apply, b, iterations), exact, rtol=1e-8, atol=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -160,7 +161,7 @@ def test_a_bound_depends_on_its_own_seed(bound: Any, sde: sg.LinearSDE) -> None:
     "make, kind", [(sg.from_noise, "noise"), (sg.from_v, "v"), (sg.from_flow, "flow")], ids=case_id
 )
 def test_a_bound_does_not_depend_on_what_the_network_predicts(
-    bound: Any, sde: sg.LinearSDE, make: object, kind: str
+    bound: Any, sde: sg.LinearSDE, make: Callable[..., sg.Score], kind: str
 ) -> None:
     score, x = GAUSSIAN.score(sde), GAUSSIAN.sample(4, seed=0, dtype=F64)
     together = bound(score, sde, x, seed=[3, 1, 4, 5]).value

@@ -35,6 +35,16 @@ STATED: dict[str, tuple[sg.oracles.Oracle, float]] = {
 }
 
 
+def with_a_wave(oracle: sg.oracles.Oracle, sde: sg.LinearSDE, frequency: float, size: float) -> sg.Score:
+    """The exact noise estimate, with a wave in log-SNR and in the state on it."""
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        wave = (frequency * sde.log_snr(t)).sin()[:, None] * (3 * x / (0.5 + sde.sigma(t)[:, None])).sin()
+        return oracle.score(sde).predict("noise", x, t) + size * wave
+
+    return sg.from_noise(noise, sde)
+
+
 @pytest.mark.parametrize("process", ["vp", "ve", "edm", "flow"])
 @pytest.mark.parametrize("name", list(STATED))
 def test_the_error_is_the_stated_one(name: str, process: str) -> None:
@@ -59,12 +69,7 @@ def test_the_error_is_the_stated_one(name: str, process: str) -> None:
 def test_a_wave_that_no_grid_resolves() -> None:
     """The rules of two grids agree by chance, and so do their values: the roughness, which does not fall, tells."""
     sde = LINEAR["edm"]
-
-    def noise(x: Tensor, t: Tensor) -> Tensor:
-        wave = (12 * sde.log_snr(t)).sin()[:, None] * (3 * x / (0.5 + sde.sigma(t)[:, None])).sin()
-        return MIXTURE.score(sde).predict("noise", x, t) + 0.001 * wave
-
-    score = sg.from_noise(noise, sde)
+    score = with_a_wave(MIXTURE, sde, 12, 0.001)
     x = MIXTURE.sample(24, sde, sde.likelihood_eps, seed=0, dtype=F64)
     known = sg.log_prob(score, sde, x, method=AdaptiveFlow(1e-8, 1e-8)).value
     res = sg.log_prob(score, sde, x)
@@ -120,12 +125,7 @@ def test_a_bias_that_is_the_same_at_all_times(process: str) -> None:
 def test_a_rough_score_meets_one_finer_grid(size: float, adaptive: bool) -> None:
     """With the exact trace: that resolves a small wave; from there an adaptive solver is cheaper than the next."""
     sde = LINEAR["edm"]
-
-    def noise(x: Tensor, t: Tensor) -> Tensor:
-        wave = (3 * sde.log_snr(t)).sin()[:, None] * (3 * x / (0.5 + sde.sigma(t)[:, None])).sin()
-        return MIXTURE.score(sde).predict("noise", x, t) + size * wave
-
-    score = sg.from_noise(noise, sde)
+    score = with_a_wave(MIXTURE, sde, 3, size)
     x = MIXTURE.sample(24, sde, sde.likelihood_eps, seed=0, dtype=F64)
     res = sg.log_prob(score, sde, x, trace="exact")
     finest = sg.log_prob(score, sde, x, trace="exact", method=FixedGrid(384))
@@ -141,12 +141,7 @@ def test_what_more_slopes_add_does_not_cancel_by_chance() -> None:
     means = torch.tensor([[-0.8, 0.3], [0.9, -0.2], [0.1, 1.0]], dtype=F64)
     modes = sg.oracles.GaussianMixture(means, torch.tensor([[0.15], [0.25], [0.3]], dtype=F64).expand(3, 2))
     sde = LINEAR["edm"]
-
-    def noise(x: Tensor, t: Tensor) -> Tensor:
-        wave = (3 * sde.log_snr(t)).sin()[:, None] * (3 * x / (0.5 + sde.sigma(t)[:, None])).sin()
-        return modes.score(sde).predict("noise", x, t) + 0.001 * wave
-
-    score = sg.from_noise(noise, sde)
+    score = with_a_wave(modes, sde, 3, 0.001)
     x = modes.sample(64, sde, sde.likelihood_eps, seed=9, dtype=F64)
     known = sg.log_prob(score, sde, x, method=AdaptiveFlow(1e-8, 1e-8)).value
     res = sg.log_prob(score, sde, x)
@@ -177,7 +172,7 @@ def test_samples_that_do_not_reach_the_tolerance_are_named() -> None:
 
 
 @functools.cache
-def on_the_ridge(trace: str, **options: int) -> sg.likelihood.LogProbResult:
+def on_the_ridge(trace: str, **options: Any) -> sg.likelihood.LogProbResult:
     """Five points, of which some are refined."""
     x = torch.tensor([[1.0, 0.0], [0.1, 0.1], [-1.0, 0.2], [0.4, 0.3], [0.9, -0.2]], dtype=F64)
     return sg.log_prob(RIDGE.score(LINEAR["vp"]), LINEAR["vp"], x, trace=trace, seed=0, **options)

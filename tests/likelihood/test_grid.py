@@ -127,7 +127,7 @@ def test_pure_noise_takes_no_steps(process: str, steps: int, largest: float) -> 
 
 
 @pytest.mark.parametrize("sde", LONG.values(), ids=LONG)
-def test_grids_end_at_the_process_own_ends(sde: object) -> None:
+def test_grids_end_at_the_process_own_ends(sde: sg.LinearSDE) -> None:
     """On processes that are mostly noise too, one interval of which they leave to that."""
     times = Stretched()(sde, 16, t_end=sde.likelihood_eps).times
     assert (times[0], times[-1]) == (sde.T, sde.likelihood_eps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 from typing import Any
 
@@ -11,22 +10,16 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
+from benchmarks.bed_networks import moons
 from sgm_sde.likelihood import AdaptiveFlow, ScipyRK45
-from tests.helpers import F64
+from tests.helpers import DOUBLE
 
 SDE = sg.CosineVPSDE()
-DOUBLE = sg.Execution(dtype=F64)
 
 
-def moons(n: int, seed: int) -> Tensor:
-    """Points (n, 2) on two half circles, with noise, standardised."""
-    generator = torch.Generator().manual_seed(seed)
-    angle = math.pi * torch.rand(n, generator=generator)
-    upper = torch.rand(n, generator=generator) < 0.5
-    x = torch.where(upper, angle.cos(), 1 - angle.cos())
-    y = torch.where(upper, angle.sin(), 0.5 - angle.sin())
-    points = torch.stack([x - 0.5, y - 0.25], 1) + 0.06 * torch.randn(n, 2, generator=generator)
-    return points / 0.75
+def points(n: int, seed: int) -> Tensor:
+    """Two moons (n, 2)."""
+    return moons(n, torch.Generator().manual_seed(seed))
 
 
 class Net(nn.Module):
@@ -45,7 +38,7 @@ class Net(nn.Module):
 @lru_cache(maxsize=1)
 def score() -> sg.Score:
     """That of a network after 800 iterations."""
-    data = moons(4000, seed=0)
+    data = points(4000, seed=0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Net()
@@ -63,10 +56,10 @@ def score() -> sg.Score:
     return sg.from_v(net.double(), SDE)
 
 
-@lru_cache
-def known(n: int = 64) -> tuple[Tensor, Tensor]:
+@lru_cache(maxsize=1)
+def known() -> tuple[Tensor, Tensor]:
     """Points, and their log-density by RK45 at a tight tolerance."""
-    x = moons(n, seed=2).double()
+    x = points(64, seed=2).double()
     return x, sg.log_prob(score(), SDE, x, method=ScipyRK45(1e-9, 1e-9)).value
 
 
@@ -95,7 +88,7 @@ def test_the_error_along_a_solver(solver: str, nfe: int) -> None:
 
 def test_decoded_states_and_their_density() -> None:
     """In one solve: those that were encoded, with the density that they have; printed in a line."""
-    x = moons(32, seed=3).double()
+    x = points(32, seed=3).double()
     found = sg.decode(score(), SDE, sg.encode(score(), SDE, x).x, log_prob=True)
     assert float((found.x - x).abs().max()) < 5e-3
     assert found.log_prob is not None and found.error is not None

@@ -174,6 +174,11 @@ def test_integer_times_are_named() -> None:
         sg.VPSDE().alpha(torch.tensor(1))
 
 
+def test_unknown_options_of_a_process_are_refused() -> None:
+    with pytest.raises(TypeError):
+        sg.VPSDE(beta=3.0)  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize(
     "call, text",
     [
@@ -219,8 +224,6 @@ def test_transitions_have_shapes_on_the_device_meta() -> None:
     without = torch.zeros(3, device="meta")
     for s, t in ((without, 0.5), (0.5, without), (without, without)):
         assert [part.shape for part in sg.VESDE().transition(s, t)] == [(3,), (3,)]
-    with pytest.raises(TypeError):
-        sg.VPSDE(beta=3.0)  # type: ignore[call-arg]
 
 
 def test_slopes_of_a_schedule_in_inference_mode() -> None:

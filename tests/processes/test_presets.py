@@ -284,7 +284,7 @@ def test_defaults_are_the_papers_too() -> None:
     [sg.LinearSDE.from_schedule(torch.ones_like, torch.exp), ScheduleSDE(torch.ones_like, torch.exp)],
     ids=case_id,
 )
-def test_schedules_run_from_one_to_a_thousandth_by_default(schedule: object) -> None:
+def test_schedules_run_from_one_to_a_thousandth_by_default(schedule: sg.LinearSDE) -> None:
     assert (schedule.T, schedule.eps) == (1.0, 1e-3)
 
 

@@ -347,7 +347,7 @@ def test_other_peoples_files_stay(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", [lambda path: Store(path, SETTINGS), read_manifest, read_shard], ids=case_id)
-def test_names_with_a_nul_character_are_refused(tmp_path: Path, call: object) -> None:
+def test_names_with_a_nul_character_are_refused(tmp_path: Path, call: Callable[[str], object]) -> None:
     with pytest.raises(ValueError, match="no file or folder has a NUL character"):
         call(f"{tmp_path}/a\0b")
 

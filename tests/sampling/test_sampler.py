@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -409,7 +409,7 @@ def test_every_argument_of_sample_has_a_test() -> None:
 
 
 @pytest.mark.parametrize("name, pairs", SAMPLE_CHANGES.items(), ids=SAMPLE_CHANGES)
-def test_every_argument_of_sample_matters(name: str, pairs: object) -> None:
+def test_every_argument_of_sample_matters(name: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
     """Each changes the samples."""
     for one, other in pairs:
         x, y = run(**one).x, run(**other).x
@@ -1239,7 +1239,7 @@ def test_a_network_may_change_its_own_copy() -> None:
 @pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # a score of no data
 @pytest.mark.parametrize("solver", [None, "heun", "dpm++2m", "ancestral", "dopri5", "torchdiffeq:dopri5"])
 @pytest.mark.parametrize("mode", [torch.no_grad(), torch.inference_mode()], ids=case_id)
-def test_a_network_may_not_change_its_input(solver: str | None, mode: Tensor) -> None:
+def test_a_network_may_not_change_its_input(solver: str | None, mode: AbstractContextManager[None]) -> None:
     """Said at once, since the input is the run's state."""
     clean, dirty = (torch.nn.Sequential(torch.nn.ReLU(inplace=i), torch.nn.Linear(2, 2)) for i in (False, True))
     dirty.load_state_dict(clean.state_dict())

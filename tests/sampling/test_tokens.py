@@ -97,7 +97,7 @@ def test_processes_with_matrices_take_one_time_a_sample() -> None:
     [sg.oracles.Gaussian(torch.zeros(4, 2), 0.5), sg.oracles.GaussianMixture(torch.randn(3, 4, 2), 0.5)],
     ids=case_id,
 )
-def test_densities_take_one_time_a_sample(oracle: object) -> None:
+def test_densities_take_one_time_a_sample(oracle: sg.oracles.Oracle) -> None:
     """And say so."""
     t = torch.full((1, 4, 1), 0.5, dtype=F64)
 

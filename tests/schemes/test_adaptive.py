@@ -375,7 +375,7 @@ def test_where_nothing_is_known_all_is_evaluated() -> None:
     ],
     ids=case_id,
 )
-def test_what_is_known_is_not_evaluated_again(stale: list[bool], expected: list[float], asked: object) -> None:
+def test_what_is_known_is_not_evaluated_again(stale: list[bool], expected: list[float], asked: list[Any]) -> None:
     """The slope at the start of a step: only the rows whose slope is stale are evaluated, each where it is."""
     rows = rows_of(torch.tensor([[1.0], [2.0], [3.0]], dtype=F64), 0.0)
     rows.samples, rows.u = np.array([4, 1, 2]), np.array([0.1, 0.2, 0.3])

@@ -435,7 +435,7 @@ def test_orders_of_scipy_s_runge_kutta_methods(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sg.schemes.TorchSDE.fixed, ids=case_id)
-def test_orders_of_torchsde(name: object) -> None:
+def test_orders_of_torchsde(name: str) -> None:
     """The weak one, rounded down."""
     select = import_module("torchsde._core.methods").select
 

@@ -214,18 +214,20 @@ def test_tables_by_hand(solver: Any, expected: Any) -> None:
     same(table(solver.strict()), expected)
 
 
+class Doubled(sg.LinearSDE):
+    """A process without signal at its start and without noise at its end."""
+
+    T, eps = 1.0, 0.0
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        return 1 - torch.as_tensor(t)
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        return 2 * torch.as_tensor(t)
+
+
 def test_multisteps_from_no_signal() -> None:
     """sigma_t/sigma_s and alpha_t from alpha = 0."""
-
-    class Doubled(sg.LinearSDE):
-        T, eps = 1.0, 0.0
-
-        def alpha(self, t: float | Tensor) -> Tensor:
-            return 1 - torch.as_tensor(t)
-
-        def sigma(self, t: float | Tensor) -> Tensor:
-            return 2 * torch.as_tensor(t)
-
     same(table(sg.DPMSolverPP(3), (1.0, 0.25), Doubled()), [{"x0": 1 / 4, "e0": 3 / 4}])
 
 
@@ -241,16 +243,6 @@ def test_multisteps_from_no_signal() -> None:
 )
 def test_single_steps_from_no_signal_and_to_no_noise(solver: sg.Solver) -> None:
     """Where half the log-SNR is infinite single-step solvers do without their inner nodes."""
-
-    class Doubled(sg.LinearSDE):
-        T, eps = 1.0, 0.0
-
-        def alpha(self, t: float | Tensor) -> Tensor:
-            return 1 - torch.as_tensor(t)
-
-        def sigma(self, t: float | Tensor) -> Tensor:
-            return 2 * torch.as_tensor(t)
-
     same(table(solver, (1.0, 0.25), Doubled()), [{"x0": 1 / 4, "e0": 3 / 4}])
     same(table(solver, (1.0, 0.0)), [{"e0": 1.0}])
 
@@ -557,6 +549,23 @@ def test_options_out_of_range_are_refused(make: Any, text: Any) -> None:
         make()
 
 
+def test_options_at_their_limits_are_taken() -> None:
+    """The last value inside each limit, and combinations that are allowed."""
+    sg.schemes.ExponentialAdams(eta=1.0, window=(0.5, 0.5))
+    sg.schemes.ExponentialAdams(eta=1.0, window=(0.0, 0.5))
+    sg.schemes.ExponentialAdams(prediction="noise", variable="log-snr", variant="bh1")
+    sg.schemes.ExponentialAdams(prediction="noise", variable="noise-level", variant="fixed", corrector=3)
+    sg.schemes.ExponentialAdams(noise_scale="er", window=(0.0, math.inf))
+    sg.schemes.ExponentialRungeKutta(stages=3, c2=0.66)
+    sg.schemes.ExponentialRungeKutta(stages=2, c2=0.99, variant="midpoint", reduced=1)
+    sg.DPMSolverPP(5)
+    sg.DPMSolverPP(3, singlestep=True)
+    sg.schemes.AncestralNoise(sg.DPMSolver(2), eta=1.0)
+    sg.Heun(s_churn=1.0, s_tmin=1.0, s_tmax=1.0)
+    sg.DDIM(eta=1.0)
+    sg.EulerMaruyama(eta=1e6)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -574,22 +583,8 @@ def test_options_out_of_range_are_refused(make: Any, text: Any) -> None:
     ],
     ids=case_id,
 )
-def test_options_at_their_limits_are_taken(make: Callable[..., object]) -> None:
-    """The last value inside each limit, and combinations that are allowed."""
-    sg.schemes.ExponentialAdams(eta=1.0, window=(0.5, 0.5))
-    sg.schemes.ExponentialAdams(eta=1.0, window=(0.0, 0.5))
-    sg.schemes.ExponentialAdams(prediction="noise", variable="log-snr", variant="bh1")
-    sg.schemes.ExponentialAdams(prediction="noise", variable="noise-level", variant="fixed", corrector=3)
-    sg.schemes.ExponentialAdams(noise_scale="er", window=(0.0, math.inf))
-    sg.schemes.ExponentialRungeKutta(stages=3, c2=0.66)
-    sg.schemes.ExponentialRungeKutta(stages=2, c2=0.99, variant="midpoint", reduced=1)
-    sg.DPMSolverPP(5)
-    sg.DPMSolverPP(3, singlestep=True)
-    sg.schemes.AncestralNoise(sg.DPMSolver(2), eta=1.0)
-    sg.Heun(s_churn=1.0, s_tmin=1.0, s_tmax=1.0)
-    sg.DDIM(eta=1.0)
-    sg.EulerMaruyama(eta=1e6)
-
+def test_what_does_not_go_together_is_refused(make: Callable[..., object]) -> None:
+    """Solvers of a kind that cannot be wrapped, what is none, and options by position."""
     with pytest.raises(TypeError):
         make()
 

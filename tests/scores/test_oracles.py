@@ -76,7 +76,7 @@ def test_samples_of_one_seed_begin_alike(name: str) -> None:
 
 @pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.parametrize("sde, t", [(None, 0.0), (LINEAR["vp"], 0.3), (LINEAR["ve"], 0.6)], ids=case_id)
-def test_samples_follow_the_marginal(name: str, sde: object, t: float) -> None:
+def test_samples_follow_the_marginal(name: str, sde: sg.LinearSDE | None, t: float) -> None:
     """Mean, covariance and log-density of samples at several times, within four standard errors."""
     oracle, n = ORACLES[name], 20000
 

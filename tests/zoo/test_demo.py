@@ -88,7 +88,7 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("argv", [[], ["sing"], ["demo", "--colour"]], ids=case_id)
-def test_what_is_no_command(argv: object) -> None:
+def test_what_is_no_command(argv: list[str]) -> None:
     with pytest.raises(SystemExit):
         main(argv)
 
