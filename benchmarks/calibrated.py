@@ -26,6 +26,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import statistics
 import sys
 import time
 import warnings
@@ -460,19 +461,20 @@ def tables(half: str) -> str:
     found = measured(half)
     now = _as_it_is(found)
     budgets = sorted({nfe for row in found for nfe in row["budgets"]})
-    spent = [
-        [total - network for total, network in row["spent"].values() if None not in (total, network)] for row in found
-    ]
-    beside = [sum(runs) for runs in spent if runs and not math.isnan(sum(runs))] or [math.nan]
+    whole = [row for row in now if set(row["budgets"]) == set(budgets)]
     lines = [
         f"## {half}: {len(found)} beds, fitted to {NOISES} noises", "",
         *_on_own_noises(found, budgets), "",
         "Where the method as it is was measured:", "", *_on_own_noises(now, budgets), "",
-        f"CPU seconds beside the network's, all budgets: at most {max(beside):.0f}, on average "
-        f"{sum(beside) / len(beside):.0f}.", "",
-        f"Cells above {HALF} at up to {FEWER} calls, or above {MOST} beyond:", "", *_above(found, budgets), "",
+        "CPU seconds beside the network's, all budgets:", "",
+        _beside(found), _beside(whole) + ", the method as it is", "",
+        "Samples that the network evaluated, the method as it is:", "", *_evaluated(now, budgets), "",
+        f"Cells above {HALF} at up to {FEWER} calls, or above {MOST} beyond:", "",
+        *_above({n: ratios(found, n, "best") for n in budgets}, {n: HALF if n <= FEWER else MOST for n in budgets}), "",
         f"On {FURTHER} further noises of each bed:", "", *_on_further_noises(found, budgets), "",
         "Where the method as it is was measured:", "", *_on_further_noises(now, budgets), "",
+        "Of these, worse than the pilot's choice:", "",
+        *_above({n: further_ratios(now, n, "pilot") for n in budgets}, dict.fromkeys(budgets, 1.0)), "",
         "Over the best deterministic sampler of diffusers, k-diffusion and azula:", "",
         *_over_peers(found, budgets), "",
         *_bed_by_bed(found, budgets), "",
@@ -514,12 +516,33 @@ def _on_own_noises(found: Found, budgets: Sequence[int]) -> list[str]:
     return _table(f"{head}, worse by 2 s.e., / GITS-like", rows)
 
 
-def _above(found: Found, budgets: Sequence[int]) -> list[str]:
-    """The beds where the ratio to the best is above what is asked for."""
-    cells: dict[str, list[str]] = {}
+def _beside(found: Found) -> str:
+    """CPU seconds of the fits without the network's."""
+    spent = [
+        [total - network for total, network in row["spent"].values() if None not in (total, network)] for row in found
+    ]
+    beside = [sum(runs) for runs in spent if runs and not math.isnan(sum(runs))] or [math.nan]
+    return f"- at most {max(beside):.0f}, on average {sum(beside) / len(beside):.0f} of {len(beside)} beds"
+
+
+def _evaluated(found: Found, budgets: Sequence[int]) -> list[str]:
+    """Samples that the network evaluated, for a budget and for what budgets share."""
+    rows = []
     for nfe in budgets:
-        for bed, ratio in ratios(found, nfe, "best").items():
-            if ratio > (HALF if nfe <= FEWER else MOST):
+        cells = [row["budgets"][nfe] for row in found if nfe in row["budgets"]]
+        if cells:
+            own, shared = ([cell[name] for cell in cells] for name in ("network_evals", "shared_evals"))
+            counts = (len(cells), statistics.median(own), max(own), statistics.median(shared), max(shared))
+            rows.append([str(nfe), *(f"{count:.0f}" for count in counts)])
+    return _table("calls, beds, median, at most, shared: median, shared: at most", rows)
+
+
+def _above(by_budget: dict[int, dict[str, float]], limits: dict[int, float]) -> list[str]:
+    """The beds whose ratio is above a limit at some budget."""
+    cells: dict[str, list[str]] = {}
+    for nfe, of_beds in by_budget.items():
+        for bed, ratio in of_beds.items():
+            if ratio > limits[nfe]:
                 cells.setdefault(bed, []).append(f"{ratio:.2f} at {nfe}")
     return [f"- {bed}: {', '.join(those)}" for bed, those in cells.items()]
 
