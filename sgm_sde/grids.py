@@ -31,7 +31,7 @@ from sgm_sde._utils.checks import (
     moments,
     number,
     reals,
-    require_floating,
+    require_values,
     settle,
     unknown,
 )
@@ -157,7 +157,7 @@ class TokenGrid(Value):
     _numbers: bytes
 
     def __init__(self, times: Tensor) -> None:
-        require_floating("times", times, "(n + 1, *)")
+        require_values("times", times, "(n + 1, *)")
         if times.ndim < 2 or len(times) < 2:
             raise ValueError(f"times must have two rows or more, (n + 1, *), got the shape {tuple(times.shape)}")
         t = times.detach().to(device="cpu", dtype=torch.float64) + 0.0  # one zero, not two

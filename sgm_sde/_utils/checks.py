@@ -196,8 +196,18 @@ def sizes(option: str, value: object, least: int = 1) -> tuple[int, ...]:
 
 
 def is_dense(value: object) -> TypeGuard[Tensor]:
-    """True if the value is a tensor whose entries all lie in memory, as arithmetic here takes them for granted."""
-    return isinstance(value, Tensor) and value.layout == torch.strided
+    """True if the value is a tensor that has all its entries, as arithmetic here takes them for granted."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_nested or value.is_quantized)
+
+
+def has_numbers(value: object) -> TypeGuard[Tensor]:
+    """True if the value is such a tensor, and its entries can be looked at: on the device meta there are none."""
+    return is_dense(value) and not value.is_meta
+
+
+def listed(value: object) -> object:
+    """The same value, the entries of an array or tensor as Python's."""
+    return value.tolist() if isinstance(value, np.ndarray) or has_numbers(value) else value
 
 
 def instance_of(option: str, value: object, kind: type | UnionType, words: str) -> None:
@@ -216,7 +226,7 @@ def require_floating(option: str, value: object, shape: str = "(B, *)") -> None:
 def require_values(option: str, value: object, shape: str = "(B, *)") -> None:
     """The same for a tensor whose numbers are looked at: one on the device meta has none."""
     require_floating(option, value, shape)
-    if isinstance(value, Tensor) and value.is_meta:
+    if not has_numbers(value):
         raise TypeError(f"{option} must be a floating tensor {shape}, got one on the device meta, which has no numbers")
 
 
@@ -235,8 +245,11 @@ def shape_of_samples(option: str, value: object) -> tuple[int, ...]:
 
 def described(value: object) -> str:
     """A value in an error message: arrays by their shape, a class by what to do with it, the rest on one line, cut."""
-    if isinstance(value, Tensor) and value.layout != torch.strided:
-        return f"a tensor of layout {value.layout}"
+    if isinstance(value, Tensor) and not is_dense(value):
+        kind = "nested " if value.is_nested else "quantized " if value.is_quantized else ""
+        return f"a {kind}tensor of layout {value.layout}"
+    if isinstance(value, Tensor) and value.is_meta:
+        return f"a tensor of shape {tuple(value.shape)} on the device meta"
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}" if value.numel() != 1 else f"tensor({value.tolist()})"
     if isinstance(value, np.ndarray):
@@ -264,7 +277,7 @@ def moment(option: str, value: object) -> float:
     Raises:
         TypeError: for anything else.
     """
-    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
+    if has_numbers(value) and value.ndim == 0 and not value.is_complex():
         return float(value)
     return real(option, value)
 
@@ -275,10 +288,10 @@ def moments(option: str, value: object) -> list[float]:
     Raises:
         TypeError: for anything else, or something in it that is no real number.
     """
-    listed = value.tolist() if isinstance(value, np.ndarray) or is_dense(value) else value
-    if not isinstance(listed, Iterable) or isinstance(listed, str | Tensor):
+    times = listed(value)
+    if not isinstance(times, Iterable) or isinstance(times, str | Tensor):
         raise TypeError(f"{option} must be a sequence of numbers, got {described(value)}")
-    return [moment(f"{option}[{i}]", t) for i, t in enumerate(listed)]
+    return [moment(f"{option}[{i}]", t) for i, t in enumerate(times)]
 
 
 def ends_of(option: str, value: object) -> tuple[float, float]:
@@ -362,10 +375,10 @@ def reals(option: str, value: object) -> tuple[float, ...]:
     Raises:
         TypeError: for what is no sequence, or has something else in it.
     """
-    listed = value.tolist() if isinstance(value, np.ndarray) or is_dense(value) else value
-    if not isinstance(listed, Sequence) or isinstance(listed, str):
+    entries = listed(value)
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
         raise TypeError(f"{option} must be a sequence of numbers, got {described(value)}")
-    return tuple(real(f"{option}[{i}]", number) for i, number in enumerate(listed))
+    return tuple(real(f"{option}[{i}]", entry) for i, entry in enumerate(entries))
 
 
 def rows_of(option: str, value: object) -> tuple[tuple[float, ...], ...]:
@@ -374,7 +387,7 @@ def rows_of(option: str, value: object) -> tuple[tuple[float, ...], ...]:
     Raises:
         TypeError: for anything else.
     """
-    rows = value.tolist() if isinstance(value, np.ndarray) or is_dense(value) else value
+    rows = listed(value)
     if not isinstance(rows, Sequence) or isinstance(rows, str):
         raise TypeError(f"{option} must be a sequence of rows of numbers, got {described(value)}")
     return tuple(reals(f"{option}[{i}]", row) for i, row in enumerate(rows))
@@ -392,8 +405,8 @@ def numbers(option: str, value: object) -> Tensor:
         if array.dtype.kind not in "fiu":
             raise TypeError(f"{option} must be a tensor or sequence of numbers, got {described(value)}")
         value = torch.from_numpy(array.astype(np.float64))
-    if value.is_complex() or value.dtype == torch.bool or not is_dense(value):
-        raise TypeError(f"{option} must be real numbers, got {value.layout} of dtype {value.dtype}")
+    if value.is_complex() or value.dtype == torch.bool or not has_numbers(value):
+        raise TypeError(f"{option} must be real numbers, got {described(value)}, of dtype {value.dtype}")
     found = value.detach().to(device="cpu", dtype=torch.float64)
     if not bool(torch.isfinite(found).all()):
         raise ValueError(f"{option} must be finite, got {int((~torch.isfinite(found)).sum())} numbers that are not")

@@ -139,6 +139,8 @@ class Calibrated(Solver):
         2
     """
 
+    lags = True  # a fit minds where it ends, not what its states are on the way
+
     table: Table
     process: str = field(default="", repr=False)
     network: str = field(default="", repr=False)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import described, is_dense
+from sgm_sde._utils.checks import described, has_numbers
 from sgm_sde.engine.counter import LANES, WORDS, BoxMuller, Run, Words, philox
 
 SeedList = Iterable[SupportsIndex | tuple[SupportsIndex, SupportsIndex]]
@@ -205,9 +205,8 @@ def _is_list(seed: object) -> TypeGuard[SeedList]:
 
 def _numbers(seeds: SeedList) -> SeedList:
     """The same seeds, those of an array or a tensor as Python's numbers."""
-    if isinstance(seeds, Tensor) and (not is_dense(seeds) or seeds.is_meta):
-        given = "one on the device meta, which has no numbers" if is_dense(seeds) else described(seeds)
-        raise TypeError(f"seeds must be integers, a tensor of them dense, got {given}")
+    if isinstance(seeds, Tensor) and not has_numbers(seeds):
+        raise TypeError(f"seeds must be integers, a tensor of them dense, got {described(seeds)}")
     return seeds.tolist() if isinstance(seeds, Tensor | np.ndarray) else seeds
 
 
@@ -263,9 +262,14 @@ def _pair(seed: object) -> tuple[int, int]:
     return _checked(seed[0]), _checked(seed[1], "the index of a seed", 32)
 
 
+def _is_one(value: Tensor) -> bool:
+    """True if a tensor may be a seed: it has one number, which is no flag."""
+    return has_numbers(value) and value.ndim == 0 and value.dtype != torch.bool
+
+
 def _checked(value: object, name: str = "a seed", bits: int = 64) -> int:
     try:
-        no_number = isinstance(value, bool) or (isinstance(value, Tensor) and (value.ndim or value.dtype == torch.bool))
+        no_number = isinstance(value, bool) or (isinstance(value, Tensor) and not _is_one(value))
         index = operator.index(None if no_number else value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{name} must be an int, got {described(value)}") from None

@@ -497,7 +497,7 @@ class _Task:
         )  # fmt: skip
         calls = {name: report.result[name] for name in ("nfe", "rows")}
         if n_failed := len(report.result["failed"]):
-            note = f"{n_failed} of {self.n} samples are not finite, or short of the end"
+            note = f"{n_failed} of {self.n} samples are not finite, short of the end, or cannot be right"
             return {**calls, "images": "", "metrics": {}, "note": note}
 
         x = distributed.load(folder)["x"]

@@ -14,7 +14,7 @@ from sgm_sde._utils.checks import (
     check_output,
     check_per_sample_scalar,
     described,
-    is_dense,
+    has_numbers,
     not_finite,
 )
 from sgm_sde._utils.warn import warn
@@ -53,8 +53,8 @@ def check_points(x: Tensor) -> Tensor:
         TypeError: for anything that is no floating tensor.
         ValueError: for no samples, and values that are not finite.
     """
-    if not is_dense(x) or not x.is_floating_point() or x.ndim == 0:
-        given = f"dtype {x.dtype}" if is_dense(x) and x.ndim else described(x)
+    if not has_numbers(x) or not x.is_floating_point() or x.ndim == 0:
+        given = f"dtype {x.dtype}" if has_numbers(x) and x.ndim else described(x)
         raise TypeError(f"x must be a floating tensor (B, *), got {given}; for images of integers use bits_per_dim")
     if len(x) == 0:
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")

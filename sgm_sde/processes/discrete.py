@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import described, real
+from sgm_sde._utils.checks import reals
 from sgm_sde._utils.shapes import Time, as_time, cpu_float64
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.ve import UnitScaleSDE
@@ -115,13 +115,7 @@ def _root_of_cubic(value: Tensor, y0: Tensor, m0: Tensor, c2: Tensor, c3: Tensor
 
 
 def _table(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    listed: object = values
-    if isinstance(values, Tensor | np.ndarray) and values.ndim == 1:
-        listed = values.tolist()
-    if not isinstance(listed, Sequence) or isinstance(listed, str):
-        raise TypeError(f"{name} must be a sequence of numbers, got {described(values)}")
-
-    table = tuple(real(f"{name}[{i}]", value) for i, value in enumerate(listed))
+    table = reals(name, values)
     if len(table) < 2:
         raise ValueError(f"{name} needs at least two entries, got {len(table)}")
     return table

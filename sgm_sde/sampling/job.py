@@ -88,10 +88,8 @@ class Job:
         if self.program is None or self.position is not None or not has_scalar_marginal(self.sde):
             return False
         assert isinstance(self.solver, Solver)
-        fitted = self.solver.budget is not None  # to data that are no Gaussian
-        if fitted or self.solver.has_hooks or self.solver.lags:
-            return False
-        return misses_gaussians(self.program, self.sde)
+        judged_by_table = not (self.solver.has_hooks or self.solver.lags)
+        return judged_by_table and misses_gaussians(self.program, self.sde)
 
     @property
     def state_dtype(self) -> torch.dtype:

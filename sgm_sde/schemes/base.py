@@ -79,7 +79,8 @@ class Solver(_Method):
         prediction: what `evaluate` returns: `"data"`, `"noise"`, `"score"` or `"drift"`.
         nfe_per_step: network calls per step.
         guided: whether something besides network and noise, such as a measurement, moves the states.
-        lags: whether states may be far from the marginal of their time, as under few Langevin updates per level.
+        lags: whether states may be far from the marginal of their time, as under few Langevin updates per level, and of
+            tables that were fitted to a network.
         ends_in_data: whether the last state is the sample itself, so that nothing is left to denoise.
         budget: the one number of network calls that it is made for, None for any.
         source: authors, year, arXiv number.

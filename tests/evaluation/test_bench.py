@@ -443,7 +443,7 @@ def test_a_model_of_your_own(points: Path, tmp_path: Path) -> None:
     sde = sg.VPSDE()
     broken = Model("broken", sg.from_score(lambda x, t: x / (x > -1.5), sde), sde, (2,))
     broken_out = bench(broken, tmp_path / "broken", solvers=["ddim", "euler"], nfe=[4], **options)
-    assert "of 100 samples are not finite, or short of the end" in str(broken_out)
+    assert "of 100 samples are not finite, short of the end, or cannot be right" in str(broken_out)
 
 
 def test_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import sgm_sde as sg
 from benchmarks import alarms
+from sgm_sde.calibration import Calibrated, Table
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.sampling import diagnosis
 from tests.conventions import case_id
@@ -334,3 +335,13 @@ def test_a_ladder_of_one_dimension_goes_far_and_is_right(process: str) -> None:
     solver = sg.schemes.AnnealedLangevin(0.2, 100)
     res = sg.sample(score, sde, (200, 1), solver=solver, steps=20, seed=0)
     assert res.status.ok and abs(float(res.x.var()) - 1) < 0.3
+
+
+def test_states_of_a_fitted_solver_are_its_own() -> None:
+    """A table that goes through a state of 500 at the noise level 1 to samples of 100 was not thrown out."""
+    sde = sg.EDMSDE()
+    table = Table((10.0, 1.0), (10.0, 500.0, 0.0), ((0.0,), (0.0, 1.0)))
+    oracle = sg.oracles.Gaussian(torch.zeros(64), 0.25)
+    res = sg.sample(oracle.score(sde), sde, (4, 64), solver=Calibrated(table), seed=0)
+    assert float(res.x.square().mean().sqrt()) == pytest.approx(100.0, rel=0.1)
+    assert res.status.ok

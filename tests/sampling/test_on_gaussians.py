@@ -80,9 +80,9 @@ def test_budgets_that_are_usual_are_not_named(process: str, solver: str | None, 
 
 
 class Fitted(sg.schemes.Heun):
-    """Heun's method, as if it were made for one number of calls."""
+    """Heun's method, as if it were fitted."""
 
-    budget = 4
+    lags = True
 
 
 @pytest.mark.parametrize(
