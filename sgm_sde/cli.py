@@ -359,7 +359,7 @@ def _device(args: argparse.Namespace) -> str:
 def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", required=True, help="a shipped model, MODULE:FACTORY, or a diffusers folder")
-    add("--out", type=Path, required=True, help="file for the tables, .json; an interrupted run goes on from OUT.parts")
+    add("--out", type=Path, required=True, help="new file for tables, .json; an interrupted run goes on from OUT.parts")
 
     add("--nfe", type=_numbers, required=True, help="budgets of network calls, such as 4,6,8,12")
     add("-n", "--n", type=int, help="noises to fit to (128; more below 8 dimensions, 512 in two)")
@@ -392,6 +392,8 @@ def _calibrate(args: argparse.Namespace) -> int:
         raise ValueError(f"--out must end in .json, by which sample and bench know a file of solvers, got {args.out}")
     if args.out.is_dir():
         raise ValueError(f"--out {args.out} is a folder: name a file")
+    if args.out.exists():
+        raise ValueError(f"--out {args.out} is there already: name another file, or delete that one")
     if not args.out.parent.is_dir():
         raise ValueError(f"--out {args.out}: there is no folder {args.out.parent}")
     parts = args.out.with_suffix(".parts") if args.checkpoint is None else args.checkpoint

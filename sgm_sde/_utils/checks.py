@@ -114,6 +114,10 @@ def usable_device(option: str, value: object) -> torch.device:
     if (device.index or 0) >= there.get(device.type, math.inf):
         found = there[device.type]
         raise ValueError(f"{option} {str(device)!r} is not on this machine, where torch finds {found} of its kind")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # of a kind that this torch was not built for
+        raise ValueError(f"{option} {str(device)!r} is none that torch can use here") from error
     return device
 
 

@@ -24,8 +24,9 @@ _known: WeakKeyDictionary[object, str] = WeakKeyDictionary()  # checksums of wei
 
 
 def network_of(score: Score) -> str:
-    """The identity of a score's network and of its guidance, as JSON text: "" for functions without a module.
+    """The identity of a score's network and of its guidance, as JSON text.
 
+    Without a module it is that of the tensors and arrays that the score's functions hold or name, and "" without any.
     Networks are not called for it.
     """
     checksum = _weights(score)
@@ -35,7 +36,7 @@ def network_of(score: Score) -> str:
 def check_network(fitted: str, score: Score, name: str) -> None:
     """Warn if the score is another one than that of the identity `fitted`.
 
-    Nothing is said where one of the two has no module that can be found, or is compiled.
+    Nothing is said where one of the two has no weights that can be found, or is compiled.
     """
     if not fitted or any(hasattr(net, "_orig_mod") for net in networks(score)):
         return
@@ -86,7 +87,7 @@ def _weights(score: Score) -> str:
     try:
         return _known[net]
     except (KeyError, TypeError):
-        found = weights(networks(score))
+        found = weights(networks(score)) or weights(score)
     with contextlib.suppress(TypeError):  # None, or what has no weak reference
         _known[net] = found
     return found

@@ -27,7 +27,6 @@ from sgm_sde._utils.checks import (
     instance_of,
     number,
     sizes,
-    usable_device,
 )
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
@@ -41,7 +40,7 @@ from sgm_sde.calibration.rough import searched
 from sgm_sde.calibration.rows import Rows
 from sgm_sde.calibration.strata import FEW_DIMENSIONS, HARD, SCREENED, SCREENED_IN_FEW, Strata, hardest
 from sgm_sde.calibration.table import Calibrated
-from sgm_sde.engine.noise import resolve_seeds
+from sgm_sde.engine.noise import one_seed, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.identity import spec
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
@@ -51,9 +50,16 @@ from sgm_sde.sampling.defaults import Setting
 from sgm_sde.sampling.options import Execution
 from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.sampler import sample
-from sgm_sde.sampling.trials import Race, RunOptions, budgets_of, default_candidates
+from sgm_sde.sampling.trials import (
+    NOT_EXACT,
+    Race,
+    RunOptions,
+    budgets_of,
+    default_candidates,
+    device_with_numbers,
+)
 from sgm_sde.scores.conditions import bare
-from sgm_sde.scores.score import Score, as_score
+from sgm_sde.scores.score import as_score
 
 REFERENCES = (64, 128, 256)  # network calls of exact trajectories, as many as are needed
 KNOWN = 3e-4  # of the standard deviation: how well exact samples should be known
@@ -209,14 +215,14 @@ def calibrate(
             raise FileNotFoundError(f"there is no folder {Path(checkpoint).parent} to make the checkpoint in")
     if dtype is not None:
         float_dtype("dtype", dtype)
-    seed = secrets.randbits(63) if seed is None else seed
+    seed = secrets.randbits(63) if seed is None else one_seed(seed)
 
     n, *event = given
     screened = _screened(event, n), _screened(event, held_out)
     total = n + held_out + CHECKED + sum(screened)
     seeds = resolve_seeds(seed, None, total)
     score = as_score(score_fn, sde)
-    place = _place(score, device)
+    place = device_with_numbers(score, device)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     flow = Flow(score, sde, event, seeds, n, kwargs, batch_size, dtype, place)
     search = _Search(flow, n, held_out, seed, dtype, reference_nfe, time_limit, screened)
@@ -250,14 +256,6 @@ def _budgets(sde: LinearSDE, nfe: int | Sequence[int]) -> list[int]:
 def _screened(event: Sequence[int], n: int) -> int:
     """The number of noises that are screened beside n at random."""
     return n * (SCREENED_IN_FEW if math.prod(event) <= FEW_DIMENSIONS else SCREENED)
-
-
-def _place(score: Score, device: torch.device | str | None) -> torch.device:
-    """The device that is named, the network's, or the default."""
-    if device is not None:
-        return usable_device("device", device)
-    parameter = score.parameter
-    return torch.get_default_device() if parameter is None else parameter.device
 
 
 def _warn_of_doubt(found: Calibration) -> None:
@@ -396,7 +394,8 @@ class _Search:
         flow = self.flow
         exact = flow.trajectories(noises, calls, keep)
         if not bool(exact.finite.all()):
-            raise ValueError(f"exact trajectories by {calls} network calls are not finite: give a larger reference_nfe")
+            failed = f"{int((~exact.finite).sum())} of {len(noises)} exact trajectories by {calls} network calls"
+            raise ValueError(f"{failed} are not finite; {NOT_EXACT}")
         if not screened:
             return exact, Strata.even(noises)
 

@@ -176,6 +176,16 @@ def resolve_seeds(seed: Seeds, generator: Generators, batch: int) -> SampleSeeds
     return seeds if isinstance(seeds, SampleSeeds) else _of_list(seeds)
 
 
+def one_seed(seed: object) -> int:
+    """A seed of all samples as an int.
+
+    Raises:
+        TypeError: for anything but one integer.
+        ValueError: for one that is negative or too large.
+    """
+    return _checked(seed, "seed")
+
+
 def check_seeds(seed: Seeds) -> None:
     """Raise for a seed, or a list of them, that is none, before the number of samples is known.
 

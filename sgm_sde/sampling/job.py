@@ -153,7 +153,7 @@ class StartArguments:
     dtype: torch.dtype | None = None
     device: torch.device | str | None = None
 
-    def settled(self, score: Score) -> tuple[tuple[int, ...], torch.dtype, torch.device | str]:
+    def settled(self, score: Score) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
         """Shape, dtype and device of the samples."""
         if (self.shape is None) == (self.x_T is None):
             raise ValueError("give shape= for samples from the prior, or x_T= to start from, and not both")
@@ -166,13 +166,17 @@ class StartArguments:
 
         assert self.shape is not None
         shape = shape_of_samples("shape", self.shape)
-        device = self.device
-        if device is None:
-            device = torch.get_default_device() if score.parameter is None else score.parameter.device
-        else:
-            device = usable_device("device", device)
+        device = device_of(score, self.device)
         dtype = torch.get_default_dtype() if self.dtype is None else self.dtype
         return shape, float_dtype("dtype", dtype), device
+
+
+def device_of(score: Score, device: torch.device | str | None) -> torch.device:
+    """The device that is named, the network's, or torch's default."""
+    if device is not None:
+        return usable_device("device", device)
+    parameter = score.parameter
+    return torch.get_default_device() if parameter is None else parameter.device
 
 
 def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, noise: str | None) -> Job:

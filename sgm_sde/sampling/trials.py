@@ -24,6 +24,7 @@ from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.sampling.defaults import SETTINGS, Setting, adams_near_noise
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
+from sgm_sde.sampling.job import device_of
 from sgm_sde.sampling.options import Execution
 from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.sampler import sample
@@ -51,6 +52,10 @@ SOME, MANY = 8, 15  # network calls, from which on there are other candidates
 MOST_FINALISTS, LEAST_FINALISTS = 12, 4  # candidates that run on all noises
 SECOND = 24  # candidates of the second round, at most
 ASIDE = "cannot "  # how remarks begin that are no warning
+NOT_EXACT = (  # how errors end, where what should be exact is not finite
+    "if no larger reference_nfe= helps, the network does not predict what it was taken for: see from_noise, "
+    "from_denoiser, from_v and from_flow"
+)
 
 
 class PilotWarning(UserWarning):
@@ -722,6 +727,18 @@ def _usual(errors: Tensor) -> Tensor:
     return errors.argsort()[: len(errors) - left_out]
 
 
+def device_with_numbers(score: Score, device: torch.device | str | None) -> torch.device:
+    """The device of samples that are looked at: the one that is named, the network's, or torch's default.
+
+    Raises:
+        ValueError: for one that is not on this machine, and for the device meta.
+    """
+    place = device_of(score, device)
+    if place.type == "meta":
+        raise ValueError("solvers are compared by their samples, and those on the device meta have no numbers")
+    return place
+
+
 def _trial(
     score_fn: ScoreFn,
     sde: LinearSDE,
@@ -735,6 +752,7 @@ def _trial(
     """The race of a pilot: its exact samples by a tight solution, and by another how well they are known."""
     score = as_score(score_fn, sde)
     batch, *event = shape_of_samples("shape", shape)
+    device_with_numbers(score, options["execution"].device)
     seed = secrets.randbits(63) if seed is None and generator is None else seed
     seeds = resolve_seeds(seed, generator, batch)  # the same noises for all
     kwargs = arguments("model_kwargs", model_kwargs)
@@ -752,10 +770,7 @@ def _trial(
             **options | {"t_end": t_end},
         )  # fmt: skip
     if not reference.status.ok:
-        raise ValueError(
-            f"there is no reference to compare with: {reference.status.message}; if no larger reference_nfe= helps, "
-            f"the network does not predict what it was taken for: see from_noise, from_denoiser, from_v and from_flow"
-        )
+        raise ValueError(f"there is no reference to compare with: {reference.status.message}; {NOT_EXACT}")
     race = Race(score, sde, event, seeds, flat(reference.x), 0.0, options, kwargs, resolved)
     race.doubt = race.rmse(race.errors(CHECK, reference_nfe, batch, t_end))
     race.network_evals += reference.network_evals

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde.calibration import HeldOut, Table, closed, rough, search
 from sgm_sde.calibration.flow import Flow, Trajectories
-from sgm_sde.calibration.network import process_of
+from sgm_sde.calibration.network import network_of, process_of
 from sgm_sde.calibration.refine import Refinement, Unknowns, _Point
 from sgm_sde.calibration.rows import Rows
 from sgm_sde.calibration.strata import Strata, hardest, weighted_median
@@ -91,6 +91,9 @@ MIXTURE = sg.oracles.GaussianMixture(torch.tensor([[-1.0, 0.3], [1.0, 0.0], [0.2
 PROCESSES: dict[str, sg.LinearSDE] = {
     "vp": sg.VPSDE(), "ddpm": sg.presets.ddpm(), "flow": sg.RectifiedFlowSDE(), "edm": sg.EDMSDE(), "ve": sg.VESDE(),
 }  # fmt: skip
+
+
+DDIM_IN_ONE = Table((50.0,), (50.0, 0.0), ((1.0,),))
 
 
 def a_flow(sde: sg.LinearSDE, n: int, score: sg.Score | None = None) -> Flow:
@@ -578,6 +581,9 @@ def test_other_processes_are_refused(calibrated: sg.calibration.Calibrations, ot
         ((8, 2), {"dtype": "float32"}, TypeError, "dtype must be a floating-point torch.dtype, got 'float32'"),
         ((8, 2), {"reference_nfe": 2}, ValueError, "reference_nfe"),
         ((8, 2), {"batch_size": 0}, ValueError, "batch"),
+        ((8, 2), {"seed": [1, 2]}, TypeError, r"seed must be an int, got \[1, 2\]"),
+        ((8, 2), {"seed": -1}, ValueError, r"seed must lie in \[0, 2\*\*64\), got -1"),
+        ((8, 2), {"device": "meta"}, ValueError, "on the device meta have no numbers"),
     ],
     ids=case_id,
 )
@@ -587,6 +593,14 @@ def test_arguments_of_calibrate_are_checked(
     sde = sg.VPSDE()
     with pytest.raises(error, match=words):
         sg.calibrate(MIXTURE.score(sde), sde, shape, **{"nfe": 4, "seed": 0, **options})  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(("above", "failed"), [(-math.inf, "8 of 8"), (1.5, "2 of 8")])
+def test_networks_that_are_not_finite_are_said_to_be(above: float, failed: str) -> None:
+    sde = sg.VPSDE()
+    score = sg.from_noise(lambda x, t: torch.where(x.abs() > above, math.nan, x), sde)
+    with pytest.raises(ValueError, match=f"{failed} exact trajectories by .* are not finite; .* does not predict what"):
+        sg.calibrate(score, sde, (8, 2), nfe=4, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -823,15 +837,22 @@ def test_calibrated_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     ("out", "shown"),
-    [("table", "must end in .json"), ("folder.json", "is a folder"), ("nowhere/table.json", "there is no folder")],
+    [
+        ("table", "must end in .json"),
+        ("folder.json", "is a folder"),
+        ("there.json", "there.json is there already: name another file, or delete that one"),
+        ("nowhere/table.json", "there is no folder"),
+    ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_the_fit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, shown: str
 ) -> None:
     (tmp_path / "folder.json").mkdir()
+    (tmp_path / "there.json").write_text("a table")
     with pytest.raises(SystemExit):
         main(["calibrate", "--model", "digits", "--nfe", "4", "--out", str(tmp_path / out)])
     assert shown in capsys.readouterr().err
+    assert (tmp_path / "there.json").read_text() == "a table"
 
 
 @pytest.mark.parametrize(
@@ -900,6 +921,22 @@ def test_the_command_says_once_that_a_table_is_for_another_network(
         assert main(argv) == 0
     err = capsys.readouterr().err
     assert err.count("sgm-sde: warning: calibrated2 is used on another guidance") == 1 and "sys.exit" not in err
+
+
+@pytest.mark.parametrize("as_oracle", [True, False], ids=["oracle", "function"])
+def test_networks_without_a_module_are_known_by_their_tensors(as_oracle: bool) -> None:
+    sde = sg.VPSDE()
+
+    def score(mean: float) -> sg.scores.Score:
+        means = torch.tensor([[-mean], [mean]])
+        if as_oracle:
+            return sg.oracles.GaussianMixture(means, 0.3).score(sde)
+        return sg.from_noise(lambda x, t: x - means.mean() + 0 * t[:, None], sde)
+
+    solver = sg.calibration.Calibrated(DDIM_IN_ONE, process_of(sde), network_of(score(1.0)))
+    sg.sample(score(1.0), sde, (4, 1), solver=solver, seed=0)
+    with pytest.warns(sg.calibration.CalibrationWarning, match="a network of other weights"):
+        sg.sample(score(2.0), sde, (4, 1), solver=solver, seed=0)
 
 
 def test_a_grid_beside_a_table_is_refused(tmp_path: Path) -> None:

@@ -393,6 +393,7 @@ REFUSED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: sg.Execution(until=math.nan), ValueError, "until must be finite, at least 0, got nan"),
     (lambda: sg.Execution(until=-0.5), ValueError, "until must be finite, at least 0, got -0.5"),
     (lambda: sg.Execution(device="cuda:77"), ValueError, "device 'cuda:77' is not on this machine"),
+    (lambda: sg.Execution(device="xla"), ValueError, "device 'xla' is none that torch can use here"),
     (lambda: sg.Execution(device="gpu"), ValueError, "device must be a device such as 'cpu', .* got 'gpu'"),
     (lambda: sg.Execution(device=3), TypeError, "device must be a torch.device or its name, got 3"),
     (lambda: sg.Execution(compile="yes"), TypeError, "compile must be True or False, got 'yes'"),

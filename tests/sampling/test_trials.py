@@ -62,6 +62,7 @@ class Counted:
         ({"t_end": 0.0}, ValueError, "log-SNR is finite, and it is inf at t_end=0: give a later one.*0.001"),
         ({"t_end": 1.0}, ValueError, "t_end=1.0"),
         ({"final": "clean"}, ValueError, "clean"),
+        ({"device": "meta"}, ValueError, "on the device meta have no numbers"),
     ],
 )
 def test_it_refuses_before_the_network_is_called(options: dict[str, object], error: type, shown: str) -> None:
