@@ -5,6 +5,7 @@
     python -m benchmarks.calibrated store                     # what was measured into benchmarks/beds/calibrated.json
     python -m benchmarks.calibrated frechet                   # digits and clothes: distances to data and to the flow
     python -m benchmarks.calibrated peers --names moons-vp    # other libraries' samplers on the same noises
+    python -m benchmarks.calibrated stated --names points     # errors as stated, and on 2048 further noises
     python -m benchmarks.calibrated cpu                       # CPU seconds beside the network's, by dimensions
 
 On each bed (`benchmarks/beds.py`) `calibrate` fits to noises of its own and compares on further ones of its own. What
@@ -64,13 +65,14 @@ VARIED = (16, 64, 256)  # noises of the cost curve
 HELD_OUT = 128
 FURTHER = 256  # noises beside those of a bed, of which it has 2 to 128
 SEED = 1
-FIT = 5  # of the method's present form: numbers of an earlier one are told apart
+FIT = 5  # of the fits' present form: numbers of an earlier one are told apart
 HALF, MOST = 0.5, 0.7  # of the best off the shelf: what is asked of a fit
 FEWER = 8  # calls up to which it is half
 DPMPP2M = sg.Setting("dpm++2m", "karras")
 MULTISTEP = ("ipndm3", "dpm++2m", "unipc3")
 LARGEST = 80.0
-SAMPLES = {"digits": 3000, "fashion": 800}  # of a Frechet distance
+MANY = 2048  # noises that stated errors are compared on
+SAMPLES = {"digits": 3000, "fashion": 3000}  # of a Frechet distance
 SHIPPED_NOISES = {"digits": 128, "fashion": 64}  # of the tables that ship
 DIMENSIONS = (64, 3072)  # of the networks that CPU seconds are measured on
 CACHE = beds.CACHE / "calibrated"
@@ -156,18 +158,25 @@ def gits_levels(bed: Bed, budgets: Sequence[int]) -> dict[int, list[float]]:
     return found
 
 
+def fit_to(
+    bed: Bed, score: sg.scores.Score, budgets: Sequence[int], noises: int, folder: Path | None = None
+) -> sg.calibration.Calibrations:
+    """The calibration for a bed; what it says of itself is in its remarks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sg.calibrate(
+            score, bed.sde, (noises, *bed.shape[1:]), nfe=budgets, held_out=HELD_OUT, seed=SEED, dtype=bed.dtype,
+            model_kwargs=kwargs_for(bed, noises), checkpoint=folder,
+        )  # fmt: skip
+
+
 def measure(bed: Bed, budgets: Sequence[int], noises: int = NOISES, peers: bool = True) -> dict[str, Any]:
     """All numbers of a bed, by budget; interrupted, it continues with the budgets that are missing."""
     watch = Stopwatch(time.process_time)
     folder = CACHE / f"{bed.hash}-{noises}"
     score = bed.score.map_net(lambda net: Timed(net, watch) if isinstance(net, nn.Module) else watch.around(net))
     start = time.process_time()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what a calibration says of itself is in its remarks
-        found = sg.calibrate(
-            score, bed.sde, (noises, *bed.shape[1:]), nfe=budgets, held_out=HELD_OUT, seed=SEED, dtype=bed.dtype,
-            model_kwargs=kwargs_for(bed, noises), checkpoint=folder,
-        )  # fmt: skip
+    found = fit_to(bed, score, budgets, noises, folder)
     total, network = time.process_time() - start, watch.seconds
     levels = gits_levels(bed, budgets) if peers else {}
     more = further(bed, max(one.protocol["reference_nfe"] for one in found.values()))
@@ -197,6 +206,25 @@ def measure(bed: Bed, budgets: Sequence[int], noises: int = NOISES, peers: bool 
             "fit": FIT,
         }  # fmt: skip
     return {"bed": bed.name, "half": bed.half, "seconds": total, "network": network, "budgets": rows}
+
+
+def compare_stated(bed: Bed, budgets: Sequence[int]) -> None:
+    """Print the errors that a calibration states beside those on many further noises."""
+    found = fit_to(bed, bed.score, budgets, NOISES)
+    more = with_noises(bed, MANY, SEED, max(one.protocol["reference_nfe"] for one in found.values()))
+    for n, one in found.items():
+        for who, stated in (("calibrated", one.errors[0]), ("off the shelf", one.off_the_shelf)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                each = squares(more, stated.setting, n)
+            error = float(each.mean().sqrt())
+            spread = float(each.std()) / math.sqrt(MANY) / (2 * error)
+            median = float(each.median().sqrt())
+            sys.stdout.write(
+                f"{bed.name} at {n} calls, {who}: stated {stated.rmse:.3g} +- {stated.stderr:.1g}, on {MANY} further "
+                f"noises {error:.3g} +- {spread:.1g}, medians {stated.median:.2g} and {median:.2g}\n"
+            )
+        sys.stdout.flush()
 
 
 def peers_best(bed: Bed, nfe: int) -> tuple[float, str]:
@@ -282,12 +310,12 @@ def keep(bed: Bed, noises: int, budgets: Sequence[int], peers: bool = True) -> N
     sys.stdout.flush()
 
 
-def fitted(name: str) -> sg.calibration.Calibrations:
+def fitted(name: str, budgets: Sequence[int]) -> sg.calibration.Calibrations:
     """Tables for a shipped network, with labels in turn; interrupted, it continues with what is in the folders."""
     model = sg.load_model(name)
     noises = SHIPPED_NOISES[name]
     found = sg.calibrate(
-        model.score, model.sde, (noises, *model.shape), nfe=BUDGETS, held_out=HELD_OUT, seed=SEED,
+        model.score, model.sde, (noises, *model.shape), nfe=budgets, held_out=HELD_OUT, seed=SEED,
         model_kwargs={"y": sg.PerSample(torch.arange(noises) % 10)}, checkpoint=CACHE / f"{name}-{noises}",
     )  # fmt: skip
     # What ships with the network: the solver taken, and what it is compared with.
@@ -312,7 +340,9 @@ def shipped(name: str) -> sg.calibration.Calibrations:
 def frechet(name: str, n: int, found: sg.calibration.Calibrations, of: str) -> None:
     """Frechet distances of a shipped network's samples to data, and to the samples of its exact flow.
 
-    They are kept by number of samples, and by what calibrated solvers they are `of`.
+    Errors of single samples raise a distance by what falls as 1 / n, so that to the flow is also extrapolated, from n
+    and from half of the samples (Chong and Forsyth, 2019, arXiv:1911.07023). They are kept by number of samples, and by
+    what calibrated solvers they are `of`.
     """
     model = sg.load_model(name)
     extractor = load_extractor(SHIPPED[name][0], model.shape, device="cpu")
@@ -334,15 +364,21 @@ def frechet(name: str, n: int, found: sg.calibration.Calibrations, of: str) -> N
     kept = CACHE / f"{name}-frechet-{n}.pt"
     if not kept.exists():
         torch.save(samples(REFERENCE, 48), kept)
-    mean, cov = moments(torch.load(kept))
-    rows["exact"] = [gaussian_frechet(mean, cov, real.mean, real.cov), 0.0]
+    exact = torch.load(kept)
+
+    def to_flow(features: Tensor, n: int) -> float:
+        return gaussian_frechet(*moments(features[:n]), *moments(exact[:n]))
+
+    rows["exact"] = [gaussian_frechet(*moments(exact), real.mean, real.cov), 0.0, 0.0]
     for nfe, one in found.items():
         settings = {"calibrated": one, "off the shelf": one.off_the_shelf.setting, "dpm++2m, karras": DPMPP2M}
         for label, setting in settings.items():
             if f"{label} {nfe}" in rows:
                 continue
-            here = moments(samples(setting, nfe))
-            rows[f"{label} {nfe}"] = [gaussian_frechet(*here, real.mean, real.cov), gaussian_frechet(*here, mean, cov)]
+            features = samples(setting, nfe)
+            to_data = gaussian_frechet(*moments(features), real.mean, real.cov)
+            whole, half = to_flow(features, n), to_flow(features, n // 2)
+            rows[f"{label} {nfe}"] = [to_data, whole, 2 * whole - half]
             path.write_text(json.dumps(rows, indent=1) + "\n")
     sys.stdout.write(f"{name}: {n} samples against {real.name}: {json.dumps(rows, indent=1)}\n")
 
@@ -648,7 +684,7 @@ def draw_costs(path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, or print the tables."""
     parser = command.parser(__doc__, out="out/bench")
-    parser.add_argument("what", choices=["measure", "report", "store", "frechet", "peers", "cpu"])
+    parser.add_argument("what", choices=["measure", "report", "store", "frechet", "peers", "stated", "cpu"])
     parser.add_argument("--half", choices=beds.HALVES)
     parser.add_argument("--family", choices=beds.FAMILIES)
     parser.add_argument("--names", default="", help="beds whose name contains this")
@@ -677,6 +713,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.what == "cpu":
         for dimensions in DIMENSIONS:
             spend(dimensions, args.budgets)
+    elif args.what == "stated":
+        for bed in chosen:
+            compare_stated(bed, args.budgets)
     elif args.what == "peers":
         for bed in chosen:
             if time.monotonic() - start < args.seconds:
@@ -685,7 +724,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         CACHE.mkdir(parents=True, exist_ok=True)
         for name, n in SAMPLES.items():
             if args.names in name:
-                found, of = (shipped(name), "shipped") if args.shipped else (fitted(name), "fitted")
+                found, of = (shipped(name), "shipped") if args.shipped else (fitted(name, args.budgets), "fitted")
                 frechet(name, n, found, of)
     else:
         args.out.mkdir(parents=True, exist_ok=True)

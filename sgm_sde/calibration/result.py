@@ -151,7 +151,8 @@ class Calibration(Setting):
     def _noises(self) -> str:
         """The held-out noises in words."""
         hard = self.protocol.get("hard_held_out", 0)
-        further = f" and the {hard} hardest of {self.protocol['screened_held_out']} more" if hard else ""
+        of = self.protocol.get("screened_held_out", 0)
+        further = f" and {hard} of {of} more, the hardest and those that fits differ on" if hard else ""
         return f"{self.protocol.get('held_out', '?')} held-out noises{further}"
 
     def _lines(self) -> list[str]:

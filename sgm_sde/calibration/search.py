@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -28,11 +28,12 @@ from sgm_sde._utils.checks import (
     number,
     sizes,
 )
-from sgm_sde._utils.shapes import flat
+from sgm_sde._utils.shapes import finite, flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
 from sgm_sde.calibration import closed
-from sgm_sde.calibration.flow import Flow, Trajectories
+from sgm_sde.calibration.choice import Comparison
+from sgm_sde.calibration.flow import Flow, Samples, Trajectories
 from sgm_sde.calibration.network import CalibrationWarning, network_of, process_of
 from sgm_sde.calibration.refine import Refinement
 from sgm_sde.calibration.result import PILOT, Calibration, Calibrations, HeldOut, from_json, to_json
@@ -68,7 +69,8 @@ ROUGH = 5e-3  # of the standard deviation: a network is rough where half of the 
 LEVELS = 48  # of exact states, among which those of the first fit are chosen: no budget can be larger
 RACE = 64  # noises of the race of what is off the shelf
 FINALISTS = 3  # of it, compared on held-out noises
-CHECKED = 1000  # further noises, without exact samples
+CONTESTANTS = 4  # fits that run from the noises that were screened
+CONTESTED = 2  # held-out noises at random for one on which these differ most
 FEW_CALLS = (6, 12)  # of the runs whose distance tells how hard a noise is
 OUTSIDE = 1.5  # times the distance of the farthest exact sample from their mean: beyond, a fit has blown up
 DOUBT = "exact samples"  # what a remark on them begins with
@@ -76,7 +78,6 @@ FEW = 2.0  # times the error on the noises of the fit: beyond, there were too fe
 EXACT = "exact-trajectories"  # in a checkpoint
 MEASURED = ("nfe", "doubt", "median", "network_evals")  # of them
 STRATA = ("fit", "held")  # what noises are for
-ENOUGH = 0.9  # of the error off the shelf; above, no fit is worth its trouble
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def calibrate(
     derivatives with respect to levels say nothing, and levels are also searched at random. On noises that nothing was
     fitted to, what came out is compared with the best setting off the shelf, which is returned where a fit is not at
     least 10 % better. Where single noises make the error, 128 at random know little of it: so many more are screened by
-    18 calls each, and the hardest of them count for as many as they are, in the fit and on held-out noises.
+    18 calls each, and the hardest of them count for as many as they are, in the fit and on held-out noises. There those
+    on which the best fits end farthest apart are added, so that the luckiest fit is not taken for the best.
 
     Args:
         score_fn: the score, as `sample` takes it; a guided score at the scale that it is for.
@@ -163,7 +165,8 @@ def calibrate(
             512 in two.
         nfe: the budget of network calls, 48 at most, or several, which share the exact trajectories.
         held_out: further noises, on which the error is measured. To these and to those of the fit a quarter as many
-            are added, the hardest of 8 times as many, of 32 times in up to 16 dimensions.
+            are added, the hardest of 8 times as many, of 32 times in up to 16 dimensions; to these also half as many on
+            which fits differ most.
         seed: of all noises; drawn anew if not given.
         model_kwargs: passed on to the network. Arguments of one row per sample (`sg.PerSample`) have B rows, and other
             noises take them in turn.
@@ -219,7 +222,7 @@ def calibrate(
 
     n, *event = given
     screened = _screened(event, n), _screened(event, held_out)
-    total = n + held_out + CHECKED + sum(screened)
+    total = n + held_out + sum(screened)
     seeds = resolve_seeds(seed, None, total)
     score = as_score(score_fn, sde)
     place = device_with_numbers(score, device)
@@ -298,15 +301,6 @@ class _Exact:
     network_evals: int
 
     @property
-    def screening(self) -> dict[str, int]:
-        """Hard noises beside those at random, and how many were screened for them, as parts of a protocol."""
-        found = {}
-        for name, strata in (("noises", self.of_fit), ("held_out", self.of_held)):
-            found[f"hard_{name}"] = len(strata) - strata.at_random
-            found[f"screened_{name}"] = strata.drawn - strata.at_random
-        return found
-
-    @property
     def rough(self) -> bool:
         """True where so many calls leave such a distance that the network must change abruptly with time."""
         return self.median >= ROUGH
@@ -320,6 +314,29 @@ class _Exact:
     def at_random(self) -> Trajectories:
         """Trajectories of the noises at random."""
         return self.fit[: self.of_fit.at_random]
+
+
+class _Ranked(NamedTuple):
+    """Outcome of a comparison.
+
+    Attributes:
+        settings: all of them, the one to take first.
+        outside: fits that left the range of the samples.
+        strata: of the noises that they were compared on.
+    """
+
+    settings: list[HeldOut]
+    outside: list[HeldOut]
+    strata: Strata
+
+
+def _screening(of_fit: Strata, of_held: Strata) -> dict[str, int]:
+    """Hard noises beside those at random, and how many were screened for them, as parts of a protocol."""
+    found = {}
+    for name, strata in (("noises", of_fit), ("held_out", of_held)):
+        found[f"hard_{name}"] = len(strata) - strata.at_random
+        found[f"screened_{name}"] = strata.drawn - strata.at_random
+    return found
 
 
 class _Search:
@@ -353,14 +370,12 @@ class _Search:
         self.reference_nfe = reference_nfe
         self.noises = range(n)
         self.held = range(n, n + held_out)
-        self.checked = range(self.held.stop, self.held.stop + CHECKED)
         self.screened: list[range] = []
-        end = self.checked.stop
+        end = self.held.stop
         for count in screened:
             self.screened.append(range(end, end + count))
             end += count
-        self._squares: dict[HeldOut, Tensor] = {}  # mean square error of each held-out noise
-        self.of_held = Strata.even(self.held)
+        self.further = self.screened[1]  # where the noises are that were screened beside those held out
         self.store: Store | None = None  # where finished parts of a budget are kept
         self.seconds_before = 0.0  # of the parts of a budget that an earlier call had finished
         self.tell: Callable[[str], object] = lambda words: None  # what is done now
@@ -415,14 +430,13 @@ class _Search:
         return _mean_squares(few, more).nan_to_num(nan=math.inf).cpu()
 
     def arrange(self, exact: _Exact) -> None:
-        """Put the noises that are fitted to first, then those to compare on, and those to check."""
-        flow = self.flow
-        self.flow = flow.arranged(torch.cat([exact.of_fit.numbers, exact.of_held.numbers, torch.tensor(self.checked)]))
+        """Put the noises that are fitted to first, then those to compare on, and those that were screened."""
+        further = torch.tensor(self.screened[1], dtype=torch.long)
+        self.flow = self.flow.arranged(torch.cat([exact.of_fit.numbers, exact.of_held.numbers, further]))
         n, h = len(exact.of_fit), len(exact.of_held)
         self.noises = range(n)
         self.held = range(n, n + h)
-        self.of_held = exact.of_held
-        self.checked = range(n + h, n + h + len(self.checked))
+        self.further = range(n + h, n + h + len(further))
 
     def _calls(self, few: range) -> tuple[int, float, float]:
         """Calls of a trajectory, how far samples of a few noises are from those by twice as many, and what tells rough.
@@ -464,36 +478,92 @@ class _Search:
         def late() -> bool:
             return time.monotonic() > share
 
+        held_out = Comparison(exact.of_held)
         self.tell(f"{n} calls: settings off the shelf")
-        shelf = self._off_the_shelf(n, exact)
+        shelf = self._off_the_shelf(n, exact, held_out)
         fitted = self._fits(n, exact, [one.setting for one in shelf], late)
         self.tell(f"{n} calls: held-out noises")
-        compared = [self._held_out(name, setting, exact, n) for name, setting in fitted]
+        compared = [self._compared(held_out, name, setting, exact, n) for name, setting in fitted]
         able = [one for one in compared if math.isfinite(one.rmse)]
-        ranked, outside = self._ranked(self._in_order(able), shelf, exact, n)
-        fitted_error = self._fitted_error(ranked[0], exact, n)
+        ranked = self._ranked(held_out, able, shelf, exact, n)
+        taken = ranked.settings[0]
+        fitted_error = self._fitted_error(taken, exact, n)
         return Calibration(
-            ranked,
+            ranked.settings,
             n,
             reference_error=exact.doubt,
             network_evals=self.flow.network_evals - before,
             shared_evals=exact.network_evals,
             seconds=self.seconds_before + time.monotonic() - started,
-            protocol={**self.protocol, "reference_nfe": exact.nfe, **exact.screening},
-            remarks=self._remarks(ranked[0], outside, exact, fitted_error, is_late=late()),
+            protocol={**self.protocol, "reference_nfe": exact.nfe, **_screening(exact.of_fit, ranked.strata)},
+            remarks=self._remarks(taken, ranked.outside, exact, fitted_error, is_late=late()),
         )
 
     def _ranked(
-        self, order: list[HeldOut], shelf: list[HeldOut], exact: _Exact, n: int
-    ) -> tuple[list[HeldOut], list[HeldOut]]:
-        """All that was compared, the one to take first; and the fits that left the range of the samples before it."""
-        stays = (i for i, one in enumerate(order) if self._keeps_inside(one, shelf[0], exact, n))
-        first = next(stays, len(order))
-        order, outside = order[first:], order[:first]
+        self, held_out: Comparison, able: list[HeldOut], shelf: list[HeldOut], exact: _Exact, n: int
+    ) -> _Ranked:
+        """All settings in order, by held-out noises and those further ones on which the best of them differ most."""
+        contestants, outside, apart = self._contest(held_out.in_order(able), shelf[0], exact, n)
+        now = {one: one for one in (*able, *shelf)}
+        if contestants:
+            strata, places, ends = self._contested(apart, exact)
 
-        taken = order[0] if order and self._is_better(order[0], shelf[0]) else shelf[0]
-        others = [one for one in (*order, *outside, *shelf) if one is not taken]
-        return [taken, *sorted(others, key=lambda one: one.rmse)], outside
+            def squares(setting: Setting) -> Tensor:
+                return _mean_squares(self._run(setting, places, n), ends) / exact.scale**2
+
+            held_out, now = held_out.on_more(strata, squares, now)
+
+        taken = held_out.choice([now[one] for one in contestants], [now[one] for one in shelf])
+        others = [one for one in now.values() if one is not taken]
+        others.sort(key=lambda one: one.rmse)
+        return _Ranked([taken, *others], [now[one] for one in outside], held_out.strata)
+
+    def _contest(
+        self, order: list[HeldOut], shelf: HeldOut, exact: _Exact, n: int
+    ) -> tuple[list[HeldOut], list[HeldOut], Tensor]:
+        """The first fits, in order, whose samples stay in the range of the exact ones, or of those off the shelf, and
+        those that do not; and how far apart they end from each noise that is held out or was screened (N,).
+        """
+        samples = range(self.held.start, self.further.stop)
+        center = exact.at_random.end.mean(0)
+        off_the_shelf = self._run(shelf.setting, samples, n)
+        limit = OUTSIDE * _reach([exact.fit.end, exact.held, off_the_shelf], center)
+
+        contestants: list[HeldOut] = []
+        outside: list[HeldOut] = []
+        first = off_the_shelf
+        apart = torch.zeros(len(samples), dtype=torch.float64, device=first.device)
+        for one in order:
+            ends = self._run(one.setting, samples, n)
+            if not _farthest(ends, center) <= limit:  # some of them may not be numbers
+                outside.append(one)
+                continue
+            if not contestants:
+                first = ends
+                apart = _mean_squares(off_the_shelf, first)
+            apart = apart + _mean_squares(ends, first)
+            contestants.append(one)
+            if len(contestants) == CONTESTANTS:
+                break
+        return contestants, outside, apart.nan_to_num(nan=math.inf).cpu()
+
+    def _contested(self, apart: Tensor, exact: _Exact) -> tuple[Strata, Tensor, Tensor]:
+        """The held-out noises with those that were screened on which contestants end farthest apart; the places of
+        these, and their exact samples."""
+        strata = exact.of_held
+        h = len(strata)
+        start = self.screened[1].start
+        known = strata.numbers[strata.at_random :] - start
+        apart[h + known] = -1.0
+        wanted = -(-strata.at_random // CONTESTED)
+        count = min(wanted, len(self.further) - len(known))
+        chosen, as_contested = hardest(apart[:h], apart[h:], count)
+
+        ends = self.flow.trajectories(self.further.start + chosen, exact.nfe).end
+        there = finite(ends)
+        ends = ends[there]
+        chosen = chosen[there.cpu()]
+        return strata.extended(start + chosen, as_contested), self.further.start + chosen, ends
 
     @staticmethod
     def _remarks(
@@ -503,7 +573,7 @@ class _Search:
         remarks = []
         if outside:
             names = ", ".join(one.name for one in outside)
-            remarks.append(f"some of {CHECKED} further noises left the range of the exact samples with: {names}")
+            remarks.append(f"some of the noises left the range of the exact samples with: {names}")
         if taken.name.startswith(PILOT):
             remarks.append("no fit is 10 % better than what is off the shelf, which is taken")
         elif taken.rmse > FEW * fitted_error:
@@ -608,40 +678,12 @@ class _Search:
             self.store.save(name, vars(rows), spent)
         return rows
 
-    def _in_order(self, compared: list[HeldOut]) -> list[HeldOut]:
-        """Fits, the one to take first.
-
-        Where single noises end in another mode, they make the root mean square, and which fit has them is chance. So
-        among the fits whose mean square is within a standard error of the least, the one with the least product of
-        root mean square and median is taken.
-        """
-        if not compared:
-            return []
-        best = min(compared, key=lambda one: one.rmse)
-        able = [one for one in compared if self._within_an_error(one, best)]
-        first = min(able, key=lambda one: one.rmse * one.median)
-        rest = [one for one in compared if one is not first]
-        return [first, *sorted(rest, key=lambda one: one.rmse)]
-
-    def _is_better(self, one: HeldOut, shelf: HeldOut) -> bool:
-        """True if a fit is worth its trouble: by its root mean square, or its median where that is within chance."""
-        if one.rmse <= ENOUGH * shelf.rmse:
-            return True
-        return self._within_an_error(one, shelf) and one.median <= ENOUGH * shelf.median
-
-    def _within_an_error(self, one: HeldOut, other: HeldOut) -> bool:
-        """True if the mean square is larger by no more than a standard error of the difference, noise by noise."""
-        difference = self._squares[one] - self._squares[other]
-        if not bool(difference.isfinite().all()):
-            return False
-        return self.of_held.mean(difference) <= self.of_held.stderr(difference)
-
     def _error(self, rows: Rows, z: Tensor, exact: _Exact) -> float:
         each = _mean_squares(rows.run(self.flow, z, self.noises)[0], exact.fit.end)
         error = exact.of_fit.mean(each)
         return error if math.isfinite(error) else math.inf
 
-    def _off_the_shelf(self, n: int, exact: _Exact) -> list[HeldOut]:
+    def _off_the_shelf(self, n: int, exact: _Exact, held_out: Comparison) -> list[HeldOut]:
         """The best settings of the pilot's race, on held-out noises."""
         flow = self.flow
         few = min(RACE, self.n)
@@ -660,35 +702,24 @@ class _Search:
 
         compared = []
         for setting, _ in result.errors[:FINALISTS]:
-            found = self._held_out(PILOT, setting, exact, n)
-            compared.append(found)
+            compared.append(self._compared(held_out, PILOT, setting, exact, n))
         return sorted(compared, key=lambda one: one.rmse)
 
-    def _held_out(self, name: str, setting: Setting, exact: _Exact, nfe: int) -> HeldOut:
-        """The error of a setting at a budget on held-out noises."""
+    def _compared(self, held_out: Comparison, name: str, setting: Setting, exact: _Exact, nfe: int) -> HeldOut:
+        """A setting at a budget on held-out noises."""
         x = self._run(setting, self.held, nfe)
-        each = (_mean_squares(x, exact.held) / exact.scale**2).nan_to_num(nan=math.inf)
-        strata = exact.of_held
-        mse = strata.mean(each)
-        rmse = math.sqrt(mse)
-        spread = strata.stderr(each) if math.isfinite(mse) else math.inf
-        stderr = spread / (2 * rmse) if rmse and math.isfinite(rmse) else 0.0
-        root = each.sqrt()
-        found = HeldOut(name, setting, rmse, stderr, strata.median(root), float(root.max()))
-        self._squares[found] = each
-        return found
+        return held_out.add(name, setting, _mean_squares(x, exact.held) / exact.scale**2)
 
-    def _run(self, setting: Setting, samples: range, nfe: int) -> Tensor:
+    def _run(self, setting: Setting, samples: Samples, nfe: int) -> Tensor:
         """Samples (n, d) of a setting."""
         flow = self.flow
         found = []
-        for part in torch.split(torch.arange(len(samples)), flow.batch_size):
-            of = range(samples.start + int(part[0]), samples.start + int(part[-1]) + 1)
+        for of in torch.split(torch.as_tensor(samples), flow.batch_size):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 result = sample(
                     flow.score, flow.sde, (len(of), *flow.event), solver=setting, nfe=nfe,
-                    seed=flow.seeds[of.start : of.stop], model_kwargs=flow.conditions(torch.arange(of.start, of.stop)),
+                    seed=flow.seeds.select(of.numpy()), model_kwargs=flow.conditions(of),
                     execution=Execution(dtype=self.dtype, device=flow.device),
                 )  # fmt: skip
             flow.network_evals += result.network_evals
@@ -701,15 +732,6 @@ class _Search:
         each = _mean_squares(x, exact.fit.end)
         return math.sqrt(exact.of_fit.mean(each)) / exact.scale
 
-    def _keeps_inside(self, one: HeldOut, shelf: HeldOut, exact: _Exact, n: int) -> bool:
-        """True if further noises end where the exact samples do, or those from these noises off the shelf."""
-        center = exact.at_random.end.mean(0)
-        limit = OUTSIDE * max(_farthest(exact.fit.end, center), _farthest(exact.held, center))
-        farthest = _farthest(self._run(one.setting, self.checked, n), center)
-        if farthest > limit:
-            limit = max(limit, OUTSIDE * _farthest(self._run(shelf.setting, self.checked, n), center))
-        return farthest <= limit  # false where one of them is not a number
-
 
 def _mean_squares(x: Tensor, y: Tensor) -> Tensor:
     """Mean square over coordinates of the differences of samples (N, d), in double precision (N,)."""
@@ -719,6 +741,11 @@ def _mean_squares(x: Tensor, y: Tensor) -> Tensor:
 def _farthest(x: Tensor, center: Tensor) -> float:
     """The largest root mean square over coordinates of samples (N, d) around a center (d,)."""
     return float(_mean_squares(x, center).sqrt().max())
+
+
+def _reach(ends: Sequence[Tensor], center: Tensor) -> float:
+    """The largest of several `_farthest`; what comes after the first may be no number, and does not count then."""
+    return max(_farthest(x, center) for x in ends)
 
 
 def _distances(x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -52,6 +52,11 @@ class Strata:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    def extended(self, numbers: Tensor, as_hard: Tensor) -> Strata:
+        """With hard ones more of the noises that were looked at, and which of these are as hard in their sense."""
+        hard = torch.cat([self.hard | as_hard, torch.ones(len(numbers), dtype=torch.bool)])
+        return Strata(torch.cat([self.numbers, numbers]), hard, self.at_random, self.drawn)
+
     @property
     def _parts(self) -> list[tuple[Tensor, float]]:
         """The hard ones and the others, each with its share of all noises; what is empty is left out."""
