@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import finite, flat
+from sgm_sde.calibration.strata import FEW_DIMENSIONS
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
@@ -26,6 +27,8 @@ from sgm_sde.scores.score import Score
 Samples = range | Tensor  # places of noises
 
 LARGEST = 10.0  # log of the noise level where a process has no bound
+UNLIKE = 4.0  # times the standard deviation of another number: beyond, each is measured in its own
+CONSTANT = 1e-3  # of the largest: a standard deviation of a number that hardly varies
 ROOM = 1e-3  # between the last call and eps, in log s
 
 
@@ -64,6 +67,10 @@ class Trajectories:
         D = torch.cat([self.D, other.D], 1)
         return Trajectories(self.log_levels, y, D, torch.cat([self.end, other.end]))
 
+    def times(self, units: Tensor) -> Trajectories:
+        """With each coordinate times a number (d,)."""
+        return Trajectories(self.log_levels, self.y * units, self.D * units, self.end * units)
+
     @property
     def finite(self) -> Tensor:
         """The noises of which all numbers are finite, as truth values (N,)."""
@@ -89,7 +96,10 @@ class Flow:
     Attributes:
         network_evals: samples that the network has seen so far.
         high, low: bounds of log s.
+        units: what each coordinate (d,) is multiplied by in noises, states and estimates; None for nothing.
     """
+
+    units: Tensor | None = None
 
     def __init__(
         self,
@@ -142,6 +152,13 @@ class Flow:
 
     def noise(self, samples: Samples) -> Tensor:
         """The noises of some samples (n, d)."""
+        return self.measured(self._drawn(samples))
+
+    def measured(self, x: Tensor) -> Tensor:
+        """States (..., d) of the network in the units of this flow."""
+        return x if self.units is None else x * self.units
+
+    def _drawn(self, samples: Samples) -> Tensor:
         if isinstance(samples, range):
             seeds = self.seeds[samples.start : samples.stop]
         else:
@@ -161,7 +178,7 @@ class Flow:
         t, alpha, c_x, c_r = self._at_levels(log_levels, y)
 
         # Groups and samples as one batch, cut into calls.
-        states = y.view(groups * n, d)
+        states = (y if self.units is None else y / self.units).view(groups * n, d)
         out = torch.empty_like(states)
         numbers = torch.arange(groups * n, device=y.device)
         for first in range(0, groups * n, self.batch_size):
@@ -171,7 +188,7 @@ class Flow:
             x = alpha[group] * states[part]
             r = self._output(x, t[group], sample)
             torch.addcmul(c_x[group] * x, c_r[group], r, out=out[part])
-        return out.view(y.shape)
+        return self.measured(out).view(y.shape)
 
     def _output(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
         """The network's output (m, d) at states x (m, d) of samples of given numbers."""
@@ -220,7 +237,7 @@ class Flow:
         _, grid, program = plan(self.sde, REFERENCE, nfe=nfe, t_end=self.sde.eps)
         assert program is not None
         times = grid.times
-        z = self.noise(samples)
+        z = self._drawn(samples)
         record = _Record(self.sde.nodes(_spread(times[:-1], keep)), z)
         end = torch.empty_like(z)
 
@@ -231,7 +248,27 @@ class Flow:
             run = execute(program, x, model, PreDrawnNoise(()), on_output=record.of(model, rows))
             end[rows] = flat(model.predict("data", run.x, times[-1]))
             self.network_evals += model.network_evals
-        return Trajectories(record.log_levels, record.y, record.D, end)
+        found = Trajectories(record.log_levels, record.y, record.D, end)
+        return found if self.units is None else found.times(self.units)
+
+
+def units_of(x: Tensor, event: Sequence[int]) -> Tensor | None:
+    """Factors (d,) that make the standard deviations of a few numbers (N, d) alike; None where they nearly are.
+
+    Such numbers are of different things, and the small ones would not count. Those of images are of one.
+
+    Examples:
+        >>> units_of(torch.tensor([[-1.0, -40.0], [1.0, 40.0]]), (2,)).tolist()
+        [6.32..., 0.158...]
+        >>> units_of(torch.tensor([[-1.0, -2.0], [1.0, 2.0]]), (2,))
+    """
+    if len(event) != 1 or event[0] > FEW_DIMENSIONS:
+        return None
+    spread = x.double().std(0)
+    if not float(spread.max()) > UNLIKE * float(spread.min()):
+        return None
+    spread = spread.clamp(min=CONSTANT * float(spread.max()))
+    return (spread.log().mean().exp() / spread).to(x)
 
 
 class _Record:

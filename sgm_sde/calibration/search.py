@@ -9,7 +9,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -33,7 +33,7 @@ from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.choice import Comparison
-from sgm_sde.calibration.flow import Flow, Samples, Trajectories
+from sgm_sde.calibration.flow import Flow, Samples, Trajectories, units_of
 from sgm_sde.calibration.network import CalibrationWarning, network_of, process_of
 from sgm_sde.calibration.refine import Refinement
 from sgm_sde.calibration.result import PILOT, Calibration, Calibrations, HeldOut, from_json, to_json
@@ -156,7 +156,8 @@ def calibrate(
     fitted to, what came out is compared with the best setting off the shelf, which is returned where a fit is not at
     least 10 % better. Where single noises make the error, 128 at random know little of it: so many more are screened by
     18 calls each, and the hardest of them count for as many as they are, in the fit and on held-out noises. There those
-    on which the best fits end farthest apart are added, so that the luckiest fit is not taken for the best.
+    on which the best fits end farthest apart are added, so that the luckiest fit is not taken for the best. Up to 16
+    numbers in a row whose standard deviations differ more than four times are each measured by their own.
 
     Args:
         score_fn: the score, as `sample` takes it; a guided score at the scale that it is for.
@@ -429,14 +430,21 @@ class _Search:
         few, more = (self.flow.trajectories(noises, calls).end for calls in FEW_CALLS)
         return _mean_squares(few, more).nan_to_num(nan=math.inf).cpu()
 
-    def arrange(self, exact: _Exact) -> None:
-        """Put the noises that are fitted to first, then those to compare on, and those that were screened."""
+    def arrange(self, exact: _Exact) -> _Exact:
+        """Put the noises that are fitted to first, then those to compare on, and those that were screened; and measure
+        numbers of unlike scale in units of their own."""
         further = torch.tensor(self.screened[1], dtype=torch.long)
         self.flow = self.flow.arranged(torch.cat([exact.of_fit.numbers, exact.of_held.numbers, further]))
         n, h = len(exact.of_fit), len(exact.of_held)
         self.noises = range(n)
         self.held = range(n, n + h)
         self.further = range(n + h, n + h + len(further))
+
+        units = units_of(exact.at_random.end, self.flow.event)
+        if units is None:
+            return exact
+        self.flow.units = units
+        return replace(exact, fit=exact.fit.times(units), held=exact.held * units)
 
     def _calls(self, few: range) -> tuple[int, float, float]:
         """Calls of a trajectory, how far samples of a few noises are from those by twice as many, and what tells rough.
@@ -449,7 +457,9 @@ class _Search:
             return self.flow.trajectories(few, calls).end.double()
 
         def distances(calls: int) -> tuple[float, float]:
-            return _distances(end(calls), end(2 * calls))
+            few, more = end(calls), end(2 * calls)
+            units = units_of(more, self.flow.event)
+            return _distances(few, more) if units is None else _distances(few * units, more * units)
 
         if self.reference_nfe is not None:
             calls = self.reference_nfe
@@ -565,12 +575,15 @@ class _Search:
         chosen = chosen[there.cpu()]
         return strata.extended(start + chosen, as_contested), self.further.start + chosen, ends
 
-    @staticmethod
     def _remarks(
-        taken: HeldOut, outside: list[HeldOut], exact: _Exact, fitted_error: float, is_late: bool
+        self, taken: HeldOut, outside: list[HeldOut], exact: _Exact, fitted_error: float, is_late: bool
     ) -> list[str]:
         """Sentences on what to know about a budget."""
         remarks = []
+        if self.flow.units is not None:
+            remarks.append(
+                "the numbers of a sample are of unlike scale: each is measured by its own standard deviation"
+            )
         if outside:
             names = ", ".join(one.name for one in outside)
             remarks.append(f"some of the noises left the range of the exact samples with: {names}")
@@ -690,6 +703,8 @@ class _Search:
         kwargs = flow.conditions(torch.arange(few))
         seeds = flow.seeds[:few]
         ends = exact.fit.end[:few]
+        if flow.units is not None:
+            ends = ends / flow.units
         options: RunOptions = {
             "t_end": None,
             "final": "denoise",
@@ -723,7 +738,7 @@ class _Search:
                     execution=Execution(dtype=self.dtype, device=flow.device),
                 )  # fmt: skip
             flow.network_evals += result.network_evals
-            found.append(flat(result.x))
+            found.append(flow.measured(flat(result.x)))
         return torch.cat(found)
 
     def _fitted_error(self, one: HeldOut, exact: _Exact, n: int) -> float:
@@ -792,7 +807,7 @@ class _Kept:
                 self._exact = self.search.exact()
                 if self.store is not None:
                     self._save(self.store, self._exact)
-            self.search.arrange(self._exact)
+            self._exact = self.search.arrange(self._exact)
         return self._exact
 
     @staticmethod

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import sgm_sde as sg
 from sgm_sde.calibration import HeldOut, Table, closed, rough, search
 from sgm_sde.calibration.choice import Comparison
-from sgm_sde.calibration.flow import Flow, Trajectories
+from sgm_sde.calibration.flow import Flow, Trajectories, units_of
 from sgm_sde.calibration.network import network_of, process_of
 from sgm_sde.calibration.refine import Refinement, Unknowns, _Point
 from sgm_sde.calibration.rows import Rows
@@ -946,6 +946,34 @@ def test_the_command_says_once_that_a_table_is_for_another_network(
         assert main(argv) == 0
     err = capsys.readouterr().err
     assert err.count("sgm-sde: warning: calibrated2 is used on another guidance") == 1 and "sys.exit" not in err
+
+
+def test_numbers_of_unlike_scale_are_measured_by_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two modes at +-8 and two at +-.03: by their common standard deviation the small number would not count."""
+    sde = sg.EDMSDE(sigma_min=0.001, sigma_max=80.0)
+    scale = torch.tensor([8.0, 0.03])
+
+    def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+        y = x / scale
+        s2 = (sigma[:, None] / scale).square()
+        v = s2 + 0.09
+        return scale * (0.09 * y + s2 * (y / v).tanh()) / v
+
+    score = sg.from_denoiser(denoised, sde)
+    exact = sg.sample(score, sde, (500, 2), solver="unipc3", grid="log-snr", steps=200, seed=9).x
+
+    def errors() -> Tensor:
+        found = sg.calibrate(score, sde, (64, 2), nfe=4, held_out=32, seed=0)
+        assert any("unlike scale" in remark for remark in found.remarks) == (found_units is not None)
+        x = sg.sample(score, sde, (500, 2), solver=found, seed=9).x
+        return ((x - exact) / exact.std(0)).square().mean(0).sqrt()
+
+    found_units = units_of(exact, (2,))
+    own = errors()
+    monkeypatch.setattr(search, "units_of", lambda x, event: None)
+    found_units = None
+    common = errors()
+    assert float(own.max()) < 0.1 < 0.2 < float(common[1])
 
 
 @pytest.mark.parametrize("as_oracle", [True, False], ids=["oracle", "function"])
