@@ -149,17 +149,16 @@ def _patched(module: ModuleType, **names: Any) -> Iterator[None]:
 
 @cache
 def _k_diffusion(module: str = "sampling") -> ModuleType:
-    """A module of k_diffusion alone: the package itself imports training code, and utils asks for torchvision."""
+    """A module of k_diffusion alone: the package itself imports training code, and utils asks for torchvision, which it
+    does not use here and which need not fit the torch that is there."""
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError("k-diffusion is not installed")
     package = ModuleType("k_diffusion")
     package.__path__ = list(spec.submodule_search_locations)
-    stand_ins = {"k_diffusion": package}
-    if importlib.util.find_spec("torchvision") is None:
-        names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
-        stand_ins |= {name: ModuleType(name) for name in names}
-        stand_ins[names[1]].functional = stand_ins[names[2]]  # type: ignore[attr-defined]
+    names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
+    stand_ins = {"k_diffusion": package} | {name: ModuleType(name) for name in names}
+    stand_ins[names[1]].functional = stand_ins[names[2]]  # type: ignore[attr-defined]
     before = dict(sys.modules)
     try:
         sys.modules.update(stand_ins)

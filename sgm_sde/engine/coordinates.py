@@ -20,6 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import cpu_float64
@@ -38,14 +39,15 @@ class Coordinate:
         of: a node's place.
         half_log_snr: half the log-SNR at places, on a process.
         slope: the prediction that is the flow's slope in it, the state scaled; None where there is none.
-        noise_level: sigma / alpha at places (B,); None where it depends on the process, or no flow has the variable.
+        state: alpha and sigma of the scaled state at places (B,); None where they depend on the process, or no flow has
+            the variable.
     """
 
     name: str
     of: Callable[[Node], float]
     half_log_snr: Callable[[Process, Values], Values]
     slope: str | None = None
-    noise_level: Callable[[Tensor], Tensor] | None = None
+    state: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
     def time(self, sde: Process, u: float) -> float:
         """The time at a place."""
@@ -76,16 +78,22 @@ def _half_log_snr_of_vp_time(sde: Process, t: Values) -> Values:
 COORDINATES = {
     coordinate.name: coordinate
     for coordinate in (
-        Coordinate("log-snr", lambda k: k.lam, lambda _, u: u, "data", lambda u: (-u).exp()),
+        Coordinate("log-snr", lambda k: k.lam, lambda _, u: u, "data", lambda u: (torch.ones_like(u), (-u).exp())),
         Coordinate("time", lambda k: k.t, _half_log_snr_of_time, "drift"),
-        Coordinate("noise-level", lambda k: k.noise_level, lambda _, u: -np.log(u), "noise", lambda u: u),
+        Coordinate(
+            "noise-level",
+            lambda k: k.noise_level,
+            lambda _, u: -np.log(u),
+            "noise",
+            lambda u: (torch.ones_like(u), u),
+        ),
         Coordinate("vp-time", _vp_time, _half_log_snr_of_vp_time),
         Coordinate(
             "flow-time",
             lambda k: k.sigma / (k.alpha + k.sigma),
             lambda _, u: np.log1p(-u) - np.log(u),
             "rectified",
-            lambda u: u / (1 - u),
+            lambda u: (1 - u, u),
         ),
     )
 }

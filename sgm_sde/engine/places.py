@@ -11,7 +11,7 @@ from torch import Tensor
 from sgm_sde._utils.shapes import as_time, column
 
 Kept = TypeVar("Kept")
-AT_A_TIME = 2**14  # places, whose values stay in a core's cache
+AT_A_TIME = 2**15  # places, at most: their values stay in a core's cache, and starting an operation takes little of it
 
 
 class AtPlaces(Generic[Kept]):
@@ -62,13 +62,10 @@ class AtPlaces(Generic[Kept]):
         self._places = places
 
     def _computed(self, places: Tensor, like: Tensor) -> list[Kept]:
-        """The values that are kept, of each row of places u (n, b).
-
-        They are computed for some places at a time, whose values stay in a core's cache.
-        """
+        """The values that are kept, of each row of places u (n, b), computed for some at a time."""
         table = torch.empty((self._n, places.numel()), dtype=like.dtype, device="cpu")
-        blocks = zip(torch.split(places.reshape(-1), AT_A_TIME), torch.split(table, AT_A_TIME, 1), strict=True)
-        for u, block in blocks:
+        blocks = -(-places.numel() // AT_A_TIME) or 1
+        for u, block in zip(places.reshape(-1).chunk(blocks), table.chunk(blocks, 1), strict=True):
             for row, value in zip(block, self._values(u, table), strict=True):
                 row.copy_(as_time(value))
 

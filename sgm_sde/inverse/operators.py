@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -57,6 +58,10 @@ class Operator(Value, ABC):
     def restrict(self, y: Tensor) -> Tensor:
         """A measurement (B, *) without what was not measured: itself, but for masks."""
         return y
+
+    def of_samples(self, rows: Tensor, x: Tensor) -> Operator:
+        """The operator of x (b, *), the samples of numbers `rows` (b,) alone: itself where it is the same for all."""
+        return self
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -161,6 +166,18 @@ class Mask(LinearOperator):
                 f"y has shape {tuple(y.shape)}, which does not go with the mask's, {tuple(self.mask.shape)}"
             )
         return self.apply(y)
+
+    def of_samples(self, rows: Tensor, x: Tensor) -> Mask:
+        """The operator with the masks of x (b, *), the samples of numbers `rows` (b,) alone, if each has its own.
+
+        Raises:
+            ValueError: for a sample that has none.
+        """
+        if self.mask.ndim != x.ndim:
+            return self
+        some = copy.copy(self)
+        some.mask = _of_samples("the mask", self.mask, rows)
+        return some
 
     def __repr__(self) -> str:
         return f"Mask({int(self.mask.sum())} of {self.mask.numel()} observed)"
@@ -582,6 +599,23 @@ class Measurement(Value):
             )
         return predicted, self.y.to(predicted)
 
+    def of_samples(self, rows: Tensor, x: Tensor) -> Measurement:
+        """The measurement of x (b, *), the samples of numbers `rows` (b,) alone.
+
+        Raises:
+            ValueError: for a sample that has none.
+
+        Examples:
+            >>> seen = Measurement(Mask(torch.tensor([True, False])), torch.rand(4, 2))
+            >>> seen.of_samples(torch.tensor([3, 1]), torch.zeros(2, 2)).y.shape
+            torch.Size([2, 2])
+        """
+        some = copy.copy(self)
+        settle(some, operator=self.operator.of_samples(rows, x))
+        if self.y.ndim == some.operator.apply(x).ndim:
+            settle(some, y=_of_samples("y", self.y, rows))
+        return some
+
     def residual(self, x: Tensor) -> Tensor:
         """y - A x for x (B, *)."""
         predicted, y = self.of(x)
@@ -597,6 +631,14 @@ class Measurement(Value):
 
     def __repr__(self) -> str:
         return f"Measurement({self.operator!r}, y={tuple(self.y.shape)}, std={self.std:g})"
+
+
+def _of_samples(name: str, values: Tensor, rows: Tensor) -> Tensor:
+    """The rows (b, *) of values (B, *) of samples of these numbers (b,)."""
+    last = int(rows.max()) if len(rows) else 0
+    if len(values) <= last:
+        raise ValueError(f"{name} has {len(values)} rows, and none for the sample of number {last}")
+    return values[rows.to(values.device)]
 
 
 def check_operator(operator: LinearOperator, shape: Sequence[int], *, seed: int = 0) -> tuple[str, ...]:

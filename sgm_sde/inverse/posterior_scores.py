@@ -25,6 +25,7 @@ from sgm_sde._utils.tree import Path
 from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjugate_residual
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.processes.base import has_scalar_marginal
+from sgm_sde.scores.conditions import ROWS, bare
 from sgm_sde.scores.score import Score
 
 
@@ -85,7 +86,7 @@ class PosteriorScore(Score, ABC):
     @property
     def conditions(self) -> frozenset[Path]:
         """Arguments known to have one row per sample."""
-        return self.score.conditions
+        return self.score.conditions | {(ROWS,)}
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -115,9 +116,20 @@ class PosteriorScore(Score, ABC):
         other.net = score.net
         return other
 
+    def _of(self, rows: Tensor, x: Tensor) -> PosteriorScore:
+        """The score of x (b, *), the samples of these numbers alone."""
+        other = copy.copy(self)
+        other.measurement = self.measurement.of_samples(rows, x)
+        other.operator = other.measurement.linear()
+        return other
+
     @outside_inference_mode
     def output(self, x: Tensor, t: Tensor, **kwargs: object) -> Tensor:
         """The posterior mean of the data at x (B, *) and t (B,)."""
+        rows = bare(kwargs.pop(ROWS, None))
+        if isinstance(rows, Tensor):
+            return self._of(rows, x).output(x, t, **kwargs)
+
         sde = self.score.sde
         assert has_scalar_marginal(sde)
         alpha = expand(sde.alpha(t), x)

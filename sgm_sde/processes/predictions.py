@@ -86,11 +86,16 @@ def weights(
 
 
 def convert(
-    source: str, target: str, k: Marginal[Scalars], eta: float = 0.0, sigma_data: float = 1.0
+    source: str,
+    target: str,
+    k: Marginal[Scalars],
+    eta: float = 0.0,
+    sigma_data: float = 1.0,
+    state: tuple[Scalars, Scalars] | None = None,
 ) -> tuple[Scalars | float, Scalars | float]:
     r"""Coefficients $(c_x, c_r)$ with target prediction $= c_x x + c_r r$, for a network output $r$.
 
-    A network's own v is that of `sigma_data` 1.
+    A network's own v is that of `sigma_data` 1. For a scaled state in the place of x, `state` has its alpha and sigma.
 
     Raises:
         ValueError: for an unknown name.
@@ -104,9 +109,10 @@ def convert(
         return 0.0, 1.0
     a_r, b_r = weights(source, k)
     a_p, b_p = weights(target, k, eta, sigma_data)
-    determinant = _times(k.alpha, b_r) - _times(k.sigma, a_r)
+    alpha, sigma = state or (k.alpha, k.sigma)
+    determinant = _times(alpha, b_r) - _times(sigma, a_r)
     c_x = (a_p * b_r - b_p * a_r) / determinant
-    c_r = (_times(k.alpha, b_p) - _times(k.sigma, a_p)) / determinant
+    c_r = (_times(alpha, b_p) - _times(sigma, a_p)) / determinant
     return c_x, c_r
 
 

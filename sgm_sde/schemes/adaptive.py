@@ -197,29 +197,21 @@ class Flow:
         sde = self.sde
         if self.variable == "time" or not has_scalar_marginal(sde):
             return u.clamp(min(self.ends), max(self.ends))
-        u = self._within(u)
-        return self._time_of(u, self._noise_level(u), sde)
-
-    def _within(self, u: Tensor) -> Tensor:
-        return u.clamp(min(self.start, self.end), max(self.start, self.end))
+        t, _, _ = self._marginal(u, sde)
+        return t
 
     def _time_of(self, u: Tensor, noise_level: Tensor, sde: LinearSDE) -> Tensor:
         """t at the places u, where sigma / alpha is known."""
         t = sde.time_of_noise_level(noise_level).clamp_(min(self.ends), max(self.ends))
         for end, t_end in zip((self.start, self.end), self.ends, strict=True):
-            there = u == end
+            there = u.numpy() == end
             if there.any():
-                t.masked_fill_(there, t_end)
+                t.numpy()[there] = t_end
 
         if math.isnan(float(t.sum())):  # beyond the range of a schedule without a closed form
             nearest = torch.where((u - self.start).abs() < (u - self.end).abs(), *self.ends)
             return torch.where(torch.isnan(t), nearest, t)
         return t
-
-    def _noise_level(self, u: Tensor) -> Tensor:
-        """sigma / alpha at the places u."""
-        assert self.coordinate.noise_level is not None
-        return self.coordinate.noise_level(u)
 
     def at_share(self, s: float, n: int) -> Tensor:
         """u at a share of the way from start to end, for n samples (n,)."""
@@ -231,15 +223,17 @@ class Flow:
         sde = self.sde
         if self.variable == "time" or not has_scalar_marginal(sde):
             return torch.ones_like(u)
-        _, k = self._marginal(u, sde)
+        _, k, _ = self._marginal(u, sde)
         return self._scale(k)
 
-    def _marginal(self, u: Tensor, sde: LinearSDE) -> tuple[Tensor, MarginalAt]:
-        """Times and the process' coefficients at the places u."""
-        u = self._within(u)
-        noise_level = self._noise_level(u)
+    def _marginal(self, u: Tensor, sde: LinearSDE) -> tuple[Tensor, MarginalAt, tuple[Tensor, Tensor]]:
+        """Times, the process' coefficients, and alpha and sigma of the scaled state at the places u."""
+        assert self.coordinate.state is not None
+        u = u.clamp(min(self.start, self.end), max(self.start, self.end))
+        alpha, sigma = self.coordinate.state(u)
+        noise_level = sigma / alpha
         t = self._time_of(u, noise_level, sde)
-        return t, sde.values(t, noise_level)
+        return t, sde.values(t, noise_level), (alpha, sigma)
 
     def _scale(self, k: MarginalAt) -> Tensor:
         return k.alpha + k.sigma if self.variable == "flow-time" else k.alpha
@@ -252,8 +246,8 @@ class Flow:
     def _values(self, u: Tensor, like: Tensor) -> tuple[Tensor | float, ...]:
         """The fields of `_Coefficients` at the places u (m,)."""
         assert has_scalar_marginal(self.sde)
-        t, k = self._marginal(u, self.sde)
-        coefficients = convert(self.model.score.prediction, self.target, k)
+        t, k, state = self._marginal(u, self.sde)
+        coefficients = convert(self.model.score.prediction, self.target, k, state=state)
         return self.model.round_times(t.numpy(), like), self._scale(k), *coefficients
 
     def enter(self, x: Tensor) -> Tensor:
@@ -267,7 +261,7 @@ class Flow:
         sde = self.sde
         if self.variable == "time" or not has_scalar_marginal(sde):
             return z, self.time(u)
-        t, k = self._marginal(u, sde)
+        t, k, _ = self._marginal(u, sde)
         return column(self._scale(k), z) * z, t
 
     def slope(self, u: Tensor, z: Tensor, index: Tensor) -> Tensor:
@@ -278,12 +272,11 @@ class Flow:
                 return self.model.predict_at(self.target, z, self.time(u))
 
             at = self._coefficients.at(u, z)
-            x = at.scale * z
-            output = self.model.evaluate(x, at.t).to(x.dtype)
+            output = self.model.evaluate(at.scale * z, at.t).to(z.dtype)
 
         value = output
         if self.model.score.prediction != self.target:
-            value = (at.c_x * x).add_(at.c_r * output)
+            value = (at.c_z * z).addcmul_(at.c_r, output)
         return value - z if self.variable == "log-snr" and not self.linear else value
 
 
@@ -293,13 +286,13 @@ class _Coefficients(NamedTuple):
     Attributes:
         t: times, as the network is given them.
         scale: x / z.
-        c_x: coefficient of the state in the slope's prediction.
+        c_z: coefficient of the scaled state in the slope's prediction.
         c_r: that of the network's output.
     """
 
     t: Tensor
     scale: Tensor
-    c_x: Tensor
+    c_z: Tensor
     c_r: Tensor
 
 

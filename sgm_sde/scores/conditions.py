@@ -94,6 +94,7 @@ class AmbiguousArgument(ValueError):
 
 
 LEAVES = (Tensor, Mark)
+ROWS = "numbers of the samples"  # an argument (B,) of scores that keep something of each, who name it as a condition
 
 
 @overload
@@ -150,7 +151,10 @@ def resolve(kwargs: Conditions, batch: int, named: Collection[Path] = ()) -> Arg
             f"sg.Shared({name}) for the same to all"
         )
 
-    return map_leaves(mark, dict(kwargs), LEAVES)
+    resolved = map_leaves(mark, dict(kwargs), LEAVES)
+    if (ROWS,) not in named:
+        return resolved
+    return {ROWS: PerSample(torch.arange(batch, device="cpu")), **resolved}
 
 
 @overload

@@ -364,7 +364,8 @@ class ClassifierFree(Extrapolation):
             return [score.output(x, t, **kwargs), score.output(x, t, **without)]
 
         null = {path: leaf for path, leaf in each_leaf(bare(without)) if isinstance(leaf, Tensor)}
-        both = map_rows(lambda path, rows: torch.cat([rows, null[path]]), resolve(kwargs, batch, self.conditions))
+        resolved = resolve(kwargs, batch, self.conditions)
+        both = map_rows(lambda path, rows: torch.cat([rows, null.get(path, rows)]), resolved)
         return list(score.output(torch.cat([x, x]), torch.cat([t, t]), **both).chunk(2))
 
     def _with_negative(self, kwargs: Arguments, batch: int) -> Arguments:

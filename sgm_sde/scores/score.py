@@ -25,7 +25,7 @@ from sgm_sde.engine.program import MATRIX_PREDICTIONS, PREDICTIONS
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.identity import ReachesNetwork, Value, Writer, class_name, fields_of
 from sgm_sde.processes.base import SDE, has_scalar_marginal, measuring_times, require_sde
-from sgm_sde.scores.conditions import bare
+from sgm_sde.scores.conditions import ROWS, bare
 from sgm_sde.scores.time_labels import TimeLabel
 
 if TYPE_CHECKING:
@@ -185,6 +185,7 @@ class Score(Value, ReachesNetwork):
             ValueError: for an output that is no floating-point tensor of the shape of x, and a network that changes x
                 in place.
         """
+        kwargs.pop(ROWS, None)  # for a score around this one, or beside it
         kwargs = bare(kwargs) if kwargs else kwargs
         version = None if x.is_inference() else x._version
         inputs = (x, t) if self._as_it_is else self._inputs(x, t)

@@ -214,3 +214,61 @@ def test_beside_azula(name: str) -> None:
         theirs = guidance.DiffPIRDenoiser(Theirs(), y, apply, 0.09, lmbda=4.0, solver="cg", iterations=4)
         ours = inverse.DiffPIR(score, m, strength=4.0)
     torch.testing.assert_close(ours.denoised(x, sigma).detach(), theirs(x, t).mean.detach(), rtol=1e-6, atol=1e-8)
+
+
+# --- Measurements of each sample's own --------------------------------------------------------------------------------
+
+OWN = normal(9, 2, seed=5)
+MASKS = torch.tensor([[True, False], [False, True], [True, True]]).repeat(3, 1)
+METHODS = {"DiffPIR": inverse.DiffPIR, "PiGDM": inverse.PiGDM, "MMPS": inverse.MMPS}
+WHOLE, PARTS = sg.Execution(dtype=F64), sg.Execution(dtype=F64, batch_size=4)
+RUNS: dict[str, dict[str, Any]] = {
+    "leaving the batch": {"solver": "bosh3", "execution": WHOLE},
+    "on one path": {"solver": "ggf", "execution": WHOLE},
+    "in parts": {"solver": "ddim", "nfe": 6, "execution": PARTS},
+    "in parts that samples leave": {"solver": "bosh3", "execution": PARTS},
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mask", [HALF.mask, MASKS], ids=["one mask", "a mask a sample"])
+def test_a_measurement_goes_with_its_sample(mask: Tensor, method: str, run: str) -> None:
+    """A sample is the same alone and among others with measurements of their own, whichever of them are evaluated."""
+    score = MODES.score(VP)
+    together = METHODS[method](score, inverse.Measurement(inverse.Mask(mask), OWN, 0.3))
+    x = sg.sample(together, VP, (9, 2), seed=0, **RUNS[run]).x
+
+    last = inverse.Mask(mask if mask.ndim == 1 else mask[8])
+    alone = METHODS[method](score, inverse.Measurement(last, OWN[8], 0.3))
+    one = sg.sample(alone, VP, (1, 2), seed=[(0, 8)], **RUNS[run]).x
+    torch.testing.assert_close(x[8:], one, rtol=1e-9, atol=1e-9)
+
+
+def test_guidance_around_measurements_of_each_samples_own() -> None:
+    """Its reference rows have their sample's measurement, and a network beside the posterior's hears nothing of it."""
+
+    def net(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return x / (2 + y[:, None])
+
+    score = sg.from_denoiser(net, VP)
+    posterior = inverse.DiffPIR(score, inverse.Measurement(HALF, OWN, 0.3))
+    y = torch.arange(9.0, dtype=F64)
+    x, t = normal(9, 2, seed=6), torch.full((9,), 0.4, dtype=F64)
+
+    guided = sg.guidance.ClassifierFree(posterior, scale=3.0, null={"y": 0.0})
+    with_label, without = (posterior.output(x, t, y=label) for label in (y, 0 * y))
+    expected = without + 3 * (with_label - without)
+    torch.testing.assert_close(guided.output(x, t, y=y), expected)
+
+    auto = sg.guidance.Auto(posterior, score, scale=3.0)
+    options: dict[str, Any] = {"seed": 0, "model_kwargs": {"y": sg.PerSample(y)}}
+    whole, parts = (sg.sample(auto, VP, (9, 2), nfe=6, execution=how, **options).x for how in (WHOLE, PARTS))
+    torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("operator", [HALF, inverse.Mask(MASKS[:5])], ids=["y", "mask"])
+def test_a_sample_without_a_measurement(operator: inverse.Mask) -> None:
+    score = inverse.DiffPIR(MODES.score(VP), inverse.Measurement(operator, OWN[:5], 0.3))
+    with pytest.raises(ValueError, match=r"(y|the mask) has 5 rows, and none for the sample of number \d"):
+        sg.sample(score, VP, (9, 2), nfe=6, seed=0, execution=sg.Execution(batch_size=4))

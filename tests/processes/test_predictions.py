@@ -47,6 +47,14 @@ def test_any_prediction_gives_any_other(source: str, target: tuple[str, float, f
     assert (on_data, on_noise) == pytest.approx((a_p, b_p), abs=1e-13)
 
 
+@pytest.mark.parametrize("source", ["data", "noise", "score", "v", "flow"])
+def test_a_scaled_state_has_coefficients_of_its_own(source: str) -> None:
+    """z = x / 1.4 has alpha and sigma of the straight path; what it is multiplied with is 1.4 times as much."""
+    c_x, c_r = convert(source, "rectified", KERNEL)
+    expected = (1.4 * c_x, c_r)
+    assert convert(source, "rectified", KERNEL, state=(0.6 / 1.4, 0.8 / 1.4)) == pytest.approx(expected, rel=1e-13)
+
+
 @pytest.mark.parametrize("prediction", ["data", "noise", "score", "v", "flow", "rectified", "drift"])
 def test_the_same_prediction_is_left_alone(prediction: str) -> None:
     assert convert(prediction, prediction, KERNEL) == (0.0, 1.0)

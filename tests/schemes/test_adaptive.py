@@ -699,10 +699,11 @@ def test_times_and_coefficients_of_noise_levels(name: str) -> None:
 def test_noise_levels_of_places(name: str) -> None:
     """sigma / alpha at a place is that of its log-SNR."""
     coordinate = COORDINATES[name]
-    assert coordinate.noise_level is not None
+    assert coordinate.state is not None
     u = torch.tensor([0.01, 0.3, 0.5, 0.9], dtype=F64)
+    alpha, sigma = coordinate.state(u)
     expected = np.exp(-np.asarray(coordinate.half_log_snr(VP, u.numpy())))
-    np.testing.assert_allclose(coordinate.noise_level(u).numpy(), expected, rtol=1e-13)
+    np.testing.assert_allclose((sigma / alpha).numpy(), expected, rtol=1e-13)
 
 
 def test_a_bad_variable() -> None:

@@ -108,11 +108,28 @@ def _jackknife(values: Tensor) -> float:
 def _row_sums(x: Tensor, y: Tensor, skip: bool = False) -> Tensor:
     """Sums over j of k(x_i, y_j) for each row of x; without j = i where `skip`."""
     dim = x.shape[1]
-    sums = torch.cat([_cubic(rows @ y.T, dim).sum(1) for rows in torch.split(x, _ROWS)])
-    if not skip:
-        return sums
-    return sums - _cubic(x.square().sum(1), dim)
+    x, y = (torch.cat([rows / math.sqrt(dim), rows.new_ones(len(rows), 1)], 1) for rows in (x, y))
+    of_y = y.T if (dim + 1) ** 2 >= len(y) else _third_moments(y)
+    total = torch.cat([_sums(rows, of_y) for rows in torch.split(x, _ROWS)])
+    return total - x.square().sum(1).pow(3) if skip else total
 
 
-def _cubic(products: Tensor, dim: int) -> Tensor:
-    return (products / dim + 1).pow(3)
+def _third_moments(y: Tensor) -> Tensor:
+    """Sums of the products of three numbers of each row of y (m, p), as (p^2, p)."""
+    p = y.shape[1]
+    moments = y.new_zeros(p * p, p)
+    for rows in torch.split(y, _ROWS):
+        moments.addmm_(_squares(rows).T, rows)
+    return moments
+
+
+def _sums(x: Tensor, of_y: Tensor) -> Tensor:
+    """Sums over j of (x_i . y_j)^3, by all pairs from the columns y_j, or from fewer moments of them."""
+    if len(of_y) == x.shape[1]:
+        return (x @ of_y).pow(3).sum(1)
+    return (_squares(x) @ of_y * x).sum(1)
+
+
+def _squares(x: Tensor) -> Tensor:
+    """Products of the numbers of each row two by two, (n, p) to (n, p^2)."""
+    return (x[:, :, None] * x[:, None]).flatten(1)

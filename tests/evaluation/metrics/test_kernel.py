@@ -36,6 +36,15 @@ def test_kernel_distance_of_a_shifted_gaussian() -> None:
     assert abs(result.value - exact) < 3 * result.stderr < exact / 2
 
 
+@pytest.mark.parametrize("m", [16, 17], ids=["by pairs", "by moments"])
+def test_kernel_distance_is_that_of_all_pairs(m: int) -> None:
+    """Three features and a constant have 16 products two by two: of more rows these are fewer than the pairs."""
+    a, b = normal(9, 3), normal(m, 3, seed=1) + 0.5
+    (aa, ab, bb) = (((x @ y.T / 3 + 1) ** 3) for x, y in ((a, a), (a, b), (b, b)))
+    own = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (aa, bb)]
+    assert kernel_distance(a, b).value == pytest.approx(float(own[0] + own[1] - 2 * ab.mean()), rel=1e-12)
+
+
 def test_kernel_distance_of_equal_laws_is_zero_within_its_error_and_unbiased() -> None:
     results = [kernel_distance(normal(40, 5, seed=2 * i), normal(60, 5, seed=2 * i + 1)) for i in range(200)]
     values = torch.tensor([r.value for r in results])

@@ -22,14 +22,16 @@ def _prdc_by_hand(x: np.ndarray, y: np.ndarray, k: int) -> tuple[float, float, f
     return float(precision), float(recall), float(density), float(coverage)
 
 
+@pytest.mark.parametrize("d", [3, 12], ids=["by trees", "by distances"])
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_prdc_is_that_of_all_distances(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sgm_sde.evaluation.metrics.neighbours._ROWS", 7)  # several blocks
-    x, y = 1.2 * normal(40, 3), normal(30, 3, seed=1) + 0.4
+def test_prdc_is_that_of_all_distances(k: int, d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for block in ("_ROWS", "_PAIRS"):
+        monkeypatch.setattr(f"sgm_sde.evaluation.metrics.neighbours.{block}", 7)  # several
+    x, y = 1.2 * normal(40, d), normal(30, d, seed=1) + 0.4
     result = prdc(x, y, k=k)
     found = (result.precision, result.recall, result.density, result.coverage)
     assert found == pytest.approx(_prdc_by_hand(x.numpy(), y.numpy(), k), abs=1e-12)
-    assert (result.k, result.n, result.dim) == (k, (40, 30), 3)
+    assert (result.k, result.n, result.dim) == (k, (40, 30), d)
 
 
 def test_prdc_tells_missing_modes_from_bad_samples() -> None:
@@ -47,3 +49,9 @@ def test_prdc_tells_missing_modes_from_bad_samples() -> None:
 def test_prdc_does_not_depend_on_the_origin() -> None:
     x, y = normal(60, 4), normal(50, 4, seed=1)
     assert prdc(x + 1e6, y + 1e6) == prdc(x, y)
+
+
+def test_a_vector_on_the_edge_of_a_ball_is_in_it() -> None:
+    """Of the same vectors twice, each lies in the balls around itself and around those whose k-th neighbour it is."""
+    x = normal(200, 2)
+    assert prdc(x, x, k=3).density == pytest.approx(4 / 3, rel=1e-12)
