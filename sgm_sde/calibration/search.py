@@ -711,7 +711,7 @@ class _Search:
             "execution": Execution(dtype=self.dtype, device=flow.device),
         }
         race = Race(flow.score, flow.sde, flow.event, seeds, ends, exact.doubt, options, kwargs, kwargs)
-        able = race.possible(default_candidates(n), n)
+        able = race.possible(default_candidates(n, race.data_std), n)
         result = race.race(able, n, 1000 * few)
         flow.network_evals += race.network_evals
 

@@ -23,6 +23,7 @@ from sgm_sde.sampling.defaults import Setting
 from sgm_sde.sampling.diagnosis import size_of_start
 from sgm_sde.sampling.on_gaussians import misses_gaussians
 from sgm_sde.sampling.planning import StepArguments, final_update, table_of
+from sgm_sde.sampling.resolution import FEW_CALLS
 from sgm_sde.sampling.results import Continuation, SampleResult
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
 from sgm_sde.scores.model import BoundScore
@@ -50,6 +51,7 @@ class Job:
         position: where on the grid to resume, None at its start.
         start: the sizes (b,) of some of the states that are given at T, None where they are not given there.
         fresh: whether the states are made anew whenever they are asked for, so that a run may overwrite them.
+        ends_by_rule: whether a rule chose where it ends, and not the caller.
     """
 
     sde: SDE
@@ -66,6 +68,7 @@ class Job:
     position: Position | None = None
     start: Callable[[slice], Tensor] | None = None
     fresh: bool = False
+    ends_by_rule: bool = False
 
     @property
     def size(self) -> int:
@@ -90,6 +93,23 @@ class Job:
         assert isinstance(self.solver, Solver)
         judged_by_table = not (self.solver.has_hooks or self.solver.lags)
         return judged_by_table and misses_gaussians(self.program, self.sde)
+
+    @property
+    def last_level(self) -> float:
+        """The noise level of the call that makes the samples, 0 if a caller or the process chose where it is."""
+        if self.program is None or not self.ends_by_rule or not has_scalar_marginal(self.sde):
+            return 0.0
+        if self.program.nfe + self.denoises <= FEW_CALLS:
+            return 0.0
+
+        called = [stage.t for stage in self.program.stages if stage.evaluate]
+        if self.denoises:
+            called.append(self.grid.times[-1])
+        elif not self.solver.ends_in_data:
+            return 0.0
+
+        last, eps = self.sde.nodes((called[-1], self.sde.eps))
+        return last.noise_level if last.noise_level > 2 * eps.noise_level else 0.0
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -218,7 +238,7 @@ def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, n
     return Job(
         sde, solver, grid, program, seeds, dtype, states,
         noise=noise or "independent", final=final, segment=t_start, start=size if given_at_T else None,
-        fresh=x_T is None,
+        fresh=x_T is None, ends_by_rule=asked.by_rule and asked.t_end is None,
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from sgm_sde.sampling.on_grid import run_on_grid
 from sgm_sde.sampling.options import Execution, Record
 from sgm_sde.sampling.own_steps import run_adaptive
 from sgm_sde.sampling.planning import DEFAULT_NFE, StepArguments, final_update, plan, require_unused
+from sgm_sde.sampling.resolution import UnresolvedWarning, words_if_unresolved
 from sgm_sde.sampling.results import SampleResult
 from sgm_sde.sampling.statuses import NonFiniteWarning
 from sgm_sde.sampling.tokens import sample_tokens
@@ -131,6 +132,7 @@ def sample(
         ImplausibleWarning: if samples are larger, or further from the network's estimates, than the run accounts for.
         UnfinishedWarning: if an adaptive solver ran out of steps or calls.
         BatchCoupledWarning: if a backend takes one step size for a batch.
+        UnresolvedWarning: if samples vary by less than half the noise at the last network call.
         LangevinNormWarning: if Langevin's step comes from norms of few numbers.
 
     Examples:
@@ -182,6 +184,8 @@ def sample(
     if category is not None:
         advice = f": {ADVICE}" if category is ImplausibleWarning else ""
         warn(f"{result.status.message}{advice}", category)
+    elif result.status.ok and (level := job.last_level) and (words := words_if_unresolved(result.x, level)):
+        warn(words, UnresolvedWarning)
     return result
 
 

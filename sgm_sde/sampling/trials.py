@@ -19,17 +19,18 @@ from sgm_sde._utils.tree import Conditions
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Uniform, Widening
+from sgm_sde.grids import Widening
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
-from sgm_sde.sampling.defaults import SETTINGS, Setting, adams_near_noise
+from sgm_sde.sampling.candidates import default_candidates, scale_of_candidates
+from sgm_sde.sampling.defaults import Setting
 from sgm_sde.sampling.diagnosis import ImplausibleWarning
 from sgm_sde.sampling.job import device_of
 from sgm_sde.sampling.options import Execution
 from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.sampler import sample
 from sgm_sde.sampling.statuses import NonFiniteWarning
-from sgm_sde.schemes import DEIS, DPMSolver, RectifiedAdams, Rosenbrock, Solver, UniC, UniPC
+from sgm_sde.schemes import Solver
 from sgm_sde.scores.conditions import AmbiguousArgument, map_rows, resolve
 from sgm_sde.scores.score import Score, as_score
 
@@ -48,7 +49,6 @@ TIGHT = 2
 TIGHTER = 4
 FEWEST_OF_REFERENCE = 16  # with less, both references are all start and end
 FEW_NOISES = 8  # below which a ranking says little about other noises
-SOME, MANY = 8, 15  # network calls, from which on there are other candidates
 MOST_FINALISTS, LEAST_FINALISTS = 12, 4  # candidates that run on all noises
 SECOND = 24  # candidates of the second round, at most
 ASIDE = "cannot "  # how remarks begin that are no warning
@@ -183,131 +183,6 @@ def _named(setting: Setting, solvers: Sequence[Solver]) -> str:
     return plain.replace(solver.name, f"{solver.name}({', '.join(options)})", 1)
 
 
-def default_candidates(nfe: int | None = None) -> tuple[Setting, ...]:
-    """Default candidates of `pilot` at a budget, those of all budgets if none is given.
-
-    Chosen on half of the test beds of `python -m benchmarks.defaults`, as settings that are near the best on some of
-    them: Adams' methods on several linear parts, on grids of several ranges of noise levels (`Widening`) and of the
-    whole process with longer steps near pure noise (`Thinned`), with the defaults of `sample`; and methods of the
-    literature, even in log-SNR, on Karras' grid, and on their own. There are some forty for a budget: a race of more
-    of them, at the same cost, tells less of each.
-
-    Args:
-        nfe: the budget of network calls.
-
-    Raises:
-        ValueError: for a budget below 1.
-
-    Examples:
-        >>> len(default_candidates(10)) < len(default_candidates())
-        True
-    """
-    if nfe is None:
-        return tuple(dict.fromkeys(setting for calls in (1, SOME, MANY) for setting in default_candidates(calls)))
-    nfe = check_integer("nfe", nfe)
-
-    of_budget = _of_few_calls if nfe < SOME else _of_some_calls if nfe < MANY else _of_many_calls
-    found = (Setting(solver, rule) for solvers, rules in of_budget() for solver in solvers for rule in rules)
-    return tuple(dict.fromkeys([*SETTINGS, *found]))
-
-
-Crossed = list[tuple[Sequence[Solver | str], Sequence[GridRule | None]]]  # solvers, each on all of the grids
-
-# Grids of the candidates: of a narrow range of noise levels, of a wide one, and of the whole process.
-NEAR = Widening()
-FAR = Widening(first=0.01, last=2.5)
-WIDE = Thinned(last=5.0, near_noise=-7.0, near_data=3.0, clean=0.2)
-EARLY = Thinned(even=100.0, last=5.0)
-LATE = Thinned(even=100.0, last=2.0, clean=0.6)
-LONG = Thinned(last=5.0, near_data=3.0, clean=0.1)
-NO_SIGNAL_ABOVE = 7.0  # sigma / alpha, for data of unit scale
-WARM = DPMSolver(3, singlestep=False, start="warm", lower_final=True)
-
-
-def _of_few_calls() -> Crossed:
-    straight = RectifiedAdams(3, start="cold", lower_final=False)
-    return [
-        ([_corrected(2), _corrected(3), straight, _near_noise(2), _near_noise(3), _noise(3)], [NEAR, FAR]),
-        ([_corrected(3), _noise(3)], [Widening(last=2.5), Widening(first=0.2, last=1.0)]),
-        ([_log_signal(3)], [NEAR, FAR, EARLY]),
-        ([_near_noise(2), _small(3), _corrected(2)], [WIDE, LONG]),
-        (["midpoint", "dpm++2s", "ipndm3"], [LogSNR()]),
-        (["ipndm2", "ipndm3"], [Karras()]),
-        (["ipndm3", DEIS(2), UniPC(2, lower_final=True)], [Uniform()]),
-        (["midpoint", "ddim", RectifiedAdams(2, lower_final=True)], [None]),
-    ]
-
-
-def _of_some_calls() -> Crossed:
-    return [
-        ([_corrected(2), _corrected(3), _near_noise(2), _near_noise(3)], [EARLY, LATE, LONG]),
-        ([_corrected(4), _small(3)], [EARLY, LONG]),
-        ([_corrected(2), _corrected(3), _noise(4), _small(3)], [NEAR, FAR]),
-        ([_near_noise(2)], [WIDE, Thinned()]),
-        ([_log_signal(3)], [LONG]),
-        ([_log_signal(4)], [EARLY]),
-        ([UniPC(2, lower_final=True), WARM, _noise(4), "dpm++2s", "ralston"], [LogSNR()]),
-        ([DPMSolver(2, singlestep=False), "ipndm3"], [Karras()]),
-        (["ipndm3"], [Uniform()]),
-        (["midpoint", RectifiedAdams(2)], [None]),
-    ]
-
-
-def _of_many_calls() -> Crossed:
-    three = _near_noise(3)
-    small = [_small(3), _small(4)]
-    return [
-        ([_corrected(3), _corrected(4), three, _near_noise(4), *small], [EARLY, LATE, LONG]),
-        ([three, _corrected(4)], [Thinned(even=64.0)]),
-        ([three, _log_signal(3), _log_signal(5)], [Thinned()]),
-        ([_log_signal(4)], [LATE]),
-        ([_log_signal(5)], [EARLY, LATE]),
-        ([_corrected(2), _corrected(3), three, *small, _noise(3), _noise(4)], [FAR]),
-        ([_noise(4), _noise(5)], [NEAR]),
-        ([UniPC(3, lower_final=True), WARM, _noise(4), _noise(5), "unipc4", "lms4"], [LogSNR()]),
-        ([WARM, _noise(4), "ipndm3"], [Karras()]),
-        ([RectifiedAdams(2), RectifiedAdams(3), "rk4"], [None]),
-    ]
-
-
-def _corrected(nodes: int) -> Solver:
-    """Adams' method in the coordinates of rectified flow, with a corrector."""
-    return UniC(RectifiedAdams(nodes, start="cold", lower_final=False))
-
-
-def _noise(nodes: int) -> Solver:
-    """Adams' method on the noise in log-SNR."""
-    return DPMSolver(nodes, singlestep=False, start="cold", lower_final=False)
-
-
-def _near_noise(nodes: int) -> Solver:
-    """Adams' method on v with a corrector, for data of about unit scale."""
-    corrector = {2: 3, 3: 3, 4: 5}[nodes]
-    return UniC(_adams(nodes, 0.7), nodes=corrector)
-
-
-def _small(nodes: int) -> Solver:
-    """The same for data of a smaller scale, which is often better."""
-    return UniC(_adams(nodes, 0.4), nodes=nodes + 1)
-
-
-def _log_signal(nodes: int) -> Solver:
-    """Adams' method on v in log-signal, with a corrector, for data of about unit scale."""
-    return adams_near_noise(nodes, nodes, no_signal_above=NO_SIGNAL_ABOVE, linear_below=0.7)
-
-
-def _adams(nodes: int, sigma_data: float) -> Solver:
-    """Adams' method on v in log-SNR, for data of a scale."""
-    return Rosenbrock(
-        nodes,
-        sigma_data=sigma_data,
-        variable="log-snr",
-        no_signal_above=NO_SIGNAL_ABOVE,
-        start="cold",
-        lower_final=False,
-    )
-
-
 class PilotOptions(TypedDict, total=False):
     """Options of `pilot`."""
 
@@ -373,7 +248,7 @@ def pilot(
         shape: (B, *) of the trial; 32 samples tell more than 16.
         nfe: the budget of network calls that the choice is for, or several: one pair of references serves them all.
         candidates: settings, or names of solvers on their default grid; `default_candidates` of the budget if not
-            given.
+            given, for the scale of the reference's samples where that is below 0.2 or above 5.
         reference_nfe: network calls of each of the two references, at least twice the largest budget; by default 256,
             or four times the largest budget if that is more.
         seed: of the noises; one int or one per sample.
@@ -425,7 +300,8 @@ def pilot(
     found = PilotResults()
     for budget in budgets:
         if given is None:
-            found[budget] = trial.race(trial.possible(default_candidates(budget), budget), budget, runs)
+            tried = default_candidates(budget, trial.data_std)
+            found[budget] = trial.race(trial.possible(tried, budget), budget, runs)
         else:
             found[budget] = trial.race(given, budget, runs, least=len(given))
 
@@ -572,6 +448,13 @@ class Race:
     def spread(self) -> float:
         """Standard deviation of the samples' numbers, 1 if they are all the same."""
         return float(self.exact.std(correction=min(1, self.exact.numel() - 1))) or 1.0
+
+    @property
+    def data_std(self) -> float:
+        """The scale that candidates are for: that of the samples around their mean, which is data next to no noise."""
+        around = self.exact.std(0, correction=0).square().mean().sqrt()
+        (eps,) = self.sde.nodes((self.sde.eps,))
+        return scale_of_candidates(max(float(around), eps.noise_level)) if self.batch > 1 else 1.0
 
     def options_to(self, t_end: float | None) -> RunOptions:
         """The options of a run that ends at a time, or where all runs do."""

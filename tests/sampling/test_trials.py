@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import sgm_sde as sg
+from sgm_sde.sampling.candidates import scale_of_candidates
 from tests.conventions import case_id
 from tests.helpers import F64
 
@@ -102,6 +103,25 @@ def test_what_a_pilot_costs() -> None:
         for solver, nfe, t_end in ((found[10], 10, None), (sg.trials.REFERENCE, 256, VP.eps))
     )
     assert float((x - exact).double().square().mean().sqrt() / exact.std()) == pytest.approx(best[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.02, 50.0])
+def test_candidates_for_the_scale_of_the_data(scale: float) -> None:
+    """Where it is far from 1, those for its scale err less than half as much as those for unit scale."""
+    modes = torch.tensor([[-1.0], [0.3], [1.2]], dtype=torch.float64)
+    score = sg.oracles.GaussianMixture(scale * modes, 0.2 * scale).score(VP)
+    options = {"nfe": 8, "seed": 0, "dtype": torch.float64}
+    found = sg.pilot(score, VP, (64, 1), **options)
+    of_unit_scale = sg.pilot(score, VP, (64, 1), candidates=sg.trials.default_candidates(8), **options)
+    assert found.errors[0][1] < 0.5 * of_unit_scale.errors[0][1]
+
+
+@pytest.mark.parametrize(
+    "std, scale", [(0.16, 0.2), (0.044, 0.04), (0.3, 1.0), (4.0, 1.0), (340.0, 300.0), (1e6, 50e3 / 3)], ids=case_id
+)
+def test_which_scale_candidates_take_data_for(std: float, scale: float) -> None:
+    """To one digit where it is below 0.2 or above 5, as far as solvers go."""
+    assert scale_of_candidates(std) == pytest.approx(scale)
 
 
 def test_solvers_by_object_and_several_spellings() -> None:
