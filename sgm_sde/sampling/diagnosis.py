@@ -58,7 +58,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.cache import cached
-from sgm_sde._utils.shapes import dimension, dot, flat
+from sgm_sde._utils.shapes import dimension, dot, flat, row_sums
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 
@@ -144,11 +144,7 @@ def root_mean_square(x: Tensor) -> Tensor:
     rows = flat(x.detach())
     dtype = torch.promote_types(x.dtype, torch.float32)
     if rows.shape[1] in (2, 3):  # torch takes several times as long for norms of so few numbers as for their squares
-        first, *others = rows.to(dtype).unbind(1)
-        total = first.square()
-        for column in others:
-            total.addcmul_(column, column)
-        return total.sqrt_().div_(math.sqrt(rows.shape[1]))
+        return row_sums(rows.to(dtype).square()).sqrt_().div_(math.sqrt(rows.shape[1]))
     return torch.linalg.vector_norm(rows, dim=1, dtype=dtype).div_(math.sqrt(rows.shape[1]))
 
 

@@ -14,7 +14,7 @@ from sgm_sde.sampling.diagnosis import Watch
 from sgm_sde.scores.conditions import map_rows
 from sgm_sde.scores.model import BoundScore
 
-WATCHED = 2**15  # samples that are looked at together
+WATCHED = 2**16  # samples that are looked at together
 
 
 @dataclass(frozen=True)

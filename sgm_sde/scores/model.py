@@ -46,7 +46,7 @@ class _Times(Sequence[Tensor]):
     def __getitem__(self, k: int | slice) -> Tensor | _Times:
         if isinstance(k, slice):
             return _Times(self._times[k], self._batch)
-        return self._times[k].repeat(self._batch)
+        return self._times[k].expand(self._batch).clone()
 
 
 class BoundScore:
@@ -176,7 +176,7 @@ class BoundScore:
         rounded = self.round_times(ts, x)
         if rounded.numel() * len(x) > TIMES_AT_HAND:
             return _Times(rounded, len(x))
-        return rounded[:, None].repeat(1, len(x)).unbind(0)
+        return rounded[:, None].expand(-1, len(x)).clone().unbind(0)
 
     def round_times(self, ts: Sequence[float] | np.ndarray, x: Tensor) -> Tensor:
         """Times in the state's dtype and on its device, rounded into the run and never out of it."""
