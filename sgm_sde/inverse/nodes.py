@@ -76,6 +76,10 @@ class AtNodes(WrappedSolver):
         self.check(program)
         return program
 
+    def measured(self, model: BoundScore, x: Tensor) -> Measurement:
+        """The measurement of states x (b, *): those of all samples, or of the part that the model is for."""
+        return self.measurement if model.rows is None else self.measurement.of_samples(model.rows, x)
+
     @abstractmethod
     def check(self, program: Program) -> None:
         """Raise ValueError for a program that the method cannot go with."""
@@ -150,23 +154,24 @@ class Replacement(AtNodes):
 
     def hooks(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, *, mean: bool) -> tuple[Hook, ...]:
         """The replacement, after the solver's own hooks."""
-        return (*self.solver.hooks(sde, grid, model, noise, mean=mean), self._replacing(sde, grid, noise, mean))
+        return (*self.solver.hooks(sde, grid, model, noise, mean=mean), self._replacing(sde, grid, model, noise, mean))
 
-    def _replacing(self, sde: SDE, grid: Grid, noise: NoiseSource, mean: bool) -> Hook:
+    def _replacing(self, sde: SDE, grid: Grid, model: BoundScore, noise: NoiseSource, mean: bool) -> Hook:
         nodes = sde.nodes(grid.times)
-        operator = self.measurement.linear()
         fixed: list[Tensor] = []
 
-        def measured_noise(x: Tensor) -> Tensor:
+        def noise_like(x: Tensor) -> Tensor:
             if self.noise == "fresh":
-                return operator.apply(noise.normal(tuple(x.shape), x.dtype, x.device))
+                return noise.normal(tuple(x.shape), x.dtype, x.device)
             if not fixed:
-                fixed.append(operator.apply(fixed_noise(noise, x)))
+                fixed.append(fixed_noise(noise, x))
             return fixed[0]
 
         def put_in(x: Tensor, i: int) -> Tensor:
-            Az = measured_noise(x)
-            Ax, y = self.measurement.of(x)
+            measurement = self.measured(model, x)
+            operator = measurement.linear()
+            Az = operator.apply(noise_like(x))
+            Ax, y = measurement.of(x)
             exact = mean and i == grid.steps
             alpha = 1.0 if exact else nodes[i].alpha
             sigma = 0.0 if exact else nodes[i].sigma
@@ -388,5 +393,6 @@ class DPS(AtNodes):
         with torch.enable_grad():
             D = model.predict("data", last.x, t, last.output)
         at = D if torch.is_grad_enabled() else D.detach()
-        r = self.measurement.residual(at)
-        return last.vjp(self.measurement.operator.vjp(at, r / _norm(r)), D)
+        measurement = self.measured(model, at)
+        r = measurement.residual(at)
+        return last.vjp(measurement.operator.vjp(at, r / _norm(r)), D)

@@ -59,7 +59,9 @@ def models_of(model: BoundScore, parts: Sequence[slice], batch: int) -> Iterator
         return
     resolved = model.resolved(batch)
     for at in parts:
-        yield model.with_kwargs(_of_part(resolved, at))
+        part = model.with_kwargs(_of_part(resolved, at))
+        part.rows = torch.arange(at.start, at.stop, device="cpu")
+        yield part
 
 
 def _of_part(resolved: Mapping[str, object], at: slice) -> dict[str, object]:

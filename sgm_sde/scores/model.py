@@ -60,8 +60,9 @@ class BoundScore:
 
     Attributes:
         nfe: number of network calls so far.
-        rows: number of samples that the network has seen in them, a guided score's branches counted apart.
+        network_evals: number of samples that the network has seen in them, a guided score's branches counted apart.
         kwargs: passed on to the network at each call.
+        rows: numbers of the samples that it is for, of a run in parts; None for all.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class BoundScore:
         self._target = score.prediction  # what `evaluate` returns, and the stochasticity of a drift
         self._eta = 0.0
         self._at: dict[float, Node] = {}
+        self.rows: Tensor | None = None
         self.nfe = 0
         self.network_evals = 0
 

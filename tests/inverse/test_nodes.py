@@ -269,3 +269,30 @@ def test_methods_for_linear_operators_name_dps(method: Callable[..., object]) ->
     score = sg.oracles.Gaussian(torch.zeros(2, dtype=F64), 0.6).score(LINEAR["edm"])
     with pytest.raises(TypeError, match=r"a linear operator is needed, got NonlinearMap\(.*DPS takes any"):
         method(score, seen)
+
+
+# --- Measurements of each sample's own --------------------------------------------------------------------------------
+
+MASKS = torch.tensor([[True, False], [False, True], [True, True]]).repeat(3, 1)
+OWN = normal(9, 2, seed=5)
+AT_NODES: dict[str, Callable[[inverse.Measurement], sg.Solver]] = {
+    "replacement": lambda m: inverse.Replacement(sg.Ancestral(), m),
+    "replacement, fixed noise": lambda m: inverse.Replacement("dpm++2m", m, noise="fixed"),
+    "repaint": lambda m: inverse.RePaint(sg.Ancestral(), m, resamples=2, jump=2),
+    "dps": lambda m: inverse.DPS(sg.Ancestral(), m),
+    "inside of a predictor-corrector": lambda m: sg.PredictorCorrector(
+        inverse.Replacement(sg.ReverseDiffusion(), m), sg.Langevin()
+    ),
+}
+
+
+@pytest.mark.parametrize("method", AT_NODES)
+@pytest.mark.parametrize("mask", [MASKS[0], MASKS], ids=["one mask", "a mask a sample"])
+def test_measurements_of_each_samples_own_in_parts(mask: Tensor, method: str) -> None:
+    """A run in parts puts in what was measured of the samples of each part."""
+    solver = AT_NODES[method](inverse.Measurement(inverse.Mask(mask), OWN))
+    whole, parts = (
+        sg.sample(MODES.score(VP), VP, (9, 2), solver=solver, steps=6, seed=0, execution=execution).x
+        for execution in (sg.Execution(dtype=F64), sg.Execution(dtype=F64, batch_size=4))
+    )
+    torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)
