@@ -78,7 +78,10 @@ class AtNodes(WrappedSolver):
 
     def measured(self, model: BoundScore, x: Tensor) -> Measurement:
         """The measurement of states x (b, *): those of all samples, or of the part that the model is for."""
-        return self.measurement if model.rows is None else self.measurement.of_samples(model.rows, x)
+        if model.rows is None:
+            return self.measurement
+        rows = torch.arange(model.rows.start, model.rows.stop, device="cpu")
+        return self.measurement.of_samples(rows, x)
 
     @abstractmethod
     def check(self, program: Program) -> None:

@@ -60,7 +60,7 @@ def models_of(model: BoundScore, parts: Sequence[slice], batch: int) -> Iterator
     resolved = model.resolved(batch)
     for at in parts:
         part = model.with_kwargs(_of_part(resolved, at))
-        part.rows = torch.arange(at.start, at.stop, device="cpu")
+        part.rows = range(at.start, at.stop)
         yield part
 
 

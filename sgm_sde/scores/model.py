@@ -82,7 +82,7 @@ class BoundScore:
         self._target = score.prediction  # what `evaluate` returns, and the stochasticity of a drift
         self._eta = 0.0
         self._at: dict[float, Node] = {}
-        self.rows: Tensor | None = None
+        self.rows: range | None = None
         self.nfe = 0
         self.network_evals = 0
 

@@ -54,6 +54,18 @@ def test_a_corrector_runs_without_the_last_output() -> None:
     assert peak_bytes(run) / (N * 2 * 4) < 6.25
 
 
+@pytest.mark.parametrize("solver", ["ddim", "ancestral", "dpm++3m"])
+def test_a_run_in_parts_holds_the_samples_and_little_else(solver: str) -> None:
+    """The samples, three bytes for each, and the part that is running; no list of their numbers."""
+    grid = sg.grids.Karras()(SDE, 8)
+    execution = sg.Execution(batch_size=N // 40)
+
+    def run() -> sg.SampleResult:
+        return sg.sample(SCORE, SDE, (N, 2), solver=solver, grid=grid, seed=0, final="none", execution=execution)
+
+    assert peak_bytes(run) / (N * 2 * 4) < 2
+
+
 @pytest.mark.parametrize("solver", ["ddim", "ancestral"])
 def test_sizes_are_judged_in_blocks(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same samples are named, however many are looked at together."""
