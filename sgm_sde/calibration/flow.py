@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import finite, flat
-from sgm_sde.calibration.strata import FEW_DIMENSIONS
 from sgm_sde.engine.executor import PreDrawnNoise, execute
 from sgm_sde.engine.node import Node
 from sgm_sde.engine.noise import NoiseStream, SampleSeeds
@@ -27,8 +26,6 @@ from sgm_sde.scores.score import Score
 Samples = range | Tensor  # places of noises
 
 LARGEST = 10.0  # log of the noise level where a process has no bound
-UNLIKE = 4.0  # times the standard deviation of another number: beyond, each is measured in its own
-CONSTANT = 1e-3  # of the largest: a standard deviation of a number that hardly varies
 ROOM = 1e-3  # between the last call and eps, in log s
 
 
@@ -250,25 +247,6 @@ class Flow:
             self.network_evals += model.network_evals
         found = Trajectories(record.log_levels, record.y, record.D, end)
         return found if self.units is None else found.times(self.units)
-
-
-def units_of(x: Tensor, event: Sequence[int]) -> Tensor | None:
-    """Factors (d,) that make the standard deviations of a few numbers (N, d) alike; None where they nearly are.
-
-    Such numbers are of different things, and the small ones would not count. Those of images are of one.
-
-    Examples:
-        >>> units_of(torch.tensor([[-1.0, -40.0], [1.0, 40.0]]), (2,)).tolist()
-        [6.32..., 0.158...]
-        >>> units_of(torch.tensor([[-1.0, -2.0], [1.0, 2.0]]), (2,))
-    """
-    if len(event) != 1 or event[0] > FEW_DIMENSIONS:
-        return None
-    spread = x.double().std(0)
-    if not float(spread.max()) > UNLIKE * float(spread.min()):
-        return None
-    spread = spread.clamp(min=CONSTANT * float(spread.max()))
-    return (spread.log().mean().exp() / spread).to(x)
 
 
 class _Record:

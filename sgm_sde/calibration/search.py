@@ -30,10 +30,11 @@ from sgm_sde._utils.checks import (
 )
 from sgm_sde._utils.shapes import finite, flat
 from sgm_sde._utils.tree import Conditions
+from sgm_sde._utils.units import units_of
 from sgm_sde._utils.warn import warn
 from sgm_sde.calibration import closed
 from sgm_sde.calibration.choice import Comparison
-from sgm_sde.calibration.flow import Flow, Samples, Trajectories, units_of
+from sgm_sde.calibration.flow import Flow, Samples, Trajectories
 from sgm_sde.calibration.network import CalibrationWarning, network_of, process_of
 from sgm_sde.calibration.refine import Refinement
 from sgm_sde.calibration.result import PILOT, Calibration, Calibrations, HeldOut, from_json, to_json

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import flat
+from sgm_sde._utils.units import FEW_NUMBERS
 
 __all__ = ["UnresolvedWarning"]
 
 ENOUGH = 16  # samples, for a standard deviation
-FEW_NUMBERS = 16  # of a sample, each of which has a meaning of its own
 FEW_CALLS = 3  # up to which networks are distilled for so few calls, and no denoisers
 UNRESOLVED = 0.5  # of the noise level
 THE_SAME = 1e-5  # of their size: samples that differ by rounding are data at a point

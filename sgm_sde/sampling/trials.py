@@ -16,6 +16,7 @@ from torch import Tensor
 from sgm_sde._utils.checks import arguments, check_integer, described, moment, shape_of_samples
 from sgm_sde._utils.shapes import flat
 from sgm_sde._utils.tree import Conditions
+from sgm_sde._utils.units import units_of
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import Generators, SampleSeeds, Seeds, resolve_seeds
 from sgm_sde.engine.reverse import ScoreFn
@@ -441,20 +442,28 @@ class Race:
     shared_evals: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.exact = self.exact.double()
-        self.batch = len(self.exact)
+        exact = self.exact.double()
+        self.batch = len(exact)
+        self.data_std = self._scale(exact)
+        self.units = units_of(exact, self.event) if self.batch > 1 else None
+        self.exact = self._measured(exact)
 
     @property
     def spread(self) -> float:
         """Standard deviation of the samples' numbers, 1 if they are all the same."""
         return float(self.exact.std(correction=min(1, self.exact.numel() - 1))) or 1.0
 
-    @property
-    def data_std(self) -> float:
-        """The scale that candidates are for: that of the samples around their mean, which is data next to no noise."""
-        around = self.exact.std(0, correction=0).square().mean().sqrt()
+    def _scale(self, exact: Tensor) -> float:
+        """The scale that candidates are for: that of the samples around their mean, but not below the noise at eps."""
+        if self.batch == 1:
+            return 1.0
+        around = exact.std(0).square().mean().sqrt()
         (eps,) = self.sde.nodes((self.sde.eps,))
-        return scale_of_candidates(max(float(around), eps.noise_level)) if self.batch > 1 else 1.0
+        return scale_of_candidates(max(float(around), eps.noise_level))
+
+    def _measured(self, x: Tensor) -> Tensor:
+        """Samples (n, d) in the units in which they are compared."""
+        return x if self.units is None else x * self.units
 
     def options_to(self, t_end: float | None) -> RunOptions:
         """The options of a run that ends at a time, or where all runs do."""
@@ -497,7 +506,8 @@ class Race:
                 model_kwargs=kwargs, **self.options_to(t_end),
             )  # fmt: skip
         self.network_evals += run.network_evals
-        square = (flat(run.x.double()) - self.exact[some]).square().mean(1) / self.spread**2
+        off = self._measured(flat(run.x.double())) - self.exact[some]
+        square = off.square().mean(1) / self.spread**2
         return square.nan_to_num(nan=math.inf)
 
     @staticmethod

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import sgm_sde as sg
+from sgm_sde._utils.units import units_of
 from sgm_sde.calibration import HeldOut, Table, closed, rough, search
 from sgm_sde.calibration.choice import Comparison
-from sgm_sde.calibration.flow import Flow, Trajectories, units_of
+from sgm_sde.calibration.flow import Flow, Trajectories
 from sgm_sde.calibration.network import network_of, process_of
 from sgm_sde.calibration.refine import Refinement, Unknowns, _Point
 from sgm_sde.calibration.rows import Rows
@@ -948,6 +949,7 @@ def test_the_command_says_once_that_a_table_is_for_another_network(
     assert err.count("sgm-sde: warning: calibrated2 is used on another guidance") == 1 and "sys.exit" not in err
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.resolution.UnresolvedWarning")  # in the common scale
 def test_numbers_of_unlike_scale_are_measured_by_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two modes at +-8 and two at +-.03: by their common standard deviation the small number would not count."""
     sde = sg.EDMSDE(sigma_min=0.001, sigma_max=80.0)

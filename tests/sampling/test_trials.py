@@ -116,6 +116,23 @@ def test_candidates_for_the_scale_of_the_data(scale: float) -> None:
     assert found.errors[0][1] < 0.5 * of_unit_scale.errors[0][1]
 
 
+def test_numbers_of_unlike_scale_count_alike() -> None:
+    """Of two numbers the small one is not the price of the large one: each is measured in its own scale."""
+    scale = torch.tensor([8.0, 0.03])
+
+    def denoised(x: Tensor, sigma: Tensor) -> Tensor:
+        y = x / scale
+        s2 = (sigma[:, None] / scale).square()
+        return scale * (0.09 * y + s2 * (y / (s2 + 0.09)).tanh()) / (s2 + 0.09)
+
+    sde = sg.EDMSDE()
+    score = sg.from_denoiser(denoised, sde)
+    found = sg.pilot(score, sde, (64, 2), nfe=8, seed=0)
+    x = sg.sample(score, sde, (200, 2), solver=found, seed=9).x
+    exact = sg.sample(score, sde, (200, 2), solver="unipc3", grid="log-snr", steps=200, seed=9).x
+    assert float(((x - exact) / exact.std(0)).square().mean(0).sqrt().max()) < 0.2
+
+
 @pytest.mark.parametrize(
     "std, scale", [(0.16, 0.2), (0.044, 0.04), (0.3, 1.0), (4.0, 1.0), (340.0, 300.0), (1e6, 50e3 / 3)], ids=case_id
 )
