@@ -427,7 +427,8 @@ class Widening(LogSNR):
         data_std: the scale s, about the standard deviation of the data.
         first: the factor a of the first level.
         last: the factor b of the last level.
-        largest: a bound of the first level in units of s; its default is the log-SNR -12.
+        largest: a bound of the first level in units of s, for a prior of unit scale, larger by as much as the prior is;
+            its default is the log-SNR -12.
 
     Raises:
         ValueError: for a number that is not positive and finite.
@@ -461,8 +462,8 @@ class Widening(LogSNR):
         calls = steps + 1
 
         if t_start is None:
-            level = self.data_std * min(self.largest, max(self.least, self.first * calls**3))
-            t_start = _time_of(sde, level)
+            level = max(self.least, self.first * calls**3)
+            t_start = _time_of(sde, self.data_std * min(level, _purest(sde, self.largest)))
         if t_end is None:
             t_end = _last_time(sde, t_start, self.data_std, self.last / calls**2)
         return t_start, t_end
@@ -485,7 +486,8 @@ class Thinned(LogSNR):
         data_std: the scale s, about the standard deviation of the data.
         even: the number m of network calls from which on steps near pure noise are as long as others.
         last: the factor of the last level, as in `Widening`.
-        largest: a bound of the first level in units of s; its default is the log-SNR -20.
+        largest: a bound of the first level in units of s, for a prior of unit scale, larger by as much as the prior is;
+            its default is the log-SNR -20.
         near_noise: the log-SNR $\ell_0$ below which steps are longer.
         near_data: the log-SNR $\ell_1$ above which they are, not below the other.
         clean: the share c of the density that is left out there, below 1.
@@ -540,7 +542,7 @@ class Thinned(LogSNR):
         """First and last time of a grid of `steps` steps; a time given is kept."""
         _require_linear(self, sde)
         if t_start is None:
-            t_start = _time_of(sde, self.data_std * self.largest)
+            t_start = _time_of(sde, self.data_std * _purest(sde, self.largest))
         if t_end is None:
             t_end = _last_time(sde, t_start, self.data_std, self.last / (steps + 1) ** 2)
         return t_start, t_end
@@ -582,6 +584,11 @@ def _last_time(sde: SDE, start: float, data_std: float, level: float) -> float:
     r = float(noise_level(sde, start)) / data_std
     share = 1.0 if math.isinf(r) else r / (1 + r)
     return _time_of(sde, data_std * min(level * share, LAST_OF_FIRST * r))
+
+
+def _purest(sde: SDE, largest: float) -> float:
+    """A bound of the first noise level, in units of the data: a wider prior is there for wider data."""
+    return largest * max(1.0, sde.prior_std)
 
 
 def _time_of(sde: SDE, level: float) -> float:

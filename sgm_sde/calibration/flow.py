@@ -25,7 +25,7 @@ from sgm_sde.scores.score import Score
 
 Samples = range | Tensor  # places of noises
 
-LARGEST = 10.0  # log of the noise level where a process has no bound
+LARGEST = 10.0  # log of the noise level where a process has no bound, for a prior of unit scale
 ROOM = 1e-3  # between the last call and eps, in log s
 
 
@@ -129,7 +129,7 @@ class Flow:
     def _set_bounds(self) -> None:
         """Bounds of log s, and the inverse of the first level."""
         first, last = (node.noise_level for node in self.sde.nodes([self.sde.T, self.sde.eps]))
-        self.high = min(math.log(first), LARGEST)
+        self.high = min(math.log(first), LARGEST + math.log(max(1.0, self.sde.prior_std)))
         self.low = max(math.log(last) if last > 0 else -math.inf, -LARGEST) + ROOM
         self.inverse = 0.0 if math.isinf(first) else 1 / first
 

@@ -64,7 +64,7 @@ def default_candidates(nfe: int | None = None, data_std: float = 1.0) -> tuple[S
         data_std: scale of the data, in whose units the candidates' own levels of noise are.
 
     Raises:
-        ValueError: for a budget below 1, or a scale that is not positive or above 16 666.
+        ValueError: for a budget below 1, or a scale that is not positive or above 100 000.
 
     Examples:
         >>> len(default_candidates(10)) < len(default_candidates())

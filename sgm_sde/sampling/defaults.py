@@ -26,7 +26,11 @@ LINEAR_BELOW = 5.0
 NO_SIGNAL_GUIDED = 60.0
 LINEAR_GUIDED = 20.0
 FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
-WIDEST = FAR / NO_SIGNAL_GUIDED  # scale of data whose levels of noise solvers take
+# Where a process itself says that its data are not of about unit scale: factors between scale and noise levels.
+BELOW_START = 4.0
+ABOVE_END = 5.0
+PRIOR_OVER_DATA = 2000.0  # VESDE's prior for images of 1024 x 1024 pixels has 1348
+WIDEST = FAR / 10  # scale of data, so that levels of noise that solvers take are above it
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def adams_near_noise(
         final_nodes: evaluations that the sample is made from at the end; 0 to end in a state.
 
     Raises:
-        ValueError: for numbers of evaluations below 1, or a scale that is not positive or above 16 666.
+        ValueError: for numbers of evaluations below 1, or a scale that is not positive or above 100 000.
 
     Examples:
         >>> adams_near_noise(4, 4).name
@@ -99,8 +103,8 @@ def adams_near_noise(
         nodes,
         sigma_data=SIGMA_DATA * data_std,
         variable="log-signal",
-        no_signal_above=number("no_signal_above", no_signal_above, above=0) * data_std,
-        linear_below=number("linear_below", linear_below, above=0) * data_std,
+        no_signal_above=min(number("no_signal_above", no_signal_above, above=0) * data_std, FAR),
+        linear_below=min(number("linear_below", linear_below, above=0) * data_std, FAR),
         start="cold",
         lower_final=flag("lower_final", lower_final),
     )
@@ -116,7 +120,7 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
         data_std: the scale.
 
     Raises:
-        ValueError: for a scale that is not positive, or above 16 666.
+        ValueError: for a scale that is not positive, or above 100 000.
 
     Examples:
         >>> len(settings(0.1))
@@ -167,7 +171,7 @@ def default_setting(
     nfe: int | None = None,
     t_start: float | None = None,
     t_end: float | None = None,
-    data_std: float = 1.0,
+    data_std: float | None = None,
 ) -> Setting:
     """The solver and grid that `sample` takes when none is named, by the budget of network calls.
 
@@ -187,12 +191,13 @@ def default_setting(
         nfe: the budget, 50 if not given.
         t_start: where sampling starts, if it is given.
         t_end: where it ends, if it is given.
-        data_std: scale of the data as the network knows them. `sample` takes 1; where it is below 0.2 or above 5, what
-            is returned for the scale at hand errs several times less.
+        data_std: scale of the data as the network knows them. `sample` takes 1, or the nearest scale between 5 times
+            the noise level at eps, or a 2000th of the prior's standard deviation, and a quarter of the noise level at
+            T. Where the data's own is below 0.2 or above 5, what is returned for it errs several times less.
 
     Raises:
         TypeError: for something that is no process, or a time or scale that is no number.
-        ValueError: for a budget that is not an integer of at least 1, or a scale that is not above 0 or above 16 666.
+        ValueError: for a budget that is not an integer of at least 1, or a scale that is not above 0 or above 100 000.
 
     Examples:
         >>> import sgm_sde as sg
@@ -203,7 +208,8 @@ def default_setting(
     """
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)
-    data_std = number("data_std", data_std, above=0, most=WIDEST)
+    if data_std is not None:
+        data_std = number("data_std", data_std, above=0, most=WIDEST)
     times = [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
     if has_matrix_marginal(sde) and all(t >= EARLIEST * sde.T for t in [sde.eps, *times]):
         few, more = WITH_A_MATRIX
@@ -213,9 +219,19 @@ def default_setting(
 
     if not all(math.isfinite(float(sde.log_snr(t))) for t in times if 0 <= t <= sde.T):
         return Setting("rectified2")
+    if data_std is None:
+        data_std = _scale_of_data(sde)
     by_budget = SETTINGS if data_std == 1 else settings(data_std)
     chosen = by_budget[bisect_right(BOUNDS, budget)]
     return chosen if t_end is None else _to_a_given_end(chosen)
+
+
+def _scale_of_data(sde: SDE) -> float:
+    """The scale of data nearest to 1 that the noise levels of a linear process are made for, to one digit."""
+    start, end = sde.nodes((sde.T, sde.eps))
+    least = max(ABOVE_END * end.noise_level, sde.prior_std / PRIOR_OVER_DATA)
+    most = min(start.noise_level / BELOW_START, WIDEST)
+    return float(f"{min(max(1.0, least), most):.1g}")
 
 
 def _to_a_given_end(setting: Setting) -> Setting:
