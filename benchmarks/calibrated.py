@@ -31,7 +31,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -337,7 +337,7 @@ def shipped(name: str) -> sg.calibration.Calibrations:
     return as_calibrations(sg.calibration.load_calibration(str(file)))
 
 
-def frechet(name: str, n: int, found: sg.calibration.Calibrations, of: str) -> None:
+def frechet(name: str, n: int, found: Mapping[int, sg.Calibration], of: str) -> None:
     """Frechet distances of a shipped network's samples to data, and to the samples of its exact flow.
 
     Errors of single samples raise a distance by what falls as 1 / n, so that to the flow is also extrapolated, from n
@@ -725,7 +725,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, n in SAMPLES.items():
             if args.names in name:
                 found, of = (shipped(name), "shipped") if args.shipped else (fitted(name, args.budgets), "fitted")
-                frechet(name, n, found, of)
+                frechet(name, n, {nfe: found[nfe] for nfe in args.budgets}, of)
     else:
         args.out.mkdir(parents=True, exist_ok=True)
         text = "\n".join(tables(half) for half in beds.HALVES if measured(half))

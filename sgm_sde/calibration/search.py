@@ -75,7 +75,7 @@ CONTESTED = 2  # held-out noises at random for one on which these differ most
 FEW_CALLS = (6, 12)  # of the runs whose distance tells how hard a noise is
 OUTSIDE = 1.5  # times the distance of the farthest exact sample from their mean: beyond, a fit has blown up
 DOUBT = "exact samples"  # what a remark on them begins with
-FEW = 2.0  # times the error on the noises of the fit: beyond, there were too few of them
+FEW = 2.0  # times the median error on the noises of the fit: beyond, there were too few of them
 EXACT = "exact-trajectories"  # in a checkpoint
 MEASURED = ("nfe", "doubt", "median", "network_evals")  # of them
 STRATA = ("fit", "held")  # what noises are for
@@ -590,8 +590,8 @@ class _Search:
             remarks.append(f"some of the noises left the range of the exact samples with: {names}")
         if taken.name.startswith(PILOT):
             remarks.append("no fit is 10 % better than what is off the shelf, which is taken")
-        elif taken.rmse > FEW * fitted_error:
-            remarks.append(f"on the noises of the fit the error is {fitted_error:.1e}: more of them would help")
+        elif taken.median > FEW * fitted_error:  # of medians: single noises make errors, and say nothing of the fit
+            remarks.append(f"on the noises of the fit the median is {fitted_error:.1e}: more of them would help")
         if not exact.doubt < taken.rmse / 3:
             known = f"{DOUBT} are known to {exact.doubt:.1e} only, beside an error of {taken.rmse:.1e}"
             remarks.append(f"{known}: a larger reference_nfe= tells it better")
@@ -743,10 +743,10 @@ class _Search:
         return torch.cat(found)
 
     def _fitted_error(self, one: HeldOut, exact: _Exact, n: int) -> float:
-        """The error of a setting on the noises of the fit."""
+        """The median error of a setting on the noises of the fit."""
         x = self._run(one.setting, self.noises, n)
-        each = _mean_squares(x, exact.fit.end)
-        return math.sqrt(exact.of_fit.mean(each)) / exact.scale
+        each = _mean_squares(x, exact.fit.end).sqrt()
+        return exact.of_fit.median(each) / exact.scale
 
 
 def _mean_squares(x: Tensor, y: Tensor) -> Tensor:
