@@ -285,9 +285,9 @@ def keep_peers(bed: Bed, budgets: Sequence[int]) -> None:
 
 
 def keep(bed: Bed, noises: int, budgets: Sequence[int], peers: bool = True) -> None:
-    """Measure a bed at the budgets that it was not measured at."""
+    """Measure a bed at the budgets that it was not measured at, here or for the repository's file."""
     path = file_of(bed, noises)
-    known = json.loads(path.read_text()) if path.exists() else {"budgets": {}}
+    known = rows_of(bed, noises) or {"budgets": {}}
     missing = [n for n in budgets if known["budgets"].get(str(n), {}).get("fit") != FIT]
     if not missing:
         return
