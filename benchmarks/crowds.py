@@ -16,6 +16,7 @@ in crowds.json as they are measured, so that they can be measured one at a time.
   score can cost, and a perceptron on two moons what people have in two dimensions.
 - `path`: noise="path" beside independent noise, in runs on a grid; and draws alone beside as many increments of paths
   at places of each sample's own, as `ggf` asks for them, and at the same places for all, as torchsde does.
+- `metrics`: each of two sets of normal vectors of two numbers.
 """
 
 from __future__ import annotations
@@ -265,8 +266,21 @@ def increments(shape: tuple[int, ...]) -> dict[str, Callable[[], None]]:
     return {"draws": draws, "own places": own, "common places": shared}
 
 
+def metrics() -> list[dict[str, Any]]:
+    """Seconds of a metric of so many vectors of two numbers, and of as many others."""
+    rows = []
+    for name in ("frechet_distance", "kernel_distance", "prdc", "sliced_wasserstein"):
+        row: dict[str, Any] = {"metric": name}
+        for n in (1_000, 10_000, 100_000):
+            a, b = torch.randn((2, n, 2), generator=torch.Generator().manual_seed(0))
+            row |= least({str(n): lambda name=name, a=a, b=b: getattr(sg.metrics, name)(a, b)}, 2)
+        rows.append(row)
+    return rows
+
+
 PARTS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     "curve": curve, "fixed": fixed, "memory": memory, "adaptive": adaptive, "path": path,
+    "metrics": metrics,
 }  # fmt: skip
 
 
