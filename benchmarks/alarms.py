@@ -62,7 +62,7 @@ class Case:
 
     name: str
     score: Callable[..., Tensor]
-    sde: sg.LinearSDE
+    sde: sg.SDE
     shape: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -74,8 +74,11 @@ class Case:
             return sg.sample(self.score, self.sde, shape, seed=0, **self.options)
 
     def samples_named(self) -> int:
-        """How many samples the status names."""
-        return len(self.run().status.samples)
+        """How many samples the status names, other than for a density that is not known."""
+        result = self.run()
+        found = result.log_prob
+        of_density = found is not None and result.status == found.status
+        return 0 if of_density else len(result.status.samples)
 
 
 def data(scale: float) -> dict[str, tuple[Any, int]]:
@@ -107,6 +110,76 @@ def network_runs(n: int = 8) -> Iterator[Case]:
         for options in settings:
             shape = (n, *model.shape)
             yield Case(f"{name}, {options.get('solver', 'default')}", model.score, model.sde, shape, options | labels)
+
+
+CLD_SETTINGS: tuple[dict[str, Any], ...] = (
+    {"nfe": 20},
+    {"nfe": 50},
+    {"solver": sg.schemes.GDDIM(3), "nfe": 20},
+    {"solver": sg.schemes.SSCS(), "nfe": 100},
+    {"solver": "euler-maruyama", "nfe": 400},
+    {"solver": "rk4", "nfe": 100},
+    {"solver": "dopri5"},
+)
+
+
+def cld_runs(scales: tuple[float, ...] = SCALES, n: int = 64) -> Iterator[Case]:
+    """Runs on CLD, with exact scores."""
+    sde = sg.CLD()
+    for scale, options in itertools.product(scales, CLD_SETTINGS):
+        for law, (oracle, d) in data(scale).items():
+            solver = options.get("solver", "default")
+            name = f"{law} x {scale:g}, CLD, {getattr(solver, 'name', solver)} on CLD"
+            yield Case(name, oracle.score(sde), sde, (n, 2, d), dict(options))
+
+
+BELOW_NOISE = (1e-3, 1.0, 30.0)  # scales of data less than the noise at T: two points are far from each other
+TOKEN_SETTINGS: tuple[tuple[str | None, int], ...] = (
+    (None, 12), (None, 20), ("ddim", 10), ("dpm++2m", 10), ("ancestral", 40), ("heun", 20),
+)  # fmt: skip
+
+
+def of_tokens(scale: float, sde: sg.LinearSDE) -> Callable[[Tensor, Tensor], Tensor]:
+    """The exact score of independent tokens, each of two points near its own mean, at a time for each."""
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = (k(t).to(x) for k in (sde.alpha, sde.sigma))
+        alpha, sigma = (k if k.ndim == x.ndim else k[:, None, None] for k in (alpha, sigma))
+        mean = scale * torch.arange(x.shape[1])[:, None] / 4
+        variance = alpha**2 * (0.1 * scale) ** 2 + sigma**2
+        side = (alpha * scale * (x - alpha * mean) / variance).tanh()  # of the two points
+        return -(x - alpha * (mean + scale * side)) / variance
+
+    return score
+
+
+def token_runs(scales: tuple[float, ...] = BELOW_NOISE, n: int = 64) -> Iterator[Case]:
+    """Runs with times for each of four tokens, one number or sixteen each, together, by stages and one by one."""
+    for scale, (process, sde) in itertools.product(scales, PROCESSES.items()):
+        for (solver, steps), late, d in itertools.product(TOKEN_SETTINGS, (0, 1, 40), (1, 16)):
+            if solver is None and scale != 1:  # which takes data for about unit scale
+                continue
+            times = sg.grids.rule("log-snr")(sde, steps)
+            delay = min(late, steps)
+            grid = sg.grids.TokenGrid.staggered(times, torch.arange(4)[:, None] * delay)
+            name = f"tokens of {d} x {scale:g}, {delay} apart, {process}, {solver or 'default'} on tokens"
+            yield Case(name, of_tokens(scale, sde), sde, (n, 4, d), {"solver": solver, "grid": grid})
+
+
+LOG_PROB_SETTINGS: tuple[dict[str, Any], ...] = (
+    {"nfe": 30},
+    {"nfe": 50},
+    {"solver": "dpm++2m", "grid": "log-snr", "nfe": 30},
+    {"solver": "heun", "grid": "karras", "nfe": 31},
+)
+
+
+def log_prob_runs(scales: tuple[float, ...] = SCALES, n: int = 16) -> Iterator[Case]:
+    """Runs that find the samples' log-density on the way."""
+    for scale, (process, sde) in itertools.product(scales, PROCESSES.items()):
+        for (law, (oracle, d)), options in itertools.product(data(scale).items(), LOG_PROB_SETTINGS):
+            name = f"{law} x {scale:g}, {process}, {options.get('solver', 'default')} with log_prob"
+            yield Case(name, oracle.score(sde), sde, (n, d), options | {"log_prob": "exact"})
 
 
 STARTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -214,6 +287,7 @@ def faults(n: int = 32) -> Iterator[Case]:
         run = {"x_T": noise if wide else 80 * noise, "solver": solver} | ({} if solver == "dopri5" else {"nfe": 20})
         what = "unit noise in the place of the prior's" if wide else "noise of the size 80 in the place of the prior's"
         yield Case(f"{what}: ten modes, {process}, {solver or 'default'}", oracle.score(sde), sde, (n, d), run)
+    yield from other_faults(n)
     model = sg.load_model("digits")
     net, options = model.score.net, {"time_label": model.score.time_label}
     labels = {"model_kwargs": {"y": torch.arange(n) % 10}}
@@ -230,6 +304,36 @@ def faults(n: int = 32) -> Iterator[Case]:
         yield Case(
             f"a bias near pure noise: {law}, capped table, ddim", score, capped, (n, d), {"solver": "ddim", "nfe": nfe}
         )
+
+
+def other_faults(n: int = 32) -> Iterator[Case]:
+    """The noise taken for the score on CLD, in runs with times for each token, and in those with their density."""
+    cld = sg.CLD()
+    laws = {name: law for name, law in data(1.0).items() if name != "far modes"}
+    for (law, (oracle, d)), options in itertools.product(laws.items(), CLD_SETTINGS):
+        exact = sg.from_score(oracle.score(cld), cld)
+
+        def of_blocks(z: Tensor, t: Tensor, exact: Any = exact) -> Tensor:
+            return exact.predict("noise", z, t)  # type: ignore[no-any-return]
+
+        yield Case(f"noise taken for a score on CLD: {law}, {options}", of_blocks, cld, (n, 2, d), dict(options))
+
+    for process, sde in PROCESSES.items():
+        exact_score = of_tokens(1.0, sde)
+
+        def noise(x: Tensor, t: Tensor, score: Any = exact_score, sde: Any = sde) -> Tensor:
+            sigma = sde.sigma(t).to(x)
+            return -(sigma if t.ndim == x.ndim else sigma[:, None, None]) * score(x, t)
+
+        for (solver, steps), late in itertools.product(TOKEN_SETTINGS, (0, 1, 40)):
+            times = sg.grids.rule("log-snr")(sde, steps)
+            grid = sg.grids.TokenGrid.staggered(times, torch.arange(4)[:, None] * min(late, steps))
+            name = f"noise taken for a score on tokens: {process}, {solver or 'default'}, {late} apart"
+            yield Case(name, noise, sde, (n, 4, 16), {"solver": solver, "grid": grid})
+
+        for options in LOG_PROB_SETTINGS:
+            name = f"noise taken for a score, with log_prob: {process}, {options.get('solver', 'default')}"
+            yield Case(name, noise, sde, (n, 4, 4), options | {"log_prob": "exact"})
 
 
 def reversed_flow(score: sg.Score, sde: sg.LinearSDE) -> sg.Score:
@@ -456,7 +560,9 @@ def main() -> None:
     """Run, print and write."""
     parser = command.parser(__doc__, out="out/alarms")
     args = command.begin(parser)
-    right = itertools.chain(right_runs(), network_runs(), runs_from_given_states())
+    right = itertools.chain(
+        right_runs(), network_runs(), runs_from_given_states(), cld_runs(), token_runs(), log_prob_runs()
+    )
     lines = report("runs as they should be, by solver", right, False)
     lines += report_guided(guided_runs())
     lines += report("faults", faults(), True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sgm_sde import __version__
 from sgm_sde._utils.checks import check_integer, described, usable_device
-from sgm_sde._utils.files import JsonMapping, JsonObject
+from sgm_sde._utils.files import JsonMapping, JsonObject, folder_to_write
 from sgm_sde.data.images import read_data
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.schemes import solvers
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         command.options(commands.add_parser(name, help=command.help, description=command.help, allow_abbrev=False))
-    args = parser.parse_args(argv)
     try:
+        args = parser.parse_args(argv)
         with _warnings_as_lines():
             return COMMANDS[args.command].run(args)
     except (ImportError, OSError, TypeError, ValueError) as error:
@@ -81,7 +81,9 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", choices=("digits", "fashion"), default="digits", help="shipped network (%(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=Path("sgm_sde_demo"), help="folder for the results (%(default)s)")
+    parser.add_argument(
+        "--out", type=_folder, default=Path("sgm_sde_demo"), help="folder for the results (%(default)s)"
+    )
     parser.add_argument("--n", type=int, help="samples for each entry (1000), or images of clothes (64)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (%(default)s)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -104,7 +106,7 @@ def _demo(args: argparse.Namespace) -> int:
 def _run_options(parser: argparse.ArgumentParser, seed: bool = True) -> None:
     """Options shared by `sample`, `likelihood` and `bench`."""
     parser.add_argument("--model", required=True, help="a shipped model, MODULE:FACTORY, or a diffusers folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results; a run there is resumed")
+    parser.add_argument("--out", type=_folder, required=True, help="folder for the results; a run there is resumed")
     parser.add_argument("--batch", type=int, default=64, help="size of a batch (%(default)s)")
     if seed:
         parser.add_argument("--seed", type=int, default=0, help="seed (%(default)s)")
@@ -126,7 +128,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def _merge_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="folders with parts of one run")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the whole")
+    parser.add_argument("--out", type=_folder, required=True, help="folder for the whole")
 
 
 def _merge(args: argparse.Namespace) -> int:
@@ -223,7 +225,7 @@ def _labels(text: str) -> list[int] | str | None:
         try:
             labels.append(int(number))
         except ValueError:
-            raise ValueError(f"--labels must be all, none, or classes such as 0,1,2, got {described(number)}") from None
+            raise ValueError(f"--labels must be all, none, or classes such as 0,1,2, got {described(text)}") from None
     return labels
 
 
@@ -294,14 +296,22 @@ def _given(options: JsonMapping) -> JsonObject:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"names with commas between, got {described(text)}")
+    return names
 
 
 def _numbers(text: str) -> list[int]:
     try:
         return [int(name) for name in _names(text)]
-    except ValueError:
+    except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(f"integers such as 5,10,20, got {described(text)}") from None
+
+
+def _folder(text: str) -> Path:
+    """A folder for results, that is no file."""
+    return folder_to_write(Path(text))
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
@@ -372,7 +382,7 @@ def _calibrate_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed (%(default)s)")
     add("--reference-nfe", type=int, metavar="CALLS", help="calls of an exact sample (64 to 1024, as many as needed)")
     add("--time-limit", type=float, metavar="SECONDS", help="end where the fit is by then")
-    add("--checkpoint", type=Path, help="folder that keeps the parts of a run, instead of OUT.parts, which goes")
+    add("--checkpoint", type=_folder, help="folder that keeps the parts of a run, instead of OUT.parts, which goes")
 
     add("--device", choices=("cpu", "cuda", "mps"), help="where to compute (cuda where there is one)")
     add("--threads", type=int, default=1, help="threads on a CPU (%(default)s)")
@@ -383,9 +393,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     import torch
 
     from sgm_sde.calibration import calibrate
-    from sgm_sde.runs.distributed import classes_of, labels_in_turn
+    from sgm_sde.runs.distributed import classes_of, guided, labels_in_turn
     from sgm_sde.scores.conditions import PerSample
-    from sgm_sde.scores.guidance import ClassifierFree
     from sgm_sde.zoo.models import load_model
 
     if args.out.suffix != ".json":
@@ -408,7 +417,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     if not has_scalar_marginal(sde):
         raise TypeError(f"calibration needs a LinearSDE, got {described(sde)}")
 
-    score = model.score if args.guidance is None else ClassifierFree(model.score, args.guidance)
+    score = model.score if args.guidance is None else guided(model, args.guidance, classes)
     conditions = {}
     if classes is not None:
         conditions["y"] = PerSample(labels_in_turn(classes, 0, n).to(device))
@@ -424,8 +433,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     found.save(args.out)
     if args.checkpoint is None:
         shutil.rmtree(parts)
-    guided = "" if args.guidance is None else f" --guidance {args.guidance:g}"
-    use = f"sgm-sde sample --model {args.model}{guided} --solver {args.out} --nfe {args.nfe[0]} -n 64 --out run"
+    as_here = "" if args.guidance is None else f" --guidance {args.guidance:g}"
+    use = f"sgm-sde sample --model {args.model}{as_here} --solver {args.out} --nfe {args.nfe[0]} -n 64 --out run"
     sys.stdout.write(f"{found}\n\nWritten to {args.out}. Sample with it: {use}\n")
     return 0
 

@@ -26,6 +26,7 @@ from sgm_sde._utils.checks import (
     check_integer,
     described,
     flag,
+    has_numbers,
     instance_of,
     moment,
     moments,
@@ -204,6 +205,8 @@ class TokenGrid(Value):
                     [1.0000, 1.0000, 0.5000, 0.1000]], dtype=torch.float64)
         """
         times = torch.tensor((grid if isinstance(grid, Grid) else Grid(grid)).times, dtype=torch.float64)
+        if len(times) < 2:
+            raise ValueError(f"a token moves along two times or more, got {times.tolist()}")
         late = torch.as_tensor(delays) if isinstance(delays, Tensor | list | tuple) and _whole(delays) else None
         if (
             late is None
@@ -212,7 +215,13 @@ class TokenGrid(Value):
             or not 0 <= int(late.min()) <= int(late.max()) <= MOST_ROWS
         ):
             raise ValueError(f"delays must be integers from 0 to {MOST_ROWS}, one a token, got {described(delays)}")
-        late = late - late.min()
+        late = (late - late.min()).cpu()
+        for one, other in pairwise(sorted(set(late.flatten().tolist()))):
+            if other - one >= len(times):
+                raise ValueError(
+                    f"between a delay of {one} and the next, of {other}, no token would move: each moves for "
+                    f"{len(times) - 1} rows"
+                )
         rows = torch.arange(len(times) + int(late.max())).reshape(-1, *[1] * late.ndim)
         return TokenGrid(times[(rows - late).clamp(0, len(times) - 1)])
 
@@ -250,7 +259,7 @@ def _check_tokens(t: Tensor) -> None:
 def _whole(values: object) -> bool:
     """True for integers, in a tensor or nested lists of one depth."""
     if isinstance(values, Tensor):
-        return values.dtype in (torch.int64, torch.int32, torch.int16, torch.int8) and values.layout == torch.strided
+        return values.dtype in (torch.int64, torch.int32, torch.int16, torch.int8) and has_numbers(values)
     if not isinstance(values, list | tuple):
         return isinstance(values, int) and not isinstance(values, bool) and abs(values) <= MOST_ROWS
     return all(map(_whole, values)) and len({_depths(value) for value in values}) < 2
@@ -453,7 +462,8 @@ class Widening(LogSNR):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __post_init__(self) -> None:
-        for name in ("data_std", "first", "last", "largest"):
+        object.__setattr__(self, "data_std", number("data_std", self.data_std, least=1 / FAR, most=FAR))
+        for name in ("first", "last", "largest"):
             object.__setattr__(self, name, number(name, getattr(self, name), above=0))
 
     def ends(self, sde: SDE, steps: int, t_start: float | None, t_end: float | None) -> tuple[float, float]:
@@ -520,7 +530,8 @@ class Thinned(LogSNR):
     __repr__ = Widening.__repr__
 
     def __post_init__(self) -> None:
-        for name in ("data_std", "even", "last", "largest"):
+        object.__setattr__(self, "data_std", number("data_std", self.data_std, least=1 / FAR, most=FAR))
+        for name in ("even", "last", "largest"):
             object.__setattr__(self, name, number(name, getattr(self, name), above=0))
         object.__setattr__(self, "near_noise", number("near_noise", self.near_noise, least=-FAR, most=FAR))
         object.__setattr__(self, "near_data", number("near_data", self.near_data, least=self.near_noise, most=FAR))

@@ -342,3 +342,17 @@ def test_a_table_of_levels() -> None:
     vp = sg.VPSDE()
     at = torch.tensor(rule(vp, 4).times, dtype=F64)
     torch.testing.assert_close((-vp.log_snr(at) / 2).exp(), exact, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("times", "delays", "shown"),
+    [
+        ([1.0], [0, 1], r"moves along two times or more, got \[1.0\]"),
+        ([1.0, 0.5], [0, 5], "between a delay of 0 and the next, of 5, no token would move: each moves for 1 rows"),
+        ([1.0, 0.5], torch.zeros(2, dtype=torch.int64, device="meta"), "delays must be integers from 0"),
+    ],
+    ids=["one time", "a gap", "meta"],
+)
+def test_staggered_grids_are_refused_in_words_of_their_delays(times: Any, delays: Any, shown: str) -> None:
+    with pytest.raises(ValueError, match=shown):
+        sg.grids.TokenGrid.staggered(times, delays)

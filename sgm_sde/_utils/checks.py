@@ -178,13 +178,16 @@ def check_integer(option: str, value: object, least: int = 1, kind: type = Real)
     """The value as an int.
 
     Raises:
-        ValueError: for anything but a number of that kind, whole and at least `least`.
+        ValueError: for anything but a number of that kind, whole and at least `least`, and beyond 2**53.
     """
+    bounds = f"of at least {least}"
     if isinstance(value, kind) and isinstance(value, Real) and not isinstance(value, bool):
         found = float_of(value)
         if least <= found <= LARGEST and found == int(found):
             return int(found)
-    raise ValueError(f"{option} must be an integer of at least {least}, got {described(value)}")
+        if found > LARGEST:
+            bounds = f"from {least} to 2**53"
+    raise ValueError(f"{option} must be an integer {bounds}, got {described(value)}")
 
 
 def sizes(option: str, value: object, least: int = 1) -> tuple[int, ...]:

@@ -43,8 +43,23 @@ def reading(path: Path | str, what: str) -> Iterator[None]:
         if error.errno is None:  # what Pillow, gzip and zip say of contents
             raise ValueError(f"{path} holds no {what}: {_first_line(error)}") from None
         raise OSError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        lacks = f"it has no {error}" if isinstance(error, KeyError) else "its contents have another form"
+        raise ValueError(f"{path} holds no {what}: {lacks}") from error
     except Exception as error:
         raise ValueError(f"{path} holds no {what}: {_first_line(error)}") from error
+
+
+def folder_to_write(path: Path) -> Path:
+    """A path that is a folder, or can become one.
+
+    Raises:
+        OSError: where it, or what it is to lie in, is a file.
+    """
+    there = next((place for place in (path, *path.parents) if place.exists()), None)
+    if there is not None and not there.is_dir():
+        raise NotADirectoryError(f"{path} is to be a folder, and {there if there != path else 'that'} is a file")
+    return path
 
 
 def _first_line(error: BaseException) -> str:

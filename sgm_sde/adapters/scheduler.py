@@ -117,7 +117,9 @@ class SolverScheduler:
     ) -> None:
         one_of("final", final, FINALS)
         if isinstance(solver, Setting) and grid is not None:
-            raise ValueError(f"the setting {solver} brings its own grid: give no grid= besides, or its solver alone")
+            raise ValueError(
+                f"the setting {solver.plain} brings its own grid: give no grid= besides, or its solver alone"
+            )
         self.solver = solver if solver is None or isinstance(solver, Setting) else resolve(solver)
         if self.solver is not None:
             require_steppable(_without_grid(self.solver))

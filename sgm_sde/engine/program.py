@@ -109,10 +109,11 @@ class Program(Value):
         """Raise ValueError for terms that stage k cannot have."""
         for j, coefficient in terms:
             if not finite(coefficient):
+                t = self.stages[k].t
+                way_out = "start below it (t_start=)" if t > 0 else "end above it (t_end=)"
                 raise ValueError(
-                    f"{self.name} has the coefficient {coefficient} on {kind} {j} in stage {k}, "
-                    f"at t={self.stages[k].t:.6g}: the process is singular there; start below it (t_start=) or "
-                    f"use a solver that is not"
+                    f"{self.name} has the coefficient {coefficient} on {kind} {j} in stage {k}, at t={t:.6g}: the "
+                    f"process is singular there; {way_out} or use a solver that is not"
                 )
             if kind != "noise" and not 0 <= j < k:
                 raise ValueError(f"stage {k} refers to {kind} {j}, which does not exist yet")
@@ -135,6 +136,25 @@ class Program(Value):
     def times(self) -> tuple[float, ...]:
         """The grid's times, decreasing."""
         return tuple(stage.t for stage in self.stages if stage.node)
+
+    @property
+    def asked_stages(self) -> tuple[int, ...]:
+        """The stage where the network is first asked at or after each node, and the node's own where it is not."""
+        asked: list[int] = []
+        waits = False
+        for k, stage in enumerate(self.stages):
+            if stage.node:
+                asked.append(k)
+                waits = True
+            if waits and stage.evaluate:
+                asked[-1] = k
+                waits = False
+        return tuple(asked)
+
+    @property
+    def asked_times(self) -> tuple[float, ...]:
+        """The times of those stages."""
+        return tuple(self.stages[k].t for k in self.asked_stages)
 
     @property
     def steps(self) -> int:

@@ -26,6 +26,21 @@ NO_DRAW = -1
 
 
 @dataclass(frozen=True)
+class Column:
+    """Times of some tokens that move, and the program on them without pauses.
+
+    Attributes:
+        tokens: which have them, a mask (*).
+        program: the program.
+        asked: its times where the network is first asked at or after each node, by the stage of the table of all.
+    """
+
+    tokens: np.ndarray
+    program: Program
+    asked: Mapping[int, float]
+
+
+@dataclass(frozen=True)
 class TokenProgram:
     """A program of tokens with times of their own.
 
@@ -34,12 +49,14 @@ class TokenProgram:
         times: of each stage and token, (n, *).
         asked: whether the program uses the evaluation of each stage and token, (n, *).
         draws: of each of the program's noises, in their order, the number of each token's draw (*), -1 for none.
+        columns: the distinct columns of tokens that move.
     """
 
     program: Program
     times: np.ndarray
     asked: np.ndarray
     draws: tuple[np.ndarray, ...]
+    columns: tuple[Column, ...]
 
 
 def align(times: np.ndarray, compile_on: Callable[[tuple[float, ...]], Program]) -> TokenProgram:
@@ -60,9 +77,14 @@ def align(times: np.ndarray, compile_on: Callable[[tuple[float, ...]], Program])
         return values[..., tokens].reshape(*values.shape[:-1], *shape)
 
     stages, draws = _stages(table, set(starts), of_tokens)
-    first = next(track.program for track in tracks if track.program is not None)
+    columns = tuple(
+        Column((tokens == u).reshape(shape), track.program, track.asked)
+        for u, track in enumerate(tracks)
+        if track.program is not None
+    )
+    first = columns[0].program
     program = Program(first.name, first.prediction, tuple(stages), first.eta, first.sigma_data)
-    return TokenProgram(program, of_tokens(table.times), of_tokens(table.asked), tuple(draws))
+    return TokenProgram(program, of_tokens(table.times), of_tokens(table.asked), tuple(draws), columns)
 
 
 def _together(tracks: Sequence[_Track], n_rows: int) -> tuple[_Table, list[int]]:
@@ -122,7 +144,11 @@ class _Table:
 
 
 class _Track:
-    """A column of times, and the program on it without pauses; none where it never moves."""
+    """A column of times, and the program on it without pauses; none where it never moves.
+
+    Attributes:
+        asked: the times where the program first asks at or after each node, by stages of the table it is written to.
+    """
 
     def __init__(self, column: tuple[float, ...], compile_on: Callable[[tuple[float, ...]], Program]) -> None:
         self.column = column
@@ -135,6 +161,7 @@ class _Track:
             for stage in self.program.stages:
                 for m, _ in stage.noises:
                     self._draw.setdefault(m, len(self._draw))
+        self.asked: dict[int, float] = {}
         self._step = [0, *accumulate(int(b < a) for a, b in pairwise(column))]
 
     def moves(self, m: int) -> bool:
@@ -166,6 +193,10 @@ class _Track:
             place[last] = end
             self._write_terms(table, u, last, place)
             table.times[end, u] = self.column[m + 1]
+
+        if self.program is not None:
+            asked = zip(self.program.asked_stages, self.program.asked_times, strict=True)
+            self.asked = {place[k]: t for k, t in asked}
 
     def _wait(self, table: _Table, u: int, stages: range) -> None:
         """Leave the state of column u as it is through some stages."""

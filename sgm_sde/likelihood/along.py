@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from sgm_sde.likelihood.trace import TraceScore
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.schemes import AdaptiveSolver, PredictorCorrector, Solver
+from sgm_sde.schemes.base import called
 from sgm_sde.scores.score import Score
 
+MOST_ERROR = 1.0  # nats/dim; beyond, the density of a sample is not known
 LEAST_STEPS = 6  # that a quadrature with an error takes
 
 
@@ -64,7 +66,15 @@ def solver_arguments(
             raise ValueError(f"log_prob=True takes no {name}=, got {described(value)}")
     if final not in (None, "none"):
         raise ValueError(f"log_prob=True ends with the flow, final='none', got final={final!r}")
-    return None if by_steps else check_integer("nfe", nfe) - 1, "none"
+    if by_steps:
+        return None, "none"
+    budget = check_integer("nfe", nfe)
+    if budget <= LEAST_STEPS:
+        raise ValueError(
+            f"log_prob=True takes a call at the samples after at least {LEAST_STEPS} steps, nfe={LEAST_STEPS + 1} or "
+            f"more, got nfe={budget}"
+        )
+    return budget - 1, "none"
 
 
 def require_flow(
@@ -81,6 +91,7 @@ def require_flow(
         raise TypeError(f"log_prob=True needs a LinearSDE, got {described(sde)}")
     if program is None:
         raise ValueError(f"log_prob=True needs a solver on a grid, and {solver.name} finds its own steps")
+    require_states_of_flow(solver)
     asked = [stage.evaluate for stage in program.stages if stage.node]
     if program.stochastic or not all(asked[:-1]) or isinstance(solver, PredictorCorrector):
         raise ValueError(
@@ -90,7 +101,16 @@ def require_flow(
     if times[0] != sde.T and not by_rule:
         raise ValueError(f"log_prob=True starts from the prior at T = {sde.T:g}, got a grid from t = {times[0]:g}")
     if len(times) <= LEAST_STEPS:
-        raise ValueError(f"log_prob=True needs at least {LEAST_STEPS} steps, got {len(times) - 1}")
+        raise ValueError(f"log_prob=True needs at least {LEAST_STEPS} steps, got {len(times) - 1} of {called(solver)}")
+
+
+def require_states_of_flow(solver: object) -> None:
+    """Raise ValueError for a solver, fitted to a network, say, whose states are not those of the flow."""
+    if isinstance(solver, Solver) and solver.lags:
+        raise ValueError(
+            f"log_prob=True needs states along the probability flow, and those of {solver.name} are elsewhere: draw "
+            f"the samples alone, and ask log_prob(score, sde, x) for their density"
+        )
 
 
 def draw_with_log_prob(
@@ -101,6 +121,7 @@ def draw_with_log_prob(
     seeds: SampleSeeds,
     trace: bool | str | Trace,
     model_kwargs: Conditions | None,
+    on_output: Callable[[Tensor, Tensor, float], None],
 ) -> tuple[Tensor, LogProbResult]:
     r"""Samples (B, *) by the solver's program from states x_T (B, *), and their log-density under the probability flow.
 
@@ -116,6 +137,7 @@ def draw_with_log_prob(
         seeds: of the probes.
         trace: True for the default, or as `log_prob` takes it.
         model_kwargs: passed on to the network.
+        on_output: called with the state, the network's output and the time at each node.
     """
     times = program.times
     exact_or_probes = resolve_trace(None if isinstance(trace, bool) else trace, x_T)
@@ -127,7 +149,7 @@ def draw_with_log_prob(
     scale = float(sde.prior_transform(one, times[0])) / sde.prior_std
     problem = Problem(model, x_T, times[-1], estimate, to_noise=False, prior_std=scale * sde.prior_std)
     integrals = _Along(problem, _nodes(sde, times))
-    x = execute(program, x_T, integrals, NoNoise(), grad=torch.is_grad_enabled()).x
+    x = execute(program, x_T, integrals, NoNoise(), grad=torch.is_grad_enabled(), on_output=on_output).x
     integrals.evaluate(x, model.times([times[-1]], x)[0])
     found = integrals.solution(x)
 
@@ -152,12 +174,18 @@ def draw_with_log_prob(
         decoder=torch.zeros_like(value),
         defect=found.defect,
         freedom=found.freedom,
-        unresolved=(),
+        unresolved=_unknown(found.stated, problem.d),
         nfe=model.nfe,
         vjps=model.vjps,
         protocol=protocol,
     )
     return x, result
+
+
+def _unknown(error: Tensor, d: int) -> tuple[int, ...]:
+    """The samples whose error (B,) leaves nothing known of their density."""
+    known = error.detach() <= MOST_ERROR * d
+    return tuple((~known).nonzero().flatten().tolist())
 
 
 def _nodes(sde: LinearSDE, times: tuple[float, ...]) -> Nodes:

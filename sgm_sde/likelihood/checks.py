@@ -46,8 +46,8 @@ def check_process(sde: LinearSDE, eps: float | None) -> float:
     return eps
 
 
-def check_points(x: Tensor) -> Tensor:
-    """x (B, *), at least float32.
+def check_points(x: Tensor, name: str = "x") -> Tensor:
+    """x (B, *), which the caller knows by a name, at least float32.
 
     Raises:
         TypeError: for anything that is no floating tensor.
@@ -55,13 +55,14 @@ def check_points(x: Tensor) -> Tensor:
     """
     if not has_numbers(x) or not x.is_floating_point() or x.ndim == 0:
         given = f"dtype {x.dtype}" if has_numbers(x) and x.ndim else described(x)
-        raise TypeError(f"x must be a floating tensor (B, *), got {given}; for images of integers use bits_per_dim")
+        integers = "; for images of integers use bits_per_dim" if name == "x" else ""
+        raise TypeError(f"{name} must be a floating tensor (B, *), got {given}{integers}")
     if len(x) == 0:
-        raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
+        raise ValueError(f"{name} must hold at least one sample, got shape {tuple(x.shape)}")
     if x.numel() == 0:
-        raise ValueError(f"samples of x must hold at least one number, got shape {tuple(x.shape)}")
+        raise ValueError(f"samples of {name} must hold at least one number, got shape {tuple(x.shape)}")
     for i in not_finite(x)[:1]:
-        raise ValueError(f"x must be finite, sample {i} is not")
+        raise ValueError(f"{name} must be finite, sample {i} is not")
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

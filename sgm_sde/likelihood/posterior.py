@@ -99,7 +99,7 @@ def log_posterior(
         >>> round(float(found.value[0] - found.value[1]), 1)  # of N(1, 1 / 3), but for what the flow's prior forgets
         1.5
     """
-    theta = check_points(theta)
+    theta = check_points(theta, "theta")
     require_floating("observations", observations)
     require_function("log_prior", log_prior, "from parameters (B, *) to log-densities (B,)", 1)
     instance_of("argument", argument, str, "a text")

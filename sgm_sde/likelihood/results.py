@@ -65,7 +65,8 @@ class LogProbResult:
         defect: what the states on a fixed grid lack of lying on one trajectory, in nats (B,), with which `divergence`
             is corrected. NaN for other methods.
         freedom: degrees of freedom of `stderr` (B,), infinite for an exact trace.
-        unresolved: numbers of the samples whose `error` did not come down to the tolerance.
+        unresolved: numbers of the samples whose `error` did not come down to the tolerance, which is 1 nat/dim where
+            `sample` finds the density on the way.
         nfe: network calls; each on the whole batch, but for those that follow on some samples.
         vjps: vector-Jacobian products, on as many samples.
         protocol: what to quote beside the number.

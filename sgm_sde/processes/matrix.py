@@ -109,6 +109,18 @@ class MatrixNode(ProcessNode):
         return cholesky(self.cov, self.t)
 
     @cached_property
+    def observation(self) -> np.ndarray:
+        """Weights (k,) of the blocks in the sufficient statistic of the data, as in `MatrixSDE.observation`."""
+        weights = np.linalg.solve(self.cov, self.mu)
+        return np.asarray(weights / (self.mu @ weights))
+
+    @property
+    def observation_noise(self) -> float:
+        """Standard deviation of the noise in it."""
+        w = self.observation
+        return math.sqrt(w @ self.cov @ w)
+
+    @cached_property
     def R(self) -> np.ndarray:
         """The factor of the covariance that the probability flow of one data point carries along."""
         return np.asarray(self.sde.rotation([self.t])[0])

@@ -30,8 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgm_sde._utils.checks import check_integer, described
+from sgm_sde._utils.checks import FAR, check_integer, described, number, range_of
 from sgm_sde._utils.files import JsonMapping, JsonObject
+from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import SampleSeeds, resolve_seeds
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.identity import fingerprint, portable, spec
@@ -40,12 +41,14 @@ from sgm_sde.processes.base import has_matrix_marginal, has_scalar_marginal
 from sgm_sde.runs.store import Entry, Store, read_manifest, read_run, read_shard
 from sgm_sde.runs.team import Team
 from sgm_sde.sampling.defaults import Setting
-from sgm_sde.sampling.diagnosis import ImplausibleWarning
+from sgm_sde.sampling.diagnosis import ImplausibleWarning, UnsuitedWarning, words_of_misses
+from sgm_sde.sampling.on_gaussians import is_unsuited
 from sgm_sde.sampling.options import Execution
 from sgm_sde.sampling.planning import plan
 from sgm_sde.sampling.sampler import sample as draw
 from sgm_sde.sampling.statuses import NonFiniteWarning, UnfinishedWarning
 from sgm_sde.schemes import AdaptiveSolver, Solver
+from sgm_sde.schemes.base import called
 from sgm_sde.scores import PerSample
 from sgm_sde.scores.guidance import ClassifierFree
 from sgm_sde.scores.outputs import outputs
@@ -156,7 +159,7 @@ def sample(
     resolve_seeds([(seed, n - 1)], None, 1)
     classes = classes_of(model, labels)
     if guidance is not None:
-        model = replace(model, score=ClassifierFree(model.score, guidance), weights="")
+        model = replace(model, score=guided(model, guidance, classes), weights="")
 
     chosen, _, program = plan(model.sde, solver, nfe=nfe, steps=steps, grid=grid, final=final)
     arguments: JsonObject = {"solver": solver, "nfe": nfe, "steps": steps, "grid": grid, "final": final}
@@ -176,6 +179,9 @@ def sample(
             "labels": classes,
             "program": digest,
         }
+
+        if program is not None and team.rank == 0 and is_unsuited(chosen, program, model.sde):
+            warn(words_of_misses(called(chosen), n), UnsuitedWarning)
 
         def work(first: int, last: int) -> Shard:
             tensors = {}
@@ -200,6 +206,23 @@ def sample(
         return _run(team, Path(folder), job, part, progress)
 
 
+def guided(model: Model, scale: float, classes: Sequence[int] | None) -> ClassifierFree:
+    """The score of a model, guided towards classes.
+
+    Raises:
+        ValueError: for a scale that is not finite, no classes, and a network that declares no null label.
+    """
+    scale = number("guidance", scale, least=-FAR, most=FAR)
+    if classes is None:
+        raise ValueError(f"guidance={scale:g} is towards classes, and labels=None names none of the model {model.name!r}")
+    if model.score.null_label is None:
+        raise ValueError(
+            f"guidance={scale:g} needs a network that was trained without classes as well: that of the model "
+            f"{model.name!r} declares no null label (NULL_LABEL)"
+        )
+    return ClassifierFree(model.score, scale)
+
+
 def labels_in_turn(classes: Sequence[int], first: int, last: int) -> Tensor:
     """The classes of the samples from a first number up to a last: sample i has the class i modulo their number."""
     return torch.tensor([classes[i % len(classes)] for i in range(first, last)])
@@ -207,7 +230,7 @@ def labels_in_turn(classes: Sequence[int], first: int, last: int) -> Tensor:
 
 @contextmanager
 def _reported_failures() -> Iterator[None]:
-    """No warnings of samples that fail: the report has their numbers."""
+    """No warnings of samples that fail: the report has their numbers, and what it is of all was said at the start."""
     with warnings.catch_warnings():
         for category in (NonFiniteWarning, ImplausibleWarning, UnfinishedWarning):
             warnings.simplefilter("ignore", category)
@@ -279,6 +302,7 @@ def likelihood(
     resolved: JsonObject = model.likelihood_options(None, given)
     n_levels, data_range, dequantize = (resolved.pop(name) for name in ("n_levels", "data_range", "dequantize"))
     assert n_levels is not None and data_range is not None and dequantize is not None
+    data_range = range_of("data_range", data_range)
 
     _check_images(model, images, n_levels)
     if labels is not None:

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 
 from sgm_sde._utils.checks import FAR, check_integer, described, flag, moment, number
-from sgm_sde.grids import Grid, GridRule, Thinned, rule
+from sgm_sde.grids import Grid, GridRule, Thinned, Uniform, rule
 from sgm_sde.identity import Value
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal, require_sde
 from sgm_sde.processes.matrix import EARLIEST
@@ -64,6 +64,11 @@ class Setting(Value):
         """The number of network calls that it was chosen for; None for any."""
         return self.solver.budget
 
+    @property
+    def plain(self) -> Setting:
+        """Solver and grid alone, without what a pilot or a calibration tells besides."""
+        return Setting(self.solver, self.grid)
+
     def __str__(self) -> str:
         return f"{self.solver.name} on {'its default grid' if self.grid is None else repr(self.grid)}"
 
@@ -90,7 +95,7 @@ def adams_near_noise(
         final_nodes: evaluations that the sample is made from at the end; 0 to end in a state.
 
     Raises:
-        ValueError: for numbers of evaluations below 1, or a scale that is not positive or above 100 000.
+        ValueError: for numbers of evaluations below 1, or a scale below 1e-6 or above 100 000.
 
     Examples:
         >>> adams_near_noise(4, 4).name
@@ -98,7 +103,7 @@ def adams_near_noise(
     """
     nodes = check_integer("nodes", nodes)
     corrector = check_integer("corrector", corrector)
-    data_std = number("data_std", data_std, above=0, most=WIDEST)
+    data_std = number("data_std", data_std, least=1 / FAR, most=WIDEST)
     adams = Rosenbrock(
         nodes,
         sigma_data=SIGMA_DATA * data_std,
@@ -120,7 +125,7 @@ def settings(data_std: float = 1.0) -> tuple[Setting, ...]:
         data_std: the scale.
 
     Raises:
-        ValueError: for a scale that is not positive, or above 100 000.
+        ValueError: for a scale below 1e-6 or above 100 000.
 
     Examples:
         >>> len(settings(0.1))
@@ -197,7 +202,8 @@ def default_setting(
 
     Raises:
         TypeError: for something that is no process, or a time or scale that is no number.
-        ValueError: for a budget that is not an integer of at least 1, or a scale that is not above 0 or above 100 000.
+        ValueError: for a budget that is not an integer of at least 1, times outside of the process, or a scale below
+            1e-6 or above 100 000.
 
     Examples:
         >>> import sgm_sde as sg
@@ -209,7 +215,8 @@ def default_setting(
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)
     if data_std is not None:
-        data_std = number("data_std", data_std, above=0, most=WIDEST)
+        data_std = number("data_std", data_std, least=1 / FAR, most=WIDEST)
+    Uniform()(sde, 1, t_start, 0.0 if t_end is None else t_end)  # raises for times that are none of the process'
     times = [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
     if has_matrix_marginal(sde) and all(t >= EARLIEST * sde.T for t in [sde.eps, *times]):
         few, more = WITH_A_MATRIX

@@ -45,6 +45,10 @@ that scale.
 States that a caller gives at T are noise of the prior, within a factor of 5 whatever was done to them, or noised data,
 which the samples account for. Others are noise of another process' scale, unless they are zero.
 
+On a process with a matrix, all that a state z of several blocks says of the data is
+$y = w^\top z \sim N(x_0, s^2)$ (`MatrixSDE.observation`), so a run there is watched as one of y with $\alpha = 1$ and
+$\sigma = s$. Of the network's estimate of the noise, $z = \mu D + L\epsilon$, it leaves $D = y - w^\top L\epsilon$.
+
 Sizes are kept on the device, at the start and at the nodes 1, 2, 4, 8, ... from the end, and looked at with the result.
 """
 
@@ -53,6 +57,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +66,7 @@ from sgm_sde._utils.cache import cached
 from sgm_sde._utils.shapes import dimension, dot, flat, row_sums
 from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
 from sgm_sde.processes.linear import LinearNode, LinearSDE
+from sgm_sde.processes.matrix import MatrixNode, MatrixSDE
 
 __all__ = ["ImplausibleWarning", "StartWarning", "UnsuitedWarning"]
 
@@ -70,7 +76,8 @@ CHANCE = 6.0
 APART = 2.0
 UNSEEN = 48.0  # kappa where nothing of the run but its ends is known
 DIRECTION = 16  # dimensions from which on a direction is more than chance
-AGAINST = -0.9  # cosine of the noise estimated at the start with the state, or of the flow with it
+AGAINST = -0.97  # cosine of the noise estimated at the start with the state
+REVERSED = -0.9  # cosine of the flow with it
 START = 5.0  # factor between the size of a state at T and the prior's from which on it is not one of the prior's
 NOISE = 10.0  # sigma / alpha from which on a start is noise
 LEFT = 0.5  # of the noise at the start, by a network that does not see it
@@ -94,6 +101,39 @@ class UnsuitedWarning(ImplausibleWarning):
     """In so few calls the solver misses even Gaussian data on its grid, of any scale."""
 
 
+class Observed(NamedTuple):
+    """Coefficients of the blocks of a state, and of the network's output there, in what they say of the data.
+
+    Attributes:
+        y: of the state's in what it says.
+        D_of_state: of the state's in the estimate of the data.
+        D_of_output: of the output's.
+    """
+
+    y: tuple[float, ...]
+    D_of_state: tuple[float, ...]
+    D_of_output: tuple[float, ...]
+
+    @staticmethod
+    def at(node: MatrixNode, prediction: str) -> Observed:
+        """Coefficients at a node, for a network of a prediction."""
+        w = node.observation
+        of_state, of_output = (w @ node.L @ c for c in node.converted(prediction, "noise"))
+        return Observed(tuple(w), tuple(w - of_state), tuple(-of_output))
+
+    def state(self, z: Tensor) -> Tensor:
+        """y (B, *) of a state (B, k, *)."""
+        return _sum_of_blocks(self.y, z)
+
+    def data(self, z: Tensor, output: Tensor) -> Tensor:
+        """D (B, *) of a state and the output there."""
+        return _sum_of_blocks(self.D_of_state, z) + _sum_of_blocks(self.D_of_output, output.to(z.dtype))
+
+
+def _sum_of_blocks(coefficients: Sequence[float], z: Tensor) -> Tensor:
+    return torch.stack([c * block for c, block in zip(coefficients, z.unbind(1), strict=True)]).sum(0)
+
+
 @dataclass(frozen=True)
 class Look:
     """A node at which norms are kept.
@@ -104,6 +144,7 @@ class Look:
         data: coefficients of state and output in the estimate of the data.
         noise: the same for the noise.
         level: sigma / alpha.
+        observed: what the state of several blocks, and the output there, are looked at as; None of one.
     """
 
     alpha: float
@@ -111,6 +152,7 @@ class Look:
     data: tuple[float, float]
     noise: tuple[float, float]
     level: float
+    observed: Observed | None = None
 
 
 def _converted(node: LinearNode, prediction: str, target: str) -> tuple[float, float]:
@@ -122,10 +164,32 @@ def _converted(node: LinearNode, prediction: str, target: str) -> tuple[float, f
     return (c_x, c_r) if math.isfinite(c_x) and math.isfinite(c_r) else (math.inf, math.inf)
 
 
+def _looked_at(n: int) -> list[int]:
+    """The nodes of n steps at which sizes are kept."""
+    return sorted({0} | {n - 2**j for j in range(n.bit_length()) if 2**j <= n})
+
+
+@cached(maxsize=64)
+def _looks_at_blocks(sde: MatrixSDE, times: tuple[float, ...], prediction: str) -> Mapping[float, Look]:
+    at = _looked_at(len(times) - 1)
+    nodes = sde.nodes([times[m] for m in at])
+    before = sde.nodes([times[max(m - 1, 0)] for m in at])
+    return {
+        node.t: Look(
+            alpha=1.0,
+            reach=previous.observation_noise,
+            data=(0.0, 1.0),
+            noise=(1 / node.observation_noise, -1 / node.observation_noise),
+            level=node.observation_noise,
+            observed=Observed.at(node, prediction),
+        )
+        for node, previous in zip(nodes, before, strict=True)
+    }
+
+
 @cached(maxsize=64)
 def _looks(sde: LinearSDE, times: tuple[float, ...], prediction: str) -> Mapping[float, Look]:
-    n = len(times) - 1
-    at = sorted({0} | {n - 2**j for j in range(n.bit_length()) if 2**j <= n})
+    at = _looked_at(len(times) - 1)
     nodes = sde.nodes(times)
     return {
         times[m]: Look(
@@ -160,8 +224,8 @@ class Watch:
     """The size of a run's states and outputs, sample by sample, without a call or a wait.
 
     Args:
-        sde: a linear process; on any other nothing is watched.
-        times: the grid.
+        sde: the process; on a nonlinear one nothing is watched.
+        times: the grid, or where else its steps first ask the network, and the end.
         prediction: what the network predicts.
         x: the states (B, *) to start from.
         guided: whether the solver moves states by more than network and noise, so that sizes say nothing: DPS goes up
@@ -183,15 +247,21 @@ class Watch:
     ) -> None:
         self.looks: Mapping[float, Look] = {}
         self.alpha_end = 1.0
+        self.has_blocks = has_matrix_marginal(sde)
         if has_scalar_marginal(sde) and not x.is_meta:
             self.looks = _looks(sde, times, prediction)
             self.alpha_end = float(sde.alpha(times[-1]))
+        elif has_matrix_marginal(sde) and not x.is_meta:
+            self.looks = _looks_at_blocks(sde, times, prediction)
+            self.alpha_end = abs(float(sde.kernel(times[-1])[0][0]))
+            if (observed := self.looks[times[0]].observed) is not None:
+                x = observed.state(x.detach())
         self.start = times[0]
         self.end = times[-1]
         self.sde = sde
         self.guided = guided
         self.lags = lags
-        self.estimates_noise = prediction != "data" and density  # also in part, as v does
+        self.estimates_noise = prediction not in ("data", "data_x") and density  # also in part, as v does
         self.flow = prediction == "flow"
         self._size = root_mean_square(x) if self.looks else None  # of the start, until a look has told more
         self._limit: Tensor | None = None  # of a sample's size, the least of those known so far
@@ -208,6 +278,9 @@ class Watch:
             return
 
         self._size = None
+        if look.observed is not None:
+            output = look.observed.data(x.detach(), output.detach())
+            x = look.observed.state(x.detach())
         d = dimension(x)
         size = root_mean_square(x)
         of_output = root_mean_square(output)
@@ -263,7 +336,7 @@ class Watch:
     @staticmethod
     def _of_reversed_flow(across: Tensor, look: Look, size: Tensor, of_output: Tensor) -> Tensor:
         """The least size (B,) of samples where the flow runs against the noise at the start, -inf elsewhere."""
-        against = across < AGAINST * size * of_output
+        against = across < REVERSED * size * of_output
         if not look.alpha:
             return torch.where(against, math.inf, -math.inf)
 
@@ -277,7 +350,7 @@ class Watch:
         if not self.looks or self.guided:
             none = torch.zeros(len(sample), dtype=torch.bool, device=sample.device)
             return none if self._against is None else self._against
-        size = root_mean_square(sample)
+        size = root_mean_square(sample[:, 0] if self.has_blocks else sample)
         if not denoised:
             size = size / max(self.alpha_end, 1e-12)
         if self._limit is None:

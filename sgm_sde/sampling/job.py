@@ -20,8 +20,9 @@ from sgm_sde.engine.times import same_time
 from sgm_sde.grids import Grid
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.sampling.defaults import Setting
-from sgm_sde.sampling.diagnosis import size_of_start
-from sgm_sde.sampling.on_gaussians import misses_gaussians
+from sgm_sde.sampling.diagnosis import Watch, size_of_start
+from sgm_sde.sampling.on_gaussians import is_unsuited
+from sgm_sde.sampling.parts import WatchInBlocks
 from sgm_sde.sampling.planning import StepArguments, final_update, table_of
 from sgm_sde.sampling.resolution import FEW_CALLS
 from sgm_sde.sampling.results import Continuation, SampleResult
@@ -88,11 +89,9 @@ class Job:
     @property
     def misses_gaussians(self) -> bool:
         """True if the table alone makes all of the samples, and ends too large on Gaussian data of any scale."""
-        if self.program is None or self.position is not None or not has_scalar_marginal(self.sde):
+        if self.program is None or self.position is not None:
             return False
-        assert isinstance(self.solver, Solver)
-        judged_by_table = not (self.solver.has_hooks or self.solver.lags)
-        return judged_by_table and misses_gaussians(self.program, self.sde)
+        return is_unsuited(self.solver, self.program, self.sde)
 
     @property
     def last_level(self) -> float:
@@ -115,6 +114,17 @@ class Job:
     def state_dtype(self) -> torch.dtype:
         """The run's own precision."""
         return torch.promote_types(self.dtype, torch.float32)
+
+    def watch(self, score: Score, x: Tensor) -> WatchInBlocks:
+        """The watch over a run of some of the samples from states x (b, *)."""
+        watched = partial(Watch, self.sde, prediction=score.prediction, density=score.is_density)
+        if self.program is None:
+            watched = partial(watched, times=self.grid.times)
+        else:
+            assert isinstance(self.solver, Solver)
+            times = self.program.asked_times[self.first :]
+            watched = partial(watched, times=times, guided=self.solver.guided, lags=self.solver.lags)
+        return WatchInBlocks(lambda some: watched(x=some), x)
 
     def continuation(self, position: Position, draws: tuple[int, int]) -> Continuation:
         """The state of the run at a position, after so many draws."""

@@ -1,24 +1,29 @@
 r"""A run's table on Gaussian data, where the truth is known: whether a budget is too small for solver and grid.
 
-For data N(0, S^2) the denoiser is $D = \tfrac{\alpha S^2}{\alpha^2 S^2 + \sigma^2}\,x$, so every stage of a table is a
-sum of the start and the noises, $x_k = a_k x_0 + \sum_m b_{km} z_m$. With $e_t^2 = \alpha_t^2 S^2 + \sigma_t^2$ the run
-should end with the standard deviation $e_n$ and ends with
+For data N(0, S^2) the denoiser is linear in the state, of one block or several: with the kernel N(\mu x_0, C) it is
+$D = S^2\mu^\top\Sigma^{-1} x$, where $\Sigma = S^2\mu\mu^\top + C$. So every stage of a table is a sum of the start and
+the noises, $x_k = A_k x_0 + \sum_m B_{km} z_m$. The run should end with the covariance $\Sigma_n$ and ends with
 
-$$ \hat e_n = \sqrt{a_n^2 e_0^2 + \sum_m b_{nm}^2} $$
+$$ \hat\Sigma_n = A_n\Sigma_0 A_n^\top + \sum_m B_{nm} B_{nm}^\top $$
 
-Too few steps for a solver, or steps where it is not stable, show here before any network is called: what ends too
-large on Gaussian data of every scale between the ends of the process is hardly right on others. Data at a point, and
-tables fitted to a network, are the exceptions.
+of which the first block's standard deviation is looked at. Too few steps for a solver, or steps where it is not stable,
+show here before any network is called: what ends too large on Gaussian data of every scale between the ends of the
+process is hardly right on others. Data at a point, and tables fitted to a network, are the exceptions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 
 from sgm_sde._utils.cache import cached
-from sgm_sde.engine.matrix import number
+from sgm_sde.engine.matrix import Matrix, number
+from sgm_sde.engine.node import Coefficient, Node
 from sgm_sde.engine.program import Program
-from sgm_sde.processes.linear import LinearNode, LinearSDE
+from sgm_sde.processes.base import SDE, has_matrix_marginal, has_scalar_marginal
+from sgm_sde.schemes import AdaptiveSolver, Solver
 
 MOST_CALLS = 100  # of tables that are looked at: with more, no solver in the registry misses
 SCALES = 12
@@ -29,72 +34,124 @@ ABOVE_END = 3.0  # smallest scale over the noise level at the end
 MISSED = 2.0  # times as large as it should be
 
 
+class Kernel(NamedTuple):
+    """The law N(mu x_0, C) of the state at a time given the data, for k blocks.
+
+    Attributes:
+        node: the time.
+        mu: (k,).
+        C: (k, k).
+        noise_level: standard deviation of what the state says of the data.
+    """
+
+    node: Node
+    mu: np.ndarray
+    C: np.ndarray
+    noise_level: float
+
+    def covariance(self, S: np.ndarray) -> np.ndarray:
+        """Covariance of the state (scales, k, k) for data of the scales S."""
+        signal: np.ndarray = np.outer(self.mu, self.mu)
+        return S[:, None, None] ** 2 * signal + self.C
+
+    def denoiser(self, S: np.ndarray) -> np.ndarray:
+        """The factors (scales, 1, k) of the state in the estimate of the data."""
+        factors = np.linalg.solve(self.covariance(S), np.broadcast_to(self.mu[:, None], (len(S), len(self.mu), 1)))
+        return S[:, None, None] ** 2 * factors.swapaxes(1, 2)
+
+
+def kernels(sde: SDE, times: tuple[float, ...]) -> list[Kernel]:
+    """The kernels of a process at times; none of a nonlinear one."""
+    if has_matrix_marginal(sde):
+        return [Kernel(node, node.mu, node.cov, node.observation_noise) for node in sde.nodes(times)]
+    if has_scalar_marginal(sde):
+        return [
+            Kernel(node, np.array([node.alpha]), np.array([[node.sigma**2]]), node.noise_level)
+            for node in sde.nodes(times)
+        ]
+    return []
+
+
 @cached(maxsize=64, holders=(1,))
-def std_ratio(program: Program, sde: LinearSDE) -> float:
-    r"""The ratio $\hat e_n / e_n$ in which a run ends, at the scale of Gaussian data where it is the least.
+def std_ratio(program: Program, sde: SDE) -> float:
+    """The ratio of the standard deviation in which a run ends to what it should be, at the scale of Gaussian data where
+    it is the least.
 
     Args:
         program: the table, of at most 100 network calls; the ratio of longer ones is taken for 1.
-        sde: the process.
+        sde: the process; on a nonlinear one the ratio is taken for 1.
     """
     S = scales(sde, program)
     if program.nfe > MOST_CALLS or not len(S):
         return 1.0
 
-    times = [stage.t for stage in program.stages]
-    nodes = dict(zip(times, sde.nodes(times), strict=True))
+    times = tuple(stage.t for stage in program.stages)
+    at = dict(zip(times, kernels(sde, times), strict=True))
     try:
-        of_start_and_noises = _end(program, nodes, S)
+        of_start_and_noises = _end(program, at, S)
     except ZeroDivisionError:  # a prediction that does not exist at alpha = 0 or sigma = 0
         return 1.0
 
-    of_start_and_noises[:, 0] *= _marginal_std(nodes[times[0]], S)
-    ratios = np.linalg.norm(of_start_and_noises, axis=1) / _marginal_std(nodes[times[-1]], S)
+    ends = np.linalg.norm(of_start_and_noises[:, 0], axis=1)
+    ratios = ends / np.sqrt(at[times[-1]].covariance(S)[:, 0, 0])
     ratios[np.isnan(ratios)] = np.inf
     return float(ratios.min())
 
 
-def scales(sde: LinearSDE, program: Program) -> np.ndarray:
+def scales(sde: SDE, program: Program) -> np.ndarray:
     """The scales of data that are looked at: between the noise levels of the table's ends.
 
     None if these are close, or if the table starts in the middle of the process, where data may be as large as noise.
     """
-    first, start, end = sde.nodes((sde.T, program.times[0], program.times[-1]))
-    smallest = max(ABOVE_END * end.noise_level, 1 / LARGEST)
-    largest = min(start.noise_level / AMONG_NOISE, LARGEST)
-    from_noise = start.noise_level >= FROM_NOISE * min(first.noise_level, LARGEST)
+    levels = [kernel.noise_level for kernel in kernels(sde, (sde.T, program.times[0], program.times[-1]))]
+    if not levels:
+        return np.empty(0)
+    first, start, end = levels
+    smallest = max(ABOVE_END * end, 1 / LARGEST)
+    largest = min(start / AMONG_NOISE, LARGEST)
+    from_noise = start >= FROM_NOISE * min(first, LARGEST)
     return np.geomspace(smallest, largest, SCALES if from_noise and smallest < largest else 0)
 
 
-def misses_gaussians(program: Program, sde: LinearSDE) -> bool:
+def is_unsuited(solver: Solver | AdaptiveSolver, program: Program, sde: SDE) -> bool:
+    """True if a table, which alone makes all of the samples, misses Gaussian data."""
+    judged_by_table = isinstance(solver, Solver) and not (solver.has_hooks or solver.lags)
+    return judged_by_table and misses_gaussians(program, sde)
+
+
+def misses_gaussians(program: Program, sde: SDE) -> bool:
     """True if a run ends at least twice as large as it should, on Gaussian data of any scale."""
     return std_ratio(program, sde) >= MISSED
 
 
-def _marginal_std(node: LinearNode, S: np.ndarray) -> np.ndarray:
-    """The standard deviations of the state at a node."""
-    return np.hypot(node.alpha * S, node.sigma)
-
-
-def _end(program: Program, nodes: dict[float, LinearNode], S: np.ndarray) -> np.ndarray:
-    """The coefficients (scales, 1 + noises) of the start and of the noises in the last state."""
+def _end(program: Program, at: Mapping[float, Kernel], S: np.ndarray) -> np.ndarray:
+    """The factors (scales, k, k + k noises) of independent numbers of size 1, those of the start and of the noises, in
+    the last state."""
+    start = at[program.stages[0].t]
+    k = len(start.mu)
     noises = 1 + max((m for stage in program.stages for m, _ in stage.noises), default=-1)
     states: list[np.ndarray] = []
     evaluations: dict[int, np.ndarray] = {}
-    for k, stage in enumerate(program.stages):
-        x = np.zeros((len(S), 1 + noises))
-        x[:, 0] = 0.0 if states else 1.0
+    for i, stage in enumerate(program.stages):
+        x = np.zeros((len(S), k, k * (1 + noises)))
+        if not states:
+            x[:, :, :k] = np.linalg.cholesky(start.covariance(S))
         for j, A in stage.states:
-            x += number(A) * states[j]
+            x += _array(A, k) @ states[j]
         for j, B in stage.evals:
-            x += number(B) * evaluations[j]
+            x += _array(B, k) @ evaluations[j]
         for m, C in stage.noises:
-            x[:, 1 + m] += number(C)
+            x[:, :, k * (1 + m) : k * (2 + m)] += _array(C, k)
 
         states.append(x)
         if stage.evaluate:
-            node = nodes[stage.t]
-            c_x, c_r = node.convert("data", program.prediction, program.eta, program.sigma_data)
-            denoiser = node.alpha * S**2 / _marginal_std(node, S) ** 2
-            evaluations[k] = (c_x + c_r * denoiser)[:, None] * x
+            kernel = at[stage.t]
+            source = "data" if k == 1 else "data_x"
+            c_x, c_r = kernel.node.convert(source, program.prediction, program.eta, program.sigma_data)
+            evaluations[i] = (_array(c_x, k) + _array(c_r, k)[:, :1] * kernel.denoiser(S)) @ x
     return states[-1]
+
+
+def _array(c: Coefficient, k: int) -> np.ndarray:
+    """A coefficient as a matrix (k, k)."""
+    return c.array if isinstance(c, Matrix) else number(c) * np.eye(k)

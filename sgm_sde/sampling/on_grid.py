@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from sgm_sde.engine.executor import Hook, Position, Run, execute
 from sgm_sde.engine.noise import NoiseStream
 from sgm_sde.engine.program import Program
 from sgm_sde.sampling.compiled import replay
-from sgm_sde.sampling.diagnosis import Watch, strange_starts
+from sgm_sde.sampling.diagnosis import strange_starts
 from sgm_sde.sampling.job import Job, until_node
 from sgm_sde.sampling.observers import Monitor, node_to_stop_at, observed_nodes, progress_bar
 from sgm_sde.sampling.options import Execution, Record
@@ -24,6 +23,7 @@ from sgm_sde.sampling.parts import Joined, Part, WatchInBlocks, models_of, slice
 from sgm_sde.sampling.results import Continuation, SampleResult
 from sgm_sde.sampling.statuses import status_on_grid
 from sgm_sde.schemes import Solver
+from sgm_sde.schemes.base import called
 from sgm_sde.scores.model import BoundScore
 
 
@@ -57,7 +57,7 @@ def _result(job: Job, parts: Sequence[Part], x: Tensor, stop: int | None) -> tup
     if reached < job.grid.steps:
         stopped = "stopped as until= asks" if reached == stop else "stopped by the callback"
 
-    misses = job.solver.name if job.misses_gaussians else ""
+    misses = called(job.solver) if job.misses_gaussians else ""
     status, category = status_on_grid(parts, job.grid, stopped, job.sde, misses)
     trajectory, times = _trajectory(parts, job.dtype)
     result = SampleResult(
@@ -119,16 +119,7 @@ class _PartOfRun:
         assert isinstance(job.solver, Solver)
         x = job.states(self.at)
         noise, corrections, hooks = self._noises(self.model, x)
-        watched = partial(
-            Watch,
-            job.sde,
-            job.grid.times[job.first :],
-            self.model.score.prediction,
-            guided=job.solver.guided,
-            density=self.model.score.is_density,
-            lags=job.solver.lags,
-        )
-        watch = WatchInBlocks(watched, x)
+        watch = job.watch(self.model.score, x)
 
         run = self._executed(x, noise, hooks, watch)
         end = run.x

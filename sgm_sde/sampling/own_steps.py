@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -15,11 +14,11 @@ from sgm_sde._utils.checks import check_integer
 from sgm_sde._utils.shapes import finite
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.adaptive import COMPLETED, NOT_FINITE, Integration
-from sgm_sde.sampling.diagnosis import Watch, strange_starts
+from sgm_sde.sampling.diagnosis import strange_starts
 from sgm_sde.sampling.job import Job
 from sgm_sde.sampling.observers import progress_bar
 from sgm_sde.sampling.options import Execution, Record
-from sgm_sde.sampling.parts import Joined, WatchInBlocks, models_of, slices_of
+from sgm_sde.sampling.parts import Joined, models_of, slices_of
 from sgm_sde.sampling.planning import too_small
 from sgm_sde.sampling.results import AdaptiveStats, SampleResult
 from sgm_sde.sampling.statuses import NonFiniteWarning, UnfinishedWarning, adaptive_status, plausibility
@@ -46,9 +45,7 @@ def run_adaptive(
         on_leave = advance if record.progress else None
         for at, part_model in zip(slices, models_of(model, slices, job.size), strict=True):
             start = job.states(at)
-            score = model.score
-            watched = partial(Watch, job.sde, job.grid.times, score.prediction, density=score.is_density)
-            watch = WatchInBlocks(watched, start)
+            watch = job.watch(model.score, start)
             problem = Problem(part_model, job.sde, start, t_start, t_end, job.seeds[at], calls, steps, on_leave)
             part, x = _integrate(job, problem)
 

@@ -12,6 +12,7 @@ from sgm_sde.grids import Grid, GridRule
 from sgm_sde.processes.base import SDE, require_sde
 from sgm_sde.sampling.defaults import Setting, default_final, default_setting
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
+from sgm_sde.schemes.base import called
 
 DEFAULT_NFE = 50
 FINALS = ("denoise", "mean", "none")
@@ -80,8 +81,9 @@ class StepArguments:
         """The solver, and the grid as it was given, or as a setting brings it along."""
         solver = self.solver
         if isinstance(solver, Setting) and self.grid is not None:
-            brought = Setting(solver.solver, solver.grid)  # of a pilot's result not the whole table of errors
-            raise ValueError(f"the setting {brought} brings its own grid: give no grid= besides, or its solver alone")
+            raise ValueError(
+                f"the setting {solver.plain} brings its own grid: give no grid= besides, or its solver alone"
+            )
 
         if solver is None:
             budget = self.nfe if self.steps is None else check_integer("steps", self.steps) + 1
@@ -137,7 +139,7 @@ def _fit(solver: Solver, nfe: int | None, denoise: bool) -> tuple[Solver, int]:
         calls = solver.nfe(1)
         a_step = solver.nfe_per_step
         once = f" ({a_step} a step, {calls - a_step} once a run)" if calls > a_step else ""
-        raise too_small(budget, f"one step of {solver.name}", calls, denoise, once)
+        raise too_small(budget, f"one step of {called(solver)}", calls, denoise, once)
     return solver, steps
 
 

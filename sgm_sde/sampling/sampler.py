@@ -16,14 +16,14 @@ from sgm_sde._utils.warn import warn
 from sgm_sde.engine.executor import missing
 from sgm_sde.engine.noise import Generators, Seeds
 from sgm_sde.engine.reverse import ScoreFn
-from sgm_sde.engine.status import Status
 from sgm_sde.grids import Grid, GridRule, TokenGrid
 from sgm_sde.likelihood import along
+from sgm_sde.likelihood.checks import LikelihoodWarning
 from sgm_sde.likelihood.methods import TRACES, Trace
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.sampling.compiled import compile_network
 from sgm_sde.sampling.defaults import Setting
-from sgm_sde.sampling.diagnosis import ADVICE, ImplausibleWarning
+from sgm_sde.sampling.diagnosis import ADVICE, ImplausibleWarning, strange_starts
 from sgm_sde.sampling.job import NOISES, Job, StartArguments, begin, resumed
 from sgm_sde.sampling.on_grid import run_on_grid
 from sgm_sde.sampling.options import Execution, Record
@@ -31,9 +31,10 @@ from sgm_sde.sampling.own_steps import run_adaptive
 from sgm_sde.sampling.planning import DEFAULT_NFE, StepArguments, final_update, plan, require_unused
 from sgm_sde.sampling.resolution import UnresolvedWarning, words_if_unresolved
 from sgm_sde.sampling.results import SampleResult
-from sgm_sde.sampling.statuses import NonFiniteWarning
+from sgm_sde.sampling.statuses import plausibility
 from sgm_sde.sampling.tokens import sample_tokens
 from sgm_sde.schemes import AdaptiveSolver, Solver
+from sgm_sde.schemes.base import called
 from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score, as_score
@@ -130,6 +131,7 @@ def sample(
     Warns:
         NonFiniteWarning: if a state became infinite or NaN.
         ImplausibleWarning: if samples are larger, or further from the network's estimates, than the run accounts for.
+        LikelihoodWarning: if the numerical error of a log-density is above one nat a dimension.
         UnfinishedWarning: if an adaptive solver ran out of steps or calls.
         BatchCoupledWarning: if a backend takes one step size for a batch.
         UnresolvedWarning: if samples vary by less than half the noise at the last network call.
@@ -156,7 +158,11 @@ def sample(
         absent = {"noise": noise, "resume": resume, "log_prob": log_prob or None}
         timed = {"nfe": nfe, "steps": steps, "t_start": t_start, "t_end": t_end}
         _require_plain(absent, timed, recorded, execution)
-        return _on_tokens(score, sde, grid, start, solver, final, model_kwargs, execution.batch_size)
+        return _warned(
+            *sample_tokens(
+                score, sde, grid, start, solver, final_update(sde, final), model_kwargs, execution.batch_size
+            )
+        )
 
     asked = StepArguments(solver, nfe, steps, grid, t_start, t_end, final)
     if log_prob is not False:
@@ -169,7 +175,7 @@ def sample(
     if execution.compile:
         score = compile_network(score)
     if log_prob is not False:
-        return _with_log_prob(job, score, log_prob, model_kwargs, execution.enable_grad, asked.by_rule)
+        return _warned(*_with_log_prob(job, score, log_prob, model_kwargs, execution.enable_grad, asked.by_rule))
 
     model = BoundScore(score, sde, (job.grid.times[-1], job.grid.times[0]), model_kwargs)
     require_rows(model.kwargs, job.size)
@@ -181,8 +187,17 @@ def sample(
             result, category = run_adaptive(job, model, nfe, steps, recorded, execution)
         else:
             result, category = run_on_grid(job, model, recorded, execution)
+    return _warned(result, category)
+
+
+def _warned(result: SampleResult, category: type[Warning] | None) -> SampleResult:
+    """The result, after the warning that it calls for."""
     if category is not None:
-        advice = f": {ADVICE}" if category is ImplausibleWarning else ""
+        advice = ""
+        if category is ImplausibleWarning:
+            advice = f": {ADVICE}"
+        if category is LikelihoodWarning:
+            advice = f" of {along.MOST_ERROR:g} nat a dimension: take more calls, or ask log_prob() of x"
         warn(f"{result.status.message}{advice}", category)
     elif result.status.ok and (level := job.last_level) and (words := words_if_unresolved(result.x, level)):
         warn(words, UnresolvedWarning)
@@ -197,23 +212,6 @@ def _check_log_prob(log_prob: object) -> None:
         instance_of("log_prob", log_prob, bool | Trace, "True, False, or a trace such as Exact()")
 
 
-def _on_tokens(
-    score: Score,
-    sde: SDE,
-    grid: TokenGrid,
-    start: StartArguments,
-    solver: Solver | AdaptiveSolver | Setting | str | None,
-    final: str | None,
-    model_kwargs: Conditions,
-    batch_size: int | None,
-) -> SampleResult:
-    """The result of a run with times for each token."""
-    result = sample_tokens(score, sde, grid, start, solver, final_update(sde, final), model_kwargs, batch_size)
-    if not result.status:
-        warn(result.status.message, NonFiniteWarning)
-    return result
-
-
 def _along_flow(asked: StepArguments, others: Mapping[str, object], execution: Execution) -> StepArguments:
     """The arguments of a run whose samples' density is found along, which takes one call of the budget."""
     others = {
@@ -223,6 +221,7 @@ def _along_flow(asked: StepArguments, others: Mapping[str, object], execution: E
         "compile": execution.compile or None,
         "parallel": execution.parallel,
     }
+    along.require_states_of_flow(asked.solver.solver if isinstance(asked.solver, Setting) else asked.solver)
     by_steps = asked.nfe is None and not (asked.by_rule and asked.steps is None)
     budget = DEFAULT_NFE if asked.nfe is None else asked.nfe
     nfe, final = along.solver_arguments(budget, by_steps, asked.final, others)
@@ -237,21 +236,32 @@ def _with_log_prob(
     model_kwargs: Conditions,
     enable_grad: bool,
     by_rule: bool,
-) -> SampleResult:
-    """The result of a run along the flow, with the samples' log-density."""
+) -> tuple[SampleResult, type[Warning] | None]:
+    """The result of a run along the flow, with the samples' log-density, and what to warn of."""
     if job.size == 0:
         raise ValueError("log_prob= needs at least one sample, and x_T holds none")
     along.require_flow(job.sde, job.solver, job.program, job.grid.times, by_rule)
     sde = job.sde
     assert job.program is not None and has_scalar_marginal(sde)
     with torch.set_grad_enabled(enable_grad):
+        x_T = job.states(slice(None))
+        watch = job.watch(score, x_T)
         x, found = along.draw_with_log_prob(
-            score, sde, job.states(slice(None)), job.program, job.seeds, trace, model_kwargs
+            score, sde, x_T, job.program, job.seeds, trace, model_kwargs, on_output=watch.see
         )
     evals = found.nfe * job.size
-    return SampleResult(
-        x.to(job.dtype), found.nfe, job.grid.times, Status(), seeds=job.seeds, network_evals=evals, log_prob=found
+
+    implausible = watch.implausible(x.detach(), denoised=job.solver.ends_in_data).numpy(force=True)
+    starts = None
+    if job.start is not None:
+        starts = strange_starts(job.start(slice(None)), x.detach(), sde).numpy(force=True)
+    status, category = plausibility(implausible, starts, sde, called(job.solver) if job.misses_gaussians else "")
+    if status.ok and not found.status.ok:
+        status, category = found.status, LikelihoodWarning
+    result = SampleResult(
+        x.to(job.dtype), found.nfe, job.grid.times, status, seeds=job.seeds, network_evals=evals, log_prob=found
     )
+    return result, category
 
 
 Option = TypeVar("Option")
@@ -277,7 +287,7 @@ def _require_applicable(job: Job, record: Record, execution: Execution, noise: s
         }
         require_unused(job.solver, options)
     elif noise == "path" and job.program is not None and not job.program.stochastic:
-        named = f"the default solver ({job.solver.name})" if is_default else job.solver.name
+        named = f"the default solver ({job.solver.name})" if is_default else called(job.solver)
         raise ValueError(f"noise='path' would change nothing: {named} draws no noise in its steps; leave it out")
     if record.callback is not None and execution.batch_size is not None:
         raise ValueError("a callback sees all samples at each step: leave out batch_size=, which runs them in parts")
@@ -316,7 +326,7 @@ def _require_parallel(job: Job, record: Record) -> None:
     """Raise ValueError for what needs one step after the other."""
     if isinstance(job.solver, Solver) and job.solver.has_hooks:
         raise ValueError(
-            f"{job.solver.name} moves states between its steps by what the network says there, which no table holds: "
+            f"{called(job.solver)} moves states between steps by what the network says there, which no table holds: "
             f"leave out parallel="
         )
     if record.callback is not None:

@@ -78,11 +78,7 @@ def status_on_grid(
 
     known = [part.starts for part in parts if part.starts is not None]
     starts = np.concatenate(known) if known else None
-    status, category = plausibility(implausible, starts, sde)
-    if misses and category is not StartWarning:
-        samples = tuple(range(len(implausible)))
-        return Status(False, words_of_misses(misses, len(samples)), samples=samples), UnsuitedWarning
-    return status, category
+    return plausibility(implausible, starts, sde, misses)
 
 
 def _failed(message: str, failed: np.ndarray, t: float, stopped: str) -> Status:
@@ -104,24 +100,29 @@ def _non_finite(found: int | None, at: int, grid: Grid) -> str:
     return f"{text}, after the step from t={grid.times[at - 1]:.6g}," if 0 < found == at else text
 
 
-def plausibility(implausible: np.ndarray, starts: np.ndarray | None, sde: SDE) -> tuple[Status, type[Warning] | None]:
+def plausibility(
+    implausible: np.ndarray, starts: np.ndarray | None, sde: SDE, misses: str = ""
+) -> tuple[Status, type[Warning] | None]:
     """Status of a run with finite states, and what to warn of.
 
     Args:
         implausible: mask (B,) of implausible samples.
         starts: the sizes (B,) of states given at T that are not of the prior's size, NaN of others; None without.
         sde: the process.
+        misses: the solver, if on its grid it misses Gaussian data of any scale, else "".
     """
     strange = np.zeros_like(implausible) if starts is None else ~np.isnan(starts)
     samples = tuple(np.flatnonzero(implausible | strange).tolist())
-    if not samples:
-        return Status(), None
-
-    if starts is None or not strange.any():
-        return Status(False, words_of_sizes(samples, len(implausible)), samples=samples), ImplausibleWarning
-    at = np.flatnonzero(strange).tolist()
-    message = words_of_starts(starts[at].tolist(), at, len(implausible), sde)
-    return Status(False, message, samples=samples), StartWarning
+    n = len(implausible)
+    if starts is not None and strange.any():
+        at = np.flatnonzero(strange).tolist()
+        message = words_of_starts(starts[at].tolist(), at, n, sde)
+        return Status(False, message, samples=samples), StartWarning
+    if misses:
+        return Status(False, words_of_misses(misses, n), samples=tuple(range(n))), UnsuitedWarning
+    if samples:
+        return Status(False, words_of_sizes(samples, n), samples=samples), ImplausibleWarning
+    return Status(), None
 
 
 def adaptive_status(outcome: Sequence[str], t: Tensor, t_end: float, not_finite: Mapping[int, float]) -> Status:

@@ -19,6 +19,7 @@ from sgm_sde.processes.base import SDE
 from sgm_sde.sampling.defaults import Setting
 from sgm_sde.sampling.planning import final_update, plan
 from sgm_sde.schemes import AdaptiveSolver, Solver
+from sgm_sde.schemes.base import called
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.score import Score
 
@@ -84,7 +85,7 @@ def stepper(
 def require_steppable(solver: Solver) -> None:
     """Raise ValueError for a solver that calls the network itself, between those calls that the caller makes."""
     if solver.has_hooks:
-        raise ValueError(f"{solver.name} calls the network between timesteps: use sample(), which calls it itself")
+        raise ValueError(f"{called(solver)} calls the network between timesteps: use sample(), which calls it itself")
 
 
 class Stepper:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import described
-from sgm_sde._utils.shapes import finite
+from sgm_sde._utils.shapes import finite, flat
 from sgm_sde._utils.tree import Conditions
 from sgm_sde.engine.executor import Loop
 from sgm_sde.engine.lowering import Conversion, lower
@@ -17,19 +18,24 @@ from sgm_sde.engine.matrix import Diagonal, times
 from sgm_sde.engine.noise import NoiseSource, NoiseStream, SampleSeeds, resolve_seeds
 from sgm_sde.engine.program import Program
 from sgm_sde.engine.status import Status
-from sgm_sde.engine.tokens import TokenProgram, align
+from sgm_sde.engine.tokens import Column, TokenProgram, align
 from sgm_sde.grids import Grid, TokenGrid
 from sgm_sde.processes import LinearSDE
 from sgm_sde.processes.base import SDE, has_scalar_marginal
 from sgm_sde.sampling.defaults import Setting, default_setting
-from sgm_sde.sampling.diagnosis import listed
+from sgm_sde.sampling.diagnosis import Watch, listed, size_of_start, strange_starts
 from sgm_sde.sampling.job import StartArguments
+from sgm_sde.sampling.on_gaussians import is_unsuited
 from sgm_sde.sampling.parts import Joined, models_of, slices_of
 from sgm_sde.sampling.results import SampleResult
+from sgm_sde.sampling.statuses import NonFiniteWarning, plausibility
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
+from sgm_sde.schemes.base import called
 from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore, checked_conversion
 from sgm_sde.scores.score import Score
+
+MOST_WATCHED = 64  # distinct columns of times whose tokens are watched
 
 
 def sample_tokens(
@@ -41,8 +47,8 @@ def sample_tokens(
     final: str,
     model_kwargs: Conditions,
     batch_size: int | None,
-) -> SampleResult:
-    """Samples of a solver on a grid with times for each token: `sample(grid=TokenGrid(...))`.
+) -> tuple[SampleResult, type[Warning] | None]:
+    """Samples of a solver on a grid with times for each token, and what to warn of: `sample(grid=TokenGrid(...))`.
 
     The network is called with t of the rank of x, (B, *) with ones where times are shared. A token that never moves
     stays as it was given, whatever the network says of it. Each of the others has the noises of a run of all tokens on
@@ -69,26 +75,96 @@ def sample_tokens(
     slices = slices_of(batch, batch_size)
     models = list(models_of(model, slices, batch))
     joined = Joined(batch)
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
     with torch.no_grad():
         for at, of_part in zip(slices, models, strict=True):
             noise = _TokenNoise(NoiseStream(seeds[at], "solver", highest), aligned.draws)
-            end = _driven(sde, of_part, aligned, states(at), noise)
+            x = states(at)
+            watches = _Watches(sde, score, method, aligned, x, given=start.x_T is not None)
+            end = _driven(sde, of_part, aligned, x, noise, watches)
             if denoises:
                 end = _denoised(sde, of_part, end, t[-1], t[0] > t[-1])
             joined.put(at, end)
+            if not end.is_meta:
+                seen.append(watches.judged(end, denoised=denoises or method.ends_in_data))
 
     rows = tuple(grid.times.flatten(1).amax(1).tolist())
-    return SampleResult(
+    misses = any(is_unsuited(method, column.program, sde) for column in watched(aligned))
+    status, category = _status(joined.whole, lowest, seen, sde, called(method) if misses else "")
+    result = SampleResult(
         joined.whole.to(dtype),
         max(of_part.nfe for of_part in models),
         rows,
-        _status(joined.whole, lowest),
+        status,
         seeds=seeds,
         network_evals=sum(of_part.network_evals for of_part in models),
     )
+    return result, category
 
 
-def _driven(sde: LinearSDE, model: BoundScore, aligned: TokenProgram, x: Tensor, noise: NoiseSource) -> Tensor:
+def watched(aligned: TokenProgram) -> Sequence[Column]:
+    """Columns whose tokens are watched: all, or so many of more."""
+    every = -(-len(aligned.columns) // MOST_WATCHED)
+    return aligned.columns[::every]
+
+
+class _Watches:
+    """A watch over the tokens of each column, which are a run of their own on their times.
+
+    Args:
+        sde: the process.
+        score: the network.
+        method: the solver.
+        aligned: the program.
+        x: the states (B, *) to start from.
+        given: whether the caller gave them.
+    """
+
+    def __init__(
+        self, sde: LinearSDE, score: Score, method: Solver, aligned: TokenProgram, x: Tensor, *, given: bool
+    ) -> None:
+        self._sde = sde
+        self._watched: list[tuple[Column, Tensor, Watch]] = []
+        self._starts: list[tuple[Tensor, Tensor]] = []
+        for column in () if x.is_meta else watched(aligned):
+            tokens = np.broadcast_to(column.tokens, tuple(x.shape[1:]))
+            index = torch.from_numpy(np.flatnonzero(tokens)).to(x.device)
+            start = _of_tokens(x, index)
+            times = column.program.asked_times
+            watch = Watch(sde, times, score.prediction, start, density=score.is_density, lags=method.lags)
+            self._watched.append((column, index, watch))
+            if given and column.program.times[0] == sde.T:
+                self._starts.append((index, size_of_start(start, sde)))
+
+    def see(self, stage: int, x: Tensor, output: Tensor) -> None:
+        """Keep the sizes of the states of a stage and of the network's outputs there, where they are looked at."""
+        for column, index, watch in self._watched:
+            t = column.asked.get(stage)
+            if t is not None and t in watch.looks:
+                watch.see(_of_tokens(x, index), _of_tokens(output, index), t)
+
+    def judged(self, end: Tensor, *, denoised: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Of the final states (B, *): a mask (B,) of those that the run cannot account for, and the sizes (B,) of their
+        states given at T where these are not of the prior's, NaN of others."""
+        implausible = torch.zeros(len(end), dtype=torch.bool, device=end.device)
+        for _, index, watch in self._watched:
+            implausible |= watch.implausible(_of_tokens(end, index), denoised=denoised)
+
+        starts = torch.full((len(end),), math.nan, dtype=end.dtype, device=end.device)
+        for index, size in self._starts:
+            found = strange_starts(size, _of_tokens(end, index), self._sde)
+            starts = torch.where(starts.isnan(), found, starts)
+        return implausible.numpy(force=True), starts.numpy(force=True)
+
+
+def _of_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """The numbers (B, n) of some tokens of states (B, *)."""
+    return flat(x).index_select(1, index)
+
+
+def _driven(
+    sde: LinearSDE, model: BoundScore, aligned: TokenProgram, x: Tensor, noise: NoiseSource, watches: _Watches
+) -> Tensor:
     """The last state of a program of tokens."""
     program = aligned.program
     conversions = [
@@ -102,6 +178,7 @@ def _driven(sde: LinearSDE, model: BoundScore, aligned: TokenProgram, x: Tensor,
 
     def evaluate(state: Tensor, t: Tensor) -> Tensor:
         output = model.evaluate(state, t)
+        watches.see(loop.stage, state, output)
         tokens = asked[loop.stage]
         if tokens is None:
             return output
@@ -119,14 +196,19 @@ def _denoised(sde: LinearSDE, model: BoundScore, x: Tensor, t: np.ndarray, moved
     return torch.where(torch.from_numpy(moved).to(x.device), data, x)
 
 
-def _status(end: Tensor, t: float) -> Status:
-    """Status of a run whose last states, at time t, are known."""
-    if end.is_meta or bool(finite(end).all()):
-        return Status()
+def _status(
+    end: Tensor, t: float, seen: Sequence[tuple[np.ndarray, np.ndarray]], sde: LinearSDE, misses: str
+) -> tuple[Status, type[Warning] | None]:
+    """Status of a run whose last states, at time t, are known, with what its watches have seen, and what to warn of."""
+    if not seen:
+        return Status(), None
 
     bad = tuple((~finite(end)).nonzero().flatten().tolist())
-    message = f"non-finite state at the end in {len(bad)} of {len(end)} samples ({listed(bad)})"
-    return Status(False, message, t, bad)
+    if bad:
+        message = f"non-finite state at the end in {len(bad)} of {len(end)} samples ({listed(bad)})"
+        return Status(False, message, t, bad), NonFiniteWarning
+    implausible, starts = (np.concatenate(values) for values in zip(*seen, strict=True))
+    return plausibility(implausible, starts, sde, misses)
 
 
 class _TokenNoise:
@@ -177,13 +259,19 @@ def _require_fitting(grid: TokenGrid, shape: tuple[int, ...]) -> None:
 def _method(sde: LinearSDE, solver: Solver | AdaptiveSolver | Setting | str | None, grid: TokenGrid) -> Solver:
     """The solver, one whose table is all that it does."""
     if isinstance(solver, Setting):
-        raise ValueError(f"the setting {solver} brings its own grid: give its solver alone")
+        if solver.budget is None:
+            raise ValueError(f"the setting {solver.plain} brings its own grid: give its solver alone")
+        solver = solver.solver
     found = default_setting(sde, grid.steps + 1, t_end=sde.eps).solver if solver is None else resolve_any(solver)
     if isinstance(found, AdaptiveSolver):
         raise ValueError(f"{found.name} finds its own steps, and a TokenGrid gives them")
+    if found.budget is not None:
+        raise ValueError(
+            f"{found.name} was fitted to noise levels of its own, and a TokenGrid gives them: take another"
+        )
     if found.has_hooks:
         raise ValueError(
-            f"{found.name} moves states between its steps by what the network says there, which no table holds: it has "
+            f"{called(found)} moves states between steps by what the network says there, which no table holds: it has "
             f"no times for each token"
         )
     return found

@@ -408,6 +408,7 @@ def _cached(solver: Solver, sde: SDE, grid: Grid) -> Program:
 
 
 REGISTRY: dict[str, Callable[[], Solver]] = {}
+OF_BLOCKS = {"gddim": "sg.schemes.GDDIM()", "sscs": "sg.schemes.SSCS()"}
 ADAPTIVE: dict[str, Callable[[], AdaptiveSolver]] = {}
 FEW_STEPS: dict[str, Callable[[], Solver]] = {}  # for networks whose output is a sample; no part of `solvers()`
 BACKENDS: dict[str, Callable[[str], AdaptiveSolver]] = {}  # by library, from the name of one of its methods
@@ -427,6 +428,20 @@ ALIASES = {
     "uni-pc": "unipc3",
     "unipc": "unipc3",
 }
+
+
+def called(solver: Solver | AdaptiveSolver) -> str:
+    """The name that people know a solver by: the registry's of one that is the same, else its own.
+
+    Examples:
+        >>> import sgm_sde as sg
+        >>> called(sg.schemes.resolve("edm-sde")), called(sg.Heun(s_churn=5))
+        ('edm-sde', 'heun')
+    """
+    own = REGISTRY.get(solver.name)
+    if own is not None and own() == solver:
+        return solver.name
+    return next((name for name, make in REGISTRY.items() if make() == solver), solver.name)
 
 
 def canonical(name: str) -> str:
@@ -498,6 +513,10 @@ def _resolve(solver: object, known: Mapping[str, Callable[[], Found]], option: s
     if not isinstance(solver, str):
         raise TypeError(f"{option} must be a name or a Solver, got {_no_solver(solver)}")
     name = canonical(solver)
+    if name in OF_BLOCKS:
+        raise ValueError(
+            f"{option}={solver!r} is no name: {OF_BLOCKS[name]} is for a process with a matrix, such as CLD()"
+        )
     if name not in known:
         raise unknown("solver", solver, known, " solvers() has all of them", spelled=name)
     return known[name]()

@@ -320,6 +320,7 @@ def UniC(predictor: Solver | str, nodes: int | None = None) -> ExponentialAdams:
 
     Raises:
         TypeError: for a predictor of another kind.
+        ValueError: for more evaluations than the predictor's and one.
 
     Source: Zhao et al., 2023, arXiv:2302.04867.
 
@@ -333,6 +334,8 @@ def UniC(predictor: Solver | str, nodes: int | None = None) -> ExponentialAdams:
         raise TypeError(f"UniC corrects multistep solvers (ExponentialAdams), got {described(predictor)}")
     usual = predictor.nodes + 1
     nodes = usual if nodes is None else check_integer("nodes", nodes)
+    if nodes > usual:
+        raise ValueError(f"nodes of UniC on {predictor.name} must lie between 1 and {usual}, got {nodes}")
     name = _named(predictor.name, "unic" if nodes == usual else f"unic{nodes}")
     corrected = replace(predictor, corrector=nodes, start="cold", name=name)
     warm = predictor.start == "warm" and bool(corrected._inner)

@@ -70,7 +70,7 @@ class ScoreCheck:
 
     Raises:
         TypeError: for anything but numbers.
-        ValueError: for none, or another number of errors than of levels.
+        ValueError: for none, another number of errors than of levels, and negative ones.
 
     Examples:
         >>> ScoreCheck(levels=(0.5, 2.0), errors=(0.1, 0.4), gaussian=(0.2, 0.8)).ratio
@@ -87,6 +87,10 @@ class ScoreCheck:
         if not self.levels or len(set(map(len, given.values()))) > 1:
             lengths = ", ".join(f"{len(values)} in {name}" for name, values in given.items())
             raise ValueError(f"a ScoreCheck has as many errors as levels, at least one, got {lengths}")
+        for name, values in given.items():
+            negative = next((value for value in values if not value >= 0), None)
+            if negative is not None:
+                raise ValueError(f"{name} of a ScoreCheck are not negative, got {negative}")
 
     @property
     def ratio(self) -> float:

@@ -122,6 +122,15 @@ def require_rows(kwargs: Conditions, batch: int) -> None:
     map_leaves(check, kwargs, LEAVES)
 
 
+def require_numbers(kwargs: Conditions) -> None:
+    """Raise TypeError for an argument of the network that is a tensor without numbers."""
+    for path, value in each_leaf(kwargs):
+        if isinstance(value, Tensor) and value.is_meta:
+            raise TypeError(
+                f"model_kwargs[{path[0]!r}] is on the device meta, which has no numbers, and the states are not"
+            )
+
+
 def resolve(kwargs: Conditions, batch: int, named: Collection[Path] = ()) -> Arguments:
     """The arguments with each tensor marked as what it is in a batch.
 

@@ -21,7 +21,7 @@ from sgm_sde.engine.program import Program
 from sgm_sde.processes.base import SDE
 from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.matrix import apply
-from sgm_sde.scores.conditions import ROWS, AmbiguousArgument, has_rows, map_rows, resolve
+from sgm_sde.scores.conditions import ROWS, AmbiguousArgument, has_rows, map_rows, require_numbers, resolve
 from sgm_sde.scores.score import Score
 from sgm_sde.scores.train_mode import TrainModeWarning, in_train_mode
 
@@ -169,6 +169,8 @@ class BoundScore:
         return self._call(x, self.times([t], x)[0])
 
     def _call(self, x: Tensor, t: Tensor, kwargs: Arguments | None = None) -> Tensor:
+        if not self.nfe and not x.is_meta:
+            require_numbers(self.kwargs)
         self.nfe += 1
         self.network_evals += self.score.network_evals(t)
         return self.score.output(x, t, **(self.kwargs if kwargs is None else kwargs))
@@ -227,9 +229,10 @@ def checked_conversion(
     except ZeroDivisionError:
         c_x = c_r = float("nan")
     if not (finite(c_x) and finite(c_r)):
+        scales = f", where alpha={node.alpha} and sigma={node.sigma}" if isinstance(node, LinearNode) else ""
+        way_out = "start below it (t_start=, or a smaller T)" if node.t > 0 else "end above it (t_end=)"
         raise ValueError(
-            f"a network that predicts {source} does not determine the {target} at t={node.t}, "
-            f"where alpha={node.alpha} and sigma={node.sigma}: start below it (t_start=, or a smaller T)"
+            f"a network that predicts {source} does not determine the {target} at t={node.t}{scales}: {way_out}"
         )
     return c_x, c_r
 

@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import sgm_sde as sg
+from sgm_sde.calibration import Calibrated, Table
 from sgm_sde.likelihood import Hutchinson
+from sgm_sde.likelihood.checks import LikelihoodWarning
+from sgm_sde.sampling.diagnosis import ImplausibleWarning, StartWarning
 from tests.helpers import DOUBLE, F64, LINEAR, MIXTURE
 
 VP = LINEAR["vp"]
@@ -46,6 +50,7 @@ def test_the_density_is_log_prob_s() -> None:
     assert bool(((drawn.value - found.log_prob.value).abs() < 6 * drawn.stderr).all())
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.checks.LikelihoodWarning")
 @pytest.mark.parametrize("process", ["vp", "flow"])
 def test_uneven_steps(process: str) -> None:
     """Those of DDIM's grid are long in log-SNR at its ends, where polynomials through many slopes oscillate."""
@@ -57,6 +62,48 @@ def test_uneven_steps(process: str) -> None:
     off = (lp.value + gap - MIXTURE.log_prob(found.x, sde, found.times[-1])).abs()
     assert float((off <= lp.error).double().mean()) > 0.9
     assert float(off.median()) < 0.3 and float((lp.error / off).median()) < 50
+
+
+def test_a_density_that_is_not_known_is_told() -> None:
+    """Above one nat a dimension the status names the samples, as that of `log_prob` does."""
+    sde = LINEAR["vp"]
+    with pytest.warns(LikelihoodWarning, match="samples did not come down to the tolerance of 1 nat a dimension"):
+        found = sg.sample(MIXTURE.score(sde), sde, (32, 2), solver="ddim", nfe=24, seed=0, log_prob=True)
+    assert found.log_prob is not None
+    unknown = tuple((found.log_prob.error > 2.0).nonzero().flatten().tolist())
+    assert 0 < len(unknown) < 32
+    assert found.status.samples == found.log_prob.unresolved == unknown
+
+
+def test_samples_that_cannot_be_right_are_told() -> None:
+    """The noise taken for the score, and states of another scale than the prior's, as without their density."""
+    sde = LINEAR["vp"]
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        return -sde.sigma(t).to(x)[:, None] * MIXTURE.score(sde)(x, t)
+
+    with pytest.warns(ImplausibleWarning, match="nothing in their run accounts for"):
+        found = sg.sample(noise, sde, (4, 2), nfe=20, seed=0, log_prob=True)
+    assert found.status.samples == (0, 1, 2, 3)
+
+    x_T = 80 * torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    exact = sg.oracles.Gaussian(torch.zeros(16), 0.25).score(sde)
+    with pytest.warns(StartWarning, match="write x_T = sde.prior_std"):
+        assert not sg.sample(exact, sde, x_T=x_T, nfe=20, log_prob=True).status
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 6])
+def test_budgets_of_too_few_steps_are_told_as_they_were_given(nfe: int) -> None:
+    with pytest.raises(ValueError, match=f"after at least 6 steps, nfe=7 or more, got nfe={nfe}"):
+        sg.sample(SCORE, VP, (2, 2), nfe=nfe, log_prob=True)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_fitted_solver_has_no_states_of_the_flow(wrapped: bool) -> None:
+    table = Calibrated(Table((10.0, 1.0), (10.0, 500.0, 0.0), ((0.0,), (0.0, 1.0))))
+    solver = sg.Setting(table) if wrapped else table
+    with pytest.raises(ValueError, match="those of calibrated2 are elsewhere"):
+        sg.sample(SCORE, VP, (2, 2), solver=solver, log_prob=True)
 
 
 def test_a_grid_whose_rule_begins_below_the_noise() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -91,3 +93,12 @@ def test_stretched_grids(stretch: float, data_std: float, process: str, steps: i
     _, slopes = rule.curve(sde, sde.T, end)(np.linspace(0, 1, 2001))
     whole = float(sde.log_snr(end) - sde.log_snr(sde.T)) / 2
     assert float(((slopes[1:] + slopes[:-1]) / 2).mean()) == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize("density", [False, True])
+def test_codes_are_called_as_they_are_given(density: bool) -> None:
+    z = torch.full((2, 2), math.nan)
+    with pytest.raises(ValueError, match="z must be finite, sample 0 is not"):
+        sg.decode(MIXTURE.score(sg.VPSDE()), sg.VPSDE(), z, log_prob=density)
+    with pytest.raises(TypeError, match=r"z must be a floating tensor \(B, \*\), got dtype torch.int64$"):
+        sg.decode(MIXTURE.score(sg.VPSDE()), sg.VPSDE(), torch.ones(2, 2, dtype=torch.int64), log_prob=density)

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -737,3 +738,71 @@ def test_calls_that_continue_one_another_with_one_seed(solver: str, noise: str) 
     other = sg.sample(score, sde, x_T=first.x, t_start=0.5, **options | {"seed": 1}).x
     assert float(x.std()) == pytest.approx(float(other.std()), abs=5 * math.sqrt(1 / x.numel()))
     assert abs(float((first.x * x).mean()) - float((first.x * other).mean())) < 6 / math.sqrt(x.numel())
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "a scale that is no number": (["sample", "-n", "2", "--guidance", "nan"], "guidance must be finite, .* got nan"),
+    "guidance without classes": (
+        ["sample", "-n", "2", "--guidance", "2", "--labels", "none"],
+        "guidance=2 is towards classes, and labels=None names none of the model 'digits'",
+    ),
+    "no classes": (["sample", "-n", "2", "--labels", ","], "--labels must be all, none, or classes .* got ','"),
+    "no solvers": (["bench", "--solvers", ","], "argument --solvers: names with commas between, got ','"),
+    "no grids": (["bench", "--grids", " , "], "argument --grids: names with commas between, got ' , '"),
+    "no budgets": (["bench", "--nfe", ","], "argument --nfe: integers such as 5,10,20, got ','"),
+    "a result of another kind": (["bench", "--beside", "LIST"], "LIST holds no result .* have another form"),
+    "a result without a format": (["bench", "--beside", "OBJECT"], "OBJECT holds no result .* it has no 'format'"),
+    "edges that are no numbers": (
+        ["likelihood", "--data", "IMAGES.npy", "--data-range", "nan", "1"], "data_range must be .* got .nan, 1.0."
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_options_are_told_in_their_own_words(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the value, exit status 2, and no folder made."""
+    monkeypatch.chdir(tmp_path)
+    Path("LIST").write_text("[1, 2]")
+    Path("OBJECT").write_text("{}")
+    np.save("IMAGES.npy", np.zeros((2, 1, 8, 8), dtype=np.uint8))
+    argv, shown = WRONG[wrong]
+    with pytest.raises(SystemExit) as ended:
+        main([*argv, "--model", "digits", "--out", "run", "--quiet"])
+    assert ended.value.code == 2
+    assert re.search(shown, capsys.readouterr().err)
+    assert not Path("run").exists()
+
+
+COMMANDS_WITH_FOLDERS: dict[str, list[str]] = {
+    "sample": ["--model", "digits", "-n", "2"],
+    "likelihood": ["--model", "digits", "--data", "images.npy"],
+    "bench": ["--model", "digits"],
+    "merge": ["there"],
+    "demo": [],
+}
+
+
+@pytest.mark.parametrize("inside", ["", "/run"])
+@pytest.mark.parametrize("command", COMMANDS_WITH_FOLDERS)
+def test_a_file_is_no_folder_for_results(
+    command: str, inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(SystemExit) as ended:
+        main([command, *COMMANDS_WITH_FOLDERS[command], "--out", f"{tmp_path}/notes{inside}"])
+    assert ended.value.code == 2
+    assert re.search(rf"notes{inside} is to be a folder, and .* is a file", capsys.readouterr().err)
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+@pytest.mark.filterwarnings("always")
+def test_the_command_says_why_all_samples_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once, with the number of all, and again where the run is there already."""
+    argv = ["sample", "--model", "digits", "-n", "6", "--batch", "4", "--solver", "heun", "--nfe", "5", "--quiet"]
+    for _ in range(2):
+        assert main([*argv, "--out", str(tmp_path / "run")]) == 1
+        told = capsys.readouterr().err
+        assert told.count("all 6 samples: in so few calls on this grid heun ends at least twice as large") == 1
+        assert told.count("warning") == 1

@@ -27,6 +27,61 @@ def test_faults_are_named(case: alarms.Case) -> None:
     assert case.samples_named() > 0
 
 
+@pytest.mark.parametrize("case", list(alarms.other_faults(8))[::6], ids=lambda c: c.name)
+def test_faults_on_other_grids_and_processes_are_named(case: alarms.Case) -> None:
+    """The noise taken for the score on CLD, with times for each token, and along with the density: all samples."""
+    assert case.samples_named() == 8
+
+
+OTHERS = [*alarms.cld_runs(n=16), *list(alarms.token_runs(n=16))[::19], *list(alarms.log_prob_runs(n=4))[::23]]
+
+
+@pytest.mark.parametrize("case", OTHERS, ids=lambda c: c.name)
+def test_what_went_well_there_is_not_named(case: alarms.Case) -> None:
+    assert case.samples_named() == 0
+
+
+def test_what_a_state_of_blocks_says_of_the_data() -> None:
+    """The statistic of `MatrixSDE.observation`, and the mean of Gaussian data given the state."""
+    sde = sg.CLD()
+    (node,) = sde.nodes([0.3])
+    z = sde.prior_sample((5, 2, 3), seed=0, dtype=torch.float64)
+    t = torch.full((5,), 0.3, dtype=torch.float64)
+    score = sg.from_score(sg.oracles.Gaussian(torch.zeros(3), 0.25).score(sde), sde)
+    weights, level = sde.observation(t[0])
+    y = weights[0] * z[:, 0] + weights[1] * z[:, 1]
+
+    assert node.observation_noise == pytest.approx(float(level), rel=1e-9)
+    for prediction in ("score", "noise", "data", "noise_v"):
+        seen = diagnosis.Observed.at(node, prediction)
+        torch.testing.assert_close(seen.state(z), y)
+        output = score.predict("noise" if prediction == "noise_v" else prediction, z, t)
+        torch.testing.assert_close(seen.data(z, output), y * 0.25 / (0.25 + level**2), rtol=1e-6, atol=1e-6)
+
+
+def test_tokens_are_watched_column_by_column() -> None:
+    """A network that is wrong of the last of four tokens alone, which is the last to move."""
+    sde = LINEAR["vp"]
+    exact = alarms.of_tokens(1.0, sde)
+    grid = sg.grids.TokenGrid.staggered(sg.grids.LogSNR()(sde, 12), torch.arange(4)[:, None])
+
+    def wrong(x: Tensor, t: Tensor) -> Tensor:
+        score = exact(x, t)
+        sigma = sde.sigma(t).to(x)
+        sigma = sigma if sigma.ndim == x.ndim else sigma[:, None, None]
+        last = torch.arange(4)[:, None] == 3
+        of_second = torch.arange(len(x))[:, None, None] == 1
+        return torch.where(last & of_second, -sigma * score, score)
+
+    with pytest.warns(sg.diagnosis.ImplausibleWarning, match="try what `pilot` finds"):
+        res = sg.sample(wrong, sde, (3, 4, 4), solver="ddim", grid=grid, seed=0)
+    assert res.status.samples == (1,)
+
+    x_T = 80 * torch.randn(3, 4, 16, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(sg.diagnosis.StartWarning, match="3 of 3 samples"):
+        sg.sample(exact, sde, x_T=x_T, solver="ddim", grid=grid)
+
+
 GIVEN = [case for i, case in enumerate(alarms.runs_from_given_states()) if i % 7 == 0]
 FEW = [case for i, case in enumerate(alarms.right_runs(n=64)) if i % 61 == 0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import sgm_sde as sg
 from sgm_sde.sampling import on_gaussians
 from sgm_sde.sampling.diagnosis import UnsuitedWarning
+from tests.conventions import case_id
 from tests.helpers import LINEAR
 
 F64 = torch.float64
@@ -117,3 +119,77 @@ def test_nothing_is_said_where_a_prediction_does_not_exist() -> None:
     _, _, program = sg.sampling.plan(LINEAR["vp"], "heun", steps=2, t_end=0.0, final="none")
     assert program is not None
     assert on_gaussians.std_ratio(program, LINEAR["vp"]) == 1.0
+
+
+CLD_SOLVERS: list[tuple[sg.Solver | str, int]] = [
+    (sg.schemes.GDDIM(1), 6), (sg.schemes.GDDIM(3), 12), (sg.schemes.SSCS(eta=0.0), 12), ("euler", 20), ("rk4", 24),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("solver", "nfe"), CLD_SOLVERS, ids=case_id)
+def test_the_ratio_on_a_process_with_a_matrix_is_that_of_its_run(solver: Any, nfe: int) -> None:
+    """A deterministic table carries the columns of the start's Cholesky factor to those of the end."""
+    sde = sg.CLD()
+    found, grid, program = sg.sampling.plan(sde, solver, nfe=nfe, final="none")
+    assert program is not None
+    ratios = []
+    for S in on_gaussians.scales(sde, program):
+        first, last = (kernel.covariance(torch.tensor([S]).numpy())[0] for kernel in ends_of(sde, grid))
+        x = torch.linalg.cholesky(torch.from_numpy(first)).T[:, :, None].contiguous()
+        score = sg.oracles.Gaussian(torch.zeros(1, dtype=F64), float(S) ** 2).score(sde)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            end = sg.sample(score, sde, x_T=x, solver=found, grid=grid, final="none", seed=0).x
+        ratios.append(float(end[:, 0].norm()) / math.sqrt(last[0, 0]))
+    assert on_gaussians.std_ratio(program, sde) == pytest.approx(min(ratios), rel=1e-6)
+
+
+def ends_of(sde: sg.SDE, grid: sg.Grid) -> list[on_gaussians.Kernel]:
+    """The kernels at the first and the last time."""
+    return on_gaussians.kernels(sde, (grid.times[0], grid.times[-1]))
+
+
+def test_too_few_calls_on_a_process_with_a_matrix_name_all_samples() -> None:
+    """The fourth-order Runge-Kutta method with two steps."""
+    sde = sg.CLD()
+    with pytest.warns(UnsuitedWarning, match="rk4 ends at least twice as large as it should even on Gaussian data"):
+        res = sg.sample(MODES.score(sde), sde, (4, 2, 2), solver="rk4", nfe=9, seed=0)
+    assert res.status.samples == (0, 1, 2, 3)
+    assert float(res.x[:, 0].square().mean().sqrt()) > 5
+
+
+@pytest.mark.parametrize("nfe", [2, 4, 8, 20, 50])
+def test_the_default_on_a_process_with_a_matrix_is_not_named(nfe: int) -> None:
+    _, _, program = sg.sampling.plan(sg.CLD(), nfe=nfe)
+    assert program is not None
+    assert not on_gaussians.misses_gaussians(program, sg.CLD())
+
+
+@pytest.mark.parametrize("name", ["edm-sde", "heun"])
+def test_the_warning_has_the_name_that_was_given(name: str) -> None:
+    sde = LINEAR["vp"]
+    with pytest.warns(UnsuitedWarning, match=f"on this grid {name} ends"):
+        sg.sample(MODES.score(sde), sde, (2, 2), solver=name, nfe=4, seed=0)
+
+
+def test_tokens_with_too_few_calls_are_named() -> None:
+    """As a run of all tokens together is."""
+    sde = LINEAR["flow"]
+    grid = sg.grids.TokenGrid.staggered(sg.grids.LogSNR()(sde, 2), [0, 1])
+    score = sg.oracles.Gaussian(torch.zeros(2), 0.25).score(sde)
+    with pytest.warns(UnsuitedWarning, match="heun ends at least twice"):
+        res = sg.sample(tokenwise(sde), sde, (3, 2), solver="heun", grid=grid, seed=0)
+    assert res.status.samples == (0, 1, 2)
+    with pytest.warns(UnsuitedWarning):
+        sg.sample(score, sde, (3, 2), solver="heun", grid=sg.grids.LogSNR()(sde, 2), seed=0)
+
+
+def tokenwise(sde: sg.LinearSDE) -> sg.Score:
+    """The exact score of numbers of the standard deviation .5, each at a time of its own."""
+
+    def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = (k(t).to(x) for k in (sde.alpha, sde.sigma))
+        variance = alpha**2 / 4 + sigma**2
+        return -x / (variance if variance.ndim == x.ndim else variance[:, None])
+
+    return sg.from_score(score, sde)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import sgm_sde as sg
+from sgm_sde.calibration import Calibrated, Table
 from sgm_sde.engine.executor import execute
 from sgm_sde.schemes.base import ADAPTIVE
 from tests.conventions import case_id
@@ -510,7 +511,7 @@ def test_no_samples_in_records_parts_and_in_parallel() -> None:
         got = sg.sample(SCORE, VP, x_T=torch.zeros(0, 3), nfe=6, **option)
         assert got.x.shape == (0, 3)
     with pytest.raises(ValueError, match="log_prob= needs at least one sample"):
-        sg.sample(SCORE, VP, x_T=torch.zeros(0, 3), nfe=6, log_prob=True)
+        sg.sample(SCORE, VP, x_T=torch.zeros(0, 3), nfe=8, log_prob=True)
 
 
 # --- shapes ----------------------------------------------------------------------------------------------------------
@@ -1322,3 +1323,38 @@ def test_results_are_compared_by_identity() -> None:
     """Tensors have no truth value, so that two results are equal when they are one."""
     one, other = (sg.sample(plain, VP, (2, 2), nfe=10, seed=0) for _ in range(2))
     assert one == one and one != other
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({"t_start": math.nan}, "t_start"),
+        ({"t_end": 2.0}, "t_end"),
+        ({"t_start": -1.0}, "t_start"),
+        ({"data_std": 1e-300}, "data_std must be .*1e-300"),
+        ({"data_std": 1e5}, "data_std"),
+    ],
+    ids=case_id,
+)
+def test_defaults_of_no_process_are_refused(options: Any, shown: str) -> None:
+    with pytest.raises(ValueError, match=shown):
+        sg.defaults.default_setting(VP, 12, **options)
+
+
+def test_the_way_out_of_a_singular_end_is_above_it() -> None:
+    """And that of a singular start below."""
+    score = sg.from_denoiser(lambda x, t: x, VP)
+    with pytest.raises(ValueError, match=r"does not determine the noise at t=0.0, .*: end above it \(t_end=\)"):
+        sg.sample(score, VP, (2, 2), nfe=10, solver="heun", t_end=0.0, final="none")
+    flow = sg.RectifiedFlowSDE(T=1.0)
+    with pytest.raises(ValueError, match=r"does not determine the data at t=1.0, .*: start below it"):
+        sg.sample(sg.from_noise(lambda x, t: x, flow), flow, (2, 2), nfe=10, solver="dpm++2m", grid="uniform")
+
+
+def test_a_fitted_solver_is_refused_on_times_of_tokens_in_a_line() -> None:
+    """Without its table, alone and as a setting."""
+    table = Calibrated(Table((10.0, 1.0), (10.0, 500.0, 0.0), ((0.0,), (0.0, 1.0))))
+    grid = sg.grids.TokenGrid.staggered([1.0, 0.5, 0.1], [0, 1])
+    for solver in (table, sg.Setting(table)):
+        with pytest.raises(ValueError, match=r"^calibrated2 was fitted to noise levels of its own, .{1,40}$"):
+            sg.sample(SCORE, VP, (2, 2), solver=solver, grid=grid)

@@ -154,7 +154,7 @@ def test_each_token_is_its_own_scalar_run(name: str, process: str) -> None:
     score = sg.from_denoiser(apart, sde)
     x_T = sde.prior_std * X
     run = sg.sample(score, sde, x_T=x_T, grid=grid, solver=solver, seed=1)
-    assert run.status.ok
+    assert run.x.isfinite().all()
     for j, column in enumerate((*columns, columns[0])):
         alone = sg.sample(score, sde, x_T=x_T, grid=column, solver=solver, seed=1).x
         scale = 1 + float(alone.abs().max())
@@ -332,7 +332,7 @@ def test_a_token_that_stands_still_stays_whatever_is_said_of_it(solver: str, pro
     x = sde.prior_std * X[:, :2]
     run = sg.sample(score, sde, x_T=x, grid=grid, solver=solver, seed=3)
     alone = sg.sample(score, sde, x_T=x, grid=times.tolist(), solver=solver, seed=3).x
-    assert run.status.ok
+    assert run.x.isfinite().all()
     assert torch.equal(run.x[:, 0], x[:, 0])
     torch.testing.assert_close(run.x[:, 1], alone[:, 1], rtol=1e-10, atol=1e-10)
 
@@ -384,7 +384,7 @@ def test_a_grid_is_a_value() -> None:
 def test_refused_by_name(name: str) -> None:
     sde = sg.VPSDE()
     grid = TokenGrid.staggered(grid_of(sde), torch.arange(4)[:, None])
-    with pytest.raises(ValueError, match=r"finds its own steps|moves states between its steps"):
+    with pytest.raises(ValueError, match=r"finds its own steps|moves states between steps"):
         sg.sample(sg.from_denoiser(apart, sde), sde, x_T=X, grid=grid, solver=name)
 
 

@@ -10,7 +10,7 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.likelihood import FixedGrid
-from sgm_sde.schemes.base import ADAPTIVE, REGISTRY, resolve
+from sgm_sde.schemes.base import ADAPTIVE, REGISTRY, called, resolve
 from sgm_sde.schemes.table import WIDTH, SolverTable
 from sgm_sde.testing import OrderMeasurement
 from tests import golden
@@ -140,3 +140,22 @@ def test_unknown_names_are_met_with_near_ones(name: str, nearest: str) -> None:
 def test_names_of_other_libraries(theirs: str, ours: str) -> None:
     """k-diffusion's, ComfyUI's and the papers' spellings are the registry's names."""
     assert resolve(theirs) == resolve(ours) == REGISTRY[ours]()
+
+
+@pytest.mark.parametrize("name", ["edm-sde", "ddpm", "euler-ancestral", "pc", "heun", "dpm++3m"])
+def test_a_solver_is_called_by_the_name_that_people_gave(name: str) -> None:
+    """Also where its own is that of the class; another that is in no registry has its own."""
+    assert called(sg.schemes.resolve(name)) == name
+    assert called(sg.Heun(s_churn=3.0)) == "heun"
+
+
+@pytest.mark.parametrize(("name", "solver"), [("gddim", r"sg.schemes.GDDIM\(\)"), ("SSCS", r"sg.schemes.SSCS\(\)")])
+def test_solvers_of_processes_with_a_matrix_are_no_names(name: str, solver: str) -> None:
+    with pytest.raises(ValueError, match=f"{solver} is for a process with a matrix, such as CLD"):
+        sg.schemes.resolve(name)
+
+
+@pytest.mark.parametrize(("nodes", "bounds"), [(9, "between 1 and 3"), (4, "between 1 and 3")])
+def test_a_corrector_through_too_many_evaluations_is_refused_in_its_own_words(nodes: int, bounds: str) -> None:
+    with pytest.raises(ValueError, match=f"nodes of UniC on .* must lie {bounds}, got {nodes}"):
+        sg.schemes.UniC(sg.DEIS(2), nodes=nodes)

@@ -166,3 +166,10 @@ def test_a_result_has_as_many_errors_as_levels() -> None:
         ScoreCheck((1.0,), (1.0, 2.0), (1.0,))
     with pytest.raises(TypeError, match="errors must be a sequence of numbers, got 1"):
         ScoreCheck((1.0,), 1.0, (1.0,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["levels", "errors", "gaussian"])
+def test_errors_are_not_negative(name: str) -> None:
+    given = {"levels": (0.5, 2.0), "errors": (0.1, 0.4), "gaussian": (0.2, 0.8)}
+    with pytest.raises(ValueError, match=f"{name} of a ScoreCheck are not negative, got -1.0"):
+        ScoreCheck(**given | {name: (0.5, -1.0)})

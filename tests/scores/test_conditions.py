@@ -258,3 +258,13 @@ def test_samples_keep_their_conditions_in_a_likelihood(marked: bool, options: di
     together = value(slice(None), marked, **options)
     for i in range(3):
         torch.testing.assert_close(together[i : i + 1], value(slice(i, i + 1), marked, **options))
+
+
+@pytest.mark.parametrize("mark", [lambda y: y, sg.PerSample, lambda y: {"a": [y]}], ids=["bare", "marked", "nested"])
+def test_arguments_without_numbers_are_refused(mark: Any) -> None:
+    """Before the network is called, unless the states have none either."""
+    kwargs = {"y": mark(torch.zeros(2, device="meta"))}
+    with pytest.raises(TypeError, match=r"model_kwargs\['y'\] is on the device meta, which has no numbers"):
+        sg.sample(lambda x, t, y: 1 / 0, sg.VPSDE(), (2, 2), nfe=4, model_kwargs=kwargs)
+    x_T = torch.zeros(2, 2, device="meta")
+    assert sg.sample(lambda x, t, y: -x, sg.VPSDE(), x_T=x_T, nfe=4, model_kwargs=kwargs).x.is_meta

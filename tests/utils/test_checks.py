@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import sgm_sde as sg
-from sgm_sde._utils.checks import described
+from sgm_sde._utils.checks import check_integer, described
 
 VP = sg.VPSDE()
 SCORE = sg.oracles.Gaussian(torch.zeros(2), 1.0).score(VP)
@@ -52,3 +53,11 @@ def test_the_function_that_was_called_is_named(call: Callable[[], object], shown
     """Not the one that it passes its options on to."""
     with pytest.raises(TypeError, match=shown):
         call()
+
+
+@pytest.mark.parametrize("value", [10**30, 2**53 + 2, math.inf, 1e300])
+def test_integers_that_are_too_large_are_told_of_the_bound(value: float) -> None:
+    with pytest.raises(ValueError, match=r"nfe must be an integer from 1 to 2\*\*53, got "):
+        check_integer("nfe", value)
+    with pytest.raises(ValueError, match="nfe must be an integer of at least 1, got -2"):
+        check_integer("nfe", -2)
