@@ -207,21 +207,9 @@ class TokenGrid(Value):
         times = torch.tensor((grid if isinstance(grid, Grid) else Grid(grid)).times, dtype=torch.float64)
         if len(times) < 2:
             raise ValueError(f"a token moves along two times or more, got {times.tolist()}")
-        late = torch.as_tensor(delays) if isinstance(delays, Tensor | list | tuple) and _whole(delays) else None
-        if (
-            late is None
-            or late.ndim == 0
-            or not late.numel()
-            or not 0 <= int(late.min()) <= int(late.max()) <= MOST_ROWS
-        ):
-            raise ValueError(f"delays must be integers from 0 to {MOST_ROWS}, one a token, got {described(delays)}")
-        late = (late - late.min()).cpu()
-        for one, other in pairwise(sorted(set(late.flatten().tolist()))):
-            if other - one >= len(times):
-                raise ValueError(
-                    f"between a delay of {one} and the next, of {other}, no token would move: each moves for "
-                    f"{len(times) - 1} rows"
-                )
+
+        late = _delays(delays)
+        _require_motion(late, len(times) - 1)
         rows = torch.arange(len(times) + int(late.max())).reshape(-1, *[1] * late.ndim)
         return TokenGrid(times[(rows - late).clamp(0, len(times) - 1)])
 
@@ -254,6 +242,28 @@ def _check_tokens(t: Tensor) -> None:
         raise ValueError(
             f"some token must move on in every row, and none does from row {moves.index(False)} to the next"
         )
+
+
+def _delays(delays: object) -> Tensor:
+    """Delays of tokens (*), of which the least is 0.
+
+    Raises:
+        ValueError: for anything but integers of which none is negative or too large.
+    """
+    if isinstance(delays, Tensor | list | tuple) and _whole(delays):
+        late = torch.as_tensor(delays).cpu()
+        if late.ndim and late.numel() and int(late.min()) >= 0 and int(late.max()) <= MOST_ROWS:
+            return late - late.min()
+    raise ValueError(f"delays must be integers from 0 to {MOST_ROWS}, one a token, got {described(delays)}")
+
+
+def _require_motion(late: Tensor, steps: int) -> None:
+    """Raise ValueError for delays between which no token moves."""
+    for one, other in pairwise(sorted(set(late.flatten().tolist()))):
+        if other - one > steps:
+            raise ValueError(
+                f"between a delay of {one} and the next, of {other}, no token would move: each moves for {steps} rows"
+            )
 
 
 def _whole(values: object) -> bool:

@@ -13,7 +13,7 @@ memory of a run does not grow with the number of rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -77,14 +77,18 @@ def align(times: np.ndarray, compile_on: Callable[[tuple[float, ...]], Program])
         return values[..., tokens].reshape(*values.shape[:-1], *shape)
 
     stages, draws = _stages(table, set(starts), of_tokens)
-    columns = tuple(
-        Column((tokens == u).reshape(shape), track.program, track.asked)
+    columns = _columns(tracks, tokens.reshape(shape))
+    program = replace(columns[0].program, stages=tuple(stages))
+    return TokenProgram(program, of_tokens(table.times), of_tokens(table.asked), tuple(draws), columns)
+
+
+def _columns(tracks: Sequence[_Track], column_of: np.ndarray) -> tuple[Column, ...]:
+    """The columns of tokens that move, of which the numbers are given, (*)."""
+    return tuple(
+        Column(column_of == u, track.program, track.asked)
         for u, track in enumerate(tracks)
         if track.program is not None
     )
-    first = columns[0].program
-    program = Program(first.name, first.prediction, tuple(stages), first.eta, first.sigma_data)
-    return TokenProgram(program, of_tokens(table.times), of_tokens(table.asked), tuple(draws), columns)
 
 
 def _together(tracks: Sequence[_Track], n_rows: int) -> tuple[_Table, list[int]]:

@@ -91,7 +91,6 @@ def require_flow(
         raise TypeError(f"log_prob=True needs a LinearSDE, got {described(sde)}")
     if program is None:
         raise ValueError(f"log_prob=True needs a solver on a grid, and {solver.name} finds its own steps")
-    require_states_of_flow(solver)
     asked = [stage.evaluate for stage in program.stages if stage.node]
     if program.stochastic or not all(asked[:-1]) or isinstance(solver, PredictorCorrector):
         raise ValueError(

@@ -34,6 +34,7 @@ from sgm_sde._utils.checks import FAR, check_integer, described, number, range_o
 from sgm_sde._utils.files import JsonMapping, JsonObject
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.noise import SampleSeeds, resolve_seeds
+from sgm_sde.engine.program import Program
 from sgm_sde.grids import Grid, GridRule
 from sgm_sde.identity import fingerprint, portable, spec
 from sgm_sde.likelihood import bits_per_dim
@@ -180,8 +181,8 @@ def sample(
             "program": digest,
         }
 
-        if program is not None and team.rank == 0 and is_unsuited(chosen, program, model.sde):
-            warn(words_of_misses(called(chosen), n), UnsuitedWarning)
+        if team.rank == 0:
+            _warn_if_unsuited(chosen, program, model, n)
 
         def work(first: int, last: int) -> Shard:
             tensors = {}
@@ -206,6 +207,12 @@ def sample(
         return _run(team, Path(folder), job, part, progress)
 
 
+def _warn_if_unsuited(solver: Solver | AdaptiveSolver, program: Program | None, model: Model, n: int) -> None:
+    """Warn where all n samples will be named, since the table misses Gaussian data."""
+    if program is not None and is_unsuited(solver, program, model.sde):
+        warn(words_of_misses(called(solver), n), UnsuitedWarning)
+
+
 def guided(model: Model, scale: float, classes: Sequence[int] | None) -> ClassifierFree:
     """The score of a model, guided towards classes.
 
@@ -214,7 +221,9 @@ def guided(model: Model, scale: float, classes: Sequence[int] | None) -> Classif
     """
     scale = number("guidance", scale, least=-FAR, most=FAR)
     if classes is None:
-        raise ValueError(f"guidance={scale:g} is towards classes, and labels=None names none of the model {model.name!r}")
+        raise ValueError(
+            f"guidance={scale:g} is towards classes, and labels=None names none of the model {model.name!r}"
+        )
     if model.score.null_label is None:
         raise ValueError(
             f"guidance={scale:g} needs a network that was trained without classes as well: that of the model "

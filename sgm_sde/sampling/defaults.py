@@ -216,8 +216,7 @@ def default_setting(
     budget = 50 if nfe is None else check_integer("nfe", nfe)
     if data_std is not None:
         data_std = number("data_std", data_std, least=1 / FAR, most=WIDEST)
-    Uniform()(sde, 1, t_start, 0.0 if t_end is None else t_end)  # raises for times that are none of the process'
-    times = [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
+    times = _given_times(sde, t_start, t_end)
     if has_matrix_marginal(sde) and all(t >= EARLIEST * sde.T for t in [sde.eps, *times]):
         few, more = WITH_A_MATRIX
         return few if budget < OF_HISTORY else more
@@ -239,6 +238,17 @@ def _scale_of_data(sde: SDE) -> float:
     least = max(ABOVE_END * end.noise_level, sde.prior_std / PRIOR_OVER_DATA)
     most = min(start.noise_level / BELOW_START, WIDEST)
     return float(f"{min(max(1.0, least), most):.1g}")
+
+
+def _given_times(sde: SDE, t_start: float | None, t_end: float | None) -> list[float]:
+    """Start and end, where they are given.
+
+    Raises:
+        TypeError: for what is no time.
+        ValueError: for times outside of the process.
+    """
+    Uniform()(sde, 1, t_start, 0.0 if t_end is None else t_end)
+    return [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
 
 
 def _to_a_given_end(setting: Setting) -> Setting:

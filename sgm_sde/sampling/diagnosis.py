@@ -203,6 +203,21 @@ def _looks(sde: LinearSDE, times: tuple[float, ...], prediction: str) -> Mapping
     }
 
 
+def looks_of(sde: SDE, times: tuple[float, ...], prediction: str) -> Mapping[float, Look]:
+    """The looks of a run along times by a network of a prediction; none on a nonlinear process."""
+    if has_matrix_marginal(sde):
+        return _looks_at_blocks(sde, times, prediction)
+    return _looks(sde, times, prediction) if has_scalar_marginal(sde) else {}
+
+
+def signal_at(sde: SDE, t: float) -> float:
+    """Scale of the data in a state's first block at a time, infinite on a nonlinear process."""
+    if has_matrix_marginal(sde):
+        mu, _ = sde.kernel(t)
+        return abs(float(mu[0]))
+    return float(sde.alpha(t)) if has_scalar_marginal(sde) else math.inf
+
+
 def root_mean_square(x: Tensor) -> Tensor:
     """|x| (B,) of x (B, *), at least in float32."""
     rows = flat(x.detach())
@@ -245,17 +260,13 @@ class Watch:
         density: bool = True,
         lags: bool = False,
     ) -> None:
-        self.looks: Mapping[float, Look] = {}
-        self.alpha_end = 1.0
         self.has_blocks = has_matrix_marginal(sde)
-        if has_scalar_marginal(sde) and not x.is_meta:
-            self.looks = _looks(sde, times, prediction)
-            self.alpha_end = float(sde.alpha(times[-1]))
-        elif has_matrix_marginal(sde) and not x.is_meta:
-            self.looks = _looks_at_blocks(sde, times, prediction)
-            self.alpha_end = abs(float(sde.kernel(times[-1])[0][0]))
-            if (observed := self.looks[times[0]].observed) is not None:
-                x = observed.state(x.detach())
+        self.looks: Mapping[float, Look] = {}
+        if not x.is_meta:
+            self.looks = looks_of(sde, times, prediction)
+        self.alpha_end = signal_at(sde, times[-1]) if self.looks else 1.0
+        if self.looks and (observed := self.looks[times[0]].observed) is not None:
+            x = observed.state(x.detach())
         self.start = times[0]
         self.end = times[-1]
         self.sde = sde
@@ -397,13 +408,7 @@ def strange_starts(start: Tensor, sample: Tensor, sde: SDE) -> Tensor:
 @cached(maxsize=64)
 def _scales_at_T(sde: SDE) -> tuple[float, float]:
     """Scales of the data, infinite on a nonlinear process, and of the prior at T."""
-    signal = math.inf
-    if has_matrix_marginal(sde):
-        mu, _ = sde.kernel(sde.T)
-        signal = abs(float(mu[0]))
-    elif has_scalar_marginal(sde):
-        signal = float(sde.alpha(sde.T))
-    return signal, sde.prior_std
+    return signal_at(sde, sde.T), sde.prior_std
 
 
 def words_of_starts(sizes: Sequence[float], samples: Sequence[int], n: int, sde: SDE) -> str:

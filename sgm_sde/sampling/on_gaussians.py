@@ -145,11 +145,16 @@ def _end(program: Program, at: Mapping[float, Kernel], S: np.ndarray) -> np.ndar
 
         states.append(x)
         if stage.evaluate:
-            kernel = at[stage.t]
-            source = "data" if k == 1 else "data_x"
-            c_x, c_r = kernel.node.convert(source, program.prediction, program.eta, program.sigma_data)
-            evaluations[i] = (_array(c_x, k) + _array(c_r, k)[:, :1] * kernel.denoiser(S)) @ x
+            evaluations[i] = _evaluated(at[stage.t], program, S) @ x
     return states[-1]
+
+
+def _evaluated(kernel: Kernel, program: Program, S: np.ndarray) -> np.ndarray:
+    """The factors (scales, k, k) of the state in what a program takes of the network there."""
+    k = len(kernel.mu)
+    source = "data" if k == 1 else "data_x"
+    c_x, c_r = kernel.node.convert(source, program.prediction, program.eta, program.sigma_data)
+    return _array(c_x, k) + _array(c_r, k)[:, :1] * kernel.denoiser(S)
 
 
 def _array(c: Coefficient, k: int) -> np.ndarray:

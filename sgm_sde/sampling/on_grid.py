@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -131,17 +132,7 @@ class _PartOfRun:
 
         sound = starts = None
         if not end.is_meta:
-            implausible = watch.implausible(end, denoised=job.denoises or job.solver.ends_in_data)
-            # The one place where values come back from the device.
-            whole = finite(end)
-            before = whole if end is run.x else finite(run.x)
-            seen = [before, whole, implausible]
-            if job.start is not None:
-                sizes = strange_starts(job.start(self.at), end, job.sde)
-                seen = [*(mask.to(sizes.dtype) for mask in seen), sizes]
-            values = torch.stack(seen).numpy(force=True)
-            sound = values[:3].astype(bool)
-            starts = values[3] if job.start is not None else None
+            sound, starts = self._seen(run.x, end, watch)
 
         drawn = job.draws[0] if isinstance(noise, PathNoise) else noise.draw
         part = Part(
@@ -156,6 +147,19 @@ class _PartOfRun:
             network_evals=self.model.network_evals,
         )
         return part, end
+
+    def _seen(self, last: Tensor, end: Tensor, watch: WatchInBlocks) -> tuple[np.ndarray, np.ndarray | None]:
+        """A part's `sound` and `starts`: the one place where values come back from the device."""
+        job = self.job
+        whole = finite(end)
+        before = whole if end is last else finite(last)
+        seen = [before, whole, watch.implausible(end, denoised=job.denoises or job.solver.ends_in_data)]
+        if job.start is None:
+            return torch.stack(seen).numpy(force=True), None
+
+        sizes = strange_starts(job.start(self.at), end, job.sde)
+        values = torch.stack([*(mask.to(sizes.dtype) for mask in seen), sizes]).numpy(force=True)
+        return values[:3].astype(bool), values[3]
 
     def _executed(self, x: Tensor, noise: NoiseStream | PathNoise, hooks: Sequence[Hook], watch: WatchInBlocks) -> Run:
         """The run of the table: in parallel in time, as a recorded graph, or step by step."""

@@ -16,6 +16,7 @@ from sgm_sde._utils.warn import warn
 from sgm_sde.engine.executor import missing
 from sgm_sde.engine.noise import Generators, Seeds
 from sgm_sde.engine.reverse import ScoreFn
+from sgm_sde.engine.status import Status
 from sgm_sde.grids import Grid, GridRule, TokenGrid
 from sgm_sde.likelihood import along
 from sgm_sde.likelihood.checks import LikelihoodWarning
@@ -28,6 +29,7 @@ from sgm_sde.sampling.job import NOISES, Job, StartArguments, begin, resumed
 from sgm_sde.sampling.on_grid import run_on_grid
 from sgm_sde.sampling.options import Execution, Record
 from sgm_sde.sampling.own_steps import run_adaptive
+from sgm_sde.sampling.parts import WatchInBlocks
 from sgm_sde.sampling.planning import DEFAULT_NFE, StepArguments, final_update, plan, require_unused
 from sgm_sde.sampling.resolution import UnresolvedWarning, words_if_unresolved
 from sgm_sde.sampling.results import SampleResult
@@ -187,6 +189,8 @@ def sample(
             result, category = run_adaptive(job, model, nfe, steps, recorded, execution)
         else:
             result, category = run_on_grid(job, model, recorded, execution)
+    if result.status.ok and (level := job.last_level) and (words := words_if_unresolved(result.x, level)):
+        warn(words, UnresolvedWarning)
     return _warned(result, category)
 
 
@@ -199,8 +203,6 @@ def _warned(result: SampleResult, category: type[Warning] | None) -> SampleResul
         if category is LikelihoodWarning:
             advice = f" of {along.MOST_ERROR:g} nat a dimension: take more calls, or ask log_prob() of x"
         warn(f"{result.status.message}{advice}", category)
-    elif result.status.ok and (level := job.last_level) and (words := words_if_unresolved(result.x, level)):
-        warn(words, UnresolvedWarning)
     return result
 
 
@@ -250,18 +252,22 @@ def _with_log_prob(
             score, sde, x_T, job.program, job.seeds, trace, model_kwargs, on_output=watch.see
         )
     evals = found.nfe * job.size
-
-    implausible = watch.implausible(x.detach(), denoised=job.solver.ends_in_data).numpy(force=True)
-    starts = None
-    if job.start is not None:
-        starts = strange_starts(job.start(slice(None)), x.detach(), sde).numpy(force=True)
-    status, category = plausibility(implausible, starts, sde, called(job.solver) if job.misses_gaussians else "")
+    status, category = _judged(job, watch, x.detach())
     if status.ok and not found.status.ok:
         status, category = found.status, LikelihoodWarning
     result = SampleResult(
         x.to(job.dtype), found.nfe, job.grid.times, status, seeds=job.seeds, network_evals=evals, log_prob=found
     )
     return result, category
+
+
+def _judged(job: Job, watch: WatchInBlocks, x: Tensor) -> tuple[Status, type[Warning] | None]:
+    """Status of a run with finite states, which ends in x (B, *), and what to warn of."""
+    implausible = watch.implausible(x, denoised=job.solver.ends_in_data).numpy(force=True)
+    starts = None
+    if job.start is not None:
+        starts = strange_starts(job.start(slice(None)), x, job.sde).numpy(force=True)
+    return plausibility(implausible, starts, job.sde, called(job.solver) if job.misses_gaussians else "")
 
 
 Option = TypeVar("Option")

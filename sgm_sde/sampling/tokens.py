@@ -89,8 +89,7 @@ def sample_tokens(
                 seen.append(watches.judged(end, denoised=denoises or method.ends_in_data))
 
     rows = tuple(grid.times.flatten(1).amax(1).tolist())
-    misses = any(is_unsuited(method, column.program, sde) for column in watched(aligned))
-    status, category = _status(joined.whole, lowest, seen, sde, called(method) if misses else "")
+    status, category = _status(joined.whole, lowest, seen, sde, _misses(method, aligned, sde))
     result = SampleResult(
         joined.whole.to(dtype),
         max(of_part.nfe for of_part in models),
@@ -100,6 +99,12 @@ def sample_tokens(
         network_evals=sum(of_part.network_evals for of_part in models),
     )
     return result, category
+
+
+def _misses(method: Solver, aligned: TokenProgram, sde: LinearSDE) -> str:
+    """The solver's name, if along the times of any token it misses Gaussian data, else ""."""
+    misses = any(is_unsuited(method, column.program, sde) for column in watched(aligned))
+    return called(method) if misses else ""
 
 
 def watched(aligned: TokenProgram) -> Sequence[Column]:
