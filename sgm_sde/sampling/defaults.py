@@ -247,8 +247,10 @@ def _given_times(sde: SDE, t_start: float | None, t_end: float | None) -> list[f
         TypeError: for what is no time.
         ValueError: for times outside of the process.
     """
-    Uniform()(sde, 1, t_start, 0.0 if t_end is None else t_end)
-    return [moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None]
+    given = {name: moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None}
+    goes_on = 0 < given.get("t_start", sde.T) <= sde.eps  # by a rule, to an end below that of the process
+    Uniform()(sde, 1, **({"t_end": 0.0} if goes_on else {}) | given)
+    return list(given.values())
 
 
 def _to_a_given_end(setting: Setting) -> Setting:

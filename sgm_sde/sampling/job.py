@@ -254,12 +254,12 @@ def begin(score: Score, sde: SDE, start: StartArguments, asked: StepArguments, n
 
 def resumed(resume: SampleResult, sde: SDE, start: StartArguments, asked: StepArguments, noise: str | None) -> Job:
     """A run that resumes another."""
+    known = _continuation(resume, sde)
     brought = {name: getattr(start, name) for name in ("shape", "x_T", "seed", "generator", "dtype", "device")}
     for name, value in (brought | {"t_start": asked.t_start}).items():
         if value is not None:
             raise ValueError(f"resume= brings its states, time, seeds and dtype: leave out {name}={described(value)}")
 
-    known = _continuation(resume, sde)
     final = known.final if asked.final is None else final_update(sde, asked.final)
     past = known.grid.times[: known.position.node + 1]
     solver, grid = _rest(known, sde, replace(asked, final=final), past)

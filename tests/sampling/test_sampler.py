@@ -1341,6 +1341,18 @@ def test_defaults_of_no_process_are_refused(options: Any, shown: str) -> None:
         sg.defaults.default_setting(VP, 12, **options)
 
 
+def test_a_start_beyond_the_process_is_told_with_the_end_that_it_has() -> None:
+    """And not with one that nobody gave."""
+    with pytest.raises(ValueError, match=r"got t_start=3.0; t_end is 0.001 if not given"):
+        sg.sample(SCORE, VP, (2, 3), nfe=4, t_start=3.0)
+    assert sg.defaults.default_setting(VP, 12, t_start=5e-4) == sg.defaults.default_setting(VP, 12)
+
+
+def test_what_is_no_result_is_told_before_what_it_would_bring() -> None:
+    with pytest.raises(TypeError, match=r"resume must be the result of sample\(\), got 3"):
+        sg.sample(SCORE, VP, (2, 3), nfe=4, resume=3)  # type: ignore[arg-type]
+
+
 def test_the_way_out_of_a_singular_end_is_above_it() -> None:
     """And that of a singular start below."""
     score = sg.from_denoiser(lambda x, t: x, VP)
