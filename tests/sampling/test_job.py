@@ -84,7 +84,7 @@ def test_a_run_in_two_pieces_is_the_run(name: str, sde: Any) -> None:
         assert rest.seeds == whole.seeds
 
 
-@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.UnsuitedWarning")
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")
 @pytest.mark.parametrize("nodes", [[1], [3], [1, 2, 4]], ids=case_id)
 @pytest.mark.parametrize("name", ["euler", "heun2", "euler-maruyama", "ddim", "lms3", "sscs"])
 def test_on_a_process_with_a_matrix(name: str, nodes: Any) -> None:
