@@ -42,6 +42,7 @@ class _Along(Integrals):
 
     off_gradient = 4.0
     off_prior = 12.0
+    fluctuation = 0.0  # steps are uneven
 
     def plan(self, program: Program) -> Plan:
         """The program made ready for what the network predicts."""

@@ -21,7 +21,8 @@ $$ e = d_1\,\min(1, d_1/d_2), \qquad d_1 = |Q - Q_2|, \quad d_2 = |Q_2 - Q_4| $$
 each the root mean square over the choices of nodes. Where steps are so long that what data look like changes from one
 to the next, $d_1 < d_2$ is chance, and $d_1$ itself is taken. Where they are short, and $d_1 < 0.3\,d_2$, e is
 $\max(R, R')$ at most: a wave that is resolved now and was not on half of the nodes converges faster than it did. Where
-they are not short, the two sums count 2.5 times: those of a wave between the nodes may cancel by chance. For a random
+they are not short, the two sums count 2.5 times: those of a wave between the nodes may cancel by chance. Where R' is
+more than 1.2 R, the wave is faster than the nodes, which see a slower one instead, and the sums count 20 times. For a random
 trace the companion is integrated: the independent errors of fresh probes would count as roughness of the integrand.
 
 **Steps.** What the embedded errors of the steps of Dormand and Prince's pair do to the log-density is added up, each
@@ -43,6 +44,8 @@ CONVERGES = 0.3  # at least from these to a quarter of them
 ROUGH = 1.3  # times what rules of more slopes add, of the size of a wave between the nodes, by the power
 UNRESOLVED = 4  # of how little they gain
 CANCELLED = 2.5  # times the sum of that over steps that are not so short: of a wave it may be small by chance
+FASTER = 1.2  # times what rules of 8 add, from which what those of 10 add to that says that a wave is faster than nodes
+ALIASED = 20.0  # times the sum of it then
 NEIGHBOURS = 7  # nodes over which a variance is averaged
 TAILS = 0.45  # of the degrees of freedom that squares of normal numbers have: products with probes have longer tails
 ROUNDED = 2.0  # units in the last place of each number of a state, and of a trace, that rounding is taken for
@@ -75,7 +78,7 @@ def quadrature_error(values: Tensor, table: Quadrature, longest: float = 0.0) ->
     if longest < FINE:
         e = torch.where(falls < CONVERGES, torch.minimum(e, size), e)
     else:
-        sums = CANCELLED * sums
+        sums = torch.where(R_of_more > FASTER * R, ALIASED, CANCELLED) * sums
     parts = [sums, ROUGH * size * unresolved**UNRESOLVED, e]
     return torch.stack(parts).square().sum(0).sqrt(), size
 

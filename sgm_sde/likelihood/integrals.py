@@ -36,6 +36,7 @@ WRONG_SCORE = 5.0  # share of the score that may be wrong, for each unit of what
 UNSEEN = 0.0025  # units where nothing is seen
 SKEW = 0.2  # asymmetry from which probes tell their noise by their spread alone
 COARSELY = 1.5  # times the error of a grid that is coarse
+LIKE_PRIOR = 20.0  # reciprocal of the distance of a score from that of pure noise, up to which its wave is told
 
 
 class Rates(NamedTuple):
@@ -211,11 +212,13 @@ class Integrals(NodeByNode):
     Attributes:
         off_gradient: units of what is seen of a wrong score for each that its Jacobian is off a symmetric one.
         off_prior: the same for each that it is off the prior's at the noise's end.
+        fluctuation: times what the wave of a score in pure noise says of the jumps.
         first: the network's output at the first node.
     """
 
     off_gradient: ClassVar[float] = 1.0
     off_prior: ClassVar[float] = 0.8
+    fluctuation: ClassVar[float] = 3.0
     first: Tensor
     _off_prior: Tensor
 
@@ -239,7 +242,7 @@ class Integrals(NodeByNode):
         self._summed = 0  # nodes
         self._defect: Tensor | float = 0.0
         self._of_slopes: list[Tensor] = []  # errors (B,), an interval each
-        self._of_nodes: list[Tensor] = []  # (2, B) each: of the rule and of trust
+        self._of_nodes: list[Tensor] = []  # (3, B) each: of the rule, of trust and of the score's wave
         self._moved = torch.zeros_like(problem.x if rows is None else problem.x[rows]).detach()
         self._farthest = self._moved.new_zeros(len(self._moved))  # square of the largest size of the sum that is moved
         self._sensitivity = torch.zeros(2, len(self._moved), dtype=torch.float64, device=self._moved.device)
@@ -328,11 +331,27 @@ class Integrals(NodeByNode):
         with torch.no_grad():
             of_rule = trusted * (dot(score, self._moved_at(k, self.grid.table.coarse_shares)) - product)
             of_trust = (1 - trusted) * product
-            self._of_nodes.append(torch.stack([of_rule, of_trust]))
+            of_wave = trusted * dot(self._wave(k), moved)
+            self._of_nodes.append(torch.stack([of_rule, of_trust, of_wave]))
 
             size = column(dot(score, score).sqrt(), moved)
             self._moved.addcmul_(size, moved, value=trusted)
             self._farthest = torch.maximum(self._farthest, dot(self._moved, self._moved))
+
+    def _wave(self, k: int) -> Tensor:
+        r"""How the score at node k differs from the mean of those two nodes before and behind, as far as it is that of
+        pure noise, -z.
+
+        There the gradient of the flow's log-density is smooth, so that a wave is an error of the score; the jumps have
+        the same wave, and what it says of them adds up.
+        """
+        score = self._scores[k]
+        if k - 2 not in self._scores or k + 2 not in self._scores:
+            return torch.zeros_like(score)
+        off = score + self._states[k]
+        ratio = dot(off, off) / dot(score, score).clamp(min=torch.finfo(score.dtype).tiny)
+        share = 1 / (1 + (LIKE_PRIOR**2 * ratio).square())
+        return column(share, score) * (score - (self._scores[k - 2] + self._scores[k + 2]) / 2)
 
     def _moved_at(self, k: int, shares: tuple[Weights, ...]) -> Tensor:
         """Share of the jumps that goes with the score at node k."""
@@ -346,8 +365,8 @@ class Integrals(NodeByNode):
         first = self.grid.first[min(self._summed, len(self.grid.first) - 1)]
         for held, needed in (
             (self._slopes, reach),
-            (self._states, reach),
-            (self._scores, min(reach, self._summed)),
+            (self._states, min(reach, self._summed)),
+            (self._scores, min(reach, self._summed - 2)),
             (self._jumps, first),
         ):
             for j in [j for j in held if j < needed]:
@@ -375,10 +394,11 @@ class Integrals(NodeByNode):
         defect = self._whole_defect(latent)
         volume = terms[:, :, :columns].mean(2).sum(0) + self._scaling(latent)
 
-        error, roughness = self._numerical_error(seen)
+        parts = self._numerical_error(seen)
         rounding = self._rounding(seen, volume.detach())
         stderr, freedom = self._probe_error(seen)
-        stated = [part.to(volume.dtype) for part in (stderr, freedom, error, rounding, defect, roughness)]
+        error, *others = parts
+        stated = [part.to(volume.dtype) for part in (stderr, freedom, error, rounding, defect, *others)]
         return Solution(latent, volume + defect, *stated)
 
     def _scaling(self, latent: Tensor) -> float:
@@ -393,12 +413,12 @@ class Integrals(NodeByNode):
         jump = self._states[last] - latent / self.grid.spreads[-1]
         return self._defect + dot(self._scores[last], jump)
 
-    def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
-        """The error (B,) from the terms (nodes, B, columns) of the divergence, and the roughness of that."""
+    def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The error (B,) from the terms (nodes, B, columns) of the divergence, the roughness of that, and its part."""
         of_divergence, roughness = quadrature_error(self._divergence(terms), self.grid.table, self.grid.longest)
         of_slopes = torch.stack(self._of_slopes).double()
         of_nodes = torch.stack(self._of_nodes, 1).double()
-        of_rule, of_trust = of_nodes.sum(1)
+        of_rule, of_trust, of_wave = of_nodes.sum(1)
         rough_slopes = of_slopes.square().sum(0).sqrt()
         farthest = self._farthest.double().sqrt()
 
@@ -408,13 +428,14 @@ class Integrals(NodeByNode):
             SAFETY * of_slopes.sum(0),
             SAFETY * of_rule,
             SAFETY * of_trust,
+            self.fluctuation * of_wave,
             ROUGH_SLOPES * rough_slopes,
             WRONG_SCORE * self._wrong() * farthest,
         ]
         error = torch.stack(errors).square().sum(0).sqrt()
         if self.grid.longest > COARSE:
             error = COARSELY * error
-        return error, roughness
+        return error, roughness, errors[0]
 
     def _rounding(self, terms: Tensor, volume: Tensor) -> Tensor:
         """Error (B,) by rounding of states, of the terms (nodes, B, columns) and of the volume (B,).

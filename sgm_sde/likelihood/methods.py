@@ -73,7 +73,8 @@ class FixedGrid(Method):
     By default 48 steps. Samples whose estimated error exceeds the tolerance go on, without the rest of the batch where
     the network is a module or its conditions are marked (`sg.PerSample`), else with it. With the exact trace they go to
     96 steps where the error is within 64 times the tolerance, and else, and from there, to an adaptive solver, at 0.03,
-    0.003 and 0.0003 of the tolerance. With random probes they go to 96 and 192 steps where the error is within 256
+    0.003 and 0.0003 of the tolerance; where it is the integral of the divergence that is inexact, to 192 and 384 steps
+    before. With random probes they go to 96 and 192 steps where the error is within 256
     times the tolerance and falls, and beyond have the exact trace in up to 16 dimensions, in more probes that stay the
     same, at least four. A sample that the adaptive solver cannot finish keeps the value and the error that it had, and
     is named in `unresolved`.
@@ -132,7 +133,7 @@ class FixedGrid(Method):
 
     def _refined(self) -> str:
         """Words for how far steps are refined."""
-        most = max(refinement.REFINEMENTS) * STEPS
+        most = max(refinement.OF_ROUGH) * STEPS
         of_value = f" + {self.rtol:g} of the value" if self.rtol else ""
         return f", up to {most} or an adaptive method where the error exceeds {self.atol:g} nats/dim{of_value}"
 

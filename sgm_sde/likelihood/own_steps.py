@@ -388,7 +388,7 @@ def whole_flow(
         stderr, freedom = torch.zeros_like(stderr), torch.full_like(stderr, math.inf)
     size = volume.detach()
     rounding = rounded(size.dtype) * (size.abs() if moved is None else torch.hypot(size, moved))
-    return Solution(latent, volume, stderr, freedom, error.detach(), rounding, unknown, unknown)
+    return Solution(latent, volume, stderr, freedom, error.detach(), rounding, unknown, unknown, unknown)
 
 
 class _JointSystem:

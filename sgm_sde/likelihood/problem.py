@@ -49,6 +49,7 @@ class Solution(NamedTuple):
         defect: what of it makes up for states that lie on no single trajectory, NaN for other methods.
         roughness: what rules of more slopes add to the integrals of the divergence over the intervals of a grid, the
             root of the sum of squares; NaN for other methods.
+        of_divergence: the part of the error that is the integral's of the divergence, NaN for other methods.
     """
 
     latent: Tensor
@@ -59,6 +60,7 @@ class Solution(NamedTuple):
     rounding: Tensor
     defect: Tensor
     roughness: Tensor
+    of_divergence: Tensor
 
     @property
     def stated(self) -> Tensor:

@@ -14,6 +14,9 @@ from sgm_sde.likelihood.own_steps import NormalisedFlow, by_own_steps, joint
 from sgm_sde.likelihood.problem import Problem, Solution
 
 REFINEMENTS = (2, 4)  # times the steps
+OF_ROUGH = (2, 4, 8)  # the same where the integral of the divergence is what is inexact
+BY_DIVERGENCE = 0.5  # share of that in an error from which it is
+TOO_ROUGH = 2.0**-11  # of the tolerance to the error: beyond, no grid is tried for it
 HOPELESS = 2.0**-8  # of the tolerance to the error: beyond, a grid of more steps is not tried
 REACH = 64.0  # times the tolerance: errors that a grid of twice the steps is taken to remove
 OF_CHANGE = {"grids": 0.5, "steps": 0.25}  # share of the last change of a value that its error is at most
@@ -65,16 +68,22 @@ def _on_finer_grids(
     """The solution with samples of too large an error on finer grids, and those (B,) whose error still is.
 
     A grid is tried where the one before says that it will arrive. With the exact trace an adaptive solver takes fewer
-    calls than the second, so that the first alone is tried, on errors within `REACH`. Random probes are still better
-    off on grids, where their noise averages over the nodes.
+    calls than the second where it is states that are inexact, so that the first alone is tried, on errors within
+    `REACH`. Where it is the integral, of a network that is rough in time, finer grids take fewer calls, and know their
+    error. Random probes are better off on grids, where their noise averages over the nodes.
     """
     excess = _excess(solution, tolerance)
     going = excess > 1
     alone = some.one_finer_grid
     hopeless = going & (excess > (REACH if alone else 1 / HOPELESS))
+    too_rough = excess * TOO_ROUGH > 1
 
-    for number, finer in enumerate(REFINEMENTS[: 1 if alone else None], 1):
+    for number, finer in enumerate(OF_ROUGH if alone else REFINEMENTS, 1):
         trying = going if some.grad else going & ~hopeless
+        if alone:
+            rough = some.rough | (solution.of_divergence > BY_DIVERGENCE * solution.error)
+            others = trying if number == 1 else torch.zeros_like(trying)
+            trying = others | (going & rough & ~too_rough)
         if not bool(trying.any()):
             break
 
@@ -125,7 +134,11 @@ def _excess(solution: Solution, tolerance: Callable[[Solution], Tensor]) -> Tens
 
 
 class Some:
-    """Solves for some samples of a batch, and for these alone where the network allows that."""
+    """Solves for some samples of a batch, and for these alone where the network allows that.
+
+    Attributes:
+        rough: samples (B,) whose integrand has not been resolved by some grid.
+    """
 
     def __init__(self, problem: Problem, s: float, first: Tensor) -> None:
         self.problem = problem
@@ -134,6 +147,8 @@ class Some:
         self.alone = problem.model.takes_some(len(problem.x))
         self.grad = torch.is_grad_enabled()
         self.one_finer_grid = problem.trace.fixed is None and not self.grad
+        self.rough = torch.zeros(len(problem.x), dtype=torch.bool, device=problem.x.device)
+        self.last_change: Tensor | None = None  # of the values, on the grid before
 
     def on_grid(self, number: int, steps: int, rows: Tensor) -> Solution:
         """On one fixed grid, by a run of this number."""
@@ -157,17 +172,27 @@ class Some:
         Where the integrand is resolved on neither, the rules that tell the error agree by chance. Its roughness, which
         falls by ten and more where it is resolved, hardly does, and is of the size of the error. Where it falls, and
         the error as the order promises, the value's change is the error of the grid before, and leaves little on this.
+        On further grids what is left is at least of the size of the next change, if changes go on as they do: the last
+        times the factor by which it is smaller than that before.
         """
         if self.problem.trace.fixed is not None:
             return after
 
         error, roughness = after.error[rows], after.roughness[rows]
         rough = roughness > SMOOTHER * before.roughness[rows]
+        self.rough[rows] |= rough
         error = torch.where(rough, torch.hypot(error, ROUGH * roughness), error)
 
-        change = self._change(before, after)[rows]
+        changes = self._change(before, after)
+        change = changes[rows]
         converges = ~rough & (error < CONVERGES * before.error[rows])
-        return after.with_errors(rows, torch.where(converges, _at_most(error, change, "grids"), error))
+        error = torch.where(converges, _at_most(error, change, "grids"), error)
+
+        if self.last_change is not None:
+            falls = change / self.last_change[rows].clamp(min=torch.finfo(change.dtype).tiny)
+            error = torch.hypot(error, change * falls.clamp(max=1.0))
+        self.last_change = changes
+        return after.with_errors(rows, error)
 
     def compared_steps(self, before: Solution, after: Solution, rows: Tensor) -> Solution:
         """The solution with the errors of some rows in the light of an adaptive solver's at ten times the tolerance."""

@@ -280,7 +280,7 @@ def test_samples_that_a_grid_does_not_resolve_go_on() -> None:
     torch.testing.assert_close(loose.value[0], coarse.value[0], rtol=0, atol=0)
     assert float((loose.value - exact(RIDGE, "vp", x)).abs().max()) < 4e-3 and loose.nfe < res.nfe
     assert coarse.nfe == 49 and res.nfe > 49 + 97
-    assert "48 fixed steps, up to 192 or an adaptive method where the error exceeds 0.0001 nats/dim" in str(
+    assert "48 fixed steps, up to 384 or an adaptive method where the error exceeds 0.0001 nats/dim" in str(
         res.protocol
     )
     assert "up to" not in str(coarse.protocol)
