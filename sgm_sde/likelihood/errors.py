@@ -22,8 +22,9 @@ each the root mean square over the choices of nodes. Where steps are so long tha
 to the next, $d_1 < d_2$ is chance, and $d_1$ itself is taken. Where they are short, and $d_1 < 0.3\,d_2$, e is
 $\max(R, R')$ at most: a wave that is resolved now and was not on half of the nodes converges faster than it did. Where
 they are not short, the two sums count 2.5 times: those of a wave between the nodes may cancel by chance. Where R' is
-more than 1.2 R, the wave is faster than the nodes, which see a slower one instead, and the sums count 20 times. For a random
-trace the companion is integrated: the independent errors of fresh probes would count as roughness of the integrand.
+more than 1.2 R, the wave is faster than the nodes, which see a slower one instead, and the sums count 20 times. For a
+random trace the companion is integrated: the independent errors of fresh probes would count as roughness of the
+integrand.
 
 **Steps.** What the embedded errors of the steps of Dormand and Prince's pair do to the log-density is added up, each
 step's as the factor of its `stiffness` says, the sum as `smoothness` and the tolerance do.
