@@ -339,8 +339,8 @@ class Integrals(NodeByNode):
             self._farthest = torch.maximum(self._farthest, dot(self._moved, self._moved))
 
     def _wave(self, k: int) -> Tensor:
-        r"""How the score at node k differs from the mean of those two nodes before and behind, as far as it is that of
-        pure noise, -z.
+        r"""The difference of the score at node k from the mean of those two nodes before and behind, as far as it is
+        that of pure noise, -z.
 
         There the gradient of the flow's log-density is smooth, so that a wave is an error of the score; the jumps have
         the same wave, and what it says of them adds up.

@@ -140,7 +140,8 @@ def test_a_rough_score_meets_finer_grids(kink: bool) -> None:
     res = sg.log_prob(score, sde, x, trace="exact")
     assert res.status.ok and bool((res.error <= 1e-4 * d).all())
     assert float(res.defect.isnan().double().mean()) <= (0.25 if kink else 0.0)  # that went to the adaptive solver
-    assert float(((res.value - known).abs() <= res.error + 1e-6 * d).double().mean()) > 0.95
+    bounded = (res.value - known).abs() <= res.error + 1e-6 * d
+    assert float(bounded.double().mean()) > (0.85 if kink else 0.95)
 
 
 def test_what_more_slopes_add_does_not_cancel_by_chance() -> None:
