@@ -349,9 +349,13 @@ class Integrals(NodeByNode):
         if k - 2 not in self._scores or k + 2 not in self._scores:
             return torch.zeros_like(score)
         off = score + self._states[k]
-        ratio = dot(off, off) / dot(score, score).clamp(min=torch.finfo(score.dtype).tiny)
+        tiny = torch.finfo(score.dtype).tiny
+        ratio = dot(off, off) / dot(score, score).clamp(min=tiny)
         share = 1 / (1 + (LIKE_PRIOR**2 * ratio).square())
-        return column(share, score) * (score - (self._scores[k - 2] + self._scores[k + 2]) / 2)
+        before = self._scores[k - 2]
+        behind = self._scores[k + 2]
+        wave = score - (before + behind) / 2
+        return column(share, score) * wave
 
     def _moved_at(self, k: int, shares: tuple[Weights, ...]) -> Tensor:
         """Share of the jumps that goes with the score at node k."""

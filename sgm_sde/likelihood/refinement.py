@@ -75,13 +75,15 @@ def _on_finer_grids(
     excess = _excess(solution, tolerance)
     going = excess > 1
     alone = some.one_finer_grid
-    hopeless = going & (excess > (REACH if alone else 1 / HOPELESS))
+    reach = REACH if alone else 1 / HOPELESS
+    hopeless = going & (excess > reach)
     too_rough = excess * TOO_ROUGH > 1
 
     for number, finer in enumerate(OF_ROUGH if alone else REFINEMENTS, 1):
         trying = going if some.grad else going & ~hopeless
         if alone:
-            rough = some.rough | (solution.of_divergence > BY_DIVERGENCE * solution.error)
+            by_divergence = solution.of_divergence > BY_DIVERGENCE * solution.error
+            rough = some.rough | by_divergence
             others = trying if number == 1 else torch.zeros_like(trying)
             trying = others | (going & rough & ~too_rough)
         if not bool(trying.any()):
@@ -178,19 +180,27 @@ class Some:
         if self.problem.trace.fixed is not None:
             return after
 
-        error, roughness = after.error[rows], after.roughness[rows]
+        error = after.error[rows]
+        roughness = after.roughness[rows]
         rough = roughness > SMOOTHER * before.roughness[rows]
         self.rough[rows] |= rough
-        error = torch.where(rough, torch.hypot(error, ROUGH * roughness), error)
+        of_size = ROUGH * roughness
+        raised = torch.hypot(error, of_size)
+        error = torch.where(rough, raised, error)
 
         changes = self._change(before, after)
         change = changes[rows]
-        converges = ~rough & (error < CONVERGES * before.error[rows])
-        error = torch.where(converges, _at_most(error, change, "grids"), error)
+        promised = CONVERGES * before.error[rows]
+        converges = ~rough & (error < promised)
+        lowered = _at_most(error, change, "grids")
+        error = torch.where(converges, lowered, error)
 
         if self.last_change is not None:
-            falls = change / self.last_change[rows].clamp(min=torch.finfo(change.dtype).tiny)
-            error = torch.hypot(error, change * falls.clamp(max=1.0))
+            tiny = torch.finfo(change.dtype).tiny
+            last = self.last_change[rows].clamp(min=tiny)
+            falls = (change / last).clamp(max=1.0)
+            left = change * falls
+            error = torch.hypot(error, left)
         self.last_change = changes
         return after.with_errors(rows, error)
 
