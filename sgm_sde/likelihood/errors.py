@@ -80,7 +80,11 @@ def quadrature_error(values: Tensor, table: Quadrature, longest: float = 0.0) ->
         e = torch.where(falls < CONVERGES, torch.minimum(e, size), e)
     else:
         sums = torch.where(R_of_more > FASTER * R, ALIASED, CANCELLED) * sums
-    parts = [sums, ROUGH * size * unresolved**UNRESOLVED, e]
+    parts = [
+        sums,
+        ROUGH * size * unresolved**UNRESOLVED,
+        e,
+    ]
     return torch.stack(parts).square().sum(0).sqrt(), size
 
 

@@ -452,7 +452,12 @@ class Integrals(NodeByNode):
         moved, untrusted = self._sensitivity.sqrt()
         of_trust = torch.stack(self._of_nodes, 1)[1].double().square().sum(0).sqrt()
         of_terms = terms[:, :, : self.estimate.columns].mean(2).square().sum(0).sqrt()
-        parts = [unit * moved, torch.minimum(unit * untrusted, of_trust), unit * of_terms, unit * volume.double().abs()]
+        parts = [
+            unit * moved,
+            torch.minimum(unit * untrusted, of_trust),
+            unit * of_terms,
+            unit * volume.double().abs(),
+        ]
         return torch.stack(parts).square().sum(0).sqrt()
 
     def _divergence(self, terms: Tensor) -> Tensor:
