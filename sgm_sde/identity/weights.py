@@ -6,12 +6,15 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+CALLED = 256  # values that are looked at in search of the modules that a function calls
+DATA = (str, bytes, int, float, type, ModuleType, BuiltinFunctionType, Tensor, np.ndarray)
 
 
 class ReachesNetwork:
@@ -48,6 +51,57 @@ def weights(value: object) -> str:
 def networks(value: object) -> list[nn.Module]:
     """The modules that a score or function reaches."""
     return [one for one in reached(value) if isinstance(one, nn.Module)]
+
+
+def called(value: object) -> list[nn.Module]:
+    """The modules that a function calls: of what it closes over, holds or names, the attributes that its code names.
+
+    `lambda x, t: trainer.average(x, t)` calls the average of a trainer, and not the network that it trains. Nothing is
+    run for it, and what is fetched by a text (`getattr`) is not found.
+    """
+    found: list[nn.Module] = []
+    seen: set[object] = set()
+    ahead: list[tuple[object, frozenset[str]]] = [(value, frozenset())]
+    while ahead and len(seen) < CALLED:
+        one, names = ahead.pop(0)
+        key = (id(one.__self__), id(one.__func__)) if isinstance(one, MethodType) else (id(one), names)
+        if key in seen or one is None or isinstance(one, DATA):
+            continue
+        seen.add(key)
+
+        parts, names = _used(one, names)
+        if isinstance(one, nn.Module) and not parts and one not in found:
+            found.append(one)
+        ahead += [(part, names) for part in parts]
+    return found
+
+
+def _used(value: object, names: frozenset[str]) -> tuple[list[object], frozenset[str]]:
+    """Parts of a value that code with these names may call, with the names in their own code."""
+    if isinstance(value, MethodType):
+        function = value.__func__
+        if not isinstance(function, FunctionType):
+            return [value.__self__], names
+        parts, names = _used(function, names)
+        return [value.__self__, *parts], names
+    if isinstance(value, FunctionType):
+        return _known(value, lambda _: True), frozenset(_names(value.__code__))
+    if isinstance(value, Mapping | list | tuple | functools.partial):
+        return _parts(value)[:CALLED], names
+
+    held: Mapping[str, object] = value._modules if isinstance(value, nn.Module) else getattr(value, "__dict__", {})
+    parts = [item for name, item in held.items() if name in names]
+    parts += _methods(value, names)
+    if not parts and not isinstance(value, nn.Module):
+        parts = _methods(value, ["__call__"])
+    return parts, names
+
+
+def _methods(value: object, names: Iterable[str]) -> list[object]:
+    """Methods of these names that someone wrote for the value's class."""
+    found = [getattr(type(value), name, None) for name in names]
+    own = [one for one in found if isinstance(one, FunctionType) and not one.__module__.startswith("torch")]
+    return [MethodType(method, value) for method in own]
 
 
 def _tensors(value: object) -> dict[str, Tensor]:
@@ -100,12 +154,17 @@ def _parts(value: object) -> list[object]:
 
 def _named(function: FunctionType) -> list[object]:
     """Closure, defaults and globals of a function: data, and functions of the same module."""
+    return _known(function, lambda named: isinstance(named, nn.Module | Tensor | np.ndarray | ReachesNetwork))
+
+
+def _known(function: FunctionType, taken: Callable[[object], bool]) -> list[object]:
+    """Closure and defaults of a function, and the globals that it names: functions of its module, and what is taken."""
     found = [held for _, held in closure(function)]
     found += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for name in _names(function.__code__):
         named = function.__globals__.get(name)
-        own = isinstance(named, FunctionType) and named.__module__ == function.__module__
-        if own or isinstance(named, nn.Module | Tensor | np.ndarray | ReachesNetwork):
+        own = named.__module__ == function.__module__ if isinstance(named, FunctionType) else taken(named)
+        if own:
             found.append(named)
     return found
 

@@ -6,6 +6,8 @@ from weakref import WeakSet
 
 from torch import nn
 
+from sgm_sde.identity import called
+
 
 class TrainModeWarning(UserWarning):
     """A network is in train mode and holds layers that make a sample depend on more than its seed."""
@@ -15,11 +17,15 @@ _told: WeakSet[nn.Module] = WeakSet()
 
 
 def in_train_mode(net: object) -> str | None:
-    """Warning for a network in train mode with Dropout or BatchNorm, given once; None for others."""
-    if not isinstance(net, nn.Module) or not net.training or net in _told:
-        return None
-    _told.add(net)
-    used = sorted({type(m).__name__ for m in net.modules() if m.training and _random_or_coupled(m)})
+    """Warning for a network in train mode with Dropout or BatchNorm, given once; None for others.
+
+    A function has the modules that it calls, as far as its code names them.
+    """
+    new = [module for module in called(net) if module.training and module not in _told]
+    _told.update(m for module in new for m in module.modules())
+    used = sorted(
+        {type(m).__name__ for module in new for m in module.modules() if m.training and _random_or_coupled(m)}
+    )
     if not used:
         return None
     return (

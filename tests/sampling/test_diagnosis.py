@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from benchmarks import alarms
 from sgm_sde.calibration import Calibrated, Table
 from sgm_sde.likelihood import FixedGrid
 from sgm_sde.sampling import diagnosis
+from sgm_sde.scores.score import Network
 from tests.conventions import case_id
 from tests.helpers import LINEAR
 
@@ -372,6 +375,53 @@ def test_train_mode_is_told_of_once(layer: nn.Module) -> None:
     other = Dropping(layer)
     with pytest.warns(sg.scores.TrainModeWarning, match="net.eval"):
         sg.encode(other, VP, torch.zeros(2, 2), method=FixedGrid(6))
+
+
+class Holder:
+    """An object that trains one network and samples with another, as trainers do."""
+
+    def __init__(self, trained: nn.Module, average: nn.Module) -> None:
+        self.trained = trained
+        self.average = average
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.of_average(x, t)
+
+    def of_average(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.average(x, t)
+
+
+HELD = Holder(Dropping(), Dropping())
+
+IN_FUNCTIONS: dict[str, Callable[[Dropping], Network]] = {
+    "closure": lambda net: lambda x, t: net(x, t),
+    "method": lambda net: net.forward,
+    "partial": lambda net: partial(net),
+    "partial of a function": lambda net: partial(lambda net, x, t: net(x, t), net),
+    "default": lambda net: lambda x, t, net=net: net(x, t),
+    "module inside": lambda net: lambda x, t: 0 * net.layers(x) - x,
+    "dictionary": lambda net: lambda x, t, of={"net": net}: of["net"](x, t),
+    "object": lambda net: Holder(Dropping(), net),
+    "method of an object": lambda net: Holder(Dropping(), net).of_average,
+    "object that is named": lambda net: lambda x, t: HELD.average(x, t),
+    "score inside": lambda net: sg.from_score(sg.from_score(net, VP), VP),
+}
+
+
+@pytest.mark.parametrize("how", IN_FUNCTIONS)
+def test_train_mode_is_told_of_behind_a_function(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and not of the network that is trained while another one is called."""
+    net = Dropping(nn.Dropout(0.1))
+    monkeypatch.setattr(HELD, "average", net)
+    with pytest.warns(sg.scores.TrainModeWarning, match="Dropout"):
+        sg.sample(IN_FUNCTIONS[how](net), VP, (4, 2), nfe=4, seed=0)
+    sg.sample(IN_FUNCTIONS[how](net), VP, (4, 2), nfe=4, seed=0)
+
+    held = Holder(Dropping(nn.Dropout(0.1)), Dropping(nn.Dropout(0.1)).eval())
+    monkeypatch.setattr(HELD, "trained", held.trained)
+    monkeypatch.setattr(HELD, "average", held.average)
+    for called in (held, held.of_average, lambda x, t: held.average(x, t), lambda x, t: HELD.average(x, t)):
+        sg.sample(called, VP, (4, 2), nfe=4, seed=0)
 
 
 def test_networks_that_are_the_same_in_both_modes_are_not_told_of() -> None:
