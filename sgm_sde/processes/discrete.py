@@ -16,7 +16,12 @@ from sgm_sde._utils.checks import reals
 from sgm_sde._utils.shapes import Time, as_time, cpu_float64
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.ve import UnitScaleSDE
-from sgm_sde.processes.vp import VariancePreservingSDE
+from sgm_sde.processes.vp import VariancePreservingSDE, signal_lost
+
+NO_BETA = 0.9  # the first noise of a table is less
+_INSTEAD = (
+    "did you pass alphas or alphas_cumprod? betas = 1 - alphas, or 1 - alphas_cumprod / [1, *alphas_cumprod[:-1]]"
+)
 
 
 class _Interpolant:
@@ -121,6 +126,19 @@ def _table(name: str, values: Sequence[float]) -> tuple[float, ...]:
     return table
 
 
+def _require_betas(table: tuple[float, ...]) -> None:
+    """Raise ValueError for a table that is none of betas, which are small at first and leave some signal at the end."""
+    for i, beta in enumerate(table):
+        if not 0 < beta < 1:
+            raise ValueError(f"betas must lie in (0, 1), got betas[{i}] = {beta}")
+
+    said = f"a table from betas[0] = {table[0]:.6g} to betas[{len(table) - 1}] = {table[-1]:.6g}"
+    if table[0] > NO_BETA and all(then <= now for now, then in pairwise(table)):
+        raise ValueError(f"betas are small at first, got {said}: {_INSTEAD}")
+    if lost := signal_lost(-float(np.log1p(-np.array(table)).sum())):
+        raise ValueError(f"{said} {lost}: {_INSTEAD}")
+
+
 class _TableSDE(LinearSDE):
     """A process from a table, whose entry i stands at the time (i + 1) / N."""
 
@@ -151,7 +169,7 @@ class DiscreteVPSDE(_TableSDE, VariancePreservingSDE):
         betas: DDPM's table, each in (0, 1).
 
     Raises:
-        ValueError: for fewer than two entries or one outside (0, 1).
+        ValueError: for fewer than two entries or one outside (0, 1), and for a table of alphas or of their products.
 
     Source: Ho et al., 2020, arXiv:2006.11239.
 
@@ -170,9 +188,7 @@ class DiscreteVPSDE(_TableSDE, VariancePreservingSDE):
         object.__setattr__(self, "betas", _table("betas", betas))
         object.__setattr__(self, "T", 1.0)
         object.__setattr__(self, "eps", 1 / len(self.betas))
-        for i, beta in enumerate(self.betas):
-            if not 0 < beta < 1:
-                raise ValueError(f"betas must lie in (0, 1), got betas[{i}] = {beta}")
+        _require_betas(self.betas)
 
     @property
     def _entries(self) -> int:

@@ -223,7 +223,7 @@ class _Noised:
 
 def _levels(sde: LinearSDE, std: float) -> list[float]:
     """Noise levels about the size of the data, of those that the process passes through."""
-    least, most = (math.exp(-sde.log_snr(torch.tensor(t).double()).item() / 2) for t in (sde.eps, sde.T))
+    least, most = (-sde.log_snr(torch.tensor([sde.eps, sde.T]).double()) / 2).exp().tolist()
     return sorted({min(max(level * std, 1.01 * least), 0.99 * most) for level in LEVELS})
 
 

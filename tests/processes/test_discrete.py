@@ -159,3 +159,45 @@ def test_discrete_processes_between_their_times() -> None:
     rough = sg.DiscreteVESDE([1.0, 2.0, 16.0])  # geometric below the smallest level: 1/2 at t = 0
     assert float(rough.sigma(0.0)) == pytest.approx(0.5, rel=1e-12)
     assert repr(ve) == "DiscreteVESDE(4 sigmas from 1 to 8)"
+
+
+N_ENTRIES = [4, 10, 50, 1000, 4000]
+
+
+def literature(n: int) -> dict[str, np.ndarray]:
+    """Tables of betas for n steps: of DDPM, Stable Diffusion, cosine, sigmoids, with next to no signal at the end."""
+    u = np.linspace(0, 1, n)
+    linear = np.minimum(np.linspace(1e-4, 0.02, n) * 1000 / n, 0.999)
+    a = np.sqrt(np.cumprod(1 - linear))
+    rescaled = ((a - a[-1]) * a[0] / (a[0] - a[-1])) ** 2
+    sigmoid = 1 / (1 + np.exp(6 * np.linspace(0, 1, n + 1) - 3))
+    bars = {"rescaled": rescaled, "jabri": ((sigmoid - sigmoid[-1]) / (sigmoid[0] - sigmoid[-1]))[1:]}
+    return {
+        "linear": linear,
+        "scaled linear": np.minimum(np.linspace(0.00085**0.5, 0.012**0.5, n) ** 2 * 1000 / n, 0.999),
+        "cosine": np.array(sg.presets.iddpm_cosine(n).betas),
+        "sigmoid": (1e-4 + (0.02 - 1e-4) / (1 + np.exp(6 - 12 * u))) * min(1000 / n, 40),
+        "DiffWave": np.linspace(1e-4, 0.05, n),
+        **{name: np.minimum(1 - bar / np.append(1, bar[:-1]), 0.9999999) for name, bar in bars.items()},
+    }
+
+
+TABLES = [(name, n) for n in N_ENTRIES for name in literature(n)]
+
+
+@pytest.mark.parametrize(("name", "n"), TABLES)
+def test_betas_of_the_literature_are_taken_and_their_alphas_are_not(name: str, n: int) -> None:
+    """Alphas and their products fall, from near 1, and as betas they would leave nothing of the data."""
+    betas = literature(n)[name]
+    assert sg.DiscreteVPSDE(betas).betas == tuple(betas)
+    if betas[0] < 0.1:
+        for wrong in (1 - betas, np.cumprod(1 - betas)):
+            with pytest.raises(ValueError, match=r"betas\[0\] = .* did you pass alphas or alphas_cumprod"):
+                sg.DiscreteVPSDE(wrong)
+
+
+def test_a_table_without_signal_is_refused() -> None:
+    """alpha(T) = 0.1^(60/2) is a number in single precision, 0.1^(90/2) is none."""
+    assert float(sg.DiscreteVPSDE([0.9] * 60).alpha(1.0)) == pytest.approx(1e-30, rel=1e-9)
+    with pytest.raises(ValueError, match=r"betas\[89\] = 0.9 leaves no signal: alpha\(T\) = exp\(-103"):
+        sg.DiscreteVPSDE([0.9] * 90)

@@ -118,6 +118,14 @@ def test_readings_that_are_not_finite_are_passed_over() -> None:
     assert check_score(sg.from_noise(net, SDE, time_label=LABEL), DATA).ratio < 1
 
 
+def test_a_process_of_next_to_no_signal_is_compared_at_the_levels_of_the_data() -> None:
+    """alpha = exp(-740 t), whose noise level at T is beyond double precision."""
+    sde = sg.LinearSDE.from_schedule(lambda t: (-740 * t).exp(), lambda t: (-torch.expm1(-1480 * t)).sqrt(), eps=1e-5)
+    found = check_score(sg.from_score(sg.oracles.Gaussian(torch.zeros(2), 1.0).score(sde), sde), DATA)
+    assert found.levels[-1] == pytest.approx(5 * float(DATA.std(0, unbiased=False).square().mean().sqrt()), rel=1e-6)
+    assert found.ratio == pytest.approx(1.0, abs=0.1)
+
+
 def test_a_network_in_train_mode_is_told() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
