@@ -149,7 +149,12 @@ def _on_ladder(sde: DiscreteVESDE, net: Callable[..., Tensor], levels: int | Non
 
 
 def from_flow_matching(
-    net: Callable[..., Tensor], *, from_noise: bool = False, scale: float = 1.0, T: float = 0.999
+    net: Callable[..., Tensor],
+    *,
+    from_noise: bool = False,
+    scale: float = 1.0,
+    T: float = 0.999,
+    coupled: bool = False,
 ) -> tuple[Score, LinearSDE]:
     r"""Rectified flow and flow matching with straight paths, in either direction of time.
 
@@ -158,14 +163,20 @@ def from_flow_matching(
     | data to noise      | $(1-\tau) x_0 + \tau\epsilon$      | $\epsilon-x_0$ | Stable Diffusion 3, Flux, diffusers|
     | noise to data      | $\tau x_0 + (1-\tau)\epsilon$      | $x_0-\epsilon$ | Lipman et al., flow_matching, SiT  |
 
+    Networks of torchcfm run from noise to data. Those of its `ExactOptimalTransportConditionalFlowMatcher`, of other
+    couplings within a batch, and of reflow need `coupled=True`: they give no score, and a stochastic solver would have
+    the wrong law.
+
     Args:
         net: `net(x, label, **kwargs)`.
         from_noise: whether the network's time runs from noise to data.
         scale: factor on the network's time, such as 1000 for diffusers' timesteps.
         T: where sampling starts; 1.0 is allowed for deterministic solvers whose coefficients stay finite there.
+        coupled: whether data and noise were coupled in training, by optimal transport or an earlier flow, instead of
+            drawn independently; what needs the score is then refused, see `from_flow`.
 
     Raises:
-        TypeError: for a `from_noise` that is no bool.
+        TypeError: for a `from_noise` or `coupled` that is no bool.
         ValueError: for a scale or T out of range.
 
     Source: Lipman et al., 2022, arXiv:2210.02747; Liu et al., 2022, arXiv:2209.03003.
@@ -178,8 +189,9 @@ def from_flow_matching(
     """
     sde = RectifiedFlowSDE(T=T)
     if not flag("from_noise", from_noise):
-        return from_flow(net, sde, time_label=flow(scale)), sde
-    return from_flow(with_output(net, lambda out, x: -out), sde, time_label=flow_from_noise(scale)), sde
+        return from_flow(net, sde, time_label=flow(scale), coupled=coupled), sde
+    reversed_net = with_output(net, lambda out, x: -out)
+    return from_flow(reversed_net, sde, time_label=flow_from_noise(scale), coupled=coupled), sde
 
 
 class _Posterior(Protocol):

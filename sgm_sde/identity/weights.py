@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 CALLED = 256  # values that are looked at in search of the modules that a function calls
-DATA = (str, bytes, int, float, type, ModuleType, BuiltinFunctionType, Tensor, np.ndarray)
+DATA = (str, bytes, int, float, type, type(None), ModuleType, BuiltinFunctionType, Tensor, np.ndarray)
 
 
 class ReachesNetwork:
@@ -64,37 +64,42 @@ def called(value: object) -> list[nn.Module]:
     ahead: list[tuple[object, frozenset[str]]] = [(value, frozenset())]
     while ahead and len(seen) < CALLED:
         one, names = ahead.pop(0)
-        key = (id(one.__self__), id(one.__func__)) if isinstance(one, MethodType) else (id(one), names)
-        if key in seen or one is None or isinstance(one, DATA):
+        place = _place(one, names)
+        if place in seen or isinstance(one, DATA):
             continue
-        seen.add(key)
 
+        seen.add(place)
         parts, names = _used(one, names)
-        if isinstance(one, nn.Module) and not parts and one not in found:
+        if isinstance(one, nn.Module) and not parts:
             found.append(one)
-        ahead += [(part, names) for part in parts]
-    return found
+        for part in parts:
+            ahead.append((part, names))
+    return list(dict.fromkeys(found))
+
+
+def _place(value: object, names: frozenset[str]) -> tuple[object, ...]:
+    """Identity of a value in a search; a method is made anew whenever it is asked for."""
+    return (id(value.__self__), id(value.__func__)) if isinstance(value, MethodType) else (id(value), names)
 
 
 def _used(value: object, names: frozenset[str]) -> tuple[list[object], frozenset[str]]:
     """Parts of a value that code with these names may call, with the names in their own code."""
     if isinstance(value, MethodType):
-        function = value.__func__
-        if not isinstance(function, FunctionType):
-            return [value.__self__], names
-        parts, names = _used(function, names)
+        parts, names = _used(value.__func__, names)
         return [value.__self__, *parts], names
     if isinstance(value, FunctionType):
         return _known(value, lambda _: True), frozenset(_names(value.__code__))
     if isinstance(value, Mapping | list | tuple | functools.partial):
         return _parts(value)[:CALLED], names
+    return _used_of_object(value, names), names
 
+
+def _used_of_object(value: object, names: frozenset[str]) -> list[object]:
+    """Attributes and methods of these names; without any, of what is no module, how it is called."""
     held: Mapping[str, object] = value._modules if isinstance(value, nn.Module) else getattr(value, "__dict__", {})
-    parts = [item for name, item in held.items() if name in names]
-    parts += _methods(value, names)
-    if not parts and not isinstance(value, nn.Module):
-        parts = _methods(value, ["__call__"])
-    return parts, names
+    attributes = [item for name, item in held.items() if name in names]
+    parts = [*attributes, *_methods(value, names)]
+    return parts if parts or isinstance(value, nn.Module) else _methods(value, ["__call__"])
 
 
 def _methods(value: object, names: Iterable[str]) -> list[object]:

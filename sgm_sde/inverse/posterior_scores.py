@@ -26,15 +26,16 @@ from sgm_sde.inverse.linalg import HINT, Linearised, conjugate_gradient, conjuga
 from sgm_sde.inverse.operators import Measurement
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.scores.conditions import ROWS, bare
-from sgm_sde.scores.score import Score
+from sgm_sde.scores.score import Score, require_score
 
 
-def require_score(score: object) -> None:
-    """Raise TypeError unless `score` is a `Score` on a linear process."""
+def require_denoiser(score: object) -> None:
+    """Raise TypeError unless `score` is a `Score` on a linear process, ValueError for a flow of coupled pairs."""
     if not isinstance(score, Score):
         raise TypeError(f"score must be a Score (from_noise, from_denoiser, from_score, ...), got {described(score)}")
     if not has_scalar_marginal(score.sde):
         raise TypeError(f"a posterior needs the denoiser, and so a LinearSDE, got {described(score.sde)}")
+    require_score(score, "a posterior")
 
 
 def require_measurement(measurement: object) -> None:
@@ -55,7 +56,8 @@ class PosteriorScore(Score, ABC):
 
     Raises:
         TypeError: for a score on a process that is not linear, or anything but a `Measurement`.
-        ValueError: at a call, if the measurement does not fit x, or the network gives no gradient where it is needed.
+        ValueError: for a flow of coupled pairs; at a call, if the measurement does not fit x, or the network gives no
+            gradient where it is needed.
 
     Examples:
         >>> import sgm_sde as sg
@@ -70,7 +72,7 @@ class PosteriorScore(Score, ABC):
     recordable = False
 
     def __init__(self, score: Score, measurement: Measurement) -> None:
-        require_score(score)
+        require_denoiser(score)
         require_measurement(measurement)
         super().__init__(score.net, score.sde, "data")
         self.score = score

@@ -32,7 +32,7 @@ from sgm_sde.likelihood.results import BoundResult
 from sgm_sde.processes.discrete import DiscreteVPSDE
 from sgm_sde.processes.linear import LinearNode, LinearSDE
 from sgm_sde.scores.model import BoundScore
-from sgm_sde.scores.score import Score, as_density
+from sgm_sde.scores.score import Score, as_density, require_score
 
 TIMES = ("log-snr", "time")
 VARIANCES = ("fixed-small", "fixed-large", "learned")
@@ -111,6 +111,7 @@ def elbo(
         (True, 68)
     """
     score = as_density(score_fn, sde)
+    require_score(score, "elbo")
     eps = check_process(sde, eps)
     one_of("times", times, TIMES)
     n_times = require_count("n_times", n_times)
@@ -283,6 +284,7 @@ def ddpm_bound(
     score = as_density(score_fn, sde)
     if not isinstance(sde, DiscreteVPSDE):
         raise TypeError(f"DDPM's bound needs a DiscreteVPSDE, got {described(sde)}: elbo is for any linear process")
+    require_score(score, "DDPM's bound")
     one_of("variance", variance, VARIANCES)
     repeats = require_count("repeats", repeats)
     n_decodings = require_count("n_decodings", n_decodings)

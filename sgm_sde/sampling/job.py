@@ -87,6 +87,12 @@ class Job:
         return self.final == "denoise" and not self.solver.ends_in_data
 
     @property
+    def needs_score(self) -> bool:
+        """True if there is more to it than a flow: noise, or what moves states at the nodes."""
+        hooks = isinstance(self.solver, Solver) and self.solver.has_hooks
+        return hooks or self.solver.stochastic or (self.program is not None and self.program.stochastic)
+
+    @property
     def misses_gaussians(self) -> bool:
         """True if the table alone makes all of the samples, and ends too large on Gaussian data of any scale."""
         if self.program is None or self.position is not None:

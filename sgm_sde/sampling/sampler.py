@@ -39,7 +39,7 @@ from sgm_sde.schemes import AdaptiveSolver, Solver
 from sgm_sde.schemes.base import called
 from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore
-from sgm_sde.scores.score import Score, as_score
+from sgm_sde.scores.score import Score, as_score, require_score
 
 __all__ = ["plan", "sample"]
 
@@ -171,6 +171,8 @@ def sample(
         asked = _along_flow(asked, {"resume": resume, "t_start": t_start, "noise": noise, "record": record}, execution)
 
     job = begin(score, sde, start, asked, noise) if resume is None else resumed(resume, sde, start, asked, noise)
+    if job.needs_score:
+        require_score(score, f"{job.solver.name}, which adds noise or corrects by the score,")
     _require_applicable(job, recorded, execution, noise, is_default=solver is None and resume is None)
     if score.dtype is None and job.dtype != job.state_dtype:
         score = score.cast_to(job.dtype)

@@ -33,7 +33,7 @@ from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
 from sgm_sde.schemes.base import called
 from sgm_sde.scores.conditions import require_rows
 from sgm_sde.scores.model import BoundScore, checked_conversion
-from sgm_sde.scores.score import Score
+from sgm_sde.scores.score import Score, require_score
 
 MOST_WATCHED = 64  # distinct columns of times whose tokens are watched
 
@@ -63,6 +63,8 @@ def sample_tokens(
         raise ValueError(f"the grid starts at t={highest}, beyond T={sde.T}")
 
     method = _method(sde, solver, grid)
+    if method.stochastic:
+        require_score(score, method.name)
     dtype, seeds, states = _start(score, sde, grid, start)
     if score.dtype is None and dtype in (torch.float16, torch.bfloat16):
         score = score.cast_to(dtype)

@@ -12,7 +12,7 @@ from sgm_sde._utils.shapes import expand
 from sgm_sde.engine.reverse import ScoreFn
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.conditions import PerSample
-from sgm_sde.scores.score import Score, as_density, from_score
+from sgm_sde.scores.score import Score, as_density, from_score, require_score
 
 
 def compose_posteriors(
@@ -64,7 +64,7 @@ def compose_posteriors(
     """
     n = _number_of(observations)
     require_function("prior_score", prior_score, "from parameters (B, *) to scores (B, *)", 1)
-    single = as_density(score_fn, sde)
+    single = require_score(as_density(score_fn, sde), "compose_posteriors")
 
     def score(x: Tensor, t: Tensor) -> Tensor:
         theta, y = paired(x, observations)

@@ -48,7 +48,7 @@ from sgm_sde.grids import Grid
 from sgm_sde.processes.base import has_scalar_marginal
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores.conditions import PerSample, bare, map_rows, named_in, nullified, resolve
-from sgm_sde.scores.score import Network, Score
+from sgm_sde.scores.score import Network, Score, require_score
 from sgm_sde.scores.time_labels import TimeLabel, noise_level
 
 Interval = tuple[float, float]
@@ -464,6 +464,7 @@ class Classifier(GuidedScore):
         interval: Interval | None = None,
     ) -> None:
         super().__init__([score], scale, interval, neutral=0.0)
+        require_score(score, "guidance by a classifier")
         if isinstance(condition, str):
             raise TypeError(
                 f"condition must be a sequence of names, such as ({condition!r},), got {described(condition)}"

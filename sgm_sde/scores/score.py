@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sgm_sde._utils.checks import (
     described,
+    flag,
     float_dtype,
     function_name,
     instance_of,
@@ -43,6 +44,12 @@ class ScoreOptions(TypedDict, total=False):
     dtype: torch.dtype | None
 
 
+class FlowOptions(ScoreOptions, total=False):
+    """Options of a flow network's interface; see `from_flow`."""
+
+    coupled: bool
+
+
 class Score(Value, ReachesNetwork):
     r"""A network with the knowledge of what it predicts: callable as the score $s(x, t)$.
 
@@ -58,6 +65,7 @@ class Score(Value, ReachesNetwork):
             trained on x / alpha; 1 if not given.
         dtype: what x is cast to for the call; the dtype of the network's first floating-point parameter if it
             has one. The state stays as it is, at least float32.
+        coupled: whether a flow was trained on pairs of data and noise that were coupled; see `from_flow`.
 
     Attributes:
         branches: rows of the network that one sample takes in a call, at most: more than 1 for guided scores.
@@ -65,8 +73,9 @@ class Score(Value, ReachesNetwork):
         parts: scores that it is made of, none for that of a network.
 
     Raises:
-        ValueError: for a prediction of another name; at a call, if the output is not floating-point of the shape of x,
-            or x was changed in place.
+        ValueError: for a prediction of another name, and pairs that were coupled for another prediction than a flow; at
+            a call, if the output is not floating-point of the shape of x, or x was changed in place, or where coupled
+            pairs give no score.
         TypeError: if the prediction needs a process with alpha(t) and sigma(t) and there is none.
 
     Examples:
@@ -89,6 +98,7 @@ class Score(Value, ReachesNetwork):
         time_label: TimeLabel | None = None,
         input_scale: Callable[[Tensor], Tensor] | None = None,
         dtype: torch.dtype | None = None,
+        coupled: bool = False,
     ) -> None:
         require_function("the network", net, "of (x, label)")
         if isinstance(net, Score) and prediction != "score":
@@ -102,6 +112,10 @@ class Score(Value, ReachesNetwork):
             raise TypeError(f"a network that predicts {prediction} needs a LinearSDE, got {described(sde)}")
         require_function("time_label", time_label, "of t", 1, optional=True)
         require_function("input_scale", input_scale, "of t", 1, optional=True)
+
+        self._coupled = flag("coupled", coupled)
+        if coupled and prediction != "flow":
+            raise ValueError(f"coupled=True is of flows, got a network that predicts {prediction}: leave it out")
 
         self.net = net
         self.sde = sde
@@ -120,6 +134,11 @@ class Score(Value, ReachesNetwork):
         return next((p for p in self.net.parameters() if p.is_floating_point()), None)
 
     @property
+    def coupled(self) -> bool:
+        """True for a flow of coupled pairs, which gives no score, and what is made of one."""
+        return self._coupled or any(part.coupled for part in self.parts)
+
+    @property
     def null_label(self) -> object:
         """The label that stands for none, as the network declares it by `NULL_LABEL`; None where it does not."""
         return getattr(self.net, "NULL_LABEL", None)
@@ -135,6 +154,9 @@ class Score(Value, ReachesNetwork):
         if self._dtype is not None or self.parameter is None:
             return self._dtype
         return self.parameter.dtype
+
+    def _held(self) -> dict[str, object]:
+        return {"coupled": True} if self._coupled else {}
 
     def _written(self, writer: Writer, above: tuple[int, ...]) -> dict[str, object]:
         """Prediction, time label, scales, and the network or scores inside."""
@@ -167,7 +189,7 @@ class Score(Value, ReachesNetwork):
 
     def _with(self, net: Network, dtype: torch.dtype | None) -> Score:
         options = {"time_label": self.time_label, "input_scale": self.input_scale}
-        return Score(net, self.sde, self.prediction, dtype=dtype, **options)
+        return Score(net, self.sde, self.prediction, dtype=dtype, coupled=self._coupled, **options)
 
     @property
     def is_density(self) -> bool:
@@ -226,6 +248,8 @@ class Score(Value, ReachesNetwork):
 
     def predict(self, target: str, x: Tensor, t: Time, **kwargs: object) -> Tensor:
         """A prediction (see `sgm_sde.processes.predictions`) at x (B, *) and t, () or (B,)."""
+        if target == "score":
+            require_score(self, "this call")
         t = batch_time(t, x, tokens=has_scalar_marginal(self.sde))
         return self.convert(target, x, t, self.output(x, t, **kwargs))
 
@@ -239,7 +263,11 @@ class Score(Value, ReachesNetwork):
         return self.sde.convert(self.prediction, target, x, t, out.to(x.dtype))
 
     def __call__(self, x: Tensor, t: Time, **kwargs: object) -> Tensor:
-        """The score at x (B, *) and t, () or (B,)."""
+        """The score at x (B, *) and t, () or (B,).
+
+        Raises:
+            ValueError: for a flow of coupled pairs, which gives none.
+        """
         return self.predict("score", x, t, **kwargs)
 
     def denoised(self, x: Tensor, t: Time, **kwargs: object) -> Tensor:
@@ -334,28 +362,36 @@ def from_v(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
     return Score(net, sde, "v", **options)
 
 
-def from_flow(net: Network, sde: SDE, **options: Unpack[ScoreOptions]) -> Score:
+def from_flow(net: Network, sde: SDE, **options: Unpack[FlowOptions]) -> Score:
     r"""A score from a network that predicts the time derivative of the path, $\alpha' x_0 + \sigma'\epsilon$.
 
     For rectified flow that is noise minus data. A network whose time runs from noise to data predicts the
     negative of it: pass `lambda x, t: -net(x, t)` with `time_label=time_labels.flow_from_noise()`.
 
+    The score follows from it where data and noise were drawn independently in training. Where they were coupled, by
+    optimal transport within a batch (OT-CFM) or by an earlier flow (reflow), the velocity is that of a flow from noise
+    to data all the same, and $-E[\epsilon \mid x_t]/\sigma$ is no score. Say so by `coupled=True`: deterministic
+    solvers, codes and densities are then as ever, and what needs the score is refused: stochastic solvers, correctors,
+    guidance by a gradient, posteriors given a measurement, and bounds by denoising.
+
     Args:
         net: `net(x, label, **kwargs)`.
         sde: the process it was trained on.
-        options: `time_label`, `input_scale`, `dtype`; see `Score`.
+        options: `time_label`, `input_scale`, `dtype`; see `Score`; and `coupled`, whether the pairs of data and noise
+            that it was trained on were coupled.
 
     Raises:
         TypeError, ValueError: as `Score` does.
 
-    Source: Lipman et al., 2022, arXiv:2210.02747; Liu et al., 2022, arXiv:2209.03003.
+    Source: Lipman et al., 2022, arXiv:2210.02747; Liu et al., 2022, arXiv:2209.03003; coupled pairs: Tong et al., 2023,
+    arXiv:2302.00482.
 
     Examples:
         >>> import sgm_sde as sg
         >>> sg.from_flow(lambda x, t: x, sg.RectifiedFlowSDE()).denoised(torch.ones(1, 1), 0.25)
         tensor([[0.7500]])
     """
-    known_arguments("from_flow", options, ScoreOptions.__annotations__)
+    known_arguments("from_flow", options, FlowOptions.__annotations__ | ScoreOptions.__annotations__)
     return Score(net, sde, "flow", **options)
 
 
@@ -396,6 +432,20 @@ def as_score(score_fn: ScoreFn, sde: SDE) -> Score:
     if score_fn.sde != sde:
         raise ValueError(f"the score was made for {score_fn.sde!r}, and sampling was asked on {sde!r}")
     return score_fn
+
+
+def require_score(score: Score, what: str) -> Score:
+    """The score, where something needs it.
+
+    Raises:
+        ValueError: for a flow of coupled pairs.
+    """
+    if score.coupled:
+        raise ValueError(
+            f"{what} needs the score, which a flow trained on coupled pairs (coupled=True) does not give: its velocity "
+            f"is for deterministic solvers, encode, decode and log_prob"
+        )
+    return score
 
 
 def as_density(score_fn: ScoreFn, sde: SDE) -> Score:
