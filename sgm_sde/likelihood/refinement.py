@@ -174,7 +174,7 @@ class Some:
         Where the integrand is resolved on neither, the rules that tell the error agree by chance. Its roughness, which
         falls by ten and more where it is resolved, hardly does, and is of the size of the error. Where it falls, and
         the error as the order promises, the value's change is the error of the grid before, and leaves little on this.
-        On further grids what is left is at least of the size of the next change, if changes go on as they do: the last
+        On further grids what is left of rough integrands is at least of the size of the next change, if changes go on as they do: the last
         times the factor by which it is smaller than that before.
         """
         if self.problem.trace.fixed is not None:
@@ -200,7 +200,12 @@ class Some:
             last = self.last_change[rows].clamp(min=tiny)
             falls = (change / last).clamp(max=1.0)
             left = change * falls
-            error = torch.hypot(error, left)
+            of_rough = torch.hypot(error, left)
+            error = torch.where(
+                self.rough[rows],
+                of_rough,
+                error,
+            )
         self.last_change = changes
         return after.with_errors(rows, error)
 
