@@ -174,8 +174,8 @@ class Some:
         Where the integrand is resolved on neither, the rules that tell the error agree by chance. Its roughness, which
         falls by ten and more where it is resolved, hardly does, and is of the size of the error. Where it falls, and
         the error as the order promises, the value's change is the error of the grid before, and leaves little on this.
-        On further grids what is left of rough integrands is at least of the size of the next change, if changes go on as they do: the last
-        times the factor by which it is smaller than that before.
+        On further grids what is left of a rough integrand is at least of the size of the next change, if changes go on
+        as they do: the last times the factor by which it is smaller than that before.
         """
         if self.problem.trace.fixed is not None:
             return after
