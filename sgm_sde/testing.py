@@ -27,6 +27,7 @@ from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.matrix import MatrixSDE
 from sgm_sde.schemes import Solver, resolve
 from sgm_sde.scores.check import ScoreCheck as ScoreCheck
+from sgm_sde.scores.check import ScoreCheckWarning as ScoreCheckWarning
 from sgm_sde.scores.check import check_score as check_score
 from sgm_sde.scores.model import BoundScore
 from sgm_sde.scores.oracles import Gaussian, GaussianMixture, Oracle

@@ -6,9 +6,10 @@ levels about the size of the data. The best estimate that is linear in each coor
 $$ G(x) = m + \frac{\alpha v}{\alpha^2 v + \sigma^2}\,(x - \alpha m), \qquad
    \rho = \exp\operatorname{mean}_{\sigma/\alpha} \log \frac{|D - x_0|}{|G - x_0|}, $$
 
-and a network knows at least as much: $\rho$ is 1 or less. Where it is not, the same network is read otherwise, as the
-prediction of something else and with other labels of the time. If one of these readings is much better, that is what
-the network is.
+and a network knows at least as much: $\rho$ is 1 or less. Most of an error is what nobody can know of $x_0$, so that a
+wrong reading may be as good as a Gaussian too. So the same network is read otherwise, as the prediction of something
+else, with other labels of the time, scales of the state and schedules. A reading that is better is compared with the
+given one datum by datum, on more noises: if the difference is more than chance, that is what the network is.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from sgm_sde._utils.checks import (
     require_values,
     settle,
 )
+from sgm_sde._utils.warn import warn
+from sgm_sde.processes import presets
 from sgm_sde.processes.base import CheckError, has_scalar_marginal
+from sgm_sde.processes.discrete import DiscreteVPSDE
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.scores import time_labels
 from sgm_sde.scores.conditions import require_rows
@@ -43,8 +47,18 @@ from sgm_sde.scores.time_labels import TimeLabel
 LEVELS = (0.2, 0.33, 0.6, 1.0, 1.7, 3.0, 5.0)  # sigma / alpha, in standard deviations of the data
 FEWEST = 16  # data, for means and variances
 WORSE = 1.5  # rho from which on a network cannot be what it was taken for
-BETTER = 0.8  # of rho, by another reading
+WORSE_AT_A_LEVEL = 1.25  # the same at one noise level, where it is told
+ALMOST = 1.15  # rho up to which a reading says something of the data
+# Shares of the given reading's error below which another one is the network's: where a network learnt little, others
+# are a little better by chance. Flows may be of coupled pairs, whose errors mean less.
+BY_PREDICTION = 0.9
+BY_LABEL = 0.97
+BY_SCALE = 0.993
 ALIKE = 1.03  # readings within this factor are the same
+CERTAIN = 3.5  # standard errors over data, from which on a difference is more than chance among some 300 readings
+MOST_NOISES = 32  # for each datum, where data have few numbers
+NUMBERS = 16384  # of states, which are enough at a noise level
+FROM_NOISE = "-flow", "time_label=time_labels.flow_from_noise()"  # as it is published, of those that are alike
 _GIVEN = ""  # a label or a scale as the score has it
 
 CONSTRUCTORS = {
@@ -57,6 +71,10 @@ CONSTRUCTORS = {
     "-flow": "from_flow(lambda x, t: -net(x, t), ...)",
     "-score": "from_score(lambda x, t: -net(x, t), ...)",
 }
+
+
+class ScoreCheckWarning(UserWarning):
+    """A network that errs more than a Gaussian at some noise level, and less at most."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +128,16 @@ def check_score(
 ) -> ScoreCheck:
     r"""The denoising error of a network on data, against the mistakes that are made in telling what it predicts.
 
-    A network that is read with another time label, prediction, sign or input scale than it was trained with gives
-    samples of an ordinary size and of a wrong law. With some data that shows at once: seven calls on all
-    of the data for it as it is, and some 200 for other readings of it.
+    A network that is read with another time label, prediction, sign, schedule or input scale than it was trained with
+    gives samples of an ordinary size and of a wrong law. With some data that shows: seven calls on all of the data for
+    it as it is, some 300 for other readings of it, and for data of few numbers some hundred more, with other noises.
+
+    Named is a reading that errs less by .7 % (another scale), 3 % (another label or schedule) or a tenth (another
+    prediction, and flows), and by three and a half standard errors over the data. Not found are mistakes that change
+    the estimates by less, as of a scale or schedule where estimates hardly depend on the network, and with few data
+    those that change them by little. Nor are schedules that are not DDPM's, Stable Diffusion's or the cosine, classes
+    that were mixed up, or data of another scale than in training. Of a flow of coupled pairs only the readings are
+    compared, since its states are not data with independent noise.
 
     Args:
         score: of a network; its process is the one it was trained on.
@@ -125,11 +150,14 @@ def check_score(
 
     Raises:
         CheckError: if the network is worse than a Gaussian fitted to the data by half, or another reading is better
-            than the given one by a fifth; with the errors and the best reading.
+            than the given one; with the errors and the best reading.
         TypeError: for a process without alpha(t) and sigma(t), a function in place of a score, data of integers, and
             arguments that are no mapping.
         ValueError: for fewer data, data that are not finite or all the same, a seed below 0, another number of rows
             than of data in `sg.PerSample`, and a network that returns what is not finite.
+
+    Warns:
+        ScoreCheckWarning: if it errs a quarter more than the Gaussian at some noise level.
 
     Examples:
         >>> import torch
@@ -153,17 +181,32 @@ def check_score(
     require_rows(model.kwargs, len(data))
     generator = torch.Generator().manual_seed(check_integer("seed", seed, 0))
     x0 = data.detach().to(torch.promote_types(data.dtype, torch.float32))
-    noise = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(x0.device)
-    noised = _Noised(sde, x0, noise)
+    noises = _Noises(sde, x0, generator)
+    noised = noises.first
     with torch.no_grad():
         found = noised.check([noised.error_of(model, k) for k in range(len(noised.nodes))])
-        better = _best_reading(score, noised, model.kwargs, found) if type(score) is Score else None
+        better = _better_reading(score, noises, model.kwargs, found) if type(score) is Score else None
 
-    if better is not None and better[1] < min(BETTER * found.ratio, 1.0):
-        raise CheckError(f"the network is better read as {better[0]}, with {better[1]:.2f} of a Gaussian's:\n{found}")
+    if better is not None:
+        raise CheckError(f"the network is better read as {better}:\n{found}")
+    if not score.coupled:
+        _compare_with_gaussian(found)
+    return found
+
+
+def _compare_with_gaussian(found: ScoreCheck) -> None:
+    """Raise CheckError for a network that is worse than a Gaussian, and warn of noise levels at which it is."""
     if found.ratio > WORSE:
         raise CheckError(f"the network says less of these data than a Gaussian fitted to them:\n{found}")
-    return found
+    shares = [error / max(fitted, 1e-12) for error, fitted in zip(found.errors, found.gaussian, strict=True)]
+    worst = max(range(len(shares)), key=shares.__getitem__)
+    if shares[worst] > WORSE_AT_A_LEVEL:
+        level = found.levels[worst]
+        warn(
+            f"at sigma/alpha = {level:.3g} the network errs {shares[worst]:.2f} times as much as a Gaussian fitted to "
+            f"these data: it has not learnt that level, or is not what it is taken for there",
+            ScoreCheckWarning,
+        )
 
 
 class _Noised:
@@ -207,6 +250,13 @@ class _Noised:
         check_output(x, estimate, self.nodes[k].t)
         return self.error(estimate)
 
+    def losses(self, name: str, outputs: Sequence[Tensor]) -> Tensor:
+        """Squared errors (n,) of outputs that are taken for a prediction, in those of the Gaussian, levels averaged."""
+        estimates = _estimates(name, outputs, self)
+        off = [(estimate - self.x0).double().flatten(1).square().mean(1) for estimate in estimates]
+        of_gaussian = [(self.std * max(error, 1e-12)) ** 2 for error in self._gaussian]
+        return torch.stack([one / fitted for one, fitted in zip(off, of_gaussian, strict=True)]).mean(0)
+
     def check(self, errors: Sequence[float]) -> ScoreCheck:
         """Errors at the nodes beside those of the Gaussian."""
         levels = tuple(node.sigma / node.alpha for node in self.nodes)
@@ -221,54 +271,156 @@ class _Noised:
         return tuple(errors)
 
 
+class _Noises:
+    """Data with several noises, as many as tell enough of data of few numbers.
+
+    Attributes:
+        first: the data with the first noise.
+    """
+
+    def __init__(self, sde: LinearSDE, x0: Tensor, generator: torch.Generator) -> None:
+        self._sde = sde
+        self._x0 = x0
+        self._generator = generator
+        self.first = self._make()
+
+    @cached_property
+    def all(self) -> list[_Noised]:
+        """The data with all noises."""
+        n = min(MOST_NOISES, NUMBERS // self._x0.numel())
+        return [self.first, *(self._make() for _ in range(n - 1))]
+
+    def _make(self) -> _Noised:
+        noise = torch.randn(self._x0.shape, generator=self._generator, dtype=self._x0.dtype)
+        return _Noised(self._sde, self._x0, noise.to(self._x0.device))
+
+
 def _levels(sde: LinearSDE, std: float) -> list[float]:
     """Noise levels about the size of the data, of those that the process passes through."""
-    least, most = (-sde.log_snr(torch.tensor([sde.eps, sde.T]).double()) / 2).exp().tolist()
+    least, most = _range(sde)
     return sorted({min(max(level * std, 1.01 * least), 0.99 * most) for level in LEVELS})
 
 
-def _best_reading(
-    score: Score, noised: _Noised, kwargs: Mapping[str, object], found: ScoreCheck
-) -> tuple[str, float] | None:
-    """The reading of a network with the least error, in the user's words, and its rho; None if it is the given one."""
-    given = (score.prediction, _GIVEN, _GIVEN)
-    ratios = {given: found.ratio}
-    for (label, of_time), (scale, of_x) in itertools.product(_labels(score).items(), _scales(score).items()):
-        read = Score(score.net, score.sde, score.prediction, time_label=of_time, input_scale=of_x, dtype=score.dtype)
-        try:
-            outputs = [read.output(x, t, **kwargs).to(x.dtype) for x, t in noised.states]
-        except Exception:  # what the network does not take is not what it was trained with
+def _range(sde: LinearSDE) -> tuple[float, float]:
+    """The least and the largest noise level of a process."""
+    least, most = (-sde.log_snr(torch.tensor([sde.eps, sde.T]).double()) / 2).exp().tolist()
+    return least, most
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A score's network with a prediction, a time label and an input scale, by what is written to have them."""
+
+    name: str
+    label: str = _GIVEN
+    scale: str = _GIVEN
+
+
+class _Readings:
+    """The ways to read a score's network.
+
+    Args:
+        score: as it is given.
+        kwargs: the network's further arguments.
+    """
+
+    def __init__(self, score: Score, kwargs: Mapping[str, object]) -> None:
+        self.score = score
+        self.given = _Reading(score.prediction)
+        self.labels = _labels(score)
+        self.scales = _scales(score)
+        self.kwargs = kwargs
+
+    def outputs(self, reading: _Reading, noised: _Noised) -> list[Tensor]:
+        """The network's outputs at the noised data."""
+        score = self.score
+        label = self.labels[reading.label]
+        scale = self.scales[reading.scale]
+        read = Score(score.net, score.sde, score.prediction, time_label=label, input_scale=scale, dtype=score.dtype)
+        return [read.output(x, t, **self.kwargs).to(x.dtype) for x, t in noised.states]
+
+    def ratios(self, noised: _Noised) -> dict[_Reading, float]:
+        """rho of all readings that the network takes."""
+        found = {}
+        for label, scale in itertools.product(self.labels, self.scales):
+            try:
+                outputs = self.outputs(_Reading(self.given.name, label, scale), noised)
+            except Exception:  # what the network does not take is not what it was trained with
+                continue
+            for name in CONSTRUCTORS:
+                errors = [noised.error(estimate) for estimate in _estimates(name, outputs, noised)]
+                if errors and all(map(math.isfinite, errors)):
+                    found[_Reading(name, label, scale)] = noised.check(errors).ratio
+        return found
+
+    def gain(self, reading: _Reading, over: _Reading, noises: _Noises, empty: bool = False) -> tuple[float, float]:
+        """A reading's error over that of another, and by how many standard errors over data it is less.
+
+        With `empty`, over the other reading of a network that returns 0.
+        """
+        losses = []
+        for noised in noises.all:
+            now = self.outputs(reading, noised)
+            then = [torch.zeros_like(output) for output in now] if empty else self.outputs(over, noised)
+            losses.append(torch.stack([noised.losses(reading.name, now), noised.losses(over.name, then)]))
+
+        less, more = torch.stack(losses).mean(0)
+        gain = more - less
+        uncertain = float(gain.std()) / math.sqrt(len(gain))
+        return math.sqrt(float(less.mean() / more.mean())), float(gain.mean()) / max(uncertain, 1e-300)
+
+    def is_better(self, reading: _Reading, share: float, standard_errors: float) -> bool:
+        """True if both are those of a difference that is not chance."""
+        enough = BY_SCALE if reading.label == self.given.label else BY_LABEL
+        if reading.name != self.given.name or reading.name == "flow":
+            enough = BY_PREDICTION
+        return share < enough and standard_errors > CERTAIN
+
+
+def _better_reading(score: Score, noises: _Noises, kwargs: Mapping[str, object], found: ScoreCheck) -> str | None:
+    """A reading of a network that is better than the given one by more than chance, in words; None without one."""
+    readings = _Readings(score, kwargs)
+    given = readings.given
+    ratios = {given: found.ratio} | readings.ratios(noises.first) | {given: found.ratio}
+    same = {one: ratio for one, ratio in ratios.items() if one.name == given.name}
+
+    for best in (_least(ratios, ALIKE, given), _least(same, 1.0, given)):
+        if best == given or ratios[best] > ALMOST:
             continue
-        for name in CONSTRUCTORS:
-            errors = _errors_as(name, outputs, noised)
-            if errors and all(map(math.isfinite, errors)):
-                ratios[name, label, scale] = noised.check(errors).ratio
+        share, certain = readings.gain(best, given, noises)
+        _, says_something = readings.gain(best, best, noises, empty=True)
+        if readings.is_better(best, share, certain) and says_something > CERTAIN:
+            return f"{_written(best, score)}, with {share:.2f} of the error as given"
+    return None
 
+
+def _least(ratios: Mapping[_Reading, float], alike: float, given: _Reading) -> _Reading:
+    """The given or a published one of the readings whose rho is the least but for a factor, or the first of them."""
     least = min(ratios.values())
-    best = next(reading for reading in (given, *ratios) if ratios[reading] <= ALIKE * least)
-    return None if best == given else (_written(best, score), ratios[best])
+    found = [one for one, ratio in ratios.items() if ratio <= alike * least]
+    return min(found, key=lambda one: one != given and (one.name, one.label) != FROM_NOISE)
 
 
-def _errors_as(name: str, outputs: Sequence[Tensor], noised: _Noised) -> list[float]:
-    """The errors of outputs that are taken for a prediction, of `CONSTRUCTORS`; none if it gives no data."""
+def _estimates(name: str, outputs: Sequence[Tensor], noised: _Noised) -> list[Tensor]:
+    """Data by outputs that are taken for a prediction, of `CONSTRUCTORS`; none if it gives no data."""
     sign = -1.0 if name.startswith("-") else 1.0
     try:
         known = [node.convert(name.removeprefix("-"), "data") for node in noised.nodes]
     except ZeroDivisionError:
         return []
     of_nodes = zip(known, noised.states, outputs, strict=True)
-    return [noised.error(c_x * x + sign * c_r * output) for (c_x, c_r), (x, _), output in of_nodes]
+    return [c_x * x + sign * c_r * output for (c_x, c_r), (x, _), output in of_nodes]
 
 
-def _written(reading: tuple[str, str, str], score: Score) -> str:
+def _written(reading: _Reading, score: Score) -> str:
     """A reading as it is written, options of the score that stay by dots."""
-    name, label, scale = reading
-    options = [option for option in (label, scale) if option != _GIVEN]
-    if label == _GIVEN and score.time_label is not None:
+    options = [option for option in (reading.label, reading.scale) if option != _GIVEN]
+    if reading.label == _GIVEN and score.time_label is not None:
         options.append("time_label=...")
-    if scale == _GIVEN and score.input_scale is not None:
+    if reading.scale == _GIVEN and score.input_scale is not None:
         options.append("input_scale=...")
-    return CONSTRUCTORS[name].replace("...", ", ".join(["sde", *options]), 1)
+    sde = [] if reading.label.startswith("sde=") else ["sde"]
+    return CONSTRUCTORS[reading.name].replace("...", ", ".join([*sde, *options]), 1)
 
 
 def _labels(score: Score) -> dict[str, TimeLabel | None]:
@@ -279,13 +431,36 @@ def _labels(score: Score) -> dict[str, TimeLabel | None]:
     return {
         _GIVEN: score.time_label,
         "time_label=None": None,
+        "time_label=time_labels.flow_from_noise()": time_labels.flow_from_noise(),
         f"time_label=time_labels.ddpm({n})": time_labels.ddpm(n),
         f"time_label=time_labels.ddpm({n}, integer=True)": time_labels.ddpm(n, integer=True),
         "time_label=time_labels.noise_level(sde)": time_labels.noise_level(sde),
         "time_label=time_labels.edm_c_noise(sde)": time_labels.edm_c_noise(sde),
         "time_label=time_labels.flow(1000)": time_labels.flow(1000.0),
-        "time_label=time_labels.flow_from_noise()": time_labels.flow_from_noise(),
+        **{f"sde={text}, time_label=time_labels.ddpm({n})": _index(sde, table) for text, table in _tables(n).items()},
     }
+
+
+def _tables(n: int) -> dict[str, DiscreteVPSDE]:
+    """Published tables of n entries, by what is written to have them."""
+    roots = torch.linspace(0.00085**0.5, 0.012**0.5, n, dtype=torch.float64)
+    return {
+        f"sg.presets.ddpm({n})": presets.ddpm(n),
+        f"sg.presets.iddpm_cosine({n})": presets.iddpm_cosine(n),
+        f"sg.DiscreteVPSDE(torch.linspace(0.00085**0.5, 0.012**0.5, {n}) ** 2)": DiscreteVPSDE(roots.square().tolist()),
+    }
+
+
+def _index(sde: LinearSDE, table: DiscreteVPSDE) -> TimeLabel:
+    """The index in a table of the noise level that the process has at a time."""
+    n = len(table.betas)
+    least, most = _range(table)
+
+    def index(t: Tensor) -> Tensor:
+        level = (-sde.log_snr(t.double()) / 2).exp().clamp(least, most)
+        return (n * table.time_of_noise_level(level).clamp(table.eps, table.T) - 1).to(t.dtype)
+
+    return index
 
 
 def _scales(score: Score) -> dict[str, Callable[[Tensor], Tensor] | None]:

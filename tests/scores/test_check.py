@@ -181,3 +181,70 @@ def test_errors_are_not_negative(name: str) -> None:
     given = {"levels": (0.5, 2.0), "errors": (0.1, 0.4), "gaussian": (0.2, 0.8)}
     with pytest.raises(ValueError, match=f"{name} of a ScoreCheck are not negative, got -1.0"):
         ScoreCheck(**given | {name: (0.5, -1.0)})
+
+
+MANY = LAW.sample(256, seed=1)
+VP = sg.VPSDE()
+LEVEL = sg.time_labels.noise_level(VP)
+
+
+def edm(y: Tensor, level: Tensor) -> Tensor:
+    """The exact denoiser in EDM's coordinates."""
+    sde = sg.EDMSDE()
+    return LAW.score(sde).denoised(y, level.double().clamp(sde.eps, sde.T)).to(y.dtype)
+
+
+def coupled(x: Tensor, tau: Tensor) -> Tensor:
+    """Data minus noise where data are 0.4 times the noise that they came from, in a time from noise to data."""
+    return -0.6 / (0.4 * tau + (1 - tau))[:, None] * x
+
+
+SUBTLE = {
+    "input scale": (
+        sg.from_denoiser(edm, VP, time_label=LEVEL),
+        "from_denoiser(net, sde, input_scale=lambda t: 1 / sde.alpha(t), time_label=...)",
+    ),
+    "schedule": (
+        sg.from_noise(by_index("noise"), sg.presets.iddpm_cosine(), time_label=LABEL),
+        "from_noise(net, sde=sg.presets.ddpm(1000), time_label=time_labels.ddpm(1000))",
+    ),
+    "schedule of data": (
+        sg.from_denoiser(by_index("data"), sg.presets.iddpm_cosine(), time_label=LABEL),
+        "from_denoiser(net, sde=sg.presets.ddpm(1000), time_label=time_labels.ddpm(1000))",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SUBTLE)
+def test_what_is_wrong_by_little_is_found_with_more_data(case: str) -> None:
+    """Where the given reading is no worse than a Gaussian's, datum by datum and with more noises."""
+    score, said = SUBTLE[case]
+    with pytest.raises(CheckError) as error:
+        check_score(score, MANY)
+    assert said in str(error.value)
+
+
+def test_the_right_scale_passes() -> None:
+    right = sg.from_denoiser(edm, VP, time_label=LEVEL, input_scale=lambda t: 1 / VP.alpha(t))
+    assert check_score(right, MANY).ratio < 1
+
+
+def test_a_flow_in_the_wrong_direction_is_named_where_no_reading_is_as_good_as_a_gaussian() -> None:
+    """Pairs that were coupled: with independent noise the right reading errs more than a Gaussian too."""
+    data = 0.4 * torch.randn(128, 2, generator=torch.Generator().manual_seed(9))
+    right, _ = sg.adapters.from_flow_matching(coupled, from_noise=True, coupled=True)
+    found = check_score(right, data)
+    assert found.ratio > 1
+    with pytest.raises(CheckError, match=r"from_flow\(lambda x, t: -net\(x, t\), sde, time_label="):
+        check_score(sg.adapters.from_flow_matching(coupled)[0], data)
+
+
+def test_a_level_that_was_not_learnt_is_told() -> None:
+    """The errors at large noise alone exceed the Gaussian's; their geometric mean does not."""
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        D = EXACT.predict("data", x, t)
+        return D + 1.5 * (SDE.sigma(t) / SDE.alpha(t) > 4.0)[:, None]
+
+    with pytest.warns(sg.testing.ScoreCheckWarning, match=r"at sigma/alpha = .* the network errs 1\.\d+ times"):
+        assert check_score(sg.from_denoiser(net, SDE), DATA).ratio < 1
