@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from sgm_sde._utils.checks import reals
 from sgm_sde._utils.shapes import Time, as_time, cpu_float64
 from sgm_sde.processes.linear import LinearSDE
 from sgm_sde.processes.ve import UnitScaleSDE
-from sgm_sde.processes.vp import VariancePreservingSDE, signal_lost
+from sgm_sde.processes.vp import VariancePreservingSDE
 
 NO_BETA = 0.9  # the first noise of a table is less
 _INSTEAD = (
@@ -126,6 +127,14 @@ def _table(name: str, values: Sequence[float]) -> tuple[float, ...]:
     return table
 
 
+def _signal_lost(B: float) -> str:
+    """Words for an integrated rate B(T) that leaves no signal in single precision; "" for one that leaves some."""
+    log_alpha = -B / 2
+    if log_alpha > math.log(torch.finfo(torch.float32).tiny):
+        return ""
+    return f"leaves no signal: alpha(T) = exp({log_alpha:.4g}) is 0 in single precision"
+
+
 def _require_betas(table: tuple[float, ...]) -> None:
     """Raise ValueError for a table that is none of betas, which are small at first and leave some signal at the end."""
     for i, beta in enumerate(table):
@@ -135,7 +144,7 @@ def _require_betas(table: tuple[float, ...]) -> None:
     said = f"a table from betas[0] = {table[0]:.6g} to betas[{len(table) - 1}] = {table[-1]:.6g}"
     if table[0] > NO_BETA and all(then <= now for now, then in pairwise(table)):
         raise ValueError(f"betas are small at first, got {said}: {_INSTEAD}")
-    if lost := signal_lost(-float(np.log1p(-np.array(table)).sum())):
+    if lost := _signal_lost(-float(np.log1p(-np.array(table)).sum())):
         raise ValueError(f"{said} {lost}: {_INSTEAD}")
 
 

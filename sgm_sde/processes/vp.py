@@ -108,14 +108,6 @@ def _vp_log_snr(B: Tensor) -> Tensor:
     return -(B + torch.log(-torch.expm1(-B)))
 
 
-def signal_lost(B: float) -> str:
-    """Words for an integrated rate B(T) that leaves no signal in single precision; "" for one that leaves some."""
-    log_alpha = -B / 2
-    if log_alpha > math.log(torch.finfo(torch.float32).tiny):
-        return ""
-    return f"leaves no signal: alpha(T) = exp({log_alpha:.4g}) is 0 in single precision"
-
-
 @dataclass(frozen=True)
 class _LinearBetaSDE(BetaSDE):
     r"""The rate $\beta(t) = \beta_0 + (\beta_1 - \beta_0) t$ and its integral, shared by VP and sub-VP."""
@@ -128,8 +120,6 @@ class _LinearBetaSDE(BetaSDE):
     def __post_init__(self) -> None:
         settle_range(self, "beta_min", "beta_max", equal=True)
         super().__post_init__()
-        if lost := signal_lost(float(self.integrated_beta(self.T))):
-            raise ValueError(f"beta_max={self.beta_max:g} with T={self.T:g} {lost}")
 
     def beta(self, t: Time) -> Tensor:
         """Rate beta(t); returns the shape of `t`."""
@@ -161,8 +151,7 @@ class VPSDE(_LinearBetaSDE, VariancePreservingSDE):
         eps: default end of sampling.
 
     Raises:
-        ValueError: unless 0 < beta_min <= beta_max and 0 <= eps < T, and for rates that leave alpha(T) = 0 in single
-            precision.
+        ValueError: unless 0 < beta_min <= beta_max and 0 <= eps < T.
 
     Source: Song et al., 2021, arXiv:2011.13456; Ho et al., 2020, arXiv:2006.11239.
 
