@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -416,12 +416,16 @@ BACKENDS: dict[str, Callable[[str], AdaptiveSolver]] = {}  # by library, from th
 
 # What other libraries call a method, where spelling alone does not lead there.
 ALIASES = {
+    "dpm++": "dpm++2m",  # what its code runs by default
     "dpm++-sde": "sde-dpm++2s",
+    "em": "euler-maruyama",
     "er-sde": "er-sde3",
     "ipndm": "ipndm4",
     "ipndm-v": "ipndm-v4",
     "lms": "lms4",
     "deis": "deis3",
+    "rk23": "bosh3",
+    "rk45": "dopri5",
     "sde-dpm1": "sde-dpm++1m",  # the form that does not diverge in few steps
     "sde-dpm2m": "sde-dpm++2m",
     "sde-dpm3m": "sde-dpm++3m",
@@ -447,7 +451,8 @@ def called(solver: Solver | AdaptiveSolver) -> str:
 def canonical(name: str) -> str:
     """A name as the registry spells it: `dpmpp_2m_sde` is `sde-dpm++2m`, `euler_a` is `euler-ancestral`."""
     name = name.strip().lower().replace("_", "-").replace(" ", "-").replace("pp", "++")
-    name = re.sub(r"^(?:sample|k)-|-gpu$", "", name)
+    name = re.sub(r"^(?:sample|k)-|-gpu$|[()]", "", name)
+    name = re.sub(r"dpm-?solver-?", "dpm", name)
     name = re.sub(r"^(dpm(?:\+\+)?|seeds)-(?=\d)", r"\1", name)
     name = re.sub(r"^(dpm\+\+\d[ms])-sde$", r"sde-\1", name)
     name = re.sub(r"-a$", "-ancestral", name)
@@ -507,6 +512,17 @@ def _no_solver(given: object) -> str:
     return described(given)
 
 
+GRIDS_IN_NAMES = {"karras": "karras", "exponential": "log-snr"}  # of ComfyUI and the web UI, after a solver's name
+
+
+def _require_no_grid(given: str, known: Iterable[str]) -> None:
+    """Raise ValueError for a name that is that of a solver with a grid, by which the two are given apart."""
+    name, _, last = given.strip().lower().replace("_", " ").replace("-", " ").rpartition(" ")
+    if last in GRIDS_IN_NAMES and canonical(name) in known:
+        grid = GRIDS_IN_NAMES[last]
+        raise ValueError(f"{given!r} is a solver and a grid: give solver={canonical(name)!r}, grid={grid!r}")
+
+
 def _resolve(solver: object, known: Mapping[str, Callable[[], Found]], option: str = "solver") -> Solver | Found:
     if isinstance(solver, Solver):
         return solver
@@ -518,5 +534,6 @@ def _resolve(solver: object, known: Mapping[str, Callable[[], Found]], option: s
             f"{option}={solver!r} is no name: {OF_BLOCKS[name]} is for a process with a matrix, such as CLD()"
         )
     if name not in known:
+        _require_no_grid(solver, known)
         raise unknown("solver", solver, known, " solvers() has all of them", spelled=name)
     return known[name]()

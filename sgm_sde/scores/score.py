@@ -219,9 +219,11 @@ class Score(Value, ReachesNetwork):
             raise
 
         if not isinstance(out, Tensor):
-            raise ValueError(f"the network must return a tensor, got {type(out).__name__}")
+            raise ValueError(f"the network must return a tensor, got {type(out).__name__}{_tensor_inside(out)}")
         if out.shape != self._shape(x):
-            raise ValueError(f"the network returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}")
+            raise ValueError(
+                f"the network returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}{_halves(out, x)}"
+            )
         if not out.is_floating_point():
             raise ValueError(f"the network must return floating-point numbers, got dtype {out.dtype}")
         if version is not None and x._version != version:
@@ -277,6 +279,32 @@ class Score(Value, ReachesNetwork):
     def __repr__(self) -> str:
         name = type(self.net).__name__ if isinstance(self.net, nn.Module) else function_name(self.net, "net")
         return f"Score({name} predicts {self.prediction}, {self.sde!r})"
+
+
+def _tensor_inside(output: object) -> str:
+    """The way to the first tensor in an output, as the end of an error message; empty without one."""
+    parts: dict[str, object] = {}
+    if isinstance(output, Mapping):
+        parts = {f"[{key!r}]": item for key, item in output.items()}
+    elif isinstance(output, tuple | list):
+        parts = {f"[{i}]": item for i, item in enumerate(output)}
+    else:
+        parts = {f".{name}": item for name, item in getattr(output, "__dict__", {}).items()}
+
+    for where, item in parts.items():
+        if isinstance(item, Tensor):
+            return f": give lambda x, t: net(x, t){where}, or for a model of diffusers take from_diffusers"
+    return ""
+
+
+def _halves(output: Tensor, x: Tensor) -> str:
+    """The way to cut twice as many channels, as the end of an error message; empty for another shape."""
+    if x.ndim < 2 or output.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
+        return ""
+    return (
+        ": of twice the channels, as with a learned variance, give the first half, "
+        "lambda x, t: net(x, t).chunk(2, dim=1)[0], or for a model of diffusers take from_diffusers"
+    )
 
 
 def _call_in_words(x: Tensor, label: Tensor, kwargs: Mapping[str, object]) -> str:

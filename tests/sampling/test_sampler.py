@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -533,8 +534,24 @@ def test_samples_of_any_rank(name: str, shape: tuple[int, ...]) -> None:
 
 def test_outputs_are_tensors() -> None:
     """A number is none."""
-    with pytest.raises(ValueError, match="must return a tensor"):
+    with pytest.raises(ValueError, match=r"must return a tensor, got float$"):
         run(score_fn=lambda x, t: 0.0)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda x: SimpleNamespace(loss=None, sample=x), r"net\(x, t\).sample, or .* from_diffusers"),
+        (lambda x: (x,), r"got tuple: give lambda x, t: net\(x, t\)\[0\]"),
+        (lambda x: {"eps": x}, r"net\(x, t\)\['eps'\]"),
+        (lambda x: torch.cat([x, x], 1), r"net\(x, t\).chunk\(2, dim=1\)\[0\], or .* from_diffusers"),
+    ],
+    ids=["object", "tuple", "mapping", "learned variance"],
+)
+def test_outputs_that_hold_the_prediction_are_told_how_it_is_taken(wrap: Callable[[Tensor], Any], said: str) -> None:
+    """The output of a model of diffusers, a tuple, a mapping, and that of a network with a learned variance."""
+    with pytest.raises(ValueError, match=said):
+        run(score_fn=lambda x, t: wrap(-x))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 import sgm_sde as sg
 from sgm_sde.likelihood import FixedGrid
-from sgm_sde.schemes.base import ADAPTIVE, REGISTRY, called, resolve
+from sgm_sde.schemes.base import ADAPTIVE, REGISTRY, called, resolve, resolve_any
 from sgm_sde.schemes.table import WIDTH, SolverTable
 from sgm_sde.testing import OrderMeasurement
 from tests import golden
@@ -114,10 +114,36 @@ def test_unknown_names_are_met_with_near_ones(name: str, nearest: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("theirs", "solver", "grid"),
+    [
+        ("DPM++ 2M Karras", "dpm++2m", "karras"),
+        ("DPM++ 2M SDE Karras", "sde-dpm++2m", "karras"),
+        ("euler_a_karras", "euler-ancestral", "karras"),
+        ("DPM++ 2M Exponential", "dpm++2m", "log-snr"),
+    ],
+)
+def test_names_of_a_solver_with_a_grid_are_taken_apart(theirs: str, solver: str, grid: str) -> None:
+    """What is to be written in their place, which is there."""
+    with pytest.raises(ValueError, match=re.escape(f"give solver={solver!r}, grid={grid!r}")):
+        sg.sample(lambda x, t: -x, sg.VPSDE(), (2, 2), solver=theirs, nfe=4)
+    assert sg.sample(lambda x, t: -x, sg.VPSDE(), (2, 2), solver=solver, grid=grid, nfe=4, seed=0).nfe == 4
+
+
+def test_rk45_is_the_pair_of_that_name() -> None:
+    """MATLAB's and SciPy's, Dormand and Prince's."""
+    assert resolve_any("RK45") == resolve_any("dopri5")
+    assert resolve_any("rk23") == resolve_any("bosh3")
+
+
+@pytest.mark.parametrize(
     ("theirs", "ours"),
     [
         ("DDIM", "ddim"),
         ("PC", "pc"),
+        ("em", "euler-maruyama"),
+        ("dpmsolver++", "dpm++2m"),
+        ("DPM-Solver++(2M)", "dpm++2m"),
+        ("dpm-solver-3", "dpm3"),
         ("euler_a", "euler-ancestral"),
         ("euler_ancestral", "euler-ancestral"),
         ("Heun", "heun"),
