@@ -232,7 +232,7 @@ def integrate_adaptive(
     start: float,
     end: float,
     *,
-    max_steps: int,
+    max_steps: int | np.ndarray,
     controller: Controller,
     first_step: float | None = None,
     batch_coupled: bool = False,
@@ -245,7 +245,7 @@ def integrate_adaptive(
         y: states at start, each part (B, *).
         start: where to begin.
         end: where to arrive, above or below start; the last step ends there, and nothing is evaluated beyond.
-        max_steps: attempts for each sample.
+        max_steps: attempts for each sample, one number or (B,), which a stepper may lower on the way.
         controller: of the step size.
         first_step: its size; the stepper's guess if not given.
         batch_coupled: one step for all samples, from the root mean square of their errors.
@@ -278,7 +278,7 @@ class _Running:
         controller: Controller,
         y: State,
         ends: tuple[float, float],
-        max_steps: int,
+        max_steps: int | np.ndarray,
         batch_coupled: bool,
         on_leave: Callable[[int], None] | None,
     ) -> None:
@@ -287,7 +287,7 @@ class _Running:
         self.controller = controller
         self.end = end
         self.length = abs(end - start)
-        self.max_steps = max_steps
+        self.max_steps = np.broadcast_to(max_steps, len(y[0]))
         self.batch_coupled = batch_coupled
         self.on_leave = on_leave
         self.smallest = ROUNDINGS_A_STEP * np.finfo(np.float64).eps * max(abs(start), abs(end))
@@ -385,7 +385,7 @@ class _Running:
 
         # The last reason that holds counts.
         reasons = (
-            (OUT_OF_STEPS, attempts >= self.max_steps),
+            (OUT_OF_STEPS, attempts >= self.max_steps[active.samples]),
             (STEP_TOO_SMALL, tiny),
             (NOT_FINITE, active.nan_count >= ATTEMPTS_AT_NAN),
             (NOT_FINITE, (active.nan_count > 0) & tiny),

@@ -30,11 +30,13 @@ PILOT = "pilot"
 
 
 class Found(NamedTuple):
-    """A solution, how it was found in words, and the samples whose error did not come down to the tolerance."""
+    """A solution, how it was found in words, and the samples whose error did not come down to the tolerance with what
+    kept each from it."""
 
     solution: Solution
     how: str
     unresolved: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 class Method(Value):
@@ -77,7 +79,9 @@ class FixedGrid(Method):
     before. With random probes they go to 96 and 192 steps where the error is within 256
     times the tolerance and falls, and beyond have the exact trace in up to 16 dimensions, in more probes that stay the
     same, at least four. A sample that the adaptive solver cannot finish keeps the value and the error that it had, and
-    is named in `unresolved`.
+    is named in `unresolved`. So does one of a network whose output is noise to the steps, as in half precision or with
+    dropout in train mode, where shorter ones only meet more of it: after some hundred calls the steps' own slopes say
+    so, of which polynomials of a higher degree leave as much as those of a low one.
 
     Given `steps`, all samples use that grid, whatever the error; where these are too few for it to be known, the
     protocol of the result says so.
@@ -87,19 +91,21 @@ class FixedGrid(Method):
         data_std: standard deviation of the data, about which the grid is dense; a matter of accuracy only.
         atol: largest numerical error of a log-likelihood, in nats/dim, where `steps` is not given.
         rtol: the same, as a share of the log-likelihood.
+        max_calls: network calls of the adaptive solver for each sample at most, in all its runs.
 
     Raises:
         ValueError: for fewer than 6 steps, and numbers out of range.
 
     Examples:
         >>> FixedGrid(96)
-        FixedGrid(steps=96, data_std=0.5, atol=0.0001, rtol=0.0)
+        FixedGrid(steps=96, data_std=0.5, atol=0.0001, rtol=0.0, max_calls=5000)
     """
 
     steps: int | None = None
     data_std: float = 0.5
     atol: float = 1e-4
     rtol: float = 0.0
+    max_calls: int = 5000
 
     fresh: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
@@ -107,6 +113,7 @@ class FixedGrid(Method):
     def __post_init__(self) -> None:
         settle(self, data_std=number("data_std", self.data_std, least=1 / FAR, most=FAR))
         check_tolerances(self.rtol, self.atol, 1)
+        settle(self, max_calls=require_count("max_calls", self.max_calls))
         if self.steps is not None:
             settle(self, steps=require_count("steps", self.steps, LEAST_STEPS))
 
@@ -127,9 +134,10 @@ class FixedGrid(Method):
         def tolerance(solution: Solution) -> Tensor:
             return self.atol * problem.d + self.rtol * solution.volume.detach().abs()
 
-        refined = refinement.exponential(problem, STEPS, self.data_std, tolerance, self.atol or self.rtol)
+        tightness = self.atol or self.rtol
+        refined = refinement.exponential(problem, STEPS, self.data_std, tolerance, tightness, self.max_calls)
         unresolved = (~refined.resolved).nonzero().flatten()
-        return Found(refined.solution, how + self._refined(), tuple(unresolved.tolist()))
+        return Found(refined.solution, how + self._refined(), tuple(unresolved.tolist()), refined.reasons)
 
     def _refined(self) -> str:
         """Words for how far steps are refined."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +26,7 @@ from sgm_sde.engine.places import AtPlaces
 from sgm_sde.likelihood.errors import (
     error_of_step,
     fixed_probe_error,
+    roughness_of_step,
     rounded,
     safety_of_steps,
     sensitivity,
@@ -41,6 +43,16 @@ if TYPE_CHECKING:
 
 LONG = 3  # power of a step's length in lambda, beyond 1, for a solver in time: near the data what a step in time goes
 # over is no polynomial in time, and the embedded error is chance
+
+CALLS_A_STEP = 6
+ATTEMPTS = 10_000  # of a sample at most
+RESOLVED = 0.5  # share of what rules of low degree leave that is left by those of a high one, below which a step is
+MOST_ROUGH = 0.35  # share of steps that are not, from which the slopes are noise, after so many
+LEAST_STEPS = 40
+OF_JUMP = 0.6  # times what rules of a high degree leave of a jump within a step, the size of its error
+JUMPS = 3  # power of the share, of what rules of a low degree leave, that is a jump
+FALLS = 4  # power of the step by which what they leave of smooth slopes falls; a jump
+GROWN = 20.0  # times what is left to be expected is more
 
 
 def rate(prediction: str, k: Marginal[Scalars], s: float) -> tuple[Scalars, Scalars]:
@@ -156,50 +168,113 @@ class _Coefficients(NamedTuple):
     trusted: Tensor
 
 
-class FlowStepper(EmbeddedStepper):
-    """Steps of the flow with its volume, with what their errors do to the log-density added up: raised where steps are
-    long, as sizes, with signs, and the squares of what rounding does."""
+class Resolving(EmbeddedStepper):
+    """Steps of the flow that keep what they were made of, and give up samples on which they resolve nothing.
+
+    Args:
+        flow: the flow.
+        rtol: relative tolerance of a step.
+        atol: absolute tolerance of a step.
+        limits: attempts of each sample (B,), lowered to none for one that is given up; none is if not given.
+        z: the first states (B, *).
+
+    Attributes:
+        noisy: samples (B,) whose slopes are noise to the steps: no polynomial of a higher degree follows them better,
+            as short as the steps are.
+    """
 
     _lam: Tensor  # of the last stage
-    _of_step: Tensor  # what the errors of the step that is tried do, (b, 4)
+    _smooth: np.ndarray  # (b,), whether the slopes of the step that is tried are
 
-    def __init__(self, flow: NormalisedFlow, rtol: float, atol: float, z: Tensor) -> None:
+    def __init__(self, flow: NormalisedFlow, rtol: float, atol: float, limits: np.ndarray | None, z: Tensor) -> None:
         super().__init__(flow, DOPRI5, rtol, atol, len(z), flow.coefficients.prepare)
         self.flow = flow
-        self._stages: tuple[tuple[State, State], ...] = ()  # states and slopes of the last two
-        self._sums = z.new_zeros(len(z), 4)
+        self.limits = limits
+        self.noisy = np.zeros(len(z), dtype=bool)
+        self._stages: list[tuple[State, State]] = []  # states and slopes of a step, but for the first
+        self._left = torch.full_like(flat(z)[:, 0], math.inf)  # by null rules at the last attempt, for a step of 1
+        self._steps = np.zeros((2, len(z)))  # that were taken, and those of them that were not smooth
 
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
-        """The right-hand side, whose last two states and slopes are kept."""
+        """The right-hand side, whose states and slopes are kept."""
         slopes = super().rhs(t, y, index)
-        self._stages = (*self._stages[-1:], (y, slopes))
+        self._stages.append((y, slopes))
         self._lam = t
         return slopes
 
     def attempt(self, active: Active) -> Attempt:
         """One step of each sample."""
+        first = active.carry
+        self._stages.clear()
         attempt = super().attempt(active)
+        slopes = [first, *(slope for _, slope in self._stages)]
+        del slopes[-2]  # at the same time as the last
+        parts = [roughness_of_step(torch.stack([flat(slope) for slope in part])) for part in zip(*slopes, strict=True)]
+        share = torch.stack([share for _, share in parts]).amin(0)
+        self._smooth = (share < RESOLVED).cpu().numpy()
+        self.attempted(active, attempt, self._of_jumps(active, *parts[-1]))
+        return attempt
+
+    def _of_jumps(self, active: Active, left: Tensor, share: Tensor) -> Tensor:
+        """What jumps of slopes may do to their integral over a step (b,), by what null rules leave of them."""
+        index = active.index
+        h = torch.from_numpy(np.abs(active.h)).to(left)
+        expected = self._left[index] * h**FALLS
+        self._left[index] = left / h**FALLS
+        jumps = torch.maximum(share**JUMPS, (1 - GROWN * expected / left.clamp(min=1e-30)).clamp(min=0.0))
+        return OF_JUMP * h * jumps * left
+
+    @abstractmethod
+    def attempted(self, active: Active, attempt: Attempt, rough: Tensor) -> None:
+        """Take note of a step, with what jumps of the last part of the slopes within it may do, (b,)."""
+
+    @abstractmethod
+    def taken(self, samples: Tensor, rows: Tensor) -> None:
+        """Take note that the samples have taken the steps of these rows."""
+
+    def advance(self, samples: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
+        """Add what the accepted steps' errors do, and give up samples on which nothing is resolved."""
+        device = self._stages[-1][0][0].device
+        self.taken(torch.from_numpy(samples[ok]).to(device), torch.from_numpy(np.flatnonzero(ok)).to(device))
+        self._steps[:, samples[ok]] += np.stack([np.ones(ok.sum()), ~self._smooth[ok]])
+        taken, rough = self._steps
+        self.noisy = (taken >= LEAST_STEPS) & (rough > MOST_ROUGH * taken)
+        if self.limits is not None:
+            self.limits[self.noisy] = 0
+
+
+class FlowStepper(Resolving):
+    """Steps of the flow with its volume, with what their errors do to the log-density added up: raised where steps are
+    long or slopes jump, as sizes, with signs, and the squares of what rounding does."""
+
+    _of_step: Tensor  # what the errors of the step that is tried do, (b, 4)
+
+    def __init__(self, flow: NormalisedFlow, rtol: float, atol: float, limits: np.ndarray | None, z: Tensor) -> None:
+        super().__init__(flow, rtol, atol, limits, z)
+        self._sums = z.new_zeros(len(z), 5)
+
+    def attempted(self, active: Active, attempt: Attempt, rough: Tensor) -> None:
+        """Find what the errors of the step do."""
         ((e, e_volume),) = attempt.estimates
-        ((z_6, _), (f_6, _)), ((z_7, _), (f_7, _)) = self._stages
+        ((z_6, _), (f_6, _)), ((z_7, _), (f_7, _)) = self._stages[-2:]
 
         score = self.flow.score(self._lam, z_7, f_7)
         size = error_of_step(score, e, e_volume)
         raised = size * stiffness(torch.from_numpy(active.h), z_7 - z_6, f_7 - f_6)
         signed = dot(score, e) - e_volume.mean(1)
         rounding = self.flow.trusted(self._lam, z_7).square() * sensitivity(z_7, score)
-        self._of_step = torch.stack([raised, size, signed, rounding], 1)
-        return attempt
+        self._of_step = torch.stack([raised, size, signed, rounding, rough], 1)
 
-    def advance(self, samples: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
+    def taken(self, samples: Tensor, rows: Tensor) -> None:
         """Add what the accepted steps' errors do."""
-        rows = torch.from_numpy(np.flatnonzero(ok)).to(self._sums.device)
-        index = torch.from_numpy(samples[ok]).to(self._sums.device)
-        self._sums.index_add_(0, index, self._of_step.index_select(0, rows))
+        self._sums.index_add_(0, samples, self._of_step.index_select(0, rows))
 
-    def errors(self) -> tuple[Tensor, Tensor]:
-        """The error of the log-density (B,), and what a relative change by 1 of the states does to it on the way."""
-        raised, size, signed, rounding = self._sums.unbind(1)
-        return safety_of_steps(self.rtol, self.atol) * smoothness(signed, size) * raised, rounding.sqrt()
+    def errors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The error of the log-density (B,), what of it are jumps of the trace, and what a relative change by 1 of the
+        states does to it on the way."""
+        raised, size, signed, rounding, rough = self._sums.unbind(1)
+        embedded = safety_of_steps(self.rtol, self.atol) * smoothness(signed, size) * raised
+        return embedded + rough, rough, rounding.sqrt()
 
 
 class Ends(NamedTuple):
@@ -210,6 +285,7 @@ class Ends(NamedTuple):
         x: the states there, (B, *).
         volumes: log-volumes (B, columns) that were solved with them, if any.
         errors: of the log-density (B,), with volumes.
+        rough: what of these are jumps of the trace (B,), where it is known.
         moved: what a relative change by 1 of the states does to it on the way (B,), where it is known.
     """
 
@@ -217,6 +293,7 @@ class Ends(NamedTuple):
     x: Tensor
     volumes: Tensor | None = None
     errors: Tensor | None = None
+    rough: Tensor | None = None
     moved: Tensor | None = None
 
 
@@ -231,8 +308,14 @@ def adaptive(flow: NormalisedFlow, rtol: float, atol: float) -> Ends:
     return ends
 
 
-def by_own_steps(flow: NormalisedFlow, rtol: float, atol: float) -> tuple[Ends, Integration]:
-    """The run of an adaptive solver and its last states, at the other end for samples that have arrived."""
+def by_own_steps(
+    flow: NormalisedFlow, rtol: float, atol: float, limits: np.ndarray | None = None
+) -> tuple[Ends, Integration]:
+    """The run of an adaptive solver and its last states, at the other end for samples that have arrived.
+
+    `limits` are the attempts of each sample (B,), which become none for those that are given up, since shorter steps
+    resolve nothing.
+    """
     problem = flow.problem
     x = problem.x[flow.rows]
     if flow.alone:
@@ -244,10 +327,11 @@ def by_own_steps(flow: NormalisedFlow, rtol: float, atol: float) -> tuple[Ends, 
     stepper = EmbeddedStepper(flow, DOPRI5, rtol, atol, len(x), flow.coefficients.prepare)
     if problem.estimate is not None:
         y = z, x.new_zeros(len(x), problem.trace.columns)
-        stepper = FlowStepper(flow, rtol, atol, z)
+        stepper = FlowStepper(flow, rtol, atol, limits, z)
 
     span = flow.lam[start], flow.lam[end]
-    run = integrate_adaptive(stepper, y, *span, max_steps=10_000, controller=Controller())
+    most = ATTEMPTS if limits is None else limits
+    run = integrate_adaptive(stepper, y, *span, max_steps=most, controller=Controller())
     z, *volumes = run.y
     errors = stepper.errors() if isinstance(stepper, FlowStepper) else ()
     return Ends(flow, flow.scale[end] * z, *volumes, *errors), run
@@ -373,7 +457,8 @@ def joint(ends: Ends) -> Solution:
     assert volumes is not None
     added = flow.problem.d * math.log(flow.scale[flow.noise] / flow.scale[flow.data])
     assert ends.errors is not None
-    return whole_flow(flow.problem, ends.x, volumes, ends.errors, ends.moved, added)
+    solution = whole_flow(flow.problem, ends.x, volumes, ends.errors, ends.moved, added)
+    return solution if ends.rough is None else solution._replace(roughness=ends.rough)
 
 
 def whole_flow(

@@ -48,7 +48,8 @@ class Solution(NamedTuple):
         rounding: what rounding may add to that.
         defect: what of it makes up for states that lie on no single trajectory, NaN for other methods.
         roughness: what rules of more slopes add to the integrals of the divergence over the intervals of a grid, the
-            root of the sum of squares; NaN for other methods.
+            root of the sum of squares; of an adaptive solver the part of its error that are jumps of the divergence;
+            NaN for other methods.
         of_divergence: the part of the error that is the integral's of the divergence, NaN for other methods.
     """
 

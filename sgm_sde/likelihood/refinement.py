@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sgm_sde.engine.adaptive import Integration
 from sgm_sde.likelihood.checks import OnOutput
 from sgm_sde.likelihood.integrals import OutputDependsOnBatch, Watched, fixed_grid, on_grid
-from sgm_sde.likelihood.own_steps import NormalisedFlow, by_own_steps, joint
+from sgm_sde.likelihood.own_steps import CALLS_A_STEP, NormalisedFlow, by_own_steps, joint
 from sgm_sde.likelihood.problem import Problem, Solution
+from sgm_sde.likelihood.results import CALLS, ERROR, NOISE
 
 REFINEMENTS = (2, 4)  # times the steps
 OF_ROUGH = (2, 4, 8)  # the same where the integral of the divergence is what is inexact
@@ -27,11 +30,15 @@ ROUGH = 2.0  # times the roughness is the size of the error
 TOLERANCES = (0.03, 0.003, 0.0003)  # of an adaptive solver's steps, in units of the error that is asked of the value
 
 
+GROWS = 10 ** (1 / 5)  # factor of the calls at a tenth of a tolerance, that of a method of order 5
+
+
 class Refined(NamedTuple):
-    """A solution, and which samples (B,) ended within the tolerance."""
+    """A solution, which samples (B,) ended within the tolerance, and of the others what kept them from it."""
 
     solution: Solution
     resolved: Tensor
+    reasons: tuple[str, ...]
 
 
 def exponential(
@@ -40,6 +47,7 @@ def exponential(
     s: float,
     tolerance: Callable[[Solution], Tensor],
     tightness: float,
+    max_calls: int,
 ) -> Refined:
     """On a fixed grid; samples of too large an error on finer ones, and where these do not help by an adaptive solver.
 
@@ -52,14 +60,15 @@ def exponential(
         s: standard deviation of the data.
         tolerance: from a solution to the largest error (B,) of its samples.
         tightness: the tolerance that the adaptive solver's steps are to meet, in nats/dim.
+        max_calls: of the network by the adaptive solver, for each sample.
     """
     solution, first = on_grid(problem.run(0), steps, s)
-    some = Some(problem, s, first)
+    some = Some(problem, s, first, Budget(len(first), max_calls))
 
     solution, going = _on_finer_grids(solution, some, steps, tolerance)
     if not some.grad:  # which an adaptive solver has not
         solution, going = _adaptively(solution, some, going, tolerance, tightness)
-    return Refined(solution, ~going)
+    return Refined(solution, ~going, some.budget.reasons(going))
 
 
 def _on_finer_grids(
@@ -123,7 +132,7 @@ def _adaptively(
             solution = some.compared_steps(coarser, solution, rows[arrivals])
 
         going = going & (_excess(solution, tolerance) > 1)
-        trying = going & trying.index_copy(0, rows, arrived)
+        trying = going & trying.index_copy(0, rows, arrived) & some.budget.reaches().to(rows.device)
     return solution, going
 
 
@@ -135,6 +144,50 @@ def _excess(solution: Solution, tolerance: Callable[[Solution], Tensor]) -> Tens
     return torch.where(solution.volume.detach().isfinite(), known, 0.0)
 
 
+class Budget:
+    """Calls of the network that the adaptive solver may make for each sample.
+
+    Args:
+        n: samples.
+        most: calls for each.
+
+    Attributes:
+        noisy: samples (n,) whose slopes are noise to the steps.
+        short: samples (n,) for which calls did not suffice.
+    """
+
+    def __init__(self, n: int, most: int) -> None:
+        self.most = most
+        self.noisy = np.zeros(n, dtype=bool)
+        self.short = np.zeros(n, dtype=bool)
+        self._spent = np.zeros(n, dtype=np.int64)
+        self._last = np.zeros(n, dtype=np.int64)
+
+    def limits(self, rows: Tensor) -> np.ndarray:
+        """Attempts (b,) that are left to these samples."""
+        attempts: np.ndarray = (self.most - self._spent[rows.cpu().numpy()]) // CALLS_A_STEP
+        return attempts.clip(min=1)
+
+    def spend(self, rows: Tensor, run: Integration, limits: np.ndarray) -> None:
+        """Take note of a run on these samples with limits (b,), which are 0 for those that were given up."""
+        at = rows.cpu().numpy()
+        self._last[at] = run.evaluations.numpy()
+        self._spent[at] += self._last[at]
+        self.noisy[at] = limits == 0
+        self.short[at] = (limits > 0) & ~run.completed.numpy()
+
+    def reaches(self) -> Tensor:
+        """Whether another run, at a tenth of the tolerance, is within it (n,)."""
+        enough = self._spent + GROWS * self._last <= self.most
+        self.short |= ~enough
+        return torch.from_numpy(enough)
+
+    def reasons(self, going: Tensor) -> tuple[str, ...]:
+        """What kept each of some samples (n,) from the tolerance."""
+        reasons = np.where(self.noisy, NOISE, np.where(self.short, CALLS, ERROR))
+        return tuple(reasons[going.cpu().numpy()].tolist())
+
+
 class Some:
     """Solves for some samples of a batch, and for these alone where the network allows that.
 
@@ -142,8 +195,9 @@ class Some:
         rough: samples (B,) whose integrand has not been resolved by some grid.
     """
 
-    def __init__(self, problem: Problem, s: float, first: Tensor) -> None:
+    def __init__(self, problem: Problem, s: float, first: Tensor, budget: Budget) -> None:
         self.problem = problem
+        self.budget = budget
         self.s = s
         self.first = first
         self.alone = problem.model.takes_some(len(problem.x))
@@ -165,7 +219,9 @@ class Some:
         """By steps of each sample's own, by a run of this number, and which samples have arrived."""
         problem = self.problem.run(number, constant=True)
         flow = NormalisedFlow(problem, self.s, rows=rows, alone=self.alone)
-        ends, run = by_own_steps(flow, tolerance, tolerance)
+        limits = self.budget.limits(rows)
+        ends, run = by_own_steps(flow, tolerance, tolerance, limits)
+        self.budget.spend(rows, run, limits)
         return joint(ends), run.completed.to(rows.device)
 
     def compared_grids(self, before: Solution, after: Solution, rows: Tensor) -> Solution:
@@ -214,7 +270,8 @@ class Some:
         if self.problem.trace.fixed is not None:
             return after
         change = self._change(before, after)[rows]
-        return after.with_errors(rows, _at_most(after.error[rows], change, "steps"))
+        error = _at_most(after.error[rows], change, "steps")
+        return after.with_errors(rows, error.maximum(after.roughness[rows]))  # jumps cancel by chance
 
     def _change(self, before: Solution, after: Solution) -> Tensor:
         """Sizes (B,) of the change of the log-densities, which random probes would bury in their noise."""

@@ -17,6 +17,26 @@ from sgm_sde.engine.noise import VERSION as NOISE
 from sgm_sde.engine.status import Status
 
 
+NOISE = "noise"  # of the network's output, which shorter steps do not resolve
+CALLS = "calls"  # that the method may make
+ERROR = "error"  # of the last method that is tried
+
+
+def unresolved_status(unresolved: Sequence[int], reasons: Sequence[str], n: int) -> Status:
+    """Status of n finite results, which names those whose error is above the tolerance, and says why."""
+    if not unresolved:
+        return Status()
+    message = f"the numerical error of {len(unresolved)} of {n} samples did not come down to the tolerance"
+    why = {
+        NOISE: "the network's output is noise to shorter steps, as in half precision or with dropout in train mode",
+        CALLS: "max_calls= network calls did not suffice",
+    }
+    for reason, said in why.items():
+        if reason in reasons:
+            message += f"; for {reasons.count(reason)} of them {said}"
+    return Status(ok=False, message=message, samples=tuple(unresolved))
+
+
 @dataclass(frozen=True)
 class LikelihoodProtocol:
     """Protocol of a likelihood; prints as one sentence to quote.
@@ -70,6 +90,8 @@ class LogProbResult:
         nfe: network calls; each on the whole batch, but for those that follow on some samples.
         vjps: vector-Jacobian products, on as many samples.
         protocol: what to quote beside the number.
+        reasons: for each of `unresolved` what kept it from the tolerance: `"noise"` of the network's output, which
+            shorter steps do not resolve, `"calls"` where `max_calls` did not suffice, or else `"error"`.
 
     Examples:
         >>> import sgm_sde as sg
@@ -94,6 +116,7 @@ class LogProbResult:
     nfe: int
     vjps: int
     protocol: LikelihoodProtocol
+    reasons: tuple[str, ...] = ()
 
     @property
     def eps(self) -> float:
@@ -103,11 +126,7 @@ class LogProbResult:
     @property
     def status(self) -> Status:
         """Status of a finite likelihood, which names the samples whose error is above the tolerance; others raise."""
-        if not self.unresolved:
-            return Status()
-        few = f"{len(self.unresolved)} of {len(self.value)} samples"
-        message = f"the numerical error of {few} did not come down to the tolerance"
-        return Status(ok=False, message=message, samples=self.unresolved)
+        return unresolved_status(self.unresolved, self.reasons, len(self.value))
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
         """Lower and upper ends (B,) of an interval for the log-density at a level of confidence.
@@ -160,7 +179,8 @@ def joined(results: Sequence[LogProbResult]) -> LogProbResult:
     starts = itertools.accumulate((len(r.value) for r in results), initial=0)
     unresolved = tuple(start + i for start, r in zip(starts, results, strict=False) for i in r.unresolved)
     nfe, vjps = (sum(getattr(r, name) for r in results) for name in ("nfe", "vjps"))
-    return replace(results[0], **tensors, unresolved=unresolved, nfe=nfe, vjps=vjps)
+    reasons = tuple(reason for r in results for reason in r.reasons)
+    return replace(results[0], **tensors, unresolved=unresolved, reasons=reasons, nfe=nfe, vjps=vjps)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

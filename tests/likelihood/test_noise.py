@@ -1,0 +1,114 @@
+"""Networks whose output jumps or jitters."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sgm_sde as sg
+from sgm_sde.likelihood import FixedGrid, LikelihoodWarning
+from tests.helpers import F64, LINEAR, MIXTURE
+
+VP = LINEAR["vp"]
+WIDTH = 0.06  # of the pieces of a slope
+
+
+def of_pieces(z: Tensor) -> Tensor:
+    """A slope of straight pieces, from 0.05 to 0.15 and back."""
+    return 0.05 + 0.1 * (2 * (z / (2 * WIDTH) - (z / (2 * WIDTH)).round())).abs()
+
+
+def with_kinks(x: Tensor, t: Tensor) -> Tensor:
+    """A score of which the flow of z in lambda has this slope, times the share of the noise."""
+    alpha, sigma = VP.alpha(t)[:, None], VP.sigma(t)[:, None]
+    rho = (0.25 * alpha**2 + sigma**2).sqrt()
+    z = x / rho
+    return (of_pieces(z) - z) / rho
+
+
+@pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.LikelihoodWarning")
+def test_the_error_at_kinks() -> None:
+    """The volume of a flow of one dimension whose slope is a function of the state times one of time is the ratio of
+    that function at the ends; the trace jumps at every kink, where embedded errors are ten times and more too small."""
+    x = torch.linspace(-1, 1, 24, dtype=F64)[:, None]
+    res = sg.log_prob(with_kinks, VP, x)
+    ends = [(VP.alpha(t) ** 2 / 4 + VP.sigma(t) ** 2).sqrt() for t in (VP.likelihood_eps, VP.T)]
+    slopes = [of_pieces(state / rho) for state, rho in zip((x, res.latent), ends, strict=True)]
+    volume = (slopes[1] / slopes[0]).log()[:, 0] + float((ends[1] / ends[0]).log())
+    off = (res.divergence - volume).abs()
+    assert float((off <= res.error + 1e-6).double().mean()) > 0.85
+    assert float(res.error.median()) < 1e-3
+
+
+class Coarse(nn.Module):
+    """An exact noise estimate, rounded to half precision."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Its values at x and t."""
+        seen = x.to(self.dtype).to(x.dtype)
+        return MIXTURE.score(VP).predict("noise", seen, t).to(self.dtype).to(x.dtype)
+
+
+def prior(z: Tensor) -> Tensor:
+    """The density of the data at the noise's end."""
+    return MIXTURE.log_prob(z, VP, VP.T)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 1e-4), (torch.float16, 1e-6)])
+def test_an_output_in_half_precision(dtype: torch.dtype, atol: float) -> None:
+    """Shorter steps only meet more of its rounding: samples come back after some hundred calls with the grid's value
+    and an error that holds, and the warning says why."""
+    net = Coarse(dtype)
+    x = MIXTURE.sample(8, VP, 1e-5, seed=0)
+    with pytest.warns(LikelihoodWarning, match="noise to shorter steps, as in half precision"):
+        res = sg.log_prob(sg.from_noise(net, VP), VP, x, method=FixedGrid(atol=atol), prior=prior)
+        parts = sg.log_prob(sg.from_noise(net, VP), VP, x, method=FixedGrid(atol=atol), prior=prior, batch_size=3)
+    assert res.nfe < 3000
+    assert not res.status and "noise" in res.reasons and len(res.reasons) == len(res.unresolved)
+    grid = sg.log_prob(sg.from_noise(net, VP), VP, x, method=FixedGrid(48), prior=prior)
+    noisy = torch.tensor([i for i, reason in zip(res.unresolved, res.reasons, strict=True) if reason == "noise"])
+    assert bool(((res.value - grid.value).abs() <= torch.hypot(res.error, grid.error) + 1e-5)[noisy].all())
+    assert bool((res.error <= 1.5 * grid.error)[noisy].all())
+    off = (res.value - MIXTURE.log_prob(x, VP, 1e-5)).abs()
+    assert float(off.max()) < (0.02 if dtype == torch.bfloat16 else 0.003)
+    assert (parts.unresolved, parts.reasons) == (res.unresolved, res.reasons)
+
+
+def test_an_output_that_is_drawn_anew() -> None:
+    """As that of dropout in train mode: after some hundred calls it is told."""
+    drawn = torch.Generator().manual_seed(0)
+    calls = 0
+
+    def noise(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        factor = 1 + 0.1 * torch.randn(x.shape, generator=drawn, dtype=x.dtype)
+        return factor * MIXTURE.score(VP).predict("noise", x, t)
+
+    x = MIXTURE.sample(4, VP, 1e-5, seed=0, dtype=F64)
+    with pytest.warns(LikelihoodWarning, match="or with dropout in train mode"):
+        res = sg.log_prob(sg.from_noise(noise, VP), VP, x, seed=0)
+    assert calls < 2000 and set(res.reasons) == {"noise"}
+    assert float(res.error.min()) > 0.1
+
+
+def test_calls_of_a_point_are_limited() -> None:
+    """What the adaptive solver may take is the user's to say, and samples that need more are named."""
+    x = MIXTURE.sample(4, VP, 1e-5, seed=0, dtype=F64)
+    score = MIXTURE.score(VP)
+    with pytest.warns(LikelihoodWarning, match="for 4 of them max_calls= network calls did not suffice"):
+        res = sg.log_prob(score, VP, x, method=FixedGrid(atol=1e-8, max_calls=120), prior=prior)
+    assert res.nfe < 49 + 97 + 120 + 10 and res.reasons == ("calls",) * 4
+    off = (res.value - MIXTURE.log_prob(x, VP, 1e-5)).abs()
+    assert bool((off <= res.error + 1e-6).all())
+    enough = sg.log_prob(score, VP, x, method=FixedGrid(atol=1e-6))
+    assert enough.status.ok and math.isclose(float(enough.error.max()), 1e-6, rel_tol=1)
+    with pytest.raises(ValueError, match="max_calls must be"):
+        FixedGrid(max_calls=0)
