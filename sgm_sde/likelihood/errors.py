@@ -192,7 +192,7 @@ NULL_RULES = _null_rules(DOPRI5.c[:5] + DOPRI5.c[6:])  # the sixth stage is at t
 
 
 def roughness_of_step(slopes: Tensor) -> tuple[Tensor, Tensor]:
-    r"""What null rules of a high degree leave of the slopes of a step (b,), and the share (b,) of that in what those of
+    r"""Remainder (b,) of the slopes of a step by null rules of a high degree, and the share (b,) of that in what those of
     a low one leave.
 
     The weights of Dormand and Prince's embedded error add up to some hundredths at most up to any of the stages, those
@@ -206,9 +206,11 @@ def roughness_of_step(slopes: Tensor) -> tuple[Tensor, Tensor]:
     Source: Berntsen & Espelid, 1991, doi:10.1145/114697.116809 (null rules of several degrees).
     """
     left = torch.tensordot(NULL_RULES.to(slopes), slopes, 1)
-    high, low = left.reshape(2, 2, *slopes.shape[1:]).square().sum(1).mean(-1).sqrt()
-    share = (high / low.clamp(min=torch.finfo(low.dtype).tiny)).clamp(max=1.0)
-    return high, share
+    pairs = left.reshape(2, 2, *slopes.shape[1:])
+    high, low = pairs.square().sum(1).mean(-1).sqrt()
+    tiny = torch.finfo(low.dtype).tiny
+    share = high / low.clamp(min=tiny)
+    return high, share.clamp(max=1.0)
 
 
 def smoothness(signed: Tensor, size: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ LONG = 3  # power of a step's length in lambda, beyond 1, for a solver in time: 
 CALLS_A_STEP = 6
 ATTEMPTS = 10_000  # of a sample at most
 RESOLVED = 0.5  # share of what rules of low degree leave that is left by those of a high one, below which a step is
-MOST_ROUGH = 0.35  # share of steps that are not, from which the slopes are noise, after so many
+MOST_ROUGH = 0.2  # share of steps that are not, from which the slopes are noise, after so many
 LEAST_STEPS = 40
 OF_JUMP = 0.6  # times what rules of a high degree leave of a jump within a step, the size of its error
 JUMPS = 3  # power of the share, of what rules of a low degree leave, that is a jump
@@ -209,19 +209,26 @@ class Resolving(EmbeddedStepper):
         attempt = super().attempt(active)
         slopes = [first, *(slope for _, slope in self._stages)]
         del slopes[-2]  # at the same time as the last
-        parts = [roughness_of_step(torch.stack([flat(slope) for slope in part])) for part in zip(*slopes, strict=True)]
-        share = torch.stack([share for _, share in parts]).amin(0)
+        parts = []
+        for part in zip(*slopes, strict=True):
+            rows = torch.stack([flat(slope) for slope in part])
+            parts.append(roughness_of_step(rows))
+        shares = [share for _, share in parts]
+        share = torch.stack(shares).amin(0)
         self._smooth = (share < RESOLVED).cpu().numpy()
         self.attempted(active, attempt, self._of_jumps(active, *parts[-1]))
         return attempt
 
     def _of_jumps(self, active: Active, left: Tensor, share: Tensor) -> Tensor:
-        """What jumps of slopes may do to their integral over a step (b,), by what null rules leave of them."""
+        """Error (b,) that jumps of slopes may leave in their integral over a step, by what null rules leave of them."""
         index = active.index
         h = torch.from_numpy(np.abs(active.h)).to(left)
-        expected = self._left[index] * h**FALLS
-        self._left[index] = left / h**FALLS
-        jumps = torch.maximum(share**JUMPS, (1 - GROWN * expected / left.clamp(min=1e-30)).clamp(min=0.0))
+        smooth = h**FALLS
+        expected = self._left[index] * smooth
+        self._left[index] = left / smooth
+        beyond = 1 - GROWN * expected / left.clamp(min=torch.finfo(left.dtype).tiny)
+        unlike = share**JUMPS
+        jumps = torch.maximum(unlike, beyond.clamp(min=0.0))
         return OF_JUMP * h * jumps * left
 
     @abstractmethod
@@ -234,10 +241,14 @@ class Resolving(EmbeddedStepper):
 
     def advance(self, samples: np.ndarray, u: np.ndarray, ok: np.ndarray) -> None:
         """Add what the accepted steps' errors do, and give up samples on which nothing is resolved."""
-        device = self._stages[-1][0][0].device
-        self.taken(torch.from_numpy(samples[ok]).to(device), torch.from_numpy(np.flatnonzero(ok)).to(device))
-        self._steps[:, samples[ok]] += np.stack([np.ones(ok.sum()), ~self._smooth[ok]])
+        device = self._left.device
+        arrived = samples[ok]
+        rows = np.flatnonzero(ok)
+        self.taken(torch.from_numpy(arrived).to(device), torch.from_numpy(rows).to(device))
+
         taken, rough = self._steps
+        taken[arrived] += 1
+        rough[arrived] += ~self._smooth[ok]
         self.noisy = (taken >= LEAST_STEPS) & (rough > MOST_ROUGH * taken)
         if self.limits is not None:
             self.limits[self.noisy] = 0

@@ -14,7 +14,7 @@ from sgm_sde.likelihood.checks import OnOutput
 from sgm_sde.likelihood.integrals import OutputDependsOnBatch, Watched, fixed_grid, on_grid
 from sgm_sde.likelihood.own_steps import CALLS_A_STEP, NormalisedFlow, by_own_steps, joint
 from sgm_sde.likelihood.problem import Problem, Solution
-from sgm_sde.likelihood.results import CALLS, ERROR, NOISE
+from sgm_sde.likelihood.results import BY_CALLS, BY_ERROR, BY_NOISE
 
 REFINEMENTS = (2, 4)  # times the steps
 OF_ROUGH = (2, 4, 8)  # the same where the integral of the divergence is what is inexact
@@ -177,14 +177,14 @@ class Budget:
         self.short[at] = (limits > 0) & ~run.completed.numpy()
 
     def reaches(self) -> Tensor:
-        """Whether another run, at a tenth of the tolerance, is within it (n,)."""
+        """Samples (n,) for which another run, at a tenth of the tolerance, is within it."""
         enough = self._spent + GROWS * self._last <= self.most
         self.short |= ~enough
         return torch.from_numpy(enough)
 
     def reasons(self, going: Tensor) -> tuple[str, ...]:
-        """What kept each of some samples (n,) from the tolerance."""
-        reasons = np.where(self.noisy, NOISE, np.where(self.short, CALLS, ERROR))
+        """Names of what kept each of some samples (n,) from the tolerance."""
+        reasons = np.where(self.noisy, BY_NOISE, np.where(self.short, BY_CALLS, BY_ERROR))
         return tuple(reasons[going.cpu().numpy()].tolist())
 
 

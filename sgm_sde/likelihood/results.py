@@ -16,10 +16,9 @@ from sgm_sde._utils.checks import number
 from sgm_sde.engine.noise import VERSION as NOISE
 from sgm_sde.engine.status import Status
 
-
-NOISE = "noise"  # of the network's output, which shorter steps do not resolve
-CALLS = "calls"  # that the method may make
-ERROR = "error"  # of the last method that is tried
+BY_NOISE = "noise"  # of the network's output, which shorter steps do not resolve
+BY_CALLS = "calls"  # that the method may make
+BY_ERROR = "error"  # of the last method that is tried
 
 
 def unresolved_status(unresolved: Sequence[int], reasons: Sequence[str], n: int) -> Status:
@@ -28,8 +27,8 @@ def unresolved_status(unresolved: Sequence[int], reasons: Sequence[str], n: int)
         return Status()
     message = f"the numerical error of {len(unresolved)} of {n} samples did not come down to the tolerance"
     why = {
-        NOISE: "the network's output is noise to shorter steps, as in half precision or with dropout in train mode",
-        CALLS: "max_calls= network calls did not suffice",
+        BY_NOISE: "the network's output is noise to shorter steps, as in half precision or with dropout in train mode",
+        BY_CALLS: "max_calls= network calls did not suffice",
     }
     for reason, said in why.items():
         if reason in reasons:
