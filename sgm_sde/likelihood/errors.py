@@ -192,8 +192,8 @@ NULL_RULES = _null_rules(DOPRI5.c[:5] + DOPRI5.c[6:])  # the sixth stage is at t
 
 
 def roughness_of_step(slopes: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Remainder (b,) of the slopes of a step by null rules of a high degree, and the share (b,) of that in what those of
-    a low one leave.
+    r"""Remainder (b,) of the slopes of a step by null rules of a high degree, and its share (b,) in that by rules of a
+    low one.
 
     The weights of Dormand and Prince's embedded error add up to some hundredths at most up to any of the stages, those
     of the method to no more than that place is off by 0.1 to 0.4: of a jump between two stages the embedded error is
