@@ -19,7 +19,7 @@ from sgm_sde._utils.checks import (
 )
 from sgm_sde._utils.warn import warn
 from sgm_sde.engine.times import at_ends
-from sgm_sde.likelihood.results import LogProbResult
+from sgm_sde.likelihood.results import FlowResult, LogProbResult
 from sgm_sde.processes.base import has_scalar_marginal, require_sde
 from sgm_sde.processes.linear import LinearSDE
 
@@ -80,7 +80,7 @@ def given_log_prob(prior: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
 
 
 class LikelihoodWarning(UserWarning):
-    """The numerical error of some log-likelihoods did not come down to the tolerance."""
+    """The numerical error of some log-likelihoods or codes did not come down to the tolerance."""
 
 
 def warn_unresolved(result: LogProbResult, method: object) -> None:
@@ -91,6 +91,19 @@ def warn_unresolved(result: LogProbResult, method: object) -> None:
     per_dim = float(result.error[first]) / result.latent[0].numel()
     warn(
         f"{result.status} of {method!r}: that of sample {first} is {per_dim:.2g} nats/dim; "
+        "result.unresolved names them",
+        LikelihoodWarning,
+    )
+
+
+def warn_of_codes(result: FlowResult, method: object) -> None:
+    """Warn of the states whose error did not come down to the tolerance, if there are any."""
+    if not result.unresolved or result.error is None:
+        return
+    first = result.unresolved[0]
+    off = float(result.error[first])
+    warn(
+        f"{result.status} of {method!r}: that of sample {first} is {off:.2g} in units of the state; "
         "result.unresolved names them",
         LikelihoodWarning,
     )

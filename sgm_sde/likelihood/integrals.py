@@ -172,7 +172,7 @@ class NodeByNode:
         """The output at the state (B, *) of the next node, and its times (B,)."""
 
 
-def _weighted(weights: Weights, values: dict[int, Tensor]) -> Tensor | None:
+def weighted(weights: Weights, values: dict[int, Tensor]) -> Tensor | None:
     """The sum of weights times values, where there are any."""
     total: Tensor | None = None
     for j, w in weights:
@@ -180,7 +180,7 @@ def _weighted(weights: Weights, values: dict[int, Tensor]) -> Tensor | None:
     return total
 
 
-def _combined(c: tuple[float, float], x: Tensor, r: Tensor) -> Tensor:
+def combined(c: tuple[float, float], x: Tensor, r: Tensor) -> Tensor:
     """c_x x + c_r r."""
     c_x, c_r = c
     return (c_x * x).add_(r, alpha=c_r)
@@ -273,8 +273,8 @@ class Integrals(NodeByNode):
         k = len(self._traces)
         rates = self.rates[k]
         self._traces.append(trace)
-        self._slopes[k] = _combined(rates.slope, x, r)
-        self._scores[k] = _combined(rates.score, x, r)
+        self._slopes[k] = combined(rates.slope, x, r)
+        self._scores[k] = combined(rates.score, x, r)
         self._states[k] = x / self.grid.spreads[k]
         with torch.no_grad():
             square = sensitivity(self._states[k], self._scores[k])
@@ -316,7 +316,7 @@ class Integrals(NodeByNode):
 
         with torch.no_grad():
             ends = self.rates[i].trusted * self._scores[i] + self.rates[i + 1].trusted * self._scores[i + 1]
-            off = _weighted(self.grid.table.corrections[i], self._slopes)
+            off = weighted(self.grid.table.corrections[i], self._slopes)
             of_slopes = torch.zeros_like(dot(jump, jump)) if off is None else dot(ends, off) / 2
         self._of_slopes.append(of_slopes)
 
@@ -359,7 +359,7 @@ class Integrals(NodeByNode):
 
     def _moved_at(self, k: int, shares: tuple[Weights, ...]) -> Tensor:
         """Share of the jumps that goes with the score at node k."""
-        moved = _weighted(shares[k], self._jumps)
+        moved = weighted(shares[k], self._jumps)
         assert moved is not None
         return moved
 

@@ -17,8 +17,9 @@ from sgm_sde._utils.checks import FAR, described, number, one_of, settle
 from sgm_sde.engine.adaptive import check_tolerances
 from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.identity import Value
-from sgm_sde.likelihood import integrals, own_steps, refinement
+from sgm_sde.likelihood import codes, integrals, own_steps, refinement
 from sgm_sde.likelihood.checks import OnOutput, require_count
+from sgm_sde.likelihood.codes import Carried
 from sgm_sde.likelihood.problem import Problem, Solution
 from sgm_sde.likelihood.trace import BASES, FEW_DIMENSIONS, PROBES, Estimate, ExactTrace, RandomTrace
 from sgm_sde.scores.score import Score
@@ -56,8 +57,8 @@ class Method(Value):
     def solve(self, problem: Problem) -> Found:
         """From the data to the noise."""
 
-    def carry(self, problem: Problem) -> tuple[Tensor, tuple[float, ...]]:
-        """States (B, *) at the other end, without their volume, and the times of a shared grid.
+    def carry(self, problem: Problem) -> Carried:
+        """States (B, *) at the other end, without their volume, with their error.
 
         Raises:
             ValueError: for a method that goes one way only.
@@ -85,6 +86,9 @@ class FixedGrid(Method):
 
     Given `steps`, all samples use that grid, whatever the error; where these are too few for it to be known, the
     protocol of the result says so.
+
+    Codes, `encode` and `decode`, go from the first grid to the adaptive solver where their error exceeds ten times the
+    tolerance, in units of the spread that data of `data_std` have at the other end.
 
     Args:
         steps: of the grid, one network call each and one more.
@@ -145,10 +149,13 @@ class FixedGrid(Method):
         of_value = f" + {self.rtol:g} of the value" if self.rtol else ""
         return f", up to {most} or an adaptive method where the error exceeds {self.atol:g} nats/dim{of_value}"
 
-    def carry(self, problem: Problem) -> tuple[Tensor, tuple[float, ...]]:
+    def carry(self, problem: Problem) -> Carried:
         """States alone (B, *) from one end to the other, and the times of the grid."""
         grid = integrals.fixed_grid(problem.sde, problem.eps, self.n_steps, self.data_std, problem.to_noise)
-        return grid.carry(problem.model, problem.x), grid.times
+        found = codes.on_grid(problem, grid)
+        if self.steps is not None:
+            return found
+        return codes.refined(found, problem, self.data_std, self.atol, self.rtol, self.max_calls)
 
     def again(self, problem: Problem, on_output: OnOutput) -> None:
         """Visit the nodes of all grids once more."""
@@ -197,11 +204,11 @@ class AdaptiveFlow(Method):
         solution = own_steps.joint(own_steps.adaptive(own_steps.NormalisedFlow(problem, self.data_std), rtol, atol))
         return Found(solution, f"Dormand and Prince's method with steps of each sample's own {_words(rtol, atol)}")
 
-    def carry(self, problem: Problem) -> tuple[Tensor, tuple[float, ...]]:
+    def carry(self, problem: Problem) -> Carried:
         """States alone (B, *) from one end to the other, and the two ends."""
         ends = own_steps.adaptive(own_steps.NormalisedFlow(problem, self.data_std), *self.tolerances(1e-8))
         times = problem.eps, problem.sde.T
-        return ends.x, times if problem.to_noise else times[::-1]
+        return Carried(ends.x, codes.error_of(ends), times if problem.to_noise else times[::-1])
 
 
 @dataclass(frozen=True)

@@ -114,10 +114,10 @@ def quadrature(
     fine, coarse = jumps
     known, better, best = (np.array([_integral(at, slope, i, n, rule) for i in range(n)]) for rule in rules)
     return Quadrature(
-        integrals=_terms(known),
-        corrections=_terms(better - known),
-        shares=_terms(_shares(at, fine)),
-        coarse_shares=_terms(_shares(at, coarse)),
+        integrals=terms(known),
+        corrections=terms(better - known),
+        shares=terms(_shares(at, fine)),
+        coarse_shares=terms(_shares(at, coarse)),
         weights=known.sum(0),
         remainders=np.stack([better - known, best - better]),
         halves=np.array([_every(at, slope, rules[0], 2, k) for k in range(2)]),
@@ -191,7 +191,7 @@ def quadrature_on(lam: np.ndarray, s: float) -> Quadrature:
     return quadrature(lam, lambda x: -0.5 / np.cosh(x + math.log(s)), RULES_OF_OTHERS, JUMPS_OF_OTHERS)
 
 
-def _terms(rows: np.ndarray) -> tuple[Weights, ...]:
+def terms(rows: np.ndarray) -> tuple[Weights, ...]:
     """Each row as pairs of its columns and what stands there."""
     return tuple(tuple((int(j), float(row[j])) for j in np.flatnonzero(row)) for row in rows)
 

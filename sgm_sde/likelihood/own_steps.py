@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_output
-from sgm_sde._utils.shapes import dot, flat
+from sgm_sde._utils.shapes import dimension, dot, flat
 from sgm_sde.engine.adaptive import (
     Active,
     Attempt,
@@ -46,9 +46,10 @@ LONG = 3  # power of a step's length in lambda, beyond 1, for a solver in time: 
 
 CALLS_A_STEP = 6
 ATTEMPTS = 10_000  # of a sample at most
-RESOLVED = 0.5  # share of what rules of low degree leave that is left by those of a high one, below which a step is
-MOST_ROUGH = 0.2  # share of steps that are not, from which the slopes are noise, after so many
-LEAST_STEPS = 40
+RESOLVED = (
+    0.5  # share of what rules of low degree leave that is left by those of a high one, below which a step is smooth
+)
+MOST_GROWTH = 3.0  # logarithm of that of an error over a step
 OF_JUMP = 0.6  # times what rules of a high degree leave of a jump within a step, the size of its error
 JUMPS = 3  # power of the share, of what rules of a low degree leave, that is a jump
 FALLS = 4  # power of the step by which what they leave of smooth slopes falls; a jump
@@ -179,10 +180,14 @@ class Resolving(EmbeddedStepper):
         z: the first states (B, *).
 
     Attributes:
+        most_rough: share of steps on which slopes are not smooth, from which they are noise.
+        least_steps: after which that is told.
         noisy: samples (B,) whose slopes are noise to the steps: no polynomial of a higher degree follows them better,
             as short as the steps are.
     """
 
+    most_rough: ClassVar[float]
+    least_steps: ClassVar[int]
     _lam: Tensor  # of the last stage
     _smooth: np.ndarray  # (b,), whether the slopes of the step that is tried are
 
@@ -249,7 +254,7 @@ class Resolving(EmbeddedStepper):
         taken, rough = self._steps
         taken[arrived] += 1
         rough[arrived] += ~self._smooth[ok]
-        self.noisy = (taken >= LEAST_STEPS) & (rough > MOST_ROUGH * taken)
+        self.noisy = (taken >= self.least_steps) & (rough > self.most_rough * taken)
         if self.limits is not None:
             self.limits[self.noisy] = 0
 
@@ -257,6 +262,9 @@ class Resolving(EmbeddedStepper):
 class FlowStepper(Resolving):
     """Steps of the flow with its volume, with what their errors do to the log-density added up: raised where steps are
     long or slopes jump, as sizes, with signs, and the squares of what rounding does."""
+
+    most_rough = 0.2  # in states and trace
+    least_steps = 40
 
     _of_step: Tensor  # what the errors of the step that is tried do, (b, 4)
 
@@ -288,6 +296,40 @@ class FlowStepper(Resolving):
         return embedded + rough, rough, rounding.sqrt()
 
 
+class StateStepper(Resolving):
+    """Steps of the flow alone, with the error of the state that those so far leave: it grows as what is between the
+    last two stages does, which are at one time."""
+
+    most_rough = 0.6  # off a ridge a third of the steps is long beside what is near
+    least_steps = 200
+
+    _of_step: Tensor  # growth over the step that is tried, and its own error, (b, 2)
+
+    def __init__(self, flow: NormalisedFlow, rtol: float, atol: float, limits: np.ndarray | None, z: Tensor) -> None:
+        super().__init__(flow, rtol, atol, limits, z)
+        self._error = z.new_zeros(len(z))
+
+    def attempted(self, active: Active, attempt: Attempt, rough: Tensor) -> None:
+        """Find the error of the step, and by what one before it grows."""
+        (((e,), *_),) = [attempt.estimates]
+        ((z_6,), (f_6,)), ((z_7,), (f_7,)) = self._stages[-2:]
+        moved = z_7 - z_6
+        least = rounded(moved.dtype) ** 2 * dot(z_7, z_7)
+        h = torch.from_numpy(active.h).to(moved)
+        growth = h * dot(f_7 - f_6, moved) / (dot(moved, moved) + least).clamp(min=torch.finfo(moved.dtype).tiny)
+        size = dot(e, e).sqrt() / dimension(e) ** 0.5 + rough
+        self._of_step = torch.stack([growth.clamp(-MOST_GROWTH, MOST_GROWTH).exp(), size], 1)
+
+    def taken(self, samples: Tensor, rows: Tensor) -> None:
+        """Let errors grow, and add those of the steps."""
+        growth, size = self._of_step.index_select(0, rows).unbind(1)
+        self._error[samples] = self._error[samples] * growth + size
+
+    def error(self) -> Tensor:
+        """Root mean square error (B,) of the states z."""
+        return safety_of_steps(self.rtol, self.atol) * self._error
+
+
 class Ends(NamedTuple):
     """Other end of a flow that was solved at once.
 
@@ -295,7 +337,7 @@ class Ends(NamedTuple):
         flow: the flow.
         x: the states there, (B, *).
         volumes: log-volumes (B, columns) that were solved with them, if any.
-        errors: of the log-density (B,), with volumes.
+        errors: of the log-density (B,) with volumes, else of the states in their units.
         rough: what of these are jumps of the trace (B,), where it is known.
         moved: what a relative change by 1 of the states does to it on the way (B,), where it is known.
     """
@@ -335,7 +377,7 @@ def by_own_steps(
 
     z = x / flow.scale[start]
     y: State = (z,)
-    stepper = EmbeddedStepper(flow, DOPRI5, rtol, atol, len(x), flow.coefficients.prepare)
+    stepper: StateStepper | FlowStepper = StateStepper(flow, rtol, atol, limits, z)
     if problem.estimate is not None:
         y = z, x.new_zeros(len(x), problem.trace.columns)
         stepper = FlowStepper(flow, rtol, atol, limits, z)
@@ -344,8 +386,11 @@ def by_own_steps(
     most = ATTEMPTS if limits is None else limits
     run = integrate_adaptive(stepper, y, *span, max_steps=most, controller=Controller())
     z, *volumes = run.y
-    errors = stepper.errors() if isinstance(stepper, FlowStepper) else ()
-    return Ends(flow, flow.scale[end] * z, *volumes, *errors), run
+    latent = flow.scale[end] * z
+    if isinstance(stepper, FlowStepper):
+        (volume,) = volumes
+        return Ends(flow, latent, volume, *stepper.errors()), run
+    return Ends(flow, latent, errors=flow.scale[end] * stepper.error()), run
 
 
 def _require_arrived(run: Integration, flow: NormalisedFlow) -> None:

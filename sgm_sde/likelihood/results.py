@@ -27,7 +27,8 @@ def unresolved_status(unresolved: Sequence[int], reasons: Sequence[str], n: int)
         return Status()
     message = f"the numerical error of {len(unresolved)} of {n} samples did not come down to the tolerance"
     why = {
-        BY_NOISE: "the network's output is noise to shorter steps, as in half precision or with dropout in train mode",
+        BY_NOISE: "the network's output is noise to shorter steps, by rounding, as in half precision, "
+        "or dropout in train mode",
         BY_CALLS: "max_calls= network calls did not suffice",
     }
     for reason, said in why.items():
@@ -192,7 +193,10 @@ class FlowResult:
         times: the grid, in the order in which it was run; the two ends alone where every sample has a grid of its own.
         log_prob: where it was asked for, the log-density of the data's end in nats (B,).
         stderr: its standard error by the probes of the trace, (B,).
-        error: its numerical error, (B,).
+        error: the numerical error (B,), meant as a bound: of `log_prob` in nats where that was asked for, else of `x`,
+            root mean square over the numbers of a sample, in units of the state.
+        unresolved: numbers of the samples whose `error` did not come down to the tolerance.
+        reasons: for each of these what kept it from that, as in `LogProbResult`.
 
     Examples:
         >>> import sgm_sde as sg
@@ -211,10 +215,17 @@ class FlowResult:
     log_prob: Tensor | None = None
     stderr: Tensor | None = None
     error: Tensor | None = None
+    unresolved: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> Status:
+        """Status of finite states, which names the samples whose error is above the tolerance; others raise."""
+        return unresolved_status(self.unresolved, self.reasons, len(self.x))
 
     def __repr__(self) -> str:
         """The states' shape, and the mean of their log-densities over the batch with the largest numerical error."""
-        known = ""
+        known = f", {len(self.unresolved)} above the tolerance" if self.unresolved else ""
         if self.log_prob is not None and self.error is not None:
             mean, spread = mean_and_error(self.log_prob)
             worst = float(self.error.detach().max()) / self.x[0].numel()

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 import sgm_sde as sg
 from sgm_sde.likelihood import (
+    AdaptiveFlow,
     FixedGrid,
+    LikelihoodWarning,
     Stretched,
 )
 from tests.helpers import F64, GAUSSIAN, LINEAR, MIXTURE
@@ -102,3 +104,70 @@ def test_codes_are_called_as_they_are_given(density: bool) -> None:
         sg.decode(MIXTURE.score(sg.VPSDE()), sg.VPSDE(), z, log_prob=density)
     with pytest.raises(TypeError, match=r"z must be a floating tensor \(B, \*\), got dtype torch.int64$"):
         sg.decode(MIXTURE.score(sg.VPSDE()), sg.VPSDE(), torch.ones(2, 2, dtype=torch.int64), log_prob=density)
+
+
+CASES = [("vp", MIXTURE), ("edm", MIXTURE), ("ve", GAUSSIAN), ("flow", GAUSSIAN)]
+
+
+@pytest.mark.parametrize(("process", "oracle"), CASES)
+def test_codes_state_their_error(process: str, oracle: sg.oracles.Oracle) -> None:
+    """Smooth scores stay on the first grid, whose error bounds what is off, on the way there and back."""
+    sde, score = LINEAR[process], oracle.score(LINEAR[process])
+    x = points(oracle, process, 24)
+    exact = sg.encode(score, sde, x, method=AdaptiveFlow(1e-10, 1e-10))
+    for result, known in (
+        (sg.encode(score, sde, x), exact.x),
+        (sg.decode(score, sde, exact.x), x),
+        (sg.encode(score, sde, x, method="adaptive"), exact.x),
+    ):
+        assert result.error is not None and result.error.shape == (24,)
+        off = (result.x - known).square().mean(1).sqrt()
+        scale = float(known.std())
+        assert float((off <= result.error + 1e-7 * scale).double().mean()) > 0.8
+        assert float((off <= 3 * result.error + 1e-7 * scale).double().mean()) == 1
+        assert float(result.error.max()) < 1e-3 * scale and result.status.ok and result.unresolved == ()
+        assert result.nfe == 49 or result.times[1:] in ((sde.T,), (sde.likelihood_eps,))
+
+
+def with_a_wave(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The noise estimate of the mixture on VP, with a fast wave in log-SNR on it."""
+    sde = LINEAR["vp"]
+    return MIXTURE.score(sde).predict("noise", x, t) + 0.1 * (8 * sde.log_snr(t)).sin()[:, None] * (3 * x).sin()
+
+
+def test_codes_of_a_rough_network_are_refined() -> None:
+    """Samples in which the error is above the tolerance take steps of their own, and return to where they were."""
+    sde = LINEAR["vp"]
+    score = sg.from_noise(with_a_wave, sde)
+    x = points(MIXTURE, "vp", 12)
+    exact = sg.encode(score, sde, x, method=AdaptiveFlow(1e-10, 1e-10)).x
+    grid = sg.encode(score, sde, x, method=FixedGrid(48))
+    code = sg.encode(score, sde, x)
+    assert grid.error is not None and code.error is not None
+    assert grid.nfe == 49 < code.nfe < 1500
+    for result in (grid, code):
+        off = (result.x - exact).square().mean(1).sqrt()
+        assert float((off <= result.error).double().mean()) > 0.6 and bool((off <= 2.5 * result.error).all())
+    assert float((grid.x - exact).abs().max()) > 5e-3
+    assert float(code.error.max()) < 1e-3 * sde.prior_std and code.status.ok
+    back = sg.decode(score, sde, code.x)
+    assert float((back.x - x).abs().max()) < 2e-3
+    tighter = sg.encode(score, sde, x, method=FixedGrid(atol=1e-6))
+    assert float((tighter.x - exact).abs().max()) < 2e-5
+    alone = sg.encode(score, sde, x[3:4])
+    torch.testing.assert_close(alone.x, code.x[3:4], rtol=1e-9, atol=1e-9)
+
+
+def test_codes_that_do_not_reach_the_tolerance_are_named() -> None:
+    """In the result and a warning that says why; gradients leave no steps of their own."""
+    sde = LINEAR["vp"]
+    score = sg.from_noise(with_a_wave, sde)
+    x = points(MIXTURE, "vp", 3)
+    with pytest.warns(LikelihoodWarning, match=r"of 3 of 3 samples .* max_calls= .* in units of the state"):
+        code = sg.encode(score, sde, x, method=FixedGrid(max_calls=20))
+    assert code.unresolved == (0, 1, 2) == code.status.samples and not code.status
+    assert code.reasons == ("calls",) * 3 and "3 above the tolerance" in repr(code)
+    with pytest.warns(LikelihoodWarning):
+        kept = sg.encode(score, sde, x, enable_grad=True)
+    assert kept.nfe == 49 and kept.error is not None and not kept.error.requires_grad
+    torch.testing.assert_close(kept.x, sg.encode(score, sde, x, method=FixedGrid(48)).x)

@@ -67,7 +67,7 @@ def test_an_output_in_half_precision(dtype: torch.dtype, atol: float) -> None:
     and an error that holds, and the warning says why."""
     net = Coarse(dtype)
     x = MIXTURE.sample(8, VP, 1e-5, seed=0)
-    with pytest.warns(LikelihoodWarning, match="noise to shorter steps, as in half precision"):
+    with pytest.warns(LikelihoodWarning, match="noise to shorter steps, by rounding, as in half precision"):
         res = sg.log_prob(sg.from_noise(net, VP), VP, x, method=FixedGrid(atol=atol), prior=prior)
         parts = sg.log_prob(sg.from_noise(net, VP), VP, x, method=FixedGrid(atol=atol), prior=prior, batch_size=3)
     assert res.nfe < 3000
@@ -92,7 +92,7 @@ def test_an_output_that_is_drawn_anew() -> None:
         return factor * MIXTURE.score(VP).predict("noise", x, t)
 
     x = MIXTURE.sample(4, VP, 1e-5, seed=0, dtype=F64)
-    with pytest.warns(LikelihoodWarning, match="or with dropout in train mode"):
+    with pytest.warns(LikelihoodWarning, match="or dropout in train mode"):
         res = sg.log_prob(sg.from_noise(noise, VP), VP, x, seed=0)
     assert calls < 2000 and set(res.reasons) == {"noise"}
     assert float(res.error.min()) > 0.1

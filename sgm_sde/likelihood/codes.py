@@ -1,0 +1,181 @@
+r"""States at the other end of the flow with their error, and steps of their own for those whose error is too large.
+
+On a grid the path from node to node is that of the slopes through six nodes. With what rules of eight add to an
+interval, $r_i$, of ten to that, $r'_i$, the roots R and R' of the sums of their squares, and the farthest that a state
+lies from the path, D, the error of the end in $z = x/\rho$ is of the size
+
+$$ \big((8R)^2 + (2.5\,D\,u^4)^2\big)^{1/2}, \qquad u = \min(1, R'/R) . $$
+
+Where slopes are resolved, $R' \ll R$, states lie off the path on both sides in turn, which cancels; where they are not,
+slopes are as wrong as they are far from it. On the way of an adaptive solver errors grow as what is between its last
+two stages does, which are at one time: $e \leftarrow e\,\exp(h\,\Delta f\cdot\Delta z/|\Delta z|^2) + |e_k|$.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sgm_sde._utils.shapes import dimension, row_sums
+from sgm_sde.likelihood.errors import rounded
+from sgm_sde.likelihood.integrals import GridFlow, NodeByNode, combined, weighted
+from sgm_sde.likelihood.multistep import terms
+from sgm_sde.likelihood.own_steps import Ends, NormalisedFlow, by_own_steps
+from sgm_sde.likelihood.problem import Problem
+from sgm_sde.likelihood.refinement import Budget
+
+OF_REST = 8.0  # times what rules of more slopes add
+OFF_PATH = 2.5  # times the distance of a state from the path of the slopes, by the power
+UNRESOLVED = 4  # of how little rules of still more slopes gain
+IN_SPREADS = 10.0  # times a tolerance in nats/dim, that of a state in units of its spread
+WIDE = 10.0  # times the spread, beyond which a grid is made for other data
+TOLERANCES = (0.01, 0.001, 0.0001)  # of an adaptive solver's steps, in units of that of a state
+
+
+class Carried(NamedTuple):
+    """States (B, *) at the other end, their errors (B,) in units of the state, and the times of a shared grid.
+
+    Attributes:
+        unresolved: samples whose error did not come down to the tolerance.
+        reasons: for each of these what kept it from that.
+    """
+
+    x: Tensor
+    error: Tensor
+    times: tuple[float, ...]
+    unresolved: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+class _Path(NodeByNode):
+    """A network as the executor calls it along a grid, with what its slopes tell of the error of the last state."""
+
+    def __init__(self, problem: Problem, grid: GridFlow) -> None:
+        super().__init__(problem.model)
+        self.grid = grid
+        self.rates = grid.rates(problem.model.score.prediction)
+        self.rules = [grid.table.corrections, terms(grid.table.remainders[1])]
+        self.needed = [max(self._nodes(i)) for i in range(len(grid.times) - 1)]
+        self._slopes: dict[int, Tensor] = {}
+        self._states: dict[int, Tensor] = {}
+        self._crossed = 0
+        self._known = 0
+        self._off = torch.zeros_like(problem.x.detach())  # of the state from the path
+        self._farthest = row_sums(self._off)
+        self._rest = torch.stack([self._farthest, self._farthest])  # sums of squares, of the two rules
+
+    def _nodes(self, i: int) -> list[int]:
+        """Nodes of which something is needed to cross interval i."""
+        rows = [self.grid.table.integrals[i], *(rule[i] for rule in self.rules)]
+        return [i, i + 1, *(j for row in rows for j, _ in row)]
+
+    @torch.no_grad()
+    def _take(self, x: Tensor, out: Tensor) -> None:
+        """Take in the next node, and cross the intervals for which it was wanting."""
+        k = self._known
+        self._slopes[k] = combined(self.rates[k].slope, x, out)
+        self._states[k] = x / self.grid.spreads[k]
+        self._known += 1
+        while self._crossed < len(self.needed) and self.needed[self._crossed] <= k:
+            self._cross(self._crossed)
+            self._crossed += 1
+
+    def _cross(self, i: int) -> None:
+        """Add what interval i tells, and forget what no later one needs."""
+        self._off += self._states[i] - self._states[i + 1]
+        for j, w in self.grid.table.integrals[i]:
+            self._off.add_(self._slopes[j], alpha=w)
+        self._farthest = torch.maximum(self._farthest, row_sums(self._off.square()))
+
+        for total, rule in zip(self._rest, self.rules, strict=True):
+            added = weighted(rule[i], self._slopes)
+            if added is not None:
+                total += row_sums(added.square())
+
+        self._states.pop(i)
+        first = min((min(self._nodes(later)) for later in range(i + 1, len(self.needed))), default=0)
+        for j in [j for j in self._slopes if j < first]:
+            del self._slopes[j]
+
+    def evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output at the state of the next node."""
+        out = self.model.output(x, t)
+        self._take(x, out.to(x.dtype))
+        return out
+
+    def error(self, end: Tensor) -> Tensor:
+        """Error (B,) of the last state (B, *), in its units."""
+        R, R_of_more = self._rest.sqrt()
+        unresolved = (R_of_more / R.clamp(min=torch.finfo(R.dtype).tiny)).clamp(max=1.0)
+        off = self._farthest.sqrt() * unresolved**UNRESOLVED
+        size = row_sums((end / self.grid.spreads[-1]).square()).sqrt()
+        parts = torch.stack([OF_REST * R, OFF_PATH * off, rounded(end.dtype) * size])
+        rms = parts.square().sum(0).sqrt() / dimension(end) ** 0.5
+        return self.grid.spreads[-1] * rms
+
+
+def on_grid(problem: Problem, grid: GridFlow) -> Carried:
+    """The other end on one grid."""
+    path = _Path(problem, grid)
+    end = grid.carry(path, problem.x)
+    return Carried(end, path.error(end.detach()), grid.times)
+
+
+def refined(found: Carried, problem: Problem, s: float, atol: float, rtol: float, max_calls: int) -> Carried:
+    """The same with samples of too large an error by steps of their own, at smaller and smaller tolerances.
+
+    Args:
+        found: on a grid.
+        problem: the flow.
+        s: standard deviation of the data.
+        atol: a tenth of the largest error of a state, in units of the spread that data of that standard deviation have;
+            or of a tenth of its size for a state that is wider, for which the grid is not made.
+        rtol: the same, as a share of the state.
+        max_calls: of the network for each sample.
+    """
+    x, error = found.x, found.error
+    flow = NormalisedFlow(problem, s)
+    first, last = (flow.data, flow.noise) if problem.to_noise else (flow.noise, flow.data)
+    spread = float(flow.scale[last])
+    size = _rms(x)
+    tolerance = IN_SPREADS * (atol * (size / WIDE).clamp(min=spread) + rtol * size)
+    wide = (size > WIDE * spread) | (_rms(problem.x) > WIDE * float(flow.scale[first]))
+
+    budget = Budget(len(x), max_calls)
+    going = (wide | ~(error <= tolerance)) & torch.isfinite(size)
+    trying = going
+    alone = problem.model.takes_some(len(x))
+    for share in TOLERANCES if not torch.is_grad_enabled() else ():
+        rows = trying.nonzero().flatten()
+        if not len(rows):
+            break
+
+        limits = budget.limits(rows)
+        some = NormalisedFlow(problem, s, rows=rows, alone=alone)
+        step = IN_SPREADS * share * max(atol, rtol)
+        ends, run = by_own_steps(some, step, step, limits)
+        budget.spend(rows, run, limits)
+
+        arrived = run.completed.to(rows.device)
+        arrivals = rows[arrived]
+        x = x.index_copy(0, arrivals, ends.x[arrived])
+        error = error.index_copy(0, arrivals, error_of(ends)[arrived])
+        going = going & ~(error <= tolerance)
+        trying = going & trying.index_copy(0, rows, arrived) & budget.reaches().to(rows.device)
+
+    unresolved = tuple(going.nonzero().flatten().tolist())
+    return Carried(x, error, found.times, unresolved, budget.reasons(going))
+
+
+def error_of(ends: Ends) -> Tensor:
+    """Error (b,) of the states at the end of an adaptive solve, in their units."""
+    assert ends.errors is not None
+    return torch.hypot(ends.errors, rounded(ends.x.dtype) * _rms(ends.x))
+
+
+def _rms(x: Tensor) -> Tensor:
+    """Root mean square (B,) of states (B, *)."""
+    square = row_sums(x.detach().square()) / dimension(x)
+    return square.sqrt()
