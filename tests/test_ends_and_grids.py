@@ -684,7 +684,7 @@ def test_a_widening_grid_keeps_times_that_are_given() -> None:
     "options", [{"data_std": 0.0}, {"first": -1.0}, {"last": math.nan}, {"largest": math.inf}], ids=case_id
 )
 def test_options_of_a_widening_grid_are_positive(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="positive and finite"):
+    with pytest.raises(ValueError, match="must be (positive and )?finite"):
         sg.grids.Widening(**options)
 
 
@@ -731,7 +731,7 @@ def test_a_thinned_grid_keeps_what_it_is_given() -> None:
     "options", [{"data_std": 0.0}, {"even": -1.0}, {"last": math.nan}, {"largest": math.inf}], ids=case_id
 )
 def test_options_of_a_thinned_grid_are_positive(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="positive and finite"):
+    with pytest.raises(ValueError, match="must be (positive and )?finite"):
         sg.grids.Thinned(**options)
 
 
@@ -753,9 +753,9 @@ def test_a_run_on_a_widening_grid_starts_from_the_same_noise(process: str) -> No
     assert sg.sample(score, sde, (5, 2), final="none", **options).times[-1] == sde.eps
 
 
-@pytest.mark.parametrize("data_std", [-1.0, 0.0, math.nan, "a", None])
+@pytest.mark.parametrize("data_std", [-1.0, 0.0, math.nan, "a"])
 def test_the_scale_of_data_is_a_positive_number(data_std: Any) -> None:
     with pytest.raises(
-        TypeError if isinstance(data_std, str | None) else ValueError, match=f"data_std .* got '?{data_std}"
+        TypeError if isinstance(data_std, str) else ValueError, match=f"data_std .* got '?{data_std}"
     ):
         sg.defaults.default_setting(sg.VPSDE(), 20, data_std=data_std)

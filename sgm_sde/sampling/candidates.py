@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from sgm_sde._utils.checks import check_integer, number
 from sgm_sde.grids import GridRule, Karras, LogSNR, Thinned, Uniform, Widening
-from sgm_sde.sampling.defaults import WIDEST, Setting, adams_near_noise, settings
+from sgm_sde.sampling.defaults import NARROWEST, WIDEST, Setting, adams_near_noise, settings
 from sgm_sde.schemes import DEIS, DPMSolver, RectifiedAdams, Rosenbrock, Solver, UniC, UniPC
 
 __all__ = ["default_candidates"]
@@ -92,7 +92,7 @@ def default_candidates(nfe: int | None = None, data_std: float = 1.0) -> tuple[S
 def scale_of_candidates(std: float) -> float:
     """The scale that candidates take data of a standard deviation for: 1 for about unit scale, else to one digit."""
     least, most = UNIT_SCALE
-    return 1.0 if least <= std <= most else min(float(f"{std:.1g}"), WIDEST)
+    return 1.0 if least <= std <= most else max(min(float(f"{std:.1g}"), WIDEST), NARROWEST)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ FINAL_NODES = 3  # data estimates that a sample is made from below MANY calls
 BELOW_START = 4.0
 ABOVE_END = 5.0
 PRIOR_OVER_DATA = 2000.0  # VESDE's prior for images of 1024 x 1024 pixels has 1348
+NARROWEST = 1 / FAR  # scale of data
 WIDEST = FAR / 10  # scale of data, so that levels of noise that solvers take are above it
 
 
@@ -103,7 +104,7 @@ def adams_near_noise(
     """
     nodes = check_integer("nodes", nodes)
     corrector = check_integer("corrector", corrector)
-    data_std = number("data_std", data_std, least=1 / FAR, most=WIDEST)
+    data_std = number("data_std", data_std, least=NARROWEST, most=WIDEST)
     adams = Rosenbrock(
         nodes,
         sigma_data=SIGMA_DATA * data_std,
@@ -215,7 +216,7 @@ def default_setting(
     require_sde(sde)
     budget = 50 if nfe is None else check_integer("nfe", nfe)
     if data_std is not None:
-        data_std = number("data_std", data_std, least=1 / FAR, most=WIDEST)
+        data_std = number("data_std", data_std, least=NARROWEST, most=WIDEST)
     times = _given_times(sde, t_start, t_end)
     if has_matrix_marginal(sde) and all(t >= EARLIEST * sde.T for t in [sde.eps, *times]):
         few, more = WITH_A_MATRIX
@@ -237,7 +238,7 @@ def _scale_of_data(sde: SDE) -> float:
     start, end = sde.nodes((sde.T, sde.eps))
     least = max(ABOVE_END * end.noise_level, sde.prior_std / PRIOR_OVER_DATA)
     most = min(start.noise_level / BELOW_START, WIDEST)
-    return float(f"{min(max(1.0, least), most):.1g}")
+    return max(float(f"{min(max(1.0, least), most):.1g}"), NARROWEST)
 
 
 def _given_times(sde: SDE, t_start: float | None, t_end: float | None) -> list[float]:
