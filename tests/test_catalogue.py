@@ -603,7 +603,9 @@ def test_which_default() -> None:
     for sde in (vp, sg.CLD()):
         with pytest.raises(TypeError, match="data_std must be one number, got True"):
             sg.defaults.default_setting(sde, data_std=True)
-        with pytest.raises(ValueError, match=r"data_std must be finite, above 0 and at most 100000, got 1e\+300"):
+        with pytest.raises(
+            ValueError, match=r"data_std must be finite, at least 1e-06 and at most 100000, got 1e\+300"
+        ):
             sg.defaults.default_setting(sde, data_std=1e300)
     assert sg.defaults.default_setting(sg.RectifiedFlowSDE(T=1.0), 20) == sg.defaults.default_setting(vp, 20)
     assert sg.defaults.default_setting(sg.RectifiedFlowSDE(T=1.0), t_start=1.0) == sg.Setting("rectified2")

@@ -684,7 +684,7 @@ def test_a_widening_grid_keeps_times_that_are_given() -> None:
     "options", [{"data_std": 0.0}, {"first": -1.0}, {"last": math.nan}, {"largest": math.inf}], ids=case_id
 )
 def test_options_of_a_widening_grid_are_positive(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="must be (positive and )?finite"):
+    with pytest.raises(ValueError, match=r"must be (positive and )?finite"):
         sg.grids.Widening(**options)
 
 
@@ -731,7 +731,7 @@ def test_a_thinned_grid_keeps_what_it_is_given() -> None:
     "options", [{"data_std": 0.0}, {"even": -1.0}, {"last": math.nan}, {"largest": math.inf}], ids=case_id
 )
 def test_options_of_a_thinned_grid_are_positive(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="must be (positive and )?finite"):
+    with pytest.raises(ValueError, match=r"must be (positive and )?finite"):
         sg.grids.Thinned(**options)
 
 
@@ -755,7 +755,5 @@ def test_a_run_on_a_widening_grid_starts_from_the_same_noise(process: str) -> No
 
 @pytest.mark.parametrize("data_std", [-1.0, 0.0, math.nan, "a"])
 def test_the_scale_of_data_is_a_positive_number(data_std: Any) -> None:
-    with pytest.raises(
-        TypeError if isinstance(data_std, str) else ValueError, match=f"data_std .* got '?{data_std}"
-    ):
+    with pytest.raises(TypeError if isinstance(data_std, str) else ValueError, match=f"data_std .* got '?{data_std}"):
         sg.defaults.default_setting(sg.VPSDE(), 20, data_std=data_std)

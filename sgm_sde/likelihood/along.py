@@ -16,6 +16,7 @@ from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.noise import SampleSeeds
 from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import check_finite
+from sgm_sde.likelihood.errors import CANCELLED
 from sgm_sde.likelihood.integrals import Integrals, Nodes
 from sgm_sde.likelihood.methods import FixedGrid, Trace, resolve_trace
 from sgm_sde.likelihood.multistep import quadrature_on
@@ -42,7 +43,8 @@ class _Along(Integrals):
 
     off_gradient = 4.0
     off_prior = 12.0
-    fluctuation = 0.0  # steps are uneven
+    fluctuation = 0.0  # steps are uneven, and their rules no sign of a wave
+    aliased = CANCELLED
 
     def plan(self, program: Program) -> Plan:
         """The program made ready for what the network predicts."""

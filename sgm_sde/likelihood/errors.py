@@ -60,7 +60,9 @@ ONE_SIGN = 1 / 7  # times the error where they are
 COARSER = 1 / 4  # power of the tolerance: coarser steps are further off, in units of the embedded errors
 
 
-def quadrature_error(values: Tensor, table: Quadrature, longest: float = 0.0) -> tuple[Tensor, Tensor]:
+def quadrature_error(
+    values: Tensor, table: Quadrature, longest: float = 0.0, aliased: float = ALIASED
+) -> tuple[Tensor, Tensor]:
     """Error (B,) of the integral of what has values (nodes, B) at the nodes, and the size (B,) of what rules of more
     slopes add to its intervals.
 
@@ -68,6 +70,7 @@ def quadrature_error(values: Tensor, table: Quadrature, longest: float = 0.0) ->
         values: at the nodes.
         table: weights of the integral, and of what tells its error.
         longest: step of lambda around where data take shape.
+        aliased: times the sum of what rules add where more slopes add more, as of a wave faster than even nodes.
     """
     r, r_of_more = torch.from_numpy(table.remainders).to(values) @ values
     R = r.square().sum(0).sqrt()
@@ -82,7 +85,7 @@ def quadrature_error(values: Tensor, table: Quadrature, longest: float = 0.0) ->
     if longest < FINE:
         e = torch.where(falls < CONVERGES, torch.minimum(e, size), e)
     else:
-        sums = torch.where(R_of_more > FASTER * R, ALIASED, CANCELLED) * sums
+        sums = torch.where(R_of_more > FASTER * R, aliased, CANCELLED) * sums
     parts = [
         sums,
         ROUGH * size * unresolved**UNRESOLVED,

@@ -22,7 +22,7 @@ from sgm_sde.engine.executor import Evaluator, execute
 from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import OnOutput
-from sgm_sde.likelihood.errors import COARSE, probe_error, quadrature_error, rounded, sensitivity
+from sgm_sde.likelihood.errors import ALIASED, COARSE, probe_error, quadrature_error, rounded, sensitivity
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.multistep import Quadrature, Weights, program, spread, tables, trust
 from sgm_sde.likelihood.problem import FLAT, NoNoise, Problem, Solution
@@ -213,12 +213,14 @@ class Integrals(NodeByNode):
         off_gradient: units of what is seen of a wrong score for each that its Jacobian is off a symmetric one.
         off_prior: the same for each that it is off the prior's at the noise's end.
         fluctuation: times what the wave of a score in pure noise says of the jumps.
+        aliased: see `quadrature_error`.
         first: the network's output at the first node.
     """
 
     off_gradient: ClassVar[float] = 1.0
     off_prior: ClassVar[float] = 0.8
     fluctuation: ClassVar[float] = 3.0
+    aliased: ClassVar[float] = ALIASED
     first: Tensor
     _off_prior: Tensor
 
@@ -419,7 +421,9 @@ class Integrals(NodeByNode):
 
     def _numerical_error(self, terms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The error (B,) from the terms (nodes, B, columns) of the divergence, the roughness of that, and its part."""
-        of_divergence, roughness = quadrature_error(self._divergence(terms), self.grid.table, self.grid.longest)
+        of_divergence, roughness = quadrature_error(
+            self._divergence(terms), self.grid.table, self.grid.longest, self.aliased
+        )
         of_slopes = torch.stack(self._of_slopes).double()
         of_nodes = torch.stack(self._of_nodes, 1).double()
         of_rule, of_trust, of_wave = of_nodes.sum(1)

@@ -131,7 +131,8 @@ class Observed(NamedTuple):
 
 
 def _sum_of_blocks(coefficients: Sequence[float], z: Tensor) -> Tensor:
-    return torch.stack([c * block for c, block in zip(coefficients, z.unbind(1), strict=True)]).sum(0)
+    blocks = zip(coefficients, z.unbind(1), strict=False)  # the process refuses states of other blocks, in its words
+    return torch.stack([c * block for c, block in blocks]).sum(0)
 
 
 @dataclass(frozen=True)

@@ -342,6 +342,7 @@ def test_gradients_do_not_follow_the_loop() -> None:
     assert not x.requires_grad
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.UnsuitedWarning")  # Heun with five steps
 def test_blocks_of_a_matrix_process() -> None:
     """The loop from outside on critically damped Langevin dynamics."""
     sde = sg.CLD()

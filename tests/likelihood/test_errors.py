@@ -368,6 +368,7 @@ def test_samples_with_their_density_in_one_solve(process: str, trace: str) -> No
     assert bool((off < found.error + 6 * found.stderr + 1e-5).all())
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.checks.LikelihoodWarning")
 @pytest.mark.parametrize("process", ["vp", "edm", "flow"])
 @pytest.mark.parametrize(("solver", "nfe"), [("dpm++3m", 8), ("dpm++3m", 12), ("heun", 24), ("ddim", 16)])
 def test_few_calls_state_their_error(solver: str, nfe: int, process: str) -> None:

@@ -200,6 +200,7 @@ def test_rotated_noise_is_carried_by_the_flow(grid: Any) -> None:
     np.testing.assert_allclose(end[0, :, 0].numpy(), 0.7 * nodes[1].mu + last @ eps, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # no score of a density
 def test_a_sample_depends_on_its_own_seed_alone() -> None:
     """In any batch, and with a gradient, to the last bit."""
 

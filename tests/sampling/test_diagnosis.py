@@ -44,7 +44,8 @@ def test_what_went_well_there_is_not_named(case: alarms.Case) -> None:
     assert case.samples_named() == 0
 
 
-def test_what_a_state_of_blocks_says_of_the_data() -> None:
+@pytest.mark.parametrize("prediction", ["score", "noise", "data", "noise_v"])
+def test_what_a_state_of_blocks_says_of_the_data(prediction: str) -> None:
     """The statistic of `MatrixSDE.observation`, and the mean of Gaussian data given the state."""
     sde = sg.CLD()
     (node,) = sde.nodes([0.3])
@@ -55,11 +56,10 @@ def test_what_a_state_of_blocks_says_of_the_data() -> None:
     y = weights[0] * z[:, 0] + weights[1] * z[:, 1]
 
     assert node.observation_noise == pytest.approx(float(level), rel=1e-9)
-    for prediction in ("score", "noise", "data", "noise_v"):
-        seen = diagnosis.Observed.at(node, prediction)
-        torch.testing.assert_close(seen.state(z), y)
-        output = score.predict("noise" if prediction == "noise_v" else prediction, z, t)
-        torch.testing.assert_close(seen.data(z, output), y * 0.25 / (0.25 + level**2), rtol=1e-6, atol=1e-6)
+    seen = diagnosis.Observed.at(node, prediction)
+    torch.testing.assert_close(seen.state(z), y)
+    output = score.predict("noise" if prediction == "noise_v" else prediction, z, t)
+    torch.testing.assert_close(seen.data(z, output), y * 0.25 / (0.25 + level**2), rtol=1e-6, atol=1e-6)
 
 
 def test_tokens_are_watched_column_by_column() -> None:

@@ -398,6 +398,7 @@ def test_what_a_pilot_prints() -> None:
     assert rows[len(found.errors) :] == list(found.remarks)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.likelihood.checks.LikelihoodWarning")
 def test_the_budget_of_a_setting_is_that_of_its_trial() -> None:
     """Unless the caller names another, in calls or in steps."""
     best = sg.pilot(SCORE, VP, (8, 2), nfe=8, candidates=["ddim"], **QUICK)

@@ -267,6 +267,7 @@ def test_tables_with_matrices_are_values(solver: sg.Solver) -> None:
     assert "[" in str(program)
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.ImplausibleWarning")  # no score of a density
 @pytest.mark.parametrize(("solver", "first"), [(sg.schemes.SSCS(), None), (sg.schemes.GDDIM(2), 1.0)], ids=case_id)
 def test_the_network_is_called_inside_the_times_and_counted(solver: Any, first: Any) -> None:
     """SSCS in the middle of its steps, GDDIM at their starts, and once more for the denoised end."""

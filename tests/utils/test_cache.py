@@ -6,6 +6,7 @@ import gc
 import weakref
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ class Scheduled(nn.Module):
         return 0.5 * x * self.weight
 
 
+@pytest.mark.filterwarnings("ignore::sgm_sde.sampling.diagnosis.UnsuitedWarning")  # Euler with four calls
 def test_no_network_is_kept_alive() -> None:
     """After sampling, a likelihood, and a process with matrices, whose functions hold a network each."""
 
