@@ -17,6 +17,7 @@ def units_of(x: Tensor, event: Sequence[int]) -> Tensor | None:
     Such numbers are of different things, and the small ones would not count. Those of images are of one.
 
     Examples:
+        >>> import torch
         >>> units_of(torch.tensor([[-1.0, -40.0], [1.0, 40.0]]), (2,)).tolist()
         [6.32..., 0.158...]
         >>> units_of(torch.tensor([[-1.0, -2.0], [1.0, 2.0]]), (2,))

@@ -70,6 +70,7 @@ ROUGH = 5e-3  # of the standard deviation: a network is rough where half of the 
 LEVELS = 48  # of exact states, among which those of the first fit are chosen: no budget can be larger
 RACE = 64  # noises of the race of what is off the shelf
 FINALISTS = 3  # of it, compared on held-out noises
+METHOD = 2  # of which noises are which: what another has begun is not continued
 CONTESTANTS = 4  # fits that run from the noises that were screened
 CONTESTED = 2  # held-out noises at random for one on which these differ most
 FEW_CALLS = (6, 12)  # of the runs whose distance tells how hard a noise is
@@ -777,7 +778,12 @@ class _Kept:
     def __init__(self, folder: Path | str | None, search: _Search) -> None:
         self.search = search
         screened = [len(noises) for noises in search.screened]
-        settings = {**search.protocol, "reference_nfe": search.reference_nfe, "screened": screened}
+        settings = {
+            **search.protocol,
+            "reference_nfe": search.reference_nfe,
+            "screened": screened,
+            "method": METHOD,
+        }
         self.store = None if folder is None else Store(folder, settings)
         search.store = self.store
         self._exact: _Exact | None = None
