@@ -493,10 +493,10 @@ def test_a_read_only_folder(forks: Forks, complete: Complete, tmp_path: Path) ->
 
 
 def test_two_runs_on_one_folder(forks: Forks, complete: Complete, tmp_path: Path) -> None:
-    """Started at once, one of them works and the others are refused; the folder is that of one run."""
+    """Started at once, one of them works and the others are refused, or come late and find it done: one run's folder."""
     ended = forks.together((*LARGE, tmp_path / "run"), 3, apart=True)
-    statuses = [done.status for done in ended]
-    assert sorted(statuses) == [0, 2, 2]
+    statuses = {done.status for done in ended}
+    assert 0 in statuses <= {0, 2}
     for done in ended:
         assert done.status == 0 or "another run is writing to" in done.err
     assert contents(tmp_path / "run") == complete[LARGE]
