@@ -493,7 +493,7 @@ def test_a_read_only_folder(forks: Forks, complete: Complete, tmp_path: Path) ->
 
 
 def test_two_runs_on_one_folder(forks: Forks, complete: Complete, tmp_path: Path) -> None:
-    """Started at once, one of them works and the others are refused, or come late and find it done: one run's folder."""
+    """Started at once, one of them works; the others are refused, or come late and find it done: one run's folder."""
     ended = forks.together((*LARGE, tmp_path / "run"), 3, apart=True)
     statuses = {done.status for done in ended}
     assert 0 in statuses <= {0, 2}
