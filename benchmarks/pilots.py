@@ -169,9 +169,13 @@ def table(rows: dict[str, dict[int, Cell]]) -> str:
 
     wider = sum(row[BUDGETS[0]].further is not None for row in rows.values())
     costs = [row[BUDGETS[0]].cost for row in rows.values()]
+    above = [row[nfe] for row in rows.values() for nfe in BUDGETS if row[nfe].ratio > 1.1]
+    told = sum(any("known to" in remark for remark in row[nfe].remarks) for row in rows.values() for nfe in BUDGETS)
+    within = sum(cell.median <= 1.1 for cell in above)
     notes = [
         f"{len(rows)} beds, {wider} of them with further noises. Cost over that of the two references: "
-        f"{sum(costs) / len(costs):.2f} in the mean, {max(costs):.2f} at most."
+        f"{sum(costs) / len(costs):.2f} in the mean, {max(costs):.2f} at most. Of {len(above)} cells above 1.1 the "
+        f"median is within 1.1 in {within}; {told} cells say that their reference is not known well."
     ]
     return "\n".join([*lines, "", *notes])
 

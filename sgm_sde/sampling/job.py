@@ -24,7 +24,7 @@ from sgm_sde.sampling.diagnosis import Watch, size_of_start
 from sgm_sde.sampling.on_gaussians import is_unsuited
 from sgm_sde.sampling.parts import WatchInBlocks
 from sgm_sde.sampling.planning import StepArguments, final_update, table_of
-from sgm_sde.sampling.resolution import FEW_CALLS
+from sgm_sde.sampling.resolution import BEYOND_END, FEW_CALLS
 from sgm_sde.sampling.results import Continuation, SampleResult
 from sgm_sde.schemes import AdaptiveSolver, Solver, resolve_any
 from sgm_sde.scores.model import BoundScore
@@ -114,7 +114,7 @@ class Job:
             return 0.0
 
         last, eps = self.sde.nodes((called[-1], self.sde.eps))
-        return last.noise_level if last.noise_level > 2 * eps.noise_level else 0.0
+        return last.noise_level if last.noise_level > BEYOND_END * eps.noise_level else 0.0
 
     @property
     def state_dtype(self) -> torch.dtype:

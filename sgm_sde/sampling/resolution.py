@@ -19,6 +19,7 @@ __all__ = ["UnresolvedWarning"]
 ENOUGH = 16  # samples, for a standard deviation
 FEW_CALLS = 3  # up to which networks are distilled for so few calls, and no denoisers
 UNRESOLVED = 0.5  # of the noise level
+BEYOND_END = 2.0  # times the noise level at eps, up to which a call is one at the process' end
 THE_SAME = 1e-5  # of their size: samples that differ by rounding are data at a point
 
 

@@ -427,6 +427,9 @@ class Race:
     Attributes:
         network_evals: what the network saw in all runs, counted in samples.
         shared_evals: the part of it that was not in races.
+        batch: number of noises.
+        data_std: the scale that candidates are for.
+        units: factors of the numbers of a sample, and of `exact`, before they are compared; None for nothing.
     """
 
     score: Score

@@ -20,4 +20,14 @@ def test_the_tables_are_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     unit, small = (line.strip("| ").split(" | ") for line in lines[2:4])
     assert unit[:2] == ["VP", "1"] and unit[2] == unit[3]
     assert small[:2] == ["VP", "0.02"] and float(small[3]) < 0.2 * float(small[2])
+
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    (raw,) = (float(row[-1]) for row in cells if row[0] == "EDM x 5000")
+    straight = {row[0]: float(row[1]) for row in cells if len(row) == 2 and row[0] in scales.COUPLED}
+    default, found = (
+        [float(cell) for cell in row[1:]] for row in cells if len(row) == 3 and row[0] in ("default", "pilot")
+    )
+    assert raw < 0.1
+    assert max(found) < 0.2 < default[1]
+    assert straight["rectified2"] == straight["midpoint"] == straight["dpm++2m"] == 0 < straight["default"]
     assert [line.split(" | ")[1] for line in lines[-3:]] == ["default", "in log-SNR", "dpm++2m"]
