@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 
+from sgm_sde._utils.cache import cached
 from sgm_sde._utils.checks import FAR, check_integer, described, flag, moment, number
 from sgm_sde.grids import Grid, GridRule, Thinned, Uniform, rule
 from sgm_sde.identity import Value
@@ -233,6 +234,7 @@ def default_setting(
     return chosen if t_end is None else _to_a_given_end(chosen)
 
 
+@cached(maxsize=64)
 def _scale_of_data(sde: SDE) -> float:
     """The scale of data nearest to 1 that the noise levels of a linear process are made for, to one digit."""
     start, end = sde.nodes((sde.T, sde.eps))
@@ -249,6 +251,8 @@ def _given_times(sde: SDE, t_start: float | None, t_end: float | None) -> list[f
         ValueError: for times outside of the process.
     """
     given = {name: moment(name, t) for name, t in {"t_start": t_start, "t_end": t_end}.items() if t is not None}
+    if not given:
+        return []
     goes_on = 0 < given.get("t_start", sde.T) <= sde.eps  # by a rule, to an end below that of the process
     Uniform()(sde, 1, **({"t_end": 0.0} if goes_on else {}) | given)
     return list(given.values())
