@@ -248,8 +248,8 @@ def _of_pairs(pairs: Sequence[tuple[int, int]]) -> SampleSeeds:
 
 def _of_arrays(seeds: np.ndarray, indices: np.ndarray) -> SampleSeeds:
     """Seeds and indices (B,) as `SampleSeeds`, with a range or one seed where they allow it."""
-    one_seed = len(seeds) > 0 and bool((seeds == seeds[0]).all())
-    if not one_seed:
+    alike = len(seeds) > 0 and bool((seeds == seeds[0]).all())
+    if not alike:
         return SampleSeeds(seeds, indices)
 
     seed = int(seeds[0])

@@ -85,28 +85,24 @@ class LikelihoodWarning(UserWarning):
 
 def warn_unresolved(result: LogProbResult, method: object) -> None:
     """Warn of the samples whose error did not come down to the tolerance, if there are any."""
-    if not result.unresolved:
-        return
-    first = result.unresolved[0]
-    per_dim = float(result.error[first]) / result.latent[0].numel()
-    warn(
-        f"{result.status} of {method!r}: that of sample {first} is {per_dim:.2g} nats/dim; "
-        "result.unresolved names them",
-        LikelihoodWarning,
-    )
+    d = result.latent[0].numel()
+    _warn_of_first(result, result.error / d, "nats/dim", method)
 
 
 def warn_of_codes(result: FlowResult, method: object) -> None:
     """Warn of the states whose error did not come down to the tolerance, if there are any."""
-    if not result.unresolved or result.error is None:
-        return
-    first = result.unresolved[0]
-    off = float(result.error[first])
-    warn(
-        f"{result.status} of {method!r}: that of sample {first} is {off:.2g} in units of the state; "
-        "result.unresolved names them",
-        LikelihoodWarning,
-    )
+    assert result.error is not None
+    _warn_of_first(result, result.error, "in units of the state", method)
+
+
+def _warn_of_first(result: LogProbResult | FlowResult, error: Tensor, unit: str, method: object) -> None:
+    """Warn of the samples whose error (B,) in a unit did not come down to the tolerance, with that of the first."""
+    for i in result.unresolved[:1]:
+        warn(
+            f"{result.status} of {method!r}: that of sample {i} is {float(error[i]):.2g} {unit}; "
+            "result.unresolved names them",
+            LikelihoodWarning,
+        )
 
 
 OnOutput = Callable[..., None]

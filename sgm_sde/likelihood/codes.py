@@ -4,11 +4,12 @@ On a grid the path from node to node is that of the slopes through six nodes. Wi
 interval, $r_i$, of ten to that, $r'_i$, the roots R and R' of the sums of their squares, and the farthest that a state
 lies from the path, D, the error of the end in $z = x/\rho$ is of the size
 
-$$ \big((8R)^2 + (2.5\,D\,u^4)^2\big)^{1/2}, \qquad u = \min(1, R'/R) . $$
+$$ \big((8R)^2 + (2.5\,D\,u^4)^2\big)^{1/2}, \qquad u = \min(1, R'/R), $$
+
+root mean square over the numbers of a sample, with rounding added in squares.
 
 Where slopes are resolved, $R' \ll R$, states lie off the path on both sides in turn, which cancels; where they are not,
-slopes are as wrong as they are far from it. On the way of an adaptive solver errors grow as what is between its last
-two stages does, which are at one time: $e \leftarrow e\,\exp(h\,\Delta f\cdot\Delta z/|\Delta z|^2) + |e_k|$.
+slopes are as wrong as they are far from it. On the way of an adaptive solver errors grow (`own_steps.StateStepper`).
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.shapes import dimension, row_sums
-from sgm_sde.likelihood.errors import rounded
-from sgm_sde.likelihood.integrals import GridFlow, NodeByNode, combined, weighted
+from sgm_sde.engine.adaptive import rms
+from sgm_sde.likelihood.errors import rounded, share_unresolved
+from sgm_sde.likelihood.integrals import GridFlow, NodeByNode, combined, reach, weighted
 from sgm_sde.likelihood.multistep import terms
-from sgm_sde.likelihood.own_steps import Ends, NormalisedFlow, by_own_steps
+from sgm_sde.likelihood.own_steps import Ends, NormalisedFlow
 from sgm_sde.likelihood.problem import Problem
 from sgm_sde.likelihood.refinement import Budget
 
 OF_REST = 8.0  # times what rules of more slopes add
-OFF_PATH = 2.5  # times the distance of a state from the path of the slopes, by the power
-UNRESOLVED = 4  # of how little rules of still more slopes gain
+OFF_PATH = 2.5  # times the distance of a state from the path of the slopes, where these are not resolved
 IN_SPREADS = 10.0  # times a tolerance in nats/dim, that of a state in units of its spread
 WIDE = 10.0  # times the spread, beyond which a grid is made for other data
 TOLERANCES = (0.01, 0.001, 0.0001)  # of an adaptive solver's steps, in units of that of a state
@@ -57,7 +58,7 @@ class _Path(NodeByNode):
         self.grid = grid
         self.rates = grid.rates(problem.model.score.prediction)
         self.rules = [grid.table.corrections, terms(grid.table.remainders[1])]
-        self.needed = [max(self._nodes(i)) for i in range(len(grid.times) - 1)]
+        self.reach = [reach(i, grid.table.integrals, *self.rules) for i in range(len(grid.times) - 1)]
         self._slopes: dict[int, Tensor] = {}
         self._states: dict[int, Tensor] = {}
         self._crossed = 0
@@ -66,11 +67,6 @@ class _Path(NodeByNode):
         self._farthest = row_sums(self._off)
         self._rest = torch.stack([self._farthest, self._farthest])  # sums of squares, of the two rules
 
-    def _nodes(self, i: int) -> list[int]:
-        """Nodes of which something is needed to cross interval i."""
-        rows = [self.grid.table.integrals[i], *(rule[i] for rule in self.rules)]
-        return [i, i + 1, *(j for row in rows for j, _ in row)]
-
     @torch.no_grad()
     def _take(self, x: Tensor, out: Tensor) -> None:
         """Take in the next node, and cross the intervals for which it was wanting."""
@@ -78,15 +74,13 @@ class _Path(NodeByNode):
         self._slopes[k] = combined(self.rates[k].slope, x, out)
         self._states[k] = x / self.grid.spreads[k]
         self._known += 1
-        while self._crossed < len(self.needed) and self.needed[self._crossed] <= k:
+        while self._crossed < len(self.reach) and self.reach[self._crossed][1] <= k:
             self._cross(self._crossed)
             self._crossed += 1
 
     def _cross(self, i: int) -> None:
         """Add what interval i tells, and forget what no later one needs."""
-        self._off += self._states[i] - self._states[i + 1]
-        for j, w in self.grid.table.integrals[i]:
-            self._off.add_(self._slopes[j], alpha=w)
+        self._off += self.grid.jump(i, self._states, self._slopes)
         self._farthest = torch.maximum(self._farthest, row_sums(self._off.square()))
 
         for total, rule in zip(self._rest, self.rules, strict=True):
@@ -95,7 +89,7 @@ class _Path(NodeByNode):
                 total += row_sums(added.square())
 
         self._states.pop(i)
-        first = min((min(self._nodes(later)) for later in range(i + 1, len(self.needed))), default=0)
+        first = min((low for low, _ in self.reach[i + 1 :]), default=0)
         for j in [j for j in self._slopes if j < first]:
             del self._slopes[j]
 
@@ -108,8 +102,7 @@ class _Path(NodeByNode):
     def error(self, end: Tensor) -> Tensor:
         """Error (B,) of the last state (B, *), in its units."""
         R, R_of_more = self._rest.sqrt()
-        unresolved = (R_of_more / R.clamp(min=torch.finfo(R.dtype).tiny)).clamp(max=1.0)
-        off = self._farthest.sqrt() * unresolved**UNRESOLVED
+        off = self._farthest.sqrt() * share_unresolved(R, R_of_more)
         size = row_sums((end / self.grid.spreads[-1]).square()).sqrt()
         parts = torch.stack([OF_REST * R, OFF_PATH * off, rounded(end.dtype) * size])
         rms = parts.square().sum(0).sqrt() / dimension(end) ** 0.5
@@ -139,43 +132,27 @@ def refined(found: Carried, problem: Problem, s: float, atol: float, rtol: float
     flow = NormalisedFlow(problem, s)
     first, last = (flow.data, flow.noise) if problem.to_noise else (flow.noise, flow.data)
     spread = float(flow.scale[last])
-    size = _rms(x)
+    size = rms(x.detach())
     tolerance = IN_SPREADS * (atol * (size / WIDE).clamp(min=spread) + rtol * size)
-    wide = (size > WIDE * spread) | (_rms(problem.x) > WIDE * float(flow.scale[first]))
+    wide = (size > WIDE * spread) | (rms(problem.x.detach()) > WIDE * float(flow.scale[first]))
 
     budget = Budget(len(x), max_calls)
     going = (wide | ~(error <= tolerance)) & torch.isfinite(size)
-    trying = going
     alone = problem.model.takes_some(len(x))
     for share in TOLERANCES if not torch.is_grad_enabled() else ():
-        rows = trying.nonzero().flatten()
+        rows = budget.affords(going)
         if not len(rows):
             break
 
-        limits = budget.limits(rows)
         some = NormalisedFlow(problem, s, rows=rows, alone=alone)
-        step = IN_SPREADS * share * max(atol, rtol)
-        ends, run = by_own_steps(some, step, step, limits)
-        budget.spend(rows, run, limits)
-
-        arrived = run.completed.to(rows.device)
+        ends, arrived = budget.solve(some, IN_SPREADS * share * max(atol, rtol))
         arrivals = rows[arrived]
         x = x.index_copy(0, arrivals, ends.x[arrived])
         error = error.index_copy(0, arrivals, error_of(ends)[arrived])
         going = going & ~(error <= tolerance)
-        trying = going & trying.index_copy(0, rows, arrived) & budget.reaches().to(rows.device)
-
-    unresolved = tuple(going.nonzero().flatten().tolist())
-    return Carried(x, error, found.times, unresolved, budget.reasons(going))
+    return Carried(x, error, found.times, *budget.unresolved(going))
 
 
 def error_of(ends: Ends) -> Tensor:
     """Error (b,) of the states at the end of an adaptive solve, in their units."""
-    assert ends.errors is not None
-    return torch.hypot(ends.errors, rounded(ends.x.dtype) * _rms(ends.x))
-
-
-def _rms(x: Tensor) -> Tensor:
-    """Root mean square (B,) of states (B, *)."""
-    square = row_sums(x.detach().square()) / dimension(x)
-    return square.sqrt()
+    return torch.hypot(ends.errors, rounded(ends.x.dtype) * rms(ends.x.detach()))

@@ -132,8 +132,10 @@ def _with_density(
     seed: Seeds,
 ) -> FlowResult:
     """States at eps with their log-density: the prior's, less what the flow's volume adds on the way."""
-    score, method = as_density(score_fn, sde), resolve_method(method)
-    eps, state = check_process(sde, eps), check_points(z, "z")
+    score = as_density(score_fn, sde)
+    method = resolve_method(method)
+    eps = check_process(sde, eps)
+    state = check_points(z, "z")
     if not isinstance(method, FixedGrid):
         raise ValueError(f"log_prob=True needs method=FixedGrid(...), got {described(method)}")
     estimate = resolve_trace(trace, state).estimate(state, resolve_seeds(seed, None, len(z)), True)
@@ -159,8 +161,10 @@ def _carry(
     grad: bool,
     to_noise: bool,
 ) -> FlowResult:
-    score, method = as_score(score_fn, sde), resolve_method(method)
-    eps, state = check_process(sde, eps), check_points(x, "x" if to_noise else "z")
+    score = as_score(score_fn, sde)
+    method = resolve_method(method)
+    eps = check_process(sde, eps)
+    state = check_points(x, "x" if to_noise else "z")
     if grad and not (method.differentiable and isinstance(method, FixedGrid)):
         raise ValueError(f"{method!r} has no gradients: use FixedGrid")
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(x))

@@ -27,7 +27,8 @@ random trace the companion is integrated: the independent errors of fresh probes
 integrand.
 
 **Steps.** What the embedded errors of the steps of Dormand and Prince's pair do to the log-density is added up, each
-step's as the factor of its `stiffness` says, the sum as `smoothness` and the tolerance do.
+step's as the factor of its `stiffness` says, the sum as `smoothness` and the tolerance do. Of jumps within a step,
+which these hardly see, null rules tell (`roughness_of_step`).
 """
 
 from __future__ import annotations
@@ -43,21 +44,31 @@ from sgm_sde.likelihood.multistep import Quadrature
 from sgm_sde.schemes.tableaus import DOPRI5
 
 COARSE = 0.7  # step of lambda beyond which the convergence over parts of the nodes is chance
-FINE = 0.12  # step below which an integrand may be resolved that was not on half of the nodes, where the error falls by
-CONVERGES = 0.3  # at least from these to a quarter of them
+FINE = 0.12  # step below which an integrand may be resolved that was not on half of the nodes
+CONVERGES = 0.3  # d_1 / d_2 below which it is
 ROUGH = 1.3  # times what rules of more slopes add, of the size of a wave between the nodes, by the power
-UNRESOLVED = 4  # of how little they gain
+UNRESOLVED = 4  # of R'/R, of how little rules of still more slopes gain
 CANCELLED = 2.5  # times the sum of that over steps that are not so short: of a wave it may be small by chance
 FASTER = 1.2  # times what rules of 8 add, from which what those of 10 add to that says that a wave is faster than nodes
 ALIASED = 20.0  # times the sum of it then
 NEIGHBOURS = 7  # nodes over which a variance is averaged
 TAILS = 0.45  # of the degrees of freedom that squares of normal numbers have: products with probes have longer tails
 ROUNDED = 2.0  # units in the last place of each number of a state, and of a trace, that rounding is taken for
-ADAPTIVE_ERROR = 1.5  # times the sum of the embedded errors, at the tolerance of
-CALIBRATED_AT = 3e-6  # a step
+CALIBRATED_AT = 3e-6  # tolerance of a step
+ADAPTIVE_ERROR = 1.5  # times the sum of the embedded errors at that
 SHARE_OF_SIGNED = 0.5, 0.7  # of the embedded errors' sum with signs in that of their sizes, from which they are smooth
 ONE_SIGN = 1 / 7  # times the error where they are
 COARSER = 1 / 4  # power of the tolerance: coarser steps are further off, in units of the embedded errors
+
+
+def ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b for sizes b of 0 as well, where it is 0 if a is, and else very large."""
+    return a / b.clamp(min=torch.finfo(b.dtype).tiny)
+
+
+def share_unresolved(R: Tensor, R_of_more: Tensor) -> Tensor:
+    """min(1, R'/R)^4 (B,), from near 0 where an integrand is resolved to 1 where rules of more slopes gain nothing."""
+    return ratio(R_of_more, R).clamp(max=1.0) ** UNRESOLVED
 
 
 def quadrature_error(
@@ -76,7 +87,6 @@ def quadrature_error(
     R = r.square().sum(0).sqrt()
     R_of_more = r_of_more.square().sum(0).sqrt()
     size = torch.maximum(R, R_of_more)
-    unresolved = (R_of_more / R.clamp(min=torch.finfo(R.dtype).tiny)).clamp(max=1.0)
 
     d_1, d_2 = _distances(values, table)
     falls = torch.where(d_2 > d_1, d_1 / d_2, torch.ones_like(d_1))
@@ -88,7 +98,7 @@ def quadrature_error(
         sums = torch.where(R_of_more > FASTER * R, aliased, CANCELLED) * sums
     parts = [
         sums,
-        ROUGH * size * unresolved**UNRESOLVED,
+        ROUGH * size * share_unresolved(R, R_of_more),
         e,
     ]
     return torch.stack(parts).square().sum(0).sqrt(), size
@@ -211,9 +221,7 @@ def roughness_of_step(slopes: Tensor) -> tuple[Tensor, Tensor]:
     left = torch.tensordot(NULL_RULES.to(slopes), slopes, 1)
     pairs = left.reshape(2, 2, *slopes.shape[1:])
     high, low = pairs.square().sum(1).mean(-1).sqrt()
-    tiny = torch.finfo(low.dtype).tiny
-    share = high / low.clamp(min=tiny)
-    return high, share.clamp(max=1.0)
+    return high, ratio(high, low).clamp(max=1.0)
 
 
 def smoothness(signed: Tensor, size: Tensor) -> Tensor:
@@ -224,7 +232,7 @@ def smoothness(signed: Tensor, size: Tensor) -> Tensor:
     order are that much larger than the step's own.
     """
     least, most = SHARE_OF_SIGNED
-    share = signed.abs() / size.clamp(min=torch.finfo(size.dtype).tiny)
+    share = ratio(signed.abs(), size)
     return ONE_SIGN ** ((share - least) / (most - least)).clamp(0.0, 1.0)
 
 
@@ -240,8 +248,8 @@ def stiffness(h: Tensor, moved: Tensor, changed: Tensor) -> Tensor:
         moved: z_7 - z_6, (b, *).
         changed: f_7 - f_6.
     """
-    ratio = dot(changed, changed) / dot(moved, moved).clamp(min=torch.finfo(moved.dtype).tiny)
-    return 1 + h.abs().to(moved) * ratio.sqrt()
+    gamma = h.abs().to(moved) * ratio(dot(changed, changed), dot(moved, moved)).sqrt()
+    return 1 + gamma
 
 
 def safety_of_steps(rtol: float, atol: float) -> float:

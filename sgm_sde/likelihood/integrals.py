@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from sgm_sde.engine.executor import Evaluator, execute
 from sgm_sde.engine.lowering import Plan
 from sgm_sde.engine.program import Program
 from sgm_sde.likelihood.checks import OnOutput
-from sgm_sde.likelihood.errors import ALIASED, COARSE, probe_error, quadrature_error, rounded, sensitivity
+from sgm_sde.likelihood.errors import ALIASED, COARSE, probe_error, quadrature_error, ratio, rounded, sensitivity
 from sgm_sde.likelihood.grid import Stretched
 from sgm_sde.likelihood.multistep import Quadrature, Weights, program, spread, tables, trust
 from sgm_sde.likelihood.problem import FLAT, NoNoise, Problem, Solution
@@ -86,7 +86,7 @@ class Nodes:
         self.s = s
         self.nodes = sde.nodes(times)
         self.spreads = [spread(node, s) for node in self.nodes]
-        self.reach = [_reach(table, i) for i in range(len(times) - 1)]
+        self.reach = [reach(i, table.integrals, table.corrections) for i in range(len(times) - 1)]
         around = [[i for row in rows for i, _ in row] for rows in zip(table.shares, table.coarse_shares, strict=True)]
         self.first = [min(jumps) for jumps in around]
         self.last = [max(jumps) for jumps in around]
@@ -99,12 +99,17 @@ class Nodes:
             self._rates[prediction] = [Rates.at(node, prediction, self.s) for node in self.nodes]
         return self._rates[prediction]
 
+    def jump(self, i: int, states: Mapping[int, Tensor], slopes: Mapping[int, Tensor]) -> Tensor:
+        """From the end of the path of the slopes over interval i to the next state, in z."""
+        jump = states[i] - states[i + 1]
+        for j, w in self.table.integrals[i]:
+            jump.add_(slopes[j], alpha=w)
+        return jump
 
-def _reach(table: Quadrature, i: int) -> tuple[int, int]:
-    """The first and the last node of which something is needed to cross interval i."""
-    needed = [i, i + 1]
-    for rows in (table.integrals, table.corrections):
-        needed += [j for j, _ in rows[i]]
+
+def reach(i: int, *rules: Sequence[Weights]) -> tuple[int, int]:
+    """The first and the last node of which rules need something to cross interval i."""
+    needed = [i, i + 1, *(j for rule in rules for j, _ in rule[i])]
     return min(needed), max(needed)
 
 
@@ -196,11 +201,11 @@ class Integrals(NodeByNode):
     the nodes as well; the integral of the score along them is the defect, the first-order change of the log-density.
 
     The remaining error has several parts, each estimated on the same nodes, whose squares are added: the quadrature of
-    the divergence (`quadrature_error`), that of the slopes, that of the score along the
-    jumps, the share of the score that is not trusted, and what may be wrong with the rest. A score's error changes
-    slowly from node to node, while the jumps alternate: what it does with them is bounded by the longest of their
-    partial sums, each jump times the size of the score there (Abel's summation by parts). What rounding may do is told
-    apart.
+    the divergence (`quadrature_error`), that of the slopes, that of the score along the jumps, the share of the score
+    that is not trusted, what may be wrong with the rest, and the wave of the score in pure noise. A score's error
+    changes slowly from node to node, while the jumps alternate: what it does with them is bounded by the longest of
+    their partial sums, each jump times the size of the score there (Abel's summation by parts); one with a wave of its
+    own, as the jumps have, is seen where the score is that of pure noise. What rounding may do is told apart.
 
     Args:
         problem: whose network is asked.
@@ -305,15 +310,11 @@ class Integrals(NodeByNode):
         if self.prior_std is None:
             return torch.zeros_like(square)
         off = score + x / self.prior_std**2
-        ratio = dot(off, off).double() / square.clamp(min=torch.finfo(score.dtype).tiny)
-        return ratio.sqrt().clamp(max=1.0)
+        return ratio(dot(off, off).double(), square).sqrt().clamp(max=1.0)
 
     def _cross(self, i: int) -> None:
-        """Take the jump of interval i, when all that it needs is known: from the end of the path of the slopes to the
-        next state."""
-        jump = self._states[i] - self._states[i + 1]
-        for j, w in self.grid.table.integrals[i]:
-            jump.add_(self._slopes[j], alpha=w)
+        """Take the jump of interval i, when all that it needs is known."""
+        jump = self.grid.jump(i, self._states, self._slopes)
         self._jumps[i] = jump
 
         with torch.no_grad():
@@ -351,9 +352,8 @@ class Integrals(NodeByNode):
         if k - 2 not in self._scores or k + 2 not in self._scores:
             return torch.zeros_like(score)
         off = score + self._states[k]
-        tiny = torch.finfo(score.dtype).tiny
-        ratio = dot(off, off) / dot(score, score).clamp(min=tiny)
-        share = 1 / (1 + (LIKE_PRIOR**2 * ratio).square())
+        unlike = LIKE_PRIOR**2 * ratio(dot(off, off), dot(score, score))
+        share = 1 / (1 + unlike.square())
         before = self._scores[k - 2]
         behind = self._scores[k + 2]
         wave = score - (before + behind) / 2
@@ -481,8 +481,7 @@ class Integrals(NodeByNode):
         """|J - J^T| / |J + J^T| of the Jacobian along the way (B,), 1 at most."""
         squares = torch.stack([trace.mT[-2:] for trace in self._traces]).detach().double().sum(0)
         skew, symmetric = squares
-        ratio = skew / symmetric.clamp(min=torch.finfo(skew.dtype).tiny)
-        return ratio.sqrt().clamp(max=1.0)
+        return ratio(skew, symmetric).sqrt().clamp(max=1.0)
 
     def _probe_error(self, terms: Tensor) -> tuple[Tensor, Tensor]:
         """Standard error (B,) by the probes from the terms (nodes, B, columns), and its degrees of freedom (B,)."""

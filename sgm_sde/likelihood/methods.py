@@ -140,8 +140,7 @@ class FixedGrid(Method):
 
         tightness = self.atol or self.rtol
         refined = refinement.exponential(problem, STEPS, self.data_std, tolerance, tightness, self.max_calls)
-        unresolved = (~refined.resolved).nonzero().flatten()
-        return Found(refined.solution, how + self._refined(), tuple(unresolved.tolist()), refined.reasons)
+        return Found(refined.solution, how + self._refined(), refined.unresolved, refined.reasons)
 
     def _refined(self) -> str:
         """Words for how far steps are refined."""

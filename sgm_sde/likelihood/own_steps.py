@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sgm_sde._utils.checks import check_output
-from sgm_sde._utils.shapes import dimension, dot, flat
+from sgm_sde._utils.shapes import dot, flat
 from sgm_sde.engine.adaptive import (
     Active,
     Attempt,
@@ -21,11 +21,13 @@ from sgm_sde.engine.adaptive import (
     Integration,
     State,
     integrate_adaptive,
+    rms,
 )
 from sgm_sde.engine.places import AtPlaces
 from sgm_sde.likelihood.errors import (
     error_of_step,
     fixed_probe_error,
+    ratio,
     roughness_of_step,
     rounded,
     safety_of_steps,
@@ -46,14 +48,14 @@ LONG = 3  # power of a step's length in lambda, beyond 1, for a solver in time: 
 
 CALLS_A_STEP = 6
 ATTEMPTS = 10_000  # of a sample at most
-RESOLVED = (
-    0.5  # share of what rules of low degree leave that is left by those of a high one, below which a step is smooth
-)
 MOST_GROWTH = 3.0  # logarithm of that of an error over a step
-OF_JUMP = 0.6  # times what rules of a high degree leave of a jump within a step, the size of its error
-JUMPS = 3  # power of the share, of what rules of a low degree leave, that is a jump
-FALLS = 4  # power of the step by which what they leave of smooth slopes falls; a jump
-GROWN = 20.0  # times what is left to be expected is more
+
+# Of slopes of a step null rules of a high degree leave E_1, those of a low one E_2: see `roughness_of_step`.
+RESOLVED = 0.5  # E_1 / E_2 below which they are smooth
+FALLS = 4  # power of the step with which E_1 of smooth slopes falls
+OF_JUMP = 0.6  # times the step and E_1, the size of the error that a jump leaves
+JUMPS = 3  # power of E_1 / E_2, the share of E_1 that is a jump
+GROWN = 20.0  # times the E_1 that is to be expected of smooth slopes: what is more is a jump
 
 
 def rate(prediction: str, k: Marginal[Scalars], s: float) -> tuple[Scalars, Scalars]:
@@ -179,11 +181,11 @@ class Resolving(EmbeddedStepper):
         limits: attempts of each sample (B,), lowered to none for one that is given up; none is if not given.
         z: the first states (B, *).
 
+    Slopes are noise where no polynomial of a higher degree follows them better, as short as the steps are.
+
     Attributes:
         most_rough: share of steps on which slopes are not smooth, from which they are noise.
         least_steps: after which that is told.
-        noisy: samples (B,) whose slopes are noise to the steps: no polynomial of a higher degree follows them better,
-            as short as the steps are.
     """
 
     most_rough: ClassVar[float]
@@ -195,9 +197,8 @@ class Resolving(EmbeddedStepper):
         super().__init__(flow, DOPRI5, rtol, atol, len(z), flow.coefficients.prepare)
         self.flow = flow
         self.limits = limits
-        self.noisy = np.zeros(len(z), dtype=bool)
         self._stages: list[tuple[State, State]] = []  # states and slopes of a step, but for the first
-        self._left = torch.full_like(flat(z)[:, 0], math.inf)  # by null rules at the last attempt, for a step of 1
+        self._left = torch.full_like(flat(z)[:, 0], math.inf)  # E_1 of the last attempt, as if smooth, for a step of 1
         self._steps = np.zeros((2, len(z)))  # that were taken, and those of them that were not smooth
 
     def rhs(self, t: Tensor, y: State, index: Tensor) -> State:
@@ -218,26 +219,32 @@ class Resolving(EmbeddedStepper):
         for part in zip(*slopes, strict=True):
             rows = torch.stack([flat(slope) for slope in part])
             parts.append(roughness_of_step(rows))
+
         shares = [share for _, share in parts]
-        share = torch.stack(shares).amin(0)
-        self._smooth = (share < RESOLVED).cpu().numpy()
+        least = torch.stack(shares).amin(0)
+        self._smooth = (least < RESOLVED).cpu().numpy()
         self.attempted(active, attempt, self._of_jumps(active, *parts[-1]))
         return attempt
 
     def _of_jumps(self, active: Active, left: Tensor, share: Tensor) -> Tensor:
-        """Error (b,) that jumps of slopes may leave in their integral over a step, by what null rules leave of them."""
+        r"""Error (b,) that jumps of slopes may leave in their integral over a step h.
+
+        $$ 0.6\,h\,E_1 \max\big((E_1/E_2)^3,\,1 - 20\,E_1^-/E_1\big) $$
+
+        with the $E_1^-$ that the attempt before makes one expect of smooth slopes, and `left` for $E_1$, `share` for
+        $E_1/E_2$.
+        """
         index = active.index
         h = torch.from_numpy(np.abs(active.h)).to(left)
         smooth = h**FALLS
         expected = self._left[index] * smooth
         self._left[index] = left / smooth
-        beyond = 1 - GROWN * expected / left.clamp(min=torch.finfo(left.dtype).tiny)
-        unlike = share**JUMPS
-        jumps = torch.maximum(unlike, beyond.clamp(min=0.0))
+        beyond = 1 - ratio(GROWN * expected, left)
+        jumps = torch.maximum(share**JUMPS, beyond.clamp(min=0.0))
         return OF_JUMP * h * jumps * left
 
     @abstractmethod
-    def attempted(self, active: Active, attempt: Attempt, rough: Tensor) -> None:
+    def attempted(self, active: Active, attempt: Attempt, of_jumps: Tensor) -> None:
         """Take note of a step, with what jumps of the last part of the slopes within it may do, (b,)."""
 
     @abstractmethod
@@ -254,9 +261,9 @@ class Resolving(EmbeddedStepper):
         taken, rough = self._steps
         taken[arrived] += 1
         rough[arrived] += ~self._smooth[ok]
-        self.noisy = (taken >= self.least_steps) & (rough > self.most_rough * taken)
         if self.limits is not None:
-            self.limits[self.noisy] = 0
+            noisy = (taken >= self.least_steps) & (rough > self.most_rough * taken)
+            self.limits[noisy] = 0
 
 
 class FlowStepper(Resolving):
@@ -266,13 +273,13 @@ class FlowStepper(Resolving):
     most_rough = 0.2  # in states and trace
     least_steps = 40
 
-    _of_step: Tensor  # what the errors of the step that is tried do, (b, 4)
+    _of_step: Tensor  # what the errors of the step that is tried do, (b, 5)
 
     def __init__(self, flow: NormalisedFlow, rtol: float, atol: float, limits: np.ndarray | None, z: Tensor) -> None:
         super().__init__(flow, rtol, atol, limits, z)
         self._sums = z.new_zeros(len(z), 5)
 
-    def attempted(self, active: Active, attempt: Attempt, rough: Tensor) -> None:
+    def attempted(self, active: Active, attempt: Attempt, of_jumps: Tensor) -> None:
         """Find what the errors of the step do."""
         ((e, e_volume),) = attempt.estimates
         ((z_6, _), (f_6, _)), ((z_7, _), (f_7, _)) = self._stages[-2:]
@@ -282,7 +289,7 @@ class FlowStepper(Resolving):
         raised = size * stiffness(torch.from_numpy(active.h), z_7 - z_6, f_7 - f_6)
         signed = dot(score, e) - e_volume.mean(1)
         rounding = self.flow.trusted(self._lam, z_7).square() * sensitivity(z_7, score)
-        self._of_step = torch.stack([raised, size, signed, rounding, rough], 1)
+        self._of_step = torch.stack([raised, size, signed, rounding, of_jumps], 1)
 
     def taken(self, samples: Tensor, rows: Tensor) -> None:
         """Add what the accepted steps' errors do."""
@@ -291,14 +298,17 @@ class FlowStepper(Resolving):
     def errors(self) -> tuple[Tensor, Tensor, Tensor]:
         """The error of the log-density (B,), what of it are jumps of the trace, and what a relative change by 1 of the
         states does to it on the way."""
-        raised, size, signed, rounding, rough = self._sums.unbind(1)
+        raised, size, signed, rounding, of_jumps = self._sums.unbind(1)
         embedded = safety_of_steps(self.rtol, self.atol) * smoothness(signed, size) * raised
-        return embedded + rough, rough, rounding.sqrt()
+        return embedded + of_jumps, of_jumps, rounding.sqrt()
 
 
 class StateStepper(Resolving):
-    """Steps of the flow alone, with the error of the state that those so far leave: it grows as what is between the
-    last two stages does, which are at one time."""
+    r"""Steps of the flow alone, with the error of the state that those so far leave: it grows as what is between the
+    last two stages does, which are at one time.
+
+    $$ E \leftarrow E\,\exp\frac{h\,(f_7 - f_6)\cdot(z_7 - z_6)}{|z_7 - z_6|^2} + |e| $$
+    """
 
     most_rough = 0.6  # off a ridge a third of the steps is long beside what is near
     least_steps = 200
@@ -309,21 +319,21 @@ class StateStepper(Resolving):
         super().__init__(flow, rtol, atol, limits, z)
         self._error = z.new_zeros(len(z))
 
-    def attempted(self, active: Active, attempt: Attempt, rough: Tensor) -> None:
+    def attempted(self, active: Active, attempt: Attempt, of_jumps: Tensor) -> None:
         """Find the error of the step, and by what one before it grows."""
-        (((e,), *_),) = [attempt.estimates]
+        ((e,),) = attempt.estimates
         ((z_6,), (f_6,)), ((z_7,), (f_7,)) = self._stages[-2:]
+        h = torch.from_numpy(active.h).to(e)
         moved = z_7 - z_6
-        least = rounded(moved.dtype) ** 2 * dot(z_7, z_7)
-        h = torch.from_numpy(active.h).to(moved)
-        growth = h * dot(f_7 - f_6, moved) / (dot(moved, moved) + least).clamp(min=torch.finfo(moved.dtype).tiny)
-        size = dot(e, e).sqrt() / dimension(e) ** 0.5 + rough
-        self._of_step = torch.stack([growth.clamp(-MOST_GROWTH, MOST_GROWTH).exp(), size], 1)
+        of_rounding = rounded(moved.dtype) ** 2 * dot(z_7, z_7)  # a change of less says nothing
+        growth = ratio(h * dot(f_7 - f_6, moved), dot(moved, moved) + of_rounding)
+        factor = growth.clamp(-MOST_GROWTH, MOST_GROWTH).exp()
+        self._of_step = torch.stack([factor, rms(e) + of_jumps], 1)
 
     def taken(self, samples: Tensor, rows: Tensor) -> None:
         """Let errors grow, and add those of the steps."""
-        growth, size = self._of_step.index_select(0, rows).unbind(1)
-        self._error[samples] = self._error[samples] * growth + size
+        factor, size = self._of_step.index_select(0, rows).unbind(1)
+        self._error[samples] = self._error[samples] * factor + size
 
     def error(self) -> Tensor:
         """Root mean square error (B,) of the states z."""
@@ -336,17 +346,17 @@ class Ends(NamedTuple):
     Attributes:
         flow: the flow.
         x: the states there, (B, *).
-        volumes: log-volumes (B, columns) that were solved with them, if any.
         errors: of the log-density (B,) with volumes, else of the states in their units.
-        rough: what of these are jumps of the trace (B,), where it is known.
-        moved: what a relative change by 1 of the states does to it on the way (B,), where it is known.
+        volumes: log-volumes (B, columns) that were solved with them, if any.
+        of_jumps: what of the errors are jumps of the trace (B,), where it is known.
+        moved: what a relative change by 1 of the states does to the log-density on the way (B,), where it is known.
     """
 
     flow: NormalisedFlow
     x: Tensor
+    errors: Tensor
     volumes: Tensor | None = None
-    errors: Tensor | None = None
-    rough: Tensor | None = None
+    of_jumps: Tensor | None = None
     moved: Tensor | None = None
 
 
@@ -389,8 +399,9 @@ def by_own_steps(
     latent = flow.scale[end] * z
     if isinstance(stepper, FlowStepper):
         (volume,) = volumes
-        return Ends(flow, latent, volume, *stepper.errors()), run
-    return Ends(flow, latent, errors=flow.scale[end] * stepper.error()), run
+        error, of_jumps, moved = stepper.errors()
+        return Ends(flow, latent, error, volume, of_jumps, moved), run
+    return Ends(flow, latent, flow.scale[end] * stepper.error()), run
 
 
 def _require_arrived(run: Integration, flow: NormalisedFlow) -> None:
@@ -491,7 +502,7 @@ def adjoint(flow: NormalisedFlow, rtol: float, atol: float, parameters: Sequence
         batch.seen = False
 
     latent = z[-1] * flow.scale[flow.noise]
-    return Ends(flow, latent, volumes[-1], safety_of_steps(rtol, atol) * batch.error)
+    return Ends(flow, latent, safety_of_steps(rtol, atol) * batch.error, volumes[-1])
 
 
 def _torchdiffeq_options(u: Tensor, parameters: Sequence[Tensor] | None) -> dict[str, object]:
@@ -512,9 +523,8 @@ def joint(ends: Ends) -> Solution:
     volumes = ends.volumes
     assert volumes is not None
     added = flow.problem.d * math.log(flow.scale[flow.noise] / flow.scale[flow.data])
-    assert ends.errors is not None
     solution = whole_flow(flow.problem, ends.x, volumes, ends.errors, ends.moved, added)
-    return solution if ends.rough is None else solution._replace(roughness=ends.rough)
+    return solution if ends.of_jumps is None else solution._replace(roughness=ends.of_jumps)
 
 
 def whole_flow(

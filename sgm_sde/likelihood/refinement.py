@@ -9,35 +9,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgm_sde.engine.adaptive import Integration
 from sgm_sde.likelihood.checks import OnOutput
+from sgm_sde.likelihood.errors import ratio
 from sgm_sde.likelihood.integrals import OutputDependsOnBatch, Watched, fixed_grid, on_grid
-from sgm_sde.likelihood.own_steps import CALLS_A_STEP, NormalisedFlow, by_own_steps, joint
+from sgm_sde.likelihood.own_steps import CALLS_A_STEP, Ends, NormalisedFlow, by_own_steps, joint
 from sgm_sde.likelihood.problem import Problem, Solution
 from sgm_sde.likelihood.results import BY_CALLS, BY_ERROR, BY_NOISE
 
 REFINEMENTS = (2, 4)  # times the steps
 OF_ROUGH = (2, 4, 8)  # the same where the integral of the divergence is what is inexact
-BY_DIVERGENCE = 0.5  # share of that in an error from which it is
-TOO_ROUGH = 2.0**-11  # of the tolerance to the error: beyond, no grid is tried for it
-HOPELESS = 2.0**-8  # of the tolerance to the error: beyond, a grid of more steps is not tried
-REACH = 64.0  # times the tolerance: errors that a grid of twice the steps is taken to remove
+BY_DIVERGENCE = 0.5  # share of the error of that integral in the whole beyond which it is
+REACH = 64.0  # times the tolerance: errors beyond go to the adaptive solver at once
+REACH_OF_PROBES = 256.0  # the same of random probes
+REACH_OF_ROUGH = 2048.0  # the same where the integral of the divergence is what is inexact
 OF_CHANGE = {"grids": 0.5, "steps": 0.25}  # share of the last change of a value that its error is at most
 BY_CHANCE = {"grids": 1 / 6, "steps": 1 / 16}  # of an error that it is at least: a change may be small by chance
 CONVERGES = 1 / 16  # factor of the error on twice the nodes, less than what the order promises, where a change tells it
 SMOOTHER = 1 / 5  # factor of the roughness on twice the nodes, below which it is resolved; else
 ROUGH = 2.0  # times the roughness is the size of the error
 TOLERANCES = (0.03, 0.003, 0.0003)  # of an adaptive solver's steps, in units of the error that is asked of the value
-
-
 GROWS = 10 ** (1 / 5)  # factor of the calls at a tenth of a tolerance, that of a method of order 5
 
 
 class Refined(NamedTuple):
-    """A solution, which samples (B,) ended within the tolerance, and of the others what kept them from it."""
+    """A solution, the samples that did not end within the tolerance, and what kept each from it."""
 
     solution: Solution
-    resolved: Tensor
+    unresolved: tuple[int, ...]
     reasons: tuple[str, ...]
 
 
@@ -68,7 +66,7 @@ def exponential(
     solution, going = _on_finer_grids(solution, some, steps, tolerance)
     if not some.grad:  # which an adaptive solver has not
         solution, going = _adaptively(solution, some, going, tolerance, tightness)
-    return Refined(solution, ~going, some.budget.reasons(going))
+    return Refined(solution, *some.budget.unresolved(going))
 
 
 def _on_finer_grids(
@@ -83,18 +81,15 @@ def _on_finer_grids(
     """
     excess = _excess(solution, tolerance)
     going = excess > 1
-    alone = some.one_finer_grid
-    reach = REACH if alone else 1 / HOPELESS
-    hopeless = going & (excess > reach)
-    too_rough = excess * TOO_ROUGH > 1
+    hopeless = excess > (REACH if some.exact else REACH_OF_PROBES)
+    too_rough = excess > REACH_OF_ROUGH
 
-    for number, finer in enumerate(OF_ROUGH if alone else REFINEMENTS, 1):
+    for number, finer in enumerate(OF_ROUGH if some.exact else REFINEMENTS, 1):
         trying = going if some.grad else going & ~hopeless
-        if alone:
-            by_divergence = solution.of_divergence > BY_DIVERGENCE * solution.error
-            rough = some.rough | by_divergence
-            others = trying if number == 1 else torch.zeros_like(trying)
-            trying = others | (going & rough & ~too_rough)
+        if some.exact:
+            rough = some.rough | (solution.of_divergence > BY_DIVERGENCE * solution.error)
+            of_rough = going & rough & ~too_rough
+            trying = trying | of_rough if number == 1 else of_rough
         if not bool(trying.any()):
             break
 
@@ -107,7 +102,7 @@ def _on_finer_grids(
 
         # The next grid divides the error by what this one did.
         going = going & (excess > 1)
-        hopeless = going & (hopeless | (excess.square() > before))
+        hopeless = hopeless | (excess.square() > before)
     return solution, going
 
 
@@ -118,21 +113,18 @@ def _adaptively(
 
     A sample that does not arrive keeps what it had, and is not tried again: smaller steps do not bring it further.
     """
-    trying = going
     for run, share in enumerate(TOLERANCES, len(REFINEMENTS) + 1):
-        rows = trying.nonzero().flatten()
+        rows = some.budget.affords(going)
         if not len(rows):
             break
 
         found, arrived = some.adaptive(run, share * tightness, rows)
-        arrivals = arrived.nonzero().flatten()
+        arrivals = rows[arrived]
         coarser = solution
-        solution = solution.replaced(rows[arrivals], found.among(arrivals))
+        solution = solution.replaced(arrivals, found.among(arrived))
         if share < TOLERANCES[0]:
-            solution = some.compared_steps(coarser, solution, rows[arrivals])
-
+            solution = some.compared_steps(coarser, solution, arrivals)
         going = going & (_excess(solution, tolerance) > 1)
-        trying = going & trying.index_copy(0, rows, arrived) & some.budget.reaches().to(rows.device)
     return solution, going
 
 
@@ -145,53 +137,58 @@ def _excess(solution: Solution, tolerance: Callable[[Solution], Tensor]) -> Tens
 
 
 class Budget:
-    """Calls of the network that the adaptive solver may make for each sample.
+    """Calls of the network that the adaptive solver may make for each sample, and how its last runs on them ended.
 
     Args:
         n: samples.
         most: calls for each.
-
-    Attributes:
-        noisy: samples (n,) whose slopes are noise to the steps.
-        short: samples (n,) for which calls did not suffice.
     """
 
     def __init__(self, n: int, most: int) -> None:
         self.most = most
-        self.noisy = np.zeros(n, dtype=bool)
-        self.short = np.zeros(n, dtype=bool)
         self._spent = np.zeros(n, dtype=np.int64)
-        self._last = np.zeros(n, dtype=np.int64)
+        self._last = np.zeros(n, dtype=np.int64)  # calls of the last run
+        self._arrived = np.ones(n, dtype=bool)  # in that, or not tried yet
+        self._noisy = np.zeros(n, dtype=bool)  # whose slopes were noise to its steps
 
-    def limits(self, rows: Tensor) -> np.ndarray:
-        """Attempts (b,) that are left to these samples."""
-        attempts: np.ndarray = (self.most - self._spent[rows.cpu().numpy()]) // CALLS_A_STEP
-        return attempts.clip(min=1)
+    def solve(self, flow: NormalisedFlow, tolerance: float) -> tuple[Ends, Tensor]:
+        """The other end of the flow of some samples (b,) by what calls are left to them, and which have arrived."""
+        at = flow.rows.cpu().numpy()
+        attempts = (self.most - self._spent[at]) // CALLS_A_STEP
+        limits = attempts.clip(min=1)
+        ends, run = by_own_steps(flow, tolerance, tolerance, limits)
 
-    def spend(self, rows: Tensor, run: Integration, limits: np.ndarray) -> None:
-        """Take note of a run on these samples with limits (b,), which are 0 for those that were given up."""
-        at = rows.cpu().numpy()
         self._last[at] = run.evaluations.numpy()
         self._spent[at] += self._last[at]
-        self.noisy[at] = limits == 0
-        self.short[at] = (limits > 0) & ~run.completed.numpy()
+        self._arrived[at] = run.completed.numpy()
+        self._noisy[at] = limits == 0
+        return ends, run.completed.to(flow.rows.device)
 
-    def reaches(self) -> Tensor:
-        """Samples (n,) for which another run, at a tenth of the tolerance, is within it."""
-        enough = self._spent + GROWS * self._last <= self.most
-        self.short |= ~enough
-        return torch.from_numpy(enough)
+    def affords(self, going: Tensor) -> Tensor:
+        """Numbers of those of some samples (n,) that may run again: they have arrived, and calls suffice."""
+        able = torch.from_numpy(self._arrived & self._enough())
+        return (going & able.to(going.device)).nonzero().flatten()
 
-    def reasons(self, going: Tensor) -> tuple[str, ...]:
-        """Names of what kept each of some samples (n,) from the tolerance."""
-        reasons = np.where(self.noisy, BY_NOISE, np.where(self.short, BY_CALLS, BY_ERROR))
-        return tuple(reasons[going.cpu().numpy()].tolist())
+    def unresolved(self, going: Tensor) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Numbers of some samples (n,), and names of what kept each from the tolerance."""
+        by_calls = ~(self._arrived & self._enough())
+        reasons = np.where(self._noisy, BY_NOISE, np.where(by_calls, BY_CALLS, BY_ERROR))
+        rows = going.nonzero().flatten().cpu().numpy()
+        return tuple(rows.tolist()), tuple(reasons[rows].tolist())
+
+    def _enough(self) -> np.ndarray:
+        """Mask of the samples (n,) on which another run, at a tenth of the tolerance, is within the calls."""
+        enough: np.ndarray = self._spent + GROWS * self._last <= self.most
+        return enough
 
 
 class Some:
     """Solves for some samples of a batch, and for these alone where the network allows that.
 
     Attributes:
+        alone: whether the network is asked about them alone.
+        grad: whether gradients are wanted, which an adaptive solver has not.
+        exact: whether their trace is exact, and an adaptive solver may follow.
         rough: samples (B,) whose integrand has not been resolved by some grid.
     """
 
@@ -202,7 +199,7 @@ class Some:
         self.first = first
         self.alone = problem.model.takes_some(len(problem.x))
         self.grad = torch.is_grad_enabled()
-        self.one_finer_grid = problem.trace.fixed is None and not self.grad
+        self.exact = problem.trace.fixed is None and not self.grad
         self.rough = torch.zeros(len(problem.x), dtype=torch.bool, device=problem.x.device)
         self.last_change: Tensor | None = None  # of the values, on the grid before
 
@@ -219,10 +216,8 @@ class Some:
         """By steps of each sample's own, by a run of this number, and which samples have arrived."""
         problem = self.problem.run(number, constant=True)
         flow = NormalisedFlow(problem, self.s, rows=rows, alone=self.alone)
-        limits = self.budget.limits(rows)
-        ends, run = by_own_steps(flow, tolerance, tolerance, limits)
-        self.budget.spend(rows, run, limits)
-        return joint(ends), run.completed.to(rows.device)
+        ends, arrived = self.budget.solve(flow, tolerance)
+        return joint(ends), arrived
 
     def compared_grids(self, before: Solution, after: Solution, rows: Tensor) -> Solution:
         """The solution with the errors of some rows in the light of those on the grid of half as many steps.
@@ -252,16 +247,9 @@ class Some:
         error = torch.where(converges, lowered, error)
 
         if self.last_change is not None:
-            tiny = torch.finfo(change.dtype).tiny
-            last = self.last_change[rows].clamp(min=tiny)
-            falls = (change / last).clamp(max=1.0)
-            left = change * falls
-            of_rough = torch.hypot(error, left)
-            error = torch.where(
-                self.rough[rows],
-                of_rough,
-                error,
-            )
+            falls = ratio(change, self.last_change[rows]).clamp(max=1.0)
+            of_rough = torch.hypot(error, change * falls)
+            error = torch.where(self.rough[rows], of_rough, error)
         self.last_change = changes
         return after.with_errors(rows, error)
 
@@ -286,7 +274,7 @@ def _at_most(error: Tensor, change: Tensor, of: str) -> Tensor:
 
 
 def revisit(problem: Problem, steps: int, s: float, refine: bool, on_output: OnOutput) -> None:
-    """Walk along the grids of `exponential` again."""
-    for finer in (1, *(REFINEMENTS if refine else ())):
+    """Walk along the grids of `exponential` again, those that it may refine to included."""
+    for finer in (1, *(OF_ROUGH if refine else ())):
         grid = fixed_grid(problem.sde, problem.eps, finer * steps, s, problem.to_noise)
         grid.carry(Watched(problem, grid.times, on_output), problem.x)

@@ -189,7 +189,7 @@ class FlowResult:
 
     Attributes:
         x: the states at the other end, (B, *).
-        nfe: network calls, each on the whole batch.
+        nfe: network calls; each on the whole batch, but for those that follow on some samples.
         times: the grid, in the order in which it was run; the two ends alone where every sample has a grid of its own.
         log_prob: where it was asked for, the log-density of the data's end in nats (B,).
         stderr: its standard error by the probes of the trace, (B,).
