@@ -130,14 +130,21 @@ def refined(found: Carried, problem: Problem, s: float, atol: float, rtol: float
     """
     x, error = found.x, found.error
     flow = NormalisedFlow(problem, s)
-    first, last = (flow.data, flow.noise) if problem.to_noise else (flow.noise, flow.data)
+    first, last = flow.ends
     spread = float(flow.scale[last])
     size = rms(x.detach())
-    tolerance = IN_SPREADS * (atol * (size / WIDE).clamp(min=spread) + rtol * size)
-    wide = (size > WIDE * spread) | (rms(problem.x.detach()) > WIDE * float(flow.scale[first]))
+    absolute = atol * (size / WIDE).clamp(min=spread)
+    relative = rtol * size
+    tolerance = IN_SPREADS * (absolute + relative)
+
+    before = rms(problem.x.detach())
+    wide_at_first = before > WIDE * float(flow.scale[first])
+    wide_at_last = size > WIDE * spread
+    wide = wide_at_first | wide_at_last
+    inexact = ~(error <= tolerance)
 
     budget = Budget(len(x), max_calls)
-    going = (wide | ~(error <= tolerance)) & torch.isfinite(size)
+    going = (wide | inexact) & torch.isfinite(size)
     alone = problem.model.takes_some(len(x))
     for share in TOLERANCES if not torch.is_grad_enabled() else ():
         rows = budget.affords(going)
@@ -145,10 +152,13 @@ def refined(found: Carried, problem: Problem, s: float, atol: float, rtol: float
             break
 
         some = NormalisedFlow(problem, s, rows=rows, alone=alone)
-        ends, arrived = budget.solve(some, IN_SPREADS * share * max(atol, rtol))
+        step = IN_SPREADS * share * max(atol, rtol)
+        ends, arrived = budget.solve(some, step)
+
         arrivals = rows[arrived]
         x = x.index_copy(0, arrivals, ends.x[arrived])
-        error = error.index_copy(0, arrivals, error_of(ends)[arrived])
+        errors = error_of(ends)
+        error = error.index_copy(0, arrivals, errors[arrived])
         going = going & ~(error <= tolerance)
     return Carried(x, error, found.times, *budget.unresolved(going))
 

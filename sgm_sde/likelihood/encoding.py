@@ -138,7 +138,8 @@ def _with_density(
     state = check_points(z, "z")
     if not isinstance(method, FixedGrid):
         raise ValueError(f"log_prob=True needs method=FixedGrid(...), got {described(method)}")
-    estimate = resolve_trace(trace, state).estimate(state, resolve_seeds(seed, None, len(z)), True)
+    seeds = resolve_seeds(seed, None, len(z))
+    estimate = resolve_trace(trace, state).estimate(state, seeds, True)
     model = TraceScore(score, sde, (eps, sde.T), model_kwargs, len(z))
     problem = Problem(model, state, eps, estimate, to_noise=False, prior_std=sde.prior_std)
     with torch.set_grad_enabled(grad):
@@ -146,8 +147,10 @@ def _with_density(
         value = sde.prior_log_prob(state) - found.volume
     check_finite(value, "the log-likelihood")
     check_finite(found.latent, "the other end")
+
+    x = found.latent.to(z.dtype)
     times = fixed_grid(sde, eps, method.n_steps, method.data_std, False).times
-    return FlowResult(found.latent.to(z.dtype), model.nfe, times, value, found.stderr, found.stated)
+    return FlowResult(x, model.nfe, times, value, found.stderr, found.stated)
 
 
 @outside_inference_mode
@@ -177,7 +180,12 @@ def _carry(
     for i in not_finite(cast)[:1]:
         raise ValueError(f"the other end of sample {i} is beyond {x.dtype}: give x in float32")
     result = FlowResult(
-        cast, model.nfe, found.times, error=found.error, unresolved=found.unresolved, reasons=found.reasons
+        cast,
+        model.nfe,
+        found.times,
+        error=found.error,
+        unresolved=found.unresolved,
+        reasons=found.reasons,
     )
     warn_of_codes(result, method)
     return result

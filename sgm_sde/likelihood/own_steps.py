@@ -37,6 +37,7 @@ from sgm_sde.likelihood.errors import (
 )
 from sgm_sde.likelihood.multistep import spread, trust
 from sgm_sde.likelihood.problem import FLAT, Problem, Solution
+from sgm_sde.processes.linear import LinearNode
 from sgm_sde.processes.predictions import Marginal, Scalars, convert
 from sgm_sde.schemes.tableaus import DOPRI5
 
@@ -103,6 +104,11 @@ class NormalisedFlow:
         still = -FLAT - math.log(s)
         self.lam = {self.data: max(self.data.lam, still), self.noise: max(self.noise.lam, still - 1)}
         self.coefficients = AtPlaces(_Coefficients, len(_Coefficients._fields), self._values)
+
+    @property
+    def ends(self) -> tuple[LinearNode, LinearNode]:
+        """The two ends, in the direction of the problem."""
+        return (self.data, self.noise) if self.problem.to_noise else (self.noise, self.data)
 
     def __call__(self, lam: Tensor, y: State, rows: Tensor) -> State:
         """Slopes at lambda, (b,) or (1,) of all, float64 on the host, for samples of these numbers among those solved
@@ -221,9 +227,10 @@ class Resolving(EmbeddedStepper):
             parts.append(roughness_of_step(rows))
 
         shares = [share for _, share in parts]
-        least = torch.stack(shares).amin(0)
-        self._smooth = (least < RESOLVED).cpu().numpy()
-        self.attempted(active, attempt, self._of_jumps(active, *parts[-1]))
+        smooth = torch.stack(shares).amin(0) < RESOLVED
+        self._smooth = smooth.cpu().numpy()
+        of_jumps = self._of_jumps(active, *parts[-1])
+        self.attempted(active, attempt, of_jumps)
         return attempt
 
     def _of_jumps(self, active: Active, left: Tensor, share: Tensor) -> Tensor:
@@ -256,7 +263,8 @@ class Resolving(EmbeddedStepper):
         device = self._left.device
         arrived = samples[ok]
         rows = np.flatnonzero(ok)
-        self.taken(torch.from_numpy(arrived).to(device), torch.from_numpy(rows).to(device))
+        on_device = [torch.from_numpy(numbers).to(device) for numbers in (arrived, rows)]
+        self.taken(*on_device)
 
         taken, rough = self._steps
         taken[arrived] += 1
@@ -383,7 +391,7 @@ def by_own_steps(
     x = problem.x[flow.rows]
     if flow.alone:
         flow.model.resolved(len(problem.x))  # samples leave the batch
-    start, end = (flow.data, flow.noise) if problem.to_noise else (flow.noise, flow.data)
+    start, end = flow.ends
 
     z = x / flow.scale[start]
     y: State = (z,)

@@ -87,7 +87,8 @@ def _on_finer_grids(
     for number, finer in enumerate(OF_ROUGH if some.exact else REFINEMENTS, 1):
         trying = going if some.grad else going & ~hopeless
         if some.exact:
-            rough = some.rough | (solution.of_divergence > BY_DIVERGENCE * solution.error)
+            by_divergence = solution.of_divergence > BY_DIVERGENCE * solution.error
+            rough = some.rough | by_divergence
             of_rough = going & rough & ~too_rough
             trying = trying | of_rough if number == 1 else of_rough
         if not bool(trying.any()):
@@ -154,8 +155,8 @@ class Budget:
     def solve(self, flow: NormalisedFlow, tolerance: float) -> tuple[Ends, Tensor]:
         """The other end of the flow of some samples (b,) by what calls are left to them, and which have arrived."""
         at = flow.rows.cpu().numpy()
-        attempts = (self.most - self._spent[at]) // CALLS_A_STEP
-        limits = attempts.clip(min=1)
+        left = self.most - self._spent[at]
+        limits = (left // CALLS_A_STEP).clip(min=1)
         ends, run = by_own_steps(flow, tolerance, tolerance, limits)
 
         self._last[at] = run.evaluations.numpy()
@@ -166,13 +167,15 @@ class Budget:
 
     def affords(self, going: Tensor) -> Tensor:
         """Numbers of those of some samples (n,) that may run again: they have arrived, and calls suffice."""
-        able = torch.from_numpy(self._arrived & self._enough())
-        return (going & able.to(going.device)).nonzero().flatten()
+        able = self._arrived & self._enough()
+        on_device = torch.from_numpy(able).to(going.device)
+        return (going & on_device).nonzero().flatten()
 
     def unresolved(self, going: Tensor) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """Numbers of some samples (n,), and names of what kept each from the tolerance."""
-        by_calls = ~(self._arrived & self._enough())
-        reasons = np.where(self._noisy, BY_NOISE, np.where(by_calls, BY_CALLS, BY_ERROR))
+        able = self._arrived & self._enough()
+        by_error = np.where(able, BY_ERROR, BY_CALLS)
+        reasons = np.where(self._noisy, BY_NOISE, by_error)
         rows = going.nonzero().flatten().cpu().numpy()
         return tuple(rows.tolist()), tuple(reasons[rows].tolist())
 
