@@ -8,14 +8,14 @@ compared with a tolerance, so that a run can be resumed on another machine.
 
 from sgm_sde.identity.measured import disagreement, measured
 from sgm_sde.identity.reading import from_spec
-from sgm_sde.identity.weights import ReachesNetwork, called, checksum, fingerprint, networks, weights
+from sgm_sde.identity.weights import ReachesNetwork, called_networks, checksum, fingerprint, networks, weights
 from sgm_sde.identity.writing import Value, Writer, class_name, fields_of, is_function, portable, spec
 
 __all__ = [
     "ReachesNetwork",
     "Value",
     "Writer",
-    "called",
+    "called_networks",
     "checksum",
     "class_name",
     "disagreement",

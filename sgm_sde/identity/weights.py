@@ -6,7 +6,8 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 CALLED = 256  # values that are looked at in search of the modules that a function calls
-DATA = (str, bytes, int, float, type, type(None), ModuleType, BuiltinFunctionType, Tensor, np.ndarray)
+PLAIN = (str, bytes, int, float, type, ModuleType)  # what holds no network
 
 
 class ReachesNetwork:
@@ -53,7 +54,7 @@ def networks(value: object) -> list[nn.Module]:
     return [one for one in reached(value) if isinstance(one, nn.Module)]
 
 
-def called(value: object) -> list[nn.Module]:
+def called_networks(value: object) -> list[nn.Module]:
     """The modules that a function calls: of what it closes over, holds or names, the attributes that its code names.
 
     `lambda x, t: trainer.average(x, t)` calls the average of a trainer, and not the network that it trains. Nothing is
@@ -61,19 +62,18 @@ def called(value: object) -> list[nn.Module]:
     """
     found: list[nn.Module] = []
     seen: set[object] = set()
-    ahead: list[tuple[object, frozenset[str]]] = [(value, frozenset())]
+    ahead: deque[tuple[object, frozenset[str]]] = deque([(value, frozenset())])
     while ahead and len(seen) < CALLED:
-        one, names = ahead.pop(0)
+        one, names = ahead.popleft()
         place = _place(one, names)
-        if place in seen or isinstance(one, DATA):
+        if place in seen or one is None or isinstance(one, (*PLAIN, BuiltinFunctionType, Tensor, np.ndarray)):
             continue
 
         seen.add(place)
         parts, names = _used(one, names)
         if isinstance(one, nn.Module) and not parts:
             found.append(one)
-        for part in parts:
-            ahead.append((part, names))
+        ahead.extend((part, names) for part in parts)
     return list(dict.fromkeys(found))
 
 
@@ -88,7 +88,7 @@ def _used(value: object, names: frozenset[str]) -> tuple[list[object], frozenset
         parts, names = _used(value.__func__, names)
         return [value.__self__, *parts], names
     if isinstance(value, FunctionType):
-        return _known(value, lambda _: True), frozenset(_names(value.__code__))
+        return _known(value, object), frozenset(_names(value.__code__))
     if isinstance(value, Mapping | list | tuple | functools.partial):
         return _parts(value)[:CALLED], names
     return _used_of_object(value, names), names
@@ -121,7 +121,7 @@ def reached(value: object) -> Iterator[nn.Module | Tensor | np.ndarray]:
 
 
 def _reached(value: object, seen: set[int], depth: int) -> Iterator[nn.Module | Tensor | np.ndarray]:
-    if id(value) in seen or depth > 12 or isinstance(value, str | bytes | int | float | type | ModuleType):
+    if id(value) in seen or depth > 12 or isinstance(value, PLAIN):
         return
     seen.add(id(value))
     if isinstance(value, nn.Module | Tensor):
@@ -159,16 +159,16 @@ def _parts(value: object) -> list[object]:
 
 def _named(function: FunctionType) -> list[object]:
     """Closure, defaults and globals of a function: data, and functions of the same module."""
-    return _known(function, lambda named: isinstance(named, nn.Module | Tensor | np.ndarray | ReachesNetwork))
+    return _known(function, nn.Module, Tensor, np.ndarray, ReachesNetwork)
 
 
-def _known(function: FunctionType, taken: Callable[[object], bool]) -> list[object]:
-    """Closure and defaults of a function, and the globals that it names: functions of its module, and what is taken."""
+def _known(function: FunctionType, *kinds: type) -> list[object]:
+    """Closure and defaults of a function, and the globals that it names: functions of its module, and other kinds."""
     found = [held for _, held in closure(function)]
     found += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for name in _names(function.__code__):
         named = function.__globals__.get(name)
-        own = named.__module__ == function.__module__ if isinstance(named, FunctionType) else taken(named)
+        own = named.__module__ == function.__module__ if isinstance(named, FunctionType) else isinstance(named, kinds)
         if own:
             found.append(named)
     return found

@@ -6,7 +6,7 @@ from weakref import WeakSet
 
 from torch import nn
 
-from sgm_sde.identity import called
+from sgm_sde.identity import called_networks
 
 
 class TrainModeWarning(UserWarning):
@@ -21,11 +21,10 @@ def in_train_mode(net: object) -> str | None:
 
     A function has the modules that it calls, as far as its code names them.
     """
-    new = [module for module in called(net) if module.training and module not in _told]
-    _told.update(m for module in new for m in module.modules())
-    used = sorted(
-        {type(m).__name__ for module in new for m in module.modules() if m.training and _random_or_coupled(m)}
-    )
+    new = [network for network in called_networks(net) if network.training and network not in _told]
+    layers = [layer for network in new for layer in network.modules()]
+    _told.update(layers)
+    used = sorted({type(layer).__name__ for layer in layers if layer.training and _random_or_coupled(layer)})
     if not used:
         return None
     return (
