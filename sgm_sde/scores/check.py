@@ -34,6 +34,7 @@ from sgm_sde._utils.checks import (
     settle,
 )
 from sgm_sde._utils.warn import warn
+from sgm_sde.engine import coordinates
 from sgm_sde.processes import presets
 from sgm_sde.processes.base import CheckError, has_scalar_marginal
 from sgm_sde.processes.discrete import DiscreteVPSDE
@@ -58,6 +59,7 @@ ALIKE = 1.03  # readings within this factor are the same
 CERTAIN = 3.5  # standard errors over data, from which on a difference is more than chance among some 300 readings
 MOST_NOISES = 32  # for each datum, where data have few numbers
 NUMBERS = 16384  # of states, which are enough at a noise level
+TINY = 1e-12  # errors below count as this
 FROM_NOISE = "-flow", "time_label=time_labels.flow_from_noise()"  # as it is published, of those that are alike
 _GIVEN = ""  # a label or a scale as the score has it
 
@@ -113,8 +115,13 @@ class ScoreCheck:
     @property
     def ratio(self) -> float:
         """rho: the network's error over the Gaussian's, in the geometric mean over the levels."""
-        logs = [math.log(max(a, 1e-12) / max(b, 1e-12)) for a, b in zip(self.errors, self.gaussian, strict=True)]
-        return math.exp(math.fsum(logs) / len(logs))
+        return math.exp(math.fsum(map(math.log, self._ratios)) / len(self.levels))
+
+    @property
+    def _ratios(self) -> list[float]:
+        """The network's error over the Gaussian's at each level."""
+        pairs = zip(self.errors, self.gaussian, strict=True)
+        return [max(error, TINY) / max(fitted, TINY) for error, fitted in pairs]
 
     def __str__(self) -> str:
         rows = zip(self.levels, self.errors, self.gaussian, strict=True)
@@ -198,13 +205,11 @@ def _compare_with_gaussian(found: ScoreCheck) -> None:
     """Raise CheckError for a network that is worse than a Gaussian, and warn of noise levels at which it is."""
     if found.ratio > WORSE:
         raise CheckError(f"the network says less of these data than a Gaussian fitted to them:\n{found}")
-    shares = [error / max(fitted, 1e-12) for error, fitted in zip(found.errors, found.gaussian, strict=True)]
-    worst = max(range(len(shares)), key=shares.__getitem__)
-    if shares[worst] > WORSE_AT_A_LEVEL:
-        level = found.levels[worst]
+    ratio, level = max(zip(found._ratios, found.levels, strict=True), key=lambda pair: pair[0])
+    if ratio > WORSE_AT_A_LEVEL:
         warn(
-            f"at sigma/alpha = {level:.3g} the network errs {shares[worst]:.2f} times as much as a Gaussian fitted to "
-            f"these data: it has not learnt that level, or is not what it is taken for there",
+            f"at sigma/alpha = {level:.3g} the network errs {ratio:.2f} times as much as a Gaussian fitted to these "
+            f"data: it has not learnt that level, or is not what it is taken for there",
             ScoreCheckWarning,
         )
 
@@ -254,7 +259,7 @@ class _Noised:
         """Squared errors (n,) of outputs that are taken for a prediction, in those of the Gaussian, levels averaged."""
         estimates = _estimates(name, outputs, self)
         off = [(estimate - self.x0).double().flatten(1).square().mean(1) for estimate in estimates]
-        of_gaussian = [(self.std * max(error, 1e-12)) ** 2 for error in self._gaussian]
+        of_gaussian = [(self.std * max(error, TINY)) ** 2 for error in self._gaussian]
         return torch.stack([one / fitted for one, fitted in zip(off, of_gaussian, strict=True)]).mean(0)
 
     def check(self, errors: Sequence[float]) -> ScoreCheck:
@@ -303,7 +308,7 @@ def _levels(sde: LinearSDE, std: float) -> list[float]:
 
 def _range(sde: LinearSDE) -> tuple[float, float]:
     """The least and the largest noise level of a process."""
-    least, most = (-sde.log_snr(torch.tensor([sde.eps, sde.T]).double()) / 2).exp().tolist()
+    least, most = coordinates.noise_level(sde, torch.tensor([sde.eps, sde.T]).double()).tolist()
     return least, most
 
 
@@ -370,26 +375,29 @@ class _Readings:
         return math.sqrt(float(less.mean() / more.mean())), float(gain.mean()) / max(uncertain, 1e-300)
 
     def is_better(self, reading: _Reading, share: float, standard_errors: float) -> bool:
-        """True if both are those of a difference that is not chance."""
-        enough = BY_SCALE if reading.label == self.given.label else BY_LABEL
+        """True if a share of the given reading's error, and standard errors between the two, are more than chance."""
         if reading.name != self.given.name or reading.name == "flow":
-            enough = BY_PREDICTION
-        return share < enough and standard_errors > CERTAIN
+            least = BY_PREDICTION
+        elif reading.label != self.given.label:
+            least = BY_LABEL
+        else:
+            least = BY_SCALE
+        return share < least and standard_errors > CERTAIN
 
 
 def _better_reading(score: Score, noises: _Noises, kwargs: Mapping[str, object], found: ScoreCheck) -> str | None:
     """A reading of a network that is better than the given one by more than chance, in words; None without one."""
     readings = _Readings(score, kwargs)
     given = readings.given
-    ratios = {given: found.ratio} | readings.ratios(noises.first) | {given: found.ratio}
+    ratios = readings.ratios(noises.first) | {given: found.ratio}
     same = {one: ratio for one, ratio in ratios.items() if one.name == given.name}
 
     for best in (_least(ratios, ALIKE, given), _least(same, 1.0, given)):
         if best == given or ratios[best] > ALMOST:
             continue
-        share, certain = readings.gain(best, given, noises)
-        _, says_something = readings.gain(best, best, noises, empty=True)
-        if readings.is_better(best, share, certain) and says_something > CERTAIN:
+        share, standard_errors = readings.gain(best, given, noises)
+        _, over_nothing = readings.gain(best, best, noises, empty=True)
+        if readings.is_better(best, share, standard_errors) and over_nothing > CERTAIN:
             return f"{_written(best, score)}, with {share:.2f} of the error as given"
     return None
 
@@ -453,12 +461,12 @@ def _tables(n: int) -> dict[str, DiscreteVPSDE]:
 
 def _index(sde: LinearSDE, table: DiscreteVPSDE) -> TimeLabel:
     """The index in a table of the noise level that the process has at a time."""
-    n = len(table.betas)
+    index_at = time_labels.ddpm(table)
     least, most = _range(table)
 
     def index(t: Tensor) -> Tensor:
-        level = (-sde.log_snr(t.double()) / 2).exp().clamp(least, most)
-        return (n * table.time_of_noise_level(level).clamp(table.eps, table.T) - 1).to(t.dtype)
+        level = coordinates.noise_level(sde, t.double()).clamp(least, most)
+        return index_at(table.time_of_noise_level(level).clamp(table.eps, table.T)).to(t.dtype)
 
     return index
 

@@ -283,7 +283,6 @@ class Score(Value, ReachesNetwork):
 
 def _tensor_inside(output: object) -> str:
     """The way to the first tensor in an output, as the end of an error message; empty without one."""
-    parts: dict[str, object] = {}
     if isinstance(output, Mapping):
         parts = {f"[{key!r}]": item for key, item in output.items()}
     elif isinstance(output, tuple | list):
@@ -419,7 +418,7 @@ def from_flow(net: Network, sde: SDE, **options: Unpack[FlowOptions]) -> Score:
         >>> sg.from_flow(lambda x, t: x, sg.RectifiedFlowSDE()).denoised(torch.ones(1, 1), 0.25)
         tensor([[0.7500]])
     """
-    known_arguments("from_flow", options, FlowOptions.__annotations__ | ScoreOptions.__annotations__)
+    known_arguments("from_flow", options, FlowOptions.__annotations__)
     return Score(net, sde, "flow", **options)
 
 

@@ -109,8 +109,14 @@ def _row_sums(x: Tensor, y: Tensor, skip: bool = False) -> Tensor:
     """Sums over j of k(x_i, y_j) for each row of x; without j = i where `skip`."""
     dim = x.shape[1]
     x, y = (torch.cat([rows / math.sqrt(dim), rows.new_ones(len(rows), 1)], 1) for rows in (x, y))
-    of_y = y.T if (dim + 1) ** 2 >= len(y) else _third_moments(y)
-    total = torch.cat([_sums(rows, of_y) for rows in torch.split(x, _ROWS)])
+
+    # A sum over j of (x_i . y_j)^3 is by pairs, or by the third moments of y where these are fewer.
+    if (dim + 1) ** 2 < len(y):
+        moments = _third_moments(y)
+        parts = [(_squares(rows) @ moments * rows).sum(1) for rows in torch.split(x, _ROWS)]
+    else:
+        parts = [(rows @ y.T).pow(3).sum(1) for rows in torch.split(x, _ROWS)]
+    total = torch.cat(parts)
     return total - x.square().sum(1).pow(3) if skip else total
 
 
@@ -121,13 +127,6 @@ def _third_moments(y: Tensor) -> Tensor:
     for rows in torch.split(y, _ROWS):
         moments.addmm_(_squares(rows).T, rows)
     return moments
-
-
-def _sums(x: Tensor, of_y: Tensor) -> Tensor:
-    """Sums over j of (x_i . y_j)^3, by all pairs from the columns y_j, or from fewer moments of them."""
-    if len(of_y) == x.shape[1]:
-        return (x @ of_y).pow(3).sum(1)
-    return (_squares(x) @ of_y * x).sum(1)
 
 
 def _squares(x: Tensor) -> Tensor:
